@@ -1,0 +1,179 @@
+// Package events is the vocabulary that the services share: the envelope, the
+// typed payloads, and how an event is written into a NATS message. It does no
+// I/O and knows no other package of this module.
+//
+// An [Event] is a fact in the past tense. It has one id (a UUIDv7) that never
+// changes, whatever is retried, redriven or replayed; a type such as
+// "user.created"; a key, the aggregate whose events stay in order; and a
+// [Payload] as JSON.
+//
+// On the wire an event is a CloudEvents 1.0 message in binary mode (NATS
+// protocol binding): context attributes are headers named ce-…, the body is the
+// payload, byte for byte as it was appended. See [Event.Message].
+package events
+
+import (
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+)
+
+// Limits of an event. Beyond them a message could not be stored by a NATS server
+// with default settings (max_payload 1 MiB), so [Event.Validate] refuses it while
+// its author is still watching.
+const (
+	MaxData = 900 << 10 // bytes of payload
+	MaxType = 128       // bytes of type
+	MaxKey  = 255       // bytes of key
+	maxHead = 8 << 10   // bytes of further headers
+)
+
+// An Event is one fact.
+type Event struct {
+	ID     uuid.UUID // UUIDv7; the CloudEvents id
+	Type   string    // what happened: dot-separated subject tokens
+	Key    string    // the aggregate it happened to: its events stay in order
+	Source string    // who says so; the relay sets it
+	Time   time.Time // when it was appended; zero: PostgreSQL's clock decides
+	Seq    int64     // position in the outbox, 0 until it is read back from there
+
+	// Traceparent is the W3C trace context in which the event was created. Nobody
+	// on the way overwrites it. Empty: not traced.
+	Traceparent string
+	// Header holds further message headers: "tracestate" and CloudEvents
+	// extensions ("ce-" and 1 to 20 lower-case letters or digits), nothing else.
+	Header map[string]string
+	// Data is the payload: valid JSON in UTF-8, at most [MaxData] bytes.
+	Data json.RawMessage
+}
+
+// A Payload is the typed body of an event. Its JSON form is a published contract:
+// fields are added, never renamed; a new meaning is a new type.
+type Payload interface {
+	// EventType names the fact, such as "user.created". It must not depend on the
+	// value: [Decode] asks the zero value.
+	EventType() string
+	// EventKey names the aggregate, such as a user's id.
+	EventKey() string
+}
+
+// New returns the event that announces p, with a new id. If p already is an
+// Event, New returns it, with a new id if it had none. It fails if p cannot be
+// encoded as JSON, and does not otherwise validate.
+func New(p Payload) (Event, error) {
+	e, ok := p.(Event)
+	if !ok {
+		data, err := json.Marshal(p)
+		if err != nil {
+			return Event{}, fmt.Errorf("encode %s: %w", p.EventType(), err)
+		}
+		e = Event{Type: p.EventType(), Key: p.EventKey(), Data: data}
+	}
+	if e.ID == uuid.Nil {
+		id, err := uuid.NewV7()
+		if err != nil {
+			return Event{}, fmt.Errorf("make an event id: %w", err)
+		}
+		e.ID = id
+	}
+	return e, nil
+}
+
+// EventType returns e.Type, so that an Event can stand where a [Payload] is asked
+// for: a caller who sets the id or headers itself builds the Event.
+func (e Event) EventType() string { return e.Type }
+
+// EventKey returns e.Key.
+func (e Event) EventKey() string { return e.Key }
+
+// Decode returns the payload of e. Fields that T does not know are ignored, so
+// that a producer may add some. It fails if e has another type or its data does
+// not fit: no later attempt would fare better.
+func Decode[T Payload](e Event) (T, error) {
+	var p T
+	if want := p.EventType(); e.Type != want {
+		return p, fmt.Errorf("decode event %s: it is %s, not %s", e.ID, e.Type, want)
+	}
+	if err := json.Unmarshal(e.Data, &p); err != nil {
+		return p, fmt.Errorf("decode event %s: %w", e.ID, err)
+	}
+	return p, nil
+}
+
+// An InvalidError says which field of an event can never be published, and why.
+type InvalidError struct {
+	Field  string // as in [Event], lower case: "type", "key", "data", …
+	Reason string
+}
+
+// Error names the field and the reason, never the value.
+func (e *InvalidError) Error() string { return "event " + e.Field + " " + e.Reason }
+
+var (
+	typeForm      = regexp.MustCompile(`^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$`)
+	extensionForm = regexp.MustCompile(`^ce-[a-z0-9]{1,20}$`)
+)
+
+// reserved are the headers that only the relay writes.
+var reserved = map[string]bool{
+	"ce-specversion": true, "ce-id": true, "ce-source": true, "ce-type": true,
+	"ce-subject": true, "ce-time": true, "ce-datacontenttype": true,
+}
+
+// Validate returns an [*InvalidError] if e could never be published, nil otherwise.
+func (e Event) Validate() error {
+	switch {
+	case e.ID == uuid.Nil:
+		return &InvalidError{"id", "is missing"}
+	case len(e.Type) > MaxType:
+		return &InvalidError{"type", fmt.Sprintf("is longer than %d bytes", MaxType)}
+	case !typeForm.MatchString(e.Type):
+		return &InvalidError{"type", "must be letters, digits, _ and - in parts joined by dots, such as user.created"}
+	case e.Key == "":
+		return &InvalidError{"key", "is empty"}
+	case len(e.Key) > MaxKey:
+		return &InvalidError{"key", fmt.Sprintf("is longer than %d bytes", MaxKey)}
+	case !printable(e.Key):
+		return &InvalidError{"key", "has control characters or invalid UTF-8"}
+	case len(e.Data) > MaxData:
+		return &InvalidError{"data", fmt.Sprintf("is %d bytes, more than %d: store the large part elsewhere and put its address in the event", len(e.Data), MaxData)}
+	case !utf8.Valid(e.Data) || !json.Valid(e.Data):
+		return &InvalidError{"data", "is not valid JSON in UTF-8"}
+	}
+	return e.validateHeader()
+}
+
+func (e Event) validateHeader() error {
+	size := len(e.Traceparent)
+	if !printable(e.Traceparent) {
+		return &InvalidError{"traceparent", "has control characters or invalid UTF-8"}
+	}
+	for name, value := range e.Header {
+		size += len(name) + len(value)
+		switch {
+		case !allowed(name):
+			return &InvalidError{"header", "may hold tracestate and CloudEvents extensions (ce-…) only"}
+		case !printable(value):
+			return &InvalidError{"header", name + " has control characters or invalid UTF-8"}
+		}
+	}
+	if size > maxHead {
+		return &InvalidError{"header", fmt.Sprintf("is larger than %d bytes", maxHead)}
+	}
+	return nil
+}
+
+// allowed reports whether name may stand in [Event.Header].
+func allowed(name string) bool {
+	return name == "tracestate" || extensionForm.MatchString(name) && !reserved[name]
+}
+
+func printable(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
+}

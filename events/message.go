@@ -1,0 +1,161 @@
+package events
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Subjects of the stream: events.<partition>.<type>.
+const (
+	// Prefix is the first token of every subject.
+	Prefix = "events"
+	// AllSubjects matches every event.
+	AllSubjects = Prefix + ".>"
+	// Partitions is into how many slices the keys are hashed.
+	Partitions = 64
+)
+
+// Subject returns the subject of an event of this type and key, such as
+// "events.2c.user.created". Its partition is the FNV-1a hash (32 bits) of the key
+// modulo [Partitions], as two hex digits, so all events of one key share it.
+func Subject(eventType, key string) string {
+	h := fnv.New32a()
+	h.Write([]byte(key))
+	return Prefix + "." + hex.EncodeToString([]byte{byte(h.Sum32() % Partitions)}) + "." + eventType
+}
+
+// Filter returns the subject filter that matches all events of one type.
+func Filter(eventType string) string { return Prefix + ".*." + eventType }
+
+// Message returns the subject, headers and body that carry e. The headers come
+// from an allow-list; their names are case-sensitive and exactly as written here
+// (the map converts to a nats.Header).
+func (e Event) Message() (subject string, header map[string][]string, body []byte) {
+	header = map[string][]string{
+		"ce-specversion":     {"1.0"},
+		"ce-id":              {e.ID.String()},
+		"ce-source":          {escape(e.Source)},
+		"ce-type":            {e.Type},
+		"ce-subject":         {escape(e.Key)},
+		"ce-time":            {e.Time.UTC().Format(time.RFC3339Nano)},
+		"ce-datacontenttype": {"application/json"},
+		"Pgjet-Seq":          {strconv.FormatInt(e.Seq, 10)},
+	}
+	for name, value := range e.Header {
+		if name != "tracestate" { // W3C's, not an attribute: as it is
+			value = escape(value)
+		}
+		header[name] = []string{value}
+	}
+	if e.Traceparent != "" {
+		header["traceparent"] = []string{e.Traceparent}
+	}
+	return Subject(e.Type, e.Key), header, e.Data
+}
+
+// FromMessage returns the event that a message carries. It fails if the message
+// is no CloudEvent in binary mode or lacks an attribute that pgjet writes, and
+// returns what it could read, so that the failure can be recorded.
+func FromMessage(header map[string][]string, body []byte) (Event, error) {
+	r := reader{header: header}
+	if v := r.attribute("ce-specversion"); r.err == nil && v != "1.0" {
+		r.err = fmt.Errorf("ce-specversion is %q, want 1.0", v)
+	}
+	e := Event{
+		ID:     read(&r, "ce-id", uuid.Parse),
+		Type:   r.attribute("ce-type"),
+		Key:    r.attribute("ce-subject"),
+		Source: r.attribute("ce-source"),
+		Time:   read(&r, "ce-time", func(s string) (time.Time, error) { return time.Parse(time.RFC3339Nano, s) }),
+		Seq:    read(&r, "Pgjet-Seq", func(s string) (int64, error) { return strconv.ParseInt(s, 10, 64) }),
+		Data:   body,
+	}
+	if v := header["traceparent"]; len(v) > 0 {
+		e.Traceparent = v[0]
+	}
+	e.Header = r.extensions()
+	if r.err != nil {
+		return e, fmt.Errorf("read event from message: %w", r.err)
+	}
+	return e, nil
+}
+
+// A reader reads headers until the first error, which it keeps.
+type reader struct {
+	header map[string][]string
+	err    error
+}
+
+func (r *reader) attribute(name string) string {
+	v := r.header[name]
+	if len(v) == 0 || v[0] == "" {
+		r.err = errors.Join(r.err, fmt.Errorf("header %s is missing", name))
+		return ""
+	}
+	return r.unescape(name, v[0])
+}
+
+func (r *reader) unescape(name, value string) string {
+	s, err := url.PathUnescape(value)
+	if err != nil {
+		r.err = errors.Join(r.err, fmt.Errorf("header %s: %w", name, err))
+	}
+	return s
+}
+
+func read[T any](r *reader, name string, parse func(string) (T, error)) T {
+	var v T
+	s := r.attribute(name)
+	if s == "" {
+		return v
+	}
+	v, err := parse(s)
+	if err != nil {
+		r.err = errors.Join(r.err, fmt.Errorf("header %s: %w", name, err))
+	}
+	return v
+}
+
+func (r *reader) extensions() map[string]string {
+	var ext map[string]string
+	for name, v := range r.header {
+		if len(v) == 0 || !allowed(name) {
+			continue
+		}
+		if ext == nil {
+			ext = make(map[string]string)
+		}
+		ext[name] = v[0]
+		if name != "tracestate" {
+			ext[name] = r.unescape(name, v[0])
+		}
+	}
+	return ext
+}
+
+// escape encodes a header value as the CloudEvents bindings demand: every byte
+// outside U+0021 to U+007E, and space, double quote and percent, as %XX.
+func escape(s string) string {
+	if !strings.ContainsFunc(s, special) {
+		return s
+	}
+	var b strings.Builder
+	for _, c := range []byte(s) {
+		if special(rune(c)) {
+			fmt.Fprintf(&b, "%%%02X", c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
+
+func special(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '%' }
