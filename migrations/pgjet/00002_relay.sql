@@ -26,6 +26,17 @@ comment on column pgjet.checkpoint.event_id is
 comment on column pgjet.checkpoint.floor is
     'The last seq given out before snapshot was taken.';
 
+create table pgjet.quarantine (
+    seq      bigint      primary key,
+    event_id uuid        not null,
+    reason   text        not null,
+    at       timestamptz not null default clock_timestamp()
+);
+
+comment on table pgjet.quarantine is
+    'Outbox events that no stream takes, set aside so that the others flow.';
+
 -- +goose Down
+drop table pgjet.quarantine;
 drop table pgjet.checkpoint;
 drop table pgjet.leader;

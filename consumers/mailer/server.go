@@ -1,0 +1,115 @@
+package mailer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	gomail "github.com/wneessen/go-mail"
+)
+
+// smtpTimeout bounds the dialogue with the mail server, within the attempt's time.
+const smtpTimeout = 10 * time.Second
+
+// A Server is where mails are handed in.
+type Server struct {
+	Host     string
+	Port     int
+	User     string
+	Password string
+	TLS      string // "required", "optional" (STARTTLS if offered), "off", or "implicit" (from the first byte)
+}
+
+// ParseServer reads an address such as
+//
+//	smtp://user:password@mail.example.com:587?tls=required
+//	smtps://user:password@mail.example.com
+//
+// tls is required if there is a user, else optional; smtps is TLS from the first
+// byte. Ports default to 587 and 465. Its errors do not show the password.
+func ParseServer(address string) (Server, error) {
+	u, err := url.Parse(address)
+	if err != nil { // err would repeat the address, with the password in it
+		return Server{}, errors.New("SMTP URL is not of the form smtp://user:password@host:port")
+	}
+	s := Server{Host: u.Hostname(), User: u.User.Username(), TLS: u.Query().Get("tls")}
+	s.Password, _ = u.User.Password()
+	switch {
+	case s.Host == "":
+		return s, errors.New("SMTP URL has no host; it should look like smtp://mail.example.com:587")
+	case u.Scheme == "smtps":
+		s.TLS, s.Port = "implicit", 465
+	case u.Scheme != "smtp":
+		return s, fmt.Errorf("SMTP URL begins with %s://, want smtp:// or smtps://", u.Scheme)
+	default:
+		s.Port = 587
+	}
+	switch s.TLS {
+	case "":
+		s.TLS = "optional"
+		if s.User != "" {
+			s.TLS = "required"
+		}
+	case "required", "optional", "off", "implicit":
+	default:
+		return s, fmt.Errorf("SMTP URL has tls=%s, want required, optional or off", s.TLS)
+	}
+	if p := u.Port(); p != "" {
+		if s.Port, err = strconv.Atoi(p); err != nil || s.Port < 1 || s.Port > 65535 {
+			return s, fmt.Errorf("SMTP URL has port %q, want 1 to 65535", p)
+		}
+	}
+	return s, nil
+}
+
+func (s Server) options() []gomail.Option {
+	options := []gomail.Option{gomail.WithPort(s.Port), gomail.WithTimeout(smtpTimeout)}
+	switch s.TLS {
+	case "implicit":
+		options = append(options, gomail.WithSSL())
+	case "required":
+		options = append(options, gomail.WithTLSPolicy(gomail.TLSMandatory))
+	case "off":
+		options = append(options, gomail.WithTLSPolicy(gomail.NoTLS))
+	default:
+		options = append(options, gomail.WithTLSPolicy(gomail.TLSOpportunistic))
+	}
+	if s.User != "" {
+		options = append(options, gomail.WithSMTPAuth(gomail.SMTPAuthAutoDiscover),
+			gomail.WithUsername(s.User), gomail.WithPassword(s.Password))
+	}
+	return options
+}
+
+// send hands msg in and returns nil once the server has taken it. What the server
+// refuses for good is a permanent error, all else may be tried again. Errors do
+// not show addresses, though the server's own words would.
+func (s Server) send(ctx context.Context, msg *gomail.Msg) error {
+	client, err := gomail.NewClient(s.Host, s.options()...)
+	if err != nil {
+		return fmt.Errorf("mail server %s: %w", s.Host, err)
+	}
+	conn, err := client.DialToSMTPClientWithContext(ctx)
+	if err != nil {
+		return fmt.Errorf("mail server %s: %w", net.JoinHostPort(s.Host, strconv.Itoa(s.Port)), err)
+	}
+	defer client.CloseWithSMTPClient(conn) // the mail is in, or is not, by then
+	err = client.SendWithSMTPClient(conn, msg)
+	if msg.IsDelivered() {
+		return nil // whatever failed after the server's yes
+	}
+	sendErr, ok := errors.AsType[*gomail.SendError](err)
+	if !ok || sendErr.ErrorCode() == 0 {
+		return errors.New("mail server broke off the dialogue")
+	}
+	err = fmt.Errorf("mail server answered %d: %s", sendErr.ErrorCode(), sendErr.Reason)
+	if sendErr.ErrorCode() >= 500 {
+		return backoff.Permanent(err)
+	}
+	return err
+}

@@ -1,0 +1,97 @@
+// Package health serves the pages by which a process is watched:
+//
+//   - /livez answers 200 as long as the process answers at all. It looks at no
+//     dependency: restarting us does not repair PostgreSQL.
+//   - /readyz answers 200 if every check passes, else 503, with the cause of each.
+//   - /metrics is for Prometheus.
+package health
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// checkTimeout bounds all checks together.
+const checkTimeout = 2 * time.Second
+
+// A Check says whether one part of the process can do its work.
+type Check struct {
+	Name  string
+	Ready func(context.Context) error // nil if so; the error's text is shown
+}
+
+// Health is the state of one process.
+type Health struct {
+	Version string
+	Metrics http.Handler
+	Checks  []Check
+
+	stopping atomic.Bool
+}
+
+// Stop makes /readyz answer 503 from now on, so that nobody sends more work.
+func (h *Health) Stop() { h.stopping.Store(true) }
+
+// Handler serves the pages.
+func (h *Health) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
+		reply(w, report{Status: "ok", Version: h.Version})
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) { reply(w, h.ready(r.Context())) })
+	mux.Handle("GET /metrics", h.Metrics)
+	return mux
+}
+
+type report struct {
+	Status  string    `json:"status"` // ok, not_ready or stopping
+	Version string    `json:"version"`
+	Time    time.Time `json:"time"`
+	Checks  []result  `json:"checks,omitempty"`
+}
+
+type result struct {
+	Name  string `json:"name"`
+	Ready bool   `json:"ready"`
+	Cause string `json:"cause,omitempty"`
+}
+
+// ready runs all checks at the same time.
+func (h *Health) ready(ctx context.Context) report {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	rep := report{Status: "ok", Version: h.Version, Checks: make([]result, len(h.Checks))}
+	var wg sync.WaitGroup
+	for i, c := range h.Checks {
+		wg.Go(func() {
+			rep.Checks[i] = result{Name: c.Name, Ready: true}
+			if err := c.Ready(ctx); err != nil {
+				rep.Checks[i] = result{Name: c.Name, Cause: err.Error()}
+			}
+		})
+	}
+	wg.Wait()
+	for _, c := range rep.Checks {
+		if !c.Ready {
+			rep.Status = "not_ready"
+		}
+	}
+	if h.stopping.Load() {
+		rep.Status = "stopping"
+	}
+	return rep
+}
+
+func reply(w http.ResponseWriter, rep report) {
+	rep.Time = time.Now().UTC()
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	if rep.Status != "ok" {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	_ = json.NewEncoder(w).Encode(rep) // the client is gone otherwise
+}

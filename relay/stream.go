@@ -1,0 +1,69 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/events"
+)
+
+// StreamConfig returns the configuration of a stream that keeps the promises of
+// this package: on disk, refusing new messages rather than dropping old ones, and
+// closed to deletion, purge and roll-up.
+func StreamConfig(name string, replicas int) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name:               name,
+		Description:        "Events published by pgjet. The relay is the only writer.",
+		Subjects:           []string{events.AllSubjects},
+		Storage:            jetstream.FileStorage,
+		Retention:          jetstream.LimitsPolicy,
+		Discard:            jetstream.DiscardNew,
+		Replicas:           replicas,
+		DenyDelete:         true,
+		DenyPurge:          true,
+		AllowAtomicPublish: true,
+		AllowDirect:        true,
+	}
+}
+
+// EnsureStream creates the stream if it does not exist, and reports whether it
+// did. An existing one is left as it is: EnsureStream returns how it differs from
+// want, a line for each setting.
+func EnsureStream(ctx context.Context, js jetstream.JetStream, want jetstream.StreamConfig) (created bool, differences []string, err error) {
+	stream, err := js.Stream(ctx, want.Name)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		_, err = js.CreateStream(ctx, want)
+		return err == nil, nil, err
+	}
+	if err != nil {
+		return false, nil, err
+	}
+	return false, differ(stream.CachedInfo().Config, want), nil
+}
+
+func differ(have, want jetstream.StreamConfig) []string {
+	var lines []string
+	for _, s := range []struct {
+		name       string
+		have, want any
+	}{
+		{"subjects", have.Subjects, want.Subjects},
+		{"storage", have.Storage, want.Storage},
+		{"retention", have.Retention, want.Retention},
+		{"discard", have.Discard, want.Discard},
+		{"replicas", have.Replicas, want.Replicas},
+		{"deny_delete", have.DenyDelete, want.DenyDelete},
+		{"deny_purge", have.DenyPurge, want.DenyPurge},
+		{"allow_rollup_hdrs", have.AllowRollup, want.AllowRollup},
+		{"allow_atomic", have.AllowAtomicPublish, want.AllowAtomicPublish},
+		{"allow_direct", have.AllowDirect, want.AllowDirect},
+	} {
+		if h, w := fmt.Sprint(s.have), fmt.Sprint(s.want); h != w {
+			lines = append(lines, fmt.Sprintf("%s is %s, should be %s", s.name, h, w))
+		}
+	}
+	return lines
+}
