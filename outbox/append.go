@@ -26,12 +26,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/pgjet/pgjet/events"
 )
@@ -49,15 +50,14 @@ func Append(ctx context.Context, tx pgx.Tx, payloads ...events.Payload) error {
 	if len(payloads) == 0 {
 		return nil
 	}
-	trace := propagation.MapCarrier{}
-	propagation.TraceContext{}.Inject(ctx, trace)
+	sc := trace.SpanContextFromContext(ctx)
 	var c columns
 	for _, p := range payloads {
 		e, err := events.New(p)
 		if err != nil {
 			return fmt.Errorf("append to outbox: %w", err)
 		}
-		e = traced(e, trace)
+		e = traced(e, sc)
 		if err := e.Validate(); err != nil {
 			return fmt.Errorf("append %s to outbox: %w", p.EventType(), err)
 		}
@@ -71,18 +71,17 @@ func Append(ctx context.Context, tx pgx.Tx, payloads ...events.Payload) error {
 	return nil
 }
 
-// traced returns e with the trace context in which it is appended, unless it
-// carries one already.
-func traced(e events.Event, trace propagation.MapCarrier) events.Event {
-	if e.Traceparent != "" || trace["traceparent"] == "" {
+// traced returns e with the trace context in which it is appended (W3C Trace
+// Context), unless it carries one already. It is written here and not by a
+// propagator, which would bring net/http into every service.
+func traced(e events.Event, sc trace.SpanContext) events.Event {
+	if e.Traceparent != "" || !sc.IsValid() {
 		return e
 	}
-	e.Traceparent = trace["traceparent"]
-	if state := trace["tracestate"]; state != "" {
+	e.Traceparent = fmt.Sprintf("00-%s-%s-%s", sc.TraceID(), sc.SpanID(), sc.TraceFlags())
+	if state := sc.TraceState().String(); state != "" {
 		header := map[string]string{"tracestate": state}
-		for name, value := range e.Header {
-			header[name] = value
-		}
+		maps.Copy(header, e.Header)
 		e.Header = header
 	}
 	return e

@@ -1,0 +1,202 @@
+package events_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+
+	"github.com/pgjet/pgjet/events"
+)
+
+var ada = events.UserCreated{
+	UserID:    "0199b1c2-6f00-7000-8000-000000000001",
+	Email:     "ada@example.com",
+	Name:      "Ada",
+	CreatedAt: time.Date(2026, 11, 21, 10, 41, 7, 123456000, time.UTC),
+}
+
+func TestPayloadsKeepTheirForm(t *testing.T) {
+	golden, err := os.ReadFile("testdata/user_created.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := json.MarshalIndent(ada, "", "\t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(golden), string(got)+"\n"); diff != "" {
+		t.Errorf("the JSON of UserCreated is a published contract, and changed:\n%s", diff)
+	}
+	back, err := events.Decode[events.UserCreated](events.Event{Type: "user.created", Data: golden})
+	if err != nil || back != ada {
+		t.Errorf("Decode() = %v, %v, want %v", back, err, ada)
+	}
+}
+
+func valid() events.Event {
+	return events.Event{
+		ID: uuid.Must(uuid.NewV7()), Type: "user.created", Key: "k1", Source: "/users",
+		Time: time.Date(2026, 11, 21, 10, 41, 7, 123456000, time.UTC), Seq: 7, Data: json.RawMessage(`{"a": 1}`),
+	}
+}
+
+func TestMessageAndBack(t *testing.T) {
+	for name, change := range map[string]func(*events.Event){
+		"plain":                    func(*events.Event) {},
+		"key with odd characters":  func(e *events.Event) { e.Key = "a b.*>\"%ü€" },
+		"source with a space":      func(e *events.Event) { e.Source = "my service" },
+		"trace":                    func(e *events.Event) { e.Traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01" },
+		"extensions":               func(e *events.Event) { e.Header = map[string]string{"ce-tenant": "ä b", "tracestate": "a=1, b=2%20"} },
+		"data kept byte for byte":  func(e *events.Event) { e.Data = json.RawMessage("{ \"a\":1e400,\n\t\"a\":2 }") },
+		"time with nanoseconds":    func(e *events.Event) { e.Time = e.Time.Add(1) },
+		"type with several tokens": func(e *events.Event) { e.Type = "a.b-c.d_E.9" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := valid()
+			change(&e)
+			if err := e.Validate(); err != nil {
+				t.Fatalf("Validate() = %v", err)
+			}
+			_, header, body := e.Message()
+			for name, v := range header {
+				if strings.ContainsFunc(v[0], func(r rune) bool { return r < ' ' || r > '~' }) {
+					t.Errorf("header %s = %q has characters outside printable ASCII", name, v[0])
+				}
+			}
+			got, err := events.FromMessage(header, body)
+			if err != nil {
+				t.Fatalf("FromMessage() = %v", err)
+			}
+			if diff := cmp.Diff(e, got); diff != "" {
+				t.Errorf("event changed on its way:\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestMessageForm(t *testing.T) {
+	e := valid()
+	subject, header, body := e.Message()
+	if subject != "events.01.user.created" { // FNV-1a of "k1" mod 64
+		t.Errorf("subject = %s", subject)
+	}
+	want := map[string][]string{
+		"ce-specversion": {"1.0"}, "ce-id": {e.ID.String()}, "ce-source": {"/users"}, "ce-type": {"user.created"},
+		"ce-subject": {"k1"}, "ce-time": {"2026-11-21T10:41:07.123456Z"}, "ce-datacontenttype": {"application/json"},
+		"Pgjet-Seq": {"7"},
+	}
+	if diff := cmp.Diff(want, header); diff != "" {
+		t.Errorf("headers:\n%s", diff)
+	}
+	if !bytes.Equal(body, e.Data) {
+		t.Errorf("body = %s, want %s", body, e.Data)
+	}
+}
+
+func TestValidateNamesTheField(t *testing.T) {
+	for _, tt := range []struct {
+		name, field string
+		change      func(*events.Event)
+	}{
+		{"no id", "id", func(e *events.Event) { e.ID = uuid.Nil }},
+		{"empty type", "type", func(e *events.Event) { e.Type = "" }},
+		{"wildcard in type", "type", func(e *events.Event) { e.Type = "user.*" }},
+		{"full wildcard", "type", func(e *events.Event) { e.Type = "user.>" }},
+		{"empty token", "type", func(e *events.Event) { e.Type = "user..created" }},
+		{"trailing dot", "type", func(e *events.Event) { e.Type = "user." }},
+		{"space in type", "type", func(e *events.Event) { e.Type = "user created" }},
+		{"newline after type", "type", func(e *events.Event) { e.Type = "user.created\n" }},
+		{"long type", "type", func(e *events.Event) { e.Type = strings.Repeat("a", events.MaxType+1) }},
+		{"empty key", "key", func(e *events.Event) { e.Key = "" }},
+		{"long key", "key", func(e *events.Event) { e.Key = strings.Repeat("a", events.MaxKey+1) }},
+		{"line break in key", "key", func(e *events.Event) { e.Key = "a\r\nb" }},
+		{"invalid UTF-8 in key", "key", func(e *events.Event) { e.Key = "a\xff" }},
+		{"no data", "data", func(e *events.Event) { e.Data = nil }},
+		{"no JSON", "data", func(e *events.Event) { e.Data = json.RawMessage(`{`) }},
+		{"two documents", "data", func(e *events.Event) { e.Data = json.RawMessage(`{}{}`) }},
+		{"invalid UTF-8 in data", "data", func(e *events.Event) { e.Data = json.RawMessage("\"\xff\"") }},
+		{"large data", "data", func(e *events.Event) { e.Data = []byte(`"` + strings.Repeat("a", events.MaxData-1) + `"`) }},
+		{"header of NATS", "header", func(e *events.Event) { e.Header = map[string]string{"Nats-Rollup": "all"} }},
+		{"header Status", "header", func(e *events.Event) { e.Header = map[string]string{"Status": "100"} }},
+		{"reserved attribute", "header", func(e *events.Event) { e.Header = map[string]string{"ce-id": "x"} }},
+		{"upper-case extension", "header", func(e *events.Event) { e.Header = map[string]string{"ce-Tenant": "x"} }},
+		{"line break in header", "header", func(e *events.Event) { e.Header = map[string]string{"ce-a": "x\r\nNats-TTL: 1s"} }},
+		{"large headers", "header", func(e *events.Event) { e.Header = map[string]string{"ce-a": strings.Repeat("x", 9000)} }},
+		{"line break in traceparent", "traceparent", func(e *events.Event) { e.Traceparent = "x\r\ny" }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e := valid()
+			tt.change(&e)
+			invalid, ok := errors.AsType[*events.InvalidError](e.Validate())
+			if !ok || invalid.Field != tt.field {
+				t.Errorf("Validate() = %v, want an InvalidError of field %s", e.Validate(), tt.field)
+			}
+		})
+	}
+	e := valid()
+	e.Data = []byte(`"` + strings.Repeat("a", events.MaxData-2) + `"`)
+	if err := e.Validate(); err != nil {
+		t.Errorf("Validate() of the largest payload = %v, want nil", err)
+	}
+}
+
+func TestFromMessageSaysWhatIsWrong(t *testing.T) {
+	for _, tt := range []struct{ name, header, value, want string }{
+		{"no id", "ce-id", "", "ce-id is missing"},
+		{"id is no UUID", "ce-id", "7", "ce-id"},
+		{"bad time", "ce-time", "yesterday", "ce-time"},
+		{"other version", "ce-specversion", "0.3", "ce-specversion"},
+		{"bad escape", "ce-subject", "%zz", "ce-subject"},
+		{"bad seq", "Pgjet-Seq", "x", "Pgjet-Seq"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, header, body := valid().Message()
+			header[tt.header] = []string{tt.value}
+			if tt.value == "" {
+				delete(header, tt.header)
+			}
+			if _, err := events.FromMessage(header, body); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("FromMessage() = %v, want an error with %q", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestNewRefusesWhatJSONCannotHold(t *testing.T) {
+	if _, err := events.New(unencodable{}); err == nil {
+		t.Error("New() = nil, want an error")
+	}
+}
+
+type unencodable struct{ C chan int }
+
+func (unencodable) EventType() string { return "a" }
+func (unencodable) EventKey() string  { return "k" }
+
+func TestDecodeRefusesAnotherType(t *testing.T) {
+	e := valid()
+	e.Type = "user.renamed"
+	if _, err := events.Decode[events.UserCreated](e); err == nil {
+		t.Error("Decode() of another type = nil, want an error")
+	}
+}
+
+func FuzzFromMessage(f *testing.F) {
+	f.Add("ce-id", "x", []byte("{}"))
+	f.Add("ce-subject", "%00%", []byte(""))
+	f.Fuzz(func(t *testing.T, name, value string, body []byte) {
+		_, header, _ := valid().Message()
+		header[name] = []string{value}
+		e, err := events.FromMessage(header, body)
+		if err == nil && e.ID == uuid.Nil && value != uuid.Nil.String() {
+			t.Errorf("an event without id was accepted: %v", header)
+		}
+	})
+}

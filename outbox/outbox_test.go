@@ -1,0 +1,395 @@
+package outbox_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/outbox"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+type noted struct {
+	Key string `json:"key"`
+	N   int    `json:"n"`
+}
+
+func (noted) EventType() string  { return "note.made" }
+func (n noted) EventKey() string { return n.Key }
+
+func appendEvents(t *testing.T, db *pgxpool.Pool, payloads ...events.Payload) {
+	t.Helper()
+	err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error {
+		return outbox.Append(t.Context(), tx, payloads...)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A cursor reads an outbox on.
+type cursor struct {
+	t    *testing.T
+	conn *pgx.Conn
+	at   outbox.Position
+}
+
+func newCursor(t *testing.T, db *pgxpool.Pool) *cursor {
+	t.Helper()
+	conn, err := pgx.ConnectConfig(t.Context(), db.Config().ConnConfig.Copy())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close(context.Background()) })
+	return &cursor{t: t, conn: conn}
+}
+
+// more reads until nothing new comes, and returns the payloads' numbers.
+func (c *cursor) more() []int {
+	c.t.Helper()
+	var got []int
+	for {
+		n := len(got)
+		to, err := outbox.Read(c.t.Context(), c.conn, c.at, func(e events.Event) error {
+			p, err := events.Decode[noted](e)
+			got = append(got, p.N)
+			return err
+		})
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		if c.at = to; len(got) == n {
+			return got
+		}
+	}
+}
+
+func want(t *testing.T, got []int, want ...int) {
+	t.Helper()
+	if !slices.Equal(got, want) {
+		t.Errorf("read %v, want %v", got, want)
+	}
+}
+
+func TestAppendKeepsEverything(t *testing.T) {
+	db := testenv.Postgres(t)
+	sent := events.Event{
+		ID: uuid.Must(uuid.NewV7()), Type: "note.made", Key: "ü \"%", Time: time.Date(2020, 1, 2, 3, 4, 5, 678000, time.UTC),
+		Traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+		Header:      map[string]string{"ce-tenant": "a", "tracestate": "x=1"},
+		Data:        json.RawMessage("{ \"b\":1e400,\n \"a\":\"\\u0000\", \"a\":2 }"),
+	}
+	appendEvents(t, db, sent, noted{"k", 1}, noted{"k", 2})
+	var got []events.Event
+	_, err := outbox.Read(t.Context(), newCursor(t, db).conn, outbox.Position{}, func(e events.Event) error {
+		got = append(got, e)
+		return nil
+	})
+	if err != nil || len(got) != 3 {
+		t.Fatalf("Read() = %d events, %v, want 3", len(got), err)
+	}
+	sent.Seq = got[0].Seq
+	if diff := cmp.Diff(sent, got[0]); diff != "" {
+		t.Errorf("event changed in the outbox:\n%s", diff)
+	}
+	if got[1].Time.IsZero() || got[1].ID == got[2].ID || string(got[1].Data) != `{"key":"k","n":1}` {
+		t.Errorf("payloads became %+v and %+v", got[1], got[2])
+	}
+}
+
+func TestAppendIsAtomic(t *testing.T) {
+	db := testenv.Postgres(t)
+	c := newCursor(t, db)
+	boom := errors.New("boom")
+	err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error {
+		if err := outbox.Append(t.Context(), tx, noted{"k", 1}); err != nil {
+			return err
+		}
+		return boom
+	})
+	if !errors.Is(err, boom) {
+		t.Fatal(err)
+	}
+	want(t, c.more())
+	appendEvents(t, db, noted{"k", 2})
+	want(t, c.more(), 2)
+}
+
+func TestAppendRefusesWhatCannotBePublished(t *testing.T) {
+	db := testenv.Postgres(t)
+	err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error {
+		return outbox.Append(t.Context(), tx, noted{"k", 1}, noted{"", 2})
+	})
+	if invalid, ok := errors.AsType[*events.InvalidError](err); !ok || invalid.Field != "key" {
+		t.Errorf("Append() = %v, want an InvalidError of field key", err)
+	}
+	want(t, newCursor(t, db).more())
+}
+
+func TestAppendSaysWhatToDo(t *testing.T) {
+	db := testenv.Postgres(t)
+	if _, err := db.Exec(t.Context(), `drop table pgjet.outbox`); err != nil {
+		t.Fatal(err)
+	}
+	tx, err := db.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(t.Context())
+	for _, wanted := range []string{"pgjet migrate up", "had failed before"} {
+		if err := outbox.Append(t.Context(), tx, noted{"k", 1}); err == nil || !strings.Contains(err.Error(), wanted) {
+			t.Errorf("Append() = %v, want an error with %q", err, wanted)
+		}
+	}
+}
+
+func TestAppendStoresTheTrace(t *testing.T) {
+	db := testenv.Postgres(t)
+	state, err := trace.ParseTraceState("a=1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := trace.ContextWithSpanContext(t.Context(), trace.NewSpanContext(trace.SpanContextConfig{
+		TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}, TraceFlags: trace.FlagsSampled, TraceState: state,
+	}))
+	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error { return outbox.Append(ctx, tx, noted{"k", 1}) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	var parent, tracestate string
+	err = db.QueryRow(ctx, `select traceparent, header->>'tracestate' from pgjet.outbox`).Scan(&parent, &tracestate)
+	if err != nil || parent != "00-01000000000000000000000000000000-0200000000000000-01" || tracestate != "a=1" {
+		t.Errorf("outbox has traceparent %q, tracestate %q, %v", parent, tracestate, err)
+	}
+}
+
+// begin opens a transaction that has appended n.
+func begin(t *testing.T, db *pgxpool.Pool, n int) pgx.Tx {
+	t.Helper()
+	tx, err := db.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tx.Rollback(context.Background()) })
+	if err := outbox.Append(t.Context(), tx, noted{"k", n}); err != nil {
+		t.Fatal(err)
+	}
+	return tx
+}
+
+func commit(t *testing.T, tx pgx.Tx) {
+	t.Helper()
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestReadFindsLateCommits is the reason for snapshots: a cursor "seq > last"
+// never comes back for the one that commits late.
+func TestReadFindsLateCommits(t *testing.T) {
+	db := testenv.Postgres(t)
+	c := newCursor(t, db)
+	early := begin(t, db, 1)
+	appendEvents(t, db, noted{"other", 2})
+	want(t, c.more(), 2)
+	commit(t, early)
+	want(t, c.more(), 1)
+	want(t, c.more())
+}
+
+// TestReadFindsLateCommitsBeyondXmax: xmax of a snapshot is one past the newest
+// transaction that has *ended*. One that is newer and has written is not listed as
+// running: it has to be looked for all the same.
+func TestReadFindsLateCommitsBeyondXmax(t *testing.T) {
+	db := testenv.Postgres(t)
+	c := newCursor(t, db)
+	older, err := db.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer older.Rollback(context.Background())
+	if _, err := older.Exec(t.Context(), `select pg_current_xact_id()`); err != nil {
+		t.Fatal(err)
+	}
+	newer := begin(t, db, 1)
+	if err := outbox.Append(t.Context(), older, noted{"other", 2}); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, older)
+	want(t, c.more(), 2)
+	commit(t, newer)
+	want(t, c.more(), 1)
+	want(t, c.more())
+}
+
+func TestReadIsNobodysHostage(t *testing.T) {
+	db := testenv.Postgres(t)
+	c := newCursor(t, db)
+	idle := begin(t, db, 1)
+	for n := 2; n < 6; n++ {
+		appendEvents(t, db, noted{"k", n})
+		want(t, c.more(), n)
+	}
+	commit(t, idle)
+	want(t, c.more(), 1)
+}
+
+func TestReadReturnsFromWhenRefused(t *testing.T) {
+	db := testenv.Postgres(t)
+	appendEvents(t, db, noted{"k", 1}, noted{"k", 2})
+	c := newCursor(t, db)
+	boom := errors.New("boom")
+	to, err := outbox.Read(t.Context(), c.conn, c.at, func(e events.Event) error { return boom })
+	if !errors.Is(err, boom) || !cmp.Equal(to, c.at) {
+		t.Errorf("Read() = %v, %v, want %v, boom", to, err, c.at)
+	}
+	want(t, c.more(), 1, 2)
+}
+
+func TestReadInPages(t *testing.T) {
+	db := testenv.Postgres(t)
+	var all []events.Payload
+	var numbers []int
+	for n := range 2*outbox.Page + 1 {
+		all = append(all, noted{"k", n})
+		numbers = append(numbers, n)
+	}
+	late := begin(t, db, -1)
+	if err := outbox.Append(t.Context(), late, all...); err != nil {
+		t.Fatal(err)
+	}
+	appendEvents(t, db, noted{"k", -2})
+	c := newCursor(t, db)
+	want(t, c.more(), -2)
+	commit(t, late)
+	want(t, c.more(), append([]int{-1}, numbers...)...)
+}
+
+func TestReadBoundsMemory(t *testing.T) {
+	db := testenv.Postgres(t)
+	big := events.Event{Type: "note.made", Key: "k", Data: []byte(`{"key":"` + strings.Repeat("x", 900<<10-30) + `"}`)}
+	for range 12 {
+		appendEvents(t, db, big)
+	}
+	c := newCursor(t, db)
+	n := 0
+	if _, err := outbox.Read(t.Context(), c.conn, c.at, func(events.Event) error { n++; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if n != 5 { // 5 of 900 KiB pass 4 MiB
+		t.Errorf("one page held %d events of 900 KiB, want 5", n)
+	}
+	if got := c.more(); len(got) != 12 {
+		t.Errorf("read %d events, want 12", len(got))
+	}
+}
+
+// TestReadUnderFire lets writers commit, roll back and wait for each other's rows
+// while a reader follows: every committed event comes once, those of a key in the
+// order in which they were committed.
+func TestReadUnderFire(t *testing.T) {
+	db := testenv.Postgres(t)
+	const writers, rounds, keys = 6, 60, 4
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	ctx := t.Context()
+	if _, err := db.Exec(ctx, `create table thing (key text primary key, n int not null default 0)`); err != nil {
+		t.Fatal(err)
+	}
+	for k := range keys {
+		if _, err := db.Exec(ctx, `insert into thing values ($1)`, fmt.Sprint(k)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var wg sync.WaitGroup
+	for w := range writers {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(seed, uint64(w)))
+			for range rounds {
+				if err := change(ctx, db, r, fmt.Sprint(r.IntN(keys))); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() { wg.Wait(); close(done) }()
+	got := make(map[string][]int)
+	c := newCursor(t, db)
+	for last := false; ; {
+		to, err := outbox.Read(ctx, c.conn, c.at, func(e events.Event) error {
+			p, err := events.Decode[noted](e)
+			got[p.Key] = append(got[p.Key], p.N)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.at = to
+		if last {
+			break
+		}
+		select {
+		case <-done:
+			last = true // one more look at what the last ones committed
+		default:
+		}
+	}
+	for k := range keys {
+		n := 0
+		if err := db.QueryRow(ctx, `select n from thing where key = $1`, fmt.Sprint(k)).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		var numbers []int
+		for i := range n {
+			numbers = append(numbers, i+1)
+		}
+		want(t, got[fmt.Sprint(k)], numbers...)
+	}
+}
+
+// change counts a thing up and appends the new number, and rolls back now and then.
+func change(ctx context.Context, db *pgxpool.Pool, r *rand.Rand, key string) error {
+	tx, err := db.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback(ctx)
+	if r.IntN(2) == 0 { // an xid long before the row
+		if _, err := tx.Exec(ctx, `select pg_current_xact_id()`); err != nil {
+			return err
+		}
+	}
+	n := 0
+	if err := tx.QueryRow(ctx, `update thing set n = n + 1 where key = $1 returning n`, key).Scan(&n); err != nil {
+		return err
+	}
+	if err := outbox.Append(ctx, tx, noted{key, n}); err != nil {
+		return err
+	}
+	if r.IntN(3) == 0 {
+		return nil // rolled back
+	}
+	if r.IntN(4) == 0 {
+		if _, err := tx.Exec(ctx, `select pg_sleep(0.005)`); err != nil {
+			return err
+		}
+	}
+	return tx.Commit(ctx)
+}
