@@ -22,6 +22,8 @@ import (
 // message again. The runner gives one every third of it for all that it holds.
 const ackWait = 30 * time.Second
 
+var errStarting = errors.New("starting")
+
 // A Runner delivers the events of one stream to one consumer. Any number of
 // processes may run the same consumer: they share its events.
 type Runner struct {
@@ -33,7 +35,8 @@ type Runner struct {
 
 	metrics *metrics
 	mu      sync.Mutex
-	reason  error // why nothing is delivered; nil while it is
+	bound   bool  // events are being delivered
+	reason  error // why not
 }
 
 // Run handles events until ctx ends. It then takes no more, lets the attempts that
@@ -47,7 +50,6 @@ func (r *Runner) Run(ctx context.Context) error {
 	}
 	r.Stream = cmp.Or(r.Stream, "EVENTS")
 	r.Log = cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("consumer", r.Consumer.Name)
-	r.setReason(errors.New("starting"))
 	if r.metrics, err = newMetrics(); err != nil {
 		return fmt.Errorf("start consumer %s: %w", r.Consumer.Name, err)
 	}
@@ -85,14 +87,19 @@ func (r *Runner) Ready(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.reason
+	if r.bound {
+		return nil
+	}
+	return cmp.Or(r.reason, errStarting)
 }
 
+// setReason records why nothing is delivered, nil if it is, and reports whether
+// that is news.
 func (r *Runner) setReason(err error) (news bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	news = fmt.Sprint(r.reason) != fmt.Sprint(err)
-	r.reason = err
+	news = r.bound != (err == nil) || fmt.Sprint(r.reason) != fmt.Sprint(err)
+	r.bound, r.reason = err == nil, err
 	return news
 }
 

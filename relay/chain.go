@@ -18,14 +18,17 @@ import (
 const maxInFlight = 2000
 
 // A chain appends events one behind the other without waiting in between: each
-// message expects the sequence that the one before it will have got. If the stream
-// refuses one it refuses all behind it, so what is stored is a prefix.
+// message names its predecessor, by the sequence that it will have got and by its
+// id. If the stream refuses one it refuses all behind it, so what is stored is a
+// prefix. The sequence alone would not do: if somebody else's message took the
+// place of the first, the second would find the sequence that it expects.
 type chain struct {
 	*session
-	last  uint64 // the sequence that the next message expects
-	sent  []sent
-	links []trace.Link
-	begun time.Time
+	last   uint64    // the sequence that the next message expects
+	lastID uuid.UUID // the id that it expects there; none at the start of a session
+	sent   []sent
+	links  []trace.Link
+	begun  time.Time
 }
 
 type sent struct {
@@ -48,14 +51,20 @@ func (c *chain) append(ctx context.Context, e events.Event) error {
 	}
 	e.Source = c.Source
 	subject, header, body := e.Message()
-	ack, err := c.js.PublishMsgAsync(&nats.Msg{Subject: subject, Header: header, Data: body},
-		jetstream.WithExpectStream(c.Stream), jetstream.WithExpectLastSequence(c.last), jetstream.WithRetryAttempts(0))
+	options := []jetstream.PublishOpt{
+		jetstream.WithMsgID(e.ID.String()), jetstream.WithExpectStream(c.Stream),
+		jetstream.WithExpectLastSequence(c.last), jetstream.WithRetryAttempts(0),
+	}
+	if c.lastID != uuid.Nil {
+		options = append(options, jetstream.WithExpectLastMsgID(c.lastID.String()))
+	}
+	ack, err := c.js.PublishMsgAsync(&nats.Msg{Subject: subject, Header: header, Data: body}, options...)
 	if err != nil {
 		return fmt.Errorf("publish event %s: %w", e.ID, err)
 	}
 	c.sent = append(c.sent, sent{e.ID, ack})
 	c.links = append(c.links, link(e)...)
-	c.last++
+	c.last, c.lastID = c.last+1, e.ID
 	return nil
 }
 
@@ -73,7 +82,7 @@ func (c *chain) wait(ctx context.Context) (err error) {
 			if ack.Sequence != c.session.last+1 {
 				return fmt.Errorf("event %s was stored at sequence %d, want %d", s.id, ack.Sequence, c.session.last+1)
 			}
-			c.session.last, c.session.lastID = ack.Sequence, s.id
+			c.session.last, c.session.lastID, c.session.appended = ack.Sequence, s.id, s.id
 			c.metrics.published.Add(ctx, 1)
 		case err := <-s.ack.Err():
 			return fmt.Errorf("publish event %s: %w", s.id, cause(err))

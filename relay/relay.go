@@ -50,7 +50,8 @@ type Relay struct {
 	Log      *slog.Logger    // nil discards
 
 	mu     sync.Mutex
-	reason error // why nothing moves; nil while it leads
+	moving bool  // it leads and publishes
+	reason error // why not
 }
 
 // Limits on how long one step may take before the session counts as lost.
@@ -69,7 +70,6 @@ var (
 // the next session; neither loses it.
 func (r *Relay) Run(ctx context.Context) error {
 	r.setDefaults()
-	r.setReason(errStarting)
 	metrics, err := newMetrics(r)
 	if err != nil {
 		return fmt.Errorf("start relay: %w", err)
@@ -105,7 +105,10 @@ func (r *Relay) Run(ctx context.Context) error {
 func (r *Relay) Ready(context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.reason
+	if r.moving {
+		return nil
+	}
+	return cmp.Or(r.reason, errStarting)
 }
 
 func (r *Relay) setDefaults() {
@@ -118,8 +121,8 @@ func (r *Relay) setDefaults() {
 func (r *Relay) setReason(err error) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	news := fmt.Sprint(r.reason) != fmt.Sprint(err)
-	r.reason = err
+	news := r.moving != (err == nil) || fmt.Sprint(r.reason) != fmt.Sprint(err)
+	r.moving, r.reason = err == nil, err
 	return news
 }
 
@@ -138,7 +141,7 @@ func cause(err error) error {
 		word = "stream_unresponsive"
 	case apiErr == nil:
 		return err
-	case apiErr.ErrorCode == 10071 || apiErr.ErrorCode == 10164: // wrong last sequence
+	case apiErr.ErrorCode == 10070 || apiErr.ErrorCode == 10071 || apiErr.ErrorCode == 10164: // wrong last id or sequence
 		word = "fenced"
 	case apiErr.ErrorCode == 10077 || apiErr.ErrorCode == 10023 || apiErr.ErrorCode == 10047 || apiErr.ErrorCode == 10122:
 		word = "stream_full"

@@ -45,6 +45,7 @@ type session struct {
 	created  time.Time              // the stream's incarnation
 	last     uint64                 // its last sequence
 	lastID   uuid.UUID              // the event stored there
+	appended uuid.UUID              // the same, if this session appended it
 	stored   map[uuid.UUID]struct{} // events in the stream that position does not cover
 	saved    time.Time              // when the last checkpoint was written
 	dirty    bool                   // position has moved since
@@ -134,7 +135,7 @@ func (s *session) publish(ctx context.Context) error {
 // step publishes what has become visible, up to a page or so, waits until the
 // stream has confirmed it, and returns how many events it looked at.
 func (s *session) step(ctx context.Context) (int, error) {
-	c := chain{session: s, last: s.last}
+	c := chain{session: s, last: s.last, lastID: s.appended}
 	n := 0
 	to, err := outbox.Read(ctx, s.db, s.position, func(e events.Event) error {
 		n++

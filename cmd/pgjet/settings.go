@@ -1,0 +1,182 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/exaring/otelpgx"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/lmittmann/tint"
+	"github.com/mattn/go-isatty"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/spf13/pflag"
+)
+
+// settings are the values that commands share. A command registers the flags of
+// those that it uses.
+type settings struct {
+	databaseURL string
+	natsURL     string
+	stream      string
+	smtpURL     string
+	mailFrom    string
+	addr        string
+	adminAddr   string
+	logLevel    slog.Level
+}
+
+func (s *settings) databaseFlag(f *pflag.FlagSet) {
+	f.StringVar(&s.databaseURL, "database-url", "", "PostgreSQL, such as postgres://user@host:5432/name")
+}
+
+func (s *settings) natsFlags(f *pflag.FlagSet) {
+	f.StringVar(&s.natsURL, "nats-url", "nats://127.0.0.1:4222", "NATS servers, joined by commas")
+	s.streamFlag(f)
+}
+
+func (s *settings) streamFlag(f *pflag.FlagSet) {
+	f.StringVar(&s.stream, "stream", "EVENTS", "name of the JetStream stream")
+}
+
+func (s *settings) mailFlags(f *pflag.FlagSet) {
+	f.StringVar(&s.smtpURL, "smtp-url", "", "mail server, such as smtp://user:password@host:587?tls=required")
+	s.fromFlag(f)
+}
+
+func (s *settings) fromFlag(f *pflag.FlagSet) {
+	f.StringVar(&s.mailFrom, "mail-from", "pgjet <welcome@pgjet.example>", "sender of mails")
+}
+
+func (s *settings) processFlags(f *pflag.FlagSet) {
+	f.StringVar(&s.adminAddr, "admin-addr", "127.0.0.1:7404", "where to serve /livez, /readyz and /metrics")
+	s.logFlag(f, slog.LevelInfo)
+}
+
+func (s *settings) logFlag(f *pflag.FlagSet, level slog.Level) {
+	f.TextVar(&s.logLevel, "log-level", level, "least level that is logged: debug, info, warn or error")
+}
+
+// fromEnvironment sets each flag that the command line does not from its variable:
+// --nats-url from PGJET_NATS_URL.
+func fromEnvironment(f *pflag.FlagSet, getenv func(string) string) error {
+	var errs []error
+	f.VisitAll(func(flag *pflag.Flag) {
+		name := "PGJET_" + strings.ToUpper(strings.ReplaceAll(flag.Name, "-", "_"))
+		if value := getenv(name); value != "" && !flag.Changed {
+			if err := f.Set(flag.Name, value); err != nil {
+				errs = append(errs, usagef("environment variable %s: %w", name, err))
+			}
+		}
+	})
+	return errors.Join(errs...)
+}
+
+// newLogger writes coloured lines to a terminal and JSON to anything else.
+func newLogger(w io.Writer, level slog.Level) *slog.Logger {
+	if terminal(w) {
+		return readableLogger(w, level)
+	}
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
+}
+
+// readableLogger writes lines for people, coloured on a terminal.
+func readableLogger(w io.Writer, level slog.Level) *slog.Logger {
+	return slog.New(tint.NewHandler(w, &tint.Options{
+		Level: level, TimeFormat: time.TimeOnly, NoColor: !terminal(w) || os.Getenv("NO_COLOR") != "",
+	}))
+}
+
+func terminal(v any) bool {
+	f, ok := v.(*os.File)
+	return ok && isatty.IsTerminal(f.Fd())
+}
+
+// databaseConfig parses the database URL. Its errors do not show a password.
+func (s *settings) databaseConfig() (*pgxpool.Config, error) {
+	if s.databaseURL == "" {
+		return nil, usagef("no database: set --database-url or PGJET_DATABASE_URL, such as postgres://user@host:5432/name")
+	}
+	config, err := pgxpool.ParseConfig(s.databaseURL)
+	if err != nil {
+		return nil, usagef("--database-url: %w", err)
+	}
+	config.ConnConfig.ConnectTimeout = 5 * time.Second
+	return config, nil
+}
+
+// pool returns a pool for services. It does not connect yet.
+func (s *settings) pool(ctx context.Context, application string) (*pgxpool.Pool, error) {
+	config, err := s.databaseConfig()
+	if err != nil {
+		return nil, err
+	}
+	config.MaxConns = max(config.MaxConns, 10)
+	config.ConnConfig.RuntimeParams["application_name"] = application
+	config.ConnConfig.Tracer = otelpgx.NewTracer(otelpgx.WithTrimSQLInSpanName())
+	return pgxpool.NewWithConfig(ctx, config)
+}
+
+// reach returns a pool that has been used once, for commands that do not wait.
+func (s *settings) reach(ctx context.Context) (*pgxpool.Pool, error) {
+	config, err := s.databaseConfig()
+	if err != nil {
+		return nil, err
+	}
+	db, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		return nil, err
+	}
+	if err := db.Ping(ctx); err != nil {
+		db.Close()
+		return nil, &exitError{exitUnreachable, fmt.Errorf("cannot reach PostgreSQL at %s: %w", host(config.ConnConfig), err)}
+	}
+	return db, nil
+}
+
+func host(c *pgx.ConnConfig) string { return fmt.Sprintf("%s:%d", c.Host, c.Port) }
+
+// connectNATS returns a connection that keeps trying for ever, from the beginning,
+// and says so once each time.
+func (s *settings) connectNATS(name string, log *slog.Logger) (*nats.Conn, jetstream.JetStream, error) {
+	nc, err := nats.Connect(s.natsURL, nats.Name(name),
+		nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectWait(500*time.Millisecond),
+		nats.PingInterval(10*time.Second),
+		nats.DisconnectErrHandler(func(nc *nats.Conn, err error) {
+			if !nc.IsClosed() {
+				log.Warn("connection to NATS lost, will keep trying", "err", err)
+			}
+		}),
+		nats.ReconnectHandler(func(*nats.Conn) { log.Info("connected to NATS") }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { log.Warn("NATS reports an error", "err", err) }))
+	if err != nil {
+		return nil, nil, usagef("--nats-url: %w", err)
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		nc.Close()
+		return nil, nil, err
+	}
+	return nc, js, nil
+}
+
+// reachNATS returns a connection that is up, for commands that do not wait.
+func (s *settings) reachNATS() (*nats.Conn, jetstream.JetStream, error) {
+	nc, err := nats.Connect(s.natsURL, nats.Name("pgjet"), nats.Timeout(5*time.Second))
+	if err != nil {
+		return nil, nil, &exitError{exitUnreachable, fmt.Errorf("cannot reach NATS: %w", err)}
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		nc.Close()
+		return nil, nil, err
+	}
+	return nc, js, nil
+}

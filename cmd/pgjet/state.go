@@ -1,0 +1,92 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// A stateLock keeps two runs out of one state directory.
+type stateLock struct{ file *os.File }
+
+// lockState makes dir if it is missing, and locks it until unlock or the end of
+// the process.
+func lockState(dir string) (*stateLock, error) {
+	// 0755, since PostgreSQL has to pass through as another user if we are root.
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("make the state directory: %w; choose another with --dir", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("lock the state directory: %w; choose another with --dir", err)
+	}
+	if err := lockFile(f); err != nil {
+		pid, _ := io.ReadAll(io.LimitReader(f, 32))
+		f.Close()
+		return nil, &exitError{exitUnreachable, fmt.Errorf(
+			"%s is in use by another pgjet dev (pid %s); stop it, or choose another directory with --dir and other ports with --port",
+			dir, strings.TrimSpace(string(pid)))}
+	}
+	if err := f.Truncate(0); err == nil {
+		fmt.Fprintf(f, "%d\n", os.Getpid())
+	}
+	return &stateLock{f}, nil
+}
+
+func (l *stateLock) unlock() { l.file.Close() }
+
+func devResetCommand(dir *string) *cobra.Command {
+	yes := false
+	cmd := &cobra.Command{
+		Use:   "reset",
+		Short: "Remove the state of pgjet dev: tables, stream and mails",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return reset(*dir, yes, cmd.InOrStdin(), cmd.OutOrStdout())
+		},
+	}
+	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	return cmd
+}
+
+// reset removes what pgjet dev keeps in dir, and dir itself if nothing else is in
+// it. It refuses while a pgjet dev runs there.
+func reset(dir string, yes bool, in io.Reader, out io.Writer) error {
+	if _, err := os.Stat(filepath.Join(dir, "lock")); errors.Is(err, os.ErrNotExist) {
+		fmt.Fprintf(out, "nothing to remove: %s holds no state of pgjet dev\n", dir)
+		return nil
+	}
+	if !yes {
+		if !terminal(in) {
+			return usagef("reset removes all users, events and mails in %s; say --yes if that is meant", dir)
+		}
+		fmt.Fprintf(out, "Remove all users, events and mails in %s? [y/N] ", dir)
+		answer, _ := bufio.NewReader(in).ReadString('\n')
+		if a := strings.ToLower(strings.TrimSpace(answer)); a != "y" && a != "yes" {
+			fmt.Fprintln(out, "nothing was removed")
+			return nil
+		}
+	}
+	lock, err := lockState(dir)
+	if err != nil {
+		return err
+	}
+	defer lock.unlock()
+	for _, name := range []string{"postgres", "nats", "mail", "lock"} {
+		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+			return fmt.Errorf("remove state: %w", err)
+		}
+	}
+	if err := os.Remove(dir); err != nil {
+		fmt.Fprintf(out, "removed the state in %s; other files there were left alone\n", dir)
+		return nil
+	}
+	fmt.Fprintf(out, "removed %s\n", dir)
+	return nil
+}

@@ -1,0 +1,152 @@
+package devserver
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+)
+
+// NATSOptions say how [StartNATS] runs its server.
+type NATSOptions struct {
+	// Dir holds the streams. It is made if it is missing, and kept. No other
+	// server may use it at the same time.
+	Dir string
+	// Port is the TCP port on 127.0.0.1; 0 picks a free one.
+	Port int
+	// Lazy leaves it to the system when to write to disk what was acknowledged,
+	// as NATS does by default: faster, and the last minutes are lost if the
+	// machine crashes. Otherwise every message is on disk before it is acknowledged.
+	Lazy bool
+	// MaxStore bounds the bytes of all streams; 0 takes most of the free disk.
+	MaxStore int64
+	// Log gets what the server says: warnings and errors as such, the rest at
+	// debug level; nil discards it.
+	Log *slog.Logger
+}
+
+// A NATS is a running NATS server with JetStream. Its methods may be called by
+// several goroutines.
+type NATS struct {
+	options NATSOptions
+	server  *server.Server
+}
+
+// StartNATS starts a server inside this process and returns once it accepts
+// connections and JetStream is up. Everybody on 127.0.0.1 may connect.
+func StartNATS(o NATSOptions) (*NATS, error) {
+	if o.Dir == "" {
+		return nil, errors.New("start NATS: no directory is named")
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Port != 0 && busy(o.Port) {
+		return nil, &PortsError{[]Port{{o.Port, "NATS"}}}
+	}
+	s, err := server.NewServer(natsOptions(o))
+	if err != nil {
+		return nil, fmt.Errorf("start NATS: %w", err)
+	}
+	log := &natsLog{log: o.Log}
+	s.SetLoggerV2(log, false, false, false)
+	s.Start()
+	n := &NATS{options: o, server: s}
+	if addr, ok := s.Addr().(*net.TCPAddr); ok {
+		n.options.Port = addr.Port
+	}
+	if err := n.check(log); err != nil {
+		n.Stop()
+		return nil, fmt.Errorf("start NATS in %s: %w", o.Dir, err)
+	}
+	return n, nil
+}
+
+func natsOptions(o NATSOptions) *server.Options {
+	port := o.Port
+	if port == 0 {
+		port = server.RANDOM_PORT
+	}
+	return &server.Options{
+		ServerName:         "pgjet-dev",
+		Host:               "127.0.0.1",
+		Port:               port,
+		JetStream:          true,
+		StoreDir:           o.Dir,
+		SyncAlways:         !o.Lazy,
+		JetStreamMaxMemory: 256 << 20,
+		JetStreamMaxStore:  o.MaxStore,
+		NoSigs:             true,
+	}
+}
+
+// check makes sure that the server is up, and that it is the one that answers at
+// its address: it reports a failed start in its log only.
+func (n *NATS) check(log *natsLog) error {
+	if err := log.fatal(); err != nil {
+		return err
+	}
+	if !n.server.ReadyForConnections(patience) || !n.server.JetStreamEnabled() {
+		return errors.New("the server did not get ready")
+	}
+	conn, err := nats.Connect(n.URL(), nats.Timeout(patience), nats.NoReconnect())
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if conn.ConnectedServerId() != n.server.ID() {
+		return fmt.Errorf("another NATS server answers at %s", n.URL())
+	}
+	return nil
+}
+
+// URL returns the address of the server: nats://127.0.0.1:PORT.
+func (n *NATS) URL() string { return fmt.Sprintf("nats://127.0.0.1:%d", n.options.Port) }
+
+// Version returns the version of the server, such as "2.15.2".
+func (n *NATS) Version() string { return server.VERSION }
+
+// Options returns the options with which the server runs, its port filled in: a
+// server started with them after this one stopped has the same address and the
+// same streams.
+func (n *NATS) Options() NATSOptions { return n.options }
+
+// Stop disconnects the clients, writes what is not yet on disk, and returns once
+// the server has ended. Further calls do nothing.
+func (n *NATS) Stop() {
+	n.server.Shutdown()
+	n.server.WaitForShutdown()
+}
+
+// A natsLog hands on what the server logs and keeps what stopped it from starting.
+type natsLog struct {
+	log *slog.Logger
+
+	mu   sync.Mutex
+	last error
+}
+
+func (l *natsLog) fatal() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.last
+}
+
+func (l *natsLog) Fatalf(format string, v ...any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.last = fmt.Errorf(format, v...)
+}
+
+func (l *natsLog) Noticef(format string, v ...any) { l.log.Debug(text(format, v)) }
+func (l *natsLog) Debugf(format string, v ...any)  { l.log.Debug(text(format, v)) }
+func (l *natsLog) Tracef(format string, v ...any)  { l.log.Debug(text(format, v)) }
+func (l *natsLog) Warnf(format string, v ...any)   { l.log.Warn(text(format, v)) }
+func (l *natsLog) Errorf(format string, v ...any)  { l.log.Error(text(format, v)) }
+
+func text(format string, v []any) string { return strings.TrimSpace(fmt.Sprintf(format, v...)) }

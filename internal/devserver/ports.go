@@ -1,0 +1,86 @@
+package devserver
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A Port is a TCP port on 127.0.0.1 and what it is for.
+type Port struct {
+	Number int
+	Use    string // "users API"
+}
+
+// String returns "port 7400 (users API)".
+func (p Port) String() string { return fmt.Sprintf("port %d (%s)", p.Number, p.Use) }
+
+// A PortsError says which ports are in use by others, and what to do about it.
+type PortsError struct {
+	Busy []Port
+}
+
+// Error names every port.
+func (e *PortsError) Error() string {
+	var names []string
+	for _, p := range e.Busy {
+		names = append(names, p.String())
+	}
+	is, uses := "is", "uses it"
+	if len(names) > 1 {
+		is, uses = "are", "uses them"
+	}
+	return fmt.Sprintf("%s %s in use; stop what %s or move all ports: pgjet dev --port %d",
+		strings.Join(names, " and "), is, uses, e.next())
+}
+
+// next returns a round number above the busy ports.
+func (e *PortsError) next() int {
+	highest := 0
+	for _, p := range e.Busy {
+		highest = max(highest, p.Number)
+	}
+	if next := highest/100*100 + 100; next < 65000 {
+		return next
+	}
+	return 7400
+}
+
+// CheckPorts returns a [*PortsError] if one of the ports cannot be listened on,
+// nil if all are free. A port in use is asked again for a second, since what used
+// it may just be ending. A port of 0 is free.
+func CheckPorts(ctx context.Context, ports ...Port) error {
+	for deadline := time.Now().Add(time.Second); ; {
+		taken := slices.DeleteFunc(slices.Clone(ports), func(p Port) bool { return !busy(p.Number) })
+		if len(taken) == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) || !pause(ctx) {
+			return &PortsError{taken}
+		}
+	}
+}
+
+// busy reports whether port cannot be listened on.
+func busy(port int) bool {
+	l, err := net.Listen("tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	if err != nil {
+		return true
+	}
+	l.Close()
+	return false
+}
+
+// freePort returns a port that nobody listens on at the moment.
+func freePort() (int, error) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		return 0, fmt.Errorf("find a free port: %w", err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}

@@ -1,0 +1,164 @@
+// Package testenv gives tests the real servers: a migrated PostgreSQL database of
+// their own each, a NATS server, or a whole PostgreSQL server to mistreat. What a
+// test gets lasts until the test ends and is then removed. A package that uses
+// databases has this in one of its test files:
+//
+//	func TestMain(m *testing.M) { testenv.Main(m) }
+//
+// The databases of a test process live in one PostgreSQL server, started when the
+// first is asked for, fast because it forgets everything in a crash. If
+// PGJET_TEST_DATABASE_URL is set, they live in that server instead; its role must
+// be a superuser. All tests may run in parallel. A server that is missing or does
+// not start fails the test: nothing is skipped.
+package testenv
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/internal/devserver"
+)
+
+// Main runs the tests, stops the shared server, and exits the process.
+func Main(m *testing.M) {
+	code := m.Run()
+	if err := shared.stop(); err != nil {
+		fmt.Fprintln(os.Stderr, "testenv:", err)
+		code = max(code, 1)
+	}
+	os.Exit(code)
+}
+
+// PostgresServer starts a PostgreSQL server for tests that stop or kill it, which
+// [devserver.Postgres.Options] can bring back. It has the database pgjet without
+// any table. What the test left of it is stopped at cleanup.
+func PostgresServer(t testing.TB) *devserver.Postgres {
+	t.Helper()
+	dir, err := makeDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { remove(t, dir) })
+	p, err := devserver.StartPostgres(t.Context(), serverOptions(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return p
+}
+
+// NATS starts a NATS server with JetStream in a directory of its own. It does not
+// wait for the disk. The test may stop it, and bring it back with
+// [devserver.NATS.Options].
+func NATS(t testing.TB) *devserver.NATS {
+	t.Helper()
+	n, err := devserver.StartNATS(devserver.NATSOptions{Dir: t.TempDir(), Lazy: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(n.Stop)
+	return n
+}
+
+// JetStream returns a connection to a NATS server of its own, without any stream,
+// and the address of that server. The connection reconnects for ever.
+func JetStream(t testing.TB) (jetstream.JetStream, string) {
+	t.Helper()
+	n := NATS(t)
+	conn, err := nats.Connect(n.URL(), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	js, err := jetstream.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js, n.URL()
+}
+
+// Logger returns a logger that writes everything into the output of the test. What
+// is logged after the test has ended is dropped.
+func Logger(t testing.TB) *slog.Logger {
+	w := &output{t: t}
+	t.Cleanup(w.close)
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+// An output writes to a test as long as that is allowed.
+type output struct {
+	mu     sync.Mutex
+	t      testing.TB
+	closed bool
+}
+
+func (w *output) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return len(b), nil
+	}
+	return w.t.Output().Write(b)
+}
+
+func (w *output) close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closed = true
+}
+
+// Eventually polls until cond holds. If it does not within that time, the test
+// fails and ends, naming what it waited for: "timed out after 5s: the row exists".
+func Eventually(t testing.TB, within time.Duration, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(within); !cond(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("timed out after %s: %s", within, what)
+		}
+	}
+}
+
+// dirPrefix begins the names of directories that hold servers of tests.
+const dirPrefix = "pgjet-test-"
+
+// makeDir returns a new directory that the user who runs PostgreSQL may enter. It
+// first removes those of tests that died a day ago or earlier.
+func makeDir() (string, error) {
+	old, _ := filepath.Glob(filepath.Join(os.TempDir(), dirPrefix+"*"))
+	for _, dir := range old {
+		if info, err := os.Stat(dir); err == nil && time.Since(info.ModTime()) > 24*time.Hour {
+			os.RemoveAll(dir)
+		}
+	}
+	dir, err := os.MkdirTemp("", dirPrefix)
+	if err != nil {
+		return "", err
+	}
+	return dir, os.Chmod(dir, 0o755)
+}
+
+// remove removes a directory in which a killed server may be writing its last.
+func remove(t testing.TB, dir string) {
+	Eventually(t, 10*time.Second, "remove "+dir, func() bool { return os.RemoveAll(dir) == nil })
+}
+
+// serverOptions trade safety for speed, and allow many databases.
+func serverOptions(dir string) devserver.PostgresOptions {
+	return devserver.PostgresOptions{
+		Dir: filepath.Join(dir, "pg"),
+		Bin: os.Getenv("PGJET_PG_BIN"), Mirror: os.Getenv("PGJET_PG_MIRROR"),
+		Settings: map[string]string{"max_connections": "400", "max_wal_size": "256MB"},
+	}
+}

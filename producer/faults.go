@@ -1,0 +1,122 @@
+package producer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// errOutcomeUnknown says that PostgreSQL was asked to commit and did not answer.
+var errOutcomeUnknown = errors.New("outcome of commit unknown")
+
+// problem returns what the client is told about err, and logs err if somebody
+// should look at it. route is the operation's, such as "GET /users/{id}".
+func (s *Server) problem(ctx context.Context, route string, err error) *Problem {
+	if p, ok := errors.AsType[*Problem](err); ok {
+		return p // the client's fault
+	}
+	if errors.Is(ctx.Err(), context.Canceled) && errors.Is(err, context.Canceled) {
+		return newProblem(499, "client_closed_request", "The client went away.") // nobody reads it
+	}
+	p, level, message := internalProblem(), slog.LevelError, "request failed"
+	switch {
+	case errors.Is(err, errBusy):
+		p = unavailableProblem("busy", "Too many people sign up at the moment. Try again.")
+		level, message = slog.LevelWarn, "request refused, the client may retry"
+	case errors.Is(err, errOutcomeUnknown):
+		p = unavailableProblem("outcome_unknown", "The connection to the database broke: the request may have been carried out, or not.")
+	case unavailable(err):
+		p = unavailableProblem("database_unavailable", "The database is not available. Nothing was stored. Try again.")
+		message = "database unavailable, the client may retry"
+	}
+	trace.SpanFromContext(ctx).SetAttributes(attribute.String("error.type", p.Code))
+	s.log.Log(ctx, level, message, "route", route, "trace_id", traceID(ctx), "code", p.Code, "err", redact(err))
+	return p
+}
+
+// commitError returns err, marked with [errOutcomeUnknown] unless it is certain
+// that the transaction did not commit.
+func commitError(err error) error {
+	pgErr, answered := errors.AsType[*pgconn.PgError](err)
+	switch {
+	case answered && class(pgErr) != "57": // a shutdown may cut in between commit and answer
+	case errors.Is(err, pgx.ErrTxCommitRollback):
+	case pgconn.SafeToRetry(err): // not sent
+	default:
+		return fmt.Errorf("%w: %w", errOutcomeUnknown, err)
+	}
+	return fmt.Errorf("commit: %w", err)
+}
+
+// unavailable reports whether err passes by itself, or with an operator's help,
+// while the request is fine.
+func unavailable(err error) bool {
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return passing(pgErr)
+	}
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return true
+	}
+	if _, ok := errors.AsType[net.Error](err); ok {
+		return true
+	}
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, io.EOF) ||
+		errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, pgconn.ErrConnClosed) ||
+		pgconn.SafeToRetry(err)
+}
+
+// passing reports whether PostgreSQL's error tells of a server in trouble.
+func passing(err *pgconn.PgError) bool {
+	switch class(err) {
+	case "08", // connection
+		"28", // login
+		"40", // deadlock and the like
+		"53", // connections, memory, disk
+		"57", // shutdown, start-up, cancelled
+		"58": // I/O
+		return true
+	}
+	return err.Code == "25006" || // a standby
+		err.Code == "55P03" || // lock timeout
+		err.Code == "3D000" // no such database
+}
+
+// class returns the first two characters of PostgreSQL's error code.
+func class(err *pgconn.PgError) string { return err.Code[:min(2, len(err.Code))] }
+
+// redact returns the text of err without the words of PostgreSQL where they may
+// quote a value: data exceptions, violated constraints, raised errors.
+func redact(err error) string {
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok || passing(pgErr) || class(pgErr) == "42" || class(pgErr) == "3F" {
+		return err.Error()
+	}
+	short := "SQLSTATE " + pgErr.Code
+	for _, name := range []string{pgErr.SchemaName, pgErr.TableName, pgErr.ConstraintName} {
+		if name != "" {
+			short += " " + name
+		}
+	}
+	before, after, _ := strings.Cut(err.Error(), pgErr.Error())
+	if before == err.Error() { // put in other words
+		return short
+	}
+	return before + short + after
+}
+
+// traceID returns the id of ctx's trace, to find its log lines by, or "".
+func traceID(ctx context.Context) string {
+	if sc := trace.SpanContextFromContext(ctx); sc.HasTraceID() {
+		return sc.TraceID().String()
+	}
+	return ""
+}

@@ -1,0 +1,241 @@
+package producer
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+const goodBody = `{"email":"ann@example.com","name":"Ann","password":"correct horse battery"}`
+
+// answerTo serves one request and returns the answer and its body.
+func answerTo(t *testing.T, s *Server, method, path, body string) (*http.Response, string) {
+	t.Helper()
+	srv := httptest.NewServer(s)
+	defer srv.Close()
+	req, err := http.NewRequestWithContext(t.Context(), method, srv.URL+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	res, err := srv.Client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res, string(b)
+}
+
+// TestBusy takes all turns to hash.
+func TestBusy(t *testing.T) {
+	s := New(testenv.Postgres(t), testenv.Logger(t))
+	s.hasher.wait = 10 * time.Millisecond
+	n := int64(0)
+	for s.hasher.slots.TryAcquire(1) {
+		n++
+	}
+	res, body := answerTo(t, s, "POST", "/users", goodBody)
+	if res.StatusCode != 503 || !strings.Contains(body, `"code":"busy"`) || res.Header.Get("Retry-After") != "1" {
+		t.Errorf("with no turn free: %d %s, Retry-After %q, want 503 busy, 1", res.StatusCode, body, res.Header.Get("Retry-After"))
+	}
+	s.hasher.slots.Release(n)
+	if res, body := answerTo(t, s, "POST", "/users", goodBody); res.StatusCode != 201 {
+		t.Errorf("with turns free: %d %s, want 201", res.StatusCode, body)
+	}
+}
+
+// TestClientLeaves has a client give up while it waits for its turn.
+func TestClientLeaves(t *testing.T) {
+	s := New(testenv.Postgres(t), slog.New(slog.DiscardHandler))
+	for s.hasher.slots.TryAcquire(1) {
+		continue
+	}
+	s.hasher.wait = time.Minute
+	s.timeout = time.Minute
+	left := make(chan struct{})
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.ServeHTTP(w, r)
+		close(left)
+	}))
+	defer srv.Close()
+	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintf(conn, "POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(goodBody), goodBody)
+	conn.Close()
+	select {
+	case <-left:
+	case <-time.After(10 * time.Second):
+		t.Error("the handler still waits for a turn after its client left")
+	}
+}
+
+// TestSlowBody has the body stop in the middle, and then a handler that takes
+// longer than a body may take.
+func TestSlowBody(t *testing.T) {
+	s := newServer(testenv.Postgres(t), testenv.Logger(t), 100*time.Millisecond)
+	srv := httptest.NewServer(s)
+	defer srv.Close()
+	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	io.WriteString(conn, "POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{\"ema")
+	answer, err := io.ReadAll(conn)
+	if err != nil && len(answer) == 0 {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(string(answer), "HTTP/1.1 408 ") || !strings.Contains(string(answer), `"body_timeout"`) {
+		t.Errorf("answer = %s, want 408 body_timeout", answer)
+	}
+
+	n := int64(0)
+	for s.hasher.slots.TryAcquire(1) {
+		n++
+	}
+	time.AfterFunc(400*time.Millisecond, func() { s.hasher.slots.Release(n) })
+	if res, body := answerTo(t, s, "POST", "/users", goodBody); res.StatusCode != 201 {
+		t.Errorf("handler slower than the body's deadline: %d %s, want 201", res.StatusCode, body)
+	}
+}
+
+// TestFrozenDatabase freezes the only backend of a pool: its connection stays open
+// and says nothing.
+func TestFrozenDatabase(t *testing.T) {
+	cfg := testenv.Postgres(t).Config()
+	cfg.MaxConns = 1
+	db, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	var pid int
+	if err := db.QueryRow(t.Context(), `select pg_backend_pid()`).Scan(&pid); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Skipf("cannot freeze PostgreSQL's process %d: %v", pid, err)
+	}
+	defer syscall.Kill(pid, syscall.SIGCONT)
+	s := New(db, testenv.Logger(t))
+	s.timeout = 500 * time.Millisecond
+	start := time.Now()
+	res, body := answerTo(t, s, "POST", "/users", goodBody)
+	if res.StatusCode != 503 || !strings.Contains(body, `"database_unavailable"`) {
+		t.Errorf("answer = %d %s, want 503 database_unavailable", res.StatusCode, body)
+	}
+	if d := time.Since(start); d > 5*time.Second {
+		t.Errorf("the answer took %v, want about 500 ms", d)
+	}
+}
+
+func TestPanic(t *testing.T) {
+	var log strings.Builder
+	s := New(testenv.Postgres(t), slog.New(slog.NewJSONHandler(&log, nil)))
+	s.mux.HandleFunc("GET /panic/{id}", func(http.ResponseWriter, *http.Request) { panic("Kanarienvogel") })
+	s.mux.HandleFunc("GET /late", func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(200)
+		http.NewResponseController(w).Flush()
+		panic("Kanarienvogel")
+	})
+	res, body := answerTo(t, s, "GET", "/panic/Kanarienvogel", "")
+	if res.StatusCode != 500 || res.Header.Get("Content-Type") != "application/problem+json" || !strings.Contains(body, `"code":"internal"`) {
+		t.Errorf("answer = %d %s, want 500 internal", res.StatusCode, body)
+	}
+	if strings.Count(log.String(), "\n") != 1 || !strings.Contains(log.String(), `"route":"GET /panic/{id}"`) ||
+		!strings.Contains(log.String(), "internal_test.go") || !strings.Contains(log.String(), `"trace_id":"`) {
+		t.Errorf("log = %s, want one line with route, trace and stack", log.String())
+	}
+	if strings.Contains(log.String()+body, "Kanarienvogel") {
+		t.Errorf("the panic's value is in the log or the answer: %s", log.String())
+	}
+
+	srv := httptest.NewServer(s)
+	defer srv.Close()
+	late, err := http.Get(srv.URL + "/late")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer late.Body.Close()
+	if b, err := io.ReadAll(late.Body); err == nil {
+		t.Errorf("a panic in the middle of an answer left it looking complete: %q", b)
+	}
+}
+
+// TestParameters has huma refuse a parameter: its answer quotes the value.
+func TestParameters(t *testing.T) {
+	s := New(testenv.Postgres(t), testenv.Logger(t))
+	register(s, huma.Operation{Method: "GET", Path: "/list"},
+		func(context.Context, *struct {
+			Limit int `query:"limit" maximum:"100"`
+		}) (*struct{}, error) {
+			return nil, nil
+		})
+	for _, query := range []string{"limit=Kanarienvogel", "limit=987654321"} {
+		res, body := answerTo(t, s, "GET", "/list?"+query, "")
+		if res.StatusCode != 422 || !strings.Contains(body, `"field":"limit","code":"invalid_parameter"`) {
+			t.Errorf("GET /list?%s = %d %s, want 422 that names limit", query, res.StatusCode, body)
+		}
+		if strings.Contains(body, "Kanarienvogel") || strings.Contains(body, "987654321") {
+			t.Errorf("the answer repeats the value: %s", body)
+		}
+	}
+}
+
+// FuzzBody reads any body: what passes obeys the rules, what does not is a problem
+// of the client that does not repeat the password.
+func FuzzBody(f *testing.F) {
+	for _, seed := range []string{
+		goodBody, `{`, `{}{}`, `[]`, `{"email":1}`, `{"a":{"a":1}}`, "{\"name\":\"\xff\"}", `{"name":"\ud800"}`,
+		`{"email":"a@b@c","name":"\u202e","password":"\u0000"}`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var n newUser
+		if p := decode(data, &n); p != nil {
+			if p.Status != 400 || p.Code == "" {
+				t.Errorf("decode(%q) = %v, want status 400 and a code", data, p)
+			}
+			return
+		}
+		sent := n.Password
+		if invalid := n.check(); invalid != nil {
+			p := invalidFields(invalid)
+			if p.Status != 422 || len(sent) > 12 && strings.Contains(p.Detail, sent) {
+				t.Errorf("check(%q) = %v, want 422 without the password", data, p)
+			}
+			return
+		}
+		local, domain, ok := strings.Cut(n.Email, "@")
+		if !ok || local == "" || strings.ToLower(domain) != domain || !strings.Contains(domain, ".") || len(n.Email) > 254 {
+			t.Errorf("email %q was accepted", n.Email)
+		}
+		if strings.TrimSpace(n.Name) != n.Name || n.Name == "" || utf8.RuneCountInString(n.Name) > 200 || !utf8.ValidString(n.Name) {
+			t.Errorf("name %q was accepted", n.Name)
+		}
+		if c := utf8.RuneCountInString(n.Password); c < 12 || c > 256 || strings.ContainsRune(n.Password, 0) {
+			t.Errorf("password %q was accepted", n.Password)
+		}
+	})
+}

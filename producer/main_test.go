@@ -1,0 +1,139 @@
+package producer_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/propagation"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+
+	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/producer"
+)
+
+// spans holds what the tests traced.
+var spans = tracetest.NewInMemoryExporter()
+
+func TestMain(m *testing.M) {
+	otel.SetTracerProvider(sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans)))
+	otel.SetTextMapPropagator(propagation.NewCompositeTextMapPropagator(propagation.TraceContext{}, propagation.Baggage{}))
+	testenv.Main(m)
+}
+
+// password is long enough, and easy to find where it must not be.
+const password = "correct horse battery staple"
+
+// serve starts the user service on db.
+func serve(t *testing.T, db *pgxpool.Pool) *httptest.Server {
+	t.Helper()
+	srv := httptest.NewServer(producer.New(db, testenv.Logger(t)))
+	t.Cleanup(srv.Close)
+	return srv
+}
+
+// An answer is a response that has been read.
+type answer struct {
+	*http.Response
+	body []byte
+}
+
+// problem returns the answer's body as a problem.
+func (a answer) problem(t *testing.T) producer.Problem {
+	t.Helper()
+	var p producer.Problem
+	if err := json.Unmarshal(a.body, &p); err != nil {
+		t.Fatalf("body %q is no problem: %v", a.body, err)
+	}
+	return p
+}
+
+// user returns the answer's body as a user.
+func (a answer) user(t *testing.T) producer.User {
+	t.Helper()
+	var u producer.User
+	if err := json.Unmarshal(a.body, &u); err != nil {
+		t.Fatalf("body %q is no user: %v", a.body, err)
+	}
+	return u
+}
+
+// do sends a request, follows no redirect, and reads the answer.
+func do(t *testing.T, req *http.Request) answer {
+	t.Helper()
+	res, err := http.DefaultTransport.RoundTrip(req)
+	if err != nil {
+		t.Fatalf("%s %s: %v", req.Method, req.URL.Path, err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatalf("%s %s: read answer: %v", req.Method, req.URL.Path, err)
+	}
+	return answer{res, body}
+}
+
+func request(t *testing.T, method, url string, body io.Reader) *http.Request {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	return req
+}
+
+func post(t *testing.T, srv *httptest.Server, body string) answer {
+	t.Helper()
+	return do(t, request(t, "POST", srv.URL+"/users", strings.NewReader(body)))
+}
+
+func get(t *testing.T, srv *httptest.Server, path string) answer {
+	t.Helper()
+	return do(t, request(t, "GET", srv.URL+path, nil))
+}
+
+// signUp returns the body of a sign-up.
+func signUp(email, name, password string) string {
+	b := new(bytes.Buffer)
+	enc := json.NewEncoder(b)
+	enc.SetEscapeHTML(false)
+	_ = enc.Encode(map[string]string{"email": email, "name": name, "password": password})
+	return b.String()
+}
+
+// wantProblem fails unless a is a problem with this status and code.
+func wantProblem(t *testing.T, a answer, status int, code string) producer.Problem {
+	t.Helper()
+	if a.StatusCode != status {
+		t.Fatalf("status = %d, want %d; body %s", a.StatusCode, status, a.body)
+	}
+	if got := a.Header.Get("Content-Type"); got != "application/problem+json" {
+		t.Errorf("Content-Type = %q, want application/problem+json", got)
+	}
+	p := a.problem(t)
+	if p.Status != status || p.Code != code || p.Type != "about:blank" || p.Title == "" || p.Detail == "" {
+		t.Errorf("problem = %s, want status %d, code %s, and type, title and detail", a.body, status, code)
+	}
+	return p
+}
+
+// count returns how many rows table has.
+func count(t *testing.T, db *pgxpool.Pool, table string) int {
+	t.Helper()
+	n := 0
+	if err := db.QueryRow(context.WithoutCancel(t.Context()), `select count(*) from `+table).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}

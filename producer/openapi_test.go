@@ -1,0 +1,47 @@
+package producer_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+func TestOpenAPI(t *testing.T) {
+	srv := serve(t, testenv.Postgres(t))
+	a := get(t, srv, "/openapi.json")
+	var doc struct {
+		OpenAPI    string                    `json:"openapi"`
+		Paths      map[string]map[string]any `json:"paths"`
+		Components struct {
+			Schemas map[string]struct {
+				Properties           map[string]map[string]any `json:"properties"`
+				Required             []string                  `json:"required"`
+				AdditionalProperties bool                      `json:"additionalProperties"`
+			} `json:"schemas"`
+		} `json:"components"`
+	}
+	if err := json.Unmarshal(a.body, &doc); err != nil {
+		t.Fatalf("%v in %s", err, a.body)
+	}
+	if !strings.HasPrefix(doc.OpenAPI, "3.1") || doc.Paths["/users"]["post"] == nil || doc.Paths["/users/{id}"]["get"] == nil {
+		t.Errorf("document lacks 3.1 or an operation: %s", a.body)
+	}
+	n := doc.Components.Schemas["NewUser"]
+	if diff := cmp.Diff([]string{"email", "name", "password"}, n.Required); diff != "" || n.AdditionalProperties {
+		t.Errorf("NewUser: required (-want +got):\n%sadditional properties: %v, want false", diff, n.AdditionalProperties)
+	}
+	if n.Properties["password"]["minLength"] != 12.0 || n.Properties["$schema"] != nil {
+		t.Errorf("NewUser = %v", n.Properties)
+	}
+	if doc.Components.Schemas["Problem"].Properties["code"] == nil || doc.Components.Schemas["User"].Properties["id"]["format"] != "uuid" {
+		t.Errorf("schemas = %+v, want Problem and User", doc.Components.Schemas)
+	}
+	if a := get(t, srv, "/openapi.yaml"); a.StatusCode != 200 || !bytes.HasPrefix(a.body, []byte("components:")) {
+		t.Errorf("GET /openapi.yaml = %d %.40q", a.StatusCode, a.body)
+	}
+}

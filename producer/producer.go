@@ -1,0 +1,170 @@
+// Package producer is the user service: HTTP in, a row and its event out.
+//
+//   - POST /users signs somebody up. The row in users.users and the event
+//     user.created in the outbox commit in one transaction: there is never one
+//     without the other. NATS is not involved.
+//   - GET /users/{id} returns a user.
+//   - GET /openapi.json and /openapi.yaml describe the API (OpenAPI 3.1).
+//
+// # Answers
+//
+// Every refusal is a [Problem] (RFC 9457, application/problem+json) with a stable
+// code. It names the field that is wrong and never repeats its value. 400 says
+// that the body is not what the API reads: no JSON object, an unknown or
+// duplicate field, a wrong type. 422 says that a value breaks a rule. 503 comes
+// with Retry-After and promises that nothing was stored, except with the code
+// outcome_unknown: there the connection broke while PostgreSQL was committing.
+//
+// # Passwords
+//
+// A password is kept as an argon2id hash only, and is normalised to Unicode NFC
+// first, so that it does not depend on the keyboard. No more hashes run at a time
+// than there are processors; who waits too long for a turn is told to come back.
+//
+// # Traces and logs
+//
+// Requests continue the trace of an incoming traceparent, and every answer
+// carries the traceparent of its server span. Log lines and spans hold the route,
+// never a path, an address, a name, a password or a payload. A failure is logged
+// once.
+package producer
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"runtime"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
+	"golang.org/x/sync/semaphore"
+)
+
+const (
+	maxBody        = 64 << 10        // bytes of a request's body
+	requestTimeout = 5 * time.Second // for hash and database together
+	bodyTimeout    = 5 * time.Second // for the body to arrive
+	hashWait       = 2 * time.Second // for a turn to hash
+)
+
+// A Server is the HTTP handler of the user service. It is safe for concurrent use
+// and holds no state but db's.
+type Server struct {
+	db          *pgxpool.Pool
+	log         *slog.Logger
+	mux         *http.ServeMux
+	api         huma.API
+	handler     http.Handler
+	hasher      *hasher
+	timeout     time.Duration
+	bodyTimeout time.Duration
+}
+
+// New returns the user service on db, whose schemas must be migrated before the
+// first request. It does not connect: while PostgreSQL is away, requests are
+// answered with 503, and nobody has to restart anything afterwards. Traces go to
+// OpenTelemetry's global provider.
+func New(db *pgxpool.Pool, log *slog.Logger) *Server {
+	return newServer(db, log, bodyTimeout)
+}
+
+func newServer(db *pgxpool.Pool, log *slog.Logger, bodyTimeout time.Duration) *Server {
+	useProblems()
+	s := &Server{
+		db:  db,
+		log: log,
+		mux: http.NewServeMux(),
+		hasher: &hasher{
+			slots: semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0))),
+			wait:  hashWait,
+		},
+		timeout:     requestTimeout,
+		bodyTimeout: bodyTimeout,
+	}
+	s.api = humago.New(s.mux, apiConfig())
+	s.api.UseMiddleware(requireJSON)
+	s.routes()
+	s.serveOpenAPI()
+	s.handler = otelhttp.NewHandler(http.HandlerFunc(s.serve), "users")
+	return s
+}
+
+// ServeHTTP answers one request.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	boundTracestate(r.Header)
+	s.handler.ServeHTTP(w, r)
+}
+
+func (s *Server) routes() {
+	register(s, huma.Operation{
+		OperationID:   "create-user",
+		Method:        http.MethodPost,
+		Path:          "/users",
+		Summary:       "Sign up",
+		Description:   "Stores a user and announces it with the event user.created, in one transaction.",
+		DefaultStatus: http.StatusCreated,
+		Errors:        []int{400, 408, 409, 413, 415, 503},
+	}, s.createUser)
+	register(s, huma.Operation{
+		OperationID: "get-user",
+		Method:      http.MethodGet,
+		Path:        "/users/{id}",
+		Summary:     "Get a user",
+		Errors:      []int{404, 503},
+		// A malformed id names no user: 404, as for any other id that does not.
+		SkipValidateParams: true,
+	}, s.getUser)
+}
+
+// register adds an operation. The error of fn becomes a [Problem] here and nowhere
+// else, and the request's time is bounded here.
+func register[I, O any](s *Server, op huma.Operation, fn func(context.Context, *I) (*O, error)) {
+	op.SkipValidateBody = true // jsonBody is stricter
+	op.MaxBodyBytes = maxBody + 1
+	op.BodyReadTimeout = s.bodyTimeout
+	huma.Register(s.api, op, func(ctx context.Context, in *I) (*O, error) {
+		ctx, cancel := context.WithTimeout(ctx, s.timeout)
+		defer cancel()
+		out, err := fn(ctx, in)
+		if err != nil {
+			return nil, s.problem(ctx, op.Method+" "+op.Path, err)
+		}
+		return out, nil
+	})
+}
+
+func apiConfig() huma.Config {
+	cfg := huma.DefaultConfig("pgjet user service", "1.0.0")
+	cfg.Info.Description = "Sign up and look up users. Errors are RFC 9457 problems with a stable code."
+	cfg.DocsPath = ""    // it would load scripts from elsewhere
+	cfg.SchemasPath = "" // the document has them
+	cfg.OpenAPIPath = "" // see serveOpenAPI
+	cfg.CreateHooks = nil
+	cfg.Formats = map[string]huma.Format{"application/json": jsonFormat, "json": jsonFormat}
+	return cfg
+}
+
+// serveOpenAPI serves the document that the operations registered so far make up.
+// huma's own routes write it at the first request, unsynchronised.
+func (s *Server) serveOpenAPI() {
+	json, err := s.api.OpenAPI().MarshalJSON()
+	if err != nil {
+		panic(err) // the operations above are wrong
+	}
+	yaml, err := s.api.OpenAPI().YAML()
+	if err != nil {
+		panic(err)
+	}
+	s.serveDocument("/openapi.json", "application/openapi+json", json)
+	s.serveDocument("/openapi.yaml", "application/openapi+yaml", yaml)
+}
+
+func (s *Server) serveDocument(path, contentType string, doc []byte) {
+	s.mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", contentType)
+		_, _ = w.Write(doc) // the client's loss
+	})
+}

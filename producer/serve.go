@@ -1,0 +1,140 @@
+package producer
+
+import (
+	"fmt"
+	"net/http"
+	"path"
+	"runtime"
+	"runtime/debug"
+	"strings"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// serve answers one request inside its server span.
+func (s *Server) serve(rw http.ResponseWriter, r *http.Request) {
+	w := &response{ResponseWriter: rw}
+	h := w.Header()
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cache-Control", "no-store")
+	if tp := traceparent(r); tp != "" {
+		h.Set("Traceparent", tp)
+	}
+	defer s.recoverPanic(w, r)
+
+	pattern, allow := s.route(r)
+	r.Pattern = pattern // names the span, also if the handler panics
+	nameRoute(r)
+	switch {
+	case pattern != "":
+		s.mux.ServeHTTP(w, r)
+	case allow != "":
+		h.Set("Allow", allow)
+		writeProblem(w, newProblem(http.StatusMethodNotAllowed, "method_not_allowed",
+			"This path does not know the request's method."))
+	default:
+		writeProblem(w, newProblem(http.StatusNotFound, "not_found", "There is nothing at this path."))
+	}
+}
+
+// route returns the mux's pattern for r. Without one, it returns the methods that
+// the path knows, if it knows any. Unclean paths do not exist: a redirect to the
+// clean one, as the mux would have it, loses the body.
+func (s *Server) route(r *http.Request) (pattern, allow string) {
+	if p := r.URL.Path; p == "" || p[0] != '/' || path.Clean(p) != p {
+		return "", ""
+	}
+	handler, pattern := s.mux.Handler(r)
+	if pattern != "" {
+		return pattern, ""
+	}
+	refusal := discard{}
+	handler.ServeHTTP(refusal, r)
+	return "", refusal.Header().Get("Allow")
+}
+
+// recoverPanic turns a panic into 500 and one log line. The panic's value may hold
+// anything, so only its type is logged, and the text of the runtime's own errors.
+func (s *Server) recoverPanic(w *response, r *http.Request) {
+	v := recover()
+	if v == nil {
+		return
+	}
+	if v == http.ErrAbortHandler {
+		panic(v)
+	}
+	what := fmt.Sprintf("%T", v)
+	if err, ok := v.(runtime.Error); ok {
+		what = err.Error()
+	}
+	s.log.ErrorContext(r.Context(), "request panicked", "route", r.Pattern,
+		"trace_id", traceID(r.Context()), "panic", what, "stack", string(debug.Stack()))
+	if w.started {
+		panic(http.ErrAbortHandler) // too late for an answer: cut it off visibly
+	}
+	writeProblem(w, internalProblem())
+}
+
+// nameRoute puts the route into the server span, also in the place of the path: a
+// path may hold what does not belong into traces, such as an address where an id
+// should be.
+func nameRoute(r *http.Request) {
+	_, route, found := strings.Cut(r.Pattern, " ")
+	if !found {
+		route = "unknown"
+	}
+	trace.SpanFromContext(r.Context()).SetAttributes(
+		attribute.String("http.route", route), attribute.String("url.path", route))
+}
+
+// maxTracestate is the length that W3C asks everybody to hand on.
+const maxTracestate = 512
+
+// boundTracestate drops a longer tracestate. It would be stored with the event,
+// and a client could fill it until the event is too large to be published.
+func boundTracestate(h http.Header) {
+	n := 0
+	for _, v := range h.Values("Tracestate") {
+		n += len(v)
+	}
+	if n > maxTracestate {
+		h.Del("Tracestate")
+	}
+}
+
+// traceparent returns the W3C trace context of r's server span, or "".
+func traceparent(r *http.Request) string {
+	c := propagation.MapCarrier{}
+	propagation.TraceContext{}.Inject(r.Context(), c)
+	return c["traceparent"]
+}
+
+// A response remembers whether its header has gone out.
+type response struct {
+	http.ResponseWriter
+	started bool
+}
+
+// WriteHeader sends the header.
+func (w *response) WriteHeader(status int) {
+	w.started = true
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Write sends a part of the body, after the header.
+func (w *response) Write(b []byte) (int, error) {
+	w.started = true
+	return w.ResponseWriter.Write(b)
+}
+
+// Unwrap lets deadlines through.
+func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// A discard is the header of an answer that is not sent.
+type discard http.Header
+
+func (d discard) Header() http.Header         { return http.Header(d) }
+func (d discard) Write(b []byte) (int, error) { return len(b), nil }
+func (d discard) WriteHeader(int)             {}
