@@ -105,7 +105,7 @@ func (c *columns) add(e events.Event) error {
 		if err != nil {
 			return err
 		}
-		header = ptr(string(b))
+		header = new(string(b))
 	}
 	c.id = append(c.id, e.ID)
 	c.kind = append(c.kind, e.Type)
@@ -142,8 +142,6 @@ func explain(err error) error {
 	}
 	return err
 }
-
-func ptr[T any](v T) *T { return &v }
 
 func ptrIf[T any](v T, ok bool) *T {
 	if !ok {

@@ -27,19 +27,18 @@ func (s *Server) problem(ctx context.Context, route string, err error) *Problem 
 	if errors.Is(ctx.Err(), context.Canceled) && errors.Is(err, context.Canceled) {
 		return newProblem(499, "client_closed_request", "The client went away.") // nobody reads it
 	}
-	p, level, message := internalProblem(), slog.LevelError, "request failed"
+	p, level := internalProblem(), slog.LevelError
 	switch {
 	case errors.Is(err, errBusy):
 		p = unavailableProblem("busy", "Too many people sign up at the moment. Try again.")
-		level, message = slog.LevelWarn, "request refused, the client may retry"
+		level = slog.LevelWarn
 	case errors.Is(err, errOutcomeUnknown):
 		p = unavailableProblem("outcome_unknown", "The connection to the database broke: the request may have been carried out, or not.")
 	case unavailable(err):
 		p = unavailableProblem("database_unavailable", "The database is not available. Nothing was stored. Try again.")
-		message = "database unavailable, the client may retry"
 	}
 	trace.SpanFromContext(ctx).SetAttributes(attribute.String("error.type", p.Code))
-	s.log.Log(ctx, level, message, "route", route, "trace_id", traceID(ctx), "code", p.Code, "err", redact(err))
+	s.log.Log(ctx, level, "request failed", "route", route, "trace_id", traceID(ctx), "code", p.Code, "err", redact(err))
 	return p
 }
 
@@ -100,12 +99,8 @@ func redact(err error) string {
 	if !ok || passing(pgErr) || class(pgErr) == "42" || class(pgErr) == "3F" {
 		return err.Error()
 	}
-	short := "SQLSTATE " + pgErr.Code
-	for _, name := range []string{pgErr.SchemaName, pgErr.TableName, pgErr.ConstraintName} {
-		if name != "" {
-			short += " " + name
-		}
-	}
+	short := strings.Join(strings.Fields(
+		"SQLSTATE "+pgErr.Code+" "+pgErr.SchemaName+" "+pgErr.TableName+" "+pgErr.ConstraintName), " ")
 	before, after, _ := strings.Cut(err.Error(), pgErr.Error())
 	if before == err.Error() { // put in other words
 		return short

@@ -3,6 +3,7 @@ package producer
 import (
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -87,9 +88,7 @@ func writeProblem(w http.ResponseWriter, p *Problem) {
 	if err != nil {
 		panic(err) // strings and an int
 	}
-	for name, values := range p.GetHeaders() {
-		w.Header()[name] = values
-	}
+	maps.Copy(w.Header(), p.GetHeaders())
 	w.Header().Set("Content-Type", p.ContentType(""))
 	w.WriteHeader(p.Status)
 	_, _ = w.Write(body) // the client's loss

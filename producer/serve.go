@@ -62,7 +62,7 @@ func (s *Server) recoverPanic(w *response, r *http.Request) {
 	if v == nil {
 		return
 	}
-	if v == http.ErrAbortHandler {
+	if v == http.ErrAbortHandler { //nolint:errorlint // a sentinel of panics, which nobody wraps
 		panic(v)
 	}
 	what := fmt.Sprintf("%T", v)

@@ -79,11 +79,9 @@ func (c *chain) wait(ctx context.Context) (err error) {
 	for _, s := range c.sent {
 		select {
 		case ack := <-s.ack.Ok():
-			if ack.Sequence != c.session.last+1 {
-				return fmt.Errorf("event %s was stored at sequence %d, want %d", s.id, ack.Sequence, c.session.last+1)
+			if err := c.confirm(ctx, s.id, ack.Sequence); err != nil {
+				return err
 			}
-			c.session.last, c.session.lastID, c.session.appended = ack.Sequence, s.id, s.id
-			c.metrics.published.Add(ctx, 1)
 		case err := <-s.ack.Err():
 			return fmt.Errorf("publish event %s: %w", s.id, cause(err))
 		case <-ctx.Done():
@@ -93,6 +91,16 @@ func (c *chain) wait(ctx context.Context) (err error) {
 	c.Log.DebugContext(ctx, "published", "events", len(c.sent), "stream_seq", c.session.last,
 		"took", time.Since(c.begun).Round(10*time.Microsecond))
 	c.sent, c.links = c.sent[:0], c.links[:0]
+	return nil
+}
+
+// confirm notes that the stream holds the event with this id at seq.
+func (s *session) confirm(ctx context.Context, id uuid.UUID, seq uint64) error {
+	if seq != s.last+1 {
+		return fmt.Errorf("event %s was stored at sequence %d, want %d", id, seq, s.last+1)
+	}
+	s.last, s.lastID, s.appended = seq, id, id
+	s.metrics.published.Add(ctx, 1)
 	return nil
 }
 

@@ -48,6 +48,11 @@ func newMetrics(r *Relay) (*metrics, error) {
 	return m, err
 }
 
+// stop ends the observation of the relay.
+func (m *metrics) stop() {
+	_ = m.registration.Unregister() // it fails only if there is none
+}
+
 // link returns a span link to the context in which e was created, if it has one.
 func link(e events.Event) []trace.Link {
 	if e.Traceparent == "" {

@@ -143,8 +143,7 @@ func (pr program) start(ctx context.Context, o PostgresOptions) (*Postgres, erro
 		err = p.createDatabase(ctx)
 	}
 	if err != nil {
-		p.Stop()
-		return p, err
+		return p, errors.Join(err, p.Stop())
 	}
 	return p, nil
 }
@@ -304,7 +303,7 @@ func (p *Postgres) Stop() error {
 		return nil
 	}
 	if !p.end(syscall.SIGQUIT, patience) {
-		p.cmd.Process.Kill()
+		_ = p.cmd.Process.Kill() // it ended by itself otherwise
 		<-p.done
 	}
 	return fmt.Errorf("PostgreSQL (pid %d) did not shut down within %s and was ended by force%s", p.PID(), patience, p.output)

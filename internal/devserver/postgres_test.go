@@ -47,7 +47,7 @@ func beParent(dir string) {
 // openDir returns a directory that every user may enter, as t.TempDir is not.
 func openDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "pgjet-devserver-")
+	dir, err := os.MkdirTemp("", "pgjet-devserver-") //nolint:usetesting // that is the point
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -176,7 +176,7 @@ func makeTemplate(ctx context.Context, admin *pgxpool.Pool) (string, error) {
 		if _, err := conn.Exec(ctx, `select pg_advisory_lock(hashtextextended('pgjet test template', 0))`); err != nil {
 			return err
 		}
-		defer conn.Exec(context.WithoutCancel(ctx), `select pg_advisory_unlock_all()`)
+		defer conn.Conn().Close(context.WithoutCancel(ctx)) // and with it the lock
 		exists := false
 		err := conn.QueryRow(ctx, `select exists (select from pg_database where datname = $1)`, name).Scan(&exists)
 		if err != nil || exists {
