@@ -72,7 +72,7 @@ func TestRedact(t *testing.T) {
 		{&pgconn.PgError{Severity: "ERROR", Code: "42P01", Message: "relation x does not exist"}, "ERROR: relation x does not exist (SQLSTATE 42P01)"},
 		{&pgconn.PgError{Severity: "ERROR", Code: "22P02", Message: `invalid input "secret"`}, "SQLSTATE 22P02"},
 		{fmt.Errorf("insert user: %w", &pgconn.PgError{Code: "23514", Message: "secret", TableName: "users", ConstraintName: "names"}), "insert user: SQLSTATE 23514 users names"},
-		{&pgconn.PgError{Code: "", Message: "secret"}, "SQLSTATE "},
+		{&pgconn.PgError{Code: "", Message: "secret"}, "SQLSTATE"},
 	} {
 		if got := redact(tt.err); got != tt.want {
 			t.Errorf("redact(%v) = %q, want %q", tt.err, got, tt.want)

@@ -89,7 +89,7 @@ func newLogger(w io.Writer, level slog.Level) *slog.Logger {
 
 // readableLogger writes lines for people, coloured on a terminal.
 func readableLogger(w io.Writer, level slog.Level) *slog.Logger {
-	return slog.New(tint.NewHandler(w, &tint.Options{
+	return slog.New(tint.NewTextHandler(w, &tint.Options{
 		Level: level, TimeFormat: time.TimeOnly, NoColor: !terminal(w) || os.Getenv("NO_COLOR") != "",
 	}))
 }
@@ -120,7 +120,7 @@ func (s *settings) pool(ctx context.Context, application string) (*pgxpool.Pool,
 	}
 	config.MaxConns = max(config.MaxConns, 10)
 	config.ConnConfig.RuntimeParams["application_name"] = application
-	config.ConnConfig.Tracer = otelpgx.NewTracer(otelpgx.WithTrimSQLInSpanName())
+	config.ConnConfig.Tracer = otelpgx.NewTracer()
 	return pgxpool.NewWithConfig(ctx, config)
 }
 
