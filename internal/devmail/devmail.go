@@ -1,0 +1,97 @@
+// Package devmail is the mail server of "pgjet dev": SMTP on a socket, and what
+// arrived on a web page for a person and as JSON for a test. Nothing is delivered
+// any further.
+//
+// It is for development only. Whoever reaches its sockets may send any mail and
+// read every mail: there is no authentication and no TLS, so listen on loopback.
+//
+// # SMTP
+//
+// Every recipient is accepted. A mail is answered with 250 once it is stored: with
+// a directory, once its file is written, synced and renamed. What arrives is
+// limited to 10 MiB a mail; the newest 1000 mails are kept, and of those no more
+// than 128 MiB, though always the newest one.
+//
+// # HTTP
+//
+//	GET    /                   the page; /messages/{id} with that mail open
+//	GET    /api/messages       every [Mail], newest first; ?to=ann@example.com filters
+//	GET    /api/messages/{id}  one [Mail]
+//	DELETE /api/messages       forget all mails, files too
+//	GET    /api/fault          the fault to come: {"code":451,"count":3}
+//	PUT    /api/fault          the next count sends fail with code; count 0 clears
+//
+// A fault strikes at the end of DATA, as a server does that is full, restarting or
+// dislikes what it has read: the sender has given everything away and is told no.
+// So one send uses up one fault, however many recipients it names, and its mail is
+// not stored. With code 421 the connection is closed as well.
+//
+// Errors are application/problem+json (RFC 9457); where a field is to blame, the
+// problem names it. A browser may change things from this server's own pages only.
+package devmail
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/emersion/go-smtp"
+)
+
+const (
+	maxMail       = 10 << 20 // bytes of one mail
+	maxRecipients = 1000     // of one mail
+	readTimeout   = time.Minute
+	writeTimeout  = 10 * time.Second
+)
+
+// A Server takes mails in by SMTP and shows them over HTTP. It is safe for
+// concurrent use.
+type Server struct {
+	log    *slog.Logger
+	box    *mailbox
+	faults faults
+}
+
+// New returns a server that keeps mails in dir, one file each, and starts with
+// those it finds there; it makes dir if need be. A file that cannot be understood
+// is logged and left alone. With dir "" mails live in memory only. Two servers must
+// not share a directory.
+func New(dir string, log *slog.Logger) (*Server, error) {
+	box, err := openMailbox(dir, log)
+	if err != nil {
+		return nil, fmt.Errorf("open mailbox %s: %w", dir, err)
+	}
+	return &Server{log: log, box: box}, nil
+}
+
+// ServeSMTP serves SMTP on l until ctx ends, then returns nil; any other end is an
+// error. On the way out it closes l, lets a mail in hand be stored and answered,
+// and answers 421 to everyone else, so nothing of it runs on after it has returned.
+func (s *Server) ServeSMTP(ctx context.Context, l net.Listener) error {
+	srv := s.smtpServer()
+	door := &listener{Listener: l}
+	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
+
+	err := srv.Serve(door)
+	door.drain()
+	_ = srv.Shutdown(context.WithoutCancel(ctx)) // waits; the write timeout bounds it
+	if ctx.Err() != nil {
+		return nil // that is why the listener was closed
+	}
+	return fmt.Errorf("serve smtp on %s: %w", l.Addr(), err)
+}
+
+func (s *Server) smtpServer() *smtp.Server {
+	srv := smtp.NewServer(smtp.BackendFunc(s.newSession))
+	srv.Domain = "localhost"
+	srv.MaxMessageBytes = maxMail
+	srv.MaxRecipients = maxRecipients
+	srv.ReadTimeout = readTimeout
+	srv.WriteTimeout = writeTimeout
+	srv.EnableSMTPUTF8 = true
+	srv.ErrorLog = slog.NewLogLogger(s.log.Handler(), slog.LevelWarn)
+	return srv
+}

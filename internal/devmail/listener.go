@@ -1,0 +1,70 @@
+package devmail
+
+import (
+	"net"
+	"sync"
+	"time"
+)
+
+// A listener can drain the connections that it has accepted: work in hand is
+// answered, nothing more is read. [smtp.Server] has no such way to stop; its Close
+// cuts off answers, its Shutdown waits for idle senders.
+type listener struct {
+	net.Listener
+
+	mu       sync.Mutex
+	conns    map[*conn]struct{}
+	draining bool
+}
+
+// Accept waits for the next connection.
+func (l *listener) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{Conn: nc, door: l}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.conns == nil {
+		l.conns = make(map[*conn]struct{})
+	}
+	l.conns[c] = struct{}{}
+	return c, nil
+}
+
+// drain ends all reading, now and later. Call it after the last Accept.
+func (l *listener) drain() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.draining = true
+	for c := range l.conns {
+		_ = c.Conn.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// A conn belongs to a listener that may be draining.
+type conn struct {
+	net.Conn
+
+	door *listener
+}
+
+// SetReadDeadline fails with [net.ErrClosed] once the listener drains, which ends
+// the SMTP server's loop over commands.
+func (c *conn) SetReadDeadline(t time.Time) error {
+	c.door.mu.Lock()
+	defer c.door.mu.Unlock()
+	if c.door.draining {
+		return net.ErrClosed
+	}
+	return c.Conn.SetReadDeadline(t)
+}
+
+// Close closes the connection and lets the listener forget it.
+func (c *conn) Close() error {
+	c.door.mu.Lock()
+	defer c.door.mu.Unlock()
+	delete(c.door.conns, c)
+	return c.Conn.Close()
+}

@@ -1,0 +1,83 @@
+package devmail
+
+import (
+	"errors"
+	"io"
+	"slices"
+
+	"github.com/emersion/go-smtp"
+)
+
+// What a sender is told. All but the size limit may be tried again.
+var (
+	errNotWhole  = &smtp.SMTPError{Code: 421, EnhancedCode: smtp.EnhancedCode{4, 4, 2}, Message: "devmail: the mail did not arrive whole"}
+	errNotStored = &smtp.SMTPError{Code: 452, EnhancedCode: smtp.EnhancedCode{4, 3, 1}, Message: "devmail: the mail could not be stored"}
+)
+
+// A session is one SMTP connection.
+type session struct {
+	*Server
+	conn *smtp.Conn
+	from string
+	to   []string
+	// hangUp asks Reset, which follows the answer to DATA, to close the connection.
+	hangUp bool
+}
+
+func (s *Server) newSession(c *smtp.Conn) (smtp.Session, error) {
+	return &session{Server: s, conn: c}, nil
+}
+
+// Mail begins a mail.
+func (s *session) Mail(from string, _ *smtp.MailOptions) error {
+	s.from, s.to = from, nil
+	return nil
+}
+
+// Rcpt accepts every recipient.
+func (s *session) Rcpt(to string, _ *smtp.RcptOptions) error {
+	s.to = append(s.to, to)
+	return nil
+}
+
+// Data stores the mail, or fails as the fault in force says. Nothing of the session
+// may be touched before r has been read to its end: with BDAT, Reset runs at the
+// same time if the sender gives up.
+func (s *session) Data(r io.Reader) error {
+	raw, err := io.ReadAll(r)
+	if err != nil {
+		return refusal(err)
+	}
+	if code := s.faults.take(); code != 0 {
+		s.hangUp = code == 421
+		return &smtp.SMTPError{Code: code, Message: "devmail: fault injected"}
+	}
+	if err := s.box.put(s.from, slices.Clone(s.to), raw); err != nil {
+		s.log.Error("store mail, sender told to try again", "err", err)
+		return errNotStored
+	}
+	return nil
+}
+
+// refusal is what the sender of a mail that could not be read is told. A go-smtp
+// server answers an unknown error with 554, for good; a broken connection is not.
+func refusal(err error) error {
+	if smtpErr, ok := errors.AsType[*smtp.SMTPError](err); ok {
+		return smtpErr
+	}
+	if errors.Is(err, smtp.ErrTooLongLine) {
+		return err
+	}
+	return errNotWhole
+}
+
+// Reset forgets the mail that was begun.
+func (s *session) Reset() {
+	s.from, s.to = "", nil
+	if s.hangUp {
+		_ = s.conn.Conn().Close()
+	}
+}
+
+// Logout has nothing to free.
+func (s *session) Logout() error { return nil }
