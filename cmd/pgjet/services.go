@@ -68,7 +68,7 @@ func (s *settings) relayPart(log *slog.Logger) (part, error) {
 	if err != nil {
 		return part{}, err
 	}
-	r := &relay.Relay{Database: config.ConnConfig, NATSURL: s.natsURL, Stream: s.stream, Source: "/users", Log: log}
+	r := &relay.Relay{Database: config.ConnConfig, NATSURL: s.natsURL, NATS: s.natsOptions(), Stream: s.stream, Source: "/users", Log: log}
 	return part{"relay", r.Run, r.Ready}, nil
 }
 

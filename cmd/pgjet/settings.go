@@ -25,6 +25,7 @@ import (
 type settings struct {
 	databaseURL string
 	natsURL     string
+	natsCreds   string
 	stream      string
 	smtpURL     string
 	mailFrom    string
@@ -39,7 +40,19 @@ func (s *settings) databaseFlag(f *pflag.FlagSet) {
 
 func (s *settings) natsFlags(f *pflag.FlagSet) {
 	f.StringVar(&s.natsURL, "nats-url", "nats://127.0.0.1:4222", "NATS servers, joined by commas")
+	s.natsCredsFlag(f)
 	s.streamFlag(f)
+}
+
+func (s *settings) natsCredsFlag(f *pflag.FlagSet) {
+	f.StringVar(&s.natsCreds, "nats-creds", "", "credentials file for NATS")
+}
+
+func (s *settings) natsOptions() []nats.Option {
+	if s.natsCreds == "" {
+		return nil
+	}
+	return []nats.Option{nats.UserCredentials(s.natsCreds)}
 }
 
 func (s *settings) streamFlag(f *pflag.FlagSet) {
@@ -146,7 +159,7 @@ func host(c *pgx.ConnConfig) string { return fmt.Sprintf("%s:%d", c.Host, c.Port
 // connectNATS returns a connection that keeps trying for ever, from the beginning,
 // and says so once each time.
 func (s *settings) connectNATS(name string, log *slog.Logger) (*nats.Conn, jetstream.JetStream, error) {
-	nc, err := nats.Connect(s.natsURL, nats.Name(name),
+	nc, err := nats.Connect(s.natsURL, append(s.natsOptions(), nats.Name(name),
 		nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectWait(500*time.Millisecond),
 		nats.PingInterval(10*time.Second),
 		nats.DisconnectErrHandler(func(nc *nats.Conn, err error) {
@@ -155,7 +168,7 @@ func (s *settings) connectNATS(name string, log *slog.Logger) (*nats.Conn, jetst
 			}
 		}),
 		nats.ReconnectHandler(func(*nats.Conn) { log.Info("connected to NATS") }),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { log.Warn("NATS reports an error", "err", err) }))
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { log.Warn("NATS reports an error", "err", err) }))...)
 	if err != nil {
 		return nil, nil, usagef("--nats-url: %w", err)
 	}
@@ -169,7 +182,7 @@ func (s *settings) connectNATS(name string, log *slog.Logger) (*nats.Conn, jetst
 
 // reachNATS returns a connection that is up, for commands that do not wait.
 func (s *settings) reachNATS() (*nats.Conn, jetstream.JetStream, error) {
-	nc, err := nats.Connect(s.natsURL, nats.Name("pgjet"), nats.Timeout(5*time.Second))
+	nc, err := nats.Connect(s.natsURL, append(s.natsOptions(), nats.Name("pgjet"), nats.Timeout(5*time.Second))...)
 	if err != nil {
 		return nil, nil, &exitError{exitUnreachable, fmt.Errorf("cannot reach NATS: %w", err)}
 	}

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+)
+
+const root = "../../"
+
+func read(t *testing.T, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(root + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// TestDocsShowCompiledCode: Go in the README stands word for word in an example
+// that the tests run.
+func TestDocsShowCompiledCode(t *testing.T) {
+	examples := read(t, "outbox/example_test.go")
+	blocks := regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(read(t, "README.md"), -1)
+	if len(blocks) == 0 {
+		t.Error("the README shows no Go code")
+	}
+	for _, b := range blocks {
+		if !strings.Contains(examples, b[1]) {
+			t.Errorf("this code of the README is in no example:\n%s", b[1])
+		}
+	}
+}
+
+// TestDocsNameTestsThatExist: a promise names the tests that prove it.
+func TestDocsNameTestsThatExist(t *testing.T) {
+	var tests strings.Builder
+	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		tests.WriteString(read(t, strings.TrimPrefix(path, root)))
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, doc := range []string{"README.md", "docs/decisions.md"} {
+		for _, name := range regexp.MustCompile("`(Test[A-Za-z0-9]+)`").FindAllStringSubmatch(read(t, doc), -1) {
+			if !regexp.MustCompile(`(?m)^func ` + name[1] + `\(`).MatchString(tests.String()) {
+				t.Errorf("%s names %s, which does not exist", doc, name[1])
+			}
+		}
+	}
+}
+
+// TestDocsNameCommandsThatExist: each "pgjet …" in the docs is a command with those
+// flags, each "make …" a target.
+func TestDocsNameCommandsThatExist(t *testing.T) {
+	makefile := read(t, "Makefile")
+	for _, doc := range []string{"README.md", "docs/cli.md", "docs/decisions.md"} {
+		text := read(t, doc)
+		for _, m := range regexp.MustCompile("(?m)(?:^|`|/|\\s)pgjet ((?:dev|users|relay|consume|migrate|stream|ready)\\b[^`|\n]*)(?:`|$)").FindAllStringSubmatch(text, -1) {
+			checkCommand(t, doc, strings.Fields(m[1]))
+		}
+		for _, m := range regexp.MustCompile("(?m)(?:^|`)make ([a-z-]+)(?:`|$)").FindAllStringSubmatch(text, -1) {
+			if !strings.Contains(makefile, "\n"+m[1]+":") {
+				t.Errorf("%s says make %s, which is no target", doc, m[1])
+			}
+		}
+	}
+}
+
+func checkCommand(t *testing.T, doc string, words []string) {
+	t.Helper()
+	cmd, rest, err := newRoot().Find(words)
+	if err != nil || !cmd.Runnable() && len(rest) > 0 {
+		t.Errorf("%s says pgjet %s: there is no such command", doc, strings.Join(words, " "))
+		return
+	}
+	if err := cmd.ParseFlags(rest); err != nil {
+		t.Errorf("%s says pgjet %s: %v", doc, strings.Join(words, " "), err)
+		return
+	}
+	if err := cmd.ValidateArgs(cmd.Flags().Args()); err != nil {
+		t.Errorf("%s says pgjet %s: %v", doc, strings.Join(words, " "), err)
+	}
+}
+
+// TestEveryFlagIsDocumented: docs/cli.md lists every command and every flag.
+func TestEveryFlagIsDocumented(t *testing.T) {
+	doc := read(t, "docs/cli.md")
+	var walk func(cmd *cobra.Command)
+	walk = func(cmd *cobra.Command) {
+		if cmd.Runnable() && !strings.Contains(doc, "`"+cmd.CommandPath()) {
+			t.Errorf("docs/cli.md does not list %s", cmd.CommandPath())
+		}
+		for _, line := range strings.Split(cmd.LocalFlags().FlagUsages(), "\n") {
+			if m := regexp.MustCompile(`--([a-z-]+)`).FindStringSubmatch(line); m != nil && !strings.Contains(doc, "`--"+m[1]+"`") {
+				t.Errorf("docs/cli.md does not list --%s of %s", m[1], cmd.CommandPath())
+			}
+		}
+		for _, c := range cmd.Commands() {
+			walk(c)
+		}
+	}
+	walk(newRoot())
+}
