@@ -23,7 +23,7 @@ const maxInFlight = 2000
 // prefix. The sequence alone would not do: if somebody else's message took the
 // place of the first, the second would find the sequence that it expects.
 type chain struct {
-	*session
+	*term
 	last   uint64    // the sequence that the next message expects
 	lastID uuid.UUID // the id that it expects there; none at the start of a session
 	sent   []sent
@@ -88,14 +88,14 @@ func (c *chain) wait(ctx context.Context) (err error) {
 			return fmt.Errorf("publish event %s: no answer: %w", s.id, ctx.Err())
 		}
 	}
-	c.Log.DebugContext(ctx, "published", "events", len(c.sent), "stream_seq", c.session.last,
+	c.Log.DebugContext(ctx, "published", "events", len(c.sent), "stream_seq", c.term.last,
 		"took", time.Since(c.begun).Round(10*time.Microsecond))
 	c.sent, c.links = c.sent[:0], c.links[:0]
 	return nil
 }
 
 // confirm notes that the stream holds the event with this id at seq.
-func (s *session) confirm(ctx context.Context, id uuid.UUID, seq uint64) error {
+func (s *term) confirm(ctx context.Context, id uuid.UUID, seq uint64) error {
 	if seq != s.last+1 {
 		return fmt.Errorf("event %s was stored at sequence %d, want %d", id, seq, s.last+1)
 	}

@@ -23,7 +23,7 @@ var errFenced = errors.New("fenced: another relay took the lead")
 // lead connects to the database and waits until this is the only relay of the
 // stream. The lock lives and dies with the connection, so a crash hands over at
 // once.
-func (s *session) lead(ctx context.Context) error {
+func (s *term) lead(ctx context.Context) error {
 	if err := s.openDatabase(ctx); err != nil {
 		return fmt.Errorf("database_unreachable: %w", err)
 	}
@@ -33,7 +33,7 @@ func (s *session) lead(ctx context.Context) error {
 		return fmt.Errorf("take the lead: %w", err)
 	}
 	if !locked {
-		if s.setReason(errStandby) {
+		if s.keeper.Waiting(errStandby) {
 			s.Log.InfoContext(ctx, "another relay leads, standing by", "stream", s.Stream)
 		}
 		if _, err := s.db.Exec(ctx, `select pg_advisory_lock(`+key+`)`, s.Stream); err != nil {
@@ -52,7 +52,7 @@ func (s *session) lead(ctx context.Context) error {
 	return err
 }
 
-func (s *session) openDatabase(ctx context.Context) error {
+func (s *term) openDatabase(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	config := s.Database.Copy()
@@ -80,7 +80,7 @@ type checkpoint struct {
 
 // resync finds out what the stream holds: the newest checkpoint that it confirms,
 // and the ids behind it. Without any the whole outbox is compared by id.
-func (s *session) resync(ctx context.Context) error {
+func (s *term) resync(ctx context.Context) error {
 	info := s.stream.CachedInfo()
 	// PostgreSQL keeps microseconds.
 	s.created, s.last = info.Created.Truncate(time.Microsecond), info.State.LastSeq
@@ -101,7 +101,7 @@ func (s *session) resync(ctx context.Context) error {
 // confirmed returns the newest checkpoint that agrees with the stream: written for
 // this incarnation of it, not past its end, and the message there is the one that
 // the checkpoint names, or has aged out.
-func (s *session) confirmed(ctx context.Context, state jetstream.StreamState) (checkpoint, error) {
+func (s *term) confirmed(ctx context.Context, state jetstream.StreamState) (checkpoint, error) {
 	rows, err := s.db.Query(ctx, `
 		select stream_seq, event_id, snapshot::text, floor
 		  from pgjet.checkpoint
@@ -132,7 +132,7 @@ func (s *session) confirmed(ctx context.Context, state jetstream.StreamState) (c
 	return checkpoint{}, nil
 }
 
-func (s *session) confirms(ctx context.Context, state jetstream.StreamState, c checkpoint) (bool, error) {
+func (s *term) confirms(ctx context.Context, state jetstream.StreamState, c checkpoint) (bool, error) {
 	if c.id == nil || c.seq < state.FirstSeq {
 		return true, nil
 	}
@@ -147,7 +147,7 @@ func (s *session) confirms(ctx context.Context, state jetstream.StreamState, c c
 }
 
 // readStored reads the ids of all messages from seq to the end, headers only.
-func (s *session) readStored(ctx context.Context, seq uint64, state jetstream.StreamState) error {
+func (s *term) readStored(ctx context.Context, seq uint64, state jetstream.StreamState) error {
 	s.stored = make(map[uuid.UUID]struct{})
 	if seq = max(seq, state.FirstSeq); seq > state.LastSeq || state.Msgs == 0 {
 		return nil
@@ -187,7 +187,7 @@ func (s *session) readStored(ctx context.Context, seq uint64, state jetstream.St
 // save writes a checkpoint if the position has moved. It fails if another relay
 // leads by now. While the stream is known to hold events beyond the position there
 // is none to write: who resumed behind them would publish them again.
-func (s *session) save(ctx context.Context) error {
+func (s *term) save(ctx context.Context) error {
 	if !s.dirty || len(s.stored) > 0 {
 		return nil
 	}
@@ -218,7 +218,7 @@ func (s *session) save(ctx context.Context) error {
 
 // quarantine sets aside an event that no stream would take, so that the others
 // flow. The row stays in the outbox.
-func (s *session) quarantine(ctx context.Context, e events.Event, reason error) error {
+func (s *term) quarantine(ctx context.Context, e events.Event, reason error) error {
 	s.Log.ErrorContext(ctx, "event can never be published, set aside in pgjet.quarantine",
 		"event_id", e.ID, "outbox_seq", e.Seq, "err", reason)
 	_, err := s.db.Exec(ctx, `

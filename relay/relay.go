@@ -30,13 +30,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
 	"time"
 
-	"github.com/cenkalti/backoff/v4"
 	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/internal/session"
 )
 
 // A Relay moves events from one outbox to one stream. Set its fields, then call
@@ -49,9 +49,7 @@ type Relay struct {
 	Source   string          // the CloudEvents source of the events; "" is pgjet
 	Log      *slog.Logger    // nil discards
 
-	mu     sync.Mutex
-	moving bool  // it leads and publishes
-	reason error // why not
+	keeper session.Keeper
 }
 
 // Limits on how long one step may take before the session counts as lost.
@@ -60,10 +58,7 @@ const (
 	ackTimeout     = 10 * time.Second
 )
 
-var (
-	errStarting = errors.New("starting")
-	errStandby  = errors.New("standby: another relay leads")
-)
+var errStandby = errors.New("standby: another relay leads")
 
 // Run publishes until ctx ends, and returns nil then. It keeps trying whatever
 // fails, and logs each new reason once. An event in hand is finished or left to
@@ -76,54 +71,21 @@ func (r *Relay) Run(ctx context.Context) error {
 	}
 	defer metrics.stop()
 
-	wait := backoff.NewExponentialBackOff(
-		backoff.WithInitialInterval(100*time.Millisecond),
-		backoff.WithMaxInterval(5*time.Second),
-		backoff.WithMaxElapsedTime(0))
-	for ctx.Err() == nil {
+	r.keeper.Run(ctx, r.Log, "relay is not publishing", func(ctx context.Context) error {
 		metrics.sessions.Add(ctx, 1)
-		s := session{Relay: r, metrics: metrics}
-		err := s.run(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if s.led {
-			wait.Reset()
-		}
-		if r.setReason(err) {
-			r.Log.WarnContext(ctx, "relay is not publishing, will keep trying", "err", err)
-		}
-		select {
-		case <-time.After(wait.NextBackOff()):
-		case <-ctx.Done():
-		}
-	}
+		term := term{Relay: r, metrics: metrics}
+		return term.run(ctx)
+	})
 	return nil
 }
 
 // Ready returns nil while the relay leads and publishes, else why it does not.
-func (r *Relay) Ready(context.Context) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.moving {
-		return nil
-	}
-	return cmp.Or(r.reason, errStarting)
-}
+func (r *Relay) Ready(context.Context) error { return r.keeper.Ready() }
 
 func (r *Relay) setDefaults() {
 	r.Stream = cmp.Or(r.Stream, "EVENTS")
 	r.Source = cmp.Or(r.Source, "pgjet")
 	r.Log = cmp.Or(r.Log, slog.New(slog.DiscardHandler))
-}
-
-// setReason records why nothing moves and reports whether that is news.
-func (r *Relay) setReason(err error) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	news := r.moving != (err == nil) || fmt.Sprint(r.reason) != fmt.Sprint(err)
-	r.moving, r.reason = err == nil, err
-	return news
 }
 
 // cause puts a stable word before an error of the stream: what stands in the way.

@@ -17,13 +17,14 @@ var layers = []struct{ pkg, imports string }{
 	{"events", ""},
 	{"migrations", ""},
 	{"internal/health", ""},
+	{"internal/session", ""},
 	{"internal/telemetry", ""},
 	// What a service needs.
 	{"outbox", "events"},
 	{"consumers", "events"},
 	// Services: they meet in rows and messages, not here.
 	{"producer", "events outbox"},
-	{"relay", "events outbox"},
+	{"relay", "events internal/session outbox"},
 	{"consumers/mailer", "consumers events"},
 	// Tools.
 	{"internal/devserver", ""},

@@ -28,8 +28,9 @@ const pingInterval = 5 * time.Second
 // checkpointEvery is the least time between two checkpoints.
 const checkpointEvery = 100 * time.Millisecond
 
-// A session is one term of leadership on one pair of connections.
-type session struct {
+// A term is one session of a relay: one pair of connections, and leadership while
+// it lasts.
+type term struct {
 	*Relay
 	metrics *metrics
 
@@ -39,7 +40,6 @@ type session struct {
 	stream jetstream.Stream
 	closed chan nats.Status // the connection is lost
 	epoch  int64
-	led    bool // the session got as far as publishing
 
 	position outbox.Position        // all events up to here are in the stream
 	created  time.Time              // the stream's incarnation
@@ -52,7 +52,7 @@ type session struct {
 }
 
 // run takes the lead, resyncs, and publishes until something fails or ctx ends.
-func (s *session) run(ctx context.Context) error {
+func (s *term) run(ctx context.Context) error {
 	defer s.close()
 	if err := s.lead(ctx); err != nil {
 		return err
@@ -63,8 +63,7 @@ func (s *session) run(ctx context.Context) error {
 	if err := s.resync(ctx); err != nil {
 		return err
 	}
-	s.setReason(nil)
-	s.led = true
+	s.keeper.Working()
 	s.Log.InfoContext(ctx, "relay leads", "stream", s.Stream, "epoch", s.epoch,
 		"outbox_seq", s.position.Floor, "stream_seq", s.last, "stored_since_checkpoint", len(s.stored))
 	return s.publish(ctx)
@@ -73,7 +72,7 @@ func (s *session) run(ctx context.Context) error {
 // connect opens the publishing connection. It must not outlive its session: a
 // publish that a reconnect flushes late could match a sequence that a server,
 // having lost its tail, gives out again.
-func (s *session) connect(ctx context.Context) error {
+func (s *term) connect(ctx context.Context) error {
 	options := append([]nats.Option{
 		nats.Name("pgjet-relay"), nats.NoReconnect(), nats.ReconnectBufSize(-1),
 		nats.Timeout(connectTimeout),
@@ -93,7 +92,7 @@ func (s *session) connect(ctx context.Context) error {
 	return nil
 }
 
-func (s *session) close() {
+func (s *term) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	if s.nc != nil {
@@ -106,7 +105,7 @@ func (s *session) close() {
 
 // publish moves events until something fails. When ctx ends it finishes the page
 // in hand, saves its place, and returns nil.
-func (s *session) publish(ctx context.Context) error {
+func (s *term) publish(ctx context.Context) error {
 	wait := pollBusy
 	for {
 		work, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*ackTimeout)
@@ -134,8 +133,8 @@ func (s *session) publish(ctx context.Context) error {
 
 // step publishes what has become visible, up to a page or so, waits until the
 // stream has confirmed it, and returns how many events it looked at.
-func (s *session) step(ctx context.Context) (int, error) {
-	c := chain{session: s, last: s.last, lastID: s.appended}
+func (s *term) step(ctx context.Context) (int, error) {
+	c := chain{term: s, last: s.last, lastID: s.appended}
 	n := 0
 	to, err := outbox.Read(ctx, s.db, s.position, func(e events.Event) error {
 		n++
