@@ -308,22 +308,6 @@ func TestForeignWriterIsNoticed(t *testing.T) {
 	b.ready(r)
 }
 
-func TestSurvivesNATSOutage(t *testing.T) {
-	b := newBench(t)
-	server := testenv.NATS(t)
-	b.url = server.URL()
-	b.js = connect(t, b.url)
-	b.createStream()
-	r, _ := b.start()
-	b.append(10)
-	b.settled()
-	server.Stop()
-	b.append(10)
-	b.blocked(r, "nats_unreachable")
-	restart(t, server)
-	b.settled()
-}
-
 func TestSurvivesPostgreSQLOutage(t *testing.T) {
 	b := newBench(t)
 	r, _ := b.start()

@@ -77,7 +77,13 @@ func NATS(t testing.TB) *devserver.NATS {
 func JetStream(t testing.TB) (jetstream.JetStream, string) {
 	t.Helper()
 	n := NATS(t)
-	conn, err := nats.Connect(n.URL(), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))
+	return Connect(t, n.URL()), n.URL()
+}
+
+// Connect returns a connection to the NATS server at url. It reconnects for ever.
+func Connect(t testing.TB, url string) jetstream.JetStream {
+	t.Helper()
+	conn, err := nats.Connect(url, nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +92,19 @@ func JetStream(t testing.TB) (jetstream.JetStream, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return js, n.URL()
+	return js
+}
+
+// RestartNATS brings a server that the test stopped back, on its port and with its
+// data.
+func RestartNATS(t testing.TB, stopped *devserver.NATS) *devserver.NATS {
+	t.Helper()
+	n, err := devserver.StartNATS(stopped.Options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(n.Stop)
+	return n
 }
 
 // Logger returns a logger that writes everything into the output of the test. What
