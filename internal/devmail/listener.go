@@ -33,13 +33,16 @@ func (l *listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
+// longAgo as a read deadline ends reading at once; the SMTP server answers 421 then.
+var longAgo = time.Unix(1, 0)
+
 // drain ends all reading, now and later. Call it after the last Accept.
 func (l *listener) drain() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.draining = true
 	for c := range l.conns {
-		_ = c.Conn.SetReadDeadline(time.Unix(1, 0))
+		_ = c.Conn.SetReadDeadline(longAgo)
 	}
 }
 
@@ -50,13 +53,12 @@ type conn struct {
 	door *listener
 }
 
-// SetReadDeadline fails with [net.ErrClosed] once the listener drains, which ends
-// the SMTP server's loop over commands.
+// SetReadDeadline gives no more time once the listener drains.
 func (c *conn) SetReadDeadline(t time.Time) error {
 	c.door.mu.Lock()
 	defer c.door.mu.Unlock()
 	if c.door.draining {
-		return net.ErrClosed
+		t = longAgo
 	}
 	return c.Conn.SetReadDeadline(t)
 }

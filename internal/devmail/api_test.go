@@ -1,0 +1,143 @@
+package devmail_test
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/wneessen/go-mail"
+)
+
+func TestPollingIsCheap(t *testing.T) {
+	s := start(t, "")
+	etag := s.etag(t, "", http.StatusOK)
+	s.etag(t, etag, http.StatusNotModified)
+	s.send(t, welcome(t, "ann@example.com"))
+	if again := s.etag(t, etag, http.StatusOK); again == etag {
+		t.Errorf("ETag %s did not change with a new mail", etag)
+	}
+}
+
+func TestFaultCleared(t *testing.T) {
+	s := start(t, "")
+	s.do(t, "PUT", "/api/fault", `{"code":451,"count":3}`, http.StatusOK)
+	s.do(t, "PUT", "/api/fault", `{"count":0}`, http.StatusOK)
+	s.wantFault(t, `{"code":0,"count":0}`)
+	s.send(t, welcome(t, "ann@example.com"))
+}
+
+func TestBadFault(t *testing.T) {
+	s := start(t, "")
+	for _, tt := range []struct {
+		name, body string
+		status     int
+		says       string
+	}{
+		{"no JSON", `code=451`, 400, "read the body"},
+		{"empty", ``, 400, "read the body"},
+		{"an array", `[]`, 400, "read the body"},
+		{"two values", `{"count":0}{"count":0}`, 400, "more than one"},
+		{"unknown field", `{"code":451,"count":1,"colour":"red"}`, 400, "colour"},
+		{"too large", `{"code":` + strings.Repeat(" ", 2000) + `451}`, 413, "too large"},
+		{"count missing", `{"code":451}`, 422, "body.count"},
+		{"count negative", `{"code":451,"count":-1}`, 422, "body.count"},
+		{"count of another type", `{"code":451,"count":"3"}`, 422, "body.count"},
+		{"count no whole number", `{"code":451,"count":1.5}`, 422, "body.count"},
+		{"code missing", `{"count":1}`, 422, "body.code"},
+		{"code of success", `{"code":250,"count":1}`, 422, "body.code"},
+		{"code too large", `{"code":600,"count":1}`, 422, "body.code"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s.wantProblem(t, "PUT", "/api/fault", tt.body, tt.status, tt.says)
+			s.wantFault(t, `{"code":0,"count":0}`)
+		})
+	}
+}
+
+func TestOtherOriginsMayNotChangeAnything(t *testing.T) {
+	s := start(t, "")
+	s.send(t, welcome(t, "ann@example.com"))
+	for _, r := range [][2]string{{"DELETE", "/api/messages"}, {"PUT", "/api/fault"}} {
+		req := s.request(t, r[0], r[1], `{"code":451,"count":9}`)
+		req.Header.Set("Sec-Fetch-Site", "cross-site")
+		res, body := s.answer(t, req)
+		if res.StatusCode != http.StatusForbidden || res.Header.Get("Content-Type") != "application/problem+json" {
+			t.Errorf("%s %s from another origin = %d %s, want problem 403", r[0], r[1], res.StatusCode, body)
+		}
+	}
+	if len(s.mails(t)) != 1 {
+		t.Error("the mail is gone")
+	}
+}
+
+func TestPageEscapes(t *testing.T) {
+	s := start(t, "")
+	msg := welcome(t, "ann@example.com")
+	msg.Subject("<script>alert(1)</script>")
+	msg.SetBodyString(mail.TypeTextPlain, "</pre><script>alert(2)</script>")
+	msg.AddAlternativeString(mail.TypeTextHTML, `<p>hi</p><script>alert("3")</script>`)
+	s.send(t, msg)
+
+	res, page := s.answer(t, s.request(t, "GET", "/messages/"+s.mails(t)[0].ID, ""))
+	if n := strings.Count(page, "<script"); n != 1 || !strings.Contains(page, `<script src="/app.js" defer>`) {
+		t.Errorf("the page has %d scripts, want its own:\n%s", n, page)
+	}
+	frame := `sandbox="" srcdoc="&lt;p&gt;hi&lt;/p&gt;&lt;script&gt;alert(&#34;3&#34;)&lt;/script&gt;"`
+	if !strings.Contains(page, frame) {
+		t.Errorf("the page lacks %s:\n%s", frame, page)
+	}
+	csp := res.Header.Get("Content-Security-Policy")
+	if !strings.Contains(csp, "default-src 'none'") || !strings.Contains(csp, "script-src 'self';") {
+		t.Errorf("Content-Security-Policy = %q, want scripts of this server only", csp)
+	}
+}
+
+func TestPages(t *testing.T) {
+	s := start(t, "")
+	s.send(t, welcome(t, "ann@example.com"))
+	id := s.mails(t)[0].ID
+	for _, tt := range []struct {
+		path   string
+		status int
+		says   string
+	}{
+		{"/", 200, `href="/messages/` + id + `"`},
+		{"/messages/" + id, 200, "you are in."},
+		{"/messages/none", 404, "This mail is gone."},
+		{"/style.css", 200, "prefers-color-scheme"},
+		{"/app.js", 200, "/api/messages"},
+		{"/page.html", 404, "not found"},
+	} {
+		if body := s.do(t, "GET", tt.path, "", tt.status); !strings.Contains(body, tt.says) {
+			t.Errorf("GET %s lacks %q:\n%s", tt.path, tt.says, body)
+		}
+	}
+}
+
+func (s *server) wantProblem(t *testing.T, method, path, body string, status int, says string) {
+	t.Helper()
+	res, got := s.answer(t, s.request(t, method, path, body))
+	kind := res.Header.Get("Content-Type")
+	if res.StatusCode != status || kind != "application/problem+json" || !strings.Contains(got, says) {
+		t.Errorf("%s %s = %d (%s) %s, want problem %d saying %q", method, path, res.StatusCode, kind, got, status, says)
+	}
+}
+
+func (s *server) wantFault(t *testing.T, want string) {
+	t.Helper()
+	if got := strings.TrimSpace(s.do(t, "GET", "/api/fault", "", http.StatusOK)); got != want {
+		t.Errorf("GET /api/fault = %s, want %s", got, want)
+	}
+}
+
+// etag polls, knowing the version known, and returns the version answered.
+func (s *server) etag(t *testing.T, known string, status int) string {
+	t.Helper()
+	req := s.request(t, "HEAD", "/api/messages", "")
+	req.Header.Set("If-None-Match", known)
+	res, _ := s.answer(t, req)
+	if res.StatusCode != status {
+		t.Errorf("HEAD /api/messages knowing %q = %d, want %d", known, res.StatusCode, status)
+	}
+	return res.Header.Get("ETag")
+}
