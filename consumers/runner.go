@@ -10,19 +10,17 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cenkalti/backoff/v4"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/session"
 )
 
 // ackWait is how long JetStream waits for a sign of life before it delivers a
 // message again. The runner gives one every third of it for all that it holds.
 const ackWait = 30 * time.Second
-
-var errStarting = errors.New("starting")
 
 // A Runner delivers the events of one stream to one consumer. Any number of
 // processes may run the same consumer: they share its events.
@@ -34,9 +32,7 @@ type Runner struct {
 	Log      *slog.Logger        // nil discards
 
 	metrics *metrics
-	mu      sync.Mutex
-	bound   bool  // events are being delivered
-	reason  error // why not
+	keeper  session.Keeper
 }
 
 // Run handles events until ctx ends. It then takes no more, lets the attempts that
@@ -53,26 +49,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	if r.metrics, err = newMetrics(); err != nil {
 		return fmt.Errorf("start consumer %s: %w", r.Consumer.Name, err)
 	}
-	wait := backoff.NewExponentialBackOff(
-		backoff.WithInitialInterval(100*time.Millisecond),
-		backoff.WithMaxInterval(5*time.Second),
-		backoff.WithMaxElapsedTime(0))
-	for ctx.Err() == nil {
-		bound, err := r.session(ctx)
-		if ctx.Err() != nil {
-			break
-		}
-		if bound {
-			wait.Reset()
-		}
-		if r.setReason(err) {
-			r.Log.WarnContext(ctx, "consumer receives no events, will keep trying", "err", err)
-		}
-		select {
-		case <-time.After(wait.NextBackOff()):
-		case <-ctx.Done():
-		}
-	}
+	r.keeper.Run(ctx, r.Log, "consumer receives no events", r.session)
 	_ = r.JS.Conn().FlushTimeout(2 * time.Second) // the last acks; a lost one costs a redelivery
 	return nil
 }
@@ -85,40 +62,25 @@ func (r *Runner) Ready(ctx context.Context) error {
 	if err := r.DB.Ping(ctx); err != nil {
 		return fmt.Errorf("database_unreachable: %w", err)
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.bound {
-		return nil
-	}
-	return cmp.Or(r.reason, errStarting)
-}
-
-// setReason records why nothing is delivered, nil if it is, and reports whether
-// that is news.
-func (r *Runner) setReason(err error) (news bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	news = r.bound != (err == nil) || fmt.Sprint(r.reason) != fmt.Sprint(err)
-	r.bound, r.reason = err == nil, err
-	return news
+	return r.keeper.Ready()
 }
 
 // session binds to the durable consumer and handles events until delivery fails
-// or ctx ends. It reports whether it got as far as receiving.
-func (r *Runner) session(ctx context.Context) (bound bool, err error) {
+// or ctx ends.
+func (r *Runner) session(ctx context.Context) error {
 	consumer, err := r.bind(ctx)
 	if err != nil {
-		return false, err
+		return err
 	}
 	messages, err := consumer.Messages(jetstream.PullMaxMessages(r.Consumer.Workers), jetstream.PullHeartbeat(5*time.Second))
 	if err != nil {
-		return false, fmt.Errorf("receive from %s: %w", r.Consumer.Name, err)
+		return fmt.Errorf("receive from %s: %w", r.Consumer.Name, err)
 	}
-	if r.setReason(nil) {
+	if r.keeper.Working() {
 		r.Log.InfoContext(ctx, "consumer receives events", "stream", r.Stream,
 			"types", r.Consumer.Types, "lag", consumer.CachedInfo().NumPending)
 	}
-	return true, r.receive(ctx, messages)
+	return r.receive(ctx, messages)
 }
 
 // receive hands each message to a free worker, and waits for all of them at the
