@@ -92,7 +92,7 @@ func (m *Mailer) compose(ctx context.Context, e events.Event, u events.UserCreat
 		return nil, backoff.Permanent(errors.New("the sender's address is not valid"))
 	}
 	if err := msg.AddToFormat(u.Name, u.Email); err != nil { // err would name the address
-		return nil, backoff.Permanent(errors.New("the recipient's address is not valid"))
+		return nil, backoff.Permanent(errors.New("the recipient's name or address is not valid"))
 	}
 	msg.Subject("Welcome, " + u.Name)
 	msg.SetMessageIDWithValue(e.ID.String() + ".welcome@" + m.domain)

@@ -14,7 +14,7 @@ import (
 )
 
 // smtpTimeout bounds the dialogue with the mail server, within the attempt's time.
-const smtpTimeout = 10 * time.Second
+var smtpTimeout = 10 * time.Second
 
 // A Server is where mails are handed in.
 type Server struct {
@@ -98,7 +98,7 @@ func (s Server) send(ctx context.Context, msg *gomail.Msg) error {
 	if err != nil {
 		return fmt.Errorf("mail server %s: %w", net.JoinHostPort(s.Host, strconv.Itoa(s.Port)), err)
 	}
-	defer client.CloseWithSMTPClient(conn) // the mail is in, or is not, by then
+	defer func() { _ = client.CloseWithSMTPClient(conn) }() // the mail is in, or is not, by then
 	err = client.SendWithSMTPClient(conn, msg)
 	if msg.IsDelivered() {
 		return nil // whatever failed after the server's yes
