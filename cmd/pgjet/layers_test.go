@@ -21,7 +21,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/telemetry", ""},
 	// What a service needs.
 	{"outbox", "events"},
-	{"consumers", "events"},
+	{"consumers", "events internal/session"},
 	// Services: they meet in rows and messages, not here.
 	{"producer", "events outbox"},
 	{"relay", "events internal/session outbox"},
