@@ -49,7 +49,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	if r.metrics, err = newMetrics(); err != nil {
 		return fmt.Errorf("start consumer %s: %w", r.Consumer.Name, err)
 	}
-	r.keeper.Run(ctx, r.Log, "consumer receives no events", r.session)
+	r.keeper.Run(ctx, r.Log, r.session)
 	_ = r.JS.Conn().FlushTimeout(2 * time.Second) // the last acks; a lost one costs a redelivery
 	return nil
 }

@@ -34,7 +34,7 @@ func (s *term) lead(ctx context.Context) error {
 	}
 	if !locked {
 		if s.keeper.Waiting(errStandby) {
-			s.Log.InfoContext(ctx, "another relay leads, standing by", "stream", s.Stream)
+			s.Log.InfoContext(ctx, "another relay leads, standing by")
 		}
 		if _, err := s.db.Exec(ctx, `select pg_advisory_lock(`+key+`)`, s.Stream); err != nil {
 			return fmt.Errorf("take the lead: %w", err)

@@ -71,7 +71,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	}
 	defer metrics.stop()
 
-	r.keeper.Run(ctx, r.Log, "relay is not publishing", func(ctx context.Context) error {
+	r.keeper.Run(ctx, r.Log, func(ctx context.Context) error {
 		metrics.sessions.Add(ctx, 1)
 		term := term{Relay: r, metrics: metrics}
 		return term.run(ctx)
@@ -85,7 +85,7 @@ func (r *Relay) Ready(context.Context) error { return r.keeper.Ready() }
 func (r *Relay) setDefaults() {
 	r.Stream = cmp.Or(r.Stream, "EVENTS")
 	r.Source = cmp.Or(r.Source, "pgjet")
-	r.Log = cmp.Or(r.Log, slog.New(slog.DiscardHandler))
+	r.Log = cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("relay", r.Stream)
 }
 
 // cause puts a stable word before an error of the stream: what stands in the way.

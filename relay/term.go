@@ -64,7 +64,7 @@ func (s *term) run(ctx context.Context) error {
 		return err
 	}
 	s.keeper.Working()
-	s.Log.InfoContext(ctx, "relay leads", "stream", s.Stream, "epoch", s.epoch,
+	s.Log.InfoContext(ctx, "relay leads", "epoch", s.epoch,
 		"outbox_seq", s.position.Floor, "stream_seq", s.last, "stored_since_checkpoint", len(s.stored))
 	return s.publish(ctx)
 }

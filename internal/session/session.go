@@ -32,8 +32,8 @@ type Keeper struct {
 }
 
 // Run begins sessions until ctx ends. It logs why one ended whenever that is news,
-// as "problem, will keep trying".
-func (k *Keeper) Run(ctx context.Context, log *slog.Logger, problem string, session func(context.Context) error) {
+// as "no progress, will keep trying".
+func (k *Keeper) Run(ctx context.Context, log *slog.Logger, session func(context.Context) error) {
 	wait := backoff.NewExponentialBackOff(backoff.WithInitialInterval(minWait),
 		backoff.WithMaxInterval(maxWait), backoff.WithMaxElapsedTime(0))
 	for ctx.Err() == nil {
@@ -45,7 +45,7 @@ func (k *Keeper) Run(ctx context.Context, log *slog.Logger, problem string, sess
 			wait.Reset()
 		}
 		if k.Waiting(err) {
-			log.WarnContext(ctx, problem+", will keep trying", "err", err)
+			log.WarnContext(ctx, "no progress, will keep trying", "err", err)
 		}
 		select {
 		case <-time.After(wait.NextBackOff()):

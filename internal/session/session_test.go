@@ -23,7 +23,7 @@ func TestRunKeepsTrying(t *testing.T) {
 		var lines bytes.Buffer
 		down, other := errors.New("down"), errors.New("other")
 		var begun []time.Time
-		k.Run(ctx, slog.New(slog.NewTextHandler(&lines, nil)), "nothing moves", func(context.Context) error {
+		k.Run(ctx, slog.New(slog.NewTextHandler(&lines, nil)), func(context.Context) error {
 			begun = append(begun, time.Now())
 			switch len(begun) {
 			case 50:
@@ -39,7 +39,7 @@ func TestRunKeepsTrying(t *testing.T) {
 			}
 			return down
 		})
-		if got := strings.Count(lines.String(), "nothing moves, will keep trying"); got != 3 {
+		if got := strings.Count(lines.String(), "no progress, will keep trying"); got != 3 {
 			t.Errorf("%d lines were logged, want one for each new reason, 3:\n%s", got, &lines)
 		}
 		if longest := begun[49].Sub(begun[48]); longest < 2*time.Second || longest > 8*time.Second {
