@@ -100,7 +100,7 @@ func TestEveryFlagIsDocumented(t *testing.T) {
 		if cmd.Runnable() && !strings.Contains(doc, "`"+cmd.CommandPath()) {
 			t.Errorf("docs/cli.md does not list %s", cmd.CommandPath())
 		}
-		for _, line := range strings.Lines(cmd.LocalFlags().FlagUsages()) {
+		for line := range strings.Lines(cmd.LocalFlags().FlagUsages()) {
 			if m := regexp.MustCompile(`--([a-z-]+)`).FindStringSubmatch(line); m != nil && !strings.Contains(doc, "`--"+m[1]+"`") {
 				t.Errorf("docs/cli.md does not list --%s of %s", m[1], cmd.CommandPath())
 			}
