@@ -172,6 +172,73 @@ func TestPublishesWhatIsCommitted(t *testing.T) {
 	}
 }
 
+// appendAtOnce commits count events in one transaction.
+func (b *bench) appendAtOnce(count int, pad string) {
+	b.Helper()
+	var all []events.Payload
+	for range count {
+		b.n++
+		all = append(all, noted{fmt.Sprint("k", b.n%7, pad), b.n})
+	}
+	err := pgx.BeginFunc(b.Context(), b.db, func(tx pgx.Tx) error {
+		return outbox.Append(b.Context(), tx, all...)
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+}
+
+// TestPublishesABacklog: a large append goes as a batch where the stream takes
+// batches, as a chain where it does not, and is the same.
+func TestPublishesABacklog(t *testing.T) {
+	for _, batches := range []bool{true, false} {
+		t.Run(fmt.Sprint("batches=", batches), func(t *testing.T) {
+			b := newBench(t)
+			if !batches {
+				if err := b.js.DeleteStream(t.Context(), "EVENTS"); err != nil {
+					t.Fatal(err)
+				}
+				config := relay.StreamConfig("EVENTS", 1)
+				config.AllowAtomicPublish = false
+				if _, err := b.js.CreateStream(t.Context(), config); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b.appendAtOnce(2500, "")
+			_, stop := b.start()
+			b.settled()
+			b.appendAtOnce(40, strings.Repeat("x", 200))
+			b.append(3)
+			b.settled()
+			stop()
+			stream, err := b.js.Stream(t.Context(), "EVENTS")
+			if err != nil {
+				t.Fatal(err)
+			}
+			msg, err := stream.GetMsg(t.Context(), 2)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := msg.Header.Get("Nats-Batch-Sequence") != ""; got != batches {
+				t.Errorf("sent as a batch: %t, want %t", got, batches)
+			}
+		})
+	}
+}
+
+func TestBoundsAnAppendByBytes(t *testing.T) {
+	b := newBench(t)
+	big := events.Event{Type: "note.made", Key: "k", Data: []byte(`"` + strings.Repeat("x", 900<<10-2) + `"`)}
+	err := pgx.BeginFunc(t.Context(), b.db, func(tx pgx.Tx) error {
+		return outbox.Append(t.Context(), tx, slices.Repeat([]events.Payload{big}, 40)...)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.start()
+	b.settled()
+}
+
 func TestResumesWhereItStopped(t *testing.T) {
 	b := newBench(t)
 	_, stop := b.start()
@@ -300,7 +367,11 @@ func TestForeignWriterIsNoticed(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.append(10)
-	testenv.Eventually(t, patience, "all events are in the stream", func() bool { return len(b.stored()) == 21 })
+	if _, err := b.js.Publish(t.Context(), "events.00.alien", []byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	b.appendAtOnce(100, "")
+	testenv.Eventually(t, patience, "all events are in the stream", func() bool { return len(b.stored()) == 122 })
 	got := slices.DeleteFunc(b.stored(), func(id string) bool { return id == "" })
 	if !slices.Equal(got, b.committed()) {
 		t.Error("events are missing, doubled or out of order")

@@ -41,6 +41,8 @@ type term struct {
 	closed chan nats.Status // the connection is lost
 	epoch  int64
 
+	batches bool // the stream takes atomic batches, and is the better for them
+
 	position outbox.Position        // all events up to here are in the stream
 	created  time.Time              // the stream's incarnation
 	last     uint64                 // its last sequence
@@ -89,6 +91,9 @@ func (s *term) connect(ctx context.Context) error {
 	if s.stream, err = s.js.Stream(ctx, s.Stream); err != nil {
 		return fmt.Errorf("look up stream %s: %w", s.Stream, cause(err))
 	}
+	// With replicas the servers agree on many messages of a chain at once.
+	config := s.stream.CachedInfo().Config
+	s.batches = config.AllowAtomicPublish && config.Replicas <= 1
 	return nil
 }
 
@@ -134,7 +139,7 @@ func (s *term) publish(ctx context.Context) error {
 // step publishes what has become visible, up to a page or so, waits until the
 // stream has confirmed it, and returns how many events it looked at.
 func (s *term) step(ctx context.Context) (int, error) {
-	c := chain{term: s, last: s.last, lastID: s.appended}
+	w := writer{term: s}
 	n := 0
 	to, err := outbox.Read(ctx, s.db, s.position, func(e events.Event) error {
 		n++
@@ -142,12 +147,12 @@ func (s *term) step(ctx context.Context) (int, error) {
 			delete(s.stored, e.ID)
 			return nil
 		}
-		return c.append(ctx, e)
+		return w.add(ctx, e)
 	})
 	if err != nil {
 		return n, err
 	}
-	if err := c.wait(ctx); err != nil {
+	if err := w.flush(ctx); err != nil {
 		return n, err
 	}
 	s.position, s.dirty = to, s.dirty || n > 0
