@@ -146,8 +146,8 @@ func (r *Runner) settle(ctx context.Context, d delivery, err error) {
 // keepAlive tells JetStream that the message is in work until stop is called.
 func keepAlive(msg jetstream.Msg) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
+	tick := time.NewTicker(ackWait / 3)
 	go func() {
-		tick := time.NewTicker(ackWait / 3)
 		defer tick.Stop()
 		for {
 			select {

@@ -20,7 +20,7 @@ import (
 
 // ackWait is how long JetStream waits for a sign of life before it delivers a
 // message again. The runner gives one every third of it for all that it holds.
-const ackWait = 30 * time.Second
+var ackWait = 30 * time.Second
 
 // A Runner delivers the events of one stream to one consumer. Any number of
 // processes may run the same consumer: they share its events.
@@ -117,7 +117,7 @@ func (r *Runner) receive(ctx context.Context, messages jetstream.MessagesContext
 func giveBack(messages jetstream.MessagesContext) {
 	messages.Drain()
 	for {
-		msg, err := messages.Next()
+		msg, err := messages.Next(jetstream.NextMaxWait(time.Second)) // the server may be away
 		if err != nil {
 			return
 		}

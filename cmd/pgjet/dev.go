@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/url"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -96,6 +97,11 @@ func (d *dev) run(ctx context.Context) (err error) {
 	if d.port < 1 || d.port > 65535-portCount {
 		return usagef("--port is %d, want 1 to %d", d.port, 65535-portCount)
 	}
+	if d.natsURL != "" {
+		if err := d.checkNATS(); err != nil {
+			return err
+		}
+	}
 	lock, err := lockState(d.dir)
 	if err != nil {
 		return err
@@ -104,7 +110,7 @@ func (d *dev) run(ctx context.Context) (err error) {
 	if err := devserver.CheckPorts(ctx, d.ports()...); err != nil {
 		return &exitError{exitUnreachable, err}
 	}
-	tel, err := telemetry.Start(ctx, "pgjet-dev", version())
+	tel, err := startTelemetry(ctx, d.log, "pgjet-dev")
 	if err != nil {
 		return err
 	}
@@ -307,6 +313,19 @@ func (d *dev) addr(port int) string {
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(d.port+port))
 }
 
+// shownDatabase returns the database URL without a password.
+func (d *dev) shownDatabase() string {
+	if d.postgres != nil {
+		return d.postgres.URL()
+	}
+	c := d.db.Config().ConnConfig
+	u := url.URL{Scheme: "postgres", User: url.User(c.User), Host: host(c), Path: "/" + c.Database}
+	return u.String()
+}
+
+// shownNATS returns the address of the NATS server in use, without a password.
+func (d *dev) shownNATS() string { return "nats://" + d.nc.ConnectedAddr() }
+
 // announce tells where everything is.
 func (d *dev) announce() {
 	at := struct {
@@ -317,7 +336,7 @@ func (d *dev) announce() {
 		Admin    string `json:"admin"`
 		SMTP     string `json:"smtp"`
 	}{
-		"http://" + d.addr(usersPort), "http://" + d.addr(inboxPort), d.natsURL, d.databaseURL,
+		"http://" + d.addr(usersPort), "http://" + d.addr(inboxPort), d.shownNATS(), d.shownDatabase(),
 		"http://" + d.addr(adminPort), d.addr(smtpPort),
 	}
 	if d.json {

@@ -58,7 +58,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		began = true
 		return nil
 	}
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitOK
 	}
@@ -67,7 +67,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exit.code
 	}
 	if !began { // cobra refused the words
-		fmt.Fprintln(stderr, "Run 'pgjet help' for the commands.")
+		fmt.Fprintf(stderr, "Run '%s --help' to see what it takes.\n", cmd.CommandPath())
 		return exitUsage
 	}
 	return exitFailed
@@ -88,6 +88,15 @@ Every flag is also an environment variable: --database-url is PGJET_DATABASE_URL
 	root.AddCommand(devCommand(), usersCommand(), relayCommand(), consumeCommand(),
 		migrateCommand(), streamCommand(), readyCommand())
 	return root
+}
+
+// group makes cmd one that only holds others: it shows its help, and refuses a word
+// that names none of them.
+func group(cmd *cobra.Command, commands ...*cobra.Command) *cobra.Command {
+	cmd.Args = cobra.NoArgs
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	cmd.AddCommand(commands...)
+	return cmd
 }
 
 // version returns the module version that was built in, or "devel".

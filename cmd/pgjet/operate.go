@@ -19,16 +19,14 @@ import (
 
 func migrateCommand() *cobra.Command {
 	var s settings
-	cmd := &cobra.Command{Use: "migrate", Short: "Create and update the tables", Args: cobra.NoArgs}
+	up := &cobra.Command{
+		Use:   "up",
+		Short: "Apply what is missing",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return s.migrateUp(cmd.Context(), cmd.OutOrStdout()) },
+	}
+	cmd := group(&cobra.Command{Use: "migrate", Short: "Create and update the tables"}, up, s.migrateStatusCommand())
 	s.databaseFlag(cmd.PersistentFlags())
-	cmd.AddCommand(
-		&cobra.Command{
-			Use:   "up",
-			Short: "Apply what is missing",
-			Args:  cobra.NoArgs,
-			RunE:  func(cmd *cobra.Command, _ []string) error { return s.migrateUp(cmd.Context(), cmd.OutOrStdout()) },
-		},
-		s.migrateStatusCommand())
 	return cmd
 }
 
@@ -103,7 +101,6 @@ func showMigrations(out io.Writer, output string, all []migrations.Status) error
 
 func streamCommand() *cobra.Command {
 	var s settings
-	cmd := &cobra.Command{Use: "stream", Short: "Look after the JetStream stream", Args: cobra.NoArgs}
 	replicas := 1
 	ensure := &cobra.Command{
 		Use:   "ensure",
@@ -134,8 +131,7 @@ is: the differences are shown, and the exit code is 6.`,
 	}
 	s.natsFlags(ensure.Flags())
 	ensure.Flags().IntVar(&replicas, "replicas", 1, "on how many servers the stream is kept: 1, 3 or 5")
-	cmd.AddCommand(ensure)
-	return cmd
+	return group(&cobra.Command{Use: "stream", Short: "Look after the JetStream stream"}, ensure)
 }
 
 func readyCommand() *cobra.Command {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel"
 
 	"github.com/pgjet/pgjet/internal/health"
 	"github.com/pgjet/pgjet/internal/telemetry"
@@ -62,7 +63,7 @@ func supervise(ctx context.Context, parts []part) error {
 
 // serve runs one service as a process of its own: its parts, and the admin pages.
 func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, parts ...part) error {
-	tel, err := telemetry.Start(ctx, name, version())
+	tel, err := startTelemetry(ctx, log, name)
 	if err != nil {
 		return err
 	}
@@ -79,6 +80,18 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, par
 	}
 	log.InfoContext(ctx, "stopped")
 	return nil
+}
+
+// startTelemetry also sends what OpenTelemetry complains about to the log.
+func startTelemetry(ctx context.Context, log *slog.Logger, name string) (*telemetry.Telemetry, error) {
+	tel, err := telemetry.Start(ctx, name, version())
+	if err != nil {
+		return nil, &exitError{exitUsage, err} // of the OTEL_ variables
+	}
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
+		log.Warn("OpenTelemetry reports an error", "err", err)
+	}))
+	return tel, nil
 }
 
 func stopTelemetry(ctx context.Context, tel *telemetry.Telemetry, log *slog.Logger) {

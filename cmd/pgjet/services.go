@@ -30,6 +30,7 @@ func usersCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			log.InfoContext(ctx, "serving the API", "addr", "http://"+l.Addr().String())
 			return s.serve(ctx, log, "pgjet-users",
 				serveHTTP("users", l, producer.New(db, log), log), watchDatabase(db, log))
 		},
@@ -66,6 +67,9 @@ func relayCommand() *cobra.Command {
 func (s *settings) relayPart(log *slog.Logger) (part, error) {
 	config, err := s.databaseConfig()
 	if err != nil {
+		return part{}, err
+	}
+	if err := s.checkNATS(); err != nil {
 		return part{}, err
 	}
 	r := &relay.Relay{Database: config.ConnConfig, NATSURL: s.natsURL, NATS: s.natsOptions(), Stream: s.stream, Source: "/users", Log: log}

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -156,9 +158,33 @@ func (s *settings) reach(ctx context.Context) (*pgxpool.Pool, error) {
 
 func host(c *pgx.ConnConfig) string { return fmt.Sprintf("%s:%d", c.Host, c.Port) }
 
+// checkNATS returns what is wrong with the flags for NATS: a connection that keeps
+// trying would never say. Its errors do not show a password.
+func (s *settings) checkNATS() error {
+	for address := range strings.SplitSeq(s.natsURL, ",") {
+		if address = strings.TrimSpace(address); !strings.Contains(address, "://") {
+			address = "nats://" + address
+		}
+		u, err := url.Parse(address)
+		if err != nil || u.Hostname() == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme) {
+			return usagef("--nats-url or PGJET_NATS_URL is not of the form nats://host:4222,nats://host2:4222")
+		}
+	}
+	if s.natsCreds == "" {
+		return nil
+	}
+	if _, err := os.Stat(s.natsCreds); err != nil {
+		return usagef("--nats-creds: %w", err)
+	}
+	return nil
+}
+
 // connectNATS returns a connection that keeps trying for ever, from the beginning,
 // and says so once each time.
 func (s *settings) connectNATS(name string, log *slog.Logger) (*nats.Conn, jetstream.JetStream, error) {
+	if err := s.checkNATS(); err != nil {
+		return nil, nil, err
+	}
 	nc, err := nats.Connect(s.natsURL, append(s.natsOptions(), nats.Name(name),
 		nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectWait(500*time.Millisecond),
 		nats.PingInterval(10*time.Second),
@@ -182,6 +208,9 @@ func (s *settings) connectNATS(name string, log *slog.Logger) (*nats.Conn, jetst
 
 // reachNATS returns a connection that is up, for commands that do not wait.
 func (s *settings) reachNATS() (*nats.Conn, jetstream.JetStream, error) {
+	if err := s.checkNATS(); err != nil {
+		return nil, nil, err
+	}
 	nc, err := nats.Connect(s.natsURL, append(s.natsOptions(), nats.Name("pgjet"), nats.Timeout(5*time.Second))...)
 	if err != nil {
 		return nil, nil, &exitError{exitUnreachable, fmt.Errorf("cannot reach NATS: %w", err)}

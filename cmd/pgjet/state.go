@@ -78,8 +78,15 @@ func reset(dir string, yes bool, in io.Reader, out io.Writer) error {
 		return err
 	}
 	defer lock.unlock()
+	ours, err := filepath.Glob(filepath.Join(dir, "postgres.new-*")) // a first start that was killed
+	if err != nil {
+		return err
+	}
 	for _, name := range []string{"postgres", "nats", "mail", "lock"} {
-		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+		ours = append(ours, filepath.Join(dir, name))
+	}
+	for _, path := range ours {
+		if err := os.RemoveAll(path); err != nil {
 			return fmt.Errorf("remove state: %w", err)
 		}
 	}

@@ -10,7 +10,6 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -60,21 +59,28 @@ type result struct {
 	Cause string `json:"cause,omitempty"`
 }
 
-// ready runs all checks at the same time.
+// ready runs all checks at the same time. One that does not answer in time is not
+// ready, even if it goes on.
 func (h *Health) ready(ctx context.Context) report {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	rep := report{Status: "ok", Version: h.Version, Checks: make([]result, len(h.Checks))}
-	var wg sync.WaitGroup
-	for i, c := range h.Checks {
-		wg.Go(func() {
-			rep.Checks[i] = result{Name: c.Name, Ready: true}
-			if err := c.Ready(ctx); err != nil {
-				rep.Checks[i] = result{Name: c.Name, Cause: err.Error()}
-			}
-		})
+	type answer struct {
+		check int
+		err   error
 	}
-	wg.Wait()
+	answers := make(chan answer, len(h.Checks))
+	for i, c := range h.Checks {
+		rep.Checks[i] = result{Name: c.Name, Cause: "no answer"}
+		go func() { answers <- answer{i, c.Ready(ctx)} }()
+	}
+	for range h.Checks {
+		select {
+		case a := <-answers:
+			rep.Checks[a.check] = result{Name: h.Checks[a.check].Name, Ready: a.err == nil, Cause: text(a.err)}
+		case <-ctx.Done():
+		}
+	}
 	for _, c := range rep.Checks {
 		if !c.Ready {
 			rep.Status = "not_ready"
@@ -84,6 +90,13 @@ func (h *Health) ready(ctx context.Context) report {
 		rep.Status = "stopping"
 	}
 	return rep
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
 }
 
 func reply(w http.ResponseWriter, rep report) {

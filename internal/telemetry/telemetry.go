@@ -58,14 +58,14 @@ func Start(ctx context.Context, service, version string) (*Telemetry, error) {
 	if wanted("TRACES") {
 		exporter, err := autoexport.NewSpanExporter(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("start traces: %w", err)
+			return nil, fmt.Errorf("start traces with OTEL_TRACES_EXPORTER=%q: %w", os.Getenv("OTEL_TRACES_EXPORTER"), err)
 		}
 		traces = append(traces, trace.WithBatcher(exporter))
 	}
 	if wanted("METRICS") {
 		reader, err := autoexport.NewMetricReader(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("start metrics: %w", err)
+			return nil, fmt.Errorf("start metrics with OTEL_METRICS_EXPORTER=%q: %w", os.Getenv("OTEL_METRICS_EXPORTER"), err)
 		}
 		metrics = append(metrics, metric.WithReader(reader))
 	}

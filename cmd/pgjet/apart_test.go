@@ -1,0 +1,250 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/internal/devmail"
+	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/migrations"
+	"github.com/pgjet/pgjet/relay"
+)
+
+const anyPort = "127.0.0.1:0"
+
+// A service is a running process with its admin pages.
+type service struct {
+	*process
+	admin string
+	addr  string // of the API, if it is users
+}
+
+func startService(t testing.TB, args ...string) *service {
+	t.Helper()
+	s := &service{process: start(t, nil, append(args, "--admin-addr", anyPort)...)}
+	s.admin = s.logged("starting", "admin")
+	return s
+}
+
+func startUsers(t testing.TB, database string) *service {
+	t.Helper()
+	s := startService(t, "users", "--database-url", database, "--addr", anyPort)
+	s.addr = s.logged("serving the API", "addr")
+	return s
+}
+
+func startRelay(t testing.TB, database, nats string) *service {
+	t.Helper()
+	return startService(t, "relay", "--database-url", database, "--nats-url", nats)
+}
+
+func startMailer(t testing.TB, database, nats, smtp string) *service {
+	t.Helper()
+	return startService(t, "consume", "welcome-mailer", "--database-url", database, "--nats-url", nats,
+		"--smtp-url", "smtp://"+smtp+"?tls=off")
+}
+
+// startMail serves SMTP at an address until cleanup, and returns that address and
+// the URL of the inbox.
+func startMail(t testing.TB, addr string) (smtp, inbox string) {
+	t.Helper()
+	server, err := devmail.New("", testenv.Logger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := server.ServeSMTP(ctx, l); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() { cancel(); running.Wait() })
+	pages := httptest.NewServer(server.Handler())
+	t.Cleanup(pages.Close)
+	return l.Addr().String(), pages.URL
+}
+
+// ensureStream creates the stream as "pgjet stream ensure" does.
+func ensureStream(t testing.TB, url string) jetstream.JetStream {
+	t.Helper()
+	js := testenv.Connect(t, url)
+	if created, _, err := relay.EnsureStream(t.Context(), js, relay.StreamConfig("EVENTS", 1)); err != nil || !created {
+		t.Fatalf("create the stream: %t, %v", created, err)
+	}
+	return js
+}
+
+// TestApart goes the way of production: tables, stream, and each service a process
+// of its own.
+func TestApart(t *testing.T) {
+	t.Parallel()
+	database, nats := withPassword(testenv.EmptyDatabaseURL(t)), withPassword(testenv.NATS(t).URL())
+	if out := must(t, exitFindings, "migrate", "status", "--database-url", database); !strings.Contains(out, "00001_outbox.sql") {
+		t.Errorf("migrate status says %q", out)
+	}
+	must(t, exitOK, "migrate", "up", "--database-url", database)
+	must(t, exitOK, "stream", "ensure", "--nats-url", nats)
+
+	users, relay := startUsers(t, database), startRelay(t, database, nats)
+	smtp, inbox := startMail(t, anyPort)
+	mailer := startMailer(t, database, nats, smtp)
+	for _, s := range []*service{users, relay, mailer} {
+		s.ready(s.admin)
+		checkPages(t, s.admin)
+		must(t, exitOK, "ready", "--admin-addr", strings.TrimPrefix(s.admin, "http://"))
+	}
+	signUp(t, users.addr, "ann@example.com")
+	oneMail(t, inbox, "ann@example.com")
+	for _, s := range []*service{users, relay, mailer} {
+		s.signal(syscall.SIGTERM)
+		if code := s.wait(patience); code != exitOK {
+			t.Errorf("exit code %d, want 0, of %s", code, s)
+		}
+		must(t, exitUnreachable, "ready", "--admin-addr", strings.TrimPrefix(s.admin, "http://"))
+	}
+}
+
+func TestMigrate(t *testing.T) {
+	t.Parallel()
+	database := testenv.EmptyDatabaseURL(t)
+	must(t, exitFindings, "migrate", "status", "--database-url", database)
+	if out := must(t, exitOK, "migrate", "up", "--database-url", database); !strings.Contains(out, "applied users/00001_users.sql\n") {
+		t.Errorf("migrate up says %q", out)
+	}
+	if out := must(t, exitOK, "migrate", "up", "--database-url", database); out != "nothing to apply\n" {
+		t.Errorf("a second migrate up says %q", out)
+	}
+	var all []migrations.Status
+	out := must(t, exitOK, "migrate", "status", "-o", "json", "--database-url", database)
+	if err := json.Unmarshal([]byte(out), &all); err != nil || len(all) == 0 || !all[0].Applied {
+		t.Errorf("migrate status -o json says %s (%v)", out, err)
+	}
+}
+
+// TestMigrateAtTheSameTime: whoever comes second waits, and finds nothing to do.
+func TestMigrateAtTheSameTime(t *testing.T) {
+	t.Parallel()
+	database := testenv.EmptyDatabaseURL(t)
+	var all []*process
+	for range 3 {
+		all = append(all, start(t, nil, "migrate", "up", "--database-url", database))
+	}
+	for _, p := range all {
+		if code := p.wait(patience); code != exitOK {
+			t.Errorf("exit code %d, want 0, of %s", code, p)
+		}
+	}
+	must(t, exitOK, "migrate", "status", "--database-url", database)
+}
+
+func TestStreamEnsure(t *testing.T) {
+	t.Parallel()
+	url := testenv.NATS(t).URL()
+	if out := must(t, exitOK, "stream", "ensure", "--nats-url", url); out != "created stream EVENTS\n" {
+		t.Errorf("stream ensure says %q", out)
+	}
+	if out := must(t, exitOK, "stream", "ensure", "--nats-url", url); out != "stream EVENTS is as it should be\n" {
+		t.Errorf("a second stream ensure says %q", out)
+	}
+	changed := relay.StreamConfig("EVENTS", 1)
+	changed.Discard = jetstream.DiscardOld
+	changed.AllowDirect = false
+	if _, err := testenv.Connect(t, url).UpdateStream(t.Context(), changed); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, exitFindings, []string{"stream", "ensure", "--nats-url", url}, "discard is DiscardOld", "allow_direct is false", "nothing was changed")
+}
+
+// TestReady: the exit code is the answer.
+func TestReady(t *testing.T) {
+	t.Parallel()
+	for status, want := range map[int]int{http.StatusOK: exitOK, http.StatusServiceUnavailable: exitFindings} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(status)
+			io.WriteString(w, "the answer")
+		}))
+		defer server.Close()
+		if out := must(t, want, "ready", "--admin-addr", server.Listener.Addr().String()); out != "the answer" {
+			t.Errorf("ready says %q", out)
+		}
+	}
+}
+
+// TestSecondSignalEndsAtOnce: the first lets work in hand finish, which would take
+// seconds here.
+func TestSecondSignalEndsAtOnce(t *testing.T) {
+	t.Parallel()
+	t.Run("users", func(t *testing.T) {
+		t.Parallel()
+		database := testenv.DatabaseURL(t)
+		lock := openDB(t, database)
+		tx, err := lock.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tx.Rollback(context.WithoutCancel(t.Context()))
+		if _, err := tx.Exec(t.Context(), `lock table users.users in exclusive mode`); err != nil {
+			t.Fatal(err)
+		}
+		s := startUsers(t, database)
+		s.ready(s.admin)
+		hanging := make(chan struct{})
+		go func() { defer close(hanging); post(t, s.addr, "ann@example.com") }()
+		testenv.Eventually(t, patience, "the request hangs", func() bool {
+			return query[int](t, lock, `select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()`) == 1
+		})
+		s.endsAtOnce()
+		<-hanging
+	})
+	t.Run("welcome-mailer", func(t *testing.T) {
+		t.Parallel()
+		database, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL()
+		ensureStream(t, nats)
+		silent, err := net.Listen("tcp", anyPort) // takes connections and says nothing
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer silent.Close()
+		s := startMailer(t, database, nats, silent.Addr().String())
+		r := startRelay(t, database, nats)
+		r.ready(r.admin)
+		s.ready(s.admin)
+		signUp(t, startUsers(t, database).addr, "ann@example.com")
+		conn, err := silent.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		s.endsAtOnce()
+	})
+}
+
+// endsAtOnce stops a service that has something in hand, and makes sure that it
+// waits for that, until it is told again.
+func (s *service) endsAtOnce() {
+	s.t.Helper()
+	s.signal(syscall.SIGTERM)
+	s.notReady(s.admin, "stopping")
+	s.killed = true // by a signal: the exit code says nothing
+	begun := time.Now()
+	s.signal(syscall.SIGTERM)
+	if s.wait(2*time.Second) == -2 {
+		s.t.Errorf("it runs %s after the second signal: %s", time.Since(begun), s)
+	}
+}

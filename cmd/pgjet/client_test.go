@@ -1,0 +1,217 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/internal/devmail"
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+var client = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+
+// request returns status, header and body of the answer; status 0 if there is none.
+func request(t testing.TB, method, url, body string, header map[string]string) (int, http.Header, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range header {
+		req.Header.Set(name, value)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return 0, nil, err.Error()
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, nil, err.Error()
+	}
+	return resp.StatusCode, resp.Header, string(b)
+}
+
+func get(t testing.TB, url string) (int, string) {
+	t.Helper()
+	status, _, body := request(t, http.MethodGet, url, "", nil)
+	return status, body
+}
+
+// post asks for a sign-up and returns the answer.
+func post(t testing.TB, users, email string) (int, http.Header, string) {
+	t.Helper()
+	return request(t, http.MethodPost, users+"/users", signUpBody(email), map[string]string{"Content-Type": "application/json"})
+}
+
+func signUpBody(email string) string {
+	return fmt.Sprintf(`{"email":%q,"name":"Ann","password":"correct horse battery"}`, email)
+}
+
+// signUp signs a user up and returns the id.
+func signUp(t testing.TB, users, email string) string {
+	t.Helper()
+	status, _, body := post(t, users, email)
+	var u struct{ ID string }
+	if err := json.Unmarshal([]byte(body), &u); status != http.StatusCreated || err != nil {
+		t.Fatalf("POST /users = %d %s, want 201", status, body)
+	}
+	return u.ID
+}
+
+// mails returns the mails to an address in the inbox at that URL.
+func mails(t testing.TB, inbox, to string) []devmail.Mail {
+	t.Helper()
+	status, body := get(t, inbox+"/api/messages?to="+to)
+	var all []devmail.Mail
+	if err := json.Unmarshal([]byte(body), &all); status != http.StatusOK || err != nil {
+		t.Fatalf("GET /api/messages = %d %s", status, body)
+	}
+	return all
+}
+
+// oneMail waits for a mail to an address and makes sure that it is alone.
+func oneMail(t testing.TB, inbox, to string) devmail.Mail {
+	t.Helper()
+	testenv.Eventually(t, patience, "a mail to "+to+" arrives", func() bool { return len(mails(t, inbox, to)) > 0 })
+	all := mails(t, inbox, to)
+	if len(all) != 1 {
+		t.Fatalf("%d mails to %s, want 1", len(all), to)
+	}
+	return all[0]
+}
+
+// checkPages looks at the pages of an admin address whose process is ready.
+func checkPages(t testing.TB, admin string) {
+	t.Helper()
+	for path, want := range map[string]string{
+		"/livez":   `"status":"ok"`,
+		"/readyz":  `"status":"ok"`,
+		"/metrics": "go_goroutines ",
+	} {
+		if status, body := get(t, admin+path); status != http.StatusOK || !strings.Contains(body, want) {
+			t.Errorf("GET %s%s = %d %.300s, want 200 and %s", admin, path, status, body, want)
+		}
+	}
+}
+
+// ready waits until the process whose admin pages are there is ready.
+func (p *process) ready(admin string) {
+	p.t.Helper()
+	p.eventually(patience, "it is ready", func() bool {
+		status, _ := get(p.t, admin+"/readyz")
+		return status == http.StatusOK
+	})
+}
+
+// notReady waits until it is not, and says so with that word.
+func (p *process) notReady(admin, cause string) {
+	p.t.Helper()
+	body := ""
+	p.eventually(patience, "it is not ready because of "+cause, func() bool {
+		var status int
+		status, body = get(p.t, admin+"/readyz")
+		return status == http.StatusServiceUnavailable && strings.Contains(body, cause)
+	})
+}
+
+// firstPort is where this run of the tests looks for free ports: below those that
+// the system gives out.
+var (
+	firstPort = 10000 + portCount*rand.IntN(2500)
+	blocks    atomic.Int32
+)
+
+// freePorts returns the first of as many ports as pgjet dev takes, all free.
+func freePorts(t testing.TB) int {
+	t.Helper()
+	for range 1000 {
+		first := firstPort + portCount*int(blocks.Add(1))
+		if len(busyPorts(t, first)) == 0 {
+			return first
+		}
+	}
+	t.Fatal("no free ports")
+	return 0
+}
+
+// busyPorts returns those of a block of ports that somebody listens on.
+func busyPorts(t testing.TB, first int) []int {
+	t.Helper()
+	var busy []int
+	for port := first; port < first+portCount; port++ {
+		if l, err := net.Listen("tcp", local(port)); err != nil {
+			busy = append(busy, port)
+		} else {
+			l.Close()
+		}
+	}
+	return busy
+}
+
+func local(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
+
+// alive reports whether there is a process with that id, other than one that is
+// dead and only not yet asked for its exit code.
+func alive(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err == nil && !strings.Contains(string(stat), ") Z ")
+}
+
+// openDB returns a pool that is closed before the process or the server that it
+// leads to is stopped.
+func openDB(t testing.TB, url string) *pgxpool.Pool {
+	t.Helper()
+	db, err := pgxpool.New(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	return db
+}
+
+// query returns the one value that sql selects.
+func query[T any](t testing.TB, db *pgxpool.Pool, sql string, args ...any) T {
+	t.Helper()
+	rows, err := db.Query(t.Context(), sql, args...)
+	if err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	value, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[T])
+	if err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	return value
+}
+
+// stored returns the messages of the stream, in order.
+func stored(t testing.TB, js jetstream.JetStream) []*jetstream.RawStreamMsg {
+	t.Helper()
+	stream, err := js.Stream(t.Context(), "EVENTS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []*jetstream.RawStreamMsg
+	for seq := uint64(1); seq <= stream.CachedInfo().State.LastSeq; seq++ {
+		msg, err := stream.GetMsg(t.Context(), seq)
+		if err != nil {
+			t.Fatalf("message %d of the stream: %v", seq, err)
+		}
+		all = append(all, msg)
+	}
+	return all
+}

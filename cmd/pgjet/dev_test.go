@@ -1,0 +1,266 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// A running is what a pgjet dev says about itself.
+type running struct {
+	*process
+	Users    string `json:"users"`
+	Inbox    string `json:"inbox"`
+	NATS     string `json:"nats"`
+	Database string `json:"database"`
+	Admin    string `json:"admin"`
+	SMTP     string `json:"smtp"`
+
+	dir  string
+	port int
+}
+
+// stateDir returns a directory that is not there yet, where every user may go.
+func stateDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "pgjet-cmd-") //nolint:usetesting // which is closed to others
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		testenv.Eventually(t, patience, "remove "+dir, func() bool { return os.RemoveAll(dir) == nil })
+	})
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, "state")
+}
+
+// startDev starts a pgjet dev and waits until it says that it is ready.
+func startDev(t testing.TB, dir string, port int, args ...string) *running {
+	t.Helper()
+	return waitDev(start(t, nil, devArgs(dir, port, args...)...), dir, port)
+}
+
+func devArgs(dir string, port int, args ...string) []string {
+	return append([]string{"dev", "--json", "--dir", dir, "--port", strconv.Itoa(port)}, args...)
+}
+
+func waitDev(p *process, dir string, port int) *running {
+	p.t.Helper()
+	begun := time.Now()
+	p.eventually(time.Minute, "it says that it is ready", func() bool { return strings.HasSuffix(p.stdout.String(), "\n") })
+	p.t.Logf("ready after %s", time.Since(begun).Round(10*time.Millisecond))
+	r := &running{process: p, dir: dir, port: port}
+	r.checkAnnouncement()
+	return r
+}
+
+// checkAnnouncement reads the one line on stdout.
+func (r *running) checkAnnouncement() {
+	r.t.Helper()
+	text := r.stdout.String()
+	keys := make(map[string]string)
+	if err := json.Unmarshal([]byte(text), &keys); err != nil || strings.Count(text, "\n") != 1 {
+		r.t.Fatalf("stdout is %q (%v), want one line of JSON", text, err)
+	}
+	if err := json.Unmarshal([]byte(text), r); err != nil {
+		r.t.Fatal(err)
+	}
+	for _, key := range []string{"users", "inbox", "nats", "database", "admin", "smtp"} {
+		if keys[key] == "" {
+			r.t.Errorf("stdout has no %q: %s", key, text)
+		}
+	}
+	if len(keys) != 6 {
+		r.t.Errorf("stdout has %d keys, want 6: %s", len(keys), text)
+	}
+}
+
+// postgresPID returns the id of the PostgreSQL process that this run started.
+func (r *running) postgresPID() int {
+	r.t.Helper()
+	b, err := os.ReadFile(filepath.Join(r.dir, "postgres", "postmaster.pid"))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	line, _, _ := strings.Cut(string(b), "\n")
+	pid, err := strconv.Atoi(line)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return pid
+}
+
+func TestDevDoesItAll(t *testing.T) {
+	t.Parallel()
+	dir, port := stateDir(t), freePorts(t)
+	r := startDev(t, dir, port)
+	checkPages(t, r.Admin)
+	id := checkOneTrace(t, r)
+
+	pid := r.postgresPID()
+	r.signal(os.Interrupt)
+	if code := r.wait(patience); code != exitOK {
+		t.Fatalf("exit code %d after an interrupt, want 0, of %s", code, r)
+	}
+	if alive(pid) {
+		t.Errorf("PostgreSQL (pid %d) still runs", pid)
+	}
+	if busy := busyPorts(t, port); busy != nil {
+		t.Errorf("ports %v are still in use", busy)
+	}
+	if text := r.stdout.String(); strings.Count(text, "\n") != 1 {
+		t.Errorf("stdout is %q, want one line", text)
+	}
+
+	r = startDev(t, dir, port)
+	if status, body := get(t, r.Users+"/users/"+id); status != http.StatusOK || !strings.Contains(body, "ann@example.com") {
+		t.Errorf("GET /users/%s after a restart = %d %s, want 200 and the user", id, status, body)
+	}
+	signUp(t, r.Users, "bob@example.com")
+	oneMail(t, r.Inbox, "bob@example.com") // whatever was due before has come by now
+	oneMail(t, r.Inbox, "ann@example.com")
+	if n := len(stored(t, testenv.Connect(t, r.NATS))); n != 2 {
+		t.Errorf("the stream holds %d events, want 2", n)
+	}
+}
+
+// checkOneTrace signs ann@example.com up and finds the trace of that request at
+// every station. It returns the user's id.
+func checkOneTrace(t *testing.T, r *running) string {
+	t.Helper()
+	const trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+	status, header, body := request(t, http.MethodPost, r.Users+"/users", signUpBody("ann@example.com"), map[string]string{
+		"Content-Type": "application/json", "traceparent": "00-" + trace + "-00f067aa0ba902b7-01",
+	})
+	var user struct{ ID string }
+	if err := json.Unmarshal([]byte(body), &user); status != http.StatusCreated || err != nil {
+		t.Fatalf("POST /users = %d %s, want 201", status, body)
+	}
+	mail := oneMail(t, r.Inbox, "ann@example.com")
+
+	db := openDB(t, r.Database)
+	row := query[string](t, db, `select id || ' ' || traceparent || ' ' || seq from pgjet.outbox`)
+	eventID, seq, traceparent := "", "", ""
+	if _, err := fmt.Sscan(row, &eventID, &traceparent, &seq); err != nil {
+		t.Fatal(err)
+	}
+	all := stored(t, testenv.Connect(t, r.NATS))
+	if len(all) != 1 {
+		t.Fatalf("the stream holds %d events, want 1", len(all))
+	}
+	msg := all[0]
+	if want := events.Subject("user.created", user.ID); msg.Subject != want {
+		t.Errorf("subject = %s, want %s", msg.Subject, want)
+	}
+	for name, want := range map[string]string{
+		"ce-specversion": "1.0", "ce-id": eventID, "ce-source": "/users", "ce-type": "user.created",
+		"ce-subject": user.ID, "ce-datacontenttype": "application/json", "Pgjet-Seq": seq, "traceparent": traceparent,
+	} {
+		if got := msg.Header.Get(name); got != want {
+			t.Errorf("header %s of the message = %q, want %q", name, got, want)
+		}
+	}
+	if _, err := time.Parse(time.RFC3339Nano, msg.Header.Get("ce-time")); err != nil {
+		t.Errorf("header ce-time of the message: %v", err)
+	}
+	if ids := mail.Headers["Message-Id"]; len(ids) != 1 || !strings.HasPrefix(ids[0], "<"+eventID+".") {
+		t.Errorf("Message-ID of the mail = %q, want one made of the event's id, %s", ids, eventID)
+	}
+	for station, got := range map[string]string{
+		"the answer": header.Get("Traceparent"), "the outbox": traceparent,
+		"the message": msg.Header.Get("traceparent"), "the mail": strings.Join(mail.Headers["Traceparent"], " "),
+	} {
+		if !strings.HasPrefix(got, "00-"+trace+"-") {
+			t.Errorf("traceparent of %s = %q, want one of trace %s", station, got, trace)
+		}
+	}
+	return user.ID
+}
+
+func TestDevKilledLeavesNothingBehind(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux tells a child that its parent died")
+	}
+	t.Parallel()
+	dir, port := stateDir(t), freePorts(t)
+	r := startDev(t, dir, port)
+	id := signUp(t, r.Users, "ann@example.com")
+	pid := r.postgresPID()
+	r.kill()
+
+	r = startDev(t, dir, port) // at once: PostgreSQL may still be ending
+	if alive(pid) {
+		t.Errorf("PostgreSQL (pid %d) of the killed process still runs", pid)
+	}
+	if status, body := get(t, r.Users+"/users/"+id); status != http.StatusOK {
+		t.Errorf("GET /users/%s = %d %s, want 200", id, status, body)
+	}
+	// The kill may have hit between the mail server's yes and our commit: a second
+	// mail is honest then, if it bears the same id.
+	testenv.Eventually(t, patience, "a mail arrives", func() bool { return len(mails(t, r.Inbox, "ann@example.com")) > 0 })
+	ids := make(map[string]bool)
+	for _, m := range mails(t, r.Inbox, "ann@example.com") {
+		ids[strings.Join(m.Headers["Message-Id"], " ")] = true
+	}
+	if len(ids) != 1 {
+		t.Errorf("mails of one event have the ids %v, want one id", ids)
+	}
+
+	pid = r.postgresPID()
+	r.kill()
+	testenv.Eventually(t, patience, "PostgreSQL of the killed process ends", func() bool { return !alive(pid) })
+}
+
+// TestDevEndsWithPostgreSQL: without its database the process has nothing to do,
+// and says why it ends.
+func TestDevEndsWithPostgreSQL(t *testing.T) {
+	t.Parallel()
+	r := startDev(t, stateDir(t), freePorts(t))
+	r.killed = true // it fails, as it should
+	if err := syscall.Kill(r.postgresPID(), syscall.SIGQUIT); err != nil {
+		t.Fatal(err)
+	}
+	if code := r.wait(patience); code != exitFailed || !strings.Contains(r.stderr.String(), "PostgreSQL ended") {
+		t.Errorf("exit code %d, want 1 and the reason, of %s", code, r)
+	}
+}
+
+// TestDevUsesRunningServers: with addresses it starts no servers, and shows no
+// password.
+func TestDevUsesRunningServers(t *testing.T) {
+	t.Parallel()
+	n := testenv.NATS(t)
+	database := withPassword(testenv.EmptyDatabaseURL(t))
+	r := startDev(t, stateDir(t), freePorts(t), "--database-url", database, "--nats-url", withPassword(n.URL()))
+	signUp(t, r.Users, "ann@example.com")
+	oneMail(t, r.Inbox, "ann@example.com")
+	for _, name := range []string{"postgres", "nats"} {
+		if _, err := os.Stat(filepath.Join(r.dir, name)); err == nil {
+			t.Errorf("there is a directory %s for a server that it does not need", name)
+		}
+	}
+}
+
+// withPassword puts the secret into an address. The servers of tests ask for none
+// and do not mind.
+func withPassword(address string) string {
+	scheme, rest, _ := strings.Cut(address, "://")
+	user := "pgjet"
+	if name, after, found := strings.Cut(rest, "@"); found {
+		user, rest = name, after
+	}
+	return scheme + "://" + user + ":" + secret + "@" + rest
+}

@@ -1,0 +1,136 @@
+//go:build unix
+
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// names returns what is in a directory.
+func names(t *testing.T, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, e := range entries {
+		all = append(all, e.Name())
+	}
+	return all
+}
+
+func TestDevGuardsItsState(t *testing.T) {
+	t.Parallel()
+	dir := stateDir(t)
+	r := startDev(t, dir, freePorts(t))
+	pid := fmt.Sprintf("pid %d", r.cmd.Process.Pid)
+	refused(t, exitUnreachable, devArgs(dir, freePorts(t)), dir, pid, "--dir")
+	refused(t, exitUnreachable, []string{"dev", "reset", "--yes", "--dir", dir}, pid)
+	if status, _ := get(t, r.Admin+"/readyz"); status != 200 {
+		t.Error("the running one is not ready any more")
+	}
+	r.stop()
+
+	mine := filepath.Join(dir, "notes.txt")
+	if err := os.WriteFile(mine, []byte("mine"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, exitUsage, []string{"dev", "reset", "--dir", dir}, "--yes")
+	if got := names(t, dir); !slices.Contains(got, "postgres") {
+		t.Errorf("a refused reset left %v", got)
+	}
+	must(t, exitOK, "dev", "reset", "--yes", "--dir", dir)
+	if got, want := names(t, dir), []string{"notes.txt"}; !slices.Equal(got, want) {
+		t.Errorf("reset left %v, want %v", got, want)
+	}
+	if out := must(t, exitOK, "dev", "reset", "--yes", "--dir", dir); !strings.Contains(out, "nothing to remove") {
+		t.Errorf("a second reset says %q", out)
+	}
+}
+
+func TestDevNamesBusyPorts(t *testing.T) {
+	t.Parallel()
+	port := freePorts(t)
+	for _, taken := range []int{port + inboxPort, port + smtpPort} {
+		l, err := net.Listen("tcp", local(taken))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+	}
+	dir := stateDir(t)
+	refused(t, exitUnreachable, devArgs(dir, port),
+		fmt.Sprintf("port %d (inbox)", port+inboxPort), fmt.Sprintf("port %d (SMTP)", port+smtpPort), "--port")
+	if got, want := names(t, dir), []string{"lock"}; !slices.Equal(got, want) {
+		t.Errorf("%s holds %v, want %v", dir, got, want)
+	}
+}
+
+// TestDevAsAnotherUser: who is not root needs no more than a directory.
+func TestDevAsAnotherUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("the other tests do not run as root either")
+	}
+	t.Parallel()
+	nobody, err := user.Lookup("nobody")
+	if err != nil {
+		t.Fatal(err)
+	}
+	uid, err1 := strconv.ParseUint(nobody.Uid, 10, 32)
+	gid, err2 := strconv.ParseUint(nobody.Gid, 10, 32)
+	if err1 != nil || err2 != nil {
+		t.Fatal(err1, err2)
+	}
+	dir, port := stateDir(t), freePorts(t)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(dir, int(uid), int(gid)); err != nil {
+		t.Fatal(err)
+	}
+	p := command(t, env{"HOME": dir}, devArgs(dir, port)...)
+	p.cmd.Dir = dir
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
+	p.begin()
+	t.Cleanup(p.stop)
+	r := waitDev(p, dir, port)
+	signUp(t, r.Users, "ann@example.com")
+	oneMail(t, r.Inbox, "ann@example.com")
+}
+
+// TestDevInPrivateDirectory: root runs PostgreSQL as somebody else, who cannot pass
+// through root's own directories.
+func TestDevInPrivateDirectory(t *testing.T) {
+	t.Parallel()
+	private := t.TempDir()
+	if err := os.Chmod(private, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	dir, port := filepath.Join(private, "state"), freePorts(t)
+	p := command(t, nil, devArgs(dir, port)...)
+	p.begin()
+	t.Cleanup(p.stop)
+	p.eventually(patience, "it is ready or says why not", func() bool { return p.stdout.String() != "" || p.ended() })
+	if p.ended() { // a container that does not allow user namespaces
+		p.killed = true
+		if code := p.wait(patience); code != exitUnreachable || !strings.Contains(p.stderr.String(), "--dir") {
+			t.Errorf("exit code %d, want 5 and a hint at --dir, of %s", code, p)
+		}
+		return
+	}
+	oneUser := waitDev(p, dir, port)
+	signUp(t, oneUser.Users, "ann@example.com")
+	if info, err := os.Stat(private); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("the directory is %v (%v), want it left at 0700", info.Mode(), err)
+	}
+}

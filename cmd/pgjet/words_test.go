@@ -1,0 +1,190 @@
+package main
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// nowhere is a port on which nobody answers.
+const nowhere = "127.0.0.1:1"
+
+func TestWrongUse(t *testing.T) {
+	t.Parallel()
+	database := "postgres://ann:" + secret + "@" + nowhere + "/x"
+	for _, row := range []struct {
+		name string
+		args string
+		env  env
+		says []string
+	}{
+		{name: "unknown command", args: "publish", says: []string{`unknown command "publish"`, "'pgjet --help'"}},
+		{name: "unknown command of a group", args: "migrate upp", says: []string{`unknown command "upp"`, "'pgjet migrate --help'"}},
+		{name: "a word too many", args: "relay now", says: []string{`"now"`, "'pgjet relay --help'"}},
+		{name: "no consumer", args: "consume", says: []string{"'pgjet consume --help'"}},
+		{name: "unknown consumer", args: "consume mails", says: []string{`"mails"`, "'pgjet consume --help'"}},
+		{name: "unknown flag", args: "users --prot 1", says: []string{"--prot", "'pgjet users --help'"}},
+		{name: "flag without its value", args: "users --addr", says: []string{"--addr"}},
+		{name: "bad number", args: "dev --port many", says: []string{"--port", "'pgjet dev --help'"}},
+		{name: "port out of range", args: "dev --port 70000", says: []string{"--port", "1 to 65529"}},
+		{name: "bad log level", args: "relay --log-level loud", says: []string{"--log-level"}},
+		{name: "bad output", args: "migrate status -o xml", says: []string{"--output", "table or json"}},
+		{name: "no database for users", args: "users", says: []string{"--database-url", "PGJET_DATABASE_URL", "postgres://"}},
+		{name: "no database for the relay", args: "relay", says: []string{"--database-url", "PGJET_DATABASE_URL"}},
+		{name: "no database for a consumer", args: "consume welcome-mailer", says: []string{"--database-url", "PGJET_DATABASE_URL"}},
+		{name: "no database for migrate", args: "migrate up", says: []string{"--database-url", "PGJET_DATABASE_URL"}},
+		{name: "bad database URL", args: "migrate up --database-url postgres://ann:" + secret + "@host:x/y", says: []string{"--database-url"}},
+		{name: "escaped database URL", args: "users --database-url postgres://ann:%zz" + secret + "@host/y", says: []string{"--database-url"}},
+		{name: "bad NATS URL for the relay", args: "relay --nats-url http://ann:" + secret + "@host --database-url " + database, says: []string{"--nats-url", "nats://"}},
+		{name: "bad NATS URL for a consumer", args: "consume welcome-mailer --nats-url nats:// --smtp-url smtp://host --database-url " + database, says: []string{"--nats-url", "nats://"}},
+		{name: "bad NATS URL for the stream", args: "stream ensure --nats-url nats://ann:" + secret + "@%zz", says: []string{"--nats-url", "nats://"}},
+		{name: "bad NATS URL for dev", args: "dev --nats-url http://host", says: []string{"--nats-url", "nats://"}},
+		{name: "no credentials file", args: "relay --nats-creds nothing --database-url " + database, says: []string{"--nats-creds", "nothing"}},
+		{name: "no mail server", args: "consume welcome-mailer --database-url " + database, says: []string{"--smtp-url", "PGJET_SMTP_URL", "smtp://"}},
+		{name: "bad mail server", args: "consume welcome-mailer --smtp-url imap://ann:" + secret + "@host --database-url " + database, says: []string{"--smtp-url", "smtp://"}},
+		{name: "unreadable mail server", args: "consume welcome-mailer --smtp-url smtp://ann:" + secret + "@%zz --database-url " + database, says: []string{"--smtp-url"}},
+		{
+			name: "bad sender", args: "consume welcome-mailer --smtp-url smtp://host --mail-from nobody --database-url " + database,
+			says: []string{"--mail-from"},
+		},
+		{name: "bad variable", args: "users", env: env{"PGJET_LOG_LEVEL": "loud"}, says: []string{"PGJET_LOG_LEVEL", "loud"}},
+		{
+			name: "bad variable of OpenTelemetry", args: "users --addr 127.0.0.1:0 --database-url " + database,
+			env: env{"OTEL_TRACES_EXPORTER": "pigeon"}, says: []string{`OTEL_TRACES_EXPORTER="pigeon"`},
+		},
+		{name: "bad database in a variable", args: "migrate up", env: env{"PGJET_DATABASE_URL": "postgres://ann:" + secret + "@host:x/y"}, says: []string{"--database-url"}},
+		{name: "bad number in a variable", args: "dev", env: env{"PGJET_PORT": "many"}, says: []string{"PGJET_PORT"}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			code, p := runProcess(t, row.env, strings.Fields(row.args)...)
+			if code != exitUsage || p.stdout.String() != "" {
+				t.Errorf("exit code %d, want 2 and nothing on stdout, of %s", code, p)
+			}
+			for _, w := range row.says {
+				if !strings.Contains(p.stderr.String(), w) {
+					t.Errorf("stderr does not say %q, of %s", w, p)
+				}
+			}
+		})
+	}
+}
+
+// TestUnreachable: verbs that do not wait say what they cannot reach.
+func TestUnreachable(t *testing.T) {
+	t.Parallel()
+	database, nats := "postgres://ann:"+secret+"@"+nowhere+"/x", "nats://ann:"+secret+"@"+nowhere
+	refused(t, exitUnreachable, []string{"migrate", "up", "--database-url", database}, "PostgreSQL", nowhere)
+	refused(t, exitUnreachable, []string{"migrate", "status", "--database-url", database}, "PostgreSQL", nowhere)
+	refused(t, exitUnreachable, []string{"stream", "ensure", "--nats-url", nats}, "NATS")
+	refused(t, exitUnreachable, []string{"ready", "--admin-addr", nowhere}, nowhere)
+	refused(t, exitUnreachable, []string{"users", "--database-url", database, "--addr", "nowhere.invalid:1"}, "--addr")
+	refused(t, exitUnreachable, []string{"users", "--database-url", database, "--addr", anyPort, "--admin-addr", "1"}, "--admin-addr")
+}
+
+// TestServicesWaitForTheirServers: they start before what they need, and say what
+// that is.
+func TestServicesWaitForTheirServers(t *testing.T) {
+	t.Parallel()
+	database, nats := "postgres://ann:"+secret+"@"+nowhere+"/x", "nats://ann:"+secret+"@"+nowhere
+	users, relay := startUsers(t, database), startRelay(t, database, nats)
+	mailer := startMailer(t, database, nats, "ann:"+secret+"@"+nowhere)
+	users.notReady(users.admin, "database_unreachable")
+	relay.notReady(relay.admin, "database_unreachable")
+	mailer.notReady(mailer.admin, "nats_unreachable")
+}
+
+// TestLogIsJSON: also where others would write lines of their own.
+func TestLogIsJSON(t *testing.T) {
+	t.Parallel()
+	users := start(t, env{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://" + nowhere}, "users",
+		"--database-url", testenv.DatabaseURL(t), "--addr", anyPort, "--admin-addr", anyPort, "--log-level", "debug")
+	signUp(t, users.logged("serving the API", "addr"), "ann@example.com")
+	users.stop()
+	if got, want := len(users.log("")), strings.Count(users.stderr.String(), "\n"); got != want || len(users.log("WARN")) == 0 {
+		t.Errorf("%d of %d lines are JSON, want all, and a warning, of %s", got, want, users)
+	}
+}
+
+// TestHelpShowsEveryFlag asks each command for help.
+func TestHelpShowsEveryFlag(t *testing.T) {
+	t.Parallel()
+	for _, cmd := range allCommands(newRoot()) {
+		var want []string
+		cmd.InitDefaultHelpFlag()
+		cmd.Flags().AddFlagSet(cmd.InheritedFlags())
+		cmd.Flags().VisitAll(func(f *pflag.Flag) { want = append(want, "--"+f.Name, f.Usage) })
+		for _, c := range cmd.Commands() {
+			want = append(want, c.Name(), c.Short)
+		}
+		path := strings.Fields(cmd.CommandPath())[1:]
+		t.Run(strings.Join(path, " "), func(t *testing.T) {
+			t.Parallel()
+			out := must(t, exitOK, append(path, "--help")...)
+			for _, w := range want {
+				if w == "" || !strings.Contains(out, w) {
+					t.Errorf("the help does not say %q:\n%s", w, out)
+				}
+			}
+		})
+	}
+}
+
+// allCommands returns cmd and all below it.
+func allCommands(cmd *cobra.Command) []*cobra.Command {
+	all := []*cobra.Command{cmd}
+	for _, c := range cmd.Commands() {
+		all = append(all, allCommands(c)...)
+	}
+	return all
+}
+
+// TestVariablesAreFlags: a variable sets what its flag sets, and the flag wins.
+func TestVariablesAreFlags(t *testing.T) {
+	t.Parallel()
+	vars := env{"PGJET_DATABASE_URL": testenv.DatabaseURL(t), "PGJET_OUTPUT": "json"}
+	code, p := runProcess(t, vars, "migrate", "status")
+	if code != exitOK || !json.Valid([]byte(p.stdout.String())) {
+		t.Errorf("exit code %d, want 0 and JSON, of %s", code, p)
+	}
+	code, p = runProcess(t, vars, "migrate", "status", "-o", "table")
+	if code != exitOK || !strings.HasPrefix(p.stdout.String(), "SCHEMA") {
+		t.Errorf("exit code %d, want 0 and a table, of %s", code, p)
+	}
+	vars["PGJET_ADDR"], vars["PGJET_ADMIN_ADDR"], vars["PGJET_LOG_LEVEL"] = anyPort, "not an address", "debug"
+	users := start(t, vars, "users", "--admin-addr", anyPort)
+	signUp(t, users.logged("serving the API", "addr"), "ann@example.com")
+	checkPages(t, users.logged("starting", "admin"))
+	must(t, exitOK, "--version")
+}
+
+func TestFromEnvironment(t *testing.T) {
+	vars := map[string]string{"PGJET_A_B": "from the variable", "PGJET_C": "from the variable", "PGJET_N": "7"}
+	f := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	ab, c, d := f.String("a-b", "default", ""), f.String("c", "default", ""), f.String("d", "default", "")
+	n := f.Int("n", 1, "")
+	if err := f.Parse([]string{"--c", "from the flag"}); err != nil {
+		t.Fatal(err)
+	}
+	getenv := func(name string) string { return vars[name] }
+	if err := fromEnvironment(f, getenv); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := []string{*ab, *c, *d}, []string{"from the variable", "from the flag", "default"}; !slices.Equal(got, want) || *n != 7 {
+		t.Errorf("flags are %q and %d, want %q and 7", got, *n, want)
+	}
+
+	f = pflag.NewFlagSet("test", pflag.ContinueOnError)
+	f.Int("n", 1, "")
+	f.Bool("a-b", false, "")
+	err := fromEnvironment(f, getenv)
+	if err == nil || !strings.Contains(err.Error(), "PGJET_A_B") {
+		t.Errorf("fromEnvironment() = %v, want an error that names PGJET_A_B", err)
+	}
+}

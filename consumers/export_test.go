@@ -1,0 +1,13 @@
+package consumers
+
+import (
+	"testing"
+	"time"
+)
+
+// SetAckWait shortens JetStream's patience for the consumers of one test.
+func SetAckWait(t *testing.T, d time.Duration) {
+	before := ackWait
+	ackWait = d
+	t.Cleanup(func() { ackWait = before })
+}

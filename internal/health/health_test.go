@@ -1,0 +1,135 @@
+package health_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/pgjet/pgjet/internal/health"
+)
+
+// A page is what /livez and /readyz say.
+type page struct {
+	code    int
+	Status  string    `json:"status"`
+	Version string    `json:"version"`
+	Time    time.Time `json:"time"`
+	Checks  []struct {
+		Name  string `json:"name"`
+		Ready bool   `json:"ready"`
+		Cause string `json:"cause"`
+	} `json:"checks"`
+}
+
+func ask(t *testing.T, h *health.Health, path string) page {
+	t.Helper()
+	w := httptest.NewRecorder()
+	h.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil))
+	p := page{code: w.Code}
+	if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil {
+		t.Fatalf("GET %s = %d %s: %v", path, w.Code, w.Body, err)
+	}
+	if got := w.Header().Get("Cache-Control"); got != "no-store" {
+		t.Errorf("GET %s: Cache-Control is %q, want no-store", path, got)
+	}
+	return p
+}
+
+func metrics() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "the metrics") })
+}
+
+func well(context.Context) error    { return nil }
+func away(context.Context) error    { return errors.New("database_unreachable: no answer") }
+func hangs(c context.Context) error { <-c.Done(); return c.Err() }
+
+func TestPages(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		checks []health.Check
+		stop   bool
+		code   int
+		status string
+	}{
+		{name: "nothing to check", code: 200, status: "ok"},
+		{name: "all is well", checks: []health.Check{{"a", well}, {"b", well}}, code: 200, status: "ok"},
+		{name: "one is not", checks: []health.Check{{"a", well}, {"b", away}}, code: 503, status: "not_ready"},
+		{name: "stopping", checks: []health.Check{{"a", well}}, stop: true, code: 503, status: "stopping"},
+		{name: "stopping in an outage", checks: []health.Check{{"b", away}}, stop: true, code: 503, status: "stopping"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			h := &health.Health{Version: "v1", Metrics: metrics(), Checks: row.checks}
+			if row.stop {
+				h.Stop()
+			}
+			p := ask(t, h, "/readyz")
+			if p.code != row.code || p.Status != row.status || p.Version != "v1" || p.Time.IsZero() {
+				t.Errorf("GET /readyz = %+v, want %d %s", p, row.code, row.status)
+			}
+			for i, c := range row.checks {
+				if got := p.Checks[i]; got.Name != c.Name || got.Ready != (got.Cause == "") {
+					t.Errorf("check %s is %+v", c.Name, got)
+				}
+			}
+			if p := ask(t, h, "/livez"); p.code != http.StatusOK || p.Status != "ok" || len(p.Checks) != 0 {
+				t.Errorf("GET /livez = %+v, want 200 ok whatever the checks say", p)
+			}
+		})
+	}
+}
+
+func TestReadyNamesTheCause(t *testing.T) {
+	p := ask(t, &health.Health{Metrics: metrics(), Checks: []health.Check{{"a", well}, {"b", away}}}, "/readyz")
+	if len(p.Checks) != 2 || !p.Checks[0].Ready || p.Checks[1].Cause != "database_unreachable: no answer" {
+		t.Errorf("checks are %+v, want b's own words", p.Checks)
+	}
+}
+
+// TestHangingCheck: the answer comes in time, even if a check does not heed its
+// context.
+func TestHangingCheck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		never := make(chan struct{})
+		defer close(never)
+		deaf := func(context.Context) error { <-never; return nil }
+		h := &health.Health{Metrics: metrics(), Checks: []health.Check{{"b", hangs}, {"d", deaf}, {"c", hangs}, {"a", well}}}
+		begun := time.Now()
+		p := ask(t, h, "/readyz")
+		if took := time.Since(begun); took != 2*time.Second {
+			t.Errorf("the answer took %s, want 2s for all checks together", took)
+		}
+		if p.code != http.StatusServiceUnavailable || !p.Checks[3].Ready {
+			t.Errorf("GET /readyz = %+v, want 503 with a alone ready", p)
+		}
+		for _, c := range p.Checks[:3] {
+			if c.Ready || c.Cause == "" {
+				t.Errorf("check %s is %+v, want not ready and a cause", c.Name, c)
+			}
+		}
+	})
+}
+
+func TestOtherPages(t *testing.T) {
+	h := &health.Health{Metrics: metrics()}
+	for _, row := range []struct {
+		method, path string
+		code         int
+	}{
+		{http.MethodGet, "/metrics", http.StatusOK},
+		{http.MethodHead, "/readyz", http.StatusOK},
+		{http.MethodPost, "/readyz", http.StatusMethodNotAllowed},
+		{http.MethodGet, "/", http.StatusNotFound},
+	} {
+		w := httptest.NewRecorder()
+		h.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), row.method, row.path, nil))
+		if w.Code != row.code {
+			t.Errorf("%s %s = %d, want %d", row.method, row.path, w.Code, row.code)
+		}
+	}
+}
