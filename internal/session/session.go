@@ -21,7 +21,10 @@ const (
 	maxWait = 5 * time.Second
 )
 
-var errStarting = errors.New("starting")
+var (
+	errStarting = errors.New("starting")
+	errStopped  = errors.New("stopped")
+)
 
 // A Keeper begins sessions and knows whether one is at work. The zero Keeper is
 // ready for use.
@@ -34,6 +37,7 @@ type Keeper struct {
 // Run begins sessions until ctx ends. It logs why one ended whenever that is news,
 // as "no progress, will keep trying".
 func (k *Keeper) Run(ctx context.Context, log *slog.Logger, session func(context.Context) error) {
+	defer k.Waiting(errStopped)
 	wait := backoff.NewExponentialBackOff(backoff.WithInitialInterval(minWait),
 		backoff.WithMaxInterval(maxWait), backoff.WithMaxElapsedTime(0))
 	for ctx.Err() == nil {
@@ -69,7 +73,8 @@ func (k *Keeper) set(working bool, reason error) bool {
 	return news
 }
 
-// Ready returns nil while a session does its work, else why none does.
+// Ready returns nil while a session does its work, else why none does. A Keeper
+// whose Run has not begun or has returned is not ready.
 func (k *Keeper) Ready() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()

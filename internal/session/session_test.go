@@ -39,6 +39,9 @@ func TestRunKeepsTrying(t *testing.T) {
 			}
 			return down
 		})
+		if k.Ready() == nil {
+			t.Error("Ready() after Run = nil, want an error")
+		}
 		if got := strings.Count(lines.String(), "no progress, will keep trying"); got != 3 {
 			t.Errorf("%d lines were logged, want one for each new reason, 3:\n%s", got, &lines)
 		}
