@@ -2,14 +2,15 @@ package consumers
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/events"
@@ -37,15 +38,15 @@ func (r *Runner) deliver(ctx context.Context, msg jetstream.Msg) {
 
 	d.event, err = events.FromMessage(msg.Headers(), msg.Data())
 	if err != nil {
-		d.event.ID = idFor(r.Stream, d.seq, d.event.ID)
+		d.event.ID = idFor(r.Stream, meta, d.event.ID)
 		err = backoff.Permanent(err)
 	} else {
 		ctx, cancel := context.WithTimeout(ctx, r.Consumer.Timeout)
 		err = r.attempt(ctx, d)
 		cancel()
 	}
-	if permanent, ok := errors.AsType[*backoff.PermanentError](err); ok {
-		err = r.giveUp(ctx, d, permanent.Err)
+	if _, ok := errors.AsType[*backoff.PermanentError](err); ok {
+		err = r.giveUp(ctx, d, err)
 	}
 	r.settle(ctx, d, err)
 }
@@ -100,19 +101,19 @@ func claim(ctx context.Context, tx pgx.Tx, consumer string, d delivery, state st
 // giveUp makes the event a dead letter. It returns nil once that is committed;
 // else the event stays in retry.
 func (r *Runner) giveUp(ctx context.Context, d delivery, reason error) error {
-	header, err := json.Marshal(d.msg.Headers())
-	if err != nil {
-		return fmt.Errorf("write dead letter: %w", err)
-	}
+	ctx, cancel := context.WithTimeout(ctx, r.Consumer.Timeout)
+	defer cancel()
 	first := false
-	err = pgx.BeginFunc(ctx, r.DB, func(tx pgx.Tx) error {
+	err := pgx.BeginFunc(ctx, r.DB, func(tx pgx.Tx) error {
+		var err error
 		if first, err = claim(ctx, tx, r.Consumer.Name, d, "dead"); err != nil || !first {
 			return err
 		}
 		_, err = tx.Exec(ctx, `
 			insert into pgjet.dead_letter (consumer, event_id, stream, stream_seq, subject, header, data, error, attempts)
 			values ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
-			r.Consumer.Name, d.event.ID, r.Stream, int64(d.seq), d.msg.Subject(), header, d.msg.Data(), reason.Error(), d.attempt)
+			r.Consumer.Name, d.event.ID, r.Stream, int64(d.seq), storable(d.msg.Subject()), storableHeader(d.msg.Headers()),
+			d.msg.Data(), storable(reason.Error()), d.attempt)
 		return err
 	})
 	if err != nil {
@@ -162,10 +163,27 @@ func keepAlive(msg jetstream.Msg) (stop func()) {
 }
 
 // idFor returns id, or one made from the place in the stream for a message that
-// carries none, so that it can be a dead letter too.
-func idFor(stream string, seq uint64, id uuid.UUID) uuid.UUID {
+// carries none, so that it can be a dead letter too. A stream that is made anew
+// counts from 1 again, so the time belongs to the place.
+func idFor(stream string, meta *jetstream.MsgMetadata, id uuid.UUID) uuid.UUID {
 	if id != uuid.Nil {
 		return id
 	}
-	return uuid.NewSHA1(uuid.NameSpaceURL, fmt.Appendf(nil, "pgjet:%s:%d", stream, seq))
+	return uuid.NewSHA1(uuid.NameSpaceURL,
+		fmt.Appendf(nil, "pgjet:%s:%d:%d", stream, meta.Sequence.Stream, meta.Timestamp.UnixNano()))
+}
+
+// storable returns s with U+FFFD for what PostgreSQL does not take as text.
+func storable(s string) string {
+	return strings.ToValidUTF8(strings.ReplaceAll(s, "\x00", "\uFFFD"), "\uFFFD")
+}
+
+func storableHeader(header nats.Header) map[string][]string {
+	h := make(map[string][]string, len(header))
+	for name, values := range header {
+		for _, v := range values {
+			h[storable(name)] = append(h[storable(name)], storable(v))
+		}
+	}
+	return h
 }

@@ -5,10 +5,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
-	"go.opentelemetry.io/otel"
-	"go.opentelemetry.io/otel/sdk/trace"
-	"go.opentelemetry.io/otel/sdk/trace/tracetest"
-	oteltrace "go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/pgjet/pgjet/events"
 )
@@ -16,15 +13,14 @@ import (
 // TestAttemptBelongsToTheEventsTrace: the span of an attempt is a child of the
 // context in which the event was created, and the handler works inside it.
 func TestAttemptBelongsToTheEventsTrace(t *testing.T) {
-	spans := tracetest.NewInMemoryExporter()
-	otel.SetTracerProvider(trace.NewTracerProvider(trace.WithSyncer(spans)))
 	b := newBench(t)
+	spans.Reset()
 	e := event(1)
 	e.Traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 	b.publish(e)
-	handled := make(chan oteltrace.SpanContext, 1)
+	handled := make(chan trace.SpanContext, 1)
 	b.start(func(ctx context.Context, _ pgx.Tx, _ events.Event) error {
-		handled <- oteltrace.SpanContextFromContext(ctx)
+		handled <- trace.SpanContextFromContext(ctx)
 		return nil
 	})
 	b.settled()
@@ -34,7 +30,7 @@ func TestAttemptBelongsToTheEventsTrace(t *testing.T) {
 	}
 	s := all[0]
 	if got := s.Parent.SpanID().String(); s.Name != "process events.*.note.made" || got != "b7ad6b7169203331" ||
-		s.SpanContext.TraceID().String() != "0af7651916cd43dd8448eb211c80319c" || s.SpanKind != oteltrace.SpanKindConsumer {
+		s.SpanContext.TraceID().String() != "0af7651916cd43dd8448eb211c80319c" || s.SpanKind != trace.SpanKindConsumer {
 		t.Errorf("span %s (%s) of trace %s is a child of %s", s.Name, s.SpanKind, s.SpanContext.TraceID(), got)
 	}
 	if in := <-handled; in.SpanID() != s.SpanContext.SpanID() {

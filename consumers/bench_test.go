@@ -1,0 +1,197 @@
+package consumers_test
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+
+	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// spans are those of all tests.
+var spans = tracetest.NewInMemoryExporter()
+
+func TestMain(m *testing.M) {
+	otel.SetTracerProvider(trace.NewTracerProvider(trace.WithSyncer(spans)))
+	testenv.Main(m)
+}
+
+// patience is shorter than JetStream's: what a test waits for must not need it.
+const patience = 20 * time.Second
+
+type noted struct {
+	Key string `json:"key"`
+	N   int    `json:"n"`
+}
+
+func (noted) EventType() string  { return "note.made" }
+func (n noted) EventKey() string { return n.Key }
+
+// A bench is a stream, a database, and consumers between them.
+type bench struct {
+	*testing.T
+	db *pgxpool.Pool
+	js jetstream.JetStream
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	js, _ := testenv.JetStream(t)
+	return newBenchOn(t, testenv.Postgres(t), js)
+}
+
+func newBenchOn(t *testing.T, db *pgxpool.Pool, js jetstream.JetStream) *bench {
+	t.Helper()
+	b := &bench{T: t, db: db, js: js}
+	b.createStream()
+	b.exec(`create table effect (n int not null)`)
+	return b
+}
+
+// createStream makes the stream as the relay's "stream ensure" does.
+func (b *bench) createStream() {
+	b.Helper()
+	_, err := b.js.CreateStream(b.Context(), jetstream.StreamConfig{
+		Name: "EVENTS", Subjects: []string{events.AllSubjects}, Storage: jetstream.FileStorage,
+		Discard: jetstream.DiscardNew, Duplicates: 100 * time.Millisecond,
+		DenyDelete: true, DenyPurge: true, AllowAtomicPublish: true, AllowDirect: true,
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+}
+
+func (b *bench) exec(sql string) {
+	b.Helper()
+	if _, err := b.db.Exec(b.Context(), sql); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func event(n int) events.Event {
+	e, err := events.New(noted{"k", n})
+	if err != nil {
+		panic(err)
+	}
+	e.Source, e.Seq, e.Time = "/test", int64(n), time.Now()
+	return e
+}
+
+func (b *bench) publish(all ...events.Event) {
+	b.Helper()
+	for _, e := range all {
+		subject, header, body := e.Message()
+		b.send(&nats.Msg{Subject: subject, Header: header, Data: body})
+	}
+}
+
+func (b *bench) send(msg *nats.Msg) {
+	b.Helper()
+	if _, err := b.js.PublishMsg(b.Context(), msg); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// write is a handler whose effect is a row.
+func write(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	p, err := events.Decode[noted](e)
+	if err != nil {
+		return backoff.Permanent(err)
+	}
+	_, err = tx.Exec(ctx, `insert into effect (n) values ($1)`, p.N)
+	return err
+}
+
+// start runs a consumer until stop is called or the test ends.
+func (b *bench) start(handle consumers.Handler) (r *consumers.Runner, stop func()) {
+	b.Helper()
+	return b.startOn(b.js, consumers.Consumer{Handle: handle})
+}
+
+func (b *bench) startOn(js jetstream.JetStream, c consumers.Consumer) (r *consumers.Runner, stop func()) {
+	b.Helper()
+	c.Name, c.Types = "test", []string{noted{}.EventType()}
+	c.MinRetry, c.MaxRetry = cmp.Or(c.MinRetry, 5*time.Millisecond), cmp.Or(c.MaxRetry, 50*time.Millisecond)
+	r = &consumers.Runner{Consumer: c, DB: b.db, JS: js, Log: testenv.Logger(b)}
+	ctx, cancel := context.WithCancel(b.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			b.Errorf("Run() = %v, want nil after cancel", err)
+		}
+	})
+	b.Cleanup(stop)
+	return r, stop
+}
+
+func (b *bench) count(query string, args ...any) (n int) {
+	b.Helper()
+	if err := b.db.QueryRow(b.Context(), query, args...).Scan(&n); err != nil {
+		b.Fatal(err)
+	}
+	return n
+}
+
+func (b *bench) info() *jetstream.ConsumerInfo {
+	b.Helper()
+	c, err := b.js.Consumer(b.Context(), "EVENTS", "test")
+	if err != nil {
+		return &jetstream.ConsumerInfo{NumAckPending: -1}
+	}
+	return c.CachedInfo()
+}
+
+// settled waits until nothing is delivered or to be delivered any more.
+func (b *bench) settled() {
+	b.Helper()
+	testenv.Eventually(b, patience, "every message is acknowledged", func() bool {
+		i := b.info()
+		return i.NumAckPending == 0 && i.NumPending == 0 && i.Delivered.Stream > 0
+	})
+}
+
+// once checks that the events 1 to n had one effect each.
+func (b *bench) once(n int) {
+	b.Helper()
+	if rows, distinct := b.count(`select count(*) from effect`), b.count(`select count(distinct n) from effect`); rows != n || distinct != n {
+		b.Errorf("%d effects of %d events, want %d of %d", rows, distinct, n, n)
+	}
+}
+
+func (b *bench) blocked(r *consumers.Runner, cause string) {
+	b.Helper()
+	testenv.Eventually(b, patience, "the consumer is blocked by "+cause, func() bool {
+		err := r.Ready(b.Context())
+		return err != nil && strings.Contains(err.Error(), cause)
+	})
+}
+
+func (b *bench) ready(r *consumers.Runner) {
+	b.Helper()
+	testenv.Eventually(b, patience, "the consumer is ready", func() bool { return r.Ready(b.Context()) == nil })
+}
+
+// handled waits until this many events had their effect.
+func (b *bench) handled(n int) {
+	b.Helper()
+	testenv.Eventually(b, patience, fmt.Sprint(n, " events are handled"), func() bool {
+		return b.count(`select count(*) from effect`) >= n
+	})
+}

@@ -1,0 +1,139 @@
+package consumers_test
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/devserver"
+	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/migrations"
+)
+
+// TestLostAck: the connection is lost between the handler's end and the ack. The
+// event comes again, and is not handled again.
+func TestLostAck(t *testing.T) {
+	consumers.SetAckWait(t, time.Second)
+	b := newBench(t)
+	doomed := testenv.Connect(t, b.js.Conn().ConnectedUrl())
+	var attempts atomic.Int32
+	handle := func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		attempts.Add(1)
+		doomed.Conn().Close()
+		return write(ctx, tx, e)
+	}
+	b.publish(event(1))
+	r, stop := b.startOn(doomed, consumers.Consumer{Handle: handle})
+	b.handled(1)
+	b.blocked(r, "nats_unreachable")
+	stop()
+	if n := b.info().NumAckPending; n != 1 {
+		t.Fatalf("%d messages wait for their ack, want the one", n)
+	}
+	b.start(handle)
+	b.settled()
+	b.once(1)
+	if n := attempts.Load(); n != 1 {
+		t.Errorf("the handler ran %d times, want once", n)
+	}
+}
+
+func TestSurvivesNATSOutage(t *testing.T) {
+	server := testenv.NATS(t)
+	b := newBenchOn(t, testenv.Postgres(t), testenv.Connect(t, server.URL()))
+	r, _ := b.start(write)
+	b.publish(event(1))
+	b.settled()
+	server.Stop()
+	b.blocked(r, "nats_unreachable")
+	testenv.RestartNATS(t, server)
+	b.ready(r)
+	b.publish(event(2), event(3))
+	b.settled()
+	b.once(3)
+}
+
+// TestSurvivesDatabaseOutage: what is delivered while PostgreSQL is away is tried
+// again until it is back.
+func TestSurvivesDatabaseOutage(t *testing.T) {
+	server := testenv.PostgresServer(t)
+	db, err := pgxpool.New(t.Context(), server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	if _, err := migrations.Up(t.Context(), db); err != nil {
+		t.Fatal(err)
+	}
+	js, _ := testenv.JetStream(t)
+	b := newBenchOn(t, db, js)
+	r, _ := b.start(write)
+	b.publish(event(1))
+	b.settled()
+	if err := server.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	b.publish(event(2), event(3))
+	testenv.Eventually(t, patience, "they are tried", func() bool { return b.info().Delivered.Consumer > 5 })
+	b.blocked(r, "database_unreachable")
+	again, err := devserver.StartPostgres(t.Context(), server.Options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = again.Stop() })
+	b.ready(r)
+	b.settled()
+	b.once(3)
+}
+
+// TestMissingStream: at the start, and while events are being handled.
+func TestMissingStream(t *testing.T) {
+	b := newBench(t)
+	var r *consumers.Runner
+	for n := range 2 {
+		if err := b.js.DeleteStream(t.Context(), "EVENTS"); err != nil {
+			t.Fatal(err)
+		}
+		if n == 0 {
+			r, _ = b.start(write)
+		}
+		b.blocked(r, "stream_missing")
+		b.createStream()
+		b.publish(event(n + 1))
+		b.ready(r)
+		b.settled()
+		b.once(n + 1)
+	}
+}
+
+// TestDeletedConsumerIsMadeAgain: it delivers everything once more, which the inbox
+// makes harmless.
+func TestDeletedConsumerIsMadeAgain(t *testing.T) {
+	b := newBench(t)
+	b.publish(event(1), event(2))
+	var attempts atomic.Int32
+	b.start(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		attempts.Add(1)
+		return write(ctx, tx, e)
+	})
+	b.settled()
+	if err := b.js.DeleteConsumer(t.Context(), "EVENTS", "test"); err != nil {
+		t.Fatal(err)
+	}
+	b.publish(event(3))
+	b.handled(3)
+	b.settled()
+	b.once(3)
+	if n := attempts.Load(); n != 3 {
+		t.Errorf("the handler ran %d times, want 3", n)
+	}
+	if n := b.info().Delivered.Consumer; n != 3 {
+		t.Errorf("the new consumer delivered %d events, want all 3", n)
+	}
+}
