@@ -19,6 +19,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
 
+	"github.com/pgjet/pgjet/consumers/mailer"
 	"github.com/pgjet/pgjet/internal/devmail"
 	"github.com/pgjet/pgjet/internal/devserver"
 	"github.com/pgjet/pgjet/internal/health"
@@ -101,6 +102,9 @@ func (d *dev) run(ctx context.Context) (err error) {
 		if err := d.checkNATS(); err != nil {
 			return err
 		}
+	}
+	if _, err := mailer.New(mailer.Server{}, d.mailFrom); err != nil {
+		return usagef("--mail-from: %w", err)
 	}
 	lock, err := lockState(d.dir)
 	if err != nil {

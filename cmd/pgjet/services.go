@@ -1,7 +1,10 @@
 package main
 
 import (
+	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go/jetstream"
@@ -82,8 +85,13 @@ func consumeCommand() *cobra.Command {
 		Use:       "consume " + mailer.Name,
 		Short:     "Handle events with one of the consumers",
 		Long:      "Handle events with one of the consumers:\n\n  welcome-mailer   sends a mail to each new user",
-		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 		ValidArgs: []string{mailer.Name},
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 || !slices.Contains(cmd.ValidArgs, args[0]) {
+				return fmt.Errorf("consume takes the name of one consumer (%s), not %q", strings.Join(cmd.ValidArgs, ", "), args)
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, log := cmd.Context(), newLogger(cmd.ErrOrStderr(), s.logLevel)
 			db, err := s.pool(ctx, "pgjet-"+mailer.Name)
