@@ -29,7 +29,7 @@ func TestLostAck(t *testing.T) {
 		return write(ctx, tx, e)
 	}
 	b.publish(event(1))
-	r, stop := b.startOn(doomed, consumers.Consumer{Handle: handle})
+	r, stop := b.startOn(doomed, consumers.Consumer{Handle: handle, Timeout: 600 * time.Millisecond})
 	b.handled(1)
 	b.blocked(r, "nats_unreachable")
 	stop()

@@ -18,8 +18,10 @@ import (
 	"github.com/pgjet/pgjet/internal/session"
 )
 
-// ackWait is how long JetStream waits for a sign of life before it delivers a
-// message again. The runner gives one every third of it for all that it holds.
+// ackWait is how long JetStream at least waits for a sign of life before it
+// delivers a message again. The runner gives one every third of it for each attempt
+// that has begun. What it fetched waits behind those for a worker without a sign,
+// so JetStream must wait for longer than an attempt may take.
 var ackWait = 30 * time.Second
 
 // A Runner delivers the events of one stream to one consumer. Any number of
@@ -158,7 +160,7 @@ func (r *Runner) config() jetstream.ConsumerConfig {
 		Durable:        r.Consumer.Name,
 		DeliverPolicy:  jetstream.DeliverAllPolicy, // the only one that can be replayed
 		AckPolicy:      jetstream.AckExplicitPolicy,
-		AckWait:        ackWait,
+		AckWait:        max(ackWait, r.Consumer.Timeout*3/2),
 		MaxDeliver:     -1, // beyond a limit JetStream would drop the event in silence
 		FilterSubjects: subjects,
 	}

@@ -123,17 +123,17 @@ func TestRetriesWait(t *testing.T) {
 	}
 }
 
-// TestSlowHandlersKeepTheirEvents: neither an event in work for longer than
-// JetStream's patience nor those fetched behind it are delivered again.
+// TestSlowHandlersKeepTheirEvents: what was fetched behind slow attempts is not
+// delivered again before a worker gets to it.
 func TestSlowHandlersKeepTheirEvents(t *testing.T) {
-	consumers.SetAckWait(t, 600*time.Millisecond)
+	consumers.SetAckWait(t, 300*time.Millisecond)
 	b := newBench(t)
 	const count = 8
 	for n := range count {
 		b.publish(event(n + 1))
 	}
-	b.startOn(b.js, consumers.Consumer{Workers: 4, Timeout: 2 * time.Second, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
-		time.Sleep(1500 * time.Millisecond) // the interval under test
+	b.startOn(b.js, consumers.Consumer{Workers: 4, Timeout: time.Second, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		time.Sleep(700 * time.Millisecond) // the interval under test
 		return write(ctx, tx, e)
 	}})
 	b.settled()
@@ -141,6 +141,28 @@ func TestSlowHandlersKeepTheirEvents(t *testing.T) {
 	if n := b.info().Delivered.Consumer; n != count {
 		t.Errorf("%d events were delivered %d times", count, n)
 	}
+}
+
+// TestOverrunKeepsItsEvent: while a handler that ignores its deadline is at work,
+// its event is not delivered again.
+func TestOverrunKeepsItsEvent(t *testing.T) {
+	consumers.SetAckWait(t, 300*time.Millisecond)
+	b := newBench(t)
+	b.publish(event(1))
+	delivered := make(chan uint64, 1)
+	var attempts atomic.Int32
+	b.startOn(b.js, consumers.Consumer{Timeout: 200 * time.Millisecond, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		if attempts.Add(1) == 1 {
+			time.Sleep(1200 * time.Millisecond) // the interval under test
+			delivered <- b.info().Delivered.Consumer
+		}
+		return write(ctx, tx, e)
+	}})
+	if n := <-delivered; n != 1 {
+		t.Errorf("the event was delivered %d times while its handler ran", n)
+	}
+	b.settled()
+	b.once(1)
 }
 
 func TestManyProcessesShareTheWork(t *testing.T) {
