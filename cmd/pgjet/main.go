@@ -17,9 +17,22 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(run(untilSignal(), os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// untilSignal returns a context that ends with the first SIGINT or SIGTERM. A
+// second one ends the process at once, however soon it comes.
+func untilSignal() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-signals
+		cancel()
+		<-signals
+		os.Exit(exitInterrupted)
+	}()
+	return ctx
 }
 
 // Exit codes. They are stable; see docs/cli.md.
@@ -29,6 +42,7 @@ const (
 	exitUsage       = 2
 	exitUnreachable = 5 // PostgreSQL, NATS or a port
 	exitFindings    = 6 // the command worked, and the answer is "differs" or "not ready"
+	exitInterrupted = 130
 )
 
 // An exitError is an error with an exit code of its own.
