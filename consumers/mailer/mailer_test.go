@@ -1,8 +1,6 @@
 package mailer_test
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,7 +9,6 @@ import (
 	"net"
 	"net/http/httptest"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -20,14 +17,15 @@ import (
 	"github.com/google/uuid"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/consumers/mailer"
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/devmail"
 )
 
-func listen(t *testing.T) net.Listener {
+func listen(t *testing.T, address string) net.Listener {
 	t.Helper()
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,11 +42,16 @@ type inbox struct {
 
 func newInbox(t *testing.T) *inbox {
 	t.Helper()
+	return newInboxOn(t, listen(t, "127.0.0.1:0"))
+}
+
+func newInboxOn(t *testing.T, l net.Listener) *inbox {
+	t.Helper()
 	s, err := devmail.New("", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, web := listen(t), httptest.NewServer(s.Handler())
+	web := httptest.NewServer(s.Handler())
 	t.Cleanup(web.Close)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -83,7 +86,15 @@ func (b *inbox) fault(code, count int) {
 // send runs the consumer's handler once, without the runtime around it.
 func send(t *testing.T, addr string, e events.Event) error {
 	t.Helper()
-	server, err := mailer.ParseServer("smtp://" + addr + "?tls=off")
+	ctx := trace.ContextWithSpanContext(t.Context(), trace.NewSpanContext(trace.SpanContextConfig{
+		TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}, TraceFlags: trace.FlagsSampled,
+	}))
+	return consumer(t, "smtp://"+addr+"?tls=off").Handle(ctx, nil, e)
+}
+
+func consumer(t *testing.T, url string) consumers.Consumer {
+	t.Helper()
+	server, err := mailer.ParseServer(url)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,10 +102,7 @@ func send(t *testing.T, addr string, e events.Event) error {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx := trace.ContextWithSpanContext(t.Context(), trace.NewSpanContext(trace.SpanContextConfig{
-		TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}, TraceFlags: trace.FlagsSampled,
-	}))
-	return m.Consumer().Handle(ctx, nil, e)
+	return m.Consumer()
 }
 
 const secret = "canary-7f3a@example.com"
@@ -174,11 +182,11 @@ func TestNamesAreOnlyText(t *testing.T) {
 // TestVerdicts: what the mail server says decides whether it is tried again.
 func TestVerdicts(t *testing.T) {
 	b := newInbox(t)
-	for code, permanent := range map[int]bool{421: false, 451: false, 452: false, 550: true, 554: true} {
+	for code, forGood := range map[int]bool{421: false, 451: false, 452: false, 550: true, 554: true} {
 		b.fault(code, 1)
 		err := send(t, b.addr, signup(t, "Ada"))
-		if _, got := errors.AsType[*backoff.PermanentError](err); err == nil || got != permanent || !strings.Contains(err.Error(), fmt.Sprint(code)) {
-			t.Errorf("%d: %v, want an error with the code, permanent = %t", code, err, permanent)
+		if err == nil || permanent(err) != forGood || !strings.Contains(err.Error(), fmt.Sprint(code)) {
+			t.Errorf("%d: %v, want an error with the code, permanent = %t", code, err, forGood)
 		}
 	}
 	if n := len(b.mails()); n != 0 {
@@ -193,136 +201,13 @@ func TestWhatCannotBeSentIsPermanent(t *testing.T) {
 		"payload": {ID: uuid.New(), Type: "user.created", Data: []byte(`{"email":7}`)},
 	} {
 		err := send(t, "127.0.0.1:1", e)
-		if _, ok := errors.AsType[*backoff.PermanentError](err); !ok || strings.Contains(err.Error(), secret) {
+		if !permanent(err) || strings.Contains(err.Error(), secret) {
 			t.Errorf("%s: %v, want a permanent error without the address", name, err)
 		}
 	}
 }
 
-// A script answers each line of the client by what it says for its first word; ""
-// hangs, "bye" closes the connection.
-func script(t *testing.T, answers map[string]string) (addr string, said *lines) {
-	t.Helper()
-	l, said := listen(t), &lines{}
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go talk(conn, answers, said)
-		}
-	}()
-	return l.Addr().String(), said
-}
-
-type lines struct {
-	mu  sync.Mutex
-	all []string
-}
-
-func (l *lines) add(s string) { l.mu.Lock(); defer l.mu.Unlock(); l.all = append(l.all, s) }
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Join(l.all, "\n")
-}
-
-func talk(conn net.Conn, answers map[string]string, said *lines) {
-	defer conn.Close()
-	fmt.Fprint(conn, "220 mail.test ESMTP\r\n")
-	in, body := bufio.NewScanner(conn), false
-	for in.Scan() {
-		word, _, _ := strings.Cut(strings.ToUpper(in.Text()), " ")
-		if body {
-			if word != "." {
-				continue
-			}
-			body = false
-		}
-		said.add(in.Text())
-		answer, ok := answers[word]
-		switch {
-		case !ok:
-			answer = "250 ok"
-		case answer == "":
-			continue
-		case answer == "bye":
-			return
-		}
-		body = word == "DATA" && strings.HasPrefix(answer, "354")
-		fmt.Fprint(conn, answer+"\r\n")
-	}
-}
-
-func TestBrokenServers(t *testing.T) {
-	mailer.SetTimeout(t, 300*time.Millisecond)
-	for name, tt := range map[string]struct {
-		answers map[string]string
-		sent    bool
-	}{
-		"accepts and hangs":                {map[string]string{"EHLO": "", "HELO": ""}, false},
-		"hangs at the end of the mail":     {map[string]string{"DATA": "354 go", ".": ""}, false},
-		"dies at the end of the mail":      {map[string]string{"DATA": "354 go", ".": "bye"}, false},
-		"dies after its yes":               {map[string]string{"DATA": "354 go", "QUIT": "bye", "RSET": "bye"}, true},
-		"hangs after its yes":              {map[string]string{"DATA": "354 go", "QUIT": "", "RSET": ""}, true},
-		"refuses what comes after its yes": {map[string]string{"DATA": "354 go", "RSET": "550 no", "QUIT": "550 no"}, true},
-	} {
-		t.Run(name, func(t *testing.T) {
-			addr, _ := script(t, tt.answers)
-			begun := time.Now()
-			err := send(t, addr, signup(t, "Ada"))
-			if _, permanent := errors.AsType[*backoff.PermanentError](err); permanent || (err == nil) != tt.sent {
-				t.Errorf("%v, want sent = %t", err, tt.sent)
-			}
-			if took := time.Since(begun); took > 5*time.Second {
-				t.Errorf("it took %s", took)
-			}
-		})
-	}
-	if err := send(t, "127.0.0.1:1", signup(t, "Ada")); err == nil {
-		t.Error("sent without a server")
-	}
-}
-
-// TestRequiredTLS: nothing is said to a server that cannot encrypt.
-func TestRequiredTLS(t *testing.T) {
-	mailer.SetTimeout(t, time.Second)
-	addr, said := script(t, nil)
-	server, err := mailer.ParseServer("smtp://me:s3cretpw@" + addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m, err := mailer.New(server, "welcome@pgjet.example")
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = m.Consumer().Handle(t.Context(), nil, signup(t, "Ada"))
-	if err == nil || strings.Contains(err.Error(), "s3cretpw") {
-		t.Errorf("%v, want an error without the password", err)
-	}
-	if strings.Contains(said.String(), "AUTH") || strings.Contains(said.String(), "MAIL") {
-		t.Errorf("the server was told:\n%s", said)
-	}
-}
-
-// TestErrorsShowNoAddress: whatever the server quotes stays out of errors, and with
-// them out of logs, spans and dead letters.
-func TestErrorsShowNoAddress(t *testing.T) {
-	mailer.SetTimeout(t, time.Second)
-	for _, answers := range []map[string]string{
-		{"RCPT": "550 <" + secret + "> does not live here"},
-		{"RCPT": "450 <" + secret + "> is busy"},
-		{"MAIL": "553 no mail for " + secret},
-		{"DATA": "554 " + secret},
-		{"DATA": "354 go", ".": "554 " + secret},
-	} {
-		addr, _ := script(t, answers)
-		var log bytes.Buffer
-		err := send(t, addr, signup(t, "Ada"))
-		slog.New(slog.NewTextHandler(&log, nil)).Error("failed", "err", err)
-		if err == nil || strings.Contains(log.String(), secret) {
-			t.Errorf("%v: %s", answers, &log)
-		}
-	}
+func permanent(err error) bool {
+	_, ok := errors.AsType[*backoff.PermanentError](err)
+	return ok
 }

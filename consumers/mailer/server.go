@@ -2,6 +2,7 @@ package mailer
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -13,7 +14,8 @@ import (
 	gomail "github.com/wneessen/go-mail"
 )
 
-// smtpTimeout bounds the dialogue with the mail server, within the attempt's time.
+// smtpTimeout bounds the dialogue with the mail server. It is shorter than the
+// attempt's time, so that the server's yes can still be committed.
 var smtpTimeout = 10 * time.Second
 
 // A Server is where mails are handed in.
@@ -70,13 +72,11 @@ func ParseServer(address string) (Server, error) {
 func (s Server) options() []gomail.Option {
 	options := []gomail.Option{gomail.WithPort(s.Port), gomail.WithTimeout(smtpTimeout)}
 	switch s.TLS {
-	case "implicit":
-		options = append(options, gomail.WithSSL())
 	case "required":
 		options = append(options, gomail.WithTLSPolicy(gomail.TLSMandatory))
 	case "off":
 		options = append(options, gomail.WithTLSPolicy(gomail.NoTLS))
-	default:
+	default: // of an implicit one, go-mail notices by itself
 		options = append(options, gomail.WithTLSPolicy(gomail.TLSOpportunistic))
 	}
 	if s.User != "" {
@@ -86,11 +86,30 @@ func (s Server) options() []gomail.Option {
 	return options
 }
 
+// dialer returns a function that connects to the server, for as long as dialogue
+// lasts: go-mail would start the clock anew for each part of it, and forget to close
+// the connection if one fails.
+func (s Server) dialer(dialogue context.Context) gomail.DialContextFunc {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		dial := new(net.Dialer).DialContext
+		if s.TLS == "implicit" {
+			dial = new(tls.Dialer).DialContext
+		}
+		conn, err := dial(ctx, network, address)
+		if err == nil {
+			context.AfterFunc(dialogue, func() { _ = conn.Close() })
+		}
+		return conn, err
+	}
+}
+
 // send hands msg in and returns nil once the server has taken it. What the server
 // refuses for good is a permanent error, all else may be tried again. Errors do
 // not show addresses, though the server's own words would.
 func (s Server) send(ctx context.Context, msg *gomail.Msg) error {
-	client, err := gomail.NewClient(s.Host, s.options()...)
+	ctx, cancel := context.WithTimeout(ctx, smtpTimeout)
+	defer cancel()
+	client, err := gomail.NewClient(s.Host, append(s.options(), gomail.WithDialContextFunc(s.dialer(ctx)))...)
 	if err != nil {
 		return fmt.Errorf("mail server %s: %w", s.Host, err)
 	}
