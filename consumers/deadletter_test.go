@@ -8,12 +8,14 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/cenkalti/backoff/v4"
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go"
 
+	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
@@ -85,6 +87,32 @@ func TestUnwrittenDeadLetterStaysInRetry(t *testing.T) {
 		t.Errorf("%d inbox rows without a dead letter", n)
 	}
 	b.exec(`alter table pgjet.away rename to dead_letter`)
+	b.settled()
+	if n := b.count(`select count(*) from pgjet.dead_letter`); n != 1 {
+		t.Errorf("%d dead letters, want 1", n)
+	}
+}
+
+// TestStuckDeadLetter: giving up takes no longer than an attempt may, so that it
+// holds nobody up for ever.
+func TestStuckDeadLetter(t *testing.T) {
+	b := newBench(t)
+	lock, err := b.db.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Rollback(context.Background())
+	if _, err := lock.Exec(t.Context(), `lock table pgjet.dead_letter`); err != nil {
+		t.Fatal(err)
+	}
+	b.publish(event(1))
+	var attempts atomic.Int32
+	b.startOn(b.js, consumers.Consumer{Timeout: 300 * time.Millisecond, Handle: func(context.Context, pgx.Tx, events.Event) error {
+		attempts.Add(1)
+		return backoff.Permanent(errors.New("never"))
+	}})
+	testenv.Eventually(t, patience, "it is tried again", func() bool { return attempts.Load() > 1 })
+	lock.Rollback(t.Context())
 	b.settled()
 	if n := b.count(`select count(*) from pgjet.dead_letter`); n != 1 {
 		t.Errorf("%d dead letters, want 1", n)

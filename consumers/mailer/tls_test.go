@@ -65,6 +65,18 @@ func TestCredentialsAreEncrypted(t *testing.T) {
 	}
 }
 
+// TestRequiredTLS: nothing is handed to a server that cannot encrypt, not even
+// without credentials.
+func TestRequiredTLS(t *testing.T) {
+	mailer.SetTimeout(t, 2*time.Second)
+	s := &script{answers: map[string]string{"DATA": "354 go"}}
+	err := consumer(t, "smtp://"+s.start(t)+"?tls=required").Handle(t.Context(), nil, signup(t, "Ada"))
+	if err == nil || permanent(err) {
+		t.Errorf("%v, want a passing error", err)
+	}
+	s.checkSecrecy(t, err, false)
+}
+
 // checkSecrecy fails if the password or a mail was seen outside of TLS, or the
 // password in err.
 func (s *script) checkSecrecy(t *testing.T, err error, sent bool) {
