@@ -45,9 +45,9 @@ func appendEvents(t *testing.T, db *pgxpool.Pool, payloads ...events.Payload) {
 
 // A cursor reads an outbox on.
 type cursor struct {
-	t    *testing.T
-	conn *pgx.Conn
-	at   outbox.Position
+	t      *testing.T
+	reader *outbox.Reader
+	at     outbox.Position
 }
 
 func newCursor(t *testing.T, db *pgxpool.Pool) *cursor {
@@ -57,7 +57,7 @@ func newCursor(t *testing.T, db *pgxpool.Pool) *cursor {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close(context.Background()) })
-	return &cursor{t: t, conn: conn}
+	return &cursor{t: t, reader: outbox.NewReader(conn)}
 }
 
 // more reads until nothing new comes, and returns the payloads' numbers.
@@ -66,7 +66,8 @@ func (c *cursor) more() []int {
 	var got []int
 	for {
 		n := len(got)
-		to, err := outbox.Read(c.t.Context(), c.conn, c.at, func(e events.Event) error {
+		to, err := outbox.Read(c.t.Context(), c.reader, c.at, func(r outbox.Record) error {
+			e := r.Event
 			p, err := events.Decode[noted](e)
 			got = append(got, p.N)
 			return err
@@ -97,7 +98,8 @@ func TestAppendKeepsEverything(t *testing.T) {
 	}
 	appendEvents(t, db, sent, noted{"k", 1}, noted{"k", 2})
 	var got []events.Event
-	_, err := outbox.Read(t.Context(), newCursor(t, db).conn, outbox.Position{}, func(e events.Event) error {
+	_, err := outbox.Read(t.Context(), newCursor(t, db).reader, outbox.Position{}, func(r outbox.Record) error {
+		e := r.Event
 		got = append(got, e)
 		return nil
 	})
@@ -238,6 +240,51 @@ func TestReadFindsLateCommitsBeyondXmax(t *testing.T) {
 	want(t, c.more())
 }
 
+// TestReadTakesRestoredRows: rows restored into a new cluster carry transactions of
+// the old one. They are read once, though those seem to lie in the future, and not
+// again as late when the new cluster gets there.
+func TestReadTakesRestoredRows(t *testing.T) {
+	db := testenv.Postgres(t)
+	_, err := db.Exec(t.Context(), `
+		insert into pgjet.outbox (xid, seq, id, type, key, data)
+		overriding system value
+		select (pg_current_xact_id()::text::bigint + 2 + n % 3)::text::xid8, n, gen_random_uuid(), 'note.made', 'k', json_build_object('n', n)
+		  from generate_series(1, 9) n`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec(t.Context(), `select setval(pg_get_serial_sequence('pgjet.outbox', 'seq'), 9)`); err != nil {
+		t.Fatal(err)
+	}
+	c := newCursor(t, db)
+	want(t, c.more(), 1, 2, 3, 4, 5, 6, 7, 8, 9)
+	for n := range 6 {
+		appendEvents(t, db, noted{"k", 10 + n})
+		want(t, c.more(), 10+n)
+	}
+}
+
+// TestReadSavepoints: the system column xmin of a row written after a savepoint is
+// not the transaction that has to commit.
+func TestReadSavepoints(t *testing.T) {
+	db := testenv.Postgres(t)
+	c := newCursor(t, db)
+	tx := begin(t, db, 1)
+	inner, err := tx.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := outbox.Append(t.Context(), inner, noted{"k", 2}); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, inner)
+	appendEvents(t, db, noted{"other", 3})
+	want(t, c.more(), 3)
+	commit(t, tx)
+	want(t, c.more(), 1, 2)
+	want(t, c.more())
+}
+
 func TestReadIsNobodysHostage(t *testing.T) {
 	db := testenv.Postgres(t)
 	c := newCursor(t, db)
@@ -255,7 +302,7 @@ func TestReadReturnsFromWhenRefused(t *testing.T) {
 	appendEvents(t, db, noted{"k", 1}, noted{"k", 2})
 	c := newCursor(t, db)
 	boom := errors.New("boom")
-	to, err := outbox.Read(t.Context(), c.conn, c.at, func(e events.Event) error { return boom })
+	to, err := outbox.Read(t.Context(), c.reader, c.at, func(outbox.Record) error { return boom })
 	if !errors.Is(err, boom) || !cmp.Equal(to, c.at) {
 		t.Errorf("Read() = %v, %v, want %v, boom", to, err, c.at)
 	}
@@ -266,7 +313,7 @@ func TestReadInPages(t *testing.T) {
 	db := testenv.Postgres(t)
 	var all []events.Payload
 	var numbers []int
-	for n := range 2*outbox.Page + 1 {
+	for n := range 2001 {
 		all = append(all, noted{"k", n})
 		numbers = append(numbers, n)
 	}
@@ -289,7 +336,7 @@ func TestReadBoundsMemory(t *testing.T) {
 	}
 	c := newCursor(t, db)
 	n := 0
-	if _, err := outbox.Read(t.Context(), c.conn, c.at, func(events.Event) error { n++; return nil }); err != nil {
+	if _, err := outbox.Read(t.Context(), c.reader, c.at, func(outbox.Record) error { n++; return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if n != 5 { // 5 of 900 KiB pass 4 MiB
@@ -333,8 +380,8 @@ func TestReadUnderFire(t *testing.T) {
 	got := make(map[string][]int)
 	c := newCursor(t, db)
 	for last := false; ; {
-		to, err := outbox.Read(ctx, c.conn, c.at, func(e events.Event) error {
-			p, err := events.Decode[noted](e)
+		to, err := outbox.Read(ctx, c.reader, c.at, func(r outbox.Record) error {
+			p, err := events.Decode[noted](r.Event)
 			got[p.Key] = append(got[p.Key], p.N)
 			return err
 		})

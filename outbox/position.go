@@ -66,3 +66,8 @@ type Position struct {
 	Snapshot Snapshot
 	Floor    int64
 }
+
+// Covers reports whether the event of r lies before p.
+func (p Position) Covers(r Record) bool {
+	return r.Event.Seq <= p.Floor && p.Snapshot.Sees(r.XID)
+}

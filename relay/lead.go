@@ -4,228 +4,149 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
+	"os"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/session"
 	"github.com/pgjet/pgjet/outbox"
 )
 
-// checkpointsKept is how many checkpoints of a stream are kept.
-const checkpointsKept = 32
+var errStandby = errors.New("standby: another relay leads")
 
-var errFenced = errors.New("fenced: another relay took the lead")
+// A leader that is silent for this long, in seconds, loses its session and with it
+// the lead. It looks at the database every 50 ms, so it would have to hang.
+const silence = 8
+
+// lockKey is what the session advisory lock of a stream's relays is taken on.
+const lockKey = `hashtextextended('pgjet.relay.' || $1, 0)`
 
 // lead connects to the database and waits until this is the only relay of the
 // stream. The lock lives and dies with the connection, so a crash hands over at
 // once.
-func (s *term) lead(ctx context.Context) error {
-	if err := s.openDatabase(ctx); err != nil {
-		return fmt.Errorf("database_unreachable: %w", err)
-	}
-	const key = `hashtextextended('pgjet.relay.' || $1, 0)`
-	locked := false
-	if err := s.db.QueryRow(ctx, `select pg_try_advisory_lock(`+key+`)`, s.Stream).Scan(&locked); err != nil {
-		return fmt.Errorf("take the lead: %w", err)
-	}
-	if !locked {
-		if s.keeper.Waiting(errStandby) {
-			s.Log.InfoContext(ctx, "another relay leads, standing by")
-		}
-		if _, err := s.db.Exec(ctx, `select pg_advisory_lock(`+key+`)`, s.Stream); err != nil {
-			return fmt.Errorf("take the lead: %w", err)
-		}
-	}
-	err := s.db.QueryRow(ctx, `
-		insert into pgjet.leader as l (stream, epoch) values ($1, 1)
-		on conflict (stream) do update set epoch = l.epoch + 1
-		returning epoch`, s.Stream).Scan(&s.epoch)
+func lead(ctx context.Context, r *Relay, keeper *session.Keeper) (*database, error) {
+	conn, err := connect(ctx, r.Database)
 	if err != nil {
-		return fmt.Errorf("take the lead: %w", err)
+		return nil, blockedByDatabase(err)
 	}
-	// From here on a lost write costs a longer resync, nothing else.
-	_, err = s.db.Exec(ctx, `set synchronous_commit = off`)
-	return err
+	d := &database{conn: conn, stream: r.Stream, Reader: outbox.NewReader(conn)}
+	if err := d.lead(ctx, r, keeper); err != nil {
+		d.close()
+		return nil, blockedByDatabase(fmt.Errorf("take the lead: %w", err))
+	}
+	return d, nil
 }
 
-func (s *term) openDatabase(ctx context.Context) error {
+func (d *database) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout/5)
+	defer cancel()
+	d.conn.Close(ctx)
+}
+
+func connect(ctx context.Context, config *pgx.ConnConfig) (*pgx.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	config := s.Database.Copy()
+	config = config.Copy()
 	config.RuntimeParams["application_name"] = "pgjet-relay"
-	var err error
-	if s.db, err = pgx.ConnectConfig(ctx, config); err != nil {
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		return nil, err
+	}
+	for _, setting := range []string{
+		// A standby blocks in the lock: let the server notice by itself when it
+		// died. Not every system that PostgreSQL runs on can; there, TCP has to.
+		`set client_connection_check_interval = '5s'`,
+		fmt.Sprintf(`set idle_session_timeout = '%ds'`, silence),
+		fmt.Sprintf(`set tcp_user_timeout = '%ds'`, silence),
+		// Plans for any floor would look into every partition.
+		`set plan_cache_mode = force_custom_plan`,
+	} {
+		_, err := conn.Exec(ctx, setting)
+		if _, refused := errors.AsType[*pgconn.PgError](err); err != nil && !refused {
+			conn.Close(ctx)
+			return nil, err
+		}
+	}
+	return conn, nil
+}
+
+func (d *database) lead(ctx context.Context, r *Relay, keeper *session.Keeper) error {
+	locked := false
+	if err := d.conn.QueryRow(ctx, `select pg_try_advisory_lock(`+lockKey+`)`, d.stream).Scan(&locked); err != nil {
 		return err
 	}
-	// A standby blocks in the lock: let the server notice by itself when it died.
-	// Not every system that PostgreSQL runs on can; there, TCP has to.
-	_, err = s.db.Exec(ctx, `set client_connection_check_interval = '5s'`)
-	if _, refused := errors.AsType[*pgconn.PgError](err); refused {
-		return nil
+	if !locked {
+		if keeper.Waiting(errStandby) {
+			r.Log.InfoContext(ctx, "another relay leads, standing by")
+		}
+		if err := d.wait(ctx); err != nil {
+			return err
+		}
 	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	err = d.conn.QueryRow(ctx, `
+		insert into pgjet.leader as l (stream, epoch, process, since, cause, cause_at)
+		values ($1, 1, $2, clock_timestamp(), 'starting', clock_timestamp())
+		on conflict (stream) do update set epoch = l.epoch + 1,
+			process = excluded.process, since = excluded.since, cause = excluded.cause, cause_at = excluded.cause_at
+		returning epoch`, d.stream, fmt.Sprintf("%s:%d", host, os.Getpid())).Scan(&d.epoch)
+	if err != nil {
+		return err
+	}
+	// From here on a lost write costs a longer resync, nothing else.
+	_, err = d.conn.Exec(ctx, `set synchronous_commit = off; set lock_timeout = 0`)
 	return err
 }
 
-// A checkpoint is a proven pair: the stream, at or before seq, holds every event
-// up to position.
-type checkpoint struct {
-	seq      uint64
-	id       *uuid.UUID // the event stored at seq; nil if there was none
-	position outbox.Position
-}
-
-// resync finds out what the stream holds: the newest checkpoint that it confirms,
-// and the ids behind it. Without any the whole outbox is compared by id.
-func (s *term) resync(ctx context.Context) error {
-	info := s.stream.CachedInfo()
-	// PostgreSQL keeps microseconds.
-	s.created, s.last = info.Created.Truncate(time.Microsecond), info.State.LastSeq
-	from, err := s.confirmed(ctx, info.State)
-	if err != nil {
-		return fmt.Errorf("resync: %w", err)
-	}
-	s.position = from.position
-	if from.id != nil {
-		s.lastID = *from.id
-	}
-	if err := s.readStored(ctx, from.seq+1, info.State); err != nil {
-		return fmt.Errorf("resync: %w", err)
-	}
-	return nil
-}
-
-// confirmed returns the newest checkpoint that agrees with the stream: written for
-// this incarnation of it, not past its end, and the message there is the one that
-// the checkpoint names, or has aged out.
-func (s *term) confirmed(ctx context.Context, state jetstream.StreamState) (checkpoint, error) {
-	rows, err := s.db.Query(ctx, `
-		select stream_seq, event_id, snapshot::text, floor
-		  from pgjet.checkpoint
-		 where stream = $1 and stream_created = $2 and stream_seq <= $3
-		 order by id desc`, s.Stream, s.created, int64(state.LastSeq))
-	if err != nil {
-		return checkpoint{}, err
-	}
-	all, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (c checkpoint, err error) {
-		var seq int64
-		var snapshot string
-		if err = r.Scan(&seq, &c.id, &snapshot, &c.position.Floor); err != nil {
-			return c, err
-		}
-		c.seq = uint64(seq)
-		c.position.Snapshot, err = outbox.ParseSnapshot(snapshot)
-		return c, err
-	})
-	if err != nil {
-		return checkpoint{}, err
-	}
-	for _, c := range all {
-		ok, err := s.confirms(ctx, state, c)
-		if err != nil || ok {
-			return c, err
-		}
-	}
-	return checkpoint{}, nil
-}
-
-func (s *term) confirms(ctx context.Context, state jetstream.StreamState, c checkpoint) (bool, error) {
-	if c.id == nil || c.seq < state.FirstSeq {
-		return true, nil
-	}
-	msg, err := s.stream.GetMsg(ctx, c.seq)
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	return msg.Header.Get("ce-id") == c.id.String(), nil
-}
-
-// readStored reads the ids of all messages from seq to the end, headers only.
-func (s *term) readStored(ctx context.Context, seq uint64, state jetstream.StreamState) error {
-	s.stored = make(map[uuid.UUID]struct{})
-	if seq = max(seq, state.FirstSeq); seq > state.LastSeq || state.Msgs == 0 {
-		return nil
-	}
-	consumer, err := s.stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{
-		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: seq, HeadersOnly: true,
-	})
-	if err != nil {
+// wait blocks until the lock is ours. Now and then it looks whether who holds it
+// hangs in a way that PostgreSQL does not count as silence.
+func (d *database) wait(ctx context.Context) error {
+	if _, err := d.conn.Exec(ctx, fmt.Sprintf(`set lock_timeout = '%ds'`, silence/2)); err != nil {
 		return err
 	}
-	messages, err := consumer.Messages()
-	if err != nil {
-		return err
-	}
-	defer messages.Stop()
-	for seq <= state.LastSeq {
-		msg, err := messages.Next(jetstream.NextMaxWait(ackTimeout))
-		if err != nil {
-			return fmt.Errorf("read stream from sequence %d: %w", seq, err)
+	for {
+		_, err := d.conn.Exec(ctx, `select pg_advisory_lock(`+lockKey+`)`, d.stream)
+		if pgErr, ok := errors.AsType[*pgconn.PgError](err); !ok || pgErr.Code != "55P03" { // lock not available
+			return err
 		}
-		meta, err := msg.Metadata()
+		_, err = d.conn.Exec(ctx, `
+			select pg_terminate_backend(pid)
+			  from pg_locks join pg_stat_activity using (pid)
+			 where locktype = 'advisory' and granted and objsubid = 1
+			   and (classid::bigint << 32 | objid::bigint) = `+lockKey+`
+			   and pg_locks.database = (select oid from pg_database where datname = current_database())
+			   and wait_event = 'ClientWrite' and state_change < clock_timestamp() - make_interval(secs => $2)`,
+			d.stream, silence)
 		if err != nil {
 			return err
 		}
-		e, err := events.FromMessage(msg.Headers(), nil)
-		if err != nil {
-			s.Log.WarnContext(ctx, "the stream holds a message that is no event of ours", "stream_seq", meta.Sequence.Stream, "err", err)
-		} else {
-			s.stored[e.ID] = struct{}{}
-		}
-		s.lastID = e.ID
-		seq = meta.Sequence.Stream + 1
 	}
-	return nil
 }
 
-// save writes a checkpoint if the position has moved. It fails if another relay
-// leads by now. While the stream is known to hold events beyond the position there
-// is none to write: who resumed behind them would publish them again.
-func (s *term) save(ctx context.Context) error {
-	if !s.dirty || len(s.stored) > 0 {
-		return nil
-	}
-	var id *uuid.UUID
-	if s.lastID != uuid.Nil {
-		id = &s.lastID
-	}
-	p := s.position
-	tag, err := s.db.Exec(ctx, `
-		with saved as (
-			insert into pgjet.checkpoint (stream, stream_created, stream_seq, event_id, snapshot, floor, epoch)
-			select $1, $2, $3, $4, $5::pg_snapshot, $6, epoch from pgjet.leader where stream = $1 and epoch = $7
-			returning id
-		), pruned as (
-			delete from pgjet.checkpoint c using saved where c.stream = $1 and c.id <= saved.id - $8::bigint
-		)
-		select from saved`,
-		s.Stream, s.created, int64(s.last), id, p.Snapshot.String(), p.Floor, s.epoch, checkpointsKept)
-	if err != nil {
-		return fmt.Errorf("save checkpoint: %w", err)
-	}
-	if tag.RowsAffected() == 0 {
-		return fmt.Errorf("save checkpoint: %w", errFenced)
-	}
-	s.saved, s.dirty = time.Now(), false
-	return nil
+// explain notes why this leader does not publish; "" if it does.
+func (d *database) explain(ctx context.Context, cause string) error {
+	_, err := d.conn.Exec(ctx, `
+		update pgjet.leader set cause = nullif($3, ''), cause_at = clock_timestamp()
+		 where stream = $1 and epoch = $2 and cause is distinct from nullif($3, '')`, d.stream, d.epoch, cause)
+	return blockedByDatabase(err)
 }
 
-// quarantine sets aside an event that no stream would take, so that the others
-// flow. The row stays in the outbox.
-func (s *term) quarantine(ctx context.Context, e events.Event, reason error) error {
-	s.Log.ErrorContext(ctx, "event can never be published, set aside in pgjet.quarantine",
-		"event_id", e.ID, "outbox_seq", e.Seq, "err", reason)
-	_, err := s.db.Exec(ctx, `
-		insert into pgjet.quarantine (seq, event_id, reason) values ($1, $2, $3) on conflict do nothing`,
-		e.Seq, e.ID, reason.Error())
-	if err != nil {
-		return fmt.Errorf("quarantine event %s: %w", e.ID, err)
-	}
-	return nil
+// A wish is what an operator wants of the relay.
+type wish struct {
+	paused  bool
+	by      string
+	reason  string
+	adopted int64 // grows when an operator accepts unknown messages
+}
+
+func (d *database) wish(ctx context.Context) (w wish, err error) {
+	err = d.conn.QueryRow(ctx, `
+		select paused_at is not null, coalesce(paused_by, ''), coalesce(pause_reason, ''),
+		       (select coalesce(max(id), 0) from pgjet.adoption a where a.stream = l.stream)
+		  from pgjet.leader l where stream = $1`, d.stream).Scan(&w.paused, &w.by, &w.reason, &w.adopted)
+	return w, blockedByDatabase(err)
 }

@@ -21,20 +21,20 @@
 //
 // Several relays may run: one leads, the others wait for its lock.
 //
-// The package owns the tables pgjet.leader, pgjet.checkpoint and pgjet.quarantine.
+// What it decides is in package protocol, without any connection. It owns the tables
+// pgjet.leader, pgjet.checkpoint, pgjet.quarantine, pgjet.unknown_message and
+// pgjet.adoption.
 package relay
 
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/internal/session"
 )
@@ -49,34 +49,29 @@ type Relay struct {
 	Source   string          // the CloudEvents source of the events; "" is pgjet
 	Log      *slog.Logger    // nil discards
 
-	keeper session.Keeper
+	keeper  session.Keeper
+	metrics *metrics
+	careful int // see protocol.Session
 }
 
-// Limits on how long one step may take before the session counts as lost.
-const (
-	connectTimeout = 5 * time.Second
-	ackTimeout     = 10 * time.Second
-)
-
-var errStandby = errors.New("standby: another relay leads")
+// connectTimeout is how long it may take to connect.
+const connectTimeout = 5 * time.Second
 
 // Run publishes until ctx ends, and returns nil then. It keeps trying whatever
 // fails, and logs each new reason once. An event in hand is finished or left to
 // the next session; neither loses it.
 func (r *Relay) Run(ctx context.Context) error {
 	r.setDefaults()
-	metrics, err := newMetrics(r)
-	if err != nil {
+	var err error
+	if r.metrics, err = newMetrics(r); err != nil {
 		return fmt.Errorf("start relay: %w", err)
 	}
-	defer metrics.stop()
-
 	r.keeper.Run(ctx, r.Log, func(ctx context.Context) error {
-		metrics.sessions.Add(ctx, 1)
-		term := term{Relay: r, metrics: metrics}
-		return term.run(ctx)
+		r.metrics.sessions.Add(ctx, 1)
+		t := term{Relay: r}
+		return t.run(ctx)
 	})
-	return nil
+	return r.metrics.stop()
 }
 
 // Ready returns nil while the relay leads and publishes, else why it does not.
@@ -86,29 +81,4 @@ func (r *Relay) setDefaults() {
 	r.Stream = cmp.Or(r.Stream, "EVENTS")
 	r.Source = cmp.Or(r.Source, "pgjet")
 	r.Log = cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("relay", r.Stream)
-}
-
-// cause puts a stable word before an error of the stream: what stands in the way.
-func cause(err error) error {
-	word := ""
-	apiErr, _ := errors.AsType[*jetstream.APIError](err)
-	switch {
-	case errors.Is(err, jetstream.ErrStreamNotFound):
-		return fmt.Errorf("stream_missing: %w; run: pgjet stream ensure", err)
-	case errors.Is(err, jetstream.ErrNoStreamResponse), errors.Is(err, nats.ErrNoResponders):
-		word = "stream_missing"
-	case errors.Is(err, nats.ErrDisconnected), errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrReconnectBufExceeded):
-		word = "nats_unreachable"
-	case errors.Is(err, jetstream.ErrAsyncPublishTimeout), errors.Is(err, nats.ErrTimeout), errors.Is(err, context.DeadlineExceeded):
-		word = "stream_unresponsive"
-	case apiErr == nil:
-		return err
-	case apiErr.ErrorCode == 10070 || apiErr.ErrorCode == 10071 || apiErr.ErrorCode == 10164: // wrong last id or sequence
-		word = "fenced"
-	case apiErr.ErrorCode == 10077 || apiErr.ErrorCode == 10023 || apiErr.ErrorCode == 10047 || apiErr.ErrorCode == 10122:
-		word = "stream_full"
-	default:
-		return err
-	}
-	return fmt.Errorf("%s: %w", word, err)
 }

@@ -2,14 +2,17 @@ package relay
 
 import (
 	"context"
+	"sync"
 
 	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/relay/protocol"
 )
 
 const scope = "github.com/pgjet/pgjet/relay"
@@ -19,42 +22,133 @@ var tracer = otel.Tracer(scope)
 // metrics are what a relay counts. Its names reach Prometheus as
 // pgjet_relay_published_events_total and so on.
 type metrics struct {
-	published    metric.Int64Counter
-	sessions     metric.Int64Counter
-	registration metric.Registration
+	published   metric.Int64Counter
+	healed      metric.Int64Counter
+	quarantined metric.Int64Counter
+	appends     metric.Int64Counter
+	sessions    metric.Int64Counter
+	refused     metric.Int64Counter
+	fenced      metric.Int64Counter
+
+	mu          sync.Mutex
+	epoch       int64
+	obstruction string // the word for why nothing moves; "" if it does
+	stop        func() error
 }
 
 func newMetrics(r *Relay) (*metrics, error) {
-	meter := otel.Meter(scope)
-	m := &metrics{}
+	meter, m := otel.Meter(scope), &metrics{}
 	var err error
-	if m.published, err = meter.Int64Counter("pgjet.relay.published_events",
-		metric.WithDescription("Events that the stream confirmed.")); err != nil {
-		return nil, err
+	for _, c := range []struct {
+		counter           *metric.Int64Counter
+		name, description string
+	}{
+		{&m.published, "pgjet.relay.published_events", "Events that the stream confirmed."},
+		{&m.healed, "pgjet.stream.healed_events", "Events published again since the stream had lost them."},
+		{&m.quarantined, "pgjet.relay.quarantined_events", "Events set aside since the stream would never take them."},
+		{&m.appends, "pgjet.relay.appends", "Appends that the stream confirmed, by form."},
+		{&m.sessions, "pgjet.relay.sessions", "Sessions begun, each with a resync."},
+		{&m.refused, "pgjet.relay.refused", "Sessions that ended, by reason."},
+		{&m.fenced, "pgjet.relay.fenced", "Appends and writes refused since another writer was there."},
+	} {
+		if *c.counter, err = meter.Int64Counter(c.name, metric.WithDescription(c.description)); err != nil {
+			return nil, err
+		}
 	}
-	if m.sessions, err = meter.Int64Counter("pgjet.relay.sessions",
-		metric.WithDescription("Sessions begun, each with a resync.")); err != nil {
-		return nil, err
+	return m, m.observe(r, meter)
+}
+
+// observe registers what is looked at when somebody asks.
+func (m *metrics) observe(r *Relay, meter metric.Meter) error {
+	var gauges []metric.Int64ObservableGauge
+	for _, g := range []struct{ name, description string }{
+		{"pgjet.relay.leader", "1 while this relay leads and publishes, else 0."},
+		{"pgjet.relay.epoch", "How often a relay took the lead, as of when this one did; 0 while it does not lead."},
+		{"pgjet.relay.halted", "1 while this relay leads and does not publish, by reason."},
+	} {
+		gauge, err := meter.Int64ObservableGauge(g.name, metric.WithDescription(g.description))
+		if err != nil {
+			return err
+		}
+		gauges = append(gauges, gauge)
 	}
-	leader, err := meter.Int64ObservableGauge("pgjet.relay.leader",
-		metric.WithDescription("1 while this relay leads and publishes, else 0."))
-	if err != nil {
-		return nil, err
-	}
-	m.registration, err = meter.RegisterCallback(func(ctx context.Context, o metric.Observer) error {
-		o.ObserveInt64(leader, map[bool]int64{true: 1}[r.Ready(ctx) == nil])
+	registration, err := meter.RegisterCallback(func(ctx context.Context, o metric.Observer) error {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		o.ObserveInt64(gauges[0], map[bool]int64{true: 1}[r.Ready(ctx) == nil])
+		o.ObserveInt64(gauges[1], m.epoch)
+		if m.obstruction != "" {
+			o.ObserveInt64(gauges[2], 1, metric.WithAttributes(attribute.String("reason", m.obstruction)))
+		}
 		return nil
-	}, leader)
-	return m, err
+	}, gauges[0], gauges[1], gauges[2])
+	if err == nil {
+		m.stop = registration.Unregister
+	}
+	return err
 }
 
-// stop ends the observation of the relay.
-func (m *metrics) stop() {
-	_ = m.registration.Unregister() // it fails only if there is none
+// leads notes the epoch in which this relay leads; 0 if it does not.
+func (m *metrics) leads(epoch int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.epoch = epoch
 }
 
-// link returns a span link to the context in which e was created, if it has one.
-func link(e events.Event) []trace.Link {
+// obstructed notes why the leader does not publish; nil if it does.
+func (m *metrics) obstructed(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.obstruction = ""; err != nil {
+		m.obstruction = causeOf(err)
+	}
+}
+
+// ended counts a session that ended by err.
+func (m *metrics) ended(err error) {
+	ctx, cause := context.Background(), causeOf(err)
+	m.refused.Add(ctx, 1, metric.WithAttributes(attribute.String("reason", cause)))
+	if cause == "fenced" {
+		m.fenced.Add(ctx, 1)
+	}
+	m.obstructed(err)
+}
+
+// count adds what a session did between two looks.
+func (m *metrics) count(ctx context.Context, now, before protocol.Stats) {
+	add := func(c metric.Int64Counter, n int64, options ...metric.AddOption) {
+		if n > 0 {
+			c.Add(ctx, n, options...)
+		}
+	}
+	add(m.published, now.Published-before.Published)
+	add(m.healed, now.Healed-before.Healed)
+	add(m.quarantined, now.Quarantined-before.Quarantined)
+	add(m.appends, now.Chains-before.Chains, metric.WithAttributes(attribute.String("form", "chain")))
+	add(m.appends, now.Batches-before.Batches, metric.WithAttributes(attribute.String("form", "batch")))
+}
+
+// startSpan starts the span of an append. It links to the context in which each
+// event was created, and is no child of any: one append, many writers.
+func startSpan(ctx context.Context, stream string, a protocol.Append) trace.Span {
+	var links []trace.Link
+	for _, e := range a.Events {
+		links = append(links, created(e)...)
+	}
+	_, span := tracer.Start(ctx, "send "+stream, trace.WithNewRoot(),
+		trace.WithSpanKind(trace.SpanKindClient), trace.WithLinks(links...),
+		trace.WithAttributes(
+			attribute.String("messaging.system", "nats"),
+			attribute.String("messaging.operation.name", "send"),
+			attribute.String("messaging.operation.type", "send"),
+			attribute.String("messaging.destination.name", stream),
+			attribute.Int("messaging.batch.message_count", len(a.Events)),
+		))
+	return span
+}
+
+// created returns a span link to the context in which e was created, if it has one.
+func created(e events.Event) []trace.Link {
 	if e.Traceparent == "" {
 		return nil
 	}

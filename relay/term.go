@@ -1,18 +1,12 @@
 package relay
 
 import (
-	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
-	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
-
-	"github.com/pgjet/pgjet/events"
-	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay/protocol"
 )
 
 // Polling: how long to wait before looking again. It doubles while the outbox is
@@ -22,103 +16,126 @@ const (
 	pollIdle = 50 * time.Millisecond
 )
 
-// pingInterval is how often a silent NATS server is asked whether it lives.
-const pingInterval = 5 * time.Second
+const (
+	// saveEvery is the least time between two checkpoints.
+	saveEvery = 100 * time.Millisecond
+	// tendEvery is how often a leader looks what operators want.
+	tendEvery = time.Second
+	// stepTime bounds one step. It ends the session, nothing else.
+	stepTime = 20 * time.Second
+)
 
-// checkpointEvery is the least time between two checkpoints.
-const checkpointEvery = 100 * time.Millisecond
-
-// A term is one session of a relay: one pair of connections, and leadership while
-// it lasts.
+// A term is one session of a relay: a pair of connections, and the lead while it
+// lasts.
 type term struct {
 	*Relay
-	metrics *metrics
+	db      *database
+	link    *link
+	session *protocol.Session
 
-	db     *pgx.Conn
-	nc     *nats.Conn
-	js     jetstream.JetStream
-	stream jetstream.Stream
-	closed chan nats.Status // the connection is lost
-	epoch  int64
-
-	batches bool // the stream takes atomic batches, and is the better for them
-
-	position outbox.Position        // all events up to here are in the stream
-	created  time.Time              // the stream's incarnation
-	last     uint64                 // its last sequence
-	lastID   uuid.UUID              // the event stored there
-	appended uuid.UUID              // the same, if this session appended it
-	stored   map[uuid.UUID]struct{} // events in the stream that position does not cover
-	saved    time.Time              // when the last checkpoint was written
-	dirty    bool                   // position has moved since
+	counted protocol.Stats // of session, what the metrics know of
+	saved   time.Time      // when the last checkpoint was written
+	tended  time.Time
+	adopted int64 // what wish said at the beginning
 }
 
 // run takes the lead, resyncs, and publishes until something fails or ctx ends.
-func (s *term) run(ctx context.Context) error {
-	defer s.close()
-	if err := s.lead(ctx); err != nil {
+func (t *term) run(ctx context.Context) (err error) {
+	if t.db, err = lead(ctx, t.Relay, &t.keeper); err != nil {
 		return err
 	}
-	if err := s.connect(ctx); err != nil {
+	defer t.db.close()
+	t.metrics.leads(t.db.epoch)
+	defer t.metrics.leads(0)
+	defer func() { t.note(err) }()
+	if t.link, err = dial(ctx, t.Relay); err != nil {
 		return err
 	}
-	if err := s.resync(ctx); err != nil {
+	defer t.link.close()
+	t.session = &protocol.Session{DB: t.db, Stream: t.link, Batches: t.link.batches(), Careful: t.careful}
+	defer func() { t.careful = t.session.Careful }()
+	w, err := t.db.wish(ctx)
+	if err != nil {
 		return err
 	}
-	s.keeper.Working()
-	s.Log.InfoContext(ctx, "relay leads", "epoch", s.epoch,
-		"outbox_seq", s.position.Floor, "stream_seq", s.last, "stored_since_checkpoint", len(s.stored))
-	return s.publish(ctx)
+	t.adopted = w.adopted
+	if err := t.session.Resync(ctx); err != nil {
+		return t.halted(ctx, err)
+	}
+	return t.publish(ctx)
 }
 
-// connect opens the publishing connection. It must not outlive its session: a
-// publish that a reconnect flushes late could match a sequence that a server,
-// having lost its tail, gives out again.
-func (s *term) connect(ctx context.Context) error {
-	options := append([]nats.Option{
-		nats.Name("pgjet-relay"), nats.NoReconnect(), nats.ReconnectBufSize(-1),
-		nats.Timeout(connectTimeout),
-		nats.PingInterval(pingInterval), nats.MaxPingsOutstanding(2), nats.CustomInboxPrefix("_INBOX_relay"),
-	}, s.NATS...)
-	var err error
-	if s.nc, err = nats.Connect(s.NATSURL, options...); err != nil {
-		return fmt.Errorf("nats_unreachable: %w", err)
+// note leaves the reason why the term ended in the database, for those who ask
+// there, if it is still at hand.
+func (t *term) note(err error) {
+	cause := "stopped"
+	if err != nil {
+		cause = err.Error()
+		t.metrics.ended(err)
 	}
-	s.closed = s.nc.StatusChanged(nats.CLOSED)
-	if s.js, err = jetstream.New(s.nc, jetstream.WithPublishAsyncTimeout(ackTimeout)); err != nil {
-		return err
+	if !t.db.conn.IsClosed() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_ = t.db.explain(ctx, cause) // the log says it, too
 	}
-	if s.stream, err = s.js.Stream(ctx, s.Stream); err != nil {
-		return fmt.Errorf("look up stream %s: %w", s.Stream, cause(err))
-	}
-	// With replicas the servers agree on many messages of a chain at once.
-	config := s.stream.CachedInfo().Config
-	s.batches = config.AllowAtomicPublish && config.Replicas <= 1
-	return nil
 }
 
-func (s *term) close() {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	if s.nc != nil {
-		s.nc.Close()
+// halted waits, if err is a halt, until an operator has decided or the stream has
+// changed. It returns err: the next session looks again.
+func (t *term) halted(ctx context.Context, err error) error {
+	if _, halt := errors.AsType[*protocol.HaltError](err); !halt {
+		return err
 	}
-	if s.db != nil {
-		s.db.Close(ctx)
+	state, stateErr := t.link.State(ctx)
+	t.obstruct(ctx, err)
+	for stateErr == nil {
+		select {
+		case <-time.After(tendEvery):
+		case <-t.link.closed:
+			return t.link.lost()
+		case <-ctx.Done():
+			return nil
+		}
+		w, wishErr := t.db.wish(ctx)
+		if wishErr != nil {
+			return wishErr
+		}
+		var now protocol.State
+		if now, stateErr = t.link.State(ctx); now != state || w.adopted != t.adopted {
+			return err
+		}
 	}
+	return stateErr
+}
+
+// obstruct says why nothing moves, while the session goes on.
+func (t *term) obstruct(ctx context.Context, err error) {
+	t.metrics.obstructed(err)
+	if t.keeper.Waiting(err) {
+		t.Log.WarnContext(ctx, "not publishing", "err", err)
+	}
+	_ = t.db.explain(ctx, err.Error()) // if the database is lost, the next call says so
+}
+
+// work says that the session publishes.
+func (t *term) work(ctx context.Context) error {
+	t.metrics.obstructed(nil)
+	t.keeper.Working()
+	return t.db.explain(ctx, "")
 }
 
 // publish moves events until something fails. When ctx ends it finishes the page
 // in hand, saves its place, and returns nil.
-func (s *term) publish(ctx context.Context) error {
+func (t *term) publish(ctx context.Context) error {
+	position, stored := t.session.Position()
+	t.Log.InfoContext(ctx, "relay leads", "epoch", t.db.epoch,
+		"outbox_seq", position.Floor, "stream_seq", t.session.Last(), "stored_since_checkpoint", stored)
+	if err := t.work(ctx); err != nil {
+		return err
+	}
 	wait := pollBusy
 	for {
-		work, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*ackTimeout)
-		n, err := s.step(work)
-		if err == nil && (ctx.Err() != nil || time.Since(s.saved) >= checkpointEvery) {
-			err = s.save(work)
-		}
-		cancel()
+		n, err := t.step(ctx)
 		if err != nil || ctx.Err() != nil {
 			return err
 		}
@@ -129,32 +146,78 @@ func (s *term) publish(ctx context.Context) error {
 		select {
 		case <-time.After(wait):
 			wait = min(2*wait, pollIdle)
-		case <-s.closed:
-			return fmt.Errorf("nats_unreachable: connection lost: %w", cmp.Or(s.nc.LastError(), nats.ErrConnectionClosed))
+		case <-t.link.hints:
+			wait = pollBusy
+		case <-t.link.closed:
+			return t.link.lost()
 		case <-ctx.Done():
 		}
 	}
 }
 
-// step publishes what has become visible, up to a page or so, waits until the
-// stream has confirmed it, and returns how many events it looked at.
-func (s *term) step(ctx context.Context) (int, error) {
-	w := writer{term: s}
-	n := 0
-	to, err := outbox.Read(ctx, s.db, s.position, func(e events.Event) error {
-		n++
-		if _, ok := s.stored[e.ID]; ok {
-			delete(s.stored, e.ID)
+// step publishes a page, and does what is due beside that. If ctx has ended it
+// leaves nothing open.
+func (t *term) step(ctx context.Context) (int, error) {
+	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepTime)
+	defer cancel()
+	defer t.count(work)
+	n, err := t.session.Step(work)
+	if err == nil && time.Since(t.tended) >= tendEvery {
+		err = t.tend(ctx, work)
+	}
+	if err == nil && ctx.Err() != nil {
+		err = t.session.Settle(work)
+	}
+	if err == nil && (ctx.Err() != nil || time.Since(t.saved) >= saveEvery) {
+		err = t.session.Save(work)
+		t.saved = time.Now()
+	}
+	return n, err
+}
+
+// tend does what operators ask for.
+func (t *term) tend(ctx, work context.Context) error {
+	t.tended = time.Now()
+	w, err := t.db.wish(work)
+	if err != nil {
+		return err
+	}
+	if w.paused {
+		return t.pause(ctx, w)
+	}
+	_, err = t.session.Retry(work)
+	return err
+}
+
+// pause finishes what is on its way and waits until nobody wants a pause any more.
+func (t *term) pause(ctx context.Context, w wish) error {
+	if err := errors.Join(t.session.Settle(ctx), t.session.Save(ctx)); err != nil {
+		return err
+	}
+	t.obstruct(ctx, block("paused", fmt.Errorf("by %s: %s; to go on: pgjet relay resume", w.by, w.reason)))
+	for w.paused {
+		select {
+		case <-time.After(tendEvery):
+		case <-t.link.closed:
+			return t.link.lost()
+		case <-ctx.Done():
 			return nil
 		}
-		return w.add(ctx, e)
-	})
-	if err != nil {
-		return n, err
+		var err error
+		if w, err = t.db.wish(ctx); err != nil {
+			return err
+		}
 	}
-	if err := w.flush(ctx); err != nil {
-		return n, err
+	t.Log.InfoContext(ctx, "publishing again")
+	return t.work(ctx)
+}
+
+// count tells the metrics what the session did since.
+func (t *term) count(ctx context.Context) {
+	now := t.session.Stats
+	t.metrics.count(ctx, now, t.counted)
+	if now.Healed > 0 && t.counted.Healed == 0 {
+		t.Log.WarnContext(ctx, "the stream had lost events; publishing them again")
 	}
-	s.position, s.dirty = to, s.dirty || n > 0
-	return n, nil
+	t.counted = now
 }

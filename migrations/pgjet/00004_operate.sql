@@ -18,12 +18,16 @@ comment on column pgjet.leader.heal_floor is
 
 alter table pgjet.checkpoint
     add column system_identifier bigint not null default 0,
-    add column events            bigint not null default 0;
+    add column events            bigint not null default 0,
+    add column kept              boolean not null default false;
 
 comment on column pgjet.checkpoint.system_identifier is
     'The database cluster that counts the transactions of snapshot. In another one they mean nothing.';
 comment on column pgjet.checkpoint.events is
     'How many events the position covers: all that are in the stream, in quarantine, or pruned.';
+
+comment on column pgjet.checkpoint.kept is
+    'One a minute is kept as long as the outbox is; of the others only the newest.';
 
 alter table pgjet.quarantine
     add column state         text not null default 'held'
@@ -92,6 +96,6 @@ drop table pgjet.pruned;
 drop table pgjet.adoption;
 drop table pgjet.unknown_message;
 alter table pgjet.quarantine drop column state, drop column changed_at, drop column changed_by, drop column change_reason;
-alter table pgjet.checkpoint drop column system_identifier, drop column events;
+alter table pgjet.checkpoint drop column system_identifier, drop column events, drop column kept;
 alter table pgjet.leader drop column process, drop column since, drop column cause, drop column cause_at,
     drop column paused_at, drop column paused_by, drop column pause_reason, drop column heal_snapshot, drop column heal_floor;

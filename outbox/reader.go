@@ -1,0 +1,145 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// A page of records ends when it has this many, or with the one that fills
+// pageBytes.
+const (
+	pageEvents = 1000
+	pageBytes  = 4 << 20
+)
+
+// A Reader reads an outbox by a connection that nobody else uses at the same time.
+// It needs SELECT on pgjet.outbox. A page holds at most 1000 events, and ends with
+// the one that fills 4 MiB, so memory is bounded whatever waits in the outbox.
+type Reader struct {
+	db    *pgx.Conn
+	limit int // how many rows to ask for: a page, unless they are large
+}
+
+// NewReader returns a Reader that reads by db.
+func NewReader(db *pgx.Conn) *Reader { return &Reader{db: db, limit: pageEvents} }
+
+const columnList = `xid, xmin::text::bigint, seq, id, type, key, coalesce(traceparent, ''), header, data::text, time`
+
+// Next implements [Source] in one round trip. The page is read after the snapshot:
+// nothing that the snapshot sees is missing.
+func (r *Reader) Next(ctx context.Context, floor int64) (now Snapshot, page []Record, err error) {
+	b := &pgx.Batch{}
+	b.Queue(`select pg_current_snapshot()::text`).QueryRow(func(row pgx.Row) error {
+		var text string
+		if err := row.Scan(&text); err != nil {
+			return err
+		}
+		now, err = ParseSnapshot(text)
+		return err
+	})
+	b.Queue(`select `+columnList+` from pgjet.outbox where seq > $1 order by seq limit $2`, floor, r.limit).
+		Query(func(rows pgx.Rows) error {
+			page, err = r.collect(rows, now.Xmax)
+			return err
+		})
+	err = r.db.SendBatch(ctx, b).Close()
+	return now, page, err
+}
+
+// Late implements [Source].
+func (r *Reader) Late(ctx context.Context, xids []uint64, low, high uint64, after, floor int64) ([]Record, error) {
+	// The materialized part keeps the planner on the index by xid: with the
+	// limit in sight it would rather walk the whole table by seq.
+	rows, err := r.db.Query(ctx, `
+		with late as materialized (
+			select xid, seq from pgjet.outbox
+			 where xid = any($1::xid8[]) and seq > $4 and seq <= $5
+			union all
+			select xid, seq from pgjet.outbox
+			 where xid >= $2::xid8 and xid < $3::xid8 and seq > $4 and seq <= $5
+		)
+		select `+columnList+` from pgjet.outbox
+		 where seq = any(array(select seq from late order by seq limit $6))
+		 order by seq`,
+		xids, low, high, after, floor, r.limit)
+	if err != nil {
+		return nil, err
+	}
+	return r.collect(rows, high)
+}
+
+// Find calls fn with the record of each of these seqs that the outbox holds, in no
+// order, and without the payload.
+func (r *Reader) Find(ctx context.Context, seqs []int64, fn func(Record)) error {
+	var rec Record
+	var xmin int64
+	var xmax uint64
+	rows, err := r.db.Query(ctx, `
+		select xid, xmin::text::bigint, seq, id, pg_snapshot_xmax(pg_current_snapshot())
+		  from pgjet.outbox where seq = any($1)`, seqs)
+	if err != nil {
+		return fmt.Errorf("find events in outbox: %w", err)
+	}
+	_, err = pgx.ForEachRow(rows, []any{&rec.XID, &xmin, &rec.Event.Seq, &rec.Event.ID, &xmax}, func() error {
+		rec.XID = writer(rec.XID, xmin, xmax)
+		fn(rec)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("find events in outbox: %w", err)
+	}
+	return nil
+}
+
+// Records returns the records with these seqs, in the order of seq: a page at most.
+func (r *Reader) Records(ctx context.Context, seqs []int64) ([]Record, error) {
+	var xmax uint64
+	if err := r.db.QueryRow(ctx, `select pg_snapshot_xmax(pg_current_snapshot())`).Scan(&xmax); err != nil {
+		return nil, fmt.Errorf("read events of outbox: %w", err)
+	}
+	rows, err := r.db.Query(ctx, `
+		select `+columnList+` from pgjet.outbox where seq = any($1) order by seq limit $2`, seqs, pageEvents)
+	if err != nil {
+		return nil, fmt.Errorf("read events of outbox: %w", err)
+	}
+	return r.collect(rows, xmax)
+}
+
+// collect reads rows until they fill a page, and closes them. Rows that it does not
+// want have been sent by the server all the same: next time it asks for fewer.
+func (r *Reader) collect(rows pgx.Rows, xmax uint64) ([]Record, error) {
+	defer rows.Close()
+	var page []Record
+	size := 0
+	for size < pageBytes && rows.Next() {
+		var rec Record
+		var xmin int64
+		e := &rec.Event
+		err := rows.Scan(&rec.XID, &xmin, &e.Seq, &e.ID, &e.Type, &e.Key, &e.Traceparent, &e.Header, (*[]byte)(&e.Data), &e.Time)
+		if err != nil {
+			return nil, err
+		}
+		rec.XID = writer(rec.XID, xmin, xmax)
+		size += len(e.Data)
+		page = append(page, rec)
+	}
+	rows.Close()
+	r.limit = min(2*r.limit, pageEvents)
+	if size >= pageBytes {
+		r.limit = len(page) + 1
+	}
+	return page, rows.Err()
+}
+
+// writer returns the transaction that wrote a row, given what its column xid says,
+// its system column xmin, and the end of a recent snapshot. They agree, or xmin is
+// higher (a savepoint's, or that of a move to another partition). Only a row that
+// was restored into this cluster, by COPY or logical replication, says a higher
+// xid: one that counts in the cluster where it was first written, and would
+// seem to lie in the future here.
+func writer(xid uint64, xmin int64, xmax uint64) uint64 {
+	whole := xmax + uint64(int64(int32(uint32(xmin)-uint32(xmax)))) // xmin has 32 bits of the 64
+	return min(xid, whole)
+}

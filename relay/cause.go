@@ -1,0 +1,87 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/relay/protocol"
+)
+
+// A blocked is an error with a stable word for what stands in the way. Health,
+// metrics and runbooks know these words.
+type blocked struct {
+	cause string
+	err   error
+}
+
+func (b *blocked) Error() string { return b.cause + ": " + b.err.Error() }
+func (b *blocked) Unwrap() error { return b.err }
+
+// block puts the word before err. A nil error stays nil.
+func block(cause string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &blocked{cause, err}
+}
+
+// causeOf returns the word for err: that of a blocked or a refusal, "halted", or
+// "error".
+func causeOf(err error) string {
+	if b, ok := errors.AsType[*blocked](err); ok {
+		return b.cause
+	}
+	if r, ok := errors.AsType[*protocol.Refusal](err); ok && r.Cause() != "" {
+		return r.Cause()
+	}
+	if _, ok := errors.AsType[*protocol.HaltError](err); ok {
+		return "halted"
+	}
+	if errors.Is(err, protocol.ErrFenced) {
+		return "fenced"
+	}
+	return "error"
+}
+
+// blockedByDatabase puts the word before an error of PostgreSQL.
+func blockedByDatabase(err error) error {
+	if err == nil || errors.Is(err, protocol.ErrFenced) {
+		return err
+	}
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok {
+		return block("database_unreachable", err)
+	}
+	switch pgErr.Code {
+	case "25006": // read-only transaction: a standby, or one that is being made one
+		return block("database_read_only", err)
+	case "42501":
+		return block("permission_denied", fmt.Errorf("%w; the role needs pgjet_relay", err))
+	case "42P01", "3F000", "42703": // no such table, schema, column
+		return block("schema_outdated", fmt.Errorf("%w; run: pgjet migrate up", err))
+	}
+	return block("database_unreachable", err)
+}
+
+// blockedByStream puts the word before an error of NATS. A refusal has its own.
+func blockedByStream(err error) error {
+	refusal, _ := errors.AsType[*protocol.Refusal](err)
+	switch {
+	case err == nil, refusal != nil:
+		return err
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		return block("stream_missing", fmt.Errorf("%w; run: pgjet stream ensure", err))
+	case errors.Is(err, jetstream.ErrNoStreamResponse), errors.Is(err, nats.ErrNoResponders):
+		return block("stream_missing", err)
+	case errors.Is(err, nats.ErrPermissionViolation), errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired):
+		return block("permission_denied", fmt.Errorf("%w; compare with: pgjet nats permissions relay", err))
+	case errors.Is(err, nats.ErrTimeout), errors.Is(err, context.DeadlineExceeded):
+		return block("stream_unresponsive", err)
+	}
+	return block("nats_unreachable", err)
+}

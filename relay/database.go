@@ -1,0 +1,216 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay/protocol"
+)
+
+// checkpointsKept is how many checkpoints of a stream are kept, beside one a minute.
+const checkpointsKept = 32
+
+// A database is one connection to PostgreSQL, which holds the lead: the
+// [protocol.Database] of a session.
+type database struct {
+	*outbox.Reader
+	conn   *pgx.Conn
+	stream string
+	epoch  int64
+}
+
+// Next implements [protocol.Database].
+func (d *database) Next(ctx context.Context, floor int64) (outbox.Snapshot, []outbox.Record, error) {
+	now, page, err := d.Reader.Next(ctx, floor)
+	return now, page, blockedByDatabase(err)
+}
+
+// Late implements [protocol.Database].
+func (d *database) Late(ctx context.Context, xids []uint64, low, high uint64, after, floor int64) ([]outbox.Record, error) {
+	page, err := d.Reader.Late(ctx, xids, low, high, after, floor)
+	return page, blockedByDatabase(err)
+}
+
+// Find implements [protocol.Database].
+func (d *database) Find(ctx context.Context, seqs []int64, fn func(outbox.Record)) error {
+	return blockedByDatabase(d.Reader.Find(ctx, seqs, fn))
+}
+
+// Recall implements [protocol.Database].
+func (d *database) Recall(ctx context.Context, created time.Time) (m protocol.Memory, err error) {
+	b := &pgx.Batch{}
+	b.Queue(`
+		select id, stream_created, stream_seq, coalesce(event_id, $2), snapshot::text, floor, events
+		  from pgjet.checkpoint
+		 where stream = $1 and system_identifier = (select system_identifier from pg_control_system())
+		 order by id desc`, d.stream, uuid.Nil).Query(func(rows pgx.Rows) error {
+		m.Checkpoints, err = pgx.CollectRows(rows, scanCheckpoint)
+		return err
+	})
+	b.Queue(`select heal_snapshot::text, heal_floor from pgjet.leader where stream = $1 and heal_floor is not null`, d.stream).
+		Query(func(rows pgx.Rows) error {
+			heal, err := pgx.CollectRows(rows, scanPosition)
+			if len(heal) > 0 {
+				m.Heal = &heal[0]
+			}
+			return err
+		})
+	b.Queue(`select seq from pgjet.quarantine`).Query(func(rows pgx.Rows) error {
+		m.Quarantined, err = pgx.CollectRows(rows, pgx.RowTo[int64])
+		return err
+	})
+	b.Queue(`select coalesce(max(stream_seq), 0) from pgjet.adoption where stream = $1 and stream_created = $2`, d.stream, created).
+		QueryRow(func(row pgx.Row) error { return row.Scan(&m.Adopted) })
+	b.Queue(`select seq, events from pgjet.pruned`).
+		QueryRow(func(row pgx.Row) error { return row.Scan(&m.Pruned, &m.PrunedCount) })
+	if err := d.conn.SendBatch(ctx, b).Close(); err != nil {
+		return m, blockedByDatabase(fmt.Errorf("read checkpoints: %w", err))
+	}
+	return m, nil
+}
+
+func scanCheckpoint(row pgx.CollectableRow) (c protocol.Checkpoint, err error) {
+	var seq int64
+	var snapshot string
+	if err = row.Scan(&c.Number, &c.Created, &seq, &c.ID, &snapshot, &c.Position.Floor, &c.Events); err != nil {
+		return c, err
+	}
+	c.Seq = uint64(seq)
+	c.Position.Snapshot, err = outbox.ParseSnapshot(snapshot)
+	return c, err
+}
+
+func scanPosition(row pgx.CollectableRow) (p outbox.Position, err error) {
+	var snapshot string
+	if err = row.Scan(&snapshot, &p.Floor); err != nil {
+		return p, err
+	}
+	p.Snapshot, err = outbox.ParseSnapshot(snapshot)
+	return p, err
+}
+
+// leading is a part of a statement that has a row only as long as this session leads.
+// It keeps others from taking the lead until the statement has ended.
+const leading = `lead as (select epoch from pgjet.leader where stream = $1 and epoch = $2 for share)`
+
+// guarded runs a statement that returns a row if the lead is ours.
+func (d *database) guarded(ctx context.Context, tx interface {
+	QueryRow(context.Context, string, ...any) pgx.Row
+}, what, sql string, args ...any) error {
+	err := tx.QueryRow(ctx, `with `+leading+sql, append([]any{d.stream, d.epoch}, args...)...).Scan(new(int64))
+	if errors.Is(err, pgx.ErrNoRows) {
+		return protocol.ErrFenced
+	}
+	if err != nil {
+		return blockedByDatabase(fmt.Errorf("%s: %w", what, err))
+	}
+	return nil
+}
+
+// Forget implements [protocol.Database]. It waits for the disk: a checkpoint that
+// came back after a crash might seem confirmed.
+func (d *database) Forget(ctx context.Context, number int64, heal *outbox.Position) error {
+	var snapshot *string
+	var floor *int64
+	if heal != nil {
+		snapshot, floor = new(heal.Snapshot.String()), &heal.Floor
+	}
+	tx, err := d.conn.Begin(ctx)
+	if err != nil {
+		return blockedByDatabase(err)
+	}
+	defer tx.Rollback(ctx)
+	if _, err := tx.Exec(ctx, `set local synchronous_commit = on`); err != nil {
+		return blockedByDatabase(err)
+	}
+	err = d.guarded(ctx, tx, "forget checkpoints", `,
+		forgotten as (
+			delete from pgjet.checkpoint using lead
+			 where stream = $1 and id > $3 and system_identifier = (select system_identifier from pg_control_system())
+		)
+		update pgjet.leader l set heal_snapshot = $4::pg_snapshot, heal_floor = $5 from lead where l.stream = $1 returning l.epoch`,
+		number, snapshot, floor)
+	if err != nil {
+		return err
+	}
+	return blockedByDatabase(tx.Commit(ctx))
+}
+
+// Save implements [protocol.Database].
+func (d *database) Save(ctx context.Context, c protocol.Checkpoint, healed bool) error {
+	var id *uuid.UUID
+	if c.ID != uuid.Nil {
+		id = &c.ID
+	}
+	return d.guarded(ctx, d.conn, "save checkpoint", `,
+		saved as (
+			insert into pgjet.checkpoint (stream, system_identifier, stream_created, stream_seq, event_id, snapshot, floor, events, epoch, kept)
+			select $1, (select system_identifier from pg_control_system()), $3, $4, $5, $6::pg_snapshot, $7, $8, epoch,
+			       not exists (select from pgjet.checkpoint where stream = $1 and kept and at > clock_timestamp() - interval '1 minute')
+			  from lead returning id
+		), pruned as (
+			delete from pgjet.checkpoint c using saved where c.stream = $1 and not c.kept and c.id <= saved.id - $9::bigint
+		), healed as (
+			update pgjet.leader l set heal_snapshot = null, heal_floor = null from lead where $10 and l.stream = $1
+		)
+		select id from saved`,
+		c.Created, int64(c.Seq), id, c.Position.Snapshot.String(), c.Position.Floor, c.Events, checkpointsKept, healed)
+}
+
+// Quarantine implements [protocol.Database]. The row stays in the outbox.
+func (d *database) Quarantine(ctx context.Context, r outbox.Record, reason error) error {
+	return d.guarded(ctx, d.conn, fmt.Sprintf("quarantine event %s", r.Event.ID), `,
+		noted as (
+			insert into pgjet.quarantine as q (seq, event_id, reason) select $3, $4, $5 from lead
+			on conflict (seq) do update set reason = excluded.reason, at = excluded.at, state = 'held' where q.state = 'retry'
+		)
+		select epoch from lead`, r.Event.Seq, r.Event.ID, reason.Error())
+}
+
+// Retries implements [protocol.Database].
+func (d *database) Retries(ctx context.Context) ([]outbox.Record, error) {
+	rows, err := d.conn.Query(ctx, `select seq from pgjet.quarantine where state = 'retry' order by seq limit 100`)
+	if err != nil {
+		return nil, blockedByDatabase(err)
+	}
+	seqs, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil || len(seqs) == 0 {
+		return nil, blockedByDatabase(err)
+	}
+	records, err := d.Records(ctx, seqs)
+	return records, blockedByDatabase(err)
+}
+
+// Release implements [protocol.Database].
+func (d *database) Release(ctx context.Context, seqs []int64) error {
+	return d.guarded(ctx, d.conn, "end quarantine", `,
+		released as (delete from pgjet.quarantine using lead where seq = any($3))
+		select epoch from lead`, seqs)
+}
+
+// Report implements [protocol.Database].
+func (d *database) Report(ctx context.Context, created time.Time, unknown []protocol.Message) error {
+	seqs, ids, subjects := []int64{}, []*uuid.UUID{}, []string{}
+	for _, m := range unknown {
+		var id *uuid.UUID
+		if m.ID != uuid.Nil {
+			id = &m.ID
+		}
+		seqs, ids, subjects = append(seqs, int64(m.Sequence)), append(ids, id), append(subjects, m.Subject)
+	}
+	return d.guarded(ctx, d.conn, "report unknown messages", `,
+		gone as (
+			delete from pgjet.unknown_message using lead where stream = $1 and not (stream_created = $3 and stream_seq = any($4))
+		), noted as (
+			insert into pgjet.unknown_message (stream, stream_created, stream_seq, event_id, subject)
+			select $1, $3, u.seq, u.id, u.subject from lead, unnest($4::bigint[], $5::uuid[], $6::text[]) as u (seq, id, subject)
+			on conflict (stream, stream_seq) do update set stream_created = excluded.stream_created, event_id = excluded.event_id, subject = excluded.subject
+		)
+		select epoch from lead`, created, seqs, ids, subjects)
+}

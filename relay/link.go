@@ -1,0 +1,273 @@
+package relay
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/relay/protocol"
+)
+
+// pingInterval is how often a silent NATS server is asked whether it lives.
+const pingInterval = 2 * time.Second
+
+// A link is one connection to the stream: the [protocol.Stream] of a session. It
+// does not reconnect. A publish that a reconnect flushes late could match a sequence
+// that a server, having lost its tail, gives out again.
+type link struct {
+	nc     *nats.Conn
+	js     jetstream.JetStream
+	stream jetstream.Stream
+	name   string
+	source string
+
+	inbox   string
+	answers chan reply
+	sent    sending
+	number  int // of appends
+
+	closed chan nats.Status // the connection is lost
+	hints  chan *nats.Msg
+	denied atomic.Pointer[error] // NATS does not allow us something
+}
+
+// A reply is an answer of the server and when it came.
+type reply struct {
+	*nats.Msg
+	at time.Time
+}
+
+// HintSubject returns the core NATS subject on which a service may say that it has
+// just committed events for a stream. A relay that hears it looks at once, and
+// otherwise soon.
+func HintSubject(stream string) string { return "pgjet.hint." + stream }
+
+// dial connects, and looks the stream up.
+func dial(ctx context.Context, r *Relay) (*link, error) {
+	l := &link{name: r.Stream, source: r.Source, answers: make(chan reply, 16), hints: make(chan *nats.Msg, 1)}
+	options := append([]nats.Option{
+		nats.Name("pgjet-relay"), nats.NoReconnect(), nats.ReconnectBufSize(-1),
+		nats.Timeout(connectTimeout), nats.FlusherTimeout(answerTimeout),
+		nats.PingInterval(pingInterval), nats.MaxPingsOutstanding(2),
+		nats.CustomInboxPrefix("_INBOX_relay"), nats.PermissionErrOnSubscribe(true),
+		nats.ErrorHandler(l.noteError),
+	}, r.NATS...)
+	var err error
+	if l.nc, err = nats.Connect(r.NATSURL, options...); err != nil {
+		return nil, blockedByStream(err)
+	}
+	if err := l.open(ctx); err != nil {
+		l.close()
+		return nil, l.explain(fmt.Errorf("look up stream %s: %w", l.name, err))
+	}
+	return l, nil
+}
+
+func (l *link) open(ctx context.Context) error {
+	l.closed = l.nc.StatusChanged(nats.CLOSED)
+	l.inbox = l.nc.NewInbox()
+	_, err := l.nc.Subscribe(l.inbox+".*", func(m *nats.Msg) { l.answers <- reply{m, time.Now()} })
+	if err != nil {
+		return err
+	}
+	if _, err := l.nc.ChanSubscribe(HintSubject(l.name), l.hints); err != nil {
+		return err
+	}
+	if l.js, err = jetstream.New(l.nc); err != nil {
+		return err
+	}
+	l.stream, err = l.js.Stream(ctx, l.name)
+	return err
+}
+
+// noteError hears of what NATS reports apart from any call. A hint too many is
+// nothing to note.
+func (l *link) noteError(_ *nats.Conn, _ *nats.Subscription, err error) {
+	if errors.Is(err, nats.ErrPermissionViolation) && !strings.Contains(err.Error(), HintSubject(l.name)) {
+		l.denied.Store(&err)
+	}
+}
+
+// explain puts the word before an error of this connection.
+func (l *link) explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	if denied := l.denied.Load(); denied != nil {
+		err = fmt.Errorf("%w (%w)", *denied, err)
+	}
+	return blockedByStream(err)
+}
+
+func (l *link) close() {
+	if l != nil && l.nc != nil {
+		l.nc.Close()
+	}
+}
+
+// lost returns why the connection ended.
+func (l *link) lost() error {
+	return block("nats_unreachable", fmt.Errorf("connection lost: %w", cmp.Or(l.nc.LastError(), nats.ErrConnectionClosed)))
+}
+
+// batches reports whether the stream takes atomic batches.
+func (l *link) batches() bool { return l.stream.CachedInfo().Config.AllowAtomicPublish }
+
+// State implements [protocol.Stream].
+func (l *link) State(ctx context.Context) (protocol.State, error) {
+	info, err := l.stream.Info(ctx)
+	if err != nil {
+		return protocol.State{}, l.explain(fmt.Errorf("look up stream %s: %w", l.name, err))
+	}
+	return protocol.State{
+		Created: info.Created.Truncate(time.Microsecond), // PostgreSQL keeps no more
+		First:   info.State.FirstSeq, Last: info.State.LastSeq,
+	}, nil
+}
+
+// Message implements [protocol.Stream]. It asks the leader; a direct get may be
+// answered by a replica that lags.
+func (l *link) Message(ctx context.Context, sequence uint64) (protocol.Message, error) {
+	data, err := json.Marshal(map[string]uint64{"seq": sequence})
+	if err != nil {
+		return protocol.Message{}, err
+	}
+	msg, err := l.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+l.name, data)
+	if err != nil {
+		return protocol.Message{}, l.explain(fmt.Errorf("get message %d: %w", sequence, err))
+	}
+	var answer struct {
+		Message struct {
+			Subject string `json:"subject"`
+			Header  []byte `json:"hdrs"`
+		} `json:"message"`
+		Error *jetstream.APIError `json:"error"`
+	}
+	if err := json.Unmarshal(msg.Data, &answer); err != nil {
+		return protocol.Message{}, fmt.Errorf("get message %d: %w", sequence, err)
+	}
+	if answer.Error != nil && answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound {
+		return protocol.Message{}, protocol.ErrNoMessage
+	}
+	if answer.Error != nil {
+		return protocol.Message{}, fmt.Errorf("get message %d: %w", sequence, refusal(answer.Error))
+	}
+	header, err := nats.DecodeHeadersMsg(answer.Message.Header)
+	if err != nil {
+		header = nil
+	}
+	return message(sequence, answer.Message.Subject, header), nil
+}
+
+// message returns what a header tells of a message. It is an event of ours if it
+// has an id and a seq.
+func message(sequence uint64, subject string, header nats.Header) protocol.Message {
+	m := protocol.Message{Sequence: sequence, Subject: subject}
+	e, err := events.FromMessage(header, nil)
+	if err == nil && e.Seq > 0 {
+		m.ID, m.Seq = e.ID, e.Seq
+	}
+	return m
+}
+
+// Messages implements [protocol.Stream]. It reads headers only.
+func (l *link) Messages(ctx context.Context, first, last uint64, fn func(protocol.Message) error) error {
+	err := l.messages(ctx, first, last, fn)
+	if err != nil {
+		return l.explain(fmt.Errorf("read the stream from sequence %d to %d: %w", first, last, err))
+	}
+	return nil
+}
+
+func (l *link) messages(ctx context.Context, first, last uint64, fn func(protocol.Message) error) error {
+	consumer, err := l.stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: first, HeadersOnly: true,
+	})
+	if err != nil {
+		return err
+	}
+	if info, err := consumer.Info(ctx); err != nil || info.NumPending == 0 {
+		return err
+	}
+	all, err := consumer.Messages(jetstream.PullMaxMessages(2000))
+	if err != nil {
+		return err
+	}
+	defer all.Stop()
+	for {
+		msg, err := all.Next(jetstream.NextMaxWait(answerTimeout))
+		if err != nil {
+			return err
+		}
+		meta, err := msg.Metadata()
+		if err != nil {
+			return err
+		}
+		if meta.Sequence.Stream > last {
+			return nil
+		}
+		if err := fn(message(meta.Sequence.Stream, msg.Subject(), msg.Headers())); err != nil {
+			return err
+		}
+		if meta.Sequence.Stream == last || meta.NumPending == 0 {
+			return nil
+		}
+	}
+}
+
+// Check implements [protocol.Stream]: an event must fit the server's largest
+// message, and the stream must take its subject.
+func (l *link) Check(e events.Event) error {
+	config := l.stream.CachedInfo().Config
+	limit := l.nc.MaxPayload()
+	if config.MaxMsgSize > 0 {
+		limit = min(limit, int64(config.MaxMsgSize))
+	}
+	const headers = 4 << 10 // more than any has, as a rule
+	if int64(len(e.Data))+headers > limit {
+		subject, header, body := l.encode(e)
+		if size := int64((&nats.Msg{Subject: subject, Header: header, Data: body}).Size()) + 512; size > limit {
+			return fmt.Errorf("event with its headers takes %d bytes, the server takes %d", size, limit)
+		}
+	}
+	if slices.Contains(config.Subjects, events.AllSubjects) {
+		return nil
+	}
+	subject := events.Subject(e.Type, e.Key)
+	if !slices.ContainsFunc(config.Subjects, func(s string) bool { return matches(s, subject) }) {
+		return fmt.Errorf("subject %s is none of the stream's: %s", subject, strings.Join(config.Subjects, " "))
+	}
+	return nil
+}
+
+// matches reports whether pattern, with the wildcards of NATS, takes subject.
+func matches(pattern, subject string) bool {
+	p, s := strings.Split(pattern, "."), strings.Split(subject, ".")
+	for i, token := range p {
+		switch {
+		case token == ">":
+			return len(s) > i
+		case i >= len(s) || token != "*" && token != s[i]:
+			return false
+		}
+	}
+	return len(p) == len(s)
+}
+
+func (l *link) encode(e events.Event) (string, nats.Header, []byte) {
+	e.Source = l.source
+	subject, header, body := e.Message()
+	header["Nats-Msg-Id"] = []string{e.ID.String()}
+	header["Nats-Expected-Stream"] = []string{l.name}
+	return subject, header, body
+}

@@ -1,0 +1,141 @@
+// Package protocol is what a relay decides, without the connections by which it
+// learns and acts: which checkpoint the stream confirms, which events it holds
+// already, what to send next and in which form, what an answer means. Package relay
+// runs it on PostgreSQL and NATS; the tests run it on models of both, in thousands
+// of seeded schedules of crashes, zombies, late commits and lost data.
+//
+// The stream is a log with one legal writer. A [Session] first finds out what the
+// stream holds, then appends to it, each time saying what it believes the stream
+// to end with. Whatever is refused, unanswered or lost ends the session; the next
+// one begins by looking again. Nothing is carried over but a little caution.
+package protocol
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/outbox"
+)
+
+// ErrNoMessage says that a stream holds no message at a sequence.
+var ErrNoMessage = errors.New("no such message")
+
+// ErrFenced says that another relay took the lead.
+var ErrFenced = errors.New("fenced: another relay took the lead")
+
+// A State is what a stream says of itself.
+type State struct {
+	Created time.Time // which incarnation it is: deleted and made again is another one
+	First   uint64    // the first sequence that it still holds
+	Last    uint64    // the last one given out; below First if it holds none
+}
+
+// A Message is what a stream holds at one sequence, as far as a relay cares.
+type Message struct {
+	Sequence uint64
+	Subject  string
+	ID       uuid.UUID // of the event; zero if this is none of ours
+	Seq      int64     // of the event in the outbox
+}
+
+// An Append is what a relay wants the stream to store behind its last message. Only
+// if that is the one named here may the stream do so. It stores the events in this
+// order: all of them, or a first part, or none.
+type Append struct {
+	Events []events.Event
+	Last   uint64    // the stream's last sequence
+	LastID uuid.UUID // the event there, if it was appended in this session; else zero
+	Form   Form
+}
+
+// An Answer says that the stream stored an append.
+type Answer struct {
+	Last uint64        // its last sequence by now
+	Took time.Duration // from sending to the answer
+}
+
+// A Checkpoint is a proven pair: of the events in the outbox the stream, at or
+// before Seq, holds those up to Position and no others.
+type Checkpoint struct {
+	Number   int64 // counts checkpoints; the database gives it
+	Created  time.Time
+	Seq      uint64
+	ID       uuid.UUID // the event at Seq; zero if there is none of ours
+	Position outbox.Position
+	Events   int64 // how many events Position covers
+}
+
+// A Memory is what the database remembers of a stream.
+type Memory struct {
+	Checkpoints []Checkpoint     // of any incarnation, newest first; only those written in this database cluster
+	Heal        *outbox.Position // how far the stream had come when it lost events, if they are not all back
+	Quarantined []int64          // the seqs of events in quarantine
+	Adopted     uint64           // up to this sequence an operator accepts what this incarnation holds
+	Pruned      int64            // the highest seq that was pruned from the outbox
+	PrunedCount int64            // how many events were
+}
+
+// A Database is one connection to PostgreSQL, which holds the lead. Everything
+// that writes returns [ErrFenced] if somebody else leads by now.
+type Database interface {
+	outbox.Source
+	// Find calls fn with the record, without its payload, of each of these seqs
+	// that the outbox holds.
+	Find(ctx context.Context, seqs []int64, fn func(outbox.Record)) error
+	// Recall returns what is known of the stream with this incarnation.
+	Recall(ctx context.Context, created time.Time) (Memory, error)
+	// Forget deletes the checkpoints above number and notes heal, both for good.
+	Forget(ctx context.Context, number int64, heal *outbox.Position) error
+	// Save adds a checkpoint. If healed it also deletes what Forget noted.
+	Save(ctx context.Context, c Checkpoint, healed bool) error
+	// Quarantine sets the event of r aside, unless that was done before.
+	Quarantine(ctx context.Context, r outbox.Record, reason error) error
+	// Retries returns some events whose publishing shall be tried again.
+	Retries(ctx context.Context) ([]outbox.Record, error)
+	// Release ends the quarantine of the events with these seqs, if they were in it.
+	Release(ctx context.Context, seqs []int64) error
+	// Report notes messages of this incarnation that the outbox does not know, in
+	// place of those noted before.
+	Report(ctx context.Context, created time.Time, unknown []Message) error
+}
+
+// A Stream is one connection to NATS. It never reconnects: what was sent by it
+// arrives by it, in order, or never.
+type Stream interface {
+	// State asks the stream's leader.
+	State(ctx context.Context) (State, error)
+	// Message returns the message at a sequence, or [ErrNoMessage].
+	Message(ctx context.Context, sequence uint64) (Message, error)
+	// Messages calls fn with all messages from first to last, in order.
+	Messages(ctx context.Context, first, last uint64, fn func(Message) error) error
+	// Check returns why the stream could never store e, or nil.
+	Check(e events.Event) error
+	// Send sends an append, and does not wait for the answer.
+	Send(ctx context.Context, a Append) error
+	// Await waits for the answer to the append sent last. An error that is a
+	// [*Refusal] is the stream's no; with any other the outcome is unknown.
+	Await(ctx context.Context) (Answer, error)
+}
+
+// A HaltError says that the stream holds messages that the outbox does not know.
+// Publishing on would mix two histories, so an operator has to decide.
+type HaltError struct {
+	Foreign bool      // some are no events of ours: somebody else writes to the stream
+	Count   int       // how many there are
+	First   Message   // the first of them
+	Unknown []Message // up to 1000: the first ones, and the last
+}
+
+func (e *HaltError) Error() string {
+	why := "database_behind: the database seems to have been restored to an earlier point"
+	if e.Foreign {
+		why = "foreign_writer: somebody else writes to the stream"
+	}
+	return fmt.Sprintf("halted: %s: the stream holds %d messages that the outbox does not know, the first at sequence %d; "+
+		"see: pgjet relay status; to accept them: pgjet relay adopt", why, e.Count, e.First.Sequence)
+}

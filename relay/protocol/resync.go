@@ -1,0 +1,183 @@
+package protocol
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"github.com/pgjet/pgjet/outbox"
+)
+
+// chunkSize is how many messages are looked up in the outbox at a time.
+const chunkSize = 2000
+
+// unknownKept is how many messages that the outbox does not know are listed.
+const unknownKept = 1000
+
+// Resync finds out what the stream holds: the newest checkpoint that it confirms,
+// and the events behind it. Without any, the whole stream is compared with the
+// outbox. It assumes nothing from earlier answers. Checkpoints that the stream does
+// not confirm are deleted, since it might seem to confirm them when it has been
+// filled again. If the stream holds what the outbox does not know, Resync returns a
+// [*HaltError].
+func (s *Session) Resync(ctx context.Context) error {
+	state, err := s.Stream.State(ctx)
+	if err != nil {
+		return fmt.Errorf("look up the stream: %w", err)
+	}
+	memory, err := s.DB.Recall(ctx, state.Created)
+	if err != nil {
+		return fmt.Errorf("resync: %w", err)
+	}
+	if err := s.resume(ctx, state, memory); err != nil {
+		return fmt.Errorf("resync: %w", err)
+	}
+	halt, err := s.learn(ctx, state, memory)
+	if err != nil {
+		return fmt.Errorf("resync: %w", err)
+	}
+	var unknown []Message
+	if halt != nil {
+		unknown = halt.Unknown
+	}
+	if err := s.DB.Report(ctx, state.Created, unknown); err != nil {
+		return fmt.Errorf("resync: %w", err)
+	}
+	if halt != nil {
+		return halt
+	}
+	s.last = state.Last
+	s.prove(s.read, s.count, s.stored.size == 0)
+	s.dirty = true
+	return nil
+}
+
+// resume takes up at the newest checkpoint that the stream confirms, and forgets
+// those after it.
+func (s *Session) resume(ctx context.Context, state State, memory Memory) error {
+	for _, seq := range memory.Quarantined {
+		s.aside.add(seq)
+	}
+	s.heal = memory.Heal
+	// What was pruned had been published, and is not there to be published again.
+	s.mark = Checkpoint{Created: state.Created, Events: memory.PrunedCount}
+	lost := false
+	for _, c := range memory.Checkpoints {
+		ok, err := s.confirms(ctx, state, c)
+		if err != nil {
+			return err
+		}
+		if ok {
+			s.mark = c
+			break
+		}
+		lost = true
+		if p := c.Position; s.heal == nil || p.Floor > s.heal.Floor {
+			s.heal = &p
+		}
+	}
+	s.read, s.count, s.lastID = s.mark.Position, s.mark.Events, s.mark.ID
+	if !lost {
+		return nil
+	}
+	return s.DB.Forget(ctx, s.mark.Number, s.heal)
+}
+
+// confirms reports whether the stream agrees with a checkpoint: it is the same
+// incarnation, the checkpoint is not past its end, and the message there is the one
+// that the checkpoint names, or has aged out.
+func (s *Session) confirms(ctx context.Context, state State, c Checkpoint) (bool, error) {
+	if !c.Created.Equal(state.Created) || c.Seq > state.Last {
+		return false, nil
+	}
+	if c.Seq < state.First {
+		return true, nil
+	}
+	m, err := s.Stream.Message(ctx, c.Seq)
+	if errors.Is(err, ErrNoMessage) {
+		return false, nil
+	}
+	return m.ID == c.ID, err
+}
+
+// learn reads the messages behind the checkpoint and compares them with the outbox,
+// a chunk at a time.
+func (s *Session) learn(ctx context.Context, state State, memory Memory) (*HaltError, error) {
+	first := max(s.mark.Seq+1, state.First)
+	if first > state.Last {
+		return nil, nil
+	}
+	halt := &HaltError{}
+	var chunk []Message
+	compare := func() error {
+		err := s.compare(ctx, chunk, memory, halt)
+		chunk = chunk[:0]
+		return err
+	}
+	err := s.Stream.Messages(ctx, first, state.Last, func(m Message) error {
+		s.lastID = m.ID
+		if chunk = append(chunk, m); len(chunk) < chunkSize {
+			return nil
+		}
+		return compare()
+	})
+	if err == nil {
+		err = compare()
+	}
+	if err != nil || halt.Count == 0 {
+		return nil, err
+	}
+	return halt, nil
+}
+
+// compare notes which events messages are of, and which are of none.
+func (s *Session) compare(ctx context.Context, chunk []Message, memory Memory, halt *HaltError) error {
+	if len(chunk) == 0 {
+		return nil
+	}
+	seqs := make([]int64, len(chunk))
+	for i, m := range chunk {
+		seqs[i] = m.Seq
+	}
+	known := make(map[int64]outbox.Record, len(chunk))
+	if err := s.DB.Find(ctx, seqs, func(r outbox.Record) { known[r.Event.Seq] = r }); err != nil {
+		return err
+	}
+	var released []int64
+	for _, m := range chunk {
+		r, ok := known[m.Seq]
+		switch {
+		case ok && m.ID != uuid.Nil && r.Event.ID == m.ID:
+			if !s.read.Covers(r) {
+				s.stored.add(m.Seq)
+			}
+			if s.aside.has(m.Seq) {
+				released = append(released, m.Seq)
+			}
+		case m.Sequence <= memory.Adopted:
+		case m.ID != uuid.Nil && m.Seq <= memory.Pruned:
+		default:
+			halt.add(m)
+		}
+	}
+	if len(released) == 0 {
+		return nil
+	}
+	// It was tried again, and came this far: it is in quarantine no more.
+	return s.DB.Release(ctx, released)
+}
+
+// add lists m: the first ones, and the last.
+func (e *HaltError) add(m Message) {
+	if e.Count == 0 {
+		e.First = m
+	}
+	e.Count++
+	e.Foreign = e.Foreign || m.ID == uuid.Nil
+	if len(e.Unknown) == unknownKept {
+		e.Unknown = e.Unknown[:unknownKept-1]
+	}
+	e.Unknown = append(e.Unknown, m)
+}

@@ -1,0 +1,297 @@
+package protocol
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/outbox"
+)
+
+// An append is at most this large. The server takes no more messages in one batch,
+// and memory is bounded by the bytes.
+var appendEvents = 1000 // tests make it small
+
+const appendBytes = 4 << 20
+
+// A Session publishes by one pair of connections. Set the exported fields, call
+// [Session.Resync] once, then the other methods, all from one goroutine. After any
+// error the session is over.
+type Session struct {
+	DB      Database
+	Stream  Stream
+	Batches bool // the stream takes atomic batches
+
+	// Careful is how many events to send such that an answer tells which one it is
+	// about. Give it to the next session.
+	Careful int
+	// Stats count what this session did.
+	Stats Stats
+
+	forms forms
+
+	mark  Checkpoint // proven
+	clear bool       // the stream holds no event beyond mark
+	dirty bool       // mark has moved since it was saved
+
+	read   outbox.Position  // how far the outbox was read
+	count  int64            // how many events that covers
+	stored seqSet           // events that the stream holds and read does not cover
+	aside  seqSet           // events in quarantine
+	heal   *outbox.Position // see Memory
+
+	last     uint64    // the stream's last sequence
+	lastID   uuid.UUID // the event there; zero if it is none of ours
+	appended bool      // by this session
+
+	waiting []events.Event // to be sent
+	size    int            // the bytes of their payloads
+	healing int            // how many of them the stream had held before
+	flight  *flight        // sent, and not answered yet
+}
+
+// Stats count the events of a session.
+type Stats struct {
+	Published   int64 // confirmed by the stream
+	Healed      int64 // of these, published again since the stream had lost them
+	Quarantined int64
+	Chains      int64 // appends
+	Batches     int64
+}
+
+// A flight is an append on its way.
+type flight struct {
+	append  Append
+	healing int
+
+	// If to is set, the answer proves the position.
+	to    *outbox.Position
+	count int64
+	clear bool
+}
+
+// Position returns the position up to which all is published, and how many events
+// the stream was found to hold beyond it.
+func (s *Session) Position() (outbox.Position, int) { return s.mark.Position, s.stored.size }
+
+// Last returns the last sequence of the stream, as far as it is known.
+func (s *Session) Last() uint64 { return s.last }
+
+// Step reads what has become visible, up to a page or so, and sends it. It returns
+// how many records it looked at. The append sent last is confirmed by the next Step
+// or by [Session.Settle]: meanwhile the outbox is read on.
+func (s *Session) Step(ctx context.Context) (int, error) {
+	n := 0
+	to, err := outbox.Read(ctx, s.DB, s.read, func(r outbox.Record) error {
+		n++
+		s.count++
+		return s.take(ctx, r)
+	})
+	if err != nil {
+		return n, err
+	}
+	if err := s.send(ctx); err != nil {
+		return n, err
+	}
+	s.read = to
+	if s.flight != nil {
+		s.flight.to, s.flight.count, s.flight.clear = &to, s.count, s.stored.size == 0
+	} else {
+		s.prove(to, s.count, s.stored.size == 0)
+	}
+	if n > 0 {
+		s.dirty = true
+		return n, nil
+	}
+	return 0, s.Settle(ctx)
+}
+
+// take sends the event of r by and by, unless the stream holds it or cannot.
+func (s *Session) take(ctx context.Context, r outbox.Record) error {
+	if s.stored.remove(r.Event.Seq) || s.aside.has(r.Event.Seq) {
+		return nil
+	}
+	if reason := cmp.Or(r.Event.Validate(), s.Stream.Check(r.Event)); reason != nil {
+		return s.quarantine(ctx, r, reason)
+	}
+	return s.add(ctx, r)
+}
+
+func (s *Session) add(ctx context.Context, r outbox.Record) error {
+	if len(s.waiting) == s.room() || s.size+len(r.Event.Data) > appendBytes {
+		if err := s.send(ctx); err != nil {
+			return err
+		}
+	}
+	s.waiting = append(s.waiting, r.Event)
+	s.size += len(r.Event.Data)
+	if s.heal != nil && s.heal.Covers(r) {
+		s.healing++
+	}
+	return nil
+}
+
+// room returns how many events the next append may have. After a refusal the first
+// one goes alone, so that the answer is about it.
+func (s *Session) room() int {
+	if s.Careful > 0 && !s.appended {
+		return 1
+	}
+	return appendEvents
+}
+
+func (s *Session) quarantine(ctx context.Context, r outbox.Record, reason error) error {
+	if err := s.DB.Quarantine(ctx, r, reason); err != nil {
+		return err
+	}
+	s.aside.add(r.Event.Seq)
+	s.Stats.Quarantined++
+	return nil
+}
+
+// send sends what waits, behind what was sent before. One append is confirmed
+// before the next is sent: a batch cannot name its predecessor but by sequence, and
+// somebody else's batch of the same size could stand there.
+func (s *Session) send(ctx context.Context) error {
+	if len(s.waiting) == 0 {
+		return nil
+	}
+	if err := s.Settle(ctx); err != nil {
+		return err
+	}
+	a := Append{Events: s.waiting, Last: s.last, Form: s.form(len(s.waiting))}
+	if s.appended {
+		a.LastID = s.lastID
+	}
+	if err := s.Stream.Send(ctx, a); err != nil {
+		return err
+	}
+	s.flight = &flight{append: a, healing: s.healing}
+	s.waiting, s.size, s.healing = nil, 0, 0
+	return nil
+}
+
+func (s *Session) form(n int) Form {
+	if s.Careful > 0 || !s.Batches {
+		return Chain
+	}
+	s.forms.batches = true
+	return s.forms.choose(n)
+}
+
+// Settle waits until what was sent is confirmed.
+func (s *Session) Settle(ctx context.Context) error {
+	if s.flight == nil {
+		return nil
+	}
+	f, n := s.flight, len(s.flight.append.Events)
+	answer, err := s.Stream.Await(ctx)
+	if err != nil {
+		return s.refused(ctx, f.append, err)
+	}
+	if want := f.append.Last + uint64(n); answer.Last != want {
+		return fmt.Errorf("%d events were stored up to sequence %d, want %d", n, answer.Last, want)
+	}
+	s.flight = nil
+	s.last, s.lastID, s.appended = answer.Last, f.append.Events[n-1].ID, true
+	s.Careful = max(0, s.Careful-n)
+	s.forms.learn(f.append.Form, n, answer.Took)
+	s.tally(f)
+	if f.to != nil {
+		s.prove(*f.to, f.count, f.clear)
+	}
+	return nil
+}
+
+func (s *Session) tally(f *flight) {
+	s.Stats.Published += int64(len(f.append.Events))
+	s.Stats.Healed += int64(f.healing)
+	if f.append.Form == Batch {
+		s.Stats.Batches++
+	} else {
+		s.Stats.Chains++
+	}
+}
+
+// refused returns err, which ends the session, after noting what it teaches. An
+// event that was sent alone and that the stream would never take is set aside.
+// With more than one it is not known which was meant: the next session goes through
+// them with care.
+func (s *Session) refused(ctx context.Context, a Append, err error) error {
+	refusal, ok := errors.AsType[*Refusal](err)
+	switch {
+	case !ok:
+	case len(a.Events) > 1:
+		s.Careful = max(s.Careful, len(a.Events))
+	case refusal.Cause() == "refused":
+		e := a.Events[0]
+		if failed := s.quarantine(ctx, outbox.Record{Event: e}, refusal); failed != nil {
+			err = fmt.Errorf("%w (after %w)", failed, err)
+		}
+	}
+	return fmt.Errorf("publish %d events from %s: %w", len(a.Events), a.Events[0].ID, err)
+}
+
+// prove notes that the stream, which now ends with last, holds what p covers.
+func (s *Session) prove(p outbox.Position, count int64, clear bool) {
+	s.mark.Seq, s.mark.ID, s.mark.Position, s.mark.Events, s.clear = s.last, s.lastID, p, count, clear
+}
+
+// Save writes a checkpoint if there is progress to note. While the stream is known
+// to hold events beyond the position there is none: who resumed behind them would
+// publish them again. Nor is there one at a message that is none of ours: who lost it
+// and got another in its place could not tell.
+func (s *Session) Save(ctx context.Context) error {
+	if foreign := s.mark.ID == uuid.Nil && s.mark.Seq > 0; !s.dirty || !s.clear || foreign {
+		return nil
+	}
+	healed := s.heal != nil && s.mark.Position.Floor >= s.heal.Floor
+	if err := s.DB.Save(ctx, s.mark, healed); err != nil {
+		return err
+	}
+	if s.dirty = s.flight != nil; healed {
+		s.heal = nil
+	}
+	return nil
+}
+
+// Retry publishes events whose quarantine an operator ended, and returns how many.
+func (s *Session) Retry(ctx context.Context) (int, error) {
+	records, err := s.DB.Retries(ctx)
+	if err != nil || len(records) == 0 {
+		return 0, err
+	}
+	// What they follow is settled first, so that no checkpoint falls between an
+	// event and the end of its quarantine.
+	if err := s.Settle(ctx); err != nil {
+		return 0, err
+	}
+	for n, r := range records {
+		if !s.mark.Position.Covers(r) {
+			continue // it comes when it is read
+		}
+		if reason := cmp.Or(r.Event.Validate(), s.Stream.Check(r.Event)); reason != nil {
+			if err := s.quarantine(ctx, r, reason); err != nil {
+				return n, err
+			}
+			continue
+		}
+		if err := s.add(ctx, r); err != nil {
+			return n, err
+		}
+		if err := errors.Join(s.send(ctx), s.Settle(ctx)); err != nil {
+			return n, err
+		}
+		if err := s.DB.Release(ctx, []int64{r.Event.Seq}); err != nil {
+			return n, err
+		}
+		s.aside.add(r.Event.Seq) // it may be read yet
+	}
+	s.mark.Seq, s.mark.ID = s.last, s.lastID
+	s.dirty = true
+	return len(records), nil
+}

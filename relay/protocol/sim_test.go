@@ -1,0 +1,75 @@
+package protocol_test
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"testing"
+
+	"github.com/pgjet/pgjet/relay/protocol"
+)
+
+// TestSchedules runs seeded schedules of everything that may befall a relay. In the
+// end each committed event is in the stream, once, in the order of its key, and no
+// other is. PGJET_SEED=n runs that one alone.
+func TestSchedules(t *testing.T) {
+	protocol.SmallAppends(3)
+	if seed, err := strconv.ParseUint(os.Getenv("PGJET_SEED"), 10, 64); err == nil {
+		w := newWorld(seed, "")
+		err := w.run(3000)
+		for _, m := range w.db.checkpoints {
+			t.Logf("checkpoint %+v", m)
+		}
+		if t.Log(w.fired); err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		return
+	}
+	fired := map[string]int{}
+	for seed := range uint64(schedules()) {
+		w := newWorld(seed, "")
+		if err := w.run(3000); err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		for what, n := range w.fired {
+			fired[what] += n
+		}
+	}
+	for _, what := range append([]string{
+		"refused by sequence", "refused by predecessor", "refused by a full stream", "refused for good", "batch", "no answer",
+		"write refused by epoch", "leader pauses", "checkpoint is lost", "transaction idles", "rolled back",
+		"adopted", "halted", "retried", "healed", "quarantined",
+	}, faultKinds...) {
+		if fired[what] == 0 && what != "relay pauses" && what != "full stream" && what != "poison" {
+			t.Errorf("no schedule had: %s", what)
+		}
+	}
+	t.Log(fmt.Sprint(fired))
+}
+
+func schedules() int {
+	if n, err := strconv.Atoi(os.Getenv("PGJET_SCHEDULES")); err == nil {
+		return n
+	}
+	return 2000
+}
+
+// TestSchedulesCatch takes one guard away at a time. Some schedule must notice, else
+// it proves nothing.
+func TestSchedulesCatch(t *testing.T) {
+	protocol.SmallAppends(3)
+	for _, mutant := range []string{
+		"no fence", "no predecessor", "no epoch", "no resync", "reconnect", "a snapshot for each page",
+		"late commits are those that ran", "unconfirmed checkpoints stay", "any cluster's checkpoints", "restored rows count as they say",
+	} {
+		t.Run(mutant, func(t *testing.T) {
+			for seed := range uint64(20000) {
+				if err := newWorld(seed, mutant).run(3000); err != nil {
+					t.Logf("seed %d: %v", seed, err)
+					return
+				}
+			}
+			t.Error("no schedule noticed")
+		})
+	}
+}
