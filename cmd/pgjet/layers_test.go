@@ -24,7 +24,8 @@ var layers = []struct{ pkg, imports string }{
 	{"consumers", "events internal/session"},
 	// Services: they meet in rows and messages, not here.
 	{"producer", "events outbox"},
-	{"relay", "events internal/session outbox"},
+	{"relay/protocol", "events outbox"},
+	{"relay", "events internal/session outbox relay/protocol"},
 	{"consumers/mailer", "consumers events"},
 	// Tools.
 	{"internal/devserver", ""},

@@ -92,7 +92,7 @@ func (s *Session) confirms(ctx context.Context, state State, c Checkpoint) (bool
 	if !c.Created.Equal(state.Created) || c.Seq > state.Last {
 		return false, nil
 	}
-	if c.Seq < state.First {
+	if c.Seq == 0 || c.Seq < state.First {
 		return true, nil
 	}
 	m, err := s.Stream.Message(ctx, c.Seq)

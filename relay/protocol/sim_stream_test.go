@@ -172,6 +172,9 @@ func (c *conn) State(context.Context) (protocol.State, error) {
 		return protocol.State{}, err
 	}
 	st := protocol.State{Created: c.s.created, First: c.s.first, Last: c.s.last()}
+	if st.Last == 0 {
+		st.First = 0 // as servers say of a new stream
+	}
 	if c.p.w.mutant == "no resync" && c.p.remembers && c.p.seen.Created.Equal(st.Created) {
 		st.Last = c.p.seen.Last // what it believes by its answers
 	}
