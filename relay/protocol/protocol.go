@@ -125,7 +125,8 @@ type Stream interface {
 // A HaltError says that the stream holds messages that the outbox does not know.
 // Publishing on would mix two histories, so an operator has to decide.
 type HaltError struct {
-	Foreign bool      // some are no events of ours: somebody else writes to the stream
+	Foreign bool      // some are no events: somebody else writes to the stream
+	Ours    bool      // some are events: the database has lost them
 	Count   int       // how many there are
 	First   Message   // the first of them
 	Unknown []Message // up to 1000: the first ones, and the last

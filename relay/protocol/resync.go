@@ -38,20 +38,31 @@ func (s *Session) Resync(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("resync: %w", err)
 	}
-	var unknown []Message
-	if halt != nil {
-		unknown = halt.Unknown
-	}
-	if err := s.DB.Report(ctx, state.Created, unknown); err != nil {
-		return fmt.Errorf("resync: %w", err)
-	}
-	if halt != nil {
-		return halt
+	if err := s.report(ctx, state, halt); err != nil {
+		return err
 	}
 	s.last = state.Last
 	s.prove(s.read, s.count, s.stored.size == 0)
 	s.dirty = true
 	return nil
+}
+
+// report lists what the outbox does not know, and returns halt if there is any.
+func (s *Session) report(ctx context.Context, state State, halt *HaltError) error {
+	if halt == nil {
+		return s.DB.Report(ctx, state.Created, nil)
+	}
+	if halt.Ours {
+		// The database was restored, and with it may be checkpoints that were
+		// deleted. From now on all that is retained is compared.
+		if err := s.DB.Forget(ctx, 0, s.heal); err != nil {
+			return err
+		}
+	}
+	if err := s.DB.Report(ctx, state.Created, halt.Unknown); err != nil {
+		return err
+	}
+	return halt
 }
 
 // resume takes up at the newest checkpoint that the stream confirms, and forgets
@@ -176,6 +187,7 @@ func (e *HaltError) add(m Message) {
 	}
 	e.Count++
 	e.Foreign = e.Foreign || m.ID == uuid.Nil
+	e.Ours = e.Ours || m.ID != uuid.Nil
 	if len(e.Unknown) == unknownKept {
 		e.Unknown = e.Unknown[:unknownKept-1]
 	}

@@ -187,6 +187,9 @@ func (c *conn) Message(_ context.Context, seq uint64) (protocol.Message, error) 
 	if err := c.call(); err != nil {
 		return protocol.Message{}, err
 	}
+	if seq == 0 {
+		return protocol.Message{}, errors.New("bad request")
+	}
 	if seq < c.s.first || seq > c.s.last() {
 		return protocol.Message{}, protocol.ErrNoMessage
 	}
