@@ -141,6 +141,10 @@ func (r *reader) extensions() map[string]string {
 	return ext
 }
 
+// HintSubject returns the core NATS subject on which a service may say that it has
+// just committed events for a stream.
+func HintSubject(stream string) string { return "pgjet.hint." + stream }
+
 // escape encodes a header value as the CloudEvents bindings demand: every byte
 // outside U+0021 to U+007E, and space, double quote and percent, as %XX.
 func escape(s string) string {

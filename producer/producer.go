@@ -53,6 +53,10 @@ const (
 // A Server is the HTTP handler of the user service. It is safe for concurrent use
 // and holds no state but db's.
 type Server struct {
+	// Committed, unless it is nil, is called after each transaction that appended
+	// an event. It must not block. Set it before the first request.
+	Committed func()
+
 	db          *pgxpool.Pool
 	log         *slog.Logger
 	mux         *http.ServeMux

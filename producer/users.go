@@ -114,6 +114,9 @@ func (s *Server) insertUser(ctx context.Context, u User, hash string) (User, err
 	if err := tx.Commit(ctx); err != nil {
 		return User{}, commitError(err)
 	}
+	if s.Committed != nil {
+		s.Committed()
+	}
 	return u, nil
 }
 

@@ -47,11 +47,6 @@ type reply struct {
 	at time.Time
 }
 
-// HintSubject returns the core NATS subject on which a service may say that it has
-// just committed events for a stream. A relay that hears it looks at once, and
-// otherwise soon.
-func HintSubject(stream string) string { return "pgjet.hint." + stream }
-
 // dial connects, and looks the stream up.
 func dial(ctx context.Context, r *Relay) (*link, error) {
 	l := &link{name: r.Stream, source: r.Source, answers: make(chan reply, 16), hints: make(chan *nats.Msg, 1)}
@@ -80,7 +75,7 @@ func (l *link) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := l.nc.ChanSubscribe(HintSubject(l.name), l.hints); err != nil {
+	if _, err := l.nc.ChanSubscribe(events.HintSubject(l.name), l.hints); err != nil {
 		return err
 	}
 	if l.js, err = jetstream.New(l.nc); err != nil {
@@ -93,7 +88,7 @@ func (l *link) open(ctx context.Context) error {
 // noteError hears of what NATS reports apart from any call. A hint too many is
 // nothing to note.
 func (l *link) noteError(_ *nats.Conn, _ *nats.Subscription, err error) {
-	if errors.Is(err, nats.ErrPermissionViolation) && !strings.Contains(err.Error(), HintSubject(l.name)) {
+	if errors.Is(err, nats.ErrPermissionViolation) && !strings.Contains(err.Error(), events.HintSubject(l.name)) {
 		l.denied.Store(&err)
 	}
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/pgjet/pgjet/internal/health"
 	"github.com/pgjet/pgjet/internal/telemetry"
 	"github.com/pgjet/pgjet/migrations"
+	"github.com/pgjet/pgjet/outbox/hint"
 	"github.com/pgjet/pgjet/producer"
 	"github.com/pgjet/pgjet/relay"
 )
@@ -270,8 +271,10 @@ func (d *dev) parts(tel *telemetry.Telemetry) ([]part, error) {
 			return nil, err
 		}
 	}
+	api := producer.New(d.db, d.log)
+	api.Committed = hint.New(d.nc, d.stream).Committed
 	parts := []part{
-		serveHTTP("users", at[usersPort], producer.New(d.db, d.log), d.log),
+		serveHTTP("users", at[usersPort], api, d.log),
 		watchDatabase(d.db, d.log),
 		relayPart,
 		mailerPart,

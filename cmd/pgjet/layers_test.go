@@ -21,6 +21,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/telemetry", ""},
 	// What a service needs.
 	{"outbox", "events"},
+	{"outbox/hint", "events"},
 	{"consumers", "events internal/session"},
 	// Services: they meet in rows and messages, not here.
 	{"producer", "events outbox"},
@@ -32,7 +33,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/devmail", ""},
 	{"internal/testenv", "internal/devserver migrations"},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/mailer internal/devmail internal/devserver internal/health internal/telemetry migrations producer relay"},
+	{"cmd/pgjet", "consumers consumers/mailer internal/devmail internal/devserver internal/health internal/telemetry migrations outbox/hint producer relay"},
 }
 
 func TestLayers(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/consumers/mailer"
+	"github.com/pgjet/pgjet/outbox/hint"
 	"github.com/pgjet/pgjet/producer"
 	"github.com/pgjet/pgjet/relay"
 )
@@ -33,14 +34,25 @@ func usersCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			api := producer.New(db, log)
+			if s.natsURL != "" {
+				nc, err := s.connectHints(log)
+				if err != nil {
+					return err
+				}
+				defer nc.Close()
+				api.Committed = hint.New(nc, s.stream).Committed
+			}
 			log.InfoContext(ctx, "serving the API", "addr", "http://"+l.Addr().String())
-			return s.serve(ctx, log, "pgjet-users",
-				serveHTTP("users", l, producer.New(db, log), log), watchDatabase(db, log))
+			return s.serve(ctx, log, "pgjet-users", serveHTTP("users", l, api, log), watchDatabase(db, log))
 		},
 	}
 	f := cmd.Flags()
 	s.databaseFlag(f)
 	f.StringVar(&s.addr, "addr", "127.0.0.1:7400", "where to serve the API")
+	f.StringVar(&s.natsURL, "nats-url", "", "NATS servers on which to tell the relay at once; without, it finds events by polling")
+	s.natsCredsFlag(f)
+	s.streamFlag(f)
 	s.processFlags(f)
 	return cmd
 }

@@ -179,13 +179,19 @@ func (s *settings) checkNATS() error {
 	return nil
 }
 
+// connectHints returns a connection for hints, which are worth nothing later.
+func (s *settings) connectHints(log *slog.Logger) (*nats.Conn, error) {
+	nc, _, err := s.connectNATS("pgjet-users", log, nats.ReconnectBufSize(-1))
+	return nc, err
+}
+
 // connectNATS returns a connection that keeps trying for ever, from the beginning,
 // and says so once each time.
-func (s *settings) connectNATS(name string, log *slog.Logger) (*nats.Conn, jetstream.JetStream, error) {
+func (s *settings) connectNATS(name string, log *slog.Logger, options ...nats.Option) (*nats.Conn, jetstream.JetStream, error) {
 	if err := s.checkNATS(); err != nil {
 		return nil, nil, err
 	}
-	nc, err := nats.Connect(s.natsURL, append(s.natsOptions(), nats.Name(name),
+	nc, err := nats.Connect(s.natsURL, append(append(s.natsOptions(), options...), nats.Name(name),
 		nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectWait(500*time.Millisecond),
 		nats.PingInterval(10*time.Second),
 		nats.DisconnectErrHandler(func(nc *nats.Conn, err error) {

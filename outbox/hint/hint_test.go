@@ -1,0 +1,84 @@
+package hint_test
+
+import (
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/outbox/hint"
+)
+
+// TestHintsAreCoalesced: many calls make few hints, and the last call is not lost.
+func TestHintsAreCoalesced(t *testing.T) {
+	_, url := testenv.JetStream(t)
+	nc, err := nats.Connect(url, nats.ReconnectBufSize(-1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	hints, err := testenv.Connect(t, url).Conn().SubscribeSync(events.HintSubject("EVENTS"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := hints.SetPendingLimits(-1, -1); err != nil {
+		t.Fatal(err)
+	}
+	if err := testenv.Connect(t, url).Conn().Flush(); err != nil {
+		t.Fatal(err)
+	}
+	s := hint.New(nc, "EVENTS")
+	begun := time.Now()
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 10000 {
+				s.Committed()
+			}
+		})
+	}
+	wg.Wait()
+	time.Sleep(20 * time.Millisecond) // what was asked for last is sent
+	most := int(time.Since(begun)/time.Millisecond) + 2
+	n := 0
+	for {
+		if _, err := hints.NextMsg(100 * time.Millisecond); err != nil {
+			break
+		}
+		n++
+	}
+	if n == 0 || n > most {
+		t.Errorf("80 000 calls made %d hints, want 1 to %d", n, most)
+	}
+	s.Committed()
+	if _, err := hints.NextMsg(5 * time.Second); err != nil {
+		t.Errorf("a hint after the others: %v", err)
+	}
+}
+
+// TestHintNeverBlocks: while NATS is away the caller does not notice.
+func TestHintNeverBlocks(t *testing.T) {
+	server := testenv.NATS(t)
+	nc, err := nats.Connect(server.URL(), nats.ReconnectBufSize(-1), nats.MaxReconnects(-1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	server.Stop()
+	s := hint.New(nc, "EVENTS")
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 100000 {
+			s.Committed()
+		}
+	}()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Error("100 000 calls take more than 10 s")
+	}
+}
