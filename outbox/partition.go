@@ -1,0 +1,257 @@
+package outbox
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// How many partitions are kept ahead of the last event, how many make up the
+// retention, and how many events one may take.
+const (
+	partitionsAhead = 2
+	partitionsKept  = 24
+	minWidth        = 50_000
+	maxWidth        = 5_000_000
+)
+
+// A Tended says what [Tend] or [Prune] did.
+type Tended struct {
+	Added   int      // partitions made ahead
+	Emptied int64    // events that were in the default partition, and have one of their own now
+	Dropped []string // partitions dropped
+	Pruned  int64    // events that were in those
+	Busy    string   // what has to wait, and why; "" if nothing
+}
+
+// Tend looks after the partitions of the outbox. It keeps two whole ones ahead of the
+// last event, so wide that some 24 of them make up the retention at the rate of late;
+// it makes a partition of what fell into the default one; and it drops the oldest that
+// may go, as [Prune] does. A call does a little, and is one cheap query if there is
+// nothing to do: a relay calls it about once a second, by a connection of its own,
+// since counting the events of a partition that is not in memory takes its time. While
+// Tended.Busy says why something has to wait, every ten seconds is enough.
+//
+// No insert fails for it or waits for longer than some 50 ms, whoever else holds the
+// outbox; but for the moment in which the default partition becomes an ordinary one,
+// about 100 ms for a million events. Tend needs the rights of pgjet_relay. Any number
+// of sessions may call it.
+func Tend(ctx context.Context, db *pgx.Conn, retention time.Duration) (Tended, error) {
+	var t Tended
+	s, err := survey(ctx, db, retention)
+	if err == nil {
+		err = t.extend(ctx, db, s)
+	}
+	if err == nil {
+		err = t.prune(ctx, db, s, 1)
+	}
+	if err != nil {
+		return t, fmt.Errorf("tend outbox: %w", err)
+	}
+	return t, nil
+}
+
+// Prune drops the partitions of which every event is published in every stream, by
+// the newest checkpoint of each, and was so longer ago than age, by checkpoints of that
+// time: when an event was written does not count, since its time may be anyone's. A
+// partition that cannot go now stays, and Tended.Busy says why. Prune needs the rights of
+// pgjet_relay or pgjet_operator.
+func Prune(ctx context.Context, db *pgx.Conn, age time.Duration) (Tended, error) {
+	var t Tended
+	s, err := survey(ctx, db, age)
+	if err == nil {
+		err = t.prune(ctx, db, s, len(s.partitions))
+	}
+	if err != nil {
+		return t, fmt.Errorf("prune outbox: %w", err)
+	}
+	return t, nil
+}
+
+// Prunable returns the names of the partitions that [Prune] would try to drop.
+func Prunable(ctx context.Context, db *pgx.Conn, age time.Duration) ([]string, error) {
+	s, err := survey(ctx, db, age)
+	if err != nil {
+		return nil, fmt.Errorf("look at outbox: %w", err)
+	}
+	var names []string
+	for _, p := range s.droppable() {
+		names = append(names, p.Name)
+	}
+	return names, nil
+}
+
+// A partition holds the events with Low ≤ seq < High.
+type partition struct {
+	Name      string
+	Low, High int64
+}
+
+// A situation is what there is to decide on.
+type situation struct {
+	partitions []partition // in order
+	last       int64       // the seq given out last
+	strays     bool        // the default partition is not empty
+	published  Position    // in every stream
+	old        int64       // every stream had published all up to here, long enough ago
+	rate       float64     // events a second, of late
+	retention  time.Duration
+}
+
+// A batcher is a connection or a transaction.
+type batcher interface {
+	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
+}
+
+func survey(ctx context.Context, db batcher, retention time.Duration) (*situation, error) {
+	s := &situation{retention: retention}
+	b := &pgx.Batch{}
+	b.Queue(`select name, low, high from pgjet.outbox_partition order by low`).Query(func(rows pgx.Rows) (err error) {
+		s.partitions, err = pgx.CollectRows(rows, pgx.RowToStructByPos[partition])
+		return err
+	})
+	b.Queue(`
+		select (select case when is_called then last_value else last_value - 1 end from pgjet.outbox_seq_seq),
+		       pgjet.outbox_default_used()`).
+		QueryRow(func(row pgx.Row) error { return row.Scan(&s.last, &s.strays) })
+	b.Queue(`
+		select coalesce(newest.snapshot, '1:1:')::text, coalesce(newest.floor, 0), coalesce(old.floor, 0), coalesce(late.rate, 0)
+		  from pgjet.leader l
+		  left join lateral (
+		        select snapshot, floor from pgjet.checkpoint
+		         where stream = l.stream and system_identifier = (select system_identifier from pg_control_system())
+		         order by id desc limit 1) as newest on true
+		 cross join lateral (
+		        select max(floor) as floor from pgjet.checkpoint
+		         where stream = l.stream and at < clock_timestamp() - $1::interval) as old
+		  left join lateral (
+		        select ((max(floor) - min(floor)) / nullif(extract(epoch from max(at) - min(at)), 0))::float8 as rate
+		          from pgjet.checkpoint
+		         where stream = l.stream and at > clock_timestamp() - interval '1 hour'
+		        having max(at) - min(at) > interval '10 seconds') as late on true`, retention).
+		Query(s.scanStreams)
+	if err := db.SendBatch(ctx, b).Close(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// scanStreams combines what is known of each stream: the one that is behind counts.
+func (s *situation) scanStreams(rows pgx.Rows) error {
+	var text string
+	var p Position
+	var old int64
+	var rate float64
+	first := true
+	_, err := pgx.ForEachRow(rows, []any{&text, &p.Floor, &old, &rate}, func() (err error) {
+		if p.Snapshot, err = ParseSnapshot(text); err != nil {
+			return err
+		}
+		if first {
+			s.published, s.old, first = p, old, false
+		}
+		s.published, s.old, s.rate = s.published.and(p), min(s.old, old), max(s.rate, rate)
+		return nil
+	})
+	return err
+}
+
+// and returns the position of what lies before both p and q.
+func (p Position) and(q Position) Position {
+	a, b := p.Snapshot, q.Snapshot
+	both := Snapshot{Xmin: min(a.Xmin, b.Xmin), Xmax: min(a.Xmax, b.Xmax)}
+	for _, xid := range slices.Concat(a.Running, b.Running) {
+		if xid < both.Xmax {
+			both.Running = append(both.Running, xid)
+		}
+	}
+	slices.Sort(both.Running)
+	both.Running = slices.Compact(both.Running)
+	return Position{Snapshot: both, Floor: min(p.Floor, q.Floor)}
+}
+
+// width returns how many events a new partition is for. As long as the rate is not
+// known that is as many as the one before takes.
+func (s *situation) width() int64 {
+	w := int64(s.rate*s.retention.Seconds()) / partitionsKept
+	if n := len(s.partitions); w == 0 && n > 0 {
+		w = s.partitions[n-1].High - s.partitions[n-1].Low
+	}
+	return min(max(w, minWidth), maxWidth)
+}
+
+// extend makes what partitions are missing.
+func (t *Tended) extend(ctx context.Context, db *pgx.Conn, s *situation) error {
+	if s.strays {
+		return t.try(db.QueryRow(ctx, `select pgjet.empty_outbox_default($1)`, s.width()).Scan(&t.Emptied))
+	}
+	next, ahead := s.last+1, 0
+	for _, p := range s.partitions {
+		if next = max(next, p.High); p.Low > s.last {
+			ahead++
+		}
+	}
+	for ; ahead < partitionsAhead && t.Busy == ""; ahead++ {
+		_, err := db.Exec(ctx, `select pgjet.add_outbox_partition($1, $2)`, next, next+s.width())
+		if err := t.try(err); err != nil {
+			return err
+		}
+		if t.Busy == "" {
+			t.Added++
+		}
+		next += s.width()
+	}
+	return nil
+}
+
+// droppable returns the partitions that are published everywhere, and old enough.
+func (s *situation) droppable() []partition {
+	var all []partition
+	for _, p := range s.partitions {
+		if p.High-1 <= min(s.old, s.published.Floor) {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// prune drops some of the partitions that may go.
+func (t *Tended) prune(ctx context.Context, db *pgx.Conn, s *situation, some int) error {
+	for _, p := range s.droppable() {
+		if len(t.Dropped) == some {
+			return nil
+		}
+		var events int64
+		err := db.QueryRow(ctx, `select pgjet.drop_outbox_partition($1, $2::text::pg_snapshot, $3)`,
+			p.Name, s.published.Snapshot.String(), s.published.Floor).Scan(&events)
+		if err == nil {
+			t.Dropped = append(t.Dropped, p.Name)
+			t.Pruned += events
+		}
+		if err := t.try(err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// try takes note of an error that says that something has to wait, and returns any
+// other.
+func (t *Tended) try(err error) error {
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok {
+		return err
+	}
+	switch pgErr.Code {
+	case "55P03", "PJ001": // lock not available, not published
+		t.Busy = cmp.Or(t.Busy, pgErr.Message)
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,255 @@
+package outbox_test
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/outbox"
+)
+
+const retention = 72 * time.Hour
+
+// A tender looks after an outbox as a relay does, which does not own it.
+type tender struct {
+	*testing.T
+	db   *pgxpool.Pool // may do everything
+	conn *pgx.Conn     // may do what a relay may
+}
+
+func newTender(t *testing.T) *tender {
+	t.Helper()
+	db := testenv.Postgres(t)
+	conn := connect(t, db)
+	if _, err := conn.Exec(t.Context(), `set role pgjet_relay`); err != nil {
+		t.Fatal(err)
+	}
+	return &tender{t, db, conn}
+}
+
+func connect(t *testing.T, db *pgxpool.Pool) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.ConnectConfig(t.Context(), db.Config().ConnConfig.Copy())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close(context.Background()) })
+	return conn
+}
+
+func (k *tender) tend() outbox.Tended {
+	k.Helper()
+	done, err := outbox.Tend(k.Context(), k.conn, retention)
+	if err != nil {
+		k.Fatal(err)
+	}
+	return done
+}
+
+// settle tends until there is nothing to do.
+func (k *tender) settle() {
+	k.Helper()
+	testenv.Eventually(k, 10*time.Second, "nothing to tend", func() bool {
+		done := k.tend()
+		return done.Added == 0 && done.Emptied == 0 && done.Dropped == nil && done.Busy == ""
+	})
+}
+
+func (k *tender) exec(sql string, args ...any) {
+	k.Helper()
+	if _, err := k.db.Exec(k.Context(), sql, args...); err != nil {
+		k.Fatalf("%s: %v", sql, err)
+	}
+}
+
+func scan[T any](k *tender, sql string, args ...any) (v T) {
+	k.Helper()
+	if err := k.db.QueryRow(k.Context(), sql, args...).Scan(&v); err != nil {
+		k.Fatalf("%s: %v", sql, err)
+	}
+	return v
+}
+
+func (k *tender) inDefault() int64 {
+	k.Helper()
+	return scan[int64](k, `select count(*) from pgjet.outbox_default`)
+}
+
+// at makes seq the next one that is given out.
+func (k *tender) at(seq int64) {
+	k.Helper()
+	k.exec(`select setval('pgjet.outbox_seq_seq', $1, false)`, seq)
+}
+
+// published saves a checkpoint of a stream, from so long ago, and makes the stream.
+func (k *tender) published(stream string, at outbox.Position, ago time.Duration) {
+	k.Helper()
+	k.exec(`insert into pgjet.leader (stream, epoch) values ($1, 1) on conflict do nothing`, stream)
+	k.exec(`insert into pgjet.checkpoint (stream, stream_created, stream_seq, system_identifier, snapshot, floor, epoch, at)
+		select $1, now(), 1, system_identifier, $2::text::pg_snapshot, $3, 1, clock_timestamp() - $4::interval from pg_control_system()`,
+		stream, at.Snapshot.String(), at.Floor, ago)
+}
+
+// TestNoInsertFailsForWantOfAPartition: where nobody has made one, rows fall into the
+// default partition; that becomes one of their own, and they stay what they are.
+func TestNoInsertFailsForWantOfAPartition(t *testing.T) {
+	k := newTender(t)
+	c := newCursor(t, k.db)
+	k.at(1_000_000)
+	appendEvents(t, k.db, noted{"k", 1}, noted{"k", 2})
+	want(t, c.more(), 1, 2)
+	appendEvents(t, k.db, noted{"k", 3})
+	const digest = `select string_agg(o::text || o.xmin, ',' order by seq) from pgjet.outbox o`
+	before := scan[string](k, digest)
+	if n := k.inDefault(); n != 3 {
+		t.Fatalf("the default partition holds %d rows, want 3", n)
+	}
+	if done := k.tend(); done.Emptied != 3 || k.inDefault() != 0 {
+		t.Errorf("Tend() = %+v, and the default partition holds %d rows, want 3 taken out of it", done, k.inDefault())
+	}
+	if after := scan[string](k, digest); after != before {
+		t.Errorf("rows changed from %s to %s", before, after)
+	}
+	want(t, c.more(), 3)
+	k.settle()
+	appendEvents(t, k.db, noted{"k", 4})
+	want(t, c.more(), 4)
+	if n := k.inDefault(); n != 0 {
+		t.Errorf("the default partition holds %d rows, want none", n)
+	}
+}
+
+// TestDefaultIsEmptiedGapByGap: rows that somebody wrote anywhere come into order, too.
+func TestDefaultIsEmptiedGapByGap(t *testing.T) {
+	k := newTender(t)
+	c := newCursor(t, k.db)
+	k.exec(`drop table pgjet.outbox_1`)
+	k.exec(`insert into pgjet.outbox (seq, id, type, key, data) overriding system value
+		select n, gen_random_uuid(), 'note.made', 'k', json_build_object('key', 'k', 'n', n)
+		  from unnest('{7,8,50000,50001,150000,150001,400000,400001,400002,900000}'::bigint[]) n`)
+	k.exec(`select pgjet.add_outbox_partition(500000, 600000)`)
+	k.settle()
+	if n := k.inDefault(); n != 0 {
+		t.Errorf("the default partition holds %d rows, want none", n)
+	}
+	want(t, c.more(), 7, 8, 50000, 50001, 150000, 150001, 400000, 400001, 400002, 900000)
+}
+
+func TestPartitionsAreMadeAhead(t *testing.T) {
+	k := newTender(t)
+	if done := k.tend(); done.Added != 0 || done.Busy != "" {
+		t.Errorf("Tend() = %+v after the migrations, want nothing to do", done)
+	}
+	for _, seq := range []int64{49_000, 99_999, 149_990, 200_001} {
+		k.at(seq)
+		for n := range 20 {
+			appendEvents(t, k.db, noted{"k", n})
+		}
+		k.settle()
+		if n := scan[int](k, `select count(*) from pgjet.outbox_partition where low > $1`, seq+19); n != 2 {
+			t.Errorf("%d partitions lie ahead of seq %d, want 2", n, seq+19)
+		}
+	}
+	if n := k.inDefault(); n != 0 {
+		t.Errorf("the default partition holds %d rows, want none", n)
+	}
+}
+
+// TestNobodyWorksByAnOldPlan: who comes while a partition is being made for rows that
+// are being written must neither be refused nor miss a row.
+func TestNobodyWorksByAnOldPlan(t *testing.T) {
+	for name, sql := range map[string]string{
+		"out of the default": `select pgjet.empty_outbox_default(50000)`,
+		"just ahead":         `select pgjet.add_outbox_partition(150002, 200000)`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := newTender(t)
+			k.at(150_001)
+			appendEvents(t, k.db, noted{"k", 1})
+			tx, err := k.db.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tx.Rollback(context.Background())
+			if _, err := tx.Exec(t.Context(), sql); err != nil {
+				t.Fatal(err)
+			}
+			var wg sync.WaitGroup
+			c := newCursor(t, k.db)
+			wg.Go(func() { appendEvents(t, k.db, noted{"k", 2}) })
+			wg.Go(func() { want(t, slices.DeleteFunc(c.more(), func(n int) bool { return n == 2 }), 1) })
+			testenv.Eventually(t, 10*time.Second, "writer and reader wait", func() bool {
+				return scan[int](k, `select count(distinct pid) from pg_locks where not granted and database = (
+					select oid from pg_database where datname = current_database())`) == 2
+			})
+			commit(t, tx)
+			wg.Wait()
+			want(t, newCursor(t, k.db).more(), 1, 2)
+		})
+	}
+}
+
+// TestTendWhileWritersAreBusy lets seq run out of all partitions again and again: no
+// writer fails, and a reader misses nothing.
+func TestTendWhileWritersAreBusy(t *testing.T) {
+	k := newTender(t)
+	stop := make(chan struct{})
+	var writers, reader sync.WaitGroup
+	var written atomic.Int64
+	for range 3 {
+		writers.Go(func() {
+			for !closed(stop) {
+				err := pgx.BeginFunc(t.Context(), k.db, func(tx pgx.Tx) error {
+					return outbox.Append(t.Context(), tx, noted{"k", int(written.Add(1))})
+				})
+				if err != nil {
+					t.Errorf("append: %v", err)
+					return
+				}
+			}
+		})
+	}
+	done := make(chan struct{})
+	var got []int
+	c := newCursor(t, k.db)
+	reader.Go(func() {
+		for last := false; !last; {
+			last = closed(done)
+			got = append(got, c.more()...)
+		}
+	})
+	emptied := int64(0)
+	for range 15 {
+		k.exec(`select setval('pgjet.outbox_seq_seq', (select max(high) from pgjet.outbox_partition) + 7)`)
+		testenv.Eventually(t, 10*time.Second, "a row falls into the default partition", func() bool { return k.inDefault() > 0 })
+		testenv.Eventually(t, 30*time.Second, "the default partition is empty", func() bool {
+			emptied += k.tend().Emptied
+			return k.inDefault() == 0
+		})
+	}
+	close(stop)
+	writers.Wait()
+	close(done)
+	reader.Wait()
+	slices.Sort(got)
+	if n := int(written.Load()); len(got) != n || len(slices.Compact(got)) != n {
+		t.Errorf("read %d events, %d of them different, want %d", len(got), len(slices.Compact(got)), n)
+	}
+	t.Logf("%d events written, %d of them into the default partition", written.Load(), emptied)
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
