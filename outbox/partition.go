@@ -12,6 +12,10 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
+// DefaultRetention is how long events stay in the outbox after they were published: for
+// so long the relay can publish again what a stream loses.
+const DefaultRetention = 72 * time.Hour
+
 // How many partitions are kept ahead of the last event, how many make up the
 // retention, and how many events one may take.
 const (
@@ -60,11 +64,18 @@ func Tend(ctx context.Context, db *pgx.Conn, retention time.Duration) (Tended, e
 // Prune drops the partitions of which every event is published in every stream, by
 // the newest checkpoint of each, and was so longer ago than age, by checkpoints of that
 // time: when an event was written does not count, since its time may be anyone's. A
-// partition that cannot go now stays, and Tended.Busy says why. Prune needs the rights of
-// pgjet_relay or pgjet_operator.
-func Prune(ctx context.Context, db *pgx.Conn, age time.Duration) (Tended, error) {
+// partition that cannot go now stays, and Tended.Busy says why. If there is any to try,
+// pgjet.operation says first who wanted that, and why. Prune needs the rights of
+// pgjet_operator.
+func Prune(ctx context.Context, db *pgx.Conn, age time.Duration, by, reason string) (Tended, error) {
 	var t Tended
 	s, err := survey(ctx, db, age)
+	if err == nil && len(s.droppable()) > 0 {
+		_, err = db.Exec(ctx, `
+			insert into pgjet.operation (kind, target, by, reason, detail)
+			values ('prune', 'pgjet.outbox', $1, $2, jsonb_build_object('older_than', $3::text, 'partitions', $4::text[]))`,
+			by, reason, age.String(), s.droppable())
+	}
 	if err == nil {
 		err = t.prune(ctx, db, s, len(s.partitions))
 	}
@@ -80,11 +91,7 @@ func Prunable(ctx context.Context, db *pgx.Conn, age time.Duration) ([]string, e
 	if err != nil {
 		return nil, fmt.Errorf("look at outbox: %w", err)
 	}
-	var names []string
-	for _, p := range s.droppable() {
-		names = append(names, p.Name)
-	}
-	return names, nil
+	return s.droppable(), nil
 }
 
 // A partition holds the events with Low ≤ seq < High.
@@ -137,7 +144,7 @@ func survey(ctx context.Context, db batcher, retention time.Duration) (*situatio
 		        having max(at) - min(at) > interval '10 seconds') as late on true`, retention).
 		Query(s.scanStreams)
 	if err := db.SendBatch(ctx, b).Close(); err != nil {
-		return nil, err
+		return nil, explain(err)
 	}
 	return s, nil
 }
@@ -210,28 +217,29 @@ func (t *Tended) extend(ctx context.Context, db *pgx.Conn, s *situation) error {
 	return nil
 }
 
-// droppable returns the partitions that are published everywhere, and old enough.
-func (s *situation) droppable() []partition {
-	var all []partition
+// droppable returns the names of the partitions that are published everywhere, and
+// old enough.
+func (s *situation) droppable() []string {
+	var names []string
 	for _, p := range s.partitions {
 		if p.High-1 <= min(s.old, s.published.Floor) {
-			all = append(all, p)
+			names = append(names, p.Name)
 		}
 	}
-	return all
+	return names
 }
 
 // prune drops some of the partitions that may go.
 func (t *Tended) prune(ctx context.Context, db *pgx.Conn, s *situation, some int) error {
-	for _, p := range s.droppable() {
+	for _, name := range s.droppable() {
 		if len(t.Dropped) == some {
 			return nil
 		}
 		var events int64
 		err := db.QueryRow(ctx, `select pgjet.drop_outbox_partition($1, $2::text::pg_snapshot, $3)`,
-			p.Name, s.published.Snapshot.String(), s.published.Floor).Scan(&events)
+			name, s.published.Snapshot.String(), s.published.Floor).Scan(&events)
 		if err == nil {
-			t.Dropped = append(t.Dropped, p.Name)
+			t.Dropped = append(t.Dropped, name)
 			t.Pruned += events
 		}
 		if err := t.try(err); err != nil {

@@ -234,11 +234,34 @@ func TestPrunableChangesNothing(t *testing.T) {
 			t.Errorf("Prunable() = %v, %v, want %s", names, err, first)
 		}
 	}
-	done, err := outbox.Prune(t.Context(), k.conn, retention)
-	if err != nil {
+	if n := scan[int](k, `select count(*) from pgjet.operation`); n != 0 {
+		t.Errorf("%d operations are recorded, want none", n)
+	}
+}
+
+// TestPruneByHandIsRecorded: and if it cannot be, nothing is dropped.
+func TestPruneByHandIsRecorded(t *testing.T) {
+	k := newTender(t)
+	k.old(2)
+	if done, err := outbox.Prune(t.Context(), k.conn, retention, "ann@host", "disk"); err == nil || done.Dropped != nil {
+		t.Errorf("Prune() as a relay = %+v, %v, want an error", done, err)
+	}
+	if _, err := k.conn.Exec(t.Context(), `set role pgjet_operator`); err != nil {
 		t.Fatal(err)
 	}
-	wantDropped(t, done, 2, first)
+	for range 2 {
+		done, err := outbox.Prune(t.Context(), k.conn, retention, "ann@host", "disk")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if done.Dropped != nil {
+			wantDropped(t, done, 2, first)
+		}
+	}
+	got := scan[string](k, `select string_agg(concat_ws(' ', kind, target, by, reason, detail), ',') from pgjet.operation`)
+	if want := `prune pgjet.outbox ann@host disk {"older_than": "72h0m0s", "partitions": ["outbox_1"]}`; got != want {
+		t.Errorf("recorded is %s, want %s", got, want)
+	}
 }
 
 // TestStatusAddsUp: written is what is published, pending, quarantined or pruned, by
