@@ -207,9 +207,19 @@ func TestRolesThatMayNotBeCreated(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	plain := database(t, db, "app", "plain")
+	config := database(t, db, "app", "plain").Config()
+	var hints strings.Builder
+	config.ConnConfig.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) { hints.WriteString(n.Message) }
+	plain, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plain.Close()
 	if _, err := migrations.Up(t.Context(), plain); err != nil {
 		t.Fatalf("Up() = %v", err)
+	}
+	if hint := `run "create role pgjet_writer nologin"`; !strings.Contains(hints.String(), hint) {
+		t.Errorf("notices are %q, want one with %q", hints.String(), hint)
 	}
 	if n := grants(t, plain); n != 0 {
 		t.Fatalf("%d roles have rights, want none", n)

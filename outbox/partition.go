@@ -44,7 +44,7 @@ type Tended struct {
 //
 // No insert fails for it or waits for longer than some 50 ms, whoever else holds the
 // outbox; but for the moment in which the default partition becomes an ordinary one,
-// about 100 ms for a million events. Tend needs the rights of pgjet_relay. Any number
+// some tenths of a second for a million events. Tend needs the rights of pgjet_relay. Any number
 // of sessions may call it.
 func Tend(ctx context.Context, db *pgx.Conn, retention time.Duration) (Tended, error) {
 	var t Tended
@@ -128,20 +128,18 @@ func survey(ctx context.Context, db batcher, retention time.Duration) (*situatio
 		       pgjet.outbox_default_used()`).
 		QueryRow(func(row pgx.Row) error { return row.Scan(&s.last, &s.strays) })
 	b.Queue(`
-		select coalesce(newest.snapshot, '1:1:')::text, coalesce(newest.floor, 0), coalesce(old.floor, 0), coalesce(late.rate, 0)
+		select coalesce(n.snapshot, '1:1:')::text, coalesce(n.floor, 0), coalesce(c.old, 0),
+		       case when c.seconds > 10 then c.events / c.seconds else 0 end::float8
 		  from pgjet.leader l
-		  left join lateral (
-		        select snapshot, floor from pgjet.checkpoint
-		         where stream = l.stream and system_identifier = (select system_identifier from pg_control_system())
-		         order by id desc limit 1) as newest on true
-		 cross join lateral (
-		        select max(floor) as floor from pgjet.checkpoint
-		         where stream = l.stream and at < clock_timestamp() - $1::interval) as old
-		  left join lateral (
-		        select ((max(floor) - min(floor)) / nullif(extract(epoch from max(at) - min(at)), 0))::float8 as rate
-		          from pgjet.checkpoint
-		         where stream = l.stream and at > clock_timestamp() - interval '1 hour'
-		        having max(at) - min(at) > interval '10 seconds') as late on true`, retention).
+		  left join (
+		        select stream,
+		               max(id) filter (where system_identifier = (select system_identifier from pg_control_system())) as newest,
+		               max(floor) filter (where at < clock_timestamp() - $1::interval) as old,
+		               max(floor) filter (where at > clock_timestamp() - interval '1 hour')
+		                   - min(floor) filter (where at > clock_timestamp() - interval '1 hour') as events,
+		               extract(epoch from max(at) - min(at) filter (where at > clock_timestamp() - interval '1 hour')) as seconds
+		          from pgjet.checkpoint group by stream) as c using (stream)
+		  left join pgjet.checkpoint n on n.id = c.newest`, retention).
 		Query(s.scanStreams)
 	if err := db.SendBatch(ctx, b).Close(); err != nil {
 		return nil, explain(err)

@@ -175,6 +175,7 @@ func TestPruneTakesNobodyHostage(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
+				wantBusy(t, k.tend(), "held for longer than a second")
 			})
 			t.Logf("the slowest of the others' appends took %s", longest)
 			if longest > time.Second {
