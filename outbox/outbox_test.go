@@ -146,7 +146,7 @@ func TestAppendRefusesWhatCannotBePublished(t *testing.T) {
 
 func TestAppendSaysWhatToDo(t *testing.T) {
 	db := testenv.Postgres(t)
-	if _, err := db.Exec(t.Context(), `drop table pgjet.outbox`); err != nil {
+	if _, err := db.Exec(t.Context(), `drop table pgjet.outbox cascade`); err != nil {
 		t.Fatal(err)
 	}
 	tx, err := db.Begin(t.Context())
