@@ -49,6 +49,10 @@ type Relay struct {
 	Source   string          // the CloudEvents source of the events; "" is pgjet
 	Log      *slog.Logger    // nil discards
 
+	// Retention is how long published events stay in the outbox, and so how far
+	// back the stream can be healed; 0 is 72 hours. Events go by whole partitions.
+	Retention time.Duration
+
 	keeper  session.Keeper
 	metrics *metrics
 	careful int // see protocol.Session
@@ -80,5 +84,6 @@ func (r *Relay) Ready(context.Context) error { return r.keeper.Ready() }
 func (r *Relay) setDefaults() {
 	r.Stream = cmp.Or(r.Stream, "EVENTS")
 	r.Source = cmp.Or(r.Source, "pgjet")
+	r.Retention = cmp.Or(r.Retention, 72*time.Hour)
 	r.Log = cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("relay", r.Stream)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/pgjet/pgjet/outbox"
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
@@ -36,7 +37,8 @@ type term struct {
 	counted protocol.Stats // of session, what the metrics know of
 	saved   time.Time      // when the last checkpoint was written
 	tended  time.Time
-	adopted int64 // what wish said at the beginning
+	adopted int64  // what wish said at the beginning
+	busy    string // why the outbox cannot be tended
 }
 
 // run takes the lead, resyncs, and publishes until something fails or ctx ends.
@@ -185,8 +187,28 @@ func (t *term) tend(ctx, work context.Context) error {
 	if w.paused {
 		return t.pause(ctx, w)
 	}
-	_, err = t.session.Retry(work)
-	return err
+	if _, err = t.session.Retry(work); err != nil {
+		return err
+	}
+	return t.prune(work)
+}
+
+// prune looks after the partitions of the outbox and old checkpoints.
+func (t *term) prune(ctx context.Context) error {
+	position, _ := t.session.Position()
+	done, err := outbox.Tend(ctx, t.db.conn, position, t.Retention)
+	if err != nil {
+		return blockedByDatabase(err)
+	}
+	if done.Dropped > 0 {
+		t.metrics.pruned.Add(ctx, done.Pruned)
+		t.Log.InfoContext(ctx, "pruned the outbox", "partitions", done.Dropped, "events", done.Pruned)
+	}
+	if done.Busy != t.busy && done.Busy != "" {
+		t.Log.InfoContext(ctx, "cannot tend the outbox now, will keep trying", "reason", done.Busy)
+	}
+	t.busy = done.Busy
+	return t.db.prune(ctx, t.Retention)
 }
 
 // pause finishes what is on its way and waits until nobody wants a pause any more.
