@@ -3,6 +3,7 @@ package testenv
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -80,12 +81,22 @@ func (c *Cluster) URL() string {
 // Server returns the server with this index as it was last started.
 func (c *Cluster) Server(i int) *devserver.NATS { return c.servers[i] }
 
-// Ready waits until every server runs and has caught up.
+// Ready waits until every server runs and has caught up. If one does not, the test
+// fails with what that server says.
 func (c *Cluster) Ready() {
 	c.t.Helper()
-	Eventually(c.t, clusterTime, "three NATS servers have caught up with each other", func() bool {
-		return !slices.ContainsFunc(c.servers[:], func(n *devserver.NATS) bool { return n.Healthy() != nil })
-	})
+	for deadline := time.Now().Add(clusterTime); ; time.Sleep(5 * time.Millisecond) {
+		var unhealthy error
+		for _, n := range c.servers {
+			unhealthy = errors.Join(unhealthy, n.Healthy())
+		}
+		if unhealthy == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			c.t.Fatalf("after %s the cluster is not ready: %v", clusterTime, unhealthy)
+		}
+	}
 }
 
 // Stop stops one server; the others go on.
