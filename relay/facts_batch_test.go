@@ -104,6 +104,7 @@ func batchBad(t *testing.T, s *site) {
 		"other stream":  {func(m *nats.Msg) { m.Header.Set("Nats-Expected-Stream", "OTHER") }, "error 10060", "error 10060"},
 		"large header":  {func(m *nats.Msg) { m.Header.Set("X", strings.Repeat("x", 2000)) }, "error 10176", "error 10054"},
 		"names an id":   {func(m *nats.Msg) { m.Header.Set("Nats-Expected-Last-Msg-Id", "m1") }, "error 10177", "error 10177"},
+		"expects more":  {func(m *nats.Msg) { m.Header.Set("Nats-Expected-Last-Sequence", "2") }, "error 10164", "error 10071"},
 		"roll-up":       {func(m *nats.Msg) { m.Header.Set("Nats-Rollup", "all") }, "error 10111", "error 10111"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -21,7 +22,10 @@ import (
 // has learned better.
 func TestWrongExpectedIDKillsReplicas(t *testing.T) {
 	c := testenv.NATSCluster(t, true, factsConfig)
-	p := (&site{url: c.URL(), replicas: 3}).probe(t, nil)
+	s := &site{url: c.URL(), replicas: 1}
+	wrongID(t, s) // one replica minds as little as a single server
+	s.replicas = 3
+	p := s.probe(t, nil)
 	p.answers(p.send(chained(p.messages(0, 2), 0, true)), "2")
 
 	stray := p.messages(2, 1)
@@ -35,6 +39,16 @@ func TestWrongExpectedIDKillsReplicas(t *testing.T) {
 	if a := p.send(chained(p.messages(2, 1), 2, false)); a.lost == nil {
 		t.Errorf("an innocent message is answered %q", a)
 	}
+	for i := range 3 {
+		c.Stop(i)
+	}
+	for i := range 3 {
+		c.Restart(i)
+	}
+	testenv.Eventually(t, time.Minute, "the cluster is up, but for the stream", func() bool {
+		_, err := p.js.AccountInfo(t.Context())
+		return err == nil && c.Server(0).Healthy() != nil && strings.Contains(c.Server(0).Healthy().Error(), "write error")
+	})
 }
 
 // TestCaughtUpReplicaKnowsNoID: a replica that was caught up by copying the stream
@@ -57,7 +71,46 @@ func TestCaughtUpReplicaKnowsNoID(t *testing.T) {
 	testenv.Eventually(t, time.Minute, "the new replica is unhealthy", func() bool {
 		return c.Server(follower).Healthy() != nil
 	})
-	t.Log(c.Server(follower).Healthy())
+	c.Stop(follower)
+	c.Restart(follower)
+	c.Ready() // it reads the id when it starts
+}
+
+// TestAddedReplicasKnowNoID: nor do the replicas that a stream of one is given while
+// it is written to. Whether that can happen is known beforehand: only a server in a
+// cluster says who leads a stream.
+func TestAddedReplicasKnowNoID(t *testing.T) {
+	if p := newSite(t, 1, true).probe(t, nil); p.stream.CachedInfo().Cluster != nil {
+		t.Error("a server without a cluster says who leads the stream")
+	}
+	c := testenv.NATSCluster(t, true, factsConfig)
+	p := (&site{url: c.URL(), replicas: 1}).probe(t, nil)
+	config := p.stream.CachedInfo().Config
+	if p.stream.CachedInfo().Cluster == nil {
+		t.Error("a server in a cluster does not say who leads a stream of one replica")
+	}
+	p.answers(p.send(chained(p.messages(0, 100), 0, true)), "100")
+	config.Replicas = 3
+	testenv.Eventually(t, time.Minute, "the stream has three replicas", func() bool {
+		_, err := p.js.UpdateStream(t.Context(), config)
+		return err == nil
+	})
+	testenv.Eventually(t, time.Minute, "the new replicas have caught up", func() bool {
+		info, err := p.stream.Info(t.Context())
+		return err == nil && info.Cluster.Leader != "" && len(info.Cluster.Replicas) == 2 &&
+			info.Cluster.Replicas[0].Current && info.Cluster.Replicas[1].Current
+	})
+	c.Ready()
+	p.send(chained(p.messages(99, 2), 99, true)[1:])
+	testenv.Eventually(t, time.Minute, "the new replicas are unhealthy", func() bool {
+		unhealthy := 0
+		for i := range 3 {
+			if c.Server(i).Healthy() != nil {
+				unhealthy++
+			}
+		}
+		return unhealthy >= 2
+	})
 }
 
 // TestFactsOfLeaderChanges: what one writer appends, each time from what is stored
@@ -100,7 +153,7 @@ func TestFactsOfLeaderChanges(t *testing.T) {
 func (p *probe) last() int {
 	p.Helper()
 	last := 0
-	testenv.Eventually(p.T, time.Minute, "a leader answers", func() bool {
+	testenv.Eventually(p, time.Minute, "a leader answers", func() bool {
 		ctx, cancel := context.WithTimeout(p.Context(), time.Second)
 		defer cancel()
 		info, err := p.stream.Info(ctx)

@@ -18,6 +18,55 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
+// What the relay relies on in nats-server (2.15.2), each checked by a test of this
+// file's family on one server and on three, lazy and sync_interval: always.
+//
+// Chains (facts_chain_test.go): publishes that each expect the sequence of the one
+// before, of which the last alone has a reply subject.
+//
+//	1000 at once                     stored whole and in order; the answer is the last sequence
+//	message k too large, stream full the first k-1 are stored, none behind; the answer is 10071,
+//	                                 not the reason: that is what message k is told if it is
+//	                                 sent alone (10054 too large, 10077 full, 10002 account)
+//	on replicas                      a refusal may overtake: k-1 are stored a moment later
+//	first one's place is taken       refused, but THE SECOND AND ALL BEHIND IT ARE STORED
+//	the same, each naming its
+//	predecessor's id                 all refused (10070); on one replica only, see below
+//	sent again at once               10071 on one replica, duplicate on three
+//	id stored 100 ms ago or earlier  may be stored again
+//
+// Replicas (facts_replicas_test.go): Nats-Expected-Last-Msg-Id must never be sent
+// to a stream of several replicas, or one that may be given some.
+//
+//	wrong id                         10070, and all replicas stop FOR GOOD, even if restarted
+//	right id, but a replica was
+//	caught up by copying or added    stored, and that replica stops until it is restarted
+//	leader changes, one writer       batches, chains by sequence: once and in order
+//	server in no cluster             StreamInfo.Cluster is nil, so its streams stay single
+//
+// Batches (facts_batch_test.go): the last message alone asks for the answer, too.
+//
+//	expected 0, 3, 5 at once         stored
+//	stale one, and the one behind it both 10071; also if the place is lost while it is staged
+//	foreign batch of equal size      the first is refused, THE SECOND IS STORED: never pipeline
+//	bad message before the last      nothing stored; 10176 for any reason that is seen as it
+//	                                 arrives (size, subject), else the reason: 10060, 10111, 10177
+//	bad last message                 nothing stored; the reason
+//	more than 1000 messages          10199
+//	stream full                      nothing stored; 10077
+//	an id of the last 100 ms         nothing stored; 10201
+//	expectation not on the first     10164, or 10071 if it is wrong, too
+//
+// Limits (facts_limits_test.go):
+//
+//	permission denied                the connection's error handler, once a message; no answer
+//	larger than max_payload          nats.ErrMaxPayload from the library; the connection lives
+//	no stream for the subject        503 at once for a message that asks; others vanish
+//	account full                     10002; on replicas some time after it is
+//	restart, wiped replica, old files
+//	put back                         the time of creation stays; only ids can tell
+//	deleted and created              another time of creation, sequence 0
+
 // factsConfig is how all servers of these tests are set up: the tests are MAIN
 // unless they say who they are; SMALL may store little.
 const factsConfig = `
@@ -38,27 +87,39 @@ type site struct {
 	streams  atomic.Int64
 }
 
+// modes is whether the servers wait for the disk.
+var modes = []struct {
+	name string
+	lazy bool
+}{{"lazy", true}, {"always", false}}
+
 // onSites runs check on one node and on three, lazy and not.
 func onSites(t *testing.T, check func(t *testing.T, s *site)) {
-	for _, lazy := range []bool{true, false} {
-		mode := map[bool]string{true: "lazy", false: "always"}[lazy]
-		t.Run("R1 "+mode, func(t *testing.T) {
-			n, err := devserver.StartNATS(devserver.NATSOptions{Dir: t.TempDir(), Lazy: lazy, Config: factsConfig})
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(n.Stop)
-			check(t, &site{url: n.URL(), replicas: 1})
-		})
-		t.Run("R3 "+mode, func(t *testing.T) {
-			check(t, &site{url: testenv.NATSCluster(t, lazy, factsConfig).URL(), replicas: 3})
-		})
+	for _, mode := range modes {
+		for _, replicas := range []int{1, 3} {
+			t.Run(fmt.Sprintf("R%d %s", replicas, mode.name), func(t *testing.T) {
+				check(t, newSite(t, replicas, mode.lazy))
+			})
+		}
 	}
+}
+
+func newSite(t testing.TB, replicas int, lazy bool) *site {
+	t.Helper()
+	if replicas > 1 {
+		return &site{url: testenv.NATSCluster(t, lazy, factsConfig).URL(), replicas: replicas}
+	}
+	n, err := devserver.StartNATS(devserver.NATSOptions{Dir: t.TempDir(), Lazy: lazy, Config: factsConfig})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(n.Stop)
+	return &site{url: n.URL(), replicas: replicas}
 }
 
 // A probe is a stream and a connection to it.
 type probe struct {
-	*testing.T
+	testing.TB
 	js       jetstream.JetStream
 	nc       *nats.Conn
 	stream   jetstream.Stream
@@ -69,9 +130,9 @@ type probe struct {
 }
 
 // probe creates a stream for one fact. change may be nil.
-func (s *site) probe(t *testing.T, change func(*jetstream.StreamConfig), options ...nats.Option) *probe {
+func (s *site) probe(t testing.TB, change func(*jetstream.StreamConfig), options ...nats.Option) *probe {
 	t.Helper()
-	p := &probe{T: t, replicas: s.replicas, name: fmt.Sprint("S", s.streams.Add(1)), wait: 5 * time.Second, async: make(chan error, 100)}
+	p := &probe{TB: t, replicas: s.replicas, name: fmt.Sprint("S", s.streams.Add(1)), wait: 5 * time.Second, async: make(chan error, 100)}
 	p.connect(s.url, options...)
 	config := jetstream.StreamConfig{
 		Name: p.name, Subjects: []string{p.name + ".>"}, Storage: jetstream.FileStorage, Discard: jetstream.DiscardNew,
