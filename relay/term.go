@@ -54,7 +54,8 @@ func (t *term) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer t.link.close()
-	t.session = &protocol.Session{DB: t.db, Stream: t.link, Batches: t.link.batches(), Careful: t.careful}
+	t.session = &protocol.Session{DB: t.db, Stream: t.link,
+		Chains: t.link.chains(), Batches: t.link.batches(), Careful: t.careful}
 	defer func() { t.careful = t.session.Careful }()
 	w, err := t.db.wish(ctx)
 	if err != nil {

@@ -24,6 +24,7 @@ const appendBytes = 4 << 20
 type Session struct {
 	DB      Database
 	Stream  Stream
+	Chains  bool // a message may name the id of its predecessor, see [Append]
 	Batches bool // the stream takes atomic batches
 
 	// Careful is how many events to send such that an answer tells which one it is
@@ -136,9 +137,11 @@ func (s *Session) add(ctx context.Context, r outbox.Record) error {
 }
 
 // room returns how many events the next append may have. After a refusal the first
-// one goes alone, so that the answer is about it.
+// one goes alone, so that the answer is about it; all of those do if there can be no
+// chain.
 func (s *Session) room() int {
-	if s.Careful > 0 && !s.appended {
+	switch {
+	case s.Careful > 0 && (!s.appended || !s.Chains), !s.Chains && !s.Batches:
 		return 1
 	}
 	return appendEvents
@@ -164,7 +167,7 @@ func (s *Session) send(ctx context.Context) error {
 		return err
 	}
 	a := Append{Events: s.waiting, Last: s.last, Form: s.form(len(s.waiting))}
-	if s.appended {
+	if s.appended && s.Chains {
 		a.LastID = s.lastID
 	}
 	if err := s.Stream.Send(ctx, a); err != nil {
@@ -176,10 +179,14 @@ func (s *Session) send(ctx context.Context) error {
 }
 
 func (s *Session) form(n int) Form {
-	if s.Careful > 0 || !s.Batches {
+	switch {
+	case n == 1 || !s.Batches:
+		return Chain
+	case !s.Chains:
+		return Batch
+	case s.Careful > 0:
 		return Chain
 	}
-	s.forms.batches = true
 	return s.forms.choose(n)
 }
 
