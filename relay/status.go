@@ -102,6 +102,7 @@ func ReadStatus(ctx context.Context, db interface {
 // reads.
 func (s *Status) read(ctx context.Context, tx pgx.Tx) (now string, err error) {
 	b := &pgx.Batch{}
+	b.Queue(readByIndex)
 	b.Queue(`select clock_timestamp(), pg_current_snapshot()::text`).QueryRow(func(row pgx.Row) error {
 		return row.Scan(&s.At, &now)
 	})
@@ -181,21 +182,23 @@ func optional[T any](to **T, fields func(*T) []any) func(pgx.Rows) error {
 //     limit is put on before that is looked at, or the search might go through the
 //     whole backlog.
 //
+// To ask for the order of xid, with the plans of readByIndex ruled out, keeps the
+// planner on the index by xid, whatever the statistics say: with a limit in sight it
+// might rather walk the whole table by seq, or else sort all that it could find.
+//
 // The last two tell of late commits. A row that was restored from another cluster
 // says an xid of that one; what counts is who wrote it here. Compare outbox.Reader.
 const pendingSQL = `
-	with checkpoint as (
-		select $1::pg_snapshot as snapshot, pg_snapshot_xmax(pg_current_snapshot())::text::bigint as xmax
-	), ahead as materialized (
+	with ahead as materialized (
 		select seq, time from pgjet.outbox where seq > $2 order by seq limit $6
 	), ended as materialized (
-		select o.seq, o.time from unnest($3::xid8[]) as e (xid), checkpoint c, lateral (
+		select o.seq, o.time from unnest($3::xid8[]) as e (xid), lateral (
 			select seq, time from pgjet.outbox
-			 where xid = e.xid and seq <= $2 and not pg_visible_in_snapshot(` + writerSQL + `, c.snapshot)
-			 order by seq limit $6) o
+			 where xid between e.xid and e.xid and seq <= $2 and not pg_visible_in_snapshot(` + writerSQL + `, $1::pg_snapshot)
+			 order by xid limit $6) o
 	), young as materialized (
-		select seq, time from pgjet.outbox, checkpoint c
-		 where xid >= $4::xid8 and xid < $5::xid8 and not pg_visible_in_snapshot(` + writerSQL + `, c.snapshot)
+		select seq, time from pgjet.outbox
+		 where xid >= $4::xid8 and xid < $5::xid8 and not pg_visible_in_snapshot(` + writerSQL + `, $1::pg_snapshot)
 		 order by xid limit $6
 	), late as (
 		select * from ended union all select * from young where seq <= $2
@@ -211,11 +214,15 @@ const pendingSQL = `
 	       not more, coalesce(greatest(extract(epoch from clock_timestamp() - oldest), 0), 0)::float8
 	  from counted, more`
 
+// readByIndex lasts to the end of the transaction.
+const readByIndex = `select set_config(name, 'off', true)
+	from unnest(array['enable_seqscan', 'enable_bitmapscan', 'enable_sort', 'enable_incremental_sort']) as name`
+
 // writerSQL is the transaction that wrote a row of the outbox, as outbox.Reader
 // knows it: xid, unless xmin, widened to the 64 bits of a transaction close to the
 // end of the current snapshot, is lower.
-const writerSQL = `least(xid, greatest(c.xmax
-	+ ((xmin::text::bigint - (c.xmax & 4294967295) + 2147483648) & 4294967295) - 2147483648, 1)::text::xid8)`
+const writerSQL = `least(xid, greatest($7::bigint
+	+ ((xmin::text::bigint - ($7::bigint & 4294967295) + 2147483648) & 4294967295) - 2147483648, 1)::text::xid8)`
 
 // readPending counts what the newest checkpoint does not cover, by the snapshot now.
 func (s *Status) readPending(ctx context.Context, tx pgx.Tx, now string) error {
@@ -246,5 +253,5 @@ func pendingArguments(from outbox.Position, now outbox.Snapshot) []any {
 			ended = append(ended, xid)
 		}
 	}
-	return []any{from.Snapshot.String(), from.Floor, ended, from.Snapshot.Xmax, now.Xmax, pendingExact + 1}
+	return []any{from.Snapshot.String(), from.Floor, ended, from.Snapshot.Xmax, now.Xmax, pendingExact + 1, int64(now.Xmax)}
 }
