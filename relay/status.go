@@ -198,7 +198,7 @@ const pendingSQL = `
 			 order by xid limit $6) o
 	), young as materialized (
 		select seq, time from pgjet.outbox
-		 where xid >= $4::xid8 and xid < $5::xid8 and not pg_visible_in_snapshot(` + writerSQL + `, $1::pg_snapshot)
+		 where xid >= $4::xid8 and xid < $5::xid8 and (seq > $2 or not pg_visible_in_snapshot(` + writerSQL + `, $1::pg_snapshot))
 		 order by xid limit $6
 	), late as (
 		select * from ended union all select * from young where seq <= $2
