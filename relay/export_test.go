@@ -2,10 +2,9 @@ package relay
 
 import "github.com/pgjet/pgjet/outbox"
 
-const (
-	PendingSQL  = pendingSQL
-	ReadByIndex = readByIndex
-)
+const ReadByIndex = readByIndex
+
+var PendingSQL = pendingSQL
 
 func PendingArguments(from outbox.Position, now outbox.Snapshot) []any {
 	return pendingArguments(from, now)

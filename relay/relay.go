@@ -29,12 +29,14 @@ package relay
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go"
+	"go.opentelemetry.io/otel"
 
 	"github.com/pgjet/pgjet/internal/session"
 )
@@ -70,12 +72,19 @@ func (r *Relay) Run(ctx context.Context) error {
 	if r.metrics, err = newMetrics(r); err != nil {
 		return fmt.Errorf("start relay: %w", err)
 	}
+	w, err := newWatch(r, otel.Meter(scope))
+	if err != nil {
+		return fmt.Errorf("start relay: %w", err)
+	}
+	watching := make(chan struct{})
+	go func() { defer close(watching); w.run(ctx) }()
 	r.keeper.Run(ctx, r.Log, func(ctx context.Context) error {
 		r.metrics.sessions.Add(ctx, 1)
 		t := term{Relay: r}
 		return t.run(ctx)
 	})
-	return r.metrics.stop()
+	<-watching
+	return errors.Join(w.stop(), r.metrics.stop())
 }
 
 // Ready returns nil while the relay leads and publishes, else why it does not.

@@ -120,6 +120,7 @@ func TestStatusWithoutLeader(t *testing.T) {
 	b.settled()
 	b.ready(r)
 	stop()
+	testenv.Eventually(t, patience, "the lead is free", func() bool { return !b.status().Leads })
 	s := b.status()
 	if s.Leads || s.Leader == nil || s.Leader.Cause != "stopped" {
 		t.Errorf("status is %+v, leader %+v, want one that stopped", s, s.Leader)

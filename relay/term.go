@@ -139,8 +139,11 @@ func (t *term) publish(ctx context.Context) error {
 	wait := pollBusy
 	for {
 		n, err := t.step(ctx)
-		if err != nil || ctx.Err() != nil {
+		if err != nil {
 			return err
+		}
+		if ctx.Err() != nil {
+			return t.finish(ctx)
 		}
 		if n > 0 {
 			wait = pollBusy
@@ -158,8 +161,15 @@ func (t *term) publish(ctx context.Context) error {
 	}
 }
 
-// step publishes a page, and does what is due beside that. If ctx has ended it
-// leaves nothing open.
+// finish leaves nothing open.
+func (t *term) finish(ctx context.Context) error {
+	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepTime)
+	defer cancel()
+	defer t.count(work)
+	return errors.Join(t.session.Settle(work), t.session.Save(work))
+}
+
+// step publishes a page, and does what is due beside that.
 func (t *term) step(ctx context.Context) (int, error) {
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepTime)
 	defer cancel()
@@ -168,10 +178,7 @@ func (t *term) step(ctx context.Context) (int, error) {
 	if err == nil && time.Since(t.tended) >= tendEvery {
 		err = t.tend(ctx, work)
 	}
-	if err == nil && ctx.Err() != nil {
-		err = t.session.Settle(work)
-	}
-	if err == nil && (ctx.Err() != nil || time.Since(t.saved) >= saveEvery) {
+	if err == nil && time.Since(t.saved) >= saveEvery {
 		err = t.session.Save(work)
 		t.saved = time.Now()
 	}

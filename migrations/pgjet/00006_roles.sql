@@ -48,6 +48,7 @@ begin
         ('pgjet_operator', 'insert, update (paused_at, paused_by, pause_reason) on pgjet.leader'),
         ('pgjet_operator', 'insert on pgjet.adoption, pgjet.operation'),
         ('pgjet_operator', 'delete on pgjet.unknown_message'),
+        ('pgjet_operator', 'delete on pgjet.unknown_message'),
         ('pgjet_operator', 'update (state, changed_at, changed_by, change_reason) on pgjet.quarantine'),
         ('pgjet_operator', 'execute on function pgjet.outbox_stray(), pgjet.turn_outbox_default(),'
                            ' pgjet.add_outbox_partition(bigint, bigint), pgjet.drop_outbox_partition(text, pg_snapshot, bigint)')
