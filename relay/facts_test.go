@@ -27,7 +27,8 @@ import (
 //	message k too large, stream full the first k-1 are stored, none behind; the answer is 10071,
 //	                                 not the reason: that is what message k is told if it is
 //	                                 sent alone (10054 too large, 10077 full, 10002 account)
-//	on replicas                      a refusal may overtake: k-1 are stored a moment later
+//	on replicas                      a refusal may overtake: k-1 are stored a moment later; and
+//	                                 a nearly full stream may say 10077 somewhat early
 //	first one's place is taken       refused, but THE SECOND AND ALL BEHIND IT ARE STORED
 //	the same, each naming its
 //	predecessor's id                 all refused (10070); on one replica only, see below
