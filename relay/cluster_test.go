@@ -35,6 +35,7 @@ func (b *bench) settledOn(c *testenv.Cluster) {
 		return err == nil && stream.CachedInfo().State.Msgs >= uint64(len(want))
 	})
 	c.Ready()
+	testenv.Eventually(b, clusterPatience, "a server leads the stream", func() bool { return c.Leader("EVENTS") >= 0 })
 	if got := b.stored(); !slices.Equal(got, want) {
 		b.Errorf("the stream holds %d events, the outbox %d, or they differ in order", len(got), len(want))
 	}

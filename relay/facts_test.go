@@ -2,7 +2,6 @@ package relay_test
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -28,7 +27,8 @@ import (
 //	message k too large, stream full the first k-1 are stored, none behind; the answer is 10071,
 //	                                 not the reason: that is what message k is told if it is
 //	                                 sent alone (10054 too large, 10077 full, 10002 account)
-//	on replicas                      a refusal may overtake: k-1 are stored a moment later
+//	on replicas                      a refusal may overtake: k-1 are stored a moment later; and
+//	                                 a nearly full stream may say 10077 somewhat early
 //	first one's place is taken       refused, but THE SECOND AND ALL BEHIND IT ARE STORED
 //	the same, each naming its
 //	predecessor's id                 all refused (10070); on one replica only, see below
@@ -146,6 +146,12 @@ func (s *site) probe(t testing.TB, change func(*jetstream.StreamConfig), options
 		p.stream, err = p.js.CreateStream(t.Context(), config)
 		return err == nil
 	})
+	// The server that this connection is to may hear of it a moment later.
+	knock := p.messages(0, 1)
+	knock[0].Header.Set("Nats-Expected-Stream", "another")
+	testenv.Eventually(t, patience, "the stream answers", func() bool {
+		return p.send(knock).String() == "error 10060"
+	})
 	return p
 }
 
@@ -259,25 +265,22 @@ func (p *probe) post(messages []*nats.Msg) func() answer {
 
 func (p *probe) send(messages []*nats.Msg) answer { return p.post(messages)() }
 
-// stored returns the ids in the stream, in order.
-func (p *probe) stored() []string {
-	p.Helper()
+// stored returns the ids in the stream, in order, unless a read fails, as it may
+// right after the leader changed.
+func (p *probe) stored() ([]string, error) {
 	info, err := p.stream.Info(p.Context())
 	if err != nil {
-		p.Fatal(err)
+		return nil, err
 	}
 	var ids []string
 	for seq := range info.State.LastSeq {
 		m, err := p.stream.GetMsg(p.Context(), seq+1)
-		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			continue
-		}
 		if err != nil {
-			p.Fatal(err)
+			return nil, err
 		}
 		ids = append(ids, m.Header.Get("Nats-Msg-Id"))
 	}
-	return ids
+	return ids, nil
 }
 
 // holds waits until the stream holds the messages from m1 to mN, and no other. On
@@ -294,13 +297,13 @@ func (p *probe) holds(n int) {
 // holdsIDs waits until the stream holds these ids, in order.
 func (p *probe) holdsIDs(want ...string) {
 	p.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
-		got := p.stored()
-		if slices.Equal(got, want) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		got, err := p.stored()
+		if err == nil && slices.Equal(got, want) {
 			return
 		}
-		if len(got) >= len(want) || time.Now().After(deadline) {
-			p.Fatalf("the stream holds %d messages: %s; want %d: %s", len(got), short(got), len(want), short(want))
+		if err == nil && len(got) >= len(want) || time.Now().After(deadline) {
+			p.Fatalf("the stream holds %d messages: %s (%v); want %d: %s", len(got), short(got), err, len(want), short(want))
 		}
 	}
 }

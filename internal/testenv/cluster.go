@@ -81,8 +81,9 @@ func (c *Cluster) URL() string {
 // Server returns the server with this index as it was last started.
 func (c *Cluster) Server(i int) *devserver.NATS { return c.servers[i] }
 
-// Ready waits until every server runs and has caught up. If one does not, the test
-// fails with what that server says.
+// Ready waits until every server runs and has caught up. A stream may still be
+// without a leader; see [Cluster.Leader]. If a server does not get ready, the test
+// fails with what it says.
 func (c *Cluster) Ready() {
 	c.t.Helper()
 	for deadline := time.Now().Add(clusterTime); ; time.Sleep(5 * time.Millisecond) {

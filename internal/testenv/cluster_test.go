@@ -30,7 +30,7 @@ func TestClusterKeepsItsStreams(t *testing.T) {
 		return leader >= 0 && leader != before
 	})
 
-	c.Wipe(c.Leader("EVENTS"))
+	c.Wipe(max(c.Leader("EVENTS"), 0))
 	c.Ready()
 	for i := range 3 {
 		c.Stop(i)
@@ -42,6 +42,7 @@ func TestClusterKeepsItsStreams(t *testing.T) {
 		c.Restart(i)
 	}
 	c.Ready()
+	testenv.Eventually(t, time.Minute, "a server leads the stream", func() bool { return c.Leader("EVENTS") >= 0 })
 	if info, err := stream.Info(t.Context()); err != nil || info.State.Msgs != 1 {
 		t.Errorf("after all servers restarted the stream is %+v, %v, want one message", info, err)
 	}
