@@ -21,6 +21,7 @@ import (
 // entry is in their log, so a restart does not help. If this test fails, the server
 // has learned better.
 func TestWrongExpectedIDKillsReplicas(t *testing.T) {
+	long(t)
 	c := testenv.NATSCluster(t, true, factsConfig)
 	s := &site{url: c.URL(), replicas: 1}
 	wrongID(t, s) // one replica minds as little as a single server
@@ -55,6 +56,7 @@ func TestWrongExpectedIDKillsReplicas(t *testing.T) {
 // does not know the id of its last message. The next message that names it stops
 // this replica, though the others store it.
 func TestCaughtUpReplicaKnowsNoID(t *testing.T) {
+	long(t)
 	c := testenv.NATSCluster(t, true, factsConfig)
 	p := (&site{url: c.URL(), replicas: 3}).probe(t, nil)
 	p.answers(p.send(chained(p.messages(0, 100), 0, true)), "100")
@@ -80,6 +82,7 @@ func TestCaughtUpReplicaKnowsNoID(t *testing.T) {
 // it is written to. Whether that can happen is known beforehand: only a server in a
 // cluster says who leads a stream.
 func TestAddedReplicasKnowNoID(t *testing.T) {
+	long(t)
 	if p := newSite(t, 1, true).probe(t, nil); p.stream.CachedInfo().Cluster != nil {
 		t.Error("a server without a cluster says who leads the stream")
 	}
@@ -200,4 +203,13 @@ func newRandom(t *testing.T) *rand.Rand {
 	}
 	t.Log("PGJET_SEED =", seed)
 	return rand.New(rand.NewPCG(seed, 0))
+}
+
+// long skips a test that takes long and says more of the server than of the relay,
+// unless PGJET_CHAOS is set: see make chaos.
+func long(t *testing.T) {
+	t.Helper()
+	if os.Getenv("PGJET_CHAOS") == "" {
+		t.Skip("it takes long; make chaos runs it")
+	}
 }

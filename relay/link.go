@@ -99,7 +99,7 @@ func (l *link) explain(err error) error {
 		return nil
 	}
 	if denied := l.denied.Load(); denied != nil {
-		err = fmt.Errorf("%w (%w)", *denied, err)
+		return block("permission_denied", fmt.Errorf("%w (%w); compare with: pgjet nats permissions relay", *denied, err))
 	}
 	return blockedByStream(err)
 }
