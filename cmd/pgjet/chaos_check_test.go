@@ -1,0 +1,260 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"hash/maphash"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// check stops the writer and makes sure that all is well: the stream holds what
+// was committed, once, in order and unchanged, and nothing else; the relay is ready
+// and holds no more memory and goroutines than before; and what a relay leaves
+// behind when it stops adds nothing.
+func (g *rig) check() {
+	g.Helper()
+	begun := time.Now()
+	g.writer.stop()
+	a := &account{g: g, seed: maphash.MakeSeed(), last: make(map[string]int64)}
+	a.readOutbox()
+	within := healing + time.Duration(len(a.want))*time.Millisecond/2
+	want := a.stored + uint64(len(a.want))
+	for deadline := begun.Add(within); g.messages() < want && time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	drained := time.Since(begun)
+	last := a.readStream()
+	a.report()
+	if g.relay != nil {
+		g.relay.ready(g.relay.admin)
+		g.settles()
+		g.relay.stop()
+	}
+	if now := g.lastSeq(); now != last {
+		g.Errorf("the stream ends with %d, and with %d after the relay stopped", last, now)
+	}
+	g.Logf("%d events, %d rolled back, %d transactions failed; all stored after %s",
+		a.seen, len(g.writer.undone), g.writer.failed, drained.Round(time.Millisecond))
+}
+
+// messages returns how many messages the stream holds.
+func (g *rig) messages() uint64 {
+	stream, err := g.js.Stream(g.Context(), "EVENTS")
+	if err != nil {
+		return 0
+	}
+	return stream.CachedInfo().State.Msgs
+}
+
+// An account compares outbox and stream. It holds a few bytes for each event.
+type account struct {
+	g      *rig
+	seed   maphash.Seed
+	want   map[uuid.UUID]uint64 // what is not in the stream yet: a hash of its message
+	stored uint64               // how many were seen in the stream
+	last   map[string]int64     // the number that each key has reached there
+
+	seen                                    int
+	lost, ghost, twice, disorder, different []string
+}
+
+// readOutbox notes what was committed, but for what is in quarantine. Whatever the
+// writer knows must agree.
+func (a *account) readOutbox() {
+	a.g.Helper()
+	a.want = make(map[uuid.UUID]uint64)
+	rows, err := a.g.db.Query(a.g.Context(), `
+		select id, seq, type, key, coalesce(traceparent, ''), header, data::text, time
+		  from pgjet.outbox o where not exists (select from pgjet.quarantine q where q.seq = o.seq)`)
+	if err != nil {
+		a.g.Fatal(err)
+	}
+	e := events.Event{Source: "/users"}
+	var data []byte
+	_, err = pgx.ForEachRow(rows, []any{&e.ID, &e.Seq, &e.Type, &e.Key, &e.Traceparent, &e.Header, &data, &e.Time}, func() error {
+		e.Data = data
+		subject, header, body := e.Message()
+		a.want[e.ID] = a.sum(subject, header, body)
+		e.Header, data = nil, nil
+		return nil
+	})
+	if err != nil {
+		a.g.Fatal(err)
+	}
+	for _, id := range a.g.writer.committed {
+		if _, ok := a.want[id]; !ok {
+			a.g.Errorf("the outbox lacks event %s, whose transaction has committed", id)
+		}
+	}
+	for _, id := range a.g.writer.undone {
+		if _, ok := a.want[id]; ok {
+			a.g.Errorf("the outbox holds event %s, which was rolled back", id)
+		}
+	}
+	if held := query[int](a.g, a.g.db, `select count(*) from pgjet.quarantine`); held != a.g.held {
+		a.g.Errorf("%d events are in quarantine, want %d", held, a.g.held)
+	}
+}
+
+// sum covers all of a message but what the server and the relay's protocol put
+// into it.
+func (a *account) sum(subject string, header map[string][]string, body []byte) uint64 {
+	var names []string
+	for name := range header {
+		if !strings.HasPrefix(name, "Nats-") && (name == "Pgjet-Seq" || !strings.HasPrefix(name, "Pgjet-")) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	var h maphash.Hash
+	h.SetSeed(a.seed)
+	h.WriteString(subject)
+	for _, name := range names {
+		fmt.Fprintf(&h, "\n%s %q", name, header[name])
+	}
+	h.WriteString("\n\n")
+	h.Write(body)
+	return h.Sum64()
+}
+
+// readStream strikes out what the stream holds, and returns its last sequence.
+func (a *account) readStream() uint64 {
+	a.g.Helper()
+	stream, err := a.g.js.Stream(a.g.Context(), "EVENTS")
+	if err != nil {
+		a.g.Fatal(err)
+	}
+	state := stream.CachedInfo().State
+	if state.Msgs == 0 {
+		return state.LastSeq
+	}
+	consumer, err := stream.OrderedConsumer(a.g.Context(), jetstream.OrderedConsumerConfig{})
+	if err != nil {
+		a.g.Fatal(err)
+	}
+	messages, err := consumer.Messages()
+	if err != nil {
+		a.g.Fatal(err)
+	}
+	defer messages.Stop()
+	known := make(map[uuid.UUID]bool, len(a.want))
+	for {
+		msg, err := messages.Next(jetstream.NextMaxWait(healing))
+		if err != nil {
+			a.g.Fatalf("read the stream behind %d messages: %v", a.seen, err)
+		}
+		meta, err := msg.Metadata()
+		if err != nil {
+			a.g.Fatal(err)
+		}
+		a.strike(known, msg, meta.Sequence.Stream)
+		if meta.Sequence.Stream >= state.LastSeq {
+			return state.LastSeq
+		}
+	}
+}
+
+func (a *account) strike(known map[uuid.UUID]bool, msg jetstream.Msg, seq uint64) {
+	a.seen++
+	id, _ := uuid.Parse(msg.Headers().Get("ce-id"))
+	where := fmt.Sprintf("%s at %d", id, seq)
+	want, ok := a.want[id]
+	switch {
+	case known[id]:
+		a.twice = append(a.twice, where)
+		return
+	case !ok:
+		a.ghost = append(a.ghost, where)
+		return
+	case want != a.sum(msg.Subject(), msg.Headers(), msg.Data()):
+		a.different = append(a.different, where)
+	}
+	delete(a.want, id)
+	known[id] = true
+	var data struct{ N int64 }
+	key := msg.Headers().Get("ce-subject")
+	if err := json.Unmarshal(msg.Data(), &data); err != nil || data.N == 0 {
+		return // not of ours: its order is not known
+	}
+	if data.N != a.last[key]+1 {
+		a.disorder = append(a.disorder, fmt.Sprintf("%s: number %d of %s, behind %d", where, data.N, key, a.last[key]))
+	}
+	a.last[key] = data.N
+}
+
+// report fails the test if anything is wrong.
+func (a *account) report() {
+	a.g.Helper()
+	for id := range a.want {
+		a.lost = append(a.lost, id.String())
+	}
+	for what, all := range map[string][]string{
+		"lost": a.lost, "never committed": a.ghost, "stored twice": a.twice, "out of order": a.disorder, "changed": a.different,
+	} {
+		if len(all) > 0 {
+			a.g.Errorf("%d of %d events %s, such as %s", len(all), a.seen+len(a.lost), what, all[:min(3, len(all))])
+		}
+	}
+	if a.g.Failed() && a.g.relay != nil {
+		a.g.Logf("the relay: %s", a.g.relay)
+	}
+}
+
+// A usage is what a process holds.
+type usage struct{ goroutines, memory float64 }
+
+// usage reads it from the process's metrics.
+func (g *rig) usage(s *service) usage {
+	g.Helper()
+	return usage{g.metric(s, "go_goroutines"), g.metric(s, "process_resident_memory_bytes")}
+}
+
+// metric returns the value of one, whatever its labels.
+func (g *rig) metric(s *service, name string) float64 {
+	g.Helper()
+	status, body := get(g, s.admin+"/metrics")
+	m := regexp.MustCompile(`(?m)^` + name + `(?:\{.*\})? (\S+)$`).FindStringSubmatch(body)
+	if m == nil {
+		g.Fatalf("GET /metrics = %d and no %s", status, name)
+	}
+	value, err := strconv.ParseFloat(m[1], 64)
+	if err != nil {
+		g.Fatal(err)
+	}
+	return value
+}
+
+// settles waits until the relay has given back what a fault made it take.
+func (g *rig) settles() {
+	g.Helper()
+	if g.calm == (usage{}) {
+		return
+	}
+	const more = 64 << 20
+	var now usage
+	testenv.Eventually(g, healing, "memory and goroutines are back", func() bool {
+		now = g.usage(g.relay)
+		return now.goroutines <= g.calm.goroutines+5 && now.memory <= g.calm.memory+memoryFactor()*more
+	})
+	g.Logf("goroutines %.0f, were %.0f; memory %.0f MiB, was %.0f MiB", now.goroutines, g.calm.goroutines, now.memory/(1<<20), g.calm.memory/(1<<20))
+}
+
+// memoryFactor is how much more memory a process may take than it should: the race
+// detector takes several times as much.
+func memoryFactor() float64 {
+	if raced {
+		return 6
+	}
+	return 1
+}
