@@ -113,18 +113,24 @@ func TestChaosStreamMissing(t *testing.T) {
 func TestChaosDiskFull(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, lazy bool) {
+		if lazy {
+			longOnly(t)
+		}
 		dir := t.TempDir()
 		resize := smallDisk(t, dir, "24m")
 		n := startNATSProcess(t, devserver.NATSOptions{Dir: dir, Lazy: lazy, MaxStore: 1 << 30})
 		g := newRig(t, testenv.DatabaseURL(t), n.url())
-		g.writer.pad = 30_000
+		g.writer.pad.Store(30_000)
 		g.begin()
 		g.says("stream_write_error")
 		testenv.Eventually(t, healing, "the disk is full", func() bool {
-			status, _ := get(t, g.relay.admin+"/readyz")
+			status, body := get(t, g.relay.admin+"/readyz")
+			if status != 200 {
+				println(body)
+			}
 			return status != 200
 		})
-		g.writer.pad = 300
+		g.writer.pad.Store(300)
 		resize("512m")
 		n.kill()
 		n.start()

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -27,7 +28,7 @@ const writerKeys = 9
 type writer struct {
 	g     *rig
 	pause time.Duration // after each transaction of one of the goroutines
-	pad   int           // payloads are up to this much larger
+	pad   atomic.Int64  // payloads are up to so many bytes larger
 
 	cancel  context.CancelFunc
 	running sync.WaitGroup
@@ -47,7 +48,9 @@ func newWriter(g *rig) *writer {
 	if err != nil {
 		g.Fatal(err)
 	}
-	return &writer{g: g, pause: 5 * time.Millisecond, pad: 300}
+	w := &writer{g: g, pause: 5 * time.Millisecond}
+	w.pad.Store(300)
+	return w
 }
 
 // start lets it write until stop.
@@ -145,7 +148,7 @@ func (w *writer) append(ctx context.Context, tx pgx.Tx, r *rand.Rand, key string
 		n++
 		e := events.Event{
 			ID: uuid.Must(uuid.NewV7()), Type: "note.made", Key: key,
-			Data: fmt.Appendf(nil, `{"n": %d,  "pad":"%s"}`, n, strings.Repeat("ö", r.IntN(w.pad+1)/2)),
+			Data: fmt.Appendf(nil, `{"n": %d,  "pad":"%s"}`, n, strings.Repeat("ö", int(r.Int64N(w.pad.Load()+1)/2))),
 		}
 		if r.IntN(3) == 0 {
 			e.Traceparent = fmt.Sprintf("00-%016x%016x-%016x-01", r.Uint64()|1, r.Uint64(), r.Uint64()|1)
