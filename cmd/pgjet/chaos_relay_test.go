@@ -196,3 +196,24 @@ func TestChaosRelaysComeAndGo(t *testing.T) {
 	g.relay = relays[0]
 	g.check()
 }
+
+// TestChaosPaused: an operator wants no publishing for a while.
+func TestChaosPaused(t *testing.T) {
+	t.Parallel()
+	g := calmRig(t)
+	g.exec(`update pgjet.leader set paused_at = now(), paused_by = 'ann', pause_reason = 'test'`)
+	g.says("paused")
+	g.exec(`update pgjet.leader set paused_at = null, paused_by = null, pause_reason = null`)
+	g.flows(20)
+	g.check()
+}
+
+// TestChaosHalted: what another writer put into the stream needs a person's look.
+func TestChaosHalted(t *testing.T) {
+	t.Parallel()
+	g := calmRig(t)
+	if _, err := g.js.Publish(t.Context(), "events.00.note.made", []byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	g.says("halted: ")
+}
