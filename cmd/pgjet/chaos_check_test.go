@@ -8,10 +8,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"testing"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/events"
@@ -26,10 +28,9 @@ func (g *rig) check() {
 	g.Helper()
 	begun := time.Now()
 	g.writer.stop()
-	a := &account{g: g, seed: maphash.MakeSeed(), last: make(map[string]int64)}
-	a.readOutbox()
+	a := newAccount(g)
 	within := healing + time.Duration(len(a.want))*time.Millisecond/2
-	want := a.stored + uint64(len(a.want))
+	want := uint64(len(a.want))
 	for deadline := begun.Add(within); g.messages() < want && time.Now().Before(deadline); {
 		time.Sleep(10 * time.Millisecond)
 	}
@@ -59,14 +60,20 @@ func (g *rig) messages() uint64 {
 
 // An account compares outbox and stream. It holds a few bytes for each event.
 type account struct {
-	g      *rig
-	seed   maphash.Seed
-	want   map[uuid.UUID]uint64 // what is not in the stream yet: a hash of its message
-	stored uint64               // how many were seen in the stream
-	last   map[string]int64     // the number that each key has reached there
+	g    *rig
+	seed maphash.Seed
+	want map[uuid.UUID]uint64 // what is not in the stream yet: a hash of its message
+	last map[string]int64     // the number that each key has reached there
 
 	seen                                    int
 	lost, ghost, twice, disorder, different []string
+}
+
+// newAccount reads the outbox.
+func newAccount(g *rig) *account {
+	a := &account{g: g, seed: maphash.MakeSeed(), last: make(map[string]int64)}
+	a.readOutbox()
+	return a
 }
 
 // readOutbox notes what was committed, but for what is in quarantine. Whatever the
@@ -193,15 +200,21 @@ func (a *account) strike(known map[uuid.UUID]bool, msg jetstream.Msg, seq uint64
 	a.last[key] = data.N
 }
 
-// report fails the test if anything is wrong.
-func (a *account) report() {
-	a.g.Helper()
+// summarize notes what is left as lost, and returns how many events are wrong in
+// which way.
+func (a *account) summarize() map[string][]string {
 	for id := range a.want {
 		a.lost = append(a.lost, id.String())
 	}
-	for what, all := range map[string][]string{
+	return map[string][]string{
 		"lost": a.lost, "never committed": a.ghost, "stored twice": a.twice, "out of order": a.disorder, "changed": a.different,
-	} {
+	}
+}
+
+// report fails the test if anything is wrong.
+func (a *account) report() {
+	a.g.Helper()
+	for what, all := range a.summarize() {
 		if len(all) > 0 {
 			a.g.Errorf("%d of %d events %s, such as %s", len(all), a.seen+len(a.lost), what, all[:min(3, len(all))])
 		}
@@ -257,4 +270,50 @@ func memoryFactor() float64 {
 		return 6
 	}
 	return 1
+}
+
+// TestChaosCheckerSees: it finds each thing that can be wrong.
+func TestChaosCheckerSees(t *testing.T) {
+	t.Parallel()
+	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
+	rows, err := g.db.Query(t.Context(), `
+		insert into pgjet.outbox (id, type, key, data)
+		select gen_random_uuid(), 'note.made', 'k', json_build_object('n', n) from generate_series(1, 6) n
+		returning id, seq, type, key, data::text, time`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (e events.Event, err error) {
+		e.Source = "/users"
+		err = r.Scan(&e.ID, &e.Seq, &e.Type, &e.Key, (*[]byte)(&e.Data), &e.Time)
+		return e, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	publish := func(e events.Event) {
+		subject, header, body := e.Message()
+		if _, err := g.js.PublishMsg(t.Context(), &nats.Msg{Subject: subject, Header: header, Data: body}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, i := range []int{0, 0, 2, 1, 3} { // one twice, two in the wrong order
+		publish(all[i])
+	}
+	changed, ghost := all[4], all[5] // and the last is lost
+	changed.Data = []byte(`{"n":  5}`)
+	ghost.ID = uuid.New()
+	publish(changed)
+	publish(ghost)
+
+	a := newAccount(g)
+	if last := a.readStream(); last != 7 || a.seen != 7 {
+		t.Errorf("read %d messages up to %d, want 7", a.seen, last)
+	}
+	for what, found := range a.summarize() {
+		want := map[string]int{"lost": 1, "never committed": 1, "stored twice": 1, "out of order": 3, "changed": 1}[what]
+		if len(found) != want {
+			t.Errorf("%s: %q, want %d", what, found, want)
+		}
+	}
 }

@@ -3,8 +3,10 @@ package main
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -174,8 +176,12 @@ func (g *rig) does(what string, check func(t *testing.T)) {
 func (g *rig) says(cause string) {
 	g.Helper()
 	g.does("says "+cause, func(t *testing.T) {
-		begun := time.Now()
-		g.relay.notReady(g.relay.admin, cause)
+		begun, body := time.Now(), ""
+		for status := 0; status != http.StatusServiceUnavailable || !strings.Contains(body, cause); time.Sleep(10 * time.Millisecond) {
+			if status, body = get(t, g.relay.admin+"/readyz"); time.Since(begun) > healing {
+				t.Fatalf("GET /readyz = %d %s, want 503 and %q, of %s", status, body, cause, g.relay)
+			}
+		}
 		t.Logf("after %s", time.Since(begun).Round(time.Millisecond))
 	})
 }
