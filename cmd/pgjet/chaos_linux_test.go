@@ -16,3 +16,8 @@ func mount(source, dir, kind string, again bool, options string) error {
 }
 
 func unmount(dir string) error { return os.NewSyscallError("umount", syscall.Unmount(dir, 0)) }
+
+// ours start a process that ends with this one, frozen or not.
+func ours() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+}

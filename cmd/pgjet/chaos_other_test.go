@@ -2,8 +2,13 @@
 
 package main
 
-import "errors"
+import (
+	"errors"
+	"syscall"
+)
 
 func mount(source, dir, kind string, again bool, options string) error { return errors.ErrUnsupported }
 
 func unmount(dir string) error { return errors.ErrUnsupported }
+
+func ours() *syscall.SysProcAttr { return nil }

@@ -117,25 +117,3 @@ func TestChaosConnectionsExhausted(t *testing.T) {
 	}
 	g.check()
 }
-
-// TestChaosPermissionDenied takes the relay's rights away.
-func TestChaosPermissionDenied(t *testing.T) {
-	t.Parallel()
-	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
-	role := g.relayRole()
-	g.database = role
-	g.begin()
-	u, err := url.Parse(role)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, table := range []string{"outbox", "checkpoint", "leader"} {
-		g.exec(fmt.Sprintf(`revoke all on pgjet.%s from %s`, table, u.User.Username()))
-		g.disconnect()
-		g.backlog(100, 10)
-		g.says("permission_denied")
-		g.exec(fmt.Sprintf(`grant select, insert, update, delete on pgjet.%s to %s`, table, u.User.Username()))
-		g.flows(20)
-	}
-	g.check()
-}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -82,7 +83,7 @@ func (n *natsProcess) try() error {
 	n.cmd = exec.Command(os.Args[0])
 	n.cmd.Env = append(os.Environ(), natsVariable+"="+string(options))
 	n.cmd.Stderr = &n.stderr
-	n.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	n.cmd.SysProcAttr = ours()
 	if _, err := n.cmd.StdinPipe(); err != nil { // closed by the end of this process
 		return err
 	}
@@ -90,19 +91,32 @@ func (n *natsProcess) try() error {
 	if err != nil {
 		return err
 	}
-	if err := n.cmd.Start(); err != nil {
+	if err := n.run(); err != nil {
 		return err
 	}
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	if err == nil {
 		n.options.Port, err = strconv.Atoi(strings.TrimSpace(line))
 	}
+	return err
+}
+
+// run starts the process, which dies with the thread that started it, and the
+// goroutine that waits for its end.
+func (n *natsProcess) run() error {
 	n.done = make(chan struct{})
+	started := make(chan error)
 	go func() {
-		_ = n.cmd.Wait() // killed
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := n.cmd.Start()
+		started <- err
+		if err == nil {
+			_ = n.cmd.Wait() // killed
+		}
 		close(n.done)
 	}()
-	return err
+	return <-started
 }
 
 // kill ends it by force, frozen or not.
