@@ -122,7 +122,7 @@ func TestChaosMemory(t *testing.T) {
 	g.exec(fmt.Sprintf(`
 		insert into pgjet.outbox (id, type, key, data)
 		select gen_random_uuid(), 'note.made', 'large', to_json(repeat('x', %d - 2)) from generate_series(1, %d)`,
-		size, upTo(60, 1000)))
+		size, upTo(60, 300)))
 	g.writer.start()
 	begun := time.Now()
 	g.relay = g.startRelay()

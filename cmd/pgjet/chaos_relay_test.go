@@ -30,8 +30,9 @@ func TestChaosRelayKilled(t *testing.T) {
 	g.check()
 }
 
-// TestChaosRelayKilledAtEachWrite kills the relay right before its first write to a
-// connection, then before its second, and so on: each step of the protocol is one.
+// TestChaosRelayKilledAtEachWrite kills the relay right before a thread of it writes
+// for the first time, then for the second, and so on: each step of the protocol is a
+// write to one of the connections.
 func TestChaosRelayKilledAtEachWrite(t *testing.T) {
 	longOnly(t)
 	t.Parallel()
@@ -41,11 +42,11 @@ func TestChaosRelayKilledAtEachWrite(t *testing.T) {
 	}
 	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
 	killed := 0
-	for n := 1; n <= upTo(0, 150); n++ {
+	for i := range upTo(0, 120) {
 		g.backlog(1+g.rand.IntN(60), 7)
 		p := command(t, nil, "relay", "--database-url", g.database, "--nats-url", g.nats, "--admin-addr", anyPort)
-		p.cmd.Args = append([]string{strace, "-f", "--seccomp-bpf", "-o", "/dev/null", "-e", "trace=write",
-			"-e", fmt.Sprint("inject=write:signal=KILL:when=", n), "--", p.cmd.Path}, p.cmd.Args[1:]...)
+		p.cmd.Args = append([]string{strace, "-f", "-o", "/dev/null", "-e", "trace=write",
+			"-e", fmt.Sprint("inject=write:signal=KILL:when=", 1+i%40), "--", p.cmd.Path}, p.cmd.Args[1:]...)
 		p.cmd.Path = strace
 		p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 		p.begin()
@@ -60,8 +61,8 @@ func TestChaosRelayKilledAtEachWrite(t *testing.T) {
 		<-p.done
 		p.check()
 	}
-	if killed == 0 {
-		t.Error("the relay was never killed: does strace inject signals here?")
+	if killed < upTo(0, 40) {
+		t.Errorf("the relay was killed %d times only: does strace inject signals here?", killed)
 	}
 	t.Logf("killed %d times", killed)
 	g.relay = g.startRelay()
