@@ -116,24 +116,24 @@ func TestChaosFailoverAfterACrash(t *testing.T) {
 func TestChaosZombie(t *testing.T) {
 	t.Run("its session is ended by hand", func(t *testing.T) {
 		t.Parallel()
-		zombie(t, func(g *rig, pid int) {
-			_, err := g.db.Exec(t.Context(), `
-				select pg_terminate_backend(l.pid, 5000)
-				  from pg_locks l join pg_stat_activity a using (pid)
-				 where l.locktype = 'advisory' and l.granted and a.datname = current_database()`)
-			if err != nil {
-				t.Fatal(err)
-			}
-		})
+		zombie(t, (*rig).depose)
 	})
 	t.Run("PostgreSQL ends its session", func(t *testing.T) {
 		t.Parallel()
 		t.Skip("the relay's session does not end while the relay hangs")
-		zombie(t, func(*rig, int) {})
+		zombie(t, func(*rig) {})
 	})
 }
 
-func zombie(t *testing.T, help func(g *rig, pid int)) {
+// depose ends the session by which a relay leads.
+func (g *rig) depose() {
+	g.Helper()
+	g.exec(`select pg_terminate_backend(l.pid, 5000)
+		from pg_locks l join pg_stat_activity a using (pid)
+		where l.locktype = 'advisory' and l.granted and a.datname = current_database()`)
+}
+
+func zombie(t *testing.T, help func(g *rig)) {
 	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
 	g.writer.pause /= 2
 	relays := []*service{g.startRelay(), g.startRelay()}
@@ -144,7 +144,7 @@ func zombie(t *testing.T, help func(g *rig, pid int)) {
 		g.moment(150 * time.Millisecond)
 		thaw := freeze(t, leads.cmd.Process.Pid)
 		begun := time.Now()
-		help(g, leads.cmd.Process.Pid)
+		help(g)
 		stands.ready(stands.admin)
 		g.flows(20)
 		took := time.Since(begun)
@@ -163,6 +163,42 @@ func zombie(t *testing.T, help func(g *rig, pid int)) {
 			t.Errorf("%d errors in the log of %s", n, r)
 		}
 	}
+}
+
+// TestChaosLateMessages: what a relay sent while it led is delivered when another
+// has long taken over, and published the same events.
+func TestChaosLateMessages(t *testing.T) {
+	t.Parallel()
+	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
+	proxy, slow := proxied(t, g.nats)
+	g.writer.start()
+	for range upTo(2, 10) {
+		leads := startRelay(t, g.database, slow)
+		leads.ready(leads.admin)
+		stands := g.startRelay()
+		stands.notReady(stands.admin, "standby")
+		poison(t, proxy, toxic{Type: "latency", Stream: "upstream", Attributes: map[string]int64{"latency": 1500}})
+		g.backlog(1+g.rand.IntN(200), 20)
+		testenv.Eventually(t, healing, "all that could be sent is on its way", func() bool {
+			before := g.lastSeq()
+			time.Sleep(200 * time.Millisecond)
+			return g.lastSeq() == before
+		})
+		if g.rand.IntN(2) == 0 {
+			leads.kill()
+		} else {
+			freeze(t, leads.cmd.Process.Pid)
+			g.depose()
+		}
+		stands.ready(stands.admin)
+		g.flows(20)
+		time.Sleep(2 * time.Second) // the late ones arrive
+		proxy.Toxics.ResetToxics(t.Context())
+		leads.kill()
+		stands.kill()
+	}
+	g.relay = g.startRelay()
+	g.check()
 }
 
 // TestChaosRelaysComeAndGo starts and kills five relays all the time. Events go on
