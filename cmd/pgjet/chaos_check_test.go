@@ -4,9 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/maphash"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -222,54 +220,6 @@ func (a *account) report() {
 	if a.g.Failed() && a.g.relay != nil {
 		a.g.Logf("the relay: %s", a.g.relay)
 	}
-}
-
-// A usage is what a process holds.
-type usage struct{ goroutines, memory float64 }
-
-// usage reads it from the process's metrics.
-func (g *rig) usage(s *service) usage {
-	g.Helper()
-	return usage{g.metric(s, "go_goroutines"), g.metric(s, "process_resident_memory_bytes")}
-}
-
-// metric returns the value of one, whatever its labels.
-func (g *rig) metric(s *service, name string) float64 {
-	g.Helper()
-	status, body := get(g, s.admin+"/metrics")
-	m := regexp.MustCompile(`(?m)^` + name + `(?:\{.*\})? (\S+)$`).FindStringSubmatch(body)
-	if m == nil {
-		g.Fatalf("GET /metrics = %d and no %s", status, name)
-	}
-	value, err := strconv.ParseFloat(m[1], 64)
-	if err != nil {
-		g.Fatal(err)
-	}
-	return value
-}
-
-// settles waits until the relay has given back what a fault made it take.
-func (g *rig) settles() {
-	g.Helper()
-	if g.calm == (usage{}) {
-		return
-	}
-	const more = 64 << 20
-	var now usage
-	testenv.Eventually(g, healing, "memory and goroutines are back", func() bool {
-		now = g.usage(g.relay)
-		return now.goroutines <= g.calm.goroutines+5 && now.memory <= g.calm.memory+memoryFactor()*more
-	})
-	g.Logf("goroutines %.0f, were %.0f; memory %.0f MiB, was %.0f MiB", now.goroutines, g.calm.goroutines, now.memory/(1<<20), g.calm.memory/(1<<20))
-}
-
-// memoryFactor is how much more memory a process may take than it should: the race
-// detector takes several times as much.
-func memoryFactor() float64 {
-	if raced {
-		return 6
-	}
-	return 1
 }
 
 // TestChaosCheckerSees: it finds each thing that can be wrong.
