@@ -23,7 +23,7 @@ const (
 	// tendEvery is how often a leader looks what operators want.
 	tendEvery = time.Second
 	// stepTime bounds one step. It ends the session, nothing else.
-	stepTime = 20 * time.Second
+	stepTime = 10 * time.Second
 )
 
 // A term is one session of a relay: a pair of connections, and the lead while it

@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgjet/pgjet/events"
@@ -70,7 +69,7 @@ func TestChaosRowsThatAppendRefuses(t *testing.T) {
 		{"a time before all years", "time", `'0044-03-15 12:00 BC'`},
 		{"a time after all years", "time", `'12345-01-01'`},
 	} {
-		g.does("sets aside "+row.name, func(t *testing.T) {
+		g.Run("sets aside "+row.name, func(t *testing.T) {
 			values := map[string]string{"id": "gen_random_uuid()", "type": "'note.made'", "key": "'k'", "data": "'{}'", "header": "null", "traceparent": "null", "time": "now()"}
 			values[row.column] = row.value
 			var columns, list []string
@@ -90,22 +89,6 @@ func TestChaosRowsThatAppendRefuses(t *testing.T) {
 		}
 	}
 	g.check()
-}
-
-// TestChaosSameIdTwice: nothing in the table keeps writers in SQL from that.
-func TestChaosSameIdTwice(t *testing.T) {
-	t.Parallel()
-	g := calmRig(t)
-	g.does("sets aside an id that another event has", func(t *testing.T) {
-		id := uuid.Must(uuid.NewV7())
-		for range 2 {
-			g.exec(fmt.Sprintf(`insert into pgjet.outbox (id, type, key, data) values ('%s', 'note.made', 'k', '{}')`, id))
-			g.flows(50)
-		}
-		testenv.Eventually(t, patience, "the second is set aside", func() bool {
-			return query[int](t, g.db, `select count(*) from pgjet.quarantine`) == 1
-		})
-	})
 }
 
 // TestChaosMemory drains a large backlog and large events. The relay's memory does

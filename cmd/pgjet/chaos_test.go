@@ -143,40 +143,10 @@ func (g *rig) lastSeq() uint64 {
 // moment waits for a random time.
 func (g *rig) moment(atMost time.Duration) { time.Sleep(time.Duration(g.rand.Int64N(int64(atMost)))) }
 
-// notYet is what the relay does not do yet.
-var notYet = map[string]bool{
-	"says stream_write_error": true,
-	"says permission_denied":  true,
-	"says database_read_only": true,
-	"says paused":             true,
-	"says halted: ":           true,
-
-	"notices at once that its connection to NATS is lost": true,
-
-	"sets aside a header with a number":       true,
-	"sets aside a list of headers":            true,
-	"sets aside no end of time":               true,
-	"sets aside a time before all years":      true,
-	"sets aside a time after all years":       true,
-	"sets aside an id that another event has": true,
-}
-
-// does runs a part of the test that is skipped as long as the relay does not do
-// this.
-func (g *rig) does(what string, check func(t *testing.T)) {
-	g.Helper()
-	g.Run(what, func(t *testing.T) {
-		if notYet[what] {
-			t.Skip("not yet")
-		}
-		check(t)
-	})
-}
-
 // says waits until /readyz of the relay names the cause for which nothing moves.
 func (g *rig) says(cause string) {
 	g.Helper()
-	g.does("says "+cause, func(t *testing.T) {
+	g.Run("says "+cause, func(t *testing.T) {
 		begun, body := time.Now(), ""
 		for status := 0; status != http.StatusServiceUnavailable || !strings.Contains(body, cause); time.Sleep(10 * time.Millisecond) {
 			if status, body = get(t, g.relay.admin+"/readyz"); time.Since(begun) > healing {

@@ -116,10 +116,15 @@ func (s *Session) take(ctx context.Context, r outbox.Record) error {
 	if s.stored.remove(r.Event.Seq) || s.aside.has(r.Event.Seq) {
 		return nil
 	}
-	if reason := cmp.Or(r.Event.Validate(), s.Stream.Check(r.Event)); reason != nil {
+	if reason := s.unfit(r); reason != nil {
 		return s.quarantine(ctx, r, reason)
 	}
 	return s.add(ctx, r)
+}
+
+// unfit returns why the stream could never store the event of r, or nil.
+func (s *Session) unfit(r outbox.Record) error {
+	return cmp.Or(r.Err, r.Event.Validate(), s.Stream.Check(r.Event))
 }
 
 func (s *Session) add(ctx context.Context, r outbox.Record) error {
@@ -281,7 +286,7 @@ func (s *Session) Retry(ctx context.Context) (int, error) {
 		if !s.mark.Position.Covers(r) {
 			continue // it comes when it is read
 		}
-		if reason := cmp.Or(r.Event.Validate(), s.Stream.Check(r.Event)); reason != nil {
+		if reason := s.unfit(r); reason != nil {
 			if err := s.quarantine(ctx, r, reason); err != nil {
 				return n, err
 			}
