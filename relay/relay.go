@@ -57,7 +57,8 @@ type Relay struct {
 
 	keeper  session.Keeper
 	metrics *metrics
-	careful int // see protocol.Session
+	careful int    // see protocol.Session
+	busy    string // why the outbox cannot be tended
 }
 
 // connectTimeout is how long it may take to connect.

@@ -38,7 +38,6 @@ type term struct {
 	saved   time.Time      // when the last checkpoint was written
 	tended  time.Time
 	adopted int64  // what wish said at the beginning
-	busy    string // why the outbox cannot be tended
 }
 
 // run takes the lead, resyncs, and publishes until something fails or ctx ends.
@@ -201,22 +200,29 @@ func (t *term) tend(ctx, work context.Context) error {
 	return t.prune(work)
 }
 
-// prune looks after the partitions of the outbox and old checkpoints.
+// prune looks after the partitions of the outbox and old checkpoints. That it cannot
+// is no reason not to publish.
 func (t *term) prune(ctx context.Context) error {
 	position, _ := t.session.Position()
 	done, err := outbox.Tend(ctx, t.db.conn, position, t.Retention)
-	if err != nil {
+	if err == nil {
+		err = t.db.prune(ctx, t.Retention)
+	}
+	if t.db.conn.IsClosed() {
 		return blockedByDatabase(err)
 	}
 	if done.Dropped > 0 {
 		t.metrics.pruned.Add(ctx, done.Pruned)
 		t.Log.InfoContext(ctx, "pruned the outbox", "partitions", done.Dropped, "events", done.Pruned)
 	}
+	if err != nil {
+		done.Busy = err.Error()
+	}
 	if done.Busy != t.busy && done.Busy != "" {
-		t.Log.InfoContext(ctx, "cannot tend the outbox now, will keep trying", "reason", done.Busy)
+		t.Log.WarnContext(ctx, "cannot tend the outbox now, will keep trying", "reason", done.Busy)
 	}
 	t.busy = done.Busy
-	return t.db.prune(ctx, t.Retention)
+	return nil
 }
 
 // pause finishes what is on its way and waits until nobody wants a pause any more.
