@@ -98,14 +98,14 @@ func TestChaosMemory(t *testing.T) {
 	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
 	count := upTo(100_000, 1_000_000)
 	if raced {
-		count /= 4 // its memory tells little
+		count /= 6 // its memory tells little
 	}
 	g.backlog(count, 1000)
 	const size = 900 << 10
 	g.exec(fmt.Sprintf(`
 		insert into pgjet.outbox (id, type, key, data)
 		select gen_random_uuid(), 'note.made', 'large', to_json(repeat('x', %d - 2)) from generate_series(1, %d)`,
-		size, upTo(60, 300)))
+		size, upTo(40, 300)))
 	g.writer.start()
 	begun := time.Now()
 	g.relay = g.startRelay()

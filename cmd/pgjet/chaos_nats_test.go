@@ -117,10 +117,10 @@ func TestChaosDiskFull(t *testing.T) {
 			longOnly(t)
 		}
 		dir := t.TempDir()
-		resize := smallDisk(t, dir, "24m")
+		resize := smallDisk(t, dir, "12m")
 		n := startNATSProcess(t, devserver.NATSOptions{Dir: dir, Lazy: lazy, MaxStore: 1 << 30})
 		g := newRig(t, testenv.DatabaseURL(t), n.url())
-		g.writer.pad.Store(30_000)
+		g.writer.pad.Store(60_000)
 		g.begin()
 		g.says("stream_write_error")
 		testenv.Eventually(t, healing, "the disk is full", func() bool {
