@@ -1,80 +1,226 @@
 package migrations_test
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/migrations"
+	"github.com/pgjet/pgjet/outbox"
 )
 
-// TestRoles tries every kind of statement as every role: w is pgjet_writer, r
-// pgjet_relay, c pgjet_consumer and o pgjet_operator. All others must be refused.
+var roles = []string{"pgjet_writer", "pgjet_relay", "pgjet_consumer", "pgjet_operator"}
+
+// statements says who may do what; nobody else may.
+var statements = []struct{ sql, roles string }{
+	{`insert into pgjet.outbox (id, type, key, traceparent, header, data, time)
+	  values (gen_random_uuid(), 'a.b', 'k', null, null, '{}', now())`, "writer"},
+	{`insert into pgjet.outbox (xid, id, type, key, data) values ('5', gen_random_uuid(), 'a.b', 'k', '{}')`, ""},
+	{`insert into pgjet.outbox (seq, id, type, key, data) overriding system value
+	  values (5, gen_random_uuid(), 'a.b', 'k', '{}')`, ""},
+	{`insert into pgjet.outbox_1 (seq, id, type, key, data) values (5, gen_random_uuid(), 'a.b', 'k', '{}')`, ""},
+	{`select nextval('pgjet.outbox_seq_seq')`, ""},
+	{`select setval('pgjet.outbox_seq_seq', 1)`, ""},
+	{`select from pgjet.outbox`, "relay operator"},
+	{`update pgjet.outbox set key = key`, ""},
+	{`delete from pgjet.outbox`, ""},
+	{`truncate pgjet.outbox`, ""},
+	{`drop table pgjet.outbox_1`, ""},
+	{`lock table pgjet.outbox in access exclusive mode`, ""},
+	{`select last_value from pgjet.outbox_seq_seq`, "relay operator"},
+	{`select name, low, high from pgjet.outbox_partition`, "relay operator"},
+	{`select pgjet.outbox_default_used()`, "relay operator"},
+	{`select pgjet.add_outbox_partition(1000000, 1000100)`, "relay"},
+	{`select pgjet.empty_outbox_default(100)`, "relay"},
+	{`select pgjet.drop_outbox_partition('outbox_1', pg_current_snapshot(), 50000)`, "relay operator"},
+	{`select pgjet.lock_outbox()`, ""},
+	{`select pgjet.tend_outbox()`, ""},
+	{`select pgjet.grant_roles()`, ""},
+
+	{`select from pgjet.leader`, "relay operator"},
+	{`insert into pgjet.leader as l (stream, epoch) values ('S', 1) on conflict (stream) do update set epoch = l.epoch + 1`, "relay"},
+	{`insert into pgjet.leader as l (stream, epoch, paused_at, paused_by, pause_reason) values ('S', 0, now(), 'me', 'r')
+	  on conflict (stream) do update set paused_at = now(), paused_by = 'me', pause_reason = 'r'`, "relay operator"},
+	{`select epoch from pgjet.leader for share`, "relay operator"},
+	{`update pgjet.leader set epoch = 7`, "relay"},
+	{`delete from pgjet.leader`, ""},
+	{`select from pgjet.checkpoint`, "relay operator"},
+	{`insert into pgjet.checkpoint (stream, stream_created, stream_seq, snapshot, floor, epoch)
+	  values ('S', now(), 1, pg_current_snapshot(), 1, 1)`, "relay"},
+	{`update pgjet.checkpoint set floor = floor`, ""},
+	{`delete from pgjet.checkpoint where floor = 0`, "relay"},
+	{`select from pgjet.quarantine`, "relay operator"},
+	{`insert into pgjet.quarantine (seq, event_id, reason) values (7, gen_random_uuid(), 'r')`, "relay"},
+	{`update pgjet.quarantine set state = 'retry', changed_at = now(), changed_by = 'me', change_reason = 'r' where seq = 9`, "relay operator"},
+	{`update pgjet.quarantine set reason = '' where seq = 9`, "relay"},
+	{`delete from pgjet.quarantine where seq = 9`, "relay"},
+	{`select from pgjet.unknown_message`, "relay operator"},
+	{`insert into pgjet.unknown_message (stream, stream_created, stream_seq, subject) values ('S', now(), 1, 's')`, "relay"},
+	{`delete from pgjet.unknown_message where stream = 'S'`, "relay operator"},
+	{`select from pgjet.adoption`, "relay operator"},
+	{`insert into pgjet.adoption (stream, stream_created, stream_seq, by, reason) values ('S', now(), 1, 'me', 'r')`, "operator"},
+	{`delete from pgjet.adoption`, ""},
+	{`select from pgjet.pruned`, "relay operator"},
+	{`update pgjet.pruned set events = 0`, ""},
+	{`select from pgjet.operation`, "operator"},
+	{`insert into pgjet.operation (kind, target, by, reason) values ('prune', 't', 'me', 'r')`, "operator"},
+	{`delete from pgjet.operation`, ""},
+
+	{`select from pgjet.inbox`, "operator"},
+	{`insert into pgjet.inbox (consumer, event_id, state, attempts) values ('c', gen_random_uuid(), 'done', 1)
+	  on conflict do nothing`, "consumer"},
+	{`update pgjet.inbox set state = 'dead'`, ""},
+	{`delete from pgjet.inbox`, ""},
+	{`select from pgjet.dead_letter`, "operator"},
+	{`insert into pgjet.dead_letter (consumer, event_id, stream, stream_seq, subject, header, data, error, attempts)
+	  values ('c', gen_random_uuid(), 'S', 1, 's', '{}', '', 'e', 1)`, "consumer"},
+	{`delete from pgjet.dead_letter`, ""},
+	{`select from pgjet.schema_version`, "operator"},
+	{`create table pgjet.mine ()`, ""},
+}
+
 func TestRoles(t *testing.T) {
 	db := testenv.Postgres(t)
-	roles := map[string]string{"w": "pgjet_writer", "r": "pgjet_relay", "c": "pgjet_consumer", "o": "pgjet_operator"}
-	id := uuid.NewString()
-	for _, s := range []struct{ allowed, sql string }{
-		{"w", `insert into pgjet.outbox (id, type, key, traceparent, header, data, time) values ('` + id + `', 't', 'k', null, null, '{}', now())`},
-		{"", `insert into pgjet.outbox (xid, id, type, key, data) values ('3', '` + id + `', 't', 'k', '{}')`},
-		{"", `insert into pgjet.outbox (seq, id, type, key, data) overriding system value values (1, '` + id + `', 't', 'k', '{}')`},
-		{"ro", `select from pgjet.outbox where seq > 0`},
-		{"ro", `select from pgjet.outbox_partition`},
-		{"ro", `select pgjet.outbox_stray()`},
-		{"ro", `select pgjet.add_outbox_partition(1000000, 1000010)`},
-		{"", `update pgjet.outbox set key = 'x'`},
-		{"", `delete from pgjet.outbox`},
-		{"", `truncate pgjet.outbox`},
-		{"", `drop table pgjet.outbox_1`},
-		{"ro", `select from pgjet.leader`},
-		{"ro", `insert into pgjet.leader (stream, epoch) values ('S', 0)`},
-		{"r", `update pgjet.leader set epoch = epoch + 1`},
-		{"ro", `update pgjet.leader set paused_at = now(), paused_by = 'x', pause_reason = 'y'`},
-		{"", `delete from pgjet.leader`},
-		{"r", `insert into pgjet.checkpoint (stream, stream_created, stream_seq, snapshot, floor, epoch) values ('S', now(), 1, '1:1:', 1, 1)`},
-		{"r", `delete from pgjet.checkpoint`},
-		{"", `update pgjet.checkpoint set floor = 9`},
-		{"r", `insert into pgjet.quarantine (seq, event_id, reason) values (1, '` + id + `', 'x')`},
-		{"r", `delete from pgjet.quarantine`},
-		{"ro", `update pgjet.quarantine set state = 'retry', changed_at = now(), changed_by = 'x', change_reason = 'y'`},
-		{"r", `update pgjet.quarantine set event_id = '` + id + `'`},
-		{"ro", `delete from pgjet.unknown_message`},
-		{"r", `insert into pgjet.unknown_message (stream, stream_created, stream_seq, subject) values ('S', now(), 1, 's')`},
-		{"o", `insert into pgjet.adoption (stream, stream_created, stream_seq, by, reason) values ('S', now(), 1, 'x', 'y')`},
-		{"ro", `select from pgjet.adoption`},
-		{"o", `insert into pgjet.operation (kind, target, by, reason) values ('a', 'b', 'c', 'd')`},
-		{"", `update pgjet.operation set by = 'x'`},
-		{"", `update pgjet.pruned set seq = 0`},
-		{"c", `insert into pgjet.inbox (consumer, event_id, state, attempts) values ('c', '` + id + `', 'done', 1)`},
-		{"c", `delete from pgjet.inbox`},
-		{"co", `select from pgjet.dead_letter`},
-		{"", `create table pgjet.mine ()`},
-		{"", `drop table pgjet.inbox`},
-	} {
-		for letter, role := range roles {
-			err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error {
-				if _, err := tx.Exec(t.Context(), `set local role `+role); err != nil {
-					return err
-				}
-				if _, err := tx.Exec(t.Context(), s.sql); err != nil {
-					return err
-				}
-				return errUndo
+	if _, err := db.Exec(t.Context(), `insert into pgjet.leader (stream, epoch) values ('S', 1)`); err != nil {
+		t.Fatal(err)
+	}
+	for _, role := range append(roles, "pgjet_nobody") {
+		for _, s := range statements {
+			allowed := strings.Contains(s.roles, strings.TrimPrefix(role, "pgjet_"))
+			err := as(t.Context(), db, role, func(tx pgx.Tx) error {
+				_, err := tx.Exec(t.Context(), s.sql)
+				return err
 			})
 			pgErr, _ := errors.AsType[*pgconn.PgError](err)
-			refused := pgErr != nil && pgErr.Code == "42501"
-			if !refused && !errors.Is(err, errUndo) {
-				t.Errorf("%s: %s: %v", role, s.sql, err)
-			}
-			if allowed := strings.Contains(s.allowed, letter); allowed == refused {
-				t.Errorf("%s is allowed %t, want %t: %s", role, !refused, allowed, s.sql)
+			if refused := pgErr != nil && pgErr.Code == "42501"; allowed && err != nil || !allowed && !refused {
+				t.Errorf("%s: %s: %v, want allowed = %t", role, s.sql, err, allowed)
 			}
 		}
 	}
 }
 
-var errUndo = errors.New("undo")
+// as runs fn with the rights of a role, and undoes what it did.
+func as(ctx context.Context, db *pgxpool.Pool, role string, fn func(pgx.Tx) error) error {
+	tx, err := db.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback(ctx)
+	if role == "pgjet_nobody" {
+		_, err = tx.Exec(ctx, `create role pgjet_nobody; grant usage on schema pgjet to pgjet_nobody`)
+	}
+	if err == nil {
+		_, err = tx.Exec(ctx, `set local role `+role)
+	}
+	if err != nil {
+		return fmt.Errorf("become %s: %w", role, err)
+	}
+	return fn(tx)
+}
+
+// TestWriterAppends: what a service calls needs no more than pgjet_writer has.
+func TestWriterAppends(t *testing.T) {
+	db := testenv.Postgres(t)
+	err := as(t.Context(), db, "pgjet_writer", func(tx pgx.Tx) error {
+		return outbox.Append(t.Context(), tx, events.UserCreated{UserID: "1"}, events.UserCreated{UserID: "2"})
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// server returns a pool on a PostgreSQL server of its own, which has no roles of ours.
+func server(t *testing.T) *pgxpool.Pool {
+	t.Helper()
+	db, err := pgxpool.New(t.Context(), testenv.PostgresServer(t).URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	return db
+}
+
+func database(t *testing.T, db *pgxpool.Pool, name, user string) *pgxpool.Pool {
+	t.Helper()
+	config := db.Config()
+	config.ConnConfig.Database, config.ConnConfig.User = name, user
+	own, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(own.Close)
+	return own
+}
+
+func grants(t *testing.T, db *pgxpool.Pool) (n int) {
+	t.Helper()
+	err := db.QueryRow(t.Context(), `
+		select count(*) from pg_roles where rolname = any($1) and has_schema_privilege(rolname, 'pgjet', 'usage')`, roles).Scan(&n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// TestRolesInManyDatabases migrates databases of a new cluster at the same time: one
+// makes the roles, each gives its rights.
+func TestRolesInManyDatabases(t *testing.T) {
+	db := server(t)
+	var wg sync.WaitGroup
+	var all []*pgxpool.Pool
+	for n := range 6 {
+		name := fmt.Sprintf("app%d", n)
+		if _, err := db.Exec(t.Context(), `create database `+name); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, database(t, db, name, db.Config().ConnConfig.User))
+	}
+	for _, own := range all {
+		wg.Go(func() {
+			if _, err := migrations.Up(t.Context(), own); err != nil {
+				t.Errorf("Up() = %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	for _, own := range all {
+		if n := grants(t, own); n != len(roles) {
+			t.Errorf("%d roles have rights in %s, want %d", n, own.Config().ConnConfig.Database, len(roles))
+		}
+	}
+}
+
+// TestRolesThatMayNotBeCreated: the migrations succeed without, and say what to do.
+func TestRolesThatMayNotBeCreated(t *testing.T) {
+	db := server(t)
+	for _, sql := range []string{`create role plain login`, `create database app owner plain`} {
+		if _, err := db.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	plain := database(t, db, "app", "plain")
+	if _, err := migrations.Up(t.Context(), plain); err != nil {
+		t.Fatalf("Up() = %v", err)
+	}
+	if n := grants(t, plain); n != 0 {
+		t.Fatalf("%d roles have rights, want none", n)
+	}
+	if _, err := db.Exec(t.Context(), `create role pgjet_writer nologin`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := plain.Exec(t.Context(), `select pgjet.grant_roles()`); err != nil {
+		t.Fatal(err)
+	}
+	if n := grants(t, plain); n != 1 {
+		t.Errorf("%d roles have rights, want pgjet_writer", n)
+	}
+}

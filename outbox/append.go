@@ -135,8 +135,8 @@ func explain(err error) error {
 		return err
 	}
 	switch pgErr.Code {
-	case "42P01", "3F000": // no such table, no such schema
-		return fmt.Errorf("table pgjet.outbox does not exist; run: pgjet migrate up: %w", err)
+	case "42P01", "42883", "3F000": // no such table, function or schema
+		return fmt.Errorf("the outbox does not exist or is of an older version; run: pgjet migrate up: %w", err)
 	case "25P02": // the transaction had failed already
 		return fmt.Errorf("the transaction had failed before; look at the error of the statement before it: %w", err)
 	}

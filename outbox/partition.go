@@ -1,172 +1,265 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Partitions: how many are kept ahead of what is written, how many make up the
-// retention, how small and how large they may be, and how many rows are moved out of
-// the default partition at a time.
+// DefaultRetention is how long events stay in the outbox after they were published: for
+// so long the relay can publish again what a stream loses.
+const DefaultRetention = 72 * time.Hour
+
+// How many partitions are kept ahead of the last event, how many make up the
+// retention, and how many events one may take.
 const (
 	partitionsAhead = 2
 	partitionsKept  = 24
 	minWidth        = 50_000
 	maxWidth        = 5_000_000
-	moveWidth       = 50_000
 )
 
-// A Tended says what [Tend] did.
+// A Tended says what [Tend] or [Prune] did.
 type Tended struct {
-	Added   int    // partitions made ahead, or for rows of the default partition
-	Moved   int64  // rows moved out of the default partition
-	Dropped int    // partitions dropped
-	Pruned  int64  // events that were in them
-	Busy    string // what could not be done now, and why; "" if nothing
+	Added   int      // partitions made ahead
+	Emptied int64    // events that were in the default partition, and have one of their own now
+	Dropped []string // partitions dropped
+	Pruned  int64    // events that were in those
+	Busy    string   // what has to wait, and why; "" if nothing
 }
 
-// Tend looks after the partitions of the outbox: it makes new ones ahead, empties the
-// default partition, into which a row falls that has no other, and drops those that
-// are published and older than retention. A partition is published if it lies before
-// published, and older if that was so by a checkpoint of every stream written longer
-// ago than retention, by the clock of the database.
+// Tend looks after the partitions of the outbox. It keeps two whole ones ahead of the
+// last event, so wide that some 24 of them make up the retention at the rate of late;
+// it makes a partition of what fell into the default one; and it drops the oldest that
+// may go, as [Prune] does. A call does a little, and is one cheap query if there is
+// nothing to do: a relay calls it about once a second, by a connection of its own,
+// since counting the events of a partition that is not in memory takes its time. While
+// Tended.Busy says why something has to wait, every ten seconds is enough.
 //
-// No writer waits for Tend longer than about 50 ms: what would take longer is left
-// for the next call. It does one thing of each kind at a time, and is one cheap query
-// if there is nothing to do. It needs a role with the rights of pgjet_relay.
-func Tend(ctx context.Context, db *pgx.Conn, published Position, retention time.Duration) (Tended, error) {
+// No insert fails for it or waits for longer than some 50 ms, whoever else holds the
+// outbox; but for the moment in which the default partition becomes an ordinary one,
+// about 100 ms for a million events. Tend needs the rights of pgjet_relay. Any number
+// of sessions may call it.
+func Tend(ctx context.Context, db *pgx.Conn, retention time.Duration) (Tended, error) {
 	var t Tended
-	s, err := readPartitions(ctx, db, retention)
+	s, err := survey(ctx, db, retention)
+	if err == nil {
+		err = t.extend(ctx, db, s)
+	}
+	if err == nil {
+		err = t.prune(ctx, db, s, 1)
+	}
 	if err != nil {
 		return t, fmt.Errorf("tend outbox: %w", err)
-	}
-	for _, do := range []func() error{
-		func() error { return t.extend(ctx, db, s) },
-		func() error { return t.prune(ctx, db, s, published) },
-	} {
-		err := do()
-		pgErr, ok := errors.AsType[*pgconn.PgError](err)
-		switch {
-		case ok && (pgErr.Code == "55P03" || pgErr.Code == "40P01" || pgErr.Code == "PJ001"): // lock not available, deadlock, not published
-			t.Busy = pgErr.Message
-		case err != nil:
-			return t, fmt.Errorf("tend outbox: %w", err)
-		}
 	}
 	return t, nil
 }
 
-// A partition holds the events with low ≤ seq < high.
+// Prune drops the partitions of which every event is published in every stream, by
+// the newest checkpoint of each, and was so longer ago than age, by checkpoints of that
+// time: when an event was written does not count, since its time may be anyone's. A
+// partition that cannot go now stays, and Tended.Busy says why. If there is any to try,
+// pgjet.operation says first who wanted that, and why. Prune needs the rights of
+// pgjet_operator.
+func Prune(ctx context.Context, db *pgx.Conn, age time.Duration, by, reason string) (Tended, error) {
+	var t Tended
+	s, err := survey(ctx, db, age)
+	if err == nil && len(s.droppable()) > 0 {
+		_, err = db.Exec(ctx, `
+			insert into pgjet.operation (kind, target, by, reason, detail)
+			values ('prune', 'pgjet.outbox', $1, $2, jsonb_build_object('older_than', $3::text, 'partitions', $4::text[]))`,
+			by, reason, age.String(), s.droppable())
+	}
+	if err == nil {
+		err = t.prune(ctx, db, s, len(s.partitions))
+	}
+	if err != nil {
+		return t, fmt.Errorf("prune outbox: %w", err)
+	}
+	return t, nil
+}
+
+// Prunable returns the names of the partitions that [Prune] would try to drop.
+func Prunable(ctx context.Context, db *pgx.Conn, age time.Duration) ([]string, error) {
+	s, err := survey(ctx, db, age)
+	if err != nil {
+		return nil, fmt.Errorf("look at outbox: %w", err)
+	}
+	return s.droppable(), nil
+}
+
+// A partition holds the events with Low ≤ seq < High.
 type partition struct {
 	Name      string
 	Low, High int64
 }
 
-// partitions are the outbox as Tend sees it.
-type partitions struct {
-	all   []partition // in order
-	last  int64       // the seq given out last
-	stray *int64      // the lowest seq in the default partition
-	old   int64       // every stream held all up to here, longer ago than the retention
-	rate  float64     // events a second, of late
-	keep  time.Duration
+// A situation is what there is to decide on.
+type situation struct {
+	partitions []partition // in order
+	last       int64       // the seq given out last
+	strays     bool        // the default partition is not empty
+	published  Position    // in every stream
+	old        int64       // every stream had published all up to here, long enough ago
+	rate       float64     // events a second, of late
+	retention  time.Duration
 }
 
-func readPartitions(ctx context.Context, db *pgx.Conn, retention time.Duration) (*partitions, error) {
-	s := &partitions{keep: retention}
+// A batcher is a connection or a transaction.
+type batcher interface {
+	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
+}
+
+func survey(ctx context.Context, db batcher, retention time.Duration) (*situation, error) {
+	s := &situation{retention: retention}
 	b := &pgx.Batch{}
 	b.Queue(`select name, low, high from pgjet.outbox_partition order by low`).Query(func(rows pgx.Rows) (err error) {
-		s.all, err = pgx.CollectRows(rows, pgx.RowToStructByPos[partition])
+		s.partitions, err = pgx.CollectRows(rows, pgx.RowToStructByPos[partition])
 		return err
 	})
 	b.Queue(`
-		select coalesce((select max(seq) from pgjet.outbox), 0),
-		       pgjet.outbox_stray(),
-		       coalesce((select min(floor) from (
-		           select coalesce(max(c.floor) filter (where c.at < clock_timestamp() - $1::interval), 0) as floor
-		             from pgjet.leader l left join pgjet.checkpoint c using (stream) group by l.stream) as of_streams), 0),
-		       coalesce((select (max(floor) - min(floor)) / greatest(extract(epoch from max(at) - min(at)), 60)
-		          from pgjet.checkpoint where at > clock_timestamp() - interval '1 hour'), 0)::float8`, retention).
-		QueryRow(func(row pgx.Row) error { return row.Scan(&s.last, &s.stray, &s.old, &s.rate) })
-	return s, db.SendBatch(ctx, b).Close()
+		select (select case when is_called then last_value else last_value - 1 end from pgjet.outbox_seq_seq),
+		       pgjet.outbox_default_used()`).
+		QueryRow(func(row pgx.Row) error { return row.Scan(&s.last, &s.strays) })
+	b.Queue(`
+		select coalesce(newest.snapshot, '1:1:')::text, coalesce(newest.floor, 0), coalesce(old.floor, 0), coalesce(late.rate, 0)
+		  from pgjet.leader l
+		  left join lateral (
+		        select snapshot, floor from pgjet.checkpoint
+		         where stream = l.stream and system_identifier = (select system_identifier from pg_control_system())
+		         order by id desc limit 1) as newest on true
+		 cross join lateral (
+		        select max(floor) as floor from pgjet.checkpoint
+		         where stream = l.stream and at < clock_timestamp() - $1::interval) as old
+		  left join lateral (
+		        select ((max(floor) - min(floor)) / nullif(extract(epoch from max(at) - min(at)), 0))::float8 as rate
+		          from pgjet.checkpoint
+		         where stream = l.stream and at > clock_timestamp() - interval '1 hour'
+		        having max(at) - min(at) > interval '10 seconds') as late on true`, retention).
+		Query(s.scanStreams)
+	if err := db.SendBatch(ctx, b).Close(); err != nil {
+		return nil, explain(err)
+	}
+	return s, nil
 }
 
-// width returns how many events a new partition holds: so many that not many
-// partitions make up the retention.
-func (s *partitions) width() int64 {
-	w := int64(s.rate*s.keep.Seconds()) / partitionsKept
-	return min(max(w/minWidth, 1)*minWidth, maxWidth)
+// scanStreams combines what is known of each stream: the one that is behind counts.
+func (s *situation) scanStreams(rows pgx.Rows) error {
+	var text string
+	var p Position
+	var old int64
+	var rate float64
+	first := true
+	_, err := pgx.ForEachRow(rows, []any{&text, &p.Floor, &old, &rate}, func() (err error) {
+		if p.Snapshot, err = ParseSnapshot(text); err != nil {
+			return err
+		}
+		if first {
+			s.published, s.old, first = p, old, false
+		}
+		s.published, s.old, s.rate = s.published.and(p), min(s.old, old), max(s.rate, rate)
+		return nil
+	})
+	return err
 }
 
-// top returns where the next partition begins.
-func (s *partitions) top() int64 {
-	if len(s.all) == 0 {
-		return 1
+// and returns the position of what lies before both p and q.
+func (p Position) and(q Position) Position {
+	a, b := p.Snapshot, q.Snapshot
+	both := Snapshot{Xmin: min(a.Xmin, b.Xmin), Xmax: min(a.Xmax, b.Xmax)}
+	for _, xid := range slices.Concat(a.Running, b.Running) {
+		if xid < both.Xmax {
+			both.Running = append(both.Running, xid)
+		}
 	}
-	return s.all[len(s.all)-1].High
+	slices.Sort(both.Running)
+	both.Running = slices.Compact(both.Running)
+	return Position{Snapshot: both, Floor: min(p.Floor, q.Floor)}
 }
 
-// extend makes a partition: for rows in the default partition, which it is then
-// emptied of, else ahead of what is written, if there are too few. A default partition
-// with many rows becomes an ordinary one as it is.
-func (t *Tended) extend(ctx context.Context, db *pgx.Conn, s *partitions) error {
-	if s.stray != nil && *s.stray >= s.top() && s.last-*s.stray > moveWidth {
-		t.Added++
-		return db.QueryRow(ctx, `select pgjet.turn_outbox_default()`).Scan(new(int64))
+// width returns how many events a new partition is for. As long as the rate is not
+// known that is as many as the one before takes.
+func (s *situation) width() int64 {
+	w := int64(s.rate*s.retention.Seconds()) / partitionsKept
+	if n := len(s.partitions); w == 0 && n > 0 {
+		w = s.partitions[n-1].High - s.partitions[n-1].Low
 	}
-	if s.stray != nil {
-		return t.add(ctx, db, *s.stray, s.gapEnd(*s.stray, *s.stray+moveWidth))
+	return min(max(w, minWidth), maxWidth)
+}
+
+// extend makes what partitions are missing.
+func (t *Tended) extend(ctx context.Context, db *pgx.Conn, s *situation) error {
+	if s.strays {
+		return t.try(db.QueryRow(ctx, `select pgjet.empty_outbox_default($1)`, s.width()).Scan(&t.Emptied))
 	}
-	ahead := 0
-	for _, p := range s.all {
-		if p.Low > s.last {
+	next, ahead := s.last+1, 0
+	for _, p := range s.partitions {
+		if next = max(next, p.High); p.Low > s.last {
 			ahead++
 		}
 	}
-	if ahead >= partitionsAhead {
-		return nil
+	for ; ahead < partitionsAhead && t.Busy == ""; ahead++ {
+		_, err := db.Exec(ctx, `select pgjet.add_outbox_partition($1, $2)`, next, next+s.width())
+		if err := t.try(err); err != nil {
+			return err
+		}
+		if t.Busy == "" {
+			t.Added++
+		}
+		next += s.width()
 	}
-	low := max(s.top(), s.last+1)
-	return t.add(ctx, db, low, low+s.width())
+	return nil
 }
 
-// gapEnd returns high, or where the next partition above low begins if that is less.
-func (s *partitions) gapEnd(low, high int64) int64 {
-	for _, p := range s.all {
-		if p.Low > low {
-			return min(high, p.Low)
+// droppable returns the names of the partitions that are published everywhere, and
+// old enough.
+func (s *situation) droppable() []string {
+	var names []string
+	for _, p := range s.partitions {
+		if p.High-1 <= min(s.old, s.published.Floor) {
+			names = append(names, p.Name)
 		}
 	}
-	return high
+	return names
 }
 
-func (t *Tended) add(ctx context.Context, db *pgx.Conn, low, high int64) error {
-	var moved int64
-	if err := db.QueryRow(ctx, `select pgjet.add_outbox_partition($1, $2)`, low, high).Scan(&moved); err != nil {
-		return err
+// prune drops some of the partitions that may go.
+func (t *Tended) prune(ctx context.Context, db *pgx.Conn, s *situation, some int) error {
+	for _, name := range s.droppable() {
+		if len(t.Dropped) == some {
+			return nil
+		}
+		var events int64
+		err := db.QueryRow(ctx, `select pgjet.drop_outbox_partition($1, $2::text::pg_snapshot, $3)`,
+			name, s.published.Snapshot.String(), s.published.Floor).Scan(&events)
+		if err == nil {
+			t.Dropped = append(t.Dropped, name)
+			t.Pruned += events
+		}
+		if err := t.try(err); err != nil {
+			return err
+		}
 	}
-	t.Added++
-	t.Moved += moved
 	return nil
 }
 
-// prune drops the first partition if it may go.
-func (t *Tended) prune(ctx context.Context, db *pgx.Conn, s *partitions, published Position) error {
-	if len(s.all) == 0 || s.all[0].High-1 > min(s.old, published.Floor) {
+// try takes note of an error that says that something has to wait, and returns any
+// other.
+func (t *Tended) try(err error) error {
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok {
+		return err
+	}
+	switch pgErr.Code {
+	case "55P03", "PJ001": // lock not available, not published
+		t.Busy = cmp.Or(t.Busy, pgErr.Message)
 		return nil
 	}
-	var events int64
-	err := db.QueryRow(ctx, `select pgjet.drop_outbox_partition($1, $2::text::pg_snapshot, $3)`,
-		s.all[0].Name, published.Snapshot.String(), published.Floor).Scan(&events)
-	if err != nil {
-		return err
-	}
-	t.Dropped++
-	t.Pruned += events
-	return nil
+	return err
 }

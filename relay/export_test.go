@@ -2,9 +2,10 @@ package relay
 
 import "github.com/pgjet/pgjet/outbox"
 
-const ReadByIndex = readByIndex
-
-var PendingSQL = pendingSQL
+const (
+	PendingSQL  = pendingSQL
+	ReadByIndex = readByIndex
+)
 
 func PendingArguments(from outbox.Position, now outbox.Snapshot) []any {
 	return pendingArguments(from, now)

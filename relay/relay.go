@@ -39,6 +39,7 @@ import (
 	"go.opentelemetry.io/otel"
 
 	"github.com/pgjet/pgjet/internal/session"
+	"github.com/pgjet/pgjet/outbox"
 )
 
 // A Relay moves events from one outbox to one stream. Set its fields, then call
@@ -52,13 +53,13 @@ type Relay struct {
 	Log      *slog.Logger    // nil discards
 
 	// Retention is how long published events stay in the outbox, and so how far
-	// back the stream can be healed; 0 is 72 hours. Events go by whole partitions.
+	// back the stream can be healed; 0 is
+	// [outbox.DefaultRetention]. Events go by whole partitions.
 	Retention time.Duration
 
 	keeper  session.Keeper
 	metrics *metrics
-	careful int    // see protocol.Session
-	busy    string // why the outbox cannot be tended
+	careful int // see protocol.Session
 }
 
 // connectTimeout is how long it may take to connect.
@@ -94,6 +95,6 @@ func (r *Relay) Ready(context.Context) error { return r.keeper.Ready() }
 func (r *Relay) setDefaults() {
 	r.Stream = cmp.Or(r.Stream, "EVENTS")
 	r.Source = cmp.Or(r.Source, "pgjet")
-	r.Retention = cmp.Or(r.Retention, 72*time.Hour)
+	r.Retention = cmp.Or(r.Retention, outbox.DefaultRetention)
 	r.Log = cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("relay", r.Stream)
 }

@@ -188,17 +188,17 @@ func optional[T any](to **T, fields func(*T) []any) func(pgx.Rows) error {
 //
 // The last two tell of late commits. A row that was restored from another cluster
 // says an xid of that one; what counts is who wrote it here. Compare outbox.Reader.
-var pendingSQL = `
+const pendingSQL = `
 	with ahead as materialized (
 		select seq, time from pgjet.outbox where seq > $2 order by seq limit $6
 	), ended as materialized (
 		select o.seq, o.time from unnest($3::xid8[]) as e (xid), lateral (
 			select seq, time from pgjet.outbox
-			 where xid between e.xid and e.xid and seq <= $2 and not pg_visible_in_snapshot(` + writerBy("$7::bigint") + `, $1::pg_snapshot)
+			 where xid between e.xid and e.xid and seq <= $2 and not pg_visible_in_snapshot(pgjet.outbox_xid(xid, xmin), $1::pg_snapshot)
 			 order by xid limit $6) o
 	), young as materialized (
 		select seq, time from pgjet.outbox
-		 where xid >= $4::xid8 and xid < $5::xid8 and (seq > $2 or not pg_visible_in_snapshot(` + writerBy("$7::bigint") + `, $1::pg_snapshot))
+		 where xid >= $4::xid8 and xid < $5::xid8 and (seq > $2 or not pg_visible_in_snapshot(pgjet.outbox_xid(xid, xmin), $1::pg_snapshot))
 		 order by xid limit $6
 	), late as (
 		select * from ended union all select * from young where seq <= $2
@@ -217,14 +217,6 @@ var pendingSQL = `
 // readByIndex lasts to the end of the transaction.
 const readByIndex = `select set_config(name, 'off', true)
 	from unnest(array['enable_seqscan', 'enable_bitmapscan', 'enable_sort', 'enable_incremental_sort']) as name`
-
-// writerBy returns SQL for the transaction that wrote a row of the outbox, as
-// outbox.Reader knows it: xid, unless xmin, widened to the 64 bits of a transaction
-// close to xmax, the end of the current snapshot, is lower.
-func writerBy(xmax string) string {
-	return `least(xid, greatest(` + xmax + `
-		+ ((xmin::text::bigint - (` + xmax + ` & 4294967295) + 2147483648) & 4294967295) - 2147483648, 1)::text::xid8)`
-}
 
 // readPending counts what the newest checkpoint does not cover, by the snapshot now.
 func (s *Status) readPending(ctx context.Context, tx pgx.Tx, now string) error {
@@ -255,5 +247,5 @@ func pendingArguments(from outbox.Position, now outbox.Snapshot) []any {
 			ended = append(ended, xid)
 		}
 	}
-	return []any{from.Snapshot.String(), from.Floor, ended, from.Snapshot.Xmax, now.Xmax, pendingExact + 1, int64(now.Xmax)}
+	return []any{from.Snapshot.String(), from.Floor, ended, from.Snapshot.Xmax, now.Xmax, pendingExact + 1}
 }

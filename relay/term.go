@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/pgjet/pgjet/outbox"
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
@@ -197,32 +196,7 @@ func (t *term) tend(ctx, work context.Context) error {
 	if _, err = t.session.Retry(work); err != nil {
 		return err
 	}
-	return t.prune(work)
-}
-
-// prune looks after the partitions of the outbox and old checkpoints. That it cannot
-// is no reason not to publish.
-func (t *term) prune(ctx context.Context) error {
-	position, _ := t.session.Position()
-	done, err := outbox.Tend(ctx, t.db.conn, position, t.Retention)
-	if err == nil {
-		err = t.db.prune(ctx, t.Retention)
-	}
-	if t.db.conn.IsClosed() {
-		return blockedByDatabase(err)
-	}
-	if done.Dropped > 0 {
-		t.metrics.pruned.Add(ctx, done.Pruned)
-		t.Log.InfoContext(ctx, "pruned the outbox", "partitions", done.Dropped, "events", done.Pruned)
-	}
-	if err != nil {
-		done.Busy = err.Error()
-	}
-	if done.Busy != t.busy && done.Busy != "" {
-		t.Log.WarnContext(ctx, "cannot tend the outbox now, will keep trying", "reason", done.Busy)
-	}
-	t.busy = done.Busy
-	return nil
+	return t.db.prune(work, t.Retention)
 }
 
 // pause finishes what is on its way and waits until nobody wants a pause any more.

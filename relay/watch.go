@@ -9,6 +9,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
+
+	"github.com/pgjet/pgjet/outbox"
 )
 
 const (
@@ -23,6 +25,7 @@ const (
 // metrics tell the truth also while nobody leads and while NATS is away.
 type watch struct {
 	*Relay
+	busy string // why the outbox cannot be tended
 
 	mu          sync.Mutex
 	status      *Status // nil while PostgreSQL is away
@@ -108,6 +111,9 @@ func (w *watch) session(ctx context.Context) {
 	for due := time.Now(); ctx.Err() == nil; sleep(ctx, watchEvery) {
 		work, cancel := context.WithTimeout(ctx, countEvery)
 		status, err := ReadStatus(work, conn, w.Stream)
+		if err == nil && w.keeper.Ready() == nil {
+			w.tend(work, conn)
+		}
 		if err == nil && time.Now().After(due) {
 			begun := time.Now()
 			unaccounted, err = countUnaccounted(work, conn, w.Stream)
@@ -119,6 +125,23 @@ func (w *watch) session(ctx context.Context) {
 		}
 		w.note(&status, unaccounted)
 	}
+}
+
+// tend looks after the partitions of the outbox, if this relay leads. That it cannot
+// is no reason not to publish.
+func (w *watch) tend(ctx context.Context, conn *pgx.Conn) {
+	done, err := outbox.Tend(ctx, conn, w.Retention)
+	if done.Pruned > 0 {
+		w.metrics.pruned.Add(ctx, done.Pruned)
+		w.Log.InfoContext(ctx, "pruned the outbox", "partitions", done.Dropped, "events", done.Pruned)
+	}
+	if err != nil {
+		done.Busy = blockedByDatabase(err).Error()
+	}
+	if done.Busy != w.busy && done.Busy != "" {
+		w.Log.WarnContext(ctx, "cannot tend the outbox now, will keep trying", "reason", done.Busy)
+	}
+	w.busy = done.Busy
 }
 
 func (w *watch) note(s *Status, unaccounted *int64) {
@@ -133,15 +156,15 @@ func (w *watch) note(s *Status, unaccounted *int64) {
 func countUnaccounted(ctx context.Context, conn *pgx.Conn, stream string) (*int64, error) {
 	var n *int64
 	err := conn.QueryRow(ctx, `
-		with now as (
-			select pg_snapshot_xmax(pg_current_snapshot())::text::bigint as xmax
-		), checkpoint as (
+		with checkpoint as (
 			select snapshot, floor, events from pgjet.checkpoint
 			 where stream = $1 and system_identifier = (select system_identifier from pg_control_system())
 			 order by id desc limit 1
 		)
-		select (select count(*) from pgjet.outbox, now
-		         where seq <= c.floor and pg_visible_in_snapshot(`+writerBy("xmax")+`, c.snapshot))
+		select (select count(*) from pgjet.outbox where seq <= c.floor)
+		     - (select count(*) from pgjet.outbox
+		         where seq <= c.floor and (xid >= pg_snapshot_xmax(c.snapshot) or xid = any (array(select pg_snapshot_xip(c.snapshot))))
+		           and not pg_visible_in_snapshot(pgjet.outbox_xid(xid, xmin), c.snapshot))
 		     + (select events from pgjet.pruned) - c.events
 		  from checkpoint c`, stream).Scan(&n)
 	if err == pgx.ErrNoRows {

@@ -33,7 +33,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/devmail", ""},
 	{"internal/testenv", "internal/devserver migrations"},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/mailer internal/devmail internal/devserver internal/health internal/telemetry migrations outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/mailer internal/devmail internal/devserver internal/health internal/telemetry migrations outbox outbox/hint producer relay"},
 }
 
 func TestLayers(t *testing.T) {

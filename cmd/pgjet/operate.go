@@ -11,6 +11,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/spf13/cobra"
 
 	"github.com/pgjet/pgjet/migrations"
@@ -23,15 +24,22 @@ func migrateCommand() *cobra.Command {
 		Use:   "up",
 		Short: "Apply what is missing",
 		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return s.migrateUp(cmd.Context(), cmd.OutOrStdout()) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return s.migrateUp(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
 	}
 	cmd := group(&cobra.Command{Use: "migrate", Short: "Create and update the tables"}, up, s.migrateStatusCommand())
 	s.databaseFlag(cmd.PersistentFlags())
 	return cmd
 }
 
-func (s *settings) migrateUp(ctx context.Context, out io.Writer) error {
-	db, err := s.reach(ctx)
+func (s *settings) migrateUp(ctx context.Context, out, hints io.Writer) error {
+	config, err := s.databaseConfig()
+	if err != nil {
+		return err
+	}
+	config.ConnConfig.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) { fmt.Fprintln(hints, "pgjet:", n.Message) }
+	db, err := reach(ctx, config)
 	if err != nil {
 		return err
 	}

@@ -145,6 +145,10 @@ func (s *settings) reach(ctx context.Context) (*pgxpool.Pool, error) {
 	if err != nil {
 		return nil, err
 	}
+	return reach(ctx, config)
+}
+
+func reach(ctx context.Context, config *pgxpool.Config) (*pgxpool.Pool, error) {
 	db, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, err

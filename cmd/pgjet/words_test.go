@@ -35,6 +35,9 @@ func TestWrongUse(t *testing.T) {
 		{name: "port out of range", args: "dev --port 70000", says: []string{"--port", "1 to 65529"}},
 		{name: "bad log level", args: "relay --log-level loud", says: []string{"--log-level"}},
 		{name: "bad output", args: "migrate status -o xml", says: []string{"--output", "table or json"}},
+		{name: "bad output of the outbox", args: "outbox status -o xml", says: []string{"--output", "table or json"}},
+		{name: "negative age", args: "outbox prune --older-than -1h", says: []string{"--older-than"}},
+		{name: "no database for the outbox", args: "outbox status", says: []string{"--database-url", "PGJET_DATABASE_URL"}},
 		{name: "no database for users", args: "users", says: []string{"--database-url", "PGJET_DATABASE_URL", "postgres://"}},
 		{name: "no database for the relay", args: "relay", says: []string{"--database-url", "PGJET_DATABASE_URL"}},
 		{name: "no database for a consumer", args: "consume welcome-mailer", says: []string{"--database-url", "PGJET_DATABASE_URL"}},
@@ -82,6 +85,7 @@ func TestUnreachable(t *testing.T) {
 	database, nats := "postgres://ann:"+secret+"@"+nowhere+"/x", "nats://ann:"+secret+"@"+nowhere
 	refused(t, exitUnreachable, []string{"migrate", "up", "--database-url", database}, "PostgreSQL", nowhere)
 	refused(t, exitUnreachable, []string{"migrate", "status", "--database-url", database}, "PostgreSQL", nowhere)
+	refused(t, exitUnreachable, []string{"outbox", "status", "--database-url", database}, "PostgreSQL", nowhere)
 	refused(t, exitUnreachable, []string{"stream", "ensure", "--nats-url", nats}, "NATS")
 	refused(t, exitUnreachable, []string{"ready", "--admin-addr", nowhere}, nowhere)
 	refused(t, exitUnreachable, []string{"users", "--database-url", database, "--addr", "nowhere.invalid:1"}, "--addr")

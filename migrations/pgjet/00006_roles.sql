@@ -1,77 +1,79 @@
 -- +goose Up
--- Four roles without login; grant them to the roles that services log in with. Roles
--- belong to the whole cluster: another database may have made them, or be about to.
+-- Roles belong to the whole cluster: they may exist already, other databases may make
+-- them at the same time, and who migrates may not be allowed to.
 
 -- +goose StatementBegin
-do $$
+create function pgjet.grant_roles() returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
 declare
-    wanted text;
+    role text;
 begin
-    foreach wanted in array array['pgjet_writer', 'pgjet_relay', 'pgjet_consumer', 'pgjet_operator'] loop
-        begin
-            if not exists (select from pg_roles where rolname = wanted) then
-                execute format('create role %I nologin', wanted);
-            end if;
-        exception
-            when duplicate_object or unique_violation then
-                null;
-            when insufficient_privilege then
-                raise notice 'no right to create role %: have it created, and repeat the grants of this migration', wanted;
-        end;
+    foreach role in array '{pgjet_writer,pgjet_relay,pgjet_consumer,pgjet_operator}'::text[] loop
+        if to_regrole(role) is null then
+            begin
+                execute format('create role %I nologin', role);
+            exception
+                when duplicate_object or unique_violation then
+                    null;
+                when insufficient_privilege then
+                    raise notice 'role % is missing, and % may not create it: as a superuser run "create role % nologin", then "select pgjet.grant_roles()" as %',
+                        role, current_user, role, current_user;
+                    continue;
+            end;
+        end if;
+        execute format('grant usage on schema pgjet to %I', role);
+        case role
+        when 'pgjet_writer' then
+            -- Neither xid nor seq: a wrong one would lose events.
+            grant insert (id, type, key, traceparent, header, data, time) on pgjet.outbox to pgjet_writer;
+        when 'pgjet_relay' then
+            grant select on pgjet.outbox, pgjet.outbox_partition, pgjet.outbox_seq_seq, pgjet.adoption, pgjet.pruned to pgjet_relay;
+            grant select, insert, update on pgjet.leader to pgjet_relay;
+            grant select, insert, delete on pgjet.checkpoint to pgjet_relay;
+            grant select, insert, update, delete on pgjet.quarantine, pgjet.unknown_message to pgjet_relay;
+            grant execute on function pgjet.outbox_default_used, pgjet.add_outbox_partition,
+                pgjet.empty_outbox_default, pgjet.drop_outbox_partition to pgjet_relay;
+        when 'pgjet_consumer' then
+            grant insert on pgjet.inbox, pgjet.dead_letter to pgjet_consumer;
+        when 'pgjet_operator' then
+            grant select on all tables in schema pgjet to pgjet_operator;
+            grant select on pgjet.outbox_seq_seq to pgjet_operator;
+            grant insert (stream, epoch, paused_at, paused_by, pause_reason),
+                update (paused_at, paused_by, pause_reason) on pgjet.leader to pgjet_operator;
+            grant insert on pgjet.adoption, pgjet.operation to pgjet_operator;
+            grant update (state, changed_at, changed_by, change_reason) on pgjet.quarantine to pgjet_operator;
+            grant delete on pgjet.unknown_message to pgjet_operator;
+            grant execute on function pgjet.outbox_default_used, pgjet.drop_outbox_partition to pgjet_operator;
+        end case;
     end loop;
 end
 $$;
 -- +goose StatementEnd
 
--- +goose StatementBegin
-do $$
-declare
-    g record;
-begin
-    for g in select * from (values
-        ('pgjet_writer',   'usage on schema pgjet'),
-        ('pgjet_writer',   'insert (id, type, key, traceparent, header, data, time) on pgjet.outbox'),
+comment on function pgjet.grant_roles is
+    'Creates the roles pgjet_writer, pgjet_relay, pgjet_consumer and pgjet_operator where they are missing, and gives each what it needs in this database. May be repeated.';
+revoke execute on function pgjet.grant_roles from public;
 
-        ('pgjet_relay',    'usage on schema pgjet'),
-        ('pgjet_relay',    'select on pgjet.outbox, pgjet.outbox_partition, pgjet.adoption, pgjet.pruned'),
-        ('pgjet_relay',    'select, insert, update on pgjet.leader'),
-        ('pgjet_relay',    'select, insert, delete on pgjet.checkpoint'),
-        ('pgjet_relay',    'select, insert, update, delete on pgjet.quarantine, pgjet.unknown_message'),
-        ('pgjet_relay',    'execute on function pgjet.outbox_stray(), pgjet.turn_outbox_default(),'
-                           ' pgjet.add_outbox_partition(bigint, bigint), pgjet.drop_outbox_partition(text, pg_snapshot, bigint)'),
-
-        ('pgjet_consumer', 'usage on schema pgjet'),
-        ('pgjet_consumer', 'select, insert, update, delete on pgjet.inbox, pgjet.dead_letter'),
-
-        ('pgjet_operator', 'usage on schema pgjet'),
-        ('pgjet_operator', 'select on all tables in schema pgjet'),
-        ('pgjet_operator', 'insert, update (paused_at, paused_by, pause_reason) on pgjet.leader'),
-        ('pgjet_operator', 'insert on pgjet.adoption, pgjet.operation'),
-        ('pgjet_operator', 'delete on pgjet.unknown_message'),
-        ('pgjet_operator', 'delete on pgjet.unknown_message'),
-        ('pgjet_operator', 'update (state, changed_at, changed_by, change_reason) on pgjet.quarantine'),
-        ('pgjet_operator', 'execute on function pgjet.outbox_stray(), pgjet.turn_outbox_default(),'
-                           ' pgjet.add_outbox_partition(bigint, bigint), pgjet.drop_outbox_partition(text, pg_snapshot, bigint)')
-        ) as v (role, what) where exists (select from pg_roles where rolname = v.role)
-    loop
-        execute format('grant %s to %I', g.what, g.role);
-    end loop;
-end
-$$;
--- +goose StatementEnd
+select pgjet.grant_roles();
 
 -- +goose Down
 -- +goose StatementBegin
 do $$
 declare
-    wanted text;
+    role text;
 begin
     -- The roles stay: other databases may use them.
-    for wanted in select rolname from pg_roles where rolname in ('pgjet_writer', 'pgjet_relay', 'pgjet_consumer', 'pgjet_operator') loop
-        execute format('revoke all on all tables in schema pgjet from %I', wanted);
-        execute format('revoke all on all functions in schema pgjet from %I', wanted);
-        execute format('revoke all on schema pgjet from %I', wanted);
+    foreach role in array '{pgjet_writer,pgjet_relay,pgjet_consumer,pgjet_operator}'::text[] loop
+        if to_regrole(role) is not null then
+            execute format('revoke all on all tables in schema pgjet from %I', role);
+            execute format('revoke all on all sequences in schema pgjet from %I', role);
+            execute format('revoke all on all functions in schema pgjet from %I', role);
+            execute format('revoke all on schema pgjet from %I', role);
+        end if;
     end loop;
 end
 $$;
 -- +goose StatementEnd
+drop function pgjet.grant_roles;

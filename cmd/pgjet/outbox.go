@@ -1,0 +1,177 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/user"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/spf13/cobra"
+
+	"github.com/pgjet/pgjet/outbox"
+)
+
+func outboxCommand() *cobra.Command {
+	var s settings
+	cmd := group(&cobra.Command{Use: "outbox", Short: "Look at the outbox, and prune it"},
+		s.outboxStatusCommand(), s.outboxPruneCommand())
+	s.databaseFlag(cmd.PersistentFlags())
+	return cmd
+}
+
+// outboxVerb runs fn for a command with the flag --output, by a connection.
+func (s *settings) outboxVerb(ctx context.Context, output string, fn func(*pgx.Conn) error) error {
+	if output != "table" && output != "json" {
+		return usagef("--output is %q, want table or json", output)
+	}
+	db, err := s.reach(ctx)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	conn, err := db.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	return fn(conn.Conn())
+}
+
+func (s *settings) outboxStatusCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Count what was written, published and pruned, and show the partitions",
+		Long: `Count, by one snapshot of the database, what was written, and what of it is
+published, pending, quarantined or pruned; and show the partitions. It reads the
+whole outbox.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return s.outboxVerb(cmd.Context(), output, func(db *pgx.Conn) error {
+				status, err := outbox.ReadStatus(cmd.Context(), db)
+				if err != nil {
+					return err
+				}
+				if output == "json" {
+					return json.NewEncoder(cmd.OutOrStdout()).Encode(status)
+				}
+				return showOutbox(cmd.OutOrStdout(), status)
+			})
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	return cmd
+}
+
+func showOutbox(out io.Writer, s outbox.Status) error {
+	fmt.Fprintf(out, "written %d = published %d + pending %d + quarantined %d + pruned %d\n\n",
+		s.Written, s.Published, s.Pending, s.Quarantined, s.Pruned)
+	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(w, "PARTITION\tLOW\tHIGH\tEVENTS\tMIB\tOLDEST\tNEWEST")
+	for _, p := range s.Partitions {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%.1f\t%s\t%s\n", p.Name, orDash(p.Low), orDash(p.High),
+			p.Events, float64(p.Bytes)/(1<<20), ago(p.Oldest), ago(p.Newest))
+	}
+	return w.Flush()
+}
+
+func orDash(n *int64) string {
+	if n == nil {
+		return "-"
+	}
+	return fmt.Sprint(*n)
+}
+
+func ago(t *time.Time) string {
+	if t == nil {
+		return "-"
+	}
+	return time.Since(*t).Round(time.Second).String() + " ago"
+}
+
+// A pruning is what "outbox prune" says.
+type pruning struct {
+	DryRun  bool     `json:"dry_run"`
+	Dropped []string `json:"dropped"` // or, in a dry run, what would be tried
+	Events  int64    `json:"events"`
+	Busy    string   `json:"busy"`
+}
+
+func (s *settings) outboxPruneCommand() *cobra.Command {
+	var age time.Duration
+	var reason, output string
+	var dryRun bool
+	cmd := &cobra.Command{
+		Use:   "prune",
+		Short: "Drop what is published and old, as the relay does; exit code 6 if something has to wait",
+		Long: `Drop the partitions of which every event has been published in every stream, and
+that for longer than --older-than. The relay does so by itself; by hand it can be
+done earlier. It is recorded in pgjet.operation. The exit code is 6 if a
+partition that is old enough cannot go now.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if age < 0 {
+				return usagef("--older-than is %s, want 0 or more", age)
+			}
+			return s.outboxVerb(cmd.Context(), output, func(db *pgx.Conn) error {
+				p, err := prune(cmd.Context(), db, age, reason, dryRun)
+				if len(p.Dropped) == 0 && err != nil {
+					return err
+				}
+				return errors.Join(p.show(cmd.OutOrStdout(), output), err)
+			})
+		},
+	}
+	cmd.Flags().DurationVar(&age, "older-than", outbox.DefaultRetention, "for how long it has to have been published")
+	cmd.Flags().StringVar(&reason, "reason", "", "why, for the record")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be dropped, and drop nothing")
+	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	return cmd
+}
+
+func prune(ctx context.Context, db *pgx.Conn, age time.Duration, reason string, dryRun bool) (pruning, error) {
+	if dryRun {
+		names, err := outbox.Prunable(ctx, db, age)
+		return pruning{DryRun: true, Dropped: append([]string{}, names...)}, err
+	}
+	done, err := outbox.Prune(ctx, db, age, operator(), reason)
+	return pruning{Dropped: append([]string{}, done.Dropped...), Events: done.Pruned, Busy: done.Busy}, err
+}
+
+func (p pruning) show(out io.Writer, output string) error {
+	switch {
+	case output == "json":
+		if err := json.NewEncoder(out).Encode(p); err != nil {
+			return err
+		}
+	case p.DryRun && len(p.Dropped) > 0:
+		fmt.Fprintf(out, "would drop %s\n", strings.Join(p.Dropped, ", "))
+	case len(p.Dropped) > 0:
+		fmt.Fprintf(out, "dropped %s: %d events\n", strings.Join(p.Dropped, ", "), p.Events)
+	case p.Busy == "":
+		fmt.Fprintln(out, "nothing to drop: no whole partition is published and old enough")
+	}
+	if p.Busy != "" {
+		return &exitError{exitFindings, fmt.Errorf("something has to wait: %s", p.Busy)}
+	}
+	return nil
+}
+
+// operator returns who runs this command, for the record.
+func operator() string {
+	name, host := "unknown", "unknown"
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	if h, err := os.Hostname(); err == nil {
+		host = h
+	}
+	return name + "@" + host
+}

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/outbox"
+)
+
+// agedOutbox returns the address of a database whose outbox holds a partition with
+// three events that were published 100 hours ago, and an event that is pending.
+func agedOutbox(t *testing.T) (string, *pgxpool.Pool) {
+	t.Helper()
+	url := testenv.DatabaseURL(t)
+	db, err := pgxpool.New(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	for _, sql := range []string{
+		`insert into pgjet.outbox (id, type, key, data) select gen_random_uuid(), 'note.made', 'k', '{}' from generate_series(1, 3)`,
+		`select setval('pgjet.outbox_seq_seq', 50001)`,
+		`insert into pgjet.leader (stream, epoch) values ('EVENTS', 1)`,
+		`insert into pgjet.checkpoint (stream, stream_created, stream_seq, system_identifier, snapshot, floor, epoch, at)
+		 select 'EVENTS', now(), 3, system_identifier, pg_current_snapshot(), 50001, 1, clock_timestamp() - interval '100 hours' from pg_control_system()`,
+		`insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), 'note.made', 'k', '{}')`,
+	} {
+		if _, err := db.Exec(t.Context(), sql); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+	return url, db
+}
+
+func TestOutboxStatus(t *testing.T) {
+	t.Parallel()
+	url, _ := agedOutbox(t)
+	out := must(t, exitOK, "outbox", "status", "--database-url", url)
+	for _, w := range []string{"written 4 = published 3 + pending 1 + quarantined 0 + pruned 0\n", "outbox_1 ", "outbox_default ", " ago"} {
+		if !strings.Contains(out, w) {
+			t.Errorf("outbox status does not say %q:\n%s", w, out)
+		}
+	}
+	var s outbox.Status
+	if err := json.Unmarshal([]byte(must(t, exitOK, "outbox", "status", "-o", "json", "--database-url", url)), &s); err != nil {
+		t.Fatal(err)
+	}
+	if len(s.Partitions) != 4 || s.Partitions[0].Events != 3 || s.Partitions[0].Newest == nil || *s.Partitions[0].High != 50001 {
+		t.Errorf("partitions are %+v, want 4, with 3 events in the first", s.Partitions)
+	}
+	if s.Partitions = nil; !cmp.Equal(s, outbox.Status{Written: 4, Published: 3, Pending: 1}) {
+		t.Errorf("status is %+v, want 4 written, 3 published, 1 pending", s)
+	}
+}
+
+func TestOutboxPrune(t *testing.T) {
+	t.Parallel()
+	url, db := agedOutbox(t)
+	prune := func(want int, args ...string) string {
+		t.Helper()
+		return must(t, want, append([]string{"outbox", "prune", "--database-url", url}, args...)...)
+	}
+	if out := prune(exitOK, "--older-than", "101h"); !strings.Contains(out, "nothing to drop") {
+		t.Errorf("prune says %q, want that there is nothing to drop", out)
+	}
+	if out := prune(exitOK, "--dry-run"); out != "would drop outbox_1\n" {
+		t.Errorf("dry run says %q, want outbox_1", out)
+	}
+	if _, err := db.Exec(t.Context(), `insert into pgjet.quarantine (seq, event_id, reason) select seq, id, 'r' from pgjet.outbox where seq = 2`); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, exitFindings, []string{"outbox", "prune", "--database-url", url}, "quarantine", "seq 2")
+	if _, err := db.Exec(t.Context(), `update pgjet.quarantine set state = 'dropped'`); err != nil {
+		t.Fatal(err)
+	}
+	var p pruning
+	if err := json.Unmarshal([]byte(prune(exitOK, "-o", "json", "--reason", "disk")), &p); err != nil {
+		t.Fatal(err)
+	}
+	if !cmp.Equal(p, pruning{Dropped: []string{"outbox_1"}, Events: 3}) {
+		t.Errorf("prune says %+v, want outbox_1 and 3 events", p)
+	}
+	var by, reason string
+	err := db.QueryRow(t.Context(), `select by, reason from pgjet.operation order by id desc limit 1`).Scan(&by, &reason)
+	if err != nil || !strings.Contains(by, "@") || reason != "disk" {
+		t.Errorf("recorded is %q by %q, %v, want disk", reason, by, err)
+	}
+	if out := must(t, exitOK, "outbox", "status", "--database-url", url); !strings.HasPrefix(out, "written 4 = published 0 + pending 1 + quarantined 0 + pruned 3\n") {
+		t.Errorf("outbox status says %s", out)
+	}
+}

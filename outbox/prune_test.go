@@ -1,0 +1,308 @@
+package outbox_test
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/outbox"
+)
+
+// first is the first partition of a new outbox, and the seq behind it.
+const (
+	first       = "outbox_1"
+	behindFirst = 50_001
+)
+
+// wantBusy fails the test unless nothing was dropped, for this reason.
+func wantBusy(t *testing.T, done outbox.Tended, why string) {
+	t.Helper()
+	if done.Dropped != nil || !strings.Contains(done.Busy, why) {
+		t.Errorf("Tend() = %+v, want nothing dropped because %q", done, why)
+	}
+}
+
+func wantDropped(t *testing.T, done outbox.Tended, events int64, names ...string) {
+	t.Helper()
+	if !slices.Equal(done.Dropped, names) || done.Pruned != events || done.Busy != "" {
+		t.Errorf("Tend() = %+v, want %v dropped, with %d events", done, names, events)
+	}
+}
+
+func TestPruneWhatIsPublishedAndOld(t *testing.T) {
+	k := newTender(t)
+	c := newCursor(t, k.db)
+	appendEvents(t, k.db, noted{"k", 1}, noted{"k", 2})
+	k.at(behindFirst)
+	appendEvents(t, k.db, noted{"k", 3})
+	want(t, c.more(), 1, 2, 3)
+	k.settle()
+	wantDropped(t, k.tend(), 0)
+	k.published("EVENTS", c.at, retention-time.Minute)
+	wantDropped(t, k.tend(), 0)
+	k.published("EVENTS", outbox.Position{Snapshot: c.at.Snapshot, Floor: behindFirst - 2}, retention+time.Minute)
+	k.published("EVENTS", c.at, 0)
+	wantDropped(t, k.tend(), 0)
+	k.published("EVENTS", outbox.Position{Snapshot: c.at.Snapshot, Floor: behindFirst - 1}, retention+time.Minute)
+	k.published("EVENTS", c.at, 0)
+	wantDropped(t, k.tend(), 2, first)
+	wantDropped(t, k.tend(), 0)
+
+	want(t, c.more())
+	appendEvents(t, k.db, noted{"k", 4})
+	want(t, c.more(), 4)
+	want(t, newCursor(t, k.db).more(), 3, 4)
+	if seq, events := scan[int64](k, `select seq from pgjet.pruned`), scan[int64](k, `select events from pgjet.pruned`); seq != behindFirst-1 || events != 2 {
+		t.Errorf("pruned up to seq %d, %d events, want %d and 2", seq, events, behindFirst-1)
+	}
+}
+
+// old makes an outbox whose first partition may go by its age, and returns a cursor
+// that has read everything. What n appends before is read too.
+func (k *tender) old(n int) *cursor {
+	k.Helper()
+	c := newCursor(k.T, k.db)
+	for i := range n {
+		appendEvents(k.T, k.db, noted{"k", i})
+	}
+	k.at(behindFirst)
+	appendEvents(k.T, k.db, noted{"k", n})
+	c.more()
+	k.settle()
+	k.published("EVENTS", c.at, retention+time.Minute)
+	return c
+}
+
+// TestPruneKeepsLateCommits: a low seq that was committed after the last checkpoint
+// lies below the floor, and is not published.
+func TestPruneKeepsLateCommits(t *testing.T) {
+	k := newTender(t)
+	late := begin(t, k.db, 100)
+	c := k.old(2)
+	wantBusy(t, k.tend(), "lock")
+	commit(t, late)
+	wantBusy(t, k.tend(), "holds an event that is not published, seq 1")
+	want(t, c.more(), 100)
+	k.published("EVENTS", c.at, 0)
+	wantDropped(t, k.tend(), 3, first)
+}
+
+// TestPruneKeepsLateCommitsBeyondXmax: its transaction was in no list of running ones.
+func TestPruneKeepsLateCommitsBeyondXmax(t *testing.T) {
+	k := newTender(t)
+	k.old(2)
+	k.exec(`insert into pgjet.outbox (seq, id, type, key, data) overriding system value
+		values (1000, gen_random_uuid(), 'note.made', 'k', '{}')`)
+	wantBusy(t, k.tend(), "holds an event that is not published, seq 1000")
+}
+
+// TestPruneWaitsForEveryStream: nor is an event dropped that only one of them has.
+func TestPruneWaitsForEveryStream(t *testing.T) {
+	k := newTender(t)
+	late := begin(t, k.db, 100)
+	c := k.old(2)
+	k.published("OTHER", c.at, retention+time.Minute)
+	commit(t, late)
+	want(t, c.more(), 100)
+	k.published("EVENTS", c.at, 0)
+	wantBusy(t, k.tend(), "holds an event that is not published, seq 1")
+	k.exec(`insert into pgjet.leader (stream, epoch) values ('THIRD', 1)`)
+	k.published("OTHER", c.at, 0)
+	wantDropped(t, k.tend(), 0)
+	k.exec(`delete from pgjet.leader where stream = 'THIRD'`)
+	wantDropped(t, k.tend(), 3, first)
+}
+
+// TestPruneTrustsNoOtherCluster: transaction ids of another cluster mean nothing.
+func TestPruneTrustsNoOtherCluster(t *testing.T) {
+	k := newTender(t)
+	k.old(2)
+	k.exec(`update pgjet.checkpoint set system_identifier = system_identifier + 1`)
+	wantDropped(t, k.tend(), 0)
+}
+
+// TestPruneTakesRestoredRows: what rows of another cluster say of their transactions
+// does not keep them for ever.
+func TestPruneTakesRestoredRows(t *testing.T) {
+	k := newTender(t)
+	k.exec(`insert into pgjet.outbox (xid, seq, id, type, key, data) overriding system value
+		select '9000000000', n, gen_random_uuid(), 'note.made', 'k', '{}' from generate_series(11, 19) n`)
+	c := k.old(2)
+	wantDropped(t, k.tend(), 11, first)
+	want(t, c.more())
+}
+
+func TestPruneKeepsQuarantinedEvents(t *testing.T) {
+	k := newTender(t)
+	k.old(2)
+	k.exec(`insert into pgjet.quarantine (seq, event_id, reason) select seq, id, 'test' from pgjet.outbox where seq = 2`)
+	wantBusy(t, k.tend(), "holds an event in quarantine, seq 2")
+	k.exec(`update pgjet.quarantine set state = 'dropped'`)
+	wantDropped(t, k.tend(), 2, first)
+}
+
+// TestPruneTakesNobodyHostage: whoever keeps the outbox open, no insert waits for a
+// partition to be dropped or emptied.
+func TestPruneTakesNobodyHostage(t *testing.T) {
+	for name, hold := range map[string]string{
+		"a reader":                `select from pgjet.outbox where seq = 50001`,
+		"a writer":                `insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), 'note.made', 'k', '{}')`,
+		"a writer there":          `insert into pgjet.outbox (seq, id, type, key, data) overriding system value values (9, gen_random_uuid(), 'note.made', 'k', '{}')`,
+		"a writer in the default": `insert into pgjet.outbox (seq, id, type, key, data) overriding system value values (900000, gen_random_uuid(), 'note.made', 'k', '{}')`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			k := newTender(t)
+			k.old(2)
+			k.exec(`insert into pgjet.outbox (seq, id, type, key, data) overriding system value values (800000, gen_random_uuid(), 'note.made', 'k', '{}')`)
+			holder, err := k.db.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer holder.Rollback(context.Background())
+			if _, err := holder.Exec(t.Context(), hold); err != nil {
+				t.Fatal(err)
+			}
+			longest := k.slowestAppend(func() {
+				for range 20 { // longer than the second after which nobody tries
+					wantBusy(t, k.tend(), "")
+					if _, err := k.conn.Exec(t.Context(), `select pg_sleep(0.1)`); err != nil {
+						t.Fatal(err)
+					}
+				}
+			})
+			t.Logf("the slowest of the others' appends took %s", longest)
+			if longest > time.Second {
+				t.Errorf("an append took %s", longest)
+			}
+			commit(t, holder)
+		})
+	}
+}
+
+// slowestAppend appends without a pause while fn runs, and returns how long the
+// slowest took.
+func (k *tender) slowestAppend(fn func()) time.Duration {
+	stop, ended := make(chan struct{}), make(chan time.Duration)
+	go func() {
+		var longest time.Duration
+		for !closed(stop) {
+			begun := time.Now()
+			err := pgx.BeginFunc(context.Background(), k.db, func(tx pgx.Tx) error {
+				return outbox.Append(context.Background(), tx, noted{"other", 1})
+			})
+			if err != nil {
+				k.Errorf("append: %v", err)
+			}
+			longest = max(longest, time.Since(begun))
+		}
+		ended <- longest
+	}()
+	fn()
+	close(stop)
+	return <-ended
+}
+
+// TestWidthFollowsTheRate: 24 partitions make up the retention, within limits.
+func TestWidthFollowsTheRate(t *testing.T) {
+	for _, tt := range []struct{ perHour, width int64 }{
+		{1_000, 50_000}, {100_000, 300_000}, {10_000_000, 5_000_000},
+	} {
+		k := newTender(t)
+		k.published("EVENTS", outbox.Position{Floor: 1000}, 40*time.Minute)
+		k.published("EVENTS", outbox.Position{Floor: 1000 + tt.perHour/2}, 10*time.Minute)
+		k.at(60_000)
+		k.settle()
+		got := scan[int64](k, `select high - low from pgjet.outbox_partition order by low desc limit 1`)
+		if got < tt.width*99/100 || got > tt.width*101/100 {
+			t.Errorf("at %d events an hour a partition takes %d, want %d", tt.perHour, got, tt.width)
+		}
+	}
+}
+
+func TestPrunableChangesNothing(t *testing.T) {
+	k := newTender(t)
+	k.old(2)
+	for range 2 {
+		names, err := outbox.Prunable(t.Context(), k.conn, retention)
+		if err != nil || !slices.Equal(names, []string{first}) {
+			t.Errorf("Prunable() = %v, %v, want %s", names, err, first)
+		}
+	}
+	if n := scan[int](k, `select count(*) from pgjet.operation`); n != 0 {
+		t.Errorf("%d operations are recorded, want none", n)
+	}
+}
+
+// TestPruneByHandIsRecorded: and if it cannot be, nothing is dropped.
+func TestPruneByHandIsRecorded(t *testing.T) {
+	k := newTender(t)
+	k.old(2)
+	if done, err := outbox.Prune(t.Context(), k.conn, retention, "ann@host", "disk"); err == nil || done.Dropped != nil {
+		t.Errorf("Prune() as a relay = %+v, %v, want an error", done, err)
+	}
+	if _, err := k.conn.Exec(t.Context(), `set role pgjet_operator`); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		done, err := outbox.Prune(t.Context(), k.conn, retention, "ann@host", "disk")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if done.Dropped != nil {
+			wantDropped(t, done, 2, first)
+		}
+	}
+	got := scan[string](k, `select string_agg(concat_ws(' ', kind, target, by, reason, detail), ',') from pgjet.operation`)
+	if want := `prune pgjet.outbox ann@host disk {"older_than": "72h0m0s", "partitions": ["outbox_1"]}`; got != want {
+		t.Errorf("recorded is %s, want %s", got, want)
+	}
+}
+
+// TestStatusAddsUp: written is what is published, pending, quarantined or pruned, by
+// one snapshot, at any stage.
+func TestStatusAddsUp(t *testing.T) {
+	k := newTender(t)
+	check := func(stage string, want outbox.Status) {
+		t.Helper()
+		got, err := outbox.ReadStatus(t.Context(), k.conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		events := int64(0)
+		for _, p := range got.Partitions {
+			events += p.Events
+			if p.Bytes == 0 || (p.Events > 0) != (p.Oldest != nil && p.Newest != nil) {
+				t.Errorf("%s: partition %+v", stage, p)
+			}
+		}
+		if events != want.Written-want.Pruned || got.Partitions[len(got.Partitions)-1].Name != "outbox_default" {
+			t.Errorf("%s: partitions are %+v, want %d events", stage, got.Partitions, want.Written-want.Pruned)
+		}
+		got.Partitions = nil
+		if got.Written != want.Written || got.Published != want.Published || got.Pending != want.Pending ||
+			got.Quarantined != want.Quarantined || got.Pruned != want.Pruned {
+			t.Errorf("%s: %+v, want %+v", stage, got, want)
+		}
+	}
+	check("empty", outbox.Status{})
+	late := begin(t, k.db, 100)
+	c := k.old(3)
+	check("a transaction is open", outbox.Status{Written: 4, Published: 4})
+	commit(t, late)
+	check("it has committed", outbox.Status{Written: 5, Published: 4, Pending: 1})
+	appendEvents(t, k.db, noted{"k", 5})
+	k.exec(`insert into pgjet.quarantine (seq, event_id, reason) select seq, id, 'test' from pgjet.outbox where seq = 2`)
+	check("one is set aside", outbox.Status{Written: 6, Published: 3, Pending: 2, Quarantined: 1})
+	c.more()
+	k.published("EVENTS", c.at, 0)
+	check("all is published", outbox.Status{Written: 6, Published: 5, Quarantined: 1})
+	k.exec(`update pgjet.quarantine set state = 'dropped'`)
+	testenv.Eventually(t, 10*time.Second, "the first partition is dropped", func() bool { return k.tend().Dropped != nil })
+	check("some is pruned", outbox.Status{Written: 6, Published: 2, Pruned: 4})
+}

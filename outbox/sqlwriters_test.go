@@ -1,0 +1,58 @@
+package outbox_test
+
+import (
+	"context"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/outbox"
+)
+
+// TestSQLWritersDoc executes what docs/sql-writers.md shows, with the rights of a
+// service that was given those shown there, and reads valid events.
+func TestSQLWritersDoc(t *testing.T) {
+	k := newTender(t)
+	k.exec(`create table public.orders (id text primary key, paid boolean);
+		insert into public.orders values ('o-17', false);
+		drop role if exists orders_service;
+		create role orders_service;
+		grant select, update on public.orders to orders_service`)
+	t.Cleanup(func() { k.db.Exec(context.Background(), `drop owned by orders_service; drop role orders_service`) })
+	doc, err := os.ReadFile("../docs/sql-writers.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var inserts, others []string
+	for _, block := range regexp.MustCompile("(?s)```sql\n(.*?)```").FindAllStringSubmatch(string(doc), -1) {
+		if strings.Contains(block[1], "insert into") {
+			inserts = append(inserts, block[1])
+		} else {
+			others = append(others, block[1])
+		}
+	}
+	for _, sql := range others {
+		k.exec(sql)
+	}
+	service := connect(t, k.db)
+	for _, sql := range append([]string{`set role orders_service`}, inserts...) {
+		if _, err := service.Exec(t.Context(), sql); err != nil {
+			t.Errorf("%v, of\n%s", err, sql)
+		}
+	}
+	var got []events.Event
+	_, err = outbox.Read(t.Context(), outbox.NewReader(k.conn), outbox.Position{}, func(r outbox.Record) error {
+		got = append(got, r.Event)
+		return r.Event.Validate()
+	})
+	if err != nil || len(got) != len(inserts) || len(got) != 3 {
+		t.Fatalf("read %d events, %v, want %d valid ones", len(got), err, len(inserts))
+	}
+	for _, e := range got {
+		if e.ID.Version() != 7 {
+			t.Errorf("id %s has version %d, want 7", e.ID, e.ID.Version())
+		}
+	}
+}
