@@ -36,7 +36,7 @@ type term struct {
 	counted protocol.Stats // of session, what the metrics know of
 	saved   time.Time      // when the last checkpoint was written
 	tended  time.Time
-	adopted int64  // what wish said at the beginning
+	adopted int64 // what wish said at the beginning
 }
 
 // run takes the lead, resyncs, and publishes until something fails or ctx ends.
