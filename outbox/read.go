@@ -11,6 +11,7 @@ import (
 type Record struct {
 	XID   uint64 // the transaction that wrote it
 	Event events.Event
+	Err   error // why the row is no event, if it is none
 }
 
 // A Source answers the two questions that [Read] asks of an outbox. [Reader] is the

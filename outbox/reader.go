@@ -2,9 +2,13 @@ package outbox
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/pgjet/pgjet/events"
 )
 
 // A page of records ends when it has this many, or with the one that fills
@@ -25,7 +29,7 @@ type Reader struct {
 // NewReader returns a Reader that reads by db.
 func NewReader(db *pgx.Conn) *Reader { return &Reader{db: db, limit: pageEvents} }
 
-const columnList = `xid, xmin::text::bigint, seq, id, type, key, coalesce(traceparent, ''), header, data::text, time`
+const columnList = `xid, xmin::text::bigint, seq, id, type, key, coalesce(traceparent, ''), header::text, data::text, time`
 
 // Next implements [Source] in one round trip. The page is read after the snapshot:
 // nothing that the snapshot sees is missing.
@@ -114,15 +118,11 @@ func (r *Reader) collect(rows pgx.Rows, xmax uint64) ([]Record, error) {
 	var page []Record
 	size := 0
 	for size < pageBytes && rows.Next() {
-		var rec Record
-		var xmin int64
-		e := &rec.Event
-		err := rows.Scan(&rec.XID, &xmin, &e.Seq, &e.ID, &e.Type, &e.Key, &e.Traceparent, &e.Header, (*[]byte)(&e.Data), &e.Time)
+		rec, err := scan(rows, xmax)
 		if err != nil {
 			return nil, err
 		}
-		rec.XID = writer(rec.XID, xmin, xmax)
-		size += len(e.Data)
+		size += len(rec.Event.Data)
 		page = append(page, rec)
 	}
 	rows.Close()
@@ -131,6 +131,27 @@ func (r *Reader) collect(rows pgx.Rows, xmax uint64) ([]Record, error) {
 		r.limit = len(page) + 1
 	}
 	return page, rows.Err()
+}
+
+// scan reads a row. What only SQL can write, and no event can hold, is noted in the
+// record: one such row must not keep the others back.
+func scan(rows pgx.Rows, xmax uint64) (rec Record, err error) {
+	var xmin int64
+	var header *[]byte
+	var at pgtype.Timestamptz
+	e := &rec.Event
+	err = rows.Scan(&rec.XID, &xmin, &e.Seq, &e.ID, &e.Type, &e.Key, &e.Traceparent, &header, (*[]byte)(&e.Data), &at)
+	if err != nil {
+		return rec, err
+	}
+	rec.XID, e.Time = writer(rec.XID, xmin, xmax), at.Time
+	if at.InfinityModifier != pgtype.Finite {
+		rec.Err = &events.InvalidError{Field: "time", Reason: "is infinite"}
+	}
+	if header != nil && json.Unmarshal(*header, &e.Header) != nil {
+		rec.Err = &events.InvalidError{Field: "header", Reason: "is not an object whose values are strings"}
+	}
+	return rec, nil
 }
 
 // writer returns the transaction that wrote a row, given what its column xid says,

@@ -71,8 +71,9 @@ func blockedByDatabase(err error) error {
 // blockedByStream puts the word before an error of NATS. A refusal has its own.
 func blockedByStream(err error) error {
 	refusal, _ := errors.AsType[*protocol.Refusal](err)
+	known, _ := errors.AsType[*blocked](err)
 	switch {
-	case err == nil, refusal != nil:
+	case err == nil, refusal != nil, known != nil:
 		return err
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		return block("stream_missing", fmt.Errorf("%w; run: pgjet stream ensure", err))

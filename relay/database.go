@@ -163,6 +163,16 @@ func (d *database) Save(ctx context.Context, c protocol.Checkpoint, healed bool)
 		c.Created, int64(c.Seq), id, c.Position.Snapshot.String(), c.Position.Floor, c.Events, checkpointsKept, healed)
 }
 
+// prune deletes the checkpoints that were kept for longer than the outbox is. The
+// newest of them stays: it says what is that old.
+func (d *database) prune(ctx context.Context, retention time.Duration) error {
+	_, err := d.conn.Exec(ctx, `
+		delete from pgjet.checkpoint where stream = $1 and kept and at < (
+			select max(at) from pgjet.checkpoint where stream = $1 and at < clock_timestamp() - $2::interval)`,
+		d.stream, retention)
+	return blockedByDatabase(err)
+}
+
 // Quarantine implements [protocol.Database]. The row stays in the outbox.
 func (d *database) Quarantine(ctx context.Context, r outbox.Record, reason error) error {
 	return d.guarded(ctx, d.conn, fmt.Sprintf("quarantine event %s", r.Event.ID), `,

@@ -176,6 +176,9 @@ func TestDumpAndRestore(t *testing.T) {
 	b.append(5)
 
 	fresh := testenv.PostgresServer(t)
+	for _, role := range []string{"writer", "relay", "consumer", "operator"} { // as pg_dumpall --roles-only does
+		run(t, psql, "--quiet", "--command", "create role pgjet_"+role, fresh.URL())
+	}
 	file := filepath.Join(t.TempDir(), "dump.sql")
 	run(t, dump, "--no-owner", "--file", file, old.URL())
 	run(t, psql, "--quiet", "--set", "ON_ERROR_STOP=1", "--file", file, fresh.URL())

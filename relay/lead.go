@@ -38,10 +38,12 @@ func lead(ctx context.Context, r *Relay, keeper *session.Keeper) (*database, err
 	return d, nil
 }
 
-func (d *database) close() {
+func (d *database) close() { closeConn(d.conn) }
+
+func closeConn(conn *pgx.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout/5)
 	defer cancel()
-	d.conn.Close(ctx)
+	conn.Close(ctx)
 }
 
 func connect(ctx context.Context, config *pgx.ConnConfig) (*pgx.Conn, error) {

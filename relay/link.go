@@ -99,7 +99,7 @@ func (l *link) explain(err error) error {
 		return nil
 	}
 	if denied := l.denied.Load(); denied != nil {
-		err = fmt.Errorf("%w (%w)", *denied, err)
+		return block("permission_denied", fmt.Errorf("%w (%w); compare with: pgjet nats permissions relay", *denied, err))
 	}
 	return blockedByStream(err)
 }
@@ -117,6 +117,11 @@ func (l *link) lost() error {
 
 // batches reports whether the stream takes atomic batches.
 func (l *link) batches() bool { return l.stream.CachedInfo().Config.AllowAtomicPublish }
+
+// chains reports whether messages may name the id of their predecessor. In a cluster
+// they must not: replicas compare it each on their own, and one that finds another id
+// than the leader, having been brought up to date in a hurry, stops for good.
+func (l *link) chains() bool { return l.stream.CachedInfo().Cluster == nil }
 
 // State implements [protocol.Stream].
 func (l *link) State(ctx context.Context) (protocol.State, error) {
@@ -262,7 +267,9 @@ func matches(pattern, subject string) bool {
 func (l *link) encode(e events.Event) (string, nats.Header, []byte) {
 	e.Source = l.source
 	subject, header, body := e.Message()
-	header["Nats-Msg-Id"] = []string{e.ID.String()}
+	if l.chains() {
+		header["Nats-Msg-Id"] = []string{e.ID.String()}
+	}
 	header["Nats-Expected-Stream"] = []string{l.name}
 	return subject, header, body
 }

@@ -29,14 +29,17 @@ package relay
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go"
+	"go.opentelemetry.io/otel"
 
 	"github.com/pgjet/pgjet/internal/session"
+	"github.com/pgjet/pgjet/outbox"
 )
 
 // A Relay moves events from one outbox to one stream. Set its fields, then call
@@ -48,6 +51,11 @@ type Relay struct {
 	Stream   string          // its name; "" is EVENTS
 	Source   string          // the CloudEvents source of the events; "" is pgjet
 	Log      *slog.Logger    // nil discards
+
+	// Retention is how long published events stay in the outbox, and so how far
+	// back the stream can be healed; 0 is
+	// [outbox.DefaultRetention]. Events go by whole partitions.
+	Retention time.Duration
 
 	keeper  session.Keeper
 	metrics *metrics
@@ -66,12 +74,19 @@ func (r *Relay) Run(ctx context.Context) error {
 	if r.metrics, err = newMetrics(r); err != nil {
 		return fmt.Errorf("start relay: %w", err)
 	}
+	w, err := newWatch(r, otel.Meter(scope))
+	if err != nil {
+		return fmt.Errorf("start relay: %w", err)
+	}
+	watching := make(chan struct{})
+	go func() { defer close(watching); w.run(ctx) }()
 	r.keeper.Run(ctx, r.Log, func(ctx context.Context) error {
 		r.metrics.sessions.Add(ctx, 1)
 		t := term{Relay: r}
 		return t.run(ctx)
 	})
-	return r.metrics.stop()
+	<-watching
+	return errors.Join(w.stop(), r.metrics.stop())
 }
 
 // Ready returns nil while the relay leads and publishes, else why it does not.
@@ -80,5 +95,6 @@ func (r *Relay) Ready(context.Context) error { return r.keeper.Ready() }
 func (r *Relay) setDefaults() {
 	r.Stream = cmp.Or(r.Stream, "EVENTS")
 	r.Source = cmp.Or(r.Source, "pgjet")
+	r.Retention = cmp.Or(r.Retention, outbox.DefaultRetention)
 	r.Log = cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("relay", r.Stream)
 }

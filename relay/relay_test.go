@@ -73,7 +73,9 @@ func (b *bench) append(count int) {
 func (b *bench) start() (r *relay.Relay, stop func()) {
 	b.Helper()
 	ctx, cancel := context.WithCancel(b.Context())
-	r = &relay.Relay{Database: b.db.Config().ConnConfig, NATSURL: b.url, Source: "/test", Log: testenv.Logger(b)}
+	config := b.db.Config().ConnConfig.Copy()
+	config.RuntimeParams["role"] = "pgjet_relay" // no more rights than it needs
+	r = &relay.Relay{Database: config, NATSURL: b.url, Source: "/test", Log: testenv.Logger(b)}
 	ended := make(chan error, 1)
 	go func() { ended <- r.Run(ctx) }()
 	stop = sync.OnceFunc(func() {

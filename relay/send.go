@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -15,8 +16,9 @@ import (
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
-// answerTimeout is how long the stream may take to answer.
-const answerTimeout = 5 * time.Second
+// answerTimeout is how long the stream may take to answer. While servers elect a
+// leader an append may get no answer at all.
+const answerTimeout = 3 * time.Second
 
 // A sending is the append on its way.
 type sending struct {
@@ -82,6 +84,9 @@ func (l *link) Await(ctx context.Context) (protocol.Answer, error) {
 				continue
 			}
 			last, err := readAnswer(r.Msg)
+			if errors.Is(err, nats.ErrNoResponders) {
+				err = l.nobodyHome(ctx)
+			}
 			return protocol.Answer{Last: last, Took: r.at.Sub(l.sent.at)}, l.sent.end(l.explain(err))
 		case <-l.closed:
 			return protocol.Answer{}, l.sent.end(l.explain(l.lost()))
@@ -108,10 +113,22 @@ func (l *link) unanswered(ctx context.Context) error {
 		"%w, though the server knows the stream: is its disk full? After making room restart it", err))
 }
 
+// nobodyHome says why nothing takes messages: there is no stream, or its servers
+// elect a leader.
+func (l *link) nobodyHome(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	_, err := l.stream.Info(ctx)
+	if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, nats.ErrNoResponders) {
+		return err
+	}
+	return block("stream_unresponsive", errors.New("nothing takes messages for it; its servers may be electing a leader"))
+}
+
 // readAnswer returns the last sequence of the stream, or the server's no.
 func readAnswer(msg *nats.Msg) (uint64, error) {
 	if len(msg.Data) == 0 && msg.Header.Get("Status") == "503" {
-		return 0, jetstream.ErrNoStreamResponse
+		return 0, nats.ErrNoResponders
 	}
 	var answer struct {
 		Sequence uint64              `json:"seq"`

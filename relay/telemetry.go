@@ -25,6 +25,7 @@ type metrics struct {
 	published   metric.Int64Counter
 	healed      metric.Int64Counter
 	quarantined metric.Int64Counter
+	pruned      metric.Int64Counter
 	appends     metric.Int64Counter
 	sessions    metric.Int64Counter
 	refused     metric.Int64Counter
@@ -46,6 +47,7 @@ func newMetrics(r *Relay) (*metrics, error) {
 		{&m.published, "pgjet.relay.published_events", "Events that the stream confirmed."},
 		{&m.healed, "pgjet.stream.healed_events", "Events published again since the stream had lost them."},
 		{&m.quarantined, "pgjet.relay.quarantined_events", "Events set aside since the stream would never take them."},
+		{&m.pruned, "pgjet.outbox.pruned_events", "Published events dropped from the outbox, being older than the retention."},
 		{&m.appends, "pgjet.relay.appends", "Appends that the stream confirmed, by form."},
 		{&m.sessions, "pgjet.relay.sessions", "Sessions begun, each with a resync."},
 		{&m.refused, "pgjet.relay.refused", "Sessions that ended, by reason."},

@@ -22,7 +22,7 @@ const (
 	// tendEvery is how often a leader looks what operators want.
 	tendEvery = time.Second
 	// stepTime bounds one step. It ends the session, nothing else.
-	stepTime = 20 * time.Second
+	stepTime = 10 * time.Second
 )
 
 // A term is one session of a relay: a pair of connections, and the lead while it
@@ -52,7 +52,8 @@ func (t *term) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer t.link.close()
-	t.session = &protocol.Session{DB: t.db, Stream: t.link, Batches: t.link.batches(), Careful: t.careful}
+	t.session = &protocol.Session{DB: t.db, Stream: t.link,
+		Chains: t.link.chains(), Batches: t.link.batches(), Careful: t.careful}
 	defer func() { t.careful = t.session.Careful }()
 	w, err := t.db.wish(ctx)
 	if err != nil {
@@ -136,8 +137,11 @@ func (t *term) publish(ctx context.Context) error {
 	wait := pollBusy
 	for {
 		n, err := t.step(ctx)
-		if err != nil || ctx.Err() != nil {
+		if err != nil {
 			return err
+		}
+		if ctx.Err() != nil {
+			return t.finish(ctx)
 		}
 		if n > 0 {
 			wait = pollBusy
@@ -155,8 +159,15 @@ func (t *term) publish(ctx context.Context) error {
 	}
 }
 
-// step publishes a page, and does what is due beside that. If ctx has ended it
-// leaves nothing open.
+// finish leaves nothing open.
+func (t *term) finish(ctx context.Context) error {
+	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepTime)
+	defer cancel()
+	defer t.count(work)
+	return errors.Join(t.session.Settle(work), t.session.Save(work))
+}
+
+// step publishes a page, and does what is due beside that.
 func (t *term) step(ctx context.Context) (int, error) {
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepTime)
 	defer cancel()
@@ -165,10 +176,7 @@ func (t *term) step(ctx context.Context) (int, error) {
 	if err == nil && time.Since(t.tended) >= tendEvery {
 		err = t.tend(ctx, work)
 	}
-	if err == nil && ctx.Err() != nil {
-		err = t.session.Settle(work)
-	}
-	if err == nil && (ctx.Err() != nil || time.Since(t.saved) >= saveEvery) {
+	if err == nil && time.Since(t.saved) >= saveEvery {
 		err = t.session.Save(work)
 		t.saved = time.Now()
 	}
@@ -185,8 +193,10 @@ func (t *term) tend(ctx, work context.Context) error {
 	if w.paused {
 		return t.pause(ctx, w)
 	}
-	_, err = t.session.Retry(work)
-	return err
+	if _, err = t.session.Retry(work); err != nil {
+		return err
+	}
+	return t.db.prune(work, t.Retention)
 }
 
 // pause finishes what is on its way and waits until nobody wants a pause any more.

@@ -31,10 +31,16 @@ const patience = 20 * time.Second
 // binary is the pgjet that the tests run.
 var binary string
 
+// raced tells that it has the race detector.
+var raced bool
+
 // lifeline is closed by the end of this process.
 var lifeline io.Closer
 
 func TestMain(m *testing.M) {
+	if options := os.Getenv(natsVariable); options != "" {
+		serveNATS(options)
+	}
 	if err := build(); err != nil {
 		fmt.Fprintln(os.Stderr, "build pgjet:", err)
 		os.Exit(1)
@@ -61,7 +67,8 @@ func build() error {
 	}
 	binary = filepath.Join(dir, "pgjet")
 	args := []string{"build", "-o", binary}
-	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+	info, ok := debug.ReadBuildInfo()
+	if raced = ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}); raced {
 		args = append(args, "-race")
 	}
 	out, err := exec.Command("go", append(args, ".")...).CombinedOutput()

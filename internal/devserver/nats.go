@@ -25,6 +25,9 @@ type NATSOptions struct {
 	Lazy bool
 	// MaxStore bounds the bytes of all streams; 0 takes most of the free disk.
 	MaxStore int64
+	// Config is more configuration, in the format of NATS's own file, such as
+	// "max_payload: 64KB" or a cluster. It wins over the fields above.
+	Config string
 	// Log gets what the server says: warnings and errors as such, the rest at
 	// debug level; nil discards it.
 	Log *slog.Logger
@@ -49,7 +52,11 @@ func StartNATS(o NATSOptions) (*NATS, error) {
 	if o.Port != 0 && busy(o.Port) {
 		return nil, &PortsError{[]Port{{o.Port, "NATS"}}}
 	}
-	s, err := server.NewServer(natsOptions(o))
+	options, err := natsOptions(o)
+	if err != nil {
+		return nil, fmt.Errorf("start NATS: read the configuration: %w", err)
+	}
+	s, err := server.NewServer(options)
 	if err != nil {
 		return nil, fmt.Errorf("start NATS: %w", err)
 	}
@@ -67,12 +74,12 @@ func StartNATS(o NATSOptions) (*NATS, error) {
 	return n, nil
 }
 
-func natsOptions(o NATSOptions) *server.Options {
+func natsOptions(o NATSOptions) (*server.Options, error) {
 	port := o.Port
 	if port == 0 {
 		port = server.RANDOM_PORT
 	}
-	return &server.Options{
+	options := &server.Options{
 		ServerName:         "pgjet-dev",
 		Host:               "127.0.0.1",
 		Port:               port,
@@ -83,6 +90,10 @@ func natsOptions(o NATSOptions) *server.Options {
 		JetStreamMaxStore:  o.MaxStore,
 		NoSigs:             true,
 	}
+	if o.Config == "" {
+		return options, nil
+	}
+	return options, options.ProcessConfigString(o.Config)
 }
 
 // check makes sure that the server is up, and that it is the one that answers at
@@ -115,6 +126,16 @@ func (n *NATS) Version() string { return server.VERSION }
 // server started with them after this one stopped has the same address and the
 // same streams.
 func (n *NATS) Options() NATSOptions { return n.options }
+
+// Healthy returns nil while the server is up, its streams are there, and, in a
+// cluster, it has caught up with the others.
+func (n *NATS) Healthy() error {
+	status := n.server.Healthz(nil)
+	if status.StatusCode != 200 {
+		return fmt.Errorf("NATS at %s is %s: %s", n.URL(), status.Status, status.Error)
+	}
+	return nil
+}
 
 // Stop disconnects the clients, writes what is not yet on disk, and returns once
 // the server has ended. Further calls do nothing.

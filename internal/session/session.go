@@ -34,19 +34,21 @@ type Keeper struct {
 	reason  error // why not; nil before the first session
 }
 
-// Run begins sessions until ctx ends. It logs why one ended whenever that is news,
+// Run begins sessions until ctx ends, and waits longer and longer in between if they
+// do not last. It logs why one ended whenever that is news,
 // as "no progress, will keep trying".
 func (k *Keeper) Run(ctx context.Context, log *slog.Logger, session func(context.Context) error) {
 	defer k.Waiting(errStopped)
 	wait := backoff.NewExponentialBackOff(backoff.WithInitialInterval(minWait),
 		backoff.WithMaxInterval(maxWait), backoff.WithMaxElapsedTime(0))
 	for ctx.Err() == nil {
+		begun := time.Now()
 		err := session(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		if k.Ready() == nil {
-			wait.Reset()
+		if k.Ready() == nil && time.Since(begun) > maxWait {
+			wait.Reset() // it worked for a while
 		}
 		if k.Waiting(err) {
 			log.WarnContext(ctx, "no progress, will keep trying", "err", err)

@@ -9,7 +9,8 @@ import (
 type Form int
 
 const (
-	// Chain sends messages one behind the other; each names its predecessor.
+	// Chain sends messages one behind the other; each names its predecessor by
+	// sequence and id. A single message is a chain, and needs no id.
 	Chain Form = iota
 	// Batch sends an atomic batch (ADR-50): all of it is stored, or nothing.
 	Batch
@@ -26,8 +27,7 @@ const tryEvery = 64
 // events. It depends on whether the server syncs every message, on replicas and on
 // the disk, none of which a client is told.
 type forms struct {
-	batches bool // the stream takes them
-	class   [8]struct {
+	class [8]struct {
 		took  [2]time.Duration // a moving average for each form; 0 is unknown
 		count int
 	}
@@ -37,7 +37,7 @@ func class(n int) int { return min(bits.Len(uint(n))-bits.Len(uint(batchFrom)), 
 
 // choose returns the form for n events.
 func (f *forms) choose(n int) Form {
-	if !f.batches || n < batchFrom {
+	if n < batchFrom {
 		return Chain
 	}
 	c := &f.class[class(n)]

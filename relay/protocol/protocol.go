@@ -49,7 +49,7 @@ type Message struct {
 type Append struct {
 	Events []events.Event
 	Last   uint64    // the stream's last sequence
-	LastID uuid.UUID // the event there, if it was appended in this session; else zero
+	LastID uuid.UUID // the event there, if it is known from this session and may be named; else zero
 	Form   Form
 }
 

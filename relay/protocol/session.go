@@ -24,6 +24,7 @@ const appendBytes = 4 << 20
 type Session struct {
 	DB      Database
 	Stream  Stream
+	Chains  bool // a message may name the id of its predecessor, see [Append]
 	Batches bool // the stream takes atomic batches
 
 	// Careful is how many events to send such that an answer tells which one it is
@@ -115,10 +116,15 @@ func (s *Session) take(ctx context.Context, r outbox.Record) error {
 	if s.stored.remove(r.Event.Seq) || s.aside.has(r.Event.Seq) {
 		return nil
 	}
-	if reason := cmp.Or(r.Event.Validate(), s.Stream.Check(r.Event)); reason != nil {
+	if reason := s.unfit(r); reason != nil {
 		return s.quarantine(ctx, r, reason)
 	}
 	return s.add(ctx, r)
+}
+
+// unfit returns why the stream could never store the event of r, or nil.
+func (s *Session) unfit(r outbox.Record) error {
+	return cmp.Or(r.Err, r.Event.Validate(), s.Stream.Check(r.Event))
 }
 
 func (s *Session) add(ctx context.Context, r outbox.Record) error {
@@ -136,9 +142,11 @@ func (s *Session) add(ctx context.Context, r outbox.Record) error {
 }
 
 // room returns how many events the next append may have. After a refusal the first
-// one goes alone, so that the answer is about it.
+// one goes alone, so that the answer is about it; all of those do if there can be no
+// chain.
 func (s *Session) room() int {
-	if s.Careful > 0 && !s.appended {
+	switch {
+	case s.Careful > 0 && (!s.appended || !s.Chains), !s.Chains && !s.Batches:
 		return 1
 	}
 	return appendEvents
@@ -164,7 +172,7 @@ func (s *Session) send(ctx context.Context) error {
 		return err
 	}
 	a := Append{Events: s.waiting, Last: s.last, Form: s.form(len(s.waiting))}
-	if s.appended {
+	if s.appended && s.Chains {
 		a.LastID = s.lastID
 	}
 	if err := s.Stream.Send(ctx, a); err != nil {
@@ -176,10 +184,14 @@ func (s *Session) send(ctx context.Context) error {
 }
 
 func (s *Session) form(n int) Form {
-	if s.Careful > 0 || !s.Batches {
+	switch {
+	case n == 1 || !s.Batches:
+		return Chain
+	case !s.Chains:
+		return Batch
+	case s.Careful > 0:
 		return Chain
 	}
-	s.forms.batches = true
 	return s.forms.choose(n)
 }
 
@@ -274,7 +286,7 @@ func (s *Session) Retry(ctx context.Context) (int, error) {
 		if !s.mark.Position.Covers(r) {
 			continue // it comes when it is read
 		}
-		if reason := cmp.Or(r.Event.Validate(), s.Stream.Check(r.Event)); reason != nil {
+		if reason := s.unfit(r); reason != nil {
 			if err := s.quarantine(ctx, r, reason); err != nil {
 				return n, err
 			}

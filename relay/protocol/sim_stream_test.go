@@ -239,6 +239,9 @@ func (c *conn) Send(_ context.Context, a protocol.Append) error {
 		default:
 			f.compare, f.last, f.lastID = true, a.Last+uint64(i), a.Events[i-1].ID
 		}
+		if f.lastID != uuid.Nil && !c.p.w.chains {
+			panic("a server that cannot compare ids is asked to")
+		}
 		c.frames = append(c.frames, f)
 		if c.p.w.r.IntN(20) == 0 {
 			c.p.step() // it may die in the middle

@@ -22,6 +22,8 @@ type world struct {
 	page   int    // how many records a page has
 	faults map[string]bool
 
+	chains, batches bool // what the server is good for
+
 	db        *database
 	backup    *database
 	stream    *stream
@@ -51,6 +53,7 @@ func newWorld(seed uint64, mutant string) *world {
 		purged: map[uuid.UUID]bool{}, ghosts: map[uuid.UUID]bool{}, fired: map[string]int{},
 	}
 	w.page = 2 + w.r.IntN(6)
+	w.chains, w.batches = w.r.IntN(2) == 0, w.r.IntN(3) > 0
 	if w.r.IntN(4) > 0 { // a quarter of the schedules is calm
 		for _, f := range faultKinds {
 			w.faults[f] = w.r.IntN(3) == 0
@@ -439,7 +442,7 @@ func (p *process) session() error {
 	p.lead()
 	p.conn = &conn{p: p, s: p.w.stream}
 	p.w.stream.conns = append(p.w.stream.conns, p.conn)
-	s := &protocol.Session{DB: p.db, Stream: p.conn, Batches: true, Careful: p.careful}
+	s := &protocol.Session{DB: p.db, Stream: p.conn, Chains: p.w.chains, Batches: p.w.batches, Careful: p.careful}
 	err := p.publish(s)
 	p.careful = s.Careful
 	p.w.fired["healed"] += int(s.Stats.Healed)

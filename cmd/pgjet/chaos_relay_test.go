@@ -1,0 +1,255 @@
+package main
+
+import (
+	"fmt"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// TestChaosRelayKilled kills the relay while it drains a backlog.
+func TestChaosRelayKilled(t *testing.T) {
+	t.Parallel()
+	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
+	count, kills := upTo(10_000, 100_000), upTo(6, 40)
+	g.backlog(count, 100)
+	g.writer.start()
+	g.relay = g.startRelay()
+	for range kills {
+		before := g.lastSeq()
+		at := max(before+1, min(uint64(count), before+uint64(g.rand.IntN(2*count/kills))))
+		g.relay.eventually(healing, "it publishes", func() bool { return g.lastSeq() >= at })
+		g.relay.kill()
+		g.relay = g.startRelay()
+	}
+	g.check()
+}
+
+// TestChaosRelayKilledAtEachWrite kills the relay right before a thread of it writes
+// for the first time, then for the second, and so on: each step of the protocol is a
+// write to one of the connections.
+func TestChaosRelayKilledAtEachWrite(t *testing.T) {
+	longOnly(t)
+	t.Parallel()
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Skip("needs strace, which is not installed")
+	}
+	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
+	killed := 0
+	for i := range upTo(0, 120) {
+		g.backlog(1+g.rand.IntN(60), 7)
+		p := command(t, nil, "relay", "--database-url", g.database, "--nats-url", g.nats, "--admin-addr", anyPort)
+		p.cmd.Args = append([]string{strace, "-f", "-o", "/dev/null", "-e", "trace=write",
+			"-e", fmt.Sprint("inject=write:signal=KILL:when=", 1+i%40), "--", p.cmd.Path}, p.cmd.Args[1:]...)
+		p.cmd.Path = strace
+		p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		p.begin()
+		want := uint64(query[int64](t, g.db, `select count(*) from pgjet.outbox`))
+		testenv.Eventually(t, healing, "it is killed or done", func() bool { return p.ended() || g.lastSeq() >= want })
+		select {
+		case <-p.done:
+			killed++
+		case <-time.After(300 * time.Millisecond): // it writes checkpoints, and looks for more
+		}
+		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // it has ended otherwise
+		<-p.done
+		p.check()
+	}
+	if killed < upTo(0, 40) {
+		t.Errorf("the relay was killed %d times only: does strace inject signals here?", killed)
+	}
+	t.Logf("killed %d times", killed)
+	g.relay = g.startRelay()
+	g.check()
+}
+
+// leader returns the one of two relays that is ready, and the other.
+func (g *rig) leader(relays []*service) (leads, stands *service) {
+	g.Helper()
+	testenv.Eventually(g, healing, "one of the relays leads", func() bool {
+		i := slices.IndexFunc(relays, func(s *service) bool {
+			status, _ := get(g, s.admin+"/readyz")
+			return status == 200
+		})
+		if i >= 0 {
+			leads, stands = relays[i], relays[1-i]
+		}
+		return i >= 0
+	})
+	return leads, stands
+}
+
+// TestChaosFailoverAfterACrash kills the one that leads, and measures how long no
+// event is stored.
+func TestChaosFailoverAfterACrash(t *testing.T) {
+	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
+	relays := []*service{g.startRelay(), g.startRelay()}
+	g.writer.start()
+	var took []time.Duration
+	for range upTo(3, 20) {
+		leads, stands := g.leader(relays)
+		stands.notReady(stands.admin, "standby")
+		g.moment(200 * time.Millisecond)
+		leads.kill()
+		begun := time.Now()
+		g.flows(1)
+		took = append(took, time.Since(begun))
+		relays = []*service{stands, g.startRelay()}
+	}
+	slices.Sort(took)
+	t.Logf("failover after a crash: %s", took)
+	if median := took[len(took)/2]; median > time.Second*time.Duration(1+memoryFactor()) {
+		t.Errorf("failover after a crash took %s, want less than 1 s", median)
+	}
+	g.relay, _ = g.leader(relays)
+	g.check()
+}
+
+// TestChaosZombie freezes the one that leads, and lets it go on when the other has
+// long taken over.
+func TestChaosZombie(t *testing.T) {
+	t.Run("its session is ended by hand", func(t *testing.T) {
+		t.Parallel()
+		zombie(t, (*rig).depose)
+	})
+	t.Run("PostgreSQL ends its session", func(t *testing.T) {
+		t.Parallel()
+		zombie(t, func(*rig) {})
+	})
+}
+
+// depose ends the session by which a relay leads.
+func (g *rig) depose() {
+	g.Helper()
+	g.exec(`select pg_terminate_backend(l.pid, 5000)
+		from pg_locks l join pg_stat_activity a using (pid)
+		where l.locktype = 'advisory' and l.granted and a.datname = current_database()`)
+}
+
+func zombie(t *testing.T, help func(g *rig)) {
+	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
+	g.writer.pause /= 2
+	relays := []*service{g.startRelay(), g.startRelay()}
+	g.writer.start()
+	for range upTo(2, 6) {
+		leads, stands := g.leader(relays)
+		g.backlog(3000, 20)
+		g.moment(150 * time.Millisecond)
+		thaw := freeze(t, leads.cmd.Process.Pid)
+		begun := time.Now()
+		help(g)
+		stands.ready(stands.admin)
+		g.flows(20)
+		took := time.Since(begun)
+		t.Logf("failover after a hang: %s", took.Round(time.Millisecond))
+		if took > 15*time.Second {
+			t.Errorf("failover after a hang took %s, want less than 15 s", took)
+		}
+		thaw()
+		leads.notReady(leads.admin, "standby")
+		stands.ready(stands.admin)
+	}
+	g.relay, _ = g.leader(relays)
+	g.check()
+	for _, r := range relays {
+		if n := strings.Count(r.stderr.String(), `"level":"ERROR"`); n > 0 {
+			t.Errorf("%d errors in the log of %s", n, r)
+		}
+	}
+}
+
+// TestChaosLateMessages: what a relay sent while it led is delivered when another
+// has long taken over, and published the same events.
+func TestChaosLateMessages(t *testing.T) {
+	t.Parallel()
+	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
+	proxy, slow := proxied(t, g.nats)
+	g.writer.start()
+	for range upTo(2, 10) {
+		leads := startRelay(t, g.database, slow)
+		leads.ready(leads.admin)
+		stands := g.startRelay()
+		stands.notReady(stands.admin, "standby")
+		poison(t, proxy, toxic{Type: "latency", Stream: "upstream", Attributes: map[string]int64{"latency": 1500}})
+		g.backlog(1+g.rand.IntN(200), 20)
+		testenv.Eventually(t, healing, "all that could be sent is on its way", func() bool {
+			before := g.lastSeq()
+			time.Sleep(200 * time.Millisecond)
+			return g.lastSeq() == before
+		})
+		if g.rand.IntN(2) == 0 {
+			leads.kill()
+		} else {
+			freeze(t, leads.cmd.Process.Pid)
+			g.depose()
+		}
+		stands.ready(stands.admin)
+		g.flows(20)
+		time.Sleep(2 * time.Second) // the late ones arrive
+		proxy.Toxics.ResetToxics(t.Context())
+		leads.kill()
+		stands.kill()
+	}
+	g.relay = g.startRelay()
+	g.check()
+}
+
+// TestChaosRelaysComeAndGo starts and kills five relays all the time. Events go on
+// to flow.
+func TestChaosRelaysComeAndGo(t *testing.T) {
+	t.Parallel()
+	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
+	relays := make([]*service, 5)
+	for i := range relays {
+		relays[i] = g.startRelay()
+	}
+	g.writer.start()
+	g.flows(1)
+	last, progress, longest := g.lastSeq(), time.Now(), time.Duration(0)
+	for end := time.Now().Add(upTo(5*time.Second, time.Minute)); time.Now().Before(end); {
+		i := g.rand.IntN(len(relays))
+		relays[i].kill()
+		g.moment(200 * time.Millisecond)
+		relays[i] = g.startRelay()
+		if now := g.lastSeq(); now > last {
+			longest = max(longest, time.Since(progress))
+			last, progress = now, time.Now()
+		}
+	}
+	t.Logf("the longest time without progress: %s", longest)
+	if longest = max(longest, time.Since(progress)); longest > 5*time.Second {
+		t.Errorf("nothing was stored for %s", longest)
+	}
+	for _, r := range relays[1:] {
+		r.stop()
+	}
+	g.relay = relays[0]
+	g.check()
+}
+
+// TestChaosPaused: an operator wants no publishing for a while.
+func TestChaosPaused(t *testing.T) {
+	t.Parallel()
+	g := calmRig(t)
+	g.exec(`update pgjet.leader set paused_at = now(), paused_by = 'ann', pause_reason = 'test'`)
+	g.says("paused")
+	g.exec(`update pgjet.leader set paused_at = null, paused_by = null, pause_reason = null`)
+	g.flows(20)
+	g.check()
+}
+
+// TestChaosHalted: what another writer put into the stream needs a person's look.
+func TestChaosHalted(t *testing.T) {
+	t.Parallel()
+	g := calmRig(t)
+	if _, err := g.js.Publish(t.Context(), "events.00.note.made", []byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	g.says("halted: ")
+}

@@ -1,0 +1,206 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// The tests named TestChaos mistreat a relay and the servers that it works with,
+// while a writer appends. When all is well again, all must be as if nothing had
+// been; see [rig.check]. They are short unless PGJET_CHAOS is set: make chaos.
+
+// scale is 0 in the short lane. In the long one it multiplies what is done.
+var scale = func() float64 {
+	n, err := strconv.ParseFloat(os.Getenv("PGJET_CHAOS"), 64)
+	if err != nil || n < 0 {
+		return 0
+	}
+	return n
+}()
+
+// upTo returns how often or how long a test does something.
+func upTo[N int | time.Duration](short, long N) N {
+	if scale == 0 {
+		return short
+	}
+	return N(float64(long) * scale)
+}
+
+// longOnly skips a test that has no short form.
+func longOnly(t *testing.T) {
+	t.Helper()
+	if scale == 0 {
+		t.Skip("in the long lane only: make chaos")
+	}
+}
+
+// healing bounds how long it may take, after a fault, until all is well.
+const healing = time.Minute
+
+// A rig is a relay between an outbox and a stream, and a writer.
+type rig struct {
+	*testing.T
+	rand   *rand.Rand
+	db     *pgxpool.Pool
+	js     jetstream.JetStream
+	writer *writer
+	relay  *service
+
+	// What the relay connects to. A test may put a proxy in between.
+	database, nats string
+
+	calm usage // of the relay before the fault
+	held int   // so many events have to be in quarantine
+}
+
+// newRig returns a rig on a database with all tables and a server without the
+// stream. Nothing is started but the connections.
+func newRig(t *testing.T, database, nats string) *rig {
+	t.Helper()
+	seed := rand.Uint64()
+	if n, err := strconv.ParseUint(os.Getenv("PGJET_SEED"), 10, 64); err == nil {
+		seed = n
+	}
+	t.Logf("PGJET_SEED=%d", seed)
+	g := &rig{T: t, rand: rand.New(rand.NewPCG(seed, 0)), db: openWriter(t, database), database: database, nats: nats}
+	g.js = ensureStream(t, nats)
+	g.writer = newWriter(g)
+	return g
+}
+
+// calmRig returns a rig at work, on servers that nobody mistreats.
+func calmRig(t *testing.T) *rig {
+	t.Helper()
+	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
+	g.begin()
+	return g
+}
+
+// openWriter returns a pool for the writer and the checker: whatever is the matter
+// with the server, they wait for commits and may write.
+func openWriter(t *testing.T, database string) *pgxpool.Pool {
+	t.Helper()
+	config, err := pgxpool.ParseConfig(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.MaxConns = 8
+	config.ConnConfig.ConnectTimeout = 5 * time.Second
+	config.ConnConfig.RuntimeParams["synchronous_commit"] = "on"
+	config.ConnConfig.RuntimeParams["default_transaction_read_only"] = "off"
+	db, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	return db
+}
+
+// startRelay starts one more relay. It does not become g.relay.
+func (g *rig) startRelay() *service {
+	g.Helper()
+	return startRelay(g.T, g.database, g.nats)
+}
+
+// begin starts the relay and the writer, and waits until some events flowed.
+func (g *rig) begin() {
+	g.Helper()
+	g.relay = g.startRelay()
+	g.relay.ready(g.relay.admin)
+	g.writer.start()
+	g.flows(50)
+	g.calm = g.usage(g.relay)
+}
+
+// flows waits until the stream holds that many events more.
+func (g *rig) flows(count uint64) {
+	g.Helper()
+	until := g.lastSeq() + count
+	testenv.Eventually(g, healing, fmt.Sprintf("%d more events are in the stream", count), func() bool { return g.lastSeq() >= until })
+}
+
+// lastSeq returns the last sequence of the stream, 0 if nobody answers.
+func (g *rig) lastSeq() uint64 {
+	stream, err := g.js.Stream(g.Context(), "EVENTS")
+	if err != nil {
+		return 0
+	}
+	return stream.CachedInfo().State.LastSeq
+}
+
+// moment waits for a random time.
+func (g *rig) moment(atMost time.Duration) { time.Sleep(time.Duration(g.rand.Int64N(int64(atMost)))) }
+
+// says waits until /readyz of the relay names the cause for which nothing moves.
+func (g *rig) says(cause string) {
+	g.Helper()
+	g.Run("says "+cause, func(t *testing.T) {
+		begun, body := time.Now(), ""
+		for status := 0; status != http.StatusServiceUnavailable || !strings.Contains(body, cause); time.Sleep(10 * time.Millisecond) {
+			if status, body = get(t, g.relay.admin+"/readyz"); time.Since(begun) > healing {
+				t.Fatalf("GET /readyz = %d %s, want 503 and %q, of %s", status, body, cause, g.relay)
+			}
+		}
+		t.Logf("after %s", time.Since(begun).Round(time.Millisecond))
+	})
+}
+
+// A usage is what a process holds.
+type usage struct{ goroutines, memory float64 }
+
+// usage reads it from the process's metrics.
+func (g *rig) usage(s *service) usage {
+	g.Helper()
+	return usage{g.metric(s, "go_goroutines"), g.metric(s, "process_resident_memory_bytes")}
+}
+
+// metric returns the value of one, whatever its labels.
+func (g *rig) metric(s *service, name string) float64 {
+	g.Helper()
+	status, body := get(g, s.admin+"/metrics")
+	m := regexp.MustCompile(`(?m)^` + name + `(?:\{.*\})? (\S+)$`).FindStringSubmatch(body)
+	if m == nil {
+		g.Fatalf("GET /metrics = %d and no %s", status, name)
+	}
+	value, err := strconv.ParseFloat(m[1], 64)
+	if err != nil {
+		g.Fatal(err)
+	}
+	return value
+}
+
+// settles waits until the relay has given back what a fault made it take.
+func (g *rig) settles() {
+	g.Helper()
+	if g.calm == (usage{}) {
+		return
+	}
+	const more = 64 << 20
+	var now usage
+	testenv.Eventually(g, healing, "memory and goroutines are back", func() bool {
+		now = g.usage(g.relay)
+		return now.goroutines <= g.calm.goroutines+5 && now.memory <= g.calm.memory+memoryFactor()*more
+	})
+	g.Logf("goroutines %.0f, were %.0f; memory %.0f MiB, was %.0f MiB", now.goroutines, g.calm.goroutines, now.memory/(1<<20), g.calm.memory/(1<<20))
+}
+
+// memoryFactor is how much more memory a process may take than it should: the race
+// detector takes several times as much.
+func memoryFactor() float64 {
+	if raced {
+		return 6
+	}
+	return 1
+}

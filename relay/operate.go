@@ -1,0 +1,136 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// ErrNothingToAdopt says that no unknown messages are listed for a stream.
+var ErrNothingToAdopt = errors.New("nothing to adopt: no relay has halted for messages that the outbox does not know")
+
+// A beginner is a connection, a pool, or a transaction.
+type beginner interface {
+	Begin(context.Context) (pgx.Tx, error)
+}
+
+// Pause makes the relays of a stream publish nothing until [Resume]. The leader
+// finishes the page in hand and obeys within a second or so; events wait in the
+// outbox. A stream that is paused already stays as it is: Pause returns who paused
+// it, and false. by is who does it and reason why; both are kept in pgjet.operation.
+func Pause(ctx context.Context, db beginner, stream, by, reason string) (p Paused, news bool, err error) {
+	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+		return tx.QueryRow(ctx, `
+			with now as materialized (
+				select clock_timestamp() as at
+			), paused as (
+				insert into pgjet.leader as l (stream, epoch, paused_at, paused_by, pause_reason) select $1, 0, at, $2, $3 from now
+				on conflict (stream) do update set paused_at = coalesce(l.paused_at, excluded.paused_at),
+					paused_by = coalesce(l.paused_by, excluded.paused_by), pause_reason = coalesce(l.pause_reason, excluded.pause_reason)
+				returning paused_at, paused_by, pause_reason, paused_at = (select at from now) as news
+			), noted as (
+				insert into pgjet.operation (kind, target, by, reason) select 'relay.pause', $1, $2, $3 from paused where news
+			)
+			select paused_at, paused_by, pause_reason, news from paused`, stream, by, reason).Scan(&p.At, &p.By, &p.Reason, &news)
+	})
+	return p, news, operationFailed("pause the relay", err)
+}
+
+// Resume ends a pause, and returns which; nil if there was none.
+func Resume(ctx context.Context, db beginner, stream, by, reason string) (p *Paused, err error) {
+	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, `
+			with was as (
+				select paused_at, paused_by, pause_reason from pgjet.leader where stream = $1 and paused_at is not null for update
+			), resumed as (
+				update pgjet.leader set paused_at = null, paused_by = null, pause_reason = null from was where stream = $1
+			), noted as (
+				insert into pgjet.operation (kind, target, by, reason, detail)
+				select 'relay.resume', $1, $2, $3, to_jsonb(was) from was
+			)
+			select * from was`, stream, by, reason)
+		if err != nil {
+			return err
+		}
+		return optional(&p, func(p *Paused) []any { return []any{&p.At, &p.By, &p.Reason} })(rows)
+	})
+	return p, operationFailed("resume the relay", err)
+}
+
+// An UnknownMessage is one that the stream holds and the outbox does not know.
+type UnknownMessage struct {
+	StreamCreated time.Time  `json:"stream_created"` // of which incarnation of the stream
+	StreamSeq     int64      `json:"stream_seq"`
+	EventID       *uuid.UUID `json:"event_id"` // nil if it is no event of ours
+	Subject       string     `json:"subject"`
+	At            time.Time  `json:"at"` // when a relay found it
+}
+
+const unknownColumns = `stream_created, stream_seq, event_id, subject, at`
+
+func scanUnknown(row pgx.CollectableRow) (m UnknownMessage, err error) {
+	err = row.Scan(&m.StreamCreated, &m.StreamSeq, &m.EventID, &m.Subject, &m.At)
+	m.StreamCreated, m.At = m.StreamCreated.UTC(), m.At.UTC()
+	return m, err
+}
+
+// UnknownMessages returns the messages for which publishing to a stream has halted:
+// at most 1000, the last one among them, in the order of the stream.
+func UnknownMessages(ctx context.Context, db beginner, stream string) ([]UnknownMessage, error) {
+	all, err := collect(ctx, db, scanUnknown, `
+		select `+unknownColumns+` from pgjet.unknown_message where stream = $1 order by stream_seq`, stream)
+	return all, operationFailed("list unknown messages", err)
+}
+
+// Adopt accepts whatever the stream holds up to the last of its [UnknownMessages],
+// which it returns, so that a relay goes on behind them. It returns
+// [ErrNothingToAdopt] if there are none. What becomes known to consumers by them
+// stays so: nothing is deleted from the stream.
+func Adopt(ctx context.Context, db beginner, stream, by, reason string) ([]UnknownMessage, error) {
+	all, err := collect(ctx, db, scanUnknown, `
+		with gone as (
+			delete from pgjet.unknown_message where stream = $1 returning *
+		), adopted as (
+			insert into pgjet.adoption (stream, stream_created, stream_seq, by, reason)
+			select $1, stream_created, max(stream_seq), $2, $3 from gone group by stream_created
+			returning stream_created, stream_seq
+		), noted as (
+			insert into pgjet.operation (kind, target, by, reason, detail)
+			select 'relay.adopt', $1, $2, $3, to_jsonb(adopted) || jsonb_build_object('messages', (select count(*) from gone)) from adopted
+		)
+		select `+unknownColumns+` from gone order by stream_seq`, stream, by, reason)
+	if err == nil && len(all) == 0 {
+		err = ErrNothingToAdopt
+	}
+	return all, operationFailed("adopt what stream "+stream+" holds", err)
+}
+
+// collect runs one statement in a transaction and returns its rows.
+func collect[T any](ctx context.Context, db beginner, scan pgx.RowToFunc[T], sql string, args ...any) (all []T, err error) {
+	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, sql, args...)
+		if err != nil {
+			return err
+		}
+		all, err = pgx.CollectRows(rows, scan)
+		return err
+	})
+	return all, err
+}
+
+// operationFailed says what failed, and what to do if the tables are too old.
+func operationFailed(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && slices.Contains([]string{"42P01", "3F000", "42703"}, pgErr.Code) {
+		return fmt.Errorf("%s: %w; run: pgjet migrate up", what, err) // no such table, schema, column
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}

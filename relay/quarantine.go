@@ -1,0 +1,101 @@
+package relay
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// A Quarantined is an event that was set aside. Its payload is in the outbox.
+type Quarantined struct {
+	Seq          int64      `json:"seq"`
+	EventID      uuid.UUID  `json:"event_id"`
+	Type         string     `json:"type"` // cut to 200 characters, as Key is; "" if the event was pruned
+	Key          string     `json:"key"`
+	Reason       string     `json:"reason"` // why no stream takes it
+	State        string     `json:"state"`  // held, retry or dropped
+	At           time.Time  `json:"at"`
+	ChangedAt    *time.Time `json:"changed_at"` // when somebody last decided on it
+	ChangedBy    string     `json:"changed_by"`
+	ChangeReason string     `json:"change_reason"`
+}
+
+// quarantinePage is how many events [Quarantine] returns at most.
+const quarantinePage = 1000
+
+// Quarantine returns the events in quarantine whose seq is above after, in its order,
+// at most 1000. state is one of held, retry and dropped; "" is all.
+func Quarantine(ctx context.Context, db beginner, state string, after int64) ([]Quarantined, error) {
+	all, err := collect(ctx, db, scanQuarantined, `
+		select q.seq, q.event_id, coalesce(left(o.type, 200), ''), coalesce(left(o.key, 200), ''), q.reason, q.state, q.at,
+		       q.changed_at, coalesce(q.changed_by, ''), coalesce(q.change_reason, '')
+		  from (select * from pgjet.quarantine where seq > $1 and ($2 = '' or state = $2) order by seq limit $3) q
+		  left join lateral (select type, key from pgjet.outbox where seq = q.seq and id = q.event_id limit 1) o on true
+		 order by q.seq`, after, state, quarantinePage)
+	return all, operationFailed("list the quarantine", err)
+}
+
+func scanQuarantined(row pgx.CollectableRow) (q Quarantined, err error) {
+	err = row.Scan(&q.Seq, &q.EventID, &q.Type, &q.Key, &q.Reason, &q.State, &q.At, &q.ChangedAt, &q.ChangedBy, &q.ChangeReason)
+	q.At, q.ChangedAt = q.At.UTC(), utc(q.ChangedAt)
+	return q, err
+}
+
+// RetryQuarantined makes the relay try again to publish the events with these seqs,
+// or, if seqs is nil, all that are held. One that was dropped is tried again if it
+// is named. It returns which; those that the stream still refuses come back as held.
+// If one of seqs is not in quarantine nothing is changed.
+func RetryQuarantined(ctx context.Context, db beginner, seqs []int64, by, reason string) ([]int64, error) {
+	changed, err := decide(ctx, db, "retry", seqs, by, reason)
+	return changed, operationFailed("retry events in quarantine", err)
+}
+
+// DropQuarantined gives up the events with these seqs, or, if seqs is nil, all that
+// are held: no relay tries them again. Their rows stay, here until somebody retries
+// them and in the outbox until they are pruned. One that is to be retried may have
+// been published meanwhile. It returns which. If one of seqs is not in quarantine
+// nothing is changed.
+func DropQuarantined(ctx context.Context, db beginner, seqs []int64, by, reason string) ([]int64, error) {
+	changed, err := decide(ctx, db, "dropped", seqs, by, reason)
+	return changed, operationFailed("drop events in quarantine", err)
+}
+
+// decide moves events in quarantine to a state.
+func decide(ctx context.Context, db beginner, state string, seqs []int64, by, reason string) (changed []int64, err error) {
+	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+		changed, err = collect(ctx, tx, pgx.RowTo[int64], `
+			with changed as (
+				update pgjet.quarantine set state = $1, changed_at = clock_timestamp(), changed_by = $3, change_reason = $4
+				 where case when $2::bigint[] is null then state = 'held' else seq = any($2) end
+				returning seq
+			), noted as (
+				insert into pgjet.operation (kind, target, by, reason, detail)
+				select case $1 when 'retry' then 'quarantine.retry' else 'quarantine.drop' end, 'outbox', $3, $4,
+				       jsonb_build_object('seqs', jsonb_agg(seq order by seq))
+				  from changed having count(*) > 0
+			)
+			select seq from changed order by seq`, state, seqs, by, reason)
+		if err != nil {
+			return err
+		}
+		var missing []string
+		for _, seq := range seqs {
+			if _, found := slices.BinarySearch(changed, seq); !found {
+				missing = append(missing, fmt.Sprint(seq))
+			}
+		}
+		if len(missing) > 0 {
+			return fmt.Errorf("seq %s is not in quarantine, nothing was changed; see: pgjet relay quarantine ls", strings.Join(missing, ", "))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return changed, nil
+}

@@ -1,0 +1,251 @@
+package relay
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/outbox"
+)
+
+// A Status is how the relays of a stream are doing, as the database knows it at one
+// moment. It does not ask NATS.
+type Status struct {
+	Stream      string      `json:"stream"`
+	At          time.Time   `json:"at"`       // by the clock of the database, as all times here
+	Leads       bool        `json:"leads"`    // a relay holds the lead now
+	Standbys    int         `json:"standbys"` // relays that wait for it
+	Leader      *Leader     `json:"leader"`   // who took it last; nil if nobody ever did
+	Paused      *Paused     `json:"paused"`   // nil if not
+	Checkpoint  *Proven     `json:"checkpoint"`
+	Pending     Pending     `json:"pending"`
+	Quarantined Quarantines `json:"quarantined"`
+	Unknown     int         `json:"unknown_messages"` // for which publishing halted; 1000 stands for that or more
+	Healing     bool        `json:"healing"`          // the stream lost events and they are not all back yet
+}
+
+// A Leader is the relay that took the lead last. It may have ended since.
+type Leader struct {
+	Epoch   int64      `json:"epoch"`   // how often a relay took the lead
+	Process string     `json:"process"` // host:pid
+	Since   *time.Time `json:"since"`
+	Cause   string     `json:"cause"` // why it does not publish, or did not when it ended; "" if it does
+	CauseAt *time.Time `json:"cause_at"`
+}
+
+// Paused says who wanted no publishing.
+type Paused struct {
+	At     time.Time `json:"at"`
+	By     string    `json:"by"`
+	Reason string    `json:"reason"`
+}
+
+// A Proven is the newest checkpoint: all that the outbox held up to it had been
+// published. The stream may have lost some since; the next relay to lead finds out.
+type Proven struct {
+	StreamCreated time.Time `json:"stream_created"`
+	StreamSeq     int64     `json:"stream_seq"`
+	Floor         int64     `json:"floor"` // the highest seq that it covers
+	At            time.Time `json:"at"`
+	Events        int64     `json:"events"` // how many events it covers
+
+	snapshot string
+}
+
+// Pending tells of events that are committed, and neither covered by the newest
+// checkpoint nor in quarantine. While the relay publishes, those on their way are
+// among them.
+type Pending struct {
+	Events int64 `json:"events"`
+	// Exact is false beyond 10 000. Events is an estimate then, which counts seqs that
+	// were rolled back, too.
+	Exact bool `json:"exact"`
+	// OldestSeconds is the age of the oldest: 0 if there is none. Beyond 10 000 it is
+	// that of the oldest by seq.
+	OldestSeconds float64 `json:"oldest_seconds"`
+}
+
+// Quarantines count the events in quarantine by state.
+type Quarantines struct {
+	Held    int64 `json:"held"`
+	Retry   int64 `json:"retry"`
+	Dropped int64 `json:"dropped"`
+}
+
+// pendingExact is how many pending events are counted one by one.
+const pendingExact = 10_000
+
+// ReadStatus returns the status of a stream's relays. db is a connection or a pool.
+// It reads in one transaction, and takes some milliseconds whatever waits in the
+// outbox. It needs SELECT on the tables of the relay and on pgjet.outbox.
+func ReadStatus(ctx context.Context, db interface {
+	BeginTx(context.Context, pgx.TxOptions) (pgx.Tx, error)
+}, stream string,
+) (Status, error) {
+	s := Status{Stream: stream}
+	err := pgx.BeginTxFunc(ctx, db, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		now, err := s.read(ctx, tx)
+		if err != nil {
+			return err
+		}
+		return s.readPending(ctx, tx, now)
+	})
+	if err != nil {
+		return Status{}, operationFailed("read the status of the relay", err)
+	}
+	return s, nil
+}
+
+// read fills in all but Pending, and returns the text of the snapshot by which it
+// reads.
+func (s *Status) read(ctx context.Context, tx pgx.Tx) (now string, err error) {
+	b := &pgx.Batch{}
+	b.Queue(readByIndex)
+	b.Queue(`select clock_timestamp(), pg_current_snapshot()::text`).QueryRow(func(row pgx.Row) error {
+		return row.Scan(&s.At, &now)
+	})
+	b.Queue(`
+		select coalesce(bool_or(granted), false), count(*) filter (where not granted)
+		  from pg_locks
+		 where locktype = 'advisory' and objsubid = 1 and (classid::bigint << 32 | objid::bigint) = `+lockKey+`
+		   and database = (select oid from pg_database where datname = current_database())`, s.Stream).
+		QueryRow(func(row pgx.Row) error { return row.Scan(&s.Leads, &s.Standbys) })
+	b.Queue(`
+		select epoch, coalesce(process, ''), since, coalesce(cause, ''), cause_at
+		  from pgjet.leader where stream = $1 and epoch > 0`, s.Stream).Query(optional(&s.Leader, func(l *Leader) []any {
+		return []any{&l.Epoch, &l.Process, &l.Since, &l.Cause, &l.CauseAt}
+	}))
+	b.Queue(`select paused_at, paused_by, pause_reason from pgjet.leader where stream = $1 and paused_at is not null`, s.Stream).
+		Query(optional(&s.Paused, func(p *Paused) []any { return []any{&p.At, &p.By, &p.Reason} }))
+	b.Queue(`
+		select stream_created, stream_seq, floor, at, events, snapshot::text from pgjet.checkpoint
+		 where stream = $1 and system_identifier = (select system_identifier from pg_control_system())
+		 order by id desc limit 1`, s.Stream).Query(optional(&s.Checkpoint, func(p *Proven) []any {
+		return []any{&p.StreamCreated, &p.StreamSeq, &p.Floor, &p.At, &p.Events, &p.snapshot}
+	}))
+	b.Queue(`
+		select count(*) filter (where state = 'held'), count(*) filter (where state = 'retry'), count(*) filter (where state = 'dropped'),
+		       (select count(*) from pgjet.unknown_message where stream = $1),
+		       exists (select from pgjet.leader where stream = $1 and heal_floor is not null)
+		  from pgjet.quarantine`, s.Stream).QueryRow(func(row pgx.Row) error {
+		q := &s.Quarantined
+		return row.Scan(&q.Held, &q.Retry, &q.Dropped, &s.Unknown, &s.Healing)
+	})
+	err = tx.SendBatch(ctx, b).Close()
+	s.inUTC()
+	return now, err
+}
+
+// inUTC makes all times UTC, for those who print them.
+func (s *Status) inUTC() {
+	s.At = s.At.UTC()
+	if l := s.Leader; l != nil {
+		l.Since, l.CauseAt = utc(l.Since), utc(l.CauseAt)
+	}
+	if s.Paused != nil {
+		s.Paused.At = s.Paused.At.UTC()
+	}
+	if c := s.Checkpoint; c != nil {
+		c.StreamCreated, c.At = c.StreamCreated.UTC(), c.At.UTC()
+	}
+}
+
+func utc(t *time.Time) *time.Time {
+	if t == nil {
+		return nil
+	}
+	return new(t.UTC())
+}
+
+// optional scans a row into *to if there is one.
+func optional[T any](to **T, fields func(*T) []any) func(pgx.Rows) error {
+	return func(rows pgx.Rows) error {
+		all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*T, error) {
+			t := new(T)
+			return t, row.Scan(fields(t)...)
+		})
+		if len(all) > 0 {
+			*to = all[0]
+		}
+		return err
+	}
+}
+
+// pendingSQL looks at three ranges of indexes. Of each it reads $6 rows at most:
+// one more than are counted, so whether a range holds more is known. The ranges:
+//
+//   - ahead: above the floor of the checkpoint;
+//   - ended: of transactions that ran in the checkpoint's snapshot and have ended;
+//   - young: of transactions at or above its end. Most of these lie ahead, too. The
+//     limit is put on before that is looked at, or the search might go through the
+//     whole backlog.
+//
+// To ask for the order of xid, with the plans of readByIndex ruled out, keeps the
+// planner on the index by xid, whatever the statistics say: with a limit in sight it
+// might rather walk the whole table by seq, or else sort all that it could find.
+//
+// The last two tell of late commits. A row that was restored from another cluster
+// says an xid of that one; what counts is who wrote it here. Compare outbox.Reader.
+const pendingSQL = `
+	with ahead as materialized (
+		select seq, time from pgjet.outbox where seq > $2 order by seq limit $6
+	), ended as materialized (
+		select o.seq, o.time from unnest($3::xid8[]) as e (xid), lateral (
+			select seq, time from pgjet.outbox
+			 where xid between e.xid and e.xid and seq <= $2 and not pg_visible_in_snapshot(pgjet.outbox_xid(xid, xmin), $1::pg_snapshot)
+			 order by xid limit $6) o
+	), young as materialized (
+		select seq, time from pgjet.outbox
+		 where xid >= $4::xid8 and xid < $5::xid8 and (seq > $2 or not pg_visible_in_snapshot(pgjet.outbox_xid(xid, xmin), $1::pg_snapshot))
+		 order by xid limit $6
+	), late as (
+		select * from ended union all select * from young where seq <= $2
+	), counted as (
+		select count(*) as events, min(time) as oldest
+		  from (select * from ahead union all select * from late) p
+		 where not exists (select from pgjet.quarantine q where q.seq = p.seq)
+	), more as (
+		select (select count(*) from ahead) >= $6 or (select count(*) from ended) >= $6 or (select count(*) from young) >= $6 as more
+	)
+	select case when more then greatest(events, (select count(*) from late)
+	            + (select max(seq) from pgjet.outbox) - greatest($2, (select seq from pgjet.pruned))) else events end,
+	       not more, coalesce(greatest(extract(epoch from clock_timestamp() - oldest), 0), 0)::float8
+	  from counted, more`
+
+// readByIndex lasts to the end of the transaction.
+const readByIndex = `select set_config(name, 'off', true)
+	from unnest(array['enable_seqscan', 'enable_bitmapscan', 'enable_sort', 'enable_incremental_sort']) as name`
+
+// readPending counts what the newest checkpoint does not cover, by the snapshot now.
+func (s *Status) readPending(ctx context.Context, tx pgx.Tx, now string) error {
+	var from outbox.Position
+	if s.Checkpoint != nil {
+		snapshot, err := outbox.ParseSnapshot(s.Checkpoint.snapshot)
+		if err != nil {
+			return err
+		}
+		from = outbox.Position{Snapshot: snapshot, Floor: s.Checkpoint.Floor}
+	}
+	current, err := outbox.ParseSnapshot(now)
+	if err != nil {
+		return err
+	}
+	p := &s.Pending
+	err = tx.QueryRow(ctx, pendingSQL, pendingArguments(from, current)...).Scan(&p.Events, &p.Exact, &p.OldestSeconds)
+	if err != nil {
+		return fmt.Errorf("count pending events: %w", err)
+	}
+	return nil
+}
+
+func pendingArguments(from outbox.Position, now outbox.Snapshot) []any {
+	ended := []uint64{}
+	for _, xid := range from.Snapshot.Running {
+		if now.Sees(xid) {
+			ended = append(ended, xid)
+		}
+	}
+	return []any{from.Snapshot.String(), from.Floor, ended, from.Snapshot.Xmax, now.Xmax, pendingExact + 1}
+}

@@ -1,0 +1,184 @@
+package relay
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+
+	"github.com/pgjet/pgjet/outbox"
+)
+
+const (
+	// watchEvery is how often a relay, leading or not, looks at the whole.
+	watchEvery = 2 * time.Second
+	// countEvery is how often it counts the outbox, at most. It spends one part in
+	// fifty of its time on that.
+	countEvery = time.Minute
+)
+
+// A watch looks at the outbox from outside, by a connection of its own, so that
+// metrics tell the truth also while nobody leads and while NATS is away.
+type watch struct {
+	*Relay
+	busy string // why the outbox cannot be tended
+
+	mu          sync.Mutex
+	status      *Status // nil while PostgreSQL is away
+	unaccounted *int64
+	stop        func() error
+}
+
+func newWatch(r *Relay, meter metric.Meter) (*watch, error) {
+	w := &watch{Relay: r}
+	type gauge struct {
+		name, unit, description string
+		read                    func(s *Status, observe func(float64, ...attribute.KeyValue))
+	}
+	gauges := []gauge{
+		{"pgjet.outbox.pending_events", "", "Events that are committed and not published.", func(s *Status, observe func(float64, ...attribute.KeyValue)) {
+			observe(float64(s.Pending.Events))
+		}},
+		{"pgjet.outbox.oldest_pending", "s", "Age of the oldest of them; 0 if there is none.", func(s *Status, observe func(float64, ...attribute.KeyValue)) {
+			observe(s.Pending.OldestSeconds)
+		}},
+		{"pgjet.outbox.quarantined", "", "Events in quarantine, by state.", func(s *Status, observe func(float64, ...attribute.KeyValue)) {
+			observe(float64(s.Quarantined.Held), attribute.String("state", "held"))
+			observe(float64(s.Quarantined.Retry), attribute.String("state", "retry"))
+			observe(float64(s.Quarantined.Dropped), attribute.String("state", "dropped"))
+		}},
+		{"pgjet.stream.unknown_messages", "", "Messages that the stream holds and the outbox does not know.", func(s *Status, observe func(float64, ...attribute.KeyValue)) {
+			observe(float64(s.Unknown))
+		}},
+		{"pgjet.relay.led", "", "1 if any relay holds the lead, else 0.", func(s *Status, observe func(float64, ...attribute.KeyValue)) {
+			observe(map[bool]float64{true: 1}[s.Leads])
+		}},
+		{"pgjet.outbox.unaccounted_events", "", "Events that are neither published, pending, in quarantine nor pruned. Anything but 0 is a defect.", func(_ *Status, observe func(float64, ...attribute.KeyValue)) {
+			if w.unaccounted != nil {
+				observe(float64(*w.unaccounted))
+			}
+		}},
+	}
+	var instruments []metric.Observable
+	var registered []metric.Float64ObservableGauge
+	for _, g := range gauges {
+		i, err := meter.Float64ObservableGauge(g.name, metric.WithUnit(g.unit), metric.WithDescription(g.description))
+		if err != nil {
+			return nil, err
+		}
+		instruments, registered = append(instruments, i), append(registered, i)
+	}
+	registration, err := meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.status == nil {
+			return nil
+		}
+		for i, g := range gauges {
+			g.read(w.status, func(v float64, labels ...attribute.KeyValue) {
+				o.ObserveFloat64(registered[i], v, metric.WithAttributes(labels...))
+			})
+		}
+		return nil
+	}, instruments...)
+	if err == nil {
+		w.stop = registration.Unregister
+	}
+	return w, err
+}
+
+// run looks again and again until ctx ends.
+func (w *watch) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		w.session(ctx)
+		w.note(nil, nil)
+		sleep(ctx, watchEvery)
+	}
+}
+
+// session looks until something fails. That is the relay's to report, not ours.
+func (w *watch) session(ctx context.Context) {
+	conn, err := connect(ctx, w.Database)
+	if err != nil {
+		return
+	}
+	defer closeConn(conn)
+	var unaccounted *int64
+	for due := time.Now(); ctx.Err() == nil; sleep(ctx, watchEvery) {
+		work, cancel := context.WithTimeout(ctx, countEvery)
+		status, err := ReadStatus(work, conn, w.Stream)
+		if err == nil && w.keeper.Ready() == nil {
+			w.tend(work, conn)
+		}
+		if err == nil && time.Now().After(due) {
+			begun := time.Now()
+			unaccounted, err = countUnaccounted(work, conn, w.Stream)
+			due = time.Now().Add(max(countEvery, 50*time.Since(begun)))
+		}
+		cancel()
+		if err != nil {
+			return
+		}
+		w.note(&status, unaccounted)
+	}
+}
+
+// tend looks after the partitions of the outbox, if this relay leads. That it cannot
+// is no reason not to publish.
+func (w *watch) tend(ctx context.Context, conn *pgx.Conn) {
+	done, err := outbox.Tend(ctx, conn, w.Retention)
+	if done.Pruned > 0 {
+		w.metrics.pruned.Add(ctx, done.Pruned)
+		w.Log.InfoContext(ctx, "pruned the outbox", "partitions", done.Dropped, "events", done.Pruned)
+	}
+	if err != nil {
+		done.Busy = blockedByDatabase(err).Error()
+	}
+	if done.Busy != w.busy && done.Busy != "" {
+		w.Log.WarnContext(ctx, "cannot tend the outbox now, will keep trying", "reason", done.Busy)
+	}
+	w.busy = done.Busy
+}
+
+func (w *watch) note(s *Status, unaccounted *int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.status, w.unaccounted = s, unaccounted
+}
+
+// countUnaccounted counts what the newest checkpoint covers, row by row, and compares
+// that with what relays counted while they published. It returns nil if there is no
+// checkpoint.
+func countUnaccounted(ctx context.Context, conn *pgx.Conn, stream string) (*int64, error) {
+	var n *int64
+	err := conn.QueryRow(ctx, `
+		with checkpoint as (
+			select snapshot, floor, events from pgjet.checkpoint
+			 where stream = $1 and system_identifier = (select system_identifier from pg_control_system())
+			 order by id desc limit 1
+		)
+		select (select count(*) from pgjet.outbox where seq <= c.floor)
+		     - (select count(*) from pgjet.outbox
+		         where seq <= c.floor and (xid >= pg_snapshot_xmax(c.snapshot) or xid = any (array(select pg_snapshot_xip(c.snapshot))))
+		           and not pg_visible_in_snapshot(pgjet.outbox_xid(xid, xmin), c.snapshot))
+		     + (select events from pgjet.pruned) - c.events
+		  from checkpoint c`, stream).Scan(&n)
+	if err == pgx.ErrNoRows {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("count the outbox: %w", err)
+	}
+	return n, nil
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+}
