@@ -2,12 +2,14 @@ package outbox_test
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/outbox"
@@ -62,6 +64,28 @@ func TestPruneWhatIsPublishedAndOld(t *testing.T) {
 	}
 }
 
+// TestPrunedAddsUp: of several partitions, whatever the caller takes for published.
+func TestPrunedAddsUp(t *testing.T) {
+	k := newTender(t)
+	c := newCursor(t, k.db)
+	for n, seq := range []int64{1, behindFirst, behindFirst + 50_000} {
+		k.at(seq)
+		appendEvents(t, k.db, noted{"k", n}, noted{"k", n})
+	}
+	c.more()
+	k.settle()
+	k.published("EVENTS", c.at, retention+time.Minute)
+	wantDropped(t, k.tend(), 2, first)
+	wantDropped(t, k.tend(), 2, "outbox_50001")
+	if seq, events := scan[int64](k, `select seq from pgjet.pruned`), scan[int64](k, `select events from pgjet.pruned`); seq != behindFirst+50_000-1 || events != 4 {
+		t.Errorf("pruned up to seq %d, %d events, want %d and 4", seq, events, behindFirst+50_000-1)
+	}
+	_, err := k.conn.Exec(t.Context(), `select pgjet.drop_outbox_partition('outbox_100001', pg_current_snapshot(), 149999)`)
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); !ok || pgErr.Code != "PJ001" {
+		t.Errorf("drop of a partition that ends behind the floor: %v, want PJ001", err)
+	}
+}
+
 // old makes an outbox whose first partition may go by its age, and returns a cursor
 // that has read everything. What n appends before is read too.
 func (k *tender) old(n int) *cursor {
@@ -103,19 +127,22 @@ func TestPruneKeepsLateCommitsBeyondXmax(t *testing.T) {
 
 // TestPruneWaitsForEveryStream: nor is an event dropped that only one of them has.
 func TestPruneWaitsForEveryStream(t *testing.T) {
-	k := newTender(t)
-	late := begin(t, k.db, 100)
-	c := k.old(2)
-	k.published("OTHER", c.at, retention+time.Minute)
-	commit(t, late)
-	want(t, c.more(), 100)
-	k.published("EVENTS", c.at, 0)
-	wantBusy(t, k.tend(), "holds an event that is not published, seq 1")
-	k.exec(`insert into pgjet.leader (stream, epoch) values ('THIRD', 1)`)
-	k.published("OTHER", c.at, 0)
-	wantDropped(t, k.tend(), 0)
-	k.exec(`delete from pgjet.leader where stream = 'THIRD'`)
-	wantDropped(t, k.tend(), 3, first)
+	for _, streams := range [][2]string{{"EVENTS", "OTHER"}, {"OTHER", "EVENTS"}} {
+		ahead, behind := streams[0], streams[1]
+		k := newTender(t)
+		late := begin(t, k.db, 100)
+		c := k.old(2)
+		k.published("OTHER", c.at, retention+time.Minute)
+		commit(t, late)
+		want(t, c.more(), 100)
+		k.published(ahead, c.at, 0)
+		wantBusy(t, k.tend(), "holds an event that is not published, seq 1")
+		k.exec(`insert into pgjet.leader (stream, epoch) values ('THIRD', 1)`)
+		k.published(behind, c.at, 0)
+		wantDropped(t, k.tend(), 0)
+		k.exec(`delete from pgjet.leader where stream = 'THIRD'`)
+		wantDropped(t, k.tend(), 3, first)
+	}
 }
 
 // TestPruneTrustsNoOtherCluster: transaction ids of another cluster mean nothing.
