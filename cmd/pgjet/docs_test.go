@@ -63,9 +63,17 @@ func TestDocsNameTestsThatExist(t *testing.T) {
 // flags, each "make …" a target.
 func TestDocsNameCommandsThatExist(t *testing.T) {
 	makefile := read(t, "Makefile")
-	for _, doc := range []string{"README.md", "docs/cli.md", "docs/decisions.md"} {
+	runbooks, err := filepath.Glob(root + "docs/runbooks/*.md")
+	if err != nil || len(runbooks) == 0 {
+		t.Fatalf("no runbooks: %v", err)
+	}
+	docs := []string{"README.md", "docs/cli.md", "docs/decisions.md"}
+	for _, path := range runbooks {
+		docs = append(docs, strings.TrimPrefix(path, root))
+	}
+	for _, doc := range docs {
 		text := read(t, doc)
-		for _, m := range regexp.MustCompile("(?m)(?:^|`|/|\\s)pgjet ((?:dev|users|relay|consume|migrate|stream|ready)\\b[^`|\n]*)(?:`|$)").FindAllStringSubmatch(text, -1) {
+		for _, m := range regexp.MustCompile("(?m)(?:^|`|/|\\s)pgjet ((?:dev|users|relay|consume|migrate|stream|nats|ready)\\b[^`|\n]*)(?:`|$)").FindAllStringSubmatch(text, -1) {
 			checkCommand(t, doc, strings.Fields(m[1]))
 		}
 		for _, m := range regexp.MustCompile("(?m)(?:^|`)make ([a-z-]+)(?:`|$)").FindAllStringSubmatch(text, -1) {

@@ -131,8 +131,10 @@ func troubles(s relay.Status) []trouble {
 		add(word, nextFor(word), "%s keeps trying: %s", l.Process, l.Cause)
 	case !trying && l.Epoch == 0:
 		add("no_leader", "pgjet relay", "no relay has ever run")
+	case !trying && word == "":
+		add("no_leader", "pgjet relay", "no relay leads; the last one was %s, which ended without a word", l.Process)
 	case !trying:
-		add("no_leader", "pgjet relay", "no relay leads; the last one was %s, %s: %s", l.Process, since(s.At, l.CauseAt), cmp.Or(l.Cause, "it published"))
+		add("no_leader", "pgjet relay", "no relay leads; the last one was %s, which said %s: %s", l.Process, since(s.At, l.CauseAt), l.Cause)
 	}
 	return all
 }
