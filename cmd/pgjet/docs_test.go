@@ -84,6 +84,24 @@ func TestDocsNameCommandsThatExist(t *testing.T) {
 	}
 }
 
+// TestEveryCauseIsDocumented: each word for why nothing moves has its line in the
+// docs and in the runbook.
+func TestEveryCauseIsDocumented(t *testing.T) {
+	code := read(t, "relay/cause.go") + read(t, "relay/send.go") + read(t, "relay/link.go") + read(t, "relay/term.go") + read(t, "relay/protocol/refusal.go")
+	words := regexp.MustCompile(`(?:block\(|return )"([a-z_]+)"`).FindAllStringSubmatch(code, -1)
+	if len(words) < 10 {
+		t.Errorf("found %d causes in the code of the relay", len(words))
+	}
+	for _, doc := range []string{"docs/cli.md", "docs/runbooks/relay-not-publishing.md"} {
+		text := read(t, doc)
+		for _, w := range words {
+			if w[1] != "error" && !strings.Contains(text, "\n| `"+w[1]+"` |") {
+				t.Errorf("%s does not explain %s", doc, w[1])
+			}
+		}
+	}
+}
+
 func checkCommand(t *testing.T, doc string, words []string) {
 	t.Helper()
 	cmd, rest, err := newRoot().Find(words)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -110,6 +111,57 @@ func TestRelayAdopt(t *testing.T) {
 	r.ready(r.admin)
 	if by := query[string](t, openDB(t, database), `select by from pgjet.operation where kind = 'relay.adopt'`); by != actor() {
 		t.Errorf("adopted by %s, want %s", by, actor())
+	}
+}
+
+// A meanwhile answers a question, after something has happened.
+type meanwhile struct {
+	happen func()
+	answer string
+}
+
+func (m meanwhile) Read(b []byte) (int, error) {
+	m.happen()
+	return copy(b, m.answer), io.EOF
+}
+
+// TestRelayAdoptAsks: what was listed is adopted if the answer is yes, and nothing if
+// it is no, or if the list has changed while the operator thought about it.
+func TestRelayAdoptAsks(t *testing.T) {
+	t.Parallel()
+	s := &settings{databaseURL: testenv.DatabaseURL(t), stream: "EVENTS"}
+	db := openDB(t, s.databaseURL)
+	found := func() {
+		_, err := db.Exec(t.Context(), `
+			insert into pgjet.unknown_message (stream, stream_created, stream_seq, subject)
+			select 'EVENTS', to_timestamp(0), count(*) + 1, 's' from pgjet.unknown_message`)
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	found()
+	for _, row := range []struct {
+		in     meanwhile
+		says   string
+		fails  bool
+		remain int
+	}{
+		{meanwhile{func() {}, "n\n"}, "nothing was adopted", false, 1},
+		{meanwhile{func() {}, ""}, "nothing was adopted", false, 1},
+		{meanwhile{found, "y\n"}, "up to sequence 1,", true, 2},
+		{meanwhile{func() {}, "y\n"}, "adopted what stream EVENTS holds up to sequence 2;", false, 0},
+	} {
+		var said strings.Builder
+		err := s.adopt(t.Context(), adoption{reason: "r", output: "table", in: row.in, out: io.Discard, err: &said})
+		if (err != nil) != row.fails || !strings.Contains(said.String(), row.says) {
+			t.Errorf("%q: %v, says %q, want %q", row.in.answer, err, said.String(), row.says)
+		}
+		if n := query[int](t, db, `select count(*) from pgjet.unknown_message`); n != row.remain {
+			t.Errorf("%q: %d messages remain, want %d", row.in.answer, n, row.remain)
+		}
+	}
+	if n := query[int64](t, db, `select sum(stream_seq)::bigint from pgjet.adoption`); n != 2 {
+		t.Errorf("adopted up to %d, want 2, once", n)
 	}
 }
 
