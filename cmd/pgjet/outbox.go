@@ -6,10 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/user"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -28,8 +25,8 @@ func outboxCommand() *cobra.Command {
 
 // outboxVerb runs fn for a command with the flag --output, by a connection.
 func (s *settings) outboxVerb(ctx context.Context, output string, fn func(*pgx.Conn) error) error {
-	if output != "table" && output != "json" {
-		return usagef("--output is %q, want table or json", output)
+	if err := checkOutput(output); err != nil {
+		return err
 	}
 	db, err := s.reach(ctx)
 	if err != nil {
@@ -59,27 +56,22 @@ whole outbox.`,
 				if err != nil {
 					return err
 				}
-				if output == "json" {
-					return json.NewEncoder(cmd.OutOrStdout()).Encode(status)
-				}
-				return showOutbox(cmd.OutOrStdout(), status)
+				return show(cmd.OutOrStdout(), output, status, func(w io.Writer) { showOutbox(w, status) })
 			})
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	outputFlag(cmd.Flags(), &output)
 	return cmd
 }
 
-func showOutbox(out io.Writer, s outbox.Status) error {
-	fmt.Fprintf(out, "written %d = published %d + pending %d + quarantined %d + pruned %d\n\n",
+func showOutbox(w io.Writer, s outbox.Status) {
+	fmt.Fprintf(w, "written %d = published %d + pending %d + quarantined %d + pruned %d\n\n",
 		s.Written, s.Published, s.Pending, s.Quarantined, s.Pruned)
-	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(w, "PARTITION\tLOW\tHIGH\tEVENTS\tMIB\tOLDEST\tNEWEST")
 	for _, p := range s.Partitions {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%.1f\t%s\t%s\n", p.Name, orDash(p.Low), orDash(p.High),
-			p.Events, float64(p.Bytes)/(1<<20), ago(p.Oldest), ago(p.Newest))
+			p.Events, float64(p.Bytes)/(1<<20), agoOrDash(p.Oldest), agoOrDash(p.Newest))
 	}
-	return w.Flush()
 }
 
 func orDash(n *int64) string {
@@ -89,11 +81,11 @@ func orDash(n *int64) string {
 	return fmt.Sprint(*n)
 }
 
-func ago(t *time.Time) string {
+func agoOrDash(t *time.Time) string {
 	if t == nil {
 		return "-"
 	}
-	return time.Since(*t).Round(time.Second).String() + " ago"
+	return ago(time.Since(*t))
 }
 
 // A pruning is what "outbox prune" says.
@@ -132,7 +124,7 @@ partition that is old enough cannot go now.`,
 	cmd.Flags().DurationVar(&age, "older-than", outbox.DefaultRetention, "for how long it has to have been published")
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for the record")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be dropped, and drop nothing")
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	outputFlag(cmd.Flags(), &output)
 	return cmd
 }
 
@@ -141,7 +133,7 @@ func prune(ctx context.Context, db *pgx.Conn, age time.Duration, reason string, 
 		names, err := outbox.Prunable(ctx, db, age)
 		return pruning{DryRun: true, Dropped: append([]string{}, names...)}, err
 	}
-	done, err := outbox.Prune(ctx, db, age, operator(), reason)
+	done, err := outbox.Prune(ctx, db, age, actor(), reason)
 	return pruning{Dropped: append([]string{}, done.Dropped...), Events: done.Pruned, Busy: done.Busy}, err
 }
 
@@ -162,16 +154,4 @@ func (p pruning) show(out io.Writer, output string) error {
 		return &exitError{exitFindings, fmt.Errorf("something has to wait: %s", p.Busy)}
 	}
 	return nil
-}
-
-// operator returns who runs this command, for the record.
-func operator() string {
-	name, host := "unknown", "unknown"
-	if u, err := user.Current(); err == nil {
-		name = u.Username
-	}
-	if h, err := os.Hostname(); err == nil {
-		host = h
-	}
-	return name + "@" + host
 }
