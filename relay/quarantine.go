@@ -25,8 +25,8 @@ type Quarantined struct {
 	ChangeReason string     `json:"change_reason"`
 }
 
-// quarantinePage is how many events [Quarantine] returns at most.
-const quarantinePage = 1000
+// QuarantinePage is how many events [Quarantine] returns at most.
+const QuarantinePage = 1000
 
 // Quarantine returns the events in quarantine whose seq is above after, in its order,
 // at most 1000. state is one of held, retry and dropped; "" is all.
@@ -36,7 +36,7 @@ func Quarantine(ctx context.Context, db beginner, state string, after int64) ([]
 		       q.changed_at, coalesce(q.changed_by, ''), coalesce(q.change_reason, '')
 		  from (select * from pgjet.quarantine where seq > $1 and ($2 = '' or state = $2) order by seq limit $3) q
 		  left join lateral (select type, key from pgjet.outbox where seq = q.seq and id = q.event_id limit 1) o on true
-		 order by q.seq`, after, state, quarantinePage)
+		 order by q.seq`, after, state, QuarantinePage)
 	return all, operationFailed("list the quarantine", err)
 }
 
