@@ -63,14 +63,42 @@ func TestDocsNameTestsThatExist(t *testing.T) {
 // flags, each "make …" a target.
 func TestDocsNameCommandsThatExist(t *testing.T) {
 	makefile := read(t, "Makefile")
-	for _, doc := range []string{"README.md", "docs/cli.md", "docs/decisions.md", "docs/sql-writers.md"} {
+	docs := []string{"README.md"}
+	for _, pattern := range []string{"docs/*.md", "docs/runbooks/*.md"} {
+		paths, err := filepath.Glob(root + pattern)
+		if err != nil || len(paths) < 2 {
+			t.Fatalf("%s: %q, %v", pattern, paths, err)
+		}
+		for _, path := range paths {
+			docs = append(docs, strings.TrimPrefix(path, root))
+		}
+	}
+	for _, doc := range docs {
 		text := read(t, doc)
-		for _, m := range regexp.MustCompile("(?m)(?:^|`|/|\\s)pgjet ((?:dev|users|relay|consume|migrate|stream|outbox|ready)\\b[^`|\n]*)(?:`|$)").FindAllStringSubmatch(text, -1) {
+		for _, m := range regexp.MustCompile("(?m)(?:^|`|/|\\s)pgjet ((?:dev|users|relay|consume|migrate|stream|outbox|nats|ready)\\b[^`|\n]*)(?:`|$)").FindAllStringSubmatch(text, -1) {
 			checkCommand(t, doc, strings.Fields(m[1]))
 		}
 		for _, m := range regexp.MustCompile("(?m)(?:^|`)make ([a-z-]+)(?:`|$)").FindAllStringSubmatch(text, -1) {
 			if !strings.Contains(makefile, "\n"+m[1]+":") {
 				t.Errorf("%s says make %s, which is no target", doc, m[1])
+			}
+		}
+	}
+}
+
+// TestEveryCauseIsDocumented: each word for why nothing moves has its line in the
+// docs and in the runbook.
+func TestEveryCauseIsDocumented(t *testing.T) {
+	code := read(t, "relay/cause.go") + read(t, "relay/send.go") + read(t, "relay/link.go") + read(t, "relay/term.go") + read(t, "relay/protocol/refusal.go")
+	words := regexp.MustCompile(`(?:block\(|return )"([a-z_]+)"`).FindAllStringSubmatch(code, -1)
+	if len(words) < 10 {
+		t.Errorf("found %d causes in the code of the relay", len(words))
+	}
+	for _, doc := range []string{"docs/cli.md", "docs/runbooks/relay-not-publishing.md"} {
+		text := read(t, doc)
+		for _, w := range words {
+			if w[1] != "error" && !strings.Contains(text, "\n| `"+w[1]+"` |") {
+				t.Errorf("%s does not explain %s", doc, w[1])
 			}
 		}
 	}

@@ -100,7 +100,7 @@ Every flag is also an environment variable: --database-url is PGJET_DATABASE_URL
 		SilenceUsage:  true,
 	}
 	root.AddCommand(devCommand(), usersCommand(), relayCommand(), consumeCommand(),
-		migrateCommand(), streamCommand(), outboxCommand(), readyCommand())
+		migrateCommand(), streamCommand(), outboxCommand(), natsCommand(), readyCommand())
 	return root
 }
 

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/user"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -73,11 +71,11 @@ whole outbox.`,
 func showOutbox(out io.Writer, s outbox.Status) error {
 	fmt.Fprintf(out, "written %d = published %d + pending %d + quarantined %d + pruned %d\n\n",
 		s.Written, s.Published, s.Pending, s.Quarantined, s.Pruned)
-	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
+	now, w := time.Now(), tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(w, "PARTITION\tLOW\tHIGH\tEVENTS\tMIB\tOLDEST\tNEWEST")
 	for _, p := range s.Partitions {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%.1f\t%s\t%s\n", p.Name, orDash(p.Low), orDash(p.High),
-			p.Events, float64(p.Bytes)/(1<<20), ago(p.Oldest), ago(p.Newest))
+			p.Events, float64(p.Bytes)/(1<<20), since(now, p.Oldest), since(now, p.Newest))
 	}
 	return w.Flush()
 }
@@ -87,13 +85,6 @@ func orDash(n *int64) string {
 		return "-"
 	}
 	return fmt.Sprint(*n)
-}
-
-func ago(t *time.Time) string {
-	if t == nil {
-		return "-"
-	}
-	return time.Since(*t).Round(time.Second).String() + " ago"
 }
 
 // A pruning is what "outbox prune" says.
@@ -141,7 +132,7 @@ func prune(ctx context.Context, db *pgx.Conn, age time.Duration, reason string, 
 		names, err := outbox.Prunable(ctx, db, age)
 		return pruning{DryRun: true, Dropped: append([]string{}, names...)}, err
 	}
-	done, err := outbox.Prune(ctx, db, age, operator(), reason)
+	done, err := outbox.Prune(ctx, db, age, actor(), reason)
 	return pruning{Dropped: append([]string{}, done.Dropped...), Events: done.Pruned, Busy: done.Busy}, err
 }
 
@@ -162,16 +153,4 @@ func (p pruning) show(out io.Writer, output string) error {
 		return &exitError{exitFindings, fmt.Errorf("something has to wait: %s", p.Busy)}
 	}
 	return nil
-}
-
-// operator returns who runs this command, for the record.
-func operator() string {
-	name, host := "unknown", "unknown"
-	if u, err := user.Current(); err == nil {
-		name = u.Username
-	}
-	if h, err := os.Hostname(); err == nil {
-		host = h
-	}
-	return name + "@" + host
 }

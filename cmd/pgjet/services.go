@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
 
@@ -14,7 +15,6 @@ import (
 	"github.com/pgjet/pgjet/consumers/mailer"
 	"github.com/pgjet/pgjet/outbox/hint"
 	"github.com/pgjet/pgjet/producer"
-	"github.com/pgjet/pgjet/relay"
 )
 
 func usersCommand() *cobra.Command {
@@ -57,40 +57,6 @@ func usersCommand() *cobra.Command {
 	return cmd
 }
 
-func relayCommand() *cobra.Command {
-	var s settings
-	cmd := &cobra.Command{
-		Use:   "relay",
-		Short: "Publish the outbox to the stream",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			log := newLogger(cmd.ErrOrStderr(), s.logLevel)
-			p, err := s.relayPart(log)
-			if err != nil {
-				return err
-			}
-			return s.serve(cmd.Context(), log, "pgjet-relay", p)
-		},
-	}
-	f := cmd.Flags()
-	s.databaseFlag(f)
-	s.natsFlags(f)
-	s.processFlags(f)
-	return cmd
-}
-
-func (s *settings) relayPart(log *slog.Logger) (part, error) {
-	config, err := s.databaseConfig()
-	if err != nil {
-		return part{}, err
-	}
-	if err := s.checkNATS(); err != nil {
-		return part{}, err
-	}
-	r := &relay.Relay{Database: config.ConnConfig, NATSURL: s.natsURL, NATS: s.natsOptions(), Stream: s.stream, Source: "/users", Log: log}
-	return part{"relay", r.Run, r.Ready}, nil
-}
-
 func consumeCommand() *cobra.Command {
 	var s settings
 	cmd := &cobra.Command{
@@ -111,7 +77,7 @@ func consumeCommand() *cobra.Command {
 				return err
 			}
 			defer db.Close()
-			nc, js, err := s.connectNATS("pgjet-"+mailer.Name, log)
+			nc, js, err := s.connectNATS("pgjet-"+mailer.Name, log, nats.CustomInboxPrefix(inboxPrefix(mailer.Name)))
 			if err != nil {
 				return err
 			}

@@ -41,9 +41,13 @@ func (s *settings) databaseFlag(f *pflag.FlagSet) {
 }
 
 func (s *settings) natsFlags(f *pflag.FlagSet) {
-	f.StringVar(&s.natsURL, "nats-url", "nats://127.0.0.1:4222", "NATS servers, joined by commas")
+	s.natsURLFlag(f)
 	s.natsCredsFlag(f)
 	s.streamFlag(f)
+}
+
+func (s *settings) natsURLFlag(f *pflag.FlagSet) {
+	f.StringVar(&s.natsURL, "nats-url", "nats://127.0.0.1:4222", "NATS servers, joined by commas")
 }
 
 func (s *settings) natsCredsFlag(f *pflag.FlagSet) {
@@ -221,7 +225,8 @@ func (s *settings) reachNATS() (*nats.Conn, jetstream.JetStream, error) {
 	if err := s.checkNATS(); err != nil {
 		return nil, nil, err
 	}
-	nc, err := nats.Connect(s.natsURL, append(s.natsOptions(), nats.Name("pgjet"), nats.Timeout(5*time.Second))...)
+	nc, err := nats.Connect(s.natsURL, append(s.natsOptions(), nats.Name("pgjet"), nats.Timeout(5*time.Second),
+		nats.CustomInboxPrefix(inboxPrefix("operator")))...)
 	if err != nil {
 		return nil, nil, &exitError{exitUnreachable, fmt.Errorf("cannot reach NATS: %w", err)}
 	}

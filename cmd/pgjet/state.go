@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -66,9 +65,7 @@ func reset(dir string, yes bool, in io.Reader, out io.Writer) error {
 		if !terminal(in) {
 			return usagef("reset removes all users, events and mails in %s; say --yes if that is meant", dir)
 		}
-		fmt.Fprintf(out, "Remove all users, events and mails in %s? [y/N] ", dir)
-		answer, _ := bufio.NewReader(in).ReadString('\n')
-		if a := strings.ToLower(strings.TrimSpace(answer)); a != "y" && a != "yes" {
+		if !confirm(in, out, fmt.Sprintf("Remove all users, events and mails in %s?", dir)) {
 			fmt.Fprintln(out, "nothing was removed")
 			return nil
 		}

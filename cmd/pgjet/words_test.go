@@ -86,6 +86,7 @@ func TestUnreachable(t *testing.T) {
 	refused(t, exitUnreachable, []string{"migrate", "up", "--database-url", database}, "PostgreSQL", nowhere)
 	refused(t, exitUnreachable, []string{"migrate", "status", "--database-url", database}, "PostgreSQL", nowhere)
 	refused(t, exitUnreachable, []string{"outbox", "status", "--database-url", database}, "PostgreSQL", nowhere)
+	refused(t, exitUnreachable, []string{"relay", "status", "--database-url", database}, "PostgreSQL", nowhere)
 	refused(t, exitUnreachable, []string{"stream", "ensure", "--nats-url", nats}, "NATS")
 	refused(t, exitUnreachable, []string{"ready", "--admin-addr", nowhere}, nowhere)
 	refused(t, exitUnreachable, []string{"users", "--database-url", database, "--addr", "nowhere.invalid:1"}, "--addr")

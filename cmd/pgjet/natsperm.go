@@ -1,0 +1,124 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pgjet/pgjet/relay"
+)
+
+// inboxPrefix returns where NATS answers whoever connects in this role. A consumer's
+// role is its name, so that none can listen to what another is given.
+func inboxPrefix(role string) string { return "_INBOX_" + role }
+
+// A grant is what a user of NATS may publish and subscribe to, and nothing else.
+type grant struct {
+	Publish   []string `json:"publish"`
+	Subscribe []string `json:"subscribe"`
+}
+
+// grantFor returns the least that a role needs. TestNATSPermissions runs the real
+// services with them.
+func grantFor(role, stream, consumer string) grant {
+	api := func(what string) string { return "$JS.API." + strings.ReplaceAll(what, "STREAM_NAME", stream) }
+	hints := "pgjet.hint." + stream
+	switch role {
+	case "relay":
+		return grant{
+			Publish: append(relay.StreamConfig(stream, 1).Subjects,
+				api("STREAM.INFO.STREAM_NAME"),
+				api("STREAM.MSG.GET.STREAM_NAME"),
+				// To resync it reads the stream by a short-lived consumer, whose name nobody knows before.
+				api("CONSUMER.CREATE.STREAM_NAME.*"),
+				api("CONSUMER.INFO.STREAM_NAME.*"),
+				api("CONSUMER.MSG.NEXT.STREAM_NAME.*"),
+			),
+			Subscribe: []string{inboxPrefix("relay") + ".>", hints},
+		}
+	case "consumer":
+		own := stream + "." + consumer
+		return grant{
+			Publish: []string{
+				api("CONSUMER.INFO." + own),
+				api("CONSUMER.CREATE." + own),
+				api("CONSUMER.MSG.NEXT." + own),
+				"$JS.ACK." + own + ".>",
+				"$JS.ACK.*.*." + own + ".>", // with domain and account, as servers may come to ask
+			},
+			Subscribe: []string{inboxPrefix(consumer) + ".>"},
+		}
+	case "operator":
+		return grant{
+			Publish: []string{
+				api("STREAM.INFO.STREAM_NAME"),
+				api("STREAM.CREATE.STREAM_NAME"),
+				api("STREAM.MSG.GET.STREAM_NAME"), // looks at messages for which a relay halted
+			},
+			Subscribe: []string{inboxPrefix("operator") + ".>"},
+		}
+	default: // writer
+		return grant{Publish: []string{hints}, Subscribe: []string{}}
+	}
+}
+
+func natsCommand() *cobra.Command {
+	var s settings
+	var consumer, output string
+	permissions := &cobra.Command{
+		Use:   "permissions relay|consumer|operator|writer",
+		Short: "Print the least NATS permissions that a role needs",
+		Long: `Print the least NATS permissions that a role needs, as configuration of nats-server
+for the entry of its user:
+
+  relay      publishes to the stream
+  consumer   handles events, with the name that --consumer says
+  operator   pgjet stream ensure, and looking at single messages
+  writer     a service that tells the relay of its commits`,
+		ValidArgs: []string{"relay", "consumer", "operator", "writer"},
+		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
+			if (args[0] == "consumer") != (consumer != "") {
+				return usagef("--consumer names the consumer of the role consumer, such as welcome-mailer")
+			}
+			for flag, value := range map[string]string{"--stream": s.stream, "--consumer": consumer} {
+				if strings.ContainsAny(value, ".*> \t\r\n\"") {
+					return usagef("%s is %q, which NATS takes for no name", flag, value)
+				}
+			}
+			g := grantFor(args[0], s.stream, consumer)
+			return show(cmd.OutOrStdout(), output, g, func(w io.Writer) { g.write(w) })
+		},
+	}
+	f := permissions.Flags()
+	s.streamFlag(f)
+	outputFlag(f, &output)
+	f.StringVar(&consumer, "consumer", "", "name of the consumer")
+	return group(&cobra.Command{Use: "nats", Short: "Set up NATS"}, permissions)
+}
+
+// write writes the grant as nats-server reads it. Without any list it would allow
+// everything.
+func (g grant) write(w io.Writer) {
+	list := func(name string, subjects []string) {
+		if len(subjects) == 0 {
+			fmt.Fprintf(w, "  %s: { deny: \">\" }\n", name)
+			return
+		}
+		fmt.Fprintf(w, "  %s: { allow: [\n", name)
+		for _, s := range subjects {
+			fmt.Fprintf(w, "    %s\n", strconv.Quote(s))
+		}
+		fmt.Fprintln(w, "  ] }")
+	}
+	fmt.Fprintln(w, "permissions: {")
+	list("publish", g.Publish)
+	list("subscribe", g.Subscribe)
+	fmt.Fprintln(w, "}")
+}

@@ -1,0 +1,242 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+
+	"github.com/pgjet/pgjet/consumers/mailer"
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// A guarded is a NATS server whose users may do what pgjet nats permissions prints,
+// and no more.
+type guarded struct {
+	t      *testing.T
+	server *server.Server
+	log    *violations
+}
+
+// roles are the users of a guarded server, and how their permissions are asked for.
+var roles = map[string][]string{
+	"relay":    {"relay"},
+	"consumer": {"consumer", "--consumer", mailer.Name},
+	"operator": {"operator"},
+	"writer":   {"writer"},
+}
+
+func startGuarded(t *testing.T) *guarded {
+	t.Helper()
+	var users strings.Builder
+	for user, words := range roles {
+		printed := must(t, exitOK, append([]string{"nats", "permissions"}, words...)...)
+		fmt.Fprintf(&users, "{ user: %s, password: %s\n%s}\n", user, secret, printed)
+	}
+	config := filepath.Join(t.TempDir(), "nats.conf")
+	text := fmt.Sprintf("listen: \"127.0.0.1:-1\"\njetstream: { store_dir: %q }\nauthorization: { users: [\n%s] }\n", t.TempDir(), users.String())
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	options, err := server.ProcessConfigFile(config)
+	if err != nil {
+		t.Fatalf("%v of\n%s", err, text)
+	}
+	options.NoSigs = true
+	s, err := server.NewServer(options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &guarded{t: t, server: s, log: &violations{}}
+	s.SetLoggerV2(g.log, false, false, false)
+	s.Start()
+	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	if !s.ReadyForConnections(patience) {
+		t.Fatal("NATS did not get ready")
+	}
+	return g
+}
+
+func (g *guarded) url(user string) string {
+	return fmt.Sprintf("nats://%s:%s@%s", user, secret, g.server.Addr())
+}
+
+// violations are what the server says it refused.
+type violations struct {
+	mu  sync.Mutex
+	all []string
+}
+
+func (v *violations) Errorf(format string, args ...any) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if line := fmt.Sprintf(format, args...); strings.Contains(line, "Violation") {
+		v.all = append(v.all, line)
+	}
+}
+func (v *violations) Noticef(string, ...any) {}
+func (v *violations) Warnf(string, ...any)   {}
+func (v *violations) Fatalf(string, ...any)  {}
+func (v *violations) Debugf(string, ...any)  {}
+func (v *violations) Tracef(string, ...any)  {}
+
+// none makes sure that nobody was refused anything.
+func (v *violations) none(t *testing.T) {
+	t.Helper()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, line := range v.all {
+		t.Errorf("NATS refused: %s", line)
+	}
+	v.all = nil
+}
+
+// TestNATSPermissions runs everything with the least permissions: the way of an event
+// from the user service to a mail, each way in which a relay looks at the stream when
+// it begins, and a hint.
+func TestNATSPermissions(t *testing.T) {
+	t.Parallel()
+	g := startGuarded(t)
+	database := testenv.DatabaseURL(t)
+	db := openDB(t, database)
+	must(t, exitOK, "stream", "ensure", "--nats-url", g.url("operator"))
+	must(t, exitOK, "stream", "ensure", "--nats-url", g.url("operator"))
+	smtp, inbox := startMail(t, anyPort)
+	mailer := startMailer(t, database, g.url("consumer"), smtp)
+	relay := startRelay(t, database, g.url("relay"))
+	users := startService(t, "users", "--database-url", database, "--addr", anyPort, "--nats-url", g.url("writer"))
+	users.addr = users.logged("serving the API", "addr")
+	for i, forget := range []string{
+		`select`, // it finds the message that the checkpoint names
+		`delete from pgjet.checkpoint where id = (select max(id) from pgjet.checkpoint)`, // it reads what follows
+		`delete from pgjet.checkpoint`, // it reads everything
+	} {
+		relay.ready(relay.admin)
+		for n := range 3 {
+			email := fmt.Sprintf("ann%d.%d@example.com", i, n)
+			signUp(t, users.addr, email)
+			oneMail(t, inbox, email)
+		}
+		testenv.Eventually(t, patience, "a checkpoint", func() bool {
+			return query[int64](t, db, `select coalesce(max(stream_seq), 0) from pgjet.checkpoint`) == int64(3*(i+1))
+		})
+		g.hears(relay)
+		relay.stop()
+		if _, err := db.Exec(t.Context(), forget); err != nil {
+			t.Fatal(err)
+		}
+		relay = startRelay(t, database, g.url("relay"))
+	}
+	relay.ready(relay.admin)
+	mailer.ready(mailer.admin)
+	relay.stop()
+	mailer.stop() // gives back what it has fetched
+	g.log.none(t)
+}
+
+// hears makes sure that hints come through to the relay.
+func (g *guarded) hears(relay *service) {
+	g.t.Helper()
+	connz, err := g.server.Connz(&server.ConnzOptions{Subscriptions: true, Username: true})
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	for _, c := range connz.Conns {
+		if c.AuthorizedUser == "relay" && slices.Contains(c.Subs, "pgjet.hint.EVENTS") {
+			return
+		}
+	}
+	g.t.Errorf("nobody listens for hints, of %s", relay)
+}
+
+// TestNATSPermissionsAreTheLeast: what a role has no business to do is refused.
+func TestNATSPermissionsAreTheLeast(t *testing.T) {
+	t.Parallel()
+	g := startGuarded(t)
+	must(t, exitOK, "stream", "ensure", "--nats-url", g.url("operator"))
+	for _, row := range []struct{ user, subject string }{
+		{"relay", "$JS.API.STREAM.DELETE.EVENTS"},
+		{"relay", "$JS.API.STREAM.PURGE.EVENTS"},
+		{"relay", "$JS.API.STREAM.MSG.DELETE.EVENTS"},
+		{"relay", "$JS.API.STREAM.UPDATE.EVENTS"},
+		{"relay", "$JS.API.STREAM.INFO.OTHERS"},
+		{"relay", "$JS.API.CONSUMER.DELETE.EVENTS." + mailer.Name},
+		{"relay", "$JS.ACK.EVENTS." + mailer.Name + ".1.1.1.1.1"},
+		{"relay", "orders.created"},
+		{"consumer", "events.00.user.created"},
+		{"consumer", "$JS.API.STREAM.PURGE.EVENTS"},
+		{"consumer", "$JS.API.STREAM.MSG.GET.EVENTS"},
+		{"consumer", "$JS.API.CONSUMER.CREATE.EVENTS.other"},
+		{"consumer", "$JS.API.CONSUMER.MSG.NEXT.EVENTS.other"},
+		{"consumer", "$JS.API.CONSUMER.DELETE.EVENTS." + mailer.Name},
+		{"consumer", "$JS.ACK.EVENTS.other.1.1.1.1.1"},
+		{"consumer", "pgjet.hint.EVENTS"},
+		{"operator", "events.00.user.created"},
+		{"operator", "$JS.API.STREAM.DELETE.EVENTS"},
+		{"operator", "$JS.API.STREAM.PURGE.EVENTS"},
+		{"writer", "events.00.user.created"},
+		{"writer", "$JS.API.STREAM.INFO.EVENTS"},
+		{"writer", "pgjet.hint.OTHERS"},
+	} {
+		if !g.refuses(row.user, func(nc *nats.Conn) error { return nc.Publish(row.subject, nil) }) {
+			t.Errorf("%s may publish to %s", row.user, row.subject)
+		}
+	}
+	for _, row := range []struct{ user, subject string }{
+		{"relay", "_INBOX." + mailer.Name + ".>"}, {"relay", "events.>"}, {"consumer", "events.>"}, {"consumer", "_INBOX_relay.>"},
+		{"consumer", "_INBOX.>"}, {"operator", "events.>"}, {"writer", "pgjet.hint.EVENTS"}, {"writer", "_INBOX.>"},
+	} {
+		if !g.refuses(row.user, func(nc *nats.Conn) error { _, err := nc.SubscribeSync(row.subject); return err }) {
+			t.Errorf("%s may subscribe to %s", row.user, row.subject)
+		}
+	}
+}
+
+// refuses reports whether the server refuses what do does.
+func (g *guarded) refuses(user string, do func(nc *nats.Conn) error) bool {
+	g.t.Helper()
+	said := make(chan error, 1)
+	nc, err := nats.Connect(g.url(user), nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { said <- err }))
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer nc.Close()
+	if err := errors.Join(do(nc), nc.Flush()); err != nil {
+		g.t.Fatal(err)
+	}
+	select {
+	case err := <-said:
+		return errors.Is(err, nats.ErrPermissionViolation)
+	case <-time.After(100 * time.Millisecond): // the flush has come back: a refusal would have come before
+		return false
+	}
+}
+
+func TestNATSPermissionsPrinted(t *testing.T) {
+	t.Parallel()
+	var g grant
+	out := must(t, exitOK, "nats", "permissions", "writer", "--stream", "ORDERS", "-o", "json")
+	if err := json.Unmarshal([]byte(out), &g); err != nil || !slices.Equal(g.Publish, []string{"pgjet.hint.ORDERS"}) || len(g.Subscribe) != 0 {
+		t.Errorf("writer: %s (%v)", out, err)
+	}
+	out = must(t, exitOK, "nats", "permissions", "consumer", "--consumer", "c", "--stream", "ORDERS")
+	for _, want := range []string{`"$JS.API.CONSUMER.MSG.NEXT.ORDERS.c"`, `"_INBOX_c.>"`} {
+		if !strings.Contains(out, want) || strings.Contains(out, "EVENTS") {
+			t.Errorf("consumer: %s, want %s", out, want)
+		}
+	}
+	refused(t, exitUsage, []string{"nats", "permissions", "consumer"}, "--consumer")
+	refused(t, exitUsage, []string{"nats", "permissions", "relay", "--consumer", "c"}, "--consumer")
+	refused(t, exitUsage, []string{"nats", "permissions", "king"}, "king")
+	refused(t, exitUsage, []string{"nats", "permissions", "relay", "--stream", "A.>"}, "--stream")
+	refused(t, exitUsage, []string{"nats", "permissions", "relay", "-o", "yaml"}, "--output")
+}

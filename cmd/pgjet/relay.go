@@ -1,0 +1,269 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/user"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/pgjet/pgjet/relay"
+)
+
+func relayCommand() *cobra.Command {
+	var s settings
+	cmd := &cobra.Command{
+		Use:   "relay",
+		Short: "Publish the outbox to the stream",
+		Long: `Publish the outbox to the stream. Any number of relays may run: one leads, the
+others stand by. The commands below look after them from anywhere; they need the
+database alone.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log := newLogger(cmd.ErrOrStderr(), s.logLevel)
+			p, err := s.relayPart(log)
+			if err != nil {
+				return err
+			}
+			return s.serve(cmd.Context(), log, "pgjet-relay", p)
+		},
+	}
+	s.databaseFlag(cmd.PersistentFlags())
+	s.streamFlag(cmd.PersistentFlags())
+	f := cmd.Flags()
+	s.natsURLFlag(f)
+	s.natsCredsFlag(f)
+	s.processFlags(f)
+	cmd.AddCommand(s.relayStatusCommand(), s.relayPauseCommand(), s.relayResumeCommand(), s.relayAdoptCommand(),
+		group(&cobra.Command{Use: "quarantine", Short: "Decide on events that no stream takes"},
+			s.quarantineListCommand(), s.quarantineRetryCommand(), s.quarantineDropCommand()))
+	return cmd
+}
+
+func (s *settings) relayPart(log *slog.Logger) (part, error) {
+	config, err := s.databaseConfig()
+	if err != nil {
+		return part{}, err
+	}
+	if err := s.checkNATS(); err != nil {
+		return part{}, err
+	}
+	r := &relay.Relay{Database: config.ConnConfig, NATSURL: s.natsURL, NATS: s.natsOptions(), Stream: s.stream, Source: "/users", Log: log}
+	return part{"relay", r.Run, r.Ready}, nil
+}
+
+// operateTime bounds what one command asks of the database.
+const operateTime = 10 * time.Second
+
+// withDatabase calls fn with a pool, for commands that do not wait.
+func (s *settings) withDatabase(ctx context.Context, fn func(ctx context.Context, db *pgxpool.Pool) error) error {
+	ctx, cancel := context.WithTimeout(ctx, operateTime)
+	defer cancel()
+	db, err := s.reach(ctx)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	return fn(ctx, db)
+}
+
+// actor returns who runs this, as user@host.
+func actor() string {
+	name, host := "unknown", "unknown"
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	if h, err := os.Hostname(); err == nil {
+		host = h
+	}
+	return name + "@" + host
+}
+
+func reasonFlag(f *pflag.FlagSet, reason *string) {
+	f.StringVar(reason, "reason", "", "why; it is kept with the change")
+}
+
+// needReason refuses to do what somebody will ask about later without a reason.
+func needReason(reason string) error {
+	if strings.TrimSpace(reason) == "" {
+		return usagef("say why with --reason; it is kept with the change")
+	}
+	return nil
+}
+
+// confirm asks, with no for an answer unless it is yes.
+func confirm(in io.Reader, out io.Writer, question string) bool {
+	fmt.Fprint(out, question+" [y/N] ")
+	answer, _ := bufio.NewReader(in).ReadString('\n')
+	a := strings.ToLower(strings.TrimSpace(answer))
+	return a == "y" || a == "yes"
+}
+
+func (s *settings) relayPauseCommand() *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{
+		Use:   "pause",
+		Short: "Publish nothing until it is resumed",
+		Long: `Publish nothing until it is resumed. The leading relay obeys within about a second;
+events wait in the outbox. Pausing twice changes nothing.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needReason(reason); err != nil {
+				return err
+			}
+			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+				p, news, err := relay.Pause(ctx, db, s.stream, actor(), reason)
+				if err != nil {
+					return err
+				}
+				if !news {
+					fmt.Fprintf(cmd.OutOrStdout(), "stream %s was paused already, by %s %s: %s\n", s.stream, p.By, ago(time.Since(p.At)), plain(p.Reason))
+				} else {
+					fmt.Fprintf(cmd.OutOrStdout(), "paused stream %s; events wait in the outbox\n", s.stream)
+				}
+				fmt.Fprintln(cmd.OutOrStdout(), "to go on: "+s.typed("pgjet relay resume"))
+				return nil
+			})
+		},
+	}
+	reasonFlag(cmd.Flags(), &reason)
+	return cmd
+}
+
+func (s *settings) relayResumeCommand() *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{
+		Use:   "resume",
+		Short: "End a pause",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+				p, err := relay.Resume(ctx, db, s.stream, actor(), reason)
+				if err != nil {
+					return err
+				}
+				if p == nil {
+					fmt.Fprintf(cmd.OutOrStdout(), "stream %s was not paused\n", s.stream)
+					return nil
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "resumed stream %s, paused by %s %s: %s\n", s.stream, p.By, ago(time.Since(p.At)), plain(p.Reason))
+				fmt.Fprintln(cmd.OutOrStdout(), "to see it go: "+s.typed("pgjet relay status"))
+				return nil
+			})
+		},
+	}
+	reasonFlag(cmd.Flags(), &reason)
+	return cmd
+}
+
+func (s *settings) relayAdoptCommand() *cobra.Command {
+	var a adoption
+	cmd := &cobra.Command{
+		Use:   "adopt",
+		Short: "Accept messages of the stream that the outbox does not know, for which the relay halted",
+		Long: `Accept messages of the stream that the outbox does not know, for which the relay
+halted. They are listed; what was listed is adopted, and a relay goes on behind it.
+Nothing is deleted, and it cannot be undone.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := a.check(cmd.InOrStdin()); err != nil {
+				return err
+			}
+			a.in, a.out, a.err = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
+			return s.adopt(cmd.Context(), a)
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&a.dryRun, "dry-run", false, "list, and change nothing")
+	f.BoolVar(&a.yes, "yes", false, "do not ask")
+	reasonFlag(f, &a.reason)
+	outputFlag(f, &a.output)
+	return cmd
+}
+
+// An adoption is what pgjet relay adopt was told.
+type adoption struct {
+	dryRun, yes    bool
+	reason, output string
+	in             io.Reader
+	out, err       io.Writer
+}
+
+func (a adoption) check(in io.Reader) error {
+	if err := checkOutput(a.output); err != nil || a.dryRun {
+		return err
+	}
+	if err := needReason(a.reason); err != nil {
+		return err
+	}
+	if !a.yes && !terminal(in) {
+		return usagef("adopt accepts for good what the relay halted for: look at it with --dry-run, then say --yes")
+	}
+	return nil
+}
+
+// adopt lists, asks, and adopts what was listed.
+func (s *settings) adopt(ctx context.Context, a adoption) error {
+	var listed []relay.UnknownMessage
+	err := s.withDatabase(ctx, func(ctx context.Context, db *pgxpool.Pool) (err error) {
+		listed, err = relay.UnknownMessages(ctx, db, s.stream)
+		return err
+	})
+	if err == nil && len(listed) == 0 {
+		err = relay.ErrNothingToAdopt
+	}
+	if err != nil {
+		return err
+	}
+	if err := showUnknown(a.out, a.output, listed); err != nil {
+		return err
+	}
+	if a.dryRun {
+		fmt.Fprintln(a.err, "nothing was changed")
+		return nil
+	}
+	last := listed[len(listed)-1].StreamSeq
+	if !a.yes && !confirm(a.in, a.err, fmt.Sprintf("Accept what stream %s holds up to sequence %d, for good?", s.stream, last)) {
+		fmt.Fprintln(a.err, "nothing was adopted")
+		return nil
+	}
+	err = s.withDatabase(ctx, func(ctx context.Context, db *pgxpool.Pool) error {
+		return pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+			adopted, err := relay.Adopt(ctx, tx, s.stream, actor(), a.reason)
+			if err == nil && !slices.EqualFunc(adopted, listed, sameMessage) {
+				err = errors.New("the relay found other messages meanwhile, nothing was adopted; look again: " +
+					s.typed("pgjet relay adopt --dry-run"))
+			}
+			return err
+		})
+	})
+	if err == nil {
+		fmt.Fprintf(a.err, "adopted what stream %s holds up to sequence %d; a relay goes on behind it\n", s.stream, last)
+	}
+	return err
+}
+
+func sameMessage(a, b relay.UnknownMessage) bool {
+	return a.StreamSeq == b.StreamSeq && a.StreamCreated.Equal(b.StreamCreated)
+}
+
+// typed returns a command about this stream as one has to type it.
+func (s *settings) typed(command string) string { return typed(command, s.stream) }
+
+func typed(command, stream string) string {
+	if stream == "EVENTS" || command == "" {
+		return command
+	}
+	return command + " --stream " + stream
+}

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"github.com/pgjet/pgjet/relay"
+)
+
+func (s *settings) relayStatusCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show whether events are being published, and if not, why; exit code 6 if not",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
+			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+				status, err := relay.ReadStatus(ctx, db, s.stream)
+				if err != nil {
+					return err
+				}
+				return showStatus(cmd.OutOrStdout(), output, status)
+			})
+		},
+	}
+	outputFlag(cmd.Flags(), &output)
+	return cmd
+}
+
+func showStatus(out io.Writer, output string, s relay.Status) error {
+	all := troubles(s)
+	view := struct {
+		relay.Status
+		Publishing bool      `json:"publishing"`
+		Troubles   []trouble `json:"troubles"`
+	}{s, len(all) == 0, all}
+	if err := show(out, output, view, func(w io.Writer) { writeStatus(w, s, all) }); err != nil {
+		return err
+	}
+	if len(all) > 0 {
+		return &exitError{exitFindings, errors.New("not publishing: " + all[0].Cause)}
+	}
+	return nil
+}
+
+func writeStatus(w io.Writer, s relay.Status, all []trouble) {
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))
+	}
+	line("stream", "%s", s.Stream)
+	switch l := s.Leader; {
+	case s.Leads && l != nil:
+		line("leader", "%s, epoch %d, since %s", cmp.Or(l.Process, "unknown"), l.Epoch, since(s.At, l.Since))
+	case s.Leads:
+		line("leader", "a relay that has just begun")
+	default:
+		line("leader", "none")
+	}
+	line("standbys", "%d", s.Standbys)
+	if c := s.Checkpoint; c != nil {
+		line("checkpoint", "stream sequence %d, %d events, %s", c.StreamSeq, c.Events, ago(s.At.Sub(c.At)))
+	} else {
+		line("checkpoint", "none")
+	}
+	switch p := s.Pending; {
+	case p.Events == 0:
+		line("pending", "0")
+	case p.Exact:
+		line("pending", "%d, the oldest %s", p.Events, ago(seconds(p.OldestSeconds)))
+	default:
+		line("pending", "about %d, the oldest %s", p.Events, ago(seconds(p.OldestSeconds)))
+	}
+	line("quarantine", "%d held, %d to be retried, %d dropped", s.Quarantined.Held, s.Quarantined.Retry, s.Quarantined.Dropped)
+	if s.Healing {
+		line("healing", "the stream lost events; they are being published again")
+	}
+	for _, t := range all {
+		line("why", "%s", t.Why)
+		line("next", "%s", t.Next)
+	}
+	if s.Quarantined.Held > 0 {
+		line("next", "%s", typed("pgjet relay quarantine ls", s.Stream))
+	}
+}
+
+// A trouble is a reason why nothing is published, and what to type next.
+type trouble struct {
+	Cause string `json:"cause"` // a word that docs/cli.md explains
+	Why   string `json:"why"`
+	Next  string `json:"next"`
+}
+
+// attempts is how long a relay that keeps trying may be away between two sessions.
+const attempts = 30 * time.Second
+
+// troubles returns why nothing is published; nothing if that goes on.
+func troubles(s relay.Status) []trouble {
+	all := []trouble{}
+	add := func(cause, next, format string, args ...any) {
+		all = append(all, trouble{cause, plain(fmt.Sprintf(format, args...)), typed(next, s.Stream)})
+	}
+	if s.Paused != nil {
+		add("paused", "pgjet relay resume", "paused by %s %s: %s", s.Paused.By, ago(s.At.Sub(s.Paused.At)), s.Paused.Reason)
+	}
+	if s.Unknown > 0 {
+		add("halted", "pgjet relay adopt --dry-run", "the stream holds %s messages that the outbox does not know; see docs/runbooks/halted.md", atMost(s.Unknown))
+	}
+	l := s.Leader
+	if l == nil {
+		l = &relay.Leader{}
+	}
+	word, _, _ := strings.Cut(l.Cause, ":")
+	told := word == "paused" && s.Paused != nil || word == "halted" && s.Unknown > 0
+	trying := l.CauseAt != nil && s.At.Sub(*l.CauseAt) < attempts && word != "" && word != "stopped"
+	switch {
+	case s.Leads && word != "" && !told:
+		add(word, nextFor(word), "%s", l.Cause)
+	case s.Leads:
+	case trying && !told:
+		add(word, nextFor(word), "%s keeps trying: %s", l.Process, l.Cause)
+	case !trying && l.Epoch == 0:
+		add("no_leader", "pgjet relay", "no relay has ever run")
+	case !trying && word == "":
+		add("no_leader", "pgjet relay", "no relay leads; the last one was %s, which ended without a word", l.Process)
+	case !trying:
+		add("no_leader", "pgjet relay", "no relay leads; the last one was %s, which said %s: %s", l.Process, since(s.At, l.CauseAt), l.Cause)
+	}
+	return all
+}
+
+// nextFor returns what to do about a cause that a relay gives.
+func nextFor(word string) string {
+	switch word {
+	case "stream_missing":
+		return "pgjet stream ensure"
+	case "schema_outdated":
+		return "pgjet migrate up"
+	case "starting", "paused", "halted": // it is about to change
+		return "pgjet relay status"
+	}
+	return "see docs/runbooks/relay-not-publishing.md"
+}
+
+// atMost says 1000 as "1000 or more".
+func atMost(n int) string {
+	if n >= 1000 {
+		return fmt.Sprint(n, " or more")
+	}
+	return fmt.Sprint(n)
+}
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

@@ -1,0 +1,76 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+	"unicode"
+
+	"github.com/spf13/pflag"
+)
+
+func outputFlag(f *pflag.FlagSet, output *string) {
+	f.StringVarP(output, "output", "o", "table", "table or json")
+}
+
+func checkOutput(output string) error {
+	if output != "table" && output != "json" {
+		return usagef("--output is %q, want table or json", output)
+	}
+	return nil
+}
+
+// show writes value as JSON, or what table writes in columns.
+func show(out io.Writer, output string, value any, table func(w io.Writer)) error {
+	if output == "json" {
+		return json.NewEncoder(out).Encode(value)
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
+	table(w)
+	return w.Flush()
+}
+
+// ago says how long ago something was, for people.
+func ago(d time.Duration) string {
+	switch d = max(d, 0); {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds ago", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm ago", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh ago", int(d.Hours()))
+	}
+	return fmt.Sprintf("%dd ago", int(d.Hours())/24)
+}
+
+// since says how long before now t was; "-" if it never was.
+func since(now time.Time, t *time.Time) string {
+	if t == nil {
+		return "-"
+	}
+	return ago(now.Sub(*t))
+}
+
+// plain returns s on one line, without anything that would move a terminal's cursor
+// or a column.
+func plain(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsGraphic(r) {
+			return r
+		}
+		return ' '
+	}, s)
+}
+
+// short returns s in a table's cell: plain, and not too long.
+func short(s string) string {
+	const width = 40
+	r := []rune(plain(s))
+	if len(r) > width {
+		return string(r[:width-1]) + "…"
+	}
+	return string(r)
+}
