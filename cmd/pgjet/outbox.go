@@ -67,10 +67,11 @@ whole outbox.`,
 func showOutbox(w io.Writer, s outbox.Status) {
 	fmt.Fprintf(w, "written %d = published %d + pending %d + quarantined %d + pruned %d\n\n",
 		s.Written, s.Published, s.Pending, s.Quarantined, s.Pruned)
+	now := time.Now()
 	fmt.Fprintln(w, "PARTITION\tLOW\tHIGH\tEVENTS\tMIB\tOLDEST\tNEWEST")
 	for _, p := range s.Partitions {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%.1f\t%s\t%s\n", p.Name, orDash(p.Low), orDash(p.High),
-			p.Events, float64(p.Bytes)/(1<<20), agoOrDash(p.Oldest), agoOrDash(p.Newest))
+			p.Events, float64(p.Bytes)/(1<<20), since(now, p.Oldest), since(now, p.Newest))
 	}
 }
 
@@ -79,13 +80,6 @@ func orDash(n *int64) string {
 		return "-"
 	}
 	return fmt.Sprint(*n)
-}
-
-func agoOrDash(t *time.Time) string {
-	if t == nil {
-		return "-"
-	}
-	return ago(time.Since(*t))
 }
 
 // A pruning is what "outbox prune" says.

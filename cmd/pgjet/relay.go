@@ -44,6 +44,7 @@ database alone.`,
 	f := cmd.Flags()
 	s.natsURLFlag(f)
 	s.natsCredsFlag(f)
+	s.retentionFlag(f)
 	s.processFlags(f)
 	cmd.AddCommand(s.relayStatusCommand(), s.relayPauseCommand(), s.relayResumeCommand(), s.relayAdoptCommand(),
 		group(&cobra.Command{Use: "quarantine", Short: "Decide on events that no stream takes"},
@@ -59,7 +60,13 @@ func (s *settings) relayPart(log *slog.Logger) (part, error) {
 	if err := s.checkNATS(); err != nil {
 		return part{}, err
 	}
-	r := &relay.Relay{Database: config.ConnConfig, NATSURL: s.natsURL, NATS: s.natsOptions(), Stream: s.stream, Source: "/users", Log: log}
+	if s.retention <= 0 {
+		return part{}, usagef("--retention is %s, want more than 0", s.retention)
+	}
+	r := &relay.Relay{
+		Database: config.ConnConfig, NATSURL: s.natsURL, NATS: s.natsOptions(),
+		Stream: s.stream, Source: "/users", Retention: s.retention, Log: log,
+	}
 	return part{"relay", r.Run, r.Ready}, nil
 }
 

@@ -160,11 +160,4 @@ func atMost(n int) string {
 	return fmt.Sprint(n)
 }
 
-func since(now time.Time, t *time.Time) string {
-	if t == nil {
-		return "unknown"
-	}
-	return ago(now.Sub(*t))
-}
-
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

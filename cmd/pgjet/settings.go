@@ -20,6 +20,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/pflag"
+
+	"github.com/pgjet/pgjet/outbox"
 )
 
 // settings are the values that commands share. A command registers the flags of
@@ -29,6 +31,7 @@ type settings struct {
 	natsURL     string
 	natsCreds   string
 	stream      string
+	retention   time.Duration
 	smtpURL     string
 	mailFrom    string
 	addr        string
@@ -63,6 +66,10 @@ func (s *settings) natsOptions() []nats.Option {
 
 func (s *settings) streamFlag(f *pflag.FlagSet) {
 	f.StringVar(&s.stream, "stream", "EVENTS", "name of the JetStream stream")
+}
+
+func (s *settings) retentionFlag(f *pflag.FlagSet) {
+	f.DurationVar(&s.retention, "retention", outbox.DefaultRetention, "how long published events stay in the outbox; so far back a stream can be healed")
 }
 
 func (s *settings) mailFlags(f *pflag.FlagSet) {

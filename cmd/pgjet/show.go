@@ -46,6 +46,14 @@ func ago(d time.Duration) string {
 	return fmt.Sprintf("%dd ago", int(d.Hours())/24)
 }
 
+// since says how long before now t was; "-" if it never was.
+func since(now time.Time, t *time.Time) string {
+	if t == nil {
+		return "-"
+	}
+	return ago(now.Sub(*t))
+}
+
 // plain returns s on one line, without anything that would move a terminal's cursor
 // or a column.
 func plain(s string) string {
