@@ -182,7 +182,7 @@ func optional[T any](to **T, fields func(*T) []any) func(pgx.Rows) error {
 //     limit is put on before that is looked at, or the search might go through the
 //     whole backlog.
 //
-// To ask for the order of xid, with the plans of readByIndex ruled out, keeps the
+// To ask for the order of xid, with sorting ruled out by readByIndex, keeps the
 // planner on the index by xid, whatever the statistics say: with a limit in sight it
 // might rather walk the whole table by seq, or else sort all that it could find.
 //
@@ -215,8 +215,7 @@ const pendingSQL = `
 	  from counted, more`
 
 // readByIndex lasts to the end of the transaction.
-const readByIndex = `select set_config(name, 'off', true)
-	from unnest(array['enable_seqscan', 'enable_bitmapscan', 'enable_sort', 'enable_incremental_sort']) as name`
+const readByIndex = `select set_config('enable_sort', 'off', true)`
 
 // readPending counts what the newest checkpoint does not cover, by the snapshot now.
 func (s *Status) readPending(ctx context.Context, tx pgx.Tx, now string) error {

@@ -47,7 +47,7 @@ func grantFor(role, stream, consumer string) grant {
 				api("CONSUMER.CREATE." + own),
 				api("CONSUMER.MSG.NEXT." + own),
 				"$JS.ACK." + own + ".>",
-				"$JS.ACK.*.*." + own + ".>", // the form with domain and account
+				"$JS.ACK.*.*." + own + ".>", // with domain and account, as servers may come to ask
 			},
 			Subscribe: []string{inboxPrefix(consumer) + ".>"},
 		}

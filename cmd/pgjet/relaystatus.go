@@ -160,6 +160,7 @@ func atMost(n int) string {
 	return fmt.Sprint(n)
 }
 
+// since says how long before now t was.
 func since(now time.Time, t *time.Time) string {
 	if t == nil {
 		return "unknown"
