@@ -85,10 +85,11 @@ func (l *link) open(ctx context.Context) error {
 	return err
 }
 
-// noteError hears of what NATS reports apart from any call. A hint too many is
-// nothing to note.
+// noteError hears of what NATS reports apart from any call. What we can do without is
+// nothing to note: hints, and tidying up.
 func (l *link) noteError(_ *nats.Conn, _ *nats.Subscription, err error) {
-	if errors.Is(err, nats.ErrPermissionViolation) && !strings.Contains(err.Error(), events.HintSubject(l.name)) {
+	if text := err.Error(); errors.Is(err, nats.ErrPermissionViolation) &&
+		!strings.Contains(text, events.HintSubject(l.name)) && !strings.Contains(text, "$JS.API.CONSUMER.DELETE.") {
 		l.denied.Store(&err)
 	}
 }

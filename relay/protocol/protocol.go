@@ -107,7 +107,7 @@ type Database interface {
 // A Stream is one connection to NATS. It never reconnects: what was sent by it
 // arrives by it, in order, or never.
 type Stream interface {
-	// State asks the stream's leader.
+	// State asks the stream's leader. Check goes by its answer from then on.
 	State(ctx context.Context) (State, error)
 	// Message returns the message at a sequence, or [ErrNoMessage].
 	Message(ctx context.Context, sequence uint64) (Message, error)

@@ -278,8 +278,11 @@ func (s *Session) Retry(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	// What they follow is settled first, so that no checkpoint falls between an
-	// event and the end of its quarantine.
+	// event and the end of its quarantine. And the stream may have other limits now.
 	if err := s.Settle(ctx); err != nil {
+		return 0, err
+	}
+	if _, err := s.Stream.State(ctx); err != nil {
 		return 0, err
 	}
 	for n, r := range records {
