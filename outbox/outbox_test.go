@@ -389,6 +389,9 @@ func TestReadUnderFire(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.at = to
+		if err := c.reader.Settle(ctx); err != nil {
+			t.Fatal(err)
+		}
 		if last {
 			break
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
@@ -24,6 +25,9 @@ const (
 type Reader struct {
 	db    *pgx.Conn
 	limit int // how many rows to ask for: a page, unless they are large
+
+	settling settling
+	settled  int64 // nothing can be late up to here
 }
 
 // NewReader returns a Reader that reads by db.
@@ -48,30 +52,55 @@ func (r *Reader) Next(ctx context.Context, floor int64) (now Snapshot, page []Re
 			page, err = r.collect(rows, now.Xmax)
 			return err
 		})
+	r.settled = r.settling.next(r.settled)
 	err = r.db.SendBatch(ctx, b).Close()
 	return now, page, err
 }
 
-// Late implements [Source].
+// Late implements [Source]. As a rule there are none, and one look at an index of the
+// few partitions that are not settled finds that out.
 func (r *Reader) Late(ctx context.Context, xids []uint64, low, high uint64, after, floor int64) ([]Record, error) {
-	// The materialized part keeps the planner on the index by xid: with the
-	// limit in sight it would rather walk the whole table by seq.
-	rows, err := r.db.Query(ctx, `
+	// The materialized part keeps the planner on the index by xid: with the limit
+	// in sight it would rather walk the whole table by seq.
+	sql := `
 		with late as materialized (
-			select xid, seq from pgjet.outbox
-			 where xid = any($1::xid8[]) and seq > $4 and seq <= $5
-			union all
-			select xid, seq from pgjet.outbox
-			 where xid >= $2::xid8 and xid < $3::xid8 and seq > $4 and seq <= $5
+			select seq from pgjet.outbox where xid = any($1::xid8[]) and seq > $2 and seq <= $3
 		)
-		select `+columnList+` from pgjet.outbox
-		 where seq = any(array(select seq from late order by seq limit $6))
-		 order by seq`,
-		xids, low, high, after, floor, r.limit)
+		select seq from late order by seq limit $4`
+	args := []any{xids, max(after, r.settled), floor, r.limit}
+	if high-low <= fewXIDs {
+		args[0] = appendRange(xids, low, high)
+	} else {
+		sql = `
+		with late as materialized (
+			select seq from pgjet.outbox where xid = any($1::xid8[]) and seq > $2 and seq <= $3
+			union all
+			select seq from pgjet.outbox where xid >= $5::xid8 and xid < $6::xid8 and seq > $2 and seq <= $3
+		)
+		select seq from late order by seq limit $4`
+		args = append(args, low, high)
+	}
+	rows, err := r.db.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, err
 	}
-	return r.collect(rows, high)
+	seqs, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil || len(seqs) == 0 {
+		return nil, err
+	}
+	return r.Records(ctx, seqs)
+}
+
+// fewXIDs is up to how many transactions are looked up one by one.
+const fewXIDs = 500
+
+// appendRange returns xids and those from low to below high.
+func appendRange(xids []uint64, low, high uint64) []uint64 {
+	all := slices.Clone(xids)
+	for xid := low; xid < high; xid++ {
+		all = append(all, xid)
+	}
+	return all
 }
 
 // Find calls fn with the record of each of these seqs that the outbox holds, in no

@@ -241,7 +241,7 @@ func TestQuarantineRetryPublishes(t *testing.T) {
 		}
 	}
 	b.append(3)
-	r, stop := b.start()
+	r, _ := b.start()
 	testenv.Eventually(t, patience, "the small ones are published", func() bool { return len(b.stored()) == 3 })
 	b.ready(r)
 	testenv.Eventually(t, patience, "two are held, none is pending", func() bool {
@@ -251,7 +251,6 @@ func TestQuarantineRetryPublishes(t *testing.T) {
 	if _, err := b.drop([]int64{2}); err != nil {
 		t.Fatal(err)
 	}
-	stop() // a leader knows the limits of when it began
 	config.MaxMsgSize = -1
 	if _, err := b.js.UpdateStream(t.Context(), config); err != nil {
 		t.Fatal(err)
@@ -259,7 +258,6 @@ func TestQuarantineRetryPublishes(t *testing.T) {
 	if _, err := b.retry(nil); err != nil {
 		t.Fatal(err)
 	}
-	b.start()
 	testenv.Eventually(t, patience, "the held one is published", func() bool { return len(b.stored()) == 4 })
 	testenv.Eventually(t, patience, "it is in quarantine no more", func() bool { return b.states() == "2 dropped" })
 }

@@ -196,7 +196,7 @@ func (t *term) tend(ctx, work context.Context) error {
 	if _, err = t.session.Retry(work); err != nil {
 		return err
 	}
-	return t.db.prune(work, t.Retention)
+	return errors.Join(t.db.prune(work, t.Retention), blockedByDatabase(t.db.Settle(work)))
 }
 
 // pause finishes what is on its way and waits until nobody wants a pause any more.

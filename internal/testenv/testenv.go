@@ -177,6 +177,6 @@ func serverOptions(dir string) devserver.PostgresOptions {
 	return devserver.PostgresOptions{
 		Dir: filepath.Join(dir, "pg"),
 		Bin: os.Getenv("PGJET_PG_BIN"), Mirror: os.Getenv("PGJET_PG_MIRROR"),
-		Settings: map[string]string{"max_connections": "400", "max_wal_size": "256MB"},
+		Settings: map[string]string{"max_connections": "400", "max_wal_size": "256MB", "max_prepared_transactions": "20"},
 	}
 }

@@ -197,6 +197,8 @@ begin
     if p.high > floor + 1 then
         raise exception 'partition % is not published beyond seq %', part, floor using errcode = 'PJ001';
     end if;
+    -- This takes a while. Nothing that comes in from here on is published.
+    execute format('select count(*) from pgjet.%I', part) into taken;
     perform pgjet.expect_outbox();
     -- Who has appended there and is not done holds a lock, and its events would be lost.
     execute format('lock table pgjet.%I in access exclusive mode nowait', part);
@@ -212,7 +214,6 @@ begin
     if found then
         raise exception 'partition % holds an event in quarantine, seq %', part, found_seq using errcode = 'PJ001';
     end if;
-    execute format('select count(*) from pgjet.%I', part) into taken;
     update pgjet.pruned u set seq = greatest(u.seq, p.high - 1), events = u.events + taken, at = clock_timestamp();
     perform pgjet.lock_outbox();
     execute format('drop table pgjet.%I', part);

@@ -1,0 +1,99 @@
+package outbox_test
+
+import (
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/outbox"
+)
+
+// settle lets the reader find out what it can.
+func (c *cursor) settle() int64 {
+	c.t.Helper()
+	for range 6 {
+		if err := c.reader.Settle(c.t.Context()); err != nil {
+			c.t.Fatal(err)
+		}
+		want(c.t, c.more())
+	}
+	return outbox.Settled(c.reader)
+}
+
+func TestSettle(t *testing.T) {
+	db := testenv.Postgres(t)
+	c := newCursor(t, db)
+	if got := c.settle(); got != 0 {
+		t.Errorf("settled up to %d before there is anything", got)
+	}
+	appendEvents(t, db, noted{"k", 1})
+	want(t, c.more(), 1)
+	if got := c.settle(); got != 1 {
+		t.Errorf("settled up to %d, want 1", got)
+	}
+	idle := begin(t, db, 2)
+	appendEvents(t, db, noted{"other", 3})
+	want(t, c.more(), 3)
+	if got := c.settle(); got != 1 {
+		t.Errorf("settled up to %d while a writer of 2 is open", got)
+	}
+	commit(t, idle)
+	if err := c.reader.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want(t, c.more(), 2) // it has ended, and was not read yet
+	if got := c.settle(); got != 3 {
+		t.Errorf("settled up to %d, want 3", got)
+	}
+}
+
+// TestSettleKnowsWhoMayComeBack: a prepared transaction, and a session with seqs in
+// stock, may add an event of long ago.
+func TestSettleKnowsWhoMayComeBack(t *testing.T) {
+	db := testenv.Postgres(t)
+	c := newCursor(t, db)
+	appendEvents(t, db, noted{"k", 1})
+	prepared, err := db.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := outbox.Append(t.Context(), prepared, noted{"k", 2}); err != nil {
+		t.Fatal(err)
+	}
+	want(t, c.more(), 1)
+	if err := c.reader.Settle(t.Context()); err != nil { // sees the writer by its first name
+		t.Fatal(err)
+	}
+	if _, err := prepared.Exec(t.Context(), `prepare transaction 'orphan'`); err != nil {
+		t.Fatal(err)
+	}
+	_ = prepared.Commit(t.Context()) // it is over
+	appendEvents(t, db, noted{"k", 3})
+	want(t, c.more(), 3)
+	c.settle()
+	if _, err := db.Exec(t.Context(), `commit prepared 'orphan'`); err != nil {
+		t.Fatal(err)
+	}
+	want(t, c.more(), 2)
+
+	before := c.settle()
+	if _, err := db.Exec(t.Context(), `alter sequence pgjet.outbox_seq_seq cache 10`); err != nil {
+		t.Fatal(err)
+	}
+	stock, err := db.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stock.Release()
+	for n := range 2 {
+		err := pgx.BeginFunc(t.Context(), stock, func(tx pgx.Tx) error { return outbox.Append(t.Context(), tx, noted{"k", 4 + n}) })
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	want(t, c.more(), 4, 5)
+	if got := c.settle(); got != before {
+		t.Errorf("settled up to %d, want %d: a session has seqs in stock", got, before)
+	}
+}
