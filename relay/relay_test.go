@@ -438,3 +438,32 @@ func TestEnsureStreamShowsDifferences(t *testing.T) {
 		t.Errorf("EnsureStream() = %q, %v, want none", differences, err)
 	}
 }
+
+// TestHintIsHeard: a relay that has long found nothing looks at once when somebody
+// says so. It would look again after 50 ms; with hints it takes far less.
+func TestHintIsHeard(t *testing.T) {
+	b := newBench(t)
+	r, _ := b.start()
+	b.append(1)
+	b.settled()
+	b.ready(r)
+	nc := b.js.Conn()
+	measure := func(hint bool) (total time.Duration) {
+		for range 20 {
+			time.Sleep(120 * time.Millisecond) // the relay slows down
+			b.append(1)
+			begun := time.Now()
+			if hint {
+				if err := nc.Publish(events.HintSubject("EVENTS"), nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b.settled()
+			total += time.Since(begun)
+		}
+		return total
+	}
+	if polled, hinted := measure(false), measure(true); hinted > polled*2/3 {
+		t.Errorf("20 events took %s, with hints %s, want far less", polled, hinted)
+	}
+}

@@ -1,0 +1,44 @@
+package main
+
+import (
+	"fmt"
+	"regexp"
+	"testing"
+
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// TestConsumersSkipWhatIsHealed deletes the stream under a running pipeline and makes
+// it again. The relay fills it with the same events and counts them; nobody has a
+// second mail, and who signs up next has the first.
+func TestConsumersSkipWhatIsHealed(t *testing.T) {
+	t.Parallel()
+	database, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL()
+	js := ensureStream(t, nats)
+	smtp, inbox := startMail(t, anyPort)
+	users, relay, mailer := startUsers(t, database), startRelay(t, database, nats), startMailer(t, database, nats, smtp)
+	for n := range 5 {
+		signUp(t, users.addr, fmt.Sprintf("user%d@example.com", n))
+	}
+	for n := range 5 {
+		oneMail(t, inbox, fmt.Sprintf("user%d@example.com", n))
+	}
+	if err := js.DeleteStream(t.Context(), "EVENTS"); err != nil {
+		t.Fatal(err)
+	}
+	signUp(t, users.addr, "between@example.com")
+	relay.notReady(relay.admin, "stream_missing")
+	must(t, exitOK, "stream", "ensure", "--nats-url", nats)
+	signUp(t, users.addr, "after@example.com")
+	oneMail(t, inbox, "between@example.com")
+	oneMail(t, inbox, "after@example.com")
+	for n := range 5 {
+		oneMail(t, inbox, fmt.Sprintf("user%d@example.com", n))
+	}
+	sameEvents(t, openDB(t, database), js)
+	relay.eventually(patience, "it counts what it healed", func() bool {
+		_, body := get(t, relay.admin+"/metrics")
+		return regexp.MustCompile(`(?m)^pgjet_stream_healed_events_total\S* [1-9]`).MatchString(body)
+	})
+	stopAll(users, relay, mailer)
+}
