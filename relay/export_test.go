@@ -10,3 +10,5 @@ const (
 func PendingArguments(from outbox.Position, now outbox.Snapshot) []any {
 	return pendingArguments(from, now)
 }
+
+var CountUnaccounted = countUnaccounted

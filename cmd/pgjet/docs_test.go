@@ -50,7 +50,7 @@ func TestDocsNameTestsThatExist(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, doc := range []string{"README.md", "docs/decisions.md"} {
+	for _, doc := range []string{"README.md", "docs/decisions.md", "docs/relay.md"} {
 		for _, name := range regexp.MustCompile("`(Test[A-Za-z0-9]+)`").FindAllStringSubmatch(read(t, doc), -1) {
 			if !regexp.MustCompile(`(?m)^func ` + name[1] + `\(`).MatchString(tests.String()) {
 				t.Errorf("%s names %s, which does not exist", doc, name[1])
