@@ -39,7 +39,7 @@ import (
 
 // Append records events in tx, in this order: the relay publishes them if and only
 // if tx commits. A payload becomes an event with a new id; an [events.Event] is
-// recorded as it is. The trace context of ctx goes with each event that does not
+// recorded as it is, and its id must be its own: nobody checks that no other has it. The trace context of ctx goes with each event that does not
 // carry one. Append costs one round trip, however many events there are; none
 // costs nothing.
 //

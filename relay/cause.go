@@ -84,5 +84,8 @@ func blockedByStream(err error) error {
 	case errors.Is(err, nats.ErrTimeout), errors.Is(err, context.DeadlineExceeded):
 		return block("stream_unresponsive", err)
 	}
+	if _, answered := errors.AsType[*jetstream.APIError](err); answered {
+		return block("stream_unresponsive", err)
+	}
 	return block("nats_unreachable", err)
 }
