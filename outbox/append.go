@@ -39,9 +39,9 @@ import (
 
 // Append records events in tx, in this order: the relay publishes them if and only
 // if tx commits. A payload becomes an event with a new id; an [events.Event] is
-// recorded as it is, and its id must be its own: nobody checks that no other has it. The trace context of ctx goes with each event that does not
-// carry one. Append costs one round trip, however many events there are; none
-// costs nothing.
+// recorded as it is, and nobody checks that no other event has its id. The trace
+// context of ctx goes with each event that does not carry one. Append costs one round
+// trip, however many events there are; none costs nothing.
 //
 // Append refuses, with an [*events.InvalidError] that names the field, whatever
 // could never be published, and appends nothing then. After any error tx has to

@@ -25,25 +25,39 @@ type database struct {
 	epoch  int64
 }
 
+// bounded returns ctx with a deadline for one question: a server that hangs ends the
+// session.
+func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, stepTime)
+}
+
 // Next implements [protocol.Database].
 func (d *database) Next(ctx context.Context, floor int64) (outbox.Snapshot, []outbox.Record, error) {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	now, page, err := d.Reader.Next(ctx, floor)
 	return now, page, blockedByDatabase(err)
 }
 
 // Late implements [protocol.Database].
 func (d *database) Late(ctx context.Context, xids []uint64, low, high uint64, after, floor int64) ([]outbox.Record, error) {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	page, err := d.Reader.Late(ctx, xids, low, high, after, floor)
 	return page, blockedByDatabase(err)
 }
 
 // Find implements [protocol.Database].
 func (d *database) Find(ctx context.Context, seqs []int64, fn func(outbox.Record)) error {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	return blockedByDatabase(d.Reader.Find(ctx, seqs, fn))
 }
 
 // Recall implements [protocol.Database].
 func (d *database) Recall(ctx context.Context, created time.Time) (m protocol.Memory, err error) {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	b := &pgx.Batch{}
 	b.Queue(`
 		select id, stream_created, stream_seq, coalesce(event_id, $2), snapshot::text, floor, events
@@ -103,6 +117,8 @@ const leading = `lead as (select epoch from pgjet.leader where stream = $1 and e
 func (d *database) guarded(ctx context.Context, tx interface {
 	QueryRow(context.Context, string, ...any) pgx.Row
 }, what, sql string, args ...any) error {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	err := tx.QueryRow(ctx, `with `+leading+sql, append([]any{d.stream, d.epoch}, args...)...).Scan(new(int64))
 	if errors.Is(err, pgx.ErrNoRows) {
 		return protocol.ErrFenced
@@ -116,6 +132,8 @@ func (d *database) guarded(ctx context.Context, tx interface {
 // Forget implements [protocol.Database]. It waits for the disk: a checkpoint that
 // came back after a crash might seem confirmed.
 func (d *database) Forget(ctx context.Context, number int64, heal *outbox.Position) error {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	var snapshot *string
 	var floor *int64
 	if heal != nil {
@@ -166,6 +184,8 @@ func (d *database) Save(ctx context.Context, c protocol.Checkpoint, healed bool)
 // prune deletes the checkpoints that were kept for longer than the outbox is. The
 // newest of them stays: it says what is that old.
 func (d *database) prune(ctx context.Context, retention time.Duration) error {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	_, err := d.conn.Exec(ctx, `
 		delete from pgjet.checkpoint where stream = $1 and kept and at < (
 			select max(at) from pgjet.checkpoint where stream = $1 and at < clock_timestamp() - $2::interval)`,
@@ -185,6 +205,8 @@ func (d *database) Quarantine(ctx context.Context, r outbox.Record, reason error
 
 // Retries implements [protocol.Database].
 func (d *database) Retries(ctx context.Context) ([]outbox.Record, error) {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	rows, err := d.conn.Query(ctx, `select seq from pgjet.quarantine where state = 'retry' order by seq limit 100`)
 	if err != nil {
 		return nil, blockedByDatabase(err)

@@ -74,8 +74,8 @@ func connect(ctx context.Context, config *pgx.ConnConfig) (*pgx.Conn, error) {
 }
 
 func (d *database) lead(ctx context.Context, r *Relay, keeper *session.Keeper) error {
-	locked := false
-	if err := d.conn.QueryRow(ctx, `select pg_try_advisory_lock(`+lockKey+`)`, d.stream).Scan(&locked); err != nil {
+	locked, err := d.try(ctx)
+	if err != nil {
 		return err
 	}
 	if !locked {
@@ -86,6 +86,21 @@ func (d *database) lead(ctx context.Context, r *Relay, keeper *session.Keeper) e
 			return err
 		}
 	}
+	return d.begin(ctx)
+}
+
+// try takes the lock if nobody has it.
+func (d *database) try(ctx context.Context) (locked bool, err error) {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	err = d.conn.QueryRow(ctx, `select pg_try_advisory_lock(`+lockKey+`)`, d.stream).Scan(&locked)
+	return locked, err
+}
+
+// begin begins the next epoch.
+func (d *database) begin(ctx context.Context) error {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	host, err := os.Hostname()
 	if err != nil {
 		host = "unknown"
@@ -111,26 +126,43 @@ func (d *database) wait(ctx context.Context) error {
 		return err
 	}
 	for {
-		_, err := d.conn.Exec(ctx, `select pg_advisory_lock(`+lockKey+`)`, d.stream)
+		err := d.take(ctx)
 		if pgErr, ok := errors.AsType[*pgconn.PgError](err); !ok || pgErr.Code != "55P03" { // lock not available
 			return err
 		}
-		_, err = d.conn.Exec(ctx, `
-			select pg_terminate_backend(pid)
-			  from pg_locks join pg_stat_activity using (pid)
-			 where locktype = 'advisory' and granted and objsubid = 1
-			   and (classid::bigint << 32 | objid::bigint) = `+lockKey+`
-			   and pg_locks.database = (select oid from pg_database where datname = current_database())
-			   and wait_event = 'ClientWrite' and state_change < clock_timestamp() - make_interval(secs => $2)`,
-			d.stream, silence)
-		if err != nil {
+		if err := d.depose(ctx); err != nil {
 			return err
 		}
 	}
 }
 
+// take waits for the lock for a while.
+func (d *database) take(ctx context.Context) error {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	_, err := d.conn.Exec(ctx, `select pg_advisory_lock(`+lockKey+`)`, d.stream)
+	return err
+}
+
+// depose ends the session of a leader to whom the server could send nothing for long.
+func (d *database) depose(ctx context.Context) error {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	_, err := d.conn.Exec(ctx, `
+		select pg_terminate_backend(pid)
+		  from pg_locks join pg_stat_activity using (pid)
+		 where locktype = 'advisory' and granted and objsubid = 1
+		   and (classid::bigint << 32 | objid::bigint) = `+lockKey+`
+		   and pg_locks.database = (select oid from pg_database where datname = current_database())
+		   and wait_event = 'ClientWrite' and state_change < clock_timestamp() - make_interval(secs => $2)`,
+		d.stream, silence)
+	return err
+}
+
 // explain notes why this leader does not publish; "" if it does.
 func (d *database) explain(ctx context.Context, cause string) error {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	_, err := d.conn.Exec(ctx, `
 		update pgjet.leader set cause = nullif($3, ''), cause_at = clock_timestamp()
 		 where stream = $1 and epoch = $2 and cause is distinct from nullif($3, '')`, d.stream, d.epoch, cause)
@@ -146,6 +178,8 @@ type wish struct {
 }
 
 func (d *database) wish(ctx context.Context) (w wish, err error) {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	err = d.conn.QueryRow(ctx, `
 		select paused_at is not null, coalesce(paused_by, ''), coalesce(pause_reason, ''),
 		       (select coalesce(max(id), 0) from pgjet.adoption a where a.stream = l.stream)

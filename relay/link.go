@@ -126,6 +126,8 @@ func (l *link) chains() bool { return l.stream.CachedInfo().Cluster == nil }
 
 // State implements [protocol.Stream].
 func (l *link) State(ctx context.Context) (protocol.State, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
 	info, err := l.stream.Info(ctx)
 	if err != nil {
 		return protocol.State{}, l.explain(fmt.Errorf("look up stream %s: %w", l.name, err))
@@ -139,6 +141,8 @@ func (l *link) State(ctx context.Context) (protocol.State, error) {
 // Message implements [protocol.Stream]. It asks the leader; a direct get may be
 // answered by a replica that lags.
 func (l *link) Message(ctx context.Context, sequence uint64) (protocol.Message, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
 	data, err := json.Marshal(map[string]uint64{"seq": sequence})
 	if err != nil {
 		return protocol.Message{}, err

@@ -37,6 +37,7 @@ type term struct {
 	saved   time.Time      // when the last checkpoint was written
 	tended  time.Time
 	adopted int64 // what wish said at the beginning
+	untidy  bool  // tidy failed
 }
 
 // run takes the lead, resyncs, and publishes until something fails or ctx ends.
@@ -196,7 +197,18 @@ func (t *term) tend(ctx, work context.Context) error {
 	if _, err = t.session.Retry(work); err != nil {
 		return err
 	}
-	return errors.Join(t.db.prune(work, t.Retention), blockedByDatabase(t.db.Settle(work)))
+	t.tidy(work)
+	return nil
+}
+
+// tidy does what makes a relay quicker. It publishes without that, too; of a lost
+// connection the next step tells.
+func (t *term) tidy(ctx context.Context) {
+	err := errors.Join(t.db.prune(ctx, t.Retention), t.db.Settle(ctx))
+	if err != nil && !t.untidy {
+		t.Log.WarnContext(ctx, "cannot tidy up, will keep trying", "err", blockedByDatabase(err))
+	}
+	t.untidy = err != nil
 }
 
 // pause finishes what is on its way and waits until nobody wants a pause any more.

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -33,44 +34,47 @@ type watch struct {
 	stop        func() error
 }
 
+// gauges are what a watch shows. They are absent while PostgreSQL is away.
+var gauges = []struct {
+	name, unit, description string
+	read                    func(w *watch, observe func(float64, ...attribute.KeyValue))
+}{
+	{"pgjet.outbox.pending_events", "", "Events that are committed and not published.", func(w *watch, observe func(float64, ...attribute.KeyValue)) {
+		observe(float64(w.status.Pending.Events))
+	}},
+	{"pgjet.outbox.oldest_pending", "s", "Age of the oldest of them; 0 if there is none.", func(w *watch, observe func(float64, ...attribute.KeyValue)) {
+		observe(w.status.Pending.OldestSeconds)
+	}},
+	{"pgjet.outbox.quarantined", "", "Events in quarantine, by state.", func(w *watch, observe func(float64, ...attribute.KeyValue)) {
+		q := w.status.Quarantined
+		observe(float64(q.Held), attribute.String("state", "held"))
+		observe(float64(q.Retry), attribute.String("state", "retry"))
+		observe(float64(q.Dropped), attribute.String("state", "dropped"))
+	}},
+	{"pgjet.stream.unknown_messages", "", "Messages that the stream holds and the outbox does not know.", func(w *watch, observe func(float64, ...attribute.KeyValue)) {
+		observe(float64(w.status.Unknown))
+	}},
+	{"pgjet.relay.led", "", "1 if any relay holds the lead, else 0.", func(w *watch, observe func(float64, ...attribute.KeyValue)) {
+		observe(map[bool]float64{true: 1}[w.status.Leads])
+	}},
+	{"pgjet.outbox.unaccounted_events", "", "Events that are neither published, pending, in quarantine nor pruned. Anything but 0 is a defect.", func(w *watch, observe func(float64, ...attribute.KeyValue)) {
+		if w.unaccounted != nil {
+			observe(float64(*w.unaccounted))
+		}
+	}},
+}
+
 func newWatch(r *Relay, meter metric.Meter) (*watch, error) {
 	w := &watch{Relay: r}
-	type gauge struct {
-		name, unit, description string
-		read                    func(s *Status, observe func(float64, ...attribute.KeyValue))
-	}
-	gauges := []gauge{
-		{"pgjet.outbox.pending_events", "", "Events that are committed and not published.", func(s *Status, observe func(float64, ...attribute.KeyValue)) {
-			observe(float64(s.Pending.Events))
-		}},
-		{"pgjet.outbox.oldest_pending", "s", "Age of the oldest of them; 0 if there is none.", func(s *Status, observe func(float64, ...attribute.KeyValue)) {
-			observe(s.Pending.OldestSeconds)
-		}},
-		{"pgjet.outbox.quarantined", "", "Events in quarantine, by state.", func(s *Status, observe func(float64, ...attribute.KeyValue)) {
-			observe(float64(s.Quarantined.Held), attribute.String("state", "held"))
-			observe(float64(s.Quarantined.Retry), attribute.String("state", "retry"))
-			observe(float64(s.Quarantined.Dropped), attribute.String("state", "dropped"))
-		}},
-		{"pgjet.stream.unknown_messages", "", "Messages that the stream holds and the outbox does not know.", func(s *Status, observe func(float64, ...attribute.KeyValue)) {
-			observe(float64(s.Unknown))
-		}},
-		{"pgjet.relay.led", "", "1 if any relay holds the lead, else 0.", func(s *Status, observe func(float64, ...attribute.KeyValue)) {
-			observe(map[bool]float64{true: 1}[s.Leads])
-		}},
-		{"pgjet.outbox.unaccounted_events", "", "Events that are neither published, pending, in quarantine nor pruned. Anything but 0 is a defect.", func(_ *Status, observe func(float64, ...attribute.KeyValue)) {
-			if w.unaccounted != nil {
-				observe(float64(*w.unaccounted))
-			}
-		}},
-	}
-	var instruments []metric.Observable
-	var registered []metric.Float64ObservableGauge
-	for _, g := range gauges {
-		i, err := meter.Float64ObservableGauge(g.name, metric.WithUnit(g.unit), metric.WithDescription(g.description))
+	registered := make([]metric.Float64ObservableGauge, len(gauges))
+	instruments := make([]metric.Observable, len(gauges))
+	for i, g := range gauges {
+		var err error
+		registered[i], err = meter.Float64ObservableGauge(g.name, metric.WithUnit(g.unit), metric.WithDescription(g.description))
 		if err != nil {
 			return nil, err
 		}
-		instruments, registered = append(instruments, i), append(registered, i)
+		instruments[i] = registered[i]
 	}
 	registration, err := meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
 		w.mu.Lock()
@@ -79,7 +83,7 @@ func newWatch(r *Relay, meter metric.Meter) (*watch, error) {
 			return nil
 		}
 		for i, g := range gauges {
-			g.read(w.status, func(v float64, labels ...attribute.KeyValue) {
+			g.read(w, func(v float64, labels ...attribute.KeyValue) {
 				o.ObserveFloat64(registered[i], v, metric.WithAttributes(labels...))
 			})
 		}
@@ -167,7 +171,7 @@ func countUnaccounted(ctx context.Context, conn *pgx.Conn, stream string) (*int6
 		           and not pg_visible_in_snapshot(pgjet.outbox_xid(xid, xmin), c.snapshot))
 		     + (select events from pgjet.pruned) - c.events
 		  from checkpoint c`, stream).Scan(&n)
-	if err == pgx.ErrNoRows {
+	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}
 	if err != nil {
