@@ -139,7 +139,8 @@ func survey(ctx context.Context, db batcher, retention time.Duration) (*situatio
 		                   - min(floor) filter (where at > clock_timestamp() - interval '1 hour') as events,
 		               extract(epoch from max(at) - min(at) filter (where at > clock_timestamp() - interval '1 hour')) as seconds
 		          from pgjet.checkpoint group by stream) as c using (stream)
-		  left join pgjet.checkpoint n on n.id = c.newest`, retention).
+		  left join pgjet.checkpoint n on n.id = c.newest
+		 where l.epoch > 0`, retention).
 		Query(s.scanStreams)
 	if err := db.SendBatch(ctx, b).Close(); err != nil {
 		return nil, explain(err)

@@ -45,7 +45,7 @@ type Source interface {
 // its own.
 //
 // Events of one call that fn has seen are seen again if Read is called with the
-// same position.
+// same position and a new [Reader].
 func Read(ctx context.Context, source Source, from Position, fn func(Record) error) (Position, error) {
 	now, page, err := source.Next(ctx, from.Floor)
 	if err != nil {

@@ -19,6 +19,10 @@ const (
 	pageBytes  = 4 << 20
 )
 
+// firstPage is how many rows are asked for first, and twice as many each time as long
+// as they are not large: whatever the server sends has to be received.
+const firstPage = 50
+
 // A Reader reads an outbox by a connection that nobody else uses at the same time.
 // It needs SELECT on pgjet.outbox. A page holds at most 1000 events, and ends with
 // the one that fills 4 MiB, so memory is bounded whatever waits in the outbox.
@@ -31,7 +35,7 @@ type Reader struct {
 }
 
 // NewReader returns a Reader that reads by db.
-func NewReader(db *pgx.Conn) *Reader { return &Reader{db: db, limit: pageEvents} }
+func NewReader(db *pgx.Conn) *Reader { return &Reader{db: db, limit: firstPage} }
 
 const columnList = `xid, xmin::text::bigint, seq, id, type, key, coalesce(traceparent, ''), header::text, data::text, time`
 
@@ -60,17 +64,20 @@ func (r *Reader) Next(ctx context.Context, floor int64) (now Snapshot, page []Re
 // Late implements [Source]. As a rule there are none, and one look at an index of the
 // few partitions that are not settled finds that out.
 func (r *Reader) Late(ctx context.Context, xids []uint64, low, high uint64, after, floor int64) ([]Record, error) {
-	// The materialized part keeps the planner on the index by xid: with the limit
-	// in sight it would rather walk the whole table by seq.
+	// Of each transaction a page at most, by the index that has its seqs in order. To
+	// ask for a range of xids that is one, and for its order, keeps the planner on it:
+	// it might rather sort all that the transaction wrote, for each page.
 	sql := `
-		with late as materialized (
-			select seq from pgjet.outbox where xid = any($1::xid8[]) and seq > $2 and seq <= $3
-		)
-		select seq from late order by seq limit $4`
+		select l.seq from unnest($1::xid8[]) as x (xid), lateral (
+			select seq from pgjet.outbox o
+			 where o.xid between x.xid and x.xid and o.seq > $2 and o.seq <= $3 order by o.xid, o.seq limit $4) l
+		 order by l.seq limit $4`
 	args := []any{xids, max(after, r.settled), floor, r.limit}
 	if high-low <= fewXIDs {
 		args[0] = appendRange(xids, low, high)
 	} else {
+		// The materialized part keeps the planner on the index by xid: with the
+		// limit in sight it would rather walk the whole table by seq.
 		sql = `
 		with late as materialized (
 			select seq from pgjet.outbox where xid = any($1::xid8[]) and seq > $2 and seq <= $3

@@ -2,6 +2,7 @@ package outbox_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -95,5 +96,35 @@ func TestSettleKnowsWhoMayComeBack(t *testing.T) {
 	want(t, c.more(), 4, 5)
 	if got := c.settle(); got != before {
 		t.Errorf("settled up to %d, want %d: a session has seqs in stock", got, before)
+	}
+}
+
+// TestReadManyLateCommits: a large transaction that commits late is read in pages, and
+// a page does not cost more the more there are.
+func TestReadManyLateCommits(t *testing.T) {
+	db := testenv.Postgres(t)
+	c := newCursor(t, db)
+	late, err := db.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer late.Rollback(t.Context())
+	const count = 200_000
+	_, err = late.Exec(t.Context(), `
+		insert into pgjet.outbox (id, type, key, data)
+		select gen_random_uuid(), 'note.made', 'k', json_build_object('n', n) from generate_series(1, $1) n`, count)
+	if err != nil {
+		t.Fatal(err)
+	}
+	appendEvents(t, db, noted{"other", 0})
+	want(t, c.more(), 0)
+	commit(t, late)
+	begun := time.Now()
+	if got := len(c.more()); got != count {
+		t.Errorf("read %d late events, want %d", got, count)
+	}
+	// In quadratic time it takes minutes.
+	if took := time.Since(begun); took > 20*time.Second {
+		t.Errorf("it took %s", took)
 	}
 }

@@ -207,7 +207,9 @@ func (d *database) Quarantine(ctx context.Context, r outbox.Record, reason error
 func (d *database) Retries(ctx context.Context) ([]outbox.Record, error) {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
-	rows, err := d.conn.Query(ctx, `select seq from pgjet.quarantine where state = 'retry' order by seq limit 100`)
+	rows, err := d.conn.Query(ctx, `
+		select q.seq from pgjet.quarantine q
+		 where q.state = 'retry' and exists (select from pgjet.outbox o where o.seq = q.seq) order by q.seq limit 100`)
 	if err != nil {
 		return nil, blockedByDatabase(err)
 	}

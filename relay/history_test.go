@@ -255,3 +255,51 @@ func TestKeepsGoingAfterAPurge(t *testing.T) {
 		t.Errorf("the stream holds %v, want %v", b.stored(), want)
 	}
 }
+
+// TestReplacesADeletedMessage: a message that somebody deleted at the end of the
+// stream is not waited for. It is missed, and published again.
+func TestReplacesADeletedMessage(t *testing.T) {
+	b := newBench(t)
+	config := relay.StreamConfig("EVENTS", 1)
+	config.DenyDelete = false
+	if err := b.js.DeleteStream(t.Context(), "EVENTS"); err != nil {
+		t.Fatal(err)
+	}
+	stream, err := b.js.CreateStream(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, stopRelay := b.start()
+	b.append(5)
+	b.settled()
+	stopRelay()
+	if err := stream.DeleteMsg(t.Context(), 5); err != nil {
+		t.Fatal(err)
+	}
+	b.exec(`delete from pgjet.checkpoint`)
+	r, _ := b.start()
+	b.ready(r)
+	testenv.Eventually(t, patience, "the last event is back", func() bool {
+		msg, err := stream.GetMsg(t.Context(), 6)
+		return err == nil && msg.Header.Get("ce-id") == b.committed()[4]
+	})
+}
+
+// TestPausedFromTheBeginning: who takes the lead while there is a pause publishes
+// nothing.
+func TestPausedFromTheBeginning(t *testing.T) {
+	b := newBench(t)
+	if _, _, err := relay.Pause(t.Context(), b.db, "EVENTS", "test", "test"); err != nil {
+		t.Fatal(err)
+	}
+	b.append(5)
+	r, _ := b.start()
+	b.blocked(r, "paused")
+	if got := len(b.stored()); got != 0 {
+		t.Errorf("the stream holds %d events in a pause", got)
+	}
+	if _, err := relay.Resume(t.Context(), b.db, "EVENTS", "test", "test"); err != nil {
+		t.Fatal(err)
+	}
+	b.settled()
+}

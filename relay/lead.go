@@ -60,6 +60,7 @@ func connect(ctx context.Context, config *pgx.ConnConfig) (*pgx.Conn, error) {
 		// died. Not every system that PostgreSQL runs on can; there, TCP has to.
 		`set client_connection_check_interval = '5s'`,
 		fmt.Sprintf(`set idle_session_timeout = '%ds'`, silence),
+		fmt.Sprintf(`set idle_in_transaction_session_timeout = '%ds'`, silence),
 		fmt.Sprintf(`set tcp_user_timeout = '%ds'`, silence),
 		// Plans for any floor would look into every partition.
 		`set plan_cache_mode = force_custom_plan`,

@@ -138,40 +138,46 @@ func (l *link) State(ctx context.Context) (protocol.State, error) {
 	}, nil
 }
 
-// Message implements [protocol.Stream]. It asks the leader; a direct get may be
-// answered by a replica that lags.
+// Message implements [protocol.Stream].
 func (l *link) Message(ctx context.Context, sequence uint64) (protocol.Message, error) {
+	return l.get(ctx, map[string]any{"seq": sequence})
+}
+
+// get asks the leader for a message; a direct get may be answered by a replica that
+// lags.
+func (l *link) get(ctx context.Context, which map[string]any) (protocol.Message, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	data, err := json.Marshal(map[string]uint64{"seq": sequence})
+	data, err := json.Marshal(which)
 	if err != nil {
 		return protocol.Message{}, err
 	}
 	msg, err := l.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+l.name, data)
 	if err != nil {
-		return protocol.Message{}, l.explain(fmt.Errorf("get message %d: %w", sequence, err))
+		return protocol.Message{}, l.explain(fmt.Errorf("get message %v: %w", which, err))
 	}
 	var answer struct {
 		Message struct {
-			Subject string `json:"subject"`
-			Header  []byte `json:"hdrs"`
+			Subject  string `json:"subject"`
+			Sequence uint64 `json:"seq"`
+			Header   []byte `json:"hdrs"`
 		} `json:"message"`
 		Error *jetstream.APIError `json:"error"`
 	}
 	if err := json.Unmarshal(msg.Data, &answer); err != nil {
-		return protocol.Message{}, fmt.Errorf("get message %d: %w", sequence, err)
+		return protocol.Message{}, fmt.Errorf("get message %v: %w", which, err)
 	}
 	if answer.Error != nil && answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound {
 		return protocol.Message{}, protocol.ErrNoMessage
 	}
 	if answer.Error != nil {
-		return protocol.Message{}, fmt.Errorf("get message %d: %w", sequence, refusal(answer.Error))
+		return protocol.Message{}, fmt.Errorf("get message %v: %w", which, refusal(answer.Error))
 	}
 	header, err := nats.DecodeHeadersMsg(answer.Message.Header)
 	if err != nil {
 		header = nil
 	}
-	return message(sequence, answer.Message.Subject, header), nil
+	return message(answer.Message.Sequence, answer.Message.Subject, header), nil
 }
 
 // message returns what a header tells of a message. It is an event of ours if it
@@ -201,7 +207,8 @@ func (l *link) messages(ctx context.Context, first, last uint64, fn func(protoco
 	if err != nil {
 		return err
 	}
-	if info, err := consumer.Info(ctx); err != nil || info.NumPending == 0 {
+	info, err := consumer.Info(ctx)
+	if err != nil {
 		return err
 	}
 	all, err := consumer.Messages(jetstream.PullMaxMessages(2000))
@@ -209,7 +216,10 @@ func (l *link) messages(ctx context.Context, first, last uint64, fn func(protoco
 		return err
 	}
 	defer all.Stop()
-	for {
+	for next, pending := first, info.NumPending; next <= last; {
+		if pending == 0 {
+			return l.noneFrom(ctx, next, last)
+		}
 		msg, err := all.Next(jetstream.NextMaxWait(answerTimeout))
 		if err != nil {
 			return err
@@ -218,16 +228,30 @@ func (l *link) messages(ctx context.Context, first, last uint64, fn func(protoco
 		if err != nil {
 			return err
 		}
-		if meta.Sequence.Stream > last {
+		next, pending = meta.Sequence.Stream+1, meta.NumPending
+		if next > last+1 {
 			return nil
 		}
-		if err := fn(message(meta.Sequence.Stream, msg.Subject(), msg.Headers())); err != nil {
+		if err := fn(message(next-1, msg.Subject(), msg.Headers())); err != nil {
 			return err
 		}
-		if meta.Sequence.Stream == last || meta.NumPending == 0 {
-			return nil
-		}
 	}
+	return nil
+}
+
+// noneFrom makes sure that there are no more messages from first to last, since they
+// were deleted. A consumer lives with one replica, which may not have them yet.
+func (l *link) noneFrom(ctx context.Context, first, last uint64) error {
+	m, err := l.get(ctx, map[string]any{"seq": first, "next_by_subj": ">"})
+	switch {
+	case errors.Is(err, protocol.ErrNoMessage):
+		return nil
+	case err != nil:
+		return err
+	case m.Sequence <= last:
+		return fmt.Errorf("a replica does not have message %d yet", m.Sequence)
+	}
+	return nil
 }
 
 // Check implements [protocol.Stream]: an event must fit the server's largest

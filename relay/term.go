@@ -21,7 +21,8 @@ const (
 	saveEvery = 100 * time.Millisecond
 	// tendEvery is how often a leader looks what operators want.
 	tendEvery = time.Second
-	// stepTime bounds one step. It ends the session, nothing else.
+	// stepTime bounds one question to the database, and how long a step goes on when
+	// the relay is told to stop. It ends the session, nothing else.
 	stepTime = 10 * time.Second
 )
 
@@ -170,13 +171,17 @@ func (t *term) finish(ctx context.Context) error {
 
 // step publishes a page, and does what is due beside that.
 func (t *term) step(ctx context.Context) (int, error) {
-	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepTime)
+	// A transaction of a million events is one step: it may take its time.
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(stepTime/2, cancel) })()
 	defer t.count(work)
-	n, err := t.session.Step(work)
-	if err == nil && time.Since(t.tended) >= tendEvery {
-		err = t.tend(ctx, work)
+	if time.Since(t.tended) >= tendEvery {
+		if err := t.tend(ctx, work); err != nil || ctx.Err() != nil {
+			return 0, err
+		}
 	}
+	n, err := t.session.Step(work)
 	if err == nil && time.Since(t.saved) >= saveEvery {
 		err = t.session.Save(work)
 		t.saved = time.Now()

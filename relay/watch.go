@@ -115,7 +115,7 @@ func (w *watch) session(ctx context.Context) {
 	for due := time.Now(); ctx.Err() == nil; sleep(ctx, watchEvery) {
 		work, cancel := context.WithTimeout(ctx, countEvery)
 		status, err := ReadStatus(work, conn, w.Stream)
-		if err == nil && w.keeper.Ready() == nil {
+		if err == nil {
 			w.tend(work, conn)
 		}
 		if err == nil && time.Now().After(due) {
@@ -131,8 +131,8 @@ func (w *watch) session(ctx context.Context) {
 	}
 }
 
-// tend looks after the partitions of the outbox, if this relay leads. That it cannot
-// is no reason not to publish.
+// tend looks after the partitions of the outbox, as any relay may, also while nothing
+// is published. That it cannot is no reason not to publish.
 func (w *watch) tend(ctx context.Context, conn *pgx.Conn) {
 	done, err := outbox.Tend(ctx, conn, w.Retention)
 	if done.Pruned > 0 {
