@@ -9,8 +9,8 @@ type seqSet struct {
 
 const pageWords = 64
 
-// add adds seq and reports whether it is new.
-func (s *seqSet) add(seq int64) bool {
+// add adds seq, if it is new.
+func (s *seqSet) add(seq int64) {
 	page, word, bit := place(seq)
 	p := s.pages[page]
 	if p == nil {
@@ -21,11 +21,10 @@ func (s *seqSet) add(seq int64) bool {
 		s.pages[page] = p
 	}
 	if p[word]&bit != 0 {
-		return false
+		return
 	}
 	p[word] |= bit
 	s.size++
-	return true
 }
 
 func (s *seqSet) has(seq int64) bool {

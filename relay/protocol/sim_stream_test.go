@@ -47,7 +47,6 @@ type conn struct {
 	s       *stream
 	frames  []frame
 	staged  []frame
-	failed  error // of the staged batch
 	answers []answer
 	dead    bool
 }
