@@ -1,0 +1,70 @@
+package protocol
+
+import (
+	"testing"
+	"time"
+)
+
+// TestFormsLearn: both forms are tried, then the quicker one is used, for each size
+// apart; the other gets another chance now and then.
+func TestFormsLearn(t *testing.T) {
+	old := batchFrom
+	batchFrom = 8
+	defer func() { batchFrom = old }()
+	took := func(form Form, n int) time.Duration { // a server that syncs every message
+		if form == Batch {
+			return 2 * time.Millisecond
+		}
+		return time.Duration(n) * 100 * time.Microsecond
+	}
+	var f forms
+	count := map[int][2]int{}
+	for range 200 {
+		for _, n := range []int{1, 7, 10, 100, 1000} {
+			form := f.choose(n)
+			c := count[n]
+			c[form]++
+			count[n] = c
+			f.learn(form, n, took(form, n))
+		}
+	}
+	for n, want := range map[int]Form{1: Chain, 7: Chain, 10: Chain, 100: Batch, 1000: Batch} {
+		other := 1 - want
+		if c := count[n]; c[want] < 190 || c[other] > 10 || n >= 8 && c[other] == 0 {
+			t.Errorf("of 200 appends of %d events, %d went as a chain and %d as a batch", n, c[Chain], c[Batch])
+		}
+	}
+	// The server changes its ways, and is found out.
+	for range 40 * tryEvery {
+		form := f.choose(10)
+		d := time.Millisecond
+		if form == Chain {
+			d = 1500 * time.Microsecond
+		}
+		f.learn(form, 10, d)
+	}
+	if f.choose(10) != Batch {
+		t.Error("a chain is still thought to be the quicker one")
+	}
+}
+
+func TestSeqSet(t *testing.T) {
+	var s seqSet
+	seqs := []int64{1, 2, 63, 64, 4095, 4096, 1 << 40}
+	for range 2 {
+		for _, seq := range seqs {
+			s.add(seq)
+		}
+	}
+	if s.size != len(seqs) || s.has(3) || s.has(4097) || s.remove(65) {
+		t.Errorf("the set of %d has what was not added", s.size)
+	}
+	for _, seq := range seqs {
+		if !s.has(seq) || !s.remove(seq) || s.has(seq) {
+			t.Errorf("%d cannot be removed once", seq)
+		}
+	}
+	if s.size != 0 || len(s.pages) != 0 {
+		t.Errorf("an empty set has size %d and %d pages", s.size, len(s.pages))
+	}
+}
