@@ -52,6 +52,7 @@ func TestPruneWhatIsPublishedAndOld(t *testing.T) {
 	wantDropped(t, k.tend(), 0)
 	k.published("EVENTS", outbox.Position{Snapshot: c.at.Snapshot, Floor: behindFirst - 1}, retention+time.Minute)
 	k.published("EVENTS", c.at, 0)
+	k.exec(`insert into pgjet.leader (stream, epoch) values ('NEVER', 0)`) // paused, and never led
 	wantDropped(t, k.tend(), 2, first)
 	wantDropped(t, k.tend(), 0)
 
