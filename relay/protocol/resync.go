@@ -122,13 +122,14 @@ func (s *Session) learn(ctx context.Context, state State, memory Memory) (*HaltE
 	}
 	halt := &HaltError{}
 	var chunk []Message
+	var end uint64
 	compare := func() error {
 		err := s.compare(ctx, chunk, memory, halt)
 		chunk = chunk[:0]
 		return err
 	}
 	err := s.Stream.Messages(ctx, first, state.Last, func(m Message) error {
-		s.lastID = m.ID
+		end, s.lastID = m.Sequence, m.ID
 		if chunk = append(chunk, m); len(chunk) < chunkSize {
 			return nil
 		}
@@ -137,10 +138,26 @@ func (s *Session) learn(ctx context.Context, state State, memory Memory) (*HaltE
 	if err == nil {
 		err = compare()
 	}
+	if err == nil && end < state.Last {
+		err = s.complete(ctx, end, state.Last)
+	}
 	if err != nil || halt.Count == 0 {
 		return nil, err
 	}
 	return halt, nil
+}
+
+// complete returns an error if the messages ended too early: they may come from a
+// replica that lags behind the stream's leader.
+func (s *Session) complete(ctx context.Context, end, last uint64) error {
+	_, err := s.Stream.Message(ctx, last)
+	if errors.Is(err, ErrNoMessage) {
+		return nil // it was deleted
+	}
+	if err == nil {
+		err = fmt.Errorf("the stream was read up to sequence %d of %d: a replica lags", end, last)
+	}
+	return err
 }
 
 // compare notes which events messages are of, and which are of none.

@@ -199,7 +199,12 @@ func (c *conn) Message(_ context.Context, seq uint64) (protocol.Message, error) 
 	return protocol.Message{Sequence: seq, ID: m.id, Seq: m.seq}, nil
 }
 
+// Messages may be answered by a replica that does not have the last ones yet.
 func (c *conn) Messages(ctx context.Context, first, last uint64, fn func(protocol.Message) error) error {
+	if c.p.w.happens("replica lags", 4) {
+		c.p.w.fire("replica lags")
+		last -= c.p.w.r.Uint64N(last - first + 2)
+	}
 	for seq := first; seq <= last; seq++ {
 		m, err := c.Message(ctx, seq)
 		if err == nil {

@@ -44,7 +44,7 @@ type world struct {
 var faultKinds = []string{
 	"relay crashes", "relay pauses", "connection to NATS is cut", "connection to PostgreSQL is cut", "answer is lost",
 	"PostgreSQL crashes", "stream lost its tail", "stream is made again", "stream is purged", "database is restored",
-	"database moves to a new cluster", "foreign message", "full stream", "poison",
+	"database moves to a new cluster", "foreign message", "full stream", "poison", "replica lags",
 }
 
 func newWorld(seed uint64, mutant string) *world {
