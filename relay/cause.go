@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/nats-io/nats.go"
@@ -46,6 +47,15 @@ func causeOf(err error) string {
 		return "fenced"
 	}
 	return "error"
+}
+
+// told returns what err says, its word first.
+func told(err error) string {
+	text := err.Error()
+	if word := causeOf(err) + ": "; !strings.HasPrefix(text, word) {
+		text = word + text
+	}
+	return text
 }
 
 // blockedByDatabase puts the word before an error of PostgreSQL.

@@ -413,3 +413,18 @@ func (b *bench) explainPending() (plan string, read int) {
 	}
 	return strings.Join(lines, "\n"), read
 }
+
+// TestCauseBeginsWithItsWord: whatever the relay was about when it failed, health and
+// runbooks go by the first word.
+func TestCauseBeginsWithItsWord(t *testing.T) {
+	b := newBench(t)
+	config := relay.StreamConfig("EVENTS", 1)
+	config.MaxMsgs = 2
+	if _, err := b.js.UpdateStream(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+	r, _ := b.start()
+	b.append(3)
+	b.cause("stream_full: ")
+	b.blocked(r, "stream_full")
+}

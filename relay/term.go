@@ -73,7 +73,7 @@ func (t *term) run(ctx context.Context) (err error) {
 func (t *term) note(err error) {
 	cause := "stopped"
 	if err != nil {
-		cause = err.Error()
+		cause = told(err)
 		t.metrics.ended(err)
 	}
 	if !t.db.conn.IsClosed() {
@@ -117,7 +117,7 @@ func (t *term) obstruct(ctx context.Context, err error) {
 	if t.keeper.Waiting(err) {
 		t.Log.WarnContext(ctx, "not publishing", "err", err)
 	}
-	_ = t.db.explain(ctx, err.Error()) // if the database is lost, the next call says so
+	_ = t.db.explain(ctx, told(err)) // if the database is lost, the next call says so
 }
 
 // work says that the session publishes.
