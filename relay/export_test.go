@@ -11,4 +11,7 @@ func PendingArguments(from outbox.Position, now outbox.Snapshot) []any {
 	return pendingArguments(from, now)
 }
 
-var CountUnaccounted = countUnaccounted
+var (
+	CountUnaccounted = countUnaccounted
+	Connect          = connect
+)

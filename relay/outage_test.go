@@ -1,11 +1,13 @@
 package relay_test
 
 import (
+	"context"
 	"os"
 	"testing"
 
 	"github.com/pgjet/pgjet/internal/devserver"
 	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/relay"
 )
 
 func TestSurvivesNATSOutage(t *testing.T) {
@@ -58,4 +60,23 @@ func TestHealsALostTail(t *testing.T) {
 	testenv.RestartNATS(t, server)
 	b.append(5)
 	b.settled()
+}
+
+// TestSilenceInATransactionLosesTheLead: who hangs in the middle of a transaction is
+// as silent as who hangs between two.
+func TestSilenceInATransactionLosesTheLead(t *testing.T) {
+	db := testenv.Postgres(t)
+	hung, err := relay.Connect(t.Context(), db.Config().ConnConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hung.Close(context.Background())
+	if _, err := hung.Exec(t.Context(), `begin; select pg_advisory_lock(1)`); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if _, err := db.Exec(ctx, `select pg_advisory_lock(1)`); err != nil {
+		t.Errorf("its lock is not free after %s: %v", patience, err)
+	}
 }
