@@ -80,3 +80,22 @@ func TestSilenceInATransactionLosesTheLead(t *testing.T) {
 		t.Errorf("its lock is not free after %s: %v", patience, err)
 	}
 }
+
+// TestTendsWhileNATSIsAway: writers go on, and must find a partition.
+func TestTendsWhileNATSIsAway(t *testing.T) {
+	b, server := newOutage(t)
+	r, _ := b.start()
+	server.Stop()
+	b.blocked(r, "nats_unreachable")
+	partitions := func() (n int) {
+		if err := b.db.QueryRow(t.Context(), `select count(*) from pgjet.outbox_partition`).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := partitions()
+	if _, err := b.db.Exec(t.Context(), `select setval('pgjet.outbox_seq_seq', 100001)`); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, patience, "partitions are made ahead", func() bool { return partitions() > before })
+}
