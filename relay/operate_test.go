@@ -189,6 +189,10 @@ func TestQuarantineDecisions(t *testing.T) {
 			t.Errorf("%v: states are %s, want %s", step.seqs, states, step.states)
 		}
 	}
+	b.exec(`delete from pgjet.outbox where seq = 2`)
+	if got, err := b.retry([]int64{2}); err == nil || !strings.Contains(err.Error(), "seq 2 is not in quarantine, or was pruned") {
+		t.Errorf("retry of a pruned event: %v, %v, want an error", got, err)
+	}
 	b.noted("quarantine.drop outbox", "quarantine.retry outbox", "quarantine.retry outbox", "quarantine.retry outbox")
 }
 

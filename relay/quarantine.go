@@ -49,7 +49,7 @@ func scanQuarantined(row pgx.CollectableRow) (q Quarantined, err error) {
 // RetryQuarantined makes the relay try again to publish the events with these seqs,
 // or, if seqs is nil, all that are held. One that was dropped is tried again if it
 // is named. It returns which; those that the stream still refuses come back as held.
-// If one of seqs is not in quarantine nothing is changed.
+// If one of seqs is not in quarantine, or was pruned since, nothing is changed.
 func RetryQuarantined(ctx context.Context, db beginner, seqs []int64, by, reason string) ([]int64, error) {
 	changed, err := decide(ctx, db, "retry", seqs, by, reason)
 	return changed, operationFailed("retry events in quarantine", err)
@@ -70,8 +70,9 @@ func decide(ctx context.Context, db beginner, state string, seqs []int64, by, re
 	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
 		changed, err = collect(ctx, tx, pgx.RowTo[int64], `
 			with changed as (
-				update pgjet.quarantine set state = $1, changed_at = clock_timestamp(), changed_by = $3, change_reason = $4
+				update pgjet.quarantine q set state = $1, changed_at = clock_timestamp(), changed_by = $3, change_reason = $4
 				 where case when $2::bigint[] is null then state = 'held' else seq = any($2) end
+				   and ($1 = 'dropped' or exists (select from pgjet.outbox o where o.seq = q.seq)) -- else it was pruned
 				returning seq
 			), noted as (
 				insert into pgjet.operation (kind, target, by, reason, detail)
@@ -90,7 +91,7 @@ func decide(ctx context.Context, db beginner, state string, seqs []int64, by, re
 			}
 		}
 		if len(missing) > 0 {
-			return fmt.Errorf("seq %s is not in quarantine, nothing was changed; see: pgjet relay quarantine ls", strings.Join(missing, ", "))
+			return fmt.Errorf("seq %s is not in quarantine, or was pruned, nothing was changed; see: pgjet relay quarantine ls", strings.Join(missing, ", "))
 		}
 		return nil
 	})
