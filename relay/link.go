@@ -138,46 +138,40 @@ func (l *link) State(ctx context.Context) (protocol.State, error) {
 	}, nil
 }
 
-// Message implements [protocol.Stream].
+// Message implements [protocol.Stream]. It asks the leader; a direct get may be
+// answered by a replica that lags.
 func (l *link) Message(ctx context.Context, sequence uint64) (protocol.Message, error) {
-	return l.get(ctx, map[string]any{"seq": sequence})
-}
-
-// get asks the leader for a message; a direct get may be answered by a replica that
-// lags.
-func (l *link) get(ctx context.Context, which map[string]any) (protocol.Message, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	data, err := json.Marshal(which)
+	data, err := json.Marshal(map[string]uint64{"seq": sequence})
 	if err != nil {
 		return protocol.Message{}, err
 	}
 	msg, err := l.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+l.name, data)
 	if err != nil {
-		return protocol.Message{}, l.explain(fmt.Errorf("get message %v: %w", which, err))
+		return protocol.Message{}, l.explain(fmt.Errorf("get message %d: %w", sequence, err))
 	}
 	var answer struct {
 		Message struct {
-			Subject  string `json:"subject"`
-			Sequence uint64 `json:"seq"`
-			Header   []byte `json:"hdrs"`
+			Subject string `json:"subject"`
+			Header  []byte `json:"hdrs"`
 		} `json:"message"`
 		Error *jetstream.APIError `json:"error"`
 	}
 	if err := json.Unmarshal(msg.Data, &answer); err != nil {
-		return protocol.Message{}, fmt.Errorf("get message %v: %w", which, err)
+		return protocol.Message{}, fmt.Errorf("get message %d: %w", sequence, err)
 	}
 	if answer.Error != nil && answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound {
 		return protocol.Message{}, protocol.ErrNoMessage
 	}
 	if answer.Error != nil {
-		return protocol.Message{}, fmt.Errorf("get message %v: %w", which, refusal(answer.Error))
+		return protocol.Message{}, fmt.Errorf("get message %d: %w", sequence, refusal(answer.Error))
 	}
 	header, err := nats.DecodeHeadersMsg(answer.Message.Header)
 	if err != nil {
 		header = nil
 	}
-	return message(answer.Message.Sequence, answer.Message.Subject, header), nil
+	return message(sequence, answer.Message.Subject, header), nil
 }
 
 // message returns what a header tells of a message. It is an event of ours if it
@@ -191,7 +185,7 @@ func message(sequence uint64, subject string, header nats.Header) protocol.Messa
 	return m
 }
 
-// Messages implements [protocol.Stream]. It reads headers only.
+// Messages implements [protocol.Stream]. It reads headers only, from one replica.
 func (l *link) Messages(ctx context.Context, first, last uint64, fn func(protocol.Message) error) error {
 	err := l.messages(ctx, first, last, fn)
 	if err != nil {
@@ -218,7 +212,7 @@ func (l *link) messages(ctx context.Context, first, last uint64, fn func(protoco
 	defer all.Stop()
 	for next, pending := first, info.NumPending; next <= last; {
 		if pending == 0 {
-			return l.noneFrom(ctx, next, last)
+			return nil // as far as this replica knows
 		}
 		msg, err := all.Next(jetstream.NextMaxWait(answerTimeout))
 		if err != nil {
@@ -235,21 +229,6 @@ func (l *link) messages(ctx context.Context, first, last uint64, fn func(protoco
 		if err := fn(message(next-1, msg.Subject(), msg.Headers())); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// noneFrom makes sure that there are no more messages from first to last, since they
-// were deleted. A consumer lives with one replica, which may not have them yet.
-func (l *link) noneFrom(ctx context.Context, first, last uint64) error {
-	m, err := l.get(ctx, map[string]any{"seq": first, "next_by_subj": ">"})
-	switch {
-	case errors.Is(err, protocol.ErrNoMessage):
-		return nil
-	case err != nil:
-		return err
-	case m.Sequence <= last:
-		return fmt.Errorf("a replica does not have message %d yet", m.Sequence)
 	}
 	return nil
 }

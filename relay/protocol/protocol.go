@@ -111,7 +111,8 @@ type Stream interface {
 	State(ctx context.Context) (State, error)
 	// Message returns the message at a sequence, or [ErrNoMessage].
 	Message(ctx context.Context, sequence uint64) (Message, error)
-	// Messages calls fn with all messages from first to last, in order.
+	// Messages calls fn with all messages from first to last, in order. One replica
+	// of the stream tells them, which may not have the last ones yet.
 	Messages(ctx context.Context, first, last uint64, fn func(Message) error) error
 	// Check returns why the stream could never store e, or nil.
 	Check(e events.Event) error
