@@ -100,7 +100,7 @@ func TestSettleKnowsWhoMayComeBack(t *testing.T) {
 }
 
 // TestReadManyLateCommits: a large transaction that commits late is read in pages, and
-// a page does not cost more the more there are.
+// a page costs no more the more there are.
 func TestReadManyLateCommits(t *testing.T) {
 	db := testenv.Postgres(t)
 	c := newCursor(t, db)
