@@ -265,11 +265,11 @@ func sameMessage(a, b relay.UnknownMessage) bool {
 	return a.StreamSeq == b.StreamSeq && a.StreamCreated.Equal(b.StreamCreated)
 }
 
-// typed returns a command about this stream as one has to type it.
+// typed returns a command as one has to type it: about this stream, if it is about one.
 func (s *settings) typed(command string) string { return typed(command, s.stream) }
 
 func typed(command, stream string) string {
-	if stream == "EVENTS" || command == "" {
+	if stream == "EVENTS" || !strings.HasPrefix(command, "pgjet relay") && !strings.HasPrefix(command, "pgjet stream") {
 		return command
 	}
 	return command + " --stream " + stream

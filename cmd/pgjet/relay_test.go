@@ -229,6 +229,8 @@ func TestTroubles(t *testing.T) {
 		{"halted", relay.Status{Leads: true, Unknown: 1000, Leader: leader("halted: x", old)}, "halted: pgjet relay adopt --dry-run"},
 		{"halted, nobody there", relay.Status{Unknown: 1, Leader: leader("halted: x", old)}, "halted: pgjet relay adopt --dry-run, no_leader: pgjet relay"},
 		{"another stream", relay.Status{Stream: "ORDERS"}, "no_leader: pgjet relay --stream ORDERS"},
+		{"old tables of another stream", relay.Status{Stream: "ORDERS", Leads: true, Leader: leader("schema_outdated: x", old)}, "schema_outdated: pgjet migrate up"},
+		{"another stream is full", relay.Status{Stream: "ORDERS", Leads: true, Leader: leader("stream_full: x", old)}, "stream_full: see docs/runbooks/relay-not-publishing.md"},
 	} {
 		row.s.At = now
 		if row.s.Stream == "" {
