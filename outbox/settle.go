@@ -37,8 +37,9 @@ func (s *settling) next(settled int64) int64 {
 }
 
 // Settle makes later reads look for late commits among fewer events, as far as that
-// is safe by now. Call it now and then, between reads. It needs SELECT on the sequence
-// pgjet.outbox_seq_seq.
+// is safe by now. Call it now and then, between reads. From then on read from the position
+// that the last [Read] returned, or with a new Reader: from an earlier one late events
+// could be missed. It needs SELECT on the sequence pgjet.outbox_seq_seq.
 func (r *Reader) Settle(ctx context.Context) error {
 	now := settling{}
 	prepared, cached := false, false

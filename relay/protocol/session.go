@@ -287,7 +287,7 @@ func (s *Session) Retry(ctx context.Context) (int, error) {
 	}
 	for n, r := range records {
 		if !s.mark.Position.Covers(r) {
-			continue // it comes when it is read
+			continue // its turn comes when it was read
 		}
 		if reason := s.unfit(r); reason != nil {
 			if err := s.quarantine(ctx, r, reason); err != nil {
