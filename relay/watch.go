@@ -121,7 +121,9 @@ func (w *watch) session(ctx context.Context) {
 		if err == nil && time.Now().After(due) {
 			begun := time.Now()
 			unaccounted, err = countUnaccounted(work, conn, w.Stream)
-			due = time.Now().Add(max(countEvery, 50*time.Since(begun)))
+			if unaccounted != nil { // there is a checkpoint
+				due = time.Now().Add(max(countEvery, 50*time.Since(begun)))
+			}
 		}
 		cancel()
 		if err != nil {
