@@ -215,6 +215,54 @@ func TestReadFindsLateCommits(t *testing.T) {
 	want(t, c.more())
 }
 
+// TestReadLargeLateTransaction: what waits behind a page of late events is not gone
+// through for each page, or a large transaction would never get out.
+func TestReadLargeLateTransaction(t *testing.T) {
+	const count = 20_000
+	db := testenv.Postgres(t)
+	large, err := db.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer large.Rollback(context.Background())
+	_, err = large.Exec(t.Context(), `
+		insert into pgjet.outbox (id, type, key, data)
+		select gen_random_uuid(), 'note.made', 'k', json_build_object('key', 'k', 'n', n) from generate_series(1, $1) n`, count)
+	if err != nil {
+		t.Fatal(err)
+	}
+	appendEvents(t, db, noted{"other", 0})
+	c := newCursor(t, db)
+	want(t, c.more(), 0)
+	for range 600 { // others go on
+		if _, err := db.Exec(t.Context(), `select pg_current_xact_id()`); err != nil {
+			t.Fatal(err)
+		}
+	}
+	commit(t, large)
+	if _, err := db.Exec(t.Context(), `analyze pgjet.outbox`); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := pgx.ConnectConfig(t.Context(), db.Config().ConnConfig.Copy())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if _, err := conn.Exec(t.Context(), `begin; set local plan_cache_mode = force_custom_plan`); err != nil { // statistics are by transaction
+		t.Fatal(err)
+	}
+	c.reader = outbox.NewReader(conn)
+	got := c.more()
+	if len(got) != count || !slices.IsSorted(got) {
+		t.Errorf("read %d events, want %d in order", len(got), count)
+	}
+	var looked int
+	err = conn.QueryRow(t.Context(), `select sum(seq_tup_read + idx_tup_fetch) from pg_stat_xact_user_tables where relname like 'outbox%'`).Scan(&looked)
+	if most := 5 * count; err != nil || looked > most {
+		t.Errorf("looked at %d rows, want at most %d: %v", looked, most, err)
+	}
+}
+
 // TestReadFindsLateCommitsBeyondXmax: xmax of a snapshot is one past the newest
 // transaction that has *ended*. One that is newer and has written is not listed as
 // running: it has to be looked for all the same.

@@ -70,23 +70,23 @@ func (r *Reader) Late(ctx context.Context, xids []uint64, low, high uint64, afte
 	sql := `
 		select l.seq from unnest($1::xid8[]) as x (xid), lateral (
 			select seq from pgjet.outbox o
-			 where o.xid between x.xid and x.xid and o.seq > $2 and o.seq <= $3 order by o.xid, o.seq limit $4) l
-		 order by l.seq limit $4`
+			 where o.xid between x.xid and x.xid and o.seq > $2 and o.seq <= $3 order by o.xid, o.seq limit $4) l`
 	args := []any{xids, max(after, r.settled), floor, r.limit}
 	if high-low <= fewXIDs {
 		args[0] = appendRange(xids, low, high)
 	} else {
-		// The materialized part keeps the planner on the index by xid: with the
-		// limit in sight it would rather walk the whole table by seq.
+		// These wrote hardly anything that is late. The materialized part keeps the
+		// planner on the index by xid: with the limit in sight it would rather walk
+		// the whole table by seq.
 		sql = `
-		with late as materialized (
-			select seq from pgjet.outbox where xid = any($1::xid8[]) and seq > $2 and seq <= $3
+		with late as materialized (` + sql + `
 			union all
 			select seq from pgjet.outbox where xid >= $5::xid8 and xid < $6::xid8 and seq > $2 and seq <= $3
 		)
-		select seq from late order by seq limit $4`
+		select seq from late`
 		args = append(args, low, high)
 	}
+	sql += ` order by seq limit $4`
 	rows, err := r.db.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, err
