@@ -209,6 +209,8 @@ func (t *term) tend(ctx, work context.Context) error {
 // tidy does what makes a relay quicker. It publishes without that, too; of a lost
 // connection the next step tells.
 func (t *term) tidy(ctx context.Context) {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	err := errors.Join(t.db.prune(ctx, t.Retention), t.db.Settle(ctx))
 	if err != nil && !t.untidy {
 		t.Log.WarnContext(ctx, "cannot tidy up, will keep trying", "err", blockedByDatabase(err))
