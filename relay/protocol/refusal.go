@@ -26,8 +26,7 @@ func (r *Refusal) Cause() string {
 	case 10070, 10071, 10164, // wrong last message id, wrong last sequence
 		10158, 10201: // id is being stored, or was just now
 		return "fenced"
-	case 10054, 10097, // message or headers too large
-		10052, 10049: // subject or message not allowed
+	case 10054, 10097: // message or headers too large
 		return "refused"
 	case 10077, 10023, 10047, 10028, 10002, 10122:
 		return "stream_full"
