@@ -59,11 +59,14 @@ func newWorld(seed uint64, mutant string) *world {
 			w.faults[f] = w.r.IntN(3) == 0
 		}
 	}
-	// What aged out cannot be compared. If the stream lost its tail, and what fills
-	// its place ages out too, then nobody can know, unless a relay looked in between
-	// and its database remembers.
-	if w.faults["stream lost its tail"] && (w.faults["foreign message"] || w.faults["database is restored"]) {
-		w.faults["stream is purged"] = false
+	// What aged out cannot be compared. If the stream lost its tail, and what somebody
+	// else put in its place ages out before a relay looks, nobody can know. Nor if the
+	// database is restored to before the loss was noticed, and its checkpoints with it.
+	if w.faults["stream lost its tail"] {
+		w.faults["database is restored"] = false
+		if w.faults["foreign message"] {
+			w.faults["stream is purged"] = false
+		}
 	}
 	w.db, w.stream = newDatabase(w), &stream{w: w}
 	w.stream.recreate()
