@@ -1,22 +1,3 @@
-// Package consumers runs the code that reacts to events.
-//
-// A [Consumer] names a durable JetStream consumer, the event types it wants, and
-// a handler. A [Runner] delivers each event to it until it is handled:
-//
-//   - The handler runs in the transaction of the event's inbox row. What it does
-//     in that transaction happens once per consumer and event id, however often
-//     the event is delivered: the two commit together, and an event whose inbox
-//     row exists is not handled again.
-//   - What it does elsewhere, such as sending a mail, happens at least once. It
-//     happens twice only if the process dies after the effect and before the
-//     commit, so it should carry a key derived from the event id.
-//   - The message is acknowledged after the commit, never before.
-//   - The error that the handler returns is the verdict, see [Handler].
-//
-// Delivery itself is at least once, and events may be handled in parallel and out
-// of order.
-//
-// The package owns the tables pgjet.inbox and pgjet.dead_letter.
 package consumers
 
 import (
@@ -24,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
@@ -37,42 +19,169 @@ import (
 //
 //   - nil: the event is done, and tx commits;
 //   - an error wrapped by [backoff.Permanent]: it is a dead letter now;
+//   - an error wrapped by [Unavailable]: something that every event needs is away;
+//     the consumer waits, and the attempt does not count;
 //   - any other error, a panic, or a missed deadline: tx is rolled back and the
-//     event is tried again, later each time, without end.
+//     event is tried again, later each time, [Consumer.MaxAttempts] times in all.
+//     Then it is a dead letter.
 //
 // ctx ends when the attempt's time is up. Shutting down does not end it: an
-// attempt that has begun may finish. Errors are logged and stored, so they must
-// not hold secrets, addresses or payloads.
+// attempt that has begun may finish. A handler that goes on for long after ctx has
+// ended is left behind, its transaction undone. Errors are logged and stored, so they
+// must not hold secrets, addresses or payloads.
 type Handler func(ctx context.Context, tx pgx.Tx, e events.Event) error
 
-// A Consumer says which events are handled, and how.
+// A BatchHandler reacts to many events in one transaction, in the order of the
+// stream. If it fails, it is called again with each of the events alone, so that
+// what is said of [Handler] holds for each of them.
+type BatchHandler func(ctx context.Context, tx pgx.Tx, all []events.Event) error
+
+// An Effect reacts to one event outside the database, such as by a mail. It runs in
+// no transaction: before it, an intent is committed; after it, that the event is
+// done. So the effect happens at least once, and twice only if the process dies, or
+// loses the database, between the effect and that second commit; it should
+// carry a key derived from the event id, by which the second can be recognised. Its
+// error means what that of a [Handler] does.
+type Effect func(ctx context.Context, e events.Event) error
+
+// A Consumer says which events are handled, and how. It needs a Name and one of On,
+// Handle, HandleBatch and Effect; the latter three need Types.
 type Consumer struct {
-	Name    string   // of the durable consumer, and in the inbox; never change it
-	Types   []string // event types, such as user.created
-	Handle  Handler
-	Workers int           // events handled at the same time; 0 is 8
+	Name  string   // of the durable consumer, and in the inbox; never change it
+	Types []string // event types, such as user.created; user.> is all that begin with "user."
+
+	On          []Typed // one for each type; see [On]
+	Handle      Handler
+	HandleBatch BatchHandler
+	Effect      Effect
+
+	// Unordered lets any number of processes share the events, and handle those of one
+	// key in any order. Otherwise events of one key are handled one after the other, in
+	// the order of the stream, by one process at a time; others stand by and take over
+	// when it ends. What fails waits in the database: later events of its key wait
+	// behind it, those of other keys do not.
+	Unordered bool
+	// ParkKey makes later events of a key wait behind a dead letter too, until it is
+	// redriven or discarded. Otherwise they go on without it. Not with Unordered.
+	ParkKey bool
+	// Clear deletes what the handlers wrote, for a replay of everything. Nil: an
+	// operator has to do that by hand.
+	Clear func(ctx context.Context, tx pgx.Tx) error
+
+	Workers int           // attempts at the same time in one process; 0 is 8, or 1 with HandleBatch
+	Batch   int           // most events for one call of HandleBatch; 0 is 200
 	Timeout time.Duration // for one attempt; 0 is 20 s
 
 	// The wait before the second attempt and the longest one; it doubles in
 	// between, and the actual wait is drawn at random from zero to twice that, so
 	// that retries spread. 0 is 500 ms and 2 min.
 	MinRetry, MaxRetry time.Duration
+	MaxAttempts        int // then it is a dead letter; 0 is 20, some half an hour
 }
 
+// Typed is a handler for one type of event, made by [On].
+type Typed struct {
+	eventType string
+	handle    Handler
+}
+
+// On returns a handler for events of type T, for [Consumer.On]. A payload that does
+// not decode is a dead letter at once. [EventOf] tells handle of the event's envelope.
+//
+// A consumer with On handlers gets the events of their types. If [Consumer.Types]
+// asks for more, such as user.>, an event whose type no handler has, a newer version
+// perhaps, is a dead letter, to be redriven to a process that knows it.
+func On[T events.Payload](handle func(ctx context.Context, tx pgx.Tx, p T) error) Typed {
+	var zero T
+	return Typed{zero.EventType(), func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		p, err := events.Decode[T](e)
+		if err != nil {
+			return backoff.Permanent(err)
+		}
+		return handle(context.WithValue(ctx, eventKey{}, e), tx, p)
+	}}
+}
+
+type eventKey struct{}
+
+// EventOf returns the event that a handler made by [On] was called for. It is zero
+// for any other ctx.
+func EventOf(ctx context.Context) events.Event {
+	e, _ := ctx.Value(eventKey{}).(events.Event)
+	return e
+}
+
+// Unavailable marks an error as an outage of something that every event needs, such
+// as a mail server. The event keeps its place, no attempt is counted, and the consumer
+// tries again with one event at a time, later each time, until one gets through.
+func Unavailable(err error) error { return &unavailableError{err} }
+
+type unavailableError struct{ err error }
+
+func (e *unavailableError) Error() string { return "unavailable: " + e.err.Error() }
+func (e *unavailableError) Unwrap() error { return e.err }
+
 func (c Consumer) withDefaults() (Consumer, error) {
+	kinds := 0
+	for _, set := range []bool{len(c.On) > 0, c.Handle != nil, c.HandleBatch != nil, c.Effect != nil} {
+		if set {
+			kinds++
+		}
+	}
 	switch {
 	case c.Name == "":
 		return c, errors.New("consumer has no Name")
-	case len(c.Types) == 0:
-		return c, fmt.Errorf("consumer %s has no Types", c.Name)
-	case c.Handle == nil:
-		return c, fmt.Errorf("consumer %s has no Handle", c.Name)
+	case kinds != 1:
+		return c, fmt.Errorf("consumer %s has %d of On, Handle, HandleBatch and Effect, want one", c.Name, kinds)
+	case c.Unordered && c.ParkKey:
+		return c, fmt.Errorf("consumer %s is Unordered and has ParkKey: there is no order to keep", c.Name)
 	}
-	c.Workers = cmp.Or(c.Workers, 8)
+	if len(c.On) > 0 {
+		if err := c.dispatch(); err != nil {
+			return c, err
+		}
+	}
+	if len(c.Types) == 0 {
+		return c, fmt.Errorf("consumer %s has no Types", c.Name)
+	}
+	workers := 8
+	if c.HandleBatch != nil {
+		workers = 1
+		c.Batch = cmp.Or(c.Batch, 200)
+	} else {
+		c.Batch = 1
+	}
+	c.Workers = cmp.Or(c.Workers, workers)
 	c.Timeout = cmp.Or(c.Timeout, 20*time.Second)
 	c.MinRetry = cmp.Or(c.MinRetry, 500*time.Millisecond)
 	c.MaxRetry = cmp.Or(c.MaxRetry, 2*time.Minute)
+	c.MaxAttempts = cmp.Or(c.MaxAttempts, 20)
 	return c, nil
+}
+
+// dispatch makes Handle of On.
+func (c *Consumer) dispatch() error {
+	handlers := make(map[string]Handler)
+	for _, on := range c.On {
+		if handlers[on.eventType] != nil {
+			return fmt.Errorf("consumer %s has two On handlers for %s", c.Name, on.eventType)
+		}
+		handlers[on.eventType] = on.handle
+	}
+	if len(c.Types) == 0 {
+		for _, on := range c.On {
+			c.Types = append(c.Types, on.eventType)
+		}
+		slices.Sort(c.Types)
+	}
+	c.Handle = func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		handle := handlers[e.Type]
+		if handle == nil {
+			return backoff.Permanent(fmt.Errorf("unknown_type: this consumer has no handler for %s", e.Type))
+		}
+		return handle(ctx, tx, e)
+	}
+	return nil
 }
 
 // delay returns how long to wait after the attempt with this number, from 1.
