@@ -40,6 +40,7 @@ const (
 	exitOK          = 0
 	exitFailed      = 1
 	exitUsage       = 2
+	exitNotFound    = 4
 	exitUnreachable = 5 // PostgreSQL, NATS or a port
 	exitFindings    = 6 // the command worked, and the answer is "differs" or "not ready"
 	exitInterrupted = 130
@@ -99,7 +100,7 @@ Every flag is also an environment variable: --database-url is PGJET_DATABASE_URL
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(devCommand(), usersCommand(), relayCommand(), consumeCommand(),
+	root.AddCommand(devCommand(), usersCommand(), relayCommand(), consumeCommand(), consumerCommand(),
 		migrateCommand(), streamCommand(), outboxCommand(), natsCommand(), readyCommand())
 	return root
 }
