@@ -213,6 +213,9 @@ func lookTwice(ctx context.Context, db database, js jetstream.JetStream, all []S
 			return err
 		}
 		s.compare(before[i])
+		if err := s.confirm(ctx, db, js); err != nil {
+			return err
+		}
 		s.lookAtOldest(ctx, js)
 		s.Why = s.why()
 	}
@@ -274,6 +277,30 @@ func (s *Status) compare(before consumers.Account) {
 	s.Arrivals = float64(max(0, s.Events-before.Events)) / seconds
 	s.growth = s.Lag - before.Lag
 	s.Unaccounted = min(s.Unaccounted, before.Unaccounted) // else they were on their way
+}
+
+// confirm looks again before it tells that something is lost, and does not count what
+// has arrived since: the stream may know of it and the durable consumer not yet.
+func (s *Status) confirm(ctx context.Context, db database, js jetstream.JetStream) error {
+	const looks, wanted = 5, 2
+	var lost []int64
+	for range looks {
+		if s.Unaccounted == 0 || len(lost) == wanted {
+			break
+		}
+		events := s.Events
+		if err := s.look(ctx, db, js); err != nil {
+			return err
+		}
+		if n := s.Unaccounted - (s.Events - events); n > 0 {
+			lost = append(lost, n)
+		}
+	}
+	s.Unaccounted = 0
+	if len(lost) == wanted {
+		s.Unaccounted = slices.Min(lost)
+	}
+	return nil
 }
 
 // failed says what failed, and what to do if the tables are too old.

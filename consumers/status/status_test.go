@@ -58,15 +58,20 @@ func newBench(t *testing.T) *bench {
 func (b *bench) publish(n int) {
 	b.Helper()
 	for i := range n {
-		e, err := events.New(noted{i})
-		if err != nil {
-			b.Fatal(err)
-		}
-		e.Source, e.Seq, e.Time = "/test", int64(i+1), time.Now()
-		subject, header, body := e.Message()
-		if _, err := b.js.PublishMsg(b.Context(), &nats.Msg{Subject: subject, Header: header, Data: body}); err != nil {
-			b.Fatal(err)
-		}
+		b.publishOne(i)
+	}
+}
+
+func (b *bench) publishOne(i int) {
+	b.Helper()
+	e, err := events.New(noted{i})
+	if err != nil {
+		panic(err)
+	}
+	e.Source, e.Seq, e.Time = "/test", int64(i+1), time.Now()
+	subject, header, body := e.Message()
+	if _, err := b.js.PublishMsg(b.Context(), &nats.Msg{Subject: subject, Header: header, Data: body}); err != nil {
+		b.Error(err)
 	}
 }
 
@@ -201,6 +206,27 @@ func TestUnaccounted(t *testing.T) {
 	b.exec(`delete from pgjet.inbox where stream_seq = 2`)
 	if s := b.tells("unaccounted"); s.Unaccounted != 1 {
 		t.Errorf("status is %+v, want one that is not accounted for", s)
+	}
+}
+
+// TestNothingSeemsLost: while events arrive, none is told to be lost.
+func TestNothingSeemsLost(t *testing.T) {
+	b := newBench(t)
+	b.start(config(fine))
+	ctx, stop := context.WithCancel(t.Context())
+	var publisher sync.WaitGroup
+	publisher.Go(func() {
+		for i := 0; ctx.Err() == nil; i++ {
+			b.publishOne(i)
+		}
+	})
+	defer publisher.Wait()
+	defer stop()
+	for range 8 {
+		s, err := status.Get(t.Context(), b.db, b.js, "test")
+		if err != nil || s.Unaccounted != 0 || s.Why.Code == "unaccounted" {
+			t.Fatalf("status is %+v, %v", s, err)
+		}
 	}
 }
 
