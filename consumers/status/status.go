@@ -288,11 +288,11 @@ func (s *Status) confirm(ctx context.Context, db database, js jetstream.JetStrea
 		if s.Unaccounted == 0 || len(lost) == wanted {
 			break
 		}
-		events := s.Events
+		before := s.Account
 		if err := s.look(ctx, db, js); err != nil {
 			return err
 		}
-		if n := s.Unaccounted - (s.Events - events); n > 0 {
+		if n := s.lost(before); n > 0 {
 			lost = append(lost, n)
 		}
 	}
@@ -301,6 +301,11 @@ func (s *Status) confirm(ctx context.Context, db database, js jetstream.JetStrea
 		s.Unaccounted = slices.Min(lost)
 	}
 	return nil
+}
+
+// lost returns how many events are not accounted for and did not arrive since before.
+func (s *Status) lost(before consumers.Account) int64 {
+	return max(0, s.Unaccounted-max(0, s.Events-before.Events))
 }
 
 // failed says what failed, and what to do if the tables are too old.

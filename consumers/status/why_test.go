@@ -120,3 +120,14 @@ func TestCompare(t *testing.T) {
 		t.Errorf("compare: %+v", s)
 	}
 }
+
+func TestLost(t *testing.T) {
+	for _, row := range []struct{ unaccounted, before, now, want int64 }{
+		{3, 100, 100, 3}, {3, 99, 100, 2}, {3, 90, 100, 0}, {3, 200, 100, 3}, // the stream lost its end meanwhile
+	} {
+		s := Status{Account: consumers.Account{Unaccounted: row.unaccounted, Events: row.now}}
+		if got := s.lost(consumers.Account{Events: row.before}); got != row.want {
+			t.Errorf("lost() = %d of %+v", got, row)
+		}
+	}
+}
