@@ -28,13 +28,14 @@ var layers = []struct{ pkg, imports string }{
 	{"producer", "events outbox"},
 	{"relay/protocol", "events outbox"},
 	{"relay", "events internal/lead internal/session outbox relay/protocol"},
+	{"consumers/directory", "consumers events"},
 	{"consumers/mailer", "consumers events"},
 	// Tools.
 	{"internal/devserver", ""},
 	{"internal/devmail", ""},
 	{"internal/testenv", "internal/devserver migrations"},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/mailer internal/devmail internal/devserver internal/health internal/telemetry migrations outbox outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/directory consumers/mailer internal/devmail internal/devserver internal/health internal/telemetry migrations outbox outbox/hint producer relay"},
 }
 
 func TestLayers(t *testing.T) {
