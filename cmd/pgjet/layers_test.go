@@ -16,6 +16,7 @@ var layers = []struct{ pkg, imports string }{
 	// Vocabulary and leaves.
 	{"events", ""},
 	{"migrations", ""},
+	{"internal/breaker", ""},
 	{"internal/health", ""},
 	{"internal/session", ""},
 	{"internal/telemetry", ""},
@@ -27,7 +28,7 @@ var layers = []struct{ pkg, imports string }{
 	{"producer", "events outbox"},
 	{"relay/protocol", "events outbox"},
 	{"relay", "events internal/session outbox relay/protocol"},
-	{"consumers/mailer", "consumers events"},
+	{"consumers/mailer", "consumers events internal/breaker"},
 	// Tools.
 	{"internal/devserver", ""},
 	{"internal/devmail", ""},
