@@ -55,8 +55,8 @@ var probeAfter = 5 * time.Second
 
 // A Mailer sends mails through one server.
 type Mailer struct {
-	// Rate is how many mails this process sends per second; 0 is no limit. It must not
-	// change after Consumer was called.
+	// Rate is how many mails this process sends per second, at least MinRate; 0 is no
+	// limit. It must not change after Consumer was called.
 	Rate float64
 
 	server  Server
@@ -85,9 +85,14 @@ func New(server Server, from string) (*Mailer, error) {
 // is called once.
 func (m *Mailer) Consumer() consumers.Consumer {
 	m.pace = newPace(m.Rate)
-	return consumers.Consumer{
+	c := consumers.Consumer{
 		Name: Name, Types: []string{events.UserCreated{}.EventType()}, Effect: m.welcome, Unordered: true,
+		Timeout: smtpTimeout + maxWait,
 	}
+	if m.Rate > 0 && m.Rate < 1 {
+		c.Workers = 1 // the second one's turn would come too late
+	}
+	return c
 }
 
 // Ready returns nil unless the mail server is away; else since when, and why.

@@ -9,6 +9,12 @@ import (
 	"golang.org/x/time/rate"
 )
 
+// MinRate is the lowest rate that leaves each mail enough time.
+const MinRate = 0.1
+
+// maxWait is how long a mail may wait for its turn.
+const maxWait = 15 * time.Second
+
 // rampTime is how long after an outage it takes until mails go out at the full rate
 // again, so that all that has waited does not fall upon a server that just came back.
 var rampTime = 30 * time.Second
@@ -32,9 +38,9 @@ func newPace(perSecond float64) *pace {
 }
 
 // limit returns the rate when that time has passed since the outage ended: it grows by the
-// same factor every second, from a tenth of the full one.
+// same factor every second, from a tenth of the full one, but at least one per second.
 func (p *pace) limit(passed time.Duration) rate.Limit {
-	from, to := p.full/10, p.full
+	from, to := max(p.full/10, min(p.full, 1)), p.full
 	if p.full == rate.Inf {
 		from, to = 1, rampTop
 	}

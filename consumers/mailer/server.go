@@ -13,9 +13,9 @@ import (
 	gomail "github.com/wneessen/go-mail"
 )
 
-// smtpTimeout bounds the dialogue with the mail server. It is shorter than the
-// attempt's time, so that the server's yes can still be committed.
-var smtpTimeout = 10 * time.Second
+// smtpTimeout bounds the dialogue with the mail server. It is long since some look into a
+// mail for a while before they say yes, and whoever hangs up by then sends it twice.
+var smtpTimeout = 30 * time.Second
 
 // A Server is where mails are handed in.
 type Server struct {
