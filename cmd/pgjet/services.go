@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -109,6 +111,11 @@ func (s *settings) mailerPart(db *pgxpool.Pool, js jetstream.JetStream, log *slo
 	if err != nil {
 		return part{}, usagef("--mail-from: %w", err)
 	}
+	if !mailer.ValidRate(s.mailRate) {
+		return part{}, usagef("--mail-rate is %v, want 0 (no limit) or %v to %v mails per second", s.mailRate, mailer.MinRate, mailer.MaxRate)
+	}
+	m.Rate = s.mailRate
 	r := &consumers.Runner{Consumer: m.Consumer(), DB: db, JS: js, Stream: s.stream, Log: log}
-	return part{mailer.Name, r.Run, r.Ready}, nil
+	ready := func(ctx context.Context) error { return cmp.Or(m.Ready(ctx), r.Ready(ctx)) }
+	return part{mailer.Name, r.Run, ready}, nil
 }

@@ -55,8 +55,8 @@ var probeAfter = 5 * time.Second
 
 // A Mailer sends mails through one server.
 type Mailer struct {
-	// Rate is how many mails this process sends per second, at least MinRate; 0 is no
-	// limit. It must not change after Consumer was called.
+	// Rate is how many mails this process sends per second: MinRate to MaxRate, or 0 for
+	// no limit. It must not change after Consumer was called.
 	Rate float64
 
 	server  Server

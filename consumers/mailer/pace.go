@@ -9,8 +9,16 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// MinRate is the lowest rate that leaves each mail enough time.
-const MinRate = 0.1
+// The limits of [Mailer.Rate]. With a lower one, a mail's turn would come too late.
+const (
+	MinRate = 0.1
+	MaxRate = 1000
+)
+
+// ValidRate reports whether perSecond is a rate for [Mailer.Rate].
+func ValidRate(perSecond float64) bool {
+	return perSecond == 0 || perSecond >= MinRate && perSecond <= MaxRate
+}
 
 // maxWait is how long a mail may wait for its turn.
 const maxWait = 15 * time.Second

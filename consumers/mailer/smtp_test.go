@@ -145,8 +145,8 @@ func (s *script) hungUp(t *testing.T) {
 	testenv.Eventually(t, 5*time.Second, "the client hangs up", func() bool { return s.open.Load() == 0 })
 }
 
-// TestVerdicts: what the mail server does decides what becomes of the event.
-func TestVerdicts(t *testing.T) {
+// TestBrokenServers: what the mail server does decides what becomes of the event.
+func TestBrokenServers(t *testing.T) {
 	mailer.SetTimeout(t, 300*time.Millisecond)
 	for name, tt := range map[string]struct {
 		answers map[string]string
