@@ -1,15 +1,17 @@
 // Package mailer is the consumer that welcomes new users by mail.
 //
 // One user.created event is one mail, with a text and an HTML part, sent at least
-// once. A second copy is possible where the mail server's yes was not noted: the process
-// died, or lost the database, after that yes, or the connection broke before it came. The Message-ID is derived from the event
-// id, so that the copy can be recognised as one.
+// once. A second copy is sent only if the mail server had the first and its yes was not
+// noted: the process died, or lost the database, after that yes, or the connection
+// broke before it. The Message-ID is derived from the event id, so that the copy
+// can be recognised as one.
 //
 // A mail that the server refuses for good (5xx) is a dead letter; one that it
 // refuses for now (4xx) is tried again. A server that cannot be reached, breaks off,
-// says 421 or refuses our credentials or sender is away: no attempt counts, and after
-// a few failures in a row a circuit breaker leaves it alone but for a
-// probe every few seconds. After that the rate of mails climbs from a tenth to the full one.
+// says 421 or refuses our credentials or sender is away: no attempt counts, and
+// after some failures in a row a circuit breaker leaves it alone, but for a probe
+// every few seconds. After that the rate of mails climbs from a tenth to the full one.
+// There is one breaker and one rate in each process.
 package mailer
 
 import (
@@ -65,7 +67,7 @@ type Mailer struct {
 	breaker *breaker.Breaker
 	pace    *pace
 	metrics *metrics
-	lastErr atomic.Pointer[awayError]
+	lastErr atomic.Pointer[awayError] // why the server is away
 }
 
 // New returns a Mailer that sends through server, from an address such as
@@ -77,8 +79,11 @@ func New(server Server, from string) (*Mailer, error) {
 	}
 	_, domain, _ := strings.Cut(a.Address, "@")
 	m := &Mailer{server: server, from: a, domain: domain, breaker: breaker.New(maxFailures, probeAfter)}
-	m.metrics, err = newMetrics()
-	return m, err
+	m.lastErr.Store(&awayError{errors.New("sending a mail panicked")}) // the one failure that tells no other reason
+	if m.metrics, err = newMetrics(); err != nil {
+		return nil, fmt.Errorf("start mailer: %w", err)
+	}
+	return m, nil
 }
 
 // Consumer returns the consumer that sends a welcome mail for each user.created. It

@@ -152,6 +152,35 @@ func TestRate(t *testing.T) {
 	}
 }
 
+// TestWithheldMailsDoNotQueue: what is not even tried needs no turn.
+func TestWithheldMailsDoNotQueue(t *testing.T) {
+	s := &script{answers: map[string]string{"hello": "bye"}}
+	m := newMailer(t, "smtp://"+s.start(t)+"?tls=off")
+	m.Rate = 5
+	c := m.Consumer()
+	for range maxFailures {
+		try(t, c, "unavailable")
+	}
+	begun := time.Now()
+	for range 20 {
+		try(t, c, "unavailable")
+	}
+	if took := time.Since(begun); took > 2*time.Second {
+		t.Errorf("20 mails were withheld in %s, want at once", took)
+	}
+}
+
+// TestLowRate: no mail waits for its turn behind so many others that it gives up.
+func TestLowRate(t *testing.T) {
+	for perSecond, workers := range map[float64]int{0: 0, mailer.MinRate: 1, 0.9: 1, 1: 0} { // 0 is 8
+		m := newMailer(t, "smtp://127.0.0.1:1")
+		m.Rate = perSecond
+		if c := m.Consumer(); c.Workers != workers {
+			t.Errorf("%d workers at %g mails per second, want %d", c.Workers, perSecond, workers)
+		}
+	}
+}
+
 // TestNoTimeLeftAtThisRate: a mail whose turn comes too late for the dialogue with the
 // server is given back at once, and is no reason to leave the server alone.
 func TestNoTimeLeftAtThisRate(t *testing.T) {
