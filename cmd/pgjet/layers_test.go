@@ -28,12 +28,13 @@ var layers = []struct{ pkg, imports string }{
 	{"relay/protocol", "events outbox"},
 	{"relay", "events internal/session outbox relay/protocol"},
 	{"consumers/mailer", "consumers events"},
+	{"consumers/replay", "events"},
 	// Tools.
 	{"internal/devserver", ""},
 	{"internal/devmail", ""},
 	{"internal/testenv", "internal/devserver migrations"},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/mailer internal/devmail internal/devserver internal/health internal/telemetry migrations outbox outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/mailer consumers/replay internal/devmail internal/devserver internal/health internal/telemetry migrations outbox outbox/hint producer relay"},
 }
 
 func TestLayers(t *testing.T) {
