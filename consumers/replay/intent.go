@@ -3,7 +3,6 @@ package replay
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -76,7 +75,7 @@ func (r *Replay) handOverPage(ctx context.Context, p *Plan, all []message, resul
 // take makes inbox rows for what of all is to run, and returns that.
 func (r *Replay) take(ctx context.Context, tx pgx.Tx, p *Plan, all []message) ([]message, error) {
 	wanted := make(map[uuid.UUID]message)
-	var ids, late []uuid.UUID
+	ids, late := []uuid.UUID{}, []uuid.UUID{}
 	var seqs []int64
 	for _, m := range all {
 		if _, twice := wanted[m.event.ID]; twice || m.foreign {
@@ -95,7 +94,7 @@ func (r *Replay) take(ctx context.Context, tx pgx.Tx, p *Plan, all []message) ([
 		on conflict (consumer, event_id) do update set state = 'intent', attempts = 0, at = clock_timestamp(), began = null,
 		       generation = excluded.generation, stream_seq = excluded.stream_seq
 		 where i.state = 'done' and $6
-		returning event_id`, r.name, r.generation, ids, seqs, slices.Concat([]uuid.UUID{}, late), p.again)
+		returning event_id`, r.name, r.generation, ids, seqs, late, p.again)
 	if err != nil {
 		return nil, err
 	}

@@ -44,10 +44,10 @@ func (r *Replay) pause(ctx context.Context, p *Plan, result *Result) error {
 	return r.alone(ctx, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `
 			update pgjet.consumer set epoch = epoch + 1, floor = least(floor, $2), rebuild = rebuild or $3,
-			       pause_reason = case when paused_at is null then $4 || $5::text else pause_reason end,
+			       pause_reason = case when paused_at is null then $4 else pause_reason end,
 			       paused_by = case when paused_at is null then (select by from pgjet.operation where id = $5) else paused_by end,
 			       paused_at = coalesce(paused_at, clock_timestamp())
-			 where name = $1`, r.name, int64(p.From)-1, p.Rebuild, pausedBy, result.Operation)
+			 where name = $1`, r.name, int64(p.From)-1, p.Rebuild, fmt.Sprint(pausedBy, result.Operation), result.Operation)
 		if err == nil && p.again {
 			err = r.forget(ctx, tx, p)
 		}
