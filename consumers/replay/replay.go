@@ -147,6 +147,8 @@ func (r *Replay) Close() {
 	if r.lock != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
-		_ = r.lock.Close(ctx) // and with it the lock
+		// The connection's end frees it too, but the server may take a moment to notice.
+		_, _ = r.lock.Exec(ctx, `select pg_advisory_unlock_all()`)
+		_ = r.lock.Close(ctx)
 	}
 }
