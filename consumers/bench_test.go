@@ -84,7 +84,7 @@ func (b *bench) exec(sql string) {
 }
 
 func event(n int) events.Event {
-	e, err := events.New(noted{"k", n})
+	e, err := events.New(noted{fmt.Sprint("k", n), n})
 	if err != nil {
 		panic(err)
 	}
@@ -161,9 +161,10 @@ func (b *bench) info() *jetstream.ConsumerInfo {
 // settled waits until nothing is delivered or to be delivered any more.
 func (b *bench) settled() {
 	b.Helper()
-	testenv.Eventually(b, patience, "every message is acknowledged", func() bool {
+	testenv.Eventually(b, patience, "nothing is to be done any more", func() bool {
 		i := b.info()
-		return i.NumAckPending == 0 && i.NumPending == 0 && i.Delivered.Stream > 0
+		return i.NumAckPending == 0 && i.NumPending == 0 && i.Delivered.Stream > 0 &&
+			b.count(`select count(*) from pgjet.intent`) == 0
 	})
 }
 

@@ -80,7 +80,6 @@ func TestSurvivesDatabaseOutage(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.publish(event(2), event(3))
-	testenv.Eventually(t, patience, "they are tried", func() bool { return b.info().Delivered.Consumer > 5 })
 	b.blocked(r, "database_unreachable")
 	again, err := devserver.StartPostgres(t.Context(), server.Options())
 	if err != nil {
@@ -112,8 +111,7 @@ func TestMissingStream(t *testing.T) {
 	}
 }
 
-// TestDeletedConsumerIsMadeAgain: it delivers everything once more, which the inbox
-// makes harmless.
+// TestDeletedConsumerIsMadeAgain: it goes on at the inbox's position.
 func TestDeletedConsumerIsMadeAgain(t *testing.T) {
 	b := newBench(t)
 	b.publish(event(1), event(2))
@@ -133,7 +131,7 @@ func TestDeletedConsumerIsMadeAgain(t *testing.T) {
 	if n := attempts.Load(); n != 3 {
 		t.Errorf("the handler ran %d times, want 3", n)
 	}
-	if n := b.info().Delivered.Consumer; n != 3 {
-		t.Errorf("the new consumer delivered %d events, want all 3", n)
+	if n := b.info().Delivered.Consumer; n != 1 {
+		t.Errorf("the new consumer delivered %d events, want the one that the inbox had not", n)
 	}
 }

@@ -2,6 +2,8 @@ package consumers
 
 import (
 	"context"
+	"errors"
+	"sync/atomic"
 
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
@@ -17,36 +19,99 @@ const scope = "github.com/pgjet/pgjet/consumers"
 
 var tracer = otel.Tracer(scope)
 
-type metrics struct{ events metric.Int64Counter }
-
-func newMetrics() (*metrics, error) {
-	counter, err := otel.Meter(scope).Int64Counter("pgjet.consumer.events",
-		metric.WithDescription("Attempts by outcome: done, skipped (handled before), retried, dead."))
-	return &metrics{counter}, err
+type metrics struct {
+	events  metric.Int64Counter
+	current atomic.Pointer[Account]
+	reg     metric.Registration
 }
+
+func newMetrics(consumer string) (*metrics, error) {
+	meter := otel.Meter(scope)
+	m := &metrics{}
+	counter, err := meter.Int64Counter("pgjet.consumer.events",
+		metric.WithDescription("Attempts by outcome: done, skipped (handled before), retried, dead."))
+	m.events = counter
+	gauges := []struct {
+		name, description string
+		value             func(a *Account) int64
+		gauge             metric.Int64ObservableGauge
+	}{
+		{"pgjet.consumer.lag", "Events that the stream holds and that were not delivered yet.", func(a *Account) int64 { return a.Lag }, nil},
+		{"pgjet.consumer.retrying", "Events that wait for another attempt.", func(a *Account) int64 { return a.Retrying }, nil},
+		{"pgjet.consumer.dead", "Dead letters and discarded ones, of events that the stream still holds.", func(a *Account) int64 { return a.Dead }, nil},
+		{"pgjet.consumer.done", "Events that are done, of those that the stream still holds.", func(a *Account) int64 { return a.Done }, nil},
+		{"pgjet.consumer.in_flight", "Events that were delivered and are not in the inbox yet.", func(a *Account) int64 { return a.InFlight }, nil},
+		{"pgjet.consumer.unaccounted", "Delivered minus done, retrying, dead and in flight. It is 0.", func(a *Account) int64 { return a.Unaccounted }, nil},
+	}
+	var all []metric.Observable
+	for i := range gauges {
+		g := &gauges[i]
+		var gaugeErr error
+		g.gauge, gaugeErr = meter.Int64ObservableGauge(g.name, metric.WithDescription(g.description))
+		err = errors.Join(err, gaugeErr)
+		all = append(all, g.gauge)
+	}
+	if err != nil {
+		return nil, err
+	}
+	m.reg, err = meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		if a := m.current.Load(); a != nil {
+			for _, g := range gauges {
+				o.ObserveInt64(g.gauge, g.value(a), metric.WithAttributes(attribute.String("consumer", consumer)))
+			}
+		}
+		return nil
+	}, all...)
+	return m, err
+}
+
+func (m *metrics) stop() error { return m.reg.Unregister() }
+
+func (m *metrics) account(a *Account) { m.current.Store(a) }
 
 func (m *metrics) handled(ctx context.Context, consumer, outcome string) {
 	m.events.Add(ctx, 1, metric.WithAttributes(
 		attribute.String("consumer", consumer), attribute.String("outcome", outcome)))
 }
 
-// startSpan starts the span of an attempt, a child of the context in which the
-// event was created.
-func (r *Runner) startSpan(ctx context.Context, d delivery) (context.Context, trace.Span) {
-	ctx = propagation.TraceContext{}.Extract(ctx,
-		propagation.MapCarrier{"traceparent": d.event.Traceparent, "tracestate": d.event.Header["tracestate"]})
-	template := events.Filter(d.event.Type)
-	return tracer.Start(ctx, "process "+template, trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
+// startSpan starts the span of an attempt: of one event a child of the context in
+// which the event was created, of many one with links to those.
+func (t *term) startSpan(ctx context.Context, all []*work) (context.Context, trace.Span) {
+	const mostLinks = 128
+	template := events.Filter(all[0].event.Type)
+	options := []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
 		attribute.String("messaging.system", "nats"),
 		attribute.String("messaging.operation.name", "process"),
 		attribute.String("messaging.operation.type", "process"),
-		attribute.String("messaging.destination.name", d.msg.Subject()),
 		attribute.String("messaging.destination.template", template),
-		attribute.String("messaging.destination.subscription.name", r.Stream+"/"+r.Consumer.Name),
-		attribute.String("messaging.consumer.group.name", r.Consumer.Name),
-		attribute.String("messaging.message.id", d.event.ID.String()),
-		attribute.Int("messaging.nats.delivery_attempt", d.attempt),
-	))
+		attribute.String("messaging.destination.subscription.name", t.Stream+"/"+t.Consumer.Name),
+		attribute.String("messaging.consumer.group.name", t.Consumer.Name),
+	)}
+	if len(all) == 1 {
+		w := all[0]
+		attempt := 1
+		if w.intent != nil {
+			attempt = w.intent.attempts
+		}
+		options = append(options, trace.WithAttributes(
+			attribute.String("messaging.destination.name", w.subject),
+			attribute.String("messaging.message.id", w.id.String()),
+			attribute.Int("messaging.nats.delivery_attempt", attempt)))
+		return tracer.Start(created(ctx, w.event), "process "+template, options...)
+	}
+	options = append(options, trace.WithAttributes(attribute.Int("messaging.batch.message_count", len(all))))
+	for _, w := range all[:min(len(all), mostLinks)] {
+		if at := trace.SpanContextFromContext(created(context.Background(), w.event)); at.IsValid() {
+			options = append(options, trace.WithLinks(trace.Link{SpanContext: at}))
+		}
+	}
+	return tracer.Start(ctx, "process "+template, options...)
+}
+
+// created returns ctx within the trace in which an event was created.
+func created(ctx context.Context, e events.Event) context.Context {
+	return propagation.TraceContext{}.Extract(ctx,
+		propagation.MapCarrier{"traceparent": e.Traceparent, "tracestate": e.Header["tracestate"]})
 }
 
 func endSpan(span trace.Span, err error) {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/outbox"
 )
 
@@ -109,8 +110,8 @@ func (s *Status) read(ctx context.Context, tx pgx.Tx) (now string, err error) {
 	b.Queue(`
 		select coalesce(bool_or(granted), false), count(*) filter (where not granted)
 		  from pg_locks
-		 where locktype = 'advisory' and objsubid = 1 and (classid::bigint << 32 | objid::bigint) = `+lockKey+`
-		   and database = (select oid from pg_database where datname = current_database())`, s.Stream).
+		 where locktype = 'advisory' and objsubid = 1 and (classid::bigint << 32 | objid::bigint) = `+lead.Lock+`
+		   and database = (select oid from pg_database where datname = current_database())`, leadOf+s.Stream).
 		QueryRow(func(row pgx.Row) error { return row.Scan(&s.Leads, &s.Standbys) })
 	b.Queue(`
 		select epoch, coalesce(process, ''), since, coalesce(cause, ''), cause_at

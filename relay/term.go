@@ -43,7 +43,7 @@ type term struct {
 
 // run takes the lead, resyncs, and publishes until something fails or ctx ends.
 func (t *term) run(ctx context.Context) (err error) {
-	if t.db, err = lead(ctx, t.Relay, &t.keeper); err != nil {
+	if t.db, err = takeLead(ctx, t.Relay, &t.keeper); err != nil {
 		return err
 	}
 	defer t.db.close()

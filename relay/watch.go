@@ -11,6 +11,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 
+	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/outbox"
 )
 
@@ -110,7 +111,7 @@ func (w *watch) session(ctx context.Context) {
 	if err != nil {
 		return
 	}
-	defer closeConn(conn)
+	defer lead.Close(conn)
 	var unaccounted *int64
 	for due := time.Now(); ctx.Err() == nil; sleep(ctx, watchEvery) {
 		work, cancel := context.WithTimeout(ctx, countEvery)

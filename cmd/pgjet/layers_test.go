@@ -17,16 +17,17 @@ var layers = []struct{ pkg, imports string }{
 	{"events", ""},
 	{"migrations", ""},
 	{"internal/health", ""},
+	{"internal/lead", ""},
 	{"internal/session", ""},
 	{"internal/telemetry", ""},
 	// What a service needs.
 	{"outbox", "events"},
 	{"outbox/hint", "events"},
-	{"consumers", "events internal/session"},
+	{"consumers", "events internal/lead internal/session"},
 	// Services: they meet in rows and messages, not here.
 	{"producer", "events outbox"},
 	{"relay/protocol", "events outbox"},
-	{"relay", "events internal/session outbox relay/protocol"},
+	{"relay", "events internal/lead internal/session outbox relay/protocol"},
 	{"consumers/mailer", "consumers events"},
 	{"consumers/replay", "events"},
 	// Tools.

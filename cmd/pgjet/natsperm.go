@@ -43,8 +43,12 @@ func grantFor(role, stream, consumer string) grant {
 		own := stream + "." + consumer
 		return grant{
 			Publish: []string{
+				api("STREAM.INFO.STREAM_NAME"),
+				api("STREAM.MSG.GET.STREAM_NAME"), // is the stream still the one that the inbox knows?
+				api("DIRECT.GET.STREAM_NAME"),
 				api("CONSUMER.INFO." + own),
 				api("CONSUMER.CREATE." + own),
+				api("CONSUMER.RESET." + own),
 				api("CONSUMER.MSG.NEXT." + own),
 				"$JS.ACK." + own + ".>",
 				"$JS.ACK.*.*." + own + ".>", // with domain and account, as servers may come to ask

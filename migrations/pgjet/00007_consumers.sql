@@ -12,6 +12,7 @@ create table pgjet.consumer (
     process        text,
     since          timestamptz,
     rebuild        boolean     not null default false,
+    lost_until     bigint      not null default 0,
     paused_at      timestamptz,
     paused_by      text,
     pause_reason   text
@@ -28,6 +29,8 @@ comment on column pgjet.consumer.ordered is 'Whether one process at a time handl
 comment on column pgjet.consumer.effects is 'Whether handling has effects outside this database, such as mails.';
 comment on column pgjet.consumer.process is 'Of an ordered consumer: who is active, as host:pid.';
 comment on column pgjet.consumer.rebuild is 'The consumer shall forget what its handlers wrote before it goes on.';
+comment on column pgjet.consumer.lost_until is
+    'What comes from up to here and is not in the inbox was lost once: by a restored database, or a limit of JetStream.';
 comment on column pgjet.consumer.paused_at is 'Since when an operator wants no attempts. Null if not.';
 
 create table pgjet.process (
@@ -79,6 +82,7 @@ create table pgjet.intent (
     deaths     integer     not null default 0,
     due_at     timestamptz not null default clock_timestamp(),
     taken_by   text,
+    taken_at   timestamptz,
     error      text,
     since      timestamptz not null default clock_timestamp(),
     primary key (consumer, event_id)
@@ -87,7 +91,9 @@ create table pgjet.intent (
 comment on table pgjet.intent is
     'Attempts that are written down before they are made, with the whole message: retries, redriven dead letters, replayed events, effects outside the database, and what was in the hands of a process that died.';
 comment on column pgjet.intent.due_at is
-    'When to try. Infinity: an earlier event of its key comes first. While taken_by is set: when that process counts as dead.';
+    'When to try. Infinity: an earlier event of its key comes first.';
+comment on column pgjet.intent.taken_by is
+    'The process that makes an attempt now. It holds a session advisory lock of its name for as long as it lives.';
 comment on column pgjet.intent.attempts is 'Attempts begun.';
 comment on column pgjet.intent.deaths is 'Attempts whose process died.';
 create index intent_due on pgjet.intent (consumer, due_at);
@@ -169,7 +175,7 @@ begin
         when 'pgjet_consumer' then
             -- It may neither pause nor resume, nor delete a dead letter that was not dealt with.
             grant select, insert (name, stream, stream_created, ordered, effects),
-                update (stream, stream_created, generation, floor, high, epoch, ordered, effects, process, since, rebuild)
+                update (stream, stream_created, generation, floor, high, epoch, ordered, effects, process, since, rebuild, lost_until)
                 on pgjet.consumer to pgjet_consumer;
             grant select, insert, update, delete on pgjet.process, pgjet.inbox, pgjet.intent to pgjet_consumer;
             grant select, insert, update, delete on pgjet.dead_letter to pgjet_consumer;

@@ -1,0 +1,326 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/pgjet/pgjet/events"
+)
+
+// errAbandoned says that a handler goes on although its time is up. Its transaction is
+// undone; it itself cannot be stopped.
+var errAbandoned = errors.New("the handler did not return when its time was up, and was left behind")
+
+// work makes the attempts of a load.
+func (t *term) work(ctx context.Context, load []*work) {
+	if w := load[0]; w.intent != nil {
+		t.intended(ctx, w)
+		return
+	}
+	var fresh []*work
+	for _, w := range load {
+		switch {
+		case w.bad != nil:
+			t.settle(ctx, w, ending{began: time.Now(), err: backoff.Permanent(w.bad)})
+		case w.delivery.lost && t.Consumer.Effect != nil:
+			t.settle(ctx, w, ending{began: time.Now(), err: backoff.Permanent(errLost)})
+		case w.delivery.suspect || t.isBlocked(w.key):
+			t.park(ctx, w)
+		case t.Consumer.Effect != nil:
+			t.effect(ctx, w)
+		default:
+			fresh = append(fresh, w)
+		}
+	}
+	if len(fresh) > 0 {
+		t.deliver(ctx, fresh)
+	}
+}
+
+// errLost is why an event whose fate is unknown is not simply handled.
+var errLost = errors.New("lost: JetStream counts this event as delivered and the inbox does not know it; it may have been handled before the database was restored. Redrive or discard it")
+
+// deliver makes one attempt at events from the stream together, and if that fails, at
+// each of them alone.
+func (t *term) deliver(ctx context.Context, all []*work) {
+	for {
+		e, fresh, err := t.attempt(ctx, all)
+		switch v := t.judge(ctx, err); {
+		case v == done:
+			for _, w := range all {
+				t.acked(ctx, w, slices.Contains(fresh, w), e)
+			}
+			return
+		case v == broken:
+			t.fail(err)
+			return
+		case v == unavailable:
+			if ctx.Err() != nil {
+				return
+			}
+		case v == unwritten:
+			for _, w := range all {
+				t.refused(ctx, w, err)
+			}
+			return
+		case len(all) > 1:
+			for _, w := range all {
+				t.work(ctx, []*work{w})
+			}
+			return
+		default:
+			t.settle(ctx, all[0], e)
+			return
+		}
+	}
+}
+
+// attempt handles events in the transaction of their inbox rows, unless those exist.
+func (t *term) attempt(ctx context.Context, all []*work) (e ending, fresh []*work, err error) {
+	if err := t.pass(ctx); err != nil {
+		return e, nil, err
+	}
+	defer t.solo.RUnlock()
+	t.solo.RLock()
+	e, err = t.timed(ctx, all, func(ctx context.Context) error {
+		return t.transact(ctx, func(ctx context.Context, tx pgx.Tx) error {
+			var err error
+			if fresh, err = t.claim(ctx, tx, all); err != nil || len(fresh) == 0 {
+				return err
+			}
+			return t.handle(ctx, tx, fresh)
+		})
+	})
+	return e, fresh, err
+}
+
+// pass waits until an attempt may begin.
+func (t *term) pass(ctx context.Context) error {
+	if t.gate.pass(ctx) != nil {
+		return errSuperseded // the session is over
+	}
+	return nil
+}
+
+// timed makes an attempt within its time, in a span, and notes how it went.
+func (t *term) timed(ctx context.Context, all []*work, fn func(ctx context.Context) error) (ending, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.Consumer.Timeout)
+	defer cancel()
+	ctx, span := t.startSpan(ctx, all)
+	e := ending{began: time.Now(), outcome: "done"}
+	err := fn(ctx)
+	e.took, e.err = time.Since(e.began), err
+	endSpan(span, err)
+	outage := error(nil)
+	if u, ok := errors.AsType[*unavailableError](err); ok {
+		outage = u
+	}
+	if t.gate.left(outage) {
+		t.tellOutage(ctx, outage)
+	}
+	t.recent.add(e)
+	return e, err
+}
+
+// handle calls the handler, in the order of the stream.
+func (t *term) handle(ctx context.Context, tx pgx.Tx, all []*work) error {
+	slices.SortFunc(all, func(a, b *work) int { return int(int64(a.seq) - int64(b.seq)) })
+	return t.leaveBehind(ctx, func() error {
+		if t.Consumer.HandleBatch == nil {
+			return t.Consumer.Handle(ctx, tx, all[0].event)
+		}
+		batch := make([]events.Event, len(all))
+		for i, w := range all {
+			batch[i] = w.event
+		}
+		return t.Consumer.HandleBatch(ctx, tx, batch)
+	})
+}
+
+// leaveBehind calls a handler, and waits for it for as long again as it may take.
+func (t *term) leaveBehind(ctx context.Context, handler func() error) error {
+	returned := make(chan error, 1)
+	go func() { returned <- guarded(handler) }()
+	select {
+	case err := <-returned:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-returned:
+		return err
+	case <-time.After(t.Consumer.Timeout):
+		t.Log.ErrorContext(ctx, "a handler does not return although its time is up, it is left behind", "timeout", t.Consumer.Timeout)
+		return errAbandoned
+	}
+}
+
+// transact runs fn in a transaction that may go on only in this session. If a handler
+// was left behind in it, its connection is cut.
+func (t *term) transact(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) error {
+	conn, err := t.DB.Acquire(ctx)
+	if err != nil {
+		return &databaseError{"connect", err}
+	}
+	defer conn.Release()
+	tx, err := conn.Begin(ctx)
+	if err != nil {
+		return &databaseError{"begin", err}
+	}
+	err = t.enter(ctx, tx)
+	if err == nil {
+		err = fn(ctx, tx)
+	}
+	switch {
+	case err == nil:
+		return tx.Commit(ctx)
+	case errors.Is(err, errAbandoned):
+		cut(conn)
+		return err
+	}
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
+	defer cancel()
+	_ = tx.Rollback(undo) // a connection that fails at that is closed
+	return err
+}
+
+// cut closes the socket of a connection that somebody else may be using.
+func cut(conn *pgxpool.Conn) {
+	_ = conn.Hijack().PgConn().Conn().Close()
+}
+
+// intended makes the attempt of an intent that this process has taken.
+func (t *term) intended(ctx context.Context, w *work) {
+	if w.intent.deaths >= maxDeaths {
+		t.settle(ctx, w, ending{began: time.Now(), err: backoff.Permanent(fmt.Errorf("crash: %d processes died at this event, it was not tried again", w.intent.deaths))})
+		return
+	}
+	if w.bad != nil {
+		t.settle(ctx, w, ending{began: time.Now(), err: backoff.Permanent(w.bad)})
+		return
+	}
+	for {
+		e, err := t.run(ctx, w)
+		switch v := t.judge(ctx, err); v {
+		case done:
+			t.metrics.handled(ctx, t.Consumer.Name, "done")
+			t.debug(ctx, w, "done", e)
+			t.unblock(ctx, w.key)
+			return
+		case taken:
+			t.Log.WarnContext(ctx, "another process took the event over while this one was out of touch with the database", "event_id", w.id)
+			return
+		case unavailable:
+			if ctx.Err() != nil {
+				t.giveIntentBack(ctx, w, 0)
+				return
+			}
+		case unwritten, broken:
+			t.refused(ctx, w, err)
+			return
+		default:
+			t.settle(ctx, w, e)
+			return
+		}
+	}
+}
+
+// run makes an attempt of an intent: of a handler in the transaction that makes it
+// done, of an effect before that. An event at which a process died runs alone.
+func (t *term) run(ctx context.Context, w *work) (ending, error) {
+	if err := t.pass(ctx); err != nil {
+		return ending{}, err
+	}
+	if w.intent.deaths > 0 {
+		t.solo.Lock()
+		defer t.solo.Unlock()
+	} else {
+		t.solo.RLock()
+		defer t.solo.RUnlock()
+	}
+	if t.Consumer.Effect == nil {
+		return t.timed(ctx, []*work{w}, func(ctx context.Context) error {
+			return t.transact(ctx, func(ctx context.Context, tx pgx.Tx) error {
+				began := time.Now()
+				if err := t.handle(ctx, tx, []*work{w}); err != nil {
+					return err
+				}
+				return t.finish(ctx, tx, w, ending{began: began, took: time.Since(began), outcome: "done"})
+			})
+		})
+	}
+	e, err := t.timed(ctx, []*work{w}, func(ctx context.Context) error {
+		return t.leaveBehind(ctx, func() error { return t.Consumer.Effect(ctx, w.event) })
+	})
+	if err == nil {
+		err = t.remember(ctx, w, e)
+	}
+	return e, err
+}
+
+// remember commits that an effect has happened. It does not give up lightly: the
+// effect cannot be undone.
+func (t *term) remember(ctx context.Context, w *work, e ending) error {
+	b := backoff.WithMaxRetries(backoff.NewConstantBackOff(200*time.Millisecond), uint64(rememberTime/(200*time.Millisecond)))
+	return backoff.Retry(func() error {
+		err := t.unfenced(ctx, func(ctx context.Context, tx pgx.Tx) error { return t.finish(ctx, tx, w, e) })
+		if errors.Is(err, errTaken) {
+			return backoff.Permanent(err)
+		}
+		return err
+	}, b)
+}
+
+// unfenced is write without the fence: what has happened is told even in a session that
+// was superseded or paused. The intent that this process holds is fence enough.
+func (t *term) unfenced(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
+	defer cancel()
+	return pgx.BeginFunc(ctx, t.DB, func(tx pgx.Tx) error { return fn(ctx, tx) })
+}
+
+// effect writes the intent for an event from the stream down, and makes the attempt.
+func (t *term) effect(ctx context.Context, w *work) {
+	if t.gate.await(ctx, 0) != nil {
+		return
+	}
+	fresh := false
+	err := t.write(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
+		fresh, err = t.intend(ctx, tx, w, 1, true, 0, "")
+		return err
+	})
+	if err != nil {
+		t.refused(ctx, w, err)
+		return
+	}
+	t.ack(ctx, w)
+	if !fresh {
+		t.metrics.handled(ctx, t.Consumer.Name, "skipped")
+		return
+	}
+	w.delivery, w.intent = nil, &intent{attempts: 1}
+	t.intended(ctx, w)
+}
+
+// debug tells of an attempt.
+func (t *term) debug(ctx context.Context, w *work, outcome string, e ending) {
+	t.Log.DebugContext(ctx, "handled", "event_id", w.id, "type", w.eventType, "outcome", outcome,
+		"took", e.took.Round(10*time.Microsecond), "trace_id", trace.SpanContextFromContext(ctx).TraceID())
+}
+
+// tellOutage logs that something that all attempts need went away, or is back.
+func (t *term) tellOutage(ctx context.Context, outage error) {
+	if outage == nil {
+		t.Log.InfoContext(ctx, "what attempts need is back")
+		return
+	}
+	t.Log.WarnContext(ctx, "no attempt can succeed, will keep trying", "err", outage)
+}

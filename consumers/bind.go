@@ -1,0 +1,203 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/events"
+)
+
+// Config returns the durable consumer that c needs: everything from the start of the
+// stream, so that it can be replayed; explicit acks; and no limit to deliveries, since
+// beyond one JetStream would drop an event in silence.
+func (c Consumer) Config() (jetstream.ConsumerConfig, error) {
+	c, err := c.withDefaults()
+	if err != nil {
+		return jetstream.ConsumerConfig{}, err
+	}
+	var subjects []string
+	for _, t := range c.Types {
+		subjects = append(subjects, events.Filter(t))
+	}
+	slices.Sort(subjects)
+	return jetstream.ConsumerConfig{
+		Durable:        c.Name,
+		DeliverPolicy:  jetstream.DeliverAllPolicy,
+		AckPolicy:      jetstream.AckExplicitPolicy,
+		AckWait:        ackWait,
+		MaxDeliver:     -1,
+		MaxAckPending:  maxAckPending,
+		FilterSubjects: slices.Compact(subjects),
+	}, nil
+}
+
+// maxAckPending is how many events all processes together may hold.
+const maxAckPending = 10_000
+
+// Ensure creates the durable consumer want on a stream if it does not exist, and
+// reports whether it did. An existing one is left as it is: Ensure returns how it
+// differs, a line for each setting.
+func Ensure(ctx context.Context, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig) (created bool, differences []string, err error) {
+	consumer, err := js.Consumer(ctx, stream, want.Durable)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		_, err = js.CreateConsumer(ctx, stream, want)
+		if !errors.Is(err, jetstream.ErrConsumerExists) {
+			return err == nil, nil, err
+		}
+		consumer, err = js.Consumer(ctx, stream, want.Durable) // another process was faster
+	}
+	if err != nil {
+		return false, nil, err
+	}
+	return false, compare(consumer.CachedInfo().Config, want), nil
+}
+
+// compare returns what makes have unfit for want.
+func compare(have, want jetstream.ConsumerConfig) (differences []string) {
+	for _, s := range []struct {
+		name       string
+		have, want any
+	}{
+		{"filter subjects", filters(have), filters(want)},
+		{"deliver policy", have.DeliverPolicy, want.DeliverPolicy},
+		{"ack policy", have.AckPolicy, want.AckPolicy},
+		{"ack wait", have.AckWait, want.AckWait},
+		{"max deliver", have.MaxDeliver, want.MaxDeliver},
+		{"max ack pending", have.MaxAckPending, want.MaxAckPending},
+		{"back-off", have.BackOff, want.BackOff},
+		{"deliver subject", have.DeliverSubject, want.DeliverSubject},
+		{"headers only", have.HeadersOnly, want.HeadersOnly},
+	} {
+		if h, w := fmt.Sprint(s.have), fmt.Sprint(s.want); h != w {
+			differences = append(differences, fmt.Sprintf("%s: is %s, should be %s", s.name, h, w))
+		}
+	}
+	return differences
+}
+
+// harmless are the settings with which a consumer works though they differ.
+var harmless = []string{"ack wait", "max ack pending", "max deliver"}
+
+func filters(c jetstream.ConsumerConfig) []string {
+	all := slices.Clone(c.FilterSubjects)
+	if c.FilterSubject != "" {
+		all = append(all, c.FilterSubject)
+	}
+	slices.Sort(all)
+	return all
+}
+
+// stream returns when the stream was created.
+func (t *term) stream(ctx context.Context) (created time.Time, err error) {
+	s, err := t.JS.Stream(ctx, t.Stream)
+	if err != nil {
+		return created, fmt.Errorf("look at the stream: %w", err)
+	}
+	info := s.CachedInfo()
+	t.first, t.last = info.State.FirstSeq, info.State.LastSeq
+	return info.Created, t.remembers(info.Config.MaxAge)
+}
+
+// remembers refuses an inbox that forgets an event while the stream can still deliver it.
+func (r *Runner) remembers(maxAge time.Duration) error {
+	if r.Retention == 0 || maxAge > 0 && r.Retention >= maxAge+deadRetention {
+		return nil
+	}
+	age := "unlimited"
+	if maxAge > 0 {
+		age = maxAge.String()
+	}
+	return fmt.Errorf("retention_too_short: inbox retention %s < stream max age %s + %s for dead letters: an event that comes again would be handled again; raise the one, lower the other, or keep the inbox for ever with 0",
+		r.Retention, age, deadRetention)
+}
+
+// bind looks the durable consumer up, and makes it again if there is none. One that
+// wants other events than this one is left alone, and is an error.
+func (t *term) bind(ctx context.Context) error {
+	want, err := t.Consumer.Config()
+	if err != nil {
+		return err
+	}
+	created, differences, err := Ensure(ctx, t.JS, t.Stream, want)
+	if err != nil {
+		return fmt.Errorf("bind the durable consumer: %w", err)
+	}
+	for _, d := range differences {
+		name, _, _ := strings.Cut(d, ":")
+		if !slices.Contains(harmless, name) {
+			return fmt.Errorf("consumer_differs: durable consumer %s is not what this process needs: %s; nothing was changed; see: pgjet consumer ensure %s",
+				t.Consumer.Name, strings.Join(differences, "; "), t.Consumer.Name)
+		}
+		t.Log.WarnContext(ctx, "the durable consumer is not as it should be, nothing was changed", "difference", d)
+	}
+	if t.consumer, err = t.JS.Consumer(ctx, t.Stream, t.Consumer.Name); err != nil {
+		return fmt.Errorf("bind the durable consumer: %w", err)
+	}
+	info := t.consumer.CachedInfo()
+	if created && t.place.high > 0 {
+		return t.recreated(ctx)
+	}
+	// What JetStream counts as handled, the inbox must have; if not, the inbox forgot.
+	t.place.lostUntil = max(t.place.lostUntil, info.AckFloor.Stream)
+	t.place.high = max(t.place.high, info.Delivered.Stream)
+	if !t.ordered() {
+		return nil
+	}
+	if info.NumAckPending > 0 {
+		t.suspects = info.Delivered.Stream
+	}
+	// Both places were true once. The stream may have lost its end since, or the
+	// database been restored: the lower one is true now.
+	return t.reset(ctx, min(t.place.floor, info.AckFloor.Stream)+1)
+}
+
+// recreated moves a durable consumer that was made again to the inbox's position.
+func (t *term) recreated(ctx context.Context) error {
+	from := uint64(1)
+	if t.place.floor > 0 && t.holdsTo(ctx, t.place.floor) {
+		from = t.place.floor + 1
+	}
+	t.Log.WarnContext(ctx, "the durable consumer was missing and was made again, at the inbox's position", "stream_seq", from)
+	return t.reset(ctx, from)
+}
+
+// holdsTo reports whether the stream still holds, at the place of the inbox's last
+// event up to floor, that very event: then it lost nothing before.
+func (t *term) holdsTo(ctx context.Context, floor uint64) bool {
+	var id uuid.UUID
+	var seq int64
+	err := t.conn.QueryRow(ctx, `
+		select event_id, stream_seq from pgjet.inbox
+		 where consumer = $1 and generation = $2 and stream_seq between $3 - 10000 and $3
+		 order by stream_seq desc limit 1`, t.Consumer.Name, t.place.generation, int64(floor)).Scan(&id, &seq)
+	if err != nil {
+		if !errors.Is(err, pgx.ErrNoRows) {
+			t.Log.WarnContext(ctx, "the inbox's position is not known", "err", err)
+		}
+		return false
+	}
+	stream, err := t.JS.Stream(ctx, t.Stream)
+	if err != nil {
+		return false
+	}
+	msg, err := stream.GetMsg(ctx, uint64(seq))
+	return err == nil && msg.Header.Get("ce-id") == id.String()
+}
+
+// reset makes JetStream deliver from a place of the stream on. It would accept a place
+// beyond the end, and skip what comes there.
+func (t *term) reset(ctx context.Context, from uint64) error {
+	from = min(max(from, t.first, 1), t.last+1)
+	if _, err := t.JS.ResetConsumerToSequence(ctx, t.Stream, t.Consumer.Name, from); err != nil {
+		return fmt.Errorf("reset the durable consumer to %d: %w", from, err)
+	}
+	return nil
+}

@@ -1,0 +1,98 @@
+package consumers
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+)
+
+// The wait of a consumer whose dependency is away: the first, and the longest.
+const (
+	minOutage = 100 * time.Millisecond
+	maxOutage = 5 * time.Second
+)
+
+// A gate lets attempts pass. After an outage of something that all of them need, one
+// at a time tries again, later each time; when one gets through, twice as many may
+// pass as before with each success, until all do.
+type gate struct {
+	mu      sync.Mutex
+	changed chan struct{} // closed and replaced whenever somebody may pass
+	limit   int           // that may pass at the same time
+	most    int
+	passing int
+	until   time.Time // none passes before
+	wait    *backoff.ExponentialBackOff
+	reason  error // of the outage; nil without one
+}
+
+func newGate(most int) *gate {
+	return &gate{changed: make(chan struct{}), limit: most, most: most,
+		wait: backoff.NewExponentialBackOff(backoff.WithInitialInterval(minOutage),
+			backoff.WithMaxInterval(maxOutage), backoff.WithMaxElapsedTime(0))}
+}
+
+// pass blocks until an attempt may begin, or ctx ends.
+func (g *gate) pass(ctx context.Context) error { return g.await(ctx, 1) }
+
+// await blocks until an attempt might begin, or ctx ends; with n = 1 it begins.
+func (g *gate) await(ctx context.Context, n int) error {
+	for {
+		changed, wait := g.try(n)
+		if changed == nil {
+			return nil
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-changed:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// try passes, or returns what to wait for and how long at most.
+func (g *gate) try(n int) (changed chan struct{}, wait time.Duration) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if wait = time.Until(g.until); wait <= 0 && g.passing < g.limit {
+		g.passing += n
+		return nil, 0
+	}
+	return g.changed, max(wait, time.Second)
+}
+
+// left says how an attempt that passed ended: with an outage, or in any other way.
+// It reports whether that is news.
+func (g *gate) left(outage error) (news bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.passing--
+	news = (g.reason == nil) != (outage == nil)
+	switch {
+	case outage == nil:
+		g.reason = nil
+		g.limit = min(2*g.limit, g.most)
+		g.wait.Reset()
+	case time.Now().After(g.until): // of those that passed together, one counts
+		g.reason = outage
+		g.limit = 1
+		g.until = time.Now().Add(g.wait.NextBackOff())
+	}
+	close(g.changed)
+	g.changed = make(chan struct{})
+	return news
+}
+
+// closed returns the reason of an outage; nil without one.
+func (g *gate) closed() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.reason
+}

@@ -1,0 +1,125 @@
+package consumers
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// What a process holds at most of its consumer: some more than its workers can handle
+// at once, and not so much that large payloads fill the memory.
+const (
+	leastHeld = 64
+	mostBytes = 24 << 20
+	mostSize  = 2 << 20 // of one message, more than a NATS server takes by default
+)
+
+// A delivery is one message in our hands.
+type delivery struct {
+	work       *work
+	msg        jetstream.Msg
+	size       int
+	deliveries int
+	suspect    bool // a process may have died at it
+	lost       bool // it was delivered before, and the inbox forgot it
+}
+
+// hands are what a session holds: messages that were delivered and not acknowledged.
+// While they are held JetStream is told so, however long they wait for a worker.
+type hands struct {
+	most int
+
+	mu      sync.Mutex
+	held    map[*delivery]struct{}
+	bytes   int
+	next    uint64        // place in the stream behind the last that was added
+	changed chan struct{} // has an element after something was dropped
+}
+
+func newHands(most int) *hands {
+	return &hands{most: most, held: make(map[*delivery]struct{}), changed: make(chan struct{}, 1)}
+}
+
+// room blocks until there is room, and returns for how many messages and bytes.
+func (h *hands) room(ctx context.Context) (n, bytes int, err error) {
+	for {
+		h.mu.Lock()
+		n, bytes = h.most-len(h.held), mostBytes-h.bytes
+		h.mu.Unlock()
+		if n >= max(1, h.most/8) && bytes >= mostSize {
+			return n, bytes, nil
+		}
+		select {
+		case <-h.changed:
+		case <-ctx.Done():
+			return 0, 0, ctx.Err()
+		}
+	}
+}
+
+func (h *hands) add(d *delivery) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.held[d] = struct{}{}
+	h.bytes += d.size
+	h.next = max(h.next, d.work.seq+1)
+}
+
+func (h *hands) drop(d *delivery) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, ok := h.held[d]; !ok {
+		return
+	}
+	delete(h.held, d)
+	h.bytes -= d.size
+	select {
+	case h.changed <- struct{}{}:
+	default:
+	}
+}
+
+// all returns what is held.
+func (h *hands) all() (all []*delivery) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for d := range h.held {
+		all = append(all, d)
+	}
+	return all
+}
+
+// passed returns the last place in the stream up to which nothing is held, and the
+// last that was added; 0 if nothing was added yet. Of an ordered consumer all up to
+// there is in the inbox.
+func (h *hands) passed() (floor, high uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.next == 0 {
+		return 0, 0
+	}
+	floor = h.next - 1
+	for d := range h.held {
+		floor = min(floor, d.work.seq-1)
+	}
+	return floor, h.next - 1
+}
+
+// keep tells JetStream every third of its patience that what is held is in work, until
+// ctx ends.
+func (h *hands) keep(ctx context.Context) {
+	tick := time.NewTicker(ackWait / 3)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			for _, d := range h.all() {
+				_ = d.msg.InProgress() // a lost one is made up for by the next
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}

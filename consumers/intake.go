@@ -1,0 +1,151 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/events"
+)
+
+const (
+	fetchTime  = 10 * time.Second // for one request to JetStream
+	heartbeats = 2 * time.Second  // of JetStream, while such a request waits
+)
+
+// errGap says that a message did not arrive.
+var errGap = errors.New("a delivery got lost, beginning again to keep the order")
+
+// errReconnected says that deliveries may have got lost.
+var errReconnected = errors.New("the connection to NATS was lost, beginning again")
+
+// receive takes messages from JetStream as there is room for them, until something
+// fails or ctx ends.
+func (t *term) receive(ctx context.Context) error {
+	conn := t.JS.Conn()
+	changed := conn.StatusChanged(nats.RECONNECTING, nats.CLOSED)
+	defer conn.RemoveStatusListener(changed)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-changed:
+			cancel(errReconnected)
+		case <-ctx.Done():
+		}
+	}()
+	next := uint64(0) // expected number of the next delivery; 0 if any
+	for {
+		n, bytes, err := t.hands.room(ctx)
+		if err == nil {
+			err = t.fetch(ctx, n, bytes, &next)
+		}
+		switch {
+		case errors.Is(context.Cause(ctx), errReconnected):
+			return errReconnected
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			return fmt.Errorf("receive from %s: %w", t.Consumer.Name, err)
+		}
+	}
+}
+
+// fetch asks for up to n messages and hands them to the lanes.
+func (t *term) fetch(ctx context.Context, n, bytes int, next *uint64) error {
+	request, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTime)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(stopTime, cancel) })() // what is on its way is given back
+	batch, err := t.consumer.Fetch(n, jetstream.FetchContext(request), jetstream.FetchMaxBytes(bytes), jetstream.FetchHeartbeat(heartbeats))
+	if err != nil {
+		return err
+	}
+	messages := batch.Messages()
+	for msg := range messages {
+		chunk := []*delivery{t.delivery(msg)}
+		for len(chunk) < n && len(messages) > 0 {
+			chunk = append(chunk, t.delivery(<-messages))
+		}
+		if err := t.accept(ctx, chunk, next); err != nil {
+			return err
+		}
+	}
+	if err := batch.Error(); err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// delivery reads a message.
+func (t *term) delivery(msg jetstream.Msg) *delivery {
+	w := &work{}
+	d := &delivery{work: w, msg: msg, size: len(msg.Data()) + 1<<10}
+	w.delivery = d
+	w.subject, w.header, w.data = msg.Subject(), msg.Headers(), msg.Data()
+	w.generation = t.place.generation
+	w.event, w.bad = events.FromMessage(msg.Headers(), msg.Data())
+	w.eventType, w.key = storable(w.event.Type), storable(w.event.Key)
+	if meta, err := msg.Metadata(); err == nil {
+		w.seq, d.deliveries = meta.Sequence.Stream, int(meta.NumDelivered)
+		w.event.ID = idFor(t.Stream, meta, w.event.ID)
+	}
+	w.id = w.event.ID
+	d.suspect = d.deliveries > 1 || w.seq <= t.suspects
+	d.lost = w.seq <= t.place.lostUntil
+	return d
+}
+
+// accept takes deliveries into our hands, and hands those that are new to the lanes.
+func (t *term) accept(ctx context.Context, chunk []*delivery, next *uint64) error {
+	for _, d := range chunk {
+		t.hands.add(d)
+	}
+	for _, d := range chunk {
+		meta, err := d.msg.Metadata()
+		if err != nil {
+			return fmt.Errorf("a message is not from JetStream: %w", err)
+		}
+		if t.ordered() && *next != 0 && meta.Sequence.Consumer != *next {
+			return errGap
+		}
+		*next = meta.Sequence.Consumer + 1
+	}
+	if ctx.Err() != nil {
+		return nil // giveBack does
+	}
+	if chunk[0].work.seq <= t.place.high {
+		var err error
+		if chunk, err = t.skipKnown(ctx, chunk); err != nil {
+			return err
+		}
+	}
+	for _, d := range chunk {
+		t.lanes.add(t.lane(d.work), d.work)
+	}
+	return nil
+}
+
+// skipKnown acknowledges what the inbox has, many at once, and returns the rest. It is
+// what makes replays and new sessions fast; the claim of an attempt would find it too.
+func (t *term) skipKnown(ctx context.Context, chunk []*delivery) (rest []*delivery, err error) {
+	known, err := t.known(ctx, chunk)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, nil
+		}
+		return nil, err
+	}
+	for _, d := range chunk {
+		if known[d.work.id] {
+			t.ack(ctx, d.work)
+			t.metrics.handled(ctx, t.Consumer.Name, "skipped")
+			continue
+		}
+		rest = append(rest, d)
+	}
+	return rest, nil
+}

@@ -1,0 +1,127 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// errSuperseded says that an operator, or another process, changed the consumer
+// while a session was at work.
+var errSuperseded = errors.New("the consumer was changed, beginning again")
+
+// errTaken says that another process took an event over, since this one was out of
+// touch with the database.
+var errTaken = errors.New("another process has taken the event over")
+
+// A pausedError says who paused the consumer.
+type pausedError struct {
+	by, reason string
+	at         time.Time
+}
+
+func (e *pausedError) Error() string {
+	return fmt.Sprintf("paused by %s at %s: %q; pgjet consumer resume ends it", e.by, e.at.UTC().Format(time.RFC3339), e.reason)
+}
+
+// A place is what pgjet.consumer says of this consumer at the start of a session.
+type place struct {
+	epoch      int64
+	generation int32
+	floor      uint64 // all up to here is in the inbox
+	high       uint64 // nothing was ever delivered beyond
+	lostUntil  uint64
+	rebuild    bool
+}
+
+// lockKey is what transactions of attempts hold a shared lock on. Who has it
+// exclusively, such as a replay, has waited for all of them.
+const lockKey = `hashtextextended('pgjet.consumer.' || $1, 0)`
+
+// register makes the consumer known, and learns its place. In another incarnation of
+// the stream the places of the old one mean nothing.
+func (r *Runner) register(ctx context.Context, tx pgx.Tx, created time.Time) (p place, err error) {
+	var at *time.Time
+	var by, reason string
+	err = tx.QueryRow(ctx, `
+		insert into pgjet.consumer as c (name, stream, stream_created, ordered, effects) values ($1, $2, $3, $4, $5)
+		on conflict (name) do update set ordered = excluded.ordered, effects = excluded.effects,
+			generation = c.generation + ((c.stream, c.stream_created) <> (excluded.stream, excluded.stream_created))::int,
+			floor = case when (c.stream, c.stream_created) = (excluded.stream, excluded.stream_created) then c.floor else 0 end,
+			high = case when (c.stream, c.stream_created) = (excluded.stream, excluded.stream_created) then c.high else 0 end,
+			lost_until = case when (c.stream, c.stream_created) = (excluded.stream, excluded.stream_created) then c.lost_until else 0 end,
+			stream = excluded.stream, stream_created = excluded.stream_created
+		returning epoch, generation, floor, high, lost_until, rebuild, paused_at, coalesce(paused_by, ''), coalesce(pause_reason, '')`,
+		r.Consumer.Name, r.Stream, created.Truncate(time.Microsecond), !r.Consumer.Unordered, r.Consumer.Effect != nil).
+		Scan(&p.epoch, &p.generation, &p.floor, &p.high, &p.lostUntil, &p.rebuild, &at, &by, &reason)
+	if err == nil && at != nil {
+		err = &pausedError{by, reason, *at}
+	}
+	return p, err
+}
+
+// supersede waits until no transaction of an attempt is open, anywhere, and ends all
+// other sessions: with the next epoch, theirs are refused.
+func (r *Runner) supersede(ctx context.Context, p *place, change func(tx pgx.Tx) error) error {
+	return pgx.BeginFunc(ctx, r.DB, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock(`+lockKey+`)`, r.Consumer.Name); err != nil {
+			return err
+		}
+		err := tx.QueryRow(ctx, `
+			update pgjet.consumer set epoch = epoch + 1, process = $2, since = clock_timestamp() where name = $1
+			returning epoch, floor, rebuild`, r.Consumer.Name, r.process).Scan(&p.epoch, &p.floor, &p.rebuild)
+		if err != nil || change == nil {
+			return err
+		}
+		return change(tx)
+	})
+}
+
+// rebuildIfAsked deletes what the handlers wrote, if a replay of everything asks for it.
+func (r *Runner) rebuildIfAsked(ctx context.Context, p *place) error {
+	if !p.rebuild {
+		return nil
+	}
+	if r.Consumer.Clear == nil {
+		r.Log.WarnContext(ctx, "this consumer has no Clear: what its handlers wrote before the replay stays")
+	}
+	return r.supersede(ctx, p, func(tx pgx.Tx) error {
+		if r.Consumer.Clear != nil && p.rebuild { // else another process did it
+			if err := r.Consumer.Clear(ctx, tx); err != nil {
+				return fmt.Errorf("clear before the replay: %w", err)
+			}
+		}
+		_, err := tx.Exec(ctx, `update pgjet.consumer set rebuild = false where name = $1`, r.Consumer.Name)
+		p.rebuild = false
+		return err
+	})
+}
+
+// enter begins a transaction of an attempt: it may go on only if nobody superseded or
+// paused the session since.
+func (t *term) enter(ctx context.Context, tx pgx.Tx) error {
+	b := &pgx.Batch{}
+	b.Queue(`select pg_advisory_xact_lock_shared(`+lockKey+`)`, t.Consumer.Name)
+	var current bool
+	b.Queue(`select epoch = $2 and paused_at is null from pgjet.consumer where name = $1`, t.Consumer.Name, t.place.epoch).
+		QueryRow(func(row pgx.Row) error { return row.Scan(&current) })
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		return &databaseError{"begin an attempt", err}
+	}
+	if !current {
+		return errSuperseded
+	}
+	return nil
+}
+
+// A databaseError is a failure of a statement of ours, not of a handler's.
+type databaseError struct {
+	what string
+	err  error
+}
+
+func (e *databaseError) Error() string { return e.what + ": " + e.err.Error() }
+func (e *databaseError) Unwrap() error { return e.err }

@@ -1,0 +1,217 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/jackc/pgx/v5"
+)
+
+// settle writes down what becomes of an event whose attempt failed: a retry, or a dead
+// letter. Only then its message is acknowledged.
+func (t *term) settle(ctx context.Context, w *work, e ending) {
+	attempts := 1
+	if w.intent != nil {
+		attempts = w.intent.attempts
+	}
+	_, permanent := errors.AsType[*backoff.PermanentError](e.err)
+	dead := permanent || attempts >= t.Consumer.MaxAttempts
+	wait := t.Consumer.delay(attempts)
+	fresh := true
+	err := t.write(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
+		switch {
+		case dead:
+			e.outcome = "dead"
+			fresh, err = t.bury(ctx, tx, w, e)
+		case w.intent != nil:
+			e.outcome = "retried"
+			err = t.again(ctx, tx, w, wait, e)
+		default:
+			e.outcome = "retried"
+			if fresh, err = t.intend(ctx, tx, w, 1, false, max(wait, time.Millisecond), e.err.Error()); err == nil && fresh {
+				err = t.log(ctx, tx, w, e)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.refused(ctx, w, err)
+		return
+	}
+	t.settled(ctx, w, e, fresh, wait)
+}
+
+// settled tells what settle committed.
+func (t *term) settled(ctx context.Context, w *work, e ending, fresh bool, wait time.Duration) {
+	if w.delivery != nil {
+		t.ack(ctx, w)
+	}
+	if !fresh { // another process has handled it meanwhile
+		t.metrics.handled(ctx, t.Consumer.Name, "skipped")
+		return
+	}
+	t.metrics.handled(ctx, t.Consumer.Name, e.outcome)
+	if e.outcome == "dead" {
+		if t.Consumer.ParkKey {
+			t.block(w.key)
+		} else {
+			t.unblock(ctx, w.key)
+		}
+		t.Log.ErrorContext(ctx, "event is a dead letter; look at it with pgjet dead ls",
+			"event_id", w.id, "type", w.eventType, "err", e.err)
+		return
+	}
+	t.block(w.key)
+	t.Log.WarnContext(ctx, "attempt failed, will retry",
+		"event_id", w.id, "type", w.eventType, "in", wait.Round(time.Millisecond), "err", e.err)
+}
+
+// park writes an intent down for an event that cannot be handled right now.
+func (t *term) park(ctx context.Context, w *work) {
+	fresh := false
+	err := t.write(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
+		fresh, err = t.intend(ctx, tx, w, 0, false, 0, "")
+		return err
+	})
+	if err != nil {
+		t.refused(ctx, w, err)
+		return
+	}
+	t.ack(ctx, w)
+	if fresh {
+		t.block(w.key)
+		return
+	}
+	t.metrics.handled(ctx, t.Consumer.Name, "skipped")
+}
+
+// refused says that the database did not take what becomes of an event. If it is away,
+// or the session is over, that is the session's end. Else the event stays in retry: with
+// JetStream if order does not matter, here if it does.
+func (t *term) refused(ctx context.Context, w *work, err error) {
+	if errors.Is(err, errTaken) {
+		return
+	}
+	if errors.Is(err, errSuperseded) || t.away(ctx, err) {
+		t.fail(err)
+		if w.intent != nil {
+			t.giveIntentBack(ctx, w, 0)
+		}
+		return
+	}
+	attempt := 1
+	if w.delivery != nil {
+		attempt = w.delivery.deliveries
+	}
+	delay := t.Consumer.delay(attempt)
+	t.Log.ErrorContext(ctx, "the database refuses to keep an event, will retry",
+		"event_id", w.id, "type", w.eventType, "in", delay.Round(time.Millisecond), "err", err)
+	t.metrics.handled(ctx, t.Consumer.Name, "retried")
+	switch {
+	case w.intent != nil:
+		t.giveIntentBack(ctx, w, t.Consumer.delay(w.intent.attempts))
+	case t.ordered():
+		w.delivery.deliveries++
+		if t.sleep(ctx, delay) {
+			t.work(ctx, []*work{w})
+		}
+	default:
+		t.drop(w)
+		if err := w.delivery.msg.NakWithDelay(delay); err != nil {
+			t.Log.InfoContext(ctx, "nak was not sent, the event will come again by itself", "event_id", w.id, "err", err)
+		}
+	}
+}
+
+// giveIntentBack lets any process make the attempt, which is not counted. If that does
+// not get through, another process notices that this one is gone.
+func (t *term) giveIntentBack(ctx context.Context, w *work, wait time.Duration) {
+	if err := t.release(ctx, w, wait); err != nil {
+		t.Log.InfoContext(ctx, "an intent was not given back", "event_id", w.id, "err", err)
+	}
+}
+
+// acked acknowledges what has committed.
+func (t *term) acked(ctx context.Context, w *work, fresh bool, e ending) {
+	outcome := "done"
+	if !fresh {
+		outcome = "skipped"
+	}
+	t.ack(ctx, w)
+	t.metrics.handled(ctx, t.Consumer.Name, outcome)
+	t.debug(ctx, w, outcome, e)
+}
+
+// ack tells JetStream that the event need not come again. If that does not get through,
+// it comes and is skipped.
+func (t *term) ack(ctx context.Context, w *work) {
+	if err := w.delivery.msg.Ack(); err != nil {
+		t.Log.InfoContext(ctx, "ack was not sent, the event will come again and be skipped", "event_id", w.id, "err", err)
+	}
+	t.drop(w)
+}
+
+// block makes later events of a key wait behind its intents.
+func (t *term) block(key string) {
+	if !t.ordered() {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.keys[key] = true
+	t.nudge()
+}
+
+func (t *term) isBlocked(key string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.keys[key]
+}
+
+// unblock lets events of a key pass, if no intent of it is left.
+func (t *term) unblock(ctx context.Context, key string) {
+	if !t.ordered() || !t.isBlocked(key) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
+	defer cancel()
+	query := `select exists (select from pgjet.intent where consumer = $1 and key = $2)`
+	if t.Consumer.ParkKey {
+		query += ` or exists (select from pgjet.dead_letter where consumer = $1 and key = $2 and state = 'dead')`
+	}
+	var left bool
+	err := t.DB.QueryRow(ctx, query, t.Consumer.Name, key).Scan(&left)
+	if err != nil || left { // who comes next looks again
+		t.nudge()
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.keys, key)
+}
+
+// loadKeys learns which keys have intents.
+func (t *term) loadKeys(ctx context.Context) error {
+	if !t.ordered() {
+		return nil
+	}
+	query := `select distinct key from pgjet.intent where consumer = $1`
+	if t.Consumer.ParkKey {
+		query += ` union select key from pgjet.dead_letter where consumer = $1 and state = 'dead'`
+	}
+	rows, err := t.DB.Query(ctx, query, t.Consumer.Name)
+	if err != nil {
+		return err
+	}
+	keys, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return err
+	}
+	t.keys = make(map[string]bool, len(keys))
+	for _, k := range keys {
+		t.keys[k] = true
+	}
+	return nil
+}

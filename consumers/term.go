@@ -1,0 +1,291 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/internal/lead"
+)
+
+const (
+	// pingTime bounds a question to the database beside an attempt.
+	pingTime = 5 * time.Second
+	// rememberTime is for how long a process tries to commit that an effect happened.
+	rememberTime = 2 * time.Minute
+	// pollEvery is how often a session looks for due intents, and what operators want.
+	pollEvery = 250 * time.Millisecond
+)
+
+// A term is one session of a runner: bound to the durable consumer, known to the
+// database, and, if events are in order, alone.
+type term struct {
+	*Runner
+	id       string // of this session, in intents
+	conn     *pgx.Conn
+	place    place
+	consumer jetstream.Consumer
+	first    uint64 // and last place in the stream, as of the beginning
+	last     uint64
+	ackFloor uint64 // as JetStream said last
+	missing  int64  // as of the last count
+	suspects uint64 // up to here a process that died may have been at work
+	gate     *gate
+	hands    *hands
+	lanes    *lanes
+	solo     sync.RWMutex // held alone by an attempt at which a process died before
+	kick     chan struct{}
+	fail     context.CancelCauseFunc // ends the session
+	recent   recent
+	began    time.Time
+
+	mu   sync.Mutex
+	keys map[string]bool // that have intents: later events wait behind them
+}
+
+func (t *term) ordered() bool { return !t.Consumer.Unordered }
+
+// session handles events until something fails, or ctx ends.
+func (r *Runner) session(ctx context.Context) error {
+	t := &term{Runner: r, id: fmt.Sprintf("%s:%s", r.process, uuid.NewString()[:8]), began: time.Now(),
+		gate: newGate(r.Consumer.Workers), kick: make(chan struct{}, 1), keys: make(map[string]bool)}
+	t.hands = newHands(max(leastHeld, 4*r.Consumer.Workers, 4*r.Consumer.Batch))
+	t.lanes = newLanes()
+	r.gate.Store(t.gate)
+	if err := t.begin(ctx); err != nil {
+		return t.explained(err)
+	}
+	defer lead.Close(t.conn)
+	return t.explained(t.serve(ctx))
+}
+
+// begin connects, takes the lead if order asks for it, and binds.
+func (t *term) begin(ctx context.Context) (err error) {
+	t.conn, err = lead.Connect(ctx, t.DB.Config().ConnConfig, "pgjet-"+t.Consumer.Name)
+	if err != nil {
+		return &databaseError{"connect", err}
+	}
+	defer func() {
+		if err != nil {
+			lead.Close(t.conn)
+		}
+	}()
+	if _, err := t.conn.Exec(ctx, `select pg_advisory_lock(hashtextextended('pgjet.process.' || $1, 0))`, t.id); err != nil {
+		return &databaseError{"announce the process", err}
+	}
+	if t.ordered() {
+		if err := t.standBy(ctx); err != nil {
+			return err
+		}
+	}
+	created, err := t.stream(ctx)
+	if err != nil {
+		return err
+	}
+	err = pgx.BeginFunc(ctx, t.conn, func(tx pgx.Tx) error {
+		var err error
+		t.place, err = t.register(ctx, tx, created)
+		return err
+	})
+	if err != nil {
+		return t.waitIfPaused(ctx, err)
+	}
+	if t.ordered() {
+		if err := t.supersede(ctx, &t.place, nil); err != nil {
+			return &databaseError{"take the lead", err}
+		}
+	}
+	if err := t.rebuildIfAsked(ctx, &t.place); err != nil {
+		return &databaseError{"rebuild", err}
+	}
+	if err := t.bind(ctx); err != nil {
+		return err
+	}
+	if err := t.loadKeys(ctx); err != nil {
+		return &databaseError{"look for intents", err}
+	}
+	return nil
+}
+
+// standBy waits until no other process is active.
+func (t *term) standBy(ctx context.Context) error {
+	err := lead.Take(ctx, t.conn, "pgjet.active."+t.Consumer.Name, func() {
+		if t.keeper.Waiting(errStandby) {
+			t.Log.InfoContext(ctx, "another process is active, standing by")
+		}
+	})
+	if err != nil {
+		return &databaseError{"stand by", err}
+	}
+	return nil
+}
+
+// waitIfPaused waits for the end of a pause, and returns why there is no session.
+func (t *term) waitIfPaused(ctx context.Context, err error) error {
+	paused, ok := errors.AsType[*pausedError](err)
+	if !ok {
+		return &databaseError{"make the consumer known", err}
+	}
+	if t.keeper.Waiting(paused) {
+		t.Log.InfoContext(ctx, "not handling events", "err", paused)
+	}
+	for {
+		if err := t.heartbeat(ctx, paused); err != nil {
+			return &databaseError{"wait for the end of a pause", err}
+		}
+		select {
+		case <-time.After(2 * pollEvery):
+		case <-ctx.Done():
+			return nil
+		}
+		var still bool
+		err := t.conn.QueryRow(ctx, `select paused_at is not null from pgjet.consumer where name = $1`, t.Consumer.Name).Scan(&still)
+		if err != nil {
+			return &databaseError{"wait for the end of a pause", err}
+		}
+		if !still {
+			return errSuperseded
+		}
+	}
+}
+
+// serve receives events and makes attempts until something fails, or ctx ends. Then it
+// takes no more, lets the attempts that have begun finish, and gives the rest back.
+func (t *term) serve(outer context.Context) error {
+	ctx, fail := context.WithCancelCause(outer)
+	defer fail(nil)
+	t.fail = func(err error) { fail(err) }
+	var others, workers sync.WaitGroup
+	holding, release := context.WithCancel(context.WithoutCancel(ctx))
+	others.Go(func() { t.hands.keep(holding) })
+	others.Go(func() { t.fail(t.receive(ctx)) })
+	others.Go(func() { t.fail(t.watch(ctx, holding)) })
+	others.Go(func() { t.fail(t.takeDue(ctx)) })
+	for range t.Consumer.Workers {
+		workers.Go(func() {
+			for {
+				load, ok := t.lanes.next(t.Consumer.Batch)
+				if !ok {
+					return
+				}
+				t.work(ctx, load.work)
+				t.lanes.done(load)
+			}
+		})
+	}
+	if t.keeper.Working() {
+		t.Log.InfoContext(ctx, "consumer handles events", "stream", t.Stream, "types", t.Consumer.Types, "floor", t.place.floor)
+	}
+	<-ctx.Done()
+	left := t.lanes.close()
+	workers.Wait()
+	release()
+	others.Wait()
+	t.giveBack(context.WithoutCancel(ctx), left, outer.Err() == nil)
+	if err := context.Cause(ctx); outer.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+// giveBack returns what was not handled, so that it need not wait for ackWait to be
+// delivered again. What is given back after a failure comes after a while.
+func (t *term) giveBack(ctx context.Context, left []*work, failed bool) {
+	for _, w := range left {
+		if w.intent != nil {
+			t.giveIntentBack(ctx, w, 0)
+		}
+	}
+	for _, d := range t.hands.all() {
+		if failed {
+			_ = d.msg.NakWithDelay(t.Consumer.delay(d.deliveries))
+		} else {
+			_ = d.msg.Nak()
+		}
+	}
+	t.save(ctx)
+	t.farewell(ctx)
+}
+
+// takeDue hands due intents to the workers until ctx ends.
+func (t *term) takeDue(ctx context.Context) error {
+	const most = 64
+	for {
+		// What another process had is taken only from one that is in touch with the
+		// database for a while: after an outage the others come back, too.
+		all, err := t.take(ctx, most, time.Since(t.began) > reclaimAfter)
+		if err != nil && ctx.Err() == nil {
+			return err
+		}
+		for _, w := range all {
+			t.block(w.key)
+			if !t.lanes.add(t.lane(w), w) {
+				t.giveIntentBack(ctx, w, 0)
+			}
+		}
+		if len(all) == most {
+			if err := t.caughtUp(ctx); err != nil {
+				return err
+			}
+			continue
+		}
+		select {
+		case <-time.After(pollEvery):
+		case <-t.kick:
+			select { // not more often than that
+			case <-time.After(2 * time.Millisecond):
+			case <-ctx.Done():
+				return nil
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// caughtUp waits until the workers have few intents left.
+func (t *term) caughtUp(ctx context.Context) error {
+	for t.lanes.size() > 32 {
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	return nil
+}
+
+// nudge makes takeDue look at once.
+func (t *term) nudge() {
+	select {
+	case t.kick <- struct{}{}:
+	default:
+	}
+}
+
+// lane names the lane of an event: that of its key, or one of its own.
+func (t *term) lane(w *work) string {
+	if t.ordered() {
+		return w.key
+	}
+	return w.id.String()
+}
+
+// drop forgets a message that was dealt with.
+func (t *term) drop(w *work) { t.hands.drop(w.delivery) }
+
+// sleep waits, and reports whether the session goes on.
+func (t *term) sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

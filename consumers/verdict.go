@@ -1,0 +1,118 @@
+package consumers
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"regexp"
+	"runtime/debug"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// A verdict is what an attempt came to.
+type verdict int
+
+const (
+	done        verdict = iota
+	retry               // the attempt failed
+	never               // it would fail again
+	unavailable         // something that every event needs is away
+	taken               // another process has the event now
+	unwritten           // the database did not take what is ours to write
+	broken              // the session cannot go on
+)
+
+// judge tells the verdict of an attempt's error.
+func (t *term) judge(ctx context.Context, err error) verdict {
+	if err == nil {
+		return done
+	}
+	switch {
+	case errors.Is(err, errTaken):
+		return taken
+	case errors.Is(err, errSuperseded):
+		return broken
+	}
+	if _, ours := errors.AsType[*databaseError](err); ours {
+		if t.away(ctx, err) {
+			return broken
+		}
+		return unwritten
+	}
+	if _, ok := errors.AsType[*unavailableError](err); ok {
+		return unavailable
+	}
+	if _, ok := errors.AsType[*backoff.PermanentError](err); ok {
+		return never
+	}
+	if t.away(ctx, err) {
+		return broken
+	}
+	return retry
+}
+
+// away reports whether err came about since the database is away. A handler may also
+// have lost its connection by its own fault.
+func (t *term) away(ctx context.Context, err error) bool {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
+	defer cancel()
+	return lostConnection(err) && t.DB.Ping(ctx) != nil
+}
+
+// lostConnection reports whether err may come from a database that went away.
+func lostConnection(err error) bool {
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok {
+		return true
+	}
+	class := pgErr.Code[:min(2, len(pgErr.Code))]
+	return class == "57" || class == "08" || class == "53"
+}
+
+// A panicError is a panic of a handler.
+type panicError struct {
+	value any
+	stack []byte
+}
+
+func (e *panicError) Error() string { return fmt.Sprintf("handler panicked: %v", e.value) }
+
+// guarded calls fn and turns its panic into an error.
+func guarded(fn func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = &panicError{p, debug.Stack()}
+		}
+	}()
+	return fn()
+}
+
+// stack returns the stack of a panic; nil for other errors.
+func stack(err error) *string {
+	panicked, ok := errors.AsType[*panicError](err)
+	if !ok {
+		return nil
+	}
+	const most = 16 << 10
+	s := storable(string(panicked.stack[:min(most, len(panicked.stack))]))
+	return &s
+}
+
+// What makes two errors of the same kind differ.
+var varying = regexp.MustCompile(`(?i)"[^"]*"|'[^']*'|[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}|\S+@\S+|0x[0-9a-f]+|\d+`)
+
+// group returns the same text for errors that differ in ids, numbers, quoted text,
+// addresses and times only, and never a long one.
+func group(eventType string, reason string) string {
+	const most = 200
+	plain := []rune(varying.ReplaceAllString(reason, "…"))
+	if len(plain) > most {
+		sum := sha256.Sum256([]byte(string(plain)))
+		plain = append(plain[:most], []rune("…"+hex.EncodeToString(sum[:4]))...)
+	}
+	return eventType + ": " + string(plain)
+}

@@ -1,0 +1,243 @@
+package consumers
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+const (
+	saveEvery      = time.Second      // the place in the stream, and the sign of life
+	countEvery     = 10 * time.Second // what the metrics show
+	pruneEvery     = time.Minute
+	reclaimAfter   = 5 * time.Second
+	attemptsKept   = 7 * 24 * time.Hour  // the attempt log
+	deadRetention  = 14 * 24 * time.Hour // dead letters that are done or discarded
+	processesKept  = time.Hour
+	prunedAtOnce   = 10_000
+	recentAttempts = 50
+)
+
+// recent are the last attempts of a session.
+type recent struct {
+	mu  sync.Mutex
+	all []ending
+}
+
+func (r *recent) add(e ending) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.all) == recentAttempts {
+		r.all = r.all[1:]
+	}
+	r.all = append(r.all, e)
+}
+
+// summary returns how many attempts there were, how many failed, their median time, and
+// the last error.
+func (r *recent) summary() (attempts, failed int, took time.Duration, reason string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	times := make([]time.Duration, 0, len(r.all))
+	for _, e := range r.all {
+		times = append(times, e.took)
+		if e.err != nil {
+			failed++
+			reason = e.err.Error()
+		}
+	}
+	if len(times) > 0 {
+		slices.Sort(times)
+		took = times[len(times)/2]
+	}
+	return len(r.all), failed, took, reason
+}
+
+// watch looks after the consumer until something fails, or ctx ends: it obeys
+// operators, saves the place, tells that the process lives, counts, and prunes. Until
+// holding ends it then keeps the connection, and with it the lead.
+func (t *term) watch(ctx, holding context.Context) error {
+	var due struct{ save, count, prune time.Time }
+	for ctx.Err() == nil {
+		current, err := t.current(ctx)
+		switch {
+		case err != nil:
+			return ignoreEnd(ctx, &databaseError{"look at the consumer", err})
+		case !current:
+			t.fail(errSuperseded)
+		}
+		if late(&due.save, saveEvery) {
+			t.save(ctx)
+			if err := t.heartbeat(ctx, t.gate.closed()); err != nil {
+				return ignoreEnd(ctx, &databaseError{"tell that the process lives", err})
+			}
+		}
+		if late(&due.count, countEvery) {
+			t.count(ctx)
+		}
+		if late(&due.prune, pruneEvery) {
+			t.prune(ctx)
+		}
+		t.sleep(ctx, pollEvery)
+	}
+	for t.sleep(holding, pollEvery) {
+		if _, err := t.current(holding); err != nil {
+			return nil
+		}
+	}
+	return nil
+}
+
+// late reports whether something was due, and when it is again.
+func late(due *time.Time, every time.Duration) bool {
+	if time.Now().Before(*due) {
+		return false
+	}
+	*due = time.Now().Add(every)
+	return true
+}
+
+func ignoreEnd(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// current reports whether nobody superseded or paused the session.
+func (t *term) current(ctx context.Context) (current bool, err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime) // cancelling would close the connection
+	defer cancel()
+	err = t.conn.QueryRow(ctx, `
+		select epoch = $2 and paused_at is null from pgjet.consumer where name = $1`, t.Consumer.Name, t.place.epoch).Scan(&current)
+	return current, err
+}
+
+// save writes down up to where the inbox has everything. One that is lost costs a
+// longer look at the inbox, later.
+func (t *term) save(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
+	defer cancel()
+	floor, high := t.hands.passed()
+	if high == 0 {
+		return
+	}
+	if !t.ordered() { // other processes hold events, too
+		floor = t.ackFloor
+	}
+	_, err := t.conn.Exec(ctx, `
+		update pgjet.consumer set floor = case when $3 > 0 then $3 else floor end, high = greatest(high, $4)
+		 where name = $1 and epoch = $2 and ($3 > 0 and floor <> $3 or high < $4)`,
+		t.Consumer.Name, t.place.epoch, int64(floor), int64(high))
+	if err != nil && ctx.Err() == nil {
+		t.Log.InfoContext(ctx, "the place in the stream was not saved", "err", err)
+	}
+}
+
+// heartbeat tells that the process lives, and why it handles nothing, if so.
+func (t *term) heartbeat(ctx context.Context, cause error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
+	defer cancel()
+	attempts, failed, took, reason := t.recent.summary()
+	word := ""
+	if cause != nil {
+		word = storable(cause.Error())
+	}
+	_, err := t.conn.Exec(ctx, `
+		insert into pgjet.process as p (consumer, process, workers, cause, attempts, failed, took, error)
+		values ($1, $2, $3, nullif($4, ''), $5, $6, $7, nullif($8, ''))
+		on conflict (consumer, process) do update set seen_at = clock_timestamp(), workers = excluded.workers, cause = excluded.cause,
+			attempts = excluded.attempts, failed = excluded.failed, took = excluded.took, error = excluded.error`,
+		t.Consumer.Name, t.process, t.Consumer.Workers, word, attempts, failed, took, storable(reason))
+	return err
+}
+
+// farewell says that the process handles nothing any more.
+func (t *term) farewell(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, pingTime)
+	defer cancel()
+	_, _ = t.conn.Exec(ctx, `delete from pgjet.process where consumer = $1 and process = $2`, t.Consumer.Name, t.process)
+}
+
+// prune forgets what is too old: of the attempt log, of dead letters that were dealt
+// with, of processes that are gone, and of the inbox if Retention says so.
+func (t *term) prune(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
+	defer cancel()
+	b := &pgx.Batch{}
+	b.Queue(`
+		delete from pgjet.attempt where ctid = any(array(select ctid from pgjet.attempt
+		 where consumer = $1 and began < clock_timestamp() - make_interval(secs => $2) limit $3))`,
+		t.Consumer.Name, attemptsKept.Seconds(), prunedAtOnce)
+	b.Queue(`
+		delete from pgjet.dead_letter where ctid = any(array(select ctid from pgjet.dead_letter
+		 where consumer = $1 and state in ('done', 'discarded') and changed_at < clock_timestamp() - make_interval(secs => $2) limit $3))`,
+		t.Consumer.Name, deadRetention.Seconds(), prunedAtOnce)
+	b.Queue(`delete from pgjet.process where consumer = $1 and seen_at < clock_timestamp() - make_interval(secs => $2)`,
+		t.Consumer.Name, processesKept.Seconds())
+	if t.Retention > 0 {
+		b.Queue(`
+			delete from pgjet.inbox where ctid = any(array(select ctid from pgjet.inbox
+			 where consumer = $1 and state in ('done', 'discarded') and at < clock_timestamp() - make_interval(secs => $2)
+			   and (generation < $3 or stream_seq < $4) limit $5))`,
+			t.Consumer.Name, t.Retention.Seconds(), t.place.generation, int64(t.first), prunedAtOnce)
+	}
+	if err := t.conn.SendBatch(ctx, b).Close(); err != nil && ctx.Err() == nil {
+		t.Log.WarnContext(ctx, "what is old was not pruned, will retry", "err", err)
+	}
+}
+
+// count brings the metrics up to date, and notices events that got lost.
+func (t *term) count(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
+	defer cancel()
+	a, err := ReadAccount(ctx, t.conn, t.JS, t.Stream, t.Consumer.Name)
+	if err != nil {
+		if ctx.Err() == nil {
+			t.Log.InfoContext(ctx, "events were not counted", "err", err)
+		}
+		return
+	}
+	t.ackFloor = a.AckFloor
+	t.metrics.account(&a)
+	switch {
+	case a.Unaccounted <= 0:
+		t.missing = 0
+	case t.missing > 0 && a.Unaccounted >= t.missing: // it is not that they are just on their way
+		t.missing = 0
+		t.recover(ctx, a)
+	default:
+		t.missing = a.Unaccounted
+	}
+}
+
+// recover has JetStream deliver everything once more, since it counts events as
+// handled that the inbox does not know.
+func (t *term) recover(ctx context.Context, a Account) {
+	if t.recovered[t.Consumer.Name] == a.Unaccounted { // it did not help
+		return
+	}
+	t.recovered[t.Consumer.Name] = a.Unaccounted
+	t.Log.ErrorContext(ctx, "JetStream counts events as delivered that the inbox does not know; it will deliver all once more, and what the inbox knows is skipped",
+		"events", a.Unaccounted)
+	next := t.place
+	err := t.supersede(ctx, &next, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `update pgjet.consumer set floor = 0, lost_until = greatest(lost_until, $2) where name = $1`,
+			t.Consumer.Name, int64(a.Delivered))
+		return err
+	})
+	if err == nil && !t.ordered() { // an ordered one resets itself
+		err = t.reset(ctx, 1)
+	}
+	if err != nil {
+		t.Log.ErrorContext(ctx, "lost events were not recovered, will retry", "err", err)
+		delete(t.recovered, t.Consumer.Name)
+	}
+	t.fail(errSuperseded)
+}
+
+var errStandby = fmt.Errorf("standby: another process is active")
