@@ -114,7 +114,7 @@ func TestReplayDryRun(t *testing.T) {
 	}
 	before := state()
 	out := must(t, exitOK, b.args("notes", "--all", "--dry-run")...)
-	for _, want := range []string{`selected +10 `, `run +3 `, `skipped +7 `, `effects +3 .*mails`, `consumer +notes +no process runs it`, `way +reset `} {
+	for _, want := range []string{`selected +10 `, `run +3 `, `skipped +7 `, `effects +3 .*mails`, `consumer +notes +no process runs it`, `way +intent `} {
 		if !regexp.MustCompile(want).MatchString(out) {
 			t.Errorf("the plan does not say %q:\n%s", want, out)
 		}

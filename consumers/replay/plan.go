@@ -181,9 +181,16 @@ func (r *Replay) inbox(ctx context.Context, all []message) (map[uuid.UUID]row, e
 // decide chooses the way, and says what stands against it.
 func (p *Plan) decide(s Selection) {
 	p.Way = ByReset
-	// The inbox rows of a range are found by their place. Those of events that the stream
-	// has at another place now have to be found one by one.
-	if !s.whole() || s.Again && !s.All && p.elsewhere > 0 {
+	switch {
+	case !s.whole():
+		p.Way = ByIntent
+	case p.Effects:
+		// Delivered by the stream, what was lost once would be a dead letter: it may have
+		// happened. Here somebody who has read the plan wants it.
+		p.Way = ByIntent
+	case s.Again && !s.All && p.elsewhere > 0:
+		// The inbox rows of a range are found by their place. Those of events that the
+		// stream has at another place now have to be found one by one.
 		p.Way = ByIntent
 	}
 	if p.Way == ByReset { // it delivers those too

@@ -160,7 +160,7 @@ func (p *Plan) choose(msgs []jetstream.Msg) (chosen []message, end bool) {
 		}
 		e, err := events.FromMessage(msg.Headers(), msg.Data())
 		m := message{meta.Sequence.Stream, e, err != nil, msg.Subject(), msg.Headers(), msg.Data()}
-		if (p.Type == "" || e.Type == p.Type) && (p.Key == "" || e.Key == p.Key) {
+		if p.Key == "" || e.Key == p.Key { // in its partition there are others
 			chosen = append(chosen, m)
 		}
 	}

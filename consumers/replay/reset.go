@@ -8,9 +8,12 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// drainTime is how long the messages in hand are waited for. The reset takes away what
-// is left of them.
-const drainTime = 10 * time.Second
+// How long the messages in hand are waited for, and how long while none of them moves.
+// The reset takes away what is left of them.
+const (
+	drainTime = 10 * time.Second
+	quietTime = 2 * time.Second
+)
 
 // pausedBy begins the reason of a pause that a replay made, so that a later one ends it
 // if this one cannot.
@@ -65,8 +68,8 @@ func (r *Replay) forget(ctx context.Context, tx pgx.Tx, p *Plan) error {
 	_, err := tx.Exec(ctx, `
 		delete from pgjet.inbox where consumer = $1 and state = 'done' and ($2 or generation = $3 and stream_seq >= $4)`,
 		r.name, p.Rebuild, r.generation, int64(p.From))
-	if err != nil || r.effects {
-		return err // an effect may be under way
+	if err != nil {
+		return err
 	}
 	// What waits for an attempt comes again as well, so that it does not overtake what
 	// comes before it. A redriven dead letter does not: it was late before.
@@ -81,10 +84,12 @@ func (r *Replay) forget(ctx context.Context, tx pgx.Tx, p *Plan) error {
 	return err
 }
 
-// drain waits until nobody has a message in hand, but not for long, nor after ctx ended.
+// drain waits until nobody has a message in hand, or nothing moves any more, but not for
+// long, nor after ctx ended.
 func (r *Replay) drain(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, drainTime)
 	defer cancel()
+	last, since := uint64(0), time.Now()
 	for {
 		consumer, err := r.stream.Consumer(ctx, r.name)
 		switch {
@@ -94,6 +99,11 @@ func (r *Replay) drain(ctx context.Context) error {
 			return fmt.Errorf("look up durable consumer %s: %w", r.name, err)
 		case consumer.CachedInfo().NumAckPending == 0:
 			return nil
+		}
+		if info := consumer.CachedInfo(); info.Delivered.Consumer+info.AckFloor.Consumer != last {
+			last, since = info.Delivered.Consumer+info.AckFloor.Consumer, time.Now()
+		} else if time.Since(since) > quietTime {
+			return nil // what was given back counts as in hand
 		}
 		select {
 		case <-ctx.Done():

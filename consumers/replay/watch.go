@@ -52,13 +52,15 @@ func (r *Replay) left(ctx context.Context, p *Plan) (passed bool, n int, err err
 }
 
 // due returns how many intents of the range wait for a process, not for their time or
-// for an earlier event of their key.
+// for an earlier event of their key, dead letters among them.
 func (r *Replay) due(ctx context.Context, p *Plan, result *Result, begun time.Time) (due int, err error) {
 	err = r.db.QueryRow(ctx, `
-		select count(*) filter (where due_at <= clock_timestamp() or taken_by is not null), count(*),
+		select count(*) filter (where taken_by is not null or due_at <= clock_timestamp() and not exists (
+		           select from pgjet.dead_letter d where d.consumer = i.consumer and d.key = i.key and d.state = 'dead'
+		              and (d.generation, d.stream_seq) < (i.generation, i.stream_seq))), count(*),
 		       (select count(*) from pgjet.dead_letter where consumer = $1 and state = 'dead' and at >= $5
 		           and generation = $2 and stream_seq between $3 and $4)
-		  from pgjet.intent where consumer = $1 and generation = $2 and stream_seq between $3 and $4`,
+		  from pgjet.intent i where consumer = $1 and generation = $2 and stream_seq between $3 and $4`,
 		r.name, r.generation, int64(p.From), int64(p.To), begun).Scan(&due, &result.Waiting, &result.Dead)
 	return due, err
 }
