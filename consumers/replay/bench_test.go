@@ -193,6 +193,15 @@ func (b *bench) intents() string {
 		  from pgjet.intent where consumer = 'notes'`)
 }
 
+// waitForLock waits until somebody waits for the consumer's transactions.
+func (b *bench) waitForLock() {
+	b.Helper()
+	testenv.Eventually(b, patience, "the replay waits", func() bool {
+		return value[int](b, `select count(*) from pg_locks where locktype = 'advisory' and not granted
+			and database = (select oid from pg_database where datname = current_database())`) == 1
+	})
+}
+
 // dump returns all that a replay could change.
 func (b *bench) dump() string {
 	b.Helper()

@@ -2,6 +2,7 @@ package replay_test
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers/replay"
+	"github.com/pgjet/pgjet/events"
 )
 
 // newKnown is a bench whose inbox knows events in each state.
@@ -141,6 +143,39 @@ func TestPlanFromTime(t *testing.T) {
 		p := b.plan(replay.Selection{From: row.from, Until: row.until})
 		if p.From != row.first || p.To != row.last || p.Selected != int(max(row.last+1, row.first)-row.first) {
 			t.Errorf("from %s until %s is %d to %d with %d events, want %d to %d", row.from, row.until, p.From, p.To, p.Selected, row.first, row.last)
+		}
+	}
+}
+
+// TestPlanNarrowsFilters: to a type that a wildcard covers, and to one of the keys of a
+// partition.
+func TestPlanNarrowsFilters(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, false, false)
+	_, err := b.js.UpdateConsumer(t.Context(), "EVENTS", jetstream.ConsumerConfig{
+		Durable: "notes", AckPolicy: jetstream.AckExplicitPolicy, MaxDeliver: -1, FilterSubject: "events.*.note.>",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	same := "" // another key in the partition of a
+	for i := 0; same == ""; i++ {
+		if key := fmt.Sprint("k", i); events.Subject("note.made", key) == events.Subject("note.made", "a") {
+			same = key
+		}
+	}
+	b.publish("note.made a", "note.made "+same, "note.kept.long a", "note.kept b", "other.made a")
+	for s, want := range map[replay.Selection]int{
+		{All: true}: 4, {All: true, Key: "a"}: 2, {All: true, Key: same}: 1, {All: true, Type: "note.made"}: 2,
+		{All: true, Type: "note.made", Key: "a"}: 1, {All: true, Type: "note.kept.long"}: 1,
+	} {
+		if p := b.plan(s); p.Selected != want {
+			t.Errorf("type %q and key %q select %d, want %d", s.Type, s.Key, p.Selected, want)
+		}
+	}
+	for _, none := range []string{"note", "other.made"} {
+		if _, err := b.open().Plan(t.Context(), replay.Selection{All: true, Type: none}); !errors.Is(err, replay.ErrSelection) {
+			t.Errorf("type %s: %v, want ErrSelection", none, err)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go"
 
 	"github.com/pgjet/pgjet/consumers/replay"
 	"github.com/pgjet/pgjet/events"
@@ -38,6 +39,49 @@ func TestReset(t *testing.T) {
 		detail->'plan'->>'run', detail->'done'->>'step') from pgjet.operation where id = $1`, result.Operation)
 	if want := "replay notes ann@host a test reset 3 6 2 handed over"; got != want {
 		t.Errorf("the operation is %q, want %q", got, want)
+	}
+}
+
+// TestResetNeverGoesForward: neither from where the inbox is complete up to, nor past a
+// rebuild that has yet to happen.
+func TestResetNeverGoesForward(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, true, false)
+	b.publish(repeat("note.made a", 6)...)
+	b.exec(`update pgjet.consumer set floor = 1, rebuild = true`)
+	b.mustRun(replay.Selection{FromSeq: 4})
+	if got := value[string](b, `select concat_ws(' ', floor, rebuild) from pgjet.consumer`); got != "1 t" {
+		t.Errorf("floor and rebuild are %q, want 1 t", got)
+	}
+}
+
+// TestResetWaitsForMessagesInHand: an ack that comes late would count for the delivery
+// after the reset.
+func TestResetWaitsForMessagesInHand(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, true, false)
+	b.publish("note.made a", "note.made a")
+	batch, err := must(b.js.Consumer(t.Context(), "EVENTS", "notes")).Fetch(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	msg := <-batch.Messages()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := b.run(t.Context(), replay.Selection{All: true}, quiet)
+		ended <- err
+	}()
+	testenv.Eventually(t, patience, "the consumer is paused", func() bool {
+		return value[int](b, `select count(*) from pgjet.consumer where paused_at is not null`) == 1
+	})
+	if err := msg.DoubleAck(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	if got := b.deliver(2); !slices.Equal(got, []uint64{1, 2}) {
+		t.Errorf("deliveries are %d, want 1 and 2", got)
 	}
 }
 
@@ -204,8 +248,10 @@ func TestIntents(t *testing.T) {
 	if again := b.mustRun(replay.Selection{All: true, Rate: 1000}); again.Handed != 0 || b.intents() != "2 3 7* 8*" {
 		t.Errorf("a second replay hands over %d: %q", again.Handed, b.intents())
 	}
-	if again := b.mustRun(replay.Selection{All: true, Again: true, Key: "a"}); again.Handed != 2 || b.intents() != "1 2 3* 4* 7* 8*" {
-		t.Errorf("again hands over %d: %q, want 2", again.Handed, b.intents())
+	b.know("done", 9) // and its ack is on its way
+	b.exec(`update pgjet.intent set taken_by = 'here:1', due_at = now() where stream_seq = 7`)
+	if again := b.mustRun(replay.Selection{All: true, Again: true, Key: "a"}); again.Handed != 3 || b.intents() != "1 2 3* 4* 7 8* 9*" {
+		t.Errorf("again hands over %d: %q, want 3", again.Handed, b.intents())
 	}
 }
 
@@ -254,6 +300,52 @@ func TestInterruptedHandOver(t *testing.T) {
 		if left := value[int](b, `select count(*) from pgjet.intent`); rest.Handed != 1000-n || left != 900 {
 			t.Errorf("again=%t: the rest was %d events, with %d intents; want %d and 900", again, rest.Handed, left, 1000-n)
 		}
+	}
+}
+
+// TestTwiceInTheStream: an event is handed over once, however often the stream has it.
+func TestTwiceInTheStream(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, false, false)
+	b.publish("note.made a")
+	msg := must(must(b.js.Stream(t.Context(), "EVENTS")).GetMsg(t.Context(), 1))
+	for range 2 {
+		must(b.js.PublishMsg(t.Context(), &nats.Msg{Subject: msg.Subject, Header: nats.Header{
+			"ce-specversion": {"1.0"}, "ce-id": msg.Header["ce-id"], "ce-source": {"/test"}, "ce-type": {"note.made"}, "ce-subject": {"a"},
+			"ce-time": msg.Header["ce-time"], "Pgjet-Seq": {"1"},
+		}, Data: msg.Data}))
+	}
+	if result := b.mustRun(replay.Selection{All: true, Key: "a"}); result.Handed != 1 || b.intents() != "1" {
+		t.Errorf("%d were handed over, as %q; want 1", result.Handed, b.intents())
+	}
+}
+
+// TestInterruptedPage: what is about to be committed is, and is told.
+func TestInterruptedPage(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, false, false)
+	b.publish("note.made a", "note.made a")
+	tx := must(b.db.Begin(t.Context()))
+	defer tx.Rollback(context.WithoutCancel(t.Context()))
+	if _, err := tx.Exec(t.Context(), `select pg_advisory_xact_lock_shared(hashtextextended('pgjet.consumer.notes', 0))`); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan replay.Result, 1)
+	go func() {
+		result, err := b.run(ctx, replay.Selection{All: true, Rate: 1}, quiet)
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("Run() = %v, want that it was interrupted", err)
+		}
+		ended <- result
+	}()
+	b.waitForLock()
+	cancel()
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if result := <-ended; result.Handed != 1 || result.Next != 2 || b.intents() != "1" {
+		t.Errorf("Run() = %+v with intents %q, want one", result, b.intents())
 	}
 }
 
@@ -306,10 +398,7 @@ func TestReplayWaitsForAttempts(t *testing.T) {
 			_, err := b.run(t.Context(), s, quiet)
 			ended <- err
 		}()
-		testenv.Eventually(t, patience, "the replay waits", func() bool {
-			return value[int](b, `select count(*) from pg_locks where locktype = 'advisory' and not granted
-				and database = (select oid from pg_database where datname = current_database())`) == 1
-		})
+		b.waitForLock()
 		if n := value[int](b, `select count(*) from pgjet.consumer where epoch > 1 or exists (select from pgjet.intent)`); n != 0 {
 			t.Error("the replay did not wait")
 		}
