@@ -349,6 +349,52 @@ func TestInterruptedPage(t *testing.T) {
 	}
 }
 
+// TestWatch: a replay that is watched ends when the consumer has been given everything,
+// and has tried what it can.
+func TestWatch(t *testing.T) {
+	t.Parallel()
+	for _, s := range []replay.Selection{{All: true}, {All: true, Rate: 1000}} {
+		b := newBench(t, true, false)
+		b.publish("note.made a", "note.made a", "note.made b", "note.made a")
+		b.deliver(4)
+		b.know("dead", 1) // a consumer may park the key behind it
+		b.exec(`insert into pgjet.dead_letter (consumer, event_id, key, generation, stream, stream_seq, subject, header, data, error, attempts, at)
+			select consumer, event_id, 'a', 1, 'EVENTS', stream_seq, 's', '{}', '', 'e', 1, now() - interval '1 h' from pgjet.inbox`)
+		r := b.open()
+		if err := r.Lock(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		p := must(r.Plan(t.Context(), s))
+		reports, ended := make(chan int, 1000), make(chan error, 1)
+		var result replay.Result
+		go func() {
+			var err error
+			result, err = r.Run(t.Context(), p, "ann@host", "a test", true, func(_ int64, done, _ int) { reports <- done })
+			ended <- err
+		}()
+		for range 4 {
+			select {
+			case <-reports:
+			case err := <-ended:
+				t.Fatalf("by %s: Run() = %+v, %v before the consumer has tried anything", p.Way, result, err)
+			}
+		}
+		if p.Way == replay.ByReset {
+			b.deliver(4)
+		} else {
+			b.exec(`delete from pgjet.intent where key = 'b'`)
+		}
+		select {
+		case err := <-ended:
+			if want := map[string]int{replay.ByIntent: 2}[p.Way]; err != nil || result.Step != "done" || result.Waiting != want || result.Dead != 0 {
+				t.Errorf("by %s: Run() = %+v, %v; want done, and %d that wait", p.Way, result, err, want)
+			}
+		case <-time.After(patience):
+			t.Fatalf("by %s: the replay does not end", p.Way)
+		}
+	}
+}
+
 func TestRate(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, false, false)
