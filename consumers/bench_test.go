@@ -107,6 +107,8 @@ func (b *bench) send(msg *nats.Msg) {
 	}
 }
 
+func permanent(err error) error { return backoff.Permanent(err) }
+
 // write is a handler whose effect is a row.
 func write(ctx context.Context, tx pgx.Tx, e events.Event) error {
 	p, err := events.Decode[noted](e)
@@ -125,7 +127,10 @@ func (b *bench) start(handle consumers.Handler) (r *consumers.Runner, stop func(
 
 func (b *bench) startOn(js jetstream.JetStream, c consumers.Consumer) (r *consumers.Runner, stop func()) {
 	b.Helper()
-	c.Name, c.Types = "test", []string{noted{}.EventType()}
+	c.Name = "test"
+	if c.Types == nil {
+		c.Types = []string{noted{}.EventType()}
+	}
 	c.MinRetry, c.MaxRetry = cmp.Or(c.MinRetry, 5*time.Millisecond), cmp.Or(c.MaxRetry, 50*time.Millisecond)
 	r = &consumers.Runner{Consumer: c, DB: b.db, JS: js, Log: testenv.Logger(b)}
 	ctx, cancel := context.WithCancel(b.Context())

@@ -174,7 +174,7 @@ func (c *Consumer) dispatch() error {
 		}
 		slices.Sort(c.Types)
 	}
-	c.Handle = func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	c.On, c.Handle = nil, func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 		handle := handlers[e.Type]
 		if handle == nil {
 			return backoff.Permanent(fmt.Errorf("unknown_type: this consumer has no handler for %s", e.Type))

@@ -44,8 +44,6 @@ func grantFor(role, stream, consumer string) grant {
 		return grant{
 			Publish: []string{
 				api("STREAM.INFO.STREAM_NAME"),
-				api("STREAM.MSG.GET.STREAM_NAME"), // is the stream still the one that the inbox knows?
-				api("DIRECT.GET.STREAM_NAME"),
 				api("CONSUMER.INFO." + own),
 				api("CONSUMER.CREATE." + own),
 				api("CONSUMER.RESET." + own),

@@ -37,6 +37,8 @@ type settings struct {
 	addr        string
 	adminAddr   string
 	logLevel    slog.Level
+
+	inboxRetention time.Duration
 }
 
 func (s *settings) databaseFlag(f *pflag.FlagSet) {

@@ -1,0 +1,300 @@
+package consumers_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// TestBatch: events are handled many in one transaction, in the order of the stream; the
+// one that fails is retried alone.
+func TestBatch(t *testing.T) {
+	b := newBench(t)
+	b.log()
+	const count = 100
+	for n := range count {
+		b.publish(keyed(fmt.Sprint("key", n%7), n+1))
+	}
+	var calls, failed atomic.Int32
+	b.startOn(b.js, consumers.Consumer{Batch: 20, HandleBatch: func(ctx context.Context, tx pgx.Tx, all []events.Event) error {
+		calls.Add(1)
+		if !slices.IsSortedFunc(all, func(a, b events.Event) int { return int(a.Seq - b.Seq) }) || len(all) > 20 {
+			t.Errorf("a batch of %d events is too large, or not in the order of the stream", len(all))
+		}
+		for _, e := range all {
+			if err := record(ctx, tx, e); err != nil {
+				return err
+			}
+			if e.Seq == 50 && failed.Add(1) < 5 {
+				return errors.New("not yet")
+			}
+		}
+		return nil
+	}})
+	b.settled()
+	b.inOrder(count)
+	if n := calls.Load(); n > 60 {
+		t.Errorf("the handler was called %d times for %d events", n, count)
+	}
+	if n := b.count(`select attempts from pgjet.inbox where stream_seq = 50`); n < 3 || n > 4 {
+		t.Errorf("the event that failed took %d attempts alone, want 3 or 4", n)
+	}
+}
+
+// TestEffect: it runs in no transaction, after its intent was committed, and once.
+func TestEffect(t *testing.T) {
+	b := newBench(t)
+	for n := range 20 {
+		b.publish(event(n + 1))
+	}
+	var mu sync.Mutex
+	attempts := make(map[int64]int)
+	b.startOn(b.js, consumers.Consumer{Workers: 1, Unordered: true, Effect: func(ctx context.Context, e events.Event) error {
+		mu.Lock()
+		defer mu.Unlock()
+		attempts[e.Seq]++
+		if n := b.count(`select count(*) from pgjet.intent where event_id = $1 and taken_by is not null and attempts = $2`, e.ID, attempts[e.Seq]); n != 1 {
+			t.Errorf("attempt %d of event %d is not written down before it is made", attempts[e.Seq], e.Seq)
+		}
+		if n := b.count(`select count(*) from pg_stat_activity where datname = current_database() and state like 'idle in transaction%'`); n != 0 {
+			t.Errorf("%d transactions are open during the effect", n)
+		}
+		if e.Seq == 7 && attempts[e.Seq] < 3 {
+			return errors.New("not yet")
+		}
+		return nil
+	}})
+	b.settled()
+	for n := range int64(20) {
+		if want := map[bool]int{true: 3, false: 1}[n == 6]; attempts[n+1] != want {
+			t.Errorf("event %d had %d attempts, want %d", n+1, attempts[n+1], want)
+		}
+	}
+	if n := b.count(`select count(*) from pgjet.inbox where state = 'done' and began is not null`); n != 20 {
+		t.Errorf("%d events are done, want 20", n)
+	}
+}
+
+// TestUnavailableSpendsNoAttempts: during an outage of what all events need one attempt
+// at a time is made, none is counted, and nothing is set aside.
+func TestUnavailableSpendsNoAttempts(t *testing.T) {
+	for name, consumer := range map[string]func(func() error) consumers.Consumer{
+		"handler": func(try func() error) consumers.Consumer {
+			return consumers.Consumer{Handle: func(context.Context, pgx.Tx, events.Event) error { return try() }}
+		},
+		"effect": func(try func() error) consumers.Consumer {
+			return consumers.Consumer{Unordered: true, Effect: func(context.Context, events.Event) error { return try() }}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			var up atomic.Bool
+			var tries, done, during atomic.Int32
+			c := consumer(func() error {
+				if up.Load() {
+					done.Add(1)
+					return nil
+				}
+				tries.Add(1)
+				during.Store(max(during.Load(), int32(b.count(`select count(*) from pgjet.intent`))))
+				return consumers.Unavailable(errors.New("mail server is away"))
+			})
+			c.MaxAttempts = 2
+			const count = 40
+			for n := range count {
+				b.publish(event(n + 1))
+			}
+			r, _ := b.startOn(b.js, c)
+			b.blocked(r, "unavailable: mail server is away")
+			testenv.Eventually(t, patience, "it tries again and again", func() bool { return tries.Load() > 5 })
+			if n := during.Load(); n > 8 {
+				t.Errorf("%d intents pile up during the outage, want at most one for each worker", n)
+			}
+			up.Store(true)
+			b.settled()
+			if n := done.Load(); n != count {
+				t.Errorf("%d events were handled, want %d", n, count)
+			}
+			if n := b.count(`select count(*) from pgjet.inbox where state = 'done' and attempts = 1`); n != count {
+				t.Errorf("%d events were done at their first counted attempt, want all %d", n, count)
+			}
+			b.ready(r)
+		})
+	}
+}
+
+type renamed struct {
+	Key string `json:"key"`
+	To  string `json:"to"`
+}
+
+func (renamed) EventType() string  { return "note.renamed" }
+func (n renamed) EventKey() string { return n.Key }
+
+// TestTypedHandlers: each type goes to its handler, with its envelope at hand; a type
+// that none knows is a dead letter.
+func TestTypedHandlers(t *testing.T) {
+	b := newBench(t)
+	ren, err := events.New(renamed{"k1", "x"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ren.Source, ren.Time = "/test", time.Now()
+	newer := ren
+	newer.ID, newer.Type = event(3).ID, "note.made.v2"
+	odd := event(4)
+	odd.Data = []byte(`{"n":"four"}`)
+	b.publish(event(1), ren, newer, odd)
+	var got []string
+	var mu sync.Mutex
+	note := func(ctx context.Context, what string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		got = append(got, what+" "+consumers.EventOf(ctx).Type)
+		return nil
+	}
+	b.startOn(b.js, consumers.Consumer{Types: []string{"note.>"}, On: []consumers.Typed{
+		consumers.On(func(ctx context.Context, _ pgx.Tx, n noted) error { return note(ctx, fmt.Sprint(n.N)) }),
+		consumers.On(func(ctx context.Context, _ pgx.Tx, n renamed) error { return note(ctx, n.To) }),
+	}})
+	b.settled()
+	slices.Sort(got)
+	if want := []string{"1 note.made", "x note.renamed"}; !slices.Equal(got, want) {
+		t.Errorf("handlers got %v, want %v", got, want)
+	}
+	for reason, want := range map[string]int{"unknown_type: this consumer has no handler for note.made.v2": 1, "%cannot unmarshal%": 1} {
+		if n := b.count(`select count(*) from pgjet.dead_letter where error like $1`, reason); n != want {
+			t.Errorf("%d dead letters say %q, want %d", n, reason, want)
+		}
+	}
+}
+
+// TestPause: no attempt begins after an operator paused the consumer, until that ends.
+func TestPause(t *testing.T) {
+	b := newBench(t)
+	r, _ := b.start(write)
+	b.publish(event(1))
+	b.settled()
+	b.exec(`update pgjet.consumer set paused_at = now(), paused_by = 'ana', pause_reason = 'upgrade'`)
+	b.publish(event(2))
+	b.blocked(r, `paused by ana`)
+	b.publish(event(3))
+	if n := b.count(`select count(*) from effect`); n != 1 {
+		t.Errorf("%d events were handled, want the one before the pause", n)
+	}
+	b.exec(`update pgjet.consumer set paused_at = null`)
+	b.settled()
+	b.once(3)
+}
+
+// TestAccount: nothing vanishes.
+func TestAccount(t *testing.T) {
+	b := newBench(t)
+	for n := range 30 {
+		b.publish(event(n + 1))
+	}
+	hold := make(chan struct{})
+	b.startOn(b.js, consumers.Consumer{MinRetry: time.Minute, MaxRetry: time.Minute, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		switch {
+		case e.Seq <= 4:
+			return errors.New("not yet")
+		case e.Seq <= 6:
+			return permanent(errors.New("never"))
+		case e.Seq > 27:
+			<-hold
+		}
+		return write(ctx, tx, e)
+	}})
+	b.handled(21)
+	account := func() consumers.Account {
+		a, err := consumers.ReadAccount(t.Context(), b.db, b.js, "EVENTS", "test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	testenv.Eventually(t, patience, "the account adds up", func() bool {
+		a := account()
+		return a.Done == 21 && a.Retrying+a.Dead == 6 && a.InFlight == 3 && a.Unaccounted == 0 && a.Lag == 0
+	})
+	close(hold)
+	b.handled(24)
+	b.exec(`delete from pgjet.inbox where stream_seq in (10, 11)`)
+	testenv.Eventually(t, patience, "what the inbox forgot is missed", func() bool { return account().Unaccounted == 2 })
+}
+
+// TestInboxMustNotForget: an inbox that would forget what can come again is refused.
+func TestInboxMustNotForget(t *testing.T) {
+	b := newBench(t)
+	r := &consumers.Runner{DB: b.db, JS: b.js, Log: testenv.Logger(b), Retention: time.Hour,
+		Consumer: consumers.Consumer{Name: "test", Types: []string{"note.made"}, Handle: write}}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	b.blocked(r, "inbox retention 1h0m0s < stream max age unlimited")
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestMisfitsAreRefused(t *testing.T) {
+	effect := func(context.Context, events.Event) error { return nil }
+	for want, c := range map[string]consumers.Consumer{
+		"want one":        {Name: "a", Types: []string{"a"}, Handle: write, Effect: effect},
+		"no order":        {Name: "a", Types: []string{"a"}, Handle: write, Unordered: true, ParkKey: true},
+		"two On handlers": {Name: "a", On: []consumers.Typed{onNote(), onNote()}},
+		"has no Types":    {Name: "a", Effect: effect},
+	} {
+		if err := (&consumers.Runner{Consumer: c}).Run(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("Run() = %v, want an error with %q", err, want)
+		}
+	}
+}
+
+func onNote() consumers.Typed {
+	return consumers.On(func(context.Context, pgx.Tx, noted) error { return nil })
+}
+
+// TestEnsure: a missing durable consumer is made; one that differs is shown, and left.
+func TestEnsure(t *testing.T) {
+	b := newBench(t)
+	want, err := consumers.Consumer{Name: "test", Types: []string{"note.made"}, Handle: write}.Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ensure := func(want jetstream.ConsumerConfig) (bool, []string) {
+		created, differences, err := consumers.Ensure(t.Context(), b.js, "EVENTS", want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return created, differences
+	}
+	if created, d := ensure(want); !created || len(d) > 0 {
+		t.Errorf("Ensure() = %t, %v, want it created", created, d)
+	}
+	if created, d := ensure(want); created || len(d) > 0 {
+		t.Errorf("Ensure() = %t, %v, want no difference", created, d)
+	}
+	want.MaxDeliver, want.FilterSubjects = 3, []string{"events.*.other"}
+	created, d := ensure(want)
+	if created || len(d) != 2 {
+		t.Errorf("Ensure() = %t, %v, want two differences", created, d)
+	}
+	if got := b.info().Config; got.MaxDeliver != -1 {
+		t.Errorf("the durable consumer was changed: %+v", got)
+	}
+}

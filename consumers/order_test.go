@@ -1,0 +1,194 @@
+package consumers_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// keyed returns an event of a key.
+func keyed(key string, n int) events.Event {
+	e := event(n)
+	e.Key = key
+	e.Data = fmt.Appendf(nil, `{"key":%q,"n":%d}`, key, n)
+	return e
+}
+
+// log makes a table in which effects keep the order in which they committed.
+func (b *bench) log() {
+	b.exec(`create table done (i bigint generated always as identity, key text not null, n int not null)`)
+}
+
+// record is a handler whose effects keep their order.
+func record(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	p, err := events.Decode[noted](e)
+	if err != nil {
+		return backoff.Permanent(err)
+	}
+	_, err = tx.Exec(ctx, `insert into done (key, n) values ($1, $2)`, e.Key, p.N)
+	return err
+}
+
+// inOrder checks that there is one effect for each of count events, and those of a key
+// are in order.
+func (b *bench) inOrder(count int) {
+	b.Helper()
+	if n, distinct := b.count(`select count(*) from done`), b.count(`select count(distinct n) from done`); n != count || distinct != count {
+		b.Errorf("%d effects of %d events, want %d of %d", n, distinct, count, count)
+	}
+	wrong := b.count(`select count(*) from (select n < lag(n) over (partition by key order by i) as wrong from done) as d where wrong`)
+	if wrong != 0 {
+		b.Errorf("%d effects are out of the order of their key", wrong)
+	}
+}
+
+// TestOrderPerKey: events of a key are handled in order although every fifth attempt
+// fails, by one process of three at a time.
+func TestOrderPerKey(t *testing.T) {
+	b := newBench(t)
+	b.log()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	var mu sync.Mutex
+	r := rand.New(rand.NewPCG(seed, 0))
+	luck := func(n int) int {
+		mu.Lock()
+		defer mu.Unlock()
+		return r.IntN(n)
+	}
+	const count = 400
+	for n := range count {
+		b.publish(keyed(fmt.Sprint("key", luck(12)), n+1))
+	}
+	var working, most atomic.Int32
+	handle := func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		most.Store(max(most.Load(), working.Add(1)))
+		defer working.Add(-1)
+		if err := record(ctx, tx, e); err != nil {
+			return err
+		}
+		switch luck(15) {
+		case 0:
+			return errors.New("bad luck")
+		case 1:
+			panic("bad luck")
+		case 2:
+			_, err := tx.Exec(ctx, `select 1/0`)
+			return err
+		}
+		return nil
+	}
+	for range 3 {
+		b.startOn(b.js, consumers.Consumer{Handle: handle})
+	}
+	b.settled()
+	b.inOrder(count)
+	if most.Load() < 2 {
+		t.Error("events of different keys were not handled at the same time")
+	}
+}
+
+// TestFailingKeyWaits: what fails holds back its key and nothing else.
+func TestFailingKeyWaits(t *testing.T) {
+	b := newBench(t)
+	b.log()
+	var fixed atomic.Bool
+	for n := range 30 {
+		b.publish(keyed(fmt.Sprint("key", n%3), n+1))
+	}
+	b.startOn(b.js, consumers.Consumer{Workers: 2, MaxAttempts: 1000, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		if e.Seq == 4 && !fixed.Load() { // the second of key0
+			return errors.New("not yet")
+		}
+		return record(ctx, tx, e)
+	}})
+	testenv.Eventually(t, patience, "the others are handled", func() bool { return b.count(`select count(*) from done`) == 21 })
+	if n := b.count(`select count(*) from done where key = 'key0'`); n != 1 {
+		t.Errorf("%d events of the key that fails were handled, want the one before", n)
+	}
+	if n := b.count(`select count(*) from pgjet.intent where due_at = 'infinity' and attempts = 0`); n != 8 {
+		t.Errorf("%d events wait behind the one that fails, want 8", n)
+	}
+	if i := b.info(); i.NumAckPending != 0 {
+		t.Errorf("%d messages wait in JetStream, want none", i.NumAckPending)
+	}
+	fixed.Store(true)
+	b.settled()
+	b.inOrder(30)
+}
+
+// TestAttemptsEnd: at the limit an event is a dead letter, with every attempt in the
+// log, and its key goes on.
+func TestAttemptsEnd(t *testing.T) {
+	b := newBench(t)
+	b.log()
+	b.publish(keyed("a", 1), keyed("a", 2))
+	b.startOn(b.js, consumers.Consumer{MaxAttempts: 4, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		if e.Seq == 1 {
+			return fmt.Errorf("no luck with %d at %s", rand.Int(), time.Now())
+		}
+		return record(ctx, tx, e)
+	}})
+	b.settled()
+	b.inOrder(1)
+	if n := b.count(`select attempts from pgjet.dead_letter where state = 'dead' and key = 'a' and type = 'note.made'`); n != 4 {
+		t.Errorf("the dead letter says %d attempts, want 4", n)
+	}
+	var outcomes []string
+	rows, err := b.db.Query(t.Context(), `
+		select outcome from pgjet.attempt where took > '0' and process <> '' and error like 'no luck%' order by attempt`)
+	if err == nil {
+		outcomes, err = pgx.CollectRows(rows, pgx.RowTo[string])
+	}
+	if want := []string{"retried", "retried", "retried", "dead"}; err != nil || !slices.Equal(outcomes, want) {
+		t.Errorf("the attempt log says %v, %v, want %v", outcomes, err, want)
+	}
+}
+
+// TestSimilarErrorsAreOneGroup: what differs from event to event does not tell errors
+// apart.
+func TestSimilarErrorsAreOneGroup(t *testing.T) {
+	b := newBench(t)
+	for n := range 6 {
+		b.publish(event(n + 1))
+	}
+	b.startOn(b.js, consumers.Consumer{MaxAttempts: 1, Handle: func(_ context.Context, _ pgx.Tx, e events.Event) error {
+		if e.Seq%3 == 0 {
+			panic(fmt.Sprint("odd ", e.Seq))
+		}
+		return fmt.Errorf("event %s of %q, mail to a%d@example.com: refused", e.ID, e.Key, e.Seq)
+	}})
+	b.settled()
+	if n := b.count(`select count(distinct error_group) from pgjet.dead_letter`); n != 2 {
+		t.Errorf("%d groups of errors, want 2", n)
+	}
+}
+
+// TestPanicKeepsItsStack in the dead letter, with the trace of the event.
+func TestPanicKeepsItsStack(t *testing.T) {
+	b := newBench(t)
+	e := event(1)
+	e.Traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	b.publish(e)
+	b.startOn(b.js, consumers.Consumer{MaxAttempts: 2, Handle: func(context.Context, pgx.Tx, events.Event) error { panic("ouch") }})
+	b.settled()
+	n := b.count(`
+		select count(*) from pgjet.dead_letter
+		 where stack like '%order_test.go%' and trace_id = '0af7651916cd43dd8448eb211c80319c' and error = 'handler panicked: ouch'`)
+	if n != 1 {
+		t.Errorf("%d dead letters have the stack and the trace, want 1", n)
+	}
+}
