@@ -31,12 +31,13 @@ var layers = []struct{ pkg, imports string }{
 	{"relay", "events internal/lead internal/session outbox relay/protocol"},
 	{"consumers/directory", "consumers events"},
 	{"consumers/mailer", "consumers events internal/breaker"},
+	{"consumers/replay", "events"},
 	// Tools.
 	{"internal/devserver", ""},
 	{"internal/devmail", ""},
 	{"internal/testenv", "internal/devserver migrations"},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/directory consumers/mailer internal/devmail internal/devserver internal/health internal/telemetry migrations outbox outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/directory consumers/mailer consumers/replay internal/devmail internal/devserver internal/health internal/telemetry migrations outbox outbox/hint producer relay"},
 }
 
 func TestLayers(t *testing.T) {
