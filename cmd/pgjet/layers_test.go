@@ -16,6 +16,7 @@ var layers = []struct{ pkg, imports string }{
 	// Vocabulary and leaves.
 	{"events", ""},
 	{"migrations", ""},
+	{"internal/breaker", ""},
 	{"internal/health", ""},
 	{"internal/lead", ""},
 	{"internal/session", ""},
@@ -29,7 +30,7 @@ var layers = []struct{ pkg, imports string }{
 	{"relay/protocol", "events outbox"},
 	{"relay", "events internal/lead internal/session outbox relay/protocol"},
 	{"consumers/directory", "consumers events"},
-	{"consumers/mailer", "consumers events"},
+	{"consumers/mailer", "consumers events internal/breaker"},
 	{"consumers/replay", "events"},
 	// Tools.
 	{"internal/devserver", ""},

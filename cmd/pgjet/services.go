@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"log/slog"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -148,5 +150,12 @@ func (s *settings) mailerPart(db *pgxpool.Pool, js jetstream.JetStream, log *slo
 	if err != nil {
 		return part{}, usagef("--mail-from: %w", err)
 	}
-	return s.consumerPart(m.Consumer(), db, js, log), nil
+	if !mailer.ValidRate(s.mailRate) {
+		return part{}, usagef("--mail-rate is %v, want 0 (no limit) or %v to %v mails per second", s.mailRate, mailer.MinRate, mailer.MaxRate)
+	}
+	m.Rate = s.mailRate
+	p := s.consumerPart(m.Consumer(), db, js, log)
+	handles := p.ready
+	p.ready = func(ctx context.Context) error { return cmp.Or(m.Ready(ctx), handles(ctx)) }
+	return p, nil
 }

@@ -56,6 +56,14 @@ func TestWrongUse(t *testing.T) {
 			name: "bad sender", args: "consume welcome-mailer --smtp-url smtp://host --mail-from nobody --database-url " + database,
 			says: []string{"--mail-from"},
 		},
+		{
+			name: "negative rate", args: "consume welcome-mailer --smtp-url smtp://host --mail-rate -1 --database-url " + database,
+			says: []string{"--mail-rate", "0.1 to 1000"},
+		},
+		{
+			name: "rate that is no number", args: "consume welcome-mailer --smtp-url smtp://host --mail-rate nan --database-url " + database,
+			says: []string{"--mail-rate", "0.1 to 1000"},
+		},
 		{name: "bad variable", args: "users", env: env{"PGJET_LOG_LEVEL": "loud"}, says: []string{"PGJET_LOG_LEVEL", "loud"}},
 		{
 			name: "bad variable of OpenTelemetry", args: "users --addr 127.0.0.1:0 --database-url " + database,
