@@ -6,7 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cenkalti/backoff/v4"
 	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -26,15 +25,12 @@ func (e OrderPaid) EventKey() string { return e.OrderID }
 
 // shipping makes a parcel for each paid order: once, however often it hears of it.
 var shipping = consumers.Consumer{
-	Name:  "shipping",
-	Types: []string{"order.paid"},
-	Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
-		paid, err := events.Decode[OrderPaid](e)
-		if err != nil {
-			return backoff.Permanent(err) // it will never decode: a dead letter
-		}
-		_, err = tx.Exec(ctx, `insert into parcels (order_id) values ($1)`, paid.OrderID)
-		return err // commits if nil, else it is tried again
+	Name: "shipping",
+	On: []consumers.Typed{
+		consumers.On(func(ctx context.Context, tx pgx.Tx, paid OrderPaid) error {
+			_, err := tx.Exec(ctx, `insert into parcels (order_id) values ($1)`, paid.OrderID)
+			return err // commits if nil, else it is tried again
+		}),
 	},
 }
 

@@ -14,13 +14,15 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/consumers/directory"
 	"github.com/pgjet/pgjet/consumers/mailer"
 	"github.com/pgjet/pgjet/consumers/status"
 )
 
 // ownConsumers are the consumers of this binary.
 var ownConsumers = map[string]func() consumers.Consumer{
-	mailer.Name: func() consumers.Consumer { return new(mailer.Mailer).Consumer() },
+	mailer.Name:    func() consumers.Consumer { return new(mailer.Mailer).Consumer() },
+	directory.Name: directory.Consumer,
 }
 
 func consumerCommand() *cobra.Command {

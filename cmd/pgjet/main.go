@@ -43,6 +43,7 @@ const (
 	exitNotFound    = 4
 	exitUnreachable = 5 // PostgreSQL, NATS or a port
 	exitFindings    = 6 // the command worked, and the answer is "differs" or "not ready"
+	exitRefused     = 7 // the state changed, or somebody else is at it
 	exitInterrupted = 130
 )
 
@@ -101,7 +102,7 @@ Every flag is also an environment variable: --database-url is PGJET_DATABASE_URL
 		SilenceUsage:  true,
 	}
 	root.AddCommand(devCommand(), usersCommand(), relayCommand(), consumeCommand(), consumerCommand(),
-		migrateCommand(), streamCommand(), outboxCommand(), natsCommand(), readyCommand())
+		migrateCommand(), streamCommand(), outboxCommand(), replayCommand(), natsCommand(), readyCommand())
 	return root
 }
 

@@ -1,0 +1,33 @@
+// Package consumers runs the code that reacts to events.
+//
+// A [Consumer] names a durable JetStream consumer, the event types it wants, and a
+// handler. A [Runner] delivers each event to it until it is handled:
+//
+//   - Once. The handler runs in the transaction of the event's inbox row. What it does
+//     in that transaction happens once per consumer and event id, however often the
+//     event is delivered: the two commit together, and an event whose inbox row exists
+//     is not handled again.
+//   - Outside effects at least once, see [Effect]. An intent is committed before, and
+//     that it is done after. In between lies the only window for a second one.
+//   - In order. Events of one key are handled one after the other, in the order of the
+//     stream, by one process at a time; another takes over at once if it dies. Those of
+//     different keys are handled at the same time. [Consumer.Unordered] gives the order
+//     up, and shares the events among all processes.
+//   - Never forgotten. The error that a handler returns is the verdict, see [Handler].
+//     What fails waits in the database, with its whole message, and later events of its
+//     key behind it; nothing else is held up. After [Consumer.MaxAttempts] attempts it is
+//     a dead letter, which an operator redrives or discards. An event at which processes
+//     die, by a crash that no handler survives, is tried alone and then set aside.
+//   - Patient. When PostgreSQL, NATS, or something that a handler calls [Unavailable] is
+//     away, attempts are not counted, and events keep their place.
+//
+// A message is acknowledged after the commit, never before. Delivery itself is at least
+// once: JetStream's memory of what was acknowledged is only a hint, and the inbox is the
+// record. So a durable consumer that was deleted goes on at the inbox's position, one that
+// is ahead of a restored database is reset, and [ReadAccount] tells whether anything got
+// lost in between. It needs nats-server 2.14 or newer.
+//
+// The package owns the tables pgjet.consumer, pgjet.process, pgjet.inbox, pgjet.intent,
+// pgjet.attempt and pgjet.dead_letter. They are in the handler's database, which need not
+// be that of the outbox.
+package consumers
