@@ -29,12 +29,13 @@ var layers = []struct{ pkg, imports string }{
 	{"relay/protocol", "events outbox"},
 	{"relay", "events internal/lead internal/session outbox relay/protocol"},
 	{"consumers/mailer", "consumers events"},
+	{"consumers/deadletter", ""},
 	// Tools.
 	{"internal/devserver", ""},
 	{"internal/devmail", ""},
 	{"internal/testenv", "internal/devserver migrations"},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/mailer internal/devmail internal/devserver internal/health internal/telemetry migrations outbox outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/deadletter consumers/mailer internal/devmail internal/devserver internal/health internal/telemetry migrations outbox outbox/hint producer relay"},
 }
 
 func TestLayers(t *testing.T) {
