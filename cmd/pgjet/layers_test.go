@@ -29,6 +29,7 @@ var layers = []struct{ pkg, imports string }{
 	{"producer", "events outbox"},
 	{"relay/protocol", "events outbox"},
 	{"relay", "events internal/lead internal/session outbox relay/protocol"},
+	{"consumers/deadletter", ""},
 	{"consumers/directory", "consumers events"},
 	{"consumers/mailer", "consumers events internal/breaker"},
 	{"consumers/replay", "events"},
@@ -37,7 +38,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/devmail", ""},
 	{"internal/testenv", "internal/devserver migrations"},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/directory consumers/mailer consumers/replay internal/devmail internal/devserver internal/health internal/telemetry migrations outbox outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/deadletter consumers/directory consumers/mailer consumers/replay internal/devmail internal/devserver internal/health internal/telemetry migrations outbox outbox/hint producer relay"},
 }
 
 func TestLayers(t *testing.T) {
