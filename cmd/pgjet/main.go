@@ -103,7 +103,7 @@ Every flag is also an environment variable: --database-url is PGJET_DATABASE_URL
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(devCommand(), usersCommand(), relayCommand(), consumeCommand(),
+	root.AddCommand(devCommand(), usersCommand(), relayCommand(), consumeCommand(), consumerCommand(),
 		migrateCommand(), streamCommand(), outboxCommand(), deadCommand(), replayCommand(), natsCommand(), readyCommand())
 	return root
 }

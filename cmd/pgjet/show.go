@@ -85,7 +85,7 @@ func timeFlag(name, value string) (time.Time, error) {
 	}
 	at, err := time.Parse(time.RFC3339, value)
 	if err != nil {
-		return at, usagef("%s is %q, want a time such as 2006-01-02T15:04:05Z, or how long ago, such as 90m", name, value)
+		return at, usagef("%s is %q, want a time such as 2026-11-01T00:00:00Z, or how long ago, such as 90m", name, value)
 	}
 	return at, nil
 }
