@@ -11,3 +11,6 @@ func SetAckWait(t *testing.T, d time.Duration) {
 	ackWait = d
 	t.Cleanup(func() { ackWait = before })
 }
+
+// SetTimes sets the times of a process that is a test's own.
+func SetTimes(ack, count time.Duration) { ackWait, countEvery = ack, count }

@@ -11,8 +11,7 @@ import (
 )
 
 const (
-	saveEvery      = time.Second      // the place in the stream, and the sign of life
-	countEvery     = 10 * time.Second // what the metrics show
+	saveEvery      = time.Second // the place in the stream, and the sign of life
 	pruneEvery     = time.Minute
 	reclaimAfter   = 5 * time.Second
 	attemptsKept   = 7 * 24 * time.Hour  // the attempt log
@@ -21,6 +20,9 @@ const (
 	prunedAtOnce   = 10_000
 	recentAttempts = 50
 )
+
+// countEvery is how often the metrics change, and lost events are looked for.
+var countEvery = 10 * time.Second
 
 // recent are the last attempts of a session.
 type recent struct {
