@@ -13,4 +13,13 @@ func SetAckWait(t *testing.T, d time.Duration) {
 }
 
 // SetTimes sets the times of a process that is a test's own.
-func SetTimes(ack, count time.Duration) { ackWait, countEvery = ack, count }
+func SetTimes(ack, count, reclaim time.Duration) {
+	ackWait, countEvery, reclaimAfter = ack, count, reclaim
+}
+
+// SetCountEvery makes one test's consumers notice sooner what got lost.
+func SetCountEvery(t *testing.T, d time.Duration) {
+	before := countEvery
+	countEvery = d
+	t.Cleanup(func() { countEvery = before })
+}

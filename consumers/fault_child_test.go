@@ -40,7 +40,6 @@ type child struct {
 	Unordered      bool
 	Workers        int
 	AckWait        time.Duration
-	CountEvery     time.Duration
 	Slow           time.Duration // each attempt
 
 	Die string // before, inside, between, committed, acked, exit; "" if it lives on
@@ -100,7 +99,7 @@ func (c child) consume() error {
 	if d.db, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return err
 	}
-	consumers.SetTimes(c.AckWait, c.CountEvery)
+	consumers.SetTimes(c.AckWait, 500*time.Millisecond, time.Second)
 	r := &consumers.Runner{Consumer: d.consumer(), DB: d.db, JS: js,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 	fmt.Println("running")

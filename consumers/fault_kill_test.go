@@ -20,6 +20,9 @@ func TestChaosKill(t *testing.T) {
 						c := child{Form: form, Unordered: unordered, Workers: 8, Die: moment}
 						if form == "effect" {
 							c.Workers = 1
+							if moment == "acked" { // which comes before the effect
+								continue
+							}
 						}
 						c.At = s.published + 1 + s.rand.IntN(20)
 						if moment == "before" {
@@ -57,5 +60,22 @@ func TestChaosKillAtAnyTime(t *testing.T) {
 			}
 			s.check(!unordered)
 		})
+	}
+}
+
+// TestKilledAfterItsEffect: of an effect outside the database there is a second one for
+// each death between the effect and the commit that it happened, and no more.
+func TestKilledAfterItsEffect(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	s.more(20)
+	s.run(child{Form: "effect", Workers: 1, Die: "between", At: 7}).ends()
+	s.run(child{Form: "effect", Workers: 1})
+	s.ends()
+	if n := s.count(`select count(*) from done where n = 7`); n != 2 {
+		t.Errorf("%d effects of the event at which the process died, want 2", n)
+	}
+	if n := s.count(`select count(*) from done where n <> 7`); n != 19 {
+		t.Errorf("%d effects of the other 19 events", n)
 	}
 }

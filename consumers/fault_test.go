@@ -114,9 +114,6 @@ func (s *scene) run(c child) *process {
 	if c.AckWait == 0 {
 		c.AckWait = 2 * time.Second
 	}
-	if c.CountEvery == 0 {
-		c.CountEvery = 500 * time.Millisecond
-	}
 	p, _ := c.start(s.T)
 	return p
 }

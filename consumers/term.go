@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -40,6 +41,7 @@ type term struct {
 	hands    *hands
 	lanes    *lanes
 	solo     sync.RWMutex // held alone by an attempt at which a process died before
+	alone    atomic.Bool  // there is one of those in hand
 	kick     chan struct{}
 	fail     context.CancelCauseFunc // ends the session
 	recent   recent
@@ -225,11 +227,14 @@ func (t *term) takeDue(ctx context.Context) error {
 		}
 		for _, w := range all {
 			t.block(w.key)
+			if w.intent.deaths > 0 {
+				t.alone.Store(true)
+			}
 			if !t.lanes.add(t.lane(w), w) {
 				t.giveIntentBack(ctx, w, 0)
 			}
 		}
-		if len(all) == most {
+		if len(all) >= most {
 			if err := t.caughtUp(ctx); err != nil {
 				return err
 			}

@@ -13,7 +13,6 @@ import (
 const (
 	saveEvery      = time.Second // the place in the stream, and the sign of life
 	pruneEvery     = time.Minute
-	reclaimAfter   = 5 * time.Second
 	attemptsKept   = 7 * 24 * time.Hour  // the attempt log
 	deadRetention  = 14 * 24 * time.Hour // dead letters that are done or discarded
 	processesKept  = time.Hour
@@ -21,8 +20,10 @@ const (
 	recentAttempts = 50
 )
 
-// countEvery is how often the metrics change, and lost events are looked for.
-var countEvery = 10 * time.Second
+var (
+	countEvery   = 10 * time.Second // what the metrics show, and what got lost
+	reclaimAfter = 5 * time.Second  // of a session
+)
 
 // recent are the last attempts of a session.
 type recent struct {
