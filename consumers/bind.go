@@ -149,7 +149,12 @@ func (t *term) bind(ctx context.Context) error {
 	t.place.lostUntil = max(t.place.lostUntil, info.AckFloor.Stream)
 	t.place.high = max(t.place.high, info.Delivered.Stream)
 	if !t.ordered() {
-		return nil
+		if !t.redeliver {
+			return nil
+		}
+		err := t.reset(ctx, 1)
+		t.redeliver = err != nil
+		return err
 	}
 	if info.NumAckPending > 0 {
 		t.suspects = info.Delivered.Stream
