@@ -158,12 +158,18 @@ func (s *scene) check(ordered bool) {
 	if n := s.count(`select count(*) from pgjet.dead_letter where state = 'dead'`); n != s.dead {
 		s.Errorf("%d dead letters, want %d", n, s.dead)
 	}
+	s.effects(int(want), ordered)
+}
+
+// effects checks that there is one effect for each of count events.
+func (s *scene) effects(count int, ordered bool) {
+	s.Helper()
 	if ordered {
-		s.inOrder(int(want))
+		s.inOrder(count)
 		return
 	}
-	if n, distinct := s.count(`select count(*) from done`), s.count(`select count(distinct n) from done`); n != int(want) || distinct != int(want) {
-		s.Errorf("%d effects of %d events, want %d of %d", n, distinct, want, want)
+	if n, distinct := s.count(`select count(*) from done`), s.count(`select count(distinct n) from done`); n != count || distinct != count {
+		s.Errorf("%d effects of %d events, want %d of %d", n, distinct, count, count)
 	}
 }
 

@@ -158,6 +158,21 @@ func (t *term) release(ctx context.Context, w *work, wait time.Duration) error {
 	return err
 }
 
+// releaseEarlier gives back what this process could not give back when earlier sessions
+// of its own ended, since the database was away. Nobody died at that.
+func (t *term) releaseEarlier(ctx context.Context) error {
+	if len(t.ended) == 0 {
+		return nil
+	}
+	_, err := t.conn.Exec(ctx, `
+		update pgjet.intent set attempts = attempts - 1, taken_by = null, taken_at = null, due_at = clock_timestamp()
+		 where consumer = $1 and taken_by = any($2)`, t.Consumer.Name, t.ended)
+	if err == nil {
+		t.ended = nil
+	}
+	return err
+}
+
 // An ending is how an attempt went, for the attempt log.
 type ending struct {
 	began   time.Time

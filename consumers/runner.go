@@ -43,7 +43,8 @@ type Runner struct {
 	process   string // host:pid
 	gate      atomic.Pointer[gate]
 	recovered recovered
-	redeliver bool // the next session shall have everything delivered once more
+	redeliver bool     // the next session shall have everything delivered once more
+	ended     []string // sessions that may have left intents taken
 }
 
 // Run handles events until ctx ends. It then takes no more, lets the attempts that

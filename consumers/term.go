@@ -64,6 +64,7 @@ func (r *Runner) session(ctx context.Context) error {
 		return t.explained(err)
 	}
 	defer lead.Close(t.conn)
+	defer func() { r.ended = append(r.ended, t.id) }()
 	return t.explained(t.serve(ctx))
 }
 
@@ -80,6 +81,9 @@ func (t *term) begin(ctx context.Context) (err error) {
 	}()
 	if _, err := t.conn.Exec(ctx, `select pg_advisory_lock(hashtextextended('pgjet.process.' || $1, 0))`, t.id); err != nil {
 		return &databaseError{"announce the process", err}
+	}
+	if err := t.releaseEarlier(ctx); err != nil {
+		return &databaseError{"give intents back", err}
 	}
 	if t.ordered() {
 		if err := t.standBy(ctx); err != nil {
