@@ -259,7 +259,8 @@ func (t *term) bury(ctx context.Context, tx pgx.Tx, w *work, e ending) (fresh bo
 	args := []any{t.Consumer.Name, w.id, w.attempts(), w.generation, int64(w.seq)}
 	if w.intent != nil {
 		claim = `
-		update pgjet.inbox i set state = 'dead', attempts = $3, generation = $4, stream_seq = $5
+		update pgjet.inbox i set state = 'dead', attempts = $3, generation = greatest(i.generation, $4),
+			stream_seq = case when i.generation > $4 then i.stream_seq else $5 end -- the stream was made anew
 		  from gone where i.consumer = $1 and i.event_id = $2 returning true as fresh`
 	}
 	args = append(args, t.id, w.intent != nil, w.eventType, w.key, t.Stream, storable(w.subject), storableHeader(w.header), w.data,
