@@ -159,37 +159,50 @@ func (t *term) bind(ctx context.Context) error {
 	return t.reset(ctx, min(t.place.floor, info.AckFloor.Stream)+1)
 }
 
-// recreated moves a durable consumer that was made again to the inbox's position.
+// recreated moves a durable consumer that was made again to the inbox's position: behind
+// the last event that it knows, if the stream still holds that very event there. Else the
+// stream lost something, and everything comes again.
 func (t *term) recreated(ctx context.Context) error {
+	id, seq, err := t.lastKnown(ctx)
+	if err != nil {
+		return &databaseError{"look for the inbox's position", err}
+	}
 	from := uint64(1)
-	if t.place.floor > 0 && t.holdsTo(ctx, t.place.floor) {
-		from = t.place.floor + 1
+	if seq > 0 && t.holds(ctx, id, seq) {
+		from = seq + 1
+	} else if err := t.reset(ctx, from); err != nil {
+		return err
 	}
 	t.Log.WarnContext(ctx, "the durable consumer was missing and was made again, at the inbox's position", "stream_seq", from)
-	return t.reset(ctx, from)
+	return nil
 }
 
-// holdsTo reports whether the stream still holds, at the place of the inbox's last
-// event up to floor, that very event: then it lost nothing before.
-func (t *term) holdsTo(ctx context.Context, floor uint64) bool {
-	var id uuid.UUID
-	var seq int64
-	err := t.conn.QueryRow(ctx, `
+// lastKnown returns the last event up to the floor that the inbox has, and its place.
+func (t *term) lastKnown(ctx context.Context) (id uuid.UUID, seq uint64, err error) {
+	const window = 10_000 // places that may hold events for others
+	err = t.conn.QueryRow(ctx, `
 		select event_id, stream_seq from pgjet.inbox
-		 where consumer = $1 and generation = $2 and stream_seq between $3 - 10000 and $3
-		 order by stream_seq desc limit 1`, t.Consumer.Name, t.place.generation, int64(floor)).Scan(&id, &seq)
-	if err != nil {
-		if !errors.Is(err, pgx.ErrNoRows) {
-			t.Log.WarnContext(ctx, "the inbox's position is not known", "err", err)
-		}
+		 where consumer = $1 and generation = $2 and stream_seq between $3 and $4
+		 order by stream_seq desc limit 1`,
+		t.Consumer.Name, t.place.generation, max(1, int64(t.place.floor)-window), int64(t.place.floor)).Scan(&id, &seq)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = nil
+	}
+	return id, seq, err
+}
+
+// holds moves the durable consumer to a place of the stream, and reports whether the
+// event there is the expected one; then it is acknowledged.
+func (t *term) holds(ctx context.Context, id uuid.UUID, seq uint64) bool {
+	if seq < t.first || seq > t.last || t.reset(ctx, seq) != nil {
 		return false
 	}
-	stream, err := t.JS.Stream(ctx, t.Stream)
+	msg, err := t.consumer.Next(jetstream.FetchMaxWait(pingTime))
 	if err != nil {
 		return false
 	}
-	msg, err := stream.GetMsg(ctx, uint64(seq))
-	return err == nil && msg.Header.Get("ce-id") == id.String()
+	meta, err := msg.Metadata()
+	return err == nil && meta.Sequence.Stream == seq && msg.Headers().Get("ce-id") == id.String() && msg.DoubleAck(ctx) == nil
 }
 
 // reset makes JetStream deliver from a place of the stream on. It would accept a place

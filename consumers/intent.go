@@ -165,13 +165,9 @@ func (t *term) log(ctx context.Context, tx pgx.Tx, w *work, e ending) error {
 		s := storable(e.err.Error())
 		reason = &s
 	}
-	attempt := 1
-	if w.intent != nil {
-		attempt = w.intent.attempts
-	}
 	_, err := tx.Exec(ctx, `
 		insert into pgjet.attempt (consumer, event_id, attempt, began, took, process, outcome, error)
-		values ($1, $2, $3, $4, $5, $6, $7, $8)`, t.Consumer.Name, w.id, attempt, e.began, e.took, t.process, e.outcome, reason)
+		values ($1, $2, $3, $4, $5, $6, $7, $8)`, t.Consumer.Name, w.id, w.attempts(), e.began, e.took, t.process, e.outcome, reason)
 	return err
 }
 
@@ -232,20 +228,17 @@ func (t *term) again(ctx context.Context, tx pgx.Tx, w *work, wait time.Duration
 
 // bury makes the event a dead letter.
 func (t *term) bury(ctx context.Context, tx pgx.Tx, w *work, e ending) (fresh bool, err error) {
-	attempts := 1
 	claim := `
 		insert into pgjet.inbox as i (consumer, event_id, state, attempts, generation, stream_seq)
 		values ($1, $2, 'dead', $3, $4, $5)
 		on conflict (consumer, event_id) do update set generation = excluded.generation, stream_seq = excluded.stream_seq
 		 where i.generation <> excluded.generation
 		returning xmax = 0 as fresh`
-	args := []any{t.Consumer.Name, w.id, attempts, w.generation, int64(w.seq)}
+	args := []any{t.Consumer.Name, w.id, w.attempts(), w.generation, int64(w.seq)}
 	if w.intent != nil {
-		attempts = w.intent.attempts
 		claim = `
 		update pgjet.inbox i set state = 'dead', attempts = $3, generation = $4, stream_seq = $5
 		  from gone where i.consumer = $1 and i.event_id = $2 returning true as fresh`
-		args[2] = attempts
 	}
 	args = append(args, t.id, w.intent != nil, w.eventType, w.key, t.Stream, storable(w.subject), storableHeader(w.header), w.data,
 		storable(e.err.Error()), group(w.eventType, storable(e.err.Error())), stack(e.err), traceID(w.event.Traceparent), t.process)

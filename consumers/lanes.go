@@ -16,6 +16,14 @@ type work struct {
 	intent   *intent   // nil until it is written down
 }
 
+// attempts returns the number of the attempt that is made now.
+func (w *work) attempts() int {
+	if w.intent == nil {
+		return 1
+	}
+	return w.intent.attempts
+}
+
 // lanes hands work to workers: that of one lane one after the other, in the order in
 // which it was added, that of different lanes at the same time.
 type lanes struct {

@@ -12,10 +12,7 @@ import (
 // settle writes down what becomes of an event whose attempt failed: a retry, or a dead
 // letter. Only then its message is acknowledged.
 func (t *term) settle(ctx context.Context, w *work, e ending) {
-	attempts := 1
-	if w.intent != nil {
-		attempts = w.intent.attempts
-	}
+	attempts := w.attempts()
 	_, permanent := errors.AsType[*backoff.PermanentError](e.err)
 	dead := permanent || attempts >= t.Consumer.MaxAttempts
 	wait := t.Consumer.delay(attempts)
@@ -60,12 +57,12 @@ func (t *term) settled(ctx context.Context, w *work, e ending, fresh bool, wait 
 			t.unblock(ctx, w.key)
 		}
 		t.Log.ErrorContext(ctx, "event is a dead letter; look at it with pgjet dead ls",
-			"event_id", w.id, "type", w.eventType, "err", e.err)
+			"event_id", w.id, "type", w.eventType, "attempt", w.attempts(), "err", e.err)
 		return
 	}
 	t.block(w.key)
 	t.Log.WarnContext(ctx, "attempt failed, will retry",
-		"event_id", w.id, "type", w.eventType, "in", wait.Round(time.Millisecond), "err", e.err)
+		"event_id", w.id, "type", w.eventType, "attempt", w.attempts(), "in", wait.Round(time.Millisecond), "err", e.err)
 }
 
 // park writes an intent down for an event that cannot be handled right now.

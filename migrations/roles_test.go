@@ -104,6 +104,9 @@ var statements = []struct{ sql, roles string }{
 	{`update pgjet.dead_letter set state = 'redriven', changed_at = now(), changed_by = 'me', change_reason = 'r'`, "consumer operator"},
 	{`update pgjet.dead_letter set error = ''`, "consumer"},
 	{`delete from pgjet.dead_letter`, "consumer"},
+	{`select from directory.users`, "consumer"},
+	{`insert into directory.signups values ('2026-11-21', 1) on conflict (day) do update set users = 2`, "consumer"},
+	{`delete from directory.users`, "consumer"},
 	{`select from pgjet.schema_version`, "operator"},
 	{`create table pgjet.mine ()`, ""},
 }

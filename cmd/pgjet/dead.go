@@ -5,7 +5,6 @@ import (
 	"errors"
 	"regexp"
 	"strconv"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -114,19 +113,4 @@ func nameDead(f *deadletter.Filter, words []string) error {
 		f.IDs = append(f.IDs, id)
 	}
 	return nil
-}
-
-// timeFlag parses a point in time, which may be said as how long ago it was.
-func timeFlag(name, value string) (time.Time, error) {
-	if value == "" {
-		return time.Time{}, nil
-	}
-	if d, err := time.ParseDuration(value); err == nil && d >= 0 {
-		return time.Now().Add(-d), nil
-	}
-	at, err := time.Parse(time.RFC3339, value)
-	if err != nil {
-		return at, usagef("%s is %q, want a time such as 2006-01-02T15:04:05Z, or how long ago, such as 90m", name, value)
-	}
-	return at, nil
 }

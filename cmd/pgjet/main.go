@@ -103,8 +103,8 @@ Every flag is also an environment variable: --database-url is PGJET_DATABASE_URL
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(devCommand(), usersCommand(), relayCommand(), consumeCommand(),
-		migrateCommand(), streamCommand(), outboxCommand(), natsCommand(), readyCommand(), deadCommand())
+	root.AddCommand(devCommand(), usersCommand(), relayCommand(), consumeCommand(), consumerCommand(),
+		migrateCommand(), streamCommand(), outboxCommand(), deadCommand(), replayCommand(), natsCommand(), readyCommand())
 	return root
 }
 
