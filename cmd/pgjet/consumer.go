@@ -22,8 +22,8 @@ import (
 
 // ownConsumers are the consumers of this binary.
 var ownConsumers = map[string]func() consumers.Consumer{
-	mailer.Name:    func() consumers.Consumer { return new(mailer.Mailer).Consumer() },
 	directory.Name: directory.Consumer,
+	mailer.Name:    func() consumers.Consumer { return new(mailer.Mailer).Consumer() },
 }
 
 func consumerCommand() *cobra.Command {

@@ -133,6 +133,8 @@ func TestDevDoesItAll(t *testing.T) {
 	signUp(t, r.Users, "bob@example.com")
 	oneMail(t, r.Inbox, "bob@example.com") // whatever was due before has come by now
 	oneMail(t, r.Inbox, "ann@example.com")
+	findsPeople(t, r.Directory, "", "Ann", "Ann")
+	findsPeople(t, r.Directory, "BOB@", "Ann")
 	if n := len(stored(t, testenv.Connect(t, r.NATS))); n != 2 {
 		t.Errorf("the stream holds %d events, want 2", n)
 	}

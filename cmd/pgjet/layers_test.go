@@ -30,6 +30,7 @@ var layers = []struct{ pkg, imports string }{
 	{"consumers/status", "consumers"},
 	{"relay/protocol", "events outbox"},
 	{"relay", "events internal/lead internal/session outbox relay/protocol"},
+	{"consumers/deadletter", ""},
 	{"consumers/directory", "consumers events"},
 	{"consumers/mailer", "consumers events internal/breaker"},
 	{"consumers/replay", "events"},
@@ -38,7 +39,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/devmail", ""},
 	{"internal/testenv", "internal/devserver migrations"},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/directory consumers/mailer consumers/replay consumers/status internal/devmail internal/devserver internal/health internal/telemetry migrations outbox outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/deadletter consumers/directory consumers/mailer consumers/replay consumers/status internal/devmail internal/devserver internal/health internal/telemetry migrations outbox outbox/hint producer relay"},
 }
 
 func TestLayers(t *testing.T) {

@@ -121,17 +121,6 @@ func (a *replaying) check(cmd *cobra.Command, now time.Time) (err error) {
 	return nil
 }
 
-func timeFlag(name, value string) (time.Time, error) {
-	if value == "" {
-		return time.Time{}, nil
-	}
-	t, err := time.Parse(time.RFC3339, value)
-	if err != nil {
-		return t, usagef("%s is %q, want a time such as 2026-11-01T00:00:00Z", name, value)
-	}
-	return t, nil
-}
-
 // replay plans, asks, and runs the plan.
 func (a *replaying) replay(ctx context.Context) error {
 	db, err := a.reach(ctx)

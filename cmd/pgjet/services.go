@@ -93,6 +93,7 @@ func consumeDirectoryCommand() *cobra.Command {
 				if err != nil {
 					return nil, err
 				}
+				log.InfoContext(cmd.Context(), "serving the API", "addr", "http://"+l.Addr().String())
 				return []part{serveHTTP("directory-api", l, directory.New(db, log), log), s.directoryPart(db, js, log)}, nil
 			})
 		},
