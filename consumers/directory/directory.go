@@ -40,7 +40,8 @@ func Consumer() consumers.Consumer {
 	}
 }
 
-// enter enters new users. One that is there already is not counted again.
+// enter enters new users. One that is there already stays as it is, and is not counted
+// again; so of two in one batch the first is entered.
 func enter(ctx context.Context, tx pgx.Tx, all []events.Event) error {
 	var ids []uuid.UUID
 	var emails, names, emailKeys, nameKeys []string
@@ -56,7 +57,7 @@ func enter(ctx context.Context, tx pgx.Tx, all []events.Event) error {
 	_, err := tx.Exec(ctx, `
 		with entered as (
 			insert into directory.users (id, email, name, created_at, email_key, name_key)
-			select distinct on (id) id, email, name, created_at, email_key, name_key
+			select id, email, name, created_at, email_key, name_key
 			  from unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::text[])
 			       with ordinality as u (id, email, name, created_at, email_key, name_key, n)
 			 order by id, n

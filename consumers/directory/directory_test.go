@@ -31,6 +31,20 @@ func signUp(t *testing.T, name, email string, at time.Time) events.Event {
 	return e
 }
 
+// renamed returns another event that says that the user of e signed up.
+func renamed(t *testing.T, e events.Event) events.Event {
+	t.Helper()
+	u, err := events.Decode[events.UserCreated](e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Name, u.CreatedAt = "Somebody else", u.CreatedAt.Add(time.Hour)
+	if e, err = events.New(u); err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
 func enter(t *testing.T, db *pgxpool.Pool, all ...events.Event) {
 	t.Helper()
 	err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error {
@@ -64,7 +78,8 @@ func TestAnyBatchesMakeTheSameDirectory(t *testing.T) {
 	for n := range 200 {
 		all = append(all, signUp(t, fmt.Sprintf("User %d", n), fmt.Sprintf("u%d@example.com", n), begin.Add(time.Duration(n)*15*time.Minute)))
 		if n%10 == 3 {
-			all = append(all, all[r.IntN(len(all))])
+			again := all[r.IntN(len(all))]
+			all = append(all, again, renamed(t, again))
 		}
 	}
 	one, many := testenv.Postgres(t), testenv.Postgres(t)
@@ -85,6 +100,9 @@ func TestAnyBatchesMakeTheSameDirectory(t *testing.T) {
 		t.Errorf("event by event and in batches differ:\n%s", diff)
 	}
 	var days, users int
+	if strings.Contains(tables(t, many), "Somebody else") {
+		t.Error("a later event of a user replaced an earlier one")
+	}
 	err = one.QueryRow(t.Context(), `select count(*), sum(users) from directory.signups`).Scan(&days, &users)
 	if err != nil || days != 3 || users != 200 {
 		t.Errorf("%d users on %d days, %v, want 200 on 3", users, days, err)
