@@ -179,7 +179,7 @@ func TestNATSPermissionsAreTheLeast(t *testing.T) {
 		{"relay", "orders.created"},
 		{"consumer", "events.00.user.created"},
 		{"consumer", "$JS.API.STREAM.PURGE.EVENTS"},
-		{"consumer", "$JS.API.STREAM.MSG.GET.OTHERS"},
+		{"consumer", "$JS.API.STREAM.MSG.GET.EVENTS"},
 		{"consumer", "$JS.API.DIRECT.GET.OTHERS"},
 		{"consumer", "$JS.API.CONSUMER.CREATE.EVENTS.other"},
 		{"consumer", "$JS.API.CONSUMER.MSG.NEXT.EVENTS.other"},
