@@ -199,6 +199,10 @@ func cut(conn *pgxpool.Conn) {
 
 // intended makes the attempt of an intent that this process has taken.
 func (t *term) intended(ctx context.Context, w *work) {
+	if w.intent.deaths > 0 {
+		defer t.nudge()
+		defer t.alone.Store(false)
+	}
 	if w.intent.deaths >= maxDeaths {
 		t.settle(ctx, w, ending{began: time.Now(), err: backoff.Permanent(fmt.Errorf("crash: %d processes died at this event, it was not tried again", w.intent.deaths))})
 		return

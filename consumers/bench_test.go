@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -27,6 +28,9 @@ import (
 var spans = tracetest.NewInMemoryExporter()
 
 func TestMain(m *testing.M) {
+	if what := os.Getenv(childVariable); what != "" {
+		beChild(what)
+	}
 	otel.SetTracerProvider(trace.NewTracerProvider(trace.WithSyncer(spans)))
 	testenv.Main(m)
 }

@@ -146,10 +146,20 @@ func (t *term) bind(ctx context.Context) error {
 		return t.recreated(ctx)
 	}
 	// What JetStream counts as handled, the inbox must have; if not, the inbox forgot.
-	t.place.lostUntil = max(t.place.lostUntil, info.AckFloor.Stream)
+	if info.AckFloor.Stream > t.place.lostUntil {
+		t.place.lostUntil = info.AckFloor.Stream
+		if err := t.saveLost(ctx); err != nil {
+			return err
+		}
+	}
 	t.place.high = max(t.place.high, info.Delivered.Stream)
 	if !t.ordered() {
-		return nil
+		if !t.redeliver {
+			return nil
+		}
+		err := t.reset(ctx, 1)
+		t.redeliver = err != nil
+		return err
 	}
 	if info.NumAckPending > 0 {
 		t.suspects = info.Delivered.Stream
@@ -157,6 +167,17 @@ func (t *term) bind(ctx context.Context) error {
 	// Both places were true once. The stream may have lost its end since, or the
 	// database been restored: the lower one is true now.
 	return t.reset(ctx, min(t.place.floor, info.AckFloor.Stream)+1)
+}
+
+// saveLost writes down what was delivered before, since after a reset JetStream does not
+// tell it any more.
+func (t *term) saveLost(ctx context.Context) error {
+	_, err := t.conn.Exec(ctx, `update pgjet.consumer set lost_until = greatest(lost_until, $2) where name = $1`,
+		t.Consumer.Name, int64(t.place.lostUntil))
+	if err != nil {
+		return &databaseError{"write down what was delivered", err}
+	}
+	return nil
 }
 
 // recreated moves a durable consumer that was made again to the inbox's position: behind

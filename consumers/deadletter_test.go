@@ -83,8 +83,8 @@ func TestUnwrittenDeadLetterStaysInRetry(t *testing.T) {
 		return backoff.Permanent(errors.New("never"))
 	})
 	testenv.Eventually(t, patience, "it is tried again", func() bool { return attempts.Load() > 2 })
-	if n := b.count(`select count(*) from pgjet.inbox`); n != 0 {
-		t.Errorf("%d inbox rows without a dead letter", n)
+	if n := b.count(`select count(*) from pgjet.inbox where state <> 'intent'`); n != 0 {
+		t.Errorf("%d events count as dead without a dead letter", n)
 	}
 	b.exec(`alter table pgjet.away rename to dead_letter`)
 	b.settled()

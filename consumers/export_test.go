@@ -11,3 +11,15 @@ func SetAckWait(t *testing.T, d time.Duration) {
 	ackWait = d
 	t.Cleanup(func() { ackWait = before })
 }
+
+// SetTimes sets the times of a process that is a test's own.
+func SetTimes(ack, count, reclaim time.Duration) {
+	ackWait, countEvery, reclaimAfter = ack, count, reclaim
+}
+
+// SetCountEvery makes one test's consumers notice sooner what got lost.
+func SetCountEvery(t *testing.T, d time.Duration) {
+	before := countEvery
+	countEvery = d
+	t.Cleanup(func() { countEvery = before })
+}

@@ -94,21 +94,28 @@ func (t *term) intend(ctx context.Context, tx pgx.Tx, w *work, attempts int, tak
 
 // take takes due intents for this process: first attempts, retries, and those of
 // processes that died, if reclaim. Of an ordered consumer only the first of a key is
-// due.
+// due. Of those at which a process died one at a time is taken: what waits beside it
+// would count the next death as its own.
 func (t *term) take(ctx context.Context, most int, reclaim bool) ([]*work, error) {
 	// If it were cancelled, nobody would know what it took.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
-	rows, err := t.DB.Query(ctx, `
-		with due as materialized (
+	due := `
 			select i.event_id, i.taken_by, i.taken_at from pgjet.intent i join pgjet.consumer c on c.name = i.consumer
 			 where i.consumer = $1 and i.due_at <= clock_timestamp() and c.epoch = $2 and c.paused_at is null
-			   and (i.taken_by is null or $5 and i.taken_by <> $3
-			        and pg_try_advisory_xact_lock_shared(hashtextextended('pgjet.process.' || i.taken_by, 0)))
 			   and not ($6 and exists (select from pgjet.intent e where e.consumer = $1 and e.key = i.key
 			                              and (e.generation, e.stream_seq) < (i.generation, i.stream_seq)))
-			   and not `+t.behindDead("i.key", "(i.generation, i.stream_seq)")+`
+			   and not ` + t.behindDead("i.key", "(i.generation, i.stream_seq)")
+	rows, err := t.DB.Query(ctx, `
+		with suspect as materialized (`+due+`
+			   and $7 and (i.taken_by is null and i.deaths > 0 or $5 and i.taken_by <> $3
+			        and pg_try_advisory_xact_lock_shared(hashtextextended('pgjet.process.' || i.taken_by, 0)))
+			 order by i.due_at, i.generation, i.stream_seq limit 1 for update of i skip locked
+		), calm as materialized (`+due+`
+			   and i.taken_by is null and i.deaths = 0
 			 order by i.due_at, i.generation, i.stream_seq limit $4 for update of i skip locked
+		), due as (
+			select * from suspect union all select * from calm
 		), died as (
 			insert into pgjet.attempt (consumer, event_id, attempt, began, process, outcome, error)
 			select $1, i.event_id, i.attempts, i.taken_at, i.taken_by, 'died', 'its process died, or lost the database'
@@ -118,7 +125,7 @@ func (t *term) take(ctx context.Context, most int, reclaim bool) ([]*work, error
 			deaths = deaths + (due.taken_by is not null)::int
 		  from due where i.consumer = $1 and i.event_id = due.event_id
 		returning i.event_id, i.generation, i.stream_seq, i.subject, i.type, i.key, i.header, i.data, i.attempts, i.deaths`,
-		t.Consumer.Name, t.place.epoch, t.id, most, reclaim, t.ordered())
+		t.Consumer.Name, t.place.epoch, t.id, most, reclaim, t.ordered(), !t.alone.Load())
 	if err != nil {
 		return nil, &databaseError{"look for due intents", err}
 	}
@@ -148,6 +155,21 @@ func (t *term) release(ctx context.Context, w *work, wait time.Duration) error {
 		update pgjet.intent set attempts = attempts - 1, taken_by = null, taken_at = null,
 			due_at = clock_timestamp() + make_interval(secs => $4)
 		 where consumer = $1 and taken_by = $2 and event_id = $3`, t.Consumer.Name, t.id, w.id, wait.Seconds())
+	return err
+}
+
+// releaseEarlier gives back what this process could not give back when earlier sessions
+// of its own ended, since the database was away. Nobody died at that.
+func (t *term) releaseEarlier(ctx context.Context) error {
+	if len(t.ended) == 0 {
+		return nil
+	}
+	_, err := t.conn.Exec(ctx, `
+		update pgjet.intent set attempts = attempts - 1, taken_by = null, taken_at = null, due_at = clock_timestamp()
+		 where consumer = $1 and taken_by = any($2)`, t.Consumer.Name, t.ended)
+	if err == nil {
+		t.ended = nil
+	}
 	return err
 }
 
@@ -237,7 +259,8 @@ func (t *term) bury(ctx context.Context, tx pgx.Tx, w *work, e ending) (fresh bo
 	args := []any{t.Consumer.Name, w.id, w.attempts(), w.generation, int64(w.seq)}
 	if w.intent != nil {
 		claim = `
-		update pgjet.inbox i set state = 'dead', attempts = $3, generation = $4, stream_seq = $5
+		update pgjet.inbox i set state = 'dead', attempts = $3, generation = greatest(i.generation, $4),
+			stream_seq = case when i.generation > $4 then i.stream_seq else $5 end -- the stream was made anew
 		  from gone where i.consumer = $1 and i.event_id = $2 returning true as fresh`
 	}
 	args = append(args, t.id, w.intent != nil, w.eventType, w.key, t.Stream, storable(w.subject), storableHeader(w.header), w.data,

@@ -42,7 +42,9 @@ type Runner struct {
 	keeper    session.Keeper
 	process   string // host:pid
 	gate      atomic.Pointer[gate]
-	recovered map[string]int64
+	recovered recovered
+	redeliver bool     // the next session shall have everything delivered once more
+	ended     []string // sessions that may have left intents taken
 }
 
 // Run handles events until ctx ends. It then takes no more, lets the attempts that
@@ -64,7 +66,6 @@ func (r *Runner) Run(ctx context.Context) error {
 		host = "unknown"
 	}
 	r.process = fmt.Sprintf("%s:%d", host, os.Getpid())
-	r.recovered = make(map[string]int64)
 	r.keeper.Run(ctx, r.Log, r.session)
 	_ = r.JS.Conn().FlushTimeout(2 * time.Second) // the last acks; a lost one costs a redelivery
 	return r.metrics.stop()

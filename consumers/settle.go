@@ -14,30 +14,49 @@ import (
 func (t *term) settle(ctx context.Context, w *work, e ending) {
 	attempts := w.attempts()
 	_, permanent := errors.AsType[*backoff.PermanentError](e.err)
-	dead := permanent || attempts >= t.Consumer.MaxAttempts
 	wait := t.Consumer.delay(attempts)
-	fresh := true
-	err := t.write(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
+	e.outcome = "retried"
+	if permanent || attempts >= t.Consumer.MaxAttempts {
+		e.outcome = "dead"
+	}
+	fresh, err := t.put(ctx, w, e, wait)
+	if err != nil && e.outcome == "dead" && t.mayWait(ctx, w, err) {
+		t.Log.ErrorContext(ctx, "the database refuses a dead letter, will retry", "event_id", w.id, "type", w.eventType, "err", err)
+		e.outcome = "retried"
+		fresh, err = t.put(ctx, w, e, wait)
+	}
+	if err != nil {
+		t.refused(ctx, w, err)
+		return
+	}
+	t.settled(ctx, w, e, fresh, wait)
+}
+
+// put commits the outcome of an attempt that failed. It reports false if the inbox knows
+// the event already.
+func (t *term) put(ctx context.Context, w *work, e ending, wait time.Duration) (fresh bool, err error) {
+	fresh = true
+	err = t.write(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
 		switch {
-		case dead:
-			e.outcome = "dead"
+		case e.outcome == "dead":
 			fresh, err = t.bury(ctx, tx, w, e)
 		case w.intent != nil:
-			e.outcome = "retried"
 			err = t.again(ctx, tx, w, wait, e)
 		default:
-			e.outcome = "retried"
 			if fresh, err = t.intend(ctx, tx, w, 1, false, max(wait, time.Millisecond), e.err.Error()); err == nil && fresh {
 				err = t.log(ctx, tx, w, e)
 			}
 		}
 		return err
 	})
-	if err != nil {
-		t.refused(ctx, w, err)
-		return
-	}
-	t.settled(ctx, w, e, fresh, wait)
+	return fresh, err
+}
+
+// mayWait reports whether an event whose dead letter was refused can wait as an intent,
+// where it holds no worker. A lost one would be handled then.
+func (t *term) mayWait(ctx context.Context, w *work, err error) bool {
+	lost := w.delivery != nil && w.delivery.lost
+	return !lost && !errors.Is(err, errTaken) && !errors.Is(err, errSuperseded) && !t.away(ctx, err)
 }
 
 // settled tells what settle committed.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -40,6 +41,7 @@ type term struct {
 	hands    *hands
 	lanes    *lanes
 	solo     sync.RWMutex // held alone by an attempt at which a process died before
+	alone    atomic.Bool  // there is one of those in hand
 	kick     chan struct{}
 	fail     context.CancelCauseFunc // ends the session
 	recent   recent
@@ -62,6 +64,7 @@ func (r *Runner) session(ctx context.Context) error {
 		return t.explained(err)
 	}
 	defer lead.Close(t.conn)
+	defer func() { r.ended = append(r.ended, t.id) }()
 	return t.explained(t.serve(ctx))
 }
 
@@ -78,6 +81,9 @@ func (t *term) begin(ctx context.Context) (err error) {
 	}()
 	if _, err := t.conn.Exec(ctx, `select pg_advisory_lock(hashtextextended('pgjet.process.' || $1, 0))`, t.id); err != nil {
 		return &databaseError{"announce the process", err}
+	}
+	if err := t.releaseEarlier(ctx); err != nil {
+		return &databaseError{"give intents back", err}
 	}
 	if t.ordered() {
 		if err := t.standBy(ctx); err != nil {
@@ -225,11 +231,14 @@ func (t *term) takeDue(ctx context.Context) error {
 		}
 		for _, w := range all {
 			t.block(w.key)
+			if w.intent.deaths > 0 {
+				t.alone.Store(true)
+			}
 			if !t.lanes.add(t.lane(w), w) {
 				t.giveIntentBack(ctx, w, 0)
 			}
 		}
-		if len(all) == most {
+		if len(all) >= most {
 			if err := t.caughtUp(ctx); err != nil {
 				return err
 			}

@@ -11,15 +11,18 @@ import (
 )
 
 const (
-	saveEvery      = time.Second      // the place in the stream, and the sign of life
-	countEvery     = 10 * time.Second // what the metrics show
+	saveEvery      = time.Second // the place in the stream, and the sign of life
 	pruneEvery     = time.Minute
-	reclaimAfter   = 5 * time.Second
 	attemptsKept   = 7 * 24 * time.Hour  // the attempt log
 	deadRetention  = 14 * 24 * time.Hour // dead letters that are done or discarded
 	processesKept  = time.Hour
 	prunedAtOnce   = 10_000
 	recentAttempts = 50
+)
+
+var (
+	countEvery   = 10 * time.Second // what the metrics show, and what got lost
+	reclaimAfter = 5 * time.Second  // of a session
 )
 
 // recent are the last attempts of a session.
@@ -207,6 +210,9 @@ func (t *term) count(ctx context.Context) {
 	switch {
 	case a.Unaccounted <= 0:
 		t.missing = 0
+		if a.Delivered >= t.recovered.delivered { // it did help
+			t.recovered = recovered{}
+		}
 	case t.missing > 0 && a.Unaccounted >= t.missing: // it is not that they are just on their way
 		t.missing = 0
 		t.recover(ctx, a)
@@ -215,13 +221,20 @@ func (t *term) count(ctx context.Context) {
 	}
 }
 
+// A recovered says how many events were missing when everything was last delivered once
+// more, and up to where.
+type recovered struct {
+	events    int64
+	delivered uint64
+}
+
 // recover has JetStream deliver everything once more, since it counts events as
 // handled that the inbox does not know.
 func (t *term) recover(ctx context.Context, a Account) {
-	if t.recovered[t.Consumer.Name] == a.Unaccounted { // it did not help
+	if t.recovered.events == a.Unaccounted { // it did not help
 		return
 	}
-	t.recovered[t.Consumer.Name] = a.Unaccounted
+	t.recovered = recovered{a.Unaccounted, a.Delivered}
 	t.Log.ErrorContext(ctx, "JetStream counts events as delivered that the inbox does not know; it will deliver all once more, and what the inbox knows is skipped",
 		"events", a.Unaccounted)
 	next := t.place
@@ -230,12 +243,11 @@ func (t *term) recover(ctx context.Context, a Account) {
 			t.Consumer.Name, int64(a.Delivered))
 		return err
 	})
-	if err == nil && !t.ordered() { // an ordered one resets itself
-		err = t.reset(ctx, 1)
-	}
+	// This session would give back what it gets now, which a limit may count as enough.
+	t.redeliver = err == nil
 	if err != nil {
 		t.Log.ErrorContext(ctx, "lost events were not recovered, will retry", "err", err)
-		delete(t.recovered, t.Consumer.Name)
+		t.recovered = recovered{}
 	}
 	t.fail(errSuperseded)
 }

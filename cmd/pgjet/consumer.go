@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -159,38 +160,41 @@ wait in the stream. Pausing twice changes nothing.`,
 			if err := needReason(reason); err != nil {
 				return err
 			}
-			name, out := args[0], cmd.OutOrStdout()
-			err := s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
-				p, news, err := status.Pause(ctx, db, name, actor(), reason)
-				switch {
-				case err != nil:
-					return found(err)
-				case !news:
-					fmt.Fprintf(out, "consumer %s was paused already, by %s %s: %s\n", name, p.By, ago(time.Since(p.At)), plain(p.Reason))
-				default:
-					fmt.Fprintf(out, "paused consumer %s; no attempt begins, events wait in the stream\n", name)
-				}
-				return nil
-			})
-			if err != nil {
-				return err
-			}
-			drained, err := s.drain(cmd.Context(), name)
-			switch {
-			case err != nil:
-				return err
-			case drained:
-				fmt.Fprintln(out, "no attempt is in flight")
-			default:
-				fmt.Fprintf(out, "after %s attempts that began before are still in flight\n", drainTime)
-			}
-			fmt.Fprintln(out, "to go on: pgjet consumer resume "+name)
-			return nil
+			return s.pause(cmd.Context(), cmd.OutOrStdout(), args[0], reason)
 		},
 	}
 	s.databaseFlag(cmd.Flags())
 	reasonFlag(cmd.Flags(), &reason)
 	return cmd
+}
+
+func (s *settings) pause(ctx context.Context, out io.Writer, name, reason string) error {
+	err := s.withDatabase(ctx, func(ctx context.Context, db *pgxpool.Pool) error {
+		p, news, err := status.Pause(ctx, db, name, actor(), reason)
+		switch {
+		case err != nil:
+			return found(err)
+		case !news:
+			fmt.Fprintf(out, "consumer %s was paused already, by %s %s: %s\n", name, p.By, ago(time.Since(p.At)), plain(p.Reason))
+		default:
+			fmt.Fprintf(out, "paused consumer %s; no attempt begins, events wait in the stream\n", name)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	drained, err := s.drain(ctx, name)
+	switch {
+	case err != nil:
+		return err
+	case drained:
+		fmt.Fprintln(out, "no attempt is in flight")
+	default:
+		fmt.Fprintf(out, "after %s attempts that began before are still in flight\n", drainTime)
+	}
+	fmt.Fprintln(out, "to go on: pgjet consumer resume "+name)
+	return nil
 }
 
 // drain reports whether no attempt of a paused consumer is in flight.

@@ -86,6 +86,7 @@ func TestConsumerEnsure(t *testing.T) {
 	for _, row := range [][2]string{
 		{"welcome-mailer", "created durable consumer welcome-mailer of stream EVENTS\n"},
 		{"welcome-mailer", "durable consumer welcome-mailer of stream EVENTS is as it should be\n"},
+		{"directory", "created durable consumer directory of stream EVENTS\n"},
 		{"welcome-mailer --dry-run", "durable consumer welcome-mailer of stream EVENTS is as it should be\n"},
 	} {
 		if out := must(t, exitOK, ensure(row[0])...); out != row[1] {

@@ -121,7 +121,7 @@ func (c *deadChange) run(ctx context.Context, db *pgxpool.Pool, f deadletter.Fil
 	counting.DryRun = true
 	plan, err := c.change(ctx, db, f, counting)
 	if err != nil {
-		return err
+		return fmt.Errorf("nothing was changed: %w", err)
 	}
 	if c.decision.DryRun {
 		err := c.show(plan, "would be ")

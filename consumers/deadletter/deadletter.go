@@ -92,7 +92,7 @@ type NotFoundError struct {
 }
 
 func (e *NotFoundError) Error() string {
-	return fmt.Sprintf("no such dead letter: %s; nothing was changed. See: pgjet dead ls --state all", strings.Join(e.Names, ", "))
+	return fmt.Sprintf("no such dead letter: %s; see: pgjet dead ls --state all", strings.Join(e.Names, ", "))
 }
 
 // find returns a [*NotFoundError] unless there is a dead letter for each name in f.

@@ -348,6 +348,31 @@ func TestRate(t *testing.T) {
 	}
 }
 
+// TestLaterOnesStay: what is a dead letter only after the redrive began is not redriven.
+func TestLaterOnesStay(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.die("mailer", "no answer", 1, 2)
+	slow := decision
+	slow.Rate = 1
+	ended := make(chan error)
+	go func() {
+		all, err := deadletter.Redrive(t.Context(), b.db, deadletter.Filter{}, slow)
+		if err == nil && (len(all) != 1 || all[0].Changed != 2) {
+			err = fmt.Errorf("outcome is %+v, want 2", all)
+		}
+		ended <- err
+	}()
+	testenv.Eventually(t, patience, "one is redriven", func() bool { return b.count(`pgjet.dead_letter where state = 'redriven'`) == 1 })
+	b.die("mailer", "no answer", 9, 1)
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if got, want := b.states(deadletter.Filter{}), "redriven redriven dead"; got != want {
+		t.Errorf("states are %s, want %s", got, want)
+	}
+}
+
 // TestDiscard: the row stays with the reason; what waited behind it goes on.
 func TestDiscard(t *testing.T) {
 	t.Parallel()
@@ -376,17 +401,23 @@ func TestDiscard(t *testing.T) {
 		t.Errorf("%d inbox rows are discarded, want 2", n)
 	}
 	b.does(deadletter.Redrive, f, decision)
+	b.exec(`update pgjet.intent set due_at = 'tomorrow' where stream_seq = 8`)
 
 	b.does(deadletter.Reopen, f, decision, deadletter.Outcome{Consumer: "mailer", Changed: 2})
 	if n := b.count(`pgjet.inbox where state = 'dead'`); n != 2 || b.states(f) != "dead dead" {
 		t.Errorf("%d inbox rows are dead, want 2; states %s", n, b.states(f))
 	}
+	b.does(deadletter.Discard, f, decision, deadletter.Outcome{Consumer: "mailer", Changed: 2})
+	if got := b.due("mailer"); len(got) != 0 {
+		t.Errorf("%v are due: a retry that waits was not meant", got)
+	}
+	b.does(deadletter.Reopen, f, decision, deadletter.Outcome{Consumer: "mailer", Changed: 2})
 	b.does(deadletter.Redrive, f, decision, deadletter.Outcome{Consumer: "mailer", Changed: 2})
-	if n := b.count(`pgjet.operation`); n != 4 {
-		t.Errorf("%d operations, want 4: those that changed nothing are not noted", n)
+	if n := b.count(`pgjet.operation`); n != 6 {
+		t.Errorf("%d operations, want 6: those that changed nothing are not noted", n)
 	}
 	e, err := deadletter.Get(t.Context(), b.db, 1)
-	if err != nil || len(e.Operations) != 3 || e.Operations[0].Kind != "dead.discard" || e.Operations[2].Kind != "dead.redrive" {
+	if err != nil || len(e.Operations) != 5 || e.Operations[0].Kind != "dead.discard" || e.Operations[4].Kind != "dead.redrive" {
 		t.Errorf("operations are %+v (%v)", e.Operations, err)
 	}
 }
@@ -404,44 +435,59 @@ func TestDoneWakes(t *testing.T) {
 	}
 }
 
-// TestDiscardSeesWhatIsBeingParked: an attempt is about to write down that an event
-// waits behind the dead letter. It is woken all the same.
-func TestDiscardSeesWhatIsBeingParked(t *testing.T) {
+// TestWakesWhatIsBeingParked: an attempt is about to write down that an event waits
+// behind the dead letter. It is woken all the same.
+func TestWakesWhatIsBeingParked(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
-	b.exec(`insert into pgjet.consumer (name, stream, stream_created, ordered) values ('mailer', 'EVENTS', now(), true)`)
-	b.die("mailer", "no answer", 1, 1)
-	tx, err := b.admin.Begin(t.Context())
+	for name, row := range map[string]struct {
+		v     verb
+		inbox string
+	}{
+		"behind what is discarded":   {deadletter.Discard, "dead"},
+		"behind what is done by now": {deadletter.Redrive, "done"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			b.exec(`insert into pgjet.consumer (name, stream, stream_created, ordered) values ('mailer', 'EVENTS', now(), true)`)
+			b.die("mailer", "no answer", 1, 1)
+			b.exec(`update pgjet.inbox set state = $1`, row.inbox)
+			b.parkMeanwhile(row.v)
+			if got := b.due("mailer"); !slices.Equal(got, []int64{9}) {
+				t.Errorf("%v are due, want 9", got)
+			}
+		})
+	}
+}
+
+// parkMeanwhile runs a verb on all while an attempt parks event 9 of k1.
+func (b *bench) parkMeanwhile(v verb) {
+	b.Helper()
+	tx, err := b.admin.Begin(b.Context())
 	if err != nil {
-		t.Fatal(err)
+		b.Fatal(err)
 	}
 	defer tx.Rollback(context.Background())
-	if _, err := tx.Exec(t.Context(), `select pg_advisory_xact_lock_shared(hashtextextended('pgjet.consumer.mailer', 0))`); err != nil {
-		t.Fatal(err)
+	if _, err := tx.Exec(b.Context(), `select pg_advisory_xact_lock_shared(hashtextextended('pgjet.consumer.mailer', 0))`); err != nil {
+		b.Fatal(err)
 	}
 	ended := make(chan error)
 	go func() {
-		_, err := deadletter.Discard(t.Context(), b.db, deadletter.Filter{}, decision)
+		_, err := v(b.Context(), b.db, deadletter.Filter{}, decision)
 		ended <- err
 	}()
-	testenv.Eventually(t, patience, "the discard waits for the attempt, or does not", func() bool {
+	testenv.Eventually(b, patience, "it waits for the attempt, or does not", func() bool {
 		return b.count(`pg_locks where locktype = 'advisory' and not granted and database = (select oid from pg_database where datname = current_database())`) > 0 ||
-			b.count(`pgjet.dead_letter where state = 'discarded'`) > 0
+			b.count(`pgjet.dead_letter where state <> 'dead'`) > 0
 	})
-	_, err = tx.Exec(t.Context(), `
+	_, err = tx.Exec(b.Context(), `
 		insert into pgjet.intent (consumer, event_id, type, key, stream, generation, stream_seq, subject, header, data, due_at)
 		values ('mailer', gen_random_uuid(), 'a.b', 'k1', 'EVENTS', 1, 9, 's', '{}', '{}', 'infinity')`)
 	if err == nil {
-		err = tx.Commit(t.Context())
+		err = tx.Commit(b.Context())
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := <-ended; err != nil {
-		t.Fatal(err)
-	}
-	if got := b.due("mailer"); !slices.Equal(got, []int64{9}) {
-		t.Errorf("%v are due, want 9", got)
+	if err := errors.Join(err, <-ended); err != nil {
+		b.Fatal(err)
 	}
 }
 

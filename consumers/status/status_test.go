@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -130,16 +131,19 @@ func (b *bench) tells(code string) (s status.Status) {
 
 func fine(context.Context, pgx.Tx, events.Event) error { return nil }
 
-// blocked returns a handler that blocks until release is called, or the test ends.
-func (b *bench) blocked() (handle consumers.Handler, release func()) {
+// blocked returns a handler that blocks until release is called, or the test ends, and
+// how often it was called.
+func (b *bench) blocked() (handle consumers.Handler, calls *atomic.Int32, release func()) {
 	free := make(chan struct{})
+	calls = new(atomic.Int32)
 	return func(context.Context, pgx.Tx, events.Event) error {
+		calls.Add(1)
 		select {
 		case <-free:
 		case <-b.Context().Done(): // before cleanup, which waits for attempts
 		}
 		return nil
-	}, sync.OnceFunc(func() { close(free) })
+	}, calls, sync.OnceFunc(func() { close(free) })
 }
 
 // aged makes all processes look as if they had begun long ago.
@@ -232,7 +236,7 @@ func TestNothingSeemsLost(t *testing.T) {
 
 func TestSlowAndMoving(t *testing.T) {
 	b := newBench(t)
-	handle, release := b.blocked()
+	handle, _, release := b.blocked()
 	b.start(config(handle))
 	b.publish(1)
 	b.tells("moving") // one in work
@@ -248,7 +252,7 @@ func TestSlowAndMoving(t *testing.T) {
 
 func TestAtMaxAckPending(t *testing.T) {
 	b := newBench(t)
-	handle, _ := b.blocked()
+	handle, _, _ := b.blocked()
 	c := config(handle)
 	want, err := c.Config()
 	if err != nil {

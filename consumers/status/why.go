@@ -73,7 +73,7 @@ func (s *Status) pace() Why {
 	case lagging && s.Rate == 0 && !s.begins():
 		return Why{"stalled", fmt.Sprintf("%d wait, workers are free, and none is handled; the log of %s may say why", s.Lag, s.Processes[0].Process)}
 	case s.DeadLetters > 0:
-		return Why{"dead_letters", fmt.Sprintf("%d dead letters wait for a decision", s.DeadLetters)}
+		return Why{"dead_letters", fmt.Sprintf("%d %s for a decision", s.DeadLetters, map[bool]string{true: "dead letter waits", false: "dead letters wait"}[s.DeadLetters == 1])}
 	case s.Lag > 0 || s.AckPending > 0 || s.Rate > 0:
 		return Why{"moving", fmt.Sprintf("%s are handled, %d wait", perSecond(s.Rate), s.Lag)}
 	case s.Retrying > 0:

@@ -1,0 +1,225 @@
+package consumers_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/devserver"
+	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/migrations"
+)
+
+// newSceneWithServer returns a scene with a PostgreSQL server of its own.
+func newSceneWithServer(t *testing.T) (*scene, *devserver.Postgres) {
+	t.Helper()
+	p := testenv.PostgresServer(t)
+	db := openPool(t, p.URL())
+	if _, err := db.Exec(t.Context(), `alter database pgjet set synchronous_commit = on`); err != nil {
+		t.Fatal(err)
+	}
+	db.Reset()
+	if _, err := migrations.Up(t.Context(), db); err != nil {
+		t.Fatal(err)
+	}
+	js, url := testenv.JetStream(t)
+	return newSceneOn(t, newBenchOn(t, db, js), p.URL(), url), p
+}
+
+// restart brings back a server that was killed.
+func (s *scene) restart(p *devserver.Postgres) *devserver.Postgres {
+	s.Helper()
+	again, err := devserver.StartPostgres(s.Context(), p.Options())
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.Cleanup(func() { _ = again.Stop() })
+	s.db.Reset()
+	return again
+}
+
+func (s *scene) killPostgres(p *devserver.Postgres) {
+	s.Helper()
+	if err := syscall.Kill(p.PID(), syscall.SIGKILL); err != nil {
+		s.Fatal(err)
+	}
+	<-p.Done()
+}
+
+// TestChaosPostgresKilled kills the server while handlers are at work. It comes back,
+// with all that was committed, or without the last of it: then JetStream is ahead.
+func TestChaosPostgresKilled(t *testing.T) {
+	for _, commit := range []string{"on", "off"} {
+		for _, unordered := range []bool{false, true} {
+			t.Run(fmt.Sprintf("synchronous_commit %s unordered %t", commit, unordered), func(t *testing.T) {
+				t.Parallel()
+				s, server := newSceneWithServer(t)
+				s.exec(`alter database pgjet set synchronous_commit = ` + commit)
+				s.exec(`alter system set wal_writer_delay = '10s'`)
+				s.db.Reset()
+				s.run(child{Unordered: unordered, Slow: 5 * time.Millisecond})
+				for range upTo(2, 10) {
+					s.more(150)
+					s.reaches(s.published - 100 - s.rand.IntN(50))
+					s.killPostgres(server)
+					server = s.restart(server)
+				}
+				s.check(!unordered)
+			})
+		}
+	}
+}
+
+// TestOutagesAreNoAttempts: PostgreSQL goes away in the middle of one attempt after the
+// other. None of them counts, as an attempt or as a death.
+func TestOutagesAreNoAttempts(t *testing.T) {
+	t.Parallel()
+	s, server := newSceneWithServer(t)
+	attempts, begun := atomic.Int32{}, make(chan struct{})
+	s.more(1)
+	r, _ := s.startOn(s.js, consumers.Consumer{MaxAttempts: 3, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		switch n := attempts.Add(1); {
+		case n == 1:
+			return errors.New("not yet")
+		case n <= 5:
+			begun <- struct{}{}
+			_, err := tx.Exec(ctx, `select pg_sleep(30)`)
+			return err
+		}
+		return record(ctx, tx, e)
+	}})
+	for range 4 {
+		<-begun
+		s.killPostgres(server)
+		s.blocked(r, "database_unreachable")
+		server = s.restart(server)
+	}
+	s.check(true)
+	if n := s.count(`select attempts from pgjet.inbox`); n != 2 {
+		t.Errorf("the inbox says %d attempts, want the one that failed and the one that did not", n)
+	}
+}
+
+// TestChaosPostgresPaused stops all processes of the server for longer than anybody
+// waits for an answer.
+func TestChaosPostgresPaused(t *testing.T) {
+	longOnly(t)
+	modes(t, func(t *testing.T, unordered bool) {
+		s, server := newSceneWithServer(t)
+		s.run(child{Unordered: unordered, Slow: 5 * time.Millisecond})
+		s.run(child{Unordered: unordered, Slow: 5 * time.Millisecond})
+		for range upTo(1, 2) {
+			s.more(300)
+			s.reaches(s.published - 250)
+			thaw := freeze(t, server.PID())
+			time.Sleep(12 * time.Second)
+			thaw()
+		}
+		s.check(!unordered)
+	})
+}
+
+// freeze stops a process and its children until the function that it returns is called:
+// they keep their connections and do nothing.
+func freeze(t testing.TB, pid int) (thaw func()) {
+	t.Helper()
+	var frozen []int
+	for more := []int{pid}; len(more) > 0; { // it may have children while we look
+		for _, p := range more {
+			if err := syscall.Kill(p, syscall.SIGSTOP); err != nil && p == pid {
+				t.Fatal(err)
+			}
+		}
+		frozen = append(frozen, more...)
+		more = slices.DeleteFunc(children(pid), func(p int) bool { return slices.Contains(frozen, p) })
+	}
+	thaw = func() {
+		for _, p := range slices.Backward(frozen) {
+			_ = syscall.Kill(p, syscall.SIGCONT) // it may be dead
+		}
+		frozen = nil
+	}
+	t.Cleanup(thaw)
+	return thaw
+}
+
+// children returns the children of a process.
+func children(parent int) (all []int) {
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, name := range stats {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			continue
+		}
+		// pid (name) state parent …
+		fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+		if fields[1] == strconv.Itoa(parent) {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+			all = append(all, pid)
+		}
+	}
+	return all
+}
+
+// forget makes the database what it was when it had the first n events: all of it, but
+// for effects outside.
+func (s *scene) forget(n int, outside bool) {
+	s.Helper()
+	s.exec(fmt.Sprintf(`delete from pgjet.inbox where stream_seq > %d`, n))
+	if !outside {
+		s.exec(fmt.Sprintf(`delete from done where n > %d`, n))
+	}
+	s.exec(fmt.Sprintf(`update pgjet.consumer set floor = %d, high = %[1]d, lost_until = 0`, n))
+}
+
+// TestRestoredDatabase: it knows less than JetStream has delivered. What it lost is
+// handled again.
+func TestRestoredDatabase(t *testing.T) {
+	modes(t, func(t *testing.T, unordered bool) {
+		s := newScene(t)
+		s.more(100)
+		p := s.run(child{Unordered: unordered})
+		s.check(!unordered)
+		p.stop()
+		s.forget(60, false)
+		s.more(10)
+		s.run(child{Unordered: unordered})
+		s.check(!unordered)
+	})
+}
+
+// TestRestoredDatabaseOfAnEffect: whether the effects happened is not known, so that no
+// process, also not after another one died at it, may have them happen again.
+func TestRestoredDatabaseOfAnEffect(t *testing.T) {
+	modes(t, func(t *testing.T, unordered bool) {
+		s := newScene(t)
+		s.more(100)
+		c := child{Form: "effect", Unordered: unordered}
+		p := s.run(c)
+		s.check(!unordered)
+		p.stop()
+		s.forget(60, true)
+		s.run(child{Form: "effect", Unordered: unordered, Workers: 1, Die: "before", At: 5}).ends()
+		s.run(c)
+		if a := s.ends(); a.Dead != 40 || a.Done != 60 || a.Unaccounted != 0 {
+			t.Errorf("account %+v, want 60 done and 40 dead", a)
+		}
+		if n := s.count(`select count(*) from pgjet.dead_letter where error like 'lost:%'`); n != 40 {
+			t.Errorf("%d dead letters of effects that are lost, want 40", n)
+		}
+		s.effects(100, !unordered)
+	})
+}
