@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -270,6 +271,33 @@ func TestErrorsAreProblems(t *testing.T) {
 	t.Run("alone", check)
 	producer.New(good, testenv.Logger(t))
 	t.Run("beside the user service", check)
+}
+
+// TestRights: all of it works with those of pgjet_consumer.
+func TestRights(t *testing.T) {
+	config := testenv.Postgres(t).Config()
+	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, `set role pgjet_consumer`)
+		return err
+	}
+	db, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	err = pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error { return directory.Consumer().Clear(t.Context(), tx) })
+	if err != nil {
+		t.Error(err)
+	}
+	e := signUp(t, "Ada", "ada@example.com", time.Now())
+	enter(t, db, e, e)
+	srv := serve(t, db)
+	if got := get[page](t, srv, "/directory", url.Values{"q": {"ada"}}).names(); got != "Ada" {
+		t.Errorf("q=ada finds %q, want Ada", got)
+	}
+	if got := get[days](t, srv, "/directory/signups", nil).Days; len(got) != 1 || got[0].Users != 1 {
+		t.Errorf("sign-ups are %v, want one", got)
+	}
 }
 
 func TestOpenAPI(t *testing.T) {
