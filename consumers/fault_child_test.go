@@ -41,6 +41,7 @@ type child struct {
 	Workers        int
 	AckWait        time.Duration
 	Slow           time.Duration // each attempt
+	Timeout        time.Duration
 
 	Die string // before, inside, between, committed, acked, exit; "" if it lives on
 	At  int    // the event, or the transaction, at which it dies
@@ -116,7 +117,7 @@ type doomed struct {
 }
 
 func (d *doomed) consumer() consumers.Consumer {
-	c := consumers.Consumer{Name: "test", Types: []string{noted{}.EventType()}, Unordered: d.Unordered, Workers: d.Workers,
+	c := consumers.Consumer{Name: "test", Types: []string{noted{}.EventType()}, Unordered: d.Unordered, Workers: d.Workers, Timeout: d.Timeout,
 		MinRetry: 5 * time.Millisecond, MaxRetry: 50 * time.Millisecond}
 	switch d.Form {
 	case "batch":

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/internal/lead"
 )
 
 // errSuperseded says that an operator, or another process, changed the consumer
@@ -80,6 +82,21 @@ func (r *Runner) supersede(ctx context.Context, p *place, change func(tx pgx.Tx)
 	})
 }
 
+// depose ends the transactions of whoever had the lead before and does nothing in them:
+// a process that is frozen, or cannot reach the database. It has lost the lead, and what
+// it was at is tried again.
+func (t *term) depose(ctx context.Context) error {
+	_, err := t.conn.Exec(ctx, `
+		select pg_terminate_backend(pid)
+		  from pg_locks join pg_stat_activity using (pid)
+		 where locktype = 'advisory' and granted and mode = 'ShareLock' and objsubid = 1
+		   and (classid::bigint << 32 | objid::bigint) = `+lockKey+`
+		   and pg_locks.database = (select oid from pg_database where datname = current_database())
+		   and state like 'idle in transaction%' and state_change < clock_timestamp() - make_interval(secs => $2)`,
+		t.Consumer.Name, lead.Silence.Seconds()/2)
+	return err
+}
+
 // rebuildIfAsked deletes what the handlers wrote, if a replay of everything asks for it.
 func (r *Runner) rebuildIfAsked(ctx context.Context, p *place) error {
 	if !p.rebuild {
@@ -105,6 +122,9 @@ func (r *Runner) rebuildIfAsked(ctx context.Context, p *place) error {
 func (t *term) enter(ctx context.Context, tx pgx.Tx) error {
 	b := &pgx.Batch{}
 	b.Queue(`select pg_advisory_xact_lock_shared(`+lockKey+`)`, t.Consumer.Name)
+	// By then a handler was left behind. A process that is frozen must not hold what it
+	// locked for ever.
+	b.Queue(`select set_config('idle_in_transaction_session_timeout', $1, true)`, fmt.Sprint((2*t.Consumer.Timeout + pingTime).Milliseconds()))
 	var current bool
 	b.Queue(`select epoch = $2 and paused_at is null from pgjet.consumer where name = $1`, t.Consumer.Name, t.place.epoch).
 		QueryRow(func(row pgx.Row) error { return row.Scan(&current) })

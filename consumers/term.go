@@ -111,6 +111,9 @@ func (t *term) begin(ctx context.Context) (err error) {
 		return t.waitIfPaused(ctx, err)
 	}
 	if t.ordered() {
+		if err := t.depose(ctx); err != nil {
+			return &databaseError{"take the lead", err}
+		}
 		if err := t.supersede(ctx, &t.place, nil); err != nil {
 			return &databaseError{"take the lead", err}
 		}
