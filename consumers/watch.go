@@ -156,11 +156,14 @@ func (t *term) heartbeat(ctx context.Context, cause error) error {
 	return err
 }
 
-// farewell says that the process handles nothing any more.
+// farewell says that the process handles nothing any more, and left nothing half done.
 func (t *term) farewell(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, pingTime)
 	defer cancel()
-	_, _ = t.conn.Exec(ctx, `delete from pgjet.process where consumer = $1 and process = $2`, t.Consumer.Name, t.process)
+	b := &pgx.Batch{}
+	b.Queue(`delete from pgjet.process where consumer = $1 and process = $2`, t.Consumer.Name, t.process)
+	b.Queue(`update pgjet.consumer set process = null where name = $1 and process = $2`, t.Consumer.Name, t.process)
+	_ = t.conn.SendBatch(ctx, b).Close() // if it fails, others take it for dead
 }
 
 // prune forgets what is too old: of the attempt log, of dead letters that were dealt
