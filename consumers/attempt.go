@@ -220,7 +220,7 @@ func (t *term) intended(ctx context.Context, w *work) {
 	case taken:
 		t.Log.WarnContext(ctx, "another process took the event over while this one was out of touch with the database", "event_id", w.id)
 	case unavailable: // another event is tried next: it may be this one's fault after all
-		t.giveIntentBack(ctx, w, maxOutage)
+		t.giveIntentBack(ctx, w, t.gate.next())
 	case unwritten, broken:
 		t.refused(ctx, w, err)
 	default:
@@ -290,6 +290,9 @@ func (t *term) effect(ctx context.Context, w *work) {
 	fresh := false
 	err := t.write(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
 		fresh, err = t.intend(ctx, tx, w, 1, true, 0, "")
+		if err == nil && !fresh {
+			err = t.noteDoubles(ctx, tx, []*work{w})
+		}
 		return err
 	})
 	if err != nil {

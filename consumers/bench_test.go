@@ -70,14 +70,14 @@ func newBenchOn(t *testing.T, db *pgxpool.Pool, js jetstream.JetStream) *bench {
 // createStream makes the stream as the relay's "stream ensure" does.
 func (b *bench) createStream() {
 	b.Helper()
-	_, err := b.js.CreateStream(b.Context(), jetstream.StreamConfig{
-		Name: "EVENTS", Subjects: []string{events.AllSubjects}, Storage: jetstream.FileStorage,
-		Discard: jetstream.DiscardNew, Duplicates: 100 * time.Millisecond,
-		DenyDelete: true, DenyPurge: true, AllowAtomicPublish: true, AllowDirect: true,
+	testenv.Eventually(b, patience, "the server makes a stream, after it has cleared away the one before", func() bool {
+		_, err := b.js.CreateStream(b.Context(), jetstream.StreamConfig{
+			Name: "EVENTS", Subjects: []string{events.AllSubjects}, Storage: jetstream.FileStorage,
+			Discard: jetstream.DiscardNew, Duplicates: 100 * time.Millisecond,
+			DenyDelete: true, DenyPurge: true, AllowAtomicPublish: true, AllowDirect: true,
+		})
+		return err == nil
 	})
-	if err != nil {
-		b.Fatal(err)
-	}
 }
 
 func (b *bench) exec(sql string) {

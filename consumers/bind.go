@@ -222,6 +222,7 @@ func (t *term) holds(ctx context.Context, id uuid.UUID, seq uint64) bool {
 	if err != nil {
 		return false
 	}
+	t.next++
 	meta, err := msg.Metadata()
 	return err == nil && meta.Sequence.Stream == seq && msg.Headers().Get("ce-id") == id.String() && msg.DoubleAck(ctx) == nil
 }
@@ -233,5 +234,6 @@ func (t *term) reset(ctx context.Context, from uint64) error {
 	if _, err := t.JS.ResetConsumerToSequence(ctx, t.Stream, t.Consumer.Name, from); err != nil {
 		return fmt.Errorf("reset the durable consumer to %d: %w", from, err)
 	}
+	t.next = 1
 	return nil
 }

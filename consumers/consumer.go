@@ -47,8 +47,12 @@ type Effect func(ctx context.Context, e events.Event) error
 // A Consumer says which events are handled, and how. It needs a Name and one of On,
 // Handle, HandleBatch and Effect; the latter three need Types.
 type Consumer struct {
-	Name  string   // of the durable consumer, and in the inbox; never change it
-	Types []string // event types, such as user.created; user.> is all that begin with "user."
+	Name string // of the durable consumer, and in the inbox; never change it
+	// Types are event types, such as user.created; user.> is all that begin with "user.". For
+	// a type that is added later the durable consumer has to be changed by hand, and the
+	// events that the stream has of it come as well; to an Effect as dead letters, since
+	// nobody knows whether it happened.
+	Types []string
 
 	On          []Typed // one for each type; see [On]
 	Handle      Handler

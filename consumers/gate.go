@@ -90,6 +90,13 @@ func (g *gate) left(outage error) (news bool) {
 	return news
 }
 
+// next returns how long it is until somebody may try again.
+func (g *gate) next() time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return max(0, time.Until(g.until))
+}
+
 // closed returns the reason of an outage; nil without one.
 func (g *gate) closed() error {
 	g.mu.Lock()

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -24,6 +25,15 @@ type delivery struct {
 	deliveries int
 	suspect    bool // a process may have died at it
 	lost       bool // it was delivered before, and the inbox forgot it
+}
+
+// place returns an id for the message's place in the stream.
+func (d *delivery) place(stream string) uuid.UUID {
+	meta, err := d.msg.Metadata()
+	if err != nil {
+		return uuid.New()
+	}
+	return idFor(stream, meta, uuid.Nil)
 }
 
 // hands are what a session holds: messages that were delivered and not acknowledged.

@@ -38,11 +38,10 @@ func (t *term) receive(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}()
-	next := uint64(0) // expected number of the next delivery; 0 if any
 	for {
 		n, bytes, err := t.hands.room(ctx)
 		if err == nil {
-			err = t.fetch(ctx, n, bytes, &next)
+			err = t.fetch(ctx, n, bytes)
 		}
 		switch {
 		case errors.Is(context.Cause(ctx), errReconnected):
@@ -56,7 +55,7 @@ func (t *term) receive(ctx context.Context) error {
 }
 
 // fetch asks for up to n messages and hands them to the lanes.
-func (t *term) fetch(ctx context.Context, n, bytes int, next *uint64) error {
+func (t *term) fetch(ctx context.Context, n, bytes int) error {
 	request, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTime)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(stopTime, cancel) })() // what is on its way is given back
@@ -70,7 +69,7 @@ func (t *term) fetch(ctx context.Context, n, bytes int, next *uint64) error {
 		for len(chunk) < n && len(messages) > 0 {
 			chunk = append(chunk, t.delivery(<-messages))
 		}
-		if err := t.accept(ctx, chunk, next); err != nil {
+		if err := t.accept(ctx, chunk); err != nil {
 			return err
 		}
 	}
@@ -100,7 +99,7 @@ func (t *term) delivery(msg jetstream.Msg) *delivery {
 }
 
 // accept takes deliveries into our hands, and hands those that are new to the lanes.
-func (t *term) accept(ctx context.Context, chunk []*delivery, next *uint64) error {
+func (t *term) accept(ctx context.Context, chunk []*delivery) error {
 	for _, d := range chunk {
 		t.hands.add(d)
 	}
@@ -109,10 +108,10 @@ func (t *term) accept(ctx context.Context, chunk []*delivery, next *uint64) erro
 		if err != nil {
 			return fmt.Errorf("a message is not from JetStream: %w", err)
 		}
-		if t.ordered() && *next != 0 && meta.Sequence.Consumer != *next {
+		if t.ordered() && meta.Sequence.Consumer != t.next {
 			return errGap
 		}
-		*next = meta.Sequence.Consumer + 1
+		t.next++
 	}
 	if ctx.Err() != nil {
 		return nil // giveBack does
@@ -138,6 +137,17 @@ func (t *term) skipKnown(ctx context.Context, chunk []*delivery) (rest []*delive
 			return nil, nil
 		}
 		return nil, err
+	}
+	var skipped []*work
+	for _, d := range chunk {
+		if known[d.work.id] {
+			skipped = append(skipped, d.work)
+		}
+	}
+	if len(skipped) > 0 {
+		if err := t.noteDoubles(ctx, t.DB, skipped); err != nil {
+			return nil, ignoreEnd(ctx, &databaseError{"write inbox rows", err})
+		}
 	}
 	for _, d := range chunk {
 		if known[d.work.id] {

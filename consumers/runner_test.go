@@ -29,6 +29,9 @@ func TestEffectHappensOnce(t *testing.T) {
 	if n := b.count(`select count(*) from pgjet.inbox where consumer = 'test' and state = 'done' and event_id = $1`, e.ID); n != 1 {
 		t.Errorf("%d inbox rows, want 1", n)
 	}
+	if a, err := consumers.ReadAccount(t.Context(), b.db, b.js, "EVENTS", "test"); err != nil || a.Unaccounted != 0 || a.Done != 3 {
+		t.Errorf("account %+v, %v, want three messages done", a, err)
+	}
 }
 
 // TestSecondCopyWaits: while another process handles an event, a second copy of it

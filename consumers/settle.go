@@ -89,6 +89,9 @@ func (t *term) park(ctx context.Context, w *work) {
 	fresh := false
 	err := t.write(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
 		fresh, err = t.intend(ctx, tx, w, 0, false, 0, "")
+		if err == nil && !fresh {
+			err = t.noteDoubles(ctx, tx, []*work{w})
+		}
 		return err
 	})
 	if err != nil {

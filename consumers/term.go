@@ -37,6 +37,7 @@ type term struct {
 	ackFloor atomic.Uint64 // as JetStream said last
 	missing  int64         // as of the last counts
 	missed   int           // how often in a row
+	next     uint64        // number of the next delivery since the last reset
 	suspects uint64        // up to here a process that died may have been at work
 	gate     *gate
 	hands    *hands
@@ -159,7 +160,7 @@ func (t *term) waitIfPaused(ctx context.Context, err error) error {
 		select {
 		case <-time.After(2 * pollEvery):
 		case <-ctx.Done():
-			return nil
+			return paused
 		}
 		var still bool
 		err := t.conn.QueryRow(ctx, `select paused_at is not null from pgjet.consumer where name = $1`, t.Consumer.Name).Scan(&still)

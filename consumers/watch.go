@@ -252,7 +252,7 @@ func (t *term) recover(ctx context.Context, a Account) {
 	next := t.place
 	err := t.supersede(ctx, &next, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `update pgjet.consumer set floor = 0, lost_until = greatest(lost_until, $2) where name = $1`,
-			t.Consumer.Name, int64(a.Delivered))
+			t.Consumer.Name, int64(a.AckFloor)) // what is in somebody's hands is not lost
 		return err
 	})
 	// This session would give back what it gets now, which a limit may count as enough.
