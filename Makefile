@@ -18,7 +18,7 @@ test: ## run all tests, with PostgreSQL and NATS servers that they start themsel
 	go test -race -shuffle=on -timeout 15m ./...
 
 chaos: ## kill, freeze, cut and fill for up to 20 minutes; PGJET_CHAOS=0.2 does a fifth of it
-	PGJET_CHAOS=$${PGJET_CHAOS:-1} go test -count=1 -timeout 20m -v -run '^TestChaos' ./cmd/pgjet
+	PGJET_CHAOS=$${PGJET_CHAOS:-1} go test -count=1 -timeout 20m -p 1 -v -run '^TestChaos' ./cmd/pgjet ./consumers
 
 powercut: ## cut the power of the NATS server's disk: needs root and loop devices, and says so where it cannot run
 	PGJET_POWERCUT=1 go test -count=1 -timeout 5m -v -run '^TestPowerCut$$' ./cmd/pgjet
