@@ -1,6 +1,6 @@
 # What one types. 'make help' lists the targets.
 
-.PHONY: help run build test chaos powercut check lint fmt cover
+.PHONY: help run build test demo-recovery chaos powercut check lint fmt cover
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -17,8 +17,12 @@ build: ## build bin/pgjet, static
 test: ## run all tests, with PostgreSQL and NATS servers that they start themselves
 	go test -race -shuffle=on -timeout 15m ./...
 
+demo-recovery: ## show what goes wrong with consumers, and how it is put right; needs curl and psql
+	go build -o bin/pgjet ./cmd/pgjet
+	docs/demo-recovery.sh
+
 chaos: ## kill, freeze, cut and fill for up to 20 minutes; PGJET_CHAOS=0.2 does a fifth of it
-	PGJET_CHAOS=$${PGJET_CHAOS:-1} go test -count=1 -timeout 20m -p 1 -v -run '^TestChaos' ./cmd/pgjet ./consumers
+	PGJET_CHAOS=$${PGJET_CHAOS:-1} go test -count=1 -p 1 -timeout 20m -v -run '^TestChaos' ./cmd/pgjet ./consumers/...
 
 powercut: ## cut the power of the NATS server's disk: needs root and loop devices, and says so where it cannot run
 	PGJET_POWERCUT=1 go test -count=1 -timeout 5m -v -run '^TestPowerCut$$' ./cmd/pgjet

@@ -44,9 +44,12 @@ func ReadAccount(ctx context.Context, db querier, js jetstream.JetStream, stream
 	if err != nil {
 		return a, fmt.Errorf("look at durable consumer %s: %w", name, err)
 	}
-	info := consumer.CachedInfo()
 	var first uint64
-	if a.Events, first, err = held(ctx, js, stream, filters(info.Config)); err != nil {
+	if a.Events, first, err = held(ctx, js, stream, filters(consumer.CachedInfo().Config)); err != nil {
+		return a, err
+	}
+	info, err := consumer.Info(ctx) // later: what has arrived meanwhile must not seem to be lost
+	if err != nil {
 		return a, err
 	}
 	a.Lag, a.AckPending = int64(info.NumPending), int64(info.NumAckPending)

@@ -211,29 +211,20 @@ func (t *term) intended(ctx context.Context, w *work) {
 		t.settle(ctx, w, ending{began: time.Now(), err: backoff.Permanent(w.bad)})
 		return
 	}
-	for {
-		e, err := t.run(ctx, w)
-		switch v := t.judge(ctx, err); v {
-		case done:
-			t.metrics.handled(ctx, t.Consumer.Name, "done")
-			t.debug(ctx, w, "done", e)
-			t.unblock(ctx, w.key)
-			return
-		case taken:
-			t.Log.WarnContext(ctx, "another process took the event over while this one was out of touch with the database", "event_id", w.id)
-			return
-		case unavailable:
-			if ctx.Err() != nil {
-				t.giveIntentBack(ctx, w, 0)
-				return
-			}
-		case unwritten, broken:
-			t.refused(ctx, w, err)
-			return
-		default:
-			t.settle(ctx, w, e)
-			return
-		}
+	e, err := t.run(ctx, w)
+	switch v := t.judge(ctx, err); v {
+	case done:
+		t.metrics.handled(ctx, t.Consumer.Name, "done")
+		t.debug(ctx, w, "done", e)
+		t.unblock(ctx, w.key)
+	case taken:
+		t.Log.WarnContext(ctx, "another process took the event over while this one was out of touch with the database", "event_id", w.id)
+	case unavailable: // another event is tried next: it may be this one's fault after all
+		t.giveIntentBack(ctx, w, maxOutage)
+	case unwritten, broken:
+		t.refused(ctx, w, err)
+	default:
+		t.settle(ctx, w, e)
 	}
 }
 

@@ -161,7 +161,7 @@ func (t *term) bind(ctx context.Context) error {
 		t.redeliver = err != nil
 		return err
 	}
-	if info.NumAckPending > 0 {
+	if t.place.orphaned && info.NumAckPending > 0 {
 		t.suspects = info.Delivered.Stream
 	}
 	// Both places were true once. The stream may have lost its end since, or the

@@ -80,7 +80,7 @@ func (g *gate) left(outage error) (news bool) {
 		g.reason = nil
 		g.limit = min(2*g.limit, g.most)
 		g.wait.Reset()
-	case time.Now().After(g.until): // of those that passed together, one counts
+	case !time.Now().Before(g.until): // of those that passed together, one counts
 		g.reason = outage
 		g.limit = 1
 		g.until = time.Now().Add(g.wait.NextBackOff())

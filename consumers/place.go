@@ -37,6 +37,7 @@ type place struct {
 	high       uint64 // nothing was ever delivered beyond
 	lostUntil  uint64
 	rebuild    bool
+	orphaned   bool // who was active before did not say farewell
 }
 
 // lockKey is what transactions of attempts hold a shared lock on. Who has it
@@ -73,8 +74,10 @@ func (r *Runner) supersede(ctx context.Context, p *place, change func(tx pgx.Tx)
 			return err
 		}
 		err := tx.QueryRow(ctx, `
-			update pgjet.consumer set epoch = epoch + 1, process = $2, since = clock_timestamp() where name = $1
-			returning epoch, floor, rebuild`, r.Consumer.Name, r.process).Scan(&p.epoch, &p.floor, &p.rebuild)
+			with was as (select process from pgjet.consumer where name = $1)
+			update pgjet.consumer c set epoch = epoch + 1, process = $2, since = clock_timestamp() from was where name = $1
+			returning epoch, floor, rebuild, was.process is not null`, r.Consumer.Name, r.process).
+			Scan(&p.epoch, &p.floor, &p.rebuild, &p.orphaned)
 		if err != nil || change == nil {
 			return err
 		}
@@ -105,6 +108,8 @@ func (r *Runner) rebuildIfAsked(ctx context.Context, p *place) error {
 	if r.Consumer.Clear == nil {
 		r.Log.WarnContext(ctx, "this consumer has no Clear: what its handlers wrote before the replay stays")
 	}
+	orphaned := p.orphaned
+	defer func() { p.orphaned = orphaned }() // this time it was us
 	return r.supersede(ctx, p, func(tx pgx.Tx) error {
 		if r.Consumer.Clear != nil && p.rebuild { // else another process did it
 			if err := r.Consumer.Clear(ctx, tx); err != nil {

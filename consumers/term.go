@@ -34,9 +34,10 @@ type term struct {
 	consumer jetstream.Consumer
 	first    uint64 // and last place in the stream, as of the beginning
 	last     uint64
-	ackFloor uint64 // as JetStream said last
-	missing  int64  // as of the last count
-	suspects uint64 // up to here a process that died may have been at work
+	ackFloor atomic.Uint64 // as JetStream said last
+	missing  int64         // as of the last counts
+	missed   int           // how often in a row
+	suspects uint64        // up to here a process that died may have been at work
 	gate     *gate
 	hands    *hands
 	lanes    *lanes
@@ -60,12 +61,24 @@ func (r *Runner) session(ctx context.Context) error {
 	t.hands = newHands(max(leastHeld, 4*r.Consumer.Workers, 4*r.Consumer.Batch))
 	t.lanes = newLanes()
 	r.gate.Store(t.gate)
-	if err := t.begin(ctx); err != nil {
-		return t.explained(err)
+	err := t.begin(ctx)
+	if t.conn != nil {
+		defer lead.Close(t.conn)
 	}
-	defer lead.Close(t.conn)
+	if err != nil {
+		return t.tell(ctx, t.explained(err))
+	}
 	defer func() { r.ended = append(r.ended, t.id) }()
 	return t.explained(t.serve(ctx))
+}
+
+// tell leaves why no session began in the database, for those who ask there, if it is
+// at hand.
+func (t *term) tell(ctx context.Context, err error) error {
+	if t.conn != nil && !t.conn.IsClosed() && ctx.Err() == nil && !errors.Is(err, errSuperseded) {
+		_ = t.heartbeat(ctx, err) // the log says it, too
+	}
+	return err
 }
 
 // begin connects, takes the lead if order asks for it, and binds.
@@ -74,11 +87,6 @@ func (t *term) begin(ctx context.Context) (err error) {
 	if err != nil {
 		return &databaseError{"connect", err}
 	}
-	defer func() {
-		if err != nil {
-			lead.Close(t.conn)
-		}
-	}()
 	if _, err := t.conn.Exec(ctx, `select pg_advisory_lock(hashtextextended('pgjet.process.' || $1, 0))`, t.id); err != nil {
 		return &databaseError{"announce the process", err}
 	}
@@ -176,6 +184,7 @@ func (t *term) serve(outer context.Context) error {
 	others.Go(func() { t.fail(t.receive(ctx)) })
 	others.Go(func() { t.fail(t.watch(ctx, holding)) })
 	others.Go(func() { t.fail(t.takeDue(ctx)) })
+	others.Go(func() { t.count(ctx) })
 	for range t.Consumer.Workers {
 		workers.Go(func() {
 			for {

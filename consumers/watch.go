@@ -64,7 +64,7 @@ func (r *recent) summary() (attempts, failed int, took time.Duration, reason str
 // operators, saves the place, tells that the process lives, counts, and prunes. Until
 // holding ends it then keeps the connection, and with it the lead.
 func (t *term) watch(ctx, holding context.Context) error {
-	var due struct{ save, count, prune time.Time }
+	var due struct{ save, prune time.Time }
 	for ctx.Err() == nil {
 		current, err := t.current(ctx)
 		switch {
@@ -78,9 +78,6 @@ func (t *term) watch(ctx, holding context.Context) error {
 			if err := t.heartbeat(ctx, t.gate.closed()); err != nil {
 				return ignoreEnd(ctx, &databaseError{"tell that the process lives", err})
 			}
-		}
-		if late(&due.count, countEvery) {
-			t.count(ctx)
 		}
 		if late(&due.prune, pruneEvery) {
 			t.prune(ctx)
@@ -130,7 +127,7 @@ func (t *term) save(ctx context.Context) {
 		return
 	}
 	if !t.ordered() { // other processes hold events, too
-		floor = t.ackFloor
+		floor = t.ackFloor.Load()
 	}
 	_, err := t.conn.Exec(ctx, `
 		update pgjet.consumer set floor = case when $3 > 0 then $3 else floor end, high = greatest(high, $4)
@@ -159,11 +156,14 @@ func (t *term) heartbeat(ctx context.Context, cause error) error {
 	return err
 }
 
-// farewell says that the process handles nothing any more.
+// farewell says that the process handles nothing any more, and left nothing half done.
 func (t *term) farewell(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, pingTime)
 	defer cancel()
-	_, _ = t.conn.Exec(ctx, `delete from pgjet.process where consumer = $1 and process = $2`, t.Consumer.Name, t.process)
+	b := &pgx.Batch{}
+	b.Queue(`delete from pgjet.process where consumer = $1 and process = $2`, t.Consumer.Name, t.process)
+	b.Queue(`update pgjet.consumer set process = null where name = $1 and process = $2`, t.Consumer.Name, t.process)
+	_ = t.conn.SendBatch(ctx, b).Close() // if it fails, others take it for dead
 }
 
 // prune forgets what is too old: of the attempt log, of dead letters that were dealt
@@ -194,30 +194,42 @@ func (t *term) prune(ctx context.Context) {
 	}
 }
 
-// count brings the metrics up to date, and notices events that got lost.
+// count brings the metrics up to date until ctx ends, and notices events that got lost. A
+// large inbox takes long to count: that may cost a fiftieth of the time.
 func (t *term) count(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
-	defer cancel()
-	a, err := ReadAccount(ctx, t.conn, t.JS, t.Stream, t.Consumer.Name)
-	if err != nil {
-		if ctx.Err() == nil {
+	for {
+		begun := time.Now()
+		a, err := ReadAccount(ctx, t.DB, t.JS, t.Stream, t.Consumer.Name)
+		switch {
+		case err == nil:
+			t.ackFloor.Store(a.AckFloor)
+			t.metrics.account(&a)
+			t.reckon(ctx, a)
+		case ctx.Err() == nil:
 			t.Log.InfoContext(ctx, "events were not counted", "err", err)
 		}
-		return
+		if !t.sleep(ctx, max(countEvery, 50*time.Since(begun))) {
+			return
+		}
 	}
-	t.ackFloor = a.AckFloor
-	t.metrics.account(&a)
+}
+
+// reckon has events recovered that are missing time and again: those that are just on
+// their way are not.
+func (t *term) reckon(ctx context.Context, a Account) {
 	switch {
 	case a.Unaccounted <= 0:
 		t.missing = 0
 		if a.Delivered >= t.recovered.delivered { // it did help
 			t.recovered = recovered{}
 		}
-	case t.missing > 0 && a.Unaccounted >= t.missing: // it is not that they are just on their way
+	case t.missing == 0 || a.Unaccounted < t.missing:
+		t.missing, t.missed = a.Unaccounted, 1
+	case t.missed < 2:
+		t.missed++
+	default:
 		t.missing = 0
 		t.recover(ctx, a)
-	default:
-		t.missing = a.Unaccounted
 	}
 }
 

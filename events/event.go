@@ -14,6 +14,7 @@ package events
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -94,16 +95,28 @@ func (e Event) EventKey() string { return e.Key }
 
 // Decode returns the payload of e. Fields that T does not know are ignored, so
 // that a producer may add some. It fails if e has another type or its data does
-// not fit: no later attempt would fare better.
+// not fit: no later attempt would fare better. The error shows nothing of the data.
 func Decode[T Payload](e Event) (T, error) {
 	var p T
 	if want := p.EventType(); e.Type != want {
 		return p, fmt.Errorf("decode event %s: it is %s, not %s", e.ID, e.Type, want)
 	}
 	if err := json.Unmarshal(e.Data, &p); err != nil {
-		return p, fmt.Errorf("decode event %s: %w", e.ID, err)
+		return p, fmt.Errorf("decode event %s: %s", e.ID, misfit(err))
 	}
 	return p, nil
+}
+
+// misfit says what is wrong with a payload, without any value of it.
+func misfit(err error) string {
+	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		kind, _, _ := strings.Cut(e.Value, " ")
+		return fmt.Sprintf("cannot unmarshal %s into field %s of type %s", kind, e.Field, e.Type)
+	}
+	if e, ok := errors.AsType[*json.SyntaxError](err); ok {
+		return fmt.Sprintf("it is not valid JSON at byte %d", e.Offset)
+	}
+	return "a value does not fit its field"
 }
 
 // An InvalidError says which field of an event can never be published, and why.

@@ -188,6 +188,19 @@ func TestDecodeRefusesAnotherType(t *testing.T) {
 	}
 }
 
+// TestDecodeTellsNoValues: errors are logged and stored.
+func TestDecodeTellsNoValues(t *testing.T) {
+	for _, data := range []string{
+		`{"user_id":12345}`, `{"created_at":"12345"}`, `{"email":["12345"]}`, `{"email":12345.5}`, `{"email":"12345`, `"12345"`, `12345`,
+	} {
+		e := valid()
+		e.Data = json.RawMessage(data)
+		if _, err := events.Decode[events.UserCreated](e); err == nil || strings.Contains(err.Error(), "12345") {
+			t.Errorf("Decode(%s) = %v, want an error without the value", data, err)
+		}
+	}
+}
+
 func FuzzFromMessage(f *testing.F) {
 	f.Add("ce-id", "x", []byte("{}"))
 	f.Add("ce-subject", "%00%", []byte(""))

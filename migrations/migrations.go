@@ -4,6 +4,7 @@
 //   - pgjet: the outbox, the relay's checkpoints, the inbox and dead letters.
 //     Every service that appends or handles events needs it.
 //   - users: the tables of the user service.
+//   - directory: the read model of the directory.
 //
 // Each schema keeps its own version in its table schema_version. Processes that
 // migrate at the same time wait for each other: one applies, the others find
@@ -24,11 +25,11 @@ import (
 	"github.com/pressly/goose/v3/lock"
 )
 
-//go:embed pgjet/*.sql users/*.sql
+//go:embed pgjet/*.sql users/*.sql directory/*.sql
 var files embed.FS
 
 // Schemas lists the schemas in the order in which they are migrated.
-var Schemas = []string{"pgjet", "users"}
+var Schemas = []string{"pgjet", "users", "directory"}
 
 // FS returns the SQL files, one directory for each schema, for those who apply
 // them with a tool of their own.

@@ -104,7 +104,8 @@ func TestUpWithoutTheRightToMakeSchemas(t *testing.T) {
 		drop role if exists plain;
 		create role plain login;
 		create schema pgjet authorization plain;
-		create schema users authorization plain`)
+		create schema users authorization plain;
+		create schema directory authorization plain`)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -104,6 +104,15 @@ var statements = []struct{ sql, roles string }{
 	{`update pgjet.dead_letter set state = 'redriven', changed_at = now(), changed_by = 'me', change_reason = 'r'`, "consumer operator"},
 	{`update pgjet.dead_letter set error = ''`, "consumer"},
 	{`delete from pgjet.dead_letter`, "consumer"},
+	{`select from directory.users`, "consumer"},
+	{`insert into directory.users values (gen_random_uuid(), 'e', 'n', now(), 'n', 'e') on conflict (id) do nothing`, "consumer"},
+	{`delete from directory.users`, "consumer"},
+	{`truncate directory.users`, ""},
+	{`select from directory.signups`, "consumer"},
+	{`insert into directory.signups values ('2026-11-21', 1, now()) on conflict (day) do update set users = 2`, "consumer"},
+	{`delete from directory.signups`, "consumer"},
+	{`select directory.grant_roles()`, ""},
+	{`create table directory.mine ()`, ""},
 	{`select from pgjet.schema_version`, "operator"},
 	{`create table pgjet.mine ()`, ""},
 }
@@ -252,5 +261,16 @@ func TestRolesThatMayNotBeCreated(t *testing.T) {
 	}
 	if n := grants(t, plain); n != 1 {
 		t.Errorf("%d roles have rights, want pgjet_writer", n)
+	}
+	if _, err := db.Exec(t.Context(), `create role pgjet_consumer nologin`); err != nil {
+		t.Fatal(err)
+	}
+	var may bool
+	if _, err := plain.Exec(t.Context(), `select directory.grant_roles()`); err != nil {
+		t.Fatal(err)
+	}
+	err = plain.QueryRow(t.Context(), `select has_table_privilege('pgjet_consumer', 'directory.users', 'insert')`).Scan(&may)
+	if err != nil || !may {
+		t.Errorf("pgjet_consumer may insert users: %t, %v, want it to", may, err)
 	}
 }

@@ -27,7 +27,7 @@ const anyPort = "127.0.0.1:0"
 type service struct {
 	*process
 	admin string
-	addr  string // of the API, if it is users
+	addr  string // of the API, if it is users or directory
 }
 
 func startService(t testing.TB, args ...string) *service {
@@ -103,15 +103,16 @@ func TestApart(t *testing.T) {
 
 	users, relay := startUsers(t, database), startRelay(t, database, nats)
 	smtp, inbox := startMail(t, anyPort)
-	mailer := startMailer(t, database, nats, smtp)
-	for _, s := range []*service{users, relay, mailer} {
+	mailer, directory := startMailer(t, database, nats, smtp), startDirectory(t, database, nats)
+	for _, s := range []*service{users, relay, mailer, directory} {
 		s.ready(s.admin)
 		checkPages(t, s.admin)
 		must(t, exitOK, "ready", "--admin-addr", strings.TrimPrefix(s.admin, "http://"))
 	}
 	signUp(t, users.addr, "ann@example.com")
 	oneMail(t, inbox, "ann@example.com")
-	for _, s := range []*service{users, relay, mailer} {
+	findsPeople(t, directory.addr, "ann@", "Ann")
+	for _, s := range []*service{users, relay, mailer, directory} {
 		s.signal(syscall.SIGTERM)
 		if code := s.wait(patience); code != exitOK {
 			t.Errorf("exit code %d, want 0, of %s", code, s)

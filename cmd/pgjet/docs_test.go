@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+
+	"github.com/pgjet/pgjet/consumers/status"
 )
 
 const root = "../../"
@@ -75,7 +77,7 @@ func TestDocsNameCommandsThatExist(t *testing.T) {
 	}
 	for _, doc := range docs {
 		text := read(t, doc)
-		for _, m := range regexp.MustCompile("(?m)(?:^|`|/|\\s)pgjet ((?:dev|users|relay|consume|migrate|stream|outbox|nats|ready)\\b[^`|\n]*)(?:`|$)").FindAllStringSubmatch(text, -1) {
+		for _, m := range regexp.MustCompile("(?m)(?:^|`|/|\\s)pgjet ((?:dev|users|relay|consumer?|migrate|stream|outbox|replay|nats|ready|dead)\\b[^`|\n]*)(?:`|$)").FindAllStringSubmatch(text, -1) {
 			checkCommand(t, doc, strings.Fields(m[1]))
 		}
 		for _, m := range regexp.MustCompile("(?m)(?:^|`)make ([a-z-]+)(?:`|$)").FindAllStringSubmatch(text, -1) {
@@ -99,6 +101,19 @@ func TestEveryCauseIsDocumented(t *testing.T) {
 		for _, w := range words {
 			if w[1] != "error" && !strings.Contains(text, "\n| `"+w[1]+"` |") {
 				t.Errorf("%s does not explain %s", doc, w[1])
+			}
+		}
+	}
+}
+
+// TestEveryWhyIsDocumented: each code for how a consumer is doing has its line in the
+// docs and in the runbook.
+func TestEveryWhyIsDocumented(t *testing.T) {
+	for _, doc := range []string{"docs/cli.md", "docs/runbooks/consumer-not-moving.md"} {
+		text := read(t, doc)
+		for _, code := range status.Codes {
+			if !strings.Contains(text, "\n| `"+code+"` |") {
+				t.Errorf("%s does not explain %s", doc, code)
 			}
 		}
 	}

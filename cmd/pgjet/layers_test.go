@@ -16,6 +16,7 @@ var layers = []struct{ pkg, imports string }{
 	// Vocabulary and leaves.
 	{"events", ""},
 	{"migrations", ""},
+	{"internal/breaker", ""},
 	{"internal/health", ""},
 	{"internal/lead", ""},
 	{"internal/session", ""},
@@ -26,15 +27,19 @@ var layers = []struct{ pkg, imports string }{
 	{"consumers", "events internal/lead internal/session"},
 	// Services: they meet in rows and messages, not here.
 	{"producer", "events outbox"},
+	{"consumers/status", "consumers"},
 	{"relay/protocol", "events outbox"},
 	{"relay", "events internal/lead internal/session outbox relay/protocol"},
-	{"consumers/mailer", "consumers events"},
+	{"consumers/deadletter", ""},
+	{"consumers/directory", "consumers events"},
+	{"consumers/mailer", "consumers events internal/breaker"},
+	{"consumers/replay", "events"},
 	// Tools.
 	{"internal/devserver", ""},
 	{"internal/devmail", ""},
 	{"internal/testenv", "internal/devserver migrations"},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/mailer internal/devmail internal/devserver internal/health internal/telemetry migrations outbox outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/deadletter consumers/directory consumers/mailer consumers/replay consumers/status internal/devmail internal/devserver internal/health internal/telemetry migrations outbox outbox/hint producer relay"},
 }
 
 func TestLayers(t *testing.T) {

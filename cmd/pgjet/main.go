@@ -40,8 +40,12 @@ const (
 	exitOK          = 0
 	exitFailed      = 1
 	exitUsage       = 2
+	exitPartly      = 3 // some of what was asked for failed
+	exitNotFound    = 4
 	exitUnreachable = 5 // PostgreSQL, NATS or a port
 	exitFindings    = 6 // the command worked, and the answer is "differs" or "not ready"
+	exitRefused     = 7 // the state changed, or somebody else is at it
+	exitTimeout     = 124
 	exitInterrupted = 130
 )
 
@@ -99,8 +103,8 @@ Every flag is also an environment variable: --database-url is PGJET_DATABASE_URL
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(devCommand(), usersCommand(), relayCommand(), consumeCommand(),
-		migrateCommand(), streamCommand(), outboxCommand(), natsCommand(), readyCommand())
+	root.AddCommand(devCommand(), usersCommand(), relayCommand(), consumeCommand(), consumerCommand(),
+		migrateCommand(), streamCommand(), outboxCommand(), deadCommand(), replayCommand(), natsCommand(), readyCommand())
 	return root
 }
 

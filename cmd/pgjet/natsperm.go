@@ -59,6 +59,12 @@ func grantFor(role, stream, consumer string) grant {
 				api("STREAM.INFO.STREAM_NAME"),
 				api("STREAM.CREATE.STREAM_NAME"),
 				api("STREAM.MSG.GET.STREAM_NAME"), // looks at messages for which a relay halted
+				api("DIRECT.GET.STREAM_NAME"),     // since when does the oldest event wait?
+				// A replay reads the stream by a short-lived consumer, and sets that of whom it is for back.
+				api("CONSUMER.CREATE.STREAM_NAME.*"),
+				api("CONSUMER.INFO.STREAM_NAME.*"),
+				api("CONSUMER.MSG.NEXT.STREAM_NAME.*"),
+				api("CONSUMER.RESET.STREAM_NAME.*"),
 			},
 			Subscribe: []string{inboxPrefix("operator") + ".>"},
 		}
@@ -78,7 +84,7 @@ for the entry of its user:
 
   relay      publishes to the stream
   consumer   handles events, with the name that --consumer says
-  operator   pgjet stream ensure, and looking at single messages
+  operator   pgjet stream ensure, pgjet consumer, pgjet replay, and looking at single messages
   writer     a service that tells the relay of its commits`,
 		ValidArgs: []string{"relay", "consumer", "operator", "writer"},
 		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),

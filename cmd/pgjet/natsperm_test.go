@@ -110,6 +110,9 @@ func TestNATSPermissions(t *testing.T) {
 	must(t, exitOK, "stream", "ensure", "--nats-url", g.url("operator"))
 	must(t, exitOK, "stream", "ensure", "--nats-url", g.url("operator"))
 	smtp, inbox := startMail(t, anyPort)
+	for range 2 {
+		must(t, exitOK, "consumer", "ensure", mailer.Name, "--nats-url", g.url("operator"))
+	}
 	mailer := startMailer(t, database, g.url("consumer"), smtp)
 	relay := startRelay(t, database, g.url("relay"))
 	users := startService(t, "users", "--database-url", database, "--addr", anyPort, "--nats-url", g.url("writer"))
@@ -137,8 +140,11 @@ func TestNATSPermissions(t *testing.T) {
 	}
 	relay.ready(relay.admin)
 	mailer.ready(mailer.admin)
-	relay.stop()
 	mailer.stop() // gives back what it has fetched
+	signUp(t, users.addr, "last@example.com")
+	// Since when that waits the stream tells.
+	ends(t, exitOK, asked("consumer ls", g.url("operator")), database, "no_process   1     0          0      0/s    ", "s ago")
+	relay.stop()
 	g.log.none(t)
 }
 
@@ -174,14 +180,22 @@ func TestNATSPermissionsAreTheLeast(t *testing.T) {
 		{"consumer", "events.00.user.created"},
 		{"consumer", "$JS.API.STREAM.PURGE.EVENTS"},
 		{"consumer", "$JS.API.STREAM.MSG.GET.EVENTS"},
+		{"consumer", "$JS.API.DIRECT.GET.OTHERS"},
 		{"consumer", "$JS.API.CONSUMER.CREATE.EVENTS.other"},
 		{"consumer", "$JS.API.CONSUMER.MSG.NEXT.EVENTS.other"},
 		{"consumer", "$JS.API.CONSUMER.DELETE.EVENTS." + mailer.Name},
+		{"consumer", "$JS.API.CONSUMER.RESET.EVENTS.other"},
+		{"consumer", "$JS.API.CONSUMER.PAUSE.EVENTS." + mailer.Name},
+		{"consumer", "$JS.API.CONSUMER.PAUSE.EVENTS.other"},
+		{"consumer", "$JS.API.CONSUMER.INFO.EVENTS.other"},
 		{"consumer", "$JS.ACK.EVENTS.other.1.1.1.1.1"},
 		{"consumer", "pgjet.hint.EVENTS"},
 		{"operator", "events.00.user.created"},
 		{"operator", "$JS.API.STREAM.DELETE.EVENTS"},
 		{"operator", "$JS.API.STREAM.PURGE.EVENTS"},
+		{"operator", "$JS.API.CONSUMER.DELETE.EVENTS." + mailer.Name},
+		{"operator", "$JS.API.CONSUMER.RESET.OTHERS." + mailer.Name},
+		{"operator", "$JS.ACK.EVENTS." + mailer.Name + ".1.1.1.1.1"},
 		{"writer", "events.00.user.created"},
 		{"writer", "$JS.API.STREAM.INFO.EVENTS"},
 		{"writer", "pgjet.hint.OTHERS"},

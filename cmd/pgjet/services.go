@@ -1,17 +1,18 @@
 package main
 
 import (
-	"fmt"
+	"cmp"
+	"context"
 	"log/slog"
-	"slices"
-	"strings"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/consumers/directory"
 	"github.com/pgjet/pgjet/consumers/mailer"
 	"github.com/pgjet/pgjet/outbox/hint"
 	"github.com/pgjet/pgjet/producer"
@@ -58,43 +59,84 @@ func usersCommand() *cobra.Command {
 }
 
 func consumeCommand() *cobra.Command {
+	return group(&cobra.Command{Use: "consume", Short: "Handle events with one of the consumers"},
+		consumeMailerCommand(), consumeDirectoryCommand())
+}
+
+func consumeMailerCommand() *cobra.Command {
 	var s settings
 	cmd := &cobra.Command{
-		Use:       "consume " + mailer.Name,
-		Short:     "Handle events with one of the consumers",
-		Long:      "Handle events with one of the consumers:\n\n  welcome-mailer   sends a mail to each new user",
-		ValidArgs: []string{mailer.Name},
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) != 1 || !slices.Contains(cmd.ValidArgs, args[0]) {
-				return fmt.Errorf("consume takes the name of one consumer (%s), not %q", strings.Join(cmd.ValidArgs, ", "), args)
-			}
-			return nil
-		},
+		Use:   mailer.Name,
+		Short: "Send a mail to each new user",
+		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, log := cmd.Context(), newLogger(cmd.ErrOrStderr(), s.logLevel)
-			db, err := s.pool(ctx, "pgjet-"+mailer.Name)
-			if err != nil {
-				return err
-			}
-			defer db.Close()
-			nc, js, err := s.connectNATS("pgjet-"+mailer.Name, log, nats.CustomInboxPrefix(inboxPrefix(mailer.Name)))
-			if err != nil {
-				return err
-			}
-			defer nc.Close()
-			p, err := s.mailerPart(db, js, log)
-			if err != nil {
-				return err
-			}
-			return s.serve(ctx, log, "pgjet-"+mailer.Name, p)
+			return s.consume(cmd, mailer.Name, func(db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) ([]part, error) {
+				p, err := s.mailerPart(db, js, log)
+				return []part{p}, err
+			})
 		},
 	}
-	f := cmd.Flags()
+	s.consumeFlags(cmd.Flags())
+	s.mailFlags(cmd.Flags())
+	return cmd
+}
+
+func consumeDirectoryCommand() *cobra.Command {
+	var s settings
+	cmd := &cobra.Command{
+		Use:   directory.Name,
+		Short: "Keep the directory of users, and serve it over HTTP",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return s.consume(cmd, directory.Name, func(db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) ([]part, error) {
+				l, err := listen(directory.Name, s.addr, "--addr")
+				if err != nil {
+					return nil, err
+				}
+				log.InfoContext(cmd.Context(), "serving the API", "addr", "http://"+l.Addr().String())
+				return []part{serveHTTP("directory-api", l, directory.New(db, log), log), s.directoryPart(db, js, log)}, nil
+			})
+		},
+	}
+	s.consumeFlags(cmd.Flags())
+	cmd.Flags().StringVar(&s.addr, "addr", "127.0.0.1:7406", "where to serve the directory")
+	return cmd
+}
+
+func (s *settings) consumeFlags(f *pflag.FlagSet) {
 	s.databaseFlag(f)
 	s.natsFlags(f)
-	s.mailFlags(f)
 	s.processFlags(f)
-	return cmd
+	f.DurationVar(&s.inboxRetention, "inbox-retention", 0, "how long the inbox remembers what the stream does not hold any more; 0 is for ever")
+}
+
+// consume runs the parts of a consumer until it is told to stop.
+func (s *settings) consume(cmd *cobra.Command, name string, parts func(*pgxpool.Pool, jetstream.JetStream, *slog.Logger) ([]part, error)) error {
+	ctx, log := cmd.Context(), newLogger(cmd.ErrOrStderr(), s.logLevel)
+	db, err := s.pool(ctx, "pgjet-"+name)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	nc, js, err := s.connectNATS("pgjet-"+name, log, nats.CustomInboxPrefix(inboxPrefix(name)))
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	all, err := parts(db, js, log)
+	if err != nil {
+		return err
+	}
+	return s.serve(ctx, log, "pgjet-"+name, all...)
+}
+
+func (s *settings) directoryPart(db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) part {
+	return s.consumerPart(directory.Consumer(), db, js, log)
+}
+
+func (s *settings) consumerPart(c consumers.Consumer, db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) part {
+	r := &consumers.Runner{Consumer: c, DB: db, JS: js, Stream: s.stream, Log: log, Retention: s.inboxRetention}
+	return part{c.Name, r.Run, r.Ready}
 }
 
 func (s *settings) mailerPart(db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) (part, error) {
@@ -109,6 +151,12 @@ func (s *settings) mailerPart(db *pgxpool.Pool, js jetstream.JetStream, log *slo
 	if err != nil {
 		return part{}, usagef("--mail-from: %w", err)
 	}
-	r := &consumers.Runner{Consumer: m.Consumer(), DB: db, JS: js, Stream: s.stream, Log: log}
-	return part{mailer.Name, r.Run, r.Ready}, nil
+	if !mailer.ValidRate(s.mailRate) {
+		return part{}, usagef("--mail-rate is %v, want 0 (no limit) or %v to %v mails per second", s.mailRate, mailer.MinRate, mailer.MaxRate)
+	}
+	m.Rate = s.mailRate
+	p := s.consumerPart(m.Consumer(), db, js, log)
+	handles := p.ready
+	p.ready = func(ctx context.Context) error { return cmp.Or(m.Ready(ctx), handles(ctx)) }
+	return p, nil
 }

@@ -34,9 +34,12 @@ type settings struct {
 	retention   time.Duration
 	smtpURL     string
 	mailFrom    string
+	mailRate    float64
 	addr        string
 	adminAddr   string
 	logLevel    slog.Level
+
+	inboxRetention time.Duration
 }
 
 func (s *settings) databaseFlag(f *pflag.FlagSet) {
@@ -74,6 +77,7 @@ func (s *settings) retentionFlag(f *pflag.FlagSet) {
 
 func (s *settings) mailFlags(f *pflag.FlagSet) {
 	f.StringVar(&s.smtpURL, "smtp-url", "", "mail server, such as smtp://user:password@host:587?tls=required")
+	f.Float64Var(&s.mailRate, "mail-rate", 0, "mails per second that this process sends at most; 0 is no limit")
 	s.fromFlag(f)
 }
 

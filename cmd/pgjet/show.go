@@ -74,3 +74,18 @@ func short(s string) string {
 	}
 	return string(r)
 }
+
+// timeFlag parses a point in time, which may be said as how long ago it was.
+func timeFlag(name, value string) (time.Time, error) {
+	if value == "" {
+		return time.Time{}, nil
+	}
+	if d, err := time.ParseDuration(value); err == nil && d >= 0 {
+		return time.Now().Add(-d), nil
+	}
+	at, err := time.Parse(time.RFC3339, value)
+	if err != nil {
+		return at, usagef("%s is %q, want a time such as 2026-11-01T00:00:00Z, or how long ago, such as 90m", name, value)
+	}
+	return at, nil
+}

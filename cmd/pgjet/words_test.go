@@ -27,12 +27,16 @@ func TestWrongUse(t *testing.T) {
 		{name: "unknown command", args: "publish", says: []string{`unknown command "publish"`, "'pgjet --help'"}},
 		{name: "unknown command of a group", args: "migrate upp", says: []string{`unknown command "upp"`, "'pgjet migrate --help'"}},
 		{name: "a word too many", args: "relay now", says: []string{`"now"`, "'pgjet relay --help'"}},
-		{name: "no consumer", args: "consume", says: []string{"'pgjet consume --help'"}},
 		{name: "unknown consumer", args: "consume mails", says: []string{`"mails"`, "'pgjet consume --help'"}},
+		{name: "no name of a consumer", args: "consumer get", says: []string{"name of one consumer", "'pgjet consumer get --help'"}},
+		{name: "two names of consumers", args: "consumer ensure a b", says: []string{"name of one consumer", "pgjet consumer ls"}},
+		{name: "no database for consumers", args: "consumer ls", says: []string{"--database-url", "PGJET_DATABASE_URL"}},
+		{name: "bad output of consumers", args: "consumer ls -o xml", says: []string{"--output", "table or json"}},
+		{name: "bad NATS URL for a durable consumer", args: "consumer ensure welcome-mailer --nats-url http://host", says: []string{"--nats-url"}},
 		{name: "unknown flag", args: "users --prot 1", says: []string{"--prot", "'pgjet users --help'"}},
 		{name: "flag without its value", args: "users --addr", says: []string{"--addr"}},
 		{name: "bad number", args: "dev --port many", says: []string{"--port", "'pgjet dev --help'"}},
-		{name: "port out of range", args: "dev --port 70000", says: []string{"--port", "1 to 65529"}},
+		{name: "port out of range", args: "dev --port 70000", says: []string{"--port", "1 to 65528"}},
 		{name: "bad log level", args: "relay --log-level loud", says: []string{"--log-level"}},
 		{name: "bad output", args: "migrate status -o xml", says: []string{"--output", "table or json"}},
 		{name: "bad output of the outbox", args: "outbox status -o xml", says: []string{"--output", "table or json"}},
@@ -55,6 +59,14 @@ func TestWrongUse(t *testing.T) {
 		{
 			name: "bad sender", args: "consume welcome-mailer --smtp-url smtp://host --mail-from nobody --database-url " + database,
 			says: []string{"--mail-from"},
+		},
+		{
+			name: "negative rate", args: "consume welcome-mailer --smtp-url smtp://host --mail-rate -1 --database-url " + database,
+			says: []string{"--mail-rate", "0.1 to 1000"},
+		},
+		{
+			name: "rate that is no number", args: "consume welcome-mailer --smtp-url smtp://host --mail-rate nan --database-url " + database,
+			says: []string{"--mail-rate", "0.1 to 1000"},
 		},
 		{name: "bad variable", args: "users", env: env{"PGJET_LOG_LEVEL": "loud"}, says: []string{"PGJET_LOG_LEVEL", "loud"}},
 		{
@@ -88,6 +100,9 @@ func TestUnreachable(t *testing.T) {
 	refused(t, exitUnreachable, []string{"outbox", "status", "--database-url", database}, "PostgreSQL", nowhere)
 	refused(t, exitUnreachable, []string{"relay", "status", "--database-url", database}, "PostgreSQL", nowhere)
 	refused(t, exitUnreachable, []string{"stream", "ensure", "--nats-url", nats}, "NATS")
+	refused(t, exitUnreachable, []string{"consumer", "ls", "--database-url", database}, "PostgreSQL", nowhere)
+	refused(t, exitUnreachable, []string{"consumer", "ensure", "welcome-mailer", "--nats-url", nats}, "NATS")
+	refused(t, exitUnreachable, []string{"consumer", "ls", "--database-url", testenv.DatabaseURL(t), "--nats-url", nats}, "NATS")
 	refused(t, exitUnreachable, []string{"ready", "--admin-addr", nowhere}, nowhere)
 	refused(t, exitUnreachable, []string{"users", "--database-url", database, "--addr", "nowhere.invalid:1"}, "--addr")
 	refused(t, exitUnreachable, []string{"users", "--database-url", database, "--addr", anyPort, "--admin-addr", "1"}, "--admin-addr")

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -30,6 +29,8 @@ type bench struct {
 	js   jetstream.JetStream
 	log  bytes.Buffer // to be read after stop
 	stop func()
+
+	mailer *mailer.Mailer
 }
 
 // newBench starts the mailer, with a mail server at addr.
@@ -44,7 +45,8 @@ func newBench(t *testing.T, addr string) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := consumer(t, "smtp://"+addr+"?tls=off")
+	b.mailer = newMailer(t, "smtp://"+addr+"?tls=off")
+	c := b.mailer.Consumer()
 	c.MinRetry, c.MaxRetry = 5*time.Millisecond, 50*time.Millisecond
 	log := slog.New(slog.NewTextHandler(&b.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	r := &consumers.Runner{Consumer: c, DB: b.db, JS: b.js, Log: log}
@@ -70,25 +72,19 @@ func (b *bench) publish(e events.Event) {
 	}
 }
 
-// settled waits until every message is acknowledged.
+// settled waits until every event is done or a dead letter.
 func (b *bench) settled() {
 	b.Helper()
-	testenv.Eventually(b, patience, "every message is acknowledged", func() bool {
+	testenv.Eventually(b, patience, "every event is done or a dead letter", func() bool {
 		c, err := b.js.Consumer(b.Context(), "EVENTS", mailer.Name)
 		if err != nil {
 			return false
 		}
-		i := c.CachedInfo()
-		return i.NumAckPending == 0 && i.NumPending == 0 && i.Delivered.Stream > 0
-	})
-}
-
-// attempts waits until the event has been tried so often.
-func (b *bench) attempts(n uint64) {
-	b.Helper()
-	testenv.Eventually(b, patience, fmt.Sprint(n, " attempts"), func() bool {
-		c, err := b.js.Consumer(b.Context(), "EVENTS", mailer.Name)
-		return err == nil && c.CachedInfo().Delivered.Consumer >= n
+		i, intents := c.CachedInfo(), 0
+		if err := b.db.QueryRow(b.Context(), `select count(*) from pgjet.intent`).Scan(&intents); err != nil {
+			b.Fatal(err)
+		}
+		return i.NumAckPending == 0 && i.NumPending == 0 && i.Delivered.Stream > 0 && intents == 0
 	})
 }
 
@@ -123,28 +119,41 @@ func TestOneEventIsOneMail(t *testing.T) {
 func TestMailIsTriedUntilItIsTaken(t *testing.T) {
 	in := newInbox(t)
 	b := newBench(t, in.addr)
-	for i, code := range []int{451, 421} {
-		in.fault(code, 2)
+	for i, tt := range []struct{ code, attempts int }{{451, 3}, {421, 1}} { // those without a server do not count
+		in.fault(tt.code, 2)
 		e := signup(t, "Ada")
 		b.publish(e)
 		b.settled()
-		if state, attempts := b.inbox(e); state != "done" || attempts != 3 || len(in.mails()) != i+1 {
-			t.Errorf("%d: the event is %s after %d attempts, and %d mails arrived", code, state, attempts, len(in.mails()))
+		if state, attempts := b.inbox(e); state != "done" || attempts != tt.attempts || len(in.mails()) != i+1 {
+			t.Errorf("%d: the event is %s after %d attempts, and %d mails arrived", tt.code, state, attempts, len(in.mails()))
 		}
 	}
 }
 
-func TestMailWaitsForItsServer(t *testing.T) {
+// TestMailsWaitForTheirServer: while it is away no attempt counts, and nothing is given
+// up.
+func TestMailsWaitForTheirServer(t *testing.T) {
+	mailer.SetOutage(t, 50*time.Millisecond, time.Nanosecond)
 	l := listen(t, "127.0.0.1:0")
 	addr := l.Addr().String()
 	l.Close()
 	b := newBench(t, addr)
-	b.publish(signup(t, "Ada"))
-	b.attempts(3)
+	var all []events.Event
+	for range 20 {
+		e := signup(t, "Ada")
+		all = append(all, e)
+		b.publish(e)
+	}
+	testenv.Eventually(t, patience, "the server is left alone", func() bool { return b.mailer.Ready(t.Context()) != nil })
 	in := newInboxOn(t, listen(t, addr))
 	b.settled()
-	if n := len(in.mails()); n != 1 {
-		t.Errorf("%d mails, want 1", n)
+	if n := len(in.mails()); n != len(all) {
+		t.Errorf("%d mails, want %d", n, len(all))
+	}
+	for _, e := range all {
+		if state, attempts := b.inbox(e); state != "done" || attempts != 1 {
+			t.Fatalf("an event is %s after %d attempts, want done after 1", state, attempts)
+		}
 	}
 }
 

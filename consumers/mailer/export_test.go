@@ -11,3 +11,16 @@ func SetTimeout(t *testing.T, d time.Duration) {
 	smtpTimeout = d
 	t.Cleanup(func() { smtpTimeout = before })
 }
+
+// SetOutage shortens the time between probes and that of the ramp after an outage
+// for one test, for Mailers made later.
+func SetOutage(t *testing.T, probe, ramp time.Duration) {
+	probeBefore, rampBefore := probeAfter, rampTime
+	probeAfter, rampTime = probe, ramp
+	t.Cleanup(func() { probeAfter, rampTime = probeBefore, rampBefore })
+}
+
+// Limit returns the rate that time after an outage.
+func Limit(perSecond float64, passed time.Duration) float64 {
+	return float64(newPace(perSecond).limit(passed))
+}

@@ -1,10 +1,17 @@
 // Package mailer is the consumer that welcomes new users by mail.
 //
-// One user.created event is one mail, with a text and an HTML part. Its Message-ID
-// is derived from the event id, so that the rare second copy (the process died
-// after the mail server took the mail and before that was committed) is
-// recognisable as such. A mail server that is away, or answers 4xx, is tried
-// again; one that answers 5xx makes the event a dead letter.
+// One user.created event is one mail, with a text and an HTML part, sent at least
+// once. A second copy is sent only if the mail server had the first and its yes was not
+// noted: the process died, or lost the database, after that yes, or the connection
+// broke before it. The Message-ID is derived from the event id, so that the copy
+// can be recognised as one.
+//
+// A mail that the server refuses for good (5xx) is a dead letter; one that it
+// refuses for now (4xx) is tried again. A server that cannot be reached, breaks off,
+// says 421 or refuses our credentials or sender is away: no attempt counts, and
+// after some failures in a row a circuit breaker leaves it alone, but for a probe
+// every few seconds. After that the rate of mails climbs from a tenth to the full one.
+// There is one breaker and one rate in each process.
 package mailer
 
 import (
@@ -15,12 +22,12 @@ import (
 	htmltemplate "html/template"
 	"net/mail"
 	"strings"
+	"sync/atomic"
 	"text/template"
+	"time"
 
 	"github.com/cenkalti/backoff/v4"
-	"github.com/jackc/pgx/v5"
 	gomail "github.com/wneessen/go-mail"
-	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/propagation"
@@ -28,6 +35,7 @@ import (
 
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/breaker"
 )
 
 //go:embed templates
@@ -36,17 +44,30 @@ var files embed.FS
 var (
 	textBody = template.Must(template.ParseFS(files, "templates/welcome.txt"))
 	htmlBody = htmltemplate.Must(htmltemplate.ParseFS(files, "templates/welcome.html"))
-	tracer   = otel.Tracer("github.com/pgjet/pgjet/consumers/mailer")
 )
 
 // Name is that of the durable consumer.
 const Name = "welcome-mailer"
 
+// After so many failures in a row the mail server is left alone, but for one probe each
+// time that this has passed.
+const maxFailures = 5
+
+var probeAfter = 5 * time.Second
+
 // A Mailer sends mails through one server.
 type Mailer struct {
-	server Server
-	from   *mail.Address
-	domain string // the right-hand side of Message-IDs
+	// Rate is how many mails this process sends per second: MinRate to MaxRate, or 0 for
+	// no limit. It must not change after Consumer was called.
+	Rate float64
+
+	server  Server
+	from    *mail.Address
+	domain  string // the right-hand side of Message-IDs
+	breaker *breaker.Breaker
+	pace    *pace
+	metrics *metrics
+	lastErr atomic.Pointer[awayError] // why the server is away
 }
 
 // New returns a Mailer that sends through server, from an address such as
@@ -57,17 +78,39 @@ func New(server Server, from string) (*Mailer, error) {
 		return nil, fmt.Errorf("mail sender %q: %w", from, err)
 	}
 	_, domain, _ := strings.Cut(a.Address, "@")
-	return &Mailer{server: server, from: a, domain: domain}, nil
+	m := &Mailer{server: server, from: a, domain: domain, breaker: breaker.New(maxFailures, probeAfter)}
+	m.lastErr.Store(&awayError{errors.New("sending a mail panicked")}) // the one failure that tells no other reason
+	if m.metrics, err = newMetrics(); err != nil {
+		return nil, fmt.Errorf("start mailer: %w", err)
+	}
+	return m, nil
 }
 
-// Consumer returns the consumer that sends a welcome mail for each user.created.
+// Consumer returns the consumer that sends a welcome mail for each user.created. It
+// is called once.
 func (m *Mailer) Consumer() consumers.Consumer {
-	return consumers.Consumer{Name: Name, Types: []string{events.UserCreated{}.EventType()}, Handle: m.welcome}
+	m.pace = newPace(m.Rate)
+	c := consumers.Consumer{
+		Name: Name, Types: []string{events.UserCreated{}.EventType()}, Effect: m.welcome, Unordered: true,
+		Timeout: smtpTimeout + maxWait,
+	}
+	if m.Rate > 0 && m.Rate < 1 {
+		c.Workers = 1 // the second one's turn would come too late
+	}
+	return c
 }
 
-// welcome sends the mail while the inbox row is not yet committed: better twice
-// than never.
-func (m *Mailer) welcome(ctx context.Context, _ pgx.Tx, e events.Event) error {
+// Ready returns nil unless the mail server is away; else since when, and why.
+func (m *Mailer) Ready(context.Context) error {
+	if open, since := m.breaker.State(); open {
+		return fmt.Errorf("mail_server_away: since %s: %w", since.UTC().Format(time.RFC3339), *m.lastErr.Load())
+	}
+	return nil
+}
+
+// welcome sends the mail for one event. Better twice than never: only then the runtime
+// notes that the event is done.
+func (m *Mailer) welcome(ctx context.Context, e events.Event) error {
 	u, err := events.Decode[events.UserCreated](e)
 	if err != nil {
 		return backoff.Permanent(err)
@@ -77,12 +120,55 @@ func (m *Mailer) welcome(ctx context.Context, _ pgx.Tx, e events.Event) error {
 	defer span.End()
 	msg, err := m.compose(ctx, e, u)
 	if err == nil {
-		err = m.server.send(ctx, msg)
+		err = m.deliver(ctx, msg)
 	}
+	open, _ := m.breaker.State()
+	m.metrics.count(ctx, open, err)
 	if err != nil {
 		span.SetStatus(codes.Error, err.Error())
 	}
 	return err
+}
+
+// deliver hands msg to the server when it is its turn, unless the server is away.
+func (m *Mailer) deliver(ctx context.Context, msg *gomail.Msg) error {
+	if m.breaker.Refuses() {
+		return m.withheld(ctx)
+	}
+	if err := m.pace.wait(ctx, m.sinceOutage()); err != nil {
+		return consumers.Unavailable(err)
+	}
+	var err error
+	called := m.breaker.Call(func() (answered bool) {
+		err = m.server.send(ctx, msg)
+		away, ok := errors.AsType[awayError](err)
+		if ok {
+			m.lastErr.Store(&away)
+			err = consumers.Unavailable(away)
+		}
+		return !ok
+	})
+	if !called {
+		return m.withheld(ctx)
+	}
+	return err
+}
+
+// withheld is the error for a mail that was not even tried.
+func (m *Mailer) withheld(ctx context.Context) error {
+	err := m.Ready(ctx)
+	if err == nil {
+		err = awayError{errors.New("mail server was away a moment ago")} // a probe has just got through
+	}
+	return consumers.Unavailable(err)
+}
+
+// sinceOutage returns how long ago the last outage ended. A probe is not held up.
+func (m *Mailer) sinceOutage() time.Duration {
+	if open, since := m.breaker.State(); !open && !since.IsZero() {
+		return time.Since(since)
+	}
+	return rampTime
 }
 
 // compose writes the mail. Whatever fails here would fail again.

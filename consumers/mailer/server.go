@@ -10,13 +10,12 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/cenkalti/backoff/v4"
 	gomail "github.com/wneessen/go-mail"
 )
 
-// smtpTimeout bounds the dialogue with the mail server. It is shorter than the
-// attempt's time, so that the server's yes can still be committed.
-var smtpTimeout = 10 * time.Second
+// smtpTimeout bounds the dialogue with the mail server. It is long since some look into a
+// mail for a while before they say yes, and whoever hangs up by then sends it twice.
+var smtpTimeout = 30 * time.Second
 
 // A Server is where mails are handed in.
 type Server struct {
@@ -70,7 +69,7 @@ func ParseServer(address string) (Server, error) {
 }
 
 func (s Server) options() []gomail.Option {
-	options := []gomail.Option{gomail.WithPort(s.Port), gomail.WithTimeout(smtpTimeout)}
+	options := []gomail.Option{gomail.WithPort(s.Port), gomail.WithTimeout(smtpTimeout), gomail.WithoutNoop()}
 	switch s.TLS {
 	case "required":
 		options = append(options, gomail.WithTLSPolicy(gomail.TLSMandatory))
@@ -103,32 +102,23 @@ func (s Server) dialer(dialogue context.Context) gomail.DialContextFunc {
 	}
 }
 
-// send hands msg in and returns nil once the server has taken it. What the server
-// refuses for good is a permanent error, all else may be tried again. Errors do
-// not show addresses, though the server's own words would.
+// send hands msg in and returns nil once the server has taken it. Otherwise its
+// error is an [awayError], permanent, or one to try again after; see verdict.go.
 func (s Server) send(ctx context.Context, msg *gomail.Msg) error {
 	ctx, cancel := context.WithTimeout(ctx, smtpTimeout)
 	defer cancel()
 	client, err := gomail.NewClient(s.Host, append(s.options(), gomail.WithDialContextFunc(s.dialer(ctx)))...)
 	if err != nil {
-		return fmt.Errorf("mail server %s: %w", s.Host, err)
+		return awayError{fmt.Errorf("mail server %s: %w", s.Host, err)}
 	}
 	conn, err := client.DialToSMTPClientWithContext(ctx)
 	if err != nil {
-		return fmt.Errorf("mail server %s: %w", net.JoinHostPort(s.Host, strconv.Itoa(s.Port)), err)
+		return s.noGreeting(err)
 	}
 	defer func() { _ = client.CloseWithSMTPClient(conn) }() // the mail is in, or is not, by then
 	err = client.SendWithSMTPClient(conn, msg)
 	if msg.IsDelivered() {
 		return nil // whatever failed after the server's yes
 	}
-	sendErr, ok := errors.AsType[*gomail.SendError](err)
-	if !ok || sendErr.ErrorCode() == 0 {
-		return errors.New("mail server broke off the dialogue")
-	}
-	err = fmt.Errorf("mail server answered %d: %s", sendErr.ErrorCode(), sendErr.Reason)
-	if sendErr.ErrorCode() >= 500 {
-		return backoff.Permanent(err)
-	}
-	return err
+	return s.refusal(err)
 }

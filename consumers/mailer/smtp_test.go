@@ -20,7 +20,7 @@ import (
 
 // A script is a mail server that answers each line of the client by what it says
 // for its first word, "250 ok" if nothing; "" hangs, "bye" closes the connection.
-// For "body" it answers the first line of the mail itself.
+// For "hello" it greets, for "body" it answers the first line of the mail itself.
 type script struct {
 	answers map[string]string
 	pause   time.Duration // before each answer
@@ -49,11 +49,28 @@ func (s *script) serve(l net.Listener) {
 			go func() {
 				defer s.open.Add(-1)
 				defer conn.Close()
-				s.say(conn, "220 mail.test ESMTP")
-				s.talk(conn)
+				if s.hello(conn) {
+					s.talk(conn)
+				}
 			}()
 		}
 	}()
+}
+
+// hello greets; it returns whether there is more to say.
+func (s *script) hello(conn net.Conn) bool {
+	answer, ok := s.answer("hello")
+	switch {
+	case !ok:
+		answer = "220 mail.test ESMTP"
+	case answer == "":
+		_, _ = conn.Read(make([]byte, 1)) // until the client hangs up
+		return false
+	case answer == "bye":
+		return false
+	}
+	s.say(conn, answer)
+	return strings.HasPrefix(answer, "220")
 }
 
 func (s *script) say(conn net.Conn, line string) {
@@ -66,14 +83,14 @@ func (s *script) talk(conn net.Conn) {
 	for in.Scan() {
 		word, _, _ := strings.Cut(strings.ToUpper(in.Text()), " ")
 		if body && word != "." {
-			if s.answers["body"] == "bye" {
+			if answer, _ := s.answer("body"); answer == "bye" {
 				return
 			}
 			continue
 		}
 		body = false
 		s.note(in.Text())
-		answer, ok := s.answers[word]
+		answer, ok := s.answer(word)
 		switch {
 		case !ok:
 			answer = "250 ok"
@@ -98,6 +115,24 @@ func (s *script) note(line string) {
 	s.said = append(s.said, line)
 }
 
+// answer returns what there is to say to a word.
+func (s *script) answer(word string) (answer string, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	answer, ok = s.answers[word]
+	return answer, ok
+}
+
+// change makes the server answer a word in another way from now on.
+func (s *script) change(word, answer string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answers[word] = answer
+}
+
+// count returns how many lines of the clients began with that word.
+func (s *script) count(word string) int { return strings.Count("\n"+s.heard(), "\n"+word) }
+
 func (s *script) heard() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -110,32 +145,68 @@ func (s *script) hungUp(t *testing.T) {
 	testenv.Eventually(t, 5*time.Second, "the client hangs up", func() bool { return s.open.Load() == 0 })
 }
 
+// TestBrokenServers: what the mail server does decides what becomes of the event.
 func TestBrokenServers(t *testing.T) {
 	mailer.SetTimeout(t, 300*time.Millisecond)
 	for name, tt := range map[string]struct {
 		answers map[string]string
-		sent    bool
+		want    string
 	}{
-		"accepts and hangs":                {map[string]string{"EHLO": "", "HELO": ""}, false},
-		"knows no word":                    {map[string]string{"EHLO": "502 no", "HELO": "502 no"}, false},
-		"dies in the middle of the mail":   {map[string]string{"DATA": "354 go", "body": "bye"}, false},
-		"hangs at the end of the mail":     {map[string]string{"DATA": "354 go", ".": ""}, false},
-		"dies at the end of the mail":      {map[string]string{"DATA": "354 go", ".": "bye"}, false},
-		"dies after its yes":               {map[string]string{"DATA": "354 go", "QUIT": "bye", "RSET": "bye"}, true},
-		"hangs after its yes":              {map[string]string{"DATA": "354 go", "QUIT": "", "RSET": ""}, true},
-		"refuses what comes after its yes": {map[string]string{"DATA": "354 go", "RSET": "550 no", "QUIT": "550 no"}, true},
+		"greets with 554":                  {map[string]string{"hello": "554 no"}, "unavailable"},
+		"greets with 421":                  {map[string]string{"hello": "421 later"}, "unavailable"},
+		"breaks off at once":               {map[string]string{"hello": "bye"}, "unavailable"},
+		"accepts and hangs":                {map[string]string{"hello": ""}, "unavailable"},
+		"greets and hangs":                 {map[string]string{"EHLO": "", "HELO": ""}, "unavailable"},
+		"knows no word":                    {map[string]string{"EHLO": "502 no", "HELO": "502 no"}, "unavailable"},
+		"goes before the mail":             {map[string]string{"MAIL": "421 later"}, "unavailable"},
+		"goes at the recipient":            {map[string]string{"RCPT": "421 later"}, "unavailable"},
+		"goes at the end of the mail":      {map[string]string{"DATA": "354 go", ".": "421 later"}, "unavailable"},
+		"hangs at the recipient":           {map[string]string{"RCPT": ""}, "unavailable"},
+		"dies in the middle of the mail":   {map[string]string{"DATA": "354 go", "body": "bye"}, "unavailable"},
+		"wants a login":                    {map[string]string{"MAIL": "530 login first"}, "unavailable"},
+		"wants a login for the recipient":  {map[string]string{"RCPT": "530 login first"}, "unavailable"},
+		"refuses the sender":               {map[string]string{"MAIL": "550 no"}, "unavailable"},
+		"is busy":                          {map[string]string{"MAIL": "451 later"}, "retry"},
+		"has a grey list":                  {map[string]string{"RCPT": "450 later"}, "retry"},
+		"has no room":                      {map[string]string{"DATA": "452 full"}, "retry"},
+		"has no room for the mail":         {map[string]string{"DATA": "354 go", ".": "452 full"}, "retry"},
+		"does not know the recipient":      {map[string]string{"RCPT": "550 who"}, "dead"},
+		"wants no data":                    {map[string]string{"DATA": "554 no"}, "dead"},
+		"does not like the mail":           {map[string]string{"DATA": "354 go", ".": "554 spam"}, "dead"},
+		"dies after its yes":               {map[string]string{"DATA": "354 go", "QUIT": "bye", "RSET": "bye"}, "done"},
+		"hangs after its yes":              {map[string]string{"DATA": "354 go", "QUIT": "", "RSET": ""}, "done"},
+		"refuses what comes after its yes": {map[string]string{"DATA": "354 go", "RSET": "550 no", "QUIT": "550 no"}, "done"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := &script{answers: tt.answers}
 			err := send(t, s.start(t), signup(t, "Ada"))
-			if permanent(err) || (err == nil) != tt.sent {
-				t.Errorf("%v, want sent = %t", err, tt.sent)
+			if verdict(err) != tt.want {
+				t.Errorf("%v: %s, want %s", err, verdict(err), tt.want)
+			}
+			for _, answer := range tt.answers {
+				code, _, _ := strings.Cut(answer, " ")
+				if code > "400" && code < "600" && tt.want != "done" && !strings.Contains(err.Error(), code) {
+					t.Errorf("%v, want it to name %s", err, code)
+				}
 			}
 			s.hungUp(t)
 		})
 	}
-	if err := send(t, "127.0.0.1:1", signup(t, "Ada")); err == nil {
-		t.Error("sent without a server")
+	if err := send(t, "127.0.0.1:1", signup(t, "Ada")); verdict(err) != "unavailable" {
+		t.Errorf("%v: %s without a server, want unavailable", err, verdict(err))
+	}
+}
+
+// TestNoAnswerToTheWholeMail: the server may have taken it, so the error says that.
+func TestNoAnswerToTheWholeMail(t *testing.T) {
+	mailer.SetTimeout(t, 300*time.Millisecond)
+	for _, answer := range []string{"", "bye"} {
+		s := &script{answers: map[string]string{"DATA": "354 go", ".": answer}}
+		err := send(t, s.start(t), signup(t, "Ada"))
+		if verdict(err) != "unavailable" || !strings.Contains(err.Error(), "may have taken it") {
+			t.Errorf("%q: %v, want an outage that may have taken the mail", answer, err)
+		}
+		s.hungUp(t)
 	}
 }
 
@@ -162,9 +233,9 @@ func TestAttemptEnds(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	begun := time.Now()
-	err := consumer(t, "smtp://"+s.start(t)).Handle(ctx, nil, signup(t, "Ada"))
-	if took := time.Since(begun); err == nil || took > 5*time.Second {
-		t.Errorf("%v after %s, want an error at the end of the attempt", err, took)
+	err := consumer(t, "smtp://"+s.start(t)).Effect(ctx, signup(t, "Ada"))
+	if took := time.Since(begun); verdict(err) != "unavailable" || took > 5*time.Second || s.count("EHLO") != 1 {
+		t.Errorf("%v after %s and %d dialogues, want an outage at the end of the attempt's only one", err, took, s.count("EHLO"))
 	}
 	s.hungUp(t)
 }

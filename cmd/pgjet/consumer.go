@@ -1,0 +1,304 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/spf13/cobra"
+
+	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/consumers/directory"
+	"github.com/pgjet/pgjet/consumers/mailer"
+	"github.com/pgjet/pgjet/consumers/status"
+)
+
+// ownConsumers are the consumers of this binary.
+var ownConsumers = map[string]func() consumers.Consumer{
+	directory.Name: directory.Consumer,
+	mailer.Name:    func() consumers.Consumer { return new(mailer.Mailer).Consumer() },
+}
+
+func consumerCommand() *cobra.Command {
+	var s settings
+	cmd := group(&cobra.Command{
+		Use:   "consumer",
+		Short: "Look after consumers",
+		Long: `Look after consumers, whoever runs them. A consumer is known from the first time a
+process runs it.`,
+	}, s.consumerListCommand(), s.consumerGetCommand(), s.consumerPauseCommand(), s.consumerResumeCommand(), s.consumerEnsureCommand())
+	return cmd
+}
+
+// exactlyOne refuses anything but the name of one consumer.
+func exactlyOne(cmd *cobra.Command, args []string) error {
+	if len(args) != 1 || args[0] == "" {
+		return fmt.Errorf("%s takes the name of one consumer, not %q; see: pgjet consumer ls", cmd.CommandPath(), args)
+	}
+	return nil
+}
+
+// found makes it exit code 4 that there is no such consumer.
+func found(err error) error {
+	if _, ok := errors.AsType[*status.UnknownError](err); ok {
+		return &exitError{exitNotFound, err}
+	}
+	return err
+}
+
+// withBoth calls fn with a pool and JetStream, for commands that do not wait.
+func (s *settings) withBoth(ctx context.Context, fn func(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream) error) error {
+	return s.withDatabase(ctx, func(ctx context.Context, db *pgxpool.Pool) error {
+		nc, js, err := s.reachNATS()
+		if err != nil {
+			return err
+		}
+		defer nc.Close()
+		return fn(ctx, db, js)
+	})
+}
+
+func (s *settings) consumerListCommand() *cobra.Command {
+	var output string
+	var exitCode bool
+	cmd := &cobra.Command{
+		Use:   "ls",
+		Short: "List the consumers: what waits, and why",
+		Long: `List the consumers: what waits, and why. The rate is measured for half a second.
+Trouble comes last, with what to type next.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
+			return s.withBoth(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream) error {
+				all, err := status.List(ctx, db, js)
+				if err != nil {
+					return err
+				}
+				if err := showConsumers(cmd.OutOrStdout(), output, all); err != nil {
+					return err
+				}
+				return unhealthy(exitCode, all)
+			})
+		},
+	}
+	s.statusFlags(cmd, &output, &exitCode)
+	return cmd
+}
+
+func (s *settings) consumerGetCommand() *cobra.Command {
+	var output string
+	var exitCode bool
+	cmd := &cobra.Command{
+		Use:   "get NAME",
+		Short: "Show all that is known of a consumer, and its processes",
+		Args:  exactlyOne,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
+			return s.withBoth(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream) error {
+				one, err := status.Get(ctx, db, js, args[0])
+				if err != nil {
+					return found(err)
+				}
+				if err := showConsumer(cmd.OutOrStdout(), output, one); err != nil {
+					return err
+				}
+				return unhealthy(exitCode, []status.Status{one})
+			})
+		},
+	}
+	s.statusFlags(cmd, &output, &exitCode)
+	return cmd
+}
+
+func (s *settings) statusFlags(cmd *cobra.Command, output *string, exitCode *bool) {
+	f := cmd.Flags()
+	s.databaseFlag(f)
+	s.natsURLFlag(f)
+	s.natsCredsFlag(f)
+	outputFlag(f, output)
+	f.BoolVar(exitCode, "exit-code", false, "end with exit code 6 if one is not healthy")
+}
+
+// unhealthy returns which consumers are not healthy, if anybody wants to know.
+func unhealthy(wanted bool, all []status.Status) error {
+	var names []string
+	for _, s := range all {
+		if !s.Why.Healthy() {
+			names = append(names, s.Name+" ("+s.Why.Code+")")
+		}
+	}
+	if !wanted || len(names) == 0 {
+		return nil
+	}
+	return &exitError{exitFindings, errors.New("not healthy: " + strings.Join(names, ", "))}
+}
+
+// drainTime is how long a pause waits for the attempts that have begun.
+const drainTime = 10 * time.Second
+
+func (s *settings) consumerPauseCommand() *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{
+		Use:   "pause NAME",
+		Short: "Let no attempt of a consumer begin until it is resumed",
+		Long: `Let no attempt of a consumer begin until it is resumed, wherever its processes are.
+Attempts that have begun may finish: they are waited for, 10 seconds at most. Events
+wait in the stream. Pausing twice changes nothing.`,
+		Args: exactlyOne,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := needReason(reason); err != nil {
+				return err
+			}
+			return s.pause(cmd.Context(), cmd.OutOrStdout(), args[0], reason)
+		},
+	}
+	s.databaseFlag(cmd.Flags())
+	reasonFlag(cmd.Flags(), &reason)
+	return cmd
+}
+
+func (s *settings) pause(ctx context.Context, out io.Writer, name, reason string) error {
+	err := s.withDatabase(ctx, func(ctx context.Context, db *pgxpool.Pool) error {
+		p, news, err := status.Pause(ctx, db, name, actor(), reason)
+		switch {
+		case err != nil:
+			return found(err)
+		case !news:
+			fmt.Fprintf(out, "consumer %s was paused already, by %s %s: %s\n", name, p.By, ago(time.Since(p.At)), plain(p.Reason))
+		default:
+			fmt.Fprintf(out, "paused consumer %s; no attempt begins, events wait in the stream\n", name)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	drained, err := s.drain(ctx, name)
+	switch {
+	case err != nil:
+		return err
+	case drained:
+		fmt.Fprintln(out, "no attempt is in flight")
+	default:
+		fmt.Fprintf(out, "after %s attempts that began before are still in flight\n", drainTime)
+	}
+	fmt.Fprintln(out, "to go on: pgjet consumer resume "+name)
+	return nil
+}
+
+// drain reports whether no attempt of a paused consumer is in flight.
+func (s *settings) drain(ctx context.Context, name string) (drained bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, drainTime+operateTime)
+	defer cancel()
+	db, err := s.reach(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer db.Close()
+	return status.Drain(ctx, db, name, drainTime)
+}
+
+func (s *settings) consumerResumeCommand() *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{
+		Use:   "resume NAME",
+		Short: "End a pause",
+		Args:  exactlyOne,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+				name, out := args[0], cmd.OutOrStdout()
+				p, err := status.Resume(ctx, db, name, actor(), reason)
+				switch {
+				case err != nil:
+					return found(err)
+				case p == nil:
+					fmt.Fprintf(out, "consumer %s was not paused\n", name)
+				default:
+					fmt.Fprintf(out, "resumed consumer %s, paused by %s %s: %s\n", name, p.By, ago(time.Since(p.At)), plain(p.Reason))
+					fmt.Fprintln(out, "to see it go: pgjet consumer get "+name)
+				}
+				return nil
+			})
+		},
+	}
+	s.databaseFlag(cmd.Flags())
+	reasonFlag(cmd.Flags(), &reason)
+	return cmd
+}
+
+func (s *settings) consumerEnsureCommand() *cobra.Command {
+	var dryRun bool
+	names := slices.Sorted(maps.Keys(ownConsumers))
+	cmd := &cobra.Command{
+		Use:   "ensure NAME",
+		Short: "Create a durable consumer if it is missing; exit code 6 if it is there and differs",
+		Long: `Create the durable consumer that pgjet consume NAME needs, if it is missing. One that
+exists is compared and left as it is: the differences are shown, and the exit code is
+6. The names are: ` + strings.Join(names, ", ") + `.`,
+		ValidArgs: names,
+		Args:      exactlyOne,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			consumer, ok := ownConsumers[args[0]]
+			if !ok {
+				return &exitError{exitNotFound, fmt.Errorf("no consumer %q in this pgjet, there is: %s", args[0], strings.Join(names, ", "))}
+			}
+			text, err := s.ensureConsumer(cmd.Context(), consumer(), dryRun)
+			if err == nil {
+				fmt.Fprintln(cmd.OutOrStdout(), text)
+			}
+			return err
+		},
+	}
+	s.natsFlags(cmd.Flags())
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "compare, and create nothing")
+	return cmd
+}
+
+// ensureConsumer says what it did. A difference, or what a dry run finds missing, is an
+// error.
+func (s *settings) ensureConsumer(ctx context.Context, c consumers.Consumer, dryRun bool) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, operateTime)
+	defer cancel()
+	want, err := c.Config()
+	if err != nil {
+		return "", err
+	}
+	nc, js, err := s.reachNATS()
+	if err != nil {
+		return "", err
+	}
+	defer nc.Close()
+	if dryRun {
+		_, err = js.Consumer(ctx, s.stream, c.Name)
+	}
+	var created bool
+	var differences []string
+	if err == nil {
+		created, differences, err = consumers.Ensure(ctx, js, s.stream, want)
+	}
+	switch {
+	case errors.Is(err, jetstream.ErrConsumerNotFound):
+		return "", &exitError{exitFindings, fmt.Errorf("durable consumer %s of stream %s is missing, nothing was changed", c.Name, s.stream)}
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		return "", fmt.Errorf("stream %s does not exist; run: %s", s.stream, s.typed("pgjet stream ensure"))
+	case err != nil:
+		return "", fmt.Errorf("ensure durable consumer %s of stream %s: %w", c.Name, s.stream, err)
+	case created:
+		return fmt.Sprintf("created durable consumer %s of stream %s", c.Name, s.stream), nil
+	case len(differences) > 0:
+		return "", &exitError{exitFindings, fmt.Errorf("durable consumer %s of stream %s differs, nothing was changed:\n  %s",
+			c.Name, s.stream, strings.Join(differences, "\n  "))}
+	}
+	return fmt.Sprintf("durable consumer %s of stream %s is as it should be", c.Name, s.stream), nil
+}

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/pgjet/pgjet/consumers/status"
+)
+
+// showConsumers writes a line for each, and then what to do.
+func showConsumers(out io.Writer, output string, all []status.Status) error {
+	err := show(out, output, all, func(w io.Writer) {
+		fmt.Fprintln(w, "NAME\tSTATE\tLAG\tRETRYING\tDEAD\tRATE\tOLDEST\tWHY")
+		for _, s := range all {
+			fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%s\t%s\t%s\n", short(s.Name), s.Why.Code, s.Lag, s.Retrying, s.DeadLetters,
+				rate(s.Rate), oldest(s), plain(s.Why.Text))
+		}
+	})
+	if err != nil || output == "json" {
+		return err
+	}
+	first := true
+	for _, s := range all {
+		for _, line := range nextSteps(s) {
+			if first {
+				fmt.Fprintln(out)
+				first = false
+			}
+			fmt.Fprintln(out, line)
+		}
+	}
+	return nil
+}
+
+// nextSteps returns a line for each trouble of a consumer, with what to type next.
+func nextSteps(s status.Status) (lines []string) {
+	if !s.Why.Healthy() && s.Why.Code != "dead_letters" {
+		lines = append(lines, fmt.Sprintf("%s is %s -> %s", s.Name, s.Why.Code, nextForConsumer(s)))
+	}
+	if s.DeadLetters > 0 {
+		lines = append(lines, fmt.Sprintf("%d dead letters for %s -> pgjet dead groups --consumer %s", s.DeadLetters, s.Name, s.Name))
+	}
+	return lines
+}
+
+// nextForConsumer returns what to do about a reason.
+func nextForConsumer(s status.Status) string {
+	switch s.Why.Code {
+	case "paused":
+		if s.Paused != nil {
+			return "pgjet consumer resume " + s.Name
+		}
+	case "stream_missing":
+		return typed("pgjet stream ensure", s.Stream)
+	case "consumer_missing", "consumer_differs":
+		if ownConsumers[s.Name] != nil && s.Stream == "EVENTS" {
+			return "pgjet consumer ensure " + s.Name
+		}
+		if ownConsumers[s.Name] != nil {
+			return "pgjet consumer ensure " + s.Name + " --stream " + s.Stream
+		}
+	case "no_process":
+		if ownConsumers[s.Name] != nil {
+			return "pgjet consume " + s.Name
+		}
+		return "start one"
+	case "schema_missing":
+		return "pgjet migrate up"
+	case "failing", "slow", "stalled":
+		return "pgjet consumer get " + s.Name
+	}
+	return "see docs/runbooks/consumer-not-moving.md"
+}
+
+// showConsumer writes all that is known of one.
+func showConsumer(out io.Writer, output string, s status.Status) error {
+	return show(out, output, s, func(w io.Writer) {
+		line := func(name, format string, args ...any) {
+			fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))
+		}
+		line("name", "%s", s.Name)
+		line("stream", "%s", s.Stream)
+		line("state", "%s", s.Why.Code)
+		line("order", "%s", order(s))
+		line("lag", "%d not delivered yet, the oldest %s", s.Lag, oldest(s))
+		line("in flight", "%d; %d of %d not acknowledged", s.InFlight, s.AckPending, s.MaxAckPending)
+		line("done", "%d", s.Done)
+		line("retrying", "%d", s.Retrying)
+		line("dead", "%d to be decided on, of %d", s.DeadLetters, s.Dead)
+		line("unaccounted", "%d", s.Unaccounted)
+		line("rate", "%s handled, %s arrive", rate(s.Rate), rate(s.Arrivals))
+		if p := s.Paused; p != nil {
+			line("paused", "by %s %s: %s", p.By, ago(s.At.Sub(p.At)), p.Reason)
+		}
+		for _, p := range s.Processes {
+			line("process", "%s", aboutProcess(s, p))
+			if p.Error != "" {
+				line("last error", "%s", p.Error)
+			}
+		}
+		if p := s.Last; p != nil {
+			line("last process", "%s, seen %s", p.Process, ago(s.At.Sub(p.SeenAt)))
+		}
+		line("why", "%s", s.Why.Text)
+		for _, next := range nextSteps(s) {
+			line("next", "%s", next)
+		}
+	})
+}
+
+// order says how many processes may work, and which does.
+func order(s status.Status) string {
+	if !s.Ordered {
+		return "none: processes share the events"
+	}
+	return fmt.Sprintf("per key: one process is active, %s since %s", cmp.Or(s.Active, "none yet"), since(s.At, s.ActiveSince))
+}
+
+func aboutProcess(s status.Status, p status.Process) string {
+	text := fmt.Sprintf("%s since %s, %d workers; of the last %d attempts %d failed, the median took %s",
+		p.Process, ago(s.At.Sub(p.Since)), p.Workers, p.Attempts, p.Failed, seconds(p.Seconds).Round(100*time.Microsecond))
+	if p.Cause != "" {
+		text += "; it handles nothing: " + p.Cause
+	}
+	return text
+}
+
+// rate writes a rate.
+func rate(r float64) string {
+	if r > 0 && r < 10 {
+		return fmt.Sprintf("%.1f/s", r)
+	}
+	return fmt.Sprintf("%.0f/s", r)
+}
+
+// oldest tells since when the oldest event waits.
+func oldest(s status.Status) string {
+	if s.OldestSeconds == 0 {
+		return "-"
+	}
+	return ago(seconds(s.OldestSeconds))
+}

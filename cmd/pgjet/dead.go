@@ -1,0 +1,116 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"regexp"
+	"strconv"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/pgjet/pgjet/consumers/deadletter"
+)
+
+func deadCommand() *cobra.Command {
+	var s settings
+	cmd := group(&cobra.Command{
+		Use:   "dead",
+		Short: "Look at dead letters, and decide on them",
+		Long: `Look at dead letters, the events that a consumer gave up on, and decide on them.
+They are in the database of the consumer. Payloads and what looks like a mail
+address are shown with --reveal only.`,
+	}, s.deadGroupsCommand(), s.deadListCommand(), s.deadGetCommand(), s.deadExportCommand(),
+		s.deadRedriveCommand(), s.deadDiscardCommand(), s.deadReopenCommand())
+	s.databaseFlag(cmd.PersistentFlags())
+	return cmd
+}
+
+// withDeadLetters calls fn with a pool, for however long it takes. What does not exist
+// has its own exit code.
+func (s *settings) withDeadLetters(ctx context.Context, fn func(db *pgxpool.Pool) error) error {
+	db, err := s.reach(ctx)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	err = fn(db)
+	if _, ok := errors.AsType[*deadletter.NotFoundError](err); ok {
+		return &exitError{exitNotFound, err}
+	}
+	return err
+}
+
+// A deadSelection names dead letters by its flags and by the words of the command.
+type deadSelection struct {
+	filter       deadletter.Filter
+	state        string
+	since, until string
+}
+
+func (d *deadSelection) flags(f *pflag.FlagSet) {
+	f.StringVar(&d.filter.Consumer, "consumer", "", "only those of this consumer")
+	f.StringVar(&d.filter.Group, "group", "", "only those of this group, such as g_1a2b3c4d; see pgjet dead groups")
+	f.StringVar(&d.filter.Type, "type", "", "only events of this type")
+	f.StringVar(&d.filter.Key, "key", "", "only events of this key")
+	f.StringVar(&d.since, "since", "", "only those given up since then: a time in RFC 3339, or how long ago, such as 2h")
+	f.StringVar(&d.until, "until", "", "only those given up before then, in the same form")
+}
+
+// selects reports whether a flag selects some.
+func (d *deadSelection) selects() bool {
+	f := d.filter
+	return f.Consumer+f.Group+f.Type+f.Key+d.since+d.until != ""
+}
+
+// stateFlag adds the flag of commands that only look.
+func (d *deadSelection) stateFlag(f *pflag.FlagSet) {
+	f.StringVar(&d.state, "state", deadletter.Dead, "only those that are dead, redriven, done or discarded; or all; one named by its ID is shown in any state")
+}
+
+var groupForm = regexp.MustCompile(`^g_[0-9a-f]{8}$`)
+
+// resolve returns the filter that the flags and the words make.
+func (d *deadSelection) resolve(args []string) (f deadletter.Filter, err error) {
+	f = d.filter
+	if f.Group != "" && !groupForm.MatchString(f.Group) {
+		return f, usagef("--group is %q, want the form g_1a2b3c4d; see: pgjet dead groups", f.Group)
+	}
+	if f.Since, err = timeFlag("--since", d.since); err != nil {
+		return f, err
+	}
+	if f.Until, err = timeFlag("--until", d.until); err != nil {
+		return f, err
+	}
+	if err := nameDead(&f, args); err != nil {
+		return f, err
+	}
+	switch d.state {
+	case deadletter.Dead, deadletter.Redriven, deadletter.Done, deadletter.Discarded:
+		if !f.Named() {
+			f.State = d.state
+		}
+	case "", "all":
+	default:
+		return f, usagef("--state is %q, want dead, redriven, done, discarded or all", d.state)
+	}
+	return f, nil
+}
+
+// nameDead adds to f what words name: ids of dead letters, or of events.
+func nameDead(f *deadletter.Filter, words []string) error {
+	for _, word := range words {
+		if event, err := uuid.Parse(word); err == nil {
+			f.EventIDs = append(f.EventIDs, event)
+			continue
+		}
+		id, err := strconv.ParseInt(word, 10, 64)
+		if err != nil || id < 1 {
+			return usagef("%q is no ID, which is a number such as 42, or an event's id; see: pgjet dead ls", short(word))
+		}
+		f.IDs = append(f.IDs, id)
+	}
+	return nil
+}

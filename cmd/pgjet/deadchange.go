@@ -1,0 +1,249 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"github.com/pgjet/pgjet/consumers/deadletter"
+)
+
+// A deadChange is a command that changes dead letters, and what it was told.
+type deadChange struct {
+	verb, past string
+	change     func(context.Context, *pgxpool.Pool, deadletter.Filter, deadletter.Decision) ([]deadletter.Outcome, error)
+	next       string // to type afterwards
+	mild       bool   // asks nothing
+	needs      bool   // a reason
+
+	selection deadSelection
+	decision  deadletter.Decision
+	all, yes  bool
+	output    string
+	wait      bool
+	timeout   time.Duration
+	in        io.Reader
+	out, err  io.Writer
+}
+
+func (s *settings) deadRedriveCommand() *cobra.Command {
+	c := &deadChange{verb: "redrive", past: "redriven", change: deadletter.Redrive, next: "to see what becomes of them: pgjet dead ls --state all"}
+	cmd := s.deadChangeCommand(c)
+	cmd.Short = "Give dead letters back to the one consumer that gave up on them"
+	cmd.Long = `Give dead letters back to the one consumer that gave up on them, with the same
+event id; other consumers see nothing of it. An event that was handled meanwhile is
+not run again. One that was discarded has to be reopened first.`
+	f := cmd.Flags()
+	f.IntVar(&c.decision.Rate, "rate", 0, "at most so many a second; 0 is no limit")
+	f.BoolVar(&c.wait, "wait", false, "wait until each is done, or dead again")
+	f.DurationVar(&c.timeout, "timeout", 5*time.Minute, "how long --wait waits")
+	return cmd
+}
+
+func (s *settings) deadDiscardCommand() *cobra.Command {
+	c := &deadChange{verb: "discard", past: "discarded", change: deadletter.Discard, needs: true, next: "to bring one back: pgjet dead reopen ID"}
+	cmd := s.deadChangeCommand(c)
+	cmd.Short = "Give dead letters up for good"
+	cmd.Long = `Give dead letters up for good. They are kept for two weeks with the reason, and later
+events of their key no longer wait for them. It waits for the attempts that their
+consumer is making, and holds it up meanwhile.`
+	return cmd
+}
+
+func (s *settings) deadReopenCommand() *cobra.Command {
+	c := &deadChange{verb: "reopen", past: "reopened", change: deadletter.Reopen, mild: true, next: "to give one back to its consumer: pgjet dead redrive ID"}
+	cmd := s.deadChangeCommand(c)
+	cmd.Short = "Make discarded dead letters dead again"
+	return cmd
+}
+
+func (s *settings) deadChangeCommand(c *deadChange) *cobra.Command {
+	cmd := &cobra.Command{Use: c.verb + " [ID...]", RunE: func(cmd *cobra.Command, args []string) error {
+		c.in, c.out, c.err = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
+		f, err := c.check(args)
+		if err != nil {
+			return err
+		}
+		return s.withDeadLetters(cmd.Context(), func(db *pgxpool.Pool) error { return c.run(cmd.Context(), db, f) })
+	}}
+	f := cmd.Flags()
+	c.selection.flags(f)
+	f.BoolVar(&c.all, "all", false, "all that can be "+c.past+", of all consumers")
+	f.BoolVar(&c.decision.DryRun, "dry-run", false, "count, and change nothing")
+	if !c.mild {
+		f.BoolVar(&c.yes, "yes", false, "do not ask")
+	}
+	reasonFlag(f, &c.decision.Reason)
+	outputFlag(f, &c.output)
+	return cmd
+}
+
+// check returns what is selected. Nobody gets all without asking for them.
+func (c *deadChange) check(args []string) (f deadletter.Filter, err error) {
+	if err := checkOutput(c.output); err != nil {
+		return f, err
+	}
+	if f, err = c.selection.resolve(args); err != nil {
+		return f, err
+	}
+	c.decision.By = actor()
+	switch {
+	case !c.all && !c.selection.selects() && !f.Named():
+		return f, usagef("name dead letters by their ID or by a flag such as --consumer, or say --all. See: pgjet dead ls")
+	case c.all && f.Named():
+		return f, usagef("name dead letters by their ID, or say --all; not both")
+	case c.decision.Rate < 0:
+		return f, usagef("--rate is %d, want 0 or more", c.decision.Rate)
+	case c.decision.DryRun:
+		return f, nil
+	case c.needs:
+		if err := needReason(c.decision.Reason); err != nil {
+			return f, err
+		}
+	}
+	if !c.mild && !c.yes && !f.Named() && !terminal(c.in) {
+		return f, usagef("look at what would be %s with --dry-run, then say --yes", c.past)
+	}
+	return f, nil
+}
+
+// run counts, asks, changes what was counted, and waits for it if it shall.
+func (c *deadChange) run(ctx context.Context, db *pgxpool.Pool, f deadletter.Filter) error {
+	if err := f.Freeze(ctx, db); err != nil {
+		return err
+	}
+	counting := c.decision
+	counting.DryRun = true
+	plan, err := c.change(ctx, db, f, counting)
+	if err != nil {
+		return fmt.Errorf("nothing was changed: %w", err)
+	}
+	if c.decision.DryRun {
+		err := c.show(plan, "would be ")
+		fmt.Fprintln(c.err, "nothing was changed")
+		return err
+	}
+	n := total(plan).Changed
+	if n > 1 && !c.mild && !c.yes && !f.Named() {
+		if err := c.show(plan, "would be "); err != nil {
+			return err
+		}
+		if !confirm(c.in, c.err, fmt.Sprintf("%d dead letters: %s them?", n, c.verb)) {
+			fmt.Fprintln(c.err, "nothing was changed")
+			return nil
+		}
+	}
+	if rate := int64(c.decision.Rate); rate > 0 && n > rate {
+		fmt.Fprintf(c.err, "%d dead letters, %d a second: this takes about %s\n", n, rate, time.Duration(n/rate)*time.Second)
+	}
+	done, err := c.change(ctx, db, f, c.decision)
+	switch {
+	case err != nil && len(done) == 0:
+		return err
+	case err != nil:
+		return &exitError{exitPartly, errors.Join(err, c.show(done, ""))}
+	}
+	if err := c.show(done, ""); err != nil {
+		return err
+	}
+	return c.after(ctx, db, total(done))
+}
+
+// after tells what was left out, or what became of the rest.
+func (c *deadChange) after(ctx context.Context, db *pgxpool.Pool, o deadletter.Outcome) error {
+	if c.wait && len(o.IDs) > 0 {
+		if err := c.await(ctx, db, o.IDs); err != nil {
+			return err
+		}
+	} else if o.Changed > 0 {
+		fmt.Fprintln(c.err, c.next)
+	}
+	if o.Other == 0 {
+		return nil
+	}
+	code := exitPartly
+	if o.Changed+o.Done+o.Waiting == 0 {
+		code = exitRefused
+	}
+	hint := ""
+	if c.verb != "reopen" {
+		hint = "; a discarded one has to be reopened first"
+	}
+	return &exitError{code, fmt.Errorf("%d are in a state in which they cannot be %s, and stay in it%s. See: pgjet dead ls --state all", o.Other, c.past, hint)}
+}
+
+func (c *deadChange) show(all []deadletter.Outcome, would string) error {
+	if all == nil {
+		all = []deadletter.Outcome{}
+	}
+	if len(all) == 0 {
+		fmt.Fprintln(c.err, "no dead letter is selected")
+	}
+	return show(c.out, c.output, all, func(w io.Writer) {
+		for _, o := range all {
+			fmt.Fprintf(w, "%s\t%d %s%s", plain(o.Consumer), o.Changed, would, c.past)
+			for _, rest := range []struct {
+				n    int64
+				text string
+			}{{o.Done, "done meanwhile, not run again"}, {o.Waiting, "waiting for an attempt already"}, {o.Other, "in another state"}} {
+				if rest.n > 0 {
+					fmt.Fprintf(w, ", %d %s", rest.n, rest.text)
+				}
+			}
+			fmt.Fprintln(w)
+		}
+	})
+}
+
+func total(all []deadletter.Outcome) (t deadletter.Outcome) {
+	for _, o := range all {
+		t.Changed += o.Changed
+		t.Done += o.Done
+		t.Waiting += o.Waiting
+		t.Other += o.Other
+		t.IDs = append(t.IDs, o.IDs...)
+	}
+	return t
+}
+
+const (
+	lookEvery = 250 * time.Millisecond
+	tellEvery = 5 * time.Second
+)
+
+// await waits until no redriven dead letter waits for an attempt, and says how far that
+// is when it changes, but not all the time.
+func (c *deadChange) await(ctx context.Context, db *pgxpool.Pool, ids []int64) error {
+	end := time.Now().Add(c.timeout)
+	var told time.Time
+	var last deadletter.Progress
+	for {
+		p, err := deadletter.ReadProgress(ctx, db, ids)
+		if err != nil {
+			return err
+		}
+		late := time.Now().After(end)
+		if p != last && time.Since(told) > tellEvery || p.Redriven == 0 || late {
+			fmt.Fprintf(c.err, "of %d: %d done, %d dead again, %d discarded, %d to come\n", len(ids), p.Done, p.Dead, p.Discarded, p.Redriven)
+			told, last = time.Now(), p
+		}
+		switch {
+		case p.Redriven == 0 && p.Dead > 0:
+			return &exitError{exitPartly, fmt.Errorf("%d died again. See: pgjet dead groups", p.Dead)}
+		case p.Redriven == 0:
+			return nil
+		case late:
+			return &exitError{exitTimeout, fmt.Errorf("%d still wait for an attempt after %s; is their consumer running, and not paused? See: pgjet dead ls --state redriven", p.Redriven, c.timeout)}
+		}
+		select {
+		case <-time.After(lookEvery):
+		case <-ctx.Done():
+			return fmt.Errorf("stopped waiting; %d still wait for an attempt, which goes on without this: %w", p.Redriven, ctx.Err())
+		}
+	}
+}

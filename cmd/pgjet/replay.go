@@ -1,0 +1,287 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/spf13/cobra"
+
+	"github.com/pgjet/pgjet/consumers/replay"
+)
+
+// A replaying is what pgjet replay was told.
+type replaying struct {
+	*settings
+	consumer            string
+	selection           replay.Selection
+	since               time.Duration
+	from, until         string
+	dryRun, yes, detach bool
+	reason, output      string
+	in                  io.Reader
+	out, err            io.Writer
+}
+
+func replayCommand() *cobra.Command {
+	a := replaying{settings: &settings{}}
+	cmd := &cobra.Command{
+		Use:   "replay CONSUMER",
+		Short: "Deliver events that the stream still has to one consumer again",
+		Long: `Deliver events that the stream still has to one consumer again. What its inbox
+knows as done is skipped, so that restores what a consumer has lost and repeats
+nothing; --again runs those events too. A plan with counts is shown first.
+
+Without --until, --type, --key and --rate the consumer is paused, its durable
+consumer is set back, and it goes on from there. With one of them, the events are
+handed over one by one, while live events go on.`,
+		Example: `  pgjet replay directory --since 2h --dry-run
+  pgjet replay directory --all --again --reason "read model dropped"
+  pgjet replay welcome-mailer --from-seq 1200 --type user.created --rate 5`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a.consumer = args[0]
+			a.in, a.out, a.err = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
+			if err := a.check(cmd, time.Now()); err != nil {
+				return err
+			}
+			return replayExit(a.replay(cmd.Context()))
+		},
+	}
+	a.flags(cmd)
+	return cmd
+}
+
+func (a *replaying) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.BoolVar(&a.selection.All, "all", false, "everything that the stream has")
+	f.Uint64Var(&a.selection.FromSeq, "from-seq", 0, "from this sequence of the stream on")
+	f.StringVar(&a.from, "from", "", "from this time on, such as 2026-11-01T00:00:00Z")
+	f.DurationVar(&a.since, "since", 0, "from so long ago on, such as 2h")
+	f.StringVar(&a.until, "until", "", "only what was stored before this time")
+	f.StringVar(&a.selection.Type, "type", "", "only events of this type, such as user.created")
+	f.StringVar(&a.selection.Key, "key", "", "only events of this key")
+	f.IntVar(&a.selection.Rate, "rate", 0, "at most so many events per second; 0 is no limit")
+	f.BoolVar(&a.selection.Again, "again", false, "run what is done, too; with --all it rebuilds")
+	f.BoolVar(&a.selection.Force, "force", false, "run again what has effects outside the database, or rebuild from less than everything")
+	f.BoolVar(&a.dryRun, "dry-run", false, "show the plan, and change nothing")
+	f.BoolVar(&a.detach, "detach", false, "return once everything is handed over, without watching it run")
+	f.BoolVar(&a.yes, "yes", false, "do not ask")
+	reasonFlag(f, &a.reason)
+	outputFlag(f, &a.output)
+	a.databaseFlag(f)
+	a.natsURLFlag(f)
+	a.natsCredsFlag(f)
+}
+
+// check completes the selection, and refuses what makes no sense before anything is
+// connected to.
+func (a *replaying) check(cmd *cobra.Command, now time.Time) (err error) {
+	if err := checkOutput(a.output); err != nil {
+		return err
+	}
+	chosen := 0
+	for _, name := range []string{"all", "from-seq", "from", "since"} {
+		if cmd.Flags().Changed(name) {
+			chosen++
+		}
+	}
+	s := &a.selection
+	switch {
+	case chosen != 1:
+		return usagef("say from where: one of --from-seq, --from, --since, or --all for everything that the stream has")
+	case cmd.Flags().Changed("from-seq") && s.FromSeq == 0:
+		return usagef("--from-seq is 0; the first sequence of a stream is 1")
+	case a.since < 0 || s.Rate < 0:
+		return usagef("--since and --rate take no negative value")
+	case s.Again && !a.dryRun:
+		err = needReason(a.reason)
+	case s.Force && !s.Again:
+		err = usagef("--force goes with --again only: nothing else needs it")
+	}
+	if err != nil {
+		return err
+	}
+	if s.From, err = timeFlag("--from", a.from); err != nil {
+		return err
+	}
+	if s.Until, err = timeFlag("--until", a.until); err != nil {
+		return err
+	}
+	if a.since > 0 {
+		s.From = now.Add(-a.since)
+	}
+	if !a.dryRun && !a.yes && !terminal(a.in) {
+		return usagef("look at the plan with --dry-run, then say --yes: there is no terminal to ask on")
+	}
+	return nil
+}
+
+// replay plans, asks, and runs the plan.
+func (a *replaying) replay(ctx context.Context) error {
+	db, err := a.reach(ctx)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	nc, js, err := a.reachNATS()
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	r, err := replay.Open(ctx, db, js, a.consumer)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	if !a.dryRun {
+		if err := r.Lock(ctx); err != nil {
+			return err
+		}
+	}
+	plan, err := r.Plan(ctx, a.selection)
+	if err != nil {
+		return err
+	}
+	if err := show(a.out, a.output, plan, func(w io.Writer) { writePlan(w, plan) }); err != nil {
+		return err
+	}
+	if proceed, err := a.agree(plan); err != nil || !proceed {
+		return err
+	}
+	return a.run(ctx, r, plan)
+}
+
+// agree reports whether the plan is to be run.
+func (a *replaying) agree(plan *replay.Plan) (bool, error) {
+	switch {
+	case a.dryRun:
+		fmt.Fprintln(a.err, "nothing was changed")
+		return false, nil
+	case plan.Refused != "":
+		return false, usagef("%s; if that is what you want, say --force", plan.Refused)
+	case plan.Empty():
+		fmt.Fprintln(a.err, "nothing to replay; nothing was changed")
+		return false, nil
+	case a.yes || confirm(a.in, a.err, fmt.Sprintf("Replay %d events to %s?", plan.Run+plan.Again, plan.Consumer)):
+		return true, nil
+	}
+	fmt.Fprintln(a.err, "nothing was changed")
+	return false, nil
+}
+
+func (a *replaying) run(ctx context.Context, r *replay.Replay, plan *replay.Plan) error {
+	reason := a.reason
+	if strings.TrimSpace(reason) == "" {
+		reason = "none given"
+	}
+	watch := !a.detach && !plan.Paused && plan.Processes > 0
+	progress := newProgress(a.err, plan.Consumer)
+	result, err := r.Run(ctx, plan, actor(), reason, watch, progress.report)
+	progress.finish()
+	if a.output == "json" && result.Operation != 0 {
+		if err := show(a.out, a.output, result, nil); err != nil {
+			return err
+		}
+	}
+	if err != nil {
+		return a.stopped(ctx, plan, result, err)
+	}
+	fmt.Fprintln(a.err, outcome(plan, result))
+	return nil
+}
+
+// stopped says how far the replay came, and how to go on.
+func (a *replaying) stopped(ctx context.Context, plan *replay.Plan, result replay.Result, err error) error {
+	if result.Step == "handed over" {
+		fmt.Fprintf(a.err, "everything is handed over to %s, which goes on by itself\n", plan.Consumer)
+	} else if result.Operation != 0 {
+		fmt.Fprintf(a.err, "replay %d stopped while it was %s, %d events handed over; to go on:\n  %s\n",
+			result.Operation, result.Step, result.Handed, a.resumeCommand(plan, result))
+	}
+	if ctx.Err() != nil {
+		return &exitError{exitInterrupted, errors.New("interrupted")}
+	}
+	return err
+}
+
+// resumeCommand returns what to type to go on with the rest of the plan.
+func (a *replaying) resumeCommand(plan *replay.Plan, result replay.Result) string {
+	s := a.selection
+	words := []string{"pgjet replay", plan.Consumer}
+	if plan.Way == replay.ByReset && s.All {
+		words = append(words, "--all")
+	} else {
+		words = append(words, fmt.Sprint("--from-seq ", result.Next))
+	}
+	if plan.Way == replay.ByIntent { // what is stored meanwhile is not part of it
+		words = append(words, "--until "+plan.Until.UTC().Format(time.RFC3339Nano))
+	}
+	for _, flag := range []struct{ name, value string }{{"--type", s.Type}, {"--key", s.Key}} {
+		if flag.value != "" {
+			words = append(words, flag.name+" "+quoted(flag.value))
+		}
+	}
+	if s.Rate > 0 {
+		words = append(words, fmt.Sprint("--rate ", s.Rate))
+	}
+	if s.Again {
+		words = append(words, "--again")
+	}
+	if s.Force {
+		words = append(words, "--force")
+	}
+	if a.reason != "" {
+		words = append(words, "--reason "+quoted(a.reason))
+	}
+	return strings.Join(words, " ")
+}
+
+// quoted returns s as a shell takes it for one word.
+func quoted(s string) string { return "'" + strings.ReplaceAll(plain(s), "'", `'\''`) + "'" }
+
+// outcome says in a line how the replay ended.
+func outcome(plan *replay.Plan, result replay.Result) string {
+	line := fmt.Sprintf("replay %d: %d events handed over to %s", result.Operation, plan.Run+plan.Again, plan.Consumer)
+	switch {
+	case plan.Paused:
+		return line + ", which is paused: it goes on when it is resumed"
+	case plan.Processes == 0:
+		return line + "; no process runs it: it goes on when one is started"
+	case result.Step != "done":
+		return line + ", which goes on by itself"
+	}
+	line += " and tried"
+	if result.Waiting > 0 {
+		line += fmt.Sprintf("; %d wait for another attempt or an earlier event of their key", result.Waiting)
+	}
+	if result.Dead > 0 {
+		line += fmt.Sprintf("; %d became dead letters", result.Dead)
+	}
+	return line
+}
+
+// replayExit gives the errors of package replay their exit codes.
+func replayExit(err error) error {
+	if exit, ok := errors.AsType[*exitError](err); ok {
+		return exit
+	}
+	for _, code := range []struct {
+		err  error
+		code int
+	}{
+		{replay.ErrNoConsumer, exitNotFound}, {replay.ErrSelection, exitUsage},
+		{replay.ErrBusy, exitRefused}, {replay.ErrChanged, exitRefused}, {context.Canceled, exitInterrupted},
+		{nats.ErrNoResponders, exitUnreachable}, {nats.ErrConnectionClosed, exitUnreachable},
+		{nats.ErrTimeout, exitUnreachable}, {context.DeadlineExceeded, exitUnreachable},
+	} {
+		if errors.Is(err, code.err) {
+			return &exitError{code.code, err}
+		}
+	}
+	return err
+}

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+
+	"github.com/pgjet/pgjet/consumers/replay"
+)
+
+func writePlan(w io.Writer, p *replay.Plan) {
+	line := func(name string, value any, note string) { fmt.Fprintf(w, "%s\t%v\t%s\n", name, value, note) }
+	some := func(name string, n int, note string) {
+		if n > 0 {
+			line(name, n, note)
+		}
+	}
+	line("consumer", p.Consumer, whoRuns(p))
+	if p.From > p.To {
+		line("stream", p.Stream, "nothing is stored in this range")
+	} else {
+		line("stream", p.Stream, fmt.Sprintf("sequence %d to %d", p.From, p.To))
+	}
+	line("way", p.Way, ways[p.Way])
+	line("selected", p.Selected, "events of the range that it handles")
+	line("run", p.Run, "not in the inbox: will be delivered and run")
+	some("again", p.Again, "done, and will run again")
+	line("skipped", p.Skipped, "done, and stay so")
+	some("on the way", p.OnTheWay, "will be delivered without a replay")
+	some("waiting", p.Waiting, "wait for an attempt already")
+	some("dead letters", p.Dead, "are left alone; to give them back: pgjet dead redrive")
+	some("discarded", p.Discarded, "were given up, and stay so")
+	some("foreign", p.Foreign, "messages that are no events")
+	if p.Gone > 0 {
+		line("gone", p.Gone, "places that the stream no longer has; events there, if they were any of its, are not replayed")
+	}
+	if p.Rebuild {
+		line("rebuild", "yes", "what its handlers wrote is cleared first, if it has a Clear; else do that by hand before")
+	}
+	if p.Effects {
+		line("effects", p.Run+p.Again, "events that run have effects outside the database, such as mails")
+	}
+	if p.Refused != "" {
+		line("refused", "yes", p.Refused+"; --force overrides")
+	}
+}
+
+var ways = map[string]string{
+	replay.ByReset:  "the consumer is paused for seconds and set back; events that are done are delivered and skipped",
+	replay.ByIntent: "event by event, while live events go on",
+}
+
+func whoRuns(p *replay.Plan) string {
+	switch {
+	case p.Paused:
+		return "is paused, and stays so: nothing runs until it is resumed"
+	case p.Processes == 0:
+		return "no process runs it: nothing happens until one is started"
+	case p.Processes == 1:
+		return "1 process runs it"
+	}
+	return fmt.Sprintf("%d processes run it", p.Processes)
+}
+
+// A progress tells how far a replay is: a bar on a terminal, else now and then a line.
+type progress struct {
+	out      io.Writer
+	consumer string
+	bar      *progressbar.ProgressBar // nil without a terminal
+	began    time.Time
+	told     time.Time
+	first    int // what was done at the first report
+}
+
+// progressInterval is how often there is a line without a terminal.
+const progressInterval = 5 * time.Second
+
+func newProgress(out io.Writer, consumer string) *progress {
+	p := &progress{out: out, consumer: consumer}
+	if terminal(out) {
+		p.bar = progressbar.NewOptions(-1, progressbar.OptionSetWriter(out), progressbar.OptionSetDescription("replay "+consumer),
+			progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString("events"),
+			progressbar.OptionEnableColorCodes(os.Getenv("NO_COLOR") == ""), progressbar.OptionThrottle(100*time.Millisecond))
+	}
+	return p
+}
+
+func (p *progress) report(operation int64, done, total int) {
+	if p.bar != nil {
+		p.bar.ChangeMax(total)
+		_ = p.bar.Set(done) // a bar that is not drawn stops nothing
+		return
+	}
+	now := time.Now()
+	if p.began.IsZero() {
+		p.began, p.told, p.first = now, now, done
+	}
+	if now.Sub(p.told) < progressInterval {
+		return
+	}
+	p.told = now
+	rate := float64(done-p.first) / now.Sub(p.began).Seconds()
+	fmt.Fprintf(p.out, "replay %d %s %d/%d %.0f/s\n", operation, p.consumer, done, total, max(0, rate))
+}
+
+// finish leaves the line of the bar.
+func (p *progress) finish() {
+	if p.bar != nil {
+		fmt.Fprintln(p.out)
+	}
+}

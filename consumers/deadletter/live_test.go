@@ -1,0 +1,122 @@
+package deadletter_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/consumers/deadletter"
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// consume starts a consumer that parks keys and writes down what it handles in the
+// table done, and publishes events with these keys; the first has sequence 1.
+func (b *bench) consume(handle consumers.Handler, keys ...string) {
+	b.Helper()
+	b.exec(`create table done (seq bigint, at bigint generated always as identity)`)
+	js, _ := testenv.JetStream(b)
+	_, err := js.CreateStream(b.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{events.AllSubjects},
+		Discard: jetstream.DiscardNew, DenyDelete: true, DenyPurge: true, AllowDirect: true})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for i, key := range keys {
+		e, err := events.New(events.Event{Type: "a.b", Key: key, Source: "/test", Seq: int64(i + 1), Time: time.Now(), Data: []byte(`{}`)})
+		if err != nil {
+			b.Fatal(err)
+		}
+		subject, header, body := e.Message()
+		if _, err := js.PublishMsg(b.Context(), &nats.Msg{Subject: subject, Header: header, Data: body}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	r := &consumers.Runner{DB: b.admin, JS: js, Log: testenv.Logger(b),
+		Consumer: consumers.Consumer{Name: "test", Types: []string{"a.b"}, ParkKey: true,
+			Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+				if err := handle(ctx, tx, e); err != nil {
+					return err
+				}
+				_, err := tx.Exec(ctx, `insert into done (seq) values ($1)`, e.Seq)
+				return err
+			}}}
+	ctx, cancel := context.WithCancel(b.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	b.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			b.Error(err)
+		}
+	})
+}
+
+// becomes waits for the states of all dead letters.
+func (b *bench) becomes(states string) {
+	b.Helper()
+	testenv.Eventually(b, patience, "the dead letters are "+states, func() bool { return b.states(deadletter.Filter{}) == states })
+}
+
+// TestWithARunningConsumer: what is redriven dies again until the handler is fixed, and
+// is then handled once, however many redrive it; what waits behind it goes on in order.
+func TestWithARunningConsumer(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	var fixed atomic.Bool
+	b.consume(func(_ context.Context, _ pgx.Tx, e events.Event) error {
+		if e.Seq == 3 || e.Seq == 1 && !fixed.Load() {
+			return backoff.Permanent(errors.New("poison"))
+		}
+		return nil
+	}, "k", "k", "k", "k", "other")
+	b.becomes("dead")
+	testenv.Eventually(t, patience, "the rest waits", func() bool {
+		return b.count(`pgjet.intent where due_at = 'infinity'`) == 3 && b.count(`done where seq = 5`) == 1
+	})
+
+	redrive := func() {
+		for range 4 {
+			_, err := deadletter.Redrive(t.Context(), b.db, deadletter.Filter{Consumer: "test"}, decision)
+			if err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	b.does(deadletter.Redrive, deadletter.Filter{}, decision, deadletter.Outcome{Consumer: "test", Changed: 1})
+	b.becomes("dead")
+	if n := b.count(`done where seq < 5`); n != 0 {
+		t.Errorf("%d events went past a dead letter of their key", n)
+	}
+	fixed.Store(true)
+	var two sync.WaitGroup
+	two.Go(redrive)
+	two.Go(redrive)
+	two.Wait()
+	testenv.Eventually(t, patience, "the first is done, the third is dead or tried again", func() bool {
+		return b.count(`pgjet.dead_letter`) == 2 && b.count(`done where seq in (1, 2)`) == 2
+	})
+	b.becomes("done dead")
+
+	b.does(deadletter.Discard, deadletter.Filter{}, decision, deadletter.Outcome{Consumer: "test", Changed: 1})
+	testenv.Eventually(t, patience, "the last goes on", func() bool { return b.count(`done where seq = 4`) == 1 })
+	rows, err := b.admin.Query(t.Context(), `select seq from done where seq < 5 order by at`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil || len(got) != 3 || got[0] != 1 || got[1] != 2 || got[2] != 4 {
+		t.Errorf("handled are %v (%v), want 1, 2 and 4, once each", got, err)
+	}
+	if n := b.count(`pgjet.intent`) + b.count(`pgjet.inbox where state not in ('done', 'discarded')`); n != 0 {
+		t.Errorf("%d rows are left that wait", n)
+	}
+}

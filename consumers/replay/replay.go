@@ -1,0 +1,154 @@
+// Package replay delivers events that the stream still holds to one consumer again.
+//
+// The inbox makes that harmless: what is done there is skipped, so a replay restores
+// what a consumer lost and repeats nothing. Asked to run events again, it makes the
+// consumer forget that they are done; that is how a read model is rebuilt.
+//
+// There are two ways, and the plan names the one that is taken. Everything from some
+// place on ([ByReset]): the consumer is paused, its durable consumer is reset to that
+// place, and it goes on from there. Some events, or at a limited rate ([ByIntent]):
+// each is handed over as an intent, while live events go on. Either may be ended at
+// any moment, and repeated: what is handed over is not handed over twice.
+package replay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+var (
+	// ErrNoConsumer says that there is no such consumer, in the database or in JetStream.
+	ErrNoConsumer = errors.New("no such consumer")
+	// ErrBusy says that another replay of the consumer is running.
+	ErrBusy = errors.New("another replay of this consumer is running")
+	// ErrChanged says that the stream is not the one that was planned for.
+	ErrChanged = errors.New("the stream was made anew")
+	// ErrSelection says that a selection makes no sense for the consumer or the stream.
+	ErrSelection = errors.New("cannot select")
+	// ErrRefused says that running events again needs [Selection.Force].
+	ErrRefused = errors.New("refused without force")
+)
+
+// The ways of a replay.
+const (
+	ByReset  = "reset"  // of the durable consumer, to where the replay begins
+	ByIntent = "intent" // event by event
+)
+
+// A Selection says which events are replayed: those of a range of the stream that the
+// consumer handles. Set one of All, FromSeq and From.
+type Selection struct {
+	All     bool      // whatever the stream holds
+	FromSeq uint64    // from this sequence on
+	From    time.Time // stored at this time or later
+	Until   time.Time // stored before; zero: all there is
+	Type    string    // only events of this type
+	Key     string    // only events of this key
+	Rate    int       // at most so many events per second; 0 is no limit
+	Again   bool      // run what is done, too
+	Force   bool      // although that has consequences; see [Replay.Plan]
+}
+
+// whole reports whether s ends where the stream does and leaves nothing out.
+func (s Selection) whole() bool {
+	return s.Until.IsZero() && s.Type == "" && s.Key == "" && s.Rate == 0
+}
+
+// A Replay is about one consumer. Open one, plan, and run the plan.
+type Replay struct {
+	db         *pgxpool.Pool
+	js         jetstream.JetStream
+	name       string
+	stream     jetstream.Stream
+	created    time.Time // of the stream
+	generation int
+	ordered    bool
+	effects    bool
+	paused     bool // by an operator
+	processes  int
+	durable    jetstream.ConsumerConfig
+	ackFloor   uint64 // of the durable consumer
+	lock       *pgx.Conn
+}
+
+// Open looks the consumer up, in its database and in JetStream. It returns
+// [ErrNoConsumer] if one of them does not know it, and [ErrChanged] if it has not seen
+// the stream since that was made anew.
+func Open(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, consumer string) (*Replay, error) {
+	r := &Replay{db: db, js: js, name: consumer}
+	var stream string
+	err := db.QueryRow(ctx, `
+		select stream, stream_created, generation, ordered, effects, paused_at is not null and not starts_with(pause_reason, $2),
+		       (select count(*) from pgjet.process p where p.consumer = c.name and seen_at > clock_timestamp() - interval '15 s')
+		  from pgjet.consumer c where name = $1`, consumer, pausedBy).
+		Scan(&stream, &r.created, &r.generation, &r.ordered, &r.effects, &r.paused, &r.processes)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, fmt.Errorf("%w: %s is not in pgjet.consumer of this database; a process of it that runs enters it", ErrNoConsumer, consumer)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up consumer %s: %w", consumer, err)
+	}
+	if err := r.bind(ctx, stream); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// bind looks up what JetStream knows.
+func (r *Replay) bind(ctx context.Context, stream string) (err error) {
+	r.stream, err = r.js.Stream(ctx, stream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return fmt.Errorf("%w: there is no stream %s, which %s reads", ErrNoConsumer, stream, r.name)
+	}
+	if err != nil {
+		return fmt.Errorf("look up stream %s: %w", stream, err)
+	}
+	if !sameTime(r.stream.CachedInfo().Created, r.created) {
+		return fmt.Errorf("%w: no process of %s has run since stream %s was made on %s; start one, then replay",
+			ErrChanged, r.name, stream, r.stream.CachedInfo().Created.UTC().Format(time.RFC3339))
+	}
+	consumer, err := r.stream.Consumer(ctx, r.name)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return fmt.Errorf("%w: JetStream has no durable consumer %s on stream %s; a process of it that runs makes it", ErrNoConsumer, r.name, stream)
+	}
+	if err != nil {
+		return fmt.Errorf("look up durable consumer %s: %w", r.name, err)
+	}
+	r.durable, r.ackFloor = consumer.CachedInfo().Config, consumer.CachedInfo().AckFloor.Stream
+	return nil
+}
+
+// sameTime compares the time at which a stream was made with what PostgreSQL kept of it.
+func sameTime(a, b time.Time) bool { return a.Sub(b).Abs() < time.Millisecond }
+
+// Lock keeps other replays of the consumer away until [Replay.Close]. It returns
+// [ErrBusy] if one is running.
+func (r *Replay) Lock(ctx context.Context) (err error) {
+	// Not from the pool, which may have no second connection.
+	if r.lock, err = pgx.ConnectConfig(ctx, r.db.Config().ConnConfig); err != nil {
+		return fmt.Errorf("connect to hold the lock of the replay: %w", err)
+	}
+	free := false
+	err = r.lock.QueryRow(ctx, `select pg_try_advisory_lock(hashtextextended('pgjet.replay.' || $1, 0))`, r.name).Scan(&free)
+	if err == nil && !free {
+		err = fmt.Errorf("%w: see pgjet.operation for who replays %s", ErrBusy, r.name)
+	}
+	return err
+}
+
+// Close lets other replays go.
+func (r *Replay) Close() {
+	if r.lock != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		// The connection's end frees it too, but the server may take a moment to notice.
+		_, _ = r.lock.Exec(ctx, `select pg_advisory_unlock_all()`)
+		_ = r.lock.Close(ctx)
+	}
+}

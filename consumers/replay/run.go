@@ -1,0 +1,111 @@
+package replay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// lockTimeout is how long attempts in flight are waited for. While it lasts, no new
+// ones begin.
+const lockTimeout = "30s"
+
+// A Result says how far a replay came.
+type Result struct {
+	Operation int64  `json:"operation"` // in pgjet.operation; 0 if there was nothing to do
+	Step      string `json:"step"`      // the last that was taken: begun, paused, reset, handing over, handed over, done
+	Handed    int    `json:"handed"`    // events that were handed over, one by one
+	Next      uint64 `json:"next"`      // where to go on; 0 once all are handed over
+	Waiting   int    `json:"waiting"`   // events of the range that wait for another attempt
+	Dead      int    `json:"dead"`      // events that became dead letters meanwhile
+}
+
+// A Progress is told how many of how many events have been handed over or handled.
+type Progress func(operation int64, done, total int)
+
+// Run does what the plan says, and records it in pgjet.operation: by is who wants it,
+// reason why. With watch it returns when the consumer has tried everything. It needs the
+// [Replay.Lock].
+//
+// If ctx ends, Run stops where nothing is half done, and returns ctx's error with how
+// far it came. Whatever it returns, the same replay may be run again.
+func (r *Replay) Run(ctx context.Context, p *Plan, by, reason string, watch bool, progress Progress) (Result, error) {
+	if r.lock == nil {
+		return Result{}, errors.New("a replay runs under its lock only")
+	}
+	if p.Refused != "" {
+		return Result{}, fmt.Errorf("%w: %s", ErrRefused, p.Refused)
+	}
+	if p.Empty() {
+		return Result{Step: "done"}, nil
+	}
+	result := Result{Step: "begun", Next: p.From}
+	var begun time.Time
+	err := r.db.QueryRow(ctx, `
+		insert into pgjet.operation (kind, target, by, reason, detail)
+		values ('replay', $1, $2, $3, jsonb_build_object('plan', $4::jsonb, 'way', $5::text, 'from', $6::bigint, 'to', $7::bigint, 'done', $8::jsonb))
+		returning id, at`, r.name, by, reason, p, p.Way, int64(p.From), int64(p.To), result).Scan(&result.Operation, &begun)
+	if err != nil {
+		return result, fmt.Errorf("record the replay: %w", err)
+	}
+	if p.Way == ByReset {
+		err = r.reset(ctx, p, &result)
+	} else {
+		err = r.handOver(ctx, p, &result, progress)
+	}
+	if err == nil && watch {
+		err = r.watch(ctx, p, &result, begun, progress)
+	}
+	// Also of one that failed or was interrupted.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	return result, errors.Join(err, r.note(ctx, r.db, result))
+}
+
+// An execer is a pool or a transaction.
+type execer interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+}
+
+// note writes how far the replay came.
+func (r *Replay) note(ctx context.Context, db execer, result Result) error {
+	_, err := db.Exec(ctx, `
+		update pgjet.operation set detail = detail || jsonb_build_object('done', $2::jsonb) where id = $1`, result.Operation, result)
+	if err != nil {
+		return fmt.Errorf("record how far the replay came: %w", err)
+	}
+	return nil
+}
+
+// alone runs fn in a transaction that has waited for every other transaction of the
+// consumer, and keeps new ones waiting. The consumer must not have moved on to another
+// stream.
+func (r *Replay) alone(ctx context.Context, fn func(tx pgx.Tx) error) error {
+	return pgx.BeginFunc(ctx, r.db, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `set local lock_timeout = '`+lockTimeout+`'`); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `select pg_advisory_xact_lock(hashtextextended('pgjet.consumer.' || $1, 0))`, r.name)
+		if e, ok := errors.AsType[*pgconn.PgError](err); ok && e.Code == "55P03" {
+			return fmt.Errorf("an attempt of %s has been running for longer than %s, nothing was changed; "+
+				"wait until it ends (see pg_stat_activity) and replay again: %w", r.name, lockTimeout, err)
+		}
+		if err != nil {
+			return err
+		}
+		same := false
+		err = tx.QueryRow(ctx, `select generation = $2 and stream_created = $3 from pgjet.consumer where name = $1`,
+			r.name, r.generation, r.created).Scan(&same)
+		if err == nil && !same {
+			err = fmt.Errorf("%w since this was planned; plan again", ErrChanged)
+		}
+		if err != nil {
+			return err
+		}
+		return fn(tx)
+	})
+}

@@ -1,0 +1,66 @@
+package replay
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// watch returns when the consumer has tried everything that the plan selects.
+func (r *Replay) watch(ctx context.Context, p *Plan, result *Result, begun time.Time, progress Progress) error {
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		passed, left, err := r.left(ctx, p)
+		if err != nil {
+			return fmt.Errorf("watch consumer %s: %w", r.name, err)
+		}
+		due, err := r.due(ctx, p, result, begun)
+		if err != nil {
+			return fmt.Errorf("watch consumer %s: %w", r.name, err)
+		}
+		total := p.Selected
+		if p.Way == ByIntent {
+			total, left = result.Handed, result.Waiting
+		}
+		progress(result.Operation, max(0, total-left), total)
+		if passed && due == 0 {
+			result.Step = "done"
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// left reports whether the durable consumer is past the last event of the plan, and
+// about how many events it has yet to deliver.
+func (r *Replay) left(ctx context.Context, p *Plan) (passed bool, n int, err error) {
+	if p.Way == ByIntent {
+		return true, 0, nil
+	}
+	consumer, err := r.stream.Consumer(ctx, r.name)
+	if err != nil {
+		return false, 0, err
+	}
+	info := consumer.CachedInfo()
+	n = int(info.NumPending) + info.NumAckPending
+	return info.AckFloor.Stream >= p.last || n == 0, n, nil
+}
+
+// due returns how many intents of the range are being tried or wait for a process, not for their time or
+// for an earlier event of their key, dead letters among them.
+func (r *Replay) due(ctx context.Context, p *Plan, result *Result, begun time.Time) (due int, err error) {
+	err = r.db.QueryRow(ctx, `
+		select count(*) filter (where due_at <= clock_timestamp() and not exists (
+		           select from pgjet.dead_letter d where d.consumer = i.consumer and d.key = i.key and d.state = 'dead'
+		              and (d.generation, d.stream_seq) < (i.generation, i.stream_seq))), count(*),
+		       (select count(*) from pgjet.dead_letter where consumer = $1 and state = 'dead' and at >= $5
+		           and generation = $2 and stream_seq between $3 and $4)
+		  from pgjet.intent i where consumer = $1 and generation = $2 and stream_seq between $3 and $4`,
+		r.name, r.generation, int64(p.From), int64(p.To), begun).Scan(&due, &result.Waiting, &result.Dead)
+	return due, err
+}

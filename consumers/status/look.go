@@ -1,0 +1,133 @@
+package status
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/consumers"
+)
+
+// apart is the time between two looks, from which rates come.
+const apart = 600 * time.Millisecond
+
+// lookTwice completes what load returned.
+func lookTwice(ctx context.Context, db database, js jetstream.JetStream, all []Status) error {
+	if len(all) == 0 {
+		return nil
+	}
+	before := make([]consumers.Account, len(all))
+	for i := range all {
+		if err := all[i].look(ctx, db, js); err != nil {
+			return err
+		}
+		before[i] = all[i].Account
+	}
+	select {
+	case <-time.After(apart):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	for i := range all {
+		s := &all[i]
+		if err := s.look(ctx, db, js); err != nil {
+			return err
+		}
+		s.compare(before[i])
+		if err := s.confirm(ctx, db, js); err != nil {
+			return err
+		}
+		s.lookAtOldest(ctx, js)
+		s.Why = s.why()
+	}
+	return nil
+}
+
+// look asks JetStream, and counts the inbox.
+func (s *Status) look(ctx context.Context, db database, js jetstream.JetStream) error {
+	s.lacks = ""
+	consumer, err := js.Consumer(ctx, s.Stream, s.Name)
+	if err == nil {
+		info := consumer.CachedInfo()
+		s.MaxAckPending, s.frozen = info.Config.MaxAckPending, info.Paused
+		s.filters = append(info.Config.FilterSubjects, info.Config.FilterSubject)
+		var a consumers.Account
+		if a, err = consumers.ReadAccount(ctx, db, js, s.Stream, s.Name); err == nil {
+			s.Account = a
+		}
+	}
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		s.lacks = "stream_missing"
+	case errors.Is(err, jetstream.ErrConsumerNotFound):
+		s.lacks = "consumer_missing"
+	default:
+		return failed("look at consumer "+s.Name, err)
+	}
+	return nil
+}
+
+// lookAtOldest finds the age of the first event that is not acknowledged. If the stream
+// does not tell, the age stays that of the oldest intent.
+func (s *Status) lookAtOldest(ctx context.Context, js jetstream.JetStream) {
+	if s.lacks != "" || s.Lag == 0 && s.AckPending == 0 {
+		return
+	}
+	stream, err := js.Stream(ctx, s.Stream)
+	if err != nil {
+		return
+	}
+	for _, subject := range s.filters {
+		if subject == "" {
+			continue
+		}
+		msg, err := stream.GetMsg(ctx, s.AckFloor+1, jetstream.WithGetMsgSubject(subject))
+		if err == nil {
+			s.OldestSeconds = max(s.OldestSeconds, s.At.Sub(msg.Time).Seconds())
+		}
+	}
+}
+
+// compare tells from an earlier account how things go.
+func (s *Status) compare(before consumers.Account) {
+	seconds := s.At.Sub(before.At).Seconds()
+	if s.lacks != "" || seconds <= 0 {
+		return
+	}
+	s.Rate = float64(max(0, s.Done+s.Dead-before.Done-before.Dead)) / seconds
+	s.Arrivals = float64(max(0, s.Events-before.Events)) / seconds
+	s.growth = s.Lag - before.Lag
+	s.Unaccounted = min(s.Unaccounted, before.Unaccounted) // else they were on their way
+}
+
+// confirm looks again before it tells that something is lost, and does not count what
+// has arrived since: the stream may know of it and the durable consumer not yet.
+func (s *Status) confirm(ctx context.Context, db database, js jetstream.JetStream) error {
+	const looks, wanted = 5, 2
+	var lost []int64
+	for range looks {
+		if s.Unaccounted == 0 || len(lost) == wanted {
+			break
+		}
+		before := s.Account
+		if err := s.look(ctx, db, js); err != nil {
+			return err
+		}
+		if n := s.lost(before); n > 0 {
+			lost = append(lost, n)
+		}
+	}
+	s.Unaccounted = 0
+	if len(lost) == wanted {
+		s.Unaccounted = slices.Min(lost)
+	}
+	return nil
+}
+
+// lost returns how many events are not accounted for and did not arrive since before.
+func (s *Status) lost(before consumers.Account) int64 {
+	return max(0, s.Unaccounted-max(0, s.Events-before.Events))
+}

@@ -1,0 +1,198 @@
+// Package status tells how consumers are doing and why, for operators, and pauses and
+// resumes them. It asks the database and JetStream, never the processes themselves, so it
+// answers when none runs.
+package status
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/consumers"
+)
+
+// silence is for how long a process that lives may not be seen.
+const silence = 15 * time.Second
+
+// A Status is how one consumer is doing. Without its stream or durable consumer, which
+// Why tells, the account is empty but for Retrying.
+type Status struct {
+	Name string `json:"name"`
+	consumers.Account
+	DeadLetters   int64      `json:"dead_letters"`    // that wait for a decision
+	MaxAckPending int        `json:"max_ack_pending"` // AckPending is never more
+	Rate          float64    `json:"rate"`            // events handled each second, now
+	Arrivals      float64    `json:"arrivals"`        // events that the stream gets for it each second, now
+	OldestSeconds float64    `json:"oldest_seconds"`  // age of the oldest event that is not handled; 0 if there is none
+	Stream        string     `json:"stream"`
+	Ordered       bool       `json:"ordered"`        // one process at a time handles events
+	Effects       bool       `json:"effects"`        // that are outside the database
+	Active        string     `json:"active_process"` // of an ordered consumer, the one that took the lead last
+	ActiveSince   *time.Time `json:"active_since"`
+	Paused        *Paused    `json:"paused"` // nil if not
+	Processes     []Process  `json:"processes"`
+	Last          *Process   `json:"last_process"` // seen last, if none is seen now
+	Why           Why        `json:"why"`
+
+	lacks   string   // the code for what is missing in JetStream
+	filters []string // of the durable consumer
+	frozen  bool     // paused in JetStream, by no means of ours
+	growth  int64    // of Lag, between two looks
+}
+
+// Paused says who wants no attempts.
+type Paused struct {
+	At     time.Time `json:"at"`
+	By     string    `json:"by"`
+	Reason string    `json:"reason"`
+}
+
+// A Process runs a consumer. Those that stand by for an ordered one are not known.
+type Process struct {
+	Process  string    `json:"process"` // host:pid
+	Since    time.Time `json:"since"`
+	SeenAt   time.Time `json:"seen_at"`
+	Workers  int       `json:"workers"`
+	Cause    string    `json:"cause"`    // why it handles nothing; "" while it does
+	Attempts int       `json:"attempts"` // its last ones, which the following are about
+	Failed   int       `json:"failed"`
+	Seconds  float64   `json:"seconds"` // the median
+	Error    string    `json:"error"`   // the last one
+}
+
+// A database is a connection or a pool.
+type database interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// An UnknownError says that there is no consumer of a name.
+type UnknownError struct {
+	Name  string
+	Known []string
+}
+
+func (e *UnknownError) Error() string {
+	if len(e.Known) == 0 {
+		return fmt.Sprintf("no consumer %q: no process of any consumer has run yet", e.Name)
+	}
+	return fmt.Sprintf("no consumer %q, there is: %s", e.Name, strings.Join(e.Known, ", "))
+}
+
+// List returns the status of every consumer that has ever run, by name. It looks twice,
+// half a second apart. It changes nothing and needs SELECT on the tables.
+func List(ctx context.Context, db database, js jetstream.JetStream) ([]Status, error) {
+	all, err := load(ctx, db)
+	if err != nil {
+		return nil, failed("read what is known of consumers", err)
+	}
+	return all, lookTwice(ctx, db, js, all)
+}
+
+// Get is [List] for one consumer. It returns an [UnknownError] if there is none.
+func Get(ctx context.Context, db database, js jetstream.JetStream, name string) (Status, error) {
+	all, err := load(ctx, db)
+	if err != nil {
+		return Status{}, failed("read what is known of consumer "+name, err)
+	}
+	i := slices.IndexFunc(all, func(s Status) bool { return s.Name == name })
+	if i < 0 {
+		return Status{}, unknown(name, all)
+	}
+	one := all[i : i+1]
+	err = lookTwice(ctx, db, js, one)
+	return one[0], err
+}
+
+func unknown(name string, all []Status) error {
+	e := &UnknownError{Name: name}
+	for _, s := range all {
+		e.Known = append(e.Known, s.Name)
+	}
+	return e
+}
+
+// load reads what the database alone knows.
+func load(ctx context.Context, db database) ([]Status, error) {
+	rows, err := db.Query(ctx, `
+		select c.name, c.stream, c.ordered, c.effects, coalesce(c.process, ''), c.since,
+		       c.paused_at, coalesce(c.paused_by, ''), coalesce(c.pause_reason, ''), clock_timestamp(),
+		       (select count(*) from pgjet.dead_letter d where d.consumer = c.name and d.state = 'dead'),
+		       i.waiting, i.oldest
+		  from pgjet.consumer c, lateral (
+			select count(*) as waiting, coalesce(extract(epoch from clock_timestamp() - min(since)), 0)::float8 as oldest
+			  from pgjet.intent where consumer = c.name) i
+		 order by c.name`)
+	if err != nil {
+		return nil, err
+	}
+	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (s Status, err error) {
+		var p Paused
+		var pausedAt *time.Time
+		err = row.Scan(&s.Name, &s.Stream, &s.Ordered, &s.Effects, &s.Active, &s.ActiveSince,
+			&pausedAt, &p.By, &p.Reason, &s.At, &s.DeadLetters, &s.Retrying, &s.OldestSeconds)
+		if pausedAt != nil {
+			p.At = pausedAt.UTC()
+			s.Paused = &p
+		}
+		if s.ActiveSince != nil {
+			s.ActiveSince = new(s.ActiveSince.UTC())
+		}
+		s.At, s.Processes = s.At.UTC(), []Process{}
+		return s, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for i := range all {
+		if err := all[i].loadProcesses(ctx, db); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+func (s *Status) loadProcesses(ctx context.Context, db database) error {
+	rows, err := db.Query(ctx, `
+		select process, since, seen_at, workers, coalesce(cause, ''), attempts, failed, extract(epoch from took)::float8, coalesce(error, '')
+		  from pgjet.process where consumer = $1 order by seen_at desc, process`, s.Name)
+	if err != nil {
+		return err
+	}
+	all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Process])
+	for _, p := range all {
+		p.Since, p.SeenAt = p.Since.UTC(), p.SeenAt.UTC()
+		p.Cause, p.Error = masked(p.Cause), masked(p.Error)
+		switch {
+		case s.At.Sub(p.SeenAt) < silence:
+			s.Processes = append(s.Processes, p)
+		case s.Last == nil && len(s.Processes) == 0:
+			s.Last = &p
+		}
+	}
+	return err
+}
+
+// An address of a person has no place in what operators paste elsewhere.
+var address = regexp.MustCompile(`[^\s<>"'(),;:]+@[^\s<>"'(),;:]+`)
+
+func masked(s string) string { return address.ReplaceAllString(s, "…@…") }
+
+// failed says what failed, and what to do if the tables are too old.
+func failed(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && slices.Contains([]string{"42P01", "3F000", "42703"}, pgErr.Code) {
+		return fmt.Errorf("%s: %w; run: pgjet migrate up", what, err) // no such table, schema, column
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}

@@ -1,0 +1,349 @@
+package status_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/consumers/status"
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+const (
+	patience = 30 * time.Second
+	by       = "ann@host"
+	reason   = "the test says so"
+)
+
+type noted struct {
+	N int `json:"n"`
+}
+
+func (noted) EventType() string  { return "note.made" }
+func (n noted) EventKey() string { return fmt.Sprint("k", n.N) }
+
+// A bench is a stream, a database, and a consumer between them.
+type bench struct {
+	*testing.T
+	db *pgxpool.Pool
+	js jetstream.JetStream
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	t.Parallel()
+	js, _ := testenv.JetStream(t)
+	_, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{events.AllSubjects}, AllowDirect: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &bench{t, testenv.Postgres(t), js}
+}
+
+// publish publishes n events.
+func (b *bench) publish(n int) {
+	b.Helper()
+	for i := range n {
+		b.publishOne(i)
+	}
+}
+
+func (b *bench) publishOne(i int) {
+	b.Helper()
+	e, err := events.New(noted{i})
+	if err != nil {
+		panic(err)
+	}
+	e.Source, e.Seq, e.Time = "/test", int64(i+1), time.Now()
+	subject, header, body := e.Message()
+	if _, err := b.js.PublishMsg(b.Context(), &nats.Msg{Subject: subject, Header: header, Data: body}); err != nil {
+		b.Error(err)
+	}
+}
+
+// config is that of a consumer of two workers that calls handle.
+func config(handle consumers.Handler) consumers.Consumer {
+	return consumers.Consumer{Name: "test", Types: []string{noted{}.EventType()}, Handle: handle, Workers: 2}
+}
+
+// start runs a consumer until stop is called or the test ends.
+func (b *bench) start(c consumers.Consumer) (stop func()) {
+	b.Helper()
+	r := &consumers.Runner{Consumer: c, DB: b.db, JS: b.js, Log: testenv.Logger(b)}
+	ctx, cancel := context.WithCancel(b.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			b.Errorf("Run() = %v, want nil after cancel", err)
+		}
+	})
+	b.Cleanup(stop)
+	testenv.Eventually(b, patience, "the consumer runs", func() bool {
+		return r.Ready(b.Context()) == nil && b.count(`select count(*) from pgjet.process`) == 1
+	})
+	return stop
+}
+
+func (b *bench) count(query string) (n int) {
+	b.Helper()
+	if err := b.db.QueryRow(b.Context(), query).Scan(&n); err != nil {
+		b.Fatal(err)
+	}
+	return n
+}
+
+func (b *bench) exec(sql string) {
+	b.Helper()
+	if _, err := b.db.Exec(b.Context(), sql); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// tells waits until the status has that code.
+func (b *bench) tells(code string) (s status.Status) {
+	b.Helper()
+	testenv.Eventually(b, patience, "the code is "+code, func() bool {
+		var err error
+		if s, err = status.Get(b.Context(), b.db, b.js, "test"); err != nil {
+			b.Fatal(err)
+		}
+		return s.Why.Code == code
+	})
+	return s
+}
+
+func fine(context.Context, pgx.Tx, events.Event) error { return nil }
+
+// blocked returns a handler that blocks until release is called, or the test ends, and
+// how often it was called.
+func (b *bench) blocked() (handle consumers.Handler, calls *atomic.Int32, release func()) {
+	free := make(chan struct{})
+	calls = new(atomic.Int32)
+	return func(context.Context, pgx.Tx, events.Event) error {
+		calls.Add(1)
+		select {
+		case <-free:
+		case <-b.Context().Done(): // before cleanup, which waits for attempts
+		}
+		return nil
+	}, calls, sync.OnceFunc(func() { close(free) })
+}
+
+// aged makes all processes look as if they had begun long ago.
+func (b *bench) aged() {
+	b.Helper()
+	b.exec(`update pgjet.process set since = since - interval '1 hour'`)
+}
+
+func TestIdle(t *testing.T) {
+	b := newBench(t)
+	stop := b.start(config(fine))
+	b.publish(3)
+	testenv.Eventually(t, patience, "all are done", func() bool { return b.count(`select count(*) from pgjet.inbox`) == 3 })
+	s := b.tells("idle")
+	if s.Done != 3 || s.Lag != 0 || s.Unaccounted != 0 || len(s.Processes) != 1 || s.Processes[0].Workers != 2 || !s.Ordered || s.OldestSeconds != 0 {
+		t.Errorf("status is %+v", s)
+	}
+	stop()
+	if s := b.tells("idle"); !strings.Contains(s.Why.Text, "no process runs") {
+		t.Errorf("without a process: %+v", s.Why)
+	}
+}
+
+func TestNoProcess(t *testing.T) {
+	b := newBench(t)
+	b.start(config(fine))()
+	b.publish(2)
+	s := b.tells("no_process")
+	if s.Lag != 2 || s.OldestSeconds <= 0 || s.OldestSeconds > patience.Seconds() {
+		t.Errorf("status is %+v, want 2 that wait, and since when", s)
+	}
+	b.exec(`insert into pgjet.process (consumer, process, workers, seen_at) values ('test', 'gone:1', 1, clock_timestamp() - interval '1 min')`)
+	if s := b.tells("no_process"); !strings.Contains(s.Why.Text, "gone:1, 1m") || s.Last == nil || len(s.Processes) != 0 {
+		t.Errorf("status is %+v, want the process that was seen last", s)
+	}
+}
+
+func TestMissing(t *testing.T) {
+	b := newBench(t)
+	handle := func(context.Context, pgx.Tx, events.Event) error { return backoff.Permanent(errors.New("no")) }
+	stop := b.start(config(handle))
+	b.publish(1)
+	b.tells("dead_letters")
+	stop()
+	if err := b.js.DeleteConsumer(t.Context(), "EVENTS", "test"); err != nil {
+		t.Fatal(err)
+	}
+	if s := b.tells("consumer_missing"); s.DeadLetters != 1 || s.At.IsZero() {
+		t.Errorf("status is %+v, want what the database knows", s)
+	}
+	if err := b.js.DeleteStream(t.Context(), "EVENTS"); err != nil {
+		t.Fatal(err)
+	}
+	b.tells("stream_missing")
+}
+
+func TestUnaccounted(t *testing.T) {
+	b := newBench(t)
+	stop := b.start(config(fine))
+	b.publish(3)
+	testenv.Eventually(t, patience, "all are done", func() bool { return b.count(`select count(*) from pgjet.inbox`) == 3 })
+	b.tells("idle")
+	stop()
+	b.exec(`delete from pgjet.inbox where stream_seq = 2`)
+	if s := b.tells("unaccounted"); s.Unaccounted != 1 {
+		t.Errorf("status is %+v, want one that is not accounted for", s)
+	}
+}
+
+// TestNothingSeemsLost: while events arrive, none is told to be lost.
+func TestNothingSeemsLost(t *testing.T) {
+	b := newBench(t)
+	b.start(config(fine))
+	ctx, stop := context.WithCancel(t.Context())
+	var publisher sync.WaitGroup
+	publisher.Go(func() {
+		for i := 0; ctx.Err() == nil; i++ {
+			b.publishOne(i)
+		}
+	})
+	defer publisher.Wait()
+	defer stop()
+	for range 8 {
+		s, err := status.Get(t.Context(), b.db, b.js, "test")
+		if err != nil || s.Unaccounted != 0 || s.Why.Code == "unaccounted" {
+			t.Fatalf("status is %+v, %v", s, err)
+		}
+	}
+}
+
+func TestSlowAndMoving(t *testing.T) {
+	b := newBench(t)
+	handle, _, release := b.blocked()
+	b.start(config(handle))
+	b.publish(1)
+	b.tells("moving") // one in work
+	b.publish(100)    // more than a process takes at once
+	b.aged()
+	s := b.tells("slow")
+	if s.Lag == 0 || s.Rate != 0 || s.AckPending < 2 {
+		t.Errorf("status is %+v", s)
+	}
+	release()
+	b.tells("idle")
+}
+
+func TestAtMaxAckPending(t *testing.T) {
+	b := newBench(t)
+	handle, _, _ := b.blocked()
+	c := config(handle)
+	want, err := c.Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want.MaxAckPending = 2
+	if _, _, err := consumers.Ensure(t.Context(), b.js, "EVENTS", want); err != nil {
+		t.Fatal(err)
+	}
+	b.start(c)
+	b.publish(3)
+	if s := b.tells("at_max_ack_pending"); s.MaxAckPending != 2 || s.AckPending != 2 || s.Lag != 1 {
+		t.Errorf("status is %+v", s)
+	}
+}
+
+func TestFailing(t *testing.T) {
+	b := newBench(t)
+	c := config(func(context.Context, pgx.Tx, events.Event) error { return errors.New("no mail to ann@example.com") })
+	c.MinRetry, c.MaxRetry, c.MaxAttempts = 10*time.Millisecond, 10*time.Millisecond, 1000
+	b.start(c)
+	b.publish(1)
+	s := b.tells("failing")
+	if s.Retrying != 1 || !strings.Contains(s.Why.Text, "no mail to …@…") || strings.Contains(s.Processes[0].Error, "ann") {
+		t.Errorf("status is %+v, want one that is retried, and its error without addresses", s)
+	}
+}
+
+func TestRetrying(t *testing.T) {
+	b := newBench(t)
+	c := config(func(context.Context, pgx.Tx, events.Event) error { return errors.New("not yet") })
+	c.MinRetry, c.MaxRetry = time.Hour, time.Hour
+	b.start(c)
+	b.publish(1)
+	b.tells("retrying")
+	if s := b.tells("retrying"); s.Retrying != 1 || s.OldestSeconds <= 0 {
+		t.Errorf("status is %+v", s)
+	}
+}
+
+func TestUnavailable(t *testing.T) {
+	b := newBench(t)
+	b.start(config(func(context.Context, pgx.Tx, events.Event) error {
+		return consumers.Unavailable(errors.New("mail server refuses"))
+	}))
+	b.publish(1)
+	if s := b.tells("unavailable"); !strings.Contains(s.Why.Text, "mail server refuses") {
+		t.Errorf("status is %+v", s)
+	}
+}
+
+// TestStalled: a process says that it lives, and takes nothing.
+func TestStalled(t *testing.T) {
+	b := newBench(t)
+	b.start(config(fine))()
+	b.publish(1)
+	b.exec(`insert into pgjet.process (consumer, process, workers) values ('test', 'idler:1', 1)`)
+	b.tells("moving") // it may have just begun
+	b.aged()
+	if s := b.tells("stalled"); !strings.Contains(s.Why.Text, "idler:1") {
+		t.Errorf("status is %+v", s)
+	}
+	if _, err := b.js.PauseConsumer(t.Context(), "EVENTS", "test", time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if s := b.tells("paused"); s.Paused != nil || !strings.Contains(s.Why.Text, "JetStream itself") {
+		t.Errorf("status is %+v", s)
+	}
+}
+
+func TestList(t *testing.T) {
+	b := newBench(t)
+	if all, err := status.List(t.Context(), b.db, b.js); err != nil || len(all) != 0 {
+		t.Errorf("List() = %+v, %v, want nothing", all, err)
+	}
+	b.exec(`insert into pgjet.consumer (name, stream, stream_created) values ('b', 'EVENTS', now()), ('a', 'OTHERS', now())`)
+	all, err := status.List(t.Context(), b.db, b.js)
+	if err != nil || len(all) != 2 || all[0].Name != "a" || all[0].Why.Code != "stream_missing" || all[1].Why.Code != "consumer_missing" {
+		t.Errorf("List() = %+v, %v", all, err)
+	}
+	_, err = status.Get(t.Context(), b.db, b.js, "c")
+	if u, ok := errors.AsType[*status.UnknownError](err); !ok || !strings.Contains(u.Error(), "a, b") {
+		t.Errorf("Get() of no consumer: %v", err)
+	}
+}
+
+func TestOldTables(t *testing.T) {
+	b := newBench(t)
+	b.exec(`drop table pgjet.process, pgjet.consumer`)
+	_, err := status.List(t.Context(), b.db, b.js)
+	if err == nil || !strings.Contains(err.Error(), "pgjet migrate up") {
+		t.Errorf("List() = %v", err)
+	}
+}

@@ -1,0 +1,133 @@
+package status
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pgjet/pgjet/consumers"
+)
+
+// account is one that needs little writing.
+func account(lag, pending, retrying int64) consumers.Account {
+	return consumers.Account{Lag: lag, AckPending: pending, Retrying: retrying, At: noon}
+}
+
+var noon = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
+
+// process is one that has been at work for an hour, of four workers.
+func process(change func(p *Process)) []Process {
+	p := Process{Process: "host:1", Since: noon.Add(-time.Hour), SeenAt: noon, Workers: 4, Attempts: 50, Seconds: 0.5}
+	if change != nil {
+		change(&p)
+	}
+	return []Process{p}
+}
+
+func TestWhy(t *testing.T) {
+	failing := func(p *Process) { p.Attempts, p.Failed, p.Error = 12, 12, "no such table" }
+	unavailable := func(p *Process) { p.Cause = "unavailable: mail server: refused" }
+	told := make(map[string]bool)
+	for _, row := range []struct {
+		name string
+		s    Status
+		code string
+		says string
+	}{
+		{"what is lost comes first", Status{Account: consumers.Account{Unaccounted: 2}, lacks: "", Paused: &Paused{}}, "unaccounted", "2 events"},
+		{"no stream", Status{Stream: "EVENTS", lacks: "stream_missing", Paused: &Paused{}}, "stream_missing", "EVENTS does not exist"},
+		{"no durable consumer", Status{Name: "billing", lacks: "consumer_missing", Paused: &Paused{}}, "consumer_missing", "billing"},
+		{"paused", Status{Account: account(5, 0, 0), Paused: &Paused{noon.Add(-time.Minute), "ann@host", "upgrade"}}, "paused", `by ann@host 1m0s ago: "upgrade"`},
+		{"paused in JetStream", Status{Account: account(5, 0, 0), frozen: true}, "paused", "JetStream itself"},
+		{"nobody runs", Status{Account: account(1, 0, 0), Last: &Process{Process: "host:7", SeenAt: noon.Add(-3 * time.Minute)}}, "no_process", "the last was host:7, 3m0s ago"},
+		{"nobody runs, and retries wait", Status{Account: account(0, 0, 1), Active: "host:8"}, "no_process", "the last was host:8"},
+		{"nobody runs, and events are out", Status{Account: account(0, 1, 0)}, "no_process", "ended in good order"},
+		{"nobody runs, nothing to do", Status{Account: account(0, 0, 0)}, "idle", "no process runs"},
+		{"mail server away", Status{Account: account(9, 9, 0), Processes: process(unavailable), growth: 1}, "unavailable", "host:1 says unavailable: mail server"},
+		{"one of two is blocked", Status{Account: account(9, 9, 0), Processes: slices.Concat(process(unavailable), process(nil)), growth: -1}, "moving", ""},
+		{"a word of its own", Status{Account: account(9, 9, 0), Processes: process(func(p *Process) { p.Cause = "odd: so it is" })}, "blocked", "odd: so it is"},
+		{"a pause has just ended", Status{Processes: process(func(p *Process) { p.Cause = "paused by ann" })}, "idle", ""},
+		{"too many out", Status{Account: account(9, 10, 0), MaxAckPending: 10, Processes: process(failing)}, "at_max_ack_pending", "10 of 10"},
+		{"all fail", Status{Account: account(9, 9, 0), Processes: process(failing), growth: 1}, "failing", "all of the last 12 attempts failed: no such table"},
+		{"all of few fail", Status{Processes: process(func(p *Process) { p.Attempts, p.Failed = 9, 9 })}, "idle", ""},
+		{"one did not fail", Status{Processes: process(func(p *Process) { p.Attempts, p.Failed = 50, 49 })}, "idle", ""},
+		{"another process does not fail", Status{Processes: slices.Concat(process(failing), process(nil))}, "idle", ""},
+		{
+			"more arrive than can be handled", Status{Account: account(30, 64, 0), Processes: process(nil), growth: 5, Rate: 8, Arrivals: 20, Ordered: true},
+			"slow", "30 wait and do not get fewer: 20/s arrive, 8.0/s are handled; an attempt takes 500ms, so 4 workers make at most 8.0/s, fewer if",
+		},
+		{"stuck in the first attempt", Status{Account: account(30, 64, 0), Processes: process(func(p *Process) { p.Attempts, p.Seconds = 0, 0 })}, "slow", "no attempt of 4 workers has ended"},
+		{"the backlog shrinks", Status{Account: account(30, 64, 0), Processes: process(nil), growth: -5, Rate: 10}, "moving", "10/s are handled, 30 wait"},
+		{"a burst has just come", Status{Account: account(30, 64, 0), Processes: process(nil), growth: 30}, "moving", ""},
+		{"a process has just begun", Status{Account: account(30, 64, 0), Processes: process(func(p *Process) { p.Since = noon })}, "moving", ""},
+		{"workers are free", Status{Account: account(30, 0, 0), Processes: process(nil)}, "stalled", "host:1"},
+		{"workers are free, and work", Status{Account: account(30, 3, 0), Processes: process(nil), Rate: 1}, "moving", ""},
+		{"dead letters", Status{Account: account(0, 0, 2), Processes: process(nil), DeadLetters: 3}, "dead_letters", "3 dead letters"},
+		{"one in work", Status{Account: account(0, 1, 0), Processes: process(nil)}, "moving", ""},
+		{"all handled this moment", Status{Processes: process(nil), Rate: 1}, "moving", ""},
+		{"retries", Status{Account: account(0, 0, 2), Processes: process(nil)}, "retrying", "2 wait"},
+		{"nothing", Status{Processes: process(nil)}, "idle", "nothing to do"},
+	} {
+		row.s.At = noon
+		got := row.s.why()
+		told[got.Code] = true
+		if got.Code != row.code || !strings.Contains(got.Text, row.says) {
+			t.Errorf("%s: %+v, want %s and %q", row.name, got, row.code, row.says)
+		}
+		if healthy := slices.Contains([]string{"moving", "retrying", "idle"}, row.code); got.Healthy() != healthy {
+			t.Errorf("%s: Healthy() = %t", row.code, got.Healthy())
+		}
+	}
+	for code := range told {
+		if !slices.Contains(Codes, code) {
+			t.Errorf("%s is not among Codes", code)
+		}
+	}
+	for _, code := range Codes {
+		if !told[code] && !slices.Contains(causes, code) {
+			t.Errorf("no row tells %s", code)
+		}
+	}
+}
+
+// TestCauses: each word with which a process explains itself is a code.
+func TestCauses(t *testing.T) {
+	for _, cause := range causes {
+		s := Status{Processes: process(func(p *Process) { p.Cause = cause + ": reason" })}
+		if got := s.why(); got.Code != cause {
+			t.Errorf("cause %s is told as %+v", cause, got)
+		}
+	}
+}
+
+func TestMasked(t *testing.T) {
+	for in, want := range map[string]string{
+		`550 <ann.lee@example.com> unknown`:     `550 <…@…> unknown`,
+		`to: bob@example.com, carl@example.com`: `to: …@…, …@…`,
+		`dial tcp 10.0.0.1:25: refused`:         `dial tcp 10.0.0.1:25: refused`,
+	} {
+		if got := masked(in); got != want {
+			t.Errorf("masked(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestCompare(t *testing.T) {
+	s := Status{Account: consumers.Account{Events: 100, Lag: 20, Done: 60, Dead: 5, Unaccounted: 3, At: noon}}
+	s.compare(consumers.Account{Events: 90, Lag: 25, Done: 40, Dead: 5, Unaccounted: 1, At: noon.Add(-2 * time.Second)})
+	if s.Rate != 10 || s.Arrivals != 5 || s.growth != -5 || s.Unaccounted != 1 {
+		t.Errorf("compare: %+v", s)
+	}
+}
+
+func TestLost(t *testing.T) {
+	for _, row := range []struct{ unaccounted, before, now, want int64 }{
+		{3, 100, 100, 3}, {3, 99, 100, 2}, {3, 90, 100, 0}, {3, 200, 100, 3}, // the stream lost its end meanwhile
+	} {
+		s := Status{Account: consumers.Account{Unaccounted: row.unaccounted, Events: row.now}}
+		if got := s.lost(consumers.Account{Events: row.before}); got != row.want {
+			t.Errorf("lost() = %d of %+v", got, row)
+		}
+	}
+}
