@@ -120,36 +120,44 @@ func TestChaosNATSKilled(t *testing.T) {
 // JetStream drops those in the hands of a process that is killed. They are found and
 // handled; outside effects, which may have happened, become dead letters.
 func TestChaosMaxDeliver(t *testing.T) {
-	for _, form := range []string{"handle", "effect"} {
-		t.Run(form, func(t *testing.T) {
-			t.Parallel()
-			s := newScene(t)
-			c := child{Form: form, Unordered: true, Workers: 1, AckWait: time.Second, Die: "before"}
-			s.more(20)
-			for round := range upTo(2, 5) { // the second loss is as large as the first
-				c.At = 11
-				p := s.run(c)
-				s.limitDeliveries(1)
-				p.ends()
-				s.eventually("JetStream gives the rest up", func() bool { i := s.info(); return i.NumAckPending == 0 && i.NumPending == 0 })
-				t.Logf("round %d: %d of %d are handled", round, s.count(`select count(*) from done`), s.published)
-				heal := c
-				heal.Die = ""
-				p = s.run(heal)
-				if form == "effect" {
-					s.eventually("what got lost is dead", func() bool {
-						return s.count(`select count(*) from done`)+s.count(`select count(*) from pgjet.dead_letter where error like 'lost:%'`) == s.published
-					})
-					s.dead = s.count(`select count(*) from pgjet.dead_letter`)
-				}
-				s.check(false)
-				p.stop()
-				s.more(20)
-			}
-			s.run(child{Form: form, Unordered: true})
-			s.check(false)
-		})
+	for limit := range 2 {
+		for _, form := range []string{"handle", "effect"} {
+			t.Run(fmt.Sprintf("%s at %d", form, limit+1), func(t *testing.T) {
+				t.Parallel()
+				newScene(t).loses(form, limit+1)
+			})
+		}
 	}
+}
+
+// loses has events dropped at that many deliveries, and found, again and again.
+func (s *scene) loses(form string, limit int) {
+	c := child{Form: form, Unordered: true, Workers: 1, AckWait: time.Second, Die: "before"}
+	s.more(20)
+	for range upTo(2, 5) { // the second loss is as large as the first
+		for _, c.At = range []int{11, 1}[:limit] {
+			p := s.run(c)
+			s.limitDeliveries(limit)
+			p.ends()
+		}
+		heal := c
+		heal.Die = ""
+		p := s.run(heal)
+		if form == "effect" {
+			s.eventually("what got lost is dead", func() bool {
+				return s.count(`select count(*) from done`)+s.count(`select count(*) from pgjet.dead_letter where error like 'lost:%'`) == s.published
+			})
+			s.dead = s.count(`select count(*) from pgjet.dead_letter`)
+		}
+		s.check(false)
+		if n := s.count(`select lost_until from pgjet.consumer`); n != s.published {
+			s.Errorf("what got lost was found up to %d, want %d", n, s.published)
+		}
+		p.stop()
+		s.more(20)
+	}
+	s.run(child{Form: form, Unordered: true})
+	s.check(false)
 }
 
 // limitDeliveries does what an operator should not.

@@ -59,6 +59,17 @@ func (s *scene) killPostgres(p *devserver.Postgres) {
 	<-p.Done()
 }
 
+// killBackend kills one of the server's processes, so that it ends all of them and begins
+// again.
+func (s *scene) killBackend() {
+	s.Helper()
+	pid := s.count(`select pid from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid() limit 1`)
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		s.Fatal(err)
+	}
+	s.eventually("PostgreSQL is back", func() bool { s.db.Reset(); return s.db.Ping(s.Context()) == nil })
+}
+
 // TestChaosPostgresKilled kills the server while handlers are at work. It comes back,
 // with all that was committed, or without the last of it: then JetStream is ahead.
 func TestChaosPostgresKilled(t *testing.T) {
@@ -71,11 +82,14 @@ func TestChaosPostgresKilled(t *testing.T) {
 				s.exec(`alter system set wal_writer_delay = '10s'`)
 				s.db.Reset()
 				s.run(child{Unordered: unordered, Slow: 5 * time.Millisecond})
-				for range upTo(2, 10) {
+				for range upTo(1, 5) {
 					s.more(150)
 					s.reaches(s.published - 100 - s.rand.IntN(50))
 					s.killPostgres(server)
 					server = s.restart(server)
+					s.more(150)
+					s.reaches(s.published - 100 - s.rand.IntN(50))
+					s.killBackend()
 				}
 				s.check(!unordered)
 			})

@@ -77,7 +77,7 @@ func newSceneOn(t *testing.T, b *bench, database, nats string) *scene {
 	return &scene{bench: b, rand: rand.New(rand.NewPCG(seed, 0)), database: database, nats: nats, keys: 7}
 }
 
-// postgresServer returns a pool on a server of the test's own, with all tables.
+// openPool returns a pool on a server of the test's own.
 func openPool(t *testing.T, url string) *pgxpool.Pool {
 	t.Helper()
 	config, err := pgxpool.ParseConfig(url)
