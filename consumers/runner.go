@@ -95,9 +95,9 @@ func (r *Runner) explained(err error) error {
 	case err == nil:
 		return nil
 	case refused && pgErr.Code == "42501":
-		return fmt.Errorf("database_denied: %w; the role needs the rights of pgjet_consumer", err)
+		return fmt.Errorf("permission_denied: %w; the role needs the rights of pgjet_consumer", err)
 	case refused && (pgErr.Code == "42P01" || pgErr.Code == "42703"):
-		return fmt.Errorf("schema_missing: %w; run: pgjet migrate up", err)
+		return fmt.Errorf("schema_outdated: %w; run: pgjet migrate up", err)
 	case errors.Is(err, errSuperseded), errors.Is(err, errGap):
 		return err
 	case ours, refused:

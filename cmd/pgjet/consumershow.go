@@ -66,7 +66,7 @@ func nextForConsumer(s status.Status) string {
 			return "pgjet consume " + s.Name
 		}
 		return "start one"
-	case "schema_missing":
+	case "schema_outdated":
 		return "pgjet migrate up"
 	case "failing", "slow", "stalled":
 		return "pgjet consumer get " + s.Name

@@ -15,7 +15,7 @@ var Codes = slices.Concat([]string{"unaccounted", "stream_missing", "consumer_mi
 
 // causes are the words with which a process says why it handles nothing.
 var causes = []string{
-	"database_unreachable", "database_denied", "schema_missing", "nats_unreachable",
+	"database_unreachable", "permission_denied", "schema_outdated", "nats_unreachable",
 	"consumer_differs", "retention_too_short", "unavailable",
 }
 
