@@ -19,6 +19,9 @@ import (
 // undone; it itself cannot be stopped.
 var errAbandoned = errors.New("the handler did not return when its time was up, and was left behind")
 
+// errEnded says that a handler returned nil although what it did cannot commit.
+var errEnded = errors.New("the handler hid that a statement failed, or ended its transaction")
+
 // work makes the attempts of a load.
 func (t *term) work(ctx context.Context, load []*work) {
 	if w := load[0]; w.intent != nil {
@@ -62,10 +65,9 @@ func (t *term) deliver(ctx context.Context, all []*work) {
 		case v == broken:
 			t.fail(err)
 			return
-		case v == unavailable:
-			if ctx.Err() != nil {
-				return
-			}
+		case v == unavailable && len(all) == 1:
+			t.postpone(ctx, all[0])
+			return
 		case v == unwritten:
 			for _, w := range all {
 				t.refused(ctx, w, err)
@@ -73,7 +75,9 @@ func (t *term) deliver(ctx context.Context, all []*work) {
 			return
 		case len(all) > 1:
 			for _, w := range all {
-				t.work(ctx, []*work{w})
+				if ctx.Err() == nil {
+					t.work(ctx, []*work{w})
+				}
 			}
 			return
 		default:
@@ -133,7 +137,7 @@ func (t *term) timed(ctx context.Context, all []*work, fn func(ctx context.Conte
 // handle calls the handler, in the order of the stream.
 func (t *term) handle(ctx context.Context, tx pgx.Tx, all []*work) error {
 	slices.SortFunc(all, func(a, b *work) int { return int(int64(a.seq) - int64(b.seq)) })
-	return t.leaveBehind(ctx, func() error {
+	err := t.leaveBehind(ctx, func() error {
 		if t.Consumer.HandleBatch == nil {
 			return t.Consumer.Handle(ctx, tx, all[0].event)
 		}
@@ -143,6 +147,10 @@ func (t *term) handle(ctx context.Context, tx pgx.Tx, all []*work) error {
 		}
 		return t.Consumer.HandleBatch(ctx, tx, batch)
 	})
+	if err == nil && tx.Conn().PgConn().TxStatus() != 'T' {
+		err = errEnded
+	}
+	return err
 }
 
 // leaveBehind calls a handler, and waits for it for as long again as it may take.
@@ -264,7 +272,9 @@ func (t *term) run(ctx context.Context, w *work) (ending, error) {
 // remember commits that an effect has happened. It does not give up lightly: the
 // effect cannot be undone.
 func (t *term) remember(ctx context.Context, w *work, e ending) error {
-	b := backoff.WithMaxRetries(backoff.NewConstantBackOff(200*time.Millisecond), uint64(rememberTime/(200*time.Millisecond)))
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), rememberTime)
+	defer cancel()
+	b := backoff.WithContext(backoff.NewConstantBackOff(200*time.Millisecond), limit)
 	return backoff.Retry(func() error {
 		err := t.unfenced(ctx, func(ctx context.Context, tx pgx.Tx) error { return t.finish(ctx, tx, w, e) })
 		if errors.Is(err, errTaken) {

@@ -139,19 +139,83 @@ func TestUnavailableSpendsNoAttempts(t *testing.T) {
 // TestOneEventIsNoOutage: events that call it an outage, and each for itself, do not stop
 // the others.
 func TestOneEventIsNoOutage(t *testing.T) {
-	b := newBench(t)
-	for n := range 12 {
-		b.publish(event(n + 1))
-	}
 	var done atomic.Int32
-	b.startOn(b.js, consumers.Consumer{Workers: 2, Unordered: true, Effect: func(_ context.Context, e events.Event) error {
+	one := func(e events.Event) error {
 		if e.Seq <= 4 {
 			return consumers.Unavailable(errors.New("it hangs up on this one"))
 		}
 		done.Add(1)
 		return nil
+	}
+	for name, c := range map[string]consumers.Consumer{
+		"effect":  {Workers: 2, Unordered: true, Effect: func(_ context.Context, e events.Event) error { return one(e) }},
+		"handler": {Workers: 2, Handle: func(_ context.Context, _ pgx.Tx, e events.Event) error { return one(e) }},
+		"batch": {HandleBatch: func(_ context.Context, _ pgx.Tx, all []events.Event) (err error) {
+			for _, e := range all {
+				err = errors.Join(err, one(e))
+			}
+			if err != nil {
+				done.Store(0) // undone
+			}
+			return err
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			done.Store(0)
+			b := newBench(t)
+			for n := range 12 {
+				b.publish(event(n + 1))
+			}
+			b.startOn(b.js, c)
+			testenv.Eventually(t, patience, "the others are handled", func() bool {
+				return b.count(`select count(*) from pgjet.inbox where state = 'done'`) == 8
+			})
+		})
+	}
+}
+
+// TestHiddenFailuresEnd: a handler that hides that a statement failed, or ends its
+// transaction, is counted as any other that fails.
+func TestHiddenFailuresEnd(t *testing.T) {
+	b := newBench(t)
+	b.publish(event(1), event(2), event(3))
+	b.startOn(b.js, consumers.Consumer{MaxAttempts: 3, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		switch e.Seq {
+		case 1:
+			_, _ = tx.Exec(ctx, `select 1/0`)
+		case 2:
+			_ = tx.Rollback(ctx)
+		default:
+			return write(ctx, tx, e)
+		}
+		return nil
 	}})
-	testenv.Eventually(t, patience, "the others are handled", func() bool { return done.Load() == 8 })
+	b.settled()
+	if n := b.count(`select count(*) from pgjet.dead_letter where attempts = 3 and error like '%hid that a statement failed%'`); n != 2 {
+		t.Errorf("%d dead letters after three attempts, want 2", n)
+	}
+}
+
+// TestForgottenIntentsWake: what waits behind nothing, since its consumer kept an order
+// once or whoever should have woken it died, is handled by the next session.
+func TestForgottenIntentsWake(t *testing.T) {
+	for _, unordered := range []bool{true, false} {
+		b := newBench(t)
+		_, stop := b.startOn(b.js, consumers.Consumer{MinRetry: time.Hour, MaxRetry: time.Hour, Handle: func(context.Context, pgx.Tx, events.Event) error {
+			return errors.New("not yet")
+		}})
+		for n := range 3 {
+			b.publish(keyed("a", n+1))
+		}
+		testenv.Eventually(t, patience, "two wait behind the first", func() bool {
+			return b.count(`select count(*) from pgjet.intent where due_at = 'infinity'`) == 2
+		})
+		stop()
+		b.exec(`update pgjet.intent set due_at = 'infinity'`)
+		b.startOn(b.js, consumers.Consumer{Unordered: unordered, Handle: write})
+		b.settled()
+		b.once(3)
+	}
 }
 
 type renamed struct {

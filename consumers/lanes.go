@@ -111,12 +111,16 @@ func (at *lane) take(most int) int {
 	return n
 }
 
-// size returns how much work waits.
-func (l *lanes) size() (n int) {
+// intents returns how many intents wait.
+func (l *lanes) intents() (n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, at := range l.ready {
-		n += len(at.work)
+	for _, at := range l.lanes {
+		for _, w := range at.work {
+			if w.intent != nil {
+				n++
+			}
+		}
 	}
 	return n
 }

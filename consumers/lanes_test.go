@@ -67,8 +67,8 @@ func TestLanes(t *testing.T) {
 		}
 	}
 	<-finished
-	if n := l.size(); n != 0 {
-		t.Errorf("%d pieces of work are left", n)
+	if n := l.intents(); n != 0 {
+		t.Errorf("%d intents are left", n)
 	}
 	if left := l.close(); len(left) != 0 || l.add("a", &work{}) {
 		t.Errorf("after close %d pieces are left, or one was added", len(left))

@@ -106,6 +106,24 @@ func (t *term) park(ctx context.Context, w *work) {
 	t.metrics.handled(ctx, t.Consumer.Name, "skipped")
 }
 
+// postpone lets an event that found an outage wait as an intent, so that another one is
+// tried next: it may be this one's fault after all. No attempt is counted.
+func (t *term) postpone(ctx context.Context, w *work) {
+	fresh := false
+	err := t.write(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
+		fresh, err = t.intend(ctx, tx, w, 0, false, max(t.gate.next(), time.Millisecond), "")
+		return err
+	})
+	if err != nil {
+		t.refused(ctx, w, err)
+		return
+	}
+	t.ack(ctx, w)
+	if fresh {
+		t.block(w.key)
+	}
+}
+
 // refused says that the database did not take what becomes of an event. If it is away,
 // or the session is over, that is the session's end. Else the event stays in retry: with
 // JetStream if order does not matter, here if it does.
@@ -211,10 +229,17 @@ func (t *term) unblock(ctx context.Context, key string) {
 	delete(t.keys, key)
 }
 
-// loadKeys learns which keys have intents.
+// loadKeys learns which keys have intents, and wakes those that wait for nothing.
 func (t *term) loadKeys(ctx context.Context) error {
-	if !t.ordered() {
-		return nil
+	// Whoever should have woken them may have died, or this consumer kept an order then.
+	_, err := t.DB.Exec(ctx, `
+		update pgjet.intent i set due_at = clock_timestamp()
+		 where consumer = $1 and due_at = 'infinity'
+		   and not ($2 and exists (select from pgjet.intent e where e.consumer = $1 and e.key = i.key
+		                              and (e.generation, e.stream_seq) < (i.generation, i.stream_seq)))
+		   and not `+t.behindDead("i.key", "(i.generation, i.stream_seq)"), t.Consumer.Name, t.ordered())
+	if err != nil || !t.ordered() {
+		return err
 	}
 	query := `select distinct key from pgjet.intent where consumer = $1`
 	if t.Consumer.ParkKey {

@@ -273,7 +273,7 @@ func (t *term) takeDue(ctx context.Context) error {
 
 // caughtUp waits until the workers have few intents left.
 func (t *term) caughtUp(ctx context.Context) error {
-	for t.lanes.size() > 32 {
+	for t.lanes.intents() > 32 {
 		select {
 		case <-time.After(5 * time.Millisecond):
 		case <-ctx.Done():
