@@ -118,7 +118,7 @@ func TestChaosNATSKilled(t *testing.T) {
 
 // TestChaosMaxDeliver: somebody limits how often an event is delivered, so that
 // JetStream drops those in the hands of a process that is killed. They are found and
-// handled; outside effects, which may have happened, become dead letters.
+// handled; outside effects that JetStream counts as acknowledged become dead letters.
 func TestChaosMaxDeliver(t *testing.T) {
 	for limit := range 2 {
 		for _, form := range []string{"handle", "effect"} {
@@ -150,9 +150,6 @@ func (s *scene) loses(form string, limit int) {
 			s.dead = s.count(`select count(*) from pgjet.dead_letter`)
 		}
 		s.check(false)
-		if n := s.count(`select lost_until from pgjet.consumer`); n != s.published {
-			s.Errorf("what got lost was found up to %d, want %d", n, s.published)
-		}
 		p.stop()
 		s.more(20)
 	}
