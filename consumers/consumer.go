@@ -72,7 +72,7 @@ type Consumer struct {
 	// operator has to do that by hand.
 	Clear func(ctx context.Context, tx pgx.Tx) error
 
-	Workers int           // attempts at the same time in one process; 0 is 8, or 1 with HandleBatch
+	Workers int           // attempts at the same time in one process; 0 is 8 at most, as connections allow, or 1 with HandleBatch
 	Batch   int           // most events for one call of HandleBatch; 0 is 200
 	Timeout time.Duration // for one attempt; 0 is 20 s
 

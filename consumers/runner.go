@@ -30,7 +30,7 @@ const stopTime = 100 * time.Millisecond
 // one handles them and the others stand by.
 type Runner struct {
 	Consumer Consumer
-	DB       *pgxpool.Pool       // where the inbox is, and what the handler changes; at least Workers + 3 connections
+	DB       *pgxpool.Pool       // where the inbox is, and what the handler changes; Workers + 2 connections serve well
 	JS       jetstream.JetStream // its connection should reconnect for ever
 	Stream   string              // "" is EVENTS
 	Log      *slog.Logger        // nil discards
@@ -53,6 +53,10 @@ type Runner struct {
 // is not complete.
 func (r *Runner) Run(ctx context.Context) error {
 	var err error
+	if r.Consumer.Workers == 0 && r.Consumer.HandleBatch == nil && r.DB != nil {
+		// A worker holds a connection, and two are for what goes on beside.
+		r.Consumer.Workers = min(8, max(1, int(r.DB.Config().MaxConns)-2))
+	}
 	if r.Consumer, err = r.Consumer.withDefaults(); err != nil {
 		return err
 	}
