@@ -212,7 +212,6 @@ type process struct {
 	t     testing.TB
 	child child
 	cmd   *exec.Cmd
-	out   *bufio.Reader
 	done  chan struct{}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -74,10 +75,8 @@ func known(ctx context.Context, db database, name string) error {
 	if err != nil {
 		return err
 	}
-	for _, n := range all {
-		if n == name {
-			return nil
-		}
+	if slices.Contains(all, name) {
+		return nil
 	}
 	return &UnknownError{name, all}
 }
