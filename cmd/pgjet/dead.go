@@ -48,9 +48,11 @@ type deadSelection struct {
 	filter       deadletter.Filter
 	state        string
 	since, until string
+	given        *pflag.FlagSet
 }
 
 func (d *deadSelection) flags(f *pflag.FlagSet) {
+	d.given = f
 	f.StringVar(&d.filter.Consumer, "consumer", "", "only those of this consumer")
 	f.StringVar(&d.filter.Group, "group", "", "only those of this group, such as g_1a2b3c4d; see pgjet dead groups")
 	f.StringVar(&d.filter.Type, "type", "", "only events of this type")
@@ -75,6 +77,9 @@ var groupForm = regexp.MustCompile(`^g_[0-9a-f]{8}$`)
 // resolve returns the filter that the flags and the words make.
 func (d *deadSelection) resolve(args []string) (f deadletter.Filter, err error) {
 	f = d.filter
+	if err := notEmpty(d.given, "consumer", "group", "type", "key", "since", "until"); err != nil {
+		return f, err
+	}
 	if f.Group != "" && !groupForm.MatchString(f.Group) {
 		return f, usagef("--group is %q, want the form g_1a2b3c4d; see: pgjet dead groups", f.Group)
 	}

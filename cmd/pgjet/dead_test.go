@@ -164,6 +164,8 @@ func TestDeadRedrive(t *testing.T) {
 	refused(t, exitUsage, words("dead redrive --all", address), "--yes", "--dry-run")
 	refused(t, exitUsage, words("dead redrive --consumer mailer", address), "--yes")
 	refused(t, exitUsage, words("dead redrive 1 --rate -1", address), "--rate")
+	refused(t, exitUsage, words("dead redrive --yes --consumer mailer --group=", address), "--group is empty")
+	refused(t, exitUsage, words("dead redrive --yes --all --type=", address), "--type is empty")
 	refused(t, exitNotFound, words("dead redrive 1 99", address), "nothing was changed", "99")
 	refused(t, exitNotFound, words("dead redrive 4 --consumer mailer", address), "4")
 	says(t, exitOK, "dead redrive --all --dry-run", address, "crm      3 would be redriven", "mailer   3 would be redriven")

@@ -84,6 +84,9 @@ func (a *replaying) check(cmd *cobra.Command, now time.Time) (err error) {
 	if err := checkOutput(a.output); err != nil {
 		return err
 	}
+	if err := notEmpty(cmd.Flags(), "from", "until", "type", "key"); err != nil {
+		return err
+	}
 	chosen := 0
 	for _, name := range []string{"all", "from-seq", "from", "since"} {
 		if cmd.Flags().Changed(name) {
@@ -96,8 +99,10 @@ func (a *replaying) check(cmd *cobra.Command, now time.Time) (err error) {
 		return usagef("say from where: one of --from-seq, --from, --since, or --all for everything that the stream has")
 	case cmd.Flags().Changed("from-seq") && s.FromSeq == 0:
 		return usagef("--from-seq is 0; the first sequence of a stream is 1")
-	case a.since < 0 || s.Rate < 0:
-		return usagef("--since and --rate take no negative value")
+	case cmd.Flags().Changed("since") && a.since <= 0:
+		return usagef("--since is %s, want more than 0, such as 2h", a.since)
+	case s.Rate < 0:
+		return usagef("--rate is %d, want 0 or more", s.Rate)
 	case s.Again && !a.dryRun:
 		err = needReason(a.reason)
 	case s.Force && !s.Again:

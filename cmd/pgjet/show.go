@@ -75,6 +75,17 @@ func short(s string) string {
 	return string(r)
 }
 
+// notEmpty refuses a flag that was given without a value, such as --type "$TYPE" where
+// TYPE is not set: it would select more than was meant.
+func notEmpty(f *pflag.FlagSet, names ...string) error {
+	for _, name := range names {
+		if flag := f.Lookup(name); flag != nil && flag.Changed && strings.TrimSpace(flag.Value.String()) == "" {
+			return usagef("--%s is empty; leave it out, or give it a value", name)
+		}
+	}
+	return nil
+}
+
 // timeFlag parses a point in time, which may be said as how long ago it was.
 func timeFlag(name, value string) (time.Time, error) {
 	if value == "" {
