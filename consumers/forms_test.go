@@ -380,3 +380,40 @@ func TestEnsure(t *testing.T) {
 		t.Errorf("the durable consumer was changed: %+v", got)
 	}
 }
+
+// TestDoublesAreAccountedFor: an event that the stream has twice happens once, and is not
+// missed for ever.
+func TestDoublesAreAccountedFor(t *testing.T) {
+	for name, c := range map[string]consumers.Consumer{
+		"effect":    {Unordered: true, Effect: func(context.Context, events.Event) error { return nil }},
+		"handler":   {Handle: write},
+		"unordered": {Unordered: true, Handle: write},
+		"batch":     {HandleBatch: func(context.Context, pgx.Tx, []events.Event) error { return nil }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			for n := range 10 {
+				e := event(n + 1)
+				b.publish(e)
+				if n%3 == 0 {
+					b.publish(e)
+				}
+			}
+			_, stop := b.startOn(b.js, c)
+			accounted := func(n int64) func() bool {
+				return func() bool {
+					a, err := consumers.ReadAccount(t.Context(), b.db, b.js, "EVENTS", "test")
+					return err == nil && a.Done == n && a.Unaccounted == 0 && a.AckPending == 0
+				}
+			}
+			testenv.Eventually(t, patience, "every message is accounted for", accounted(14))
+			stop()
+			b.publish(event(11))
+			b.startOn(b.js, c)
+			testenv.Eventually(t, patience, "also by the next process", accounted(15))
+			if n := b.count(`select count(*) from pgjet.inbox where attempts > 0`); n != 11 {
+				t.Errorf("%d events were tried, want 11", n)
+			}
+		})
+	}
+}
