@@ -173,7 +173,7 @@ begin
             grant execute on function pgjet.outbox_default_used, pgjet.add_outbox_partition,
                 pgjet.empty_outbox_default, pgjet.drop_outbox_partition to pgjet_relay;
         when 'pgjet_consumer' then
-            -- It may neither pause nor resume, nor delete a dead letter that was not dealt with.
+            -- It may neither pause nor resume.
             grant select, insert (name, stream, stream_created, ordered, effects),
                 update (stream, stream_created, generation, floor, high, epoch, ordered, effects, process, since, rebuild, lost_until)
                 on pgjet.consumer to pgjet_consumer;
