@@ -26,7 +26,7 @@ var ackWait = 30 * time.Second
 const stopTime = 100 * time.Millisecond
 
 // moreConns is how many connections of the pool a runner needs beside one for each worker.
-const moreConns = 3
+const moreConns = 2
 
 // A Runner delivers the events of one stream to one consumer. Any number of
 // processes may run the same consumer: they share its events, or, if order matters,
@@ -57,8 +57,7 @@ type Runner struct {
 func (r *Runner) Run(ctx context.Context) error {
 	var err error
 	if r.Consumer.Workers == 0 && r.Consumer.HandleBatch == nil && r.DB != nil {
-		// A worker holds a connection, and two are for what goes on beside.
-		r.Consumer.Workers = min(8, max(1, int(r.DB.Config().MaxConns)-2))
+		r.Consumer.Workers = min(8, max(1, int(r.DB.Config().MaxConns)-moreConns))
 	}
 	if r.Consumer, err = r.Consumer.withDefaults(); err != nil {
 		return err
