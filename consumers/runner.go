@@ -25,6 +25,9 @@ var ackWait = 30 * time.Second
 // stopTime is how long a stopping session waits for messages that are on their way.
 const stopTime = 100 * time.Millisecond
 
+// moreConns is how many connections of the pool a runner needs beside one for each worker.
+const moreConns = 2
+
 // A Runner delivers the events of one stream to one consumer. Any number of
 // processes may run the same consumer: they share its events, or, if order matters,
 // one handles them and the others stand by.
@@ -54,8 +57,7 @@ type Runner struct {
 func (r *Runner) Run(ctx context.Context) error {
 	var err error
 	if r.Consumer.Workers == 0 && r.Consumer.HandleBatch == nil && r.DB != nil {
-		// A worker holds a connection, and two are for what goes on beside.
-		r.Consumer.Workers = min(8, max(1, int(r.DB.Config().MaxConns)-2))
+		r.Consumer.Workers = min(8, max(1, int(r.DB.Config().MaxConns)-moreConns))
 	}
 	if r.Consumer, err = r.Consumer.withDefaults(); err != nil {
 		return err
@@ -64,6 +66,9 @@ func (r *Runner) Run(ctx context.Context) error {
 	r.Log = cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("consumer", r.Consumer.Name)
 	if r.metrics, err = newMetrics(r.Consumer.Name); err != nil {
 		return fmt.Errorf("start consumer %s: %w", r.Consumer.Name, err)
+	}
+	if has, needs := int(r.DB.Config().MaxConns), r.Consumer.Workers+moreConns; has < needs {
+		r.Log.WarnContext(ctx, "the pool has too few connections, attempts will wait for one; set pool_max_conns in the URL, or MaxConns", "has", has, "needs", needs)
 	}
 	host, err := os.Hostname()
 	if err != nil {

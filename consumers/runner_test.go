@@ -1,15 +1,19 @@
 package consumers_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers"
@@ -233,6 +237,29 @@ func TestIncompleteConsumerFailsAtOnce(t *testing.T) {
 		r := &consumers.Runner{Consumer: c}
 		if err := r.Run(t.Context()); err == nil {
 			t.Errorf("%s: Run() = nil, want an error", name)
+		}
+	}
+}
+
+// TestSmallPool: too many workers for a pool wait for connections, which looks like a slow
+// handler; so it is said. Without a number there are as many as the pool serves.
+func TestSmallPool(t *testing.T) {
+	b := newBench(t)
+	config := b.db.Config()
+	config.MaxConns = 4
+	db, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for workers, warns := range map[int]bool{8: true, 2: false, 0: false} {
+		var log bytes.Buffer
+		c := consumers.Consumer{Name: "small", Types: []string{"order.paid"}, Handle: write, Workers: workers}
+		r := consumers.Runner{Consumer: c, DB: db, JS: b.js, Log: slog.New(slog.NewTextHandler(&log, nil))}
+		if err := r.Run(ctx); err != nil || strings.Contains(log.String(), "too few connections") != warns {
+			t.Errorf("%d workers: %v, the log is %q, want a warning: %t", workers, err, log.String(), warns)
 		}
 	}
 }

@@ -5,6 +5,9 @@
 # that is removed at the end. Start it with: make demo-recovery
 set -euo pipefail
 
+# Of the caller's settings none counts: what is deleted below is in no database of theirs.
+for name in "${!PGJET_@}"; do unset "$name"; done
+
 pgjet=${PGJET:-./bin/pgjet}
 port=${PORT:-7600}
 dir=$(mktemp -d)

@@ -43,7 +43,7 @@ func TestConsumerStatus(t *testing.T) {
 		values ('welcome-mailer', gen_random_uuid(), 'EVENTS', 1, 's', '{}', '', 'no', 1)`); err != nil {
 		t.Fatal(err)
 	}
-	trouble := "1 dead letters for welcome-mailer -> pgjet dead groups --consumer welcome-mailer\n"
+	trouble := "1 dead letter for welcome-mailer -> pgjet dead groups --consumer welcome-mailer\n"
 	if out := says(t, exitOK, asked("consumer ls", nats), database, "dead_letters"); !strings.HasSuffix(out, "\n\n"+trouble) {
 		t.Errorf("ls ends with\n%s\nwant %s", out, trouble)
 	}

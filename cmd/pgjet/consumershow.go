@@ -40,7 +40,11 @@ func nextSteps(s status.Status) (lines []string) {
 		lines = append(lines, fmt.Sprintf("%s is %s -> %s", s.Name, s.Why.Code, nextForConsumer(s)))
 	}
 	if s.DeadLetters > 0 {
-		lines = append(lines, fmt.Sprintf("%d dead letters for %s -> pgjet dead groups --consumer %s", s.DeadLetters, s.Name, s.Name))
+		letters := "dead letters"
+		if s.DeadLetters == 1 {
+			letters = "dead letter"
+		}
+		lines = append(lines, fmt.Sprintf("%d %s for %s -> pgjet dead groups --consumer %s", s.DeadLetters, letters, s.Name, s.Name))
 	}
 	return lines
 }

@@ -102,6 +102,9 @@ func TestDeadList(t *testing.T) {
 	refused(t, exitUsage, words("dead get "+event, address), "mailer", "crm", "1 or 3")
 	refused(t, exitNotFound, words("dead get 99", address), "99")
 	refused(t, exitNotFound, words("dead ls 1 99", address), "99")
+	for _, command := range []string{"dead ls", "dead groups", "dead export", "dead redrive --yes", "dead redrive --dry-run"} {
+		refused(t, exitNotFound, words(command+" --consumer mailre", address), `"mailre"`)
+	}
 	refused(t, exitUsage, words("dead get one", address), `"one"`)
 	refused(t, exitUsage, words("dead ls --state lost", address), "--state")
 	refused(t, exitUsage, words("dead ls --group 1a", address), "--group")
@@ -177,7 +180,7 @@ func TestDeadRedrive(t *testing.T) {
 	refused(t, exitRefused, words("dead redrive 1", address), "--state all")
 	refused(t, exitPartly, words("dead redrive 1 3", address), "1 are in a state")
 	says(t, exitOK, "dead redrive --consumer crm --key k1 --yes --reason fixed -o json", address, `[{"consumer":"crm","changed":1,"done":0,`)
-	if out := must(t, exitOK, words("dead redrive --consumer nobody --yes", address)...); out != "" {
+	if out := must(t, exitOK, words("dead redrive --key nobody --yes", address)...); out != "" {
 		t.Errorf("of nobody: %q", out)
 	}
 	if got, want := deadStates(t, db), "redriven redriven redriven redriven dead dead"; got != want {

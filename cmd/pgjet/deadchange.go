@@ -142,6 +142,9 @@ func (c *deadChange) run(ctx context.Context, db *pgxpool.Pool, f deadletter.Fil
 		fmt.Fprintf(c.err, "%d dead letters, %d a second: this takes about %s\n", n, rate, time.Duration(n/rate)*time.Second)
 	}
 	done, err := c.change(ctx, db, f, c.decision)
+	if err != nil && ctx.Err() != nil {
+		err = errors.New("interrupted; the same command goes on with the rest")
+	}
 	switch {
 	case err != nil && len(done) == 0:
 		return err

@@ -24,7 +24,7 @@ func writePlan(w io.Writer, p *replay.Plan) {
 	} else {
 		line("stream", p.Stream, fmt.Sprintf("sequence %d to %d", p.From, p.To))
 	}
-	line("way", p.Way, ways[p.Way])
+	line("way", p.Way, how(p))
 	line("selected", p.Selected, "events of the range that it handles")
 	line("run", p.Run, "not in the inbox: will be delivered and run")
 	some("again", p.Again, "done, and will run again")
@@ -48,9 +48,15 @@ func writePlan(w io.Writer, p *replay.Plan) {
 	}
 }
 
-var ways = map[string]string{
-	replay.ByReset:  "the consumer is paused for seconds and set back; events that are done are delivered and skipped",
-	replay.ByIntent: "event by event, while live events go on",
+// how says which way the plan takes.
+func how(p *replay.Plan) string {
+	switch {
+	case p.Way == replay.ByIntent:
+		return "event by event, while live events go on"
+	case p.Again > 0 || p.Rebuild:
+		return "the consumer is paused for seconds and set back"
+	}
+	return "the consumer is paused for seconds and set back; events that are done are delivered and skipped"
 }
 
 func whoRuns(p *replay.Plan) string {

@@ -148,7 +148,7 @@ func (s *settings) pool(ctx context.Context, application string) (*pgxpool.Pool,
 	if err != nil {
 		return nil, err
 	}
-	config.MaxConns = max(config.MaxConns, 10)
+	config.MaxConns = max(config.MaxConns, 12) // a consumer has 8 workers, and needs some more
 	config.ConnConfig.RuntimeParams["application_name"] = application
 	config.ConnConfig.Tracer = otelpgx.NewTracer()
 	return pgxpool.NewWithConfig(ctx, config)

@@ -86,17 +86,25 @@ func orNull(t time.Time) *time.Time {
 }
 
 // A NotFoundError says which of the named dead letters do not exist, or not with what
-// else the filter asks for.
+// else the filter asks for, or that there is no such consumer.
 type NotFoundError struct {
-	Names []string // ids, and event ids
+	Names    []string // ids, and event ids
+	Consumer string   // that nobody knows; "" if it is not that
 }
 
 func (e *NotFoundError) Error() string {
+	if e.Consumer != "" {
+		return fmt.Sprintf("no consumer %q is known in this database; see: pgjet consumer ls", e.Consumer)
+	}
 	return fmt.Sprintf("no such dead letter: %s; see: pgjet dead ls --state all", strings.Join(e.Names, ", "))
 }
 
-// find returns a [*NotFoundError] unless there is a dead letter for each name in f.
+// find returns a [*NotFoundError] unless the consumer is known and there is a dead
+// letter for each name in f.
 func (f Filter) find(ctx context.Context, db *pgxpool.Pool) error {
+	if err := f.findConsumer(ctx, db); err != nil {
+		return err
+	}
 	if !f.Named() {
 		return nil
 	}
@@ -126,9 +134,24 @@ func (f Filter) find(ctx context.Context, db *pgxpool.Pool) error {
 		}
 	}
 	if len(missing) > 0 {
-		return &NotFoundError{missing}
+		return &NotFoundError{Names: missing}
 	}
 	return nil
+}
+
+// findConsumer tells a name that was mistyped from a consumer without dead letters.
+func (f Filter) findConsumer(ctx context.Context, db *pgxpool.Pool) error {
+	if f.Consumer == "" {
+		return nil
+	}
+	known := false
+	err := db.QueryRow(ctx, `
+		select exists (select from pgjet.consumer where name = $1) or exists (select from pgjet.dead_letter where consumer = $1)`,
+		f.Consumer).Scan(&known)
+	if err == nil && !known {
+		err = &NotFoundError{Consumer: f.Consumer}
+	}
+	return err
 }
 
 // failed says what failed, and what to do if the tables are too old.

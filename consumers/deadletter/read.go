@@ -28,8 +28,12 @@ type Group struct {
 // Page is how many groups or dead letters [Groups] and [List] return at most.
 const Page = 1000
 
-// Groups returns the groups of what f selects, the largest first, at most 1000.
+// Groups returns the groups of what f selects, the largest first, at most 1000. If f
+// names a consumer or a dead letter that does not exist, it returns a [*NotFoundError].
 func Groups(ctx context.Context, db *pgxpool.Pool, f Filter) ([]Group, error) {
+	if err := f.find(ctx, db); err != nil {
+		return nil, failed("group the dead letters", err)
+	}
 	all, err := collect(ctx, db, f.args(), func(row pgx.CollectableRow) (g Group, err error) {
 		err = row.Scan(&g.ID, &g.Consumer, &g.ErrorGroup, &g.Count, &g.First, &g.Last, &g.SampleID, &g.Error)
 		g.First, g.Last = g.First.UTC(), g.Last.UTC()
@@ -81,7 +85,7 @@ func (l *Letter) utc() {
 }
 
 // List returns what f selects with an id above after, by id, at most 1000. If f names
-// one that does not exist, it returns a [*NotFoundError].
+// one, or a consumer, that does not exist, it returns a [*NotFoundError].
 func List(ctx context.Context, db *pgxpool.Pool, f Filter, after int64) ([]Letter, error) {
 	if err := f.find(ctx, db); err != nil {
 		return nil, failed("list the dead letters", err)
@@ -182,7 +186,7 @@ func Get(ctx context.Context, db *pgxpool.Pool, id int64) (e Everything, err err
 	args := pgx.NamedArgs{"id": id}
 	all, err := collect(ctx, db, args, scanMessage, `select `+messageColumns+` from pgjet.dead_letter d where d.id = @id`)
 	if err == nil && len(all) == 0 {
-		err = &NotFoundError{[]string{fmt.Sprint(id)}}
+		err = &NotFoundError{Names: []string{fmt.Sprint(id)}}
 	}
 	if err != nil {
 		return e, failed("get a dead letter", err)

@@ -170,7 +170,10 @@ func (s *Status) loadProcesses(ctx context.Context, db database) error {
 	all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Process])
 	for _, p := range all {
 		p.Since, p.SeenAt = p.Since.UTC(), p.SeenAt.UTC()
-		p.Cause, p.Error = masked(p.Cause), masked(p.Error)
+		if !strings.HasPrefix(p.Cause, "paused ") { // by user@host, whom the status names anyway
+			p.Cause = masked(p.Cause)
+		}
+		p.Error = masked(p.Error)
 		switch {
 		case s.At.Sub(p.SeenAt) < silence:
 			s.Processes = append(s.Processes, p)
