@@ -218,3 +218,13 @@ func TestWaitingEventsAreNotRead(t *testing.T) {
 		t.Errorf("all of the table was read %d times, want none", n)
 	}
 }
+
+// However much is too old is pruned in one go, not a piece a minute.
+func TestPruneKeepsUp(t *testing.T) {
+	b := newBench(t)
+	b.exec(`
+		insert into pgjet.attempt (consumer, event_id, attempt, began, process, outcome)
+		select 'test', gen_random_uuid(), 1, now() - interval '1 year', 'p', 'done' from generate_series(1, 25000)`)
+	b.start(write)
+	testenv.Eventually(t, patience, "nothing is left", func() bool { return b.count(`select count(*) from pgjet.attempt`) == 0 })
+}

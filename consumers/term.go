@@ -186,6 +186,7 @@ func (t *term) serve(outer context.Context) error {
 	others.Go(func() { t.fail(t.watch(ctx, holding)) })
 	others.Go(func() { t.fail(t.takeDue(ctx)) })
 	others.Go(func() { t.count(ctx) })
+	others.Go(func() { t.prune(ctx) })
 	for range t.Consumer.Workers {
 		workers.Go(func() {
 			for {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 const (
@@ -61,10 +62,10 @@ func (r *recent) summary() (attempts, failed int, took time.Duration, reason str
 }
 
 // watch looks after the consumer until something fails, or ctx ends: it obeys
-// operators, saves the place, tells that the process lives, counts, and prunes. Until
+// operators, saves the place, and tells that the process lives. Until
 // holding ends it then keeps the connection, and with it the lead.
 func (t *term) watch(ctx, holding context.Context) error {
-	var due struct{ save, prune time.Time }
+	var saveDue time.Time
 	for ctx.Err() == nil {
 		current, err := t.current(ctx)
 		switch {
@@ -73,14 +74,11 @@ func (t *term) watch(ctx, holding context.Context) error {
 		case !current:
 			t.fail(errSuperseded)
 		}
-		if late(&due.save, saveEvery) {
+		if late(&saveDue, saveEvery) {
 			t.save(ctx)
 			if err := t.heartbeat(ctx, t.gate.closed()); err != nil {
 				return ignoreEnd(ctx, &databaseError{"tell that the process lives", err})
 			}
-		}
-		if late(&due.prune, pruneEvery) {
-			t.prune(ctx)
 		}
 		t.sleep(ctx, pollEvery)
 	}
@@ -166,32 +164,50 @@ func (t *term) farewell(ctx context.Context) {
 	_ = t.conn.SendBatch(ctx, b).Close() // if it fails, others take it for dead
 }
 
-// prune forgets what is too old: of the attempt log, of dead letters that were dealt
-// with, of processes that are gone, and of the inbox if Retention says so.
+// prune forgets until ctx ends what is too old: of the attempt log, of dead letters that
+// were dealt with, of processes that are gone, and of the inbox if Retention says so.
 func (t *term) prune(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
-	defer cancel()
+	for {
+		more, err := t.pruneSome(ctx)
+		if err != nil && ctx.Err() == nil {
+			t.Log.WarnContext(ctx, "what is old was not pruned, will retry", "err", err)
+		}
+		if more && err == nil && ctx.Err() == nil {
+			continue
+		}
+		if !t.sleep(ctx, pruneEvery) {
+			return
+		}
+	}
+}
+
+// pruneSome deletes a little at a time, and reports whether there may be more.
+func (t *term) pruneSome(ctx context.Context) (more bool, err error) {
 	b := &pgx.Batch{}
-	b.Queue(`
+	queue := func(sql string, args ...any) {
+		b.Queue(sql, args...).Exec(func(tag pgconn.CommandTag) error {
+			more = more || tag.RowsAffected() == prunedAtOnce
+			return nil
+		})
+	}
+	queue(`
 		delete from pgjet.attempt where ctid = any(array(select ctid from pgjet.attempt
 		 where consumer = $1 and began < statement_timestamp() - make_interval(secs => $2) limit $3))`,
 		t.Consumer.Name, attemptsKept.Seconds(), prunedAtOnce)
-	b.Queue(`
+	queue(`
 		delete from pgjet.dead_letter where ctid = any(array(select ctid from pgjet.dead_letter
 		 where consumer = $1 and state in ('done', 'discarded') and changed_at < statement_timestamp() - make_interval(secs => $2) limit $3))`,
 		t.Consumer.Name, deadRetention.Seconds(), prunedAtOnce)
-	b.Queue(`delete from pgjet.process where consumer = $1 and seen_at < statement_timestamp() - make_interval(secs => $2)`,
+	queue(`delete from pgjet.process where consumer = $1 and seen_at < statement_timestamp() - make_interval(secs => $2)`,
 		t.Consumer.Name, processesKept.Seconds())
 	if t.Retention > 0 {
-		b.Queue(`
+		queue(`
 			delete from pgjet.inbox where ctid = any(array(select ctid from pgjet.inbox
 			 where consumer = $1 and state in ('done', 'discarded') and at < statement_timestamp() - make_interval(secs => $2)
 			   and (generation < $3 or stream_seq < $4) limit $5))`,
 			t.Consumer.Name, t.Retention.Seconds(), t.place.generation, int64(t.first), prunedAtOnce)
 	}
-	if err := t.conn.SendBatch(ctx, b).Close(); err != nil && ctx.Err() == nil {
-		t.Log.WarnContext(ctx, "what is old was not pruned, will retry", "err", err)
-	}
+	return more, t.DB.SendBatch(ctx, b).Close()
 }
 
 // count brings the metrics up to date until ctx ends, and notices events that got lost. A
