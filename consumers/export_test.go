@@ -23,3 +23,10 @@ func SetCountEvery(t *testing.T, d time.Duration) {
 	countEvery = d
 	t.Cleanup(func() { countEvery = before })
 }
+
+// SetPruneEvery makes one test's consumers prune more often.
+func SetPruneEvery(t *testing.T, d time.Duration) {
+	before := pruneEvery
+	pruneEvery = d
+	t.Cleanup(func() { pruneEvery = before })
+}

@@ -228,3 +228,32 @@ func TestPruneKeepsUp(t *testing.T) {
 	b.start(write)
 	testenv.Eventually(t, patience, "nothing is left", func() bool { return b.count(`select count(*) from pgjet.attempt`) == 0 })
 }
+
+// What leaves the stream while a session lasts is forgotten in that session.
+func TestInboxForgetsWhileASessionLasts(t *testing.T) {
+	b := newBench(t)
+	consumers.SetPruneEvery(t, 100*time.Millisecond)
+	s, err := b.js.Stream(t.Context(), "EVENTS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := s.CachedInfo().Config
+	config.MaxAge = time.Second
+	if _, err := b.js.UpdateStream(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+	r := &consumers.Runner{DB: b.db, JS: b.js, Log: testenv.Logger(b), Retention: 15 * 24 * time.Hour,
+		Consumer: consumers.Consumer{Name: "test", Types: []string{noted{}.EventType()}, Handle: write}}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	b.ready(r)
+	b.publish(event(1))
+	b.handled(1)
+	b.exec(`update pgjet.inbox set at = now() - interval '1 year'`)
+	testenv.Eventually(t, patience, "the inbox has forgotten it", func() bool { return b.count(`select count(*) from pgjet.inbox`) == 0 })
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}

@@ -12,8 +12,7 @@ import (
 )
 
 const (
-	saveEvery      = time.Second // the place in the stream, and the sign of life
-	pruneEvery     = time.Minute
+	saveEvery      = time.Second         // the place in the stream, and the sign of life
 	attemptsKept   = 7 * 24 * time.Hour  // the attempt log
 	deadRetention  = 14 * 24 * time.Hour // dead letters that are done or discarded
 	processesKept  = time.Hour
@@ -24,6 +23,7 @@ const (
 var (
 	countEvery   = 10 * time.Second // what the metrics show, and what got lost
 	reclaimAfter = 5 * time.Second  // of a session
+	pruneEvery   = time.Minute
 )
 
 // recent are the last attempts of a session.
@@ -201,11 +201,15 @@ func (t *term) pruneSome(ctx context.Context) (more bool, err error) {
 	queue(`delete from pgjet.process where consumer = $1 and seen_at < statement_timestamp() - make_interval(secs => $2)`,
 		t.Consumer.Name, processesKept.Seconds())
 	if t.Retention > 0 {
+		stream, err := t.JS.Stream(ctx, t.Stream)
+		if err != nil {
+			return false, err
+		}
 		queue(`
 			delete from pgjet.inbox where ctid = any(array(select ctid from pgjet.inbox
 			 where consumer = $1 and state in ('done', 'discarded') and at < statement_timestamp() - make_interval(secs => $2)
 			   and (generation < $3 or stream_seq < $4) limit $5))`,
-			t.Consumer.Name, t.Retention.Seconds(), t.place.generation, int64(t.first), prunedAtOnce)
+			t.Consumer.Name, t.Retention.Seconds(), t.place.generation, int64(stream.CachedInfo().State.FirstSeq), prunedAtOnce)
 	}
 	return more, t.DB.SendBatch(ctx, b).Close()
 }
