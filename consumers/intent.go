@@ -102,7 +102,7 @@ func (t *term) take(ctx context.Context, most int, reclaim bool) ([]*work, error
 	defer cancel()
 	due := `
 			select i.event_id, i.taken_by, i.taken_at from pgjet.intent i join pgjet.consumer c on c.name = i.consumer
-			 where i.consumer = $1 and i.due_at <= clock_timestamp() and c.epoch = $2 and c.paused_at is null
+			 where i.consumer = $1 and i.due_at <= statement_timestamp() and c.epoch = $2 and c.paused_at is null
 			   and not ($6 and exists (select from pgjet.intent e where e.consumer = $1 and e.key = i.key
 			                              and (e.generation, e.stream_seq) < (i.generation, i.stream_seq)))
 			   and not ` + t.behindDead("i.key", "(i.generation, i.stream_seq)")

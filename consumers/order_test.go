@@ -189,3 +189,32 @@ func TestPanicKeepsItsStack(t *testing.T) {
 		t.Errorf("%d dead letters have the stack and the trace, want 1", n)
 	}
 }
+
+// What waits behind an event of its key costs nothing while it waits, however much it is.
+func TestWaitingEventsAreNotRead(t *testing.T) {
+	b := newBench(t)
+	_, stop := b.start(write)
+	b.publish(event(1))
+	b.settled()
+	stop()
+	b.exec(`
+		insert into pgjet.intent (consumer, event_id, type, key, stream, generation, stream_seq, subject, header, data, due_at)
+		select 'test', gen_random_uuid(), 'note.made', 'a', 'EVENTS', 1, n, 's', '{}', '', case n when 1 then now() + interval '1 day' else 'infinity' end
+		  from generate_series(1, 20000) n`)
+	b.exec(`analyze pgjet.intent`)
+	r, _ := b.start(write)
+	b.ready(r)
+	scans := func(kind string) int {
+		return b.count(`select ` + kind + ` from pg_stat_user_tables where relid = 'pgjet.intent'::regclass`)
+	}
+	more := func() {
+		before := scans("idx_scan")
+		testenv.Eventually(t, patience, "due intents are looked for", func() bool { return scans("idx_scan") >= before+10 })
+	}
+	more() // the session has begun
+	before := scans("seq_scan")
+	more()
+	if n := scans("seq_scan") - before; n > 0 {
+		t.Errorf("all of the table was read %d times, want none", n)
+	}
+}

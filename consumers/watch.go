@@ -174,18 +174,18 @@ func (t *term) prune(ctx context.Context) {
 	b := &pgx.Batch{}
 	b.Queue(`
 		delete from pgjet.attempt where ctid = any(array(select ctid from pgjet.attempt
-		 where consumer = $1 and began < clock_timestamp() - make_interval(secs => $2) limit $3))`,
+		 where consumer = $1 and began < statement_timestamp() - make_interval(secs => $2) limit $3))`,
 		t.Consumer.Name, attemptsKept.Seconds(), prunedAtOnce)
 	b.Queue(`
 		delete from pgjet.dead_letter where ctid = any(array(select ctid from pgjet.dead_letter
-		 where consumer = $1 and state in ('done', 'discarded') and changed_at < clock_timestamp() - make_interval(secs => $2) limit $3))`,
+		 where consumer = $1 and state in ('done', 'discarded') and changed_at < statement_timestamp() - make_interval(secs => $2) limit $3))`,
 		t.Consumer.Name, deadRetention.Seconds(), prunedAtOnce)
-	b.Queue(`delete from pgjet.process where consumer = $1 and seen_at < clock_timestamp() - make_interval(secs => $2)`,
+	b.Queue(`delete from pgjet.process where consumer = $1 and seen_at < statement_timestamp() - make_interval(secs => $2)`,
 		t.Consumer.Name, processesKept.Seconds())
 	if t.Retention > 0 {
 		b.Queue(`
 			delete from pgjet.inbox where ctid = any(array(select ctid from pgjet.inbox
-			 where consumer = $1 and state in ('done', 'discarded') and at < clock_timestamp() - make_interval(secs => $2)
+			 where consumer = $1 and state in ('done', 'discarded') and at < statement_timestamp() - make_interval(secs => $2)
 			   and (generation < $3 or stream_seq < $4) limit $5))`,
 			t.Consumer.Name, t.Retention.Seconds(), t.place.generation, int64(t.first), prunedAtOnce)
 	}

@@ -55,7 +55,7 @@ func (r *Replay) left(ctx context.Context, p *Plan) (passed bool, n int, err err
 // for an earlier event of their key, dead letters among them.
 func (r *Replay) due(ctx context.Context, p *Plan, result *Result, begun time.Time) (due int, err error) {
 	err = r.db.QueryRow(ctx, `
-		select count(*) filter (where due_at <= clock_timestamp() and not exists (
+		select count(*) filter (where due_at <= statement_timestamp() and not exists (
 		           select from pgjet.dead_letter d where d.consumer = i.consumer and d.key = i.key and d.state = 'dead'
 		              and (d.generation, d.stream_seq) < (i.generation, i.stream_seq))), count(*),
 		       (select count(*) from pgjet.dead_letter where consumer = $1 and state = 'dead' and at >= $5
