@@ -171,8 +171,12 @@ func (b *bench) info() *jetstream.ConsumerInfo {
 func (b *bench) settled() {
 	b.Helper()
 	testenv.Eventually(b, patience, "nothing is to be done any more", func() bool {
-		i := b.info()
-		return i.NumAckPending == 0 && i.NumPending == 0 && i.Delivered.Stream > 0 &&
+		stream, err := b.js.Stream(b.Context(), "EVENTS")
+		if err != nil {
+			return false
+		}
+		i := b.info() // its count of pending messages lags behind
+		return i.NumAckPending == 0 && i.NumPending == 0 && i.Delivered.Stream > 0 && i.Delivered.Stream >= stream.CachedInfo().State.LastSeq &&
 			b.count(`select count(*) from pgjet.intent`) == 0
 	})
 }
