@@ -33,7 +33,7 @@
 //	nc, err := nats.Connect("nats://nats.example", nats.MaxReconnects(-1))
 //	js, err := jetstream.New(nc)
 //	shipping := consumers.Consumer{Name: "shipping", On: []consumers.Typed{consumers.On(
-//		func(ctx context.Context, tx pgx.Tx, paid OrderPaid) error { // OrderPaid is an [events.Payload]
+//		func(ctx context.Context, tx pgx.Tx, paid OrderPaid) error { // OrderPaid is an events.Payload
 //			_, err := tx.Exec(ctx, `insert into parcels (order_id) values ($1)`, paid.OrderID)
 //			return err // commits if nil, else it is tried again
 //		})}}
