@@ -101,9 +101,6 @@ func (t *term) delivery(msg jetstream.Msg) *delivery {
 // accept takes deliveries into our hands, and hands those that are new to the lanes.
 func (t *term) accept(ctx context.Context, chunk []*delivery) error {
 	for _, d := range chunk {
-		t.hands.add(d)
-	}
-	for _, d := range chunk {
 		meta, err := d.msg.Metadata()
 		if err != nil {
 			return fmt.Errorf("a message is not from JetStream: %w", err)
@@ -112,6 +109,9 @@ func (t *term) accept(ctx context.Context, chunk []*delivery) error {
 			return errGap
 		}
 		t.next++
+	}
+	for _, d := range chunk { // not behind a gap: what is in our hands says how far we are
+		t.hands.add(d)
 	}
 	if ctx.Err() != nil {
 		return nil // giveBack does

@@ -257,3 +257,42 @@ func TestInboxForgetsWhileASessionLasts(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A delivery that got lost is not below the floor: nobody has handled it.
+func TestFloorStopsAtAGap(t *testing.T) {
+	b := newBench(t)
+	b.exec(`create function note_floor() returns trigger language plpgsql as $$
+		begin
+			if new.floor > (select count(*) from pgjet.inbox) then
+				insert into effect values (new.floor);
+			end if;
+			return new;
+		end $$`)
+	b.exec(`create trigger note_floor after update on pgjet.consumer for each row execute function note_floor()`)
+	b.log()
+	r, _ := b.startOn(b.js, consumers.Consumer{Handle: record})
+	b.ready(r)
+	b.publish(keyed("a", 1))
+	b.settled()
+	conn := b.js.Conn()
+	sub, err := conn.SubscribeSync("zombie")
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := "$JS.API.CONSUMER.MSG.NEXT.EVENTS.test"
+	if err := conn.PublishRequest(next, "zombie", []byte(`{"batch": 1, "expires": 60000000000}`)); err != nil {
+		t.Fatal(err)
+	}
+	for n := 2; ; n++ { // requests are served in turn
+		b.publish(keyed("a", n))
+		if _, err := sub.NextMsg(100 * time.Millisecond); err == nil {
+			b.publish(keyed("a", n+1))
+			b.settled()
+			b.inOrder(n + 1)
+			break
+		}
+	}
+	if n := b.count(`select count(*) from effect`); n > 0 {
+		t.Errorf("the floor was %d times at what was not handled", n)
+	}
+}
