@@ -93,3 +93,18 @@ func TestStopDuringAnOutage(t *testing.T) {
 		t.Errorf("Run returned %s after cancel", took)
 	}
 }
+
+// TestStopWhilePaused: a process that waits for the end of a pause has nothing to end,
+// and ends.
+func TestStopWhilePaused(t *testing.T) {
+	b := newBench(t)
+	r, stop := b.start(write)
+	testenv.Eventually(t, patience, "it runs", func() bool { return r.Ready(t.Context()) == nil })
+	stop()
+	b.exec(`update pgjet.consumer set paused_at = now(), paused_by = 'ana', pause_reason = 'upgrade'`)
+	for range 5 {
+		r, stop := b.start(write)
+		b.blocked(r, "paused by ana")
+		stop()
+	}
+}
