@@ -18,7 +18,8 @@ import (
 // of it:
 //
 //   - nil: the event is done, and tx commits;
-//   - an error wrapped by [backoff.Permanent]: it is a dead letter now;
+//   - an error wrapped by [backoff.Permanent], of github.com/cenkalti/backoff/v4: it is
+//     a dead letter now;
 //   - an error wrapped by [Unavailable]: something that every event needs is away;
 //     the consumer waits, and the attempt does not count;
 //   - any other error, a panic, or a missed deadline: tx is rolled back and the

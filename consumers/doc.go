@@ -27,7 +27,20 @@
 // is ahead of a restored database is reset, and [ReadAccount] tells whether anything got
 // lost in between. It needs nats-server 2.14 or newer.
 //
+// A program that runs one, but for what to do with errors:
+//
+//	db, err := pgxpool.New(ctx, "postgres://shipping@db.example/app?pool_max_conns=12")
+//	nc, err := nats.Connect("nats://nats.example", nats.MaxReconnects(-1))
+//	js, err := jetstream.New(nc)
+//	shipping := consumers.Consumer{Name: "shipping", On: []consumers.Typed{consumers.On(
+//		func(ctx context.Context, tx pgx.Tx, paid OrderPaid) error { // OrderPaid is an events.Payload
+//			_, err := tx.Exec(ctx, `insert into parcels (order_id) values ($1)`, paid.OrderID)
+//			return err // commits if nil, else it is tried again
+//		})}}
+//	runner := consumers.Runner{Consumer: shipping, DB: db, JS: js, Log: slog.Default()}
+//	err = runner.Run(ctx) // until ctx ends
+//
 // The package owns the tables pgjet.consumer, pgjet.process, pgjet.inbox, pgjet.intent,
 // pgjet.attempt and pgjet.dead_letter. They are in the handler's database, which need not
-// be that of the outbox.
+// be that of the outbox; pgjet migrate up makes them.
 package consumers

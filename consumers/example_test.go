@@ -3,10 +3,16 @@ package consumers_test
 import (
 	"context"
 	"fmt"
+	"log"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -62,6 +68,28 @@ func Example() {
 		fmt.Println(parcels, <-done)
 	})
 	// Output: 1 <nil>
+}
+
+// A program that runs a consumer until it is told to stop.
+func ExampleRunner() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	db, err := pgxpool.New(ctx, "postgres://shipping@db.example/app?pool_max_conns=12")
+	if err != nil {
+		log.Fatal(err)
+	}
+	nc, err := nats.Connect("nats://nats.example", nats.MaxReconnects(-1))
+	if err != nil {
+		log.Fatal(err)
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		log.Fatal(err)
+	}
+	runner := consumers.Runner{Consumer: shipping, DB: db, JS: js, Log: slog.Default()}
+	if err := runner.Run(ctx); err != nil {
+		log.Fatal(err)
+	}
 }
 
 // publish does what the relay does, twice: as if its first try had gone unanswered.

@@ -1,6 +1,11 @@
 package relay
 
-import "github.com/pgjet/pgjet/outbox"
+import (
+	"testing"
+	"time"
+
+	"github.com/pgjet/pgjet/outbox"
+)
 
 const (
 	PendingSQL  = pendingSQL
@@ -9,6 +14,13 @@ const (
 
 func PendingArguments(from outbox.Position, now outbox.Snapshot) []any {
 	return pendingArguments(from, now)
+}
+
+// SetLookEvery changes how often an idle relay looks at the stream, for one test.
+func SetLookEvery(t *testing.T, d time.Duration) {
+	before := lookEvery
+	lookEvery = d
+	t.Cleanup(func() { lookEvery = before })
 }
 
 var (

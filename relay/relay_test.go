@@ -358,6 +358,20 @@ func TestRefillsARecreatedStream(t *testing.T) {
 	b.settled()
 }
 
+// TestIdleRelayRefills: what a stream lost is published again though nobody appends.
+func TestIdleRelayRefills(t *testing.T) {
+	relay.SetLookEvery(t, 300*time.Millisecond)
+	b := newBench(t)
+	b.start()
+	b.append(30)
+	b.settled()
+	if err := b.js.DeleteStream(t.Context(), "EVENTS"); err != nil {
+		t.Fatal(err)
+	}
+	b.createStream()
+	b.settled()
+}
+
 func TestSurvivesPostgreSQLOutage(t *testing.T) {
 	b := newBench(t)
 	r, _ := b.start()

@@ -26,6 +26,9 @@ const (
 	stepTime = 10 * time.Second
 )
 
+// lookEvery is how often a relay that has nothing to publish looks at the stream.
+var lookEvery = 10 * time.Second
+
 // A term is one session of a relay: a pair of connections, and the lead while it
 // lasts.
 type term struct {
@@ -37,6 +40,7 @@ type term struct {
 	counted protocol.Stats // of session, what the metrics know of
 	saved   time.Time      // when the last checkpoint was written
 	tended  time.Time
+	looked  time.Time
 	adopted int64 // what wish said at the beginning
 	untidy  bool  // tidy failed
 }
@@ -149,6 +153,9 @@ func (t *term) publish(ctx context.Context) error {
 			wait = pollBusy
 			continue
 		}
+		if err := t.look(ctx); err != nil {
+			return err
+		}
 		select {
 		case <-time.After(wait):
 			wait = min(2*wait, pollIdle)
@@ -160,6 +167,32 @@ func (t *term) publish(ctx context.Context) error {
 		}
 	}
 }
+
+// look makes sure now and then, while there is nothing to publish, that the stream is as it
+// was left: what it lost is not to wait for the next event.
+func (t *term) look(ctx context.Context) error {
+	if time.Since(t.looked) < lookEvery || ctx.Err() != nil {
+		return nil
+	}
+	if t.looked.IsZero() { // resync has just looked
+		t.looked = time.Now()
+		return nil
+	}
+	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepTime)
+	defer cancel()
+	if err := t.session.Settle(work); err != nil {
+		return err
+	}
+	state, err := t.link.State(work)
+	t.looked = time.Now()
+	if err == nil && state.Last != t.session.Last() {
+		err = fmt.Errorf("the stream ends with sequence %d, not %d: %w", state.Last, t.session.Last(), errNotLeft)
+	}
+	return err
+}
+
+// errNotLeft is what the stream would say to the next append.
+var errNotLeft = &protocol.Refusal{Code: 10071, Text: "wrong last sequence"}
 
 // finish leaves nothing open.
 func (t *term) finish(ctx context.Context) error {
