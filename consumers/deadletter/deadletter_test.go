@@ -255,6 +255,50 @@ func TestRedrive(t *testing.T) {
 	}
 }
 
+// TestRedriveQueues: of a consumer that keeps the order, the first of each key is due.
+func TestRedriveQueues(t *testing.T) {
+	for ordered, due := range map[bool]int64{true: 2, false: 1200} {
+		b := newBench(t)
+		b.exec(`insert into pgjet.consumer (name, stream, stream_created, ordered) values ('mailer', 'EVENTS', now(), $1)`, ordered)
+		b.die("mailer", "poison", 1, 1200)
+		b.exec(`update pgjet.dead_letter set key = 'k' || stream_seq % 2`)
+		b.does(deadletter.Redrive, deadletter.Filter{Consumer: "mailer"}, decision, deadletter.Outcome{Consumer: "mailer", Changed: 1200})
+		if n := b.count(`pgjet.intent where due_at < 'infinity'`); n != due {
+			t.Errorf("ordered %t: %d of 1200 are due, want %d", ordered, n, due)
+		}
+		if n := b.count(`pgjet.intent where due_at < 'infinity' and stream_seq <= 2`); n != 2 {
+			t.Errorf("ordered %t: %d of the first of the two keys are due, want 2", ordered, n)
+		}
+	}
+}
+
+// TestRedriveBehindOneThatEnds: what is redriven does not wait behind an event that ends
+// just then, and has woken who waited for it.
+func TestRedriveBehindOneThatEnds(t *testing.T) {
+	b := newBench(t)
+	b.exec(`insert into pgjet.consumer (name, stream, stream_created, ordered) values ('mailer', 'EVENTS', now(), true)`)
+	b.wait("mailer", "k1", 1)
+	b.exec(`update pgjet.intent set due_at = now()`)
+	b.die("mailer", "poison", 2, 1)
+	tx, err := b.admin.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.Background())
+	if _, err := tx.Exec(t.Context(), `delete from pgjet.intent where stream_seq = 1`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := deadletter.Redrive(t.Context(), b.db, deadletter.Filter{Consumer: "mailer"}, decision); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := b.count(`pgjet.intent where due_at < 'infinity'`); n != 1 {
+		t.Error("it waits for ever")
+	}
+}
+
 // TestRedriveTwiceAtOnce: each event gets one intent, and is counted once.
 func TestRedriveTwiceAtOnce(t *testing.T) {
 	t.Parallel()

@@ -3,6 +3,8 @@ package deadletter_test
 import (
 	"context"
 	"errors"
+	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -19,9 +21,9 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// consume starts a consumer that parks keys and writes down what it handles in the
+// consume starts a consumer that parks keys, or not, and writes down what it handles in the
 // table done, and publishes events with these keys; the first has sequence 1.
-func (b *bench) consume(handle consumers.Handler, keys ...string) {
+func (b *bench) consume(park bool, handle consumers.Handler, keys ...string) {
 	b.Helper()
 	b.exec(`create table done (seq bigint, at bigint generated always as identity)`)
 	js, _ := testenv.JetStream(b)
@@ -41,7 +43,7 @@ func (b *bench) consume(handle consumers.Handler, keys ...string) {
 		}
 	}
 	r := &consumers.Runner{DB: b.admin, JS: js, Log: testenv.Logger(b),
-		Consumer: consumers.Consumer{Name: "test", Types: []string{"a.b"}, ParkKey: true,
+		Consumer: consumers.Consumer{Name: "test", Types: []string{"a.b"}, ParkKey: park,
 			Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 				if err := handle(ctx, tx, e); err != nil {
 					return err
@@ -72,7 +74,7 @@ func TestWithARunningConsumer(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	var fixed atomic.Bool
-	b.consume(func(_ context.Context, _ pgx.Tx, e events.Event) error {
+	b.consume(true, func(_ context.Context, _ pgx.Tx, e events.Event) error {
 		if e.Seq == 3 || e.Seq == 1 && !fixed.Load() {
 			return backoff.Permanent(errors.New("poison"))
 		}
@@ -118,5 +120,49 @@ func TestWithARunningConsumer(t *testing.T) {
 	}
 	if n := b.count(`pgjet.intent`) + b.count(`pgjet.inbox where state not in ('done', 'discarded')`); n != 0 {
 		t.Errorf("%d rows are left that wait", n)
+	}
+}
+
+// TestRedriveWhileItsKeysAreHandled: those that wait behind one that ends just then are
+// not forgotten.
+func TestRedriveWhileItsKeysAreHandled(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	const n = 400
+	keys := make([]string, n)
+	for i := range keys {
+		keys[i] = "k" + strconv.Itoa(i%3)
+	}
+	var fixed atomic.Bool
+	b.consume(false, func(context.Context, pgx.Tx, events.Event) error {
+		if !fixed.Load() {
+			return backoff.Permanent(errors.New("poison"))
+		}
+		return nil
+	}, keys...)
+	testenv.Eventually(t, patience, "all are dead", func() bool { return b.count(`pgjet.dead_letter`) == n })
+	fixed.Store(true)
+	var all []int64
+	rows, err := b.admin.Query(t.Context(), `select id from pgjet.dead_letter order by random()`)
+	if err == nil {
+		all, err = pgx.CollectRows(rows, pgx.RowTo[int64])
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var four sync.WaitGroup
+	for some := range slices.Chunk(all, n/4) {
+		four.Go(func() {
+			for few := range slices.Chunk(some, 3) {
+				if _, err := deadletter.Redrive(t.Context(), b.db, deadletter.Filter{IDs: few}, decision); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	four.Wait()
+	testenv.Eventually(t, patience, "all are done", func() bool { return b.count(`done`) == n })
+	if n := b.count(`pgjet.intent`); n != 0 {
+		t.Errorf("%d intents are left", n)
 	}
 }

@@ -21,6 +21,11 @@ func (c *change) move(ctx context.Context, db *pgxpool.Pool, f Filter, page []ca
 		if part, err = c.apply(ctx, tx, ids); err != nil {
 			return err
 		}
+		if c.inbox == "intent" {
+			if err := queue(ctx, tx, ids); err != nil {
+				return err
+			}
+		}
 		if err := wake(ctx, tx, ids); err != nil {
 			return err
 		}
@@ -91,6 +96,22 @@ func (c *change) apply(ctx context.Context, tx pgx.Tx, ids []int64) (part []Outc
 		return nil
 	})
 	return part, err
+}
+
+// queue lets what was redriven to a consumer that keeps the order wait behind an earlier
+// intent of its key, so that a thousand of them are not looked at for each that is handled.
+// The lock makes the end of that one wait for our commit: it has to wake those who wait.
+func queue(ctx context.Context, tx pgx.Tx, ids []int64) error {
+	_, err := tx.Exec(ctx, `
+		update pgjet.intent n set due_at = 'infinity'
+		  from pgjet.dead_letter d join pgjet.consumer c on c.name = d.consumer and c.ordered
+		 cross join lateral (select from pgjet.intent e
+		                      where e.consumer = d.consumer and e.key = d.key
+		                        and (e.generation, e.stream_seq) < (d.generation, d.stream_seq)
+		                      order by e.generation desc, e.stream_seq desc limit 1 for share skip locked) earlier
+		 where d.id = any($1) and d.state = 'redriven' and n.consumer = d.consumer and n.event_id = d.event_id
+		   and n.taken_by is null and n.due_at < 'infinity'`, ids)
+	return err
 }
 
 // wake makes the first intent of each key due, if it waited behind what is dead no more.
