@@ -174,6 +174,28 @@ func TestOneEventIsNoOutage(t *testing.T) {
 	}
 }
 
+// TestOutageTakesFew: however many intents are due, during an outage only some are in the
+// hands of a process.
+func TestOutageTakesFew(t *testing.T) {
+	b := newBench(t)
+	b.publish(event(1))
+	var tries atomic.Int32
+	b.startOn(b.js, consumers.Consumer{Unordered: true, Effect: func(context.Context, events.Event) error {
+		tries.Add(1)
+		return consumers.Unavailable(errors.New("away"))
+	}})
+	testenv.Eventually(t, patience, "there is an outage", func() bool { return tries.Load() > 2 })
+	for range 12 {
+		b.exec(`insert into pgjet.intent (consumer, event_id, type, key, stream, generation, stream_seq, subject, header, data)
+			select consumer, gen_random_uuid(), type, key, stream, 1, 1, subject, header, data
+			  from (select * from pgjet.intent limit 1) i, generate_series(1, 40)`)
+		time.Sleep(300 * time.Millisecond) // the process looks in between
+	}
+	if n := b.count(`select count(*) from pgjet.intent where taken_by is not null`); n > 120 {
+		t.Errorf("%d intents are taken during an outage", n)
+	}
+}
+
 // TestHiddenFailuresEnd: a handler that hides that a statement failed, or ends its
 // transaction, is counted as any other that fails.
 func TestHiddenFailuresEnd(t *testing.T) {

@@ -112,6 +112,9 @@ func (t *term) postpone(ctx context.Context, w *work) {
 	fresh := false
 	err := t.write(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
 		fresh, err = t.intend(ctx, tx, w, 0, false, max(t.gate.next(), time.Millisecond), "")
+		if err == nil && !fresh {
+			err = t.noteDoubles(ctx, tx, []*work{w})
+		}
 		return err
 	})
 	if err != nil {

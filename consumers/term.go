@@ -237,6 +237,9 @@ func (t *term) giveBack(ctx context.Context, left []*work, failed bool) {
 func (t *term) takeDue(ctx context.Context) error {
 	const most = 64
 	for {
+		if t.caughtUp(ctx); ctx.Err() != nil {
+			return nil
+		}
 		// What another process had is taken only from one that is in touch with the
 		// database for a while: after an outage the others come back, too.
 		all, err := t.take(ctx, most, time.Since(t.began) > reclaimAfter)
@@ -253,9 +256,6 @@ func (t *term) takeDue(ctx context.Context) error {
 			}
 		}
 		if len(all) >= most {
-			if err := t.caughtUp(ctx); err != nil {
-				return err
-			}
 			continue
 		}
 		select {
@@ -272,16 +272,10 @@ func (t *term) takeDue(ctx context.Context) error {
 	}
 }
 
-// caughtUp waits until the workers have few intents left.
-func (t *term) caughtUp(ctx context.Context) error {
-	for t.lanes.intents() > 32 {
-		select {
-		case <-time.After(5 * time.Millisecond):
-		case <-ctx.Done():
-			return nil
-		}
+// caughtUp waits until the workers have few intents left: what is taken is in memory.
+func (t *term) caughtUp(ctx context.Context) {
+	for t.lanes.intents() > 32 && t.sleep(ctx, 5*time.Millisecond) {
 	}
-	return nil
 }
 
 // nudge makes takeDue look at once.
