@@ -15,3 +15,55 @@ func (UserCreated) EventType() string { return "user.created" }
 
 // EventKey returns the user's id.
 func (e UserCreated) EventKey() string { return e.UserID }
+
+// UserRenamed says that a user has another name.
+type UserRenamed struct {
+	UserID    string    `json:"user_id"`
+	Name      string    `json:"name"`
+	RenamedAt time.Time `json:"renamed_at"`
+}
+
+// EventType returns "user.renamed".
+func (UserRenamed) EventType() string { return "user.renamed" }
+
+// EventKey returns the user's id.
+func (e UserRenamed) EventKey() string { return e.UserID }
+
+// UserActivated says that a user has all that belongs to an account.
+type UserActivated struct {
+	UserID      string    `json:"user_id"`
+	ActivatedAt time.Time `json:"activated_at"`
+}
+
+// EventType returns "user.activated".
+func (UserActivated) EventType() string { return "user.activated" }
+
+// EventKey returns the user's id.
+func (e UserActivated) EventKey() string { return e.UserID }
+
+// UserRejected says that a user cannot have an account, and why.
+type UserRejected struct {
+	UserID     string    `json:"user_id"`
+	Email      string    `json:"email"`
+	Name       string    `json:"name"`
+	Reason     string    `json:"reason"` // a stable code, such as billing_declined
+	RejectedAt time.Time `json:"rejected_at"`
+}
+
+// EventType returns "user.rejected".
+func (UserRejected) EventType() string { return "user.rejected" }
+
+// EventKey returns the user's id.
+func (e UserRejected) EventKey() string { return e.UserID }
+
+// UserDeleted says that a user is gone, and what the service knew of them.
+type UserDeleted struct {
+	UserID    string    `json:"user_id"`
+	DeletedAt time.Time `json:"deleted_at"`
+}
+
+// EventType returns "user.deleted".
+func (UserDeleted) EventType() string { return "user.deleted" }
+
+// EventKey returns the user's id.
+func (e UserDeleted) EventKey() string { return e.UserID }

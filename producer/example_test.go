@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgjet/pgjet/internal/auth"
 	"github.com/pgjet/pgjet/producer"
 )
 
@@ -21,9 +22,14 @@ func ExampleNew() {
 		return
 	}
 	defer db.Close()
+	issuer, err := auth.Generate() // its tokens end with the program
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return
+	}
 	srv := &http.Server{
 		Addr:              "127.0.0.1:8080",
-		Handler:           producer.New(db, slog.Default()),
+		Handler:           producer.New(db, issuer, slog.Default()),
 		ReadHeaderTimeout: 5 * time.Second,
 	}
 	fmt.Fprintln(os.Stderr, srv.ListenAndServe())

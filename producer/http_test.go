@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/pgjet/pgjet/internal/auth"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
@@ -44,7 +45,9 @@ func TestUnknownPathsAndMethods(t *testing.T) {
 		{"GET", "/users/" + strings.ReplaceAll(id, "-", ""), 404, "user_not_found", ""},
 	} {
 		t.Run(tt.method+" "+tt.path, func(t *testing.T) {
-			a := do(t, request(t, tt.method, srv.URL+tt.path, nil))
+			req := request(t, tt.method, srv.URL+tt.path, nil)
+			req.Header.Set("Authorization", "Bearer "+token(t, "operator", auth.Admin))
+			a := do(t, req)
 			wantProblem(t, a, tt.status, tt.code)
 			if got := a.Header.Get("Allow"); got != tt.allow {
 				t.Errorf("Allow = %q, want %q", got, tt.allow)

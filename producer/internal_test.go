@@ -17,6 +17,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgjet/pgjet/internal/auth"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
@@ -46,7 +47,7 @@ func answerTo(t *testing.T, s *Server, method, path, body string) (*http.Respons
 
 // TestBusy takes all turns to hash.
 func TestBusy(t *testing.T) {
-	s := New(testenv.Postgres(t), testenv.Logger(t))
+	s := New(testenv.Postgres(t), testIssuer(t), testenv.Logger(t))
 	s.hasher.wait = 10 * time.Millisecond
 	n := int64(0)
 	for s.hasher.slots.TryAcquire(1) {
@@ -64,7 +65,7 @@ func TestBusy(t *testing.T) {
 
 // TestClientLeaves has a client give up while it waits for its turn.
 func TestClientLeaves(t *testing.T) {
-	s := New(testenv.Postgres(t), slog.New(slog.DiscardHandler))
+	s := New(testenv.Postgres(t), testIssuer(t), slog.New(slog.DiscardHandler))
 	for s.hasher.slots.TryAcquire(1) {
 		continue
 	}
@@ -92,7 +93,7 @@ func TestClientLeaves(t *testing.T) {
 // TestSlowBody has the body stop in the middle, and then a handler that takes
 // longer than a body may take.
 func TestSlowBody(t *testing.T) {
-	s := newServer(testenv.Postgres(t), testenv.Logger(t), 100*time.Millisecond)
+	s := newServer(testenv.Postgres(t), testIssuer(t), testenv.Logger(t), 100*time.Millisecond)
 	srv := httptest.NewServer(s)
 	defer srv.Close()
 	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", srv.Listener.Addr().String())
@@ -137,7 +138,7 @@ func TestFrozenDatabase(t *testing.T) {
 		t.Skipf("cannot freeze PostgreSQL's process %d: %v", pid, err)
 	}
 	defer syscall.Kill(pid, syscall.SIGCONT)
-	s := New(db, testenv.Logger(t))
+	s := New(db, testIssuer(t), testenv.Logger(t))
 	s.timeout = 500 * time.Millisecond
 	start := time.Now()
 	res, body := answerTo(t, s, "POST", "/users", goodBody)
@@ -151,7 +152,7 @@ func TestFrozenDatabase(t *testing.T) {
 
 func TestPanic(t *testing.T) {
 	var log strings.Builder
-	s := New(testenv.Postgres(t), slog.New(slog.NewJSONHandler(&log, nil)))
+	s := New(testenv.Postgres(t), testIssuer(t), slog.New(slog.NewJSONHandler(&log, nil)))
 	s.mux.HandleFunc("GET /panic/{id}", func(http.ResponseWriter, *http.Request) { panic("Kanarienvogel") })
 	s.mux.HandleFunc("GET /late", func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(200)
@@ -184,8 +185,8 @@ func TestPanic(t *testing.T) {
 
 // TestParameters has huma refuse a parameter: its answer quotes the value.
 func TestParameters(t *testing.T) {
-	s := New(testenv.Postgres(t), testenv.Logger(t))
-	register(s, huma.Operation{Method: "GET", Path: "/list"},
+	s := New(testenv.Postgres(t), testIssuer(t), testenv.Logger(t))
+	register(s, open, huma.Operation{Method: "GET", Path: "/list"},
 		func(context.Context, *struct {
 			Limit int `query:"limit" maximum:"100"`
 		}) (*struct{}, error) {
@@ -238,4 +239,13 @@ func FuzzBody(f *testing.F) {
 			t.Errorf("password %q was accepted", n.Password)
 		}
 	})
+}
+
+func testIssuer(t *testing.T) *auth.Issuer {
+	t.Helper()
+	i, err := auth.Generate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
 }

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel"
@@ -16,6 +17,7 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
+	"github.com/pgjet/pgjet/internal/auth"
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/producer"
 )
@@ -32,10 +34,29 @@ func TestMain(m *testing.M) {
 // password is long enough, and easy to find where it must not be.
 const password = "correct horse battery staple"
 
+// issuer makes the tokens of the tests.
+var issuer = func() *auth.Issuer {
+	i, err := auth.Generate()
+	if err != nil {
+		panic(err)
+	}
+	return i
+}()
+
+// token returns a token that speaks for the user with this id.
+func token(t *testing.T, id string, roles ...string) string {
+	t.Helper()
+	s, _, err := issuer.Issue(auth.Identity{Subject: id, Roles: roles}, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
 // serve starts the user service on db.
 func serve(t *testing.T, db *pgxpool.Pool) *httptest.Server {
 	t.Helper()
-	srv := httptest.NewServer(producer.New(db, testenv.Logger(t)))
+	srv := httptest.NewServer(producer.New(db, issuer, testenv.Logger(t)))
 	t.Cleanup(srv.Close)
 	return srv
 }
@@ -98,9 +119,12 @@ func post(t *testing.T, srv *httptest.Server, body string) answer {
 	return do(t, request(t, "POST", srv.URL+"/users", strings.NewReader(body)))
 }
 
+// get asks as an admin.
 func get(t *testing.T, srv *httptest.Server, path string) answer {
 	t.Helper()
-	return do(t, request(t, "GET", srv.URL+path, nil))
+	req := request(t, "GET", srv.URL+path, nil)
+	req.Header.Set("Authorization", "Bearer "+token(t, "operator", auth.Admin))
+	return do(t, req)
 }
 
 // signUp returns the body of a sign-up.

@@ -34,6 +34,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -41,6 +42,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
 	"golang.org/x/sync/semaphore"
+
+	"github.com/pgjet/pgjet/internal/auth"
 )
 
 const (
@@ -56,7 +59,12 @@ type Server struct {
 	// Committed, unless it is nil, is called after each transaction that appended
 	// an event. It must not block. Set it before the first request.
 	Committed func()
+	// Verifier says for whom a token speaks; at first, it knows the issuer's own. Set it
+	// before the first request.
+	Verifier *auth.Verifier
 
+	issuer      *auth.Issuer
+	tuning      atomic.Pointer[Tuning]
 	db          *pgxpool.Pool
 	log         *slog.Logger
 	mux         *http.ServeMux
@@ -69,18 +77,21 @@ type Server struct {
 
 // New returns the user service on db, whose schemas must be migrated before the
 // first request. It does not connect: while PostgreSQL is away, requests are
-// answered with 503, and nobody has to restart anything afterwards. Traces go to
-// OpenTelemetry's global provider.
-func New(db *pgxpool.Pool, log *slog.Logger) *Server {
-	return newServer(db, log, bodyTimeout)
+// answered with 503, and nobody has to restart anything afterwards. Who logs in gets a
+// token of issuer. Traces go to OpenTelemetry's global provider.
+func New(db *pgxpool.Pool, issuer *auth.Issuer, log *slog.Logger) *Server {
+	return newServer(db, issuer, log, bodyTimeout)
 }
 
-func newServer(db *pgxpool.Pool, log *slog.Logger, bodyTimeout time.Duration) *Server {
+func newServer(db *pgxpool.Pool, issuer *auth.Issuer, log *slog.Logger, bodyTimeout time.Duration) *Server {
 	useProblems()
 	s := &Server{
-		db:  db,
-		log: log,
-		mux: http.NewServeMux(),
+		Verifier: issuer.Verifier(),
+
+		issuer: issuer,
+		db:     db,
+		log:    log,
+		mux:    http.NewServeMux(),
 		hasher: &hasher{
 			slots: semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0))),
 			wait:  hashWait,
@@ -88,6 +99,7 @@ func newServer(db *pgxpool.Pool, log *slog.Logger, bodyTimeout time.Duration) *S
 		timeout:     requestTimeout,
 		bodyTimeout: bodyTimeout,
 	}
+	s.Tune(DefaultTuning())
 	s.api = humago.New(s.mux, apiConfig())
 	s.api.UseMiddleware(requireJSON)
 	s.routes()
@@ -103,7 +115,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) routes() {
-	register(s, huma.Operation{
+	register(s, open, huma.Operation{
 		OperationID:   "create-user",
 		Method:        http.MethodPost,
 		Path:          "/users",
@@ -112,7 +124,7 @@ func (s *Server) routes() {
 		DefaultStatus: http.StatusCreated,
 		Errors:        []int{400, 408, 409, 413, 415, 503},
 	}, s.createUser)
-	register(s, huma.Operation{
+	register(s, known, huma.Operation{
 		OperationID: "get-user",
 		Method:      http.MethodGet,
 		Path:        "/users/{id}",
@@ -123,12 +135,17 @@ func (s *Server) routes() {
 	}, s.getUser)
 }
 
-// register adds an operation. The error of fn becomes a [Problem] here and nowhere
+// register adds an operation for those with access a. The error of fn becomes a [Problem] here and nowhere
 // else, and the request's time is bounded here.
-func register[I, O any](s *Server, op huma.Operation, fn func(context.Context, *I) (*O, error)) {
+func register[I, O any](s *Server, a access, op huma.Operation, fn func(context.Context, *I) (*O, error)) {
 	op.SkipValidateBody = true // jsonBody is stricter
 	op.MaxBodyBytes = maxBody + 1
 	op.BodyReadTimeout = s.bodyTimeout
+	if a != open {
+		op.Middlewares = append(op.Middlewares, s.authorize(a))
+		op.Security = []map[string][]string{{"token": {}}}
+		op.Errors = append(op.Errors, http.StatusUnauthorized, http.StatusForbidden)
+	}
 	huma.Register(s.api, op, func(ctx context.Context, in *I) (*O, error) {
 		ctx, cancel := context.WithTimeout(ctx, s.timeout)
 		defer cancel()
@@ -143,6 +160,9 @@ func register[I, O any](s *Server, op huma.Operation, fn func(context.Context, *
 func apiConfig() huma.Config {
 	cfg := huma.DefaultConfig("pgjet user service", "1.0.0")
 	cfg.Info.Description = "Sign up and look up users. Errors are RFC 9457 problems with a stable code."
+	cfg.Components.SecuritySchemes = map[string]*huma.SecurityScheme{
+		"token": {Type: "http", Scheme: "bearer", BearerFormat: "JWT", Description: "From POST /sessions."},
+	}
 	cfg.DocsPath = ""    // it would load scripts from elsewhere
 	cfg.SchemasPath = "" // the document has them
 	cfg.OpenAPIPath = "" // see serveOpenAPI

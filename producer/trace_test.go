@@ -98,7 +98,7 @@ func TestBadTraceContext(t *testing.T) {
 func TestNothingPersonalInLogsAndSpans(t *testing.T) {
 	db := testenv.Postgres(t)
 	var log syncBuffer
-	srv := httptest.NewServer(producer.New(db, slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))))
+	srv := httptest.NewServer(producer.New(db, issuer, slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))))
 	t.Cleanup(srv.Close)
 	const canary = "Kanarienvogel"
 	body := signUp(canary+"@example.com", canary, canary+" is my password")

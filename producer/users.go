@@ -132,6 +132,9 @@ func (s *Server) getUser(ctx context.Context, in *getUserInput) (*getUserOutput,
 	if err != nil || len(in.ID) != len(id.String()) { // Parse knows other forms, too
 		return nil, notFound
 	}
+	if err := mayActFor(ctx, id); err != nil {
+		return nil, err
+	}
 	rows, err := s.db.Query(ctx, `select id, email, name, created_at from users.users where id = $1`, id)
 	if err != nil {
 		return nil, fmt.Errorf("find user: %w", err)

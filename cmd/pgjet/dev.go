@@ -21,6 +21,7 @@ import (
 
 	"github.com/pgjet/pgjet/consumers/directory"
 	"github.com/pgjet/pgjet/consumers/mailer"
+	"github.com/pgjet/pgjet/internal/auth"
 	"github.com/pgjet/pgjet/internal/devmail"
 	"github.com/pgjet/pgjet/internal/devserver"
 	"github.com/pgjet/pgjet/internal/health"
@@ -275,7 +276,11 @@ func (d *dev) parts(tel *telemetry.Telemetry) ([]part, error) {
 			return nil, err
 		}
 	}
-	api := producer.New(d.db, d.log)
+	issuer, err := auth.Generate()
+	if err != nil {
+		return nil, err
+	}
+	api := producer.New(d.db, issuer, d.log)
 	api.Committed = hint.New(d.nc, d.stream).Committed
 	parts := []part{
 		serveHTTP("users", at[usersPort], api, d.log),

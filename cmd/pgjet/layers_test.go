@@ -16,6 +16,7 @@ var layers = []struct{ pkg, imports string }{
 	// Vocabulary and leaves.
 	{"events", ""},
 	{"migrations", ""},
+	{"internal/auth", ""},
 	{"internal/breaker", ""},
 	{"internal/health", ""},
 	{"internal/lead", ""},
@@ -26,7 +27,7 @@ var layers = []struct{ pkg, imports string }{
 	{"outbox/hint", "events"},
 	{"consumers", "events internal/lead internal/session"},
 	// Services: they meet in rows and messages, not here.
-	{"producer", "events outbox"},
+	{"producer", "events internal/auth outbox"},
 	{"consumers/status", "consumers"},
 	{"relay/protocol", "events outbox"},
 	{"relay", "events internal/lead internal/session outbox relay/protocol"},
@@ -39,7 +40,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/devmail", ""},
 	{"internal/testenv", "internal/devserver migrations"},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/deadletter consumers/directory consumers/mailer consumers/replay consumers/status internal/devmail internal/devserver internal/health internal/telemetry migrations outbox outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/deadletter consumers/directory consumers/mailer consumers/replay consumers/status internal/auth internal/devmail internal/devserver internal/health internal/telemetry migrations outbox outbox/hint producer relay"},
 }
 
 func TestLayers(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/consumers/directory"
 	"github.com/pgjet/pgjet/consumers/mailer"
+	"github.com/pgjet/pgjet/internal/auth"
 	"github.com/pgjet/pgjet/outbox/hint"
 	"github.com/pgjet/pgjet/producer"
 )
@@ -35,7 +36,11 @@ func usersCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			api := producer.New(db, log)
+			issuer, err := auth.Generate()
+			if err != nil {
+				return err
+			}
+			api := producer.New(db, issuer, log)
 			if s.natsURL != "" {
 				nc, err := s.connectHints(log)
 				if err != nil {

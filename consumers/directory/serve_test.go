@@ -20,6 +20,7 @@ import (
 
 	"github.com/pgjet/pgjet/consumers/directory"
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/auth"
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/migrations"
 	"github.com/pgjet/pgjet/producer"
@@ -269,7 +270,11 @@ func TestErrorsAreProblems(t *testing.T) {
 		}
 	}
 	t.Run("alone", check)
-	producer.New(good, testenv.Logger(t))
+	issuer, err := auth.Generate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	producer.New(good, issuer, testenv.Logger(t))
 	t.Run("beside the user service", check)
 }
 
