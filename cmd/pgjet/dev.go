@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -95,7 +96,7 @@ State is kept in the directory --dir between runs. Ctrl-C stops all.`,
 	d.fromFlag(f)
 	d.logFlag(f, slog.LevelDebug)
 	cmd.PersistentFlags().StringVar(&d.dir, "dir", ".pgjet", "directory that keeps the state")
-	cmd.AddCommand(devResetCommand(&d.dir))
+	cmd.AddCommand(devResetCommand(&d.dir), devEnvCommand(&d.dir))
 	return cmd
 }
 
@@ -116,6 +117,7 @@ func (d *dev) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer lock.unlock()
+	defer os.Remove(readyFile(d.dir))
 	if err := devserver.CheckPorts(ctx, d.ports()...); err != nil {
 		return &exitError{exitUnreachable, err}
 	}
@@ -346,17 +348,12 @@ func (d *dev) shownNATS() string { return "nats://" + d.nc.ConnectedAddr() }
 
 // announce tells where everything is.
 func (d *dev) announce() {
-	at := struct {
-		Users     string `json:"users"`
-		Inbox     string `json:"inbox"`
-		Directory string `json:"directory"`
-		NATS      string `json:"nats"`
-		Database  string `json:"database"`
-		Admin     string `json:"admin"`
-		SMTP      string `json:"smtp"`
-	}{
+	at := places{
 		"http://" + d.addr(usersPort), "http://" + d.addr(inboxPort), "http://" + d.addr(directoryPort), d.shownNATS(), d.shownDatabase(),
 		"http://" + d.addr(adminPort), d.addr(smtpPort),
+	}
+	if err := at.remember(d.dir); err != nil {
+		d.log.Warn("pgjet dev env will not find this run", "err", err)
 	}
 	if d.json {
 		_ = json.NewEncoder(d.out).Encode(at) // stdout is gone: nobody to tell

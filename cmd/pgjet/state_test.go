@@ -39,7 +39,12 @@ func TestDevGuardsItsState(t *testing.T) {
 	if status, _ := get(t, r.Admin+"/readyz"); status != 200 {
 		t.Error("the running one is not ready any more")
 	}
+	env := must(t, exitOK, "dev", "env", "--dir", dir)
+	if want := fmt.Sprintf("export PGJET_DATABASE_URL='%s'\nexport PGJET_NATS_URL='%s'\n", r.Database, r.NATS); env != want {
+		t.Errorf("dev env prints %q, want %q", env, want)
+	}
 	r.stop()
+	refused(t, exitNotFound, []string{"dev", "env", "--dir", dir}, "no pgjet dev runs")
 
 	mine := filepath.Join(dir, "notes.txt")
 	if err := os.WriteFile(mine, []byte("mine"), 0o600); err != nil {
