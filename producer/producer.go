@@ -34,6 +34,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -71,6 +72,7 @@ type Server struct {
 	api         huma.API
 	handler     http.Handler
 	hasher      *hasher
+	inFlight    sync.Map // keys of the requests with an Idempotency-Key
 	timeout     time.Duration
 	bodyTimeout time.Duration
 }
@@ -122,17 +124,48 @@ func (s *Server) routes() {
 		Summary:       "Sign up",
 		Description:   "Stores a user and announces it with the event user.created, in one transaction.",
 		DefaultStatus: http.StatusCreated,
-		Errors:        []int{400, 408, 409, 413, 415, 503},
+		Errors:        []int{400, 408, 409, 413, 415, 422, 503},
+		// The key is read strictly.
+		SkipValidateParams: true,
 	}, s.createUser)
+	register(s, isAdmin, huma.Operation{
+		OperationID: "list-users",
+		Method:      http.MethodGet,
+		Path:        "/users",
+		Summary:     "List users by pages, the newest first",
+		Errors:      []int{400, 503},
+		// The query is read strictly.
+		SkipValidateParams: true,
+	}, s.listUsers)
 	register(s, known, huma.Operation{
 		OperationID: "get-user",
 		Method:      http.MethodGet,
 		Path:        "/users/{id}",
 		Summary:     "Get a user",
 		Errors:      []int{404, 503},
+		Responses:   map[string]*huma.Response{"304": {Description: "The client has this version already."}},
 		// A malformed id names no user: 404, as for any other id that does not.
 		SkipValidateParams: true,
 	}, s.getUser)
+	register(s, known, huma.Operation{
+		OperationID:        "change-user",
+		Method:             http.MethodPatch,
+		Path:               "/users/{id}",
+		Summary:            "Rename a user",
+		Description:        "Renames a user and announces it with the event user.renamed, in one transaction. The name that the user has changes nothing.",
+		Errors:             []int{400, 404, 408, 412, 413, 415, 422, 503},
+		SkipValidateParams: true,
+	}, s.changeUser)
+	register(s, isAdmin, huma.Operation{
+		OperationID:        "delete-user",
+		Method:             http.MethodDelete,
+		Path:               "/users/{id}",
+		Summary:            "Delete a user",
+		Description:        "Deletes a user and announces it with the event user.deleted, in one transaction.",
+		DefaultStatus:      http.StatusNoContent,
+		Errors:             []int{404, 412, 503},
+		SkipValidateParams: true,
+	}, s.deleteUser)
 }
 
 // register adds an operation for those with access a. The error of fn becomes a [Problem] here and nowhere

@@ -50,8 +50,8 @@ func TestSignUp(t *testing.T) {
 		t.Fatalf("status = %d, want 201: %s", a.StatusCode, a.body)
 	}
 	u := a.user(t)
-	if u.Email != "Ann.Example@example.com" || u.Name != "Ann" || u.ID.Version() != 7 {
-		t.Errorf("user = %+v, want a UUIDv7, the domain in lower case, the name trimmed", u)
+	if u.Email != "Ann.Example@example.com" || u.Name != "Ann" || u.ID.Version() != 7 || u.State != "pending" {
+		t.Errorf("user = %+v, want a UUIDv7, pending, the domain in lower case, the name trimmed", u)
 	}
 	if age := time.Since(u.CreatedAt); age < -time.Minute || age > time.Minute {
 		t.Errorf("created_at = %v, want now", u.CreatedAt)
@@ -59,12 +59,15 @@ func TestSignUp(t *testing.T) {
 	if got, want := a.Header.Get("Location"), "/users/"+u.ID.String(); got != want {
 		t.Errorf("Location = %q, want %q", got, want)
 	}
+	if got := a.Header.Get("ETag"); got != `"1"` {
+		t.Errorf("ETag = %s, want \"1\"", got)
+	}
 	if got := a.Header.Get("Content-Type"); got != "application/json" {
 		t.Errorf("Content-Type = %q, want application/json", got)
 	}
 	var fields map[string]any
-	if err := json.Unmarshal(a.body, &fields); err != nil || len(fields) != 4 {
-		t.Errorf("body = %s, want id, email, name and created_at only", a.body)
+	if err := json.Unmarshal(a.body, &fields); err != nil || len(fields) != 5 {
+		t.Errorf("body = %s, want id, email, name, state and created_at only", a.body)
 	}
 
 	got := get(t, srv, a.Header.Get("Location"))
