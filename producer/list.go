@@ -98,7 +98,10 @@ func readCursor(c string) (uuid.UUID, bool) {
 		return uuid.Nil, false
 	}
 	id := uuid.UUID(b[:len(uuid.UUID{})])
-	return id, cursor(id) == c // also: not the same bytes in another spelling
+	if cursor(id) != c { // also the same bytes in another spelling
+		return uuid.Nil, false
+	}
+	return id, true
 }
 
 // A userList is one page of users, the newest first.
