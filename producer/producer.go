@@ -4,6 +4,8 @@
 //     user.created in the outbox commit in one transaction: there is never one
 //     without the other. NATS is not involved.
 //   - GET /users/{id} returns a user.
+//   - POST /sessions logs in: it returns a short-lived access token, a JWT.
+//   - GET /.well-known/jwks.json has the public keys that tokens verify with.
 //   - GET /openapi.json and /openapi.yaml describe the API (OpenAPI 3.1).
 //
 // # Answers
@@ -20,6 +22,15 @@
 // A password is kept as an argon2id hash only, and is normalised to Unicode NFC
 // first, so that it does not depend on the keyboard. No more hashes run at a time
 // than there are processors; who waits too long for a turn is told to come back.
+// Logging in with an unknown address costs the same hash and gets the same answer as
+// with a wrong password. A log-in hashes anew what was hashed with other parameters.
+//
+// # Access tokens
+//
+// A token stands in the header Authorization, alone, and is verified by package
+// internal/auth. A request without a valid one is answered with 401 token_invalid;
+// the reason is in the log at level debug. Nobody can take a token back: it speaks for
+// its user, with the roles of the log-in, until it expires.
 //
 // # Traces and logs
 //
@@ -104,6 +115,7 @@ func newServer(db *pgxpool.Pool, issuer *auth.Issuer, log *slog.Logger, bodyTime
 	s.api.UseMiddleware(requireJSON)
 	s.routes()
 	s.serveOpenAPI()
+	s.serveKeys()
 	s.handler = otelhttp.NewHandler(http.HandlerFunc(s.serve), "users")
 	return s
 }
@@ -124,6 +136,16 @@ func (s *Server) routes() {
 		DefaultStatus: http.StatusCreated,
 		Errors:        []int{400, 408, 409, 413, 415, 503},
 	}, s.createUser)
+	register(s, open, huma.Operation{
+		OperationID: "create-session",
+		Method:      http.MethodPost,
+		Path:        "/sessions",
+		Summary:     "Log in",
+		Description: "Returns an access token. It says who logged in, and their roles at that time, until it expires.",
+
+		DefaultStatus: http.StatusCreated,
+		Errors:        []int{400, 401, 403, 408, 413, 415, 503},
+	}, s.createSession)
 	register(s, known, huma.Operation{
 		OperationID: "get-user",
 		Method:      http.MethodGet,
