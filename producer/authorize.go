@@ -2,6 +2,7 @@ package producer
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"strings"
 
@@ -30,7 +31,6 @@ func (s *Server) authorize(a access) func(huma.Context, func(huma.Context)) {
 		who, p := s.identify(r)
 		switch {
 		case p != nil:
-			w.Header().Set("WWW-Authenticate", `Bearer error="invalid_token"`)
 			writeProblem(w, p)
 		case a == isAdmin && !who.Has(auth.Admin):
 			writeProblem(w, forbidden())
@@ -40,16 +40,32 @@ func (s *Server) authorize(a access) func(huma.Context, func(huma.Context)) {
 	}
 }
 
+// identify returns for whom r's token speaks. A token has its place in the header
+// and nowhere else: addresses end up in logs.
 func (s *Server) identify(r *http.Request) (auth.Identity, *Problem) {
+	given := r.Header.Values("Authorization")
+	if len(given) > 1 { // which one another server looked at, nobody knows
+		return auth.Identity{}, newProblem(http.StatusBadRequest, "authorization_repeated", "The request has more than one Authorization header.")
+	}
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if !strings.EqualFold(scheme, "Bearer") {
-		return auth.Identity{}, newProblem(http.StatusUnauthorized, "token_invalid", "A valid access token is required: log in with POST /sessions.")
+		return auth.Identity{}, tokenInvalid("Bearer")
 	}
 	who, err := s.Verifier.Verify(r.Context(), token)
-	if err != nil {
-		return auth.Identity{}, newProblem(http.StatusUnauthorized, "token_invalid", "A valid access token is required: log in with POST /sessions.")
+	switch {
+	case errors.Is(err, auth.ErrUnavailable):
+		return auth.Identity{}, unavailableProblem("keys_unavailable", "The keys to verify access tokens with are not available. Try again.")
+	case err != nil:
+		s.log.DebugContext(r.Context(), "token refused", "route", r.Pattern, "trace_id", traceID(r.Context()), "err", err)
+		return auth.Identity{}, tokenInvalid(`Bearer error="invalid_token"`)
 	}
 	return who, nil
+}
+
+func tokenInvalid(challenge string) *Problem {
+	p := newProblem(http.StatusUnauthorized, "token_invalid", "A valid access token is required: log in with POST /sessions.")
+	p.challenge = challenge
+	return p
 }
 
 func forbidden() *Problem {

@@ -30,7 +30,7 @@ func (s *Server) problem(ctx context.Context, route string, err error) *Problem 
 	p, level := internalProblem(), slog.LevelError
 	switch {
 	case errors.Is(err, errBusy):
-		p = unavailableProblem("busy", "Too many people sign up at the moment. Try again.")
+		p = unavailableProblem("busy", "Too many people sign up or log in at the moment. Try again.")
 		level = slog.LevelWarn
 	case errors.Is(err, errOutcomeUnknown):
 		p = unavailableProblem("outcome_unknown", "The connection to the database broke: the request may have been carried out, or not. A sign-up with an Idempotency-Key can be sent again as it was.")

@@ -92,7 +92,7 @@ func (s *Server) replay(ctx context.Context, a earlierAnswer, n newUser) (User, 
 	same := bytes.Equal(a.Fingerprint, fingerprint(n))
 	if same {
 		var err error
-		if same, err = s.hasher.matches(ctx, n.Password, a.Password); err != nil {
+		if same, _, err = s.hasher.verify(ctx, n.Password, a.Password); err != nil {
 			return User{}, fmt.Errorf("compare with the first request: %w", err)
 		}
 	}

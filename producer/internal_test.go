@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/alexedwards/argon2id"
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -209,4 +210,51 @@ func testIssuer(t *testing.T) *auth.Issuer {
 		t.Fatal(err)
 	}
 	return i
+}
+
+// TestLogInNeedsATurn takes all turns to hash: whether the address is known or not, a
+// log-in needs one.
+func TestLogInNeedsATurn(t *testing.T) {
+	s := New(testenv.Postgres(t), testIssuer(t), testenv.Logger(t))
+	if res, body := answerTo(t, s, "POST", "/users", goodBody); res.StatusCode != 201 {
+		t.Fatalf("sign-up: %d %s", res.StatusCode, body)
+	}
+	s.hasher.wait = 10 * time.Millisecond
+	for s.hasher.slots.TryAcquire(1) {
+		continue
+	}
+	for _, email := range []string{"ann@example.com", "bob@example.com"} {
+		res, body := answerTo(t, s, "POST", "/sessions", `{"email":"`+email+`","password":"correct horse battery"}`)
+		if res.StatusCode != 503 || !strings.Contains(body, `"code":"busy"`) || res.Header.Get("Retry-After") != "1" {
+			t.Errorf("%s with no turn free: %d %s, want 503 busy", email, res.StatusCode, body)
+		}
+	}
+}
+
+// TestNobodysHash costs as much as anybody's.
+func TestNobodysHash(t *testing.T) {
+	params, _, _, err := argon2id.DecodeHash(nobodysHash)
+	if err != nil || *params != hashParams {
+		t.Errorf("parameters = %+v, %v, want %+v", params, err, hashParams)
+	}
+}
+
+// TestRehashLosesNoChange hashes anew what was changed meanwhile.
+func TestRehashLosesNoChange(t *testing.T) {
+	db := testenv.Postgres(t)
+	s := New(db, testIssuer(t), testenv.Logger(t))
+	if res, body := answerTo(t, s, "POST", "/users", goodBody); res.StatusCode != 201 {
+		t.Fatalf("sign-up: %d %s", res.StatusCode, body)
+	}
+	a, err := s.accountOf(t.Context(), "ann@example.com")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec(t.Context(), `update users.users set password = 'changed'`); err != nil {
+		t.Fatal(err)
+	}
+	s.rehash(t.Context(), a, "correct horse battery")
+	if now, err := s.accountOf(t.Context(), "ann@example.com"); err != nil || now.Password != "changed" {
+		t.Errorf("the password is %q (%v), want the change kept", now.Password, err)
+	}
 }

@@ -2,6 +2,8 @@ package producer
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"time"
@@ -19,6 +21,16 @@ var hashParams = argon2id.Params{
 	KeyLength:   32,
 }
 
+// nobodysHash is compared where there is no user, so that this takes as long as a
+// wrong password. It is of no password: it is random.
+var nobodysHash = func() string {
+	b := make([]byte, hashParams.SaltLength+hashParams.KeyLength)
+	rand.Read(b)
+	salt, key := b[:hashParams.SaltLength], b[hashParams.SaltLength:]
+	return fmt.Sprintf("$argon2id$v=19$m=%d,t=%d,p=%d$%s$%s", hashParams.Memory, hashParams.Iterations, hashParams.Parallelism,
+		base64.RawStdEncoding.EncodeToString(salt), base64.RawStdEncoding.EncodeToString(key))
+}()
+
 // errBusy says that all hashing slots stayed taken.
 var errBusy = errors.New("no turn to hash a password")
 
@@ -32,32 +44,35 @@ type hasher struct {
 // hash returns the argon2id hash of password in PHC form. It returns [errBusy] if
 // there is no slot within h.wait, and ctx's error if ctx ends while it waits.
 func (h *hasher) hash(ctx context.Context, password string) (string, error) {
-	if err := h.turn(ctx); err != nil {
+	if err := h.acquire(ctx); err != nil {
 		return "", err
 	}
 	defer h.slots.Release(1)
 	return argon2id.CreateHash(password, &hashParams)
 }
 
-// matches reports whether hash is one of password. It costs as much as hash does, and
-// waits like it.
-func (h *hasher) matches(ctx context.Context, password, hash string) (bool, error) {
-	if err := h.turn(ctx); err != nil {
-		return false, err
+// verify reports whether hash is one of password, and whether it was made with
+// other parameters than hash would use. It waits for a slot as hash does.
+func (h *hasher) verify(ctx context.Context, password, hash string) (match, outdated bool, err error) {
+	if err := h.acquire(ctx); err != nil {
+		return false, false, err
 	}
 	defer h.slots.Release(1)
-	return argon2id.ComparePasswordAndHash(password, hash)
+	match, params, err := argon2id.CheckHash(password, hash)
+	if err != nil {
+		return false, false, fmt.Errorf("compare a password: %w", err)
+	}
+	return match, *params != hashParams, nil
 }
 
-// turn takes a slot.
-func (h *hasher) turn(ctx context.Context) error {
+func (h *hasher) acquire(ctx context.Context) error {
 	waiting, cancel := context.WithTimeout(ctx, h.wait)
 	defer cancel()
-	if err := h.slots.Acquire(waiting, 1); err != nil {
-		if ctx.Err() != nil {
-			return fmt.Errorf("wait for a turn to hash: %w", ctx.Err())
-		}
-		return errBusy
+	if h.slots.Acquire(waiting, 1) == nil {
+		return nil
 	}
-	return nil
+	if ctx.Err() != nil {
+		return fmt.Errorf("wait for a turn to hash: %w", ctx.Err())
+	}
+	return errBusy
 }

@@ -22,7 +22,8 @@ type Problem struct {
 	Code   string       `json:"code" example:"password_too_short" doc:"What is wrong, for programs. It does not change. If several fields are wrong: invalid_fields."`
 	Errors []FieldError `json:"errors,omitempty" nullable:"false" doc:"What is wrong with each field."`
 
-	retryAfter int // seconds; 0: no Retry-After
+	retryAfter int    // seconds; 0: no Retry-After
+	challenge  string // for WWW-Authenticate, which every 401 has
 }
 
 // A FieldError says what is wrong with one field of the request.
@@ -75,6 +76,9 @@ func (p *Problem) GetHeaders() http.Header {
 	h := make(http.Header)
 	if p.retryAfter > 0 {
 		h.Set("Retry-After", strconv.Itoa(p.retryAfter))
+	}
+	if p.challenge != "" {
+		h.Set("WWW-Authenticate", p.challenge)
 	}
 	return h
 }

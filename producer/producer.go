@@ -7,6 +7,8 @@
 //   - GET, PATCH and DELETE /users/{id} return, rename and delete a user. Each
 //     change appends its event, user.renamed or user.deleted, in its transaction.
 //     Users see and rename themselves, admins everybody; only admins delete.
+//   - POST /sessions logs in: it returns a short-lived access token, a JWT.
+//   - GET /.well-known/jwks.json has the public keys that tokens verify with.
 //   - GET /openapi.json and /openapi.yaml describe the API (OpenAPI 3.1).
 //
 // # Answers
@@ -59,6 +61,15 @@
 // A password is kept as an argon2id hash only, and is normalised to Unicode NFC
 // first, so that it does not depend on the keyboard. No more hashes run at a time
 // than there are processors; who waits too long for a turn is told to come back.
+// Logging in with an unknown address costs the same hash and gets the same answer as
+// with a wrong password. A log-in hashes anew what was hashed with other parameters.
+//
+// # Access tokens
+//
+// A token stands in the header Authorization, alone, and is verified by package
+// internal/auth. A request without a valid one is answered with 401 token_invalid;
+// the reason is in the log at level debug. Nobody can take a token back: it speaks for
+// its user, with the roles of the log-in, until it expires.
 //
 // # Traces and logs
 //
@@ -145,6 +156,7 @@ func newServer(db *pgxpool.Pool, issuer *auth.Issuer, log *slog.Logger, bodyTime
 	s.api.UseMiddleware(requireJSON)
 	s.routes()
 	s.serveOpenAPI()
+	s.serveKeys()
 	s.handler = otelhttp.NewHandler(http.HandlerFunc(s.serve), "users")
 	return s
 }
@@ -176,6 +188,16 @@ func (s *Server) routes() {
 		// The query is read strictly.
 		SkipValidateParams: true,
 	}, s.listUsers)
+	register(s, open, huma.Operation{
+		OperationID: "create-session",
+		Method:      http.MethodPost,
+		Path:        "/sessions",
+		Summary:     "Log in",
+		Description: "Returns an access token. It says who logged in, and their roles at that time, until it expires.",
+
+		DefaultStatus: http.StatusCreated,
+		Errors:        []int{400, 401, 403, 408, 413, 415, 503},
+	}, s.createSession)
 	register(s, known, huma.Operation{
 		OperationID: "get-user",
 		Method:      http.MethodGet,

@@ -111,23 +111,17 @@ func hasHidden(s string) bool {
 	return false
 }
 
-// checkPassword returns the password as it is hashed: in Unicode's composed form,
-// so that é is é on every keyboard. There are no rules on what it is made of.
+// checkPassword returns the password as it is hashed. There are no rules on what it
+// is made of.
 func checkPassword(password, email string) (string, *FieldError) {
 	bad := func(code, message string) (string, *FieldError) {
 		return "", &FieldError{"password", code, message}
 	}
-	if password == "" {
-		return bad("password_required", "A password is required.")
-	}
-	if len(password) > maxPasswordBytes {
-		return bad("password_too_long", "The password may have 256 characters in 1024 bytes.")
-	}
-	password = norm.NFC.String(password)
-	switch n := utf8.RuneCountInString(password); {
-	case n > maxPassword:
-		return bad("password_too_long", "The password may have 256 characters in 1024 bytes.")
-	case n < minPassword:
+	password, wrong := composedPassword(password)
+	switch {
+	case wrong != nil:
+		return "", wrong
+	case utf8.RuneCountInString(password) < minPassword:
 		return bad("password_too_short", "The password needs at least 12 characters.")
 	case strings.ContainsFunc(password, unicode.IsControl):
 		return bad("password_control_character", "The password has control characters.")
@@ -135,4 +129,20 @@ func checkPassword(password, email string) (string, *FieldError) {
 		return bad("password_is_email", "The password must not be the email address.")
 	}
 	return password, nil
+}
+
+// composedPassword returns the password in Unicode's composed form, so that é is é on
+// every keyboard. It refuses those that are too long before it works on them.
+func composedPassword(password string) (string, *FieldError) {
+	if password == "" {
+		return "", &FieldError{"password", "password_required", "A password is required."}
+	}
+	composed := ""
+	if len(password) <= maxPasswordBytes {
+		composed = norm.NFC.String(password)
+	}
+	if composed == "" || utf8.RuneCountInString(composed) > maxPassword {
+		return "", &FieldError{"password", "password_too_long", "The password may have 256 characters in 1024 bytes."}
+	}
+	return composed, nil
 }

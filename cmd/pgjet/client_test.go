@@ -73,6 +73,25 @@ func signUp(t testing.TB, users, email string) string {
 	return u.ID
 }
 
+// logIn returns an access token for somebody whom signUp signed up.
+func logIn(t testing.TB, users, email string) string {
+	t.Helper()
+	status, _, body := request(t, http.MethodPost, users+"/sessions", fmt.Sprintf(`{"email":%q,"password":"correct horse battery"}`, email),
+		map[string]string{"Content-Type": "application/json"})
+	var s struct{ Token string }
+	if err := json.Unmarshal([]byte(body), &s); status != http.StatusCreated || err != nil {
+		t.Fatalf("POST /sessions = %d %s, want 201", status, body)
+	}
+	return s.Token
+}
+
+// getAs is get with an access token.
+func getAs(t testing.TB, token, url string) (int, string) {
+	t.Helper()
+	status, _, body := request(t, http.MethodGet, url, "", map[string]string{"Authorization": "Bearer " + token})
+	return status, body
+}
+
 // mails returns the mails to an address in the inbox at that URL.
 func mails(t testing.TB, inbox, to string) []devmail.Mail {
 	t.Helper()

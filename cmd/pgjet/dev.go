@@ -22,7 +22,6 @@ import (
 
 	"github.com/pgjet/pgjet/consumers/directory"
 	"github.com/pgjet/pgjet/consumers/mailer"
-	"github.com/pgjet/pgjet/internal/auth"
 	"github.com/pgjet/pgjet/internal/devmail"
 	"github.com/pgjet/pgjet/internal/devserver"
 	"github.com/pgjet/pgjet/internal/health"
@@ -278,7 +277,11 @@ func (d *dev) parts(tel *telemetry.Telemetry) ([]part, error) {
 			return nil, err
 		}
 	}
-	issuer, err := auth.Generate()
+	d.tokenKeyFile = filepath.Join(d.dir, keyName)
+	if err := keepKey(d.tokenKeyFile); err != nil {
+		return nil, err
+	}
+	issuer, err := d.tokenIssuer(d.log)
 	if err != nil {
 		return nil, err
 	}

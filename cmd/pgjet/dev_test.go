@@ -110,6 +110,7 @@ func TestDevDoesItAll(t *testing.T) {
 	r := startDev(t, dir, port)
 	checkPages(t, r.Admin)
 	id := checkOneTrace(t, r)
+	token := logIn(t, r.Users, "ann@example.com")
 
 	pid := r.postgresPID()
 	r.signal(os.Interrupt)
@@ -127,7 +128,8 @@ func TestDevDoesItAll(t *testing.T) {
 	}
 
 	r = startDev(t, dir, port)
-	if status, body := get(t, r.Users+"/users/"+id); status != http.StatusOK || !strings.Contains(body, "ann@example.com") {
+	// The key is kept: so the token of before is still good.
+	if status, body := getAs(t, token, r.Users+"/users/"+id); status != http.StatusOK || !strings.Contains(body, "ann@example.com") {
 		t.Errorf("GET /users/%s after a restart = %d %s, want 200 and the user", id, status, body)
 	}
 	signUp(t, r.Users, "bob@example.com")
@@ -208,7 +210,7 @@ func TestDevKilledLeavesNothingBehind(t *testing.T) {
 	if alive(pid) {
 		t.Errorf("PostgreSQL (pid %d) of the killed process still runs", pid)
 	}
-	if status, body := get(t, r.Users+"/users/"+id); status != http.StatusOK {
+	if status, body := getAs(t, logIn(t, r.Users, "ann@example.com"), r.Users+"/users/"+id); status != http.StatusOK {
 		t.Errorf("GET /users/%s = %d %s, want 200", id, status, body)
 	}
 	// The kill may have hit between the mail server's yes and our commit: a second

@@ -14,7 +14,6 @@ import (
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/consumers/directory"
 	"github.com/pgjet/pgjet/consumers/mailer"
-	"github.com/pgjet/pgjet/internal/auth"
 	"github.com/pgjet/pgjet/outbox/hint"
 	"github.com/pgjet/pgjet/producer"
 )
@@ -32,15 +31,19 @@ func usersCommand() *cobra.Command {
 				return err
 			}
 			defer db.Close()
-			l, err := listen("users", s.addr, "--addr")
-			if err != nil {
-				return err
-			}
-			issuer, err := auth.Generate()
+			issuer, err := s.tokenIssuer(log)
 			if err != nil {
 				return err
 			}
 			api := producer.New(db, issuer, log)
+			parts, err := s.remoteKeys(api, log)
+			if err != nil {
+				return err
+			}
+			l, err := listen("users", s.addr, "--addr")
+			if err != nil {
+				return err
+			}
 			if s.natsURL != "" {
 				nc, err := s.connectHints(log)
 				if err != nil {
@@ -50,11 +53,13 @@ func usersCommand() *cobra.Command {
 				api.Committed = hint.New(nc, s.stream).Committed
 			}
 			log.InfoContext(ctx, "serving the API", "addr", "http://"+l.Addr().String())
-			return s.serve(ctx, log, "pgjet-users", serveHTTP("users", l, api, log), watchDatabase(db, log))
+			return s.serve(ctx, log, "pgjet-users", append([]part{serveHTTP("users", l, api, log), watchDatabase(db, log)}, parts...)...)
 		},
 	}
+	cmd.AddCommand(usersKeyCommand(), s.usersGrantCommand(), s.usersRevokeCommand())
 	f := cmd.Flags()
 	s.databaseFlag(f)
+	s.tokenFlags(f)
 	f.StringVar(&s.addr, "addr", "127.0.0.1:7400", "where to serve the API")
 	f.StringVar(&s.natsURL, "nats-url", "", "NATS servers on which to tell the relay at once; without, it finds events by polling")
 	s.natsCredsFlag(f)

@@ -39,6 +39,8 @@ type settings struct {
 	adminAddr   string
 	logLevel    slog.Level
 
+	tokenKeyFile   string
+	tokenJWKSURL   string
 	inboxRetention time.Duration
 }
 

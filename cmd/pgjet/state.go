@@ -11,6 +11,9 @@ import (
 	"github.com/spf13/cobra"
 )
 
+// keyName is the file of the key that signs access tokens.
+const keyName = "users.jwk"
+
 // A stateLock keeps two runs out of one state directory.
 type stateLock struct{ file *os.File }
 
@@ -79,7 +82,7 @@ func reset(dir string, yes bool, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"postgres", "nats", "mail", "ready.json", "lock"} {
+	for _, name := range []string{"postgres", "nats", "mail", "ready.json", keyName, keyName + ".new", "lock"} {
 		ours = append(ours, filepath.Join(dir, name))
 	}
 	for _, path := range ours {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -18,6 +19,10 @@ const nowhere = "127.0.0.1:1"
 func TestWrongUse(t *testing.T) {
 	t.Parallel()
 	database := "postgres://ann:" + secret + "@" + nowhere + "/x"
+	noKey, err := filepath.Abs("main.go")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, row := range []struct {
 		name string
 		args string
@@ -43,6 +48,13 @@ func TestWrongUse(t *testing.T) {
 		{name: "negative age", args: "outbox prune --older-than -1h", says: []string{"--older-than"}},
 		{name: "no database for the outbox", args: "outbox status", says: []string{"--database-url", "PGJET_DATABASE_URL"}},
 		{name: "no database for users", args: "users", says: []string{"--database-url", "PGJET_DATABASE_URL", "postgres://"}},
+		{name: "no key file", args: "users --token-key-file nothing --database-url " + database, says: []string{"--token-key-file", "nothing"}},
+		{name: "no key in the file", args: "users --token-key-file " + noKey + " --database-url " + database, says: []string{"--token-key-file", "main.go", "JWK"}},
+		{name: "bad URL of keys", args: "users --token-jwks-url host/keys --database-url " + database, says: []string{"--token-jwks-url", "https://"}},
+		{name: "no role", args: "users grant ann@example.com --reason x", says: []string{"admin", "'pgjet users grant --help'"}},
+		{name: "unknown role", args: "users grant ann@example.com root --reason x --database-url " + database, says: []string{`"root"`, "admin"}},
+		{name: "no reason for a role", args: "users revoke ann@example.com admin --database-url " + database, says: []string{"--reason"}},
+		{name: "unknown command of users", args: "users promote", says: []string{`"promote"`}},
 		{name: "no database for the relay", args: "relay", says: []string{"--database-url", "PGJET_DATABASE_URL"}},
 		{name: "no database for a consumer", args: "consume welcome-mailer", says: []string{"--database-url", "PGJET_DATABASE_URL"}},
 		{name: "no database for migrate", args: "migrate up", says: []string{"--database-url", "PGJET_DATABASE_URL"}},

@@ -1,29 +1,38 @@
 // Package auth makes and verifies the access tokens of the API: short-lived JWTs
-// (RFC 7519) under the rules of RFC 8725, signed with Ed25519.
+// (RFC 7519) under the rules of RFC 8725 and RFC 9068.
+//
+// # Keys
+//
+// A key is Ed25519 (EdDSA), P-256 (ES256) or RSA of 2048 bits or more (RS256), and
+// verifies tokens of its own algorithm only. There are no shared secrets: who can
+// verify cannot sign. Keys are found by their kid among those that were configured;
+// a token cannot bring or name others.
+//
+// # Tokens
+//
+// A token is at most 8 KiB, its header holds alg, kid and typ at+jwt and nothing
+// else, and iss, aud, sub, exp and iat are required. Clocks may be 30 seconds apart.
+// What is not plainly right is refused: duplicate claims, padding, numbers as text.
 package auth
 
 import (
-	"context"
-	"crypto/ed25519"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
-
-	"github.com/google/uuid"
-	"github.com/lestrrat-go/jwx/v3/jwa"
-	"github.com/lestrrat-go/jwx/v3/jwk"
-	"github.com/lestrrat-go/jwx/v3/jwt"
 )
 
 // Who makes tokens, and for whom.
 const (
-	issuer   = "pgjet-users"
-	audience = "pgjet"
+	issuer    = "pgjet-users"
+	audience  = "pgjet"
+	tokenType = "at+jwt"
 )
 
-// leeway is how far the clocks of two machines may be apart.
-const leeway = 30 * time.Second
+const (
+	leeway   = 30 * time.Second // how far the clocks of two machines may be apart
+	maxAhead = 24 * time.Hour   // nobody needs an access token for longer
+	maxToken = 8 << 10          // bytes
+)
 
 // Admin is the role that may see, change and delete every user.
 const Admin = "admin"
@@ -37,88 +46,12 @@ type Identity struct {
 // Has reports whether the identity has the role.
 func (i Identity) Has(role string) bool { return slices.Contains(i.Roles, role) }
 
-// An Issuer signs tokens. It is safe for concurrent use.
-type Issuer struct {
-	key      jwk.Key
-	verifier *Verifier
-}
-
-// Generate returns an Issuer with a new key that is kept nowhere: for tests, and for
-// a service whose tokens may end with it.
-func Generate() (*Issuer, error) {
-	_, private, err := ed25519.GenerateKey(nil)
-	if err != nil {
-		return nil, fmt.Errorf("make a key: %w", err)
-	}
-	key, err := jwk.Import(private)
-	if err != nil {
-		return nil, fmt.Errorf("make a key: %w", err)
-	}
-	if err := errors.Join(jwk.AssignKeyID(key), key.Set(jwk.AlgorithmKey, jwa.EdDSA())); err != nil {
-		return nil, fmt.Errorf("make a key: %w", err)
-	}
-	return newIssuer(key)
-}
-
-func newIssuer(key jwk.Key) (*Issuer, error) {
-	public, err := key.PublicKey()
-	if err != nil {
-		return nil, fmt.Errorf("public key: %w", err)
-	}
-	set := jwk.NewSet()
-	if err := set.AddKey(public); err != nil {
-		return nil, fmt.Errorf("public key: %w", err)
-	}
-	return &Issuer{key, &Verifier{set}}, nil
-}
-
-// Issue returns a token that speaks for who until it expires.
-func (i *Issuer) Issue(who Identity, lifetime time.Duration) (token string, expires time.Time, err error) {
-	now := time.Now().Truncate(time.Second)
-	expires = now.Add(lifetime)
-	t, err := jwt.NewBuilder().Issuer(issuer).Audience([]string{audience}).Subject(who.Subject).
-		IssuedAt(now).Expiration(expires).JwtID(uuid.NewString()).Claim("roles", append([]string{}, who.Roles...)).Build()
-	if err != nil {
-		return "", time.Time{}, fmt.Errorf("make a token: %w", err)
-	}
-	signed, err := jwt.Sign(t, jwt.WithKey(jwa.EdDSA(), i.key))
-	if err != nil {
-		return "", time.Time{}, fmt.Errorf("sign a token: %w", err)
-	}
-	return string(signed), expires, nil
-}
-
-// Verifier returns what verifies the issuer's own tokens.
-func (i *Issuer) Verifier() *Verifier { return i.verifier }
-
-// A Verifier says for whom a token speaks. It is safe for concurrent use.
-type Verifier struct{ keys jwk.Set }
-
-// ErrInvalid is the error of every token that is not accepted, with the reason for
-// the log; a client is not told more.
-var ErrInvalid = errors.New("token invalid")
-
-// Verify returns for whom token speaks. Its error is [ErrInvalid], or says that the
-// keys cannot be had at the moment.
-func (v *Verifier) Verify(ctx context.Context, token string) (Identity, error) {
-	t, err := jwt.Parse([]byte(token), jwt.WithKeySet(v.keys), jwt.WithContext(ctx), jwt.WithIssuer(issuer),
-		jwt.WithAudience(audience), jwt.WithAcceptableSkew(leeway), jwt.WithRequiredClaim("exp"),
-		jwt.WithRequiredClaim("iat"), jwt.WithRequiredClaim("sub"))
-	if err != nil {
-		return Identity{}, fmt.Errorf("%w: %v", ErrInvalid, err)
-	}
-	who := Identity{}
-	who.Subject, _ = t.Subject()
-	var roles []any
-	if t.Has("roles") {
-		if err := t.Get("roles", &roles); err != nil {
-			return Identity{}, fmt.Errorf("%w: roles: %v", ErrInvalid, err)
-		}
-	}
-	for _, r := range roles {
-		if role, ok := r.(string); ok {
-			who.Roles = append(who.Roles, role)
-		}
-	}
-	return who, nil
-}
+// Errors of [Verifier.Verify]. Their texts are for the log, and hold nothing that
+// the token does.
+var (
+	// ErrInvalid is the error of every token that is not accepted. A client is not
+	// told the reason.
+	ErrInvalid = errors.New("token invalid")
+	// ErrUnavailable says that nobody knows, since the keys were never loaded.
+	ErrUnavailable = errors.New("keys unavailable")
+)

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"runtime"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/pgjet/pgjet/internal/auth"
+	"github.com/pgjet/pgjet/producer"
+)
+
+func (s *settings) tokenFlags(f *pflag.FlagSet) {
+	f.StringVar(&s.tokenKeyFile, "token-key-file", "", "file with the private key that signs access tokens, such as 'pgjet users key' prints; without, tokens end with the process")
+	f.StringVar(&s.tokenJWKSURL, "token-jwks-url", "", "URL of a JWK set whose keys verify access tokens, too")
+}
+
+// tokenIssuer returns what signs access tokens, and warns if that is not for long or
+// not by us alone.
+func (s *settings) tokenIssuer(log *slog.Logger) (*auth.Issuer, error) {
+	if s.tokenKeyFile == "" {
+		log.Warn("access tokens are signed with a key in memory: they end with this process, and no other knows them; see --token-key-file")
+		return auth.Generate()
+	}
+	issuer, err := auth.ReadIssuer(s.tokenKeyFile)
+	if err != nil {
+		return nil, usagef("--token-key-file: %w", err)
+	}
+	if info, err := os.Stat(s.tokenKeyFile); err == nil && info.Mode()&0o077 != 0 && runtime.GOOS != "windows" {
+		log.Warn("others may read the key that signs access tokens; see chmod", "file", s.tokenKeyFile, "mode", info.Mode().String())
+	}
+	return issuer, nil
+}
+
+// remoteKeys makes api accept tokens that are signed with keys at --token-jwks-url,
+// too, and returns the part that keeps those keys fresh. It has no say in whether the
+// process is ready: most that it does needs no token of theirs.
+func (s *settings) remoteKeys(api *producer.Server, log *slog.Logger) ([]part, error) {
+	if s.tokenJWKSURL == "" {
+		return nil, nil
+	}
+	remote, err := auth.NewRemote(s.tokenJWKSURL, log)
+	if err != nil {
+		return nil, usagef("--token-jwks-url: %w", err)
+	}
+	api.Verifier = api.Verifier.With(remote)
+	return []part{{name: "token-keys", run: remote.Run}}, nil
+}
+
+// keepKey makes a key at path unless there is one.
+func keepKey(path string) error {
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	key, err := auth.NewKey()
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(path+".new", key, 0o600); err != nil {
+		return fmt.Errorf("keep a key: %w", err)
+	}
+	return os.Rename(path+".new", path)
+}
+
+func usersKeyCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "key",
+		Short: "Print a new private key for --token-key-file",
+		Long: `Print a new private key for --token-key-file, as a JWK. It belongs in a file that
+the service alone may read: umask 077; pgjet users key > users.jwk`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			key, err := auth.NewKey()
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s\n", key)
+			return err
+		},
+	}
+}
+
+// A roleChange is what grant or revoke does.
+type roleChange struct {
+	change func(ctx context.Context, db *pgxpool.Pool, user, role, by, reason string) (uuid.UUID, bool, error)
+	done   string // a line with the id and the role
+	none   string // the same, if nothing had to be changed
+}
+
+func (s *settings) usersGrantCommand() *cobra.Command {
+	cmd := s.roleCommand(roleChange{
+		producer.Grant,
+		"%s has the role %s; tokens say so from the next log-in on\n",
+		"%s has the role %s already\n",
+	})
+	cmd.Use = "grant USER ROLE"
+	cmd.Short = "Give a user a role: admin"
+	cmd.Long = `Give a user a role. There is one, admin: it may see, change and delete every user.
+USER is an id or a mail address.`
+	return cmd
+}
+
+func (s *settings) usersRevokeCommand() *cobra.Command {
+	cmd := s.roleCommand(roleChange{
+		producer.Revoke,
+		"%s has the role %s no more; tokens that say so end within the hour\n",
+		"%s does not have the role %s\n",
+	})
+	cmd.Use = "revoke USER ROLE"
+	cmd.Short = "Take a role from a user"
+	cmd.Long = `Take a role from a user, who is named by id or mail address. Tokens that were given
+out before speak on until they expire.`
+	return cmd
+}
+
+func (s *settings) roleCommand(c roleChange) *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 2 {
+				return errors.New("name a user, by id or mail address, and a role: admin")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if args[1] != auth.Admin {
+				return usagef("the role is %q, want %s", args[1], auth.Admin)
+			}
+			if err := needReason(reason); err != nil {
+				return err
+			}
+			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+				id, changed, err := c.change(ctx, db, args[0], args[1], actor(), reason)
+				switch {
+				case errors.Is(err, producer.ErrUnknownUser):
+					return &exitError{exitNotFound, errors.New("no user has this id or mail address")}
+				case err != nil:
+					return err
+				case changed:
+					fmt.Fprintf(cmd.OutOrStdout(), c.done, id, args[1])
+				default:
+					fmt.Fprintf(cmd.OutOrStdout(), c.none, id, args[1])
+				}
+				return nil
+			})
+		},
+	}
+	s.databaseFlag(cmd.Flags())
+	reasonFlag(cmd.Flags(), &reason)
+	return cmd
+}

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/pgjet/pgjet/internal/auth"
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// keyFile returns the name of a file with a new key, as pgjet users key prints it.
+func keyFile(t *testing.T, mode os.FileMode) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "users.jwk")
+	if err := os.WriteFile(path, []byte(must(t, exitOK, "users", "key")), mode); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestKeyFile has two processes with one key: each takes the tokens of the other.
+func TestKeyFile(t *testing.T) {
+	t.Parallel()
+	database, key := testenv.DatabaseURL(t), keyFile(t, 0o600)
+	flags := []string{"users", "--database-url", database, "--addr", anyPort}
+	one := startService(t, append(flags, "--token-key-file", key)...)
+	two := startService(t, append(flags, "--token-key-file", key)...)
+	third := startService(t, flags...)
+	id := signUp(t, one.logged("serving the API", "addr"), "ann@example.com")
+	token := logIn(t, one.logged("serving the API", "addr"), "ann@example.com")
+	if status, body := getAs(t, token, two.logged("serving the API", "addr")+"/users/"+id); status != http.StatusOK {
+		t.Errorf("with the same key: %d %s, want 200", status, body)
+	}
+	if status, body := getAs(t, token, third.logged("serving the API", "addr")+"/users/"+id); status != http.StatusUnauthorized {
+		t.Errorf("with a key in memory: %d %s, want 401", status, body)
+	}
+	if strings.Contains(one.stderr.String(), `"WARN"`) || !strings.Contains(third.stderr.String(), "--token-key-file") {
+		t.Errorf("want a warning of the process without a key file alone, of %s and %s", one, third)
+	}
+	secret := readFile(t, key)
+	if strings.Contains(one.stderr.String(), secret) || strings.Contains(one.stderr.String(), token) {
+		t.Errorf("the log holds the key or the token, of %s", one)
+	}
+
+	open := startService(t, append(flags, "--token-key-file", keyFile(t, 0o644))...)
+	if !strings.Contains(open.stderr.String(), "others may read") || !strings.Contains(open.stderr.String(), "users.jwk") {
+		t.Errorf("no warning of a key that others may read, of %s", open)
+	}
+}
+
+func readFile(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// TestRemoteKeys lets the tokens of one process be good in another, which knows its
+// keys by --token-jwks-url; and has nobody there at first.
+func TestRemoteKeys(t *testing.T) {
+	t.Parallel()
+	issuer, err := auth.ReadIssuer(keyFile(t, 0o600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	away := make(chan struct{})
+	keys := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		select {
+		case <-away:
+			_, _ = w.Write(issuer.JWKS())
+		default:
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}))
+	defer keys.Close()
+	users := startService(t, "users", "--database-url", testenv.DatabaseURL(t), "--addr", anyPort, "--token-jwks-url", keys.URL)
+	addr := users.logged("serving the API", "addr")
+	users.ready(users.admin)
+	id := signUp(t, addr, "ann@example.com")
+	token, _, err := issuer.Issue(auth.Identity{Subject: id}, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status, body := getAs(t, token, addr+"/users/"+id); status != http.StatusServiceUnavailable || !strings.Contains(body, "keys_unavailable") {
+		t.Errorf("with nobody there: %d %s, want 503 keys_unavailable", status, body)
+	}
+	if status, body := getAs(t, logIn(t, addr, "ann@example.com"), addr+"/users/"+id); status != http.StatusOK {
+		t.Errorf("own token: %d %s, want 200", status, body)
+	}
+	close(away)
+	users.eventually(patience, "the keys are fetched", func() bool {
+		status, _ := getAs(t, token, addr+"/users/"+id)
+		return status == http.StatusOK
+	})
+}
+
+func TestRoles(t *testing.T) {
+	t.Parallel()
+	database := testenv.DatabaseURL(t)
+	users := startUsers(t, database)
+	ann, bob := signUp(t, users.addr, "ann@example.com"), signUp(t, users.addr, "bob@example.com")
+	sees := func(want int) {
+		t.Helper()
+		if status, body := getAs(t, logIn(t, users.addr, "ann@example.com"), users.addr+"/users/"+bob); status != want {
+			t.Errorf("ann asks for bob: %d %s, want %d", status, body, want)
+		}
+	}
+	change := func(verb, user, says string) {
+		t.Helper()
+		out := must(t, exitOK, "users", verb, user, "admin", "--reason", "she is on call", "--database-url", database)
+		if !strings.HasPrefix(out, ann) || !strings.Contains(out, says) || strings.Contains(out, "@") {
+			t.Errorf("users %s says %q, want %s and %q", verb, out, ann, says)
+		}
+	}
+	sees(http.StatusForbidden)
+	change("grant", "ANN@example.com", "from the next log-in on")
+	sees(http.StatusOK)
+	change("grant", ann, "already")
+	change("revoke", ann, "no more")
+	sees(http.StatusForbidden)
+	change("revoke", "ann@example.com", "does not have")
+	for _, user := range []string{"carl@example.com", uuid.NewString(), "%", ""} {
+		refused(t, exitNotFound, []string{"users", "grant", user, "admin", "--reason", "x", "--database-url", database}, "no user")
+	}
+
+	db := openDB(t, database)
+	got := query[string](t, db, `select string_agg(concat_ws(' ', kind, target, reason, detail, by like '%@%'), '; ' order by id) from pgjet.operation`)
+	want := `user.grant ` + ann + ` she is on call {"role": "admin"} t; user.revoke ` + ann + ` she is on call {"role": "admin"} t`
+	if got != want || strings.Contains(got, "example.com") {
+		t.Errorf("operations are %q, want %q", got, want)
+	}
+	if version := query[int](t, db, `select version from users.users where id = '`+ann+`'`); version != 3 {
+		t.Errorf("version = %d, want 3 after two changes", version)
+	}
+}

@@ -1,0 +1,54 @@
+package producer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// ErrUnknownUser is the error of [Grant] and [Revoke] for a user who does not exist.
+var ErrUnknownUser = errors.New("there is no such user")
+
+// Grant gives a user a role, and returns the user's id. Tokens say so from the next
+// log-in on. user is an id or a mail address, by is who does it and reason why; both are kept
+// in pgjet.operation. If the user has the role already, nothing changes.
+func Grant(ctx context.Context, db *pgxpool.Pool, user, role, by, reason string) (id uuid.UUID, changed bool, err error) {
+	return changeRoles(ctx, db, "user.grant", `
+		update users.users u set roles = array_append(u.roles, $3), version = u.version + 1
+		  from found where u.id = found.id and $3 <> all (u.roles) returning u.id`, user, role, by, reason)
+}
+
+// Revoke takes a role from a user, as [Grant] gives it. Tokens that say so speak on
+// until they expire.
+func Revoke(ctx context.Context, db *pgxpool.Pool, user, role, by, reason string) (id uuid.UUID, changed bool, err error) {
+	return changeRoles(ctx, db, "user.revoke", `
+		update users.users u set roles = array_remove(u.roles, $3), version = u.version + 1
+		  from found where u.id = found.id and $3 = any (u.roles) returning u.id`, user, role, by, reason)
+}
+
+// changeRoles runs change, which has the user in found and the role as $3.
+func changeRoles(ctx context.Context, db *pgxpool.Pool, kind, change, user, role, by, reason string) (id uuid.UUID, changed bool, err error) {
+	given, err := uuid.Parse(user)
+	byID := err == nil
+	err = db.QueryRow(ctx, `
+		with found as (
+			select id from users.users where case when $6 then id = $1 else lower(email) = lower($2) end for update
+		), changed as (`+change+`
+		), noted as (
+			insert into pgjet.operation (kind, target, by, reason, detail)
+			select $7, id::text, $4, $5, jsonb_build_object('role', $3) from changed
+		)
+		select id, exists (select from changed) from found`,
+		given, user, role, by, reason, byID, kind).Scan(&id, &changed)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return uuid.Nil, false, ErrUnknownUser
+	}
+	if err != nil {
+		return uuid.Nil, false, fmt.Errorf("change a user's roles: %w", err)
+	}
+	return id, changed, nil
+}

@@ -1,0 +1,128 @@
+package producer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/internal/auth"
+)
+
+// A Session is what somebody gets who logs in.
+type Session struct {
+	Token     string    `json:"token" doc:"The access token, for the header Authorization: Bearer TOKEN."`
+	TokenType string    `json:"token_type" enum:"Bearer"`
+	ExpiresAt time.Time `json:"expires_at" doc:"Log in again before this."`
+}
+
+// newSession is the body of POST /sessions.
+type newSession struct {
+	Email    string `json:"email" format:"email" maxLength:"254" example:"ann@example.com"`
+	Password string `json:"password" format:"password" minLength:"1" maxLength:"256" writeOnly:"true"`
+}
+
+type createSessionInput struct{ Body jsonBody[newSession] }
+
+type createSessionOutput struct{ Body Session }
+
+// createSession answers in the same words, after the same work, whether the address
+// is unknown or the password wrong. Only who knows the password is told more.
+func (s *Server) createSession(ctx context.Context, in *createSessionInput) (*createSessionOutput, error) {
+	n := in.Body.value
+	if invalid := n.check(); invalid != nil {
+		return nil, invalidFields(invalid)
+	}
+	a, err := s.accountOf(ctx, n.Email)
+	if err != nil {
+		return nil, fmt.Errorf("find account: %w", err)
+	}
+	match, outdated, err := s.hasher.verify(ctx, n.Password, a.Password)
+	if err != nil {
+		return nil, err
+	}
+	if !match || a.ID == uuid.Nil {
+		return nil, credentialsInvalid()
+	}
+	if a.State == "rejected" {
+		return nil, newProblem(http.StatusForbidden, "account_rejected", "This account was rejected: nobody can log in to it.")
+	}
+	if outdated {
+		s.rehash(ctx, a, n.Password)
+	}
+	token, expires, err := s.issuer.Issue(auth.Identity{Subject: a.ID.String(), Roles: a.Roles}, s.tuning.Load().TokenLifetime)
+	if err != nil {
+		return nil, err
+	}
+	return &createSessionOutput{Session{Token: token, TokenType: "Bearer", ExpiresAt: expires}}, nil
+}
+
+// check puts n into the form in which it is looked up and returns what is wrong with
+// it. A password that is too short is not: it is wrong, and one may have been set
+// under other rules.
+func (n *newSession) check() []FieldError {
+	var invalid []FieldError
+	email, wrong := checkEmail(n.Email)
+	if wrong != nil {
+		invalid = append(invalid, *wrong)
+	}
+	password, wrong := composedPassword(n.Password)
+	if wrong != nil {
+		invalid = append(invalid, *wrong)
+	}
+	n.Email, n.Password = email, password
+	return invalid
+}
+
+func credentialsInvalid() *Problem {
+	p := newProblem(http.StatusUnauthorized, "credentials_invalid", "There is no account with this email address and password.")
+	p.challenge = "Bearer"
+	return p
+}
+
+// An account is what a log-in needs to know of a user.
+type account struct {
+	ID       uuid.UUID
+	Password string // its hash
+	State    string
+	Roles    []string
+}
+
+// accountOf returns the account with this address. If there is none, it is one
+// without an id and with a hash of no password.
+func (s *Server) accountOf(ctx context.Context, email string) (account, error) {
+	rows, err := s.db.Query(ctx, `select id, password, state, roles from users.users where lower(email) = lower($1)`, email)
+	if err != nil {
+		return account{}, err
+	}
+	a, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[account])
+	if errors.Is(err, pgx.ErrNoRows) {
+		return account{Password: nobodysHash}, nil
+	}
+	return a, err
+}
+
+// rehash stores the password with the parameters of today, unless it was changed
+// meanwhile. If that fails the old hash still does, and the next log-in tries again.
+func (s *Server) rehash(ctx context.Context, a account, password string) {
+	hash, err := s.hasher.hash(ctx, password)
+	if err == nil {
+		_, err = s.db.Exec(ctx, `update users.users set password = $3 where id = $1 and password = $2`, a.ID, a.Password, hash)
+	}
+	if err != nil && !errors.Is(err, errBusy) && ctx.Err() == nil {
+		s.log.WarnContext(ctx, "password not hashed anew", "trace_id", traceID(ctx), "err", redact(err))
+	}
+}
+
+// serveKeys serves the keys that tokens verify with.
+func (s *Server) serveKeys() {
+	s.mux.HandleFunc("GET /.well-known/jwks.json", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/jwk-set+json")
+		w.Header().Set("Cache-Control", "public, max-age=300")
+		_, _ = w.Write(s.issuer.JWKS()) // the client's loss
+	})
+}
