@@ -53,10 +53,14 @@ func token(t *testing.T, id string, roles ...string) string {
 	return s
 }
 
-// serve starts the user service on db.
+// serve starts the user service on db. One may sign up as often as one likes.
 func serve(t *testing.T, db *pgxpool.Pool) *httptest.Server {
 	t.Helper()
-	srv := httptest.NewServer(producer.New(db, issuer, testenv.Logger(t)))
+	api := producer.New(db, issuer, testenv.Logger(t))
+	tuning := producer.DefaultTuning()
+	tuning.PerAddress, tuning.PerAccount = 0, 0
+	api.Tune(tuning)
+	srv := httptest.NewServer(api)
 	t.Cleanup(srv.Close)
 	return srv
 }

@@ -21,6 +21,23 @@
 // first, so that it does not depend on the keyboard. No more hashes run at a time
 // than there are processors; who waits too long for a turn is told to come back.
 //
+// # Overload
+//
+// What the service cannot do in time it refuses at once, so that the rest is done as
+// fast as ever. Five bounds stand one behind the other; [Tuning] has their sizes:
+//
+//   - 429 rate_limited, with the time after which to try again: sign-ups and log-ins of one
+//     network address (IPv4, or the /64 of IPv6), and those with one mail address.
+//   - 503 overloaded: requests of one operation that are worked on at a time. The bound
+//     follows how long they take; a few more wait for up to half a second.
+//   - 503 busy: passwords that are hashed at a time, and transactions, which leave a
+//     quarter of the pool's connections to reads.
+//   - Every request has 5 s, and 5 s more for its body to arrive.
+//   - A body has 64 KiB.
+//
+// Who is refused has changed nothing. Behind a proxy, set Server.Proxies, or all clients
+// count as one.
+//
 // # Traces and logs
 //
 // Requests continue the trace of an incoming traceparent, and every answer
@@ -33,7 +50,8 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
-	"runtime"
+	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -41,7 +59,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
-	"golang.org/x/sync/semaphore"
+	"golang.org/x/time/rate"
 
 	"github.com/pgjet/pgjet/internal/auth"
 )
@@ -50,11 +68,10 @@ const (
 	maxBody        = 64 << 10        // bytes of a request's body
 	requestTimeout = 5 * time.Second // for hash and database together
 	bodyTimeout    = 5 * time.Second // for the body to arrive
-	hashWait       = 2 * time.Second // for a turn to hash
 )
 
 // A Server is the HTTP handler of the user service. It is safe for concurrent use
-// and holds no state but db's.
+// and holds no state but db's, and the counts of its limits.
 type Server struct {
 	// Committed, unless it is nil, is called after each transaction that appended
 	// an event. It must not block. Set it before the first request.
@@ -62,17 +79,27 @@ type Server struct {
 	// Verifier says for whom a token speaks; at first, it knows the issuer's own. Set it
 	// before the first request.
 	Verifier *auth.Verifier
+	// Proxies are the networks of the proxies before this service: what they say in
+	// X-Forwarded-For counts, and nobody else's. Set it before the first request.
+	Proxies []netip.Prefix
 
 	issuer      *auth.Issuer
-	tuning      atomic.Pointer[Tuning]
-	db          *pgxpool.Pool
+	db          *database
 	log         *slog.Logger
 	mux         *http.ServeMux
 	api         huma.API
 	handler     http.Handler
-	hasher      *hasher
 	timeout     time.Duration
 	bodyTimeout time.Duration
+
+	tuning     atomic.Pointer[Tuning]
+	mu         sync.Mutex // of Tune, and of admissions
+	admissions []*admission
+	hasher     *hasher
+	addresses  *rateLimit
+	accounts   *rateLimit
+	metrics    *metrics
+	warning    rate.Sometimes // about overload
 }
 
 // New returns the user service on db, whose schemas must be migrated before the
@@ -88,17 +115,19 @@ func newServer(db *pgxpool.Pool, issuer *auth.Issuer, log *slog.Logger, bodyTime
 	s := &Server{
 		Verifier: issuer.Verifier(),
 
-		issuer: issuer,
-		db:     db,
-		log:    log,
-		mux:    http.NewServeMux(),
-		hasher: &hasher{
-			slots: semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0))),
-			wait:  hashWait,
-		},
+		issuer:      issuer,
+		db:          newDatabase(db),
+		log:         log,
+		mux:         http.NewServeMux(),
 		timeout:     requestTimeout,
 		bodyTimeout: bodyTimeout,
+
+		hasher:    &hasher{},
+		addresses: newRateLimit(),
+		accounts:  newRateLimit(),
+		warning:   rate.Sometimes{Interval: 10 * time.Second},
 	}
+	s.metrics = newMetrics(s)
 	s.Tune(DefaultTuning())
 	s.api = humago.New(s.mux, apiConfig())
 	s.api.UseMiddleware(requireJSON)
@@ -122,39 +151,60 @@ func (s *Server) routes() {
 		Summary:       "Sign up",
 		Description:   "Stores a user and announces it with the event user.created, in one transaction.",
 		DefaultStatus: http.StatusCreated,
-		Errors:        []int{400, 408, 409, 413, 415, 503},
+		Errors:        []int{400, 408, 409, 413, 415},
 	}, s.createUser)
 	register(s, known, huma.Operation{
 		OperationID: "get-user",
 		Method:      http.MethodGet,
 		Path:        "/users/{id}",
 		Summary:     "Get a user",
-		Errors:      []int{404, 503},
+		Errors:      []int{404},
 		// A malformed id names no user: 404, as for any other id that does not.
 		SkipValidateParams: true,
 	}, s.getUser)
 }
 
 // register adds an operation for those with access a. The error of fn becomes a [Problem] here and nowhere
-// else, and the request's time is bounded here.
+// else, and the request's time is bounded here. Who may post without a token signs up or
+// logs in, which one network address may not do too often.
 func register[I, O any](s *Server, a access, op huma.Operation, fn func(context.Context, *I) (*O, error)) {
 	op.SkipValidateBody = true // jsonBody is stricter
 	op.MaxBodyBytes = maxBody + 1
 	op.BodyReadTimeout = s.bodyTimeout
-	if a != open {
+	op.Errors = append(op.Errors, http.StatusServiceUnavailable)
+	switch {
+	case a != open:
 		op.Middlewares = append(op.Middlewares, s.authorize(a))
 		op.Security = []map[string][]string{{"token": {}}}
 		op.Errors = append(op.Errors, http.StatusUnauthorized, http.StatusForbidden)
+	case op.Method == http.MethodPost:
+		op.Middlewares = append(op.Middlewares, s.limitAddress)
+		op.Errors = append(op.Errors, http.StatusTooManyRequests)
 	}
+	admission := s.admission(op.OperationID)
 	huma.Register(s.api, op, func(ctx context.Context, in *I) (*O, error) {
 		ctx, cancel := context.WithTimeout(ctx, s.timeout)
 		defer cancel()
-		out, err := fn(ctx, in)
+		out, err := admitted(ctx, admission, in, fn)
 		if err != nil {
 			return nil, s.problem(ctx, op.Method+" "+op.Path, err)
 		}
 		return out, nil
 	})
+}
+
+// admitted calls fn once admission lets it. The body has arrived by then: who sends it
+// slowly takes no place.
+func admitted[I, O any](ctx context.Context, a *admission, in *I, fn func(context.Context, *I) (*O, error)) (out *O, err error) {
+	leave, err := a.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	usual := false
+	defer func() { leave(usual) }()
+	out, err = fn(ctx, in)
+	usual = err == nil
+	return out, err
 }
 
 func apiConfig() huma.Config {

@@ -43,6 +43,9 @@ func (s *Server) createUser(ctx context.Context, in *createUserInput) (*createUs
 	if invalid := n.check(); invalid != nil {
 		return nil, invalidFields(invalid)
 	}
+	if err := s.limitAccount(ctx, n.Email); err != nil {
+		return nil, err
+	}
 	// First, so that no transaction stays open meanwhile.
 	hash, err := s.hasher.hash(ctx, n.Password)
 	if err != nil {

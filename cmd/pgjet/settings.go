@@ -39,6 +39,7 @@ type settings struct {
 	adminAddr   string
 	logLevel    slog.Level
 
+	trustedProxies []string
 	inboxRetention time.Duration
 }
 
