@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"github.com/failsafe-go/failsafe-go/adaptivelimiter"
 )
 
@@ -15,7 +17,7 @@ const (
 	leastAdmitted = 20
 	// admissionWait is how long a request waits for others to end. Who waits longer than
 	// it takes to ask again only keeps others waiting.
-	admissionWait = 500 * time.Millisecond
+	admissionWait = 250 * time.Millisecond
 )
 
 // errOverloaded says that too many requests are being worked on.
@@ -23,7 +25,7 @@ var errOverloaded = errors.New("too many requests at a time")
 
 // An admission bounds how many requests of one operation are worked on at a time. It
 // raises the bound as long as they take as long as they used to, and lowers it when
-// they take longer. About twice as many more wait for a moment.
+// they take longer. As many more wait for a moment.
 //
 // Each operation has one of its own: its requests take about the same time, so that
 // slower means busier, and who signs up keeps nobody from reading.
@@ -48,8 +50,20 @@ func (a *admission) tune(most int) {
 	a.current.Store(&limiter{most: most, AdaptiveLimiter: adaptivelimiter.NewBuilder[any]().
 		WithLimits(least, uint(most), least).
 		WithMaxLimitStabilizationWindow(10*time.Second).
-		WithQueueing(2, 3).
+		WithQueueing(1, 2).
 		Build()})
+}
+
+// full refuses a request before its body is read, if there is no room anyway.
+func (s *Server) full(a *admission) func(huma.Context, func(huma.Context)) {
+	return func(ctx huma.Context, next func(huma.Context)) {
+		if a.current.Load().CanAcquirePermit() {
+			next(ctx)
+			return
+		}
+		_, w := humago.Unwrap(ctx)
+		writeProblem(w, s.refusal(ctx.Context(), errOverloaded))
+	}
 }
 
 // enter returns once the request may go on. Its end is told with leave; only if it was

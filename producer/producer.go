@@ -29,7 +29,7 @@
 //   - 429 rate_limited, with the time after which to try again: sign-ups and log-ins of one
 //     network address (IPv4, or the /64 of IPv6), and those with one mail address.
 //   - 503 overloaded: requests of one operation that are worked on at a time. The bound
-//     follows how long they take; a few more wait for up to half a second.
+//     follows how long they take; a few more wait for a quarter of a second.
 //   - 503 busy: passwords that are hashed at a time, and transactions, which leave a
 //     quarter of the pool's connections to reads.
 //   - Every request has 5 s, and 5 s more for its body to arrive.
@@ -172,6 +172,8 @@ func register[I, O any](s *Server, a access, op huma.Operation, fn func(context.
 	op.MaxBodyBytes = maxBody + 1
 	op.BodyReadTimeout = s.bodyTimeout
 	op.Errors = append(op.Errors, http.StatusServiceUnavailable)
+	admission := s.admission(op.OperationID)
+	op.Middlewares = append(op.Middlewares, s.full(admission))
 	switch {
 	case a != open:
 		op.Middlewares = append(op.Middlewares, s.authorize(a))
@@ -181,7 +183,6 @@ func register[I, O any](s *Server, a access, op huma.Operation, fn func(context.
 		op.Middlewares = append(op.Middlewares, s.limitAddress)
 		op.Errors = append(op.Errors, http.StatusTooManyRequests)
 	}
-	admission := s.admission(op.OperationID)
 	huma.Register(s.api, op, func(ctx context.Context, in *I) (*O, error) {
 		ctx, cancel := context.WithTimeout(ctx, s.timeout)
 		defer cancel()
