@@ -50,6 +50,7 @@ func (a *admission) tune(most int) {
 	a.current.Store(&limiter{most: most, AdaptiveLimiter: adaptivelimiter.NewBuilder[any]().
 		WithLimits(least, uint(most), least).
 		WithMaxLimitStabilizationWindow(10*time.Second).
+		WithBaselineWindow(100). // seconds, about: a bad minute is not yet what is usual
 		WithQueueing(1, 2).
 		Build()})
 }
