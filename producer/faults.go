@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"strings"
 
@@ -27,18 +26,42 @@ func (s *Server) problem(ctx context.Context, route string, err error) *Problem 
 	if errors.Is(ctx.Err(), context.Canceled) && errors.Is(err, context.Canceled) {
 		return newProblem(499, "client_closed_request", "The client went away.") // nobody reads it
 	}
-	p, level := internalProblem(), slog.LevelError
+	if p := s.refusal(ctx, err); p != nil {
+		return p
+	}
+	p := internalProblem()
 	switch {
-	case errors.Is(err, errBusy):
-		p = unavailableProblem("busy", "Too many people sign up or log in at the moment. Try again.")
-		level = slog.LevelWarn
 	case errors.Is(err, errOutcomeUnknown):
 		p = unavailableProblem("outcome_unknown", "The connection to the database broke: the request may have been carried out, or not. A sign-up with an Idempotency-Key can be sent again as it was.")
 	case unavailable(err):
 		p = unavailableProblem("database_unavailable", "The database is not available. Nothing was stored. Try again.")
 	}
 	trace.SpanFromContext(ctx).SetAttributes(attribute.String("error.type", p.Code))
-	s.log.Log(ctx, level, "request failed", "route", route, "trace_id", traceID(ctx), "code", p.Code, "err", redact(err))
+	s.log.ErrorContext(ctx, "request failed", "route", route, "trace_id", traceID(ctx), "code", p.Code, "err", redact(err))
+	return p
+}
+
+// refusal returns the problem of a request that was refused to stay up, and nil if err is
+// something else. Such requests are counted. They are many, so not each is logged.
+func (s *Server) refusal(ctx context.Context, err error) *Problem {
+	var p *Problem
+	cause := ""
+	switch {
+	case errors.Is(err, errOverloaded):
+		cause, p = "overloaded", unavailableProblem("overloaded", "The service has more to do than it can. Nothing was stored. Try again.")
+	case errors.Is(err, errBusy):
+		cause, p = "hashes", unavailableProblem("busy", "Too many people sign up or log in at the moment. Nothing was stored. Try again.")
+	case errors.Is(err, errDatabaseBusy):
+		cause, p = "transactions", unavailableProblem("busy", "Too much is being stored at the moment. Nothing was stored. Try again.")
+	default:
+		return nil
+	}
+	s.metrics.refuse(ctx, cause)
+	trace.SpanFromContext(ctx).SetAttributes(attribute.String("error.type", p.Code))
+	s.warning.Do(func() {
+		s.log.WarnContext(ctx, "refusing requests: more come than can be answered; raise users.requests or users.hashes, or add processes",
+			"cause", cause, "code", p.Code, "trace_id", traceID(ctx))
+	})
 	return p
 }
 

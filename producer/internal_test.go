@@ -45,19 +45,36 @@ func answerTo(t *testing.T, s *Server, method, path, body string) (*http.Respons
 	return res, string(b)
 }
 
+// takeHashes takes all turns to hash until release. Others wait for theirs so long.
+func takeHashes(t *testing.T, s *Server, wait time.Duration) (release func()) {
+	t.Helper()
+	tuning := DefaultTuning()
+	tuning.HashWait = wait
+	s.Tune(tuning)
+	var leave []func()
+	for range tuning.Hashes {
+		l, err := s.hasher.turn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		leave = append(leave, l)
+	}
+	return func() {
+		for _, l := range leave {
+			l()
+		}
+	}
+}
+
 // TestBusy takes all turns to hash.
 func TestBusy(t *testing.T) {
 	s := New(testenv.Postgres(t), testIssuer(t), testenv.Logger(t))
-	s.hasher.wait = 10 * time.Millisecond
-	n := int64(0)
-	for s.hasher.slots.TryAcquire(1) {
-		n++
-	}
+	release := takeHashes(t, s, 10*time.Millisecond)
 	res, body := answerTo(t, s, "POST", "/users", goodBody)
 	if res.StatusCode != 503 || !strings.Contains(body, `"code":"busy"`) || res.Header.Get("Retry-After") != "1" {
 		t.Errorf("with no turn free: %d %s, Retry-After %q, want 503 busy, 1", res.StatusCode, body, res.Header.Get("Retry-After"))
 	}
-	s.hasher.slots.Release(n)
+	release()
 	if res, body := answerTo(t, s, "POST", "/users", goodBody); res.StatusCode != 201 {
 		t.Errorf("with turns free: %d %s, want 201", res.StatusCode, body)
 	}
@@ -66,10 +83,7 @@ func TestBusy(t *testing.T) {
 // TestClientLeaves has a client give up while it waits for its turn.
 func TestClientLeaves(t *testing.T) {
 	s := New(testenv.Postgres(t), testIssuer(t), slog.New(slog.DiscardHandler))
-	for s.hasher.slots.TryAcquire(1) {
-		continue
-	}
-	s.hasher.wait = time.Minute
+	defer takeHashes(t, s, time.Minute)()
 	s.timeout = time.Minute
 	left := make(chan struct{})
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -110,11 +124,7 @@ func TestSlowBody(t *testing.T) {
 		t.Errorf("answer = %s, want 408 body_timeout", answer)
 	}
 
-	n := int64(0)
-	for s.hasher.slots.TryAcquire(1) {
-		n++
-	}
-	time.AfterFunc(400*time.Millisecond, func() { s.hasher.slots.Release(n) })
+	time.AfterFunc(400*time.Millisecond, takeHashes(t, s, time.Minute))
 	if res, body := answerTo(t, s, "POST", "/users", goodBody); res.StatusCode != 201 {
 		t.Errorf("handler slower than the body's deadline: %d %s, want 201", res.StatusCode, body)
 	}
@@ -219,10 +229,7 @@ func TestLogInNeedsATurn(t *testing.T) {
 	if res, body := answerTo(t, s, "POST", "/users", goodBody); res.StatusCode != 201 {
 		t.Fatalf("sign-up: %d %s", res.StatusCode, body)
 	}
-	s.hasher.wait = 10 * time.Millisecond
-	for s.hasher.slots.TryAcquire(1) {
-		continue
-	}
+	defer takeHashes(t, s, 10*time.Millisecond)()
 	for _, email := range []string{"ann@example.com", "bob@example.com"} {
 		res, body := answerTo(t, s, "POST", "/sessions", `{"email":"`+email+`","password":"correct horse battery"}`)
 		if res.StatusCode != 503 || !strings.Contains(body, `"code":"busy"`) || res.Header.Get("Retry-After") != "1" {

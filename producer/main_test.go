@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -53,10 +54,25 @@ func token(t *testing.T, id string, roles ...string) string {
 	return s
 }
 
-// serve starts the user service on db.
+// serve starts the user service on db. One may sign up as often as one likes.
 func serve(t *testing.T, db *pgxpool.Pool) *httptest.Server {
 	t.Helper()
-	srv := httptest.NewServer(producer.New(db, issuer, testenv.Logger(t)))
+	return serveTo(t, db, testenv.Logger(t))
+}
+
+// quiet is serve without a log.
+func quiet(t *testing.T, db *pgxpool.Pool) *httptest.Server {
+	t.Helper()
+	return serveTo(t, db, slog.New(slog.DiscardHandler))
+}
+
+func serveTo(t *testing.T, db *pgxpool.Pool, log *slog.Logger) *httptest.Server {
+	t.Helper()
+	api := producer.New(db, issuer, log)
+	tuning := producer.DefaultTuning()
+	tuning.PerAddress, tuning.PerAccount = 0, 0
+	api.Tune(tuning)
+	srv := httptest.NewServer(api)
 	t.Cleanup(srv.Close)
 	return srv
 }

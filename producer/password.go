@@ -6,10 +6,10 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/alexedwards/argon2id"
-	"golang.org/x/sync/semaphore"
 )
 
 // hashParams are OWASP's minimum for argon2id: 19 MiB, two passes, one lane.
@@ -31,48 +31,68 @@ var nobodysHash = func() string {
 		base64.RawStdEncoding.EncodeToString(salt), base64.RawStdEncoding.EncodeToString(key))
 }()
 
+// hashLine is how many wait in line for each slot: as long as patience lasts, about.
+const hashLine = 32
+
 // errBusy says that all hashing slots stayed taken.
 var errBusy = errors.New("no turn to hash a password")
 
 // A hasher hashes passwords, as many at a time as it has slots. Each hash keeps a
 // processor and 19 MiB busy: without a bound, sign-ups would push out all else.
-type hasher struct {
-	slots *semaphore.Weighted
+type hasher struct{ turns atomic.Pointer[hashTurns] }
+
+type hashTurns struct {
+	*gate
+	slots int
 	wait  time.Duration // for a slot
 }
 
-// hash returns the argon2id hash of password in PHC form. It returns [errBusy] if
-// there is no slot within h.wait, and ctx's error if ctx ends while it waits.
+// tune changes how many hash at a time. Who has a turn keeps it.
+func (h *hasher) tune(slots int, wait time.Duration) {
+	now := hashTurns{slots: slots, wait: wait}
+	if old := h.turns.Load(); old != nil && old.slots == slots {
+		now.gate = old.gate
+	} else {
+		now.gate = newGate(slots, slots*hashLine)
+	}
+	h.turns.Store(&now)
+}
+
+// turn waits for a turn to hash, which ends with leave. It returns [errBusy] if there is none in
+// time or too many wait for one, and ctx's error if ctx is cancelled.
+func (h *hasher) turn(ctx context.Context) (leave func(), err error) {
+	turns := h.turns.Load()
+	leave, err = turns.enter(ctx, turns.wait)
+	if errors.Is(err, errFull) {
+		return nil, errBusy
+	}
+	if err != nil {
+		return nil, fmt.Errorf("wait for a turn to hash: %w", err)
+	}
+	return leave, nil
+}
+
+// hash returns the argon2id hash of password in PHC form. Its errors are those of turn.
 func (h *hasher) hash(ctx context.Context, password string) (string, error) {
-	if err := h.acquire(ctx); err != nil {
+	leave, err := h.turn(ctx)
+	if err != nil {
 		return "", err
 	}
-	defer h.slots.Release(1)
+	defer leave()
 	return argon2id.CreateHash(password, &hashParams)
 }
 
 // verify reports whether hash is one of password, and whether it was made with
 // other parameters than hash would use. It waits for a slot as hash does.
 func (h *hasher) verify(ctx context.Context, password, hash string) (match, outdated bool, err error) {
-	if err := h.acquire(ctx); err != nil {
+	leave, err := h.turn(ctx)
+	if err != nil {
 		return false, false, err
 	}
-	defer h.slots.Release(1)
+	defer leave()
 	match, params, err := argon2id.CheckHash(password, hash)
 	if err != nil {
 		return false, false, fmt.Errorf("compare a password: %w", err)
 	}
 	return match, *params != hashParams, nil
-}
-
-func (h *hasher) acquire(ctx context.Context) error {
-	waiting, cancel := context.WithTimeout(ctx, h.wait)
-	defer cancel()
-	if h.slots.Acquire(waiting, 1) == nil {
-		return nil
-	}
-	if ctx.Err() != nil {
-		return fmt.Errorf("wait for a turn to hash: %w", ctx.Err())
-	}
-	return errBusy
 }

@@ -71,6 +71,23 @@
 // the reason is in the log at level debug. Nobody can take a token back: it speaks for
 // its user, with the roles of the log-in, until it expires.
 //
+// # Overload
+//
+// What the service cannot do in time it refuses at once, so that the rest is done as
+// fast as ever. Five bounds stand one behind the other; [Tuning] has their sizes:
+//
+//   - 429 rate_limited, with the time after which to try again: sign-ups and log-ins of one
+//     network address (IPv4, or the /64 of IPv6), and those with one mail address.
+//   - 503 overloaded: requests of one operation that are worked on at a time. The bound
+//     follows how long they take; a few more wait for a quarter of a second.
+//   - 503 busy: passwords that are hashed at a time, and transactions, which leave a
+//     quarter of the pool's connections to reads.
+//   - Every request has 5 s, and 5 s more for its body to arrive.
+//   - A body has 64 KiB.
+//
+// Who is refused has changed nothing. Behind a proxy, set Server.Proxies, or all clients
+// count as one.
+//
 // # Traces and logs
 //
 // Requests continue the trace of an incoming traceparent, and every answer
@@ -83,7 +100,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
-	"runtime"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -92,7 +109,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
-	"golang.org/x/sync/semaphore"
+	"golang.org/x/time/rate"
 
 	"github.com/pgjet/pgjet/internal/auth"
 )
@@ -101,11 +118,10 @@ const (
 	maxBody        = 64 << 10        // bytes of a request's body
 	requestTimeout = 5 * time.Second // for hash and database together
 	bodyTimeout    = 5 * time.Second // for the body to arrive
-	hashWait       = 2 * time.Second // for a turn to hash
 )
 
-// A Server is the HTTP handler of the user service. It is safe for concurrent use. Its
-// state is db's: several may serve the same one.
+// A Server is the HTTP handler of the user service. It is safe for concurrent use
+// and holds no state but db's, and the counts of its limits.
 type Server struct {
 	// Committed, unless it is nil, is called after each transaction that appended
 	// an event. It must not block. Set it before the first request.
@@ -113,18 +129,28 @@ type Server struct {
 	// Verifier says for whom a token speaks; at first, it knows the issuer's own. Set it
 	// before the first request.
 	Verifier *auth.Verifier
+	// Proxies are the networks of the proxies before this service: what they say in
+	// X-Forwarded-For counts, and nobody else's. Set it before the first request.
+	Proxies []netip.Prefix
 
 	issuer      *auth.Issuer
-	tuning      atomic.Pointer[Tuning]
-	db          *pgxpool.Pool
+	db          *database
 	log         *slog.Logger
 	mux         *http.ServeMux
 	api         huma.API
 	handler     http.Handler
-	hasher      *hasher
 	inFlight    sync.Map // keys of the requests with an Idempotency-Key
 	timeout     time.Duration
 	bodyTimeout time.Duration
+
+	tuning     atomic.Pointer[Tuning]
+	mu         sync.Mutex // of Tune, and of admissions
+	admissions []*admission
+	hasher     *hasher
+	addresses  *rateLimit
+	accounts   *rateLimit
+	metrics    *metrics
+	warning    rate.Sometimes // about overload
 }
 
 // New returns the user service on db, whose schemas must be migrated before the
@@ -140,17 +166,19 @@ func newServer(db *pgxpool.Pool, issuer *auth.Issuer, log *slog.Logger, bodyTime
 	s := &Server{
 		Verifier: issuer.Verifier(),
 
-		issuer: issuer,
-		db:     db,
-		log:    log,
-		mux:    http.NewServeMux(),
-		hasher: &hasher{
-			slots: semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0))),
-			wait:  hashWait,
-		},
+		issuer:      issuer,
+		db:          newDatabase(db),
+		log:         log,
+		mux:         http.NewServeMux(),
 		timeout:     requestTimeout,
 		bodyTimeout: bodyTimeout,
+
+		hasher:    &hasher{},
+		addresses: newRateLimit(),
+		accounts:  newRateLimit(),
+		warning:   rate.Sometimes{Interval: 10 * time.Second},
 	}
+	s.metrics = newMetrics(s)
 	s.Tune(DefaultTuning())
 	s.api = humago.New(s.mux, apiConfig())
 	s.api.UseMiddleware(requireJSON)
@@ -230,25 +258,47 @@ func (s *Server) routes() {
 }
 
 // register adds an operation for those with access a. The error of fn becomes a [Problem] here and nowhere
-// else, and the request's time is bounded here.
+// else, and the request's time is bounded here. Who may post without a token signs up or
+// logs in, which one network address may not do too often.
 func register[I, O any](s *Server, a access, op huma.Operation, fn func(context.Context, *I) (*O, error)) {
 	op.SkipValidateBody = true // jsonBody is stricter
 	op.MaxBodyBytes = maxBody + 1
 	op.BodyReadTimeout = s.bodyTimeout
-	if a != open {
+	op.Errors = append(op.Errors, http.StatusServiceUnavailable)
+	admission := s.admission(op.OperationID)
+	op.Middlewares = append(op.Middlewares, s.full(admission))
+	switch {
+	case a != open:
 		op.Middlewares = append(op.Middlewares, s.authorize(a))
 		op.Security = []map[string][]string{{"token": {}}}
 		op.Errors = append(op.Errors, http.StatusUnauthorized, http.StatusForbidden)
+	case op.Method == http.MethodPost:
+		op.Middlewares = append(op.Middlewares, s.limitAddress)
+		op.Errors = append(op.Errors, http.StatusTooManyRequests)
 	}
 	huma.Register(s.api, op, func(ctx context.Context, in *I) (*O, error) {
 		ctx, cancel := context.WithTimeout(ctx, s.timeout)
 		defer cancel()
-		out, err := fn(ctx, in)
+		out, err := admitted(ctx, admission, in, fn)
 		if err != nil {
 			return nil, s.problem(ctx, op.Method+" "+op.Path, err)
 		}
 		return out, nil
 	})
+}
+
+// admitted calls fn once admission lets it. The body has arrived by then: who sends it
+// slowly takes no place.
+func admitted[I, O any](ctx context.Context, a *admission, in *I, fn func(context.Context, *I) (*O, error)) (out *O, err error) {
+	leave, err := a.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	usual := false
+	defer func() { leave(usual) }()
+	out, err = fn(ctx, in)
+	usual = err == nil
+	return out, err
 }
 
 func apiConfig() huma.Config {

@@ -17,8 +17,7 @@ import (
 func (s *Server) serve(rw http.ResponseWriter, r *http.Request) {
 	w := &response{ResponseWriter: rw}
 	h := w.Header()
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Cache-Control", "no-store")
+	s.secure(h, r)
 	if tp := traceparent(r); tp != "" {
 		h.Set("Traceparent", tp)
 	}
@@ -36,6 +35,19 @@ func (s *Server) serve(rw http.ResponseWriter, r *http.Request) {
 			"This path does not know the request's method."))
 	default:
 		writeProblem(w, newProblem(http.StatusNotFound, "not_found", "There is nothing at this path."))
+	}
+}
+
+// secure sets the headers that keep a browser from making anything of an answer but what
+// it is. Nobody may look at one in a frame, nor load anything because of it.
+func (s *Server) secure(h http.Header, r *http.Request) {
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cache-Control", "no-store")
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	h.Set("Cross-Origin-Resource-Policy", "same-origin")
+	if r.TLS != nil || s.proxied(r) && r.Header.Get("X-Forwarded-Proto") == "https" {
+		h.Set("Strict-Transport-Security", "max-age=31536000")
 	}
 }
 

@@ -37,6 +37,9 @@ func (s *Server) createSession(ctx context.Context, in *createSessionInput) (*cr
 	if invalid := n.check(); invalid != nil {
 		return nil, invalidFields(invalid)
 	}
+	if err := s.limitAccount(ctx, n.Email); err != nil {
+		return nil, err
+	}
 	a, err := s.accountOf(ctx, n.Email)
 	if err != nil {
 		return nil, fmt.Errorf("find account: %w", err)

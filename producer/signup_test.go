@@ -3,9 +3,7 @@ package producer_test
 import (
 	"bytes"
 	"encoding/json"
-	"log/slog"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -17,7 +15,6 @@ import (
 
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/testenv"
-	"github.com/pgjet/pgjet/producer"
 )
 
 // A record is a row of the outbox, with the transaction that inserted it.
@@ -168,8 +165,7 @@ func TestNoEventNoUser(t *testing.T) {
 // each with other letters in upper case.
 func TestOneAccountForAnAddress(t *testing.T) {
 	db := testenv.Postgres(t)
-	srv := httptest.NewServer(producer.New(db, issuer, slog.New(slog.DiscardHandler))) // who finds no turn to hash is logged
-	defer srv.Close()
+	srv := quiet(t, db) // who finds no turn to hash is logged
 	codes, _ := together(t, 200, func(i int) answer {
 		body := signUp(cased("annabel@example.com", i), "Ann", password)
 		a := post(t, srv, body)

@@ -8,20 +8,34 @@ import (
 // Tuning is what may change while the service runs. The tags name the keys in the
 // section users of the configuration, and the limits of their values.
 type Tuning struct {
-	Requests      int           `koanf:"requests" validate:"min=1,max=100000"`
-	Hashes        int           `koanf:"hashes" validate:"min=1,max=1024"`
-	HashWait      time.Duration `koanf:"hash_wait" validate:"min=0,max=10s"`
-	PerAddress    int           `koanf:"per_address" validate:"min=0"`
-	PerAccount    int           `koanf:"per_account" validate:"min=0"`
+	// Requests is how many requests of one operation are worked on at a time, at most.
+	// How many they really are, the service finds out: fewer when answers get slower.
+	Requests int `koanf:"requests" validate:"min=1,max=100000"`
+	// Hashes is how many passwords are hashed at a time. Each takes a processor and
+	// 19 MiB. For each, up to 32 requests more wait for their turn.
+	Hashes int `koanf:"hashes" validate:"min=1,max=1024"`
+	// HashWait is how long a request waits for its turn to hash, at most; 0 is not at all.
+	HashWait time.Duration `koanf:"hash_wait" validate:"min=0,max=10s"`
+	// PerAddress is how many sign-ups and log-ins a minute one network address may
+	// try, an IPv4 address or the /64 of an IPv6 address; 0 is no limit.
+	PerAddress int `koanf:"per_address" validate:"min=0,max=1000000"`
+	// PerAccount is how many sign-ups and log-ins a minute may be tried with one mail
+	// address, in whatever case its letters are; 0 is no limit.
+	PerAccount int `koanf:"per_account" validate:"min=0,max=1000000"`
+	// TokenLifetime is how long the token from a log-in is valid.
 	TokenLifetime time.Duration `koanf:"token_lifetime" validate:"min=1m,max=1h"`
-	Cache         Cache         `koanf:"cache"`
+	// Cache is for the answers to reads.
+	Cache Cache `koanf:"cache"`
 }
 
 // Cache says for how long answers to reads are kept in this process.
 type Cache struct {
-	Enabled bool          `koanf:"enabled"`
-	TTL     time.Duration `koanf:"ttl" validate:"min=1ms,max=1h"`
-	Size    int           `koanf:"size" validate:"min=1"`
+	// Enabled says whether answers are kept at all.
+	Enabled bool `koanf:"enabled"`
+	// TTL is how long an answer is kept: so old may what a client reads be.
+	TTL time.Duration `koanf:"ttl" validate:"min=1ms,max=1h"`
+	// Size is how many answers are kept.
+	Size int `koanf:"size" validate:"min=1"`
 }
 
 // DefaultTuning returns the values of a service that nobody has tuned.
@@ -37,5 +51,15 @@ func DefaultTuning() Tuning {
 	}
 }
 
-// Tune makes t hold from the next request on. It may be called at any time.
-func (s *Server) Tune(t Tuning) { s.tuning.Store(&t) }
+// Tune makes t hold from the next request on. It may be called at any time. Requests in
+// hand end under the limits under which they began: for a moment, the old and the new
+// ones may add up.
+func (s *Server) Tune(t Tuning) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tuning.Store(&t)
+	s.hasher.tune(t.Hashes, t.HashWait)
+	for _, a := range s.admissions {
+		a.tune(t.Requests)
+	}
+}

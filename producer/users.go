@@ -62,6 +62,9 @@ func (s *Server) createUser(ctx context.Context, in *createUserInput) (*createUs
 	if invalid := n.check(); invalid != nil {
 		return nil, invalidFields(invalid)
 	}
+	if err := s.limitAccount(ctx, n.Email); err != nil {
+		return nil, err
+	}
 	out := &createUserOutput{}
 	var err error
 	if in.Key == "" {

@@ -37,9 +37,9 @@ func startService(t testing.TB, args ...string) *service {
 	return s
 }
 
-func startUsers(t testing.TB, database string) *service {
+func startUsers(t testing.TB, database string, flags ...string) *service {
 	t.Helper()
-	s := startService(t, "users", "--database-url", database, "--addr", anyPort)
+	s := startService(t, append([]string{"users", "--database-url", database, "--addr", anyPort}, flags...)...)
 	s.addr = s.logged("serving the API", "addr")
 	return s
 }

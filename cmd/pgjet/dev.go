@@ -287,6 +287,9 @@ func (d *dev) parts(tel *telemetry.Telemetry) ([]part, error) {
 	}
 	api := producer.New(d.db, issuer, d.log)
 	api.Committed = hint.New(d.nc, d.stream).Committed
+	tuning := producer.DefaultTuning()
+	tuning.PerAddress = 0 // everybody here has one
+	api.Tune(tuning)
 	parts := []part{
 		serveHTTP("users", at[usersPort], api, d.log),
 		watchDatabase(d.db, d.log),

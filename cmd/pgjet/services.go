@@ -3,7 +3,9 @@ package main
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"log/slog"
+	"net/netip"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go"
@@ -26,6 +28,10 @@ func usersCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, log := cmd.Context(), newLogger(cmd.ErrOrStderr(), s.logLevel)
+			proxies, err := parseNetworks(s.trustedProxies)
+			if err != nil {
+				return usagef("--trusted-proxies: %w", err)
+			}
 			db, err := s.pool(ctx, "pgjet-users")
 			if err != nil {
 				return err
@@ -36,6 +42,7 @@ func usersCommand() *cobra.Command {
 				return err
 			}
 			api := producer.New(db, issuer, log)
+			api.Proxies = proxies
 			parts, err := s.remoteKeys(api, log)
 			if err != nil {
 				return err
@@ -61,11 +68,29 @@ func usersCommand() *cobra.Command {
 	s.databaseFlag(f)
 	s.tokenFlags(f)
 	f.StringVar(&s.addr, "addr", "127.0.0.1:7400", "where to serve the API")
+	f.StringSliceVar(&s.trustedProxies, "trusted-proxies", nil, "networks of the proxies before the API, such as 10.0.0.0/8: their X-Forwarded-For counts")
 	f.StringVar(&s.natsURL, "nats-url", "", "NATS servers on which to tell the relay at once; without, it finds events by polling")
 	s.natsCredsFlag(f)
 	s.streamFlag(f)
 	s.processFlags(f)
 	return cmd
+}
+
+// parseNetworks parses networks such as 10.0.0.0/8, and single addresses.
+func parseNetworks(all []string) ([]netip.Prefix, error) {
+	var networks []netip.Prefix
+	for _, one := range all {
+		network, err := netip.ParsePrefix(one)
+		if err != nil {
+			addr, err := netip.ParseAddr(one)
+			if err != nil {
+				return nil, fmt.Errorf("%q is neither a network such as 10.0.0.0/8 nor an address", one)
+			}
+			network = netip.PrefixFrom(addr, addr.BitLen())
+		}
+		networks = append(networks, network.Masked())
+	}
+	return networks, nil
 }
 
 func consumeCommand() *cobra.Command {

@@ -41,6 +41,7 @@ type settings struct {
 
 	tokenKeyFile   string
 	tokenJWKSURL   string
+	trustedProxies []string
 	inboxRetention time.Duration
 }
 

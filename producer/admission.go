@@ -1,0 +1,98 @@
+package producer
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+	"github.com/failsafe-go/failsafe-go/adaptivelimiter"
+)
+
+const (
+	// leastAdmitted is how many requests of an operation are worked on at a time, however
+	// slow they have become: a burst after a calm night is no overload.
+	leastAdmitted = 20
+	// admissionWait is how long a request waits for others to end. Who waits longer than
+	// it takes to ask again only keeps others waiting.
+	admissionWait = 250 * time.Millisecond
+)
+
+// errOverloaded says that too many requests are being worked on.
+var errOverloaded = errors.New("too many requests at a time")
+
+// An admission bounds how many requests of one operation are worked on at a time. It
+// raises the bound as long as they take as long as they used to, and lowers it when
+// they take longer. As many more wait for a moment.
+//
+// Each operation has one of its own: its requests take about the same time, so that
+// slower means busier, and who signs up keeps nobody from reading.
+//
+// It is the one place here that meets failsafe-go, whose API is not yet settled.
+type admission struct {
+	operation string
+	current   atomic.Pointer[limiter]
+}
+
+type limiter struct {
+	adaptivelimiter.AdaptiveLimiter[any]
+	most int
+}
+
+// tune sets the upper bound. The bound below it starts over.
+func (a *admission) tune(most int) {
+	if old := a.current.Load(); old != nil && old.most == most {
+		return
+	}
+	least := uint(min(leastAdmitted, most))
+	a.current.Store(&limiter{most: most, AdaptiveLimiter: adaptivelimiter.NewBuilder[any]().
+		WithLimits(least, uint(most), least).
+		WithMaxLimitStabilizationWindow(10*time.Second).
+		WithBaselineWindow(100). // seconds, about: a bad minute is not yet what is usual
+		WithQueueing(1, 2).
+		Build()})
+}
+
+// full refuses a request before its body is read, if there is no room anyway.
+func (s *Server) full(a *admission) func(huma.Context, func(huma.Context)) {
+	return func(ctx huma.Context, next func(huma.Context)) {
+		if a.current.Load().CanAcquirePermit() {
+			next(ctx)
+			return
+		}
+		_, w := humago.Unwrap(ctx)
+		writeProblem(w, s.refusal(ctx.Context(), errOverloaded))
+	}
+}
+
+// enter returns once the request may go on. Its end is told with leave; only if it was
+// answered as usual does it tell how long requests take. enter returns [errOverloaded] if
+// there are too many, and ctx's error if ctx is cancelled.
+func (a *admission) enter(ctx context.Context) (leave func(usual bool), err error) {
+	permit, err := a.current.Load().AcquirePermitWithMaxWait(ctx, admissionWait)
+	if errors.Is(err, context.Canceled) {
+		return nil, err
+	}
+	if err != nil {
+		return nil, errOverloaded
+	}
+	return func(usual bool) {
+		if usual {
+			permit.Record()
+		} else {
+			permit.Drop()
+		}
+	}, nil
+}
+
+// admission returns a new admission for the operation with this id, under the tuning.
+func (s *Server) admission(operation string) *admission {
+	a := &admission{operation: operation}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a.tune(s.tuning.Load().Requests)
+	s.admissions = append(s.admissions, a)
+	return a
+}

@@ -1,0 +1,322 @@
+package producer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"net/netip"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+func TestRateLimit(t *testing.T) {
+	l, now := newRateLimit(), time.Now()
+	tries := func(who uint64, perMinute int) (n int) {
+		for ; n < 1000 && l.try(who, perMinute, now) == 0; n++ {
+			continue
+		}
+		return n
+	}
+	if n := tries(1, 10); n != 10 {
+		t.Errorf("%d tries at once with 10 a minute, want 10", n)
+	}
+	if wait := l.try(1, 10, now); wait != 6*time.Second {
+		t.Errorf("the next try is possible after %s, want 6s", wait)
+	}
+	if n := tries(2, 10); n != 10 {
+		t.Errorf("%d tries of somebody else, want 10", n)
+	}
+	now = now.Add(6 * time.Second)
+	if n := tries(1, 10); n != 1 {
+		t.Errorf("%d tries 6 s later, want 1", n)
+	}
+	if n := tries(1, 0); n != 1000 {
+		t.Errorf("%d tries without a limit, want as many as one likes", n)
+	}
+	now = now.Add(time.Hour)
+	if n := tries(1, 10); n != 10 {
+		t.Errorf("%d tries an hour later, want 10", n)
+	}
+	if n := tries(1, 60); n != 0 {
+		t.Errorf("%d tries at once when the limit was raised to 60, want none: they come back faster", n)
+	}
+	now = now.Add(time.Second)
+	if n := tries(1, 60); n != 1 {
+		t.Errorf("%d tries a second after the limit was raised to 60, want 1", n)
+	}
+	now = now.Add(time.Hour)
+	if n := tries(1, 5); n != 5 {
+		t.Errorf("%d tries after it was lowered to 5, want 5", n)
+	}
+}
+
+// TestRateLimitBoundsMemory has a million addresses try once. Memory stays bounded, and
+// who has used up their tries is not forgotten for it.
+func TestRateLimitBoundsMemory(t *testing.T) {
+	l, now := newRateLimit(), time.Now()
+	const busy = math.MaxUint64
+	for l.try(busy, 60, now) == 0 {
+		continue
+	}
+	before := heap()
+	for who := range uint64(1_000_000) {
+		l.try(who*0x9e3779b97f4a7c15, 60, now)
+	}
+	if grown := heap() - before; grown > 32<<20 || len(l.left) > l.most {
+		t.Errorf("after a million addresses, %d are remembered in %d MiB, want at most %d in 32 MiB", len(l.left), grown>>20, l.most)
+	} else {
+		t.Logf("%d addresses are remembered in %.1f MiB", len(l.left), float64(grown)/(1<<20))
+	}
+	if l.try(busy, 60, now) == 0 {
+		t.Error("who had no try left was forgotten")
+	}
+}
+
+func heap() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+func TestClientNetwork(t *testing.T) {
+	proxies := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")}
+	for _, tt := range []struct {
+		remote  string
+		forward []string
+		want    string
+	}{
+		{"192.0.2.1:1234", nil, "192.0.2.1/32"},
+		{"[::ffff:192.0.2.1]:1234", nil, "192.0.2.1/32"},
+		{"[2001:db8:1:2:3:4:5:6]:1234", nil, "2001:db8:1:2::/64"},
+		{"[fe80::1%eth0]:1234", nil, "fe80::/64"},
+		{"192.0.2.1:1234", []string{"198.51.100.7"}, "192.0.2.1/32"},
+		{"10.0.0.1:1234", nil, "10.0.0.1/32"},
+		{"10.0.0.1:1234", []string{"198.51.100.7"}, "198.51.100.7/32"},
+		{"10.0.0.1:1234", []string{"203.0.113.9, 198.51.100.7"}, "198.51.100.7/32"},
+		{"10.0.0.1:1234", []string{"203.0.113.9", "198.51.100.7"}, "198.51.100.7/32"},
+		{"10.0.0.1:1234", []string{"203.0.113.9, 198.51.100.7,10.1.1.1 , fd00::1"}, "198.51.100.7/32"},
+		{"10.0.0.1:1234", []string{"198.51.100.7:4321"}, "198.51.100.7/32"},
+		{"10.0.0.1:1234", []string{"[2001:db8::1]:4321"}, "2001:db8::/64"},
+		{"10.0.0.1:1234", []string{"::ffff:198.51.100.7"}, "198.51.100.7/32"},
+		{"10.0.0.1:1234", []string{"10.0.0.3, 10.0.0.2"}, "10.0.0.3/32"},
+		{"10.0.0.1:1234", []string{"203.0.113.9, unknown, 10.0.0.2"}, "10.0.0.2/32"},
+		{"10.0.0.1:1234", []string{""}, "10.0.0.1/32"},
+		{"10.0.0.1:1234", []string{strings.Repeat(",", 10_000)}, "10.0.0.1/32"},
+		{"@", []string{"198.51.100.7"}, "invalid Prefix"},
+	} {
+		r := &http.Request{RemoteAddr: tt.remote, Header: http.Header{"X-Forwarded-For": tt.forward}}
+		if got := clientNetwork(r, proxies).String(); got != tt.want {
+			t.Errorf("%s, X-Forwarded-For %.60q: %s, want %s", tt.remote, tt.forward, got, tt.want)
+		}
+	}
+}
+
+func TestGate(t *testing.T) {
+	g := newGate(2, 1)
+	enter := func(wait time.Duration) func() {
+		t.Helper()
+		leave, err := g.enter(t.Context(), wait)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return leave
+	}
+	refused := func(ctx context.Context, wait time.Duration, want error) {
+		t.Helper()
+		if _, err := g.enter(ctx, wait); !errors.Is(err, want) {
+			t.Errorf("enter = %v, want %v", err, want)
+		}
+	}
+	first, second := enter(0), enter(0)
+	refused(t.Context(), 0, errFull)
+	refused(t.Context(), time.Millisecond, errFull)
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	refused(gone, time.Minute, context.Canceled)
+	late, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	refused(late, time.Minute, errFull)
+
+	third := make(chan func())
+	go func() {
+		leave, err := g.enter(t.Context(), time.Minute)
+		if err != nil {
+			t.Error(err)
+		}
+		third <- leave
+	}()
+	testenv.Eventually(t, 10*time.Second, "one stands in line", func() bool { return g.present.Load() == 3 })
+	began := time.Now()
+	refused(t.Context(), time.Minute, errFull)
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("a full line took %s to say no", took)
+	}
+	first()
+	first() // gives nothing back again
+	(<-third)()
+	second()
+	if n := g.present.Load(); n != 0 {
+		t.Errorf("%d are inside after all have left", n)
+	}
+}
+
+// TestTuneHashes changes the number of slots while passwords are being hashed.
+func TestTuneHashes(t *testing.T) {
+	h := &hasher{}
+	for _, slots := range []int{1, 3, 2} {
+		h.tune(slots, 0)
+		var leave []func()
+		for {
+			l, err := h.turn(t.Context())
+			if err != nil {
+				break
+			}
+			leave = append(leave, l)
+		}
+		if len(leave) != slots {
+			t.Errorf("%d turns, want %d", len(leave), slots)
+		}
+		h.tune(slots, time.Millisecond) // another wait, the same slots
+		if _, err := h.turn(t.Context()); !errors.Is(err, errBusy) {
+			t.Errorf("turn = %v after another wait was set, want %v", err, errBusy)
+		}
+		defer func() {
+			for _, l := range leave {
+				l()
+			}
+		}()
+	}
+}
+
+func TestAdmission(t *testing.T) {
+	a := &admission{}
+	a.tune(2)
+	var inside []func(bool)
+	for range 2 {
+		leave, err := a.enter(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		inside = append(inside, leave)
+	}
+	began := time.Now()
+	if _, err := a.enter(t.Context()); !errors.Is(err, errOverloaded) {
+		t.Errorf("enter = %v with no room, want %v", err, errOverloaded)
+	}
+	if waited := time.Since(began); waited < admissionWait/2 {
+		t.Errorf("enter gave up after %s, want it to wait for %s", waited, admissionWait)
+	}
+	next := make(chan error)
+	go func() {
+		_, err := a.enter(t.Context())
+		next <- err
+	}()
+	testenv.Eventually(t, 10*time.Second, "one waits", func() bool { return a.current.Load().Queued() == 1 })
+	inside[0](true)
+	if err := <-next; err != nil {
+		t.Errorf("enter = %v once there was room, want nil", err)
+	}
+	a.tune(1000)
+	if got := a.current.Load().Limit(); got != leastAdmitted {
+		t.Errorf("the limit begins at %d, want %d", got, leastAdmitted)
+	}
+	inside[1](false) // of the limiter before
+}
+
+// TestAdmissionFollowsDelay has more requests come than there is room for. The limit
+// rises while they are answered in the same time, and falls when they take longer.
+func TestAdmissionFollowsDelay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &admission{}
+		a.tune(1000)
+		var took atomic.Int64 // ns
+		took.Store(int64(10 * time.Millisecond))
+		ctx, cancel := context.WithCancel(t.Context())
+		defer synctest.Wait()
+		defer cancel()
+		for range 150 {
+			go func() {
+				for ctx.Err() == nil {
+					leave, err := a.enter(ctx)
+					if err != nil {
+						time.Sleep(time.Millisecond)
+						continue
+					}
+					time.Sleep(time.Duration(took.Load()))
+					leave(true)
+				}
+			}()
+		}
+		time.Sleep(2 * time.Minute)
+		high := a.current.Load().Limit()
+		took.Store(int64(200 * time.Millisecond))
+		low := high
+		for range 60 {
+			time.Sleep(time.Second)
+			low = min(low, a.current.Load().Limit())
+		}
+		t.Logf("the limit rose to %d, and fell to %d", high, low)
+		if high < 2*leastAdmitted || low > high*9/10 {
+			t.Errorf("the limit rose from %d to %d, and fell to %d; want it to rise and to fall", leastAdmitted, high, low)
+		}
+		cancel()
+		time.Sleep(time.Second) // they end
+	})
+}
+
+// TestTransactionsLeaveRoom has all transactions open: reads still get a connection, and who
+// wants one more transaction is told when time is up.
+func TestTransactionsLeaveRoom(t *testing.T) {
+	cfg := testenv.Postgres(t).Config()
+	cfg.MaxConns = 4
+	db, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	s := New(db, testIssuer(t), testenv.Logger(t))
+	s.timeout = 200 * time.Millisecond
+	var open []pgx.Tx
+	for range 3 {
+		tx, err := s.db.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, tx)
+	}
+	if res, body := answerTo(t, s, "POST", "/users", goodBody); res.StatusCode != 503 || !strings.Contains(body, `"busy"`) || res.Header.Get("Retry-After") != "1" {
+		t.Errorf("a sign-up with no transaction free: %d %s, want 503 busy", res.StatusCode, body)
+	}
+	n := 0
+	if err := s.db.QueryRow(t.Context(), `select 1`).Scan(&n); err != nil {
+		t.Errorf("a read with no transaction free: %v", err)
+	}
+	for _, tx := range open {
+		if err := tx.Rollback(t.Context()); err != nil {
+			t.Error(err)
+		}
+		_ = tx.Rollback(t.Context()) // gives nothing back again
+	}
+	if n := s.db.changes.present.Load(); n != 0 {
+		t.Errorf("%d transactions are counted, want none", n)
+	}
+	s.timeout = requestTimeout
+	for i := range 5 {
+		body := fmt.Sprintf(`{"email":"u%d@example.com","name":"Ann","password":"correct horse battery"}`, i)
+		if res, body := answerTo(t, s, "POST", "/users", body); res.StatusCode != 201 {
+			t.Errorf("with transactions free again: %d %s, want 201", res.StatusCode, body)
+		}
+	}
+}

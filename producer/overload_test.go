@@ -1,0 +1,241 @@
+package producer
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/alexedwards/argon2id"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/sdk/trace"
+
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// chaos is 0 in the short lane. In the long one, make chaos, it multiplies what is done.
+var chaos = func() float64 {
+	n, err := strconv.ParseFloat(os.Getenv("PGJET_CHAOS"), 64)
+	if err != nil || n < 0 {
+		return 0
+	}
+	return n
+}()
+
+// TestChaosOverload finds out how many sign-ups a second the service can do, and then
+// sends three times as many, whatever it answers. It must still do four fifths of what
+// it can, and tell the others soon.
+func TestChaosOverload(t *testing.T) {
+	real := otel.GetTracerProvider()
+	otel.SetTracerProvider(trace.NewTracerProvider()) // nobody collects a million spans
+	defer otel.SetTracerProvider(real)
+	t.Run("slow disk", func(t *testing.T) {
+		cheapHash(t)
+		db := testenv.Postgres(t)
+		if _, err := db.Exec(t.Context(), `
+			create function users.slow() returns trigger language plpgsql as $$ begin perform pg_sleep(0.04); return new; end $$;
+			create trigger slow before insert on users.users for each row execute function users.slow()`); err != nil {
+			t.Fatal(err)
+		}
+		testOverload(t, db, max(3*time.Second, time.Duration(chaos*float64(10*time.Second))))
+	})
+	// What these two measure are the processors, which other tests may keep busy.
+	for name, hash := range map[string]func(*testing.T){"real hash": func(*testing.T) {}, "cheap hash": cheapHash} {
+		t.Run(name, func(t *testing.T) {
+			if chaos == 0 {
+				t.Skip("in the long lane only: make chaos")
+			}
+			hash(t)
+			testOverload(t, testenv.Postgres(t), time.Duration(chaos*float64(20*time.Second)))
+		})
+	}
+}
+
+// cheapHash lets hashing take next to no time.
+func cheapHash(t *testing.T) {
+	t.Helper()
+	real := hashParams
+	hashParams = argon2id.Params{Memory: 64, Iterations: 1, Parallelism: 1, SaltLength: 16, KeyLength: 32}
+	t.Cleanup(func() { hashParams = real })
+}
+
+// testOverload goes three rounds at most: another program that takes the processors
+// between the two measurements makes goodput look bad, but hardly three times.
+func testOverload(t *testing.T, db *pgxpool.Pool, long time.Duration) {
+	l := newLoad(t, db)
+	for round := 1; ; round++ {
+		peak := 0.0
+		for _, clients := range []int{4, 8, 16, 32} {
+			got := l.closed(clients, long/2)
+			t.Logf("%2d clients: %s", clients, got)
+			peak = max(peak, got.goodput())
+		}
+		got := l.open(3*peak, long)
+		t.Logf("peak %.0f/s, offered %.0f/s: %s; goodput is %.0f %% of the peak", peak, 3*peak, got, 100*got.goodput()/peak)
+		if len(got.failed) > 0 {
+			t.Errorf("other answers than 201 and 503: %v", got.failed)
+		}
+		if got.goodput() >= 0.8*peak {
+			return
+		}
+		if round == 3 {
+			t.Fatalf("goodput under three times the load is %.0f/s, want at least 80 %% of the peak of %.0f/s", got.goodput(), peak)
+		}
+	}
+}
+
+// A load signs people up, over connections that it keeps.
+type load struct {
+	addr string
+
+	mu   sync.Mutex
+	next int
+	idle []*loadConn
+}
+
+type loadConn struct {
+	net.Conn
+	in *bufio.Reader
+}
+
+func newLoad(t *testing.T, db *pgxpool.Pool) *load {
+	t.Helper()
+	s := New(db, testIssuer(t), slog.New(slog.DiscardHandler))
+	tuning := DefaultTuning()
+	tuning.PerAddress, tuning.PerAccount = 0, 0
+	s.Tune(tuning)
+	srv := httptest.NewServer(s)
+	l := &load{addr: srv.Listener.Addr().String()}
+	t.Cleanup(func() {
+		for _, c := range l.idle {
+			c.Close()
+		}
+		srv.Close()
+	})
+	return l
+}
+
+// post signs one more up and returns the status, 0 without an answer.
+func (l *load) post() int {
+	l.mu.Lock()
+	l.next++
+	n := l.next
+	var c *loadConn
+	if last := len(l.idle) - 1; last >= 0 {
+		c, l.idle = l.idle[last], l.idle[:last]
+	}
+	l.mu.Unlock()
+	if c == nil {
+		conn, err := net.Dial("tcp", l.addr)
+		if err != nil {
+			return 0
+		}
+		c = &loadConn{conn, bufio.NewReader(conn)}
+	}
+	_ = c.SetDeadline(time.Now().Add(15 * time.Second))
+	body := fmt.Sprintf(`{"email":"u%d@example.com","name":"Ann","password":"correct horse battery"}`, n)
+	fmt.Fprintf(c, "POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	res, err := http.ReadResponse(c.in, nil)
+	if err != nil {
+		c.Close()
+		return 0
+	}
+	if _, err := io.Copy(io.Discard, res.Body); err != nil || res.Close {
+		c.Close()
+		return res.StatusCode
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.idle = append(l.idle, c)
+	return res.StatusCode
+}
+
+// A tally is what became of sign-ups that were answered within some time.
+type tally struct {
+	mu       sync.Mutex
+	from, to time.Time
+	done     []time.Duration // how long those took that succeeded
+	refused  []time.Duration
+	failed   map[int]int
+}
+
+func newTally(within time.Duration) *tally {
+	warm := time.Now().Add(within / 2) // connections, caches, lines
+	return &tally{from: warm, to: warm.Add(within), failed: map[int]int{}}
+}
+
+// add counts what began at that time and was answered just now.
+func (y *tally) add(began time.Time, status int) {
+	now := time.Now()
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	switch took := now.Sub(began); {
+	case status != http.StatusCreated && status != http.StatusServiceUnavailable:
+		y.failed[status]++
+	case now.Before(y.from) || now.After(y.to):
+	case status == http.StatusCreated:
+		y.done = append(y.done, took)
+	default:
+		y.refused = append(y.refused, took)
+	}
+}
+
+func (y *tally) goodput() float64 { return y.rate(y.done) }
+
+func (y *tally) rate(all []time.Duration) float64 {
+	return float64(len(all)) / y.to.Sub(y.from).Seconds()
+}
+
+func (y *tally) String() string {
+	return fmt.Sprintf("%.0f/s done (%s), %.0f/s refused (%s)", y.goodput(), quantiles(y.done), y.rate(y.refused), quantiles(y.refused))
+}
+
+func quantiles(all []time.Duration) string {
+	if len(all) == 0 {
+		return "-"
+	}
+	slices.Sort(all)
+	at := func(q float64) time.Duration { return all[int(q*float64(len(all)-1))].Round(100 * time.Microsecond) }
+	return fmt.Sprintf("p50 %s, p99 %s", at(0.5), at(0.99))
+}
+
+// closed has so many clients that each wait for an answer before they ask again.
+func (l *load) closed(clients int, within time.Duration) *tally {
+	y := newTally(within)
+	var all sync.WaitGroup
+	for range clients {
+		all.Go(func() {
+			for began := time.Now(); began.Before(y.to); began = time.Now() {
+				y.add(began, l.post())
+			}
+		})
+	}
+	all.Wait()
+	return y
+}
+
+// open sends so many a second, whether or not the others are answered.
+func (l *load) open(perSecond float64, within time.Duration) *tally {
+	y, began := newTally(within), time.Now()
+	var all sync.WaitGroup
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for sent := 0; time.Now().Before(y.to); <-tick.C {
+		for ; float64(sent) < time.Since(began).Seconds()*perSecond; sent++ {
+			now := time.Now()
+			all.Go(func() { y.add(now, l.post()) })
+		}
+	}
+	all.Wait()
+	return y
+}
