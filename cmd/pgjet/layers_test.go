@@ -20,6 +20,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/breaker", ""},
 	{"internal/health", ""},
 	{"internal/lead", ""},
+	{"internal/registry", ""},
 	{"internal/session", ""},
 	{"internal/telemetry", ""},
 	// What a service needs.
