@@ -4,6 +4,8 @@
 //     user.created in the outbox commit in one transaction: there is never one
 //     without the other. NATS is not involved.
 //   - GET /users/{id} returns a user.
+//   - GET /users/{id}/profile returns what the profiles service knows of a user, unless
+//     the feature flag profiles is off.
 //   - GET /openapi.json and /openapi.yaml describe the API (OpenAPI 3.1).
 //
 // # Answers
@@ -40,6 +42,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/open-feature/go-sdk/openfeature"
 	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
 	"golang.org/x/sync/semaphore"
 
@@ -62,6 +65,9 @@ type Server struct {
 	// Verifier says for whom a token speaks; at first, it knows the issuer's own. Set it
 	// before the first request.
 	Verifier *auth.Verifier
+	// Profiles makes the requests for http://profiles/; nil switches profiles off. Set it
+	// before the first request.
+	Profiles *http.Client
 
 	issuer      *auth.Issuer
 	tuning      atomic.Pointer[Tuning]
@@ -71,6 +77,7 @@ type Server struct {
 	api         huma.API
 	handler     http.Handler
 	hasher      *hasher
+	flags       *openfeature.Client
 	timeout     time.Duration
 	bodyTimeout time.Duration
 }
@@ -92,6 +99,7 @@ func newServer(db *pgxpool.Pool, issuer *auth.Issuer, log *slog.Logger, bodyTime
 		db:     db,
 		log:    log,
 		mux:    http.NewServeMux(),
+		flags:  openfeature.NewClient("pgjet"),
 		hasher: &hasher{
 			slots: semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0))),
 			wait:  hashWait,
@@ -133,6 +141,15 @@ func (s *Server) routes() {
 		// A malformed id names no user: 404, as for any other id that does not.
 		SkipValidateParams: true,
 	}, s.getUser)
+	register(s, known, huma.Operation{
+		OperationID:        "get-profile",
+		Method:             http.MethodGet,
+		Path:               "/users/{id}/profile",
+		Summary:            "Get a user's profile",
+		Description:        "From the profiles service. Without it the answer is 503 profiles_unavailable, while all else goes on.",
+		Errors:             []int{404, 503},
+		SkipValidateParams: true, // see get-user
+	}, s.getProfile)
 }
 
 // register adds an operation for those with access a. The error of fn becomes a [Problem] here and nowhere
