@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 
@@ -29,15 +30,17 @@ func (s *Server) problem(ctx context.Context, route string, err error) *Problem 
 	if p := s.refusal(ctx, err); p != nil {
 		return p
 	}
-	p := internalProblem()
+	p, level := internalProblem(), slog.LevelError
 	switch {
+	case errors.Is(err, errProfilesAway):
+		p, level = unavailableProblem("profiles_unavailable", "Profiles are not available at the moment. Try again."), slog.LevelWarn
 	case errors.Is(err, errOutcomeUnknown):
 		p = unavailableProblem("outcome_unknown", "The connection to the database broke: the request may have been carried out, or not. A sign-up with an Idempotency-Key can be sent again as it was.")
 	case unavailable(err):
 		p = unavailableProblem("database_unavailable", "The database is not available. Nothing was stored. Try again.")
 	}
 	trace.SpanFromContext(ctx).SetAttributes(attribute.String("error.type", p.Code))
-	s.log.ErrorContext(ctx, "request failed", "route", route, "trace_id", traceID(ctx), "code", p.Code, "err", redact(err))
+	s.log.Log(ctx, level, "request failed", "route", route, "trace_id", traceID(ctx), "code", p.Code, "err", redact(err))
 	return p
 }
 

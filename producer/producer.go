@@ -9,6 +9,8 @@
 //     Users see and rename themselves, admins everybody; only admins delete.
 //   - POST /sessions logs in: it returns a short-lived access token, a JWT.
 //   - GET /.well-known/jwks.json has the public keys that tokens verify with.
+//   - GET /users/{id}/profile returns what the profiles service knows of a user, unless
+//     the feature flag profiles is off.
 //   - GET /openapi.json and /openapi.yaml describe the API (OpenAPI 3.1).
 //
 // # Answers
@@ -108,6 +110,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/open-feature/go-sdk/openfeature"
 	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
 	"golang.org/x/time/rate"
 
@@ -132,6 +135,9 @@ type Server struct {
 	// Proxies are the networks of the proxies before this service: what they say in
 	// X-Forwarded-For counts, and nobody else's. Set it before the first request.
 	Proxies []netip.Prefix
+	// Profiles makes the requests for http://profiles/; nil switches profiles off. Set it
+	// before the first request.
+	Profiles *http.Client
 
 	issuer      *auth.Issuer
 	db          *database
@@ -140,6 +146,7 @@ type Server struct {
 	api         huma.API
 	handler     http.Handler
 	inFlight    sync.Map // keys of the requests with an Idempotency-Key
+	flags       *openfeature.Client
 	timeout     time.Duration
 	bodyTimeout time.Duration
 
@@ -170,6 +177,7 @@ func newServer(db *pgxpool.Pool, issuer *auth.Issuer, log *slog.Logger, bodyTime
 		db:          newDatabase(db),
 		log:         log,
 		mux:         http.NewServeMux(),
+		flags:       openfeature.NewClient("pgjet"),
 		timeout:     requestTimeout,
 		bodyTimeout: bodyTimeout,
 
@@ -255,6 +263,15 @@ func (s *Server) routes() {
 		Errors:             []int{404, 412, 503},
 		SkipValidateParams: true,
 	}, s.deleteUser)
+	register(s, known, huma.Operation{
+		OperationID:        "get-profile",
+		Method:             http.MethodGet,
+		Path:               "/users/{id}/profile",
+		Summary:            "Get a user's profile",
+		Description:        "From the profiles service. Without it the answer is 503 profiles_unavailable, while all else goes on.",
+		Errors:             []int{404, 503},
+		SkipValidateParams: true, // see get-user
+	}, s.getProfile)
 }
 
 // register adds an operation for those with access a. The error of fn becomes a [Problem] here and nowhere
