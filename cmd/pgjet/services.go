@@ -65,7 +65,7 @@ func usersCommand() *cobra.Command {
 
 func consumeCommand() *cobra.Command {
 	return group(&cobra.Command{Use: "consume", Short: "Handle events with one of the consumers"},
-		consumeMailerCommand(), consumeDirectoryCommand())
+		consumeMailerCommand(), consumeDirectoryCommand(), consumeOnboardingCommand())
 }
 
 func consumeMailerCommand() *cobra.Command {
