@@ -44,7 +44,7 @@ type Runner struct {
 
 	keeper  session.Keeper
 	metrics *metrics
-	process string // host:pid
+	process string // host:pid, and something of this runner alone
 }
 
 // Run runs sagas until ctx ends. It then lets the attempts that have begun finish, gives
@@ -63,7 +63,7 @@ func (r *Runner) Run(ctx context.Context) (err error) {
 	if err != nil {
 		host = "unknown"
 	}
-	r.process = fmt.Sprintf("%s:%d", host, os.Getpid())
+	r.process = fmt.Sprintf("%s:%d:%s", host, os.Getpid(), uuid.NewString()[:8])
 	r.keeper.Run(ctx, r.Log, r.session)
 	return r.metrics.stop()
 }
@@ -88,9 +88,12 @@ func (r *Runner) session(outer context.Context) error {
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer cancel()
+	if err := r.releaseAll(ctx); err != nil {
+		return explained(err)
+	}
 	running.Go(func() { r.tend(ctx) })
 	slots := make(chan struct{}, r.Saga.Workers)
-	for {
+	for claims := 1; ; claims++ {
 		select {
 		case slots <- struct{}{}: // one is free, and maybe more
 			<-slots
@@ -98,7 +101,7 @@ func (r *Runner) session(outer context.Context) error {
 			return nil
 		}
 		free := cap(slots) - len(slots)
-		claimant := r.process + ":" + uuid.NewString()[:8]
+		claimant := fmt.Sprintf("%s:%d", r.process, claims)
 		all, err := r.take(ctx, claimant, free)
 		if err != nil {
 			return explained(err)

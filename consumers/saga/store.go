@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/cenkalti/backoff/v4"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -116,16 +117,31 @@ func fence(ctx context.Context, tx pgx.Tx, x *Record) error {
 }
 
 // release lets others have a saga of which this process does not know any more what the
-// database knows. If that does not get through, they wait until the lease is over.
+// database knows. It tries for a while; later the next session, or the end of the lease,
+// does it.
 func (r *Runner) release(ctx context.Context, x *Record, claimant string, wait time.Duration) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*patience)
+	defer cancel()
+	err := backoff.Retry(func() error {
+		_, err := r.DB.Exec(ctx, `
+			update pgjet.saga set process = null, due_at = clock_timestamp() + $3::interval, epoch = epoch + 1
+			 where id = $1 and process = $2`, x.ID, claimant, wait)
+		return err
+	}, backoff.WithContext(backoff.NewConstantBackOff(200*time.Millisecond), ctx))
+	if err != nil {
+		r.Log.InfoContext(ctx, "a saga was not given back, it goes on later", "saga_id", x.ID, "err", err)
+	}
+}
+
+// releaseAll gives back what earlier sessions of this runner left behind: claims whose
+// answer got lost, and sagas that could not be released.
+func (r *Runner) releaseAll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
 	_, err := r.DB.Exec(ctx, `
-		update pgjet.saga set process = null, due_at = clock_timestamp() + $3::interval, epoch = epoch + 1 where id = $1 and process = $2`,
-		x.ID, claimant, wait)
-	if err != nil {
-		r.Log.InfoContext(ctx, "a saga was not given back, it goes on when its lease is over", "saga_id", x.ID, "err", err)
-	}
+		update pgjet.saga set process = null, due_at = clock_timestamp(), epoch = epoch + 1
+		 where name = $1 and state in ('running', 'undoing') and starts_with(process, $2)`, r.Saga.Name, r.process+":")
+	return err
 }
 
 const prunedAtOnce = 10_000

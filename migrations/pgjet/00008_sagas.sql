@@ -36,7 +36,7 @@ comment on column pgjet.saga.steps is
     'Those that have begun, in order: name, state (trying, done, refused, failed, unknown, undoing, undone), attempts, result, error. Unknown: it may have happened, and is undone.';
 comment on column pgjet.saga.epoch is
     'Grows with every change. Who knows an older one was overtaken, and can change nothing.';
-comment on column pgjet.saga.process is 'Who runs it now, as host:pid and a number.';
+comment on column pgjet.saga.process is 'Who runs it now, as host:pid and what tells its claims apart.';
 comment on column pgjet.saga.due_at is 'When it goes on. While somebody runs it: when others may take it over.';
 
 create index saga_due on pgjet.saga (name, due_at) where state in ('running', 'undoing');
