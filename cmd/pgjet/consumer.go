@@ -17,13 +17,15 @@ import (
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/consumers/directory"
 	"github.com/pgjet/pgjet/consumers/mailer"
+	"github.com/pgjet/pgjet/consumers/onboarding"
 	"github.com/pgjet/pgjet/consumers/status"
 )
 
 // ownConsumers are the consumers of this binary.
 var ownConsumers = map[string]func() consumers.Consumer{
-	directory.Name: directory.Consumer,
-	mailer.Name:    func() consumers.Consumer { return new(mailer.Mailer).Consumer() },
+	directory.Name:  directory.Consumer,
+	mailer.Name:     func() consumers.Consumer { return new(mailer.Mailer).Consumer() },
+	onboarding.Name: func() consumers.Consumer { return new(onboarding.Onboarding).Consumer() },
 }
 
 func consumerCommand() *cobra.Command {

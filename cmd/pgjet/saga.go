@@ -1,0 +1,204 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"github.com/pgjet/pgjet/consumers/saga"
+)
+
+func sagaCommand() *cobra.Command {
+	var s settings
+	cmd := group(&cobra.Command{
+		Use:   "saga",
+		Short: "Look after sagas: steps that are all done, or undone",
+		Long: `Look after sagas, whoever runs them: steps that are all done, or undone. They are in
+the database of the service that runs them.`,
+	}, s.sagaListCommand(), s.sagaGetCommand(), s.sagaRetryCommand())
+	s.databaseFlag(cmd.PersistentFlags())
+	return cmd
+}
+
+func (s *settings) sagaListCommand() *cobra.Command {
+	var output string
+	var f saga.Filter
+	cmd := &cobra.Command{
+		Use:   "ls",
+		Short: "List sagas, the newest first",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := cmp.Or(checkOutput(output), notEmpty(cmd.Flags(), "state", "key")); err != nil {
+				return err
+			}
+			if f.State != "" && !slices.Contains(saga.States, f.State) {
+				return usagef("--state is %q, want %s", short(f.State), strings.Join(saga.States, ", "))
+			}
+			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+				all, err := saga.List(ctx, db, f)
+				if err != nil {
+					return err
+				}
+				if len(all) >= saga.Page {
+					fmt.Fprintf(cmd.ErrOrStderr(), "these are the newest %d; there may be more, which --state or --key select\n", len(all))
+				}
+				return showSagas(cmd.OutOrStdout(), output, all)
+			})
+		},
+	}
+	flags := cmd.Flags()
+	outputFlag(flags, &output)
+	flags.StringVar(&f.State, "state", "", "only those that are "+strings.Join(saga.States, ", "))
+	flags.StringVar(&f.Key, "key", "", "only those of this key, such as a user's id")
+	return cmd
+}
+
+// sagaID parses the only word of a command.
+func sagaID(args []string) (uuid.UUID, error) {
+	id, err := uuid.Parse(args[0])
+	if err != nil {
+		return id, usagef("%q is no ID of a saga, which is a UUID; see: pgjet saga ls", short(args[0]))
+	}
+	return id, nil
+}
+
+// sagaFound gives what does not exist, or cannot be changed, its exit code.
+func sagaFound(err error) error {
+	if _, ok := errors.AsType[*saga.NotFoundError](err); ok {
+		return &exitError{exitNotFound, err}
+	}
+	if _, ok := errors.AsType[*saga.StateError](err); ok {
+		return &exitError{exitRefused, err}
+	}
+	return err
+}
+
+func (s *settings) sagaGetCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "get ID",
+		Short: "Show a saga and its steps",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := sagaID(args)
+			if err := cmp.Or(checkOutput(output), err); err != nil {
+				return err
+			}
+			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+				x, err := saga.Get(ctx, db, id)
+				if err != nil {
+					return sagaFound(err)
+				}
+				return showSaga(cmd.OutOrStdout(), output, x)
+			})
+		},
+	}
+	outputFlag(cmd.Flags(), &output)
+	return cmd
+}
+
+func (s *settings) sagaRetryCommand() *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{
+		Use:   "retry ID",
+		Short: "Let a saga that needs an operator go on undoing",
+		Long: `Let a saga that needs an operator go on undoing, from where it stopped, with as many
+attempts as at first. Correct what stopped it before. Who did it and why is kept in
+pgjet.operation.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := sagaID(args)
+			if err := cmp.Or(err, needReason(reason)); err != nil {
+				return err
+			}
+			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+				if err := saga.Retry(ctx, db, id, actor(), reason); err != nil {
+					return sagaFound(err)
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "saga %s goes on undoing\nto see what becomes of it: pgjet saga get %s\n", id, id)
+				return nil
+			})
+		},
+	}
+	reasonFlag(cmd.Flags(), &reason)
+	return cmd
+}
+
+// showSagas writes a line for each, and then what to do.
+func showSagas(out io.Writer, output string, all []saga.Record) error {
+	err := show(out, output, all, func(w io.Writer) {
+		fmt.Fprintln(w, "ID\tNAME\tKEY\tSTATE\tSTEP\tATTEMPTS\tSTARTED\tREASON\tERROR")
+		for _, x := range all {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", x.ID, short(x.Name), short(x.Key), x.State, short(x.Step), x.Attempts,
+				ago(time.Since(x.StartedAt)), cmp.Or(short(x.Reason), "-"), cmp.Or(short(x.Error), "-"))
+		}
+	})
+	if err != nil || output == "json" {
+		return err
+	}
+	for _, x := range all {
+		if x.State == saga.NeedsOperator {
+			fmt.Fprintf(out, "\n%s needs an operator -> pgjet saga get %s\n", x.ID, x.ID)
+		}
+	}
+	return nil
+}
+
+// showSaga writes all that is known of one.
+func showSaga(out io.Writer, output string, x *saga.Record) error {
+	return show(out, output, x, func(w io.Writer) {
+		line := func(name, format string, args ...any) {
+			fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))
+		}
+		line("id", "%s", x.ID)
+		line("name", "%s", x.Name)
+		line("key", "%s", x.Key)
+		line("state", "%s", x.State)
+		line("started", "%s", ago(time.Since(x.StartedAt)))
+		line("changed", "%s", ago(time.Since(x.ChangedAt)))
+		if x.Reason != "" {
+			line("reason", "%s", x.Reason)
+		}
+		for _, step := range x.Steps {
+			line("step", "%s", aboutStep(step))
+		}
+		if x.State == saga.Done || x.State == saga.Undone {
+			return
+		}
+		line("at", "%s, %d attempts, %d times what it needs was away", cmp.Or(x.Step, "the beginning"), x.Attempts, x.Waits)
+		if x.Error != "" {
+			line("last error", "%s", x.Error)
+		}
+		switch {
+		case x.State == saga.NeedsOperator:
+			line("next", "correct what the error says, then: pgjet saga retry %s --reason WHY", x.ID)
+		case x.Process != nil:
+			line("run by", "%s", *x.Process)
+		default:
+			line("goes on", "%s", x.DueAt.UTC().Format(time.RFC3339))
+		}
+	})
+}
+
+func aboutStep(step saga.StepRecord) string {
+	text := step.Name + ": " + step.State
+	if step.Attempts > 1 {
+		text += fmt.Sprintf(", at attempt %d", step.Attempts)
+	}
+	if step.Result != nil {
+		text += ", kept " + string(step.Result)
+	}
+	if step.Error != "" {
+		text += ": " + step.Error
+	}
+	return text
+}

@@ -1,0 +1,104 @@
+package onboarding
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"go.opentelemetry.io/otel/propagation"
+
+	"github.com/pgjet/pgjet/consumers/saga"
+)
+
+// A Service is another one, spoken to in JSON. Its client should have a timeout that is
+// well below the 20 s of an attempt.
+type Service struct {
+	Name string // in errors
+	HTTP *http.Client
+	URL  string // such as http://profiles.example:8080
+}
+
+// An answerError is an answer of a service that is no success.
+type answerError struct {
+	service string
+	status  int
+}
+
+func (e *answerError) Error() string { return fmt.Sprintf("%s answered %d", e.service, e.status) }
+
+// notNow are the answers of a service that is away or overloaded, whoever asks for what.
+var notNow = map[int]bool{
+	http.StatusTooManyRequests: true, http.StatusBadGateway: true,
+	http.StatusServiceUnavailable: true, http.StatusGatewayTimeout: true,
+}
+
+// call makes a request with an idempotency key, and decodes the answer into v unless that
+// is nil. If there is no answer, or none of use at the moment, the service is unavailable;
+// any other that is no success is an [answerError].
+func (s Service) call(ctx context.Context, method, path, key string, body, v any) error {
+	req, err := s.request(ctx, method, path, key, body)
+	if err != nil {
+		return err
+	}
+	resp, err := s.HTTP.Do(req)
+	if err != nil {
+		return s.noAnswer(ctx, err)
+	}
+	defer resp.Body.Close()
+	const most = 64 << 10
+	b, err := io.ReadAll(io.LimitReader(resp.Body, most))
+	switch {
+	case err != nil:
+		return s.noAnswer(ctx, err)
+	case notNow[resp.StatusCode]:
+		return saga.Unavailable(&answerError{s.Name, resp.StatusCode})
+	case resp.StatusCode/100 != 2:
+		return &answerError{s.Name, resp.StatusCode}
+	case v == nil:
+		return nil
+	}
+	if err := json.Unmarshal(b, v); err != nil { // err may quote the answer
+		return fmt.Errorf("%s answered %d with what is not the JSON that was asked for", s.Name, resp.StatusCode)
+	}
+	return nil
+}
+
+func (s Service) request(ctx context.Context, method, path, key string, body any) (*http.Request, error) {
+	var content io.Reader
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return nil, fmt.Errorf("encode a request to %s: %w", s.Name, err)
+		}
+		content = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, strings.TrimRight(s.URL, "/")+path, content)
+	if err != nil {
+		return nil, fmt.Errorf("make a request to %s: its URL is not valid", s.Name)
+	}
+	req.Header.Set("Idempotency-Key", key)
+	req.Header.Set("Accept", "application/json")
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	propagation.TraceContext{}.Inject(ctx, propagation.HeaderCarrier(req.Header))
+	return req, nil
+}
+
+// noAnswer is an outage, unless the attempt's own time was up: that may be its own fault.
+func (s Service) noAnswer(ctx context.Context, err error) error {
+	if u, ok := errors.AsType[*url.Error](err); ok {
+		err = u.Err // it names the whole URL
+	}
+	err = fmt.Errorf("%s does not answer: %w", s.Name, err)
+	if ctx.Err() != nil {
+		return err
+	}
+	return saga.Unavailable(err)
+}

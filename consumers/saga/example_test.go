@@ -1,0 +1,153 @@
+package saga_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/consumers/saga"
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// OrderPlaced is the event that begins it.
+type OrderPlaced struct {
+	OrderID string `json:"order_id"`
+	Cents   int    `json:"cents"`
+}
+
+func (OrderPlaced) EventType() string  { return "order.placed" }
+func (e OrderPlaced) EventKey() string { return e.OrderID }
+
+// A payment is what the payment step keeps.
+type payment struct {
+	ID string `json:"id"`
+}
+
+// order reserves the goods, has them paid, and confirms the order; or it does none of it.
+var order = saga.Definition{
+	Name: "order",
+	Steps: []saga.Step{
+		saga.Outside("stock", reserve, release),
+		saga.Outside("payment", pay, refund),
+		saga.Local("confirm", confirm, nil),
+	},
+	Rejected: func(ctx context.Context, tx pgx.Tx, s *saga.Saga) error {
+		_, err := tx.Exec(ctx, `update orders set state = $2 where id = $1`, s.Key, "rejected: "+s.Reason)
+		return err
+	},
+}
+
+// begin is the consumer that begins it.
+var begin = consumers.Consumer{
+	Name: "orders",
+	On: []consumers.Typed{consumers.On(func(ctx context.Context, tx pgx.Tx, placed OrderPlaced) error {
+		_, err := order.Start(ctx, tx, placed.OrderID, placed)
+		return err
+	})},
+}
+
+func reserve(_ context.Context, s *saga.Saga) error {
+	fmt.Println("reserve goods for", s.Key) // a call with the header Idempotency-Key: s.DoKey()
+	return nil
+}
+
+func release(_ context.Context, s *saga.Saga) error {
+	fmt.Println("release goods for", s.Key)
+	return nil
+}
+
+func pay(_ context.Context, s *saga.Saga) error {
+	var placed OrderPlaced
+	if err := s.Input(&placed); err != nil {
+		return err
+	}
+	if placed.Cents > 10_000 {
+		return saga.Refused("payment_declined")
+	}
+	fmt.Println("take", placed.Cents, "cents for", s.Key)
+	return s.Keep(payment{ID: "p-1"})
+}
+
+func refund(_ context.Context, s *saga.Saga) error {
+	var p payment
+	known, err := s.Result("payment", &p)
+	if err != nil {
+		return err
+	}
+	fmt.Println("refund", p.ID, known) // if it is not known, by s.DoKey()
+	return nil
+}
+
+func confirm(ctx context.Context, tx pgx.Tx, s *saga.Saga) error {
+	_, err := tx.Exec(ctx, `update orders set state = 'confirmed' where id = $1`, s.Key)
+	return err
+}
+
+func Example() {
+	testenv.Example(func(t testing.TB) {
+		ctx, db := context.Background(), testenv.Postgres(t)
+		_, err := db.Exec(ctx, `
+			create table orders (id text primary key, state text not null default 'placed');
+			insert into orders values ('o-17'), ('o-18')`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(ctx)
+		ended := make(chan error)
+		go func() {
+			r := saga.Runner{Saga: order, DB: db}
+			ended <- r.Run(ctx)
+		}()
+		for _, placed := range []OrderPlaced{{"o-17", 4_200}, {"o-18", 99_900}} {
+			// What a consumers.Runner with the consumer above does:
+			err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+				_, err := order.Start(ctx, tx, placed.OrderID, placed)
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			testenv.Eventually(t, 10*time.Second, "the order is decided on", func() bool {
+				var state string
+				err := db.QueryRow(ctx, `select state from orders where id = $1 and state <> 'placed'`, placed.OrderID).Scan(&state)
+				if err == nil {
+					fmt.Println(placed.OrderID, "is", state)
+				}
+				return err == nil
+			})
+		}
+		stop()
+		fmt.Println(<-ended)
+	})
+	// Output:
+	// reserve goods for o-17
+	// take 4200 cents for o-17
+	// o-17 is confirmed
+	// reserve goods for o-18
+	// release goods for o-18
+	// o-18 is rejected: payment_declined
+	// <nil>
+}
+
+// A process that begins sagas by events, and runs them.
+func ExampleRunner() {
+	var db *pgxpool.Pool       // with pool_max_conns=16: each runner needs some
+	var js jetstream.JetStream // see the example of consumers.Runner
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	starts := consumers.Runner{Consumer: begin, DB: db, JS: js}
+	runs := saga.Runner{Saga: order, DB: db}
+	ended := make(chan error)
+	go func() { ended <- starts.Run(ctx) }()
+	go func() { ended <- runs.Run(ctx) }()
+	fmt.Println(<-ended, <-ended)
+}

@@ -1,0 +1,102 @@
+package saga
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Page is how many sagas List returns at most.
+const Page = 100
+
+// A Filter selects sagas.
+type Filter struct {
+	State string // "" is any
+	Key   string // "" is any
+}
+
+// List returns the sagas that a filter selects, the newest first, a page at most. It needs
+// the rights of pgjet_operator, as Get and Retry do.
+func List(ctx context.Context, db *pgxpool.Pool, f Filter) ([]Record, error) {
+	rows, err := db.Query(ctx, `
+		select `+columns+` from pgjet.saga
+		 where ($1 = '' or state = $1) and ($2 = '' or key = $2) order by started_at desc, id limit $3`, f.State, f.Key, Page)
+	if err != nil {
+		return nil, fmt.Errorf("list sagas: %w", err)
+	}
+	found, err := pgx.CollectRows(rows, scan)
+	if err != nil {
+		return nil, fmt.Errorf("list sagas: %w", err)
+	}
+	all := make([]Record, 0, len(found))
+	for _, x := range found {
+		all = append(all, *x)
+	}
+	return all, nil
+}
+
+// A NotFoundError says that there is no such saga.
+type NotFoundError struct{ ID uuid.UUID }
+
+func (e *NotFoundError) Error() string { return fmt.Sprintf("no saga %s; see: pgjet saga ls", e.ID) }
+
+// Get returns one saga, or a [NotFoundError].
+func Get(ctx context.Context, db *pgxpool.Pool, id uuid.UUID) (*Record, error) {
+	rows, err := db.Query(ctx, `select `+columns+` from pgjet.saga where id = $1`, id)
+	if err != nil {
+		return nil, fmt.Errorf("get saga %s: %w", id, err)
+	}
+	x, err := pgx.CollectExactlyOneRow(rows, scan)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, &NotFoundError{id}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("get saga %s: %w", id, err)
+	}
+	return x, nil
+}
+
+// A StateError says that a saga needs no operator.
+type StateError struct {
+	ID    uuid.UUID
+	State string
+}
+
+func (e *StateError) Error() string {
+	return fmt.Sprintf("saga %s is %s; only one that is needs_operator can be retried", e.ID, e.State)
+}
+
+// Retry has a saga that needs an operator go on undoing where it stopped, with as many
+// attempts as at first. by is who does it and reason why; both are kept in
+// pgjet.operation. It returns a [NotFoundError] or a [StateError] if it cannot.
+func Retry(ctx context.Context, db *pgxpool.Pool, id uuid.UUID, by, reason string) error {
+	err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+		var state, step string
+		err := tx.QueryRow(ctx, `select state, step from pgjet.saga where id = $1 for update`, id).Scan(&state, &step)
+		switch {
+		case errors.Is(err, pgx.ErrNoRows):
+			return &NotFoundError{id}
+		case err != nil:
+			return err
+		case state != NeedsOperator:
+			return &StateError{id, state}
+		}
+		_, err = tx.Exec(ctx, `
+			with retried as (
+				update pgjet.saga set state = 'undoing', attempts = 0, waits = 0, epoch = epoch + 1,
+				       due_at = clock_timestamp(), changed_at = clock_timestamp()
+				 where id = $1 returning name
+			)
+			insert into pgjet.operation (kind, target, by, reason, detail)
+			select 'saga.retry', name, $2, $3, jsonb_build_object('id', $1::uuid, 'step', $4::text) from retried`, id, by, reason, step)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("retry: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,214 @@
+package saga
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgjet/pgjet/internal/session"
+)
+
+const (
+	// patience bounds a question to the database beside an attempt.
+	patience = 5 * time.Second
+	// pollEvery is how often a process looks for due sagas.
+	pollEvery        = 200 * time.Millisecond
+	defaultRetention = 30 * 24 * time.Hour
+)
+
+var (
+	// leaseMargin is how long after the end of an attempt's time others take a saga over.
+	leaseMargin = 5 * time.Second
+	countEvery  = 10 * time.Second
+	pruneEvery  = time.Minute
+)
+
+// A Runner runs the sagas of one definition. Any number of processes may: each takes
+// sagas that are due, and another takes them over if it dies.
+type Runner struct {
+	Saga Definition
+	DB   *pgxpool.Pool // where pgjet.saga is, and what local steps change; Workers + 2 connections serve well
+	Log  *slog.Logger  // nil discards
+	// Retention is how long ended sagas are kept: so long none begins again with the same
+	// key. 0 is 30 days. Those that need an operator stay.
+	Retention time.Duration
+
+	keeper  session.Keeper
+	metrics *metrics
+	process string // host:pid, and something of this runner alone
+}
+
+// Run runs sagas until ctx ends. It then lets the attempts that have begun finish, gives
+// their sagas to others, and returns nil. It keeps trying when the database is away. Run
+// fails at once if the definition is not complete.
+func (r *Runner) Run(ctx context.Context) (err error) {
+	if r.Saga, err = r.Saga.withDefaults(); err != nil {
+		return err
+	}
+	r.Retention = cmp.Or(r.Retention, defaultRetention)
+	r.Log = cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("saga", r.Saga.Name)
+	if r.metrics, err = newMetrics(r.Saga.Name); err != nil {
+		return fmt.Errorf("start saga %s: %w", r.Saga.Name, err)
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	r.process = fmt.Sprintf("%s:%d:%s", host, os.Getpid(), uuid.NewString()[:8])
+	r.keeper.Run(ctx, r.Log, r.session)
+	return r.metrics.stop()
+}
+
+// Ready returns nil while sagas are run, else why they are not. Its errors begin with a
+// word that docs/cli.md explains, such as database_unreachable. A saga that needs an
+// operator is no reason.
+func (r *Runner) Ready(ctx context.Context) error {
+	if err := r.DB.Ping(ctx); err != nil {
+		return fmt.Errorf("database_unreachable: %w", err)
+	}
+	return r.keeper.Ready()
+}
+
+// lease is how long a saga belongs to the process that began an attempt: longer than
+// that may last, even if it has to be left behind.
+func (r *Runner) lease() time.Duration { return 2*r.Saga.Timeout + leaseMargin }
+
+// session takes due sagas and drives them until the database fails, or ctx ends.
+func (r *Runner) session(outer context.Context) error {
+	ctx, cancel := context.WithCancel(outer)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	if err := r.releaseAll(ctx); err != nil {
+		return explained(err)
+	}
+	running.Go(func() { r.tend(ctx) })
+	slots := make(chan struct{}, r.Saga.Workers)
+	for claims := 1; ; claims++ {
+		select {
+		case slots <- struct{}{}: // one is free, and maybe more
+			<-slots
+		case <-ctx.Done():
+			return nil
+		}
+		free := cap(slots) - len(slots)
+		claimant := fmt.Sprintf("%s:%d", r.process, claims)
+		all, err := r.take(ctx, claimant, free)
+		if err != nil {
+			return explained(err)
+		}
+		if r.keeper.Working() {
+			r.Log.InfoContext(ctx, "running sagas")
+		}
+		for _, x := range all {
+			slots <- struct{}{}
+			running.Go(func() {
+				defer func() { <-slots }()
+				r.drive(ctx, x, claimant)
+			})
+		}
+		if len(all) < free && !sleep(ctx, pollEvery) {
+			return nil
+		}
+	}
+}
+
+// take is claim that shutting down does not cut off: what it took would be nobody's
+// until the lease is over.
+func (r *Runner) take(ctx context.Context, claimant string, most int) ([]*Record, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	defer cancel()
+	return r.claim(ctx, claimant, most)
+}
+
+// drive runs a saga until it ends, has to wait, or ctx ends.
+func (r *Runner) drive(ctx context.Context, x *Record, claimant string) {
+	for {
+		wait, err := r.step(ctx, x, claimant)
+		if err == nil && x.live() && wait == 0 && ctx.Err() == nil {
+			continue
+		}
+		if err == nil && (x.dirty || x.live()) {
+			err = r.save(ctx, r.DB, x, nil, wait)
+		}
+		switch {
+		case errors.Is(err, errOvertaken):
+			r.Log.WarnContext(ctx, "another process took the saga over while this one was out of touch", "saga_id", x.ID, "step", x.Step)
+		case err != nil:
+			r.Log.InfoContext(ctx, "a saga was put aside, it goes on from what is written down", "saga_id", x.ID, "step", x.Step, "err", err)
+			r.release(ctx, x, claimant, r.Saga.delay(x.Attempts))
+		case !x.live():
+			r.tellEnd(ctx, x)
+		}
+		return
+	}
+}
+
+// tellEnd logs how a saga ended.
+func (r *Runner) tellEnd(ctx context.Context, x *Record) {
+	log := r.Log.With("saga_id", x.ID, "key", x.Key)
+	switch x.State {
+	case NeedsOperator:
+		log.ErrorContext(ctx, "saga needs an operator; look at it with pgjet saga get", "step", x.Step, "err", x.Error)
+	case Undone:
+		log.WarnContext(ctx, "saga is undone", "reason", x.Reason)
+	default:
+		log.DebugContext(ctx, "saga is done")
+	}
+}
+
+// tend counts and prunes until ctx ends. Counting may cost a fiftieth of the time.
+func (r *Runner) tend(ctx context.Context) {
+	var pruneAt time.Time
+	for {
+		begun := time.Now()
+		c, err := r.count(ctx)
+		if err == nil {
+			r.metrics.current.Store(&c)
+		}
+		wait := max(countEvery, 50*time.Since(begun))
+		if err == nil && !time.Now().Before(pruneAt) {
+			var more bool
+			if more, err = r.prune(ctx); !more {
+				pruneAt = time.Now().Add(pruneEvery)
+			}
+		}
+		if err != nil && ctx.Err() == nil {
+			r.Log.InfoContext(ctx, "sagas were not counted or pruned, will retry", "err", err)
+		}
+		if !sleep(ctx, wait) {
+			return
+		}
+	}
+}
+
+// explained puts the word for its cause before an error that ended a session.
+func explained(err error) error {
+	pgErr, refused := errors.AsType[*pgconn.PgError](err)
+	switch {
+	case refused && pgErr.Code == "42501":
+		return fmt.Errorf("permission_denied: %w; the role needs the rights of pgjet_consumer", err)
+	case refused && (pgErr.Code == "42P01" || pgErr.Code == "42703"):
+		return fmt.Errorf("schema_outdated: %w; run: pgjet migrate up", err)
+	}
+	return fmt.Errorf("database_unreachable: %w", err)
+}
+
+// sleep waits, and reports whether ctx goes on.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,179 @@
+package saga
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// A Definition says which steps a saga has. It needs a Name and Steps.
+type Definition struct {
+	Name  string // in pgjet.saga, and in idempotency keys; never change it
+	Steps []Step // one after the other; see the package comment before changing them
+	// Rejected has the last word in a saga that was undone: in the transaction that
+	// makes it so, once. [Saga.Reason] tells why. Nil: there is nothing to say.
+	Rejected func(ctx context.Context, tx pgx.Tx, s *Saga) error
+
+	Workers int           // sagas at work at the same time in one process; 0 is 4
+	Timeout time.Duration // for one attempt; 0 is 20 s
+
+	// The wait after a first failure and the longest one; it doubles in between, and
+	// the actual wait is drawn at random from zero to twice that. 0 is 500 ms and 2 min.
+	MinRetry, MaxRetry time.Duration
+	MaxAttempts        int // of a step, then what was done is undone; 0 is 10
+	MaxUndos           int // attempts of an undo, then an operator is needed; 0 is 20
+}
+
+// A Step is one piece of a saga, made by [Outside] or [Local].
+type Step struct {
+	name     string
+	do, undo action
+}
+
+// An action is what a task does: outside the database, or in a transaction.
+type action struct {
+	outside func(ctx context.Context, s *Saga) error
+	local   func(ctx context.Context, tx pgx.Tx, s *Saga) error
+}
+
+func (a action) missing() bool { return a.outside == nil && a.local == nil }
+
+// Outside returns a step that calls somebody else, in no transaction. Both do and undo
+// happen at least once: they should send [Saga.DoKey] and [Saga.UndoKey], by which the
+// other side can recognise a repetition. undo has to succeed if do never happened. It
+// may be nil if nothing has to be undone.
+//
+// The error is the verdict: nil is done, [Refused] never will be, [Unavailable] not
+// now, and any other, a panic or a missed deadline is a failed attempt. Errors are
+// logged and stored, so they must not hold secrets, addresses or payloads. ctx ends when
+// the attempt's time is up; shutting down does not end it.
+func Outside(name string, do, undo func(ctx context.Context, s *Saga) error) Step {
+	return Step{name, action{outside: do}, action{outside: undo}}
+}
+
+// Local returns a step that changes this database, in the transaction that makes it
+// done, or undone: each happens once. Its errors mean what they do in [Outside]. undo
+// may be nil.
+func Local(name string, do, undo func(ctx context.Context, tx pgx.Tx, s *Saga) error) Step {
+	return Step{name, action{local: do}, action{local: undo}}
+}
+
+// A Saga is one run of a definition, as its steps see it.
+type Saga struct {
+	ID        uuid.UUID // the same for the same name and key
+	Name, Key string
+	Reason    string // in undos and in Rejected: the code of [Refused], or such as billing_failed
+
+	step    string
+	input   json.RawMessage
+	results map[string]json.RawMessage
+	kept    json.RawMessage
+}
+
+// Input decodes what the saga was started with into v.
+func (s *Saga) Input(v any) error {
+	if err := json.Unmarshal(s.input, v); err != nil {
+		return fmt.Errorf("decode the input of saga %s: %w", s.Name, err)
+	}
+	return nil
+}
+
+// Keep keeps v, as JSON, as the result of a step if it succeeds, for later steps and
+// for undos. pgjet saga get shows it.
+func (s *Saga) Keep(v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("keep the result of step %s: %w", s.step, err)
+	}
+	s.kept = b
+	return nil
+}
+
+// Result decodes what a step kept into v. It reports false if that kept nothing, such
+// as in the undo of a step whose outcome is unknown.
+func (s *Saga) Result(step string, v any) (bool, error) {
+	b, ok := s.results[step]
+	if !ok {
+		return false, nil
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return false, fmt.Errorf("decode the result of step %s: %w", step, err)
+	}
+	return true, nil
+}
+
+// DoKey is the idempotency key of the step at work: the same in each attempt, and in
+// its undo.
+func (s *Saga) DoKey() string { return s.ID.String() + "." + s.step }
+
+// UndoKey is the idempotency key of that step's undo.
+func (s *Saga) UndoKey() string { return s.DoKey() + ".undo" }
+
+// Refused returns the error of a step that can never succeed. What was done is undone.
+// code becomes [Saga.Reason]; it is stable and names no person, such as
+// billing_declined. In an undo it means that an operator is needed at once.
+func Refused(code string) error { return &refusedError{code} }
+
+type refusedError struct{ code string }
+
+func (e *refusedError) Error() string { return "refused: " + e.code }
+
+// Unavailable marks an error as an outage of what the step needs. The saga waits, longer
+// each time, and no attempt is counted.
+func Unavailable(err error) error { return &unavailableError{err} }
+
+type unavailableError struct{ err error }
+
+func (e *unavailableError) Error() string { return "unavailable: " + e.err.Error() }
+func (e *unavailableError) Unwrap() error { return e.err }
+
+// rejected is the name under which Rejected is tried.
+const rejected = "rejected"
+
+// withDefaults returns d with its defaults, if it is complete.
+func (d Definition) withDefaults() (Definition, error) {
+	if d.Name == "" || len(d.Steps) == 0 {
+		return d, errors.New("a saga needs a Name and Steps")
+	}
+	known := map[string]bool{rejected: true, "": true}
+	for _, s := range d.Steps {
+		if known[s.name] {
+			return d, fmt.Errorf("saga %s has a step %q, a name that is empty, taken or reserved", d.Name, s.name)
+		}
+		known[s.name] = true
+		if s.do.missing() {
+			return d, fmt.Errorf("step %s of saga %s does nothing", s.name, d.Name)
+		}
+	}
+	if d.Rejected == nil {
+		d.Rejected = func(context.Context, pgx.Tx, *Saga) error { return nil }
+	}
+	d.Workers = cmp.Or(d.Workers, 4)
+	d.Timeout = cmp.Or(d.Timeout, 20*time.Second)
+	d.MinRetry = cmp.Or(d.MinRetry, 500*time.Millisecond)
+	d.MaxRetry = cmp.Or(d.MaxRetry, 2*time.Minute)
+	d.MaxAttempts = cmp.Or(d.MaxAttempts, 10)
+	d.MaxUndos = cmp.Or(d.MaxUndos, 20)
+	return d, nil
+}
+
+// delay returns how long to wait after so many failures, or waits, in a row.
+func (d *Definition) delay(n int) time.Duration {
+	b := backoff.NewExponentialBackOff(
+		backoff.WithInitialInterval(d.MinRetry),
+		backoff.WithMultiplier(2),
+		backoff.WithMaxInterval(d.MaxRetry),
+		backoff.WithRandomizationFactor(1),
+		backoff.WithMaxElapsedTime(0))
+	for i := 1; i < min(n, 32); i++ { // MaxRetry is long reached by then
+		b.NextBackOff()
+	}
+	return max(b.NextBackOff(), time.Millisecond)
+}

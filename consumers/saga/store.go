@@ -1,0 +1,182 @@
+package saga
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"go.opentelemetry.io/otel/propagation"
+)
+
+// space is that of the ids of sagas.
+var space = uuid.MustParse("5b0d1a5e-1f5c-4c53-9d5c-0f6a8f3f7c11")
+
+func idOf(name, key string) uuid.UUID { return uuid.NewSHA1(space, []byte(name+"\x00"+key)) }
+
+// Start begins a saga in tx, in the trace of ctx: it runs if and only if tx commits. There
+// is one for each key, such as an order's id; started is false if there is one already. input
+// is kept as JSON, for [Saga.Input]. An ended saga is forgotten after [Runner.Retention].
+func (d *Definition) Start(ctx context.Context, tx pgx.Tx, key string, input any) (started bool, err error) {
+	b, err := json.Marshal(input)
+	if err != nil {
+		return false, fmt.Errorf("start saga %s: encode its input: %w", d.Name, err)
+	}
+	trace := propagation.MapCarrier{}
+	propagation.TraceContext{}.Inject(ctx, trace)
+	tag, err := tx.Exec(ctx, `
+		insert into pgjet.saga (id, name, key, input, traceparent, tracestate) values ($1, $2, $3, $4, $5, $6)
+		on conflict (id) do nothing`,
+		idOf(d.Name, key), d.Name, key, string(b), trace["traceparent"], trace["tracestate"])
+	if err != nil {
+		return false, fmt.Errorf("start saga %s: %w", d.Name, err)
+	}
+	return tag.RowsAffected() == 1, nil
+}
+
+// errOvertaken says that the saga was changed by somebody else: this process was out of
+// touch for long, or an operator decided.
+var errOvertaken = errors.New("overtaken: another process has the saga now")
+
+const columns = `id, name, key, state, step, attempts, waits, reason, error, steps, epoch, process, due_at, started_at, changed_at,
+	ended_at, input, traceparent, tracestate`
+
+func scan(row pgx.CollectableRow) (*Record, error) {
+	var x Record
+	err := row.Scan(&x.ID, &x.Name, &x.Key, &x.State, &x.Step, &x.Attempts, &x.Waits, &x.Reason, &x.Error, &x.Steps, &x.Epoch, &x.Process,
+		&x.DueAt, &x.StartedAt, &x.ChangedAt, &x.EndedAt, &x.Input, &x.Traceparent, &x.Tracestate)
+	return &x, err
+}
+
+// claim takes sagas that are due, most at most, for as long as the lease. claimant is
+// of this claim alone.
+func (r *Runner) claim(ctx context.Context, claimant string, most int) ([]*Record, error) {
+	rows, err := r.DB.Query(ctx, `
+		with due as materialized (
+			select id as due_id from pgjet.saga
+			 where name = $1 and state in ('running', 'undoing') and due_at <= statement_timestamp()
+			 order by due_at limit $2 for update skip locked
+		)
+		update pgjet.saga set epoch = epoch + 1, process = $3, due_at = clock_timestamp() + $4::interval
+		  from due where id = due_id
+		returning `+columns, r.Saga.Name, most, claimant, r.lease())
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, scan)
+}
+
+// An execer is a pool or a transaction.
+type execer interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+}
+
+// save writes x, unless somebody changed it meanwhile. The saga stays this process's for
+// as long as the lease, unless it ended or has to wait.
+func (r *Runner) save(ctx context.Context, db execer, x *Record, process *string, due time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	defer cancel()
+	steps, err := json.Marshal(x.Steps)
+	if err != nil {
+		return err
+	}
+	if !x.live() {
+		process = nil
+	}
+	tag, err := db.Exec(ctx, `
+		update pgjet.saga
+		   set state = $3, step = $4, attempts = $5, waits = $6, reason = $7, error = $8, steps = $9, process = $10,
+		       due_at = clock_timestamp() + $11::interval, epoch = epoch + 1, changed_at = clock_timestamp(),
+		       ended_at = case when $3 in ('done', 'undone') then clock_timestamp() end
+		 where id = $1 and epoch = $2`,
+		x.ID, x.Epoch, x.State, x.Step, x.Attempts, x.Waits, x.Reason, x.Error, string(steps), process, due)
+	switch {
+	case err != nil:
+		return err
+	case tag.RowsAffected() == 0:
+		return errOvertaken
+	}
+	x.Epoch++
+	x.dirty = false
+	return nil
+}
+
+// fence holds the saga for the transaction, unless somebody changed it meanwhile.
+func fence(ctx context.Context, tx pgx.Tx, x *Record) error {
+	var epoch int64
+	err := tx.QueryRow(ctx, `select epoch from pgjet.saga where id = $1 for update`, x.ID).Scan(&epoch)
+	if errors.Is(err, pgx.ErrNoRows) || err == nil && epoch != x.Epoch {
+		return errOvertaken
+	}
+	return err
+}
+
+// release lets others have a saga of which this process does not know any more what the
+// database knows. It tries for a while; later the next session, or the end of the lease,
+// does it.
+func (r *Runner) release(ctx context.Context, x *Record, claimant string, wait time.Duration) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*patience)
+	defer cancel()
+	err := backoff.Retry(func() error {
+		_, err := r.DB.Exec(ctx, `
+			update pgjet.saga set process = null, due_at = clock_timestamp() + $3::interval, epoch = epoch + 1
+			 where id = $1 and process = $2`, x.ID, claimant, wait)
+		return err
+	}, backoff.WithContext(backoff.NewConstantBackOff(200*time.Millisecond), ctx))
+	if err != nil {
+		r.Log.InfoContext(ctx, "a saga was not given back, it goes on later", "saga_id", x.ID, "err", err)
+	}
+}
+
+// releaseAll gives back what earlier sessions of this runner left behind: claims whose
+// answer got lost, and sagas that could not be released.
+func (r *Runner) releaseAll(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	defer cancel()
+	_, err := r.DB.Exec(ctx, `
+		update pgjet.saga set process = null, due_at = clock_timestamp(), epoch = epoch + 1
+		 where name = $1 and state in ('running', 'undoing') and starts_with(process, $2)`, r.Saga.Name, r.process+":")
+	return err
+}
+
+const prunedAtOnce = 10_000
+
+// prune forgets sagas that ended long ago, a little at a time. It reports whether there
+// may be more.
+func (r *Runner) prune(ctx context.Context) (more bool, err error) {
+	tag, err := r.DB.Exec(ctx, `
+		delete from pgjet.saga where id = any(array(
+			select id from pgjet.saga where name = $1 and ended_at < statement_timestamp() - $2::interval limit $3))`,
+		r.Saga.Name, r.Retention, prunedAtOnce)
+	return tag.RowsAffected() == prunedAtOnce, err
+}
+
+// counts are how many sagas there are, and how long ago the oldest began that has not
+// ended.
+type counts struct {
+	states map[string]int64
+	oldest float64 // seconds
+}
+
+func (r *Runner) count(ctx context.Context) (c counts, err error) {
+	c.states = make(map[string]int64)
+	rows, err := r.DB.Query(ctx, `
+		select state, count(*), coalesce(extract(epoch from clock_timestamp() - min(started_at) filter (where ended_at is null)), 0)
+		  from pgjet.saga where name = $1 group by state`, r.Saga.Name)
+	if err != nil {
+		return c, err
+	}
+	var state string
+	var n int64
+	var age float64
+	_, err = pgx.ForEachRow(rows, []any{&state, &n, &age}, func() error {
+		c.states[state], c.oldest = n, max(c.oldest, age)
+		return nil
+	})
+	return c, err
+}
