@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -14,31 +13,6 @@ import (
 
 	"github.com/pgjet/pgjet/events"
 )
-
-var ada = events.UserCreated{
-	UserID:    "0199b1c2-6f00-7000-8000-000000000001",
-	Email:     "ada@example.com",
-	Name:      "Ada",
-	CreatedAt: time.Date(2026, 11, 21, 10, 41, 7, 123456000, time.UTC),
-}
-
-func TestPayloadsKeepTheirForm(t *testing.T) {
-	golden, err := os.ReadFile("testdata/user_created.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, err := json.MarshalIndent(ada, "", "\t")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(golden), string(got)+"\n"); diff != "" {
-		t.Errorf("the JSON of UserCreated is a published contract, and changed:\n%s", diff)
-	}
-	back, err := events.Decode[events.UserCreated](events.Event{Type: "user.created", Data: golden})
-	if err != nil || back != ada {
-		t.Errorf("Decode() = %v, %v, want %v", back, err, ada)
-	}
-}
 
 func valid() events.Event {
 	return events.Event{

@@ -102,7 +102,7 @@ func consumeMailerCommand() *cobra.Command {
 	var s settings
 	cmd := &cobra.Command{
 		Use:   mailer.Name,
-		Short: "Send a mail to each new user",
+		Short: "Send a mail to each new user, and to each who cannot have an account",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return s.consume(cmd, mailer.Name, func(db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) ([]part, error) {

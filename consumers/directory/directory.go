@@ -3,12 +3,17 @@
 //
 // # Guarantee
 //
-// It is derived from user.created events alone, in a schema of its own. The rows of an
-// event commit together with its inbox row, and a user that is there already is not
-// entered again, so each counts once, however often and in whatever batches the events come.
-// What is shown lags behind the events by as much as the consumer does; every answer
-// says as of when it is. A replay of everything rebuilds the directory, and the result
-// is the same as what grew event by event.
+// It is derived from user.created, user.renamed and user.deleted alone, in a schema of its
+// own. The rows of an event commit together with its inbox row, and a user that is there
+// already is not entered again, so each counts once, however often and in whatever batches
+// the events come. What is shown lags behind the events by as much as the consumer does;
+// every answer says as of when it is. A replay of everything rebuilds the directory, and the
+// result is the same as what grew event by event.
+//
+// Who is deleted is gone from the users at once, and no late event brings them back: of
+// them only the id is kept. Their sign-up stays counted on its day, since it happened.
+// A new name of a user who is not there, because the stream no longer has their sign-up
+// or it is a dead letter, changes nothing.
 package directory
 
 import (
@@ -35,67 +40,174 @@ const Name = "directory"
 // such as a name with a NUL, is a dead letter at once.
 func Consumer() consumers.Consumer {
 	return consumers.Consumer{
-		Name: Name, Types: []string{events.UserCreated{}.EventType()},
-		HandleBatch: enter, Clear: forget,
+		Name: Name, Types: []string{created, renamed, deleted},
+		HandleBatch: follow, Clear: forget,
 	}
 }
 
-// enter enters new users. One that is there already stays as it is, and is not counted
-// again; so of two in one batch the first is entered.
-func enter(ctx context.Context, tx pgx.Tx, all []events.Event) error {
-	var ids []uuid.UUID
-	var emails, names, emailKeys, nameKeys []string
-	var times []time.Time
+var (
+	created = events.UserCreated{}.EventType()
+	renamed = events.UserRenamed{}.EventType()
+	deleted = events.UserDeleted{}.EventType()
+)
+
+// makes are the functions that make a group of changes of one type.
+var makes = map[string]func(ctx context.Context, tx pgx.Tx, all []change) error{created: enter, renamed: rename, deleted: remove}
+
+// A change is what one event says of a user. A new name comes without address and time,
+// a deletion with the id alone.
+type change struct {
+	eventType string
+	user      User
+}
+
+// follow makes the changes of events, in the order of each user.
+func follow(ctx context.Context, tx pgx.Tx, all []events.Event) error {
+	var changes []change
 	for _, e := range all {
-		u, err := decode(e)
+		c, err := decode(e)
 		if err != nil {
 			return backoff.Permanent(err)
 		}
-		ids, emails, names, times = append(ids, u.ID), append(emails, u.Email), append(names, u.Name), append(times, u.CreatedAt)
-		emailKeys, nameKeys = append(emailKeys, key(u.Email)), append(nameKeys, key(u.Name))
+		changes = append(changes, c)
 	}
-	_, err := tx.Exec(ctx, `
-		with entered as (
-			insert into directory.users (id, email, name, created_at, email_key, name_key)
-			select id, email, name, created_at, email_key, name_key
-			  from unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::text[])
-			       with ordinality as u (id, email, name, created_at, email_key, name_key, n)
-			 order by id, n
-			on conflict (id) do nothing
-			returning created_at
-		)
-		insert into directory.signups as s (day, users, last_at)
-		select (created_at at time zone 'UTC')::date, count(*), max(created_at) from entered group by 1 order by 1
-		on conflict (day) do update
-		   set users = s.users + excluded.users, last_at = greatest(s.last_at, excluded.last_at)`,
-		ids, emails, names, times, emailKeys, nameKeys)
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.Code == "54000" { // program_limit_exceeded
-		return backoff.Permanent(errors.New("name or address is too long for an index of PostgreSQL"))
-	}
-	if err != nil {
-		return fmt.Errorf("enter %d users: %w", len(all), err)
+	for _, group := range groups(changes) {
+		err := makes[group[0].eventType](ctx, tx, group)
+		if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.Code == "54000" { // program_limit_exceeded
+			return backoff.Permanent(errors.New("name or address is too long for an index of PostgreSQL"))
+		}
+		if err != nil {
+			return fmt.Errorf("follow %s of %d users: %w", group[0].eventType, len(group), err)
+		}
 	}
 	return nil
 }
 
-// decode returns the user of an event, if the tables can hold it and JSON can show it.
-func decode(e events.Event) (User, error) {
+// groups returns changes in groups of one type, to be made one group after the other:
+// those of one user stay in order.
+func groups(all []change) (groups [][]change) {
+	last := make(map[uuid.UUID]int) // group of a user
+	for _, c := range all {
+		n := last[c.user.ID]
+		for n < len(groups) && groups[n][0].eventType != c.eventType {
+			n++
+		}
+		if n == len(groups) {
+			groups = append(groups, nil)
+		}
+		groups[n] = append(groups[n], c)
+		last[c.user.ID] = n
+	}
+	return groups
+}
+
+// enter enters new users. One that is there already stays as it is, and is not counted
+// again; so of two in one group the first is entered. One that was deleted is counted only.
+func enter(ctx context.Context, tx pgx.Tx, all []change) error {
+	var ids []uuid.UUID
+	var emails, names, emailKeys, nameKeys []string
+	var times []time.Time
+	for _, c := range all {
+		u := c.user
+		ids, emails, names, times = append(ids, u.ID), append(emails, u.Email), append(names, u.Name), append(times, u.CreatedAt)
+		emailKeys, nameKeys = append(emailKeys, key(u.Email)), append(nameKeys, key(u.Name))
+	}
+	_, err := tx.Exec(ctx, `
+		with given as (
+			select distinct on (id) *
+			  from unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::text[])
+			       with ordinality as u (id, email, name, created_at, email_key, name_key, n)
+			 order by id, n
+		), entered as (
+			insert into directory.users (id, email, name, created_at, email_key, name_key)
+			select id, email, name, created_at, email_key, name_key from given
+			 where not exists (select from directory.deleted d where d.id = given.id)
+			on conflict (id) do nothing
+			returning created_at
+		), late as (
+			update directory.deleted d set counted = true from given where d.id = given.id and not counted
+			returning given.created_at
+		)
+		insert into directory.signups as s (day, users, last_at)
+		select (created_at at time zone 'UTC')::date, count(*), max(created_at)
+		  from (table entered union all table late) u group by 1 order by 1
+		on conflict (day) do update
+		   set users = s.users + excluded.users, last_at = greatest(s.last_at, excluded.last_at)`,
+		ids, emails, names, times, emailKeys, nameKeys)
+	return err
+}
+
+// rename gives users their last name of the group. Who is not there is left out.
+func rename(ctx context.Context, tx pgx.Tx, all []change) error {
+	var ids []uuid.UUID
+	var names, nameKeys []string
+	for _, c := range all {
+		ids, names, nameKeys = append(ids, c.user.ID), append(names, c.user.Name), append(nameKeys, key(c.user.Name))
+	}
+	_, err := tx.Exec(ctx, `
+		update directory.users u set name = last.name, name_key = last.name_key
+		  from (select distinct on (id) * from unnest($1::uuid[], $2::text[], $3::text[]) with ordinality as r (id, name, name_key, n)
+		         order by id, n desc) last
+		 where u.id = last.id`, ids, names, nameKeys)
+	return err
+}
+
+// remove deletes users for good.
+func remove(ctx context.Context, tx pgx.Tx, all []change) error {
+	var ids []uuid.UUID
+	for _, c := range all {
+		ids = append(ids, c.user.ID)
+	}
+	_, err := tx.Exec(ctx, `
+		with gone as (delete from directory.users where id = any($1) returning id)
+		insert into directory.deleted (id, counted)
+		select distinct u.id, gone.id is not null from unnest($1::uuid[]) as u (id) left join gone using (id) order by 1
+		on conflict (id) do nothing`, ids)
+	return err
+}
+
+// decode returns what an event says, if the tables can hold it and JSON can show it.
+func decode(e events.Event) (change, error) {
+	switch e.Type {
+	case created:
+		return decodeCreated(e)
+	case renamed:
+		p, err := events.Decode[events.UserRenamed](e)
+		if err != nil {
+			return change{}, err
+		}
+		return changeOf(e, p.UserID, User{Name: p.Name})
+	case deleted:
+		p, err := events.Decode[events.UserDeleted](e)
+		if err != nil {
+			return change{}, err
+		}
+		return changeOf(e, p.UserID, User{})
+	}
+	return change{}, fmt.Errorf("unknown_type: the directory does not know %s", e.Type)
+}
+
+func decodeCreated(e events.Event) (change, error) {
 	p, err := events.Decode[events.UserCreated](e)
 	if err != nil {
-		return User{}, err
-	}
-	id, err := uuid.Parse(p.UserID)
-	if err != nil || id == uuid.Nil {
-		return User{}, errors.New("user_id is no UUID")
-	}
-	if !storable(p.Email) || !storable(p.Name) {
-		return User{}, errors.New("name or address has a NUL, which PostgreSQL cannot store")
+		return change{}, err
 	}
 	at := p.CreatedAt.UTC()
 	if at.IsZero() || at.Year() < 1 || at.Year() > 9999 {
-		return User{}, errors.New("created_at is missing, or not in the years 1 to 9999 of UTC")
+		return change{}, errors.New("created_at is missing, or not in the years 1 to 9999 of UTC")
 	}
-	return User{id, p.Name, p.Email, at}, nil
+	return changeOf(e, p.UserID, User{Name: p.Name, Email: p.Email, CreatedAt: at})
+}
+
+func changeOf(e events.Event, id string, u User) (change, error) {
+	var err error
+	if u.ID, err = uuid.Parse(id); err != nil || u.ID == uuid.Nil {
+		return change{}, errors.New("user_id is no UUID")
+	}
+	if !storable(u.Email) || !storable(u.Name) {
+		return change{}, errors.New("name or address has a NUL, which PostgreSQL cannot store")
+	}
+	return change{e.Type, u}, nil
 }
 
 // key returns the form of s in which beginnings are compared: letters in lower case,
@@ -105,12 +217,10 @@ func key(s string) string { return norm.NFC.String(strings.ToLower(s)) }
 // forget empties the directory, for a replay of everything. Who reads it meanwhile
 // does not have to wait, as truncate would have it.
 func forget(ctx context.Context, tx pgx.Tx) error {
-	_, err := tx.Exec(ctx, `delete from directory.users`)
-	if err == nil {
-		_, err = tx.Exec(ctx, `delete from directory.signups`)
-	}
-	if err != nil {
-		return fmt.Errorf("empty the directory: %w", err)
+	for _, table := range []string{"users", "signups", "deleted"} {
+		if _, err := tx.Exec(ctx, `delete from directory.`+table); err != nil {
+			return fmt.Errorf("empty the directory: %w", err)
+		}
 	}
 	return nil
 }

@@ -116,15 +116,11 @@ func TestWhatNeverFitsIsPermanent(t *testing.T) {
 		return fmt.Sprintf(`{"user_id":%q,"email":"ann@example.com","name":"%s","created_at":%q}`, id, name, at)
 	}
 	id, now := uuid.NewString(), "2026-11-21T12:00:00Z"
-	long := make([]rune, 5000) // that do not compress
-	for i := range long {
-		long[i] = rune('\u4e00' + rand.IntN(20000))
-	}
 	for what, data := range map[string]string{
 		"no UUID":               user("7", "A", now),
 		"the nil UUID":          user(uuid.Nil.String(), "A", now),
 		"a NUL":                 user(id, `A\u0000`, now),
-		"a name for no index":   user(id, string(long), now),
+		"a name for no index":   user(id, tooLong(), now),
 		"before the year 1 UTC": user(id, "A", "0001-01-01T00:00:00+01:00"),
 		"after the year 9999":   user(id, "A", "9999-12-31T23:59:59-01:00"),
 		"no created_at":         `{"user_id":"` + id + `","email":"ann@example.com","name":"A"}`,
@@ -133,15 +129,7 @@ func TestWhatNeverFitsIsPermanent(t *testing.T) {
 	} {
 		e := signUp(t, "A", "ann@example.com", time.Now())
 		e.Data = json.RawMessage(data)
-		err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error {
-			return directory.Consumer().HandleBatch(t.Context(), tx, []events.Event{e})
-		})
-		if _, permanent := errors.AsType[*backoff.PermanentError](err); !permanent {
-			t.Errorf("%s: %v, want a permanent error", what, err)
-		}
-		if err != nil && strings.Contains(err.Error(), "example.com") {
-			t.Errorf("%s: the error shows the address: %v", what, err)
-		}
+		neverFits(t, db, what, e)
 	}
 	if _, err := db.Exec(t.Context(), `drop table directory.signups`); err != nil {
 		t.Fatal(err)
@@ -151,5 +139,28 @@ func TestWhatNeverFitsIsPermanent(t *testing.T) {
 	})
 	if _, permanent := errors.AsType[*backoff.PermanentError](err); err == nil || permanent {
 		t.Errorf("without a table: %v, want an error that passes", err)
+	}
+}
+
+// tooLong returns a name that does not compress.
+func tooLong() string {
+	long := make([]rune, 5000)
+	for i := range long {
+		long[i] = rune('\u4e00' + rand.IntN(20000))
+	}
+	return string(long)
+}
+
+// neverFits fails unless e is refused for good, without its address being told.
+func neverFits(t *testing.T, db *pgxpool.Pool, what string, e events.Event) {
+	t.Helper()
+	err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error {
+		return directory.Consumer().HandleBatch(t.Context(), tx, []events.Event{e})
+	})
+	if _, permanent := errors.AsType[*backoff.PermanentError](err); !permanent {
+		t.Errorf("%s: %v, want a permanent error", what, err)
+	}
+	if err != nil && strings.Contains(err.Error(), "example.com") {
+		t.Errorf("%s: the error shows the address: %v", what, err)
 	}
 }

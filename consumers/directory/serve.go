@@ -49,7 +49,7 @@ type searchOutput struct {
 	Body struct {
 		Users []User     `json:"users" nullable:"false" doc:"By name in lower case, then by id."`
 		Next  string     `json:"next,omitempty" doc:"What to give as after for the next page, if there is one."`
-		AsOf  *time.Time `json:"as_of" doc:"When the newest user in the directory signed up; later ones may be missing. Null while it is empty."`
+		AsOf  *time.Time `json:"as_of" doc:"When the newest sign-up was that the directory knows; later ones may be missing. Null while it knows none."`
 	}
 }
 
@@ -61,7 +61,7 @@ type daysInput struct {
 type daysOutput struct {
 	Body struct {
 		Days []Day      `json:"days" nullable:"false" doc:"The latest first, at most 400. Days on which nobody signed up are left out."`
-		AsOf *time.Time `json:"as_of" doc:"When the newest user in the directory signed up; later ones may be missing. Null while it is empty."`
+		AsOf *time.Time `json:"as_of" doc:"When the newest sign-up was that the directory knows; later ones may be missing. Null while it knows none."`
 	}
 }
 
@@ -212,7 +212,7 @@ func (s *server) days(ctx context.Context, in *daysInput) (*daysOutput, error) {
 	return out, nil
 }
 
-// asOf returns when the newest user signed up, or nil if there is none. It is asked
+// asOf returns when the newest sign-up was, or nil if there is none. It is asked
 // before anything else, so that it never says more than the rest of the answer does.
 func (s *server) asOf(ctx context.Context) (*time.Time, error) {
 	var at time.Time

@@ -1,7 +1,8 @@
-// Package mailer is the consumer that welcomes new users by mail.
+// Package mailer is the consumer that welcomes new users by mail, and tells those whose
+// account could not be opened.
 //
-// One user.created event is one mail, with a text and an HTML part, sent at least
-// once. A second copy is sent only if the mail server had the first and its yes was not
+// One user.created or user.rejected event is one mail, with a text and an HTML part, sent at
+// least once, in any order. A second copy is sent only if the mail server had the first and its yes was not
 // noted: the process died, or lost the database, after that yes, or the connection
 // broke before it. The Message-ID is derived from the event id, so that the copy
 // can be recognised as one.
@@ -16,14 +17,11 @@ package mailer
 
 import (
 	"context"
-	"embed"
 	"errors"
 	"fmt"
-	htmltemplate "html/template"
 	"net/mail"
 	"strings"
 	"sync/atomic"
-	"text/template"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
@@ -36,14 +34,6 @@ import (
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/breaker"
-)
-
-//go:embed templates
-var files embed.FS
-
-var (
-	textBody = template.Must(template.ParseFS(files, "templates/welcome.txt"))
-	htmlBody = htmltemplate.Must(htmltemplate.ParseFS(files, "templates/welcome.html"))
 )
 
 // Name is that of the durable consumer.
@@ -86,13 +76,13 @@ func New(server Server, from string) (*Mailer, error) {
 	return m, nil
 }
 
-// Consumer returns the consumer that sends a welcome mail for each user.created. It
-// is called once.
+// Consumer returns the consumer that sends a mail for each user.created and each
+// user.rejected. It is called once.
 func (m *Mailer) Consumer() consumers.Consumer {
 	m.pace = newPace(m.Rate)
 	c := consumers.Consumer{
-		Name: Name, Types: []string{events.UserCreated{}.EventType()}, Effect: m.welcome, Unordered: true,
-		Timeout: smtpTimeout + maxWait,
+		Name: Name, Types: []string{events.UserCreated{}.EventType(), events.UserRejected{}.EventType()},
+		Effect: m.mail, Unordered: true, Timeout: smtpTimeout + maxWait,
 	}
 	if m.Rate > 0 && m.Rate < 1 {
 		c.Workers = 1 // the second one's turn would come too late
@@ -108,17 +98,17 @@ func (m *Mailer) Ready(context.Context) error {
 	return nil
 }
 
-// welcome sends the mail for one event. Better twice than never: only then the runtime
+// mail sends the mail for one event. Better twice than never: only then the runtime
 // notes that the event is done.
-func (m *Mailer) welcome(ctx context.Context, e events.Event) error {
-	u, err := events.Decode[events.UserCreated](e)
+func (m *Mailer) mail(ctx context.Context, e events.Event) error {
+	l, err := letterFor(e)
 	if err != nil {
 		return backoff.Permanent(err)
 	}
-	ctx, span := tracer.Start(ctx, "send welcome mail", trace.WithSpanKind(trace.SpanKindClient),
+	ctx, span := tracer.Start(ctx, "send "+l.mark+" mail", trace.WithSpanKind(trace.SpanKindClient),
 		trace.WithAttributes(attribute.String("server.address", m.server.Host), attribute.Int("server.port", m.server.Port)))
 	defer span.End()
-	msg, err := m.compose(ctx, e, u)
+	msg, err := m.compose(ctx, e, l)
 	if err == nil {
 		err = m.deliver(ctx, msg)
 	}
@@ -172,16 +162,16 @@ func (m *Mailer) sinceOutage() time.Duration {
 }
 
 // compose writes the mail. Whatever fails here would fail again.
-func (m *Mailer) compose(ctx context.Context, e events.Event, u events.UserCreated) (*gomail.Msg, error) {
+func (m *Mailer) compose(ctx context.Context, e events.Event, l letter) (*gomail.Msg, error) {
 	msg := gomail.NewMsg()
 	if err := msg.FromFormat(m.from.Name, m.from.Address); err != nil {
 		return nil, backoff.Permanent(errors.New("the sender's address is not valid"))
 	}
-	if err := msg.AddToFormat(u.Name, u.Email); err != nil { // err would name the address
+	if err := msg.AddToFormat(l.Name, l.Email); err != nil { // err would name the address
 		return nil, backoff.Permanent(errors.New("the recipient's name or address is not valid"))
 	}
-	msg.Subject("Welcome, " + u.Name)
-	msg.SetMessageIDWithValue(e.ID.String() + ".welcome@" + m.domain)
+	msg.Subject(l.subject)
+	msg.SetMessageIDWithValue(e.ID.String() + "." + l.mark + "@" + m.domain)
 	msg.SetDateWithValue(e.Time)
 	msg.SetGenHeader("Auto-Submitted", "auto-generated") // RFC 3834: no out-of-office replies
 	trace := propagation.MapCarrier{}
@@ -189,11 +179,11 @@ func (m *Mailer) compose(ctx context.Context, e events.Event, u events.UserCreat
 	if parent := trace["traceparent"]; parent != "" {
 		msg.SetGenHeader("traceparent", parent)
 	}
-	if err := msg.SetBodyTextTemplate(textBody, u); err != nil {
-		return nil, backoff.Permanent(fmt.Errorf("write welcome mail: %w", err))
+	if err := msg.SetBodyTextTemplate(l.text, l); err != nil {
+		return nil, backoff.Permanent(fmt.Errorf("write %s mail: %w", l.mark, err))
 	}
-	if err := msg.AddAlternativeHTMLTemplate(htmlBody, u); err != nil {
-		return nil, backoff.Permanent(fmt.Errorf("write welcome mail: %w", err))
+	if err := msg.AddAlternativeHTMLTemplate(l.html, l); err != nil {
+		return nil, backoff.Permanent(fmt.Errorf("write %s mail: %w", l.mark, err))
 	}
 	return msg, nil
 }

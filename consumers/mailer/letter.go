@@ -1,0 +1,64 @@
+package mailer
+
+import (
+	"embed"
+	"fmt"
+	htmltemplate "html/template"
+	"text/template"
+
+	"github.com/pgjet/pgjet/events"
+)
+
+//go:embed templates
+var files embed.FS
+
+// A kind of mail: what its Message-IDs are marked with, and its parts.
+type kind struct {
+	mark string
+	text *template.Template
+	html *htmltemplate.Template
+}
+
+func newKind(mark string) kind {
+	return kind{mark, template.Must(template.ParseFS(files, "templates/"+mark+".txt")),
+		htmltemplate.Must(htmltemplate.ParseFS(files, "templates/"+mark+".html"))}
+}
+
+var (
+	welcome  = newKind("welcome")
+	rejected = newKind("rejected")
+)
+
+// A letter is what is written to somebody about one event.
+type letter struct {
+	kind
+	subject             string
+	Email, Name, Reason string // for the templates
+}
+
+// letterFor returns the letter about e.
+func letterFor(e events.Event) (l letter, err error) {
+	switch e.Type {
+	case events.UserCreated{}.EventType():
+		u, err := events.Decode[events.UserCreated](e)
+		return letter{kind: welcome, subject: "Welcome, " + u.Name, Email: u.Email, Name: u.Name}, err
+	case events.UserRejected{}.EventType():
+		u, err := events.Decode[events.UserRejected](e)
+		return letter{kind: rejected, subject: "We could not open your account", Email: u.Email, Name: u.Name, Reason: inWords(u.Reason)}, err
+	}
+	return l, fmt.Errorf("unknown_type: the mailer has no mail for %s", e.Type)
+}
+
+// reasons puts codes of [events.UserRejected] in words.
+var reasons = map[string]string{
+	"billing_declined": "Our billing service declined to open an account for you. Nothing was charged. You may sign up again once that is settled with your bank.",
+}
+
+// inWords returns a reason as the user is to read it. A code that is new here is not
+// shown: it is for programs.
+func inWords(code string) string {
+	if text, ok := reasons[code]; ok {
+		return text
+	}
+	return "Something that belongs to an account could not be set up for you. You may sign up again later."
+}

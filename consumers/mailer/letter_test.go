@@ -1,0 +1,151 @@
+package mailer_test
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+
+	"github.com/pgjet/pgjet/consumers/mailer"
+	"github.com/pgjet/pgjet/events"
+)
+
+func rejection(t *testing.T, name, reason string) events.Event {
+	t.Helper()
+	e, err := events.New(events.UserRejected{UserID: uuid.NewString(), Email: secret, Name: name, Reason: reason})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.Time = time.Date(2026, 11, 21, 10, 41, 9, 0, time.UTC)
+	return e
+}
+
+// TestRejectedMail: it says why in words, and a second copy can be recognised.
+func TestRejectedMail(t *testing.T) {
+	b := newInbox(t)
+	e := rejection(t, "Ada <b>", "billing_declined")
+	for range 2 {
+		if err := send(t, b.addr, e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all := b.mails()
+	if len(all) != 2 {
+		t.Fatalf("%d mails, want 2", len(all))
+	}
+	got := all[0]
+	if !cmp.Equal(got.To, []string{secret}) || got.Subject != "We could not open your account" {
+		t.Errorf("mail to %s: %s", got.To, got.Subject)
+	}
+	for part, text := range map[string]string{"text": got.Text, "html": got.HTML} {
+		if words := strings.Join(strings.Fields(text), " "); !strings.Contains(words, "Our billing service declined") || strings.Contains(words, "billing_declined") {
+			t.Errorf("the %s part does not say why in words: %s", part, text)
+		}
+	}
+	if !strings.Contains(got.Text, "Hello Ada <b>,") || strings.Contains(got.HTML, "<b>") {
+		t.Errorf("text %q, html %q", got.Text, got.HTML)
+	}
+	for name, want := range map[string]string{
+		"Message-Id":     "<" + e.ID.String() + ".rejected@pgjet.example>",
+		"Date":           "Sat, 21 Nov 2026 10:41:09 +0000",
+		"Auto-Submitted": "auto-generated",
+	} {
+		if !cmp.Equal(got.Headers[name], []string{want}) || !cmp.Equal(got.Headers[name], all[1].Headers[name]) {
+			t.Errorf("%s: %q and %q, want %s", name, got.Headers[name], all[1].Headers[name], want)
+		}
+	}
+}
+
+// TestNewReasons: a code that the mailer does not know yet is no reason to fail, and not
+// for people.
+func TestNewReasons(t *testing.T) {
+	b := newInbox(t)
+	if err := send(t, b.addr, rejection(t, "Ada", "moon_phase")); err != nil {
+		t.Fatal(err)
+	}
+	got := b.mails()[0]
+	if !strings.Contains(got.Text, "could not be set up") || strings.Contains(got.Text+got.HTML, "moon_phase") {
+		t.Errorf("text %q, html %q", got.Text, got.HTML)
+	}
+}
+
+// TestRejectionsAreMailsOfTheirOwn: each once, beside the welcome mail of the same user;
+// and nothing that a schema marks as personal is logged or kept in an error.
+func TestRejectionsAreMailsOfTheirOwn(t *testing.T) {
+	in := newInbox(t)
+	b := newBench(t, in.addr)
+	welcome := signup(t, "Ada Canary")
+	no := rejection(t, "Ada Canary", "billing_declined")
+	bad := rejection(t, "Ada Canary", "billing_declined")
+	bad.Data = json.RawMessage(strings.Replace(string(bad.Data), secret, secret+",eve@example.com", 1))
+	in.fault(451, 2)
+	for _, e := range []events.Event{welcome, no, no, bad} {
+		b.publish(e)
+	}
+	b.settled()
+	if n := len(in.mails()); n != 2 {
+		t.Errorf("%d mails, want one of each kind", n)
+	}
+	if state, _ := b.inbox(bad); state != "dead" {
+		t.Errorf("a rejection without an address is %s, want dead", state)
+	}
+	var told string
+	err := b.db.QueryRow(t.Context(), `
+		select coalesce((select string_agg(error, ' ') from pgjet.dead_letter), '') ||
+		       coalesce((select string_agg(error, ' ') from pgjet.attempt), '')`).Scan(&told)
+	if err != nil || !strings.Contains(told, "451") {
+		t.Fatalf("the errors are %q, %v", told, err)
+	}
+	b.stop()
+	for _, e := range []events.Event{welcome, no} {
+		for field, value := range personal(t, e) {
+			if strings.Contains(told+b.log.String(), value) {
+				t.Errorf("the %s of a %s was told:\n%s\n%s", field, e.Type, told, &b.log)
+			}
+		}
+	}
+}
+
+// personal returns the values that the schema of e marks as such.
+func personal(t *testing.T, e events.Event) map[string]string {
+	t.Helper()
+	schema, err := events.Schemas.ReadFile("schema/" + e.Type + ".json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s struct {
+		Properties map[string]struct {
+			Personal bool `json:"x-pii"`
+		}
+	}
+	var fields map[string]any
+	if err := json.Unmarshal(schema, &s); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(e.Data, &fields); err != nil {
+		t.Fatal(err)
+	}
+	marked := make(map[string]string)
+	for name, p := range s.Properties {
+		if p.Personal {
+			marked[name] = fields[name].(string)
+		}
+	}
+	if len(marked) < 2 {
+		t.Fatalf("the schema of %s marks %d fields", e.Type, len(marked))
+	}
+	return marked
+}
+
+// TestConsumerAsksForBoth: else no rejection would ever come.
+func TestConsumerAsksForBoth(t *testing.T) {
+	if got := new(mailer.Mailer).Consumer().Types; !cmp.Equal(got, []string{"user.created", "user.rejected"}) {
+		t.Errorf("the mailer asks for %q", got)
+	}
+	if err := send(t, "127.0.0.1:1", events.Event{ID: uuid.New(), Type: "user.renamed", Data: []byte(`{}`)}); verdict(err) != "dead" {
+		t.Errorf("%v, want a permanent error for what nobody asked for", err)
+	}
+}
