@@ -326,26 +326,30 @@ func TestRenamesAtOnce(t *testing.T) {
 	}
 }
 
-// TestOneChangeOfAVersion has many change one version: one of them does, the others
+// TestOneChangeOfAVersion has others change a version that is being changed: they
 // learn that they came too late.
 func TestOneChangeOfAVersion(t *testing.T) {
 	db := testenv.Postgres(t)
 	srv := serve(t, db)
 	_, path, own := ann(t, srv)
-	statuses := make(chan int, 20)
-	var wg sync.WaitGroup
-	for i := range cap(statuses) {
-		wg.Go(func() {
-			statuses <- call(t, srv, "PATCH", path, fmt.Sprintf(`{"name":"Ann %d"}`, i), own, "If-Match", `"1"`).StatusCode
-		})
+	gate := closeGate(t, db, "update on users.users", "")
+	first := make(chan answer)
+	go func() { first <- call(t, srv, "PATCH", path, `{"name":"Anna"}`, own, "If-Match", `"1"`) }()
+	gate.await()
+	late := make(chan answer)
+	go func() { late <- call(t, srv, "PATCH", path, `{"name":"Annabel"}`, own, "If-Match", `"1"`) }()
+	go func() { late <- call(t, srv, "DELETE", path, "", admin(t), "If-Match", `"1"`) }()
+	testenv.Eventually(t, 20*time.Second, "all three wait", func() bool {
+		return count(t, db, `pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`) == 3
+	})
+	gate.open()
+	if a := <-first; a.StatusCode != 200 {
+		t.Errorf("PATCH = %d, want 200: %s", a.StatusCode, a.body)
 	}
-	wg.Wait()
-	close(statuses)
-	got := map[int]int{}
-	for s := range statuses {
-		got[s]++
+	for range 2 {
+		wantProblem(t, <-late, 412, "changed_meanwhile")
 	}
-	if diff := cmp.Diff(map[int]int{200: 1, 412: cap(statuses) - 1}, got); diff != "" {
-		t.Errorf("answers (-want +got):\n%s", diff)
+	if n := count(t, db, "pgjet.outbox"); n != 2 {
+		t.Errorf("%d events, want 2", n)
 	}
 }

@@ -250,7 +250,7 @@ func TestInFlight(t *testing.T) {
 	db := testenv.Postgres(t)
 	srv, other := serve(t, db), serve(t, db)
 	body := signUp("ann@example.com", "Ann", password)
-	gate := closeGate(t, db, "users.users", "")
+	gate := closeGate(t, db, "insert on users.users", "")
 	first := make(chan answer)
 	go func() { first <- signUpWith(t, srv, body, "k") }()
 	gate.await()
@@ -270,7 +270,7 @@ func TestInFlight(t *testing.T) {
 	wantStored(t, db, 1, 1, 1)
 }
 
-// A gate stops those who insert into a table, until it opens.
+// A gate stops those who change a table, until it opens.
 type gate struct {
 	t  *testing.T
 	db *pgxpool.Pool
@@ -278,13 +278,13 @@ type gate struct {
 	open func()
 }
 
-// closeGate puts a gate at a table: at each insert, or at its commit if at is
-// "deferred".
-func closeGate(t *testing.T, db *pgxpool.Pool, table, at string) gate {
+// closeGate puts a gate at a change, such as "insert on users.users", or at its commit
+// if at is "deferred".
+func closeGate(t *testing.T, db *pgxpool.Pool, change, at string) gate {
 	t.Helper()
-	trigger := `create trigger gate after insert on ` + table
+	trigger := `create trigger gate after ` + change
 	if at == "deferred" {
-		trigger = `create constraint trigger gate after insert on ` + table + ` deferrable initially deferred`
+		trigger = `create constraint trigger gate after ` + change + ` deferrable initially deferred`
 	}
 	if _, err := db.Exec(t.Context(), `
 		create function users.gate() returns trigger language plpgsql as $$
@@ -345,7 +345,7 @@ func TestOutcomeUnknownThenCommitted(t *testing.T) {
 	proxy, far := proxied(t, db)
 	srv := serve(t, far)
 	body := signUp("ann@example.com", "Ann", password)
-	gate := closeGate(t, db, "users.users", "deferred")
+	gate := closeGate(t, db, "insert on users.users", "deferred")
 	first := make(chan answer)
 	go func() { first <- signUpWith(t, srv, body, "k") }()
 	gate.await()
@@ -377,7 +377,7 @@ func TestOutcomeUnknownThenRolledBack(t *testing.T) {
 	db := testenv.Postgres(t)
 	srv := serve(t, connect(t, db.Config().ConnString()))
 	body := signUp("ann@example.com", "Ann", password)
-	gate := closeGate(t, db, "users.users", "deferred")
+	gate := closeGate(t, db, "insert on users.users", "deferred")
 	first := make(chan answer)
 	go func() { first <- signUpWith(t, srv, body, "k") }()
 	gate.await()
@@ -409,7 +409,7 @@ func TestClientDisconnects(t *testing.T) {
 	}))
 	defer srv.Close()
 	body := signUp("ann@example.com", "Ann", password)
-	gate := closeGate(t, db, "users.users", "")
+	gate := closeGate(t, db, "insert on users.users", "")
 	conn := dial(t, srv.Listener.Addr())
 	fmt.Fprintf(conn, "POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nIdempotency-Key: k\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 	gate.await()

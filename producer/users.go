@@ -36,7 +36,7 @@ type newUser struct {
 }
 
 type createUserInput struct {
-	Key  string `header:"Idempotency-Key" minLength:"1" maxLength:"255" example:"\"8e03978e-40d5-43dd-bc93-6894a57f9324\"" doc:"Chosen by the client, at random, for one sign-up and its repetitions: a string in double quotes, or bare."`
+	Key  string `header:"Idempotency-Key" minLength:"1" maxLength:"257" example:"\"8e03978e-40d5-43dd-bc93-6894a57f9324\"" doc:"Chosen by the client, at random, for one sign-up and its repetitions: a string in double quotes, or bare. 1 to 255 visible ASCII characters."`
 	Body jsonBody[newUser]
 }
 
