@@ -22,7 +22,7 @@ demo-recovery: ## show what goes wrong with consumers, and how it is put right; 
 	docs/demo-recovery.sh
 
 chaos: ## kill, freeze, cut and fill for up to 20 minutes; PGJET_CHAOS=0.2 does a fifth of it
-	PGJET_CHAOS=$${PGJET_CHAOS:-1} go test -count=1 -p 1 -timeout 20m -v -run '^TestChaos' ./cmd/pgjet ./consumers/...
+	PGJET_CHAOS=$${PGJET_CHAOS:-1} go test -count=1 -p 1 -timeout 20m -v -run '^TestChaos' ./cmd/pgjet ./consumers/... ./producer
 
 powercut: ## cut the power of the NATS server's disk: needs root and loop devices, and says so where it cannot run
 	PGJET_POWERCUT=1 go test -count=1 -timeout 5m -v -run '^TestPowerCut$$' ./cmd/pgjet

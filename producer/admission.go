@@ -68,7 +68,7 @@ func (s *Server) full(a *admission) func(huma.Context, func(huma.Context)) {
 }
 
 // enter returns once the request may go on. Its end is told with leave; only if it was
-// answered as usual does it tell how long requests take. enter returns [errOverloaded] if
+// a usual one does it tell how long requests take. enter returns [errOverloaded] if
 // there are too many, and ctx's error if ctx is cancelled.
 func (a *admission) enter(ctx context.Context) (leave func(usual bool), err error) {
 	permit, err := a.current.Load().AcquirePermitWithMaxWait(ctx, admissionWait)

@@ -100,6 +100,7 @@ package producer
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -314,8 +315,15 @@ func admitted[I, O any](ctx context.Context, a *admission, in *I, fn func(contex
 	usual := false
 	defer func() { leave(usual) }()
 	out, err = fn(ctx, in)
-	usual = err == nil
+	usual = takesTime(err)
 	return out, err
+}
+
+// takesTime reports whether an operation that returned err did its work, with
+// whatever result. What breaks a rule or a limit is refused before that, and what fails may take any time.
+func takesTime(err error) bool {
+	p, ok := errors.AsType[*Problem](err)
+	return err == nil || ok && p.Status < 500 && p.Status != http.StatusUnprocessableEntity && p.Status != http.StatusTooManyRequests
 }
 
 func apiConfig() huma.Config {

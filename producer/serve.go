@@ -46,6 +46,11 @@ func (s *Server) secure(h http.Header, r *http.Request) {
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
+	if len(r.TransferEncoding) > 0 {
+		// A proxy that goes by Content-Length instead sees the next request elsewhere in
+		// what follows: nothing that follows is read.
+		h.Set("Connection", "close")
+	}
 	if r.TLS != nil || s.proxied(r) && r.Header.Get("X-Forwarded-Proto") == "https" {
 		h.Set("Strict-Transport-Security", "max-age=31536000")
 	}
