@@ -384,7 +384,9 @@ func TestManyUsers(t *testing.T) {
 			return status(w, http.StatusServiceUnavailable)
 		}
 		return roll(20) == 0 && status(w, http.StatusInternalServerError)
-	}, func(r *http.Request) bool { return roll(10) == 0 && !(r.Method == "POST" && r.Header.Get("X-User")[35] < '4') })
+	}, func(r *http.Request) bool {
+		return roll(10) == 0 && !(r.Method == "POST" && r.Header.Get("X-User")[35] < '4')
+	})
 	b.start(b.db)
 	b.start(pool(t, b.db))
 	for range 200 {
