@@ -61,6 +61,7 @@ func New(db *pgxpool.Pool, profiles, billing Service) *Onboarding {
 			saga.Local("activate", o.activate, nil),
 		},
 		Rejected: o.reject,
+		Timeout:  10 * time.Second,
 	}
 	return o
 }

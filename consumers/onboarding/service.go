@@ -17,7 +17,7 @@ import (
 )
 
 // A Service is another one, spoken to in JSON. Its client should have a timeout that is
-// well below the 20 s of an attempt.
+// well below the 10 s of an attempt.
 type Service struct {
 	Name string // in errors
 	HTTP *http.Client
