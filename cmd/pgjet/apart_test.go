@@ -39,7 +39,7 @@ func startService(t testing.TB, args ...string) *service {
 
 func startUsers(t testing.TB, database string) *service {
 	t.Helper()
-	s := startService(t, "users", "--database-url", database, "--addr", anyPort)
+	s := startService(t, "users", "--database-url", database, "--addr", anyPort, "--token-key-file", keyFile(t))
 	s.addr = s.logged("serving the API", "addr")
 	return s
 }
