@@ -39,7 +39,7 @@ func startService(t testing.TB, args ...string) *service {
 
 func startUsers(t testing.TB, database string, flags ...string) *service {
 	t.Helper()
-	s := startService(t, append([]string{"users", "--database-url", database, "--addr", anyPort}, flags...)...)
+	s := startService(t, append([]string{"users", "--database-url", database, "--addr", anyPort, "--token-key-file", keyFile(t)}, flags...)...)
 	s.addr = s.logged("serving the API", "addr")
 	return s
 }

@@ -15,11 +15,11 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// keyFile returns the name of a file with a new key, as pgjet users key prints it.
-func keyFile(t *testing.T, mode os.FileMode) string {
+// keyFile returns the name of a file with a new key.
+func keyFile(t testing.TB) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "users.jwk")
-	if err := os.WriteFile(path, []byte(must(t, exitOK, "users", "key")), mode); err != nil {
+	path := filepath.Join(t.TempDir(), keyName)
+	if err := keepKey(path); err != nil {
 		t.Fatal(err)
 	}
 	return path
@@ -28,7 +28,10 @@ func keyFile(t *testing.T, mode os.FileMode) string {
 // TestKeyFile has two processes with one key: each takes the tokens of the other.
 func TestKeyFile(t *testing.T) {
 	t.Parallel()
-	database, key := testenv.DatabaseURL(t), keyFile(t, 0o600)
+	database, key := testenv.DatabaseURL(t), filepath.Join(t.TempDir(), keyName)
+	if err := os.WriteFile(key, []byte(must(t, exitOK, "users", "key")), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	flags := []string{"users", "--database-url", database, "--addr", anyPort}
 	one := startService(t, append(flags, "--token-key-file", key)...)
 	two := startService(t, append(flags, "--token-key-file", key)...)
@@ -49,8 +52,11 @@ func TestKeyFile(t *testing.T) {
 		t.Errorf("the log holds the key or the token, of %s", one)
 	}
 
-	open := startService(t, append(flags, "--token-key-file", keyFile(t, 0o644))...)
-	if !strings.Contains(open.stderr.String(), "others may read") || !strings.Contains(open.stderr.String(), "users.jwk") {
+	if err := os.Chmod(key, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	open := startService(t, append(flags, "--token-key-file", key)...)
+	if !strings.Contains(open.stderr.String(), "others may read") || !strings.Contains(open.stderr.String(), key) {
 		t.Errorf("no warning of a key that others may read, of %s", open)
 	}
 }
@@ -68,7 +74,7 @@ func readFile(t *testing.T, path string) string {
 // keys by --token-jwks-url; and has nobody there at first.
 func TestRemoteKeys(t *testing.T) {
 	t.Parallel()
-	issuer, err := auth.ReadIssuer(keyFile(t, 0o600))
+	issuer, err := auth.ReadIssuer(keyFile(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,6 +107,22 @@ func TestRemoteKeys(t *testing.T) {
 		status, _ := getAs(t, token, addr+"/users/"+id)
 		return status == http.StatusOK
 	})
+}
+
+// TestKeepKey makes a key once, for its owner alone.
+func TestKeepKey(t *testing.T) {
+	path := keyFile(t)
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode = %v (%v), want 0600", info.Mode(), err)
+	}
+	first := readFile(t, path)
+	if err := keepKey(path); err != nil || readFile(t, path) != first {
+		t.Errorf("the key was made again (%v)", err)
+	}
+	if err := keepKey(filepath.Join(path, "below")); err == nil {
+		t.Error("no error for a key that cannot be kept")
+	}
 }
 
 func TestRoles(t *testing.T) {

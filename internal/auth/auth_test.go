@@ -293,6 +293,11 @@ func TestBadKeys(t *testing.T) {
 			}
 		})
 	}
+	for _, public := range []any{weak.Public(), p384.Public(), &rsa.PublicKey{N: rsaSigner.public().(*rsa.PublicKey).N, E: 2}, []byte("a secret"), nil} {
+		if alg, err := algorithm(public); err == nil { // also if the library were to let it through
+			t.Errorf("algorithm(%T) = %s, want it refused", public, alg)
+		}
+	}
 	if _, err := ReadIssuer(filepath.Join(t.TempDir(), "nothing")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("without a file: %v, want ErrNotExist", err)
 	}
