@@ -15,6 +15,7 @@ import (
 	"github.com/pgjet/pgjet/consumers/directory"
 	"github.com/pgjet/pgjet/consumers/mailer"
 	"github.com/pgjet/pgjet/internal/auth"
+	"github.com/pgjet/pgjet/internal/devservices"
 	"github.com/pgjet/pgjet/outbox/hint"
 	"github.com/pgjet/pgjet/producer"
 )
@@ -48,7 +49,13 @@ func usersCommand() *cobra.Command {
 				}
 				defer nc.Close()
 				api.Committed = hint.New(nc, s.stream).Committed
+				s.registryConn = nc
 			}
+			profiles, err := s.serviceClient(devservices.Profiles, s.registryConn, log)
+			if err != nil {
+				return err
+			}
+			api.Profiles, s.served = profiles.HTTP(), l.Addr()
 			log.InfoContext(ctx, "serving the API", "addr", "http://"+l.Addr().String())
 			return s.serve(ctx, log, "pgjet-users", serveHTTP("users", l, api, log), watchDatabase(db, log))
 		},
@@ -59,6 +66,7 @@ func usersCommand() *cobra.Command {
 	f.StringVar(&s.natsURL, "nats-url", "", "NATS servers on which to tell the relay at once; without, it finds events by polling")
 	s.natsCredsFlag(f)
 	s.streamFlag(f)
+	s.serviceFlags(f, devservices.Profiles)
 	s.processFlags(f)
 	return cmd
 }
@@ -98,6 +106,7 @@ func consumeDirectoryCommand() *cobra.Command {
 				if err != nil {
 					return nil, err
 				}
+				s.served = l.Addr()
 				log.InfoContext(cmd.Context(), "serving the API", "addr", "http://"+l.Addr().String())
 				return []part{serveHTTP("directory-api", l, directory.New(db, log), log), s.directoryPart(db, js, log)}, nil
 			})
@@ -128,6 +137,7 @@ func (s *settings) consume(cmd *cobra.Command, name string, parts func(*pgxpool.
 		return err
 	}
 	defer nc.Close()
+	s.registryConn = nc
 	all, err := parts(db, js, log)
 	if err != nil {
 		return err

@@ -50,7 +50,7 @@ type Instance struct {
 	ID        string            `json:"id"`      // made by Register
 	Version   string            `json:"version"` // of the code
 	Address   string            `json:"address,omitempty"`
-	HealthURL string            `json:"health,omitempty"`
+	HealthURL string            `json:"health_url,omitempty"`
 	Started   time.Time         `json:"started,omitzero"`
 	Metadata  map[string]string `json:"metadata,omitempty"` // what else it tells, such as config
 }
