@@ -223,6 +223,7 @@ func (d *dev) startNATS(ctx context.Context) error {
 		d.log.WarnContext(ctx, "the stream is not as it should be, nothing was changed", "stream", d.stream, "difference", line)
 	}
 	d.nc, d.js, err = d.connectNATS("pgjet-dev", d.log)
+	d.registryConn = d.nc
 	return err
 }
 
@@ -288,7 +289,7 @@ func (d *dev) parts(tel *telemetry.Telemetry) ([]part, error) {
 	}
 	api := producer.New(d.db, issuer, d.log)
 	api.Committed = hint.New(d.nc, d.stream).Committed
-	profiles, err := d.serviceClient(devservices.Profiles, d.nc, d.log)
+	profiles, err := d.serviceClient(devservices.Profiles, d.log)
 	if err != nil {
 		return nil, err
 	}
@@ -298,7 +299,7 @@ func (d *dev) parts(tel *telemetry.Telemetry) ([]part, error) {
 		return nil, err
 	}
 	parts := []part{
-		(&announcer{nc: d.nc, log: d.log}).part(d.instances()...),
+		d.register(d.log).part(d.instances()...),
 		serveHTTP("users", at[usersPort], api, d.log),
 		watchDatabase(d.db, d.log),
 		relayPart,

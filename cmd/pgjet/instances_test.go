@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"net"
 	"net/http"
@@ -127,6 +128,32 @@ func TestServicesOfStrangers(t *testing.T) {
 	}
 }
 
+// TestConfigHashIsAnnounced: that of the configuration in force, also after a change.
+func TestConfigHashIsAnnounced(t *testing.T) {
+	t.Parallel()
+	js, url := testenv.JetStream(t)
+	r := (&settings{registryConn: js.Conn()}).register(testenv.Logger(t))
+	r.setConfig("before")
+	p := r.part(registry.Instance{Name: "one"}, registry.Instance{Name: "two"})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- p.run(ctx) }()
+	announced := func(hash string) {
+		t.Helper()
+		testenv.Eventually(t, patience, "the hash is "+hash, func() bool {
+			all := listed(t, url)
+			return len(all) == 2 && all["one"].Metadata["config"] == hash && all["two"].Metadata["config"] == hash
+		})
+	}
+	announced("before")
+	r.setConfig("after")
+	announced("after")
+	cancel()
+	if err := <-ended; err != nil || len(listed(t, url)) != 0 {
+		t.Errorf("run() = %v, and it has not left", err)
+	}
+}
+
 func TestServicesWrongUse(t *testing.T) {
 	t.Parallel()
 	refused(t, exitUsage, []string{"services", "ls", "-o", "xml"}, "--output")
@@ -154,7 +181,7 @@ func startJourney(t *testing.T) (j *journey, url string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	client, err := new(settings).serviceClient(devservices.Profiles, testenv.Connect(t, url).Conn(), log)
+	client, err := (&settings{registryConn: testenv.Connect(t, url).Conn()}).serviceClient(devservices.Profiles, log)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"log/slog"
 	"net/url"
 
-	"github.com/nats-io/nats.go"
 	"github.com/spf13/pflag"
 
 	"github.com/pgjet/pgjet/internal/registry"
@@ -19,8 +18,12 @@ func (s *settings) serviceFlags(f *pflag.FlagSet, names ...string) {
 	}
 }
 
-// serviceClient returns a client for another service, found on nc or by its flag.
-func (s *settings) serviceClient(name string, nc *nats.Conn, log *slog.Logger) (*remote.Client, error) {
+// serviceClient returns this process's client for another service, which it finds in the
+// registry or by its flag.
+func (s *settings) serviceClient(name string, log *slog.Logger) (*remote.Client, error) {
+	if c, ok := s.clients[name]; ok {
+		return c, nil
+	}
 	t := remote.DefaultTuning()
 	if at := s.serviceURLs[name]; at != nil && *at != "" {
 		u, err := url.Parse(*at)
@@ -30,8 +33,16 @@ func (s *settings) serviceClient(name string, nc *nats.Conn, log *slog.Logger) (
 		t.URL = *at
 	}
 	var find remote.Finder
-	if nc != nil {
-		find = registry.New(nc).Addresses
+	if s.registryConn != nil {
+		find = registry.New(s.registryConn).Addresses
 	}
-	return remote.New(name, find, t, log)
+	c, err := remote.New(name, find, t, log)
+	if err != nil {
+		return nil, err
+	}
+	if s.clients == nil {
+		s.clients = make(map[string]*remote.Client)
+	}
+	s.clients[name] = c
+	return c, nil
 }

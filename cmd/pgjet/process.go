@@ -75,11 +75,11 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, par
 	if err != nil {
 		return err
 	}
-	i := registry.Instance{Name: name, HealthURL: s.announced(admin.Addr()) + "/readyz"}
+	i := registry.Instance{Name: name, HealthURL: s.reachable(admin.Addr()) + "/readyz"}
 	if s.served != nil {
-		i.Address = s.announced(s.served)
+		i.Address = s.reachable(s.served)
 	}
-	parts = append([]part{(&announcer{nc: s.registryConn, log: log}).part(i)}, parts...)
+	parts = append([]part{s.register(log).part(i)}, parts...)
 	log.InfoContext(ctx, "starting", "service", name, "version", version(), "admin", "http://"+admin.Addr().String())
 	if err := supervise(ctx, append(parts, serveHTTP("admin", admin, h.Handler(), log))); err != nil {
 		return err

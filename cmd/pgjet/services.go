@@ -51,7 +51,7 @@ func usersCommand() *cobra.Command {
 				api.Committed = hint.New(nc, s.stream).Committed
 				s.registryConn = nc
 			}
-			profiles, err := s.serviceClient(devservices.Profiles, s.registryConn, log)
+			profiles, err := s.serviceClient(devservices.Profiles, log)
 			if err != nil {
 				return err
 			}

@@ -22,6 +22,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/pflag"
 
+	remote "github.com/pgjet/pgjet/internal/service"
 	"github.com/pgjet/pgjet/outbox"
 )
 
@@ -44,7 +45,10 @@ type settings struct {
 	inboxRetention time.Duration
 	serviceURLs    map[string]*string // of other services, by name
 
-	registryConn *nats.Conn // nil: the process does not register
+	clients map[string]*remote.Client
+
+	registryConn *nats.Conn // nil: the process neither registers nor finds others
+	registrar    *registrar // see register
 	served       net.Addr   // where it serves its API, if it has one
 }
 
