@@ -18,6 +18,8 @@ type places struct {
 	Users     string `json:"users"`
 	Inbox     string `json:"inbox"`
 	Directory string `json:"directory"`
+	Profiles  string `json:"profiles"`
+	Billing   string `json:"billing"`
 	NATS      string `json:"nats"`
 	Database  string `json:"database"`
 	Admin     string `json:"admin"`

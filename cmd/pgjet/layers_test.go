@@ -45,7 +45,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/devservices", ""},
 	{"internal/testenv", "internal/devserver migrations"},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/deadletter consumers/directory consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status internal/auth internal/devmail internal/devserver internal/health internal/telemetry migrations outbox outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/deadletter consumers/directory consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status internal/auth internal/devmail internal/devserver internal/devservices internal/health internal/registry internal/service internal/telemetry migrations outbox outbox/hint producer relay"},
 }
 
 func TestLayers(t *testing.T) {

@@ -104,7 +104,7 @@ Every flag is also an environment variable: --database-url is PGJET_DATABASE_URL
 		SilenceUsage:  true,
 	}
 	root.AddCommand(devCommand(), usersCommand(), relayCommand(), consumeCommand(), consumerCommand(),
-		migrateCommand(), streamCommand(), outboxCommand(), deadCommand(), replayCommand(), sagaCommand(), natsCommand(), readyCommand())
+		migrateCommand(), streamCommand(), outboxCommand(), deadCommand(), replayCommand(), sagaCommand(), servicesCommand(), standinCommand(), natsCommand(), readyCommand())
 	return root
 }
 

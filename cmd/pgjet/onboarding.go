@@ -2,9 +2,6 @@ package main
 
 import (
 	"log/slog"
-	"net/http"
-	"net/url"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go/jetstream"
@@ -12,6 +9,7 @@ import (
 
 	"github.com/pgjet/pgjet/consumers/onboarding"
 	"github.com/pgjet/pgjet/consumers/saga"
+	"github.com/pgjet/pgjet/internal/devservices"
 )
 
 func consumeOnboardingCommand() *cobra.Command {
@@ -27,18 +25,17 @@ what was done, and reject them. It is a saga: see pgjet saga.`,
 		},
 	}
 	s.consumeFlags(cmd.Flags())
-	cmd.Flags().StringVar(&s.profilesURL, "profiles-url", "", "the profiles service, such as http://profiles.example:8080")
-	cmd.Flags().StringVar(&s.billingURL, "billing-url", "", "the billing service, such as http://billing.example:8080")
+	s.serviceFlags(cmd.Flags(), devservices.Profiles, devservices.Billing)
 	return cmd
 }
 
 // onboardingParts returns what begins the saga, and what runs it.
 func (s *settings) onboardingParts(db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) ([]part, error) {
-	profiles, err := otherService("profiles", "--profiles-url", s.profilesURL)
+	profiles, err := s.otherService(devservices.Profiles, log)
 	if err != nil {
 		return nil, err
 	}
-	billing, err := otherService("billing", "--billing-url", s.billingURL)
+	billing, err := s.otherService(devservices.Billing, log)
 	if err != nil {
 		return nil, err
 	}
@@ -47,11 +44,11 @@ func (s *settings) onboardingParts(db *pgxpool.Pool, js jetstream.JetStream, log
 	return []part{s.consumerPart(o.Consumer(), db, js, log), {"onboarding-saga", r.Run, r.Ready}}, nil
 }
 
-// otherService returns the way to another service: the one place that says how.
-func otherService(name, flag, address string) (onboarding.Service, error) {
-	u, err := url.Parse(address)
-	if err != nil || u.Hostname() == "" || u.Scheme != "http" && u.Scheme != "https" || u.RawQuery != "" {
-		return onboarding.Service{}, usagef("%s or its environment variable is not of the form http://%s.example:8080", flag, name)
+// otherService returns the way to another service.
+func (s *settings) otherService(name string, log *slog.Logger) (onboarding.Service, error) {
+	client, err := s.serviceClient(name, log)
+	if err != nil {
+		return onboarding.Service{}, err
 	}
-	return onboarding.Service{Name: name, HTTP: &http.Client{Timeout: 5 * time.Second}, URL: address}, nil
+	return onboarding.Service{Name: name, HTTP: client.HTTP(), URL: "http://" + name}, nil
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/consumers/directory"
 	"github.com/pgjet/pgjet/consumers/mailer"
+	"github.com/pgjet/pgjet/internal/devservices"
 	"github.com/pgjet/pgjet/outbox/hint"
 	"github.com/pgjet/pgjet/producer"
 )
@@ -58,7 +59,13 @@ func usersCommand() *cobra.Command {
 				}
 				defer nc.Close()
 				api.Committed = hint.New(nc, s.stream).Committed
+				s.registryConn = nc
 			}
+			profiles, err := s.serviceClient(devservices.Profiles, log)
+			if err != nil {
+				return err
+			}
+			api.Profiles, s.served = profiles.HTTP(), l.Addr()
 			log.InfoContext(ctx, "serving the API", "addr", "http://"+l.Addr().String())
 			return s.serve(ctx, log, "pgjet-users", append([]part{serveHTTP("users", l, api, log), watchDatabase(db, log)}, parts...)...)
 		},
@@ -72,6 +79,7 @@ func usersCommand() *cobra.Command {
 	f.StringVar(&s.natsURL, "nats-url", "", "NATS servers on which to tell the relay at once; without, it finds events by polling")
 	s.natsCredsFlag(f)
 	s.streamFlag(f)
+	s.serviceFlags(f, devservices.Profiles)
 	s.processFlags(f)
 	return cmd
 }
@@ -128,6 +136,7 @@ func consumeDirectoryCommand() *cobra.Command {
 				if err != nil {
 					return nil, err
 				}
+				s.served = l.Addr()
 				log.InfoContext(cmd.Context(), "serving the API", "addr", "http://"+l.Addr().String())
 				return []part{serveHTTP("directory-api", l, directory.New(db, log), log), s.directoryPart(db, js, log)}, nil
 			})
@@ -158,6 +167,7 @@ func (s *settings) consume(cmd *cobra.Command, name string, parts func(*pgxpool.
 		return err
 	}
 	defer nc.Close()
+	s.registryConn = nc
 	all, err := parts(db, js, log)
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/url"
 	"os"
 	"slices"
@@ -21,6 +22,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/pflag"
 
+	remote "github.com/pgjet/pgjet/internal/service"
 	"github.com/pgjet/pgjet/outbox"
 )
 
@@ -35,16 +37,22 @@ type settings struct {
 	smtpURL     string
 	mailFrom    string
 	mailRate    float64
-	profilesURL string
-	billingURL  string
 	addr        string
 	adminAddr   string
+	advertise   string
 	logLevel    slog.Level
 
 	tokenKeyFile   string
 	tokenJWKSURL   string
 	trustedProxies []string
 	inboxRetention time.Duration
+	serviceURLs    map[string]*string // of other services, by name
+
+	clients map[string]*remote.Client
+
+	registryConn *nats.Conn // nil: the process neither registers nor finds others
+	registrar    *registrar // see register
+	served       net.Addr   // where it serves its API, if it has one
 }
 
 func (s *settings) databaseFlag(f *pflag.FlagSet) {
@@ -92,6 +100,7 @@ func (s *settings) fromFlag(f *pflag.FlagSet) {
 
 func (s *settings) processFlags(f *pflag.FlagSet) {
 	f.StringVar(&s.adminAddr, "admin-addr", "127.0.0.1:7404", "where to serve /livez, /readyz and /metrics")
+	f.StringVar(&s.advertise, "advertise", "", "host under which others reach this process; without, the one it listens on, or the machine's name if that is all")
 	s.logFlag(f, slog.LevelInfo)
 }
 
@@ -205,7 +214,7 @@ func (s *settings) checkNATS() error {
 
 // connectHints returns a connection for hints, which are worth nothing later.
 func (s *settings) connectHints(log *slog.Logger) (*nats.Conn, error) {
-	nc, _, err := s.connectNATS("pgjet-users", log, nats.ReconnectBufSize(-1))
+	nc, _, err := s.connectNATS("pgjet-users", log, nats.ReconnectBufSize(-1), nats.CustomInboxPrefix(inboxPrefix("writer")))
 	return nc, err
 }
 

@@ -47,11 +47,15 @@ const (
 	Billing  = "billing"
 )
 
-// New returns the stand-in of that name, which keeps its state in dir.
+// New returns the stand-in of that name, which keeps its state in dir; nowhere, if dir
+// is empty.
 func New(name, dir string, log *slog.Logger) (http.Handler, error) {
 	s := &server{log: log.With("service", name), mux: http.NewServeMux()}
 	s.faults.declines = name == Billing
-	f := file{filepath.Join(dir, name+".json")}
+	f := file{}
+	if dir != "" {
+		f.path = filepath.Join(dir, name+".json")
+	}
 	var err error
 	switch name {
 	case Profiles:
@@ -120,11 +124,14 @@ func (a *answer) WriteHeader(status int) {
 	a.ResponseWriter.WriteHeader(status)
 }
 
-// A file holds the state of one service.
+// A file holds the state of one service; without a path it holds nothing.
 type file struct{ path string }
 
 // load fills state, which stays as it is if there is no file yet.
 func (f file) load(state any) error {
+	if f.path == "" {
+		return nil
+	}
 	b, err := os.ReadFile(f.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -140,6 +147,9 @@ func (f file) load(state any) error {
 
 // save replaces the file as a whole.
 func (f file) save(state any) error {
+	if f.path == "" {
+		return nil
+	}
 	b, err := json.MarshalIndent(state, "", " ")
 	if err == nil {
 		err = os.MkdirAll(filepath.Dir(f.path), 0o700)

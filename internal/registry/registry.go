@@ -4,7 +4,8 @@
 // there. There is no list that could be wrong.
 //
 // An instance that is killed, cut off or paused is gone from [Registry.Discover]
-// [MaxStale] later at most. One that stops leaves before it does.
+// [MaxStale] later at most. One that stops leaves before it does. When NATS was lost
+// and is back, instances have [Return] to come back, too; nobody is missed before.
 //
 // Anybody who may answer on NATS can register: what Discover returns is checked for
 // form and bounded in number and size, and no more than a hint whom to ask.
@@ -34,6 +35,9 @@ const (
 	// MaxStale is how long after its end an instance may still be returned, as long as
 	// NATS can be reached.
 	MaxStale = 2 * Fresh
+	// Return is how long after a loss of NATS those who were there before are still
+	// returned though they do not answer: they may be on their way back.
+	Return = 5 * time.Second
 
 	maxInstances = 1024    // of one name that are looked at
 	maxAnswer    = 8 << 10 // bytes of one
@@ -50,7 +54,7 @@ type Instance struct {
 	ID        string            `json:"id"`      // made by Register
 	Version   string            `json:"version"` // of the code
 	Address   string            `json:"address,omitempty"`
-	HealthURL string            `json:"health,omitempty"`
+	HealthURL string            `json:"health_url,omitempty"`
 	Started   time.Time         `json:"started,omitzero"`
 	Metadata  map[string]string `json:"metadata,omitempty"` // what else it tells, such as config
 }
@@ -68,8 +72,10 @@ type Registry struct {
 	nc     *nats.Conn
 	asking singleflight.Group
 
-	mu    sync.Mutex
-	known map[string]answer // by name
+	mu         sync.Mutex
+	known      map[string]answer // by name
+	reconnects uint64            // of nc, as far as was noticed
+	back       time.Time         // when the last was noticed
 }
 
 type answer struct {
@@ -78,7 +84,9 @@ type answer struct {
 }
 
 // New returns a Registry that asks on nc, which may have to reconnect.
-func New(nc *nats.Conn) *Registry { return &Registry{nc: nc, known: make(map[string]answer)} }
+func New(nc *nats.Conn) *Registry {
+	return &Registry{nc: nc, known: make(map[string]answer), reconnects: nc.Stats().Reconnects}
+}
 
 // Discover returns the live instances of the service of that name, ordered by id; none
 // if nobody answers. If NATS is away the error is [ErrAway], and the instances are
@@ -128,9 +136,28 @@ func (r *Registry) refresh(name string) ([]Instance, error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if n := r.nc.Stats().Reconnects; n != r.reconnects {
+		r.reconnects, r.back = n, begun
+	}
+	if begun.Sub(r.back) < Return {
+		instances = union(instances, r.known[name].instances)
+	}
 	r.known[name] = answer{instances, begun}
 	return instances, nil
 }
+
+// union returns a, and those of b that a does not have.
+func union(a, b []Instance) []Instance {
+	for _, i := range b {
+		if !slices.ContainsFunc(a, func(other Instance) bool { return other.ID == i.ID }) {
+			a = append(a, i)
+		}
+	}
+	slices.SortFunc(a, byID)
+	return a
+}
+
+func byID(a, b Instance) int { return strings.Compare(a.Name+" "+a.ID, b.Name+" "+b.ID) }
 
 // Ask returns who answers now, ordered by name and id: instances of the service of that
 // name, of all services if it is empty.
@@ -172,9 +199,7 @@ func Ask(ctx context.Context, nc *nats.Conn, name string) ([]Instance, error) {
 	case len(found) == 0 && !nc.IsConnected():
 		return nil, ErrAway
 	}
-	return slices.SortedFunc(maps.Values(found), func(a, b Instance) int {
-		return strings.Compare(a.Name+" "+a.ID, b.Name+" "+b.ID)
-	}), nil
+	return slices.SortedFunc(maps.Values(found), byID), nil
 }
 
 func next(ctx context.Context, answers *nats.Subscription, wait time.Duration) (*nats.Msg, error) {

@@ -184,6 +184,48 @@ func TestOutlivesNATS(t *testing.T) {
 	})
 }
 
+// TestNobodyIsMissedAfterAnOutage: whoever asks before all are back gets those that were
+// there, for a while.
+func TestNobodyIsMissedAfterAnOutage(t *testing.T) {
+	t.Parallel()
+	server := testenv.NATS(t)
+	slow, err := nats.Connect(server.URL(), nats.MaxReconnects(-1), nats.ReconnectWait(2*time.Second), nats.ReconnectJitter(0, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slow.Close()
+	dead := connect(t, server.URL())
+	register(t, slow, registry.Instance{Name: "profiles"})
+	register(t, dead, registry.Instance{Name: "profiles"})
+	other := connect(t, server.URL())
+	r := registry.New(other)
+	count := func() int {
+		all, err := r.Discover(t.Context(), "profiles")
+		if err != nil && !errors.Is(err, registry.ErrAway) {
+			t.Fatal(err)
+		}
+		return len(all)
+	}
+	testenv.Eventually(t, patience, "both are found", func() bool { return count() == 2 })
+	dead.Close()
+	server.Stop()
+	testenv.Eventually(t, patience, "NATS is lost", func() bool { return !slow.IsConnected() && !other.IsConnected() })
+	testenv.RestartNATS(t, server)
+	testenv.Eventually(t, patience, "all are back", func() bool {
+		if n := count(); n != 2 {
+			t.Fatalf("%d are found, want both until they had time", n)
+		}
+		return other.IsConnected() && slow.IsConnected()
+	})
+	testenv.Eventually(t, patience, "the dead one is gone", func() bool {
+		n := count()
+		if n == 0 {
+			t.Fatal("one that is back is missed")
+		}
+		return n == 1
+	})
+}
+
 // TestGoneInTime: a process that is killed, and one that is paused, is not found any
 // more after the time that is stated; and the answers until then come at once.
 func TestGoneInTime(t *testing.T) {
