@@ -206,10 +206,9 @@ func TestSagaCommands(t *testing.T) {
 	refused(t, exitRefused, args("retry", stuck, "--reason", "again"), "is undoing")
 }
 
-// TestOnboardingNeedsItsServices: their URLs are checked before anything is begun.
-func TestOnboardingNeedsItsServices(t *testing.T) {
+// TestOnboardingChecksItsURLs before anything is begun.
+func TestOnboardingChecksItsURLs(t *testing.T) {
 	t.Parallel()
 	base := []string{"consume", "onboarding", "--database-url", testenv.DatabaseURL(t), "--admin-addr", anyPort}
-	refused(t, exitUsage, base, "--profiles-url", "http://profiles.example:8080")
-	refused(t, exitUsage, append(base, "--profiles-url", "http://p", "--billing-url", "ftp://ann:"+secret+"@b"), "--billing-url")
+	refused(t, exitUsage, append(base, "--billing-url", "ftp://ann:"+secret+"@b"), "--billing-url")
 }
