@@ -155,7 +155,9 @@ func TestSagaCommands(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	args := func(words ...string) []string { return append(append([]string{"saga"}, words...), "--database-url", database) }
+	args := func(words ...string) []string {
+		return append(append([]string{"saga"}, words...), "--database-url", database)
+	}
 
 	out := must(t, exitOK, args("ls")...)
 	for _, want := range []string{"ID ", stuck, "needs_operator", "undo billing", "3h ago", "user_gone", "billing answered 500", done, "2d ago", "pgjet saga get " + stuck} {
