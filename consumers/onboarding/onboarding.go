@@ -71,15 +71,23 @@ func (o *Onboarding) Saga() saga.Definition { return o.definition }
 
 // Consumer returns the consumer that begins it for each user.created: once for a user.
 func (o *Onboarding) Consumer() consumers.Consumer {
-	return consumers.Consumer{Name: Name, Unordered: true, Workers: 4, On: []consumers.Typed{consumers.On(
-		func(ctx context.Context, tx pgx.Tx, u events.UserCreated) error {
-			id, err := uuid.Parse(u.UserID)
-			if err != nil {
-				return backoff.Permanent(errors.New("user_id is no UUID"))
-			}
-			_, err = o.definition.Start(ctx, tx, id.String(), nil)
-			return err
-		})}}
+	return consumers.Consumer{Name: Name, Unordered: true, Workers: 4, On: []consumers.Typed{consumers.On(o.begin)}}
+}
+
+// begin begins the saga of a user who was not decided on: a replay finds that of others
+// ended, or forgotten.
+func (o *Onboarding) begin(ctx context.Context, tx pgx.Tx, u events.UserCreated) error {
+	id, err := uuid.Parse(u.UserID)
+	if err != nil {
+		return backoff.Permanent(errors.New("user_id is no UUID"))
+	}
+	pending := false
+	err = tx.QueryRow(ctx, `select exists (select from users.users where id = $1 and state = 'pending')`, id).Scan(&pending)
+	if err != nil || !pending {
+		return err
+	}
+	_, err = o.definition.Start(ctx, tx, id.String(), nil)
+	return err
 }
 
 // createProfile reads the name now: the saga does not keep it.
@@ -147,8 +155,8 @@ func (o *Onboarding) activate(ctx context.Context, tx pgx.Tx, s *saga.Saga) erro
 	return away(outbox.Append(ctx, tx, events.UserActivated{UserID: s.Key, ActivatedAt: at.UTC()}))
 }
 
-// notPending says what it means that a user is not. An earlier saga may have activated
-// them, which nobody remembers any more.
+// notPending says what it means that a user is not: they are gone, or somebody else
+// decided on them.
 func (o *Onboarding) notPending(ctx context.Context, tx pgx.Tx, s *saga.Saga) error {
 	var state string
 	err := tx.QueryRow(ctx, `select state from users.users where id = $1`, s.Key).Scan(&state)

@@ -122,6 +122,15 @@ func (b *bench) ends(user, state string) {
 	})
 }
 
+// handled waits until so many messages are.
+func (b *bench) handled(n int) {
+	b.Helper()
+	testenv.Eventually(b, patience, "all events are handled", func() bool {
+		a, err := consumers.ReadAccount(b.Context(), b.db, b.js, "EVENTS", onboarding.Name)
+		return err == nil && a.Done == int64(n)
+	})
+}
+
 // user returns state, reason and version, and the events in the outbox.
 func (b *bench) user(id string) string {
 	b.Helper()
@@ -138,10 +147,7 @@ func TestActive(t *testing.T) {
 	id := b.signUp(canary, 3)
 	b.ends(id, saga.Done)
 	b.publish(events.UserCreated{UserID: id, Email: "e", Name: "n"}, 1) // another event of the same user
-	testenv.Eventually(t, patience, "all events are handled", func() bool {
-		a, err := consumers.ReadAccount(t.Context(), b.db, b.js, "EVENTS", onboarding.Name)
-		return err == nil && a.Done == 4
-	})
+	b.handled(4)
 	if got := b.user(id); got != "active 2: user.activated" {
 		t.Errorf("the user is %s", got)
 	}
@@ -281,7 +287,7 @@ func TestGivenUp(t *testing.T) {
 // TestDeletedMeanwhile: whenever the user goes, nothing is left, and there is no event.
 func TestDeletedMeanwhile(t *testing.T) {
 	t.Parallel()
-	for _, at := range []string{"before", "PUT", "POST", "declined"} {
+	for _, at := range []string{"PUT", "POST", "declined"} {
 		t.Run(at, func(t *testing.T) {
 			t.Parallel()
 			b := newBench(t)
@@ -292,9 +298,6 @@ func TestDeletedMeanwhile(t *testing.T) {
 				return r.Method == "POST" && at == "declined" && declined(w)
 			}, nil)
 			id := b.signUp("Ann", 1)
-			if at == "before" {
-				b.exec(`delete from users.users`)
-			}
 			b.start(b.db)
 			b.ends(id, saga.Undone)
 			if p, a := b.left(); p+a != 0 {
@@ -307,18 +310,52 @@ func TestDeletedMeanwhile(t *testing.T) {
 	}
 }
 
-// TestForgottenSaga: once a saga is pruned, the same event runs it again, to no effect.
-func TestForgottenSaga(t *testing.T) {
+// TestDecidedOn: of a user who is active, rejected or gone no saga begins, even if the one
+// that there was is forgotten.
+func TestDecidedOn(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.start(b.db)
 	id := b.signUp("Ann", 1)
 	b.ends(id, saga.Done)
 	b.exec(`delete from pgjet.saga`)
-	b.publish(events.UserCreated{UserID: id, Email: "e", Name: "n"}, 1)
-	b.ends(id, saga.Done)
-	if _, accounts := b.left(); accounts != 1 || b.user(id) != "active 2: user.activated" {
-		t.Errorf("%d accounts, the user is %s", accounts, b.user(id))
+	for n, change := range []string{`update users.users set name = 'Bob'`, `update users.users set state = 'rejected'`, `delete from users.users`} {
+		b.exec(change)
+		b.publish(events.UserCreated{UserID: id, Email: "e", Name: "n"}, 1)
+		b.handled(2 + n)
+	}
+	if got := b.text(`select id::text from pgjet.saga`); got != "" {
+		t.Errorf("a saga began again: %s", got)
+	}
+}
+
+// TestDecidedMeanwhile: what somebody else decides while the saga runs stays so.
+func TestDecidedMeanwhile(t *testing.T) {
+	t.Parallel()
+	for _, state := range []string{"active", "rejected"} {
+		for _, declines := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s declines %t", state, declines), func(t *testing.T) {
+				t.Parallel()
+				b := newBench(t)
+				b.set(func(w http.ResponseWriter, r *http.Request) bool {
+					if r.Method != "POST" {
+						return false
+					}
+					b.exec(`update users.users set state = $1, reason = 'by hand'`, state)
+					return declines && declined(w)
+				}, nil)
+				b.start(b.db)
+				id := b.signUp("Ann", 1)
+				ended := saga.Undone
+				if state == "active" && !declines {
+					ended = saga.Done
+				}
+				b.ends(id, ended)
+				if got := b.user(id); got != state+" by hand 1: " {
+					t.Errorf("the user is %s", got)
+				}
+			})
+		}
 	}
 }
 

@@ -79,11 +79,12 @@ func (r *Runner) attempt(ctx context.Context, x *Record, t task, claimant string
 	return e, nil
 }
 
-// within calls a local action in the transaction that settles x, if it succeeds.
+// within calls a local action in the transaction that settles x, if it succeeds. Who was
+// overtaken meanwhile is refused that, and the action is rolled back.
 func (r *Runner) within(ctx context.Context, x *Record, t task, s *Saga, claimant string) (e ending, err error) {
 	after := *x
 	after.Steps = slices.Clone(x.Steps)
-	err = r.transact(ctx, x, func(tx pgx.Tx) error {
+	err = r.transact(ctx, func(tx pgx.Tx) error {
 		if err := r.leaveBehind(ctx, func() error { return t.local(ctx, tx, s) }); err != nil {
 			return &stepError{err}
 		}
@@ -120,9 +121,9 @@ func refusedByDatabase(err error) bool {
 	return !slices.Contains([]string{"57", "08", "53"}, pgErr.Code[:min(2, len(pgErr.Code))])
 }
 
-// transact runs fn in a transaction that holds the saga. If a step was left behind in it,
-// its connection is cut.
-func (r *Runner) transact(ctx context.Context, x *Record, fn func(tx pgx.Tx) error) error {
+// transact runs fn in a transaction. If a step was left behind in it, its connection is
+// cut.
+func (r *Runner) transact(ctx context.Context, fn func(tx pgx.Tx) error) error {
 	conn, err := r.DB.Acquire(ctx)
 	if err != nil {
 		return err
@@ -132,9 +133,7 @@ func (r *Runner) transact(ctx context.Context, x *Record, fn func(tx pgx.Tx) err
 	if err != nil {
 		return err
 	}
-	if err = fence(ctx, tx, x); err == nil {
-		err = fn(tx)
-	}
+	err = fn(tx)
 	switch {
 	case err == nil:
 		return tx.Commit(ctx)

@@ -247,6 +247,29 @@ func TestUndoRefused(t *testing.T) {
 	}
 }
 
+// TestGivenUpAfterCrashes: what processes die at is not tried for ever, neither a step nor
+// an undo.
+func TestGivenUpAfterCrashes(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct{ state, step, steps, ends, calls string }{
+		{saga.Running, "b", `[{"name":"a","state":"done"},{"name":"b","state":"trying"}]`, saga.Undone, "undo-b undo-a"},
+		{saga.Undoing, "undo a", `[{"name":"a","state":"undoing"}]`, saga.NeedsOperator, ""},
+	} {
+		t.Run(row.step, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			d := b.definition(nil)
+			d.MaxAttempts, d.MaxUndos = 3, 3
+			id := b.begin(d, "k")
+			b.exec(`update pgjet.saga set state = $1, step = $2, steps = $3, attempts = 3`, row.state, row.step, row.steps)
+			b.run(&saga.Runner{Saga: d})
+			if x := b.ends(id, row.ends); b.calls("k") != row.calls || x.Error == "" && row.calls == "" {
+				t.Errorf("calls %s, want %s; error %q", b.calls("k"), row.calls, x.Error)
+			}
+		})
+	}
+}
+
 // TestOneSagaForEachKey, however often and by how many at the same time it is begun.
 func TestOneSagaForEachKey(t *testing.T) {
 	t.Parallel()

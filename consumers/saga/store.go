@@ -106,16 +106,6 @@ func (r *Runner) save(ctx context.Context, db execer, x *Record, process *string
 	return nil
 }
 
-// fence holds the saga for the transaction, unless somebody changed it meanwhile.
-func fence(ctx context.Context, tx pgx.Tx, x *Record) error {
-	var epoch int64
-	err := tx.QueryRow(ctx, `select epoch from pgjet.saga where id = $1 for update`, x.ID).Scan(&epoch)
-	if errors.Is(err, pgx.ErrNoRows) || err == nil && epoch != x.Epoch {
-		return errOvertaken
-	}
-	return err
-}
-
 // release lets others have a saga of which this process does not know any more what the
 // database knows. It tries for a while; later the next session, or the end of the lease,
 // does it.
