@@ -35,12 +35,13 @@ var layers = []struct{ pkg, imports string }{
 	{"consumers/directory", "consumers events"},
 	{"consumers/mailer", "consumers events internal/breaker"},
 	{"consumers/replay", "events"},
+	{"consumers/extend", "consumers/replay consumers/status events"},
 	// Tools.
 	{"internal/devserver", ""},
 	{"internal/devmail", ""},
 	{"internal/testenv", "internal/devserver migrations"},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/deadletter consumers/directory consumers/mailer consumers/replay consumers/status internal/auth internal/devmail internal/devserver internal/health internal/telemetry migrations outbox outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/deadletter consumers/directory consumers/extend consumers/mailer consumers/replay consumers/status internal/auth internal/devmail internal/devserver internal/health internal/telemetry migrations outbox outbox/hint producer relay"},
 }
 
 func TestLayers(t *testing.T) {
