@@ -49,7 +49,7 @@ func Lacks(ctx context.Context, js jetstream.JetStream, stream string, want jets
 
 func compare(ctx context.Context, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig) (lacks []string, have jetstream.ConsumerConfig, err error) {
 	durable, err := js.Consumer(ctx, stream, want.Durable)
-	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+	if errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
 		return nil, have, nil
 	}
 	if err != nil {
