@@ -49,10 +49,11 @@ type Effect func(ctx context.Context, e events.Event) error
 // Handle, HandleBatch and Effect; the latter three need Types.
 type Consumer struct {
 	Name string // of the durable consumer, and in the inbox; never change it
-	// Types are event types, such as user.created; user.> is all that begin with "user.". For
-	// a type that is added later the durable consumer has to be changed by hand, and the
-	// events that the stream has of it come as well; to an Effect as dead letters, since
-	// nobody knows whether it happened.
+	// Types are event types, such as user.created; user.> is all that begin with "user.". To
+	// a durable consumer that exists, a type that is added later has to be added as well, by
+	// package extend: until then the consumer handles nothing. The events that the
+	// stream has of it come then. If the durable consumer is changed in another way, those
+	// come too late, and to an Effect as dead letters, since nobody knows whether it happened.
 	Types []string
 
 	On          []Typed // one for each type; see [On]

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"slices"
 	"strings"
 	"time"
 
@@ -237,70 +235,4 @@ func (s *settings) consumerResumeCommand() *cobra.Command {
 	s.databaseFlag(cmd.Flags())
 	reasonFlag(cmd.Flags(), &reason)
 	return cmd
-}
-
-func (s *settings) consumerEnsureCommand() *cobra.Command {
-	var dryRun bool
-	names := slices.Sorted(maps.Keys(ownConsumers))
-	cmd := &cobra.Command{
-		Use:   "ensure NAME",
-		Short: "Create a durable consumer if it is missing; exit code 6 if it is there and differs",
-		Long: `Create the durable consumer that pgjet consume NAME needs, if it is missing. One that
-exists is compared and left as it is: the differences are shown, and the exit code is
-6. The names are: ` + strings.Join(names, ", ") + `.`,
-		ValidArgs: names,
-		Args:      exactlyOne,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			consumer, ok := ownConsumers[args[0]]
-			if !ok {
-				return &exitError{exitNotFound, fmt.Errorf("no consumer %q in this pgjet, there is: %s", args[0], strings.Join(names, ", "))}
-			}
-			text, err := s.ensureConsumer(cmd.Context(), consumer(), dryRun)
-			if err == nil {
-				fmt.Fprintln(cmd.OutOrStdout(), text)
-			}
-			return err
-		},
-	}
-	s.natsFlags(cmd.Flags())
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "compare, and create nothing")
-	return cmd
-}
-
-// ensureConsumer says what it did. A difference, or what a dry run finds missing, is an
-// error.
-func (s *settings) ensureConsumer(ctx context.Context, c consumers.Consumer, dryRun bool) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, operateTime)
-	defer cancel()
-	want, err := c.Config()
-	if err != nil {
-		return "", err
-	}
-	nc, js, err := s.reachNATS()
-	if err != nil {
-		return "", err
-	}
-	defer nc.Close()
-	if dryRun {
-		_, err = js.Consumer(ctx, s.stream, c.Name)
-	}
-	var created bool
-	var differences []string
-	if err == nil {
-		created, differences, err = consumers.Ensure(ctx, js, s.stream, want)
-	}
-	switch {
-	case errors.Is(err, jetstream.ErrConsumerNotFound):
-		return "", &exitError{exitFindings, fmt.Errorf("durable consumer %s of stream %s is missing, nothing was changed", c.Name, s.stream)}
-	case errors.Is(err, jetstream.ErrStreamNotFound):
-		return "", fmt.Errorf("stream %s does not exist; run: %s", s.stream, s.typed("pgjet stream ensure"))
-	case err != nil:
-		return "", fmt.Errorf("ensure durable consumer %s of stream %s: %w", c.Name, s.stream, err)
-	case created:
-		return fmt.Sprintf("created durable consumer %s of stream %s", c.Name, s.stream), nil
-	case len(differences) > 0:
-		return "", &exitError{exitFindings, fmt.Errorf("durable consumer %s of stream %s differs, nothing was changed:\n  %s",
-			c.Name, s.stream, strings.Join(differences, "\n  "))}
-	}
-	return fmt.Sprintf("durable consumer %s of stream %s is as it should be", c.Name, s.stream), nil
 }

@@ -59,11 +59,8 @@ func nextForConsumer(s status.Status) string {
 	case "stream_missing":
 		return typed("pgjet stream ensure", s.Stream)
 	case "consumer_missing", "consumer_differs":
-		if ownConsumers[s.Name] != nil && s.Stream == "EVENTS" {
-			return "pgjet consumer ensure " + s.Name
-		}
 		if ownConsumers[s.Name] != nil {
-			return "pgjet consumer ensure " + s.Name + " --stream " + s.Stream
+			return typed("pgjet consumer ensure "+s.Name, s.Stream)
 		}
 	case "no_process":
 		if ownConsumers[s.Name] != nil {

@@ -223,9 +223,30 @@ func (d *dev) startNATS(ctx context.Context) error {
 	for _, line := range differences {
 		d.log.WarnContext(ctx, "the stream is not as it should be, nothing was changed", "stream", d.stream, "difference", line)
 	}
+	if err := d.addTypes(ctx, js); err != nil {
+		return err
+	}
 	d.nc, d.js, err = d.connectNATS("pgjet-dev", d.log)
 	d.registryConn = d.nc
 	return err
+}
+
+// addTypes has the durable consumers of an older version bring what they lack.
+func (d *dev) addTypes(ctx context.Context, js jetstream.JetStream) error {
+	for _, own := range ownConsumers {
+		want, err := own().Config()
+		if err != nil {
+			return err
+		}
+		result, err := d.extend(ctx, d.db, js, want)
+		if err != nil {
+			return err
+		}
+		if len(result.Types) > 0 {
+			d.log.InfoContext(ctx, "added types of events to a durable consumer", "consumer", want.Durable, "types", result.Types, "earlier_events", result.Earlier)
+		}
+	}
+	return nil
 }
 
 func (d *dev) stopServers() {

@@ -39,13 +39,14 @@ var layers = []struct{ pkg, imports string }{
 	{"consumers/replay", "events"},
 	{"consumers/saga", "internal/session"},
 	{"consumers/onboarding", "consumers consumers/saga events outbox"},
+	{"consumers/extend", "consumers/replay consumers/status events"},
 	// Tools.
 	{"internal/devserver", ""},
 	{"internal/devmail", ""},
 	{"internal/devservices", ""},
 	{"internal/testenv", "internal/devserver migrations"},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/deadletter consumers/directory consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status internal/auth internal/devmail internal/devserver internal/devservices internal/health internal/registry internal/service internal/telemetry migrations outbox outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/deadletter consumers/directory consumers/extend consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status internal/auth internal/devmail internal/devserver internal/devservices internal/health internal/registry internal/service internal/telemetry migrations outbox outbox/hint producer relay"},
 }
 
 func TestLayers(t *testing.T) {

@@ -277,8 +277,10 @@ func sameMessage(a, b relay.UnknownMessage) bool {
 func (s *settings) typed(command string) string { return typed(command, s.stream) }
 
 func typed(command, stream string) string {
-	if stream == "EVENTS" || !strings.HasPrefix(command, "pgjet relay") && !strings.HasPrefix(command, "pgjet stream") {
-		return command
+	for _, takes := range []string{"pgjet relay", "pgjet stream", "pgjet consumer ensure"} {
+		if stream != "EVENTS" && strings.HasPrefix(command, takes) {
+			return command + " --stream " + stream
+		}
 	}
-	return command + " --stream " + stream
+	return command
 }

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/spf13/cobra"
+
+	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/consumers/extend"
+)
+
+// extendTime bounds how long types are added to a durable consumer: what the stream
+// already holds of them has to be found.
+const extendTime = 10 * time.Minute
+
+func (s *settings) consumerEnsureCommand() *cobra.Command {
+	var dryRun, apply bool
+	names := slices.Sorted(maps.Keys(ownConsumers))
+	cmd := &cobra.Command{
+		Use:   "ensure NAME",
+		Short: "Create a durable consumer if it is missing; exit code 6 if it is there and differs",
+		Long: `Create the durable consumer that pgjet consume NAME needs, if it is missing. One that
+exists is compared and left as it is: the differences are shown, and the exit code is
+6. The names are: ` + strings.Join(names, ", ") + `.
+
+If all that differs is that types of events are missing, --apply adds them. The consumer
+is paused for that moment, and nothing is lost: what the stream already holds of those
+types comes as well, in order. Processes of a version that does not know them
+handle nothing from then on. If it is interrupted, do it again.`,
+		ValidArgs: names,
+		Args:      exactlyOne,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if dryRun && apply {
+				return usagef("--dry-run changes nothing and --apply does: say one of them")
+			}
+			consumer, ok := ownConsumers[args[0]]
+			if !ok {
+				return &exitError{exitNotFound, fmt.Errorf("no consumer %q in this pgjet, there is: %s", args[0], strings.Join(names, ", "))}
+			}
+			var added, text string
+			var err error
+			if apply {
+				added, err = s.extendConsumer(cmd.Context(), consumer())
+			}
+			if err == nil {
+				text, err = s.ensureConsumer(cmd.Context(), consumer(), dryRun)
+			}
+			fmt.Fprint(cmd.OutOrStdout(), added, text)
+			return err
+		},
+	}
+	s.natsFlags(cmd.Flags())
+	s.databaseFlag(cmd.Flags())
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "compare, and create nothing")
+	cmd.Flags().BoolVar(&apply, "apply", false, "add types of events that are missing; needs the database")
+	return cmd
+}
+
+// extendConsumer adds what is missing to the durable consumer, and says so.
+func (s *settings) extendConsumer(ctx context.Context, c consumers.Consumer) (string, error) {
+	want, err := c.Config()
+	if err != nil {
+		return "", err
+	}
+	db, err := s.reach(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer db.Close()
+	nc, js, err := s.reachNATS()
+	if err != nil {
+		return "", err
+	}
+	defer nc.Close()
+	result, err := s.extend(ctx, db, js, want)
+	if err != nil || len(result.Types) == 0 {
+		return "", replayExit(err)
+	}
+	text := fmt.Sprintf("added %s to durable consumer %s of stream %s\n", strings.Join(result.Types, ", "), c.Name, s.stream)
+	if result.Earlier > 0 {
+		text += fmt.Sprintf("the stream held %d events already, which come as well; to see them go: pgjet consumer get %s\n", result.Earlier, c.Name)
+	}
+	if result.Paused {
+		text += "the consumer is paused, as before; to go on: pgjet consumer resume " + c.Name + "\n"
+	}
+	return text, nil
+}
+
+func (s *settings) extend(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, want jetstream.ConsumerConfig) (extend.Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, extendTime)
+	defer cancel()
+	result, err := extend.Run(ctx, db, js, s.stream, want, actor())
+	if err != nil {
+		return result, fmt.Errorf("add types to durable consumer %s of stream %s: %w", want.Durable, s.stream, err)
+	}
+	return result, nil
+}
+
+// ensureConsumer says what it did. A difference, or what a dry run finds missing, is an
+// error.
+func (s *settings) ensureConsumer(ctx context.Context, c consumers.Consumer, dryRun bool) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, operateTime)
+	defer cancel()
+	want, err := c.Config()
+	if err != nil {
+		return "", err
+	}
+	nc, js, err := s.reachNATS()
+	if err != nil {
+		return "", err
+	}
+	defer nc.Close()
+	if dryRun {
+		_, err = js.Consumer(ctx, s.stream, c.Name)
+	}
+	var created bool
+	var differences []string
+	if err == nil {
+		created, differences, err = consumers.Ensure(ctx, js, s.stream, want)
+	}
+	switch {
+	case errors.Is(err, jetstream.ErrConsumerNotFound):
+		return "", &exitError{exitFindings, fmt.Errorf("durable consumer %s of stream %s is missing, nothing was changed", c.Name, s.stream)}
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		return "", fmt.Errorf("stream %s does not exist; run: %s", s.stream, s.typed("pgjet stream ensure"))
+	case err != nil:
+		return "", fmt.Errorf("ensure durable consumer %s of stream %s: %w", c.Name, s.stream, err)
+	case created:
+		return fmt.Sprintf("created durable consumer %s of stream %s\n", c.Name, s.stream), nil
+	case len(differences) > 0:
+		return "", &exitError{exitFindings, fmt.Errorf("durable consumer %s of stream %s differs, nothing was changed:\n  %s%s",
+			c.Name, s.stream, strings.Join(differences, "\n  "), s.toAdd(ctx, js, want))}
+	}
+	return fmt.Sprintf("durable consumer %s of stream %s is as it should be\n", c.Name, s.stream), nil
+}
+
+// toAdd says what to type if types are missing.
+func (s *settings) toAdd(ctx context.Context, js jetstream.JetStream, want jetstream.ConsumerConfig) string {
+	lacks, err := extend.Lacks(ctx, js, s.stream, want)
+	if err != nil || len(lacks) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("\nto add %s: %s", strings.Join(lacks, ", "), s.typed("pgjet consumer ensure "+want.Durable+" --apply"))
+}

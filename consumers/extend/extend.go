@@ -1,0 +1,207 @@
+// Package extend lets a durable consumer that exists bring further types of events, for a
+// consumer that was given a handler for them.
+//
+// Nothing is lost and nothing happens twice by it: what the stream already holds of those
+// types comes as well, and what is done is skipped. A consumer that keeps the order is set
+// back for it, and goes through the stream in order from the first of those events on; to
+// one with effects they are handed over one by one. Nobody handles
+// events in between: the consumer is paused, and goes on when all is done.
+package extend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/consumers/replay"
+	"github.com/pgjet/pgjet/consumers/status"
+	"github.com/pgjet/pgjet/events"
+)
+
+// pausedBy is the reason of a pause that [Run] made, so that a later one ends it if this
+// one cannot.
+const pausedBy = "types of events are added to the durable consumer"
+
+// afterwards bounds what has to be done although ctx has ended.
+const afterwards = 30 * time.Second
+
+// A Result says what was added.
+type Result struct {
+	Types   []string // that the durable consumer did not bring before; none: it was left alone
+	Earlier int      // events that the stream held before, and that come now
+	Paused  bool     // by an operator before, and still
+}
+
+// Lacks returns the types that want asks for and the durable consumer of a stream does not
+// bring. It returns none if there is none, or it brings others that want does not ask for:
+// those nobody may take from it.
+func Lacks(ctx context.Context, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig) ([]string, error) {
+	lacks, _, err := compare(ctx, js, stream, want)
+	return lacks, err
+}
+
+func compare(ctx context.Context, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig) (lacks []string, have jetstream.ConsumerConfig, err error) {
+	durable, err := js.Consumer(ctx, stream, want.Durable)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
+		return nil, have, nil
+	}
+	if err != nil {
+		return nil, have, fmt.Errorf("look up durable consumer %s: %w", want.Durable, err)
+	}
+	have = durable.CachedInfo().Config
+	brings := have.FilterSubjects
+	if have.FilterSubject != "" {
+		brings = []string{have.FilterSubject}
+	}
+	for _, subject := range want.FilterSubjects {
+		if !slices.Contains(brings, subject) {
+			lacks = append(lacks, strings.TrimPrefix(subject, events.Filter("")))
+		}
+	}
+	if len(brings) == 0 || len(brings)+len(lacks) != len(want.FilterSubjects) { // without any it brings all
+		return nil, have, nil
+	}
+	return lacks, have, nil
+}
+
+// Run adds to the durable consumer what want asks for and it lacks, as [Lacks] says. by is who wants it; what is done is kept in pgjet.operation. If it fails on
+// the way the consumer stays paused, and Run may be called again to finish.
+func Run(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig, by string) (Result, error) {
+	lacks, have, err := compare(ctx, js, stream, want)
+	if err != nil {
+		return Result{}, err
+	}
+	unfinished, err := unfinished(ctx, db, want.Durable)
+	if err != nil || len(lacks) == 0 && !unfinished {
+		return Result{}, err
+	}
+	have.FilterSubject, have.FilterSubjects = "", want.FilterSubjects
+	x := &extension{db: db, js: js, stream: stream, name: want.Durable, by: by, lacks: lacks, want: have}
+	result, err := x.run(ctx)
+	if err != nil && x.paused {
+		err = fmt.Errorf("%w; consumer %s is paused and stays so until this is done again", err, x.name)
+	}
+	return result, err
+}
+
+// unfinished reports whether an earlier Run was interrupted.
+func unfinished(ctx context.Context, db *pgxpool.Pool, name string) (yes bool, err error) {
+	err = db.QueryRow(ctx, `select coalesce(pause_reason, '') = $2 from pgjet.consumer where name = $1`, name, pausedBy).Scan(&yes)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return false, nil // no process of it ever ran here
+	}
+	if err != nil {
+		return false, fmt.Errorf("look up consumer %s: %w", name, err)
+	}
+	return yes, nil
+}
+
+type extension struct {
+	db           *pgxpool.Pool
+	js           jetstream.JetStream
+	stream, name string
+	by           string
+	lacks        []string
+	want         jetstream.ConsumerConfig
+	paused       bool // by us
+}
+
+func (x *extension) run(ctx context.Context) (result Result, err error) {
+	result.Types = x.lacks
+	p, _, err := status.Pause(ctx, x.db, x.name, x.by, pausedBy)
+	_, unknown := errors.AsType[*status.UnknownError](err)
+	if err != nil && !unknown {
+		return result, err
+	}
+	x.paused = p.Reason == pausedBy
+	result.Paused = !unknown && !x.paused
+	// However short the pause is: no process that has begun before handles another event.
+	if _, err := x.db.Exec(ctx, `update pgjet.consumer set epoch = epoch + 1 where name = $1`, x.name); err != nil {
+		return result, fmt.Errorf("end the sessions of consumer %s: %w", x.name, err)
+	}
+	if _, err := x.js.UpdateConsumer(ctx, x.stream, x.want); err != nil {
+		return result, fmt.Errorf("change durable consumer %s: %w", x.name, err)
+	}
+	if unknown { // and no inbox says what is done: all comes as it would anyway
+		return result, nil
+	}
+	if result.Earlier, err = x.replay(ctx); err != nil || !x.paused {
+		return result, err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), afterwards)
+	defer cancel()
+	_, err = status.Resume(ctx, x.db, x.name, x.by, "the durable consumer brings "+strings.Join(x.want.FilterSubjects, ", "))
+	return result, err
+}
+
+// replay has what the stream already holds of the added types delivered, and returns how
+// many events come by that.
+func (x *extension) replay(ctx context.Context) (earlier int, err error) {
+	selection := replay.Selection{All: true} // after one that was interrupted nobody knows
+	if len(x.lacks) > 0 {
+		if selection, err = x.from(ctx); err != nil || selection.FromSeq == 0 {
+			return 0, err
+		}
+	}
+	r, err := replay.Open(ctx, x.db, x.js, x.name)
+	if errors.Is(err, replay.ErrChanged) {
+		return 0, nil // the stream was made anew: all of it comes
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer r.Close()
+	if err := r.Lock(ctx); err != nil {
+		return 0, err
+	}
+	plan, err := r.Plan(ctx, selection)
+	if err != nil {
+		return 0, err
+	}
+	plans := []*replay.Plan{plan}
+	if plan.Effects && len(x.lacks) > 0 { // one by one; of the other types none is missing
+		plans = nil
+		for _, selection.Type = range x.lacks {
+			if plan, err = r.Plan(ctx, selection); err != nil {
+				return 0, err
+			}
+			plans = append(plans, plan)
+		}
+	}
+	for _, plan := range plans {
+		if _, err := r.Run(ctx, plan, x.by, pausedBy, false, func(int64, int, int) {}); err != nil {
+			return earlier, err
+		}
+		earlier += plan.Run
+	}
+	return earlier, nil
+}
+
+// from selects the stream from the first event of the added types on; FromSeq is 0 if
+// there is none.
+func (x *extension) from(ctx context.Context) (s replay.Selection, err error) {
+	stream, err := x.js.Stream(ctx, x.stream)
+	if err != nil {
+		return s, fmt.Errorf("look up stream %s: %w", x.stream, err)
+	}
+	for _, t := range x.lacks {
+		msg, err := stream.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(events.Filter(t)))
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			continue
+		}
+		if err != nil {
+			return s, fmt.Errorf("look for the first %s in stream %s: %w", t, x.stream, err)
+		}
+		if s.FromSeq == 0 || msg.Sequence < s.FromSeq {
+			s.FromSeq = msg.Sequence
+		}
+	}
+	return s, nil
+}

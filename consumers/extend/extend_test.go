@@ -1,0 +1,349 @@
+package extend_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/consumers/extend"
+	"github.com/pgjet/pgjet/consumers/status"
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+const patience = 30 * time.Second
+
+// A bench is a stream, and a consumer that once knew made notes only.
+type bench struct {
+	*testing.T
+	db *pgxpool.Pool
+	js jetstream.JetStream
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	b := &bench{T: t, db: testenv.Postgres(t)}
+	b.js, _ = testenv.JetStream(t)
+	_, err := b.js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{events.AllSubjects}, AllowDirect: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.exec(`create table handled (n bigint generated always as identity, type text, key text, seq bigint)`)
+	return b
+}
+
+func (b *bench) exec(sql string, args ...any) {
+	b.Helper()
+	if _, err := b.db.Exec(b.Context(), sql, args...); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func (b *bench) text(sql string) (text string) {
+	b.Helper()
+	if err := b.db.QueryRow(b.Context(), sql).Scan(&text); err != nil {
+		b.Fatal(err)
+	}
+	return text
+}
+
+// publish stores an event of each type and key, such as "note.made a".
+func (b *bench) publish(all ...string) {
+	b.Helper()
+	for _, one := range all {
+		eventType, key, _ := strings.Cut(one, " ")
+		e, err := events.New(events.Event{Type: eventType, Key: key, Source: "/test", Time: time.Now(), Data: []byte(`{}`)})
+		if err != nil {
+			b.Fatal(err)
+		}
+		subject, header, data := e.Message()
+		if _, err := b.js.PublishMsg(b.Context(), &nats.Msg{Subject: subject, Header: header, Data: data}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// consumer returns one that handles these types. It gives up what it does not know.
+func (b *bench) consumer(effect bool, types ...string) consumers.Consumer {
+	note := func(ctx context.Context, e events.Event) error {
+		if !slices.Contains(types, e.Type) {
+			return fmt.Errorf("%s is not for this version", e.Type)
+		}
+		_, err := b.db.Exec(ctx, `insert into handled (type, key) values ($1, $2)`, e.Type, e.Key)
+		return err
+	}
+	c := consumers.Consumer{Name: "notes", Types: types, MinRetry: time.Millisecond, MaxRetry: time.Millisecond, MaxAttempts: 1}
+	if effect {
+		c.Effect, c.Unordered = note, true
+	} else {
+		c.Handle = func(ctx context.Context, _ pgx.Tx, e events.Event) error { return note(ctx, e) }
+	}
+	return c
+}
+
+// start runs a version of the consumer.
+func (b *bench) start(c consumers.Consumer) (r *consumers.Runner, stop func()) {
+	b.Helper()
+	r = &consumers.Runner{Consumer: c, DB: b.db, JS: b.js, Log: slog.New(slog.NewTextHandler(&bytes.Buffer{}, nil))}
+	ctx, cancel := context.WithCancel(b.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			b.Errorf("Run() = %v, want nil", err)
+		}
+	})
+	b.Cleanup(stop)
+	return r, stop
+}
+
+// handles waits until a query about what was handled says want.
+func (b *bench) handles(want int) {
+	b.Helper()
+	testenv.Eventually(b, patience, fmt.Sprint(want, " events are handled"), func() bool {
+		return b.text(`select count(*)::text from handled`) == fmt.Sprint(want)
+	})
+}
+
+func (b *bench) differs(r *consumers.Runner) {
+	b.Helper()
+	testenv.Eventually(b, patience, "the new version refuses the old durable consumer", func() bool {
+		err := r.Ready(b.Context())
+		return err != nil && strings.HasPrefix(err.Error(), "consumer_differs:")
+	})
+}
+
+func (b *bench) extend(c consumers.Consumer) extend.Result {
+	b.Helper()
+	want, err := c.Config()
+	if err != nil {
+		b.Fatal(err)
+	}
+	result, err := extend.Run(b.Context(), b.db, b.js, "EVENTS", want, "ann@host")
+	if err != nil {
+		b.Fatal(err)
+	}
+	return result
+}
+
+// settled fails unless every event was handled once, none was given up, and nobody is paused.
+func (b *bench) settled() {
+	b.Helper()
+	if got := b.text(`select concat_ws(' ', (select count(*) from pgjet.dead_letter), (select count(*) from pgjet.consumer where paused_at is not null))`); got != "0 0" {
+		b.Errorf("%s dead letters and pauses, want none: %s", got, b.text(`select coalesce(string_agg(error, e'\n'), '') from pgjet.dead_letter`))
+	}
+	testenv.Eventually(b, patience, "all is accounted for", func() bool {
+		a, err := consumers.ReadAccount(b.Context(), b.db, b.js, "EVENTS", "notes")
+		return err == nil && a.Unaccounted == 0 && a.InFlight == 0 && a.Lag == 0 && a.Done == a.Events
+	})
+}
+
+// TestOrderedConsumerGoesBack: what came before it knew the type is handled, nothing twice,
+// and an old process does no harm.
+func TestOrderedConsumerGoesBack(t *testing.T) {
+	b := newBench(t)
+	older, newer := b.consumer(false, "note.made"), b.consumer(false, "note.made", "note.kept", "note.torn")
+	b.start(older)
+	b.publish("note.made 1", "note.kept 2", "note.made 3", "note.kept 4", "note.torn 5", "note.other 6", "note.made 7")
+	b.handles(3)
+	_, stop := b.start(older) // stands by
+	defer stop()
+	r, _ := b.start(newer)
+	got := b.extend(newer)
+	if diff := cmp.Diff(extend.Result{Types: []string{"note.kept", "note.torn"}, Earlier: 3}, got); diff != "" {
+		t.Errorf("Run() differs: %s", diff)
+	}
+	b.publish("note.kept 8", "note.made 9")
+	b.handles(8)
+	if got := b.text(`select string_agg(key, ' ' order by key) from handled`); got != "1 2 3 4 5 7 8 9" {
+		t.Errorf("handled %s, want each but 6 once", got)
+	}
+	testenv.Eventually(t, patience, "the new version is ready", func() bool { return r.Ready(t.Context()) == nil })
+	b.settled()
+	if again := b.extend(newer); len(again.Types) > 0 {
+		t.Errorf("Run() = %+v the second time", again)
+	}
+}
+
+// TestOldProcessesEnd: if there is nothing to go back for, too, a process of the old version
+// handles nothing more.
+func TestOldProcessesEnd(t *testing.T) {
+	for _, effect := range []bool{false, true} {
+		b := newBench(t)
+		older, newer := b.consumer(effect, "note.made"), b.consumer(effect, "note.made", "note.kept")
+		b.start(older)
+		b.publish("note.made 1")
+		b.handles(1)
+		if got := b.extend(newer); len(got.Types) != 1 || got.Earlier > 0 {
+			t.Errorf("Run() = %+v, want one type and no earlier events", got)
+		}
+		b.publish("note.kept 2", "note.made 3")
+		b.start(newer)
+		b.handles(3)
+		b.settled()
+	}
+}
+
+// TestKeysStayInOrder: of one key the earlier events of a new type come before later ones,
+// although these were on their way when the type was added.
+func TestKeysStayInOrder(t *testing.T) {
+	b := newBench(t)
+	older, newer := b.consumer(false, "note.made"), b.consumer(false, "note.made", "note.kept")
+	newer.Handle = func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		_, err := tx.Exec(ctx, `insert into handled (type, key, seq) values ($1, $2, $3)`, e.Type, e.Key, e.Time.UnixMicro())
+		return err
+	}
+	_, stop := b.start(older)
+	b.publish("note.made a")
+	b.handles(1)
+	for range 50 {
+		b.publish("note.kept a", "note.made b")
+	}
+	b.handles(51)
+	stop()
+	r, _ := b.start(newer)
+	b.differs(r)
+	if got := b.text(`select count(*)::text from handled`); got != "51" {
+		t.Errorf("%s events are handled by a version that the durable consumer does not fit, want 51", got)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	published := make(chan int)
+	go func() {
+		n := 0
+		for ; ctx.Err() == nil; n++ {
+			b.publish("note.kept a")
+		}
+		published <- n
+	}()
+	if got := b.extend(newer); got.Earlier < 50 {
+		t.Errorf("Run() = %+v, want 50 earlier events at least", got)
+	}
+	cancel()
+	b.handles(101 + <-published)
+	if got := b.text(`select count(*)::text from (select seq < lag(seq) over (order by n) as wrong from handled where type = 'note.kept') x where wrong`); got != "0" {
+		t.Errorf("%s events of a key overtook earlier ones", got)
+	}
+	b.settled()
+}
+
+// TestEffectsHappen: nobody needs to fear that one happened before, so none is a dead letter.
+func TestEffectsHappen(t *testing.T) {
+	b := newBench(t)
+	older, newer := b.consumer(true, "note.made"), b.consumer(true, "note.made", "note.kept")
+	_, stop := b.start(older)
+	b.publish("note.made 1", "note.kept 2", "note.made 3", "note.kept 4", "note.made 5")
+	b.handles(3)
+	stop()
+	b.publish("note.made 0") // comes by itself
+	r, _ := b.start(newer)
+	b.differs(r)
+	if got := b.extend(newer); got.Earlier != 2 {
+		t.Errorf("Run() = %+v, want 2 earlier events", got)
+	}
+	b.publish("note.kept 6", "note.made 7")
+	b.handles(8)
+	b.settled()
+}
+
+// TestInterrupted: another run finishes what one began, and ends its pause.
+func TestInterrupted(t *testing.T) {
+	for _, updated := range []bool{false, true} {
+		b := newBench(t)
+		older, newer := b.consumer(false, "note.made"), b.consumer(false, "note.made", "note.kept")
+		_, stop := b.start(older)
+		b.publish("note.made 1", "note.kept 2", "note.made 3")
+		b.handles(2)
+		stop()
+		b.exec(`update pgjet.consumer set paused_at = now(), paused_by = 'ann@host', pause_reason = 'types of events are added to the durable consumer'`)
+		if updated {
+			want, err := newer.Config()
+			if err == nil {
+				_, err = b.js.UpdateConsumer(t.Context(), "EVENTS", want)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.extend(newer)
+		b.start(newer)
+		b.handles(3)
+		b.settled()
+	}
+}
+
+// TestPausedStaysSo: an operator who wants no attempts gets none.
+func TestPausedStaysSo(t *testing.T) {
+	b := newBench(t)
+	older, newer := b.consumer(false, "note.made"), b.consumer(false, "note.made", "note.kept")
+	_, stop := b.start(older)
+	b.publish("note.kept 1", "note.made 2")
+	b.handles(1)
+	stop()
+	if _, _, err := status.Pause(t.Context(), b.db, "notes", "bob@host", "lunch"); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.extend(newer); !got.Paused || len(got.Types) != 1 {
+		t.Errorf("Run() = %+v, want it to be paused", got)
+	}
+	if got := b.text(`select pause_reason from pgjet.consumer`); got != "lunch" {
+		t.Errorf("it is paused for %q, want lunch", got)
+	}
+	if _, err := status.Resume(t.Context(), b.db, "notes", "bob@host", "back"); err != nil {
+		t.Fatal(err)
+	}
+	b.start(newer)
+	b.handles(2)
+	b.settled()
+}
+
+// TestLeftAlone: what is not missing types is for somebody to look at.
+func TestLeftAlone(t *testing.T) {
+	b := newBench(t)
+	newer := b.consumer(false, "note.made", "note.kept")
+	want, err := newer.Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	lacks := func() []string {
+		t.Helper()
+		types, err := extend.Lacks(t.Context(), b.js, "EVENTS", want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if result := b.extend(newer); !slices.Equal(result.Types, types) {
+			t.Errorf("Run() = %+v, Lacks() = %q", result, types)
+		}
+		return types
+	}
+	if got := lacks(); len(got) > 0 {
+		t.Errorf("a durable consumer that is not there lacks %q", got)
+	}
+	for filter, want := range map[string]string{"events.*.note.torn": "", "events.>": "", "": "", "events.*.note.kept": "note.made"} {
+		have := jetstream.ConsumerConfig{Durable: "notes", AckPolicy: jetstream.AckExplicitPolicy, FilterSubject: filter}
+		if _, err := b.js.CreateConsumer(t.Context(), "EVENTS", have); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(lacks(), " "); got != want { // no process ever ran: the inbox is empty
+			t.Errorf("with filter %q it lacks %q, want %q", filter, got, want)
+		}
+		if err := b.js.DeleteConsumer(t.Context(), "EVENTS", "notes"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
