@@ -45,6 +45,7 @@ type dev struct {
 	log      *slog.Logger
 	servers  *slog.Logger // for PostgreSQL and NATS, which talk much
 	began    time.Time
+	conf     *configuration
 	postgres *devserver.Postgres // nil if --database-url is given
 	nats     *devserver.NATS     // nil if --nats-url is given
 	db       *pgxpool.Pool
@@ -77,7 +78,8 @@ State is kept in the directory --dir between runs. Ctrl-C stops all.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			d.out, d.began = cmd.OutOrStdout(), time.Now()
-			d.log = readableLogger(cmd.ErrOrStderr(), d.logLevel)
+			d.log = readableLogger(cmd.ErrOrStderr(), &d.level)
+			d.conf = configured(cmd.Context())
 			d.servers = readableLogger(cmd.ErrOrStderr(), max(d.logLevel, slog.LevelWarn))
 			return d.run(cmd.Context())
 		},
@@ -116,6 +118,10 @@ func (d *dev) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer lock.unlock()
+	if err := d.conf.create(filepath.Join(d.dir, "pgjet.yaml")); err != nil {
+		return err
+	}
+	d.follow(d.conf, d.log)
 	if err := devserver.CheckPorts(ctx, d.ports()...); err != nil {
 		return &exitError{exitUnreachable, err}
 	}
@@ -282,9 +288,13 @@ func (d *dev) parts(tel *telemetry.Telemetry) ([]part, error) {
 	}
 	api := producer.New(d.db, issuer, d.log)
 	api.Committed = hint.New(d.nc, d.stream).Committed
+	if err := d.tune(api); err != nil {
+		return nil, err
+	}
 	parts := []part{
 		serveHTTP("users", at[usersPort], api, d.log),
 		watchDatabase(d.db, d.log),
+		d.configPart(),
 		relayPart,
 		mailerPart,
 		d.directoryPart(d.db, d.js, d.log),
@@ -354,9 +364,10 @@ func (d *dev) announce() {
 		Database  string `json:"database"`
 		Admin     string `json:"admin"`
 		SMTP      string `json:"smtp"`
+		Config    string `json:"config"`
 	}{
 		"http://" + d.addr(usersPort), "http://" + d.addr(inboxPort), "http://" + d.addr(directoryPort), d.shownNATS(), d.shownDatabase(),
-		"http://" + d.addr(adminPort), d.addr(smtpPort),
+		"http://" + d.addr(adminPort), d.addr(smtpPort), d.conf.file,
 	}
 	if d.json {
 		_ = json.NewEncoder(d.out).Encode(at) // stdout is gone: nobody to tell
@@ -372,6 +383,7 @@ pgjet dev is ready after %.1f s                      for development only
   PostgreSQL   %s
   NATS         %s   stream %s
   SMTP         %s
+  Config       %s   (save it, and it takes effect)
   State        %s   (kept; 'pgjet dev reset' removes it)
 
 Try it, then look at the inbox:
@@ -381,5 +393,5 @@ Try it, then look at the inbox:
 
 Stop with Ctrl-C.
 
-`, time.Since(d.began).Seconds(), at.Users, at.Inbox, at.Directory, at.Admin, at.Database, at.NATS, d.stream, at.SMTP, d.dir, at.Users)
+`, time.Since(d.began).Seconds(), at.Users, at.Inbox, at.Directory, at.Admin, at.Database, at.NATS, d.stream, at.SMTP, at.Config, d.dir, at.Users)
 }

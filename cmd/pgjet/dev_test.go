@@ -79,13 +79,13 @@ func (r *running) checkAnnouncement() {
 	if err := json.Unmarshal([]byte(text), r); err != nil {
 		r.t.Fatal(err)
 	}
-	for _, key := range []string{"users", "inbox", "directory", "nats", "database", "admin", "smtp"} {
+	for _, key := range []string{"users", "inbox", "directory", "nats", "database", "admin", "smtp", "config"} {
 		if keys[key] == "" {
 			r.t.Errorf("stdout has no %q: %s", key, text)
 		}
 	}
-	if len(keys) != 7 {
-		r.t.Errorf("stdout has %d keys, want 7: %s", len(keys), text)
+	if len(keys) != 8 {
+		r.t.Errorf("stdout has %d keys, want 8: %s", len(keys), text)
 	}
 }
 

@@ -18,6 +18,7 @@ var layers = []struct{ pkg, imports string }{
 	{"migrations", ""},
 	{"internal/auth", ""},
 	{"internal/breaker", ""},
+	{"internal/config", ""},
 	{"internal/health", ""},
 	{"internal/lead", ""},
 	{"internal/session", ""},
@@ -40,7 +41,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/devmail", ""},
 	{"internal/testenv", "internal/devserver migrations"},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/deadletter consumers/directory consumers/mailer consumers/replay consumers/status internal/auth internal/devmail internal/devserver internal/health internal/telemetry migrations outbox outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/deadletter consumers/directory consumers/mailer consumers/replay consumers/status internal/auth internal/config internal/devmail internal/devserver internal/health internal/telemetry migrations outbox outbox/hint producer relay"},
 }
 
 func TestLayers(t *testing.T) {

@@ -75,7 +75,7 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, par
 		return err
 	}
 	log.InfoContext(ctx, "starting", "service", name, "version", version(), "admin", "http://"+admin.Addr().String())
-	if err := supervise(ctx, append(parts, serveHTTP("admin", admin, h.Handler(), log))); err != nil {
+	if err := supervise(ctx, append(parts, s.configPart(), serveHTTP("admin", admin, h.Handler(), log))); err != nil {
 		return err
 	}
 	log.InfoContext(ctx, "stopped")

@@ -26,7 +26,7 @@ func usersCommand() *cobra.Command {
 		Short: "Serve the user service's HTTP API",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, log := cmd.Context(), newLogger(cmd.ErrOrStderr(), s.logLevel)
+			ctx, log := cmd.Context(), s.logger(cmd)
 			db, err := s.pool(ctx, "pgjet-users")
 			if err != nil {
 				return err
@@ -41,6 +41,9 @@ func usersCommand() *cobra.Command {
 				return err
 			}
 			api := producer.New(db, issuer, log)
+			if err := s.tune(api); err != nil {
+				return err
+			}
 			if s.natsURL != "" {
 				nc, err := s.connectHints(log)
 				if err != nil {
@@ -117,7 +120,7 @@ func (s *settings) consumeFlags(f *pflag.FlagSet) {
 
 // consume runs the parts of a consumer until it is told to stop.
 func (s *settings) consume(cmd *cobra.Command, name string, parts func(*pgxpool.Pool, jetstream.JetStream, *slog.Logger) ([]part, error)) error {
-	ctx, log := cmd.Context(), newLogger(cmd.ErrOrStderr(), s.logLevel)
+	ctx, log := cmd.Context(), s.logger(cmd)
 	db, err := s.pool(ctx, "pgjet-"+name)
 	if err != nil {
 		return err

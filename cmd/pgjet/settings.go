@@ -21,6 +21,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/pflag"
 
+	"github.com/pgjet/pgjet/internal/config"
 	"github.com/pgjet/pgjet/outbox"
 )
 
@@ -40,6 +41,9 @@ type settings struct {
 	logLevel    slog.Level
 
 	inboxRetention time.Duration
+
+	level slog.LevelVar // logLevel, as long as the configuration does not change
+	live  *config.Live
 }
 
 func (s *settings) databaseFlag(f *pflag.FlagSet) {
@@ -110,7 +114,7 @@ func fromEnvironment(f *pflag.FlagSet, getenv func(string) string) error {
 }
 
 // newLogger writes coloured lines to a terminal and JSON to anything else.
-func newLogger(w io.Writer, level slog.Level) *slog.Logger {
+func newLogger(w io.Writer, level slog.Leveler) *slog.Logger {
 	if terminal(w) {
 		return readableLogger(w, level)
 	}
@@ -118,7 +122,7 @@ func newLogger(w io.Writer, level slog.Level) *slog.Logger {
 }
 
 // readableLogger writes lines for people, coloured on a terminal.
-func readableLogger(w io.Writer, level slog.Level) *slog.Logger {
+func readableLogger(w io.Writer, level slog.Leveler) *slog.Logger {
 	return slog.New(tint.NewTextHandler(w, &tint.Options{
 		Level: level, TimeFormat: time.TimeOnly, NoColor: !terminal(w) || os.Getenv("NO_COLOR") != "",
 	}))
