@@ -72,6 +72,9 @@ func (s *Schema) Load(file string, environ []string, given []Value) (*Config, er
 		}
 	}
 	l.decode()
+	if most := 100; len(l.errs) > most {
+		l.errs = append(l.errs[:most], fmt.Errorf("and %d more", len(l.errs)-most))
+	}
 	if len(l.errs) > 0 {
 		return nil, errors.Join(l.errs...)
 	}

@@ -204,6 +204,9 @@ func (l *loading) broken(section Section) []string {
 
 // unknown says that there is no such key, and which one may be meant.
 func (s *Schema) unknown(key string) string {
+	if most := 100; len(key) > most {
+		return "unknown key " + strconv.Quote(key[:most]+"…")
+	}
 	parent, name := split(key)
 	best, distance := "", max(2, len(name)/3)+1
 	for _, k := range s.keys {
