@@ -22,6 +22,7 @@ type tuning struct {
 	BatchSize int           `koanf:"batch_size" validate:"min=1,max=1000"`
 	Share     float64       `koanf:"share" validate:"min=0,max=1"`
 	Trials    uint          `koanf:"trials" validate:"min=1"`
+	Successes uint          `koanf:"successes" validate:"min=1,max=9,ltefield=Trials"`
 	URL       string        `koanf:"url" validate:"omitempty,http_url"`
 	Cache     cache         `koanf:"cache"`
 	Delay     time.Duration `koanf:"delay" validate:"min=0"`
@@ -41,7 +42,7 @@ func schema() *config.Schema {
 		{Name: "smtp_url", Secret: true},
 		{Name: "log_level", Default: "info", Used: true, Live: true},
 	},
-		config.Section{Name: "users", Default: tuning{BatchSize: 100, Trials: 1, Delay: time.Second, Cache: cache{true, 10 * time.Second}}},
+		config.Section{Name: "users", Default: tuning{BatchSize: 100, Trials: 1, Successes: 1, Delay: time.Second, Cache: cache{true, 10 * time.Second}}},
 		config.Section{Name: "services.billing", Default: cache{true, time.Second}},
 		config.Section{Name: "flags", Default: map[string]bool{"profiles": true, "teams": false}},
 	)
@@ -110,7 +111,7 @@ func TestLayersWinInOrder(t *testing.T) {
 					t.Errorf("%s = %q from %q, want %q from %q", key, got.Text, got.Origin, want[0], want[1])
 				}
 			}
-			want := tuning{BatchSize: 8, Share: 0.5, Trials: 2, Delay: time.Second, Cache: cache{true, time.Minute}}
+			want := tuning{BatchSize: 8, Share: 0.5, Trials: 2, Successes: 1, Delay: time.Second, Cache: cache{true, time.Minute}}
 			if got := config.Get[tuning](c, "users"); got != want {
 				t.Errorf("users = %+v, want %+v", got, want)
 			}
@@ -146,15 +147,16 @@ func TestBadFiles(t *testing.T) {
 		{"number.yaml", "users:\n  cache:\n    ttl: 10\n", []string{`:3: users.cache.ttl is "10", want a duration such as 500ms, from 1ms to 1h`}},
 		{"parsecs.yaml", "users: {cache: {ttl: 10 parsecs}}\n", []string{`is "10 parsecs", want a duration such as 500ms`}},
 		{"bool.yaml", "flags:\n  profiles: yes\n", []string{`flags.profiles is "yes", want true or false`}},
-		{"zero.yaml", "users:\n  batch_size: 0\n", []string{`:2: users.batch_size is "0", want a whole number from 1 to 1000`}},
+		{"zero.yaml", "users:\n  batch_size: 0\n", []string{`:2: users.batch_size is "0", want a whole number, from 1 to 1000`}},
 		{"negative.yaml", "users:\n  delay: -1s\n  trials: -1\n", []string{`users.trials is "-1", want a whole number, 1 or more`}},
 		{"negativedelay.yaml", "users:\n  delay: -1s\n", []string{`users.delay is "-1s", want a duration such as 500ms, 0 or more`}},
 		{"exponent.yaml", "users:\n  batch_size: 1e12\n", []string{`"1e12", want a whole number`}},
 		{"overflow.toml", "users.batch_size = 9223372036854775808\n", []string{":1: not TOML"}},
-		{"huge.yaml", "users:\n  batch_size: 99999999999999999999\n", []string{"want a whole number from 1 to 1000"}},
-		{"nan.yaml", "users:\n  share: NaN\n", []string{`users.share is "NaN", want a number from 0 to 1`}},
+		{"huge.yaml", "users:\n  batch_size: 99999999999999999999\n", []string{"want a whole number, from 1 to 1000"}},
+		{"nan.yaml", "users:\n  share: NaN\n", []string{`users.share is "NaN", want a number, from 0 to 1`}},
 		{"url.yaml", "users:\n  url: billing:80\n", []string{`users.url is "billing:80", want text such as http://host:8080`}},
 		{"passwordinurl.yaml", "users:\n  url: ftp://ann:" + secret + "@host\n", []string{`users.url is "****", want`}},
+		{"both.yaml", "users:\n  successes: 3\n  trials: 2\n", []string{`users.successes is "3", want a whole number, from 1 to 9, at most trials`}},
 		{"text.yaml", "port: http\n", []string{`:1: port is "http", want a whole number`}},
 		{"variable.yaml", "port: ${UNSET}\n", []string{`port is "${UNSET}" (there are no variables in a file)`}},
 		{"list.yaml", "stream: [A, B]\n", []string{":1: stream is a section or a list, want a single value"}},
@@ -276,7 +278,7 @@ func TestNoFile(t *testing.T) {
 func TestBadVariables(t *testing.T) {
 	for _, row := range []struct{ variable, says string }{
 		{"PGJET_USERS__CACHE__TTL=soon", `PGJET_USERS__CACHE__TTL: users.cache.ttl is "soon", want a duration such as 500ms`},
-		{"PGJET_USERS__BATCH_SIZE=0", `PGJET_USERS__BATCH_SIZE: users.batch_size is "0", want a whole number from 1 to 1000`},
+		{"PGJET_USERS__BATCH_SIZE=0", `PGJET_USERS__BATCH_SIZE: users.batch_size is "0", want a whole number, from 1 to 1000`},
 		{"PGJET_USERS__CACHE__TLL=1s", "environment variable PGJET_USERS__CACHE__TLL: unknown key \"users.cache.tll\", did you mean users.cache.ttl?"},
 		{"PGJET_USERS_BATCH_SIZE=7", "did you mean PGJET_USERS__BATCH_SIZE?"},
 		{"PGJET_SERVICES__BILLING__ENABLED=maybe", "want true or false"},

@@ -72,7 +72,7 @@ func (s *Schema) addSection(name string, v reflect.Value) {
 		if value.Kind() == reflect.Struct {
 			s.addSection(key, value)
 		} else {
-			s.addLeaf(key, value, field.Tag.Get("validate"))
+			s.addLeaf(key, value, named(v.Type(), field.Tag.Get("validate")))
 		}
 	}
 }
@@ -95,12 +95,16 @@ func (s *Schema) addLeaf(name string, v reflect.Value, rules string) {
 	default:
 		panic(fmt.Sprintf("configuration: %s is a %s, which no key can be", name, v.Type()))
 	}
-	if rest := limits(rules); strings.HasPrefix(rest, " from") && strings.HasPrefix(k.Want, "a duration") {
-		k.Want += "," + rest
-	} else {
-		k.Want += rest
-	}
+	k.Want += limits(rules)
 	s.add(k)
+}
+
+// named returns rules with the key of a field instead of its name.
+func named(t reflect.Type, rules string) string {
+	for field := range t.Fields() {
+		rules = strings.ReplaceAll(rules, "field="+field.Name, "field="+field.Tag.Get("koanf"))
+	}
+	return rules
 }
 
 // limits says what the rules of a validate tag ask for.
@@ -113,19 +117,23 @@ func limits(rules string) string {
 			low = param
 		case "max", "lte":
 			high = param
+		case "ltefield":
+			rest += ", at most " + param
+		case "gtefield":
+			rest += ", at least " + param
 		case "url", "http_url":
-			rest = " such as http://host:8080"
+			rest += " such as http://host:8080"
 		case "oneof":
-			rest = ", one of " + strings.ReplaceAll(param, " ", ", ")
+			rest += ", one of " + strings.ReplaceAll(param, " ", ", ")
 		}
 	}
 	switch {
 	case low != "" && high != "":
-		return rest + " from " + low + " to " + high
+		return ", from " + low + " to " + high + rest
 	case low != "":
-		return rest + ", " + low + " or more"
+		return ", " + low + " or more" + rest
 	case high != "":
-		return rest + ", at most " + high
+		return ", at most " + high + rest
 	}
 	return rest
 }
