@@ -47,6 +47,7 @@ type dev struct {
 	log      *slog.Logger
 	servers  *slog.Logger // for PostgreSQL and NATS, which talk much
 	began    time.Time
+	conf     *configuration
 	postgres *devserver.Postgres // nil if --database-url is given
 	nats     *devserver.NATS     // nil if --nats-url is given
 	db       *pgxpool.Pool
@@ -81,7 +82,8 @@ State is kept in the directory --dir between runs. Ctrl-C stops all.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			d.out, d.began = cmd.OutOrStdout(), time.Now()
-			d.log = readableLogger(cmd.ErrOrStderr(), d.logLevel)
+			d.log = readableLogger(cmd.ErrOrStderr(), &d.level)
+			d.conf = configured(cmd.Context())
 			d.servers = readableLogger(cmd.ErrOrStderr(), max(d.logLevel, slog.LevelWarn))
 			return d.run(cmd.Context())
 		},
@@ -121,6 +123,10 @@ func (d *dev) run(ctx context.Context) (err error) {
 	}
 	defer lock.unlock()
 	defer os.Remove(readyFile(d.dir))
+	if err := d.conf.create(filepath.Join(d.dir, "pgjet.yaml")); err != nil {
+		return err
+	}
+	d.follow(d.conf, d.log)
 	if err := devserver.CheckPorts(ctx, d.ports()...); err != nil {
 		return &exitError{exitUnreachable, err}
 	}
@@ -319,9 +325,9 @@ func (d *dev) parts(tel *telemetry.Telemetry) ([]part, error) {
 	}
 	api := producer.New(d.db, issuer, d.log)
 	api.Committed = hint.New(d.nc, d.stream).Committed
-	tuning := producer.DefaultTuning()
-	tuning.PerAddress = 0 // everybody here has one
-	api.Tune(tuning)
+	if err := d.tune(api); err != nil {
+		return nil, err
+	}
 	profiles, err := d.serviceClient(devservices.Profiles, d.log)
 	if err != nil {
 		return nil, err
@@ -335,6 +341,7 @@ func (d *dev) parts(tel *telemetry.Telemetry) ([]part, error) {
 		d.register(d.log).part(d.instances()...),
 		serveHTTP("users", at[usersPort], api, d.log),
 		watchDatabase(d.db, d.log),
+		d.configPart(),
 		relayPart,
 		mailerPart,
 		d.directoryPart(d.db, d.js, d.log),
@@ -431,7 +438,7 @@ func (d *dev) announce() {
 	at := places{
 		"http://" + d.addr(usersPort), "http://" + d.addr(inboxPort), "http://" + d.addr(directoryPort),
 		"http://" + d.addr(profilesPort), "http://" + d.addr(billingPort), d.shownNATS(), d.shownDatabase(),
-		"http://" + d.addr(adminPort), d.addr(smtpPort),
+		"http://" + d.addr(adminPort), d.addr(smtpPort), d.conf.file,
 	}
 	if err := at.remember(d.dir); err != nil {
 		d.log.Warn("pgjet dev env will not find this run", "err", err)
@@ -451,6 +458,7 @@ pgjet dev is ready after %.1f s                      for development only
   PostgreSQL   %s
   NATS         %s   stream %s
   SMTP         %s
+  Config       %s   (save it, and it takes effect)
   State        %s   (kept; 'pgjet dev reset' removes it)
 
 Try it, then look at the inbox:
@@ -460,5 +468,5 @@ Try it, then look at the inbox:
 
 Stop with Ctrl-C.
 
-`, time.Since(d.began).Seconds(), at.Users, at.Inbox, at.Directory, at.Profiles, at.Billing, at.Admin, at.Database, at.NATS, d.stream, at.SMTP, d.dir, at.Users)
+`, time.Since(d.began).Seconds(), at.Users, at.Inbox, at.Directory, at.Profiles, at.Billing, at.Admin, at.Database, at.NATS, d.stream, at.SMTP, at.Config, d.dir, at.Users)
 }

@@ -81,13 +81,13 @@ func (r *running) checkAnnouncement() {
 	if err := json.Unmarshal([]byte(text), r); err != nil {
 		r.t.Fatal(err)
 	}
-	for _, key := range []string{"users", "inbox", "directory", "profiles", "billing", "nats", "database", "admin", "smtp"} {
+	for _, key := range []string{"users", "inbox", "directory", "profiles", "billing", "nats", "database", "admin", "smtp", "config"} {
 		if keys[key] == "" {
 			r.t.Errorf("stdout has no %q: %s", key, text)
 		}
 	}
-	if len(keys) != 9 {
-		r.t.Errorf("stdout has %d keys, want 9: %s", len(keys), text)
+	if len(keys) != 10 {
+		r.t.Errorf("stdout has %d keys, want 10: %s", len(keys), text)
 	}
 }
 

@@ -24,6 +24,7 @@ type places struct {
 	Database  string `json:"database"`
 	Admin     string `json:"admin"`
 	SMTP      string `json:"smtp"`
+	Config    string `json:"config"`
 }
 
 // remember keeps p for pgjet dev env. The file counts only while the state is locked.

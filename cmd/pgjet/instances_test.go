@@ -181,7 +181,9 @@ func startJourney(t *testing.T) (j *journey, url string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	client, err := (&settings{registryConn: testenv.Connect(t, url).Conn()}).serviceClient(devservices.Profiles, log)
+	s := followed(t, "", log)
+	s.registryConn = testenv.Connect(t, url).Conn()
+	client, err := s.serviceClient(devservices.Profiles, log)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -70,7 +70,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetErr(stderr)
 	began := false
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
-		if err := fromEnvironment(cmd.Flags(), os.Getenv); err != nil {
+		if err := configure(cmd); err != nil {
 			return err
 		}
 		began = true
@@ -98,13 +98,16 @@ func newRoot() *cobra.Command {
 		Long: `pgjet moves facts from PostgreSQL to NATS JetStream and on to the code that
 reacts to them: a transactional outbox, a relay, and durable consumers.
 
-Every flag is also an environment variable: --database-url is PGJET_DATABASE_URL.`,
+Every flag is also an environment variable: --database-url is PGJET_DATABASE_URL; and
+most are keys of a configuration file, see: pgjet config init.`,
 		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
 	root.AddCommand(devCommand(), usersCommand(), relayCommand(), consumeCommand(), consumerCommand(),
 		migrateCommand(), streamCommand(), outboxCommand(), deadCommand(), replayCommand(), sagaCommand(), servicesCommand(), standinCommand(), natsCommand(), readyCommand())
+	root.AddCommand(configCommand(root))
+	root.PersistentFlags().String("config", "", "file with configuration, YAML or TOML")
 	return root
 }
 

@@ -2,10 +2,11 @@ package main
 
 import (
 	"log/slog"
-	"net/url"
+	neturl "net/url"
 
 	"github.com/spf13/pflag"
 
+	"github.com/pgjet/pgjet/internal/config"
 	"github.com/pgjet/pgjet/internal/registry"
 	remote "github.com/pgjet/pgjet/internal/service"
 )
@@ -24,22 +25,28 @@ func (s *settings) serviceClient(name string, log *slog.Logger) (*remote.Client,
 	if c, ok := s.clients[name]; ok {
 		return c, nil
 	}
-	t := remote.DefaultTuning()
+	section, url := "services."+name, ""
 	if at := s.serviceURLs[name]; at != nil && *at != "" {
-		u, err := url.Parse(*at)
+		u, err := neturl.Parse(*at)
 		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil {
 			return nil, usagef("--%s-url is not of the form http://host:port", name)
 		}
-		t.URL = *at
+		url = *at
 	}
 	var find remote.Finder
 	if s.registryConn != nil {
 		find = registry.New(s.registryConn).Addresses
 	}
-	c, err := remote.New(name, find, t, log)
+	tuning := func(c *config.Config) remote.Tuning {
+		t := config.Get[remote.Tuning](c, section)
+		t.URL = url
+		return t
+	}
+	c, err := remote.New(name, find, tuning(s.live.Current()), log)
 	if err != nil {
 		return nil, err
 	}
+	s.live.Subscribe(func(_, now *config.Config) { c.Tune(tuning(now)) })
 	if s.clients == nil {
 		s.clients = make(map[string]*remote.Client)
 	}

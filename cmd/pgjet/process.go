@@ -81,7 +81,7 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, par
 	}
 	parts = append([]part{s.register(log).part(i)}, parts...)
 	log.InfoContext(ctx, "starting", "service", name, "version", version(), "admin", "http://"+admin.Addr().String())
-	if err := supervise(ctx, append(parts, serveHTTP("admin", admin, h.Handler(), log))); err != nil {
+	if err := supervise(ctx, append(parts, s.configPart(), serveHTTP("admin", admin, h.Handler(), log))); err != nil {
 		return err
 	}
 	log.InfoContext(ctx, "stopped")

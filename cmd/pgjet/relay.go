@@ -32,7 +32,7 @@ others stand by. The commands below look after them from anywhere; they need the
 database alone.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			log := newLogger(cmd.ErrOrStderr(), s.logLevel)
+			log := s.logger(cmd)
 			p, err := s.relayPart(log)
 			if err != nil {
 				return err

@@ -28,7 +28,7 @@ func usersCommand() *cobra.Command {
 		Short: "Serve the user service's HTTP API",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, log := cmd.Context(), newLogger(cmd.ErrOrStderr(), s.logLevel)
+			ctx, log := cmd.Context(), s.logger(cmd)
 			proxies, err := parseNetworks(s.trustedProxies)
 			if err != nil {
 				return usagef("--trusted-proxies: %w", err)
@@ -50,6 +50,9 @@ func usersCommand() *cobra.Command {
 			}
 			l, err := listen("users", s.addr, "--addr")
 			if err != nil {
+				return err
+			}
+			if err := s.tune(api); err != nil {
 				return err
 			}
 			if s.natsURL != "" {
@@ -156,7 +159,7 @@ func (s *settings) consumeFlags(f *pflag.FlagSet) {
 
 // consume runs the parts of a consumer until it is told to stop.
 func (s *settings) consume(cmd *cobra.Command, name string, parts func(*pgxpool.Pool, jetstream.JetStream, *slog.Logger) ([]part, error)) error {
-	ctx, log := cmd.Context(), newLogger(cmd.ErrOrStderr(), s.logLevel)
+	ctx, log := cmd.Context(), s.logger(cmd)
 	db, err := s.pool(ctx, "pgjet-"+name)
 	if err != nil {
 		return err

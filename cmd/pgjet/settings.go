@@ -22,6 +22,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/pflag"
 
+	"github.com/pgjet/pgjet/internal/config"
 	remote "github.com/pgjet/pgjet/internal/service"
 	"github.com/pgjet/pgjet/outbox"
 )
@@ -53,6 +54,9 @@ type settings struct {
 	registryConn *nats.Conn // nil: the process neither registers nor finds others
 	registrar    *registrar // see register
 	served       net.Addr   // where it serves its API, if it has one
+
+	level slog.LevelVar // logLevel, as long as the configuration does not change
+	live  *config.Live
 }
 
 func (s *settings) databaseFlag(f *pflag.FlagSet) {
@@ -124,7 +128,7 @@ func fromEnvironment(f *pflag.FlagSet, getenv func(string) string) error {
 }
 
 // newLogger writes coloured lines to a terminal and JSON to anything else.
-func newLogger(w io.Writer, level slog.Level) *slog.Logger {
+func newLogger(w io.Writer, level slog.Leveler) *slog.Logger {
 	if terminal(w) {
 		return readableLogger(w, level)
 	}
@@ -132,7 +136,7 @@ func newLogger(w io.Writer, level slog.Level) *slog.Logger {
 }
 
 // readableLogger writes lines for people, coloured on a terminal.
-func readableLogger(w io.Writer, level slog.Level) *slog.Logger {
+func readableLogger(w io.Writer, level slog.Leveler) *slog.Logger {
 	return slog.New(tint.NewTextHandler(w, &tint.Options{
 		Level: level, TimeFormat: time.TimeOnly, NoColor: !terminal(w) || os.Getenv("NO_COLOR") != "",
 	}))

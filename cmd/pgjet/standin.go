@@ -17,7 +17,7 @@ under that name. PUT /fault makes it fail, DELETE /fault ends that; see docs/ser
 		ValidArgs: []string{devservices.Profiles, devservices.Billing},
 		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx, log := cmd.Context(), newLogger(cmd.ErrOrStderr(), s.logLevel)
+			ctx, log := cmd.Context(), s.logger(cmd)
 			handler, err := devservices.New(args[0], dir, log)
 			if err != nil {
 				return err

@@ -82,7 +82,7 @@ func reset(dir string, yes bool, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"postgres", "nats", "mail", "services", "ready.json", keyName, keyName + ".new", "lock"} {
+	for _, name := range []string{"postgres", "nats", "mail", "services", "ready.json", "pgjet.yaml", keyName, keyName + ".new", "lock"} {
 		ours = append(ours, filepath.Join(dir, name))
 	}
 	for _, path := range ours {

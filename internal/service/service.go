@@ -41,7 +41,7 @@ type Finder func(ctx context.Context, name string) ([]string, error)
 // Tuning is what may change while the process runs. The tags name the keys in the
 // section services.NAME of the configuration, and the limits of their values.
 type Tuning struct {
-	URL         string        `koanf:"url" validate:"omitempty,http_url"`                   // where it is if no instance is known
+	URL         string        `koanf:"-"`                                                   // where it is if no instance is known
 	Timeout     time.Duration `koanf:"timeout" validate:"min=1ms,max=1m"`                   // of one try
 	Concurrency int           `koanf:"concurrency" validate:"min=1"`                        // calls at a time
 	Failures    uint          `koanf:"failures" validate:"min=1,max=1000"`                  // in a row, which open the breaker

@@ -1,0 +1,284 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/open-feature/go-sdk/openfeature"
+	"github.com/open-feature/go-sdk/openfeature/memprovider"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/pgjet/pgjet/internal/config"
+	"github.com/pgjet/pgjet/internal/devservices"
+	remote "github.com/pgjet/pgjet/internal/service"
+	"github.com/pgjet/pgjet/producer"
+)
+
+// sections returns the parts of the configuration that may change while a process runs.
+func sections(cmd *cobra.Command) []config.Section {
+	users := producer.DefaultTuning()
+	if strings.HasPrefix(cmd.CommandPath(), "pgjet dev") {
+		users.PerAddress = 0 // everybody there has one
+	}
+	return []config.Section{
+		{Name: "users", Default: users},
+		{Name: "services." + devservices.Profiles, Default: remote.DefaultTuning()},
+		{Name: "services." + devservices.Billing, Default: remote.DefaultTuning()},
+		{Name: "flags", Default: map[string]bool{"profiles": true}},
+	}
+}
+
+// secrets are the flags whose values may hold a password.
+var secrets = []string{"database-url", "nats-url", "smtp-url"}
+
+// A configuration is where the configuration of one command comes from, and what it
+// was at the start.
+type configuration struct {
+	schema *config.Schema
+	file   string
+	given  []config.Value // by flags, and by variables that stand for flags
+	first  *config.Config
+}
+
+func (c *configuration) load() (*config.Config, error) {
+	return c.schema.Load(c.file, os.Environ(), c.given)
+}
+
+// create writes a file of defaults, unless there is one, and reads it, unless another
+// one was named.
+func (c *configuration) create(file string) error {
+	if c.file != "" {
+		return nil
+	}
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err == nil {
+		err = errors.Join(c.schema.Write(f), f.Close())
+	}
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("write the configuration: %w; choose another directory with --dir", err)
+	}
+	c.file = file
+	if c.first, err = c.load(); err != nil {
+		return &exitError{exitUsage, err}
+	}
+	return nil
+}
+
+// configurationKey is where the context of a command has its configuration.
+type configurationKey struct{}
+
+func configured(ctx context.Context) *configuration {
+	return ctx.Value(configurationKey{}).(*configuration) //nolint:errcheck // configure runs before every command
+}
+
+// configure sets the flags of cmd that the command line does not set: from the
+// environment, else from the configuration file.
+func configure(cmd *cobra.Command) error {
+	c := &configuration{schema: config.NewSchema(processKeys(cmd), sections(cmd)...)}
+	cmd.SetContext(context.WithValue(cmd.Context(), configurationKey{}, c))
+	byHand := make(map[string]bool)
+	cmd.Flags().Visit(func(f *pflag.Flag) { byHand[f.Name] = true })
+	if err := fromEnvironment(cmd.Flags(), os.Getenv); err != nil {
+		return err
+	}
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		origin := variable(f.Name)
+		if byHand[f.Name] {
+			origin = "--" + f.Name
+		}
+		c.given = append(c.given, config.Value{Key: key(f.Name), Text: f.Value.String(), Origin: origin})
+	})
+	c.file = configFile(cmd)
+	if cmd.HasParent() && cmd.Parent().Name() == "config" {
+		return nil // it wants to see what is wrong
+	}
+	var err error
+	if c.first, err = c.load(); err != nil {
+		return &exitError{exitUsage, err}
+	}
+	return fromFile(cmd.Flags(), c.first)
+}
+
+// configFile returns the file that cmd reads, "" if there is none.
+func configFile(cmd *cobra.Command) string {
+	file := cmd.Flag("config").Value.String()
+	if file != "" || cmd.CommandPath() != "pgjet dev" {
+		return file
+	}
+	file = filepath.Join(cmd.Flag("dir").Value.String(), "pgjet.yaml")
+	if _, err := os.Lstat(file); err != nil {
+		return ""
+	}
+	return file
+}
+
+// fromFile sets the flags that nothing else has set.
+func fromFile(f *pflag.FlagSet, c *config.Config) error {
+	var errs []error
+	f.VisitAll(func(flag *pflag.Flag) {
+		if v, ok := c.Lookup(key(flag.Name)); ok && !flag.Changed {
+			if err := f.Set(flag.Name, v.Text); err != nil {
+				errs = append(errs, usagef("%s: %s: %w", v.Origin, v.Key, err))
+			}
+		}
+	})
+	return errors.Join(errs...)
+}
+
+func key(flag string) string { return strings.ReplaceAll(flag, "-", "_") }
+
+func variable(flag string) string { return "PGJET_" + strings.ToUpper(key(flag)) }
+
+// processes returns the commands that run until they are stopped: those that log.
+func processes(cmd *cobra.Command) []*cobra.Command {
+	var all []*cobra.Command
+	for _, c := range cmd.Commands() {
+		if c.LocalFlags().Lookup("log-level") != nil && c.Name() != "show" {
+			all = append(all, c)
+		}
+		all = append(all, processes(c)...)
+	}
+	return all
+}
+
+// visitKeys calls fn with each flag of a process that is a key of the configuration.
+func visitKeys(root *cobra.Command, fn func(process string, f *pflag.Flag)) {
+	for _, c := range processes(root) {
+		c.LocalFlags().VisitAll(func(f *pflag.Flag) {
+			if !slices.Contains([]string{"config", "dir", "help", "json"}, f.Name) {
+				fn(strings.TrimPrefix(c.CommandPath(), "pgjet "), f)
+			}
+		})
+	}
+}
+
+// processKeys returns the keys that are flags. One file serves all processes, so it may
+// have the keys of each of them.
+func processKeys(cmd *cobra.Command) []config.Key {
+	var keys []config.Key
+	visitKeys(newRoot(), func(process string, f *pflag.Flag) { // whose flags are not those in use
+		i := slices.IndexFunc(keys, func(k config.Key) bool { return k.Name == key(f.Name) })
+		if i < 0 {
+			keys = append(keys, flagKey(cmd, f))
+		} else if shown := shownDefault(f); shown != keys[i].Default && !strings.Contains(keys[i].Note, shown) {
+			keys[i].Note += fmt.Sprintf("; %s: %s", process, shown)
+		}
+	})
+	return keys
+}
+
+func flagKey(cmd *cobra.Command, f *pflag.Flag) config.Key {
+	k := config.Key{
+		Name: key(f.Name), Default: shownDefault(f), Usage: f.Usage, Want: wanted(f),
+		Secret: slices.Contains(secrets, f.Name), Live: f.Name == "log-level",
+		Used: cmd.Flags().Lookup(f.Name) != nil || cmd.HasParent() && cmd.Parent().Name() == "config",
+	}
+	if own := cmd.Flags().Lookup(f.Name); own != nil {
+		k.Default = shownDefault(own)
+	}
+	k.Parse = func(text string) (string, error) {
+		if err := f.Value.Set(text); err != nil {
+			return "", err
+		}
+		return shownValue(f, f.Value.String()), nil
+	}
+	return k
+}
+
+func shownDefault(f *pflag.Flag) string { return shownValue(f, f.DefValue) }
+
+// shownValue writes levels in lower case, as one types them.
+func shownValue(f *pflag.Flag, text string) string {
+	if f.Name == "log-level" {
+		return strings.ToLower(text)
+	}
+	return text
+}
+
+func wanted(f *pflag.Flag) string {
+	if f.Name == "log-level" {
+		return "debug, info, warn or error"
+	}
+	switch f.Value.Type() {
+	case "duration":
+		return "a duration such as 500ms"
+	case "int", "uint":
+		return "a whole number"
+	case "float64":
+		return "a number"
+	case "bool":
+		return "true or false"
+	}
+	return "text"
+}
+
+// logger returns the log of a process, and follows the configuration with its level.
+func (s *settings) logger(cmd *cobra.Command) *slog.Logger {
+	log := newLogger(cmd.ErrOrStderr(), &s.level)
+	s.follow(configured(cmd.Context()), log)
+	return log
+}
+
+// follow makes s.live of a configuration, and s.level of its log level.
+func (s *settings) follow(c *configuration, log *slog.Logger) {
+	s.level.Set(s.logLevel)
+	s.live = config.NewLive(c.first, c.load, log)
+	s.live.Subscribe(func(_, now *config.Config) {
+		level := s.logLevel
+		if v, ok := now.Lookup("log_level"); ok && level.UnmarshalText([]byte(v.Text)) != nil {
+			return // a level that is none passes no load
+		}
+		s.level.Set(level)
+	})
+}
+
+// configPart returns the part that follows the configuration file. SIGHUP has it read at
+// once; a terminal sends that signal when it is closed, and there it ends the process.
+func (s *settings) configPart() part {
+	return part{name: "configuration", run: func(ctx context.Context) error {
+		ask := make(chan os.Signal, 1)
+		if s.live.Current().File() != "" && !terminal(os.Stdin) {
+			signal.Notify(ask, syscall.SIGHUP)
+			defer signal.Stop(ask)
+		}
+		return s.live.Run(ctx, ask)
+	}}
+}
+
+// tune gives the user service what the configuration says about it, now and whenever
+// that changes: its tuning, and the feature flags.
+func (s *settings) tune(api *producer.Server) error {
+	flags := memprovider.NewInMemoryProvider(featureFlags(s.live.Current()))
+	if err := openfeature.SetProviderAndWait(flags); err != nil {
+		return fmt.Errorf("set the feature flags: %w", err)
+	}
+	api.Tune(config.Get[producer.Tuning](s.live.Current(), "users"))
+	s.live.Subscribe(func(old, now *config.Config) {
+		if t := config.Get[producer.Tuning](now, "users"); t != config.Get[producer.Tuning](old, "users") {
+			api.Tune(t)
+		}
+		flags.UpdateFlags(featureFlags(now))
+	})
+	return nil
+}
+
+func featureFlags(c *config.Config) map[string]memprovider.InMemoryFlag {
+	all := make(map[string]memprovider.InMemoryFlag)
+	for name, on := range config.Get[map[string]bool](c, "flags") {
+		all[name] = memprovider.InMemoryFlag{
+			Key: name, State: memprovider.Enabled, DefaultVariant: fmt.Sprint(on),
+			Variants: map[string]any{"true": true, "false": false},
+		}
+	}
+	return all
+}
