@@ -200,7 +200,7 @@ func TestFeatureFlagsFollow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.tune(producer.New(nil, issuer, log)); err != nil {
+	if err := s.tune(producer.New(openDB(t, testenv.DatabaseURL(t)), issuer, log)); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

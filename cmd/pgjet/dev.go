@@ -22,6 +22,7 @@ import (
 
 	"github.com/pgjet/pgjet/consumers/directory"
 	"github.com/pgjet/pgjet/consumers/mailer"
+	"github.com/pgjet/pgjet/consumers/onboarding"
 	"github.com/pgjet/pgjet/internal/devmail"
 	"github.com/pgjet/pgjet/internal/devserver"
 	"github.com/pgjet/pgjet/internal/devservices"
@@ -123,13 +124,13 @@ func (d *dev) run(ctx context.Context) (err error) {
 	}
 	defer lock.unlock()
 	defer os.Remove(readyFile(d.dir))
+	if err := devserver.CheckPorts(ctx, d.ports()...); err != nil {
+		return &exitError{exitUnreachable, err}
+	}
 	if err := d.conf.create(filepath.Join(d.dir, "pgjet.yaml")); err != nil {
 		return err
 	}
 	d.follow(d.conf, d.log)
-	if err := devserver.CheckPorts(ctx, d.ports()...); err != nil {
-		return &exitError{exitUnreachable, err}
-	}
 	tel, err := startTelemetry(ctx, d.log, "pgjet-dev")
 	if err != nil {
 		return err
@@ -380,6 +381,7 @@ func (d *dev) instances() []registry.Instance {
 		{Name: "pgjet-relay", HealthURL: ready},
 		{Name: "pgjet-" + mailer.Name, HealthURL: ready},
 		{Name: "pgjet-" + directory.Name, Address: at(directoryPort), HealthURL: ready},
+		{Name: "pgjet-" + onboarding.Name, HealthURL: ready},
 		{Name: devservices.Profiles, Address: at(profilesPort), HealthURL: at(profilesPort) + "/livez"},
 		{Name: devservices.Billing, Address: at(billingPort), HealthURL: at(billingPort) + "/livez"},
 	}

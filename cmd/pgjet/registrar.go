@@ -10,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/pgjet/pgjet/internal/config"
 	"github.com/pgjet/pgjet/internal/registry"
 )
 
@@ -82,7 +83,8 @@ func (r *registrar) leave(ctx context.Context) {
 // register returns the registrar of this process.
 func (s *settings) register(log *slog.Logger) *registrar {
 	if s.registrar == nil {
-		s.registrar = &registrar{nc: s.registryConn, log: log}
+		s.registrar = &registrar{nc: s.registryConn, log: log, config: s.live.Current().Hash()}
+		s.live.Subscribe(func(_, now *config.Config) { s.registrar.setConfig(now.Hash()) })
 	}
 	return s.registrar
 }

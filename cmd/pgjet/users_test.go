@@ -143,12 +143,12 @@ func TestRoles(t *testing.T) {
 			t.Errorf("users %s says %q, want %s and %q", verb, out, ann, says)
 		}
 	}
-	sees(http.StatusForbidden)
+	sees(http.StatusNotFound)
 	change("grant", "ANN@example.com", "from the next log-in on")
 	sees(http.StatusOK)
 	change("grant", ann, "already")
 	change("revoke", ann, "no more")
-	sees(http.StatusForbidden)
+	sees(http.StatusNotFound)
 	change("revoke", "ann@example.com", "does not have")
 	for _, user := range []string{"carl@example.com", uuid.NewString(), "%", ""} {
 		refused(t, exitNotFound, []string{"users", "grant", user, "admin", "--reason", "x", "--database-url", database}, "no user")
