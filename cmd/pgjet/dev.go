@@ -78,7 +78,8 @@ func devCommand() *cobra.Command {
 		Short: "Start everything on this machine: PostgreSQL, NATS, user service, relay, consumers, inbox",
 		Long: `Start everything on this machine, for development only: PostgreSQL and NATS (or
 use running ones), the user service, the relay, the welcome mailer, the directory,
-the onboarding, and a mail server with an inbox page. Everything listens on 127.0.0.1 without passwords.
+the onboarding, a mail server with an inbox page, and stand-ins for two other services.
+Everything listens on 127.0.0.1 without passwords.
 State is kept in the directory --dir between runs. Ctrl-C stops all.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

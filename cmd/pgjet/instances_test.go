@@ -132,7 +132,9 @@ func TestServicesOfStrangers(t *testing.T) {
 func TestConfigHashIsAnnounced(t *testing.T) {
 	t.Parallel()
 	js, url := testenv.JetStream(t)
-	r := (&settings{registryConn: js.Conn()}).register(testenv.Logger(t))
+	s := followed(t, "", testenv.Logger(t))
+	s.registryConn = js.Conn()
+	r := s.register(testenv.Logger(t))
 	r.setConfig("before")
 	p := r.part(registry.Instance{Name: "one"}, registry.Instance{Name: "two"})
 	ctx, cancel := context.WithCancel(t.Context())

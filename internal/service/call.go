@@ -59,11 +59,11 @@ func (c *Client) RoundTrip(req *http.Request) (*http.Response, error) {
 	return res, nil
 }
 
-// try sends req to one instance that has not failed yet, if there is one. Its error is
-// [ErrUnavailable], unless the caller gave up.
-func (c *Client) try(req *http.Request, t Tuning, failed *[]string) (res *http.Response, err error) {
+// try sends req to one instance. Its error is [ErrUnavailable], unless the caller gave
+// up.
+func (c *Client) try(req *http.Request, t Tuning) (res *http.Response, err error) {
 	called := c.breaker.Do(func() breaker.Outcome {
-		res, err = c.send(req, t, failed)
+		res, err = c.send(req, t)
 		switch {
 		case errors.Is(req.Context().Err(), context.Canceled) || errors.Is(err, errNotFound):
 			return breaker.Nothing
@@ -78,9 +78,9 @@ func (c *Client) try(req *http.Request, t Tuning, failed *[]string) (res *http.R
 	return res, err
 }
 
-func (c *Client) send(req *http.Request, t Tuning, failed *[]string) (*http.Response, error) {
+func (c *Client) send(req *http.Request, t Tuning) (*http.Response, error) {
 	ctx, cancel := context.WithTimeoutCause(req.Context(), t.Timeout, errTimeout)
-	at, err := c.instances.pick(ctx, t.URL, *failed)
+	at, err := c.instances.pick(ctx, t.URL)
 	if err != nil {
 		cancel()
 		return nil, c.unavailable(err)
@@ -90,7 +90,6 @@ func (c *Client) send(req *http.Request, t Tuning, failed *[]string) (*http.Resp
 		c.instances.answered(at.Host)
 	} else if !errors.Is(req.Context().Err(), context.Canceled) {
 		c.instances.failed(at.Host)
-		*failed = append(*failed, at.Host)
 	}
 	if err == nil {
 		res.Body = &body{ReadCloser: res.Body, ctx: ctx, closed: []func(){cancel}}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"slices"
 	"sync"
 	"time"
 )
@@ -28,9 +27,9 @@ type instances struct {
 	failedAt map[string]time.Time // by host
 }
 
-// pick returns the address of the instance whose turn it is. It prefers those that have
-// not failed in this call, and not lately.
-func (i *instances) pick(ctx context.Context, fallback string, failed []string) (*url.URL, error) {
+// pick returns the address of the instance whose turn it is, of those that have not
+// failed lately, if there are any.
+func (i *instances) pick(ctx context.Context, fallback string) (*url.URL, error) {
 	all, err := i.addresses(ctx, fallback)
 	if err != nil {
 		return nil, err
@@ -38,21 +37,12 @@ func (i *instances) pick(ctx context.Context, fallback string, failed []string) 
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.turn++
-	best, least := all[i.turn%len(all)], 3
 	for n := range all {
-		at := all[(i.turn+n)%len(all)]
-		bad := 0
-		if slices.Contains(failed, at.Host) {
-			bad += 2
-		}
-		if time.Since(i.failedAt[at.Host]) < avoidFor {
-			bad++
-		}
-		if bad < least {
-			best, least = at, bad
+		if at := all[(i.turn+n)%len(all)]; time.Since(i.failedAt[at.Host]) >= avoidFor {
+			return at, nil
 		}
 	}
-	return best, nil
+	return all[i.turn%len(all)], nil
 }
 
 // addresses returns one at least: those of live instances; if there are none, or the

@@ -24,12 +24,11 @@ var errAnswered = errors.New("the service answers with a failure")
 // use: then it returns what the last try came to.
 func (c *Client) retry(req *http.Request, t Tuning) (*http.Response, error) {
 	if !repeatable(req) {
-		return c.try(req, t, new([]string))
+		return c.try(req, t)
 	}
 	if req.GetBody != nil {
 		closeBody(req) // each try has its own
 	}
-	var failed []string
 	var last *http.Response
 	pauses := newPauses(req.Context(), t.Retries)
 	err := backoff.Retry(func() error {
@@ -41,7 +40,7 @@ func (c *Client) retry(req *http.Request, t Tuning) (*http.Response, error) {
 		if err != nil {
 			return backoff.Permanent(err)
 		}
-		last, err = c.try(r, t, &failed)
+		last, err = c.try(r, t)
 		switch {
 		case errors.Is(err, errRefused) || req.Context().Err() != nil:
 			return backoff.Permanent(err)
