@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
 	"net"
 	"net/http"
@@ -21,6 +22,10 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 
 	"github.com/pgjet/pgjet/internal/testenv"
 )
@@ -399,6 +404,13 @@ func TestTransactionsLeaveRoom(t *testing.T) {
 		}
 		_ = tx.Rollback(t.Context()) // gives nothing back again
 	}
+	tx, err := s.db.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Error(err)
+	}
 	if n := s.db.changes.present.Load(); n != 0 {
 		t.Errorf("%d transactions are counted, want none", n)
 	}
@@ -408,5 +420,38 @@ func TestTransactionsLeaveRoom(t *testing.T) {
 		if res, body := answerTo(t, s, "POST", "/users", body); res.StatusCode != 201 {
 			t.Errorf("with transactions free again: %d %s, want 201", res.StatusCode, body)
 		}
+	}
+}
+
+// TestRefusals counts every cause by its own name, and logs the first refusal only.
+func TestRefusals(t *testing.T) {
+	reader := metric.NewManualReader()
+	real := otel.GetMeterProvider()
+	otel.SetMeterProvider(metric.NewMeterProvider(metric.WithReader(reader)))
+	defer otel.SetMeterProvider(real)
+	var log strings.Builder
+	s := New(testenv.Postgres(t), testIssuer(t), slog.New(slog.NewTextHandler(&log, nil)))
+	for err, code := range map[error]string{errOverloaded: "overloaded", errBusy: "busy", errDatabaseBusy: "busy"} {
+		if p := s.problem(t.Context(), "POST /users", fmt.Errorf("sign up: %w", err)); p.Status != 503 || p.Code != code || p.retryAfter != 1 {
+			t.Errorf("problem of %v = %+v, want 503 %s and Retry-After", err, p, code)
+		}
+	}
+	var all metricdata.ResourceMetrics
+	if err := reader.Collect(t.Context(), &all); err != nil {
+		t.Fatal(err)
+	}
+	counted := map[string]int64{}
+	for _, m := range all.ScopeMetrics[0].Metrics {
+		if sum, ok := m.Data.(metricdata.Sum[int64]); ok {
+			for _, p := range sum.DataPoints {
+				counted[p.Attributes.Encoded(attribute.DefaultEncoder())] = p.Value
+			}
+		}
+	}
+	if want := map[string]int64{"cause=overloaded": 1, "cause=hashes": 1, "cause=transactions": 1}; !maps.Equal(counted, want) {
+		t.Errorf("counted %v, want %v", counted, want)
+	}
+	if n := strings.Count(log.String(), "\n"); n != 1 {
+		t.Errorf("%d lines were logged about three refusals, want 1: %s", n, log.String())
 	}
 }
