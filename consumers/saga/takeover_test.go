@@ -123,39 +123,52 @@ func TestZombie(t *testing.T) {
 	}
 }
 
-// TestStopHandsOver: a process that is told to stop finishes the call in hand, and leaves
+// TestStopHandsOver: a process that is told to stop finishes the step in hand, and leaves
 // the rest to others at once.
 func TestStopHandsOver(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
-	trying, goOn := make(chan struct{}), make(chan struct{})
-	d := b.definition(nil)
-	first := d
-	first.Steps = append([]saga.Step(nil), d.Steps...)
-	first.Steps[1] = saga.Outside("b", func(ctx context.Context, s *saga.Saga) error {
-		close(trying)
-		<-goOn
-		return b.do(ctx, s, "b")
-	}, nil)
-	id := b.begin(d, "k")
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- (&saga.Runner{Saga: first, DB: b.db, Log: testenv.Logger(t)}).Run(ctx) }()
-	<-trying
-	cancel()
-	close(goOn)
-	if err := <-ended; err != nil {
-		t.Errorf("Run() = %v", err)
+	for step, done := range map[int]string{1: "a:done b:done", 2: "a:done b:done local:done"} {
+		t.Run(done, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			trying, goOn := make(chan struct{}), make(chan struct{})
+			d := b.definition(nil)
+			first := d
+			first.Steps = slices.Clone(d.Steps)
+			first.Steps[1] = saga.Outside("b", func(ctx context.Context, s *saga.Saga) error {
+				if step == 1 {
+					close(trying)
+					<-goOn
+				}
+				return b.do(ctx, s, "b")
+			}, nil)
+			first.Steps[2] = saga.Local("local", func(ctx context.Context, tx pgx.Tx, s *saga.Saga) error {
+				close(trying)
+				<-goOn
+				_, err := tx.Exec(ctx, `insert into local (saga) values ($1)`, s.Key)
+				return err
+			}, nil)
+			id := b.begin(d, "k")
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- (&saga.Runner{Saga: first, DB: b.db, Log: testenv.Logger(t)}).Run(ctx) }()
+			<-trying
+			cancel()
+			close(goOn)
+			if err := <-ended; err != nil {
+				t.Errorf("Run() = %v", err)
+			}
+			x, err := saga.Get(t.Context(), b.db, id)
+			if err != nil || steps(x) != done || x.Process != nil || time.Until(x.DueAt) > time.Second {
+				t.Errorf("a stopped process leaves %+v, %v; want %s, and all due", x, err, done)
+			}
+			b.run(&saga.Runner{Saga: d})
+			if x = b.ends(id, saga.Done); x.Steps[step].Attempts != 1 {
+				t.Errorf("the step took %d attempts, want 1", x.Steps[step].Attempts)
+			}
+			b.books()
+		})
 	}
-	x, err := saga.Get(t.Context(), b.db, id)
-	if err != nil || steps(x) != "a:done b:done" || x.Process != nil || time.Until(x.DueAt) > time.Second {
-		t.Errorf("a stopped process leaves %+v, %v; want b done, and all due", x, err)
-	}
-	b.run(&saga.Runner{Saga: d})
-	if x = b.ends(id, saga.Done); x.Steps[1].Attempts != 1 {
-		t.Errorf("step b took %d attempts, want 1", x.Steps[1].Attempts)
-	}
-	b.books()
 }
 
 // TestDatabaseGoesAway: connections break all the time; nothing is lost or done twice.
