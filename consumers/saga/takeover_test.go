@@ -195,6 +195,45 @@ func TestDatabaseGoesAway(t *testing.T) {
 	b.books()
 }
 
+// TestLostClaim: what a process took without hearing of it goes on as soon as the process
+// has the database back, and not only when its lease is over.
+func TestLostClaim(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	trying := make(chan struct{}, 1)
+	d := b.definition(func(_ context.Context, s *saga.Saga, what string) error {
+		if s.Key == "first" && what == "b" {
+			select {
+			case trying <- struct{}{}:
+			default:
+			}
+			return saga.Unavailable(errors.New("away"))
+		}
+		return nil
+	})
+	b.begin(d, "first")
+	config := b.db.Config().Copy()
+	config.ConnConfig.RuntimeParams["application_name"] = "victim"
+	db, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	b.run(&saga.Runner{Saga: d, DB: db, Log: discard})
+	<-trying
+	process := ""
+	testenv.Eventually(t, patience, "a process has the saga", func() bool {
+		process = b.text(`select process from pgjet.saga where process is not null`)
+		return process != ""
+	})
+	b.exec(`insert into pgjet.saga (id, name, key, input, process, due_at) values (gen_random_uuid(), 'test', 'lost', '{}', $1, now() + interval '1 hour')`,
+		process[:strings.LastIndex(process, ":")]+":0")
+	testenv.Eventually(t, patience, "the other saga ends", func() bool {
+		b.exec(`select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'victim' and datname = current_database() and random() < 0.05`)
+		return b.text(`select state from pgjet.saga where key = 'lost'`) == saga.Done
+	})
+}
+
 // TestReady: a process is ready, except when it cannot reach the tables.
 func TestReady(t *testing.T) {
 	t.Parallel()
