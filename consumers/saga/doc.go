@@ -14,24 +14,25 @@
 //   - Outside steps at least once. Before the call it is committed that it is tried, and
 //     after it what came of it. A crash at any instruction in between repeats that one
 //     call, with the same [Saga.DoKey], and no other.
-//   - One process at a time. A process takes a saga for a while, and others take it over
-//     when that is up. Each change of a saga makes its epoch grow, and who knows an older
-//     one cannot change it any more. Only a call that a process had sent before it froze
-//     may still arrive; its key is then known, or its step was undone by that key.
+//   - One process at a time. An attempt gives a process the saga for twice
+//     [Definition.Timeout] and 5 s; if it died, others go on then. Each change of a saga
+//     makes its epoch grow, and who knows an older one cannot change it any more, nor begin
+//     a call. Only one that a process had sent before it froze may still arrive, and should
+//     be known by its key.
 //   - To an end. A step that fails [Definition.MaxAttempts] times is given up. An undo that
 //     fails [Definition.MaxUndos] times needs an operator, who corrects the cause and has it
 //     go on by pgjet saga retry.
-//   - Patient. What is [Unavailable], or the database being away, spends no attempt.
+//   - Patient. What is [Unavailable] spends no attempt. The database being away costs a
+//     saga the attempt that it interrupts, at most.
 //
 // The steps do not run inside the consumer that starts the saga: its attempt is one
 // transaction, while a saga may last for days and has to keep its place at every step. So a
 // runner has a loop of its own, in the same process or in others. The consumer needs the
 // stream, the runner the database alone.
 //
-// Sagas that have begun remember their steps by name. A program in which those that have
-// begun come in another order, or are missing, leaves a saga to one that fits; steps
-// may be added behind, and before the last one that sagas have begun only when none is
-// under way.
+// Sagas remember the steps that they have begun by name and place. A program in which
+// those are others leaves a saga to one that fits. So a step may be added behind all others
+// at any time, and elsewhere, or removed, once no saga is under way.
 //
 // What a saga was started with, its results and its errors are kept in pgjet.saga, and an
 // operator sees them: names of people, addresses and secrets belong elsewhere, where the

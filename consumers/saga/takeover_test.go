@@ -123,39 +123,52 @@ func TestZombie(t *testing.T) {
 	}
 }
 
-// TestStopHandsOver: a process that is told to stop finishes the call in hand, and leaves
+// TestStopHandsOver: a process that is told to stop finishes the step in hand, and leaves
 // the rest to others at once.
 func TestStopHandsOver(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
-	trying, goOn := make(chan struct{}), make(chan struct{})
-	d := b.definition(nil)
-	first := d
-	first.Steps = append([]saga.Step(nil), d.Steps...)
-	first.Steps[1] = saga.Outside("b", func(ctx context.Context, s *saga.Saga) error {
-		close(trying)
-		<-goOn
-		return b.do(ctx, s, "b")
-	}, nil)
-	id := b.begin(d, "k")
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- (&saga.Runner{Saga: first, DB: b.db, Log: testenv.Logger(t)}).Run(ctx) }()
-	<-trying
-	cancel()
-	close(goOn)
-	if err := <-ended; err != nil {
-		t.Errorf("Run() = %v", err)
+	for step, done := range map[int]string{1: "a:done b:done", 2: "a:done b:done local:done"} {
+		t.Run(done, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			trying, goOn := make(chan struct{}), make(chan struct{})
+			d := b.definition(nil)
+			first := d
+			first.Steps = slices.Clone(d.Steps)
+			first.Steps[1] = saga.Outside("b", func(ctx context.Context, s *saga.Saga) error {
+				if step == 1 {
+					close(trying)
+					<-goOn
+				}
+				return b.do(ctx, s, "b")
+			}, nil)
+			first.Steps[2] = saga.Local("local", func(ctx context.Context, tx pgx.Tx, s *saga.Saga) error {
+				close(trying)
+				<-goOn
+				_, err := tx.Exec(ctx, `insert into local (saga) values ($1)`, s.Key)
+				return err
+			}, nil)
+			id := b.begin(d, "k")
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- (&saga.Runner{Saga: first, DB: b.db, Log: testenv.Logger(t)}).Run(ctx) }()
+			<-trying
+			cancel()
+			close(goOn)
+			if err := <-ended; err != nil {
+				t.Errorf("Run() = %v", err)
+			}
+			x, err := saga.Get(t.Context(), b.db, id)
+			if err != nil || steps(x) != done || x.Process != nil || time.Until(x.DueAt) > time.Second {
+				t.Errorf("a stopped process leaves %+v, %v; want %s, and all due", x, err, done)
+			}
+			b.run(&saga.Runner{Saga: d})
+			if x = b.ends(id, saga.Done); x.Steps[step].Attempts != 1 {
+				t.Errorf("the step took %d attempts, want 1", x.Steps[step].Attempts)
+			}
+			b.books()
+		})
 	}
-	x, err := saga.Get(t.Context(), b.db, id)
-	if err != nil || steps(x) != "a:done b:done" || x.Process != nil || time.Until(x.DueAt) > time.Second {
-		t.Errorf("a stopped process leaves %+v, %v; want b done, and all due", x, err)
-	}
-	b.run(&saga.Runner{Saga: d})
-	if x = b.ends(id, saga.Done); x.Steps[1].Attempts != 1 {
-		t.Errorf("step b took %d attempts, want 1", x.Steps[1].Attempts)
-	}
-	b.books()
 }
 
 // TestDatabaseGoesAway: connections break all the time; nothing is lost or done twice.
@@ -180,6 +193,45 @@ func TestDatabaseGoesAway(t *testing.T) {
 		return b.text(`select count(*)::text from pgjet.saga where ended_at is null`) == "0"
 	})
 	b.books()
+}
+
+// TestLostClaim: what a process took without hearing of it goes on as soon as the process
+// has the database back, and not only when its lease is over.
+func TestLostClaim(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	trying := make(chan struct{}, 1)
+	d := b.definition(func(_ context.Context, s *saga.Saga, what string) error {
+		if s.Key == "first" && what == "b" {
+			select {
+			case trying <- struct{}{}:
+			default:
+			}
+			return saga.Unavailable(errors.New("away"))
+		}
+		return nil
+	})
+	b.begin(d, "first")
+	config := b.db.Config().Copy()
+	config.ConnConfig.RuntimeParams["application_name"] = "victim"
+	db, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	b.run(&saga.Runner{Saga: d, DB: db, Log: discard})
+	<-trying
+	process := ""
+	testenv.Eventually(t, patience, "a process has the saga", func() bool {
+		process = b.text(`select process from pgjet.saga where process is not null`)
+		return process != ""
+	})
+	b.exec(`insert into pgjet.saga (id, name, key, input, process, due_at) values (gen_random_uuid(), 'test', 'lost', '{}', $1, now() + interval '1 hour')`,
+		process[:strings.LastIndex(process, ":")]+":0")
+	testenv.Eventually(t, patience, "the other saga ends", func() bool {
+		b.exec(`select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'victim' and datname = current_database() and random() < 0.05`)
+		return b.text(`select state from pgjet.saga where key = 'lost'`) == saga.Done
+	})
 }
 
 // TestReady: a process is ready, except when it cannot reach the tables.
