@@ -13,6 +13,7 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers/mailer"
 	"github.com/pgjet/pgjet/internal/testenv"
@@ -150,7 +151,27 @@ func TestNATSPermissions(t *testing.T) {
 	// Since when that waits the stream tells.
 	ends(t, exitOK, asked("consumer ls", g.url("operator")), database, "no_process   1     0          0      0/s    ", "s ago")
 	relay.stop()
+	g.addsTypes(database)
 	g.log.none(t)
+}
+
+// addsTypes makes sure that an operator may add types to a durable consumer.
+func (g *guarded) addsTypes(database string) {
+	g.t.Helper()
+	nc, err := nats.Connect(g.url("operator"), nats.CustomInboxPrefix(inboxPrefix("operator")))
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	makeOlder(g.t, js, mailer.Name)
+	out := must(g.t, exitOK, words(asked("consumer ensure welcome-mailer --apply", g.url("operator")), database)...)
+	if !strings.Contains(out, "added user.rejected") {
+		g.t.Errorf("--apply says %q", out)
+	}
 }
 
 // hears makes sure that hints come through to the relay.

@@ -135,7 +135,14 @@ func (b *bench) extend(c consumers.Consumer) extend.Result {
 	if err != nil {
 		b.Fatal(err)
 	}
-	result, err := extend.Run(b.Context(), b.db, b.js, "EVENTS", want, "ann@host")
+	config := b.db.Config().Copy()
+	config.ConnConfig.RuntimeParams["role"] = "pgjet_operator" // nobody needs more rights than it has
+	db, err := pgxpool.NewWithConfig(b.Context(), config)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer db.Close()
+	result, err := extend.Run(b.Context(), db, b.js, "EVENTS", want, "ann@host")
 	if err != nil {
 		b.Fatal(err)
 	}
