@@ -127,6 +127,17 @@ func TestRefusedLogIns(t *testing.T) {
 	exec(t, db, `update users.users set state = 'rejected', reason = 'billing_declined'`)
 	wantProblem(t, postSession(t, srv, logIn("ann@example.com", password+"!")), 401, "credentials_invalid")
 	wantProblem(t, postSession(t, srv, logIn("ann@example.com", password)), 403, "account_rejected")
+
+	// Who was rejected may sign up again, and is somebody else then.
+	again := "another " + password
+	if a := post(t, srv, signUp("Ann@example.com", "Ann", again)); a.StatusCode != 201 {
+		t.Fatalf("sign up again: %d %s", a.StatusCode, a.body)
+	}
+	wantProblem(t, post(t, srv, signUp("ann@example.com", "Ann", again)), 409, "email_taken")
+	if a := postSession(t, srv, logIn("ann@example.com", again)); a.StatusCode != 201 {
+		t.Errorf("log in with the new password: %d %s", a.StatusCode, a.body)
+	}
+	wantProblem(t, postSession(t, srv, logIn("ann@example.com", password)), 401, "credentials_invalid")
 	exec(t, db, `delete from users.users`)
 	wantProblem(t, postSession(t, srv, logIn("ann@example.com", password)), 401, "credentials_invalid")
 }
