@@ -65,6 +65,7 @@ func TestConfigShow(t *testing.T) {
 	vars := env{
 		"PGJET_CONFIG": file, "PGJET_DATABASE_URL": "postgres://ann:" + secret + "@host/x", "PGJET_SMTP_URL_FILE": password,
 		"PGJET_USERS__REQUESTS": "7", "PGJET_RETENTION": "48h",
+		"PGJET_TRUSTED_PROXIES": "10.0.0.0/8,192.168.0.0/16",
 	}
 	all, hash := showConfigOf(t, vars, "--stream", "FLAG")
 	for key, want := range map[string][2]string{
@@ -78,6 +79,7 @@ func TestConfigShow(t *testing.T) {
 		"smtp_url":        {"****", "PGJET_SMTP_URL_FILE"},
 		"admin_addr":      {"127.0.0.1:7404", "default"},
 		"flags.profiles":  {"true", "default"},
+		"trusted_proxies": {"10.0.0.0/8,192.168.0.0/16", "PGJET_TRUSTED_PROXIES"},
 	} {
 		if all[key] != want {
 			t.Errorf("%s is %q, want %q", key, all[key], want)
@@ -229,10 +231,11 @@ func TestFeatureFlagsFollow(t *testing.T) {
 // TestFlagWinsOverReload: what a flag or variable sets, the file cannot change.
 func TestFlagWinsOverReload(t *testing.T) {
 	t.Parallel()
-	file := configFileOf(t, "a.yaml", "flags:\n  profiles: true\n")
+	text := "flags:\n  profiles: true\ntrusted_proxies: 10.0.0.0/8,192.168.0.0/16\n"
+	file := configFileOf(t, "a.yaml", text)
 	p := start(t, env{"PGJET_ADDR": anyPort}, "users", "--database-url", testenv.DatabaseURL(t), "--admin-addr", anyPort, "--log-level", "info", "--config", file)
 	p.ready(p.logged("starting", "admin"))
-	rewrite(t, file, "flags:\n  profiles: false\nlog_level: error\naddr: 127.0.0.1:1\n")
+	rewrite(t, file, strings.Replace(text, "true", "false", 1)+"log_level: error\naddr: 127.0.0.1:1\n")
 	if got := p.logged("configuration changed", "keys"); got != "flags.profiles" {
 		t.Errorf("keys = %s, want flags.profiles", got)
 	}

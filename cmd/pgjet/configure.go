@@ -96,7 +96,7 @@ func configure(cmd *cobra.Command) error {
 		if byHand[f.Name] {
 			origin = "--" + f.Name
 		}
-		c.given = append(c.given, config.Value{Key: key(f.Name), Text: f.Value.String(), Origin: origin})
+		c.given = append(c.given, config.Value{Key: key(f.Name), Text: flagText(f), Origin: origin})
 	})
 	c.file = configFile(cmd)
 	if cmd.HasParent() && cmd.Parent().Name() == "config" {
@@ -143,7 +143,7 @@ func variable(flag string) string { return "PGJET_" + strings.ToUpper(key(flag))
 func processes(cmd *cobra.Command) []*cobra.Command {
 	var all []*cobra.Command
 	for _, c := range cmd.Commands() {
-		if c.LocalFlags().Lookup("log-level") != nil && c.Name() != "show" {
+		if c.LocalFlags().Lookup("log-level") != nil && cmd.Name() != "config" {
 			all = append(all, c)
 		}
 		all = append(all, processes(c)...)
@@ -187,18 +187,35 @@ func flagKey(cmd *cobra.Command, f *pflag.Flag) config.Key {
 		k.Default = shownDefault(own)
 	}
 	k.Parse = func(text string) (string, error) {
+		if many, ok := f.Value.(pflag.SliceValue); ok && many.Replace(nil) != nil {
+			return "", fmt.Errorf("forget the last value of %s", f.Name)
+		}
 		if err := f.Value.Set(text); err != nil {
 			return "", err
 		}
-		return shownValue(f, f.Value.String()), nil
+		return flagText(f), nil
 	}
 	return k
 }
 
-func shownDefault(f *pflag.Flag) string { return shownValue(f, f.DefValue) }
+// flagText returns the value of a flag as one types it.
+func flagText(f *pflag.Flag) string {
+	if many, ok := f.Value.(pflag.SliceValue); ok {
+		return strings.Join(many.GetSlice(), ",")
+	}
+	return typedLevel(f, f.Value.String())
+}
 
-// shownValue writes levels in lower case, as one types them.
-func shownValue(f *pflag.Flag, text string) string {
+// shownDefault returns the default of a flag as one types it.
+func shownDefault(f *pflag.Flag) string {
+	if _, ok := f.Value.(pflag.SliceValue); ok {
+		return strings.Trim(f.DefValue, "[]")
+	}
+	return typedLevel(f, f.DefValue)
+}
+
+// typedLevel writes levels in lower case, as one types them.
+func typedLevel(f *pflag.Flag, text string) string {
 	if f.Name == "log-level" {
 		return strings.ToLower(text)
 	}
@@ -218,6 +235,8 @@ func wanted(f *pflag.Flag) string {
 		return "a number"
 	case "bool":
 		return "true or false"
+	case "stringSlice":
+		return "text, several joined by commas"
 	}
 	return "text"
 }
