@@ -54,7 +54,8 @@ const (
 )
 
 // A Server is the HTTP handler of the user service. It is safe for concurrent use
-// and holds no state but db's.
+// and holds no state but db's,
+// of which it keeps some answers for a while. Close it in the end.
 type Server struct {
 	// Committed, unless it is nil, is called after each transaction that appended
 	// an event. It must not block. Set it before the first request.
@@ -65,6 +66,7 @@ type Server struct {
 
 	issuer      *auth.Issuer
 	tuning      atomic.Pointer[Tuning]
+	cache       *cache
 	db          *pgxpool.Pool
 	log         *slog.Logger
 	mux         *http.ServeMux
@@ -89,6 +91,7 @@ func newServer(db *pgxpool.Pool, issuer *auth.Issuer, log *slog.Logger, bodyTime
 		Verifier: issuer.Verifier(),
 
 		issuer: issuer,
+		cache:  newCache(),
 		db:     db,
 		log:    log,
 		mux:    http.NewServeMux(),

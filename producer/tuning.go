@@ -38,4 +38,8 @@ func DefaultTuning() Tuning {
 }
 
 // Tune makes t hold from the next request on. It may be called at any time.
-func (s *Server) Tune(t Tuning) { s.tuning.Store(&t) }
+func (s *Server) Tune(t Tuning) {
+	if old := s.tuning.Swap(&t); old == nil || old.Cache != t.Cache {
+		s.cache.tune(t.Cache)
+	}
+}

@@ -111,7 +111,9 @@ func (s *Server) insertUser(ctx context.Context, u User, hash string) (User, err
 	if err != nil {
 		return User{}, err
 	}
-	if err := tx.Commit(ctx); err != nil {
+	err = tx.Commit(ctx)
+	s.cache.changed(u.ID.String()) // also if the outcome is unknown
+	if err != nil {
 		return User{}, commitError(err)
 	}
 	if s.Committed != nil {
