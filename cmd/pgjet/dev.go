@@ -285,6 +285,7 @@ func (d *dev) parts(tel *telemetry.Telemetry) ([]part, error) {
 	parts := []part{
 		serveHTTP("users", at[usersPort], api, d.log),
 		watchDatabase(d.db, d.log),
+		d.invalidationPart(api, d.js, d.log),
 		relayPart,
 		mailerPart,
 		d.directoryPart(d.db, d.js, d.log),

@@ -69,7 +69,12 @@ func grantFor(role, stream, consumer string) grant {
 			Subscribe: []string{inboxPrefix("operator") + ".>"},
 		}
 	default: // writer
-		return grant{Publish: []string{hints}, Subscribe: []string{}}
+		return grant{
+			// To know what other processes change, it has events pushed by a short-lived
+			// consumer, whose name nobody knows before.
+			Publish:   []string{hints, api("CONSUMER.CREATE.STREAM_NAME.*")},
+			Subscribe: []string{inboxPrefix("writer") + ".>"},
+		}
 	}
 }
 
@@ -85,7 +90,7 @@ for the entry of its user:
   relay      publishes to the stream
   consumer   handles events, with the name that --consumer says
   operator   pgjet stream ensure, pgjet consumer, pgjet replay, and looking at single messages
-  writer     a service that tells the relay of its commits`,
+  writer     a service that tells the relay of its commits, and follows events for its cache`,
 		ValidArgs: []string{"relay", "consumer", "operator", "writer"},
 		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 		RunE: func(cmd *cobra.Command, args []string) error {

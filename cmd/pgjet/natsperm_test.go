@@ -199,6 +199,13 @@ func TestNATSPermissionsAreTheLeast(t *testing.T) {
 		{"writer", "events.00.user.created"},
 		{"writer", "$JS.API.STREAM.INFO.EVENTS"},
 		{"writer", "pgjet.hint.OTHERS"},
+		{"writer", "$JS.API.CONSUMER.CREATE.OTHERS.any"},
+		{"writer", "$JS.API.CONSUMER.DURABLE.CREATE.EVENTS.any"},
+		{"writer", "$JS.API.CONSUMER.MSG.NEXT.EVENTS." + mailer.Name},
+		{"writer", "$JS.API.CONSUMER.DELETE.EVENTS." + mailer.Name},
+		{"writer", "$JS.API.CONSUMER.INFO.EVENTS." + mailer.Name},
+		{"writer", "$JS.API.STREAM.MSG.GET.EVENTS"},
+		{"writer", "$JS.ACK.EVENTS." + mailer.Name + ".1.1.1.1.1"},
 	} {
 		if !g.refuses(row.user, func(nc *nats.Conn) error { return nc.Publish(row.subject, nil) }) {
 			t.Errorf("%s may publish to %s", row.user, row.subject)
@@ -206,7 +213,7 @@ func TestNATSPermissionsAreTheLeast(t *testing.T) {
 	}
 	for _, row := range []struct{ user, subject string }{
 		{"relay", "_INBOX." + mailer.Name + ".>"}, {"relay", "events.>"}, {"consumer", "events.>"}, {"consumer", "_INBOX_relay.>"},
-		{"consumer", "_INBOX.>"}, {"operator", "events.>"}, {"writer", "pgjet.hint.EVENTS"}, {"writer", "_INBOX.>"},
+		{"consumer", "_INBOX.>"}, {"operator", "events.>"}, {"writer", "pgjet.hint.EVENTS"}, {"writer", "_INBOX.>"}, {"writer", "events.>"}, {"writer", "_INBOX_relay.>"},
 	} {
 		if !g.refuses(row.user, func(nc *nats.Conn) error { _, err := nc.SubscribeSync(row.subject); return err }) {
 			t.Errorf("%s may subscribe to %s", row.user, row.subject)
@@ -256,7 +263,7 @@ func TestNATSPermissionsPrinted(t *testing.T) {
 	t.Parallel()
 	var g grant
 	out := must(t, exitOK, "nats", "permissions", "writer", "--stream", "ORDERS", "-o", "json")
-	if err := json.Unmarshal([]byte(out), &g); err != nil || !slices.Equal(g.Publish, []string{"pgjet.hint.ORDERS"}) || len(g.Subscribe) != 0 {
+	if err := json.Unmarshal([]byte(out), &g); err != nil || !slices.Equal(g.Publish, []string{"pgjet.hint.ORDERS", "$JS.API.CONSUMER.CREATE.ORDERS.*"}) || !slices.Equal(g.Subscribe, []string{"_INBOX_writer.>"}) {
 		t.Errorf("writer: %s (%v)", out, err)
 	}
 	out = must(t, exitOK, "nats", "permissions", "consumer", "--consumer", "c", "--stream", "ORDERS")

@@ -14,6 +14,7 @@ import (
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/consumers/directory"
 	"github.com/pgjet/pgjet/consumers/mailer"
+	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/auth"
 	"github.com/pgjet/pgjet/outbox/hint"
 	"github.com/pgjet/pgjet/producer"
@@ -41,26 +42,37 @@ func usersCommand() *cobra.Command {
 				return err
 			}
 			api := producer.New(db, issuer, log)
+			defer api.Close()
+			parts := []part{serveHTTP("users", l, api, log), watchDatabase(db, log)}
 			if s.natsURL != "" {
-				nc, err := s.connectHints(log)
+				nc, js, err := s.connectWriter(log)
 				if err != nil {
 					return err
 				}
 				defer nc.Close()
 				api.Committed = hint.New(nc, s.stream).Committed
+				parts = append(parts, s.invalidationPart(api, js, log))
 			}
 			log.InfoContext(ctx, "serving the API", "addr", "http://"+l.Addr().String())
-			return s.serve(ctx, log, "pgjet-users", serveHTTP("users", l, api, log), watchDatabase(db, log))
+			return s.serve(ctx, log, "pgjet-users", parts...)
 		},
 	}
 	f := cmd.Flags()
 	s.databaseFlag(f)
 	f.StringVar(&s.addr, "addr", "127.0.0.1:7400", "where to serve the API")
-	f.StringVar(&s.natsURL, "nats-url", "", "NATS servers on which to tell the relay at once; without, it finds events by polling")
+	f.StringVar(&s.natsURL, "nats-url", "", "NATS servers on which to tell the relay at once, and to learn what other processes change; without, the relay polls, and cached answers live for their whole time")
 	s.natsCredsFlag(f)
 	s.streamFlag(f)
 	s.processFlags(f)
 	return cmd
+}
+
+// invalidationPart has api forget the answers that other processes made stale.
+func (s *settings) invalidationPart(api *producer.Server, js jetstream.JetStream, log *slog.Logger) part {
+	return part{name: "invalidation", run: func(ctx context.Context) error {
+		consumers.Follow(ctx, js, s.stream, []string{"user.*"}, log, func(e events.Event) { api.Changed(e.Key) }, api.Forget)
+		return nil
+	}}
 }
 
 func consumeCommand() *cobra.Command {

@@ -198,10 +198,10 @@ func (s *settings) checkNATS() error {
 	return nil
 }
 
-// connectHints returns a connection for hints, which are worth nothing later.
-func (s *settings) connectHints(log *slog.Logger) (*nats.Conn, error) {
-	nc, _, err := s.connectNATS("pgjet-users", log, nats.ReconnectBufSize(-1))
-	return nc, err
+// connectWriter returns a connection for hints and events for caches, both of which are
+// worth nothing later.
+func (s *settings) connectWriter(log *slog.Logger) (*nats.Conn, jetstream.JetStream, error) {
+	return s.connectNATS("pgjet-users", log, nats.ReconnectBufSize(-1), nats.CustomInboxPrefix(inboxPrefix("writer")))
 }
 
 // connectNATS returns a connection that keeps trying for ever, from the beginning,
