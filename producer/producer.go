@@ -4,7 +4,8 @@
 //     user.created in the outbox commit in one transaction: there is never one
 //     without the other. NATS is not involved.
 //   - GET /users/{id} returns a user.
-//   - GET /openapi.json and /openapi.yaml describe the API (OpenAPI 3.1).
+//   - GET /openapi.json and /openapi.yaml describe the API (OpenAPI 3.1), GET /docs
+//     shows the same to people, with all problem codes.
 //
 // # Answers
 //
@@ -107,6 +108,7 @@ func newServer(db *pgxpool.Pool, issuer *auth.Issuer, log *slog.Logger, bodyTime
 	s.api.UseMiddleware(requireJSON)
 	s.routes()
 	s.serveOpenAPI()
+	s.serveDocs()
 	s.handler = otelhttp.NewHandler(http.HandlerFunc(s.serve), "users")
 	return s
 }
