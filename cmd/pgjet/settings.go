@@ -37,6 +37,7 @@ type settings struct {
 	mailRate    float64
 	addr        string
 	adminAddr   string
+	stopDelay   time.Duration
 	logLevel    slog.Level
 
 	inboxRetention time.Duration
@@ -87,6 +88,7 @@ func (s *settings) fromFlag(f *pflag.FlagSet) {
 
 func (s *settings) processFlags(f *pflag.FlagSet) {
 	f.StringVar(&s.adminAddr, "admin-addr", "127.0.0.1:7404", "where to serve /livez, /readyz and /metrics")
+	f.DurationVar(&s.stopDelay, "stop-delay", 0, "how long to work on after SIGTERM, with /readyz saying that it stops")
 	s.logFlag(f, slog.LevelInfo)
 }
 
