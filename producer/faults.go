@@ -33,7 +33,7 @@ func (s *Server) problem(ctx context.Context, route string, err error) *Problem 
 		p = unavailableProblem("busy", "Too many people sign up at the moment. Try again.")
 		level = slog.LevelWarn
 	case errors.Is(err, errOutcomeUnknown):
-		p = unavailableProblem("outcome_unknown", "The connection to the database broke: the request may have been carried out, or not.")
+		p = unavailableProblem("outcome_unknown", "The connection to the database broke: the request may have been carried out, or not. A sign-up with an Idempotency-Key can be sent again as it was.")
 	case unavailable(err):
 		p = unavailableProblem("database_unavailable", "The database is not available. Nothing was stored. Try again.")
 	}
@@ -49,7 +49,9 @@ func commitError(err error) error {
 	switch {
 	case answered && class(pgErr) != "57": // a shutdown may cut in between commit and answer
 	case errors.Is(err, pgx.ErrTxCommitRollback):
-	case pgconn.SafeToRetry(err): // not sent
+	// A closed connection is what pgx also reports, as safe to retry, if it broke after
+	// the commit was sent.
+	case pgconn.SafeToRetry(err) && !errors.Is(err, pgconn.ErrConnClosed): // not sent
 	default:
 		return fmt.Errorf("%w: %w", errOutcomeUnknown, err)
 	}

@@ -53,12 +53,23 @@ func token(t *testing.T, id string, roles ...string) string {
 	return s
 }
 
-// serve starts the user service on db.
+// serve starts the user service on db. It keeps no answers: tests change rows beside it.
 func serve(t *testing.T, db *pgxpool.Pool) *httptest.Server {
 	t.Helper()
-	srv := httptest.NewServer(producer.New(db, issuer, testenv.Logger(t)))
-	t.Cleanup(srv.Close)
+	tuning := producer.DefaultTuning()
+	tuning.Cache.Enabled = false
+	_, srv := serveTuned(t, db, tuning)
 	return srv
+}
+
+func serveTuned(t *testing.T, db *pgxpool.Pool, tuning producer.Tuning) (*producer.Server, *httptest.Server) {
+	t.Helper()
+	api := producer.New(db, issuer, testenv.Logger(t))
+	t.Cleanup(api.Close)
+	api.Tune(tuning)
+	srv := httptest.NewServer(api)
+	t.Cleanup(srv.Close)
+	return api, srv
 }
 
 // An answer is a response that has been read.
@@ -119,12 +130,32 @@ func post(t *testing.T, srv *httptest.Server, body string) answer {
 	return do(t, request(t, "POST", srv.URL+"/users", strings.NewReader(body)))
 }
 
+// call sends a request with a token, a body and a header, each unless it is empty.
+func call(t *testing.T, srv *httptest.Server, method, path, body, token string, header ...string) answer {
+	t.Helper()
+	req := request(t, method, srv.URL+path, nil)
+	if body != "" {
+		req = request(t, method, srv.URL+path, strings.NewReader(body))
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Add(header[i], header[i+1])
+	}
+	return do(t, req)
+}
+
+// admin returns a token of an admin.
+func admin(t *testing.T) string {
+	t.Helper()
+	return token(t, "operator", auth.Admin)
+}
+
 // get asks as an admin.
 func get(t *testing.T, srv *httptest.Server, path string) answer {
 	t.Helper()
-	req := request(t, "GET", srv.URL+path, nil)
-	req.Header.Set("Authorization", "Bearer "+token(t, "operator", auth.Admin))
-	return do(t, req)
+	return call(t, srv, "GET", path, "", admin(t))
 }
 
 // signUp returns the body of a sign-up.

@@ -32,14 +32,32 @@ type hasher struct {
 // hash returns the argon2id hash of password in PHC form. It returns [errBusy] if
 // there is no slot within h.wait, and ctx's error if ctx ends while it waits.
 func (h *hasher) hash(ctx context.Context, password string) (string, error) {
+	if err := h.turn(ctx); err != nil {
+		return "", err
+	}
+	defer h.slots.Release(1)
+	return argon2id.CreateHash(password, &hashParams)
+}
+
+// matches reports whether hash is one of password. It costs as much as hash does, and
+// waits like it.
+func (h *hasher) matches(ctx context.Context, password, hash string) (bool, error) {
+	if err := h.turn(ctx); err != nil {
+		return false, err
+	}
+	defer h.slots.Release(1)
+	return argon2id.ComparePasswordAndHash(password, hash)
+}
+
+// turn takes a slot.
+func (h *hasher) turn(ctx context.Context) error {
 	waiting, cancel := context.WithTimeout(ctx, h.wait)
 	defer cancel()
 	if err := h.slots.Acquire(waiting, 1); err != nil {
 		if ctx.Err() != nil {
-			return "", fmt.Errorf("wait for a turn to hash: %w", ctx.Err())
+			return fmt.Errorf("wait for a turn to hash: %w", ctx.Err())
 		}
-		return "", errBusy
+		return errBusy
 	}
-	defer h.slots.Release(1)
-	return argon2id.CreateHash(password, &hashParams)
+	return nil
 }

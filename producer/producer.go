@@ -3,7 +3,10 @@
 //   - POST /users signs somebody up. The row in users.users and the event
 //     user.created in the outbox commit in one transaction: there is never one
 //     without the other. NATS is not involved.
-//   - GET /users/{id} returns a user.
+//   - GET /users lists users by pages, the newest first. For admins.
+//   - GET, PATCH and DELETE /users/{id} return, rename and delete a user. Each
+//     change appends its event, user.renamed or user.deleted, in its transaction.
+//     Users see and rename themselves, admins everybody; only admins delete.
 //   - GET /openapi.json and /openapi.yaml describe the API (OpenAPI 3.1), GET /docs
 //     shows the same to people, with all problem codes.
 //
@@ -15,6 +18,42 @@
 // duplicate field, a wrong type. 422 says that a value breaks a rule. 503 comes
 // with Retry-After and promises that nothing was stored, except with the code
 // outcome_unknown: there the connection broke while PostgreSQL was committing.
+//
+// To whom a user is none of their business, the user does not exist: GET and PATCH
+// answer 404 as they do for an id that nobody has.
+//
+// # Pages
+//
+// A page has limit users, 50 if nothing is said and 200 at most, and says in next, and
+// in a Link header, where the next one begins; the last page has none. A page begins
+// behind the last user of the one before, who may be gone by then: whoever is there all
+// the time is listed once, and who signs up meanwhile belongs to pages turned already.
+// A next that was not made here is refused: cursor_invalid.
+//
+// # Versions
+//
+// Each change counts the version of a user up; their ETag is the version. With
+// If-None-Match, GET answers 304 to who has it already. With If-Match, PATCH and DELETE
+// change that version or nothing: 412, changed_meanwhile. Without, the last one wins.
+// A name that is the user's already changes neither the version nor anything else.
+//
+// # Signing up once
+//
+// A sign-up may carry an Idempotency-Key, random and of its own: 1 to 255 visible ASCII
+// characters without comma, semicolon and backslash, bare or in double quotes. Whoever
+// does not hear back sends the same request again, as often as they like: there will be
+// one user and one event, and each answer of success is the first one again, marked with
+// Idempotent-Replayed. The answer is stored in the sign-up's transaction, so this holds
+// for outcome_unknown, too.
+//
+//   - While the first request is under way, in this process or another one, or in
+//     PostgreSQL after its process is gone: 409, request_in_flight, with Retry-After.
+//   - If the address, the name or the password is another: 422, idempotency_mismatch.
+//     The password is compared by its argon2id hash; no quicker hash of it is stored.
+//   - Refusals are not stored: the corrected request may have the same key.
+//
+// Answers are kept for a day, and as long as their user. A sign-up with a key drops up
+// to ten that are older; without such sign-ups they stay, and are not used.
 //
 // # Passwords
 //
@@ -35,6 +74,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -54,9 +94,9 @@ const (
 	hashWait       = 2 * time.Second // for a turn to hash
 )
 
-// A Server is the HTTP handler of the user service. It is safe for concurrent use
-// and holds no state but db's,
-// of which it keeps some answers for a while. Close it in the end.
+// A Server is the HTTP handler of the user service. It is safe for concurrent use. Its
+// state is db's: several may serve the same one. It keeps some answers for a while; see
+// [Server.Changed]. Close it in the end.
 type Server struct {
 	// Committed, unless it is nil, is called after each transaction that appended
 	// an event. It must not block. Set it before the first request.
@@ -74,6 +114,7 @@ type Server struct {
 	api         huma.API
 	handler     http.Handler
 	hasher      *hasher
+	inFlight    sync.Map // keys of the requests with an Idempotency-Key
 	timeout     time.Duration
 	bodyTimeout time.Duration
 }
@@ -127,17 +168,48 @@ func (s *Server) routes() {
 		Summary:       "Sign up",
 		Description:   "Stores a user and announces it with the event user.created, in one transaction.",
 		DefaultStatus: http.StatusCreated,
-		Errors:        []int{400, 408, 409, 413, 415, 503},
+		Errors:        []int{400, 408, 409, 413, 415, 422, 503},
+		// The key is read strictly.
+		SkipValidateParams: true,
 	}, s.createUser)
+	register(s, isAdmin, huma.Operation{
+		OperationID: "list-users",
+		Method:      http.MethodGet,
+		Path:        "/users",
+		Summary:     "List users by pages, the newest first",
+		Errors:      []int{400, 503},
+		// The query is read strictly.
+		SkipValidateParams: true,
+	}, s.listUsers)
 	register(s, known, huma.Operation{
 		OperationID: "get-user",
 		Method:      http.MethodGet,
 		Path:        "/users/{id}",
 		Summary:     "Get a user",
 		Errors:      []int{404, 503},
+		Responses:   map[string]*huma.Response{"304": {Description: "The client has this version already."}},
 		// A malformed id names no user: 404, as for any other id that does not.
 		SkipValidateParams: true,
 	}, s.getUser)
+	register(s, known, huma.Operation{
+		OperationID:        "change-user",
+		Method:             http.MethodPatch,
+		Path:               "/users/{id}",
+		Summary:            "Rename a user",
+		Description:        "Renames a user and announces it with the event user.renamed, in one transaction. The name that the user has changes nothing.",
+		Errors:             []int{400, 404, 408, 412, 413, 415, 422, 503},
+		SkipValidateParams: true,
+	}, s.changeUser)
+	register(s, isAdmin, huma.Operation{
+		OperationID:        "delete-user",
+		Method:             http.MethodDelete,
+		Path:               "/users/{id}",
+		Summary:            "Delete a user",
+		Description:        "Deletes a user and announces it with the event user.deleted, in one transaction.",
+		DefaultStatus:      http.StatusNoContent,
+		Errors:             []int{404, 412, 503},
+		SkipValidateParams: true,
+	}, s.deleteUser)
 }
 
 // register adds an operation for those with access a. The error of fn becomes a [Problem] here and nowhere
@@ -164,7 +236,7 @@ func register[I, O any](s *Server, a access, op huma.Operation, fn func(context.
 
 func apiConfig() huma.Config {
 	cfg := huma.DefaultConfig("pgjet user service", "1.0.0")
-	cfg.Info.Description = "Sign up and look up users. Errors are RFC 9457 problems with a stable code."
+	cfg.Info.Description = "Sign up, list, look up, rename and delete users. Errors are RFC 9457 problems with a stable code."
 	cfg.Components.SecuritySchemes = map[string]*huma.SecurityScheme{
 		"token": {Type: "http", Scheme: "bearer", BearerFormat: "JWT", Description: "From POST /sessions."},
 	}

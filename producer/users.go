@@ -7,12 +7,12 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/danielgtaylor/huma/v2"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgjet/pgjet/events"
-	"github.com/pgjet/pgjet/outbox"
 )
 
 // A User is somebody who signed up, as the API shows them.
@@ -20,7 +20,11 @@ type User struct {
 	ID        uuid.UUID `json:"id" format:"uuid" doc:"A UUIDv7."`
 	Email     string    `json:"email" format:"email"`
 	Name      string    `json:"name"`
+	State     string    `json:"state" enum:"pending,active,rejected" doc:"pending: signed up; active: everything that belongs to an account is there; rejected: it could not be."`
 	CreatedAt time.Time `json:"created_at"`
+
+	// Version counts the changes. The API shows it as the ETag.
+	Version int `json:"-"`
 }
 
 // newUser is the body of POST /users. The tags describe the rules, the functions
@@ -31,10 +35,25 @@ type newUser struct {
 	Password string `json:"password" format:"password" minLength:"12" maxLength:"256" writeOnly:"true" doc:"At most 1024 bytes. No rules on what it is made of."`
 }
 
-type createUserInput struct{ Body jsonBody[newUser] }
+type createUserInput struct {
+	Key  string `header:"Idempotency-Key" minLength:"1" maxLength:"257" example:"\"8e03978e-40d5-43dd-bc93-6894a57f9324\"" doc:"Chosen by the client, at random, for one sign-up and its repetitions: a string in double quotes, or bare. 1 to 255 visible ASCII characters."`
+	Body jsonBody[newUser]
+}
+
+// Resolve reads the key strictly.
+func (in *createUserInput) Resolve(ctx huma.Context) []error {
+	key, p := idempotencyKey(fieldLines(ctx, "Idempotency-Key"))
+	if p != nil {
+		return []error{p}
+	}
+	in.Key = key
+	return nil
+}
 
 type createUserOutput struct {
 	Location string `header:"Location"`
+	ETag     string `header:"ETag"`
+	Replayed string `header:"Idempotent-Replayed" doc:"true, if this answer was given to an earlier request with the same key."`
 	Body     User
 }
 
@@ -43,20 +62,53 @@ func (s *Server) createUser(ctx context.Context, in *createUserInput) (*createUs
 	if invalid := n.check(); invalid != nil {
 		return nil, invalidFields(invalid)
 	}
-	// First, so that no transaction stays open meanwhile.
-	hash, err := s.hasher.hash(ctx, n.Password)
+	out := &createUserOutput{}
+	var err error
+	if in.Key == "" {
+		out.Body, err = s.signUp(ctx, n, "")
+	} else {
+		out.Body, out.Replayed, err = s.signUpOnce(ctx, n, in.Key)
+	}
 	if err != nil {
 		return nil, err
 	}
+	out.Location, out.ETag = "/users/"+out.Body.ID.String(), etag(out.Body.Version)
+	return out, nil
+}
+
+// signUp stores a user and, unless it is empty, keeps the answer under key, in one
+// transaction. It returns the user as PostgreSQL stored it.
+func (s *Server) signUp(ctx context.Context, n newUser, key string) (User, error) {
+	// First, so that no transaction stays open meanwhile.
+	hash, err := s.hasher.hash(ctx, n.Password)
+	if err != nil {
+		return User{}, err
+	}
 	id, err := uuid.NewV7()
 	if err != nil {
-		return nil, fmt.Errorf("make a user id: %w", err)
+		return User{}, fmt.Errorf("make a user id: %w", err)
 	}
-	u, err := s.insertUser(ctx, User{ID: id, Email: n.Email, Name: n.Name}, hash)
+	u := User{ID: id, Email: n.Email, Name: n.Name}
+	err = s.change(ctx, func(ctx context.Context, tx pgx.Tx) (events.Payload, error) {
+		if key != "" {
+			if err := claim(ctx, tx, key); err != nil {
+				return nil, err
+			}
+		}
+		if err := insertUser(ctx, tx, &u, hash); err != nil {
+			return nil, err
+		}
+		if key != "" {
+			if err := keepAnswer(ctx, tx, key, n, u, hash); err != nil {
+				return nil, err
+			}
+		}
+		return events.UserCreated{UserID: id.String(), Email: u.Email, Name: u.Name, CreatedAt: u.CreatedAt}, nil
+	})
 	if err != nil {
-		return nil, fmt.Errorf("insert user: %w", err)
+		return User{}, fmt.Errorf("sign up: %w", err)
 	}
-	return &createUserOutput{Location: "/users/" + u.ID.String(), Body: u}, nil
+	return u, nil
 }
 
 // check puts n into the form in which it is stored and returns what is wrong with
@@ -79,75 +131,102 @@ func (n *newUser) check() []FieldError {
 	return invalid
 }
 
-// insertUser stores u and the event that announces it in one transaction, and
-// returns u with the time at which PostgreSQL did so. A client that goes away does
-// not interrupt it, ctx's deadline does.
-func (s *Server) insertUser(ctx context.Context, u User, hash string) (User, error) {
-	if deadline, ok := ctx.Deadline(); ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(context.WithoutCancel(ctx), deadline)
-		defer cancel()
-	}
-	tx, err := s.db.Begin(ctx)
-	if err != nil {
-		return User{}, fmt.Errorf("begin: %w", err)
-	}
-	defer tx.Rollback(ctx)
-
-	err = tx.QueryRow(ctx, `
+// insertUser stores u, and puts into it what PostgreSQL decides.
+func insertUser(ctx context.Context, tx pgx.Tx, u *User, hash string) error {
+	err := tx.QueryRow(ctx, `
 		insert into users.users (id, email, name, password) values ($1, $2, $3, $4)
-		returning created_at`, u.ID, u.Email, u.Name, hash).Scan(&u.CreatedAt)
+		returning state, created_at, version`, u.ID, u.Email, u.Name, hash).Scan(&u.State, &u.CreatedAt, &u.Version)
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.ConstraintName == "users_email_key" {
-		return User{}, fieldProblem(http.StatusConflict,
+		return fieldProblem(http.StatusConflict,
 			FieldError{"email", "email_taken", "Somebody signed up with this email address already."})
 	}
 	if err != nil {
-		return User{}, err
+		return fmt.Errorf("insert user: %w", err)
 	}
 	u.CreatedAt = u.CreatedAt.UTC()
-	err = outbox.Append(ctx, tx, events.UserCreated{
-		UserID: u.ID.String(), Email: u.Email, Name: u.Name, CreatedAt: u.CreatedAt,
-	})
-	if err != nil {
-		return User{}, err
-	}
-	err = tx.Commit(ctx)
-	s.cache.changed(u.ID.String()) // also if the outcome is unknown
-	if err != nil {
-		return User{}, commitError(err)
-	}
-	if s.Committed != nil {
-		s.Committed()
-	}
-	return u, nil
+	return nil
 }
 
 type getUserInput struct {
-	ID string `path:"id" format:"uuid"`
+	ID          string `path:"id" format:"uuid"`
+	IfNoneMatch string `header:"If-None-Match" doc:"ETags that the client has: answered with 304 if the user has one of them."`
+
+	ifNoneMatch etags
 }
 
-type getUserOutput struct{ Body User }
+// Resolve reads the header in full.
+func (in *getUserInput) Resolve(ctx huma.Context) []error {
+	in.ifNoneMatch = fieldLines(ctx, "If-None-Match")
+	return nil
+}
 
-func (s *Server) getUser(ctx context.Context, in *getUserInput) (*getUserOutput, error) {
-	notFound := newProblem(http.StatusNotFound, "user_not_found", "There is no user with this id.")
-	id, err := uuid.Parse(in.ID)
-	if err != nil || len(in.ID) != len(id.String()) { // Parse knows other forms, too
-		return nil, notFound
-	}
-	if err := mayActFor(ctx, id); err != nil {
+type userOutput struct {
+	Status int
+	ETag   string `header:"ETag"`
+	Body   User
+}
+
+// getUser answers with a user to themselves and to admins. Whoever asks for somebody
+// else is told what they would be told of an id that nobody has: an id says when its
+// owner signed up, so not even that it exists is anybody's business.
+func (s *Server) getUser(ctx context.Context, in *getUserInput) (*userOutput, error) {
+	id, err := ownUser(ctx, in.ID)
+	if err != nil {
 		return nil, err
 	}
-	rows, err := s.db.Query(ctx, `select id, email, name, created_at from users.users where id = $1`, id)
+	u, err := s.findUser(ctx, id)
 	if err != nil {
-		return nil, fmt.Errorf("find user: %w", err)
+		return nil, err
 	}
+	out := &userOutput{Status: http.StatusOK, ETag: etag(u.Version), Body: u}
+	if in.ifNoneMatch.match(out.ETag, weak) {
+		out.Status = http.StatusNotModified
+	}
+	return out, nil
+}
+
+// ownUser returns the id in a path, if the caller may act for that user.
+func ownUser(ctx context.Context, raw string) (uuid.UUID, error) {
+	id, err := parseUserID(raw)
+	if err != nil {
+		return uuid.Nil, err
+	}
+	if mayActFor(ctx, id) != nil {
+		return uuid.Nil, userNotFound()
+	}
+	return id, nil
+}
+
+func parseUserID(raw string) (uuid.UUID, error) {
+	id, err := uuid.Parse(raw)
+	if err != nil || len(raw) != len(id.String()) { // Parse knows other forms, too
+		return uuid.Nil, userNotFound()
+	}
+	return id, nil
+}
+
+func userNotFound() *Problem {
+	return newProblem(http.StatusNotFound, "user_not_found", "There is no user with this id.")
+}
+
+// findUser returns the user with this id, or the problem that there is none.
+func (s *Server) findUser(ctx context.Context, id uuid.UUID) (User, error) {
+	rows, err := s.db.Query(ctx, `
+		select id, email, name, state, created_at, version from users.users where id = $1`, id)
+	if err != nil {
+		return User{}, fmt.Errorf("find user: %w", err)
+	}
+	return oneUser(rows)
+}
+
+func oneUser(rows pgx.Rows) (User, error) {
 	u, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[User])
 	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, notFound
+		return User{}, userNotFound()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("find user: %w", err)
+		return User{}, fmt.Errorf("find user: %w", err)
 	}
 	u.CreatedAt = u.CreatedAt.UTC()
-	return &getUserOutput{Body: u}, nil
+	return u, nil
 }

@@ -77,7 +77,7 @@ func (i *Issuer) Issue(who Identity, lifetime time.Duration) (token string, expi
 	now := time.Now().Truncate(time.Second)
 	expires = now.Add(lifetime)
 	t, err := jwt.NewBuilder().Issuer(issuer).Audience([]string{audience}).Subject(who.Subject).
-		IssuedAt(now).Expiration(expires).JwtID(uuid.NewString()).Claim("roles", who.Roles).Build()
+		IssuedAt(now).Expiration(expires).JwtID(uuid.NewString()).Claim("roles", append([]string{}, who.Roles...)).Build()
 	if err != nil {
 		return "", time.Time{}, fmt.Errorf("make a token: %w", err)
 	}

@@ -14,7 +14,7 @@ create table users.idempotency (
     key         text        not null constraint idempotency_pkey primary key,
     fingerprint bytea       not null,
     password    text        not null,
-    user_id     uuid        not null,
+    user_id     uuid        not null constraint idempotency_user references users.users on delete cascade,
     answer      json        not null,
     created_at  timestamptz not null default now()
 );

@@ -1,0 +1,161 @@
+package producer
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net/http"
+	"regexp"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// bareKey is what a key may be made of: visible ASCII, without what separates or
+// quotes.
+var bareKey = regexp.MustCompile(`^[!#-+\--:<-\[\]-~]{1,255}$`)
+
+// idempotencyKey returns the key in the lines of an Idempotency-Key header, "" if
+// there are none. The draft of the IETF wants a string in double quotes; many clients
+// send it bare. Both forms are the same key.
+func idempotencyKey(lines []string) (string, *Problem) {
+	if len(lines) == 0 {
+		return "", nil
+	}
+	key := lines[0]
+	if quoted := len(key) > 1 && key[0] == '"' && key[len(key)-1] == '"'; quoted {
+		key = key[1 : len(key)-1]
+	}
+	if len(lines) > 1 || !bareKey.MatchString(key) {
+		return "", newProblem(http.StatusBadRequest, "idempotency_key_invalid",
+			"The Idempotency-Key must be one string of 1 to 255 visible ASCII characters, such as a UUID.")
+	}
+	return key, nil
+}
+
+// errAnswered says that somebody else has answered a request with this key meanwhile.
+var errAnswered = errors.New("a request with this Idempotency-Key has been answered")
+
+// signUpOnce is signUp for a request that has a key. If one with this key succeeded
+// within a day, its answer is given again, and replayed is "true".
+func (s *Server) signUpOnce(ctx context.Context, n newUser, key string) (u User, replayed string, err error) {
+	// A key costs this process one hash at a time, whoever repeats it how often.
+	if _, taken := s.inFlight.LoadOrStore(key, nil); taken {
+		return User{}, "", requestInFlight()
+	}
+	defer s.inFlight.Delete(key)
+	for {
+		a, err := s.findAnswer(ctx, key)
+		if err == nil {
+			u, err := s.replay(ctx, a, n)
+			return u, "true", err
+		}
+		if !errors.Is(err, pgx.ErrNoRows) {
+			return User{}, "", fmt.Errorf("find answer: %w", err)
+		}
+		u, err := s.signUp(ctx, n, key)
+		if !errors.Is(err, errAnswered) {
+			return u, "", err
+		}
+	}
+}
+
+func requestInFlight() *Problem {
+	p := newProblem(http.StatusConflict, "request_in_flight",
+		"A request with this Idempotency-Key is being answered. Try again for its answer.")
+	p.retryAfter = 1
+	return p
+}
+
+// An earlierAnswer is the answer to a sign-up, and what to know the sign-up by.
+type earlierAnswer struct {
+	Fingerprint []byte
+	Password    string // argon2id hash
+	Answer      User
+}
+
+// findAnswer returns what is kept under key, or [pgx.ErrNoRows].
+func (s *Server) findAnswer(ctx context.Context, key string) (earlierAnswer, error) {
+	rows, err := s.db.Query(ctx, `
+		select fingerprint, password, answer from users.idempotency
+		 where key = $1 and created_at > now() - interval '24 hours'`, key)
+	if err != nil {
+		return earlierAnswer{}, err
+	}
+	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[earlierAnswer])
+}
+
+// replay returns a's user if n is the sign-up that a answered.
+func (s *Server) replay(ctx context.Context, a earlierAnswer, n newUser) (User, error) {
+	same := bytes.Equal(a.Fingerprint, fingerprint(n))
+	if same {
+		var err error
+		if same, err = s.hasher.matches(ctx, n.Password, a.Password); err != nil {
+			return User{}, fmt.Errorf("compare with the first request: %w", err)
+		}
+	}
+	if !same {
+		return User{}, newProblem(http.StatusUnprocessableEntity, "idempotency_mismatch",
+			"Another request had this Idempotency-Key. Use a new key for each sign-up.")
+	}
+	a.Answer.Version = 1 // as it was then
+	return a.Answer, nil
+}
+
+// fingerprint tells sign-ups apart by all but their passwords. A quick hash of a
+// password would be a way around the slow one.
+func fingerprint(n newUser) []byte {
+	sum := sha256.Sum256([]byte(strings.Join([]string{n.Email, n.Name}, "\x00")))
+	return sum[:]
+}
+
+// claim makes tx the only one that may sign up with key until it ends, also if its
+// client or its connection are gone by then. If another one is at it, that is a
+// problem; if another one was, [errAnswered].
+func claim(ctx context.Context, tx pgx.Tx, key string) error {
+	free, answered := false, false
+	err := tx.QueryRow(ctx, `
+		select pg_try_advisory_xact_lock(hashtextextended('users.idempotency.' || $1, 0))`, key).Scan(&free)
+	if err != nil {
+		return fmt.Errorf("claim key: %w", err)
+	}
+	if !free {
+		return requestInFlight()
+	}
+	// A statement of its own, to see what the previous owner of the lock committed.
+	err = tx.QueryRow(ctx, `
+		select exists (select from users.idempotency
+		                where key = $1 and created_at > now() - interval '24 hours')`, key).Scan(&answered)
+	if err != nil {
+		return fmt.Errorf("claim key: %w", err)
+	}
+	if answered {
+		return errAnswered
+	}
+	return nil
+}
+
+// keepAnswer keeps the answer to n under key, and drops a few of those that are kept
+// for long enough: more than come in, so that they get fewer, and so few that nobody
+// notices. It waits for no row that somebody else is dropping.
+func keepAnswer(ctx context.Context, tx pgx.Tx, key string, n newUser, u User, hash string) error {
+	_, err := tx.Exec(ctx, `
+		insert into users.idempotency (key, fingerprint, password, user_id, answer) values ($1, $2, $3, $4, $5)
+		on conflict (key) do update set
+		   (fingerprint, password, user_id, answer, created_at) =
+		   (excluded.fingerprint, excluded.password, excluded.user_id, excluded.answer, excluded.created_at)`,
+		key, fingerprint(n), hash, u.ID, u)
+	if err != nil {
+		return fmt.Errorf("keep answer: %w", err)
+	}
+	_, err = tx.Exec(ctx, `
+		delete from users.idempotency where key in (
+		   select key from users.idempotency where created_at <= now() - interval '24 hours'
+		    order by created_at limit 10 for update skip locked)`)
+	if err != nil {
+		return fmt.Errorf("drop old answers: %w", err)
+	}
+	return nil
+}
