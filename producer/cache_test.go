@@ -11,6 +11,11 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 	"go.uber.org/goleak"
 
 	"github.com/pgjet/pgjet/internal/auth"
@@ -210,6 +215,34 @@ func TestCacheRace(t *testing.T) {
 		})
 		all.Wait()
 	})
+}
+
+func TestCacheMetrics(t *testing.T) {
+	reader, before := sdkmetric.NewManualReader(), otel.GetMeterProvider()
+	otel.SetMeterProvider(sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader)))
+	defer otel.SetMeterProvider(before)
+	c, s := startCache(t), &source{} // tuned once: one invalidation
+	s.read(t, c, listRead, "", 1)
+	s.read(t, c, listRead, "", 1)
+	c.changed("ann")
+	s.read(t, c, listRead, "", 2)
+	var all metricdata.ResourceMetrics
+	if err := reader.Collect(t.Context(), &all); err != nil {
+		t.Fatal(err)
+	}
+	got := make(map[string]int64)
+	for _, m := range all.ScopeMetrics[0].Metrics {
+		for _, p := range m.Data.(metricdata.Sum[int64]).DataPoints {
+			got[m.Name+p.Attributes.Encoded(attribute.DefaultEncoder())] = p.Value
+		}
+	}
+	want := map[string]int64{
+		"pgjet.users.cache_readsoutcome=miss,read=list": 2, "pgjet.users.cache_readsoutcome=hit,read=list": 1,
+		"pgjet.users.cache_invalidationscause=user": 1, "pgjet.users.cache_invalidationscause=all": 1,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("counted (-want +got):\n%s", diff)
+	}
 }
 
 func TestCloseLeavesNothingBehind(t *testing.T) {

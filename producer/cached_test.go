@@ -1,10 +1,14 @@
 package producer_test
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/pgjet/pgjet/internal/auth"
 	"github.com/pgjet/pgjet/internal/testenv"
@@ -80,4 +84,31 @@ func TestCachedListIsForAdmins(t *testing.T) {
 	wantProblem(t, do(t, req), http.StatusUnauthorized, "token_invalid")
 	req.Header.Set("Authorization", "Bearer "+token(t, u.ID.String()))
 	wantProblem(t, do(t, req), http.StatusForbidden, "forbidden")
+}
+
+// TestProfileIsCached: for the user and for admins, until the user changes, and for
+// nobody else.
+func TestProfileIsCached(t *testing.T) {
+	var asked atomic.Int64
+	srv, id := profiles(t, func(w http.ResponseWriter, r *http.Request) {
+		if asked.Add(1) == 1 {
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
+		fmt.Fprintf(w, `{"user_id":%q,"name":"Ann"}`, strings.TrimPrefix(r.URL.Path, "/profiles/"))
+	})
+	wantProblem(t, getProfile(t, srv, id, id), http.StatusNotFound, "profile_not_found") // which is not kept
+	for _, asks := range []struct{ id, who string }{{id, id}, {id, auth.Admin}, {strings.ToUpper(id), auth.Admin}} {
+		if a := getProfile(t, srv, asks.id, asks.who, asks.who); a.StatusCode != http.StatusOK || asked.Load() != 2 {
+			t.Errorf("%s gets %d %s, and profiles was asked %d times, want 200 and 2", asks.who, a.StatusCode, a.body, asked.Load())
+		}
+	}
+	other := uuid.Must(uuid.NewV7()).String()
+	wantProblem(t, getProfile(t, srv, id, other), http.StatusNotFound, "user_not_found")
+	remove := request(t, http.MethodDelete, srv.URL+"/users/"+id, nil)
+	remove.Header.Set("Authorization", "Bearer "+token(t, "operator", auth.Admin))
+	if a := do(t, remove); a.StatusCode != http.StatusNoContent {
+		t.Fatalf("DELETE = %d %s", a.StatusCode, a.body)
+	}
+	wantProblem(t, getProfile(t, srv, id, id), http.StatusNotFound, "user_not_found")
 }

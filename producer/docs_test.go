@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"html"
 	"net/http"
 	"net/http/httptest"
 	"os/exec"
@@ -49,7 +50,7 @@ func TestDocsPage(t *testing.T) {
 	var want []string
 	for path, operations := range doc.Paths {
 		for method, op := range operations {
-			want = append(want, strings.ToUpper(method)+" "+path+"</span> "+op.Summary)
+			want = append(want, strings.ToUpper(method)+" "+path+"</span> "+html.EscapeString(op.Summary))
 			for _, p := range op.Parameters {
 				want = append(want, "<code>"+p.Name+"</code>")
 			}

@@ -32,6 +32,9 @@ func (s *Server) problem(ctx context.Context, route string, err error) *Problem 
 	case errors.Is(err, errBusy):
 		p = unavailableProblem("busy", "Too many people sign up at the moment. Try again.")
 		level = slog.LevelWarn
+	case errors.Is(err, errProfilesAway):
+		p = unavailableProblem("profiles_unavailable", "Profiles are not available at the moment. Try again.")
+		level = slog.LevelWarn
 	case errors.Is(err, errOutcomeUnknown):
 		p = unavailableProblem("outcome_unknown", "The connection to the database broke: the request may have been carried out, or not. A sign-up with an Idempotency-Key can be sent again as it was.")
 	case unavailable(err):

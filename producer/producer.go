@@ -7,6 +7,8 @@
 //   - GET, PATCH and DELETE /users/{id} return, rename and delete a user. Each
 //     change appends its event, user.renamed or user.deleted, in its transaction.
 //     Users see and rename themselves, admins everybody; only admins delete.
+//   - GET /users/{id}/profile returns what the profiles service knows of a user, unless
+//     the feature flag profiles is off.
 //   - GET /openapi.json and /openapi.yaml describe the API (OpenAPI 3.1), GET /docs
 //     shows the same to people, with all problem codes.
 //
@@ -81,6 +83,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/open-feature/go-sdk/openfeature"
 	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
 	"golang.org/x/sync/semaphore"
 
@@ -104,6 +107,9 @@ type Server struct {
 	// Verifier says for whom a token speaks; at first, it knows the issuer's own. Set it
 	// before the first request.
 	Verifier *auth.Verifier
+	// Profiles makes the requests for http://profiles/; nil switches profiles off. Set it
+	// before the first request.
+	Profiles *http.Client
 
 	issuer      *auth.Issuer
 	tuning      atomic.Pointer[Tuning]
@@ -115,6 +121,7 @@ type Server struct {
 	handler     http.Handler
 	hasher      *hasher
 	inFlight    sync.Map // keys of the requests with an Idempotency-Key
+	flags       *openfeature.Client
 	timeout     time.Duration
 	bodyTimeout time.Duration
 }
@@ -137,6 +144,7 @@ func newServer(db *pgxpool.Pool, issuer *auth.Issuer, log *slog.Logger, bodyTime
 		db:     db,
 		log:    log,
 		mux:    http.NewServeMux(),
+		flags:  openfeature.NewClient("pgjet"),
 		hasher: &hasher{
 			slots: semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0))),
 			wait:  hashWait,
@@ -210,6 +218,15 @@ func (s *Server) routes() {
 		Errors:             []int{404, 412, 503},
 		SkipValidateParams: true,
 	}, s.deleteUser)
+	register(s, known, huma.Operation{
+		OperationID:        "get-profile",
+		Method:             http.MethodGet,
+		Path:               "/users/{id}/profile",
+		Summary:            "Get a user's profile",
+		Description:        "From the profiles service. Without it the answer is 503 profiles_unavailable, while all else goes on.",
+		Errors:             []int{404, 503},
+		SkipValidateParams: true, // see get-user
+	}, s.getProfile)
 }
 
 // register adds an operation for those with access a. The error of fn becomes a [Problem] here and nowhere

@@ -44,7 +44,7 @@ type composeService struct {
 }
 
 // ownServices are those that run pgjet, and whether they go on running.
-var ownServices = map[string]bool{"migrate": false, "stream": false, "users": true, "relay": true, "welcome-mailer": true, "directory": true}
+var ownServices = map[string]bool{"migrate": false, "stream": false, "users": true, "relay": true, "welcome-mailer": true, "directory": true, "profiles": true, "billing": true}
 
 func readComposition(t *testing.T) composition {
 	t.Helper()

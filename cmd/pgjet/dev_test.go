@@ -23,6 +23,8 @@ type running struct {
 	Users     string `json:"users"`
 	Inbox     string `json:"inbox"`
 	Directory string `json:"directory"`
+	Profiles  string `json:"profiles"`
+	Billing   string `json:"billing"`
 	NATS      string `json:"nats"`
 	Database  string `json:"database"`
 	Admin     string `json:"admin"`
@@ -79,13 +81,13 @@ func (r *running) checkAnnouncement() {
 	if err := json.Unmarshal([]byte(text), r); err != nil {
 		r.t.Fatal(err)
 	}
-	for _, key := range []string{"users", "inbox", "directory", "nats", "database", "admin", "smtp"} {
+	for _, key := range []string{"users", "inbox", "directory", "profiles", "billing", "nats", "database", "admin", "smtp"} {
 		if keys[key] == "" {
 			r.t.Errorf("stdout has no %q: %s", key, text)
 		}
 	}
-	if len(keys) != 7 {
-		r.t.Errorf("stdout has %d keys, want 7: %s", len(keys), text)
+	if len(keys) != 9 {
+		r.t.Errorf("stdout has %d keys, want 9: %s", len(keys), text)
 	}
 }
 

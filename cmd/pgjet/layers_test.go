@@ -20,9 +20,11 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/breaker", ""},
 	{"internal/health", ""},
 	{"internal/lead", ""},
+	{"internal/registry", ""},
 	{"internal/session", ""},
 	{"internal/telemetry", ""},
 	// What a service needs.
+	{"internal/service", "internal/breaker"},
 	{"outbox", "events"},
 	{"outbox/hint", "events"},
 	{"consumers", "events internal/lead internal/session"},
@@ -38,9 +40,10 @@ var layers = []struct{ pkg, imports string }{
 	// Tools.
 	{"internal/devserver", ""},
 	{"internal/devmail", ""},
+	{"internal/devservices", ""},
 	{"internal/testenv", "internal/devserver migrations"},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/deadletter consumers/directory consumers/mailer consumers/replay consumers/status events internal/auth internal/devmail internal/devserver internal/health internal/telemetry migrations outbox outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/deadletter consumers/directory consumers/mailer consumers/replay consumers/status events internal/auth internal/devmail internal/devserver internal/devservices internal/health internal/registry internal/service internal/telemetry migrations outbox outbox/hint producer relay"},
 }
 
 func TestLayers(t *testing.T) {

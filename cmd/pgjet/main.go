@@ -121,7 +121,7 @@ Every flag is also an environment variable: --database-url is PGJET_DATABASE_URL
 		SilenceUsage:  true,
 	}
 	root.AddCommand(devCommand(), usersCommand(), relayCommand(), consumeCommand(), consumerCommand(),
-		migrateCommand(), streamCommand(), outboxCommand(), deadCommand(), replayCommand(), natsCommand(), readyCommand())
+		migrateCommand(), streamCommand(), outboxCommand(), deadCommand(), replayCommand(), servicesCommand(), standinCommand(), natsCommand(), readyCommand())
 	return root
 }
 

@@ -6,8 +6,10 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/nats-io/nats.go/micro"
 	"github.com/spf13/cobra"
 
+	"github.com/pgjet/pgjet/internal/devservices"
 	"github.com/pgjet/pgjet/relay"
 )
 
@@ -15,10 +17,30 @@ import (
 // role is its name, so that none can listen to what another is given.
 func inboxPrefix(role string) string { return "_INBOX_" + role }
 
-// A grant is what a user of NATS may publish and subscribe to, and nothing else.
+// A grant is what a user of NATS may publish and subscribe to, and nothing else. Who
+// may respond may publish one answer to each request.
 type grant struct {
 	Publish   []string `json:"publish"`
 	Subscribe []string `json:"subscribe"`
+	Respond   bool     `json:"respond"`
+}
+
+// registered returns g for a process that registers under that name.
+func (g grant) registered(name string) grant {
+	g.Respond = true
+	for _, verb := range []string{"PING", "INFO", "STATS"} {
+		all := micro.APIPrefix + "." + verb
+		g.Subscribe = append(g.Subscribe, all, all+"."+name, all+"."+name+".*")
+	}
+	return g
+}
+
+// finds returns g for a process that looks for these services.
+func (g grant) finds(names ...string) grant {
+	for _, name := range names {
+		g.Publish = append(g.Publish, micro.APIPrefix+".INFO."+name)
+	}
+	return g
 }
 
 // grantFor returns the least that a role needs. TestNATSPermissions runs the real
@@ -38,10 +60,10 @@ func grantFor(role, stream, consumer string) grant {
 				api("CONSUMER.MSG.NEXT.STREAM_NAME.*"),
 			),
 			Subscribe: []string{inboxPrefix("relay") + ".>", hints},
-		}
+		}.registered("pgjet-relay")
 	case "consumer":
 		own := stream + "." + consumer
-		return grant{
+		g := grant{
 			Publish: []string{
 				api("STREAM.INFO.STREAM_NAME"),
 				api("CONSUMER.INFO." + own),
@@ -52,7 +74,11 @@ func grantFor(role, stream, consumer string) grant {
 				"$JS.ACK.*.*." + own + ".>", // with domain and account, as servers may come to ask
 			},
 			Subscribe: []string{inboxPrefix(consumer) + ".>"},
+		}.registered("pgjet-" + consumer)
+		if consumer == "onboarding" {
+			g = g.finds(devservices.Profiles, devservices.Billing)
 		}
+		return g
 	case "operator":
 		return grant{
 			Publish: []string{
@@ -65,6 +91,7 @@ func grantFor(role, stream, consumer string) grant {
 				api("CONSUMER.INFO.STREAM_NAME.*"),
 				api("CONSUMER.MSG.NEXT.STREAM_NAME.*"),
 				api("CONSUMER.RESET.STREAM_NAME.*"),
+				micro.APIPrefix + ".>", // pgjet services asks for INFO, other tools for PING and STATS
 			},
 			Subscribe: []string{inboxPrefix("operator") + ".>"},
 		}
@@ -74,7 +101,7 @@ func grantFor(role, stream, consumer string) grant {
 			// consumer, whose name nobody knows before.
 			Publish:   []string{hints, api("CONSUMER.CREATE.STREAM_NAME.*")},
 			Subscribe: []string{inboxPrefix("writer") + ".>"},
-		}
+		}.registered("pgjet-users").finds(devservices.Profiles)
 	}
 }
 
@@ -89,8 +116,8 @@ for the entry of its user:
 
   relay      publishes to the stream
   consumer   handles events, with the name that --consumer says
-  operator   pgjet stream ensure, pgjet consumer, pgjet replay, and looking at single messages
-  writer     a service that tells the relay of its commits, and follows events for its cache`,
+  operator   pgjet stream ensure, consumer, replay and services, and looking at single messages
+  writer     the user service, which tells the relay of its commits and follows events for its cache`,
 		ValidArgs: []string{"relay", "consumer", "operator", "writer"},
 		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -133,5 +160,8 @@ func (g grant) write(w io.Writer) {
 	fmt.Fprintln(w, "permissions: {")
 	list("publish", g.Publish)
 	list("subscribe", g.Subscribe)
+	if g.Respond {
+		fmt.Fprintln(w, "  allow_responses: true")
+	}
 	fmt.Fprintln(w, "}")
 }

@@ -140,6 +140,11 @@ func TestNATSPermissions(t *testing.T) {
 	}
 	relay.ready(relay.admin)
 	mailer.ready(mailer.admin)
+	for _, name := range []string{"pgjet-relay", "pgjet-users", "pgjet-welcome-mailer"} {
+		if i := listed(t, g.url("operator"))[name]; i.Health != "ready" {
+			t.Errorf("%s is registered as %+v, want it to be ready", name, i)
+		}
+	}
 	mailer.stop() // gives back what it has fetched
 	signUp(t, users.addr, "last@example.com")
 	// Since when that waits the stream tells.
@@ -177,6 +182,11 @@ func TestNATSPermissionsAreTheLeast(t *testing.T) {
 		{"relay", "$JS.API.CONSUMER.DELETE.EVENTS." + mailer.Name},
 		{"relay", "$JS.ACK.EVENTS." + mailer.Name + ".1.1.1.1.1"},
 		{"relay", "orders.created"},
+		{"relay", "$SRV.INFO.profiles"},
+		{"relay", "_INBOX_operator.x"}, // unless it was asked
+		{"consumer", "$SRV.INFO.profiles"},
+		{"writer", "$SRV.INFO"},
+		{"writer", "_INBOX_relay.x"},
 		{"consumer", "events.00.user.created"},
 		{"consumer", "$JS.API.STREAM.PURGE.EVENTS"},
 		{"consumer", "$JS.API.STREAM.MSG.GET.EVENTS"},
@@ -214,6 +224,8 @@ func TestNATSPermissionsAreTheLeast(t *testing.T) {
 	for _, row := range []struct{ user, subject string }{
 		{"relay", "_INBOX." + mailer.Name + ".>"}, {"relay", "events.>"}, {"consumer", "events.>"}, {"consumer", "_INBOX_relay.>"},
 		{"consumer", "_INBOX.>"}, {"operator", "events.>"}, {"writer", "pgjet.hint.EVENTS"}, {"writer", "_INBOX.>"}, {"writer", "events.>"}, {"writer", "_INBOX_relay.>"},
+		{"relay", "$SRV.>"}, {"relay", "$SRV.INFO.profiles"}, {"relay", "$SRV.*.pgjet-users"}, {"writer", "$SRV.INFO.pgjet-relay"},
+		{"consumer", "$SRV.INFO.profiles"}, {"consumer", "$SRV.INFO.pgjet-directory.*"}, {"operator", "$SRV.>"},
 	} {
 		if !g.refuses(row.user, func(nc *nats.Conn) error { _, err := nc.SubscribeSync(row.subject); return err }) {
 			t.Errorf("%s may subscribe to %s", row.user, row.subject)
@@ -263,7 +275,7 @@ func TestNATSPermissionsPrinted(t *testing.T) {
 	t.Parallel()
 	var g grant
 	out := must(t, exitOK, "nats", "permissions", "writer", "--stream", "ORDERS", "-o", "json")
-	if err := json.Unmarshal([]byte(out), &g); err != nil || !slices.Equal(g.Publish, []string{"pgjet.hint.ORDERS", "$JS.API.CONSUMER.CREATE.ORDERS.*"}) || !slices.Equal(g.Subscribe, []string{"_INBOX_writer.>"}) {
+	if err := json.Unmarshal([]byte(out), &g); err != nil || !slices.Equal(g.Publish, []string{"pgjet.hint.ORDERS", "$JS.API.CONSUMER.CREATE.ORDERS.*", "$SRV.INFO.profiles"}) || !g.Respond {
 		t.Errorf("writer: %s (%v)", out, err)
 	}
 	out = must(t, exitOK, "nats", "permissions", "consumer", "--consumer", "c", "--stream", "ORDERS")

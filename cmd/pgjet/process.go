@@ -13,6 +13,7 @@ import (
 	"go.opentelemetry.io/otel"
 
 	"github.com/pgjet/pgjet/internal/health"
+	"github.com/pgjet/pgjet/internal/registry"
 	"github.com/pgjet/pgjet/internal/telemetry"
 )
 
@@ -76,6 +77,11 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, par
 	if err != nil {
 		return err
 	}
+	i := registry.Instance{Name: name, HealthURL: s.reachable(admin.Addr()) + "/readyz"}
+	if s.served != nil {
+		i.Address = s.reachable(s.served)
+	}
+	parts = append([]part{s.register(log).part(i)}, parts...)
 	log.InfoContext(ctx, "starting", "service", name, "version", version(), "admin", "http://"+admin.Addr().String())
 	late, cancel := after(ctx, s.stopDelay)
 	defer cancel()

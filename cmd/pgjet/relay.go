@@ -15,6 +15,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -36,6 +37,13 @@ database alone.`,
 			if err != nil {
 				return err
 			}
+			// The relay's own connections are as short-lived as its terms, and tell of trouble.
+			quiet := slog.New(slog.DiscardHandler)
+			s.registryConn, _, err = s.connectNATS("pgjet-relay-registry", quiet, nats.CustomInboxPrefix(inboxPrefix("relay")))
+			if err != nil {
+				return err
+			}
+			defer s.registryConn.Close()
 			return s.serve(cmd.Context(), log, "pgjet-relay", p)
 		},
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/pgjet/pgjet/consumers/mailer"
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/auth"
+	"github.com/pgjet/pgjet/internal/devservices"
 	"github.com/pgjet/pgjet/outbox/hint"
 	"github.com/pgjet/pgjet/producer"
 )
@@ -52,7 +53,13 @@ func usersCommand() *cobra.Command {
 				defer nc.Close()
 				api.Committed = hint.New(nc, s.stream).Committed
 				parts = append(parts, s.invalidationPart(api, js, log))
+				s.registryConn = nc
 			}
+			profiles, err := s.serviceClient(devservices.Profiles, log)
+			if err != nil {
+				return err
+			}
+			api.Profiles, s.served = profiles.HTTP(), l.Addr()
 			log.InfoContext(ctx, "serving the API", "addr", "http://"+l.Addr().String())
 			return s.serve(ctx, log, "pgjet-users", parts...)
 		},
@@ -63,6 +70,7 @@ func usersCommand() *cobra.Command {
 	f.StringVar(&s.natsURL, "nats-url", "", "NATS servers on which to tell the relay at once, and to learn what other processes change; without, the relay polls, and cached answers live for their whole time")
 	s.natsCredsFlag(f)
 	s.streamFlag(f)
+	s.serviceFlags(f, devservices.Profiles)
 	s.processFlags(f)
 	return cmd
 }
@@ -110,6 +118,7 @@ func consumeDirectoryCommand() *cobra.Command {
 				if err != nil {
 					return nil, err
 				}
+				s.served = l.Addr()
 				log.InfoContext(cmd.Context(), "serving the API", "addr", "http://"+l.Addr().String())
 				return []part{serveHTTP("directory-api", l, directory.New(db, log), log), s.directoryPart(db, js, log)}, nil
 			})
@@ -140,6 +149,7 @@ func (s *settings) consume(cmd *cobra.Command, name string, parts func(*pgxpool.
 		return err
 	}
 	defer nc.Close()
+	s.registryConn = nc
 	all, err := parts(db, js, log)
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/url"
 	"os"
 	"slices"
@@ -21,6 +22,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/pflag"
 
+	remote "github.com/pgjet/pgjet/internal/service"
 	"github.com/pgjet/pgjet/outbox"
 )
 
@@ -38,9 +40,17 @@ type settings struct {
 	addr        string
 	adminAddr   string
 	stopDelay   time.Duration
+	advertise   string
 	logLevel    slog.Level
 
 	inboxRetention time.Duration
+	serviceURLs    map[string]*string // of other services, by name
+
+	clients map[string]*remote.Client
+
+	registryConn *nats.Conn // nil: the process neither registers nor finds others
+	registrar    *registrar // see register
+	served       net.Addr   // where it serves its API, if it has one
 }
 
 func (s *settings) databaseFlag(f *pflag.FlagSet) {
@@ -89,6 +99,7 @@ func (s *settings) fromFlag(f *pflag.FlagSet) {
 func (s *settings) processFlags(f *pflag.FlagSet) {
 	f.StringVar(&s.adminAddr, "admin-addr", "127.0.0.1:7404", "where to serve /livez, /readyz and /metrics")
 	f.DurationVar(&s.stopDelay, "stop-delay", 0, "how long to work on after SIGTERM, with /readyz saying that it stops")
+	f.StringVar(&s.advertise, "advertise", "", "host under which others reach this process; without, the one it listens on, or the machine's name if that is all")
 	s.logFlag(f, slog.LevelInfo)
 }
 

@@ -79,7 +79,7 @@ func reset(dir string, yes bool, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"postgres", "nats", "mail", "lock"} {
+	for _, name := range []string{"postgres", "nats", "mail", "services", "lock"} {
 		ours = append(ours, filepath.Join(dir, name))
 	}
 	for _, path := range ours {

@@ -1,7 +1,7 @@
 // Package breaker keeps a process from calling a service that is away. After some
-// failures in a row the breaker opens: calls are refused at once. After a while one
-// call is let through as a probe; it closes the breaker, or keeps it open for
-// another while.
+// failures in a row the breaker opens: calls are refused at once. After a while it is
+// half open: a few calls are let through as trials. Enough successes among them close
+// it; when that cannot come about any more, it is open for another while.
 //
 // It is the one place that meets failsafe-go, whose API is not yet settled.
 package breaker
@@ -13,60 +13,167 @@ import (
 	"github.com/failsafe-go/failsafe-go/circuitbreaker"
 )
 
+// A Tuning says when a Breaker opens and when it closes.
+type Tuning struct {
+	Failures  uint          // in a row, which open it
+	Delay     time.Duration // for which it is open
+	Trials    uint          // calls let through while it is half open, never more
+	Successes uint          // of them, which close it
+}
+
 // A Breaker guards one service. It may be used by many goroutines at once.
 type Breaker struct {
 	mu      sync.Mutex
+	tuning  Tuning
 	policy  circuitbreaker.CircuitBreaker[any] // called with mu held only
+	opened  time.Time                          // last
+	trials  uint                               // which may still begin while it is half open
 	changes int
-	open    bool // or half-open
 	since   time.Time
+	watch   func(State)
+	metrics *metrics
 }
 
 // New returns a closed Breaker that opens after so many failures in a row, and then
 // lets a probe through each time that wait has passed.
 func New(failures uint, wait time.Duration) *Breaker {
 	b := &Breaker{}
-	b.policy = circuitbreaker.NewBuilder[any]().
-		WithFailureThreshold(failures).WithSuccessThreshold(1).WithDelay(wait).
-		OnStateChanged(b.changed).Build()
+	b.tune(Tuning{Failures: failures, Delay: wait, Trials: 1, Successes: 1})
 	return b
+}
+
+// For returns a closed Breaker for calls to the service of that name, whose state is
+// in the metrics. watch, if it is not nil, is called with each new state, in order; it
+// must not call the Breaker.
+func For(service string, t Tuning, watch func(State)) (*Breaker, error) {
+	b := &Breaker{watch: watch}
+	b.tune(t)
+	var err error
+	b.metrics, err = newMetrics(service, b)
+	return b, err
+}
+
+// Tune makes t hold from now on. The breaker stays in its state, and what it has been
+// open for counts. With other values than before, failures in a row and trials count
+// from the beginning.
+func (b *Breaker) Tune(t Tuning) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.tune(t)
+}
+
+func (b *Breaker) tune(t Tuning) {
+	t.Failures = max(t.Failures, 1)
+	t.Trials = max(t.Trials, 1)
+	t.Successes = min(max(t.Successes, 1), t.Trials)
+	if t == b.tuning {
+		return
+	}
+	before := b.policy
+	b.tuning = t
+	b.policy = circuitbreaker.NewBuilder[any]().
+		WithFailureThreshold(t.Failures).WithSuccessThresholdRatio(t.Successes, t.Trials).
+		OnStateChanged(b.changed).Build()
+	if before == nil || before.IsClosed() {
+		return
+	}
+	opened, since, watch := b.opened, b.since, b.watch
+	b.watch = nil // nothing changes for whom it tells
+	b.policy.Open()
+	if before.IsHalfOpen() {
+		b.policy.HalfOpen()
+	}
+	b.opened, b.since, b.watch = opened, since, watch
 }
 
 func (b *Breaker) changed(e circuitbreaker.StateChangedEvent) {
 	b.changes++
-	b.open = e.NewState != circuitbreaker.ClosedState
-	if !b.open || e.OldState == circuitbreaker.ClosedState {
+	switch e.NewState {
+	case circuitbreaker.OpenState:
+		b.opened = time.Now()
+	case circuitbreaker.HalfOpenState:
+		b.trials = b.tuning.Trials
+	}
+	if e.NewState == circuitbreaker.ClosedState || e.OldState == circuitbreaker.ClosedState {
 		b.since = time.Now()
 	}
+	if b.watch != nil {
+		b.watch(State(e.NewState.String()))
+	}
 }
+
+// An Outcome is what a call tells of the service.
+type Outcome int
+
+// Outcomes of calls.
+const (
+	Failed   Outcome = iota
+	Answered         // whatever the answer
+	Nothing          // the caller gave up: a trial may be made anew
+)
 
 // Call makes the call and returns true, or returns false at once if the service is
 // known to be away. call reports whether the service answered; a panic counts as no.
 // What a call reports after the breaker has changed in the meantime is news no more,
 // and ignored.
 func (b *Breaker) Call(call func() (answered bool)) (called bool) {
+	return b.Do(func() Outcome {
+		if call() {
+			return Answered
+		}
+		return Failed
+	})
+}
+
+// Do is Call for calls that may tell nothing of the service.
+func (b *Breaker) Do(call func() Outcome) (called bool) {
 	b.mu.Lock()
-	allowed := b.policy.TryAcquirePermit() // half-opens the breaker if it is time
+	allowed := b.allow()
 	changes := b.changes
 	b.mu.Unlock()
 	if !allowed {
+		b.metrics.refuse()
 		return false
 	}
-	answered := false
-	defer func() { b.record(changes, answered) }()
-	answered = call()
+	outcome := Failed
+	defer func() { b.record(changes, outcome) }()
+	outcome = call()
 	return true
 }
 
-func (b *Breaker) record(changes int, answered bool) {
+// allow also half-opens the breaker if it is time. Trials are counted here: the policy
+// would let another one through for each that ends.
+func (b *Breaker) allow() bool {
+	if b.policy.IsOpen() && b.due() {
+		b.policy.HalfOpen()
+	}
+	switch b.policy.State() {
+	case circuitbreaker.ClosedState:
+		return true
+	case circuitbreaker.HalfOpenState:
+		if b.trials > 0 {
+			b.trials--
+			return true
+		}
+	}
+	return false
+}
+
+// due reports whether it is time for trials. The policy's own delay would begin anew
+// with each Tune.
+func (b *Breaker) due() bool { return time.Since(b.opened) >= b.tuning.Delay }
+
+func (b *Breaker) record(changes int, outcome Outcome) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
 	case changes != b.changes:
-	case answered:
+	case outcome == Answered:
 		b.policy.RecordSuccess()
-	default:
+	case outcome == Failed:
 		b.policy.RecordFailure()
+	default:
+		b.trials++ // counts only while it is half open
 	}
 }
 
@@ -74,13 +181,13 @@ func (b *Breaker) record(changes int, answered bool) {
 func (b *Breaker) Refuses() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.policy.IsHalfOpen() || b.policy.IsOpen() && b.policy.RemainingDelay() > 0
+	return b.policy.IsHalfOpen() && b.trials == 0 || b.policy.IsOpen() && !b.due()
 }
 
-// State reports whether the breaker is open, and since when: failed probes do not
-// change that. While it was never open, since is zero.
+// State reports whether the breaker is open or half open, and since when: failed
+// trials do not change that. While it was never open, since is zero.
 func (b *Breaker) State() (open bool, since time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.open, b.since
+	return !b.policy.IsClosed(), b.since
 }

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/pgjet/pgjet/internal/registry"
+)
+
+// An instance is what is known of one, and what it says of its health.
+type instance struct {
+	registry.Instance
+	Health string `json:"health"`          // ready, not_ready, no_answer, or unknown if it has no health URL
+	Cause  string `json:"cause,omitempty"` // why it is not ready
+}
+
+func servicesCommand() *cobra.Command {
+	var s settings
+	cmd := group(&cobra.Command{
+		Use:   "services",
+		Short: "See which processes run, and whether they are ready",
+		Long: `See which processes run, and whether they are ready. They are asked over NATS: who
+answers is there. Their health pages are asked over HTTP, so it has to be possible to
+reach them from here.`,
+	}, s.servicesListCommand(), s.servicesGetCommand())
+	s.natsURLFlag(cmd.PersistentFlags())
+	s.natsCredsFlag(cmd.PersistentFlags())
+	return cmd
+}
+
+func (s *settings) servicesListCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "ls",
+		Short: "List the instances of all services",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			all, err := s.instances(cmd.Context(), output, "")
+			if err != nil {
+				return err
+			}
+			return showInstances(cmd.OutOrStdout(), output, all)
+		},
+	}
+	outputFlag(cmd.Flags(), &output)
+	return cmd
+}
+
+func (s *settings) servicesGetCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "get NAME",
+		Short: "Show all that is known of the instances of one service",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 || args[0] == "" {
+				return fmt.Errorf("%s takes the name of one service, not %q; see: pgjet services ls", cmd.CommandPath(), args)
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			all, err := s.instances(cmd.Context(), output, args[0])
+			if err != nil {
+				return err
+			}
+			if len(all) == 0 {
+				return &exitError{exitNotFound, fmt.Errorf("no instance of %q answers; see: pgjet services ls", args[0])}
+			}
+			return showInstance(cmd.OutOrStdout(), output, all)
+		},
+	}
+	outputFlag(cmd.Flags(), &output)
+	return cmd
+}
+
+// instances returns those of one service, of all if name is empty, with their health.
+func (s *settings) instances(ctx context.Context, output, name string) ([]instance, error) {
+	if err := checkOutput(output); err != nil {
+		return nil, err
+	}
+	nc, _, err := s.reachNATS()
+	if err != nil {
+		return nil, err
+	}
+	defer nc.Close()
+	found, err := registry.Ask(ctx, nc, name)
+	switch {
+	case errors.Is(err, registry.ErrAway) || errors.Is(err, nats.ErrConnectionClosed):
+		return nil, &exitError{exitUnreachable, err}
+	case err != nil:
+		return nil, &exitError{exitUsage, err}
+	}
+	all := make([]instance, len(found))
+	var group errgroup.Group
+	group.SetLimit(32)
+	for n, i := range found {
+		group.Go(func() error { all[n] = askHealth(ctx, i); return nil })
+	}
+	return all, group.Wait()
+}
+
+// askHealth asks an instance whether it is ready. Anybody may have registered: nothing
+// is sent along, and nobody is followed elsewhere.
+func askHealth(ctx context.Context, i registry.Instance) instance {
+	if i.HealthURL == "" {
+		return instance{Instance: i, Health: "unknown"}
+	}
+	client := &http.Client{
+		Timeout:       2 * time.Second,
+		Transport:     &http.Transport{DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, i.HealthURL, nil)
+	if err != nil {
+		return instance{i, "no_answer", err.Error()}
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return instance{i, "no_answer", err.Error()}
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusOK {
+		return instance{Instance: i, Health: "ready"}
+	}
+	return instance{i, "not_ready", cmp.Or(notReady(resp.Body), "it answers "+resp.Status)}
+}
+
+// notReady returns the first cause that a health page names.
+func notReady(page io.Reader) string {
+	var report struct {
+		Status string
+		Checks []struct {
+			Name, Cause string
+			Ready       bool
+		}
+	}
+	if json.NewDecoder(io.LimitReader(page, 64<<10)).Decode(&report) != nil {
+		return ""
+	}
+	for _, c := range report.Checks {
+		if !c.Ready {
+			return c.Name + ": " + c.Cause
+		}
+	}
+	return report.Status
+}
+
+func showInstances(out io.Writer, output string, all []instance) error {
+	return show(out, output, all, func(w io.Writer) {
+		fmt.Fprintln(w, "NAME\tID\tVERSION\tADDRESS\tHEALTH\tCONFIG\tUP\tWHY")
+		for _, i := range all {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", short(i.Name), short(i.ID), short(i.Version), plain(cmp.Or(i.Address, "-")),
+				i.Health, short(cmp.Or(i.Metadata["config"], "-")), up(i.Started), short(i.Cause))
+		}
+	})
+}
+
+func showInstance(out io.Writer, output string, all []instance) error {
+	return show(out, output, all, func(w io.Writer) {
+		for n, i := range all {
+			if n > 0 {
+				fmt.Fprintln(w)
+			}
+			started := "-"
+			if !i.Started.IsZero() {
+				started = i.Started.UTC().Format(time.RFC3339) + ", up " + up(i.Started)
+			}
+			for _, line := range [][2]string{
+				{"name", i.Name},
+				{"id", i.ID},
+				{"version", i.Version},
+				{"address", cmp.Or(i.Address, "-")},
+				{"health", i.Health},
+				{"why", i.Cause},
+				{"health url", cmp.Or(i.HealthURL, "-")},
+				{"config", cmp.Or(i.Metadata["config"], "-")},
+				{"started", started},
+			} {
+				if line[1] != "" {
+					fmt.Fprintf(w, "%s\t%s\n", line[0], plain(line[1]))
+				}
+			}
+		}
+	})
+}
+
+// up says for how long something has run.
+func up(started time.Time) string {
+	if started.IsZero() {
+		return "-"
+	}
+	return time.Since(started).Round(time.Second).String()
+}

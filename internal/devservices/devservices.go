@@ -1,0 +1,167 @@
+// Package devservices stands in for two services of others, for development: profiles
+// and billing. They keep their state as JSON in a directory, and can be told to fail.
+//
+// Profiles:
+//
+//   - PUT /profiles/{user_id} with {"name"}: 201, or 200 if there was one; {"user_id","name"}
+//   - GET /profiles/{user_id}: 200 or 404
+//   - DELETE /profiles/{user_id}: 204, also if there is none
+//
+// Billing:
+//
+//   - POST /accounts with {"user_id"} and an Idempotency-Key: 201, {"account_id","user_id"}; the
+//     same answer for the same key; 422 if it says something else; 409 once the key is deleted
+//   - DELETE /accounts/{account_id}: 204, also if there is none
+//   - DELETE /accounts?key=KEY: the account that a POST with this key opened, if it did; and
+//     none will open one
+//   - GET /accounts?user_id=ID: {"accounts":[…]}
+//
+// Both:
+//
+//   - PUT /fault with {"status","count","delay"}: the next count requests, all if it is 0, are
+//     answered with that status (402 of billing: declined), late by the delay if there is
+//     one. Without a status they are carried out after it, even if the caller has gone.
+//   - GET /fault, DELETE /fault
+//   - GET /livez: 200, whatever the fault
+//
+// Refusals are problem details (RFC 9457) with a code. State is written before the
+// answer. Nothing here asks who calls: serve it on this machine alone.
+package devservices
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Names of the services.
+const (
+	Profiles = "profiles"
+	Billing  = "billing"
+)
+
+// New returns the stand-in of that name, which keeps its state in dir; nowhere, if dir
+// is empty.
+func New(name, dir string, log *slog.Logger) (http.Handler, error) {
+	s := &server{log: log.With("service", name), mux: http.NewServeMux()}
+	s.faults.declines = name == Billing
+	f := file{}
+	if dir != "" {
+		f.path = filepath.Join(dir, name+".json")
+	}
+	var err error
+	switch name {
+	case Profiles:
+		err = s.profiles(f)
+	case Billing:
+		err = s.billing(f)
+	default:
+		err = fmt.Errorf("there is no stand-in for %q", name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.mux.Handle("GET /livez", handler(func(w http.ResponseWriter, _ *http.Request) error {
+		return writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
+	}))
+	s.mux.Handle("GET /fault", handler(s.faults.get))
+	s.mux.Handle("PUT /fault", handler(s.faults.put))
+	s.mux.Handle("DELETE /fault", handler(s.faults.delete))
+	return http.NewCrossOriginProtection().Handler(s), nil
+}
+
+type server struct {
+	log    *slog.Logger
+	mux    *http.ServeMux
+	faults faults
+}
+
+// ServeHTTP logs what was asked for by its route, and how it was answered.
+func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	begun := time.Now()
+	a := &answer{ResponseWriter: w, status: http.StatusOK}
+	_, route := s.mux.Handler(r)
+	s.mux.ServeHTTP(a, r)
+	s.log.DebugContext(r.Context(), "request", "route", route, "status", a.status, "took", time.Since(begun))
+}
+
+// handle adds a route that the fault switch concerns.
+func (s *server) handle(pattern string, h handler) {
+	s.mux.Handle(pattern, handler(func(w http.ResponseWriter, r *http.Request) error {
+		f := s.faults.take()
+		late := time.After(time.Duration(f.Delay))
+		select {
+		case <-late:
+		case <-r.Context().Done():
+			if f.Status != 0 {
+				return r.Context().Err()
+			}
+			// As in any service, the work goes on though nobody waits for the answer.
+			<-late
+		}
+		if f.Status != 0 {
+			return s.faults.problem(f)
+		}
+		return h(w, r.WithContext(context.WithoutCancel(r.Context())))
+	}))
+}
+
+// An answer remembers its status.
+type answer struct {
+	http.ResponseWriter
+	status int
+}
+
+func (a *answer) WriteHeader(status int) {
+	a.status = status
+	a.ResponseWriter.WriteHeader(status)
+}
+
+// A file holds the state of one service; without a path it holds nothing.
+type file struct{ path string }
+
+// load fills state, which stays as it is if there is no file yet.
+func (f file) load(state any) error {
+	if f.path == "" {
+		return nil
+	}
+	b, err := os.ReadFile(f.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, state)
+	}
+	if err != nil {
+		return fmt.Errorf("read the state of a stand-in from %s: %w; remove the file to begin anew", f.path, err)
+	}
+	return nil
+}
+
+// save replaces the file as a whole.
+func (f file) save(state any) error {
+	if f.path == "" {
+		return nil
+	}
+	b, err := json.MarshalIndent(state, "", " ")
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(f.path), 0o700)
+	}
+	if err == nil {
+		err = os.WriteFile(f.path+".new", b, 0o600)
+	}
+	if err == nil {
+		err = os.Rename(f.path+".new", f.path)
+	}
+	if err != nil {
+		return fmt.Errorf("keep the state of a stand-in: %w", err)
+	}
+	return nil
+}
