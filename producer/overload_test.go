@@ -168,6 +168,7 @@ type tally struct {
 	done     []time.Duration // how long those took that succeeded
 	refused  []time.Duration
 	failed   map[int]int
+	unsent   int
 }
 
 func newTally(within time.Duration) *tally {
@@ -198,7 +199,7 @@ func (y *tally) rate(all []time.Duration) float64 {
 }
 
 func (y *tally) String() string {
-	return fmt.Sprintf("%.0f/s done (%s), %.0f/s refused (%s)", y.goodput(), quantiles(y.done), y.rate(y.refused), quantiles(y.refused))
+	return fmt.Sprintf("%.0f/s done (%s), %.0f/s refused (%s), %d not sent", y.goodput(), quantiles(y.done), y.rate(y.refused), quantiles(y.refused), y.unsent)
 }
 
 func median(all []time.Duration) time.Duration {
@@ -233,16 +234,24 @@ func (l *load) closed(clients int, within time.Duration) *tally {
 	return y
 }
 
-// open sends so many a second, whether or not the others are answered.
+// open sends so many a second, whether or not the others are answered; up to 500 that
+// are not, for it shares the machine with the service.
 func (l *load) open(perSecond float64, within time.Duration) *tally {
 	y, began := newTally(within), time.Now()
 	var all sync.WaitGroup
+	unanswered := make(chan struct{}, 500)
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	for sent := 0; time.Now().Before(y.to); <-tick.C {
-		for ; float64(sent) < time.Since(began).Seconds()*perSecond; sent++ {
+	for due := 0; time.Now().Before(y.to); <-tick.C {
+		for ; float64(due) < time.Since(began).Seconds()*perSecond; due++ {
+			select {
+			case unanswered <- struct{}{}:
+			default:
+				y.unsent++
+				continue
+			}
 			now := time.Now()
-			all.Go(func() { y.add(now, l.post()) })
+			all.Go(func() { y.add(now, l.post()); <-unanswered })
 		}
 	}
 	all.Wait()
