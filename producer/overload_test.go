@@ -2,6 +2,7 @@ package producer
 
 import (
 	"bufio"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"slices"
 	"strconv"
 	"sync"
@@ -76,16 +78,18 @@ func testOverload(t *testing.T, db *pgxpool.Pool, long time.Duration) {
 	for round := 1; ; round++ {
 		peak := 0.0
 		for _, clients := range []int{4, 8, 16, 32} {
-			got := l.closed(clients, long/2)
+			l.Clients, l.Within = clients, long/2
+			got := l.run(t)
 			t.Logf("%2d clients: %s", clients, got)
 			peak = max(peak, got.goodput())
 		}
-		got := l.open(3*peak, long)
+		l.Clients, l.PerSecond, l.Within = 0, 3*peak, long
+		got := l.run(t)
 		t.Logf("peak %.0f/s, offered %.0f/s: %s; goodput is %.0f %% of the peak", peak, 3*peak, got, 100*got.goodput()/peak)
-		if len(got.failed) > 0 {
-			t.Errorf("other answers than 201 and 503: %v", got.failed)
+		if len(got.Failed) > 0 {
+			t.Errorf("other answers than 201 and 503: %v", got.Failed)
 		}
-		late := median(got.refused) > time.Second || median(got.done) > 2500*time.Millisecond
+		late := median(got.Refused) > time.Second || median(got.Done) > 2500*time.Millisecond
 		if got.goodput() >= 0.8*peak && !late {
 			return
 		}
@@ -95,9 +99,15 @@ func testOverload(t *testing.T, db *pgxpool.Pool, long time.Duration) {
 	}
 }
 
-// A load signs people up, over connections that it keeps.
+// A load signs people up, over connections that it keeps. It runs in a process of its
+// own, as clients do: else the service's goroutines would stand in line behind those of
+// its clients.
 type load struct {
-	addr string
+	Addr      string
+	PerSecond float64 // of an open loop
+	Clients   int     // of a closed loop
+	Within    time.Duration
+	First     int // of the numbers in the mail addresses
 
 	mu   sync.Mutex
 	next int
@@ -109,6 +119,8 @@ type loadConn struct {
 	in *bufio.Reader
 }
 
+const loadVariable = "PGJET_TEST_LOAD"
+
 func newLoad(t *testing.T, db *pgxpool.Pool) *load {
 	t.Helper()
 	s := New(db, testIssuer(t), slog.New(slog.DiscardHandler))
@@ -116,28 +128,65 @@ func newLoad(t *testing.T, db *pgxpool.Pool) *load {
 	tuning.PerAddress, tuning.PerAccount = 0, 0
 	s.Tune(tuning)
 	srv := httptest.NewServer(s)
-	l := &load{addr: srv.Listener.Addr().String()}
-	t.Cleanup(func() {
-		for _, c := range l.idle {
-			c.Close()
-		}
-		srv.Close()
-	})
-	return l
+	t.Cleanup(srv.Close)
+	return &load{Addr: srv.Listener.Addr().String()}
+}
+
+// run starts the process, and returns what it tells in the end.
+func (l *load) run(t *testing.T) *tally {
+	t.Helper()
+	l.First += 1_000_000
+	order, err := json.Marshal(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), loadVariable+"="+string(order))
+	cmd.Stderr = os.Stderr
+	report, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("the process that signs up: %v", err)
+	}
+	y := &tally{}
+	if err := json.Unmarshal(report, y); err != nil {
+		t.Fatal(err)
+	}
+	return y
+}
+
+// BeLoad makes this process the load of another test process, if it was started as such,
+// and ends it.
+func BeLoad() {
+	order := os.Getenv(loadVariable)
+	if order == "" {
+		return
+	}
+	l := &load{}
+	err := json.Unmarshal([]byte(order), l)
+	if err == nil && l.Clients > 0 {
+		err = json.NewEncoder(os.Stdout).Encode(l.closed(l.Clients, l.Within))
+	} else if err == nil {
+		err = json.NewEncoder(os.Stdout).Encode(l.open(l.PerSecond, l.Within))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
 }
 
 // post signs one more up and returns the status, 0 without an answer.
 func (l *load) post() int {
 	l.mu.Lock()
 	l.next++
-	n := l.next
+	n := l.First + l.next
 	var c *loadConn
 	if last := len(l.idle) - 1; last >= 0 {
 		c, l.idle = l.idle[last], l.idle[:last]
 	}
 	l.mu.Unlock()
 	if c == nil {
-		conn, err := net.Dial("tcp", l.addr)
+		conn, err := net.Dial("tcp", l.Addr)
 		if err != nil {
 			return 0
 		}
@@ -164,16 +213,16 @@ func (l *load) post() int {
 // A tally is what became of sign-ups that were answered within some time.
 type tally struct {
 	mu       sync.Mutex
-	from, to time.Time
-	done     []time.Duration // how long those took that succeeded
-	refused  []time.Duration
-	failed   map[int]int
-	unsent   int
+	From, To time.Time
+	Done     []time.Duration // how long those took that succeeded
+	Refused  []time.Duration
+	Failed   map[int]int
+	Unsent   int
 }
 
 func newTally(within time.Duration) *tally {
 	warm := time.Now().Add(within / 2) // connections, caches, lines
-	return &tally{from: warm, to: warm.Add(within), failed: map[int]int{}}
+	return &tally{From: warm, To: warm.Add(within), Failed: map[int]int{}}
 }
 
 // add counts what began at that time and was answered just now.
@@ -183,23 +232,23 @@ func (y *tally) add(began time.Time, status int) {
 	defer y.mu.Unlock()
 	switch took := now.Sub(began); {
 	case status != http.StatusCreated && status != http.StatusServiceUnavailable:
-		y.failed[status]++
-	case now.Before(y.from) || now.After(y.to):
+		y.Failed[status]++
+	case now.Before(y.From) || now.After(y.To):
 	case status == http.StatusCreated:
-		y.done = append(y.done, took)
+		y.Done = append(y.Done, took)
 	default:
-		y.refused = append(y.refused, took)
+		y.Refused = append(y.Refused, took)
 	}
 }
 
-func (y *tally) goodput() float64 { return y.rate(y.done) }
+func (y *tally) goodput() float64 { return y.rate(y.Done) }
 
 func (y *tally) rate(all []time.Duration) float64 {
-	return float64(len(all)) / y.to.Sub(y.from).Seconds()
+	return float64(len(all)) / y.To.Sub(y.From).Seconds()
 }
 
 func (y *tally) String() string {
-	return fmt.Sprintf("%.0f/s done (%s), %.0f/s refused (%s), %d not sent", y.goodput(), quantiles(y.done), y.rate(y.refused), quantiles(y.refused), y.unsent)
+	return fmt.Sprintf("%.0f/s done (%s), %.0f/s refused (%s), %d not sent", y.goodput(), quantiles(y.Done), y.rate(y.Refused), quantiles(y.Refused), y.Unsent)
 }
 
 func median(all []time.Duration) time.Duration {
@@ -225,7 +274,7 @@ func (l *load) closed(clients int, within time.Duration) *tally {
 	var all sync.WaitGroup
 	for range clients {
 		all.Go(func() {
-			for began := time.Now(); began.Before(y.to); began = time.Now() {
+			for began := time.Now(); began.Before(y.To); began = time.Now() {
 				y.add(began, l.post())
 			}
 		})
@@ -242,12 +291,12 @@ func (l *load) open(perSecond float64, within time.Duration) *tally {
 	unanswered := make(chan struct{}, 500)
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	for due := 0; time.Now().Before(y.to); <-tick.C {
+	for due := 0; time.Now().Before(y.To); <-tick.C {
 		for ; float64(due) < time.Since(began).Seconds()*perSecond; due++ {
 			select {
 			case unanswered <- struct{}{}:
 			default:
-				y.unsent++
+				y.Unsent++
 				continue
 			}
 			now := time.Now()
