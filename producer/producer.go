@@ -94,8 +94,8 @@ type Server struct {
 	bodyTimeout time.Duration
 
 	tuning     atomic.Pointer[Tuning]
-	mu         sync.Mutex // of Tune, and of admissions
-	admissions []*admission
+	mu         sync.Mutex            // of Tune, and of changes of admissions
+	admissions map[string]*admission // by the mux's pattern
 	hasher     *hasher
 	addresses  *rateLimit
 	accounts   *rateLimit
@@ -123,10 +123,11 @@ func newServer(db *pgxpool.Pool, issuer *auth.Issuer, log *slog.Logger, bodyTime
 		timeout:     requestTimeout,
 		bodyTimeout: bodyTimeout,
 
-		hasher:    &hasher{},
-		addresses: newRateLimit(),
-		accounts:  newRateLimit(),
-		warning:   rate.Sometimes{Interval: 10 * time.Second},
+		admissions: make(map[string]*admission),
+		hasher:     &hasher{},
+		addresses:  newRateLimit(),
+		accounts:   newRateLimit(),
+		warning:    rate.Sometimes{Interval: 10 * time.Second},
 	}
 	s.metrics = newMetrics(s)
 	s.Tune(DefaultTuning())
@@ -140,6 +141,9 @@ func newServer(db *pgxpool.Pool, issuer *auth.Issuer, log *slog.Logger, bodyTime
 
 // ServeHTTP answers one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if s.shed(w, r) {
+		return
+	}
 	boundTracestate(r.Header)
 	s.handler.ServeHTTP(w, r)
 }
@@ -173,8 +177,7 @@ func register[I, O any](s *Server, a access, op huma.Operation, fn func(context.
 	op.MaxBodyBytes = maxBody + 1
 	op.BodyReadTimeout = s.bodyTimeout
 	op.Errors = append(op.Errors, http.StatusServiceUnavailable)
-	admission := s.admission(op.OperationID)
-	op.Middlewares = append(op.Middlewares, s.full(admission))
+	admission := s.admission(op)
 	switch {
 	case a != open:
 		op.Middlewares = append(op.Middlewares, s.authorize(a))
