@@ -73,8 +73,9 @@ func cheapHash(t *testing.T) {
 	t.Cleanup(func() { hashParams = real })
 }
 
-// testOverload fails if goodput falls below that share of the peak. It goes three rounds at most: another program that takes the processors
-// between the two measurements makes goodput look bad, but hardly three times.
+// testOverload fails if goodput falls below that share of the peak. It goes three
+// rounds at most: another program that takes the processors between the two
+// measurements makes goodput look bad, but hardly three times.
 func testOverload(t *testing.T, db *pgxpool.Pool, long time.Duration, share float64) {
 	l := newLoad(t, db)
 	for round := 1; ; round++ {

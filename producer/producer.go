@@ -40,8 +40,8 @@
 //
 // # Traces and logs
 //
-// Requests continue the trace of an incoming traceparent, and every answer
-// carries the traceparent of its server span. Log lines and spans hold the route,
+// Requests continue the trace of an incoming traceparent, and every answer but 503
+// overloaded carries the traceparent of its server span. Log lines and spans hold the route,
 // never a path, an address, a name, a password or a payload. A failure is logged
 // once.
 package producer
