@@ -3,11 +3,11 @@ package producer
 import (
 	"context"
 	"errors"
+	"net/http"
 	"sync/atomic"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
-	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"github.com/failsafe-go/failsafe-go/adaptivelimiter"
 )
 
@@ -55,16 +55,17 @@ func (a *admission) tune(most int) {
 		Build()})
 }
 
-// full refuses a request before its body is read, if there is no room anyway.
-func (s *Server) full(a *admission) func(huma.Context, func(huma.Context)) {
-	return func(ctx huma.Context, next func(huma.Context)) {
-		if a.current.Load().CanAcquirePermit() {
-			next(ctx)
-			return
-		}
-		_, w := humago.Unwrap(ctx)
-		writeProblem(w, s.refusal(ctx.Context(), errOverloaded))
+// shed answers r if there is no room for it anyway, and reports whether it did. It comes
+// before all else, traces too: what takes long to refuse keeps others from being answered.
+func (s *Server) shed(w http.ResponseWriter, r *http.Request) bool {
+	_, pattern := s.mux.Handler(r)
+	a, ok := s.admissions[pattern]
+	if !ok || a.current.Load().CanAcquirePermit() {
+		return false
 	}
+	s.secure(w.Header(), r)
+	writeProblem(w, s.refusal(r.Context(), errOverloaded))
+	return true
 }
 
 // enter returns once the request may go on. Its end is told with leave; only if it was
@@ -87,12 +88,12 @@ func (a *admission) enter(ctx context.Context) (leave func(usual bool), err erro
 	}, nil
 }
 
-// admission returns a new admission for the operation with this id, under the tuning.
-func (s *Server) admission(operation string) *admission {
-	a := &admission{operation: operation}
+// admission returns a new admission for op, under the tuning.
+func (s *Server) admission(op huma.Operation) *admission {
+	a := &admission{operation: op.OperationID}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a.tune(s.tuning.Load().Requests)
-	s.admissions = append(s.admissions, a)
+	s.admissions[op.Method+" "+op.Path] = a
 	return a
 }

@@ -267,7 +267,7 @@ func TestSlowBodyTakesNoPlace(t *testing.T) {
 		t.Errorf("beside a slow body: %d %s, want 201", res.StatusCode, body)
 	}
 
-	a := s.admissions[0]
+	a := s.admissions["POST /users"]
 	var leave func(bool)
 	testenv.Eventually(t, 10*time.Second, "the sign-up has left", func() bool { leave, err = a.enter(t.Context()); return err == nil })
 	defer leave(false)
@@ -320,7 +320,7 @@ func TestTuneUnderLoad(t *testing.T) {
 	if n := s.db.changes.present.Load(); n != 0 {
 		t.Errorf("%d transactions were not given back", n)
 	}
-	if n := s.admissions[0].current.Load().Inflight(); n != 0 {
+	if n := s.admissions["POST /users"].current.Load().Inflight(); n != 0 {
 		t.Errorf("%d requests seem to be worked on", n)
 	}
 	s.Tune(DefaultTuning())
