@@ -145,7 +145,9 @@ func (s *Server) change(ctx context.Context, fn func(context.Context, pgx.Tx) (e
 	if err := outbox.Append(ctx, tx, event); err != nil {
 		return err
 	}
-	if err := tx.Commit(ctx); err != nil {
+	err = tx.Commit(ctx)
+	s.cache.changed(event.EventKey()) // also if the outcome is unknown
+	if err != nil {
 		return commitError(err)
 	}
 	if s.Committed != nil {

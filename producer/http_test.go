@@ -30,7 +30,7 @@ func TestUnknownPathsAndMethods(t *testing.T) {
 		{"POST", "/x/../users", 404, "not_found", ""},
 		{"POST", "/%2e%2e/users", 404, "not_found", ""},
 		{"POST", "/users/" + id + "/sessions", 404, "not_found", ""},
-		{"GET", "/docs", 404, "not_found", ""},
+		{"GET", "/docs/", 404, "not_found", ""},
 		{"PUT", "/users", 405, "method_not_allowed", "GET, HEAD, POST"},
 		{"PATCH", "/users", 405, "method_not_allowed", "GET, HEAD, POST"},
 		{"DELETE", "/users", 405, "method_not_allowed", "GET, HEAD, POST"},

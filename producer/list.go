@@ -116,7 +116,8 @@ type listUsersOutput struct {
 }
 
 func (s *Server) listUsers(ctx context.Context, in *listUsersInput) (*listUsersOutput, error) {
-	list, err := s.userPage(ctx, in.page)
+	key := fmt.Sprint(in.page.limit, " ", in.page.after)
+	list, err := cached(ctx, s.cache, listRead, key, func(ctx context.Context) (userList, error) { return s.userPage(ctx, in.page) })
 	if err != nil {
 		return nil, err
 	}

@@ -54,7 +54,8 @@ func token(t *testing.T, id string, roles ...string) string {
 	return s
 }
 
-// serve starts the user service on db. One may sign up as often as one likes.
+// serve starts the user service on db. One may sign up as often as one likes. It keeps no
+// answers: tests change rows beside it.
 func serve(t *testing.T, db *pgxpool.Pool) *httptest.Server {
 	t.Helper()
 	return serveTo(t, db, testenv.Logger(t))
@@ -68,13 +69,21 @@ func quiet(t *testing.T, db *pgxpool.Pool) *httptest.Server {
 
 func serveTo(t *testing.T, db *pgxpool.Pool, log *slog.Logger) *httptest.Server {
 	t.Helper()
-	api := producer.New(db, issuer, log)
 	tuning := producer.DefaultTuning()
 	tuning.PerAddress, tuning.PerAccount = 0, 0
+	tuning.Cache.Enabled = false
+	_, srv := serveTuned(t, db, tuning, log)
+	return srv
+}
+
+func serveTuned(t *testing.T, db *pgxpool.Pool, tuning producer.Tuning, log *slog.Logger) (*producer.Server, *httptest.Server) {
+	t.Helper()
+	api := producer.New(db, issuer, log)
+	t.Cleanup(api.Close)
 	api.Tune(tuning)
 	srv := httptest.NewServer(api)
 	t.Cleanup(srv.Close)
-	return srv
+	return api, srv
 }
 
 // An answer is a response that has been read.

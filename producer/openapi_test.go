@@ -3,6 +3,8 @@ package producer_test
 import (
 	"bytes"
 	"encoding/json"
+	"flag"
+	"os"
 	"strings"
 	"testing"
 
@@ -43,5 +45,28 @@ func TestOpenAPI(t *testing.T) {
 	}
 	if a := get(t, srv, "/openapi.yaml"); a.StatusCode != 200 || !bytes.HasPrefix(a.body, []byte("components:")) {
 		t.Errorf("GET /openapi.yaml = %d %.40q", a.StatusCode, a.body)
+	}
+}
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// TestGoldenOpenAPI: docs/openapi.yaml is what the service serves, so a change of the API
+// is seen in review. To write it anew:
+//
+//	go test ./producer -run TestGoldenOpenAPI -update
+func TestGoldenOpenAPI(t *testing.T) {
+	const golden = "../docs/openapi.yaml"
+	got := get(t, serve(t, testenv.Postgres(t)), "/openapi.yaml").body
+	if *update {
+		if err := os.WriteFile(golden, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(strings.Split(string(want), "\n"), strings.Split(string(got), "\n")); diff != "" {
+		t.Errorf("%s is not what is served (-file +served); write it anew with -update:\n%s", golden, diff)
 	}
 }

@@ -11,7 +11,8 @@
 //   - GET /.well-known/jwks.json has the public keys that tokens verify with.
 //   - GET /users/{id}/profile returns what the profiles service knows of a user, unless
 //     the feature flag profiles is off.
-//   - GET /openapi.json and /openapi.yaml describe the API (OpenAPI 3.1).
+//   - GET /openapi.json and /openapi.yaml describe the API (OpenAPI 3.1), GET /docs
+//     shows the same to people, with all problem codes.
 //
 // # Answers
 //
@@ -124,8 +125,9 @@ const (
 	bodyTimeout    = 5 * time.Second // for the body to arrive
 )
 
-// A Server is the HTTP handler of the user service. It is safe for concurrent use
-// and holds no state but db's, and the counts of its limits.
+// A Server is the HTTP handler of the user service. It is safe for concurrent use. Its
+// state is db's: several may serve the same one. It counts for its limits by itself, and
+// keeps some answers for a while; see [Server.Changed]. Close it in the end.
 type Server struct {
 	// Committed, unless it is nil, is called after each transaction that appended
 	// an event. It must not block. Set it before the first request.
@@ -141,6 +143,7 @@ type Server struct {
 	Profiles *http.Client
 
 	issuer      *auth.Issuer
+	cache       *cache
 	db          *database
 	log         *slog.Logger
 	mux         *http.ServeMux
@@ -175,6 +178,7 @@ func newServer(db *pgxpool.Pool, issuer *auth.Issuer, log *slog.Logger, bodyTime
 		Verifier: issuer.Verifier(),
 
 		issuer:      issuer,
+		cache:       newCache(),
 		db:          newDatabase(db),
 		log:         log,
 		mux:         http.NewServeMux(),
@@ -194,6 +198,7 @@ func newServer(db *pgxpool.Pool, issuer *auth.Issuer, log *slog.Logger, bodyTime
 	s.routes()
 	s.serveOpenAPI()
 	s.serveKeys()
+	s.serveDocs()
 	s.handler = otelhttp.NewHandler(http.HandlerFunc(s.serve), "users")
 	return s
 }

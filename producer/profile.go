@@ -30,14 +30,21 @@ type Profile struct {
 type getProfileOutput struct{ Body Profile }
 
 // getProfile asks the profiles service for those only whom getUser shows to the caller.
+// What it answers is kept like the lists: a change of the user makes it stale.
 func (s *Server) getProfile(ctx context.Context, in *getUserInput) (*getProfileOutput, error) {
 	if !s.feature(ctx, "profiles") || s.Profiles == nil {
 		return nil, newProblem(http.StatusNotFound, "feature_off", "Profiles are switched off.")
 	}
-	if _, err := s.getUser(ctx, in); err != nil {
+	id, err := ownUser(ctx, in.ID)
+	if err != nil {
 		return nil, err
 	}
-	p, err := s.findProfile(ctx, in.ID)
+	p, err := cached(ctx, s.cache, profileRead, id.String(), func(ctx context.Context) (Profile, error) {
+		if _, err := s.findUser(ctx, id); err != nil {
+			return Profile{}, err
+		}
+		return s.findProfile(ctx, id.String())
+	})
 	if err != nil {
 		return nil, err
 	}

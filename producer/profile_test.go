@@ -49,6 +49,7 @@ func profiles(t *testing.T, answer http.HandlerFunc) (srv *httptest.Server, id s
 		other.to = s.URL
 	}
 	api.Profiles = &http.Client{Transport: other}
+	t.Cleanup(api.Close)
 	srv = httptest.NewServer(api)
 	t.Cleanup(srv.Close)
 	a := post(t, srv, `{"email":"ann@example.com","name":"Ann","password":"`+password+`"}`)
@@ -88,7 +89,7 @@ func TestProfile(t *testing.T) {
 		id, who, code string
 		status        int
 	}{
-		{id, nobody, "forbidden", 403},
+		{id, nobody, "user_not_found", 404},
 		{nobody, nobody, "user_not_found", 404},
 		{"x%2ffault", "admin", "user_not_found", 404},
 	} {

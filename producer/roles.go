@@ -36,7 +36,7 @@ func changeRoles(ctx context.Context, db *pgxpool.Pool, kind, change, user, role
 	byID := err == nil
 	err = db.QueryRow(ctx, `
 		with found as (
-			select id from users.users where case when $6 then id = $1 else lower(email) = lower($2) end for update
+			select id from users.users where case when $6 then id = $1 else lower(email) = lower($2) and state <> 'rejected' end for update
 		), changed as (`+change+`
 		), noted as (
 			insert into pgjet.operation (kind, target, by, reason, detail)

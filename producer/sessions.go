@@ -95,10 +95,16 @@ type account struct {
 	Roles    []string
 }
 
-// accountOf returns the account with this address. If there is none, it is one
-// without an id and with a hash of no password.
+// accountOf returns the account with this address; the last one that was rejected, if all
+// were. If there is none, it is one without an id and with a hash of no password.
 func (s *Server) accountOf(ctx context.Context, email string) (account, error) {
-	rows, err := s.db.Query(ctx, `select id, password, state, roles from users.users where lower(email) = lower($1)`, email)
+	rows, err := s.db.Query(ctx, `
+		select id, password, state, roles from (
+			select * from users.users where lower(email) = lower($1) and state <> 'rejected'
+			union all
+			select * from users.users where lower(email) = lower($1) and state = 'rejected') of_address
+		 order by state = 'rejected', id desc
+		 limit 1`, email)
 	if err != nil {
 		return account{}, err
 	}

@@ -46,7 +46,7 @@ func serveAnn(t *testing.T) (*pgxpool.Pool, *httptest.Server, producer.User) {
 	return db, srv, post(t, srv, signUp("Ann@example.com", "Ann", password)).user(t)
 }
 
-func exec(t *testing.T, db *pgxpool.Pool, sql string, args ...any) {
+func run(t *testing.T, db *pgxpool.Pool, sql string, args ...any) {
 	t.Helper()
 	if _, err := db.Exec(t.Context(), sql, args...); err != nil {
 		t.Fatal(err)
@@ -55,7 +55,7 @@ func exec(t *testing.T, db *pgxpool.Pool, sql string, args ...any) {
 
 func TestLogIn(t *testing.T) {
 	db, srv, ann := serveAnn(t)
-	exec(t, db, `update users.users set roles = '{admin,other}'`)
+	run(t, db, `update users.users set roles = '{admin,other}'`)
 	a := postSession(t, srv, logIn("aNN@EXAMPLE.com", password))
 	s := a.session(t)
 	if got := a.Header.Get("Cache-Control"); got != "no-store" {
@@ -124,10 +124,21 @@ func TestRefusedLogIns(t *testing.T) {
 			}
 		})
 	}
-	exec(t, db, `update users.users set state = 'rejected', reason = 'billing_declined'`)
+	run(t, db, `update users.users set state = 'rejected', reason = 'billing_declined'`)
 	wantProblem(t, postSession(t, srv, logIn("ann@example.com", password+"!")), 401, "credentials_invalid")
 	wantProblem(t, postSession(t, srv, logIn("ann@example.com", password)), 403, "account_rejected")
-	exec(t, db, `delete from users.users`)
+
+	// Who was rejected may sign up again, and is somebody else then.
+	again := "another " + password
+	if a := post(t, srv, signUp("Ann@example.com", "Ann", again)); a.StatusCode != 201 {
+		t.Fatalf("sign up again: %d %s", a.StatusCode, a.body)
+	}
+	wantProblem(t, post(t, srv, signUp("ann@example.com", "Ann", again)), 409, "email_taken")
+	if a := postSession(t, srv, logIn("ann@example.com", again)); a.StatusCode != 201 {
+		t.Errorf("log in with the new password: %d %s", a.StatusCode, a.body)
+	}
+	wantProblem(t, postSession(t, srv, logIn("ann@example.com", password)), 401, "credentials_invalid")
+	run(t, db, `delete from users.users`)
 	wantProblem(t, postSession(t, srv, logIn("ann@example.com", password)), 401, "credentials_invalid")
 }
 
@@ -181,7 +192,7 @@ func TestLogInHashesAnew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	exec(t, db, `update users.users set password = $1`, old)
+	run(t, db, `update users.users set password = $1`, old)
 	stored := func() (hash string, version int) {
 		if err := db.QueryRow(t.Context(), `select password, version from users.users`).Scan(&hash, &version); err != nil {
 			t.Fatal(err)
@@ -238,7 +249,7 @@ func TestLogInIsNotLogged(t *testing.T) {
 	post(t, srv, signUp("ann@example.com", "Ann", password))
 	s := postSession(t, srv, logIn("ann@example.com", password)).session(t)
 	postSession(t, srv, logIn("ann@example.com", "wrong horse battery"))
-	exec(t, db, `alter table users.users rename to gone`)
+	run(t, db, `alter table users.users rename to gone`)
 	wantProblem(t, postSession(t, srv, logIn("ann@example.com", password)), 500, "internal")
 	srv.Close()
 	for _, secret := range []string{"ann@", "horse", s.Token} {

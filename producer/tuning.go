@@ -57,7 +57,9 @@ func DefaultTuning() Tuning {
 func (s *Server) Tune(t Tuning) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.tuning.Store(&t)
+	if old := s.tuning.Swap(&t); old == nil || old.Cache != t.Cache {
+		s.cache.tune(t.Cache)
+	}
 	s.hasher.tune(t.Hashes, t.HashWait)
 	for _, a := range s.admissions {
 		a.tune(t.Requests)

@@ -344,6 +344,7 @@ func (d *dev) parts(tel *telemetry.Telemetry) ([]part, error) {
 		serveHTTP("users", at[usersPort], api, d.log),
 		watchDatabase(d.db, d.log),
 		d.configPart(),
+		d.invalidationPart(api, d.js, d.log),
 		relayPart,
 		mailerPart,
 		d.directoryPart(d.db, d.js, d.log),

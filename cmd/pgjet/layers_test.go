@@ -47,7 +47,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/devservices", ""},
 	{"internal/testenv", "internal/devserver migrations"},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/deadletter consumers/directory consumers/extend consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/health internal/registry internal/service internal/telemetry migrations outbox outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/deadletter consumers/directory consumers/extend consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/health internal/registry internal/service internal/telemetry migrations outbox outbox/hint producer relay"},
 }
 
 func TestLayers(t *testing.T) {

@@ -8,16 +8,33 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 )
 
 func main() {
+	if os.Getenv("GOMEMLIMIT") == "" { // the runtime heeds a container's CPU limit by itself, not this one
+		limit, _ := os.ReadFile("/sys/fs/cgroup/memory.max") // not everywhere
+		debug.SetMemoryLimit(memoryLimit(string(limit)))
+	}
 	os.Exit(run(untilSignal(), os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// memoryLimit returns what Go may use of a container's limit: 90 %, so that there is
+// room for what it does not count.
+func memoryLimit(cgroup string) int64 {
+	limit, err := strconv.ParseInt(strings.TrimSpace(cgroup), 10, 64)
+	if err != nil { // max, or unknown
+		return math.MaxInt64
+	}
+	return limit / 10 * 9
 }
 
 // untilSignal returns a context that ends with the first SIGINT or SIGTERM. A

@@ -96,8 +96,12 @@ func grantFor(role, stream, consumer string) grant {
 			Subscribe: []string{inboxPrefix("operator") + ".>"},
 		}
 	default: // writer
-		return grant{Publish: []string{hints}, Subscribe: []string{inboxPrefix("writer") + ".>"}}.
-			registered("pgjet-users").finds(devservices.Profiles)
+		return grant{
+			// To know what other processes change, it has events pushed by a short-lived
+			// consumer, whose name nobody knows before.
+			Publish:   []string{hints, api("CONSUMER.CREATE.STREAM_NAME.*")},
+			Subscribe: []string{inboxPrefix("writer") + ".>"},
+		}.registered("pgjet-users").finds(devservices.Profiles)
 	}
 }
 
@@ -113,7 +117,7 @@ for the entry of its user:
   relay      publishes to the stream
   consumer   handles events, with the name that --consumer says
   operator   pgjet stream ensure, consumer, replay and services, and looking at single messages
-  writer     the user service, which tells the relay of its commits`,
+  writer     the user service, which tells the relay of its commits and follows events for its cache`,
 		ValidArgs: []string{"relay", "consumer", "operator", "writer"},
 		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -230,6 +230,13 @@ func TestNATSPermissionsAreTheLeast(t *testing.T) {
 		{"writer", "events.00.user.created"},
 		{"writer", "$JS.API.STREAM.INFO.EVENTS"},
 		{"writer", "pgjet.hint.OTHERS"},
+		{"writer", "$JS.API.CONSUMER.CREATE.OTHERS.any"},
+		{"writer", "$JS.API.CONSUMER.DURABLE.CREATE.EVENTS.any"},
+		{"writer", "$JS.API.CONSUMER.MSG.NEXT.EVENTS." + mailer.Name},
+		{"writer", "$JS.API.CONSUMER.DELETE.EVENTS." + mailer.Name},
+		{"writer", "$JS.API.CONSUMER.INFO.EVENTS." + mailer.Name},
+		{"writer", "$JS.API.STREAM.MSG.GET.EVENTS"},
+		{"writer", "$JS.ACK.EVENTS." + mailer.Name + ".1.1.1.1.1"},
 	} {
 		if !g.refuses(row.user, func(nc *nats.Conn) error { return nc.Publish(row.subject, nil) }) {
 			t.Errorf("%s may publish to %s", row.user, row.subject)
@@ -237,7 +244,7 @@ func TestNATSPermissionsAreTheLeast(t *testing.T) {
 	}
 	for _, row := range []struct{ user, subject string }{
 		{"relay", "_INBOX." + mailer.Name + ".>"}, {"relay", "events.>"}, {"consumer", "events.>"}, {"consumer", "_INBOX_relay.>"},
-		{"consumer", "_INBOX.>"}, {"operator", "events.>"}, {"writer", "pgjet.hint.EVENTS"}, {"writer", "_INBOX.>"},
+		{"consumer", "_INBOX.>"}, {"operator", "events.>"}, {"writer", "pgjet.hint.EVENTS"}, {"writer", "_INBOX.>"}, {"writer", "events.>"}, {"writer", "_INBOX_relay.>"},
 		{"relay", "$SRV.>"}, {"relay", "$SRV.INFO.profiles"}, {"relay", "$SRV.*.pgjet-users"}, {"writer", "$SRV.INFO.pgjet-relay"},
 		{"consumer", "$SRV.INFO.profiles"}, {"consumer", "$SRV.INFO.pgjet-directory.*"}, {"operator", "$SRV.>"},
 	} {
@@ -289,7 +296,7 @@ func TestNATSPermissionsPrinted(t *testing.T) {
 	t.Parallel()
 	var g grant
 	out := must(t, exitOK, "nats", "permissions", "writer", "--stream", "ORDERS", "-o", "json")
-	if err := json.Unmarshal([]byte(out), &g); err != nil || !slices.Equal(g.Publish, []string{"pgjet.hint.ORDERS", "$SRV.INFO.profiles"}) || !g.Respond {
+	if err := json.Unmarshal([]byte(out), &g); err != nil || !slices.Equal(g.Publish, []string{"pgjet.hint.ORDERS", "$JS.API.CONSUMER.CREATE.ORDERS.*", "$SRV.INFO.profiles"}) || !g.Respond {
 		t.Errorf("writer: %s (%v)", out, err)
 	}
 	out = must(t, exitOK, "nats", "permissions", "consumer", "--consumer", "c", "--stream", "ORDERS")

@@ -62,7 +62,9 @@ func supervise(ctx context.Context, parts []part) error {
 	return err
 }
 
-// serve runs one service as a process of its own: its parts, and the admin pages.
+// serve runs one service as a process of its own: its parts, and the admin pages. Told to
+// stop, it says so on /readyz at once, works on for --stop-delay, so that whoever sends
+// requests sees it, and then stops.
 func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, parts ...part) error {
 	tel, err := startTelemetry(ctx, log, name)
 	if err != nil {
@@ -81,11 +83,26 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, par
 	}
 	parts = append([]part{s.register(log).part(i)}, parts...)
 	log.InfoContext(ctx, "starting", "service", name, "version", version(), "admin", "http://"+admin.Addr().String())
-	if err := supervise(ctx, append(parts, s.configPart(), serveHTTP("admin", admin, h.Handler(), log))); err != nil {
+	late, cancel := after(ctx, s.stopDelay)
+	defer cancel()
+	if err := supervise(late, append(parts, s.configPart(), serveHTTP("admin", admin, h.Handler(), log))); err != nil {
 		return err
 	}
 	log.InfoContext(ctx, "stopped")
 	return nil
+}
+
+// after returns a context that ends that long after ctx.
+func after(ctx context.Context, delay time.Duration) (context.Context, context.CancelFunc) {
+	late, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		select {
+		case <-time.After(delay):
+			cancel()
+		case <-late.Done():
+		}
+	})
+	return late, func() { stop(); cancel() }
 }
 
 // startTelemetry also sends what OpenTelemetry complains about to the log.
@@ -145,13 +162,18 @@ func serveHTTP(name string, l net.Listener, h http.Handler, log *slog.Logger) pa
 			return err
 		case <-ctx.Done():
 		}
-		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
-		defer cancel()
-		if server.Shutdown(late) != nil {
-			server.Close()
-		}
+		shutdown(ctx, server, grace)
 		return nil
 	}}
+}
+
+// shutdown takes no more requests, and cuts off those in hand that do not end in time.
+func shutdown(ctx context.Context, server *http.Server, within time.Duration) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), within)
+	defer cancel()
+	if server.Shutdown(ctx) != nil {
+		server.Close()
+	}
 }
 
 // watchDatabase returns the part that says when PostgreSQL goes and when it comes

@@ -16,6 +16,7 @@ import (
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/consumers/directory"
 	"github.com/pgjet/pgjet/consumers/mailer"
+	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/devservices"
 	"github.com/pgjet/pgjet/outbox/hint"
 	"github.com/pgjet/pgjet/producer"
@@ -43,8 +44,9 @@ func usersCommand() *cobra.Command {
 				return err
 			}
 			api := producer.New(db, issuer, log)
+			defer api.Close()
 			api.Proxies = proxies
-			parts, err := s.remoteKeys(api, log)
+			remoteKeys, err := s.remoteKeys(api, log)
 			if err != nil {
 				return err
 			}
@@ -52,16 +54,18 @@ func usersCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			parts := append([]part{serveHTTP("users", l, api, log), watchDatabase(db, log)}, remoteKeys...)
 			if err := s.tune(api); err != nil {
 				return err
 			}
 			if s.natsURL != "" {
-				nc, err := s.connectHints(log)
+				nc, js, err := s.connectWriter(log)
 				if err != nil {
 					return err
 				}
 				defer nc.Close()
 				api.Committed = hint.New(nc, s.stream).Committed
+				parts = append(parts, s.invalidationPart(api, js, log))
 				s.registryConn = nc
 			}
 			profiles, err := s.serviceClient(devservices.Profiles, log)
@@ -70,7 +74,7 @@ func usersCommand() *cobra.Command {
 			}
 			api.Profiles, s.served = profiles.HTTP(), l.Addr()
 			log.InfoContext(ctx, "serving the API", "addr", "http://"+l.Addr().String())
-			return s.serve(ctx, log, "pgjet-users", append([]part{serveHTTP("users", l, api, log), watchDatabase(db, log)}, parts...)...)
+			return s.serve(ctx, log, "pgjet-users", parts...)
 		},
 	}
 	cmd.AddCommand(usersKeyCommand(), s.usersGrantCommand(), s.usersRevokeCommand())
@@ -79,7 +83,7 @@ func usersCommand() *cobra.Command {
 	s.tokenFlags(f)
 	f.StringVar(&s.addr, "addr", "127.0.0.1:7400", "where to serve the API")
 	f.StringSliceVar(&s.trustedProxies, "trusted-proxies", nil, "networks of the proxies before the API, such as 10.0.0.0/8: their X-Forwarded-For counts")
-	f.StringVar(&s.natsURL, "nats-url", "", "NATS servers on which to tell the relay at once; without, it finds events by polling")
+	f.StringVar(&s.natsURL, "nats-url", "", "NATS servers on which to tell the relay at once, and to learn what other processes change; without, the relay polls, and cached answers live for their whole time")
 	s.natsCredsFlag(f)
 	s.streamFlag(f)
 	s.serviceFlags(f, devservices.Profiles)
@@ -102,6 +106,14 @@ func parseNetworks(all []string) ([]netip.Prefix, error) {
 		networks = append(networks, network.Masked())
 	}
 	return networks, nil
+}
+
+// invalidationPart has api forget the answers that other processes made stale.
+func (s *settings) invalidationPart(api *producer.Server, js jetstream.JetStream, log *slog.Logger) part {
+	return part{name: "invalidation", run: func(ctx context.Context) error {
+		consumers.Follow(ctx, js, s.stream, []string{"user.*"}, log, func(e events.Event) { api.Changed(e.Key) }, api.Forget)
+		return nil
+	}}
 }
 
 func consumeCommand() *cobra.Command {

@@ -40,6 +40,7 @@ type settings struct {
 	mailRate    float64
 	addr        string
 	adminAddr   string
+	stopDelay   time.Duration
 	advertise   string
 	logLevel    slog.Level
 
@@ -104,6 +105,7 @@ func (s *settings) fromFlag(f *pflag.FlagSet) {
 
 func (s *settings) processFlags(f *pflag.FlagSet) {
 	f.StringVar(&s.adminAddr, "admin-addr", "127.0.0.1:7404", "where to serve /livez, /readyz and /metrics")
+	f.DurationVar(&s.stopDelay, "stop-delay", 0, "how long to work on after SIGTERM, with /readyz saying that it stops")
 	f.StringVar(&s.advertise, "advertise", "", "host under which others reach this process; without, the one it listens on, or the machine's name if that is all")
 	s.logFlag(f, slog.LevelInfo)
 }
@@ -216,10 +218,10 @@ func (s *settings) checkNATS() error {
 	return nil
 }
 
-// connectHints returns a connection for hints, which are worth nothing later.
-func (s *settings) connectHints(log *slog.Logger) (*nats.Conn, error) {
-	nc, _, err := s.connectNATS("pgjet-users", log, nats.ReconnectBufSize(-1), nats.CustomInboxPrefix(inboxPrefix("writer")))
-	return nc, err
+// connectWriter returns a connection for hints and events for caches, both of which are
+// worth nothing later.
+func (s *settings) connectWriter(log *slog.Logger) (*nats.Conn, jetstream.JetStream, error) {
+	return s.connectNATS("pgjet-users", log, nats.ReconnectBufSize(-1), nats.CustomInboxPrefix(inboxPrefix("writer")))
 }
 
 // connectNATS returns a connection that keeps trying for ever, from the beginning,

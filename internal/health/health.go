@@ -2,7 +2,9 @@
 //
 //   - /livez answers 200 as long as the process answers at all. It looks at no
 //     dependency: restarting us does not repair PostgreSQL.
-//   - /readyz answers 200 if every check passes, else 503, with the cause of each.
+//   - /readyz answers 200 if every check passes, else 503, with the cause of each and
+//     the time at which they began. However many ask, the checks are made once a second
+//     at most: an answer is that old at most, and the time that they take.
 //   - /metrics is for Prometheus.
 package health
 
@@ -12,10 +14,14 @@ import (
 	"net/http"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/singleflight"
 )
 
-// checkTimeout bounds all checks together.
-const checkTimeout = 2 * time.Second
+const (
+	checkTimeout = 2 * time.Second // for all checks together
+	fresh        = time.Second     // for so long their results are told again
+)
 
 // A Check says whether one part of the process can do its work.
 type Check struct {
@@ -30,6 +36,14 @@ type Health struct {
 	Checks  []Check
 
 	stopping atomic.Bool
+	looking  singleflight.Group
+	last     atomic.Pointer[look]
+}
+
+// A look is what the checks said, and when they began.
+type look struct {
+	at     time.Time
+	checks []result
 }
 
 // Stop makes /readyz answer 503 from now on, so that nobody sends more work.
@@ -39,7 +53,7 @@ func (h *Health) Stop() { h.stopping.Store(true) }
 func (h *Health) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
-		reply(w, report{Status: "ok", Version: h.Version})
+		reply(w, report{Status: "ok", Version: h.Version, Time: time.Now()})
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) { reply(w, h.ready(r.Context())) })
 	mux.Handle("GET /metrics", h.Metrics)
@@ -59,28 +73,10 @@ type result struct {
 	Cause string `json:"cause,omitempty"`
 }
 
-// ready runs all checks at the same time. One that does not answer in time is not
-// ready, even if it goes on.
+// ready reports what the checks say, or said just now.
 func (h *Health) ready(ctx context.Context) report {
-	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
-	defer cancel()
-	rep := report{Status: "ok", Version: h.Version, Checks: make([]result, len(h.Checks))}
-	type answer struct {
-		check int
-		err   error
-	}
-	answers := make(chan answer, len(h.Checks))
-	for i, c := range h.Checks {
-		rep.Checks[i] = result{Name: c.Name, Cause: "no answer"}
-		go func() { answers <- answer{i, c.Ready(ctx)} }()
-	}
-	for range h.Checks {
-		select {
-		case a := <-answers:
-			rep.Checks[a.check] = result{Name: h.Checks[a.check].Name, Ready: a.err == nil, Cause: text(a.err)}
-		case <-ctx.Done():
-		}
-	}
+	l := h.look(ctx)
+	rep := report{Status: "ok", Version: h.Version, Time: l.at, Checks: l.checks}
 	for _, c := range rep.Checks {
 		if !c.Ready {
 			rep.Status = "not_ready"
@@ -92,6 +88,45 @@ func (h *Health) ready(ctx context.Context) report {
 	return rep
 }
 
+// look has those who ask at the same time share one look.
+func (h *Health) look(ctx context.Context) *look {
+	l, _, _ := h.looking.Do("", func() (any, error) {
+		if l := h.last.Load(); l != nil && time.Since(l.at) < fresh {
+			return l, nil
+		}
+		l := &look{at: time.Now()}
+		l.checks = h.check(context.WithoutCancel(ctx)) // others wait for it, too
+		h.last.Store(l)
+		return l, nil
+	})
+	return l.(*look)
+}
+
+// check runs all checks at the same time. One that does not answer in time is not
+// ready, even if it goes on.
+func (h *Health) check(ctx context.Context) []result {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	results := make([]result, len(h.Checks))
+	type answer struct {
+		check int
+		err   error
+	}
+	answers := make(chan answer, len(h.Checks))
+	for i, c := range h.Checks {
+		results[i] = result{Name: c.Name, Cause: "no answer"}
+		go func() { answers <- answer{i, c.Ready(ctx)} }()
+	}
+	for range h.Checks {
+		select {
+		case a := <-answers:
+			results[a.check] = result{Name: h.Checks[a.check].Name, Ready: a.err == nil, Cause: text(a.err)}
+		case <-ctx.Done():
+		}
+	}
+	return results
+}
+
 func text(err error) string {
 	if err == nil {
 		return ""
@@ -100,7 +135,7 @@ func text(err error) string {
 }
 
 func reply(w http.ResponseWriter, rep report) {
-	rep.Time = time.Now().UTC()
+	rep.Time = rep.Time.UTC()
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	if rep.Status != "ok" {

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -113,6 +115,54 @@ func TestHangingCheck(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestProbesShareChecks: a flood of probes costs one run of the checks a second, also if
+// the first who asked goes away; and what changed shows after a second.
+func TestProbesShareChecks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var runs, ready atomic.Int64
+		h := &health.Health{Metrics: metrics(), Checks: []health.Check{{"a", func(ctx context.Context) error {
+			runs.Add(1)
+			time.Sleep(100 * time.Millisecond)
+			if ready.Load() == 0 {
+				return errors.Join(errors.New("not yet"), ctx.Err())
+			}
+			return ctx.Err()
+		}}}}
+		ctx, leave := context.WithCancel(t.Context())
+		time.AfterFunc(50*time.Millisecond, leave)
+		var probes sync.WaitGroup
+		for n := range 3000 { // in three seconds
+			probes.Go(func() {
+				w := httptest.NewRecorder()
+				h.Handler().ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodGet, "/readyz", nil))
+				if begun := n < 1000; begun != (w.Code == http.StatusServiceUnavailable) || begun == (w.Code == http.StatusOK) {
+					t.Errorf("probe %d gets %d %s", n, w.Code, w.Body)
+				}
+			})
+			if n == 999 {
+				ready.Store(1)
+			}
+			time.Sleep(time.Millisecond)
+		}
+		probes.Wait()
+		if n := runs.Load(); n != 3 {
+			t.Errorf("the checks ran %d times in 3 s, want 3", n)
+		}
+	})
+}
+
+// TestStoppingShowsAtOnce: it is not a matter of checks.
+func TestStoppingShowsAtOnce(t *testing.T) {
+	h := &health.Health{Metrics: metrics(), Checks: []health.Check{{"a", well}}}
+	if p := ask(t, h, "/readyz"); p.Status != "ok" {
+		t.Errorf("GET /readyz = %+v, want ok", p)
+	}
+	h.Stop()
+	if p := ask(t, h, "/readyz"); p.Status != "stopping" {
+		t.Errorf("GET /readyz = %+v, want stopping", p)
+	}
 }
 
 func TestOtherPages(t *testing.T) {

@@ -10,6 +10,11 @@ comment on column users.users.state is
     'pending: signed up; active: everything that belongs to an account is there; rejected: it could not be, see reason.';
 comment on column users.users.roles is 'What a token may say of the user beside their id, such as admin.';
 
+-- Who was rejected may sign up again.
+drop index users.users_email_key;
+create unique index users_email_key on users.users (lower(email)) where state <> 'rejected';
+create index users_rejected on users.users (lower(email)) where state = 'rejected';
+
 create table users.idempotency (
     key         text        not null constraint idempotency_pkey primary key,
     fingerprint bytea       not null,
@@ -27,6 +32,9 @@ create index idempotency_user_id on users.idempotency (user_id);
 
 -- +goose Down
 drop table users.idempotency;
+drop index users.users_rejected;
+drop index users.users_email_key;
+create unique index users_email_key on users.users (lower(email));
 alter table users.users
     drop constraint users_state,
     drop column version, drop column state, drop column reason, drop column roles;

@@ -1,0 +1,238 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// What no log line, span, metric, refusal or recorded error may hold, in any case of
+// letters. Each stands in what the test sends.
+const (
+	canaryEmail    = "Canary.Address@tell-tale.example.com"
+	canaryName     = "Canary Nameson"
+	canaryPassword = "canary horse battery"
+	canaryToken    = "eyJhbGciOiJFZERTQSJ9.Y2FuYXJ5dG9rZW4.canarysignature"
+	canaryKey      = "canary-idempotency-key"
+)
+
+var canaries = []string{"canary.address", "tell-tale", "nameson", "canary horse", "canarysignature", "y2fuyxj5dg9rzw4", canaryKey, secret}
+
+// A mine is the place where texts are searched for what they must not hold.
+type mine struct {
+	t      *testing.T
+	users  string
+	token  string
+	issued []string // tokens that the service made: canaries, too
+}
+
+// search fails the test if text holds a canary.
+func (m *mine) search(where, text string) {
+	m.t.Helper()
+	lower := strings.ToLower(text)
+	for _, c := range slices.Concat(canaries, m.issued) {
+		if i := strings.Index(lower, c); i >= 0 {
+			m.t.Errorf("%s has %q: …%q…", where, c, text[max(0, i-200):min(len(text), i+200)])
+		}
+	}
+}
+
+// send makes a request with everything secret in its headers, and searches the answer
+// unless it is a success.
+func (m *mine) send(method, path, body string) int {
+	m.t.Helper()
+	header := map[string]string{"Authorization": "Bearer " + m.token, "Idempotency-Key": canaryKey, "If-Match": `"` + canaryKey + `"`}
+	if body != "" {
+		header["Content-Type"] = "application/json"
+	}
+	status, head, text := request(m.t, method, m.users+path, body, header)
+	if status >= 400 {
+		m.search("the answer to "+method, fmt.Sprint(head)+text)
+	}
+	var session struct{ Token string }
+	if json.Unmarshal([]byte(text), &session) == nil && session.Token != "" {
+		m.token = session.Token
+		m.issued = append(m.issued, strings.ToLower(session.Token[strings.LastIndexByte(session.Token, '.')+1:]))
+	}
+	return status
+}
+
+// requests sends what is right, wrong, and in conflict with what was sent before.
+func (m *mine) requests() {
+	m.t.Helper()
+	right := canarySignUp(canaryEmail, canaryPassword)
+	for _, r := range []struct{ method, path, body string }{
+		{"POST", "/users", right},
+		{"POST", "/users", right},
+		{"POST", "/users", canarySignUp("other."+canaryEmail, canaryPassword)}, // with the key of the one before
+		{"POST", "/users", canarySignUp(canaryEmail+" ", canaryPassword)},
+		{"POST", "/users", canarySignUp(canaryEmail, canaryEmail)},
+		{"POST", "/users", strings.Replace(right, `"email"`, `"mail"`, 1)},
+		{"POST", "/users", strings.Replace(right, `"`+canaryName+`"`, `["`+canaryName+`"]`, 1)},
+		{"POST", "/users", strings.TrimSuffix(right, "}")},
+		{"POST", "/users", right + right},
+		{"POST", "/users", `"` + canaryPassword + `"`},
+		{"POST", "/sessions", `{"email":"` + canaryEmail + `","password":"` + canaryPassword + `"}`},
+		{"POST", "/sessions", `{"email":"` + canaryEmail + `","password":"not the ` + canaryPassword + `"}`},
+		{"POST", "/sessions", `{"email":"nobody.` + canaryEmail + `","password":"` + canaryPassword + `"}`},
+		{"GET", "/users", ""},
+		{"GET", "/users?after=" + canaryKey + "&limit=" + canaryKey, ""},
+		{"GET", "/users/" + canaryEmail, ""},
+		{"PATCH", "/users/" + canaryEmail, `{"name":"` + canaryName + `"}`},
+		{"DELETE", "/users/" + canaryEmail, ""},
+		{"GET", "/users/" + canaryEmail + "/profile?token=" + canaryToken, ""},
+		{"POST", "/" + canaryEmail, right},
+	} {
+		if status := m.send(r.method, r.path, r.body); status == 0 || status == 500 {
+			m.t.Errorf("%s %s = %d", r.method, r.path, status)
+		}
+	}
+}
+
+func canarySignUp(email, password string) string {
+	b, err := json.Marshal(map[string]string{"email": email, "name": canaryName, "password": password})
+	if err != nil {
+		panic(err)
+	}
+	return string(b)
+}
+
+// TestCanary: addresses, names, passwords, tokens and keys that people send stay out of
+// everything that others read, whatever goes wrong: refused requests and mails, events
+// that the stream does not take, PostgreSQL away.
+func TestCanary(t *testing.T) {
+	t.Parallel()
+	spans := &output{}
+	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(spans, r.Body) // what is lost fails below
+	}))
+	t.Cleanup(collector.Close)
+	vars := env{"OTEL_EXPORTER_OTLP_ENDPOINT": collector.URL, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf", "OTEL_BSP_SCHEDULE_DELAY": "100"}
+	server, n := testenv.PostgresServer(t), testenv.NATS(t)
+	database, nats := withPassword(server.URL()), withPassword(n.URL())
+	must(t, exitOK, "migrate", "up", "--database-url", database)
+	js := ensureStream(t, n.URL())
+	run := func(args ...string) *service {
+		args = append(args, "--database-url", database, "--nats-url", nats, "--admin-addr", anyPort, "--log-level", "debug")
+		s := &service{process: start(t, vars, args...)}
+		s.admin = s.logged("starting", "admin")
+		return s
+	}
+	users := run("users", "--addr", anyPort)
+	users.addr = users.logged("serving the API", "addr")
+	smtp := "smtp://" + refuseMail(t) + "?tls=off"
+	all := []*service{users, run("relay"), run("consume", "welcome-mailer", "--smtp-url", smtp), run("consume", "directory", "--addr", anyPort)}
+	for _, s := range all {
+		s.ready(s.admin)
+	}
+	m := &mine{t: t, users: users.addr, token: canaryToken}
+	m.requests()
+	db := openDB(t, server.URL())
+	all[2].eventually(patience, "the mail is refused for good", func() bool {
+		return query[int](t, db, `select count(*) from pgjet.dead_letter`) > 0
+	})
+	refuseEvents(t, js)
+	if status, _, body := request(t, "POST", users.addr+"/users", canarySignUp("late."+canaryEmail, canaryPassword), map[string]string{"Content-Type": "application/json"}); status != 201 {
+		t.Errorf("POST /users = %d %s, want 201", status, body)
+	}
+	all[1].eventually(patience, "the event is refused", func() bool {
+		return query[int](t, db, `select count(*) from pgjet.quarantine`) > 0
+	})
+	for _, sql := range []string{
+		`select coalesce(string_agg(row_to_json(a)::text, ''), '') from pgjet.attempt a`,
+		`select coalesce(string_agg(row_to_json(p)::text, ''), '') from pgjet.process p`,
+		`select coalesce(string_agg(row_to_json(q)::text, ''), '') from pgjet.quarantine q`,
+		`select string_agg(concat(error, stack, trace_id), '') from pgjet.dead_letter`,
+	} {
+		text := query[string](t, db, sql)
+		m.search(sql, text)
+		t.Logf("%.200s", text)
+	}
+	db.Close()
+	metrics := ""
+	for _, s := range all {
+		_, page := get(t, s.admin+"/metrics")
+		metrics += page
+	}
+	stopPostgres(t, server)
+	for _, s := range all[:2] {
+		s.notReady(s.admin, "database_unreachable")
+	}
+	if status := m.send("POST", "/users", canarySignUp("third."+canaryEmail, canaryPassword)); status != 503 {
+		t.Errorf("POST /users = %d without PostgreSQL, want 503", status)
+	}
+	for _, s := range all {
+		_, page := get(t, s.admin+"/metrics")
+		_, ready := get(t, s.admin+"/readyz")
+		metrics += page + ready
+	}
+	stopAll(all...)
+	m.search("metrics", metrics)
+	for _, s := range all {
+		m.search("the output of "+s.name[:20], s.stdout.String()+s.stderr.String())
+	}
+	m.search("the traces", spans.String())
+	if !strings.Contains(spans.String(), "/users/{id}") || !strings.Contains(spans.String(), "user.created") {
+		t.Errorf("the collector got %d bytes without the spans", len(spans.String()))
+	}
+	if !strings.Contains(metrics, "http_server_request_duration") {
+		t.Error("the metrics are not there")
+	}
+}
+
+// refuseEvents has the stream take nothing of any size.
+func refuseEvents(t *testing.T, js jetstream.JetStream) {
+	t.Helper()
+	stream, err := js.Stream(t.Context(), "EVENTS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := stream.CachedInfo().Config
+	config.MaxMsgSize = 10
+	if _, err := js.UpdateStream(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// refuseMail serves SMTP that refuses each recipient, and repeats who it is, as servers
+// do. It returns its address.
+func refuseMail(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", anyPort)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				fmt.Fprint(conn, "220 test\r\n")
+				for lines := bufio.NewScanner(conn); lines.Scan(); {
+					switch verb, rest, _ := strings.Cut(lines.Text(), " "); strings.ToUpper(verb) {
+					case "RCPT":
+						fmt.Fprintf(conn, "550 5.1.1 %s (%s): no such mailbox\r\n", rest, canaryName)
+					default:
+						fmt.Fprint(conn, "250 2.0.0 yes\r\n")
+					}
+				}
+			}()
+		}
+	}()
+	return l.Addr().String()
+}

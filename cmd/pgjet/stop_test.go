@@ -1,0 +1,221 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+func TestAfter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		begun := time.Now()
+		late, stop := after(ctx, 3*time.Second)
+		defer stop()
+		<-late.Done()
+		if took := time.Since(begun); took != 5*time.Second {
+			t.Errorf("it ended after %s, want 5s", took)
+		}
+		late, stop = after(t.Context(), time.Hour)
+		stop()
+		<-late.Done()
+	})
+}
+
+// TestShutdownCutsOff: a request that hangs for longer than it may is cut off, and the
+// server stops all the same.
+func TestShutdownCutsOff(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", anyPort)
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun := make(chan struct{})
+	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		close(begun)
+		<-r.Context().Done()
+	})}
+	go func() { _ = server.Serve(l) }()
+	status := make(chan int, 1)
+	go func() { code, _ := get(t, "http://"+l.Addr().String()); status <- code }()
+	<-begun
+	started := time.Now()
+	shutdown(t.Context(), server, 300*time.Millisecond)
+	if took := time.Since(started); took < 300*time.Millisecond || took > 5*time.Second {
+		t.Errorf("it took %s to stop, want 300 ms", took)
+	}
+	select {
+	case code := <-status:
+		if code != 0 {
+			t.Errorf("the request was answered with %d, want that it is cut off", code)
+		}
+	case <-time.After(5 * time.Second): // the client would wait for ten
+		t.Error("the request was not cut off")
+	}
+}
+
+// TestStopDelay: told to stop, a process says so first and works on for a while; what it
+// has begun it finishes.
+func TestStopDelay(t *testing.T) {
+	t.Parallel()
+	database := testenv.DatabaseURL(t)
+	db := openDB(t, database)
+	users := startService(t, "users", "--database-url", database, "--addr", anyPort, "--stop-delay", "3s")
+	users.addr = users.logged("serving the API", "addr")
+	users.ready(users.admin)
+
+	begun := time.Now()
+	users.signal(syscall.SIGTERM)
+	users.notReady(users.admin, `"status":"stopping"`)
+	signUp(t, users.addr, "ann@example.com")
+	if status, _ := get(t, users.admin+"/livez"); status != http.StatusOK {
+		t.Errorf("GET /livez = %d while it stops, want 200", status)
+	}
+
+	tx, err := db.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.WithoutCancel(t.Context()))
+	if _, err := tx.Exec(t.Context(), `lock table users.users`); err != nil {
+		t.Fatal(err)
+	}
+	answered := make(chan int)
+	go func() { code, _, _ := post(t, users.addr, "bob@example.com"); answered <- code }()
+	waits(t, tx)
+	users.eventually(patience, "it takes no more requests", func() bool {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(users.addr, "http://"))
+		if err == nil {
+			conn.Close()
+		}
+		return err != nil
+	})
+	if took := time.Since(begun); took < 3*time.Second {
+		t.Errorf("it worked on for %s, want 3 s", took)
+	}
+	if status, body := get(t, users.admin+"/readyz"); !strings.Contains(body, `"status":"stopping"`) {
+		t.Errorf("GET /readyz = %d %s while a request is in hand, want stopping", status, body)
+	}
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if code := <-answered; code != http.StatusCreated {
+		t.Errorf("the request in hand got %d, want 201", code)
+	}
+	if code := users.wait(patience); code != exitOK {
+		t.Errorf("exit code %d, want 0, of %s", code, users)
+	}
+}
+
+// waits returns when somebody waits for a lock that tx holds.
+func waits(t *testing.T, tx pgx.Tx) {
+	t.Helper()
+	testenv.Eventually(t, patience, "a request waits for the lock", func() bool {
+		n := 0
+		if err := tx.QueryRow(t.Context(), `
+			select count(*) from pg_locks where not granted and relation = 'users.users'::regclass`).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n > 0
+	})
+}
+
+// TestStopsDespiteHangingRequests: clients that never finish a request, and a database
+// that does not answer, do not keep a process from ending well and soon.
+func TestStopsDespiteHangingRequests(t *testing.T) {
+	t.Parallel()
+	database := testenv.DatabaseURL(t)
+	db := openDB(t, database)
+	users := startUsers(t, database)
+	users.ready(users.admin)
+	for _, text := range []string{
+		"POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{",
+		"POST /users HTTP/1.1\r\nHost: x\r\nX-Half: ",
+		"",
+	} {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(users.addr, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		fmt.Fprint(conn, text)
+	}
+	tx, err := db.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.WithoutCancel(t.Context()))
+	if _, err := tx.Exec(t.Context(), `lock table users.users`); err != nil {
+		t.Fatal(err)
+	}
+	answered := make(chan int)
+	go func() { code, _, _ := post(t, users.addr, "ann@example.com"); answered <- code }()
+	waits(t, tx)
+	begun := time.Now()
+	users.signal(syscall.SIGTERM)
+	if code := users.wait(patience); code != exitOK {
+		t.Errorf("exit code %d, want 0, of %s", code, users)
+	}
+	if took := time.Since(begun); took > grace+3*time.Second {
+		t.Errorf("it took %s to stop", took)
+	}
+	if code := <-answered; code != http.StatusServiceUnavailable {
+		t.Errorf("the request that could not be carried out got %d, want 503", code)
+	}
+}
+
+// TestSecondSignal ends at once what waits for its end.
+func TestSecondSignal(t *testing.T) {
+	t.Parallel()
+	users := startService(t, "users", "--database-url", testenv.DatabaseURL(t), "--addr", anyPort, "--stop-delay", "1m")
+	users.ready(users.admin)
+	users.signal(syscall.SIGTERM)
+	users.notReady(users.admin, "stopping")
+	begun := time.Now()
+	users.signal(syscall.SIGTERM)
+	if code := users.wait(patience); code != exitInterrupted || time.Since(begun) > 5*time.Second {
+		t.Errorf("exit code %d after %s, want 130 at once, of %s", code, time.Since(begun), users)
+	}
+	users.killed = true // as it should be
+}
+
+// TestLivesWithoutServers: with PostgreSQL and NATS gone, processes live, are not ready,
+// and say why.
+func TestLivesWithoutServers(t *testing.T) {
+	t.Parallel()
+	server, n := testenv.PostgresServer(t), testenv.NATS(t)
+	ensureStream(t, n.URL())
+	must(t, exitOK, "migrate", "up", "--database-url", server.URL())
+	smtp, _ := startMail(t, anyPort)
+	users := startService(t, "users", "--database-url", server.URL(), "--addr", anyPort, "--nats-url", n.URL())
+	all := map[*service]string{
+		users:                                "database_unreachable",
+		startRelay(t, server.URL(), n.URL()): "_unreachable",
+		startMailer(t, server.URL(), n.URL(), smtp): "_unreachable",
+	}
+	for s := range all {
+		s.ready(s.admin)
+	}
+	n.Stop()
+	stopPostgres(t, server)
+	for s, cause := range all {
+		s.notReady(s.admin, cause)
+		if status, body := get(t, s.admin+"/livez"); status != http.StatusOK {
+			t.Errorf("GET /livez = %d %s, want 200, of %s", status, body, s)
+		}
+		if status, body := get(t, s.admin+"/readyz"); status != http.StatusServiceUnavailable || !strings.Contains(body, `"version"`) || !strings.Contains(body, `"time"`) {
+			t.Errorf("GET /readyz = %d %s, want 503 with version and time, of %s", status, body, s)
+		}
+	}
+}
