@@ -442,8 +442,8 @@ func TestRefusals(t *testing.T) {
 	}
 	counted := map[string]int64{}
 	for _, m := range all.ScopeMetrics[0].Metrics {
-		if sum, ok := m.Data.(metricdata.Sum[int64]); ok {
-			for _, p := range sum.DataPoints {
+		if m.Name == "pgjet.http.refused" {
+			for _, p := range m.Data.(metricdata.Sum[int64]).DataPoints {
 				counted[p.Attributes.Encoded(attribute.DefaultEncoder())] = p.Value
 			}
 		}
