@@ -297,7 +297,10 @@ func register[I, O any](s *Server, a access, op huma.Operation, fn func(context.
 	case a != open:
 		op.Middlewares = append(op.Middlewares, s.authorize(a))
 		op.Security = []map[string][]string{{"token": {}}}
-		op.Errors = append(op.Errors, http.StatusUnauthorized, http.StatusForbidden)
+		op.Errors = append(op.Errors, http.StatusBadRequest, http.StatusUnauthorized)
+		if a == isAdmin { // others are told 404, see ownUser
+			op.Errors = append(op.Errors, http.StatusForbidden)
+		}
 	case op.Method == http.MethodPost:
 		op.Middlewares = append(op.Middlewares, s.limitAddress)
 		op.Errors = append(op.Errors, http.StatusTooManyRequests)
