@@ -66,6 +66,7 @@ func TestConfigShow(t *testing.T) {
 		"PGJET_CONFIG": file, "PGJET_DATABASE_URL": "postgres://ann:" + secret + "@host/x", "PGJET_SMTP_URL_FILE": password,
 		"PGJET_USERS__REQUESTS": "7", "PGJET_RETENTION": "48h",
 		"PGJET_TRUSTED_PROXIES": "10.0.0.0/8,192.168.0.0/16",
+		"PGJET_TOKEN_JWKS_URL":  "https://ann:" + secret + "@host/keys", "PGJET_BILLING_URL": "https://ann:" + secret + "@host",
 	}
 	all, hash := showConfigOf(t, vars, "--stream", "FLAG")
 	for key, want := range map[string][2]string{
@@ -78,6 +79,8 @@ func TestConfigShow(t *testing.T) {
 		"database_url":    {"****", "PGJET_DATABASE_URL"},
 		"smtp_url":        {"****", "PGJET_SMTP_URL_FILE"},
 		"admin_addr":      {"127.0.0.1:7404", "default"},
+		"token_jwks_url":  {"****", "PGJET_TOKEN_JWKS_URL"},
+		"billing_url":     {"****", "PGJET_BILLING_URL"},
 		"flags.profiles":  {"true", "default"},
 		"trusted_proxies": {"10.0.0.0/8,192.168.0.0/16", "PGJET_TRUSTED_PROXIES"},
 	} {
@@ -190,6 +193,31 @@ func TestUsersFollowTheirConfiguration(t *testing.T) {
 	p.logged("configuration read again, no value has changed", "hash")
 	if status, _ := get(t, admin+"/livez"); status != http.StatusOK {
 		t.Errorf("/livez = %d after SIGHUP", status)
+	}
+}
+
+// TestLogLevelIsForgotten: without the key the default holds again, though the process
+// began with another level.
+func TestLogLevelIsForgotten(t *testing.T) {
+	t.Parallel()
+	text := "addr: " + anyPort + "\nadmin_addr: " + anyPort + "\n"
+	file := configFileOf(t, "a.yaml", text+"log_level: debug\n")
+	p := start(t, env{"PGJET_DATABASE_URL": testenv.DatabaseURL(t)}, "users", "--config", file)
+	addr := p.logged("serving the API", "addr")
+	refusal := func() {
+		request(t, http.MethodGet, addr+"/users", "", map[string]string{"Authorization": "Bearer none"})
+	}
+	details := func() int { return strings.Count(p.stderr.String(), `"level":"DEBUG"`) }
+	refusal()
+	p.eventually(patience, "a line at level debug", func() bool { return details() > 0 })
+	rewrite(t, file, text)
+	p.logged("configuration changed", "keys")
+	before := details()
+	refusal()
+	p.signal(syscall.SIGHUP)
+	p.logged("configuration read again, no value has changed", "hash") // so all before was read, too
+	if after := details(); after != before {
+		t.Errorf("%d lines at level debug, %d when the configuration had changed: %s", after, before, p)
 	}
 }
 

@@ -78,7 +78,7 @@ func (c *configuration) create(file string) error {
 type configurationKey struct{}
 
 func configured(ctx context.Context) *configuration {
-	return ctx.Value(configurationKey{}).(*configuration) //nolint:errcheck // configure runs before every command
+	return ctx.Value(configurationKey{}).(*configuration) // configure runs before every command
 }
 
 // configure sets the flags of cmd that the command line does not set: from the
@@ -253,11 +253,11 @@ func (s *settings) follow(c *configuration, log *slog.Logger) {
 	s.level.Set(s.logLevel)
 	s.live = config.NewLive(c.first, c.load, log)
 	s.live.Subscribe(func(_, now *config.Config) {
-		level := s.logLevel
-		if v, ok := now.Lookup("log_level"); ok && level.UnmarshalText([]byte(v.Text)) != nil {
-			return // a level that is none passes no load
+		var level slog.Level
+		v, _ := now.Lookup("log_level")
+		if level.UnmarshalText([]byte(v.Text)) == nil { // a level that is none passes no load
+			s.level.Set(level)
 		}
-		s.level.Set(level)
 	})
 }
 

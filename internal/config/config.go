@@ -91,7 +91,7 @@ func (c *Config) Hash() string { return c.hash }
 // Warnings says what is unwise, though valid.
 func (c *Config) Warnings() []string { return c.warnings }
 
-// Lookup returns the value of a key if some layer sets it. It may be a secret.
+// Lookup returns the value of a key, and whether some layer sets it. It may be a secret.
 func (c *Config) Lookup(key string) (Value, bool) {
 	v, ok := c.values[key]
 	return v, ok && v.Origin != byDefault

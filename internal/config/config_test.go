@@ -232,6 +232,7 @@ func TestGoodFiles(t *testing.T) {
 		"one document":    {"a.yaml", "---\nstream: A\n...\n", "A"},
 		"extension":       {"a.YAML", "stream: A\n", "A"},
 		"braces":          {"a.yaml", "{}", "EVENTS"},
+		"empty texts":     {"a.yaml", "stream: \"\"\nport: ''\nusers: ''\ndatabase_url_file: ''\n", "EVENTS"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got := value(t, load(t, file(t, row.file, row.text)), "stream").Text; got != row.stream {
@@ -361,6 +362,15 @@ func TestMask(t *testing.T) {
 			want = text
 		}
 		if got := value(t, c, "database_url").Text; got != want {
+			t.Errorf("%q is shown as %q, want %q", text, got, want)
+		}
+	}
+	for text, want := range map[string]string{
+		"https://ann:" + secret + "@h/x": "****", // of whichever key
+		"https://h/x?y=z":                "https://h/x?y=z",
+		"pgjet <ann@example.com>":        "pgjet <ann@example.com>",
+	} {
+		if got := value(t, load(t, file(t, "a.yaml", "stream: "+text+"\n")), "stream").Text; got != want {
 			t.Errorf("%q is shown as %q, want %q", text, got, want)
 		}
 	}

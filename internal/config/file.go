@@ -79,7 +79,7 @@ func (l *loading) take(entries []entry) {
 		case !known && !l.schema.section(e.key):
 			l.fail("%s: %s", at, l.schema.unknown(e.key))
 			skip = e.key + "."
-		case e.kind == nothing: // as if it were not there
+		case e.kind == nothing || e.kind == single && e.text == "": // as if it were not there
 		case !known && e.kind != section:
 			l.fail("%s: %s is a section, want keys below it", at, e.key)
 		case known && e.kind != single:
@@ -98,10 +98,14 @@ func (l *loading) take(entries []entry) {
 func (l *loading) guard(e entry) {
 	info, err := os.Stat(l.file)
 	k := l.schema.byName[e.key]
-	if err == nil && info.Mode().Perm()&0o077 != 0 && k.mask(e.text) != e.text {
-		l.warnings = append(l.warnings, fmt.Sprintf(
-			"%s holds the secret %s, and others can read it: chmod 600, or name a file with the secret in %s_file", l.file, e.key, e.key))
+	if err != nil || info.Mode().Perm()&0o077 == 0 || k.mask(e.text) == e.text {
+		return
 	}
+	warning := fmt.Sprintf("%s holds the secret %s, and others can read it: chmod 600", l.file, e.key)
+	if k.Secret {
+		warning += ", or name a file with the secret in " + e.key + "_file"
+	}
+	l.warnings = append(l.warnings, warning)
 }
 
 // secretFile returns the secret whose file a key names, nil if it does no such thing.

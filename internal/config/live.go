@@ -76,7 +76,7 @@ func (l *Live) Run(ctx context.Context, ask <-chan os.Signal) error {
 		case <-ask:
 			l.reload(ctx, true)
 		case <-events:
-		case <-errs: // some events may be lost
+		case <-errs: //nolint:errcheck // whatever it is: some events may be lost, and the file is looked at below
 		case <-poll.C:
 		case <-settled.C:
 			switch now := stampOf(path); {
@@ -130,14 +130,17 @@ func (l *Live) reload(ctx context.Context, asked bool) {
 	l.loaded.Store(time.Now().Unix())
 	l.current.Store(now)
 	keys := old.differences(now)
-	if len(keys) == 0 {
+	if len(keys) == 0 && old.hash == now.hash {
 		if asked {
 			l.log.InfoContext(ctx, "configuration read again, no value has changed", "file", now.file, "hash", now.hash)
 		}
 		return
 	}
-	for _, apply := range l.apply {
+	for _, apply := range l.apply { // also if only others use what has changed: the hash is everybody's
 		apply(old, now)
+	}
+	if len(keys) == 0 {
+		keys = []string{"none of this process"}
 	}
 	l.log.InfoContext(ctx, "configuration changed", "file", now.file, "keys", strings.Join(keys, " "), "hash", now.hash)
 }

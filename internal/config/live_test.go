@@ -33,6 +33,7 @@ type follower struct {
 	mu    sync.Mutex
 	log   bytes.Buffer
 	seen  []tuning // that were applied, in order
+	hash  string   // of what was applied last
 }
 
 func (f *follower) Write(b []byte) (int, error) {
@@ -64,6 +65,7 @@ func follow(t *testing.T, path string) *follower {
 	f.Subscribe(func(old, now *config.Config) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
+		f.hash = now.Hash()
 		if config.Get[tuning](old, "users") != config.Get[tuning](now, "users") {
 			f.seen = append(f.seen, config.Get[tuning](now, "users"))
 		}
@@ -243,6 +245,21 @@ func TestRefusesWhatNeedsARestart(t *testing.T) {
 	}
 	replace(t, f.path, "stream: A\nport: 2\ndatabase_url: postgres://ann:"+secret+"@h/x\n"+batch(3))
 	f.size(3) // port is not of this process
+}
+
+// TestHashOfOthersKeys: a key that only other processes use changes the hash, and whoever
+// tells the hash hears of it.
+func TestHashOfOthersKeys(t *testing.T) {
+	t.Parallel()
+	f := follow(t, file(t, "a.yaml", batch(1)))
+	before := f.Current().Hash()
+	replace(t, f.path, batch(1)+"port: 7\n")
+	f.says("none of this process", 1)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if now := f.Current().Hash(); now == before || f.hash != now {
+		t.Errorf("the hash was %s and is %s, and %q was told", before, now, f.hash)
+	}
 }
 
 // TestAsked: SIGHUP has the file read at once, and says so.

@@ -169,10 +169,10 @@ func (k *Key) found(text string) string {
 // open is an address that cannot hold a password.
 var open = regexp.MustCompile(`^[a-z]+://(\[[0-9a-f:]+\]|[\w.-]+)(:\d+)?(/[\w-]*)?$`)
 
-// mask hides what is or may be a secret. Of an address without user and password
-// everything is shown.
+// mask hides what is or may be a secret: of any key an address with a user. Of an
+// address without user and password everything is shown.
 func (k *Key) mask(text string) string {
-	if text == "" || !k.Secret && (k.typed == nil || !strings.Contains(text, "@")) {
+	if text == "" || !k.Secret && !(strings.Contains(text, "://") && strings.Contains(text, "@")) {
 		return text
 	}
 	for part := range strings.SplitSeq(text, ",") {
