@@ -423,6 +423,48 @@ func TestAdmissionFollowsDelay(t *testing.T) {
 	})
 }
 
+// TestAdmissionLearnsFromWork: only requests that did their work tell how long requests
+// take. Those that are refused first would make it seem a moment.
+func TestAdmissionLearnsFromWork(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		err   error
+		learn bool
+	}{
+		{"success", nil, true},
+		{"not found", userNotFound(), true},
+		{"taken", newProblem(409, "email_taken", ""), true},
+		{"wrong password", fmt.Errorf("log in: %w", credentialsInvalid()), true},
+		{"breaks a rule", invalidFields([]FieldError{{}}), false},
+		{"too often", rateLimited("", time.Second), false},
+		{"no turn", errBusy, false},
+		{"unavailable", unavailableProblem("database_unavailable", ""), false},
+		{"time is up", context.DeadlineExceeded, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a := &admission{}
+				a.tune(100)
+				for range 200 {
+					_, err := admitted(t.Context(), a, &struct{}{}, func(context.Context, *struct{}) (*struct{}, error) {
+						time.Sleep(20 * time.Millisecond)
+						return nil, tt.err
+					})
+					if !errors.Is(err, tt.err) {
+						t.Fatalf("admitted = %v, want %v", err, tt.err)
+					}
+				}
+				if learned := a.current.Load().MaxInflight() > 0; learned != tt.learn {
+					t.Errorf("it learned from them: %v, want %v", learned, tt.learn)
+				}
+				if n := a.current.Load().Inflight(); n != 0 {
+					t.Errorf("%d seem to be worked on", n)
+				}
+			})
+		})
+	}
+}
+
 // TestTransactionsLeaveRoom has all transactions open: reads still get a connection, and who
 // wants one more transaction is told when time is up.
 func TestTransactionsLeaveRoom(t *testing.T) {
