@@ -86,7 +86,7 @@
 //   - 503 busy: passwords that are hashed at a time, and transactions, which leave a
 //     quarter of the pool's connections to reads.
 //   - Every request has 5 s, and 5 s more for its body to arrive.
-//   - A body has 64 KiB.
+//   - A body has 64 KiB, and 512 of one operation arrive at a time: 503 overloaded.
 //
 // Who is refused has changed nothing. Behind a proxy, set Server.Proxies, or all clients
 // count as one.
@@ -305,7 +305,9 @@ func register[I, O any](s *Server, a access, op huma.Operation, fn func(context.
 		op.Middlewares = append(op.Middlewares, s.limitAddress)
 		op.Errors = append(op.Errors, http.StatusTooManyRequests)
 	}
+	op.Middlewares = append(op.Middlewares, s.receive(admission))
 	huma.Register(s.api, op, func(ctx context.Context, in *I) (*O, error) {
+		arrived(ctx)
 		ctx, cancel := context.WithTimeout(ctx, s.timeout)
 		defer cancel()
 		out, err := admitted(ctx, admission, in, fn)
