@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -101,6 +102,9 @@ func unfinished(ctx context.Context, db *pgxpool.Pool, name string) (yes bool, e
 		select exists (select from pgjet.consumer where name = $1 and pause_reason = $2)
 		    or exists (select from pgjet.operation where kind = 'consumer.extend' and target = $1 and detail ->> 'done' = 'false')`,
 		name, pausedBy).Scan(&yes)
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.Code == "42P01" {
+		return false, fmt.Errorf("look up consumer %s: %w; run: pgjet migrate up", name, err)
+	}
 	if err != nil {
 		return false, fmt.Errorf("look up consumer %s: %w", name, err)
 	}

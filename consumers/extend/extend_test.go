@@ -351,6 +351,9 @@ func TestPausedAndInterrupted(t *testing.T) {
 	if got := b.extend(newer); !got.Paused || got.Earlier != 2 {
 		t.Errorf("Run() = %+v, want 2 earlier events of a paused consumer", got)
 	}
+	if a, err := consumers.ReadAccount(t.Context(), b.db, b.js, "EVENTS", "notes"); err != nil || a.Unaccounted != 0 || a.Retrying != 2 {
+		t.Errorf("what was handed over is not accounted for: %+v, %v", a, err)
+	}
 	if _, err := status.Resume(t.Context(), b.db, "notes", "bob@host", "back"); err != nil {
 		t.Fatal(err)
 	}
