@@ -44,7 +44,7 @@ type composeService struct {
 }
 
 // ownServices are those that run pgjet, and whether they go on running.
-var ownServices = map[string]bool{"migrate": false, "stream": false, "users": true, "relay": true, "welcome-mailer": true, "directory": true, "profiles": true, "billing": true}
+var ownServices = map[string]bool{"migrate": false, "stream": false, "users": true, "relay": true, "welcome-mailer": true, "directory": true, "onboarding": true, "profiles": true, "billing": true}
 
 func readComposition(t *testing.T) composition {
 	t.Helper()
@@ -78,6 +78,11 @@ func TestComposeRunsOurCommands(t *testing.T) {
 			} else if err := f.Value.Set(value); err != nil {
 				t.Errorf("%s: %s=%s: %v", name, variable, value, err)
 			}
+		}
+	}
+	for name := range ownConsumers {
+		if !slices.Equal(c.Services[name].Command, []string{"consume", name}) {
+			t.Errorf("nothing runs the consumer %s", name)
 		}
 	}
 	if c.Services["migrate"].Build != "." {

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -247,7 +248,7 @@ func TestDevEndsWithPostgreSQL(t *testing.T) {
 }
 
 // TestDevUsesRunningServers: with addresses it starts no servers, and shows no
-// password.
+// password. Told to stop, it says so.
 func TestDevUsesRunningServers(t *testing.T) {
 	t.Parallel()
 	n := testenv.NATS(t)
@@ -259,6 +260,18 @@ func TestDevUsesRunningServers(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(r.dir, name)); err == nil {
 			t.Errorf("there is a directory %s for a server that it does not need", name)
 		}
+	}
+	half, err := net.Dial("tcp", strings.TrimPrefix(r.Users, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer half.Close()
+	fmt.Fprint(half, "POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+	r.signal(os.Interrupt)
+	r.notReady(r.Admin, `"status":"stopping"`)
+	half.Close()
+	if code := r.wait(patience); code != exitOK {
+		t.Errorf("exit code %d, want 0, of %s", code, r)
 	}
 }
 
