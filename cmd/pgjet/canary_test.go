@@ -244,7 +244,7 @@ func repeat(t *testing.T) string {
 		case err != nil || r.Method != http.MethodPut:
 			w.WriteHeader(http.StatusNoContent)
 		case puts.Add(1) < 4:
-			http.Error(w, string(body)+canaryEmail, http.StatusInternalServerError)
+			http.Error(w, string(body)+"\n"+canaryEmail, http.StatusInternalServerError)
 		case puts.Load() == 4:
 			fmt.Fprintf(w, `{"user_id":[%q],%s`, canaryName, body)
 		default:
