@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -195,6 +196,8 @@ func checkOneTrace(t *testing.T, r *running) string {
 			t.Errorf("traceparent of %s = %q, want one of trace %s", station, got, trace)
 		}
 	}
+	handled := regexp.MustCompile(`handled consumer=welcome-mailer .*trace_id=` + trace)
+	r.eventually(patience, "the log of the consumer names the trace", func() bool { return handled.MatchString(r.stderr.String()) })
 	return user.ID
 }
 
