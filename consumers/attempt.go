@@ -326,7 +326,7 @@ func (t *term) effect(ctx context.Context, w *work) {
 // debug tells of an attempt.
 func (t *term) debug(ctx context.Context, w *work, outcome string, e ending) {
 	t.Log.DebugContext(ctx, "handled", "event_id", w.id, "type", w.eventType, "outcome", outcome,
-		"took", e.took.Round(10*time.Microsecond), "trace_id", trace.SpanContextFromContext(ctx).TraceID())
+		"took", e.took.Round(10*time.Microsecond), "trace_id", trace.SpanContextFromContext(created(ctx, w.event)).TraceID())
 }
 
 // tellOutage logs that something that all attempts need went away, or is back.

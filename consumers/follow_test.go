@@ -138,7 +138,7 @@ func TestFollowMissesNothing(t *testing.T) {
 	server := testenv.NATS(t)
 	proxy, url := proxied(t, server.URL())
 	w := follow(t, testenv.Connect(t, server.URL()), testenv.Connect(t, url), true)
-	gaps := w.began(0)
+	w.began(0)
 	for range 5 {
 		for range 20 {
 			w.put(10)
@@ -150,7 +150,7 @@ func TestFollowMissesNothing(t *testing.T) {
 
 	proxy.Stop() // for longer than the follower is patient
 	w.put(10)
-	gaps = w.gapCount()
+	gaps := w.gapCount()
 	testenv.Eventually(t, patience, "it logs why", func() bool {
 		w.mu.Lock()
 		defer w.mu.Unlock()

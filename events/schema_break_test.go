@@ -2,6 +2,7 @@ package events_test
 
 import (
 	"encoding/json"
+	"maps"
 	"regexp"
 	"strings"
 	"testing"
@@ -58,10 +59,7 @@ func TestABrokenContractIsNoticed(t *testing.T) {
 	today := readContract(t, kept{}.EventType())
 	const required, property = `"required": [`, `"properties": {`
 	by := []string{property, property + ` "by": {"type": "string"},`}
-	later := contract{golden: map[string][]byte{}} // once "by" was added
-	for name, data := range today.golden {
-		later.golden[name] = data
-	}
+	later := contract{golden: maps.Clone(today.golden)} // once "by" was added
 	later.golden["testdata/user.renamed/2.json"] = []byte(`{"user_id":"0199b1c2-6f00-7000-8000-000000000001","name":"A","renamed_at":"2027-01-01T00:00:00Z","by":"admin"}`)
 	later.schema = edit(today.schema, by...)
 	for what, tt := range map[string]struct {

@@ -122,7 +122,7 @@ func TestAsyncAPIIsValid(t *testing.T) {
 		t.Errorf("docs/asyncapi.yaml is not AsyncAPI 3.0: %v", err)
 	}
 	for old, wrong := range map[string]string{
-		"action: send": "action: shout", "asyncapi: 3.0.0": "asyncapi: 2.6.0", "address:": "addres:", "title: pgjet user events": "titel: x",
+		"action: send": "action: shout", "asyncapi: 3.0.0": "asyncapi: 2.6.0", "address:": "adr:", "title: pgjet user events": "titel: x",
 		"channel: {$ref": "chanel: {$ref",
 	} {
 		var all any

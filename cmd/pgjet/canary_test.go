@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -109,8 +110,9 @@ func canarySignUp(email, password string) string {
 }
 
 // TestCanary: addresses, names, passwords, tokens and keys that people send stay out of
-// everything that others read, whatever goes wrong: refused requests and mails, events
-// that the stream does not take, PostgreSQL away.
+// everything that others read, whatever goes wrong: refused requests and mails, another
+// service that repeats what it was sent, an account that is declined, a configuration with
+// a mistake beside a password, events that the stream does not take, PostgreSQL away.
 func TestCanary(t *testing.T) {
 	t.Parallel()
 	spans := &output{}
@@ -129,7 +131,8 @@ func TestCanary(t *testing.T) {
 		s.admin = s.logged("starting", "admin")
 		return s
 	}
-	users := run("users", "--addr", anyPort)
+	profiles, config := repeat(t), configFileOf(t, "a.yaml", "mail_rate: 1\n")
+	users := run("users", "--addr", anyPort, "--profiles-url", profiles, "--config", config)
 	users.addr = users.logged("serving the API", "addr")
 	smtp := "smtp://" + refuseMail(t) + "?tls=off"
 	all := []*service{users, run("relay"), run("consume", "welcome-mailer", "--smtp-url", smtp), run("consume", "directory", "--addr", anyPort)}
@@ -139,6 +142,20 @@ func TestCanary(t *testing.T) {
 	m := &mine{t: t, users: users.addr, token: canaryToken}
 	m.requests()
 	db := openDB(t, server.URL())
+	billing := startService(t, "standin", "billing", "--nats-url", nats, "--addr", anyPort, "--log-level", "debug")
+	decline(t, billing.logged("serving the API", "addr"))
+	all = append(all, billing, run("consume", "onboarding", "--profiles-url", profiles))
+	all[len(all)-1].eventually(patience, "the account is declined", func() bool {
+		return query[int](t, db, `select count(*) from pgjet.saga where state = 'undone'`) > 0
+	})
+	m.misconfigure(users, config)
+	for _, words := range [][]string{{"services", "ls", "-o", "json", "--nats-url", nats}, {"saga", "ls", "-o", "json", "--database-url", database}} {
+		if out := must(t, exitOK, words...); len(out) < 100 {
+			t.Errorf("%v says only %s", words, out)
+		} else {
+			m.search(fmt.Sprint(words[:2]), out)
+		}
+	}
 	all[2].eventually(patience, "the mail is refused for good", func() bool {
 		return query[int](t, db, `select count(*) from pgjet.dead_letter`) > 0
 	})
@@ -152,6 +169,7 @@ func TestCanary(t *testing.T) {
 	for _, sql := range []string{
 		`select coalesce(string_agg(row_to_json(a)::text, ''), '') from pgjet.attempt a`,
 		`select coalesce(string_agg(row_to_json(p)::text, ''), '') from pgjet.process p`,
+		`select coalesce(string_agg(row_to_json(s)::text, ''), '') from pgjet.saga s`,
 		`select coalesce(string_agg(row_to_json(q)::text, ''), '') from pgjet.quarantine q`,
 		`select string_agg(concat(error, stack, trace_id), '') from pgjet.dead_letter`,
 	} {
@@ -189,6 +207,52 @@ func TestCanary(t *testing.T) {
 	if !strings.Contains(metrics, "http_server_request_duration") {
 		t.Error("the metrics are not there")
 	}
+}
+
+// misconfigure writes mistakes into the configuration that a process follows, and a
+// password beside each of them.
+func (m *mine) misconfigure(users *service, file string) {
+	m.t.Helper()
+	for text, says := range map[string]string{
+		"database_url: postgres://ann:" + secret + "@h/x\nnats_url: [" + secret + "]\n": "want a single value",
+		"database_url: postgres://ann:" + secret + "@h/x\n\tnats_url: " + secret + "\n": "not YAML",
+		"users:\n  requests: https://ann:" + secret + "@h\n":                            "want a whole number",
+	} {
+		rewrite(m.t, file, text)
+		users.eventually(patience, "it refuses the configuration: "+says, func() bool { return strings.Contains(users.stderr.String(), says) })
+	}
+}
+
+// decline has a stand-in of billing decline every account.
+func decline(t *testing.T, addr string) {
+	t.Helper()
+	status, _, body := request(t, http.MethodPut, addr+"/fault", `{"status":402}`, map[string]string{"Content-Type": "application/json"})
+	if status != http.StatusOK {
+		t.Fatalf("PUT /fault = %d %s", status, body)
+	}
+}
+
+// repeat serves profiles that fail first, as whoever repeats what it was sent, and then
+// do what they are asked for. It returns the address.
+func repeat(t *testing.T) string {
+	t.Helper()
+	var puts atomic.Int32
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		w.Header().Set("X-Sent", canaryName+canaryEmail)
+		switch {
+		case err != nil || r.Method != http.MethodPut:
+			w.WriteHeader(http.StatusNoContent)
+		case puts.Add(1) < 4:
+			http.Error(w, string(body)+"\n"+canaryEmail, http.StatusInternalServerError)
+		case puts.Load() == 4:
+			fmt.Fprintf(w, `{"user_id":[%q],%s`, canaryName, body)
+		default:
+			_, _ = w.Write(body)
+		}
+	}))
+	t.Cleanup(s.Close)
+	return s.URL
 }
 
 // refuseEvents has the stream take nothing of any size.

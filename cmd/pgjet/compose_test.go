@@ -90,6 +90,11 @@ func TestComposeRunsOurCommands(t *testing.T) {
 			}
 		}
 	}
+	for name := range ownConsumers {
+		if !slices.Equal(c.Services[name].Command, []string{"consume", name}) {
+			t.Errorf("nothing runs the consumer %s", name)
+		}
+	}
 	if c.Services["migrate"].Build != "." {
 		t.Error("nobody builds the image before it is used")
 	}

@@ -3,23 +3,14 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
-	"log/slog"
-	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
 
-	"github.com/open-feature/go-sdk/openfeature"
-
-	"github.com/pgjet/pgjet/internal/auth"
-	"github.com/pgjet/pgjet/internal/config"
 	"github.com/pgjet/pgjet/internal/testenv"
-	"github.com/pgjet/pgjet/producer"
 )
 
 // configFileOf writes a configuration file.
@@ -97,6 +88,25 @@ func TestConfigShow(t *testing.T) {
 	}
 }
 
+// TestEveryTuningIsDocumented: each key that may change while a process runs.
+func TestEveryTuningIsDocumented(t *testing.T) {
+	all, _ := showConfigOf(t, nil)
+	for key := range all {
+		doc, name := "docs/configuration.md", key
+		if section, ok := strings.CutPrefix(key, "services."); ok {
+			_, name, _ = strings.Cut(section, ".")
+			doc = "docs/services.md"
+		} else if flag, ok := strings.CutPrefix(key, "flags."); ok {
+			name = flag
+		} else if !strings.Contains(key, ".") {
+			continue // a flag of the command line
+		}
+		if !strings.Contains(read(t, doc), "\n| `"+name+"` |") {
+			t.Errorf("%s does not explain %s", doc, key)
+		}
+	}
+}
+
 // TestConfigValidate says all that is wrong, and so does every other command.
 func TestConfigValidate(t *testing.T) {
 	t.Parallel()
@@ -152,170 +162,4 @@ func TestOneFileForAll(t *testing.T) {
 	}
 	refused(t, exitUnreachable, []string{"consumer", "ensure", "directory", "--config", file}, "NATS")
 	refused(t, exitUsage, []string{"consume", "welcome-mailer", "--config", file}, file+":2", "/not/mounted/here")
-}
-
-// TestUsersFollowTheirConfiguration: log level and hash change, what needs a restart is
-// refused, and SIGHUP is heard.
-func TestUsersFollowTheirConfiguration(t *testing.T) {
-	t.Parallel()
-	text := "addr: " + anyPort + "\nadmin_addr: " + anyPort + "\nlog_level: info\n"
-	file := configFileOf(t, "a.yaml", text)
-	p := start(t, env{"PGJET_DATABASE_URL": testenv.DatabaseURL(t)}, "users", "--config", file)
-	admin := p.logged("starting", "admin")
-	p.ready(admin)
-	metric := func(pattern string) bool {
-		_, body := get(t, admin+"/metrics")
-		return regexp.MustCompile(pattern).MatchString(body)
-	}
-	_, hash := showConfigOf(t, env{"PGJET_DATABASE_URL": "x"}, "--config", file)
-	if !metric(`(?m)^pgjet_config\{hash="`+hash+`"\} 1$`) || !metric(`(?m)^pgjet_config_loaded_seconds \d`) || !metric(`(?m)^pgjet_config_reload_failures_total 0$`) {
-		_, body := get(t, admin+"/metrics")
-		t.Errorf("/metrics has not the hash %s, or no time or failures: %s", hash, body)
-	}
-	rewrite(t, file, strings.Replace(text, "info", "loud", 1)+"stream: OTHER\n")
-	p.logged("the configuration was not changed, the last good one stays", "err")
-	rewrite(t, file, text+"stream: OTHER\nusers:\n  requests: 5\n")
-	p.eventually(patience, "it needs a restart", func() bool { return strings.Contains(p.stderr.String(), "restart it") })
-	if !metric(`(?m)^pgjet_config_reload_failures_total 2$`) || !metric(hash) {
-		t.Error("/metrics has not 2 failures and the old hash")
-	}
-	rewrite(t, file, strings.Replace(text, "info", "error", 1))
-	p.eventually(patience, "another hash", func() bool { return !metric(hash) })
-	lines := len(p.log(""))
-	rewrite(t, file, strings.Replace(text, "info", "debug", 1))
-	if got := p.logged("configuration changed", "keys"); got != "log_level" {
-		t.Errorf("keys = %s, want log_level", got)
-	}
-	if got := p.log("")[lines:]; len(got) != 1 {
-		t.Errorf("with log_level error it logged %v", got[:len(got)-1])
-	}
-	p.signal(syscall.SIGHUP)
-	p.logged("configuration read again, no value has changed", "hash")
-	if status, _ := get(t, admin+"/livez"); status != http.StatusOK {
-		t.Errorf("/livez = %d after SIGHUP", status)
-	}
-}
-
-// TestLogLevelIsForgotten: without the key the default holds again, though the process
-// began with another level.
-func TestLogLevelIsForgotten(t *testing.T) {
-	t.Parallel()
-	text := "addr: " + anyPort + "\nadmin_addr: " + anyPort + "\n"
-	file := configFileOf(t, "a.yaml", text+"log_level: debug\n")
-	p := start(t, env{"PGJET_DATABASE_URL": testenv.DatabaseURL(t)}, "users", "--config", file)
-	addr := p.logged("serving the API", "addr")
-	refusal := func() {
-		request(t, http.MethodGet, addr+"/users", "", map[string]string{"Authorization": "Bearer none"})
-	}
-	details := func() int { return strings.Count(p.stderr.String(), `"level":"DEBUG"`) }
-	refusal()
-	p.eventually(patience, "a line at level debug", func() bool { return details() > 0 })
-	rewrite(t, file, text)
-	p.logged("configuration changed", "keys")
-	before := details()
-	refusal()
-	p.signal(syscall.SIGHUP)
-	p.logged("configuration read again, no value has changed", "hash") // so all before was read, too
-	if after := details(); after != before {
-		t.Errorf("%d lines at level debug, %d when the configuration had changed: %s", after, before, p)
-	}
-}
-
-// TestFeatureFlagsFollow: who asks OpenFeature gets what the configuration says now.
-func TestFeatureFlagsFollow(t *testing.T) {
-	file := configFileOf(t, "a.yaml", "")
-	log := slog.New(slog.DiscardHandler)
-	s := followed(t, file, log)
-	issuer, err := auth.Generate()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.tune(producer.New(openDB(t, testenv.DatabaseURL(t)), issuer, log)); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error)
-	go func() { ended <- s.configPart().run(ctx) }()
-	profiles := func() bool {
-		on, err := openfeature.NewClient("pgjet").BooleanValue(ctx, "profiles", true, openfeature.EvaluationContext{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return on
-	}
-	if !profiles() {
-		t.Error("profiles is off, want the default")
-	}
-	rewrite(t, file, "flags:\n  profiles: false\n")
-	testenv.Eventually(t, patience, "profiles is off", func() bool { return !profiles() })
-	rewrite(t, file, "log_level: info\n")
-	testenv.Eventually(t, patience, "profiles is on", profiles)
-	cancel()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
-}
-
-// TestFlagWinsOverReload: what a flag or variable sets, the file cannot change.
-func TestFlagWinsOverReload(t *testing.T) {
-	t.Parallel()
-	text := "flags:\n  profiles: true\ntrusted_proxies: 10.0.0.0/8,192.168.0.0/16\n"
-	file := configFileOf(t, "a.yaml", text)
-	p := start(t, env{"PGJET_ADDR": anyPort}, "users", "--database-url", testenv.DatabaseURL(t), "--admin-addr", anyPort, "--log-level", "info", "--config", file)
-	p.ready(p.logged("starting", "admin"))
-	rewrite(t, file, strings.Replace(text, "true", "false", 1)+"log_level: error\naddr: 127.0.0.1:1\n")
-	if got := p.logged("configuration changed", "keys"); got != "flags.profiles" {
-		t.Errorf("keys = %s, want flags.profiles", got)
-	}
-}
-
-// TestDevFollowsItsConfiguration: it writes a file, and keeps what one makes of it.
-func TestDevFollowsItsConfiguration(t *testing.T) {
-	t.Parallel()
-	n := testenv.NATS(t)
-	dir, port, database := stateDir(t), freePorts(t), testenv.EmptyDatabaseURL(t)
-	r := startDev(t, dir, port, "--database-url", database, "--nats-url", n.URL())
-	file := filepath.Join(dir, "pgjet.yaml")
-	b, err := os.ReadFile(file)
-	if err != nil || !strings.Contains(r.stdout.String(), `"config":"`+file+`"`) {
-		t.Fatalf("%v, and it says %s", err, r.stdout.String())
-	}
-	text := string(b)
-	for _, want := range []string{"log_level: debug", "\nusers:\n", "\nflags:\n  profiles: true"} {
-		if !strings.Contains(text, want) {
-			t.Errorf("the file is\n%s\nwant %q", text, want)
-		}
-	}
-	text = strings.Replace(text, "profiles: true", "profiles: false", 1)
-	rewrite(t, file, text)
-	r.eventually(patience, "it takes effect", func() bool { return strings.Contains(r.stderr.String(), "keys=flags.profiles") })
-	r.stop()
-	r = startDev(t, dir, port, "--database-url", database, "--nats-url", n.URL())
-	if b, err := os.ReadFile(file); err != nil || string(b) != text {
-		t.Errorf("the file is now\n%s\n%v", b, err)
-	}
-	r.stop()
-	rewrite(t, file, "users:\n  request: 5\n")
-	refused(t, exitUsage, devArgs(dir, port), file+":2", "did you mean users.requests?")
-	if err := os.Rename(file, file+".mine"); err != nil {
-		t.Fatal(err)
-	}
-	own := configFileOf(t, "own.yaml", "database_url: "+database+"\nnats_url: "+n.URL()+"\n")
-	r = startDev(t, dir, port, "--config", own)
-	if _, err := os.Stat(file); err == nil || !strings.Contains(r.stdout.String(), own) {
-		t.Errorf("it wrote %s (%v), or does not say %s: %s", file, err, own, r.stdout.String())
-	}
-}
-
-// followed returns the settings of a process that follows a configuration file.
-func followed(t *testing.T, file string, log *slog.Logger) *settings {
-	t.Helper()
-	c := &configuration{schema: config.NewSchema(processKeys(newRoot()), sections(newRoot())...), file: file}
-	var err error
-	if c.first, err = c.load(); err != nil {
-		t.Fatal(err)
-	}
-	s := &settings{}
-	s.follow(c, log)
-	return s
 }

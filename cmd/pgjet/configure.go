@@ -5,16 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 
-	"github.com/open-feature/go-sdk/openfeature"
-	"github.com/open-feature/go-sdk/openfeature/memprovider"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -239,65 +234,4 @@ func wanted(f *pflag.Flag) string {
 		return "text, several joined by commas"
 	}
 	return "text"
-}
-
-// logger returns the log of a process, and follows the configuration with its level.
-func (s *settings) logger(cmd *cobra.Command) *slog.Logger {
-	log := newLogger(cmd.ErrOrStderr(), &s.level)
-	s.follow(configured(cmd.Context()), log)
-	return log
-}
-
-// follow makes s.live of a configuration, and s.level of its log level.
-func (s *settings) follow(c *configuration, log *slog.Logger) {
-	s.level.Set(s.logLevel)
-	s.live = config.NewLive(c.first, c.load, log)
-	s.live.Subscribe(func(_, now *config.Config) {
-		var level slog.Level
-		v, _ := now.Lookup("log_level")
-		if level.UnmarshalText([]byte(v.Text)) == nil { // a level that is none passes no load
-			s.level.Set(level)
-		}
-	})
-}
-
-// configPart returns the part that follows the configuration file. SIGHUP has it read at
-// once; a terminal sends that signal when it is closed, and there it ends the process.
-func (s *settings) configPart() part {
-	return part{name: "configuration", run: func(ctx context.Context) error {
-		ask := make(chan os.Signal, 1)
-		if s.live.Current().File() != "" && !terminal(os.Stdin) {
-			signal.Notify(ask, syscall.SIGHUP)
-			defer signal.Stop(ask)
-		}
-		return s.live.Run(ctx, ask)
-	}}
-}
-
-// tune gives the user service what the configuration says about it, now and whenever
-// that changes: its tuning, and the feature flags.
-func (s *settings) tune(api *producer.Server) error {
-	flags := memprovider.NewInMemoryProvider(featureFlags(s.live.Current()))
-	if err := openfeature.SetProviderAndWait(flags); err != nil {
-		return fmt.Errorf("set the feature flags: %w", err)
-	}
-	api.Tune(config.Get[producer.Tuning](s.live.Current(), "users"))
-	s.live.Subscribe(func(old, now *config.Config) {
-		if t := config.Get[producer.Tuning](now, "users"); t != config.Get[producer.Tuning](old, "users") {
-			api.Tune(t)
-		}
-		flags.UpdateFlags(featureFlags(now))
-	})
-	return nil
-}
-
-func featureFlags(c *config.Config) map[string]memprovider.InMemoryFlag {
-	all := make(map[string]memprovider.InMemoryFlag)
-	for name, on := range config.Get[map[string]bool](c, "flags") {
-		all[name] = memprovider.InMemoryFlag{
-			Key: name, State: memprovider.Enabled, DefaultVariant: fmt.Sprint(on),
-			Variants: map[string]any{"true": true, "false": false},
-		}
-	}
-	return all
 }

@@ -3,9 +3,11 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -200,6 +202,8 @@ func checkOneTrace(t *testing.T, r *running) string {
 			t.Errorf("traceparent of %s = %q, want one of trace %s", station, got, trace)
 		}
 	}
+	handled := regexp.MustCompile(`handled consumer=welcome-mailer .*trace_id=` + trace)
+	r.eventually(patience, "the log of the consumer names the trace", func() bool { return handled.MatchString(r.stderr.String()) })
 	return user.ID
 }
 
@@ -253,7 +257,7 @@ func TestDevEndsWithPostgreSQL(t *testing.T) {
 }
 
 // TestDevUsesRunningServers: with addresses it starts no servers, and shows no
-// password.
+// password. Told to stop, it says so.
 func TestDevUsesRunningServers(t *testing.T) {
 	t.Parallel()
 	n := testenv.NATS(t)
@@ -265,6 +269,18 @@ func TestDevUsesRunningServers(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(r.dir, name)); err == nil {
 			t.Errorf("there is a directory %s for a server that it does not need", name)
 		}
+	}
+	half, err := net.Dial("tcp", strings.TrimPrefix(r.Users, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer half.Close()
+	fmt.Fprint(half, "POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+	r.signal(os.Interrupt)
+	r.notReady(r.Admin, `"status":"stopping"`)
+	half.Close()
+	if code := r.wait(patience); code != exitOK {
+		t.Errorf("exit code %d, want 0, of %s", code, r)
 	}
 }
 

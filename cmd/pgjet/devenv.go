@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -37,6 +39,57 @@ func (p places) remember(dir string) error {
 }
 
 func readyFile(dir string) string { return filepath.Join(dir, "ready.json") }
+
+// shownDatabase returns the database URL without a password.
+func (d *dev) shownDatabase() string {
+	if d.postgres != nil {
+		return d.postgres.URL()
+	}
+	c := d.db.Config().ConnConfig
+	u := url.URL{Scheme: "postgres", User: url.User(c.User), Host: host(c), Path: "/" + c.Database}
+	return u.String()
+}
+
+// shownNATS returns the address of the NATS server in use, without a password.
+func (d *dev) shownNATS() string { return "nats://" + d.nc.ConnectedAddr() }
+
+// announce tells where everything is.
+func (d *dev) announce() {
+	at := places{
+		"http://" + d.addr(usersPort), "http://" + d.addr(inboxPort), "http://" + d.addr(directoryPort),
+		"http://" + d.addr(profilesPort), "http://" + d.addr(billingPort), d.shownNATS(), d.shownDatabase(),
+		"http://" + d.addr(adminPort), d.addr(smtpPort), d.conf.file,
+	}
+	if err := at.remember(d.dir); err != nil {
+		d.log.Warn("pgjet dev env will not find this run", "err", err)
+	}
+	if d.json {
+		_ = json.NewEncoder(d.out).Encode(at) // stdout is gone: nobody to tell
+		return
+	}
+	fmt.Fprintf(d.out, `
+pgjet dev is ready after %.1f s                      for development only
+
+  Users API    %s
+  Inbox        %s
+  Directory    %s/directory?q=ada
+  Stand-ins    profiles %s   billing %s
+  Health       %s/readyz   (/metrics)
+  PostgreSQL   %s
+  NATS         %s   stream %s
+  SMTP         %s
+  Config       %s   (save it, and it takes effect)
+  State        %s   (kept; 'pgjet dev reset' removes it)
+
+Try it, then look at the inbox:
+
+  curl -sS %s/users -H 'Content-Type: application/json' \
+       -d '{"email":"ada@example.com","name":"Ada","password":"correct horse battery"}'
+
+Stop with Ctrl-C.
+
+`, time.Since(d.began).Seconds(), at.Users, at.Inbox, at.Directory, at.Profiles, at.Billing, at.Admin, at.Database, at.NATS, d.stream, at.SMTP, at.Config, d.dir, at.Users)
+}
 
 func devEnvCommand(dir *string) *cobra.Command {
 	return &cobra.Command{

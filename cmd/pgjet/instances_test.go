@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -93,6 +94,24 @@ func TestServicesAreListed(t *testing.T) {
 
 }
 
+// TestLeavesBeforeItStops: what is told to stop is found by nobody any more, and works on
+// for those who found it before.
+func TestLeavesBeforeItStops(t *testing.T) {
+	t.Parallel()
+	_, url := testenv.JetStream(t)
+	s := startService(t, "standin", "profiles", "--nats-url", url, "--addr", anyPort, "--stop-delay", "1m")
+	addr := s.logged("serving the API", "addr")
+	s.eventually(patience, "it is listed", func() bool { return listed(t, url)["profiles"].Address == addr })
+	s.signal(syscall.SIGTERM)
+	s.eventually(patience, "it has left", func() bool { _, ok := listed(t, url)["profiles"]; return !ok })
+	if status, _ := get(t, addr+"/livez"); status != http.StatusOK {
+		t.Errorf("GET /livez = %d after it left, want 200", status)
+	}
+	s.signal(syscall.SIGTERM)
+	s.wait(patience)
+	s.killed = true // as it should be
+}
+
 // TestServicesOfStrangers: an instance that lies about itself does no harm to who looks.
 func TestServicesOfStrangers(t *testing.T) {
 	t.Parallel()
@@ -136,7 +155,7 @@ func TestConfigHashIsAnnounced(t *testing.T) {
 	s.registryConn = js.Conn()
 	r := s.register(testenv.Logger(t))
 	r.setConfig("before")
-	p := r.part(registry.Instance{Name: "one"}, registry.Instance{Name: "two"})
+	p := r.part(t.Context(), registry.Instance{Name: "one"}, registry.Instance{Name: "two"})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() { ended <- p.run(ctx) }()

@@ -63,8 +63,8 @@ func supervise(ctx context.Context, parts []part) error {
 }
 
 // serve runs one service as a process of its own: its parts, and the admin pages. Told to
-// stop, it says so on /readyz at once, works on for --stop-delay, so that whoever sends
-// requests sees it, and then stops.
+// stop, it says so on /readyz and leaves the registry at once, works on for --stop-delay,
+// so that whoever sends requests sees it, and then stops.
 func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, parts ...part) error {
 	tel, err := startTelemetry(ctx, log, name)
 	if err != nil {
@@ -81,7 +81,7 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, par
 	if s.served != nil {
 		i.Address = s.reachable(s.served)
 	}
-	parts = append([]part{s.register(log).part(i)}, parts...)
+	parts = append([]part{s.register(log).part(ctx, i)}, parts...)
 	log.InfoContext(ctx, "starting", "service", name, "version", version(), "admin", "http://"+admin.Addr().String())
 	late, cancel := after(ctx, s.stopDelay)
 	defer cancel()

@@ -25,13 +25,17 @@ type registrar struct {
 	all    []*registry.Registration
 }
 
-// part registers the instances while it runs. List it first: who is told to stop leaves
-// before anything else ends.
-func (r *registrar) part(instances ...registry.Instance) part {
+// part registers the instances until told ends, and at the latest until it is stopped
+// itself: whoever is told to stop leaves before anything else ends.
+func (r *registrar) part(told context.Context, instances ...registry.Instance) part {
 	return part{name: "registry", run: func(ctx context.Context) error {
 		if r.nc != nil {
 			r.register(ctx, instances)
-			defer r.leave(ctx)
+			select {
+			case <-told.Done():
+			case <-ctx.Done():
+			}
+			r.leave(ctx)
 		}
 		<-ctx.Done()
 		return nil

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -14,7 +13,6 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/knadh/koanf/parsers/toml/v2"
 	"go.yaml.in/yaml/v3"
 )
 
@@ -251,56 +249,4 @@ func walkYAML(entries []entry, prefix string, mapping *yaml.Node) []entry {
 		}
 	}
 	return entries
-}
-
-func parseTOML(file string, b []byte) ([]entry, error) {
-	values, err := toml.Parser().Unmarshal(b)
-	if err != nil {
-		at := file
-		var positioned interface{ Position() (row, column int) }
-		if errors.As(err, &positioned) {
-			row, _ := positioned.Position()
-			at = fmt.Sprintf("%s:%d", file, row)
-		}
-		return nil, fmt.Errorf("%s: not TOML: %s", at, quoted.ReplaceAllString(strings.TrimPrefix(err.Error(), "toml: "), "…"))
-	}
-	return walkTOML(nil, "", values, linesTOML(string(b))), nil
-}
-
-func walkTOML(entries []entry, prefix string, values map[string]any, lines map[string]int) []entry {
-	for _, name := range slices.Sorted(maps.Keys(values)) {
-		e := entry{key: prefix + name, text: fmt.Sprint(values[name]), line: lines[prefix+name]}
-		switch value := values[name].(type) {
-		case map[string]any:
-			e.kind, e.text = section, ""
-			entries = walkTOML(append(entries, e), e.key+".", value, lines)
-			continue
-		case []any, []map[string]any:
-			e.kind, e.text = list, ""
-		}
-		entries = append(entries, e)
-	}
-	return entries
-}
-
-var (
-	tableTOML = regexp.MustCompile(`^\s*\[\[?\s*([^\]]+?)\s*\]`)
-	keyTOML   = regexp.MustCompile(`^\s*([\w."'-]+)\s*=`)
-)
-
-// linesTOML tells in which line a key stands. It reads no more than that, and can be
-// wrong about a file with multi-line strings: it is for messages.
-func linesTOML(text string) map[string]int {
-	lines, prefix, n := make(map[string]int), "", 0
-	unquote := strings.NewReplacer(`"`, "", `'`, "", " ", "")
-	for line := range strings.Lines(text) {
-		n++
-		if m := tableTOML.FindStringSubmatch(line); m != nil {
-			prefix = unquote.Replace(m[1]) + "."
-			lines[strings.TrimSuffix(prefix, ".")] = n
-		} else if m := keyTOML.FindStringSubmatch(line); m != nil {
-			lines[prefix+unquote.Replace(m[1])] = n
-		}
-	}
-	return lines
 }

@@ -172,7 +172,8 @@ var open = regexp.MustCompile(`^[a-z]+://(\[[0-9a-f:]+\]|[\w.-]+)(:\d+)?(/[\w-]*
 // mask hides what is or may be a secret: of any key an address with a user. Of an
 // address without user and password everything is shown.
 func (k *Key) mask(text string) string {
-	if text == "" || !k.Secret && !(strings.Contains(text, "://") && strings.Contains(text, "@")) {
+	withUser := strings.Contains(text, "://") && strings.Contains(text, "@")
+	if text == "" || !k.Secret && !withUser {
 		return text
 	}
 	for part := range strings.SplitSeq(text, ",") {

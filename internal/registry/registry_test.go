@@ -361,3 +361,27 @@ func TestManyInstances(t *testing.T) {
 		t.Errorf("found %d of a flood", len(all))
 	}
 }
+
+// TestSetWhileAway: an instance whose metadata change while NATS is away is there once
+// afterwards, as it is then.
+func TestSetWhileAway(t *testing.T) {
+	t.Parallel()
+	server := testenv.NATS(t)
+	nc, other := connect(t, server.URL()), connect(t, server.URL())
+	r := register(t, nc, registry.Instance{Name: "profiles"})
+	server.Stop()
+	testenv.Eventually(t, patience, "NATS is lost", func() bool { return !nc.IsConnected() && !other.IsConnected() })
+	for _, hash := range []string{"a", "b"} {
+		if err := r.Set("config", hash); err != nil {
+			t.Fatal(err)
+		}
+	}
+	testenv.RestartNATS(t, server)
+	testenv.Eventually(t, patience, "it is there", func() bool {
+		all, err := registry.Ask(t.Context(), other, "profiles")
+		if len(all) > 1 || len(all) == 1 && all[0].Metadata["config"] != "b" {
+			t.Fatalf("Ask() = %v, want one with b", all)
+		}
+		return err == nil && len(all) == 1
+	})
+}

@@ -63,7 +63,7 @@ func (c *Client) RoundTrip(req *http.Request) (*http.Response, error) {
 // up.
 func (c *Client) try(req *http.Request, t Tuning) (res *http.Response, err error) {
 	called := c.breaker.Do(func() breaker.Outcome {
-		res, err = c.send(req, t)
+		res, err = c.send(req, t) //nolint:bodyclose // the caller closes it
 		switch {
 		case errors.Is(req.Context().Err(), context.Canceled) || errors.Is(err, errNotFound):
 			return breaker.Nothing

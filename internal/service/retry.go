@@ -40,7 +40,7 @@ func (c *Client) retry(req *http.Request, t Tuning) (*http.Response, error) {
 		if err != nil {
 			return backoff.Permanent(err)
 		}
-		last, err = c.try(r, t)
+		last, err = c.try(r, t) //nolint:bodyclose // the caller closes the last one, discard the others
 		switch {
 		case errors.Is(err, errRefused) || req.Context().Err() != nil:
 			return backoff.Permanent(err)

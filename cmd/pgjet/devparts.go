@@ -1,0 +1,166 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"time"
+
+	"github.com/pgjet/pgjet/consumers/directory"
+	"github.com/pgjet/pgjet/consumers/mailer"
+	"github.com/pgjet/pgjet/consumers/onboarding"
+	"github.com/pgjet/pgjet/internal/devservices"
+	"github.com/pgjet/pgjet/internal/health"
+	"github.com/pgjet/pgjet/internal/registry"
+	"github.com/pgjet/pgjet/internal/telemetry"
+	"github.com/pgjet/pgjet/outbox/hint"
+	"github.com/pgjet/pgjet/producer"
+)
+
+// supervise runs the services until ctx ends, one of them fails, or PostgreSQL
+// dies.
+func (d *dev) supervise(ctx context.Context, tel *telemetry.Telemetry) error {
+	parts, err := d.parts(ctx, tel)
+	if err != nil {
+		return err
+	}
+	return supervise(ctx, append(parts, part{name: "ready", run: func(ctx context.Context) error {
+		if err := waitReady(ctx, parts); err != nil {
+			return err
+		}
+		if ctx.Err() == nil {
+			d.announce()
+		}
+		select {
+		case <-d.postgresDone():
+			return fmt.Errorf("PostgreSQL ended: %w", cmp.Or(d.postgres.Err(), errors.New("no reason is known")))
+		case <-ctx.Done():
+			return nil
+		}
+	}}))
+}
+
+// parts lists the services in the order in which they are stopped.
+func (d *dev) parts(ctx context.Context, tel *telemetry.Telemetry) ([]part, error) {
+	relayPart, err := d.relayPart(d.log)
+	if err != nil {
+		return nil, err
+	}
+	mailerPart, err := d.mailerPart(d.db, d.js, d.log)
+	if err != nil {
+		return nil, err
+	}
+	onboardingParts, err := d.onboardingParts(d.db, d.js, d.log)
+	if err != nil {
+		return nil, err
+	}
+	api, err := d.userService()
+	if err != nil {
+		return nil, err
+	}
+	at := make(map[int]net.Listener)
+	for _, port := range []int{usersPort, inboxPort, adminPort, smtpPort, directoryPort, profilesPort, billingPort} {
+		if at[port], err = listen("development", d.addr(port), "--port"); err != nil {
+			return nil, err
+		}
+	}
+	standins, err := d.standins(at)
+	if err != nil {
+		return nil, err
+	}
+	parts := []part{
+		d.register(d.log).part(ctx, d.instances()...),
+		serveHTTP("users", at[usersPort], api, d.log),
+		watchDatabase(d.db, d.log),
+		d.configPart(),
+		d.invalidationPart(api, d.js, d.log),
+		relayPart,
+		mailerPart,
+		d.directoryPart(d.db, d.js, d.log),
+		serveHTTP("directory-api", at[directoryPort], directory.New(d.db, d.log), d.log),
+		{name: "smtp", run: func(ctx context.Context) error { return d.mail.ServeSMTP(ctx, at[smtpPort]) }},
+		serveHTTP("inbox", at[inboxPort], d.mail.Handler(), d.log),
+	}
+	parts = append(parts, onboardingParts...)
+	parts = append(parts, standins...)
+	h := &health.Health{Version: version(), Metrics: tel.Metrics, Checks: checks(parts)}
+	context.AfterFunc(ctx, h.Stop)
+	return append(parts, serveHTTP("admin", at[adminPort], h.Handler(), d.log)), nil
+}
+
+// userService returns the user service, whose key is kept.
+func (d *dev) userService() (*producer.Server, error) {
+	d.tokenKeyFile = filepath.Join(d.dir, keyName)
+	if err := keepKey(d.tokenKeyFile); err != nil {
+		return nil, err
+	}
+	issuer, err := d.tokenIssuer(d.log)
+	if err != nil {
+		return nil, err
+	}
+	profiles, err := d.serviceClient(devservices.Profiles, d.log)
+	if err != nil {
+		return nil, err
+	}
+	api := producer.New(d.db, issuer, d.log)
+	api.Committed, api.Profiles = hint.New(d.nc, d.stream).Committed, profiles.HTTP()
+	return api, d.tune(api)
+}
+
+// standins returns the parts that stand in for other services.
+func (d *dev) standins(at map[int]net.Listener) (all []part, err error) {
+	for _, one := range []struct {
+		name string
+		port int
+	}{{devservices.Profiles, profilesPort}, {devservices.Billing, billingPort}} {
+		handler, err := devservices.New(one.name, filepath.Join(d.dir, "services"), d.log)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, serveHTTP(one.name, at[one.port], handler, d.log))
+	}
+	return all, nil
+}
+
+// instances lists what this process registers: each part as the process that it is
+// elsewhere.
+func (d *dev) instances() []registry.Instance {
+	at := func(port int) string { return "http://" + d.addr(port) }
+	ready := at(adminPort) + "/readyz"
+	return []registry.Instance{
+		{Name: "pgjet-users", Address: at(usersPort), HealthURL: ready},
+		{Name: "pgjet-relay", HealthURL: ready},
+		{Name: "pgjet-" + mailer.Name, HealthURL: ready},
+		{Name: "pgjet-" + directory.Name, Address: at(directoryPort), HealthURL: ready},
+		{Name: "pgjet-" + onboarding.Name, HealthURL: ready},
+		{Name: devservices.Profiles, Address: at(profilesPort), HealthURL: at(profilesPort) + "/livez"},
+		{Name: devservices.Billing, Address: at(billingPort), HealthURL: at(billingPort) + "/livez"},
+	}
+}
+
+// waitReady returns when every part is ready, or with the first cause that has not
+// gone away after a while.
+func waitReady(ctx context.Context, parts []part) error {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	for _, p := range parts {
+		for p.ready != nil {
+			err := p.ready(ctx)
+			if err == nil {
+				break
+			}
+			select {
+			case <-time.After(10 * time.Millisecond):
+			case <-ctx.Done():
+				if errors.Is(ctx.Err(), context.Canceled) {
+					return nil
+				}
+				return fmt.Errorf("%s did not become ready: %w", p.name, err)
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,128 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/internal/devmail"
+	"github.com/pgjet/pgjet/internal/devserver"
+	"github.com/pgjet/pgjet/migrations"
+	"github.com/pgjet/pgjet/relay"
+)
+
+// startServers starts what the services need, or connects to it: PostgreSQL with
+// its tables, NATS with its stream.
+func (d *dev) startServers(ctx context.Context) error {
+	if err := d.startPostgres(ctx); err != nil {
+		return err
+	}
+	if err := d.startNATS(ctx); err != nil {
+		return err
+	}
+	var err error
+	if d.mail, err = devmail.New(filepath.Join(d.dir, "mail"), d.log); err != nil {
+		return fmt.Errorf("open the inbox: %w", err)
+	}
+	d.smtpURL = "smtp://" + d.addr(smtpPort) + "?tls=off"
+	return nil
+}
+
+func (d *dev) startPostgres(ctx context.Context) error {
+	if d.databaseURL == "" {
+		var err error
+		d.postgres, err = devserver.StartPostgres(ctx, devserver.PostgresOptions{
+			Dir: filepath.Join(d.dir, "postgres"), Port: d.port + postgresPort,
+			Bin: d.pgBin, Mirror: d.pgMirror, Durable: true, Log: d.servers.With("part", "postgres"),
+		})
+		if err != nil {
+			return &exitError{exitUnreachable, err}
+		}
+		d.databaseURL = d.postgres.URL()
+	}
+	reached, err := d.reach(ctx)
+	if err != nil {
+		return err
+	}
+	reached.Close()
+	if d.db, err = d.pool(ctx, "pgjet-dev"); err != nil {
+		return err
+	}
+	_, err = migrations.Up(ctx, d.db)
+	return err
+}
+
+func (d *dev) startNATS(ctx context.Context) error {
+	if d.natsURL == "" {
+		var err error
+		d.nats, err = devserver.StartNATS(devserver.NATSOptions{
+			Dir: filepath.Join(d.dir, "nats"), Port: d.port + natsPort, Log: d.servers.With("part", "nats"),
+		})
+		if err != nil {
+			return &exitError{exitUnreachable, err}
+		}
+		d.natsURL = d.nats.URL()
+	}
+	nc, js, err := d.reachNATS()
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	_, differences, err := relay.EnsureStream(ctx, js, relay.StreamConfig(d.stream, 1))
+	if err != nil {
+		return fmt.Errorf("ensure stream %s: %w", d.stream, err)
+	}
+	for _, line := range differences {
+		d.log.WarnContext(ctx, "the stream is not as it should be, nothing was changed", "stream", d.stream, "difference", line)
+	}
+	if err := d.addTypes(ctx, js); err != nil {
+		return err
+	}
+	d.nc, d.js, err = d.connectNATS("pgjet-dev", d.log)
+	d.registryConn = d.nc
+	return err
+}
+
+// addTypes has the durable consumers of an older version bring what they lack.
+func (d *dev) addTypes(ctx context.Context, js jetstream.JetStream) error {
+	for _, own := range ownConsumers {
+		want, err := own().Config()
+		if err != nil {
+			return err
+		}
+		result, err := d.extend(ctx, d.db, js, want)
+		if err != nil {
+			return err
+		}
+		if len(result.Types) > 0 {
+			d.log.InfoContext(ctx, "added types of events to a durable consumer", "consumer", want.Durable, "types", result.Types, "earlier_events", result.Earlier)
+		}
+	}
+	return nil
+}
+
+func (d *dev) stopServers() {
+	if d.nc != nil {
+		d.nc.Close()
+	}
+	if d.db != nil {
+		d.db.Close()
+	}
+	if d.nats != nil {
+		d.nats.Stop()
+	}
+	if d.postgres != nil {
+		if err := d.postgres.Stop(); err != nil {
+			d.log.Warn("PostgreSQL did not stop cleanly", "err", err)
+		}
+	}
+}
+
+func (d *dev) postgresDone() <-chan struct{} {
+	if d.postgres == nil {
+		return nil
+	}
+	return d.postgres.Done()
+}
