@@ -517,6 +517,27 @@ func TestTransactionsLeaveRoom(t *testing.T) {
 	}
 }
 
+// TestNoTransactionNoTurn has PostgreSQL away for more sign-ups than there are turns: each
+// is told that, and has given its turn back.
+func TestNoTransactionNoTurn(t *testing.T) {
+	db, err := pgxpool.New(t.Context(), "postgres://pgjet@127.0.0.1:1/nowhere?pool_max_conns=2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	d := newDatabase(db)
+	for range 3 {
+		if _, err := d.Begin(ctx); err == nil || !unavailable(err) || errors.Is(err, errDatabaseBusy) {
+			t.Errorf("Begin = %v without PostgreSQL, want that it is not available", err)
+		}
+	}
+	if n := d.changes.present.Load(); n != 0 {
+		t.Errorf("%d turns were not given back", n)
+	}
+}
+
 // TestRefusals counts every cause by its own name, and logs the first refusal only.
 func TestRefusals(t *testing.T) {
 	reader := metric.NewManualReader()

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"runtime"
 	"slices"
 	"strconv"
@@ -107,6 +108,22 @@ func TestSecurityHeaders(t *testing.T) {
 		}
 		if got, ok := a.Header["Strict-Transport-Security"]; ok {
 			t.Errorf("GET %s: Strict-Transport-Security = %q without TLS", path, got)
+		}
+	}
+	forwarded := request(t, "GET", plain.URL+"/nowhere", nil)
+	forwarded.Header.Set("X-Forwarded-Proto", "https")
+	if got := do(t, forwarded).Header.Get("Strict-Transport-Security"); got != "" {
+		t.Errorf("from somebody who claims TLS, Strict-Transport-Security = %q, want none", got)
+	}
+	behind := producer.New(testenv.Postgres(t), issuer, testenv.Logger(t))
+	behind.Proxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	srv := httptest.NewServer(behind)
+	defer srv.Close()
+	for proto, want := range map[string]string{"https": "max-age=31536000", "http": ""} {
+		req := request(t, "GET", srv.URL+"/nowhere", nil)
+		req.Header.Set("X-Forwarded-Proto", proto)
+		if got := do(t, req).Header.Get("Strict-Transport-Security"); got != want {
+			t.Errorf("from a proxy with %s, Strict-Transport-Security = %q, want %q", proto, got, want)
 		}
 	}
 	res, err := encrypted.Client().Get(encrypted.URL + "/nowhere")
