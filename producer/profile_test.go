@@ -122,7 +122,9 @@ func TestProfileUnavailable(t *testing.T) {
 		{"no answer", nil, 503, "profiles_unavailable"},
 		{"503", say(503, "{}"), 503, "profiles_unavailable"},
 		{"401", say(401, "{}"), 503, "profiles_unavailable"},
-		{"redirect", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://elsewhere/", http.StatusFound) }, 503, "profiles_unavailable"},
+		{"redirect", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://elsewhere/", http.StatusFound)
+		}, 503, "profiles_unavailable"},
 		{"404", say(404, "{}"), 404, "profile_not_found"},
 		{"no JSON", say(200, "hello"), 503, "profiles_unavailable"},
 		{"of another", say(200, `{"user_id":"x","name":"Bob"}`), 503, "profiles_unavailable"},

@@ -19,6 +19,10 @@ import (
 // maxFile bounds a file of configuration or with a secret.
 const maxFile = 1 << 20
 
+// maxLevels is more than any key has. What is below is not looked at: a section that deep
+// is unknown.
+const maxLevels = 8
+
 // An entry is one key of a file, in the order in which they stand there.
 type entry struct {
 	key  string
@@ -244,7 +248,7 @@ func walkYAML(entries []entry, prefix string, mapping *yaml.Node) []entry {
 			e.kind = nothing
 		}
 		entries = append(entries, e)
-		if e.kind == section {
+		if e.kind == section && strings.Count(e.key, ".") < maxLevels {
 			entries = walkYAML(entries, e.key+".", value)
 		}
 	}

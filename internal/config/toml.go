@@ -31,7 +31,9 @@ func walkTOML(entries []entry, prefix string, values map[string]any, lines map[s
 		switch value := values[name].(type) {
 		case map[string]any:
 			e.kind, e.text = section, ""
-			entries = walkTOML(append(entries, e), e.key+".", value, lines)
+			if entries = append(entries, e); strings.Count(e.key, ".") < maxLevels {
+				entries = walkTOML(entries, e.key+".", value, lines)
+			}
 			continue
 		case []any, []map[string]any:
 			e.kind, e.text = list, ""
