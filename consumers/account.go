@@ -44,8 +44,8 @@ func ReadAccount(ctx context.Context, db querier, js jetstream.JetStream, stream
 	if err != nil {
 		return a, fmt.Errorf("look at durable consumer %s: %w", name, err)
 	}
-	var first uint64
-	if a.Events, first, err = held(ctx, js, stream, filters(consumer.CachedInfo().Config)); err != nil {
+	var first, last uint64
+	if a.Events, first, last, err = held(ctx, js, stream, filters(consumer.CachedInfo().Config)); err != nil {
 		return a, err
 	}
 	info, err := consumer.Info(ctx) // later: what has arrived meanwhile must not seem to be lost
@@ -54,12 +54,16 @@ func ReadAccount(ctx context.Context, db querier, js jetstream.JetStream, stream
 	}
 	a.Lag, a.AckPending = int64(info.NumPending), int64(info.NumAckPending)
 	a.Delivered, a.AckFloor = info.Delivered.Stream, info.AckFloor.Stream
+	upTo := a.Delivered
+	if a.Lag == 0 { // what it has passed over, since its types were others then, was handed over
+		upTo = max(upTo, last)
+	}
 	err = db.QueryRow(ctx, `
 		select count(*) filter (where state = 'done'), count(*) filter (where state = 'intent'),
 		       count(*) filter (where state in ('dead', 'discarded')), clock_timestamp()
 		  from pgjet.inbox i join pgjet.consumer c on c.name = i.consumer
 		 where consumer = $1 and (i.generation = c.generation and stream_seq between $2 and $3 or i.generation = 0)`,
-		name, int64(first), int64(a.Delivered)).Scan(&a.Done, &a.Retrying, &a.Dead, &a.At)
+		name, int64(first), int64(upTo)).Scan(&a.Done, &a.Retrying, &a.Dead, &a.At)
 	if err != nil {
 		return a, fmt.Errorf("count the inbox of %s: %w", name, err)
 	}
@@ -70,21 +74,22 @@ func ReadAccount(ctx context.Context, db querier, js jetstream.JetStream, stream
 	return a, nil
 }
 
-// held returns how many messages of some subjects the stream holds, and its first place.
-func held(ctx context.Context, js jetstream.JetStream, stream string, filters []string) (n int64, first uint64, err error) {
+// held returns how many messages of some subjects the stream holds, and its first and last
+// places.
+func held(ctx context.Context, js jetstream.JetStream, stream string, filters []string) (n int64, first, last uint64, err error) {
 	s, err := js.Stream(ctx, stream)
 	if err != nil {
-		return 0, 0, fmt.Errorf("look at stream %s: %w", stream, err)
+		return 0, 0, 0, fmt.Errorf("look at stream %s: %w", stream, err)
 	}
 	for _, f := range filters {
 		info, err := s.Info(ctx, jetstream.WithSubjectFilter(f))
 		if err != nil {
-			return 0, 0, fmt.Errorf("count %s in stream %s: %w", strings.TrimPrefix(f, "events.*."), stream, err)
+			return 0, 0, 0, fmt.Errorf("count %s in stream %s: %w", strings.TrimPrefix(f, "events.*."), stream, err)
 		}
-		first = info.State.FirstSeq
+		first, last = info.State.FirstSeq, info.State.LastSeq
 		for _, count := range info.State.Subjects {
 			n += int64(count)
 		}
 	}
-	return n, first, nil
+	return n, first, last, nil
 }

@@ -3,6 +3,7 @@ package producer
 import (
 	"context"
 	"errors"
+	"net/http"
 	"sync/atomic"
 	"time"
 
@@ -18,10 +19,17 @@ const (
 	// admissionWait is how long a request waits for others to end. Who waits longer than
 	// it takes to ask again only keeps others waiting.
 	admissionWait = 250 * time.Millisecond
+	// maxArriving is how many bodies of an operation's requests may be on their way at a
+	// time. Each takes memory, for as long as its client pleases to send it.
+	maxArriving = 512
 )
 
-// errOverloaded says that too many requests are being worked on.
-var errOverloaded = errors.New("too many requests at a time")
+var (
+	// errOverloaded says that too many requests are being worked on.
+	errOverloaded = errors.New("too many requests at a time")
+	// errArriving says that too many bodies are on their way.
+	errArriving = errors.New("too many bodies arrive at a time")
+)
 
 // An admission bounds how many requests of one operation are worked on at a time. It
 // raises the bound as long as they take as long as they used to, and lowers it when
@@ -34,6 +42,7 @@ var errOverloaded = errors.New("too many requests at a time")
 type admission struct {
 	operation string
 	current   atomic.Pointer[limiter]
+	arriving  *gate
 }
 
 type limiter struct {
@@ -55,15 +64,44 @@ func (a *admission) tune(most int) {
 		Build()})
 }
 
-// full refuses a request before its body is read, if there is no room anyway.
-func (s *Server) full(a *admission) func(huma.Context, func(huma.Context)) {
+// shed answers r if there is no room for it anyway, and reports whether it did. It comes
+// before all else, traces too: what takes long to refuse keeps others from being answered.
+func (s *Server) shed(w http.ResponseWriter, r *http.Request) bool {
+	_, pattern := s.mux.Handler(r)
+	a, ok := s.admissions[pattern]
+	if !ok || a.current.Load().CanAcquirePermit() {
+		return false
+	}
+	s.secure(w.Header(), r)
+	writeProblem(w, s.refusal(r.Context(), errOverloaded))
+	return true
+}
+
+type arrivedKey struct{}
+
+// receive refuses a request whose body would be one too many on the way. Those whose
+// body has come have left, with arrived: they are bounded by enter.
+func (s *Server) receive(a *admission) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
-		if a.current.Load().CanAcquirePermit() {
+		if ctx.Operation().RequestBody == nil {
 			next(ctx)
 			return
 		}
-		_, w := humago.Unwrap(ctx)
-		writeProblem(w, s.refusal(ctx.Context(), errOverloaded))
+		leave, err := a.arriving.enter(ctx.Context(), 0)
+		if err != nil {
+			_, w := humago.Unwrap(ctx)
+			writeProblem(w, s.refusal(ctx.Context(), errArriving))
+			return
+		}
+		defer leave() // if it never came
+		next(huma.WithValue(ctx, arrivedKey{}, leave))
+	}
+}
+
+// arrived says that the body of ctx's request has come, if it has one.
+func arrived(ctx context.Context) {
+	if leave, ok := ctx.Value(arrivedKey{}).(func()); ok {
+		leave()
 	}
 }
 
@@ -87,12 +125,12 @@ func (a *admission) enter(ctx context.Context) (leave func(usual bool), err erro
 	}, nil
 }
 
-// admission returns a new admission for the operation with this id, under the tuning.
-func (s *Server) admission(operation string) *admission {
-	a := &admission{operation: operation}
+// admission returns a new admission for op, under the tuning.
+func (s *Server) admission(op huma.Operation) *admission {
+	a := &admission{operation: op.OperationID, arriving: newGate(maxArriving, 0)}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a.tune(s.tuning.Load().Requests)
-	s.admissions = append(s.admissions, a)
+	s.admissions[op.Method+" "+op.Path] = a
 	return a
 }

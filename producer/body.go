@@ -34,6 +34,7 @@ func requireJSON(ctx huma.Context, next func(huma.Context)) {
 		return
 	}
 	r.Header.Set("Content-Type", "application/json") // huma compares letter by letter
+	r.Body = io.NopCloser(r.Body)                    // huma closes it before it answers, which waits for what it has not read
 	next(ctx)
 }
 

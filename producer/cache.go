@@ -48,7 +48,8 @@ type cache struct {
 func newCache() *cache {
 	c := &cache{seed: maphash.MakeSeed()}
 	c.entries = otter.Must(&otter.Options[cacheKey, any]{
-		MaximumSize: DefaultTuning().Cache.Size,
+		MaximumWeight: uint64(DefaultTuning().Cache.Size),
+		Weigher:       func(_ cacheKey, answer any) uint32 { return weight(answer) },
 		ExpiryCalculator: otter.ExpiryCreatingFunc(func(otter.Entry[cacheKey, any]) time.Duration {
 			return time.Duration(c.ttl.Load())
 		}),
@@ -64,6 +65,14 @@ func newCache() *cache {
 		panic(err)
 	}
 	return c
+}
+
+// weight returns how many users an answer tells of, the empty page like one.
+func weight(answer any) uint32 {
+	if list, ok := answer.(userList); ok {
+		return uint32(max(1, len(list.Users)))
+	}
+	return 1
 }
 
 // cached returns what load returns, or returned a while ago for the same id, for as

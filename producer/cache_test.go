@@ -102,6 +102,40 @@ func TestCacheIsBounded(t *testing.T) {
 	}
 }
 
+// TestCacheWeighsPages: ten thousand pages of 200 are two million users.
+func TestCacheWeighsPages(t *testing.T) {
+	c := startCache(t)
+	c.tune(Cache{Enabled: true, TTL: time.Hour, Size: 1000})
+	read := func(id string, users int) (loaded bool) {
+		t.Helper()
+		_, err := cached(t.Context(), c, listRead, id, func(context.Context) (userList, error) {
+			loaded = true
+			return userList{Users: make([]User, users)}, nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		c.entries.CleanUp()
+		return loaded
+	}
+	for n := range 100 {
+		read(fmt.Sprint(n), 200)
+	}
+	if n := c.entries.EstimatedSize(); n < 1 || n > 5 {
+		t.Errorf("%d pages of 200 users are kept, want 1 to 5", n)
+	}
+	c.forget()
+	read("empty", 0)
+	if read("empty", 0) {
+		t.Error("an empty page is not kept")
+	}
+	c.forget()
+	read("long", 1001)
+	if !read("long", 1001) {
+		t.Error("a page of more users than may be kept is kept")
+	}
+}
+
 func TestCacheKeepsNoErrors(t *testing.T) {
 	c, s, down := startCache(t), &source{}, errors.New("down")
 	_, err := cached(t.Context(), c, listRead, "", func(context.Context) (int64, error) { return 0, down })

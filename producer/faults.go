@@ -52,6 +52,8 @@ func (s *Server) refusal(ctx context.Context, err error) *Problem {
 	switch {
 	case errors.Is(err, errOverloaded):
 		cause, p = "overloaded", unavailableProblem("overloaded", "The service has more to do than it can. Nothing was stored. Try again.")
+	case errors.Is(err, errArriving):
+		cause, p = "bodies", unavailableProblem("overloaded", "The service receives more than it can. Nothing was stored. Try again.")
 	case errors.Is(err, errBusy):
 		cause, p = "hashes", unavailableProblem("busy", "Too many people sign up or log in at the moment. Nothing was stored. Try again.")
 	case errors.Is(err, errDatabaseBusy):

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -79,6 +80,20 @@ func TestEndlessBody(t *testing.T) {
 		}
 	}()
 	wantProblem(t, read(t, conn), 413, "body_too_large")
+}
+
+// TestBodyThatIsTooLargeAndStops sends a little more than a body may have, and then no
+// end. The answer does not wait for it.
+func TestBodyThatIsTooLargeAndStops(t *testing.T) {
+	srv := serve(t, testenv.Postgres(t))
+	conn := dial(t, srv.Listener.Addr())
+	began := time.Now()
+	fmt.Fprintf(conn, "POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"+
+		"14000\r\n%s\r\n", strings.Repeat(" ", 0x14000))
+	wantProblem(t, read(t, conn), 413, "body_too_large")
+	if took := time.Since(began); took > 4*time.Second { // a body has 5 s
+		t.Errorf("the answer took %s, want it at once", took)
+	}
 }
 
 // A length that is too large is refused before the body is sent.

@@ -343,8 +343,17 @@ func proxied(t *testing.T, db *pgxpool.Pool) (*toxiproxy.Proxy, *pgxpool.Pool) {
 func TestOutcomeUnknownThenCommitted(t *testing.T) {
 	db := testenv.Postgres(t)
 	proxy, far := proxied(t, db)
-	srv := serve(t, far)
+	tuning := patientTuning()
+	tuning.PerAddress, tuning.PerAccount = 0, 0
+	_, srv := serveTuned(t, far, tuning, testenv.Logger(t))
+	listed := func(want int) {
+		t.Helper()
+		if n := len(list(t, srv, "").ids); n != want {
+			t.Errorf("the list has %d users, want %d", n, want)
+		}
+	}
 	body := signUp("ann@example.com", "Ann", password)
+	listed(0) // which is kept
 	gate := closeGate(t, db, "insert on users.users", "deferred")
 	first := make(chan answer)
 	go func() { first <- signUpWith(t, srv, body, "k") }()
@@ -357,6 +366,7 @@ func TestOutcomeUnknownThenCommitted(t *testing.T) {
 	wantProblem(t, signUpWith(t, srv, body, "k"), 409, "request_in_flight")
 	gate.open()
 	testenv.Eventually(t, 20*time.Second, "PostgreSQL commits", func() bool { return count(t, db, "users.users") == 1 })
+	listed(1)
 	var again answer
 	testenv.Eventually(t, 20*time.Second, "the key is free", func() bool {
 		again = signUpWith(t, srv, body, "k")

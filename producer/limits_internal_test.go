@@ -254,22 +254,18 @@ func TestSlowBodyTakesNoPlace(t *testing.T) {
 	s.Tune(tuning)
 	srv := httptest.NewServer(s)
 	defer srv.Close()
-	slow, err := net.Dial("tcp", srv.Listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer slow.Close()
-	fmt.Fprintf(slow, "POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n", len(goodBody))
-	if line, err := bufio.NewReader(slow).ReadString('\n'); !strings.Contains(line, " 100 ") {
-		t.Fatalf("answer = %q (%v), want 100: the body is awaited", line, err)
-	}
+	awaitBody(t, srv.Listener.Addr())
 	if res, body := answerTo(t, s, "POST", "/users", goodBody); res.StatusCode != 201 {
 		t.Errorf("beside a slow body: %d %s, want 201", res.StatusCode, body)
 	}
 
-	a := s.admissions[0]
+	a := s.admissions["POST /users"]
 	var leave func(bool)
-	testenv.Eventually(t, 10*time.Second, "the sign-up has left", func() bool { leave, err = a.enter(t.Context()); return err == nil })
+	testenv.Eventually(t, 10*time.Second, "the sign-up has left", func() (left bool) {
+		var err error
+		leave, err = a.enter(t.Context())
+		return err == nil
+	})
 	defer leave(false)
 	for range 2 { // as many wait
 		go a.current.Load().AcquirePermit(t.Context())
@@ -279,6 +275,62 @@ func TestSlowBodyTakesNoPlace(t *testing.T) {
 	if res.StatusCode != 503 || !strings.Contains(body, `"overloaded"`) || res.Header.Get("Retry-After") != "1" {
 		t.Errorf("without room: %d %s, want 503 overloaded, whatever the body is", res.StatusCode, body)
 	}
+}
+
+// TestArrivingBodies lets one body arrive at a time. One that does not come keeps others
+// out until its client leaves; one that has come does not, however long its request waits.
+func TestArrivingBodies(t *testing.T) {
+	s := New(testenv.Postgres(t), testIssuer(t), testenv.Logger(t))
+	a := s.admissions["POST /users"]
+	a.arriving = newGate(1, 0)
+	srv := httptest.NewServer(s)
+	defer srv.Close()
+	slow := awaitBody(t, srv.Listener.Addr())
+	res, body := answerTo(t, s, "POST", "/users", goodBody)
+	if res.StatusCode != 503 || !strings.Contains(body, `"overloaded"`) || res.Header.Get("Retry-After") != "1" {
+		t.Errorf("beside a body that does not come: %d %s, want 503 overloaded", res.StatusCode, body)
+	}
+	if res, body := answerTo(t, s, "GET", "/users", ""); res.StatusCode != 401 {
+		t.Errorf("a request without a body: %d %s, want 401", res.StatusCode, body)
+	}
+	slow.Close()
+	testenv.Eventually(t, 10*time.Second, "the place is free", func() bool { return a.arriving.present.Load() == 0 })
+
+	tuning := DefaultTuning()
+	tuning.Hashes, tuning.HashWait = 1, 4*time.Second
+	s.Tune(tuning)
+	leave, err := s.hasher.turn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	answered := make(chan int)
+	go func() {
+		res, _ := answerTo(t, s, "POST", "/users", goodBody)
+		answered <- res.StatusCode
+	}()
+	testenv.Eventually(t, 3*time.Second, "a sign-up waits for its turn to hash", func() bool { return s.hasher.turns.Load().present.Load() == 2 })
+	if n := a.arriving.present.Load(); n != 0 {
+		t.Errorf("%d bodies seem to be on their way, want none: it has come", n)
+	}
+	leave()
+	if status := <-answered; status != 201 {
+		t.Errorf("the one that waited: %d, want 201", status)
+	}
+}
+
+// awaitBody begins a sign-up whose body the server awaits.
+func awaitBody(t *testing.T, addr net.Addr) net.Conn {
+	t.Helper()
+	conn, err := net.Dial(addr.Network(), addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	fmt.Fprintf(conn, "POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n", len(goodBody))
+	if line, err := bufio.NewReader(conn).ReadString('\n'); !strings.Contains(line, " 100 ") {
+		t.Fatalf("answer = %q (%v), want 100: the body is awaited", line, err)
+	}
+	return conn
 }
 
 // TestTuneUnderLoad changes all limits while people sign up, then looks for turns that
@@ -320,7 +372,7 @@ func TestTuneUnderLoad(t *testing.T) {
 	if n := s.db.changes.present.Load(); n != 0 {
 		t.Errorf("%d transactions were not given back", n)
 	}
-	if n := s.admissions[0].current.Load().Inflight(); n != 0 {
+	if n := s.admissions["POST /users"].current.Load().Inflight(); n != 0 {
 		t.Errorf("%d requests seem to be worked on", n)
 	}
 	s.Tune(DefaultTuning())
@@ -369,6 +421,48 @@ func TestAdmissionFollowsDelay(t *testing.T) {
 		cancel()
 		time.Sleep(time.Second) // they end
 	})
+}
+
+// TestAdmissionLearnsFromWork: only requests that did their work tell how long requests
+// take. Those that are refused first would make it seem a moment.
+func TestAdmissionLearnsFromWork(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		err   error
+		learn bool
+	}{
+		{"success", nil, true},
+		{"not found", userNotFound(), true},
+		{"taken", newProblem(409, "email_taken", ""), true},
+		{"wrong password", fmt.Errorf("log in: %w", credentialsInvalid()), true},
+		{"breaks a rule", invalidFields([]FieldError{{}}), false},
+		{"too often", rateLimited("", time.Second), false},
+		{"no turn", errBusy, false},
+		{"unavailable", unavailableProblem("database_unavailable", ""), false},
+		{"time is up", context.DeadlineExceeded, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a := &admission{}
+				a.tune(100)
+				for range 200 {
+					_, err := admitted(t.Context(), a, &struct{}{}, func(context.Context, *struct{}) (*struct{}, error) {
+						time.Sleep(20 * time.Millisecond)
+						return nil, tt.err
+					})
+					if !errors.Is(err, tt.err) {
+						t.Fatalf("admitted = %v, want %v", err, tt.err)
+					}
+				}
+				if learned := a.current.Load().MaxInflight() > 0; learned != tt.learn {
+					t.Errorf("it learned from them: %v, want %v", learned, tt.learn)
+				}
+				if n := a.current.Load().Inflight(); n != 0 {
+					t.Errorf("%d seem to be worked on", n)
+				}
+			})
+		})
+	}
 }
 
 // TestTransactionsLeaveRoom has all transactions open: reads still get a connection, and who
@@ -423,6 +517,27 @@ func TestTransactionsLeaveRoom(t *testing.T) {
 	}
 }
 
+// TestNoTransactionNoTurn has PostgreSQL away for more sign-ups than there are turns: each
+// is told that, and has given its turn back.
+func TestNoTransactionNoTurn(t *testing.T) {
+	db, err := pgxpool.New(t.Context(), "postgres://pgjet@127.0.0.1:1/nowhere?pool_max_conns=2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	d := newDatabase(db)
+	for range 3 {
+		if _, err := d.Begin(ctx); err == nil || !unavailable(err) || errors.Is(err, errDatabaseBusy) {
+			t.Errorf("Begin = %v without PostgreSQL, want that it is not available", err)
+		}
+	}
+	if n := d.changes.present.Load(); n != 0 {
+		t.Errorf("%d turns were not given back", n)
+	}
+}
+
 // TestRefusals counts every cause by its own name, and logs the first refusal only.
 func TestRefusals(t *testing.T) {
 	reader := metric.NewManualReader()
@@ -431,7 +546,7 @@ func TestRefusals(t *testing.T) {
 	defer otel.SetMeterProvider(real)
 	var log strings.Builder
 	s := New(testenv.Postgres(t), testIssuer(t), slog.New(slog.NewTextHandler(&log, nil)))
-	for err, code := range map[error]string{errOverloaded: "overloaded", errBusy: "busy", errDatabaseBusy: "busy"} {
+	for err, code := range map[error]string{errOverloaded: "overloaded", errArriving: "overloaded", errBusy: "busy", errDatabaseBusy: "busy"} {
 		if p := s.problem(t.Context(), "POST /users", fmt.Errorf("sign up: %w", err)); p.Status != 503 || p.Code != code || p.retryAfter != 1 {
 			t.Errorf("problem of %v = %+v, want 503 %s and Retry-After", err, p, code)
 		}
@@ -442,16 +557,16 @@ func TestRefusals(t *testing.T) {
 	}
 	counted := map[string]int64{}
 	for _, m := range all.ScopeMetrics[0].Metrics {
-		if sum, ok := m.Data.(metricdata.Sum[int64]); ok {
-			for _, p := range sum.DataPoints {
+		if m.Name == "pgjet.http.refused" {
+			for _, p := range m.Data.(metricdata.Sum[int64]).DataPoints {
 				counted[p.Attributes.Encoded(attribute.DefaultEncoder())] = p.Value
 			}
 		}
 	}
-	if want := map[string]int64{"cause=overloaded": 1, "cause=hashes": 1, "cause=transactions": 1}; !maps.Equal(counted, want) {
+	if want := map[string]int64{"cause=overloaded": 1, "cause=bodies": 1, "cause=hashes": 1, "cause=transactions": 1}; !maps.Equal(counted, want) {
 		t.Errorf("counted %v, want %v", counted, want)
 	}
 	if n := strings.Count(log.String(), "\n"); n != 1 {
-		t.Errorf("%d lines were logged about three refusals, want 1: %s", n, log.String())
+		t.Errorf("%d lines were logged about four refusals, want 1: %s", n, log.String())
 	}
 }

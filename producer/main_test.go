@@ -27,6 +27,7 @@ import (
 var spans = tracetest.NewInMemoryExporter()
 
 func TestMain(m *testing.M) {
+	producer.BeLoad()
 	otel.SetTracerProvider(sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans)))
 	otel.SetTextMapPropagator(propagation.NewCompositeTextMapPropagator(propagation.TraceContext{}, propagation.Baggage{}))
 	testenv.Main(m)

@@ -48,6 +48,37 @@ func TestOpenAPI(t *testing.T) {
 	}
 }
 
+// TestOpenAPIRefusals: what a token may be refused with stands at the operations that need
+// one; that others may not do it, only where they are told so.
+func TestOpenAPIRefusals(t *testing.T) {
+	var doc struct {
+		Paths map[string]map[string]struct {
+			Security  []any          `json:"security"`
+			Responses map[string]any `json:"responses"`
+		} `json:"paths"`
+	}
+	if err := json.Unmarshal(get(t, serve(t, testenv.Postgres(t)), "/openapi.json").body, &doc); err != nil {
+		t.Fatal(err)
+	}
+	forbidden := map[string]bool{"get /users": true, "delete /users/{id}": true, "post /sessions": true}
+	for path, operations := range doc.Paths {
+		for method, op := range operations {
+			name := method + " " + path
+			for status, want := range map[string]bool{
+				"400": true, // two Authorization headers, or a body that is none
+				"401": len(op.Security) > 0 || path == "/sessions",
+				"403": forbidden[name],
+				"429": method == "post",
+				"503": true,
+			} {
+				if _, got := op.Responses[status]; got != want {
+					t.Errorf("%s describes %s: %v, want %v", name, status, got, want)
+				}
+			}
+		}
+	}
+}
+
 var update = flag.Bool("update", false, "write the golden files anew")
 
 // TestGoldenOpenAPI: docs/openapi.yaml is what the service serves, so a change of the API

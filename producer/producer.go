@@ -86,15 +86,15 @@
 //   - 503 busy: passwords that are hashed at a time, and transactions, which leave a
 //     quarter of the pool's connections to reads.
 //   - Every request has 5 s, and 5 s more for its body to arrive.
-//   - A body has 64 KiB.
+//   - A body has 64 KiB, and 512 of one operation arrive at a time: 503 overloaded.
 //
 // Who is refused has changed nothing. Behind a proxy, set Server.Proxies, or all clients
 // count as one.
 //
 // # Traces and logs
 //
-// Requests continue the trace of an incoming traceparent, and every answer
-// carries the traceparent of its server span. Log lines and spans hold the route,
+// Requests continue the trace of an incoming traceparent, and every answer but 503
+// overloaded carries the traceparent of its server span. Log lines and spans hold the route,
 // never a path, an address, a name, a password or a payload. A failure is logged
 // once.
 package producer
@@ -155,8 +155,8 @@ type Server struct {
 	bodyTimeout time.Duration
 
 	tuning     atomic.Pointer[Tuning]
-	mu         sync.Mutex // of Tune, and of admissions
-	admissions []*admission
+	mu         sync.Mutex            // of Tune, and of changes of admissions
+	admissions map[string]*admission // by the mux's pattern
 	hasher     *hasher
 	addresses  *rateLimit
 	accounts   *rateLimit
@@ -186,10 +186,11 @@ func newServer(db *pgxpool.Pool, issuer *auth.Issuer, log *slog.Logger, bodyTime
 		timeout:     requestTimeout,
 		bodyTimeout: bodyTimeout,
 
-		hasher:    &hasher{},
-		addresses: newRateLimit(),
-		accounts:  newRateLimit(),
-		warning:   rate.Sometimes{Interval: 10 * time.Second},
+		admissions: make(map[string]*admission),
+		hasher:     &hasher{},
+		addresses:  newRateLimit(),
+		accounts:   newRateLimit(),
+		warning:    rate.Sometimes{Interval: 10 * time.Second},
 	}
 	s.metrics = newMetrics(s)
 	s.Tune(DefaultTuning())
@@ -205,6 +206,9 @@ func newServer(db *pgxpool.Pool, issuer *auth.Issuer, log *slog.Logger, bodyTime
 
 // ServeHTTP answers one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if s.shed(w, r) {
+		return
+	}
 	boundTracestate(r.Header)
 	s.handler.ServeHTTP(w, r)
 }
@@ -288,18 +292,22 @@ func register[I, O any](s *Server, a access, op huma.Operation, fn func(context.
 	op.MaxBodyBytes = maxBody + 1
 	op.BodyReadTimeout = s.bodyTimeout
 	op.Errors = append(op.Errors, http.StatusServiceUnavailable)
-	admission := s.admission(op.OperationID)
-	op.Middlewares = append(op.Middlewares, s.full(admission))
+	admission := s.admission(op)
 	switch {
 	case a != open:
 		op.Middlewares = append(op.Middlewares, s.authorize(a))
 		op.Security = []map[string][]string{{"token": {}}}
-		op.Errors = append(op.Errors, http.StatusUnauthorized, http.StatusForbidden)
+		op.Errors = append(op.Errors, http.StatusBadRequest, http.StatusUnauthorized)
+		if a == isAdmin { // others are told 404, see ownUser
+			op.Errors = append(op.Errors, http.StatusForbidden)
+		}
 	case op.Method == http.MethodPost:
 		op.Middlewares = append(op.Middlewares, s.limitAddress)
 		op.Errors = append(op.Errors, http.StatusTooManyRequests)
 	}
+	op.Middlewares = append(op.Middlewares, s.receive(admission))
 	huma.Register(s.api, op, func(ctx context.Context, in *I) (*O, error) {
+		arrived(ctx)
 		ctx, cancel := context.WithTimeout(ctx, s.timeout)
 		defer cancel()
 		out, err := admitted(ctx, admission, in, fn)

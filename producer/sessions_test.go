@@ -13,6 +13,7 @@ import (
 	"github.com/alexedwards/argon2id"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgjet/pgjet/internal/auth"
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/producer"
 )
@@ -138,6 +139,12 @@ func TestRefusedLogIns(t *testing.T) {
 		t.Errorf("log in with the new password: %d %s", a.StatusCode, a.body)
 	}
 	wantProblem(t, postSession(t, srv, logIn("ann@example.com", password)), 401, "credentials_invalid")
+	if _, changed, err := producer.Grant(t.Context(), db, "ANN@example.com", auth.Admin, "operator", "on call"); err != nil || !changed {
+		t.Errorf("Grant = %v, %v, want a change", changed, err)
+	}
+	if n, m := count(t, db, "users.users where state = 'rejected' and roles = '{}'"), count(t, db, "users.users where 'admin' = any (roles)"); n != 1 || m != 1 {
+		t.Errorf("%d rejected users without a role and %d admins, want one each", n, m)
+	}
 	run(t, db, `delete from users.users`)
 	wantProblem(t, postSession(t, srv, logIn("ann@example.com", password)), 401, "credentials_invalid")
 }

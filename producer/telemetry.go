@@ -24,7 +24,7 @@ func newMetrics(s *Server) *metrics {
 
 func registerMetrics(s *Server, meter metric.Meter) (*metrics, error) {
 	refused, err := meter.Int64Counter("pgjet.http.refused", metric.WithDescription(
-		"Requests refused to stay up, by cause: address, account (tried too often), overloaded, hashes, transactions (none was free)."))
+		"Requests refused to stay up, by cause: address, account (tried too often), overloaded, bodies (too many on their way), hashes, transactions (none was free)."))
 	if err != nil {
 		return nil, err
 	}

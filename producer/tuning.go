@@ -34,7 +34,8 @@ type Cache struct {
 	Enabled bool `koanf:"enabled"`
 	// TTL is how long an answer is kept: so old may what a client reads be.
 	TTL time.Duration `koanf:"ttl" validate:"min=1ms,max=1h"`
-	// Size is how many answers are kept.
+	// Size is how many users the kept answers may tell of, all together: a page of 200
+	// counts as 200. What tells of more by itself is not kept.
 	Size int `koanf:"size" validate:"min=1"`
 }
 

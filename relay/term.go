@@ -14,6 +14,10 @@ import (
 const (
 	pollBusy = time.Millisecond
 	pollIdle = 50 * time.Millisecond
+	// pollAsleep is the longest wait once there was nothing for asleepAfter: an idle
+	// relay shall cost next to nothing.
+	pollAsleep  = 100 * time.Millisecond
+	asleepAfter = 10 * time.Second
 )
 
 const (
@@ -140,7 +144,7 @@ func (t *term) publish(ctx context.Context) error {
 	if err := t.work(ctx); err != nil {
 		return err
 	}
-	wait := pollBusy
+	wait, last := pollBusy, time.Now()
 	for {
 		n, err := t.step(ctx)
 		if err != nil {
@@ -150,7 +154,7 @@ func (t *term) publish(ctx context.Context) error {
 			return t.finish(ctx)
 		}
 		if n > 0 {
-			wait = pollBusy
+			wait, last = pollBusy, time.Now()
 			continue
 		}
 		if err := t.look(ctx); err != nil {
@@ -158,7 +162,7 @@ func (t *term) publish(ctx context.Context) error {
 		}
 		select {
 		case <-time.After(wait):
-			wait = min(2*wait, pollIdle)
+			wait = min(2*wait, longestPoll(time.Since(last)))
 		case <-t.link.hints:
 			wait = pollBusy
 		case <-t.link.closed:
@@ -166,6 +170,15 @@ func (t *term) publish(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}
+}
+
+// longestPoll returns how long a relay without hints may sleep that had nothing to publish
+// for so long.
+func longestPoll(idle time.Duration) time.Duration {
+	if idle > asleepAfter {
+		return pollAsleep
+	}
+	return pollIdle
 }
 
 // look makes sure now and then, while there is nothing to publish, that the stream is as it

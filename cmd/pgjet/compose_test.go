@@ -46,6 +46,16 @@ type composeService struct {
 // ownServices are those that run pgjet, and whether they go on running.
 var ownServices = map[string]bool{"migrate": false, "stream": false, "users": true, "relay": true, "welcome-mailer": true, "directory": true, "onboarding": true, "profiles": true, "billing": true}
 
+// TestComposeRunsEachConsumer: without one of them the others wait for what never comes.
+func TestComposeRunsEachConsumer(t *testing.T) {
+	c := readComposition(t)
+	for name := range ownConsumers {
+		if got := c.Services[name].Command; !slices.Equal(got, []string{"consume", name}) || !ownServices[name] {
+			t.Errorf("service %s of compose.yaml runs %q", name, got)
+		}
+	}
+}
+
 func readComposition(t *testing.T) composition {
 	t.Helper()
 	var c composition

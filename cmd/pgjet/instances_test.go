@@ -209,6 +209,9 @@ func startJourney(t *testing.T) (j *journey, url string) {
 		t.Fatal(err)
 	}
 	api := producer.New(openDB(t, testenv.DatabaseURL(t)), issuer, log)
+	tuning := producer.DefaultTuning()
+	tuning.Cache.Enabled = false // it would answer while profiles fails
+	api.Tune(tuning)
 	api.Profiles = client.HTTP()
 	server := httptest.NewServer(api)
 	t.Cleanup(server.Close)

@@ -33,7 +33,7 @@ func TestIdleIsLean(t *testing.T) {
 	for _, s := range all {
 		s.ready(s.admin)
 	}
-	const warmUp, idle = 5 * time.Second, 20 * time.Second
+	const warmUp, idle = 12 * time.Second, 20 * time.Second
 	time.Sleep(warmUp)
 	for name, s := range all {
 		begun[name] = s.cpu()

@@ -206,6 +206,17 @@ func TestSagaCommands(t *testing.T) {
 	refused(t, exitRefused, args("retry", stuck, "--reason", "again"), "is undoing")
 }
 
+// TestSagaCommandsWithoutTables say what to do, as after an upgrade.
+func TestSagaCommandsWithoutTables(t *testing.T) {
+	t.Parallel()
+	database, nats := testenv.EmptyDatabaseURL(t), testenv.NATS(t).URL()
+	makeOlder(t, ensureStream(t, nats), "directory")
+	const id = "00000000-0000-4000-8000-000000000001"
+	for _, words := range []string{"saga ls", "saga get " + id, "saga retry --reason r " + id, "consumer ensure directory --apply --nats-url " + nats} {
+		refused(t, exitFailed, append(strings.Fields(words), "--database-url", database), "run: pgjet migrate up")
+	}
+}
+
 // TestOnboardingChecksItsURLs before anything is begun.
 func TestOnboardingChecksItsURLs(t *testing.T) {
 	t.Parallel()

@@ -16,7 +16,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -71,8 +71,9 @@ func compare(ctx context.Context, js jetstream.JetStream, stream string, want je
 	return lacks, have, nil
 }
 
-// Run adds to the durable consumer what want asks for and it lacks, as [Lacks] says. by is who wants it; what is done is kept in pgjet.operation. If it fails on
-// the way the consumer stays paused, and Run may be called again to finish.
+// Run adds to the durable consumer what want asks for and it lacks, as [Lacks] says. by is
+// who wants it; what is done is kept in pgjet.operation. If it fails on the way the consumer
+// stays paused, and Run is to be called again to finish.
 func Run(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig, by string) (Result, error) {
 	lacks, have, err := compare(ctx, js, stream, want)
 	if err != nil {
@@ -85,17 +86,24 @@ func Run(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, stream s
 	have.FilterSubject, have.FilterSubjects = "", want.FilterSubjects
 	x := &extension{db: db, js: js, stream: stream, name: want.Durable, by: by, lacks: lacks, want: have}
 	result, err := x.run(ctx)
-	if err != nil && x.paused {
+	switch {
+	case err != nil && x.paused:
 		err = fmt.Errorf("%w; consumer %s is paused and stays so until this is done again", err, x.name)
+	case err != nil:
+		err = fmt.Errorf("%w; do this again to finish it", err)
 	}
 	return result, err
 }
 
-// unfinished reports whether an earlier Run was interrupted.
+// unfinished reports whether an earlier Run was interrupted: it left its pause, or, if
+// somebody else had paused the consumer, its operation alone.
 func unfinished(ctx context.Context, db *pgxpool.Pool, name string) (yes bool, err error) {
-	err = db.QueryRow(ctx, `select coalesce(pause_reason, '') = $2 from pgjet.consumer where name = $1`, name, pausedBy).Scan(&yes)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return false, nil // no process of it ever ran here
+	err = db.QueryRow(ctx, `
+		select exists (select from pgjet.consumer where name = $1 and pause_reason = $2)
+		    or exists (select from pgjet.operation where kind = 'consumer.extend' and target = $1 and detail ->> 'done' = 'false')`,
+		name, pausedBy).Scan(&yes)
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.Code == "42P01" {
+		return false, fmt.Errorf("look up consumer %s: %w; run: pgjet migrate up", name, err)
 	}
 	if err != nil {
 		return false, fmt.Errorf("look up consumer %s: %w", name, err)
@@ -122,6 +130,9 @@ func (x *extension) run(ctx context.Context) (result Result, err error) {
 	}
 	x.paused = p.Reason == pausedBy
 	result.Paused = !unknown && !x.paused
+	if err := x.begun(ctx); err != nil {
+		return result, err
+	}
 	// However short the pause is: no process that has begun before handles another event.
 	if _, err := x.db.Exec(ctx, `update pgjet.consumer set epoch = epoch + 1 where name = $1`, x.name); err != nil {
 		return result, fmt.Errorf("end the sessions of consumer %s: %w", x.name, err)
@@ -130,15 +141,43 @@ func (x *extension) run(ctx context.Context) (result Result, err error) {
 		return result, fmt.Errorf("change durable consumer %s: %w", x.name, err)
 	}
 	if unknown { // and no inbox says what is done: all comes as it would anyway
-		return result, nil
+		return result, x.done(ctx)
 	}
-	if result.Earlier, err = x.replay(ctx); err != nil || !x.paused {
+	if result.Earlier, err = x.replay(ctx); err != nil {
 		return result, err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), afterwards)
 	defer cancel()
+	if err := x.done(ctx); err != nil || !x.paused {
+		return result, err
+	}
 	_, err = status.Resume(ctx, x.db, x.name, x.by, "the durable consumer brings "+strings.Join(x.want.FilterSubjects, ", "))
 	return result, err
+}
+
+// begun records what is about to be added.
+func (x *extension) begun(ctx context.Context) error {
+	if len(x.lacks) == 0 {
+		return nil // was recorded
+	}
+	_, err := x.db.Exec(ctx, `
+		insert into pgjet.operation (kind, target, by, reason, detail)
+		values ('consumer.extend', $1, $2, $3, jsonb_build_object('types', $4::text[], 'done', false))`, x.name, x.by, pausedBy, x.lacks)
+	if err != nil {
+		return fmt.Errorf("record what is added to consumer %s: %w", x.name, err)
+	}
+	return nil
+}
+
+// done records that nothing is left of this, or of what was interrupted before.
+func (x *extension) done(ctx context.Context) error {
+	_, err := x.db.Exec(ctx, `
+		update pgjet.operation set detail = detail || '{"done": true}'
+		 where kind = 'consumer.extend' and target = $1 and detail ->> 'done' = 'false'`, x.name)
+	if err != nil {
+		return fmt.Errorf("record what was added to consumer %s: %w", x.name, err)
+	}
+	return nil
 }
 
 // replay has what the stream already holds of the added types delivered, and returns how

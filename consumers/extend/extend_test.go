@@ -3,6 +3,7 @@ package extend_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/consumers/extend"
+	"github.com/pgjet/pgjet/consumers/replay"
 	"github.com/pgjet/pgjet/consumers/status"
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/testenv"
@@ -317,6 +319,53 @@ func TestPausedStaysSo(t *testing.T) {
 	b.start(newer)
 	b.handles(2)
 	b.settled()
+}
+
+// TestPausedAndInterrupted: what an operator's pause hides is finished, too, by another run.
+func TestPausedAndInterrupted(t *testing.T) {
+	b := newBench(t)
+	older, newer := b.consumer(true, "note.made"), b.consumer(true, "note.made", "note.kept")
+	_, stop := b.start(older)
+	b.publish("note.kept 1", "note.made 2", "note.kept 3")
+	b.handles(1)
+	stop()
+	if _, _, err := status.Pause(t.Context(), b.db, "notes", "bob@host", "lunch"); err != nil {
+		t.Fatal(err)
+	}
+	other, err := replay.Open(t.Context(), b.db, b.js, "notes")
+	if err == nil {
+		err = other.Lock(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := newer.Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = extend.Run(t.Context(), b.db, b.js, "EVENTS", want, "ann@host")
+	other.Close()
+	if !errors.Is(err, replay.ErrBusy) || !strings.Contains(err.Error(), "do this again") {
+		t.Fatalf("Run() = %v while somebody replays, want to be told to do it again", err)
+	}
+	if got := b.extend(newer); !got.Paused || got.Earlier != 2 {
+		t.Errorf("Run() = %+v, want 2 earlier events of a paused consumer", got)
+	}
+	if a, err := consumers.ReadAccount(t.Context(), b.db, b.js, "EVENTS", "notes"); err != nil || a.Unaccounted != 0 || a.Retrying != 2 {
+		t.Errorf("what was handed over is not accounted for: %+v, %v", a, err)
+	}
+	if _, err := status.Resume(t.Context(), b.db, "notes", "bob@host", "back"); err != nil {
+		t.Fatal(err)
+	}
+	b.start(newer)
+	b.handles(3)
+	b.settled()
+	if got := b.text(`select string_agg(concat_ws(' ', kind, target, by, detail ->> 'types', detail ->> 'done'), '') from pgjet.operation where kind = 'consumer.extend'`); got != `consumer.extend notes ann@host ["note.kept"] true` {
+		t.Errorf("operations are %s", got)
+	}
+	if again := b.extend(newer); again.Earlier > 0 || again.Paused {
+		t.Errorf("Run() = %+v once all is done", again)
+	}
 }
 
 // TestLeftAlone: what is not missing types is for somebody to look at.

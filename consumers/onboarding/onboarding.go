@@ -6,9 +6,11 @@
 // Each user ends active, with one profile and one billing account; or rejected, with
 // neither. The state in users.users and the event, user.activated or user.rejected, commit
 // together, once. A user who is deleted meanwhile leaves nothing behind, and there is no
-// event. This holds as long as both services keep to their contract: calls may be repeated
-// with the same Idempotency-Key, and what is gone can be deleted again. A call that finds a
-// service away waits for it, and spends no attempt.
+// event; who is deleted once they are active keeps what they have there. This holds as long
+// as both services keep to their contract: calls may be repeated with the same
+// Idempotency-Key, what is gone can be deleted again, and what was deleted is not made by a
+// call that arrives late. A call that finds a service away waits for it, and spends no
+// attempt.
 //
 // It belongs to the user service: it writes to the same database.
 package onboarding

@@ -1,6 +1,7 @@
 package onboarding_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -53,10 +55,17 @@ func newBench(t *testing.T) *bench {
 // start runs the onboarding, both parts, as db until the test ends.
 func (b *bench) start(db *pgxpool.Pool) {
 	b.Helper()
+	b.startWith(db, 0)
+}
+
+// startWith is start with a time for each attempt; 0 is the usual one.
+func (b *bench) startWith(db *pgxpool.Pool, timeout time.Duration) {
+	b.Helper()
 	client := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{}}
 	b.Cleanup(client.CloseIdleConnections)
 	o := onboarding.New(db, onboarding.Service{Name: "profiles", HTTP: client, URL: b.profiles.URL}, onboarding.Service{Name: "billing", HTTP: client, URL: b.billing.URL + "/"})
 	d := o.Saga()
+	d.Timeout = cmp.Or(timeout, d.Timeout)
 	d.MinRetry, d.MaxRetry, d.MaxAttempts = time.Millisecond, 20*time.Millisecond, 3
 	log := testenv.Logger(b)
 	c := consumers.Runner{Consumer: o.Consumer(), DB: db, JS: b.js, Log: log}
@@ -219,6 +228,26 @@ func TestOutage(t *testing.T) {
 	if got := b.text(`select steps -> 1 ->> 'attempts' from pgjet.saga`); got != "1" {
 		t.Errorf("billing took %s attempts, want 1", got)
 	}
+	if got := b.user(id); got != "active 2: user.activated" {
+		t.Errorf("the user is %s", got)
+	}
+}
+
+// TestHangs: a service that takes longer than the attempt may is away, too. Nobody is
+// rejected for it.
+func TestHangs(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	var calls atomic.Int32
+	b.set(func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.Method == "POST" && calls.Add(1) <= 4 { // more than MaxAttempts
+			<-r.Context().Done()
+		}
+		return false
+	}, nil)
+	b.startWith(b.db, 300*time.Millisecond)
+	id := b.signUp("Ann", 1)
+	b.ends(id, saga.Done)
 	if got := b.user(id); got != "active 2: user.activated" {
 		t.Errorf("the user is %s", got)
 	}

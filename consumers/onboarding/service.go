@@ -16,8 +16,8 @@ import (
 	"github.com/pgjet/pgjet/consumers/saga"
 )
 
-// A Service is another one, spoken to in JSON. Its client should have a timeout that is
-// well below the 10 s of an attempt.
+// A Service is another one, spoken to in JSON. A call ends after the 10 s of an attempt,
+// if its client has no shorter timeout.
 type Service struct {
 	Name string // in errors
 	HTTP *http.Client
@@ -48,14 +48,14 @@ func (s Service) call(ctx context.Context, method, path, key string, body, v any
 	}
 	resp, err := s.HTTP.Do(req)
 	if err != nil {
-		return s.noAnswer(ctx, err)
+		return s.noAnswer(err)
 	}
 	defer resp.Body.Close()
 	const most = 64 << 10
 	b, err := io.ReadAll(io.LimitReader(resp.Body, most))
 	switch {
 	case err != nil:
-		return s.noAnswer(ctx, err)
+		return s.noAnswer(err)
 	case notNow[resp.StatusCode]:
 		return saga.Unavailable(&answerError{s.Name, resp.StatusCode})
 	case resp.StatusCode/100 != 2:
@@ -91,14 +91,11 @@ func (s Service) request(ctx context.Context, method, path, key string, body any
 	return req, nil
 }
 
-// noAnswer is an outage, unless the attempt's own time was up: that may be its own fault.
-func (s Service) noAnswer(ctx context.Context, err error) error {
+// noAnswer is an outage, also if the attempt's own time was up: it was spent waiting, and
+// no user is rejected for that.
+func (s Service) noAnswer(err error) error {
 	if u, ok := errors.AsType[*url.Error](err); ok {
 		err = u.Err // it names the whole URL
 	}
-	err = fmt.Errorf("%s does not answer: %w", s.Name, err)
-	if ctx.Err() != nil {
-		return err
-	}
-	return saga.Unavailable(err)
+	return saga.Unavailable(fmt.Errorf("%s does not answer: %w", s.Name, err))
 }

@@ -156,7 +156,7 @@ func (x *Record) settle(d *Definition, t task, s *Saga, err error) (result strin
 	case away:
 		x.Attempts--
 		x.Waits++
-		return "unavailable", d.delay(x.Waits)
+		return "unavailable", min(d.delay(x.Waits), longestWait)
 	case !refused && x.Attempts < x.most(d):
 		return "retried", d.delay(x.Attempts)
 	case x.State == Undoing:

@@ -26,6 +26,7 @@ type Definition struct {
 
 	// The wait after a first failure and the longest one; it doubles in between, and
 	// the actual wait is drawn at random from zero to twice that. 0 is 500 ms and 2 min.
+	// What is [Unavailable] is tried again after 15 s at the latest.
 	MinRetry, MaxRetry time.Duration
 	MaxAttempts        int // of a step, then what was done is undone; 0 is 10
 	MaxUndos           int // attempts of an undo, then an operator is needed; 0 is 20
@@ -163,6 +164,10 @@ func (d Definition) withDefaults() (Definition, error) {
 	d.MaxUndos = cmp.Or(d.MaxUndos, 20)
 	return d, nil
 }
+
+// longestWait is how long a saga waits at most for what is away: once it is back, nobody
+// should have to wait for long. A breaker spares it meanwhile.
+const longestWait = 15 * time.Second
 
 // delay returns how long to wait after so many failures, or waits, in a row.
 func (d *Definition) delay(n int) time.Duration {

@@ -21,20 +21,6 @@ type Verifier struct {
 
 func newVerifier(keys map[string]key) *Verifier { return &Verifier{keys: keys, now: time.Now} }
 
-// ReadVerifier returns a Verifier with the keys of a file, in the forms of
-// [ReadIssuer]; public ones are enough.
-func ReadVerifier(path string) (*Verifier, error) {
-	set, err := readFile(path)
-	if err != nil {
-		return nil, err
-	}
-	keys, err := usableKeys(set)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return newVerifier(keys), nil
-}
-
 // With returns a Verifier that knows the keys of r beside those of v, which come
 // first.
 func (v *Verifier) With(r *Remote) *Verifier { return &Verifier{v.keys, r, v.now} }

@@ -18,6 +18,7 @@ import (
 
 const (
 	ann      = "/profiles/0198a0f2-0000-7000-8000-000000000001"
+	bob      = "/profiles/0198a0f2-0000-7000-8000-000000000002"
 	annID    = "0198a0f2-0000-7000-8000-000000000001"
 	patience = 20 * time.Second
 )
@@ -66,7 +67,9 @@ func TestProfiles(t *testing.T) {
 	dir := t.TempDir()
 	at := start(t, devservices.Profiles, dir)
 	ask(t, 404, "GET", at+ann, "")
-	ask(t, 204, "DELETE", at+ann, "")
+	ask(t, 204, "DELETE", at+bob, "")
+	ask(t, 409, "PUT", at+bob, `{"name":"Bob"}`) // came late
+	ask(t, 422, "DELETE", at+"/profiles/bob", "")
 	want := `{"user_id":"` + annID + `","name":"Ann"}` + "\n"
 	for _, status := range []int{201, 200} {
 		if got := ask(t, status, "PUT", at+ann, `{"name":"Ann"}`); got != want {
@@ -77,8 +80,13 @@ func TestProfiles(t *testing.T) {
 	if got := ask(t, 200, "GET", at+ann, ""); got != want {
 		t.Errorf("GET = %s, want %s", got, want)
 	}
-	ask(t, 204, "DELETE", at+ann, "")
-	ask(t, 404, "GET", at+ann, "")
+	for range 2 {
+		ask(t, 204, "DELETE", at+ann, "")
+		ask(t, 404, "GET", at+ann, "")
+		at = start(t, devservices.Profiles, dir)
+		ask(t, 409, "PUT", at+ann, `{"name":"Ann"}`)
+		ask(t, 404, "GET", at+ann, "")
+	}
 	ask(t, 200, "GET", at+"/livez", "")
 	for _, row := range []struct {
 		path, body string

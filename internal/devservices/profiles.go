@@ -16,7 +16,7 @@ type profiles struct {
 	file file
 
 	mu  sync.Mutex
-	all map[string]profile // by user
+	all map[string]profile // by user; the zero one was deleted, for good
 }
 
 func (s *server) profiles(f file) error {
@@ -47,7 +47,10 @@ func (p *profiles) put(w http.ResponseWriter, r *http.Request) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	status := http.StatusCreated
-	if _, ok := p.all[id]; ok {
+	switch had, ok := p.all[id]; {
+	case ok && had.UserID == "":
+		return &problem{Status: http.StatusConflict, Code: "profile_deleted", Detail: "the profile of this user was deleted"}
+	case ok:
 		status = http.StatusOK
 	}
 	p.all[id] = profile{id, in.Name}
@@ -59,18 +62,24 @@ func (p *profiles) put(w http.ResponseWriter, r *http.Request) error {
 
 func (p *profiles) get(w http.ResponseWriter, r *http.Request) error {
 	p.mu.Lock()
-	found, ok := p.all[r.PathValue("user_id")]
+	found := p.all[r.PathValue("user_id")]
 	p.mu.Unlock()
-	if !ok {
+	if found.UserID == "" {
 		return &problem{Status: http.StatusNotFound, Code: "profile_not_found", Detail: "there is no profile of this user"}
 	}
 	return writeJSON(w, http.StatusOK, found)
 }
 
+// delete also keeps a request that is still on its way from making a profile. Nobody else
+// ever has the id of that user.
 func (p *profiles) delete(w http.ResponseWriter, r *http.Request) error {
+	id, err := userID(r.PathValue("user_id"))
+	if err != nil {
+		return err
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.all, r.PathValue("user_id"))
+	p.all[id] = profile{}
 	if err := p.file.save(p.all); err != nil {
 		return err
 	}

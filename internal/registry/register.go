@@ -88,7 +88,7 @@ func (r *Registration) Set(key, value string) error {
 	}
 	before := r.service
 	r.service = s
-	return stop(before)
+	return r.stop(before)
 }
 
 // Stop makes the instance leave: when it returns, nobody finds it any more, if NATS can
@@ -99,19 +99,20 @@ func (r *Registration) Stop() error {
 	if r.service == nil {
 		return nil
 	}
-	err := stop(r.service)
+	err := r.stop(r.service)
 	r.service = nil
-	if r.nc.IsConnected() {
-		err = errors.Join(err, r.nc.FlushTimeout(time.Second))
-	}
 	return err
 }
 
-func stop(s micro.Service) error {
+// stop has a service leave. When it returns, it is not asked any more.
+func (r *Registration) stop(s micro.Service) error {
 	if err := s.Stop(); err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
 		return fmt.Errorf("leave the registry: %w", err)
 	}
-	return nil
+	if !r.nc.IsConnected() {
+		return nil
+	}
+	return r.nc.FlushTimeout(time.Second)
 }
 
 var validVersion = regexp.MustCompile(`^\d+\.\d+\.\d+([-+][0-9A-Za-z.+-]+)?$`)
