@@ -138,6 +138,9 @@ func (w *watch) session(ctx context.Context) {
 // is published. That it cannot is no reason not to publish.
 func (w *watch) tend(ctx context.Context, conn *pgx.Conn) {
 	done, err := outbox.Tend(ctx, conn, w.Retention)
+	if ctx.Err() != nil {
+		return // told to stop
+	}
 	if done.Pruned > 0 {
 		w.metrics.pruned.Add(ctx, done.Pruned)
 		w.Log.InfoContext(ctx, "pruned the outbox", "partitions", done.Dropped, "events", done.Pruned)

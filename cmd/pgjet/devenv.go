@@ -120,7 +120,13 @@ func printEnv(dir string, out io.Writer) error {
 	if err := errors.Join(err, json.Unmarshal(text, &p)); err != nil {
 		return fmt.Errorf("read where pgjet dev runs: %w", err)
 	}
-	fmt.Fprintf(out, "export PGJET_DATABASE_URL=%s\nexport PGJET_NATS_URL=%s\n", shellQuote(p.Database), shellQuote(p.NATS))
+	config, err := filepath.Abs(p.Config)
+	if err != nil {
+		return err
+	}
+	for _, v := range [][2]string{{"DATABASE_URL", p.Database}, {"NATS_URL", p.NATS}, {"CONFIG", config}} {
+		fmt.Fprintf(out, "export PGJET_%s=%s\n", v[0], shellQuote(v[1]))
+	}
 	return nil
 }
 

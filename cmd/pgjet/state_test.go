@@ -40,7 +40,7 @@ func TestDevGuardsItsState(t *testing.T) {
 		t.Error("the running one is not ready any more")
 	}
 	env := must(t, exitOK, "dev", "env", "--dir", dir)
-	if want := fmt.Sprintf("export PGJET_DATABASE_URL='%s'\nexport PGJET_NATS_URL='%s'\n", r.Database, r.NATS); env != want {
+	if want := fmt.Sprintf("export PGJET_DATABASE_URL='%s'\nexport PGJET_NATS_URL='%s'\nexport PGJET_CONFIG='%s'\n", r.Database, r.NATS, filepath.Join(dir, "pgjet.yaml")); env != want {
 		t.Errorf("dev env prints %q, want %q", env, want)
 	}
 	r.stop()

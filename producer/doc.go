@@ -1,0 +1,100 @@
+// Package producer is the user service: HTTP in, a row and its event out.
+//
+//   - POST /users signs somebody up. The row in users.users and the event
+//     user.created in the outbox commit in one transaction: there is never one
+//     without the other. NATS is not involved.
+//   - GET /users lists users by pages, the newest first. For admins.
+//   - GET, PATCH and DELETE /users/{id} return, rename and delete a user. Each
+//     change appends its event, user.renamed or user.deleted, in its transaction.
+//     Users see and rename themselves, admins everybody; only admins delete.
+//   - POST /sessions logs in: it returns a short-lived access token, a JWT.
+//   - GET /.well-known/jwks.json has the public keys that tokens verify with.
+//   - GET /users/{id}/profile returns what the profiles service knows of a user, unless
+//     the feature flag profiles is off.
+//   - GET /openapi.json and /openapi.yaml describe the API (OpenAPI 3.1), GET /docs
+//     shows the same to people, with all problem codes.
+//
+// # Answers
+//
+// Every refusal is a [Problem] (RFC 9457, application/problem+json) with a stable
+// code. It names the field that is wrong and never repeats its value. 400 says
+// that the body is not what the API reads: no JSON object, an unknown or
+// duplicate field, a wrong type. 422 says that a value breaks a rule. 503 comes
+// with Retry-After and promises that nothing was stored, except with the code
+// outcome_unknown: there the connection broke while PostgreSQL was committing.
+//
+// To whom a user is none of their business, the user does not exist: GET and PATCH
+// answer 404 as they do for an id that nobody has.
+//
+// # Pages
+//
+// A page has limit users, 50 if nothing is said and 200 at most, and says in next, and
+// in a Link header, where the next one begins; the last page has none. A page begins
+// behind the last user of the one before, who may be gone by then: whoever is there all
+// the time is listed once, and who signs up meanwhile belongs to pages turned already.
+// A next that was not made here is refused: cursor_invalid.
+//
+// # Versions
+//
+// Each change counts the version of a user up; their ETag is the version. With
+// If-None-Match, GET answers 304 to who has it already. With If-Match, PATCH and DELETE
+// change that version or nothing: 412, changed_meanwhile. Without, the last one wins.
+// A name that is the user's already changes neither the version nor anything else.
+//
+// # Signing up once
+//
+// A sign-up may carry an Idempotency-Key, random and of its own: 1 to 255 visible ASCII
+// characters without comma, semicolon and backslash, bare or in double quotes. Whoever
+// does not hear back sends the same request again, as often as they like: there will be
+// one user and one event, and each answer of success is the first one again, marked with
+// Idempotent-Replayed. The answer is stored in the sign-up's transaction, so this holds
+// for outcome_unknown, too.
+//
+//   - While the first request is under way, in this process or another one, or in
+//     PostgreSQL after its process is gone: 409, request_in_flight, with Retry-After.
+//   - If the address, the name or the password is another: 422, idempotency_mismatch.
+//     The password is compared by its argon2id hash; no quicker hash of it is stored.
+//   - Refusals are not stored: the corrected request may have the same key.
+//
+// Answers are kept for a day, and as long as their user. A sign-up with a key drops up
+// to ten that are older; without such sign-ups they stay, and are not used.
+//
+// # Passwords
+//
+// A password is kept as an argon2id hash only, and is normalised to Unicode NFC
+// first, so that it does not depend on the keyboard. No more hashes run at a time
+// than there are processors; who waits too long for a turn is told to come back.
+// Logging in with an unknown address costs the same hash and gets the same answer as
+// with a wrong password. A log-in hashes anew what was hashed with other parameters.
+//
+// # Access tokens
+//
+// A token stands in the header Authorization, alone, and is verified by package
+// internal/auth. A request without a valid one is answered with 401 token_invalid;
+// the reason is in the log at level debug. Nobody can take a token back: it speaks for
+// its user, with the roles of the log-in, until it expires.
+//
+// # Overload
+//
+// What the service cannot do in time it refuses at once, so that the rest is done as
+// fast as ever. Five bounds stand one behind the other; [Tuning] has their sizes:
+//
+//   - 429 rate_limited, with the time after which to try again: sign-ups and log-ins of one
+//     network address (IPv4, or the /64 of IPv6), and those with one mail address.
+//   - 503 overloaded: requests of one operation that are worked on at a time. The bound
+//     follows how long they take; a few more wait for a quarter of a second.
+//   - 503 busy: passwords that are hashed at a time, and transactions, which leave a
+//     quarter of the pool's connections to reads.
+//   - Every request has 5 s, and 5 s more for its body to arrive.
+//   - A body has 64 KiB, and 512 of one operation arrive at a time: 503 overloaded.
+//
+// Who is refused has changed nothing. Behind a proxy, set Server.Proxies, or all clients
+// count as one.
+//
+// # Traces and logs
+//
+// Requests continue the trace of an incoming traceparent, and every answer but 503
+// overloaded carries the traceparent of its server span. Log lines and spans hold the route,
+// never a path, an address, a name, a password or a payload. A failure is logged
+// once.
+package producer
