@@ -82,6 +82,7 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, par
 		i.Address = s.reachable(s.served)
 	}
 	parts = append([]part{s.register(log).part(ctx, i)}, parts...)
+	s.warnPlaintext(ctx, log)
 	log.InfoContext(ctx, "starting", "service", name, "version", version(), "admin", "http://"+admin.Addr().String())
 	late, cancel := after(ctx, s.stopDelay)
 	defer cancel()
