@@ -290,12 +290,8 @@ func (t *term) remember(ctx context.Context, w *work, e ending) error {
 func (t *term) unfenced(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
-	return pgx.BeginTxFunc(ctx, t.DB, impatient, func(tx pgx.Tx) error { return fn(ctx, tx) })
+	return pgx.BeginTxFunc(ctx, t.DB, lead.Impatient(lead.Silence), func(tx pgx.Tx) error { return fn(ctx, tx) })
 }
-
-// impatient begins a transaction that PostgreSQL ends if the process is frozen in it: the
-// rows that it has locked belong to who takes over.
-var impatient = pgx.TxOptions{BeginQuery: fmt.Sprintf(`begin; set local idle_in_transaction_session_timeout = '%ds'`, int(lead.Silence.Seconds()))}
 
 // effect writes the intent for an event from the stream down, and makes the attempt.
 func (t *term) effect(ctx context.Context, w *work) {

@@ -69,7 +69,7 @@ func (r *Runner) register(ctx context.Context, tx pgx.Tx, created time.Time) (p 
 // supersede waits until no transaction of an attempt is open, anywhere, and ends all
 // other sessions: with the next epoch, theirs are refused.
 func (r *Runner) supersede(ctx context.Context, p *place, change func(tx pgx.Tx) error) error {
-	return pgx.BeginTxFunc(ctx, r.DB, impatient, func(tx pgx.Tx) error {
+	return pgx.BeginTxFunc(ctx, r.DB, lead.Impatient(lead.Silence), func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock(`+lockKey+`)`, r.Consumer.Name); err != nil {
 			return err
 		}

@@ -38,7 +38,7 @@ var layers = []struct{ pkg, imports string }{
 	{"consumers/directory", "consumers events"},
 	{"consumers/mailer", "consumers events internal/breaker"},
 	{"consumers/replay", "events"},
-	{"consumers/saga", "internal/session"},
+	{"consumers/saga", "internal/lead internal/session"},
 	{"consumers/onboarding", "consumers consumers/saga events outbox"},
 	{"consumers/extend", "consumers/replay consumers/status events"},
 	// Tools.

@@ -12,6 +12,8 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/pgjet/pgjet/internal/lead"
 )
 
 // errAbandoned says that a step goes on although its time is up. What it changes in the
@@ -122,14 +124,14 @@ func refusedByDatabase(err error) bool {
 }
 
 // transact runs fn in a transaction. If a step was left behind in it, its connection is
-// cut.
+// cut; if this process is frozen in it, it is over before others take the saga over.
 func (r *Runner) transact(ctx context.Context, fn func(tx pgx.Tx) error) error {
 	conn, err := r.DB.Acquire(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Release()
-	tx, err := conn.Begin(ctx)
+	tx, err := conn.BeginTx(ctx, lead.Impatient(2*r.Saga.Timeout))
 	if err != nil {
 		return err
 	}

@@ -53,6 +53,13 @@ func Connect(ctx context.Context, config *pgx.ConnConfig, application string, se
 	return conn, nil
 }
 
+// Impatient returns the options of a transaction that PostgreSQL ends if its process asks
+// nothing for so long in it, such as one that is frozen: the rows that it has locked
+// belong to who takes over.
+func Impatient(silence time.Duration) pgx.TxOptions {
+	return pgx.TxOptions{BeginQuery: fmt.Sprintf(`begin; set local idle_in_transaction_session_timeout = '%dms'`, silence.Milliseconds())}
+}
+
 // Close closes the connection, and gives the lead up.
 func Close(conn *pgx.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
