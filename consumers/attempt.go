@@ -9,19 +9,12 @@ import (
 
 	"github.com/cenkalti/backoff/v4"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/attempt"
 	"github.com/pgjet/pgjet/internal/lead"
 )
-
-// errAbandoned says that a handler goes on although its time is up. Its transaction is
-// undone; it itself cannot be stopped.
-var errAbandoned = errors.New("the handler did not return when its time was up, and was left behind")
-
-// errEnded says that a handler returned nil although what it did cannot commit.
-var errEnded = errors.New("the handler hid that a statement failed, or ended its transaction")
 
 // work makes the attempts of a load.
 func (t *term) work(ctx context.Context, load []*work) {
@@ -148,28 +141,19 @@ func (t *term) handle(ctx context.Context, tx pgx.Tx, all []*work) error {
 		}
 		return t.Consumer.HandleBatch(ctx, tx, batch)
 	})
-	if err == nil && tx.Conn().PgConn().TxStatus() != 'T' {
-		err = errEnded
+	if err == nil {
+		err = attempt.Sound("handler", tx)
 	}
 	return err
 }
 
 // leaveBehind calls a handler, and waits for it for as long again as it may take.
 func (t *term) leaveBehind(ctx context.Context, handler func() error) error {
-	returned := make(chan error, 1)
-	go func() { returned <- guarded(handler) }()
-	select {
-	case err := <-returned:
-		return err
-	case <-ctx.Done():
-	}
-	select {
-	case err := <-returned:
-		return err
-	case <-time.After(t.Consumer.Timeout):
+	err := attempt.Call(ctx, "handler", t.Consumer.Timeout, handler)
+	if errors.Is(err, attempt.ErrAbandoned) {
 		t.Log.ErrorContext(ctx, "a handler does not return although its time is up, it is left behind", "timeout", t.Consumer.Timeout)
-		return errAbandoned
 	}
+	return err
 }
 
 // transact runs fn in a transaction that may go on only in this session. If a handler
@@ -191,19 +175,14 @@ func (t *term) transact(ctx context.Context, fn func(ctx context.Context, tx pgx
 	switch {
 	case err == nil:
 		return tx.Commit(ctx)
-	case errors.Is(err, errAbandoned):
-		cut(conn)
+	case errors.Is(err, attempt.ErrAbandoned):
+		attempt.Cut(conn)
 		return err
 	}
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
 	_ = tx.Rollback(undo) // a connection that fails at that is closed
 	return err
-}
-
-// cut closes the socket of a connection that somebody else may be using.
-func cut(conn *pgxpool.Conn) {
-	_ = conn.Hijack().PgConn().Conn().Close()
 }
 
 // intended makes the attempt of an intent that this process has taken.
@@ -298,19 +277,10 @@ func (t *term) effect(ctx context.Context, w *work) {
 	if t.gate.await(ctx, 0) != nil {
 		return
 	}
-	fresh := false
-	err := t.write(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
-		fresh, err = t.intend(ctx, tx, w, 1, true, 0, "")
-		if err == nil && !fresh {
-			err = t.noteDoubles(ctx, tx, []*work{w})
-		}
-		return err
-	})
-	if err != nil {
-		t.refused(ctx, w, err)
+	fresh, ok := t.putDown(ctx, w, 1, true, 0)
+	if !ok {
 		return
 	}
-	t.ack(ctx, w)
 	if !fresh {
 		t.metrics.handled(ctx, t.Consumer.Name, "skipped")
 		return

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/attempt"
 )
 
 // A Handler reacts to one event. The error that it returns decides what becomes
@@ -191,15 +192,4 @@ func (c *Consumer) dispatch() error {
 }
 
 // delay returns how long to wait after the attempt with this number, from 1.
-func (c Consumer) delay(attempt int) time.Duration {
-	b := backoff.NewExponentialBackOff(
-		backoff.WithInitialInterval(c.MinRetry),
-		backoff.WithMultiplier(2),
-		backoff.WithMaxInterval(c.MaxRetry),
-		backoff.WithRandomizationFactor(1),
-		backoff.WithMaxElapsedTime(0))
-	for i := 1; i < min(attempt, 32); i++ { // MaxRetry is long reached by then
-		b.NextBackOff()
-	}
-	return b.NextBackOff()
-}
+func (c Consumer) delay(n int) time.Duration { return attempt.Delay(n, c.MinRetry, c.MaxRetry) }

@@ -84,11 +84,11 @@ func (t *term) settled(ctx context.Context, w *work, e ending, fresh bool, wait 
 		"event_id", w.id, "type", w.eventType, "attempt", w.attempts(), "in", wait.Round(time.Millisecond), "err", e.err)
 }
 
-// park writes an intent down for an event that cannot be handled right now.
-func (t *term) park(ctx context.Context, w *work) {
-	fresh := false
+// putDown writes an intent down for an event from the stream, and acks it. It reports
+// whether the event was new, and whether the database took it.
+func (t *term) putDown(ctx context.Context, w *work, attempts int, taken bool, wait time.Duration) (fresh, ok bool) {
 	err := t.write(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
-		fresh, err = t.intend(ctx, tx, w, 0, false, 0, "")
+		fresh, err = t.intend(ctx, tx, w, attempts, taken, wait, "")
 		if err == nil && !fresh {
 			err = t.noteDoubles(ctx, tx, []*work{w})
 		}
@@ -96,9 +96,18 @@ func (t *term) park(ctx context.Context, w *work) {
 	})
 	if err != nil {
 		t.refused(ctx, w, err)
-		return
+		return false, false
 	}
 	t.ack(ctx, w)
+	return fresh, true
+}
+
+// park writes an intent down for an event that cannot be handled right now.
+func (t *term) park(ctx context.Context, w *work) {
+	fresh, ok := t.putDown(ctx, w, 0, false, 0)
+	if !ok {
+		return
+	}
 	if fresh {
 		t.block(w.key)
 		return
@@ -109,20 +118,7 @@ func (t *term) park(ctx context.Context, w *work) {
 // postpone lets an event that found an outage wait as an intent, so that another one is
 // tried next: it may be this one's fault after all. No attempt is counted.
 func (t *term) postpone(ctx context.Context, w *work) {
-	fresh := false
-	err := t.write(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
-		fresh, err = t.intend(ctx, tx, w, 0, false, max(t.gate.next(), time.Millisecond), "")
-		if err == nil && !fresh {
-			err = t.noteDoubles(ctx, tx, []*work{w})
-		}
-		return err
-	})
-	if err != nil {
-		t.refused(ctx, w, err)
-		return
-	}
-	t.ack(ctx, w)
-	if fresh {
+	if fresh, ok := t.putDown(ctx, w, 0, false, max(t.gate.next(), time.Millisecond)); ok && fresh {
 		t.block(w.key)
 	}
 }

@@ -5,12 +5,12 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"regexp"
-	"runtime/debug"
 
 	"github.com/cenkalti/backoff/v4"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgjet/pgjet/internal/attempt"
 )
 
 // A verdict is what an attempt came to.
@@ -73,32 +73,14 @@ func lostConnection(err error) bool {
 	return class == "57" || class == "08" || class == "53"
 }
 
-// A panicError is a panic of a handler.
-type panicError struct {
-	value any
-	stack []byte
-}
-
-func (e *panicError) Error() string { return fmt.Sprintf("handler panicked: %v", e.value) }
-
-// guarded calls fn and turns its panic into an error.
-func guarded(fn func() error) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = &panicError{p, debug.Stack()}
-		}
-	}()
-	return fn()
-}
-
 // stack returns the stack of a panic; nil for other errors.
 func stack(err error) *string {
-	panicked, ok := errors.AsType[*panicError](err)
+	panicked, ok := errors.AsType[*attempt.Panic](err)
 	if !ok {
 		return nil
 	}
 	const most = 16 << 10
-	s := storable(string(panicked.stack[:min(most, len(panicked.stack))]))
+	s := storable(string(panicked.Stack[:min(most, len(panicked.Stack))]))
 	return &s
 }
 

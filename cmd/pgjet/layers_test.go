@@ -16,6 +16,7 @@ var layers = []struct{ pkg, imports string }{
 	// Vocabulary and leaves.
 	{"events", ""},
 	{"migrations", ""},
+	{"internal/attempt", ""},
 	{"internal/auth", ""},
 	{"internal/breaker", ""},
 	{"internal/config", ""},
@@ -28,7 +29,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/service", "internal/breaker"},
 	{"outbox", "events"},
 	{"outbox/hint", "events"},
-	{"consumers", "events internal/lead internal/session"},
+	{"consumers", "events internal/attempt internal/lead internal/session"},
 	// Services: they meet in rows and messages, not here.
 	{"producer", "events internal/auth outbox"},
 	{"consumers/status", "consumers"},
@@ -38,7 +39,7 @@ var layers = []struct{ pkg, imports string }{
 	{"consumers/directory", "consumers events"},
 	{"consumers/mailer", "consumers events internal/breaker"},
 	{"consumers/replay", "events"},
-	{"consumers/saga", "internal/lead internal/session"},
+	{"consumers/saga", "internal/attempt internal/lead internal/session"},
 	{"consumers/onboarding", "consumers consumers/saga events outbox"},
 	{"consumers/extend", "consumers/replay consumers/status events"},
 	// Tools.

@@ -13,15 +13,9 @@ import (
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/pgjet/pgjet/internal/attempt"
 	"github.com/pgjet/pgjet/internal/lead"
 )
-
-// errAbandoned says that a step goes on although its time is up. What it changes in the
-// database is undone; it itself cannot be stopped.
-var errAbandoned = errors.New("the step did not return when its time was up, and was left behind")
-
-// errEnded says that a local step returned nil although what it did cannot commit.
-var errEnded = errors.New("the step hid that a statement failed, or ended its transaction")
 
 // An ending is what an attempt came to.
 type ending struct {
@@ -90,8 +84,8 @@ func (r *Runner) within(ctx context.Context, x *Record, t task, s *Saga, claiman
 		if err := r.leaveBehind(ctx, func() error { return t.local(ctx, tx, s) }); err != nil {
 			return &stepError{err}
 		}
-		if tx.Conn().PgConn().TxStatus() != 'T' {
-			return &stepError{errEnded}
+		if err := attempt.Sound("step", tx); err != nil {
+			return &stepError{err}
 		}
 		e.result, _ = after.settle(&r.Saga, t, s, nil)
 		return r.save(ctx, tx, &after, &claimant, r.lease())
@@ -139,8 +133,8 @@ func (r *Runner) transact(ctx context.Context, fn func(tx pgx.Tx) error) error {
 	switch {
 	case err == nil:
 		return tx.Commit(ctx)
-	case errors.Is(err, errAbandoned):
-		_ = conn.Hijack().PgConn().Conn().Close() // somebody else may be using it
+	case errors.Is(err, attempt.ErrAbandoned):
+		attempt.Cut(conn)
 		return err
 	}
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
@@ -151,29 +145,7 @@ func (r *Runner) transact(ctx context.Context, fn func(tx pgx.Tx) error) error {
 
 // leaveBehind calls a step, and waits for it for as long again as it may take.
 func (r *Runner) leaveBehind(ctx context.Context, call func() error) error {
-	returned := make(chan error, 1)
-	go func() { returned <- guarded(call) }()
-	select {
-	case err := <-returned:
-		return err
-	case <-ctx.Done():
-	}
-	select {
-	case err := <-returned:
-		return err
-	case <-time.After(r.Saga.Timeout):
-		return errAbandoned
-	}
-}
-
-// guarded calls fn and turns its panic into an error.
-func guarded(fn func() error) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("step panicked: %v", p)
-		}
-	}()
-	return fn()
+	return attempt.Call(ctx, "step", r.Saga.Timeout, call)
 }
 
 // tell logs what an attempt came to.

@@ -156,7 +156,7 @@ func (x *Record) settle(d *Definition, t task, s *Saga, err error) (result strin
 	case away:
 		x.Attempts--
 		x.Waits++
-		return "unavailable", min(d.delay(x.Waits), longestWait)
+		return "unavailable", d.awayDelay(x.Waits)
 	case !refused && x.Attempts < x.most(d):
 		return "retried", d.delay(x.Attempts)
 	case x.State == Undoing:

@@ -8,9 +8,10 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/cenkalti/backoff/v4"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/internal/attempt"
 )
 
 // A Definition says which steps a saga has. It needs a Name and Steps.
@@ -165,20 +166,16 @@ func (d Definition) withDefaults() (Definition, error) {
 	return d, nil
 }
 
-// longestWait is how long a saga waits at most for what is away: once it is back, nobody
-// should have to wait for long. A breaker spares it meanwhile.
+// longestWait bounds the wait for what is away: once it is back, nobody should have to
+// wait for long. A breaker spares it meanwhile.
 const longestWait = 15 * time.Second
 
-// delay returns how long to wait after so many failures, or waits, in a row.
+// delay returns how long to wait after so many failures in a row.
 func (d *Definition) delay(n int) time.Duration {
-	b := backoff.NewExponentialBackOff(
-		backoff.WithInitialInterval(d.MinRetry),
-		backoff.WithMultiplier(2),
-		backoff.WithMaxInterval(d.MaxRetry),
-		backoff.WithRandomizationFactor(1),
-		backoff.WithMaxElapsedTime(0))
-	for i := 1; i < min(n, 32); i++ { // MaxRetry is long reached by then
-		b.NextBackOff()
-	}
-	return max(b.NextBackOff(), time.Millisecond)
+	return max(attempt.Delay(n, d.MinRetry, d.MaxRetry), time.Millisecond)
+}
+
+// awayDelay returns how long to wait after so many times that something was away.
+func (d *Definition) awayDelay(n int) time.Duration {
+	return max(attempt.Delay(n, d.MinRetry, min(d.MaxRetry, longestWait/2)), time.Millisecond)
 }

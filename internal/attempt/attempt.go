@@ -1,0 +1,83 @@
+// Package attempt makes attempts at what others wrote: a handler of a consumer, a step
+// of a saga. Such a call may panic, hang, or spoil the transaction that it was given.
+package attempt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// ErrAbandoned says that a call goes on although its time is up. It cannot be stopped;
+// the transaction that it was given must be cut off: see [Cut].
+var ErrAbandoned = errors.New("did not return when its time was up, and was left behind")
+
+// A Panic is what a call panicked with.
+type Panic struct {
+	Stack []byte
+	text  string
+}
+
+// Error returns the panic's value as text.
+func (p *Panic) Error() string { return p.text }
+
+// Call calls what, such as a handler, and returns its error, or its panic as a [Panic]. If
+// it goes on for longer than grace after ctx has ended, Call returns [ErrAbandoned].
+func Call(ctx context.Context, what string, grace time.Duration, call func() error) error {
+	returned := make(chan error, 1)
+	go func() { returned <- guarded(what, call) }()
+	select {
+	case err := <-returned:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-returned:
+		return err
+	case <-time.After(grace):
+		return fmt.Errorf("the %s %w", what, ErrAbandoned)
+	}
+}
+
+func guarded(what string, call func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = &Panic{debug.Stack(), fmt.Sprintf("%s panicked: %v", what, p)}
+		}
+	}()
+	return call()
+}
+
+// Sound returns an error if tx cannot commit although what, which had it, returned none.
+func Sound(what string, tx pgx.Tx) error {
+	if tx.Conn().PgConn().TxStatus() == 'T' {
+		return nil
+	}
+	return fmt.Errorf("the %s hid that a statement failed, or ended its transaction", what)
+}
+
+// Cut closes the socket of a connection that a call which was left behind may be using.
+func Cut(conn *pgxpool.Conn) {
+	_ = conn.Hijack().PgConn().Conn().Close()
+}
+
+// Delay returns how long to wait after attempt n, from 1: a random time up to twice what
+// begins with first and doubles each time, until it is longest.
+func Delay(n int, first, longest time.Duration) time.Duration {
+	b := backoff.NewExponentialBackOff(
+		backoff.WithInitialInterval(first),
+		backoff.WithMultiplier(2),
+		backoff.WithMaxInterval(longest),
+		backoff.WithRandomizationFactor(1),
+		backoff.WithMaxElapsedTime(0))
+	for i := 1; i < min(n, 32); i++ { // longest is long reached by then
+		b.NextBackOff()
+	}
+	return b.NextBackOff()
+}
