@@ -27,8 +27,9 @@ const firstPage = 50
 // It needs SELECT on pgjet.outbox. A page holds at most 1000 events, and ends with
 // the one that fills 4 MiB, so memory is bounded whatever waits in the outbox.
 type Reader struct {
-	db    *pgx.Conn
-	limit int // how many rows to ask for: a page, unless they are large
+	db     *pgx.Conn
+	limit  int // how many rows to ask for: a page, unless they are large
+	filled int // how many the last page had
 
 	settling settling
 	settled  int64 // nothing can be late up to here
@@ -151,17 +152,20 @@ func (r *Reader) Records(ctx context.Context, seqs []int64) ([]Record, error) {
 // want have been sent by the server all the same: next time it asks for fewer.
 func (r *Reader) collect(rows pgx.Rows, xmax uint64) ([]Record, error) {
 	defer rows.Close()
-	var page []Record
+	page := make([]Record, 0, r.filled)
 	size := 0
+	var scanned row
+	targets := scanned.targets()
 	for size < pageBytes && rows.Next() {
-		rec, err := scan(rows, xmax)
-		if err != nil {
+		if err := rows.Scan(targets...); err != nil {
 			return nil, err
 		}
+		rec := scanned.record(xmax)
 		size += len(rec.Event.Data)
 		page = append(page, rec)
 	}
 	rows.Close()
+	r.filled = len(page)
 	r.limit = min(2*r.limit, pageEvents)
 	if size >= pageBytes {
 		r.limit = len(page) + 1
@@ -169,25 +173,31 @@ func (r *Reader) collect(rows pgx.Rows, xmax uint64) ([]Record, error) {
 	return page, rows.Err()
 }
 
-// scan reads a row. What only SQL can write, and no event can hold, is noted in the
-// record: one such row must not keep the others back.
-func scan(rows pgx.Rows, xmax uint64) (rec Record, err error) {
-	var xmin int64
-	var header *[]byte
-	var at pgtype.Timestamptz
-	e := &rec.Event
-	err = rows.Scan(&rec.XID, &xmin, &e.Seq, &e.ID, &e.Type, &e.Key, &e.Traceparent, &header, (*[]byte)(&e.Data), &at)
-	if err != nil {
-		return rec, err
-	}
-	rec.XID, e.Time = writer(rec.XID, xmin, xmax), at.Time
-	if at.InfinityModifier != pgtype.Finite {
+// A row is where the columns of columnList are scanned to, for one row after the other.
+type row struct {
+	rec    Record
+	xmin   int64
+	header *[]byte
+	at     pgtype.Timestamptz
+}
+
+func (r *row) targets() []any {
+	e := &r.rec.Event
+	return []any{&r.rec.XID, &r.xmin, &e.Seq, &e.ID, &e.Type, &e.Key, &e.Traceparent, &r.header, (*[]byte)(&e.Data), &r.at}
+}
+
+// record returns the row. What only SQL can write, and no event can hold, is noted in
+// the record: one such row must not keep the others back.
+func (r *row) record(xmax uint64) Record {
+	rec := r.rec
+	rec.XID, rec.Event.Time = writer(rec.XID, r.xmin, xmax), r.at.Time
+	if r.at.InfinityModifier != pgtype.Finite {
 		rec.Err = &events.InvalidError{Field: "time", Reason: "is infinite"}
 	}
-	if header != nil && json.Unmarshal(*header, &e.Header) != nil {
+	if r.header != nil && json.Unmarshal(*r.header, &rec.Event.Header) != nil {
 		rec.Err = &events.InvalidError{Field: "header", Reason: "is not an object whose values are strings"}
 	}
-	return rec, nil
+	return rec
 }
 
 // writer returns the transaction that wrote a row, given what its column xid says,
