@@ -141,6 +141,18 @@ var reserved = map[string]bool{
 
 // Validate returns an [*InvalidError] if e could never be published, nil otherwise.
 func (e Event) Validate() error {
+	if err := e.ValidateStored(); err != nil {
+		return err
+	}
+	if !json.Valid(e.Data) {
+		return &InvalidError{"data", "is not valid JSON in UTF-8"}
+	}
+	return nil
+}
+
+// ValidateStored is Validate for an event whose payload PostgreSQL keeps as json: it was
+// parsed when it was stored.
+func (e Event) ValidateStored() error {
 	switch {
 	case e.ID == uuid.Nil:
 		return &InvalidError{"id", "is missing"}
@@ -158,7 +170,7 @@ func (e Event) Validate() error {
 		return &InvalidError{"time", "is not in the years 1 to 9999"}
 	case len(e.Data) > MaxData:
 		return &InvalidError{"data", fmt.Sprintf("is %d bytes, more than %d: store the large part elsewhere and put its address in the event", len(e.Data), MaxData)}
-	case !utf8.Valid(e.Data) || !json.Valid(e.Data):
+	case !utf8.Valid(e.Data):
 		return &InvalidError{"data", "is not valid JSON in UTF-8"}
 	}
 	return e.validateHeader()

@@ -1,10 +1,9 @@
 package events
 
 import (
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash/fnv"
+	"iter"
 	"net/url"
 	"strconv"
 	"strings"
@@ -27,10 +26,20 @@ const (
 // "events.2c.user.created". Its partition is the FNV-1a hash (32 bits) of the key
 // modulo [Partitions], as two hex digits, so all events of one key share it.
 func Subject(eventType, key string) string {
-	h := fnv.New32a()
-	h.Write([]byte(key))
-	return Prefix + "." + hex.EncodeToString([]byte{byte(h.Sum32() % Partitions)}) + "." + eventType
+	hash := uint32(2166136261)
+	for i := range len(key) {
+		hash = (hash ^ uint32(key[i])) * 16777619
+	}
+	return partitions[hash%Partitions] + eventType
 }
+
+// partitions are the beginnings of all subjects.
+var partitions = func() (all [Partitions]string) {
+	for i := range all {
+		all[i] = fmt.Sprintf("%s.%02x.", Prefix, i)
+	}
+	return all
+}()
 
 // Filter returns the subject filter that matches all events of one type.
 func Filter(eventType string) string { return Prefix + ".*." + eventType }
@@ -39,26 +48,33 @@ func Filter(eventType string) string { return Prefix + ".*." + eventType }
 // from an allow-list; their names are case-sensitive and exactly as written here
 // (the map converts to a nats.Header).
 func (e Event) Message() (subject string, header map[string][]string, body []byte) {
-	header = map[string][]string{
-		"ce-specversion":     {"1.0"},
-		"ce-id":              {e.ID.String()},
-		"ce-source":          {escape(e.Source)},
-		"ce-type":            {e.Type},
-		"ce-subject":         {escape(e.Key)},
-		"ce-time":            {e.Time.UTC().Format(time.RFC3339Nano)},
-		"ce-datacontenttype": {"application/json"},
-		"Pgjet-Seq":          {strconv.FormatInt(e.Seq, 10)},
-	}
-	for name, value := range e.Header {
-		if name != "tracestate" { // W3C's, not an attribute: as it is
-			value = escape(value)
-		}
+	header = make(map[string][]string)
+	for name, value := range e.Headers() {
 		header[name] = []string{value}
 	}
-	if e.Traceparent != "" {
-		header["traceparent"] = []string{e.Traceparent}
-	}
 	return Subject(e.Type, e.Key), header, e.Data
+}
+
+// Headers returns the headers of [Event.Message] one by one, for those who write many
+// messages into the same memory.
+func (e Event) Headers() iter.Seq2[string, string] {
+	return func(yield func(string, string) bool) {
+		ok := yield("ce-specversion", "1.0") &&
+			yield("ce-id", e.ID.String()) &&
+			yield("ce-source", escape(e.Source)) &&
+			yield("ce-type", e.Type) &&
+			yield("ce-subject", escape(e.Key)) &&
+			yield("ce-time", e.Time.UTC().Format(time.RFC3339Nano)) &&
+			yield("ce-datacontenttype", "application/json") &&
+			yield("Pgjet-Seq", strconv.FormatInt(e.Seq, 10)) &&
+			(e.Traceparent == "" || yield("traceparent", e.Traceparent))
+		for name, value := range e.Header {
+			if name != "tracestate" { // W3C's, not an attribute: as it is
+				value = escape(value)
+			}
+			ok = ok && yield(name, value)
+		}
+	}
 }
 
 // FromMessage returns the event that a message carries. It fails if the message

@@ -89,4 +89,21 @@ func TestClusterOutages(t *testing.T) {
 	b.append(20)
 	b.settledOn(c)
 	b.ready(r)
+	b.named(false)
+}
+
+// named checks whether the last message carries an id that the next may name.
+func (b *bench) named(want bool) {
+	b.Helper()
+	stream, err := b.js.Stream(b.Context(), "EVENTS")
+	if err != nil {
+		b.Fatal(err)
+	}
+	msg, err := stream.GetMsg(b.Context(), stream.CachedInfo().State.LastSeq)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if got := msg.Header.Get("Nats-Msg-Id") != ""; got != want {
+		b.Errorf("the last message has an id: %t, want %t", got, want)
+	}
 }

@@ -121,8 +121,12 @@ func (l *link) batches() bool { return l.stream.CachedInfo().Config.AllowAtomicP
 
 // chains reports whether messages may name the id of their predecessor. In a cluster
 // they must not: replicas compare it each on their own, and one that finds another id
-// than the leader, having been brought up to date in a hurry, stops for good.
-func (l *link) chains() bool { return l.stream.CachedInfo().Cluster == nil }
+// than the leader, having been brought up to date in a hurry, stops for good. A server
+// in no cluster says that it leads the stream, and names no cluster.
+func (l *link) chains() bool {
+	cluster := l.stream.CachedInfo().Cluster
+	return cluster == nil || cluster.Name == ""
+}
 
 // State implements [protocol.Stream].
 func (l *link) State(ctx context.Context) (protocol.State, error) {
@@ -243,8 +247,9 @@ func (l *link) Check(e events.Event) error {
 	}
 	const headers = 4 << 10 // more than any has, as a rule
 	if int64(len(e.Data))+headers > limit {
-		subject, header, body := l.encode(e)
-		if size := int64((&nats.Msg{Subject: subject, Header: header, Data: body}).Size()) + 512; size > limit {
+		m := newOutgoing()
+		m.carry(e, l.source)
+		if size := int64(m.Size()) + 1<<10; size > limit {
 			return fmt.Errorf("event with its headers takes %d bytes, the server takes %d", size, limit)
 		}
 	}
@@ -270,14 +275,4 @@ func matches(pattern, subject string) bool {
 		}
 	}
 	return len(p) == len(s)
-}
-
-func (l *link) encode(e events.Event) (string, nats.Header, []byte) {
-	e.Source = l.source
-	subject, header, body := e.Message()
-	if l.chains() {
-		header["Nats-Msg-Id"] = []string{e.ID.String()}
-	}
-	header["Nats-Expected-Stream"] = []string{l.name}
-	return subject, header, body
 }

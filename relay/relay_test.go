@@ -486,3 +486,33 @@ func TestHintIsHeard(t *testing.T) {
 	}
 	t.Error("hints make no difference")
 }
+
+// TestFormsFollowEachOther: a message alone names the last one of a batch before it, and
+// none of that ends a session.
+func TestFormsFollowEachOther(t *testing.T) {
+	b := newBench(t)
+	r, _ := b.start()
+	b.ready(r)
+	for range 8 {
+		err := pgx.BeginFunc(t.Context(), b.db, func(tx pgx.Tx) error {
+			var many []events.Payload
+			for range 64 {
+				b.n++
+				many = append(many, noted{fmt.Sprint("k", b.n%7), b.n})
+			}
+			return outbox.Append(t.Context(), tx, many...)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.settled()
+		b.named(true)
+		b.append(1)
+		b.settled()
+	}
+	b.named(true)
+	var epoch int
+	if err := b.db.QueryRow(t.Context(), `select epoch from pgjet.leader`).Scan(&epoch); err != nil || epoch != 1 {
+		t.Errorf("the relay led %d times (%v), want once", epoch, err)
+	}
+}

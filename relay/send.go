@@ -37,40 +37,65 @@ type sending struct {
 // second would find the sequence that it expects.
 //
 // An atomic batch (ADR-50) is stored as a whole or not at all. Its first message
-// carries the expectation; it cannot name its predecessor by id.
+// carries the expectation; it cannot name its predecessor by id. Its last one has an
+// id, which the next append may name: the server would have to remember any other.
 //
 // Only the last message asks for an answer.
 func (l *link) Send(ctx context.Context, a protocol.Append) error {
 	l.number++
 	l.sent = sending{subject: fmt.Sprint(l.inbox, ".", l.number), events: len(a.Events), at: time.Now(), span: startSpan(ctx, l.name, a)}
-	last, lastID := a.Last, a.LastID
-	batch := a.Events[0].ID.String()
-	for i, e := range a.Events {
-		subject, header, body := l.encode(e)
-		final := i == len(a.Events)-1
-		if a.Form == protocol.Batch {
-			header["Nats-Batch-Id"] = []string{batch}
-			header["Nats-Batch-Sequence"] = []string{strconv.Itoa(i + 1)}
-			if final {
-				header["Nats-Batch-Commit"] = []string{"1"}
-			}
-		}
-		if a.Form == protocol.Chain || i == 0 {
-			header["Nats-Expected-Last-Sequence"] = []string{strconv.FormatUint(last, 10)}
-		}
-		if a.Form == protocol.Chain && lastID != uuid.Nil {
-			header["Nats-Expected-Last-Msg-Id"] = []string{lastID.String()}
-		}
-		msg := &nats.Msg{Subject: subject, Header: header, Data: body}
-		if final {
-			msg.Reply = l.sent.subject
-		}
-		if err := l.nc.PublishMsg(msg); err != nil {
+	m := newOutgoing()
+	for i := range a.Events {
+		l.write(m, a, i)
+		if err := l.nc.PublishMsg(&m.Msg); err != nil {
 			return l.sent.end(l.explain(err))
 		}
-		last, lastID = last+1, e.ID
 	}
 	return nil
+}
+
+// write makes m the i-th message of a. What was set for the one before stays.
+func (l *link) write(m *outgoing, a protocol.Append, i int) {
+	e, final := a.Events[i], i == len(a.Events)-1
+	m.carry(e, l.source)
+	if a.Form == protocol.Chain {
+		l.expect(m, a.Last+uint64(i))
+		if before := predecessor(a, i); before != uuid.Nil {
+			m.set("Nats-Expected-Last-Msg-Id", before.String())
+		}
+	} else {
+		if i == 0 {
+			m.set("Nats-Batch-Id", e.ID.String())
+			l.expect(m, a.Last)
+		} else {
+			delete(m.Header, "Nats-Expected-Stream")
+			delete(m.Header, "Nats-Expected-Last-Sequence")
+		}
+		m.set("Nats-Batch-Sequence", strconv.Itoa(i+1))
+		if final {
+			m.set("Nats-Batch-Commit", "1")
+		}
+	}
+	if l.chains() && (a.Form == protocol.Chain || final) {
+		m.set("Nats-Msg-Id", e.ID.String())
+	}
+	if final {
+		m.Reply = l.sent.subject
+	}
+}
+
+// expect says which message m follows.
+func (l *link) expect(m *outgoing, last uint64) {
+	m.set("Nats-Expected-Stream", l.name)
+	m.set("Nats-Expected-Last-Sequence", strconv.FormatUint(last, 10))
+}
+
+// predecessor returns the id of the message before the i-th of a, if it is known.
+func predecessor(a protocol.Append, i int) uuid.UUID {
+	if i == 0 {
+		return a.LastID
+	}
+	return a.Events[i-1].ID
 }
 
 // Await implements [protocol.Stream].

@@ -124,7 +124,7 @@ func (s *Session) take(ctx context.Context, r outbox.Record) error {
 
 // unfit returns why the stream could never store the event of r, or nil.
 func (s *Session) unfit(r outbox.Record) error {
-	return cmp.Or(r.Err, r.Event.Validate(), s.Stream.Check(r.Event))
+	return cmp.Or(r.Err, r.Event.ValidateStored(), s.Stream.Check(r.Event))
 }
 
 func (s *Session) add(ctx context.Context, r outbox.Record) error {
@@ -179,7 +179,7 @@ func (s *Session) send(ctx context.Context) error {
 		return err
 	}
 	s.flight = &flight{append: a, healing: s.healing}
-	s.waiting, s.size, s.healing = nil, 0, 0
+	s.waiting, s.size, s.healing = make([]events.Event, 0, len(a.Events)), 0, 0
 	return nil
 }
 
