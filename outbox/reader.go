@@ -38,7 +38,7 @@ type Reader struct {
 // NewReader returns a Reader that reads by db.
 func NewReader(db *pgx.Conn) *Reader { return &Reader{db: db, limit: firstPage} }
 
-const columnList = `xid, xmin::text::bigint, seq, id, type, key, coalesce(traceparent, ''), header::text, data::text, time`
+const columnList = `xid, xmin, seq, id, type, key, coalesce(traceparent, ''), header::text, data::text, time`
 
 // Next implements [Source] in one round trip. The page is read after the snapshot:
 // nothing that the snapshot sees is missing.
@@ -115,10 +115,10 @@ func appendRange(xids []uint64, low, high uint64) []uint64 {
 // order, and without the payload.
 func (r *Reader) Find(ctx context.Context, seqs []int64, fn func(Record)) error {
 	var rec Record
-	var xmin int64
+	var xmin uint32
 	var xmax uint64
 	rows, err := r.db.Query(ctx, `
-		select xid, xmin::text::bigint, seq, id, pg_snapshot_xmax(pg_current_snapshot())
+		select xid, xmin, seq, id, pg_snapshot_xmax(pg_current_snapshot())
 		  from pgjet.outbox where seq = any($1)`, seqs)
 	if err != nil {
 		return fmt.Errorf("find events in outbox: %w", err)
@@ -176,7 +176,7 @@ func (r *Reader) collect(rows pgx.Rows, xmax uint64) ([]Record, error) {
 // A row is where the columns of columnList are scanned to, for one row after the other.
 type row struct {
 	rec    Record
-	xmin   int64
+	xmin   uint32
 	header *[]byte
 	at     pgtype.Timestamptz
 }
@@ -206,7 +206,7 @@ func (r *row) record(xmax uint64) Record {
 // was restored into this cluster, by COPY or logical replication, says a higher
 // xid: one that counts in the cluster where it was first written, and would
 // seem to lie in the future here.
-func writer(xid uint64, xmin int64, xmax uint64) uint64 {
-	whole := xmax + uint64(int64(int32(uint32(xmin)-uint32(xmax)))) // xmin has 32 bits of the 64
+func writer(xid uint64, xmin uint32, xmax uint64) uint64 {
+	whole := xmax + uint64(int64(int32(xmin-uint32(xmax)))) // xmin has 32 bits of the 64
 	return min(xid, whole)
 }
