@@ -16,46 +16,57 @@ const (
 	Batch
 )
 
-// batchFrom is the size from which a batch may be worth its overhead. Tests make it
-// small.
-var batchFrom = 8
-
 // tryEvery says how often the form that seems the dearer is tried again.
 const tryEvery = 64
+
+// longChain is from how many events on a chain is not tried without having seen a shorter
+// one: if the server syncs every message, it takes as many syncs.
+const longChain = 128
 
 // forms learns which form is the cheaper on this server, for each power of two of
 // events. It depends on whether the server syncs every message, on replicas and on
 // the disk, none of which a client is told.
 type forms struct {
-	class [8]struct {
+	class [10]struct {
 		took  [2]time.Duration // a moving average for each form; 0 is unknown
 		count int
 	}
 }
 
-func class(n int) int { return min(bits.Len(uint(n))-bits.Len(uint(batchFrom)), 7) }
+// class returns that of n events, which are two at least.
+func class(n int) int { return min(bits.Len(uint(n))-2, 9) }
 
-// choose returns the form for n events.
+// choose returns the form for n events. One that was never tried counts as the better one.
 func (f *forms) choose(n int) Form {
-	if n < batchFrom {
-		return Chain
-	}
-	c := &f.class[class(n)]
+	i := class(n)
+	c := &f.class[i]
 	c.count++
+	chain, batch := f.chain(i), c.took[Batch]
 	better, other := Chain, Batch
-	if c.took[Batch] < c.took[Chain] {
+	if batch < chain || chain == 0 && n >= longChain {
 		better, other = Batch, Chain
 	}
-	// One that was never tried has taken no time, and so is the better one.
-	if c.count%tryEvery == 0 && c.took[other] < 4*c.took[better] {
+	costs := [2]time.Duration{Chain: chain, Batch: batch}
+	if c.count%tryEvery == 0 && costs[other] > 0 && costs[other] < 4*costs[better] {
 		return other
 	}
 	return better
 }
 
+// chain returns what a chain of this class takes, or would take at most by what a shorter
+// one took; 0 if that is unknown.
+func (f *forms) chain(class int) time.Duration {
+	for i := class; i >= 0; i-- {
+		if took := f.class[i].took[Chain]; took > 0 {
+			return took << (class - i)
+		}
+	}
+	return 0
+}
+
 // learn notes how long an append of n events took.
 func (f *forms) learn(form Form, n int, took time.Duration) {
-	if n < batchFrom {
+	if n < 2 {
 		return
 	}
 	c := &f.class[class(n)]

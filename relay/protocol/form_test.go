@@ -5,32 +5,31 @@ import (
 	"time"
 )
 
-// TestFormsLearn: both forms are tried, then the quicker one is used, for each size
-// apart; the other gets another chance now and then.
-func TestFormsLearn(t *testing.T) {
-	old := batchFrom
-	batchFrom = 8
-	defer func() { batchFrom = old }()
-	took := func(form Form, n int) time.Duration { // a server that syncs every message
-		if form == Batch {
-			return 2 * time.Millisecond
-		}
-		return time.Duration(n) * 100 * time.Microsecond
+// syncing is what a server takes that syncs every message, and a batch once.
+func syncing(form Form, n int) time.Duration {
+	if form == Batch {
+		return 2 * time.Millisecond
 	}
+	return time.Duration(n) * 100 * time.Microsecond
+}
+
+// TestFormsLearn: the quicker form is used, for each size apart; the other gets another
+// chance now and then.
+func TestFormsLearn(t *testing.T) {
 	var f forms
 	count := map[int][2]int{}
 	for range 200 {
-		for _, n := range []int{1, 7, 10, 100, 1000} {
+		for _, n := range []int{7, 10, 100, 1000} {
 			form := f.choose(n)
 			c := count[n]
 			c[form]++
 			count[n] = c
-			f.learn(form, n, took(form, n))
+			f.learn(form, n, syncing(form, n))
 		}
 	}
-	for n, want := range map[int]Form{1: Chain, 7: Chain, 10: Chain, 100: Batch, 1000: Batch} {
+	for n, want := range map[int]Form{7: Chain, 10: Chain, 100: Batch, 1000: Batch} {
 		other := 1 - want
-		if c := count[n]; c[want] < 190 || c[other] > 10 || n >= 8 && c[other] == 0 {
+		if c := count[n]; c[want] < 190 || c[other] > 10 {
 			t.Errorf("of 200 appends of %d events, %d went as a chain and %d as a batch", n, c[Chain], c[Batch])
 		}
 	}
@@ -45,6 +44,22 @@ func TestFormsLearn(t *testing.T) {
 	}
 	if f.choose(10) != Batch {
 		t.Error("a chain is still thought to be the quicker one")
+	}
+}
+
+// TestNoLongChainUnseen: nothing waits for a thousand syncs just to learn how long they take.
+func TestNoLongChainUnseen(t *testing.T) {
+	for _, sizes := range [][]int{{1000}, {50, 100, 200, 400, 800, 1000}} {
+		var f forms
+		for range tryEvery + 1 {
+			for _, n := range sizes {
+				form := f.choose(n)
+				if form == Chain && n >= longChain {
+					t.Fatalf("%d events went as a chain, after %v", n, sizes)
+				}
+				f.learn(form, n, syncing(form, n))
+			}
+		}
 	}
 }
 
