@@ -265,8 +265,14 @@ func TestReadLargeLateTransaction(t *testing.T) {
 
 // TestReadFindsLateCommitsBeyondXmax: xmax of a snapshot is one past the newest
 // transaction that has *ended*. One that is newer and has written is not listed as
-// running: it has to be looked for all the same.
+// running: it has to be looked for all the same, however many lie between.
 func TestReadFindsLateCommitsBeyondXmax(t *testing.T) {
+	for _, between := range []int{0, 600} {
+		t.Run(fmt.Sprint(between, " between"), func(t *testing.T) { lateBeyondXmax(t, between) })
+	}
+}
+
+func lateBeyondXmax(t *testing.T, between int) {
 	db := testenv.Postgres(t)
 	c := newCursor(t, db)
 	older, err := db.Begin(t.Context())
@@ -275,6 +281,17 @@ func TestReadFindsLateCommitsBeyondXmax(t *testing.T) {
 	}
 	defer older.Rollback(context.Background())
 	if _, err := older.Exec(t.Context(), `select pg_current_xact_id()`); err != nil {
+		t.Fatal(err)
+	}
+	many, err := db.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer many.Rollback(context.Background())
+	_, err = many.Exec(t.Context(), fmt.Sprintf(`
+		create table many (n int);
+		do $$ begin for n in 1..%d loop begin insert into many values (n); exception when others then null; end; end loop; end $$`, between))
+	if err != nil {
 		t.Fatal(err)
 	}
 	newer := begin(t, db, 1)

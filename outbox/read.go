@@ -17,14 +17,25 @@ type Record struct {
 // A Source answers the two questions that [Read] asks of an outbox. [Reader] is the
 // one to use.
 type Source interface {
-	// Next returns a snapshot, and records whose seq is above floor, in the order
-	// of seq, without a gap to the first that the snapshot sees. It may return
-	// more than the snapshot sees.
-	Next(ctx context.Context, floor int64) (Snapshot, []Record, error)
+	// Next returns what lies beyond a position.
+	Next(ctx context.Context, from Position) (Window, error)
 	// Late returns, in the order of seq, records with after < seq ≤ floor that one of
 	// the transactions xids wrote, or one from low to below high. There are no more
 	// if it returns none.
 	Late(ctx context.Context, xids []uint64, low, high uint64, after, floor int64) ([]Record, error)
+}
+
+// A Window is what lies beyond a position.
+type Window struct {
+	Now Snapshot
+	// Page has records whose seq is above the floor, in the order of seq, without a gap
+	// to the first that Now sees. It may have more than Now sees.
+	Page []Record
+	// Late has, in the order of seq, those at or below the floor that one of the
+	// transactions wrote that have ended since, as of Now; it may have more. It counts
+	// only if AllLate: otherwise there are too many, and they are to be asked for.
+	Late    []Record
+	AllLate bool
 }
 
 // Read calls fn for every event that has become visible since from, until fn has
@@ -47,17 +58,17 @@ type Source interface {
 // Events of one call that fn has seen are seen again if Read is called with the
 // same position and a new [Reader].
 func Read(ctx context.Context, source Source, from Position, fn func(Record) error) (Position, error) {
-	now, page, err := source.Next(ctx, from.Floor)
+	w, err := source.Next(ctx, from)
 	if err != nil {
 		return from, fmt.Errorf("read outbox: %w", err)
 	}
-	if err := late(ctx, source, from, now, fn); err != nil {
+	if err := late(ctx, source, from, w, fn); err != nil {
 		return from, err
 	}
-	to := Position{Snapshot: now, Floor: from.Floor}
-	for _, r := range page {
+	to := Position{Snapshot: w.Now, Floor: from.Floor}
+	for _, r := range w.Page {
 		to.Floor = r.Event.Seq // also of one not visible yet: it will be late
-		if !now.Sees(r.XID) {
+		if !w.Now.Sees(r.XID) {
 			continue
 		}
 		if err := fn(r); err != nil {
@@ -68,36 +79,47 @@ func Read(ctx context.Context, source Source, from Position, fn func(Record) err
 }
 
 // late calls fn for the events at or below from.Floor that became visible between
-// from.Snapshot and now. Their transactions were running in from.Snapshot, or lie
+// from.Snapshot and w.Now. Their transactions were running in from.Snapshot, or lie
 // at or above its Xmax: that is the first id no ended transaction had reached,
 // which is not to say that none had been given out.
-func late(ctx context.Context, source Source, from Position, now Snapshot, fn func(Record) error) error {
+func late(ctx context.Context, source Source, from Position, w Window, fn func(Record) error) error {
+	if w.AllLate {
+		return since(from, w.Now, w.Late, fn)
+	}
 	var ended []uint64
 	for _, xid := range from.Snapshot.Running {
-		if now.Sees(xid) {
+		if w.Now.Sees(xid) {
 			ended = append(ended, xid)
 		}
 	}
-	if from.Floor == 0 || len(ended) == 0 && now.Xmax == from.Snapshot.Xmax {
+	if from.Floor == 0 || len(ended) == 0 && w.Now.Xmax == from.Snapshot.Xmax {
 		return nil
 	}
 	after := int64(0)
 	for {
-		page, err := source.Late(ctx, ended, from.Snapshot.Xmax, now.Xmax, after, from.Floor)
+		page, err := source.Late(ctx, ended, from.Snapshot.Xmax, w.Now.Xmax, after, from.Floor)
 		if err != nil {
 			return fmt.Errorf("read late events: %w", err)
 		}
 		if len(page) == 0 {
 			return nil
 		}
-		for _, r := range page {
-			after = r.Event.Seq
-			if !now.Sees(r.XID) || from.Snapshot.Sees(r.XID) {
-				continue
-			}
-			if err := fn(r); err != nil {
-				return err
-			}
+		after = page[len(page)-1].Event.Seq
+		if err := since(from, w.Now, page, fn); err != nil {
+			return err
 		}
 	}
+}
+
+// since calls fn for the records that became visible between from and now.
+func since(from Position, now Snapshot, records []Record, fn func(Record) error) error {
+	for _, r := range records {
+		if !now.Sees(r.XID) || from.Snapshot.Sees(r.XID) {
+			continue
+		}
+		if err := fn(r); err != nil {
+			return err
+		}
+	}
+	return nil
 }

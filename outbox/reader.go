@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
@@ -42,73 +41,84 @@ const columnList = `xid, xmin, seq, id, type, key, coalesce(traceparent, ''), he
 
 // Next implements [Source] in one round trip. The page is read after the snapshot:
 // nothing that the snapshot sees is missing.
-func (r *Reader) Next(ctx context.Context, floor int64) (now Snapshot, page []Record, err error) {
+func (r *Reader) Next(ctx context.Context, from Position) (w Window, err error) {
+	r.settled = r.settling.next(r.settled)
 	b := &pgx.Batch{}
 	b.Queue(`select pg_current_snapshot()::text`).QueryRow(func(row pgx.Row) error {
 		var text string
 		if err := row.Scan(&text); err != nil {
 			return err
 		}
-		now, err = ParseSnapshot(text)
+		w.Now, err = ParseSnapshot(text)
 		return err
 	})
-	b.Queue(`select `+columnList+` from pgjet.outbox where seq > $1 order by seq limit $2`, floor, r.limit).
+	if from.Floor > 0 {
+		b.Queue(lateSQL, from.Snapshot.Running, r.settled, from.Floor, mostLate+1, int64(from.Snapshot.Xmax), int64(fewXIDs)).
+			Query(func(rows pgx.Rows) error {
+				w.Late, err = collect(rows, w.Now.Xmax, 0)
+				return err
+			})
+	}
+	b.Queue(`select `+columnList+` from pgjet.outbox where seq > $1 order by seq limit $2`, from.Floor, r.limit).
 		Query(func(rows pgx.Rows) error {
-			page, err = r.collect(rows, now.Xmax)
+			w.Page, err = r.page(rows, w.Now.Xmax)
 			return err
 		})
-	r.settled = r.settling.next(r.settled)
 	err = r.db.SendBatch(ctx, b).Close()
-	return now, page, err
+	w.AllLate = len(w.Late) <= mostLate && bytes(w.Late) < pageBytes && int64(w.Now.Xmax-from.Snapshot.Xmax) <= fewXIDs
+	return w, err
 }
 
-// Late implements [Source]. As a rule there are none, and one look at an index of the
-// few partitions that are not settled finds that out.
+// mostLate is how many late records are read beside a page.
+const mostLate = 50
+
+// Late implements [Source].
 func (r *Reader) Late(ctx context.Context, xids []uint64, low, high uint64, after, floor int64) ([]Record, error) {
-	// Of each transaction a page at most, by the index that has its seqs in order. To
-	// ask for a range of xids that is one, and for its order, keeps the planner on it:
-	// it might rather sort all that the transaction wrote, for each page.
-	sql := `
-		select l.seq from unnest($1::xid8[]) as x (xid), lateral (
-			select seq from pgjet.outbox o
-			 where o.xid between x.xid and x.xid and o.seq > $2 and o.seq <= $3 order by o.xid, o.seq limit $4) l`
-	args := []any{xids, max(after, r.settled), floor, r.limit}
-	if high-low <= fewXIDs {
-		args[0] = appendRange(xids, low, high)
-	} else {
-		// These wrote hardly anything that is late. The materialized part keeps the
-		// planner on the index by xid: with the limit in sight it would rather walk
-		// the whole table by seq.
-		sql = `
-		with late as materialized (` + sql + `
-			union all
-			select seq from pgjet.outbox where xid >= $5::xid8 and xid < $6::xid8 and seq > $2 and seq <= $3
-		)
-		select seq from late`
-		args = append(args, low, high)
+	sql := lateSQL
+	if high-low > fewXIDs {
+		sql = manyLateSQL
 	}
-	sql += ` order by seq limit $4`
-	rows, err := r.db.Query(ctx, sql, args...)
+	rows, err := r.db.Query(ctx, sql, xids, max(after, r.settled), floor, r.limit, int64(low), int64(high-low))
 	if err != nil {
 		return nil, err
 	}
-	seqs, err := pgx.CollectRows(rows, pgx.RowTo[int64])
-	if err != nil || len(seqs) == 0 {
-		return nil, err
-	}
-	return r.Records(ctx, seqs)
+	return collect(rows, high, 0)
 }
 
 // fewXIDs is up to how many transactions are looked up one by one.
 const fewXIDs = 500
 
-// appendRange returns xids and those from low to below high.
-func appendRange(xids []uint64, low, high uint64) []uint64 {
-	all := slices.Clone(xids)
-	for xid := low; xid < high; xid++ {
-		all = append(all, xid)
-	}
-	return all
+// Two ways to read late records: those of the transactions $1 and of $6 others from $5 on,
+// as far as they have ended, with $2 < seq ≤ $3, at most $4. As a rule there are none, and
+// one look at an index of the few partitions that are not settled finds that out. Of many
+// transactions hardly any wrote something that is late: those are found in one range.
+var (
+	lateSQL = readLate(`
+		union all
+		select x::text::xid8 from generate_series($5::bigint, least(pg_snapshot_xmax(pg_current_snapshot())::text::bigint, $5 + $6) - 1) as x`, ``)
+	manyLateSQL = readLate(``, `
+		union all
+		select seq from pgjet.outbox where xid >= $5::bigint::text::xid8 and xid < ($5 + $6::bigint)::text::xid8 and seq > $2 and seq <= $3`)
+)
+
+// readLate returns a statement that looks transactions up one by one, each by the index
+// that has its seqs in order. To ask for a range of xids that is one, and for its order,
+// keeps the planner on it: it might rather sort all that the transaction wrote, for each
+// page. The materialized part keeps it from walking the whole table by seq for the few
+// rows that the limit asks for. Of transactions that go on nothing is read: they may have
+// written much.
+func readLate(moreTransactions, moreSeqs string) string {
+	return `
+	with ended (xid) as (
+		select xid from unnest($1::xid8[]) as r (xid)` + moreTransactions + `
+	), late as materialized (
+		select l.seq from ended e, lateral (
+			select seq from pgjet.outbox o
+			 where o.xid between e.xid and e.xid and o.seq > $2 and o.seq <= $3 order by o.xid, o.seq limit $4) l
+		 where pg_visible_in_snapshot(e.xid, pg_current_snapshot())` + moreSeqs + `
+	)
+	select ` + columnList + ` from pgjet.outbox
+	 where seq = any(array(select seq from late order by seq limit $4)) and seq > $2 and seq <= $3 order by seq`
 }
 
 // Find calls fn with the record of each of these seqs that the outbox holds, in no
@@ -145,16 +155,36 @@ func (r *Reader) Records(ctx context.Context, seqs []int64) ([]Record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read events of outbox: %w", err)
 	}
-	return r.collect(rows, xmax)
+	return collect(rows, xmax, len(seqs))
 }
 
-// collect reads rows until they fill a page, and closes them. Rows that it does not
-// want have been sent by the server all the same: next time it asks for fewer.
-func (r *Reader) collect(rows pgx.Rows, xmax uint64) ([]Record, error) {
+// page reads a page from rows. Rows that it does not want have been sent by the server
+// all the same: next time it asks for fewer.
+func (r *Reader) page(rows pgx.Rows, xmax uint64) ([]Record, error) {
+	page, err := collect(rows, xmax, r.filled)
+	r.filled = len(page)
+	r.limit = min(2*r.limit, pageEvents)
+	if bytes(page) >= pageBytes {
+		r.limit = len(page) + 1
+	}
+	return page, err
+}
+
+// bytes returns the size of the payloads.
+func bytes(records []Record) (n int) {
+	for _, r := range records {
+		n += len(r.Event.Data)
+	}
+	return n
+}
+
+// collect reads rows, of which about count are expected, until they fill a page, and
+// closes them.
+func collect(rows pgx.Rows, xmax uint64, count int) ([]Record, error) {
 	defer rows.Close()
-	page := make([]Record, 0, r.filled)
+	page := make([]Record, 0, count)
 	size := 0
-	var scanned row
+	var scanned scan
 	targets := scanned.targets()
 	for size < pageBytes && rows.Next() {
 		if err := rows.Scan(targets...); err != nil {
@@ -165,30 +195,25 @@ func (r *Reader) collect(rows pgx.Rows, xmax uint64) ([]Record, error) {
 		page = append(page, rec)
 	}
 	rows.Close()
-	r.filled = len(page)
-	r.limit = min(2*r.limit, pageEvents)
-	if size >= pageBytes {
-		r.limit = len(page) + 1
-	}
 	return page, rows.Err()
 }
 
-// A row is where the columns of columnList are scanned to, for one row after the other.
-type row struct {
+// A scan is where the columns of columnList are scanned to, for one row after the other.
+type scan struct {
 	rec    Record
 	xmin   uint32
 	header *[]byte
 	at     pgtype.Timestamptz
 }
 
-func (r *row) targets() []any {
+func (r *scan) targets() []any {
 	e := &r.rec.Event
 	return []any{&r.rec.XID, &r.xmin, &e.Seq, &e.ID, &e.Type, &e.Key, &e.Traceparent, &r.header, (*[]byte)(&e.Data), &r.at}
 }
 
 // record returns the row. What only SQL can write, and no event can hold, is noted in
 // the record: one such row must not keep the others back.
-func (r *row) record(xmax uint64) Record {
+func (r *scan) record(xmax uint64) Record {
 	rec := r.rec
 	rec.XID, rec.Event.Time = writer(rec.XID, r.xmin, xmax), r.at.Time
 	if r.at.InfinityModifier != pgtype.Finite {

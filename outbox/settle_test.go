@@ -128,3 +128,24 @@ func TestReadManyLateCommits(t *testing.T) {
 		t.Errorf("it took %s", took)
 	}
 }
+
+// TestReadLargeLateEvents: of late events that fill more than a page none is left out.
+func TestReadLargeLateEvents(t *testing.T) {
+	db := testenv.Postgres(t)
+	c := newCursor(t, db)
+	late, err := db.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer late.Rollback(t.Context())
+	_, err = late.Exec(t.Context(), `
+		insert into pgjet.outbox (id, type, key, data)
+		select gen_random_uuid(), 'note.made', 'k', json_build_object('n', n, 'filling', repeat('x', 900000)) from generate_series(1, 8) n`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	appendEvents(t, db, noted{"other", 0})
+	want(t, c.more(), 0)
+	commit(t, late)
+	want(t, c.more(), 1, 2, 3, 4, 5, 6, 7, 8)
+}

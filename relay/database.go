@@ -32,11 +32,11 @@ func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
 }
 
 // Next implements [protocol.Database].
-func (d *database) Next(ctx context.Context, floor int64) (outbox.Snapshot, []outbox.Record, error) {
+func (d *database) Next(ctx context.Context, from outbox.Position) (outbox.Window, error) {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
-	now, page, err := d.Reader.Next(ctx, floor)
-	return now, page, blockedByDatabase(err)
+	w, err := d.Reader.Next(ctx, from)
+	return w, blockedByDatabase(err)
 }
 
 // Late implements [protocol.Database].

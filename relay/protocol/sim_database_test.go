@@ -196,21 +196,29 @@ func (c *dbConn) guarded(fn func(*database)) error {
 	return nil
 }
 
-func (c *dbConn) Next(_ context.Context, floor int64) (now outbox.Snapshot, page []outbox.Record, err error) {
-	err = c.call(func(d *database) error { now = d.snapshot(); return nil })
+func (c *dbConn) Next(ctx context.Context, from outbox.Position) (w outbox.Window, err error) {
+	err = c.call(func(d *database) error { w.Now = d.snapshot(); return nil })
 	if err != nil {
-		return now, nil, err
+		return w, err
 	}
-	return now, page, c.call(func(d *database) error {
+	// The late ones are read along, unless they may be too many.
+	if few := uint64(c.p.w.r.IntN(8)); from.Floor > 0 && w.Now.Xmax-from.Snapshot.Xmax <= few {
+		w.Late, err = c.late(from.Snapshot.Running, from.Snapshot.Xmax, from.Snapshot.Xmax+few, 0, from.Floor)
+		w.AllLate = len(w.Late) < c.p.w.page || c.p.w.mutant == "late commits are few"
+	}
+	if err != nil {
+		return w, err
+	}
+	return w, c.call(func(d *database) error {
 		for _, r := range d.rows {
-			if r.seq <= floor || d.running[r.xmin] {
+			if r.seq <= from.Floor || d.running[r.xmin] {
 				continue
 			}
 			rec := r.record(c.p.w.mutant)
-			if c.p.w.mutant == "a snapshot for each page" && !now.Sees(rec.XID) {
+			if c.p.w.mutant == "a snapshot for each page" && !w.Now.Sees(rec.XID) {
 				rec.XID = 1
 			}
-			if page = append(page, rec); len(page) == c.p.w.page {
+			if w.Page = append(w.Page, rec); len(w.Page) == c.p.w.page {
 				break
 			}
 		}
@@ -219,6 +227,10 @@ func (c *dbConn) Next(_ context.Context, floor int64) (now outbox.Snapshot, page
 }
 
 func (c *dbConn) Late(_ context.Context, xids []uint64, low, high uint64, after, floor int64) (page []outbox.Record, err error) {
+	return c.late(xids, low, high, after, floor)
+}
+
+func (c *dbConn) late(xids []uint64, low, high uint64, after, floor int64) (page []outbox.Record, err error) {
 	if c.p.w.mutant == "late commits are those that ran" {
 		high = low
 	}

@@ -63,7 +63,7 @@ func TestSchedulesCatch(t *testing.T) {
 	protocol.SmallAppends(3)
 	for _, mutant := range []string{
 		"no fence", "no predecessor", "no epoch", "no resync", "reconnect", "a snapshot for each page",
-		"late commits are those that ran", "unconfirmed checkpoints stay", "any cluster's checkpoints", "restored rows count as they say",
+		"late commits are those that ran", "late commits are few", "unconfirmed checkpoints stay", "any cluster's checkpoints", "restored rows count as they say",
 	} {
 		t.Run(mutant, func(t *testing.T) {
 			for seed := range uint64(20000) {
