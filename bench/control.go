@@ -1,0 +1,3 @@
+package main
+
+func control(options) scenario { return scenario{name: "control"} }

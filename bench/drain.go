@@ -1,0 +1,3 @@
+package main
+
+func drain(options) scenario { return scenario{name: "drain"} }

@@ -1,0 +1,3 @@
+package main
+
+func growth(options) scenario { return scenario{name: "growth"} }

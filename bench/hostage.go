@@ -1,0 +1,3 @@
+package main
+
+func hostage(options) scenario { return scenario{name: "hostage"} }

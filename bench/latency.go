@@ -1,0 +1,3 @@
+package main
+
+func latency(options) scenario { return scenario{name: "latency"} }

@@ -1,0 +1,3 @@
+package main
+
+func limits(options) scenario { return scenario{name: "limits"} }

@@ -1,0 +1,218 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// A report is what a run found, and where.
+type report struct {
+	Machine     machine   `json:"machine"`
+	Quick       bool      `json:"quick"`
+	Interrupted bool      `json:"interrupted,omitempty"`
+	Began       time.Time `json:"began"`
+	Took        string    `json:"took"`
+	Tables      []*table  `json:"scenarios"`
+}
+
+// A table is what the variants of a scenario gave.
+type table struct {
+	Name  string `json:"name"`
+	Title string `json:"title"`
+	Note  string `json:"note"`
+	Rows  []*row `json:"rows"`
+	base  string
+}
+
+// A row is what the rounds of a variant gave.
+type row struct {
+	Variant string     `json:"variant"`
+	Server  string     `json:"server,omitempty"`
+	Columns []summary  `json:"columns"`
+	Took    []float64  `json:"round_seconds"`
+	Failed  []string   `json:"failed,omitempty"`
+	samples sampleSets // of the last round
+}
+
+type sampleSets map[string][]float64
+
+// A summary is the median of what the rounds gave for one value.
+type summary struct {
+	Name   string    `json:"name"`
+	Unit   string    `json:"unit"`
+	Median float64   `json:"median"`
+	Rounds []float64 `json:"rounds"`
+}
+
+// add adds what a round gave.
+func (r *row) add(res result, took time.Duration) {
+	r.Took = append(r.Took, took.Seconds())
+	r.samples = res.samples
+	for _, v := range res.values {
+		c := r.column(v.name)
+		if c == nil {
+			r.Columns = append(r.Columns, summary{Name: v.name, Unit: v.unit})
+			c = &r.Columns[len(r.Columns)-1]
+		}
+		c.Rounds = append(c.Rounds, v.v)
+		c.Median = median(c.Rounds)
+	}
+}
+
+func (r *row) column(name string) *summary {
+	i := slices.IndexFunc(r.Columns, func(c summary) bool { return c.Name == name })
+	if i < 0 {
+		return nil
+	}
+	return &r.Columns[i]
+}
+
+// baseRow returns the row that ratios refer to, nil if it has no figures.
+func (t *table) baseRow() *row {
+	is := func(r *row) bool { return strings.HasPrefix(r.Variant, "pgjet") }
+	if t.base != "" {
+		is = func(r *row) bool { return r.Variant == t.base }
+	}
+	i := max(0, slices.IndexFunc(t.Rows, is))
+	if len(t.Rows) == 0 || len(t.Rows[i].Columns) == 0 {
+		return nil
+	}
+	return t.Rows[i]
+}
+
+// names returns the names and units of all columns, in the order in which they appear.
+func (t *table) columns() (all []summary) {
+	for _, r := range t.Rows {
+		for _, c := range r.Columns {
+			if !slices.ContainsFunc(all, func(s summary) bool { return s.Name == c.Name }) {
+				all = append(all, c)
+			}
+		}
+	}
+	return all
+}
+
+// publish writes the report wherever the options say.
+func (r *report) publish(o options, w io.Writer) error {
+	err := r.print(w)
+	if o.json != "" {
+		b, failed := json.MarshalIndent(r, "", "  ")
+		err = errors.Join(err, failed, os.WriteFile(o.json, append(b, '\n'), 0o644))
+	}
+	if o.plots != "" {
+		err = errors.Join(err, r.plot(o.plots))
+	}
+	return err
+}
+
+// print writes the tables for people.
+func (r *report) print(w io.Writer) error {
+	fmt.Fprintf(w, "\n%s\n", r.Machine)
+	fmt.Fprintf(w, "Began %s, took %s", r.Began.Format(time.RFC3339), r.Took)
+	if r.Quick {
+		fmt.Fprint(w, "; a quick run")
+	}
+	if r.Interrupted {
+		fmt.Fprint(w, "; INTERRUPTED, the rest is missing")
+	}
+	fmt.Fprintln(w, ". Medians of the rounds, in brackets the least and the most.")
+	for _, t := range r.Tables {
+		if err := t.print(w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *table) print(w io.Writer) error {
+	columns := t.columns()
+	if len(columns) == 0 {
+		return nil
+	}
+	fmt.Fprintf(w, "\n%s: %s\n", strings.ToUpper(t.Name), t.Title)
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	head := []string{"variant", "server", "ratio"}
+	for _, c := range columns {
+		head = append(head, strings.TrimSuffix(c.Name+" "+c.Unit, " "))
+	}
+	fmt.Fprintln(tw, strings.Join(head, "\t"))
+	for _, r := range t.Rows {
+		fmt.Fprintln(tw, strings.Join(t.cells(r, columns), "\t"))
+	}
+	err := tw.Flush()
+	if base := t.baseRow(); base != nil {
+		fmt.Fprintf(w, "ratio: of %s to that of %s.", columns[0].Name, strings.TrimSpace(base.Variant+" "+base.Server))
+	}
+	fmt.Fprintf(w, " %s\n", t.Note)
+	return err
+}
+
+// cells returns the row, ratio first.
+func (t *table) cells(r *row, columns []summary) []string {
+	cells := []string{r.Variant, r.Server, t.ratio(r, columns[0].Name)}
+	for _, c := range columns {
+		cell := ""
+		if have := r.column(c.Name); have != nil {
+			cell = have.String()
+		}
+		cells = append(cells, cell)
+	}
+	if n := len(r.Failed); n > 0 {
+		cells = append(cells, fmt.Sprintf("%d rounds FAILED", n))
+	}
+	return cells
+}
+
+func (t *table) ratio(r *row, column string) string {
+	base := t.baseRow()
+	if base == nil {
+		return ""
+	}
+	a, b := r.column(column), base.column(column)
+	if a == nil || b == nil || b.Median == 0 {
+		return ""
+	}
+	return "×" + number(a.Median/b.Median)
+}
+
+// String returns the median, and the least and the most if there were several rounds.
+func (s *summary) String() string {
+	if len(s.Rounds) < 2 {
+		return number(s.Median)
+	}
+	return fmt.Sprintf("%s (%s–%s)", number(s.Median), number(slices.Min(s.Rounds)), number(slices.Max(s.Rounds)))
+}
+
+// String returns "61.2k/s", "1.8 ms".
+func (v value) String() string {
+	if v.unit == "/s" || v.unit == "" {
+		return number(v.v) + v.unit
+	}
+	return number(v.v) + " " + v.unit
+}
+
+// number writes three digits: 0.612, 31.4, 61.2k, 1.01M.
+func number(v float64) string {
+	unit := ""
+	switch {
+	case v >= 999_500:
+		v, unit = v/1e6, "M"
+	case v >= 999.5:
+		v, unit = v/1e3, "k"
+	}
+	decimals := 0
+	for limit := 99.95; decimals < 2 && v < limit; limit = 9.995 {
+		decimals++
+	}
+	if v < 0.9995 && v > 0 && unit == "" {
+		decimals = 3
+	}
+	return fmt.Sprintf("%.*f%s", decimals, v, unit)
+}

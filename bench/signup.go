@@ -1,0 +1,3 @@
+package main
+
+func signUp(options) scenario { return scenario{name: "sign-up"} }
