@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"time"
 )
 
@@ -131,12 +132,14 @@ type meter struct {
 	site           *site
 	parts          []*child
 	own            []usage
+	self           usage
 	postgres, nats usage
 }
 
-// meter begins to measure what the servers and these children use.
+// meter begins to measure what the servers and these children use; without children,
+// what this program does itself.
 func (s *site) meter(parts ...*child) *meter {
-	m := &meter{site: s, parts: parts}
+	m := &meter{site: s, parts: parts, self: selfUsage()}
 	for _, c := range parts {
 		m.own = append(m.own, c.usage())
 	}
@@ -154,14 +157,26 @@ func (m *meter) values(n int) []value {
 		own.cpu += u.cpu
 		own.rss += u.rss
 	}
+	name := "relay CPU"
+	if len(m.parts) == 0 {
+		name, own.cpu = "client CPU", selfUsage().since(m.self).cpu
+	}
 	postgres, nats := m.site.lab.usage()
 	perMillion := func(name string, u usage) value {
 		return value{name, "s/M", u.cpu.Seconds() * 1e6 / float64(n)}
 	}
-	return []value{
-		perMillion("relay CPU", own),
+	all := []value{
+		perMillion(name, own),
 		perMillion("PostgreSQL CPU", postgres.since(m.postgres)),
 		perMillion("NATS CPU", nats.since(m.nats)),
-		{"RSS peak", "MiB", float64(own.rss) / (1 << 20)},
 	}
+	if len(m.parts) > 0 {
+		all = append(all, value{"RSS peak", "MiB", float64(own.rss) / (1 << 20)})
+	}
+	return all
+}
+
+func selfUsage() usage {
+	u, _ := processUsage(os.Getpid())
+	return u
 }
