@@ -13,7 +13,6 @@ type scenario struct {
 	name     string // what -only selects: "drain"
 	title    string // for people
 	note     string // how it is measured, in one or two sentences
-	base     string // the variant that ratios refer to; "" is the first one of pgjet, else the first
 	variants []variant
 }
 
@@ -22,7 +21,10 @@ type variant struct {
 	name   string // "pgjet", "Watermill tuned"; with server it is unique in its scenario
 	server server
 	rounds int // 0: as many as the run has
-	run    func(ctx context.Context, l *lab) (result, error)
+	// base says that the ratios of this row and of those below it, up to the next base,
+	// refer to this one. If no variant is one, the first of pgjet is, else the first.
+	base bool
+	run  func(ctx context.Context, l *lab) (result, error)
 }
 
 // A server is the NATS server that a variant publishes to.

@@ -28,16 +28,16 @@ type table struct {
 	Title string `json:"title"`
 	Note  string `json:"note"`
 	Rows  []*row `json:"rows"`
-	base  string
 }
 
 // A row is what the rounds of a variant gave.
 type row struct {
-	Variant string     `json:"variant"`
-	Server  string     `json:"server,omitempty"`
-	Columns []summary  `json:"columns"`
-	Took    []float64  `json:"round_seconds"`
-	Failed  []string   `json:"failed,omitempty"`
+	Variant string    `json:"variant"`
+	Server  string    `json:"server,omitempty"`
+	Columns []summary `json:"columns"`
+	Took    []float64 `json:"round_seconds"`
+	Failed  []string  `json:"failed,omitempty"`
+	base    bool
 	samples sampleSets // of the last round
 }
 
@@ -74,20 +74,21 @@ func (r *row) column(name string) *summary {
 	return &r.Columns[i]
 }
 
-// baseRow returns the row that ratios refer to, nil if it has no figures.
-func (t *table) baseRow() *row {
-	is := func(r *row) bool { return strings.HasPrefix(r.Variant, "pgjet") }
-	if t.base != "" {
-		is = func(r *row) bool { return r.Variant == t.base }
+// baseOf returns the row that the ratio of the ith refers to.
+func (t *table) baseOf(i int) *row {
+	for _, r := range slices.Backward(t.Rows[:i+1]) {
+		if r.base {
+			return r
+		}
 	}
-	i := max(0, slices.IndexFunc(t.Rows, is))
-	if len(t.Rows) == 0 || len(t.Rows[i].Columns) == 0 {
-		return nil
+	is := func(r *row) bool { return r.base }
+	if !slices.ContainsFunc(t.Rows, is) {
+		is = func(r *row) bool { return strings.HasPrefix(r.Variant, "pgjet") }
 	}
-	return t.Rows[i]
+	return t.Rows[max(0, slices.IndexFunc(t.Rows, is))]
 }
 
-// names returns the names and units of all columns, in the order in which they appear.
+// columns returns all columns, without figures, in the order in which they appear.
 func (t *table) columns() (all []summary) {
 	for _, r := range t.Rows {
 		for _, c := range r.Columns {
@@ -133,9 +134,6 @@ func (r *report) print(w io.Writer) error {
 
 func (t *table) print(w io.Writer) error {
 	columns := t.columns()
-	if len(columns) == 0 {
-		return nil
-	}
 	fmt.Fprintf(w, "\n%s: %s\n", strings.ToUpper(t.Name), t.Title)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	head := []string{"variant", "server", "ratio"}
@@ -143,20 +141,24 @@ func (t *table) print(w io.Writer) error {
 		head = append(head, strings.TrimSuffix(c.Name+" "+c.Unit, " "))
 	}
 	fmt.Fprintln(tw, strings.Join(head, "\t"))
-	for _, r := range t.Rows {
-		fmt.Fprintln(tw, strings.Join(t.cells(r, columns), "\t"))
+	for i := range t.Rows {
+		fmt.Fprintln(tw, strings.Join(t.cells(i, columns), "\t"))
 	}
 	err := tw.Flush()
-	if base := t.baseRow(); base != nil {
-		fmt.Fprintf(w, "ratio: of %s to that of %s.", columns[0].Name, strings.TrimSpace(base.Variant+" "+base.Server))
+	if len(columns) > 0 {
+		fmt.Fprintf(w, "ratio: of %s to the row ×1. ", columns[0].Name)
 	}
-	fmt.Fprintf(w, " %s\n", t.Note)
+	fmt.Fprintln(w, t.Note)
 	return err
 }
 
 // cells returns the row, ratio first.
-func (t *table) cells(r *row, columns []summary) []string {
-	cells := []string{r.Variant, r.Server, t.ratio(r, columns[0].Name)}
+func (t *table) cells(i int, columns []summary) []string {
+	r := t.Rows[i]
+	cells := []string{r.Variant, r.Server, ""}
+	if len(columns) > 0 {
+		cells[2] = ratio(r, t.baseOf(i), columns[0].Name)
+	}
 	for _, c := range columns {
 		cell := ""
 		if have := r.column(c.Name); have != nil {
@@ -170,14 +172,14 @@ func (t *table) cells(r *row, columns []summary) []string {
 	return cells
 }
 
-func (t *table) ratio(r *row, column string) string {
-	base := t.baseRow()
-	if base == nil {
-		return ""
-	}
+// ratio returns the ratio of the medians of two rows, "×1" for a base.
+func ratio(r, base *row, column string) string {
 	a, b := r.column(column), base.column(column)
 	if a == nil || b == nil || b.Median == 0 {
 		return ""
+	}
+	if r == base {
+		return "×1"
 	}
 	return "×" + number(a.Median/b.Median)
 }
