@@ -50,7 +50,7 @@ func latency(o options) scenario {
 		}
 	}
 	for _, on := range []server{lazy, durable} {
-		s.variants = append(s.variants, variant{name: "pgjet hints at 70 % of the knee", server: on,
+		s.variants = append(s.variants, variant{name: "pgjet hints at 70 % of the knee", server: on, group: "knee",
 			run: func(ctx context.Context, l *lab) (result, error) { return latencyNearKnee(ctx, l, on, o) }})
 	}
 	return s
@@ -58,7 +58,7 @@ func latency(o options) scenario {
 
 func latencyVariant(name string, on server, p pipeline, rate int, length time.Duration) variant {
 	name = fmt.Sprintf("%s at %d/s", name, rate)
-	return variant{name: name, server: on, run: func(ctx context.Context, l *lab) (result, error) {
+	return variant{name: name, server: on, group: fmt.Sprint(rate), run: func(ctx context.Context, l *lab) (result, error) {
 		s, err := l.site(ctx, on)
 		if err != nil {
 			return result{}, err

@@ -39,6 +39,7 @@ type row struct {
 	Took    []float64  `json:"round_seconds"`
 	Failed  []string   `json:"failed,omitempty"`
 	samples sampleSets // of the last round
+	group   string
 }
 
 type sampleSets map[string][]float64
@@ -74,17 +75,23 @@ func (r *row) column(name string) *summary {
 	return &r.Columns[i]
 }
 
-// baseRow returns the row that ratios refer to, nil if it has no figures.
-func (t *table) baseRow() *row {
+// baseRow returns the row that ratios of a group refer to, nil if it has no figures.
+func (t *table) baseRow(group string) *row {
 	is := func(r *row) bool { return strings.HasPrefix(r.Variant, "pgjet") }
 	if t.base != "" {
 		is = func(r *row) bool { return r.Variant == t.base }
 	}
-	i := max(0, slices.IndexFunc(t.Rows, is))
-	if len(t.Rows) == 0 || len(t.Rows[i].Columns) == 0 {
+	var rows []*row
+	for _, r := range t.Rows {
+		if r.group == group {
+			rows = append(rows, r)
+		}
+	}
+	i := max(0, slices.IndexFunc(rows, is))
+	if len(rows) == 0 || len(rows[i].Columns) == 0 {
 		return nil
 	}
-	return t.Rows[i]
+	return rows[i]
 }
 
 // names returns the names and units of all columns, in the order in which they appear.
@@ -147,7 +154,9 @@ func (t *table) print(w io.Writer) error {
 		fmt.Fprintln(tw, strings.Join(t.cells(r, columns), "\t"))
 	}
 	err := tw.Flush()
-	if base := t.baseRow(); base != nil {
+	if t.Rows[0].group != "" {
+		fmt.Fprintf(w, "ratio: of %s to that of the row above with ×1.00.", columns[0].Name)
+	} else if base := t.baseRow(""); base != nil {
 		fmt.Fprintf(w, "ratio: of %s to that of %s.", columns[0].Name, strings.TrimSpace(base.Variant+" "+base.Server))
 	}
 	fmt.Fprintf(w, " %s\n", t.Note)
@@ -171,7 +180,7 @@ func (t *table) cells(r *row, columns []summary) []string {
 }
 
 func (t *table) ratio(r *row, column string) string {
-	base := t.baseRow()
+	base := t.baseRow(r.group)
 	if base == nil {
 		return ""
 	}
