@@ -1,9 +1,6 @@
 package main
 
-import (
-	"context"
-	"fmt"
-)
+import "context"
 
 // control measures the same twice: what the two differ by is noise.
 func control(o options) scenario {
@@ -27,12 +24,4 @@ func control(o options) scenario {
 			{name: rowsOf("pgjet drains", n) + ", B", server: durable, run: same},
 		},
 	}
-}
-
-// rowsOf adds how many rows there are to the name of a variant.
-func rowsOf(name string, n int) string {
-	if n < 1_000_000 {
-		return fmt.Sprintf("%s, %d k rows", name, n/1000)
-	}
-	return fmt.Sprintf("%s, %d M rows", name, n/1_000_000)
 }

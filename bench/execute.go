@@ -76,7 +76,7 @@ func (r *report) plan(all []scenario, rounds int) []turn {
 		most := 0
 		for j := range s.variants {
 			v := &s.variants[j]
-			t.Rows = append(t.Rows, &row{Variant: v.name, Server: v.server.String(), base: v.base})
+			t.Rows = append(t.Rows, &row{Variant: v.name, Server: v.server.String(), group: v.group, base: v.base})
 			if v.rounds == 0 {
 				v.rounds = rounds
 			}

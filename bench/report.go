@@ -39,6 +39,7 @@ type row struct {
 	Failed  []string  `json:"failed,omitempty"`
 	base    bool
 	samples sampleSets // of the last round
+	group   string
 }
 
 type sampleSets map[string][]float64
@@ -74,18 +75,20 @@ func (r *row) column(name string) *summary {
 	return &r.Columns[i]
 }
 
-// baseOf returns the row that the ratio of the ith refers to.
-func (t *table) baseOf(i int) *row {
-	for _, r := range slices.Backward(t.Rows[:i+1]) {
-		if r.base {
-			return r
+// baseOf returns the row that the ratio of r refers to: of its group the one that is
+// called a base, else the first of pgjet, else the first.
+func (t *table) baseOf(r *row) *row {
+	var group []*row
+	for _, other := range t.Rows {
+		if other.group == r.group {
+			group = append(group, other)
 		}
 	}
-	is := func(r *row) bool { return r.base }
-	if !slices.ContainsFunc(t.Rows, is) {
-		is = func(r *row) bool { return strings.HasPrefix(r.Variant, "pgjet") }
+	i := slices.IndexFunc(group, func(r *row) bool { return r.base })
+	if i < 0 {
+		i = slices.IndexFunc(group, func(r *row) bool { return strings.HasPrefix(r.Variant, "pgjet") })
 	}
-	return t.Rows[max(0, slices.IndexFunc(t.Rows, is))]
+	return group[max(i, 0)]
 }
 
 // columns returns all columns, without figures, in the order in which they appear.
@@ -141,23 +144,22 @@ func (t *table) print(w io.Writer) error {
 		head = append(head, strings.TrimSuffix(c.Name+" "+c.Unit, " "))
 	}
 	fmt.Fprintln(tw, strings.Join(head, "\t"))
-	for i := range t.Rows {
-		fmt.Fprintln(tw, strings.Join(t.cells(i, columns), "\t"))
+	for _, r := range t.Rows {
+		fmt.Fprintln(tw, strings.Join(t.cells(r, columns), "\t"))
 	}
 	err := tw.Flush()
 	if len(columns) > 0 {
-		fmt.Fprintf(w, "ratio: of %s to the row ×1. ", columns[0].Name)
+		fmt.Fprintf(w, "ratio: of %s to that of the row ×1. ", columns[0].Name)
 	}
 	fmt.Fprintln(w, t.Note)
 	return err
 }
 
 // cells returns the row, ratio first.
-func (t *table) cells(i int, columns []summary) []string {
-	r := t.Rows[i]
+func (t *table) cells(r *row, columns []summary) []string {
 	cells := []string{r.Variant, r.Server, ""}
 	if len(columns) > 0 {
-		cells[2] = ratio(r, t.baseOf(i), columns[0].Name)
+		cells[2] = ratio(r, t.baseOf(r), columns[0].Name)
 	}
 	for _, c := range columns {
 		cell := ""
