@@ -1,27 +1,23 @@
 package main
 
-import "context"
+import "time"
 
 // control measures the same twice: what the two differ by is noise.
 func control(o options) scenario {
-	n := orQuick(o, 100_000, 50_000)
-	same := func(ctx context.Context, l *lab) (result, error) {
-		s, err := l.site(ctx, durable)
-		if err != nil {
-			return result{}, err
-		}
-		defer s.close()
-		d, err := s.drainMore(ctx, 0, n)
-		if err != nil {
-			return result{}, err
-		}
-		return result{values: append([]value{{"events", "/s", d.rate()}}, d.cost...)}, nil
+	n, length := orQuick(o, 100_000, 50_000), orQuick(o, 5*time.Second, 3*time.Second)
+	s := scenario{
+		name: "control", title: "The same twice",
+		note: "What the two differ by is noise. All is as in the scenarios drain and latency.",
 	}
-	return scenario{
-		name: "control", title: "The same twice: what differs is noise",
-		variants: []variant{
-			{name: rowsOf("pgjet drains", n) + ", A", server: durable, run: same},
-			{name: rowsOf("pgjet drains", n) + ", B", server: durable, run: same},
-		},
+	for _, twin := range []string{"A", "B"} {
+		v := drainPgjet("pgjet drains "+twin, durable, n)
+		v.group = "drain"
+		s.variants = append(s.variants, v)
 	}
+	for _, twin := range []string{"A", "B"} {
+		v := latencyVariant("pgjet hints "+twin, lazy, pgjetPipeline(true, false), 1000, length)
+		v.group = "latency"
+		s.variants = append(s.variants, v)
+	}
+	return s
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -38,7 +39,7 @@ type row struct {
 	Took    []float64 `json:"round_seconds"`
 	Failed  []string  `json:"failed,omitempty"`
 	base    bool
-	samples sampleSets // of the last round
+	samples sampleSets // of all rounds; curves of the last
 	group   string
 }
 
@@ -52,11 +53,22 @@ type summary struct {
 	Rounds []float64 `json:"rounds"`
 }
 
-// add adds what a round gave.
+// add adds what a round gave, but for figures that are none, such as a ratio to zero.
 func (r *row) add(res result, took time.Duration) {
 	r.Took = append(r.Took, took.Seconds())
-	r.samples = res.samples
+	for name, samples := range res.samples {
+		if r.samples == nil {
+			r.samples = make(sampleSets)
+		}
+		if strings.HasPrefix(name, "x ") || strings.HasPrefix(name, "y ") { // a curve of this round
+			r.samples[name] = nil
+		}
+		r.samples[name] = append(r.samples[name], samples...)
+	}
 	for _, v := range res.values {
+		if math.IsNaN(v.v) || math.IsInf(v.v, 0) {
+			continue
+		}
 		c := r.column(v.name)
 		if c == nil {
 			r.Columns = append(r.Columns, summary{Name: v.name, Unit: v.unit})
@@ -66,6 +78,9 @@ func (r *row) add(res result, took time.Duration) {
 		c.Median = median(c.Rounds)
 	}
 }
+
+// ran reports whether any round of the row ended by itself.
+func (r *row) ran() bool { return len(r.Columns) > 0 || len(r.Failed) > 0 }
 
 func (r *row) column(name string) *summary {
 	i := slices.IndexFunc(r.Columns, func(c summary) bool { return c.Name == name })
@@ -137,6 +152,9 @@ func (r *report) print(w io.Writer) error {
 
 func (t *table) print(w io.Writer) error {
 	columns := t.columns()
+	if !slices.ContainsFunc(t.Rows, (*row).ran) {
+		return nil // interrupted before
+	}
 	fmt.Fprintf(w, "\n%s: %s\n", strings.ToUpper(t.Name), t.Title)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	head := []string{"variant", "server", "ratio"}
@@ -148,19 +166,14 @@ func (t *table) print(w io.Writer) error {
 		fmt.Fprintln(tw, strings.Join(t.cells(r, columns), "\t"))
 	}
 	err := tw.Flush()
-	if len(columns) > 0 {
-		fmt.Fprintf(w, "ratio: of %s to that of the row ×1. ", columns[0].Name)
-	}
+	fmt.Fprint(w, "ratio: of the first figure to that of the row ×1. ")
 	fmt.Fprintln(w, t.Note)
 	return err
 }
 
 // cells returns the row, ratio first.
 func (t *table) cells(r *row, columns []summary) []string {
-	cells := []string{r.Variant, r.Server, ""}
-	if len(columns) > 0 {
-		cells[2] = ratio(r, t.baseOf(r), columns[0].Name)
-	}
+	cells := []string{r.Variant, r.Server, ratio(r, t.baseOf(r))}
 	for _, c := range columns {
 		cell := ""
 		if have := r.column(c.Name); have != nil {
@@ -174,10 +187,14 @@ func (t *table) cells(r *row, columns []summary) []string {
 	return cells
 }
 
-// ratio returns the ratio of the medians of two rows, "×1" for a base.
-func ratio(r, base *row, column string) string {
-	a, b := r.column(column), base.column(column)
-	if a == nil || b == nil || b.Median == 0 {
+// ratio returns the ratio of the first figures of two rows, "×1" for a base.
+func ratio(r, base *row) string {
+	if len(r.Columns) == 0 {
+		return ""
+	}
+	a := &r.Columns[0]
+	b := base.column(a.Name)
+	if b == nil || b.Median == 0 {
 		return ""
 	}
 	if r == base {
