@@ -115,13 +115,13 @@ func (t *table) series() map[string][]series {
 func nines(p float64) float64 { return -math.Log10(1 - p/100) }
 
 // fewest is how many samples there must be for a distribution.
-const fewest = 20
+const fewest = 30
 
-// distribution returns what the samples reach at each percentile up to the last that
-// ten of them exceed.
+// distribution returns what the samples reach at each percentile from the median up to
+// the last that ten of them exceed.
 func distribution(samples []float64) (points [][2]float64) {
 	sorted := slices.Sorted(slices.Values(samples))
-	for x := 0.0; x <= math.Log10(float64(len(sorted))/10); x += 0.05 {
+	for x := nines(50); x <= math.Log10(float64(len(sorted))/10); x += 0.05 {
 		p := 100 * (1 - math.Pow(10, -x))
 		points = append(points, [2]float64{x, max(percentile(sorted, p), 0.01)})
 	}
@@ -133,7 +133,7 @@ func curves(all []series) *drawing {
 	const width, left, right, top, bottom = 900, 60, 30, 40, 400
 	x, y := span(all, 0), span(all, 1)
 	if all[0].distribution {
-		x.low = 0
+		x.low = nines(50)
 	} else if x.low > 0 && x.high/x.low > 100 {
 		x.log = true
 	} else {
@@ -174,7 +174,7 @@ func (d *drawing) axis(x scale, top, bottom float64, percentiles bool) {
 		}
 		return
 	}
-	for _, p := range []float64{0, 50, 90, 99, 99.9, 99.99} {
+	for _, p := range []float64{50, 90, 99, 99.9, 99.99} {
 		if nines(p) <= x.high {
 			label(nines(p), fmt.Sprint("p", p))
 		}

@@ -166,9 +166,19 @@ func (t *table) print(w io.Writer) error {
 		fmt.Fprintln(tw, strings.Join(t.cells(r, columns), "\t"))
 	}
 	err := tw.Flush()
-	fmt.Fprint(w, "ratio: of the first figure to that of the row ×1. ")
-	fmt.Fprintln(w, t.Note)
+	fmt.Fprintf(w, "ratio: of the first figure to that of the row ×1. %s (%s)\n", t.Note, t.took())
 	return err
+}
+
+// took returns how long the rounds of all rows took, with loading and tidying up.
+func (t *table) took() time.Duration {
+	sum := 0.0
+	for _, r := range t.Rows {
+		for _, seconds := range r.Took {
+			sum += seconds
+		}
+	}
+	return time.Duration(sum * float64(time.Second)).Round(time.Second)
 }
 
 // cells returns the row, ratio first.

@@ -92,13 +92,13 @@ variant  server   ratio  events /s            CPU s/M
 limit    durable  ×2.00  120k                 4.00
 pgjet    durable  ×1     60.0k (59.0k–61.0k)  
 broken   lazy                                   1 rounds FAILED
-ratio: of the first figure to that of the row ×1. How.
+ratio: of the first figure to that of the row ×1. How. (5s)
 
 LATENCY: Latency
 variant  server  ratio  p50 ms
 pgjet            ×1     0.500
 other            ×4.00  2.00
-ratio: of the first figure to that of the row ×1. 
+ratio: of the first figure to that of the row ×1.  (2s)
 `
 	if got := text.String(); got != want {
 		t.Errorf("got %s\nwant %s", got, want)
