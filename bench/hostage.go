@@ -14,7 +14,7 @@ const hostageRate = 1000 // events/s
 
 // hostage measures the latency while a foreign transaction is open.
 func hostage(o options) scenario {
-	calm, held := orQuick(o, 5*time.Second, 2*time.Second), orQuick(o, 20*time.Second, 5*time.Second)
+	calm, held := orQuick(o, 4*time.Second, 2*time.Second), orQuick(o, 20*time.Second, 5*time.Second)
 	s := scenario{
 		name: "hostage", title: "Latency beside an idle foreign transaction",
 		note: fmt.Sprintf("As in latency, at %d events/s: for %s in peace, then for %s while a transaction that has a transaction id idles in another database"+
@@ -71,7 +71,7 @@ func hostageOnce(ctx context.Context, l *lab, on server, p pipeline, calm, held 
 		{"p99", "ms", p99}, {"p50", "ms", percentile(f.ms, 50)}, {"max", "ms", f.ms[len(f.ms)-1]},
 		{"calm p50", "ms", percentile(before.ms, 50)}, {"calm p99", "ms", calmP99}, {"p99 / calm p99", "×", p99 / calmP99},
 		{"gap", "ms", gap}, {"delivered meanwhile", "%", 100 * float64(meanwhile) / float64(n)},
-		{"lost", "", float64(f.lost)}, {"twice", "", float64(f.twice)},
+		{"missing", "", float64(f.missing)}, {"twice", "", float64(f.twice)},
 	}
 	return res, nil
 }

@@ -26,8 +26,8 @@ const (
 	// connection was free.
 	lateBy = 10 * time.Millisecond
 	// patience is how long events may take to arrive after the last was written.
-	patience = 5 * time.Second
-	warmUp   = 500 // events that are not counted
+	patience = 10 * time.Second
+	warmUp   = 300 // events that are not counted
 )
 
 // A pipeline is a system that moves events from a service to a handler: how the service
@@ -106,10 +106,10 @@ func startFlow(ctx context.Context, s *site, p pipeline, n int) (f *flow, err er
 	if f.child, err = s.start(ctx, kind, config); err != nil {
 		return f, err
 	}
-	if err := f.load(ctx, warmUp, 500); err != nil {
+	if err := f.load(ctx, warmUp, 600); err != nil {
 		return f, err
 	}
-	return f, f.settle(ctx, 4*patience)
+	return f, f.settle(ctx, 2*patience)
 }
 
 // connect starts the handler, and the hints if there are any.
