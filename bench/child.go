@@ -63,9 +63,10 @@ type child struct {
 	lines chan string // what it writes to its standard output
 	ended chan struct{}
 
-	mu     sync.Mutex
-	stderr strings.Builder
-	last   usage // before it ended
+	mu      sync.Mutex
+	stderr  strings.Builder
+	last    usage // before it ended
+	stopped bool
 }
 
 // startChild starts this program again, as the part called kind, with config as JSON.
@@ -121,20 +122,25 @@ func (c *child) line(ctx context.Context) (string, error) {
 		return "", ctx.Err()
 	case line, ok := <-c.lines:
 		if !ok {
-			return "", c.err()
+			return "", errors.New(c.kind + " ended: " + c.said())
 		}
 		return line, nil
 	}
 }
 
-// err returns why the child ended, nil while it runs.
+// err returns why the child ended by itself, nil while it runs and after stop.
 func (c *child) err() error {
+	c.mu.Lock()
+	stopped := c.stopped
+	c.mu.Unlock()
 	select {
 	case <-c.ended:
-		return errors.New(c.kind + " ended: " + c.said())
+		if !stopped {
+			return errors.New(c.kind + " ended: " + c.said())
+		}
 	default:
-		return nil
 	}
+	return nil
 }
 
 // said returns the last lines that the child wrote to its standard error.
@@ -148,6 +154,9 @@ func (c *child) said() string {
 // stop ends the child, by force if it takes long. Further calls do nothing.
 func (c *child) stop() {
 	c.usage()
+	c.mu.Lock()
+	c.stopped = true
+	c.mu.Unlock()
 	_ = c.stdin.Close()
 	timer := time.AfterFunc(grace, func() { _ = c.cmd.Process.Kill() })
 	defer timer.Stop()

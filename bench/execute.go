@@ -71,12 +71,12 @@ func (r *report) plan(all []scenario, rounds int) []turn {
 	var turns []turn
 	for i := range all {
 		s := &all[i]
-		t := &table{Name: s.name, Title: s.title, Note: s.note, base: s.base}
+		t := &table{Name: s.name, Title: s.title, Note: s.note}
 		r.Tables = append(r.Tables, t)
 		most := 0
 		for j := range s.variants {
 			v := &s.variants[j]
-			t.Rows = append(t.Rows, &row{Variant: v.name, Server: v.server.String()})
+			t.Rows = append(t.Rows, &row{Variant: v.name, Server: v.server.String(), group: v.group, base: v.base})
 			if v.rounds == 0 {
 				v.rounds = rounds
 			}

@@ -18,17 +18,19 @@ func limits(o options) scenario {
 	if rows == 0 {
 		rows = orQuick(o, 200_000, 50_000)
 	}
+	limit := compareAndAppend(batch, rows, 1, durable)
+	limit.base = true
 	return scenario{
-		name: "limits", title: "what PostgreSQL and JetStream do at most, each on its own", base: "atomic batches of 1000, 1 on the way",
+		name: "limits", title: "what PostgreSQL and JetStream do at most, each on its own",
 		note: "Messages are encoded before the clock starts and sent without a client library, but for async publish and consume. " +
 			"Appends expect the last sequence of the stream. A transaction inserts a user and an outbox row.",
 		variants: []variant{
 			readPages("keyset reading, pgx", rows, readPlain),
 			readPages("keyset reading, outbox.Reader", rows, readOutbox),
-			compareAndAppend(batch, rows, 1, lazy),
-			compareAndAppend(batch, rows, 1, durable),
-			compareAndAppend(batch, rows, 2, lazy),
+			limit,
 			compareAndAppend(batch, rows, 2, durable),
+			compareAndAppend(batch, rows, 1, lazy),
+			compareAndAppend(batch, rows, 2, lazy),
 			compareAndAppend(chain, rows, 1, lazy),
 			compareAndAppend(chain, rows, 2, lazy),
 			asyncPublish(rows, lazy),

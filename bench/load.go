@@ -84,33 +84,42 @@ func (s *site) stored(ctx context.Context) (int, error) {
 	return int(st.CachedInfo().State.LastSeq), nil
 }
 
+// look returns how many messages the stream has taken, a moment after the look before.
+// It fails if a child of the site has ended.
+func (s *site) look(ctx context.Context) (int, error) {
+	if err := pause(ctx, lookEvery); err != nil {
+		return 0, err
+	}
+	if err := s.failed(); err != nil {
+		return 0, err
+	}
+	n, err := s.stored(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("look at the stream: %w", err)
+	}
+	return n, nil
+}
+
 // drained waits until the stream holds n messages. The time that it returns runs from
 // the last look that found the stream empty to the first that found n messages:
 // connecting and taking the lead is no part of it. It calls started, if that is not
 // nil, when it has seen the first message.
 func (s *site) drained(ctx context.Context, n int, started func()) (time.Duration, error) {
-	began := time.Time{}
-	for empty := time.Now(); ; {
+	began, seen := time.Now(), false
+	for {
 		now := time.Now()
-		stored, err := s.stored(ctx)
+		stored, err := s.look(ctx)
 		switch {
 		case err != nil:
-			return 0, fmt.Errorf("look at the stream: %w", err)
+			return 0, err
+		case stored >= n:
+			return time.Since(began), nil
 		case stored == 0:
-			empty = now
-		case began.IsZero():
-			if began = empty; started != nil {
+			began = now
+		case !seen:
+			if seen = true; started != nil {
 				started()
 			}
-		}
-		if stored >= n {
-			return time.Since(began), nil
-		}
-		if err := s.failed(); err != nil {
-			return 0, err
-		}
-		if err := pause(ctx, lookEvery); err != nil {
-			return 0, err
 		}
 	}
 }

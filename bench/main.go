@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -25,12 +26,13 @@ func main() {
 // options say how much is measured.
 type options struct {
 	quick  bool
-	only   []string // names of scenarios; none: all
-	rounds int      // of each variant; 0: 3, or 1 if quick
-	growth int      // the largest backlog of the scenario growth; 0: 1 million
-	dir    string   // where the servers keep their data; "": a temporary directory
-	json   string   // a file for the report
-	plots  string   // a directory for the plots
+	only   []string       // names of scenarios; none: all
+	match  *regexp.Regexp // names of variants
+	rounds int            // of each variant; 0: 3, or 1 if quick
+	growth int            // the largest backlog of the scenario growth; 0: 1 million
+	dir    string         // where the servers keep their data; "": a temporary directory
+	json   string         // a file for the report
+	plots  string         // a directory for the plots
 	list   bool
 	rows   int // of the scenario limits; 0: 200 000, or 50 000 if quick. Tests make it small
 }
@@ -45,11 +47,12 @@ func orQuick[T any](o options, full, quick T) T {
 
 func parse(args []string, stderr io.Writer) (options, error) {
 	var o options
-	var only string
+	var only, match string
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.SetOutput(stderr)
 	f.BoolVar(&o.quick, "quick", false, "a smaller load, one round")
 	f.StringVar(&only, "only", "", "the `scenarios` to run, separated by commas")
+	f.StringVar(&match, "match", "", "run only variants whose names, as -list shows them, match this `expression`")
 	f.IntVar(&o.rounds, "rounds", 0, "how often each variant is measured: 3 times, or once if quick")
 	f.IntVar(&o.growth, "growth", 0, "the largest `backlog` to grow to: 1000000, or 100000 if quick")
 	f.StringVar(&o.dir, "dir", "", "the directory for the servers' data, on the disk to measure")
@@ -58,6 +61,10 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	f.BoolVar(&o.list, "list", false, "list the scenarios and their variants")
 	if err := f.Parse(args); err != nil {
 		return o, err
+	}
+	var err error
+	if o.match, err = regexp.Compile(match); err != nil {
+		return o, fmt.Errorf("-match: %w", err)
 	}
 	if f.NArg() > 0 || o.rounds < 0 || o.growth < 0 {
 		return o, fmt.Errorf("see bench -help")
@@ -79,7 +86,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	var chosen []scenario
 	if err == nil {
-		chosen, err = choose(scenarios(o), o.only)
+		chosen, err = choose(scenarios(o), o.only, o.match)
 	}
 	if err != nil {
 		fmt.Fprintln(stderr, "bench:", err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -13,7 +14,6 @@ type scenario struct {
 	name     string // what -only selects: "drain"
 	title    string // for people
 	note     string // how it is measured, in one or two sentences
-	base     string // the variant that ratios refer to; "" is the first one of pgjet, else the first
 	variants []variant
 }
 
@@ -21,9 +21,14 @@ type scenario struct {
 type variant struct {
 	name   string // "pgjet", "Watermill tuned"; with server it is unique in its scenario
 	server server
-	rounds int // 0: as many as the run has
+	group  string // variants to compare with each other; "" if all are
+	base   bool   // ratios in the group refer to this one; if none is, to the first of pgjet, else the first
+	rounds int    // 0: as many as the run has
 	run    func(ctx context.Context, l *lab) (result, error)
 }
+
+// title names the variant in its scenario: "pgjet durable".
+func (v variant) title() string { return strings.TrimSpace(v.name + " " + v.server.String()) }
 
 // A server is the NATS server that a variant publishes to.
 type server int
@@ -59,13 +64,14 @@ func scenarios(o options) []scenario {
 	}
 }
 
-// choose returns the scenarios with these names, all if there are none. One that has
-// no variants is left out.
-func choose(all []scenario, names []string) ([]scenario, error) {
+// choose returns the scenarios with these names, all if there are none, with the variants
+// whose names match. One that has no variants is left out.
+func choose(all []scenario, names []string, match *regexp.Regexp) ([]scenario, error) {
 	var chosen []scenario
 	known := make([]string, len(all))
 	for i, s := range all {
 		known[i] = s.name
+		s.variants = slices.DeleteFunc(s.variants, func(v variant) bool { return !match.MatchString(v.title()) })
 		if len(s.variants) > 0 && (len(names) == 0 || slices.Contains(names, s.name)) {
 			chosen = append(chosen, s)
 		}
@@ -82,7 +88,7 @@ func list(w io.Writer, all []scenario) {
 	for _, s := range all {
 		fmt.Fprintf(w, "%s: %s\n", s.name, s.title)
 		for _, v := range s.variants {
-			fmt.Fprintf(w, "    %s\n", strings.TrimSpace(v.name+"  "+v.server.String()))
+			fmt.Fprintf(w, "    %s\n", v.title())
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -28,17 +29,18 @@ type table struct {
 	Title string `json:"title"`
 	Note  string `json:"note"`
 	Rows  []*row `json:"rows"`
-	base  string
 }
 
 // A row is what the rounds of a variant gave.
 type row struct {
-	Variant string     `json:"variant"`
-	Server  string     `json:"server,omitempty"`
-	Columns []summary  `json:"columns"`
-	Took    []float64  `json:"round_seconds"`
-	Failed  []string   `json:"failed,omitempty"`
-	samples sampleSets // of the last round
+	Variant string    `json:"variant"`
+	Server  string    `json:"server,omitempty"`
+	Columns []summary `json:"columns"`
+	Took    []float64 `json:"round_seconds"`
+	Failed  []string  `json:"failed,omitempty"`
+	base    bool
+	samples sampleSets // of all rounds; curves of the last
+	group   string
 }
 
 type sampleSets map[string][]float64
@@ -51,11 +53,22 @@ type summary struct {
 	Rounds []float64 `json:"rounds"`
 }
 
-// add adds what a round gave.
+// add adds what a round gave, but for figures that are none, such as a ratio to zero.
 func (r *row) add(res result, took time.Duration) {
 	r.Took = append(r.Took, took.Seconds())
-	r.samples = res.samples
+	for name, samples := range res.samples {
+		if r.samples == nil {
+			r.samples = make(sampleSets)
+		}
+		if strings.HasPrefix(name, "x ") || strings.HasPrefix(name, "y ") { // a curve of this round
+			r.samples[name] = nil
+		}
+		r.samples[name] = append(r.samples[name], samples...)
+	}
 	for _, v := range res.values {
+		if math.IsNaN(v.v) || math.IsInf(v.v, 0) {
+			continue
+		}
 		c := r.column(v.name)
 		if c == nil {
 			r.Columns = append(r.Columns, summary{Name: v.name, Unit: v.unit})
@@ -66,6 +79,9 @@ func (r *row) add(res result, took time.Duration) {
 	}
 }
 
+// ran reports whether any round of the row ended by itself.
+func (r *row) ran() bool { return len(r.Columns) > 0 || len(r.Failed) > 0 }
+
 func (r *row) column(name string) *summary {
 	i := slices.IndexFunc(r.Columns, func(c summary) bool { return c.Name == name })
 	if i < 0 {
@@ -74,20 +90,23 @@ func (r *row) column(name string) *summary {
 	return &r.Columns[i]
 }
 
-// baseRow returns the row that ratios refer to, nil if it has no figures.
-func (t *table) baseRow() *row {
-	is := func(r *row) bool { return strings.HasPrefix(r.Variant, "pgjet") }
-	if t.base != "" {
-		is = func(r *row) bool { return r.Variant == t.base }
+// baseOf returns the row that the ratio of r refers to: of its group the one that is
+// called a base, else the first of pgjet, else the first.
+func (t *table) baseOf(r *row) *row {
+	var group []*row
+	for _, other := range t.Rows {
+		if other.group == r.group {
+			group = append(group, other)
+		}
 	}
-	i := max(0, slices.IndexFunc(t.Rows, is))
-	if len(t.Rows) == 0 || len(t.Rows[i].Columns) == 0 {
-		return nil
+	i := slices.IndexFunc(group, func(r *row) bool { return r.base })
+	if i < 0 {
+		i = slices.IndexFunc(group, func(r *row) bool { return strings.HasPrefix(r.Variant, "pgjet") })
 	}
-	return t.Rows[i]
+	return group[max(i, 0)]
 }
 
-// names returns the names and units of all columns, in the order in which they appear.
+// columns returns all columns, without figures, in the order in which they appear.
 func (t *table) columns() (all []summary) {
 	for _, r := range t.Rows {
 		for _, c := range r.Columns {
@@ -133,8 +152,8 @@ func (r *report) print(w io.Writer) error {
 
 func (t *table) print(w io.Writer) error {
 	columns := t.columns()
-	if len(columns) == 0 {
-		return nil
+	if !slices.ContainsFunc(t.Rows, (*row).ran) {
+		return nil // interrupted before
 	}
 	fmt.Fprintf(w, "\n%s: %s\n", strings.ToUpper(t.Name), t.Title)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -147,16 +166,24 @@ func (t *table) print(w io.Writer) error {
 		fmt.Fprintln(tw, strings.Join(t.cells(r, columns), "\t"))
 	}
 	err := tw.Flush()
-	if base := t.baseRow(); base != nil {
-		fmt.Fprintf(w, "ratio: of %s to that of %s.", columns[0].Name, strings.TrimSpace(base.Variant+" "+base.Server))
-	}
-	fmt.Fprintf(w, " %s\n", t.Note)
+	fmt.Fprintf(w, "ratio: of the first figure to that of the row ×1. %s (%s)\n", t.Note, t.took())
 	return err
+}
+
+// took returns how long the rounds of all rows took, with loading and tidying up.
+func (t *table) took() time.Duration {
+	sum := 0.0
+	for _, r := range t.Rows {
+		for _, seconds := range r.Took {
+			sum += seconds
+		}
+	}
+	return time.Duration(sum * float64(time.Second)).Round(time.Second)
 }
 
 // cells returns the row, ratio first.
 func (t *table) cells(r *row, columns []summary) []string {
-	cells := []string{r.Variant, r.Server, t.ratio(r, columns[0].Name)}
+	cells := []string{r.Variant, r.Server, ratio(r, t.baseOf(r))}
 	for _, c := range columns {
 		cell := ""
 		if have := r.column(c.Name); have != nil {
@@ -170,14 +197,18 @@ func (t *table) cells(r *row, columns []summary) []string {
 	return cells
 }
 
-func (t *table) ratio(r *row, column string) string {
-	base := t.baseRow()
-	if base == nil {
+// ratio returns the ratio of the first figures of two rows, "×1" for a base.
+func ratio(r, base *row) string {
+	if len(r.Columns) == 0 {
 		return ""
 	}
-	a, b := r.column(column), base.column(column)
-	if a == nil || b == nil || b.Median == 0 {
+	a := &r.Columns[0]
+	b := base.column(a.Name)
+	if b == nil || b.Median == 0 {
 		return ""
+	}
+	if r == base {
+		return "×1"
 	}
 	return "×" + number(a.Median/b.Median)
 }

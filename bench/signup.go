@@ -14,14 +14,18 @@ import (
 	"github.com/pgjet/pgjet/outbox"
 )
 
-// writers is how many sign up at a time.
-const writers = 16
+// clients is how many sign up at a time, and slowClients is where the real hash lets through no more
+// than there are processors.
+const (
+	clients     = 16
+	slowClients = 4
+)
 
 // signUp is the price of the outbox record: each round measures with and without one, in turns.
 func signUp(o options) scenario {
 	d := orQuick(o, 4*time.Second, 2*time.Second)
 	return scenario{
-		name: "sign-up", title: "sign-ups with and without an event, 16 at a time",
+		name: "sign-up", title: "sign-ups with and without an event, 16 at a time, 4 with the real hash",
 		note: "Each round measures both in turns of a few hundred milliseconds, from one process. The transactions insert a user, and the " +
 			"event or not: in one round trip, or between BEGIN and COMMIT. The requests go over HTTP to the user service, a process of its own as " +
 			"pgjet users is; without an event means that a rule in the database does nothing instead of the insert into the outbox, the rest is the " +
@@ -113,8 +117,8 @@ func signUpTransactions(name string, d time.Duration, without, with func(context
 			return result{}, err
 		}
 		defer s.close()
-		a := &side{lab: l, do: func(ctx context.Context) error { return without(ctx, s.db) }}
-		b := &side{lab: l, do: func(ctx context.Context) error { return with(ctx, s.db) }}
+		a := &side{lab: l, clients: clients, do: func(ctx context.Context) error { return without(ctx, s.db) }}
+		b := &side{lab: l, clients: clients, do: func(ctx context.Context) error { return with(ctx, s.db) }}
 		if err := takeTurns(ctx, d, d/16, a, b); err != nil {
 			return result{}, err
 		}

@@ -47,7 +47,7 @@ func serveUsers(ctx context.Context, config []byte) error {
 	tuning.PerAddress, tuning.PerAccount, tuning.HashWait = 0, 0, 10*time.Second
 	if !c.RealHash {
 		hashParams.Memory, hashParams.Iterations = 8, 1
-		tuning.Hashes = writers
+		tuning.Hashes = clients
 	}
 	t, err := telemetry.Start(ctx, "pgjet-users", "bench")
 	if err != nil {
@@ -93,7 +93,10 @@ func serveOn(ctx context.Context, h http.Handler) error {
 // signUpRequests measures the requests of sign-ups to two user services: one whose database
 // throws the events away, and one as it is.
 func signUpRequests(name string, d time.Duration, realHash bool) variant {
-	turn := d / 8 // a request with the real hash takes a few hundred milliseconds
+	n := clients
+	if realHash {
+		n = slowClients
+	}
 	return variant{name: name, run: func(ctx context.Context, l *lab) (result, error) {
 		var sides [2]*side
 		var sites [2]*site
@@ -116,11 +119,11 @@ func signUpRequests(name string, d time.Duration, realHash bool) variant {
 			if err != nil {
 				return result{}, err
 			}
-			client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: writers}}
+			client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: clients}}
 			defer client.CloseIdleConnections()
-			sites[i], sides[i] = s, &side{lab: l, do: func(ctx context.Context) error { return postUser(ctx, client, url) }}
+			sites[i], sides[i] = s, &side{lab: l, clients: n, do: func(ctx context.Context) error { return postUser(ctx, client, url) }}
 		}
-		if err := takeTurns(ctx, d, turn, sides[0], sides[1]); err != nil {
+		if err := takeTurns(ctx, d, d/8, sides[0], sides[1]); err != nil {
 			return result{}, err
 		}
 		err := errors.Join(sites[0].wantSignedUp(ctx, sides[0].all, 0), sites[1].wantSignedUp(ctx, sides[1].all, sides[1].all))

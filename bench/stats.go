@@ -19,6 +19,6 @@ func median(values []float64) float64 {
 // percentile returns the smallest of the sorted values that at least p percent of them
 // do not exceed (the nearest rank). There must be some.
 func percentile(sorted []float64, p float64) float64 {
-	rank := int(math.Ceil(p / 100 * float64(len(sorted))))
+	rank := int(math.Ceil(p*float64(len(sorted))/100 - 1e-9)) // 99.9 % of 1000 are 999
 	return sorted[min(max(rank, 1), len(sorted))-1]
 }

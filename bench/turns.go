@@ -11,8 +11,9 @@ import (
 
 // A side is one of two that are measured in turns, so that what changes meanwhile meets both.
 type side struct {
-	lab *lab
-	do  func(ctx context.Context) error // once, by one of the writers
+	lab     *lab
+	clients int
+	do      func(ctx context.Context) error // once, by one of the clients
 
 	mu        sync.Mutex
 	all       int // done, with those not measured
@@ -21,8 +22,8 @@ type side struct {
 	postgres  time.Duration
 }
 
-// takeTurns measures a and b for d each, in turns of that length, by as many writers each.
-// They do some before that, so that statements are prepared and connections made.
+// takeTurns measures a and b for d each, in turns of that length.
+// Each does something before that, so that statements are prepared and connections made.
 func takeTurns(ctx context.Context, d, turn time.Duration, a, b *side) error {
 	for _, s := range []*side{a, b} {
 		if err := s.turn(ctx, turn); err != nil {
@@ -44,12 +45,12 @@ func takeTurns(ctx context.Context, d, turn time.Duration, a, b *side) error {
 	return nil
 }
 
-// turn lets the writers begin for so long, and waits until they are done.
+// turn lets the clients begin for so long, and waits until they are done.
 func (s *side) turn(ctx context.Context, d time.Duration) error {
 	before, _ := s.lab.usage()
 	began := time.Now()
 	g, ctx := errgroup.WithContext(ctx)
-	for range writers {
+	for range s.clients {
 		g.Go(func() error {
 			var latencies []float64
 			for start := began; start.Sub(began) < d; {

@@ -11,6 +11,9 @@
 //		return outbox.Append(ctx, tx, events.UserCreated{UserID: u.ID})
 //	})
 //
+// [Queue] does the same at the end of a [pgx.Batch], which makes a change, its event and the
+// commit one round trip.
+//
 // The package owns the table pgjet.outbox, which is append-only: rows are never
 // updated, and never deleted one by one.
 //
@@ -65,15 +68,16 @@ func Append(ctx context.Context, tx pgx.Tx, payloads ...events.Payload) error {
 // is refused at once, and queues nothing; what fails later is found when the batch is
 // read. Queue adds one statement, with one result of its own, and for no payloads none.
 //
-// All of the batch is one transaction: the one that is open, if the batch is sent in a
-// [pgx.Tx] or starts with [pgx.Batch.BeginTx]; otherwise, as with SendBatch of a pool, one of
-// its own, in every mode of pgx. PostgreSQL commits that one at the end of the batch, in the same round trip.
-// It becomes several as soon as a statement says begin, commit or rollback: queue none.
+// All of the batch is one transaction. It is the one that is open, if the batch is sent in a
+// [pgx.Tx] or starts with [pgx.Batch.BeginTx]. Otherwise, as with SendBatch of a pool, it is one
+// of its own, in every mode of pgx: PostgreSQL commits it at the end of the batch, in the same
+// round trip. Queue no begin, commit or rollback: with one, they would be several.
 //
-// A transaction of its own is over before a callback is called: what a callback returns undoes
-// nothing. It has committed if Close, or the last callback, returns nil. It has not if the error is a
-// [pgconn.PgError] of class other than 57, the server's shutdown. After any other error, such
-// as a broken connection or the end of ctx, nobody knows, as after [pgx.Tx.Commit].
+// A transaction of its own has committed if Close returns nil. It has not if the error is a
+// [pgconn.PgError] of a class other than 57, the server's shutdown. After any other error of the
+// connection, or the end of ctx, nobody knows, as after [pgx.Tx.Commit]. Nothing can be decided
+// on the way: an update that finds no row does not keep its event out, and what a callback
+// returns undoes nothing, since it is called when all is over.
 func Queue(ctx context.Context, batch *pgx.Batch, payloads ...events.Payload) error {
 	if len(payloads) == 0 {
 		return nil
