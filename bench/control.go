@@ -10,7 +10,7 @@ func control(o options) scenario {
 		note: "What the two differ by is noise. All is as in the scenarios drain and latency.",
 	}
 	for _, twin := range []string{"A", "B"} {
-		v := drainPgjet("pgjet drains "+twin, durable, n)
+		v := pgjetDrainer().variant("pgjet drains "+twin, durable, n)
 		v.group = "drain"
 		s.variants = append(s.variants, v)
 	}
