@@ -75,14 +75,9 @@ func checkXML(t *testing.T, file string) {
 	}
 }
 
-// TestDrain: the relay's drain is measured in tenths, and again with rows kept.
-func TestDrain(t *testing.T) {
-	l := newLab(t)
-	s, err := l.site(t.Context(), durable)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.close()
+// TestGrowth: the relay's drain is measured in tenths, and again with rows kept.
+func TestGrowth(t *testing.T) {
+	s := newTestSite(t, startTestLab(t), durable)
 	for before := 0; before < 10_000; before += 5000 {
 		d, err := s.drainMore(t.Context(), before, 5000)
 		if err != nil {
@@ -98,27 +93,13 @@ func TestDrain(t *testing.T) {
 		}
 	}
 	var n, bytes int
-	err = s.db.QueryRow(t.Context(), `select count(*), min(octet_length(data::text)) from pgjet.outbox`).Scan(&n, &bytes)
+	err := s.db.QueryRow(t.Context(), `select count(*), min(octet_length(data::text)) from pgjet.outbox`).Scan(&n, &bytes)
 	if err != nil || n != 10_000 || bytes != payloadBytes {
 		t.Errorf("%d payloads of %d bytes, %v; want 10000 of %d", n, bytes, err, payloadBytes)
 	}
 	if stored, err := s.stored(t.Context()); err != nil || stored != n {
 		t.Errorf("the stream holds %d messages, %v; want %d", stored, err, n)
 	}
-}
-
-func newLab(t *testing.T) *lab {
-	t.Helper()
-	l, err := startLab(t.Context(), options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	return l
 }
 
 // TestInterrupt: a run that is interrupted ends soon, reports what there is, and

@@ -16,7 +16,7 @@ import (
 func limits(o options) scenario {
 	rows := o.rows
 	if rows == 0 {
-		rows = orQuick(o, 200_000, 50_000)
+		rows = orQuick(o, 100_000, 50_000)
 	}
 	limit := compareAndAppend(batch, rows, 1, durable)
 	limit.base = true

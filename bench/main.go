@@ -34,7 +34,7 @@ type options struct {
 	json   string         // a file for the report
 	plots  string         // a directory for the plots
 	list   bool
-	rows   int // of the scenario limits; 0: 200 000, or 50 000 if quick. Tests make it small
+	rows   int // of the scenario limits; 0: 100 000, or 50 000 if quick. Tests make it small
 }
 
 // orQuick returns full, or quick in a quick run.

@@ -14,11 +14,10 @@ import (
 	"github.com/pgjet/pgjet/outbox"
 )
 
-// clients is how many sign up at a time, and slowClients is where the real hash lets through no more
-// than there are processors.
+// How many sign up at a time. The real hash lets through as many as there are processors.
 const (
-	clients     = 16
-	slowClients = 4
+	signUpClients     = 16
+	realSignUpClients = 4
 )
 
 // signUp is the price of the outbox record: each round measures with and without one, in turns.
@@ -30,7 +29,6 @@ func signUp(o options) scenario {
 			"event or not: in one round trip, or between BEGIN and COMMIT. The requests go over HTTP to the user service, a process of its own as " +
 			"pgjet users is; without an event means that a rule in the database does nothing instead of the insert into the outbox, the rest is the " +
 			"same. Its limits of rates are off, and its hash is argon2id with 8 KiB and one pass, or the real one with 19 MiB and two.",
-		base: "one round trip, Queue",
 		variants: []variant{
 			signUpTransactions("one round trip, Queue", d, insertAlone, insertQueue),
 			signUpTransactions("one statement by hand", d, insertAlone, insertByHand),
@@ -111,14 +109,14 @@ func insertAppend(ctx context.Context, db *pgxpool.Pool) error {
 
 // signUpTransactions measures two transactions that store a user, the second with an event.
 func signUpTransactions(name string, d time.Duration, without, with func(context.Context, *pgxpool.Pool) error) variant {
-	return variant{name: name, run: func(ctx context.Context, l *lab) (result, error) {
+	return variant{name: name, group: "transactions", run: func(ctx context.Context, l *lab) (result, error) {
 		s, err := signUpSite(ctx, l)
 		if err != nil {
 			return result{}, err
 		}
 		defer s.close()
-		a := &side{lab: l, clients: clients, do: func(ctx context.Context) error { return without(ctx, s.db) }}
-		b := &side{lab: l, clients: clients, do: func(ctx context.Context) error { return with(ctx, s.db) }}
+		a := &side{lab: l, clients: signUpClients, service: ownUsage, do: func(ctx context.Context) error { return without(ctx, s.db) }}
+		b := &side{lab: l, clients: signUpClients, service: ownUsage, do: func(ctx context.Context) error { return with(ctx, s.db) }}
 		if err := takeTurns(ctx, d, d/16, a, b); err != nil {
 			return result{}, err
 		}

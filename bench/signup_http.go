@@ -47,7 +47,7 @@ func serveUsers(ctx context.Context, config []byte) error {
 	tuning.PerAddress, tuning.PerAccount, tuning.HashWait = 0, 0, 10*time.Second
 	if !c.RealHash {
 		hashParams.Memory, hashParams.Iterations = 8, 1
-		tuning.Hashes = clients
+		tuning.Hashes = signUpClients
 	}
 	t, err := telemetry.Start(ctx, "pgjet-users", "bench")
 	if err != nil {
@@ -93,11 +93,11 @@ func serveOn(ctx context.Context, h http.Handler) error {
 // signUpRequests measures the requests of sign-ups to two user services: one whose database
 // throws the events away, and one as it is.
 func signUpRequests(name string, d time.Duration, realHash bool) variant {
-	n := clients
+	n := signUpClients
 	if realHash {
-		n = slowClients
+		n = realSignUpClients
 	}
-	return variant{name: name, run: func(ctx context.Context, l *lab) (result, error) {
+	return variant{name: name, group: "requests", run: func(ctx context.Context, l *lab) (result, error) {
 		var sides [2]*side
 		var sites [2]*site
 		for i := range sides {
@@ -119,9 +119,9 @@ func signUpRequests(name string, d time.Duration, realHash bool) variant {
 			if err != nil {
 				return result{}, err
 			}
-			client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: clients}}
+			client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: n}}
 			defer client.CloseIdleConnections()
-			sites[i], sides[i] = s, &side{lab: l, clients: n, do: func(ctx context.Context) error { return postUser(ctx, client, url) }}
+			sites[i], sides[i] = s, &side{lab: l, clients: n, service: c.usage, do: func(ctx context.Context) error { return postUser(ctx, client, url) }}
 		}
 		if err := takeTurns(ctx, d, d/8, sides[0], sides[1]); err != nil {
 			return result{}, err

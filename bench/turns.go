@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -13,13 +14,14 @@ import (
 type side struct {
 	lab     *lab
 	clients int
+	service func() usage                    // of the process that talks to PostgreSQL
 	do      func(ctx context.Context) error // once, by one of the clients
 
 	mu        sync.Mutex
 	all       int // done, with those not measured
 	took      time.Duration
 	latencies []float64 // ms
-	postgres  time.Duration
+	cpu       struct{ postgres, service time.Duration }
 }
 
 // takeTurns measures a and b for d each, in turns of that length.
@@ -29,7 +31,8 @@ func takeTurns(ctx context.Context, d, turn time.Duration, a, b *side) error {
 		if err := s.turn(ctx, turn); err != nil {
 			return err
 		}
-		s.took, s.latencies, s.postgres = 0, nil, 0
+		s.took, s.latencies = 0, nil
+		s.cpu.postgres, s.cpu.service = 0, 0
 	}
 	for i := range int(d / turn) {
 		first, second := a, b
@@ -47,7 +50,8 @@ func takeTurns(ctx context.Context, d, turn time.Duration, a, b *side) error {
 
 // turn lets the clients begin for so long, and waits until they are done.
 func (s *side) turn(ctx context.Context, d time.Duration) error {
-	before, _ := s.lab.usage()
+	postgres, _ := s.lab.usage()
+	service := s.service()
 	began := time.Now()
 	g, ctx := errgroup.WithContext(ctx)
 	for range s.clients {
@@ -71,7 +75,8 @@ func (s *side) turn(ctx context.Context, d time.Duration) error {
 	err := g.Wait()
 	s.took += time.Since(began)
 	after, _ := s.lab.usage()
-	s.postgres += after.since(before).cpu
+	s.cpu.postgres += after.since(postgres).cpu
+	s.cpu.service += s.service().since(service).cpu
 	return err
 }
 
@@ -81,7 +86,7 @@ func (s *side) rate() float64 { return float64(len(s.latencies)) / s.took.Second
 func price(without, with *side) result {
 	slices.Sort(with.latencies)
 	slices.Sort(without.latencies)
-	cpu := func(s *side) float64 { return s.postgres.Seconds() * 1e6 / float64(len(s.latencies)) }
+	perMillion := func(s *side, cpu time.Duration) float64 { return cpu.Seconds() * 1e6 / float64(len(s.latencies)) }
 	return result{
 		values: []value{
 			{"with event", "/s", with.rate()},
@@ -91,8 +96,16 @@ func price(without, with *side) result {
 			{"p50 without", "ms", percentile(without.latencies, 50)},
 			{"p99 with", "ms", percentile(with.latencies, 99)},
 			{"p99 without", "ms", percentile(without.latencies, 99)},
-			{"PostgreSQL CPU with", "s/M", cpu(with)},
-			{"PostgreSQL CPU without", "s/M", cpu(without)},
+			{"PostgreSQL CPU with", "s/M", perMillion(with, with.cpu.postgres)},
+			{"PostgreSQL CPU without", "s/M", perMillion(without, without.cpu.postgres)},
+			{"service CPU with", "s/M", perMillion(with, with.cpu.service)},
+			{"service CPU without", "s/M", perMillion(without, without.cpu.service)},
 		},
 	}
+}
+
+// ownUsage returns what this process has used.
+func ownUsage() usage {
+	u, _ := processUsage(os.Getpid())
+	return u
 }

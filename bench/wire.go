@@ -113,23 +113,26 @@ func encodeAppend(f form, last, size int) []byte {
 	for i := range size {
 		e := loadEvent(last + i + 1)
 		subject, header, body := e.Message()
-		header["Nats-Msg-Id"] = []string{e.ID.String()}
-		header["Nats-Expected-Stream"] = []string{stream}
+		set := func(name, value string) { header[name] = []string{value} }
+		reply, final := "", i == size-1
+		if final {
+			reply = wireInbox + " "
+		}
 		if f == chain || i == 0 {
-			header["Nats-Expected-Last-Sequence"] = []string{strconv.Itoa(last + i)}
+			set("Nats-Expected-Stream", stream)
+			set("Nats-Expected-Last-Sequence", strconv.Itoa(last+i))
 		}
 		if f == chain && last+i > 0 {
-			header["Nats-Expected-Last-Msg-Id"] = []string{loadID(last + i).String()}
+			set("Nats-Expected-Last-Msg-Id", loadID(last+i).String())
+		}
+		if f == chain || final {
+			set("Nats-Msg-Id", e.ID.String())
 		}
 		if f == batch {
-			header["Nats-Batch-Id"] = []string{loadID(last + 1).String()}
-			header["Nats-Batch-Sequence"] = []string{strconv.Itoa(i + 1)}
-		}
-		reply := ""
-		if i == size-1 {
-			reply = wireInbox + " "
-			if f == batch {
-				header["Nats-Batch-Commit"] = []string{"1"}
+			set("Nats-Batch-Id", loadID(last+1).String())
+			set("Nats-Batch-Sequence", strconv.Itoa(i+1))
+			if final {
+				set("Nats-Batch-Commit", "1")
 			}
 		}
 		frames = appendFrame(frames, subject, reply, header, body)
