@@ -265,3 +265,17 @@ func TestRehashLosesNoChange(t *testing.T) {
 		t.Errorf("the password is %q (%v), want the change kept", now.Password, err)
 	}
 }
+
+// TestRefusedSignUpForgetsNothing: who signs up with a taken address does not empty the cache.
+func TestRefusedSignUpForgetsNothing(t *testing.T) {
+	s := New(testenv.Postgres(t), testIssuer(t), testenv.Logger(t))
+	want := s.cache.list.Load() + 1
+	for _, status := range []int{201, 409} {
+		if res, body := answerTo(t, s, "POST", "/users", goodBody); res.StatusCode != status {
+			t.Fatalf("status = %d, want %d: %s", res.StatusCode, status, body)
+		}
+		if got := s.cache.list.Load(); got != want {
+			t.Errorf("after %d: version %d of the list, want %d", status, got, want)
+		}
+	}
+}
