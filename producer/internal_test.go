@@ -15,6 +15,7 @@ import (
 
 	"github.com/alexedwards/argon2id"
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgjet/pgjet/internal/auth"
@@ -277,5 +278,19 @@ func TestRefusedSignUpForgetsNothing(t *testing.T) {
 		if got := s.cache.list.Load(); got != want {
 			t.Errorf("after %d: version %d of the list, want %d", status, got, want)
 		}
+	}
+}
+
+// TestTransactionThatFailsToBegin gives back its turn and its connection.
+func TestTransactionThatFailsToBegin(t *testing.T) {
+	d := newDatabase(testenv.Postgres(t)) // fails if a connection is missing in the end
+	b := &pgx.Batch{}
+	b.BeginTx(pgx.TxOptions{})
+	b.Queue(`select 1 / 0`)
+	if _, err := d.beginWith(t.Context(), b); err == nil {
+		t.Error("no error")
+	}
+	if n := d.changes.present.Load(); n != 0 {
+		t.Errorf("%d turns were not given back", n)
 	}
 }
