@@ -45,6 +45,7 @@ func execute(ctx context.Context, l *lab, o options, all []scenario, r *report, 
 		res, err := once(ctx, l, t.variant)
 		took := time.Since(began)
 		if err != nil && ctx.Err() != nil {
+			fmt.Fprintln(w, "interrupted")
 			break
 		}
 		if err != nil {
