@@ -10,7 +10,7 @@ import (
 )
 
 // roundTime bounds one round of a variant.
-const roundTime = 10 * time.Minute
+const roundTime = 20 * time.Minute
 
 // A turn is one round of one variant.
 type turn struct {
