@@ -31,6 +31,16 @@ func pay(ctx context.Context, db *pgxpool.Pool, id string) error {
 	})
 }
 
+// payAtOnce is pay in one round trip. The batch is a transaction of its own.
+func payAtOnce(ctx context.Context, db *pgxpool.Pool, id string) error {
+	batch := &pgx.Batch{}
+	batch.Queue(`update orders set paid = true where id = $1`, id)
+	if err := outbox.Queue(ctx, batch, OrderPaid{OrderID: id}); err != nil {
+		return err
+	}
+	return db.SendBatch(ctx, batch).Close()
+}
+
 func Example() {
 	testenv.Example(func(t testing.TB) {
 		ctx, db := context.Background(), testenv.Postgres(t)
@@ -44,6 +54,24 @@ func Example() {
 		}
 		var kind, key string
 		err = db.QueryRow(ctx, `select type, key from pgjet.outbox`).Scan(&kind, &key)
+		fmt.Println(kind, key, err)
+	})
+	// Output: order.paid o-17 <nil>
+}
+
+func ExampleQueue() {
+	testenv.Example(func(t testing.TB) {
+		ctx, db := context.Background(), testenv.Postgres(t)
+		_, err := db.Exec(ctx, `create table orders (id text primary key, paid boolean not null default false);
+			insert into orders values ('o-17')`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := payAtOnce(ctx, db, "o-17"); err != nil {
+			t.Fatal(err)
+		}
+		var kind, key string
+		err = db.QueryRow(ctx, `select type, key from pgjet.outbox join orders on key = orders.id and paid`).Scan(&kind, &key)
 		fmt.Println(kind, key, err)
 	})
 	// Output: order.paid o-17 <nil>

@@ -38,6 +38,24 @@ func TestCommitError(t *testing.T) {
 	}
 }
 
+func TestRefused(t *testing.T) {
+	for _, tt := range []struct {
+		err  error
+		want bool
+	}{
+		{&pgconn.PgError{Code: "23505"}, true},
+		{fmt.Errorf("append: %w", &pgconn.PgError{Code: "57P01"}), true},
+		{pgx.ErrPreprocessingBatch{}, true},
+		{io.ErrUnexpectedEOF, false},
+		{context.DeadlineExceeded, false},
+		{nil, false},
+	} {
+		if got := refused(tt.err); got != tt.want {
+			t.Errorf("refused(%v) = %v, want %v", tt.err, got, tt.want)
+		}
+	}
+}
+
 func TestUnavailable(t *testing.T) {
 	for _, tt := range []struct {
 		err  error

@@ -381,6 +381,26 @@ func TestOutcomeUnknownThenCommitted(t *testing.T) {
 	wantStored(t, db, 1, 1, 1)
 }
 
+// TestOutcomeUnknownWithoutKey cuts the connection before the user is inserted. The commit has been
+// sent with the insert, so nobody knows; here PostgreSQL stores the user.
+func TestOutcomeUnknownWithoutKey(t *testing.T) {
+	db := testenv.Postgres(t)
+	proxy, far := proxied(t, db)
+	srv := serve(t, far)
+	if a := post(t, srv, signUp("bob@example.com", "Bob", password)); a.StatusCode != 201 { // the statements are prepared
+		t.Fatalf("status = %d, want 201: %s", a.StatusCode, a.body)
+	}
+	gate := closeGate(t, db, "insert on users.users", "")
+	first := make(chan answer)
+	go func() { first <- post(t, srv, signUp("ann@example.com", "Ann", password)) }()
+	gate.await()
+	proxy.Stop()
+	wantUnavailable(t, <-first, "outcome_unknown")
+	gate.open()
+	testenv.Eventually(t, 20*time.Second, "PostgreSQL commits", func() bool { return count(t, db, "users.users") == 2 })
+	wantStored(t, db, 2, 2, 0)
+}
+
 // TestOutcomeUnknownThenRolledBack has PostgreSQL's process die while it commits:
 // nothing was stored, and with the same key it is now.
 func TestOutcomeUnknownThenRolledBack(t *testing.T) {

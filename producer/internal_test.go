@@ -15,6 +15,7 @@ import (
 
 	"github.com/alexedwards/argon2id"
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgjet/pgjet/internal/auth"
@@ -263,5 +264,33 @@ func TestRehashLosesNoChange(t *testing.T) {
 	s.rehash(t.Context(), a, "correct horse battery")
 	if now, err := s.accountOf(t.Context(), "ann@example.com"); err != nil || now.Password != "changed" {
 		t.Errorf("the password is %q (%v), want the change kept", now.Password, err)
+	}
+}
+
+// TestRefusedSignUpForgetsNothing: who signs up with a taken address does not empty the cache.
+func TestRefusedSignUpForgetsNothing(t *testing.T) {
+	s := New(testenv.Postgres(t), testIssuer(t), testenv.Logger(t))
+	want := s.cache.list.Load() + 1
+	for _, status := range []int{201, 409} {
+		if res, body := answerTo(t, s, "POST", "/users", goodBody); res.StatusCode != status {
+			t.Fatalf("status = %d, want %d: %s", res.StatusCode, status, body)
+		}
+		if got := s.cache.list.Load(); got != want {
+			t.Errorf("after %d: version %d of the list, want %d", status, got, want)
+		}
+	}
+}
+
+// TestTransactionThatFailsToBegin gives back its turn and its connection.
+func TestTransactionThatFailsToBegin(t *testing.T) {
+	d := newDatabase(testenv.Postgres(t)) // fails if a connection is missing in the end
+	b := &pgx.Batch{}
+	b.BeginTx(pgx.TxOptions{})
+	b.Queue(`select 1 / 0`)
+	if _, err := d.beginWith(t.Context(), b); err == nil {
+		t.Error("no error")
+	}
+	if n := d.changes.present.Load(); n != 0 {
+		t.Errorf("%d turns were not given back", n)
 	}
 }
