@@ -96,9 +96,10 @@ func (t *term) attempt(ctx context.Context, all []*work) (e ending, fresh []*wor
 	defer t.solo.RUnlock()
 	t.solo.RLock()
 	e, err = t.timed(ctx, all, func(ctx context.Context) error {
-		return t.transact(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		claim := t.claim(all)
+		return t.transact(ctx, claim.queue, func(ctx context.Context, tx pgx.Tx) error {
 			var err error
-			if fresh, err = t.claim(ctx, tx, all); err != nil || len(fresh) == 0 {
+			if fresh, err = claim.fresh(ctx, tx); err != nil || len(fresh) == 0 {
 				return err
 			}
 			return t.handle(ctx, tx, fresh)
@@ -172,19 +173,15 @@ func (t *term) leaveBehind(ctx context.Context, handler func() error) error {
 	}
 }
 
-// transact runs fn in a transaction that may go on only in this session. If a handler
-// was left behind in it, its connection is cut.
-func (t *term) transact(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) error {
+// transact runs fn in a transaction that may go on only in this session. What first
+// queues finds that out. If a handler was left behind in it, its connection is cut.
+func (t *term) transact(ctx context.Context, first func(*pgx.Batch), fn func(ctx context.Context, tx pgx.Tx) error) error {
 	conn, err := t.DB.Acquire(ctx)
 	if err != nil {
 		return &databaseError{"connect", err}
 	}
 	defer conn.Release()
-	tx, err := conn.Begin(ctx)
-	if err != nil {
-		return &databaseError{"begin", err}
-	}
-	err = t.enter(ctx, tx)
+	tx, err := t.enter(ctx, conn, first)
 	if err == nil {
 		err = fn(ctx, tx)
 	}
@@ -252,7 +249,7 @@ func (t *term) run(ctx context.Context, w *work) (ending, error) {
 	}
 	if t.Consumer.Effect == nil {
 		return t.timed(ctx, []*work{w}, func(ctx context.Context) error {
-			return t.transact(ctx, func(ctx context.Context, tx pgx.Tx) error {
+			return t.transact(ctx, t.check, func(ctx context.Context, tx pgx.Tx) error {
 				began := time.Now()
 				if err := t.handle(ctx, tx, []*work{w}); err != nil {
 					return err
