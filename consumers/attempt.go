@@ -307,7 +307,7 @@ func (t *term) effect(ctx context.Context, w *work) {
 		t.refused(ctx, w, err)
 		return
 	}
-	t.ack(ctx, w)
+	t.ack(w)
 	if !fresh {
 		t.metrics.handled(ctx, t.Consumer.Name, "skipped")
 		return

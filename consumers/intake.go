@@ -151,7 +151,7 @@ func (t *term) skipKnown(ctx context.Context, chunk []*delivery) (rest []*delive
 	}
 	for _, d := range chunk {
 		if known[d.work.id] {
-			t.ack(ctx, d.work)
+			t.ack(d.work)
 			t.metrics.handled(ctx, t.Consumer.Name, "skipped")
 			continue
 		}

@@ -41,6 +41,7 @@ type term struct {
 	suspects uint64        // up to here a process that died may have been at work
 	gate     *gate
 	hands    *hands
+	acks     *acks
 	lanes    *lanes
 	solo     sync.RWMutex // held alone by an attempt at which a process died before
 	alone    atomic.Bool  // there is one of those in hand
@@ -60,7 +61,7 @@ func (r *Runner) session(ctx context.Context) error {
 	t := &term{Runner: r, id: fmt.Sprintf("%s:%s", r.process, uuid.NewString()[:8]), began: time.Now(),
 		gate: newGate(r.Consumer.Workers), kick: make(chan struct{}, 1), keys: make(map[string]bool)}
 	t.hands = newHands(max(leastHeld, 4*r.Consumer.Workers, 4*r.Consumer.Batch))
-	t.lanes = newLanes()
+	t.acks, t.lanes = newAcks(), newLanes()
 	r.gate.Store(t.gate)
 	err := t.begin(ctx)
 	if t.conn != nil {
@@ -182,6 +183,7 @@ func (t *term) serve(outer context.Context) error {
 	var others, workers sync.WaitGroup
 	holding, release := context.WithCancel(context.WithoutCancel(ctx))
 	others.Go(func() { t.hands.keep(holding) })
+	others.Go(func() { t.sendAcks(holding) })
 	others.Go(func() { t.fail(t.receive(ctx)) })
 	others.Go(func() { t.fail(t.watch(ctx, holding)) })
 	others.Go(func() { t.fail(t.takeDue(ctx)) })
@@ -222,6 +224,7 @@ func (t *term) giveBack(ctx context.Context, left []*work, failed bool) {
 			t.giveIntentBack(ctx, w, 0)
 		}
 	}
+	t.flushAcks(ctx)
 	for _, d := range t.hands.all() {
 		if failed {
 			_ = d.msg.NakWithDelay(t.Consumer.delay(d.deliveries))
