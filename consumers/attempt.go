@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -60,7 +61,7 @@ func (t *term) deliver(ctx context.Context, all []*work) {
 		switch v := t.judge(ctx, err); {
 		case v == done:
 			for _, w := range all {
-				t.acked(ctx, w, slices.Contains(fresh, w), e)
+				t.acked(ctx, w, len(fresh) == len(all) || slices.Contains(fresh, w), e)
 			}
 			return
 		case v == broken:
@@ -318,6 +319,9 @@ func (t *term) effect(ctx context.Context, w *work) {
 
 // debug tells of an attempt.
 func (t *term) debug(ctx context.Context, w *work, outcome string, e ending) {
+	if !t.Log.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
 	t.Log.DebugContext(ctx, "handled", "event_id", w.id, "type", w.eventType, "outcome", outcome,
 		"took", e.took.Round(10*time.Microsecond), "trace_id", trace.SpanContextFromContext(created(ctx, w.event)).TraceID())
 }

@@ -21,6 +21,8 @@ const (
 type delivery struct {
 	work       *work
 	msg        jetstream.Msg
+	meta       *jetstream.MsgMetadata
+	err        error // why there is no meta: such a message is not accepted
 	size       int
 	deliveries int
 	suspect    bool // a process may have died at it
@@ -29,11 +31,7 @@ type delivery struct {
 
 // place returns an id for the message's place in the stream.
 func (d *delivery) place(stream string) uuid.UUID {
-	meta, err := d.msg.Metadata()
-	if err != nil {
-		return uuid.New()
-	}
-	return idFor(stream, meta, uuid.Nil)
+	return idFor(stream, d.meta, uuid.Nil)
 }
 
 // How much a process holds follows its speed: a fetch is to last about this long.
