@@ -1,6 +1,6 @@
 # What one types. 'make help' lists the targets.
 
-.PHONY: help run build test demo-recovery chaos powercut check lint fmt
+.PHONY: help run build test demo-recovery chaos powercut bench bench-quick check lint fmt
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,14 @@ chaos: ## kill, freeze, cut and fill for up to 20 minutes; PGJET_CHAOS=0.2 does 
 
 powercut: ## cut the power of the NATS server's disk: needs root and loop devices, and says so where it cannot run
 	PGJET_POWERCUT=1 go test -count=1 -timeout 5m -v -run '^TestPowerCut$$' ./cmd/pgjet
+
+bench: ## measure pgjet beside its peers and its limits, up to 15 minutes; ARGS="-only drain -rounds 5"
+	cd bench && go build -o ../bin/bench .
+	./bin/bench -json bin/bench.json -plots bin/bench-plots $(ARGS)
+
+bench-quick: ## bench with a smaller load, up to 3 minutes
+	cd bench && go build -o ../bin/bench .
+	./bin/bench -quick -json bin/bench.json -plots bin/bench-plots $(ARGS)
 
 check: ## what needs no further download: formatting, vet, tidy go.mod, other systems
 	@test -z "$$(gofmt -l .)" || { echo "not formatted:"; gofmt -l .; exit 1; }

@@ -1,24 +1,62 @@
 package events_test
 
 import (
-	"encoding/json"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/pgjet/pgjet/events"
 )
 
-func BenchmarkFromMessage(b *testing.B) {
-	e := events.Event{
-		ID: uuid.Must(uuid.NewV7()), Type: "user.created", Key: uuid.NewString(), Source: "/users", Seq: 1, Time: time.Now(),
-		Traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-		Data:        json.RawMessage(`{"note":"` + strings.Repeat("x", 289) + `"}`),
+// welcome is a payload of about 300 bytes.
+var welcome = events.UserCreated{
+	UserID: "0199b1c2-6f00-7000-8000-000000000001", Email: "ann@example.com", Name: strings.Repeat("Ann ", 40),
+	CreatedAt: time.Date(2026, 11, 21, 10, 41, 7, 123456000, time.UTC),
+}
+
+// announced returns the event of welcome as the relay reads it.
+func announced(b *testing.B) events.Event {
+	b.Helper()
+	e, err := events.New(welcome)
+	if err != nil {
+		b.Fatal(err)
 	}
-	_, header, body := e.Message()
-	header["Nats-Msg-Id"] = []string{e.ID.String()}
+	e.Source, e.Seq, e.Time = "/users", 4711, welcome.CreatedAt
+	e.Traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	return e
+}
+
+func BenchmarkNew(b *testing.B) {
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := events.New(welcome); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkValidate(b *testing.B) {
+	e := announced(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := e.Validate(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkMessage(b *testing.B) {
+	e := announced(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		if subject, _, _ := e.Message(); subject == "" {
+			b.Fatal("no subject")
+		}
+	}
+}
+
+func BenchmarkFromMessage(b *testing.B) {
+	_, header, body := announced(b).Message()
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := events.FromMessage(header, body); err != nil {

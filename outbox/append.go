@@ -29,9 +29,9 @@ import (
 	"maps"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/pgjet/pgjet/events"
@@ -41,7 +41,7 @@ import (
 // if tx commits. A payload becomes an event with a new id; an [events.Event] is
 // recorded as it is, and nobody checks that no other event has its id. The trace
 // context of ctx goes with each event that does not carry one. Append costs one round
-// trip, however many events there are; none costs nothing.
+// trip, however many events there are; none costs nothing. [Queue] costs none.
 //
 // Append refuses, with an [*events.InvalidError] that names the field, whatever
 // could never be published, and appends nothing then. After any error tx has to
@@ -50,25 +50,61 @@ func Append(ctx context.Context, tx pgx.Tx, payloads ...events.Payload) error {
 	if len(payloads) == 0 {
 		return nil
 	}
-	sc := trace.SpanContextFromContext(ctx)
-	var c columns
-	for _, p := range payloads {
-		e, err := events.New(p)
-		if err != nil {
-			return fmt.Errorf("append to outbox: %w", err)
-		}
-		e = traced(e, sc)
-		if err := e.Validate(); err != nil {
-			return fmt.Errorf("append %s to outbox: %w", p.EventType(), err)
-		}
-		if err := c.add(e); err != nil {
-			return fmt.Errorf("append %s to outbox: %w", p.EventType(), err)
-		}
+	sql, args, err := statement(ctx, payloads)
+	if err != nil {
+		return err
 	}
-	if err := c.insert(ctx, tx); err != nil {
+	if _, err := tx.Exec(ctx, sql, args...); err != nil {
 		return fmt.Errorf("append %s to outbox: %w", payloads[0].EventType(), explain(err))
 	}
 	return nil
+}
+
+// Queue puts what [Append] does at the end of batch, so that a change and its events
+// share a round trip. Queue first what changes the row of the aggregate. What Append refuses
+// is refused at once, and queues nothing; what fails later is found when the batch is
+// read. Queue adds one statement, with one result of its own, and for no payloads none.
+//
+// All of the batch is one transaction: the one that is open, if the batch is sent in a
+// [pgx.Tx] or starts with [pgx.Batch.BeginTx]; otherwise, as with SendBatch of a pool, one of
+// its own, in every mode of pgx. PostgreSQL commits that one at the end of the batch, in the same round trip.
+// It becomes several as soon as a statement says begin, commit or rollback: queue none.
+//
+// A transaction of its own is over before a callback is called: what a callback returns undoes
+// nothing. It has committed if Close, or the last callback, returns nil. It has not if the error is a
+// [pgconn.PgError] of class other than 57, the server's shutdown. After any other error, such
+// as a broken connection or the end of ctx, nobody knows, as after [pgx.Tx.Commit].
+func Queue(ctx context.Context, batch *pgx.Batch, payloads ...events.Payload) error {
+	if len(payloads) == 0 {
+		return nil
+	}
+	sql, args, err := statement(ctx, payloads)
+	if err != nil {
+		return err
+	}
+	kind := payloads[0].EventType()
+	batch.Queue(sql, args...).Fn = func(results pgx.BatchResults) error {
+		if _, err := results.Exec(); err != nil {
+			return fmt.Errorf("append %s to outbox: %w", kind, explain(err))
+		}
+		return nil
+	}
+	return nil
+}
+
+// statement returns what inserts the events of payloads, if all can be published.
+func statement(ctx context.Context, payloads []events.Payload) (sql string, args []any, err error) {
+	sc := trace.SpanContextFromContext(ctx)
+	rows := make([]row, len(payloads))
+	for i, p := range payloads {
+		if rows[i], err = newRow(p, sc); err != nil {
+			return "", nil, fmt.Errorf("append %s to outbox: %w", p.EventType(), err)
+		}
+	}
+	if len(rows) == 1 {
+		return insertOne, rows[0].args(), nil
+	}
+	return insertMany, columns(rows), nil
 }
 
 // traced returns e with the trace context in which it is appended (W3C Trace
@@ -78,7 +114,7 @@ func traced(e events.Event, sc trace.SpanContext) events.Event {
 	if e.Traceparent != "" || !sc.IsValid() {
 		return e
 	}
-	e.Traceparent = fmt.Sprintf("00-%s-%s-%s", sc.TraceID(), sc.SpanID(), sc.TraceFlags())
+	e.Traceparent = "00-" + sc.TraceID().String() + "-" + sc.SpanID().String() + "-" + sc.TraceFlags().String()
 	if state := sc.TraceState().String(); state != "" {
 		header := map[string]string{"tracestate": state}
 		maps.Copy(header, e.Header)
@@ -87,45 +123,70 @@ func traced(e events.Event, sc trace.SpanContext) events.Event {
 	return e
 }
 
-// columns holds events as PostgreSQL takes them in one statement: an array for
-// each column.
-type columns struct {
-	id          []uuid.UUID
-	kind, key   []string
-	traceparent []*string
-	header      []*string
-	data        []string
-	time        []*time.Time
+// A row holds an event as PostgreSQL takes it. Its fields have types that pgx knows in every
+// mode, also where it does not ask PostgreSQL for those of the parameters.
+type row struct {
+	id          pgtype.UUID
+	kind, key   string
+	traceparent *string
+	header      *string
+	data        string
+	time        *time.Time
 }
 
-func (c *columns) add(e events.Event) error {
-	var header *string
+func newRow(p events.Payload, sc trace.SpanContext) (row, error) {
+	e, err := events.New(p)
+	if err != nil {
+		return row{}, err
+	}
+	e = traced(e, sc)
+	if err := e.Validate(); err != nil {
+		return row{}, err
+	}
+	r := row{id: pgtype.UUID{Bytes: e.ID, Valid: true}, kind: e.Type, key: e.Key, data: string(e.Data)}
+	if e.Traceparent != "" {
+		r.traceparent = new(e.Traceparent)
+	}
+	if !e.Time.IsZero() {
+		r.time = new(e.Time)
+	}
 	if len(e.Header) > 0 {
 		b, err := json.Marshal(e.Header)
 		if err != nil {
-			return err
+			return row{}, err
 		}
-		header = new(string(b))
+		r.header = new(string(b))
 	}
-	c.id = append(c.id, e.ID)
-	c.kind = append(c.kind, e.Type)
-	c.key = append(c.key, e.Key)
-	c.traceparent = append(c.traceparent, ptrIf(e.Traceparent, e.Traceparent != ""))
-	c.header = append(c.header, header)
-	c.data = append(c.data, string(e.Data))
-	c.time = append(c.time, ptrIf(e.Time, !e.Time.IsZero()))
-	return nil
+	return r, nil
 }
 
-func (c *columns) insert(ctx context.Context, tx pgx.Tx) error {
-	_, err := tx.Exec(ctx, `
-		insert into pgjet.outbox (id, type, key, traceparent, header, data, time)
-		select e.id, e.type, e.key, e.traceparent, e.header::jsonb, e.data::json, coalesce(e.time, clock_timestamp())
-		  from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[])
-		       with ordinality as e (id, type, key, traceparent, header, data, time, n)
-		 order by e.n`,
-		c.id, c.kind, c.key, c.traceparent, c.header, c.data, c.time)
-	return err
+// insertOne is insertMany for the usual case, at a fraction of its cost.
+const insertOne = `
+	insert into pgjet.outbox (id, type, key, traceparent, header, data, time)
+	values ($1, $2, $3, $4, $5, $6, coalesce($7, clock_timestamp()))`
+
+func (r *row) args() []any {
+	return []any{r.id, r.kind, r.key, r.traceparent, r.header, r.data, r.time}
+}
+
+// insertMany takes an array for each column: the text does not depend on how many there are.
+const insertMany = `
+	insert into pgjet.outbox (id, type, key, traceparent, header, data, time)
+	select e.id, e.type, e.key, e.traceparent, e.header::jsonb, e.data::json, coalesce(e.time, clock_timestamp())
+	  from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[])
+	       with ordinality as e (id, type, key, traceparent, header, data, time, n)
+	 order by e.n`
+
+// columns returns the arguments of insertMany.
+func columns(rows []row) []any {
+	id := make([]pgtype.UUID, len(rows))
+	kind, key, data := make([]string, len(rows)), make([]string, len(rows)), make([]string, len(rows))
+	traceparent, header := make([]*string, len(rows)), make([]*string, len(rows))
+	time := make([]*time.Time, len(rows))
+	for i, r := range rows {
+		id[i], kind[i], key[i], traceparent[i], header[i], data[i], time[i] = r.id, r.kind, r.key, r.traceparent, r.header, r.data, r.time
+	}
+	return []any{id, kind, key, traceparent, header, data, time}
 }
 
 // explain adds what to do to the errors that users meet first.
@@ -141,11 +202,4 @@ func explain(err error) error {
 		return fmt.Errorf("the transaction had failed before; look at the error of the statement before it: %w", err)
 	}
 	return err
-}
-
-func ptrIf[T any](v T, ok bool) *T {
-	if !ok {
-		return nil
-	}
-	return &v
 }

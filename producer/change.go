@@ -2,6 +2,7 @@ package producer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -127,11 +128,8 @@ func lockUser(ctx context.Context, tx pgx.Tx, id uuid.UUID, ifMatch etags) (User
 // user stand in the outbox in the order of their changes. A client that goes away
 // does not interrupt a change, ctx's deadline does.
 func (s *Server) change(ctx context.Context, fn func(context.Context, pgx.Tx) (events.Payload, error)) error {
-	if deadline, ok := ctx.Deadline(); ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(context.WithoutCancel(ctx), deadline)
-		defer cancel()
-	}
+	ctx, cancel := uninterrupted(ctx)
+	defer cancel()
 	tx, err := s.db.Begin(ctx)
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
@@ -145,13 +143,25 @@ func (s *Server) change(ctx context.Context, fn func(context.Context, pgx.Tx) (e
 	if err := outbox.Append(ctx, tx, event); err != nil {
 		return err
 	}
-	err = tx.Commit(ctx)
-	s.cache.changed(event.EventKey()) // also if the outcome is unknown
-	if err != nil {
-		return commitError(err)
+	return s.committed(event.EventKey(), commitError(tx.Commit(ctx)))
+}
+
+// uninterrupted returns ctx without its cancellation, but with its deadline.
+func uninterrupted(ctx context.Context) (context.Context, context.CancelFunc) {
+	if deadline, ok := ctx.Deadline(); ok {
+		return context.WithDeadline(context.WithoutCancel(ctx), deadline)
 	}
-	if s.Committed != nil {
+	return context.WithCancel(context.WithoutCancel(ctx))
+}
+
+// committed tells those who want to know that the user with this id has changed, unless err, that
+// of the transaction, says that for sure nothing has. It returns err.
+func (s *Server) committed(id string, err error) error {
+	if err == nil || errors.Is(err, errOutcomeUnknown) {
+		s.cache.changed(id)
+	}
+	if err == nil && s.Committed != nil {
 		s.Committed()
 	}
-	return nil
+	return err
 }

@@ -25,14 +25,20 @@ func newDatabase(db *pgxpool.Pool) *database {
 	return &database{db, newGate(max(1, conns-max(1, conns/4)), line)}
 }
 
-// Begin begins a transaction, which must end with Commit or Rollback. It waits for its turn
-// as long as ctx has time, and returns [errDatabaseBusy] then.
-func (d *database) Begin(ctx context.Context) (pgx.Tx, error) {
+// turn waits for a transaction's turn as long as ctx has time, and returns
+// [errDatabaseBusy] then.
+func (d *database) turn(ctx context.Context) (leave func(), err error) {
 	const never = time.Hour // ctx ends before
-	leave, err := d.changes.enter(ctx, never)
+	leave, err = d.changes.enter(ctx, never)
 	if errors.Is(err, errFull) {
 		return nil, errDatabaseBusy
 	}
+	return leave, err
+}
+
+// Begin begins a transaction, which must end with Commit or Rollback. It waits for its turn.
+func (d *database) Begin(ctx context.Context) (pgx.Tx, error) {
+	leave, err := d.turn(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -42,6 +48,51 @@ func (d *database) Begin(ctx context.Context) (pgx.Tx, error) {
 		return nil, err
 	}
 	return &change{tx, leave}, nil
+}
+
+// beginWith is Begin with what b does, in one round trip. B starts with [pgx.Batch.BeginTx].
+func (d *database) beginWith(ctx context.Context, b *pgx.Batch) (pgx.Tx, error) {
+	leave, err := d.turn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	results := d.SendBatch(ctx, b)
+	tx := &change{results.Tx(), leave}
+	if err := results.Close(); err != nil {
+		_ = tx.Rollback(ctx) // the first error tells more
+		return nil, err
+	}
+	return tx, nil
+}
+
+// run does what b does in a transaction of its own, which commits in the same round trip. It
+// waits for its turn. The error is as that of commitError.
+func (d *database) run(ctx context.Context, b *pgx.Batch) error {
+	leave, err := d.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	conn, err := d.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	results := conn.SendBatch(ctx, b)
+	defer results.Close()
+	for _, q := range b.QueuedQueries {
+		if q.Fn != nil {
+			err = q.Fn(results)
+		} else {
+			_, err = results.Exec()
+		}
+		if refused(err) {
+			return err // and so there was no commit
+		} else if err != nil {
+			return commitError(err)
+		}
+	}
+	return commitError(results.Close())
 }
 
 // A change is a transaction that gives its turn back when it ends.

@@ -70,9 +70,19 @@ func (s *Server) refusal(ctx context.Context, err error) *Problem {
 	return p
 }
 
-// commitError returns err, marked with [errOutcomeUnknown] unless it is certain
-// that the transaction did not commit.
+// refused reports whether err says that a statement failed, or was not even sent.
+func refused(err error) bool {
+	_, failed := errors.AsType[*pgconn.PgError](err)
+	_, unsent := errors.AsType[pgx.ErrPreprocessingBatch](err)
+	return failed || unsent
+}
+
+// commitError returns the error of a commit, marked with [errOutcomeUnknown] unless it is
+// certain that the transaction did not commit.
 func commitError(err error) error {
+	if err == nil {
+		return nil
+	}
 	pgErr, answered := errors.AsType[*pgconn.PgError](err)
 	switch {
 	case answered && class(pgErr) != "57": // a shutdown may cut in between commit and answer

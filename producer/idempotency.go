@@ -111,51 +111,48 @@ func fingerprint(n newUser) []byte {
 	return sum[:]
 }
 
-// claim makes tx the only one that may sign up with key until it ends, also if its
+// claim begins the only transaction that may sign up with key until it ends, also if its
 // client or its connection are gone by then. If another one is at it, that is a
 // problem; if another one was, [errAnswered].
-func claim(ctx context.Context, tx pgx.Tx, key string) error {
+func (s *Server) claim(ctx context.Context, key string) (pgx.Tx, error) {
 	free, answered := false, false
-	err := tx.QueryRow(ctx, `
-		select pg_try_advisory_xact_lock(hashtextextended('users.idempotency.' || $1, 0))`, key).Scan(&free)
-	if err != nil {
-		return fmt.Errorf("claim key: %w", err)
-	}
-	if !free {
-		return requestInFlight()
-	}
+	b := &pgx.Batch{}
+	b.BeginTx(pgx.TxOptions{})
+	b.Queue(`
+		select pg_try_advisory_xact_lock(hashtextextended('users.idempotency.' || $1, 0))`, key).
+		QueryRow(func(row pgx.Row) error { return row.Scan(&free) })
 	// A statement of its own, to see what the previous owner of the lock committed.
-	err = tx.QueryRow(ctx, `
+	b.Queue(`
 		select exists (select from users.idempotency
-		                where key = $1 and created_at > now() - interval '24 hours')`, key).Scan(&answered)
-	if err != nil {
-		return fmt.Errorf("claim key: %w", err)
+		                where key = $1 and created_at > now() - interval '24 hours')`, key).
+		QueryRow(func(row pgx.Row) error { return row.Scan(&answered) })
+	tx, err := s.db.beginWith(ctx, b)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("claim key: %w", err)
+	case !free:
+		err = requestInFlight()
+	case answered:
+		err = errAnswered
+	default:
+		return tx, nil
 	}
-	if answered {
-		return errAnswered
-	}
-	return nil
+	_ = tx.Rollback(ctx)
+	return nil, err
 }
 
-// keepAnswer keeps the answer to n under key, and drops a few of those that are kept
-// for long enough: more than come in, so that they get fewer, and so few that nobody
+// keepAnswer queues that the answer to n is kept under key, and that a few of those are dropped
+// that are kept for long enough: more than come in, so that they get fewer, and so few that nobody
 // notices. It waits for no row that somebody else is dropping.
-func keepAnswer(ctx context.Context, tx pgx.Tx, key string, n newUser, u User, hash string) error {
-	_, err := tx.Exec(ctx, `
+func keepAnswer(b *pgx.Batch, key string, n newUser, u User, hash string) {
+	b.Queue(`
 		insert into users.idempotency (key, fingerprint, password, user_id, answer) values ($1, $2, $3, $4, $5)
 		on conflict (key) do update set
 		   (fingerprint, password, user_id, answer, created_at) =
 		   (excluded.fingerprint, excluded.password, excluded.user_id, excluded.answer, excluded.created_at)`,
 		key, fingerprint(n), hash, u.ID, u)
-	if err != nil {
-		return fmt.Errorf("keep answer: %w", err)
-	}
-	_, err = tx.Exec(ctx, `
+	b.Queue(`
 		delete from users.idempotency where key in (
 		   select key from users.idempotency where created_at <= now() - interval '24 hours'
 		    order by created_at limit 10 for update skip locked)`)
-	if err != nil {
-		return fmt.Errorf("drop old answers: %w", err)
-	}
-	return nil
 }

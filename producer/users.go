@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/outbox"
 )
 
 // A User is somebody who signed up, as the API shows them.
@@ -80,7 +81,8 @@ func (s *Server) createUser(ctx context.Context, in *createUserInput) (*createUs
 }
 
 // signUp stores a user and, unless it is empty, keeps the answer under key, in one
-// transaction. It returns the user as PostgreSQL stored it.
+// transaction. What PostgreSQL would add is decided here, so that nothing of it has to be
+// waited for: without a key it is one round trip.
 func (s *Server) signUp(ctx context.Context, n newUser, key string) (User, error) {
 	// First, so that no transaction stays open meanwhile.
 	hash, err := s.hasher.hash(ctx, n.Password)
@@ -91,27 +93,40 @@ func (s *Server) signUp(ctx context.Context, n newUser, key string) (User, error
 	if err != nil {
 		return User{}, fmt.Errorf("make a user id: %w", err)
 	}
-	u := User{ID: id, Email: n.Email, Name: n.Name}
-	err = s.change(ctx, func(ctx context.Context, tx pgx.Tx) (events.Payload, error) {
-		if key != "" {
-			if err := claim(ctx, tx, key); err != nil {
-				return nil, err
-			}
-		}
-		if err := insertUser(ctx, tx, &u, hash); err != nil {
-			return nil, err
-		}
-		if key != "" {
-			if err := keepAnswer(ctx, tx, key, n, u, hash); err != nil {
-				return nil, err
-			}
-		}
-		return events.UserCreated{UserID: id.String(), Email: u.Email, Name: u.Name, CreatedAt: u.CreatedAt}, nil
-	})
+	now := time.Now().UTC().Truncate(time.Microsecond) // as PostgreSQL keeps it
+	u := User{ID: id, Email: n.Email, Name: n.Name, State: "pending", CreatedAt: now, Version: 1}
+	b := &pgx.Batch{}
+	insertUser(b, u, hash)
+	if key != "" {
+		keepAnswer(b, key, n, u, hash)
+	}
+	err = outbox.Queue(ctx, b, events.UserCreated{UserID: id.String(), Email: u.Email, Name: u.Name, CreatedAt: u.CreatedAt})
 	if err != nil {
 		return User{}, fmt.Errorf("sign up: %w", err)
 	}
+	if err := s.store(ctx, b, u, key); err != nil {
+		return User{}, fmt.Errorf("sign up: %w", emailTaken(err))
+	}
 	return u, nil
+}
+
+// store does what b does for u in one transaction, which claims key unless that is empty. A
+// client that goes away does not interrupt it.
+func (s *Server) store(ctx context.Context, b *pgx.Batch, u User, key string) error {
+	ctx, cancel := uninterrupted(ctx)
+	defer cancel()
+	if key == "" {
+		return s.committed(u.ID.String(), s.db.run(ctx, b))
+	}
+	tx, err := s.claim(ctx, key)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback(ctx)
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		return err
+	}
+	return s.committed(u.ID.String(), commitError(tx.Commit(ctx)))
 }
 
 // check puts n into the form in which it is stored and returns what is wrong with
@@ -134,20 +149,21 @@ func (n *newUser) check() []FieldError {
 	return invalid
 }
 
-// insertUser stores u, and puts into it what PostgreSQL decides.
-func insertUser(ctx context.Context, tx pgx.Tx, u *User, hash string) error {
-	err := tx.QueryRow(ctx, `
-		insert into users.users (id, email, name, password) values ($1, $2, $3, $4)
-		returning state, created_at, version`, u.ID, u.Email, u.Name, hash).Scan(&u.State, &u.CreatedAt, &u.Version)
+// insertUser queues that u is stored.
+func insertUser(b *pgx.Batch, u User, hash string) {
+	b.Queue(`
+		insert into users.users (id, email, name, password, state, created_at, version) values ($1, $2, $3, $4, $5, $6, $7)`,
+		u.ID, u.Email, u.Name, hash, u.State, u.CreatedAt, u.Version)
+}
+
+// emailTaken returns the problem of a sign-up that failed with err because of its address,
+// or else err.
+func emailTaken(err error) error {
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.ConstraintName == "users_email_key" {
 		return fieldProblem(http.StatusConflict,
 			FieldError{"email", "email_taken", "Somebody signed up with this email address already."})
 	}
-	if err != nil {
-		return fmt.Errorf("insert user: %w", err)
-	}
-	u.CreatedAt = u.CreatedAt.UTC()
-	return nil
+	return err
 }
 
 type getUserInput struct {

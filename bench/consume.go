@@ -1,0 +1,3 @@
+package main
+
+func consume(options) scenario { return scenario{name: "consume"} }

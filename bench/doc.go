@@ -1,0 +1,23 @@
+// Command bench measures pgjet beside what people would use instead, and beside what
+// PostgreSQL and JetStream can do at most on the same machine.
+//
+//	make bench          everything, medians of three rounds, up to 15 minutes
+//	make bench-quick    a smaller load, once, up to 3 minutes
+//
+// or, from this directory:
+//
+//	go build -o ../bin/bench . && ../bin/bench -list
+//	../bin/bench -only drain,latency -rounds 5 -json figures.json -plots plots
+//
+// It starts its own servers on 127.0.0.1: one PostgreSQL, with fsync and synchronous
+// commits, and two NATS servers, each a process of its own. The lazy one leaves it to
+// the system when to write to disk, as JetStream does by default; the durable one
+// (sync_interval: always) has every message on disk before it acknowledges it. Every
+// relay and worker is a process of its own, too, so that its CPU time and memory are
+// counted apart; on other systems than Linux these are missing. All share the machine:
+// compare rows of one run, and little else. Each round of a variant begins with a
+// database and a stream of its own, and the variants of a scenario take turns.
+//
+// A round that fails is reported as such and the run goes on. Ctrl-C stops everything,
+// and prints what there is by then.
+package main

@@ -1,0 +1,240 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// drain measures how fast each relay moves a backlog into the stream.
+func drain(o options) scenario {
+	many, few := orQuick(o, 100_000, 30_000), orQuick(o, 20_000, 10_000)
+	some, more := orQuick(o, 40_000, 20_000), orQuick(o, 60_000, 20_000)
+	s := scenario{
+		name: "drain", title: "Draining a backlog",
+		note: "Events of " + fmt.Sprint(payloadBytes) + " bytes with eight headers wait in each relay's own outbox; the relay is started, and the time runs" +
+			" from the first message stored to the last, or to the cap of " + drainCap.String() + " (column drained). Afterwards the stream is compared with the outbox." +
+			" Slow relays get a smaller backlog, which spares time and is to Watermill's advantage: its query slows with the backlog." +
+			" Watermill: rows of a transaction each; default is the Forwarder as documented, tuned is one handler without envelope, batches of 1000, polling every 10 ms;" +
+			" shards are topics by key with a forwarder each, batches of 2000. The queue schema deletes what is published. Naive is SKIP LOCKED, sync publish and an UPDATE each.",
+		variants: []variant{
+			pgjetDrainer().variant("pgjet", durable, many),
+			pgjetDrainer().variant("pgjet", lazy, many),
+			watermillDrainer(watermillSetting{Envelope: true}).variant("Watermill default", lazy, few),
+			watermillDrainer(watermillSetting{Batch: 1000, Poll: drainPoll}).variant("Watermill tuned", lazy, some),
+			watermillDrainer(watermillSetting{Batch: 1000, Poll: drainPoll, Queue: true}).variant("Watermill queue schema", lazy, some),
+			watermillDrainer(watermillSetting{Batch: 2000, Poll: drainPoll, Shards: 8}).variant("Watermill, 8 shards", lazy, more),
+			watermillDrainer(watermillSetting{Batch: 2000, Poll: drainPoll, Shards: 16, OneConn: true}).variant("Watermill, 16 shards", lazy, more),
+			naiveDrainer().variant("naive relay", lazy, few),
+		},
+	}
+	if !o.quick {
+		for _, on := range []server{durable, lazy} {
+			v := pgjetDrainer().variant("pgjet", on, 1_000_000)
+			v.rounds = 1
+			s.variants = append(s.variants, v)
+		}
+	}
+	return s
+}
+
+// drainPoll is Watermill's PollInterval, which hardly matters as long as there is a backlog.
+const drainPoll = 10 * time.Millisecond
+
+// drainCap is how long a relay may take.
+const drainCap = 20 * time.Second
+
+func rowsOf(name string, n int) string {
+	if n < 1_000_000 {
+		return fmt.Sprintf("%s, %d k rows", name, n/1000)
+	}
+	return fmt.Sprintf("%s, %d M rows", name, n/1_000_000)
+}
+
+// A drainer is a relay with an outbox of its own.
+type drainer struct {
+	kind   string // of the part that relays
+	fill   func(ctx context.Context, s *site, n int) error
+	outbox func(ctx context.Context, s *site) ([]entry, error) // what was filled in
+	config func(s *site) any
+}
+
+func pgjetDrainer() drainer {
+	return drainer{
+		kind:   "pgjet",
+		fill:   func(ctx context.Context, s *site, n int) error { return s.fill(ctx, n) },
+		outbox: pgjetOutbox, config: func(s *site) any { return s.relay() },
+	}
+}
+
+func watermillDrainer(w watermillSetting) drainer {
+	return drainer{
+		kind: "watermill", fill: w.fill, outbox: w.outbox,
+		config: func(s *site) any { return watermillConfig{s.relay(), w} },
+	}
+}
+
+func naiveDrainer() drainer {
+	return drainer{
+		kind: "naive", fill: fillNaive, outbox: naiveOutbox,
+		config: func(s *site) any { return s.relay() },
+	}
+}
+
+// variant returns how d drains n events.
+func (d drainer) variant(name string, on server, n int) variant {
+	return variant{name: rowsOf(name, n), server: on, run: func(ctx context.Context, l *lab) (result, error) {
+		s, err := l.site(ctx, on)
+		if err != nil {
+			return result{}, err
+		}
+		defer s.close()
+		if err := d.fill(ctx, s, n); err != nil {
+			return result{}, fmt.Errorf("fill the outbox of %s: %w", d.kind, err)
+		}
+		all, err := d.outbox(ctx, s) // before: a queue is empty afterwards
+		if err != nil {
+			return result{}, err
+		}
+		return d.drain(ctx, s, all)
+	}}
+}
+
+// drain starts the relay, measures until it is done or capped, stops it, and compares.
+func (d drainer) drain(ctx context.Context, s *site, all []entry) (result, error) {
+	c, err := s.start(ctx, d.kind, d.config(s))
+	if err != nil {
+		return result{}, err
+	}
+	n := len(all)
+	var m *meter
+	var began time.Time
+	capped, cancel := context.WithTimeoutCause(ctx, drainCap, errCapped)
+	defer cancel()
+	took, err := s.drained(capped, n, func() { m, began = s.meter(c), time.Now() })
+	if err != nil && context.Cause(capped) == errCapped && m != nil {
+		took = time.Since(began)
+		n, err = s.stored(ctx)
+	}
+	if err != nil {
+		return result{}, err
+	}
+	values := append([]value{{"events", "/s", float64(n) / took.Seconds()}}, m.values(n)...)
+	c.stop()
+	found, err := s.compare(ctx, all)
+	if err == nil && d.kind == "pgjet" && found != (comparison{missing: len(all) - n}) {
+		err = fmt.Errorf("the stream is not what the outbox is: %+v", found)
+	}
+	lost := max(0, n-(len(all)-found.missing))
+	return result{values: append(values, value{"drained", "", float64(n)}, value{"lost", "", float64(lost)},
+		value{"twice", "", float64(found.twice)}, value{"out of order", "", float64(found.disordered)})}, err
+}
+
+// relay returns what relays of this site are told.
+func (s *site) relay() pgjetConfig { return pgjetConfig{s.dsn, s.natsURL, stream} }
+
+// An entry is what a relay has to publish, in the order of its outbox.
+type entry struct {
+	ID  uuid.UUID
+	Key string
+}
+
+var errCapped = errors.New("it may take no longer")
+
+func pgjetOutbox(ctx context.Context, s *site) ([]entry, error) {
+	return s.entries(ctx, `select id, key from pgjet.outbox order by seq`)
+}
+
+func naiveOutbox(ctx context.Context, s *site) ([]entry, error) {
+	return s.entries(ctx, `select event_id, headers->>'ce-subject' from naive_outbox order by id`)
+}
+
+func (s *site) entries(ctx context.Context, sql string) ([]entry, error) {
+	rows, err := s.db.Query(ctx, sql)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[entry])
+}
+
+// A comparison is what is wrong with a stream.
+type comparison struct {
+	missing    int // events of the outbox that it lacks
+	twice      int // messages that repeat another, or that nobody wrote
+	disordered int // messages behind a later one of the same key
+}
+
+// compare reads the stream and compares it with all that there was to publish.
+func (s *site) compare(ctx context.Context, all []entry) (comparison, error) {
+	place := make(map[uuid.UUID]int, len(all))
+	for i, e := range all {
+		place[e.ID] = i + 1
+	}
+	last := make(map[string]int, keys) // place of the last event of each key
+	c := comparison{missing: len(all)}
+	err := s.read(ctx, func(msg jetstream.Msg) {
+		id, _ := uuid.Parse(msg.Headers().Get("ce-id"))
+		i := place[id]
+		if i <= 0 {
+			c.twice++
+			return
+		}
+		place[id] = -i
+		c.missing--
+		key := all[i-1].Key
+		if i < last[key] {
+			c.disordered++
+		}
+		last[key] = max(last[key], i)
+	})
+	return c, err
+}
+
+// read calls fn with the header of every message of the stream.
+func (s *site) read(ctx context.Context, fn func(jetstream.Msg)) error {
+	n, err := s.stored(ctx)
+	if err != nil || n == 0 {
+		return err
+	}
+	consumer, err := s.js.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{HeadersOnly: true})
+	if err != nil {
+		return err
+	}
+	all, err := consumer.Messages(jetstream.PullMaxMessages(5000))
+	if err != nil {
+		return err
+	}
+	defer all.Stop()
+	for range n {
+		msg, err := all.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			return fmt.Errorf("read the stream: %w", err)
+		}
+		fn(msg)
+	}
+	return nil
+}
+
+// outbox returns what Watermill has to publish, in the order of the keys' topics.
+func (w watermillSetting) outbox(ctx context.Context, s *site) ([]entry, error) {
+	metadata := "metadata"
+	id := "uuid"
+	if w.Envelope {
+		metadata, id = "payload->'metadata'", "payload->>'uuid'"
+	}
+	var all []entry
+	for _, topic := range w.topics() {
+		part, err := s.entries(ctx, fmt.Sprintf(`select (%s)::uuid, %s->>'ce-subject' from watermill_%s order by "offset"`,
+			id, metadata, topic))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, part...)
+	}
+	return all, nil
+}

@@ -1,0 +1,187 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// latencyRates are those of the table, in events per second, and for how long each is kept.
+var latencyRates = []struct {
+	rate        int
+	full, quick time.Duration
+}{
+	{200, 4 * time.Second, 2 * time.Second},
+	{1000, 4 * time.Second, 2 * time.Second},
+	{5000, 3 * time.Second, 2 * time.Second},
+}
+
+// watermillQuick is what has the least latency: it asks as often as it may without harm.
+var watermillQuick = watermillSetting{Batch: 1000, Poll: 5 * time.Millisecond}
+
+// latency measures how long an event takes from its commit to a handler.
+func latency(o options) scenario {
+	s := scenario{
+		name: "latency", title: "Latency from commit to handler",
+		note: "Transactions of a user row and its event, in one round trip, come at an even rate, each at its own time, on " + fmt.Sprint(writers) +
+			" connections. p50 to max run from the return of the commit to the call of the handler, a JetStream ordered consumer (no acks) in the process that writes;" +
+			" \"from due\" runs from when the transaction should have begun, so that what the database delays counts as well; late are transactions that began" +
+			" more than " + lateBy.String() + " after that, missing are events that had not arrived " + patience.String() + " after the last was written." +
+			fmt.Sprintf(" The knee is the highest rate, in steps of %.0f %%, at which p99 from due is at most %d ms;", 100*(kneeGrows-1), kneeP99) +
+			" PostgreSQL and who writes to it share the machine, and are most of the load there. Watermill: one handler, batches of 1000, polling every " + watermillQuick.Poll.String() + ".",
+	}
+	systems := []struct {
+		name string
+		on   server
+		p    pipeline
+	}{
+		{"pgjet hints", lazy, pgjetPipeline(true, false)},
+		{"pgjet hints", durable, pgjetPipeline(true, false)},
+		{"pgjet polling", lazy, pgjetPipeline(false, false)},
+		{"pgjet polling", durable, pgjetPipeline(false, false)},
+		{"Watermill tuned", lazy, watermillPipeline(watermillQuick)},
+	}
+	for _, r := range latencyRates {
+		for _, system := range systems {
+			if system.on == durable && !system.p.hints && r.rate != 1000 {
+				continue // once is enough
+			}
+			s.variants = append(s.variants, latencyVariant(system.name, system.on, system.p, r.rate, orQuick(o, r.full, r.quick)))
+		}
+		if r.rate == 1000 {
+			p := pgjetPipeline(true, true)
+			s.variants = append(s.variants, latencyVariant("pgjet hints, pgjet consumer", lazy, p, r.rate, orQuick(o, r.full, r.quick)))
+		}
+	}
+	for _, on := range []server{lazy, durable} {
+		s.variants = append(s.variants, variant{name: "pgjet hints at 70 % of the knee", server: on, group: "knee",
+			run: func(ctx context.Context, l *lab) (result, error) { return latencyNearKnee(ctx, l, on, o) }})
+	}
+	return s
+}
+
+func latencyVariant(name string, on server, p pipeline, rate int, length time.Duration) variant {
+	name = fmt.Sprintf("%s at %d/s", name, rate)
+	return variant{name: name, server: on, group: fmt.Sprint(rate), run: func(ctx context.Context, l *lab) (result, error) {
+		s, err := l.site(ctx, on)
+		if err != nil {
+			return result{}, err
+		}
+		defer s.close()
+		n := int(float64(rate) * length.Seconds())
+		r, err := startFlow(ctx, s, p, n)
+		if err != nil {
+			return result{}, err
+		}
+		defer r.stop()
+		f, err := r.measure(ctx, n, float64(rate))
+		return f.result(), err
+	}}
+}
+
+// A figure is how a load fared.
+type figure struct {
+	rate     float64
+	ms       []float64 // from the commit's return to the handler, sorted
+	due      []float64 // from when the transaction was due to the handler, sorted
+	received []int64   // when, in ns since the run begun, sorted
+	missing  int
+	twice    int64
+	late     int64
+}
+
+// measure loads the flow with n events at an even rate, waits for them, and returns how they fared.
+func (r *flow) measure(ctx context.Context, n int, rate float64) (figure, error) {
+	first, late, twice := r.next, r.late.Load(), r.twice.Load()
+	begun := int64(time.Since(r.begun))
+	if err := r.load(ctx, n, rate); err != nil {
+		return figure{}, err
+	}
+	if err := r.settle(ctx, patience); err != nil {
+		return figure{}, err
+	}
+	f := figure{rate: rate, late: r.late.Load() - late, twice: r.twice.Load() - twice}
+	for i := range n {
+		at := r.received[first+i].Load()
+		if at == 0 {
+			f.missing++
+			continue
+		}
+		due := begun + int64(float64(i)/rate*float64(time.Second))
+		f.ms = append(f.ms, max(0, float64(at-r.wrote[first+i])/1e6)) // a handler may be told first
+		f.due = append(f.due, float64(at-due)/1e6)
+		f.received = append(f.received, at)
+	}
+	slices.Sort(f.ms)
+	slices.Sort(f.due)
+	slices.Sort(f.received)
+	if len(f.ms) == 0 {
+		return f, fmt.Errorf("none of %d events arrived within %s", n, patience)
+	}
+	return f, nil
+}
+
+func (f figure) result() result {
+	if len(f.ms) == 0 {
+		return result{}
+	}
+	values := []value{
+		{"p50", "ms", percentile(f.ms, 50)}, {"p90", "ms", percentile(f.ms, 90)}, {"p99", "ms", percentile(f.ms, 99)},
+		{"p99.9", "ms", percentile(f.ms, 99.9)}, {"max", "ms", f.ms[len(f.ms)-1]},
+		{"from due p50", "ms", percentile(f.due, 50)}, {"from due p99", "ms", percentile(f.due, 99)},
+		{"rate", "/s", f.rate}, {"missing", "", float64(f.missing)}, {"twice", "", float64(f.twice)}, {"late", "", float64(f.late)},
+	}
+	return result{values: values, samples: map[string][]float64{"latency, ms": f.ms}}
+}
+
+const (
+	kneeFrom  = 1500.0 // events/s
+	kneeGrows = 1.3
+	kneeSteps = 10  // at most: to 16 000/s
+	kneeP99   = 100 // ms from due: beyond, the rate is more than the machine bears
+	kneeTime  = 0.8 // s for a step
+)
+
+// latencyNearKnee looks for the highest rate that is borne, and measures at 70 % of it.
+func latencyNearKnee(ctx context.Context, l *lab, on server, o options) (result, error) {
+	s, err := l.site(ctx, on)
+	if err != nil {
+		return result{}, err
+	}
+	defer s.close()
+	r, err := startFlow(ctx, s, pgjetPipeline(true, false), 200_000)
+	if err != nil {
+		return result{}, err
+	}
+	defer r.stop()
+	knee, err := r.knee(ctx)
+	if err != nil {
+		return result{}, err
+	}
+	rate := 0.7 * knee
+	f, err := r.measure(ctx, int(rate*orQuick(o, 3.0, 2.0)), rate)
+	res := f.result()
+	res.values = append(res.values, value{"knee", "/s", knee})
+	return res, err
+}
+
+// knee raises the rate until it was too high twice in a row: once may be an accident.
+func (r *flow) knee(ctx context.Context) (float64, error) {
+	knee, failed := 0.0, 0
+	for step, rate := 0, kneeFrom; step < kneeSteps && failed < 2; step, rate = step+1, rate*kneeGrows {
+		f, err := r.measure(ctx, int(rate*kneeTime), rate)
+		if err != nil {
+			return 0, err
+		}
+		if f.missing > 0 || percentile(f.due, 99) > kneeP99 {
+			failed++
+			continue
+		}
+		knee, failed = rate, 0
+	}
+	if knee == 0 {
+		return 0, fmt.Errorf("even %.0f events/s are too many", kneeFrom)
+	}
+	return knee, nil
+}

@@ -1,0 +1,44 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"os"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/internal/telemetry"
+	"github.com/pgjet/pgjet/relay"
+)
+
+// pgjetConfig says what the part "pgjet" relays.
+type pgjetConfig struct {
+	DSN     string `json:"dsn"`
+	NATSURL string `json:"nats_url"`
+	Stream  string `json:"stream"`
+}
+
+func init() { registerChild("pgjet", relayPgjet) }
+
+// relayPgjet is what `pgjet relay` runs, with the same telemetry, and nobody who asks for it.
+func relayPgjet(ctx context.Context, config []byte) error {
+	var c pgjetConfig
+	if err := json.Unmarshal(config, &c); err != nil {
+		return err
+	}
+	tel, err := telemetry.Start(ctx, "pgjet-relay", "bench")
+	if err != nil {
+		return err
+	}
+	defer tel.Stop(ctx)
+	database, err := pgx.ParseConfig(c.DSN)
+	if err != nil {
+		return err
+	}
+	r := &relay.Relay{
+		Database: database, NATSURL: c.NATSURL, Stream: c.Stream, Source: eventSource,
+		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+	}
+	return r.Run(ctx)
+}

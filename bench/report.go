@@ -1,0 +1,249 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// A report is what a run found, and where.
+type report struct {
+	Machine     machine   `json:"machine"`
+	Quick       bool      `json:"quick"`
+	Interrupted bool      `json:"interrupted,omitempty"`
+	Began       time.Time `json:"began"`
+	Took        string    `json:"took"`
+	Tables      []*table  `json:"scenarios"`
+}
+
+// A table is what the variants of a scenario gave.
+type table struct {
+	Name  string `json:"name"`
+	Title string `json:"title"`
+	Note  string `json:"note"`
+	Rows  []*row `json:"rows"`
+}
+
+// A row is what the rounds of a variant gave.
+type row struct {
+	Variant string    `json:"variant"`
+	Server  string    `json:"server,omitempty"`
+	Columns []summary `json:"columns"`
+	Took    []float64 `json:"round_seconds"`
+	Failed  []string  `json:"failed,omitempty"`
+	base    bool
+	samples sampleSets // of all rounds; curves of the last
+	group   string
+}
+
+type sampleSets map[string][]float64
+
+// A summary is the median of what the rounds gave for one value.
+type summary struct {
+	Name   string    `json:"name"`
+	Unit   string    `json:"unit"`
+	Median float64   `json:"median"`
+	Rounds []float64 `json:"rounds"`
+}
+
+// add adds what a round gave, but for figures that are none, such as a ratio to zero.
+func (r *row) add(res result, took time.Duration) {
+	r.Took = append(r.Took, took.Seconds())
+	for name, samples := range res.samples {
+		if r.samples == nil {
+			r.samples = make(sampleSets)
+		}
+		if strings.HasPrefix(name, "x ") || strings.HasPrefix(name, "y ") { // a curve of this round
+			r.samples[name] = nil
+		}
+		r.samples[name] = append(r.samples[name], samples...)
+	}
+	for _, v := range res.values {
+		if math.IsNaN(v.v) || math.IsInf(v.v, 0) {
+			continue
+		}
+		c := r.column(v.name)
+		if c == nil {
+			r.Columns = append(r.Columns, summary{Name: v.name, Unit: v.unit})
+			c = &r.Columns[len(r.Columns)-1]
+		}
+		c.Rounds = append(c.Rounds, v.v)
+		c.Median = median(c.Rounds)
+	}
+}
+
+// ran reports whether any round of the row ended by itself.
+func (r *row) ran() bool { return len(r.Columns) > 0 || len(r.Failed) > 0 }
+
+func (r *row) column(name string) *summary {
+	i := slices.IndexFunc(r.Columns, func(c summary) bool { return c.Name == name })
+	if i < 0 {
+		return nil
+	}
+	return &r.Columns[i]
+}
+
+// baseOf returns the row that the ratio of r refers to: of its group the one that is
+// called a base, else the first of pgjet, else the first.
+func (t *table) baseOf(r *row) *row {
+	var group []*row
+	for _, other := range t.Rows {
+		if other.group == r.group {
+			group = append(group, other)
+		}
+	}
+	i := slices.IndexFunc(group, func(r *row) bool { return r.base })
+	if i < 0 {
+		i = slices.IndexFunc(group, func(r *row) bool { return strings.HasPrefix(r.Variant, "pgjet") })
+	}
+	return group[max(i, 0)]
+}
+
+// columns returns all columns, without figures, in the order in which they appear.
+func (t *table) columns() (all []summary) {
+	for _, r := range t.Rows {
+		for _, c := range r.Columns {
+			if !slices.ContainsFunc(all, func(s summary) bool { return s.Name == c.Name }) {
+				all = append(all, c)
+			}
+		}
+	}
+	return all
+}
+
+// publish writes the report wherever the options say.
+func (r *report) publish(o options, w io.Writer) error {
+	err := r.print(w)
+	if o.json != "" {
+		b, failed := json.MarshalIndent(r, "", "  ")
+		err = errors.Join(err, failed, os.WriteFile(o.json, append(b, '\n'), 0o644))
+	}
+	if o.plots != "" {
+		err = errors.Join(err, r.plot(o.plots))
+	}
+	return err
+}
+
+// print writes the tables for people.
+func (r *report) print(w io.Writer) error {
+	fmt.Fprintf(w, "\n%s\n", r.Machine)
+	fmt.Fprintf(w, "Began %s, took %s", r.Began.Format(time.RFC3339), r.Took)
+	if r.Quick {
+		fmt.Fprint(w, "; a quick run")
+	}
+	if r.Interrupted {
+		fmt.Fprint(w, "; INTERRUPTED, the rest is missing")
+	}
+	fmt.Fprintln(w, ". Medians of the rounds, in brackets the least and the most.")
+	for _, t := range r.Tables {
+		if err := t.print(w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *table) print(w io.Writer) error {
+	columns := t.columns()
+	if !slices.ContainsFunc(t.Rows, (*row).ran) {
+		return nil // interrupted before
+	}
+	fmt.Fprintf(w, "\n%s: %s\n", strings.ToUpper(t.Name), t.Title)
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	head := []string{"variant", "server", "ratio"}
+	for _, c := range columns {
+		head = append(head, strings.TrimSuffix(c.Name+" "+c.Unit, " "))
+	}
+	fmt.Fprintln(tw, strings.Join(head, "\t"))
+	for _, r := range t.Rows {
+		fmt.Fprintln(tw, strings.Join(t.cells(r, columns), "\t"))
+	}
+	err := tw.Flush()
+	fmt.Fprintf(w, "ratio: of the first figure to that of the row ×1. %s (%s)\n", t.Note, t.took())
+	return err
+}
+
+// took returns how long the rounds of all rows took, with loading and tidying up.
+func (t *table) took() time.Duration {
+	sum := 0.0
+	for _, r := range t.Rows {
+		for _, seconds := range r.Took {
+			sum += seconds
+		}
+	}
+	return time.Duration(sum * float64(time.Second)).Round(time.Second)
+}
+
+// cells returns the row, ratio first.
+func (t *table) cells(r *row, columns []summary) []string {
+	cells := []string{r.Variant, r.Server, ratio(r, t.baseOf(r))}
+	for _, c := range columns {
+		cell := ""
+		if have := r.column(c.Name); have != nil {
+			cell = have.String()
+		}
+		cells = append(cells, cell)
+	}
+	if n := len(r.Failed); n > 0 {
+		cells = append(cells, fmt.Sprintf("%d rounds FAILED", n))
+	}
+	return cells
+}
+
+// ratio returns the ratio of the first figures of two rows, "×1" for a base.
+func ratio(r, base *row) string {
+	if len(r.Columns) == 0 {
+		return ""
+	}
+	a := &r.Columns[0]
+	b := base.column(a.Name)
+	if b == nil || b.Median == 0 {
+		return ""
+	}
+	if r == base {
+		return "×1"
+	}
+	return "×" + number(a.Median/b.Median)
+}
+
+// String returns the median, and the least and the most if there were several rounds.
+func (s *summary) String() string {
+	if len(s.Rounds) < 2 {
+		return number(s.Median)
+	}
+	return fmt.Sprintf("%s (%s–%s)", number(s.Median), number(slices.Min(s.Rounds)), number(slices.Max(s.Rounds)))
+}
+
+// String returns "61.2k/s", "1.8 ms".
+func (v value) String() string {
+	if v.unit == "/s" || v.unit == "" {
+		return number(v.v) + v.unit
+	}
+	return number(v.v) + " " + v.unit
+}
+
+// number writes three digits: 0.612, 31.4, 61.2k, 1.01M.
+func number(v float64) string {
+	unit := ""
+	switch {
+	case v >= 999_500:
+		v, unit = v/1e6, "M"
+	case v >= 999.5:
+		v, unit = v/1e3, "k"
+	}
+	decimals := 0
+	for limit := 99.95; decimals < 2 && v < limit; limit = 9.995 {
+		decimals++
+	}
+	if v < 0.9995 && v > 0 && unit == "" {
+		decimals = 3
+	}
+	return fmt.Sprintf("%.*f%s", decimals, v, unit)
+}

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+	_ "unsafe" // for linkname
+
+	"github.com/alexedwards/argon2id"
+	"github.com/exaring/otelpgx"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgjet/pgjet/internal/auth"
+	"github.com/pgjet/pgjet/internal/telemetry"
+	"github.com/pgjet/pgjet/producer"
+)
+
+// usersConfig says what the part "users" serves.
+type usersConfig struct {
+	DSN      string `json:"dsn"`
+	RealHash bool   `json:"real_hash"`
+}
+
+func init() { registerChild("users", serveUsers) }
+
+// hashParams are those of the user service. It has no knob for them, as nobody should turn it.
+//
+//go:linkname hashParams github.com/pgjet/pgjet/producer.hashParams
+var hashParams argon2id.Params
+
+// serveUsers is the user service. It says its address.
+func serveUsers(ctx context.Context, config []byte) error {
+	var c usersConfig
+	if err := json.Unmarshal(config, &c); err != nil {
+		return err
+	}
+	tuning := producer.DefaultTuning()
+	tuning.PerAddress, tuning.PerAccount, tuning.HashWait = 0, 0, 10*time.Second
+	if !c.RealHash {
+		hashParams.Memory, hashParams.Iterations = 8, 1
+		tuning.Hashes = signUpWriters
+	}
+	t, err := telemetry.Start(ctx, "pgjet-users", "bench")
+	if err != nil {
+		return err
+	}
+	defer t.Stop(ctx)
+	database, err := pgxpool.ParseConfig(c.DSN)
+	if err != nil {
+		return err
+	}
+	database.MaxConns = connections
+	database.ConnConfig.Tracer = otelpgx.NewTracer() // as pgjet users has it
+	db, err := pgxpool.NewWithConfig(ctx, database)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	issuer, err := auth.Generate()
+	if err != nil {
+		return err
+	}
+	api := producer.New(db, issuer, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	defer api.Close()
+	api.Tune(tuning)
+	return serveOn(ctx, api)
+}
+
+// serveOn serves h at an address of its own, which it says, until ctx ends.
+func serveOn(ctx context.Context, h http.Handler) error {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: time.Second}
+	defer context.AfterFunc(ctx, func() { _ = srv.Close() })()
+	fmt.Println("http://" + l.Addr().String())
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// signUpRequests measures the requests of sign-ups to two user services: one whose database
+// throws the events away, and one as it is.
+func signUpRequests(name string, d time.Duration, realHash bool) variant {
+	turn := d / 8 // a request with the real hash takes a few hundred milliseconds
+	return variant{name: name, run: func(ctx context.Context, l *lab) (result, error) {
+		var sides [2]*side
+		var sites [2]*site
+		for i := range sides {
+			s, err := signUpSite(ctx, l)
+			if err != nil {
+				return result{}, err
+			}
+			defer s.close()
+			if i == 0 {
+				if _, err := s.db.Exec(ctx, `create rule away as on insert to pgjet.outbox do instead nothing`); err != nil {
+					return result{}, err
+				}
+			}
+			c, err := s.start(ctx, "users", usersConfig{s.dsn, realHash})
+			if err != nil {
+				return result{}, err
+			}
+			url, err := c.line(ctx)
+			if err != nil {
+				return result{}, err
+			}
+			client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: signUpWriters}}
+			defer client.CloseIdleConnections()
+			sites[i], sides[i] = s, &side{lab: l, do: func(ctx context.Context) error { return postUser(ctx, client, url) }}
+		}
+		if err := takeTurns(ctx, d, turn, sides[0], sides[1]); err != nil {
+			return result{}, err
+		}
+		err := errors.Join(sites[0].wantSignedUp(ctx, sides[0].all, 0), sites[1].wantSignedUp(ctx, sides[1].all, sides[1].all))
+		return price(sides[0], sides[1]), err
+	}}
+}
+
+// postUser signs up.
+func postUser(ctx context.Context, client *http.Client, url string) error {
+	body := fmt.Sprintf(`{"email":"%s@example.com","name":"Some Name","password":"correct horse battery staple"}`, uuid.New())
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/users", strings.NewReader(body))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	res, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	answer, err := io.ReadAll(res.Body)
+	if err == nil && res.StatusCode != http.StatusCreated {
+		err = fmt.Errorf("sign up: %s: %s", res.Status, answer)
+	}
+	return err
+}

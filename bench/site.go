@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/relay"
+)
+
+// stream is the name of the stream that sites have.
+const stream = "EVENTS"
+
+// connections is how many a site's pool has at most.
+const connections = 32
+
+// A site is where one round of a variant happens: a fresh database with pgjet's
+// tables, and a fresh, empty stream as pgjet's relay wants it.
+type site struct {
+	lab      *lab
+	name     string // of the database
+	dsn      string
+	db       *pgxpool.Pool
+	natsURL  string // "" without a NATS server, as are nc and js
+	nc       *nats.Conn
+	js       jetstream.JetStream
+	children []*child
+}
+
+// site makes a site. There must be no more than one on a NATS server at a time.
+func (l *lab) site(ctx context.Context, on server) (*site, error) {
+	l.sites++
+	s := &site{lab: l, name: fmt.Sprintf("bench_%d", l.sites)}
+	s.dsn = l.dsn(s.name)
+	err := s.make(ctx)
+	if err == nil && on != none {
+		err = s.connect(ctx, l.nats[on].url)
+	}
+	if err != nil {
+		s.close()
+		return nil, fmt.Errorf("make a site: %w", err)
+	}
+	return s, nil
+}
+
+func (s *site) make(ctx context.Context) error {
+	if _, err := s.lab.admin.Exec(ctx, `create database `+s.name+` template `+template); err != nil {
+		return err
+	}
+	config, err := pgxpool.ParseConfig(s.dsn)
+	if err != nil {
+		return err
+	}
+	config.MaxConns = connections
+	s.db, err = pgxpool.NewWithConfig(ctx, config)
+	return err
+}
+
+func (s *site) connect(ctx context.Context, url string) (err error) {
+	s.natsURL = url
+	if s.nc, err = nats.Connect(url, nats.NoReconnect()); err != nil {
+		return err
+	}
+	if s.js, err = jetstream.New(s.nc); err != nil {
+		return err
+	}
+	if err := s.js.DeleteStream(ctx, stream); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
+		return err
+	}
+	_, err = s.js.CreateStream(ctx, relay.StreamConfig(stream, 1))
+	return err
+}
+
+// start starts this program again, as the part called kind, until the site closes.
+func (s *site) start(ctx context.Context, kind string, config any) (*child, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	c, err := startChild(kind, config)
+	if err != nil {
+		return nil, err
+	}
+	s.children = append(s.children, c)
+	return c, nil
+}
+
+// failed returns why one of the site's children ended, nil if all run.
+func (s *site) failed() error {
+	for _, c := range s.children {
+		if err := c.err(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// close stops the site's children and drops its database and its stream.
+func (s *site) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for _, c := range s.children {
+		c.stop()
+	}
+	if s.js != nil {
+		_ = s.js.DeleteStream(ctx, stream) // the next site deletes what is left
+	}
+	if s.nc != nil {
+		s.nc.Close()
+	}
+	if s.db != nil {
+		s.db.Close()
+	}
+	_, _ = s.lab.admin.Exec(ctx, `drop database if exists `+s.name+` with (force)`)
+}

@@ -1,0 +1,87 @@
+package outbox_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/outbox"
+)
+
+// A letter is a payload of about 300 bytes.
+type letter struct {
+	To   string `json:"to"`
+	Text string `json:"text"`
+}
+
+func (letter) EventType() string  { return "letter.sent" }
+func (l letter) EventKey() string { return l.To }
+
+func letters(n int) []events.Payload {
+	all := make([]events.Payload, n)
+	for i := range all {
+		all[i] = letter{To: fmt.Sprint("user-", i), Text: strings.Repeat("word ", 54)}
+	}
+	return all
+}
+
+// traced returns a context in which events carry a trace context.
+func traced() context.Context {
+	return trace.ContextWithSpanContext(context.Background(), trace.NewSpanContext(trace.SpanContextConfig{
+		TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}, TraceFlags: trace.FlagsSampled,
+	}))
+}
+
+// BenchmarkAppend measures one Append in an open transaction: its round trip alone.
+func BenchmarkAppend(b *testing.B) {
+	db := testenv.Postgres(b)
+	for _, n := range []int{1, 10, 100} {
+		b.Run(fmt.Sprint("events=", n), func(b *testing.B) {
+			ctx, payloads := traced(), letters(n)
+			tx, err := db.Begin(ctx)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer tx.Rollback(ctx)
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := outbox.Append(ctx, tx, payloads...); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkQueue measures what Queue adds to a batch in an open transaction that has a
+// statement to carry besides.
+func BenchmarkQueue(b *testing.B) {
+	db := testenv.Postgres(b)
+	for _, n := range []int{0, 1, 10, 100} {
+		b.Run(fmt.Sprint("events=", n), func(b *testing.B) {
+			ctx, payloads := traced(), letters(n)
+			tx, err := db.Begin(ctx)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer tx.Rollback(ctx)
+			b.ReportAllocs()
+			for b.Loop() {
+				batch := &pgx.Batch{}
+				batch.Queue(`select 1`)
+				if err := outbox.Queue(ctx, batch, payloads...); err != nil {
+					b.Fatal(err)
+				}
+				if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,245 @@
+package outbox_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/outbox"
+)
+
+// inEveryMode runs fn with a pool in each mode of pgx, each with a database of its own that
+// has a table thing.
+func inEveryMode(t *testing.T, fn func(t *testing.T, db *pgxpool.Pool)) {
+	for _, mode := range []pgx.QueryExecMode{
+		pgx.QueryExecModeCacheStatement, pgx.QueryExecModeCacheDescribe, pgx.QueryExecModeDescribeExec,
+		pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol,
+	} {
+		t.Run(mode.String(), func(t *testing.T) {
+			config := testenv.Postgres(t).Config()
+			config.ConnConfig.DefaultQueryExecMode = mode
+			db, err := pgxpool.NewWithConfig(t.Context(), config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(db.Close)
+			if _, err := db.Exec(t.Context(), `create table thing (n int not null unique deferrable initially deferred)`); err != nil {
+				t.Fatal(err)
+			}
+			fn(t, db)
+		})
+	}
+}
+
+// queued returns a batch that stores thing n and its event.
+func queued(t *testing.T, n int) *pgx.Batch {
+	t.Helper()
+	b := &pgx.Batch{}
+	b.Queue(`insert into thing values ($1)`, n)
+	if err := outbox.Queue(t.Context(), b, noted{"k", n}); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// wantThings fails unless these are stored, and their events.
+func wantThings(t *testing.T, db *pgxpool.Pool, numbers ...int) {
+	t.Helper()
+	rows, err := db.Query(t.Context(), `select n from thing order by n`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := pgx.CollectRows(rows, pgx.RowTo[int])
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(t, got, numbers...)
+	want(t, newCursor(t, db).more(), numbers...)
+}
+
+// everything is an event of which each field has a value.
+func everything() events.Event {
+	return events.Event{
+		ID: uuid.Must(uuid.NewV7()), Type: "note.made", Key: "ü \"%'\\", Time: time.Date(2020, 1, 2, 3, 4, 5, 678000, time.UTC),
+		Traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+		Header:      map[string]string{"ce-tenant": "a", "tracestate": "x=1"},
+		Data:        json.RawMessage("{ \"b\":1e400,\n \"a\":\"\\u0000'\", \"a\":2 }"),
+	}
+}
+
+// TestEverythingIsKept: however it gets there, an event is the same in the outbox, also one of
+// which most is missing, and several stay in order.
+func TestEverythingIsKept(t *testing.T) {
+	inEveryMode(t, func(t *testing.T, db *pgxpool.Pool) {
+		var sent []events.Event
+		send := func(write func(payloads ...events.Payload) error, n int) {
+			t.Helper()
+			var payloads []events.Payload
+			for i := range n {
+				e := events.Event{ID: uuid.Must(uuid.NewV7()), Type: "note.made", Key: "k", Data: json.RawMessage(`{}`)}
+				if i%2 == 0 {
+					e = everything()
+				}
+				payloads, sent = append(payloads, e), append(sent, e)
+			}
+			if err := write(payloads...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b := &pgx.Batch{}
+		for _, n := range []int{1, 0, 3, 1} {
+			send(func(p ...events.Payload) error {
+				return pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error { return outbox.Append(t.Context(), tx, p...) })
+			}, n)
+		}
+		for _, n := range []int{1, 0, 3, 1} {
+			send(func(p ...events.Payload) error { return outbox.Queue(t.Context(), b, p...) }, n)
+		}
+		if b.Len() != 3 {
+			t.Errorf("%d statements are queued, want 3", b.Len())
+		}
+		if err := db.SendBatch(t.Context(), b).Close(); err != nil {
+			t.Fatal(err)
+		}
+		var got []events.Event
+		_, err := outbox.Read(t.Context(), newCursor(t, db).reader, outbox.Position{}, func(r outbox.Record) error {
+			if e := &r.Event; len(e.Header) == 0 { // sent without a time
+				if time.Since(e.Time).Abs() > time.Minute {
+					t.Errorf("time = %v, want now", e.Time)
+				}
+				e.Time = time.Time{}
+			}
+			r.Event.Seq = 0
+			got = append(got, r.Event)
+			return nil
+		})
+		if diff := cmp.Diff(sent, got); err != nil || diff != "" {
+			t.Errorf("events changed in the outbox: %v\n%s", err, diff)
+		}
+	})
+}
+
+// TestBatchIsOneTransaction: without a transaction around it, a batch with events stores all or
+// nothing, wherever it fails.
+func TestBatchIsOneTransaction(t *testing.T) {
+	inEveryMode(t, func(t *testing.T, db *pgxpool.Pool) {
+		if err := db.SendBatch(t.Context(), queued(t, 1)).Close(); err != nil {
+			t.Fatal(err)
+		}
+		for what, fail := range map[string]func(b *pgx.Batch){
+			"before the event": func(b *pgx.Batch) { b.QueuedQueries[0].Arguments[0] = nil },
+			"after the event":  func(b *pgx.Batch) { b.Queue(`insert into thing values ($1)`, nil) },
+			"at the event":     func(b *pgx.Batch) { b.QueuedQueries[1].Arguments[5] = "{" },
+			"at commit":        func(b *pgx.Batch) { b.Queue(`insert into thing values (1)`) }, // deferred
+			"as it is built":   func(b *pgx.Batch) { b.Queue(`insert into thing values ($1)`, make(chan int)) },
+			"as it is parsed":  func(b *pgx.Batch) { b.Queue(`insert into nowhere values (1)`) },
+		} {
+			b := queued(t, 2)
+			fail(b)
+			if err := db.SendBatch(t.Context(), b).Close(); err == nil {
+				t.Errorf("a batch that fails %s: no error", what)
+			}
+			wantThings(t, db, 1)
+		}
+		if err := db.SendBatch(t.Context(), queued(t, 2)).Close(); err != nil {
+			t.Fatal(err)
+		}
+		wantThings(t, db, 1, 2)
+	})
+}
+
+// TestBatchInATransaction: the transaction around a batch decides.
+func TestBatchInATransaction(t *testing.T) {
+	inEveryMode(t, func(t *testing.T, db *pgxpool.Pool) {
+		in := func(n int) pgx.Tx {
+			t.Helper()
+			tx, err := db.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := tx.SendBatch(t.Context(), queued(t, n)).Close(); err != nil {
+				t.Fatal(err)
+			}
+			return tx
+		}
+		if err := in(1).Rollback(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		commit(t, in(2))
+
+		begun := func(n int) pgx.Tx {
+			t.Helper()
+			b := &pgx.Batch{}
+			b.BeginTx(pgx.TxOptions{})
+			b.QueuedQueries = append(b.QueuedQueries, queued(t, n).QueuedQueries...)
+			results := db.SendBatch(t.Context(), b)
+			if err := results.Close(); err != nil {
+				t.Fatal(err)
+			}
+			return results.Tx()
+		}
+		if err := begun(3).Rollback(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		commit(t, begun(4))
+		wantThings(t, db, 2, 4)
+	})
+}
+
+// TestCallbacksComeTooLate: a batch has committed before its callbacks are called.
+func TestCallbacksComeTooLate(t *testing.T) {
+	db := testenv.Postgres(t)
+	boom := errors.New("boom")
+	b := &pgx.Batch{}
+	b.Queue(`select`).Exec(func(pgconn.CommandTag) error { return boom })
+	if err := outbox.Queue(t.Context(), b, noted{"k", 1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.SendBatch(t.Context(), b).Close(); !errors.Is(err, boom) {
+		t.Errorf("Close() = %v, want boom", err)
+	}
+	want(t, newCursor(t, db).more(), 1)
+}
+
+func TestQueueRefusesWhatCannotBePublished(t *testing.T) {
+	b := &pgx.Batch{}
+	err := outbox.Queue(t.Context(), b, noted{"k", 1}, noted{"", 2})
+	if invalid, ok := errors.AsType[*events.InvalidError](err); !ok || invalid.Field != "key" || b.Len() != 0 {
+		t.Errorf("Queue() = %v, %d statements, want an InvalidError of field key, none", err, b.Len())
+	}
+}
+
+// TestQueueSaysWhatToDo: in modes that prepare statements, these errors come before the
+// statement, and are PostgreSQL's alone.
+func TestQueueSaysWhatToDo(t *testing.T) {
+	config := testenv.Postgres(t).Config().ConnConfig
+	config.DefaultQueryExecMode = pgx.QueryExecModeExec
+	conn, err := pgx.ConnectConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if _, err := conn.Exec(t.Context(), `drop table pgjet.outbox cascade; begin`); err != nil {
+		t.Fatal(err)
+	}
+	for _, wanted := range []string{"pgjet migrate up", "had failed before"} {
+		b := &pgx.Batch{}
+		if err := outbox.Queue(t.Context(), b, noted{"k", 1}); err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.SendBatch(t.Context(), b).Close(); err == nil || !strings.Contains(err.Error(), wanted) {
+			t.Errorf("Close() = %v, want an error with %q", err, wanted)
+		}
+	}
+}
