@@ -22,7 +22,7 @@ func consume(o options) scenario {
 			" in batches, one for each 500, the handler inserts 500 rows by one statement, by 2 workers."+
 			" Two inserts is the same transaction without a queue: begin, insert, insert, commit. Raw consume acknowledges each message and has no database."+
 			" River works jobs that do nothing, with its default settings, and tuned: 1000 workers, FetchCooldown 1 ms;"+
-			" the last inserts a row and completes its job in one transaction. Its batch completer is on in all of them.", consumeConns, consumeConns-2),
+			" the last inserts a row and completes its job in one transaction, by 64 workers. Its batch completer is on in all of them.", consumeConns, consumeConns-2),
 		variants: []variant{
 			consuming("limit: two inserts in a transaction", none, "two-inserts", few),
 			consuming("pgjet single, ordered", lazy, "ordered", few),

@@ -25,7 +25,7 @@ type riverForm struct {
 var rivers = map[string]riverForm{
 	"river":       {workers: 100},
 	"river-tuned": {workers: 1000, cooldown: time.Millisecond},
-	"river-row":   {workers: 1000, cooldown: time.Millisecond, row: true},
+	"river-row":   {workers: 64, cooldown: time.Millisecond, row: true},
 }
 
 // A riverJob has the payload of an event.
@@ -62,7 +62,7 @@ func (s *site) fillRiver(ctx context.Context, n int) error {
 			return fmt.Errorf("insert jobs: %w", err)
 		}
 	}
-	return s.settle(ctx, "river_job")
+	return nil
 }
 
 // work works jobs until ctx ends.
