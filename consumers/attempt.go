@@ -158,15 +158,17 @@ func (t *term) handle(ctx context.Context, tx pgx.Tx, all []*work) error {
 
 // leaveBehind calls a handler, and waits for it for as long again as it may take.
 func (t *term) leaveBehind(ctx context.Context, handler func() error) error {
-	returned := make(chan error, 1)
-	go func() { returned <- guarded(handler) }()
+	c := t.callers.take()
+	c.calls <- handler
 	select {
-	case err := <-returned:
+	case err := <-c.returned:
+		t.callers.give(c)
 		return err
 	case <-ctx.Done():
 	}
+	defer close(c.calls) // it ends when the handler does
 	select {
-	case err := <-returned:
+	case err := <-c.returned:
 		return err
 	case <-time.After(t.Consumer.Timeout):
 		t.Log.ErrorContext(ctx, "a handler does not return although its time is up, it is left behind", "timeout", t.Consumer.Timeout)

@@ -48,6 +48,7 @@ type term struct {
 	kick     chan struct{}
 	fail     context.CancelCauseFunc // ends the session
 	recent   recent
+	callers  callers
 	began    time.Time
 
 	mu   sync.Mutex
@@ -207,6 +208,7 @@ func (t *term) serve(outer context.Context) error {
 	<-ctx.Done()
 	left := t.lanes.close()
 	workers.Wait()
+	t.callers.end()
 	release()
 	others.Wait()
 	t.giveBack(context.WithoutCancel(ctx), left, outer.Err() == nil)
