@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -53,7 +54,7 @@ func (t *term) deliver(ctx context.Context, all []*work) {
 		switch v := t.judge(ctx, err); {
 		case v == done:
 			for _, w := range all {
-				t.acked(ctx, w, slices.Contains(fresh, w), e)
+				t.acked(ctx, w, len(fresh) == len(all) || slices.Contains(fresh, w), e)
 			}
 			return
 		case v == broken:
@@ -89,9 +90,10 @@ func (t *term) attempt(ctx context.Context, all []*work) (e ending, fresh []*wor
 	defer t.solo.RUnlock()
 	t.solo.RLock()
 	e, err = t.timed(ctx, all, func(ctx context.Context) error {
-		return t.transact(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		claim := t.claim(all)
+		return t.transact(ctx, claim.queue, func(ctx context.Context, tx pgx.Tx) error {
 			var err error
-			if fresh, err = t.claim(ctx, tx, all); err != nil || len(fresh) == 0 {
+			if fresh, err = claim.fresh(ctx, tx); err != nil || len(fresh) == 0 {
 				return err
 			}
 			return t.handle(ctx, tx, fresh)
@@ -149,26 +151,22 @@ func (t *term) handle(ctx context.Context, tx pgx.Tx, all []*work) error {
 
 // leaveBehind calls a handler, and waits for it for as long again as it may take.
 func (t *term) leaveBehind(ctx context.Context, handler func() error) error {
-	err := attempt.Call(ctx, "handler", t.Consumer.Timeout, handler)
+	err := t.callers.Call(ctx, "handler", t.Consumer.Timeout, handler)
 	if errors.Is(err, attempt.ErrAbandoned) {
 		t.Log.ErrorContext(ctx, "a handler does not return although its time is up, it is left behind", "timeout", t.Consumer.Timeout)
 	}
 	return err
 }
 
-// transact runs fn in a transaction that may go on only in this session. If a handler
-// was left behind in it, its connection is cut.
-func (t *term) transact(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) error {
+// transact runs fn in a transaction that may go on only in this session. What first
+// queues finds that out. If a handler was left behind in it, its connection is cut.
+func (t *term) transact(ctx context.Context, first func(*pgx.Batch), fn func(ctx context.Context, tx pgx.Tx) error) error {
 	conn, err := t.DB.Acquire(ctx)
 	if err != nil {
 		return &databaseError{"connect", err}
 	}
 	defer conn.Release()
-	tx, err := conn.Begin(ctx)
-	if err != nil {
-		return &databaseError{"begin", err}
-	}
-	err = t.enter(ctx, tx)
+	tx, err := t.enter(ctx, conn, first)
 	if err == nil {
 		err = fn(ctx, tx)
 	}
@@ -231,7 +229,7 @@ func (t *term) run(ctx context.Context, w *work) (ending, error) {
 	}
 	if t.Consumer.Effect == nil {
 		return t.timed(ctx, []*work{w}, func(ctx context.Context) error {
-			return t.transact(ctx, func(ctx context.Context, tx pgx.Tx) error {
+			return t.transact(ctx, t.check, func(ctx context.Context, tx pgx.Tx) error {
 				began := time.Now()
 				if err := t.handle(ctx, tx, []*work{w}); err != nil {
 					return err
@@ -291,6 +289,9 @@ func (t *term) effect(ctx context.Context, w *work) {
 
 // debug tells of an attempt.
 func (t *term) debug(ctx context.Context, w *work, outcome string, e ending) {
+	if !t.Log.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
 	t.Log.DebugContext(ctx, "handled", "event_id", w.id, "type", w.eventType, "outcome", outcome,
 		"took", e.took.Round(10*time.Microsecond), "trace_id", trace.SpanContextFromContext(created(ctx, w.event)).TraceID())
 }

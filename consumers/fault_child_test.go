@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -176,8 +177,10 @@ func (d *doomed) dieAfterAck(id string) {
 
 // TraceBatchStart sees the first statements of an attempt's transaction.
 func (d *doomed) TraceBatchStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
-	first := data.Batch.QueuedQueries[0].SQL
-	if d.Die == "before" && strings.Contains(first, "pg_advisory_xact_lock_shared") && d.transactions.Add(1) == int32(d.At) {
+	attempt := slices.ContainsFunc(data.Batch.QueuedQueries, func(q *pgx.QueuedQuery) bool {
+		return strings.Contains(q.SQL, "pg_advisory_xact_lock_shared")
+	})
+	if d.Die == "before" && attempt && d.transactions.Add(1) == int32(d.At) {
 		die()
 	}
 	return ctx

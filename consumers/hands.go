@@ -21,6 +21,8 @@ const (
 type delivery struct {
 	work       *work
 	msg        jetstream.Msg
+	meta       *jetstream.MsgMetadata
+	err        error // why there is no meta: such a message is not accepted
 	size       int
 	deliveries int
 	suspect    bool // a process may have died at it
@@ -29,19 +31,24 @@ type delivery struct {
 
 // place returns an id for the message's place in the stream.
 func (d *delivery) place(stream string) uuid.UUID {
-	meta, err := d.msg.Metadata()
-	if err != nil {
-		return uuid.New()
-	}
-	return idFor(stream, meta, uuid.Nil)
+	return idFor(stream, d.meta, uuid.Nil)
 }
+
+// How much a process holds follows its speed: a fetch is to last about this long.
+const (
+	shortFetch = 50 * time.Millisecond
+	longFetch  = 400 * time.Millisecond
+	mostGrowth = 16
+)
 
 // hands are what a session holds: messages that were delivered and not acknowledged.
 // While they are held JetStream is told so, however long they wait for a worker.
 type hands struct {
-	most int
+	least int
 
 	mu      sync.Mutex
+	most    int       // least and up to mostGrowth times as many
+	fetched time.Time // when room was last found
 	held    map[*delivery]struct{}
 	bytes   int
 	next    uint64        // place in the stream behind the last that was added
@@ -49,16 +56,14 @@ type hands struct {
 }
 
 func newHands(most int) *hands {
-	return &hands{most: most, held: make(map[*delivery]struct{}), changed: make(chan struct{}, 1)}
+	return &hands{least: most, most: most, held: make(map[*delivery]struct{}), changed: make(chan struct{}, 1)}
 }
 
-// room blocks until there is room, and returns for how many messages and bytes.
+// room blocks until there is room, and returns for how many messages and bytes. It leaves
+// enough in hand that nobody has to wait for the next, and fetches many at once.
 func (h *hands) room(ctx context.Context) (n, bytes int, err error) {
 	for {
-		h.mu.Lock()
-		n, bytes = h.most-len(h.held), mostBytes-h.bytes
-		h.mu.Unlock()
-		if n >= max(1, h.most/8) && bytes >= mostSize {
+		if n, bytes = h.free(); n > 0 {
 			return n, bytes, nil
 		}
 		select {
@@ -67,6 +72,25 @@ func (h *hands) room(ctx context.Context) (n, bytes int, err error) {
 			return 0, 0, ctx.Err()
 		}
 	}
+}
+
+// free returns for how much there is room; 0 if it does not pay to fetch yet. Who is fast
+// may hold more next time; who is slow leaves it to others.
+func (h *hands) free() (n, bytes int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	n, bytes = h.most-len(h.held), mostBytes-h.bytes
+	if n < (h.most+1)/2 || bytes < mostSize {
+		return 0, 0
+	}
+	switch took := time.Since(h.fetched); {
+	case took < shortFetch:
+		h.most = min(2*h.most, mostGrowth*h.least)
+	case took > longFetch:
+		h.most = max(h.most/2, h.least)
+	}
+	h.fetched = time.Now()
+	return h.most - len(h.held), bytes
 }
 
 func (h *hands) add(d *delivery) {

@@ -88,9 +88,9 @@ func (t *term) delivery(msg jetstream.Msg) *delivery {
 	w.generation = t.place.generation
 	w.event, w.bad = events.FromMessage(msg.Headers(), msg.Data())
 	w.eventType, w.key = storable(w.event.Type), storable(w.event.Key)
-	if meta, err := msg.Metadata(); err == nil {
-		w.seq, d.deliveries = meta.Sequence.Stream, int(meta.NumDelivered)
-		w.event.ID = idFor(t.Stream, meta, w.event.ID)
+	if d.meta, d.err = msg.Metadata(); d.err == nil {
+		w.seq, d.deliveries = d.meta.Sequence.Stream, int(d.meta.NumDelivered)
+		w.event.ID = idFor(t.Stream, d.meta, w.event.ID)
 	}
 	w.id = w.event.ID
 	d.suspect = d.deliveries > 1 || w.seq <= t.suspects
@@ -101,11 +101,10 @@ func (t *term) delivery(msg jetstream.Msg) *delivery {
 // accept takes deliveries into our hands, and hands those that are new to the lanes.
 func (t *term) accept(ctx context.Context, chunk []*delivery) error {
 	for _, d := range chunk {
-		meta, err := d.msg.Metadata()
-		if err != nil {
-			return fmt.Errorf("a message is not from JetStream: %w", err)
+		if d.err != nil {
+			return fmt.Errorf("a message is not from JetStream: %w", d.err)
 		}
-		if t.ordered() && meta.Sequence.Consumer != t.next {
+		if t.ordered() && d.meta.Sequence.Consumer != t.next {
 			return errGap
 		}
 		t.next++
@@ -151,7 +150,7 @@ func (t *term) skipKnown(ctx context.Context, chunk []*delivery) (rest []*delive
 	}
 	for _, d := range chunk {
 		if known[d.work.id] {
-			t.ack(ctx, d.work)
+			t.ack(d.work)
 			t.metrics.handled(ctx, t.Consumer.Name, "skipped")
 			continue
 		}

@@ -38,13 +38,7 @@ type message struct {
 func (t *term) write(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.Consumer.Timeout)
 	defer cancel()
-	err := pgx.BeginFunc(ctx, t.DB, func(tx pgx.Tx) error {
-		if err := t.enter(ctx, tx); err != nil {
-			return err
-		}
-		return fn(ctx, tx)
-	})
-	return err
+	return t.transact(ctx, t.check, fn)
 }
 
 // behindDead is the condition that an event of ParkKey waits for an earlier dead letter

@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgjet/pgjet/internal/lead"
 )
@@ -122,24 +125,37 @@ func (r *Runner) rebuildIfAsked(ctx context.Context, p *place) error {
 	})
 }
 
-// enter begins a transaction of an attempt: it may go on only if nobody superseded or
-// paused the session since.
-func (t *term) enter(ctx context.Context, tx pgx.Tx) error {
+// isCurrent is the condition that nobody superseded or paused the session: $1 is the
+// consumer's name, $2 the session's epoch.
+const isCurrent = `exists (select from pgjet.consumer where name = $1 and epoch = $2 and paused_at is null)`
+
+// enter begins a transaction of an attempt and makes its first statement, in one round
+// trip. That one finds out whether the session is current. It comes behind the lock that
+// whoever supersedes a session waits for: so the answer holds until the transaction ends.
+func (t *term) enter(ctx context.Context, conn *pgxpool.Conn, first func(*pgx.Batch)) (pgx.Tx, error) {
 	b := &pgx.Batch{}
-	b.Queue(`select pg_advisory_xact_lock_shared(`+lockKey+`)`, t.Consumer.Name)
-	// By then a handler was left behind. A process that is frozen must not hold what it
-	// locked for ever.
-	b.Queue(`select set_config('idle_in_transaction_session_timeout', $1, true)`, fmt.Sprint((2*t.Consumer.Timeout + pingTime).Milliseconds()))
-	var current bool
-	b.Queue(`select epoch = $2 and paused_at is null from pgjet.consumer where name = $1`, t.Consumer.Name, t.place.epoch).
-		QueryRow(func(row pgx.Row) error { return row.Scan(&current) })
-	if err := tx.SendBatch(ctx, b).Close(); err != nil {
-		return &databaseError{"begin an attempt", err}
+	b.BeginTx(pgx.TxOptions{})
+	// By the end of that time a handler was left behind. A process that is frozen must not
+	// hold what it locked for ever.
+	b.Queue(`select pg_advisory_xact_lock_shared(`+lockKey+`), set_config('idle_in_transaction_session_timeout', $2, true)`,
+		t.Consumer.Name, strconv.FormatInt((2*t.Consumer.Timeout+pingTime).Milliseconds(), 10))
+	first(b)
+	results := conn.SendBatch(ctx, b)
+	err := results.Close()
+	if err != nil && !errors.Is(err, errSuperseded) {
+		err = &databaseError{"begin an attempt", err}
 	}
-	if !current {
-		return errSuperseded
-	}
-	return nil
+	return results.Tx(), err
+}
+
+// check queues the question whether the session is current.
+func (t *term) check(b *pgx.Batch) {
+	b.Queue(`select where `+isCurrent, t.Consumer.Name, t.place.epoch).Exec(func(tag pgconn.CommandTag) error {
+		if tag.RowsAffected() == 0 {
+			return errSuperseded
+		}
+		return nil
+	})
 }
 
 // A databaseError is a failure of a statement of ours, not of a handler's.

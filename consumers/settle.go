@@ -62,7 +62,7 @@ func (t *term) mayWait(ctx context.Context, w *work, err error) bool {
 // settled tells what settle committed.
 func (t *term) settled(ctx context.Context, w *work, e ending, fresh bool, wait time.Duration) {
 	if w.delivery != nil {
-		t.ack(ctx, w)
+		t.ack(w)
 	}
 	if !fresh { // another process has handled it meanwhile
 		t.metrics.handled(ctx, t.Consumer.Name, "skipped")
@@ -98,7 +98,7 @@ func (t *term) putDown(ctx context.Context, w *work, attempts int, taken bool, w
 		t.refused(ctx, w, err)
 		return false, false
 	}
-	t.ack(ctx, w)
+	t.ack(w)
 	return fresh, true
 }
 
@@ -175,18 +175,9 @@ func (t *term) acked(ctx context.Context, w *work, fresh bool, e ending) {
 	if !fresh {
 		outcome = "skipped"
 	}
-	t.ack(ctx, w)
+	t.ack(w)
 	t.metrics.handled(ctx, t.Consumer.Name, outcome)
 	t.debug(ctx, w, outcome, e)
-}
-
-// ack tells JetStream that the event need not come again. If that does not get through,
-// it comes and is skipped.
-func (t *term) ack(ctx context.Context, w *work) {
-	if err := w.delivery.msg.Ack(); err != nil {
-		t.Log.InfoContext(ctx, "ack was not sent, the event will come again and be skipped", "event_id", w.id, "err", err)
-	}
-	t.drop(w)
 }
 
 // block makes later events of a key wait behind its intents.

@@ -21,13 +21,14 @@ var tracer = otel.Tracer(scope)
 
 type metrics struct {
 	events  metric.Int64Counter
+	done    metric.AddOption // by far the most frequent outcome
 	current atomic.Pointer[Account]
 	reg     metric.Registration
 }
 
 func newMetrics(consumer string) (*metrics, error) {
 	meter := otel.Meter(scope)
-	m := &metrics{}
+	m := &metrics{done: outcomeOf(consumer, "done")}
 	counter, err := meter.Int64Counter("pgjet.consumer.events",
 		metric.WithDescription("Attempts by outcome: done, skipped (handled before), retried, dead."))
 	m.events = counter
@@ -70,8 +71,15 @@ func (m *metrics) stop() error { return m.reg.Unregister() }
 func (m *metrics) account(a *Account) { m.current.Store(a) }
 
 func (m *metrics) handled(ctx context.Context, consumer, outcome string) {
-	m.events.Add(ctx, 1, metric.WithAttributes(
-		attribute.String("consumer", consumer), attribute.String("outcome", outcome)))
+	if outcome == "done" {
+		m.events.Add(ctx, 1, m.done)
+		return
+	}
+	m.events.Add(ctx, 1, outcomeOf(consumer, outcome))
+}
+
+func outcomeOf(consumer, outcome string) metric.AddOption {
+	return metric.WithAttributeSet(attribute.NewSet(attribute.String("consumer", consumer), attribute.String("outcome", outcome)))
 }
 
 // startSpan starts the span of an attempt: of one event a child of the context in

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pgjet/pgjet/internal/attempt"
 	"github.com/pgjet/pgjet/internal/lead"
 )
 
@@ -41,12 +42,14 @@ type term struct {
 	suspects uint64        // up to here a process that died may have been at work
 	gate     *gate
 	hands    *hands
+	acks     *acks
 	lanes    *lanes
 	solo     sync.RWMutex // held alone by an attempt at which a process died before
 	alone    atomic.Bool  // there is one of those in hand
 	kick     chan struct{}
 	fail     context.CancelCauseFunc // ends the session
 	recent   recent
+	callers  attempt.Callers
 	began    time.Time
 
 	mu   sync.Mutex
@@ -60,7 +63,7 @@ func (r *Runner) session(ctx context.Context) error {
 	t := &term{Runner: r, id: fmt.Sprintf("%s:%s", r.process, uuid.NewString()[:8]), began: time.Now(),
 		gate: newGate(r.Consumer.Workers), kick: make(chan struct{}, 1), keys: make(map[string]bool)}
 	t.hands = newHands(max(leastHeld, 4*r.Consumer.Workers, 4*r.Consumer.Batch))
-	t.lanes = newLanes()
+	t.acks, t.lanes = newAcks(), newLanes()
 	r.gate.Store(t.gate)
 	err := t.begin(ctx)
 	if t.conn != nil {
@@ -182,6 +185,7 @@ func (t *term) serve(outer context.Context) error {
 	var others, workers sync.WaitGroup
 	holding, release := context.WithCancel(context.WithoutCancel(ctx))
 	others.Go(func() { t.hands.keep(holding) })
+	others.Go(func() { t.sendAcks(holding) })
 	others.Go(func() { t.fail(t.receive(ctx)) })
 	others.Go(func() { t.fail(t.watch(ctx, holding)) })
 	others.Go(func() { t.fail(t.takeDue(ctx)) })
@@ -205,6 +209,7 @@ func (t *term) serve(outer context.Context) error {
 	<-ctx.Done()
 	left := t.lanes.close()
 	workers.Wait()
+	t.callers.End()
 	release()
 	others.Wait()
 	t.giveBack(context.WithoutCancel(ctx), left, outer.Err() == nil)
@@ -222,6 +227,7 @@ func (t *term) giveBack(ctx context.Context, left []*work, failed bool) {
 			t.giveIntentBack(ctx, w, 0)
 		}
 	}
+	t.flushAcks(ctx)
 	for _, d := range t.hands.all() {
 		if failed {
 			_ = d.msg.NakWithDelay(t.Consumer.delay(d.deliveries))

@@ -143,7 +143,7 @@ func read[T any](r *reader, name string, parse func(string) (T, error)) T {
 func (r *reader) extensions() map[string]string {
 	var ext map[string]string
 	for name, v := range r.header {
-		if len(v) == 0 || !allowed(name) {
+		if len(v) == 0 || reserved[name] || !allowed(name) { // most are reserved, and allowed takes its time
 			continue
 		}
 		if ext == nil {

@@ -3,10 +3,8 @@
 package attempt
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
@@ -26,33 +24,6 @@ type Panic struct {
 
 // Error returns the panic's value as text.
 func (p *Panic) Error() string { return p.text }
-
-// Call calls what, such as a handler, and returns its error, or its panic as a [Panic]. If
-// it goes on for longer than grace after ctx has ended, Call returns [ErrAbandoned].
-func Call(ctx context.Context, what string, grace time.Duration, call func() error) error {
-	returned := make(chan error, 1)
-	go func() { returned <- guarded(what, call) }()
-	select {
-	case err := <-returned:
-		return err
-	case <-ctx.Done():
-	}
-	select {
-	case err := <-returned:
-		return err
-	case <-time.After(grace):
-		return fmt.Errorf("the %s %w", what, ErrAbandoned)
-	}
-}
-
-func guarded(what string, call func() error) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = &Panic{debug.Stack(), fmt.Sprintf("%s panicked: %v", what, p)}
-		}
-	}()
-	return call()
-}
 
 // Sound returns an error if tx cannot commit although what, which had it, returned none.
 func Sound(what string, tx pgx.Tx) error {

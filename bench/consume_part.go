@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/telemetry"
+)
+
+func init() { registerChild("consume", consumePart) }
+
+// A counter says on standard output when the first event and when the last is handled.
+type counter struct {
+	of   int64
+	done atomic.Int64
+}
+
+func (c *counter) add(n int) {
+	after := c.done.Add(int64(n))
+	if after == int64(n) {
+		fmt.Println("first")
+	}
+	if after >= c.of && after-int64(n) < c.of {
+		fmt.Println("last")
+	}
+}
+
+// consumePart handles events until ctx ends.
+func consumePart(ctx context.Context, text []byte) error {
+	var c consumeConfig
+	if err := json.Unmarshal(text, &c); err != nil {
+		return err
+	}
+	config, err := pgxpool.ParseConfig(c.DSN)
+	if err != nil {
+		return err
+	}
+	config.MaxConns = consumeConns
+	db, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	count := &counter{of: int64(c.Events)}
+	if form, ok := rivers[c.Form]; ok {
+		return form.work(ctx, db, count)
+	}
+	if c.Form == "two-inserts" {
+		return twoInserts(ctx, db, count)
+	}
+	nc, err := nats.Connect(c.NATSURL)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	if c.Form == "raw" {
+		return consumeRaw(ctx, js, count)
+	}
+	return consumePgjet(ctx, db, js, c.Form, count)
+}
+
+const (
+	insertEffect  = `insert into effect (id, n, name) values ($1, $2, $3)`
+	insertEffects = `insert into effect (id, n, name) select id, n, $3 from unnest($1::uuid[], $2::bigint[]) as u (id, n)`
+)
+
+// consumePgjet runs a consumer as a service does, with its telemetry, and nobody who asks for it.
+func consumePgjet(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, form string, count *counter) error {
+	tel, err := telemetry.Start(ctx, "bench", "bench")
+	if err != nil {
+		return err
+	}
+	defer tel.Stop(context.WithoutCancel(ctx))
+	c := consumers.Consumer{Name: "bench", Types: []string{"user.created"}, Unordered: form == "unordered", Workers: consumeConns - 2}
+	if form == "batch" {
+		c.Workers, c.Batch = 2, 500
+		c.HandleBatch = func(ctx context.Context, tx pgx.Tx, all []events.Event) error {
+			count.add(len(all))
+			ids, ns := make(pgtype.FlatArray[pgtype.UUID], len(all)), make([]int64, len(all))
+			for i, e := range all {
+				ids[i], ns[i] = pgtype.UUID{Bytes: e.ID, Valid: true}, e.Seq
+			}
+			_, err := tx.Exec(ctx, insertEffects, ids, ns, "User")
+			return err
+		}
+	} else {
+		c.Handle = func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+			count.add(1)
+			_, err := tx.Exec(ctx, insertEffect, e.ID, e.Seq, "User")
+			return err
+		}
+	}
+	r := consumers.Runner{Consumer: c, DB: db, JS: js, Stream: stream,
+		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))}
+	return r.Run(ctx)
+}
+
+// consumeRaw takes and acknowledges messages, and reads none.
+func consumeRaw(ctx context.Context, js jetstream.JetStream, count *counter) error {
+	c, err := js.CreateConsumer(ctx, stream, jetstream.ConsumerConfig{
+		Durable: "bench", AckPolicy: jetstream.AckExplicitPolicy, MaxAckPending: 20_000, AckWait: time.Minute,
+	})
+	if err != nil {
+		return err
+	}
+	consuming, err := c.Consume(func(msg jetstream.Msg) {
+		if err := msg.Ack(); err == nil {
+			count.add(1)
+		}
+	}, jetstream.PullMaxMessages(5000))
+	if err != nil {
+		return err
+	}
+	defer consuming.Stop()
+	<-ctx.Done()
+	return nil
+}
+
+// twoInserts makes as many transactions as there are events, in four round trips each.
+func twoInserts(ctx context.Context, db *pgxpool.Pool, count *counter) error {
+	g, working := errgroup.WithContext(ctx)
+	var next atomic.Int64
+	for range consumeConns {
+		g.Go(func() error {
+			for {
+				n := next.Add(1)
+				if n > count.of {
+					return nil
+				}
+				id, err := uuid.NewV7()
+				if err != nil {
+					return err
+				}
+				count.add(1)
+				err = pgx.BeginFunc(working, db, func(tx pgx.Tx) error {
+					if _, err := tx.Exec(working, `insert into inserted (consumer, id, n) values ($1, $2, $3)`, "bench", id, n); err != nil {
+						return err
+					}
+					_, err := tx.Exec(working, insertEffect, id, n, "User")
+					return err
+				})
+				if err != nil {
+					return err
+				}
+			}
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return nil
+}

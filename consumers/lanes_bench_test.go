@@ -1,0 +1,33 @@
+package consumers
+
+import (
+	"fmt"
+	"testing"
+)
+
+// BenchmarkLanes: what it costs to hand a piece of work to a worker, alone and in a batch.
+func BenchmarkLanes(b *testing.B) {
+	const held = 1024 // at a time
+	keys := make([]string, 16384)
+	for i := range keys {
+		keys[i] = fmt.Sprintf("%08x-0000-4000-8000-000000000000", i)
+	}
+	work := make([]work, held)
+	for _, most := range []int{1, 200} {
+		b.Run(fmt.Sprint("batch=", most), func(b *testing.B) {
+			l := newLanes()
+			b.ReportAllocs()
+			for n := 0; n < b.N; n += held {
+				for i := range work {
+					work[i].key = keys[(n+i)%len(keys)]
+					l.add(work[i].key, &work[i])
+				}
+				for taken := 0; taken < held; {
+					load, _ := l.next(most)
+					taken += len(load.work)
+					l.done(load)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,92 @@
+package attempt
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+	"sync"
+	"time"
+)
+
+// Call is [Callers.Call] of callers that are not kept.
+func Call(ctx context.Context, what string, grace time.Duration, call func() error) error {
+	var cs Callers
+	defer cs.End()
+	return cs.Call(ctx, what, grace, call)
+}
+
+// Callers are goroutines that make calls, one after the other: one that is new for each
+// call has to grow its stack each time. The zero Callers have none yet. Several goroutines
+// may use them at the same time.
+type Callers struct {
+	mu   sync.Mutex
+	idle []caller
+}
+
+type caller struct {
+	calls    chan func() error
+	returned chan error
+}
+
+// Call calls what, such as a handler, and returns its error, or its panic as a [Panic]. If
+// it goes on for longer than grace after ctx has ended, Call returns [ErrAbandoned].
+func (cs *Callers) Call(ctx context.Context, what string, grace time.Duration, call func() error) error {
+	c := cs.take()
+	c.calls <- func() error { return guarded(what, call) }
+	select {
+	case err := <-c.returned:
+		cs.give(c)
+		return err
+	case <-ctx.Done():
+	}
+	defer close(c.calls) // it ends when the call does
+	select {
+	case err := <-c.returned:
+		return err
+	case <-time.After(grace):
+		return fmt.Errorf("the %s %w", what, ErrAbandoned)
+	}
+}
+
+// End ends those goroutines that make no call. The others end with theirs, if they are not
+// used again: call it when no Call is to follow.
+func (cs *Callers) End() {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	for _, c := range cs.idle {
+		close(c.calls)
+	}
+	cs.idle = nil
+}
+
+func (cs *Callers) take() caller {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	if n := len(cs.idle); n > 0 {
+		c := cs.idle[n-1]
+		cs.idle = cs.idle[:n-1]
+		return c
+	}
+	c := caller{make(chan func() error), make(chan error, 1)}
+	go func() {
+		for call := range c.calls {
+			c.returned <- call()
+		}
+	}()
+	return c
+}
+
+func (cs *Callers) give(c caller) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	cs.idle = append(cs.idle, c)
+}
+
+func guarded(what string, call func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = &Panic{debug.Stack(), fmt.Sprintf("%s panicked: %v", what, p)}
+		}
+	}()
+	return call()
+}
