@@ -1,6 +1,6 @@
 # What one types. 'make help' lists the targets.
 
-.PHONY: help run build test demo-recovery chaos powercut bench bench-quick check lint fmt
+.PHONY: help run build test demo-recovery chaos powercut bench bench-quick bench-test check lint fmt
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ bench: ## measure pgjet beside its peers and its limits, up to 15 minutes; ARGS=
 bench-quick: ## bench with a smaller load, up to 3 minutes
 	cd bench && go build -o ../bin/bench .
 	./bin/bench -quick -json bin/bench.json -plots bin/bench-plots $(ARGS)
+
+bench-test: ## check and test the benchmarks themselves; downloads the peers
+	cd bench && go vet ./... && go mod tidy -diff && go test -timeout 10m ./...
 
 check: ## what needs no further download: formatting, vet, tidy go.mod, other systems
 	@test -z "$$(gofmt -l .)" || { echo "not formatted:"; gofmt -l .; exit 1; }
