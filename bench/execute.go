@@ -10,7 +10,7 @@ import (
 )
 
 // roundTime bounds one round of a variant.
-const roundTime = 10 * time.Minute
+const roundTime = 20 * time.Minute
 
 // A turn is one round of one variant.
 type turn struct {
@@ -45,6 +45,7 @@ func execute(ctx context.Context, l *lab, o options, all []scenario, r *report, 
 		res, err := once(ctx, l, t.variant)
 		took := time.Since(began)
 		if err != nil && ctx.Err() != nil {
+			fmt.Fprintln(w, "interrupted")
 			break
 		}
 		if err != nil {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/outbox"
 	"github.com/pgjet/pgjet/outbox/hint"
 )
 
@@ -33,8 +34,8 @@ const (
 // A pipeline is a system that moves events from a service to a handler: how the service
 // writes them, what relays them, and what hands them over.
 type pipeline struct {
-	create func(db *pgxpool.Pool) error       // its tables, if not pgjet's
-	queue  func(b *pgx.Batch, e events.Event) // its row, beside the user's
+	create func(db *pgxpool.Pool) error                                  // its tables, if not pgjet's
+	queue  func(ctx context.Context, b *pgx.Batch, e events.Event) error // its row, beside the user's
 	relay  func(s *site) (kind string, config any)
 	hints  bool // pgjet: the service tells the relay
 	inbox  bool // the handler is that of a pgjet consumer, not a bare JetStream consumer
@@ -42,10 +43,7 @@ type pipeline struct {
 
 func pgjetPipeline(hints, inbox bool) pipeline {
 	return pipeline{hints: hints, inbox: inbox,
-		queue: func(b *pgx.Batch, e events.Event) {
-			b.Queue(`insert into pgjet.outbox (id, type, key, traceparent, data) values ($1, $2, $3, $4, $5)`,
-				e.ID, e.Type, e.Key, e.Traceparent, e.Data)
-		},
+		queue: func(ctx context.Context, b *pgx.Batch, e events.Event) error { return outbox.Queue(ctx, b, e) },
 		relay: func(s *site) (string, any) { return "pgjet", s.relay() },
 	}
 }
@@ -53,12 +51,10 @@ func pgjetPipeline(hints, inbox bool) pipeline {
 func watermillPipeline(w watermillSetting) pipeline {
 	return pipeline{
 		create: w.create,
-		queue: func(b *pgx.Batch, e events.Event) {
+		queue: func(_ context.Context, b *pgx.Batch, e events.Event) error {
 			_, q, err := w.insert(e)
-			if err != nil {
-				panic(err) // its headers are strings
-			}
 			b.Queue(q.Query, q.Args...)
+			return err
 		},
 		relay: func(s *site) (string, any) { return "watermill", watermillConfig{s.relay(), w} },
 	}
@@ -211,7 +207,9 @@ func (f *flow) write(ctx context.Context, n int) error {
 	e := newEvent(n, time.Now())
 	var b pgx.Batch
 	b.Queue(`insert into bench_user (id, email, name) values ($1, $2, $3)`, e.ID, e.ID.String(), e.Key)
-	f.queue(&b, e)
+	if err := f.queue(ctx, &b, e); err != nil {
+		return err
+	}
 	if err := f.site.db.SendBatch(ctx, &b).Close(); err != nil {
 		return err
 	}

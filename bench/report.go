@@ -215,18 +215,27 @@ func ratio(r, base *row) string {
 
 // String returns the median, and the least and the most if there were several rounds.
 func (s *summary) String() string {
+	text := func(v float64) string { return value{s.Name, s.Unit, v}.digits() }
 	if len(s.Rounds) < 2 {
-		return number(s.Median)
+		return text(s.Median)
 	}
-	return fmt.Sprintf("%s (%s–%s)", number(s.Median), number(slices.Min(s.Rounds)), number(slices.Max(s.Rounds)))
+	return fmt.Sprintf("%s (%s–%s)", text(s.Median), text(slices.Min(s.Rounds)), text(slices.Max(s.Rounds)))
 }
 
 // String returns "61.2k/s", "1.8 ms".
 func (v value) String() string {
 	if v.unit == "/s" || v.unit == "" {
-		return number(v.v) + v.unit
+		return v.digits() + v.unit
 	}
-	return number(v.v) + " " + v.unit
+	return v.digits() + " " + v.unit
+}
+
+// digits returns the number; all of it if something was counted.
+func (v value) digits() string {
+	if v.unit == "" && v.v == math.Trunc(v.v) {
+		return fmt.Sprintf("%.0f", v.v)
+	}
+	return number(v.v)
 }
 
 // number writes three digits: 0.612, 31.4, 61.2k, 1.01M.

@@ -71,6 +71,7 @@ func testReport() *report {
 				rounds(&row{Variant: "pgjet", Server: "durable"}, "events", "/s", 61_000, 59_000, 60_000),
 				failed,
 			}},
+			{Name: "counts", Title: "Counts", Rows: []*row{rounds(&row{Variant: "pgjet"}, "lost", "", 0, 12_345, 1)}},
 			{Name: "latency", Title: "Latency", Rows: []*row{latency, other}},
 			{Name: "later", Rows: []*row{{Variant: "pgjet"}}},
 		},
@@ -94,6 +95,11 @@ pgjet    durable  ×1     60.0k (59.0k–61.0k)
 broken   lazy                                   1 rounds FAILED
 ratio: of the first figure to that of the row ×1. How. (5s)
 
+COUNTS: Counts
+variant  server  ratio  lost
+pgjet            ×1     1 (0–12345)
+ratio: of the first figure to that of the row ×1.  (3s)
+
 LATENCY: Latency
 variant  server  ratio  p50 ms
 pgjet            ×1     0.500
@@ -111,7 +117,7 @@ func TestPlots(t *testing.T) {
 		t.Fatal(err)
 	}
 	files, err := filepath.Glob(filepath.Join(dir, "*"))
-	if err != nil || len(files) != 4 {
+	if err != nil || len(files) != 5 {
 		t.Errorf("%q, %v", files, err)
 	}
 	for _, f := range files {
