@@ -13,6 +13,7 @@ import (
 // at once, and not so much that large payloads fill the memory.
 const (
 	leastHeld = 64
+	mostHeld  = 1024 // unless its batches are large
 	mostBytes = 24 << 20
 	mostSize  = 2 << 20 // of one message, more than a NATS server takes by default
 )
@@ -34,11 +35,11 @@ func (d *delivery) place(stream string) uuid.UUID {
 	return idFor(stream, d.meta, uuid.Nil)
 }
 
-// How much a process holds follows its speed: a fetch is to last about this long.
+// How much a process holds follows its speed: what it fetches at once is to last longer
+// than the one, and not as long as the other.
 const (
 	shortFetch = 50 * time.Millisecond
 	longFetch  = 400 * time.Millisecond
-	mostGrowth = 16
 )
 
 // hands are what a session holds: messages that were delivered and not acknowledged.
@@ -47,7 +48,7 @@ type hands struct {
 	least int
 
 	mu      sync.Mutex
-	most    int       // least and up to mostGrowth times as many
+	most    int       // from least on
 	fetched time.Time // when room was last found
 	held    map[*delivery]struct{}
 	bytes   int
@@ -55,8 +56,8 @@ type hands struct {
 	changed chan struct{} // has an element after something was dropped
 }
 
-func newHands(most int) *hands {
-	return &hands{least: most, most: most, held: make(map[*delivery]struct{}), changed: make(chan struct{}, 1)}
+func newHands(least int) *hands {
+	return &hands{least: least, most: least, held: make(map[*delivery]struct{}), changed: make(chan struct{}, 1)}
 }
 
 // room blocks until there is room, and returns for how many messages and bytes. It leaves
@@ -85,7 +86,7 @@ func (h *hands) free() (n, bytes int) {
 	}
 	switch took := time.Since(h.fetched); {
 	case took < shortFetch:
-		h.most = min(2*h.most, mostGrowth*h.least)
+		h.most = max(h.least, min(2*h.most, mostHeld))
 	case took > longFetch:
 		h.most = max(h.most/2, h.least)
 	}

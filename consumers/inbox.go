@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"errors"
 	"slices"
 
 	"github.com/google/uuid"
@@ -80,10 +79,10 @@ func (c *claim) fresh(ctx context.Context, tx pgx.Tx) (fresh []*work, err error)
 	}
 	b := &pgx.Batch{} // there are doubles, or the session is not current
 	c.check(b)
-	if err := tx.SendBatch(ctx, b).Close(); errors.Is(err, errSuperseded) {
-		return nil, errSuperseded
+	if err = tx.SendBatch(ctx, b).Close(); err == nil {
+		err = c.noteDoubles(ctx, tx, c.all)
 	}
-	if err := c.noteDoubles(ctx, tx, c.all); err != nil {
+	if err != nil {
 		return nil, &databaseError{"write inbox rows", err}
 	}
 	return fresh, nil
