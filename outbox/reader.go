@@ -91,34 +91,34 @@ const fewXIDs = 500
 // Two ways to read late records: those of the transactions $1 and of $6 others from $5 on,
 // as far as they have ended, with $2 < seq ≤ $3, at most $4. As a rule there are none, and
 // one look at an index of the few partitions that are not settled finds that out. Of many
-// transactions hardly any wrote something that is late: those are found in one range.
+// transactions hardly any wrote something that is late: those are found in one range of
+// that index, and not, which the sums prevent, among all that lies between the seqs.
 var (
 	lateSQL = readLate(`
 		union all
-		select x::text::xid8 from generate_series($5::bigint, least(pg_snapshot_xmax(pg_current_snapshot())::text::bigint, $5 + $6) - 1) as x`, ``)
+		select x::text::xid8 from generate_series($5::bigint, least(pg_snapshot_xmax(pg_current_snapshot())::text::bigint, $5::bigint + $6::bigint) - 1) as x`, ``)
 	manyLateSQL = readLate(``, `
 		union all
-		select seq from pgjet.outbox where xid >= $5::bigint::text::xid8 and xid < ($5 + $6::bigint)::text::xid8 and seq > $2 and seq <= $3`)
+		select xid, xmin, seq, id, type, key, traceparent, header, data, time
+		  from pgjet.outbox where xid >= $5::bigint::text::xid8 and xid < ($5::bigint + $6::bigint)::text::xid8 and seq + 0 > $2 and seq + 0 <= $3`)
 )
 
 // readLate returns a statement that looks transactions up one by one, each by the index
 // that has its seqs in order. To ask for a range of xids that is one, and for its order,
 // keeps the planner on it: it might rather sort all that the transaction wrote, for each
-// page. The materialized part keeps it from walking the whole table by seq for the few
-// rows that the limit asks for. Of transactions that go on nothing is read: they may have
-// written much.
-func readLate(moreTransactions, moreSeqs string) string {
+// page. Of transactions that go on nothing is read: they may have written much.
+func readLate(moreTransactions, moreRows string) string {
+	const columns = `xid, xmin, seq, id, type, key, traceparent, header, data, time`
 	return `
 	with ended (xid) as (
 		select xid from unnest($1::xid8[]) as r (xid)` + moreTransactions + `
-	), late as materialized (
-		select l.seq from ended e, lateral (
-			select seq from pgjet.outbox o
-			 where o.xid between e.xid and e.xid and o.seq > $2 and o.seq <= $3 order by o.xid, o.seq limit $4) l
-		 where pg_visible_in_snapshot(e.xid, pg_current_snapshot())` + moreSeqs + `
 	)
-	select ` + columnList + ` from pgjet.outbox
-	 where seq = any(array(select seq from late order by seq limit $4)) and seq > $2 and seq <= $3 order by seq`
+	select ` + columnList + ` from (
+		select l.* from ended e, lateral (
+			select ` + columns + ` from pgjet.outbox o
+			 where o.xid between e.xid and e.xid and o.seq > $2 and o.seq <= $3 order by o.xid, o.seq limit $4) l
+		 where pg_visible_in_snapshot(e.xid, pg_current_snapshot())` + moreRows + `
+	) late order by seq limit $4`
 }
 
 // Find calls fn with the record of each of these seqs that the outbox holds, in no

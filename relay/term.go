@@ -20,6 +20,14 @@ const (
 	asleepAfter = 10 * time.Second
 )
 
+// A step that published between crowd and pageful events is followed by a short rest: to
+// take more events at once leaves more of the machine to those who write them. Those
+// who wait for a backlog get no rest.
+const (
+	crowd   = 4
+	pageful = 100
+)
+
 const (
 	// saveEvery is the least time between two checkpoints.
 	saveEvery = 100 * time.Millisecond
@@ -155,6 +163,9 @@ func (t *term) publish(ctx context.Context) error {
 		}
 		if n > 0 {
 			wait, last = pollBusy, time.Now()
+			if n >= crowd && n < pageful {
+				time.Sleep(pollBusy)
+			}
 			continue
 		}
 		if err := t.look(ctx); err != nil {
