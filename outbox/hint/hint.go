@@ -14,7 +14,7 @@ import (
 )
 
 // gap is the least time between two hints of one sender.
-const gap = time.Millisecond
+const gap = 250 * time.Microsecond
 
 // A Sender sends hints to the relays of one stream.
 type Sender struct {
