@@ -27,7 +27,7 @@ chaos: ## kill, freeze, cut and fill for up to 20 minutes; PGJET_CHAOS=0.2 does 
 powercut: ## cut the power of the NATS server's disk: needs root and loop devices, and says so where it cannot run
 	PGJET_POWERCUT=1 go test -count=1 -timeout 5m -v -run '^TestPowerCut$$' ./cmd/pgjet
 
-bench: ## measure pgjet beside its peers and its limits, up to 15 minutes; ARGS="-only drain -rounds 5"
+bench: ## measure pgjet beside its peers and its limits, about a quarter of an hour; ARGS="-only drain -rounds 5"
 	cd bench && go build -o ../bin/bench .
 	./bin/bench -json bin/bench.json -plots bin/bench-plots $(ARGS)
 

@@ -26,14 +26,14 @@ func consume(o options) scenario {
 		variants: []variant{
 			consuming("limit: two inserts in a transaction", none, "two-inserts", few),
 			consuming("pgjet single, ordered", lazy, "ordered", few),
-			consuming("pgjet single, ordered", durable, "ordered", few),
+			consuming("pgjet single, ordered", durable, "ordered", few).once(),
 			consuming("pgjet single, unordered", lazy, "unordered", few),
 			consuming("pgjet batches", lazy, "batch", many),
-			consuming("pgjet batches", durable, "batch", many),
+			consuming("pgjet batches", durable, "batch", many).once(),
 			consuming("limit: raw consume", lazy, "raw", many),
-			consuming("River default, no-op", none, "river", orQuick(o, 5_000, 2_000)),
+			consuming("River default, no-op", none, "river", orQuick(o, 5_000, 2_000)).once(),
 			consuming("River tuned, no-op", none, "river-tuned", many/2),
-			consuming("River tuned, a row", none, "river-row", few),
+			consuming("River tuned, a row", none, "river-row", few).once(),
 		},
 	}
 }

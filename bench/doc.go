@@ -1,7 +1,7 @@
 // Command bench measures pgjet beside what people would use instead, and beside what
 // PostgreSQL and JetStream can do at most on the same machine.
 //
-//	make bench          everything, medians of three rounds, up to 15 minutes
+//	make bench          everything, medians of three rounds, about a quarter of an hour
 //	make bench-quick    a smaller load, once, up to 3 minutes
 //
 // or, from this directory:

@@ -14,7 +14,7 @@ import (
 // drain measures how fast each relay moves a backlog into the stream.
 func drain(o options) scenario {
 	many, few := orQuick(o, 100_000, 30_000), orQuick(o, 20_000, 10_000)
-	some, more := orQuick(o, 40_000, 20_000), orQuick(o, 60_000, 20_000)
+	some, more := orQuick(o, 30_000, 20_000), orQuick(o, 50_000, 20_000)
 	s := scenario{
 		name: "drain", title: "Draining a backlog",
 		note: "Events of " + fmt.Sprint(payloadBytes) + " bytes with eight headers wait in each relay's own outbox; the relay is started, and the time runs" +
@@ -27,18 +27,14 @@ func drain(o options) scenario {
 			pgjetDrainer().variant("pgjet", lazy, many),
 			watermillDrainer(watermillSetting{Envelope: true}).variant("Watermill default", lazy, few),
 			watermillDrainer(watermillSetting{Batch: 1000, Poll: drainPoll}).variant("Watermill tuned", lazy, some),
-			watermillDrainer(watermillSetting{Batch: 1000, Poll: drainPoll, Queue: true}).variant("Watermill queue schema", lazy, some),
-			watermillDrainer(watermillSetting{Batch: 2000, Poll: drainPoll, Shards: 8}).variant("Watermill, 8 shards", lazy, more),
+			watermillDrainer(watermillSetting{Batch: 1000, Poll: drainPoll, Queue: true}).variant("Watermill queue schema", lazy, some).once(),
+			watermillDrainer(watermillSetting{Batch: 2000, Poll: drainPoll, Shards: 8}).variant("Watermill, 8 shards", lazy, more).once(),
 			watermillDrainer(watermillSetting{Batch: 2000, Poll: drainPoll, Shards: 16, OneConn: true}).variant("Watermill, 16 shards", lazy, more),
 			naiveDrainer().variant("naive relay", lazy, few),
 		},
 	}
-	if !o.quick {
-		for _, on := range []server{durable, lazy} {
-			v := pgjetDrainer().variant("pgjet", on, 1_000_000)
-			v.rounds = 1
-			s.variants = append(s.variants, v)
-		}
+	if !o.quick { // growth has it on the durable server
+		s.variants = append(s.variants, pgjetDrainer().variant("pgjet", lazy, 1_000_000).once())
 	}
 	return s
 }
@@ -127,7 +123,8 @@ func (d drainer) drain(ctx context.Context, s *site, all []entry) (result, error
 	values := append([]value{{"events", "/s", float64(n) / took.Seconds()}}, m.values(n)...)
 	c.stop()
 	found, err := s.compare(ctx, all)
-	if err == nil && d.kind == "pgjet" && found != (comparison{missing: len(all) - n}) {
+	// A relay that was capped has published some more before it stopped.
+	if err == nil && d.kind == "pgjet" && (found.missing > len(all)-n || found.twice+found.disordered > 0) {
 		err = fmt.Errorf("the stream is not what the outbox is: %+v", found)
 	}
 	lost := max(0, n-(len(all)-found.missing))

@@ -12,8 +12,8 @@ var latencyRates = []struct {
 	rate        int
 	full, quick time.Duration
 }{
-	{200, 4 * time.Second, 2 * time.Second},
-	{1000, 4 * time.Second, 2 * time.Second},
+	{200, 3 * time.Second, 2 * time.Second},
+	{1000, 3 * time.Second, 2 * time.Second},
 	{5000, 3 * time.Second, 2 * time.Second},
 }
 
@@ -55,8 +55,9 @@ func latency(o options) scenario {
 		}
 	}
 	for _, on := range []server{lazy, durable} {
-		s.variants = append(s.variants, variant{name: "pgjet hints at 70 % of the knee", server: on, group: "knee",
-			run: func(ctx context.Context, l *lab) (result, error) { return latencyNearKnee(ctx, l, on, o) }})
+		v := variant{name: "pgjet hints at 70 % of the knee", server: on, group: "knee",
+			run: func(ctx context.Context, l *lab) (result, error) { return latencyNearKnee(ctx, l, on, o) }}
+		s.variants = append(s.variants, v.once())
 	}
 	return s
 }

@@ -41,6 +41,12 @@ const (
 
 func (s server) String() string { return [...]string{"", "lazy", "durable"}[s] }
 
+// once returns v for one round: it takes long, and its ratio is clear enough.
+func (v variant) once() variant {
+	v.rounds = 1
+	return v
+}
+
 // A result is what one round of a variant gave.
 type result struct {
 	values []value // in the order of the columns; the ratios are those of the first
