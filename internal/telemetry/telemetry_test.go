@@ -114,9 +114,15 @@ func scrape(t *testing.T, tel *telemetry.Telemetry) string {
 func TestNothingIsSentUnasked(t *testing.T) {
 	setEnv(t, nil)
 	tel := start(t)
-	if sc := work(t); !sc.IsValid() || !sc.IsSampled() {
-		t.Errorf("span context = %+v, want a valid one to hand on", sc)
+	if sc := work(t); !sc.IsValid() || sc.IsSampled() {
+		t.Errorf("span context = %+v, want a valid one to hand on, not sampled", sc)
 	}
+	caller := trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}, TraceFlags: trace.FlagsSampled, Remote: true})
+	_, ours := otel.Tracer("test").Start(trace.ContextWithRemoteSpanContext(t.Context(), caller), "work for a caller")
+	if sc := ours.SpanContext(); sc.TraceID() != caller.TraceID() || !sc.IsSampled() {
+		t.Errorf("span context = %+v, want that of the caller's trace, which is sampled", sc)
+	}
+	ours.End()
 	carrier := propagation.MapCarrier{}
 	ctx, span := otel.Tracer("test").Start(t.Context(), "more work")
 	otel.GetTextMapPropagator().Inject(ctx, carrier)
