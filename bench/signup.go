@@ -27,7 +27,7 @@ func signUp(o options) scenario {
 		name: "sign-up", title: "sign-ups with and without an event, 16 at a time, 4 with the real hash",
 		note: "Each round measures both in turns of a few hundred milliseconds, from one process. The transactions insert a user, and the " +
 			"event or not: in one round trip, or between BEGIN and COMMIT. The requests go over HTTP to the user service, a process of its own as " +
-			"pgjet users is; without an event means that a rule in the database does nothing instead of the insert into the outbox, the rest is the " +
+			"in production; without an event means that a rule in the database does nothing instead of the insert into the outbox, the rest is the " +
 			"same. Its limits of rates are off, and its hash is argon2id with 8 KiB and one pass, or the real one with 19 MiB and two.",
 		variants: []variant{
 			signUpTransactions("one round trip, Queue", d, insertAlone, insertQueue),

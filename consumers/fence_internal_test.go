@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/testenv"
@@ -17,7 +18,7 @@ import (
 // before its transaction began or while it waited for who did it.
 func TestFence(t *testing.T) {
 	t.Parallel()
-	db := testenv.Postgres(t)
+	db := strict(t)
 	_, err := db.Exec(t.Context(), `insert into pgjet.consumer (name, stream, stream_created) values ('test', 'EVENTS', now())`)
 	if err != nil {
 		t.Fatal(err)
@@ -81,4 +82,18 @@ func TestFence(t *testing.T) {
 	if err := db.QueryRow(t.Context(), `select count(*) from pgjet.inbox`).Scan(&rows); err != nil || rows != 4 {
 		t.Errorf("%d inbox rows (%v), want the 4 of the current session", rows, err)
 	}
+}
+
+// strict returns a database whose transactions see one snapshot each unless they ask for
+// something else.
+func strict(t *testing.T) *pgxpool.Pool {
+	t.Helper()
+	config := testenv.Postgres(t).Config()
+	config.ConnConfig.RuntimeParams["default_transaction_isolation"] = "repeatable read"
+	db, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	return db
 }

@@ -134,7 +134,7 @@ const isCurrent = `exists (select from pgjet.consumer where name = $1 and epoch 
 // whoever supersedes a session waits for: so the answer holds until the transaction ends.
 func (t *term) enter(ctx context.Context, conn *pgxpool.Conn, first func(*pgx.Batch)) (pgx.Tx, error) {
 	b := &pgx.Batch{}
-	b.BeginTx(pgx.TxOptions{})
+	b.BeginTx(pgx.TxOptions{IsoLevel: pgx.ReadCommitted}) // a stricter one would look at what was before the lock
 	// By the end of that time a handler was left behind. A process that is frozen must not
 	// hold what it locked for ever.
 	b.Queue(`select pg_advisory_xact_lock_shared(`+lockKey+`), set_config('idle_in_transaction_session_timeout', $2, true)`,

@@ -5,7 +5,10 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"io"
+	"net"
 	"regexp"
+	"time"
 
 	"github.com/cenkalti/backoff/v4"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -60,7 +63,27 @@ func (t *term) judge(ctx context.Context, err error) verdict {
 func (t *term) away(ctx context.Context, err error) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
-	return lostConnection(err) && t.DB.Ping(ctx) != nil
+	switch {
+	case !lostConnection(err):
+		return false
+	case t.DB.Ping(ctx) != nil:
+		return true
+	case !brokenConnection(err):
+		return false
+	}
+	// The processes of a server that has died end one after the other: another one may
+	// have answered.
+	time.Sleep(deathThroes)
+	return t.DB.Ping(ctx) != nil
+}
+
+// deathThroes is for how long a server's processes may answer after its death.
+const deathThroes = 100 * time.Millisecond
+
+// brokenConnection reports whether err says that a connection ended.
+func brokenConnection(err error) bool {
+	_, network := errors.AsType[net.Error](err)
+	return network || pgconn.SafeToRetry(err) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 // lostConnection reports whether err may come from a database that went away.

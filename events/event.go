@@ -150,8 +150,11 @@ func (e Event) Validate() error {
 	return nil
 }
 
+// deepest is how deep JSON may be nested: encoding/json reads no deeper.
+const deepest = 10_000
+
 // ValidateStored is Validate for an event whose payload PostgreSQL keeps as json: it was
-// parsed when it was stored.
+// parsed when it was stored, and can only be nested deeper than Go reads.
 func (e Event) ValidateStored() error {
 	switch {
 	case e.ID == uuid.Nil:
@@ -170,7 +173,7 @@ func (e Event) ValidateStored() error {
 		return &InvalidError{"time", "is not in the years 1 to 9999"}
 	case len(e.Data) > MaxData:
 		return &InvalidError{"data", fmt.Sprintf("is %d bytes, more than %d: store the large part elsewhere and put its address in the event", len(e.Data), MaxData)}
-	case !utf8.Valid(e.Data):
+	case !utf8.Valid(e.Data), len(e.Data) >= 2*deepest && !json.Valid(e.Data):
 		return &InvalidError{"data", "is not valid JSON in UTF-8"}
 	}
 	return e.validateHeader()

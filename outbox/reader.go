@@ -92,7 +92,7 @@ const fewXIDs = 500
 // as far as they have ended, with $2 < seq ≤ $3, at most $4. As a rule there are none, and
 // one look at an index of the few partitions that are not settled finds that out. Of many
 // transactions hardly any wrote something that is late: those are found in one range of
-// that index, and not, which the sums prevent, among all that lies between the seqs.
+// that index, and not, which the sum prevents, among all that lies between the seqs.
 var (
 	lateSQL = readLate(`
 		union all
@@ -100,7 +100,7 @@ var (
 	manyLateSQL = readLate(``, `
 		union all
 		select xid, xmin, seq, id, type, key, traceparent, header, data, time
-		  from pgjet.outbox where xid >= $5::bigint::text::xid8 and xid < ($5::bigint + $6::bigint)::text::xid8 and seq + 0 > $2 and seq + 0 <= $3`)
+		  from pgjet.outbox where xid >= $5::bigint::text::xid8 and xid < ($5::bigint + $6::bigint)::text::xid8 and seq + 0 > $2 and seq <= $3`)
 )
 
 // readLate returns a statement that looks transactions up one by one, each by the index

@@ -47,10 +47,15 @@ func (f *forms) choose(n int) Form {
 		better, other = Batch, Chain
 	}
 	costs := [2]time.Duration{Chain: chain, Batch: batch}
-	if c.count%tryEvery == 0 && costs[other] > 0 && costs[other] < 4*costs[better] {
-		return other
+	if c.count%tryEvery > 0 {
+		return better
 	}
-	return better
+	c.took[other] -= c.took[other] / 8 // it may have been a stall
+	if costs[other] == 0 || costs[other] >= 4*costs[better] {
+		return better
+	}
+	c.took[other] = 0 // what it takes now counts, not what it took then
+	return other
 }
 
 // chain returns what a chain of this class takes, or would take at most by what a shorter

@@ -47,6 +47,32 @@ func TestFormsLearn(t *testing.T) {
 	}
 }
 
+// TestAStallIsForgotten: an append that took long for once does not decide for ever.
+func TestAStallIsForgotten(t *testing.T) {
+	took := func(form Form, n int) time.Duration {
+		if form == Batch {
+			return 15 * time.Millisecond
+		}
+		return time.Duration(n) * 100 * time.Microsecond
+	}
+	var f forms
+	for _, n := range []int{10, 100} {
+		f.learn(f.choose(n), n, took(Chain, n))
+	}
+	f.learn(Batch, 1000, 500*time.Millisecond)
+	chains := 0
+	for range 20 * tryEvery {
+		form := f.choose(1000)
+		if form == Chain {
+			chains++
+		}
+		f.learn(form, 1000, took(form, 1000))
+	}
+	if chains > 15*tryEvery {
+		t.Errorf("%d of %d appends went as chains, which take six times as long", chains, 20*tryEvery)
+	}
+}
+
 // TestNoLongChainUnseen: nothing waits for a thousand syncs just to learn how long they take.
 func TestNoLongChainUnseen(t *testing.T) {
 	for _, sizes := range [][]int{{1000}, {50, 100, 200, 400, 800, 1000}} {

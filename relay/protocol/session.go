@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -17,6 +18,12 @@ import (
 var appendEvents = 1000 // tests make it small
 
 const appendBytes = 4 << 20
+
+// A stream is slow if it answers later than this. Fewer than pageful events are no backlog.
+const (
+	slow    = time.Millisecond
+	pageful = 100
+)
 
 // A Session publishes by one pair of connections. Set the exported fields, call
 // [Session.Resync] once, then the other methods, all from one goroutine. After any
@@ -53,6 +60,7 @@ type Session struct {
 	size    int            // the bytes of their payloads
 	healing int            // how many of them the stream had held before
 	flight  *flight        // sent, and not answered yet
+	took    time.Duration  // until the answer before
 }
 
 // Stats count the events of a session.
@@ -84,9 +92,15 @@ func (s *Session) Last() uint64 { return s.last }
 
 // Step reads what has become visible, up to a page or so, and sends it. It returns
 // how many records it looked at. The append sent last is confirmed by the next Step
-// or by [Session.Settle]: meanwhile the outbox is read on.
+// or by [Session.Settle]: meanwhile the outbox is read on, unless the stream is slow
+// and there is no backlog: then what is committed meanwhile goes along with the next.
 func (s *Session) Step(ctx context.Context) (int, error) {
 	n := 0
+	if s.flight != nil && s.took > slow && len(s.flight.append.Events) < pageful {
+		if err := s.Settle(ctx); err != nil {
+			return 0, err
+		}
+	}
 	to, err := outbox.Read(ctx, s.DB, s.read, func(r outbox.Record) error {
 		n++
 		s.count++
@@ -211,6 +225,7 @@ func (s *Session) Settle(ctx context.Context) error {
 	s.flight = nil
 	s.last, s.lastID, s.appended = answer.Last, f.append.Events[n-1].ID, true
 	s.Careful = max(0, s.Careful-n)
+	s.took = answer.Took
 	s.forms.learn(f.append.Form, n, answer.Took)
 	s.tally(f)
 	if f.to != nil {
@@ -269,44 +284,4 @@ func (s *Session) Save(ctx context.Context) error {
 		s.heal = nil
 	}
 	return nil
-}
-
-// Retry publishes events whose quarantine an operator ended, and returns how many.
-func (s *Session) Retry(ctx context.Context) (int, error) {
-	records, err := s.DB.Retries(ctx)
-	if err != nil || len(records) == 0 {
-		return 0, err
-	}
-	// What they follow is settled first, so that no checkpoint falls between an
-	// event and the end of its quarantine. And the stream may have other limits now.
-	if err := s.Settle(ctx); err != nil {
-		return 0, err
-	}
-	if _, err := s.Stream.State(ctx); err != nil {
-		return 0, err
-	}
-	for n, r := range records {
-		if !s.mark.Position.Covers(r) {
-			continue // its turn comes when it was read
-		}
-		if reason := s.unfit(r); reason != nil {
-			if err := s.quarantine(ctx, r, reason); err != nil {
-				return n, err
-			}
-			continue
-		}
-		if err := s.add(ctx, r); err != nil {
-			return n, err
-		}
-		if err := errors.Join(s.send(ctx), s.Settle(ctx)); err != nil {
-			return n, err
-		}
-		if err := s.DB.Release(ctx, []int64{r.Event.Seq}); err != nil {
-			return n, err
-		}
-		s.aside.add(r.Event.Seq) // it may be read yet
-	}
-	s.mark.Seq, s.mark.ID = s.last, s.lastID
-	s.dirty = true
-	return len(records), nil
 }

@@ -263,7 +263,7 @@ func (c *conn) Await(context.Context) (protocol.Answer, error) {
 		if len(c.answers) > 0 {
 			a := c.answers[0]
 			c.p.seen.Last = a.last
-			return protocol.Answer{Last: a.last, Took: time.Duration(1 + c.p.w.r.IntN(1000))}, a.err
+			return protocol.Answer{Last: a.last, Took: time.Duration(1+c.p.w.r.IntN(2000)) * time.Microsecond}, a.err
 		}
 	}
 	c.p.w.fire("no answer")

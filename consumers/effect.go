@@ -1,0 +1,52 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/internal/lead"
+)
+
+// remember commits that an effect has happened. It does not give up lightly: the
+// effect cannot be undone.
+func (t *term) remember(ctx context.Context, w *work, e ending) error {
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), rememberTime)
+	defer cancel()
+	b := backoff.WithContext(backoff.NewConstantBackOff(200*time.Millisecond), limit)
+	return backoff.Retry(func() error {
+		err := t.unfenced(ctx, func(ctx context.Context, tx pgx.Tx) error { return t.finish(ctx, tx, w, e) })
+		if errors.Is(err, errTaken) {
+			return backoff.Permanent(err)
+		}
+		return err
+	}, b)
+}
+
+// unfenced is write without the fence: what has happened is told even in a session that
+// was superseded or paused. The intent that this process holds is fence enough.
+func (t *term) unfenced(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
+	defer cancel()
+	return pgx.BeginTxFunc(ctx, t.DB, lead.Impatient(lead.Silence), func(tx pgx.Tx) error { return fn(ctx, tx) })
+}
+
+// effect writes the intent for an event from the stream down, and makes the attempt.
+func (t *term) effect(ctx context.Context, w *work) {
+	if t.gate.await(ctx, 0) != nil {
+		return
+	}
+	fresh, ok := t.putDown(ctx, w, 1, true, 0)
+	if !ok {
+		return
+	}
+	if !fresh {
+		t.metrics.handled(ctx, t.Consumer.Name, "skipped")
+		return
+	}
+	w.delivery, w.intent = nil, &intent{attempts: 1}
+	t.intended(ctx, w)
+}

@@ -1,0 +1,70 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// tend does what operators ask for.
+func (t *term) tend(ctx, work context.Context) error {
+	t.tended = time.Now()
+	w, err := t.db.wish(work)
+	if err != nil {
+		return err
+	}
+	if w.paused {
+		return t.pause(ctx, w)
+	}
+	if _, err = t.session.Retry(work); err != nil {
+		return err
+	}
+	t.tidy(work)
+	return nil
+}
+
+// tidy does what makes a relay quicker. It publishes without that, too; of a lost
+// connection the next step tells.
+func (t *term) tidy(ctx context.Context) {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	err := errors.Join(t.db.prune(ctx, t.Retention), t.db.Settle(ctx))
+	if err != nil && !t.untidy {
+		t.Log.WarnContext(ctx, "cannot tidy up, will keep trying", "err", blockedByDatabase(err))
+	}
+	t.untidy = err != nil
+}
+
+// pause finishes what is on its way and waits until nobody wants a pause any more.
+func (t *term) pause(ctx context.Context, w wish) error {
+	if err := errors.Join(t.session.Settle(ctx), t.session.Save(ctx)); err != nil {
+		return err
+	}
+	t.obstruct(ctx, block("paused", fmt.Errorf("by %s: %s; to go on: pgjet relay resume", w.by, w.reason)))
+	for w.paused {
+		select {
+		case <-time.After(tendEvery):
+		case <-t.link.closed:
+			return t.link.lost()
+		case <-ctx.Done():
+			return nil
+		}
+		var err error
+		if w, err = t.db.wish(ctx); err != nil {
+			return err
+		}
+	}
+	t.Log.InfoContext(ctx, "publishing again")
+	return t.work(ctx)
+}
+
+// count tells the metrics what the session did since.
+func (t *term) count(ctx context.Context) {
+	now := t.session.Stats
+	t.metrics.count(ctx, now, t.counted)
+	if now.Healed > 0 && t.counted.Healed == 0 {
+		t.Log.WarnContext(ctx, "the stream had lost events; publishing them again")
+	}
+	t.counted = now
+}
