@@ -65,20 +65,27 @@ func (c *cursor) more() []int {
 	c.t.Helper()
 	var got []int
 	for {
-		n := len(got)
-		to, err := outbox.Read(c.t.Context(), c.reader, c.at, func(r outbox.Record) error {
-			e := r.Event
-			p, err := events.Decode[noted](e)
-			got = append(got, p.N)
-			return err
-		})
-		if err != nil {
-			c.t.Fatal(err)
-		}
-		if c.at = to; len(got) == n {
+		page := c.page()
+		if len(page) == 0 {
 			return got
 		}
+		got = append(got, page...)
 	}
+}
+
+// page reads once.
+func (c *cursor) page() (got []int) {
+	c.t.Helper()
+	to, err := outbox.Read(c.t.Context(), c.reader, c.at, func(r outbox.Record) error {
+		p, err := events.Decode[noted](r.Event)
+		got = append(got, p.N)
+		return err
+	})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.at = to
+	return got
 }
 
 func want(t *testing.T, got []int, want ...int) {
@@ -243,24 +250,73 @@ func TestReadLargeLateTransaction(t *testing.T) {
 	if _, err := db.Exec(t.Context(), `analyze pgjet.outbox`); err != nil {
 		t.Fatal(err)
 	}
-	conn, err := pgx.ConnectConfig(t.Context(), db.Config().ConnConfig.Copy())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.Background())
-	if _, err := conn.Exec(t.Context(), `begin; set local plan_cache_mode = force_custom_plan`); err != nil { // statistics are by transaction
-		t.Fatal(err)
-	}
+	conn := asRelay(t, db)
 	c.reader = outbox.NewReader(conn)
 	got := c.more()
 	if len(got) != count || !slices.IsSorted(got) {
 		t.Errorf("read %d events, want %d in order", len(got), count)
 	}
-	var looked int
-	err = conn.QueryRow(t.Context(), `select sum(seq_tup_read + idx_tup_fetch) from pg_stat_xact_user_tables where relname like 'outbox%'`).Scan(&looked)
-	if most := 5 * count; err != nil || looked > most {
-		t.Errorf("looked at %d rows, want at most %d: %v", looked, most, err)
+	if looked, most := lookedAt(t, conn), 5*count; looked > most {
+		t.Errorf("looked at %d rows, want at most %d", looked, most)
 	}
+}
+
+// TestReadAfterAnOutage: many transactions that wrote what waits are not searched for late
+// events row by row.
+func TestReadAfterAnOutage(t *testing.T) {
+	const count = 20_000
+	db := testenv.Postgres(t)
+	c := newCursor(t, db)
+	appendEvents(t, db, noted{"k", 0})
+	want(t, c.more(), 0)
+	_, err := db.Exec(t.Context(), fmt.Sprintf(`
+		do $$ begin
+			for n in 1..%d loop
+				insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), 'note.made', 'k', json_build_object('key', 'k', 'n', n));
+				commit;
+			end loop;
+		end $$`, count))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec(t.Context(), `analyze pgjet.outbox`); err != nil {
+		t.Fatal(err)
+	}
+	conn := asRelay(t, db)
+	c.reader = outbox.NewReader(conn)
+	if got := len(c.page()); got == 0 {
+		t.Error("nothing was read")
+	}
+	if looked, most := lookedAt(t, conn), count/10; looked > most {
+		t.Errorf("looked at %d rows for a page, want at most %d", looked, most)
+	}
+}
+
+// asRelay returns a connection with the settings of a relay's, in a transaction.
+func asRelay(t *testing.T, db *pgxpool.Pool) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.ConnectConfig(t.Context(), db.Config().ConnConfig.Copy())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close(context.Background()) })
+	_, err = conn.Exec(t.Context(), `
+		set plan_cache_mode = force_generic_plan; set enable_seqscan = off; set enable_bitmapscan = off; set jit = off;
+		begin`) // statistics are by transaction
+	if err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// lookedAt returns how many rows of the outbox the transaction of conn has looked at.
+func lookedAt(t *testing.T, conn *pgx.Conn) (rows int) {
+	t.Helper()
+	err := conn.QueryRow(t.Context(), `select sum(seq_tup_read + idx_tup_fetch) from pg_stat_xact_user_tables where relname like 'outbox%'`).Scan(&rows)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rows
 }
 
 // TestReadFindsLateCommitsBeyondXmax: xmax of a snapshot is one past the newest
