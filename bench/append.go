@@ -22,17 +22,36 @@ func compareAndAppend(f form, n, window int, on server) variant {
 			return result{}, err
 		}
 		defer s.close()
-		var appends [][]byte
-		for last := 0; last < n; last += appendSize {
-			appends = append(appends, encodeAppend(f, last, appendSize))
-		}
 		w, err := dialWire(s.natsURL)
 		if err != nil {
 			return result{}, err
 		}
 		defer w.close()
+		appends := encodeAppends(f, n)
 		return s.timed(n, func() error { return w.appendAll(ctx, appends, window) })
 	}}
+}
+
+func encodeAppends(f form, n int) (appends [][]byte) {
+	for last := 0; last < n; last += appendSize {
+		appends = append(appends, encodeAppend(f, last, appendSize))
+	}
+	return appends
+}
+
+// warm makes a server do something: what it does first takes longer.
+func (l *lab) warm(ctx context.Context, on server) error {
+	s, err := l.site(ctx, on)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	w, err := dialWire(s.natsURL)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	return w.appendAll(ctx, encodeAppends(batch, 50*appendSize), 1)
 }
 
 func (w *wire) appendAll(ctx context.Context, appends [][]byte, window int) error {

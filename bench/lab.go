@@ -75,6 +75,9 @@ func (l *lab) start(ctx context.Context) (err error) {
 		if l.nats[s], err = startNATS(ctx, filepath.Join(l.dir, "nats-"+s.String()), s == lazy); err != nil {
 			return err
 		}
+		if err := l.warm(ctx, s); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -118,12 +118,12 @@ func TestComparison(t *testing.T) {
 	s := newTestSite(t, startTestLab(t), lazy)
 	var all []entry
 	var stored []events.Event
-	for i := range 4 {
+	for i := range 5 {
 		e := newEvent(i*keys, time.Now()) // of one key
 		all = append(all, entry{e.ID, e.Key})
 		stored = append(stored, e)
 	}
-	for _, i := range []int{0, 2, 1, 1} {
+	for _, i := range []int{0, 3, 1, 1} {
 		subject, _, data := stored[i].Message()
 		msg := nats.NewMsg(subject)
 		msg.Data = data
@@ -133,7 +133,7 @@ func TestComparison(t *testing.T) {
 		}
 	}
 	found, err := s.compare(t.Context(), all)
-	if want := (comparison{missing: 1, twice: 1, disordered: 1}); err != nil || found != want {
+	if want := (comparison{lost: 1, unreached: 1, twice: 1, disordered: 1}); err != nil || found != want {
 		t.Errorf("found %+v, %v; want %+v", found, err, want)
 	}
 }
