@@ -24,6 +24,7 @@ type variant struct {
 	group  string // variants to compare with each other; "" if all are
 	base   bool   // ratios in the group refer to this one; if none is, to the first of pgjet, else the first
 	rounds int    // 0: as many as the run has
+	slow   bool   // a quick run leaves it out
 	run    func(ctx context.Context, l *lab) (result, error)
 }
 
@@ -41,9 +42,10 @@ const (
 
 func (s server) String() string { return [...]string{"", "lazy", "durable"}[s] }
 
-// once returns v for one round: it takes long, and its ratio is clear enough.
+// once returns v for one round, and for none of a quick run: it takes long, and its ratio is
+// clear enough.
 func (v variant) once() variant {
-	v.rounds = 1
+	v.rounds, v.slow = 1, true
 	return v
 }
 
@@ -65,9 +67,13 @@ type value struct {
 
 // scenarios returns the plan of a run.
 func scenarios(o options) []scenario {
-	return []scenario{
+	all := []scenario{
 		limits(o), drain(o), latency(o), hostage(o), consume(o), signUp(o), growth(o), control(o),
 	}
+	for i := range all {
+		all[i].variants = slices.DeleteFunc(all[i].variants, func(v variant) bool { return o.quick && v.slow })
+	}
+	return all
 }
 
 // choose returns the scenarios with these names, all if there are none, with the variants
