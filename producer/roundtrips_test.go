@@ -31,7 +31,7 @@ func (c countedConn) Write(b []byte) (int, error) {
 func (c countedConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if n > 0 && c.wrote.CompareAndSwap(true, false) {
-		c.trips.n.Add(1)
+		c.n.Add(1)
 	}
 	return n, err
 }

@@ -130,18 +130,11 @@ func (m *metrics) count(ctx context.Context, now, before protocol.Stats) {
 	add(m.appends, now.Batches-before.Batches, metric.WithAttributes(attribute.String("form", "batch")))
 }
 
-// spanLinks is how many links a span keeps by default (OpenTelemetry, link count limit).
-const spanLinks = 128
-
 // startSpan starts the span of an append. It links to the context in which each
 // event was created, and is no child of any: one append, many writers.
 func startSpan(ctx context.Context, stream string, a protocol.Append) trace.Span {
-	var links []trace.Link
-	for _, e := range a.Events[:min(len(a.Events), spanLinks)] {
-		links = append(links, created(e)...)
-	}
 	_, span := tracer.Start(ctx, "send "+stream, trace.WithNewRoot(),
-		trace.WithSpanKind(trace.SpanKindClient), trace.WithLinks(links...),
+		trace.WithSpanKind(trace.SpanKindClient),
 		trace.WithAttributes(
 			attribute.String("messaging.system", "nats"),
 			attribute.String("messaging.operation.name", "send"),
@@ -149,6 +142,14 @@ func startSpan(ctx context.Context, stream string, a protocol.Append) trace.Span
 			attribute.String("messaging.destination.name", stream),
 			attribute.Int("messaging.batch.message_count", len(a.Events)),
 		))
+	if !span.IsRecording() {
+		return span
+	}
+	for _, e := range a.Events {
+		for _, link := range created(e) {
+			span.AddLink(link)
+		}
+	}
 	return span
 }
 

@@ -43,12 +43,8 @@ func (t *term) pause(ctx context.Context, w wish) error {
 	}
 	t.obstruct(ctx, block("paused", fmt.Errorf("by %s: %s; to go on: pgjet relay resume", w.by, w.reason)))
 	for w.paused {
-		select {
-		case <-time.After(tendEvery):
-		case <-t.link.closed:
-			return t.link.lost()
-		case <-ctx.Done():
-			return nil
+		if on, err := t.idle(ctx); !on {
+			return err
 		}
 		var err error
 		if w, err = t.db.wish(ctx); err != nil {
@@ -57,6 +53,19 @@ func (t *term) pause(ctx context.Context, w wish) error {
 	}
 	t.Log.InfoContext(ctx, "publishing again")
 	return t.work(ctx)
+}
+
+// idle waits until it is time to look again what operators want. It reports false if the
+// term is over before that: with an error, or since ctx ended.
+func (t *term) idle(ctx context.Context) (on bool, err error) {
+	select {
+	case <-time.After(tendEvery):
+		return true, nil
+	case <-t.link.closed:
+		return false, t.link.lost()
+	case <-ctx.Done():
+		return false, nil
+	}
 }
 
 // count tells the metrics what the session did since.

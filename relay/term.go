@@ -20,13 +20,9 @@ const (
 	asleepAfter = 10 * time.Second
 )
 
-// A step that published between crowd and pageful events is followed by a short rest: to
-// take more events at once leaves more of the machine to those who write them. Those
-// who wait for a backlog get no rest.
-const (
-	crowd   = 4
-	pageful = 100
-)
+// crowd is from how many events on a step is followed by a short rest, but in a backlog: to
+// take more events at once leaves more of the machine to those who write them.
+const crowd = 4
 
 const (
 	// saveEvery is the least time between two checkpoints.
@@ -108,12 +104,8 @@ func (t *term) halted(ctx context.Context, err error) error {
 	state, stateErr := t.link.State(ctx)
 	t.obstruct(ctx, err)
 	for stateErr == nil {
-		select {
-		case <-time.After(tendEvery):
-		case <-t.link.closed:
-			return t.link.lost()
-		case <-ctx.Done():
-			return nil
+		if on, err := t.idle(ctx); !on {
+			return err
 		}
 		w, wishErr := t.db.wish(ctx)
 		if wishErr != nil {
@@ -163,7 +155,7 @@ func (t *term) publish(ctx context.Context) error {
 		}
 		if n > 0 {
 			wait, last = pollBusy, time.Now()
-			if n >= crowd && n < pageful {
+			if n >= crowd && n < protocol.Backlog {
 				time.Sleep(pollBusy)
 			}
 			continue

@@ -42,7 +42,7 @@ func TestHintsAreCoalesced(t *testing.T) {
 	}
 	wg.Wait()
 	time.Sleep(20 * time.Millisecond) // what was asked for last is sent
-	most := int(time.Since(begun)/time.Millisecond) + 2
+	most := int(time.Since(begun)/hint.Gap) + 2
 	n := 0
 	for {
 		if _, err := hints.NextMsg(100 * time.Millisecond); err != nil {

@@ -19,11 +19,12 @@ var appendEvents = 1000 // tests make it small
 
 const appendBytes = 4 << 20
 
-// A stream is slow if it answers later than this. Fewer than pageful events are no backlog.
-const (
-	slow    = time.Millisecond
-	pageful = 100
-)
+// Backlog is how many events of one [Session.Step] show that more wait: fewer are what was
+// committed since the step before.
+const Backlog = 100
+
+// slow is from when on a stream answers slowly.
+const slow = time.Millisecond
 
 // A Session publishes by one pair of connections. Set the exported fields, call
 // [Session.Resync] once, then the other methods, all from one goroutine. After any
@@ -96,7 +97,7 @@ func (s *Session) Last() uint64 { return s.last }
 // and there is no backlog: then what is committed meanwhile goes along with the next.
 func (s *Session) Step(ctx context.Context) (int, error) {
 	n := 0
-	if s.flight != nil && s.took > slow && len(s.flight.append.Events) < pageful {
+	if s.flight != nil && s.took > slow && len(s.flight.append.Events) < Backlog {
 		if err := s.Settle(ctx); err != nil {
 			return 0, err
 		}

@@ -1,0 +1,3 @@
+package hint
+
+const Gap = gap
