@@ -3,16 +3,14 @@ package relay
 import (
 	"context"
 	"errors"
-	"fmt"
-	"slices"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgjet/pgjet/internal/schema"
 )
 
-// ErrNothingToAdopt says that no unknown messages are listed for a stream.
 var ErrNothingToAdopt = errors.New("nothing to adopt: no relay has halted for messages that the outbox does not know")
 
 // A beginner is a connection, a pool, or a transaction.
@@ -39,7 +37,7 @@ func Pause(ctx context.Context, db beginner, stream, by, reason string) (p Pause
 			)
 			select paused_at, paused_by, pause_reason, news from paused`, stream, by, reason).Scan(&p.At, &p.By, &p.Reason, &news)
 	})
-	return p, news, operationFailed("pause the relay", err)
+	return p, news, schema.Failed("pause the relay", err)
 }
 
 // Resume ends a pause, and returns which; nil if there was none.
@@ -60,7 +58,7 @@ func Resume(ctx context.Context, db beginner, stream, by, reason string) (p *Pau
 		}
 		return optional(&p, func(p *Paused) []any { return []any{&p.At, &p.By, &p.Reason} })(rows)
 	})
-	return p, operationFailed("resume the relay", err)
+	return p, schema.Failed("resume the relay", err)
 }
 
 // An UnknownMessage is one that the stream holds and the outbox does not know.
@@ -85,7 +83,7 @@ func scanUnknown(row pgx.CollectableRow) (m UnknownMessage, err error) {
 func UnknownMessages(ctx context.Context, db beginner, stream string) ([]UnknownMessage, error) {
 	all, err := collect(ctx, db, scanUnknown, `
 		select `+unknownColumns+` from pgjet.unknown_message where stream = $1 order by stream_seq`, stream)
-	return all, operationFailed("list unknown messages", err)
+	return all, schema.Failed("list unknown messages", err)
 }
 
 // Adopt accepts whatever the stream holds up to the last of its [UnknownMessages],
@@ -108,7 +106,7 @@ func Adopt(ctx context.Context, db beginner, stream, by, reason string) ([]Unkno
 	if err == nil && len(all) == 0 {
 		err = ErrNothingToAdopt
 	}
-	return all, operationFailed("adopt what stream "+stream+" holds", err)
+	return all, schema.Failed("adopt what stream "+stream+" holds", err)
 }
 
 // collect runs one statement in a transaction and returns its rows.
@@ -122,15 +120,4 @@ func collect[T any](ctx context.Context, db beginner, scan pgx.RowToFunc[T], sql
 		return err
 	})
 	return all, err
-}
-
-// operationFailed says what failed, and what to do if the tables are too old.
-func operationFailed(what string, err error) error {
-	if err == nil {
-		return nil
-	}
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && slices.Contains([]string{"42P01", "3F000", "42703"}, pgErr.Code) {
-		return fmt.Errorf("%s: %w; run: pgjet migrate up", what, err) // no such table, schema, column
-	}
-	return fmt.Errorf("%s: %w", what, err)
 }

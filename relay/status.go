@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgjet/pgjet/internal/lead"
+	"github.com/pgjet/pgjet/internal/schema"
 	"github.com/pgjet/pgjet/outbox"
 )
 
@@ -94,7 +95,7 @@ func ReadStatus(ctx context.Context, db interface {
 		return s.readPending(ctx, tx, now)
 	})
 	if err != nil {
-		return Status{}, operationFailed("read the status of the relay", err)
+		return Status{}, schema.Failed("read the status of the relay", err)
 	}
 	return s, nil
 }

@@ -15,14 +15,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgjet/pgjet/internal/schema"
 )
 
 // States of a dead letter.
@@ -156,14 +156,8 @@ func (f Filter) findConsumer(ctx context.Context, db *pgxpool.Pool) error {
 
 // failed says what failed, and what to do if the tables are too old.
 func failed(what string, err error) error {
-	if err == nil {
-		return nil
-	}
 	if _, ok := errors.AsType[*NotFoundError](err); ok {
 		return err
 	}
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && slices.Contains([]string{"42P01", "3F000", "42703"}, pgErr.Code) {
-		return fmt.Errorf("%s: %w; run: pgjet migrate up", what, err) // no such table, schema, column
-	}
-	return fmt.Errorf("%s: %w", what, err)
+	return schema.Failed(what, err)
 }

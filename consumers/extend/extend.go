@@ -16,13 +16,13 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers/replay"
 	"github.com/pgjet/pgjet/consumers/status"
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/schema"
 )
 
 // pausedBy is the reason of a pause that [Run] made, so that a later one ends it if this
@@ -102,11 +102,8 @@ func unfinished(ctx context.Context, db *pgxpool.Pool, name string) (yes bool, e
 		select exists (select from pgjet.consumer where name = $1 and pause_reason = $2)
 		    or exists (select from pgjet.operation where kind = 'consumer.extend' and target = $1 and detail ->> 'done' = 'false')`,
 		name, pausedBy).Scan(&yes)
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.Code == "42P01" {
-		return false, fmt.Errorf("look up consumer %s: %w; run: pgjet migrate up", name, err)
-	}
 	if err != nil {
-		return false, fmt.Errorf("look up consumer %s: %w", name, err)
+		return false, schema.Failed("look up consumer "+name, err)
 	}
 	return yes, nil
 }

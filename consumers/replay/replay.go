@@ -15,13 +15,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/internal/schema"
 )
 
 var (
@@ -93,11 +93,8 @@ func Open(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, consume
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, fmt.Errorf("%w: %s is not in pgjet.consumer of this database; a process of it that runs enters it", ErrNoConsumer, consumer)
 	}
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && slices.Contains([]string{"42P01", "3F000", "42703"}, pgErr.Code) {
-		return nil, fmt.Errorf("look up consumer %s: %w; run: pgjet migrate up", consumer, err) // no such table, schema, column
-	}
 	if err != nil {
-		return nil, fmt.Errorf("look up consumer %s: %w", consumer, err)
+		return nil, schema.Failed("look up consumer "+consumer, err)
 	}
 	if err := r.bind(ctx, stream); err != nil {
 		return nil, err

@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgjet/pgjet/internal/schema"
 )
 
 // A beginner is a connection, a pool, or a transaction.
@@ -40,7 +42,7 @@ func Pause(ctx context.Context, db beginner, name, by, reason string) (p Paused,
 		err = known(ctx, db, name)
 	}
 	p.At = p.At.UTC()
-	return p, news, failed("pause consumer "+name, err)
+	return p, news, schema.Failed("pause consumer "+name, err)
 }
 
 // Resume ends a pause, and returns which; nil if there was none.
@@ -59,10 +61,10 @@ func Resume(ctx context.Context, db beginner, name, by, reason string) (*Paused,
 			select * from was`, name, by, reason).Scan(&p.At, &p.By, &p.Reason)
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, failed("resume consumer "+name, known(ctx, db, name))
+		return nil, schema.Failed("resume consumer "+name, known(ctx, db, name))
 	}
 	p.At = p.At.UTC()
-	return &p, failed("resume consumer "+name, err)
+	return &p, schema.Failed("resume consumer "+name, err)
 }
 
 // known returns an UnknownError unless there is a consumer of that name.
@@ -88,7 +90,7 @@ func Drain(ctx context.Context, db beginner, name string, within time.Duration) 
 	for {
 		drained, err = quiet(ctx, db, name, max(time.Until(deadline), time.Millisecond))
 		if err != nil || drained || time.Now().After(deadline) {
-			return drained, failed("wait for attempts of consumer "+name, err)
+			return drained, schema.Failed("wait for attempts of consumer "+name, err)
 		}
 		select {
 		case <-time.After(100 * time.Millisecond):

@@ -5,7 +5,6 @@ package status
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -13,10 +12,10 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/internal/schema"
 )
 
 // silence is for how long a process that lives may not be seen.
@@ -92,7 +91,7 @@ func (e *UnknownError) Error() string {
 func List(ctx context.Context, db database, js jetstream.JetStream) ([]Status, error) {
 	all, err := load(ctx, db)
 	if err != nil {
-		return nil, failed("read what is known of consumers", err)
+		return nil, schema.Failed("read what is known of consumers", err)
 	}
 	return all, lookTwice(ctx, db, js, all)
 }
@@ -101,7 +100,7 @@ func List(ctx context.Context, db database, js jetstream.JetStream) ([]Status, e
 func Get(ctx context.Context, db database, js jetstream.JetStream, name string) (Status, error) {
 	all, err := load(ctx, db)
 	if err != nil {
-		return Status{}, failed("read what is known of consumer "+name, err)
+		return Status{}, schema.Failed("read what is known of consumer "+name, err)
 	}
 	i := slices.IndexFunc(all, func(s Status) bool { return s.Name == name })
 	if i < 0 {
@@ -188,14 +187,3 @@ func (s *Status) loadProcesses(ctx context.Context, db database) error {
 var address = regexp.MustCompile(`[^\s<>"'(),;:]+@[^\s<>"'(),;:]+`)
 
 func masked(s string) string { return address.ReplaceAllString(s, "…@…") }
-
-// failed says what failed, and what to do if the tables are too old.
-func failed(what string, err error) error {
-	if err == nil {
-		return nil
-	}
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && slices.Contains([]string{"42P01", "3F000", "42703"}, pgErr.Code) {
-		return fmt.Errorf("%s: %w; run: pgjet migrate up", what, err) // no such table, schema, column
-	}
-	return fmt.Errorf("%s: %w", what, err)
-}
