@@ -40,30 +40,28 @@ func traced() context.Context {
 
 // BenchmarkAppend measures one Append in an open transaction: its round trip alone.
 func BenchmarkAppend(b *testing.B) {
-	db := testenv.Postgres(b)
-	for _, n := range []int{1, 10, 100} {
-		b.Run(fmt.Sprint("events=", n), func(b *testing.B) {
-			ctx, payloads := traced(), letters(n)
-			tx, err := db.Begin(ctx)
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer tx.Rollback(ctx)
-			b.ReportAllocs()
-			for b.Loop() {
-				if err := outbox.Append(ctx, tx, payloads...); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-	}
+	each(b, []int{1, 10, 100}, func(ctx context.Context, tx pgx.Tx, payloads []events.Payload) error {
+		return outbox.Append(ctx, tx, payloads...)
+	})
 }
 
 // BenchmarkQueue measures what Queue adds to a batch in an open transaction that has a
 // statement to carry besides.
 func BenchmarkQueue(b *testing.B) {
+	each(b, []int{0, 1, 10, 100}, func(ctx context.Context, tx pgx.Tx, payloads []events.Payload) error {
+		batch := &pgx.Batch{}
+		batch.Queue(`select 1`)
+		if err := outbox.Queue(ctx, batch, payloads...); err != nil {
+			return err
+		}
+		return tx.SendBatch(ctx, batch).Close()
+	})
+}
+
+// each measures fn with so many events at a time, in one transaction.
+func each(b *testing.B, counts []int, fn func(ctx context.Context, tx pgx.Tx, payloads []events.Payload) error) {
 	db := testenv.Postgres(b)
-	for _, n := range []int{0, 1, 10, 100} {
+	for _, n := range counts {
 		b.Run(fmt.Sprint("events=", n), func(b *testing.B) {
 			ctx, payloads := traced(), letters(n)
 			tx, err := db.Begin(ctx)
@@ -73,12 +71,7 @@ func BenchmarkQueue(b *testing.B) {
 			defer tx.Rollback(ctx)
 			b.ReportAllocs()
 			for b.Loop() {
-				batch := &pgx.Batch{}
-				batch.Queue(`select 1`)
-				if err := outbox.Queue(ctx, batch, payloads...); err != nil {
-					b.Fatal(err)
-				}
-				if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+				if err := fn(ctx, tx, payloads); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -41,19 +41,25 @@ func payAtOnce(ctx context.Context, db *pgxpool.Pool, id string) error {
 	return db.SendBatch(ctx, batch).Close()
 }
 
+// shop returns a database with the order o-17, which is not paid.
+func shop(t testing.TB) *pgxpool.Pool {
+	db := testenv.Postgres(t)
+	_, err := db.Exec(t.Context(), `create table orders (id text primary key, paid boolean not null default false);
+		insert into orders values ('o-17')`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return db
+}
+
 func Example() {
 	testenv.Example(func(t testing.TB) {
-		ctx, db := context.Background(), testenv.Postgres(t)
-		_, err := db.Exec(ctx, `create table orders (id text primary key, paid boolean not null default false);
-			insert into orders values ('o-17')`)
-		if err != nil {
-			t.Fatal(err)
-		}
+		ctx, db := context.Background(), shop(t)
 		if err := pay(ctx, db, "o-17"); err != nil {
 			t.Fatal(err)
 		}
 		var kind, key string
-		err = db.QueryRow(ctx, `select type, key from pgjet.outbox`).Scan(&kind, &key)
+		err := db.QueryRow(ctx, `select type, key from pgjet.outbox`).Scan(&kind, &key)
 		fmt.Println(kind, key, err)
 	})
 	// Output: order.paid o-17 <nil>
@@ -61,17 +67,12 @@ func Example() {
 
 func ExampleQueue() {
 	testenv.Example(func(t testing.TB) {
-		ctx, db := context.Background(), testenv.Postgres(t)
-		_, err := db.Exec(ctx, `create table orders (id text primary key, paid boolean not null default false);
-			insert into orders values ('o-17')`)
-		if err != nil {
-			t.Fatal(err)
-		}
+		ctx, db := context.Background(), shop(t)
 		if err := payAtOnce(ctx, db, "o-17"); err != nil {
 			t.Fatal(err)
 		}
 		var kind, key string
-		err = db.QueryRow(ctx, `select type, key from pgjet.outbox join orders on key = orders.id and paid`).Scan(&kind, &key)
+		err := db.QueryRow(ctx, `select type, key from pgjet.outbox join orders on key = orders.id and paid`).Scan(&kind, &key)
 		fmt.Println(kind, key, err)
 	})
 	// Output: order.paid o-17 <nil>
