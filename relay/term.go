@@ -20,8 +20,9 @@ const (
 	asleepAfter = 10 * time.Second
 )
 
-// crowd is from how many events on a step is followed by a short rest, but in a backlog: to
-// take more events at once leaves more of the machine to those who write them.
+// crowd is from how many events on a step is followed by a rest of pollBusy whatever hints
+// come, but in a backlog: to take more events at once leaves more of the machine to those
+// who write them.
 const crowd = 4
 
 const (
@@ -155,18 +156,20 @@ func (t *term) publish(ctx context.Context) error {
 		}
 		if n > 0 {
 			wait, last = pollBusy, time.Now()
-			if n >= crowd && n < protocol.Backlog {
-				time.Sleep(pollBusy)
-			}
-			continue
-		}
-		if err := t.look(ctx); err != nil {
+		} else if err := t.look(ctx); err != nil {
 			return err
+		}
+		if n >= protocol.Backlog {
+			continue // there is more; fewer were all there was
+		}
+		hints := t.link.hints
+		if n >= crowd {
+			hints = nil
 		}
 		select {
 		case <-time.After(wait):
 			wait = min(2*wait, longestPoll(time.Since(last)))
-		case <-t.link.hints:
+		case <-hints:
 			wait = pollBusy
 		case <-t.link.closed:
 			return t.link.lost()
