@@ -128,10 +128,7 @@ type InvalidError struct {
 // Error names the field and the reason, never the value.
 func (e *InvalidError) Error() string { return "event " + e.Field + " " + e.Reason }
 
-var (
-	typeForm      = regexp.MustCompile(`^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$`)
-	extensionForm = regexp.MustCompile(`^ce-[a-z0-9]{1,20}$`)
-)
+var extensionForm = regexp.MustCompile(`^ce-[a-z0-9]{1,20}$`)
 
 // reserved are the headers that only the relay writes.
 var reserved = map[string]bool{
@@ -161,7 +158,7 @@ func (e Event) ValidateStored() error {
 		return &InvalidError{"id", "is missing"}
 	case len(e.Type) > MaxType:
 		return &InvalidError{"type", fmt.Sprintf("is longer than %d bytes", MaxType)}
-	case !typeForm.MatchString(e.Type):
+	case !dotted(e.Type):
 		return &InvalidError{"type", "must be letters, digits, _ and - in parts joined by dots, such as user.created"}
 	case e.Key == "":
 		return &InvalidError{"key", "is empty"}
@@ -197,6 +194,20 @@ func (e Event) validateHeader() error {
 		return &InvalidError{"header", fmt.Sprintf("is larger than %d bytes", maxHead)}
 	}
 	return nil
+}
+
+// dotted reports whether s is one or more parts, not empty, joined by dots. Every event that
+// is appended or published is asked: a regular expression costs ten times as much.
+func dotted(s string) bool {
+	before := '.'
+	for _, c := range s {
+		word := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_' || c == '-'
+		if !word && (c != '.' || before == '.') {
+			return false
+		}
+		before = c
+	}
+	return before != '.'
 }
 
 // allowed reports whether name may stand in [Event.Header].

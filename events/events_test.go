@@ -84,6 +84,8 @@ func TestValidateNamesTheField(t *testing.T) {
 		{"wildcard in type", "type", func(e *events.Event) { e.Type = "user.*" }},
 		{"full wildcard", "type", func(e *events.Event) { e.Type = "user.>" }},
 		{"empty token", "type", func(e *events.Event) { e.Type = "user..created" }},
+		{"leading dot", "type", func(e *events.Event) { e.Type = ".user" }},
+		{"accent in type", "type", func(e *events.Event) { e.Type = "usér.created" }},
 		{"trailing dot", "type", func(e *events.Event) { e.Type = "user." }},
 		{"space in type", "type", func(e *events.Event) { e.Type = "user created" }},
 		{"newline after type", "type", func(e *events.Event) { e.Type = "user.created\n" }},
