@@ -1,3 +1,8 @@
 package hint
 
-const Gap = gap
+const (
+	Gap     = gap
+	LongGap = longGap
+)
+
+var RestAfter = restAfter

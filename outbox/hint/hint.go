@@ -13,18 +13,25 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// gap is the least time between two hints of one sender.
-const gap = 250 * time.Microsecond
+// gap is the least time between two hints of one sender. In a crowd, of so many commits in
+// a millisecond, it is longGap: the relay looks every millisecond then, and hints would
+// only take processor time from the commits.
+const (
+	gap     = 250 * time.Microsecond
+	crowd   = 3
+	longGap = 5 * time.Millisecond
+)
 
 // A Sender sends hints to the relays of one stream.
 type Sender struct {
 	nc      *nats.Conn
 	subject string
 
-	mu    sync.Mutex
-	due   bool // one is about to be sent, or is being sent
-	again bool // and another is wanted since
-	last  time.Time
+	mu      sync.Mutex
+	commits int       // that no hint has told of
+	due     bool      // a hint is about to be sent, or is being sent
+	last    time.Time // when one was sent
+	rest    time.Duration
 }
 
 // New returns a Sender that uses nc. Give it a connection without a reconnect
@@ -39,22 +46,35 @@ func New(nc *nats.Conn, stream string) *Sender {
 func (s *Sender) Committed() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.due {
-		s.again = true
-		return
+	s.commits++
+	if !s.due {
+		s.due = true
+		time.AfterFunc(s.rest-time.Since(s.last), s.send)
 	}
-	s.due = true
-	time.AfterFunc(gap-time.Since(s.last), s.send)
 }
 
 // send may hang with the connection. Until it returns no other is begun.
 func (s *Sender) send() {
+	s.mu.Lock()
+	told := s.commits
+	s.commits = 0
+	s.mu.Unlock()
 	_ = s.nc.Publish(s.subject, nil) // the next poll finds it
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.last, s.due = time.Now(), s.again
-	if s.again {
-		s.again = false
-		time.AfterFunc(gap, s.send)
+	now := time.Now()
+	s.rest = restAfter(told, now.Sub(s.last))
+	s.last, s.due = now, s.commits > 0
+	if s.due {
+		time.AfterFunc(s.rest, s.send)
 	}
+}
+
+// restAfter returns how long to send no hint after one that told of n commits, the first
+// of them so long ago at most.
+func restAfter(n int, ago time.Duration) time.Duration {
+	if n >= crowd && ago < time.Duration(n)*time.Millisecond/crowd {
+		return longGap
+	}
+	return gap
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/pgjet/pgjet/outbox/hint"
 )
 
-// TestHintsAreCoalesced: many calls make few hints, and the last call is not lost.
+// TestHintsAreCoalesced: many calls make few hints, far apart, and the last call is not lost.
 func TestHintsAreCoalesced(t *testing.T) {
 	_, url := testenv.JetStream(t)
 	nc, err := nats.Connect(url, nats.ReconnectBufSize(-1))
@@ -42,7 +42,7 @@ func TestHintsAreCoalesced(t *testing.T) {
 	}
 	wg.Wait()
 	time.Sleep(20 * time.Millisecond) // what was asked for last is sent
-	most := int(time.Since(begun)/hint.Gap) + 2
+	most := int(time.Since(begun)/hint.LongGap) + 4 // the first may come before the crowd
 	n := 0
 	for {
 		if _, err := hints.NextMsg(100 * time.Millisecond); err != nil {
@@ -56,6 +56,26 @@ func TestHintsAreCoalesced(t *testing.T) {
 	s.Committed()
 	if _, err := hints.NextMsg(5 * time.Second); err != nil {
 		t.Errorf("a hint after the others: %v", err)
+	}
+}
+
+// TestRests: hints come seldom while commits crowd, and at once when they do not.
+func TestRests(t *testing.T) {
+	for _, tt := range []struct {
+		commits int
+		ago     time.Duration
+		want    time.Duration
+	}{
+		{1, 0, hint.Gap},
+		{2, 100 * time.Microsecond, hint.Gap},
+		{3, 900 * time.Microsecond, hint.LongGap},
+		{5, 5 * time.Millisecond, hint.Gap},
+		{30, 5 * time.Millisecond, hint.LongGap},
+		{30, time.Hour, hint.Gap},
+	} {
+		if got := hint.RestAfter(tt.commits, tt.ago); got != tt.want {
+			t.Errorf("after %d commits in %s a rest of %s, want %s", tt.commits, tt.ago, got, tt.want)
+		}
 	}
 }
 
