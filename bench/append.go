@@ -100,7 +100,7 @@ func asyncPublish(n int, on server) variant {
 			return result{}, err
 		}
 		defer s.close()
-		js, err := jetstream.New(s.nc, jetstream.WithPublishAsyncMaxPending(pending))
+		js, err := jetstream.New(s.js.Conn(), jetstream.WithPublishAsyncMaxPending(pending))
 		if err != nil {
 			return result{}, err
 		}

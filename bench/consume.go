@@ -79,7 +79,7 @@ func (s *site) fillConsume(ctx context.Context, form string, n int) error {
 			subject, header, body := e.Message()
 			messages[i] = &nats.Msg{Subject: subject, Header: header, Data: body}
 		}
-		js, err := jetstream.New(s.nc, jetstream.WithPublishAsyncMaxPending(4096))
+		js, err := jetstream.New(s.js.Conn(), jetstream.WithPublishAsyncMaxPending(4096))
 		if err != nil {
 			return err
 		}

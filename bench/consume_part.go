@@ -13,7 +13,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
@@ -63,15 +62,11 @@ func consumePart(ctx context.Context, text []byte) error {
 	if c.Form == "two-inserts" {
 		return twoInserts(ctx, db, count)
 	}
-	nc, err := nats.Connect(c.NATSURL)
+	js, err := dialJetStream(c.NATSURL)
 	if err != nil {
 		return err
 	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
+	defer js.Conn().Close()
 	if c.Form == "raw" {
 		return consumeRaw(ctx, js, count)
 	}

@@ -11,12 +11,12 @@ import (
 const (
 	payloadBytes = 300
 	keys         = 16_384
-	loadEvents   = 100_000   // in a transaction
+	loadEvents   = 100_000   // in a statement
 	partition    = 1_000_000 // events
 )
 
-// fill commits n events to the outbox, then pays what loading them left to do, so
-// that it is not part of what is measured.
+// fill commits n events to the outbox, as if each had come in a transaction of its own, then
+// pays what loading them left to do, so that it is not part of what is measured.
 func (s *site) fill(ctx context.Context, n int) error {
 	if err := s.makePartitions(ctx, n); err != nil {
 		return fmt.Errorf("make partitions: %w", err)
@@ -30,16 +30,20 @@ func (s *site) fill(ctx context.Context, n int) error {
 }
 
 func (s *site) insert(ctx context.Context, from, to int) error {
-	_, err := s.db.Exec(ctx, `
-		insert into pgjet.outbox (id, type, key, traceparent, data)
-		select gen_random_uuid(), 'user.created', key,
+	xid, err := burn(ctx, s.db, to-from)
+	if err != nil {
+		return err
+	}
+	_, err = s.db.Exec(ctx, `
+		insert into pgjet.outbox (xid, id, type, key, traceparent, data)
+		select ($5::bigint + n - $1)::text::xid8, gen_random_uuid(), 'user.created', key,
 		       '00-' || md5(n::text) || '-' || left(md5(key), 16) || '-01',
 		       (start || repeat('x', $4 - length(start) - 2) || '"}')::json
 		  from (select n, key, '{"user_id":"' || key || '","email":"user-' || n || '@example.com","name":"User ' || n
 		               || '","created_at":"2026-01-02T03:04:05Z","note":"' as start
 		          from (select n, md5((n % $3)::text)::uuid::text as key
 		                  from generate_series($1::integer, $2::integer - 1) as n) as numbered) as started`,
-		from, to, keys, payloadBytes)
+		from, to, keys, payloadBytes, int64(xid))
 	return err
 }
 

@@ -49,15 +49,11 @@ func runNaive(ctx context.Context, config []byte) error {
 		return err
 	}
 	defer db.Close(context.WithoutCancel(ctx))
-	nc, err := nats.Connect(c.NATSURL)
+	js, err := dialJetStream(c.NATSURL)
 	if err != nil {
 		return err
 	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
+	defer js.Conn().Close()
 	for ctx.Err() == nil {
 		n := 0
 		err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) (err error) {

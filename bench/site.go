@@ -26,9 +26,8 @@ type site struct {
 	name     string // of the database
 	dsn      string
 	db       *pgxpool.Pool
-	natsURL  string // "" without a NATS server, as are nc and js
-	nc       *nats.Conn
-	js       jetstream.JetStream
+	natsURL  string              // "" without a NATS server
+	js       jetstream.JetStream // nil without one
 	children []*child
 }
 
@@ -63,10 +62,7 @@ func (s *site) make(ctx context.Context) error {
 
 func (s *site) connect(ctx context.Context, url string) (err error) {
 	s.natsURL = url
-	if s.nc, err = nats.Connect(url, nats.NoReconnect()); err != nil {
-		return err
-	}
-	if s.js, err = jetstream.New(s.nc); err != nil {
+	if s.js, err = dialJetStream(url, nats.NoReconnect()); err != nil {
 		return err
 	}
 	if err := s.js.DeleteStream(ctx, stream); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -74,6 +70,20 @@ func (s *site) connect(ctx context.Context, url string) (err error) {
 	}
 	_, err = s.js.CreateStream(ctx, relay.StreamConfig(stream, 1))
 	return err
+}
+
+// dialJetStream connects to a NATS server. Close the connection, [jetstream.JetStream.Conn],
+// in the end.
+func dialJetStream(url string, options ...nats.Option) (jetstream.JetStream, error) {
+	nc, err := nats.Connect(url, options...)
+	if err != nil {
+		return nil, err
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		nc.Close()
+	}
+	return js, err
 }
 
 // start starts this program again, as the part called kind, until the site closes.
@@ -108,9 +118,7 @@ func (s *site) close() {
 	}
 	if s.js != nil {
 		_ = s.js.DeleteStream(ctx, stream) // the next site deletes what is left
-	}
-	if s.nc != nil {
-		s.nc.Close()
+		s.js.Conn().Close()
 	}
 	if s.db != nil {
 		s.db.Close()
