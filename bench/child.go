@@ -21,12 +21,10 @@ const (
 	configVariable = "BENCH_CONFIG"
 )
 
-// children are the parts that this program can be.
-var children = make(map[string]func(ctx context.Context, config []byte) error)
-
-// registerChild makes run the part called kind. It has to return soon after ctx ends.
-func registerChild(kind string, run func(ctx context.Context, config []byte) error) {
-	children[kind] = run
+// children are the parts that this program can be. They return soon after ctx ends.
+var children = map[string]func(ctx context.Context, config []byte) error{
+	"nats": serveNATS, "users": serveUsers, "consume": consumePart,
+	"pgjet": relayPgjet, "watermill": runWatermill, "naive": runNaive,
 }
 
 // grace is how long a part may take to end.

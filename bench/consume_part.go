@@ -21,8 +21,6 @@ import (
 	"github.com/pgjet/pgjet/internal/telemetry"
 )
 
-func init() { registerChild("consume", consumePart) }
-
 // A counter says on standard output when the first event and when the last is handled.
 type counter struct {
 	of   int64
@@ -84,7 +82,7 @@ func consumePgjet(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream,
 	if err != nil {
 		return err
 	}
-	defer tel.Stop(context.WithoutCancel(ctx))
+	defer func() { _ = tel.Stop(context.WithoutCancel(ctx)) }()
 	c := consumers.Consumer{Name: "bench", Types: []string{"user.created"}, Unordered: form == "unordered", Workers: consumeConns - 2}
 	if form == "batch" {
 		c.Workers, c.Batch = 2, 500

@@ -113,7 +113,7 @@ func (d drainer) drain(ctx context.Context, s *site, all []entry) (result, error
 	capped, cancel := context.WithTimeoutCause(ctx, drainCap, errCapped)
 	defer cancel()
 	took, err := s.drained(capped, n, func() { m, began = s.meter(c), time.Now() })
-	if err != nil && context.Cause(capped) == errCapped && m != nil {
+	if err != nil && errors.Is(context.Cause(capped), errCapped) && m != nil {
 		took = time.Since(began)
 		n, err = s.stored(ctx)
 	}

@@ -150,8 +150,6 @@ func startNATS(ctx context.Context, dir string, lazy bool) (*natsServer, error) 
 	return &natsServer{c, url}, nil
 }
 
-func init() { registerChild("nats", serveNATS) }
-
 // serveNATS is a NATS server. It says its address.
 func serveNATS(ctx context.Context, config []byte) error {
 	var o devserver.NATSOptions

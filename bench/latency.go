@@ -93,34 +93,34 @@ type figure struct {
 }
 
 // measure loads the flow with n events at an even rate, waits for them, and returns how they fared.
-func (r *flow) measure(ctx context.Context, n int, rate float64) (figure, error) {
-	first, late, twice := r.next, r.late.Load(), r.twice.Load()
-	begun := int64(time.Since(r.begun))
-	if err := r.load(ctx, n, rate); err != nil {
+func (f *flow) measure(ctx context.Context, n int, rate float64) (figure, error) {
+	first, late, twice := f.next, f.late.Load(), f.twice.Load()
+	begun := int64(time.Since(f.begun))
+	if err := f.load(ctx, n, rate); err != nil {
 		return figure{}, err
 	}
-	if err := r.settle(ctx, patience); err != nil {
+	if err := f.settle(ctx, patience); err != nil {
 		return figure{}, err
 	}
-	f := figure{rate: rate, late: r.late.Load() - late, twice: r.twice.Load() - twice}
+	got := figure{rate: rate, late: f.late.Load() - late, twice: f.twice.Load() - twice}
 	for i := range n {
-		at := r.received[first+i].Load()
+		at := f.received[first+i].Load()
 		if at == 0 {
-			f.missing++
+			got.missing++
 			continue
 		}
 		due := begun + int64(float64(i)/rate*float64(time.Second))
-		f.ms = append(f.ms, max(0, float64(at-r.wrote[first+i])/1e6)) // a handler may be told first
-		f.due = append(f.due, float64(at-due)/1e6)
-		f.received = append(f.received, at)
+		got.ms = append(got.ms, max(0, float64(at-f.wrote[first+i])/1e6)) // a handler may be told first
+		got.due = append(got.due, float64(at-due)/1e6)
+		got.received = append(got.received, at)
 	}
-	slices.Sort(f.ms)
-	slices.Sort(f.due)
-	slices.Sort(f.received)
-	if len(f.ms) == 0 {
-		return f, fmt.Errorf("none of %d events arrived within %s", n, patience)
+	slices.Sort(got.ms)
+	slices.Sort(got.due)
+	slices.Sort(got.received)
+	if len(got.ms) == 0 {
+		return got, fmt.Errorf("none of %d events arrived within %s", n, patience)
 	}
-	return f, nil
+	return got, nil
 }
 
 func (f figure) result() result {
@@ -168,14 +168,14 @@ func latencyNearKnee(ctx context.Context, l *lab, on server, o options) (result,
 }
 
 // knee raises the rate until it was too high twice in a row: once may be an accident.
-func (r *flow) knee(ctx context.Context) (float64, error) {
+func (f *flow) knee(ctx context.Context) (float64, error) {
 	knee, failed := 0.0, 0
 	for step, rate := 0, kneeFrom; step < kneeSteps && failed < 2; step, rate = step+1, rate*kneeGrows {
-		f, err := r.measure(ctx, int(rate*kneeTime), rate)
+		got, err := f.measure(ctx, int(rate*kneeTime), rate)
 		if err != nil {
 			return 0, err
 		}
-		if f.missing > 0 || percentile(f.due, 99) > kneeP99 {
+		if got.missing > 0 || percentile(got.due, 99) > kneeP99 {
 			failed++
 			continue
 		}

@@ -19,11 +19,6 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-func init() {
-	registerChild("watermill", runWatermill)
-	registerChild("naive", runNaive)
-}
-
 // eventSource is the CloudEvents source of all events.
 const eventSource = "/users"
 

@@ -56,17 +56,17 @@ func (t *table) bars() *drawing {
 	d := newDrawing(width, top+height*float64(len(rows))+30, t.Title+": "+c.Name+" "+c.Unit)
 	for _, v := range x.ticks() {
 		d.line(x.at(v), top-6, x.at(v), d.height-25, grey)
-		d.text(x.at(v), d.height-10, "middle", "#000000", number(v))
+		d.text(x.at(v), d.height-10, "middle", number(v))
 	}
 	for i, r := range rows {
 		have, y, colour := r.column(c.Name), top+height*float64(i), plain
 		if strings.HasPrefix(r.Variant, "pgjet") {
 			colour = strong
 		}
-		d.text(left-8, y+14, "end", "#000000", strings.TrimSpace(r.Variant+" "+r.Server))
+		d.text(left-8, y+14, "end", strings.TrimSpace(r.Variant+" "+r.Server))
 		d.rect(left, y, x.at(have.Median)-left, height-6, colour)
 		d.line(x.at(slices.Min(have.Rounds)), y+9, x.at(slices.Max(have.Rounds)), y+9, "#000000")
-		d.text(x.at(slices.Max(have.Rounds))+6, y+14, "start", "#000000", value{c.Name, c.Unit, have.Median}.String())
+		d.text(x.at(slices.Max(have.Rounds))+6, y+14, "start", value{c.Name, c.Unit, have.Median}.String())
 	}
 	return d
 }
@@ -146,10 +146,10 @@ func curves(all []series) *drawing {
 	d := newDrawing(width, bottom+60+18*float64(len(all)), all[0].title+": "+all[0].y)
 	for _, v := range y.ticks() {
 		d.line(left, y.at(v), width-right, y.at(v), grey)
-		d.text(left-6, y.at(v)+4, "end", "#000000", number(v))
+		d.text(left-6, y.at(v)+4, "end", number(v))
 	}
 	d.axis(x, top, bottom, all[0].distribution)
-	d.text(width-right, bottom+36, "end", "#000000", all[0].x)
+	d.text(width-right, bottom+36, "end", all[0].x)
 	for i, s := range all {
 		colour := palette[i%len(palette)]
 		var points [][2]float64
@@ -157,7 +157,7 @@ func curves(all []series) *drawing {
 			points = append(points, [2]float64{x.at(p[0]), y.at(p[1])})
 		}
 		d.curve(points, colour)
-		d.text(left+20, bottom+44+18*float64(i), "start", "#000000", s.name)
+		d.text(left+20, bottom+44+18*float64(i), "start", s.name)
 		d.rect(left, bottom+38+18*float64(i), 14, 4, colour)
 	}
 	return d
@@ -166,7 +166,7 @@ func curves(all []series) *drawing {
 func (d *drawing) axis(x scale, top, bottom float64, percentiles bool) {
 	label := func(v float64, text string) {
 		d.line(x.at(v), top, x.at(v), bottom, grey)
-		d.text(x.at(v), bottom+18, "middle", "#000000", text)
+		d.text(x.at(v), bottom+18, "middle", text)
 	}
 	if !percentiles {
 		for _, v := range x.ticks() {

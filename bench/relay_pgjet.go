@@ -19,8 +19,6 @@ type pgjetConfig struct {
 	Stream  string `json:"stream"`
 }
 
-func init() { registerChild("pgjet", relayPgjet) }
-
 // relayPgjet is what `pgjet relay` runs, with the same telemetry, and nobody who asks for it.
 func relayPgjet(ctx context.Context, config []byte) error {
 	var c pgjetConfig
@@ -31,7 +29,7 @@ func relayPgjet(ctx context.Context, config []byte) error {
 	if err != nil {
 		return err
 	}
-	defer tel.Stop(ctx)
+	defer func() { _ = tel.Stop(ctx) }()
 	database, err := pgx.ParseConfig(c.DSN)
 	if err != nil {
 		return err

@@ -30,8 +30,6 @@ type usersConfig struct {
 	RealHash bool   `json:"real_hash"`
 }
 
-func init() { registerChild("users", serveUsers) }
-
 // hashParams are those of the user service. It has no knob for them, as nobody should turn it.
 //
 //go:linkname hashParams github.com/pgjet/pgjet/producer.hashParams
@@ -53,7 +51,7 @@ func serveUsers(ctx context.Context, config []byte) error {
 	if err != nil {
 		return err
 	}
-	defer t.Stop(ctx)
+	defer func() { _ = t.Stop(ctx) }()
 	database, err := pgxpool.ParseConfig(c.DSN)
 	if err != nil {
 		return err

@@ -18,7 +18,7 @@ func newDrawing(width, height float64, title string) *drawing {
 	d := &drawing{width: width, height: height}
 	fmt.Fprintf(d, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %.0f %.0f" width="%.0f" height="%.0f" font-family="sans-serif" font-size="12">`+"\n", width, height, width, height)
 	d.rect(0, 0, width, height, "#ffffff")
-	d.text(10, 20, "start", "#000000", title)
+	d.text(10, 20, "start", title)
 	return d
 }
 
@@ -31,8 +31,8 @@ func (d *drawing) line(x1, y1, x2, y2 float64, colour string) {
 }
 
 // text writes s with its start, middle or end at x.
-func (d *drawing) text(x, y float64, anchor, colour, s string) {
-	fmt.Fprintf(d, `<text x="%.1f" y="%.1f" text-anchor="%s" fill="%s">%s</text>`+"\n", x, y, anchor, colour, html.EscapeString(s))
+func (d *drawing) text(x, y float64, anchor, s string) {
+	fmt.Fprintf(d, `<text x="%.1f" y="%.1f" text-anchor="%s" fill="#000000">%s</text>`+"\n", x, y, anchor, html.EscapeString(s))
 }
 
 func (d *drawing) curve(points [][2]float64, colour string) {
