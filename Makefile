@@ -46,6 +46,7 @@ check: ## what needs no further download: formatting, vet, tidy go.mod, other sy
 
 lint: check ## check, and golangci-lint (built from source the first time, some minutes)
 	go tool -modfile=.ci/tools.mod golangci-lint run
+	cd bench && go tool -modfile=../.ci/tools.mod golangci-lint run
 
 fmt: ## format the code
 	gofmt -w .
