@@ -22,6 +22,7 @@ func consume(o options) scenario {
 			" in batches, one for each 500, the handler inserts 500 rows by one statement, by 2 workers."+
 			" Two inserts is the same transaction without a queue: begin, insert, insert, commit. Raw consume acknowledges each message and has no database."+
 			" River works jobs that do nothing, with its default settings, and tuned: 1000 workers, FetchCooldown 1 ms;"+
+			" inserted and worked: its process inserts 5000 at a time meanwhile;"+
 			" the last inserts a row and completes its job in one transaction, by 64 workers. Its batch completer is on in all of them.", consumeConns, consumeConns-2),
 		variants: []variant{
 			consuming("limit: two inserts in a transaction", none, "two-inserts", few),
@@ -33,6 +34,7 @@ func consume(o options) scenario {
 			consuming("limit: raw consume", lazy, "raw", many),
 			consuming("River default, no-op", none, "river", orQuick(o, 5_000, 2_000)).once(),
 			consuming("River tuned, no-op", none, "river-tuned", many/2),
+			consuming("River tuned, no-op, inserted and worked", none, "river-both", many/2).once(),
 			consuming("River tuned, a row", none, "river-row", few).once(),
 		},
 	}
@@ -86,8 +88,8 @@ func (s *site) fillConsume(ctx context.Context, form string, n int) error {
 		if err := publishAll(ctx, js, messages); err != nil {
 			return err
 		}
-	} else if _, river := rivers[form]; river {
-		if err := s.fillRiver(ctx, n); err != nil {
+	} else if f, river := rivers[form]; river {
+		if err := s.fillRiver(ctx, f, n); err != nil {
 			return err
 		}
 	}
@@ -121,10 +123,10 @@ func (s *site) consumed(ctx context.Context, form string, n int) (result, error)
 // is one for each event.
 func (s *site) committed(ctx context.Context, form string, n int) error {
 	count := `select count(*), count(distinct id) from effect`
-	switch form {
-	case "raw":
+	if form == "raw" {
 		return nil
-	case "river", "river-tuned":
+	}
+	if f, river := rivers[form]; river && !f.row {
 		count = `select count(*), count(*) from river_job where state = 'completed'`
 	}
 	for {

@@ -20,11 +20,13 @@ type riverForm struct {
 	workers  int
 	cooldown time.Duration // 0 is River's default, 100 ms
 	row      bool          // the job inserts a row, and is completed in that transaction
+	insert   bool          // jobs are inserted while others are worked, not before
 }
 
 var rivers = map[string]riverForm{
 	"river":       {workers: 100},
 	"river-tuned": {workers: 1000, cooldown: time.Millisecond},
+	"river-both":  {workers: 1000, cooldown: time.Millisecond, insert: true},
 	"river-row":   {workers: 64, cooldown: time.Millisecond, row: true},
 }
 
@@ -37,8 +39,8 @@ type riverJob struct {
 
 func (riverJob) Kind() string { return "user_created" }
 
-// fillRiver makes River's tables, and inserts n jobs.
-func (s *site) fillRiver(ctx context.Context, n int) error {
+// fillRiver makes River's tables, and inserts n jobs unless the part does.
+func (s *site) fillRiver(ctx context.Context, f riverForm, n int) error {
 	driver := riverpgxv5.New(s.db)
 	migrator, err := rivermigrate.New(driver, nil)
 	if err != nil {
@@ -48,9 +50,14 @@ func (s *site) fillRiver(ctx context.Context, n int) error {
 		return fmt.Errorf("make River's tables: %w", err)
 	}
 	client, err := river.NewClient(driver, &river.Config{})
-	if err != nil {
+	if err != nil || f.insert {
 		return err
 	}
+	return insertJobs(ctx, client, n)
+}
+
+// insertJobs inserts n jobs in the quickest way that River has.
+func insertJobs(ctx context.Context, client *river.Client[pgx.Tx], n int) error {
 	const together = 5000
 	for from := 0; from < n; from += together {
 		jobs := make([]river.InsertManyParams, min(together, n-from))
@@ -92,6 +99,11 @@ func (f riverForm) work(ctx context.Context, db *pgxpool.Pool, count *counter) e
 	}
 	if err := client.Start(ctx); err != nil {
 		return err
+	}
+	if f.insert {
+		if err := insertJobs(ctx, client, int(count.of)); err != nil {
+			return err
+		}
 	}
 	<-ctx.Done()
 	stopped, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace/2)
