@@ -30,7 +30,7 @@ func consume(o options) scenario {
 			consuming("pgjet single, ordered", durable, "ordered", few).once(),
 			consuming("pgjet single, unordered", lazy, "unordered", few),
 			consuming("pgjet batches", lazy, "batch", many),
-			consuming("pgjet batches", durable, "batch", many).once(),
+			consuming("pgjet batches", durable, "batch", many/4).once(),
 			consuming("limit: raw consume", lazy, "raw", many),
 			consuming("River default, no-op", none, "river", orQuick(o, 5_000, 2_000)).once(),
 			consuming("River tuned, no-op", none, "river-tuned", many/2),

@@ -38,7 +38,7 @@ func limits(o options) scenario {
 			transactions("transaction, 4 round trips", rows/20, fourTrips),
 			transactions("transaction, 1 round trip", rows/10, oneTrip),
 			rawConsume(rows, lazy),
-			rawConsume(rows, durable),
+			rawConsume(rows, durable).once(),
 		},
 	}
 }
