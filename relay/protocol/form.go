@@ -19,6 +19,10 @@ const (
 // tryEvery says how often the form that seems the dearer is tried again.
 const tryEvery = 64
 
+// hopeless is how many times the cost of one form the other may have, or seem to have by
+// shorter appends, and not be tried any more.
+const hopeless = 4
+
 // longChain is from how many events on a chain is not tried without having seen a shorter
 // one: if the server syncs every message, it takes as many syncs.
 const longChain = 128
@@ -42,6 +46,9 @@ func (f *forms) choose(n int) Form {
 	c := &f.class[i]
 	c.count++
 	chain, batch := f.chain(i), c.took[Batch]
+	if c.took[Chain] == 0 && chain > 0 && chain < hopeless*batch {
+		return Chain // at most it takes that, and as a rule far less
+	}
 	better, other := Chain, Batch
 	if batch < chain || chain == 0 && n >= longChain {
 		better, other = Batch, Chain
@@ -51,7 +58,7 @@ func (f *forms) choose(n int) Form {
 		return better
 	}
 	c.took[other] -= c.took[other] / 8 // it may have been a stall
-	if costs[other] == 0 || costs[other] >= 4*costs[better] {
+	if costs[other] == 0 || costs[other] >= hopeless*costs[better] {
 		return better
 	}
 	c.took[other] = 0 // what it takes now counts, not what it took then

@@ -89,6 +89,27 @@ func TestNoLongChainUnseen(t *testing.T) {
 	}
 }
 
+// TestLongChainsAreFound: where they are the quicker form, that shows after a few appends,
+// although by the first short ones, which wait for the way there and back, they seem not to be.
+func TestLongChainsAreFound(t *testing.T) {
+	took := func(form Form, n int) time.Duration {
+		each := [2]time.Duration{Chain: 9 * time.Microsecond, Batch: 14 * time.Microsecond}
+		return time.Millisecond + time.Duration(n)*each[form]
+	}
+	var f forms
+	chains := 0
+	for _, n := range []int{50, 100, 200, 400, 800, 1000, 1000, 1000, 1000, 1000} {
+		form := f.choose(n)
+		f.learn(form, n, took(form, n))
+		if form == Chain && n == 1000 {
+			chains++
+		}
+	}
+	if chains < 4 {
+		t.Errorf("%d of 5 appends of 1000 events went as chains, want 4", chains)
+	}
+}
+
 func TestSeqSet(t *testing.T) {
 	var s seqSet
 	seqs := []int64{1, 2, 63, 64, 4095, 4096, 1 << 40}
