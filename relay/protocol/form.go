@@ -23,9 +23,13 @@ const tryEvery = 64
 // shorter appends, and not be tried any more.
 const hopeless = 4
 
-// longChain is from how many events on a chain is not tried without having seen a shorter
-// one: if the server syncs every message, it takes as many syncs.
-const longChain = 128
+// A chain is not tried without having seen a shorter one from longChain events on: if the
+// server syncs every message, it takes as many syncs. Nor is it, below that, if by shorter
+// ones it might take longer than tryFor.
+const (
+	longChain = 128
+	tryFor    = 50 * time.Millisecond
+)
 
 // forms learns which form is the cheaper on this server, for each power of two of
 // events. It depends on whether the server syncs every message, on replicas and on
@@ -40,17 +44,18 @@ type forms struct {
 // class returns that of n events, which are two at least.
 func class(n int) int { return min(bits.Len(uint(n))-2, 9) }
 
-// choose returns the form for n events. One that was never tried counts as the better one.
+// choose returns the form for n events. Of two that were never tried a chain comes first, if
+// it cannot take long; then the other one counts as the better one.
 func (f *forms) choose(n int) Form {
 	i := class(n)
 	c := &f.class[i]
 	c.count++
 	chain, batch := f.chain(i), c.took[Batch]
-	if c.took[Chain] == 0 && chain > 0 && chain < hopeless*batch {
-		return Chain // at most it takes that, and as a rule far less
+	if c.took[Chain] == 0 && (batch == 0 && n < longChain && chain < tryFor || chain > 0 && chain < hopeless*batch) {
+		return Chain // at most it takes what shorter ones say, and as a rule far less
 	}
 	better, other := Chain, Batch
-	if batch < chain || chain == 0 && n >= longChain {
+	if batch < chain || chain == 0 {
 		better, other = Batch, Chain
 	}
 	costs := [2]time.Duration{Chain: chain, Batch: batch}

@@ -89,6 +89,22 @@ func TestNoLongChainUnseen(t *testing.T) {
 	}
 }
 
+// TestNoChainOnASlowDisk: a hundred syncs, of 20 ms each, are not tried either.
+func TestNoChainOnASlowDisk(t *testing.T) {
+	var f forms
+	for _, n := range []int{10, 20, 40, 80, 120} {
+		form := f.choose(n)
+		if form == Chain && n > 20 {
+			t.Errorf("%d events went as a chain", n)
+		}
+		took := 30 * time.Millisecond
+		if form == Chain {
+			took = time.Duration(n) * 20 * time.Millisecond
+		}
+		f.learn(form, n, took)
+	}
+}
+
 // TestLongChainsAreFound: where they are the quicker form, that shows after a few appends,
 // although by the first short ones, which wait for the way there and back, they seem not to be.
 func TestLongChainsAreFound(t *testing.T) {
