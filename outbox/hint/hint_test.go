@@ -41,7 +41,7 @@ func TestHintsAreCoalesced(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	time.Sleep(20 * time.Millisecond) // what was asked for last is sent
+	time.Sleep(20 * time.Millisecond)               // what was asked for last is sent
 	most := int(time.Since(begun)/hint.LongGap) + 4 // the first may come before the crowd
 	n := 0
 	for {
