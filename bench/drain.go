@@ -20,7 +20,7 @@ func drain(o options) scenario {
 		note: "Events of " + fmt.Sprint(payloadBytes) + " bytes with eight headers wait in each relay's own outbox; the relay is started, and the time runs" +
 			" from the first message stored to the last, or to the cap of " + drainCap.String() + " (column drained). Afterwards the stream is compared with the outbox." +
 			" Lost are events that the stream lacks though it has a later one of their key. Slow relays get a smaller backlog, which spares time; growth has a million rows." +
-			" Each event has its own transaction. Watermill: default is the Forwarder as documented, tuned is one handler without envelope, batches of 1000, polling every 10 ms;" +
+			" Each event has a transaction id of its own. Watermill: default is the Forwarder as documented, tuned is one handler without envelope, batches of 1000, polling every 10 ms;" +
 			" shards are topics by key with a forwarder each, batches of 2000. The queue schema deletes what is published. Naive is SKIP LOCKED, sync publish and an UPDATE each.",
 		variants: []variant{
 			pgjetDrainer().variant("pgjet", durable, many),

@@ -11,6 +11,7 @@ import (
 	"github.com/pgjet/pgjet/internal/schema"
 )
 
+// ErrNothingToAdopt says that no unknown messages are listed for a stream.
 var ErrNothingToAdopt = errors.New("nothing to adopt: no relay has halted for messages that the outbox does not know")
 
 // A beginner is a connection, a pool, or a transaction.

@@ -130,8 +130,12 @@ func (m *metrics) count(ctx context.Context, now, before protocol.Stats) {
 	add(m.appends, now.Batches-before.Batches, metric.WithAttributes(attribute.String("form", "batch")))
 }
 
+// spanLinks is how many links a span keeps by default (OpenTelemetry, link count limit).
+const spanLinks = 128
+
 // startSpan starts the span of an append. It links to the context in which each
-// event was created, and is no child of any: one append, many writers.
+// event was created, of the first spanLinks, and is no child of any: one append, many
+// writers.
 func startSpan(ctx context.Context, stream string, a protocol.Append) trace.Span {
 	_, span := tracer.Start(ctx, "send "+stream, trace.WithNewRoot(),
 		trace.WithSpanKind(trace.SpanKindClient),
@@ -145,7 +149,7 @@ func startSpan(ctx context.Context, stream string, a protocol.Append) trace.Span
 	if !span.IsRecording() {
 		return span
 	}
-	for _, e := range a.Events {
+	for _, e := range a.Events[:min(len(a.Events), spanLinks)] {
 		for _, link := range created(e) {
 			span.AddLink(link)
 		}

@@ -160,7 +160,7 @@ func (t *term) publish(ctx context.Context) error {
 			return err
 		}
 		if n >= protocol.Backlog {
-			continue // there is more; fewer were all there was
+			continue // there may be more
 		}
 		hints := t.link.hints
 		if n >= crowd {

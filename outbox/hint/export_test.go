@@ -3,6 +3,7 @@ package hint
 const (
 	Gap     = gap
 	LongGap = longGap
+	Window  = window
 )
 
 var RestAfter = restAfter

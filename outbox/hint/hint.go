@@ -13,12 +13,13 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// gap is the least time between two hints of one sender. In a crowd, of so many commits in
-// a millisecond, it is longGap: the relay looks every millisecond then, and hints would
-// only take processor time from the commits.
+// gap is the least time between two hints of one sender. While commits crowd, so many a
+// millisecond over a window, it is longGap: the relay looks every millisecond or two then,
+// and hints would only take processor time from the commits.
 const (
 	gap     = 250 * time.Microsecond
 	crowd   = 3
+	window  = 2 * time.Millisecond
 	longGap = 5 * time.Millisecond
 )
 
@@ -32,6 +33,8 @@ type Sender struct {
 	due     bool      // a hint is about to be sent, or is being sent
 	last    time.Time // when one was sent
 	rest    time.Duration
+	counted int       // commits told of
+	since   time.Time // since when
 }
 
 // New returns a Sender that uses nc. Give it a connection without a reconnect
@@ -63,17 +66,20 @@ func (s *Sender) send() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	s.rest = restAfter(told, now.Sub(s.last))
+	s.counted += told
+	if passed := now.Sub(s.since); passed >= window {
+		s.rest = restAfter(s.counted, passed)
+		s.counted, s.since = 0, now
+	}
 	s.last, s.due = now, s.commits > 0
 	if s.due {
 		time.AfterFunc(s.rest, s.send)
 	}
 }
 
-// restAfter returns how long to send no hint after one that told of n commits, the first
-// of them so long ago at most.
-func restAfter(n int, ago time.Duration) time.Duration {
-	if n >= crowd && ago < time.Duration(n)*time.Millisecond/crowd {
+// restAfter returns how long to send no hint after one, if there were n commits meanwhile.
+func restAfter(n int, meanwhile time.Duration) time.Duration {
+	if meanwhile <= time.Duration(n)*time.Millisecond/crowd {
 		return longGap
 	}
 	return gap

@@ -1,6 +1,7 @@
 package hint_test
 
 import (
+	"math"
 	"sync"
 	"testing"
 	"time"
@@ -41,8 +42,8 @@ func TestHintsAreCoalesced(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	time.Sleep(20 * time.Millisecond)               // what was asked for last is sent
-	most := int(time.Since(begun)/hint.LongGap) + 4 // the first may come before the crowd
+	time.Sleep(20 * time.Millisecond)                                           // what was asked for last is sent
+	most := int(time.Since(begun)/hint.LongGap) + int(hint.Window/hint.Gap) + 4 // the first before it is a crowd
 	n := 0
 	for {
 		if _, err := hints.NextMsg(100 * time.Millisecond); err != nil {
@@ -62,19 +63,20 @@ func TestHintsAreCoalesced(t *testing.T) {
 // TestRests: hints come seldom while commits crowd, and at once when they do not.
 func TestRests(t *testing.T) {
 	for _, tt := range []struct {
-		commits int
-		ago     time.Duration
-		want    time.Duration
+		commits   int
+		meanwhile time.Duration
+		want      time.Duration
 	}{
-		{1, 0, hint.Gap},
-		{2, 100 * time.Microsecond, hint.Gap},
-		{3, 900 * time.Microsecond, hint.LongGap},
-		{5, 5 * time.Millisecond, hint.Gap},
-		{30, 5 * time.Millisecond, hint.LongGap},
+		{1, 2 * time.Millisecond, hint.Gap},
+		{5, 2 * time.Millisecond, hint.Gap},
+		{6, 2 * time.Millisecond, hint.LongGap},
+		{14, 5 * time.Millisecond, hint.Gap},
+		{15, 5 * time.Millisecond, hint.LongGap},
 		{30, time.Hour, hint.Gap},
+		{30, math.MaxInt64, hint.Gap}, // at the first hint
 	} {
-		if got := hint.RestAfter(tt.commits, tt.ago); got != tt.want {
-			t.Errorf("after %d commits in %s a rest of %s, want %s", tt.commits, tt.ago, got, tt.want)
+		if got := hint.RestAfter(tt.commits, tt.meanwhile); got != tt.want {
+			t.Errorf("after %d commits in %s a rest of %s, want %s", tt.commits, tt.meanwhile, got, tt.want)
 		}
 	}
 }

@@ -24,11 +24,13 @@ const tryEvery = 64
 const hopeless = 4
 
 // A chain is not tried without having seen a shorter one from longChain events on: if the
-// server syncs every message, it takes as many syncs. Nor is it, below that, if by shorter
-// ones it might take longer than tryFor.
+// server syncs every message, it takes as many syncs. Nor is it if by shorter ones it might
+// take longer than tryFor, or tryLongFor if a batch, perhaps one that stalled, takes long, too:
+// without an answer in time the session ends.
 const (
-	longChain = 128
-	tryFor    = 50 * time.Millisecond
+	longChain  = 128
+	tryFor     = 50 * time.Millisecond
+	tryLongFor = 500 * time.Millisecond
 )
 
 // forms learns which form is the cheaper on this server, for each power of two of
@@ -51,8 +53,8 @@ func (f *forms) choose(n int) Form {
 	c := &f.class[i]
 	c.count++
 	chain, batch := f.chain(i), c.took[Batch]
-	if c.took[Chain] == 0 && (batch == 0 && n < longChain && chain < tryFor || chain > 0 && chain < hopeless*batch) {
-		return Chain // at most it takes what shorter ones say, and as a rule far less
+	if c.took[Chain] == 0 && (batch == 0 && n < longChain && chain < tryFor || chain > 0 && chain < min(hopeless*batch, tryLongFor)) {
+		return Chain // it takes about what shorter ones say at most, and as a rule far less
 	}
 	better, other := Chain, Batch
 	if batch < chain || chain == 0 {

@@ -105,6 +105,17 @@ func TestNoChainOnASlowDisk(t *testing.T) {
 	}
 }
 
+// TestAStalledBatchIsNoReason: after one that took long for once, a chain that would take
+// longer than an answer may is not tried.
+func TestAStalledBatchIsNoReason(t *testing.T) {
+	var f forms
+	f.learn(Chain, 2, 10*time.Millisecond)
+	f.learn(Batch, 1000, 700*time.Millisecond)
+	if f.choose(1000) == Chain {
+		t.Error("1000 events went as a chain, at 5 ms each")
+	}
+}
+
 // TestLongChainsAreFound: where they are the quicker form, that shows after a few appends,
 // although by the first short ones, which wait for the way there and back, they seem not to be.
 func TestLongChainsAreFound(t *testing.T) {

@@ -19,8 +19,8 @@ var appendEvents = 1000 // tests make it small
 
 const appendBytes = 4 << 20
 
-// Backlog is how many events of one [Session.Step] show that more wait: fewer are what was
-// committed since the step before.
+// Backlog is how many events of one [Session.Step] show that more wait: fewer are, as a rule,
+// what was committed since the step before.
 const Backlog = 100
 
 // slow is from when on a stream answers slowly.
