@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/events"
@@ -124,6 +125,35 @@ func TestOutagesAreNoAttempts(t *testing.T) {
 	s.check(true)
 	if n := s.count(`select attempts from pgjet.inbox`); n != 2 {
 		t.Errorf("the inbox says %d attempts, want the one that failed and the one that did not", n)
+	}
+}
+
+// TestReadOnlySpendsNoAttempts: a server that takes no writes is away, whatever handlers return
+// meanwhile. A handler that makes its own transaction read-only fails by itself.
+func TestReadOnlySpendsNoAttempts(t *testing.T) {
+	t.Parallel()
+	s, _ := newSceneWithServer(t)
+	s.more(1)
+	var attempts atomic.Int32
+	r, _ := s.startOn(s.js, consumers.Consumer{MaxAttempts: 4, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		switch attempts.Add(1) {
+		case 1:
+			if _, err := tx.Exec(ctx, `set transaction read only`); err != nil {
+				return err
+			}
+		case 2:
+			s.exec(`alter system set default_transaction_read_only = on`)
+			s.exec(`select pg_reload_conf()`)
+			return &pgconn.PgError{Code: "25006", Message: "the server became a standby"}
+		}
+		return record(ctx, tx, e)
+	}})
+	s.blocked(r, "database_read_only")
+	s.exec(`alter system reset default_transaction_read_only`)
+	s.exec(`select pg_reload_conf()`)
+	s.check(true)
+	if n := s.count(`select attempts from pgjet.inbox`); n != 2 {
+		t.Errorf("the inbox says %d attempts, want the handler's own failure and the success", n)
 	}
 }
 

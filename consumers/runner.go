@@ -15,7 +15,9 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/session"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 // ackWait is how long JetStream waits for a sign of life before it delivers a message
@@ -87,8 +89,8 @@ func (r *Runner) Ready(ctx context.Context) error {
 	if status := r.JS.Conn().Status(); status != nats.CONNECTED {
 		return fmt.Errorf("nats_unreachable: connection is %s", status)
 	}
-	if err := r.DB.Ping(ctx); err != nil {
-		return fmt.Errorf("database_unreachable: %w", err)
+	if err := postgres.CheckWritable(ctx, r.DB); err != nil {
+		return err
 	}
 	if g := r.gate.Load(); g != nil && g.closed() != nil {
 		return g.closed()
@@ -98,19 +100,15 @@ func (r *Runner) Ready(ctx context.Context) error {
 
 // explained puts the word for its cause before an error that ended a session.
 func (r *Runner) explained(err error) error {
-	pgErr, refused := errors.AsType[*pgconn.PgError](err)
+	_, refused := errors.AsType[*pgconn.PgError](err)
 	_, ours := errors.AsType[*databaseError](err)
 	switch {
 	case err == nil:
 		return nil
-	case refused && pgErr.Code == "42501":
-		return fmt.Errorf("permission_denied: %w; the role needs the rights of pgjet_consumer", err)
-	case refused && (pgErr.Code == "42P01" || pgErr.Code == "42703"):
-		return fmt.Errorf("schema_outdated: %w; run: pgjet migrate up", err)
 	case errors.Is(err, errSuperseded), errors.Is(err, errGap):
 		return err
 	case ours, refused:
-		return fmt.Errorf("database_unreachable: %w", err)
+		return sqlstate.Explain(err, "pgjet_consumer")
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		return fmt.Errorf("stream_missing: stream %s does not exist; run: pgjet stream ensure", r.Stream)
 	case errors.Is(err, errReconnected), errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrNoResponders),

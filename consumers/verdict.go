@@ -14,6 +14,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgjet/pgjet/internal/attempt"
+	"github.com/pgjet/pgjet/internal/postgres"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 // A verdict is what an attempt came to.
@@ -66,7 +68,7 @@ func (t *term) away(ctx context.Context, err error) bool {
 	switch {
 	case !lostConnection(err):
 		return false
-	case t.DB.Ping(ctx) != nil:
+	case postgres.CheckWritable(ctx, t.DB) != nil:
 		return true
 	case !brokenConnection(err):
 		return false
@@ -74,7 +76,7 @@ func (t *term) away(ctx context.Context, err error) bool {
 	// The processes of a server that has died end one after the other: another one may
 	// have answered.
 	time.Sleep(deathThroes)
-	return t.DB.Ping(ctx) != nil
+	return postgres.CheckWritable(ctx, t.DB) != nil
 }
 
 // deathThroes is for how long a server's processes may answer after its death.
@@ -88,12 +90,14 @@ func brokenConnection(err error) bool {
 
 // lostConnection reports whether err may come from a database that went away.
 func lostConnection(err error) bool {
-	pgErr, ok := errors.AsType[*pgconn.PgError](err)
-	if !ok {
+	if _, answered := errors.AsType[*pgconn.PgError](err); !answered {
 		return true
 	}
-	class := pgErr.Code[:min(2, len(pgErr.Code))]
-	return class == "57" || class == "08" || class == "53"
+	switch sqlstate.Of(err) {
+	case sqlstate.Unreachable, sqlstate.Exhausted, sqlstate.ReadOnly:
+		return true
+	}
+	return sqlstate.CommitUnknown(err)
 }
 
 // stack returns the stack of a panic; nil for other errors.

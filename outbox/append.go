@@ -27,17 +27,16 @@ package outbox
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 // Append records events in tx, in this order: the relay publishes them if and only
@@ -195,14 +194,10 @@ func columns(rows []row) []any {
 
 // explain adds what to do to the errors that users meet first.
 func explain(err error) error {
-	pgErr, ok := errors.AsType[*pgconn.PgError](err)
-	if !ok {
-		return err
-	}
-	switch pgErr.Code {
-	case "42P01", "42883", "3F000": // no such table, function or schema
+	switch sqlstate.Of(err) {
+	case sqlstate.Outdated:
 		return fmt.Errorf("the outbox does not exist or is of an older version; run: pgjet migrate up: %w", err)
-	case "25P02": // the transaction had failed already
+	case sqlstate.Aborted:
 		return fmt.Errorf("the transaction had failed before; look at the error of the statement before it: %w", err)
 	}
 	return err

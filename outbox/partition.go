@@ -10,7 +10,12 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
+
+// notPublished is the SQLSTATE with which pgjet.drop_outbox_partition refuses.
+const notPublished = "PJ001"
 
 // DefaultRetention is how long events stay in the outbox after they were published: for
 // so long the relay can publish again what a stream loses.
@@ -251,12 +256,7 @@ func (t *Tended) prune(ctx context.Context, db *pgx.Conn, s *situation, some int
 // try takes note of an error that says that something has to wait, and returns any
 // other.
 func (t *Tended) try(err error) error {
-	pgErr, ok := errors.AsType[*pgconn.PgError](err)
-	if !ok {
-		return err
-	}
-	switch pgErr.Code {
-	case "55P03", "PJ001": // lock not available, not published
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && (pgErr.Code == sqlstate.LockNotAvailable || pgErr.Code == notPublished) {
 		t.Busy = cmp.Or(t.Busy, pgErr.Message)
 		return nil
 	}

@@ -4,15 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 // errOutcomeUnknown says that PostgreSQL was asked to commit and did not answer.
@@ -36,7 +36,7 @@ func (s *Server) problem(ctx context.Context, route string, err error) *Problem 
 		p, level = unavailableProblem("profiles_unavailable", "Profiles are not available at the moment. Try again."), slog.LevelWarn
 	case errors.Is(err, errOutcomeUnknown):
 		p = unavailableProblem("outcome_unknown", "The connection to the database broke: the request may have been carried out, or not. A sign-up with an Idempotency-Key can be sent again as it was.")
-	case unavailable(err):
+	case sqlstate.Of(err).Passing():
 		p = unavailableProblem("database_unavailable", "The database is not available. Nothing was stored. Try again.")
 	}
 	trace.SpanFromContext(ctx).SetAttributes(attribute.String("error.type", p.Code))
@@ -83,60 +83,17 @@ func commitError(err error) error {
 	if err == nil {
 		return nil
 	}
-	pgErr, answered := errors.AsType[*pgconn.PgError](err)
-	switch {
-	case answered && class(pgErr) != "57": // a shutdown may cut in between commit and answer
-	case errors.Is(err, pgx.ErrTxCommitRollback):
-	// A closed connection is what pgx also reports, as safe to retry, if it broke after
-	// the commit was sent.
-	case pgconn.SafeToRetry(err) && !errors.Is(err, pgconn.ErrConnClosed): // not sent
-	default:
+	if sqlstate.CommitUnknown(err) {
 		return fmt.Errorf("%w: %w", errOutcomeUnknown, err)
 	}
 	return fmt.Errorf("commit: %w", err)
 }
 
-// unavailable reports whether err passes by itself, or with an operator's help,
-// while the request is fine.
-func unavailable(err error) bool {
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return passing(pgErr)
-	}
-	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
-		return true
-	}
-	if _, ok := errors.AsType[net.Error](err); ok {
-		return true
-	}
-	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, io.EOF) ||
-		errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, pgconn.ErrConnClosed) ||
-		pgconn.SafeToRetry(err)
-}
-
-// passing reports whether PostgreSQL's error tells of a server in trouble.
-func passing(err *pgconn.PgError) bool {
-	switch class(err) {
-	case "08", // connection
-		"28", // login
-		"40", // deadlock and the like
-		"53", // connections, memory, disk
-		"57", // shutdown, start-up, cancelled
-		"58": // I/O
-		return true
-	}
-	return err.Code == "25006" || // a standby
-		err.Code == "55P03" || // lock timeout
-		err.Code == "3D000" // no such database
-}
-
-// class returns the first two characters of PostgreSQL's error code.
-func class(err *pgconn.PgError) string { return err.Code[:min(2, len(err.Code))] }
-
 // redact returns the text of err without the words of PostgreSQL where they may
 // quote a value: data exceptions, violated constraints, raised errors.
 func redact(err error) string {
 	pgErr, ok := errors.AsType[*pgconn.PgError](err)
-	if !ok || passing(pgErr) || class(pgErr) == "42" || class(pgErr) == "3F" {
+	if !ok || !sqlstate.Of(err).Quotes() {
 		return err.Error()
 	}
 	short := strings.Join(strings.Fields(

@@ -56,31 +56,6 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-func TestUnavailable(t *testing.T) {
-	for _, tt := range []struct {
-		err  error
-		want bool
-	}{
-		{fmt.Errorf("begin: %w", context.DeadlineExceeded), true},
-		{io.EOF, true},
-		{io.ErrUnexpectedEOF, true},
-		{pgconn.ErrConnClosed, true},
-		{&net.OpError{Op: "read", Err: errors.New("reset")}, true},
-		{&pgconn.PgError{Code: "57P03"}, true},
-		{&pgconn.PgError{Code: "53300"}, true},
-		{&pgconn.PgError{Code: "25006"}, true},
-		{&pgconn.PgError{Code: "23505"}, false},
-		{&pgconn.PgError{Code: "42P01"}, false},
-		{&pgconn.PgError{Code: "42501"}, false},
-		{&pgconn.PgError{}, false},
-		{errors.New("anything else"), false},
-	} {
-		if got := unavailable(tt.err); got != tt.want {
-			t.Errorf("unavailable(%v) = %v, want %v", tt.err, got, tt.want)
-		}
-	}
-}
-
 func TestRedact(t *testing.T) {
 	for _, tt := range []struct {
 		err  error

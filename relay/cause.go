@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pgjet/pgjet/internal/sqlstate"
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
@@ -58,24 +58,12 @@ func told(err error) string {
 	return text
 }
 
-// blockedByDatabase puts the word before an error of PostgreSQL.
+// blockedByDatabase puts the reason before an error of PostgreSQL.
 func blockedByDatabase(err error) error {
 	if err == nil || errors.Is(err, protocol.ErrFenced) {
 		return err
 	}
-	pgErr, ok := errors.AsType[*pgconn.PgError](err)
-	if !ok {
-		return block("database_unreachable", err)
-	}
-	switch pgErr.Code {
-	case "25006": // read-only transaction: a standby, or one that is being made one
-		return block("database_read_only", err)
-	case "42501":
-		return block("permission_denied", fmt.Errorf("%w; the role needs pgjet_relay", err))
-	case "42P01", "3F000", "42703": // no such table, schema, column
-		return block("schema_outdated", fmt.Errorf("%w; run: pgjet migrate up", err))
-	}
-	return block("database_unreachable", err)
+	return block(string(sqlstate.Reason(err)), sqlstate.Advise(err, "pgjet_relay"))
 }
 
 // blockedByStream puts the word before an error of NATS. A refusal has its own.

@@ -8,7 +8,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
-	"github.com/pgjet/pgjet/internal/schema"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 // ErrNothingToAdopt says that no unknown messages are listed for a stream.
@@ -38,7 +38,7 @@ func Pause(ctx context.Context, db beginner, stream, by, reason string) (p Pause
 			)
 			select paused_at, paused_by, pause_reason, news from paused`, stream, by, reason).Scan(&p.At, &p.By, &p.Reason, &news)
 	})
-	return p, news, schema.Failed("pause the relay", err)
+	return p, news, sqlstate.Wrap("pause the relay", err)
 }
 
 // Resume ends a pause, and returns which; nil if there was none.
@@ -59,7 +59,7 @@ func Resume(ctx context.Context, db beginner, stream, by, reason string) (p *Pau
 		}
 		return optional(&p, func(p *Paused) []any { return []any{&p.At, &p.By, &p.Reason} })(rows)
 	})
-	return p, schema.Failed("resume the relay", err)
+	return p, sqlstate.Wrap("resume the relay", err)
 }
 
 // An UnknownMessage is one that the stream holds and the outbox does not know.
@@ -84,7 +84,7 @@ func scanUnknown(row pgx.CollectableRow) (m UnknownMessage, err error) {
 func UnknownMessages(ctx context.Context, db beginner, stream string) ([]UnknownMessage, error) {
 	all, err := collect(ctx, db, scanUnknown, `
 		select `+unknownColumns+` from pgjet.unknown_message where stream = $1 order by stream_seq`, stream)
-	return all, schema.Failed("list unknown messages", err)
+	return all, sqlstate.Wrap("list unknown messages", err)
 }
 
 // Adopt accepts whatever the stream holds up to the last of its [UnknownMessages],
@@ -107,7 +107,7 @@ func Adopt(ctx context.Context, db beginner, stream, by, reason string) ([]Unkno
 	if err == nil && len(all) == 0 {
 		err = ErrNothingToAdopt
 	}
-	return all, schema.Failed("adopt what stream "+stream+" holds", err)
+	return all, sqlstate.Wrap("adopt what stream "+stream+" holds", err)
 }
 
 // collect runs one statement in a transaction and returns its rows.

@@ -10,7 +10,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
-	"github.com/pgjet/pgjet/internal/schema"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 // A Quarantined is an event that was set aside. Its payload is in the outbox.
@@ -39,7 +39,7 @@ func Quarantine(ctx context.Context, db beginner, state string, after int64) ([]
 		  from (select * from pgjet.quarantine where seq > $1 and ($2 = '' or state = $2) order by seq limit $3) q
 		  left join lateral (select type, key from pgjet.outbox where seq = q.seq and id = q.event_id limit 1) o on true
 		 order by q.seq`, after, state, QuarantinePage)
-	return all, schema.Failed("list the quarantine", err)
+	return all, sqlstate.Wrap("list the quarantine", err)
 }
 
 func scanQuarantined(row pgx.CollectableRow) (q Quarantined, err error) {
@@ -54,7 +54,7 @@ func scanQuarantined(row pgx.CollectableRow) (q Quarantined, err error) {
 // If one of seqs is not in quarantine, or was pruned since, nothing is changed.
 func RetryQuarantined(ctx context.Context, db beginner, seqs []int64, by, reason string) ([]int64, error) {
 	changed, err := decide(ctx, db, "retry", seqs, by, reason)
-	return changed, schema.Failed("retry events in quarantine", err)
+	return changed, sqlstate.Wrap("retry events in quarantine", err)
 }
 
 // DropQuarantined gives up the events with these seqs, or, if seqs is nil, all that
@@ -64,7 +64,7 @@ func RetryQuarantined(ctx context.Context, db beginner, seqs []int64, by, reason
 // nothing is changed.
 func DropQuarantined(ctx context.Context, db beginner, seqs []int64, by, reason string) ([]int64, error) {
 	changed, err := decide(ctx, db, "dropped", seqs, by, reason)
-	return changed, schema.Failed("drop events in quarantine", err)
+	return changed, sqlstate.Wrap("drop events in quarantine", err)
 }
 
 // decide moves events in quarantine to a state.

@@ -8,7 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgjet/pgjet/internal/lead"
-	"github.com/pgjet/pgjet/internal/schema"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 	"github.com/pgjet/pgjet/outbox"
 )
 
@@ -95,7 +95,7 @@ func ReadStatus(ctx context.Context, db interface {
 		return s.readPending(ctx, tx, now)
 	})
 	if err != nil {
-		return Status{}, schema.Failed("read the status of the relay", err)
+		return Status{}, sqlstate.Wrap("read the status of the relay", err)
 	}
 	return s, nil
 }

@@ -5,12 +5,14 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/spf13/cobra"
 
 	"github.com/pgjet/pgjet/consumers/status"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 const root = "../../"
@@ -112,8 +114,21 @@ func TestEveryWhyIsDocumented(t *testing.T) {
 	for _, doc := range []string{"docs/cli.md", "docs/runbooks/consumer-not-moving.md"} {
 		text := read(t, doc)
 		for _, code := range status.Codes {
-			if !strings.Contains(text, "\n| `"+code+"` |") {
+			if !slices.Contains(sqlstate.Reasons, sqlstate.Class(code)) && !strings.Contains(text, "\n| `"+code+"` |") {
 				t.Errorf("%s does not explain %s", doc, code)
+			}
+		}
+	}
+}
+
+// TestEveryDatabaseReasonIsDocumented: each class of PostgreSQL's errors has its line in the
+// docs and in the runbook.
+func TestEveryDatabaseReasonIsDocumented(t *testing.T) {
+	for _, doc := range []string{"docs/cli.md", "docs/runbooks/database.md"} {
+		text := read(t, doc)
+		for _, reason := range sqlstate.Reasons {
+			if !strings.Contains(text, "\n| `"+string(reason)+"` |") {
+				t.Errorf("%s does not explain %s", doc, reason)
 			}
 		}
 	}

@@ -3,6 +3,8 @@ package main
 import (
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -25,6 +27,27 @@ func restartPostgres(t *testing.T, p *devserver.Postgres) *devserver.Postgres {
 	}
 	t.Cleanup(func() { stopPostgres(t, again) })
 	return again
+}
+
+// restartAsStandby brings a server back that takes no writes until [promote].
+func restartAsStandby(t *testing.T, p *devserver.Postgres) *devserver.Postgres {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(p.Options().Dir, "standby.signal"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return restartPostgres(t, p)
+}
+
+func promote(t *testing.T, p *devserver.Postgres) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), p.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	if _, err := conn.Exec(t.Context(), `select pg_promote()`); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func stopPostgres(t *testing.T, p *devserver.Postgres) {
@@ -139,10 +162,10 @@ func TestPostgreSQLOutage(t *testing.T) {
 	smtp, inbox := startMail(t, anyPort)
 	users, relay, mailer := startUsers(t, database), startRelay(t, database, nats), startMailer(t, database, nats, smtp)
 	all := []*service{users, relay, mailer}
-	away := func(email string) {
+	away := func(email, reason string) {
 		t.Helper()
 		for _, s := range all {
-			s.notReady(s.admin, "database_unreachable")
+			s.notReady(s.admin, reason)
 		}
 		status, header, body := post(t, users.addr, email)
 		if status != http.StatusServiceUnavailable || header.Get("Retry-After") == "" {
@@ -159,7 +182,7 @@ func TestPostgreSQLOutage(t *testing.T) {
 		// If PostgreSQL ended before this, the mail would rightly come twice.
 		waitDone(t, database, email)
 	}
-	away("ann@example.com")
+	away("ann@example.com", "database_unreachable")
 	logLines(2*time.Second, users) // it looks every second
 	if lines := users.log("WARN"); len(lines) != 1 {
 		t.Errorf("%d warnings, want one: %v", len(lines), lines)
@@ -167,10 +190,15 @@ func TestPostgreSQLOutage(t *testing.T) {
 	server = restartPostgres(t, server)
 	back("ann@example.com")
 	stopPostgres(t, server)
-	away("bob@example.com")
-	restartPostgres(t, server)
+	away("bob@example.com", "database_unreachable")
+	server = restartPostgres(t, server)
 	back("bob@example.com")
 	oneMail(t, inbox, "ann@example.com")
+	stopPostgres(t, server)
+	server = restartAsStandby(t, server)
+	away("carl@example.com", "database_read_only")
+	promote(t, server)
+	back("carl@example.com")
 	stopAll(all...)
 }
 

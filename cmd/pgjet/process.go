@@ -13,6 +13,7 @@ import (
 	"go.opentelemetry.io/otel"
 
 	"github.com/pgjet/pgjet/internal/health"
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/registry"
 	"github.com/pgjet/pgjet/internal/telemetry"
 )
@@ -183,10 +184,7 @@ func watchDatabase(db *pgxpool.Pool, log *slog.Logger) part {
 	ping := func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 		defer cancel()
-		if err := db.Ping(ctx); err != nil {
-			return fmt.Errorf("database_unreachable: %w", err)
-		}
-		return nil
+		return postgres.CheckWritable(ctx, db)
 	}
 	return part{name: "database", ready: ping, run: func(ctx context.Context) error {
 		away := false

@@ -22,7 +22,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/pgjet/pgjet/internal/schema"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 // States of a dead letter.
@@ -159,5 +159,5 @@ func failed(what string, err error) error {
 	if _, ok := errors.AsType[*NotFoundError](err); ok {
 		return err
 	}
-	return schema.Failed(what, err)
+	return sqlstate.Wrap(what, err)
 }

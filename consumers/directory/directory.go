@@ -26,11 +26,11 @@ import (
 	"github.com/cenkalti/backoff/v4"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/text/unicode/norm"
 
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 // Name is that of the durable consumer.
@@ -73,7 +73,7 @@ func follow(ctx context.Context, tx pgx.Tx, all []events.Event) error {
 	}
 	for _, group := range groups(changes) {
 		err := makes[group[0].eventType](ctx, tx, group)
-		if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.Code == "54000" { // program_limit_exceeded
+		if sqlstate.Is(err, sqlstate.ProgramLimitExceeded) {
 			return backoff.Permanent(errors.New("name or address is too long for an index of PostgreSQL"))
 		}
 		if err != nil {

@@ -22,7 +22,7 @@ import (
 	"github.com/pgjet/pgjet/consumers/replay"
 	"github.com/pgjet/pgjet/consumers/status"
 	"github.com/pgjet/pgjet/events"
-	"github.com/pgjet/pgjet/internal/schema"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 // pausedBy is the reason of a pause that [Run] made, so that a later one ends it if this
@@ -103,7 +103,7 @@ func unfinished(ctx context.Context, db *pgxpool.Pool, name string) (yes bool, e
 		    or exists (select from pgjet.operation where kind = 'consumer.extend' and target = $1 and detail ->> 'done' = 'false')`,
 		name, pausedBy).Scan(&yes)
 	if err != nil {
-		return false, schema.Failed("look up consumer "+name, err)
+		return false, sqlstate.Wrap("look up consumer "+name, err)
 	}
 	return yes, nil
 }

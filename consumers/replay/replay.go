@@ -21,7 +21,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/pgjet/pgjet/internal/schema"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 var (
@@ -94,7 +94,7 @@ func Open(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, consume
 		return nil, fmt.Errorf("%w: %s is not in pgjet.consumer of this database; a process of it that runs enters it", ErrNoConsumer, consumer)
 	}
 	if err != nil {
-		return nil, schema.Failed("look up consumer "+consumer, err)
+		return nil, sqlstate.Wrap("look up consumer "+consumer, err)
 	}
 	if err := r.bind(ctx, stream); err != nil {
 		return nil, err

@@ -8,6 +8,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 // lockTimeout is how long attempts in flight are waited for. While it lasts, no new
@@ -90,7 +92,7 @@ func (r *Replay) alone(ctx context.Context, fn func(tx pgx.Tx) error) error {
 			return err
 		}
 		_, err := tx.Exec(ctx, `select pg_advisory_xact_lock(hashtextextended('pgjet.consumer.' || $1, 0))`, r.name)
-		if e, ok := errors.AsType[*pgconn.PgError](err); ok && e.Code == "55P03" {
+		if sqlstate.Is(err, sqlstate.LockNotAvailable) {
 			return fmt.Errorf("an attempt of %s has been running for longer than %s, nothing was changed; "+
 				"wait until it ends (see pg_stat_activity) and replay again: %w", r.name, lockTimeout, err)
 		}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/pgjet/pgjet/internal/attempt"
 	"github.com/pgjet/pgjet/internal/lead"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 // An ending is what an attempt came to.
@@ -110,11 +111,14 @@ func (e *stepError) Unwrap() error { return e.err }
 
 // refusedByDatabase reports whether err is an answer after which nothing has committed.
 func refusedByDatabase(err error) bool {
-	pgErr, ok := errors.AsType[*pgconn.PgError](err)
-	if !ok {
+	if _, answered := errors.AsType[*pgconn.PgError](err); !answered {
 		return errors.Is(err, pgx.ErrTxCommitRollback)
 	}
-	return !slices.Contains([]string{"57", "08", "53"}, pgErr.Code[:min(2, len(pgErr.Code))])
+	switch sqlstate.Of(err) {
+	case sqlstate.Unreachable, sqlstate.Exhausted, sqlstate.ReadOnly:
+		return false
+	}
+	return !sqlstate.CommitUnknown(err)
 }
 
 // transact runs fn in a transaction. If a step was left behind in it, its connection is

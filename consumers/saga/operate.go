@@ -9,7 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/pgjet/pgjet/internal/schema"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 // Page is how many sagas List returns at most.
@@ -28,11 +28,11 @@ func List(ctx context.Context, db *pgxpool.Pool, f Filter) ([]Record, error) {
 		select `+columns+` from pgjet.saga
 		 where ($1 = '' or state = $1) and ($2 = '' or key = $2) order by started_at desc, id limit $3`, f.State, f.Key, Page)
 	if err != nil {
-		return nil, schema.Failed("list sagas", err)
+		return nil, sqlstate.Wrap("list sagas", err)
 	}
 	found, err := pgx.CollectRows(rows, scan)
 	if err != nil {
-		return nil, schema.Failed("list sagas", err)
+		return nil, sqlstate.Wrap("list sagas", err)
 	}
 	all := make([]Record, 0, len(found))
 	for _, x := range found {
@@ -50,14 +50,14 @@ func (e *NotFoundError) Error() string { return fmt.Sprintf("no saga %s; see: pg
 func Get(ctx context.Context, db *pgxpool.Pool, id uuid.UUID) (*Record, error) {
 	rows, err := db.Query(ctx, `select `+columns+` from pgjet.saga where id = $1`, id)
 	if err != nil {
-		return nil, schema.Failed("get saga "+id.String(), err)
+		return nil, sqlstate.Wrap("get saga "+id.String(), err)
 	}
 	x, err := pgx.CollectExactlyOneRow(rows, scan)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, &NotFoundError{id}
 	}
 	if err != nil {
-		return nil, schema.Failed("get saga "+id.String(), err)
+		return nil, sqlstate.Wrap("get saga "+id.String(), err)
 	}
 	return x, nil
 }
@@ -97,5 +97,5 @@ func Retry(ctx context.Context, db *pgxpool.Pool, id uuid.UUID, by, reason strin
 			select 'saga.retry', name, $2, $3, jsonb_build_object('id', $1::uuid, 'step', $4::text) from retried`, id, by, reason, step)
 		return err
 	})
-	return schema.Failed("retry", err)
+	return sqlstate.Wrap("retry", err)
 }

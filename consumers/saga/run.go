@@ -11,10 +11,11 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/session"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 const (
@@ -72,8 +73,8 @@ func (r *Runner) Run(ctx context.Context) (err error) {
 // word that docs/cli.md explains, such as database_unreachable. A saga that needs an
 // operator is no reason.
 func (r *Runner) Ready(ctx context.Context) error {
-	if err := r.DB.Ping(ctx); err != nil {
-		return fmt.Errorf("database_unreachable: %w", err)
+	if err := postgres.CheckWritable(ctx, r.DB); err != nil {
+		return err
 	}
 	return r.keeper.Ready()
 }
@@ -89,7 +90,7 @@ func (r *Runner) session(outer context.Context) error {
 	defer running.Wait()
 	defer cancel()
 	if err := r.releaseAll(ctx); err != nil {
-		return explained(err)
+		return sqlstate.Explain(err, "pgjet_consumer")
 	}
 	running.Go(func() { r.tend(ctx) })
 	slots := make(chan struct{}, r.Saga.Workers)
@@ -104,7 +105,7 @@ func (r *Runner) session(outer context.Context) error {
 		claimant := fmt.Sprintf("%s:%d", r.process, claims)
 		all, err := r.take(ctx, claimant, free)
 		if err != nil {
-			return explained(err)
+			return sqlstate.Explain(err, "pgjet_consumer")
 		}
 		if r.keeper.Working() {
 			r.Log.InfoContext(ctx, "running sagas")
@@ -189,18 +190,6 @@ func (r *Runner) tend(ctx context.Context) {
 			return
 		}
 	}
-}
-
-// explained puts the word for its cause before an error that ended a session.
-func explained(err error) error {
-	pgErr, refused := errors.AsType[*pgconn.PgError](err)
-	switch {
-	case refused && pgErr.Code == "42501":
-		return fmt.Errorf("permission_denied: %w; the role needs the rights of pgjet_consumer", err)
-	case refused && (pgErr.Code == "42P01" || pgErr.Code == "42703"):
-		return fmt.Errorf("schema_outdated: %w; run: pgjet migrate up", err)
-	}
-	return fmt.Errorf("database_unreachable: %w", err)
 }
 
 // sleep waits, and reports whether ctx goes on.

@@ -9,7 +9,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers"
-	"github.com/pgjet/pgjet/internal/schema"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 // apart is the time between two looks, from which rates come.
@@ -66,7 +66,7 @@ func (s *Status) look(ctx context.Context, db database, js jetstream.JetStream) 
 	case errors.Is(err, jetstream.ErrConsumerNotFound):
 		s.lacks = "consumer_missing"
 	default:
-		return schema.Failed("look at consumer "+s.Name, err)
+		return sqlstate.Wrap("look at consumer "+s.Name, err)
 	}
 	return nil
 }

@@ -8,9 +8,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/pgjet/pgjet/internal/schema"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 // A beginner is a connection, a pool, or a transaction.
@@ -42,7 +41,7 @@ func Pause(ctx context.Context, db beginner, name, by, reason string) (p Paused,
 		err = known(ctx, db, name)
 	}
 	p.At = p.At.UTC()
-	return p, news, schema.Failed("pause consumer "+name, err)
+	return p, news, sqlstate.Wrap("pause consumer "+name, err)
 }
 
 // Resume ends a pause, and returns which; nil if there was none.
@@ -61,10 +60,10 @@ func Resume(ctx context.Context, db beginner, name, by, reason string) (*Paused,
 			select * from was`, name, by, reason).Scan(&p.At, &p.By, &p.Reason)
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, schema.Failed("resume consumer "+name, known(ctx, db, name))
+		return nil, sqlstate.Wrap("resume consumer "+name, known(ctx, db, name))
 	}
 	p.At = p.At.UTC()
-	return &p, schema.Failed("resume consumer "+name, err)
+	return &p, sqlstate.Wrap("resume consumer "+name, err)
 }
 
 // known returns an UnknownError unless there is a consumer of that name.
@@ -90,7 +89,7 @@ func Drain(ctx context.Context, db beginner, name string, within time.Duration) 
 	for {
 		drained, err = quiet(ctx, db, name, max(time.Until(deadline), time.Millisecond))
 		if err != nil || drained || time.Now().After(deadline) {
-			return drained, schema.Failed("wait for attempts of consumer "+name, err)
+			return drained, sqlstate.Wrap("wait for attempts of consumer "+name, err)
 		}
 		select {
 		case <-time.After(100 * time.Millisecond):
@@ -116,8 +115,8 @@ func quiet(ctx context.Context, db beginner, name string, within time.Duration) 
 			select not exists (select from pgjet.intent where consumer = $1 and taken_by is not null
 			   and not pg_try_advisory_xact_lock_shared(hashtextextended('pgjet.process.' || taken_by, 0)))`, name).Scan(&quiet)
 	})
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.Code == "55P03" {
-		return false, nil // lock_timeout
+	if sqlstate.Is(err, sqlstate.LockNotAvailable) {
+		return false, nil
 	}
 	return quiet, err
 }

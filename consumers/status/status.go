@@ -15,7 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers"
-	"github.com/pgjet/pgjet/internal/schema"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 // silence is for how long a process that lives may not be seen.
@@ -91,7 +91,7 @@ func (e *UnknownError) Error() string {
 func List(ctx context.Context, db database, js jetstream.JetStream) ([]Status, error) {
 	all, err := load(ctx, db)
 	if err != nil {
-		return nil, schema.Failed("read what is known of consumers", err)
+		return nil, sqlstate.Wrap("read what is known of consumers", err)
 	}
 	return all, lookTwice(ctx, db, js, all)
 }
@@ -100,7 +100,7 @@ func List(ctx context.Context, db database, js jetstream.JetStream) ([]Status, e
 func Get(ctx context.Context, db database, js jetstream.JetStream, name string) (Status, error) {
 	all, err := load(ctx, db)
 	if err != nil {
-		return Status{}, schema.Failed("read what is known of consumer "+name, err)
+		return Status{}, sqlstate.Wrap("read what is known of consumer "+name, err)
 	}
 	i := slices.IndexFunc(all, func(s Status) bool { return s.Name == name })
 	if i < 0 {

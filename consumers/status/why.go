@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 // Codes are those of [Why]. The first that applies is told. docs/cli.md and
@@ -14,9 +16,13 @@ var Codes = slices.Concat([]string{"unaccounted", "stream_missing", "consumer_mi
 	[]string{"blocked", "at_max_ack_pending", "failing", "slow", "stalled", "dead_letters", "moving", "retrying", "idle"})
 
 // causes are the words with which a process says why it handles nothing.
-var causes = []string{
-	"database_unreachable", "permission_denied", "schema_outdated", "nats_unreachable",
-	"consumer_differs", "retention_too_short", "unavailable",
+var causes = append(databaseCauses(), "nats_unreachable", "consumer_differs", "retention_too_short", "unavailable")
+
+func databaseCauses() (all []string) {
+	for _, class := range sqlstate.Reasons {
+		all = append(all, string(class))
+	}
+	return all
 }
 
 // A Why says in a word and a sentence how a consumer is doing, and what is the reason.

@@ -17,7 +17,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 // PostgresOptions say which server [StartPostgres] runs, where, and how.
@@ -240,7 +241,7 @@ func (p *Postgres) waitReady(ctx context.Context) error {
 // createDatabase creates the database pgjet unless it exists.
 func (p *Postgres) createDatabase(ctx context.Context) error {
 	conn, err := pgx.Connect(ctx, p.URL())
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); !ok || pgErr.Code != "3D000" {
+	if !sqlstate.Is(err, sqlstate.InvalidCatalogName) {
 		if err != nil {
 			return err
 		}

@@ -12,6 +12,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 // Silence is for how long a leader may ask nothing of the database. Then it loses its
@@ -94,7 +96,7 @@ func wait(ctx context.Context, conn *pgx.Conn, name string) error {
 	}
 	for {
 		err := block(ctx, conn, name)
-		if pgErr, ok := errors.AsType[*pgconn.PgError](err); !ok || pgErr.Code != "55P03" { // lock not available
+		if !sqlstate.Is(err, sqlstate.LockNotAvailable) {
 			if err == nil {
 				_, err = conn.Exec(ctx, `set lock_timeout = 0`)
 			}

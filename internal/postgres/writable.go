@@ -1,0 +1,39 @@
+// Package postgres opens connections to PostgreSQL and judges what they can be used for.
+package postgres
+
+import (
+	"context"
+	"errors"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/internal/sqlstate"
+)
+
+// A querier is a pool, a connection or a transaction.
+type querier interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// Why a server takes no writes.
+var (
+	errStandby  = errors.New(string(sqlstate.ReadOnly) + ": the server is a standby; connect to the primary, or wait until this server is promoted")
+	errReadOnly = errors.New(string(sqlstate.ReadOnly) + ": default_transaction_read_only is on, for the server, the database or the user; set it off")
+)
+
+// CheckWritable returns nil if db answers and takes writes. Its errors begin with a reason of
+// package sqlstate: database_read_only for a standby and for a server, database or user that is
+// set to take none, database_unreachable without an answer.
+func CheckWritable(ctx context.Context, db querier) error {
+	var standby, readOnly bool
+	err := db.QueryRow(ctx, `select pg_is_in_recovery(), current_setting('transaction_read_only')::bool`).Scan(&standby, &readOnly)
+	switch {
+	case err != nil:
+		return sqlstate.Explain(err, "")
+	case standby:
+		return errStandby
+	case readOnly:
+		return errReadOnly
+	}
+	return nil
+}

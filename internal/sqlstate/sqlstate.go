@@ -1,0 +1,223 @@
+// Package sqlstate says what an error of PostgreSQL means for pgjet. It holds the only list of
+// SQLSTATEs: readiness, status, verdicts, retries and HTTP answers all derive from [Of].
+package sqlstate
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// A Class groups errors that call for the same reaction. Its text is the reason that operators
+// see in status, readiness and logs.
+type Class string
+
+// The classes. [Of] returns "" for what is not an error of the database.
+const (
+	// Unreachable: no connection, a lost one, or a server that starts, stops or cannot read its disk.
+	Unreachable Class = "database_unreachable"
+	// Login: the server refuses the user, its password, or the database.
+	Login Class = "database_login"
+	// Exhausted: the server is out of connections, memory or disk.
+	Exhausted Class = "database_exhausted"
+	// ReadOnly: a standby, or a server that is set to take no writes.
+	ReadOnly Class = "database_read_only"
+	// Timeout: a statement, lock, transaction or idle session took longer than a limit of the server.
+	Timeout Class = "database_timeout"
+	// Conflict: a serialization failure or a deadlock; the transaction succeeds if it runs again.
+	Conflict Class = "database_conflict"
+	// StalePlan: a table changed under a prepared statement, which is valid again at the next try.
+	StalePlan Class = "plan_outdated"
+	// Pooler: a prepared statement is on another connection than the one that prepared it.
+	Pooler Class = "pooler"
+	// Permission: the role lacks a right.
+	Permission Class = "permission_denied"
+	// Outdated: a table, column, function or schema is missing.
+	Outdated Class = "schema_outdated"
+	// Encoding: a character does not exist in the encoding of the database or of the session.
+	Encoding Class = "database_encoding"
+	// Aborted: the transaction failed before.
+	Aborted Class = "transaction_aborted"
+	// Rejected: a value that the table does not take.
+	Rejected Class = "value_rejected"
+	// Failed: any other error that PostgreSQL reports.
+	Failed Class = "database_error"
+)
+
+// Reasons are all classes, as the reasons why a process gets nothing done.
+var Reasons = []Class{
+	Unreachable, Login, Exhausted, ReadOnly, Timeout, Conflict, StalePlan, Pooler, Permission, Outdated, Encoding, Aborted, Rejected, Failed,
+}
+
+// Single SQLSTATEs that code asks for by name.
+const (
+	LockNotAvailable     = "55P03" // lock_timeout, or NOWAIT
+	UniqueViolation      = "23505"
+	ProgramLimitExceeded = "54000" // such as a value too long for an index
+	InvalidCatalogName   = "3D000" // the database does not exist
+)
+
+// exact are the codes whose class is not that of the others with the same first two characters.
+var exact = map[string]Class{
+	"0A000": Failed,      // feature_not_supported; see stalePlan
+	"21000": Rejected,    // cardinality_violation
+	"22021": Encoding,    // character_not_in_repertoire
+	"22P05": Encoding,    // untranslatable_character
+	"25006": ReadOnly,    // read_only_sql_transaction
+	"25P02": Aborted,     // in_failed_sql_transaction
+	"25P03": Timeout,     // idle_in_transaction_session_timeout
+	"25P04": Timeout,     // transaction_timeout
+	"26000": Pooler,      // invalid_sql_statement_name
+	"3D000": Login,       // invalid_catalog_name
+	"3F000": Outdated,    // invalid_schema_name
+	"42501": Permission,  // insufficient_privilege
+	"42703": Outdated,    // undefined_column
+	"42704": Outdated,    // undefined_object
+	"42883": Outdated,    // undefined_function
+	"42P01": Outdated,    // undefined_table
+	"42P05": Pooler,      // duplicate_prepared_statement
+	"54000": Rejected,    // program_limit_exceeded
+	"55000": Failed,      // object_not_in_prerequisite_state
+	"55006": Unreachable, // object_in_use: the database is being dropped or copied
+	"55P03": Timeout,     // lock_not_available
+	"57014": Timeout,     // query_canceled
+	"57P05": Timeout,     // idle_session_timeout
+	"72000": Failed,      // snapshot_too_old
+}
+
+// byPrefix are the classes of all other codes, by their first two characters.
+var byPrefix = map[string]Class{
+	"08": Unreachable, // connection exception
+	"22": Rejected,    // data exception
+	"23": Rejected,    // integrity constraint violation
+	"28": Login,       // invalid authorization
+	"40": Conflict,    // transaction rollback
+	"53": Exhausted,   // insufficient resources
+	"57": Unreachable, // operator intervention
+	"58": Unreachable, // system error, such as I/O
+}
+
+// Of returns the class of err: that of the PostgreSQL error in it, [Unreachable] for a connection
+// that failed or gave no answer in time, and "" for nil and anything else.
+func Of(err error) Class {
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return classOf(pgErr)
+	}
+	if err != nil && lost(err) {
+		return Unreachable
+	}
+	return ""
+}
+
+func classOf(err *pgconn.PgError) Class {
+	if stalePlan(err) {
+		return StalePlan
+	}
+	if class, ok := exact[err.Code]; ok {
+		return class
+	}
+	return cmp.Or(byPrefix[err.Code[:min(2, len(err.Code))]], Failed)
+}
+
+// stalePlan recognises "cached plan must not change result type". Its code stands for any feature
+// that is not supported, and its text depends on the language of the server.
+func stalePlan(err *pgconn.PgError) bool {
+	return err.Code == "0A000" && err.Routine == "RevalidateCachedQuery"
+}
+
+// lost reports whether a connection could not be opened, ended, or did not answer in time.
+func lost(err error) bool {
+	_, connecting := errors.AsType[*pgconn.ConnectError](err)
+	_, network := errors.AsType[net.Error](err)
+	return connecting || network || pgconn.SafeToRetry(err) || errors.Is(err, pgconn.ErrConnClosed) ||
+		errors.Is(err, context.DeadlineExceeded) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+}
+
+// Passing reports whether an error of this class passes by itself or with an operator's help,
+// while the statement is fine: it may be sent again as it was.
+func (c Class) Passing() bool {
+	switch c {
+	case Unreachable, Login, Exhausted, ReadOnly, Timeout, Conflict, StalePlan, Pooler:
+		return true
+	}
+	return false
+}
+
+// Quotes reports whether the text of such an error may repeat a value of a row.
+func (c Class) Quotes() bool {
+	return c == Rejected || c == Encoding || c == Failed
+}
+
+// advice is what to do, behind the text of the error. Those that pass need none.
+var advice = map[Class]string{
+	Login:     "check the user, the password and the database in the URL",
+	Exhausted: "look at the server's connections, memory and disk",
+	ReadOnly:  "connect to the primary, or wait until this server is promoted",
+	Pooler:    "a connection pooler that shares connections between transactions stands in between; see docs/connections.md",
+	Outdated:  "run: pgjet migrate up",
+	Encoding:  "the database must have the encoding UTF8",
+}
+
+// Reason returns the class of an error that came from a database. It is [Failed] where [Of]
+// returns "".
+func Reason(err error) Class { return cmp.Or(Of(err), Failed) }
+
+// Advise returns err with what to do behind it. The role is the one of pgjet's whose rights the
+// connection's user needs, such as pgjet_relay; "" names none.
+func Advise(err error, role string) error {
+	class := Of(err)
+	todo := advice[class]
+	if class == Permission && role != "" {
+		todo = "the user needs the rights of " + role
+	}
+	if todo == "" {
+		return err
+	}
+	return fmt.Errorf("%w; %s", err, todo)
+}
+
+// Explain returns err with its reason before it, such as "schema_outdated: ", and what to do
+// behind it, as [Advise] does. A nil error stays nil.
+func Explain(err error, role string) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", Reason(err), Advise(err, role))
+}
+
+// Wrap returns err with what failed before it, and what to do behind it if that is known. A nil
+// error stays nil.
+func Wrap(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", what, Advise(err, ""))
+}
+
+// Is reports whether err is PostgreSQL's, with this code.
+func Is(err error, code string) bool {
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pgErr.Code == code
+}
+
+// CommitUnknown reports whether a commit that returned err may have taken place: a server that
+// shuts down may do so between the commit and its answer, and so may a connection break.
+func CommitUnknown(err error) bool {
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return pgErr.Code[:min(2, len(pgErr.Code))] == "57"
+	}
+	switch {
+	case err == nil, errors.Is(err, pgx.ErrTxCommitRollback):
+		return false
+	// pgx calls a closed connection safe to retry even if it broke after the commit was sent.
+	case errors.Is(err, pgconn.ErrConnClosed):
+		return true
+	}
+	return !pgconn.SafeToRetry(err)
+}
