@@ -65,9 +65,7 @@ func (r *registrar) setConfig(hash string) {
 	defer r.mu.Unlock()
 	r.config = hash
 	for _, one := range r.all {
-		if err := one.Set("config", hash); err != nil {
-			r.log.Warn("others see an old configuration hash", "err", err)
-		}
+		one.Set("config", hash)
 	}
 }
 

@@ -1,16 +1,19 @@
 package registry
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
+	"github.com/nats-io/nuid"
 )
 
 // A Registration is an instance that answers when it is asked for.
@@ -19,105 +22,136 @@ type Registration struct {
 
 	mu       sync.Mutex
 	instance Instance
-	service  micro.Service // nil when it has left
+	subs     []*nats.Subscription // nil once it has left
 }
 
-// Register makes i known on nc, whose error handler must be set before, until the
-// Registration is stopped or nc closed. It needs no connection at that moment, and
-// outlives the loss of any. The id of i is made here, and its start is now unless it is
-// said.
+// Register makes i known on nc until the Registration is stopped or nc is closed. It
+// needs no connection at that moment, and outlives the loss of any. The id of i is made
+// here, and its start is now unless it is given.
+//
+// An answer goes to an inbox and nowhere else: whoever asks chooses where the answer is
+// published, and could otherwise have this process write into a stream.
 func Register(nc *nats.Conn, i Instance) (*Registration, error) {
-	if i.Address != "" && !validAddress(i.Address) {
+	switch {
+	case !validName.MatchString(i.Name):
+		return nil, fmt.Errorf("register %q: a name has letters, digits, - and _ only", i.Name)
+	case i.Address != "" && !validAddress(i.Address):
 		return nil, fmt.Errorf("register %s: the address %q is not of the form http://host:port", i.Name, i.Address)
-	}
-	if i.HealthURL != "" && !validURL(i.HealthURL) {
+	case i.HealthURL != "" && !validURL(i.HealthURL):
 		return nil, fmt.Errorf("register %s: the health URL %q is not of the form http://host:port/path", i.Name, i.HealthURL)
 	}
 	if i.Started.IsZero() {
 		i.Started = time.Now()
 	}
+	i.ID, i.Version, i.Metadata = nuid.Next(), semver(i.Version), maps.Clone(i.Metadata)
 	r := &Registration{nc: nc, instance: i}
-	r.instance.Metadata = maps.Clone(i.Metadata)
-	var err error
-	if r.service, err = r.add(); err != nil {
-		return nil, err
+	if err := r.subscribe(); err != nil {
+		return nil, errors.Join(fmt.Errorf("register %s: %w", i.Name, err), r.Stop())
 	}
 	return r, nil
 }
 
-// add registers the instance as it is now.
-func (r *Registration) add() (micro.Service, error) {
-	i := r.instance
-	all := maps.Clone(i.Metadata)
-	if all == nil {
-		all = make(map[string]string)
+// subscribe listens for the questions of the NATS service API (ADR-32): PING, INFO and
+// STATS to all services, to those of this name, and to this one.
+func (r *Registration) subscribe() error {
+	for _, verb := range []micro.Verb{micro.PingVerb, micro.InfoVerb, micro.StatsVerb} {
+		for _, to := range [][2]string{{}, {r.instance.Name}, {r.instance.Name, r.instance.ID}} {
+			subject, err := micro.ControlSubject(verb, to[0], to[1])
+			if err != nil {
+				return err
+			}
+			sub, err := r.nc.Subscribe(subject, func(m *nats.Msg) { r.answer(verb, m.Reply) })
+			if err != nil {
+				return err
+			}
+			r.subs = append(r.subs, sub)
+		}
 	}
+	return nil
+}
+
+// answer publishes the answer to one question, if it was asked from an inbox.
+func (r *Registration) answer(verb micro.Verb, reply string) {
+	if !isInbox(reply) {
+		return
+	}
+	data, err := json.Marshal(r.says(verb))
+	if err == nil {
+		_ = r.nc.Publish(reply, data) // the connection is gone otherwise; its handlers log that
+	}
+}
+
+// isInbox reports whether answers may go to a subject: to the inbox of a connection that
+// sets no prefix, or to the part of an inbox that [Ask] uses.
+func isInbox(subject string) bool {
+	tokens := strings.Split(subject, ".")
+	switch {
+	case len(tokens) < 2 || strings.ContainsAny(subject, "*> \t\r\n") || slices.Contains(tokens, ""):
+		return false
+	case tokens[0] == "_INBOX":
+		return true
+	}
+	return strings.HasPrefix(tokens[0], "_INBOX_") && tokens[1] == askToken && len(tokens) > 2
+}
+
+// says returns the answer to a question.
+func (r *Registration) says(verb micro.Verb) any {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	i := r.instance
+	all := make(map[string]string, len(i.Metadata)+3)
+	maps.Copy(all, i.Metadata)
 	all[keyStarted] = i.Started.UTC().Format(time.RFC3339)
 	for key, value := range map[string]string{keyAddress: i.Address, keyHealth: i.HealthURL} {
 		if value != "" {
 			all[key] = value
 		}
 	}
-	s, err := micro.AddService(r.nc, micro.Config{
-		Name: i.Name, Version: semver(i.Version), Metadata: all,
-		ErrorHandler: func(micro.Service, *micro.NATSError) {}, // the connection's has told
-	})
-	if err != nil {
-		return nil, fmt.Errorf("register %s: %w", i.Name, err)
+	identity := micro.ServiceIdentity{Name: i.Name, ID: i.ID, Version: i.Version, Metadata: all}
+	switch verb {
+	case micro.PingVerb:
+		return micro.Ping{ServiceIdentity: identity, Type: micro.PingResponseType}
+	case micro.StatsVerb:
+		return micro.Stats{ServiceIdentity: identity, Type: micro.StatsResponseType, Started: i.Started.UTC(), Endpoints: []*micro.EndpointStats{}}
 	}
-	return s, nil
+	return micro.Info{ServiceIdentity: identity, Type: micro.InfoResponseType, Endpoints: []micro.EndpointInfo{}}
 }
 
-// Set changes one entry of the metadata, such as the hash of the configuration. The
-// instance has another id afterwards.
-func (r *Registration) Set(key, value string) error {
+// Set changes one entry of the metadata, such as the hash of the configuration.
+func (r *Registration) Set(key, value string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.service == nil || r.instance.Metadata[key] == value {
-		return nil
-	}
 	changed := maps.Clone(r.instance.Metadata)
 	if changed == nil {
 		changed = make(map[string]string)
 	}
 	changed[key] = value
 	r.instance.Metadata = changed
-	s, err := r.add() // first, so that there is always one
-	if err != nil {
-		return err
-	}
-	before := r.service
-	r.service = s
-	return r.stop(before)
 }
 
 // Stop makes the instance leave: when it returns, nobody finds it any more, if NATS can
 // be reached.
 func (r *Registration) Stop() error {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.service == nil {
-		return nil
+	subs := r.subs
+	r.subs = nil
+	r.mu.Unlock()
+	for _, sub := range subs {
+		if err := sub.Unsubscribe(); err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
+			return fmt.Errorf("leave the registry: %w", err)
+		}
 	}
-	err := r.stop(r.service)
-	r.service = nil
-	return err
-}
-
-// stop has a service leave. When it returns, it is not asked any more.
-func (r *Registration) stop(s micro.Service) error {
-	if err := s.Stop(); err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
-		return fmt.Errorf("leave the registry: %w", err)
-	}
-	if !r.nc.IsConnected() {
+	if len(subs) == 0 || !r.nc.IsConnected() {
 		return nil
 	}
 	return r.nc.FlushTimeout(time.Second)
 }
 
+var validName = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+
 var validVersion = regexp.MustCompile(`^\d+\.\d+\.\d+([-+][0-9A-Za-z.+-]+)?$`)
 
-// semver returns the version as micro takes it: of a build without one, 0.0.0-devel.
+// semver returns the version as the NATS service API takes it: of a build without one, 0.0.0-devel.
 func semver(version string) string {
 	if v := strings.TrimPrefix(version, "v"); validVersion.MatchString(v) {
 		return v

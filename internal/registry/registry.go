@@ -1,6 +1,6 @@
-// Package registry tells which processes run, and where. A process registers with
-// [Register]; it then answers questions on NATS, as nats.go's micro does, so that
-// `nats micro ls` shows it. Who looks for a service asks: only those who answer are
+// Package registry finds the processes that run. A process registers with [Register]; it
+// then answers the questions of the NATS service API (ADR-32), so that `nats micro ls`
+// shows it. Who looks for a service asks: only those who answer are
 // there. There is no list that could be wrong.
 //
 // An instance that is killed, cut off or paused is gone from [Registry.Discover]
@@ -169,7 +169,7 @@ func Ask(ctx context.Context, nc *nats.Conn, name string) ([]Instance, error) {
 	if !nc.IsConnected() {
 		return nil, ErrAway
 	}
-	inbox := nc.NewInbox()
+	inbox := newInbox(nc)
 	answers, err := nc.SubscribeSync(inbox)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrAway, err)
@@ -200,6 +200,21 @@ func Ask(ctx context.Context, nc *nats.Conn, name string) ([]Instance, error) {
 		return nil, ErrAway
 	}
 	return slices.SortedFunc(maps.Values(found), byID), nil
+}
+
+// askToken separates what the registry asks from everything else that comes to an inbox:
+// other processes may be permitted to publish below it without reaching the rest.
+const askToken = "srv"
+
+// InboxFor returns the subjects to which answers go if a connection with that inbox
+// prefix asks.
+func InboxFor(prefix string) string { return prefix + "." + askToken + ".>" }
+
+// newInbox returns a new inbox for the answers to one question.
+func newInbox(nc *nats.Conn) string {
+	inbox := nc.NewInbox()
+	cut := strings.LastIndexByte(inbox, '.')
+	return inbox[:cut] + "." + askToken + inbox[cut:]
 }
 
 func next(ctx context.Context, answers *nats.Subscription, wait time.Duration) (*nats.Msg, error) {

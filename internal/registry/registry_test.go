@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nats.go/micro"
 
 	"github.com/pgjet/pgjet/internal/registry"
@@ -96,9 +97,7 @@ func TestRegisterAndLeave(t *testing.T) {
 		i.HealthURL != "http://127.0.0.1:7404/readyz" || len(i.Metadata) != 1 || i.Metadata["config"] != "abc" || time.Since(i.Started) > time.Minute {
 		t.Errorf("found %+v", i)
 	}
-	if err := r.Set("config", "def"); err != nil {
-		t.Fatal(err)
-	}
+	r.Set("config", "def")
 	all = discover(t, other, "profiles")
 	if len(all) != 1 || all[0].Metadata["config"] != "def" || !all[0].Started.Equal(i.Started) {
 		t.Errorf("found %+v after a change, want the same with the new hash", all)
@@ -112,7 +111,8 @@ func TestRegisterAndLeave(t *testing.T) {
 	if all := discover(t, other, "profiles"); len(all) != 0 {
 		t.Errorf("found %v after it left", all)
 	}
-	if err := errors.Join(r.Stop(), r.Set("config", "ghi")); err != nil {
+	r.Set("config", "ghi")
+	if err := r.Stop(); err != nil {
 		t.Error(err)
 	}
 }
@@ -129,6 +129,64 @@ func TestMicroToolsSeeIt(t *testing.T) {
 		if err != nil || json.Unmarshal(msg.Data, &answer) != nil || answer.Name != "pgjet-users" || answer.Type != kind || answer.Version != "0.0.0-devel" {
 			t.Errorf("$SRV.%s is answered by %v (%v)", verb, msg, err)
 		}
+	}
+}
+
+// TestAnswersInboxesOnly: a question chooses where its answer is published. None makes an
+// instance write into a stream, ask or acknowledge anything.
+func TestAnswersInboxesOnly(t *testing.T) {
+	t.Parallel()
+	js, url := testenv.JetStream(t)
+	nc := connect(t, url)
+	register(t, nc, registry.Instance{Name: "profiles"})
+	info, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.*.>"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	asker := connect(t, url)
+	seen, err := asker.SubscribeSync(">")
+	if err != nil {
+		t.Fatal(err)
+	}
+	subjects := []string{"$SRV.PING", "$SRV.INFO", "$SRV.STATS", "$SRV.PING.profiles", "$SRV.INFO.profiles", "$SRV.STATS.profiles"}
+	asked := 0
+	for _, reply := range []string{ // $JS.ACK and _R_ the server refuses itself
+		"events.1.pwn", "events.00.user.created", "$JS.API.STREAM.PURGE.EVENTS", "pgjet.hint.EVENTS",
+		"$SRV.PING", "$SRV.INFO.profiles", "_INBOX", "_INBOX_relay.x", "_INBOX_relay.x.y", "_INBOX_relay.srv", "_INBOXES.x.y",
+		"INBOX.x", "$SYS.x", "x", "_inbox.x", "x._INBOX.y",
+	} {
+		for _, subject := range subjects {
+			if err := asker.PublishRequest(subject, reply, nil); err != nil {
+				t.Fatal(err)
+			}
+			asked++
+		}
+	}
+	// Answers to inboxes come, and came after all those that did not.
+	for _, inbox := range []string{"_INBOX.x", "_INBOX.x.y", "_INBOX_operator.srv.x"} {
+		for _, subject := range subjects {
+			if err := asker.PublishRequest(subject, inbox, nil); err != nil {
+				t.Fatal(err)
+			}
+			asked++
+		}
+	}
+	answers := 0
+	for n := range asked + 3*len(subjects) {
+		msg, err := seen.NextMsg(patience)
+		if err != nil {
+			t.Fatalf("after %d messages: %v", n, err)
+		}
+		if msg.Reply == "" {
+			answers++
+			if !strings.HasPrefix(msg.Subject, "_INBOX.x") && msg.Subject != "_INBOX_operator.srv.x" {
+				t.Errorf("an answer was published to %s", msg.Subject)
+			}
+		}
+	}
+	now, err := info.Info(t.Context())
+	if err != nil || now.State.Msgs != 0 || answers != 3*len(subjects) {
+		t.Errorf("the stream holds %d messages (%v), and %d answers came, want 0 and %d", now.State.Msgs, err, answers, 3*len(subjects))
 	}
 }
 
@@ -372,9 +430,7 @@ func TestSetWhileAway(t *testing.T) {
 	server.Stop()
 	testenv.Eventually(t, patience, "NATS is lost", func() bool { return !nc.IsConnected() && !other.IsConnected() })
 	for _, hash := range []string{"a", "b"} {
-		if err := r.Set("config", hash); err != nil {
-			t.Fatal(err)
-		}
+		r.Set("config", hash)
 	}
 	testenv.RestartNATS(t, server)
 	testenv.Eventually(t, patience, "it is there", func() bool {
