@@ -12,6 +12,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/jserror"
+	"github.com/pgjet/pgjet/internal/natsconn"
 	"github.com/pgjet/pgjet/internal/session"
 )
 
@@ -30,10 +32,15 @@ var errMissed = errors.New("events were missed")
 // onGap: whatever was derived from events before may be stale. Both are called by one
 // goroutine and must not block.
 //
+// All processes that follow under one name share one consumer of the stream, of that
+// name, and each gets every event. They must ask for the same types. A process needs no
+// other right than to create that one consumer, and to subscribe to
+// [events.FollowSubject].
+//
 // It keeps trying for ever, and logs why it does not get through once.
 // While it does not, neither function is called.
-func Follow(ctx context.Context, js jetstream.JetStream, stream string, types []string, log *slog.Logger, onEvent func(events.Event), onGap func()) {
-	f := &follower{js: js, stream: stream, onEvent: onEvent, onGap: onGap}
+func Follow(ctx context.Context, js jetstream.JetStream, stream, name string, types []string, log *slog.Logger, onEvent func(events.Event), onGap func()) {
+	f := &follower{js: js, stream: stream, name: name, onEvent: onEvent, onGap: onGap}
 	for _, t := range types {
 		f.subjects = append(f.subjects, events.Filter(t))
 	}
@@ -43,10 +50,19 @@ func Follow(ctx context.Context, js jetstream.JetStream, stream string, types []
 type follower struct {
 	js       jetstream.JetStream
 	stream   string
+	name     string
 	subjects []string
 	onEvent  func(events.Event)
 	onGap    func()
 	keeper   session.Keeper
+}
+
+// A followed is how far the consumer that is followed has come.
+type followed struct {
+	last  uint64    // number of the last delivery
+	next  uint64    // deliveries of places of the stream before it may come late
+	since time.Time // when the session began
+	fresh bool      // nothing has come in order yet
 }
 
 // session follows the stream by one consumer, which the server removes soon after
@@ -56,20 +72,21 @@ func (f *follower) session(ctx context.Context) error {
 	if !nc.IsConnected() {
 		return errors.New("nats_unreachable: caches rely on the age of their entries alone")
 	}
-	sub, err := nc.SubscribeSync(nc.NewInbox())
+	sub, err := nc.SubscribeSync(events.FollowSubject(f.stream, f.name))
 	if err != nil {
 		return fmt.Errorf("subscribe: %w", err)
 	}
 	defer func() { _ = sub.Unsubscribe() }() // the connection is gone otherwise
-	if err := f.begin(ctx, sub.Subject); err != nil {
+	at, err := f.begin(ctx, sub.Subject)
+	if err != nil {
 		return fmt.Errorf("follow stream %s: %w", f.stream, err)
 	}
 	f.onGap() // after the consumer began: what comes later it will deliver
 	f.keeper.Working()
-	for last := uint64(0); ; {
+	for {
 		msg, err := next(ctx, sub)
 		if err == nil {
-			last, err = f.take(msg, last)
+			err = f.take(msg, &at)
 		}
 		if err != nil {
 			return fmt.Errorf("follow stream %s: %w", f.stream, err)
@@ -77,12 +94,14 @@ func (f *follower) session(ctx context.Context) error {
 	}
 }
 
-// begin has the server push new events to subject. It asks for no acks and no flow
-// control, so that a connection needs no right but that to create the consumer.
-func (f *follower) begin(ctx context.Context, subject string) error {
+// begin has the server push new events to subject, unless it does so for another process
+// already. It asks for no acks and no flow control, so that a connection needs no right but
+// that to create the consumer.
+func (f *follower) begin(ctx context.Context, subject string) (followed, error) {
 	ctx, cancel := context.WithTimeout(ctx, followTime)
 	defer cancel()
-	_, err := f.js.CreatePushConsumer(ctx, f.stream, jetstream.ConsumerConfig{
+	consumer, err := f.js.CreatePushConsumer(ctx, f.stream, jetstream.ConsumerConfig{
+		Name:           f.name,
 		DeliverSubject: subject,
 		DeliverPolicy:  jetstream.DeliverNewPolicy,
 		AckPolicy:      jetstream.AckNonePolicy,
@@ -90,7 +109,14 @@ func (f *follower) begin(ctx context.Context, subject string) error {
 		IdleHeartbeat:  followBeat,
 		MemoryStorage:  true,
 	})
-	return err
+	if natsconn.Of(err) == jserror.ConsumerDiffers {
+		return followed{}, fmt.Errorf("consumer_differs: consumer %s exists and delivers other events, for processes of another version or application: %w", f.name, err)
+	}
+	if err != nil {
+		return followed{}, err
+	}
+	delivered := consumer.CachedInfo().Delivered
+	return followed{last: delivered.Consumer, next: delivered.Stream + 1, since: time.Now(), fresh: true}, nil
 }
 
 func next(ctx context.Context, sub *nats.Subscription) (*nats.Msg, error) {
@@ -103,27 +129,31 @@ func next(ctx context.Context, sub *nats.Subscription) (*nats.Msg, error) {
 	return msg, err
 }
 
-// take handles one message, after the one that was the consumer's number last. It
-// returns the number of the last one that came.
-func (f *follower) take(msg *nats.Msg, last uint64) (uint64, error) {
+// take handles one message that came at this point of the session.
+func (f *follower) take(msg *nats.Msg, at *followed) error {
 	if status := msg.Header.Get("Status"); status != "" {
 		if status != "100" {
-			return last, errors.New(msg.Header.Get("Description"))
+			return errors.New(msg.Header.Get("Description"))
 		}
-		if sent, err := strconv.ParseUint(msg.Header.Get("Nats-Last-Consumer"), 10, 64); err != nil || sent != last {
-			return last, errMissed
+		sent, err := strconv.ParseUint(msg.Header.Get("Nats-Last-Consumer"), 10, 64)
+		if late := at.fresh && sent < at.last && time.Since(at.since) < followSilence; err != nil || sent != at.last && !late {
+			return errMissed
 		}
-		return last, nil
+		return nil
 	}
 	meta, err := msg.Metadata()
 	if err != nil {
-		return last, err
+		return err
 	}
-	if meta.Sequence.Consumer != last+1 {
-		return last, errMissed
+	if at.fresh && meta.Sequence.Consumer <= at.last && meta.Sequence.Stream < at.next {
+		return nil // sent to other processes before this one began
 	}
+	if meta.Sequence.Consumer != at.last+1 {
+		return errMissed
+	}
+	at.last, at.fresh = at.last+1, false
 	if e, err := events.FromMessage(msg.Header, msg.Data); err == nil { // else nothing of ours changed
 		f.onEvent(e)
 	}
-	return last + 1, nil
+	return nil
 }

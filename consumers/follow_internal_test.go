@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -27,13 +28,22 @@ func TestTakeCounts(t *testing.T) {
 			Reply: fmt.Sprintf("$JS.ACK.EVENTS.c.1.%d.%d.1700000000000000000.0", 10+number, number),
 		}
 	}
-	last := uint64(0)
-	for _, number := range []int{1, 2} {
-		if last, err = f.take(msg(number), last); err != nil || last != uint64(number) {
-			t.Errorf("number %d: %v, and the last is %d", number, err, last)
+	at := followed{last: 4, next: 15, since: time.Now(), fresh: true}
+	if err := f.take(msg(3), &at); err != nil || taken != 0 { // was on its way to others
+		t.Errorf("number 3 after the consumer said 4: %v, and %d were taken, want none", err, taken)
+	}
+	for _, number := range []int{5, 6} {
+		if err := f.take(msg(number), &at); err != nil || at.last != uint64(number) {
+			t.Errorf("number %d: %v, and the last is %d", number, err, at.last)
 		}
 	}
-	if _, err := f.take(msg(4), last); !errors.Is(err, errMissed) || taken != 2 {
-		t.Errorf("number 4 after 2: %v, and %d were taken, want that some were missed, and 2", err, taken)
+	for _, number := range []int{8, 6, 1} {
+		if err := f.take(msg(number), &at); !errors.Is(err, errMissed) || taken != 2 {
+			t.Errorf("number %d after 6: %v, and %d were taken, want that some were missed, and 2", number, err, taken)
+		}
+	}
+	again := followed{last: 4, next: 5, since: time.Now(), fresh: true}
+	if err := f.take(msg(3), &again); !errors.Is(err, errMissed) {
+		t.Errorf("number 3 of a later event: %v, want that the consumer was made again and some were missed", err)
 	}
 }

@@ -161,6 +161,10 @@ func (r *reader) extensions() map[string]string {
 // just committed events for a stream.
 func HintSubject(stream string) string { return "pgjet.hint." + stream }
 
+// FollowSubject returns the core NATS subject on which the processes that follow a stream
+// under a name are sent its events.
+func FollowSubject(stream, name string) string { return "pgjet.follow." + stream + "." + name }
+
 // escape encodes a header value as the CloudEvents bindings demand: every byte
 // outside U+0021 to U+007E, and space, double quote and percent, as %XX.
 func escape(s string) string {

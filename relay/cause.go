@@ -1,14 +1,15 @@
 package relay
 
 import (
-	"context"
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pgjet/pgjet/internal/jserror"
+	"github.com/pgjet/pgjet/internal/natsconn"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 	"github.com/pgjet/pgjet/relay/protocol"
 )
@@ -37,8 +38,8 @@ func causeOf(err error) string {
 	if b, ok := errors.AsType[*blocked](err); ok {
 		return b.cause
 	}
-	if r, ok := errors.AsType[*protocol.Refusal](err); ok && r.Cause() != "" {
-		return r.Cause()
+	if r, ok := errors.AsType[*protocol.Refusal](err); ok {
+		return string(r.Class())
 	}
 	if _, ok := errors.AsType[*protocol.HaltError](err); ok {
 		return "halted"
@@ -70,20 +71,18 @@ func blockedByDatabase(err error) error {
 func blockedByStream(err error) error {
 	refusal, _ := errors.AsType[*protocol.Refusal](err)
 	known, _ := errors.AsType[*blocked](err)
+	class := cmp.Or(natsconn.Of(err), jserror.Unreachable)
+	todo := class.Advice()
 	switch {
 	case err == nil, refusal != nil, known != nil:
 		return err
-	case errors.Is(err, jetstream.ErrStreamNotFound):
-		return block("stream_missing", fmt.Errorf("%w; run: pgjet stream ensure", err))
-	case errors.Is(err, jetstream.ErrNoStreamResponse), errors.Is(err, nats.ErrNoResponders):
-		return block("stream_missing", err)
-	case errors.Is(err, nats.ErrPermissionViolation), errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired):
-		return block("permission_denied", fmt.Errorf("%w; compare with: pgjet nats permissions relay", err))
-	case errors.Is(err, nats.ErrTimeout), errors.Is(err, context.DeadlineExceeded):
-		return block("stream_unresponsive", err)
+	case errors.Is(err, nats.ErrNoResponders): // nothing takes messages for the stream, or answers for it
+		class, todo = jserror.StreamMissing, ""
+	case class == jserror.Permission:
+		todo = "compare with: pgjet nats permissions relay"
 	}
-	if _, answered := errors.AsType[*jetstream.APIError](err); answered {
-		return block("stream_unresponsive", err)
+	if todo != "" && !strings.Contains(err.Error(), todo) {
+		err = fmt.Errorf("%w; %s", err, todo)
 	}
-	return block("nats_unreachable", err)
+	return block(string(class), err)
 }

@@ -15,11 +15,17 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/jserror"
+	"github.com/pgjet/pgjet/internal/natsconn"
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
 // pingInterval is how often a silent NATS server is asked whether it lives.
 const pingInterval = 2 * time.Second
+
+// ReaderName is the consumer by which relays read the stream. They need the right to
+// create, read and delete it.
+const ReaderName = "pgjet-relay"
 
 // A link is one connection to the stream: the [protocol.Stream] of a session. It
 // does not reconnect. A publish that a reconnect flushes late could match a sequence
@@ -59,6 +65,10 @@ func dial(ctx context.Context, r *Relay) (*link, error) {
 	}, r.NATS...)
 	var err error
 	if l.nc, err = nats.Connect(r.NATSURL, options...); err != nil {
+		return nil, blockedByStream(err)
+	}
+	if err := natsconn.CheckVersion(l.nc); err != nil {
+		l.close()
 		return nil, blockedByStream(err)
 	}
 	if err := l.open(ctx); err != nil {
@@ -165,7 +175,7 @@ func (l *link) Message(ctx context.Context, sequence uint64) (protocol.Message, 
 	if err := json.Unmarshal(msg.Data, &answer); err != nil {
 		return protocol.Message{}, fmt.Errorf("get message %d: %w", sequence, err)
 	}
-	if answer.Error != nil && answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound {
+	if answer.Error != nil && jserror.Of(int(answer.Error.ErrorCode)) == jserror.MessageMissing {
 		return protocol.Message{}, protocol.ErrNoMessage
 	}
 	if answer.Error != nil {
@@ -199,25 +209,20 @@ func (l *link) Messages(ctx context.Context, first, last uint64, fn func(protoco
 }
 
 func (l *link) messages(ctx context.Context, first, last uint64, fn func(protocol.Message) error) error {
-	consumer, err := l.stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{
+	reader, err := natsconn.NewReader(ctx, l.js, l.name, ReaderName, jetstream.ConsumerConfig{
 		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: first, HeadersOnly: true,
 	})
 	if err != nil {
 		return err
 	}
-	info, err := consumer.Info(ctx)
-	if err != nil {
-		return err
-	}
-	all, err := consumer.Messages(jetstream.PullMaxMessages(2000))
+	defer reader.Close()
+	all, err := reader.Messages(jetstream.PullMaxMessages(2000))
 	if err != nil {
 		return err
 	}
 	defer all.Stop()
-	for next, pending := first, info.NumPending; next <= last; {
-		if pending == 0 {
-			return nil // as far as this replica knows
-		}
+	pending := reader.CachedInfo().NumPending // as far as this replica knows
+	for next, read := first, uint64(0); next <= last && pending > 0; read++ {
 		msg, err := all.Next(jetstream.NextMaxWait(answerTimeout))
 		if err != nil {
 			return err
@@ -226,15 +231,17 @@ func (l *link) messages(ctx context.Context, first, last uint64, fn func(protoco
 		if err != nil {
 			return err
 		}
-		next, pending = meta.Sequence.Stream+1, meta.NumPending
-		if next > last+1 {
-			return nil
+		if meta.Sequence.Consumer != read+1 {
+			return errors.New("messages were lost on the way here")
+		}
+		if next, pending = meta.Sequence.Stream+1, meta.NumPending; next > last+1 {
+			break
 		}
 		if err := fn(message(next-1, msg.Subject(), msg.Headers())); err != nil {
 			return err
 		}
 	}
-	return nil
+	return reader.Confirm(ctx)
 }
 
 // Check implements [protocol.Stream]: an event must fit the server's largest

@@ -59,7 +59,8 @@ type Relay struct {
 
 	keeper  session.Keeper
 	metrics *metrics
-	careful int // see protocol.Session
+	careful int      // see protocol.Session
+	warned  []string // settings of the stream that were logged
 }
 
 // connectTimeout is how long it may take to connect.

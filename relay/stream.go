@@ -2,13 +2,14 @@ package relay
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/jserror"
+	"github.com/pgjet/pgjet/internal/natsconn"
 )
 
 // dedupWindow is as short as the server allows. Nothing relies on it, and within it
@@ -39,13 +40,16 @@ func StreamConfig(name string, replicas int) jetstream.StreamConfig {
 // did. An existing one is left as it is: EnsureStream returns how it differs from
 // want, a line for each setting.
 func EnsureStream(ctx context.Context, js jetstream.JetStream, want jetstream.StreamConfig) (created bool, differences []string, err error) {
+	if err := natsconn.CheckVersion(js.Conn()); err != nil {
+		return false, nil, natsconn.Explain(js.Conn(), err, "operator")
+	}
 	stream, err := js.Stream(ctx, want.Name)
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
+	if natsconn.Of(err) == jserror.StreamMissing {
 		_, err = js.CreateStream(ctx, want)
-		return err == nil, nil, err
+		return err == nil, nil, natsconn.Explain(js.Conn(), err, "operator")
 	}
 	if err != nil {
-		return false, nil, err
+		return false, nil, natsconn.Explain(js.Conn(), err, "operator")
 	}
 	return false, differ(stream.CachedInfo().Config, want), nil
 }
@@ -67,6 +71,16 @@ func differ(have, want jetstream.StreamConfig) []string {
 		{"allow_rollup_hdrs", have.AllowRollup, want.AllowRollup},
 		{"allow_atomic", have.AllowAtomicPublish, want.AllowAtomicPublish},
 		{"allow_direct", have.AllowDirect, want.AllowDirect},
+		{"allow_msg_counter", have.AllowMsgCounter, want.AllowMsgCounter},
+		{"allow_msg_schedules", have.AllowMsgSchedules, want.AllowMsgSchedules},
+		{"max_msgs_per_subject", max(have.MaxMsgsPerSubject, 0), max(want.MaxMsgsPerSubject, 0)},
+		{"no_ack", have.NoAck, want.NoAck},
+		{"persist_mode", have.PersistMode, want.PersistMode},
+		{"sealed", have.Sealed, want.Sealed},
+		{"mirror", have.Mirror != nil, want.Mirror != nil},
+		{"sources", len(have.Sources), len(want.Sources)},
+		{"subject_transform", have.SubjectTransform != nil, want.SubjectTransform != nil},
+		{"consumer_limits.inactive_threshold", have.ConsumerLimits.InactiveThreshold, want.ConsumerLimits.InactiveThreshold},
 	} {
 		if h, w := fmt.Sprint(s.have), fmt.Sprint(s.want); h != w {
 			lines = append(lines, fmt.Sprintf("%s is %s, should be %s", s.name, h, w))

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
+	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
@@ -67,6 +69,11 @@ func (t *term) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer t.link.close()
+	weak, err := t.link.checkSettings(t.Retention)
+	if err != nil {
+		return err
+	}
+	t.warnOf(ctx, weak)
 	t.session = &protocol.Session{DB: t.db, Stream: t.link,
 		Chains: t.link.chains(), Batches: t.link.batches(), Careful: t.careful}
 	defer func() { t.careful = t.session.Careful }()
@@ -79,6 +86,16 @@ func (t *term) run(ctx context.Context) (err error) {
 		return t.halted(ctx, err)
 	}
 	return t.publish(ctx)
+}
+
+// warnOf logs what weakens the promises of the stream, each once.
+func (t *term) warnOf(ctx context.Context, weak []string) {
+	for _, w := range weak {
+		if !slices.Contains(t.warned, w) {
+			t.Log.WarnContext(ctx, "the stream works, but its settings weaken what pgjet promises", "setting", w)
+		}
+	}
+	t.warned = weak
 }
 
 // note leaves the reason why the term ended in the database, for those who ask
@@ -211,7 +228,7 @@ func (t *term) look(ctx context.Context) error {
 }
 
 // errNotLeft is what the stream would say to the next append.
-var errNotLeft = &protocol.Refusal{Code: 10071, Text: "wrong last sequence"}
+var errNotLeft = &protocol.Refusal{Code: jserror.WrongLastSequence, Text: "wrong last sequence"}
 
 // finish leaves nothing open.
 func (t *term) finish(ctx context.Context) error {

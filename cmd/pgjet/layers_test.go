@@ -21,6 +21,8 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/breaker", ""},
 	{"internal/config", ""},
 	{"internal/health", ""},
+	{"internal/jserror", ""},
+	{"internal/natsconn", "internal/jserror"},
 	{"internal/registry", ""},
 	{"internal/sqlstate", ""},
 	{"internal/postgres", "internal/sqlstate"},
@@ -31,26 +33,26 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/service", "internal/breaker"},
 	{"outbox", "events internal/sqlstate"},
 	{"outbox/hint", "events"},
-	{"consumers", "events internal/attempt internal/lead internal/postgres internal/session internal/sqlstate"},
+	{"consumers", "events internal/attempt internal/jserror internal/lead internal/natsconn internal/postgres internal/session internal/sqlstate"},
 	// Services: they meet in rows and messages, not here.
 	{"producer", "events internal/auth internal/sqlstate outbox"},
-	{"consumers/status", "consumers internal/sqlstate"},
-	{"relay/protocol", "events outbox"},
-	{"relay", "events internal/lead internal/session internal/sqlstate outbox relay/protocol"},
+	{"consumers/status", "consumers internal/jserror internal/natsconn internal/sqlstate"},
+	{"relay/protocol", "events internal/jserror outbox"},
+	{"relay", "events internal/jserror internal/lead internal/natsconn internal/session internal/sqlstate outbox relay/protocol"},
 	{"consumers/deadletter", "internal/sqlstate"},
 	{"consumers/directory", "consumers events internal/sqlstate"},
 	{"consumers/mailer", "consumers events internal/breaker"},
-	{"consumers/replay", "events internal/sqlstate"},
+	{"consumers/replay", "events internal/jserror internal/natsconn internal/sqlstate"},
 	{"consumers/saga", "internal/attempt internal/lead internal/postgres internal/session internal/sqlstate"},
 	{"consumers/onboarding", "consumers consumers/saga events outbox"},
-	{"consumers/extend", "consumers/replay consumers/status events internal/sqlstate"},
+	{"consumers/extend", "consumers/replay consumers/status events internal/jserror internal/natsconn internal/sqlstate"},
 	// Tools.
 	{"internal/devserver", "internal/sqlstate"},
 	{"internal/devmail", ""},
 	{"internal/devservices", ""},
 	{"internal/testenv", "internal/devserver migrations"},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/deadletter consumers/directory consumers/extend consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/health internal/postgres internal/registry internal/service internal/telemetry migrations outbox outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/deadletter consumers/directory consumers/extend consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/health internal/jserror internal/natsconn internal/postgres internal/registry internal/service internal/telemetry migrations outbox outbox/hint producer relay"},
 }
 
 func TestLayers(t *testing.T) {

@@ -3,13 +3,20 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
 	"github.com/spf13/cobra"
 
+	"github.com/pgjet/pgjet/consumers/onboarding"
+	"github.com/pgjet/pgjet/consumers/replay"
+	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/devservices"
+	"github.com/pgjet/pgjet/internal/registry"
 	"github.com/pgjet/pgjet/relay"
 )
 
@@ -17,21 +24,26 @@ import (
 // role is its name, so that none can listen to what another is given.
 func inboxPrefix(role string) string { return "_INBOX_" + role }
 
-// A grant is what a user of NATS may publish and subscribe to, and nothing else. Who
-// may respond may publish one answer to each request.
+// A grant is what a user of NATS may publish and subscribe to, and nothing else.
+//
+// It holds no name of a consumer with a wildcard, and no form of CONSUMER.CREATE without a
+// name: a user who may create consumers of any name may change the durable consumers of
+// others. Nobody may respond to whatever is asked either, since whoever asks chooses where
+// the response is published.
 type grant struct {
 	Publish   []string `json:"publish"`
 	Subscribe []string `json:"subscribe"`
-	Respond   bool     `json:"respond"`
 }
 
-// registered returns g for a process that registers under that name.
+// registered returns g for a process that registers under that name. It answers to the
+// inbox of the operator, and to that of connections that have no role here, such as of an
+// administrator.
 func (g grant) registered(name string) grant {
-	g.Respond = true
 	for _, verb := range []string{"PING", "INFO", "STATS"} {
 		all := micro.APIPrefix + "." + verb
 		g.Subscribe = append(g.Subscribe, all, all+"."+name, all+"."+name+".*")
 	}
+	g.Publish = append(g.Publish, registry.InboxFor(inboxPrefix("operator")), nats.InboxPrefix+">")
 	return g
 }
 
@@ -43,71 +55,74 @@ func (g grant) finds(names ...string) grant {
 	return g
 }
 
+// on returns g with these verbs of the JetStream API for a consumer of the stream.
+func (g grant) on(stream, consumer string, verbs ...string) grant {
+	for _, verb := range verbs {
+		g.Publish = append(g.Publish, "$JS.API.CONSUMER."+verb+"."+stream+"."+consumer)
+	}
+	return g
+}
+
+// reads returns g for a process that reads the stream by a short-lived consumer of that name.
+func (g grant) reads(stream, consumer string) grant {
+	return g.on(stream, consumer, "CREATE", "INFO", "MSG.NEXT", "DELETE")
+}
+
 // grantFor returns the least that a role needs. TestNATSPermissions runs the real
 // services with them.
-func grantFor(role, stream, consumer string) grant {
-	api := func(what string) string { return "$JS.API." + strings.ReplaceAll(what, "STREAM_NAME", stream) }
+func grantFor(role, stream string, names []string) grant {
+	api := func(what string) string { return "$JS.API." + what + "." + stream }
 	hints := "pgjet.hint." + stream
 	switch role {
 	case "relay":
 		return grant{
-			Publish: append(relay.StreamConfig(stream, 1).Subjects,
-				api("STREAM.INFO.STREAM_NAME"),
-				api("STREAM.MSG.GET.STREAM_NAME"),
-				// To resync it reads the stream by a short-lived consumer, whose name nobody knows before.
-				api("CONSUMER.CREATE.STREAM_NAME.*"),
-				api("CONSUMER.INFO.STREAM_NAME.*"),
-				api("CONSUMER.MSG.NEXT.STREAM_NAME.*"),
-			),
+			Publish:   append(relay.StreamConfig(stream, 1).Subjects, api("STREAM.INFO"), api("STREAM.MSG.GET")),
 			Subscribe: []string{inboxPrefix("relay") + ".>", hints},
-		}.registered("pgjet-relay")
+		}.reads(stream, relay.ReaderName).registered("pgjet-relay")
 	case "consumer":
-		own := stream + "." + consumer
+		own := stream + "." + names[0]
 		g := grant{
 			Publish: []string{
-				api("STREAM.INFO.STREAM_NAME"),
-				api("CONSUMER.INFO." + own),
-				api("CONSUMER.CREATE." + own),
-				api("CONSUMER.RESET." + own),
-				api("CONSUMER.MSG.NEXT." + own),
+				api("STREAM.INFO"),
 				"$JS.ACK." + own + ".>",
 				"$JS.ACK.*.*." + own + ".>", // with domain and account, as servers may come to ask
 			},
-			Subscribe: []string{inboxPrefix(consumer) + ".>"},
-		}.registered("pgjet-" + consumer)
-		if consumer == "onboarding" {
+			Subscribe: []string{inboxPrefix(names[0]) + ".>"},
+		}.on(stream, names[0], "INFO", "CREATE", "RESET", "MSG.NEXT").registered("pgjet-" + names[0])
+		if names[0] == onboarding.Name {
 			g = g.finds(devservices.Profiles, devservices.Billing)
 		}
 		return g
 	case "operator":
-		return grant{
+		g := grant{
 			Publish: []string{
-				api("STREAM.INFO.STREAM_NAME"),
-				api("STREAM.CREATE.STREAM_NAME"),
-				api("STREAM.MSG.GET.STREAM_NAME"), // looks at messages for which a relay halted
-				api("DIRECT.GET.STREAM_NAME"),     // since when does the oldest event wait?
-				// A replay reads the stream by a short-lived consumer, and sets that of whom it is for back.
-				api("CONSUMER.CREATE.STREAM_NAME.*"),
-				api("CONSUMER.INFO.STREAM_NAME.*"),
-				api("CONSUMER.MSG.NEXT.STREAM_NAME.*"),
-				api("CONSUMER.RESET.STREAM_NAME.*"),
+				"$JS.API.STREAM.NAMES",
+				api("STREAM.INFO"),
+				api("STREAM.CREATE"),
+				api("STREAM.MSG.GET"),  // looks at messages for which a relay halted
+				api("DIRECT.GET"),      // since when does the oldest event wait?
 				micro.APIPrefix + ".>", // pgjet services asks for INFO, other tools for PING and STATS
 			},
 			Subscribe: []string{inboxPrefix("operator") + ".>"},
 		}
+		for _, name := range names {
+			g = g.on(stream, name, "INFO", "CREATE", "RESET")
+			plan, run := replay.ReaderNames(name)
+			g = g.reads(stream, plan).reads(stream, run)
+		}
+		return g
 	default: // writer
 		return grant{
-			// To know what other processes change, it has events pushed by a short-lived
-			// consumer, whose name nobody knows before.
-			Publish:   []string{hints, api("CONSUMER.CREATE.STREAM_NAME.*")},
-			Subscribe: []string{inboxPrefix("writer") + ".>"},
-		}.registered("pgjet-users").finds(devservices.Profiles)
+			Publish:   []string{hints},
+			Subscribe: []string{inboxPrefix("writer") + ".>", events.FollowSubject(stream, followName)},
+		}.on(stream, followName, "CREATE").registered("pgjet-users").finds(devservices.Profiles)
 	}
 }
 
 func natsCommand() *cobra.Command {
 	var s settings
-	var consumer, output string
+	var names []string
+	var output string
 	permissions := &cobra.Command{
 		Use:   "permissions relay|consumer|operator|writer",
 		Short: "Print the least NATS permissions that a role needs",
@@ -115,33 +130,48 @@ func natsCommand() *cobra.Command {
 for the entry of its user:
 
   relay      publishes to the stream
-  consumer   handles events, with the name that --consumer says
-  operator   pgjet stream ensure, consumer, replay and services, and looking at single messages
-  writer     the user service, which tells the relay of its commits and follows events for its cache`,
+  consumer   handles events, with the name that --consumer gives
+  operator   pgjet stream ensure, consumer, replay and services, and looking at single messages;
+             for the consumers that --consumer lists, without it those of pgjet itself
+  writer     the user service, which hints its commits to the relay and follows events for its cache
+
+No role may create, change, reset or delete a consumer of another role, and none may publish
+what belongs to another. docs/nats.md says how accounts separate them further.`,
 		ValidArgs: []string{"relay", "consumer", "operator", "writer"},
 		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkOutput(output); err != nil {
 				return err
 			}
-			if (args[0] == "consumer") != (consumer != "") {
-				return usagef("--consumer names the consumer of the role consumer, such as welcome-mailer")
+			switch {
+			case args[0] == "consumer" && len(names) != 1:
+				return usagef("--consumer names the one consumer of the role consumer, such as welcome-mailer")
+			case args[0] == "operator" && len(names) == 0:
+				names = slices.Sorted(maps.Keys(ownConsumers))
+			case args[0] != "consumer" && args[0] != "operator" && len(names) > 0:
+				return usagef("--consumer is for the roles consumer and operator, not for %s", args[0])
 			}
-			for flag, value := range map[string]string{"--stream": s.stream, "--consumer": consumer} {
-				if strings.ContainsAny(value, ".*> \t\r\n\"") {
-					return usagef("%s is %q, which NATS takes for no name", flag, value)
+			if !validToken(s.stream) {
+				return usagef("--stream is %q, which NATS takes for no name", s.stream)
+			}
+			for _, name := range names {
+				if !validToken(name) {
+					return usagef("--consumer is %q, which NATS takes for no name", name)
 				}
 			}
-			g := grantFor(args[0], s.stream, consumer)
+			g := grantFor(args[0], s.stream, names)
 			return show(cmd.OutOrStdout(), output, g, func(w io.Writer) { g.write(w) })
 		},
 	}
 	f := permissions.Flags()
 	s.streamFlag(f)
 	outputFlag(f, &output)
-	f.StringVar(&consumer, "consumer", "", "name of the consumer")
+	f.StringSliceVar(&names, "consumer", nil, "name of the consumer; for the operator of each that may be looked after")
 	return group(&cobra.Command{Use: "nats", Short: "Set up NATS"}, permissions)
 }
+
+// validToken reports whether NATS takes s for the name of a stream or consumer.
+func validToken(s string) bool { return s != "" && !strings.ContainsAny(s, ".*> \t\r\n\"\\/") }
 
 // write writes the grant as nats-server reads it. Without any list it would allow
 // everything.
@@ -160,8 +190,5 @@ func (g grant) write(w io.Writer) {
 	fmt.Fprintln(w, "permissions: {")
 	list("publish", g.Publish)
 	list("subscribe", g.Subscribe)
-	if g.Respond {
-		fmt.Fprintln(w, "  allow_responses: true")
-	}
 	fmt.Fprintln(w, "}")
 }

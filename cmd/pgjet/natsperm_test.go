@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pgjet/pgjet/consumers/directory"
 	"github.com/pgjet/pgjet/consumers/mailer"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
@@ -31,6 +32,7 @@ type guarded struct {
 var roles = map[string][]string{
 	"relay":    {"relay"},
 	"consumer": {"consumer", "--consumer", mailer.Name},
+	"reader":   {"consumer", "--consumer", directory.Name},
 	"operator": {"operator"},
 	"writer":   {"writer"},
 }
@@ -296,7 +298,7 @@ func TestNATSPermissionsPrinted(t *testing.T) {
 	t.Parallel()
 	var g grant
 	out := must(t, exitOK, "nats", "permissions", "writer", "--stream", "ORDERS", "-o", "json")
-	if err := json.Unmarshal([]byte(out), &g); err != nil || !slices.Equal(g.Publish, []string{"pgjet.hint.ORDERS", "$JS.API.CONSUMER.CREATE.ORDERS.*", "$SRV.INFO.profiles"}) || !g.Respond {
+	if err := json.Unmarshal([]byte(out), &g); err != nil || !slices.Equal(g.Publish, []string{"pgjet.hint.ORDERS", "$JS.API.CONSUMER.CREATE.ORDERS.pgjet-users", "_INBOX_operator.srv.>", "_INBOX.>", "$SRV.INFO.profiles"}) {
 		t.Errorf("writer: %s (%v)", out, err)
 	}
 	out = must(t, exitOK, "nats", "permissions", "consumer", "--consumer", "c", "--stream", "ORDERS")
@@ -305,7 +307,15 @@ func TestNATSPermissionsPrinted(t *testing.T) {
 			t.Errorf("consumer: %s, want %s", out, want)
 		}
 	}
+	out = must(t, exitOK, "nats", "permissions", "operator", "--consumer", "a", "--consumer", "b")
+	for _, want := range []string{"CONSUMER.RESET.EVENTS.a", "CONSUMER.CREATE.EVENTS.b", "CONSUMER.DELETE.EVENTS.pgjet-replay-b"} {
+		if !strings.Contains(out, want) || strings.Contains(out, mailer.Name) {
+			t.Errorf("operator: %s, want %s", out, want)
+		}
+	}
+	refused(t, exitUsage, []string{"nats", "permissions", "operator", "--consumer", "a.b"}, "--consumer")
 	refused(t, exitUsage, []string{"nats", "permissions", "consumer"}, "--consumer")
+	refused(t, exitUsage, []string{"nats", "permissions", "consumer", "--consumer", "a", "--consumer", "b"}, "--consumer")
 	refused(t, exitUsage, []string{"nats", "permissions", "relay", "--consumer", "c"}, "--consumer")
 	refused(t, exitUsage, []string{"nats", "permissions", "king"}, "king")
 	refused(t, exitUsage, []string{"nats", "permissions", "relay", "--stream", "A.>"}, "--stream")

@@ -1,6 +1,7 @@
 // Package extend lets a durable consumer that exists bring further types of events, for a
 // consumer that was given a handler for them.
 //
+// It either succeeds or, as far as it can reach the servers, undoes what it changed.
 // Nothing is lost and nothing happens twice by it: what the stream already holds of those
 // types comes as well, and what is done is skipped. A consumer that keeps the order is set
 // back for it, and goes through the stream in order from the first of those events on; to
@@ -22,6 +23,8 @@ import (
 	"github.com/pgjet/pgjet/consumers/replay"
 	"github.com/pgjet/pgjet/consumers/status"
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/jserror"
+	"github.com/pgjet/pgjet/internal/natsconn"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
@@ -49,11 +52,11 @@ func Lacks(ctx context.Context, js jetstream.JetStream, stream string, want jets
 
 func compare(ctx context.Context, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig) (lacks []string, have jetstream.ConsumerConfig, err error) {
 	durable, err := js.Consumer(ctx, stream, want.Durable)
-	if errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
+	if class := natsconn.Of(err); class == jserror.ConsumerMissing || class == jserror.StreamMissing {
 		return nil, have, nil
 	}
 	if err != nil {
-		return nil, have, fmt.Errorf("look up durable consumer %s: %w", want.Durable, err)
+		return nil, have, fmt.Errorf("look up durable consumer %s: %w", want.Durable, natsconn.Explain(js.Conn(), err, "operator --consumer "+want.Durable))
 	}
 	have = durable.CachedInfo().Config
 	brings := have.FilterSubjects
@@ -72,9 +75,12 @@ func compare(ctx context.Context, js jetstream.JetStream, stream string, want je
 }
 
 // Run adds to the durable consumer what want asks for and it lacks, as [Lacks] says. by is
-// who wants it; what is done is kept in pgjet.operation. If it fails on the way the consumer
-// stays paused, and Run is to be called again to finish.
+// who wants it; what is done is kept in pgjet.operation. If it fails on the way it undoes what
+// it changed, and ends its pause. Run may then be called again.
 func Run(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig, by string) (Result, error) {
+	if err := natsconn.CheckVersion(js.Conn()); err != nil {
+		return Result{}, natsconn.Explain(js.Conn(), err, "operator")
+	}
 	lacks, have, err := compare(ctx, js, stream, want)
 	if err != nil {
 		return Result{}, err
@@ -83,17 +89,54 @@ func Run(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, stream s
 	if err != nil || len(lacks) == 0 && !unfinished {
 		return Result{}, err
 	}
-	have.FilterSubject, have.FilterSubjects = "", want.FilterSubjects
-	x := &extension{db: db, js: js, stream: stream, name: want.Durable, by: by, lacks: lacks, want: have}
+	x := &extension{db: db, js: js, stream: stream, name: want.Durable, by: by, lacks: lacks, before: have, want: have}
+	x.want.FilterSubject, x.want.FilterSubjects = "", want.FilterSubjects
+	if have.FilterSubject != "" { // in the form that needs no other permission
+		x.before.FilterSubject, x.before.FilterSubjects = "", []string{have.FilterSubject}
+	}
 	result, err := x.run(ctx)
-	switch {
-	case err != nil && x.paused:
-		err = fmt.Errorf("%w; consumer %s is paused and stays so until this is done again", err, x.name)
-	case err != nil:
-		err = fmt.Errorf("%w; do this again to finish it", err)
+	if err != nil {
+		err = x.undo(ctx, err)
 	}
 	return result, err
 }
+
+// undo gives the durable consumer its filters back and ends the pause, after err.
+func (x *extension) undo(ctx context.Context, err error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), afterwards)
+	defer cancel()
+	failed := x.restore(ctx)
+	for failed == nil && x.paused {
+		if _, failed = status.Resume(ctx, x.db, x.name, x.by, "types of events were not added: "+err.Error()); failed == nil {
+			break
+		}
+		select { // a connection may have been lost, or the server be restarted
+		case <-time.After(500 * time.Millisecond):
+			failed = nil
+		case <-ctx.Done():
+		}
+	}
+	switch {
+	case failed == nil:
+		return fmt.Errorf("%w; nothing was changed, do this again", err)
+	case x.paused:
+		return fmt.Errorf("%w; consumer %s is paused and stays so until this is done again (%w)", err, x.name, failed)
+	}
+	return fmt.Errorf("%w; do this again to finish it (%w)", err, failed)
+}
+
+// restore gives the durable consumer the filters that it had.
+func (x *extension) restore(ctx context.Context) error {
+	if !x.updated || len(x.lacks) == 0 {
+		return nil
+	}
+	if _, err := x.js.UpdateConsumer(ctx, x.stream, x.before); err != nil {
+		return fmt.Errorf("give durable consumer %s its filters back: %w", x.name, natsconn.Explain(x.js.Conn(), err, x.role()))
+	}
+	return nil
+}
+
+func (x *extension) role() string { return "operator --consumer " + x.name }
 
 // unfinished reports whether an earlier Run was interrupted: it left its pause, or, if
 // somebody else had paused the consumer, its operation alone.
@@ -114,8 +157,9 @@ type extension struct {
 	stream, name string
 	by           string
 	lacks        []string
-	want         jetstream.ConsumerConfig
+	before, want jetstream.ConsumerConfig
 	paused       bool // by us
+	updated      bool // the durable consumer, perhaps
 }
 
 func (x *extension) run(ctx context.Context) (result Result, err error) {
@@ -134,8 +178,9 @@ func (x *extension) run(ctx context.Context) (result Result, err error) {
 	if _, err := x.db.Exec(ctx, `update pgjet.consumer set epoch = epoch + 1 where name = $1`, x.name); err != nil {
 		return result, fmt.Errorf("end the sessions of consumer %s: %w", x.name, err)
 	}
+	x.updated = true
 	if _, err := x.js.UpdateConsumer(ctx, x.stream, x.want); err != nil {
-		return result, fmt.Errorf("change durable consumer %s: %w", x.name, err)
+		return result, fmt.Errorf("change durable consumer %s: %w", x.name, natsconn.Explain(x.js.Conn(), err, x.role()))
 	}
 	if unknown { // and no inbox says what is done: all comes as it would anyway
 		return result, x.done(ctx)
@@ -159,7 +204,9 @@ func (x *extension) begun(ctx context.Context) error {
 	}
 	_, err := x.db.Exec(ctx, `
 		insert into pgjet.operation (kind, target, by, reason, detail)
-		values ('consumer.extend', $1, $2, $3, jsonb_build_object('types', $4::text[], 'done', false))`, x.name, x.by, pausedBy, x.lacks)
+		select 'consumer.extend', $1, $2, $3, jsonb_build_object('types', $4::text[], 'done', false)
+		 where not exists (select from pgjet.operation where kind = 'consumer.extend' and target = $1 and detail ->> 'done' = 'false'
+		                      and detail -> 'types' = to_jsonb($4::text[]))`, x.name, x.by, pausedBy, x.lacks)
 	if err != nil {
 		return fmt.Errorf("record what is added to consumer %s: %w", x.name, err)
 	}
@@ -229,7 +276,7 @@ func (x *extension) from(ctx context.Context) (s replay.Selection, err error) {
 	}
 	for _, t := range x.lacks {
 		msg, err := stream.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(events.Filter(t)))
-		if errors.Is(err, jetstream.ErrMsgNotFound) {
+		if natsconn.Of(err) == jserror.MessageMissing {
 			continue
 		}
 		if err != nil {

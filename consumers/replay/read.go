@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/natsconn"
 )
 
 // answerTimeout bounds how long the stream may say nothing while there is something
@@ -66,19 +67,28 @@ func covers(filter, subject string) bool {
 
 // A reading is a pass over a part of the stream.
 type reading struct {
-	consumer jetstream.Consumer
+	consumer *natsconn.Reader
 	page     int
 	last     uint64 // consumer sequence
 	pending  uint64
 }
 
-// read begins a pass. What it leaves behind in JetStream is gone two minutes later.
-func (r *Replay) read(ctx context.Context, page int, c jetstream.ConsumerConfig) (*reading, error) {
-	c.AckPolicy, c.MemoryStorage, c.InactiveThreshold = jetstream.AckNonePolicy, true, 2*time.Minute
-	c.Replicas = 1
-	consumer, err := r.stream.CreateConsumer(ctx, c)
+// ReaderNames returns the names of the consumers by which the events of a consumer are
+// planned and replayed. Who may replay needs the right to create, read and delete them.
+func ReaderNames(consumer string) (plan, run string) {
+	return "pgjet-plan-" + consumer, "pgjet-replay-" + consumer
+}
+
+// read begins a pass. Two at the same time are those of a plan and of a run: of the
+// latter there is one only, by its lock.
+func (r *Replay) read(ctx context.Context, page int, run bool, c jetstream.ConsumerConfig) (*reading, error) {
+	name, forRun := ReaderNames(r.name)
+	if run {
+		name = forRun
+	}
+	consumer, err := natsconn.NewReader(ctx, r.js, r.stream.CachedInfo().Config.Name, name, c)
 	if err != nil {
-		return nil, fmt.Errorf("read stream %s: %w", r.stream.CachedInfo().Config.Name, err)
+		return nil, fmt.Errorf("read stream %s: %w", r.stream.CachedInfo().Config.Name, r.explain(err))
 	}
 	return &reading{consumer: consumer, page: page, pending: consumer.CachedInfo().NumPending}, nil
 }
@@ -127,13 +137,14 @@ func (r *Replay) each(ctx context.Context, p *Plan, headersOnly bool, page int, 
 	if p.From > p.To {
 		return nil
 	}
-	g, err := r.read(ctx, page, jetstream.ConsumerConfig{
+	g, err := r.read(ctx, page, !headersOnly, jetstream.ConsumerConfig{
 		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: p.From,
 		FilterSubjects: p.subjects, HeadersOnly: headersOnly,
 	})
 	if err != nil {
 		return err
 	}
+	defer g.consumer.Close()
 	for {
 		msgs, err := g.next(ctx)
 		if err != nil {
@@ -146,7 +157,7 @@ func (r *Replay) each(ctx context.Context, p *Plan, headersOnly bool, page int, 
 			}
 		}
 		if end || len(msgs) == 0 {
-			return nil
+			return g.consumer.Confirm(ctx)
 		}
 	}
 }
@@ -176,12 +187,13 @@ func (r *Replay) at(ctx context.Context, state jetstream.StreamState, t time.Tim
 	case !t.After(state.FirstTime):
 		return state.FirstSeq, nil
 	}
-	g, err := r.read(ctx, 1, jetstream.ConsumerConfig{
+	g, err := r.read(ctx, 1, false, jetstream.ConsumerConfig{
 		DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &t, HeadersOnly: true,
 	})
 	if err != nil {
 		return 0, err
 	}
+	defer g.consumer.Close()
 	msgs, err := g.next(ctx)
 	if err != nil || len(msgs) == 0 {
 		return state.LastSeq + 1, err

@@ -21,6 +21,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pgjet/pgjet/internal/jserror"
+	"github.com/pgjet/pgjet/internal/natsconn"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
@@ -104,26 +106,34 @@ func Open(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, consume
 
 // bind looks up what JetStream knows.
 func (r *Replay) bind(ctx context.Context, stream string) (err error) {
+	if err := natsconn.CheckVersion(r.js.Conn()); err != nil {
+		return r.explain(err)
+	}
 	r.stream, err = r.js.Stream(ctx, stream)
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
+	if natsconn.Of(err) == jserror.StreamMissing {
 		return fmt.Errorf("%w: there is no stream %s, which %s reads", ErrNoConsumer, stream, r.name)
 	}
 	if err != nil {
-		return fmt.Errorf("look up stream %s: %w", stream, err)
+		return fmt.Errorf("look up stream %s: %w", stream, r.explain(err))
 	}
 	if !sameTime(r.stream.CachedInfo().Created, r.created) {
 		return fmt.Errorf("%w: no process of %s has run since stream %s was made on %s; start one, then replay",
 			ErrChanged, r.name, stream, r.stream.CachedInfo().Created.UTC().Format(time.RFC3339))
 	}
 	consumer, err := r.stream.Consumer(ctx, r.name)
-	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+	if natsconn.Of(err) == jserror.ConsumerMissing {
 		return fmt.Errorf("%w: JetStream has no durable consumer %s on stream %s; a process of it that runs makes it", ErrNoConsumer, r.name, stream)
 	}
 	if err != nil {
-		return fmt.Errorf("look up durable consumer %s: %w", r.name, err)
+		return fmt.Errorf("look up durable consumer %s: %w", r.name, r.explain(err))
 	}
 	r.durable, r.ackFloor = consumer.CachedInfo().Config, consumer.CachedInfo().AckFloor.Stream
 	return nil
+}
+
+// explain puts the reason before an error of JetStream.
+func (r *Replay) explain(err error) error {
+	return natsconn.Explain(r.js.Conn(), err, "operator --consumer "+r.name)
 }
 
 // sameTime compares the time at which a stream was made with what PostgreSQL kept of it.

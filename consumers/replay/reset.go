@@ -13,52 +13,91 @@ import (
 const (
 	drainTime = 10 * time.Second
 	quietTime = 2 * time.Second
+	// rewindTime is how long JetStream may take to set the durable consumer back.
+	rewindTime = 10 * time.Second
 )
 
 // pausedBy begins the reason of a pause that a replay made, so that a later one ends it
 // if this one cannot.
 const pausedBy = "replay, operation "
 
-// reset pauses the consumer, sets it back, and lets it go on. Once paused it does not
-// stop at an end of ctx: what is left takes seconds, and a pause nobody would end.
+// reset pauses the consumer, sets its durable consumer back, makes the inbox as the replay
+// needs it, and lets the consumer go on. The last two are one transaction, so that a replay
+// that fails has changed nothing: events that come once more are skipped. Then, and when
+// ctx ends, the pause is undone.
 func (r *Replay) reset(ctx context.Context, p *Plan, result *Result) error {
-	if err := r.pause(ctx, p, result); err != nil {
+	if err := r.pause(ctx, result); err != nil {
 		return fmt.Errorf("pause consumer %s: %w", r.name, err)
 	}
 	err := r.drain(ctx)
+	if err == nil {
+		err = ctx.Err()
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
 	if err == nil {
 		err = r.rewind(ctx, p)
 	}
 	if err == nil {
-		result.Step = "reset"
-		err = r.resume(ctx, result)
+		err = r.release(ctx, p, result)
 	}
 	if err != nil {
-		return fmt.Errorf("consumer %s is paused and stays so until the same replay is run again: %w", r.name, err)
+		return r.undo(ctx, result, err)
 	}
 	result.Step, result.Next = "handed over", 0
 	return nil
 }
 
-// pause ends all attempts, and makes the inbox and the floor as the replay needs them.
-func (r *Replay) pause(ctx context.Context, p *Plan, result *Result) error {
+// undo ends the pause that this replay made, which failed with err.
+func (r *Replay) undo(ctx context.Context, result *Result, err error) error {
+	var failed error
+	for range 20 { // a connection may have been lost, or the server be restarted
+		result.Step = "undone"
+		if failed = pgx.BeginFunc(ctx, r.db, func(tx pgx.Tx) error { return r.resume(ctx, tx, result) }); failed == nil {
+			return fmt.Errorf("nothing was replayed, consumer %s goes on as before: %w", r.name, err)
+		}
+		select {
+		case <-time.After(500 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+	result.Step = "paused"
+	return fmt.Errorf("consumer %s is paused and stays so until the same replay is run again, or: pgjet consumer resume %s: %w (%w)", r.name, r.name, err, failed)
+}
+
+// pause ends all attempts.
+func (r *Replay) pause(ctx context.Context, result *Result) error {
 	return r.alone(ctx, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `
-			update pgjet.consumer set epoch = epoch + 1, floor = least(floor, $2), rebuild = rebuild or $3,
-			       pause_reason = case when paused_at is null then $4 else pause_reason end,
-			       paused_by = case when paused_at is null then (select by from pgjet.operation where id = $5) else paused_by end,
+			update pgjet.consumer set epoch = epoch + 1,
+			       pause_reason = case when paused_at is null then $2 else pause_reason end,
+			       paused_by = case when paused_at is null then (select by from pgjet.operation where id = $3) else paused_by end,
 			       paused_at = coalesce(paused_at, clock_timestamp())
-			 where name = $1`, r.name, int64(p.From)-1, p.Rebuild, fmt.Sprint(pausedBy, result.Operation), result.Operation)
+			 where name = $1`, r.name, fmt.Sprint(pausedBy, result.Operation), result.Operation)
+		if err != nil {
+			return err
+		}
+		result.Step = "paused"
+		return r.note(ctx, tx, *result)
+	})
+}
+
+// release makes the inbox and the floor as the replay needs them, and ends the pause.
+func (r *Replay) release(ctx context.Context, p *Plan, result *Result) error {
+	return r.alone(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `
+			update pgjet.consumer set epoch = epoch + case when paused_at is null then 1 else 0 end, -- somebody resumed it
+			       floor = least(floor, $2), rebuild = rebuild or $3
+			 where name = $1`,
+			r.name, int64(p.From)-1, p.Rebuild)
 		if err == nil && p.again {
 			err = r.forget(ctx, tx, p)
 		}
 		if err != nil {
 			return err
 		}
-		result.Step = "paused"
-		return r.note(ctx, tx, *result)
+		result.Step = "reset"
+		return r.resume(ctx, tx, result)
 	})
 }
 
@@ -96,7 +135,7 @@ func (r *Replay) drain(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return nil
 		case err != nil:
-			return fmt.Errorf("look up durable consumer %s: %w", r.name, err)
+			return fmt.Errorf("look up durable consumer %s: %w", r.name, r.explain(err))
 		case consumer.CachedInfo().NumAckPending == 0:
 			return nil
 		}
@@ -115,26 +154,26 @@ func (r *Replay) drain(ctx context.Context) error {
 // rewind sets the durable consumer back to the first place of the plan, or to what it
 // has not delivered yet if that comes before: a reset forward would skip it.
 func (r *Replay) rewind(ctx context.Context, p *Plan) error {
+	ctx, cancel := context.WithTimeout(ctx, rewindTime)
+	defer cancel()
 	consumer, err := r.stream.Consumer(ctx, r.name)
 	if err != nil {
-		return fmt.Errorf("look up durable consumer %s: %w", r.name, err)
+		return fmt.Errorf("look up durable consumer %s: %w", r.name, r.explain(err))
 	}
 	to := min(p.From, consumer.CachedInfo().AckFloor.Stream+1)
 	if _, err := r.stream.ResetConsumerToSequence(ctx, r.name, to); err != nil {
-		return fmt.Errorf("reset durable consumer %s to sequence %d: %w", r.name, to, err)
+		return fmt.Errorf("reset durable consumer %s to sequence %d: %w", r.name, to, r.explain(err))
 	}
 	return nil
 }
 
 // resume ends the pause, unless an operator made it.
-func (r *Replay) resume(ctx context.Context, result *Result) error {
-	return pgx.BeginFunc(ctx, r.db, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `
-			update pgjet.consumer set paused_at = null, paused_by = null, pause_reason = null
-			 where name = $1 and starts_with(pause_reason, $2)`, r.name, pausedBy)
-		if err != nil {
-			return err
-		}
-		return r.note(ctx, tx, *result)
-	})
+func (r *Replay) resume(ctx context.Context, tx pgx.Tx, result *Result) error {
+	_, err := tx.Exec(ctx, `
+		update pgjet.consumer set paused_at = null, paused_by = null, pause_reason = null
+		 where name = $1 and starts_with(pause_reason, $2)`, r.name, pausedBy)
+	if err != nil {
+		return err
+	}
+	return r.note(ctx, tx, *result)
 }

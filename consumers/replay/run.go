@@ -19,7 +19,7 @@ const lockTimeout = "30s"
 // A Result says how far a replay came.
 type Result struct {
 	Operation int64  `json:"operation"` // in pgjet.operation; 0 if there was nothing to do
-	Step      string `json:"step"`      // the last that was taken: begun, paused, reset, handing over, handed over, done
+	Step      string `json:"step"`      // the last that was taken: begun, paused, reset, undone, handing over, handed over, done
 	Handed    int    `json:"handed"`    // events that were handed over, one by one
 	Next      uint64 `json:"next"`      // where to go on; 0 once all are handed over
 	Waiting   int    `json:"waiting"`   // events of the range that wait for another attempt

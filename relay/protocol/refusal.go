@@ -2,6 +2,8 @@ package protocol
 
 import (
 	"fmt"
+
+	"github.com/pgjet/pgjet/internal/jserror"
 )
 
 // A Refusal is the no of a stream, with the code and text of the server.
@@ -10,26 +12,9 @@ type Refusal struct {
 	Text string
 }
 
-func (r *Refusal) Error() string {
-	text := fmt.Sprintf("%s (%d)", r.Text, r.Code)
-	if word := r.Cause(); word != "" {
-		return word + ": " + text
-	}
-	return text
-}
+func (r *Refusal) Error() string { return fmt.Sprintf("%s (%d)", r.Text, r.Code) }
 
-// Cause returns a stable word for what is in the way: "fenced" if the stream does
-// not end as was said, "stream_full" if it has no room, "refused" if it would never
-// take that message; "" if the server is in trouble.
-func (r *Refusal) Cause() string {
-	switch r.Code {
-	case 10070, 10071, 10164, // wrong last message id, wrong last sequence
-		10158, 10201: // id is being stored, or was just now
-		return "fenced"
-	case 10054, 10097: // message or headers too large
-		return "refused"
-	case 10077, 10023, 10047, 10028, 10002, 10122:
-		return "stream_full"
-	}
-	return ""
-}
+// Class returns what the refusal means: [jserror.Fenced] if the stream does not end as
+// was said, [jserror.Full] if it has no room, [jserror.Refused] if it would never take
+// that message, and others if the server is in trouble.
+func (r *Refusal) Class() jserror.Class { return jserror.Of(r.Code) }

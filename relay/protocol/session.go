@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/outbox"
 )
 
@@ -255,7 +256,7 @@ func (s *Session) refused(ctx context.Context, a Append, err error) error {
 	case !ok:
 	case len(a.Events) > 1:
 		s.Careful = max(s.Careful, len(a.Events))
-	case refusal.Cause() == "refused":
+	case refusal.Class() == jserror.Refused:
 		e := a.Events[0]
 		if failed := s.quarantine(ctx, outbox.Record{Event: e}, refusal); failed != nil {
 			err = fmt.Errorf("%w (after %w)", failed, err)
