@@ -14,7 +14,6 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/open-feature/go-sdk/openfeature"
-	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
 	"golang.org/x/time/rate"
 
 	"github.com/pgjet/pgjet/internal/auth"
@@ -49,7 +48,6 @@ type Server struct {
 	log         *slog.Logger
 	mux         *http.ServeMux
 	api         huma.API
-	handler     http.Handler
 	inFlight    sync.Map // keys of the requests with an Idempotency-Key
 	flags       *openfeature.Client
 	timeout     time.Duration
@@ -101,7 +99,6 @@ func newServer(db *pgxpool.Pool, issuer *auth.Issuer, log *slog.Logger, bodyTime
 	s.serveOpenAPI()
 	s.serveKeys()
 	s.serveDocs()
-	s.handler = otelhttp.NewHandler(http.HandlerFunc(s.serve), "users")
 	return s
 }
 
@@ -111,7 +108,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	boundTracestate(r.Header)
-	s.handler.ServeHTTP(w, r)
+	pattern, allow := s.route(r)
+	r.Pattern = pattern
+	s.metrics.observe(&response{ResponseWriter: w}, r, func(w *response, r *http.Request) { s.serve(w, r, allow) })
 }
 
 func (s *Server) routes() {

@@ -6,28 +6,21 @@ import (
 	"path"
 	"runtime"
 	"runtime/debug"
-	"strings"
 
-	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/propagation"
-	"go.opentelemetry.io/otel/trace"
 )
 
-// serve answers one request inside its server span.
-func (s *Server) serve(rw http.ResponseWriter, r *http.Request) {
-	w := &response{ResponseWriter: rw}
+// serve answers one request, for whose path and method the mux has r.Pattern, inside its
+// server span. Without a pattern, allow lists the methods that the path knows.
+func (s *Server) serve(w *response, r *http.Request, allow string) {
 	h := w.Header()
 	s.secure(h, r)
 	if tp := traceparent(r); tp != "" {
 		h.Set("Traceparent", tp)
 	}
 	defer s.recoverPanic(w, r)
-
-	pattern, allow := s.route(r)
-	r.Pattern = pattern // names the span, also if the handler panics
-	nameRoute(r)
 	switch {
-	case pattern != "":
+	case r.Pattern != "":
 		s.mux.ServeHTTP(w, r)
 	case allow != "":
 		h.Set("Allow", allow)
@@ -88,22 +81,10 @@ func (s *Server) recoverPanic(w *response, r *http.Request) {
 	}
 	s.log.ErrorContext(r.Context(), "request panicked", "route", r.Pattern,
 		"trace_id", traceID(r.Context()), "panic", what, "stack", string(debug.Stack()))
-	if w.started {
+	if w.status != 0 {
 		panic(http.ErrAbortHandler) // too late for an answer: cut it off visibly
 	}
 	writeProblem(w, internalProblem())
-}
-
-// nameRoute puts the route into the server span, also in the place of the path: a
-// path may hold what does not belong into traces, such as an address where an id
-// should be.
-func nameRoute(r *http.Request) {
-	_, route, found := strings.Cut(r.Pattern, " ")
-	if !found {
-		route = "unknown"
-	}
-	trace.SpanFromContext(r.Context()).SetAttributes(
-		attribute.String("http.route", route), attribute.String("url.path", route))
 }
 
 // maxTracestate is the length that W3C asks everybody to hand on.
@@ -128,22 +109,29 @@ func traceparent(r *http.Request) string {
 	return c["traceparent"]
 }
 
-// A response remembers whether its header has gone out.
+// A response remembers what has gone out of it.
 type response struct {
 	http.ResponseWriter
-	started bool
+	status int   // 0: no header has gone out
+	size   int64 // of the body so far
 }
 
 // WriteHeader sends the header.
 func (w *response) WriteHeader(status int) {
-	w.started = true
+	if w.status == 0 && status >= http.StatusOK { // others announce one
+		w.status = status
+	}
 	w.ResponseWriter.WriteHeader(status)
 }
 
 // Write sends a part of the body, after the header.
 func (w *response) Write(b []byte) (int, error) {
-	w.started = true
-	return w.ResponseWriter.Write(b)
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	n, err := w.ResponseWriter.Write(b)
+	w.size += int64(n)
+	return n, err
 }
 
 // Unwrap lets deadlines through.

@@ -10,9 +10,13 @@ import (
 
 const scope = "github.com/pgjet/pgjet/producer"
 
-// metrics are what the service counts besides what otelhttp does. Its names reach
-// Prometheus as pgjet_http_refused_total and so on.
-type metrics struct{ refused metric.Int64Counter }
+// metrics are what the service counts. Its names reach Prometheus as
+// pgjet_http_refused_total and so on.
+type metrics struct {
+	observer
+
+	refused metric.Int64Counter
+}
 
 func newMetrics(s *Server) *metrics {
 	m, err := registerMetrics(s, otel.Meter(scope))
@@ -23,6 +27,10 @@ func newMetrics(s *Server) *metrics {
 }
 
 func registerMetrics(s *Server, meter metric.Meter) (*metrics, error) {
+	requests, err := newObserver(meter)
+	if err != nil {
+		return nil, err
+	}
 	refused, err := meter.Int64Counter("pgjet.http.refused", metric.WithDescription(
 		"Requests refused to stay up, by cause: address, account (tried too often), overloaded, bodies (too many on their way), hashes, transactions (none was free)."))
 	if err != nil {
@@ -46,7 +54,7 @@ func registerMetrics(s *Server, meter metric.Meter) (*metrics, error) {
 		}
 		return nil
 	}, inFlight, limit)
-	return &metrics{refused}, err
+	return &metrics{requests, refused}, err
 }
 
 // refuse counts a request that was refused.
