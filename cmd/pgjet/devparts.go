@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"path/filepath"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/pgjet/pgjet/internal/health"
 	"github.com/pgjet/pgjet/internal/registry"
 	"github.com/pgjet/pgjet/internal/telemetry"
+	"github.com/pgjet/pgjet/internal/web"
 	"github.com/pgjet/pgjet/outbox/hint"
 	"github.com/pgjet/pgjet/producer"
 )
@@ -67,28 +69,36 @@ func (d *dev) parts(ctx context.Context, tel *telemetry.Telemetry) ([]part, erro
 			return nil, err
 		}
 	}
-	standins, err := d.standins(at)
-	if err != nil {
-		return nil, err
+	// All of them are in one process, and share what it can hold.
+	serve := func(name string, l net.Listener, h http.Handler) part {
+		return serveDoor(name, l, web.Connections(len(at)), web.Guard(h), d.log)
 	}
+	smtp := web.NewDoor(at[smtpPort], "smtp", web.Connections(len(at)), d.log)
 	parts := []part{
 		d.register(d.log).part(ctx, d.instances()...),
-		serveHTTP("users", at[usersPort], api, d.log),
+		serve("users", at[usersPort], api),
 		watchDatabase(d.db, d.log),
 		d.configPart(),
 		d.invalidationPart(api, d.js, d.log),
 		relayPart,
 		mailerPart,
 		d.directoryPart(d.db, d.js, d.log),
-		serveHTTP("directory-api", at[directoryPort], directory.New(d.db, d.log), d.log),
-		{name: "smtp", run: func(ctx context.Context) error { return d.mail.ServeSMTP(ctx, at[smtpPort]) }},
-		serveHTTP("inbox", at[inboxPort], d.mail.Handler(), d.log),
+		serve("directory-api", at[directoryPort], directory.New(d.db, d.log)),
+		{name: "smtp", run: func(ctx context.Context) error { return d.mail.ServeSMTP(ctx, smtp) }},
+		serve("inbox", at[inboxPort], d.mail.Handler()),
 	}
 	parts = append(parts, onboardingParts...)
-	parts = append(parts, standins...)
+	for _, name := range []string{devservices.Profiles, devservices.Billing} {
+		handler, err := devservices.New(name, filepath.Join(d.dir, "services"), d.log)
+		if err != nil {
+			return nil, err
+		}
+		port := map[string]int{devservices.Profiles: profilesPort, devservices.Billing: billingPort}[name]
+		parts = append(parts, serve(name, at[port], handler))
+	}
 	h := &health.Health{Version: version(), Metrics: tel.Metrics, Checks: checks(parts)}
 	context.AfterFunc(ctx, h.Stop)
-	return append(parts, serveHTTP("admin", at[adminPort], h.Handler(), d.log)), nil
+	return append(parts, serveAdmin(at[adminPort], h.Handler(), d.log)), nil
 }
 
 // userService returns the user service, whose key is kept.
@@ -108,21 +118,6 @@ func (d *dev) userService() (*producer.Server, error) {
 	api := producer.New(d.db, issuer, d.log)
 	api.Committed, api.Profiles = hint.New(d.nc, d.stream).Committed, profiles.HTTP()
 	return api, d.tune(api)
-}
-
-// standins returns the parts that stand in for other services.
-func (d *dev) standins(at map[int]net.Listener) (all []part, err error) {
-	for _, one := range []struct {
-		name string
-		port int
-	}{{devservices.Profiles, profilesPort}, {devservices.Billing, billingPort}} {
-		handler, err := devservices.New(one.name, filepath.Join(d.dir, "services"), d.log)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, serveHTTP(one.name, at[one.port], handler, d.log))
-	}
-	return all, nil
 }
 
 // instances lists what this process registers: each part as the process that it is

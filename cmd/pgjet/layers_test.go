@@ -29,6 +29,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/lead", "internal/sqlstate"},
 	{"internal/session", ""},
 	{"internal/telemetry", ""},
+	{"internal/web", ""},
 	// What a service needs.
 	{"internal/service", "internal/breaker"},
 	{"outbox", "events internal/sqlstate"},
@@ -48,11 +49,11 @@ var layers = []struct{ pkg, imports string }{
 	{"consumers/extend", "consumers/replay consumers/status events internal/jserror internal/natsconn internal/sqlstate"},
 	// Tools.
 	{"internal/devserver", "internal/sqlstate"},
-	{"internal/devmail", ""},
-	{"internal/devservices", ""},
+	{"internal/devmail", "internal/web"},
+	{"internal/devservices", "internal/web"},
 	{"internal/testenv", "internal/devserver migrations"},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/deadletter consumers/directory consumers/extend consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/health internal/jserror internal/natsconn internal/postgres internal/registry internal/service internal/telemetry migrations outbox outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/deadletter consumers/directory consumers/extend consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/health internal/jserror internal/natsconn internal/postgres internal/registry internal/service internal/telemetry internal/web migrations outbox outbox/hint producer relay"},
 }
 
 func TestLayers(t *testing.T) {

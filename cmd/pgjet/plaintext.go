@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/internal/web"
 )
 
 // warnPlaintext says which connections to other machines go over the network as they
@@ -22,6 +24,23 @@ func (s *settings) warnPlaintext(ctx context.Context, log *slog.Logger) {
 			log.WarnContext(ctx, "the connection to NATS need not be encrypted: use tls:// or wss://, or a network that encrypts", "host", u.Hostname())
 		}
 	}
+}
+
+// warnPublic logs that pages which ask nobody who they are can be reached from other machines.
+func warnPublic(ctx context.Context, log *slog.Logger, what, flag string, addr net.Addr) {
+	if web.Public(addr) {
+		log.WarnContext(ctx, "these pages ask nobody who they are, and other machines can reach them: keep others out by the network, or serve them on 127.0.0.1",
+			"pages", what, "addr", addr.String(), "flag", flag)
+	}
+}
+
+// hosts returns the names, besides its own, by which a machine may ask for pages on its loopback
+// interface: that of --advertise.
+func (s *settings) hosts() []string {
+	if s.advertise == "" {
+		return nil
+	}
+	return []string{strings.ToLower(s.advertise)}
 }
 
 // remoteHost reports whether host is neither this machine nor a socket's directory.

@@ -16,6 +16,7 @@ import (
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/registry"
 	"github.com/pgjet/pgjet/internal/telemetry"
+	"github.com/pgjet/pgjet/internal/web"
 )
 
 // grace is how long requests in hand may take once a server is told to stop.
@@ -84,10 +85,11 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, par
 	}
 	parts = append([]part{s.register(log).part(ctx, i)}, parts...)
 	s.warnPlaintext(ctx, log)
+	warnPublic(ctx, log, "admin", "--admin-addr", admin.Addr())
 	log.InfoContext(ctx, "starting", "service", name, "version", version(), "admin", "http://"+admin.Addr().String())
 	late, cancel := after(ctx, s.stopDelay)
 	defer cancel()
-	if err := supervise(late, append(parts, s.configPart(), serveHTTP("admin", admin, h.Handler(), log))); err != nil {
+	if err := supervise(late, append(parts, s.configPart(), serveAdmin(admin, h.Handler(), log, s.hosts()...))); err != nil {
 		return err
 	}
 	log.InfoContext(ctx, "stopped")
@@ -144,21 +146,23 @@ func listen(what, addr, flag string) (net.Listener, error) {
 	return l, nil
 }
 
-// serveHTTP returns the part that answers on l. It has timeouts against slow
-// clients, and lets requests in hand finish.
+// serveHTTP returns the part that answers on l, the only API of the process. It withstands slow
+// and many clients, and lets requests in hand finish.
 func serveHTTP(name string, l net.Listener, h http.Handler, log *slog.Logger) part {
-	server := &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      20 * time.Second,
-		IdleTimeout:       time.Minute,
-		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
+	return serveDoor(name, l, web.Connections(1), h, log)
+}
+
+// serveAdmin returns the part that answers probes, whatever the process's API has to do.
+func serveAdmin(l net.Listener, h http.Handler, log *slog.Logger, hosts ...string) part {
+	return serveDoor("admin", l, web.AdminConnections, web.Guard(h, hosts...), log)
+}
+
+func serveDoor(name string, l net.Listener, connections int, h http.Handler, log *slog.Logger) part {
+	door := web.NewDoor(l, name, connections, log)
+	server := web.NewServer(door, h, log)
 	return part{name: name, run: func(ctx context.Context) error {
 		ended := make(chan error, 1)
-		go func() { ended <- server.Serve(l) }()
+		go func() { ended <- server.Serve(door) }()
 		select {
 		case err := <-ended:
 			return err

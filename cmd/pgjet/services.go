@@ -18,6 +18,7 @@ import (
 	"github.com/pgjet/pgjet/consumers/mailer"
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/devservices"
+	"github.com/pgjet/pgjet/internal/web"
 	"github.com/pgjet/pgjet/outbox/hint"
 	"github.com/pgjet/pgjet/producer"
 )
@@ -156,7 +157,9 @@ func consumeDirectoryCommand() *cobra.Command {
 				}
 				s.served = l.Addr()
 				log.InfoContext(cmd.Context(), "serving the API", "addr", "http://"+l.Addr().String())
-				return []part{serveHTTP("directory-api", l, directory.New(db, log), log), s.directoryPart(db, js, log)}, nil
+				warnPublic(cmd.Context(), log, directory.Name, "--addr", l.Addr())
+				api := web.Guard(directory.New(db, log), s.hosts()...)
+				return []part{serveHTTP("directory-api", l, api, log), s.directoryPart(db, js, log)}, nil
 			})
 		},
 	}

@@ -32,6 +32,7 @@ under that name. PUT /fault makes it fail, DELETE /fault ends that; see docs/ser
 			}
 			defer nc.Close()
 			log.InfoContext(ctx, "serving the API", "addr", "http://"+l.Addr().String())
+			warnPublic(ctx, log, args[0], "--addr", l.Addr())
 			s.registryConn, s.served = nc, l.Addr()
 			return s.serve(ctx, log, args[0], serveHTTP(args[0], l, handler, log))
 		},

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+
+	"github.com/pgjet/pgjet/internal/web"
 )
 
 // policy lets the page load its own files only. A mail's frame inherits it: styles
@@ -29,11 +31,7 @@ func (s *Server) Handler() http.Handler {
 	mux.Handle("GET /api/fault", handler(s.getFault))
 	mux.Handle("PUT /api/fault", handler(s.putFault))
 
-	origin := http.NewCrossOriginProtection()
-	origin.SetDenyHandler(handler(func(http.ResponseWriter, *http.Request) error {
-		return &problem{Status: http.StatusForbidden, Detail: "this request comes from a page of another origin"}
-	}))
-	return guard(origin.Handler(mux))
+	return guard(web.Guard(mux))
 }
 
 // guard sets the headers that every answer has.

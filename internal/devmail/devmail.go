@@ -27,7 +27,8 @@
 // not stored. With code 421 the connection is closed as well.
 //
 // Errors are application/problem+json (RFC 9457); where a field is to blame, the
-// problem names it. A browser may change things from this server's own pages only.
+// problem names it. A browser may change things from this server's own pages only, and on
+// loopback a request must ask for 127.0.0.1 or localhost: see [web.Guard].
 package devmail
 
 import (

@@ -9,11 +9,11 @@ import (
 )
 
 //go:embed web
-var web embed.FS
+var files embed.FS
 
 var pageTemplate = template.Must(template.New("page.html").
 	Funcs(template.FuncMap{"when": when}).
-	ParseFS(web, "web/page.html"))
+	ParseFS(files, "web/page.html"))
 
 // A view is what the page shows.
 type view struct {
@@ -56,6 +56,6 @@ func when(t time.Time) string {
 
 func asset(name string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		http.ServeFileFS(w, r, web, "web/"+name)
+		http.ServeFileFS(w, r, files, "web/"+name)
 	}
 }

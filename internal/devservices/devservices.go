@@ -25,7 +25,8 @@
 //   - GET /livez: 200, whatever the fault
 //
 // Refusals are problem details (RFC 9457) with a code. State is written before the
-// answer. Nothing here asks who calls: serve it on this machine alone.
+// answer. Nothing here asks who calls: serve it on this machine alone. There, a request must ask
+// for 127.0.0.1 or localhost: see [web.Guard].
 package devservices
 
 import (
@@ -39,6 +40,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/pgjet/pgjet/internal/web"
 )
 
 // Names of the services.
@@ -74,7 +77,7 @@ func New(name, dir string, log *slog.Logger) (http.Handler, error) {
 	s.mux.Handle("GET /fault", handler(s.faults.get))
 	s.mux.Handle("PUT /fault", handler(s.faults.put))
 	s.mux.Handle("DELETE /fault", handler(s.faults.delete))
-	return http.NewCrossOriginProtection().Handler(s), nil
+	return web.Guard(s), nil
 }
 
 type server struct {

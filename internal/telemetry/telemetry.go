@@ -27,6 +27,9 @@ import (
 	"go.opentelemetry.io/otel/sdk/trace"
 )
 
+// maxScrapes is how many scrapes are answered at a time: each holds a page of all metrics. Others get 503.
+const maxScrapes = 4
+
 // Telemetry is what a process reports about itself.
 type Telemetry struct {
 	// Metrics answers a Prometheus scrape.
@@ -74,7 +77,7 @@ func Start(ctx context.Context, service, version string) (*Telemetry, error) {
 		metrics = append(metrics, metric.WithReader(reader))
 	}
 	t := &Telemetry{
-		Metrics: promhttp.HandlerFor(registry, promhttp.HandlerOpts{EnableOpenMetrics: true}),
+		Metrics: promhttp.HandlerFor(registry, promhttp.HandlerOpts{EnableOpenMetrics: true, MaxRequestsInFlight: maxScrapes}),
 		traces:  trace.NewTracerProvider(traces...),
 		metrics: metric.NewMeterProvider(metrics...),
 	}

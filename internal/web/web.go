@@ -1,0 +1,75 @@
+// Package web serves HTTP so that no client keeps others from being answered.
+//
+// A [Door] bounds the connections of one listener. When they are used up, the connection that
+// has waited longest for its client makes room for a new one: a client that is silent,
+// sends its header or body slowly, or keeps a connection that it does not use. A connection
+// whose request is being worked on is never dropped. If all are at work, the new one is closed at
+// once, rather than left without an answer.
+//
+// [Connections] says how many a process can afford: it leaves descriptors to
+// the database, to NATS and to the admin pages.
+//
+// [Guard] keeps pages that are served on the loopback interface from those who reach it
+// through somebody's browser.
+package web
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net/http"
+	"time"
+)
+
+// NewServer returns a server for h on d. It has timeouts against slow clients. Serve it with
+// d as its listener, and with no other.
+func NewServer(d *Door, h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           d.track(h),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      20 * time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ConnContext:       withConn,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
+
+// track returns a handler that records which connections are at work while h answers.
+func (d *Door) track(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c := connOf(r.Context())
+		if c == nil {
+			h.ServeHTTP(w, r)
+			return
+		}
+		c.work()
+		defer c.wait()
+		if r.Body != nil && r.Body != http.NoBody {
+			r.Body = &body{r.Body, c}
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// A body is that of a request. While it is awaited, its connection waits for the client.
+type body struct {
+	io.ReadCloser
+
+	conn *conn
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	b.conn.wait()
+	defer b.conn.work()
+	return b.ReadCloser.Read(p)
+}
+
+type connKey struct{}
+
+// connOf returns the connection that [withConn] put into a request's context, or nil.
+func connOf(ctx context.Context) *conn {
+	c, _ := ctx.Value(connKey{}).(*conn)
+	return c
+}
