@@ -20,9 +20,9 @@ const (
 
 	// mostConnections is how many connections one listener holds at most. Each takes some 16 KiB.
 	mostConnections = 4096
-	// leastWait is for how long a connection may wait for its client before it has to make
-	// room for another.
-	leastWait = 250 * time.Millisecond
+	// bodyWait is for how long a body may be awaited before its connection has to make room for
+	// another: a body that has been sent is read sooner.
+	bodyWait = 100 * time.Millisecond
 	// warnEvery bounds how often a listener that is nearly full is logged.
 	warnEvery = 10 * time.Minute
 )
@@ -115,16 +115,25 @@ func (d *Door) admit(c *conn) (leaving *conn, ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.conns >= d.most {
-		longest := d.waiting.Front()
-		if longest == nil || time.Since(longest.Value.(*conn).since) < leastWait {
+		if leaving = d.longest(); leaving == nil {
 			return nil, false
 		}
-		leaving = longest.Value.(*conn)
 		d.forget(leaving)
 	}
 	d.conns++
 	c.queue()
 	return leaving, true
+}
+
+// longest returns the connection that has waited longest and may leave, or nil. The caller
+// holds mu.
+func (d *Door) longest() *conn {
+	for e := d.waiting.Front(); e != nil; e = e.Next() {
+		if c := e.Value.(*conn); !c.reading || time.Since(c.since) >= bodyWait {
+			return c
+		}
+	}
+	return nil
 }
 
 // forget gives back c's place. The caller holds mu.
@@ -158,15 +167,17 @@ type conn struct {
 	door *Door
 
 	// Below door.mu.
-	place *list.Element // in door.waiting; nil while at work
-	since time.Time     // when it began to wait
-	gone  bool          // it has no place any more
+	place   *list.Element // in door.waiting; nil while at work
+	since   time.Time     // when it began to wait
+	reading bool          // it waits for the body of a request
+	gone    bool          // it has no place any more
 }
 
-// wait records that the connection waits for its client from now on.
-func (c *conn) wait() {
+// wait records that the connection waits for its client from now on, for a body or for a request.
+func (c *conn) wait(body bool) {
 	c.door.mu.Lock()
 	defer c.door.mu.Unlock()
+	c.reading = body
 	c.queue()
 }
 

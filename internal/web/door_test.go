@@ -121,7 +121,7 @@ func TestDoorMakesRoom(t *testing.T) {
 				}
 				all = append(all, c)
 			}
-			time.Sleep(300 * time.Millisecond) // what has waited for less may stay
+			time.Sleep(150 * time.Millisecond) // a body may be awaited for less
 			for range 3 {
 				if s := dial(t, addr, get).status(); s != http.StatusNoContent {
 					t.Errorf("a new client gets %d, want 204", s)

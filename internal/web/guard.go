@@ -57,12 +57,11 @@ func Public(l net.Addr) bool {
 	return ok && !addr.IP.IsLoopback()
 }
 
-// refuse answers with a problem (RFC 9457), and closes the connection.
+// refuse answers with a problem (RFC 9457).
 func refuse(w http.ResponseWriter, status int, code, detail string) {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	w.Header().Set("Connection", "close")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(map[string]any{ // the client is gone otherwise
 		"type": "about:blank", "title": http.StatusText(status), "status": status, "code": code, "detail": detail,

@@ -45,7 +45,7 @@ func (d *Door) track(h http.Handler) http.Handler {
 			return
 		}
 		c.work()
-		defer c.wait()
+		defer c.wait(false)
 		if r.Body != nil && r.Body != http.NoBody {
 			r.Body = &body{r.Body, c}
 		}
@@ -61,7 +61,7 @@ type body struct {
 }
 
 func (b *body) Read(p []byte) (int, error) {
-	b.conn.wait()
+	b.conn.wait(true)
 	defer b.conn.work()
 	return b.ReadCloser.Read(p)
 }

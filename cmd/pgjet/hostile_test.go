@@ -1,0 +1,163 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// TestClientsMakeNoMetrics sends requests with thousands of hosts, methods, paths, versions and agents
+// to every listener of users, directory and a stand-in. The metrics stay as small as they were.
+func TestClientsMakeNoMetrics(t *testing.T) {
+	t.Parallel()
+	database, n := testenv.DatabaseURL(t), testenv.NATS(t)
+	ensureStream(t, n.URL())
+	users, directory := startUsers(t, database, "--nats-url", n.URL()), startDirectory(t, database, n.URL())
+	billing := startService(t, "standin", "billing", "--addr", anyPort, "--nats-url", n.URL())
+	billing.addr = billing.logged("serving the API", "addr")
+	for _, s := range []*service{users, directory, billing} {
+		s.ready(s.admin)
+		one := []string{"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", "GET /users HTTP/1.1\r\nHost: x\r\n\r\n"}
+		pipeline(t, s.addr, one)
+		pipeline(t, s.admin, one)
+		_, before := get(t, s.admin+"/metrics")
+		logged := len(s.stderr.String())
+		const many = 5000
+		var hostile []string
+		long := strings.Repeat("a", 2000)
+		for i := range many {
+			hostile = append(hostile,
+				fmt.Sprintf("GET /nothing HTTP/1.1\r\nHost: h%d.%s\r\n\r\n", i, long),
+				fmt.Sprintf("GET /users HTTP/1.1\r\nHost: h%d:%d\r\nUser-Agent: a%d\r\nX-Forwarded-For: 10.0.%d.%d\r\n\r\n", i, i+1, i, i/256, i%256),
+				fmt.Sprintf("M%d /users HTTP/1.%d\r\nHost: x\r\n\r\n", i, i%10),
+				fmt.Sprintf("GET /users/%d?x=%d HTTP/1.1\r\nHost: x\r\nX-Forwarded-Proto: p%d\r\n\r\n", i, i, i),
+				fmt.Sprintf("GET /p%d/%s HTTP/1.1\r\nHost: x\r\n\r\n", i, long),
+			)
+		}
+		var both sync.WaitGroup
+		for _, addr := range []string{s.addr, s.admin} {
+			both.Go(func() { pipeline(t, addr, hostile) })
+		}
+		both.Wait()
+		_, after := get(t, s.admin+"/metrics")
+		if series := strings.Count(after, "\n") - strings.Count(before, "\n"); series > 300 {
+			t.Errorf("%d more lines of metrics after hostile requests, want at most those of a few known routes and methods, of %s", series, s)
+		}
+		if len(after) > 200_000 || strings.Contains(after, "otel_metric_overflow") || strings.Contains(after, "aaaa") {
+			t.Errorf("the page of metrics has %d bytes after hostile requests, of %s", len(after), s)
+		}
+		if grown := len(s.stderr.String()) - logged; grown > 4000 {
+			t.Errorf("the log grew by %d bytes, of %s", grown, s)
+		}
+	}
+}
+
+// pipeline sends requests to an address, some hundred over one connection, and reads every answer.
+func pipeline(t *testing.T, addr string, requests []string) {
+	t.Helper()
+	for len(requests) > 0 {
+		some := requests[:min(200, len(requests))]
+		conn, err := net.Dial("tcp", strings.TrimPrefix(addr, "http://"))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_ = conn.SetDeadline(time.Now().Add(patience))
+		go func() { _, _ = io.WriteString(conn, strings.Join(some, "")) }() // until the server closes
+		in, answered := bufio.NewReader(conn), 0
+		for range some {
+			res, err := http.ReadResponse(in, nil)
+			if err != nil {
+				break
+			}
+			answered++
+			_, err = io.Copy(io.Discard, res.Body)
+			if res.Body.Close(); err != nil || res.Close {
+				break
+			}
+		}
+		conn.Close()
+		if answered == 0 {
+			t.Errorf("no answer from %s to %.60q", addr, some[0])
+			return
+		}
+		requests = requests[answered:]
+	}
+}
+
+// TestFewDescriptors opens more connections than the process has descriptors, to its API and to its
+// admin pages. Both answer all the same, the database is reached, and the log says it once.
+func TestFewDescriptors(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("there is no ulimit")
+	}
+	t.Parallel()
+	shell, err := exec.LookPath("sh")
+	if err != nil {
+		t.Skip(err)
+	}
+	config := configFileOf(t, "pgjet.yaml", "users:\n  per_address: 0\n")
+	users := limited(t, shell, 1024, "users", "--config", config, "--database-url", testenv.DatabaseURL(t), "--addr", anyPort, "--admin-addr", anyPort)
+	users.admin = users.logged("starting", "admin")
+	users.addr = users.logged("serving the API", "addr")
+	users.ready(users.admin)
+	for i := range 1500 {
+		to := users.addr
+		if i%5 == 0 {
+			to = users.admin
+		}
+		conn, err := net.Dial("tcp", strings.TrimPrefix(to, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		switch i % 3 {
+		case 0:
+			fmt.Fprint(conn, "POST /users HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Half: ")
+		case 1:
+			fmt.Fprint(conn, "POST /users HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+		}
+	}
+	for range 20 {
+		begun := time.Now()
+		for _, page := range []string{"/livez", "/readyz", "/metrics"} {
+			if status, body := get(t, users.admin+page); status != http.StatusOK {
+				t.Errorf("GET %s = %d %.200s, want 200", page, status, body)
+			}
+		}
+		if took := time.Since(begun); took > 5*time.Second {
+			t.Errorf("the admin pages took %s", took)
+		}
+	}
+	signUp(t, users.addr, "ann@example.com")
+	near := 0
+	for _, l := range users.log("WARN") {
+		if strings.Contains(fmt.Sprint(l["msg"]), "nearly as many connections") && l["listener"] == "users" {
+			near++
+		}
+	}
+	if near != 1 {
+		t.Errorf("%d warnings that the limit is near, want 1, of %s", near, users)
+	}
+}
+
+// limited starts a pgjet that may have so many descriptors open.
+func limited(t *testing.T, shell string, descriptors int, args ...string) *service {
+	t.Helper()
+	p := command(t, nil, args...)
+	p.cmd.Args = append([]string{"sh", "-c", fmt.Sprintf(`ulimit -n %d && exec "$0" "$@"`, descriptors), binary}, args...)
+	p.cmd.Path = shell
+	p.begin()
+	t.Cleanup(p.stop)
+	return &service{process: p}
+}
