@@ -82,9 +82,9 @@ func (r *Runner) Run(ctx context.Context) error {
 	return r.metrics.stop()
 }
 
-// Ready returns nil while events are handled, else why they are not. Its errors begin
-// with a word that docs/cli.md explains, such as database_unreachable, standby or
-// paused.
+// Ready returns nil while events are handled, or while the runner stands by and could take over;
+// else why not. Its errors begin with a word that docs/cli.md explains, such as
+// database_unreachable or paused.
 func (r *Runner) Ready(ctx context.Context) error {
 	if status := r.JS.Conn().Status(); status != nats.CONNECTED {
 		return fmt.Errorf("nats_unreachable: connection is %s", status)
@@ -95,7 +95,27 @@ func (r *Runner) Ready(ctx context.Context) error {
 	if g := r.gate.Load(); g != nil && g.closed() != nil {
 		return g.closed()
 	}
-	return r.keeper.Ready()
+	err := r.keeper.Ready()
+	if !errors.Is(err, errStandby) {
+		return err
+	}
+	_, err = r.JS.Stream(ctx, r.Stream) // an active one would notice
+	return r.explained(err)
+}
+
+// Role returns "leader" or "standby" with what there is to say about it, or "" while the runner is
+// neither: processes of an unordered consumer are all alike.
+func (r *Runner) Role() (role, detail string) {
+	err := r.keeper.Ready()
+	switch {
+	case r.Consumer.Unordered:
+		return "", ""
+	case err == nil:
+		return "leader", ""
+	case errors.Is(err, errStandby):
+		return "standby", err.Error()
+	}
+	return "", ""
 }
 
 // explained puts the word for its cause before an error that ended a session.

@@ -58,6 +58,7 @@ type Relay struct {
 	Retention time.Duration
 
 	keeper  session.Keeper
+	spare   spare
 	metrics *metrics
 	careful int      // see protocol.Session
 	warned  []string // settings of the stream that were logged
@@ -86,12 +87,10 @@ func (r *Relay) Run(ctx context.Context) error {
 		t := term{Relay: r}
 		return t.run(ctx)
 	})
+	r.spare.end()
 	<-watching
 	return errors.Join(w.stop(), r.metrics.stop())
 }
-
-// Ready returns nil while the relay leads and publishes, else why it does not.
-func (r *Relay) Ready(context.Context) error { return r.keeper.Ready() }
 
 func (r *Relay) setDefaults() {
 	r.Stream = cmp.Or(r.Stream, "EVENTS")

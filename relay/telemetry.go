@@ -74,10 +74,10 @@ func (m *metrics) observe(r *Relay, meter metric.Meter) error {
 		}
 		gauges = append(gauges, gauge)
 	}
-	registration, err := meter.RegisterCallback(func(ctx context.Context, o metric.Observer) error {
+	registration, err := meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		o.ObserveInt64(gauges[0], map[bool]int64{true: 1}[r.Ready(ctx) == nil])
+		o.ObserveInt64(gauges[0], map[bool]int64{true: 1}[r.keeper.Ready() == nil])
 		o.ObserveInt64(gauges[1], m.epoch)
 		if m.obstruction != "" {
 			o.ObserveInt64(gauges[2], 1, metric.WithAttributes(attribute.String("reason", m.obstruction)))
@@ -95,6 +95,13 @@ func (m *metrics) leads(epoch int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.epoch = epoch
+}
+
+// leading reports whether this relay leads, whether or not it publishes.
+func (m *metrics) leading() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.epoch > 0
 }
 
 // obstructed notes why the leader does not publish; nil if it does.

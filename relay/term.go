@@ -62,6 +62,7 @@ func (t *term) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer t.db.close()
+	t.spare.end()
 	t.metrics.leads(t.db.epoch)
 	defer t.metrics.leads(0)
 	defer func() { t.note(err) }()

@@ -74,8 +74,8 @@ func (g *rig) leader(relays []*service) (leads, stands *service) {
 	g.Helper()
 	testenv.Eventually(g, healing, "one of the relays leads", func() bool {
 		i := slices.IndexFunc(relays, func(s *service) bool {
-			status, _ := get(g, s.admin+"/readyz")
-			return status == 200
+			status, body := get(g, s.admin+"/readyz")
+			return status == 200 && strings.Contains(body, `"role":"leader"`)
 		})
 		if i >= 0 {
 			leads, stands = relays[i], relays[1-i]
@@ -94,7 +94,7 @@ func TestChaosFailoverAfterACrash(t *testing.T) {
 	var took []time.Duration
 	for range upTo(3, 20) {
 		leads, stands := g.leader(relays)
-		stands.notReady(stands.admin, "standby")
+		stands.hasRole(stands.admin, "standby")
 		g.moment(200 * time.Millisecond)
 		leads.kill()
 		begun := time.Now()
@@ -152,7 +152,7 @@ func zombie(t *testing.T, help func(g *rig)) {
 			t.Errorf("failover after a hang took %s, want less than 15 s", took)
 		}
 		thaw()
-		leads.notReady(leads.admin, "standby")
+		leads.hasRole(leads.admin, "standby")
 		stands.ready(stands.admin)
 	}
 	g.relay, _ = g.leader(relays)
@@ -175,7 +175,7 @@ func TestChaosLateMessages(t *testing.T) {
 		leads := startRelay(t, g.database, slow)
 		leads.ready(leads.admin)
 		stands := g.startRelay()
-		stands.notReady(stands.admin, "standby")
+		stands.hasRole(stands.admin, "standby")
 		poison(t, proxy, toxic{Type: "latency", Stream: "upstream", Attributes: map[string]int64{"latency": 1500}})
 		g.backlog(1+g.rand.IntN(200), 20)
 		testenv.Eventually(t, healing, "all that could be sent is on its way", func() bool {

@@ -137,6 +137,15 @@ func (p *process) ready(admin string) {
 	})
 }
 
+// hasRole waits until it is ready, and says that it has that role.
+func (p *process) hasRole(admin, role string) {
+	p.t.Helper()
+	p.eventually(patience, "it is ready as "+role, func() bool {
+		status, body := get(p.t, admin+"/readyz")
+		return status == http.StatusOK && strings.Contains(body, fmt.Sprintf(`"role":%q`, role))
+	})
+}
+
 // notReady waits until it is not, and says so with that word.
 func (p *process) notReady(admin, cause string) {
 	p.t.Helper()

@@ -41,7 +41,7 @@ func (s *settings) onboardingParts(db *pgxpool.Pool, js jetstream.JetStream, log
 	}
 	o := onboarding.New(db, profiles, billing)
 	r := &saga.Runner{Saga: o.Saga(), DB: db, Log: log}
-	return []part{s.consumerPart(o.Consumer(), db, js, log), {"onboarding-saga", r.Run, r.Ready}}, nil
+	return []part{s.consumerPart(o.Consumer(), db, js, log), {name: "onboarding-saga", run: r.Run, ready: r.Ready}}, nil
 }
 
 // otherService returns the way to another service.

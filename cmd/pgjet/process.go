@@ -28,6 +28,7 @@ type part struct {
 	name  string
 	run   func(ctx context.Context) error
 	ready func(ctx context.Context) error // nil: it has nothing to report
+	role  func() (role, detail string)    // nil: it has none, see health.Check
 }
 
 // supervise runs all parts until ctx ends or one of them fails. It then stops them
@@ -131,7 +132,7 @@ func checks(parts []part) []health.Check {
 	var all []health.Check
 	for _, p := range parts {
 		if p.ready != nil {
-			all = append(all, health.Check{Name: p.name, Ready: p.ready})
+			all = append(all, health.Check{Name: p.name, Ready: p.ready, Role: p.role})
 		}
 	}
 	return all

@@ -2,8 +2,9 @@
 //
 //   - /livez answers 200 as long as the process answers at all. It looks at no
 //     dependency: restarting us does not repair PostgreSQL.
-//   - /readyz answers 200 if every check passes, else 503, with the cause of each and
-//     the time at which they began. However many ask, the checks are made once a second
+//   - /readyz answers 200 if every check passes, else 503, with the cause of each, its role if it
+//     shares its work with other processes, and the time at which they began. A healthy standby
+//     is ready. However many ask, the checks are made once a second
 //     at most: an answer is that old at most, and the time that they take.
 //   - /metrics is for Prometheus.
 package health
@@ -27,6 +28,9 @@ const (
 type Check struct {
 	Name  string
 	Ready func(context.Context) error // nil if so; the error's text is shown
+	// Role, unless it is nil, returns leader or standby, and a sentence about it if there is
+	// something to say. Whether a part is ready does not depend on it.
+	Role func() (role, detail string)
 }
 
 // Health is the state of one process.
@@ -68,9 +72,11 @@ type report struct {
 }
 
 type result struct {
-	Name  string `json:"name"`
-	Ready bool   `json:"ready"`
-	Cause string `json:"cause,omitempty"`
+	Name   string `json:"name"`
+	Ready  bool   `json:"ready"`
+	Role   string `json:"role,omitempty"` // leader or standby
+	Detail string `json:"detail,omitempty"`
+	Cause  string `json:"cause,omitempty"`
 }
 
 // ready reports what the checks say, or said just now.
@@ -115,12 +121,15 @@ func (h *Health) check(ctx context.Context) []result {
 	answers := make(chan answer, len(h.Checks))
 	for i, c := range h.Checks {
 		results[i] = result{Name: c.Name, Cause: "no answer"}
+		if c.Role != nil {
+			results[i].Role, results[i].Detail = c.Role()
+		}
 		go func() { answers <- answer{i, c.Ready(ctx)} }()
 	}
 	for range h.Checks {
 		select {
 		case a := <-answers:
-			results[a.check] = result{Name: h.Checks[a.check].Name, Ready: a.err == nil, Cause: text(a.err)}
+			results[a.check].Ready, results[a.check].Cause = a.err == nil, text(a.err)
 		case <-ctx.Done():
 		}
 	}

@@ -25,6 +25,7 @@ type page struct {
 	Checks  []struct {
 		Name  string `json:"name"`
 		Ready bool   `json:"ready"`
+		Role  string `json:"role"`
 		Cause string `json:"cause"`
 	} `json:"checks"`
 }
@@ -60,10 +61,10 @@ func TestPages(t *testing.T) {
 		status string
 	}{
 		{name: "nothing to check", code: 200, status: "ok"},
-		{name: "all is well", checks: []health.Check{{"a", well}, {"b", well}}, code: 200, status: "ok"},
-		{name: "one is not", checks: []health.Check{{"a", well}, {"b", away}}, code: 503, status: "not_ready"},
-		{name: "stopping", checks: []health.Check{{"a", well}}, stop: true, code: 503, status: "stopping"},
-		{name: "stopping in an outage", checks: []health.Check{{"b", away}}, stop: true, code: 503, status: "stopping"},
+		{name: "all is well", checks: []health.Check{{Name: "a", Ready: well}, {Name: "b", Ready: well}}, code: 200, status: "ok"},
+		{name: "one is not", checks: []health.Check{{Name: "a", Ready: well}, {Name: "b", Ready: away}}, code: 503, status: "not_ready"},
+		{name: "stopping", checks: []health.Check{{Name: "a", Ready: well}}, stop: true, code: 503, status: "stopping"},
+		{name: "stopping in an outage", checks: []health.Check{{Name: "b", Ready: away}}, stop: true, code: 503, status: "stopping"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			h := &health.Health{Version: "v1", Metrics: metrics(), Checks: row.checks}
@@ -87,9 +88,23 @@ func TestPages(t *testing.T) {
 }
 
 func TestReadyNamesTheCause(t *testing.T) {
-	p := ask(t, &health.Health{Metrics: metrics(), Checks: []health.Check{{"a", well}, {"b", away}}}, "/readyz")
+	p := ask(t, &health.Health{Metrics: metrics(), Checks: []health.Check{{Name: "a", Ready: well}, {Name: "b", Ready: away}}}, "/readyz")
 	if len(p.Checks) != 2 || !p.Checks[0].Ready || p.Checks[1].Cause != "database_unreachable: no answer" {
 		t.Errorf("checks are %+v, want b's own words", p.Checks)
+	}
+}
+
+// TestRole: a standby says that it is one, and is as ready as a leader.
+func TestRole(t *testing.T) {
+	standby := func() (string, string) { return "standby", "another one leads" }
+	for _, row := range []struct {
+		ready func(context.Context) error
+		code  int
+	}{{well, http.StatusOK}, {away, http.StatusServiceUnavailable}, {hangs, http.StatusServiceUnavailable}} {
+		p := ask(t, &health.Health{Metrics: metrics(), Checks: []health.Check{{Name: "a", Ready: row.ready, Role: standby}, {Name: "b", Ready: well}}}, "/readyz")
+		if p.code != row.code || len(p.Checks) != 2 || p.Checks[0].Role != "standby" || p.Checks[1].Role != "" {
+			t.Errorf("GET /readyz = %+v, want %d and the role of a", p, row.code)
+		}
 	}
 }
 
@@ -100,7 +115,7 @@ func TestHangingCheck(t *testing.T) {
 		never := make(chan struct{})
 		defer close(never)
 		deaf := func(context.Context) error { <-never; return nil }
-		h := &health.Health{Metrics: metrics(), Checks: []health.Check{{"b", hangs}, {"d", deaf}, {"c", hangs}, {"a", well}}}
+		h := &health.Health{Metrics: metrics(), Checks: []health.Check{{Name: "b", Ready: hangs}, {Name: "d", Ready: deaf}, {Name: "c", Ready: hangs}, {Name: "a", Ready: well}}}
 		begun := time.Now()
 		p := ask(t, h, "/readyz")
 		if took := time.Since(begun); took != 2*time.Second {
@@ -122,7 +137,7 @@ func TestHangingCheck(t *testing.T) {
 func TestProbesShareChecks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs, ready atomic.Int64
-		h := &health.Health{Metrics: metrics(), Checks: []health.Check{{"a", func(ctx context.Context) error {
+		h := &health.Health{Metrics: metrics(), Checks: []health.Check{{Name: "a", Ready: func(ctx context.Context) error {
 			runs.Add(1)
 			time.Sleep(100 * time.Millisecond)
 			if ready.Load() == 0 {
@@ -155,7 +170,7 @@ func TestProbesShareChecks(t *testing.T) {
 
 // TestStoppingShowsAtOnce: it is not a matter of checks.
 func TestStoppingShowsAtOnce(t *testing.T) {
-	h := &health.Health{Metrics: metrics(), Checks: []health.Check{{"a", well}}}
+	h := &health.Health{Metrics: metrics(), Checks: []health.Check{{Name: "a", Ready: well}}}
 	if p := ask(t, h, "/readyz"); p.Status != "ok" {
 		t.Errorf("GET /readyz = %+v, want ok", p)
 	}

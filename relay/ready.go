@@ -1,0 +1,86 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Ready returns nil while the relay does what it is there for: it leads and publishes, or it
+// stands by, and both its database and the stream answer, so that it could take over. Else it returns
+// why not.
+func (r *Relay) Ready(ctx context.Context) error {
+	err := r.keeper.Ready()
+	if !errors.Is(err, errStandby) {
+		return err
+	}
+	return r.spare.reach(ctx, r)
+}
+
+// Role returns "leader" or "standby" with what there is to say about it, or "" while it
+// is neither.
+func (r *Relay) Role() (role, detail string) {
+	err := r.keeper.Ready()
+	switch {
+	case errors.Is(err, errStandby):
+		return "standby", err.Error()
+	case r.metrics != nil && r.metrics.leading():
+		return "leader", ""
+	}
+	return "", ""
+}
+
+// A spare is the NATS connection by which a standby makes sure that it could take over. It is
+// opened when somebody asks, since a relay connects for itself only once it leads.
+type spare struct {
+	mu sync.Mutex
+	nc *nats.Conn
+	js jetstream.JetStream
+}
+
+// reach returns nil if NATS and the stream answer.
+func (s *spare) reach(ctx context.Context, r *Relay) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.nc == nil || s.nc.IsClosed() {
+		if err := s.dial(r); err != nil {
+			return blockedByStream(err)
+		}
+	}
+	if _, err := s.js.Stream(ctx, r.Stream); err != nil {
+		s.close()
+		return blockedByStream(fmt.Errorf("look up stream %s: %w", r.Stream, err))
+	}
+	return nil
+}
+
+func (s *spare) dial(r *Relay) (err error) {
+	s.nc, err = nats.Connect(r.NATSURL, append([]nats.Option{
+		nats.Name("pgjet-relay-standby"), nats.NoReconnect(), nats.Timeout(connectTimeout / 5),
+		nats.PingInterval(pingInterval), nats.MaxPingsOutstanding(2), nats.CustomInboxPrefix("_INBOX_relay"),
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}), // calls report it
+	}, r.NATS...)...)
+	if err != nil {
+		return err
+	}
+	s.js, err = jetstream.New(s.nc)
+	return err
+}
+
+// end closes the connection, if there is one.
+func (s *spare) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.close()
+}
+
+func (s *spare) close() {
+	if s.nc != nil {
+		s.nc.Close()
+		s.nc = nil
+	}
+}
