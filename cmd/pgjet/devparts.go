@@ -104,7 +104,7 @@ func (d *dev) parts(ctx context.Context, tel *telemetry.Telemetry) ([]part, erro
 // userService returns the user service, whose key is kept.
 func (d *dev) userService() (*producer.Server, error) {
 	d.tokenKeyFile = filepath.Join(d.dir, keyName)
-	if err := keepKey(d.tokenKeyFile); err != nil {
+	if _, err := keepKey(d.tokenKeyFile); err != nil {
 		return nil, err
 	}
 	issuer, err := d.tokenIssuer(d.log)

@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
-	"runtime"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -31,10 +31,13 @@ func (s *settings) tokenIssuer(log *slog.Logger) (*auth.Issuer, error) {
 		return auth.Generate()
 	}
 	issuer, err := auth.ReadIssuer(s.tokenKeyFile)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, usagef("--token-key-file: %w; the file must be readable for this process's user, whose number is %d", err, os.Geteuid())
+	}
 	if err != nil {
 		return nil, usagef("--token-key-file: %w", err)
 	}
-	if info, err := os.Stat(s.tokenKeyFile); err == nil && info.Mode()&0o077 != 0 && runtime.GOOS != "windows" {
+	if info, err := os.Stat(s.tokenKeyFile); err == nil && exposed(info) {
 		log.Warn("others may read the key that signs access tokens; see chmod", "file", s.tokenKeyFile, "mode", info.Mode().String())
 	}
 	return issuer, nil
@@ -55,29 +58,37 @@ func (s *settings) remoteKeys(api *producer.Server, log *slog.Logger) ([]part, e
 	return []part{{name: "token-keys", run: remote.Run}}, nil
 }
 
-// keepKey makes a key at path unless there is one.
-func keepKey(path string) error {
+// keepKey writes a new key to path, for this process's user alone, unless the file exists. It
+// reports whether it wrote one.
+func keepKey(path string) (made bool, err error) {
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
-		return err
+		return false, err
 	}
 	key, err := auth.NewKey()
 	if err != nil {
-		return err
+		return false, err
 	}
 	if err := os.WriteFile(path+".new", key, 0o600); err != nil {
-		return fmt.Errorf("keep a key: %w", err)
+		return false, fmt.Errorf("keep a key: %w", err)
 	}
-	return os.Rename(path+".new", path)
+	return true, os.Rename(path+".new", path)
 }
 
 func usersKeyCommand() *cobra.Command {
-	return &cobra.Command{
+	var file string
+	cmd := &cobra.Command{
 		Use:   "key",
-		Short: "Print a new private key for --token-key-file",
+		Short: "Print a new private key for --token-key-file, or keep one in a file",
 		Long: `Print a new private key for --token-key-file, as a JWK. It belongs in a file that
-the service alone may read: umask 077; pgjet users key > users.jwk`,
+the service alone may read: umask 077; pgjet users key > users.jwk
+
+With --file it is written to that file, for the user who runs this alone. A file that
+exists stays as it is, so that the command may run before each start of the service.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if file != "" {
+				return printKept(cmd.OutOrStdout(), file)
+			}
 			key, err := auth.NewKey()
 			if err != nil {
 				return err
@@ -86,6 +97,21 @@ the service alone may read: umask 077; pgjet users key > users.jwk`,
 			return err
 		},
 	}
+	cmd.Flags().StringVar(&file, "file", "", "write the key to this file, unless the file exists")
+	return cmd
+}
+
+func printKept(out io.Writer, file string) error {
+	made, err := keepKey(file)
+	switch {
+	case err != nil:
+		return err
+	case made:
+		fmt.Fprintf(out, "wrote a new key to %s\n", file)
+	default:
+		fmt.Fprintf(out, "%s exists and stays as it is\n", file)
+	}
+	return nil
 }
 
 // A roleChange is what grant or revoke does.

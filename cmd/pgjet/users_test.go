@@ -1,11 +1,14 @@
 package main
 
 import (
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -19,7 +22,7 @@ import (
 func keyFile(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), keyName)
-	if err := keepKey(path); err != nil {
+	if _, err := keepKey(path); err != nil {
 		t.Fatal(err)
 	}
 	return path
@@ -117,11 +120,57 @@ func TestKeepKey(t *testing.T) {
 		t.Errorf("mode = %v (%v), want 0600", info.Mode(), err)
 	}
 	first := readFile(t, path)
-	if err := keepKey(path); err != nil || readFile(t, path) != first {
-		t.Errorf("the key was made again (%v)", err)
+	if out := must(t, exitOK, "users", "key", "--file", path); !strings.Contains(out, "stays as it is") || readFile(t, path) != first {
+		t.Errorf("the key was made again, %q", out)
 	}
-	if err := keepKey(filepath.Join(path, "below")); err == nil {
+	other := filepath.Join(t.TempDir(), "other.jwk")
+	if out := must(t, exitOK, "users", "key", "--file", other); !strings.Contains(out, other) || readFile(t, other) == first {
+		t.Errorf("%q, want a key of its own in %s", out, other)
+	}
+	if _, err := keepKey(filepath.Join(path, "below")); err == nil {
 		t.Error("no error for a key that cannot be kept")
+	}
+}
+
+// TestMountedKey: a container's user reads a key that belongs to root by its group, as
+// Kubernetes mounts one, without a warning; if it may not, the error says which user it is.
+func TestMountedKey(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root gives a file to others, and runs a process as another user")
+	}
+	t.Parallel()
+	const uid = 65532
+	dir, err := os.MkdirTemp("", "pgjet-test-key-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	key := filepath.Join(dir, "users.jwk")
+	if err := os.WriteFile(key, []byte(must(t, exitOK, "users", "key")), 0o440); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Chown(key, 0, uid)); err != nil {
+		t.Fatal(err)
+	}
+	run := func() *process {
+		p := command(t, nil, "users", "--database-url", testenv.DatabaseURL(t), "--addr", anyPort, "--admin-addr", anyPort, "--token-key-file", key)
+		p.cmd.Dir = "/"
+		p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		p.begin()
+		return p
+	}
+	reads := run()
+	t.Cleanup(reads.stop)
+	reads.logged("serving the API", "addr")
+	if strings.Contains(reads.stderr.String(), "others may read") {
+		t.Errorf("a warning of the group that needs the key, of %s", reads)
+	}
+	if err := os.Chown(key, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	refused := run()
+	if code := refused.wait(patience); code != exitUsage || !strings.Contains(refused.stderr.String(), "permission denied") || !strings.Contains(refused.stderr.String(), strconv.Itoa(uid)) {
+		t.Errorf("exit code %d, want 2, and the number of the user, of %s", code, refused)
 	}
 }
 
