@@ -184,6 +184,20 @@ func TestGate(t *testing.T) {
 }
 
 // TestTuneHashes changes the number of slots while passwords are being hashed.
+func TestHashesFor(t *testing.T) {
+	for _, row := range []struct {
+		processors int
+		memory     int64
+		want       int
+	}{
+		{4, math.MaxInt64, 4}, {4, 152 << 20, 4}, {4, 151 << 20, 3}, {4, 112 << 20, 2}, {4, 48 << 20, 1}, {4, 1 << 20, 1}, {1, 1 << 30, 1},
+	} {
+		if got := hashesFor(row.processors, row.memory); got != row.want {
+			t.Errorf("%d processors and %d MiB: %d hashes at a time, want %d", row.processors, row.memory>>20, got, row.want)
+		}
+	}
+}
+
 func TestTuneHashes(t *testing.T) {
 	h := &hasher{}
 	for _, slots := range []int{1, 3, 2} {

@@ -2,6 +2,7 @@ package producer
 
 import (
 	"runtime"
+	"runtime/debug"
 	"time"
 )
 
@@ -12,7 +13,8 @@ type Tuning struct {
 	// How many they really are, the service finds out: fewer when answers get slower.
 	Requests int `koanf:"requests" validate:"min=1,max=100000"`
 	// Hashes is how many passwords are hashed at a time. Each takes a processor and
-	// 19 MiB. For each, up to 32 requests more wait for their turn.
+	// 19 MiB. For each, up to 32 requests more wait for their turn. By default there is one for
+	// each processor, but no more than fit into half of Go's memory limit.
 	Hashes int `koanf:"hashes" validate:"min=1,max=1024"`
 	// HashWait is how long a request waits for its turn to hash, at most; 0 is not at all.
 	HashWait time.Duration `koanf:"hash_wait" validate:"min=0,max=10s"`
@@ -43,13 +45,20 @@ type Cache struct {
 func DefaultTuning() Tuning {
 	return Tuning{
 		Requests:      1000,
-		Hashes:        runtime.GOMAXPROCS(0),
+		Hashes:        hashesFor(runtime.GOMAXPROCS(0), debug.SetMemoryLimit(-1)),
 		HashWait:      2 * time.Second,
 		PerAddress:    60,
 		PerAccount:    10,
 		TokenLifetime: 15 * time.Minute,
 		Cache:         Cache{Enabled: true, TTL: 10 * time.Second, Size: 10_000},
 	}
+}
+
+// hashesFor returns how many passwords are hashed at a time with so many processors and so
+// many bytes of memory. Half of the memory is left for garbage and for all else.
+func hashesFor(processors int, memory int64) int {
+	fit := memory / 2 / (int64(hashParams.Memory) << 10)
+	return int(max(1, min(int64(processors), fit)))
 }
 
 // Tune makes t hold from the next request on. It may be called at any time. Requests in

@@ -2,14 +2,21 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"math"
+	"net/http"
 	"os"
+	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
 
 	"github.com/pgjet/pgjet/internal/testenv"
 )
@@ -62,11 +69,90 @@ func TestRuntimeLimits(t *testing.T) {
 			t.Errorf("the metrics lack %q", line)
 		}
 	}
-	for text, want := range map[string]int64{"1000000000\n": 900_000_000, "max\n": math.MaxInt64, "": math.MaxInt64} {
-		if got := memoryLimit(text); got != want {
-			t.Errorf("memoryLimit(%q) = %d, want %d", text, got, want)
+}
+
+// TestMemoryLimit: Go may use 90 % of a container's limit, less of a small one; where there is
+// none, or it cannot be read, all there is.
+func TestMemoryLimit(t *testing.T) {
+	if os.Getenv("GOMEMLIMIT") != "" {
+		t.Skip("GOMEMLIMIT goes first")
+	}
+	before := debug.SetMemoryLimit(-1)
+	t.Cleanup(func() { debug.SetMemoryLimit(before) })
+	for name, row := range map[string]struct {
+		container memlimit.Provider
+		want      int64
+	}{
+		"a limit":     {memlimit.Limit(1_000_000_000), 900_000_000},
+		"a small one": {memlimit.Limit(64 << 20), 48 << 20},
+		"a tiny one":  {memlimit.Limit(20 << 20), 10 << 20},
+		"no limit":    {func() (uint64, error) { return 0, memlimit.ErrNoLimit }, math.MaxInt64},
+		"unreadable":  {func() (uint64, error) { return 0, errors.New("no cgroup") }, math.MaxInt64},
+	} {
+		debug.SetMemoryLimit(math.MaxInt64)
+		limitMemory(row.container)
+		if got := debug.SetMemoryLimit(-1); got != row.want {
+			t.Errorf("%s: the memory limit is %d, want %d", name, got, row.want)
 		}
 	}
+}
+
+// TestContainerMemory: in a container of 64 MiB, the user service knows of its limit and
+// survives forty log-ins at once.
+func TestContainerMemory(t *testing.T) {
+	t.Parallel()
+	const mib = 64
+	procs := memoryGroup(t, mib<<20)
+	users := &service{process: command(t, nil, "users", "--database-url", testenv.DatabaseURL(t), "--addr", anyPort, "--admin-addr", anyPort)}
+	users.cmd.Path = "/bin/sh"
+	users.cmd.Args = append([]string{"sh", "-c", `echo $$ >"$0" && exec "$@"`, procs, binary}, users.cmd.Args[1:]...)
+	users.begin()
+	t.Cleanup(users.stop)
+	users.addr, users.admin = users.logged("serving the API", "addr"), users.logged("starting", "admin")
+	if _, page := get(t, users.admin+"/metrics"); !strings.Contains(page, "\ngo_gc_gomemlimit_bytes 5.0331648e+07\n") { // 48 MiB
+		t.Errorf("the metrics do not say that Go may use three quarters of %d MiB", mib)
+	}
+	if raced {
+		return // the race detector needs more than that
+	}
+	var logins sync.WaitGroup
+	for i := range 40 {
+		logins.Go(func() {
+			body := fmt.Sprintf(`{"email":"nobody%d@example.com","password":"correct horse battery"}`, i)
+			status, _, answer := request(t, http.MethodPost, users.addr+"/sessions", body, map[string]string{"Content-Type": "application/json"})
+			if status != http.StatusUnauthorized && status != http.StatusServiceUnavailable {
+				t.Errorf("a log-in of nobody: %d %s, want 401, or 503", status, answer)
+			}
+		})
+	}
+	logins.Wait()
+	select {
+	case <-users.done:
+		t.Errorf("the process was killed: %s", users.cmd.ProcessState)
+	default:
+	}
+}
+
+// memoryGroup returns the file to which a process of a new control group with that memory
+// limit writes its id. It skips the test where it may make none.
+func memoryGroup(t *testing.T, limit int64) string {
+	t.Helper()
+	dir, file := fmt.Sprintf("/sys/fs/cgroup/pgjet-test-%d", os.Getpid()), "memory.max"
+	if _, err := os.Stat("/sys/fs/cgroup/memory"); err == nil { // version 1
+		dir, file = fmt.Sprintf("/sys/fs/cgroup/memory/pgjet-test-%d", os.Getpid()), "memory.limit_in_bytes"
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Skipf("may not make a control group: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := os.Remove(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.WriteFile(filepath.Join(dir, file), []byte(strconv.FormatInt(limit, 10)), 0o600); err != nil {
+		t.Skipf("may not limit the memory of a control group: %v", err)
+	}
+	return filepath.Join(dir, "cgroup.procs")
 }
 
 // cpu returns the time that the process has used.

@@ -8,33 +8,33 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"strconv"
-	"strings"
 	"syscall"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/spf13/cobra"
 )
 
 func main() {
-	if os.Getenv("GOMEMLIMIT") == "" { // the runtime heeds a container's CPU limit by itself, not this one
-		limit, _ := os.ReadFile("/sys/fs/cgroup/memory.max") // not everywhere
-		debug.SetMemoryLimit(memoryLimit(string(limit)))
-	}
+	limitMemory(memlimit.FromCgroup)
 	os.Exit(run(untilSignal(), os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// memoryLimit returns what Go may use of a container's limit: 90 %, so that there is
-// room for what it does not count.
-func memoryLimit(cgroup string) int64 {
-	limit, err := strconv.ParseInt(strings.TrimSpace(cgroup), 10, 64)
-	if err != nil { // max, or unknown
-		return math.MaxInt64
-	}
-	return limit / 10 * 9
+// headroom is what a container's memory holds at least beside Go's: pages of the program, and
+// what Go allocates while it collects, such as the 19 MiB of the next password's hash.
+const headroom = 16 << 20
+
+// limitMemory makes Go collect garbage before the process exceeds the memory limit of its
+// container: nine tenths of it are Go's, less if they leave too little headroom. The runtime
+// heeds the container's limit of processors by itself, but not this one. The environment's
+// GOMEMLIMIT has precedence. Without a limit, or with one that cannot be read, nothing changes.
+func limitMemory(container memlimit.Provider) {
+	_, _ = memlimit.Set(memlimit.WithRatio(1), memlimit.WithProvider(func() (uint64, error) {
+		limit, err := container()
+		return max(limit/2, min(limit/10*9, limit-min(limit, headroom))), err
+	}))
 }
 
 // untilSignal returns a context that ends with the first SIGINT or SIGTERM. A
