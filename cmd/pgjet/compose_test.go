@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"fmt"
 	"net"
 	"net/url"
 	"os"
@@ -9,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/spf13/pflag"
@@ -21,6 +24,7 @@ type composition struct {
 	Volumes  map[string]any            `yaml:"volumes"`
 	Configs  map[string]struct {
 		Content string `yaml:"content"`
+		File    string `yaml:"file"`
 	} `yaml:"configs"`
 }
 
@@ -39,12 +43,33 @@ type composeService struct {
 		Condition string `yaml:"condition"`
 	} `yaml:"depends_on"`
 	Healthcheck struct {
-		Test []string `yaml:"test"`
+		Test        []string      `yaml:"test"`
+		Interval    time.Duration `yaml:"interval"`
+		Timeout     time.Duration `yaml:"timeout"`
+		Retries     int           `yaml:"retries"`
+		StartPeriod time.Duration `yaml:"start_period"`
 	} `yaml:"healthcheck"`
+	Restart     string        `yaml:"restart"`
+	StopGrace   time.Duration `yaml:"stop_grace_period"`
+	PullPolicy  string        `yaml:"pull_policy"`
+	ReadOnly    bool          `yaml:"read_only"`
+	CapDrop     []string      `yaml:"cap_drop"`
+	SecurityOpt []string      `yaml:"security_opt"`
+	MemLimit    string        `yaml:"mem_limit"`
+	Profiles    []string      `yaml:"profiles"`
+}
+
+// config returns the text of a config, wherever it stands.
+func (c composition) config(t *testing.T, name string) string {
+	t.Helper()
+	if file := c.Configs[name].File; file != "" {
+		return read(t, file)
+	}
+	return c.Configs[name].Content
 }
 
 // ownServices are those that run pgjet, and whether they go on running.
-var ownServices = map[string]bool{"migrate": false, "stream": false, "users": true, "relay": true, "welcome-mailer": true, "directory": true, "onboarding": true, "profiles": true, "billing": true}
+var ownServices = map[string]bool{"migrate": false, "stream": false, "key": false, "operator": false, "users": true, "relay": true, "welcome-mailer": true, "directory": true, "onboarding": true, "profiles": true, "billing": true}
 
 // TestComposeRunsEachConsumer: without one of them the others wait for what never comes.
 func TestComposeRunsEachConsumer(t *testing.T) {
@@ -115,17 +140,54 @@ func TestComposeAddresses(t *testing.T) {
 			}
 		}
 	}
-	database, err := url.Parse(c.Services["users"].Environment["PGJET_DATABASE_URL"])
-	if err != nil {
-		t.Fatal(err)
+}
+
+// TestComposeRoles: each service is somebody of its own in PostgreSQL, and nobody is superuser.
+func TestComposeRoles(t *testing.T) {
+	c := readComposition(t)
+	sql := c.config(t, "roles")
+	created := regexp.MustCompile(`login password.*\n +from unnest\(array\[(.*)\]`).FindStringSubmatch(sql)
+	if created == nil {
+		t.Fatal("roles.sql creates no roles that may log in")
 	}
-	password, _ := database.User.Password()
-	for variable, want := range map[string]string{
-		"POSTGRES_USER": database.User.Username(), "POSTGRES_PASSWORD": password, "POSTGRES_DB": strings.TrimPrefix(database.Path, "/"),
-	} {
-		if got := c.Services["postgres"].Environment[variable]; got != want {
-			t.Errorf("%s of postgres is %q, our services use %q", variable, got, want)
+	users := make(map[string]string)
+	for name, s := range c.Services {
+		text, ok := s.Environment["PGJET_DATABASE_URL"]
+		if !ok {
+			continue
 		}
+		u, err := url.Parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		user := u.User.Username()
+		if password, _ := u.User.Password(); password != user || !strings.Contains(created[1], "'"+user+"'") {
+			t.Errorf("%s connects as %s with the password %q, but roles.sql creates %s, each with its name as password", name, user, password, created[1])
+		}
+		if other := users[user]; other != "" {
+			t.Errorf("%s and %s are both %s", name, other, user)
+		}
+		users[user] = name
+		if database := strings.TrimPrefix(u.Path, "/"); !strings.Contains(sql, "create database "+database+" ") {
+			t.Errorf("%s uses the database %s, which roles.sql does not create", name, database)
+		}
+	}
+	if super := cmp.Or(c.Services["postgres"].Environment["POSTGRES_USER"], "postgres"); users[super] != "" {
+		t.Errorf("%s connects as superuser", users[super])
+	}
+}
+
+// TestComposeGrants: the tables of the user service are open to those who need them.
+func TestComposeGrants(t *testing.T) {
+	c := readComposition(t)
+	for _, table := range []string{"users.users to onboarding", "users.users to operator", "all tables in schema users to users"} {
+		if !strings.Contains(c.config(t, "grants"), table) {
+			t.Errorf("grants.sql gives nothing on %s", table)
+		}
+	}
+	// As docs/cli.md says it.
+	if line := "grant select (id, email, name, state, version), update (state, reason, version) on users.users to onboarding;"; !strings.Contains(c.config(t, "grants"), line) || !strings.Contains(read(t, "docs/cli.md"), line) {
+		t.Errorf("grants.sql and docs/cli.md do not both say: %s", line)
 	}
 }
 
@@ -185,7 +247,7 @@ func TestComposeWiring(t *testing.T) {
 			}
 		}
 		for _, config := range s.Configs {
-			if c.Configs[config.Source].Content == "" || !strings.Contains(strings.Join(s.Command, " "), config.Target) {
+			if c.config(t, config.Source) == "" || !strings.Contains(strings.Join(s.Command, " "), config.Target) {
 				t.Errorf("%s mounts the config %s at %s: it is empty, or the command %v does not read it", name, config.Source, config.Target, s.Command)
 			}
 		}
@@ -217,7 +279,7 @@ func declared(c composition, volume string) bool {
 func TestComposeNATS(t *testing.T) {
 	c := readComposition(t)
 	o := &server.Options{}
-	if err := o.ProcessConfigString(c.Configs["nats"].Content); err != nil {
+	if err := o.ProcessConfigString(c.config(t, "nats")); err != nil {
 		t.Fatal(err)
 	}
 	if !o.JetStream || !o.SyncAlways || o.HTTPPort == 0 {
@@ -229,6 +291,116 @@ func TestComposeNATS(t *testing.T) {
 	if check := strings.Join(c.Services["nats"].Healthcheck.Test, " "); !strings.Contains(check, ":8222/") || o.HTTPPort != 8222 {
 		t.Errorf("healthcheck is %s, the monitoring port %d", check, o.HTTPPort)
 	}
+}
+
+// natsRoles are the users of NATS in compose.yaml, and by which words pgjet nats permissions
+// prints what they may do.
+var natsRoles = [][]string{
+	{"operator", "operator"}, {"users", "writer"}, {"relay", "relay"},
+	{"welcome-mailer", "consumer", "--consumer", "welcome-mailer"}, {"directory", "consumer", "--consumer", "directory"},
+	{"onboarding", "consumer", "--consumer", "onboarding"},
+	{"profiles", "service", "--service", "profiles"}, {"billing", "service", "--service", "billing"},
+}
+
+// TestComposeNATSUsers: each service is a user of its own, who may do what pgjet nats
+// permissions prints. PGJET_UPDATE=1 writes the file anew.
+func TestComposeNATSUsers(t *testing.T) {
+	c := readComposition(t)
+	var want strings.Builder
+	passwords := make(map[string]string)
+	for _, role := range natsRoles {
+		printed := must(t, exitOK, append([]string{"nats", "permissions"}, role[1:]...)...)
+		fmt.Fprintf(&want, "# pgjet nats permissions %s\n{ user: %s, password: %s, %s}\n", strings.Join(role[1:], " "), role[0], role[0], printed)
+		passwords[role[0]] = role[0]
+	}
+	head, _, found := strings.Cut(c.config(t, "nats"), natsUsersBegin)
+	text := head + natsUsersBegin + want.String() + "] }\n"
+	if os.Getenv("PGJET_UPDATE") != "" {
+		if err := os.WriteFile(filepath.Join(root, c.Configs["nats"].File), []byte(text), 0o644); err != nil { //nolint:gosec // the container's user reads it
+			t.Fatal(err)
+		}
+	} else if !found || c.config(t, "nats") != text {
+		t.Errorf("the users in %s are not what pgjet nats permissions prints; run: PGJET_UPDATE=1 go test -run TestComposeNATSUsers ./cmd/pgjet", c.Configs["nats"].File)
+	}
+	taken := map[string]string{}
+	for name := range ownServices {
+		text := c.Services[name].Environment["PGJET_NATS_URL"]
+		u, err := url.Parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text == "" {
+			continue
+		}
+		user := u.User.Username()
+		if password, _ := u.User.Password(); password != passwords[user] || password == "" {
+			t.Errorf("%s connects to NATS as %q, which is no user of it", name, user)
+		}
+		if other := taken[user]; other != "" && user != "operator" {
+			t.Errorf("%s and %s are both %s", name, other, user)
+		}
+		taken[user] = name
+	}
+}
+
+const natsUsersBegin = "authorization: { users: [\n"
+
+// TestComposeSurvives: whatever ends comes back, what stops has the time that it takes, and an
+// outage shows soon.
+func TestComposeSurvives(t *testing.T) {
+	for name, s := range readComposition(t).Services {
+		runs, own := ownServices[name]
+		oneShot := own && !runs || slices.Contains([]string{"roles", "grants"}, name)
+		switch {
+		case name == "operator":
+		case oneShot && !strings.HasPrefix(s.Restart, "on-failure:"):
+			t.Errorf("%s runs once; if it fails, restart is %q, want some tries", name, s.Restart)
+		case !oneShot && s.Restart != "unless-stopped":
+			t.Errorf("restart of %s is %q", name, s.Restart)
+		}
+		if runs {
+			const attempt, requests, traces = 20 * time.Second, grace, 5 * time.Second
+			if s.StopGrace < attempt+requests+traces {
+				t.Errorf("%s is killed after %s, and may take %s to stop", name, s.StopGrace, attempt+requests+traces)
+			}
+		}
+		if h := s.Healthcheck; len(h.Test) > 0 {
+			if h.Retries != 3 || h.Interval < time.Second || 3*h.Interval > 15*time.Second || h.StartPeriod < 10*time.Second || h.Timeout < 5*time.Second {
+				t.Errorf("the health check of %s is %+v: it shows an outage late, or does not wait for the start", name, h)
+			}
+		}
+	}
+}
+
+// TestComposeHardened: our services have no more of the machine than they need, and one of
+// them builds their image, once.
+func TestComposeHardened(t *testing.T) {
+	c := readComposition(t)
+	for name, runs := range ownServices {
+		s := c.Services[name]
+		if !s.ReadOnly || !slices.Equal(s.CapDrop, []string{"ALL"}) || !slices.Contains(s.SecurityOpt, "no-new-privileges:true") {
+			t.Errorf("%s: read_only %t, cap_drop %v, security_opt %v", name, s.ReadOnly, s.CapDrop, s.SecurityOpt)
+		}
+		if runs && s.MemLimit == "" {
+			t.Errorf("%s may take all of the machine's memory", name)
+		}
+		if s.PullPolicy != "never" || (s.Build != "") != (name == "migrate") {
+			t.Errorf("%s: pull_policy %q, build %q: want one service, migrate, to build the image, and nobody to fetch it", name, s.PullPolicy, s.Build)
+		}
+		if name != "migrate" && !waitsFor(c, name, "migrate") {
+			t.Errorf("%s does not wait for migrate, which builds its image", name)
+		}
+	}
+}
+
+// waitsFor reports whether a service depends on another one, perhaps by others.
+func waitsFor(c composition, name, other string) bool {
+	for on := range c.Services[name].DependsOn {
+		if on == other || waitsFor(c, on, other) {
+			return true
+		}
+	}
+	return false
 }
 
 // TestComposeCollector: pipelines name what exists, and the exporters' addresses
@@ -247,7 +419,7 @@ func TestComposeCollector(t *testing.T) {
 			} `yaml:"pipelines"`
 		} `yaml:"service"`
 	}
-	if err := yaml.Unmarshal([]byte(c.Configs["collector"].Content), &config); err != nil {
+	if err := yaml.Unmarshal([]byte(c.config(t, "collector")), &config); err != nil {
 		t.Fatal(err)
 	}
 	for _, signal := range []string{"traces", "metrics"} {
@@ -295,6 +467,14 @@ func TestDockerfile(t *testing.T) {
 	user := regexp.MustCompile(`(?m)^USER (\S+)`).FindStringSubmatch(text)
 	if user == nil || slices.Contains([]string{"root", "0"}, user[1]) {
 		t.Errorf("the user is %v, want one that is not root", user)
+	}
+	if user == nil || !regexp.MustCompile(`^[1-9][0-9]*:[1-9][0-9]*$`).MatchString(user[1]) || !strings.Contains(text, "--chown="+user[1]+" ") {
+		t.Errorf("the user is %v, want a number, as Kubernetes' runAsNonRoot does, who owns the directory for state", user)
+	}
+	for _, cache := range []string{"/go/pkg/mod", "/root/.cache/go-build"} {
+		if !strings.Contains(text, "--mount=type=cache,target="+cache) {
+			t.Errorf("the image is built without a cache for %s", cache)
+		}
 	}
 	if base := regexp.MustCompile(`FROM golang:(\S+)`).FindStringSubmatch(text); base == nil || !strings.Contains(read(t, "go.mod"), "\ngo "+base[1]) {
 		t.Errorf("the image builds with Go %v, go.mod wants another", base)

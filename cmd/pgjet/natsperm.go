@@ -68,7 +68,8 @@ func (g grant) reads(stream, consumer string) grant {
 	return g.on(stream, consumer, "CREATE", "INFO", "MSG.NEXT", "DELETE")
 }
 
-// grantFor returns the least that a role needs. TestNATSPermissions runs the real
+// grantFor returns the least that a role needs: of a consumer or a service, the one of the first
+// name. TestNATSPermissions runs the real
 // services with them.
 func grantFor(role, stream string, names []string) grant {
 	api := func(what string) string { return "$JS.API." + what + "." + stream }
@@ -111,6 +112,8 @@ func grantFor(role, stream string, names []string) grant {
 			g = g.reads(stream, plan).reads(stream, run)
 		}
 		return g
+	case "service":
+		return grant{}.registered(names[0])
 	default: // writer
 		return grant{
 			Publish:   []string{hints},
@@ -122,9 +125,9 @@ func grantFor(role, stream string, names []string) grant {
 func natsCommand() *cobra.Command {
 	var s settings
 	var names []string
-	var output string
+	var service, output string
 	permissions := &cobra.Command{
-		Use:   "permissions relay|consumer|operator|writer",
+		Use:   "permissions relay|consumer|operator|writer|service",
 		Short: "Print the least NATS permissions that a role needs",
 		Long: `Print the least NATS permissions that a role needs, as configuration of nats-server
 for the entry of its user:
@@ -134,10 +137,11 @@ for the entry of its user:
   operator   pgjet stream ensure, consumer, replay and services, and looking at single messages;
              for the consumers that --consumer lists, without it those of pgjet itself
   writer     the user service, which hints its commits to the relay and follows events for its cache
+  service    registers under the name that --service says, so that others find it, and nothing else
 
 No role may create, change, reset or delete a consumer of another role, and none may publish
 what belongs to another. docs/nats.md says how accounts separate them further.`,
-		ValidArgs: []string{"relay", "consumer", "operator", "writer"},
+		ValidArgs: []string{"relay", "consumer", "operator", "writer", "service"},
 		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkOutput(output); err != nil {
@@ -150,13 +154,17 @@ what belongs to another. docs/nats.md says how accounts separate them further.`,
 				names = slices.Sorted(maps.Keys(ownConsumers))
 			case args[0] != "consumer" && args[0] != "operator" && len(names) > 0:
 				return usagef("--consumer is for the roles consumer and operator, not for %s", args[0])
+			case (args[0] == "service") != (service != ""):
+				return usagef("--service names the service of the role service, such as billing")
+			case service != "":
+				names = []string{service}
 			}
 			if !validToken(s.stream) {
 				return usagef("--stream is %q, which NATS takes for no name", s.stream)
 			}
 			for _, name := range names {
 				if !validToken(name) {
-					return usagef("--consumer is %q, which NATS takes for no name", name)
+					return usagef("%q is none that NATS takes for a name", name)
 				}
 			}
 			g := grantFor(args[0], s.stream, names)
@@ -167,6 +175,7 @@ what belongs to another. docs/nats.md says how accounts separate them further.`,
 	s.streamFlag(f)
 	outputFlag(f, &output)
 	f.StringSliceVar(&names, "consumer", nil, "name of the consumer; for the operator of each that may be looked after")
+	f.StringVar(&service, "service", "", "name of the service")
 	return group(&cobra.Command{Use: "nats", Short: "Set up NATS"}, permissions)
 }
 

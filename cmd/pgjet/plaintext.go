@@ -12,16 +12,20 @@ import (
 	"github.com/pgjet/pgjet/internal/web"
 )
 
+// trusted is the parameter of a NATS URL that says: the network may carry plain text.
+const trusted = "tls=off"
+
 // warnPlaintext says which connections to other machines go over the network as they
-// are: passwords, names and addresses could be read on the way.
+// are: passwords, names and addresses could be read on the way. It says nothing of a
+// NATS URL that allows it.
 func (s *settings) warnPlaintext(ctx context.Context, log *slog.Logger) {
 	if config, err := pgx.ParseConfig(s.databaseURL); s.databaseURL != "" && err == nil && config.TLSConfig == nil && remoteHost(config.Host) {
 		log.WarnContext(ctx, "the connection to PostgreSQL is not encrypted: use sslmode=verify-full, or a network that encrypts", "host", config.Host)
 	}
 	for address := range strings.SplitSeq(s.natsURL, ",") {
 		u, err := url.Parse(strings.TrimSpace(address))
-		if err == nil && (u.Scheme == "nats" || u.Scheme == "ws") && remoteHost(u.Hostname()) {
-			log.WarnContext(ctx, "the connection to NATS need not be encrypted: use tls:// or wss://, or a network that encrypts", "host", u.Hostname())
+		if err == nil && (u.Scheme == "nats" || u.Scheme == "ws") && remoteHost(u.Hostname()) && u.RawQuery != trusted {
+			log.WarnContext(ctx, "the connection to NATS need not be encrypted: use tls:// or wss://; on a network that is safe, append ?tls=off to the URL", "host", u.Hostname())
 		}
 	}
 }

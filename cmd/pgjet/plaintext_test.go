@@ -16,6 +16,7 @@ func TestWarnPlaintext(t *testing.T) {
 		{"postgres://ann:" + secret + "@db.example/x?sslmode=disable", "nats://ann:" + secret + "@nats.example:4222", "db.example nats.example"},
 		{"postgres://db.example/x?sslmode=require", "tls://nats.example:4222, nats://10.0.0.1", "10.0.0.1"},
 		{"postgres://127.0.0.1/x?sslmode=disable", "nats://localhost:4222,nats://[::1]:4222", ""},
+		{"", "nats://nats:4222?tls=off,nats://nats.example:4222", "nats.example"},
 		{"host=/var/run/postgresql sslmode=disable", "ws://nats.example", "nats.example"},
 		{"", "", ""},
 		{"postgres://%", "nats://%", ""},

@@ -208,6 +208,9 @@ func (s *settings) checkNATS() error {
 		if err != nil || u.Hostname() == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme) {
 			return usagef("--nats-url or PGJET_NATS_URL is not of the form nats://host:4222,nats://host2:4222")
 		}
+		if u.RawQuery != "" && u.RawQuery != trusted {
+			return usagef("--nats-url or PGJET_NATS_URL has parameters of which only ?tls=off has a meaning")
+		}
 	}
 	if s.natsCreds == "" {
 		return nil
