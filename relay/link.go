@@ -36,6 +36,7 @@ type link struct {
 	stream jetstream.Stream
 	name   string
 	source string
+	api    string // what subjects of JetStream's API begin with
 
 	inbox   string
 	answers chan reply
@@ -71,14 +72,14 @@ func dial(ctx context.Context, r *Relay) (*link, error) {
 		l.close()
 		return nil, blockedByStream(err)
 	}
-	if err := l.open(ctx); err != nil {
+	if err := l.open(ctx, r.Domain); err != nil {
 		l.close()
 		return nil, l.explain(fmt.Errorf("look up stream %s: %w", l.name, err))
 	}
 	return l, nil
 }
 
-func (l *link) open(ctx context.Context) error {
+func (l *link) open(ctx context.Context, domain string) error {
 	l.closed = l.nc.StatusChanged(nats.CLOSED)
 	l.inbox = l.nc.NewInbox()
 	_, err := l.nc.Subscribe(l.inbox+".*", func(m *nats.Msg) { l.answers <- reply{m, time.Now()} })
@@ -88,18 +89,28 @@ func (l *link) open(ctx context.Context) error {
 	if _, err := l.nc.ChanSubscribe(events.HintSubject(l.name), l.hints); err != nil {
 		return err
 	}
-	if l.js, err = jetstream.New(l.nc); err != nil {
+	if l.js, err = l.jetStream(domain); err != nil {
 		return err
 	}
 	l.stream, err = l.js.Stream(ctx, l.name)
 	return err
 }
 
+// jetStream returns JetStream in that domain, "" for the servers' own.
+func (l *link) jetStream(domain string) (jetstream.JetStream, error) {
+	if domain == "" {
+		l.api = jetstream.DefaultAPIPrefix
+		return jetstream.New(l.nc)
+	}
+	l.api = "$JS." + domain + ".API."
+	return jetstream.NewWithDomain(l.nc, domain)
+}
+
 // noteError hears of what NATS reports apart from any call. What we can do without is
 // nothing to note: hints, and tidying up.
 func (l *link) noteError(_ *nats.Conn, _ *nats.Subscription, err error) {
 	if text := err.Error(); errors.Is(err, nats.ErrPermissionViolation) &&
-		!strings.Contains(text, events.HintSubject(l.name)) && !strings.Contains(text, "$JS.API.CONSUMER.DELETE.") {
+		!strings.Contains(text, events.HintSubject(l.name)) && !strings.Contains(text, ".API.CONSUMER.DELETE.") {
 		l.denied.Store(&err)
 	}
 }
@@ -161,7 +172,7 @@ func (l *link) Message(ctx context.Context, sequence uint64) (protocol.Message, 
 	if err != nil {
 		return protocol.Message{}, err
 	}
-	msg, err := l.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+l.name, data)
+	msg, err := l.nc.RequestWithContext(ctx, l.api+"STREAM.MSG.GET."+l.name, data)
 	if err != nil {
 		return protocol.Message{}, l.explain(fmt.Errorf("get message %d: %w", sequence, err))
 	}

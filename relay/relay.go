@@ -48,6 +48,7 @@ type Relay struct {
 	Database *pgx.ConnConfig // where the outbox is
 	NATSURL  string          // where the stream is; commas separate several servers
 	NATS     []nats.Option   // credentials and TLS, if any
+	Domain   string          // the JetStream domain where the stream is; "" is the servers' own
 	Stream   string          // its name; "" is EVENTS
 	Source   string          // the CloudEvents source of the events; "" is pgjet
 	Log      *slog.Logger    // nil discards

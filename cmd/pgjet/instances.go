@@ -34,7 +34,7 @@ answers is there. Their health pages are asked over HTTP, so it has to be possib
 reach them from here.`,
 	}, s.servicesListCommand(), s.servicesGetCommand())
 	s.natsURLFlag(cmd.PersistentFlags())
-	s.natsCredsFlag(cmd.PersistentFlags())
+	s.access.flags(cmd.PersistentFlags())
 	return cmd
 }
 

@@ -24,8 +24,8 @@ func (s *settings) warnPlaintext(ctx context.Context, log *slog.Logger) {
 	}
 	for address := range strings.SplitSeq(s.natsURL, ",") {
 		u, err := url.Parse(strings.TrimSpace(address))
-		if err == nil && (u.Scheme == "nats" || u.Scheme == "ws") && remoteHost(u.Hostname()) && u.RawQuery != trusted {
-			log.WarnContext(ctx, "the connection to NATS need not be encrypted: use tls:// or wss://; on a network that is safe, append ?tls=off to the URL", "host", u.Hostname())
+		if err == nil && !s.access.encrypted() && (u.Scheme == "nats" || u.Scheme == "ws") && remoteHost(u.Hostname()) && u.RawQuery != trusted {
+			log.WarnContext(ctx, "the connection to NATS need not be encrypted: use tls:// or wss://, or --nats-ca; on a network that is safe, append ?tls=off to the URL", "host", u.Hostname())
 		}
 	}
 }

@@ -21,6 +21,13 @@ func TestWarnPlaintext(t *testing.T) {
 		{"", "", ""},
 		{"postgres://%", "nats://%", ""},
 	} {
+		for _, access := range []natsAccess{{ca: "ca.pem"}, {cert: "cert.pem"}} {
+			var log bytes.Buffer
+			s := settings{natsURL: row.nats, access: access}
+			if s.warnPlaintext(t.Context(), slog.New(slog.NewTextHandler(&log, nil))); log.Len() > 0 {
+				t.Errorf("%s: warns although TLS is required: %s", row.nats, &log)
+			}
+		}
 		var log bytes.Buffer
 		s := settings{databaseURL: row.database, natsURL: row.nats}
 		s.warnPlaintext(t.Context(), slog.New(slog.NewTextHandler(&log, nil)))

@@ -51,7 +51,7 @@ database alone.`,
 	s.streamFlag(cmd.PersistentFlags())
 	f := cmd.Flags()
 	s.natsURLFlag(f)
-	s.natsCredsFlag(f)
+	s.access.flags(f)
 	s.retentionFlag(f)
 	s.processFlags(f)
 	cmd.AddCommand(s.relayStatusCommand(), s.relayPauseCommand(), s.relayResumeCommand(), s.relayAdoptCommand(),
@@ -72,7 +72,7 @@ func (s *settings) relayPart(log *slog.Logger) (part, error) {
 		return part{}, usagef("--retention is %s, want more than 0", s.retention)
 	}
 	r := &relay.Relay{
-		Database: config.ConnConfig, NATSURL: s.natsURL, NATS: s.natsOptions(),
+		Database: config.ConnConfig, NATSURL: s.natsURL, NATS: s.access.options(), Domain: s.access.domain,
 		Stream: s.stream, Source: "/users", Retention: s.retention, Log: log,
 	}
 	return part{"relay", r.Run, r.Ready, r.Role}, nil

@@ -75,7 +75,7 @@ func (a *replaying) flags(cmd *cobra.Command) {
 	outputFlag(f, &a.output)
 	a.databaseFlag(f)
 	a.natsURLFlag(f)
-	a.natsCredsFlag(f)
+	a.access.flags(f)
 }
 
 // check completes the selection, and refuses what makes no sense before anything is

@@ -85,7 +85,7 @@ func usersCommand() *cobra.Command {
 	f.StringVar(&s.addr, "addr", "127.0.0.1:7400", "where to serve the API")
 	f.StringSliceVar(&s.trustedProxies, "trusted-proxies", nil, "networks of the proxies before the API, such as 10.0.0.0/8: their X-Forwarded-For counts")
 	f.StringVar(&s.natsURL, "nats-url", "", "NATS servers on which to tell the relay at once, and to learn what other processes change; without, the relay polls, and cached answers live for their whole time")
-	s.natsCredsFlag(f)
+	s.access.flags(f)
 	s.streamFlag(f)
 	s.serviceFlags(f, devservices.Profiles)
 	s.processFlags(f)

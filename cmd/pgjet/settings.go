@@ -32,7 +32,7 @@ import (
 type settings struct {
 	databaseURL string
 	natsURL     string
-	natsCreds   string
+	access      natsAccess
 	stream      string
 	retention   time.Duration
 	smtpURL     string
@@ -66,23 +66,12 @@ func (s *settings) databaseFlag(f *pflag.FlagSet) {
 
 func (s *settings) natsFlags(f *pflag.FlagSet) {
 	s.natsURLFlag(f)
-	s.natsCredsFlag(f)
+	s.access.flags(f)
 	s.streamFlag(f)
 }
 
 func (s *settings) natsURLFlag(f *pflag.FlagSet) {
 	f.StringVar(&s.natsURL, "nats-url", "nats://127.0.0.1:4222", "NATS servers, joined by commas")
-}
-
-func (s *settings) natsCredsFlag(f *pflag.FlagSet) {
-	f.StringVar(&s.natsCreds, "nats-creds", "", "credentials file for NATS")
-}
-
-func (s *settings) natsOptions() []nats.Option {
-	if s.natsCreds == "" {
-		return nil
-	}
-	return []nats.Option{nats.UserCredentials(s.natsCreds)}
 }
 
 func (s *settings) streamFlag(f *pflag.FlagSet) {
@@ -212,13 +201,7 @@ func (s *settings) checkNATS() error {
 			return usagef("--nats-url or PGJET_NATS_URL has parameters of which only ?tls=off has a meaning")
 		}
 	}
-	if s.natsCreds == "" {
-		return nil
-	}
-	if _, err := os.Stat(s.natsCreds); err != nil {
-		return usagef("--nats-creds: %w", err)
-	}
-	return nil
+	return s.access.check()
 }
 
 // connectWriter returns a connection for hints and events for caches, both of which are
@@ -233,7 +216,7 @@ func (s *settings) connectNATS(name string, log *slog.Logger, options ...nats.Op
 	if err := s.checkNATS(); err != nil {
 		return nil, nil, err
 	}
-	nc, err := nats.Connect(s.natsURL, append(append(s.natsOptions(), options...), nats.Name(name),
+	nc, err := nats.Connect(s.natsURL, append(append(s.access.options(), options...), nats.Name(name),
 		nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectWait(500*time.Millisecond),
 		nats.PingInterval(10*time.Second),
 		nats.DisconnectErrHandler(func(nc *nats.Conn, err error) {
@@ -246,7 +229,7 @@ func (s *settings) connectNATS(name string, log *slog.Logger, options ...nats.Op
 	if err != nil {
 		return nil, nil, usagef("--nats-url: %w", err)
 	}
-	js, err := jetstream.New(nc)
+	js, err := s.access.jetStream(nc)
 	if err != nil {
 		nc.Close()
 		return nil, nil, err
@@ -259,12 +242,12 @@ func (s *settings) reachNATS() (*nats.Conn, jetstream.JetStream, error) {
 	if err := s.checkNATS(); err != nil {
 		return nil, nil, err
 	}
-	nc, err := nats.Connect(s.natsURL, append(s.natsOptions(), nats.Name("pgjet"), nats.Timeout(5*time.Second),
+	nc, err := nats.Connect(s.natsURL, append(s.access.options(), nats.Name("pgjet"), nats.Timeout(5*time.Second),
 		nats.CustomInboxPrefix(inboxPrefix("operator")))...)
 	if err != nil {
 		return nil, nil, &exitError{exitUnreachable, fmt.Errorf("cannot reach NATS: %w", err)}
 	}
-	js, err := jetstream.New(nc)
+	js, err := s.access.jetStream(nc)
 	if err != nil {
 		nc.Close()
 		return nil, nil, err

@@ -41,7 +41,7 @@ under that name. PUT /fault makes it fail, DELETE /fault ends that; see docs/ser
 	f.StringVar(&s.addr, "addr", "127.0.0.1:7407", "where to serve it")
 	f.StringVar(&dir, "dir", "", "directory that keeps its state; without, it forgets everything when it ends")
 	s.natsURLFlag(f)
-	s.natsCredsFlag(f)
+	s.access.flags(f)
 	s.processFlags(f)
 	return cmd
 }

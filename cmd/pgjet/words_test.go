@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -65,6 +66,15 @@ func TestWrongUse(t *testing.T) {
 		{name: "bad NATS URL for the stream", args: "stream ensure --nats-url nats://ann:" + secret + "@%zz", says: []string{"--nats-url", "nats://"}},
 		{name: "bad NATS URL for dev", args: "dev --nats-url http://host", says: []string{"--nats-url", "nats://"}},
 		{name: "no credentials file", args: "relay --nats-creds nothing --database-url " + database, says: []string{"--nats-creds", "nothing"}},
+		{name: "no seed of an NKey", args: "consume directory --nats-nkey nothing --database-url " + database, says: []string{"--nats-nkey", "nothing"}},
+		{name: "a file that is no seed", args: "users --nats-url nats://host --nats-nkey " + os.DevNull + " --database-url " + database, says: []string{"--nats-nkey"}},
+		{name: "no certificates of NATS", args: "stream ensure --nats-ca nothing", says: []string{"--nats-ca", "nothing"}},
+		{name: "a file that holds no certificate", args: "relay --nats-ca " + os.DevNull + " --database-url " + database, says: []string{"--nats-ca", os.DevNull}},
+		{name: "no client certificate", args: "services ls --nats-cert nothing --nats-key nowhere", says: []string{"--nats-cert", "nothing"}},
+		{name: "a certificate without its key", args: "relay --nats-cert nothing --database-url " + database, says: []string{"--nats-cert", "--nats-key"}},
+		{name: "a key without its certificate", args: "relay --database-url " + database, env: env{"PGJET_NATS_KEY": "nothing"}, says: []string{"--nats-cert", "--nats-key"}},
+		{name: "two users of NATS", args: "stream ensure --nats-creds a --nats-nkey b", says: []string{"--nats-creds", "--nats-nkey"}},
+		{name: "a domain that is no name", args: "stream ensure --nats-domain a.b", says: []string{"--nats-domain", `"a.b"`}},
 		{name: "no mail server", args: "consume welcome-mailer --database-url " + database, says: []string{"--smtp-url", "PGJET_SMTP_URL", "smtp://"}},
 		{name: "bad mail server", args: "consume welcome-mailer --smtp-url imap://ann:" + secret + "@host --database-url " + database, says: []string{"--smtp-url", "smtp://"}},
 		{name: "unreadable mail server", args: "consume welcome-mailer --smtp-url smtp://ann:" + secret + "@%zz --database-url " + database, says: []string{"--smtp-url"}},
