@@ -108,8 +108,11 @@ func readLock(dir string) (lock, error) {
 	if err != nil {
 		return lock{}, err
 	}
-	ready := len(lines) > 7 && strings.TrimSpace(lines[7]) == "ready"
-	return lock{pid, ready}, nil
+	status := ""
+	if len(lines) > 7 {
+		status = strings.TrimSpace(lines[7])
+	}
+	return lock{pid, status == "ready" || status == "standby"}, nil
 }
 
 // locked reports whether a server left its lock in the cluster.

