@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -104,7 +105,7 @@ func (s *sharedServer) start(ctx context.Context) (err error) {
 		if s.dir, err = makeDir(); err != nil {
 			return err
 		}
-		if s.own, err = devserver.StartPostgres(ctx, serverOptions(s.dir)); err != nil {
+		if s.own, err = devserver.StartPostgres(ctx, serverOptions(filepath.Join(s.dir, "pg"))); err != nil {
 			return err
 		}
 		address = s.own.URL()

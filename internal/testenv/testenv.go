@@ -13,8 +13,10 @@
 package testenv
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -42,12 +44,26 @@ func Main(m *testing.M) {
 // any table. What the test left of it is stopped at cleanup.
 func PostgresServer(t testing.TB) *devserver.Postgres {
 	t.Helper()
-	dir, err := makeDir()
-	if err != nil {
-		t.Fatal(err)
+	return PostgresServerWith(t, devserver.PostgresOptions{})
+}
+
+// PostgresServerWith is [PostgresServer] with programs and settings of the test's
+// choice. A server in o.Dir, which is kept, is started as it is; "" makes a new one.
+func PostgresServerWith(t testing.TB, o devserver.PostgresOptions) *devserver.Postgres {
+	t.Helper()
+	dir := o.Dir
+	if dir == "" {
+		parent, err := makeDir()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { remove(t, parent) })
+		dir = filepath.Join(parent, "pg")
 	}
-	t.Cleanup(func() { remove(t, dir) })
-	p, err := devserver.StartPostgres(t.Context(), serverOptions(dir))
+	all := serverOptions(dir)
+	all.Bin, all.Port = cmp.Or(o.Bin, all.Bin), o.Port
+	maps.Copy(all.Settings, o.Settings)
+	p, err := devserver.StartPostgres(t.Context(), all)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +191,7 @@ func remove(t testing.TB, dir string) {
 // serverOptions trade safety for speed, and allow many databases.
 func serverOptions(dir string) devserver.PostgresOptions {
 	return devserver.PostgresOptions{
-		Dir: filepath.Join(dir, "pg"),
+		Dir: dir,
 		Bin: os.Getenv("PGJET_PG_BIN"), Mirror: os.Getenv("PGJET_PG_MIRROR"),
 		Settings: map[string]string{"max_connections": "400", "max_wal_size": "256MB", "max_prepared_transactions": "20"},
 	}

@@ -1,0 +1,414 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// matrixPatience bounds what a row waits for. A killed mailer's events come again after
+// half a minute.
+const matrixPatience = 90 * time.Second
+
+// A site is where the processes of a row work, and how the test looks at them.
+type site struct {
+	database string // of every process
+	admin    string // for the test, as superuser and directly; "" is database
+	nats     string
+	vars     env // of every process
+	replicas int // of the stream; 0 is 1
+
+	connect func() jetstream.JetStream // for the test; nil connects to nats
+}
+
+// A mainPath is the main path at work at a site.
+type mainPath struct {
+	*trial
+	site
+	db *pgxpool.Pool
+	js jetstream.JetStream
+
+	users, relay, mailer, directory *service
+	smtp, inbox                     string
+
+	number int               // of people so far
+	names  map[string]string // of people by their mail addresses, as they must be in the end
+	kills  int               // of the mailer
+	lost   int               // of events that the database lost after they were published
+	again  int               // of mails that may come again, since the database lost that they were sent
+}
+
+// walk goes the main path: half of the sign-ups, then relay and consumers are killed
+// while events flow, then what the row itself does, then the other half.
+func walk(m *trial, s site, middle func(p *mainPath)) *mainPath {
+	m.Helper()
+	p := newPath(m, s)
+	p.begin()
+	p.load()
+	p.killAll()
+	if middle != nil {
+		middle(p)
+	}
+	p.load()
+	p.check()
+	return p
+}
+
+// newPath makes tables and stream.
+func newPath(m *trial, s site) *mainPath {
+	m.Helper()
+	p := &mainPath{trial: m, site: s, names: make(map[string]string)}
+	p.vars = env{"PGJET_DATABASE_URL": s.database, "PGJET_NATS_URL": s.nats, "PGJET_USERS__PER_ADDRESS": "0"}
+	maps.Copy(p.vars, s.vars)
+	p.must(exitOK, "migrate", "up")
+	p.must(exitOK, "stream", "ensure", "--replicas", fmt.Sprint(max(s.replicas, 1)))
+	p.db = openAdmin(m, cmp.Or(s.admin, s.database))
+	if p.connect == nil {
+		p.connect = func() jetstream.JetStream { return testenv.Connect(m, s.nats) }
+	}
+	p.js = p.connect()
+	p.smtp, p.inbox = startMail(m, anyPort)
+	return p
+}
+
+// openAdmin returns a pool for what the test itself writes and reads, whatever the
+// defaults of roles and databases are.
+func openAdmin(m *trial, url string) *pgxpool.Pool {
+	m.Helper()
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		m.Fatal(err)
+	}
+	config.MaxConns = 4
+	config.ConnConfig.ConnectTimeout = 5 * time.Second
+	maps.Copy(config.ConnConfig.RuntimeParams, map[string]string{
+		"client_encoding": "UTF8", "default_transaction_read_only": "off", "statement_timeout": "0", "synchronous_commit": "on",
+	})
+	db, err := pgxpool.NewWithConfig(m.Context(), config)
+	if err != nil {
+		m.Fatal(err)
+	}
+	m.Cleanup(db.Close)
+	return db
+}
+
+func (p *mainPath) must(want int, args ...string) string {
+	p.Helper()
+	code, process := runProcess(p.trial, p.vars, args...)
+	if code != want {
+		p.Fatalf("exit code %d, want %d, of %s", code, want, process)
+	}
+	return process.stdout.String()
+}
+
+func (p *mainPath) service(args ...string) *service {
+	p.Helper()
+	s := &service{process: start(p.trial, p.vars, append(args, "--admin-addr", anyPort)...)}
+	s.admin = s.logged("starting", "admin")
+	return s
+}
+
+func (p *mainPath) startRelay() { p.relay = p.service("relay") }
+
+func (p *mainPath) startMailer() {
+	p.mailer = p.service("consume", "welcome-mailer", "--smtp-url", "smtp://"+p.smtp+"?tls=off")
+}
+
+func (p *mainPath) startDirectory() {
+	p.directory = p.service("consume", "directory", "--addr", anyPort)
+}
+
+// start starts all processes.
+func (p *mainPath) start() {
+	p.Helper()
+	p.users = p.service("users", "--addr", anyPort, "--token-key-file", keyFile(p.trial))
+	p.users.addr = p.users.logged("serving the API", "addr")
+	p.startRelay()
+	p.startMailer()
+	p.startDirectory()
+}
+
+func (p *mainPath) all() []*service { return []*service{p.users, p.relay, p.mailer, p.directory} }
+
+// begin starts all processes and waits until they are ready.
+func (p *mainPath) begin() {
+	p.Helper()
+	p.start()
+	p.ready()
+}
+
+func (p *mainPath) ready() {
+	p.Helper()
+	for _, s := range p.all() {
+		s.eventually(matrixPatience, "it is ready", func() bool {
+			status, _ := get(p.trial, s.admin+"/readyz")
+			return status == http.StatusOK
+		})
+	}
+}
+
+// load signs people up, some through the API and many by a transaction of SQL, in which
+// each is renamed twice.
+func (p *mainPath) load() {
+	p.Helper()
+	const api, sql = 12, 100
+	var waiting sync.WaitGroup
+	failed := make(chan string, api)
+	turns := make(chan struct{}, 4)
+	for range api {
+		email, name := p.person()
+		waiting.Go(func() {
+			turns <- struct{}{}
+			defer func() { <-turns }()
+			body := fmt.Sprintf(`{"email":%q,"name":%q,"password":"correct horse battery"}`, email, name)
+			if status, _, body := request(p.trial, http.MethodPost, p.users.addr+"/users", body, map[string]string{"Content-Type": "application/json"}); status != http.StatusCreated {
+				failed <- fmt.Sprintf("POST /users = %d %s, want 201", status, body)
+			}
+		})
+	}
+	waiting.Wait()
+	close(failed)
+	for what := range failed {
+		p.Fatal(what)
+	}
+	err := pgx.BeginFunc(p.Context(), p.db, func(tx pgx.Tx) error {
+		for range sql {
+			if err := p.insert(tx); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		p.Fatal(err)
+	}
+}
+
+// person makes somebody up.
+func (p *mainPath) person() (email, name string) {
+	p.number++
+	email, name = fmt.Sprintf("user%d@example.com", p.number), fmt.Sprintf("Jürgen 日本 %d", p.number)
+	p.names[email] = name
+	return email, name
+}
+
+// insert writes the events of somebody who signs up and changes the name twice.
+func (p *mainPath) insert(tx pgx.Tx) error {
+	email, name := p.person()
+	p.names[email] = name + " c"
+	_, err := tx.Exec(p.Context(), `
+		insert into pgjet.outbox (id, type, key, data)
+		select gen_random_uuid(), type, $1, data
+		  from (values (1, 'user.created', jsonb_build_object('user_id', $1::text, 'email', $2::text, 'name', $3::text || ' a', 'created_at', now())),
+		               (2, 'user.renamed', jsonb_build_object('user_id', $1::text, 'name', $3::text || ' b', 'renamed_at', now())),
+		               (3, 'user.renamed', jsonb_build_object('user_id', $1::text, 'name', $3::text || ' c', 'renamed_at', now()))) as e(n, type, data)
+		 order by n`, uuid.NewString(), email, name)
+	return err
+}
+
+// killAll ends relay and consumers by force while events flow, and starts others.
+func (p *mainPath) killAll() {
+	p.Helper()
+	p.relay.eventually(matrixPatience, "something is published", func() bool { return p.messages() > 0 })
+	p.relay.kill()
+	p.startRelay()
+	testenv.Eventually(p.trial, matrixPatience, "a mail arrives", func() bool { return len(mails(p.trial, p.inbox, "")) > 0 })
+	p.mailer.kill()
+	p.kills++
+	p.directory.kill()
+	p.startMailer()
+	p.startDirectory()
+}
+
+// messages returns how many messages the stream holds, 0 if nobody answers.
+func (p *mainPath) messages() int {
+	ctx, cancel := context.WithTimeout(p.Context(), 5*time.Second)
+	defer cancel()
+	stream, err := p.js.Stream(ctx, "EVENTS")
+	if err != nil {
+		return 0
+	}
+	return int(stream.CachedInfo().State.Msgs)
+}
+
+// settled waits until nothing is left to do.
+func (p *mainPath) settled() {
+	p.Helper()
+	p.relay.eventually(matrixPatience, "all is published and handled", func() bool {
+		handled := query[bool](p.trial, p.db, `
+			select (select count(*) from directory.users) = $1
+			   and (select count(*) from pgjet.inbox where consumer = 'welcome-mailer' and state = 'done') = $1`, p.number)
+		return handled && p.messages() == query[int](p.trial, p.db, `select count(*) from pgjet.outbox`)
+	})
+}
+
+// check waits until all is done, and makes sure that it was done once and in order.
+func (p *mainPath) check() {
+	p.Helper()
+	p.signUps = p.number
+	p.checkStream()
+	p.checkMails()
+	p.checkDirectory()
+	p.ready()
+	p.checkWords()
+	for _, s := range p.all() {
+		s.stop()
+	}
+}
+
+// A stored message is what a reader of the stream sees of an event.
+type storedMessage struct {
+	ID, Key string
+	Seq     int64
+}
+
+// checkStream compares stream and outbox.
+func (p *mainPath) checkStream() {
+	p.Helper()
+	want := query[[]string](p.trial, p.db, `select array_agg(id::text) from pgjet.outbox`)
+	total := len(want) + p.lost
+	p.relay.eventually(matrixPatience, fmt.Sprintf("the stream holds %d messages", total), func() bool { return p.messages() >= total })
+	if n := query[int](p.trial, p.db, `select count(*) from pgjet.quarantine`); n > 0 {
+		p.Errorf("%d events are in quarantine", n)
+	}
+	known, last, missing := make(map[string]bool), make(map[string]int64), 0
+	for _, msg := range readStream(p.trial, p.js, "EVENTS") {
+		p.published++
+		if known[msg.ID] {
+			p.duplicates++
+		}
+		known[msg.ID] = true
+		if msg.Seq <= last[msg.Key] {
+			p.disorder++
+		}
+		last[msg.Key] = msg.Seq
+	}
+	for _, id := range want {
+		if !known[id] {
+			missing++
+		}
+	}
+	if extra := p.published - p.duplicates - (len(want) - missing) - p.lost; missing > 0 || extra != 0 || p.duplicates > 0 {
+		p.Errorf("of %d events in the outbox the stream lacks %d; it holds %d that the outbox does not know, and %d twice", len(want), missing, extra, p.duplicates)
+	}
+	if p.disorder > 0 {
+		p.Errorf("%d messages are out of order", p.disorder)
+	}
+}
+
+// readStream returns all of a stream, in order.
+func readStream(m *trial, js jetstream.JetStream, name string) []storedMessage {
+	m.Helper()
+	stream, err := js.Stream(m.Context(), name)
+	if err != nil {
+		m.Fatalf("read stream %s: %v", name, err)
+	}
+	consumer, err := stream.OrderedConsumer(m.Context(), jetstream.OrderedConsumerConfig{HeadersOnly: true})
+	if err != nil {
+		m.Fatalf("read stream %s: %v", name, err)
+	}
+	messages, err := consumer.Messages()
+	if err != nil {
+		m.Fatalf("read stream %s: %v", name, err)
+	}
+	defer messages.Stop()
+	var all []storedMessage
+	for uint64(len(all)) < stream.CachedInfo().State.Msgs {
+		msg, err := messages.Next(jetstream.NextMaxWait(matrixPatience))
+		if err != nil {
+			m.Fatalf("read stream %s behind %d messages: %v", name, len(all), err)
+		}
+		s := storedMessage{ID: msg.Headers().Get("ce-id"), Key: msg.Headers().Get("ce-subject")}
+		if _, err := fmt.Sscan(msg.Headers().Get("Pgjet-Seq"), &s.Seq); err != nil {
+			m.Errorf("a message of stream %s has no Pgjet-Seq: %v", name, err)
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+// checkMails waits until everybody has a mail. A mailer that is killed between the mail
+// server's yes and its own commit sends the same mail, by its Message-ID, again; so may
+// each of its workers.
+func (p *mainPath) checkMails() {
+	p.Helper()
+	const workers = 8
+	var perPerson map[string][]string
+	p.mailer.eventually(matrixPatience, fmt.Sprintf("%d people have a mail", p.number), func() bool {
+		perPerson = make(map[string][]string)
+		for _, m := range mails(p.trial, p.inbox, "") {
+			perPerson[m.To[0]] = append(perPerson[m.To[0]], m.Headers["Message-Id"][0])
+		}
+		return len(perPerson) >= p.number
+	})
+	p.copies, p.mails = 0, 0
+	for person, ids := range perPerson {
+		slices.Sort(ids)
+		different := len(slices.Compact(slices.Clone(ids)))
+		p.mails += different
+		p.copies += len(ids) - different
+		if different > 1 {
+			p.duplicates += different - 1
+			p.Errorf("%s has %d mails with different ids", person, different)
+		}
+		if p.names[person] == "" {
+			p.Errorf("%s has a mail and never signed up", person)
+		}
+	}
+	if p.mails != p.number || p.copies > workers*p.kills+p.again {
+		p.Errorf("%d mails for %d sign-ups, and %d of them again after %d kills", p.mails, p.number, p.copies, p.kills)
+	}
+}
+
+// checkDirectory waits until the read model has everybody under their last name, which
+// shows that events of one key were handled in order.
+func (p *mainPath) checkDirectory() {
+	p.Helper()
+	wrong := ""
+	p.directory.eventually(matrixPatience, "the directory knows everybody by the last name", func() bool {
+		rows, err := p.db.Query(p.Context(), `select email, name from directory.users`)
+		if err != nil {
+			p.Fatal(err)
+		}
+		got := make(map[string]string)
+		email, name := "", ""
+		if _, err = pgx.ForEachRow(rows, []any{&email, &name}, func() error { got[email] = name; return nil }); err != nil {
+			p.Fatal(err)
+		}
+		wrong = ""
+		for email, name := range p.names {
+			if got[email] != name {
+				wrong = fmt.Sprintf("%s is %q, want %q, of %d people", email, got[email], name, len(got))
+			}
+		}
+		return wrong == "" && len(got) == len(p.names)
+	})
+}
+
+// checkWords makes sure that those commands whose exit code says whether all is well
+// find nothing.
+func (p *mainPath) checkWords() {
+	p.Helper()
+	for _, words := range [][]string{{"relay", "status"}, {"consumer", "ls", "--exit-code"}} {
+		var last *process
+		code := exitFindings
+		for begun := time.Now(); code != exitOK && time.Since(begun) < patience; time.Sleep(100 * time.Millisecond) {
+			code, last = runProcess(p.trial, p.vars, words...)
+		}
+		if code != exitOK {
+			p.Errorf("all is well, and the exit code is %d of %s", code, last)
+		}
+	}
+}

@@ -1,0 +1,319 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/internal/devserver"
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// postgresRows are surroundings that differ in PostgreSQL.
+func postgresRows() []matrixRow {
+	var rows []matrixRow
+	if wholeMatrix {
+		for _, major := range []int{14, 15, 16, 17, 18} {
+			rows = append(rows, matrixRow{name: fmt.Sprint("PostgreSQL ", major), run: func(m *trial) {
+				onPostgres(m, postgresPrograms(m, major))
+			}})
+		}
+		for _, bin := range furtherPrograms() {
+			rows = append(rows, matrixRow{name: "PostgreSQL in " + bin, run: func(m *trial) { onPostgres(m, bin) }})
+		}
+	}
+	for _, h := range hostile {
+		rows = append(rows, matrixRow{name: "defaults: " + h.name, short: h.short, run: h.run})
+	}
+	return append(rows,
+		matrixRow{name: "standby is promoted", run: standbyPromoted},
+		matrixRow{name: "failover with loss", run: failoverWithLoss},
+		matrixRow{name: "switchover", run: switchover},
+	)
+}
+
+// furtherPrograms are the directories with PostgreSQL programs in PGJET_PG_BINS, and
+// those that a package of the system has put where they belong.
+func furtherPrograms() []string {
+	bins := filepath.SplitList(os.Getenv("PGJET_PG_BINS"))
+	if len(bins) == 0 {
+		programs, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
+		for _, p := range programs {
+			bins = append(bins, filepath.Dir(p))
+		}
+	}
+	return bins
+}
+
+// postgresPrograms returns the directory with the programs of a major version.
+func postgresPrograms(m *trial, major int) string {
+	m.Helper()
+	bin, err := devserver.DownloadPostgres(m.Context(), major, os.Getenv("PGJET_PG_MIRROR"))
+	if err != nil {
+		m.skip("%v", err)
+	}
+	return bin
+}
+
+// newestPostgres returns the programs of the newest version that can be had: in the
+// short lane without a download.
+func newestPostgres(m *trial) string {
+	m.Helper()
+	if wholeMatrix {
+		return postgresPrograms(m, 18)
+	}
+	bin, err := devserver.FindPostgres(m.Context(), devserver.PostgresOptions{Bin: os.Getenv("PGJET_PG_BIN"), Mirror: os.Getenv("PGJET_PG_MIRROR")})
+	if err != nil {
+		m.Fatal(err)
+	}
+	return bin
+}
+
+func onPostgres(m *trial, bin string) {
+	p := testenv.PostgresServerWith(m, devserver.PostgresOptions{Bin: bin})
+	m.checked = p.Version() + ", kill -9 of relay, mailer and directory"
+	walk(m, site{database: p.URL(), nats: testenv.NATS(m).URL()}, nil)
+}
+
+// A hostility is what the role of all processes has for defaults.
+type hostility struct {
+	name     string
+	short    bool
+	settings []string // of the role: "name = value"
+	since    int      // the first version that has the settings; 0 is any
+	german   bool     // needs a server that speaks German
+}
+
+var hostile = []hostility{
+	{name: "all at once", short: true, settings: []string{
+		"default_transaction_isolation = 'serializable'", "default_transaction_deferrable = on", "default_transaction_read_only = on",
+		"statement_timeout = '200ms'", "lock_timeout = '200ms'", "idle_in_transaction_session_timeout = '200ms'", "idle_session_timeout = '300ms'",
+		"client_encoding = 'LATIN1'", "\"TimeZone\" = 'Pacific/Chatham'", "\"DateStyle\" = 'German, DMY'", "\"IntervalStyle\" = 'sql_standard'",
+		"search_path = ''", "synchronous_commit = off", "bytea_output = 'escape'", "extra_float_digits = -15",
+		"standard_conforming_strings = off", "quote_all_identifiers = on", "row_security = off", "plan_cache_mode = 'force_generic_plan'",
+		"enable_seqscan = off", "enable_indexscan = off", "work_mem = '64kB'", "array_nulls = off", "xmloption = 'document'",
+	}},
+	{name: "serializable", settings: []string{"default_transaction_isolation = 'serializable'"}},
+	{name: "statement_timeout", settings: []string{"statement_timeout = '200ms'", "lock_timeout = '200ms'", "idle_in_transaction_session_timeout = '200ms'"}},
+	{name: "transaction_timeout", since: 17, settings: []string{"transaction_timeout = '200ms'", "statement_timeout = '200ms'"}},
+	{name: "LATIN1 client", settings: []string{"client_encoding = 'LATIN1'"}},
+	{name: "German", german: true, settings: []string{"lc_messages = 'de_DE.UTF-8'", "\"DateStyle\" = 'German, DMY'", "\"TimeZone\" = 'Europe/Berlin'"}},
+	{name: "read only, no search_path", settings: []string{"default_transaction_read_only = on", "search_path = 'nothing'", "synchronous_commit = off"}},
+}
+
+// role is the one that all processes of a hostile row have.
+const role = "app"
+
+func (h hostility) run(m *trial) {
+	o := devserver.PostgresOptions{Bin: newestPostgres(m)}
+	if h.german {
+		o.Bin = germanPrograms(m)
+	}
+	p := testenv.PostgresServerWith(m, o)
+	m.checked = fmt.Sprintf("%s, the role's defaults: %s", p.Version(), strings.Join(h.settings, ", "))
+	if len(h.settings) > 3 {
+		m.checked = fmt.Sprintf("%s, %d hostile defaults of the role", p.Version(), len(h.settings))
+	}
+	db := openAdmin(m, p.URL())
+	for _, sql := range append([]string{"create role " + role + " login createrole", "alter database pgjet owner to " + role,
+		"grant pg_monitor to " + role}, h.alterations()...) {
+		if _, err := db.Exec(m.Context(), sql); err != nil {
+			m.Fatalf("%s: %v", sql, err)
+		}
+	}
+	walk(m, site{database: strings.Replace(p.URL(), "pgjet@", role+"@", 1), admin: p.URL(), nats: testenv.NATS(m).URL()}, nil)
+}
+
+func (h hostility) alterations() []string {
+	var all []string
+	for _, s := range h.settings {
+		all = append(all, "alter role "+role+" set "+s)
+	}
+	return all
+}
+
+// locales makes the German locale where the C library finds it, once.
+var locales = sync.OnceValues(func() (string, error) {
+	dir := filepath.Join(os.TempDir(), "pgjet-test-locale") // where the user who runs PostgreSQL may enter
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	out, err := exec.Command("localedef", "-i", "de_DE", "-f", "UTF-8", filepath.Join(dir, "de_DE.UTF-8")).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("localedef: %w: %s", err, out)
+	}
+	return dir, os.Setenv("LOCPATH", dir)
+})
+
+// germanPrograms returns programs of PostgreSQL that come with German messages.
+func germanPrograms(m *trial) string {
+	m.Helper()
+	all, _ := filepath.Glob("/usr/share/locale/de/LC_MESSAGES/postgres-*.mo")
+	for _, name := range all {
+		major := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(name), "postgres-"), ".mo")
+		bin := filepath.Join("/usr/lib/postgresql", major, "bin")
+		if _, err := os.Stat(filepath.Join(bin, "initdb")); err != nil {
+			continue
+		}
+		if _, err := locales(); err != nil {
+			m.skip("no German locale: %v", err)
+		}
+		return bin
+	}
+	m.skip("no PostgreSQL with German messages is installed")
+	return ""
+}
+
+// A pair is a primary and its hot standby.
+type pair struct {
+	m                *trial
+	primary, standby *devserver.Postgres
+}
+
+// startPair starts a primary with all tables, and a standby that is a copy of it. The
+// settings are the primary's.
+func startPair(m *trial, settings map[string]string) *pair {
+	m.Helper()
+	bin := newestPostgres(m)
+	primary := testenv.PostgresServerWith(m, devserver.PostgresOptions{Bin: bin})
+	if code, process := runProcess(m, nil, "migrate", "up", "--database-url", primary.URL()); code != exitOK {
+		m.Fatalf("exit code %d of %s", code, process)
+	}
+	if err := primary.Stop(); err != nil {
+		m.Fatal(err)
+	}
+	o := primary.Options()
+	copied := filepath.Join(filepath.Dir(o.Dir), "standby")
+	if out, err := exec.CommandContext(m.Context(), "cp", "-a", o.Dir, copied).CombinedOutput(); err != nil {
+		m.Fatalf("copy the cluster: %v: %s", err, out)
+	}
+	if err := os.WriteFile(filepath.Join(copied, "standby.signal"), nil, 0o644); err != nil {
+		m.Fatal(err)
+	}
+	p := &pair{m: m}
+	p.primary = testenv.PostgresServerWith(m, devserver.PostgresOptions{Dir: o.Dir, Port: o.Port, Bin: bin, Settings: settings})
+	p.standby = testenv.PostgresServerWith(m, devserver.PostgresOptions{Dir: copied, Bin: bin, Settings: map[string]string{
+		"primary_conninfo":            fmt.Sprintf("host=127.0.0.1 port=%d user=pgjet application_name=standby", o.Port),
+		"wal_retrieve_retry_interval": "100ms",
+	}})
+	p.follows()
+	return p
+}
+
+// follows waits until the standby streams.
+func (p *pair) follows() {
+	p.m.Helper()
+	conn, err := pgx.Connect(p.m.Context(), p.primary.URL())
+	if err != nil {
+		p.m.Fatal(err)
+	}
+	defer conn.Close(p.m.Context())
+	testenv.Eventually(p.m, patience, "the standby streams", func() bool {
+		n := 0
+		err := conn.QueryRow(p.m.Context(), `select count(*) from pg_stat_replication where state = 'streaming'`).Scan(&n)
+		return err == nil && n == 1
+	})
+}
+
+// url names both servers, and asks for the one that takes writes.
+func (p *pair) url() string {
+	return fmt.Sprintf("postgres://pgjet@127.0.0.1:%d,127.0.0.1:%d/pgjet?sslmode=disable&target_session_attrs=read-write",
+		p.primary.Options().Port, p.standby.Options().Port)
+}
+
+// promote makes the standby a primary.
+func (p *pair) promote() {
+	p.m.Helper()
+	conn, err := pgx.Connect(p.m.Context(), p.standby.URL())
+	if err != nil {
+		p.m.Fatal(err)
+	}
+	defer conn.Close(p.m.Context())
+	if _, err := conn.Exec(p.m.Context(), `select pg_promote()`); err != nil {
+		p.m.Fatalf("promote the standby: %v", err)
+	}
+}
+
+// standbyPromoted points everything at a hot standby, which is not ready and says so,
+// until it is promoted.
+func standbyPromoted(m *trial) {
+	pair := startPair(m, nil)
+	m.checked = pair.standby.Version() + ", not ready on a hot standby, ready once it is promoted"
+	p := newPath(m, site{database: pair.primary.URL(), nats: testenv.NATS(m).URL()})
+	p.site.admin, p.site.database = pair.standby.URL(), pair.standby.URL()
+	p.vars["PGJET_DATABASE_URL"] = pair.standby.URL()
+	p.db = openAdmin(m, pair.standby.URL())
+	p.start()
+	for _, s := range p.all() {
+		s.notReady(s.admin, "database_read_only")
+	}
+	pair.promote()
+	begun := time.Now()
+	p.ready()
+	m.checked += fmt.Sprintf(" after %.1f s", time.Since(begun).Seconds())
+	p.load()
+	p.killAll()
+	p.load()
+	p.check()
+}
+
+// switchover stops a primary whose commits wait for the standby, and promotes that.
+func switchover(m *trial) {
+	pair := startPair(m, map[string]string{"synchronous_standby_names": "standby", "synchronous_commit": "on"})
+	m.checked = pair.primary.Version() + ", nothing is lost"
+	walk(m, site{database: pair.url(), nats: testenv.NATS(m).URL()}, func(p *mainPath) {
+		if err := pair.primary.Stop(); err != nil {
+			m.Fatal(err)
+		}
+		pair.promote()
+		begun := time.Now()
+		p.ready()
+		m.checked += fmt.Sprintf("; ready after %.1f s", time.Since(begun).Seconds())
+	})
+}
+
+// failoverWithLoss kills a primary whose last commits never reached the standby, though
+// they are published, and promotes that. The relay halts; adopt lets it go on. What the
+// consumers did about the lost events is lost as well, so they do it again.
+func failoverWithLoss(m *trial) {
+	pair := startPair(m, nil)
+	m.checked = pair.primary.Version() + ", relay halts, adopt"
+	walk(m, site{database: pair.url(), nats: testenv.NATS(m).URL()}, func(p *mainPath) {
+		p.settled()
+		receiver := query[int](m, openAdmin(m, pair.standby.URL()), `select pid from pg_stat_wal_receiver`)
+		freeze(m, receiver)
+		known := p.number
+		p.load()
+		p.settled()
+		p.again = p.number - known
+		p.lost = query[int](m, p.db, `select count(*) from pgjet.outbox`)
+		pair.kill(receiver)
+		pair.promote()
+		p.db.Reset()
+		begun := time.Now()
+		p.relay.notReady(p.relay.admin, "database_behind")
+		m.checked += fmt.Sprintf("; halted after %.1f s", time.Since(begun).Seconds())
+		p.lost -= query[int](m, p.db, `select count(*) from pgjet.outbox`)
+		p.must(exitOK, "relay", "adopt", "--yes", "--reason", "failover with loss")
+		p.ready()
+	})
+}
+
+// kill ends the primary by force, and then what receives from it.
+func (p *pair) kill(receiver int) {
+	p.m.Helper()
+	if err := syscall.Kill(p.primary.PID(), syscall.SIGKILL); err != nil {
+		p.m.Fatal(err)
+	}
+	<-p.primary.Done()
+	if err := syscall.Kill(receiver, syscall.SIGKILL); err != nil {
+		p.m.Fatal(err)
+	}
+}
