@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/Shopify/toxiproxy/v2"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgjet/pgjet/internal/devserver"
@@ -175,6 +176,7 @@ func germanPrograms(m *trial) string {
 type pair struct {
 	m                *trial
 	primary, standby *devserver.Postgres
+	wire             *toxiproxy.Proxy // by which the standby receives from the primary
 }
 
 // startPair starts a primary with all tables, and a standby that is a copy of it. The
@@ -199,8 +201,10 @@ func startPair(m *trial, settings map[string]string) *pair {
 	}
 	p := &pair{m: m}
 	p.primary = testenv.PostgresServerWith(m, devserver.PostgresOptions{Dir: o.Dir, Port: o.Port, Bin: bin, Settings: settings})
+	wire, address := proxied(m.T, p.primary.URL())
+	p.wire = wire
 	p.standby = testenv.PostgresServerWith(m, devserver.PostgresOptions{Dir: copied, Bin: bin, Settings: map[string]string{
-		"primary_conninfo":            fmt.Sprintf("host=127.0.0.1 port=%d user=pgjet application_name=standby", o.Port),
+		"primary_conninfo":            address + "&application_name=standby",
 		"wal_retrieve_retry_interval": "100ms",
 	}})
 	p.follows()
@@ -287,14 +291,13 @@ func failoverWithLoss(m *trial) {
 	m.checked = pair.primary.Version() + ", relay halts, adopt"
 	walk(m, site{database: pair.url(), nats: testenv.NATS(m).URL()}, func(p *mainPath) {
 		p.settled()
-		receiver := query[int](m, openAdmin(m, pair.standby.URL()), `select pid from pg_stat_wal_receiver`)
-		freeze(m, receiver)
+		pair.wire.Stop()
 		known := p.number
 		p.load()
 		p.settled()
 		p.again = p.number - known
 		p.lost = query[int](m, p.db, `select count(*) from pgjet.outbox`)
-		pair.kill(receiver)
+		pair.kill()
 		pair.promote()
 		p.db.Reset()
 		begun := time.Now()
@@ -306,14 +309,11 @@ func failoverWithLoss(m *trial) {
 	})
 }
 
-// kill ends the primary by force, and then what receives from it.
-func (p *pair) kill(receiver int) {
+// kill ends the primary by force.
+func (p *pair) kill() {
 	p.m.Helper()
 	if err := syscall.Kill(p.primary.PID(), syscall.SIGKILL); err != nil {
 		p.m.Fatal(err)
 	}
 	<-p.primary.Done()
-	if err := syscall.Kill(receiver, syscall.SIGKILL); err != nil {
-		p.m.Fatal(err)
-	}
 }
