@@ -26,7 +26,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/registry", ""},
 	{"internal/sqlstate", ""},
 	{"internal/postgres", "internal/sqlstate"},
-	{"internal/lead", "internal/sqlstate"},
+	{"internal/lead", "internal/postgres internal/sqlstate"},
 	{"internal/session", ""},
 	{"internal/telemetry", ""},
 	{"internal/web", ""},

@@ -1,4 +1,3 @@
-// Package postgres opens connections to PostgreSQL and judges what they can be used for.
 package postgres
 
 import (
@@ -18,15 +17,19 @@ type querier interface {
 // Why a server takes no writes.
 var (
 	errStandby  = errors.New(string(sqlstate.ReadOnly) + ": the server is a standby; connect to the primary, or wait until this server is promoted")
-	errReadOnly = errors.New(string(sqlstate.ReadOnly) + ": default_transaction_read_only is on, for the server, the database or the user; set it off")
+	errReadOnly = errors.New(string(sqlstate.ReadOnly) + ": default_transaction_read_only is on for the whole server; set it off")
 )
 
 // CheckWritable returns nil if db answers and takes writes. Its errors begin with a reason of
-// package sqlstate: database_read_only for a standby and for a server, database or user that is
-// set to take none, database_unreachable without an answer.
+// package sqlstate: database_read_only for a standby and for a server that is set to take none,
+// database_unreachable without an answer. That a role or a database takes none by default does not
+// matter: see the package comment.
 func CheckWritable(ctx context.Context, db querier) error {
 	var standby, readOnly bool
-	err := db.QueryRow(ctx, `select pg_is_in_recovery(), current_setting('transaction_read_only')::bool`).Scan(&standby, &readOnly)
+	err := db.QueryRow(ctx, `
+		select pg_is_in_recovery(), exists (select from pg_settings
+		        where name = 'default_transaction_read_only' and setting = 'on' and source in ('command line', 'configuration file', 'global'))`).
+		Scan(&standby, &readOnly)
 	switch {
 	case err != nil:
 		return sqlstate.Explain(err, "")

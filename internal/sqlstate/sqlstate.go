@@ -106,6 +106,9 @@ var byPrefix = map[string]Class{
 // Of returns the class of err: that of the PostgreSQL error in it, [Unreachable] for a connection
 // that failed or gave no answer in time, and "" for nil and anything else.
 func Of(err error) Class {
+	if own, ok := errors.AsType[classified](err); ok {
+		return own.Class()
+	}
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return classOf(pgErr)
 	}
@@ -113,6 +116,12 @@ func Of(err error) Class {
 		return Unreachable
 	}
 	return ""
+}
+
+// A classified is an error that knows its class.
+type classified interface {
+	error
+	Class() Class
 }
 
 func classOf(err *pgconn.PgError) Class {
@@ -125,10 +134,11 @@ func classOf(err *pgconn.PgError) Class {
 	return cmp.Or(byPrefix[err.Code[:min(2, len(err.Code))]], Failed)
 }
 
-// stalePlan recognises "cached plan must not change result type". Its code stands for any feature
-// that is not supported, and its text depends on the language of the server.
+// stalePlan recognises "cached plan must not change result type", and what a description is refused
+// with that has another number of columns than the table by now. Both codes stand for more, and the
+// texts depend on the language of the server.
 func stalePlan(err *pgconn.PgError) bool {
-	return err.Code == "0A000" && err.Routine == "RevalidateCachedQuery"
+	return err.Code == "0A000" && err.Routine == "RevalidateCachedQuery" || err.Code == "08P01" && err.Routine == "PortalSetResultFormat"
 }
 
 // lost reports whether a connection could not be opened, ended, or did not answer in time.

@@ -1,0 +1,121 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// A Setting is a setting of the server and its value.
+type Setting struct{ Name, Value string }
+
+// idle is how long a transaction may do nothing, unless it says something else: it is
+// bounded so that a process that is frozen does not hold its locks for ever.
+const idle = time.Minute
+
+// timeouts are what bounds a transaction. How long one of ours may take is decided by its
+// process, which has a deadline for it.
+func timeouts(idle time.Duration) []Setting {
+	return []Setting{
+		{"statement_timeout", "0"},
+		{"lock_timeout", "0"},
+		{"transaction_timeout", "0"}, // since PostgreSQL 17
+		{"idle_in_transaction_session_timeout", fmt.Sprint(idle.Milliseconds())},
+		{"synchronous_commit", "on"}, // what is acknowledged must not be lost
+	}
+}
+
+// session are the settings of a direct connection.
+func session() []Setting {
+	return append(timeouts(idle),
+		Setting{"default_transaction_isolation", "read committed"},
+		Setting{"default_transaction_read_only", "off"},
+		Setting{"default_transaction_deferrable", "off"},
+		Setting{"idle_session_timeout", "0"})
+}
+
+// set returns a statement that sets all of settings that the server knows, provided that the
+// condition holds. It has a row for each. Stronger than synchronous_commit=on is
+// remote_apply, which stays.
+func set(settings []Setting, local bool, condition string) string {
+	rows := make([]string, len(settings))
+	for i, s := range settings {
+		rows[i] = fmt.Sprintf(`('%s', '%s')`, s.Name, strings.ReplaceAll(s.Value, `'`, `''`))
+	}
+	return fmt.Sprintf(`select set_config(name, case when (name, value, current_setting(name)) = ('synchronous_commit', 'on', 'remote_apply') `+
+		`then 'remote_apply' else value end, %t) from (values %s) as pin (name, value) where current_setting(name, true) is not null and %s`,
+		local, strings.Join(rows, ", "), condition)
+}
+
+// direct is under what [pgconn.PgConn.CustomData] has whether a connection is direct.
+const direct = "pgjet.direct"
+
+// Pinned reports whether the settings of a connection were pinned when it was opened: it
+// was opened by this package and is direct.
+func Pinned(conn *pgx.Conn) bool {
+	is, _ := conn.PgConn().CustomData()[direct].(bool)
+	return is
+}
+
+// pin makes settings on a new connection if it is direct, and reports whether it is. A
+// pooler answers for a process of the server that its handshake did not name.
+func pin(ctx context.Context, conn *pgconn.PgConn, settings []Setting) (bool, error) {
+	results, err := conn.Exec(ctx, set(settings, false, fmt.Sprintf(`pg_backend_pid() = %d and `+unlessServerWide, conn.PID()))).ReadAll()
+	if err != nil {
+		return false, fmt.Errorf("pin the settings of the connection: %w", err)
+	}
+	is := len(results[0].Rows) > 0
+	conn.CustomData()[direct] = is
+	return is, nil
+}
+
+// unlessServerWide keeps a server read-only that is so as a whole: such as one that a provider
+// keeps from filling its disk. The default of a role or a database does not matter.
+const unlessServerWide = `(name <> 'default_transaction_read_only' or exists (select from pg_settings s
+	where s.name = pin.name and s.source not in ('command line', 'configuration file', 'global')))`
+
+// Transaction returns the options of a transaction that depends on no default: it is read
+// committed, writes, and waits for nobody's time-out. PostgreSQL ends it if its process
+// asks nothing for as long as idle; 0 is a minute.
+func Transaction(idle time.Duration) pgx.TxOptions {
+	return pgx.TxOptions{BeginQuery: `begin isolation level read committed read write; ` + local(idle)}
+}
+
+// Snapshot returns the options of a transaction that reads one state of the database, as
+// independent of defaults as [Transaction].
+func Snapshot() pgx.TxOptions {
+	return pgx.TxOptions{BeginQuery: `begin isolation level repeatable read read only; ` + local(idle)}
+}
+
+// For returns the options of [Transaction] for one connection: fewer if it is pinned.
+func For(conn *pgx.Conn, idle time.Duration) pgx.TxOptions {
+	if Pinned(conn) && idle == 0 {
+		return pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite}
+	}
+	return Transaction(idle)
+}
+
+// Local returns a statement that makes the settings of [Transaction] for the transaction
+// in which it runs, for batches that begin one.
+func Local(time time.Duration) string { return local(time) }
+
+func local(d time.Duration) string {
+	if d == 0 {
+		d = idle
+	}
+	return set(timeouts(d), true, `true`)
+}
+
+// CheckEncoding returns an error if the connection would store text that is not what it
+// was given. It costs nothing: the server reports its client's encoding by itself.
+func CheckEncoding(conn *pgconn.PgConn) error {
+	// SQL_ASCII converts nothing: the server checks what it gets.
+	if e := conn.ParameterStatus("client_encoding"); e != "" && e != "UTF8" && e != "SQL_ASCII" {
+		return fmt.Errorf("client_encoding is %s, with which text would be stored wrong; add client_encoding=UTF8 to the database URL", e)
+	}
+	return nil
+}

@@ -1,0 +1,87 @@
+package postgres
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/multitracer"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Open returns a pool whose direct connections are pinned, and whose pooled connections
+// name no statements. Each connection finds out by itself which it is, so a pooler may come or go
+// while the pool is in use. Open does not connect yet. It keeps config's hooks.
+func Open(ctx context.Context, config *pgxpool.Config) (*pgxpool.Pool, error) {
+	config = config.Copy()
+	track(config.ConnConfig)
+	watch(config.ConnConfig, func(ctx context.Context, conn *pgconn.PgConn) error {
+		is, err := pin(ctx, conn, session())
+		if config, ok := ctx.Value(connecting{}).(*pgx.ConnConfig); ok && err == nil && !is {
+			config.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
+		}
+		return err
+	})
+	return pgxpool.NewWithConfig(ctx, config)
+}
+
+// OpenDirect is [Open] for a pool that refuses poolers with a [PoolerError]. What says
+// what needs it.
+func OpenDirect(ctx context.Context, config *pgxpool.Config, what string) (*pgxpool.Pool, error) {
+	config = config.Copy()
+	track(config.ConnConfig)
+	watch(config.ConnConfig, func(ctx context.Context, conn *pgconn.PgConn) error { return pinDirect(ctx, conn, what, session()) })
+	return pgxpool.NewWithConfig(ctx, config)
+}
+
+// watch has validate look at each new connection, before what the configuration has look
+// at it.
+func watch(config *pgx.ConnConfig, validate pgconn.ValidateConnectFunc) {
+	then := config.ValidateConnect
+	config.ValidateConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
+		if err := validate(ctx, conn); err != nil || then == nil {
+			return err
+		}
+		return then(ctx, conn)
+	}
+	if config.Tracer == nil {
+		config.Tracer = connecting{}
+	} else {
+		config.Tracer = multitracer.New(config.Tracer, connecting{})
+	}
+}
+
+// connecting hands the configuration of a connection that is being made to those who look
+// at it. It is a tracer since pgx gives no one else that configuration: what a pool's
+// BeforeConnect sees is copied once more.
+type connecting struct{}
+
+func (c connecting) TraceConnectStart(ctx context.Context, data pgx.TraceConnectStartData) context.Context {
+	return context.WithValue(ctx, c, data.ConnConfig)
+}
+
+func (connecting) TraceConnectEnd(context.Context, pgx.TraceConnectEndData) {}
+
+func (connecting) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	return ctx
+}
+
+func (connecting) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+// closeTime bounds the end of a pool.
+const closeTime = time.Second
+
+// Close closes a pool, as far as that is possible within about a second: connections to a
+// server that hangs are left to the end of the process.
+func Close(db *pgxpool.Pool) {
+	closed := make(chan struct{})
+	go func() {
+		db.Close()
+		close(closed)
+	}()
+	select {
+	case <-closed:
+	case <-time.After(closeTime):
+	}
+}

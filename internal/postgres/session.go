@@ -1,0 +1,78 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgjet/pgjet/internal/sqlstate"
+)
+
+// A PoolerError says that something that needs a session of its own was given a pooler.
+type PoolerError struct {
+	What string // needs the session, such as "the relay's lead"
+	Host string // and port, of the pooler
+}
+
+// Error says what to do about it.
+func (e *PoolerError) Error() string {
+	return fmt.Sprintf("%s leads to a connection pooler, not to PostgreSQL itself, and %s needs a session of its own, "+
+		"which a pooler gives to others; keep the pooler for the rest, and give the address of PostgreSQL itself "+
+		"with --direct-database-url or PGJET_DIRECT_DATABASE_URL", e.Host, e.What)
+}
+
+// Class is that of statements which a pooler broke.
+func (e *PoolerError) Class() sqlstate.Class { return sqlstate.Pooler }
+
+// IsPooler reports whether err says that a session met a pooler.
+func IsPooler(err error) bool {
+	_, is := errors.AsType[*PoolerError](err)
+	return is
+}
+
+// A Session is a direct connection for one purpose.
+type Session struct {
+	What        string    // needs it; see [PoolerError]
+	Application string    // the application name
+	Settings    []Setting // beside those of every direct connection; they win
+	Optional    []Setting // which the server's system may lack
+}
+
+// Connect opens a direct connection. It returns a [PoolerError], before anything was set,
+// if a pooler answers.
+func Connect(ctx context.Context, config *pgx.ConnConfig, s Session) (*pgx.Conn, error) {
+	config = config.Copy()
+	track(config)
+	config.RuntimeParams["application_name"] = s.Application
+	config.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
+	if config.StatementCacheCapacity <= 0 {
+		config.StatementCacheCapacity = 512
+	}
+	watch(config, func(ctx context.Context, conn *pgconn.PgConn) error {
+		return pinDirect(ctx, conn, s.What, append(session(), s.Settings...))
+	})
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		return nil, err
+	}
+	for _, setting := range s.Optional {
+		_, err := conn.Exec(ctx, set([]Setting{setting}, false, `true`))
+		if _, refused := errors.AsType[*pgconn.PgError](err); err != nil && !refused {
+			_ = conn.Close(ctx)
+			return nil, err
+		}
+	}
+	return conn, nil
+}
+
+// pinDirect is [pin] that refuses a pooled connection.
+func pinDirect(ctx context.Context, conn *pgconn.PgConn, what string, settings []Setting) error {
+	is, err := pin(ctx, conn, settings)
+	if err == nil && !is {
+		err = &PoolerError{what, conn.Conn().RemoteAddr().String()}
+	}
+	return err
+}

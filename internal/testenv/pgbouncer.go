@@ -1,0 +1,144 @@
+package testenv
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// PgBouncer starts a PgBouncer before the PostgreSQL server of a database URL, in the
+// pool mode session or transaction, and returns the URL of the database through it. It has few
+// connections to the server, so that clients take turns, and knows no more of the protocol
+// than it must: no setting but those that each version tracks, and no prepared statements.
+// Settings are further lines of its configuration.
+func PgBouncer(t testing.TB, database, mode string, settings ...string) string {
+	t.Helper()
+	port, _ := StartPgBouncer(t, 0, database, mode, settings...)
+	u, err := url.Parse(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Host = fmt.Sprintf("127.0.0.1:%d", port)
+	return u.String()
+}
+
+// StartPgBouncer is [PgBouncer] at a port; 0 picks a free one. The function that it returns ends it before
+// the test does.
+func StartPgBouncer(t testing.TB, port int, database, mode string, settings ...string) (at int, stop func()) {
+	t.Helper()
+	server, err := pgx.ParseConfig(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if port == 0 {
+		port = freePort(t)
+	}
+	dir, err := makeDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := fmt.Sprintf("[databases]\n* = host=%s port=%d user=%s\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\n"+
+		"unix_socket_dir =\nauth_type = any\npool_mode = %s\nmax_client_conn = 500\n",
+		server.Host, server.Port, server.User, port, mode)
+	if mode == "transaction" {
+		config += "default_pool_size = 4\n"
+	} else {
+		config += "default_pool_size = 40\n"
+	}
+	for _, s := range settings {
+		config += s + "\n"
+	}
+	file := filepath.Join(dir, "pgbouncer.ini")
+	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{file}
+	if os.Geteuid() == 0 { // it refuses to run as root
+		args = append([]string{"-u", "nobody"}, args...)
+	}
+	var output syncBuffer
+	cmd := exec.Command(pgbouncer(t), args...)
+	cmd.Stdout, cmd.Stderr = &output, &output
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait() // it is killed
+	}()
+	stop = sync.OnceFunc(func() {
+		_ = cmd.Process.Kill()
+		<-ended
+		os.RemoveAll(dir)
+	})
+	t.Cleanup(stop)
+	address := fmt.Sprintf("127.0.0.1:%d", port)
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		if conn, err := net.Dial("tcp", address); err == nil {
+			conn.Close()
+			return port, stop
+		}
+		select {
+		case <-ended:
+			t.Fatalf("pgbouncer ended:\n%s", output.String())
+		case <-time.After(10 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("pgbouncer does not answer at %s:\n%s", address, output.String())
+		}
+	}
+}
+
+// pgbouncer returns the path of the program.
+func pgbouncer(t testing.TB) string {
+	t.Helper()
+	for _, path := range []string{os.Getenv("PGJET_PGBOUNCER"), "pgbouncer", "/usr/sbin/pgbouncer", "/opt/homebrew/bin/pgbouncer"} {
+		if path == "" {
+			continue
+		}
+		if found, err := exec.LookPath(path); err == nil {
+			return found
+		}
+	}
+	t.Fatal("pgbouncer is not installed: apt-get install pgbouncer (or brew install pgbouncer), or say in PGJET_PGBOUNCER where it is")
+	return ""
+}
+
+func freePort(t testing.TB) int {
+	t.Helper()
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// A syncBuffer may be read while a process writes to it.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
