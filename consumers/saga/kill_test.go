@@ -132,6 +132,24 @@ func (d *doomed) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQuer
 	}
 }
 
+// TraceBatchStart sees the statements that are about to be sent together.
+func (d *doomed) TraceBatchStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
+	for _, q := range data.Batch.QueuedQueries {
+		if q.SQL != "commit" && commits(q.SQL) {
+			return d.TraceQueryStart(ctx, conn, pgx.TraceQueryStartData{SQL: q.SQL})
+		}
+	}
+	return ctx
+}
+
+// TraceBatchQuery sees the answer to one of them.
+func (d *doomed) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
+
+// TraceBatchEnd sees statements that were answered together.
+func (d *doomed) TraceBatchEnd(ctx context.Context, conn *pgx.Conn, _ pgx.TraceBatchEndData) {
+	d.TraceQueryEnd(ctx, conn, pgx.TraceQueryEndData{})
+}
+
 // start runs a child until it is dead, or the saga has ended. It reports whether that has.
 func (c child) start(b *bench, id uuid.UUID) (ended bool) {
 	b.Helper()
