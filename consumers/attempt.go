@@ -29,6 +29,8 @@ func (t *term) work(ctx context.Context, load []*work) {
 			t.settle(ctx, w, ending{began: time.Now(), err: backoff.Permanent(w.bad)})
 		case w.delivery.lost && t.Consumer.Effect != nil:
 			t.settle(ctx, w, ending{began: time.Now(), err: backoff.Permanent(errLost)})
+		case w.tried >= t.Consumer.MaxAttempts:
+			t.settle(ctx, w, ending{began: time.Now(), err: backoff.Permanent(errUnkept)})
 		case w.delivery.suspect || t.isBlocked(w.key):
 			t.park(ctx, w)
 		case t.Consumer.Effect != nil:
@@ -44,6 +46,10 @@ func (t *term) work(ctx context.Context, load []*work) {
 
 // errLost is why an event whose fate is unknown is not simply handled.
 var errLost = errors.New("lost: JetStream counts this event as delivered and the inbox does not know it; it may have been handled before the database was restored. Redrive or discard it")
+
+// errUnkept is why an event is not tried once more although nothing says how its attempts
+// ended.
+var errUnkept = errors.New("max_attempts: as many attempts as are allowed were begun, and the database did not keep how the last one ended; it was not tried again")
 
 // deliver makes one attempt at events from the stream together, and if that fails, at
 // each of them alone.
@@ -132,6 +138,9 @@ func (t *term) timed(ctx context.Context, all []*work, fn func(ctx context.Conte
 // handle calls the handler, in the order of the stream.
 func (t *term) handle(ctx context.Context, tx pgx.Tx, all []*work) error {
 	slices.SortFunc(all, func(a, b *work) int { return int(int64(a.seq) - int64(b.seq)) })
+	if len(all) == 1 {
+		all[0].tried++
+	}
 	err := t.leaveBehind(ctx, func() error {
 		if t.Consumer.HandleBatch == nil {
 			return t.Consumer.Handle(ctx, tx, all[0].event)
@@ -176,6 +185,10 @@ func (t *term) transact(ctx context.Context, first func(*pgx.Batch), fn func(ctx
 		attempt.Cut(conn)
 		return err
 	}
+	if _, ours := errors.AsType[*databaseError](err); ours {
+		// A handler may have changed the session, by a set role, say: nobody gets it again.
+		defer func() { _ = conn.Conn().Close(context.WithoutCancel(ctx)) }()
+	}
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
 	_ = tx.Rollback(undo) // a connection that fails at that is closed
@@ -194,6 +207,10 @@ func (t *term) intended(ctx context.Context, w *work) {
 	}
 	if w.bad != nil {
 		t.settle(ctx, w, ending{began: time.Now(), err: backoff.Permanent(w.bad)})
+		return
+	}
+	if w.intent.attempts > t.Consumer.MaxAttempts {
+		t.settle(ctx, w, ending{began: time.Now(), err: backoff.Permanent(errUnkept)})
 		return
 	}
 	e, err := t.run(ctx, w)
@@ -233,17 +250,30 @@ func (t *term) run(ctx context.Context, w *work) (ending, error) {
 				if err := t.handle(ctx, tx, []*work{w}); err != nil {
 					return err
 				}
-				return t.finish(ctx, tx, w, ending{began: began, took: time.Since(began), outcome: "done"})
+				return unfinished(t.finish(ctx, tx, w, ending{began: began, took: time.Since(began), outcome: "done"}))
 			})
 		})
 	}
 	e, err := t.timed(ctx, []*work{w}, func(ctx context.Context) error {
+		w.tried++
 		return t.leaveBehind(ctx, func() error { return t.Consumer.Effect(ctx, w.event) })
 	})
 	if err == nil {
-		err = t.remember(ctx, w, e)
+		err = unfinished(t.remember(ctx, w, e))
+		e.err = err
 	}
 	return e, err
+}
+
+// unfinished makes what [term.finish] failed with an error of the attempt: the handler may
+// have caused it, by what it left behind in its transaction. If the database is there and
+// takes the outcome of the attempt, it counts.
+func unfinished(err error) error {
+	ours, ok := errors.AsType[*databaseError](err)
+	if !ok || errors.Is(err, errTaken) {
+		return err
+	}
+	return fmt.Errorf("the handler returned no error, but the event cannot be made done after it: %w", ours.err)
 }
 
 // debug tells of an attempt.

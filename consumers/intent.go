@@ -2,6 +2,7 @@ package consumers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -38,7 +39,13 @@ type message struct {
 func (t *term) write(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.Consumer.Timeout)
 	defer cancel()
-	return t.transact(ctx, t.check, fn)
+	return t.transact(ctx, t.check, func(ctx context.Context, tx pgx.Tx) error {
+		err := fn(ctx, tx)
+		if err == nil || errors.Is(err, errTaken) {
+			return err
+		}
+		return &databaseError{"write down what becomes of an event", err}
+	})
 }
 
 // behindDead is the condition that an event of ParkKey waits for an earlier dead letter
@@ -140,15 +147,15 @@ func scanIntent(row pgx.CollectableRow) (*work, error) {
 	return w, err
 }
 
-// release gives a taken intent back, as if it had not been taken, to be due after a
-// wait.
-func (t *term) release(ctx context.Context, w *work, wait time.Duration) error {
+// release gives a taken intent back, to be due after a wait. Unless the attempt counts, it is
+// as if the intent had not been taken.
+func (t *term) release(ctx context.Context, w *work, wait time.Duration, counts bool) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
 	_, err := t.DB.Exec(ctx, `
-		update pgjet.intent set attempts = attempts - 1, taken_by = null, taken_at = null,
+		update pgjet.intent set attempts = attempts - (not $5)::int, taken_by = null, taken_at = null,
 			due_at = clock_timestamp() + make_interval(secs => $4)
-		 where consumer = $1 and taken_by = $2 and event_id = $3`, t.Consumer.Name, t.id, w.id, wait.Seconds())
+		 where consumer = $1 and taken_by = $2 and event_id = $3`, t.Consumer.Name, t.id, w.id, wait.Seconds(), counts)
 	return err
 }
 

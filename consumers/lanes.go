@@ -12,6 +12,7 @@ type work struct {
 	event events.Event
 	bad   error // why event is not to be read
 
+	tried    int       // how often its handler was called, by this process
 	delivery *delivery // nil for an intent
 	intent   *intent   // nil until it is written down
 }
@@ -19,7 +20,7 @@ type work struct {
 // attempts returns the number of the attempt that is made now.
 func (w *work) attempts() int {
 	if w.intent == nil {
-		return 1
+		return max(1, w.tried)
 	}
 	return w.intent.attempts
 }

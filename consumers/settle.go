@@ -43,7 +43,7 @@ func (t *term) put(ctx context.Context, w *work, e ending, wait time.Duration) (
 		case w.intent != nil:
 			err = t.again(ctx, tx, w, wait, e)
 		default:
-			if fresh, err = t.intend(ctx, tx, w, 1, false, max(wait, time.Millisecond), e.err.Error()); err == nil && fresh {
+			if fresh, err = t.intend(ctx, tx, w, w.attempts(), false, max(wait, time.Millisecond), e.err.Error()); err == nil && fresh {
 				err = t.log(ctx, tx, w, e)
 			}
 		}
@@ -147,7 +147,7 @@ func (t *term) refused(ctx context.Context, w *work, err error) {
 	t.metrics.handled(ctx, t.Consumer.Name, "retried")
 	switch {
 	case w.intent != nil:
-		t.giveIntentBack(ctx, w, t.Consumer.delay(w.intent.attempts))
+		t.leaveIntent(ctx, w, t.Consumer.delay(w.intent.attempts))
 	case t.ordered():
 		w.delivery.deliveries++
 		if t.sleep(ctx, delay) {
@@ -161,10 +161,18 @@ func (t *term) refused(ctx context.Context, w *work, err error) {
 	}
 }
 
+// leaveIntent is giveIntentBack after a refusal. The attempt counts if the handler was
+// called: else an event would be tried for ever whose outcome the database refuses.
+func (t *term) leaveIntent(ctx context.Context, w *work, wait time.Duration) {
+	if err := t.release(ctx, w, wait, w.tried > 0); err != nil {
+		t.Log.InfoContext(ctx, "an intent was not given back", "event_id", w.id, "err", err)
+	}
+}
+
 // giveIntentBack lets any process make the attempt, which is not counted. If that does
 // not get through, another process notices that this one is gone.
 func (t *term) giveIntentBack(ctx context.Context, w *work, wait time.Duration) {
-	if err := t.release(ctx, w, wait); err != nil {
+	if err := t.release(ctx, w, wait, false); err != nil {
 		t.Log.InfoContext(ctx, "an intent was not given back", "event_id", w.id, "err", err)
 	}
 }

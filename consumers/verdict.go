@@ -11,9 +11,11 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgjet/pgjet/internal/attempt"
+	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
@@ -68,7 +70,7 @@ func (t *term) away(ctx context.Context, err error) bool {
 	switch {
 	case !lostConnection(err):
 		return false
-	case postgres.CheckWritable(ctx, t.DB) != nil:
+	case !t.writable(ctx):
 		return true
 	case !brokenConnection(err):
 		return false
@@ -76,7 +78,24 @@ func (t *term) away(ctx context.Context, err error) bool {
 	// The processes of a server that has died end one after the other: another one may
 	// have answered.
 	time.Sleep(deathThroes)
-	return postgres.CheckWritable(ctx, t.DB) != nil
+	return !t.writable(ctx)
+}
+
+// writable reports whether the database answers and takes writes. Handlers may hold all
+// connections of the pool: then a new one is asked.
+func (t *term) writable(ctx context.Context) bool {
+	pooled, cancel := context.WithTimeout(ctx, pingTime/2)
+	defer cancel()
+	err := postgres.CheckWritable(pooled, t.DB)
+	if err == nil || !errors.Is(err, context.DeadlineExceeded) {
+		return err == nil
+	}
+	conn, err := pgx.ConnectConfig(ctx, t.DB.Config().ConnConfig)
+	if err != nil {
+		return false
+	}
+	defer lead.Close(conn)
+	return postgres.CheckWritable(ctx, conn) == nil
 }
 
 // deathThroes is for how long a server's processes may answer after its death.

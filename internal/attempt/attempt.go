@@ -27,10 +27,16 @@ func (p *Panic) Error() string { return p.text }
 
 // Sound returns an error if tx cannot commit although what, which had it, returned none.
 func Sound(what string, tx pgx.Tx) error {
-	if tx.Conn().PgConn().TxStatus() == 'T' {
-		return nil
+	conn := tx.Conn().PgConn()
+	switch {
+	case conn.IsClosed():
+		return fmt.Errorf("the %s lost its connection: it closed it, or the context of a statement ended before the statement did", what)
+	case conn.IsBusy():
+		return fmt.Errorf("the %s left rows open, or a statement running; close the rows before it returns", what)
+	case conn.TxStatus() != 'T':
+		return fmt.Errorf("the %s hid that a statement failed, or ended its transaction", what)
 	}
-	return fmt.Errorf("the %s hid that a statement failed, or ended its transaction", what)
+	return nil
 }
 
 // Cut closes the socket of a connection that a call which was left behind may be using.

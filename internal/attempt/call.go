@@ -2,6 +2,7 @@ package attempt
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"sync"
@@ -28,6 +29,9 @@ type caller struct {
 	returned chan error
 }
 
+// errExited says that a call ended its goroutine.
+var errExited = errors.New("ended its goroutine by runtime.Goexit; return an error instead")
+
 // Call calls what, such as a handler, and returns its error, or its panic as a [Panic]. If
 // it goes on for longer than grace after ctx has ended, Call returns [ErrAbandoned].
 func (cs *Callers) Call(ctx context.Context, what string, grace time.Duration, call func() error) error {
@@ -35,6 +39,9 @@ func (cs *Callers) Call(ctx context.Context, what string, grace time.Duration, c
 	c.calls <- func() error { return guarded(what, call) }
 	select {
 	case err := <-c.returned:
+		if errors.Is(err, errExited) {
+			return fmt.Errorf("the %s %w", what, err)
+		}
 		cs.give(c)
 		return err
 	case <-ctx.Done():
@@ -69,9 +76,16 @@ func (cs *Callers) take() caller {
 	}
 	c := caller{make(chan func() error), make(chan error, 1)}
 	go func() {
+		err := errExited
+		defer func() {
+			if err != nil { // only if a call never came back
+				c.returned <- err
+			}
+		}()
 		for call := range c.calls {
 			c.returned <- call()
 		}
+		err = nil
 	}()
 	return c
 }

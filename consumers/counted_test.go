@@ -1,0 +1,222 @@
+package consumers_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// waysToFail are handlers that return no error, or none that says much, and yet leave a
+// transaction that cannot commit.
+var waysToFail = map[string]func(ctx context.Context, tx pgx.Tx) error{
+	"the context of its statement ended": func(ctx context.Context, tx pgx.Tx) error {
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Millisecond)
+		defer cancel()
+		_, _ = tx.Exec(ctx, `select pg_sleep(1)`)
+		return nil
+	},
+	"rows are left open": func(ctx context.Context, tx pgx.Tx) error {
+		_, err := tx.Query(ctx, `select generate_series(1, 100000)`)
+		return err
+	},
+	"a goroutine left rows open": func(ctx context.Context, tx pgx.Tx) error {
+		began := make(chan error)
+		go func() {
+			_, err := tx.Query(ctx, `select generate_series(1, 100000)`)
+			began <- err
+		}()
+		return <-began
+	},
+	"rolled back":             func(ctx context.Context, tx pgx.Tx) error { return tx.Rollback(ctx) },
+	"rolled back by SQL":      func(ctx context.Context, tx pgx.Tx) error { return do(ctx, tx, `rollback`) },
+	"rolled back and began":   func(ctx context.Context, tx pgx.Tx) error { return do(ctx, tx, `rollback; begin`) },
+	"rolled back and chained": func(ctx context.Context, tx pgx.Tx) error { return do(ctx, tx, `rollback and chain`) },
+	"hid an error":            func(ctx context.Context, tx pgx.Tx) error { _ = do(ctx, tx, `select 1/0`); return nil },
+	"deferred constraint":     func(ctx context.Context, tx pgx.Tx) error { return do(ctx, tx, `insert into slot values (1), (1)`) },
+	"made it read-only": func(ctx context.Context, tx pgx.Tx) error {
+		return do(ctx, tx, `set transaction read only; select 1/0`)
+	},
+	"read-only to the end": func(ctx context.Context, tx pgx.Tx) error {
+		return do(ctx, tx, `set local transaction_read_only = on; insert into effect values (1)`)
+	},
+	"serialization": func(ctx context.Context, tx pgx.Tx) error {
+		return do(ctx, tx, `do $$ begin raise serialization_failure; end $$`)
+	},
+	"says the server shuts down": func(ctx context.Context, tx pgx.Tx) error {
+		return do(ctx, tx, `do $$ begin raise exception 'so it seems' using errcode = '57P01'; end $$`)
+	},
+	"a savepoint in a failed transaction": func(ctx context.Context, tx pgx.Tx) error {
+		inner, err := tx.Begin(ctx)
+		if err == nil {
+			_ = do(ctx, inner, `select 1/0`)
+		}
+		return err
+	},
+	"closed its connection": func(ctx context.Context, tx pgx.Tx) error { return tx.Conn().Close(ctx) },
+	"closed its socket":     func(ctx context.Context, tx pgx.Tx) error { return tx.Conn().PgConn().Conn().Close() },
+	"ended its session": func(ctx context.Context, tx pgx.Tx) error {
+		return do(ctx, tx, `select pg_terminate_backend(pg_backend_pid())`)
+	},
+	"took another role": func(ctx context.Context, tx pgx.Tx) error {
+		return do(ctx, tx, `set role pgjet_writer; select from pgjet.inbox`)
+	},
+	"spoiled its session": func(ctx context.Context, tx pgx.Tx) error {
+		return errors.Join(do(ctx, tx, `set role pgjet_writer`), errors.New("no"))
+	},
+	"panicked":               func(context.Context, pgx.Tx) error { panic("ouch") },
+	"panicked with nil":      func(context.Context, pgx.Tx) error { panic(nil) }, //nolint:govet // what old code does
+	"ended its goroutine":    func(context.Context, pgx.Tx) error { runtime.Goexit(); return nil },
+	"returned its context's": func(ctx context.Context, _ pgx.Tx) error { return context.Canceled },
+	"returned a closed pool": func(ctx context.Context, _ pgx.Tx) error { return errors.New("closed pool") },
+}
+
+func do(ctx context.Context, tx pgx.Tx, sql string) error {
+	_, err := tx.Conn().Exec(ctx, sql)
+	return err
+}
+
+// TestWhatAHandlerCausesCounts: whatever a handler does to its transaction, its connection
+// or its goroutine, an attempt was made: after MaxAttempts calls the event is a dead letter.
+// Others are not harmed.
+func TestWhatAHandlerCausesCounts(t *testing.T) {
+	t.Parallel()
+	const attempts = 2
+	for _, form := range []string{"handle", "batch"} {
+		for _, unordered := range []bool{false, true} {
+			if form == "batch" && unordered {
+				continue // as ordered, but for what handle shows
+			}
+			t.Run(fmt.Sprintf("%s unordered %t", form, unordered), func(t *testing.T) {
+				t.Parallel()
+				b := newBench(t)
+				b.exec(`create table slot (n int unique deferrable initially deferred)`)
+				var ways []string
+				for way := range waysToFail {
+					ways = append(ways, way)
+				}
+				calls := make([]atomic.Int32, len(ways)+1)
+				handle := func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+					if int(e.Seq) > len(ways) {
+						return write(ctx, tx, e)
+					}
+					calls[e.Seq].Add(1)
+					return waysToFail[ways[e.Seq-1]](ctx, tx)
+				}
+				c := consumers.Consumer{Unordered: unordered, MaxAttempts: attempts, Timeout: 5 * time.Second}
+				batches := int32(0)
+				if form == "handle" {
+					c.Handle = handle
+				} else {
+					batches = 1 // with others
+					c.Batch = 4
+					c.HandleBatch = func(ctx context.Context, tx pgx.Tx, all []events.Event) error {
+						for _, e := range all {
+							if err := handle(ctx, tx, e); err != nil {
+								return err
+							}
+						}
+						return nil
+					}
+				}
+				for i := range 2 * len(ways) {
+					b.publish(event(i + 1))
+				}
+				begun := time.Now()
+				b.startOn(b.js, c)
+				b.settled()
+				if took := time.Since(begun); took > 30*time.Second {
+					t.Errorf("it took %s", took)
+				}
+				b.once(len(ways))
+				for i, way := range ways {
+					n := calls[i+1].Load()
+					if n < attempts || n > attempts+batches {
+						t.Errorf("%s: %d calls, want %d", way, n, attempts)
+					}
+				}
+				rows, err := b.db.Query(t.Context(), `select key, error, attempts from pgjet.dead_letter`)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var key, reason string
+				var n, letters int
+				if _, err := pgx.ForEachRow(rows, []any{&key, &reason, &n}, func() error {
+					letters++
+					if n != attempts {
+						t.Errorf("%s: a dead letter after %d attempts, want %d: %s", key, n, attempts, reason)
+					}
+					return nil
+				}); err != nil || letters != len(ways) {
+					t.Errorf("%d dead letters, %v, want %d", letters, err, len(ways))
+				}
+			})
+		}
+	}
+}
+
+// TestCommittedByTheHandler: an event whose handler commits by itself is done, as its
+// inbox row says, and not handled again.
+func TestCommittedByTheHandler(t *testing.T) {
+	modes(t, func(t *testing.T, unordered bool) {
+		b := newBench(t)
+		var calls atomic.Int32
+		b.publish(event(1), event(2))
+		b.startOn(b.js, consumers.Consumer{Unordered: unordered, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+			calls.Add(1)
+			return errors.Join(write(ctx, tx, e), do(ctx, tx, map[int64]string{1: `commit`, 2: `commit and chain`}[e.Seq]))
+		}})
+		b.settled()
+		b.once(2)
+		if calls.Load() != 2 {
+			t.Errorf("%d calls, want 2", calls.Load())
+		}
+	})
+}
+
+// TestAttemptsAreBoundedWithoutARecord: the database takes neither that an event is done nor
+// how an attempt ended. Its handler is called MaxAttempts times at most, and when the
+// database is well again, the event is a dead letter.
+func TestAttemptsAreBoundedWithoutARecord(t *testing.T) {
+	t.Parallel()
+	for _, form := range []string{"handle", "effect"} {
+		for _, unordered := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s unordered %t", form, unordered), func(t *testing.T) {
+				t.Parallel()
+				b := newBench(t)
+				b.exec(`create sequence refusal`)
+				b.exec(`create function refuse() returns trigger language plpgsql as $$ begin perform nextval('refusal'); raise 'refused'; end $$`)
+				b.exec(`create trigger refuse before insert on pgjet.attempt for each row execute function refuse()`)
+				var calls atomic.Int32
+				c := consumers.Consumer{Unordered: unordered, MaxAttempts: 3, MaxRetry: 20 * time.Millisecond}
+				if form == "effect" {
+					c.Effect = func(context.Context, events.Event) error { calls.Add(1); return errors.New("not yet") }
+				} else {
+					c.Handle = func(context.Context, pgx.Tx, events.Event) error { calls.Add(1); return errors.New("not yet") }
+				}
+				b.publish(event(1))
+				b.startOn(b.js, c)
+				testenv.Eventually(t, patience, "the database refused more outcomes than there may be attempts", func() bool {
+					return b.count(`select last_value from refusal`) >= 12
+				})
+				b.exec(`drop trigger refuse on pgjet.attempt`)
+				b.settled()
+				if n := calls.Load(); n > 4 {
+					t.Errorf("%d calls, want 3", n)
+				}
+				if n := b.count(`select count(*) from pgjet.dead_letter where attempts between 3 and 4`); n != 1 {
+					t.Errorf("%d dead letters, want 1", n)
+				}
+			})
+		}
+	}
+}
