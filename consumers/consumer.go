@@ -1,11 +1,9 @@
 package consumers
 
 import (
-	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"slices"
+	"reflect"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
@@ -50,7 +48,9 @@ type Effect func(ctx context.Context, e events.Event) error
 // Handle, HandleBatch and Effect; the latter three need Types.
 type Consumer struct {
 	Name string // of the durable consumer, and in the inbox; never change it
-	// Types are event types, such as user.created; user.> is all that begin with "user.". To
+	// Types are event types, such as user.created. A part may be *, for any one, and the last
+	// may be >, for one or more: user.> is all that begin with "user.". No two may overlap.
+	// Those of On need not be repeated here: the consumer gets both. To
 	// a durable consumer that exists, a type that is added later has to be added as well, by
 	// package extend: until then the consumer handles nothing. The events that the
 	// stream has of it come then. If the durable consumer is changed in another way, those
@@ -90,23 +90,38 @@ type Consumer struct {
 type Typed struct {
 	eventType string
 	handle    Handler
+	err       error // why there is no type
 }
 
 // On returns a handler for events of type T, for [Consumer.On]. A payload that does
 // not decode is a dead letter at once. [EventOf] tells handle of the event's envelope.
 //
-// A consumer with On handlers gets the events of their types. If [Consumer.Types]
-// asks for more, such as user.>, an event whose type no handler has, a newer version
+// A consumer with On handlers gets the events of their types, and of [Consumer.Types]. If those
+// ask for more, such as user.>, an event whose type no handler has, a newer version
 // perhaps, is a dead letter, to be redriven to a process that knows it.
 func On[T events.Payload](handle func(ctx context.Context, tx pgx.Tx, p T) error) Typed {
-	var zero T
-	return Typed{zero.EventType(), func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	kind, err := typeOf[T]()
+	if handle == nil {
+		return Typed{kind, nil, err}
+	}
+	return Typed{kind, func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 		p, err := events.Decode[T](e)
 		if err != nil {
 			return backoff.Permanent(err)
 		}
 		return handle(context.WithValue(ctx, eventKey{}, e), tx, p)
-	}}
+	}, err}
+}
+
+// typeOf returns the event type of T. That of a pointer may panic: its zero value is nil.
+func typeOf[T events.Payload]() (kind string, err error) {
+	defer func() {
+		if recover() != nil {
+			err = fmt.Errorf("EventType panics for the zero value of %s: use a struct, not a pointer to one", reflect.TypeFor[T]())
+		}
+	}()
+	var zero T
+	return zero.EventType(), nil
 }
 
 type eventKey struct{}
@@ -127,69 +142,6 @@ type unavailableError struct{ err error }
 
 func (e *unavailableError) Error() string { return "unavailable: " + e.err.Error() }
 func (e *unavailableError) Unwrap() error { return e.err }
-
-func (c Consumer) withDefaults() (Consumer, error) {
-	kinds := 0
-	for _, set := range []bool{len(c.On) > 0, c.Handle != nil, c.HandleBatch != nil, c.Effect != nil} {
-		if set {
-			kinds++
-		}
-	}
-	switch {
-	case c.Name == "":
-		return c, errors.New("consumer has no Name")
-	case kinds != 1:
-		return c, fmt.Errorf("consumer %s has %d of On, Handle, HandleBatch and Effect, want one", c.Name, kinds)
-	case c.Unordered && c.ParkKey:
-		return c, fmt.Errorf("consumer %s is Unordered and has ParkKey: there is no order to keep", c.Name)
-	}
-	if len(c.On) > 0 {
-		if err := c.dispatch(); err != nil {
-			return c, err
-		}
-	}
-	if len(c.Types) == 0 {
-		return c, fmt.Errorf("consumer %s has no Types", c.Name)
-	}
-	workers := 8
-	if c.HandleBatch != nil {
-		workers = 1
-		c.Batch = cmp.Or(c.Batch, 200)
-	} else {
-		c.Batch = 1
-	}
-	c.Workers = cmp.Or(c.Workers, workers)
-	c.Timeout = cmp.Or(c.Timeout, 20*time.Second)
-	c.MinRetry = cmp.Or(c.MinRetry, 500*time.Millisecond)
-	c.MaxRetry = cmp.Or(c.MaxRetry, 2*time.Minute)
-	c.MaxAttempts = cmp.Or(c.MaxAttempts, 20)
-	return c, nil
-}
-
-// dispatch makes Handle of On.
-func (c *Consumer) dispatch() error {
-	handlers := make(map[string]Handler)
-	for _, on := range c.On {
-		if handlers[on.eventType] != nil {
-			return fmt.Errorf("consumer %s has two On handlers for %s", c.Name, on.eventType)
-		}
-		handlers[on.eventType] = on.handle
-	}
-	if len(c.Types) == 0 {
-		for _, on := range c.On {
-			c.Types = append(c.Types, on.eventType)
-		}
-		slices.Sort(c.Types)
-	}
-	c.On, c.Handle = nil, func(ctx context.Context, tx pgx.Tx, e events.Event) error {
-		handle := handlers[e.Type]
-		if handle == nil {
-			return backoff.Permanent(fmt.Errorf("unknown_type: this consumer has no handler for %s", e.Type))
-		}
-		return handle(ctx, tx, e)
-	}
-	return nil
-}
 
 // delay returns how long to wait after the attempt with this number, from 1.
 func (c Consumer) delay(n int) time.Duration { return attempt.Delay(n, c.MinRetry, c.MaxRetry) }

@@ -22,6 +22,7 @@ func (t *term) remember(ctx context.Context, w *work, e ending) error {
 		if errors.Is(err, errTaken) {
 			return backoff.Permanent(err)
 		}
+		t.renew(err)
 		return err
 	}, b)
 }

@@ -362,9 +362,72 @@ func TestMisfitsAreRefused(t *testing.T) {
 		"no order":        {Name: "a", Types: []string{"a"}, Handle: write, Unordered: true, ParkKey: true},
 		"two On handlers": {Name: "a", On: []consumers.Typed{onNote(), onNote()}},
 		"has no Types":    {Name: "a", Effect: effect},
+
+		"Name is empty":        {Types: []string{"a"}, Handle: write},
+		"Name is longer":       {Name: strings.Repeat("a", 256), Types: []string{"a"}, Handle: write},
+		"no handler":           {Name: "a", Types: []string{"a"}},
+		"On and Handle":        {Name: "a", On: []consumers.Typed{onNote()}, Handle: write},
+		"On and HandleBatch":   {Name: "a", On: []consumers.Typed{onNote()}, HandleBatch: func(context.Context, pgx.Tx, []events.Event) error { return nil }},
+		"On and Effect":        {Name: "a", On: []consumers.Typed{onNote()}, Effect: effect},
+		"note.made is nil":     {Name: "a", On: []consumers.Typed{consumers.On[noted](nil)}},
+		`for type ""`:          {Name: "a", On: []consumers.Typed{{}}},
+		"no event has":         {Name: "a", On: []consumers.Typed{consumers.On(func(context.Context, pgx.Tx, events.Event) error { return nil })}},
+		"not a pointer":        {Name: "a", On: []consumers.Typed{consumers.On(func(context.Context, pgx.Tx, *noted) error { return nil })}},
+		"no HandleBatch":       {Name: "a", Types: []string{"a"}, Handle: write, Batch: 3},
+		"Workers is negative":  {Name: "a", Types: []string{"a"}, Handle: write, Workers: -1},
+		"Batch is negative":    {Name: "a", Types: []string{"a"}, Handle: write, Batch: -1},
+		"Timeout is negative":  {Name: "a", Types: []string{"a"}, Handle: write, Timeout: -1},
+		"Timeout is 1":         {Name: "a", Types: []string{"a"}, Handle: write, Timeout: 1000 * time.Hour},
+		"MinRetry is negative": {Name: "a", Types: []string{"a"}, Handle: write, MinRetry: -1},
+		"MaxRetry is negative": {Name: "a", Types: []string{"a"}, Handle: write, MaxRetry: -1},
+		"more than MaxRetry":   {Name: "a", Types: []string{"a"}, Handle: write, MinRetry: 2, MaxRetry: 1},
+		"MaxAttempts is neg":   {Name: "a", Types: []string{"a"}, Handle: write, MaxAttempts: -1},
+		"has no DB":            {Name: "a", Types: []string{"a"}, Handle: write},
 	} {
 		if err := (&consumers.Runner{Consumer: c}).Run(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("Run() = %v, want an error with %q", err, want)
+		}
+	}
+}
+
+// TestNamesAndTypesAreRefused: what JetStream refuses, Run does at once.
+func TestNamesAndTypesAreRefused(t *testing.T) {
+	for _, name := range []string{" ", "a b", "a.b", "a*", ">", "a/b", `a\b`, "a\tb", "a\x00", "a\u00a0b", "a\u200b", "a\xff"} {
+		c := consumers.Consumer{Name: name, Types: []string{"a"}, Handle: write}
+		if err := (&consumers.Runner{Consumer: c}).Run(t.Context()); err == nil || !strings.Contains(err.Error(), "Name must not have") {
+			t.Errorf("a consumer %q: Run() = %v, want a refusal of its name", name, err)
+		}
+	}
+	for _, c := range []struct {
+		want  string
+		types []string
+	}{
+		{"is none", []string{""}}, {"is none", []string{"."}}, {"is none", []string{"a."}}, {"is none", []string{".a"}},
+		{"is none", []string{"a..b"}}, {"is none", []string{"a b"}}, {"is none", []string{"a", ""}}, {"is none", []string{"a.>.b"}},
+		{"is none", []string{"a*"}}, {"is none", []string{"a.b>"}}, {"is none", []string{"ä"}}, {"is none", []string{strings.Repeat("a", 200)}},
+		{"overlap", []string{"user.>", "user.created"}}, {"overlap", []string{"user.created", ">"}}, {"overlap", []string{"*.created", "user.*"}},
+		{"overlap", []string{"user.*", "b", "user.created"}}, {"overlap", []string{"user.>", "user.*.x"}},
+		{"has no DB", []string{"user.>", "user"}}, {"has no DB", []string{"user.*", "user.a.b"}}, {"has no DB", []string{"a.*.c", "a.*.d"}},
+		{"has no DB", []string{"a", "a"}}, {"has no DB", []string{">"}},
+	} {
+		c2 := consumers.Consumer{Name: "a", Types: c.types, Handle: write}
+		if err := (&consumers.Runner{Consumer: c2}).Run(t.Context()); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("types %q: Run() = %v, want an error with %q", c.types, err, c.want)
+		}
+	}
+}
+
+// TestTypesAddToOn: a consumer gets the types of On and those of Types.
+func TestTypesAddToOn(t *testing.T) {
+	for want, types := range map[string][]string{
+		"[events.*.note.made]":                       nil,
+		"[events.*.note.made events.*.note.renamed]": {"note.renamed"},
+		"[events.*.note.>]":                          {"note.>"},
+		"[events.*.*.made events.*.other]":           {"other", "*.made"},
+	} {
+		c, err := consumers.Consumer{Name: "a", Types: types, On: []consumers.Typed{onNote()}}.Config()
+		if got := fmt.Sprint(c.FilterSubjects); err != nil || got != want {
+			t.Errorf("Types %q: subjects %s, %v, want %s", types, got, err, want)
 		}
 	}
 }

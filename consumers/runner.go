@@ -65,6 +65,9 @@ func (r *Runner) Run(ctx context.Context) error {
 		return err
 	}
 	r.Stream = cmp.Or(r.Stream, "EVENTS")
+	if err := r.check(); err != nil {
+		return fmt.Errorf("consumer %s: %w", r.Consumer.Name, err)
+	}
 	r.Log = cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("consumer", r.Consumer.Name)
 	if r.metrics, err = newMetrics(r.Consumer.Name); err != nil {
 		return fmt.Errorf("start consumer %s: %w", r.Consumer.Name, err)
@@ -80,6 +83,19 @@ func (r *Runner) Run(ctx context.Context) error {
 	r.keeper.Run(ctx, r.Log, r.session)
 	_ = r.JS.Conn().FlushTimeout(2 * time.Second) // the last acks; a lost one costs a redelivery
 	return r.metrics.stop()
+}
+
+// check refuses a runner that cannot work, and says what to change.
+func (r *Runner) check() error {
+	switch {
+	case r.DB == nil:
+		return errors.New("its Runner has no DB")
+	case r.JS == nil:
+		return errors.New("its Runner has no JS")
+	case r.Retention < 0:
+		return errors.New("Retention is negative; 0 is for ever")
+	}
+	return validName("Stream", r.Stream)
 }
 
 // Ready returns nil while events are handled, or while the runner stands by and could take over;

@@ -97,10 +97,14 @@ func (t *term) startSpan(ctx context.Context, all []*work) (context.Context, tra
 	)}
 	if len(all) == 1 {
 		w := all[0]
+		attempt := w.tried + 1 // of a message; an intent counts by itself
+		if w.intent != nil {
+			attempt = w.attempts()
+		}
 		options = append(options, trace.WithAttributes(
 			attribute.String("messaging.destination.name", w.subject),
 			attribute.String("messaging.message.id", w.id.String()),
-			attribute.Int("messaging.nats.delivery_attempt", w.attempts())))
+			attribute.Int("messaging.nats.delivery_attempt", attempt)))
 		return tracer.Start(created(ctx, w.event), "process "+template, options...)
 	}
 	options = append(options, trace.WithAttributes(attribute.Int("messaging.batch.message_count", len(all))))

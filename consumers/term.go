@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/internal/attempt"
@@ -73,7 +74,17 @@ func (r *Runner) session(ctx context.Context) error {
 		return t.tell(ctx, t.explained(err))
 	}
 	defer func() { r.ended = append(r.ended, t.id) }()
-	return t.explained(t.serve(ctx))
+	err = t.serve(ctx)
+	r.renew(err)
+	return t.explained(err)
+}
+
+// renew has all connections made anew if the database refused a statement of ours: a handler
+// may have changed the session of one, by a set role, say.
+func (r *Runner) renew(err error) {
+	if _, refused := errors.AsType[*pgconn.PgError](err); refused {
+		r.DB.Reset()
+	}
 }
 
 // tell leaves why no session began in the database, for those who ask there, if it is

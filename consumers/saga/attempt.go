@@ -37,9 +37,9 @@ func (r *Runner) step(ctx context.Context, x *Record, claimant string) (wait tim
 	// Its time begins here: who is overtaken because it froze below calls nobody.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.Saga.Timeout)
 	defer cancel()
+	e := ending{err: x.begin(&r.Saga, t)}
 	ctx, span := r.startSpan(ctx, x, t)
 	defer span.End()
-	e := ending{err: x.begin(&r.Saga, t)}
 	if e.err != nil {
 		e.result, e.wait = x.settle(&r.Saga, t, nil, e.err)
 	} else if err = r.save(ctx, r.DB, x, &claimant, r.lease()); err == nil {

@@ -14,10 +14,15 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"github.com/pgjet/pgjet/consumers/saga"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
+
+// spans are those of all tests.
+var spans = tracetest.NewInMemoryExporter()
 
 // reader reads the metrics of all tests.
 var reader = metric.NewManualReader()
@@ -26,6 +31,7 @@ func TestMain(m *testing.M) {
 	if what := os.Getenv(childVariable); what != "" {
 		beChild(what)
 	}
+	otel.SetTracerProvider(trace.NewTracerProvider(trace.WithSyncer(spans)))
 	otel.SetMeterProvider(metric.NewMeterProvider(metric.WithReader(reader)))
 	testenv.Main(m)
 }
@@ -155,6 +161,17 @@ func (b *bench) begin(d saga.Definition, key string) uuid.UUID {
 		b.Fatal(err)
 	}
 	return uuid.MustParse(b.text(`select id::text from pgjet.saga where name = $1 and key = $2`, d.Name, key))
+}
+
+// pool returns a pool beside b.db, for steps that spoil their connections.
+func (b *bench) pool() *pgxpool.Pool {
+	b.Helper()
+	db, err := pgxpool.NewWithConfig(b.Context(), b.db.Config())
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(db.Close)
+	return db
 }
 
 // run runs a runner until stop is called or the test ends.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgjet/pgjet/internal/postgres"
@@ -83,14 +84,32 @@ func (r *Runner) Ready(ctx context.Context) error {
 // that may last, even if it has to be left behind.
 func (r *Runner) lease() time.Duration { return 2*r.Saga.Timeout + leaseMargin }
 
-// session takes due sagas and drives them until the database fails, or ctx ends.
-func (r *Runner) session(outer context.Context) error {
+// session is serve, and reports the cause of its end.
+func (r *Runner) session(ctx context.Context) error {
+	err := r.serve(ctx)
+	if err == nil {
+		return nil
+	}
+	r.renew(err)
+	return sqlstate.Explain(err, "pgjet_consumer")
+}
+
+// renew has all connections made anew if the database refused a statement of ours: a step may
+// have changed the session of one, by a set role, say.
+func (r *Runner) renew(err error) {
+	if _, refused := errors.AsType[*pgconn.PgError](err); refused {
+		r.DB.Reset()
+	}
+}
+
+// serve takes due sagas and drives them until the database fails, or ctx ends.
+func (r *Runner) serve(outer context.Context) error {
 	ctx, cancel := context.WithCancel(outer)
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer cancel()
 	if err := r.releaseAll(ctx); err != nil {
-		return sqlstate.Explain(err, "pgjet_consumer")
+		return err
 	}
 	running.Go(func() { r.tend(ctx) })
 	slots := make(chan struct{}, r.Saga.Workers)
@@ -105,7 +124,7 @@ func (r *Runner) session(outer context.Context) error {
 		claimant := fmt.Sprintf("%s:%d", r.process, claims)
 		all, err := r.take(ctx, claimant, free)
 		if err != nil {
-			return sqlstate.Explain(err, "pgjet_consumer")
+			return err
 		}
 		if r.keeper.Working() {
 			r.Log.InfoContext(ctx, "running sagas")
@@ -145,6 +164,7 @@ func (r *Runner) drive(ctx context.Context, x *Record, claimant string) {
 		case errors.Is(err, errOvertaken):
 			r.Log.WarnContext(ctx, "another process took the saga over while this one was out of touch", "saga_id", x.ID, "step", x.Step)
 		case err != nil:
+			r.renew(err)
 			r.Log.InfoContext(ctx, "a saga was put aside, it goes on from what is written down", "saga_id", x.ID, "step", x.Step, "err", err)
 			r.release(ctx, x, claimant, r.Saga.delay(x.Attempts))
 		case !x.live():

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -91,6 +93,32 @@ func TestLocalStepIsGivenUp(t *testing.T) {
 			_, err := tx.Exec(ctx, `insert into slot values (1), (1)`)
 			return err
 		},
+		"exit": func(context.Context, pgx.Tx) error { runtime.Goexit(); return nil },
+		"rows": func(ctx context.Context, tx pgx.Tx) error {
+			_, err := tx.Query(ctx, `select generate_series(1, 100000)`)
+			return err
+		},
+		"statement's context": func(ctx context.Context, tx pgx.Tx) error {
+			ctx, cancel := context.WithTimeout(ctx, 5*time.Millisecond)
+			defer cancel()
+			_, _ = tx.Exec(ctx, `select pg_sleep(1)`)
+			return nil
+		},
+		"closed": func(ctx context.Context, tx pgx.Tx) error { return tx.Conn().Close(ctx) },
+		"role": func(ctx context.Context, tx pgx.Tx) error {
+			_, err := tx.Conn().Exec(ctx, `set role pgjet_writer; select from pgjet.saga`)
+			return err
+		},
+		"spoilt session": func(ctx context.Context, tx pgx.Tx) error {
+			if _, err := tx.Conn().Exec(ctx, `set role pgjet_writer; commit; begin`); err != nil {
+				return err
+			}
+			return errors.New("no")
+		},
+		"chained": func(ctx context.Context, tx pgx.Tx) error {
+			_, err := tx.Conn().Exec(ctx, `set default_transaction_read_only = on; commit and chain; select 1/0`)
+			return err
+		},
 		"ended":     func(ctx context.Context, tx pgx.Tx) error { return tx.Rollback(ctx) },
 		"deadline":  func(ctx context.Context, _ pgx.Tx) error { <-ctx.Done(); return ctx.Err() },
 		"abandoned": func(ctx context.Context, _ pgx.Tx) error { <-ctx.Done(); time.Sleep(3 * time.Second); return nil },
@@ -109,8 +137,11 @@ func TestLocalStepIsGivenUp(t *testing.T) {
 			}, func(context.Context, pgx.Tx, *saga.Saga) error { return errors.New("it was not done") })
 			d.MaxAttempts, d.Timeout = 2, time.Second
 			id := b.begin(d, "k")
-			b.run(&saga.Runner{Saga: d})
+			b.run(&saga.Runner{Saga: d, DB: b.pool()})
 			x := b.ends(id, saga.Undone)
+			if name == "spoilt session" || name == "chained" {
+				b.exec(`delete from local`) // it committed that by itself
+			}
 			if want := "a:undone b:undone bad:failed"; steps(x) != want || x.Reason != "bad_failed" || x.Steps[2].Error == "" {
 				t.Errorf("steps %s, %+v, want %s", steps(x), x, want)
 			}
@@ -119,6 +150,38 @@ func TestLocalStepIsGivenUp(t *testing.T) {
 			}
 			b.books()
 		})
+	}
+}
+
+// TestSpansCountAttempts: the span of each attempt says the number of that attempt, which
+// counts from one for each step.
+func TestSpansCountAttempts(t *testing.T) {
+	b := newBench(t)
+	spans.Reset()
+	var tries atomic.Int32
+	d := b.definition(func(_ context.Context, _ *saga.Saga, what string) error {
+		if what == "b" && tries.Add(1) == 1 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	id := b.begin(d, "k")
+	b.run(&saga.Runner{Saga: d})
+	b.ends(id, saga.Done)
+	var got []string
+	testenv.Eventually(t, patience, "all spans have ended", func() bool {
+		got = nil
+		for _, s := range spans.GetSpans() {
+			for _, a := range s.Attributes {
+				if a.Key == "pgjet.saga.attempt" {
+					got = append(got, fmt.Sprint(strings.TrimPrefix(s.Name, "saga test "), " ", a.Value.AsInt64()))
+				}
+			}
+		}
+		return len(got) == 6
+	})
+	if want := []string{"a 1", "b 1", "b 2", "local 1", "c 1", "end 1"}; !slices.Equal(got, want) {
+		t.Errorf("attempts of the spans are %v, want %v", got, want)
 	}
 }
 

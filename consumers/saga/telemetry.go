@@ -57,10 +57,10 @@ func (m *metrics) count(ctx context.Context, saga, step, result string) {
 		attribute.String("saga", saga), attribute.String("step", step), attribute.String("result", result)))
 }
 
-// startSpan starts the span of an attempt, in the trace in which the saga was started.
+// startSpan starts the span of an attempt that has begun, in the trace in which the saga was started.
 func (r *Runner) startSpan(ctx context.Context, x *Record, t task) (context.Context, trace.Span) {
 	ctx = propagation.TraceContext{}.Extract(ctx,
 		propagation.MapCarrier{"traceparent": x.Traceparent, "tracestate": x.Tracestate})
 	return tracer.Start(ctx, "saga "+x.Name+" "+t.label, trace.WithAttributes(
-		attribute.String("pgjet.saga.id", x.ID.String()), attribute.Int("pgjet.saga.attempt", x.Attempts+1)))
+		attribute.String("pgjet.saga.id", x.ID.String()), attribute.Int("pgjet.saga.attempt", x.Attempts)))
 }
