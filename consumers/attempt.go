@@ -58,9 +58,15 @@ func (t *term) deliver(ctx context.Context, all []*work) {
 		e, fresh, err := t.attempt(ctx, all)
 		switch v := t.judge(ctx, err); {
 		case v == done:
+			var doubles []*work
 			for _, w := range all {
-				t.acked(ctx, w, len(fresh) == len(all) || slices.Contains(fresh, w), e)
+				if len(fresh) == len(all) || slices.Contains(fresh, w) {
+					t.acked(ctx, w, e)
+				} else {
+					doubles = append(doubles, w)
+				}
 			}
+			t.passOver(ctx, doubles)
 			return
 		case v == broken:
 			t.fail(err)
@@ -177,6 +183,9 @@ func (t *term) transact(ctx context.Context, first func(*pgx.Batch), fn func(ctx
 	tx, err := t.enter(ctx, conn, first)
 	if err == nil {
 		err = fn(ctx, tx)
+	}
+	if err == nil {
+		err = same(ctx, tx)
 	}
 	switch {
 	case err == nil:

@@ -40,12 +40,7 @@ func (t *term) effect(ctx context.Context, w *work) {
 	if t.gate.await(ctx, 0) != nil {
 		return
 	}
-	fresh, ok := t.putDown(ctx, w, 1, true, 0)
-	if !ok {
-		return
-	}
-	if !fresh {
-		t.metrics.handled(ctx, t.Consumer.Name, "skipped")
+	if !t.putDown(ctx, w, 1, true, 0) {
 		return
 	}
 	w.delivery, w.intent = nil, &intent{attempts: 1}

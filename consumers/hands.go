@@ -32,7 +32,7 @@ type delivery struct {
 
 // place returns an id for the message's place in the stream.
 func (d *delivery) place(stream string) uuid.UUID {
-	return idFor(stream, d.meta, uuid.Nil)
+	return placeID(stream, d.meta)
 }
 
 // How much a process holds follows its speed: what it fetches at once is to last longer

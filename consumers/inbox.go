@@ -8,7 +8,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
@@ -79,34 +78,10 @@ func (c *claim) fresh(ctx context.Context, tx pgx.Tx) (fresh []*work, err error)
 	}
 	b := &pgx.Batch{} // there are doubles, or the session is not current
 	c.check(b)
-	if err = tx.SendBatch(ctx, b).Close(); err == nil {
-		err = c.noteDoubles(ctx, tx, c.all)
-	}
-	if err != nil {
+	if err = tx.SendBatch(ctx, b).Close(); err != nil {
 		return nil, &databaseError{"write inbox rows", err}
 	}
 	return fresh, nil
-}
-
-// noteDoubles makes an inbox row for each message whose event has its row for another
-// place of the same stream, so that every message that was delivered has one.
-func (t *term) noteDoubles(ctx context.Context, db execer, all []*work) error {
-	ids, places, seqs := make([]uuid.UUID, len(all)), make([]uuid.UUID, len(all)), make([]int64, len(all))
-	for i, w := range all {
-		ids[i], places[i], seqs[i] = w.id, w.delivery.place(t.Stream), int64(w.seq)
-	}
-	_, err := db.Exec(ctx, `
-		insert into pgjet.inbox (consumer, event_id, state, attempts, generation, stream_seq)
-		select $1, place, 'done', 0, $2, seq from unnest($3::uuid[], $4::uuid[], $5::bigint[]) as u (id, place, seq)
-		  join pgjet.inbox i on i.consumer = $1 and i.event_id = u.id
-		 where i.generation = $2 and i.stream_seq <> u.seq
-		on conflict do nothing`, t.Consumer.Name, t.place.generation, ids, places, seqs)
-	return err
-}
-
-// An execer is a pool or a transaction.
-type execer interface {
-	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }
 
 // known returns those of events that the inbox has already.

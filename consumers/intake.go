@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -87,10 +88,12 @@ func (t *term) delivery(msg jetstream.Msg) *delivery {
 	w.subject, w.header, w.data = msg.Subject(), msg.Headers(), msg.Data()
 	w.generation = t.place.generation
 	w.event, w.bad = events.FromMessage(msg.Headers(), msg.Data())
-	w.eventType, w.key = storable(w.event.Type), storable(w.event.Key)
+	w.eventType, w.key = indexable(w.event.Type, events.MaxType), indexable(w.event.Key, events.MaxKey)
 	if d.meta, d.err = msg.Metadata(); d.err == nil {
 		w.seq, d.deliveries = d.meta.Sequence.Stream, int(d.meta.NumDelivered)
-		w.event.ID = idFor(t.Stream, d.meta, w.event.ID)
+		if w.bad != nil {
+			w.event.ID = d.place(t.Stream)
+		}
 	}
 	w.id = w.event.ID
 	d.suspect = d.deliveries > 1 || w.seq <= t.suspects
@@ -143,18 +146,14 @@ func (t *term) skipKnown(ctx context.Context, chunk []*delivery) (rest []*delive
 			skipped = append(skipped, d.work)
 		}
 	}
-	if len(skipped) > 0 {
-		if err := t.noteDoubles(ctx, t.DB, skipped); err != nil {
-			return nil, ignoreEnd(ctx, &databaseError{"write inbox rows", err})
-		}
+	impostors, err := t.skip(ctx, skipped)
+	if err != nil {
+		return nil, ignoreEnd(ctx, err)
 	}
 	for _, d := range chunk {
-		if known[d.work.id] {
-			t.ack(d.work)
-			t.metrics.handled(ctx, t.Consumer.Name, "skipped")
-			continue
+		if !slices.Contains(skipped, d.work) || slices.Contains(impostors, d.work) {
+			rest = append(rest, d)
 		}
-		rest = append(rest, d)
 	}
 	return rest, nil
 }

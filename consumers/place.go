@@ -134,11 +134,11 @@ const isCurrent = `exists (select from pgjet.consumer where name = $1 and epoch 
 // whoever supersedes a session waits for: so the answer holds until the transaction ends.
 func (t *term) enter(ctx context.Context, conn *pgxpool.Conn, first func(*pgx.Batch)) (pgx.Tx, error) {
 	b := &pgx.Batch{}
-	b.BeginTx(pgx.TxOptions{IsoLevel: pgx.ReadCommitted, CommitQuery: commitSame}) // a stricter one would look at what was before the lock
+	b.BeginTx(pgx.TxOptions{IsoLevel: pgx.ReadCommitted}) // a stricter one would look at what was before the lock
 	// By the end of that time a handler was left behind. A process that is frozen must not
 	// hold what it locked for ever.
 	b.Queue(`select pg_advisory_xact_lock_shared(`+lockKey+`), set_config('idle_in_transaction_session_timeout', $2, true),
-		set_config('pgjet.attempt', 'on', true)`,
+		set_config('application_name', '`+attemptName+`', true), set_config('pgjet.attempt', 'on', true)`,
 		t.Consumer.Name, strconv.FormatInt((2*t.Consumer.Timeout+pingTime).Milliseconds(), 10))
 	first(b)
 	results := conn.SendBatch(ctx, b)
@@ -149,13 +149,23 @@ func (t *term) enter(ctx context.Context, conn *pgxpool.Conn, first func(*pgx.Ba
 	return results.Tx(), err
 }
 
-// commitSame commits the transaction that enter began, and fails in another one: a handler
-// that ended the first, by rollback and chain, say, may have undone the inbox row. What
-// is no number makes the statement fail, and is the message.
-const commitSame = `
-	select (coalesce(current_setting('pgjet.attempt', true), '') || 'the handler ended its transaction and began another one')::int
-	 where current_setting('pgjet.attempt', true) is distinct from 'on';
-	commit`
+// attemptName is the name of the application while the transaction that enter began lasts.
+// The server reports each change of it by itself.
+const attemptName = "pgjet-attempt"
+
+// same returns an error if tx is not in the transaction that enter began any more: a handler
+// that ended that one, by rollback and chain, say, may have undone the inbox row.
+func same(ctx context.Context, tx pgx.Tx) error {
+	if tx.Conn().PgConn().ParameterStatus("application_name") == attemptName {
+		return nil
+	}
+	var on bool // the handler may have called the application something else
+	err := tx.QueryRow(ctx, `select current_setting('pgjet.attempt', true) is not distinct from 'on'`).Scan(&on)
+	if err == nil && !on {
+		err = errors.New("the handler ended its transaction and began another one")
+	}
+	return err
+}
 
 // check queues the question whether the session is current.
 func (t *term) check(b *pgx.Batch) {

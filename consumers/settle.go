@@ -61,12 +61,15 @@ func (t *term) mayWait(ctx context.Context, w *work, err error) bool {
 
 // settled tells what settle committed.
 func (t *term) settled(ctx context.Context, w *work, e ending, fresh bool, wait time.Duration) {
-	if w.delivery != nil {
-		t.ack(w)
-	}
-	if !fresh { // another process has handled it meanwhile
+	switch {
+	case !fresh && w.delivery != nil: // another process has handled it meanwhile
+		t.passOver(ctx, []*work{w})
+		return
+	case !fresh:
 		t.metrics.handled(ctx, t.Consumer.Name, "skipped")
 		return
+	case w.delivery != nil:
+		t.ack(w)
 	}
 	t.metrics.handled(ctx, t.Consumer.Name, e.outcome)
 	if e.outcome == "dead" {
@@ -85,40 +88,35 @@ func (t *term) settled(ctx context.Context, w *work, e ending, fresh bool, wait 
 }
 
 // putDown writes an intent down for an event from the stream, and acks it. It reports
-// whether the event was new, and whether the database took it.
-func (t *term) putDown(ctx context.Context, w *work, attempts int, taken bool, wait time.Duration) (fresh, ok bool) {
+// whether there is one now. Of an event that is not new there is none.
+func (t *term) putDown(ctx context.Context, w *work, attempts int, taken bool, wait time.Duration) (ok bool) {
+	var fresh bool
 	err := t.write(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
 		fresh, err = t.intend(ctx, tx, w, attempts, taken, wait, "")
-		if err == nil && !fresh {
-			err = t.noteDoubles(ctx, tx, []*work{w})
-		}
 		return err
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		t.refused(ctx, w, err)
-		return false, false
+	case !fresh:
+		t.passOver(ctx, []*work{w})
+	default:
+		t.ack(w)
 	}
-	t.ack(w)
-	return fresh, true
+	return err == nil && fresh
 }
 
 // park writes an intent down for an event that cannot be handled right now.
 func (t *term) park(ctx context.Context, w *work) {
-	fresh, ok := t.putDown(ctx, w, 0, false, 0)
-	if !ok {
-		return
-	}
-	if fresh {
+	if t.putDown(ctx, w, 0, false, 0) {
 		t.block(w.key)
-		return
 	}
-	t.metrics.handled(ctx, t.Consumer.Name, "skipped")
 }
 
 // postpone lets an event that found an outage wait as an intent, so that another one is
 // tried next: it may be this one's fault after all. No attempt is counted.
 func (t *term) postpone(ctx context.Context, w *work) {
-	if fresh, ok := t.putDown(ctx, w, 0, false, max(t.gate.next(), time.Millisecond)); ok && fresh {
+	if t.putDown(ctx, w, 0, false, max(t.gate.next(), time.Millisecond)) {
 		t.block(w.key)
 	}
 }
@@ -178,14 +176,10 @@ func (t *term) giveIntentBack(ctx context.Context, w *work, wait time.Duration) 
 }
 
 // acked acknowledges what has committed.
-func (t *term) acked(ctx context.Context, w *work, fresh bool, e ending) {
-	outcome := "done"
-	if !fresh {
-		outcome = "skipped"
-	}
+func (t *term) acked(ctx context.Context, w *work, e ending) {
 	t.ack(w)
-	t.metrics.handled(ctx, t.Consumer.Name, outcome)
-	t.debug(ctx, w, outcome, e)
+	t.metrics.handled(ctx, t.Consumer.Name, "done")
+	t.debug(ctx, w, "done", e)
 }
 
 // block makes later events of a key wait behind its intents.

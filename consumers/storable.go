@@ -9,15 +9,21 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// idFor returns id, or one made from the place in the stream for a message that
-// carries none, so that it can be a dead letter too. A stream that is made anew
-// counts from 1 again, so the time belongs to the place.
-func idFor(stream string, meta *jetstream.MsgMetadata, id uuid.UUID) uuid.UUID {
-	if id != uuid.Nil {
-		return id
-	}
+// placeID returns an id that is made from a message's place in the stream, for one that is no
+// event, whatever id it claims. A stream that is made anew counts from 1 again, so the time
+// belongs to the place.
+func placeID(stream string, meta *jetstream.MsgMetadata) uuid.UUID {
 	return uuid.NewSHA1(uuid.NameSpaceURL,
 		fmt.Appendf(nil, "pgjet:%s:%d:%d", stream, meta.Sequence.Stream, meta.Timestamp.UnixNano()))
+}
+
+// indexable returns s, storable, and short enough for an index of PostgreSQL.
+func indexable(s string, most int) string {
+	s = storable(s)
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most-len("…")], "") + "…"
 }
 
 // storable returns s with U+FFFD for what PostgreSQL does not take as text.

@@ -166,8 +166,8 @@ func (e Event) ValidateStored() error {
 		return &InvalidError{"key", fmt.Sprintf("is longer than %d bytes", MaxKey)}
 	case !printable(e.Key):
 		return &InvalidError{"key", "has control characters or invalid UTF-8"}
-	case !e.Time.IsZero() && (e.Time.Year() < 1 || e.Time.Year() > 9999):
-		return &InvalidError{"time", "is not in the years 1 to 9999"}
+	case !e.Time.IsZero() && (e.Time.UTC().Year() < 1 || e.Time.UTC().Year() > 9999):
+		return &InvalidError{"time", "is not in the years 1 to 9999 of UTC"}
 	case len(e.Data) > MaxData:
 		return &InvalidError{"data", fmt.Sprintf("is %d bytes, more than %d: store the large part elsewhere and put its address in the event", len(e.Data), MaxData)}
 	case !utf8.Valid(e.Data), len(e.Data) >= 2*deepest && !json.Valid(e.Data):

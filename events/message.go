@@ -78,30 +78,44 @@ func (e Event) Headers() iter.Seq2[string, string] {
 }
 
 // FromMessage returns the event that a message carries. It fails if the message
-// is no CloudEvent in binary mode or lacks an attribute that pgjet writes, and
-// returns what it could read, so that the failure can be recorded.
+// is no CloudEvent in binary mode, lacks an attribute that pgjet writes, has one twice, or
+// carries what [Event.ValidateStored] refuses. It then returns what it could read, so that
+// the failure can be recorded; the id is only a claim. The error shows nothing of the key and
+// the payload.
 func FromMessage(header map[string][]string, body []byte) (Event, error) {
 	r := reader{header: header}
 	if v := r.attribute("ce-specversion"); r.err == nil && v != "1.0" {
-		r.err = fmt.Errorf("ce-specversion is %q, want 1.0", v)
+		r.err = errors.New("header ce-specversion is not 1.0")
 	}
 	e := Event{
-		ID:     read(&r, "ce-id", uuid.Parse),
+		ID:     read(&r, "ce-id", "a UUID of 36 characters", parseID),
 		Type:   r.attribute("ce-type"),
 		Key:    r.attribute("ce-subject"),
 		Source: r.attribute("ce-source"),
-		Time:   read(&r, "ce-time", func(s string) (time.Time, error) { return time.Parse(time.RFC3339Nano, s) }),
-		Seq:    read(&r, "Pgjet-Seq", func(s string) (int64, error) { return strconv.ParseInt(s, 10, 64) }),
+		Time:   read(&r, "ce-time", "a time such as 2006-01-02T15:04:05Z", func(s string) (time.Time, error) { return time.Parse(time.RFC3339Nano, s) }),
+		Seq:    read(&r, "Pgjet-Seq", "a number", func(s string) (int64, error) { return strconv.ParseInt(s, 10, 64) }),
 		Data:   body,
 	}
 	if v := header["traceparent"]; len(v) > 0 {
 		e.Traceparent = v[0]
 	}
 	e.Header = r.extensions()
+	r.variants()
+	if r.err == nil {
+		r.err = e.ValidateStored()
+	}
 	if r.err != nil {
 		return e, fmt.Errorf("read event from message: %w", r.err)
 	}
 	return e, nil
+}
+
+// parseID reads an id in the one form in which it is written.
+func parseID(s string) (uuid.UUID, error) {
+	if len(s) != len(uuid.Nil.String()) {
+		return uuid.Nil, errors.New("it has another length")
+	}
+	return uuid.Parse(s)
 }
 
 // A reader reads headers until the first error, which it keeps.
@@ -110,11 +124,18 @@ type reader struct {
 	err    error
 }
 
+func (r *reader) fail(name, what string) {
+	r.err = errors.Join(r.err, fmt.Errorf("header %s %s", name, what))
+}
+
 func (r *reader) attribute(name string) string {
 	v := r.header[name]
-	if len(v) == 0 || v[0] == "" {
-		r.err = errors.Join(r.err, fmt.Errorf("header %s is missing", name))
+	switch {
+	case len(v) == 0 || v[0] == "":
+		r.fail(name, "is missing")
 		return ""
+	case len(v) > 1:
+		r.fail(name, fmt.Sprintf("is there %d times", len(v)))
 	}
 	return r.unescape(name, v[0])
 }
@@ -122,12 +143,12 @@ func (r *reader) attribute(name string) string {
 func (r *reader) unescape(name, value string) string {
 	s, err := url.PathUnescape(value)
 	if err != nil {
-		r.err = errors.Join(r.err, fmt.Errorf("header %s: %w", name, err))
+		r.fail(name, "has an invalid escape after a %")
 	}
 	return s
 }
 
-func read[T any](r *reader, name string, parse func(string) (T, error)) T {
+func read[T any](r *reader, name, form string, parse func(string) (T, error)) T {
 	var v T
 	s := r.attribute(name)
 	if s == "" {
@@ -135,9 +156,20 @@ func read[T any](r *reader, name string, parse func(string) (T, error)) T {
 	}
 	v, err := parse(s)
 	if err != nil {
-		r.err = errors.Join(r.err, fmt.Errorf("header %s: %w", name, err))
+		r.fail(name, fmt.Sprintf("is %.40q, not %s", s, form))
 	}
 	return v
+}
+
+// variants refuses a second spelling of an attribute: names are case-sensitive, and another
+// reader may take the other one.
+func (r *reader) variants() {
+	for name := range r.header {
+		lower := strings.ToLower(name)
+		if name != lower && reserved[lower] || name != "Pgjet-Seq" && lower == "pgjet-seq" {
+			r.fail(name, "is spelt in other letters than "+lower)
+		}
+	}
 }
 
 func (r *reader) extensions() map[string]string {
