@@ -31,7 +31,8 @@ type Reader struct {
 	filled int // how many the last page had
 
 	settling settling
-	settled  int64 // nothing can be late up to here
+	settled  int64    // nothing can be late up to here
+	checked  Snapshot // and of what it sees nothing was
 }
 
 // NewReader returns a Reader that reads by db.
@@ -42,7 +43,12 @@ const columnList = `xid, xmin, seq, id, type, key, coalesce(traceparent, ''), he
 // Next implements [Source] in one round trip. The page is read after the snapshot:
 // nothing that the snapshot sees is missing.
 func (r *Reader) Next(ctx context.Context, from Position) (w Window, err error) {
-	r.settled = r.settling.next(r.settled)
+	if settled := r.settling.next(r.settled); settled > r.settled {
+		if err := r.Check(ctx, from.Snapshot); err != nil {
+			return w, err
+		}
+		r.settled, r.checked = settled, from.Snapshot
+	}
 	b := &pgx.Batch{}
 	b.Queue(`select pg_current_snapshot()::text`).QueryRow(func(row pgx.Row) error {
 		var text string

@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -42,11 +43,14 @@ func (s *settling) next(settled int64) int64 {
 // could be missed. It needs SELECT on the sequence pgjet.outbox_seq_seq.
 func (r *Reader) Settle(ctx context.Context) error {
 	now := settling{}
+	if err := r.Check(ctx, r.checked); err != nil {
+		return err
+	}
 	prepared, cached := false, false
 	b := &pgx.Batch{} // the seq before the locks
 	b.Queue(`
 		select case when is_called then last_value else 0 end,
-		       (select seqcache > 1 from pg_sequence where seqrelid = 'pgjet.outbox_seq_seq'::regclass)
+		       (select seqcache > 1 or seqincrement < 0 from pg_sequence where seqrelid = 'pgjet.outbox_seq_seq'::regclass)
 		  from pgjet.outbox_seq_seq`).
 		QueryRow(func(row pgx.Row) error { return row.Scan(&now.seq, &cached) })
 	b.Queue(`
@@ -59,7 +63,8 @@ func (r *Reader) Settle(ctx context.Context) error {
 		return fmt.Errorf("look who writes to the outbox: %w", err)
 	}
 	// Who prepares a transaction passes its locks on to another name. And a session
-	// that draws seqs in advance may use one of them much later.
+	// that draws seqs in advance may use one of them much later. A sequence that counts
+	// down gives out lower ones all the time.
 	if prepared || cached {
 		r.settling = settling{}
 		return nil
@@ -71,5 +76,42 @@ func (r *Reader) Settle(ctx context.Context) error {
 	case !s.ended:
 		s.ended = !slices.ContainsFunc(s.writers, func(w string) bool { return slices.Contains(now.writers, w) })
 	}
+	return nil
+}
+
+// ErrSetBack says that an event was appended where all was settled: the sequence of the outbox
+// was set back, or a seq was written by hand. A new [Reader] that begins at a position that was
+// proven before finds that event.
+var ErrSetBack = errors.New("an event has a seq below others that are published for long: the sequence pgjet.outbox_seq_seq was set back, or a seq was written by hand")
+
+// mostUnseen bounds Check.
+const mostUnseen = 1000
+
+// Check returns [ErrSetBack] if an event that now sees has a seq at or below which reads look
+// for nothing late any more. Such an event was not read. Call it before a position with the
+// snapshot now is written down for good.
+func (r *Reader) Check(ctx context.Context, now Snapshot) error {
+	if r.settled == 0 {
+		return nil
+	}
+	var unseen, late int
+	err := r.db.QueryRow(ctx, `
+		with unseen as (
+			(select xid, xmin from pgjet.outbox where xid >= $2::xid8 and seq <= $4 limit $5)
+			union all
+			(select o.xid, o.xmin from unnest($3::xid8[]) as e (xid), lateral (
+				select xid, xmin from pgjet.outbox where xid between e.xid and e.xid and seq <= $4 limit $5) o)
+		)
+		select count(*), count(*) filter (where not pg_visible_in_snapshot(pgjet.outbox_xid(xid, xmin), $1::text::pg_snapshot)) from unseen`,
+		r.checked.String(), r.checked.Xmax, r.checked.Running, r.settled, mostUnseen).Scan(&unseen, &late)
+	switch {
+	case err != nil:
+		return fmt.Errorf("look for events below seq %d: %w", r.settled, err)
+	case late > 0:
+		return fmt.Errorf("below seq %d: %w", r.settled, ErrSetBack)
+	case unseen >= mostUnseen: // restored ones, with the xids of another cluster: too many to look at each time
+		r.settled, r.settling = 0, settling{}
+	}
+	r.checked = now
 	return nil
 }

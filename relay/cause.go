@@ -11,6 +11,7 @@ import (
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/natsconn"
 	"github.com/pgjet/pgjet/internal/sqlstate"
+	"github.com/pgjet/pgjet/outbox"
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
@@ -61,8 +62,11 @@ func told(err error) string {
 
 // blockedByDatabase puts the reason before an error of PostgreSQL.
 func blockedByDatabase(err error) error {
-	if err == nil || errors.Is(err, protocol.ErrFenced) {
+	switch {
+	case err == nil, errors.Is(err, protocol.ErrFenced):
 		return err
+	case errors.Is(err, outbox.ErrSetBack):
+		return block("sequence_set_back", fmt.Errorf("%w; beginning again at the last checkpoint, and publishing it", err))
 	}
 	return block(string(sqlstate.Reason(err)), sqlstate.Advise(err, "pgjet_relay"))
 }

@@ -162,6 +162,9 @@ func (d *database) Forget(ctx context.Context, number int64, heal *outbox.Positi
 
 // Save implements [protocol.Database].
 func (d *database) Save(ctx context.Context, c protocol.Checkpoint, healed bool) error {
+	if err := d.check(ctx, c.Position.Snapshot); err != nil {
+		return err
+	}
 	var id *uuid.UUID
 	if c.ID != uuid.Nil {
 		id = &c.ID
@@ -179,6 +182,14 @@ func (d *database) Save(ctx context.Context, c protocol.Checkpoint, healed bool)
 		)
 		select id from saved`,
 		c.Created, int64(c.Seq), id, c.Position.Snapshot.String(), c.Position.Floor, c.Events, checkpointsKept, healed)
+}
+
+// check fails if an event that now sees was not read, since it has too low a seq. The next
+// session begins at the last checkpoint, which does not cover it.
+func (d *database) check(ctx context.Context, now outbox.Snapshot) error {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	return blockedByDatabase(d.Check(ctx, now))
 }
 
 // prune deletes the checkpoints that were kept for longer than the outbox is. The

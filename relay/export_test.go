@@ -27,3 +27,10 @@ var (
 	CountUnaccounted = countUnaccounted
 	Connect          = connect
 )
+
+// SetTendEvery makes the relays of one test tend more often.
+func SetTendEvery(t *testing.T, d time.Duration) {
+	before := tendEvery
+	tendEvery = d
+	t.Cleanup(func() { tendEvery = before })
+}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/pgjet/pgjet/outbox"
 )
 
 // tend does what operators ask for.
@@ -20,20 +22,24 @@ func (t *term) tend(ctx, work context.Context) error {
 	if _, err = t.session.Retry(work); err != nil {
 		return err
 	}
-	t.tidy(work)
-	return nil
+	return t.tidy(work)
 }
 
 // tidy does what makes a relay quicker. It publishes without that, too; of a lost
-// connection the next step tells.
-func (t *term) tidy(ctx context.Context) {
+// connection the next step tells. It fails only if the relay has overlooked an event.
+func (t *term) tidy(ctx context.Context) error {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
-	err := errors.Join(t.db.prune(ctx, t.Retention), t.db.Settle(ctx))
+	settled := t.db.Settle(ctx)
+	if errors.Is(settled, outbox.ErrSetBack) {
+		return blockedByDatabase(settled)
+	}
+	err := errors.Join(t.db.prune(ctx, t.Retention), settled)
 	if err != nil && !t.untidy {
 		t.Log.WarnContext(ctx, "cannot tidy up, will keep trying", "err", blockedByDatabase(err))
 	}
 	t.untidy = err != nil
+	return nil
 }
 
 // pause finishes what is on its way and waits until nobody wants a pause any more.

@@ -30,12 +30,13 @@ const crowd = 4
 const (
 	// saveEvery is the least time between two checkpoints.
 	saveEvery = 100 * time.Millisecond
-	// tendEvery is how often a leader looks what operators want.
-	tendEvery = time.Second
 	// stepTime bounds one question to the database, and how long a step goes on when
 	// the relay is told to stop. It ends the session, nothing else.
 	stepTime = 10 * time.Second
 )
+
+// tendEvery is how often a leader looks what operators want.
+var tendEvery = time.Second
 
 // lookEvery is how often a relay that has nothing to publish looks at the stream.
 var lookEvery = 10 * time.Second
