@@ -5,7 +5,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/pgjet/pgjet/internal/auth"
 	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/producer"
 )
 
 // badInput is a request that must be refused: status, code and the fields that the
@@ -119,7 +121,16 @@ var badFields = []badInput{
 	email("hyphen first", `ann@-example.com`, "email_domain"),
 	email("label of 64 bytes", `ann@`+strings.Repeat("a", 64)+`.com`, "email_domain"),
 	email("umlaut", `ünn@example.com`, "email_not_ascii"),
-	email("umlaut in the domain", `ann@bücher.example`, "email_not_ascii"),
+	email("umlaut on both sides", `ünn@bücher.example`, "email_not_ascii"),
+	email("domain that is too long when encoded", `a@`+strings.Repeat("bücher.", 18)+"example", "email_too_long"),
+	email("label that is too long when encoded", `a@`+strings.Repeat("ü", 60)+".example", "email_domain"),
+	email("punycode of nothing", `ann@xn--.example`, "email_domain"),
+	email("broken punycode", `ann@xn--a.example`, "email_domain"),
+	email("punycode of what is no letter", `ann@xn--ls8h.example.123`, "email_domain"),
+	email("joiner in the domain", `ann@a\u200db.example`, "email_domain"),
+	email("override in the domain", `ann@a\u202eb.example`, "email_domain"),
+	email("two directions in a label", `ann@aא.example`, "email_domain"),
+	email("quoted blank", `\"ann bob\"@example.com`, "email_invalid"),
 	email("Cyrillic а", `аnn@example.com`, "email_not_ascii"),
 	email("zero-width space", `ann\u200b@example.com`, "email_not_ascii"),
 
@@ -139,6 +150,42 @@ var badFields = []badInput{
 	name("soft hyphen", `A\u00adnn`, "control_character"),
 	name("Hangul filler", `\u3164`, "control_character"),
 	name("line separator", `A\u2028nn`, "control_character"),
+	name("blank Braille", `\u2800`, "control_character"),
+	name("blank Braille between letters", `a\u2800b`, "control_character"),
+	name("Hangul fillers", `\u115f\u1160`, "control_character"),
+	name("Hangul filler in a name", `Ann\u3164`, "control_character"),
+	name("variation selector alone", `\ufe0f`, "control_character"),
+	name("variation selector on a letter", `A\ufe0fnn`, "control_character"),
+	name("ideographic variation selector on a letter", `A\udb40\udd00`, "control_character"),
+	name("grapheme joiner", `A\u034fnn`, "control_character"),
+	name("Khmer inherent vowel", `\u17b5`, "control_character"),
+	name("tags", `\udb40\udc41\udb40\udc42`, "control_character"),
+	name("flag with tags", `\ud83c\udff4\udb40\udc67\udb40\udc7f`, "control_character"),
+	name("private use", `\ue000`, "control_character"),
+	name("unassigned", `\u0378`, "control_character"),
+	name("noncharacter", `a\uffff`, "control_character"),
+	name("interlinear annotation", `a\ufff9b`, "control_character"),
+	name("object replacement", `\ufffc`, "control_character"),
+	name("null notehead", `\ud834\udd59`, "control_character"),
+	name("left-to-right mark", `\u200eAnn`, "control_character"),
+	name("word joiner", `A\u2060nn`, "control_character"),
+	name("invisible times", `A\u2062nn`, "control_character"),
+	name("two joiners", `\u0634\u200c\u200c\u0647`, "control_character"),
+	name("joiner alone", `\u200d`, "control_character"),
+	name("joiner before a Persian letter", `\u200c\u0634`, "control_character"),
+	name("joiner between Devanagari letters without a virama", `\u0915\u200d\u0916`, "control_character"),
+	name("joiner after an emoji", `🎉\u200d`, "control_character"),
+	name("non-joiner within an emoji", `👩\u200c👧`, "control_character"),
+	name("a lone accent", `\u0301`, "name_invisible"),
+	name("accents alone", `\u0301 \u20dd`, "name_invisible"),
+	name("a lone vowel sign", `\u0d3e`, "name_invisible"),
+	name("an accent after a blank", `Ann \u0301`, "name_marks"),
+	name("an accent first", `\u0301Ann`, "name_marks"),
+	name("a pile of accents", `A`+strings.Repeat(`\u0301`, 9), "name_marks"),
+	name("a pile of accents with joiners", `\u0634`+strings.Repeat(`\u064b\u200c`, 9), "control_character"),
+	name("a pile of accents around a joiner", `\u0634`+strings.Repeat(`\u064b`, 5)+`\u200c`+strings.Repeat(`\u064b`, 5), "name_marks"),
+	name("every kind of blank", `\u00a0\u1680\u2000\u2003\u200a\u202f\u205f\u3000`, "name_required"),
+	name("tab", `A\tnn`, "control_character"),
 	name("201 characters", strings.Repeat("ä", 201), "name_too_long"),
 	name("10 kB", strings.Repeat("a", 10_000), "name_too_long"),
 
@@ -256,6 +303,25 @@ func TestGoodInput(t *testing.T) {
 		{"name with emoji", "", with("name", `"Ann ❤️ 🎉"`), "Ann ❤️ 🎉"},
 		{"Sinhala name with a joiner", "", with("name", `"ශ්\u200dරී"`), "ශ්\u200dරී"},
 		{"Persian name with a non-joiner", "", with("name", `"علی\u200cرضا"`), "علی\u200cرضا"},
+		{"Malayalam name with a chillu", "", with("name", `"\u0d30\u0d3e\u0d1c\u0d28\u0d4d\u200d"`), "\u0d30\u0d3e\u0d1c\u0d28\u0d4d\u200d"},
+		{"Persian name that ends in a non-joiner", "", with("name", `"\u0634\u0647\u200c"`), "\u0634\u0647\u200c"},
+		{"non-joiner after a vowel sign", "", with("name", `"\u0634\u064e\u200c\u0647"`), "\u0634\u064e\u200c\u0647"},
+		{"non-joiner before a blank", "", with("name", `"\u0634\u0647\u200c \u0639"`), "\u0634\u0647\u200c \u0639"},
+		{"Bengali ya-phalaa", "", with("name", `"\u09b0\u200d\u09cd\u09af\u09be\u09ac"`), "\u09b0\u200d\u09cd\u09af\u09be\u09ac"},
+		{"Kannada non-joiner", "", with("name", `"\u0cb0\u0cbe\u0c9c\u0ccd\u200c\u0c95\u0cc1"`), "\u0cb0\u0cbe\u0c9c\u0ccd\u200c\u0c95\u0cc1"},
+		{"Marathi eyelash", "", with("name", `"\u0930\u094d\u200d\u092f"`), "\u0930\u094d\u200d\u092f"},
+		{"Mongolian vowel separator", "", with("name", `"\u182d\u180e\u1820"`), "\u182d\u180e\u1820"},
+		{"emoji with joiners", "", with("name", `"👩\u200d👩\u200d👧 🧑🏽\u200d⚕️"`), "👩\u200d👩\u200d👧 🧑🏽\u200d⚕️"},
+		{"keycap", "", with("name", `"1️⃣"`), "1️⃣"},
+		{"ideographic variation", "", with("name", `"\u845b\udb40\udd00"`), "\u845b\U000e0100"},
+		{"compatibility ideograph", "", with("name", `"\ufa19\u8c37 e\u0301"`), "\ufa19\u8c37 \u00e9"},
+		{"decomposed", "", with("name", `"Rene\u0301e"`), "Ren\u00e9e"},
+		{"Vietnamese, decomposed", "", with("name", `"Nguye\u0302\u0303n"`), "Nguy\u1ec5n"},
+		{"Braille with a blank", "", with("name", `"⠁\u2800⠃"`), "⠁\u2800⠃"},
+		{"many blanks", "", with("name", `"a`+strings.Repeat(" ", 180)+`b"`), "a b"},
+		{"more blanks than characters", "", with("name", `"a`+strings.Repeat(`\u3000`, 1800)+`b"`), "a b"},
+		{"blanks of all kinds", "", with("name", `"\u00a0a\u1680\u2000\u2003b\u200a\u202f c\u205f\u3000"`), "a b c"},
+		{"quotes and commas", "", with("name", `"Dwayne \"The Rock\" J, \\ Jr."`), `Dwayne "The Rock" J, \ Jr.`},
 		{"Arabic name", "", with("name", `"آن"`), "آن"},
 		{"template", "", with("name", `"{{.Password}}"`), "{{.Password}}"},
 		{"script", "", with("name", `"<script>alert(1)</script>"`), "<script>alert(1)</script>"},
@@ -279,5 +345,25 @@ func TestGoodInput(t *testing.T) {
 				t.Errorf("name = %q, want %q", got, tt.wantName)
 			}
 		})
+	}
+}
+
+// TestInternationalDomain: however a domain is written, the address is one.
+func TestInternationalDomain(t *testing.T) {
+	db := testenv.Postgres(t)
+	srv := serve(t, db)
+	a := post(t, srv, with("email", `"Ann@bücher.example"`))
+	if got := a.user(t).Email; a.StatusCode != 201 || got != "Ann@xn--bcher-kva.example" {
+		t.Fatalf("status %d, email %q, want the domain encoded", a.StatusCode, got)
+	}
+	for _, same := range []string{"ann@xn--bcher-kva.example", "ann@BÜCHER.example", `ann@bu\u0308cher.example`, "ANN@XN--BCHER-KVA.EXAMPLE", "ann@ｂücher。example"} {
+		wantProblem(t, post(t, srv, with("email", `"`+same+`"`)), 409, "email_taken")
+		login := request(t, "POST", srv.URL+"/sessions", strings.NewReader(fmt.Sprintf(`{"email":"%s","password":"%s"}`, same, password)))
+		if a := do(t, login); a.StatusCode != 201 {
+			t.Errorf("log in as %s: status %d, want 201: %s", same, a.StatusCode, a.body)
+		}
+	}
+	if _, changed, err := producer.Grant(t.Context(), db, "ann@bücher.example", auth.Admin, "test", "test"); err != nil || !changed {
+		t.Errorf("Grant() = %t, %v, want the user found", changed, err)
 	}
 }

@@ -16,7 +16,7 @@ import (
 
 // userChange is the body of PATCH /users/{id}.
 type userChange struct {
-	Name string `json:"name" minLength:"1" maxLength:"200" example:"Ann"`
+	Name string `json:"name" minLength:"1" maxLength:"200" example:"Ann" doc:"Any text that can be seen, stored in Unicode's composed form, with one space for the blanks between words."`
 }
 
 type changeUserInput struct {

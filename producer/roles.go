@@ -8,6 +8,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgjet/pgjet/internal/mailaddr"
 )
 
 // ErrUnknownUser is the error of [Grant] and [Revoke] for a user who does not exist.
@@ -34,6 +36,9 @@ func Revoke(ctx context.Context, db *pgxpool.Pool, user, role, by, reason string
 func changeRoles(ctx context.Context, db *pgxpool.Pool, kind, change, user, role, by, reason string) (id uuid.UUID, changed bool, err error) {
 	given, err := uuid.Parse(user)
 	byID := err == nil
+	if a, err := mailaddr.Parse(user); err == nil {
+		user = a.String() // as it is stored
+	}
 	err = db.QueryRow(ctx, `
 		with found as (
 			select id from users.users where case when $6 then id = $1 else lower(email) = lower($2) and state <> 'rejected' end for update

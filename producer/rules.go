@@ -1,114 +1,59 @@
 package producer
 
 import (
-	"net/mail"
+	"errors"
 	"regexp"
 	"strings"
 	"unicode"
 	"unicode/utf8"
 
 	"golang.org/x/text/unicode/norm"
+
+	"github.com/pgjet/pgjet/internal/mailaddr"
 )
 
 // Limits of what a user may send. Bytes are what machines pay for, characters are
 // what people count.
 const (
-	maxEmail         = 254 // bytes
-	maxLocalPart     = 64  // bytes
 	maxName          = 200 // characters
 	minPassword      = 12  // characters
 	maxPassword      = 256 // characters
 	maxPasswordBytes = 1024
 )
 
-// label is one part of a host name. The last one is no number: that would be an
+// topLabel finds a letter in the last part of a domain's name: without one it would be an
 // IP address.
-var (
-	label    = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
-	topLabel = regexp.MustCompile(`[a-z]`)
-)
+var topLabel = regexp.MustCompile(`[a-z][^.]*$`)
 
-// checkEmail returns the address as it is stored: with the domain in lower case.
-// The local part stays as it is, although two addresses that differ only in the
-// case of letters count as the same.
+// checkEmail returns the address as it is stored: with the domain in ASCII and lower case, so
+// that bücher.example and xn--bcher-kva.example are one. The local part stays as it is,
+// although two addresses that differ only in the case of letters count as the same.
 func checkEmail(email string) (string, *FieldError) {
 	bad := func(code, message string) (string, *FieldError) {
 		return "", &FieldError{"email", code, message}
 	}
-	at := strings.LastIndexByte(email, '@')
-	switch {
-	case email == "":
+	if email == "" {
 		return bad("email_required", "An email address is required.")
-	case len(email) > maxEmail || at > maxLocalPart: // before anything parses it
-		return bad("email_too_long", "The email address may have 254 bytes, 64 of them before the @.")
-	case strings.ContainsFunc(email, func(r rune) bool { return r > unicode.MaxASCII }):
-		return bad("email_not_ascii", "Only ASCII email addresses are supported for now.")
 	}
-	// Parsing accepts more than an address: names, comments, brackets, quotes.
-	parsed, err := mail.ParseAddress(email)
-	if err != nil || parsed.Name != "" || parsed.Address != email || strings.Count(email, "@") != 1 {
+	a, err := mailaddr.Parse(email)
+	local, _, _ := strings.Cut(email, "@")
+	switch {
+	case errors.Is(err, mailaddr.ErrTooLong):
+		return bad("email_too_long", "The email address may have 254 bytes, 64 of them before the @.")
+	case strings.ContainsFunc(local, func(r rune) bool { return r > unicode.MaxASCII }):
+		return bad("email_not_ascii", "Only ASCII is supported before the @ of an email address.")
+	case errors.Is(err, mailaddr.ErrDomain), err == nil && !validDomain(a.Domain):
+		return bad("email_domain", "The email address needs a domain with a dot, such as example.com.")
+	case err != nil, strings.HasPrefix(local, `"`):
 		return bad("email_invalid", "This is not a plain email address such as ann@example.com.")
 	}
-	domain := strings.ToLower(email[at+1:])
-	if !validDomain(domain) {
-		return bad("email_domain", "The email address needs a domain with a dot, such as example.com.")
-	}
-	return email[:at+1] + domain, nil
+	return a.String(), nil
 }
 
+// validDomain reports whether a domain may be one of the Internet: it has a dot, and is no
+// IP address.
 func validDomain(domain string) bool {
-	labels := strings.Split(domain, ".")
-	for _, l := range labels {
-		if !label.MatchString(l) {
-			return false
-		}
-	}
-	return len(labels) > 1 && topLabel.MatchString(labels[len(labels)-1])
-}
-
-// checkName returns the name as it is stored: without space around it.
-func checkName(name string) (string, *FieldError) {
-	if len(name) > maxName*utf8.UTFMax || utf8.RuneCountInString(strings.TrimSpace(name)) > maxName {
-		return "", &FieldError{"name", "name_too_long", "The name may have 200 characters."}
-	}
-	if hasHidden(name) {
-		return "", &FieldError{"name", "control_character", "The name has control or invisible characters."}
-	}
-	name = strings.TrimSpace(name)
-	if name == "" {
-		return "", &FieldError{"name", "name_required", "A name is required."}
-	}
-	return name, nil
-}
-
-// hidden are characters that nobody sees and that can make a name look like
-// another: controls, bidirectional overrides, zero-width characters, fillers.
-var hidden = []*unicode.RangeTable{
-	unicode.Cc, unicode.Cf, unicode.Co, unicode.Zl, unicode.Zp, unicode.Other_Default_Ignorable_Code_Point,
-}
-
-// joined are scripts in whose words a zero-width joiner or non-joiner is a letter
-// like any other.
-var joined = []*unicode.RangeTable{
-	unicode.Arabic, unicode.Bengali, unicode.Devanagari, unicode.Gujarati, unicode.Gurmukhi, unicode.Kannada,
-	unicode.Khmer, unicode.Malayalam, unicode.Mongolian, unicode.Myanmar, unicode.Oriya, unicode.Sinhala,
-	unicode.Syriac, unicode.Tamil, unicode.Telugu,
-}
-
-func hasHidden(s string) bool {
-	runes := []rune(s)
-	for i, r := range runes {
-		if r == '\u200c' || r == '\u200d' {
-			if i > 0 && i+1 < len(runes) && unicode.In(runes[i-1], joined...) && unicode.In(runes[i+1], joined...) {
-				continue
-			}
-			return true
-		}
-		if unicode.In(r, hidden...) {
-			return true
-		}
-	}
-	return false
+	return strings.Contains(domain, ".") && topLabel.MatchString(domain)
 }
 
 // checkPassword returns the password as it is hashed. There are no rules on what it

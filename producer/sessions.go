@@ -22,7 +22,7 @@ type Session struct {
 
 // newSession is the body of POST /sessions.
 type newSession struct {
-	Email    string `json:"email" format:"email" maxLength:"254" example:"ann@example.com"`
+	Email    string `json:"email" format:"idn-email" maxLength:"254" example:"ann@example.com"`
 	Password string `json:"password" format:"password" minLength:"1" maxLength:"256" writeOnly:"true"`
 }
 

@@ -31,8 +31,8 @@ type User struct {
 // newUser is the body of POST /users. The tags describe the rules, the functions
 // in rules.go decide.
 type newUser struct {
-	Email    string `json:"email" format:"email" maxLength:"254" example:"ann@example.com" doc:"A plain ASCII address. Two addresses that differ only in the case of letters are the same."`
-	Name     string `json:"name" minLength:"1" maxLength:"200" example:"Ann"`
+	Email    string `json:"email" format:"idn-email" maxLength:"254" example:"ann@example.com" doc:"A plain address, ASCII before the @. An international domain is stored as the DNS has it: bücher.example as xn--bcher-kva.example. Two addresses that differ only in the case of letters are the same."`
+	Name     string `json:"name" minLength:"1" maxLength:"200" example:"Ann" doc:"Any text that can be seen, stored in Unicode's composed form, with one space for the blanks between words."`
 	Password string `json:"password" format:"password" minLength:"12" maxLength:"256" writeOnly:"true" doc:"At most 1024 bytes. No rules on what it is made of."`
 }
 
