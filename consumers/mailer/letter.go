@@ -29,11 +29,14 @@ var (
 	rejected = newKind("rejected")
 )
 
-// A letter is what is written to somebody about one event.
+// A letter is what is written to somebody about one event. Nobody has confirmed that the address
+// is theirs who signed up, so a letter carries nothing that a stranger typed: no name, neither in
+// the text nor in a header, or our server would send a stranger's message to anybody.
 type letter struct {
 	kind
-	subject             string
-	Email, Name, Reason string // for the templates
+	subject string
+	email   string
+	Reason  string // for the templates, in our words
 }
 
 // letterFor returns the letter about e.
@@ -41,10 +44,10 @@ func letterFor(e events.Event) (l letter, err error) {
 	switch e.Type {
 	case events.UserCreated{}.EventType():
 		u, err := events.Decode[events.UserCreated](e)
-		return letter{kind: welcome, subject: "Welcome, " + u.Name, Email: u.Email, Name: u.Name}, err
+		return letter{kind: welcome, subject: "Welcome", email: u.Email}, err
 	case events.UserRejected{}.EventType():
 		u, err := events.Decode[events.UserRejected](e)
-		return letter{kind: rejected, subject: "We could not open your account", Email: u.Email, Name: u.Name, Reason: inWords(u.Reason)}, err
+		return letter{kind: rejected, subject: "We could not open your account", email: u.Email, Reason: inWords(u.Reason)}, err
 	}
 	return l, fmt.Errorf("unknown_type: the mailer has no mail for %s", e.Type)
 }

@@ -7,6 +7,11 @@
 // broke before it. The Message-ID is derived from the event id, so that the copy
 // can be recognised as one.
 //
+// A mail goes to an address that a stranger may have typed, so nothing else that they typed is
+// in it. A domain is sent as the DNS has it. An address that has more than ASCII before the @
+// needs a server with the extension SMTPUTF8 (RFC 6531); without one its mail is a dead letter
+// that says so.
+//
 // A mail that the server refuses for good (5xx) is a dead letter; one that it
 // refuses for now (4xx) is tried again. A server that cannot be reached, breaks off,
 // says 421 or refuses our credentials or sender is away: no attempt counts, and
@@ -34,6 +39,7 @@ import (
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/breaker"
+	"github.com/pgjet/pgjet/internal/mailaddr"
 )
 
 // Name is that of the durable consumer.
@@ -52,8 +58,8 @@ type Mailer struct {
 	Rate float64
 
 	server  Server
-	from    *mail.Address
-	domain  string // the right-hand side of Message-IDs
+	from    mailaddr.Address
+	name    string // of the sender, or ""
 	breaker *breaker.Breaker
 	pace    *pace
 	metrics *metrics
@@ -63,12 +69,17 @@ type Mailer struct {
 // New returns a Mailer that sends through server, from an address such as
 // "pgjet <welcome@example.com>".
 func New(server Server, from string) (*Mailer, error) {
-	a, err := mail.ParseAddress(from)
+	parsed, err := mail.ParseAddress(from)
 	if err != nil {
 		return nil, fmt.Errorf("mail sender %q: %w", from, err)
 	}
-	_, domain, _ := strings.Cut(a.Address, "@")
-	m := &Mailer{server: server, from: a, domain: domain, breaker: breaker.New(maxFailures, probeAfter)}
+	path := (&mail.Address{Address: parsed.Address}).String()
+	sender, err := mailaddr.Parse(path[len("<") : len(path)-len(">")])
+	if err != nil {
+		return nil, fmt.Errorf("mail sender %q: %w", from, err)
+	}
+	name := strings.Join(strings.Fields(parsed.Name), " ") // a line of blanks alone must not begin a header's second line
+	m := &Mailer{server: server, from: sender, name: name, breaker: breaker.New(maxFailures, probeAfter)}
 	m.lastErr.Store(&awayError{errors.New("sending a mail panicked")}) // the one failure that tells no other reason
 	if m.metrics, err = newMetrics(); err != nil {
 		return nil, fmt.Errorf("start mailer: %w", err)
@@ -108,9 +119,9 @@ func (m *Mailer) mail(ctx context.Context, e events.Event) error {
 	ctx, span := tracer.Start(ctx, "send "+l.mark+" mail", trace.WithSpanKind(trace.SpanKindClient),
 		trace.WithAttributes(attribute.String("server.address", m.server.Host), attribute.Int("server.port", m.server.Port)))
 	defer span.End()
-	msg, err := m.compose(ctx, e, l)
+	p, err := m.compose(ctx, e, l)
 	if err == nil {
-		err = m.deliver(ctx, msg)
+		err = m.deliver(ctx, p)
 	}
 	open, _ := m.breaker.State()
 	m.metrics.count(ctx, open, err)
@@ -120,8 +131,8 @@ func (m *Mailer) mail(ctx context.Context, e events.Event) error {
 	return err
 }
 
-// deliver hands msg to the server when it is its turn, unless the server is away.
-func (m *Mailer) deliver(ctx context.Context, msg *gomail.Msg) error {
+// deliver hands p to the server when it is its turn, unless the server is away.
+func (m *Mailer) deliver(ctx context.Context, p *parcel) error {
 	if m.breaker.Refuses() {
 		return m.withheld(ctx)
 	}
@@ -130,7 +141,7 @@ func (m *Mailer) deliver(ctx context.Context, msg *gomail.Msg) error {
 	}
 	var err error
 	called := m.breaker.Call(func() (answered bool) {
-		err = m.server.send(ctx, msg)
+		err = m.server.send(ctx, p)
 		away, ok := errors.AsType[awayError](err)
 		if ok {
 			m.lastErr.Store(&away)
@@ -162,16 +173,16 @@ func (m *Mailer) sinceOutage() time.Duration {
 }
 
 // compose writes the mail. Whatever fails here would fail again.
-func (m *Mailer) compose(ctx context.Context, e events.Event, l letter) (*gomail.Msg, error) {
+func (m *Mailer) compose(ctx context.Context, e events.Event, l letter) (*parcel, error) {
+	to, err := mailaddr.Parse(l.email)
+	if err != nil {
+		return nil, backoff.Permanent(fmt.Errorf("the recipient's address is not valid: %w", err))
+	}
 	msg := gomail.NewMsg()
-	if err := msg.FromFormat(m.from.Name, m.from.Address); err != nil {
-		return nil, backoff.Permanent(errors.New("the sender's address is not valid"))
-	}
-	if err := msg.AddToFormat(l.Name, l.Email); err != nil { // err would name the address
-		return nil, backoff.Permanent(errors.New("the recipient's name or address is not valid"))
-	}
+	msg.FromMailAddress(m.from.Header(m.name))
+	msg.ToMailAddress(to.Header(""))
 	msg.Subject(l.subject)
-	msg.SetMessageIDWithValue(e.ID.String() + "." + l.mark + "@" + m.domain)
+	msg.SetMessageIDWithValue(e.ID.String() + "." + l.mark + "@" + m.from.Domain)
 	msg.SetDateWithValue(e.Time)
 	msg.SetGenHeader("Auto-Submitted", "auto-generated") // RFC 3834: no out-of-office replies
 	trace := propagation.MapCarrier{}
@@ -185,5 +196,9 @@ func (m *Mailer) compose(ctx context.Context, e events.Event, l letter) (*gomail
 	if err := msg.AddAlternativeHTMLTemplate(l.html, l); err != nil {
 		return nil, backoff.Permanent(fmt.Errorf("write %s mail: %w", l.mark, err))
 	}
-	return msg, nil
+	p := &parcel{from: m.from, to: to}
+	if _, err := msg.WriteTo(&p.content); err != nil {
+		return nil, backoff.Permanent(fmt.Errorf("write %s mail: %w", l.mark, err))
+	}
+	return p, nil
 }

@@ -46,11 +46,14 @@ func newInbox(t *testing.T) *inbox {
 	return newInboxOn(t, listen(t, "127.0.0.1:0"))
 }
 
-func newInboxOn(t *testing.T, l net.Listener) *inbox {
+func newInboxOn(t *testing.T, l net.Listener, change ...func(*devmail.Server)) *inbox {
 	t.Helper()
 	s, err := devmail.New("", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, c := range change {
+		c(s)
 	}
 	web := httptest.NewServer(s.Handler())
 	t.Cleanup(web.Close)
@@ -113,9 +116,13 @@ func newMailer(t *testing.T, url string) *mailer.Mailer {
 
 const secret = "canary-7f3a@example.com"
 
-func signup(t *testing.T, name string) events.Event {
+func signup(t *testing.T, name string) events.Event { return created(t, secret, name) }
+
+func signupAs(t *testing.T, address string) events.Event { return created(t, address, "Ada") }
+
+func created(t *testing.T, address, name string) events.Event {
 	t.Helper()
-	e, err := events.New(events.UserCreated{UserID: uuid.NewString(), Email: secret, Name: name})
+	e, err := events.New(events.UserCreated{UserID: uuid.NewString(), Email: address, Name: name})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,17 +143,18 @@ func TestWelcomeMail(t *testing.T) {
 		t.Fatalf("%d mails, want 2", len(all))
 	}
 	got := all[0]
-	if got.From != "welcome@pgjet.example" || !cmp.Equal(got.To, []string{secret}) || got.Subject != "Welcome, Ada" {
+	if got.From != "welcome@pgjet.example" || !cmp.Equal(got.To, []string{secret}) || got.Subject != "Welcome" {
 		t.Errorf("mail from %s to %s: %s", got.From, got.To, got.Subject)
 	}
-	if !strings.Contains(got.Text, "Hello Ada,") || !strings.Contains(got.HTML, "Welcome, Ada</h1>") {
+	if !strings.Contains(got.Text, "Hello,") || !strings.Contains(got.HTML, "Welcome</h1>") {
 		t.Errorf("text %q, html %q", got.Text, got.HTML)
 	}
 	for name, want := range map[string]string{
 		"Message-Id":     "<" + e.ID.String() + ".welcome@pgjet.example>",
 		"Date":           "Sat, 21 Nov 2026 10:41:07 +0000",
 		"Auto-Submitted": "auto-generated",
-		"To":             `"Ada" <` + secret + `>`,
+		"To":             `<` + secret + `>`,
+		"From":           `"pgjet" <welcome@pgjet.example>`,
 	} {
 		if !cmp.Equal(got.Headers[name], []string{want}) {
 			t.Errorf("%s: %q, want %s", name, got.Headers[name], want)
@@ -160,27 +168,121 @@ func TestWelcomeMail(t *testing.T) {
 	}
 }
 
-func TestNamesAreOnlyText(t *testing.T) {
+// TestNoTextOfAStranger: whoever signs up with the address of somebody else cannot write to them
+// with our server, whatever they choose as their name.
+func TestNoTextOfAStranger(t *testing.T) {
 	b := newInbox(t)
+	if err := send(t, b.addr, signup(t, "Ada")); err != nil {
+		t.Fatal(err)
+	}
+	if err := send(t, b.addr, rejection(t, "Ada", "billing_declined")); err != nil {
+		t.Fatal(err)
+	}
+	all := b.mails()
+	plain := map[string]devmail.Mail{"user.rejected": all[0], "user.created": all[1]}
 	for _, name := range []string{
-		"Jürgen Groß 🎉", `<img src=x onerror=alert(1)>`, `O'Neill, "Shaq" <x@y.example>`, "{{.Email}}",
-		strings.Repeat("very long ", 19) + "name", "名前",
+		"your account is locked, see https://evil.example", "Your Account Is Locked", "evil.example", `Dwayne "The Rock" J`, "Jürgen 🎉",
+		`<img src=x onerror=alert(1)>`, `O'Neill, "Shaq" <x@y.example>`, "{{.Email}}", "=?utf-8?q?Bcc?=", "a\r\nBcc: eve@example.com",
+		strings.Repeat("very long ", 19) + "name", "a" + strings.Repeat(" ", 180) + "b",
 	} {
-		e := signup(t, name)
-		if err := send(t, b.addr, e); err != nil {
-			t.Errorf("%q: %v", name, err)
+		for _, e := range []events.Event{signup(t, name), rejection(t, name, "billing_declined")} {
+			if err := send(t, b.addr, e); err != nil {
+				t.Errorf("%q: %v", name, err)
+				continue
+			}
+			got, want := b.mails()[0], plain[e.Type]
+			if got.Subject != want.Subject || got.Text != want.Text || got.HTML != want.HTML || !cmp.Equal(got.To, want.To) {
+				t.Errorf("%q: the mail differs from that to Ada: %s", name, cmp.Diff(want, got))
+			}
+			for _, header := range []string{"From", "To", "Cc", "Bcc", "Reply-To", "Sender"} {
+				if !cmp.Equal(got.Headers[header], want.Headers[header]) {
+					t.Errorf("%q: %s is %q", name, header, got.Headers[header])
+				}
+			}
+		}
+	}
+}
+
+// TestAddressesAreEncoded: a domain is sent as the DNS has it, to every server.
+func TestAddressesAreEncoded(t *testing.T) {
+	s := &script{answers: map[string]string{"EHLO": "250-mail.test\r\n250-8BITMIME\r\n250 SMTPUTF8", "DATA": "354 go"}}
+	addr := s.start(t)
+	for given, want := range map[string]string{
+		"a@bücher.example":        "RCPT TO:<a@xn--bcher-kva.example>",
+		"a@xn--bcher-kva.example": "RCPT TO:<a@xn--bcher-kva.example>",
+		`"a b"@example.com`:       `RCPT TO:<"a b"@example.com>`,
+	} {
+		if err := send(t, addr, signupAs(t, given)); err != nil {
+			t.Errorf("%s: %v", given, err)
+		}
+		if !strings.Contains(s.heard(), want+"\n") {
+			t.Errorf("%s: the client said\n%s\nwant %s", given, s.heard(), want)
+		}
+	}
+	if heard := s.heard(); strings.Contains(heard, "SMTPUTF8") || strings.ContainsFunc(heard, func(r rune) bool { return r > 127 }) {
+		t.Errorf("the client asked for what ASCII does not need:\n%s", heard)
+	}
+}
+
+// TestSMTPUTF8 is used where it is offered and needed. Without it the mail cannot be sent.
+func TestSMTPUTF8(t *testing.T) {
+	const address = "hé@bücher.example"
+	with := newInbox(t)
+	if err := send(t, with.addr, signupAs(t, address)); err != nil {
+		t.Fatal(err)
+	}
+	if got := with.mails()[0]; !cmp.Equal(got.To, []string{"hé@xn--bcher-kva.example"}) || got.Headers["To"][0] != "<hé@xn--bcher-kva.example>" {
+		t.Errorf("the mail went to %q, and names %q", got.To, got.Headers["To"])
+	}
+	without := newInboxOn(t, listen(t, "127.0.0.1:0"), func(s *devmail.Server) { s.WithoutSMTPUTF8 = true })
+	err := send(t, without.addr, signupAs(t, address))
+	if verdict(err) != "dead" || !strings.Contains(err.Error(), "SMTPUTF8") || strings.Contains(err.Error(), "hé") || len(without.mails()) > 0 {
+		t.Errorf("%v (%d mails), want a permanent error that names SMTPUTF8", err, len(without.mails()))
+	}
+	if err := send(t, without.addr, signupAs(t, "a@bücher.example")); err != nil || len(without.mails()) != 1 {
+		t.Errorf("a domain alone: %v, want it sent", err)
+	}
+	old := &script{answers: map[string]string{"EHLO": "502 no"}}
+	if err := send(t, old.start(t), signupAs(t, address)); verdict(err) != "dead" || !strings.Contains(err.Error(), "SMTPUTF8") {
+		t.Errorf("with a server that knows no EHLO: %v, want a permanent error", err)
+	}
+	liar := &script{answers: map[string]string{"EHLO": "250-mail.test\r\n250 SMTPUTF8", "MAIL": "555 5.5.4 unknown parameter"}}
+	if err := send(t, liar.start(t), signupAs(t, address)); verdict(err) != "dead" {
+		t.Errorf("with a server that refuses what it offers: %v, want a permanent error", err)
+	}
+}
+
+// TestSender: it is encoded and quoted as well, and a sender that the server cannot take is no
+// fault of the mail.
+func TestSender(t *testing.T) {
+	b := newInboxOn(t, listen(t, "127.0.0.1:0"), func(s *devmail.Server) { s.WithoutSMTPUTF8 = true })
+	server, err := mailer.ParseServer("smtp://" + b.addr + "?tls=off")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for from, want := range map[string]string{
+		`"Dwayne \"The Rock\" J, \\" <rock@bücher.example>`:    `"Dwayne \"The Rock\" J, \\" <rock@xn--bcher-kva.example>`,
+		`"a` + strings.Repeat(" ", 180) + `b" <a@example.com>`: `"a b" <a@example.com>`,
+		`Bücherei <a@example.com>`:                             `Bücherei <a@example.com>`,
+		`hé@example.com`:                                       "",
+	} {
+		m, err := mailer.New(server, from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = m.Consumer().Effect(t.Context(), signup(t, "Ada"))
+		if want == "" {
+			if verdict(err) != "unavailable" || !strings.Contains(err.Error(), "--mail-from") {
+				t.Errorf("%s: %v, want it unavailable", from, err)
+			}
 			continue
 		}
-		got := b.mails()[0]
-		plain := strings.Join(strings.Fields(strings.ReplaceAll(got.Text, "\n", " ")), " ")
-		if !strings.Contains(plain, strings.Join(strings.Fields(name), " ")) {
-			t.Errorf("%q: the text part says %q", name, got.Text)
+		if err != nil {
+			t.Errorf("%s: %v", from, err)
+			continue
 		}
-		if strings.Contains(got.HTML, "<img") || strings.Contains(got.HTML, "<x@y") {
-			t.Errorf("%q is not escaped: %s", name, got.HTML)
-		}
-		if !cmp.Equal(got.To, []string{secret}) || len(got.Headers["Bcc"]) > 0 {
-			t.Errorf("%q: the mail goes to %q, Bcc %q", name, got.To, got.Headers["Bcc"])
+		if got := b.mails()[0].Headers["From"]; !cmp.Equal(got, []string{want}) {
+			t.Errorf("From: %q, want %q", got, want)
 		}
 	}
 }
@@ -188,7 +290,10 @@ func TestNamesAreOnlyText(t *testing.T) {
 func TestWhatCannotBeSentIsPermanent(t *testing.T) {
 	for name, e := range map[string]events.Event{
 		"address": {ID: uuid.New(), Type: "user.created", Data: []byte(`{"email":"` + secret + `,eve@example.com"}`)},
-		"name":    {ID: uuid.New(), Type: "user.created", Data: []byte(`{"email":"` + secret + `","name":"a\r\nBcc: eve@example.com"}`)},
+		"line":    {ID: uuid.New(), Type: "user.created", Data: []byte(`{"email":"` + secret + `\r\nRCPT TO:<eve@example.com>"}`)},
+		"length":  {ID: uuid.New(), Type: "user.created", Data: []byte(`{"email":"` + strings.Repeat("a", 65) + secret + `"}`)},
+		"domain":  {ID: uuid.New(), Type: "user.created", Data: []byte(`{"email":"a@xn--a.example"}`)},
+		"nothing": {ID: uuid.New(), Type: "user.created", Data: []byte(`{}`)},
 		"payload": {ID: uuid.New(), Type: "user.created", Data: []byte(`{"email":7}`)},
 	} {
 		err := send(t, "127.0.0.1:1", e)

@@ -1,6 +1,7 @@
 package mailer
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -11,6 +12,9 @@ import (
 	"time"
 
 	gomail "github.com/wneessen/go-mail"
+	"github.com/wneessen/go-mail/smtp"
+
+	"github.com/pgjet/pgjet/internal/mailaddr"
 )
 
 // smtpTimeout bounds the dialogue with the mail server. It is long since some look into a
@@ -102,9 +106,17 @@ func (s Server) dialer(dialogue context.Context) gomail.DialContextFunc {
 	}
 }
 
-// send hands msg in and returns nil once the server has taken it. Otherwise its
+// A parcel is a mail and its envelope.
+type parcel struct {
+	from, to mailaddr.Address
+	content  bytes.Buffer
+}
+
+func (p *parcel) needsSMTPUTF8() bool { return p.from.NeedsSMTPUTF8() || p.to.NeedsSMTPUTF8() }
+
+// send hands p in and returns nil once the server has taken it. Otherwise its
 // error is an [awayError], permanent, or one to try again after; see verdict.go.
-func (s Server) send(ctx context.Context, msg *gomail.Msg) error {
+func (s Server) send(ctx context.Context, p *parcel) error {
 	ctx, cancel := context.WithTimeout(ctx, smtpTimeout)
 	defer cancel()
 	client, err := gomail.NewClient(s.Host, append(s.options(), gomail.WithDialContextFunc(s.dialer(ctx)))...)
@@ -113,12 +125,35 @@ func (s Server) send(ctx context.Context, msg *gomail.Msg) error {
 	}
 	conn, err := client.DialToSMTPClientWithContext(ctx)
 	if err != nil {
-		return s.noGreeting(err)
+		return s.notReady(err)
 	}
 	defer func() { _ = client.CloseWithSMTPClient(conn) }() // the mail is in, or is not, by then
-	err = client.SendWithSMTPClient(conn, msg)
-	if msg.IsDelivered() {
-		return nil // whatever failed after the server's yes
+	return s.handIn(conn, p)
+}
+
+// handIn is the transaction of one mail. RFC 6531 wants SMTPUTF8 asked for only if it is needed: the
+// next server may lack it.
+func (s Server) handIn(conn *smtp.Client, p *parcel) error {
+	if offered, _ := conn.Extension("SMTPUTF8"); p.needsSMTPUTF8() && !offered {
+		return s.lacksSMTPUTF8(p)
 	}
-	return s.refusal(err)
+	conn.SkipSMTPUTF8(!p.needsSMTPUTF8())
+	if err := unlessYes(conn.Mail("<" + p.from.String() + ">")); err != nil {
+		return s.refusal(atMail, p, err)
+	}
+	if err := unlessYes(conn.Rcpt("<" + p.to.String() + ">")); err != nil {
+		return s.refusal(atRcpt, p, err)
+	}
+	w, err := conn.Data()
+	if err != nil {
+		return s.refusal(atData, p, err)
+	}
+	_, failed := p.content.WriteTo(w)
+	if err := unlessYes(w.Close()); err != nil { // of a server that hung up meanwhile, this reads the last words
+		if failed != nil {
+			return s.refusal(atContent, p, err)
+		}
+		return s.refusal(atEnd, p, err)
+	}
+	return nil
 }

@@ -173,6 +173,12 @@ func TestBrokenServers(t *testing.T) {
 		"does not know the recipient":      {map[string]string{"RCPT": "550 who"}, "dead"},
 		"wants no data":                    {map[string]string{"DATA": "554 no"}, "dead"},
 		"does not like the mail":           {map[string]string{"DATA": "354 go", ".": "554 spam"}, "dead"},
+		"says yes without a text":          {map[string]string{"MAIL": "250", "RCPT": "250", "DATA": "354 go", ".": "250"}, "done"},
+		"says no without a text":           {map[string]string{"RCPT": "550"}, "dead"},
+		"says later without a text":        {map[string]string{"DATA": "354 go", ".": "451"}, "retry"},
+		"speaks something else":            {map[string]string{"hello": "220 ok", "EHLO": "hé ann@example.com"}, "unavailable"},
+		"says yes to what needs no yes":    {map[string]string{"DATA": "250 ok"}, "unavailable"},
+		"is full in the middle":            {map[string]string{"DATA": "354 go", "body": "bye"}, "unavailable"},
 		"dies after its yes":               {map[string]string{"DATA": "354 go", "QUIT": "bye", "RSET": "bye"}, "done"},
 		"hangs after its yes":              {map[string]string{"DATA": "354 go", "QUIT": "", "RSET": ""}, "done"},
 		"refuses what comes after its yes": {map[string]string{"DATA": "354 go", "RSET": "550 no", "QUIT": "550 no"}, "done"},
@@ -257,6 +263,42 @@ func TestErrorsShowNoAddress(t *testing.T) {
 		slog.New(slog.NewTextHandler(&log, nil)).Error("failed", "err", err)
 		if err == nil || strings.Contains(log.String(), secret) {
 			t.Errorf("%v: %s", answers, &log)
+		}
+	}
+}
+
+// TestErrorsShowTheServersWords: in one line, with the enhanced status code, at every stage.
+func TestErrorsShowTheServersWords(t *testing.T) {
+	mailer.SetTimeout(t, time.Second)
+	user := "postmaster"
+	for _, tt := range []struct {
+		answers map[string]string
+		want    string
+		user    bool
+	}{
+		{answers: map[string]string{"hello": "554 5.7.1 your network is listed"}, want: "before any mail: 554 5.7.1 your network is listed"},
+		{answers: map[string]string{"EHLO": "502 5.5.1 unknown word", "HELO": "502 no"}, want: "502 5.5.1 unknown word"},
+		{answers: map[string]string{"EHLO": "250-mail.test\r\n250 AUTH CRAM-MD5", "AUTH": "535 5.7.8 bad password for " + user}, want: "535 5.7.8 bad password for …", user: true},
+		{answers: map[string]string{"MAIL": "451 4.3.0 busy"}, want: "to MAIL FROM: 451 4.3.0 busy"},
+		{answers: map[string]string{"RCPT": "550 5.1.1 no such user"}, want: "to RCPT TO: 550 5.1.1 no such user"},
+		{answers: map[string]string{"RCPT": "450-4.2.0 grey\r\n450-4.2.0 list,\r\n450 4.2.0 come back"}, want: "to RCPT TO: 450 4.2.0 grey list, come back"},
+		{answers: map[string]string{"DATA": "452 4.3.1 full"}, want: "to DATA: 452 4.3.1 full"},
+		{answers: map[string]string{"DATA": "354 go", ".": "550 5.1.1 no such user"}, want: "to the whole mail: 550 5.1.1 no such user"},
+		{answers: map[string]string{"DATA": "354 go", ".": "554"}, want: "to the whole mail: 554"},
+		{answers: map[string]string{"RCPT": "550 \a no\xffsuch\tuser"}, want: "550 no\uFFFDsuch user"},
+		{answers: map[string]string{"RCPT": "550 5.1.1 <" + secret + ">: user Canary-7F3A unknown, ticket 0123456789abcdef0123456789abcdef"},
+			want: "550 5.1.1 <…@…>: user … unknown, ticket …"},
+		{answers: map[string]string{"RCPT": "550 see https://mail.test/?to=canary-7f3a%40example.com&why=1"}, want: "550 see https:…@…"},
+		{answers: map[string]string{"RCPT": "550 " + strings.Repeat("no ", 200)}, want: "no…"},
+	} {
+		s := &script{answers: tt.answers}
+		url := "smtp://" + s.start(t) + "?tls=off"
+		if tt.user {
+			url = strings.Replace(url, "smtp://", "smtp://"+user+":geheim@", 1)
+		}
+		err := consumer(t, url).Effect(t.Context(), signup(t, "Ada"))
+		if err == nil || !strings.HasSuffix(err.Error(), tt.want) || len(err.Error()) > 500 {
+			t.Errorf("%v: %v, want it to end with %q", tt.answers, err, tt.want)
 		}
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"strconv"
 
 	"github.com/cenkalti/backoff/v4"
-	gomail "github.com/wneessen/go-mail"
 )
 
 // An awayError says that nothing can be sent now, whatever the mail: the server cannot be
@@ -16,6 +15,17 @@ import (
 type awayError struct{ error }
 
 func (e awayError) Unwrap() error { return e.error }
+
+// A stage of the transaction of one mail, in the words of an error.
+type stage string
+
+const (
+	atMail    stage = "to MAIL FROM"
+	atRcpt    stage = "to RCPT TO"
+	atData    stage = "to DATA"
+	atContent stage = "in the middle of the mail"
+	atEnd     stage = "to the whole mail"
+)
 
 // serverAway is the answer of a server that closes the connection.
 const serverAway = 421
@@ -25,43 +35,75 @@ var notLetIn = map[int]bool{530: true, 534: true, 535: true, 538: true}
 
 func (s Server) address() string { return net.JoinHostPort(s.Host, strconv.Itoa(s.Port)) }
 
-// noGreeting is what err means before the first word about a mail. Of the server's own
-// words it tells the code: they may name our user.
-func (s Server) noGreeting(err error) error {
-	answer, ok := errors.AsType[*textproto.Error](err)
+// answerOf returns the server's answer in err, if there is one: also one without a text (RFC 5321,
+// section 4.2), which textproto does not read.
+func answerOf(err error) (*textproto.Error, bool) {
+	if answer, ok := errors.AsType[*textproto.Error](err); ok {
+		return answer, true
+	}
+	short, _ := errors.AsType[textproto.ProtocolError](err)
+	code := 0
+	_, err = fmt.Sscanf(string(short), `short response: "%3d"`, &code)
+	return &textproto.Error{Code: code}, err == nil
+}
+
+// unlessYes returns err unless it is a yes without a text.
+func unlessYes(err error) error {
+	if answer, ok := answerOf(err); ok && answer.Code/10 == 25 {
+		return nil
+	}
+	return err
+}
+
+// notReady is what err means before the first word about a mail: in connecting, the greeting,
+// EHLO, STARTTLS or AUTH.
+func (s Server) notReady(err error) error {
+	answer, ok := answerOf(err)
+	_, garbled := errors.AsType[textproto.ProtocolError](err) // it quotes what the server said
 	switch {
+	case !ok && garbled:
+		return awayError{fmt.Errorf("mail server %s does not speak SMTP", s.address())}
 	case !ok:
 		return awayError{fmt.Errorf("mail server %s: %w", s.address(), err)}
 	case notLetIn[answer.Code]:
-		return s.loginRefused(answer.Code)
+		return s.loginRefused(answer)
 	}
-	return awayError{fmt.Errorf("mail server %s answered %d before any mail", s.address(), answer.Code)}
+	return awayError{fmt.Errorf("mail server %s answered before any mail: %s", s.address(), s.words(answer, nil))}
 }
 
-func (s Server) loginRefused(code int) error {
-	return awayError{fmt.Errorf("mail server %s answered %d: it refuses the user, password or encryption of --smtp-url; correct that",
-		s.address(), code)}
+func (s Server) loginRefused(answer *textproto.Error) error {
+	return awayError{fmt.Errorf("mail server %s refuses the user, password or encryption of --smtp-url, correct that: %s",
+		s.address(), s.words(answer, nil))}
 }
 
-// refusal is what err means in the dialogue about one mail. It does not show
-// addresses, though the server's own words would.
-func (s Server) refusal(err error) error {
-	e, ok := errors.AsType[*gomail.SendError](err)
+// lacksSMTPUTF8 is what becomes of a mail that no server without that extension can take. If it is
+// the sender's address that needs it, every mail does.
+func (s Server) lacksSMTPUTF8(p *parcel) error {
+	if p.from.NeedsSMTPUTF8() {
+		return awayError{fmt.Errorf("mail server %s does not offer SMTPUTF8, which the address of --mail-from needs", s.address())}
+	}
+	return backoff.Permanent(fmt.Errorf(
+		"the recipient's address needs SMTPUTF8 (its local part is not ASCII), which mail server %s does not offer", s.address()))
+}
+
+// refusal is what err means in the transaction of one mail.
+func (s Server) refusal(at stage, p *parcel, err error) error {
+	answer, ok := answerOf(err)
 	switch {
-	case !ok, e.ErrorCode() == 0 && e.Reason != gomail.ErrSMTPDataClose:
-		return awayError{fmt.Errorf("mail server %s broke off the dialogue, or took too long", s.address())}
-	case e.ErrorCode() == 0:
+	case !ok && at == atEnd:
 		return awayError{fmt.Errorf("mail server %s did not answer after the whole mail, and may have taken it; it is sent again with the same Message-ID", s.address())}
-	case notLetIn[e.ErrorCode()]:
-		return s.loginRefused(e.ErrorCode())
+	case !ok:
+		return awayError{fmt.Errorf("mail server %s broke off the dialogue, or took too long", s.address())}
+	case notLetIn[answer.Code]:
+		return s.loginRefused(answer)
 	}
-	err = fmt.Errorf("mail server answered %d: %s", e.ErrorCode(), e.Reason)
+	err = fmt.Errorf("mail server answered %s: %s", at, s.words(answer, p))
 	switch {
-	case e.ErrorCode() == serverAway:
+	case answer.Code == serverAway, answer.Code < 400, answer.Code > 599: // it talks of something else
 		return awayError{err}
-	case e.ErrorCode() < 500:
+	case answer.Code < 500:
 		return err
-	case e.Reason == gomail.ErrSMTPMailFrom: // it refuses every mail of this sender
+	case at == atMail && !p.needsSMTPUTF8(): // it refuses every mail of this sender
 		return awayError{fmt.Errorf("%w; it refuses the sender of --mail-from", err)}
 	}
 	return backoff.Permanent(err)

@@ -7,7 +7,7 @@
 //
 // # SMTP
 //
-// Every recipient is accepted. A mail is answered with 250 once it is stored: with
+// Every recipient is accepted, one that is not ASCII if the sender has asked for SMTPUTF8. A mail is answered with 250 once it is stored: with
 // a directory, once its file is written, synced and renamed. What arrives is
 // limited to 10 MiB a mail; the newest 1000 mails are kept, and of those no more
 // than 128 MiB, though always the newest one.
@@ -51,6 +51,10 @@ const (
 // A Server takes mails in by SMTP and shows them over HTTP. It is safe for
 // concurrent use.
 type Server struct {
+	// WithoutSMTPUTF8 makes it a server without that extension (RFC 6531): it refuses
+	// addresses that are not ASCII. It must not change while ServeSMTP runs.
+	WithoutSMTPUTF8 bool
+
 	log    *slog.Logger
 	box    *mailbox
 	faults faults
@@ -92,7 +96,7 @@ func (s *Server) smtpServer() *smtp.Server {
 	srv.MaxRecipients = maxRecipients
 	srv.ReadTimeout = readTimeout
 	srv.WriteTimeout = writeTimeout
-	srv.EnableSMTPUTF8 = true
+	srv.EnableSMTPUTF8 = !s.WithoutSMTPUTF8
 	srv.ErrorLog = slog.NewLogLogger(s.log.Handler(), slog.LevelWarn)
 	return srv
 }

@@ -28,10 +28,13 @@ type server struct {
 	stop func() // idempotent
 }
 
-func start(t *testing.T, dir string) *server {
+func start(t *testing.T, dir string, change ...func(*devmail.Server)) *server {
 	t.Helper()
 	s, err := devmail.New(dir, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	must(t, err)
+	for _, c := range change {
+		c(s)
+	}
 	l := listen(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)

@@ -4,12 +4,16 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"strings"
+	"unicode"
 
 	"github.com/emersion/go-smtp"
 )
 
-// What a sender is told. All but the size limit may be tried again.
+// What a sender is told. All but an address and the size limit may be tried again.
 var (
+	errNotASCII = &smtp.SMTPError{Code: 553, EnhancedCode: smtp.EnhancedCode{5, 6, 7}, Message: "devmail: an address that is not ASCII needs SMTPUTF8"}
+
 	errNotWhole  = &smtp.SMTPError{Code: 421, EnhancedCode: smtp.EnhancedCode{4, 4, 2}, Message: "devmail: the mail did not arrive whole"}
 	errNotStored = &smtp.SMTPError{Code: 452, EnhancedCode: smtp.EnhancedCode{4, 3, 1}, Message: "devmail: the mail could not be stored"}
 )
@@ -20,6 +24,7 @@ type session struct {
 	conn *smtp.Conn
 	from string
 	to   []string
+	utf8 bool // the sender has asked for SMTPUTF8
 	// hangUp asks Reset, which follows the answer to DATA, to close the connection.
 	hangUp bool
 }
@@ -29,13 +34,24 @@ func (s *Server) newSession(c *smtp.Conn) (smtp.Session, error) {
 }
 
 // Mail begins a mail.
-func (s *session) Mail(from string, _ *smtp.MailOptions) error {
-	s.from, s.to = from, nil
+func (s *session) Mail(from string, o *smtp.MailOptions) error {
+	s.from, s.to, s.utf8 = from, nil, o.UTF8
+	return s.check(from)
+}
+
+// check refuses an address that is not ASCII unless the sender has asked for SMTPUTF8.
+func (s *session) check(address string) error {
+	if !s.utf8 && strings.ContainsFunc(address, func(r rune) bool { return r > unicode.MaxASCII }) {
+		return errNotASCII
+	}
 	return nil
 }
 
-// Rcpt accepts every recipient.
+// Rcpt accepts every recipient that may be named.
 func (s *session) Rcpt(to string, _ *smtp.RcptOptions) error {
+	if err := s.check(to); err != nil {
+		return err
+	}
 	s.to = append(s.to, to)
 	return nil
 }

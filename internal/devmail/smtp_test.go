@@ -82,6 +82,39 @@ func TestTooLargeAMail(t *testing.T) {
 	}
 }
 
+// TestSMTPUTF8: an address that is not ASCII is taken only from a sender that has asked for it.
+func TestSMTPUTF8(t *testing.T) {
+	for _, without := range []bool{false, true} {
+		s := start(t, "", func(s *devmail.Server) { s.WithoutSMTPUTF8 = without })
+		c := dial(t, s.addr)
+		answer := func(line string) (int, string) {
+			_, err := c.Cmd("%s", line)
+			must(t, err)
+			code, text, _ := c.ReadResponse(0)
+			return code, text
+		}
+		if _, offered := answer("EHLO test"); strings.Contains(offered, "SMTPUTF8") == without {
+			t.Errorf("without %t: EHLO is answered %q", without, offered)
+		}
+		for _, line := range []string{"MAIL FROM:<hé@example.com>", "MAIL FROM:<a@bücher.example>"} {
+			if code, text := answer(line); code != 553 || !strings.HasPrefix(text, "5.6.7 ") {
+				t.Errorf("without %t: %s is answered %d %s, want 553 5.6.7", without, line, code, text)
+			}
+		}
+		command(t, c, "MAIL FROM:<a@example.com>")
+		if code, text := answer("RCPT TO:<hé@example.com>"); code != 553 || !strings.HasPrefix(text, "5.6.7 ") {
+			t.Errorf("without %t: RCPT is answered %d %s, want 553 5.6.7", without, code, text)
+		}
+		if without {
+			continue
+		}
+		command(t, c, "RSET")
+		for _, line := range []string{"MAIL FROM:<hé@example.com> SMTPUTF8", "RCPT TO:<hé@example.com>"} {
+			command(t, c, line)
+		}
+	}
+}
+
 func TestServeSMTPEnds(t *testing.T) {
 	leak := goleak.IgnoreCurrent()
 	s := start(t, t.TempDir())

@@ -22,9 +22,9 @@ const (
 
 // Why a string is no address that SMTP can carry. The texts do not repeat it.
 var (
-	ErrInvalid = errors.New("it is not one plain mail address, such as ann@example.com")
-	ErrTooLong = errors.New("it has more than 254 octets, or more than 64 before the @, when it is encoded")
-	ErrDomain  = errors.New("what follows the @ is not the name of a domain")
+	ErrInvalid = errors.New("it is not one plain mail address, without a name, comments or brackets")
+	ErrTooLong = errors.New("it has more than 254 octets, or its local part more than 64, when it is encoded")
+	ErrDomain  = errors.New("its domain is not one that the DNS can have")
 )
 
 // An Address is one mailbox.
