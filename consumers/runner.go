@@ -47,6 +47,7 @@ type Runner struct {
 	keeper    session.Keeper
 	process   string // host:pid
 	gate      atomic.Pointer[gate]
+	recent    recent
 	recovered recovered
 	redeliver bool     // the next session shall have everything delivered once more
 	ended     []string // sessions that may have left intents taken
@@ -69,7 +70,7 @@ func (r *Runner) Run(ctx context.Context) error {
 		return fmt.Errorf("consumer %s: %w", r.Consumer.Name, err)
 	}
 	r.Log = cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("consumer", r.Consumer.Name)
-	if r.metrics, err = newMetrics(r.Consumer.Name); err != nil {
+	if r.metrics, err = newMetrics(r.Consumer.Name, &r.recent); err != nil {
 		return fmt.Errorf("start consumer %s: %w", r.Consumer.Name, err)
 	}
 	if has, needs := int(r.DB.Config().MaxConns), r.Consumer.Workers+moreConns; has < needs {

@@ -2,6 +2,7 @@ package consumers
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/google/uuid"
@@ -40,3 +41,9 @@ func storableHeader(header nats.Header) map[string][]string {
 	}
 	return h
 }
+
+// An address of a person has no place in what operators paste elsewhere.
+var address = regexp.MustCompile(`[^\s<>"'(),;:]+@[^\s<>"'(),;:]+`)
+
+// Masked returns an error's text without mail addresses.
+func Masked(s string) string { return address.ReplaceAllString(s, "…@…") }

@@ -26,7 +26,7 @@ type metrics struct {
 	reg     metric.Registration
 }
 
-func newMetrics(consumer string) (*metrics, error) {
+func newMetrics(consumer string, last *recent) (*metrics, error) {
 	meter := otel.Meter(scope)
 	m := &metrics{done: outcomeOf(consumer, "done")}
 	counter, err := meter.Int64Counter("pgjet.consumer.events",
@@ -52,10 +52,14 @@ func newMetrics(consumer string) (*metrics, error) {
 		err = errors.Join(err, gaugeErr)
 		all = append(all, g.gauge)
 	}
-	if err != nil {
+	failing, failingErr := meter.Float64ObservableGauge("pgjet.consumer.failing_share",
+		metric.WithDescription("Share of the last attempts of this process that failed, 0 to 1: of 50, and of 10 minutes, at most; 0 of fewer than 10."))
+	if err = errors.Join(err, failingErr); err != nil {
 		return nil, err
 	}
+	all = append(all, failing)
 	m.reg, err = meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		o.ObserveFloat64(failing, last.share(), metric.WithAttributes(attribute.String("consumer", consumer)))
 		if a := m.current.Load(); a != nil {
 			for _, g := range gauges {
 				o.ObserveInt64(g.gauge, g.value(a), metric.WithAttributes(attribute.String("consumer", consumer)))

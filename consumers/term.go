@@ -49,7 +49,6 @@ type term struct {
 	alone    atomic.Bool  // there is one of those in hand
 	kick     chan struct{}
 	fail     context.CancelCauseFunc // ends the session
-	recent   recent
 	callers  attempt.Callers
 	began    time.Time
 

@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
+	"github.com/pgjet/pgjet/consumers/saga"
 	"github.com/pgjet/pgjet/consumers/status"
 )
 
@@ -15,7 +17,7 @@ func showConsumers(out io.Writer, output string, all []status.Status) error {
 		fmt.Fprintln(w, "NAME\tSTATE\tLAG\tRETRYING\tDEAD\tRATE\tOLDEST\tWHY")
 		for _, s := range all {
 			fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%s\t%s\t%s\n", short(s.Name), s.Why.Code, s.Lag, s.Retrying, s.DeadLetters,
-				rate(s.Rate), oldest(s), plain(s.Why.Text))
+				rate(s.Rate), oldest(s), plain(whyText(s)))
 		}
 	})
 	if err != nil || output == "json" {
@@ -34,10 +36,24 @@ func showConsumers(out io.Writer, output string, all []status.Status) error {
 	return nil
 }
 
+// whyText returns the worst reason, and how many others hold.
+func whyText(s status.Status) string {
+	if len(s.Also) == 0 {
+		return s.Why.Text
+	}
+	var codes []string
+	for _, w := range s.Also {
+		codes = append(codes, w.Code)
+	}
+	return fmt.Sprintf("%s (and %d more: %s)", s.Why.Text, len(codes), strings.Join(codes, ", "))
+}
+
 // nextSteps returns a line for each trouble of a consumer, with what to type next.
 func nextSteps(s status.Status) (lines []string) {
-	if !s.Why.Healthy() && s.Why.Code != "dead_letters" {
-		lines = append(lines, fmt.Sprintf("%s is %s -> %s", s.Name, s.Why.Code, nextForConsumer(s)))
+	for _, w := range s.Reasons() {
+		if !w.Healthy() && w.Code != "dead_letters" {
+			lines = append(lines, fmt.Sprintf("%s is %s -> %s", s.Name, w.Code, nextForConsumer(s, w.Code)))
+		}
 	}
 	if s.DeadLetters > 0 {
 		letters := "dead letters"
@@ -50,8 +66,8 @@ func nextSteps(s status.Status) (lines []string) {
 }
 
 // nextForConsumer returns what to do about a reason.
-func nextForConsumer(s status.Status) string {
-	switch s.Why.Code {
+func nextForConsumer(s status.Status, code string) string {
+	switch code {
 	case "paused":
 		if s.Paused != nil {
 			return "pgjet consumer resume " + s.Name
@@ -69,6 +85,10 @@ func nextForConsumer(s status.Status) string {
 		return "start one"
 	case "schema_outdated":
 		return "pgjet migrate up"
+	case "saga_needs_operator":
+		return "pgjet saga ls --state needs_operator"
+	case "saga_waiting":
+		return "pgjet saga ls --state " + cmp.Or(s.Sagas[0].State, saga.Running)
 	case "failing", "slow", "stalled":
 		return "pgjet consumer get " + s.Name
 	}
@@ -104,7 +124,9 @@ func showConsumer(out io.Writer, output string, s status.Status) error {
 		if p := s.Last; p != nil {
 			line("last process", "%s, seen %s", p.Process, ago(s.At.Sub(p.SeenAt)))
 		}
-		line("why", "%s", s.Why.Text)
+		for _, w := range s.Reasons() {
+			line("why", "%s", w.Text)
+		}
 		for _, next := range nextSteps(s) {
 			line("next", "%s", next)
 		}

@@ -128,30 +128,37 @@ func askHealth(ctx context.Context, i registry.Instance) instance {
 		return instance{i, "no_answer", err.Error()}
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode == http.StatusOK {
-		return instance{Instance: i, Health: "ready"}
+	cause, degraded := readHealth(resp.Body)
+	switch {
+	case resp.StatusCode != http.StatusOK:
+		return instance{i, "not_ready", cmp.Or(cause, "it answers "+resp.Status)}
+	case degraded != "":
+		return instance{i, "degraded", degraded}
 	}
-	return instance{i, "not_ready", cmp.Or(notReady(resp.Body), "it answers "+resp.Status)}
+	return instance{Instance: i, Health: "ready"}
 }
 
-// notReady returns the first cause that a health page names.
-func notReady(page io.Reader) string {
+// readHealth returns the first cause that a health page names, and what is degraded first.
+func readHealth(page io.Reader) (cause, degraded string) {
 	var report struct {
 		Status string
 		Checks []struct {
-			Name, Cause string
-			Ready       bool
+			Name, Cause, Degraded string
+			Ready                 bool
 		}
 	}
 	if json.NewDecoder(io.LimitReader(page, 64<<10)).Decode(&report) != nil {
-		return ""
+		return "", ""
 	}
 	for _, c := range report.Checks {
-		if !c.Ready {
-			return c.Name + ": " + c.Cause
+		if !c.Ready && cause == "" {
+			cause = c.Name + ": " + c.Cause
+		}
+		if c.Degraded != "" && degraded == "" {
+			degraded = c.Name + ": " + c.Degraded
 		}
 	}
-	return report.Status
+	return cmp.Or(cause, report.Status), degraded
 }
 
 func showInstances(out io.Writer, output string, all []instance) error {

@@ -48,6 +48,7 @@ var layers = []struct{ pkg, imports string }{
 	{"consumers/replay", "events internal/jserror internal/natsconn internal/sqlstate"},
 	{"consumers/saga", "internal/attempt internal/lead internal/postgres internal/session internal/sqlstate"},
 	{"consumers/onboarding", "consumers consumers/saga events outbox"},
+	{"consumers/status", "consumers consumers/saga"},
 	{"consumers/extend", "consumers/replay consumers/status events internal/jserror internal/natsconn internal/sqlstate"},
 	// Tools.
 	{"internal/devserver", "internal/sqlstate"},

@@ -41,7 +41,10 @@ func (s *settings) onboardingParts(db *pgxpool.Pool, js jetstream.JetStream, log
 	}
 	o := onboarding.New(db, profiles, billing)
 	r := &saga.Runner{Saga: o.Saga(), DB: db, Log: log}
-	return []part{s.consumerPart(o.Consumer(), db, js, log), {name: "onboarding-saga", run: r.Run, ready: r.Ready}}, nil
+	return []part{
+		s.consumerPart(o.Consumer(), db, js, log),
+		{name: "onboarding-saga", run: r.Run, ready: r.Ready, degraded: r.Degraded},
+	}, nil
 }
 
 // otherService returns the way to another service.

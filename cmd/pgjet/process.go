@@ -29,6 +29,8 @@ type part struct {
 	run   func(ctx context.Context) error
 	ready func(ctx context.Context) error // nil: it has nothing to report
 	role  func() (role, detail string)    // nil: it has none, see health.Check
+	// degraded returns what is wrong although it is ready, or ""; nil: nothing ever is.
+	degraded func() string
 }
 
 // supervise runs all parts until ctx ends or one of them fails. It then stops them
@@ -132,7 +134,7 @@ func checks(parts []part) []health.Check {
 	var all []health.Check
 	for _, p := range parts {
 		if p.ready != nil {
-			all = append(all, health.Check{Name: p.name, Ready: p.ready, Role: p.role})
+			all = append(all, health.Check{Name: p.name, Ready: p.ready, Role: p.role, Degraded: p.degraded})
 		}
 	}
 	return all

@@ -75,7 +75,7 @@ func (s *settings) relayPart(log *slog.Logger) (part, error) {
 		Database: config.ConnConfig, NATSURL: s.natsURL, NATS: s.access.options(), Domain: s.access.domain,
 		Stream: s.stream, Source: "/users", Retention: s.retention, Log: log,
 	}
-	return part{"relay", r.Run, r.Ready, r.Role}, nil
+	return part{name: "relay", run: r.Run, ready: r.Ready, role: r.Role}, nil
 }
 
 // operateTime bounds what one command asks of the database.

@@ -202,7 +202,7 @@ func (s *settings) directoryPart(db *pgxpool.Pool, js jetstream.JetStream, log *
 
 func (s *settings) consumerPart(c consumers.Consumer, db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) part {
 	r := &consumers.Runner{Consumer: c, DB: db, JS: js, Stream: s.stream, Log: log, Retention: s.inboxRetention}
-	return part{c.Name, r.Run, r.Ready, r.Role}
+	return part{name: c.Name, run: r.Run, ready: r.Ready, role: r.Role, degraded: r.Degraded}
 }
 
 func (s *settings) mailerPart(db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) (part, error) {

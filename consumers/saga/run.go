@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -46,7 +47,8 @@ type Runner struct {
 
 	keeper  session.Keeper
 	metrics *metrics
-	process string // host:pid, and something of this runner alone
+	counted atomic.Pointer[counts] // some seconds ago
+	process string                 // host:pid, and something of this runner alone
 }
 
 // Run runs sagas until ctx ends. It then lets the attempts that have begun finish, gives
@@ -58,7 +60,7 @@ func (r *Runner) Run(ctx context.Context) (err error) {
 	}
 	r.Retention = cmp.Or(r.Retention, defaultRetention)
 	r.Log = cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("saga", r.Saga.Name)
-	if r.metrics, err = newMetrics(r.Saga.Name); err != nil {
+	if r.metrics, err = newMetrics(r.Saga.Name, &r.counted); err != nil {
 		return fmt.Errorf("start saga %s: %w", r.Saga.Name, err)
 	}
 	host, err := os.Hostname()
@@ -194,7 +196,7 @@ func (r *Runner) tend(ctx context.Context) {
 		begun := time.Now()
 		c, err := r.count(ctx)
 		if err == nil {
-			r.metrics.current.Store(&c)
+			r.counted.Store(&c)
 		}
 		wait := max(countEvery, 50*time.Since(begun))
 		if err == nil && !time.Now().Before(pruneAt) {

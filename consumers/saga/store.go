@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
@@ -146,11 +147,12 @@ func (r *Runner) prune(ctx context.Context) (more bool, err error) {
 	return tag.RowsAffected() == prunedAtOnce, err
 }
 
-// counts are how many sagas there are, and how long ago the oldest began that has not
-// ended.
+// counts are how many sagas there are, how long ago the oldest began that has not
+// ended, and where they do not get further.
 type counts struct {
-	states map[string]int64
-	oldest float64 // seconds
+	states  map[string]int64
+	oldest  float64 // seconds
+	waiting []Waiting
 }
 
 func (r *Runner) count(ctx context.Context) (c counts, err error) {
@@ -168,5 +170,10 @@ func (r *Runner) count(ctx context.Context) (c counts, err error) {
 		c.states[state], c.oldest = n, max(c.oldest, age)
 		return nil
 	})
+	if err != nil {
+		return c, err
+	}
+	c.waiting, err = FindWaiting(ctx, r.DB)
+	c.waiting = slices.DeleteFunc(c.waiting, func(w Waiting) bool { return w.Name != r.Saga.Name })
 	return c, err
 }

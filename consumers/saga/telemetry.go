@@ -17,12 +17,11 @@ const scope = "github.com/pgjet/pgjet/consumers/saga"
 var tracer = otel.Tracer(scope)
 
 type metrics struct {
-	steps   metric.Int64Counter
-	current atomic.Pointer[counts]
-	reg     metric.Registration
+	steps metric.Int64Counter
+	reg   metric.Registration
 }
 
-func newMetrics(name string) (*metrics, error) {
+func newMetrics(name string, counted *atomic.Pointer[counts]) (*metrics, error) {
 	meter := otel.Meter(scope)
 	m := &metrics{}
 	steps, stepsErr := meter.Int64Counter("pgjet.saga.steps", metric.WithDescription(
@@ -30,13 +29,15 @@ func newMetrics(name string) (*metrics, error) {
 	sagas, sagasErr := meter.Int64ObservableGauge("pgjet.saga.sagas", metric.WithDescription("Sagas by state; ended ones as long as they are kept."))
 	oldest, oldestErr := meter.Float64ObservableGauge("pgjet.saga.oldest", metric.WithUnit("s"),
 		metric.WithDescription("How long ago the oldest saga began that has not ended; 0 if there is none."))
-	if err := errors.Join(stepsErr, sagasErr, oldestErr); err != nil {
+	waiting, waitingErr := meter.Int64ObservableGauge("pgjet.saga.waiting",
+		metric.WithDescription("Sagas whose step has failed, or found away what it needs, three times or more."))
+	if err := errors.Join(stepsErr, sagasErr, oldestErr, waitingErr); err != nil {
 		return nil, err
 	}
 	m.steps = steps
 	var err error
 	m.reg, err = meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
-		c := m.current.Load()
+		c := counted.Load()
 		if c == nil {
 			return nil
 		}
@@ -45,8 +46,15 @@ func newMetrics(name string) (*metrics, error) {
 			o.ObserveInt64(sagas, c.states[state], metric.WithAttributes(of, attribute.String("state", state)))
 		}
 		o.ObserveFloat64(oldest, c.oldest, metric.WithAttributes(of))
+		var n int64
+		for _, w := range c.waiting {
+			if !w.NeedsOperator {
+				n += w.Sagas
+			}
+		}
+		o.ObserveInt64(waiting, n, metric.WithAttributes(of))
 		return nil
-	}, sagas, oldest)
+	}, sagas, oldest, waiting)
 	return m, err
 }
 

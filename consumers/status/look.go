@@ -42,7 +42,7 @@ func lookTwice(ctx context.Context, db database, js jetstream.JetStream, all []S
 			return err
 		}
 		s.lookAtOldest(ctx, js)
-		s.Why = s.why()
+		s.judge()
 	}
 	return nil
 }

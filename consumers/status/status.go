@@ -6,7 +6,6 @@ package status
 import (
 	"context"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -15,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/consumers/saga"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
@@ -26,20 +26,22 @@ const silence = 15 * time.Second
 type Status struct {
 	Name string `json:"name"`
 	consumers.Account
-	DeadLetters   int64      `json:"dead_letters"`    // that wait for a decision
-	MaxAckPending int        `json:"max_ack_pending"` // AckPending is never more
-	Rate          float64    `json:"rate"`            // events handled each second, now
-	Arrivals      float64    `json:"arrivals"`        // events that the stream gets for it each second, now
-	OldestSeconds float64    `json:"oldest_seconds"`  // age of the oldest event that is not handled; 0 if there is none
-	Stream        string     `json:"stream"`
-	Ordered       bool       `json:"ordered"`        // one process at a time handles events
-	Effects       bool       `json:"effects"`        // that are outside the database
-	Active        string     `json:"active_process"` // of an ordered consumer, the one that took the lead last
-	ActiveSince   *time.Time `json:"active_since"`
-	Paused        *Paused    `json:"paused"` // nil if not
-	Processes     []Process  `json:"processes"`
-	Last          *Process   `json:"last_process"` // seen last, if none is seen now
-	Why           Why        `json:"why"`
+	DeadLetters   int64          `json:"dead_letters"`    // that wait for a decision
+	MaxAckPending int            `json:"max_ack_pending"` // AckPending is never more
+	Rate          float64        `json:"rate"`            // events handled each second, now
+	Arrivals      float64        `json:"arrivals"`        // events that the stream gets for it each second, now
+	OldestSeconds float64        `json:"oldest_seconds"`  // age of the oldest event that is not handled; 0 if there is none
+	Stream        string         `json:"stream"`
+	Ordered       bool           `json:"ordered"`        // one process at a time handles events
+	Effects       bool           `json:"effects"`        // that are outside the database
+	Active        string         `json:"active_process"` // of an ordered consumer, the one that took the lead last
+	ActiveSince   *time.Time     `json:"active_since"`
+	Paused        *Paused        `json:"paused"` // nil if not
+	Processes     []Process      `json:"processes"`
+	Last          *Process       `json:"last_process"` // seen last, if none is seen now
+	Sagas         []saga.Waiting `json:"sagas"`        // of its name, which it begins: those that do not get further
+	Why           Why            `json:"why"`          // the worst reason
+	Also          []Why          `json:"also"`         // others that hold, too
 
 	lacks   string   // the code for what is missing in JetStream
 	filters []string // of the durable consumer
@@ -61,7 +63,7 @@ type Process struct {
 	SeenAt   time.Time `json:"seen_at"`
 	Workers  int       `json:"workers"`
 	Cause    string    `json:"cause"`    // why it handles nothing; "" while it does
-	Attempts int       `json:"attempts"` // its last ones, which the following are about
+	Attempts int       `json:"attempts"` // its last ones, of some minutes, which the following are about
 	Failed   int       `json:"failed"`
 	Seconds  float64   `json:"seconds"` // the median
 	Error    string    `json:"error"`   // the last one
@@ -151,10 +153,15 @@ func load(ctx context.Context, db database) ([]Status, error) {
 	if err != nil {
 		return nil, err
 	}
+	sagas, err := saga.FindWaiting(ctx, db)
+	if err != nil {
+		return nil, err
+	}
 	for i := range all {
 		if err := all[i].loadProcesses(ctx, db); err != nil {
 			return nil, err
 		}
+		all[i].Sagas = slices.DeleteFunc(slices.Clone(sagas), func(w saga.Waiting) bool { return w.Name != all[i].Name })
 	}
 	return all, nil
 }
@@ -170,9 +177,9 @@ func (s *Status) loadProcesses(ctx context.Context, db database) error {
 	for _, p := range all {
 		p.Since, p.SeenAt = p.Since.UTC(), p.SeenAt.UTC()
 		if !strings.HasPrefix(p.Cause, "paused ") { // by user@host, whom the status names anyway
-			p.Cause = masked(p.Cause)
+			p.Cause = consumers.Masked(p.Cause)
 		}
-		p.Error = masked(p.Error)
+		p.Error = consumers.Masked(p.Error)
 		switch {
 		case s.At.Sub(p.SeenAt) < silence:
 			s.Processes = append(s.Processes, p)
@@ -182,8 +189,3 @@ func (s *Status) loadProcesses(ctx context.Context, db database) error {
 	}
 	return err
 }
-
-// An address of a person has no place in what operators paste elsewhere.
-var address = regexp.MustCompile(`[^\s<>"'(),;:]+@[^\s<>"'(),;:]+`)
-
-func masked(s string) string { return address.ReplaceAllString(s, "…@…") }

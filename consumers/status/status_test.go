@@ -281,6 +281,43 @@ func TestFailing(t *testing.T) {
 	}
 }
 
+// TestMostFail: that some attempts succeed, and that a dead letter waits, hides no outage.
+func TestMostFail(t *testing.T) {
+	b := newBench(t)
+	c := config(func(_ context.Context, _ pgx.Tx, e events.Event) error {
+		switch e.Key {
+		case "k0":
+			return nil
+		case "k1":
+			return backoff.Permanent(errors.New("no such user"))
+		}
+		return errors.New("451 busy")
+	})
+	c.MinRetry, c.MaxRetry, c.MaxAttempts = 10*time.Millisecond, 10*time.Millisecond, 1000
+	b.start(c)
+	b.publish(4)
+	s := b.tells("failing")
+	if len(s.Also) != 1 || s.Also[0].Code != "dead_letters" || !strings.Contains(s.Why.Text, "attempts failed: 451 busy") {
+		t.Errorf("reasons are %+v, want the outage, and the dead letter", s.Reasons())
+	}
+}
+
+// TestSagasWait: where the sagas that a consumer begins do not get further.
+func TestSagasWait(t *testing.T) {
+	b := newBench(t)
+	b.exec(`insert into pgjet.consumer (name, stream, stream_created) values ('test', 'EVENTS', now()), ('b', 'EVENTS', now())`)
+	b.exec(`
+		insert into pgjet.saga (id, name, key, step, waits, error, input)
+		select gen_random_uuid(), 'test', 'k', 'billing', 3, 'billing answered 503', '{}' from generate_series(1, 3)`)
+	all, err := status.List(t.Context(), b.db, b.js)
+	if err != nil || len(all) != 2 || len(all[0].Sagas) != 0 || len(all[1].Sagas) != 1 || all[1].Sagas[0].Sagas != 3 {
+		t.Fatalf("List() = %+v, %v, want three sagas that wait", all, err)
+	}
+	if why := all[1].Reasons(); len(why) != 2 || why[1].Code != "saga_waiting" || why[1].Text != "3 sagas wait at billing: billing answered 503" {
+		t.Errorf("reasons are %+v, want the sagas, too", why)
+	}
+}
+
 func TestRetrying(t *testing.T) {
 	b := newBench(t)
 	c := config(func(context.Context, pgx.Tx, events.Event) error { return errors.New("not yet") })

@@ -7,13 +7,15 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// Codes are those of [Why]. The first that applies is told. docs/cli.md and
+// Codes are those of [Why], the worst first. docs/cli.md and
 // docs/runbooks/consumer-not-moving.md explain each.
 var Codes = slices.Concat([]string{"unaccounted", "stream_missing", "consumer_missing", "paused", "no_process"}, causes,
-	[]string{"blocked", "at_max_ack_pending", "failing", "slow", "stalled", "dead_letters", "moving", "retrying", "idle"})
+	[]string{"blocked", "at_max_ack_pending", "failing", "saga_needs_operator", "saga_waiting", "slow", "stalled", "dead_letters",
+		"moving", "retrying", "idle"})
 
 // causes are the words with which a process says why it handles nothing.
 var causes = append(databaseCauses(), "nats_unreachable", "consumer_differs", "retention_too_short", "unavailable")
@@ -34,60 +36,142 @@ type Why struct {
 // Healthy reports whether nobody has to do anything.
 func (w Why) Healthy() bool { return w.Code == "moving" || w.Code == "retrying" || w.Code == "idle" }
 
-// judged is how many attempts have to fail, all of them, before that is the reason.
-const judged = 10
-
 // young is how long a process may take until its first event is handled.
 const young = 5 * time.Second
 
-// why decides which reason is told.
-func (s *Status) why() Why {
-	say := func(code, format string, args ...any) Why { return Why{code, fmt.Sprintf(format, args...)} }
-	attempts, failures, reason := s.attempts()
-	code, cause := s.cause()
-	switch {
-	case s.Unaccounted > 0:
-		return say("unaccounted", "%d events count as delivered, and are neither in the inbox nor on their way", s.Unaccounted)
-	case s.lacks == "stream_missing":
-		return say("stream_missing", "stream %s does not exist", s.Stream)
-	case s.lacks == "consumer_missing":
-		return say("consumer_missing", "stream %s has no durable consumer %s; the next process to begin makes it, at the inbox's position", s.Stream, s.Name)
-	case s.Paused != nil:
-		return say("paused", "paused by %s %s: %q", s.Paused.By, ago(s.At.Sub(s.Paused.At)), s.Paused.Reason)
-	case s.frozen:
-		return say("paused", "the durable consumer is paused in JetStream itself, not by pgjet")
-	case len(s.Processes) == 0 && s.waiting() > 0:
-		return say("no_process", "no process was seen for %s; %s", silence, s.lastSeen())
-	case code != "":
-		return say(code, "%s", cause)
-	case s.MaxAckPending > 0 && s.AckPending >= int64(s.MaxAckPending):
-		return say("at_max_ack_pending", "%d of %d delivered events are not acknowledged, JetStream delivers no more", s.AckPending, s.MaxAckPending)
-	case attempts >= judged && failures == attempts:
-		return say("failing", "all of the last %d attempts failed: %s", attempts, reason)
-	}
-	return s.pace()
+func say(code, format string, args ...any) Why { return Why{code, fmt.Sprintf(format, args...)} }
+
+// Reasons returns all that hold, the worst first: Why and Also.
+func (s *Status) Reasons() []Why { return append([]Why{s.Why}, s.Also...) }
+
+// judge finds the reasons.
+func (s *Status) judge() {
+	all := s.reasons()
+	s.Why, s.Also = all[0], all[1:]
 }
 
-// pace decides between the reasons of a consumer that can work.
-func (s *Status) pace() Why {
+// reasons returns all that hold, the worst first, at least one. How fast events are handled is
+// looked at only if nothing says already why they are not; that all is well, if nothing else does.
+func (s *Status) reasons() []Why {
+	all := slices.DeleteFunc([]Why{s.loss(), s.lacking(), s.held(), s.absence(), s.blockade(), s.fullness(), s.failure()}, Why.none)
+	waiting := slices.DeleteFunc(s.waitingSagas(), Why.none)
+	if len(all) == 0 {
+		if pace := s.pace(); !pace.none() {
+			waiting = append(waiting, pace)
+		}
+	}
+	all = append(all, waiting...)
+	if s.DeadLetters > 0 {
+		all = append(all, say("dead_letters", "%d %s for a decision", s.DeadLetters,
+			map[bool]string{true: "dead letter waits", false: "dead letters wait"}[s.DeadLetters == 1]))
+	}
+	if len(all) == 0 {
+		all = append(all, s.progress())
+	}
+	return all
+}
+
+func (w Why) none() bool { return w.Code == "" }
+
+func (s *Status) loss() (w Why) {
+	if s.Unaccounted > 0 {
+		w = say("unaccounted", "%d events count as delivered, and are neither in the inbox nor on their way", s.Unaccounted)
+	}
+	return w
+}
+
+func (s *Status) lacking() (w Why) {
+	switch s.lacks {
+	case "stream_missing":
+		w = say("stream_missing", "stream %s does not exist", s.Stream)
+	case "consumer_missing":
+		w = say("consumer_missing", "stream %s has no durable consumer %s; the next process to begin makes it, at the inbox's position", s.Stream, s.Name)
+	}
+	return w
+}
+
+func (s *Status) held() (w Why) {
+	switch {
+	case s.Paused != nil:
+		w = say("paused", "paused by %s %s: %q", s.Paused.By, ago(s.At.Sub(s.Paused.At)), s.Paused.Reason)
+	case s.frozen:
+		w = say("paused", "the durable consumer is paused in JetStream itself, not by pgjet")
+	}
+	return w
+}
+
+func (s *Status) absence() (w Why) {
+	if len(s.Processes) == 0 && s.waiting() > 0 {
+		w = say("no_process", "no process was seen for %s; %s", silence, s.lastSeen())
+	}
+	return w
+}
+
+func (s *Status) blockade() (w Why) {
+	if code, cause := s.cause(); code != "" {
+		w = Why{code, cause}
+	}
+	return w
+}
+
+func (s *Status) fullness() (w Why) {
+	if s.MaxAckPending > 0 && s.AckPending >= int64(s.MaxAckPending) {
+		w = say("at_max_ack_pending", "%d of %d delivered events are not acknowledged, JetStream delivers no more", s.AckPending, s.MaxAckPending)
+	}
+	return w
+}
+
+// failure is that attempts fail, unless processes say why or all that failed was handled in the end.
+func (s *Status) failure() (w Why) {
+	attempts, failed, reason := s.attempts()
+	if code, _ := s.cause(); code == "" && s.waiting()+s.DeadLetters > 0 && consumers.Failing(attempts, failed) {
+		w = say("failing", "%s: %s", consumers.Share(attempts, failed), reason)
+	}
+	return w
+}
+
+// waitingSagas are the reasons of the sagas that the consumer begins.
+func (s *Status) waitingSagas() []Why {
+	var operator, waiting Why
+	for _, x := range s.Sagas { // those of the step at which most wait come first
+		switch {
+		case x.NeedsOperator && operator.none():
+			operator = Why{"saga_needs_operator", x.String()}
+		case !x.NeedsOperator && waiting.none():
+			waiting = Why{"saga_waiting", x.String()}
+		}
+	}
+	return []Why{operator, waiting}
+}
+
+// pace tells from rates that a consumer which can work does not keep up.
+func (s *Status) pace() (w Why) {
 	workers, seconds := s.workers()
 	lagging := s.Lag > 0 && s.Lag-s.growth > 0 && s.growth >= 0
 	switch {
 	case lagging && s.AckPending >= int64(workers) && !s.begins():
-		return Why{"slow", fmt.Sprintf("%d wait and do not get fewer: %s arrive, %s are handled; %s",
-			s.Lag, perSecond(s.Arrivals), perSecond(s.Rate), capacity(workers, seconds, s.Ordered))}
+		w = say("slow", "%d wait and do not get fewer: %s arrive, %s are handled; %s",
+			s.Lag, perSecond(s.Arrivals), perSecond(s.Rate), capacity(workers, seconds, s.Ordered))
 	case lagging && s.Rate == 0 && !s.begins():
-		return Why{"stalled", fmt.Sprintf("%d wait, workers are free, and none is handled; the log of %s may say why", s.Lag, s.Processes[0].Process)}
-	case s.DeadLetters > 0:
-		return Why{"dead_letters", fmt.Sprintf("%d %s for a decision", s.DeadLetters, map[bool]string{true: "dead letter waits", false: "dead letters wait"}[s.DeadLetters == 1])}
-	case s.Lag > 0 || s.AckPending > 0 || s.Rate > 0:
-		return Why{"moving", fmt.Sprintf("%s are handled, %d wait", perSecond(s.Rate), s.Lag)}
-	case s.Retrying > 0:
-		return Why{"retrying", fmt.Sprintf("%d wait for another attempt, or behind one of their key", s.Retrying)}
-	case len(s.Processes) == 0:
-		return Why{"idle", "nothing to do; no process runs"}
+		w = say("stalled", "%d wait, workers are free, and none is handled; the log of %s may say why", s.Lag, s.Processes[0].Process)
 	}
-	return Why{"idle", "nothing to do"}
+	return w
+}
+
+// progress is how a consumer is doing that is well.
+func (s *Status) progress() Why {
+	_, _, reason := s.attempts()
+	switch {
+	case s.Lag > 0 || s.AckPending > 0 || s.Rate > 0:
+		return say("moving", "%s are handled, %d wait", perSecond(s.Rate), s.Lag)
+	case s.Retrying > 0 && reason != "":
+		return say("retrying", "%d wait for another attempt, or behind one of their key; the last error: %s", s.Retrying, reason)
+	case s.Retrying > 0:
+		return say("retrying", "%d wait for another attempt, or behind one of their key", s.Retrying)
+	case len(s.Processes) == 0:
+		return say("idle", "nothing to do; no process runs")
+	}
+	return say("idle", "nothing to do")
 }
 
 // waiting returns how many events would be handled if a process ran.

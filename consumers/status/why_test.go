@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/consumers/saga"
 )
 
 // account is one that needs little writing.
@@ -50,8 +51,15 @@ func TestWhy(t *testing.T) {
 		{"a pause has just ended", Status{Processes: process(func(p *Process) { p.Cause = "paused by ann" })}, "idle", ""},
 		{"too many out", Status{Account: account(9, 10, 0), MaxAckPending: 10, Processes: process(failing)}, "at_max_ack_pending", "10 of 10"},
 		{"all fail", Status{Account: account(9, 9, 0), Processes: process(failing), growth: 1}, "failing", "all of the last 12 attempts failed: no such table"},
+		{"most fail", Status{Account: account(9, 9, 0), DeadLetters: 1, Processes: process(func(p *Process) { p.Failed, p.Error = 48, "451 busy" })}, "failing", "48 of the last 50 attempts failed: 451 busy"},
+		{"half fail", Status{Account: account(0, 0, 3), Processes: process(func(p *Process) { p.Attempts, p.Failed = 10, 5 })}, "failing", "5 of the last 10"},
+		{"fewer than half fail", Status{Account: account(0, 0, 3), Processes: process(func(p *Process) { p.Failed, p.Error = 24, "no" })}, "retrying", "3 wait for another attempt, or behind one of their key; the last error: no"},
+		{"most failed, and all is handled", Status{Processes: process(func(p *Process) { p.Failed = 48 })}, "idle", ""},
+		{"all fail at once for good", Status{DeadLetters: 12, Processes: process(failing)}, "failing", "all of the last 12"},
+		{"sagas wait", Status{DeadLetters: 1, Processes: process(nil), Sagas: []saga.Waiting{{Name: "onboarding", Step: "billing", Sagas: 3, Error: "billing answered 503"}}}, "saga_waiting", "3 sagas wait at billing"},
+		{"a saga needs an operator", Status{Processes: process(nil), Sagas: []saga.Waiting{{Step: "billing", Sagas: 3}, {Step: "undo billing", Sagas: 1, NeedsOperator: true}}}, "saga_needs_operator", "1 saga needs an operator at undo billing"},
 		{"all of few fail", Status{Processes: process(func(p *Process) { p.Attempts, p.Failed = 9, 9 })}, "idle", ""},
-		{"one did not fail", Status{Processes: process(func(p *Process) { p.Attempts, p.Failed = 50, 49 })}, "idle", ""},
+		{"one did not fail", Status{Account: account(0, 0, 1), Processes: process(func(p *Process) { p.Attempts, p.Failed = 50, 49 })}, "failing", "49 of the last 50"},
 		{"another process does not fail", Status{Processes: slices.Concat(process(failing), process(nil))}, "idle", ""},
 		{
 			"more arrive than can be handled", Status{Account: account(30, 64, 0), Processes: process(nil), growth: 5, Rate: 8, Arrivals: 20, Ordered: true},
@@ -70,7 +78,8 @@ func TestWhy(t *testing.T) {
 		{"nothing", Status{Processes: process(nil)}, "idle", "nothing to do"},
 	} {
 		row.s.At = noon
-		got := row.s.why()
+		row.s.judge()
+		got := row.s.Why
 		told[got.Code] = true
 		if got.Code != row.code || !strings.Contains(got.Text, row.says) {
 			t.Errorf("%s: %+v, want %s and %q", row.name, got, row.code, row.says)
@@ -91,24 +100,40 @@ func TestWhy(t *testing.T) {
 	}
 }
 
-// TestCauses: each word with which a process explains itself is a code.
-func TestCauses(t *testing.T) {
-	for _, cause := range causes {
-		s := Status{Processes: process(func(p *Process) { p.Cause = cause + ": reason" })}
-		if got := s.why(); got.Code != cause {
-			t.Errorf("cause %s is told as %+v", cause, got)
+// TestReasons: one reason hides no other, and the worst comes first, in the order of Codes.
+func TestReasons(t *testing.T) {
+	failing := process(func(p *Process) { p.Failed, p.Error = 48, "451 busy" })
+	sagas := []saga.Waiting{{Step: "billing", Sagas: 3}, {Step: "undo billing", Sagas: 1, NeedsOperator: true}}
+	for want, s := range map[string]Status{
+		"failing saga_needs_operator saga_waiting dead_letters": {Account: account(9, 9, 0), DeadLetters: 1, Processes: failing, Sagas: sagas},
+		"unaccounted paused no_process dead_letters":            {Account: consumers.Account{Unaccounted: 1, Lag: 2}, Paused: &Paused{}, DeadLetters: 1},
+		"unavailable dead_letters":                              {Account: account(9, 9, 0), DeadLetters: 1, Processes: process(func(p *Process) { p.Failed, p.Cause = 50, "unavailable: x" })},
+		"consumer_missing dead_letters":                         {lacks: "consumer_missing", DeadLetters: 2},
+		"slow dead_letters":                                     {Account: account(30, 64, 0), Processes: process(nil), growth: 5, DeadLetters: 1},
+		"moving":                                                {Account: account(1, 1, 0), Processes: process(nil), growth: -1},
+	} {
+		s.At = noon
+		s.judge()
+		var got []string
+		for _, w := range s.Reasons() {
+			got = append(got, w.Code)
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("reasons are %q, want %s", got, want)
+		}
+		if !slices.IsSortedFunc(got, func(a, b string) int { return slices.Index(Codes, a) - slices.Index(Codes, b) }) {
+			t.Errorf("%q are not in the order of Codes", got)
 		}
 	}
 }
 
-func TestMasked(t *testing.T) {
-	for in, want := range map[string]string{
-		`550 <ann.lee@example.com> unknown`:     `550 <…@…> unknown`,
-		`to: bob@example.com, carl@example.com`: `to: …@…, …@…`,
-		`dial tcp 10.0.0.1:25: refused`:         `dial tcp 10.0.0.1:25: refused`,
-	} {
-		if got := masked(in); got != want {
-			t.Errorf("masked(%q) = %q, want %q", in, got, want)
+// TestCauses: each word with which a process explains itself is a code.
+func TestCauses(t *testing.T) {
+	for _, cause := range causes {
+		s := Status{Processes: process(func(p *Process) { p.Cause = cause + ": reason" })}
+		s.judge()
+		if s.Why.Code != cause {
+			t.Errorf("cause %s is told as %+v", cause, s.Why)
 		}
 	}
 }

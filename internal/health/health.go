@@ -4,7 +4,8 @@
 //     dependency: restarting us does not repair PostgreSQL.
 //   - /readyz answers 200 if every check passes, else 503, with the cause of each, its role if it
 //     shares its work with other processes, and the time at which they began. A healthy standby
-//     is ready. However many ask, the checks are made once a second
+//     is ready. A part that is ready and does badly is degraded: the answer is 200 and says so.
+//     However many ask, the checks are made once a second
 //     at most: an answer is that old at most, and the time that they take.
 //   - /metrics is for Prometheus.
 package health
@@ -31,6 +32,9 @@ type Check struct {
 	// Role, unless it is nil, returns leader or standby, and a sentence about it if there is
 	// something to say. Whether a part is ready does not depend on it.
 	Role func() (role, detail string)
+	// Degraded, unless it is nil, returns what is wrong although the part is ready, or "": for
+	// people, since neither a restart nor another process would help.
+	Degraded func() string
 }
 
 // Health is the state of one process.
@@ -65,18 +69,19 @@ func (h *Health) Handler() http.Handler {
 }
 
 type report struct {
-	Status  string    `json:"status"` // ok, not_ready or stopping
+	Status  string    `json:"status"` // ok, degraded, not_ready or stopping
 	Version string    `json:"version"`
 	Time    time.Time `json:"time"`
 	Checks  []result  `json:"checks,omitempty"`
 }
 
 type result struct {
-	Name   string `json:"name"`
-	Ready  bool   `json:"ready"`
-	Role   string `json:"role,omitempty"` // leader or standby
-	Detail string `json:"detail,omitempty"`
-	Cause  string `json:"cause,omitempty"`
+	Name     string `json:"name"`
+	Ready    bool   `json:"ready"`
+	Role     string `json:"role,omitempty"` // leader or standby
+	Detail   string `json:"detail,omitempty"`
+	Cause    string `json:"cause,omitempty"`
+	Degraded string `json:"degraded,omitempty"`
 }
 
 // ready reports what the checks say, or said just now.
@@ -84,6 +89,9 @@ func (h *Health) ready(ctx context.Context) report {
 	l := h.look(ctx)
 	rep := report{Status: "ok", Version: h.Version, Time: l.at, Checks: l.checks}
 	for _, c := range rep.Checks {
+		if c.Degraded != "" && rep.Status == "ok" {
+			rep.Status = "degraded"
+		}
 		if !c.Ready {
 			rep.Status = "not_ready"
 		}
@@ -124,6 +132,9 @@ func (h *Health) check(ctx context.Context) []result {
 		if c.Role != nil {
 			results[i].Role, results[i].Detail = c.Role()
 		}
+		if c.Degraded != nil {
+			results[i].Degraded = c.Degraded()
+		}
 		go func() { answers <- answer{i, c.Ready(ctx)} }()
 	}
 	for range h.Checks {
@@ -147,7 +158,7 @@ func reply(w http.ResponseWriter, rep report) {
 	rep.Time = rep.Time.UTC()
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
-	if rep.Status != "ok" {
+	if rep.Status != "ok" && rep.Status != "degraded" {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}
 	_ = json.NewEncoder(w).Encode(rep) // the client is gone otherwise

@@ -23,10 +23,11 @@ type page struct {
 	Version string    `json:"version"`
 	Time    time.Time `json:"time"`
 	Checks  []struct {
-		Name  string `json:"name"`
-		Ready bool   `json:"ready"`
-		Role  string `json:"role"`
-		Cause string `json:"cause"`
+		Name     string `json:"name"`
+		Ready    bool   `json:"ready"`
+		Role     string `json:"role"`
+		Cause    string `json:"cause"`
+		Degraded string `json:"degraded"`
 	} `json:"checks"`
 }
 
@@ -52,6 +53,9 @@ func well(context.Context) error    { return nil }
 func away(context.Context) error    { return errors.New("database_unreachable: no answer") }
 func hangs(c context.Context) error { <-c.Done(); return c.Err() }
 
+func badly() string { return "failing: 48 of the last 50 attempts failed" }
+func fine() string  { return "" }
+
 func TestPages(t *testing.T) {
 	for _, row := range []struct {
 		name   string
@@ -63,6 +67,8 @@ func TestPages(t *testing.T) {
 		{name: "nothing to check", code: 200, status: "ok"},
 		{name: "all is well", checks: []health.Check{{Name: "a", Ready: well}, {Name: "b", Ready: well}}, code: 200, status: "ok"},
 		{name: "one is not", checks: []health.Check{{Name: "a", Ready: well}, {Name: "b", Ready: away}}, code: 503, status: "not_ready"},
+		{name: "one is degraded", checks: []health.Check{{Name: "a", Ready: well, Degraded: badly}, {Name: "b", Ready: well, Degraded: fine}}, code: 200, status: "degraded"},
+		{name: "one is degraded, one away", checks: []health.Check{{Name: "a", Ready: well, Degraded: badly}, {Name: "b", Ready: away}}, code: 503, status: "not_ready"},
 		{name: "stopping", checks: []health.Check{{Name: "a", Ready: well}}, stop: true, code: 503, status: "stopping"},
 		{name: "stopping in an outage", checks: []health.Check{{Name: "b", Ready: away}}, stop: true, code: 503, status: "stopping"},
 	} {
@@ -88,6 +94,10 @@ func TestPages(t *testing.T) {
 }
 
 func TestReadyNamesTheCause(t *testing.T) {
+	degraded := ask(t, &health.Health{Metrics: metrics(), Checks: []health.Check{{Name: "a", Ready: well, Degraded: badly}}}, "/readyz")
+	if len(degraded.Checks) != 1 || !degraded.Checks[0].Ready || degraded.Checks[0].Degraded != "failing: 48 of the last 50 attempts failed" {
+		t.Errorf("checks are %+v, want what is degraded", degraded.Checks)
+	}
 	p := ask(t, &health.Health{Metrics: metrics(), Checks: []health.Check{{Name: "a", Ready: well}, {Name: "b", Ready: away}}}, "/readyz")
 	if len(p.Checks) != 2 || !p.Checks[0].Ready || p.Checks[1].Cause != "database_unreachable: no answer" {
 		t.Errorf("checks are %+v, want b's own words", p.Checks)

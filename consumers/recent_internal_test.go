@@ -1,0 +1,76 @@
+package consumers
+
+import (
+	"errors"
+	"testing"
+	"time"
+)
+
+func TestMasked(t *testing.T) {
+	for in, want := range map[string]string{
+		`550 <ann.lee@example.com> unknown`:     `550 <…@…> unknown`,
+		`to: bob@example.com, carl@example.com`: `to: …@…, …@…`,
+		`dial tcp 10.0.0.1:25: refused`:         `dial tcp 10.0.0.1:25: refused`,
+	} {
+		if got := Masked(in); got != want {
+			t.Errorf("Masked(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+// TestRecent: failures count until enough attempts in a row succeed, or for some minutes.
+func TestRecent(t *testing.T) {
+	busy := errors.New("451 busy")
+	add := func(r *recent, n int, began time.Time, err error) {
+		for range n {
+			r.add(ending{began: began, err: err})
+		}
+	}
+	var r recent
+	now := time.Now()
+	check := func(what string, attempts, failed int) {
+		t.Helper()
+		if a, f, _, reason := r.summary(); a != attempts || f != failed || (reason != "") != (failed > 0) {
+			t.Errorf("%s: %d of %d failed (%q), want %d of %d", what, f, a, reason, failed, attempts)
+		}
+	}
+	add(&r, 60, now, busy)
+	check("an outage", 50, 50)
+	add(&r, 2, now, nil)
+	check("two get through", 50, 48)
+	add(&r, 1, now, busy)
+	add(&r, 4, now, nil)
+	check("four in a row", 50, 44)
+	if s := r.share(); s != 0.88 {
+		t.Errorf("the share is %v, want 0.88", s)
+	}
+	add(&r, 1, now, nil)
+	check("five in a row", 5, 0)
+	if s := r.share(); s != 0 {
+		t.Errorf("the share is %v, want 0", s)
+	}
+	add(&r, 20, now, nil)
+	add(&r, 3, now, busy)
+	add(&r, 5, now, nil)
+	check("some fail", 33, 3)
+
+	r = recent{}
+	add(&r, 20, now.Add(-time.Hour), busy)
+	add(&r, 1, now, busy)
+	check("an hour later", 1, 1)
+}
+
+func TestFailing(t *testing.T) {
+	for _, row := range []struct {
+		attempts, failed int
+		want             bool
+		share            string
+	}{
+		{9, 9, false, "all of the last 9 attempts failed"}, {10, 5, true, "5 of the last 10 attempts failed"},
+		{10, 4, false, "4 of the last 10 attempts failed"}, {50, 48, true, "48 of the last 50 attempts failed"}, {0, 0, false, "all of the last 0 attempts failed"},
+	} {
+		if got, share := Failing(row.attempts, row.failed), Share(row.attempts, row.failed); got != row.want || share != row.share {
+			t.Errorf("%d of %d: %t, %q", row.failed, row.attempts, got, share)
+		}
+	}
+}

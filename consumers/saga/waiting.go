@@ -1,0 +1,93 @@
+package saga
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/internal/sqlstate"
+)
+
+// WaitingPage is how many sagas FindWaiting looks at, at most.
+const WaitingPage = 10_000
+
+// stuckAfter is how often a step has to fail, or to find away what it needs, until its saga
+// counts as waiting.
+const stuckAfter = 3
+
+// Waiting says how many sagas of one name do not get beyond one step.
+type Waiting struct {
+	Name          string    `json:"name"`
+	State         string    `json:"state"` // running or undoing, or needs_operator
+	Step          string    `json:"step"`
+	Sagas         int64     `json:"sagas"`
+	Since         time.Time `json:"since"` // the beginning of the oldest
+	Error         string    `json:"error"` // of the last attempt
+	NeedsOperator bool      `json:"needs_operator"`
+}
+
+// String says it in a sentence.
+func (w Waiting) String() string {
+	sagas, verb := "sagas", "wait"
+	if w.NeedsOperator {
+		verb = "need an operator"
+	}
+	if w.Sagas == 1 {
+		sagas, verb = "saga", map[bool]string{true: "needs an operator", false: "waits"}[w.NeedsOperator]
+	}
+	text := fmt.Sprintf("%d %s %s at %s", w.Sagas, sagas, verb, w.Step)
+	if w.Error != "" {
+		text += ": " + w.Error
+	}
+	return text
+}
+
+// A querier is a connection, a pool, or a transaction.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// FindWaiting returns where sagas do not get further: those whose step failed three times or more,
+// or found as often away what it needs, and those that need an operator. The step at which most
+// wait comes first. However many sagas there are, it looks at [WaitingPage] that are due first, and at as
+// many that began last.
+func FindWaiting(ctx context.Context, db querier) ([]Waiting, error) {
+	rows, err := db.Query(ctx, `
+		with live as (
+			select name, state, step, started_at, changed_at, error from (
+				select * from pgjet.saga where state in ('running', 'undoing') order by name, due_at limit $1) due
+			 where error <> '' and attempts + waits >= $2
+		), stopped as (
+			select name, state, step, started_at, changed_at, error from (
+				select * from pgjet.saga order by started_at desc limit $1) newest
+			 where state = 'needs_operator'
+		)
+		select name, state, step, count(*), min(started_at), (array_agg(error order by changed_at desc))[1], state = 'needs_operator'
+		  from (select * from live union all select * from stopped) w
+		 group by name, state, step order by count(*) desc, name, state, step`, WaitingPage, stuckAfter)
+	if err != nil {
+		return nil, sqlstate.Wrap("look for sagas that wait", err)
+	}
+	all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Waiting])
+	for i := range all {
+		all[i].Since = all[i].Since.UTC()
+	}
+	return all, sqlstate.Wrap("look for sagas that wait", err)
+}
+
+// Degraded returns "" unless sagas wait or need an operator. It then returns the word saga_waiting or
+// saga_needs_operator, and what is known of the step at which most do. It is some seconds old.
+// A degraded runner is [Runner.Ready]: a restart would not help.
+func (r *Runner) Degraded() string {
+	c := r.counted.Load()
+	if c == nil || len(c.waiting) == 0 {
+		return ""
+	}
+	w := c.waiting[0]
+	if w.NeedsOperator {
+		return "saga_needs_operator: " + w.String()
+	}
+	return "saga_waiting: " + w.String()
+}
