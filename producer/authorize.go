@@ -3,12 +3,15 @@ package producer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/pgjet/pgjet/internal/auth"
 )
@@ -18,8 +21,8 @@ type access int
 
 const (
 	open    access = iota // anybody
-	known                 // who shows a token; the handler asks mayActFor
-	isAdmin               // who shows a token with the role admin
+	known                 // a token is needed; the handler calls ownUser
+	isAdmin               // a token with the role admin is needed
 )
 
 type identityKey struct{}
@@ -31,9 +34,12 @@ func (s *Server) authorize(a access) func(huma.Context, func(huma.Context)) {
 		who, p := s.identify(r)
 		switch {
 		case p != nil:
+			s.recordRefusal(ctx.Context(), who, p)
 			writeProblem(w, p)
 		case a == isAdmin && !who.Has(auth.Admin):
-			writeProblem(w, forbidden())
+			p := forbidden()
+			s.recordRefusal(ctx.Context(), who, p)
+			writeProblem(w, p)
 		default:
 			next(huma.WithValue(ctx, identityKey{}, who))
 		}
@@ -72,11 +78,71 @@ func forbidden() *Problem {
 	return newProblem(http.StatusForbidden, "forbidden", "The access token does not allow this.")
 }
 
-// mayActFor returns nil if the caller is the user with this id, or an admin.
-func mayActFor(ctx context.Context, id uuid.UUID) error {
-	who, _ := ctx.Value(identityKey{}).(auth.Identity)
-	if who.Subject == id.String() || who.Has(auth.Admin) {
-		return nil
-	}
-	return forbidden()
+func accountRejected() *Problem {
+	return newProblem(http.StatusForbidden, "account_rejected", "This account was rejected: nobody can log in to it.")
 }
+
+// caller returns for whom the request's token speaks.
+func caller(ctx context.Context) auth.Identity {
+	who, _ := ctx.Value(identityKey{}).(auth.Identity)
+	return who
+}
+
+// A standing is what the row of the caller says of them by now. A token says what held
+// when its user logged in.
+type standing struct {
+	State           string
+	Roles           []string
+	TokenGeneration int
+}
+
+// queueStanding queues that the caller's row is read into refusal: nil, if the caller may do
+// what their token says, or the problem. A caller whom target does not name acts as an admin.
+//
+// In a transaction it comes after the lock on what is changed: a statement sees what was
+// committed before it began, so a role that was revoked during the wait is gone.
+func queueStanding(b *pgx.Batch, who auth.Identity, target string, refusal *error) {
+	id, err := parseUserID(who.Subject)
+	if err != nil {
+		id = uuid.Nil // nobody's
+	}
+	b.Queue(`select state, roles, token_generation from users.users where id = $1`, id).Query(func(rows pgx.Rows) error {
+		now, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[standing])
+		switch {
+		case errors.Is(err, pgx.ErrNoRows):
+			*refusal = tokenInvalid(`Bearer error="invalid_token"`)
+		case err != nil:
+			return fmt.Errorf("look at the caller: %w", err)
+		default:
+			*refusal = now.refusal(who, target)
+		}
+		return nil
+	})
+}
+
+// refusal returns why a token of who is not good for acting on target any more; nil if it is.
+func (now standing) refusal(who auth.Identity, target string) error {
+	switch {
+	case now.TokenGeneration != who.Generation: // the password was changed
+		return tokenInvalid(`Bearer error="invalid_token"`)
+	case now.State == "rejected":
+		return accountRejected()
+	case who.Subject != target && !(who.Has(auth.Admin) && slices.Contains(now.Roles, auth.Admin)):
+		return forbidden()
+	}
+	return nil
+}
+
+// mayActOn returns nil if the caller may act on target by now, else the problem.
+func (s *Server) mayActOn(ctx context.Context, target string) error {
+	var refusal error
+	b := &pgx.Batch{}
+	queueStanding(b, caller(ctx), target, &refusal)
+	if err := s.db.SendBatch(ctx, b).Close(); err != nil {
+		return err
+	}
+	return refusal
+}
+
+// everybody is the target of those who act on all users.
+const everybody = ""

@@ -146,4 +146,7 @@ func (s *Server) Changed(id string) { s.cache.changed(id) }
 func (s *Server) Forget() { s.cache.forget() }
 
 // Close ends what New began in the background. Requests are still answered.
-func (s *Server) Close() { s.cache.entries.StopAllGoroutines() }
+func (s *Server) Close() {
+	s.cache.entries.StopAllGoroutines()
+	s.flood.end()
+}

@@ -46,7 +46,7 @@ func TestListIsCached(t *testing.T) {
 	u := post(t, srv, signUp("ann@example.com", "Ann", password)).user(t)
 	holds("after a sign-up", 4)
 	change := request(t, http.MethodPatch, srv.URL+"/users/"+u.ID.String(), strings.NewReader(`{"name":"Anna"}`))
-	change.Header.Set("Authorization", "Bearer "+token(t, "operator", auth.Admin))
+	change.Header.Set("Authorization", "Bearer "+admin(t, srv))
 	if a := do(t, change); a.StatusCode != http.StatusOK {
 		t.Fatalf("PATCH = %d %s", a.StatusCode, a.body)
 	}
@@ -54,7 +54,7 @@ func TestListIsCached(t *testing.T) {
 		t.Errorf("the list after a rename is %s", a.body)
 	}
 	remove := request(t, http.MethodDelete, srv.URL+"/users/"+ids[0], nil)
-	remove.Header.Set("Authorization", "Bearer "+token(t, "operator", auth.Admin))
+	remove.Header.Set("Authorization", "Bearer "+admin(t, srv))
 	if a := do(t, remove); a.StatusCode != http.StatusNoContent {
 		t.Fatalf("DELETE = %d %s", a.StatusCode, a.body)
 	}
@@ -106,9 +106,10 @@ func TestProfileIsCached(t *testing.T) {
 	other := uuid.Must(uuid.NewV7()).String()
 	wantProblem(t, getProfile(t, srv, id, other), http.StatusNotFound, "user_not_found")
 	remove := request(t, http.MethodDelete, srv.URL+"/users/"+id, nil)
-	remove.Header.Set("Authorization", "Bearer "+token(t, "operator", auth.Admin))
+	remove.Header.Set("Authorization", "Bearer "+admin(t, srv))
 	if a := do(t, remove); a.StatusCode != http.StatusNoContent {
 		t.Fatalf("DELETE = %d %s", a.StatusCode, a.body)
 	}
-	wantProblem(t, getProfile(t, srv, id, id), http.StatusNotFound, "user_not_found")
+	wantProblem(t, getProfile(t, srv, id, id), http.StatusUnauthorized, "token_invalid")
+	wantProblem(t, getProfile(t, srv, id, auth.Admin), http.StatusNotFound, "user_not_found")
 }

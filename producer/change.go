@@ -1,9 +1,11 @@
 package producer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -36,7 +38,7 @@ func (in *changeUserInput) Resolve(ctx huma.Context) []error {
 // changeUser renames a user, for themselves and for admins; see [Server.getUser] for
 // what others are told. A name that the user has already changes nothing.
 func (s *Server) changeUser(ctx context.Context, in *changeUserInput) (*userOutput, error) {
-	id, err := ownUser(ctx, in.ID)
+	id, err := s.ownUser(ctx, in.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -44,11 +46,11 @@ func (s *Server) changeUser(ctx context.Context, in *changeUserInput) (*userOutp
 	if wrong != nil {
 		return nil, invalidFields([]FieldError{*wrong})
 	}
-	var u User
-	err = s.change(ctx, func(ctx context.Context, tx pgx.Tx) (events.Payload, error) {
-		var err error
-		if u, err = lockUser(ctx, tx, id, in.ifMatch); err != nil || u.Name == name {
-			return nil, err
+	u := User{}
+	e := edit{kind: "user.rename", id: id, target: id.String(), ifMatch: in.ifMatch}
+	err = s.change(ctx, e, &u, func(ctx context.Context, tx pgx.Tx) (events.Payload, error) {
+		if u.Name == name {
+			return nil, nil
 		}
 		return rename(ctx, tx, &u, name)
 	})
@@ -90,10 +92,8 @@ func (s *Server) deleteUser(ctx context.Context, in *deleteUserInput) (*struct{}
 	if err != nil {
 		return nil, err
 	}
-	err = s.change(ctx, func(ctx context.Context, tx pgx.Tx) (events.Payload, error) {
-		if _, err := lockUser(ctx, tx, id, in.ifMatch); err != nil {
-			return nil, err
-		}
+	e := edit{kind: "user.delete", id: id, target: everybody, ifMatch: in.ifMatch}
+	err = s.change(ctx, e, &User{}, func(ctx context.Context, tx pgx.Tx) (events.Payload, error) {
 		at := time.Time{}
 		err := tx.QueryRow(ctx, `delete from users.users where id = $1 returning clock_timestamp()`, id).Scan(&at)
 		if err != nil {
@@ -107,43 +107,70 @@ func (s *Server) deleteUser(ctx context.Context, in *deleteUserInput) (*struct{}
 	return nil, nil
 }
 
-// lockUser returns the user with this id once nobody else is changing them, if they
-// have one of the versions that the request is meant for.
-func lockUser(ctx context.Context, tx pgx.Tx, id uuid.UUID, ifMatch etags) (User, error) {
-	rows, err := tx.Query(ctx, `
-		select id, email, name, state, created_at, version from users.users where id = $1 for update`, id)
-	if err != nil {
-		return User{}, fmt.Errorf("lock user: %w", err)
-	}
-	u, err := oneUser(rows)
-	if err != nil {
-		return User{}, err
-	}
-	return u, ifMatch.checkIfMatch(u.Version)
+// An edit is a change of one user by a caller.
+type edit struct {
+	kind    string    // what an admin does, in pgjet.operation
+	id      uuid.UUID // of the user
+	target  string    // for queueStanding: the user, or everybody if only admins may
+	ifMatch etags
 }
 
 // change calls fn in a transaction, appends the event that fn returns, and commits.
-// If there is none, nothing has changed, and the transaction ends. Fn changes the
-// row, and waits for others who do, before the event is appended: so the events of a
-// user stand in the outbox in the order of their changes. A client that goes away
-// does not interrupt a change, ctx's deadline does.
-func (s *Server) change(ctx context.Context, fn func(context.Context, pgx.Tx) (events.Payload, error)) error {
+// If there is none, nothing has changed, and the transaction ends.
+//
+// It begins with a lock on the user's row, which it reads into u, and looks at the caller's row
+// behind it: who may not make the change by then is refused. So fn waits for others who
+// change the user before the event is appended, and the events of a user stand in the outbox in the order
+// of their changes. What an admin does is noted in pgjet.operation. A client that goes away does not
+// interrupt a change, ctx's deadline does.
+func (s *Server) change(ctx context.Context, e edit, u *User, fn func(context.Context, pgx.Tx) (events.Payload, error)) error {
 	ctx, cancel := uninterrupted(ctx)
 	defer cancel()
-	tx, err := s.db.Begin(ctx)
+	var refusal, missing error
+	b := &pgx.Batch{}
+	b.BeginTx(pgx.TxOptions{})
+	queueUser(b, userByID+` for update`, e.id, u, &missing)
+	queueStanding(b, caller(ctx), e.target, &refusal)
+	tx, err := s.db.beginWith(ctx, b)
 	if err != nil {
-		return fmt.Errorf("begin: %w", err)
+		return fmt.Errorf("lock user: %w", err)
 	}
 	defer tx.Rollback(ctx)
-
+	if err := cmp.Or(refusal, missing); err != nil {
+		return err
+	}
+	if err := e.ifMatch.checkIfMatch(u.Version); err != nil {
+		return err
+	}
 	event, err := fn(ctx, tx)
 	if err != nil || event == nil {
 		return err
 	}
-	if err := outbox.Append(ctx, tx, event); err != nil {
+	if err := s.announce(ctx, tx, e, event); err != nil {
 		return err
 	}
-	return s.committed(event.EventKey(), commitError(tx.Commit(ctx)))
+	err = s.committed(event.EventKey(), commitError(tx.Commit(ctx)))
+	if err == nil && e.byAdmin(ctx) {
+		s.record(ctx, securityEvent{name: strings.ReplaceAll(e.kind, ".", "_"), outcome: "success", user: userID(caller(ctx)), target: e.id.String()})
+	}
+	return err
+}
+
+// byAdmin reports whether the caller needs to be an admin for e.
+func (e edit) byAdmin(ctx context.Context) bool { return caller(ctx).Subject != e.target }
+
+// announce appends the event of e and, if an admin makes it, notes who did what.
+func (s *Server) announce(ctx context.Context, tx pgx.Tx, e edit, event events.Payload) error {
+	b := &pgx.Batch{}
+	if err := outbox.Queue(ctx, b, event); err != nil {
+		return err
+	}
+	if e.byAdmin(ctx) {
+		b.Queue(`insert into pgjet.operation (kind, target, by, reason, detail) values ($1, $2, $3, $4, $5)`,
+			e.kind, e.id.String(), "user "+userID(caller(ctx)), "asked for over HTTP",
+			map[string]string{"trace_id": traceID(ctx), "network": mask(networkOf(ctx))})
+	}
+	return tx.SendBatch(ctx, b).Close()
 }
 
 // uninterrupted returns ctx without its cancellation, but with its deadline.

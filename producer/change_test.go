@@ -173,15 +173,15 @@ func TestIfMatch(t *testing.T) {
 			wantProblem(t, a, 412, "changed_meanwhile")
 		}
 	}
-	wantProblem(t, call(t, srv, "DELETE", path, "", admin(t), "If-Match", `"6"`), 412, "changed_meanwhile")
-	wantProblem(t, call(t, srv, "DELETE", path, "", admin(t), "If-Match", `W/"7"`), 412, "changed_meanwhile")
+	wantProblem(t, call(t, srv, "DELETE", path, "", admin(t, srv), "If-Match", `"6"`), 412, "changed_meanwhile")
+	wantProblem(t, call(t, srv, "DELETE", path, "", admin(t, srv), "If-Match", `W/"7"`), 412, "changed_meanwhile")
 	if n := count(t, db, "pgjet.outbox"); n != 7 {
 		t.Errorf("%d events, want 7: one sign-up and six changes", n)
 	}
-	if a := call(t, srv, "DELETE", path, "", admin(t), "If-Match", `"7"`); a.StatusCode != 204 {
+	if a := call(t, srv, "DELETE", path, "", admin(t, srv), "If-Match", `"7"`); a.StatusCode != 204 {
 		t.Errorf("DELETE of the version that there is = %d, want 204: %s", a.StatusCode, a.body)
 	}
-	wantProblem(t, call(t, srv, "DELETE", path, "", admin(t), "If-Match", `*`), 404, "user_not_found")
+	wantProblem(t, call(t, srv, "DELETE", path, "", admin(t, srv), "If-Match", `*`), 404, "user_not_found")
 }
 
 func TestIfNoneMatch(t *testing.T) {
@@ -224,7 +224,7 @@ func TestOthersDoNotExist(t *testing.T) {
 		wantProblem(t, call(t, srv, "DELETE", path, "", tok), 403, "forbidden")
 		wantProblem(t, call(t, srv, "DELETE", nobody, "", tok), 403, "forbidden")
 	}
-	if a := call(t, srv, "PATCH", path, `{"name":"Anna"}`, admin(t)); a.StatusCode != 200 {
+	if a := call(t, srv, "PATCH", path, `{"name":"Anna"}`, admin(t, srv)); a.StatusCode != 200 {
 		t.Errorf("PATCH by an admin = %d, want 200: %s", a.StatusCode, a.body)
 	}
 }
@@ -235,7 +235,7 @@ func TestDelete(t *testing.T) {
 	body := signUp("ann@example.com", "Ann", password)
 	a := call(t, srv, "POST", "/users", body, "", "Idempotency-Key", "first")
 	u, path := a.user(t), a.Header.Get("Location")
-	if a := call(t, srv, "DELETE", path, "", admin(t)); a.StatusCode != 204 || len(a.body) != 0 {
+	if a := call(t, srv, "DELETE", path, "", admin(t, srv)); a.StatusCode != 204 || len(a.body) != 0 {
 		t.Fatalf("DELETE = %d %s, want 204", a.StatusCode, a.body)
 	}
 	e, r := announced[events.UserDeleted](t, db, 2)
@@ -247,8 +247,8 @@ func TestDelete(t *testing.T) {
 		t.Errorf("%d users and %d kept answers are left, want none", n, m)
 	}
 	wantProblem(t, get(t, srv, path), 404, "user_not_found")
-	wantProblem(t, call(t, srv, "PATCH", path, `{"name":"Bob"}`, admin(t)), 404, "user_not_found")
-	wantProblem(t, call(t, srv, "DELETE", path, "", admin(t)), 404, "user_not_found")
+	wantProblem(t, call(t, srv, "PATCH", path, `{"name":"Bob"}`, admin(t, srv)), 404, "user_not_found")
+	wantProblem(t, call(t, srv, "DELETE", path, "", admin(t, srv)), 404, "user_not_found")
 	if n := count(t, db, "pgjet.outbox"); n != 2 {
 		t.Errorf("%d events, want 2", n)
 	}
@@ -271,7 +271,7 @@ func TestNoEventNoChange(t *testing.T) {
 	}
 	rename("outbox", "gone")
 	wantProblem(t, call(t, srv, "PATCH", path, `{"name":"Annabel"}`, own), 500, "internal")
-	wantProblem(t, call(t, srv, "DELETE", path, "", admin(t)), 500, "internal")
+	wantProblem(t, call(t, srv, "DELETE", path, "", admin(t, srv)), 500, "internal")
 	wantProblem(t, call(t, srv, "POST", "/users", signUp("bob@example.com", "Bob", password), "", "Idempotency-Key", "k"), 500, "internal")
 	a := get(t, srv, path)
 	if diff := cmp.Diff(u, a.user(t)); diff != "" || a.Header.Get("ETag") != `"1"` {
@@ -338,7 +338,7 @@ func TestOneChangeOfAVersion(t *testing.T) {
 	gate.await()
 	late := make(chan answer)
 	go func() { late <- call(t, srv, "PATCH", path, `{"name":"Annabel"}`, own, "If-Match", `"1"`) }()
-	go func() { late <- call(t, srv, "DELETE", path, "", admin(t), "If-Match", `"1"`) }()
+	go func() { late <- call(t, srv, "DELETE", path, "", admin(t, srv), "If-Match", `"1"`) }()
 	testenv.Eventually(t, 20*time.Second, "all three wait", func() bool {
 		return count(t, db, `pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`) == 3
 	})

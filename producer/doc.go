@@ -8,6 +8,7 @@
 //     change appends its event, user.renamed or user.deleted, in its transaction.
 //     Users see and rename themselves, admins everybody; only admins delete.
 //   - POST /sessions logs in: it returns a short-lived access token, a JWT.
+//   - PUT /users/{id}/password changes one's own password, for the current one.
 //   - GET /.well-known/jwks.json has the public keys that tokens verify with.
 //   - GET /users/{id}/profile returns what the profiles service knows of a user, unless
 //     the feature flag profiles is off.
@@ -67,20 +68,33 @@
 // Logging in with an unknown address costs the same hash and gets the same answer as
 // with a wrong password. A log-in hashes anew what was hashed with other parameters.
 //
+// A password has 12 to 256 characters and is none of those that are tried first: common words, rows of keys,
+// repetitions, years, and the user's own name and address count as one character
+// each, and 8 must be left (password_common). Whoever changes their password gives the current one; wrong ones
+// count as failed log-ins. All their tokens end.
+//
 // # Access tokens
 //
 // A token stands in the header Authorization, alone, and is verified by package
 // internal/auth. A request without a valid one is answered with 401 token_invalid;
-// the reason is in the log at level debug. Nobody can take a token back: it speaks for
-// its user, with the roles of the log-in, until it expires.
+// the reason is in the log at level debug.
+//
+// A token says what held at the log-in, so each operation that needs one also looks at the row of its
+// user, in the transaction or the round trip of what it does. Who was deleted, or has changed
+// the password, is answered with 401 token_invalid, who was rejected with 403 account_rejected, and who acts as
+// an admin and is none any more with 403 forbidden: at once, although the token is still valid.
+// Services that verify tokens by themselves accept it until it expires.
 //
 // # Overload
 //
 // What the service cannot do in time it refuses at once, so that the rest is done as
 // fast as ever. Five bounds stand one behind the other; [Tuning] has their sizes:
 //
-//   - 429 rate_limited, with the time after which to try again: sign-ups and log-ins of one
-//     network address (IPv4, or the /64 of IPv6), and those with one mail address.
+//   - 429 rate_limited, with the time after which to try again: sign-ups of one
+//     network address (IPv4, or the /64 of IPv6), and those with one mail address from there; log-ins
+//     that failed, counted in the same way. After some failures in a row with one mail address from one network
+//     address each has to wait twice as long as the one before. From elsewhere the right password
+//     works all the time: nobody locks anybody out.
 //   - 503 overloaded: requests of one operation that are worked on at a time. The bound
 //     follows how long they take; a few more wait for a quarter of a second.
 //   - 503 busy: passwords that are hashed at a time, and transactions, which leave a
@@ -92,6 +106,12 @@
 // count as one.
 //
 // # Traces and logs
+//
+// Each event that matters to security is one line, "security event": log-ins, changes of a password, refused
+// tokens, what was forbidden, limits, and what admins change. It has the id of the user, the outcome, the trace
+// and the network (/24 of IPv4, /64 of IPv6), and never an address. Of what a stranger can repeat, five lines of each
+// kind and network are logged in ten seconds; the rest is counted in a line at their end. What
+// an admin changes is noted in pgjet.operation, too.
 //
 // Requests continue the trace of an incoming traceparent, and every answer but 503
 // overloaded carries the traceparent of its server span. Log lines and spans hold the route,

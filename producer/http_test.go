@@ -12,7 +12,6 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/pgjet/pgjet/internal/auth"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
@@ -50,7 +49,7 @@ func TestUnknownPathsAndMethods(t *testing.T) {
 	} {
 		t.Run(tt.method+" "+tt.path, func(t *testing.T) {
 			req := request(t, tt.method, srv.URL+tt.path, nil)
-			req.Header.Set("Authorization", "Bearer "+token(t, "operator", auth.Admin))
+			req.Header.Set("Authorization", "Bearer "+admin(t, srv))
 			a := do(t, req)
 			wantProblem(t, a, tt.status, tt.code)
 			if got := a.Header.Get("Allow"); got != tt.allow {

@@ -107,11 +107,11 @@ func TestKeptAnswerHoldsNoPassword(t *testing.T) {
 	}
 	// With another password alone, the row is the same but for its hash.
 	signUpWith(t, srv, signUp("eve@example.com", "Eve", password), "c")
-	if a := call(t, srv, "DELETE", "/users/"+userOf(t, db, "c"), "", admin(t)); a.StatusCode != 204 {
+	if a := call(t, srv, "DELETE", "/users/"+userOf(t, db, "c"), "", admin(t, srv)); a.StatusCode != 204 {
 		t.Fatalf("DELETE = %d: %s", a.StatusCode, a.body)
 	}
 	before := fingerprintOf(t, db, "a")
-	if a := call(t, srv, "DELETE", "/users/"+userOf(t, db, "a"), "", admin(t)); a.StatusCode != 204 {
+	if a := call(t, srv, "DELETE", "/users/"+userOf(t, db, "a"), "", admin(t, srv)); a.StatusCode != 204 {
 		t.Fatalf("DELETE = %d: %s", a.StatusCode, a.body)
 	}
 	signUpWith(t, srv, signUp("ann@example.com", "Ann", "another "+password), "a")

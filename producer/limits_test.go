@@ -28,11 +28,9 @@ import (
 // limited starts a service with these limits, 0 for none.
 func limited(t *testing.T, perAddress, perAccount int) (*producer.Server, *httptest.Server) {
 	t.Helper()
-	api := producer.New(testenv.Postgres(t), issuer, testenv.Logger(t))
-	limit(api, perAddress, perAccount)
-	srv := httptest.NewServer(api)
-	t.Cleanup(srv.Close)
-	return api, srv
+	tuning := producer.DefaultTuning()
+	tuning.PerAddress, tuning.PerAccount = perAddress, perAccount
+	return serveTuned(t, testenv.Postgres(t), tuning, testenv.Logger(t))
 }
 
 func limit(api *producer.Server, perAddress, perAccount int) {
@@ -139,12 +137,9 @@ func TestSecurityHeaders(t *testing.T) {
 // TestFlood has 500 sign up at the same moment. Memory stays bounded, who is refused
 // hears it soon, and who reads does not notice.
 func TestFlood(t *testing.T) {
-	api := producer.New(testenv.Postgres(t), issuer, slog.New(slog.DiscardHandler))
 	tuning := producer.DefaultTuning()
 	tuning.Hashes, tuning.PerAddress = 2, 0
-	api.Tune(tuning)
-	srv := httptest.NewServer(api)
-	defer srv.Close()
+	_, srv := serveTuned(t, testenv.Postgres(t), tuning, slog.New(slog.DiscardHandler))
 	before := heap()
 	var (
 		flood   sync.WaitGroup

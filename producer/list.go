@@ -116,6 +116,9 @@ type listUsersOutput struct {
 }
 
 func (s *Server) listUsers(ctx context.Context, in *listUsersInput) (*listUsersOutput, error) {
+	if err := s.mayActOn(ctx, everybody); err != nil {
+		return nil, err
+	}
 	key := fmt.Sprint(in.page.limit, " ", in.page.after)
 	list, err := cached(ctx, s.cache, listRead, key, func(ctx context.Context) (userList, error) { return s.userPage(ctx, in.page) })
 	if err != nil {

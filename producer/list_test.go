@@ -99,7 +99,7 @@ func TestListDuringChanges(t *testing.T) {
 	ids := addUsers(t, db, 10)
 	remove := func(id string) {
 		t.Helper()
-		if a := call(t, srv, "DELETE", "/users/"+id, "", admin(t)); a.StatusCode != 204 {
+		if a := call(t, srv, "DELETE", "/users/"+id, "", admin(t, srv)); a.StatusCode != 204 {
 			t.Fatalf("DELETE = %d %s, want 204", a.StatusCode, a.body)
 		}
 	}

@@ -9,9 +9,11 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/propagation"
@@ -72,6 +74,7 @@ func serveTo(t *testing.T, db *pgxpool.Pool, log *slog.Logger) *httptest.Server 
 	t.Helper()
 	tuning := producer.DefaultTuning()
 	tuning.PerAddress, tuning.PerAccount = 0, 0
+	tuning.LogInFailures, tuning.NetworkFailures = 0, 0
 	tuning.Cache.Enabled = false
 	_, srv := serveTuned(t, db, tuning, log)
 	return srv
@@ -84,7 +87,25 @@ func serveTuned(t *testing.T, db *pgxpool.Pool, tuning producer.Tuning, log *slo
 	api.Tune(tuning)
 	srv := httptest.NewServer(api)
 	t.Cleanup(srv.Close)
+	databases.Store(srv.URL, db)
 	return api, srv
+}
+
+// databases has the database of each server, by its URL, for admin.
+var databases sync.Map
+
+// adminID is of the admin of the tests: behind all users, so no list shows them.
+var adminID = uuid.Max.String()
+
+// addAdmin makes adminID an admin of db, if the database works.
+func addAdmin(t *testing.T, db *pgxpool.Pool) {
+	t.Helper()
+	_, err := db.Exec(context.WithoutCancel(t.Context()), `
+		insert into users.users (id, email, name, password, state, roles) values ($1, 'admin@operator.example', 'Admin', '', 'active', '{admin}')
+		on conflict (id) do nothing`, adminID)
+	if err != nil {
+		t.Logf("there is no admin: %v", err)
+	}
 }
 
 // An answer is a response that has been read.
@@ -161,16 +182,19 @@ func call(t *testing.T, srv *httptest.Server, method, path, body, token string, 
 	return do(t, req)
 }
 
-// admin returns a token of an admin.
-func admin(t *testing.T) string {
+// admin returns a token of an admin of srv.
+func admin(t *testing.T, srv *httptest.Server) string {
 	t.Helper()
-	return token(t, "operator", auth.Admin)
+	if db, ok := databases.Load(srv.URL); ok {
+		addAdmin(t, db.(*pgxpool.Pool))
+	}
+	return token(t, adminID, auth.Admin)
 }
 
 // get asks as an admin.
 func get(t *testing.T, srv *httptest.Server, path string) answer {
 	t.Helper()
-	return call(t, srv, "GET", path, "", admin(t))
+	return call(t, srv, "GET", path, "", admin(t, srv))
 }
 
 // signUp returns the body of a sign-up.
@@ -198,10 +222,13 @@ func wantProblem(t *testing.T, a answer, status int, code string) producer.Probl
 	return p
 }
 
-// count returns how many rows table has.
+// count returns how many rows table has, without the admin of the tests.
 func count(t *testing.T, db *pgxpool.Pool, table string) int {
 	t.Helper()
 	n := 0
+	if table == "users.users" {
+		table += ` where id <> '` + adminID + `'`
+	}
 	if err := db.QueryRow(context.WithoutCancel(t.Context()), `select count(*) from `+table).Scan(&n); err != nil {
 		t.Fatal(err)
 	}

@@ -60,7 +60,10 @@ type Server struct {
 	addresses  *rateLimit
 	accounts   *rateLimit
 	metrics    *metrics
-	warning    rate.Sometimes // about overload
+	flood      *flood
+
+	networkFailures, accountFailures *failures
+	warning                          rate.Sometimes // about overload
 }
 
 // New returns the user service on db, whose schemas must be migrated before the
@@ -89,7 +92,12 @@ func newServer(db *pgxpool.Pool, issuer *auth.Issuer, log *slog.Logger, bodyTime
 		hasher:     &hasher{},
 		addresses:  newRateLimit(),
 		accounts:   newRateLimit(),
-		warning:    rate.Sometimes{Interval: 10 * time.Second},
+		flood:      &flood{log: log},
+
+		networkFailures: newFailures(),
+		accountFailures: newFailures(),
+
+		warning: rate.Sometimes{Interval: 10 * time.Second},
 	}
 	s.metrics = newMetrics(s)
 	s.Tune(DefaultTuning())
@@ -110,6 +118,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	boundTracestate(r.Header)
 	pattern, allow := s.route(r)
 	r.Pattern = pattern
+	r = r.WithContext(withNetwork(r.Context(), clientNetwork(r, s.Proxies)))
 	s.metrics.observe(&response{ResponseWriter: w}, r, func(w *response, r *http.Request) { s.serve(w, r, allow) })
 }
 
@@ -121,7 +130,8 @@ func (s *Server) routes() {
 		Summary:       "Sign up",
 		Description:   "Stores a user and announces it with the event user.created, in one transaction.",
 		DefaultStatus: http.StatusCreated,
-		Errors:        []int{400, 408, 409, 413, 415, 422, 503},
+		Middlewares:   huma.Middlewares{s.limitAddress},
+		Errors:        []int{400, 408, 409, 413, 415, 422, 429, 503},
 		// The key is read strictly.
 		SkipValidateParams: true,
 	}, s.createUser)
@@ -139,10 +149,11 @@ func (s *Server) routes() {
 		Method:      http.MethodPost,
 		Path:        "/sessions",
 		Summary:     "Log in",
-		Description: "Returns an access token. It says who logged in, and their roles at that time, until it expires.",
+		Description: "Returns an access token. It says who logged in, and their roles at that time, until it expires or their password is changed.",
 
 		DefaultStatus: http.StatusCreated,
-		Errors:        []int{400, 401, 403, 408, 413, 415, 503},
+		Middlewares:   huma.Middlewares{s.limitLogIns},
+		Errors:        []int{400, 401, 403, 408, 413, 415, 422, 429, 503},
 	}, s.createSession)
 	register(s, known, huma.Operation{
 		OperationID: "get-user",
@@ -163,6 +174,16 @@ func (s *Server) routes() {
 		Errors:             []int{400, 404, 408, 412, 413, 415, 422, 503},
 		SkipValidateParams: true,
 	}, s.changeUser)
+	register(s, known, huma.Operation{
+		OperationID:        "change-password",
+		Method:             http.MethodPut,
+		Path:               "/users/{id}/password",
+		Summary:            "Change one's password",
+		Description:        "Takes the current password and a new one. All access tokens of the user end: log in with the new password.",
+		DefaultStatus:      http.StatusNoContent,
+		Errors:             []int{400, 403, 404, 408, 409, 413, 415, 422, 429, 503},
+		SkipValidateParams: true,
+	}, s.changePassword)
 	register(s, isAdmin, huma.Operation{
 		OperationID:        "delete-user",
 		Method:             http.MethodDelete,
@@ -185,25 +206,19 @@ func (s *Server) routes() {
 }
 
 // register adds an operation for those with access a. The error of fn becomes a [Problem] here and nowhere
-// else, and the request's time is bounded here. Who may post without a token signs up or
-// logs in, which one network address may not do too often.
+// else, and the request's time is bounded here.
 func register[I, O any](s *Server, a access, op huma.Operation, fn func(context.Context, *I) (*O, error)) {
 	op.SkipValidateBody = true // jsonBody is stricter
 	op.MaxBodyBytes = maxBody + 1
 	op.BodyReadTimeout = s.bodyTimeout
 	op.Errors = append(op.Errors, http.StatusServiceUnavailable)
 	admission := s.admission(op)
-	switch {
-	case a != open:
+	if a == open {
+		op.Security = []map[string][]string{} // none, said in so many words
+	} else {
 		op.Middlewares = append(op.Middlewares, s.authorize(a))
 		op.Security = []map[string][]string{{"token": {}}}
-		op.Errors = append(op.Errors, http.StatusBadRequest, http.StatusUnauthorized)
-		if a == isAdmin { // others are told 404, see ownUser
-			op.Errors = append(op.Errors, http.StatusForbidden)
-		}
-	case op.Method == http.MethodPost:
-		op.Middlewares = append(op.Middlewares, s.limitAddress)
-		op.Errors = append(op.Errors, http.StatusTooManyRequests)
+		op.Errors = append(op.Errors, http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden)
 	}
 	op.Middlewares = append(op.Middlewares, s.receive(admission))
 	huma.Register(s.api, op, func(ctx context.Context, in *I) (*O, error) {
@@ -212,7 +227,11 @@ func register[I, O any](s *Server, a access, op huma.Operation, fn func(context.
 		defer cancel()
 		out, err := admitted(ctx, admission, in, fn)
 		if err != nil {
-			return nil, s.problem(ctx, op.Method+" "+op.Path, err)
+			p := s.problem(ctx, op.Method+" "+op.Path, err)
+			if a != open && (p.Code == "token_invalid" || p.Code == "forbidden" || p.Code == "account_rejected") {
+				s.recordRefusal(ctx, caller(ctx), p)
+			}
+			return nil, p
 		}
 		return out, nil
 	})

@@ -35,8 +35,11 @@ func (s *Server) getProfile(ctx context.Context, in *getUserInput) (*getProfileO
 	if !s.feature(ctx, "profiles") || s.Profiles == nil {
 		return nil, newProblem(http.StatusNotFound, "feature_off", "Profiles are switched off.")
 	}
-	id, err := ownUser(ctx, in.ID)
+	id, err := s.ownUser(ctx, in.ID)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.mayActOn(ctx, id.String()); err != nil {
 		return nil, err
 	}
 	p, err := cached(ctx, s.cache, profileRead, id.String(), func(ctx context.Context) (Profile, error) {

@@ -14,6 +14,7 @@ import (
 	"github.com/open-feature/go-sdk/openfeature"
 	"github.com/open-feature/go-sdk/openfeature/memprovider"
 
+	"github.com/pgjet/pgjet/internal/auth"
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/producer"
 )
@@ -41,7 +42,8 @@ func (r redirected) RoundTrip(req *http.Request) (*http.Response, error) {
 // id of a user as well.
 func profiles(t *testing.T, answer http.HandlerFunc) (srv *httptest.Server, id string) {
 	t.Helper()
-	api := producer.New(testenv.Postgres(t), issuer, testenv.Logger(t))
+	db := testenv.Postgres(t)
+	api := producer.New(db, issuer, testenv.Logger(t))
 	other := redirected{}
 	if answer != nil {
 		s := httptest.NewServer(answer)
@@ -52,6 +54,7 @@ func profiles(t *testing.T, answer http.HandlerFunc) (srv *httptest.Server, id s
 	t.Cleanup(api.Close)
 	srv = httptest.NewServer(api)
 	t.Cleanup(srv.Close)
+	databases.Store(srv.URL, db)
 	a := post(t, srv, `{"email":"ann@example.com","name":"Ann","password":"`+password+`"}`)
 	if a.StatusCode != http.StatusCreated {
 		t.Fatalf("sign-up: %d %s", a.StatusCode, a.body)
@@ -59,11 +62,14 @@ func profiles(t *testing.T, answer http.HandlerFunc) (srv *httptest.Server, id s
 	return srv, a.user(t).ID.String()
 }
 
-// getProfile asks for the profile of id as who.
+// getProfile asks for the profile of id as who: a user's id, or "admin".
 func getProfile(t *testing.T, srv *httptest.Server, id, who string, roles ...string) answer {
 	t.Helper()
 	req := request(t, "GET", srv.URL+"/users/"+id+"/profile", nil)
 	req.Header.Set("Authorization", "Bearer "+token(t, who, append(roles, "user")...))
+	if who == auth.Admin {
+		req.Header.Set("Authorization", "Bearer "+admin(t, srv))
+	}
 	return do(t, req)
 }
 
@@ -90,7 +96,7 @@ func TestProfile(t *testing.T) {
 		status        int
 	}{
 		{id, nobody, "user_not_found", 404},
-		{nobody, nobody, "user_not_found", 404},
+		{nobody, nobody, "token_invalid", 401},
 		{"x%2ffault", "admin", "user_not_found", 404},
 	} {
 		a := getProfile(t, srv, row.id, row.who, row.who)

@@ -76,25 +76,30 @@ func (l *rateLimit) makeRoom(now time.Time) {
 // limitAddress refuses a request whose network address has tried too often, before its
 // body is read.
 func (s *Server) limitAddress(ctx huma.Context, next func(huma.Context)) {
-	r, w := humago.Unwrap(ctx)
-	who := maphash.Comparable(s.addresses.seed, clientNetwork(r, s.Proxies))
+	who := maphash.Comparable(s.addresses.seed, networkOf(ctx.Context()))
 	if wait := s.addresses.try(who, s.tuning.Load().PerAddress, time.Now()); wait > 0 {
-		s.metrics.refuse(ctx.Context(), "address")
-		writeProblem(w, rateLimited("Too many sign-ups and log-ins from this network address.", wait))
+		_, w := humago.Unwrap(ctx)
+		writeProblem(w, s.tooManySignUps(ctx.Context(), "address", "Too many sign-ups from this network address.", wait))
 		return
 	}
 	next(ctx)
 }
 
-// limitAccount returns the problem of a mail address with which somebody has tried to sign up or
-// to log in too often.
+// limitAccount returns the problem of a mail address with which somebody has tried to sign up
+// too often from the client's network. From elsewhere its owner still can.
 func (s *Server) limitAccount(ctx context.Context, email string) error {
-	who := maphash.String(s.accounts.seed, strings.ToLower(email))
+	who := maphash.Comparable(s.accounts.seed, [2]string{strings.ToLower(email), networkOf(ctx).String()})
 	if wait := s.accounts.try(who, s.tuning.Load().PerAccount, time.Now()); wait > 0 {
-		s.metrics.refuse(ctx, "account")
-		return rateLimited("Too many sign-ups and log-ins with this email address.", wait)
+		return s.tooManySignUps(ctx, "account", "Too many sign-ups with this email address from this network address.", wait)
 	}
 	return nil
+}
+
+// tooManySignUps counts and records a refusal, and returns its problem.
+func (s *Server) tooManySignUps(ctx context.Context, cause, detail string, wait time.Duration) *Problem {
+	s.metrics.refuse(ctx, cause)
+	s.record(ctx, securityEvent{name: "rate_limited", outcome: "refused", reason: "sign-ups of one " + cause})
+	return rateLimited(detail, wait)
 }
 
 func rateLimited(detail string, wait time.Duration) *Problem {

@@ -24,8 +24,8 @@ func Grant(ctx context.Context, db *pgxpool.Pool, user, role, by, reason string)
 		  from found where u.id = found.id and $3 <> all (u.roles) returning u.id`, user, role, by, reason)
 }
 
-// Revoke takes a role from a user, as [Grant] gives it. Tokens that say so speak on
-// until they expire.
+// Revoke takes a role from a user, as [Grant] gives it. A [Server] refuses at once what the role
+// allowed, though tokens that have it are valid until they expire.
 func Revoke(ctx context.Context, db *pgxpool.Pool, user, role, by, reason string) (id uuid.UUID, changed bool, err error) {
 	return changeRoles(ctx, db, "user.revoke", `
 		update users.users u set roles = array_remove(u.roles, $3), version = u.version + 1

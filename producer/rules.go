@@ -57,8 +57,8 @@ func validDomain(domain string) bool {
 }
 
 // checkPassword returns the password as it is hashed. There are no rules on what it
-// is made of.
-func checkPassword(password, email string) (string, *FieldError) {
+// is made of, but that it is none of those that are tried first.
+func checkPassword(password, email, name string) (string, *FieldError) {
 	bad := func(code, message string) (string, *FieldError) {
 		return "", &FieldError{"password", code, message}
 	}
@@ -72,6 +72,8 @@ func checkPassword(password, email string) (string, *FieldError) {
 		return bad("password_control_character", "The password has control characters.")
 	case strings.EqualFold(password, email):
 		return bad("password_is_email", "The password must not be the email address.")
+	case guessable(password, email, name):
+		return bad("password_common", "This password is among the first that anybody would try. Use several words that do not belong together.")
 	}
 	return password, nil
 }

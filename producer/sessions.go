@@ -37,30 +37,44 @@ func (s *Server) createSession(ctx context.Context, in *createSessionInput) (*cr
 	if invalid := n.check(); invalid != nil {
 		return nil, invalidFields(invalid)
 	}
-	if err := s.limitAccount(ctx, n.Email); err != nil {
+	var (
+		a        account
+		outdated bool
+	)
+	right, err := s.tryPassword(ctx, n.Email, func() (right bool, err error) {
+		if a, err = s.accountOf(ctx, n.Email); err != nil {
+			return false, fmt.Errorf("find account: %w", err)
+		}
+		right, outdated, err = s.hasher.verify(ctx, n.Password, a.Password)
+		return right && a.ID != uuid.Nil, err
+	})
+	if err != nil {
 		return nil, err
 	}
-	a, err := s.accountOf(ctx, n.Email)
-	if err != nil {
-		return nil, fmt.Errorf("find account: %w", err)
+	e := securityEvent{name: "log_in", outcome: "failure"}
+	if a.ID != uuid.Nil {
+		e.user = a.ID.String()
 	}
-	match, outdated, err := s.hasher.verify(ctx, n.Password, a.Password)
-	if err != nil {
-		return nil, err
-	}
-	if !match || a.ID == uuid.Nil {
+	if !right {
+		e.reason = "credentials_invalid"
+		s.record(ctx, e)
 		return nil, credentialsInvalid()
 	}
 	if a.State == "rejected" {
-		return nil, newProblem(http.StatusForbidden, "account_rejected", "This account was rejected: nobody can log in to it.")
+		e.reason = "account_rejected"
+		s.record(ctx, e)
+		return nil, accountRejected()
 	}
 	if outdated {
 		s.rehash(ctx, a, n.Password)
 	}
-	token, expires, err := s.issuer.Issue(auth.Identity{Subject: a.ID.String(), Roles: a.Roles}, s.tuning.Load().TokenLifetime)
+	who := auth.Identity{Subject: a.ID.String(), Roles: a.Roles, Generation: a.TokenGeneration}
+	token, expires, err := s.issuer.Issue(who, s.tuning.Load().TokenLifetime)
 	if err != nil {
 		return nil, err
 	}
+	e.outcome = "success"
+	s.record(ctx, e)
 	return &createSessionOutput{Session{Token: token, TokenType: "Bearer", ExpiresAt: expires}}, nil
 }
 
@@ -93,13 +107,15 @@ type account struct {
 	Password string // its hash
 	State    string
 	Roles    []string
+
+	TokenGeneration int
 }
 
 // accountOf returns the account with this address; the last one that was rejected, if all
 // were. If there is none, it is one without an id and with a hash of no password.
 func (s *Server) accountOf(ctx context.Context, email string) (account, error) {
 	rows, err := s.db.Query(ctx, `
-		select id, password, state, roles from (
+		select id, password, state, roles, token_generation from (
 			select * from users.users where lower(email) = lower($1) and state <> 'rejected'
 			union all
 			select * from users.users where lower(email) = lower($1) and state = 'rejected') of_address

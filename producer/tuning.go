@@ -18,12 +18,18 @@ type Tuning struct {
 	Hashes int `koanf:"hashes" validate:"min=1,max=1024"`
 	// HashWait is how long a request waits for its turn to hash, at most; 0 is not at all.
 	HashWait time.Duration `koanf:"hash_wait" validate:"min=0,max=10s"`
-	// PerAddress is how many sign-ups and log-ins a minute one network address may
+	// PerAddress is how many sign-ups a minute one network address may
 	// try, an IPv4 address or the /64 of an IPv6 address; 0 is no limit.
 	PerAddress int `koanf:"per_address" validate:"min=0,max=1000000"`
-	// PerAccount is how many sign-ups and log-ins a minute may be tried with one mail
-	// address, in whatever case its letters are; 0 is no limit.
+	// PerAccount is how many sign-ups a minute may be tried with one mail
+	// address, in whatever case its letters are, from one network address; 0 is no limit.
 	PerAccount int `koanf:"per_account" validate:"min=0,max=1000000"`
+	// LogInFailures is how many log-ins in a row may fail with one mail address from one network
+	// address. After that each has to wait for twice as long as the one before, for
+	// five seconds first and for a quarter of an hour at most; 0 is no limit.
+	LogInFailures int `koanf:"log_in_failures" validate:"min=0,max=1000000"`
+	// NetworkFailures is how many log-ins a minute may fail from one network address; 0 is no limit.
+	NetworkFailures int `koanf:"network_failures" validate:"min=0,max=1000000"`
 	// TokenLifetime is how long the token from a log-in is valid.
 	TokenLifetime time.Duration `koanf:"token_lifetime" validate:"min=1m,max=1h"`
 	// Cache is for the answers to reads.
@@ -44,13 +50,16 @@ type Cache struct {
 // DefaultTuning returns the values of a service that nobody has tuned.
 func DefaultTuning() Tuning {
 	return Tuning{
-		Requests:      1000,
-		Hashes:        hashesFor(runtime.GOMAXPROCS(0), debug.SetMemoryLimit(-1)),
-		HashWait:      2 * time.Second,
-		PerAddress:    60,
-		PerAccount:    10,
-		TokenLifetime: 15 * time.Minute,
-		Cache:         Cache{Enabled: true, TTL: 10 * time.Second, Size: 10_000},
+		Requests:   1000,
+		Hashes:     hashesFor(runtime.GOMAXPROCS(0), debug.SetMemoryLimit(-1)),
+		HashWait:   2 * time.Second,
+		PerAddress: 60,
+		PerAccount: 10,
+
+		LogInFailures:   5,
+		NetworkFailures: 60,
+		TokenLifetime:   15 * time.Minute,
+		Cache:           Cache{Enabled: true, TTL: 10 * time.Second, Size: 10_000},
 	}
 }
 

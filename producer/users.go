@@ -1,6 +1,7 @@
 package producer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/auth"
 	"github.com/pgjet/pgjet/outbox"
 )
 
@@ -33,7 +35,7 @@ type User struct {
 type newUser struct {
 	Email    string `json:"email" format:"idn-email" maxLength:"254" example:"ann@example.com" doc:"A plain address, ASCII before the @. An international domain is stored as the DNS has it: bücher.example as xn--bcher-kva.example. Two addresses that differ only in the case of letters are the same."`
 	Name     string `json:"name" minLength:"1" maxLength:"200" example:"Ann" doc:"Any text that can be seen, stored in Unicode's composed form, with one space for the blanks between words."`
-	Password string `json:"password" format:"password" minLength:"12" maxLength:"256" writeOnly:"true" doc:"At most 1024 bytes. No rules on what it is made of."`
+	Password string `json:"password" format:"password" minLength:"12" maxLength:"256" writeOnly:"true" doc:"At most 1024 bytes, and none of the passwords that everybody tries first. No other rules on what it is made of."`
 }
 
 type createUserInput struct {
@@ -144,7 +146,7 @@ func (n *newUser) check() []FieldError {
 	keep(&n.Email, email, wrong)
 	name, wrong := checkName(n.Name)
 	keep(&n.Name, name, wrong)
-	password, wrong := checkPassword(n.Password, given)
+	password, wrong := checkPassword(n.Password, given, n.Name)
 	keep(&n.Password, password, wrong)
 	return invalid
 }
@@ -189,11 +191,11 @@ type userOutput struct {
 // else is told what they would be told of an id that nobody has: an id says when its
 // owner signed up, so not even that it exists is anybody's business.
 func (s *Server) getUser(ctx context.Context, in *getUserInput) (*userOutput, error) {
-	id, err := ownUser(ctx, in.ID)
+	id, err := s.ownUser(ctx, in.ID)
 	if err != nil {
 		return nil, err
 	}
-	u, err := s.findUser(ctx, id)
+	u, err := s.showUser(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -204,13 +206,15 @@ func (s *Server) getUser(ctx context.Context, in *getUserInput) (*userOutput, er
 	return out, nil
 }
 
-// ownUser returns the id in a path, if the caller may act for that user.
-func ownUser(ctx context.Context, raw string) (uuid.UUID, error) {
+// ownUser returns the id in a path if the caller's token is that user's or an admin's. Others
+// are told that there is no such user.
+func (s *Server) ownUser(ctx context.Context, raw string) (uuid.UUID, error) {
 	id, err := parseUserID(raw)
 	if err != nil {
 		return uuid.Nil, err
 	}
-	if mayActFor(ctx, id) != nil {
+	if who := caller(ctx); who.Subject != id.String() && !who.Has(auth.Admin) {
+		s.recordRefusal(ctx, who, forbidden())
 		return uuid.Nil, userNotFound()
 	}
 	return id, nil
@@ -228,14 +232,40 @@ func userNotFound() *Problem {
 	return newProblem(http.StatusNotFound, "user_not_found", "There is no user with this id.")
 }
 
+const userByID = `select id, email, name, state, created_at, version from users.users where id = $1`
+
 // findUser returns the user with this id, or the problem that there is none.
 func (s *Server) findUser(ctx context.Context, id uuid.UUID) (User, error) {
-	rows, err := s.db.Query(ctx, `
-		select id, email, name, state, created_at, version from users.users where id = $1`, id)
+	rows, err := s.db.Query(ctx, userByID, id)
 	if err != nil {
 		return User{}, fmt.Errorf("find user: %w", err)
 	}
 	return oneUser(rows)
+}
+
+// showUser is findUser for the caller, who may have lost the right to see the user. It takes one round trip.
+func (s *Server) showUser(ctx context.Context, id uuid.UUID) (u User, err error) {
+	var refusal, missing error
+	b := &pgx.Batch{}
+	queueStanding(b, caller(ctx), id.String(), &refusal)
+	queueUser(b, userByID, id, &u, &missing)
+	if err := s.db.SendBatch(ctx, b).Close(); err != nil {
+		return User{}, fmt.Errorf("find user: %w", err)
+	}
+	return u, cmp.Or(refusal, missing)
+}
+
+// queueUser queues that the user with this id is read into u, by the statement sql. That there is none is
+// missing, and no error of the batch.
+func queueUser(b *pgx.Batch, sql string, id uuid.UUID, u *User, missing *error) {
+	b.Queue(sql, id).Query(func(rows pgx.Rows) (err error) {
+		*u, err = oneUser(rows)
+		if _, ok := errors.AsType[*Problem](err); ok {
+			*missing = err
+			return nil
+		}
+		return err
+	})
 }
 
 func oneUser(rows pgx.Rows) (User, error) {

@@ -23,7 +23,7 @@ import (
 func sections(cmd *cobra.Command) []config.Section {
 	users := producer.DefaultTuning()
 	if strings.HasPrefix(cmd.CommandPath(), "pgjet dev") {
-		users.PerAddress = 0 // everybody there has one
+		users.PerAddress, users.NetworkFailures = 0, 0 // everybody there has one address
 	}
 	return []config.Section{
 		{Name: "users", Default: users},

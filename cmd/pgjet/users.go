@@ -137,13 +137,14 @@ USER is an id or a mail address.`
 func (s *settings) usersRevokeCommand() *cobra.Command {
 	cmd := s.roleCommand(roleChange{
 		producer.Revoke,
-		"%s has the role %s no more; tokens that say so end within the hour\n",
+		"%s has the role %s no more; tokens that say so are refused at once where they need it\n",
 		"%s does not have the role %s\n",
 	})
 	cmd.Use = "revoke USER ROLE"
 	cmd.Short = "Take a role from a user"
-	cmd.Long = `Take a role from a user, who is named by id or mail address. Tokens that were given
-out before speak on until they expire.`
+	cmd.Long = `Take a role from a user, who is named by id or mail address. The user service looks at
+the user's row: it refuses at once what the role allowed, though a token still has it. Other services
+that verify tokens by themselves accept it until it expires.`
 	return cmd
 }
 

@@ -41,6 +41,9 @@ const Admin = "admin"
 type Identity struct {
 	Subject string // the user's id
 	Roles   []string
+	// Generation counts the user's passwords at the log-in: after a change of the
+	// password, tokens of the old one can be recognised.
+	Generation int
 }
 
 // Has reports whether the identity has the role.

@@ -113,7 +113,7 @@ func (i *Issuer) Issue(who Identity, lifetime time.Duration) (token string, expi
 	now := time.Now().UTC().Truncate(time.Second)
 	expires = now.Add(lifetime).Truncate(time.Second)
 	t, err := jwt.NewBuilder().Issuer(issuer).Audience([]string{audience}).Subject(who.Subject).
-		IssuedAt(now).Expiration(expires).JwtID(uuid.NewString()).Claim("roles", append([]string{}, who.Roles...)).Build()
+		IssuedAt(now).Expiration(expires).JwtID(uuid.NewString()).Claim("roles", append([]string{}, who.Roles...)).Claim("gen", who.Generation).Build()
 	if err != nil {
 		return "", time.Time{}, fmt.Errorf("make a token: %w", err)
 	}

@@ -104,6 +104,8 @@ type claims struct {
 	IssuedAt  *int64         `json:"iat"`
 	NotBefore *int64         `json:"nbf"`
 	Roles     jsontext.Value `json:"roles"`
+	// Generation is 0 in a token that does not have it.
+	Generation int `json:"gen"`
 }
 
 // identify returns for whom the payload of a signed token speaks.
@@ -124,7 +126,7 @@ func identify(payload []byte, now time.Time) (Identity, error) {
 	if c.Subject == "" || len(c.Subject) > 255 {
 		return Identity{}, refused("no subject of 1 to 255 bytes")
 	}
-	who := Identity{Subject: c.Subject}
+	who := Identity{Subject: c.Subject, Generation: c.Generation}
 	if c.Roles != nil {
 		var ok bool
 		if who.Roles, ok = texts(c.Roles); !ok {

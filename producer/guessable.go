@@ -1,0 +1,151 @@
+package producer
+
+import (
+	_ "embed" // the words
+	"slices"
+	"strings"
+	"unicode"
+)
+
+// guessableParts is how many parts a password needs at least; see [guessable].
+const guessableParts = 8
+
+// commonWords are what most common passwords are made of, one a line. Digits and signs that
+// stand for letters are those letters.
+//
+//go:embed common_words.txt
+var commonWordList string
+
+var commonWords = runesOf(strings.Fields(commonWordList))
+
+// keyRows are what fingers type when they are asked for a password, also backwards.
+var keyRows = func() [][]rune {
+	rows := [][]rune{}
+	for _, row := range []string{
+		"12345678901234567890", "abcdefghijklmnopqrstuvwxyz",
+		"qwertyuiop[]", "asdfghjkl;'", "zxcvbnm,./", // QWERTY
+		"qwertzuiopü", "asdfghjklöä", "yxcvbnm,.-", "azertyuiop", "qsdfghjklm", "wxcvbn", // QWERTZ, AZERTY
+		"!@#$%^&*()_+", "!\"§$%&/()=?", "1qaz2wsx3edc4rfv5tgb6yhn7ujm", "1q2w3e4r5t6y7u8i9o0p", "qazwsxedcrfvtgbyhnujm",
+		"0246802468", "1357913579", "159357", "147258369", "112233445566778899", "aabbccddeeff",
+	} {
+		forward := []rune(row)
+		back := slices.Clone(forward)
+		slices.Reverse(back)
+		rows = append(rows, forward, back)
+	}
+	return rows
+}()
+
+// lookalikes are digits and signs that are written for letters.
+var lookalikes = strings.NewReplacer("@", "a", "4", "a", "8", "b", "3", "e", "1", "i", "!", "i", "|", "i", "0", "o", "5", "s", "$", "s", "7", "t", "+", "t")
+
+// guessable reports whether password is among those that are tried first. It counts of how few
+// parts the password can be made: a common word, a row of keys, a year, a character or a
+// piece that is repeated, and what an attacker knows of the user is one part each,
+// and so is every other character.
+func guessable(password, email, name string) bool {
+	plain := []rune(strings.ToLower(password))
+	letters := []rune(lookalikes.Replace(string(plain))) // of the same length
+	words := slices.Concat(commonWords, personal(email, name))
+	fewest := make([]int, len(plain)+1) // parts of what stands before i
+	for i := range plain {
+		fewest[i+1] = i + 1
+	}
+	for i := range plain {
+		for _, n := range partsAt(plain, letters, i, words) {
+			fewest[i+n] = min(fewest[i+n], fewest[i]+1)
+		}
+	}
+	return fewest[len(plain)] < guessableParts
+}
+
+// partsAt returns how long the parts may be that begin at i.
+func partsAt(plain, letters []rune, i int, words [][]rune) []int {
+	rest := plain[i:]
+	lengths := []int{1}
+	for _, word := range words {
+		if hasPrefix(letters[i:], word) || hasPrefix(rest, word) {
+			lengths = append(lengths, len(word))
+		}
+	}
+	least := 4 // of a row: three letters of one stand in many words
+	if unicode.IsDigit(rest[0]) {
+		least = 3
+	}
+	for n := least; n <= longestRow(rest); n++ {
+		lengths = append(lengths, n)
+	}
+	for n := 3; n <= sameRunes(rest); n++ {
+		lengths = append(lengths, n)
+	}
+	if isYear(rest) {
+		lengths = append(lengths, 4)
+	}
+	for n := 2; n <= min(i, len(rest)); n++ {
+		if slices.Equal(plain[i-n:i], rest[:n]) { // again what stands before it
+			lengths = append(lengths, n)
+		}
+	}
+	return lengths
+}
+
+// longestRow returns how much of the beginning of s stands in one of keyRows.
+func longestRow(s []rune) int {
+	longest := 0
+	for _, row := range keyRows {
+		longest = max(longest, longestIn(row, s))
+	}
+	return longest
+}
+
+// longestIn returns how much of the beginning of s stands in row.
+func longestIn(row, s []rune) int {
+	longest := 0
+	for at := range row {
+		n := 0
+		for at+n < len(row) && n < len(s) && row[at+n] == s[n] {
+			n++
+		}
+		longest = max(longest, n)
+	}
+	return longest
+}
+
+// sameRunes returns how often the first rune of s is repeated.
+func sameRunes(s []rune) int {
+	n := 0
+	for n < len(s) && s[n] == s[0] {
+		n++
+	}
+	return n
+}
+
+// isYear reports whether s begins with a year in which somebody may have been born, or live.
+func isYear(s []rune) bool {
+	return len(s) >= 4 && (hasPrefix(s, []rune("19")) || hasPrefix(s, []rune("20"))) && unicode.IsDigit(s[2]) && unicode.IsDigit(s[3])
+}
+
+func hasPrefix(s, prefix []rune) bool {
+	return len(s) >= len(prefix) && slices.Equal(s[:len(prefix)], prefix)
+}
+
+// personal returns the words of the user's address and name, as they are and as guessable
+// reads digits and signs.
+func personal(email, name string) [][]rune {
+	var words []string
+	separates := func(r rune) bool { return !unicode.IsLetter(r) && !unicode.IsDigit(r) }
+	for _, word := range strings.FieldsFunc(strings.ToLower(email+" "+name), separates) {
+		if len(word) >= 3 {
+			words = append(words, word, lookalikes.Replace(word))
+		}
+	}
+	return runesOf(words)
+}
+
+func runesOf(words []string) [][]rune {
+	all := make([][]rune, len(words))
+	for i, w := range words {
+		all[i] = []rune(w)
+	}
+	return all
+}
