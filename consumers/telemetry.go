@@ -13,6 +13,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/messaging"
 )
 
 const scope = "github.com/pgjet/pgjet/consumers"
@@ -89,35 +90,47 @@ func outcomeOf(consumer, outcome string) metric.AddOption {
 // startSpan starts the span of an attempt: of one event a child of the context in
 // which the event was created, of many one with links to those.
 func (t *term) startSpan(ctx context.Context, all []*work) (context.Context, trace.Span) {
+	if len(all) == 1 {
+		ctx = created(ctx, all[0].event)
+	}
+	ctx, span := tracer.Start(ctx, "process", trace.WithSpanKind(trace.SpanKindConsumer))
+	if span.IsRecording() {
+		t.describe(span, all)
+	}
+	return ctx, span
+}
+
+// describe names the span of an attempt, and says what it is about.
+func (t *term) describe(span trace.Span, all []*work) {
 	const mostLinks = 128
-	template := events.Filter(all[0].event.Type)
-	options := []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
-		attribute.String("messaging.system", "nats"),
-		attribute.String("messaging.operation.name", "process"),
-		attribute.String("messaging.operation.type", "process"),
-		attribute.String("messaging.destination.template", template),
+	d := messaging.Destination{Stream: t.Stream}
+	for _, w := range all {
+		d.Add(w.subject, events.Filter(w.event.Type))
+	}
+	span.SetName(d.SpanName("process"))
+	span.SetAttributes(d.Attributes("process")...)
+	span.SetAttributes(messaging.Server(t.JS.Conn())...)
+	span.SetAttributes(
 		attribute.String("messaging.destination.subscription.name", t.Stream+"/"+t.Consumer.Name),
 		attribute.String("messaging.consumer.group.name", t.Consumer.Name),
-	)}
+	)
 	if len(all) == 1 {
 		w := all[0]
 		attempt := w.tried + 1 // of a message; an intent counts by itself
 		if w.intent != nil {
 			attempt = w.attempts()
 		}
-		options = append(options, trace.WithAttributes(
-			attribute.String("messaging.destination.name", w.subject),
+		span.SetAttributes(
 			attribute.String("messaging.message.id", w.id.String()),
-			attribute.Int("messaging.nats.delivery_attempt", attempt)))
-		return tracer.Start(created(ctx, w.event), "process "+template, options...)
+			attribute.Int("messaging.nats.delivery_attempt", attempt))
+		return
 	}
-	options = append(options, trace.WithAttributes(attribute.Int("messaging.batch.message_count", len(all))))
+	span.SetAttributes(attribute.Int("messaging.batch.message_count", len(all)))
 	for _, w := range all[:min(len(all), mostLinks)] {
 		if at := trace.SpanContextFromContext(created(context.Background(), w.event)); at.IsValid() {
-			options = append(options, trace.WithLinks(trace.Link{SpanContext: at}))
+			span.AddLink(trace.Link{SpanContext: at})
 		}
 	}
-	return tracer.Start(ctx, "process "+template, options...)
 }
 
 // created returns ctx within the trace in which an event was created.

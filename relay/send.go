@@ -43,7 +43,7 @@ type sending struct {
 // Only the last message asks for an answer.
 func (l *link) Send(ctx context.Context, a protocol.Append) error {
 	l.number++
-	l.sent = sending{subject: fmt.Sprint(l.inbox, ".", l.number), events: len(a.Events), at: time.Now(), span: startSpan(ctx, l.name, a)}
+	l.sent = sending{subject: fmt.Sprint(l.inbox, ".", l.number), events: len(a.Events), at: time.Now(), span: startSpan(ctx, l.nc, l.name, a)}
 	m := newOutgoing()
 	for i := range a.Events {
 		l.write(m, a, i)

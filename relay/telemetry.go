@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 
+	"github.com/nats-io/nats.go"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -12,6 +13,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/messaging"
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
@@ -143,18 +145,22 @@ const spanLinks = 128
 // startSpan starts the span of an append. It links to the context in which each
 // event was created, of the first spanLinks, and is no child of any: one append, many
 // writers.
-func startSpan(ctx context.Context, stream string, a protocol.Append) trace.Span {
-	_, span := tracer.Start(ctx, "send "+stream, trace.WithNewRoot(),
-		trace.WithSpanKind(trace.SpanKindClient),
-		trace.WithAttributes(
-			attribute.String("messaging.system", "nats"),
-			attribute.String("messaging.operation.name", "send"),
-			attribute.String("messaging.operation.type", "send"),
-			attribute.String("messaging.destination.name", stream),
-			attribute.Int("messaging.batch.message_count", len(a.Events)),
-		))
+func startSpan(ctx context.Context, nc *nats.Conn, stream string, a protocol.Append) trace.Span {
+	_, span := tracer.Start(ctx, "send", trace.WithNewRoot(), trace.WithSpanKind(trace.SpanKindClient))
 	if !span.IsRecording() {
 		return span
+	}
+	d := messaging.Destination{Stream: stream}
+	for _, e := range a.Events {
+		d.Add(events.Subject(e.Type, e.Key), events.Filter(e.Type))
+	}
+	span.SetName(d.SpanName("send"))
+	span.SetAttributes(d.Attributes("send")...)
+	span.SetAttributes(messaging.Server(nc)...)
+	if len(a.Events) == 1 {
+		span.SetAttributes(attribute.String("messaging.message.id", a.Events[0].ID.String()))
+	} else {
+		span.SetAttributes(attribute.Int("messaging.batch.message_count", len(a.Events)))
 	}
 	for _, e := range a.Events[:min(len(a.Events), spanLinks)] {
 		for _, link := range created(e) {

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/exaring/otelpgx"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/lmittmann/tint"
@@ -24,6 +23,7 @@ import (
 
 	"github.com/pgjet/pgjet/internal/config"
 	remote "github.com/pgjet/pgjet/internal/service"
+	"github.com/pgjet/pgjet/internal/telemetry"
 	"github.com/pgjet/pgjet/outbox"
 )
 
@@ -159,7 +159,7 @@ func (s *settings) pool(ctx context.Context, application string) (*pgxpool.Pool,
 	}
 	config.MaxConns = max(config.MaxConns, 12) // a consumer has 8 workers, and needs some more
 	config.ConnConfig.RuntimeParams["application_name"] = application
-	config.ConnConfig.Tracer = otelpgx.NewTracer()
+	config.ConnConfig.Tracer = telemetry.Postgres()
 	return pgxpool.NewWithConfig(ctx, config)
 }
 

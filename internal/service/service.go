@@ -82,7 +82,7 @@ func New(name string, find Finder, t Tuning, log *slog.Logger) (*Client, error) 
 	c := &Client{
 		name: name, log: log.With("service", name),
 		instances: instances{name: name, find: find},
-		transport: otelhttp.NewTransport(plainTransport()),
+		transport: otelhttp.NewTransport(plainTransport(), otelhttp.WithSpanNameFormatter(spanName)),
 	}
 	c.tuning.Store(&t)
 	var err error
