@@ -4,7 +4,7 @@ import "embed"
 
 // Schemas holds the JSON Schema (2020-12) of each payload of this package, as
 // schema/<type>.json. Fields that hold what identifies a person, such as a name, are
-// marked with "x-pii": true. A schema does not forbid further fields: a later version
+// marked with "$comment": "pii", which no validator minds. A schema does not forbid further fields: a later version
 // may add some.
 //
 //go:embed schema/*.json

@@ -100,7 +100,7 @@ func personal(t *testing.T, eventType string, data []byte) (values map[string]st
 	t.Helper()
 	var s struct {
 		Properties map[string]struct {
-			Personal bool `json:"x-pii"`
+			Comment string `json:"$comment"`
 		}
 	}
 	var fields map[string]any
@@ -112,7 +112,7 @@ func personal(t *testing.T, eventType string, data []byte) (values map[string]st
 	}
 	values = make(map[string]string)
 	for name, p := range s.Properties {
-		if p.Personal {
+		if p.Comment == "pii" {
 			values[name], _ = fields[name].(string)
 		}
 	}

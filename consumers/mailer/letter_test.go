@@ -118,7 +118,7 @@ func personal(t *testing.T, e events.Event) map[string]string {
 	}
 	var s struct {
 		Properties map[string]struct {
-			Personal bool `json:"x-pii"`
+			Comment string `json:"$comment"`
 		}
 	}
 	var fields map[string]any
@@ -130,7 +130,7 @@ func personal(t *testing.T, e events.Event) map[string]string {
 	}
 	marked := make(map[string]string)
 	for name, p := range s.Properties {
-		if p.Personal {
+		if p.Comment == "pii" {
 			marked[name] = fields[name].(string)
 		}
 	}
