@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -21,7 +22,7 @@ const (
 // A delivery is one message in our hands.
 type delivery struct {
 	work       *work
-	msg        jetstream.Msg
+	msg        *nats.Msg
 	meta       *jetstream.MsgMetadata
 	err        error // why there is no meta: such a message is not accepted
 	size       int

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/events"
 )
@@ -39,10 +38,18 @@ func (t *term) receive(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}()
+	p, err := newPull(t.JS, t.Stream, t.Consumer.Name, max(t.hands.least, mostHeld))
+	if err != nil {
+		return fmt.Errorf("receive from %s: %w", t.Consumer.Name, err)
+	}
+	defer p.sub.Unsubscribe()
 	for {
 		n, bytes, err := t.hands.room(ctx)
 		if err == nil {
-			err = t.fetch(ctx, n, bytes)
+			err = p.ask(n, bytes)
+		}
+		if err == nil {
+			err = p.receive(ctx, func(messages []*nats.Msg) error { return t.accept(ctx, messages) })
 		}
 		switch {
 		case errors.Is(context.Cause(ctx), errReconnected):
@@ -55,41 +62,16 @@ func (t *term) receive(ctx context.Context) error {
 	}
 }
 
-// fetch asks for up to n messages and hands them to the lanes.
-func (t *term) fetch(ctx context.Context, n, bytes int) error {
-	request, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTime)
-	defer cancel()
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(stopTime, cancel) })() // what is on its way is given back
-	batch, err := t.consumer.Fetch(n, jetstream.FetchContext(request), jetstream.FetchMaxBytes(bytes), jetstream.FetchHeartbeat(heartbeats))
-	if err != nil {
-		return err
-	}
-	messages := batch.Messages()
-	for msg := range messages {
-		chunk := []*delivery{t.delivery(msg)}
-		for len(chunk) < n && len(messages) > 0 {
-			chunk = append(chunk, t.delivery(<-messages))
-		}
-		if err := t.accept(ctx, chunk); err != nil {
-			return err
-		}
-	}
-	if err := batch.Error(); err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
-		return err
-	}
-	return nil
-}
-
 // delivery reads a message.
-func (t *term) delivery(msg jetstream.Msg) *delivery {
+func (t *term) delivery(msg *nats.Msg) *delivery {
 	w := &work{}
-	d := &delivery{work: w, msg: msg, size: len(msg.Data()) + 1<<10}
+	d := &delivery{work: w, msg: msg, size: len(msg.Data) + 1<<10}
 	w.delivery = d
-	w.subject, w.header, w.data = msg.Subject(), msg.Headers(), msg.Data()
+	w.subject, w.header, w.data = msg.Subject, msg.Header, msg.Data
 	w.generation = t.place.generation
-	w.event, w.bad = events.FromMessage(msg.Headers(), msg.Data())
+	w.event, w.bad = events.FromMessage(msg.Header, msg.Data)
 	w.eventType, w.key = indexable(w.event.Type, events.MaxType), indexable(w.event.Key, events.MaxKey)
-	if d.meta, d.err = msg.Metadata(); d.err == nil {
+	if d.meta, d.err = metadata(msg); d.err == nil {
 		w.seq, d.deliveries = d.meta.Sequence.Stream, int(d.meta.NumDelivered)
 		if w.bad != nil {
 			w.event.ID = d.place(t.Stream)
@@ -101,9 +83,12 @@ func (t *term) delivery(msg jetstream.Msg) *delivery {
 	return d
 }
 
-// accept takes deliveries into our hands, and hands those that are new to the lanes.
-func (t *term) accept(ctx context.Context, chunk []*delivery) error {
-	for _, d := range chunk {
+// accept takes messages into our hands, and hands those that are new to the lanes.
+func (t *term) accept(ctx context.Context, messages []*nats.Msg) error {
+	chunk := make([]*delivery, len(messages))
+	for i, msg := range messages {
+		d := t.delivery(msg)
+		chunk[i] = d
 		if d.err != nil {
 			return fmt.Errorf("a message is not from JetStream: %w", d.err)
 		}

@@ -1,0 +1,161 @@
+package consumers
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// A pull asks a durable consumer for messages, one request at a time, and receives them.
+//
+// The fetches of nats.go do not do: they end with the server's word that a request is
+// fulfilled. Of a consumer with replicas that word comes before the messages, which wait
+// until most replicas know of their delivery, and then nobody takes them. A pull ends
+// when the messages are there.
+type pull struct {
+	conn     *nats.Conn
+	sub      *nats.Subscription
+	inbox    string
+	subject  string         // of requests
+	messages chan *nats.Msg // and what the server says about requests
+
+	number   int    // of the request
+	reply    string // where it is answered
+	owed     int    // messages that may still come for it
+	received int
+	ended    bool // it is: what still comes is on its way
+	tooLarge bool // its first message had no room
+}
+
+// newPull subscribes to deliveries, of which twice most may be on their way.
+func newPull(js jetstream.JetStream, stream, consumer string, most int) (*pull, error) {
+	p := &pull{conn: js.Conn(), inbox: js.Conn().NewInbox(), messages: make(chan *nats.Msg, 2*most+64)}
+	p.subject = apiPrefix(js) + "CONSUMER.MSG.NEXT." + stream + "." + consumer
+	var err error
+	p.sub, err = p.conn.ChanSubscribe(p.inbox+".*", p.messages)
+	return p, err
+}
+
+// apiPrefix returns what subjects of JetStream's API begin with.
+func apiPrefix(js jetstream.JetStream) string {
+	o := js.Options()
+	switch {
+	case o.APIPrefix != "":
+		return strings.TrimSuffix(o.APIPrefix, ".") + "."
+	case o.Domain != "":
+		return "$JS." + o.Domain + ".API."
+	}
+	return jetstream.DefaultAPIPrefix
+}
+
+// ask requests n messages of so many bytes at most. If not even one had room the last
+// time, it requests that one, however large it is.
+func (p *pull) ask(n, bytes int) error {
+	if p.tooLarge {
+		n, bytes = 1, 0
+	}
+	request, err := json.Marshal(struct {
+		Batch     int           `json:"batch"`
+		Bytes     int           `json:"max_bytes,omitempty"`
+		Expires   time.Duration `json:"expires"`
+		Heartbeat time.Duration `json:"idle_heartbeat"`
+	}{n, bytes, fetchTime, heartbeats})
+	if err != nil {
+		return err
+	}
+	p.number++
+	p.reply = p.inbox + "." + strconv.Itoa(p.number)
+	p.owed, p.received, p.ended, p.tooLarge = n, 0, false, false
+	return p.conn.PublishRequest(p.subject, p.reply, request)
+}
+
+// receive calls accept with messages as they come, all that are there at once. It ends
+// with the request, when what is on its way has come, or soon after ctx has ended.
+func (p *pull) receive(ctx context.Context, accept func([]*nats.Msg) error) error {
+	stopped := make(chan struct{})
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(stopTime, func() { close(stopped) }) })()
+	silent := time.NewTimer(2 * heartbeats)
+	defer silent.Stop()
+	for p.owed > 0 {
+		select {
+		case msg := <-p.messages:
+			silent.Reset(2 * heartbeats)
+			chunk, err := p.gather(msg)
+			if len(chunk) > 0 {
+				err = errors.Join(accept(chunk), err)
+			}
+			if err != nil {
+				return err
+			}
+		case <-silent.C:
+			if !p.ended {
+				return jetstream.ErrNoHeartbeat
+			}
+			return nil // it is lost, and comes again
+		case <-stopped:
+			return nil
+		}
+	}
+	return nil
+}
+
+// gather returns msg and those that are there already.
+func (p *pull) gather(msg *nats.Msg) (chunk []*nats.Msg, err error) {
+	for {
+		if msg.Reply == "" { // the server's word: there is nothing to acknowledge
+			err = p.note(msg)
+		} else {
+			chunk = append(chunk, msg)
+			p.owed--
+			p.received++
+		}
+		if err != nil || len(p.messages) == 0 {
+			return chunk, err
+		}
+		msg = <-p.messages
+	}
+}
+
+// note takes notice of what the server says about the request. It returns an error if
+// no other request can be expected to fare better.
+func (p *pull) note(msg *nats.Msg) error {
+	if msg.Subject != p.reply {
+		return nil // about an earlier one
+	}
+	code, text := msg.Header.Get("Status"), strings.ToLower(msg.Header.Get("Description"))
+	large := code == "409" && strings.Contains(text, "exceeds maxbytes")
+	switch {
+	case code == "100": // a heartbeat
+	case code == "404", code == "408", code == "409" && strings.Contains(text, "batch completed"), large:
+		pending, _ := strconv.Atoi(msg.Header.Get("Nats-Pending-Messages"))
+		p.owed -= pending
+		p.ended = true
+		p.tooLarge = large && p.received == 0 && p.owed <= 0
+	case code == "503":
+		return nats.ErrNoResponders
+	case code == "409" && strings.Contains(text, "consumer deleted"):
+		return jetstream.ErrConsumerDeleted
+	default:
+		return fmt.Errorf("nats: %s", msg.Header.Get("Description"))
+	}
+	return nil
+}
+
+// metadata returns what the server says about a message.
+func metadata(msg *nats.Msg) (*jetstream.MsgMetadata, error) {
+	m, err := msg.Metadata()
+	if err != nil {
+		return nil, err
+	}
+	return &jetstream.MsgMetadata{
+		Sequence: jetstream.SequencePair(m.Sequence), NumDelivered: m.NumDelivered, NumPending: m.NumPending,
+		Timestamp: m.Timestamp, Stream: m.Stream, Consumer: m.Consumer, Domain: m.Domain,
+	}, nil
+}
