@@ -26,7 +26,7 @@ type PartitionStatus struct {
 	High   *int64     `json:"high"` // one past its last
 	Events int64      `json:"events"`
 	Bytes  int64      `json:"bytes"`  // on disk, with indexes
-	Oldest *time.Time `json:"oldest"` // the least time of its events, nil if there are none
+	Oldest *time.Time `json:"oldest"` // the least time of its events in the years 1 to 9999, nil if there are none
 	Newest *time.Time `json:"newest"`
 }
 
@@ -48,10 +48,14 @@ func ReadStatus(ctx context.Context, db *pgx.Conn) (Status, error) {
 	return status, nil
 }
 
+// writable is the condition that RFC 3339 has a form for the time of an event. One that has none
+// is in quarantine, or will be.
+const writable = `time >= '0001-01-01 00:00:00+00' and time < '10000-01-01 00:00:00+00'`
+
 func (s *Status) count(ctx context.Context, tx pgx.Tx, published Position) error {
 	rows, err := tx.Query(ctx, `
 		with held as (
-		    select o.tableoid, count(*) as events, min(time) as oldest, max(time) as newest,
+		    select o.tableoid, count(*) as events, min(time) filter (where `+writable+`) as oldest, max(time) filter (where `+writable+`) as newest,
 		           count(q.seq) as quarantined,
 		           count(*) filter (where q.seq is null and o.seq <= $2
 		               and pg_visible_in_snapshot(pgjet.outbox_xid(o.xid, o.xmin), $1::text::pg_snapshot)) as published

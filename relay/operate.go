@@ -46,7 +46,7 @@ func Resume(ctx context.Context, db beginner, stream, by, reason string) (p *Pau
 	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, `
 			with was as (
-				select paused_at, paused_by, pause_reason from pgjet.leader where stream = $1 and paused_at is not null for update
+				select paused_at, coalesce(paused_by, '') as paused_by, coalesce(pause_reason, '') as pause_reason from pgjet.leader where stream = $1 and paused_at is not null for update
 			), resumed as (
 				update pgjet.leader set paused_at = null, paused_by = null, pause_reason = null from was where stream = $1
 			), noted as (

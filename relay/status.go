@@ -119,7 +119,7 @@ func (s *Status) read(ctx context.Context, tx pgx.Tx) (now string, err error) {
 		  from pgjet.leader where stream = $1 and epoch > 0`, s.Stream).Query(optional(&s.Leader, func(l *Leader) []any {
 		return []any{&l.Epoch, &l.Process, &l.Since, &l.Cause, &l.CauseAt}
 	}))
-	b.Queue(`select paused_at, paused_by, pause_reason from pgjet.leader where stream = $1 and paused_at is not null`, s.Stream).
+	b.Queue(`select paused_at, coalesce(paused_by, ''), coalesce(pause_reason, '') from pgjet.leader where stream = $1 and paused_at is not null`, s.Stream).
 		Query(optional(&s.Paused, func(p *Paused) []any { return []any{&p.At, &p.By, &p.Reason} }))
 	b.Queue(`
 		select stream_created, stream_seq, floor, at, events, snapshot::text from pgjet.checkpoint
@@ -205,7 +205,7 @@ const pendingSQL = `
 	), late as (
 		select * from ended union all select * from young where seq <= $2
 	), counted as (
-		select count(*) as events, min(time) as oldest
+		select count(*) as events, min(time) filter (where isfinite(time)) as oldest
 		  from (select * from ahead union all select * from late) p
 		 where not exists (select from pgjet.quarantine q where q.seq = p.seq)
 	), more as (

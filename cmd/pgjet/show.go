@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -28,9 +29,25 @@ func show(out io.Writer, output string, value any, table func(w io.Writer)) erro
 	if output == "json" {
 		return json.NewEncoder(out).Encode(value)
 	}
-	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
+	var text bytes.Buffer
+	w := tabwriter.NewWriter(&text, 0, 0, 3, ' ', 0)
 	table(w)
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	_, err := io.WriteString(out, harmless(text.String()))
+	return err
+}
+
+// harmless returns text without what a terminal would obey, such as escapes that came from
+// a row of the database.
+func harmless(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || unicode.IsGraphic(r) {
+			return r
+		}
+		return '\uFFFD'
+	}, text)
 }
 
 // ago says how long ago something was, for people.

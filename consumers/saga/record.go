@@ -70,6 +70,20 @@ type StepRecord struct {
 	Error    string          `json:"error,omitempty"` // why it was given up
 }
 
+// UnmarshalJSON reads a number of attempts in any form that PostgreSQL keeps, such as 1.0.
+func (s *StepRecord) UnmarshalJSON(data []byte) error {
+	type fields StepRecord
+	read := struct {
+		*fields
+		Attempts float64 `json:"attempts"`
+	}{fields: (*fields)(s)}
+	if err := json.Unmarshal(data, &read); err != nil {
+		return err
+	}
+	s.Attempts = int(read.Attempts)
+	return nil
+}
+
 // A task is what a saga has to do next: a step, the undo of one, or the last word.
 type task struct {
 	index int // of the step

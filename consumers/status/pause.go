@@ -50,7 +50,7 @@ func Resume(ctx context.Context, db beginner, name, by, reason string) (*Paused,
 	err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
 		return tx.QueryRow(ctx, `
 			with was as (
-				select paused_at, paused_by, pause_reason from pgjet.consumer where name = $1 and paused_at is not null for update
+				select paused_at, coalesce(paused_by, '') as paused_by, coalesce(pause_reason, '') as pause_reason from pgjet.consumer where name = $1 and paused_at is not null for update
 			), resumed as (
 				update pgjet.consumer set paused_at = null, paused_by = null, pause_reason = null from was where name = $1
 			), noted as (
