@@ -2,13 +2,17 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
+	"net/http"
 	"strings"
 	"testing"
 
+	natsgo "github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers/mailer"
 	"github.com/pgjet/pgjet/consumers/status"
+	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
@@ -51,6 +55,50 @@ func TestConsumerStatus(t *testing.T) {
 	says(t, exitFindings, asked("consumer ls --exit-code -o json", nats), database, `[{"name":"welcome-mailer"`)
 	refused(t, exitFindings, words(asked("consumer get welcome-mailer --exit-code", nats), database), "welcome-mailer (dead_letters)")
 	refused(t, exitNotFound, words(asked("consumer get billing", nats), database), `"billing"`, "welcome-mailer")
+	s.stop()
+}
+
+// TestMailServerRefusesAll: a server that puts every mail off is an outage, whoever asks about it.
+func TestMailServerRefusesAll(t *testing.T) {
+	t.Parallel()
+	database, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL()
+	js := ensureStream(t, nats)
+	smtp, inbox := startMail(t, anyPort)
+	s := startMailer(t, database, nats, smtp)
+	s.ready(s.admin)
+	if status, _, body := request(t, http.MethodPut, inbox+"/api/fault", `{"code":451,"count":1000}`, nil); status != http.StatusOK {
+		t.Fatalf("PUT /api/fault = %d %s", status, body)
+	}
+	for i := range 12 {
+		e, err := events.New(events.UserCreated{UserID: fmt.Sprint("u", i), Email: "ann@example.com", Name: "Ann"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.Source, e.Seq = "/test", int64(i+1)
+		subject, header, body := e.Message()
+		if _, err := js.PublishMsg(t.Context(), &natsgo.Msg{Subject: subject, Header: header, Data: body}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const share = "attempts failed: mail server answered to the whole mail: 451 4.0.0 devmail: fault injected"
+	s.eventually(patience, "the process says that it is degraded", func() bool {
+		status, page := get(t, s.admin+"/readyz")
+		return status == http.StatusOK && strings.Contains(page, `"status":"degraded"`) && strings.Contains(page, `"degraded":"failing: all of the last `) && strings.Contains(page, share)
+	})
+	if _, page := get(t, s.admin+"/metrics"); !strings.Contains(page, `pgjet_consumer_failing_share{consumer="welcome-mailer"} 1`) {
+		t.Error("the metrics have no failing share of 1")
+	}
+	db := openDB(t, database)
+	if _, err := db.Exec(t.Context(), `
+		insert into pgjet.dead_letter (consumer, event_id, stream, stream_seq, subject, header, data, error, attempts)
+		values ('welcome-mailer', gen_random_uuid(), 'EVENTS', 1, 's', '{}', '', 'no', 1)`); err != nil {
+		t.Fatal(err)
+	}
+	s.eventually(patience, "the status is failing", func() bool {
+		code, p := runProcess(t, nil, words(asked("consumer ls --exit-code", nats), database)...)
+		out := p.stdout.String()
+		return code == exitFindings && strings.Contains(out, "failing") && strings.Contains(out, share+" (and 1 more: dead_letters)\n")
+	})
 	s.stop()
 }
 

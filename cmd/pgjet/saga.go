@@ -48,10 +48,22 @@ func (s *settings) sagaListCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				waiting, err := saga.FindWaiting(ctx, db)
+				if err != nil {
+					return err
+				}
 				if len(all) >= saga.Page {
 					fmt.Fprintf(cmd.ErrOrStderr(), "these are the newest %d; there may be more, which --state or --key select\n", len(all))
 				}
-				return showSagas(cmd.OutOrStdout(), output, all)
+				if err := showSagas(cmd.OutOrStdout(), output, all); err != nil || output == "json" {
+					return err
+				}
+				for _, w := range waiting {
+					if !w.NeedsOperator {
+						fmt.Fprintf(cmd.OutOrStdout(), "\n%s: %s\n", short(w.Name), plain(w.String()))
+					}
+				}
+				return nil
 			})
 		},
 	}

@@ -165,6 +165,14 @@ func TestSagaCommands(t *testing.T) {
 			t.Errorf("ls does not say %q:\n%s", want, out)
 		}
 	}
+	if _, err := db.Exec(t.Context(), `
+		insert into pgjet.saga (id, name, key, step, waits, error, input)
+		select gen_random_uuid(), 'onboarding', 'u-3', 'billing', 4, 'billing answered 503', 'null' from generate_series(1, 3)`); err != nil {
+		t.Fatal(err)
+	}
+	if out := must(t, exitOK, args("ls")...); !strings.HasSuffix(out, "\nonboarding: 3 sagas wait at billing: billing answered 503\n") {
+		t.Errorf("ls does not end with what waits:\n%s", out)
+	}
 	if out := must(t, exitOK, args("ls", "--state", "done")...); strings.Contains(out, stuck) || !strings.Contains(out, done) {
 		t.Errorf("ls --state done says\n%s", out)
 	}
@@ -199,7 +207,7 @@ func TestSagaCommands(t *testing.T) {
 		t.Errorf("retry says %s", out)
 	}
 	got := query[string](t, db, `select s.state || ' ' || s.attempts || ': ' || concat_ws(' ', o.kind, o.target, o.by, o.reason)
-		from pgjet.saga s, pgjet.operation o where s.id = (o.detail ->> 'id')::uuid`)
+		from pgjet.saga s, pgjet.operation o where s.key = 'u-1' and s.id = (o.detail ->> 'id')::uuid`)
 	if want := "undoing 0: saga.retry onboarding " + actor() + " billing is repaired"; got != want {
 		t.Errorf("after retry there is %q, want %q", got, want)
 	}
