@@ -12,10 +12,11 @@ import (
 )
 
 // remember commits that an effect has happened. It does not give up lightly: the
-// effect cannot be undone.
+// effect cannot be undone. But a process that is told to stop does not wait for a database that is away.
 func (t *term) remember(ctx context.Context, w *work, e ending) error {
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), rememberTime)
 	defer cancel()
+	defer context.AfterFunc(t.stopping, func() { time.AfterFunc(stopRemembering, cancel) })()
 	b := backoff.WithContext(backoff.NewConstantBackOff(200*time.Millisecond), limit)
 	return backoff.Retry(func() error {
 		err := t.unfenced(ctx, func(ctx context.Context, tx pgx.Tx) error { return t.finish(ctx, tx, w, e) })

@@ -82,7 +82,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	}
 	r.process = fmt.Sprintf("%s:%d", host, os.Getpid())
 	r.keeper.Run(ctx, r.Log, r.session)
-	_ = r.JS.Conn().FlushTimeout(2 * time.Second) // the last acks; a lost one costs a redelivery
+	_ = r.JS.Conn().FlushTimeout(time.Second) // the last acks; a lost one costs a redelivery
 	return r.metrics.stop()
 }
 

@@ -22,6 +22,8 @@ const (
 	pingTime = 5 * time.Second
 	// rememberTime is for how long a process tries to commit that an effect happened.
 	rememberTime = 2 * time.Minute
+	// stopRemembering is for how long it tries once it is told to stop.
+	stopRemembering = 2 * time.Second
 	// pollEvery is how often a session looks for due intents, and what operators want.
 	pollEvery = 250 * time.Millisecond
 )
@@ -49,6 +51,7 @@ type term struct {
 	alone    atomic.Bool  // there is one of those in hand
 	kick     chan struct{}
 	fail     context.CancelCauseFunc // ends the session
+	stopping context.Context         //nolint:containedctx // ends when the runner is told to stop
 	callers  attempt.Callers
 	began    time.Time
 
@@ -60,7 +63,7 @@ func (t *term) ordered() bool { return !t.Consumer.Unordered }
 
 // session handles events until something fails, or ctx ends.
 func (r *Runner) session(ctx context.Context) error {
-	t := &term{Runner: r, id: fmt.Sprintf("%s:%s", r.process, uuid.NewString()[:8]), began: time.Now(),
+	t := &term{Runner: r, stopping: ctx, id: fmt.Sprintf("%s:%s", r.process, uuid.NewString()[:8]), began: time.Now(),
 		gate: newGate(r.Consumer.Workers), kick: make(chan struct{}, 1), keys: make(map[string]bool)}
 	t.hands = newHands(max(leastHeld, 4*r.Consumer.Workers, 4*r.Consumer.Batch))
 	t.acks, t.lanes = newAcks(), newLanes()

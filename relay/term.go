@@ -30,9 +30,11 @@ const crowd = 4
 const (
 	// saveEvery is the least time between two checkpoints.
 	saveEvery = 100 * time.Millisecond
-	// stepTime bounds one question to the database, and how long a step goes on when
-	// the relay is told to stop. It ends the session, nothing else.
+	// stepTime bounds one question to the database. It ends the session, nothing else.
 	stepTime = 10 * time.Second
+	// stopTime is how long a step goes on when the relay is told to stop, and how long it
+	// then takes to leave nothing open.
+	stopTime = 2 * time.Second
 )
 
 // tendEvery is how often a leader looks what operators want.
@@ -234,7 +236,7 @@ var errNotLeft = &protocol.Refusal{Code: jserror.WrongLastSequence, Text: "wrong
 
 // finish leaves nothing open.
 func (t *term) finish(ctx context.Context) error {
-	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepTime)
+	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
 	defer cancel()
 	defer t.count(work)
 	return errors.Join(t.session.Settle(work), t.session.Save(work))
@@ -245,7 +247,7 @@ func (t *term) step(ctx context.Context) (int, error) {
 	// A transaction of a million events is one step: it may take its time.
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(stepTime/2, cancel) })()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(stopTime, cancel) })()
 	defer t.count(work)
 	if time.Since(t.tended) >= tendEvery {
 		if err := t.tend(ctx, work); err != nil || ctx.Err() != nil {

@@ -108,7 +108,7 @@ func (d *dev) stopServers() {
 		d.nc.Close()
 	}
 	if d.db != nil {
-		d.db.Close()
+		closePool(d.db)
 	}
 	if d.nats != nil {
 		d.nats.Stop()

@@ -18,6 +18,7 @@ func TestStopsWhileServersHang(t *testing.T) {
 	t.Parallel()
 	for _, what := range []string{"postgres", "nats", "both"} {
 		t.Run(what, func(t *testing.T) {
+			t.Parallel()
 			server := postgresProcess(t)
 			n := startNATSProcess(t, devserver.NATSOptions{Dir: t.TempDir(), Lazy: true})
 			ensureStream(t, n.url())

@@ -92,6 +92,9 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, par
 	log.InfoContext(ctx, "starting", "service", name, "version", version(), "admin", "http://"+admin.Addr().String())
 	late, cancel := after(ctx, s.stopDelay)
 	defer cancel()
+	running, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	defer context.AfterFunc(late, func() { s.lines.watch(running, log) })()
 	if err := supervise(late, append(parts, s.configPart(), serveAdmin(admin, h.Handler(), log, s.hosts()...))); err != nil {
 		return err
 	}

@@ -39,7 +39,7 @@ func usersCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			defer db.Close()
+			defer closePool(db)
 			issuer, err := s.tokenIssuer(log)
 			if err != nil {
 				return err
@@ -182,7 +182,7 @@ func (s *settings) consume(cmd *cobra.Command, name string, parts func(*pgxpool.
 	if err != nil {
 		return err
 	}
-	defer db.Close()
+	defer closePool(db)
 	nc, js, err := s.connectNATS("pgjet-"+name, log, nats.CustomInboxPrefix(inboxPrefix(name)))
 	if err != nil {
 		return err

@@ -51,6 +51,7 @@ type settings struct {
 	serviceURLs    map[string]*string // of other services, by name
 
 	clients map[string]*remote.Client
+	lines   lines // to PostgreSQL
 
 	registryConn *nats.Conn // nil: the process neither registers nor finds others
 	registrar    *registrar // see register
@@ -148,6 +149,7 @@ func (s *settings) databaseConfig() (*pgxpool.Config, error) {
 		return nil, usagef("--database-url: %w", err)
 	}
 	config.ConnConfig.ConnectTimeout = 5 * time.Second
+	s.lines.through(config)
 	return config, nil
 }
 
