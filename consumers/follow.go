@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -34,7 +36,7 @@ var errMissed = errors.New("events were missed")
 //
 // All processes that follow under one name share one consumer of the stream, of that
 // name, and each gets every event. They must ask for the same types. A process needs no
-// other right than to create that one consumer, and to subscribe to
+// other right than to create and look up that one consumer, and to subscribe to
 // [events.FollowSubject].
 //
 // It keeps trying for ever, and logs why it does not get through once.
@@ -109,14 +111,27 @@ func (f *follower) begin(ctx context.Context, subject string) (followed, error) 
 		IdleHeartbeat:  followBeat,
 		MemoryStorage:  true,
 	})
-	if natsconn.Of(err) == jserror.ConsumerDiffers {
-		return followed{}, fmt.Errorf("consumer_differs: consumer %s exists and delivers other events, for processes of another version or application: %w", f.name, err)
+	if natsconn.Of(err) == jserror.ConsumerDiffers { // as it does if it exists
+		consumer, err = f.join(ctx)
 	}
 	if err != nil {
-		return followed{}, err
+		return followed{}, natsconn.Explain(f.js.Conn(), err, "writer")
 	}
 	delivered := consumer.CachedInfo().Delivered
 	return followed{last: delivered.Consumer, next: delivered.Stream + 1, since: time.Now(), fresh: true}, nil
+}
+
+// join returns the consumer that other processes follow, if it delivers the same events.
+func (f *follower) join(ctx context.Context) (jetstream.PushConsumer, error) {
+	consumer, err := f.js.PushConsumer(ctx, f.stream, f.name)
+	if err != nil {
+		return nil, err
+	}
+	if have, want := filters(consumer.CachedInfo().Config), slices.Sorted(slices.Values(f.subjects)); !slices.Equal(have, want) {
+		return nil, fmt.Errorf("consumer_differs: consumer %s delivers %s to other processes, this one needs %s; it ends when they do",
+			f.name, strings.Join(have, " "), strings.Join(want, " "))
+	}
+	return consumer, nil
 }
 
 func next(ctx context.Context, sub *nats.Subscription) (*nats.Msg, error) {

@@ -51,13 +51,24 @@ func causeOf(err error) string {
 	return "error"
 }
 
-// told returns what err says, its word first.
+// told returns what err says, its word first, and once.
 func told(err error) string {
-	text := err.Error()
-	if word := causeOf(err) + ": "; !strings.HasPrefix(text, word) {
-		text = word + text
+	word := causeOf(err) + ": "
+	return word + strings.ReplaceAll(err.Error(), word, "")
+}
+
+// A reasoned is an error of a session, as it is reported.
+type reasoned struct{ error }
+
+func (r reasoned) Error() string { return told(r.error) }
+func (r reasoned) Unwrap() error { return r.error }
+
+// named returns err with its word first. One that has none, and nil, stay as they are.
+func named(err error) error {
+	if err == nil || causeOf(err) == "error" {
+		return err
 	}
-	return text
+	return reasoned{err}
 }
 
 // blockedByDatabase puts the reason before an error of PostgreSQL.

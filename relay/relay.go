@@ -86,7 +86,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	r.keeper.Run(ctx, r.Log, func(ctx context.Context) error {
 		r.metrics.sessions.Add(ctx, 1)
 		t := term{Relay: r}
-		return t.run(ctx)
+		return named(t.run(ctx))
 	})
 	r.spare.end()
 	<-watching

@@ -118,7 +118,7 @@ func grantFor(role, stream string, names []string) grant {
 		return grant{
 			Publish:   []string{hints},
 			Subscribe: []string{inboxPrefix("writer") + ".>", events.FollowSubject(stream, followName)},
-		}.on(stream, followName, "CREATE").registered("pgjet-users").finds(devservices.Profiles)
+		}.on(stream, followName, "CREATE", "INFO").registered("pgjet-users").finds(devservices.Profiles)
 	}
 }
 

@@ -33,7 +33,7 @@ var roles = map[string][]string{
 	"relay":    {"relay"},
 	"consumer": {"consumer", "--consumer", mailer.Name},
 	"reader":   {"consumer", "--consumer", directory.Name},
-	"operator": {"operator"},
+	"operator": {"operator", "--consumer", mailer.Name, "--consumer", directory.Name, "--consumer", "notes"},
 	"writer":   {"writer"},
 }
 
@@ -298,7 +298,7 @@ func TestNATSPermissionsPrinted(t *testing.T) {
 	t.Parallel()
 	var g grant
 	out := must(t, exitOK, "nats", "permissions", "writer", "--stream", "ORDERS", "-o", "json")
-	if err := json.Unmarshal([]byte(out), &g); err != nil || !slices.Equal(g.Publish, []string{"pgjet.hint.ORDERS", "$JS.API.CONSUMER.CREATE.ORDERS.pgjet-users", "_INBOX_operator.srv.>", "_INBOX.>", "$SRV.INFO.profiles"}) {
+	if err := json.Unmarshal([]byte(out), &g); err != nil || !slices.Equal(g.Publish, []string{"pgjet.hint.ORDERS", "$JS.API.CONSUMER.CREATE.ORDERS.pgjet-users", "$JS.API.CONSUMER.INFO.ORDERS.pgjet-users", "_INBOX_operator.srv.>", "_INBOX.>", "$SRV.INFO.profiles"}) {
 		t.Errorf("writer: %s (%v)", out, err)
 	}
 	out = must(t, exitOK, "nats", "permissions", "consumer", "--consumer", "c", "--stream", "ORDERS")

@@ -26,10 +26,10 @@ func owned() map[string]map[string][]string {
 		"relay":    {relay.ReaderName: reader},
 		"consumer": {mailer.Name: {"CREATE", "INFO", "MSG.NEXT", "RESET", "ACK"}},
 		"reader":   {directory.Name: {"CREATE", "INFO", "MSG.NEXT", "RESET", "ACK"}},
-		"writer":   {followName: {"CREATE"}},
+		"writer":   {followName: {"CREATE", "INFO"}},
 		"operator": {},
 	}
-	for name := range ownConsumers {
+	for _, name := range []string{mailer.Name, directory.Name, "notes"} {
 		plan, run := replay.ReaderNames(name)
 		maps.Copy(all["operator"], map[string][]string{name: {"CREATE", "INFO", "RESET"}, plan: reader, run: reader})
 	}
