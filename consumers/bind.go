@@ -13,6 +13,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/jserror"
+	"github.com/pgjet/pgjet/internal/natsconn"
 )
 
 // Config returns the durable consumer that c needs: everything from the start of the
@@ -47,9 +49,9 @@ const maxAckPending = 10_000
 // differs, a line for each setting.
 func Ensure(ctx context.Context, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig) (created bool, differences []string, err error) {
 	consumer, err := js.Consumer(ctx, stream, want.Durable)
-	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+	if natsconn.Of(err) == jserror.ConsumerMissing {
 		_, err = js.CreateConsumer(ctx, stream, want)
-		if !errors.Is(err, jetstream.ErrConsumerExists) {
+		if natsconn.Of(err) != jserror.ConsumerDiffers {
 			return err == nil, nil, err
 		}
 		consumer, err = js.Consumer(ctx, stream, want.Durable) // another process was faster
@@ -75,6 +77,12 @@ func compare(have, want jetstream.ConsumerConfig) (differences []string) {
 		{"back-off", have.BackOff, want.BackOff},
 		{"deliver subject", have.DeliverSubject, want.DeliverSubject},
 		{"headers only", have.HeadersOnly, want.HeadersOnly},
+		{"inactive threshold", have.InactiveThreshold, want.InactiveThreshold},
+		{"replay policy", have.ReplayPolicy, want.ReplayPolicy},
+		{"max request batch", have.MaxRequestBatch, want.MaxRequestBatch},
+		{"max request expires", have.MaxRequestExpires, want.MaxRequestExpires},
+		{"max request max bytes", have.MaxRequestMaxBytes, want.MaxRequestMaxBytes},
+		{"priority groups", have.PriorityGroups, want.PriorityGroups},
 	} {
 		if h, w := fmt.Sprint(s.have), fmt.Sprint(s.want); h != w {
 			differences = append(differences, fmt.Sprintf("%s: is %s, should be %s", s.name, h, w))
@@ -83,8 +91,20 @@ func compare(have, want jetstream.ConsumerConfig) (differences []string) {
 	return differences
 }
 
+// mended returns have with what makes events vanish or come again and again put right, and
+// whether that changed anything. No version of pgjet sets these otherwise.
+func mended(have, want jetstream.ConsumerConfig) (jetstream.ConsumerConfig, bool) {
+	changed := have.MaxDeliver != want.MaxDeliver || len(have.BackOff) > 0 || have.InactiveThreshold != want.InactiveThreshold || have.AckWait < want.AckWait
+	have.MaxDeliver, have.BackOff, have.InactiveThreshold = want.MaxDeliver, want.BackOff, want.InactiveThreshold
+	have.AckWait = max(have.AckWait, want.AckWait)
+	if have.FilterSubject != "" { // in the form that needs no other permission
+		have.FilterSubject, have.FilterSubjects = "", []string{have.FilterSubject}
+	}
+	return have, changed
+}
+
 // harmless are the settings with which a consumer works though they differ.
-var harmless = []string{"ack wait", "max ack pending", "max deliver"}
+var harmless = []string{"ack wait", "max ack pending"}
 
 func filters(c jetstream.ConsumerConfig) []string {
 	all := slices.Clone(c.FilterSubjects)
@@ -119,8 +139,9 @@ func (r *Runner) remembers(maxAge time.Duration) error {
 		r.Retention, age, deadRetention)
 }
 
-// bind looks the durable consumer up, and makes it again if there is none. One that
-// wants other events than this one is left alone, and is an error.
+// bind looks the durable consumer up, and makes it again if there is none. Settings that
+// make events vanish are put right. One that wants other events than this one is left alone,
+// and is an error.
 func (t *term) bind(ctx context.Context) error {
 	want, err := t.Consumer.Config()
 	if err != nil {
@@ -130,16 +151,17 @@ func (t *term) bind(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("bind the durable consumer: %w", err)
 	}
-	for _, d := range differences {
-		name, _, _ := strings.Cut(d, ":")
-		if !slices.Contains(harmless, name) {
-			return fmt.Errorf("consumer_differs: durable consumer %s is not what this process needs: %s; nothing was changed; see: pgjet consumer ensure %s",
-				t.Consumer.Name, strings.Join(differences, "; "), t.Consumer.Name)
-		}
-		t.Log.WarnContext(ctx, "the durable consumer is not as it should be, nothing was changed", "difference", d)
-	}
 	if t.consumer, err = t.JS.Consumer(ctx, t.Stream, t.Consumer.Name); err != nil {
 		return fmt.Errorf("bind the durable consumer: %w", err)
+	}
+	if err := t.mend(ctx, want, differences); err != nil {
+		return err
+	}
+	if err := t.unfit(t.consumer.CachedInfo(), want); err != nil {
+		return err
+	}
+	for _, d := range compare(t.consumer.CachedInfo().Config, want) {
+		t.Log.WarnContext(ctx, "the durable consumer is not as it should be, nothing was changed", "difference", d)
 	}
 	info := t.consumer.CachedInfo()
 	if created && t.place.high > 0 {
@@ -167,6 +189,78 @@ func (t *term) bind(ctx context.Context) error {
 	// Both places were true once. The stream may have lost its end since, or the
 	// database been restored: the lower one is true now.
 	return t.reset(ctx, min(t.place.floor, info.AckFloor.Stream)+1)
+}
+
+// mend puts right what of the durable consumer makes events vanish.
+func (t *term) mend(ctx context.Context, want jetstream.ConsumerConfig, differences []string) error {
+	config, needed := mended(t.consumer.CachedInfo().Config, want)
+	if !needed {
+		return nil
+	}
+	var err error
+	if t.consumer, err = t.JS.UpdateConsumer(ctx, t.Stream, config); err != nil {
+		return fmt.Errorf("consumer_differs: durable consumer %s is not what this process needs: %s; putting it right failed: %w",
+			t.Consumer.Name, strings.Join(differences, "; "), natsconn.Denied(t.JS.Conn(), err))
+	}
+	t.Log.WarnContext(ctx, "somebody changed the durable consumer in a way that makes events vanish, it was put right", "differences", strings.Join(differences, "; "))
+	return nil
+}
+
+// unfit returns why a durable consumer cannot be worked with as it is.
+func (t *term) unfit(info *jetstream.ConsumerInfo, want jetstream.ConsumerConfig) error {
+	differences := compare(info.Config, want)
+	for _, d := range differences {
+		name, _, _ := strings.Cut(d, ":")
+		if !slices.Contains(harmless, name) {
+			return fmt.Errorf("consumer_differs: durable consumer %s is not what this process needs: %s; nothing was changed; see: pgjet consumer ensure %s",
+				t.Consumer.Name, strings.Join(differences, "; "), t.Consumer.Name)
+		}
+	}
+	if info.Paused && info.PauseRemaining > 0 {
+		return fmt.Errorf("consumer_paused: durable consumer %s is paused in JetStream for another %s, not by pgjet; to end that: nats consumer resume %s %s",
+			t.Consumer.Name, info.PauseRemaining.Round(time.Second), t.Stream, t.Consumer.Name)
+	}
+	return nil
+}
+
+// guard ends the session soon after somebody changed, paused, deleted or made again the
+// durable consumer. The next session says why it cannot begin, or puts it right.
+func (t *term) guard(ctx context.Context) {
+	want, err := t.Consumer.Config()
+	if err != nil {
+		return // it was checked before
+	}
+	bound := t.consumer.CachedInfo().Created
+	for t.sleep(ctx, guardEvery) {
+		info, err := t.lookAtConsumer(ctx)
+		switch class := natsconn.Of(err); {
+		case class == jserror.ConsumerMissing, class == jserror.StreamMissing:
+			t.fail(fmt.Errorf("look at the durable consumer: %w", err))
+		case err != nil:
+			continue // receiving notices what is wrong with NATS
+		case !info.Created.Equal(bound):
+			t.fail(fmt.Errorf("consumer_differs: durable consumer %s was deleted and made again", t.Consumer.Name))
+		default:
+			if _, needed := mended(info.Config, want); needed {
+				err = fmt.Errorf("consumer_differs: durable consumer %s was changed: %s", t.Consumer.Name, strings.Join(compare(info.Config, want), "; "))
+			} else {
+				err = t.unfit(info, want)
+			}
+			if err != nil {
+				t.fail(err)
+			}
+		}
+	}
+}
+
+func (t *term) lookAtConsumer(ctx context.Context) (*jetstream.ConsumerInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, pingTime)
+	defer cancel()
+	consumer, err := t.JS.Consumer(ctx, t.Stream, t.Consumer.Name)
+	if err != nil {
+		return nil, err
+	}
+	return consumer.CachedInfo(), nil
 }
 
 // saveLost writes down what was delivered before, since after a reset JetStream does not

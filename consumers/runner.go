@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -15,6 +16,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pgjet/pgjet/internal/jserror"
+	"github.com/pgjet/pgjet/internal/natsconn"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/session"
 	"github.com/pgjet/pgjet/internal/sqlstate"
@@ -146,11 +149,12 @@ func (r *Runner) explained(err error) error {
 		return err
 	case ours, refused:
 		return sqlstate.Explain(err, "pgjet_consumer")
-	case errors.Is(err, jetstream.ErrStreamNotFound):
+	case natsconn.Of(err) == jserror.StreamMissing:
 		return fmt.Errorf("stream_missing: stream %s does not exist; run: pgjet stream ensure", r.Stream)
-	case errors.Is(err, errReconnected), errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrNoResponders),
-		errors.Is(err, nats.ErrTimeout), errors.Is(err, jetstream.ErrNoHeartbeat), errors.Is(err, nats.ErrConnectionClosed):
+	case errors.Is(err, errReconnected):
 		return fmt.Errorf("nats_unreachable: %w", err)
+	case strings.HasPrefix(err.Error(), string(jserror.ConsumerDiffers)+":"):
+		return err
 	}
-	return err
+	return natsconn.Explain(r.JS.Conn(), err, "consumer --consumer "+r.Consumer.Name)
 }

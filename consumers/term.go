@@ -15,6 +15,7 @@ import (
 
 	"github.com/pgjet/pgjet/internal/attempt"
 	"github.com/pgjet/pgjet/internal/lead"
+	"github.com/pgjet/pgjet/internal/natsconn"
 )
 
 const (
@@ -115,6 +116,9 @@ func (t *term) begin(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	if err := natsconn.CheckVersion(t.JS.Conn()); err != nil {
+		return err
+	}
 	created, err := t.stream(ctx)
 	if err != nil {
 		return err
@@ -202,6 +206,7 @@ func (t *term) serve(outer context.Context) error {
 	others.Go(func() { t.fail(t.receive(ctx)) })
 	others.Go(func() { t.fail(t.watch(ctx, holding)) })
 	others.Go(func() { t.fail(t.takeDue(ctx)) })
+	others.Go(func() { t.guard(ctx) })
 	others.Go(func() { t.count(ctx) })
 	others.Go(func() { t.prune(ctx) })
 	for range t.Consumer.Workers {

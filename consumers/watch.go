@@ -27,6 +27,7 @@ var (
 	countEvery   = 10 * time.Second // what the metrics show, and what got lost
 	reclaimAfter = 5 * time.Second  // of a session
 	pruneEvery   = time.Minute
+	guardEvery   = 2 * time.Second // what somebody did to the durable consumer
 )
 
 // recent are the last attempts of a process.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -15,6 +14,8 @@ import (
 
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/consumers/extend"
+	"github.com/pgjet/pgjet/internal/jserror"
+	"github.com/pgjet/pgjet/internal/natsconn"
 )
 
 // extendTime bounds how long types are added to a durable consumer: what the stream
@@ -126,13 +127,13 @@ func (s *settings) ensureConsumer(ctx context.Context, c consumers.Consumer, dry
 	if err == nil {
 		created, differences, err = consumers.Ensure(ctx, js, s.stream, want)
 	}
-	switch {
-	case errors.Is(err, jetstream.ErrConsumerNotFound):
+	switch class := natsconn.Of(err); {
+	case class == jserror.ConsumerMissing:
 		return "", &exitError{exitFindings, fmt.Errorf("durable consumer %s of stream %s is missing, nothing was changed", c.Name, s.stream)}
-	case errors.Is(err, jetstream.ErrStreamNotFound):
-		return "", fmt.Errorf("stream %s does not exist; run: %s", s.stream, s.typed("pgjet stream ensure"))
+	case class == jserror.StreamMissing:
+		return "", &exitError{exitNotFound, fmt.Errorf("%s; run: %s", natsconn.NoStream(ctx, js, s.stream), s.typed("pgjet stream ensure"))}
 	case err != nil:
-		return "", fmt.Errorf("ensure durable consumer %s of stream %s: %w", c.Name, s.stream, err)
+		return "", fmt.Errorf("ensure durable consumer %s of stream %s: %w", c.Name, s.stream, natsconn.Explain(nc, err, "operator --consumer "+c.Name))
 	case created:
 		return fmt.Sprintf("created durable consumer %s of stream %s\n", c.Name, s.stream), nil
 	case len(differences) > 0:

@@ -87,7 +87,7 @@ func (s *settings) instances(ctx context.Context, output, name string) ([]instan
 	if err := checkOutput(output); err != nil {
 		return nil, err
 	}
-	nc, _, err := s.reachNATS()
+	nc, err := s.dialNATS()
 	if err != nil {
 		return nil, err
 	}

@@ -6,17 +6,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
+	"github.com/pgjet/pgjet/internal/jserror"
+	"github.com/pgjet/pgjet/internal/natsconn"
 	"github.com/pgjet/pgjet/relay"
 )
 
 func (s *settings) relayStatusCommand() *cobra.Command {
-	var output string
+	var output, natsURL string
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show whether events are being published, and if not, why; exit code 6 if not",
@@ -26,20 +29,43 @@ func (s *settings) relayStatusCommand() *cobra.Command {
 				return err
 			}
 			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+				s.natsURL = natsURL
 				status, err := relay.ReadStatus(ctx, db, s.stream)
 				if err != nil {
 					return err
 				}
-				return showStatus(cmd.OutOrStdout(), output, status)
+				return showStatus(cmd.OutOrStdout(), output, status, s.absent(ctx, status))
 			})
 		},
 	}
 	outputFlag(cmd.Flags(), &output)
+	cmd.Flags().StringVar(&natsURL, "nats-url", "", "NATS servers; with them a stream that does not exist is reported before any relay has run")
+	s.natsCredsFlag(cmd.Flags())
 	return cmd
 }
 
-func showStatus(out io.Writer, output string, s relay.Status) error {
+// absent returns that the stream does not exist, and which do, if no relay has ever run for it
+// and NATS can be asked; "" otherwise.
+func (s *settings) absent(ctx context.Context, status relay.Status) string {
+	if s.natsURL == "" || status.Leader != nil && status.Leader.Epoch > 0 {
+		return ""
+	}
+	nc, js, err := s.reachNATS()
+	if err != nil {
+		return "" // the outbox alone was asked for
+	}
+	defer nc.Close()
+	if _, err := js.Stream(ctx, s.stream); natsconn.Of(err) != jserror.StreamMissing {
+		return ""
+	}
+	return natsconn.NoStream(ctx, js, s.stream)
+}
+
+func showStatus(out io.Writer, output string, s relay.Status, absent string) error {
 	all := troubles(s)
+	if absent != "" {
+		all = slices.Insert(all, 0, trouble{string(jserror.StreamMissing), plain(absent), typed(nextFor(string(jserror.StreamMissing)), s.Stream)})
+	}
 	view := struct {
 		relay.Status
 		Publishing bool      `json:"publishing"`

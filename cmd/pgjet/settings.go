@@ -22,6 +22,8 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/pgjet/pgjet/internal/config"
+	"github.com/pgjet/pgjet/internal/jserror"
+	"github.com/pgjet/pgjet/internal/natsconn"
 	remote "github.com/pgjet/pgjet/internal/service"
 	"github.com/pgjet/pgjet/internal/telemetry"
 	"github.com/pgjet/pgjet/outbox"
@@ -239,15 +241,16 @@ func (s *settings) connectNATS(name string, log *slog.Logger, options ...nats.Op
 	return nc, js, nil
 }
 
-// reachNATS returns a connection that is up, for commands that do not wait.
+// reachNATS returns a connection to a server that is up and new enough, for commands that do
+// not wait.
 func (s *settings) reachNATS() (*nats.Conn, jetstream.JetStream, error) {
-	if err := s.checkNATS(); err != nil {
+	nc, err := s.dialNATS()
+	if err != nil {
 		return nil, nil, err
 	}
-	nc, err := nats.Connect(s.natsURL, append(s.access.options(), nats.Name("pgjet"), nats.Timeout(5*time.Second),
-		nats.CustomInboxPrefix(inboxPrefix("operator")))...)
-	if err != nil {
-		return nil, nil, &exitError{exitUnreachable, fmt.Errorf("cannot reach NATS: %w", err)}
+	if err := natsconn.CheckVersion(nc); err != nil {
+		nc.Close()
+		return nil, nil, fmt.Errorf("%s: %w", jserror.Outdated, err)
 	}
 	js, err := s.access.jetStream(nc)
 	if err != nil {
@@ -255,4 +258,18 @@ func (s *settings) reachNATS() (*nats.Conn, jetstream.JetStream, error) {
 		return nil, nil, err
 	}
 	return nc, js, nil
+}
+
+// dialNATS returns a connection that is up.
+func (s *settings) dialNATS() (*nats.Conn, error) {
+	if err := s.checkNATS(); err != nil {
+		return nil, err
+	}
+	ignore := func(*nats.Conn, *nats.Subscription, error) {} // the request that fails says why
+	nc, err := nats.Connect(s.natsURL, append(s.access.options(), nats.Name("pgjet"), nats.Timeout(5*time.Second),
+		nats.CustomInboxPrefix(inboxPrefix("operator")), nats.ErrorHandler(ignore))...)
+	if err != nil {
+		return nil, &exitError{exitUnreachable, fmt.Errorf("cannot reach NATS: %w", err)}
+	}
+	return nc, nil
 }

@@ -1,14 +1,17 @@
 package status
 
 import (
+	"cmp"
 	"context"
-	"errors"
+	"fmt"
 	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/internal/jserror"
+	"github.com/pgjet/pgjet/internal/natsconn"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
@@ -60,11 +63,13 @@ func (s *Status) look(ctx context.Context, db database, js jetstream.JetStream) 
 			s.Account = a
 		}
 	}
-	switch {
-	case errors.Is(err, jetstream.ErrStreamNotFound):
-		s.lacks = "stream_missing"
-	case errors.Is(err, jetstream.ErrConsumerNotFound):
-		s.lacks = "consumer_missing"
+	switch class := natsconn.Of(err); {
+	case class == jserror.StreamMissing:
+		s.lacks, s.absent = string(class), cmp.Or(s.absent, natsconn.NoStream(ctx, js, s.Stream))
+	case class == jserror.ConsumerMissing:
+		s.lacks = string(class)
+	case class != "":
+		return fmt.Errorf("look at consumer %s: %w", s.Name, natsconn.Explain(js.Conn(), err, "operator --consumer "+s.Name))
 	default:
 		return sqlstate.Wrap("look at consumer "+s.Name, err)
 	}

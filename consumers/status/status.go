@@ -44,6 +44,7 @@ type Status struct {
 	Also          []Why          `json:"also"`         // others that hold, too
 
 	lacks   string   // the code for what is missing in JetStream
+	absent  string   // that the stream does not exist, and which do
 	filters []string // of the durable consumer
 	frozen  bool     // paused in JetStream, by no means of ours
 	growth  int64    // of Lag, between two looks

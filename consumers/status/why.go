@@ -18,7 +18,8 @@ var Codes = slices.Concat([]string{"unaccounted", "stream_missing", "consumer_mi
 		"moving", "retrying", "idle"})
 
 // causes are the words with which a process says why it handles nothing.
-var causes = append(databaseCauses(), "nats_unreachable", "consumer_differs", "retention_too_short", "unavailable")
+var causes = append(databaseCauses(), "nats_unreachable", "consumer_differs", "consumer_paused", "retention_too_short", "unavailable",
+	"stream_unresponsive", "stream_full", "stream_error", "nats_outdated", "nats_limit", "jetstream_disabled")
 
 func databaseCauses() (all []string) {
 	for _, class := range sqlstate.Reasons {
@@ -83,7 +84,7 @@ func (s *Status) loss() (w Why) {
 func (s *Status) lacking() (w Why) {
 	switch s.lacks {
 	case "stream_missing":
-		w = say("stream_missing", "stream %s does not exist", s.Stream)
+		w = say("stream_missing", "%s", cmp.Or(s.absent, fmt.Sprintf("stream %s does not exist", s.Stream)))
 	case "consumer_missing":
 		w = say("consumer_missing", "stream %s has no durable consumer %s; the next process to begin makes it, at the inbox's position", s.Stream, s.Name)
 	}

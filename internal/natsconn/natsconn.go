@@ -126,8 +126,8 @@ func Explain(nc *nats.Conn, err error, role string) error {
 	switch {
 	case class == "":
 		return err
-	case class == jserror.Disabled && errors.Is(err, nats.ErrNoResponders) && !nc.IsConnected():
-		class = jserror.Unreachable
+	case !nc.IsConnected() && Code(err) == 0 && class != jserror.Permission && class != jserror.Outdated:
+		class = jserror.Unreachable // whatever it looked like
 	}
 	todo := class.Advice()
 	if class == jserror.Permission {

@@ -13,12 +13,17 @@
 package testenv
 
 import (
+	"bufio"
 	"cmp"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -80,12 +85,60 @@ func PostgresServerWith(t testing.TB, o devserver.PostgresOptions) *devserver.Po
 // [devserver.NATS.Options].
 func NATS(t testing.TB) *devserver.NATS {
 	t.Helper()
-	n, err := devserver.StartNATS(devserver.NATSOptions{Dir: t.TempDir(), Lazy: true})
+	return NATSWith(t, "")
+}
+
+// NATSWith is NATS with more configuration, in the format of NATS's own file.
+func NATSWith(t testing.TB, config string) *devserver.NATS {
+	t.Helper()
+	n, err := devserver.StartNATS(devserver.NATSOptions{Dir: t.TempDir(), Lazy: true, Config: config})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(n.Stop)
 	return n
+}
+
+// OtherVersion returns the address of a proxy before the NATS server at url. Through it the
+// server says that it has another version.
+func OtherVersion(t testing.TB, url, version string) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go proxyINFO(client, strings.TrimPrefix(url, "nats://"), version)
+		}
+	}()
+	return "nats://" + l.Addr().String()
+}
+
+var versionInINFO = regexp.MustCompile(`"version":"[^"]*"`)
+
+func proxyINFO(client net.Conn, server, version string) {
+	defer client.Close()
+	upstream, err := net.Dial("tcp", server)
+	if err != nil {
+		return
+	}
+	defer upstream.Close()
+	from := bufio.NewReader(upstream)
+	info, err := from.ReadString('\n')
+	if err != nil {
+		return
+	}
+	if _, err := io.WriteString(client, versionInINFO.ReplaceAllString(info, `"version":"`+version+`"`)); err != nil {
+		return
+	}
+	go func() { _, _ = io.Copy(upstream, client); upstream.Close() }()
+	_, _ = io.Copy(client, from)
 }
 
 // JetStream returns a connection to a NATS server of its own, without any stream,
