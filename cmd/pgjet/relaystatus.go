@@ -40,7 +40,7 @@ func (s *settings) relayStatusCommand() *cobra.Command {
 	}
 	outputFlag(cmd.Flags(), &output)
 	cmd.Flags().StringVar(&natsURL, "nats-url", "", "NATS servers; with them a stream that does not exist is reported before any relay has run")
-	s.natsCredsFlag(cmd.Flags())
+	s.access.flags(cmd.Flags())
 	return cmd
 }
 
