@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -140,6 +141,7 @@ func (s *Server) routes() {
 		Method:      http.MethodGet,
 		Path:        "/users",
 		Summary:     "List users by pages, the newest first",
+		Description: "For admins. The next page begins behind the last user of the one before, whoever signs up or goes meanwhile.",
 		Errors:      []int{400, 503},
 		// The query is read strictly.
 		SkipValidateParams: true,
@@ -160,6 +162,7 @@ func (s *Server) routes() {
 		Method:      http.MethodGet,
 		Path:        "/users/{id}",
 		Summary:     "Get a user",
+		Description: "For the user and for admins. To all others there is no such user.",
 		Errors:      []int{404, 503},
 		Responses:   map[string]*huma.Response{"304": {Description: "The client has this version already."}},
 		// A malformed id names no user: 404, as for any other id that does not.
@@ -208,6 +211,7 @@ func (s *Server) routes() {
 // register adds an operation for those with access a. The error of fn becomes a [Problem] here and nowhere
 // else, and the request's time is bounded here.
 func register[I, O any](s *Server, a access, op huma.Operation, fn func(context.Context, *I) (*O, error)) {
+	op.Tags = []string{strings.Split(op.Path, "/")[1]}
 	op.SkipValidateBody = true // jsonBody is stricter
 	op.MaxBodyBytes = maxBody + 1
 	op.BodyReadTimeout = s.bodyTimeout
@@ -263,6 +267,12 @@ func apiConfig() huma.Config {
 	cfg.Info.Description = "Sign up, list, look up, rename and delete users. Errors are RFC 9457 problems with a stable code."
 	cfg.Components.SecuritySchemes = map[string]*huma.SecurityScheme{
 		"token": {Type: "http", Scheme: "bearer", BearerFormat: "JWT", Description: "From POST /sessions."},
+	}
+	cfg.Info.Contact = &huma.Contact{Name: "pgjet", URL: "https://github.com/pgjet/pgjet"}
+	cfg.Servers = []*huma.Server{{URL: "/", Description: "The service that serves this document."}}
+	cfg.Tags = []*huma.Tag{
+		{Name: "users", Description: "People who signed up."},
+		{Name: "sessions", Description: "Access tokens."},
 	}
 	cfg.DocsPath = ""    // it would load scripts from elsewhere
 	cfg.SchemasPath = "" // the document has them

@@ -27,9 +27,8 @@ func operation(sql string) string {
 
 // TraceBatchStart implements [pgx.BatchTracer].
 func (t PostgresTracer) TraceBatchStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
-	parent := trace.SpanFromContext(ctx)
 	ctx = t.Tracer.TraceBatchStart(ctx, conn, data)
-	if span := trace.SpanFromContext(ctx); span != parent && span.IsRecording() {
+	if span := trace.SpanFromContext(ctx); span.IsRecording() { // then it is of the batch
 		name := batchOperation(data.Batch)
 		span.SetName(name)
 		span.SetAttributes(attribute.String("db.operation.name", name))
