@@ -23,7 +23,6 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/health", ""},
 	{"internal/jserror", ""},
 	{"internal/natsconn", "internal/jserror"},
-	{"internal/lead", ""},
 	{"internal/mailaddr", ""},
 	{"internal/messaging", ""},
 	{"internal/registry", ""},
@@ -40,7 +39,6 @@ var layers = []struct{ pkg, imports string }{
 	{"consumers", "events internal/attempt internal/jserror internal/lead internal/messaging internal/natsconn internal/postgres internal/session internal/sqlstate"},
 	// Services: they meet in rows and messages, not here.
 	{"producer", "events internal/auth internal/mailaddr internal/sqlstate outbox"},
-	{"consumers/status", "consumers internal/jserror internal/natsconn internal/sqlstate"},
 	{"relay/protocol", "events internal/jserror outbox"},
 	{"relay", "events internal/jserror internal/lead internal/messaging internal/natsconn internal/session internal/sqlstate outbox relay/protocol"},
 	{"consumers/deadletter", "internal/sqlstate"},
@@ -49,7 +47,7 @@ var layers = []struct{ pkg, imports string }{
 	{"consumers/replay", "events internal/jserror internal/natsconn internal/sqlstate"},
 	{"consumers/saga", "internal/attempt internal/lead internal/postgres internal/session internal/sqlstate"},
 	{"consumers/onboarding", "consumers consumers/saga events outbox"},
-	{"consumers/status", "consumers consumers/saga"},
+	{"consumers/status", "consumers consumers/saga internal/jserror internal/natsconn internal/sqlstate"},
 	{"consumers/extend", "consumers/replay consumers/status events internal/jserror internal/natsconn internal/sqlstate"},
 	// Tools.
 	{"internal/devserver", "internal/sqlstate"},

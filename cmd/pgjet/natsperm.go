@@ -164,7 +164,7 @@ what belongs to another. docs/nats.md says how accounts separate them further.`,
 			}
 			for _, name := range names {
 				if !validToken(name) {
-					return usagef("%q is none that NATS takes for a name", name)
+					return usagef("--consumer or --service is %q, which NATS takes for no name", name)
 				}
 			}
 			g := grantFor(args[0], s.stream, names)
