@@ -1,6 +1,6 @@
 # What one types. 'make help' lists the targets.
 
-.PHONY: help run build test demo-recovery chaos powercut bench bench-quick bench-test check lint fmt
+.PHONY: help run build test interfaces demo-recovery chaos powercut bench bench-quick bench-test check lint fmt
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -16,6 +16,9 @@ build: ## build bin/pgjet, static
 
 test: ## run all tests, with PostgreSQL and NATS servers that they start themselves
 	go test -race -shuffle=on -timeout 15m ./...
+
+interfaces: ## check the API, the schemas, a client and the metrics with tools of others; needs Node.js 20 and promtool
+	.ci/interfaces/run
 
 demo-recovery: ## show what goes wrong with consumers, and how it is put right; needs curl and psql
 	go build -o bin/pgjet ./cmd/pgjet
