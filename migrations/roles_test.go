@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -281,5 +283,109 @@ func TestRolesThatMayNotBeCreated(t *testing.T) {
 	err = plain.QueryRow(t.Context(), `select has_table_privilege('pgjet_consumer', 'directory.users', 'insert')`).Scan(&may)
 	if err != nil || !may {
 		t.Errorf("pgjet_consumer may insert users: %t, %v, want it to", may, err)
+	}
+}
+
+// claims are what docs/security.md says that roles can and cannot do to each other, where the
+// grants of statements above do not say it already.
+var claims = []struct {
+	role, sql string
+	allowed   bool
+}{
+	{"pgjet_writer", `insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), 'user.deleted', 'somebody', '{}')`, true},
+	{"pgjet_writer", `lock table pgjet.outbox in share mode`, false},
+	{"pgjet_writer", `select from pgjet.inbox`, false},
+	{"pgjet_consumer", `update pgjet.inbox set state = 'done' where consumer = 'another'`, true},
+	{"pgjet_consumer", `lock table pgjet.inbox in access exclusive mode`, true},
+	{"pgjet_consumer", `insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), 'user.deleted', 'somebody', '{}')`, false},
+	{"pgjet_consumer", `select from pgjet.operation`, false},
+	{"pgjet_relay", `insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), 'a.b', 'k', '{}')`, false},
+	{"pgjet_relay", `select from pgjet.inbox`, false},
+	{"pgjet_operator", `insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), 'a.b', 'k', '{}')`, false},
+	{"pgjet_operator", `update pgjet.operation set by = 'somebody else'`, false},
+	{"pgjet_nobody", `select pg_advisory_xact_lock(1)`, true},
+	{"pgjet_nobody", `select pg_terminate_backend(pg_backend_pid())`, false},
+}
+
+func TestClaimsOfTheSecurityPage(t *testing.T) {
+	db := testenv.Postgres(t)
+	for _, c := range claims {
+		err := as(t.Context(), db, c.role, func(tx pgx.Tx) error {
+			_, err := tx.Exec(t.Context(), c.sql)
+			return err
+		})
+		if !c.allowed && !denied(err) || c.allowed && err != nil {
+			t.Errorf("%s: %s: %v, want allowed = %t", c.role, c.sql, err, c.allowed)
+		}
+	}
+}
+
+func denied(err error) bool {
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pgErr.Code == "42501"
+}
+
+var sqlBlock = regexp.MustCompile("(?s)```sql\n(.*?)```")
+
+// TestSecurityPage runs the SQL of docs/security.md: it keeps strangers out, keeps each writer to
+// types of its own, and the relay reads on.
+func TestSecurityPage(t *testing.T) {
+	db := testenv.Postgres(t)
+	page, err := os.ReadFile("../docs/security.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	exec := func(sql string) {
+		t.Helper()
+		if _, err := db.Exec(t.Context(), sql); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+	names := []string{"orders", "shipping", "relay", "operator", "users", "stranger"}
+	for _, name := range names {
+		exec(`create role ` + name + ` login`)
+	}
+	t.Cleanup(func() {
+		for _, name := range names {
+			_, err := db.Exec(context.WithoutCancel(t.Context()), `drop owned by `+name+`; drop role `+name)
+			if err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	database := pgx.Identifier{db.Config().ConnConfig.Database}.Sanitize()
+	blocks := sqlBlock.FindAllStringSubmatch(string(page), -1)
+	if len(blocks) < 4 {
+		t.Fatalf("docs/security.md has %d blocks of SQL", len(blocks))
+	}
+	for _, b := range blocks {
+		exec(strings.ReplaceAll(b[1], "database app", "database "+database))
+	}
+	for name, want := range map[string]bool{"orders": true, "shipping": true, "stranger": false} {
+		got := false
+		if err := db.QueryRow(t.Context(), `select has_database_privilege($1, current_database(), 'connect')`, name).Scan(&got); err != nil || got != want {
+			t.Errorf("%s may connect: %t (%v), want %t", name, got, err, want)
+		}
+	}
+	const event = `insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), '%s', 'k', '{}')`
+	exec(fmt.Sprintf(event, "user.created"))
+	for _, c := range []struct {
+		role, sql string
+		allowed   bool
+	}{
+		{"orders", fmt.Sprintf(event, "order.paid"), true},
+		{"orders", fmt.Sprintf(event, "user.deleted"), false},
+		{"shipping", fmt.Sprintf(event, "order.paid"), false},
+		{"relay", `select 1 / count(*) from pgjet.outbox where type = 'user.created'`, true}, // sees it
+		{"users", `insert into pgjet.operation (kind, target, by, reason) values ('user.delete', 'u', 'user a', 'r')`, true},
+		{"users", `select from pgjet.operation`, false},
+	} {
+		err := as(t.Context(), db, c.role, func(tx pgx.Tx) error {
+			_, err := tx.Exec(t.Context(), c.sql)
+			return err
+		})
+		if !c.allowed && !denied(err) || c.allowed && err != nil {
+			t.Errorf("%s: %s: %v, want allowed = %t", c.role, c.sql, err, c.allowed)
+		}
 	}
 }
