@@ -1,6 +1,6 @@
 # What one types. 'make help' lists the targets.
 
-.PHONY: help run build test interfaces demo-recovery chaos powercut bench bench-quick bench-test check lint fmt
+.PHONY: help run build test interfaces demo-recovery chaos powercut bench bench-quick bench-test check lint fmt compose-test
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ chaos: ## kill, freeze, cut and fill for up to 20 minutes; PGJET_CHAOS=0.2 does 
 
 powercut: ## cut the power of the NATS server's disk: needs root and loop devices, and says so where it cannot run
 	PGJET_POWERCUT=1 go test -count=1 -timeout 5m -v -run '^TestPowerCut$$' ./cmd/pgjet
+
+compose-test: ## run compose.yaml on a Docker engine, kill and stop what it starts; says so where there is no engine
+	PGJET_COMPOSE=1 go test -count=1 -timeout 60m -v -run '^TestComposeRun$$' ./cmd/pgjet
 
 bench: ## measure pgjet beside its peers and its limits, about a quarter of an hour; ARGS="-only drain -rounds 5"
 	cd bench && go build -o ../bin/bench .

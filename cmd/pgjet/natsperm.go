@@ -112,8 +112,8 @@ func grantFor(role, stream string, names []string) grant {
 			g = g.reads(stream, plan).reads(stream, run)
 		}
 		return g
-	case "service":
-		return grant{}.registered(names[0])
+	case "service": // the user service and the onboarding look for some
+		return grant{Publish: []string{registry.InboxFor(inboxPrefix("writer")), registry.InboxFor(inboxPrefix("onboarding"))}}.registered(names[0])
 	default: // writer
 		return grant{
 			Publish:   []string{hints},
