@@ -480,3 +480,66 @@ func TestDockerfile(t *testing.T) {
 		t.Errorf("the image builds with Go %v, go.mod wants another", base)
 	}
 }
+
+// TestKubernetesExample: the Deployment in the documents sets what the command knows, probes
+// the admin port, and runs as the image's user.
+func TestKubernetesExample(t *testing.T) {
+	_, text, _ := strings.Cut(read(t, "docs/containers.md"), "```yaml\n")
+	text, _, _ = strings.Cut(text, "```")
+	var d struct {
+		Spec struct {
+			Template struct {
+				Spec struct {
+					Grace    int `yaml:"terminationGracePeriodSeconds"`
+					Security struct {
+						NonRoot bool `yaml:"runAsNonRoot"`
+						Group   int  `yaml:"fsGroup"`
+					} `yaml:"securityContext"`
+					Containers []struct {
+						Args      []string `yaml:"args"`
+						Env       []struct{ Name, Value string }
+						Readiness probe `yaml:"readinessProbe"`
+						Liveness  probe `yaml:"livenessProbe"`
+					} `yaml:"containers"`
+				} `yaml:"spec"`
+			} `yaml:"template"`
+		} `yaml:"spec"`
+	}
+	if err := yaml.Unmarshal([]byte(text), &d); err != nil {
+		t.Fatal(err)
+	}
+	pod := d.Spec.Template.Spec
+	if user := fmt.Sprintf("%d:%[1]d", pod.Security.Group); !pod.Security.NonRoot || !strings.Contains(read(t, "Dockerfile"), "\nUSER "+user+"\n") {
+		t.Errorf("the pod's group is %d, non-root %t; the image has another user", pod.Security.Group, pod.Security.NonRoot)
+	}
+	c := pod.Containers[0]
+	flags, values := flagsOf(t, "the Deployment", c.Args), make(map[string]string)
+	for _, v := range c.Env {
+		name := strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(v.Name, "PGJET_"), "_", "-"))
+		if secret, ok := strings.CutSuffix(name, "-file"); ok && slices.Contains(secrets, secret) {
+			name = secret
+		}
+		f := flags.Lookup(name)
+		if f == nil {
+			t.Errorf("pgjet %v knows no %s", c.Args, v.Name)
+		} else if err := f.Value.Set(v.Value); err != nil && v.Value != "" {
+			t.Errorf("%s: %v", v.Name, err)
+		}
+		values[name] = v.Value
+	}
+	for _, p := range []probe{c.Readiness, c.Liveness} {
+		if fmt.Sprintf(":%d", p.Get.Port) != values["admin-addr"] || !slices.Contains([]string{"/livez", "/readyz"}, p.Get.Path) {
+			t.Errorf("a probe asks for %s on port %d, the admin address is %s", p.Get.Path, p.Get.Port, values["admin-addr"])
+		}
+	}
+	if delay, err := time.ParseDuration(values["stop-delay"]); err != nil || time.Duration(pod.Grace)*time.Second < delay+grace+5*time.Second {
+		t.Errorf("the grace period of %d s is too short for a delay of %s (%v), requests and traces", pod.Grace, delay, err)
+	}
+}
+
+type probe struct {
+	Get struct {
+		Path string `yaml:"path"`
+		Port int    `yaml:"port"`
+	} `yaml:"httpGet"`
+}
