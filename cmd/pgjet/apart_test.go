@@ -121,6 +121,20 @@ func TestApart(t *testing.T) {
 	}
 }
 
+// TestReadyEverywhere: pgjet ready understands the address of a process that listens
+// everywhere, as in a container, though pages on the loopback interface answer to few names.
+func TestReadyEverywhere(t *testing.T) {
+	t.Parallel()
+	p := start(t, nil, "users", "--database-url", testenv.DatabaseURL(t), "--addr", anyPort, "--admin-addr", "0.0.0.0:0")
+	_, port, err := net.SplitHostPort(strings.TrimPrefix(p.logged("starting", "admin"), "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, addr := range []string{":", "0.0.0.0:", "[::]:", "127.0.0.1:", "localhost:"} {
+		must(t, exitOK, "ready", "--admin-addr", addr+port)
+	}
+}
+
 func TestMigrate(t *testing.T) {
 	t.Parallel()
 	database := testenv.EmptyDatabaseURL(t)

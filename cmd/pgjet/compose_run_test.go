@@ -225,6 +225,9 @@ func (c *composed) quiet() {
 			continue
 		}
 		for line := range strings.Lines(c.docker(time.Minute, "logs", c.container(name))) {
+			if strings.Contains(line, "ask nobody who they are") {
+				continue // and other machines can reach them: that is so, in a network of their own
+			}
 			if strings.Contains(line, `"level":"WARN"`) || strings.Contains(line, `"level":"ERROR"`) {
 				c.t.Errorf("%s says at its start: %s", name, line)
 			}
