@@ -33,11 +33,13 @@ func TestComposeRun(t *testing.T) {
 	}
 	c := newComposed(t)
 	c.images()
+	c.tidy()
 	c.compose(20*time.Minute, "build")
 	c.compose(5*time.Minute, "up", "--detach", "--wait")
 	c.quiet()
 	c.flows("it has started")
 	c.compose(3*time.Minute, "up", "--detach", "--wait", "--scale", "relay=2")
+	c.operates()
 	c.keeps()
 	for _, name := range slices.Sorted(maps.Keys(c.file.Services)) {
 		if c.file.Services[name].Restart == "unless-stopped" {
@@ -86,15 +88,20 @@ func newComposed(t *testing.T) *composed {
 		t.Fatal(err)
 	}
 	c.words = append(composeProgram(t), "--project-name", c.project, "--file", filepath.Join(root, "compose.yaml"), "--file", path)
-	t.Cleanup(func() {
-		if t.Failed() {
+	return c
+}
+
+// tidy removes in the end what the engine was made to keep, and shows the logs if something failed.
+func (c *composed) tidy() {
+	c.t.Helper()
+	c.t.Cleanup(func() {
+		if c.t.Failed() {
 			logs, _ := try(time.Minute, append(slices.Clone(c.words), "logs", "--no-color", "--tail", "40")...)
-			t.Logf("the last lines of each service:\n%s", logs)
+			c.t.Logf("the last lines of each service:\n%s", logs)
 		}
 		c.compose(3*time.Minute, "down", "--volumes", "--remove-orphans")
 		c.docker(time.Minute, "image", "rm", "--force", c.project)
 	})
-	return c
 }
 
 // freeAddress returns an address of this machine on which nobody listens.
@@ -292,6 +299,24 @@ func (c *composed) ask(path, body, key string) (a answer) {
 		_ = json.Unmarshal([]byte(got), &a)
 	}
 	return a
+}
+
+// operates checks that the operator sees every process, and may do what the documents say.
+func (c *composed) operates() {
+	c.t.Helper()
+	operator := func(words ...string) string {
+		return c.compose(2*time.Minute, append([]string{"run", "--rm", "--no-TTY", "operator"}, words...)...)
+	}
+	services := operator("services", "ls")
+	for _, name := range []string{"pgjet-users", "pgjet-relay", "pgjet-welcome-mailer", "pgjet-directory", "pgjet-onboarding", "profiles", "billing"} {
+		if !regexp.MustCompile(`(?m)^` + name + ` .* ready `).MatchString(services) {
+			c.t.Errorf("the operator does not see that %s is ready:\n%s", name, services)
+		}
+	}
+	operator("users", "grant", c.before.email, "admin", "--reason", "bootstrap")
+	for _, words := range [][]string{{"relay", "status"}, {"consumer", "ls", "--exit-code"}, {"saga", "ls"}, {"outbox", "status"}, {"dead", "ls"}, {"replay", "directory", "--all", "--dry-run"}} {
+		operator(words...)
+	}
 }
 
 // keeps checks that a new container of a service knows what the one before was told.
