@@ -374,6 +374,7 @@ func (c *composed) hangs() {
 		}
 	}
 	c.docker(time.Minute, "unpause", c.container("postgres"))
+	testenv.Eventually(c.t, time.Minute, "postgres is healthy", func() bool { return c.state("postgres").Health.Status == "healthy" })
 	c.compose(3*time.Minute, "up", "--detach", "--wait")
 	c.flows("PostgreSQL hung")
 }
