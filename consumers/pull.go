@@ -142,6 +142,10 @@ func (p *pull) note(msg *nats.Msg) error {
 		return nats.ErrNoResponders
 	case code == "409" && strings.Contains(text, "consumer deleted"):
 		return jetstream.ErrConsumerDeleted
+	case code == "409" && strings.Contains(text, "leadership change"):
+		return jetstream.ErrConsumerLeadershipChanged
+	case code == "409" && strings.Contains(text, "server shutdown"):
+		return jetstream.ErrServerShutdown
 	default:
 		return fmt.Errorf("nats: %s", msg.Header.Get("Description"))
 	}

@@ -204,12 +204,12 @@ type hub struct {
 	server, leaf *devserver.NATS
 }
 
-func startHub(m *trial) hub {
+func startHub(m *trial, leafConfig string) hub {
 	m.Helper()
 	port := freePort(m)
 	return hub{
 		startNATS(m, fmt.Sprintf("server_name: hub\njetstream { domain: hub }\nleafnodes { listen: \"127.0.0.1:%d\" }", port)),
-		startNATS(m, fmt.Sprintf("server_name: leaf\njetstream { domain: leaf }\nleafnodes { remotes: [ { url: \"nats://127.0.0.1:%d\" } ], reconnect: 1s }", port)),
+		startNATS(m, fmt.Sprintf("server_name: leaf\njetstream { domain: leaf }\nleafnodes { remotes: [ { url: \"nats://127.0.0.1:%d\" } ], reconnect: 1s }\n%s", port, leafConfig)),
 	}
 }
 
@@ -225,14 +225,31 @@ func freePort(t testing.TB) int {
 }
 
 // onLeafNode: all processes connect to a leaf node, and the stream is in the hub's domain.
+// Each has a user of its own, with the permissions that pgjet prints and no others.
 func onLeafNode(m *trial) {
-	m.checked = "all processes at the leaf, the stream in the hub's domain"
-	h := startHub(m)
+	m.checked = "all processes at the leaf, each with its permissions; the stream in the hub's domain"
+	roles := map[string][]string{
+		"writer": {"writer"}, "relay": {"relay"}, "operator": {"operator"},
+		"welcome-mailer": {"consumer", "--consumer", "welcome-mailer"}, "directory": {"consumer", "--consumer", "directory"},
+	}
+	var users strings.Builder
+	for user, words := range roles {
+		code, process := runProcess(m, nil, append([]string{"nats", "permissions", "--nats-domain", "hub"}, words...)...)
+		if code != exitOK {
+			m.Fatalf("exit code %d of %s", code, process)
+		}
+		fmt.Fprintf(&users, "{ user: %s, password: %s\n%s}\n", user, secret, process.stdout.String())
+	}
+	h := startHub(m, "authorization { users: [\n"+users.String()+"{ user: test, password: test }\n] }")
+	urls := make(map[string]string)
+	for user := range roles {
+		urls[user] = strings.Replace(h.leaf.URL(), "nats://", "nats://"+user+":"+secret+"@", 1)
+	}
 	walk(m, site{
-		database: testenv.EmptyDatabaseURL(m), nats: h.leaf.URL(), vars: env{"PGJET_NATS_DOMAIN": "hub"},
+		database: testenv.EmptyDatabaseURL(m), nats: h.leaf.URL(), urls: urls, vars: env{"PGJET_NATS_DOMAIN": "hub"},
 		connect: func() jetstream.JetStream { return testenv.Connect(m, h.server.URL()) },
 	}, nil)
-	if _, err := testenv.Connect(m, h.leaf.URL()).Stream(m.Context(), "EVENTS"); err == nil {
+	if _, err := testenv.Connect(m, strings.Replace(h.leaf.URL(), "nats://", "nats://test:test@", 1)).Stream(m.Context(), "EVENTS"); err == nil {
 		m.Error("the leaf's own domain has a stream EVENTS, too")
 	}
 }
@@ -240,7 +257,7 @@ func onLeafNode(m *trial) {
 // withMirrorAndSource: streams of another domain copy the stream.
 func withMirrorAndSource(m *trial) {
 	m.checked = "a mirror and a sourcing stream in a leaf's domain hold the same, in the same order"
-	h := startHub(m)
+	h := startHub(m, "")
 	js := testenv.Connect(m, h.leaf.URL())
 	origin := &jetstream.StreamSource{Name: "EVENTS", Domain: "hub"}
 	copies := []jetstream.StreamConfig{{Name: "MIRROR", Mirror: origin}, {Name: "SOURCING", Sources: []*jetstream.StreamSource{origin}}}

@@ -27,8 +27,10 @@ type site struct {
 	database string // of every process
 	admin    string // for the test, as superuser and directly; "" is database
 	nats     string
-	vars     env // of every process
-	replicas int // of the stream; 0 is 1
+	vars     env               // of every process
+	urls     map[string]string // of NATS, for processes with a role of their own
+	replicas int               // of the stream; 0 is 1
+	standbys bool              // a relay and a directory stand by from the beginning
 
 	connect func() jetstream.JetStream // for the test; nil connects to nats
 }
@@ -41,6 +43,7 @@ type mainPath struct {
 	js jetstream.JetStream
 
 	users, relay, mailer, directory *service
+	standby                         []*service
 	smtp, inbox                     string
 
 	number int               // of people so far
@@ -48,6 +51,7 @@ type mainPath struct {
 	kills  int               // of the mailer
 	lost   int               // of events that the database lost after they were published
 	again  int               // of mails that may come again, since the database lost that they were sent
+	decide func()            // what an operator has to do before all is well
 }
 
 // walk goes the main path: half of the sign-ups, then relay and consumers are killed
@@ -106,34 +110,44 @@ func openAdmin(m *trial, url string) *pgxpool.Pool {
 
 func (p *mainPath) must(want int, args ...string) string {
 	p.Helper()
-	code, process := runProcess(p.trial, p.vars, args...)
+	code, process := runProcess(p.trial, p.as("operator"), args...)
 	if code != want {
 		p.Fatalf("exit code %d, want %d, of %s", code, want, process)
 	}
 	return process.stdout.String()
 }
 
-func (p *mainPath) service(args ...string) *service {
+// as returns the environment of processes with that role.
+func (p *mainPath) as(role string) env {
+	if p.urls[role] == "" {
+		return p.vars
+	}
+	vars := maps.Clone(p.vars)
+	vars["PGJET_NATS_URL"] = p.urls[role]
+	return vars
+}
+
+func (p *mainPath) service(role string, args ...string) *service {
 	p.Helper()
-	s := &service{process: start(p.trial, p.vars, append(args, "--admin-addr", anyPort)...)}
+	s := &service{process: start(p.trial, p.as(role), append(args, "--admin-addr", anyPort)...)}
 	s.admin = s.logged("starting", "admin")
 	return s
 }
 
-func (p *mainPath) startRelay() { p.relay = p.service("relay") }
+func (p *mainPath) startRelay() { p.relay = p.service("relay", "relay") }
 
 func (p *mainPath) startMailer() {
-	p.mailer = p.service("consume", "welcome-mailer", "--smtp-url", "smtp://"+p.smtp+"?tls=off")
+	p.mailer = p.service("welcome-mailer", "consume", "welcome-mailer", "--smtp-url", "smtp://"+p.smtp+"?tls=off")
 }
 
 func (p *mainPath) startDirectory() {
-	p.directory = p.service("consume", "directory", "--addr", anyPort)
+	p.directory = p.service("directory", "consume", "directory", "--addr", anyPort)
 }
 
 // start starts all processes.
 func (p *mainPath) start() {
 	p.Helper()
-	p.users = p.service("users", "--addr", anyPort, "--token-key-file", keyFile(p.trial))
+	p.users = p.service("writer", "users", "--addr", anyPort, "--token-key-file", keyFile(p.trial))
 	p.users.addr = p.users.logged("serving the API", "addr")
 	p.startRelay()
 	p.startMailer()
@@ -147,6 +161,9 @@ func (p *mainPath) begin() {
 	p.Helper()
 	p.start()
 	p.ready()
+	if p.standbys {
+		p.standby = []*service{p.service("relay", "relay"), p.service("directory", "consume", "directory", "--addr", anyPort)}
+	}
 }
 
 func (p *mainPath) ready() {
@@ -181,7 +198,7 @@ func (p *mainPath) load() {
 	waiting.Wait()
 	close(failed)
 	for what := range failed {
-		p.Fatal(what)
+		p.Fatalf("%s, of %s", what, p.users)
 	}
 	err := pgx.BeginFunc(p.Context(), p.db, func(tx pgx.Tx) error {
 		for range sql {
@@ -262,9 +279,17 @@ func (p *mainPath) check() {
 	p.checkMails()
 	p.checkDirectory()
 	p.ready()
+	if p.decide != nil {
+		p.decide()
+	}
 	p.checkWords()
-	for _, s := range p.all() {
+	for _, s := range append(p.all(), p.standby...) {
 		s.stop()
+	}
+	for _, s := range p.standby { // it waits, and leads after a kill: neither is worth many words
+		if warnings := s.log("WARN"); len(warnings) > 10 {
+			p.Errorf("a standby has logged %d warnings, such as %v", len(warnings), warnings[len(warnings)-1])
+		}
 	}
 }
 
@@ -405,7 +430,7 @@ func (p *mainPath) checkWords() {
 		var last *process
 		code := exitFindings
 		for begun := time.Now(); code != exitOK && time.Since(begun) < patience; time.Sleep(100 * time.Millisecond) {
-			code, last = runProcess(p.trial, p.vars, words...)
+			code, last = runProcess(p.trial, p.as("operator"), words...)
 		}
 		if code != exitOK {
 			p.Errorf("all is well, and the exit code is %d of %s", code, last)

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,6 +36,8 @@ func postgresRows() []matrixRow {
 		rows = append(rows, matrixRow{name: "defaults: " + h.name, short: h.short, run: h.run})
 	}
 	return append(rows,
+		matrixRow{name: "PgBouncer, transaction mode", short: true, run: func(m *trial) { pooled(m, "transaction") }},
+		matrixRow{name: "PgBouncer, session mode", run: func(m *trial) { pooled(m, "session") }},
 		matrixRow{name: "standby is promoted", run: standbyPromoted},
 		matrixRow{name: "failover with loss", run: failoverWithLoss},
 		matrixRow{name: "switchover", run: switchover},
@@ -129,7 +133,87 @@ func (h hostility) run(m *trial) {
 			m.Fatalf("%s: %v", sql, err)
 		}
 	}
-	walk(m, site{database: strings.Replace(p.URL(), "pgjet@", role+"@", 1), admin: p.URL(), nats: testenv.NATS(m).URL()}, nil)
+	url := strings.Replace(p.URL(), "pgjet@", role+"@", 1)
+	if h.german {
+		speaksGerman(m, url)
+	}
+	walk(m, site{database: url, admin: p.URL(), nats: testenv.NATS(m).URL(), standbys: true}, nil)
+}
+
+// speaksGerman makes sure that the server does.
+func speaksGerman(m *trial, url string) {
+	m.Helper()
+	conn, err := pgx.Connect(m.Context(), url)
+	if err != nil {
+		m.Fatal(err)
+	}
+	defer conn.Close(m.Context())
+	if _, err := conn.Exec(m.Context(), `select 1/0`); err == nil || !strings.Contains(err.Error(), "Division durch Null") {
+		m.Fatalf("the server says %v, want German", err)
+	}
+}
+
+// pooled has the user service and the pools of consumers go through PgBouncer. Those that
+// need a session of their own go directly, and are refused otherwise. Others behind the
+// pooler find their connections as they would be without us.
+func pooled(m *trial, mode string) {
+	m.checked = "relay and sessions go directly; refused without; connections of others are unchanged"
+	if _, err := exec.LookPath(cmp.Or(os.Getenv("PGJET_PGBOUNCER"), "/usr/sbin/pgbouncer")); err != nil {
+		m.skip("pgbouncer is not installed")
+	}
+	direct := testenv.EmptyDatabaseURL(m)
+	pool := testenv.PgBouncer(m, direct, mode)
+	before := observe(m, pool)
+	walk(m, site{
+		database: pool, admin: direct, nats: testenv.NATS(m).URL(), vars: env{"PGJET_DIRECT_DATABASE_URL": direct},
+	}, func(p *mainPath) {
+		delete(p.vars, "PGJET_DIRECT_DATABASE_URL")
+		for _, args := range [][]string{{"relay"}, {"consume", "directory", "--addr", anyPort}} {
+			s := p.service("", args...)
+			s.notReady(s.admin, "direct")
+			s.stop()
+		}
+		p.vars["PGJET_DIRECT_DATABASE_URL"] = direct
+		if after := observe(m, pool); !maps.Equal(before, after) {
+			m.Errorf("connections of the pooler were %v, and are %v", before, after)
+		}
+	})
+}
+
+// observe returns what many connections through a pooler say of their settings and what
+// they hold, each answer once.
+func observe(m *trial, pool string) map[string]bool {
+	m.Helper()
+	seen := make(map[string]bool)
+	var conns []*pgx.Conn
+	for range 12 {
+		config, err := pgx.ParseConfig(pool)
+		if err != nil {
+			m.Fatal(err)
+		}
+		config.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
+		conn, err := pgx.ConnectConfig(m.Context(), config)
+		if err != nil {
+			m.Fatal(err)
+		}
+		conns = append(conns, conn)
+	}
+	for _, conn := range conns {
+		text := ""
+		err := conn.QueryRow(m.Context(), `
+			select concat_ws(' ', (select string_agg(name || '=' || setting, ' ' order by name) from pg_settings
+			                        where source = 'session' and name not in ('client_encoding', 'application_name', 'DateStyle', 'TimeZone')),
+			       (select count(*) from pg_prepared_statements) || ' statements',
+			       (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()) || ' locks')`).Scan(&text)
+		if err != nil {
+			m.Fatal(err)
+		}
+		seen[text] = true
+		if err := conn.Close(m.Context()); err != nil {
+			m.Fatal(err)
+		}
+	}
+	return seen
 }
 
 func (h hostility) alterations() []string {
@@ -306,6 +390,9 @@ func failoverWithLoss(m *trial) {
 		p.lost -= query[int](m, p.db, `select count(*) from pgjet.outbox`)
 		p.must(exitOK, "relay", "adopt", "--yes", "--reason", "failover with loss")
 		p.ready()
+		p.decide = func() { // on events that may have been handled: their mails have arrived
+			p.must(exitOK, "dead", "discard", "--consumer", "welcome-mailer", "--yes", "--reason", "failover with loss")
+		}
 	})
 }
 

@@ -25,6 +25,10 @@ func (a *natsAccess) flags(f *pflag.FlagSet) {
 	f.StringVar(&a.ca, "nats-ca", "", "file with the certificates that NATS servers are verified with, instead of the system's; TLS is then required")
 	f.StringVar(&a.cert, "nats-cert", "", "file with the client certificate for NATS; needs --nats-key")
 	f.StringVar(&a.key, "nats-key", "", "file with the key of --nats-cert")
+	a.domainFlag(f)
+}
+
+func (a *natsAccess) domainFlag(f *pflag.FlagSet) {
 	f.StringVar(&a.domain, "nats-domain", "", "JetStream domain of the stream, if it is not that of the servers in --nats-url")
 }
 

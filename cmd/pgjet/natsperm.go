@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nats.go/micro"
 	"github.com/spf13/cobra"
 
@@ -66,6 +67,19 @@ func (g grant) on(stream, consumer string, verbs ...string) grant {
 // reads returns g for a process that reads the stream by a short-lived consumer of that name.
 func (g grant) reads(stream, consumer string) grant {
 	return g.on(stream, consumer, "CREATE", "INFO", "MSG.NEXT", "DELETE")
+}
+
+// in returns g for a stream in that JetStream domain, "" for the servers' own.
+func (g grant) in(domain string) grant {
+	if domain == "" {
+		return g
+	}
+	for i, subject := range g.Publish {
+		if rest, ok := strings.CutPrefix(subject, jetstream.DefaultAPIPrefix); ok {
+			g.Publish[i] = "$JS." + domain + ".API." + rest
+		}
+	}
+	return g
 }
 
 // grantFor returns the least that a role needs: of a consumer or a service, the one of the first
@@ -167,12 +181,16 @@ what belongs to another. docs/nats.md says how accounts separate them further.`,
 					return usagef("--consumer or --service is %q, which NATS takes for no name", name)
 				}
 			}
-			g := grantFor(args[0], s.stream, names)
+			if err := s.access.check(); err != nil {
+				return err
+			}
+			g := grantFor(args[0], s.stream, names).in(s.access.domain)
 			return show(cmd.OutOrStdout(), output, g, func(w io.Writer) { g.write(w) })
 		},
 	}
 	f := permissions.Flags()
 	s.streamFlag(f)
+	s.access.domainFlag(f)
 	outputFlag(f, &output)
 	f.StringSliceVar(&names, "consumer", nil, "name of the consumer; for the operator of each that may be looked after")
 	f.StringVar(&service, "service", "", "name of the service")
