@@ -1,6 +1,6 @@
 # What one types. 'make help' lists the targets.
 
-.PHONY: help run build test interfaces demo-recovery chaos powercut bench bench-quick bench-test check lint fmt compose-test
+.PHONY: help run build test interfaces demo-recovery chaos powercut bench bench-quick bench-test check lint fmt compose-test matrix
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ demo-recovery: ## show what goes wrong with consumers, and how it is put right; 
 
 chaos: ## kill, freeze, cut and fill for up to 20 minutes; PGJET_CHAOS=0.2 does a fifth of it
 	PGJET_CHAOS=$${PGJET_CHAOS:-1} go test -count=1 -p 1 -timeout 20m -v -run '^TestChaos' ./cmd/pgjet ./consumers/... ./producer
+
+matrix: ## run the main path in some thirty surroundings of PostgreSQL and NATS, up to 20 minutes; PGJET_PG_BINS names further programs
+	PGJET_MATRIX=1 go test -count=1 -parallel 3 -timeout 20m -v -run '^TestMatrix$$' ./cmd/pgjet
 
 powercut: ## cut the power of the NATS server's disk: needs root and loop devices, and says so where it cannot run
 	PGJET_POWERCUT=1 go test -count=1 -timeout 5m -v -run '^TestPowerCut$$' ./cmd/pgjet

@@ -180,7 +180,7 @@ func (p *mainPath) ready() {
 // each is renamed twice.
 func (p *mainPath) load() {
 	p.Helper()
-	const api, sql = 12, 100
+	const api, sql = 12, 150
 	var waiting sync.WaitGroup
 	failed := make(chan string, api)
 	turns := make(chan struct{}, 4)

@@ -170,7 +170,7 @@ func pooled(m *trial, mode string) {
 		delete(p.vars, "PGJET_DIRECT_DATABASE_URL")
 		for _, args := range [][]string{{"relay"}, {"consume", "directory", "--addr", anyPort}} {
 			s := p.service("", args...)
-			s.notReady(s.admin, "direct")
+			s.notReady(s.admin, "pooler")
 			s.stop()
 		}
 		p.vars["PGJET_DIRECT_DATABASE_URL"] = direct
