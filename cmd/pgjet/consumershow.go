@@ -30,7 +30,7 @@ func showConsumers(out io.Writer, output string, all []status.Status) error {
 				fmt.Fprintln(out)
 				first = false
 			}
-			fmt.Fprintln(out, line)
+			fmt.Fprintln(out, harmless(line))
 		}
 	}
 	return nil

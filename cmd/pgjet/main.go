@@ -97,7 +97,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
-	fmt.Fprintln(stderr, "pgjet:", err)
+	fmt.Fprintln(stderr, "pgjet:", harmless(err.Error()))
 	if exit, ok := errors.AsType[*exitError](err); ok {
 		return exit.code
 	}

@@ -41,7 +41,9 @@ alter table pgjet.operation
 
 alter table pgjet.consumer
     drop constraint if exists consumer_bounds, add constraint consumer_bounds check (
-        generation between 0 and 1000000000 and epoch between 0 and 1000000000000000000
+        name <> '' and length(name) <= 255 and name !~ '[[:space:][:cntrl:].*>/\\]'
+        and stream <> '' and length(stream) <= 255 and stream !~ '[[:space:][:cntrl:].*>/\\]'
+        and generation between 0 and 1000000000 and epoch between 0 and 1000000000000000000
         and floor >= 0 and high >= 0 and lost_until >= 0
         and stream_created between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
         and (since is null or since between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00')
@@ -67,8 +69,8 @@ alter table pgjet.intent
         and since between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
         and (taken_at is null or taken_at between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00')
         and jsonb_typeof(header) in ('object', 'null')
-        and not jsonb_path_exists(header, 'strict $.* ? (@.type() <> "array")')
-        and not jsonb_path_exists(header, 'lax $.*[*] ? (@.type() <> "string")')) not valid;
+        and not jsonb_path_exists(header, 'strict $.* ? (@.type() <> "array")', '{}', true)
+        and not jsonb_path_exists(header, 'strict $.*[*] ? (@.type() <> "string")', '{}', true)) not valid;
 
 alter table pgjet.attempt
     drop constraint if exists attempt_bounds, add constraint attempt_bounds check (
@@ -81,8 +83,8 @@ alter table pgjet.dead_letter
         and at between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
         and (changed_at is null or changed_at between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00')
         and jsonb_typeof(header) in ('object', 'null')
-        and not jsonb_path_exists(header, 'strict $.* ? (@.type() <> "array")')
-        and not jsonb_path_exists(header, 'lax $.*[*] ? (@.type() <> "string")')) not valid;
+        and not jsonb_path_exists(header, 'strict $.* ? (@.type() <> "array")', '{}', true)
+        and not jsonb_path_exists(header, 'strict $.*[*] ? (@.type() <> "string")', '{}', true)) not valid;
 
 alter table pgjet.saga
     drop constraint if exists saga_bounds, add constraint saga_bounds check (
@@ -92,9 +94,9 @@ alter table pgjet.saga
         and changed_at between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
         and (ended_at is null or ended_at between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00')
         and jsonb_typeof(steps) = 'array'
-        and not jsonb_path_exists(steps, 'strict $[*] ? (@.type() <> "object")')
+        and not jsonb_path_exists(steps, 'strict $[*] ? (@.type() <> "object")', '{}', true)
         and not jsonb_path_exists(steps, 'lax $[*] ? (@.name.type() <> "string" || @.state.type() <> "string" || @.error.type() <> "string")')
-        and not jsonb_path_exists(steps, 'lax $[*].attempts ? (@.type() <> "number" || @ < 0 || @ > 1000000000)')) not valid;
+        and not jsonb_path_exists(steps, 'lax $[*] ? (@.attempts.type() <> "number" || @.attempts < 0 || @.attempts > 1000000000)')) not valid;
 
 -- A seq counts from one. The outbox is changed in a moment in which nobody holds it; its other
 -- columns are checked by the relay, which sets aside what it cannot publish.

@@ -1,0 +1,268 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay"
+)
+
+// extremes are SQL for values of each type that are at an end of what it holds, or of another
+// shape than pgjet writes.
+var extremes = map[string][]string{
+	"text": {
+		`''`, `'x'`, `'user.created'`, `E'\x1b[2J\x07\u009b31m\u202e'`, `E'a\nb\tc\rd'`, `repeat('long ', 50000)`, `'日本'`, `'null'`,
+		`'00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01'`,
+	},
+	"timestamp with time zone": {
+		`'infinity'`, `'-infinity'`, `'4714-11-24 00:00:00+00 BC'`, `'294276-12-31 23:59:59.999999+00'`, `'10000-01-01 00:00:00+00'`,
+		`'9999-12-31 23:59:59.999999+00'`, `'9999-12-31 23:59:59-05'`, `'0001-01-01 00:00:00+00'`, `'0001-01-01 00:00:00+05'`, `now()`, `'epoch'`,
+	},
+	"interval":    {`'0'`, `'1 second'`, `'-1 day'`, `'178000000 years'`, `'-178000000 years'`, `'infinity'`, `'-infinity'`},
+	"bigint":      {`0`, `1`, `-1`, `9223372036854775807`, `-9223372036854775808`, `9007199254740993`},
+	"integer":     {`0`, `1`, `-1`, `2147483647`, `-2147483648`},
+	"boolean":     {`true`, `false`},
+	"uuid":        {`gen_random_uuid()`, `'00000000-0000-0000-0000-000000000000'`, `'ffffffff-ffff-ffff-ffff-ffffffffffff'`},
+	"bytea":       {`''`, `'\x00ff1b5b'`, `'{}'`, `'{"a":'`},
+	"json":        {`'{}'`, `'null'`, `'1e400'`, `'"\u0000"'`, `(repeat('[', 3000) || repeat(']', 3000))::json`, `'{"a":1,"a":2}'`},
+	"pg_snapshot": {`'1:1:'`, `'1:9223372036854775807:'`, `'5:9:5,7'`, `pg_current_snapshot()`},
+	"jsonb": {
+		`'{}'`, `'null'`, `'[]'`, `'"x"'`, `'1e400'`, `'{"a":"b"}'`, `'{"tracestate":"a=1"}'`, `'{"a":["b"]}'`, `'{"a":[1]}'`, `'{"a":[["b"]]}'`, `'{"a":null}'`,
+		`'[null]'`, `'[{"name":1}]'`, `'[{"name":["a"],"state":"done"}]'`, `'[{"name":"a","state":"done","attempts":1.0,"result":[1]}]'`,
+		`'[{"name":"a","state":"done","attempts":"1"}]'`, `'[{"name":"a","state":"no","attempts":1.5}]'`, `'[{"name":"a","state":"done","error":{}}]'`,
+		`'[{"name":"a","state":"done","attempts":[1]}]'`, `'[[{"name":1}]]'`,
+		`(repeat('[', 3000) || repeat(']', 3000))::jsonb`,
+	},
+}
+
+// ofColumn are values for columns by which rows of different tables find each other, or of
+// which few are allowed.
+var ofColumn = map[string][]string{
+	"stream": {`'EVENTS'`}, "consumer": {`'directory'`, `E'evil\x1b[2J'`},
+	"outbox.type": {`'user.created'`, `''`, `repeat('x', 200)`, `E'a\x1bb'`}, "consumer.name": {`'directory'`, `E'evil\x1b[2J'`},
+	"inbox.state": {`'done'`, `'dead'`, `'discarded'`, `'odd'`}, "dead_letter.state": {`'dead'`, `'redriven'`, `'odd'`},
+	"saga.state": {`'running'`, `'needs_operator'`, `'done'`, `'odd'`}, "quarantine.state": {`'held'`, `'retry'`, `'dropped'`, `'odd'`},
+	"attempt.outcome": {`'done'`, `'died'`, `'odd'`},
+}
+
+// A writableColumn is one that a role may write.
+type writableColumn struct{ Table, Column, Type, Privilege string }
+
+// scribble writes extreme values, as each role, into every column that it may write. It returns
+// how many statements the database took.
+func scribble(t *testing.T, db *pgxpool.Pool, rnd *rand.Rand, rounds int) (taken map[string]int) {
+	taken = make(map[string]int)
+	for _, role := range []string{"pgjet_writer", "pgjet_relay", "pgjet_consumer", "pgjet_operator"} {
+		rows, _ := db.Query(t.Context(), `
+			select c.table_name, c.column_name, c.data_type, p.privilege
+			  from information_schema.columns c, unnest('{insert,update}'::text[]) as p (privilege)
+			 where c.table_schema = 'pgjet' and c.is_identity = 'NO'
+			   and has_column_privilege($1, format('pgjet.%I', c.table_name), c.column_name, p.privilege)
+			 order by 1, 4, 2`, role)
+		all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[writableColumn])
+		if err != nil || len(all) == 0 {
+			t.Fatalf("%s may write %d columns, %v", role, len(all), err)
+		}
+		value := func(c writableColumn) string {
+			if rnd.IntN(10) == 0 {
+				return "null"
+			}
+			values := extremes[c.Type]
+			if few := slices.Concat(ofColumn[c.Column], ofColumn[c.Table+"."+c.Column]); len(few) > 0 {
+				values = few
+			}
+			if len(values) == 0 {
+				t.Fatalf("no values for %s.%s, of type %s", c.Table, c.Column, c.Type)
+			}
+			return values[rnd.IntN(len(values))]
+		}
+		err = pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(t.Context(), `set local role `+role); err != nil {
+				return err
+			}
+			try := func(table, sql string) {
+				inner, err := tx.Begin(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err = inner.Exec(t.Context(), sql); err != nil {
+					_ = inner.Rollback(t.Context())
+					return
+				}
+				if err := inner.Commit(t.Context()); err == nil {
+					taken[role+" "+table]++
+				}
+			}
+			inserts := make(map[string][]writableColumn)
+			for _, c := range all {
+				if c.Privilege == "insert" {
+					inserts[c.Table] = append(inserts[c.Table], c)
+				}
+			}
+			for table, columns := range inserts {
+				for i := range rounds {
+					var names, values []string
+					for _, c := range columns {
+						v := value(c)
+						if i%2 == 0 && rnd.IntN(4) > 0 { // else hardly any is taken
+							v = tame(c, v)
+						}
+						names, values = append(names, c.Column), append(values, v)
+					}
+					try(table, fmt.Sprintf("insert into pgjet.%s (%s) values (%s) on conflict do nothing", table, strings.Join(names, ", "), strings.Join(values, ", ")))
+				}
+			}
+			for range 4 {
+				for _, c := range all {
+					if c.Privilege == "update" {
+						try(c.Table, fmt.Sprintf("update pgjet.%s set %s = %s", c.Table, c.Column, value(c)))
+					}
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return taken
+}
+
+// tame returns a value that no bound refuses.
+func tame(c writableColumn, v string) string {
+	switch c.Type {
+	case "timestamp with time zone":
+		return "now()"
+	case "interval":
+		return "'1 second'"
+	case "bigint", "integer":
+		return "0"
+	case "jsonb":
+		if c.Column == "steps" {
+			return `'[]'`
+		}
+		return `'{}'`
+	}
+	if v == "null" && c.Type != "pg_snapshot" && c.Column != "heal_floor" {
+		return extremes[c.Type][0]
+	}
+	return v
+}
+
+// TestNoRowBreaksAView: whatever the roles can write, every view shows it, without what a
+// terminal would obey, and each row of the outbox is published or set aside.
+func TestNoRowBreaksAView(t *testing.T) {
+	t.Parallel()
+	seed := rand.Uint64()
+	if n, err := strconv.ParseUint(os.Getenv("PGJET_SEED"), 10, 64); err == nil {
+		seed = n
+	}
+	t.Logf("PGJET_SEED=%d", seed)
+	url, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL()
+	ensureStream(t, nats)
+	db := openDB(t, url)
+	taken := scribble(t, db, rand.New(rand.NewPCG(seed, 0)), 40)
+	for _, table := range []string{
+		"pgjet_writer outbox", "pgjet_relay leader", "pgjet_relay checkpoint", "pgjet_relay quarantine", "pgjet_consumer consumer", "pgjet_consumer process",
+		"pgjet_consumer inbox", "pgjet_consumer intent", "pgjet_consumer dead_letter", "pgjet_consumer attempt", "pgjet_consumer saga", "pgjet_operator operation",
+	} {
+		if taken[table] == 0 {
+			t.Errorf("the database took nothing of %s", table)
+		}
+	}
+	views := [][]string{
+		{"outbox", "status"}, {"relay", "status"}, {"relay", "quarantine", "ls"}, {"consumer", "ls"}, {"consumer", "get", "directory"},
+		{"dead", "ls"}, {"dead", "groups"}, {"saga", "ls"}, {"migrate", "status"},
+	}
+	for _, v := range []struct{ command, query string }{
+		{"dead get", `select id::text from pgjet.dead_letter order by random() limit 3`},
+		{"saga get", `select id::text from pgjet.saga order by random() limit 3`},
+	} {
+		rows, _ := db.Query(t.Context(), v.query)
+		ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range ids {
+			views = append(views, append(strings.Fields(v.command), id))
+		}
+	}
+	for _, v := range views {
+		for _, form := range []string{"table", "json"} {
+			view(t, append(slices.Clone(v), "-o", form, "--database-url", url), nats)
+		}
+	}
+	if _, err := db.Exec(t.Context(), `insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), 'user.created', 'k', '{}')`); err != nil {
+		t.Fatal(err)
+	}
+	// What the relay remembers is gone, or it would not do what it shall.
+	if _, err := db.Exec(t.Context(), `truncate pgjet.leader, pgjet.checkpoint, pgjet.adoption, pgjet.unknown_message, pgjet.quarantine`); err != nil {
+		t.Fatal(err)
+	}
+	config := db.Config().ConnConfig.Copy()
+	config.RuntimeParams["role"] = "pgjet_relay"
+	r := &relay.Relay{Database: config, NATSURL: nats, Source: "/test", Log: testenv.Logger(t)}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	testenv.Eventually(t, 30*time.Second, "all is published or set aside", func() bool {
+		conn, err := db.Acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Release()
+		s, err := outbox.ReadStatus(t.Context(), conn.Conn())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Pending == 0 && s.Quarantined > 0 && s.Published > 0 // one is, at least
+	})
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	for _, form := range []string{"table", "json"} {
+		view(t, []string{"outbox", "status", "-o", form, "--database-url", url}, nats)
+		view(t, []string{"relay", "quarantine", "ls", "-o", form, "--database-url", url}, nats)
+	}
+}
+
+// view runs a command that shows something, and checks what it prints.
+func view(t *testing.T, args []string, nats string) {
+	t.Helper()
+	if args[0] == "consumer" {
+		args = append(args, "--nats-url", nats)
+	}
+	var stdout, stderr bytes.Buffer
+	code := run(t.Context(), args, &stdout, &stderr)
+	if code != exitOK && code != exitFindings && code != exitNotFound {
+		t.Errorf("%q ends with %d: %s", args, code, &stderr)
+		return
+	}
+	if slices.Contains(args, "json") {
+		if code != exitNotFound && !json.Valid(stdout.Bytes()) {
+			t.Errorf("%q prints no JSON: %.300q", args, stdout.String())
+		}
+		return
+	}
+	for _, out := range []string{stdout.String(), stderr.String()} {
+		if i := strings.IndexFunc(out, func(r rune) bool { return r != '\n' && !unicode.IsGraphic(r) }); i >= 0 {
+			t.Errorf("%q prints %q", args, out[max(0, i-40):min(len(out), i+20)])
+		}
+	}
+}
