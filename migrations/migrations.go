@@ -16,6 +16,10 @@ import (
 	"embed"
 	"fmt"
 	"io/fs"
+	"maps"
+	"math"
+	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -35,17 +39,44 @@ var Schemas = []string{"pgjet", "users", "directory"}
 // them with a tool of their own.
 func FS() fs.FS { return files }
 
+// States of a migration.
+const (
+	Applied    = "applied"
+	Pending    = "pending"      // Up will apply it
+	OutOfOrder = "out_of_order" // it is not applied, although a later one is: Up refuses
+	Unknown    = "unknown"      // it is applied, and this program does not have it: a newer one does
+)
+
 // A Status is one migration of one schema.
 type Status struct {
 	Schema  string `json:"schema"`
 	Version int64  `json:"version"`
-	File    string `json:"file"`
+	File    string `json:"file"` // "" if it is unknown
 	Applied bool   `json:"applied"`
+	State   string `json:"state"`
+}
+
+// An OrderError says that the record of what is applied has gaps. Up applies nothing then: what
+// the later migrations made may stand in the way of the earlier ones.
+type OrderError struct{ Missing []Status }
+
+func (e *OrderError) Error() string {
+	names := make([]string, len(e.Missing))
+	for i, m := range e.Missing {
+		names[i] = fmt.Sprintf("%s/%s", m.Schema, m.File)
+	}
+	return fmt.Sprintf("%s not applied, by the table schema_version, although later ones are, nothing was changed; "+
+		"if what it makes is there, insert its version into that table, else restore the schema", strings.Join(names, ", "))
 }
 
 // Up applies what is missing in every schema and returns what it applied. The
-// role of db must be allowed to create schemas, or the schemas must exist.
+// role of db must be allowed to create schemas, or the schemas must exist. It changes nothing,
+// and returns an [*OrderError], if [List] shows one as [OutOfOrder]. Unknown ones do not matter:
+// a program works with the tables of a newer one.
 func Up(ctx context.Context, db *pgxpool.Pool) ([]Status, error) {
+	if err := inOrder(ctx, db); err != nil {
+		return nil, err
+	}
 	var applied []Status
 	err := each(ctx, db, func(schema string, p *goose.Provider) error {
 		if err := createSchema(ctx, db, schema); err != nil {
@@ -53,11 +84,23 @@ func Up(ctx context.Context, db *pgxpool.Pool) ([]Status, error) {
 		}
 		results, err := p.Up(ctx)
 		for _, r := range results {
-			applied = append(applied, Status{schema, r.Source.Version, r.Source.Path, true})
+			applied = append(applied, Status{schema, r.Source.Version, r.Source.Path, true, Applied})
 		}
 		return err
 	})
 	return applied, err
+}
+
+func inOrder(ctx context.Context, db *pgxpool.Pool) error {
+	all, err := List(ctx, db)
+	if err != nil {
+		return err
+	}
+	all = slices.DeleteFunc(all, func(s Status) bool { return s.State != OutOfOrder })
+	if len(all) > 0 {
+		return &OrderError{all}
+	}
+	return nil
 }
 
 // createSchema creates a schema unless it exists. Two sessions that do so at the
@@ -78,27 +121,58 @@ func createSchema(ctx context.Context, db *pgxpool.Pool, schema string) error {
 	})
 }
 
-// List returns every migration and whether it is applied. It changes nothing.
+// List returns every migration of this program, and those that are applied beside, with what
+// Up would do. It changes nothing.
 func List(ctx context.Context, db *pgxpool.Pool) ([]Status, error) {
 	var all []Status
 	err := each(ctx, db, func(schema string, p *goose.Provider) error {
-		version := int64(0)
-		exists := false
-		err := db.QueryRow(ctx, `select to_regclass($1) is not null`, schema+".schema_version").Scan(&exists)
+		last, applied, err := recorded(ctx, db, schema)
 		if err != nil {
 			return err
 		}
-		if exists {
-			if version, err = p.GetDBVersion(ctx); err != nil {
-				return err
-			}
-		}
 		for _, s := range p.ListSources() {
-			all = append(all, Status{schema, s.Version, s.Path, s.Version <= version})
+			state := Pending
+			switch {
+			case applied[s.Version]:
+				state = Applied
+			case s.Version <= last:
+				state = OutOfOrder
+			}
+			all = append(all, Status{schema, s.Version, s.Path, state == Applied, state})
+			delete(applied, s.Version)
+		}
+		for _, v := range slices.Sorted(maps.Keys(applied)) {
+			all = append(all, Status{schema, v, "", true, Unknown})
 		}
 		return nil
 	})
 	return all, err
+}
+
+// recorded returns which versions a schema's record says are applied, and the last version that
+// it mentions at all. An empty record says nothing: all may be there.
+func recorded(ctx context.Context, db *pgxpool.Pool, schema string) (last int64, applied map[int64]bool, err error) {
+	exists := false
+	err = db.QueryRow(ctx, `select to_regclass($1) is not null`, schema+".schema_version").Scan(&exists)
+	if err != nil || !exists {
+		return 0, nil, err
+	}
+	rows, err := db.Query(ctx, `select version_id, is_applied from `+pgx.Identifier{schema, "schema_version"}.Sanitize()+` order by id`)
+	if err != nil {
+		return 0, nil, err
+	}
+	last, applied = -1, make(map[int64]bool)
+	var version int64
+	var is bool
+	_, err = pgx.ForEachRow(rows, []any{&version, &is}, func() error {
+		last, applied[version] = max(last, version), is
+		return nil
+	})
+	if last < 0 { // not even the version 0, which a new record begins with
+		last = math.MaxInt64
+	}
+	maps.DeleteFunc(applied, func(v int64, is bool) bool { return v <= 0 || !is })
+	return last, applied, err
 }
 
 // each calls fn with a provider for each schema.

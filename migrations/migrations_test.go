@@ -1,7 +1,9 @@
 package migrations_test
 
 import (
+	"errors"
 	"io/fs"
+	"strings"
 	"sync"
 	"testing"
 
@@ -123,5 +125,65 @@ func TestUpWithoutTheRightToMakeSchemas(t *testing.T) {
 	defer plain.Close()
 	if _, err := migrations.Up(t.Context(), plain); err != nil {
 		t.Errorf("Up() = %v", err)
+	}
+}
+
+// TestListAndUpAgree: what List shows as out of order Up refuses, what it shows as pending Up
+// applies, and what a newer program applied bothers neither.
+func TestListAndUpAgree(t *testing.T) {
+	db := empty(t)
+	if _, err := migrations.Up(t.Context(), db); err != nil {
+		t.Fatal(err)
+	}
+	for _, schema := range migrations.Schemas {
+		for _, row := range []struct {
+			name, change   string
+			state          string
+			version, count int64
+			refused        bool
+		}{
+			{"all", `select`, migrations.Applied, 1, 0, false},
+			{"unknown", `insert into S.schema_version (version_id, is_applied) values (99, true)`, migrations.Unknown, 99, 1, false},
+			{"a gap", `delete from S.schema_version where version_id = 1`, migrations.OutOfOrder, 1, 1, true},
+			{"not applied", `update S.schema_version set is_applied = false where version_id = 1`, migrations.OutOfOrder, 1, 1, true},
+			{"the last undone, a newer one there", `delete from S.schema_version where version_id = (select max(version_id) from S.schema_version);
+				insert into S.schema_version (version_id, is_applied) values (99, true)`, migrations.OutOfOrder, 0, 2, true},
+			{"an empty record", `delete from S.schema_version`, migrations.OutOfOrder, 1, -1, true},
+			{"applied twice", `insert into S.schema_version (version_id, is_applied) values (1, true)`, migrations.Applied, 1, 0, false},
+		} {
+			t.Run(schema+" "+row.name, func(t *testing.T) {
+				keep := `create table kept as table S.schema_version`
+				back := `truncate S.schema_version; insert into S.schema_version overriding system value table kept; drop table kept`
+				do := func(sql string) {
+					t.Helper()
+					if _, err := db.Exec(t.Context(), strings.ReplaceAll(sql, "S.", schema+".")); err != nil {
+						t.Fatal(err)
+					}
+				}
+				do(keep)
+				defer do(back)
+				do(row.change)
+				all, err := migrations.List(t.Context(), db)
+				if err != nil {
+					t.Fatal(err)
+				}
+				odd := int64(0)
+				for _, s := range all {
+					if s.State != migrations.Applied {
+						odd++
+					}
+					if s.Schema == schema && s.Version == row.version && s.State != row.state {
+						t.Errorf("version %d is %s, want %s", s.Version, s.State, row.state)
+					}
+				}
+				if row.count >= 0 && odd != row.count {
+					t.Errorf("%d are not simply applied, want %d: %+v", odd, row.count, all)
+				}
+				applied, err := migrations.Up(t.Context(), db)
+				if _, refused := errors.AsType[*migrations.OrderError](err); refused != row.refused || !refused && err != nil || len(applied) > 0 {
+					t.Errorf("Up() = %v, %v, want a refusal: %t", applied, err, row.refused)
+				}
+			})
+		}
 	}
 }

@@ -398,18 +398,18 @@ func (b *bench) explainPending() (plan string, read int) {
 		if strings.Contains(line, "->") {
 			scan = strings.Contains(line, "Scan") && strings.Contains(line, "outbox")
 		}
-		var n, loops int
+		var n, loops float64 // PostgreSQL 18 prints rows=1.00
 		if i := strings.Index(line, "(actual rows="); scan && i >= 0 {
-			if _, err := fmt.Sscanf(line[i:], "(actual rows=%d loops=%d)", &n, &loops); err != nil {
+			if _, err := fmt.Sscanf(line[i:], "(actual rows=%f loops=%f)", &n, &loops); err != nil {
 				b.Fatal(err)
 			}
 		} else if i := strings.Index(line, "Rows Removed by Filter: "); scan && i >= 0 {
-			if _, err := fmt.Sscanf(line[i:], "Rows Removed by Filter: %d", &n); err != nil {
+			if _, err := fmt.Sscanf(line[i:], "Rows Removed by Filter: %f", &n); err != nil {
 				b.Fatal(err)
 			}
 			loops = 1
 		}
-		read += n * loops
+		read += int(n * loops)
 	}
 	return strings.Join(lines, "\n"), read
 }

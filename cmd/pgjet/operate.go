@@ -83,9 +83,13 @@ func (s *settings) migrateStatusCommand() *cobra.Command {
 
 func showMigrations(out io.Writer, output string, all []migrations.Status) error {
 	missing := 0
+	gaps := &migrations.OrderError{}
 	for _, m := range all {
-		if !m.Applied {
+		switch m.State {
+		case migrations.Pending:
 			missing++
+		case migrations.OutOfOrder:
+			gaps.Missing = append(gaps.Missing, m)
 		}
 	}
 	if output == "json" {
@@ -96,11 +100,21 @@ func showMigrations(out io.Writer, output string, all []migrations.Status) error
 		w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 		fmt.Fprintln(w, "SCHEMA\tVERSION\tFILE\tAPPLIED")
 		for _, m := range all {
-			fmt.Fprintf(w, "%s\t%d\t%s\t%t\n", m.Schema, m.Version, m.File, m.Applied)
+			note := ""
+			switch m.State {
+			case migrations.Unknown:
+				m.File, note = "-", " (a newer pgjet did)"
+			case migrations.OutOfOrder:
+				note = " (out of order)"
+			}
+			fmt.Fprintf(w, "%s\t%d\t%s\t%t%s\n", m.Schema, m.Version, m.File, m.Applied, note)
 		}
 		if err := w.Flush(); err != nil {
 			return err
 		}
+	}
+	if len(gaps.Missing) > 0 {
+		return &exitError{exitFindings, gaps}
 	}
 	if missing > 0 {
 		return &exitError{exitFindings, fmt.Errorf("%d migrations are missing; run: pgjet migrate up", missing)}
