@@ -25,6 +25,10 @@ import (
 //     event is tried again, later each time, [Consumer.MaxAttempts] times in all.
 //     Then it is a dead letter.
 //
+// An attempt also fails, and counts, if the handler returns nil but left tx so that it cannot
+// commit: rows open, a failed statement hidden, the connection closed or the transaction
+// ended. A handler must not change the session: set local is for the transaction alone.
+//
 // ctx ends when the attempt's time is up. Shutting down does not end it: an
 // attempt that has begun may finish. A handler that goes on for long after ctx has
 // ended is left behind, its transaction undone. Errors are logged and stored, so they

@@ -29,7 +29,7 @@ var statements = []struct{ sql, roles string }{
 	{`insert into pgjet.outbox (xid, id, type, key, data) values ('5', gen_random_uuid(), 'a.b', 'k', '{}')`, ""},
 	{`insert into pgjet.outbox (seq, id, type, key, data) overriding system value
 	  values (5, gen_random_uuid(), 'a.b', 'k', '{}')`, ""},
-	{`insert into pgjet.outbox_1 (seq, id, type, key, data) values (5, gen_random_uuid(), 'a.b', 'k', '{}')`, ""},
+	{`insert into pgjet.outbox_1 (seq, id, type, key, data) overriding system value values (5, gen_random_uuid(), 'a.b', 'k', '{}')`, ""},
 	{`select nextval('pgjet.outbox_seq_seq')`, ""},
 	{`select setval('pgjet.outbox_seq_seq', 1)`, ""},
 	{`select from pgjet.outbox`, "relay operator"},

@@ -172,7 +172,7 @@ func nextFor(word string) string {
 		return "pgjet stream ensure"
 	case "schema_outdated":
 		return "pgjet migrate up"
-	case "starting", "paused", "halted": // it is about to change
+	case "starting", "paused", "halted", "sequence_set_back": // it is about to change
 		return "pgjet relay status"
 	}
 	return "see docs/runbooks/relay-not-publishing.md"

@@ -154,6 +154,12 @@ func (d Definition) withDefaults() (Definition, error) {
 			return d, fmt.Errorf("step %s of saga %s does nothing", s.name, d.Name)
 		}
 	}
+	if min(int64(d.Workers), int64(d.Timeout), int64(d.MinRetry), int64(d.MaxRetry), int64(d.MaxAttempts), int64(d.MaxUndos)) < 0 {
+		return d, fmt.Errorf("saga %s has a negative Workers, Timeout, MinRetry, MaxRetry, MaxAttempts or MaxUndos; 0 is the default", d.Name)
+	}
+	if d.MaxRetry > 0 && d.MinRetry > d.MaxRetry {
+		return d, fmt.Errorf("saga %s: MinRetry, %s, is more than MaxRetry, %s", d.Name, d.MinRetry, d.MaxRetry)
+	}
 	if d.Rejected == nil {
 		d.Rejected = func(context.Context, pgx.Tx, *Saga) error { return nil }
 	}
