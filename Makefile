@@ -1,6 +1,6 @@
 # What one types. 'make help' lists the targets.
 
-.PHONY: help run build test interfaces demo-recovery chaos powercut bench bench-quick bench-test check lint fmt compose-test matrix
+.PHONY: help run build test interfaces demo-recovery chaos powercut bench bench-quick bench-test check lint fmt compose-test matrix facts
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ chaos: ## kill, freeze, cut and fill for up to 20 minutes; PGJET_CHAOS=0.2 does 
 
 matrix: ## run the main path in some thirty surroundings of PostgreSQL and NATS, up to 20 minutes; PGJET_PG_BINS names further programs
 	PGJET_MATRIX=1 go test -count=1 -parallel 3 -timeout 20m -v -run '^TestMatrix$$' ./cmd/pgjet
+
+facts: ## check what the relay and the consumers rely on in nats-server, on three servers too, up to 10 minutes
+	PGJET_FACTS=1 go test -count=1 -p 1 -timeout 20m -v -run '^(TestFacts|TestWrongExpectedIDKillsReplicas$$|TestCaughtUpReplicaKnowsNoID$$|TestAddedReplicasKnowNoID$$)' ./relay ./consumers
 
 powercut: ## cut the power of the NATS server's disk: needs root and loop devices, and says so where it cannot run
 	PGJET_POWERCUT=1 go test -count=1 -timeout 5m -v -run '^TestPowerCut$$' ./cmd/pgjet

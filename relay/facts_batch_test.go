@@ -142,7 +142,7 @@ func batchFull(t *testing.T, s *site) {
 
 // batchSentAgain: a batch with an id that the stream remembers is refused whole.
 func batchSentAgain(t *testing.T, s *site) {
-	p := s.probe(t, nil)
+	p := s.probe(t, longWindow)
 	p.answers(p.send(batched(p.messages(0, 3), 0)), "3")
 	p.answers(p.send(batched(p.messages(2, 3), 3)), "error 10201")
 	p.holds(3)

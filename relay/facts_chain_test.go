@@ -121,7 +121,7 @@ func chainWrongSequence(t *testing.T, s *site) {
 // chainSentAgain: who sends again what is stored is told so, on replicas by the
 // sequence of the duplicate, else by a wrong last sequence.
 func chainSentAgain(t *testing.T, s *site) {
-	p := s.probe(t, nil)
+	p := s.probe(t, longWindow)
 	send := func() answer { return p.send(chained(p.messages(0, 50), 0, s.replicas == 1)) }
 	p.answers(send(), "50")
 	p.answers(send(), map[int]string{1: "error 10071", 3: "duplicate of 50"}[s.replicas])

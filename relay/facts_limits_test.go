@@ -135,11 +135,15 @@ func recreated(t *testing.T, s *site) {
 	if err := p.js.DeleteStream(t.Context(), p.name); err != nil {
 		t.Fatal(err)
 	}
-	p.answers(p.send(p.messages(2, 1)), nats.ErrNoResponders.Error())
-	stream, err := p.js.CreateStream(t.Context(), before.Config)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p.wait = 2 * time.Second
+	// A server that has not heard of it yet passes the message on, and nobody answers.
+	p.answers(p.send(p.messages(2, 1)), nats.ErrNoResponders.Error(), nats.ErrTimeout.Error())
+	var stream jetstream.Stream
+	testenv.Eventually(t, patience, "the stream is created again", func() (ok bool) { // its files may be on their way out
+		var err error
+		stream, err = p.js.CreateStream(t.Context(), before.Config)
+		return err == nil
+	})
 	if after := stream.CachedInfo(); !after.Created.After(before.Created) || after.State.LastSeq != 0 {
 		t.Errorf("the new stream was created at %s, after %s, and ends at %d, want 0", after.Created, before.Created, after.State.LastSeq)
 	}
@@ -192,6 +196,7 @@ func copyDir(t *testing.T, from, to string) {
 // TestFactsOfRestartsOnReplicas: nor do they change while replicas stop and start,
 // lose everything they stored, or all stop.
 func TestFactsOfRestartsOnReplicas(t *testing.T) {
+	long(t)
 	c := testenv.NATSCluster(t, true, "")
 	p := (&site{url: c.URL(), replicas: 3}).probe(t, nil)
 	created, last := p.stream.CachedInfo().Created, 0

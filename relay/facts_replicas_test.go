@@ -121,6 +121,7 @@ func TestAddedReplicasKnowNoID(t *testing.T) {
 // leaders change. That holds for batches and, as long as nobody else writes, for
 // chains that expect sequences alone.
 func TestFactsOfLeaderChanges(t *testing.T) {
+	long(t)
 	total := 5000
 	if os.Getenv("PGJET_CHAOS") != "" {
 		total = 100_000
@@ -205,11 +206,11 @@ func newRandom(t *testing.T) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, 0))
 }
 
-// long skips a test that takes long and says more of the server than of the relay,
-// unless PGJET_CHAOS is set: see make chaos.
+// long skips a test that takes long and says more of the server than of the relay:
+// see make facts.
 func long(t *testing.T) {
 	t.Helper()
-	if os.Getenv("PGJET_CHAOS") == "" {
-		t.Skip("it takes long; make chaos runs it")
+	if !allFacts() {
+		t.Skip("it takes long; make facts runs it")
 	}
 }

@@ -307,7 +307,7 @@ func TestMetricsAndRetention(t *testing.T) {
 			values (gen_random_uuid(), 'metrics', $1, '{}', $1, now() - nullif($2, '')::interval, now() - interval '9 days')`, row.state, row.ended)
 	}
 	b.run(&saga.Runner{Saga: d, Retention: 48 * time.Hour})
-	want := "done=1 needs_operator=1 oldest=9d running=1 tried=true undoing=0 undone=0"
+	want := "done=1 needs_operator=1 oldest=9d running=1 tried=true undoing=0 undone=0 waiting=1"
 	got := ""
 	testenv.Eventually(t, patience, "the metrics say "+want, func() bool {
 		got = measured(t, "metrics")
@@ -332,8 +332,11 @@ func measured(t *testing.T, name string) string {
 			case metricdata.Gauge[int64]:
 				for _, p := range data.DataPoints {
 					if of, _ := p.Attributes.Value("saga"); of.AsString() == name {
-						state, _ := p.Attributes.Value("state")
-						values[state.AsString()] = fmt.Sprint(p.Value)
+						key := "waiting"
+						if state, ok := p.Attributes.Value("state"); ok {
+							key = state.AsString()
+						}
+						values[key] = fmt.Sprint(p.Value)
 					}
 				}
 			case metricdata.Gauge[float64]:
