@@ -186,10 +186,11 @@ func TestOutageTakesFew(t *testing.T) {
 	}})
 	testenv.Eventually(t, patience, "there is an outage", func() bool { return tries.Load() > 2 })
 	for range 12 {
+		before := tries.Load()
 		b.exec(`insert into pgjet.intent (consumer, event_id, type, key, stream, generation, stream_seq, subject, header, data)
 			select consumer, gen_random_uuid(), type, key, stream, 1, 1, subject, header, data
 			  from (select * from pgjet.intent limit 1) i, generate_series(1, 40)`)
-		time.Sleep(300 * time.Millisecond) // the process looks in between
+		testenv.Eventually(t, patience, "the process has looked in between", func() bool { return tries.Load() > before })
 	}
 	if n := b.count(`select count(*) from pgjet.intent where taken_by is not null`); n > 120 {
 		t.Errorf("%d intents are taken during an outage", n)

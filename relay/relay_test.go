@@ -252,6 +252,15 @@ func TestResumesWhereItStopped(t *testing.T) {
 	b.settled()
 }
 
+// checkpoints returns how many there have been.
+func (b *bench) checkpoints() (n int64) {
+	b.Helper()
+	if err := b.db.QueryRow(b.Context(), `select coalesce(max(id), 0) from pgjet.checkpoint`).Scan(&n); err != nil {
+		b.Fatal(err)
+	}
+	return n
+}
+
 // TestCrashBeforeCheckpoint forgets what was noted of the work done: what a crash
 // after publishing leaves behind.
 func TestCrashBeforeCheckpoint(t *testing.T) {
@@ -263,9 +272,10 @@ func TestCrashBeforeCheckpoint(t *testing.T) {
 			b := newBench(t)
 			_, stop := b.start()
 			for range 3 {
+				before := b.checkpoints()
 				b.append(40)
 				b.settled()
-				time.Sleep(120 * time.Millisecond) // lets a checkpoint fall in between
+				testenv.Eventually(t, patience, "a checkpoint falls in between", func() bool { return b.checkpoints() > before })
 			}
 			stop()
 			if _, err := b.db.Exec(t.Context(), forget); err != nil {

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -112,7 +114,9 @@ func TestChaosFailoverAfterACrash(t *testing.T) {
 }
 
 // TestChaosZombie freezes the one that leads, and lets it go on when the other has
-// long taken over.
+// long taken over. It then never goes on in its old session: it stands by, or, if the other one
+// has lost its session meanwhile, as on a machine too busy to keep one, leads in a new one. No two lead
+// at a time, and no epoch is of two.
 func TestChaosZombie(t *testing.T) {
 	t.Run("its session is ended by hand", func(t *testing.T) {
 		t.Parallel()
@@ -132,6 +136,29 @@ func (g *rig) depose() {
 		where l.locktype = 'advisory' and l.granted and a.datname = current_database()`)
 }
 
+// ledAs finds the epoch in which a relay says that it leads.
+var ledAs = regexp.MustCompile(`"msg":"relay leads"[^\n]*?"epoch":(\d+)`)
+
+// epoch returns that of the session which began last.
+func (g *rig) epoch() int64 {
+	g.Helper()
+	return query[int64](g, g.db, `select epoch from pgjet.leader`)
+}
+
+// relayRole returns what a relay says it is: leader, standby, or "" while it is neither.
+func relayRole(g *rig, s *service) string {
+	var page struct{ Checks []struct{ Name, Role string } }
+	if _, body := get(g, s.admin+"/readyz"); json.Unmarshal([]byte(body), &page) != nil {
+		return ""
+	}
+	for _, c := range page.Checks {
+		if c.Name == "relay" {
+			return c.Role
+		}
+	}
+	return ""
+}
+
 func zombie(t *testing.T, help func(g *rig)) {
 	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
 	g.writer.pause /= 2
@@ -142,9 +169,9 @@ func zombie(t *testing.T, help func(g *rig)) {
 		g.backlog(3000, 20)
 		g.moment(150 * time.Millisecond)
 		thaw := freeze(t, leads.cmd.Process.Pid)
-		begun := time.Now()
+		begun, frozen := time.Now(), g.epoch()
 		help(g)
-		stands.ready(stands.admin)
+		stands.hasRole(stands.admin, "leader")
 		g.flows(20)
 		took := time.Since(begun)
 		t.Logf("failover after a hang: %s", took.Round(time.Millisecond))
@@ -152,11 +179,26 @@ func zombie(t *testing.T, help func(g *rig)) {
 			t.Errorf("failover after a hang took %s, want less than 15 s", took)
 		}
 		thaw()
-		leads.hasRole(leads.admin, "standby")
-		stands.ready(stands.admin)
+		testenv.Eventually(g, healing, "one leads, in a later session, and the other stands by", func() bool {
+			roles := []string{relayRole(g, leads), relayRole(g, stands)}
+			slices.Sort(roles)
+			return slices.Equal(roles, []string{"leader", "standby"}) && g.epoch() > frozen
+		})
 	}
 	g.relay, _ = g.leader(relays)
 	g.check()
+	var epochs []string
+	for _, r := range relays {
+		for _, led := range ledAs.FindAllStringSubmatch(r.stderr.String(), -1) {
+			epochs = append(epochs, led[1])
+		}
+	}
+	if len(epochs) > 1+upTo(2, 6) {
+		t.Logf("one lost its session while it worked; the relays led in the epochs %s: %s\n%s", epochs, relays[0], relays[1])
+	}
+	if each := slices.Compact(slices.Sorted(slices.Values(epochs))); len(each) != len(epochs) || len(epochs) <= upTo(2, 6) {
+		t.Errorf("the relays led in the epochs %s, want more than %d, each once", epochs, upTo(2, 6))
+	}
 	for _, r := range relays {
 		if n := strings.Count(r.stderr.String(), `"level":"ERROR"`); n > 0 {
 			t.Errorf("%d errors in the log of %s", n, r)
