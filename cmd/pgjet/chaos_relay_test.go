@@ -185,8 +185,6 @@ func zombie(t *testing.T, help func(g *rig)) {
 			return slices.Equal(roles, []string{"leader", "standby"}) && g.epoch() > frozen
 		})
 	}
-	g.relay, _ = g.leader(relays)
-	g.check()
 	var epochs []string
 	for _, r := range relays {
 		for _, led := range ledAs.FindAllStringSubmatch(r.stderr.String(), -1) {
@@ -199,6 +197,8 @@ func zombie(t *testing.T, help func(g *rig)) {
 	if each := slices.Compact(slices.Sorted(slices.Values(epochs))); len(each) != len(epochs) || len(epochs) <= upTo(2, 6) {
 		t.Errorf("the relays led in the epochs %s, want more than %d, each once", epochs, upTo(2, 6))
 	}
+	g.relay, _ = g.leader(relays)
+	g.check()
 	for _, r := range relays {
 		if n := strings.Count(r.stderr.String(), `"level":"ERROR"`); n > 0 {
 			t.Errorf("%d errors in the log of %s", n, r)
