@@ -64,7 +64,8 @@ func devCommand() *cobra.Command {
 		Long: `Start everything on this machine, for development only: PostgreSQL and NATS (or
 use running ones), the user service, the relay, the welcome mailer, the directory,
 the onboarding, a mail server with an inbox page, and stand-ins for two other services.
-Everything listens on 127.0.0.1 without passwords.
+Everything listens on 127.0.0.1. PostgreSQL and NATS ask for a random password, which
+a file in the state holds, for its owner alone; see: pgjet dev env.
 State is kept in the directory --dir between runs. Ctrl-C stops all.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

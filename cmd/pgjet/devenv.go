@@ -40,7 +40,8 @@ func (p places) remember(dir string) error {
 
 func readyFile(dir string) string { return filepath.Join(dir, "ready.json") }
 
-// shownDatabase returns the database URL without a password.
+// shownDatabase returns the database URL: that of its own server as it is, for other commands; else
+// without a password.
 func (d *dev) shownDatabase() string {
 	if d.postgres != nil {
 		return d.postgres.URL()
@@ -50,8 +51,32 @@ func (d *dev) shownDatabase() string {
 	return u.String()
 }
 
-// shownNATS returns the address of the NATS server in use, without a password.
-func (d *dev) shownNATS() string { return "nats://" + d.nc.ConnectedAddr() }
+// shownNATS returns the address of the NATS server in use: that of its own server as it is, for other
+// commands; else without a password.
+func (d *dev) shownNATS() string {
+	if d.nats != nil {
+		return d.nats.URL()
+	}
+	return "nats://" + d.nc.ConnectedAddr()
+}
+
+// envCommand returns how to type pgjet dev env for this run.
+func (d *dev) envCommand() string {
+	if d.dir == ".pgjet" {
+		return "pgjet dev env"
+	}
+	return "pgjet dev env --dir " + shellQuote(d.dir)
+}
+
+// concealed returns an address without its password.
+func concealed(address string) string {
+	u, err := url.Parse(address)
+	if err != nil || u.User == nil {
+		return address
+	}
+	u.User = url.User(u.User.Username())
+	return u.String()
+}
 
 // announce tells where everything is.
 func (d *dev) announce() {
@@ -86,9 +111,13 @@ Try it, then look at the inbox:
   curl -sS %s/users -H 'Content-Type: application/json' \
        -d '{"email":"ada@example.com","name":"Ada","password":"correct horse battery"}'
 
+PostgreSQL and NATS ask for a password, which only you can read. For other commands:
+
+  eval "$(%s)"
+
 Stop with Ctrl-C.
 
-`, time.Since(d.began).Seconds(), at.Users, at.Inbox, at.Directory, at.Profiles, at.Billing, at.Admin, at.Database, at.NATS, d.stream, at.SMTP, at.Config, d.dir, at.Users)
+`, time.Since(d.began).Seconds(), at.Users, at.Inbox, at.Directory, at.Profiles, at.Billing, at.Admin, concealed(at.Database), concealed(at.NATS), d.stream, at.SMTP, at.Config, d.dir, at.Users, d.envCommand())
 }
 
 func devEnvCommand(dir *string) *cobra.Command {

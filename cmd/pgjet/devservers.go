@@ -2,7 +2,11 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -30,12 +34,37 @@ func (d *dev) startServers(ctx context.Context) error {
 	return nil
 }
 
+// password returns what the development servers ask for. Only the owner of the state can
+// read it; other users of the machine can neither run programs by PostgreSQL nor write events.
+func (d *dev) password() (string, error) {
+	path := filepath.Join(d.dir, passwordName)
+	text, err := os.ReadFile(path)
+	if err == nil && len(text) > 0 {
+		return string(text), os.Chmod(path, 0o600)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("read the password of the development servers: %w", err)
+	}
+	password := rand.Text()
+	err = os.WriteFile(path+".new", []byte(password), 0o600)
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		return "", fmt.Errorf("keep a password for the development servers: %w", err)
+	}
+	return password, nil
+}
+
 func (d *dev) startPostgres(ctx context.Context) error {
 	if d.databaseURL == "" {
-		var err error
+		password, err := d.password()
+		if err != nil {
+			return err
+		}
 		d.postgres, err = devserver.StartPostgres(ctx, devserver.PostgresOptions{
 			Dir: filepath.Join(d.dir, "postgres"), Port: d.port + postgresPort,
-			Bin: d.pgBin, Mirror: d.pgMirror, Durable: true, Log: d.servers.With("part", "postgres"),
+			Bin: d.pgBin, Mirror: d.pgMirror, Durable: true, Password: password, Log: d.servers.With("part", "postgres"),
 		})
 		if err != nil {
 			return &exitError{exitUnreachable, err}
@@ -56,9 +85,12 @@ func (d *dev) startPostgres(ctx context.Context) error {
 
 func (d *dev) startNATS(ctx context.Context) error {
 	if d.natsURL == "" {
-		var err error
+		password, err := d.password()
+		if err != nil {
+			return err
+		}
 		d.nats, err = devserver.StartNATS(devserver.NATSOptions{
-			Dir: filepath.Join(d.dir, "nats"), Port: d.port + natsPort, Log: d.servers.With("part", "nats"),
+			Dir: filepath.Join(d.dir, "nats"), Port: d.port + natsPort, Password: password, Log: d.servers.With("part", "nats"),
 		})
 		if err != nil {
 			return &exitError{exitUnreachable, err}

@@ -14,6 +14,9 @@ import (
 // keyName is the file of the key that signs access tokens.
 const keyName = "users.jwk"
 
+// passwordName is the file of the password that the development servers ask for.
+const passwordName = "servers.password"
+
 // A stateLock keeps two runs out of one state directory.
 type stateLock struct{ file *os.File }
 
@@ -82,7 +85,7 @@ func reset(dir string, yes bool, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"postgres", "nats", "mail", "services", "ready.json", "pgjet.yaml", keyName, keyName + ".new", "lock"} {
+	for _, name := range []string{"postgres", "nats", "mail", "services", "ready.json", "pgjet.yaml", keyName, keyName + ".new", passwordName, passwordName + ".new", "lock"} {
 		ours = append(ours, filepath.Join(dir, name))
 	}
 	for _, path := range ours {

@@ -3,8 +3,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -13,6 +15,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/nats-io/nats.go"
 )
 
 // names returns what is in a directory.
@@ -43,6 +49,7 @@ func TestDevGuardsItsState(t *testing.T) {
 	if want := fmt.Sprintf("export PGJET_DATABASE_URL='%s'\nexport PGJET_NATS_URL='%s'\nexport PGJET_CONFIG='%s'\n", r.Database, r.NATS, filepath.Join(dir, "pgjet.yaml")); env != want {
 		t.Errorf("dev env prints %q, want %q", env, want)
 	}
+	checkStrangers(t, r)
 	r.stop()
 	refused(t, exitNotFound, []string{"dev", "env", "--dir", dir}, "no pgjet dev runs")
 
@@ -60,6 +67,53 @@ func TestDevGuardsItsState(t *testing.T) {
 	}
 	if out := must(t, exitOK, "dev", "reset", "--yes", "--dir", dir); !strings.Contains(out, "nothing to remove") {
 		t.Errorf("a second reset says %q", out)
+	}
+}
+
+// checkStrangers tries what other users of the machine, and pages in the user's browser, may not do.
+func checkStrangers(t *testing.T, r *running) {
+	t.Helper()
+	for _, name := range []string{passwordName, keyName, "ready.json"} {
+		if info, err := os.Stat(filepath.Join(r.dir, name)); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s has the mode %v (%v), want 0600", name, info.Mode(), err)
+		}
+	}
+	for _, role := range []string{"pgjet", "postgres"} {
+		_, err := pgx.Connect(t.Context(), fmt.Sprintf("postgres://%s@%s/pgjet", role, local(r.port+postgresPort)))
+		if refused, ok := errors.AsType[*pgconn.PgError](err); !ok || refused.Code != "28P01" {
+			t.Errorf("%s connects to PostgreSQL without a password: %v, want 28P01", role, err)
+		}
+	}
+	if _, err := nats.Connect(local(r.port + natsPort)); !errors.Is(err, nats.ErrAuthorization) {
+		t.Errorf("connecting to NATS without a password: %v, want %v", err, nats.ErrAuthorization)
+	}
+	for _, try := range [][2]string{
+		{"GET", r.Admin + "/readyz"}, {"GET", r.Admin + "/metrics"}, {"GET", r.Users + "/docs"}, {"GET", r.Directory + "/directory"},
+		{"DELETE", r.Inbox + "/api/messages"}, {"PUT", r.Inbox + "/api/fault"}, {"GET", r.Inbox + "/"},
+		{"PUT", r.Profiles + "/fault"}, {"DELETE", r.Billing + "/fault"},
+	} {
+		for _, header := range []map[string]string{{"Origin": "http://evil.example"}, {}} {
+			req, err := http.NewRequestWithContext(t.Context(), try[0], try[1], strings.NewReader(`{}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Host = "evil.example"
+			for name, value := range header {
+				req.Header.Set(name, value)
+			}
+			resp, err := client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if resp.StatusCode != http.StatusMisdirectedRequest {
+				t.Errorf("%s %s with Host evil.example and %v = %d, want 421", try[0], try[1], header, resp.StatusCode)
+			}
+		}
+		status, _, body := request(t, try[0], try[1], `{}`, map[string]string{"Origin": "http://evil.example"})
+		if try[0] != "GET" && status != http.StatusForbidden {
+			t.Errorf("%s %s from another origin = %d %s, want 403", try[0], try[1], status, body)
+		}
 	}
 }
 

@@ -1,6 +1,6 @@
 // Package devserver runs a PostgreSQL server and a NATS server on 127.0.0.1 for
-// development and tests. Nothing in it is meant for production: anybody who can
-// reach the loopback interface of the machine may do anything in both servers.
+// development and tests. Nothing in it is meant for production. Without a password anybody who
+// can reach the loopback interface of the machine may do anything in both servers.
 //
 // [StartPostgres] runs the PostgreSQL programs that it finds, or downloads, as a
 // child of this process; [StartNATS] runs NATS inside this process. Both keep

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"golang.org/x/crypto/bcrypt"
 )
 
 // NATSOptions say how [StartNATS] runs its server.
@@ -26,6 +27,8 @@ type NATSOptions struct {
 	// as NATS does by default: faster, and the last minutes are lost if the
 	// machine crashes. Otherwise every message is on disk before it is acknowledged.
 	Lazy bool
+	// Password is what the user pgjet has to say to connect; "" lets everybody on 127.0.0.1 in.
+	Password string
 	// MaxStore bounds the bytes of all streams; 0 takes most of the free disk.
 	MaxStore int64
 	// Config is more configuration, in the format of NATS's own file, such as
@@ -45,7 +48,7 @@ type NATS struct {
 
 // StartNATS starts a server inside this process and returns once it accepts
 // connections and JetStream is up. Everybody on 127.0.0.1 may connect, unless
-// o.Config says otherwise.
+// o.Password or o.Config says otherwise.
 func StartNATS(o NATSOptions) (*NATS, error) {
 	if o.Dir == "" {
 		return nil, errors.New("start NATS: no directory is named")
@@ -94,6 +97,14 @@ func natsOptions(o NATSOptions) (*server.Options, error) {
 		JetStreamMaxStore:  o.MaxStore,
 		NoSigs:             true,
 	}
+	if o.Password != "" {
+		// The server warns of passwords in plain text. This one is random: it needs no slow hash.
+		hash, err := bcrypt.GenerateFromPassword([]byte(o.Password), bcrypt.MinCost)
+		if err != nil {
+			return nil, err
+		}
+		options.Username, options.Password = superuser, string(hash)
+	}
 	if o.Config == "" {
 		return options, nil
 	}
@@ -114,7 +125,7 @@ func (n *NATS) check(log *natsLog) error {
 		return err
 	}
 	if id != n.server.ID() {
-		return fmt.Errorf("another NATS server answers at %s", n.URL())
+		return fmt.Errorf("another NATS server answers at port %d", n.options.Port)
 	}
 	return nil
 }
@@ -141,8 +152,13 @@ func greeting(port int) (string, error) {
 	return info.ID, err
 }
 
-// URL returns the address of the server: nats://127.0.0.1:PORT.
-func (n *NATS) URL() string { return fmt.Sprintf("nats://127.0.0.1:%d", n.options.Port) }
+// URL returns the address of the server: nats://127.0.0.1:PORT, or nats://pgjet:PASSWORD@127.0.0.1:PORT.
+func (n *NATS) URL() string {
+	if n.options.Password == "" {
+		return fmt.Sprintf("nats://127.0.0.1:%d", n.options.Port)
+	}
+	return fmt.Sprintf("nats://%s@127.0.0.1:%d", userinfo(n.options.Password), n.options.Port)
+}
 
 // Version returns the version of the server, such as "2.15.2".
 func (n *NATS) Version() string { return server.VERSION }

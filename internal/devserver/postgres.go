@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,6 +36,9 @@ type PostgresOptions struct {
 	// Durable makes commits survive a crash of the machine. Without it the server
 	// is faster and its data may be lost: for tests only.
 	Durable bool
+	// Password is what the superuser has to say to connect; "" lets everybody on 127.0.0.1 in,
+	// as anybody: for tests only. A cluster without one, or with another, gets it.
+	Password string
 	// Settings are further server settings; they win over those made here.
 	Settings map[string]string
 	// Log gets what the server says, at debug level; nil discards it.
@@ -59,8 +63,8 @@ type Postgres struct {
 }
 
 // StartPostgres starts a server and returns once it accepts connections and has
-// the database "pgjet", owned by the superuser "pgjet". Everybody on 127.0.0.1
-// may connect as anybody; other addresses and sockets are not served.
+// the database "pgjet", owned by the superuser "pgjet". Without o.Password
+// everybody on 127.0.0.1 may connect as anybody; other addresses and sockets are not served.
 //
 // It first waits, up to ten seconds, for a server that still shuts down on the
 // same data. ctx bounds the start only: the server runs until [Postgres.Stop] or
@@ -92,6 +96,11 @@ func StartPostgres(ctx context.Context, o PostgresOptions) (*Postgres, error) {
 	pr, err := makeCluster(ctx, o, found)
 	if err != nil {
 		return nil, err
+	}
+	if o.Password != "" {
+		if err := pr.protect(ctx, o); err != nil {
+			return nil, err
+		}
 	}
 	p, err := pr.startPatiently(ctx, o)
 	if err != nil {
@@ -188,6 +197,9 @@ func arguments(o PostgresOptions) []string {
 		"logging_collector": "off",
 		"log_line_prefix":   "[%p] ",
 	}
+	if o.Password != "" {
+		settings["hba_file"] = filepath.Join(o.Dir, hbaFile)
+	}
 	maps.Copy(settings, o.Settings)
 	args := []string{"-D", o.Dir}
 	for _, name := range slices.Sorted(maps.Keys(settings)) {
@@ -256,11 +268,19 @@ func (p *Postgres) createDatabase(ctx context.Context) error {
 	return err
 }
 
-// URL returns the address of the database pgjet.
+// URL returns the address of the database pgjet, with the password if there is one.
 func (p *Postgres) URL() string { return p.url("pgjet") }
 
 func (p *Postgres) url(database string) string {
-	return fmt.Sprintf("postgres://%s@127.0.0.1:%d/%s?sslmode=disable", superuser, p.options.Port, database)
+	return fmt.Sprintf("postgres://%s@127.0.0.1:%d/%s?sslmode=disable", userinfo(p.options.Password), p.options.Port, database)
+}
+
+// userinfo returns who connects, as it stands in a URL.
+func userinfo(password string) *url.Userinfo {
+	if password == "" {
+		return url.User(superuser)
+	}
+	return url.UserPassword(superuser, password)
 }
 
 // Version returns the version of the server, such as "15.18".
