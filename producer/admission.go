@@ -2,8 +2,12 @@ package producer
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
+	"slices"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -18,7 +22,7 @@ const (
 	leastAdmitted = 20
 	// admissionWait is how long a request waits for others to end. Who waits longer than
 	// it takes to ask again only keeps others waiting.
-	admissionWait = 250 * time.Millisecond
+	admissionWait = 100 * time.Millisecond
 	// maxArriving is how many bodies of an operation's requests may be on their way at a
 	// time. Each takes memory, for as long as its client pleases to send it.
 	maxArriving = 512
@@ -43,6 +47,15 @@ type admission struct {
 	operation string
 	current   atomic.Pointer[limiter]
 	arriving  *gate
+	gates     []func() *gate // that its requests have to pass, as they are now
+}
+
+// turnsAway reports whether a request that comes now would be turned away later on.
+func (a *admission) turnsAway() bool {
+	if !a.current.Load().CanAcquirePermit() {
+		return true
+	}
+	return slices.ContainsFunc(a.gates, func(g func() *gate) bool { return g().turnsAway() })
 }
 
 type limiter struct {
@@ -67,14 +80,46 @@ func (a *admission) tune(most int) {
 // shed answers r if there is no room for it anyway, and reports whether it did. It comes
 // before all else, traces too: what takes long to refuse keeps others from being answered.
 func (s *Server) shed(w http.ResponseWriter, r *http.Request) bool {
-	_, pattern := s.mux.Handler(r)
+	pattern := r.Method + " " + r.URL.Path
 	a, ok := s.admissions[pattern]
-	if !ok || a.current.Load().CanAcquirePermit() {
+	if !ok {
+		_, pattern = s.mux.Handler(r)
+		a, ok = s.admissions[pattern]
+	}
+	if !ok || !a.turnsAway() {
 		return false
 	}
 	s.secure(w.Header(), r)
-	writeProblem(w, s.refusal(r.Context(), errOverloaded))
+	s.refusal(r.Context(), errOverloaded)
+	overloaded.write(w)
 	return true
+}
+
+// overloaded is the answer to those who are shed. They are many: it is made once.
+var overloaded = newReadyAnswer(overloadProblem())
+
+// A readyAnswer is a problem that is written often.
+type readyAnswer struct {
+	status int
+	header http.Header
+	body   []byte
+}
+
+func newReadyAnswer(p *Problem) readyAnswer {
+	body, err := json.Marshal(p)
+	if err != nil {
+		panic(err) // strings and an int
+	}
+	header := p.GetHeaders()
+	header.Set("Content-Type", p.ContentType(""))
+	header.Set("Content-Length", strconv.Itoa(len(body)))
+	return readyAnswer{p.Status, header, body}
+}
+
+func (a readyAnswer) write(w http.ResponseWriter) {
+	maps.Copy(w.Header(), a.header)
+	w.WriteHeader(a.status)
+	_, _ = w.Write(a.body) // the client's loss
 }
 
 type arrivedKey struct{}
@@ -127,7 +172,7 @@ func (a *admission) enter(ctx context.Context) (leave func(usual bool), err erro
 
 // admission returns a new admission for op, under the tuning.
 func (s *Server) admission(op huma.Operation) *admission {
-	a := &admission{operation: op.OperationID, arriving: newGate(maxArriving, 0)}
+	a := &admission{operation: op.OperationID, arriving: newGate(maxArriving, 0), gates: s.gates[op.OperationID]}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a.tune(s.tuning.Load().Requests)

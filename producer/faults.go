@@ -51,7 +51,7 @@ func (s *Server) refusal(ctx context.Context, err error) *Problem {
 	cause := ""
 	switch {
 	case errors.Is(err, errOverloaded):
-		cause, p = "overloaded", unavailableProblem("overloaded", "The service has more to do than it can. Nothing was stored. Try again.")
+		cause, p = "overloaded", overloadProblem()
 	case errors.Is(err, errArriving):
 		cause, p = "bodies", unavailableProblem("overloaded", "The service receives more than it can. Nothing was stored. Try again.")
 	case errors.Is(err, errBusy):
@@ -68,6 +68,10 @@ func (s *Server) refusal(ctx context.Context, err error) *Problem {
 			"cause", cause, "code", p.Code, "trace_id", traceID(ctx))
 	})
 	return p
+}
+
+func overloadProblem() *Problem {
+	return unavailableProblem("overloaded", "The service has more to do than it can. Nothing was stored. Try again.")
 }
 
 // refused reports whether err says that a statement failed, or was not even sent.

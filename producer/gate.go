@@ -3,49 +3,176 @@ package producer
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/semaphore"
 )
 
 // errFull says that there was no slot behind a gate, nor would there be one in time.
 var errFull = errors.New("no slot became free in time")
 
+const (
+	// leastWindow is for how long a gate counts before it decides whether it is overloaded. If
+	// slots are kept for long, it counts for longer.
+	leastWindow = 250 * time.Millisecond
+	// leastPatience is how long one waits at an overloaded gate, however short a slot is kept.
+	leastPatience = 5 * time.Millisecond
+)
+
 // A gate lets so many in at a time. Some more wait in line, in the order in which they
 // came; all others are turned away at once.
+//
+// A gate is overloaded while clearly more come than leave and no slot is ever free. A line does
+// not help then: it would only make everybody wait for as long as the line is. So, in an overload, there
+// is one in line for each slot; the newest goes first, and none waits for longer than a slot
+// is usually kept. Those who are let in take about as long as without an overload. A burst is
+// none: it ends before the next window.
 type gate struct {
-	slots   *semaphore.Weighted
-	most    int64        // inside and in line
-	present atomic.Int64 // inside and in line
+	slots, most int          // most: inside and in line
+	present     atomic.Int64 // inside and in line
+
+	mu         sync.Mutex
+	inside     int
+	line       []*waiter     // the newest last
+	took       time.Duration // how long a slot is kept, about
+	ends       time.Time     // of the window
+	came, left int           // in the window
+	idle       bool          // a slot was free in the window
+	overloaded bool
 }
 
-func newGate(slots, line int) *gate {
-	return &gate{slots: semaphore.NewWeighted(int64(slots)), most: int64(slots + line)}
+// A waiter is one in line. Its turn is closed when it is let in or has waited for too long.
+type waiter struct {
+	turn  chan struct{}
+	since time.Time
+	let   bool // in
 }
+
+func newGate(slots, line int) *gate { return &gate{slots: slots, most: slots + line} }
 
 // enter returns once there is a slot, and how to give it back, which may be called
 // more than once. It returns [errFull] if the line is full or the wait, or ctx's time, is over,
 // and ctx's error if ctx was cancelled.
 func (g *gate) enter(ctx context.Context, wait time.Duration) (leave func(), err error) {
-	if g.present.Add(1) > g.most {
-		g.present.Add(-1)
+	w, wait := g.queue(time.Now(), wait)
+	if w == nil {
 		return nil, errFull
 	}
-	if !g.slots.TryAcquire(1) {
-		waiting, cancel := context.WithTimeout(ctx, wait)
-		defer cancel()
-		if g.slots.Acquire(waiting, 1) != nil {
-			g.present.Add(-1)
+	if !w.let {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		select {
+		case <-w.turn:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		if !g.dequeue(w) {
 			if errors.Is(ctx.Err(), context.Canceled) {
 				return nil, ctx.Err()
 			}
 			return nil, errFull
 		}
 	}
-	return sync.OnceFunc(func() {
-		g.slots.Release(1)
+	began := time.Now()
+	return sync.OnceFunc(func() { g.leave(time.Since(began)) }), nil
+}
+
+// queue returns one that was let in, or one in line and how long it is to wait, or nil.
+func (g *gate) queue(now time.Time, wait time.Duration) (*waiter, time.Duration) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.roll(now)
+	g.came++
+	switch {
+	case g.inside < g.slots && len(g.line) == 0:
+		g.inside++
+		g.present.Add(1)
+		return &waiter{let: true}, 0
+	case g.full() || wait <= 0:
+		return nil, 0
+	case g.overloaded:
+		wait = min(wait, g.patience())
+	}
+	w := &waiter{turn: make(chan struct{}), since: now}
+	g.line = append(g.line, w)
+	g.present.Add(1)
+	return w, wait
+}
+
+// dequeue ends a wait, and reports whether w was let in.
+func (g *gate) dequeue(w *waiter) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if i := slices.Index(g.line, w); i >= 0 {
+		g.line = slices.Delete(g.line, i, i+1)
 		g.present.Add(-1)
-	}), nil
+	}
+	return w.let
+}
+
+// leave gives a slot back, which was kept for that long.
+func (g *gate) leave(kept time.Duration) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.took += (kept - g.took) / 8
+	g.inside--
+	g.present.Add(-1)
+	g.left++
+	now := time.Now()
+	g.roll(now)
+	g.expire(now)
+	if len(g.line) == 0 {
+		g.idle = true
+		return
+	}
+	next := 0
+	if g.overloaded {
+		next = len(g.line) - 1
+	}
+	w := g.line[next]
+	g.line = slices.Delete(g.line, next, next+1)
+	w.let = true
+	close(w.turn)
+	g.inside++
+}
+
+// expire sends away those that came before an overload began and have waited for too long.
+func (g *gate) expire(now time.Time) {
+	for g.overloaded && len(g.line) > 0 && now.Sub(g.line[0].since) > g.patience() {
+		close(g.line[0].turn)
+		g.line = slices.Delete(g.line, 0, 1)
+		g.present.Add(-1)
+	}
+}
+
+// turnsAway reports whether one that came now would be turned away, and counts it then: it need not
+// come.
+func (g *gate) turnsAway() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.roll(time.Now())
+	if g.inside < g.slots || !g.full() {
+		return false
+	}
+	g.came++
+	return true
+}
+
+func (g *gate) full() bool {
+	return g.inside+len(g.line) >= g.most || g.overloaded && len(g.line) >= g.slots
+}
+
+func (g *gate) patience() time.Duration { return max(leastPatience, g.took) }
+
+// roll decides at the end of a window, from what was counted in it.
+func (g *gate) roll(now time.Time) {
+	if now.Before(g.ends) {
+		return
+	}
+	window := max(leastWindow, 5*g.took)
+	recent := now.Sub(g.ends) < window
+	more := g.came > g.left+g.left/4+g.slots
+	g.overloaded = recent && more && (g.overloaded || !g.idle) // in an overload, the short line is empty now and then
+	g.came, g.left, g.idle, g.ends = 0, 0, g.inside < g.slots, now.Add(window)
 }

@@ -55,8 +55,9 @@ type Server struct {
 	bodyTimeout time.Duration
 
 	tuning     atomic.Pointer[Tuning]
-	mu         sync.Mutex            // of Tune, and of changes of admissions
-	admissions map[string]*admission // by the mux's pattern
+	mu         sync.Mutex                // of Tune, and of changes of admissions
+	admissions map[string]*admission     // by the mux's pattern
+	gates      map[string][]func() *gate // that the requests of an operation pass, by its id
 	hasher     *hasher
 	addresses  *rateLimit
 	accounts   *rateLimit
@@ -99,6 +100,14 @@ func newServer(db *pgxpool.Pool, issuer *auth.Issuer, log *slog.Logger, bodyTime
 		accountFailures: newFailures(),
 
 		warning: rate.Sometimes{Interval: 10 * time.Second},
+	}
+	hashing, storing := func() *gate { return s.hasher.turns.Load().gate }, func() *gate { return s.db.changes }
+	s.gates = map[string][]func() *gate{
+		"create-user":     {hashing, storing},
+		"create-session":  {hashing},
+		"change-password": {hashing, storing},
+		"change-user":     {storing},
+		"delete-user":     {storing},
 	}
 	s.metrics = newMetrics(s)
 	s.Tune(DefaultTuning())

@@ -2,6 +2,7 @@ package producer
 
 import (
 	"context"
+	"sync"
 
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
@@ -16,6 +17,7 @@ type metrics struct {
 	observer
 
 	refused metric.Int64Counter
+	causes  sync.Map // of []metric.AddOption by cause: those who are refused are many
 }
 
 func newMetrics(s *Server) *metrics {
@@ -54,10 +56,15 @@ func registerMetrics(s *Server, meter metric.Meter) (*metrics, error) {
 		}
 		return nil
 	}, inFlight, limit)
-	return &metrics{requests, refused}, err
+	return &metrics{observer: requests, refused: refused}, err
 }
 
 // refuse counts a request that was refused.
 func (m *metrics) refuse(ctx context.Context, cause string) {
-	m.refused.Add(ctx, 1, metric.WithAttributes(attribute.String("cause", cause)))
+	option, ok := m.causes.Load(cause)
+	if !ok {
+		option = []metric.AddOption{metric.WithAttributeSet(attribute.NewSet(attribute.String("cause", cause)))}
+		m.causes.Store(cause, option)
+	}
+	m.refused.Add(ctx, 1, option.([]metric.AddOption)...)
 }

@@ -16,7 +16,8 @@ type Tuning struct {
 	// 19 MiB. For each, up to 32 requests more wait for their turn. By default there is one for
 	// each processor, but no more than fit into half of Go's memory limit.
 	Hashes int `koanf:"hashes" validate:"min=1,max=1024"`
-	// HashWait is how long a request waits for its turn to hash, at most; 0 is not at all.
+	// HashWait is how long a request waits for its turn to hash, at most; 0 is not at all. In an
+	// overload none waits for longer than a hash takes.
 	HashWait time.Duration `koanf:"hash_wait" validate:"min=0,max=10s"`
 	// PerAddress is how many sign-ups a minute one network address may
 	// try, an IPv4 address or the /64 of an IPv6 address; 0 is no limit.
@@ -52,7 +53,7 @@ func DefaultTuning() Tuning {
 	return Tuning{
 		Requests:   1000,
 		Hashes:     hashesFor(runtime.GOMAXPROCS(0), debug.SetMemoryLimit(-1)),
-		HashWait:   2 * time.Second,
+		HashWait:   500 * time.Millisecond,
 		PerAddress: 60,
 		PerAccount: 10,
 

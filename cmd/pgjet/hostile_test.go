@@ -8,8 +8,10 @@ import (
 	"net/http"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -160,4 +162,65 @@ func limited(t *testing.T, shell string, descriptors int, args ...string) *servi
 	p.begin()
 	t.Cleanup(p.stop)
 	return &service{process: p}
+}
+
+// TestPublicPages: pages that ask nobody who they are warn if other machines can reach them, and on
+// loopback answer those alone who ask for this machine, or by --advertise.
+func TestPublicPages(t *testing.T) {
+	t.Parallel()
+	database, n := testenv.DatabaseURL(t), testenv.NATS(t)
+	public := &service{process: start(t, nil, "consume", "directory", "--database-url", database, "--nats-url", n.URL(), "--addr", "0.0.0.0:0", "--admin-addr", ":0")}
+	public.logged("starting", "admin")
+	for _, pages := range []string{"admin", "directory"} {
+		if !slices.ContainsFunc(public.log("WARN"), func(l logLine) bool { return l["pages"] == pages }) {
+			t.Errorf("nothing warns that %s is public, of %s", pages, public)
+		}
+	}
+	local := startService(t, "consume", "directory", "--database-url", database, "--nats-url", n.URL(), "--addr", anyPort, "--advertise", "directory.example")
+	local.addr = local.logged("serving the API", "addr")
+	if slices.ContainsFunc(local.log("WARN"), func(l logLine) bool { return l["pages"] != nil }) {
+		t.Errorf("a warning about pages on loopback, of %s", local)
+	}
+	for _, page := range []string{local.addr + "/openapi.json", local.admin + "/livez", local.admin + "/metrics"} {
+		for host, want := range map[string]int{"": 200, "localhost:1": 200, "directory.example": 200, "evil.example": 421} {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, page, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if host != "" {
+				req.Host = host
+			}
+			resp, err := client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if resp.StatusCode != want {
+				t.Errorf("GET %s with Host %q = %d, want %d", page, host, resp.StatusCode, want)
+			}
+		}
+	}
+}
+
+// TestScrapesAreBounded has many scrape at a time: some get the page, the others a quick refusal.
+func TestScrapesAreBounded(t *testing.T) {
+	t.Parallel()
+	users := startUsers(t, testenv.DatabaseURL(t))
+	var all sync.WaitGroup
+	var pages atomic.Int32
+	for range 40 {
+		all.Go(func() {
+			switch status, body := get(t, users.admin+"/metrics"); status {
+			case http.StatusOK:
+				pages.Add(1)
+			case http.StatusServiceUnavailable:
+			default:
+				t.Errorf("GET /metrics = %d %.200s, want 200 or 503", status, body)
+			}
+		})
+	}
+	all.Wait()
+	if pages.Load() == 0 {
+		t.Error("no scrape got the page")
+	}
 }
