@@ -13,6 +13,7 @@ import (
 
 	"github.com/pgjet/pgjet/internal/devmail"
 	"github.com/pgjet/pgjet/internal/devserver"
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/migrations"
 	"github.com/pgjet/pgjet/relay"
 )
@@ -140,7 +141,7 @@ func (d *dev) stopServers() {
 		d.nc.Close()
 	}
 	if d.db != nil {
-		closePool(d.db)
+		postgres.Close(d.db)
 	}
 	if d.nats != nil {
 		d.nats.Stop()

@@ -12,12 +12,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-const (
-	// answerTime is how long PostgreSQL may take to answer a process that wants to end.
-	answerTime = 2 * time.Second
-	// closeTime is how long a process waits until its pool is closed.
-	closeTime = time.Second
-)
+// answerTime is how long PostgreSQL may take to answer a process that wants to end.
+const answerTime = 2 * time.Second
 
 var errHungUp = errors.New("this process stops, and PostgreSQL does not answer")
 
@@ -110,15 +106,4 @@ func (l *lines) hangUp() {
 		conn.Close()
 	}
 	l.open = nil
-}
-
-// closePool closes db, and waits no longer than closeTime for it: a server that hangs would keep
-// the process from ending.
-func closePool(db *pgxpool.Pool) {
-	closed := make(chan struct{})
-	go func() { defer close(closed); db.Close() }()
-	select {
-	case <-closed:
-	case <-time.After(closeTime):
-	}
 }

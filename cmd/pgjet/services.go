@@ -18,6 +18,7 @@ import (
 	"github.com/pgjet/pgjet/consumers/mailer"
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/devservices"
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/web"
 	"github.com/pgjet/pgjet/outbox/hint"
 	"github.com/pgjet/pgjet/producer"
@@ -39,7 +40,7 @@ func usersCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			defer closePool(db)
+			defer postgres.Close(db)
 			issuer, err := s.tokenIssuer(log)
 			if err != nil {
 				return err
@@ -182,7 +183,7 @@ func (s *settings) consume(cmd *cobra.Command, name string, parts func(*pgxpool.
 	if err != nil {
 		return err
 	}
-	defer closePool(db)
+	defer postgres.Close(db)
 	nc, js, err := s.connectNATS("pgjet-"+name, log, nats.CustomInboxPrefix(inboxPrefix(name)))
 	if err != nil {
 		return err
