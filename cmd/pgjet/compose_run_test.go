@@ -384,7 +384,10 @@ func (c *composed) stops() {
 	c.t.Helper()
 	c.compose(3*time.Minute, "stop")
 	for name, runs := range ownServices {
-		if s := c.state(name); runs && (s.ExitCode != 0 || s.OOMKilled) {
+		if !runs {
+			continue // it ended long ago
+		}
+		if s := c.state(name); s.ExitCode != 0 || s.OOMKilled {
 			c.t.Errorf("%s was stopped: exit code %d, out of memory %t; want 0", name, s.ExitCode, s.OOMKilled)
 		}
 	}
