@@ -111,7 +111,7 @@ func TestSpans(t *testing.T) {
 	subject := events.Subject("user.created", id)
 	for name, want := range map[string]map[attribute.Key]string{
 		"POST /users":                   {"http.route": "/users", "http.request.method": "POST"},
-		"GET":                           {"http.route": "unknown"},
+		"GET":                           {"http.request.method": "GET"},
 		"PUT":                           {"http.request.method": "PUT"},
 		"BATCH SELECT":                  {"db.system.name": "postgresql", "db.operation.name": "BATCH SELECT"},
 		"send events.*.user.created":    {"messaging.destination.name": subject, "messaging.nats.stream": "EVENTS", "messaging.operation.name": "send", "messaging.system": "nats", "server.port": server.Port()},
