@@ -25,7 +25,7 @@ const (
 //
 // A gate is overloaded while clearly more come than leave and no slot is ever free. A line does
 // not help then: it would only make everybody wait for as long as the line is. So, in an overload, there
-// is one in line for each slot; the newest goes first, and none waits for longer than a slot
+// are two in line for each slot; the newest goes first, and none waits for longer than a slot
 // is usually kept. Those who are let in take about as long as without an overload. A burst is
 // none: it ends before the next window.
 type gate struct {
@@ -160,7 +160,7 @@ func (g *gate) turnsAway() bool {
 }
 
 func (g *gate) full() bool {
-	return g.inside+len(g.line) >= g.most || g.overloaded && len(g.line) >= g.slots
+	return g.inside+len(g.line) >= g.most || g.overloaded && len(g.line) >= 2*g.slots
 }
 
 func (g *gate) patience() time.Duration { return max(leastPatience, g.took) }

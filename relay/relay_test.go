@@ -317,7 +317,13 @@ func TestOneLeadsTheOtherStandsBy(t *testing.T) {
 	first, stop := b.start()
 	b.ready(first)
 	second, _ := b.start()
-	b.blocked(second, "standby")
+	testenv.Eventually(t, patience, "the second is ready to take over", func() bool {
+		role, _ := second.Role()
+		return role == "standby" && second.Ready(t.Context()) == nil
+	})
+	if role, _ := first.Role(); role != "leader" {
+		t.Errorf("the first has the role %q, want leader", role)
+	}
 	b.append(20)
 	b.settled()
 	stop()
