@@ -22,7 +22,7 @@ const (
 	leastAdmitted = 20
 	// admissionWait is how long a request waits for others to end. Who waits longer than
 	// it takes to ask again only keeps others waiting.
-	admissionWait = 100 * time.Millisecond
+	admissionWait = 250 * time.Millisecond
 	// maxArriving is how many bodies of an operation's requests may be on their way at a
 	// time. Each takes memory, for as long as its client pleases to send it.
 	maxArriving = 512

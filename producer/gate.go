@@ -27,7 +27,7 @@ const (
 // not help then: it would only make everybody wait for as long as the line is. So, in an overload, there
 // are two in line for each slot; the newest goes first, and none waits for longer than a slot
 // is usually kept. Those who are let in take about as long as without an overload. A burst is
-// none: it ends before the next window.
+// none: it ends before the next window. An overload begins after two.
 type gate struct {
 	slots, most int          // most: inside and in line
 	present     atomic.Int64 // inside and in line
@@ -39,6 +39,7 @@ type gate struct {
 	ends       time.Time     // of the window
 	came, left int           // in the window
 	idle       bool          // a slot was free in the window
+	busy       bool          // in the window before, more came than left
 	overloaded bool
 }
 
@@ -173,6 +174,7 @@ func (g *gate) roll(now time.Time) {
 	window := max(leastWindow, 5*g.took)
 	recent := now.Sub(g.ends) < window
 	more := g.came > g.left+g.left/4+g.slots
-	g.overloaded = recent && more && (g.overloaded || !g.idle) // in an overload, the short line is empty now and then
+	busy := recent && more && (g.overloaded || !g.idle) // in an overload, the short line is empty now and then
+	g.overloaded, g.busy = busy && g.busy, busy
 	g.came, g.left, g.idle, g.ends = 0, 0, g.inside < g.slots, now.Add(window)
 }
