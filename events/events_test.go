@@ -123,6 +123,28 @@ func TestValidateNamesTheField(t *testing.T) {
 	}
 }
 
+// TestTimesAreJudgedInUTC: where the process is does not matter, nor in which zone a time is said.
+func TestTimesAreJudgedInUTC(t *testing.T) {
+	west, east := time.FixedZone("west", -5*3600), time.FixedZone("east", 5*3600)
+	for at, fits := range map[time.Time]bool{
+		time.Date(9999, 12, 31, 23, 59, 59, 0, west):     false,
+		time.Date(10000, 1, 1, 1, 0, 0, 0, east):         true,
+		time.Date(1, 1, 1, 1, 0, 0, 0, east):             false,
+		time.Date(0, 12, 31, 23, 0, 0, 0, west):          true,
+		time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC): true,
+	} {
+		e := valid()
+		e.Time = at
+		if err := e.Validate(); (err == nil) != fits {
+			t.Errorf("an event of %s: Validate() = %v, want it to fit: %t", at, err, fits)
+		}
+		_, header, _ := e.Message()
+		if says := header["ce-time"][0]; fits && (len(says) < 20 || says[4] != '-' || !strings.HasSuffix(says, "Z")) {
+			t.Errorf("an event of %s says ce-time %s", at, says)
+		}
+	}
+}
+
 func TestFromMessageSaysWhatIsWrong(t *testing.T) {
 	for _, tt := range []struct{ name, header, value, want string }{
 		{"no id", "ce-id", "", "ce-id is missing"},
