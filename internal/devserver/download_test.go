@@ -6,6 +6,7 @@ import (
 	"compress/gzip"
 	"crypto/sha512"
 	"encoding/base64"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -174,5 +175,22 @@ func TestUnpackRefusesLinksInTheArchive(t *testing.T) {
 	}
 	if err := unpack(file, filepath.Join(dir, "to")); err == nil || !strings.Contains(err.Error(), "is not a file") {
 		t.Errorf("unpack: %v, want a refusal", err)
+	}
+}
+
+// TestPinned: there is a build of each major version that pgjet works with.
+func TestPinned(t *testing.T) {
+	t.Parallel()
+	for major := oldest; major <= newest; major++ {
+		b := builds[major]
+		if !strings.HasPrefix(b.postgres, fmt.Sprint(major, ".")) || !strings.HasPrefix(b.version, b.postgres+".") {
+			t.Errorf("the build of %d is PostgreSQL %q in version %q", major, b.postgres, b.version)
+		}
+		if sum, err := base64.StdEncoding.DecodeString(b.sums["linux-x64"]); err != nil || len(sum) != sha512.Size {
+			t.Errorf("the build of %d has no checksum", major)
+		}
+	}
+	if b := pinned(oldest - 1); b.name != "" {
+		t.Errorf("version %d is in package %s", oldest-1, b.name)
 	}
 }

@@ -88,3 +88,24 @@ func TestNATSSaysWhyItDoesNotStart(t *testing.T) {
 		}
 	}
 }
+
+// TestNATSWithUsers: a server that lets nobody in without a password starts all the same.
+func TestNATSWithUsers(t *testing.T) {
+	t.Parallel()
+	n, err := devserver.StartNATS(devserver.NATSOptions{
+		Dir: t.TempDir(), Lazy: true, Config: "authorization { user: ann, password: secret }",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Stop()
+	if conn, err := nats.Connect(n.URL(), nats.NoReconnect()); err == nil {
+		conn.Close()
+		t.Error("a stranger is let in")
+	}
+	conn, err := nats.Connect(n.URL(), nats.NoReconnect(), nats.UserInfo("ann", "secret"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+}

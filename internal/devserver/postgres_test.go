@@ -304,3 +304,36 @@ func TestPostgresNamesBusyPort(t *testing.T) {
 		t.Errorf("busy port: %v", err)
 	}
 }
+
+// TestStandby: a server that only reads is ready, too.
+func TestStandby(t *testing.T) {
+	t.Parallel()
+	p, err := devserver.StartPostgres(t.Context(), devserver.PostgresOptions{Dir: filepath.Join(openDir(t), "pg")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(p.Options().Dir, "standby.signal"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	again, err := devserver.StartPostgres(t.Context(), p.Options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := again.Stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	conn, err := pgx.Connect(t.Context(), again.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.WithoutCancel(t.Context()))
+	var standby bool
+	if err := conn.QueryRow(t.Context(), `select pg_is_in_recovery()`).Scan(&standby); err != nil || !standby {
+		t.Errorf("in recovery: %t, %v", standby, err)
+	}
+}
