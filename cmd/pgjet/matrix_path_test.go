@@ -189,8 +189,7 @@ func (p *mainPath) load() {
 		waiting.Go(func() {
 			turns <- struct{}{}
 			defer func() { <-turns }()
-			body := fmt.Sprintf(`{"email":%q,"name":%q,"password":"correct horse battery"}`, email, name)
-			if status, _, body := request(p.trial, http.MethodPost, p.users.addr+"/users", body, map[string]string{"Content-Type": "application/json"}); status != http.StatusCreated {
+			if status, body := p.signUp(email, name); status != http.StatusCreated {
 				failed <- fmt.Sprintf("POST /users = %d %s, want 201", status, body)
 			}
 		})
@@ -210,6 +209,18 @@ func (p *mainPath) load() {
 	})
 	if err != nil {
 		p.Fatal(err)
+	}
+}
+
+// signUp asks for a sign-up, again if the service says that it is too busy at the moment.
+func (p *mainPath) signUp(email, name string) (status int, body string) {
+	form := fmt.Sprintf(`{"email":%q,"name":%q,"password":"correct horse battery"}`, email, name)
+	header := map[string]string{"Content-Type": "application/json", "Idempotency-Key": uuid.NewString()}
+	for deadline := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) {
+		status, _, body = request(p.trial, http.MethodPost, p.users.addr+"/users", form, header)
+		if status != http.StatusServiceUnavailable || time.Now().After(deadline) {
+			return status, body
+		}
 	}
 }
 
