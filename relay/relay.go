@@ -84,13 +84,22 @@ func (r *Relay) Run(ctx context.Context) error {
 	watching := make(chan struct{})
 	go func() { defer close(watching); w.run(ctx) }()
 	r.keeper.Run(ctx, r.Log, func(ctx context.Context) error {
-		r.metrics.sessions.Add(ctx, 1)
-		t := term{Relay: r}
-		return named(t.run(ctx))
+		err := r.session(ctx)
+		if _, unclear := errors.AsType[*unclearError](err); unclear && ctx.Err() == nil {
+			r.Log.InfoContext(ctx, "looking for the reason, one event at a time", "err", err)
+			err = r.session(ctx)
+		}
+		return named(err)
 	})
 	r.spare.end()
 	<-watching
 	return errors.Join(w.stop(), r.metrics.stop())
+}
+
+func (r *Relay) session(ctx context.Context) error {
+	r.metrics.sessions.Add(ctx, 1)
+	t := term{Relay: r}
+	return t.run(ctx)
 }
 
 func (r *Relay) setDefaults() {

@@ -3,6 +3,7 @@ package relay_test
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -42,8 +43,14 @@ type bench struct {
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
-	b := &bench{T: t, db: testenv.Postgres(t)}
-	b.js, b.url = testenv.JetStream(t)
+	_, url := testenv.JetStream(t)
+	return newBenchOn(t, url)
+}
+
+// newBenchOn returns a bench on the NATS server at url.
+func newBenchOn(t *testing.T, url string) *bench {
+	t.Helper()
+	b := &bench{T: t, db: testenv.Postgres(t), js: testenv.Connect(t, url), url: url}
 	b.createStream()
 	return b
 }
@@ -72,10 +79,16 @@ func (b *bench) append(count int) {
 // start runs a relay until stop is called or the test ends.
 func (b *bench) start() (r *relay.Relay, stop func()) {
 	b.Helper()
+	return b.startLogged(testenv.Logger(b))
+}
+
+// startLogged is start with a log of the test's own.
+func (b *bench) startLogged(log *slog.Logger) (r *relay.Relay, stop func()) {
+	b.Helper()
 	ctx, cancel := context.WithCancel(b.Context())
 	config := b.db.Config().ConnConfig.Copy()
 	config.RuntimeParams["role"] = "pgjet_relay" // no more rights than it needs
-	r = &relay.Relay{Database: config, NATSURL: b.url, Source: "/test", Log: testenv.Logger(b)}
+	r = &relay.Relay{Database: config, NATSURL: b.url, Source: "/test", Log: log}
 	ended := make(chan error, 1)
 	go func() { ended <- r.Run(ctx) }()
 	stop = sync.OnceFunc(func() {

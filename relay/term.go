@@ -81,6 +81,11 @@ func (t *term) run(ctx context.Context) (err error) {
 	t.session = &protocol.Session{DB: t.db, Stream: t.link,
 		Chains: t.link.chains(), Batches: t.link.batches(), Careful: t.careful}
 	defer func() { t.careful = t.session.Careful }()
+	defer func() {
+		if u, unclear := errors.AsType[*unclearError](err); unclear {
+			t.session.Careful = max(t.session.Careful, u.events)
+		}
+	}()
 	w, err := t.db.wish(ctx)
 	if err != nil {
 		return err
@@ -109,6 +114,9 @@ func (t *term) note(err error) {
 	if err != nil {
 		cause = told(err)
 		t.metrics.ended(err)
+	}
+	if _, unclear := errors.AsType[*unclearError](err); unclear {
+		return // the next session finds out
 	}
 	if !t.db.conn.IsClosed() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)

@@ -129,16 +129,17 @@ func proxyINFO(client net.Conn, server, version string) {
 		return
 	}
 	defer upstream.Close()
-	from := bufio.NewReader(upstream)
-	info, err := from.ReadString('\n')
-	if err != nil {
-		return
-	}
-	if _, err := io.WriteString(client, versionInINFO.ReplaceAllString(info, `"version":"`+version+`"`)); err != nil {
-		return
-	}
 	go func() { _, _ = io.Copy(upstream, client); upstream.Close() }()
-	_, _ = io.Copy(client, from)
+	from := bufio.NewReader(upstream)
+	for { // everything that the server sends ends with a line's end
+		line, err := from.ReadString('\n')
+		if strings.HasPrefix(line, "INFO ") {
+			line = versionInINFO.ReplaceAllString(line, `"version":"`+version+`"`)
+		}
+		if _, failed := io.WriteString(client, line); err != nil || failed != nil {
+			return
+		}
+	}
 }
 
 // JetStream returns a connection to a NATS server of its own, without any stream,

@@ -1,0 +1,114 @@
+package consumers_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// TestNoticesChanges: whatever somebody does to the durable consumer of a process that runs
+// is reported within seconds, with both values, or put right, or both; and once it is as it
+// was, the events go on.
+func TestNoticesChanges(t *testing.T) {
+	for _, row := range []struct {
+		name     string
+		change   func(c *jetstream.ConsumerConfig)
+		reported []string // nil: put right
+	}{
+		{"filters", func(c *jetstream.ConsumerConfig) {
+			c.FilterSubject, c.FilterSubjects = "", []string{"events.*.nothing"}
+		}, []string{"consumer_differs: ", "events.*.nothing", "events.*.note.made"}},
+		{"headers only", func(c *jetstream.ConsumerConfig) { c.HeadersOnly = true }, []string{"consumer_differs: ", "headers only: is true, should be false"}},
+		{"max deliver", func(c *jetstream.ConsumerConfig) { c.MaxDeliver = 2 }, nil},
+		{"ack wait", func(c *jetstream.ConsumerConfig) { c.AckWait = 200 * time.Millisecond }, nil},
+		{"back-off", func(c *jetstream.ConsumerConfig) { c.BackOff, c.AckWait = []time.Duration{time.Second}, time.Second }, nil},
+		{"inactive threshold", func(c *jetstream.ConsumerConfig) { c.InactiveThreshold = time.Hour }, nil},
+	} {
+		for _, unordered := range []bool{false, true} {
+			t.Run(row.name+map[bool]string{true: " unordered"}[unordered], func(t *testing.T) {
+				t.Parallel()
+				b := newBench(t)
+				r, _ := b.startOn(b.js, consumers.Consumer{Name: "test", Types: []string{"note.made"}, Handle: write, Unordered: unordered})
+				b.publish(event(1))
+				b.handled(1)
+				before := b.info().Config
+				changed := before
+				row.change(&changed)
+				b.update(changed)
+				for _, want := range row.reported {
+					b.blocked(r, want)
+				}
+				if row.reported != nil {
+					b.update(before)
+				}
+				b.ready(r)
+				testenv.Eventually(t, patience, "the durable consumer is as it was", func() bool {
+					now := b.info().Config
+					return now.MaxDeliver == before.MaxDeliver && now.AckWait == before.AckWait && len(now.BackOff) == 0 &&
+						now.InactiveThreshold == 0 && now.HeadersOnly == before.HeadersOnly && strings.Join(now.FilterSubjects, " ")+now.FilterSubject == strings.Join(before.FilterSubjects, " ")+before.FilterSubject
+				})
+				b.publish(event(2))
+				b.handled(2)
+			})
+		}
+	}
+}
+
+func (b *bench) update(config jetstream.ConsumerConfig) {
+	b.Helper()
+	if _, err := b.js.UpdateConsumer(b.Context(), "EVENTS", config); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// TestNoticesPauseInJetStream: it is no pause of pgjet's, and is reported as what it is.
+func TestNoticesPauseInJetStream(t *testing.T) {
+	b := newBench(t)
+	r, _ := b.start(write)
+	b.ready(r)
+	if _, err := b.js.PauseConsumer(t.Context(), "EVENTS", "test", time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	b.blocked(r, "consumer_paused: ")
+	if _, err := b.js.ResumeConsumer(t.Context(), "EVENTS", "test"); err != nil {
+		t.Fatal(err)
+	}
+	b.ready(r)
+	b.publish(event(1))
+	b.handled(1)
+}
+
+// TestNoticesAnotherConsumer: one that was deleted and made again with the same settings
+// would skip what it was not told of.
+func TestNoticesAnotherConsumer(t *testing.T) {
+	for _, unordered := range []bool{false, true} {
+		b := newBench(t)
+		r, _ := b.startOn(b.js, consumers.Consumer{Name: "test", Types: []string{"note.made"}, Handle: write, Unordered: unordered})
+		b.publish(event(1))
+		b.handled(1)
+		b.ready(r)
+		config := b.info().Config
+		if err := b.js.DeleteConsumer(t.Context(), "EVENTS", "test"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.js.CreateConsumer(t.Context(), "EVENTS", config); err != nil && !strings.Contains(err.Error(), "already exists") {
+			t.Fatal(err)
+		}
+		b.publish(event(2))
+		b.handled(2)
+		b.ready(r)
+	}
+}
+
+// TestOldServerIsRefused: by a reason that names both versions.
+func TestOldServerIsRefused(t *testing.T) {
+	b := newBench(t)
+	_, url := testenv.JetStream(t)
+	r, _ := b.startOn(testenv.Connect(t, testenv.OtherVersion(t, url, "2.12.15")), consumers.Consumer{Name: "test", Types: []string{"note.made"}, Handle: write})
+	b.blocked(r, "nats_outdated: the server runs nats-server 2.12.15, pgjet needs 2.14 or newer")
+}
