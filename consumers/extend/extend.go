@@ -130,6 +130,10 @@ func (x *extension) restore(ctx context.Context) error {
 	if !x.updated || len(x.lacks) == 0 {
 		return nil
 	}
+	_, now, err := compare(ctx, x.js, x.stream, x.want)
+	if err == nil && len(now.FilterSubjects) == len(x.before.FilterSubjects) || now.FilterSubject != "" {
+		return nil // it was not changed
+	}
 	if _, err := x.js.UpdateConsumer(ctx, x.stream, x.before); err != nil {
 		return fmt.Errorf("give durable consumer %s its filters back: %w", x.name, natsconn.Explain(x.js.Conn(), err, x.role()))
 	}

@@ -39,8 +39,13 @@ type bench struct {
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
-	b := &bench{T: t, db: testenv.Postgres(t)}
-	b.js, _ = testenv.JetStream(t)
+	js, _ := testenv.JetStream(t)
+	return newBenchOn(t, js)
+}
+
+func newBenchOn(t *testing.T, js jetstream.JetStream) *bench {
+	t.Helper()
+	b := &bench{T: t, db: testenv.Postgres(t), js: js}
 	_, err := b.js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{events.AllSubjects}, AllowDirect: true})
 	if err != nil {
 		t.Fatal(err)

@@ -35,6 +35,11 @@ type bench struct {
 func newBench(t *testing.T, ordered, effects bool) *bench {
 	t.Helper()
 	js, _ := testenv.JetStream(t)
+	return newBenchOn(t, js, ordered, effects)
+}
+
+func newBenchOn(t *testing.T, js jetstream.JetStream, ordered, effects bool) *bench {
+	t.Helper()
 	b := &bench{T: t, db: testenv.Postgres(t), js: js, ids: make([]uuid.UUID, 1)}
 	b.operator = b.poolOf("pgjet_operator")
 	stream, err := js.CreateStream(t.Context(), jetstream.StreamConfig{

@@ -14,7 +14,7 @@ const (
 	drainTime = 10 * time.Second
 	quietTime = 2 * time.Second
 	// rewindTime is how long JetStream may take to set the durable consumer back.
-	rewindTime = 10 * time.Second
+	rewindTime = 5 * time.Second
 )
 
 // pausedBy begins the reason of a pause that a replay made, so that a later one ends it

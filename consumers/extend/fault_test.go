@@ -1,0 +1,92 @@
+package extend_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/consumers/extend"
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// TestFailsHalfWay: whatever is refused on the way, the durable consumer has its filters
+// again, nobody is paused, and another run finishes.
+func TestFailsHalfWay(t *testing.T) {
+	for name, denied := range map[string]string{
+		"the filters": "$JS.API.CONSUMER.CREATE.EVENTS.notes",
+		"the look":    "$JS.API.DIRECT.GET.EVENTS",
+		"the plan":    "$JS.API.CONSUMER.CREATE.EVENTS.pgjet-plan-notes",
+		"the reset":   "$JS.API.CONSUMER.RESET.EVENTS.notes",
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := testenv.NATSWith(t, `no_auth_user: admin
+				authorization { users: [ { user: admin, password: x },
+					{ user: mute, password: x, permissions: { publish: { deny: "`+denied+`" } } } ] }`)
+			b := newBenchOn(t, testenv.Connect(t, n.URL()))
+			older, newer := b.consumer(false, "note.made"), b.consumer(false, "note.made", "note.kept")
+			_, stop := b.start(older)
+			b.publish("note.made 1", "note.kept 2", "note.made 3")
+			b.handles(2)
+			nc, err := nats.Connect(n.URL(), nats.UserInfo("mute", "x"), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer nc.Close()
+			js, err := jetstream.New(nc)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, err := newer.Config()
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = extend.Run(t.Context(), b.db, js, "EVENTS", want, "ann@host")
+			if err == nil || !strings.Contains(err.Error(), "do this again") || !strings.Contains(err.Error(), denied) {
+				t.Errorf("Run() = %v, want that %s is denied, and to do this again", err, denied)
+			}
+			durable, err := b.js.Consumer(t.Context(), "EVENTS", "notes")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.Join(durable.CachedInfo().Config.FilterSubjects, " ") + durable.CachedInfo().Config.FilterSubject; got != "events.*.note.made" {
+				t.Errorf("the durable consumer brings %s, want what it did before", got)
+			}
+			b.publish("note.made 4")
+			b.handles(3)
+			b.settled()
+			stop()
+			b.extend(newer)
+			b.start(newer)
+			b.handles(4)
+			b.settled()
+		})
+	}
+}
+
+// TestInterruptedExtension: it is undone when ctx ends, too.
+func TestInterruptedExtension(t *testing.T) {
+	b := newBench(t)
+	older, newer := b.consumer(false, "note.made"), b.consumer(false, "note.made", "note.kept")
+	b.start(older)
+	b.publish("note.made 1", "note.kept 2")
+	b.handles(1)
+	want, err := newer.Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		testenv.Eventually(t, patience, "the consumer is paused", func() bool {
+			return b.text(`select count(*)::text from pgjet.consumer where paused_at is not null`) == "1"
+		})
+		cancel()
+	}()
+	if _, err := extend.Run(ctx, b.db, b.js, "EVENTS", want, "ann@host"); err != nil {
+		b.publish("note.made 3")
+		b.handles(2)
+	} // else it was done before it was interrupted
+	b.settled()
+}

@@ -1,0 +1,117 @@
+package replay_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/consumers/replay"
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// TestFailsHalfWay: whatever fails between the pause and its end, the consumer is not
+// paused any more, and what it has done stays done.
+func TestFailsHalfWay(t *testing.T) {
+	for name, fault := range map[string]struct {
+		begin func(b *bench, cancel func()) // when the consumer is paused
+		user  string
+		says  string
+	}{
+		"reset is denied":          {func(*bench, func()) {}, "mute", "permission_denied: "},
+		"ctx ends":                 {func(_ *bench, cancel func()) { cancel() }, "admin", context.Canceled.Error()},
+		"the durable is deleted":   {func(b *bench, _ func()) { b.deleteDurable() }, "admin", "consumer_missing: "},
+		"the database is cut off":  {func(b *bench, _ func()) { b.cutOff(); b.deleteDurable() }, "admin", "consumer_missing: "},
+		"the stream is deleted":    {func(b *bench, _ func()) { _ = b.js.DeleteStream(b.Context(), "EVENTS") }, "admin", "missing: "},
+		"an attempt does not stop": {func(b *bench, cancel func()) { cancel() }, "mute", "goes on as before"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := testenv.NATSWith(t, `no_auth_user: admin
+				authorization { users: [ { user: admin, password: x },
+					{ user: mute, password: x, permissions: { publish: { deny: "$JS.API.CONSUMER.RESET.>" } } } ] }`)
+			b := newBenchOn(t, testenv.Connect(t, n.URL()), true, false)
+			b.publish(repeat("note.made a", 5)...)
+			b.deliver(3)
+			b.know("done", 1, 2, 3)
+			c, err := b.js.Consumer(t.Context(), "EVENTS", "notes")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Fetch(1); err != nil { // in somebody's hands: the replay waits for it
+				t.Fatal(err)
+			}
+			testenv.Eventually(t, patience, "a message is in hand", func() bool {
+				info, err := c.Info(t.Context())
+				return err == nil && info.NumAckPending == 1
+			})
+			r, err := replay.Open(t.Context(), b.operator, b.connect(n.URL(), fault.user), "notes")
+			if err == nil {
+				err = r.Lock(t.Context())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			p := must(r.Plan(t.Context(), replay.Selection{All: true, Again: true}))
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			ended := make(chan error, 1)
+			go func() {
+				_, err := r.Run(ctx, p, "ann@host", "a test", false, quiet)
+				ended <- err
+			}()
+			paused := func() int {
+				return value[int](b, `select count(*) from pgjet.consumer where paused_at is not null`)
+			}
+			testenv.Eventually(t, patience, "the consumer is paused", func() bool { return paused() == 1 })
+			fault.begin(b, cancel)
+			err = <-ended
+			if err == nil || !strings.Contains(err.Error(), fault.says) || !strings.Contains(err.Error(), "goes on as before") {
+				t.Errorf("Run() = %v, want it to say %q", err, fault.says)
+			}
+			if fault.says == context.Canceled.Error() && !errors.Is(err, context.Canceled) {
+				t.Errorf("Run() = %v, want that it was interrupted", err)
+			}
+			if done := value[int](b, `select count(*) from pgjet.inbox where state = 'done'`); paused() != 0 || done != 3 {
+				t.Errorf("%d consumers are paused, and %d events are done, want none and 3", paused(), done)
+			}
+		})
+	}
+}
+
+func (b *bench) connect(url, user string) jetstream.JetStream {
+	b.Helper()
+	nc, err := nats.Connect(url, nats.UserInfo(user, "x"), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(nc.Close)
+	return must(jetstream.New(nc))
+}
+
+func (b *bench) deleteDurable() {
+	if err := b.js.DeleteConsumer(b.Context(), "EVENTS", "notes"); err != nil {
+		b.Error(err)
+	}
+}
+
+// cutOff ends the connections of the replay's pool.
+func (b *bench) cutOff() {
+	b.exec(`select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()`)
+}
+
+// TestOldServerIsRefused before anything is changed.
+func TestOldServerIsRefused(t *testing.T) {
+	t.Parallel()
+	js, url := testenv.JetStream(t)
+	b := newBenchOn(t, js, true, false)
+	_, err := replay.Open(t.Context(), b.operator, testenv.Connect(t, testenv.OtherVersion(t, url, "2.11.9")), "notes")
+	if err == nil || !strings.HasPrefix(err.Error(), "nats_outdated: the server runs nats-server 2.11.9") {
+		t.Errorf("Open() = %v, want that the server is too old", fmt.Sprint(err))
+	}
+}
