@@ -154,7 +154,7 @@ for the entry of its user:
   service    registers under the name that --service says, so that others find it, and nothing else
 
 No role may create, change, reset or delete a consumer of another role, and none may publish
-what belongs to another. docs/nats.md says how accounts separate them further.`,
+what belongs to another. docs/nats.md says why each is as it is.`,
 		ValidArgs: []string{"relay", "consumer", "operator", "writer", "service"},
 		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -276,7 +276,7 @@ func (x *extension) replay(ctx context.Context) (earlier int, err error) {
 func (x *extension) from(ctx context.Context) (s replay.Selection, err error) {
 	stream, err := x.js.Stream(ctx, x.stream)
 	if err != nil {
-		return s, fmt.Errorf("look up stream %s: %w", x.stream, err)
+		return s, fmt.Errorf("look up stream %s: %w", x.stream, natsconn.Explain(x.js.Conn(), err, x.role()))
 	}
 	for _, t := range x.lacks {
 		msg, err := stream.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(events.Filter(t)))
@@ -284,7 +284,7 @@ func (x *extension) from(ctx context.Context) (s replay.Selection, err error) {
 			continue
 		}
 		if err != nil {
-			return s, fmt.Errorf("look for the first %s in stream %s: %w", t, x.stream, err)
+			return s, fmt.Errorf("look for the first %s in stream %s: %w", t, x.stream, natsconn.Explain(x.js.Conn(), err, x.role()))
 		}
 		if s.FromSeq == 0 || msg.Sequence < s.FromSeq {
 			s.FromSeq = msg.Sequence
