@@ -2,6 +2,7 @@ package relay_test
 
 import (
 	"bytes"
+	"errors"
 	"log/slog"
 	"strings"
 	"sync"
@@ -66,12 +67,17 @@ func TestStreamSettings(t *testing.T) {
 		{"inactive_threshold", false, func(c *jetstream.StreamConfig) { c.ConsumerLimits.InactiveThreshold = time.Hour }},
 	} {
 		t.Run(row.setting, func(t *testing.T) {
-			if err := b.js.DeleteStream(t.Context(), "EVENTS"); err != nil {
+			if err := b.js.DeleteStream(t.Context(), "EVENTS"); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
 				t.Fatal(err)
 			}
 			config := relay.StreamConfig("EVENTS", 1)
 			row.set(&config)
-			if _, err := b.js.CreateStream(t.Context(), config); err != nil {
+			var err error
+			testenv.Eventually(t, patience, "the stream is made", func() bool { // its files may still be in the way
+				_, err = b.js.CreateStream(t.Context(), config)
+				return err == nil || errors.Is(err, jetstream.ErrStreamNameAlreadyInUse)
+			})
+			if err != nil {
 				t.Fatal(err)
 			}
 			log := &logged{}
@@ -121,12 +127,17 @@ func TestStorageLimits(t *testing.T) {
 			log := &logged{}
 			b.appendAtOnce(6000, strings.Repeat("x", 200))
 			r, _ := b.startLogged(slog.New(slog.NewTextHandler(log, nil)))
-			b.cause("stream_full: ")
-			b.blocked(r, "stream_full: ")
-			for _, text := range []string{r.Ready(t.Context()).Error(), b.status().Leader.Cause} {
-				if strings.Count(text, "stream_full") != 1 {
-					t.Errorf("the reason is said more than once: %s", text)
+			cause := ""
+			testenv.Eventually(t, patience, "the status names the limit", func() bool {
+				if l := b.status().Leader; l != nil { // while a session begins it says so
+					cause = l.Cause
 				}
+				return strings.HasPrefix(cause, "stream_full: ")
+			})
+			b.blocked(r, "stream_full: ")
+			ready := r.Ready(t.Context())
+			if strings.Count(cause, "stream_full") != 1 || ready == nil || strings.Count(ready.Error(), "stream_full") != 1 {
+				t.Errorf("the reason is said more than once: %s; %v", cause, ready)
 			}
 			if strings.Contains(log.String(), "stream_write_error") {
 				t.Errorf("another reason came first: %s", log)
