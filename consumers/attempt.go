@@ -14,6 +14,7 @@ import (
 
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/attempt"
+	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 // work makes the attempts of a load.
@@ -173,9 +174,21 @@ func (t *term) leaveBehind(ctx context.Context, handler func() error) error {
 }
 
 // transact runs fn in a transaction that may go on only in this session. What first
-// queues finds that out. If a handler was left behind in it, its connection is cut.
+// queues finds that out. If the schema has changed under prepared statements, it is rolled back and
+// run once more.
 func (t *term) transact(ctx context.Context, first func(*pgx.Batch), fn func(ctx context.Context, tx pgx.Tx) error) error {
-	conn, err := t.DB.Acquire(ctx)
+	err := t.transactOnce(ctx, first, fn)
+	if postgres.Stale(err) && ctx.Err() == nil {
+		t.DB.Reset() // other connections have prepared them, too
+		err = t.transactOnce(ctx, first, fn)
+	}
+	return err
+}
+
+// transactOnce is transact without another try. If a handler was left behind in the transaction, its
+// connection is cut.
+func (t *term) transactOnce(ctx context.Context, first func(*pgx.Batch), fn func(ctx context.Context, tx pgx.Tx) error) error {
+	conn, err := t.db().Acquire(ctx)
 	if err != nil {
 		return &databaseError{"connect", err}
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgjet/pgjet/internal/lead"
+	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 // remember commits that an effect has happened. It does not give up lightly: the
@@ -33,7 +34,7 @@ func (t *term) remember(ctx context.Context, w *work, e ending) error {
 func (t *term) unfenced(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
-	return pgx.BeginTxFunc(ctx, t.DB, lead.Impatient(lead.Silence), func(tx pgx.Tx) error { return fn(ctx, tx) })
+	return pgx.BeginTxFunc(ctx, t.DB, postgres.Transaction(lead.Silence), func(tx pgx.Tx) error { return fn(ctx, tx) })
 }
 
 // effect writes the intent for an event from the stream down, and makes the attempt.

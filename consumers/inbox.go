@@ -103,7 +103,7 @@ func (t *term) known(ctx context.Context, all []*delivery) (map[uuid.UUID]bool, 
 		})
 		return err
 	})
-	if err := t.DB.SendBatch(ctx, b).Close(); err != nil {
+	if err := t.db().Send(ctx, b); err != nil {
 		return nil, &databaseError{"look events up in the inbox", err}
 	}
 	return known, nil

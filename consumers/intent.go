@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 // maxDeaths is how many processes may die at an event. Then it is set aside.
@@ -107,7 +108,7 @@ func (t *term) take(ctx context.Context, most int, reclaim bool) ([]*work, error
 			   and not ($6 and exists (select from pgjet.intent e where e.consumer = $1 and e.key = i.key
 			                              and (e.generation, e.stream_seq) < (i.generation, i.stream_seq)))
 			   and not ` + t.behindDead("i.key", "(i.generation, i.stream_seq)")
-	rows, err := t.DB.Query(ctx, `
+	all, err := postgres.Collect(ctx, t.db(), scanIntent, `
 		with suspect as materialized (`+due+`
 			   and $7 and (i.taken_by is null and i.deaths > 0 or $5 and i.taken_by <> $3
 			        and pg_try_advisory_xact_lock_shared(hashtextextended('pgjet.process.' || i.taken_by, 0)))
@@ -130,10 +131,6 @@ func (t *term) take(ctx context.Context, most int, reclaim bool) ([]*work, error
 	if err != nil {
 		return nil, &databaseError{"look for due intents", err}
 	}
-	all, err := pgx.CollectRows(rows, scanIntent)
-	if err != nil {
-		return nil, &databaseError{"look for due intents", err}
-	}
 	return all, nil
 }
 
@@ -152,7 +149,7 @@ func scanIntent(row pgx.CollectableRow) (*work, error) {
 func (t *term) release(ctx context.Context, w *work, wait time.Duration, counts bool) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
-	_, err := t.DB.Exec(ctx, `
+	_, err := t.db().Exec(ctx, `
 		update pgjet.intent set attempts = attempts - (not $5)::int, taken_by = null, taken_at = null,
 			due_at = clock_timestamp() + make_interval(secs => $4)
 		 where consumer = $1 and taken_by = $2 and event_id = $3`, t.Consumer.Name, t.id, w.id, wait.Seconds(), counts)

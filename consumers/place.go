@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgjet/pgjet/internal/lead"
+	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 // errSuperseded says that an operator, or another process, changed the consumer
@@ -72,7 +73,7 @@ func (r *Runner) register(ctx context.Context, tx pgx.Tx, created time.Time) (p 
 // supersede waits until no transaction of an attempt is open, anywhere, and ends all
 // other sessions: with the next epoch, theirs are refused.
 func (r *Runner) supersede(ctx context.Context, p *place, change func(tx pgx.Tx) error) error {
-	return pgx.BeginTxFunc(ctx, r.DB, lead.Impatient(lead.Silence), func(tx pgx.Tx) error {
+	return pgx.BeginTxFunc(ctx, r.DB, postgres.Transaction(lead.Silence), func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock(`+lockKey+`)`, r.Consumer.Name); err != nil {
 			return err
 		}
@@ -134,12 +135,14 @@ const isCurrent = `exists (select from pgjet.consumer where name = $1 and epoch 
 // whoever supersedes a session waits for: so the answer holds until the transaction ends.
 func (t *term) enter(ctx context.Context, conn *pgxpool.Conn, first func(*pgx.Batch)) (pgx.Tx, error) {
 	b := &pgx.Batch{}
-	b.BeginTx(pgx.TxOptions{IsoLevel: pgx.ReadCommitted}) // a stricter one would look at what was before the lock
+	// Read committed: a stricter isolation would look at what was before the lock.
+	idle := 2*t.Consumer.Timeout + pingTime
+	postgres.BeginBatch(conn.Conn(), b, idle)
 	// By the end of that time a handler was left behind. A process that is frozen must not
 	// hold what it locked for ever.
 	b.Queue(`select pg_advisory_xact_lock_shared(`+lockKey+`), set_config('idle_in_transaction_session_timeout', $2, true),
 		set_config('application_name', '`+attemptName+`', true), set_config('pgjet.attempt', 'on', true)`,
-		t.Consumer.Name, strconv.FormatInt((2*t.Consumer.Timeout+pingTime).Milliseconds(), 10))
+		t.Consumer.Name, strconv.FormatInt(idle.Milliseconds(), 10))
 	first(b)
 	results := conn.SendBatch(ctx, b)
 	err := results.Close()

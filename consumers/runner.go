@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go"
@@ -42,6 +43,9 @@ type Runner struct {
 	JS       jetstream.JetStream // its connection should reconnect for ever
 	Stream   string              // "" is EVENTS
 	Log      *slog.Logger        // nil discards
+	// Direct is where each session has one connection of its own, for its locks: PostgreSQL itself, not
+	// a connection pooler. nil is where DB's connections go.
+	Direct *pgx.ConnConfig
 	// Retention is how long the inbox remembers events that the stream does not hold any
 	// more. 0 is for ever. It is refused if an event could come again later than that.
 	Retention time.Duration
@@ -99,7 +103,21 @@ func (r *Runner) check() error {
 	case r.Retention < 0:
 		return errors.New("Retention is negative; 0 is for ever")
 	}
+	if err := postgres.CheckMode(r.DB.Config().ConnConfig); err != nil {
+		return err
+	}
 	return validName("Stream", r.Stream)
+}
+
+// db is the pool for statements of the runner's own.
+func (r *Runner) db() postgres.DB { return postgres.DB{Pool: r.DB} }
+
+// direct returns where a session connects.
+func (r *Runner) direct(ctx context.Context) (*pgx.ConnConfig, error) {
+	if r.Direct != nil {
+		return r.Direct, nil
+	}
+	return postgres.ConnConfig(ctx, r.DB)
 }
 
 // Ready returns nil while events are handled, or while the runner stands by and could take over;

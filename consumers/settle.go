@@ -7,6 +7,8 @@ import (
 
 	"github.com/cenkalti/backoff/v4"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 // settle writes down what becomes of an event whose attempt failed: a retry, or a dead
@@ -211,7 +213,7 @@ func (t *term) unblock(ctx context.Context, key string) {
 		query += ` or exists (select from pgjet.dead_letter where consumer = $1 and key = $2 and state = 'dead')`
 	}
 	var left bool
-	err := t.DB.QueryRow(ctx, query, t.Consumer.Name, key).Scan(&left)
+	err := t.db().QueryRow(ctx, query, t.Consumer.Name, key).Scan(&left)
 	if err != nil || left { // who comes next looks again
 		t.nudge()
 		return
@@ -224,7 +226,7 @@ func (t *term) unblock(ctx context.Context, key string) {
 // loadKeys learns which keys have intents, and wakes those that wait for nothing.
 func (t *term) loadKeys(ctx context.Context) error {
 	// Whoever should have woken them may have died, or this consumer kept an order then.
-	_, err := t.DB.Exec(ctx, `
+	_, err := t.db().Exec(ctx, `
 		update pgjet.intent i set due_at = clock_timestamp()
 		 where consumer = $1 and due_at = 'infinity'
 		   and not ($2 and exists (select from pgjet.intent e where e.consumer = $1 and e.key = i.key
@@ -237,11 +239,7 @@ func (t *term) loadKeys(ctx context.Context) error {
 	if t.Consumer.ParkKey {
 		query += ` union select key from pgjet.dead_letter where consumer = $1 and state = 'dead'`
 	}
-	rows, err := t.DB.Query(ctx, query, t.Consumer.Name)
-	if err != nil {
-		return err
-	}
-	keys, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	keys, err := postgres.Collect(ctx, t.db(), pgx.RowTo[string], query, t.Consumer.Name)
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/pgjet/pgjet/internal/attempt"
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/natsconn"
+	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 const (
@@ -93,15 +94,23 @@ func (r *Runner) renew(err error) {
 // tell leaves why no session began in the database, for those who ask there, if it is
 // at hand.
 func (t *term) tell(ctx context.Context, err error) error {
-	if t.conn != nil && !t.conn.IsClosed() && ctx.Err() == nil && !errors.Is(err, errSuperseded) {
-		_ = t.heartbeat(ctx, err) // the log says it, too
+	connected := t.conn != nil && !t.conn.IsClosed()
+	switch {
+	case ctx.Err() != nil, errors.Is(err, errSuperseded):
+	case connected:
+		_ = t.heartbeat(ctx, t.conn, err) // the log says it, too
+	case postgres.IsPooler(err): // which takes statements
+		_ = t.heartbeat(ctx, t.db(), err)
 	}
 	return err
 }
 
 // begin connects, takes the lead if order asks for it, and binds.
 func (t *term) begin(ctx context.Context) (err error) {
-	t.conn, err = lead.Connect(ctx, t.DB.Config().ConnConfig, "pgjet-"+t.Consumer.Name)
+	direct, err := t.direct(ctx)
+	if err == nil {
+		t.conn, err = lead.Connect(ctx, direct, "consumer "+t.Consumer.Name, "pgjet-"+t.Consumer.Name)
+	}
 	if err != nil {
 		return &databaseError{"connect", err}
 	}
@@ -153,9 +162,17 @@ func (t *term) begin(ctx context.Context) (err error) {
 
 // standBy waits until no other process is active.
 func (t *term) standBy(ctx context.Context) error {
-	err := lead.Take(ctx, t.conn, "pgjet.active."+t.Consumer.Name, func() {
-		if t.keeper.Waiting(errStandby) {
-			t.Log.InfoContext(ctx, "another process is active, standing by")
+	err := lead.Take(ctx, t.conn, "pgjet.active."+t.Consumer.Name, func(h lead.Holder) {
+		err := fmt.Errorf("%w: the lead is %s", errStandby, h)
+		if h.Foreign {
+			err = fmt.Errorf("lead_taken: the lead is %s, which is no process of this consumer; find out what it is, and end it with pg_terminate_backend", h)
+			_ = t.heartbeat(ctx, t.conn, err) // the log says it, too
+		}
+		switch news := t.keeper.Waiting(err); {
+		case news && h.Foreign:
+			t.Log.WarnContext(ctx, "not handling events", "err", err)
+		case news:
+			t.Log.InfoContext(ctx, "another process is active, standing by", "holder", h.String())
 		}
 	})
 	if err != nil {
@@ -174,7 +191,7 @@ func (t *term) waitIfPaused(ctx context.Context, err error) error {
 		t.Log.InfoContext(ctx, "not handling events", "err", paused)
 	}
 	for {
-		if err := t.heartbeat(ctx, paused); err != nil {
+		if err := t.heartbeat(ctx, t.conn, paused); err != nil {
 			return &databaseError{"wait for the end of a pause", err}
 		}
 		select {

@@ -126,7 +126,7 @@ func (t *term) watch(ctx, holding context.Context) error {
 		}
 		if late(&saveDue, saveEvery) {
 			t.save(ctx)
-			if err := t.heartbeat(ctx, t.gate.closed()); err != nil {
+			if err := t.heartbeat(ctx, t.conn, t.gate.closed()); err != nil {
 				return ignoreEnd(ctx, &databaseError{"tell that the process lives", err})
 			}
 		}
@@ -187,7 +187,10 @@ func (t *term) save(ctx context.Context) {
 }
 
 // heartbeat tells that the process lives, and why it handles nothing, if so.
-func (t *term) heartbeat(ctx context.Context, cause error) error {
+func (t *term) heartbeat(ctx context.Context, db interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+}, cause error,
+) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
 	attempts, failed, took, reason := t.recent.summary()
@@ -195,7 +198,7 @@ func (t *term) heartbeat(ctx context.Context, cause error) error {
 	if cause != nil {
 		word = storable(cause.Error())
 	}
-	_, err := t.conn.Exec(ctx, `
+	_, err := db.Exec(ctx, `
 		insert into pgjet.process as p (consumer, process, workers, cause, attempts, failed, took, error)
 		values ($1, $2, $3, nullif($4, ''), $5, $6, $7, nullif($8, ''))
 		on conflict (consumer, process) do update set seen_at = clock_timestamp(), workers = excluded.workers, cause = excluded.cause,
@@ -261,7 +264,7 @@ func (t *term) pruneSome(ctx context.Context) (more bool, err error) {
 			   and (generation < $3 or stream_seq < $4) limit $5))`,
 			t.Consumer.Name, t.Retention.Seconds(), t.place.generation, int64(stream.CachedInfo().State.FirstSeq), prunedAtOnce)
 	}
-	return more, t.DB.SendBatch(ctx, b).Close()
+	return more, t.db().Send(ctx, b)
 }
 
 // count brings the metrics up to date until ctx ends, and notices events that got lost. A
@@ -269,7 +272,7 @@ func (t *term) pruneSome(ctx context.Context) (more bool, err error) {
 func (t *term) count(ctx context.Context) {
 	for {
 		begun := time.Now()
-		a, err := ReadAccount(ctx, t.DB, t.JS, t.Stream, t.Consumer.Name)
+		a, err := ReadAccount(ctx, t.db(), t.JS, t.Stream, t.Consumer.Name)
 		switch {
 		case err == nil:
 			t.ackFloor.Store(a.AckFloor)

@@ -27,6 +27,8 @@ import (
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/database"
 	"github.com/pressly/goose/v3/lock"
+
+	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 //go:embed pgjet/*.sql users/*.sql directory/*.sql
@@ -73,12 +75,20 @@ func (e *OrderError) Error() string {
 // role of db must be allowed to create schemas, or the schemas must exist. It changes nothing,
 // and returns an [*OrderError], if [List] shows one as [OutOfOrder]. Unknown ones do not matter:
 // a program works with the tables of a newer one.
+//
+// The database must have the encoding UTF8, and db must lead to PostgreSQL itself, not to a connection
+// pooler: Up holds a lock of a session. It opens connections of its own where db's lead.
 func Up(ctx context.Context, db *pgxpool.Pool) ([]Status, error) {
+	db, err := open(ctx, db)
+	if err != nil {
+		return nil, err
+	}
+	defer postgres.Close(db)
 	if err := inOrder(ctx, db); err != nil {
 		return nil, err
 	}
 	var applied []Status
-	err := each(ctx, db, func(schema string, p *goose.Provider) error {
+	err = each(ctx, db, func(schema string, p *goose.Provider) error {
 		if err := createSchema(ctx, db, schema); err != nil {
 			return err
 		}
@@ -101,6 +111,25 @@ func inOrder(ctx context.Context, db *pgxpool.Pool) error {
 		return &OrderError{all}
 	}
 	return nil
+}
+
+// open returns a pool that leads where db does, is used by nobody else, and depends on no
+// default of the role or the database.
+func open(ctx context.Context, db *pgxpool.Pool) (*pgxpool.Pool, error) {
+	config, err := postgres.ConnConfig(ctx, db)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := postgres.Connect(ctx, config, postgres.Session{What: "a migration", Application: "pgjet-migrate"})
+	if err != nil {
+		return nil, fmt.Errorf("migrate: %w", err)
+	}
+	defer conn.Close(ctx)
+	if encoding := conn.PgConn().ParameterStatus("server_encoding"); encoding != "UTF8" {
+		return nil, fmt.Errorf("migrate: database %s has the encoding %s, in which most text cannot be stored; "+
+			"create one with: create database NAME encoding 'UTF8' template template0", config.Database, encoding)
+	}
+	return postgres.OpenDirect(ctx, db.Config(), "a migration")
 }
 
 // createSchema creates a schema unless it exists. Two sessions that do so at the

@@ -36,6 +36,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
@@ -51,6 +52,11 @@ import (
 func Append(ctx context.Context, tx pgx.Tx, payloads ...events.Payload) error {
 	if len(payloads) == 0 {
 		return nil
+	}
+	if conn := tx.Conn(); conn != nil {
+		if err := postgres.CheckEncoding(conn.PgConn()); err != nil {
+			return fmt.Errorf("append %s to outbox: %w", payloads[0].EventType(), err)
+		}
 	}
 	sql, args, err := statement(ctx, payloads)
 	if err != nil {

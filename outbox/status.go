@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 // A Status says what an outbox holds, as one snapshot of the database shows it:
@@ -34,7 +36,7 @@ type PartitionStatus struct {
 // million. It needs SELECT on all tables that it counts, as pgjet_operator has.
 func ReadStatus(ctx context.Context, db *pgx.Conn) (Status, error) {
 	var status Status
-	err := pgx.BeginTxFunc(ctx, db, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+	err := pgx.BeginTxFunc(ctx, db, postgres.Snapshot(), func(tx pgx.Tx) error {
 		s, err := survey(ctx, tx, 0)
 		if err != nil {
 			return err

@@ -138,7 +138,7 @@ func (s *Server) mayActOn(ctx context.Context, target string) error {
 	var refusal error
 	b := &pgx.Batch{}
 	queueStanding(b, caller(ctx), target, &refusal)
-	if err := s.db.SendBatch(ctx, b).Close(); err != nil {
+	if err := s.db.Send(ctx, b); err != nil {
 		return err
 	}
 	return refusal

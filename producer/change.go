@@ -127,11 +127,10 @@ func (s *Server) change(ctx context.Context, e edit, u *User, fn func(context.Co
 	ctx, cancel := uninterrupted(ctx)
 	defer cancel()
 	var refusal, missing error
-	b := &pgx.Batch{}
-	b.BeginTx(pgx.TxOptions{})
-	queueUser(b, userByID+` for update`, e.id, u, &missing)
-	queueStanding(b, caller(ctx), e.target, &refusal)
-	tx, err := s.db.beginWith(ctx, b)
+	tx, err := s.db.beginWith(ctx, func(b *pgx.Batch) {
+		queueUser(b, userByID+` for update`, e.id, u, &missing)
+		queueStanding(b, caller(ctx), e.target, &refusal)
+	})
 	if err != nil {
 		return fmt.Errorf("lock user: %w", err)
 	}

@@ -3,10 +3,13 @@ package producer
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 // errDatabaseBusy says that all transactions stayed taken.
@@ -15,14 +18,14 @@ var errDatabaseBusy = errors.New("no turn for a transaction")
 // A database is a pool in which transactions leave a quarter of the connections to
 // reads: a read does not stand in line behind all that is to be written.
 type database struct {
-	*pgxpool.Pool
+	postgres.DB
 	changes *gate
 }
 
 func newDatabase(db *pgxpool.Pool) *database {
 	conns := int(db.Config().MaxConns)
 	const line = 1 << 20 // admissions bound it
-	return &database{db, newGate(max(1, conns-max(1, conns/4)), line)}
+	return &database{postgres.DB{Pool: db}, newGate(max(1, conns-max(1, conns/4)), line)}
 }
 
 // turn waits for a transaction's turn as long as ctx has time, and returns
@@ -42,22 +45,36 @@ func (d *database) Begin(ctx context.Context) (pgx.Tx, error) {
 	if err != nil {
 		return nil, err
 	}
-	tx, err := d.Pool.Begin(ctx)
+	conn, err := d.Acquire(ctx)
 	if err != nil {
 		leave()
 		return nil, err
 	}
-	return &change{tx, leave}, nil
+	done := func() { conn.Release(); leave() }
+	tx, err := conn.BeginTx(ctx, postgres.For(conn.Conn()))
+	if err != nil {
+		done()
+		return nil, err
+	}
+	return &change{tx, sync.OnceFunc(done)}, nil
 }
 
-// beginWith is Begin with what b does, in one round trip. B starts with [pgx.Batch.BeginTx].
-func (d *database) beginWith(ctx context.Context, b *pgx.Batch) (pgx.Tx, error) {
+// beginWith is Begin with what queue adds to a batch, in one round trip.
+func (d *database) beginWith(ctx context.Context, queue func(*pgx.Batch)) (pgx.Tx, error) {
 	leave, err := d.turn(ctx)
 	if err != nil {
 		return nil, err
 	}
-	results := d.SendBatch(ctx, b)
-	tx := &change{results.Tx(), leave}
+	conn, err := d.Acquire(ctx)
+	if err != nil {
+		leave()
+		return nil, err
+	}
+	b := &pgx.Batch{}
+	postgres.BeginBatch(conn.Conn(), b, 0)
+	queue(b)
+	results := conn.SendBatch(ctx, b)
+	tx := &change{results.Tx(), sync.OnceFunc(func() { conn.Release(); leave() })}
 	if err := results.Close(); err != nil {
 		_ = tx.Rollback(ctx) // the first error tells more
 		return nil, err
@@ -78,8 +95,15 @@ func (d *database) run(ctx context.Context, b *pgx.Batch) error {
 		return err
 	}
 	defer conn.Release()
+	b, whole := postgres.Whole(conn.Conn(), b)
+	if whole {
+		defer postgres.Undo(ctx, conn.Conn())
+	}
 	results := conn.SendBatch(ctx, b)
 	defer results.Close()
+	if whole { // the last one is the commit
+		b = &pgx.Batch{QueuedQueries: b.QueuedQueries[:b.Len()-1]}
+	}
 	for _, q := range b.QueuedQueries {
 		if q.Fn != nil {
 			err = q.Fn(results)

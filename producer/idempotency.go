@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 // bareKey is what a key may be made of: visible ASCII, without what separates or
@@ -78,13 +80,9 @@ type earlierAnswer struct {
 
 // findAnswer returns what is kept under key, or [pgx.ErrNoRows].
 func (s *Server) findAnswer(ctx context.Context, key string) (earlierAnswer, error) {
-	rows, err := s.db.Query(ctx, `
+	return postgres.CollectOne(ctx, s.db.DB, pgx.RowToStructByName[earlierAnswer], `
 		select fingerprint, password, answer from users.idempotency
 		 where key = $1 and created_at > now() - interval '24 hours'`, key)
-	if err != nil {
-		return earlierAnswer{}, err
-	}
-	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[earlierAnswer])
 }
 
 // replay returns a's user if n is the sign-up that a answered.
@@ -116,17 +114,16 @@ func fingerprint(n newUser) []byte {
 // problem; if another one was, [errAnswered].
 func (s *Server) claim(ctx context.Context, key string) (pgx.Tx, error) {
 	free, answered := false, false
-	b := &pgx.Batch{}
-	b.BeginTx(pgx.TxOptions{})
-	b.Queue(`
+	tx, err := s.db.beginWith(ctx, func(b *pgx.Batch) {
+		b.Queue(`
 		select pg_try_advisory_xact_lock(hashtextextended('users.idempotency.' || $1, 0))`, key).
-		QueryRow(func(row pgx.Row) error { return row.Scan(&free) })
-	// A statement of its own, to see what the previous owner of the lock committed.
-	b.Queue(`
+			QueryRow(func(row pgx.Row) error { return row.Scan(&free) })
+		// A statement of its own, to see what the previous owner of the lock committed.
+		b.Queue(`
 		select exists (select from users.idempotency
 		                where key = $1 and created_at > now() - interval '24 hours')`, key).
-		QueryRow(func(row pgx.Row) error { return row.Scan(&answered) })
-	tx, err := s.db.beginWith(ctx, b)
+			QueryRow(func(row pgx.Row) error { return row.Scan(&answered) })
+	})
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("claim key: %w", err)

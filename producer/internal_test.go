@@ -284,10 +284,7 @@ func TestRefusedSignUpForgetsNothing(t *testing.T) {
 // TestTransactionThatFailsToBegin gives back its turn and its connection.
 func TestTransactionThatFailsToBegin(t *testing.T) {
 	d := newDatabase(testenv.Postgres(t)) // fails if a connection is missing in the end
-	b := &pgx.Batch{}
-	b.BeginTx(pgx.TxOptions{})
-	b.Queue(`select 1 / 0`)
-	if _, err := d.beginWith(t.Context(), b); err == nil {
+	if _, err := d.beginWith(t.Context(), func(b *pgx.Batch) { b.Queue(`select 1 / 0`) }); err == nil {
 		t.Error("no error")
 	}
 	if n := d.changes.present.Load(); n != 0 {

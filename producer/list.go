@@ -13,6 +13,8 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 // How many users are on a page.
@@ -135,13 +137,9 @@ func (s *Server) listUsers(ctx context.Context, in *listUsersInput) (*listUsersO
 // before, wherever that one would stand now: sign-ups and deletions in between neither
 // repeat nor hide anybody else.
 func (s *Server) userPage(ctx context.Context, p page) (userList, error) {
-	rows, err := s.db.Query(ctx, `
+	users, err := postgres.Collect(ctx, s.db.DB, pgx.RowToStructByName[User], `
 		select id, email, name, state, created_at, version from users.users
 		 where id < $1 order by id desc limit $2`, p.after, p.limit+1) // one more, to know whether there is a next page
-	if err != nil {
-		return userList{}, fmt.Errorf("list users: %w", err)
-	}
-	users, err := pgx.CollectRows(rows, pgx.RowToStructByName[User])
 	if err != nil {
 		return userList{}, fmt.Errorf("list users: %w", err)
 	}

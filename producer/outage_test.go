@@ -1,6 +1,7 @@
 package producer_test
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -8,9 +9,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgjet/pgjet/internal/devserver"
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/migrations"
 )
@@ -109,7 +112,17 @@ func TestDatabaseInTrouble(t *testing.T) {
 	body := signUp("ann@example.com", "Ann", password)
 
 	t.Run("read-only", func(t *testing.T) {
-		wantUnavailable(t, post(t, with("default_transaction_read_only", "on"), body), "database_unavailable")
+		config := db.Config()
+		config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+			_, err := conn.Exec(ctx, `set default_transaction_read_only = on`) // as on a server that takes no writes
+			return err
+		}
+		readOnly, err := postgres.Open(t.Context(), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(readOnly.Close)
+		wantUnavailable(t, post(t, serve(t, readOnly), body), "database_unavailable")
 	})
 	t.Run("statement timeout", func(t *testing.T) {
 		tx, err := db.Begin(t.Context())

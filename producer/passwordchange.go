@@ -8,6 +8,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 // passwordChange is the body of PUT /users/{id}/password.
@@ -92,12 +94,8 @@ func (n *passwordChange) check(email, name string) []FieldError {
 
 // passwordOwner returns the user with this id, who is the caller, if their token still is good.
 func (s *Server) passwordOwner(ctx context.Context, id uuid.UUID) (passwordOwner, error) {
-	rows, err := s.db.Query(ctx, `
+	owner, err := postgres.CollectOne(ctx, s.db.DB, pgx.RowToStructByName[passwordOwner], `
 		select email, name, password, state, roles, token_generation from users.users where id = $1`, id)
-	if err != nil {
-		return passwordOwner{}, fmt.Errorf("find the owner of a password: %w", err)
-	}
-	owner, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[passwordOwner])
 	if errors.Is(err, pgx.ErrNoRows) {
 		return passwordOwner{}, tokenInvalid(`Bearer error="invalid_token"`)
 	}

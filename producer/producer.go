@@ -18,6 +18,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/pgjet/pgjet/internal/auth"
+	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 const (
@@ -239,6 +240,10 @@ func register[I, O any](s *Server, a access, op huma.Operation, fn func(context.
 		ctx, cancel := context.WithTimeout(ctx, s.timeout)
 		defer cancel()
 		out, err := admitted(ctx, admission, in, fn)
+		if postgres.Stale(err) { // the schema has changed; nothing was committed
+			s.db.Reset()
+			out, err = admitted(ctx, admission, in, fn)
+		}
 		if err != nil {
 			p := s.problem(ctx, op.Method+" "+op.Path, err)
 			if a != open && (p.Code == "token_invalid" || p.Code == "forbidden" || p.Code == "account_rejected") {

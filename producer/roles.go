@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgjet/pgjet/internal/mailaddr"
+	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 // ErrUnknownUser is the error of [Grant] and [Revoke] for a user who does not exist.
@@ -39,7 +40,7 @@ func changeRoles(ctx context.Context, db *pgxpool.Pool, kind, change, user, role
 	if a, err := mailaddr.Parse(user); err == nil {
 		user = a.String() // as it is stored
 	}
-	err = db.QueryRow(ctx, `
+	err = postgres.DB{Pool: db}.QueryRow(ctx, `
 		with found as (
 			select id from users.users where case when $6 then id = $1 else lower(email) = lower($2) and state <> 'rejected' end for update
 		), changed as (`+change+`

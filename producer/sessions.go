@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgjet/pgjet/internal/auth"
+	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 // A Session is what somebody gets who logs in.
@@ -114,17 +115,13 @@ type account struct {
 // accountOf returns the account with this address; the last one that was rejected, if all
 // were. If there is none, it is one without an id and with a hash of no password.
 func (s *Server) accountOf(ctx context.Context, email string) (account, error) {
-	rows, err := s.db.Query(ctx, `
+	a, err := postgres.CollectOne(ctx, s.db.DB, pgx.RowToStructByName[account], `
 		select id, password, state, roles, token_generation from (
 			select * from users.users where lower(email) = lower($1) and state <> 'rejected'
 			union all
 			select * from users.users where lower(email) = lower($1) and state = 'rejected') of_address
 		 order by state = 'rejected', id desc
 		 limit 1`, email)
-	if err != nil {
-		return account{}, err
-	}
-	a, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[account])
 	if errors.Is(err, pgx.ErrNoRows) {
 		return account{Password: nobodysHash}, nil
 	}

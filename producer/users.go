@@ -15,6 +15,7 @@ import (
 
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/auth"
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/outbox"
 )
 
@@ -236,11 +237,7 @@ const userByID = `select id, email, name, state, created_at, version from users.
 
 // findUser returns the user with this id, or the problem that there is none.
 func (s *Server) findUser(ctx context.Context, id uuid.UUID) (User, error) {
-	rows, err := s.db.Query(ctx, userByID, id)
-	if err != nil {
-		return User{}, fmt.Errorf("find user: %w", err)
-	}
-	return oneUser(rows)
+	return oneUser(postgres.CollectOne(ctx, s.db.DB, pgx.RowToStructByName[User], userByID, id))
 }
 
 // showUser is findUser for the caller, who may have lost the right to see the user. It takes one round trip.
@@ -249,7 +246,7 @@ func (s *Server) showUser(ctx context.Context, id uuid.UUID) (u User, err error)
 	b := &pgx.Batch{}
 	queueStanding(b, caller(ctx), id.String(), &refusal)
 	queueUser(b, userByID, id, &u, &missing)
-	if err := s.db.SendBatch(ctx, b).Close(); err != nil {
+	if err := s.db.Send(ctx, b); err != nil {
 		return User{}, fmt.Errorf("find user: %w", err)
 	}
 	return u, cmp.Or(refusal, missing)
@@ -259,7 +256,7 @@ func (s *Server) showUser(ctx context.Context, id uuid.UUID) (u User, err error)
 // missing, and no error of the batch.
 func queueUser(b *pgx.Batch, sql string, id uuid.UUID, u *User, missing *error) {
 	b.Queue(sql, id).Query(func(rows pgx.Rows) (err error) {
-		*u, err = oneUser(rows)
+		*u, err = oneUser(pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[User]))
 		if _, ok := errors.AsType[*Problem](err); ok {
 			*missing = err
 			return nil
@@ -268,8 +265,7 @@ func queueUser(b *pgx.Batch, sql string, id uuid.UUID, u *User, missing *error) 
 	})
 }
 
-func oneUser(rows pgx.Rows) (User, error) {
-	u, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[User])
+func oneUser(u User, err error) (User, error) {
 	if errors.Is(err, pgx.ErrNoRows) {
 		return User{}, userNotFound()
 	}

@@ -139,14 +139,11 @@ func (d *database) Forget(ctx context.Context, number int64, heal *outbox.Positi
 	if heal != nil {
 		snapshot, floor = new(heal.Snapshot.String()), &heal.Floor
 	}
-	tx, err := d.conn.Begin(ctx)
+	tx, err := d.conn.BeginTx(ctx, waited)
 	if err != nil {
 		return blockedByDatabase(err)
 	}
 	defer tx.Rollback(ctx)
-	if _, err := tx.Exec(ctx, `set local synchronous_commit = on`); err != nil {
-		return blockedByDatabase(err)
-	}
 	err = d.guarded(ctx, tx, "forget checkpoints", `,
 		forgotten as (
 			delete from pgjet.checkpoint using lead

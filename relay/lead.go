@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgjet/pgjet/internal/lead"
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/session"
 	"github.com/pgjet/pgjet/outbox"
 )
@@ -21,7 +23,8 @@ const leadOf = "pgjet.relay."
 // takeLead connects to the database and waits until this is the only relay of the
 // stream.
 func takeLead(ctx context.Context, r *Relay, keeper *session.Keeper) (*database, error) {
-	conn, err := connect(ctx, r.Database)
+	// A write that is lost costs a longer resync, nothing else; others are [waited] for.
+	conn, err := connect(ctx, r.Database, postgres.Setting{Name: "synchronous_commit", Value: "off"})
 	if err != nil {
 		return nil, blockedByDatabase(err)
 	}
@@ -36,17 +39,36 @@ func takeLead(ctx context.Context, r *Relay, keeper *session.Keeper) (*database,
 // connect opens the connection of a term. To plan a statement takes longer than to run it,
 // so each is planned once: partitions are left out when it runs. Such a plan knows nothing of
 // how large the outbox will be, so it is to use the indexes, whatever it thinks of them.
-func connect(ctx context.Context, config *pgx.ConnConfig) (*pgx.Conn, error) {
-	return lead.Connect(ctx, config, "pgjet-relay", `set plan_cache_mode = force_generic_plan`,
-		`set enable_seqscan = off`, `set enable_bitmapscan = off`, `set jit = off`)
+func connect(ctx context.Context, config *pgx.ConnConfig, more ...postgres.Setting) (*pgx.Conn, error) {
+	return lead.Connect(ctx, config, "the relay", "pgjet-relay", append(slices.Clone(planning), more...)...)
 }
+
+var planning = []postgres.Setting{
+	{Name: "plan_cache_mode", Value: "force_generic_plan"},
+	{Name: "enable_seqscan", Value: "off"},
+	{Name: "enable_bitmapscan", Value: "off"},
+	{Name: "enable_indexscan", Value: "on"}, // whatever the role or the database says
+	{Name: "enable_indexonlyscan", Value: "on"},
+	{Name: "enable_partition_pruning", Value: "on"},
+	{Name: "jit", Value: "off"},
+}
+
+// waited are the options of a transaction that waits for the disk.
+var waited = postgres.Transaction(lead.Silence)
 
 func (d *database) close() { lead.Close(d.conn) }
 
 func (d *database) lead(ctx context.Context, r *Relay, keeper *session.Keeper) error {
-	err := lead.Take(ctx, d.conn, leadOf+d.stream, func() {
-		if keeper.Waiting(errStandby) {
-			r.Log.InfoContext(ctx, "another relay leads, standing by")
+	err := lead.Take(ctx, d.conn, leadOf+d.stream, func(h lead.Holder) {
+		err := fmt.Errorf("%w: the lead is %s", errStandby, h)
+		if h.Foreign {
+			err = block("lead_taken", fmt.Errorf("the lead is %s, which is no relay; find out what it is, and end it with pg_terminate_backend", h))
+		}
+		switch news := keeper.Waiting(err); {
+		case news && h.Foreign:
+			r.Log.WarnContext(ctx, "not publishing", "err", err)
+		case news:
+			r.Log.InfoContext(ctx, "another relay leads, standing by", "holder", h.String())
 		}
 	})
 	if err != nil {
@@ -63,18 +85,14 @@ func (d *database) begin(ctx context.Context) error {
 	if err != nil {
 		host = "unknown"
 	}
-	err = d.conn.QueryRow(ctx, `
+	return pgx.BeginTxFunc(ctx, d.conn, waited, func(tx pgx.Tx) error {
+		return tx.QueryRow(ctx, `
 		insert into pgjet.leader as l (stream, epoch, process, since, cause, cause_at)
 		values ($1, 1, $2, clock_timestamp(), 'starting', clock_timestamp())
 		on conflict (stream) do update set epoch = l.epoch + 1,
 			process = excluded.process, since = excluded.since, cause = excluded.cause, cause_at = excluded.cause_at
 		returning epoch`, d.stream, fmt.Sprintf("%s:%d", host, os.Getpid())).Scan(&d.epoch)
-	if err != nil {
-		return err
-	}
-	// From here on a lost write costs a longer resync, nothing else.
-	_, err = d.conn.Exec(ctx, `set synchronous_commit = off`)
-	return err
+	})
 }
 
 // explain notes why this leader does not publish; "" if it does.

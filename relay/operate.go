@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
@@ -24,7 +25,7 @@ type beginner interface {
 // outbox. A stream that is paused already stays as it is: Pause returns who paused
 // it, and false. by is who does it and reason why; both are kept in pgjet.operation.
 func Pause(ctx context.Context, db beginner, stream, by, reason string) (p Paused, news bool, err error) {
-	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+	err = postgres.Within(ctx, db, func(tx pgx.Tx) error {
 		return tx.QueryRow(ctx, `
 			with now as materialized (
 				select clock_timestamp() as at
@@ -43,7 +44,7 @@ func Pause(ctx context.Context, db beginner, stream, by, reason string) (p Pause
 
 // Resume ends a pause, and returns which; nil if there was none.
 func Resume(ctx context.Context, db beginner, stream, by, reason string) (p *Paused, err error) {
-	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+	err = postgres.Within(ctx, db, func(tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, `
 			with was as (
 				select paused_at, coalesce(paused_by, '') as paused_by, coalesce(pause_reason, '') as pause_reason from pgjet.leader where stream = $1 and paused_at is not null for update
@@ -112,7 +113,7 @@ func Adopt(ctx context.Context, db beginner, stream, by, reason string) ([]Unkno
 
 // collect runs one statement in a transaction and returns its rows.
 func collect[T any](ctx context.Context, db beginner, scan pgx.RowToFunc[T], sql string, args ...any) (all []T, err error) {
-	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+	err = postgres.Within(ctx, db, func(tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, sql, args...)
 		if err != nil {
 			return err

@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
@@ -69,7 +70,7 @@ func DropQuarantined(ctx context.Context, db beginner, seqs []int64, by, reason 
 
 // decide moves events in quarantine to a state.
 func decide(ctx context.Context, db beginner, state string, seqs []int64, by, reason string) (changed []int64, err error) {
-	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+	err = postgres.Within(ctx, db, func(tx pgx.Tx) error {
 		changed, err = collect(ctx, tx, pgx.RowTo[int64], `
 			with changed as (
 				update pgjet.quarantine q set state = $1, changed_at = clock_timestamp(), changed_by = $3, change_reason = $4

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgjet/pgjet/internal/lead"
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 	"github.com/pgjet/pgjet/outbox"
 )
@@ -87,7 +88,7 @@ func ReadStatus(ctx context.Context, db interface {
 }, stream string,
 ) (Status, error) {
 	s := Status{Stream: stream}
-	err := pgx.BeginTxFunc(ctx, db, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+	err := pgx.BeginTxFunc(ctx, db, postgres.Snapshot(), func(tx pgx.Tx) error {
 		now, err := s.read(ctx, tx)
 		if err != nil {
 			return err

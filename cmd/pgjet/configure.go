@@ -34,7 +34,7 @@ func sections(cmd *cobra.Command) []config.Section {
 }
 
 // secrets are the flags whose values may hold a password.
-var secrets = []string{"database-url", "nats-url", "smtp-url"}
+var secrets = []string{"database-url", "direct-database-url", "nats-url", "smtp-url"}
 
 // A configuration is where the configuration of one command comes from, and what it
 // was at the start.

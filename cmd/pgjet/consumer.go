@@ -17,6 +17,7 @@ import (
 	"github.com/pgjet/pgjet/consumers/mailer"
 	"github.com/pgjet/pgjet/consumers/onboarding"
 	"github.com/pgjet/pgjet/consumers/status"
+	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 // ownConsumers are the consumers of this binary.
@@ -205,7 +206,7 @@ func (s *settings) drain(ctx context.Context, name string) (drained bool, err er
 	if err != nil {
 		return false, err
 	}
-	defer db.Close()
+	defer postgres.Close(db)
 	return status.Drain(ctx, db, name, drainTime)
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/pgjet/pgjet/consumers/extend"
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/natsconn"
+	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 // extendTime bounds how long types are added to a durable consumer: what the stream
@@ -60,6 +61,7 @@ handle nothing from then on. If it is interrupted, do it again.`,
 	}
 	s.natsFlags(cmd.Flags())
 	s.databaseFlag(cmd.Flags())
+	s.directFlag(cmd.Flags())
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "compare, and create nothing")
 	cmd.Flags().BoolVar(&apply, "apply", false, "add types of events that are missing; needs the database")
 	return cmd
@@ -71,11 +73,11 @@ func (s *settings) extendConsumer(ctx context.Context, c consumers.Consumer) (st
 	if err != nil {
 		return "", err
 	}
-	db, err := s.reach(ctx)
+	db, err := s.reachDirect(ctx)
 	if err != nil {
 		return "", err
 	}
-	defer db.Close()
+	defer postgres.Close(db)
 	nc, js, err := s.reachNATS()
 	if err != nil {
 		return "", err

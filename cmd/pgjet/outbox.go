@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/outbox"
 )
 
@@ -32,7 +33,7 @@ func (s *settings) outboxVerb(ctx context.Context, output string, fn func(*pgx.C
 	if err != nil {
 		return err
 	}
-	defer db.Close()
+	defer postgres.Close(db)
 	conn, err := db.Acquire(ctx)
 	if err != nil {
 		return err

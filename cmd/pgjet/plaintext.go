@@ -19,7 +19,11 @@ const trusted = "tls=off"
 // are: passwords, names and addresses could be read on the way. It says nothing of a
 // NATS URL that allows it.
 func (s *settings) warnPlaintext(ctx context.Context, log *slog.Logger) {
-	if config, err := pgx.ParseConfig(s.databaseURL); s.databaseURL != "" && err == nil && config.TLSConfig == nil && remoteHost(config.Host) {
+	for _, address := range []string{s.databaseURL, s.directURL} {
+		config, err := pgx.ParseConfig(address)
+		if address == "" || err != nil || config.TLSConfig != nil || !remoteHost(config.Host) {
+			continue
+		}
 		log.WarnContext(ctx, "the connection to PostgreSQL is not encrypted: use sslmode=verify-full, or a network that encrypts", "host", config.Host)
 	}
 	for address := range strings.SplitSeq(s.natsURL, ",") {

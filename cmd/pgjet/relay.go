@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/relay"
 )
 
@@ -50,6 +51,7 @@ database alone.`,
 	s.databaseFlag(cmd.PersistentFlags())
 	s.streamFlag(cmd.PersistentFlags())
 	f := cmd.Flags()
+	s.directFlag(f)
 	s.natsURLFlag(f)
 	s.access.flags(f)
 	s.retentionFlag(f)
@@ -61,7 +63,7 @@ database alone.`,
 }
 
 func (s *settings) relayPart(log *slog.Logger) (part, error) {
-	config, err := s.databaseConfig()
+	config, err := s.directConfig()
 	if err != nil {
 		return part{}, err
 	}
@@ -89,7 +91,7 @@ func (s *settings) withDatabase(ctx context.Context, fn func(ctx context.Context
 	if err != nil {
 		return err
 	}
-	defer db.Close()
+	defer postgres.Close(db)
 	return fn(ctx, db)
 }
 
@@ -254,7 +256,7 @@ func (s *settings) adopt(ctx context.Context, a adoption) error {
 		return nil
 	}
 	err = s.withDatabase(ctx, func(ctx context.Context, db *pgxpool.Pool) error {
-		return pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+		return postgres.Within(ctx, db, func(tx pgx.Tx) error {
 			adopted, err := relay.Adopt(ctx, tx, s.stream, actor(), a.reason)
 			if err == nil && !slices.EqualFunc(adopted, listed, sameMessage) {
 				err = errors.New("the relay found other messages meanwhile, nothing was adopted; look again: " +

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pgjet/pgjet/consumers/replay"
+	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 // A replaying is what pgjet replay was told.
@@ -74,6 +75,7 @@ func (a *replaying) flags(cmd *cobra.Command) {
 	reasonFlag(f, &a.reason)
 	outputFlag(f, &a.output)
 	a.databaseFlag(f)
+	a.directFlag(f)
 	a.natsURLFlag(f)
 	a.access.flags(f)
 }
@@ -128,11 +130,11 @@ func (a *replaying) check(cmd *cobra.Command, now time.Time) (err error) {
 
 // replay plans, asks, and runs the plan.
 func (a *replaying) replay(ctx context.Context) error {
-	db, err := a.reach(ctx)
+	db, err := a.reachDirect(ctx)
 	if err != nil {
 		return err
 	}
-	defer db.Close()
+	defer postgres.Close(db)
 	nc, js, err := a.reachNATS()
 	if err != nil {
 		return err

@@ -171,6 +171,7 @@ func consumeDirectoryCommand() *cobra.Command {
 
 func (s *settings) consumeFlags(f *pflag.FlagSet) {
 	s.databaseFlag(f)
+	s.directFlag(f)
 	s.natsFlags(f)
 	s.processFlags(f)
 	f.DurationVar(&s.inboxRetention, "inbox-retention", 0, "how long the inbox remembers what the stream does not hold any more; 0 is for ever")
@@ -202,7 +203,7 @@ func (s *settings) directoryPart(db *pgxpool.Pool, js jetstream.JetStream, log *
 }
 
 func (s *settings) consumerPart(c consumers.Consumer, db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) part {
-	r := &consumers.Runner{Consumer: c, DB: db, JS: js, Stream: s.stream, Log: log, Retention: s.inboxRetention}
+	r := &consumers.Runner{Consumer: c, DB: db, Direct: s.direct, JS: js, Stream: s.stream, Log: log, Retention: s.inboxRetention}
 	return part{name: c.Name, run: r.Run, ready: r.Ready, role: r.Role, degraded: r.Degraded}
 }
 

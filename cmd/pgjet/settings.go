@@ -24,6 +24,7 @@ import (
 	"github.com/pgjet/pgjet/internal/config"
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/natsconn"
+	"github.com/pgjet/pgjet/internal/postgres"
 	remote "github.com/pgjet/pgjet/internal/service"
 	"github.com/pgjet/pgjet/internal/telemetry"
 	"github.com/pgjet/pgjet/outbox"
@@ -33,6 +34,8 @@ import (
 // those that it uses.
 type settings struct {
 	databaseURL string
+	directURL   string
+	direct      *pgx.ConnConfig // where sessions of their own connect; nil: as the pool does
 	natsURL     string
 	access      natsAccess
 	stream      string
@@ -65,6 +68,11 @@ type settings struct {
 
 func (s *settings) databaseFlag(f *pflag.FlagSet) {
 	f.StringVar(&s.databaseURL, "database-url", "", "PostgreSQL, such as postgres://user@host:5432/name")
+}
+
+// directFlag is for commands that need sessions of their own in the database.
+func (s *settings) directFlag(f *pflag.FlagSet) {
+	f.StringVar(&s.directURL, "direct-database-url", "", "PostgreSQL itself, if --database-url leads to a connection pooler: for what needs a session of its own")
 }
 
 func (s *settings) natsFlags(f *pflag.FlagSet) {
@@ -146,12 +154,27 @@ func (s *settings) databaseConfig() (*pgxpool.Config, error) {
 	if s.databaseURL == "" {
 		return nil, usagef("no database: set --database-url or PGJET_DATABASE_URL, such as postgres://user@host:5432/name")
 	}
-	config, err := pgxpool.ParseConfig(s.databaseURL)
+	return s.parseDatabase("--database-url", s.databaseURL)
+}
+
+// directConfig is databaseConfig for what needs a session of its own.
+func (s *settings) directConfig() (*pgxpool.Config, error) {
+	if s.directURL == "" {
+		return s.databaseConfig()
+	}
+	return s.parseDatabase("--direct-database-url", s.directURL)
+}
+
+func (s *settings) parseDatabase(flag, url string) (*pgxpool.Config, error) {
+	config, err := postgres.ParseConfig(url)
 	if err != nil {
-		return nil, usagef("--database-url: %w", err)
+		return nil, usagef("%s: %w", flag, err)
 	}
 	config.ConnConfig.ConnectTimeout = 5 * time.Second
 	s.lines.through(config)
+	if config.ConnConfig.RuntimeParams["application_name"] == "" {
+		config.ConnConfig.RuntimeParams["application_name"] = "pgjet"
+	}
 	return config, nil
 }
 
@@ -161,10 +184,16 @@ func (s *settings) pool(ctx context.Context, application string) (*pgxpool.Pool,
 	if err != nil {
 		return nil, err
 	}
-	config.MaxConns = max(config.MaxConns, 12) // a consumer has 8 workers, and needs some more
+	if s.directURL != "" {
+		direct, err := s.directConfig()
+		if err != nil {
+			return nil, err
+		}
+		s.direct = direct.ConnConfig
+	}
 	config.ConnConfig.RuntimeParams["application_name"] = application
 	config.ConnConfig.Tracer = telemetry.Postgres()
-	return pgxpool.NewWithConfig(ctx, config)
+	return postgres.Open(ctx, config)
 }
 
 // reach returns a pool that has been used once, for commands that do not wait.
@@ -176,13 +205,22 @@ func (s *settings) reach(ctx context.Context) (*pgxpool.Pool, error) {
 	return reach(ctx, config)
 }
 
+// reachDirect is reach for commands that need a session of their own.
+func (s *settings) reachDirect(ctx context.Context) (*pgxpool.Pool, error) {
+	config, err := s.directConfig()
+	if err != nil {
+		return nil, err
+	}
+	return reach(ctx, config)
+}
+
 func reach(ctx context.Context, config *pgxpool.Config) (*pgxpool.Pool, error) {
-	db, err := pgxpool.NewWithConfig(ctx, config)
+	db, err := postgres.Open(ctx, config)
 	if err != nil {
 		return nil, err
 	}
 	if err := db.Ping(ctx); err != nil {
-		db.Close()
+		postgres.Close(db)
 		return nil, &exitError{exitUnreachable, fmt.Errorf("cannot reach PostgreSQL at %s: %w", host(config.ConnConfig), err)}
 	}
 	return db, nil

@@ -5,6 +5,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 // move changes a page of dead letters in one transaction, and notes it. notes are the
@@ -14,7 +16,7 @@ func (c *change) move(ctx context.Context, db *pgxpool.Pool, f Filter, page []ca
 	for _, one := range page {
 		ids = append(ids, one.id)
 	}
-	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+	err = postgres.Within(ctx, db, func(tx pgx.Tx) error {
 		if err := c.lock(ctx, tx, ids); err != nil {
 			return err
 		}

@@ -23,6 +23,7 @@ import (
 
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/natsconn"
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
@@ -140,10 +141,14 @@ func (r *Replay) explain(err error) error {
 func sameTime(a, b time.Time) bool { return a.Sub(b).Abs() < time.Millisecond }
 
 // Lock keeps other replays of the consumer away until [Replay.Close]. It returns
-// [ErrBusy] if one is running.
+// [ErrBusy] if one is running, and an error if the pool leads to a connection pooler.
 func (r *Replay) Lock(ctx context.Context) (err error) {
-	// Not from the pool, which may have no second connection.
-	if r.lock, err = pgx.ConnectConfig(ctx, r.db.Config().ConnConfig); err != nil {
+	// Not from the pool, which may have no second connection, or lead to a pooler.
+	config, err := postgres.ConnConfig(ctx, r.db)
+	if err == nil {
+		r.lock, err = postgres.Connect(ctx, config, postgres.Session{What: "a replay", Application: "pgjet-replay"})
+	}
+	if err != nil {
 		return fmt.Errorf("connect to hold the lock of the replay: %w", err)
 	}
 	free := false

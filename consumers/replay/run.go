@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
@@ -87,7 +88,7 @@ func (r *Replay) note(ctx context.Context, db execer, result Result) error {
 // consumer, and keeps new ones waiting. The consumer must not have moved on to another
 // stream.
 func (r *Replay) alone(ctx context.Context, fn func(tx pgx.Tx) error) error {
-	return pgx.BeginFunc(ctx, r.db, func(tx pgx.Tx) error {
+	return postgres.Within(ctx, r.db, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `set local lock_timeout = '`+lockTimeout+`'`); err != nil {
 			return err
 		}

@@ -14,7 +14,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/pgjet/pgjet/internal/attempt"
-	"github.com/pgjet/pgjet/internal/lead"
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
@@ -42,7 +42,7 @@ func (r *Runner) step(ctx context.Context, x *Record, claimant string) (wait tim
 	defer span.End()
 	if e.err != nil {
 		e.result, e.wait = x.settle(&r.Saga, t, nil, e.err)
-	} else if err = r.save(ctx, r.DB, x, &claimant, r.lease()); err == nil {
+	} else if err = r.save(ctx, r.db(), x, &claimant, r.lease()); err == nil {
 		e, err = r.attempt(ctx, x, t, claimant)
 	}
 	if err != nil {
@@ -121,15 +121,26 @@ func refusedByDatabase(err error) bool {
 	return !sqlstate.CommitUnknown(err)
 }
 
-// transact runs fn in a transaction. If a step was left behind in it, its connection is
-// cut; if this process is frozen in it, it is over before others take the saga over.
+// transact runs fn in a transaction. If the schema has changed under prepared statements, it is
+// rolled back and run once more.
 func (r *Runner) transact(ctx context.Context, fn func(tx pgx.Tx) error) error {
-	conn, err := r.DB.Acquire(ctx)
+	err := r.transactOnce(ctx, fn)
+	if postgres.Stale(err) && ctx.Err() == nil {
+		r.DB.Reset() // other connections have prepared them, too
+		err = r.transactOnce(ctx, fn)
+	}
+	return err
+}
+
+// transactOnce is transact without another try. If a step was left behind in the transaction, its
+// connection is cut; if this process is frozen in it, it is over before others take the saga over.
+func (r *Runner) transactOnce(ctx context.Context, fn func(tx pgx.Tx) error) error {
+	conn, err := r.db().Acquire(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Release()
-	tx, err := conn.BeginTx(ctx, lead.Impatient(2*r.Saga.Timeout))
+	tx, err := conn.BeginTx(ctx, postgres.Transaction(2*r.Saga.Timeout))
 	if err != nil {
 		return err
 	}

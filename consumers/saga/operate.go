@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
@@ -76,7 +77,7 @@ func (e *StateError) Error() string {
 // attempts as at first. by is who does it and reason why; both are kept in
 // pgjet.operation. It returns a [NotFoundError] or a [StateError] if it cannot.
 func Retry(ctx context.Context, db *pgxpool.Pool, id uuid.UUID, by, reason string) error {
-	err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+	err := postgres.Within(ctx, db, func(tx pgx.Tx) error {
 		var state, step string
 		err := tx.QueryRow(ctx, `select state, step from pgjet.saga where id = $1 for update`, id).Scan(&state, &step)
 		switch {

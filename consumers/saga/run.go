@@ -60,6 +60,9 @@ func (r *Runner) Run(ctx context.Context) (err error) {
 	}
 	r.Retention = cmp.Or(r.Retention, defaultRetention)
 	r.Log = cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("saga", r.Saga.Name)
+	if err := postgres.CheckMode(r.DB.Config().ConnConfig); err != nil {
+		return fmt.Errorf("start saga %s: %w", r.Saga.Name, err)
+	}
 	if r.metrics, err = newMetrics(r.Saga.Name, &r.counted); err != nil {
 		return fmt.Errorf("start saga %s: %w", r.Saga.Name, err)
 	}
@@ -71,6 +74,9 @@ func (r *Runner) Run(ctx context.Context) (err error) {
 	r.keeper.Run(ctx, r.Log, r.session)
 	return r.metrics.stop()
 }
+
+// db is the pool for statements of the runner's own.
+func (r *Runner) db() postgres.DB { return postgres.DB{Pool: r.DB} }
 
 // Ready returns nil while sagas are run, else why they are not. Its errors begin with a
 // word that docs/cli.md explains, such as database_unreachable. A saga that needs an
@@ -160,7 +166,7 @@ func (r *Runner) drive(ctx context.Context, x *Record, claimant string) {
 			continue
 		}
 		if err == nil && (x.dirty || x.live()) {
-			err = r.save(ctx, r.DB, x, nil, wait)
+			err = r.save(ctx, r.db(), x, nil, wait)
 		}
 		switch {
 		case errors.Is(err, errOvertaken):

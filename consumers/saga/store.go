@@ -13,6 +13,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"go.opentelemetry.io/otel/propagation"
+
+	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 // space is that of the ids of sagas.
@@ -57,7 +59,7 @@ func scan(row pgx.CollectableRow) (*Record, error) {
 // claim takes sagas that are due, most at most, for as long as the lease. claimant is
 // of this claim alone.
 func (r *Runner) claim(ctx context.Context, claimant string, most int) ([]*Record, error) {
-	rows, err := r.DB.Query(ctx, `
+	return postgres.Collect(ctx, r.db(), scan, `
 		with due as materialized (
 			select id as due_id from pgjet.saga
 			 where name = $1 and state in ('running', 'undoing') and due_at <= statement_timestamp()
@@ -66,10 +68,6 @@ func (r *Runner) claim(ctx context.Context, claimant string, most int) ([]*Recor
 		update pgjet.saga set epoch = epoch + 1, process = $3, due_at = clock_timestamp() + $4::interval
 		  from due where id = due_id
 		returning `+columns, r.Saga.Name, most, claimant, r.lease())
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, scan)
 }
 
 // An execer is a pool or a transaction.
@@ -114,7 +112,7 @@ func (r *Runner) release(ctx context.Context, x *Record, claimant string, wait t
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*patience)
 	defer cancel()
 	err := backoff.Retry(func() error {
-		_, err := r.DB.Exec(ctx, `
+		_, err := r.db().Exec(ctx, `
 			update pgjet.saga set process = null, due_at = clock_timestamp() + $3::interval, epoch = epoch + 1
 			 where id = $1 and process = $2`, x.ID, claimant, wait)
 		return err
@@ -129,7 +127,7 @@ func (r *Runner) release(ctx context.Context, x *Record, claimant string, wait t
 func (r *Runner) releaseAll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
-	_, err := r.DB.Exec(ctx, `
+	_, err := r.db().Exec(ctx, `
 		update pgjet.saga set process = null, due_at = clock_timestamp(), epoch = epoch + 1
 		 where name = $1 and state in ('running', 'undoing') and starts_with(process, $2)`, r.Saga.Name, r.process+":")
 	return err
@@ -140,7 +138,7 @@ const prunedAtOnce = 10_000
 // prune forgets sagas that ended long ago, a little at a time. It reports whether there
 // may be more.
 func (r *Runner) prune(ctx context.Context) (more bool, err error) {
-	tag, err := r.DB.Exec(ctx, `
+	tag, err := r.db().Exec(ctx, `
 		delete from pgjet.saga where id = any(array(
 			select id from pgjet.saga where name = $1 and ended_at < statement_timestamp() - $2::interval limit $3))`,
 		r.Saga.Name, r.Retention, prunedAtOnce)
@@ -157,19 +155,17 @@ type counts struct {
 
 func (r *Runner) count(ctx context.Context) (c counts, err error) {
 	c.states = make(map[string]int64)
-	rows, err := r.DB.Query(ctx, `
+	type row struct {
+		State string
+		N     int64
+		Age   float64
+	}
+	all, err := postgres.Collect(ctx, r.db(), pgx.RowToStructByPos[row], `
 		select state, count(*), coalesce(extract(epoch from clock_timestamp() - min(started_at) filter (where ended_at is null)), 0)
 		  from pgjet.saga where name = $1 group by state`, r.Saga.Name)
-	if err != nil {
-		return c, err
+	for _, row := range all {
+		c.states[row.State], c.oldest = row.N, max(c.oldest, row.Age)
 	}
-	var state string
-	var n int64
-	var age float64
-	_, err = pgx.ForEachRow(rows, []any{&state, &n, &age}, func() error {
-		c.states[state], c.oldest = n, max(c.oldest, age)
-		return nil
-	})
 	if err != nil {
 		return c, err
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
@@ -23,7 +24,7 @@ type beginner interface {
 // paused it, and false. by is who does it and reason why; both are kept in
 // pgjet.operation. It returns an [UnknownError] for a name that is not known.
 func Pause(ctx context.Context, db beginner, name, by, reason string) (p Paused, news bool, err error) {
-	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+	err = postgres.Within(ctx, db, func(tx pgx.Tx) error {
 		return tx.QueryRow(ctx, `
 			with now as materialized (
 				select clock_timestamp() as at
@@ -47,7 +48,7 @@ func Pause(ctx context.Context, db beginner, name, by, reason string) (p Paused,
 // Resume ends a pause, and returns which; nil if there was none.
 func Resume(ctx context.Context, db beginner, name, by, reason string) (*Paused, error) {
 	var p Paused
-	err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+	err := postgres.Within(ctx, db, func(tx pgx.Tx) error {
 		return tx.QueryRow(ctx, `
 			with was as (
 				select paused_at, coalesce(paused_by, '') as paused_by, coalesce(pause_reason, '') as pause_reason from pgjet.consumer where name = $1 and paused_at is not null for update
@@ -103,7 +104,7 @@ func Drain(ctx context.Context, db beginner, name string, within time.Duration) 
 // lock, so an exclusive one waits for them. Effects run in none: of those tells an
 // intent that is taken by a process that lives, which holds a lock of its own.
 func quiet(ctx context.Context, db beginner, name string, within time.Duration) (quiet bool, err error) {
-	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+	err = postgres.Within(ctx, db, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `select set_config('lock_timeout', $1, true)`, fmt.Sprint(within.Milliseconds()))
 		if err == nil {
 			_, err = tx.Exec(ctx, `select pg_advisory_xact_lock(hashtextextended('pgjet.consumer.' || $1, 0))`, name)

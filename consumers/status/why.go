@@ -18,7 +18,7 @@ var Codes = slices.Concat([]string{"unaccounted", "stream_missing", "consumer_mi
 		"moving", "retrying", "idle"})
 
 // causes are the words with which a process says why it handles nothing.
-var causes = append(databaseCauses(), "nats_unreachable", "consumer_differs", "consumer_paused", "retention_too_short", "unavailable",
+var causes = append(databaseCauses(), "lead_taken", "nats_unreachable", "consumer_differs", "consumer_paused", "retention_too_short", "unavailable",
 	"stream_unresponsive", "stream_full", "stream_error", "nats_outdated", "nats_limit", "jetstream_disabled")
 
 func databaseCauses() (all []string) {

@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
@@ -26,40 +26,21 @@ const patience = 10 * time.Second
 // Lock is the SQL for the key of a lead's lock: $1 is its name.
 const Lock = `hashtextextended($1, 0)`
 
-// Connect opens a connection for a lead, under an application name. The settings are
-// SQL; the server may refuse them.
-func Connect(ctx context.Context, config *pgx.ConnConfig, application string, settings ...string) (*pgx.Conn, error) {
+// Connect opens a connection for a lead, under an application name. It returns a
+// [postgres.PoolerError] if a pooler answers; what says what needs the lead.
+func Connect(ctx context.Context, config *pgx.ConnConfig, what, application string, settings ...postgres.Setting) (*pgx.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience/2)
 	defer cancel()
-	config = config.Copy()
-	config.RuntimeParams["application_name"] = application
-	conn, err := pgx.ConnectConfig(ctx, config)
-	if err != nil {
-		return nil, err
-	}
-	silence := int(Silence.Seconds())
-	settings = append(settings,
+	silence := fmt.Sprintf("%ds", int(Silence.Seconds()))
+	return postgres.Connect(ctx, config, postgres.Session{
+		What: what, Application: application,
+		Settings: append(settings,
+			postgres.Setting{Name: "idle_session_timeout", Value: silence},
+			postgres.Setting{Name: "idle_in_transaction_session_timeout", Value: silence}),
 		// A standby blocks in the lock: let the server notice by itself when it
 		// died. Not every system that PostgreSQL runs on can; there, TCP has to.
-		`set client_connection_check_interval = '5s'`,
-		fmt.Sprintf(`set idle_session_timeout = '%ds'`, silence),
-		fmt.Sprintf(`set idle_in_transaction_session_timeout = '%ds'`, silence),
-		fmt.Sprintf(`set tcp_user_timeout = '%ds'`, silence))
-	for _, setting := range settings {
-		_, err := conn.Exec(ctx, setting)
-		if _, refused := errors.AsType[*pgconn.PgError](err); err != nil && !refused {
-			Close(conn)
-			return nil, err
-		}
-	}
-	return conn, nil
-}
-
-// Impatient returns the options of a transaction that PostgreSQL ends if its process asks
-// nothing for so long in it, such as one that is frozen: the rows that it has locked
-// belong to who takes over.
-func Impatient(silence time.Duration) pgx.TxOptions {
-	return pgx.TxOptions{BeginQuery: fmt.Sprintf(`begin; set local idle_in_transaction_session_timeout = '%dms'`, silence.Milliseconds())}
+		Optional: []postgres.Setting{{Name: "client_connection_check_interval", Value: "5s"}, {Name: "tcp_user_timeout", Value: silence}},
+	})
 }
 
 // Close closes the connection, and gives the lead up.
@@ -69,15 +50,40 @@ func Close(conn *pgx.Conn) {
 	conn.Close(ctx)
 }
 
-// Take blocks until the lead of this name is the connection's. It calls standby once
-// if somebody else has it.
-func Take(ctx context.Context, conn *pgx.Conn, name string, standby func()) error {
-	locked, err := try(ctx, conn, name)
-	if err != nil || locked {
-		return err
+// A Holder is the session that holds a lead.
+type Holder struct {
+	PID         *int64     // nil: a prepared transaction
+	Application string     // its application name
+	Since       *time.Time // when it connected; nil if the role may not know
+	Foreign     bool       // it has another application name than the one that waits
+}
+
+// String says who it is, as "held by process 4711 of the server, application "pgjet-relay",
+// connected since 2026-01-02T15:04:05Z".
+func (h Holder) String() string {
+	if h.PID == nil {
+		return "held by a prepared transaction"
 	}
-	standby()
-	return wait(ctx, conn, name)
+	text := fmt.Sprintf("held by process %d of the server, application %q", *h.PID, h.Application)
+	if h.Since != nil {
+		text += ", connected since " + h.Since.UTC().Format(time.RFC3339)
+	}
+	return text
+}
+
+// Take blocks until the lead of this name is the connection's. Now and then, and at
+// once, it calls standby with the session that has it instead.
+func Take(ctx context.Context, conn *pgx.Conn, name string, standby func(Holder)) error {
+	locked, err := try(ctx, conn, name)
+	for err == nil && !locked {
+		if err := find(ctx, conn, name, standby); err != nil {
+			return err
+		}
+		if locked, err = block(ctx, conn, name); err == nil && !locked {
+			err = depose(ctx, conn, name)
+		}
+	}
+	return err
 }
 
 // try takes the lock if nobody has it.
@@ -88,32 +94,42 @@ func try(ctx context.Context, conn *pgx.Conn, name string) (locked bool, err err
 	return locked, err
 }
 
-// wait blocks until the lock is ours. Now and then it looks whether who holds it
-// hangs in a way that PostgreSQL does not count as silence.
-func wait(ctx context.Context, conn *pgx.Conn, name string) error {
-	if _, err := conn.Exec(ctx, fmt.Sprintf(`set lock_timeout = '%dms'`, Silence.Milliseconds()/2)); err != nil {
-		return err
-	}
-	for {
-		err := block(ctx, conn, name)
-		if !sqlstate.Is(err, sqlstate.LockNotAvailable) {
-			if err == nil {
-				_, err = conn.Exec(ctx, `set lock_timeout = 0`)
-			}
-			return err
-		}
-		if err := depose(ctx, conn, name); err != nil {
-			return err
-		}
-	}
-}
+// held is the condition on pg_locks that a session holds the lead $1.
+const held = `locktype = 'advisory' and granted and mode = 'ExclusiveLock' and objsubid = 1
+		   and (classid::bigint << 32 | objid::bigint) = ` + Lock + `
+		   and pg_locks.database = (select oid from pg_database where datname = current_database())`
 
-// block waits for the lock for a while.
-func block(ctx context.Context, conn *pgx.Conn, name string) error {
+// find calls standby with the holder, unless there is none any more.
+func find(ctx context.Context, conn *pgx.Conn, name string, standby func(Holder)) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	_, err := conn.Exec(ctx, `select pg_advisory_lock(`+Lock+`)`, name)
+	var h Holder
+	err := conn.QueryRow(ctx, `
+		select pid, coalesce(application_name, ''), backend_start from pg_locks left join pg_stat_activity using (pid) where `+held, name).
+		Scan(&h.PID, &h.Application, &h.Since)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	if err == nil {
+		h.Foreign = h.Application != conn.PgConn().ParameterStatus("application_name")
+		standby(h)
+	}
 	return err
+}
+
+// block waits for the lock for a while. The session keeps it beyond the transaction.
+func block(ctx context.Context, conn *pgx.Conn, name string) (locked bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	wait := pgx.TxOptions{BeginQuery: fmt.Sprintf(`begin; set local lock_timeout = '%dms'`, Silence.Milliseconds()/2)}
+	err = pgx.BeginTxFunc(ctx, conn, wait, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `select pg_advisory_lock(`+Lock+`)`, name)
+		return err
+	})
+	if sqlstate.Is(err, sqlstate.LockNotAvailable) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // depose ends the session of a leader to whom the server could send nothing for long.
@@ -123,9 +139,7 @@ func depose(ctx context.Context, conn *pgx.Conn, name string) error {
 	_, err := conn.Exec(ctx, `
 		select pg_terminate_backend(pid)
 		  from pg_locks join pg_stat_activity using (pid)
-		 where locktype = 'advisory' and granted and objsubid = 1
-		   and (classid::bigint << 32 | objid::bigint) = `+Lock+`
-		   and pg_locks.database = (select oid from pg_database where datname = current_database())
+		 where `+held+`
 		   and wait_event = 'ClientWrite' and state_change < clock_timestamp() - make_interval(secs => $2)`,
 		name, Silence.Seconds())
 	return err

@@ -84,7 +84,7 @@ var foreign = []string{
 
 // checkOptions returns what in a configuration cannot work.
 func checkOptions(config *pgx.ConnConfig) error {
-	if err := CheckMode(config.DefaultQueryExecMode); err != nil {
+	if err := checkMode(config.DefaultQueryExecMode); err != nil {
 		return err
 	}
 	for _, name := range slices.Sorted(maps.Keys(config.RuntimeParams)) {
@@ -125,8 +125,19 @@ func wantsStandby(validate pgconn.ValidateConnectFunc) string {
 	return ""
 }
 
-// CheckMode returns an error if pgjet's statements do not work in this mode of pgx.
-func CheckMode(mode pgx.QueryExecMode) error {
+// CheckMode returns an error if pgjet's statements do not work on connections with such a
+// configuration, which was not made by [ParseConfig].
+func CheckMode(config *pgx.ConnConfig) error {
+	if config.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement && config.StatementCacheCapacity <= 0 {
+		return errors.New("statement_cache_capacity=0 cannot work with default_query_exec_mode=cache_statement; use cache_describe, which needs no such cache")
+	}
+	if config.DefaultQueryExecMode == pgx.QueryExecModeCacheDescribe && config.DescriptionCacheCapacity <= 0 {
+		return errors.New("description_cache_capacity=0 cannot work with default_query_exec_mode=cache_describe; leave it out")
+	}
+	return checkMode(config.DefaultQueryExecMode)
+}
+
+func checkMode(mode pgx.QueryExecMode) error {
 	if mode != pgx.QueryExecModeExec && mode != pgx.QueryExecModeSimpleProtocol {
 		return nil
 	}

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -51,25 +52,37 @@ func (r row) Scan(dest ...any) error { return r(dest) }
 
 // Collect returns the rows of a query, as [pgx.CollectRows] does.
 func Collect[T any](ctx context.Context, d DB, fn pgx.RowToFunc[T], sql string, args ...any) (all []T, err error) {
-	collect := func(rows pgx.Rows) (err error) {
+	err = d.query(ctx, func(rows pgx.Rows) (err error) {
 		all, err = pgx.CollectRows(rows, fn)
 		return err
-	}
-	err = d.one(ctx, func(conn *pgxpool.Conn) error {
+	}, sql, args)
+	return all, err
+}
+
+// CollectOne returns the row of a query that has one, as [pgx.CollectExactlyOneRow] does.
+func CollectOne[T any](ctx context.Context, d DB, fn pgx.RowToFunc[T], sql string, args ...any) (one T, err error) {
+	err = d.query(ctx, func(rows pgx.Rows) (err error) {
+		one, err = pgx.CollectExactlyOneRow(rows, fn)
+		return err
+	}, sql, args)
+	return one, err
+}
+
+func (d DB) query(ctx context.Context, collect func(pgx.Rows) error, sql string, args []any) error {
+	return d.one(ctx, func(conn *pgxpool.Conn) error {
 		rows, err := conn.Query(ctx, sql, args...)
 		if err != nil {
 			return err
 		}
 		return collect(rows)
 	}, func(b *pgx.Batch) { b.Queue(sql, args...).Query(collect) })
-	return all, err
 }
 
 // one makes one statement: alone on a pinned connection, else as queue puts it into a batch. It
 // makes a stale one twice.
 func (d DB) one(ctx context.Context, alone func(*pgxpool.Conn) error, queue func(*pgx.Batch)) error {
 	try := func() error {
-		conn, err := d.acquire(ctx)
+		conn, err := d.Acquire(ctx)
 		if err != nil {
 			return err
 		}
@@ -79,7 +92,21 @@ func (d DB) one(ctx context.Context, alone func(*pgxpool.Conn) error, queue func
 		}
 		b := &pgx.Batch{}
 		queue(b)
-		return send(ctx, conn, b)
+		// That there is no row must not fail the batch: pgx would forget all that it prepared.
+		none := false
+		fn := b.QueuedQueries[0].Fn
+		b.QueuedQueries[0].Fn = func(results pgx.BatchResults) error {
+			err := fn(results)
+			if none = errors.Is(err, pgx.ErrNoRows); none {
+				return nil
+			}
+			return err
+		}
+		err = send(ctx, conn, b)
+		if err == nil && none {
+			err = pgx.ErrNoRows
+		}
+		return err
 	}
 	err := try()
 	if Stale(err) {
@@ -89,8 +116,8 @@ func (d DB) one(ctx context.Context, alone func(*pgxpool.Conn) error, queue func
 	return err
 }
 
-// acquire is as that of a pool. It refuses a connection that stores text wrong.
-func (d DB) acquire(ctx context.Context) (*pgxpool.Conn, error) {
+// Acquire is as that of a pool. It refuses a connection that stores text wrong.
+func (d DB) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	conn, err := d.Pool.Acquire(ctx)
 	if err != nil {
 		return nil, err
@@ -105,7 +132,7 @@ func (d DB) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 // Send makes the statements of a batch, one transaction together, and calls what was
 // given for their results. It does not make them again: what was given may have been called.
 func (d DB) Send(ctx context.Context, b *pgx.Batch) error {
-	conn, err := d.acquire(ctx)
+	conn, err := d.Acquire(ctx)
 	if err != nil {
 		return err
 	}

@@ -91,18 +91,42 @@ func Snapshot() pgx.TxOptions {
 	return pgx.TxOptions{BeginQuery: `begin isolation level repeatable read read only; ` + local(idle)}
 }
 
-// For returns the options of [Transaction] for one connection: fewer if it is pinned.
-func For(conn *pgx.Conn, idle time.Duration) pgx.TxOptions {
-	if Pinned(conn) && idle == 0 {
-		return pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite}
-	}
-	return Transaction(idle)
+// A beginner is a connection, a pool, or a transaction.
+type beginner interface {
+	Begin(context.Context) (pgx.Tx, error)
 }
 
-// Local returns a statement that makes the settings of [Transaction] for the transaction
-// in which it runs, for batches that begin one.
-func Local(time time.Duration) string { return local(time) }
+// Within runs fn in a [Transaction], or, if db is a transaction, in a part of it that is rolled
+// back alone.
+func Within(ctx context.Context, db beginner, fn func(tx pgx.Tx) error) error {
+	if db, ok := db.(interface {
+		BeginTx(context.Context, pgx.TxOptions) (pgx.Tx, error)
+	}); ok {
+		return pgx.BeginTxFunc(ctx, db, Transaction(0), fn)
+	}
+	return pgx.BeginFunc(ctx, db, fn)
+}
 
+// For returns the options of [Transaction] for one connection: fewer if it is pinned.
+func For(conn *pgx.Conn) pgx.TxOptions {
+	if Pinned(conn) {
+		return pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
+	}
+	return Transaction(0)
+}
+
+// BeginBatch begins such a transaction with the first statements of an empty batch.
+func BeginBatch(conn *pgx.Conn, b *pgx.Batch, idle time.Duration) {
+	if Pinned(conn) {
+		b.BeginTx(pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
+		return
+	}
+	b.BeginTx(pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite})
+	b.Queue(local(idle))
+}
+
+// local returns a statement that makes the settings of [Transaction] for the transaction in
+// which it runs.
 func local(d time.Duration) string {
 	if d == 0 {
 		d = idle

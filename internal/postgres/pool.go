@@ -35,15 +35,31 @@ func OpenDirect(ctx context.Context, config *pgxpool.Config, what string) (*pgxp
 	return pgxpool.NewWithConfig(ctx, config)
 }
 
+// ConnConfig returns where the next connection of a pool would go: also of one that asks for
+// a new password each time.
+func ConnConfig(ctx context.Context, db *pgxpool.Pool) (*pgx.ConnConfig, error) {
+	config := db.Config()
+	if config.BeforeConnect == nil {
+		return config.ConnConfig, nil
+	}
+	err := config.BeforeConnect(ctx, config.ConnConfig)
+	return config.ConnConfig, err
+}
+
 // watch has validate look at each new connection, before what the configuration has look
 // at it.
 func watch(config *pgx.ConnConfig, validate pgconn.ValidateConnectFunc) {
 	then := config.ValidateConnect
 	config.ValidateConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
-		if err := validate(ctx, conn); err != nil || then == nil {
-			return err
+		if ctx.Value(watched{}) == nil { // else config is that of a pool, used for something else
+			if err := validate(ctx, conn); err != nil {
+				return err
+			}
 		}
-		return then(ctx, conn)
+		if then == nil {
+			return nil
+		}
+		return then(context.WithValue(ctx, watched{}, true), conn)
 	}
 	if config.Tracer == nil {
 		config.Tracer = connecting{}
@@ -51,6 +67,9 @@ func watch(config *pgx.ConnConfig, validate pgconn.ValidateConnectFunc) {
 		config.Tracer = multitracer.New(config.Tracer, connecting{})
 	}
 }
+
+// watched marks a connection that has been looked at.
+type watched struct{}
 
 // connecting hands the configuration of a connection that is being made to those who look
 // at it. It is a tracer since pgx gives no one else that configuration: what a pool's

@@ -331,7 +331,7 @@ func TestNothingLeaks(t *testing.T) {
 	t.Parallel()
 	url := testenv.EmptyDatabaseURL(t)
 	through := testenv.PgBouncer(t, url, "transaction", "server_reset_query_always = 0")
-	before := foreignSettings(t, through)
+	before := testenv.ForeignSettings(t, through)
 	if err := work(t.Context(), open(t, through)); err != nil {
 		t.Fatal(err)
 	}
@@ -343,55 +343,13 @@ func TestNothingLeaks(t *testing.T) {
 	if !postgres.IsPooler(err) {
 		t.Error(err)
 	}
-	for who, got := range foreignSettings(t, through) {
+	for who, got := range testenv.ForeignSettings(t, through) {
 		for name, value := range got {
 			if want := before[0][name]; value != want {
 				t.Errorf("foreign session %d has %s = %q, want %q", who, name, value, want)
 			}
 		}
 	}
-}
-
-// foreignSettings returns all settings of several server sessions, and their prepared statements
-// and locks, as other clients of a pooler see them.
-func foreignSettings(t *testing.T, url string) (all []map[string]string) {
-	t.Helper()
-	var txs []pgx.Tx
-	for range 4 { // as many as the pooler has: all of them
-		config, err := pgx.ParseConfig(url)
-		if err != nil {
-			t.Fatal(err)
-		}
-		config.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
-		config.RuntimeParams["application_name"] = "foreign"
-		conn, err := pgx.ConnectConfig(t.Context(), config)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close(context.Background())
-		tx, err := conn.Begin(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		txs = append(txs, tx)
-		rows, err := tx.Query(t.Context(), `
-			select name, setting from pg_settings where name not in ('transaction_isolation')
-			union all select 'prepared', count(*)::text from pg_prepared_statements
-			union all select 'locks', count(*)::text from pg_locks where pid = pg_backend_pid() and locktype = 'advisory'`)
-		if err != nil {
-			t.Fatal(err)
-		}
-		values := make(map[string]string)
-		var name, value string
-		if _, err := pgx.ForEachRow(rows, []any{&name, &value}, func() error { values[name] = value; return nil }); err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, values)
-	}
-	for _, tx := range txs {
-		_ = tx.Rollback(t.Context())
-	}
-	return all
 }
 
 // TestPoolerComesAndGoes moves a pool in use behind a pooler, and back.

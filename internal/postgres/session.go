@@ -55,6 +55,9 @@ func Connect(ctx context.Context, config *pgx.ConnConfig, s Session) (*pgx.Conn,
 		return pinDirect(ctx, conn, s.What, append(session(), s.Settings...))
 	})
 	conn, err := pgx.ConnectConfig(ctx, config)
+	if pooler, is := errors.AsType[*PoolerError](err); is {
+		return nil, pooler // without what pgx puts around it
+	}
 	if err != nil {
 		return nil, err
 	}

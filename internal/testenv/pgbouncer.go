@@ -16,6 +16,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+// serverSessions is how many sessions a PgBouncer in transaction mode has.
+const serverSessions = 4
+
 // PgBouncer starts a PgBouncer before the PostgreSQL server of a database URL, in the
 // pool mode session or transaction, and returns the URL of the database through it. It has few
 // connections to the server, so that clients take turns, and knows no more of the protocol
@@ -51,7 +54,7 @@ func StartPgBouncer(t testing.TB, port int, database, mode string, settings ...s
 		"unix_socket_dir =\nauth_type = any\npool_mode = %s\nmax_client_conn = 500\n",
 		server.Host, server.Port, server.User, port, mode)
 	if mode == "transaction" {
-		config += "default_pool_size = 4\n"
+		config += fmt.Sprintf("default_pool_size = %d\n", serverSessions)
 	} else {
 		config += "default_pool_size = 40\n"
 	}
@@ -98,6 +101,48 @@ func StartPgBouncer(t testing.TB, port int, database, mode string, settings ...s
 			t.Fatalf("pgbouncer does not answer at %s:\n%s", address, output.String())
 		}
 	}
+}
+
+// ForeignSettings returns all settings of the server sessions behind a [PgBouncer] in transaction
+// mode, and how many prepared statements and advisory locks they hold, as another client sees them.
+func ForeignSettings(t testing.TB, url string) (all []map[string]string) {
+	t.Helper()
+	var txs []pgx.Tx
+	for range serverSessions {
+		config, err := pgx.ParseConfig(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		config.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
+		config.RuntimeParams["application_name"] = "foreign"
+		conn, err := pgx.ConnectConfig(t.Context(), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close(context.Background())
+		tx, err := conn.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		txs = append(txs, tx)
+		rows, err := tx.Query(t.Context(), `
+			select name, setting from pg_settings where name not in ('transaction_isolation')
+			union all select 'prepared', count(*)::text from pg_prepared_statements
+			union all select 'locks', count(*)::text from pg_locks where pid = pg_backend_pid() and locktype = 'advisory'`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		values := make(map[string]string)
+		var name, value string
+		if _, err := pgx.ForEachRow(rows, []any{&name, &value}, func() error { values[name] = value; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, values)
+	}
+	for _, tx := range txs {
+		_ = tx.Rollback(t.Context())
+	}
+	return all
 }
 
 // pgbouncer returns the path of the program.

@@ -1,0 +1,97 @@
+package relay_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/relay"
+)
+
+// startAt runs a relay that connects to a database URL until the test ends.
+func (b *bench) startAt(url string) *relay.Relay {
+	b.Helper()
+	config, err := pgx.ParseConfig(url)
+	if err != nil {
+		b.Fatal(err)
+	}
+	r := &relay.Relay{Database: config, NATSURL: b.url, Source: "/test", Log: testenv.Logger(b)}
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(b.Context()) }()
+	b.Cleanup(func() {
+		if err := <-ended; err != nil {
+			b.Errorf("Run() = %v, want nil after the test", err)
+		}
+	})
+	return r
+}
+
+// TestPoolerIsRefused: a relay notices a pooler of any mode and says what to do. One that
+// connects to PostgreSQL itself works beside it.
+func TestPoolerIsRefused(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	direct := b.db.Config().ConnString()
+	for _, mode := range []string{"transaction", "session"} {
+		r := b.startAt(testenv.PgBouncer(t, direct, mode))
+		testenv.Eventually(t, patience, "the relay refuses the pooler in mode "+mode, func() bool {
+			err := r.Ready(t.Context())
+			return err != nil && strings.HasPrefix(err.Error(), "pooler: ") && strings.Contains(err.Error(), "the relay needs a session of its own")
+		})
+	}
+	// In a mode of pgx in which its statements would not work, and with hostile defaults.
+	if _, err := b.db.Exec(t.Context(), fmt.Sprintf(`alter database %[1]s set default_transaction_isolation = serializable;
+		alter database %[1]s set default_transaction_read_only = on; alter database %[1]s set statement_timeout = '200ms';
+		alter database %[1]s set client_encoding = 'LATIN1'; alter database %[1]s set search_path = nowhere;
+		alter database %[1]s set enable_indexscan = off; alter database %[1]s set enable_partition_pruning = off`, b.db.Config().ConnConfig.Database)); err != nil {
+		t.Fatal(err)
+	}
+	b.startAt(direct + "&default_query_exec_mode=exec&statement_cache_capacity=0")
+	b.append(20)
+	b.settled()
+}
+
+// TestStandbyNamesTheHolder: whoever holds the lock, a relay that waits for it says who that is, for
+// longer than time-outs of the database allow, and takes over.
+func TestStandbyNamesTheHolder(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	url := b.db.Config().ConnString()
+	if _, err := b.db.Exec(t.Context(), fmt.Sprintf(`alter database %[1]s set statement_timeout = '200ms'; alter database %[1]s set lock_timeout = '100ms';
+		alter database %[1]s set idle_session_timeout = '200ms'`, b.db.Config().ConnConfig.Database)); err != nil {
+		t.Fatal(err)
+	}
+	holder, err := pgx.Connect(t.Context(), url+"&application_name=psql&idle_session_timeout=0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Close(t.Context())
+	if _, err := holder.Exec(t.Context(), `select pg_advisory_lock(hashtextextended('pgjet.relay.EVENTS', 0))`); err != nil {
+		t.Fatal(err)
+	}
+	r := b.startAt(url)
+	want := fmt.Sprintf(`lead_taken: the lead is held by process %d of the server, application "psql", connected since 20`, holder.PgConn().PID())
+	testenv.Eventually(t, patience, "the relay names the holder of its lock", func() bool {
+		err := r.Ready(t.Context())
+		return err != nil && strings.HasPrefix(err.Error(), want)
+	})
+	for until := time.Now().Add(time.Second); time.Now().Before(until); time.Sleep(20 * time.Millisecond) {
+		if err := r.Ready(t.Context()); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Fatalf("it did not go on waiting: %v", err)
+		}
+	}
+	b.append(1)
+	if err := holder.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.settled()
+	second := b.startAt(url)
+	testenv.Eventually(t, patience, "another relay names the one that leads", func() bool {
+		role, detail := second.Role()
+		return role == "standby" && strings.Contains(detail, `the lead is held by process`) && strings.Contains(detail, `application "pgjet-relay"`)
+	})
+}
