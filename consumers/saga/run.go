@@ -207,7 +207,7 @@ func (r *Runner) tend(ctx context.Context) {
 		wait := max(countEvery, 50*time.Since(begun))
 		if err == nil && !time.Now().Before(pruneAt) {
 			var more bool
-			if more, err = r.prune(ctx); !more {
+			if more, err = r.prune(ctx); err == nil && !more {
 				pruneAt = time.Now().Add(pruneEvery)
 			}
 		}
