@@ -36,7 +36,7 @@ func postgresRows() []matrixRow {
 		rows = append(rows, matrixRow{name: "defaults: " + h.name, short: h.short, run: h.run})
 	}
 	return append(rows,
-		matrixRow{name: "PgBouncer, transaction mode", run: func(m *trial) { pooled(m, "transaction") }},
+		matrixRow{name: "PgBouncer, transaction mode", short: true, run: func(m *trial) { pooled(m, "transaction") }},
 		matrixRow{name: "PgBouncer, session mode", run: func(m *trial) { pooled(m, "session") }},
 		matrixRow{name: "standby is promoted", run: standbyPromoted},
 		matrixRow{name: "failover with loss", run: failoverWithLoss},
@@ -97,7 +97,7 @@ type hostility struct {
 }
 
 var hostile = []hostility{
-	{name: "all at once", settings: []string{
+	{name: "all at once", short: true, settings: []string{
 		"default_transaction_isolation = 'serializable'", "default_transaction_deferrable = on", "default_transaction_read_only = on",
 		"statement_timeout = '200ms'", "lock_timeout = '200ms'", "idle_in_transaction_session_timeout = '200ms'", "idle_session_timeout = '300ms'",
 		"client_encoding = 'LATIN1'", "\"TimeZone\" = 'Pacific/Chatham'", "\"DateStyle\" = 'German, DMY'", "\"IntervalStyle\" = 'sql_standard'",

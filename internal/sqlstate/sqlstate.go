@@ -65,7 +65,7 @@ const (
 
 // exact are the codes whose class is not that of the others with the same first two characters.
 var exact = map[string]Class{
-	"0A000": Failed,      // feature_not_supported; see stalePlan
+	"0A000": Failed,      // feature_not_supported; see stalePlan and noReadWrite
 	"21000": Rejected,    // cardinality_violation
 	"22021": Encoding,    // character_not_in_repertoire
 	"22P05": Encoding,    // untranslatable_character
@@ -125,8 +125,11 @@ type classified interface {
 }
 
 func classOf(err *pgconn.PgError) Class {
-	if stalePlan(err) {
+	switch {
+	case stalePlan(err):
 		return StalePlan
+	case noReadWrite(err):
+		return ReadOnly
 	}
 	if class, ok := exact[err.Code]; ok {
 		return class
@@ -139,6 +142,12 @@ func classOf(err *pgconn.PgError) Class {
 // texts depend on the language of the server.
 func stalePlan(err *pgconn.PgError) bool {
 	return err.Code == "0A000" && err.Routine == "RevalidateCachedQuery" || err.Code == "08P01" && err.Routine == "PortalSetResultFormat"
+}
+
+// noReadWrite recognises "cannot set transaction read-write mode during recovery", with which a
+// standby refuses to begin a transaction that may write.
+func noReadWrite(err *pgconn.PgError) bool {
+	return err.Code == "0A000" && err.Routine == "call_bool_check_hook"
 }
 
 // lost reports whether a connection could not be opened, ended, or did not answer in time.

@@ -71,6 +71,7 @@ func TestOf(t *testing.T) {
 		{code(""), sqlstate.Failed, false},
 		// The text is in the language of the server.
 		{&pgconn.PgError{Code: "0A000", Message: "gecachter Plan darf den Ergebnistyp nicht ändern", Routine: "RevalidateCachedQuery"}, sqlstate.StalePlan, true},
+		{&pgconn.PgError{Code: "0A000", Message: "kann den Transaktionsmodus nicht auf Lesen/Schreiben setzen", Routine: "call_bool_check_hook"}, sqlstate.ReadOnly, true},
 	} {
 		if got := sqlstate.Of(row.err); got != row.class || got.Passing() != row.passing {
 			t.Errorf("Of(%v) = %q, passing %t; want %q, %t", row.err, got, got.Passing(), row.class, row.passing)
