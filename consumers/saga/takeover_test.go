@@ -49,6 +49,23 @@ func (f *frozen) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQuer
 	f.passes("end " + sql)
 }
 
+// TraceBatchStart sees the statement of ours among those that are sent together.
+func (f *frozen) TraceBatchStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
+	for _, q := range data.Batch.QueuedQueries {
+		if strings.Contains(q.SQL, "pgjet.saga") {
+			return f.TraceQueryStart(ctx, conn, pgx.TraceQueryStartData{SQL: q.SQL})
+		}
+	}
+	return ctx
+}
+
+func (f *frozen) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
+
+// TraceBatchEnd sees its answer.
+func (f *frozen) TraceBatchEnd(ctx context.Context, conn *pgx.Conn, _ pgx.TraceBatchEndData) {
+	f.TraceQueryEnd(ctx, conn, pgx.TraceQueryEndData{})
+}
+
 // A journal is what is logged.
 type journal struct {
 	mu sync.Mutex
