@@ -425,3 +425,22 @@ func TestStale(t *testing.T) {
 		}
 	}
 }
+
+// TestConnectByAPool: the settings of a session win over those of the pool whose configuration it has.
+func TestConnectByAPool(t *testing.T) {
+	t.Parallel()
+	config, err := postgres.ConnConfig(t.Context(), open(t, testenv.EmptyDatabaseURL(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := postgres.Connect(t.Context(), config, postgres.Session{What: "it", Application: "x",
+		Settings: []postgres.Setting{{Name: "idle_session_timeout", Value: "8s"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	var got string
+	if err := conn.QueryRow(t.Context(), `show idle_session_timeout`).Scan(&got); err != nil || got != "8s" {
+		t.Errorf("idle_session_timeout is %s (%v), want 8s", got, err)
+	}
+}
