@@ -43,11 +43,12 @@ type gate struct {
 	overloaded bool
 }
 
-// A waiter is one in line. Its turn is closed when it is let in or has waited for too long.
+// A waiter is one in line. Its turn is closed when it is let in or has waited for too long; it is
+// nil if it was let in at once.
 type waiter struct {
 	turn  chan struct{}
 	since time.Time
-	let   bool // in
+	let   bool // in; guarded by the gate
 }
 
 func newGate(slots, line int) *gate { return &gate{slots: slots, most: slots + line} }
@@ -60,7 +61,7 @@ func (g *gate) enter(ctx context.Context, wait time.Duration) (leave func(), err
 	if w == nil {
 		return nil, errFull
 	}
-	if !w.let {
+	if w.turn != nil {
 		timer := time.NewTimer(wait)
 		defer timer.Stop()
 		select {
