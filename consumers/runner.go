@@ -55,6 +55,7 @@ type Runner struct {
 	process   string // host:pid
 	gate      atomic.Pointer[gate]
 	recent    recent
+	ordered   atomic.Bool // once it runs
 	recovered recovered
 	redeliver bool     // the next session shall have everything delivered once more
 	ended     []string // sessions that may have left intents taken
@@ -76,6 +77,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	if err := r.check(); err != nil {
 		return fmt.Errorf("consumer %s: %w", r.Consumer.Name, err)
 	}
+	r.ordered.Store(!r.Consumer.Unordered)
 	r.Log = cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("consumer", r.Consumer.Name)
 	if r.metrics, err = newMetrics(r.Consumer.Name, &r.recent); err != nil {
 		return fmt.Errorf("start consumer %s: %w", r.Consumer.Name, err)
@@ -146,7 +148,7 @@ func (r *Runner) Ready(ctx context.Context) error {
 func (r *Runner) Role() (role, detail string) {
 	err := r.keeper.Ready()
 	switch {
-	case r.Consumer.Unordered:
+	case !r.ordered.Load():
 		return "", ""
 	case err == nil:
 		return "leader", ""

@@ -28,7 +28,7 @@ func (r *Relay) Role() (role, detail string) {
 	switch {
 	case errors.Is(err, errStandby):
 		return "standby", err.Error()
-	case r.metrics != nil && r.metrics.leading():
+	case r.epoch.Load() > 0:
 		return "leader", ""
 	}
 	return "", ""

@@ -32,6 +32,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -60,6 +61,7 @@ type Relay struct {
 
 	keeper  session.Keeper
 	spare   spare
+	epoch   atomic.Int64 // of this relay while it leads, else 0
 	metrics *metrics
 	careful int      // see protocol.Session
 	warned  []string // settings of the stream that were logged

@@ -34,7 +34,6 @@ type metrics struct {
 	fenced      metric.Int64Counter
 
 	mu          sync.Mutex
-	epoch       int64
 	obstruction string // the word for why nothing moves; "" if it does
 	stop        func() error
 }
@@ -80,7 +79,7 @@ func (m *metrics) observe(r *Relay, meter metric.Meter) error {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		o.ObserveInt64(gauges[0], map[bool]int64{true: 1}[r.keeper.Ready() == nil])
-		o.ObserveInt64(gauges[1], m.epoch)
+		o.ObserveInt64(gauges[1], r.epoch.Load())
 		if m.obstruction != "" {
 			o.ObserveInt64(gauges[2], 1, metric.WithAttributes(attribute.String("reason", m.obstruction)))
 		}
@@ -90,20 +89,6 @@ func (m *metrics) observe(r *Relay, meter metric.Meter) error {
 		m.stop = registration.Unregister
 	}
 	return err
-}
-
-// leads notes the epoch in which this relay leads; 0 if it does not.
-func (m *metrics) leads(epoch int64) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.epoch = epoch
-}
-
-// leading reports whether this relay leads, whether or not it publishes.
-func (m *metrics) leading() bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.epoch > 0
 }
 
 // obstructed notes why the leader does not publish; nil if it does.

@@ -66,8 +66,8 @@ func (t *term) run(ctx context.Context) (err error) {
 	}
 	defer t.db.close()
 	t.spare.end()
-	t.metrics.leads(t.db.epoch)
-	defer t.metrics.leads(0)
+	t.epoch.Store(t.db.epoch)
+	defer t.epoch.Store(0)
 	defer func() { t.note(err) }()
 	if t.link, err = dial(ctx, t.Relay); err != nil {
 		return err

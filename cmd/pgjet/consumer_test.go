@@ -126,7 +126,7 @@ func TestConsumerEnsure(t *testing.T) {
 	t.Parallel()
 	nats := testenv.NATS(t).URL()
 	ensure := func(more string) []string { return strings.Fields("consumer ensure " + more + " --nats-url " + nats) }
-	refused(t, exitFailed, ensure("welcome-mailer"), "stream EVENTS does not exist", "pgjet stream ensure")
+	refused(t, exitNotFound, ensure("welcome-mailer"), "stream EVENTS does not exist", "pgjet stream ensure")
 	js := ensureStream(t, nats)
 	refused(t, exitNotFound, ensure("billing"), `"billing"`, "welcome-mailer")
 	refused(t, exitFindings, ensure("welcome-mailer --dry-run"), "missing, nothing was changed")

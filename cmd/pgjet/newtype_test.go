@@ -89,7 +89,7 @@ func TestConsumerEnsureApply(t *testing.T) {
 	if out := must(t, exitOK, ensure("--apply --database-url "+database)...); out != "durable consumer directory of stream EVENTS is as it should be\n" {
 		t.Errorf("the second time --apply says %q", out)
 	}
-	refused(t, exitFailed, ensure("--apply --stream OTHERS --database-url "+database), "stream OTHERS does not exist")
+	refused(t, exitNotFound, ensure("--apply --stream OTHERS --database-url "+database), "stream OTHERS does not exist")
 	s.stop()
 }
 

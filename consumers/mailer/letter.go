@@ -36,6 +36,7 @@ type letter struct {
 	kind
 	subject string
 	email   string
+	name    string // only to keep it out of errors
 	Reason  string // for the templates, in our words
 }
 
@@ -44,10 +45,10 @@ func letterFor(e events.Event) (l letter, err error) {
 	switch e.Type {
 	case events.UserCreated{}.EventType():
 		u, err := events.Decode[events.UserCreated](e)
-		return letter{kind: welcome, subject: "Welcome", email: u.Email}, err
+		return letter{kind: welcome, subject: "Welcome", email: u.Email, name: u.Name}, err
 	case events.UserRejected{}.EventType():
 		u, err := events.Decode[events.UserRejected](e)
-		return letter{kind: rejected, subject: "We could not open your account", email: u.Email, Reason: inWords(u.Reason)}, err
+		return letter{kind: rejected, subject: "We could not open your account", email: u.Email, name: u.Name, Reason: inWords(u.Reason)}, err
 	}
 	return l, fmt.Errorf("unknown_type: the mailer has no mail for %s", e.Type)
 }

@@ -196,7 +196,7 @@ func (m *Mailer) compose(ctx context.Context, e events.Event, l letter) (*parcel
 	if err := msg.AddAlternativeHTMLTemplate(l.html, l); err != nil {
 		return nil, backoff.Permanent(fmt.Errorf("write %s mail: %w", l.mark, err))
 	}
-	p := &parcel{from: m.from, to: to}
+	p := &parcel{from: m.from, to: to, name: l.name}
 	if _, err := msg.WriteTo(&p.content); err != nil {
 		return nil, backoff.Permanent(fmt.Errorf("write %s mail: %w", l.mark, err))
 	}

@@ -109,6 +109,7 @@ func (s Server) dialer(dialogue context.Context) gomail.DialContextFunc {
 // A parcel is a mail and its envelope.
 type parcel struct {
 	from, to mailaddr.Address
+	name     string // of the recipient, who may be known to the server; it is masked in errors
 	content  bytes.Buffer
 }
 

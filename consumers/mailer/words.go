@@ -22,7 +22,7 @@ var (
 
 // words returns a server's answer as it may be kept and logged: the code, the enhanced status
 // code of its first line, and its text in one line. Mail addresses, the user and the password
-// of s, the parts of p's address, and long tokens are masked.
+// of s, the parts of p's address, the words of its recipient's name, and long tokens are masked.
 func (s Server) words(answer *textproto.Error, p *parcel) string {
 	code, text := fmt.Sprint(answer.Code), make([]string, 0, 1)
 	for i, line := range strings.Split(printable(answer.Msg), "\n") {
@@ -56,6 +56,9 @@ func (s Server) mask(text string, p *parcel) string {
 	text = maskWord(text, s.User)
 	if p != nil {
 		text = maskWord(text, p.to.Local)
+		for _, word := range strings.Fields(p.name) {
+			text = maskWord(text, word)
+		}
 	}
 	return token.ReplaceAllString(text, "…")
 }

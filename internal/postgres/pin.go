@@ -74,9 +74,10 @@ func pin(ctx context.Context, conn *pgconn.PgConn, settings []Setting) (bool, er
 }
 
 // unlessServerWide keeps a server read-only that is so as a whole: such as one that a provider
-// keeps from filling its disk. The default of a role or a database does not matter.
+// keeps from filling its disk. The default of a role or a database does not matter. Where there is none,
+// nothing is set, so that a server that is made read-only later is obeyed, too.
 const unlessServerWide = `(name <> 'default_transaction_read_only' or exists (select from pg_settings s
-	where s.name = pin.name and s.source not in ('command line', 'configuration file', 'global')))`
+	where s.name = pin.name and s.setting = 'on' and s.source not in ('command line', 'configuration file', 'global')))`
 
 // Transaction returns the options of a transaction that depends on no default: it is read
 // committed, writes, and waits for nobody's time-out. PostgreSQL ends it if its process
