@@ -23,6 +23,9 @@ import (
 const (
 	// patience bounds a question to the database beside an attempt.
 	patience = 5 * time.Second
+	// stopTime bounds how long a process that was told to stop tries to give its sagas back. After
+	// it others take them over when the lease is over.
+	stopTime = time.Second
 	// pollEvery is how often a process looks for due sagas.
 	pollEvery        = 200 * time.Millisecond
 	defaultRetention = 30 * 24 * time.Hour

@@ -109,8 +109,10 @@ func (r *Runner) save(ctx context.Context, db execer, x *Record, process *string
 // database knows. It tries for a while; later the next session, or the end of the lease,
 // does it.
 func (r *Runner) release(ctx context.Context, x *Record, claimant string, wait time.Duration) {
+	stopping := ctx
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*patience)
 	defer cancel()
+	defer context.AfterFunc(stopping, func() { time.AfterFunc(stopTime, cancel) })()
 	err := backoff.Retry(func() error {
 		_, err := r.db().Exec(ctx, `
 			update pgjet.saga set process = null, due_at = clock_timestamp() + $3::interval, epoch = epoch + 1
