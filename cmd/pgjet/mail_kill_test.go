@@ -121,7 +121,7 @@ func TestMailerKilledAtWork(t *testing.T) {
 		"before the server is told of the mail":      {"EHLO", 1},
 		"before the mail":                            {"DATA", 1},
 		"when the server has the mail":               {".", 2},
-		"between the server's answer and our commit": {"RSET", 2}, // follows the answer; the commit follows its own
+		"between the server's answer and our commit": {"QUIT", 2}, // follows the answer; the commit follows its own
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
