@@ -41,7 +41,11 @@ func (s *settings) migrateUp(ctx context.Context, out, hints io.Writer) error {
 	if err != nil {
 		return err
 	}
-	config.ConnConfig.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) { fmt.Fprintln(hints, "pgjet:", n.Message) }
+	config.ConnConfig.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
+		if n.Routine == "exec_stmt_raise" { // a migration's own words, not PostgreSQL's
+			fmt.Fprintln(hints, "pgjet:", n.Message)
+		}
+	}
 	db, err := reach(ctx, config)
 	if err != nil {
 		return err
