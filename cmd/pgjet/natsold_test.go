@@ -23,7 +23,7 @@ func TestOldServerIsRefused(t *testing.T) {
 		if !strings.HasPrefix(command, "stream") && (!strings.Contains(command, "ensure") || strings.Contains(command, "--apply")) {
 			words = append(words, "--database-url", database)
 		}
-		refused(t, exitFailed, words, "nats_outdated: the server runs nats-server 2.12.15, pgjet needs 2.14 or newer")
+		refused(t, exitUnreachable, words, "nats_outdated: the server runs nats-server 2.12.15, pgjet needs 2.14 or newer")
 	}
 	must(t, exitOK, "services", "ls", "--nats-url", old)
 }

@@ -81,8 +81,8 @@ func TestGoodNeighbour(t *testing.T) {
 		must(t, exitOK, args...)
 	}
 	replay := []string{"replay", "directory", "--all", "--yes", "--reason", "test", "--database-url", database, "--nats-url", nats}
-	refused(t, exitFailed, replay, "a replay needs a session of its own", "--direct-database-url")
-	refused(t, exitFailed, []string{"migrate", "up", "--database-url", database}, "a migration needs a session of its own", "--direct-database-url")
+	refused(t, exitUnreachable, replay, "a replay needs a session of its own", "--direct-database-url")
+	refused(t, exitUnreachable, []string{"migrate", "up", "--database-url", database}, "a migration needs a session of its own", "--direct-database-url")
 	must(t, exitOK, append(replay, "--direct-database-url", direct)...)
 	must(t, exitOK, "migrate", "up", "--database-url", database, "--direct-database-url", direct)
 	unchanged("all of that")
