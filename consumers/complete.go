@@ -113,7 +113,7 @@ func (c *Consumer) checkNumbers() error {
 	}
 	switch {
 	case c.Timeout > longestTimeout:
-		return fmt.Errorf("Timeout is %s, more than %s", c.Timeout, longestTimeout)
+		return fmt.Errorf("its Timeout is %s, more than %s", c.Timeout, longestTimeout)
 	case c.MaxAttempts > math.MaxInt32:
 		return fmt.Errorf("MaxAttempts is more than %d", math.MaxInt32)
 	case c.MaxRetry > 0 && c.MinRetry > c.MaxRetry:

@@ -74,7 +74,7 @@ var waysToFail = map[string]func(ctx context.Context, tx pgx.Tx) error{
 		return errors.Join(do(ctx, tx, `set role pgjet_writer`), errors.New("no"))
 	},
 	"panicked":               func(context.Context, pgx.Tx) error { panic("ouch") },
-	"panicked with nil":      func(context.Context, pgx.Tx) error { panic(nil) }, //nolint:govet // what old code does
+	"panicked with nil":      func(context.Context, pgx.Tx) error { panic(nil) },
 	"ended its goroutine":    func(context.Context, pgx.Tx) error { runtime.Goexit(); return nil },
 	"returned its context's": func(ctx context.Context, _ pgx.Tx) error { return context.Canceled },
 	"returned a closed pool": func(ctx context.Context, _ pgx.Tx) error { return errors.New("closed pool") },

@@ -42,7 +42,7 @@ func (t *term) receive(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("receive from %s: %w", t.Consumer.Name, err)
 	}
-	defer p.sub.Unsubscribe()
+	defer func() { _ = p.sub.Unsubscribe() }() // the connection may have ended
 	for {
 		n, bytes, err := t.hands.room(ctx)
 		if err == nil {

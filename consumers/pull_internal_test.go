@@ -2,6 +2,7 @@ package consumers
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -71,7 +72,7 @@ func TestPullStops(t *testing.T) {
 	if err := p.ask(1, 1000); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.receive(t.Context(), none); err != nats.ErrNoResponders {
+	if err := p.receive(t.Context(), none); !errors.Is(err, nats.ErrNoResponders) {
 		t.Errorf("without a consumer receive() = %v, want no responders", err)
 	}
 	if _, err := js.CreateConsumer(t.Context(), "S", jetstream.ConsumerConfig{Durable: "c", AckPolicy: jetstream.AckExplicitPolicy}); err != nil {
@@ -95,7 +96,7 @@ func TestPullStops(t *testing.T) {
 	if err := js.DeleteConsumer(t.Context(), "S", "c"); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.receive(t.Context(), none); err != jetstream.ErrConsumerDeleted {
+	if err := p.receive(t.Context(), none); !errors.Is(err, jetstream.ErrConsumerDeleted) {
 		t.Errorf("of a deleted consumer receive() = %v", err)
 	}
 }

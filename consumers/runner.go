@@ -103,7 +103,7 @@ func (r *Runner) check() error {
 	case r.JS == nil:
 		return errors.New("its Runner has no JS")
 	case r.Retention < 0:
-		return errors.New("Retention is negative; 0 is for ever")
+		return errors.New("its Retention is negative; 0 is for ever")
 	}
 	if err := postgres.CheckMode(r.DB.Config().ConnConfig); err != nil {
 		return err

@@ -90,7 +90,7 @@ func (s *Server) shed(w http.ResponseWriter, r *http.Request) bool {
 		return false
 	}
 	s.secure(w.Header(), r)
-	s.refusal(r.Context(), errOverloaded)
+	_ = s.refusal(r.Context(), errOverloaded) // counts it
 	overloaded.write(w)
 	return true
 }

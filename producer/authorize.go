@@ -127,10 +127,10 @@ func (now standing) refusal(who auth.Identity, target string) error {
 		return tokenInvalid(`Bearer error="invalid_token"`)
 	case now.State == "rejected":
 		return accountRejected()
-	case who.Subject != target && !(who.Has(auth.Admin) && slices.Contains(now.Roles, auth.Admin)):
-		return forbidden()
+	case who.Subject == target, who.Has(auth.Admin) && slices.Contains(now.Roles, auth.Admin):
+		return nil
 	}
-	return nil
+	return forbidden()
 }
 
 // mayActOn returns nil if the caller may act on target by now, else the problem.

@@ -335,7 +335,7 @@ func standbyPromoted(m *trial) {
 	pair := startPair(m, nil)
 	m.checked = pair.standby.Version() + ", not ready on a hot standby, ready once it is promoted"
 	p := newPath(m, site{database: pair.primary.URL(), nats: testenv.NATS(m).URL()})
-	p.site.admin, p.site.database = pair.standby.URL(), pair.standby.URL()
+	p.admin, p.database = pair.standby.URL(), pair.standby.URL()
 	p.vars["PGJET_DATABASE_URL"] = pair.standby.URL()
 	p.db = openAdmin(m, pair.standby.URL())
 	p.start()

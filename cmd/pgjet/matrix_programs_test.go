@@ -127,7 +127,7 @@ func withReaders(m *trial) {
 		{"natscli " + natsCLI, readWithCLI},
 		{"Node.js client " + natsNode, readWithNode},
 	} {
-		m.T.Run(r.name, func(t *testing.T) {
+		m.Run(r.name, func(t *testing.T) {
 			reader := &trial{T: t, name: r.name}
 			got := r.read(reader, server, len(want))
 			if !slices.Equal(got, want) {

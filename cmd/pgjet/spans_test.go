@@ -38,7 +38,7 @@ type traced struct {
 func newTraced(s tracetest.SpanStub) traced {
 	all := traced{s, map[attribute.Key]string{}}
 	for _, kv := range s.Attributes {
-		all.attrs[kv.Key] = kv.Value.Emit()
+		all.attrs[kv.Key] = kv.Value.String()
 	}
 	return all
 }

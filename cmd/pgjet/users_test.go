@@ -140,7 +140,7 @@ func TestMountedKey(t *testing.T) {
 	}
 	t.Parallel()
 	const uid = 65532
-	dir, err := os.MkdirTemp("", "pgjet-test-key-")
+	dir, err := os.MkdirTemp("", "pgjet-test-key-") //nolint:usetesting // another user must be able to enter it
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -56,7 +56,7 @@ func (s Server) mask(text string, p *parcel) string {
 	text = maskWord(text, s.User)
 	if p != nil {
 		text = maskWord(text, p.to.Local)
-		for _, word := range strings.Fields(p.name) {
+		for word := range strings.FieldsSeq(p.name) {
 			text = maskWord(text, word)
 		}
 	}

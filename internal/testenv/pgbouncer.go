@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -58,9 +59,7 @@ func StartPgBouncer(t testing.TB, port int, database, mode string, settings ...s
 	} else {
 		config += "default_pool_size = 40\n"
 	}
-	for _, s := range settings {
-		config += s + "\n"
-	}
+	config += strings.Join(append(settings, ""), "\n")
 	file := filepath.Join(dir, "pgbouncer.ini")
 	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
 		t.Fatal(err)
