@@ -71,7 +71,7 @@ func Append(ctx context.Context, tx pgx.Tx, payloads ...events.Payload) error {
 // Queue puts what [Append] does at the end of batch, so that a change and its events
 // share a round trip. Queue first what changes the row of the aggregate. What Append refuses
 // is refused at once, and queues nothing; what fails later is found when the batch is
-// read. Queue adds one statement, with one result of its own, and for no payloads none.
+// read, as is a connection whose client_encoding would store text wrong. Queue adds one statement, with one result of its own, and for no payloads none.
 //
 // All of the batch is one transaction. It is the one that is open, if the batch is sent in a
 // [pgx.Tx] or starts with [pgx.Batch.BeginTx]. Otherwise, as with SendBatch of a pool, it is one
@@ -169,10 +169,19 @@ func newRow(p events.Payload, sc trace.SpanContext) (row, error) {
 	return r, nil
 }
 
+// checkedID begins an expression for an id, which fails on a connection that would store text
+// wrong. [Queue] has no connection to ask. The error has to depend on the connection: a constant
+// one would be found when the statement is planned.
+const (
+	checkedID = `case when pg_client_encoding() in ('UTF8', 'SQL_ASCII') then `
+	orRefuse  = ` else format('client_encoding is %s, with which text would be stored wrong; add client_encoding=UTF8 to the database URL',
+		pg_client_encoding())::uuid end`
+)
+
 // insertOne is insertMany for the usual case, at a fraction of its cost.
 const insertOne = `
 	insert into pgjet.outbox (id, type, key, traceparent, header, data, time)
-	values ($1, $2, $3, $4, $5, $6, coalesce($7, clock_timestamp()))`
+	values (` + checkedID + `$1` + orRefuse + `, $2, $3, $4, $5, $6, coalesce($7, clock_timestamp()))`
 
 func (r *row) args() []any {
 	return []any{r.id, r.kind, r.key, r.traceparent, r.header, r.data, r.time}
@@ -181,7 +190,7 @@ func (r *row) args() []any {
 // insertMany takes an array for each column: the text does not depend on how many there are.
 const insertMany = `
 	insert into pgjet.outbox (id, type, key, traceparent, header, data, time)
-	select e.id, e.type, e.key, e.traceparent, e.header::jsonb, e.data::json, coalesce(e.time, clock_timestamp())
+	select ` + checkedID + `e.id` + orRefuse + `, e.type, e.key, e.traceparent, e.header::jsonb, e.data::json, coalesce(e.time, clock_timestamp())
 	  from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[])
 	       with ordinality as e (id, type, key, traceparent, header, data, time, n)
 	 order by e.n`

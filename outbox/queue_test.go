@@ -243,3 +243,43 @@ func TestQueueSaysWhatToDo(t *testing.T) {
 		}
 	}
 }
+
+// TestQueueRefusesEncodings: what was queued for a connection that would store text wrong fails, with
+// all of its transaction.
+func TestQueueRefusesEncodings(t *testing.T) {
+	inEveryMode(t, func(t *testing.T, db *pgxpool.Pool) {
+		for encoding, refused := range map[string]bool{"LATIN1": true, "WIN1252": true, "SQL_ASCII": false, "UTF8": false} {
+			config := db.Config().ConnConfig
+			config.RuntimeParams["client_encoding"] = encoding
+			conn, err := pgx.ConnectConfig(t.Context(), config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close(context.Background())
+			if !refused && encoding != "UTF8" && config.DefaultQueryExecMode == pgx.QueryExecModeSimpleProtocol {
+				continue // pgx itself refuses it
+			}
+			for _, payloads := range [][]events.Payload{{noted{"ü", 1}}, {noted{"ü", 1}, noted{"k", 2}}} {
+				b := &pgx.Batch{}
+				b.Queue(`insert into thing values (7)`)
+				if err := outbox.Queue(t.Context(), b, payloads...); err != nil {
+					t.Fatal(err)
+				}
+				b.Queue(`delete from thing`)
+				err := conn.SendBatch(t.Context(), b).Close()
+				switch {
+				case !refused && err != nil:
+					t.Errorf("%d events with %s: %v", len(payloads), encoding, err)
+				case refused && (err == nil || !strings.Contains(err.Error(), "client_encoding")):
+					t.Errorf("%d events with %s: %v, want a refusal that says why", len(payloads), encoding, err)
+				case refused && config.DefaultQueryExecMode != pgx.QueryExecModeSimpleProtocol && !strings.Contains(err.Error(), "add client_encoding=UTF8 to the database URL"):
+					t.Errorf("%d events with %s: %v, want what to do", len(payloads), encoding, err)
+				}
+			}
+		}
+		var wrong int
+		if err := db.QueryRow(t.Context(), `select (select count(*) from thing) + (select count(*) from pgjet.outbox where key not in ('ü', 'k'))`).Scan(&wrong); err != nil || wrong != 0 {
+			t.Errorf("%d rows are stored that must not be: %v", wrong, err)
+		}
+	})
+}
