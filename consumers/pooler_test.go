@@ -134,6 +134,45 @@ func TestPoolerIsRefused(t *testing.T) {
 	}
 }
 
+// TestNamesAreRefused: a pool that would name statements on sessions of a pooler is not used, and a
+// consumer, with a session of its own or without, says what to do.
+func TestNamesAreRefused(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	direct, err := pgx.ParseConfig(b.db.Config().ConnString())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.publish(event(1))
+	for want, direct := range map[string]*pgx.ConnConfig{"add default_query_exec_mode=cache_describe": direct, "needs a session of its own": nil} {
+		through := testenv.PgBouncer(t, b.db.Config().ConnString(), "transaction")
+		db, err := pgxpool.New(t.Context(), through)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(db.Close)
+		r := b.runOn(db, direct, consumers.Consumer{Name: "test", Handle: write})
+		b.blocked(r, "pooler: ")
+		b.blocked(r, want)
+		for range 5 {
+			if err := r.Ready(t.Context()); err == nil || !strings.HasPrefix(err.Error(), "pooler: ") {
+				t.Errorf("Ready() = %v, want the reason pooler", err)
+			}
+		}
+		for who, settings := range testenv.ForeignSettings(t, through) {
+			if settings["prepared"] != "0" {
+				t.Errorf("session %d of the pooler has %s prepared statements, want none", who, settings["prepared"])
+			}
+		}
+		if direct != nil {
+			testenv.Eventually(t, patience, "the database says so", func() bool {
+				return b.count(`select count(*) from pgjet.process where cause like 'pooler: %cache_describe%'`) == 1
+			})
+		}
+	}
+	b.once(0)
+}
+
 // TestModeIsRefused: Run fails at once with a pool on which no statement would work.
 func TestModeIsRefused(t *testing.T) {
 	t.Parallel()

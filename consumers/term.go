@@ -99,7 +99,7 @@ func (t *term) tell(ctx context.Context, err error) error {
 	case ctx.Err() != nil, errors.Is(err, errSuperseded):
 	case connected:
 		_ = t.heartbeat(ctx, t.conn, err) // the log says it, too
-	case postgres.IsPooler(err): // which takes statements
+	case postgres.IsPooler(err) && postgres.CheckNames(ctx, t.DB) == nil: // which takes statements
 		_ = t.heartbeat(ctx, t.db(), err)
 	}
 	return err
@@ -113,6 +113,9 @@ func (t *term) begin(ctx context.Context) (err error) {
 	}
 	if err != nil {
 		return &databaseError{"connect", err}
+	}
+	if err := postgres.CheckNames(ctx, t.DB); err != nil {
+		return &databaseError{"look at the pool", err}
 	}
 	if _, err := t.conn.Exec(ctx, `select pg_advisory_lock(hashtextextended('pgjet.process.' || $1, 0))`, t.id); err != nil {
 		return &databaseError{"announce the process", err}

@@ -119,6 +119,9 @@ func (r *Runner) serve(outer context.Context) error {
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer cancel()
+	if err := postgres.CheckNames(ctx, r.DB); err != nil {
+		return err
+	}
 	if err := r.releaseAll(ctx); err != nil {
 		return err
 	}

@@ -496,3 +496,25 @@ func pool(t testing.TB, db *pgxpool.Pool) *pgxpool.Pool {
 	t.Cleanup(own.Close)
 	return own
 }
+
+// TestNamesAreRefused: a pool that would name statements on sessions of a pooler is not used.
+func TestNamesAreRefused(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	db, err := pgxpool.New(t.Context(), testenv.PgBouncer(t, b.db.Config().ConnString(), "transaction"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	r := &saga.Runner{Saga: b.definition(nil), DB: db}
+	b.run(r)
+	testenv.Eventually(t, patience, "the runner says what to do", func() bool {
+		err := r.Ready(t.Context())
+		return err != nil && strings.HasPrefix(err.Error(), "pooler: ") && strings.Contains(err.Error(), "add default_query_exec_mode=cache_describe")
+	})
+	for who, settings := range testenv.ForeignSettings(t, db.Config().ConnString()) {
+		if settings["prepared"] != "0" {
+			t.Errorf("session %d of the pooler has %s prepared statements, want none", who, settings["prepared"])
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
@@ -31,6 +32,40 @@ func (e *PoolerError) Class() sqlstate.Class { return sqlstate.Pooler }
 func IsPooler(err error) bool {
 	_, is := errors.AsType[*PoolerError](err)
 	return is
+}
+
+// A NamesError says that a pool, which was not opened by this package, names its statements
+// and leads to a pooler. The pooler may give the names to others.
+type NamesError struct {
+	Host string // and port, of the pooler
+}
+
+// Error says what to do about it.
+func (e *NamesError) Error() string {
+	return fmt.Sprintf("%s leads to a connection pooler, and the pool names its statements, which a pooler gives to others; "+
+		"add default_query_exec_mode=cache_describe to the URL of the pool", e.Host)
+}
+
+// Class is that of statements which a pooler broke.
+func (e *NamesError) Class() sqlstate.Class { return sqlstate.Pooler }
+
+// CheckNames returns a [NamesError] if a new statement of db would get a name on a session that
+// is not its own. It asks by a statement that has none.
+func CheckNames(ctx context.Context, db *pgxpool.Pool) error {
+	if db.Config().ConnConfig.DefaultQueryExecMode != pgx.QueryExecModeCacheStatement {
+		return nil
+	}
+	return db.AcquireFunc(ctx, func(c *pgxpool.Conn) error {
+		conn := c.Conn()
+		if Pinned(conn) || conn.Config().DefaultQueryExecMode != pgx.QueryExecModeCacheStatement { // of a pool that was opened here
+			return nil
+		}
+		results, err := conn.PgConn().Exec(ctx, fmt.Sprintf(`select where pg_backend_pid() = %d`, conn.PgConn().PID())).ReadAll()
+		if err == nil && len(results[0].Rows) == 0 {
+			err = &NamesError{conn.PgConn().Conn().RemoteAddr().String()}
+		}
+		return err
+	})
 }
 
 // A Session is a direct connection for one purpose.

@@ -26,9 +26,11 @@ var (
 // matter: see the package comment.
 func CheckWritable(ctx context.Context, db querier) error {
 	var standby, readOnly bool
+	// It may be asked before anyone knows whether a statement may have a name.
 	err := db.QueryRow(ctx, `
 		select pg_is_in_recovery(), exists (select from pg_settings
-		        where name = 'default_transaction_read_only' and setting = 'on' and source in ('command line', 'configuration file', 'global'))`).
+		        where name = 'default_transaction_read_only' and setting = 'on' and source in ('command line', 'configuration file', 'global'))`,
+		pgx.QueryExecModeExec).
 		Scan(&standby, &readOnly)
 	switch {
 	case err != nil:
