@@ -79,8 +79,13 @@ func pin(ctx context.Context, conn *pgconn.PgConn, settings []Setting) (bool, er
 const unlessServerWide = `(name <> 'default_transaction_read_only' or exists (select from pg_settings s
 	where s.name = pin.name and s.setting = 'on' and s.source not in ('command line', 'configuration file', 'global')))`
 
-// Transaction returns the options of a transaction that depends on no default: it is read
-// committed, writes, and waits for nobody's time-out. PostgreSQL ends it if its process
+// serverWide is that the server as a whole takes no writes; see [unlessServerWide]. Servers that do are
+// not asked for the source of their setting, which takes longer.
+const serverWide = `case when current_setting('default_transaction_read_only') = 'on' then exists (select from pg_settings
+	where name = 'default_transaction_read_only' and source in ('command line', 'configuration file', 'global')) end`
+
+// Transaction returns the options of a transaction that depends on no default of a role or a database: it
+// is read committed, writes unless the server as a whole takes no writes, and waits for nobody's time-out. PostgreSQL ends it if its process
 // asks nothing for as long as idle; 0 is a minute.
 func Transaction(idle time.Duration) pgx.TxOptions {
 	return pgx.TxOptions{BeginQuery: `begin isolation level read committed read write; ` + local(idle)}
@@ -132,7 +137,8 @@ func local(d time.Duration) string {
 	if d == 0 {
 		d = idle
 	}
-	return set(timeouts(d), true, `true`)
+	// After a statement, such as this, a transaction cannot begin to write any more, but it can cease to.
+	return set(append(timeouts(d), Setting{"transaction_read_only", "on"}), true, `(name <> 'transaction_read_only' or `+serverWide+`)`)
 }
 
 // CheckEncoding returns an error if the connection would store text that is not what it

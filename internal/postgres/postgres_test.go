@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgjet/pgjet/internal/postgres"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
@@ -248,6 +249,83 @@ func TestHostileDefaults(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestServerWideReadOnly: a server that is set to take no writes gets none, however a transaction
+// begins, also by connections that are open already. Defaults of the database do not matter.
+func TestServerWideReadOnly(t *testing.T) {
+	t.Parallel()
+	server := testenv.PostgresServer(t)
+	admin, err := pgx.Connect(t.Context(), server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close(context.Background())
+	exec := func(sql string, args ...any) {
+		t.Helper()
+		if _, err := admin.Exec(t.Context(), fmt.Sprintf(sql, args...)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec(`create table public.t (n int)`)
+	pools := map[string]*pgxpool.Pool{"direct": open(t, server.URL()), "pooled": open(t, testenv.PgBouncer(t, server.URL(), "transaction"))}
+	const write = `insert into public.t values (1)`
+	ways := map[string]func(conn *pgxpool.Conn, db *pgxpool.Pool) error{
+		"Transaction": func(_ *pgxpool.Conn, db *pgxpool.Pool) error {
+			return pgx.BeginTxFunc(t.Context(), db, postgres.Transaction(0), func(tx pgx.Tx) error {
+				_, err := tx.Exec(t.Context(), write)
+				return err
+			})
+		},
+		"For": func(conn *pgxpool.Conn, _ *pgxpool.Pool) error {
+			return pgx.BeginTxFunc(t.Context(), conn, postgres.For(conn.Conn()), func(tx pgx.Tx) error {
+				_, err := tx.Exec(t.Context(), write)
+				return err
+			})
+		},
+		"BeginBatch": func(conn *pgxpool.Conn, _ *pgxpool.Pool) error {
+			b := &pgx.Batch{}
+			postgres.BeginBatch(conn.Conn(), b, 0)
+			b.Queue(write)
+			results := conn.SendBatch(t.Context(), b)
+			err := results.Close()
+			if err == nil {
+				return results.Tx().Commit(t.Context())
+			}
+			postgres.Undo(t.Context(), conn.Conn())
+			return err
+		},
+		"DB": func(_ *pgxpool.Conn, db *pgxpool.Pool) error {
+			_, err := postgres.DB{Pool: db}.Exec(t.Context(), write)
+			return err
+		},
+	}
+	check := func(writable bool) {
+		t.Helper()
+		for name, db := range pools {
+			for way, fn := range ways {
+				err := db.AcquireFunc(t.Context(), func(conn *pgxpool.Conn) error { return fn(conn, db) })
+				if writable && err != nil || !writable && sqlstate.Of(err) != sqlstate.ReadOnly {
+					t.Errorf("%s, %s: %v; writable: %t", name, way, err, writable)
+				}
+			}
+		}
+	}
+	check(true)
+	exec(`alter system set default_transaction_read_only = on`)
+	exec(`select pg_reload_conf()`)
+	exec(`select pg_sleep(0.3)`)
+	check(false)
+	exec(`alter system reset default_transaction_read_only`)
+	exec(`select pg_reload_conf()`)
+	exec(`select pg_sleep(0.3)`)
+	check(true)
+	exec(`alter database %s set default_transaction_read_only = on`, admin.Config().Database)
+	for _, db := range pools {
+		db.Reset()
+	}
+	pools["new, pooled"] = open(t, testenv.PgBouncer(t, server.URL(), "transaction"))
+	check(true)
 }
 
 // TestForeignPool uses a pool that was not opened here.
