@@ -96,6 +96,38 @@ func TestOutage(t *testing.T) {
 	up()
 }
 
+// TestServerTakesNoWrites: requests and readiness agree on a server that is set to take no writes, also
+// through a pooler.
+func TestServerTakesNoWrites(t *testing.T) {
+	t.Parallel()
+	pg := testenv.PostgresServer(t)
+	admin := connect(t, pg.URL())
+	if _, err := migrations.Up(t.Context(), admin); err != nil {
+		t.Fatal(err)
+	}
+	handlers := []*httptest.Server{serve(t, openOwn(t, pg.URL())), serve(t, openOwn(t, testenv.PgBouncer(t, pg.URL(), "transaction")))}
+	set := func(sql string) {
+		t.Helper()
+		for _, sql := range []string{sql, `select pg_reload_conf()`, `select pg_sleep(0.3)`} {
+			if _, err := admin.Exec(t.Context(), sql); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	set(`alter system set default_transaction_read_only = on`)
+	for i, srv := range handlers {
+		for _, keys := range [][]string{nil, {"key"}} {
+			wantUnavailable(t, signUpWith(t, srv, signUp(fmt.Sprintf("ann%d@example.com", i), "Ann", password), keys...), "database_unavailable")
+		}
+	}
+	set(`alter system reset default_transaction_read_only`)
+	for i, srv := range handlers {
+		if a := post(t, srv, signUp(fmt.Sprintf("ann%d@example.com", i), "Ann", password)); a.StatusCode != http.StatusCreated {
+			t.Errorf("sign up = %d %s, want 201", a.StatusCode, a.body)
+		}
+	}
+}
+
 // TestDatabaseInTrouble has PostgreSQL refuse in other ways than by being away.
 func TestDatabaseInTrouble(t *testing.T) {
 	db := testenv.Postgres(t)
