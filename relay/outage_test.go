@@ -5,8 +5,11 @@ import (
 	"os"
 	"testing"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/pgjet/pgjet/internal/devserver"
 	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/migrations"
 	"github.com/pgjet/pgjet/relay"
 )
 
@@ -19,6 +22,42 @@ func TestSurvivesNATSOutage(t *testing.T) {
 	b.append(10)
 	b.blocked(r, "nats_unreachable")
 	testenv.RestartNATS(t, server)
+	b.settled()
+}
+
+// TestServerTakesNoWrites: a relay does not lead on a server that is set to take no writes, and says why
+// not; it goes on by itself.
+func TestServerTakesNoWrites(t *testing.T) {
+	t.Parallel()
+	pg := testenv.PostgresServer(t)
+	db, err := pgxpool.New(t.Context(), pg.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	if _, err := migrations.Up(t.Context(), db); err != nil {
+		t.Fatal(err)
+	}
+	js, url := testenv.JetStream(t)
+	b := &bench{T: t, db: db, js: js, url: url}
+	b.createStream()
+	b.append(1)
+	set := func(sql string) {
+		t.Helper()
+		for _, sql := range []string{sql, `select pg_reload_conf()`, `select pg_sleep(0.3)`} {
+			if _, err := db.Exec(t.Context(), sql); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	set(`alter system set default_transaction_read_only = on`)
+	r, _ := b.start()
+	b.blocked(r, "database_read_only")
+	var epochs int
+	if err := db.QueryRow(t.Context(), `select count(*) from pgjet.leader`).Scan(&epochs); err != nil || epochs != 0 {
+		t.Errorf("the relay led (%v)", err)
+	}
+	set(`alter system reset default_transaction_read_only`)
 	b.settled()
 }
 
