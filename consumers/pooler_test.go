@@ -208,29 +208,31 @@ func TestWrongEncodingIsRefused(t *testing.T) {
 	b.once(0)
 }
 
-// TestForeignHolder: a session that is no process of the consumer holds its lock; the consumer, and
-// its status, name it.
+// TestForeignHolder: a session that is no process of the consumer holds its lock, in whatever mode;
+// the consumer, and its status, name it.
 func TestForeignHolder(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
-	conn, err := pgx.Connect(t.Context(), b.db.Config().ConnString()+"&application_name=psql")
-	if err != nil {
-		t.Fatal(err)
+	for _, lock := range []string{"pg_advisory_lock", "pg_advisory_lock_shared"} {
+		b := newBench(t)
+		conn, err := pgx.Connect(t.Context(), b.db.Config().ConnString()+"&application_name=psql")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close(t.Context())
+		if _, err := conn.Exec(t.Context(), `select `+lock+`(hashtextextended('pgjet.active.test', 0))`); err != nil {
+			t.Fatal(err)
+		}
+		b.publish(event(1))
+		r, _ := b.start(write)
+		b.blocked(r, fmt.Sprintf(`lead_taken: the lead is held by process %d of the server, application "psql"`, conn.PgConn().PID()))
+		testenv.Eventually(t, patience, "the database says so", func() bool {
+			return b.count(`select count(*) from pgjet.process where cause like 'lead_taken: %'`) == 1
+		})
+		if err := conn.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		b.handled(1)
 	}
-	defer conn.Close(t.Context())
-	if _, err := conn.Exec(t.Context(), `select pg_advisory_lock(hashtextextended('pgjet.active.test', 0))`); err != nil {
-		t.Fatal(err)
-	}
-	b.publish(event(1))
-	r, _ := b.start(write)
-	b.blocked(r, fmt.Sprintf(`lead_taken: the lead is held by process %d of the server, application "psql"`, conn.PgConn().PID()))
-	testenv.Eventually(t, patience, "the database says so", func() bool {
-		return b.count(`select count(*) from pgjet.process where cause like 'lead_taken: %'`) == 1
-	})
-	if err := conn.Close(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	b.handled(1)
 }
 
 // TestSchemaChangesUnderHandlers: a statement that the schema has outdated on every connection fails

@@ -94,8 +94,9 @@ func try(ctx context.Context, conn *pgx.Conn, name string) (locked bool, err err
 	return locked, err
 }
 
-// held is the condition on pg_locks that a session holds the lead $1.
-const held = `locktype = 'advisory' and granted and mode = 'ExclusiveLock' and objsubid = 1
+// held is the condition on pg_locks that a session holds the lock of the lead $1: a shared one
+// keeps others from it, too.
+const held = `locktype = 'advisory' and granted and objsubid = 1
 		   and (classid::bigint << 32 | objid::bigint) = ` + Lock + `
 		   and pg_locks.database = (select oid from pg_database where datname = current_database())`
 
@@ -105,7 +106,8 @@ func find(ctx context.Context, conn *pgx.Conn, name string, standby func(Holder)
 	defer cancel()
 	var h Holder
 	err := conn.QueryRow(ctx, `
-		select pid, coalesce(application_name, ''), backend_start from pg_locks left join pg_stat_activity using (pid) where `+held, name).
+		select pid, coalesce(application_name, ''), backend_start from pg_locks left join pg_stat_activity using (pid) where `+held+`
+		 order by pid limit 1`, name).
 		Scan(&h.PID, &h.Application, &h.Since)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
