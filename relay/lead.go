@@ -20,6 +20,17 @@ var errStandby = errors.New("standby: another relay leads")
 // leadOf names the lead of a stream's relays.
 const leadOf = "pgjet.relay."
 
+// application is the name of the sessions that take it.
+const application = "pgjet-relay"
+
+// A Holder is a session that holds the lead.
+type Holder = lead.Holder
+
+// Taken says what to do about a session that is no relay and holds the lead.
+func Taken(h Holder) string {
+	return fmt.Sprintf("the lead is %s, which is no relay; find out what it is, and end it with pg_terminate_backend", h)
+}
+
 // takeLead connects to the database and waits until this is the only relay of the
 // stream.
 func takeLead(ctx context.Context, r *Relay, keeper *session.Keeper) (*database, error) {
@@ -40,7 +51,7 @@ func takeLead(ctx context.Context, r *Relay, keeper *session.Keeper) (*database,
 // so each is planned once: partitions are left out when it runs. Such a plan knows nothing of
 // how large the outbox will be, so it is to use the indexes, whatever it thinks of them.
 func connect(ctx context.Context, config *pgx.ConnConfig, more ...postgres.Setting) (*pgx.Conn, error) {
-	return lead.Connect(ctx, config, "the relay", "pgjet-relay", append(slices.Clone(planning), more...)...)
+	return lead.Connect(ctx, config, "the relay", application, append(slices.Clone(planning), more...)...)
 }
 
 var planning = []postgres.Setting{
@@ -62,7 +73,7 @@ func (d *database) lead(ctx context.Context, r *Relay, keeper *session.Keeper) e
 	err := lead.Take(ctx, d.conn, leadOf+d.stream, func(h lead.Holder) {
 		err := fmt.Errorf("%w: the lead is %s", errStandby, h)
 		if h.Foreign {
-			err = block("lead_taken", fmt.Errorf("the lead is %s, which is no relay; find out what it is, and end it with pg_terminate_backend", h))
+			err = block("lead_taken", errors.New(Taken(h)))
 		}
 		switch news := keeper.Waiting(err); {
 		case news && h.Foreign:

@@ -20,6 +20,7 @@ type Status struct {
 	At          time.Time   `json:"at"`       // by the clock of the database, as all times here
 	Leads       bool        `json:"leads"`    // a relay holds the lead now
 	Standbys    int         `json:"standbys"` // relays that wait for it
+	Holder      *Holder     `json:"holder"`   // a session that is no relay and keeps them from it; nil if there is none
 	Leader      *Leader     `json:"leader"`   // who took it last; nil if nobody ever did
 	Paused      *Paused     `json:"paused"`   // nil if not
 	Checkpoint  *Proven     `json:"checkpoint"`
@@ -109,12 +110,15 @@ func (s *Status) read(ctx context.Context, tx pgx.Tx) (now string, err error) {
 	b.Queue(`select clock_timestamp(), pg_current_snapshot()::text`).QueryRow(func(row pgx.Row) error {
 		return row.Scan(&s.At, &now)
 	})
-	b.Queue(`
-		select coalesce(bool_or(granted), false), count(*) filter (where not granted)
-		  from pg_locks
-		 where locktype = 'advisory' and objsubid = 1 and (classid::bigint << 32 | objid::bigint) = `+lead.Lock+`
-		   and database = (select oid from pg_database where datname = current_database())`, leadOf+s.Stream).
-		QueryRow(func(row pgx.Row) error { return row.Scan(&s.Leads, &s.Standbys) })
+	b.Queue(lead.State, leadOf+s.Stream, application).QueryRow(func(row pgx.Row) error {
+		var h Holder
+		var taken bool
+		err := row.Scan(&s.Leads, &s.Standbys, &h.PID, &h.Application, &h.Since, &taken)
+		if taken {
+			s.Holder = &h
+		}
+		return err
+	})
 	b.Queue(`
 		select epoch, coalesce(process, ''), since, coalesce(cause, ''), cause_at
 		  from pgjet.leader where stream = $1 and epoch > 0`, s.Stream).Query(optional(&s.Leader, func(l *Leader) []any {
@@ -146,6 +150,9 @@ func (s *Status) inUTC() {
 	s.At = s.At.UTC()
 	if l := s.Leader; l != nil {
 		l.Since, l.CauseAt = utc(l.Since), utc(l.CauseAt)
+	}
+	if s.Holder != nil {
+		s.Holder.Since = utc(s.Holder.Since)
 	}
 	if s.Paused != nil {
 		s.Paused.At = s.Paused.At.UTC()

@@ -1,11 +1,15 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/relay"
@@ -197,6 +201,33 @@ func TestRelayQuarantine(t *testing.T) {
 	ends(t, exitFindings, "relay status", database, "0 held, 3 to be retried, 1 dropped")
 }
 
+// TestLeadIsTaken: a session that is no relay holds its lock, in whatever mode; the status names it,
+// and no relay that ended long ago.
+func TestLeadIsTaken(t *testing.T) {
+	t.Parallel()
+	for _, lock := range []string{"pg_advisory_lock", "pg_advisory_lock_shared"} {
+		database := testenv.DatabaseURL(t)
+		conn, err := pgx.Connect(t.Context(), database+"&application_name=nightly")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close(context.Background())
+		if _, err := conn.Exec(t.Context(), `insert into pgjet.leader (stream, epoch, process, since, cause, cause_at)
+			values ('EVENTS', 1, 'gone:1', now(), 'stopped', now())`); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Exec(t.Context(), `select `+lock+`(hashtextextended('pgjet.relay.EVENTS', 0))`); err != nil {
+			t.Fatal(err)
+		}
+		holder := fmt.Sprintf(`the lead is held by process %d of the server, application "nightly", connected since 2`, conn.PgConn().PID())
+		out := ends(t, exitFindings, "relay status", database, "leader       none; "+holder, "why          "+holder, "end it with pg_terminate_backend")
+		if strings.Contains(out, "gone:1") {
+			t.Errorf("the status names a relay that is gone: %s", out)
+		}
+		ends(t, exitFindings, "relay status -o json", database, `"leads":false`, `"application":"nightly"`, `"cause":"lead_taken"`)
+	}
+}
+
 // TestTroubles: of each way in which nothing is published it says which it is, and
 // what to type.
 func TestTroubles(t *testing.T) {
@@ -228,6 +259,7 @@ func TestTroubles(t *testing.T) {
 		{"paused, nobody there", relay.Status{Paused: paused, Leader: leader("stopped", old)}, "paused: pgjet relay resume, no_leader: pgjet relay"},
 		{"halted", relay.Status{Leads: true, Unknown: 1000, Leader: leader("halted: x", old)}, "halted: pgjet relay adopt --dry-run"},
 		{"halted, nobody there", relay.Status{Unknown: 1, Leader: leader("halted: x", old)}, "halted: pgjet relay adopt --dry-run, no_leader: pgjet relay"},
+		{"taken", relay.Status{Holder: &relay.Holder{}, Leader: leader("stopped", recent)}, "lead_taken: see docs/runbooks/relay-not-publishing.md"},
 		{"another stream", relay.Status{Stream: "ORDERS"}, "no_leader: pgjet relay --stream ORDERS"},
 		{"old tables of another stream", relay.Status{Stream: "ORDERS", Leads: true, Leader: leader("schema_outdated: x", old)}, "schema_outdated: pgjet migrate up"},
 		{"another stream is full", relay.Status{Stream: "ORDERS", Leads: true, Leader: leader("stream_full: x", old)}, "stream_full: see docs/runbooks/relay-not-publishing.md"},

@@ -90,6 +90,8 @@ func writeStatus(w io.Writer, s relay.Status, all []trouble) {
 		line("leader", "%s, epoch %d, since %s", cmp.Or(l.Process, "unknown"), l.Epoch, since(s.At, l.Since))
 	case s.Leads:
 		line("leader", "a relay that has just begun")
+	case s.Holder != nil:
+		line("leader", "none; the lead is %s", s.Holder)
 	default:
 		line("leader", "none")
 	}
@@ -141,6 +143,10 @@ func troubles(s relay.Status) []trouble {
 	}
 	if s.Unknown > 0 {
 		add("halted", "pgjet relay adopt --dry-run", "the stream holds %s messages that the outbox does not know; see docs/runbooks/halted.md", atMost(s.Unknown))
+	}
+	if s.Holder != nil {
+		add("lead_taken", nextFor("lead_taken"), "%s", relay.Taken(*s.Holder))
+		return all
 	}
 	l := s.Leader
 	if l == nil {

@@ -52,10 +52,10 @@ func Close(conn *pgx.Conn) {
 
 // A Holder is the session that holds a lead.
 type Holder struct {
-	PID         *int64     // nil: a prepared transaction
-	Application string     // its application name
-	Since       *time.Time // when it connected; nil if the role may not know
-	Foreign     bool       // it has another application name than the one that waits
+	PID         *int64     `json:"pid"` // nil: a prepared transaction
+	Application string     `json:"application"`
+	Since       *time.Time `json:"since"` // when it connected; nil if the role may not know
+	Foreign     bool       `json:"-"`     // it has another application name than the one that waits
 }
 
 // String says who it is, as "held by process 4711 of the server, application "pgjet-relay",
@@ -94,11 +94,26 @@ func try(ctx context.Context, conn *pgx.Conn, name string) (locked bool, err err
 	return locked, err
 }
 
-// held is the condition on pg_locks that a session holds the lock of the lead $1: a shared one
-// keeps others from it, too.
-const held = `locktype = 'advisory' and granted and objsubid = 1
+// asked is the condition on pg_locks that a session holds the lock of the lead $1, or waits for it.
+const asked = `locktype = 'advisory' and objsubid = 1
 		   and (classid::bigint << 32 | objid::bigint) = ` + Lock + `
 		   and pg_locks.database = (select oid from pg_database where datname = current_database())`
+
+// held is the condition that it holds it: a shared lock keeps others from the lead, too.
+const held = asked + ` and granted`
+
+// State is the SQL that tells of the lead $1 of sessions with the application name $2: whether one
+// of them has it, how many sessions wait, and the foreign one that holds the lock, as the first
+// three fields of a [Holder], and whether there is one.
+const State = `
+	with asked as (
+		select pid, application_name, backend_start, granted from pg_locks left join pg_stat_activity using (pid) where ` + asked + `
+	), own as (
+		select coalesce(bool_or(granted and application_name = $2), false) as leads, count(*) filter (where not granted) as waiting from asked
+	)
+	select leads, waiting, pid, coalesce(application_name, ''), backend_start, asked.granted is not null
+	  from own left join asked on granted and application_name is distinct from $2
+	 order by pid limit 1`
 
 // find calls standby with the holder, unless there is none any more.
 func find(ctx context.Context, conn *pgx.Conn, name string, standby func(Holder)) error {
