@@ -26,6 +26,7 @@ type gate struct {
 	until   time.Time // none passes before
 	wait    *backoff.ExponentialBackOff
 	reason  error // of the outage; nil without one
+	barred  error // why attempts cannot even begin; nil if they can
 }
 
 func newGate(most int) *gate {
@@ -97,9 +98,21 @@ func (g *gate) next() time.Duration {
 	return max(0, time.Until(g.until))
 }
 
-// closed returns the reason of an outage; nil without one.
+// closed returns why attempts cannot begin, or the reason of an outage; nil without one.
 func (g *gate) closed() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.barred != nil {
+		return g.barred
+	}
 	return g.reason
+}
+
+// bar says why attempts cannot begin; nil if they can. It reports whether that is news.
+func (g *gate) bar(reason error) (news bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	news = (g.barred == nil) != (reason == nil)
+	g.barred = reason
+	return news
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -47,6 +48,11 @@ type place struct {
 // lockKey is what transactions of attempts hold a shared lock on. Who has it
 // exclusively, such as a replay, has waited for all of them.
 const lockKey = `hashtextextended('pgjet.consumer.' || $1, 0)`
+
+// onLock is the condition on pg_locks that a session holds that lock, or waits for it.
+const onLock = `locktype = 'advisory' and objsubid = 1
+		   and (classid::bigint << 32 | objid::bigint) = ` + lockKey + `
+		   and pg_locks.database = (select oid from pg_database where datname = current_database())`
 
 // register makes the consumer known, and learns its place. In another incarnation of
 // the stream the places of the old one mean nothing.
@@ -93,14 +99,72 @@ func (r *Runner) supersede(ctx context.Context, p *place, change func(tx pgx.Tx)
 // a process that is frozen, or cannot reach the database. It has lost the lead, and what
 // it was at is tried again.
 func (t *term) depose(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime) // cancelling would close the connection
+	defer cancel()
 	_, err := t.conn.Exec(ctx, `
 		select pg_terminate_backend(pid)
 		  from pg_locks join pg_stat_activity using (pid)
-		 where locktype = 'advisory' and granted and mode = 'ShareLock' and objsubid = 1
-		   and (classid::bigint << 32 | objid::bigint) = `+lockKey+`
-		   and pg_locks.database = (select oid from pg_database where datname = current_database())
+		 where `+onLock+` and granted and mode = 'ShareLock'
 		   and state like 'idle in transaction%' and state_change < clock_timestamp() - make_interval(secs => $2)`,
 		t.Consumer.Name, lead.Silence.Seconds()/2)
+	return err
+}
+
+// heldFor is for how long others may hold the lock of attempts before that is told.
+const heldFor = 3 * time.Second
+
+// lookAtLock finds out whether a session keeps attempts from the lock, or in shared mode those
+// from it that wait for attempts. Operators' commands hold it for a moment.
+func (t *term) lookAtLock(ctx context.Context) error {
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
+	defer cancel()
+	var h lead.Holder
+	err := t.conn.QueryRow(bounded, `
+		select pid, coalesce(application_name, ''), backend_start from pg_locks left join pg_stat_activity using (pid)
+		 where `+onLock+` and granted and (mode = 'ExclusiveLock'
+		    or application_name is distinct from '`+attemptName+`' and exists (select from pg_locks where `+onLock+` and not granted))
+		 order by pid limit 1`, t.Consumer.Name).Scan(&h.PID, &h.Application, &h.Since)
+	holder := h.String()
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		holder = ""
+	case err != nil:
+		return err
+	}
+	if t.holder != holder {
+		t.holder, t.heldSince = holder, time.Now()
+	}
+	var barred error
+	if holder != "" && time.Since(t.heldSince) >= heldFor {
+		barred = fmt.Errorf("lead_taken: the lock of this consumer's attempts is %s; unless that is a replay or a rebuild at work, end it with pg_terminate_backend", holder)
+	}
+	switch news := t.gate.bar(barred); {
+	case news && barred != nil:
+		t.Log.WarnContext(ctx, "no attempt can begin", "err", barred)
+	case news:
+		t.Log.InfoContext(ctx, "attempts can begin again")
+	}
+	return nil
+}
+
+// takePlace supersedes all other sessions. While that waits for a lock it deposes who froze
+// meanwhile, tells who else holds the lock, and keeps the connection of the lead.
+func (t *term) takePlace(ctx context.Context) error {
+	looking, stop := context.WithCancel(ctx)
+	var looks sync.WaitGroup
+	looks.Go(func() {
+		for t.sleep(looking, saveEvery) {
+			if t.lookAtLock(looking) != nil || t.depose(looking) != nil {
+				return // whoever uses the connection next says why
+			}
+			if err := t.gate.closed(); err != nil {
+				_ = t.heartbeat(looking, t.conn, err) // the log says it, too
+			}
+		}
+	})
+	err := t.supersede(ctx, &t.place, nil)
+	stop()
+	looks.Wait()
 	return err
 }
 

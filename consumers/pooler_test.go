@@ -235,6 +235,41 @@ func TestForeignHolder(t *testing.T) {
 	}
 }
 
+// TestForeignHolderOfAttempts: a session that is no process of the consumer holds the lock that its
+// attempts need, before it begins and while it runs; the consumer, and its status, name it.
+func TestForeignHolderOfAttempts(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	conn, err := pgx.Connect(t.Context(), b.db.Config().ConnString()+"&application_name=nightly")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	do := func(sql string) {
+		t.Helper()
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const key = `(hashtextextended('pgjet.consumer.test', 0))`
+	var r *consumers.Runner
+	for i, mode := range []string{"_shared", ""} { // the first keeps it from beginning, the second from attempts
+		do(`select pg_advisory_lock` + mode + key)
+		b.publish(event(i + 1))
+		if r == nil {
+			r, _ = b.start(write)
+		}
+		b.blocked(r, fmt.Sprintf(`lead_taken: the lock of this consumer's attempts is held by process %d of the server, application "nightly"`, conn.PgConn().PID()))
+		testenv.Eventually(t, patience, "the database says so", func() bool {
+			return b.count(`select count(*) from pgjet.process where cause like 'lead_taken: %'`) == 1
+		})
+		do(`select pg_advisory_unlock` + mode + key)
+		b.handled(i + 1)
+		b.ready(r)
+	}
+	b.once(2)
+}
+
 // TestSchemaChangesUnderHandlers: a statement that the schema has outdated on every connection fails
 // no attempt.
 func TestSchemaChangesUnderHandlers(t *testing.T) {

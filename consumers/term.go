@@ -57,6 +57,9 @@ type term struct {
 	callers  attempt.Callers
 	began    time.Time
 
+	holder    string    // of the lock of attempts, seen last; "" without one
+	heldSince time.Time // since when it is that one
+
 	mu   sync.Mutex
 	keys map[string]bool // that have intents: later events wait behind them
 }
@@ -147,7 +150,7 @@ func (t *term) begin(ctx context.Context) (err error) {
 		if err := t.depose(ctx); err != nil {
 			return &databaseError{"take the lead", err}
 		}
-		if err := t.supersede(ctx, &t.place, nil); err != nil {
+		if err := t.takePlace(ctx); err != nil {
 			return &databaseError{"take the lead", err}
 		}
 	}
