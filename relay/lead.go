@@ -35,7 +35,8 @@ func Taken(h Holder) string {
 // stream.
 func takeLead(ctx context.Context, r *Relay, keeper *session.Keeper) (*database, error) {
 	// A write that is lost costs a longer resync, nothing else; others are [waited] for.
-	conn, err := connect(ctx, r.Database, postgres.Setting{Name: "synchronous_commit", Value: "off"})
+	conn, err := connect(ctx, r.Database, postgres.Setting{Name: "synchronous_commit", Value: "off"},
+		postgres.Setting{Name: "lock_timeout", Value: lockTime})
 	if err != nil {
 		return nil, blockedByDatabase(err)
 	}
@@ -64,8 +65,12 @@ var planning = []postgres.Setting{
 	{Name: "jit", Value: "off"},
 }
 
+// lockTime is less than stepTime: the server says that somebody holds a lock on a table before the
+// connection is given up, as if the server were away.
+const lockTime = "8s"
+
 // waited are the options of a transaction that waits for the disk.
-var waited = postgres.Transaction(lead.Silence)
+var waited = pgx.TxOptions{BeginQuery: postgres.Transaction(lead.Silence).BeginQuery + `; set local lock_timeout = '` + lockTime + `'`}
 
 func (d *database) close() { lead.Close(d.conn) }
 

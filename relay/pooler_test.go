@@ -1,6 +1,7 @@
 package relay_test
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
@@ -94,4 +95,42 @@ func TestStandbyNamesTheHolder(t *testing.T) {
 		role, detail := second.Role()
 		return role == "standby" && strings.Contains(detail, `the lead is held by process`) && strings.Contains(detail, `application "pgjet-relay"`)
 	})
+}
+
+// TestLockedTable: while somebody holds a lock on a table that the relay needs, it says that it
+// waited too long, and not that the database is away; then it goes on.
+func TestLockedTable(t *testing.T) {
+	t.Parallel()
+	for _, table := range []string{"checkpoint", "leader", "outbox"} {
+		t.Run(table, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			r := b.startAt(b.db.Config().ConnString())
+			b.append(1)
+			b.settled()
+			b.ready(r)
+			tx, err := b.db.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tx.Rollback(context.Background())
+			b.append(1)
+			if _, err := tx.Exec(t.Context(), `lock table pgjet.`+table+` in access exclusive mode`); err != nil {
+				t.Fatal(err)
+			}
+			var why error
+			testenv.Eventually(t, patience, "the relay is not ready", func() bool {
+				why = r.Ready(t.Context())
+				return why != nil && !strings.HasPrefix(why.Error(), "starting")
+			})
+			if !strings.HasPrefix(why.Error(), "database_timeout: ") {
+				t.Errorf("Ready() = %v, want database_timeout", why)
+			}
+			if err := tx.Rollback(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			b.settled()
+			b.ready(r)
+		})
+	}
 }
