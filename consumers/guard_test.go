@@ -112,3 +112,14 @@ func TestOldServerIsRefused(t *testing.T) {
 	r, _ := b.startOn(testenv.Connect(t, testenv.OtherVersion(t, url, "2.12.15")), consumers.Consumer{Name: "test", Types: []string{"note.made"}, Handle: write})
 	b.blocked(r, "nats_outdated: the server runs nats-server 2.12.15, pgjet needs 2.14 or newer")
 }
+
+// TestStandbyOnOldServer: it could not take over, and says why.
+func TestStandbyOnOldServer(t *testing.T) {
+	b := newBench(t)
+	c := consumers.Consumer{Name: "test", Types: []string{"note.made"}, Handle: write}
+	leader, _ := b.startOn(b.js, c)
+	b.ready(leader)
+	standby, _ := b.startOn(testenv.Connect(t, testenv.OtherVersion(t, b.js.Conn().ConnectedUrl(), "2.12.15")), c)
+	testenv.Eventually(t, patience, "it stands by", func() bool { role, _ := standby.Role(); return role == "standby" })
+	b.blocked(standby, "nats_outdated: the server runs nats-server 2.12.15, pgjet needs 2.14 or newer")
+}

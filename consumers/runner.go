@@ -139,7 +139,9 @@ func (r *Runner) Ready(ctx context.Context) error {
 	if !errors.Is(err, errStandby) {
 		return err
 	}
-	_, err = r.JS.Stream(ctx, r.Stream) // an active one would notice
+	if err = natsconn.CheckVersion(r.JS.Conn()); err == nil { // an active one would notice
+		_, err = r.JS.Stream(ctx, r.Stream)
+	}
 	return r.explained(err)
 }
 

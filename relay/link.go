@@ -89,21 +89,22 @@ func (l *link) open(ctx context.Context, domain string) error {
 	if _, err := l.nc.ChanSubscribe(events.HintSubject(l.name), l.hints); err != nil {
 		return err
 	}
-	if l.js, err = l.jetStream(domain); err != nil {
+	if l.js, l.api, err = jetStream(l.nc, domain); err != nil {
 		return err
 	}
 	l.stream, err = l.js.Stream(ctx, l.name)
 	return err
 }
 
-// jetStream returns JetStream in that domain, "" for the servers' own.
-func (l *link) jetStream(domain string) (jetstream.JetStream, error) {
+// jetStream returns JetStream in that domain, "" for the servers' own, and what subjects of its
+// API begin with.
+func jetStream(nc *nats.Conn, domain string) (js jetstream.JetStream, api string, err error) {
 	if domain == "" {
-		l.api = jetstream.DefaultAPIPrefix
-		return jetstream.New(l.nc)
+		js, err = jetstream.New(nc)
+		return js, jetstream.DefaultAPIPrefix, err
 	}
-	l.api = "$JS." + domain + ".API."
-	return jetstream.NewWithDomain(l.nc, domain)
+	js, err = jetstream.NewWithDomain(nc, domain)
+	return js, "$JS." + domain + ".API.", err
 }
 
 // noteError hears of what NATS reports apart from any call. What we can do without is

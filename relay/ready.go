@@ -8,6 +8,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/internal/natsconn"
 )
 
 // Ready returns nil while the relay does what it is there for: it leads and publishes, or it
@@ -48,6 +50,7 @@ func (s *spare) reach(ctx context.Context, r *Relay) error {
 	defer s.mu.Unlock()
 	if s.nc == nil || s.nc.IsClosed() {
 		if err := s.dial(r); err != nil {
+			s.close()
 			return blockedByStream(err)
 		}
 	}
@@ -67,7 +70,10 @@ func (s *spare) dial(r *Relay) (err error) {
 	if err != nil {
 		return err
 	}
-	s.js, err = jetstream.New(s.nc)
+	if err := natsconn.CheckVersion(s.nc); err != nil {
+		return err
+	}
+	s.js, _, err = jetStream(s.nc, r.Domain)
 	return err
 }
 

@@ -2,8 +2,11 @@ package relay_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -110,6 +113,40 @@ func TestOldServer(t *testing.T) {
 	if err == nil || !strings.HasPrefix(err.Error(), "nats_outdated: ") {
 		t.Errorf("EnsureStream() = %v, want that the server is too old", err)
 	}
+}
+
+// TestStandbyOnOldServer: it could not take over, and says why.
+func TestStandbyOnOldServer(t *testing.T) {
+	b := newBench(t)
+	leader, _ := b.start()
+	b.ready(leader)
+	b.url = testenv.OtherVersion(t, b.url, "2.12.15")
+	standby, _ := b.start()
+	testenv.Eventually(t, patience, "it stands by", func() bool { role, _ := standby.Role(); return role == "standby" })
+	b.blocked(standby, "nats_outdated: the server runs nats-server 2.12.15, pgjet needs 2.14 or newer")
+}
+
+// TestStandbyOnLeafNode: it looks for the stream in its domain, not in that of the server it is
+// connected to.
+func TestStandbyOnLeafNode(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	leafs := l.Addr().String()
+	l.Close()
+	hub := testenv.NATSWith(t, fmt.Sprintf("server_name: hub\njetstream { domain: hub }\nleafnodes { listen: %q }", leafs))
+	leaf := testenv.NATSWith(t, fmt.Sprintf("server_name: leaf\njetstream { domain: leaf }\nleafnodes { remotes: [ { url: \"nats://%s\" } ], reconnect: 1s }", leafs))
+	b := newBenchOn(t, hub.URL())
+	leader, _ := b.start()
+	b.ready(leader)
+	standby := &relay.Relay{Database: b.db.Config().ConnConfig, NATSURL: leaf.URL(), Domain: "hub", Log: testenv.Logger(t)}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- standby.Run(ctx) }()
+	defer func() { cancel(); <-ended }()
+	testenv.Eventually(t, patience, "it stands by", func() bool { role, _ := standby.Role(); return role == "standby" })
+	b.ready(standby)
 }
 
 // TestStorageLimits: the reason is the limit, from the first time on, and is said once,
