@@ -69,7 +69,8 @@ func Tend(ctx context.Context, db *pgx.Conn, retention time.Duration) (Tended, e
 // Prune drops the partitions of which every event is published in every stream, by
 // the newest checkpoint of each, and was so longer ago than age, by checkpoints of that
 // time: when an event was written does not count, since its time may be anyone's. A
-// partition that cannot go now stays, and Tended.Busy says why. If there is any to try,
+// partition that cannot go now stays, and Tended.Busy says why, also if a single stream holds
+// back what all others have. If there is any to try,
 // pgjet.operation says first who wanted that, and why. Prune needs the rights of
 // pgjet_operator.
 func Prune(ctx context.Context, db *pgx.Conn, age time.Duration, by, reason string) (Tended, error) {
@@ -83,6 +84,9 @@ func Prune(ctx context.Context, db *pgx.Conn, age time.Duration, by, reason stri
 	}
 	if err == nil {
 		err = t.prune(ctx, db, s, len(s.partitions))
+	}
+	if held := s.heldBack(); err == nil && held != "" {
+		t.Busy = cmp.Or(t.Busy, fmt.Sprintf("stream %s has not published for long enough what all others have; see docs/relay.md if it is retired", held))
 	}
 	if err != nil {
 		return t, fmt.Errorf("prune outbox: %w", err)
@@ -112,8 +116,15 @@ type situation struct {
 	strays     bool        // the default partition is not empty
 	published  Position    // in every stream
 	old        int64       // every stream had published all up to here, long enough ago
+	reach      []reach     // of each stream, the one that is behind first
 	rate       float64     // events a second, of late
 	retention  time.Duration
+}
+
+// A reach is up to which seq a stream has published everything, long enough ago.
+type reach struct {
+	stream string
+	seq    int64
 }
 
 // A batcher is a connection or a transaction.
@@ -132,8 +143,10 @@ func survey(ctx context.Context, db batcher, retention time.Duration) (*situatio
 		select (select case when is_called then last_value else last_value - 1 end from pgjet.outbox_seq_seq),
 		       pgjet.outbox_default_used()`).
 		QueryRow(func(row pgx.Row) error { return row.Scan(&s.last, &s.strays) })
+	// A stream that was never published to, and does not exist, is a mistyped name. Once it exists,
+	// a relay says something else before it reads.
 	b.Queue(`
-		select coalesce(n.snapshot, '1:1:')::text, coalesce(n.floor, 0), coalesce(c.old, 0),
+		select l.stream, coalesce(n.snapshot, '1:1:')::text, coalesce(n.floor, 0), coalesce(c.old, 0),
 		       case when c.seconds > 10 then c.events / c.seconds else 0 end::float8
 		  from pgjet.leader l
 		  left join (
@@ -145,7 +158,7 @@ func survey(ctx context.Context, db batcher, retention time.Duration) (*situatio
 		               extract(epoch from max(at) - min(at) filter (where at > clock_timestamp() - interval '1 hour')) as seconds
 		          from pgjet.checkpoint group by stream) as c using (stream)
 		  left join pgjet.checkpoint n on n.id = c.newest
-		 where l.epoch > 0`, retention).
+		 where l.epoch > 0 and (c.stream is not null or coalesce(l.cause, '') not like 'stream\_missing:%')`, retention).
 		Query(s.scanStreams)
 	if err := db.SendBatch(ctx, b).Close(); err != nil {
 		return nil, explain(err)
@@ -155,12 +168,12 @@ func survey(ctx context.Context, db batcher, retention time.Duration) (*situatio
 
 // scanStreams combines what is known of each stream: the one that is behind counts.
 func (s *situation) scanStreams(rows pgx.Rows) error {
-	var text string
+	var stream, text string
 	var p Position
 	var old int64
 	var rate float64
 	first := true
-	_, err := pgx.ForEachRow(rows, []any{&text, &p.Floor, &old, &rate}, func() (err error) {
+	_, err := pgx.ForEachRow(rows, []any{&stream, &text, &p.Floor, &old, &rate}, func() (err error) {
 		if p.Snapshot, err = ParseSnapshot(text); err != nil {
 			return err
 		}
@@ -168,9 +181,24 @@ func (s *situation) scanStreams(rows pgx.Rows) error {
 			s.published, s.old, first = p, old, false
 		}
 		s.published, s.old, s.rate = s.published.and(p), min(s.old, old), max(s.rate, rate)
+		s.reach = append(s.reach, reach{stream, min(old, p.Floor)})
 		return nil
 	})
+	slices.SortFunc(s.reach, func(a, b reach) int { return cmp.Or(cmp.Compare(a.seq, b.seq), cmp.Compare(a.stream, b.stream)) })
 	return err
+}
+
+// heldBack returns the stream without which more partitions could go, "" if there is none.
+func (s *situation) heldBack() string {
+	if len(s.reach) < 2 {
+		return ""
+	}
+	for _, p := range s.partitions {
+		if last := p.High - 1; last > s.reach[0].seq && last <= s.reach[1].seq {
+			return s.reach[0].stream
+		}
+	}
+	return ""
 }
 
 // and returns the position of what lies before both p and q.

@@ -143,9 +143,31 @@ func TestPruneWaitsForEveryStream(t *testing.T) {
 		k.exec(`insert into pgjet.leader (stream, epoch) values ('THIRD', 1)`)
 		k.published(behind, c.at, 0)
 		wantDropped(t, k.tend(), 0)
+		done, err := outbox.Prune(t.Context(), k.conn, retention, "me", "r")
+		if err != nil || !strings.Contains(done.Busy, "stream THIRD has not published") {
+			t.Errorf("Prune() = %+v, %v, want that THIRD holds it back", done, err)
+		}
 		k.exec(`delete from pgjet.leader where stream = 'THIRD'`)
 		wantDropped(t, k.tend(), 3, first)
 	}
+}
+
+// TestPruneIgnoresMistypedStream: one that does not exist and was never published to. Whatever else
+// its relay says, and once it was published to, it counts.
+func TestPruneIgnoresMistypedStream(t *testing.T) {
+	k := newTender(t)
+	k.exec(`insert into pgjet.leader (stream, epoch, cause) values ('EVENT', 1, 'stream_missing: no such stream')`)
+	wantDropped(t, k.tend(), 0)
+	c := k.old(2)
+	for _, cause := range []string{"'starting'", "'stopped'", "'nats_unreachable: x'", "null"} {
+		k.exec(`update pgjet.leader set cause = ` + cause + ` where stream = 'EVENT'`)
+		wantDropped(t, k.tend(), 0)
+	}
+	k.exec(`update pgjet.leader set cause = 'stream_missing: no such stream' where stream = 'EVENT'`)
+	k.published("EVENT", outbox.Position{Snapshot: c.at.Snapshot, Floor: 1}, retention+time.Minute)
+	wantDropped(t, k.tend(), 0)
+	k.exec(`delete from pgjet.checkpoint where stream = 'EVENT'`)
+	wantDropped(t, k.tend(), 2, first)
 }
 
 // TestPruneTrustsNoOtherCluster: transaction ids of another cluster mean nothing.

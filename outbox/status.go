@@ -13,12 +13,13 @@ import (
 // A Status says what an outbox holds, as one snapshot of the database shows it:
 // Written = Published + Pending + Quarantined + Pruned.
 type Status struct {
-	Written     int64             `json:"written"`     // events ever committed
-	Published   int64             `json:"published"`   // in every stream, by the newest checkpoint of each
-	Pending     int64             `json:"pending"`     // not yet
-	Quarantined int64             `json:"quarantined"` // set aside, and still in the outbox
-	Pruned      int64             `json:"pruned"`      // published and dropped
-	Partitions  []PartitionStatus `json:"partitions"`  // in the order of seq; the default one is the last
+	Written     int64             `json:"written"`      // events ever committed
+	Published   int64             `json:"published"`    // in every stream, by the newest checkpoint of each
+	Pending     int64             `json:"pending"`      // not yet
+	Quarantined int64             `json:"quarantined"`  // set aside, and still in the outbox
+	Pruned      int64             `json:"pruned"`       // published and dropped
+	HeldBackBy  string            `json:"held_back_by"` // the one stream that keeps partitions which all others have published; "" if none does
+	Partitions  []PartitionStatus `json:"partitions"`   // in the order of seq; the default one is the last
 }
 
 // A PartitionStatus says what a partition holds.
@@ -41,6 +42,7 @@ func ReadStatus(ctx context.Context, db *pgx.Conn) (Status, error) {
 		if err != nil {
 			return err
 		}
+		status.HeldBackBy = s.heldBack()
 		return status.count(ctx, tx, s.published)
 	})
 	if err != nil {

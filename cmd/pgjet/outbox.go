@@ -68,6 +68,9 @@ whole outbox.`,
 func showOutbox(w io.Writer, s outbox.Status) {
 	fmt.Fprintf(w, "written %d = published %d + pending %d + quarantined %d + pruned %d\n\n",
 		s.Written, s.Published, s.Pending, s.Quarantined, s.Pruned)
+	if s.HeldBackBy != "" {
+		fmt.Fprintf(w, "stream %s holds back partitions that all others have published; see docs/relay.md if it is retired\n\n", plain(s.HeldBackBy))
+	}
 	now := time.Now()
 	fmt.Fprintln(w, "PARTITION\tLOW\tHIGH\tEVENTS\tMIB\tOLDEST\tNEWEST")
 	for _, p := range s.Partitions {
@@ -146,7 +149,7 @@ func (p pruning) show(out io.Writer, output string) error {
 		fmt.Fprintln(out, "nothing to drop: no whole partition is published and old enough")
 	}
 	if p.Busy != "" {
-		return &exitError{exitFindings, fmt.Errorf("something has to wait: %s", p.Busy)}
+		return &exitError{exitFindings, fmt.Errorf("something has to wait: %s", plain(p.Busy))}
 	}
 	return nil
 }

@@ -94,3 +94,14 @@ func TestOutboxPrune(t *testing.T) {
 		t.Errorf("outbox status says %s", out)
 	}
 }
+
+// TestOutboxHeldBack: a stream that keeps what all others have is named.
+func TestOutboxHeldBack(t *testing.T) {
+	t.Parallel()
+	url, db := agedOutbox(t)
+	if _, err := db.Exec(t.Context(), `insert into pgjet.leader (stream, epoch) values ('OLD', 1)`); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, exitFindings, []string{"outbox", "prune", "--database-url", url}, "stream OLD", "docs/relay.md")
+	ends(t, exitOK, "outbox status", url, "stream OLD holds back", "docs/relay.md")
+}
