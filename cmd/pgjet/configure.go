@@ -221,6 +221,9 @@ func wanted(f *pflag.Flag) string {
 	if f.Name == "log-level" {
 		return "debug, info, warn or error"
 	}
+	if _, ok := f.Value.(*streamName); ok {
+		return "a name that NATS takes for a stream"
+	}
 	switch f.Value.Type() {
 	case "duration":
 		return "a duration such as 500ms"

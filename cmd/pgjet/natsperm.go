@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -153,8 +155,9 @@ for the entry of its user:
   writer     the user service, which hints its commits to the relay and follows events for its cache
   service    registers under the name that --service says, so that others find it, and nothing else
 
-No role may create, change, reset or delete a consumer of another role, and none may publish
-what belongs to another. docs/nats.md says why each is as it is.`,
+No role may ask to create, change, reset or delete a consumer of another role, and none may
+publish what belongs to another. Give relay, consumer and operator only to processes that
+you trust with the stream: docs/nats.md says why, and what no permission prevents.`,
 		ValidArgs: []string{"relay", "consumer", "operator", "writer", "service"},
 		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -172,9 +175,6 @@ what belongs to another. docs/nats.md says why each is as it is.`,
 				return usagef("--service names the service of the role service, such as billing")
 			case service != "":
 				names = []string{service}
-			}
-			if !validToken(s.stream) {
-				return usagef("--stream is %q, which NATS takes for no name", s.stream)
 			}
 			for _, name := range names {
 				if !validToken(name) {
@@ -198,7 +198,10 @@ what belongs to another. docs/nats.md says why each is as it is.`,
 }
 
 // validToken reports whether NATS takes s for the name of a stream or consumer.
-func validToken(s string) bool { return s != "" && !strings.ContainsAny(s, ".*> \t\r\n\"\\/") }
+func validToken(s string) bool {
+	return s != "" && len(s) <= 255 && utf8.ValidString(s) && !strings.ContainsAny(s, ".*>\"\\/") &&
+		!strings.ContainsFunc(s, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) })
+}
 
 // write writes the grant as nats-server reads it. Without any list it would allow
 // everything.

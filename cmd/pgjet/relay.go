@@ -140,6 +140,13 @@ events wait in the outbox. Pausing twice changes nothing.`,
 				return err
 			}
 			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+				status, err := relay.ReadStatus(ctx, db, s.stream)
+				if err != nil {
+					return err
+				}
+				if status.Leader == nil && status.Paused == nil {
+					return &exitError{exitNotFound, fmt.Errorf("no relay has ever run for stream %s", s.stream)}
+				}
 				p, news, err := relay.Pause(ctx, db, s.stream, actor(), reason)
 				if err != nil {
 					return err

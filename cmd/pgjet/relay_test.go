@@ -86,6 +86,7 @@ func TestRelayPause(t *testing.T) {
 	t.Parallel()
 	r, database, _ := startPublishing(t)
 	refused(t, exitUsage, words("relay pause", database), "--reason")
+	refused(t, exitNotFound, words("relay pause --stream NOPE --reason upgrade", database), "no relay has ever run for stream NOPE")
 	says(t, exitOK, "relay pause --reason upgrade", database, "paused stream EVENTS", "pgjet relay resume")
 	r.notReady(r.admin, "paused")
 	ends(t, exitFindings, "relay status", database, "paused by "+actor(), "upgrade", "next         pgjet relay resume\n")
@@ -289,4 +290,17 @@ func TestAgo(t *testing.T) {
 			t.Errorf("ago(%s) = %s, want %s", d, got, want)
 		}
 	}
+}
+
+// TestStreamNames: one that JetStream cannot have is refused when it is read.
+func TestStreamNames(t *testing.T) {
+	t.Parallel()
+	const says = "is no name that NATS takes for a stream"
+	for _, name := range []string{"", "a b", "a.b", "x*", "x>", "a/b", `a\b`, "a\tb", "a\u00a0b", "\xff", strings.Repeat("a", 256)} {
+		refused(t, exitUsage, []string{"relay", "status", "--stream", name}, "--stream", says)
+	}
+	for _, command := range []string{"relay", "relay pause --reason r", "stream ensure", "nats permissions relay", "consume directory"} {
+		refused(t, exitUsage, words(command+" --stream x*", "postgres://ann@127.0.0.1:1/x"), "--stream", says)
+	}
+	must(t, exitOK, "nats", "permissions", "relay", "--stream", "größe-2_X")
 }

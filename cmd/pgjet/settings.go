@@ -86,8 +86,23 @@ func (s *settings) natsURLFlag(f *pflag.FlagSet) {
 }
 
 func (s *settings) streamFlag(f *pflag.FlagSet) {
-	f.StringVar(&s.stream, "stream", "EVENTS", "name of the JetStream stream")
+	s.stream = "EVENTS"
+	f.Var((*streamName)(&s.stream), "stream", "name of the JetStream stream")
 }
+
+// A streamName is a flag that takes no name which JetStream does not.
+type streamName string
+
+func (n *streamName) Set(text string) error {
+	if !validToken(text) {
+		return fmt.Errorf("%q is no name that NATS takes for a stream", text)
+	}
+	*n = streamName(text)
+	return nil
+}
+
+func (n *streamName) String() string { return string(*n) }
+func (*streamName) Type() string     { return "string" }
 
 func (s *settings) retentionFlag(f *pflag.FlagSet) {
 	f.DurationVar(&s.retention, "retention", outbox.DefaultRetention, "how long published events stay in the outbox; so far back a stream can be healed")

@@ -96,6 +96,7 @@ func TestWrongUse(t *testing.T) {
 			env: env{"OTEL_TRACES_EXPORTER": "pigeon"}, says: []string{`OTEL_TRACES_EXPORTER="pigeon"`},
 		},
 		{name: "bad database in a variable", args: "migrate up", env: env{"PGJET_DATABASE_URL": "postgres://ann:" + secret + "@host:x/y"}, says: []string{"--database-url"}},
+		{name: "bad stream in a variable", args: "relay status", env: env{"PGJET_STREAM": "a.b"}, says: []string{"PGJET_STREAM", `"a.b" is no name that NATS takes for a stream`}},
 		{name: "bad number in a variable", args: "dev", env: env{"PGJET_PORT": "many"}, says: []string{"PGJET_PORT"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
