@@ -115,6 +115,23 @@ func TestOldServer(t *testing.T) {
 	}
 }
 
+// TestMistypedStream: what a relay leaves behind that was started for it is what package outbox
+// takes for a stream that holds nothing back.
+func TestMistypedStream(t *testing.T) {
+	b := newBench(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	r := &relay.Relay{Database: b.db.Config().ConnConfig, NATSURL: b.url, Stream: "EVENT", Log: testenv.Logger(t)}
+	ended := make(chan error)
+	go func() { ended <- r.Run(ctx) }()
+	b.blocked(r, "stream_missing: ")
+	cancel()
+	<-ended
+	var found bool
+	if err := b.db.QueryRow(t.Context(), `select cause like 'stream\_missing:%' from pgjet.leader where stream = 'EVENT'`).Scan(&found); err != nil || !found {
+		t.Errorf("the relay leaves another cause than that the stream is missing, %v", err)
+	}
+}
+
 // TestStandbyOnOldServer: it could not take over, and says why.
 func TestStandbyOnOldServer(t *testing.T) {
 	b := newBench(t)
