@@ -130,7 +130,11 @@ var statements = []struct{ sql, roles string }{
 
 func TestRoles(t *testing.T) {
 	db := testenv.Postgres(t)
-	if _, err := db.Exec(t.Context(), `insert into pgjet.leader (stream, epoch) values ('S', 1)`); err != nil {
+	_, err := db.Exec(t.Context(), `
+		insert into pgjet.leader (stream, epoch) values ('S', 1);
+		insert into pgjet.checkpoint (stream, stream_created, stream_seq, snapshot, floor, epoch, system_identifier)
+		select 'S', now(), 1, pg_current_snapshot(), 50000, 1, system_identifier from pg_control_system()`)
+	if err != nil {
 		t.Fatal(err)
 	}
 	for _, role := range append(roles, "pgjet_nobody") {

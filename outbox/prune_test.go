@@ -3,6 +3,7 @@ package outbox_test
 import (
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -84,6 +85,37 @@ func TestPrunedAddsUp(t *testing.T) {
 	_, err := k.conn.Exec(t.Context(), `select pgjet.drop_outbox_partition('outbox_100001', pg_current_snapshot(), 149999)`)
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); !ok || pgErr.Code != "PJ001" {
 		t.Errorf("drop of a partition that ends behind the floor: %v, want PJ001", err)
+	}
+}
+
+// TestPruneBelievesNoCaller: what a caller claims to be published is so only if the checkpoints say so too.
+func TestPruneBelievesNoCaller(t *testing.T) {
+	const drop = `select pgjet.drop_outbox_partition('outbox_1', $1::text::pg_snapshot, $2)`
+	refused := func(k *tender, when string) {
+		t.Helper()
+		for _, claim := range []any{"99999999:99999999:", nil} {
+			_, err := k.conn.Exec(t.Context(), drop, claim, int64(math.MaxInt64))
+			if pgErr, ok := errors.AsType[*pgconn.PgError](err); !ok || pgErr.Code != "PJ001" {
+				t.Errorf("drop of what is not published, %s: %v, want PJ001", when, err)
+			}
+		}
+	}
+	k := newTender(t)
+	appendEvents(t, k.db, noted{"k", 1})
+	refused(k, "without a leader")
+	late := begin(t, k.db, 100)
+	c := k.old(2)
+	commit(t, late)
+	refused(k, "committed after the checkpoint")
+	c.more()
+	k.published("EVENTS", c.at, 0)
+	k.exec(`insert into pgjet.leader (stream, epoch) values ('OTHER', 1)`)
+	refused(k, "one stream without a checkpoint")
+	k.published("OTHER", outbox.Position{Snapshot: c.at.Snapshot, Floor: behindFirst - 2}, 0)
+	refused(k, "one stream behind")
+	k.published("OTHER", c.at, 0)
+	if _, err := k.conn.Exec(t.Context(), drop, "99999999:99999999:", int64(math.MaxInt64)); err != nil {
+		t.Errorf("drop of what is published: %v", err)
 	}
 }
 
