@@ -94,15 +94,21 @@ func (s Server) options() []gomail.Option {
 // the connection if one fails.
 func (s Server) dialer(dialogue context.Context) gomail.DialContextFunc {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
-		dial := new(net.Dialer).DialContext
-		if s.TLS == "implicit" {
-			dial = new(tls.Dialer).DialContext
+		raw, err := new(net.Dialer).DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
 		}
-		conn, err := dial(ctx, network, address)
-		if err == nil {
-			context.AfterFunc(dialogue, func() { _ = conn.Close() })
+		context.AfterFunc(dialogue, func() { _ = raw.Close() })
+		conn := &boundedConn{Conn: raw}
+		if s.TLS != "implicit" {
+			return conn, nil
 		}
-		return conn, err
+		secure := tls.Client(conn, &tls.Config{ServerName: s.Host}) // go-mail wants to see that it is one
+		if err := secure.HandshakeContext(ctx); err != nil {
+			_ = raw.Close()
+			return nil, err
+		}
+		return secure, nil
 	}
 }
 

@@ -302,3 +302,42 @@ func TestErrorsShowTheServersWords(t *testing.T) {
 		}
 	}
 }
+
+// TestEndlessAnswers: of an answer that goes on and on, little is kept.
+func TestEndlessAnswers(t *testing.T) {
+	mailer.SetTimeout(t, 5*time.Second)
+	const size = 8 << 20
+	for name, answers := range map[string]map[string]string{
+		"a greeting":          {"hello": strings.Repeat("220-mail\r\n", size/10)},
+		"a line":              {"hello": "220 " + strings.Repeat("x", size)},
+		"EHLO":                {"EHLO": strings.Repeat("250-mail\r\n", size/10) + "250 ok"},
+		"MAIL":                {"MAIL": strings.Repeat("451-later\r\n", size/10) + "451 later"},
+		"RCPT":                {"RCPT": strings.Repeat("550-nobody\r\n", size/10) + "550 nobody"},
+		"the end of the data": {"DATA": "354 go", ".": strings.Repeat("250-ok\r\n", size/10) + "250 ok"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &script{answers: answers}
+			err := send(t, s.start(t), signup(t, "Ada"))
+			want := "the mail server's answer is too long"
+			if answers["."] != "" {
+				want = "may have taken it"
+			}
+			if verdict(err) != "unavailable" || !strings.Contains(err.Error(), want) || len(err.Error()) > 1000 {
+				t.Errorf("%.1000v: %s, want unavailable: %s", err, verdict(err), want)
+			}
+			s.hungUp(t)
+		})
+	}
+}
+
+// TestLongAnswerInTime: what was said before our last word does not count.
+func TestLongAnswerInTime(t *testing.T) {
+	mailer.SetTimeout(t, 5*time.Second)
+	long := func(code string) string { return strings.Repeat(code+"-0123456789\r\n", 2000) + code + " ok" }
+	s := &script{answers: map[string]string{
+		"hello": long("220"), "EHLO": long("250"), "MAIL": long("250"), "RCPT": long("250"), "DATA": "354 go", ".": long("250"),
+	}}
+	if err := send(t, s.start(t), signup(t, "Ada")); err != nil {
+		t.Errorf("%v, want no error", err)
+	}
+}

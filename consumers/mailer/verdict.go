@@ -61,6 +61,8 @@ func (s Server) notReady(err error) error {
 	answer, ok := answerOf(err)
 	_, garbled := errors.AsType[textproto.ProtocolError](err) // it quotes what the server said
 	switch {
+	case errors.Is(err, errLongAnswer):
+		return s.talksTooLong()
 	case !ok && garbled:
 		return awayError{fmt.Errorf("mail server %s does not speak SMTP", s.address())}
 	case !ok:
@@ -69,6 +71,10 @@ func (s Server) notReady(err error) error {
 		return s.loginRefused(answer)
 	}
 	return awayError{fmt.Errorf("mail server %s answered before any mail: %s", s.address(), s.words(answer, nil))}
+}
+
+func (s Server) talksTooLong() error {
+	return awayError{fmt.Errorf("mail server %s: %w", s.address(), errLongAnswer)}
 }
 
 func (s Server) loginRefused(answer *textproto.Error) error {
@@ -90,6 +96,8 @@ func (s Server) lacksSMTPUTF8(p *parcel) error {
 func (s Server) refusal(at stage, p *parcel, err error) error {
 	answer, ok := answerOf(err)
 	switch {
+	case !ok && at != atEnd && errors.Is(err, errLongAnswer):
+		return s.talksTooLong()
 	case !ok && at == atEnd:
 		return awayError{fmt.Errorf("mail server %s did not answer after the whole mail, and may have taken it; it is sent again with the same Message-ID", s.address())}
 	case !ok:
