@@ -5,7 +5,7 @@ alter table users.users
     drop constraint if exists users_bounds, add constraint users_bounds check (
         created_at between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
         and version > 0 and token_generation >= 0
-        and array_position(roles, null) is null and coalesce(array_ndims(roles), 1) = 1) not valid;
+        and case when array_ndims(roles) > 1 then false else array_position(roles, null) is null end) not valid;
 
 alter table users.idempotency
     drop constraint if exists idempotency_bounds, add constraint idempotency_bounds check (
