@@ -96,6 +96,9 @@ type standing struct {
 	TokenGeneration int
 }
 
+// rolesColumn are a user's roles, whatever array they are in.
+const rolesColumn = `array(select r from unnest(roles) r where r is not null) as roles`
+
 // queueStanding queues that the caller's row is read into refusal: nil, if the caller may do
 // what their token says, or the problem. A caller whom target does not name acts as an admin.
 //
@@ -106,7 +109,7 @@ func queueStanding(b *pgx.Batch, who auth.Identity, target string, refusal *erro
 	if err != nil {
 		id = uuid.Nil // nobody's
 	}
-	b.Queue(`select state, roles, token_generation from users.users where id = $1`, id).Query(func(rows pgx.Rows) error {
+	b.Queue(`select state, `+rolesColumn+`, token_generation from users.users where id = $1`, id).Query(func(rows pgx.Rows) error {
 		now, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[standing])
 		switch {
 		case errors.Is(err, pgx.ErrNoRows):

@@ -138,7 +138,7 @@ func (s *Server) listUsers(ctx context.Context, in *listUsersInput) (*listUsersO
 // repeat nor hide anybody else.
 func (s *Server) userPage(ctx context.Context, p page) (userList, error) {
 	users, err := postgres.Collect(ctx, s.db.DB, pgx.RowToStructByName[User], `
-		select id, email, name, state, created_at, version from users.users
+		select `+userColumns+` from users.users
 		 where id < $1 order by id desc limit $2`, p.after, p.limit+1) // one more, to know whether there is a next page
 	if err != nil {
 		return userList{}, fmt.Errorf("list users: %w", err)

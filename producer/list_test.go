@@ -156,3 +156,22 @@ func TestListAccess(t *testing.T) {
 	wantProblem(t, call(t, srv, "GET", "/users", "", ""), 401, "token_invalid")
 	wantProblem(t, call(t, srv, "GET", "/users", "", token(t, uuid.NewString())), 403, "forbidden")
 }
+
+// TestOddRows: rows from before the bounds are shown as well as they can be.
+func TestOddRows(t *testing.T) {
+	db, srv, ann := serveAnn(t)
+	run(t, db, `alter table users.users drop constraint users_bounds`)
+	for _, at := range []string{"infinity", "-infinity", "10000-01-01", "0044-03-15 BC"} {
+		run(t, db, `update users.users set created_at = $1::text::timestamptz`, at)
+		if got := list(t, srv, ""); len(got.ids) == 0 {
+			t.Errorf("created_at = %s: %+v, want a user", at, got)
+		}
+	}
+	for _, roles := range []string{"{NULL}", "{{a,b},{c,d}}"} {
+		run(t, db, `update users.users set roles = $1::text::text[] where id = $2`, roles, ann.ID)
+		a := postSession(t, srv, logIn("ann@example.com", password)).session(t)
+		if got := call(t, srv, "GET", "/users/"+ann.ID.String(), "", a.Token); got.StatusCode != 200 {
+			t.Errorf("roles = %s: %d %s, want 200", roles, got.StatusCode, got.body)
+		}
+	}
+}

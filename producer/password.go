@@ -90,9 +90,28 @@ func (h *hasher) verify(ctx context.Context, password, hash string) (match, outd
 		return false, false, err
 	}
 	defer leave()
+	usable := affordable(hash)
+	if !usable {
+		hash = nobodysHash // as much work as a wrong password
+	}
 	match, params, err := argon2id.CheckHash(password, hash)
 	if err != nil {
 		return false, false, fmt.Errorf("compare a password: %w", err)
 	}
-	return match, *params != hashParams, nil
+	return match && usable, *params != hashParams, nil
+}
+
+// The most memory, in KiB, and passes of a hash that is compared: eight times ours.
+const (
+	mostMemory = 8 * 19 * 1024
+	mostPasses = 8 * 2
+)
+
+// affordable reports whether hash is one that can be compared at a cost that is bounded, and
+// that argon2 does not panic at.
+func affordable(hash string) bool {
+	p, _, _, err := argon2id.DecodeHash(hash)
+	return err == nil && p.Memory <= mostMemory && p.Iterations >= 1 && p.Iterations <= mostPasses &&
+		p.Memory*p.Iterations <= 2*mostMemory && p.Parallelism >= 1 && p.Parallelism <= 16 &&
+		p.SaltLength <= 64 && p.KeyLength >= 16 && p.KeyLength <= 64
 }

@@ -95,7 +95,7 @@ func (n *passwordChange) check(email, name string) []FieldError {
 // passwordOwner returns the user with this id, who is the caller, if their token still is good.
 func (s *Server) passwordOwner(ctx context.Context, id uuid.UUID) (passwordOwner, error) {
 	owner, err := postgres.CollectOne(ctx, s.db.DB, pgx.RowToStructByName[passwordOwner], `
-		select email, name, password, state, roles, token_generation from users.users where id = $1`, id)
+		select email, name, password, state, `+rolesColumn+`, token_generation from users.users where id = $1`, id)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return passwordOwner{}, tokenInvalid(`Bearer error="invalid_token"`)
 	}

@@ -116,7 +116,7 @@ type account struct {
 // were. If there is none, it is one without an id and with a hash of no password.
 func (s *Server) accountOf(ctx context.Context, email string) (account, error) {
 	a, err := postgres.CollectOne(ctx, s.db.DB, pgx.RowToStructByName[account], `
-		select id, password, state, roles, token_generation from (
+		select id, password, state, `+rolesColumn+`, token_generation from (
 			select * from users.users where lower(email) = lower($1) and state <> 'rejected'
 			union all
 			select * from users.users where lower(email) = lower($1) and state = 'rejected') of_address

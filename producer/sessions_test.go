@@ -221,6 +221,30 @@ func TestLogInHashesAnew(t *testing.T) {
 	}
 }
 
+// TestLogInWithoutAUsableHash: what somebody wrote instead of a hash is a wrong password, and
+// costs what one does.
+func TestLogInWithoutAUsableHash(t *testing.T) {
+	db := testenv.Postgres(t)
+	tuning := producer.DefaultTuning()
+	tuning.LogInFailures, tuning.NetworkFailures = 0, 0
+	_, srv := serveTuned(t, db, tuning, testenv.Logger(t))
+	post(t, srv, signUp("ann@example.com", "Ann", password))
+	const rest = "$c2FsdHNhbHRzYWx0c2FsdA$aGFzaGhhc2hoYXNoaGFzaGhhc2hoYXNoaGFzaGhhc2g"
+	for _, hash := range []string{
+		"none",
+		"$argon2id$v=19$m=4000000000,t=4000000,p=255" + rest,
+		"$argon2id$v=19$m=4000000000,t=1,p=1" + rest,
+		"$argon2id$v=19$m=64,t=4000000000,p=1" + rest,
+		"$argon2id$v=19$m=155648,t=16,p=1" + rest,
+		"$argon2id$v=19$m=19456,t=0,p=1" + rest,
+		"$argon2id$v=19$m=19456,t=2,p=0" + rest,
+		"$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHRzYWx0c2FsdA$", // of every password
+	} {
+		run(t, db, `update users.users set password = $1`, hash)
+		wantProblem(t, postSession(t, srv, logIn("ann@example.com", password)), 401, "credentials_invalid")
+	}
+}
+
 // TestLogInTakesItsTime compares how long the answers take for an unknown address and
 // for a wrong password, in turns.
 func TestLogInTakesItsTime(t *testing.T) {

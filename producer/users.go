@@ -233,7 +233,11 @@ func userNotFound() *Problem {
 	return newProblem(http.StatusNotFound, "user_not_found", "There is no user with this id.")
 }
 
-const userByID = `select id, email, name, state, created_at, version from users.users where id = $1`
+// userColumns are those of a [User]. A time that JSON cannot show is the nearest that it can.
+const userColumns = `id, email, name, state, version,
+	least(greatest(created_at, '0001-01-01 00:00:00+00'), '9999-12-31 23:59:59.999999+00') as created_at`
+
+const userByID = `select ` + userColumns + ` from users.users where id = $1`
 
 // findUser returns the user with this id, or the problem that there is none.
 func (s *Server) findUser(ctx context.Context, id uuid.UUID) (User, error) {
