@@ -174,7 +174,8 @@ func (s *server) find(ctx context.Context, q string, after cursor, limit int) ([
 			select * from directory.users
 			 where name_key like $1 and (name_key, id) > ($2, $3::uuid) order by name_key, id limit $4
 		)
-		select id, name, email, created_at from (table by_email union table by_name) u
+		select id, name, email, least(greatest(created_at, '0001-01-01 00:00:00+00'), '9999-12-31 23:59:59.999999+00')
+		  from (table by_email union table by_name) u
 		 order by name_key, id limit $4`, pgx.QueryExecModeCacheDescribe, pattern(q), after.name, after.id, limit)
 	if err != nil {
 		return nil, err
@@ -201,7 +202,7 @@ func (s *server) days(ctx context.Context, in *daysInput) (*daysOutput, error) {
 	}
 	rows, err := s.db.Query(ctx, `
 		select to_char(day, 'YYYY-MM-DD'), users from directory.signups
-		 where day between coalesce($1::date, '-infinity') and coalesce($2::date, 'infinity')
+		 where day between coalesce($1::date, '0001-01-01') and coalesce($2::date, '9999-12-31')
 		 order by day desc limit $3`, from, until, maxDays)
 	if err == nil {
 		out.Body.Days, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Day])
@@ -216,7 +217,9 @@ func (s *server) days(ctx context.Context, in *daysInput) (*daysOutput, error) {
 // before anything else, so that it never says more than the rest of the answer does.
 func (s *server) asOf(ctx context.Context) (*time.Time, error) {
 	var at time.Time
-	err := s.db.QueryRow(ctx, `select last_at from directory.signups order by day desc limit 1`).Scan(&at)
+	err := s.db.QueryRow(ctx, `
+		select least(greatest(last_at, '0001-01-01 00:00:00+00'), '9999-12-31 23:59:59.999999+00')
+		  from directory.signups where day between '0001-01-01' and '9999-12-31' order by day desc limit 1`).Scan(&at)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}

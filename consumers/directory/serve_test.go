@@ -104,6 +104,33 @@ func TestSearch(t *testing.T) {
 	}
 }
 
+// TestOddTimes: rows from before the bounds do not break an answer.
+func TestOddTimes(t *testing.T) {
+	db := testenv.Postgres(t)
+	srv := serve(t, db)
+	enter(t, db, signUp(t, "Ada", "ada@example.com", time.Now()))
+	_, err := db.Exec(t.Context(), `
+		alter table directory.users drop constraint users_bounds;
+		alter table directory.signups drop constraint signups_bounds;
+		insert into directory.signups values ('infinity', 1, now()), ('-infinity', 1, now()), ('10000-01-01', 1, now()), ('0044-03-15 BC', 1, now())`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, at := range []string{"infinity", "-infinity", "10000-01-01", "0044-03-15 BC"} {
+		for _, sql := range []string{`update directory.users set created_at = $1::text::timestamptz`, `update directory.signups set last_at = $1::text::timestamptz`} {
+			if _, err := db.Exec(t.Context(), sql, at); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := get[page](t, srv, "/directory", nil); got.names() != "Ada" || got.AsOf == nil {
+			t.Errorf("%s: %+v, want Ada and a time", at, got)
+		}
+		if got := get[struct{ Days []directory.Day }](t, srv, "/directory/signups", nil); len(got.Days) != 1 {
+			t.Errorf("%s: %v, want one day", at, got.Days)
+		}
+	}
+}
+
 // TestPages: every user is listed once and in order, also those with the same name and
 // although the last one of each page goes before the next is asked for.
 func TestPages(t *testing.T) {
