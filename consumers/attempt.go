@@ -245,7 +245,9 @@ func (t *term) intended(ctx context.Context, w *work) {
 		t.Log.WarnContext(ctx, "another process took the event over while this one was out of touch with the database", "event_id", w.id)
 	case unavailable: // another event is tried next: it may be this one's fault after all
 		t.giveIntentBack(ctx, w, t.gate.next())
-	case unwritten, broken:
+	case broken: // not asked again: the database may be back
+		t.leave(ctx, w, err)
+	case unwritten:
 		t.refused(ctx, w, err)
 	default:
 		t.settle(ctx, w, e)

@@ -20,6 +20,7 @@ import (
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/devserver"
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/migrations"
 )
@@ -128,6 +129,35 @@ func TestOutagesAreNoAttempts(t *testing.T) {
 	}
 }
 
+// TestRestartDuringAnAttemptSpendsNone: PostgreSQL is back before the handler notices that it was
+// away, so that the failure looks like the handler's own.
+func TestRestartDuringAnAttemptSpendsNone(t *testing.T) {
+	t.Parallel()
+	s, server := newSceneWithServer(t)
+	attempts, begun, back := atomic.Int32{}, make(chan struct{}), make(chan struct{})
+	s.more(1)
+	s.startOn(s.js, consumers.Consumer{MaxAttempts: 3, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		switch attempts.Add(1) {
+		case 1:
+			return errors.New("not yet")
+		case 2:
+			begun <- struct{}{}
+			<-back
+			_, err := tx.Exec(ctx, `select`)
+			return err
+		}
+		return record(ctx, tx, e)
+	}})
+	<-begun
+	s.killPostgres(server)
+	s.restart(server)
+	close(back)
+	s.check(true)
+	if n := s.count(`select attempts from pgjet.inbox`); n != 2 {
+		t.Errorf("the inbox says %d attempts, want the one that failed and the one that did not", n)
+	}
+}
+
 // TestReadOnlySpendsNoAttempts: a server that takes no writes is away, whatever handlers return
 // meanwhile. A handler that makes its own transaction read-only fails by itself.
 func TestReadOnlySpendsNoAttempts(t *testing.T) {
@@ -144,6 +174,15 @@ func TestReadOnlySpendsNoAttempts(t *testing.T) {
 		case 2:
 			s.exec(`alter system set default_transaction_read_only = on`)
 			s.exec(`select pg_reload_conf()`)
+			// The server reads it later. New connections begin when it has told all others.
+			testenv.Eventually(t, patience, "the server takes no writes", func() bool {
+				conn, err := pgx.ConnectConfig(ctx, s.db.Config().ConnConfig.Copy())
+				if err != nil {
+					return false
+				}
+				defer conn.Close(ctx)
+				return postgres.CheckWritable(ctx, conn) != nil
+			})
 			return &pgconn.PgError{Code: "25006", Message: "the server became a standby"}
 		}
 		return record(ctx, tx, e)

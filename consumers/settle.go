@@ -131,10 +131,7 @@ func (t *term) refused(ctx context.Context, w *work, err error) {
 		return
 	}
 	if errors.Is(err, errSuperseded) || t.away(ctx, err) {
-		t.fail(err)
-		if w.intent != nil {
-			t.giveIntentBack(ctx, w, 0)
-		}
+		t.leave(ctx, w, err)
 		return
 	}
 	attempt := 1
@@ -158,6 +155,14 @@ func (t *term) refused(ctx context.Context, w *work, err error) {
 		if err := w.delivery.msg.NakWithDelay(delay); err != nil {
 			t.Log.InfoContext(ctx, "nak was not sent, the event will come again by itself", "event_id", w.id, "err", err)
 		}
+	}
+}
+
+// leave ends the session, in which an event cannot be settled.
+func (t *term) leave(ctx context.Context, w *work, err error) {
+	t.fail(err)
+	if w.intent != nil {
+		t.giveIntentBack(ctx, w, 0)
 	}
 }
 

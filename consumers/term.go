@@ -56,6 +56,8 @@ type term struct {
 	stopping context.Context         //nolint:containedctx // ends when the runner is told to stop
 	callers  attempt.Callers
 	began    time.Time
+	// when the server was started with which the session began
+	serverBegan time.Time
 
 	holder    string    // of the lock of attempts, seen last; "" without one
 	heldSince time.Time // since when it is that one
@@ -122,6 +124,9 @@ func (t *term) begin(ctx context.Context) (err error) {
 	}
 	if _, err := t.conn.Exec(ctx, `select pg_advisory_lock(hashtextextended('pgjet.process.' || $1, 0))`, t.id); err != nil {
 		return &databaseError{"announce the process", err}
+	}
+	if t.serverBegan, err = started(ctx, t.conn); err != nil {
+		return &databaseError{"ask when the server was started", err}
 	}
 	if err := t.releaseEarlier(ctx); err != nil {
 		return &databaseError{"give intents back", err}

@@ -5,8 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"io"
-	"net"
 	"regexp"
 	"time"
 
@@ -67,45 +65,55 @@ func (t *term) judge(ctx context.Context, err error) verdict {
 func (t *term) away(ctx context.Context, err error) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
+	class := sqlstate.Of(err)
 	switch {
 	case !lostConnection(err):
 		return false
 	case !t.writable(ctx):
 		return true
-	case !brokenConnection(err):
+	case class != sqlstate.Unreachable && class != sqlstate.ReadOnly:
 		return false
 	}
-	// The processes of a server that has died end one after the other: another one may
-	// have answered.
+	// The processes of a server learn one after the other that it has died, or that it takes no
+	// writes: another one may have answered.
 	time.Sleep(deathThroes)
 	return !t.writable(ctx)
 }
 
-// writable reports whether the database answers and takes writes. Handlers may hold all
-// connections of the pool: then a new one is asked.
+// writable reports whether the database answers, takes writes, and is the one with which the
+// session began: a server that has started since was away. Handlers may hold all connections
+// of the pool: then a new one is asked.
 func (t *term) writable(ctx context.Context) bool {
 	pooled, cancel := context.WithTimeout(ctx, pingTime/2)
 	defer cancel()
 	err := postgres.CheckWritable(pooled, t.DB)
-	if err == nil || !errors.Is(err, context.DeadlineExceeded) {
-		return err == nil
+	if err == nil {
+		return t.sameServer(pooled, t.DB)
+	}
+	if !errors.Is(err, context.DeadlineExceeded) {
+		return false
 	}
 	conn, err := pgx.ConnectConfig(ctx, t.DB.Config().ConnConfig)
 	if err != nil {
 		return false
 	}
 	defer lead.Close(conn)
-	return postgres.CheckWritable(ctx, conn) == nil
+	return postgres.CheckWritable(ctx, conn) == nil && t.sameServer(ctx, conn)
 }
 
-// deathThroes is for how long a server's processes may answer after its death.
+func (t *term) sameServer(ctx context.Context, db querier) bool {
+	at, err := started(ctx, db)
+	return err == nil && at.Equal(t.serverBegan)
+}
+
+// started returns when the server was started.
+func started(ctx context.Context, db querier) (at time.Time, err error) {
+	err = db.QueryRow(ctx, `select pg_postmaster_start_time()`).Scan(&at)
+	return at, err
+}
+
+// deathThroes is for how long a server's processes may answer after its death, or write after it was set read-only.
 const deathThroes = 100 * time.Millisecond
-
-// brokenConnection reports whether err says that a connection ended.
-func brokenConnection(err error) bool {
-	_, network := errors.AsType[net.Error](err)
-	return network || pgconn.SafeToRetry(err) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
-}
 
 // lostConnection reports whether err may come from a database that went away.
 func lostConnection(err error) bool {
