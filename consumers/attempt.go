@@ -187,12 +187,18 @@ func (t *term) transact(ctx context.Context, first func(*pgx.Batch), fn func(ctx
 
 // transactOnce is transact without another try. If a handler was left behind in the transaction, its
 // connection is cut.
-func (t *term) transactOnce(ctx context.Context, first func(*pgx.Batch), fn func(ctx context.Context, tx pgx.Tx) error) error {
+func (t *term) transactOnce(ctx context.Context, first func(*pgx.Batch), fn func(ctx context.Context, tx pgx.Tx) error) (err error) {
 	conn, err := t.db().Acquire(ctx)
 	if err != nil {
 		return &databaseError{"connect", err}
 	}
 	defer conn.Release()
+	defer func() { // such as of a transaction that a goroutine of the handler still uses
+		if p := recover(); p != nil {
+			attempt.Cut(conn)
+			err = attempt.Recovered("the transaction, after the handler returned,", p)
+		}
+	}()
 	tx, err := t.enter(ctx, conn, first)
 	if err == nil {
 		err = fn(ctx, tx)

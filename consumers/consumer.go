@@ -139,12 +139,21 @@ func EventOf(ctx context.Context) events.Event {
 
 // Unavailable marks an error as an outage of something that every event needs, such
 // as a mail server. The event keeps its place, no attempt is counted, and the consumer
-// tries again with one event at a time, later each time, until one gets through.
-func Unavailable(err error) error { return &unavailableError{err} }
+// tries again with one event at a time, later each time, until one gets through. A nil
+// error is an outage, too.
+func Unavailable(err error) error {
+	if err == nil {
+		return &unavailableError{text: "unavailable"}
+	}
+	return &unavailableError{attempt.Bounded("unavailable: " + err.Error()), err}
+}
 
-type unavailableError struct{ err error }
+type unavailableError struct {
+	text string
+	err  error
+}
 
-func (e *unavailableError) Error() string { return "unavailable: " + e.err.Error() }
+func (e *unavailableError) Error() string { return e.text }
 func (e *unavailableError) Unwrap() error { return e.err }
 
 // delay returns how long to wait after the attempt with this number, from 1.

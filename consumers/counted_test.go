@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/events"
@@ -73,12 +75,30 @@ var waysToFail = map[string]func(ctx context.Context, tx pgx.Tx) error{
 	"spoiled its session": func(ctx context.Context, tx pgx.Tx) error {
 		return errors.Join(do(ctx, tx, `set role pgjet_writer`), errors.New("no"))
 	},
-	"panicked":               func(context.Context, pgx.Tx) error { panic("ouch") },
-	"panicked with nil":      func(context.Context, pgx.Tx) error { panic(nil) },
-	"ended its goroutine":    func(context.Context, pgx.Tx) error { runtime.Goexit(); return nil },
-	"returned its context's": func(ctx context.Context, _ pgx.Tx) error { return context.Canceled },
-	"returned a closed pool": func(ctx context.Context, _ pgx.Tx) error { return errors.New("closed pool") },
+	"returned a typed nil":         func(context.Context, pgx.Tx) error { var e *hostile; return e },
+	"called a typed nil an outage": func(context.Context, pgx.Tx) error { var e *hostile; return consumers.Unavailable(e) },
+	"wrapped a typed nil":          func(context.Context, pgx.Tx) error { var e *pgconn.PgError; return fmt.Errorf("wrapped: %w", e) },
+	"hid its cause":                func(context.Context, pgx.Tx) error { return unwrapping{} },
+	"panicked with a typed nil":    func(context.Context, pgx.Tx) error { var e *hostile; panic(e) },
+	"spoiled its transaction":      func(_ context.Context, tx pgx.Tx) error { *tx.Conn() = pgx.Conn{}; return nil },
+	"said too much":                func(context.Context, pgx.Tx) error { return errors.New(strings.Repeat("ä", 3<<20)) },
+	"panicked":                     func(context.Context, pgx.Tx) error { panic("ouch") },
+	"panicked with nil":            func(context.Context, pgx.Tx) error { panic(nil) },
+	"ended its goroutine":          func(context.Context, pgx.Tx) error { runtime.Goexit(); return nil },
+	"returned its context's":       func(ctx context.Context, _ pgx.Tx) error { return context.Canceled },
+	"returned a closed pool":       func(ctx context.Context, _ pgx.Tx) error { return errors.New("closed pool") },
 }
+
+// A hostile error panics when it is read, if it is nil.
+type hostile struct{ text string }
+
+func (e *hostile) Error() string { return e.text }
+
+// An unwrapping error panics when its cause is asked for.
+type unwrapping struct{}
+
+func (unwrapping) Error() string { return "fine so far" }
+func (unwrapping) Unwrap() error { panic("no cause") }
 
 func do(ctx context.Context, tx pgx.Tx, sql string) error {
 	_, err := tx.Conn().Exec(ctx, sql)
@@ -152,6 +172,9 @@ func TestWhatAHandlerCausesCounts(t *testing.T) {
 				var n, letters int
 				if _, err := pgx.ForEachRow(rows, []any{&key, &reason, &n}, func() error {
 					letters++
+					if len(reason) > 16<<10 {
+						t.Errorf("%s: a reason of %d bytes", key, len(reason))
+					}
 					if n != attempts {
 						t.Errorf("%s: a dead letter after %d attempts, want %d: %s", key, n, attempts, reason)
 					}

@@ -173,27 +173,34 @@ func TestReadOnlySpendsNoAttempts(t *testing.T) {
 			}
 		case 2:
 			s.exec(`alter system set default_transaction_read_only = on`)
-			s.exec(`select pg_reload_conf()`)
-			// The server reads it later. New connections begin when it has told all others.
-			testenv.Eventually(t, patience, "the server takes no writes", func() bool {
-				conn, err := pgx.ConnectConfig(ctx, s.db.Config().ConnConfig.Copy())
-				if err != nil {
-					return false
-				}
-				defer conn.Close(ctx)
-				return postgres.CheckWritable(ctx, conn) != nil
-			})
+			s.readOnly()
 			return &pgconn.PgError{Code: "25006", Message: "the server became a standby"}
 		}
 		return record(ctx, tx, e)
 	}})
 	s.blocked(r, "database_read_only")
+	s.eventually("the attempt is over", func() bool { return s.count(`select count(*) from pgjet.intent where taken_by is not null`) == 0 })
 	s.exec(`alter system reset default_transaction_read_only`)
 	s.exec(`select pg_reload_conf()`)
 	s.check(true)
 	if n := s.count(`select attempts from pgjet.inbox`); n != 2 {
 		t.Errorf("the inbox says %d attempts, want the handler's own failure and the success", n)
 	}
+}
+
+// readOnly has the server read its configuration, which it does later than it says, until it
+// takes no writes.
+func (s *scene) readOnly() {
+	s.Helper()
+	s.eventually("the server takes no writes", func() bool {
+		s.exec(`select pg_reload_conf()`)
+		conn, err := pgx.ConnectConfig(s.Context(), s.db.Config().ConnConfig)
+		if err != nil {
+			return false
+		}
+		defer conn.Close(context.Background())
+		return postgres.CheckWritable(s.Context(), conn) != nil
+	})
 }
 
 // TestChaosPostgresPaused stops all processes of the server for longer than anybody

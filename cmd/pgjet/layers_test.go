@@ -15,7 +15,6 @@ const module = "github.com/pgjet/pgjet/"
 var layers = []struct{ pkg, imports string }{
 	// Vocabulary and leaves.
 	{"events", ""},
-	{"internal/attempt", ""},
 	{"internal/auth", ""},
 	{"internal/breaker", ""},
 	{"internal/config", ""},
@@ -26,6 +25,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/messaging", ""},
 	{"internal/registry", ""},
 	{"internal/sqlstate", ""},
+	{"internal/attempt", "internal/sqlstate"},
 	{"internal/postgres", "internal/sqlstate"},
 	{"migrations", "internal/postgres"},
 	{"internal/lead", "internal/postgres internal/sqlstate"},

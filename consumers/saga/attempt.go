@@ -134,12 +134,18 @@ func (r *Runner) transact(ctx context.Context, fn func(tx pgx.Tx) error) error {
 
 // transactOnce is transact without another try. If a step was left behind in the transaction, its
 // connection is cut; if this process is frozen in it, it is over before others take the saga over.
-func (r *Runner) transactOnce(ctx context.Context, fn func(tx pgx.Tx) error) error {
+func (r *Runner) transactOnce(ctx context.Context, fn func(tx pgx.Tx) error) (err error) {
 	conn, err := r.db().Acquire(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Release()
+	defer func() { // such as of a transaction that a goroutine of the step still uses
+		if p := recover(); p != nil {
+			attempt.Cut(conn)
+			err = &stepError{attempt.Recovered("the transaction, after the step returned,", p)}
+		}
+	}()
 	tx, err := conn.BeginTx(ctx, postgres.Transaction(2*r.Saga.Timeout))
 	if err != nil {
 		return err

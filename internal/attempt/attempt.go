@@ -41,6 +41,7 @@ func Sound(what string, tx pgx.Tx) error {
 
 // Cut closes the socket of a connection that a call which was left behind may be using.
 func Cut(conn *pgxpool.Conn) {
+	defer func() { _ = recover() }() // a call may have spoiled it
 	_ = conn.Hijack().PgConn().Conn().Close()
 }
 

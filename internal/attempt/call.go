@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
+
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 // Call is [Callers.Call] of callers that are not kept.
@@ -99,8 +102,60 @@ func (cs *Callers) give(c caller) {
 func guarded(what string, call func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = &Panic{debug.Stack(), fmt.Sprintf("%s panicked: %v", what, p)}
+			err = Recovered(what, p)
 		}
 	}()
-	return call()
+	return checked(what, call())
+}
+
+// Recovered returns the error of what panicked with p. It is called where that was recovered.
+func Recovered(what string, p any) error {
+	return &Panic{debug.Stack(), Bounded(what + " panicked: " + text(p))}
+}
+
+// text returns p as text, which may panic once more.
+func text(p any) (s string) {
+	defer func() {
+		if recover() != nil {
+			s = fmt.Sprintf("%T, which cannot be printed", p)
+		}
+	}()
+	return fmt.Sprint(p)
+}
+
+// checked returns err with the text that it has now, and not too much of it. Methods of err
+// are code of others: what of it panics does so here.
+func checked(what string, err error) (safe error) {
+	if err == nil {
+		return nil
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			safe = Recovered("the error of the "+what, p)
+		}
+	}()
+	known := &returned{Bounded(err.Error()), err}
+	_ = sqlstate.Of(err)
+	_ = sqlstate.CommitUnknown(err)
+	_, _ = errors.AsType[*Panic](err)
+	return known
+}
+
+// A returned error is what a call returned.
+type returned struct {
+	text string
+	err  error
+}
+
+func (e *returned) Error() string { return e.text }
+func (e *returned) Unwrap() error { return e.err }
+
+// Bounded returns s as valid UTF-8, cut to what is worth keeping of an error's text.
+func Bounded(s string) string {
+	const most = 8 << 10
+	if len(s) > most {
+		s = s[:most-len("…")]
+		return strings.ToValidUTF8(s, "") + "…"
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
 }
