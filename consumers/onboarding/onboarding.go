@@ -31,6 +31,7 @@ import (
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/consumers/saga"
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 	"github.com/pgjet/pgjet/outbox"
 )
 
@@ -189,11 +190,17 @@ func (o *Onboarding) reject(ctx context.Context, tx pgx.Tx, s *saga.Saga) error 
 	return away(outbox.Append(ctx, tx, e))
 }
 
-// away returns an error of the database as an outage: none of them is the fault of one
-// user, so nobody is rejected for it.
+// away returns an error of the database as an outage if it is not the fault of one user: it
+// passes, or an operator has to make it pass. Any other one, such as of a value that the
+// table does not take, or of an event that cannot be published, is the step's failure.
 func away(err error) error {
 	if err == nil {
 		return nil
 	}
-	return saga.Unavailable(fmt.Errorf("table users.users or the outbox: %w", err))
+	class := sqlstate.Of(err)
+	err = fmt.Errorf("table users.users or the outbox: %w", err)
+	if class.Passing() || class == sqlstate.Permission || class == sqlstate.Outdated {
+		return saga.Unavailable(err)
+	}
+	return err
 }

@@ -313,6 +313,23 @@ func TestGivenUp(t *testing.T) {
 	}
 }
 
+// TestRefusedByTheTable: a value that the table does not take is no outage.
+func TestRefusedByTheTable(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.exec(`create function refuse() returns trigger language plpgsql as $$ begin raise 'no' using errcode = '22P02'; end $$`)
+	b.exec(`create trigger refuse before update on users.users for each row when (new.state = 'active') execute function refuse()`)
+	b.start(b.db)
+	id := b.signUp("Ann", 1)
+	b.ends(id, saga.Undone)
+	if p, a := b.left(); p+a != 0 {
+		t.Errorf("%d profiles and %d accounts are left", p, a)
+	}
+	if got := b.user(id); !strings.HasPrefix(got, "rejected ") {
+		t.Errorf("the user is %s", got)
+	}
+}
+
 // TestDeletedMeanwhile: whenever the user goes, nothing is left, and there is no event.
 func TestDeletedMeanwhile(t *testing.T) {
 	t.Parallel()
