@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgjet/pgjet/consumers/saga"
@@ -93,7 +94,17 @@ func TestLocalStepIsGivenUp(t *testing.T) {
 			_, err := tx.Exec(ctx, `insert into slot values (1), (1)`)
 			return err
 		},
-		"exit": func(context.Context, pgx.Tx) error { runtime.Goexit(); return nil },
+		"typed nil": func(context.Context, pgx.Tx) error { var e *pgconn.PgError; return e },
+		"wrapped typed nil": func(context.Context, pgx.Tx) error {
+			var e *pgconn.PgError
+			return fmt.Errorf("wrapped: %w", e)
+		},
+		"typed nil as an outage": func(context.Context, pgx.Tx) error {
+			var e *pgconn.PgError
+			return saga.Unavailable(e)
+		},
+		"spoilt transaction": func(_ context.Context, tx pgx.Tx) error { *tx.Conn() = pgx.Conn{}; return nil },
+		"exit":               func(context.Context, pgx.Tx) error { runtime.Goexit(); return nil },
 		"rows": func(ctx context.Context, tx pgx.Tx) error {
 			_, err := tx.Query(ctx, `select generate_series(1, 100000)`)
 			return err
