@@ -187,6 +187,31 @@ func TestWhatAHandlerCausesCounts(t *testing.T) {
 	}
 }
 
+// TestErrorsOfAnEffect: one that panics when it is read counts, an outage without a reason does not.
+func TestErrorsOfAnEffect(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	var outages atomic.Int32
+	b.publish(event(1), event(2))
+	b.startOn(b.js, consumers.Consumer{MaxAttempts: 2, Unordered: true, Effect: func(_ context.Context, e events.Event) error {
+		var bad *hostile
+		switch {
+		case e.Seq == 1:
+			return bad
+		case outages.Add(1) <= 3:
+			return consumers.Unavailable(nil)
+		}
+		return nil
+	}})
+	b.settled()
+	if n := b.count(`select count(*) from pgjet.dead_letter where attempts = 2 and error like '%error of the handler panicked%'`); n != 1 {
+		t.Errorf("%d dead letters of two attempts, want 1", n)
+	}
+	if n := b.count(`select count(*) from pgjet.inbox where state = 'done' and attempts = 1`); n != 1 {
+		t.Errorf("%d events done at the first counted attempt, want 1", n)
+	}
+}
+
 // TestCommittedByTheHandler: an event whose handler commits by itself is done, as its
 // inbox row says, and not handled again.
 func TestCommittedByTheHandler(t *testing.T) {
