@@ -164,7 +164,7 @@ func TestReadOnlySpendsNoAttempts(t *testing.T) {
 	t.Parallel()
 	s, _ := newSceneWithServer(t)
 	s.more(1)
-	var attempts atomic.Int32
+	var attempts, session atomic.Int32
 	r, _ := s.startOn(s.js, consumers.Consumer{MaxAttempts: 4, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 		switch attempts.Add(1) {
 		case 1:
@@ -172,6 +172,7 @@ func TestReadOnlySpendsNoAttempts(t *testing.T) {
 				return err
 			}
 		case 2:
+			session.Store(int32(s.count(`select pid from pg_locks where locktype = 'advisory' and mode = 'ExclusiveLock' limit 1`)))
 			s.exec(`alter system set default_transaction_read_only = on`)
 			s.readOnly()
 			return &pgconn.PgError{Code: "25006", Message: "the server became a standby"}
@@ -179,7 +180,9 @@ func TestReadOnlySpendsNoAttempts(t *testing.T) {
 		return record(ctx, tx, e)
 	}})
 	s.blocked(r, "database_read_only")
-	s.eventually("the attempt is over", func() bool { return s.count(`select count(*) from pgjet.intent where taken_by is not null`) == 0 })
+	s.eventually("the session of the attempt has ended", func() bool {
+		return s.count(`select count(*) from pg_stat_activity where pid = $1`, session.Load()) == 0
+	})
 	s.exec(`alter system reset default_transaction_read_only`)
 	s.exec(`select pg_reload_conf()`)
 	s.check(true)

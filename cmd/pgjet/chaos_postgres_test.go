@@ -109,7 +109,7 @@ func TestChaosConnectionsExhausted(t *testing.T) {
 			}
 			return len(all) == 4
 		})
-		g.says("database_unreachable")
+		g.says("database_exhausted")
 		for _, conn := range all {
 			conn.Close(t.Context())
 		}

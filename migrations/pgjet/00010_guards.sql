@@ -20,18 +20,22 @@ begin
     if not found then
         raise exception 'the outbox has no partition %', part;
     end if;
-    -- What lies before the caller's position and before the newest checkpoint of each stream.
-    with claimed (snapshot, floor) as (
+    -- What lies before the caller's position and before the newest checkpoint of each stream. One that was
+    -- never published to, and does not exist, is a mistyped name.
+    with led as (
+        select l.stream from pgjet.leader l
+         where l.epoch > 0 and (coalesce(l.cause, '') not like 'stream\_missing:%'
+                or exists (select from pgjet.checkpoint c where c.stream = l.stream))
+    ), claimed (snapshot, floor) as (
         select published, drop_outbox_partition.floor
         union all
         select coalesce(n.snapshot, '1:1:'), coalesce(n.floor, 0)
-          from pgjet.leader l left join lateral (
+          from led l left join lateral (
                select c.snapshot, c.floor from pgjet.checkpoint c
                 where c.stream = l.stream and c.system_identifier = (select system_identifier from pg_control_system())
                 order by c.id desc limit 1) n on true
-         where l.epoch > 0
         union all
-        select '1:1:', 0 where not exists (select from pgjet.leader where epoch > 0)
+        select '1:1:', 0 where not exists (select from led)
     ), least_of (floor, xmin, xmax) as (
         select min(c.floor), min(pg_snapshot_xmin(snapshot)::text::numeric), min(pg_snapshot_xmax(snapshot)::text::numeric) from claimed c
     )
