@@ -141,7 +141,8 @@ func createSchema(ctx context.Context, db *pgxpool.Pool, schema string) error {
 			return err
 		}
 		exists := false
-		err = tx.QueryRow(ctx, `select to_regnamespace($1) is not null`, schema).Scan(&exists)
+		// Not to_regnamespace, which may remember from before the lock that there is none.
+		err = tx.QueryRow(ctx, `select exists (select from pg_namespace where nspname = $1)`, schema).Scan(&exists)
 		if err != nil || exists {
 			return err
 		}
