@@ -46,7 +46,7 @@ var layers = []struct{ pkg, imports string }{
 	{"consumers/mailer", "consumers events internal/breaker internal/mailaddr"},
 	{"consumers/replay", "events internal/jserror internal/natsconn internal/postgres internal/sqlstate"},
 	{"consumers/saga", "internal/attempt internal/lead internal/postgres internal/session internal/sqlstate"},
-	{"consumers/onboarding", "consumers consumers/saga events outbox"},
+	{"consumers/onboarding", "consumers consumers/saga events internal/sqlstate outbox"},
 	{"consumers/status", "consumers consumers/saga internal/jserror internal/natsconn internal/postgres internal/sqlstate"},
 	{"consumers/extend", "consumers/replay consumers/status events internal/jserror internal/natsconn internal/sqlstate"},
 	// Tools.
