@@ -80,7 +80,6 @@ var waysToFail = map[string]func(ctx context.Context, tx pgx.Tx) error{
 	"wrapped a typed nil":          func(context.Context, pgx.Tx) error { var e *pgconn.PgError; return fmt.Errorf("wrapped: %w", e) },
 	"hid its cause":                func(context.Context, pgx.Tx) error { return unwrapping{} },
 	"panicked with a typed nil":    func(context.Context, pgx.Tx) error { var e *hostile; panic(e) },
-	"spoiled its transaction":      func(_ context.Context, tx pgx.Tx) error { *tx.Conn() = pgx.Conn{}; return nil },
 	"said too much":                func(context.Context, pgx.Tx) error { return errors.New(strings.Repeat("ä", 3<<20)) },
 	"panicked":                     func(context.Context, pgx.Tx) error { panic("ouch") },
 	"panicked with nil":            func(context.Context, pgx.Tx) error { panic(nil) },

@@ -103,8 +103,7 @@ func TestLocalStepIsGivenUp(t *testing.T) {
 			var e *pgconn.PgError
 			return saga.Unavailable(e)
 		},
-		"spoilt transaction": func(_ context.Context, tx pgx.Tx) error { *tx.Conn() = pgx.Conn{}; return nil },
-		"exit":               func(context.Context, pgx.Tx) error { runtime.Goexit(); return nil },
+		"exit": func(context.Context, pgx.Tx) error { runtime.Goexit(); return nil },
 		"rows": func(ctx context.Context, tx pgx.Tx) error {
 			_, err := tx.Query(ctx, `select generate_series(1, 100000)`)
 			return err
