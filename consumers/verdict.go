@@ -76,7 +76,7 @@ func (t *term) away(ctx context.Context, err error) bool {
 	}
 	// The processes of a server learn one after the other that it has died, or that it takes no
 	// writes: another one may have answered.
-	time.Sleep(deathThroes)
+	time.Sleep(settleTime)
 	return !t.writable(ctx)
 }
 
@@ -112,8 +112,8 @@ func started(ctx context.Context, db querier) (at time.Time, err error) {
 	return at, err
 }
 
-// deathThroes is for how long a server's processes may answer after its death, or write after it was set read-only.
-const deathThroes = 100 * time.Millisecond
+// settleTime is for how long a server's processes may answer after it died, or write after it was set read-only.
+const settleTime = 100 * time.Millisecond
 
 // lostConnection reports whether err may come from a database that went away.
 func lostConnection(err error) bool {

@@ -319,7 +319,7 @@ func (c *composed) operates() {
 	}
 }
 
-// keeps checks that a new container of a service knows what the one before was told.
+// keeps checks that a new container of a service knows what the one before had stored.
 func (c *composed) keeps() {
 	c.t.Helper()
 	c.compose(3*time.Minute, "up", "--detach", "--wait", "--no-deps", "--force-recreate", "users", "profiles", "billing", "mailpit")

@@ -58,7 +58,7 @@ func TestConsumerStatus(t *testing.T) {
 	s.stop()
 }
 
-// TestMailServerRefusesAll: a server that puts every mail off is an outage, whoever asks about it.
+// TestMailServerRefusesAll: a server that puts every mail off is reported as an outage everywhere.
 func TestMailServerRefusesAll(t *testing.T) {
 	t.Parallel()
 	database, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL()

@@ -172,7 +172,7 @@ func withTLSAndNKey(m *trial) {
 	}, nil)
 }
 
-// withClientCertificates: who connects is known by a certificate. What says so is a
+// withClientCertificates: a client is known by its certificate. What says so is a
 // configuration file.
 func withClientCertificates(m *trial) {
 	m.checked = "by a configuration file; refused without a certificate, and with that of a stranger"
