@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"strings"
 	"sync"
 	"time"
 
@@ -21,9 +23,13 @@ const (
 	maxWait = 5 * time.Second
 )
 
+// logEvery is the least time between two log lines about the same cause.
+const logEvery = time.Minute
+
+// What a [Keeper] returns from Ready before its first session and after its last.
 var (
-	errStarting = errors.New("starting")
-	errStopped  = errors.New("stopped")
+	ErrStarting = errors.New("starting")
+	ErrStopped  = errors.New("stopped")
 )
 
 // A Keeper begins sessions and knows whether one is at work. The zero Keeper is
@@ -31,14 +37,17 @@ var (
 type Keeper struct {
 	mu      sync.Mutex
 	working bool
-	reason  error // why not; nil before the first session
+	reason  error                // why not; nil before the first session
+	logged  map[string]time.Time // when each cause was logged, of those of the last minute
+	quiet   bool                 // the session that worked last ended without a log line
 }
 
 // Run begins sessions until ctx ends, and waits longer and longer in between if they
-// do not last. It logs why one ended whenever that is news,
-// as "no progress, will keep trying".
+// do not last. It logs why one ended, as "no progress, will keep trying": when a cause
+// begins, and once a minute while it lasts. The cause of an error is its text up to
+// the first colon.
 func (k *Keeper) Run(ctx context.Context, log *slog.Logger, session func(context.Context) error) {
-	defer k.Waiting(errStopped)
+	defer k.Waiting(ErrStopped)
 	wait := backoff.NewExponentialBackOff(backoff.WithInitialInterval(minWait),
 		backoff.WithMaxInterval(maxWait), backoff.WithMaxElapsedTime(0))
 	for ctx.Err() == nil {
@@ -50,7 +59,7 @@ func (k *Keeper) Run(ctx context.Context, log *slog.Logger, session func(context
 		if k.Ready() == nil && time.Since(begun) > maxWait {
 			wait.Reset() // it worked for a while
 		}
-		if k.Waiting(err) {
+		if k.ended(err) {
 			log.WarnContext(ctx, "no progress, will keep trying", "err", err)
 		}
 		select {
@@ -61,18 +70,53 @@ func (k *Keeper) Run(ctx context.Context, log *slog.Logger, session func(context
 }
 
 // Working says that the session got through and does its work. It reports whether
-// that is news.
-func (k *Keeper) Working() (news bool) { return k.set(true, nil) }
-
-// Waiting says why there is no work done. It reports whether that is news.
-func (k *Keeper) Waiting(reason error) (news bool) { return k.set(false, reason) }
-
-func (k *Keeper) set(working bool, reason error) bool {
+// that should be logged: whether there was a log line about why none was done.
+func (k *Keeper) Working() (news bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	news := k.working != working || fmt.Sprint(k.reason) != fmt.Sprint(reason)
-	k.working, k.reason = working, reason
+	news = !k.working && !k.quiet
+	k.working, k.reason = true, nil
 	return news
+}
+
+// Waiting says why there is no work done, while the session goes on. It reports whether
+// that should be logged: whether it is another reason, and work was done before or
+// nothing was logged about its cause for a minute.
+func (k *Keeper) Waiting(reason error) (news bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.working && fmt.Sprint(k.reason) == fmt.Sprint(reason) {
+		return false
+	}
+	news = k.due(reason) || k.working
+	k.working, k.reason, k.quiet = false, reason, false
+	return news
+}
+
+// ended says why a session ended. It reports whether that should be logged.
+func (k *Keeper) ended(reason error) (news bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	news = k.due(reason)
+	k.quiet = !news && (k.working || k.quiet)
+	k.working, k.reason = false, reason
+	return news
+}
+
+// due reports whether nothing was logged about the cause of reason for a minute. If so
+// it takes down that something is now.
+func (k *Keeper) due(reason error) bool {
+	now := time.Now()
+	maps.DeleteFunc(k.logged, func(_ string, at time.Time) bool { return now.Sub(at) >= logEvery })
+	cause, _, _ := strings.Cut(fmt.Sprint(reason), ":")
+	if _, recent := k.logged[cause]; recent {
+		return false
+	}
+	if k.logged == nil {
+		k.logged = make(map[string]time.Time)
+	}
+	k.logged[cause] = now
+	return true
 }
 
 // Ready returns nil while a session does its work, else why none does. A Keeper
@@ -84,7 +128,7 @@ func (k *Keeper) Ready() error {
 	case k.working:
 		return nil
 	case k.reason == nil:
-		return errStarting
+		return ErrStarting
 	}
 	return k.reason
 }

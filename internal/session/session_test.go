@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -20,20 +21,19 @@ func TestRunKeepsTrying(t *testing.T) {
 			t.Error("Ready() before the first session = nil, want an error")
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		var lines bytes.Buffer
 		down, other := errors.New("down"), errors.New("other")
 		var begun []time.Time
-		k.Run(ctx, slog.New(slog.NewTextHandler(&lines, nil)), func(context.Context) error {
+		k.Run(ctx, slog.New(slog.DiscardHandler), func(context.Context) error {
 			begun = append(begun, time.Now())
 			switch len(begun) {
 			case 50:
-				if !k.Working() || k.Ready() != nil {
-					t.Error("Working() is no news or not ready")
-				}
+				k.Working()
 				time.Sleep(10 * time.Second)
 				return other
 			case 40: // it gets through, and breaks at once
-				k.Working()
+				if !k.Working() || k.Ready() != nil {
+					t.Error("Working() is no news or not ready")
+				}
 			case 52:
 				cancel()
 			}
@@ -45,9 +45,6 @@ func TestRunKeepsTrying(t *testing.T) {
 		if k.Ready() == nil {
 			t.Error("Ready() after Run = nil, want an error")
 		}
-		if got := strings.Count(lines.String(), "no progress, will keep trying"); got != 4 {
-			t.Errorf("%d lines were logged, want one for each new reason, 4:\n%s", got, &lines)
-		}
 		if longest := begun[49].Sub(begun[48]); longest < 2*time.Second || longest > 8*time.Second {
 			t.Errorf("the wait grew to %s, want about 5 s", longest)
 		}
@@ -58,4 +55,59 @@ func TestRunKeepsTrying(t *testing.T) {
 			t.Errorf("the wait after a session that broke at once is %s, want about 5 s", after)
 		}
 	})
+}
+
+// TestLogsACauseOnceAMinute: a cause is logged when it begins, once a minute while it lasts, and
+// when it ends; one that comes and goes all the time no more often.
+func TestLogsACauseOnceAMinute(t *testing.T) {
+	down, other := errors.New("down: 1"), errors.New("other: 1")
+	for _, c := range []struct {
+		name       string
+		session    func(k *session.Keeper, n int) (news bool, err error) // the session n
+		down, news int                                                   // how often it is logged in ten minutes
+	}{
+		{"it lasts", func(*session.Keeper, int) (bool, error) { return false, down }, 10, 0},
+		{"its text changes", func(_ *session.Keeper, n int) (bool, error) { return false, fmt.Errorf("down: %d", n) }, 10, 0},
+		{"two take turns", func(_ *session.Keeper, n int) (bool, error) { return false, []error{down, other}[n%2] }, 20, 0},
+		{"it comes and goes", func(k *session.Keeper, _ int) (bool, error) { return k.Working(), down }, 10, 10},
+		{"another one in between", func(k *session.Keeper, _ int) (bool, error) { return k.Waiting(other), down }, 10, 10},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var k session.Keeper
+				var lines bytes.Buffer
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+				defer cancel()
+				sessions, other := 0, 0
+				k.Run(ctx, slog.New(slog.NewTextHandler(&lines, nil)), func(context.Context) error {
+					sessions++
+					news, err := c.session(&k, sessions)
+					if news {
+						other++
+					}
+					return err
+				})
+				if got := strings.Count(lines.String(), "no progress, will keep trying"); got > c.down || got < c.down*8/10 {
+					t.Errorf("%d of %d sessions were logged, want about %d", got, sessions, c.down)
+				}
+				if other > c.news+1 || other < c.news*8/10 {
+					t.Errorf("what happened in them was logged %d times, want about %d", other, c.news)
+				}
+			})
+		})
+	}
+}
+
+// TestLogsWhatPeopleDo: a pause is logged however soon it comes after another.
+func TestLogsWhatPeopleDo(t *testing.T) {
+	var k session.Keeper
+	paused := errors.New("paused: by ann")
+	for range 3 {
+		if !k.Working() || k.Working() {
+			t.Error("Working() is not news once")
+		}
+		if !k.Waiting(paused) || k.Waiting(paused) {
+			t.Error("Waiting() is not news once")
+		}
+	}
 }
