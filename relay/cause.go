@@ -42,9 +42,6 @@ func causeOf(err error) string {
 	if r, ok := errors.AsType[*protocol.Refusal](err); ok {
 		return string(r.Class())
 	}
-	if _, ok := errors.AsType[*unclearError](err); ok {
-		return string(jserror.Busy)
-	}
 	if _, ok := errors.AsType[*protocol.HaltError](err); ok {
 		return "halted"
 	}

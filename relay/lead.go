@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/session"
@@ -93,7 +94,8 @@ func (d *database) lead(ctx context.Context, r *Relay, keeper *session.Keeper) e
 	return d.begin(ctx)
 }
 
-// begin begins the next epoch.
+// begin begins the next epoch. It leaves the cause for which the last leader did not publish, if that
+// may last: it is over when this one publishes.
 func (d *database) begin(ctx context.Context) error {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
@@ -106,9 +108,22 @@ func (d *database) begin(ctx context.Context) error {
 		insert into pgjet.leader as l (stream, epoch, process, since, cause, cause_at)
 		values ($1, 1, $2, clock_timestamp(), 'starting', clock_timestamp())
 		on conflict (stream) do update set epoch = l.epoch + 1,
-			process = excluded.process, since = excluded.since, cause = excluded.cause, cause_at = excluded.cause_at
+			process = excluded.process, since = excluded.since, cause_at = excluded.cause_at,
+			cause = case when l.cause ~ '^(stopped|paused)' or l.cause_at < clock_timestamp() - interval '30 seconds'
+			        then excluded.cause else coalesce(l.cause, excluded.cause) end
 		returning epoch`, d.stream, fmt.Sprintf("%s:%d", host, os.Getpid())).Scan(&d.epoch)
 	})
+}
+
+// found notes that the stream exists, before anything of the session is published there: partitions
+// of the outbox do not wait for one that does not.
+func (d *database) found(ctx context.Context) error {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	_, err := d.conn.Exec(ctx, `
+		update pgjet.leader set cause = 'starting', cause_at = clock_timestamp()
+		 where stream = $1 and epoch = $2 and cause like $3 || ':%'`, d.stream, d.epoch, string(jserror.StreamMissing))
+	return blockedByDatabase(err)
 }
 
 // explain notes why this leader does not publish; "" if it does.

@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/internal/natsconn"
+	"github.com/pgjet/pgjet/internal/session"
 )
 
 // Ready returns nil while the relay does what it is there for: it leads and publishes, or it
@@ -21,6 +22,18 @@ func (r *Relay) Ready(ctx context.Context) error {
 		return err
 	}
 	return r.spare.reach(ctx, r)
+}
+
+// trouble returns why the relay neither publishes nor stands by; nil while it does, and while
+// it starts or has stopped.
+func (r *Relay) trouble() error {
+	err := r.keeper.Ready()
+	for _, fine := range []error{errStandby, session.ErrStarting, session.ErrStopped} {
+		if errors.Is(err, fine) {
+			return nil
+		}
+	}
+	return err
 }
 
 // Role returns "leader" or "standby" with what there is to say about it, or "" while it

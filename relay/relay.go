@@ -41,6 +41,7 @@ import (
 
 	"github.com/pgjet/pgjet/internal/session"
 	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay/protocol"
 )
 
 // A Relay moves events from one outbox to one stream. Set its fields, then call
@@ -71,7 +72,8 @@ type Relay struct {
 const connectTimeout = 5 * time.Second
 
 // Run publishes until ctx ends, and returns nil then. It keeps trying whatever
-// fails, and logs each new reason once. An event in hand is finished or left to
+// fails, and logs each cause when it begins, once a minute while it lasts, and
+// "relay leads" when it is over. An event in hand is finished or left to
 // the next session; neither loses it.
 func (r *Relay) Run(ctx context.Context) error {
 	r.setDefaults()
@@ -87,8 +89,8 @@ func (r *Relay) Run(ctx context.Context) error {
 	go func() { defer close(watching); w.run(ctx) }()
 	r.keeper.Run(ctx, r.Log, func(ctx context.Context) error {
 		err := r.session(ctx)
-		if _, unclear := errors.AsType[*unclearError](err); unclear && ctx.Err() == nil {
-			r.Log.InfoContext(ctx, "looking for the reason, one event at a time", "err", err)
+		for unclear(err) && ctx.Err() == nil { // the next one gets further, or a clear answer
+			r.Log.DebugContext(ctx, "looking for the reason, one event at a time", "err", err)
 			err = r.session(ctx)
 		}
 		return named(err)
@@ -96,6 +98,12 @@ func (r *Relay) Run(ctx context.Context) error {
 	r.spare.end()
 	<-watching
 	return errors.Join(w.stop(), r.metrics.stop())
+}
+
+// unclear reports whether the next session will find out what is wrong.
+func unclear(err error) bool {
+	_, is := errors.AsType[*protocol.UnclearError](err)
+	return is
 }
 
 func (r *Relay) session(ctx context.Context) error {

@@ -123,7 +123,8 @@ func (l *link) Await(ctx context.Context) (protocol.Answer, error) {
 	}
 }
 
-// unanswered says why there was no answer, as far as one can tell.
+// unanswered says why there was no answer, as far as one can tell. A batch that a limit cuts
+// off gets none; its events do, sent alone.
 func (l *link) unanswered(ctx context.Context) error {
 	err := fmt.Errorf("no answer within %s", answerTimeout)
 	if l.denied.Load() != nil {
@@ -135,19 +136,10 @@ func (l *link) unanswered(ctx context.Context) error {
 		return block("stream_unresponsive", fmt.Errorf("%w, nor to a question about the stream: %w", err, failed))
 	}
 	if l.sent.events > 1 {
-		return &unclearError{l.sent.events}
+		return &protocol.UnclearError{Err: block("stream_unresponsive", fmt.Errorf("%w to an append of %d events", err, l.sent.events))}
 	}
 	return block("stream_write_error", fmt.Errorf(
 		"%w, though the server knows the stream: is its disk full? After making room restart it", err))
-}
-
-// An unclearError says that an append of several events was not answered, though the server
-// knows the stream. A batch that a limit cuts off is one, for example: sent alone, its events
-// get an answer.
-type unclearError struct{ events int }
-
-func (e *unclearError) Error() string {
-	return fmt.Sprintf("stream_unresponsive: no answer within %s to an append of %d events", answerTimeout, e.events)
 }
 
 // nobodyHome says why nothing takes messages: there is no stream, or its servers

@@ -2,7 +2,6 @@ package relay
 
 import (
 	"context"
-	"sync"
 
 	"github.com/nats-io/nats.go"
 	"go.opentelemetry.io/otel"
@@ -33,9 +32,7 @@ type metrics struct {
 	refused     metric.Int64Counter
 	fenced      metric.Int64Counter
 
-	mu          sync.Mutex
-	obstruction string // the word for why nothing moves; "" if it does
-	stop        func() error
+	stop func() error
 }
 
 func newMetrics(r *Relay) (*metrics, error) {
@@ -67,7 +64,7 @@ func (m *metrics) observe(r *Relay, meter metric.Meter) error {
 	for _, g := range []struct{ name, description string }{
 		{"pgjet.relay.leader", "1 while this relay leads and publishes, else 0."},
 		{"pgjet.relay.epoch", "How often a relay took the lead, as of when this one did; 0 while it does not lead."},
-		{"pgjet.relay.halted", "1 while this relay leads and does not publish, by reason."},
+		{"pgjet.relay.halted", "1 while this relay can neither publish nor stand by, by reason."},
 	} {
 		gauge, err := meter.Int64ObservableGauge(g.name, metric.WithDescription(g.description))
 		if err != nil {
@@ -76,12 +73,11 @@ func (m *metrics) observe(r *Relay, meter metric.Meter) error {
 		gauges = append(gauges, gauge)
 	}
 	registration, err := meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		o.ObserveInt64(gauges[0], map[bool]int64{true: 1}[r.keeper.Ready() == nil])
+		trouble := r.trouble()
+		o.ObserveInt64(gauges[0], map[bool]int64{true: 1}[r.keeper.Ready() == nil && trouble == nil])
 		o.ObserveInt64(gauges[1], r.epoch.Load())
-		if m.obstruction != "" {
-			o.ObserveInt64(gauges[2], 1, metric.WithAttributes(attribute.String("reason", m.obstruction)))
+		if trouble != nil {
+			o.ObserveInt64(gauges[2], 1, metric.WithAttributes(attribute.String("reason", causeOf(trouble))))
 		}
 		return nil
 	}, gauges[0], gauges[1], gauges[2])
@@ -91,15 +87,6 @@ func (m *metrics) observe(r *Relay, meter metric.Meter) error {
 	return err
 }
 
-// obstructed notes why the leader does not publish; nil if it does.
-func (m *metrics) obstructed(err error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.obstruction = ""; err != nil {
-		m.obstruction = causeOf(err)
-	}
-}
-
 // ended counts a session that ended by err.
 func (m *metrics) ended(err error) {
 	ctx, cause := context.Background(), causeOf(err)
@@ -107,7 +94,6 @@ func (m *metrics) ended(err error) {
 	if cause == "fenced" {
 		m.fenced.Add(ctx, 1)
 	}
-	m.obstructed(err)
 }
 
 // count adds what a session did between two looks.

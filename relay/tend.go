@@ -57,8 +57,7 @@ func (t *term) pause(ctx context.Context, w wish) error {
 			return err
 		}
 	}
-	t.Log.InfoContext(ctx, "publishing again")
-	return t.work(ctx)
+	return nil
 }
 
 // idle waits until it is time to look again what operators want. It reports false if the

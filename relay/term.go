@@ -56,6 +56,8 @@ type term struct {
 	tended  time.Time
 	looked  time.Time
 	adopted int64 // what wish said at the beginning
+	works   bool  // nothing is known that keeps it from publishing
+	before  int64 // how many events it had done when something did, see done
 	untidy  bool  // tidy failed
 }
 
@@ -81,11 +83,9 @@ func (t *term) run(ctx context.Context) (err error) {
 	t.session = &protocol.Session{DB: t.db, Stream: t.link,
 		Chains: t.link.chains(), Batches: t.link.batches(), Careful: t.careful}
 	defer func() { t.careful = t.session.Careful }()
-	defer func() {
-		if u, unclear := errors.AsType[*unclearError](err); unclear {
-			t.session.Careful = max(t.session.Careful, u.events)
-		}
-	}()
+	if err := t.db.found(ctx); err != nil {
+		return err
+	}
 	w, err := t.db.wish(ctx)
 	if err != nil {
 		return err
@@ -110,13 +110,13 @@ func (t *term) warnOf(ctx context.Context, weak []string) {
 // note leaves the reason why the term ended in the database, for those who ask
 // there, if it is still at hand.
 func (t *term) note(err error) {
+	if unclear(err) {
+		return // the next session finds out
+	}
 	cause := "stopped"
 	if err != nil {
 		cause = told(err)
 		t.metrics.ended(err)
-	}
-	if _, unclear := errors.AsType[*unclearError](err); unclear {
-		return // the next session finds out
 	}
 	if !t.db.conn.IsClosed() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
@@ -151,29 +151,34 @@ func (t *term) halted(ctx context.Context, err error) error {
 
 // obstruct says why nothing moves, while the session goes on.
 func (t *term) obstruct(ctx context.Context, err error) {
-	t.metrics.obstructed(err)
+	t.works, t.before = false, t.done()
 	if t.keeper.Waiting(err) {
 		t.Log.WarnContext(ctx, "not publishing", "err", err)
 	}
 	_ = t.db.explain(ctx, told(err)) // if the database is lost, the next call says so
 }
 
-// work says that the session publishes.
-func (t *term) work(ctx context.Context) error {
-	t.metrics.obstructed(nil)
-	t.keeper.Working()
+// done returns how many events the session has published or set aside.
+func (t *term) done() int64 { return t.session.Stats.Published + t.session.Stats.Quarantined }
+
+// work says that the session publishes, once a step has shown that: it found nothing to publish, or
+// the stream has confirmed something. Until then what kept the session before from it may last.
+func (t *term) work(ctx context.Context, found int) error {
+	if t.works || found > 0 && t.done() == t.before {
+		return nil
+	}
+	t.works = true
+	if t.keeper.Working() {
+		position, stored := t.session.Position()
+		t.Log.InfoContext(ctx, "relay leads", "epoch", t.db.epoch,
+			"outbox_seq", position.Floor, "stream_seq", t.session.Last(), "stored_since_checkpoint", stored)
+	}
 	return t.db.explain(ctx, "")
 }
 
 // publish moves events until something fails. When ctx ends it finishes the page
 // in hand, saves its place, and returns nil.
 func (t *term) publish(ctx context.Context) error {
-	position, stored := t.session.Position()
-	t.Log.InfoContext(ctx, "relay leads", "epoch", t.db.epoch,
-		"outbox_seq", position.Floor, "stream_seq", t.session.Last(), "stored_since_checkpoint", stored)
-	if err := t.work(ctx); err != nil {
-		return err
-	}
 	wait, last := pollBusy, time.Now()
 	for {
 		n, err := t.step(ctx)
@@ -182,6 +187,9 @@ func (t *term) publish(ctx context.Context) error {
 		}
 		if ctx.Err() != nil {
 			return t.finish(ctx)
+		}
+		if err := t.work(ctx, n); err != nil {
+			return err
 		}
 		if n > 0 {
 			wait, last = pollBusy, time.Now()

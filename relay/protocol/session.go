@@ -248,15 +248,16 @@ func (s *Session) tally(f *flight) {
 
 // refused returns err, which ends the session, after noting what it teaches. An
 // event that was sent alone and that the stream would never take is set aside.
-// With more than one it is not known which was meant: the next session goes through
-// them with care.
+// With more than one it is not known which was meant: the error is an [UnclearError],
+// and the next session goes through them with care.
 func (s *Session) refused(ctx context.Context, a Append, err error) error {
-	refusal, ok := errors.AsType[*Refusal](err)
+	refusal, no := errors.AsType[*Refusal](err)
+	_, unclear := errors.AsType[*UnclearError](err)
 	switch {
-	case !ok:
-	case len(a.Events) > 1:
+	case len(a.Events) > 1 && (no || unclear):
 		s.Careful = max(s.Careful, len(a.Events))
-	case refusal.Class() == jserror.Refused:
+		err = &UnclearError{err}
+	case no && refusal.Class() == jserror.Refused:
 		e := a.Events[0]
 		if failed := s.quarantine(ctx, outbox.Record{Event: e}, refusal); failed != nil {
 			err = fmt.Errorf("%w (after %w)", failed, err)
