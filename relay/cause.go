@@ -71,10 +71,11 @@ func named(err error) error {
 	return reasoned{err}
 }
 
-// blockedByDatabase puts the reason before an error of PostgreSQL.
+// blockedByDatabase puts the reason before an error of PostgreSQL, unless it has one.
 func blockedByDatabase(err error) error {
+	known, _ := errors.AsType[*blocked](err)
 	switch {
-	case err == nil, errors.Is(err, protocol.ErrFenced):
+	case err == nil, known != nil, errors.Is(err, protocol.ErrFenced):
 		return err
 	case errors.Is(err, outbox.ErrSetBack):
 		return block("sequence_set_back", fmt.Errorf("%w; beginning again at the last checkpoint, and publishing it", err))
@@ -94,10 +95,18 @@ func blockedByStream(err error) error {
 	case errors.Is(err, nats.ErrNoResponders): // nothing takes messages for the stream, or answers for it
 		class, todo = jserror.StreamMissing, ""
 	case class == jserror.Permission:
-		todo = "compare with: pgjet nats permissions relay"
+		todo = permissions
 	}
-	if todo != "" && !strings.Contains(err.Error(), todo) {
-		err = fmt.Errorf("%w; %s", err, todo)
+	return block(string(class), advise(err, todo))
+}
+
+// permissions is what to do if NATS refuses a right.
+const permissions = "compare with: pgjet nats permissions relay"
+
+// advise returns err with what to do behind it, unless err says that or there is nothing to do.
+func advise(err error, todo string) error {
+	if todo == "" || strings.Contains(err.Error(), todo) {
+		return err
 	}
-	return block(string(class), err)
+	return fmt.Errorf("%w; %s", err, todo)
 }

@@ -121,10 +121,14 @@ func (l *link) explain(err error) error {
 	if err == nil {
 		return nil
 	}
-	if denied := l.denied.Load(); denied != nil {
-		return block("permission_denied", fmt.Errorf("%w (%w); compare with: pgjet nats permissions relay", *denied, err))
+	denied := l.denied.Load()
+	if denied == nil || causeOf(err) == string(jserror.Permission) {
+		return blockedByStream(err)
 	}
-	return blockedByStream(err)
+	if natsconn.Of(err) != jserror.Permission { // else it says so by itself
+		err = fmt.Errorf("%w (%w)", *denied, err)
+	}
+	return block(string(jserror.Permission), advise(err, permissions))
 }
 
 func (l *link) close() {

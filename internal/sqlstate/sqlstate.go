@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -118,7 +119,7 @@ func Of(err error) Class {
 	return ""
 }
 
-// A classified is an error that knows its class.
+// A classified is an error that knows its class, and says what to do.
 type classified interface {
 	error
 	Class() Class
@@ -187,7 +188,7 @@ var advice = map[Class]string{
 // returns "".
 func Reason(err error) Class { return cmp.Or(Of(err), Failed) }
 
-// Advise returns err with what to do behind it. The role is the one of pgjet's whose rights the
+// Advise returns err with what to do behind it, unless err says that itself. The role is the one of pgjet's whose rights the
 // connection's user needs, such as pgjet_relay; "" names none.
 func Advise(err error, role string) error {
 	class := Of(err)
@@ -195,7 +196,7 @@ func Advise(err error, role string) error {
 	if class == Permission && role != "" {
 		todo = "the user needs the rights of " + role
 	}
-	if todo == "" {
+	if _, own := errors.AsType[classified](err); own || todo == "" || strings.Contains(err.Error(), todo) {
 		return err
 	}
 	return fmt.Errorf("%w; %s", err, todo)
