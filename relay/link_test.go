@@ -8,10 +8,12 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/natsconn"
@@ -50,6 +52,21 @@ func TestCauses(t *testing.T) {
 	} {
 		if got := causeOf(err); got != want {
 			t.Errorf("causeOf(%v) = %s, want %s", err, got, want)
+		}
+	}
+}
+
+// TestAwaitTakesWhatHasCome: an answer that came in time counts, however long the relay was about
+// something else.
+func TestAwaitTakesWhatHasCome(t *testing.T) {
+	for range 50 { // select takes either
+		l := &link{answers: make(chan reply, 2)}
+		l.sent = sending{subject: "now", events: 2, at: time.Now().Add(-time.Hour), span: trace.SpanFromContext(t.Context())}
+		for _, subject := range []string{"before", "now"} {
+			l.answers <- reply{&nats.Msg{Subject: subject, Data: []byte(`{"seq": 7}`)}, l.sent.at.Add(time.Millisecond)}
+		}
+		if answer, err := l.Await(t.Context()); err != nil || answer.Last != 7 || answer.Took != time.Millisecond {
+			t.Fatalf("Await() = %+v, %v, want sequence 7", answer, err)
 		}
 	}
 }

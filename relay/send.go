@@ -116,6 +116,10 @@ func (l *link) Await(ctx context.Context) (protocol.Answer, error) {
 		case <-l.closed:
 			return protocol.Answer{}, l.sent.end(l.explain(l.lost()))
 		case <-late.C:
+			if len(l.answers) > 0 { // it came in time, and had to wait for a slow database
+				late.Reset(time.Millisecond)
+				continue
+			}
 			return protocol.Answer{}, l.sent.end(l.unanswered(ctx))
 		case <-ctx.Done():
 			return protocol.Answer{}, l.sent.end(l.explain(ctx.Err()))
