@@ -21,7 +21,10 @@ import (
 )
 
 // pingInterval is how often a silent NATS server is asked whether it lives.
-const pingInterval = 2 * time.Second
+const pingInterval = time.Second
+
+// pings is how many pings may go unanswered before the connection is given up.
+const pings = 5
 
 // ReaderName is the consumer by which relays read the stream. They need the right to
 // create, read and delete it.
@@ -60,7 +63,7 @@ func dial(ctx context.Context, r *Relay) (*link, error) {
 	options := append([]nats.Option{
 		nats.Name("pgjet-relay"), nats.NoReconnect(), nats.ReconnectBufSize(-1),
 		nats.Timeout(connectTimeout), nats.FlusherTimeout(answerTimeout),
-		nats.PingInterval(pingInterval), nats.MaxPingsOutstanding(2),
+		nats.PingInterval(pingInterval), nats.MaxPingsOutstanding(pings), nats.SetCustomDialer(&r.nats),
 		nats.CustomInboxPrefix("_INBOX_relay"), nats.PermissionErrOnSubscribe(true),
 		nats.ErrorHandler(l.noteError),
 	}, r.NATS...)

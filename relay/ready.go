@@ -17,6 +17,9 @@ import (
 // stands by, and both its database and the stream answer, so that it could take over. Else it returns
 // why not.
 func (r *Relay) Ready(ctx context.Context) error {
+	if err := r.silent(); err != nil {
+		return err
+	}
 	err := r.keeper.Ready()
 	if !errors.Is(err, errStandby) {
 		return err
@@ -27,6 +30,9 @@ func (r *Relay) Ready(ctx context.Context) error {
 // trouble returns why the relay neither publishes nor stands by; nil while it does, and while
 // it starts or has stopped.
 func (r *Relay) trouble() error {
+	if err := r.silent(); err != nil {
+		return err
+	}
 	err := r.keeper.Ready()
 	for _, fine := range []error{errStandby, session.ErrStarting, session.ErrStopped} {
 		if errors.Is(err, fine) {
@@ -77,7 +83,8 @@ func (s *spare) reach(ctx context.Context, r *Relay) error {
 func (s *spare) dial(r *Relay) (err error) {
 	s.nc, err = nats.Connect(r.NATSURL, append([]nats.Option{
 		nats.Name("pgjet-relay-standby"), nats.NoReconnect(), nats.Timeout(connectTimeout / 5),
-		nats.PingInterval(pingInterval), nats.MaxPingsOutstanding(2), nats.CustomInboxPrefix("_INBOX_relay"),
+		nats.PingInterval(pingInterval), nats.MaxPingsOutstanding(pings), nats.SetCustomDialer(&r.nats),
+		nats.CustomInboxPrefix("_INBOX_relay"),
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}), // calls report it
 	}, r.NATS...)...)
 	if err != nil {

@@ -32,6 +32,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -60,12 +61,14 @@ type Relay struct {
 	// [outbox.DefaultRetention]. Events go by whole partitions.
 	Retention time.Duration
 
-	keeper  session.Keeper
-	spare   spare
-	epoch   atomic.Int64 // of this relay while it leads, else 0
-	metrics *metrics
-	careful int      // see protocol.Session
-	warned  []string // settings of the stream that were logged
+	keeper   session.Keeper
+	postgres pulse
+	nats     pulse
+	spare    spare
+	epoch    atomic.Int64 // of this relay while it leads, else 0
+	metrics  *metrics
+	careful  int      // see protocol.Session
+	warned   []string // settings of the stream that were logged
 }
 
 // connectTimeout is how long it may take to connect.
@@ -85,8 +88,9 @@ func (r *Relay) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("start relay: %w", err)
 	}
-	watching := make(chan struct{})
-	go func() { defer close(watching); w.run(ctx) }()
+	var beside sync.WaitGroup
+	beside.Go(func() { w.run(ctx) })
+	beside.Go(func() { r.postgres.probe(ctx) })
 	r.keeper.Run(ctx, r.Log, func(ctx context.Context) error {
 		err := r.session(ctx)
 		for unclear(err) && ctx.Err() == nil { // the next one gets further, or a clear answer
@@ -96,7 +100,7 @@ func (r *Relay) Run(ctx context.Context) error {
 		return named(err)
 	})
 	r.spare.end()
-	<-watching
+	beside.Wait()
 	return errors.Join(w.stop(), r.metrics.stop())
 }
 
@@ -117,4 +121,5 @@ func (r *Relay) setDefaults() {
 	r.Source = cmp.Or(r.Source, "pgjet")
 	r.Retention = cmp.Or(r.Retention, outbox.DefaultRetention)
 	r.Log = cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("relay", r.Stream)
+	r.Database = r.postgres.watch(r.Database)
 }

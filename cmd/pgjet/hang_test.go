@@ -1,12 +1,16 @@
 package main
 
 import (
+	"fmt"
+	"net/http"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/pgjet/pgjet/internal/devserver"
+	"github.com/pgjet/pgjet/internal/testenv"
 )
 
 // stopBound is how long a process takes to end that has nothing in hand, whatever hangs.
@@ -60,5 +64,71 @@ func TestStopsWhileServersHang(t *testing.T) {
 			}
 			ends.Wait()
 		})
+	}
+}
+
+// noticeBound is how long it takes until a relay says that a server hangs, on a machine that is not slow itself.
+func noticeBound() time.Duration {
+	if raced {
+		return 8 * time.Second
+	}
+	return 5 * time.Second
+}
+
+// TestRelaySaysSoonThatAServerHangs: the one that leads, with something to do or not, and the one that
+// stands by. When the server goes on, so do they, in the same session if it was PostgreSQL.
+func TestRelaySaysSoonThatAServerHangs(t *testing.T) {
+	t.Parallel()
+	for _, what := range []string{"postgres", "nats"} {
+		for _, busy := range []bool{false, true} {
+			t.Run(fmt.Sprint(what, ", busy=", busy), func(t *testing.T) {
+				t.Parallel()
+				server := postgresProcess(t)
+				n := startNATSProcess(t, devserver.NATSOptions{Dir: t.TempDir(), Lazy: true})
+				g := newRig(t, server.URL(), n.url())
+				leads, stands := g.leader([]*service{g.startRelay(), g.startRelay()})
+				stands.hasRole(stands.admin, "standby")
+				relays := []*service{leads, stands}
+				cause, pid := "database_unreachable", server.PID()
+				if what == "nats" {
+					cause, pid = "nats_unreachable", n.cmd.Process.Pid
+				}
+				if busy {
+					g.writer.start()
+					g.flows(20)
+				}
+				epoch := g.epoch()
+				thaw := freeze(t, pid)
+				var noticed sync.WaitGroup
+				for i, r := range relays {
+					noticed.Go(func() {
+						begun := time.Now()
+						said := func() bool {
+							status, body := get(t, r.admin+"/readyz")
+							return status == http.StatusServiceUnavailable && strings.Contains(body, cause)
+						}
+						for !said() && time.Since(begun) < patience {
+							time.Sleep(10 * time.Millisecond)
+						}
+						took := time.Since(begun).Round(time.Millisecond)
+						t.Logf("%s says %s after %s", []string{"the leader", "the standby"}[i], cause, took)
+						if took > noticeBound() {
+							t.Errorf("that took more than %s, of %s", noticeBound(), r)
+						}
+					})
+				}
+				noticed.Wait()
+				thaw()
+				if !busy {
+					g.backlog(20, 5)
+				}
+				testenv.Eventually(t, healing, "all events are in the stream", func() bool {
+					return g.lastSeq() >= uint64(query[int64](t, g.db, `select count(*) from pgjet.outbox`))
+				})
+				if now := g.epoch(); now != epoch && what == "postgres" && !raced {
+					t.Errorf("the relays lead in epoch %d, not %d: a database that is slow ended a session of %s", now, epoch, leads)
+				}
+			})
+		}
 	}
 }
