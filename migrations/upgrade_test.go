@@ -18,6 +18,7 @@ var releases = []map[string]int64{
 	{"pgjet": 8, "users": 2, "directory": 2},
 	{"pgjet": 9, "users": 3, "directory": 2},
 	{"pgjet": 10, "users": 4, "directory": 3},
+	{"pgjet": 11, "users": 4, "directory": 3},
 }
 
 // migrate brings each schema to a version, up or down.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -29,6 +30,9 @@ const (
 	minWidth        = 50_000
 	maxWidth        = 5_000_000
 )
+
+// lastSeq is the last seq that there can be. No partition but the default one can hold it.
+const lastSeq = math.MaxInt64
 
 // A Tended says what [Tend] or [Prune] did.
 type Tended struct {
@@ -218,7 +222,7 @@ func (p Position) and(q Position) Position {
 // width returns how many events a new partition is for. As long as the rate is not
 // known that is as many as the one before takes.
 func (s *situation) width() int64 {
-	w := int64(s.rate*s.retention.Seconds()) / partitionsKept
+	w := int64(min(s.rate*s.retention.Seconds()/partitionsKept, maxWidth))
 	if n := len(s.partitions); w == 0 && n > 0 {
 		w = s.partitions[n-1].High - s.partitions[n-1].Low
 	}
@@ -230,21 +234,26 @@ func (t *Tended) extend(ctx context.Context, db *pgx.Conn, s *situation) error {
 	if s.strays {
 		return t.try(db.QueryRow(ctx, `select pgjet.empty_outbox_default($1)`, s.width()).Scan(&t.Emptied))
 	}
-	next, ahead := s.last+1, 0
+	next, ahead := min(s.last, lastSeq-1)+1, 0
 	for _, p := range s.partitions {
 		if next = max(next, p.High); p.Low > s.last {
 			ahead++
 		}
 	}
-	for ; ahead < partitionsAhead && t.Busy == ""; ahead++ {
-		_, err := db.Exec(ctx, `select pgjet.add_outbox_partition($1, $2)`, next, next+s.width())
+	for ; ahead < partitionsAhead && t.Busy == "" && next < lastSeq; ahead++ {
+		high := next + min(s.width(), lastSeq-next)
+		_, err := db.Exec(ctx, `select pgjet.add_outbox_partition($1, $2)`, next, high)
 		if err := t.try(err); err != nil {
 			return err
 		}
 		if t.Busy == "" {
 			t.Added++
 		}
-		next += s.width()
+		next = high
+	}
+	if left := lastSeq - s.last; left < partitionsAhead*minWidth {
+		t.Busy = cmp.Or(t.Busy, fmt.Sprintf("the sequence pgjet.outbox_seq_seq has %d seqs left, then appends fail; "+
+			"set it to the highest seq of the outbox from before it jumped, see docs/runbooks/relay-not-publishing.md", left))
 	}
 	return nil
 }

@@ -1,16 +1,23 @@
 package outbox_test
 
 import (
+	"cmp"
 	"context"
+	"errors"
+	"fmt"
+	"math"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgjet/pgjet/internal/sqlstate"
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/outbox"
 )
@@ -251,5 +258,77 @@ func closed(c <-chan struct{}) bool {
 		return true
 	default:
 		return false
+	}
+}
+
+// TestTendAtTheEndOfSeqs: wherever the sequence stands, and whatever seq was written by hand, every row finds
+// a partition, what can be tended is, and nothing is tried for ever.
+func TestTendAtTheEndOfSeqs(t *testing.T) {
+	const last = math.MaxInt64
+	insert := func(seq int64) string {
+		return fmt.Sprintf(`insert into pgjet.outbox (seq, id, type, key, data) overriding system value values (%d, gen_random_uuid(), 'note.made', 'hand', '{}')`, seq)
+	}
+	for _, c := range []struct {
+		name    string
+		change  string
+		strays  int64  // rows that stay in the default partition
+		appends bool   // one can append after that
+		busy    string // and this is said
+	}{
+		{"the last seq, by hand", insert(last), 1, true, ""},
+		{"the one before, by hand", insert(last - 1), 0, true, ""},
+		{"both, and one far ahead", insert(last) + ";" + insert(last-1) + ";" + insert(last/2), 1, true, ""},
+		{"the sequence is far ahead", fmt.Sprintf(`select setval('pgjet.outbox_seq_seq', %d)`, last-150_000), 0, true, ""},
+		{"the sequence is near the end", fmt.Sprintf(`select setval('pgjet.outbox_seq_seq', %d)`, last-100), 0, true, "99 seqs left"},
+		{"the sequence is at its last", fmt.Sprintf(`select setval('pgjet.outbox_seq_seq', %d)`, last-1), 1, true, "0 seqs left"},
+		{"the sequence is used up", fmt.Sprintf(`select setval('pgjet.outbox_seq_seq', %d)`, int64(last)), 0, false, "0 seqs left"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			k := newTender(t)
+			k.settle()
+			k.exec(c.change)
+			err := pgx.BeginFunc(t.Context(), k.db, func(tx pgx.Tx) error { return outbox.Append(t.Context(), tx, noted{"k", 1}) })
+			if (err == nil) != c.appends || err != nil && sqlstate.Of(err) != sqlstate.Exhausted {
+				t.Errorf("append: %v, want success: %t", err, c.appends)
+			}
+			var done outbox.Tended
+			testenv.Eventually(t, 10*time.Second, "nothing to tend", func() bool {
+				done = k.tend()
+				return done.Added == 0 && done.Emptied == 0
+			})
+			if !strings.Contains(done.Busy, c.busy) || (done.Busy == "") != (c.busy == "") {
+				t.Errorf("Tend() = %+v, want busy: %q", done, c.busy)
+			}
+			if n := k.inDefault(); n != c.strays {
+				t.Errorf("%d rows are in the default partition, want %d", n, c.strays)
+			}
+			position, err := outbox.Read(t.Context(), outbox.NewReader(k.conn), outbox.Position{}, func(outbox.Record) error { return nil })
+			if err != nil {
+				t.Fatal(err)
+			}
+			k.published("EVENTS", position, retention+time.Minute)
+			if done = k.tend(); done.Busy != "" && !strings.Contains(done.Busy, cmp.Or(c.busy, "not published")) {
+				t.Errorf("Tend() once all is published = %+v", done)
+			}
+			if _, err := outbox.ReadStatus(t.Context(), connect(t, k.db)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestSeqsCountFromOne: the table takes no other, from nobody.
+func TestSeqsCountFromOne(t *testing.T) {
+	k := newTender(t)
+	for _, seq := range []int64{0, -1, math.MinInt64} {
+		_, err := k.db.Exec(t.Context(), `insert into pgjet.outbox (seq, id, type, key, data) overriding system value
+			values ($1, gen_random_uuid(), 'note.made', 'k', '{}')`, seq)
+		if pgErr, ok := errors.AsType[*pgconn.PgError](err); !ok || pgErr.ConstraintName != "outbox_seq" {
+			t.Errorf("insert of seq %d: %v, want outbox_seq violated", seq, err)
+		}
+		if _, err := k.conn.Exec(t.Context(), `select pgjet.add_outbox_partition($1, 1)`, seq); err == nil {
+			t.Errorf("a partition from %d was made", seq)
+		}
 	}
 }

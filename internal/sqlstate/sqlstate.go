@@ -25,7 +25,7 @@ const (
 	Unreachable Class = "database_unreachable"
 	// Login: the server refuses the user, its password, or the database.
 	Login Class = "database_login"
-	// Exhausted: the server is out of connections, memory or disk.
+	// Exhausted: the server is out of connections, memory or disk, or a sequence is used up.
 	Exhausted Class = "database_exhausted"
 	// ReadOnly: a standby, or a server that is set to take no writes.
 	ReadOnly Class = "database_read_only"
@@ -68,6 +68,7 @@ const (
 var exact = map[string]Class{
 	"0A000": Failed,      // feature_not_supported; see stalePlan and noReadWrite
 	"21000": Rejected,    // cardinality_violation
+	"2200H": Exhausted,   // sequence_generator_limit_exceeded
 	"22021": Encoding,    // character_not_in_repertoire
 	"22P05": Encoding,    // untranslatable_character
 	"25006": ReadOnly,    // read_only_sql_transaction
