@@ -393,3 +393,63 @@ func TestSecurityPage(t *testing.T) {
 		}
 	}
 }
+
+// TestOnlyARelaySaysWhatIsPublished: a partition with an event that no checkpoint covers is dropped by
+// nobody who cannot write a checkpoint, and that is the relay alone, which is trusted with it.
+func TestOnlyARelaySaysWhatIsPublished(t *testing.T) {
+	db := testenv.Postgres(t)
+	if _, err := db.Exec(t.Context(), `
+		insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), 'a.b', 'k', '{}');
+		insert into pgjet.leader (stream, epoch) values ('S', 1);
+		insert into pgjet.checkpoint (stream, stream_created, stream_seq, snapshot, floor, epoch, system_identifier)
+		select 'S', now(), 0, '1:1:', 0, 1, system_identifier from pg_control_system()`); err != nil {
+		t.Fatal(err)
+	}
+	// A role tries all of them, and to drop after each. What it may not do it does not.
+	forge := []string{
+		`insert into pgjet.checkpoint (stream, stream_created, stream_seq, snapshot, floor, epoch, system_identifier)
+		 select 'S', now(), 1, pg_current_snapshot(), 9000000, 1, system_identifier from pg_control_system()`,
+		`update pgjet.checkpoint set floor = 9000000, snapshot = pg_current_snapshot()`,
+		`delete from pgjet.checkpoint`,
+		`delete from pgjet.leader`,
+		`update pgjet.leader set epoch = 0`,
+		`update pgjet.leader set cause = 'stream_missing: it says'`,
+		`insert into pgjet.leader (stream, epoch, cause) values ('T', 1, 'stream_missing: it says')`,
+		`insert into pgjet.leader (stream, epoch) values ('T', 0)`,
+		`insert into pgjet.quarantine (seq, event_id, reason, state) select seq, id, 'r', 'dropped' from pgjet.outbox`,
+		`insert into pgjet.adoption (stream, stream_created, stream_seq, by, reason) values ('S', now(), 9000000, 'me', 'r')`,
+		`update pgjet.pruned set seq = 9000000`,
+		`select setval('pgjet.outbox_seq_seq', 9000000)`,
+		`delete from pgjet.outbox`,
+		`truncate pgjet.outbox`,
+		`drop table pgjet.outbox_1`,
+	}
+	drop := []string{
+		`select pgjet.drop_outbox_partition('outbox_1', pg_current_snapshot(), 9000000)`,
+		`select pgjet.drop_outbox_partition('outbox_1', null, null)`,
+	}
+	for _, role := range append(roles, "pgjet_nobody") {
+		err := as(t.Context(), db, role, func(tx pgx.Tx) error {
+			for _, one := range forge {
+				for _, sql := range append([]string{one}, drop...) {
+					_ = pgx.BeginFunc(t.Context(), tx, func(tx pgx.Tx) error {
+						_, err := tx.Exec(t.Context(), sql)
+						return err
+					})
+				}
+			}
+			if _, err := tx.Exec(t.Context(), `reset role`); err != nil {
+				return err
+			}
+			var left int
+			err := tx.QueryRow(t.Context(), `select count(*) from pgjet.outbox`).Scan(&left)
+			if relay := role == "pgjet_relay"; (left == 0) != relay {
+				t.Errorf("%s has left %d events of 1", role, left)
+			}
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
