@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -82,9 +81,7 @@ func (b *bench) createStream() {
 
 func (b *bench) exec(sql string) {
 	b.Helper()
-	if _, err := b.db.Exec(b.Context(), sql); err != nil {
-		b.Fatal(err)
-	}
+	testenv.Exec(b, b.db, sql)
 }
 
 func event(n int) events.Event {
@@ -137,17 +134,7 @@ func (b *bench) startOn(js jetstream.JetStream, c consumers.Consumer) (r *consum
 	}
 	c.MinRetry, c.MaxRetry = cmp.Or(c.MinRetry, 5*time.Millisecond), cmp.Or(c.MaxRetry, 50*time.Millisecond)
 	r = &consumers.Runner{Consumer: c, DB: b.db, JS: js, Log: testenv.Logger(b)}
-	ctx, cancel := context.WithCancel(b.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- r.Run(ctx) }()
-	stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			b.Errorf("Run() = %v, want nil after cancel", err)
-		}
-	})
-	b.Cleanup(stop)
-	return r, stop
+	return r, testenv.Run(b, r.Run)
 }
 
 func (b *bench) count(query string, args ...any) (n int) {

@@ -346,14 +346,8 @@ func TestInboxMustNotForget(t *testing.T) {
 	b := newBench(t)
 	r := &consumers.Runner{DB: b.db, JS: b.js, Log: testenv.Logger(b), Retention: time.Hour,
 		Consumer: consumers.Consumer{Name: "test", Types: []string{"note.made"}, Handle: write}}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- r.Run(ctx) }()
+	testenv.Run(t, r.Run)
 	b.blocked(r, "inbox retention 1h0m0s < stream max age unlimited")
-	cancel()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
 }
 
 func TestMisfitsAreRefused(t *testing.T) {

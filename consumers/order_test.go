@@ -244,18 +244,12 @@ func TestInboxForgetsWhileASessionLasts(t *testing.T) {
 	}
 	r := &consumers.Runner{DB: b.db, JS: b.js, Log: testenv.Logger(b), Retention: 15 * 24 * time.Hour,
 		Consumer: consumers.Consumer{Name: "test", Types: []string{noted{}.EventType()}, Handle: write}}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- r.Run(ctx) }()
+	testenv.Run(t, r.Run)
 	b.ready(r)
 	b.publish(event(1))
 	b.handled(1)
 	b.exec(`update pgjet.inbox set at = now() - interval '1 year'`)
 	testenv.Eventually(t, patience, "the inbox has forgotten it", func() bool { return b.count(`select count(*) from pgjet.inbox`) == 0 })
-	cancel()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
 }
 
 // A delivery that got lost is not below the floor: nobody has handled it.

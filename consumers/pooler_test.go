@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -22,15 +21,7 @@ func (b *bench) runOn(db *pgxpool.Pool, direct *pgx.ConnConfig, c consumers.Cons
 	b.Helper()
 	c.Types = []string{noted{}.EventType()}
 	r := &consumers.Runner{Consumer: c, DB: db, Direct: direct, JS: b.js, Log: testenv.Logger(b)}
-	ctx, cancel := context.WithCancel(b.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- r.Run(ctx) }()
-	b.Cleanup(sync.OnceFunc(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			b.Errorf("Run() = %v, want nil", err)
-		}
-	}))
+	testenv.Run(b, r.Run)
 	return r
 }
 

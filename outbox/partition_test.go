@@ -71,9 +71,7 @@ func (k *tender) settle() {
 
 func (k *tender) exec(sql string, args ...any) {
 	k.Helper()
-	if _, err := k.db.Exec(k.Context(), sql, args...); err != nil {
-		k.Fatalf("%s: %v", sql, err)
-	}
+	testenv.Exec(k, k.db, sql, args...)
 }
 
 func scan[T any](k *tender, sql string, args ...any) (v T) {

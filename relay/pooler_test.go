@@ -21,13 +21,7 @@ func (b *bench) startAt(url string) *relay.Relay {
 		b.Fatal(err)
 	}
 	r := &relay.Relay{Database: config, NATSURL: b.url, Source: "/test", Log: testenv.Logger(b)}
-	ended := make(chan error, 1)
-	go func() { ended <- r.Run(b.Context()) }()
-	b.Cleanup(func() {
-		if err := <-ended; err != nil {
-			b.Errorf("Run() = %v, want nil after the test", err)
-		}
-	})
+	testenv.Run(b, r.Run)
 	return r
 }
 

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -85,20 +84,10 @@ func (b *bench) start() (r *relay.Relay, stop func()) {
 // startLogged is start with a log of the test's own.
 func (b *bench) startLogged(log *slog.Logger) (r *relay.Relay, stop func()) {
 	b.Helper()
-	ctx, cancel := context.WithCancel(b.Context())
 	config := b.db.Config().ConnConfig.Copy()
 	config.RuntimeParams["role"] = "pgjet_relay" // no more rights than it needs
 	r = &relay.Relay{Database: config, NATSURL: b.url, Source: "/test", Log: log}
-	ended := make(chan error, 1)
-	go func() { ended <- r.Run(ctx) }()
-	stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			b.Errorf("Run() = %v, want nil after cancel", err)
-		}
-	})
-	b.Cleanup(stop)
-	return r, stop
+	return r, testenv.Run(b, r.Run)
 }
 
 // stored returns the ids in the stream, in order.
@@ -422,14 +411,8 @@ func TestSaysThatPostgreSQLIsUnreachable(t *testing.T) {
 	config := b.db.Config().ConnConfig.Copy()
 	config.Port = 1
 	r := &relay.Relay{Database: config, NATSURL: b.url, Log: testenv.Logger(t)}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- r.Run(ctx) }()
+	testenv.Run(t, r.Run)
 	b.blocked(r, "database_unreachable")
-	cancel()
-	if err := <-ended; err != nil {
-		t.Errorf("Run() = %v, want nil", err)
-	}
 }
 
 // TestQuarantine: rows that Append would have refused are set aside, and the rest

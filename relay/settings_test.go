@@ -2,7 +2,6 @@ package relay_test
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -119,13 +118,10 @@ func TestOldServer(t *testing.T) {
 // takes for a stream that holds nothing back.
 func TestMistypedStream(t *testing.T) {
 	b := newBench(t)
-	ctx, cancel := context.WithCancel(t.Context())
 	r := &relay.Relay{Database: b.db.Config().ConnConfig, NATSURL: b.url, Stream: "EVENT", Log: testenv.Logger(t)}
-	ended := make(chan error)
-	go func() { ended <- r.Run(ctx) }()
+	stop := testenv.Run(t, r.Run)
 	b.blocked(r, "stream_missing: ")
-	cancel()
-	<-ended
+	stop()
 	var found bool
 	if err := b.db.QueryRow(t.Context(), `select cause like 'stream\_missing:%' from pgjet.leader where stream = 'EVENT'`).Scan(&found); err != nil || !found {
 		t.Errorf("the relay leaves another cause than that the stream is missing, %v", err)
@@ -158,10 +154,7 @@ func TestStandbyOnLeafNode(t *testing.T) {
 	leader, _ := b.start()
 	b.ready(leader)
 	standby := &relay.Relay{Database: b.db.Config().ConnConfig, NATSURL: leaf.URL(), Domain: "hub", Log: testenv.Logger(t)}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error)
-	go func() { ended <- standby.Run(ctx) }()
-	defer func() { cancel(); <-ended }()
+	testenv.Run(t, standby.Run)
 	testenv.Eventually(t, patience, "it stands by", func() bool { role, _ := standby.Role(); return role == "standby" })
 	b.ready(standby)
 }

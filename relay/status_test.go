@@ -29,9 +29,7 @@ func (b *bench) status() relay.Status {
 
 func (b *bench) exec(sql string, args ...any) {
 	b.Helper()
-	if _, err := b.db.Exec(b.Context(), sql, args...); err != nil {
-		b.Fatalf("%s: %v", sql, err)
-	}
+	testenv.Exec(b, b.db, sql, args...)
 }
 
 // pending checks how many events are pending, and that this is known exactly.

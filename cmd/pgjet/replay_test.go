@@ -69,9 +69,7 @@ func (b *replayBench) consumer(effects bool) {
 
 func (b *replayBench) exec(sql string, args ...any) {
 	b.Helper()
-	if _, err := b.db.Exec(b.Context(), sql, args...); err != nil {
-		b.Fatal(err)
-	}
+	testenv.Exec(b, b.db, sql, args...)
 }
 
 // args returns the words of a replay.

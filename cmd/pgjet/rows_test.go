@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -218,9 +217,7 @@ func TestNoRowBreaksAView(t *testing.T) {
 	config := db.Config().ConnConfig.Copy()
 	config.RuntimeParams["role"] = "pgjet_relay"
 	r := &relay.Relay{Database: config, NATSURL: nats, Source: "/test", Log: testenv.Logger(t)}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- r.Run(ctx) }()
+	stop := testenv.Run(t, r.Run)
 	testenv.Eventually(t, 30*time.Second, "all is published or set aside", func() bool {
 		conn, err := db.Acquire(t.Context())
 		if err != nil {
@@ -233,10 +230,7 @@ func TestNoRowBreaksAView(t *testing.T) {
 		}
 		return s.Pending == 0 && s.Quarantined > 0 && s.Published > 0 // one is, at least
 	})
-	cancel()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
+	stop()
 	for _, form := range []string{"table", "json"} {
 		view(t, []string{"outbox", "status", "-o", form, "--database-url", url}, nats)
 		view(t, []string{"relay", "quarantine", "ls", "-o", form, "--database-url", url}, nats)

@@ -46,9 +46,7 @@ func newBench(t testing.TB) *bench {
 
 func (b *bench) exec(sql string, args ...any) {
 	b.Helper()
-	if _, err := b.admin.Exec(b.Context(), sql, args...); err != nil {
-		b.Fatalf("%s: %v", sql, err)
-	}
+	testenv.Exec(b, b.admin, sql, args...)
 }
 
 func (b *bench) count(sql string, args ...any) (n int64) {

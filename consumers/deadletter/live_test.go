@@ -51,15 +51,7 @@ func (b *bench) consume(park bool, handle consumers.Handler, keys ...string) {
 				_, err := tx.Exec(ctx, `insert into done (seq) values ($1)`, e.Seq)
 				return err
 			}}}
-	ctx, cancel := context.WithCancel(b.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- r.Run(ctx) }()
-	b.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			b.Error(err)
-		}
-	})
+	testenv.Run(b, r.Run)
 }
 
 // becomes waits for the states of all dead letters.

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -56,9 +55,7 @@ func newBenchOn(t *testing.T, js jetstream.JetStream) *bench {
 
 func (b *bench) exec(sql string, args ...any) {
 	b.Helper()
-	if _, err := b.db.Exec(b.Context(), sql, args...); err != nil {
-		b.Fatal(err)
-	}
+	testenv.Exec(b, b.db, sql, args...)
 }
 
 func (b *bench) text(sql string) (text string) {
@@ -107,17 +104,7 @@ func (b *bench) consumer(effect bool, types ...string) consumers.Consumer {
 func (b *bench) start(c consumers.Consumer) (r *consumers.Runner, stop func()) {
 	b.Helper()
 	r = &consumers.Runner{Consumer: c, DB: b.db, JS: b.js, Log: slog.New(slog.NewTextHandler(&bytes.Buffer{}, nil))}
-	ctx, cancel := context.WithCancel(b.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- r.Run(ctx) }()
-	stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			b.Errorf("Run() = %v, want nil", err)
-		}
-	})
-	b.Cleanup(stop)
-	return r, stop
+	return r, testenv.Run(b, r.Run)
 }
 
 // handles waits until a query about what was handled says want.

@@ -2,11 +2,9 @@ package mailer_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"log/slog"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -51,16 +49,7 @@ func newBench(t *testing.T, addr string) *bench {
 	c.MinRetry, c.MaxRetry = 5*time.Millisecond, 50*time.Millisecond
 	log := slog.New(slog.NewTextHandler(&b.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	r := &consumers.Runner{Consumer: c, DB: b.db, JS: b.js, Log: log}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- r.Run(ctx) }()
-	b.stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Errorf("Run() = %v, want nil after cancel", err)
-		}
-	})
-	t.Cleanup(b.stop)
+	b.stop = testenv.Run(t, r.Run)
 	return b
 }
 

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -70,16 +69,8 @@ func (b *bench) startWith(db *pgxpool.Pool, timeout time.Duration) {
 	log := testenv.Logger(b)
 	c := consumers.Runner{Consumer: o.Consumer(), DB: db, JS: b.js, Log: log}
 	s := saga.Runner{Saga: d, DB: db, Log: log}
-	ctx, cancel := context.WithCancel(b.Context())
-	var wg sync.WaitGroup
-	for _, run := range []func(context.Context) error{c.Run, s.Run} {
-		wg.Go(func() {
-			if err := run(ctx); err != nil {
-				b.Error(err)
-			}
-		})
-	}
-	b.Cleanup(func() { cancel(); wg.Wait() })
+	testenv.Run(b, c.Run)
+	testenv.Run(b, s.Run)
 }
 
 // signUp makes a user as the user service does, and publishes their event times times.
@@ -108,9 +99,7 @@ func (b *bench) publish(p events.Payload, times int) {
 
 func (b *bench) exec(sql string, args ...any) {
 	b.Helper()
-	if _, err := b.db.Exec(b.Context(), sql, args...); err != nil {
-		b.Fatal(err)
-	}
+	testenv.Exec(b, b.db, sql, args...)
 }
 
 func (b *bench) text(sql string, args ...any) string {

@@ -77,9 +77,7 @@ func (b *bench) poolOf(role string) *pgxpool.Pool {
 
 func (b *bench) exec(sql string, args ...any) {
 	b.Helper()
-	if _, err := b.db.Exec(b.Context(), sql, args...); err != nil {
-		b.Fatal(err)
-	}
+	testenv.Exec(b, b.db, sql, args...)
 }
 
 // value returns the one value that a query finds.

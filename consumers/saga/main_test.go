@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -131,9 +130,7 @@ func newBench(t *testing.T) *bench {
 
 func (b *bench) exec(sql string, args ...any) {
 	b.Helper()
-	if _, err := b.db.Exec(b.Context(), sql, args...); err != nil {
-		b.Fatal(err)
-	}
+	testenv.Exec(b, b.db, sql, args...)
 }
 
 // text returns what a query says, joined by spaces.
@@ -183,17 +180,7 @@ func (b *bench) run(r *saga.Runner) (stop func()) {
 	if r.Log == nil {
 		r.Log = testenv.Logger(b)
 	}
-	ctx, cancel := context.WithCancel(b.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- r.Run(ctx) }()
-	stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			b.Errorf("Run() = %v, want nil after cancel", err)
-		}
-	})
-	b.Cleanup(stop)
-	return stop
+	return testenv.Run(b, r.Run)
 }
 
 // ends waits until a saga is in a state, which is one that lasts.

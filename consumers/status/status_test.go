@@ -85,16 +85,7 @@ func config(handle consumers.Handler) consumers.Consumer {
 func (b *bench) start(c consumers.Consumer) (stop func()) {
 	b.Helper()
 	r := &consumers.Runner{Consumer: c, DB: b.db, JS: b.js, Log: testenv.Logger(b)}
-	ctx, cancel := context.WithCancel(b.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- r.Run(ctx) }()
-	stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			b.Errorf("Run() = %v, want nil after cancel", err)
-		}
-	})
-	b.Cleanup(stop)
+	stop = testenv.Run(b, r.Run)
 	testenv.Eventually(b, patience, "the consumer runs", func() bool {
 		return r.Ready(b.Context()) == nil && b.count(`select count(*) from pgjet.process`) == 1
 	})
@@ -111,9 +102,7 @@ func (b *bench) count(query string) (n int) {
 
 func (b *bench) exec(sql string) {
 	b.Helper()
-	if _, err := b.db.Exec(b.Context(), sql); err != nil {
-		b.Fatal(err)
-	}
+	testenv.Exec(b, b.db, sql)
 }
 
 // tells waits until the status has that code.

@@ -57,6 +57,14 @@ func closePool(t testing.TB, pool *pgxpool.Pool) {
 	}
 }
 
+// Exec runs a statement, or several if there are no arguments.
+func Exec(t testing.TB, db *pgxpool.Pool, sql string, args ...any) {
+	t.Helper()
+	if _, err := db.Exec(t.Context(), sql, args...); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+}
+
 // DatabaseURL returns the address of a fresh database with all migrations applied,
 // for a test that gives it to another process. At cleanup the database is dropped,
 // whoever is still connected.

@@ -15,6 +15,7 @@ package testenv
 import (
 	"bufio"
 	"cmp"
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -205,6 +206,23 @@ func (w *output) close() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.closed = true
+}
+
+// Run calls run, such as the Run of a relay, until stop is called or the test ends. The
+// test fails if that returns an error.
+func Run(t testing.TB, run func(context.Context) error) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run() = %v, want nil after its context ended", err)
+		}
+	})
+	t.Cleanup(stop)
+	return stop
 }
 
 // Eventually polls until cond holds. If it does not within that time, the test
