@@ -108,6 +108,7 @@ func TestServerTakesNoWrites(t *testing.T) {
 	handlers := []*httptest.Server{serve(t, openOwn(t, pg.URL())), serve(t, openOwn(t, testenv.PgBouncer(t, pg.URL(), "transaction")))}
 	set := func(sql string) {
 		t.Helper()
+		// Nothing shows when the sessions that are open already have heard of it.
 		for _, sql := range []string{sql, `select pg_reload_conf()`, `select pg_sleep(0.3)`} {
 			if _, err := admin.Exec(t.Context(), sql); err != nil {
 				t.Fatal(err)

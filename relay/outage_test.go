@@ -5,6 +5,7 @@ import (
 	"os"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgjet/pgjet/internal/devserver"
@@ -42,22 +43,29 @@ func TestServerTakesNoWrites(t *testing.T) {
 	b := &bench{T: t, db: db, js: js, url: url}
 	b.createStream()
 	b.append(1)
-	set := func(sql string) {
+	set := func(sql, want string) {
 		t.Helper()
-		for _, sql := range []string{sql, `select pg_reload_conf()`, `select pg_sleep(0.3)`} {
-			if _, err := db.Exec(t.Context(), sql); err != nil {
+		testenv.Exec(t, db, sql)
+		testenv.Exec(t, db, `select pg_reload_conf()`)
+		testenv.Eventually(t, patience, "new sessions begin with it "+want, func() bool {
+			conn, err := pgx.Connect(t.Context(), pg.URL())
+			if err != nil {
 				t.Fatal(err)
 			}
-		}
+			defer conn.Close(t.Context())
+			var is string
+			err = conn.QueryRow(t.Context(), `show default_transaction_read_only`).Scan(&is)
+			return err == nil && is == want
+		})
 	}
-	set(`alter system set default_transaction_read_only = on`)
+	set(`alter system set default_transaction_read_only = on`, "on")
 	r, _ := b.start()
 	b.blocked(r, "database_read_only")
 	var epochs int
 	if err := db.QueryRow(t.Context(), `select count(*) from pgjet.leader`).Scan(&epochs); err != nil || epochs != 0 {
 		t.Errorf("the relay led (%v)", err)
 	}
-	set(`alter system reset default_transaction_read_only`)
+	set(`alter system reset default_transaction_read_only`, "off")
 	b.settled()
 }
 

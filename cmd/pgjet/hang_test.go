@@ -48,7 +48,7 @@ func TestStopsWhileServersHang(t *testing.T) {
 			if what != "postgres" {
 				freeze(t, n.cmd.Process.Pid)
 			}
-			time.Sleep(300 * time.Millisecond) // everybody asks something by then
+			time.Sleep(300 * time.Millisecond) // everybody asks something by then; the servers cannot say so
 			var ends sync.WaitGroup
 			for name, s := range all {
 				ends.Go(func() {

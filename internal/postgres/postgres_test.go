@@ -314,7 +314,7 @@ func TestServerWideReadOnly(t *testing.T) {
 	check(true)
 	exec(`alter system set default_transaction_read_only = on`)
 	exec(`select pg_reload_conf()`)
-	exec(`select pg_sleep(0.3)`)
+	exec(`select pg_sleep(0.3)`) // nothing shows when the open sessions have heard of it
 	check(false)
 	exec(`alter system reset default_transaction_read_only`)
 	exec(`select pg_reload_conf()`)

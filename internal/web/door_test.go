@@ -121,7 +121,7 @@ func TestDoorMakesRoom(t *testing.T) {
 				}
 				all = append(all, c)
 			}
-			time.Sleep(150 * time.Millisecond) // a body may be awaited for less
+			time.Sleep(150 * time.Millisecond) // a body may be awaited for less; nothing shows that it is over
 			for range 3 {
 				if s := dial(t, addr, get).status(); s != http.StatusNoContent {
 					t.Errorf("a new client gets %d, want 204", s)
