@@ -108,6 +108,9 @@ func (b *bench) lasts(r *relay.Relay, cause string) {
 		if l := b.status().Leader; l != nil {
 			status = l.Cause
 		}
+		if halted := relay.Halted(r); until > 0 && halted != cause {
+			b.Fatalf("the metrics say %q, want %s", halted, cause)
+		}
 		if until == 0 && strings.HasPrefix(ready, cause) {
 			until = b.epoch() + 5
 		}

@@ -28,6 +28,14 @@ var (
 	Connect          = connect
 )
 
+// Halted returns the reason that the metric pgjet.relay.halted has, "" if it has none.
+func Halted(r *Relay) string {
+	if err := r.trouble(); err != nil {
+		return causeOf(err)
+	}
+	return ""
+}
+
 // SetTendEvery makes the relays of one test tend more often.
 func SetTendEvery(t *testing.T, d time.Duration) {
 	before := tendEvery

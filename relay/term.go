@@ -70,7 +70,7 @@ func (t *term) run(ctx context.Context) (err error) {
 	t.spare.end()
 	t.epoch.Store(t.db.epoch)
 	defer t.epoch.Store(0)
-	defer func() { t.note(err) }()
+	defer func() { t.note(ctx, err) }()
 	if t.link, err = dial(ctx, t.Relay); err != nil {
 		return err
 	}
@@ -109,9 +109,12 @@ func (t *term) warnOf(ctx context.Context, weak []string) {
 
 // note leaves the reason why the term ended in the database, for those who ask
 // there, if it is still at hand.
-func (t *term) note(err error) {
-	if unclear(err) {
+func (t *term) note(ctx context.Context, err error) {
+	switch {
+	case unclear(err) && ctx.Err() == nil:
 		return // the next session finds out
+	case unclear(err):
+		err = nil
 	}
 	cause := "stopped"
 	if err != nil {
