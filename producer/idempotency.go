@@ -9,7 +9,9 @@ import (
 	"net/http"
 	"regexp"
 	"strings"
+	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgjet/pgjet/internal/postgres"
@@ -71,21 +73,25 @@ func requestInFlight() *Problem {
 	return p
 }
 
-// An earlierAnswer is the answer to a sign-up, and what to know the sign-up by.
+// An earlierAnswer is what to know an earlier sign-up by, and what its answer said that a
+// repetition does not say itself.
 type earlierAnswer struct {
 	Fingerprint []byte
 	Password    string // argon2id hash
-	Answer      User
+	ID          uuid.UUID
+	CreatedAt   time.Time
 }
 
-// findAnswer returns what is kept under key, or [pgx.ErrNoRows].
+// findAnswer returns what is kept under key, or [pgx.ErrNoRows]. It does not read the column
+// answer, which processes of an older version do: nothing that stands there is sent to anybody.
 func (s *Server) findAnswer(ctx context.Context, key string) (earlierAnswer, error) {
 	return postgres.CollectOne(ctx, s.db.DB, pgx.RowToStructByName[earlierAnswer], `
-		select fingerprint, password, answer from users.idempotency
-		 where key = $1 and created_at > now() - interval '24 hours'`, key)
+		select i.fingerprint, left(i.password, 1024) as password, u.id, `+createdAt("u.created_at")+`
+		  from users.idempotency i join users.users u on u.id = i.user_id
+		 where i.key = $1 and i.created_at > now() - interval '24 hours'`, key)
 }
 
-// replay returns a's user if n is the sign-up that a answered.
+// replay returns the user as the first answer showed it, if n is the sign-up that a answered.
 func (s *Server) replay(ctx context.Context, a earlierAnswer, n newUser) (User, error) {
 	same := bytes.Equal(a.Fingerprint, fingerprint(n))
 	if same {
@@ -98,8 +104,7 @@ func (s *Server) replay(ctx context.Context, a earlierAnswer, n newUser) (User, 
 		return User{}, newProblem(http.StatusUnprocessableEntity, "idempotency_mismatch",
 			"Another request had this Idempotency-Key. Use a new key for each sign-up.")
 	}
-	a.Answer.Version = 1 // as it was then
-	return a.Answer, nil
+	return newlySignedUp(a.ID, n, a.CreatedAt.UTC()), nil
 }
 
 // fingerprint tells sign-ups apart by all but their passwords. A quick hash of a

@@ -463,3 +463,37 @@ func TestClientDisconnects(t *testing.T) {
 	}
 	wantStored(t, db, 1, 1, 1)
 }
+
+// TestOddKeptAnswer: whatever stands in the row of a kept answer, a repetition gets the answer of
+// the sign-up or is refused. It never gets what somebody else wrote there, nor a failure.
+func TestOddKeptAnswer(t *testing.T) {
+	db := testenv.Postgres(t)
+	srv := serve(t, db)
+	body := signUp("ann@example.com", "Ann", password)
+	first := signUpWith(t, srv, body, "k")
+	for _, answer := range []string{
+		`'null'`, `'[]'`, `'{}'`, `'"x"'`, `'1e400'`, `'"\u0000"'`, `'{"id":1}'`, `'{"id":"x"}'`, `'{"created_at":"infinity"}'`, `'{"state":"<script>"}'`,
+		`'{"id":"00000000-0000-0000-0000-000000000000","email":"eve@example.com","name":"Eve","state":"active","created_at":"2026-01-01T00:00:00Z"}'`,
+		`(repeat('[', 3000) || repeat(']', 3000))::json`, `to_json(repeat('x', 1000000))`,
+	} {
+		run(t, db, `update users.idempotency set answer = `+answer)
+		wantReplay(t, signUpWith(t, srv, body, "k"), first)
+	}
+	for _, change := range []string{
+		`fingerprint = ''`, `fingerprint = decode(repeat('00', 100000), 'hex')`,
+		`password = ''`, `password = 'x'`, `password = repeat('x', 1000000)`, `password = '$argon2id$v=19$m=4294967295,t=4294967295,p=255$AAAA$AAAA'`,
+	} {
+		run(t, db, `create table users.kept as table users.idempotency`)
+		run(t, db, `update users.idempotency set `+change)
+		wantProblem(t, signUpWith(t, srv, body, "k"), 422, "idempotency_mismatch")
+		run(t, db, `delete from users.idempotency`)
+		run(t, db, `insert into users.idempotency table users.kept`)
+		run(t, db, `drop table users.kept`)
+	}
+	run(t, db, `alter table users.users drop constraint users_bounds`)
+	run(t, db, `update users.users set created_at = 'infinity'`)
+	if a := signUpWith(t, srv, body, "k"); a.StatusCode != 201 || !strings.Contains(string(a.body), `"9999-`) {
+		t.Errorf("created at infinity: %d %s, want 201 with the nearest time", a.StatusCode, a.body)
+	}
+	wantStored(t, db, 1, 1, 1)
+}

@@ -97,7 +97,7 @@ func (s *Server) signUp(ctx context.Context, n newUser, key string) (User, error
 		return User{}, fmt.Errorf("make a user id: %w", err)
 	}
 	now := time.Now().UTC().Truncate(time.Microsecond) // as PostgreSQL keeps it
-	u := User{ID: id, Email: n.Email, Name: n.Name, State: "pending", CreatedAt: now, Version: 1}
+	u := newlySignedUp(id, n, now)
 	b := &pgx.Batch{}
 	insertUser(b, u, hash)
 	if key != "" {
@@ -111,6 +111,11 @@ func (s *Server) signUp(ctx context.Context, n newUser, key string) (User, error
 		return User{}, fmt.Errorf("sign up: %w", emailTaken(err))
 	}
 	return u, nil
+}
+
+// newlySignedUp returns the user whom the sign-up n made, as they were then.
+func newlySignedUp(id uuid.UUID, n newUser, at time.Time) User {
+	return User{ID: id, Email: n.Email, Name: n.Name, State: "pending", CreatedAt: at, Version: 1}
 }
 
 // store does what b does for u in one transaction, which claims key unless that is empty. A
@@ -233,11 +238,15 @@ func userNotFound() *Problem {
 	return newProblem(http.StatusNotFound, "user_not_found", "There is no user with this id.")
 }
 
-// userColumns are those of a [User]. A time that JSON cannot show is the nearest that it can.
-const userColumns = `id, email, name, state, version,
-	least(greatest(created_at, '0001-01-01 00:00:00+00'), '9999-12-31 23:59:59.999999+00') as created_at`
+// userColumns are those of a [User].
+var userColumns = `id, email, name, state, version, ` + createdAt("created_at")
 
-const userByID = `select ` + userColumns + ` from users.users where id = $1`
+// createdAt returns a column created_at that JSON can show: the nearest time to that of column.
+func createdAt(column string) string {
+	return `least(greatest(` + column + `, '0001-01-01 00:00:00+00'), '9999-12-31 23:59:59.999999+00') as created_at`
+}
+
+var userByID = `select ` + userColumns + ` from users.users where id = $1`
 
 // findUser returns the user with this id, or the problem that there is none.
 func (s *Server) findUser(ctx context.Context, id uuid.UUID) (User, error) {
