@@ -18,7 +18,7 @@ var releases = []map[string]int64{
 	{"pgjet": 8, "users": 2, "directory": 2},
 	{"pgjet": 9, "users": 3, "directory": 2},
 	{"pgjet": 10, "users": 4, "directory": 3},
-	{"pgjet": 11, "users": 4, "directory": 3},
+	{"pgjet": 11, "users": 5, "directory": 3},
 }
 
 // migrate brings each schema to a version, up or down.
@@ -101,5 +101,38 @@ func TestReleases(t *testing.T) {
 			t.Errorf("Up() = %v the second time, from %v", err, older)
 		}
 		people("after the way up again")
+	}
+}
+
+// TestOldUsersAreMended: rows from before the bounds keep what they mean, and can be changed again.
+func TestOldUsersAreMended(t *testing.T) {
+	db := empty(t)
+	migrate(t, db, releases[2])
+	for email, row := range map[string]string{
+		"nested@example.com":  `'{{admin,a},{NULL,b}}', now(), 1, 0`,
+		"null@example.com":    `'{NULL,admin,a,b}', now(), 1, 0`,
+		"bounds@example.com":  `'[5:7]={admin,a,b}', now(), 1, 0`,
+		"late@example.com":    `'{admin,a,b}', 'infinity', 1, 0`,
+		"early@example.com":   `'{admin,a,b}', '0044-03-15 BC', 1, 0`,
+		"counted@example.com": `'{admin,a,b}', now(), 2147483647, 2147483647`,
+		"less@example.com":    `'{admin,a,b}', now(), -1, -1`,
+	} {
+		if _, err := db.Exec(t.Context(), `insert into users.users (id, email, name, password, roles, created_at, version, token_generation) values (gen_random_uuid(), $1, 'Ann', 'x', `+row+`)`, email); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := db.Exec(t.Context(), `insert into users.idempotency (key, fingerprint, password, user_id, answer, created_at) select email, '', '', id, '{}', 'infinity' from users.users`); err != nil {
+		t.Fatal(err)
+	}
+	for _, schema := range releases[len(releases)-2:] { // the bounds, and what mends
+		migrate(t, db, schema)
+	}
+	whole := 0
+	if err := db.QueryRow(t.Context(), `select count(*) from users.users join users.idempotency i on i.user_id = id and i.created_at <= now() where array(select r from unnest(roles) r) = '{admin,a,b}'`).Scan(&whole); err != nil || whole != 7 {
+		t.Errorf("%d users have their roles, and answers for a day, want 7; %v", whole, err)
+	}
+	tag, err := db.Exec(t.Context(), `update users.users set name = 'Eve', version = version + 1, token_generation = token_generation + 1`)
+	if err != nil || tag.RowsAffected() != 7 {
+		t.Errorf("%s, %v, want 7 users changed", tag, err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgjet/pgjet/internal/auth"
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/producer"
 )
@@ -167,11 +168,36 @@ func TestOddRows(t *testing.T) {
 			t.Errorf("created_at = %s: %+v, want a user", at, got)
 		}
 	}
-	for _, roles := range []string{"{NULL}", "{{a,b},{c,d}}"} {
-		run(t, db, `update users.users set roles = $1::text::text[] where id = $2`, roles, ann.ID)
-		a := postSession(t, srv, logIn("ann@example.com", password)).session(t)
-		if got := call(t, srv, "GET", "/users/"+ann.ID.String(), "", a.Token); got.StatusCode != 200 {
-			t.Errorf("roles = %s: %d %s, want 200", roles, got.StatusCode, got.body)
-		}
+	for _, roles := range []string{
+		"{NULL}", "{{a,b},{c,d}}", "{{admin,NULL},{a,admin}}", "{admin,NULL,admin}", "[5:6]={a,b}", `{"","\\u0000","a,b{}\"c","' or 1=1"}`,
+		"{" + strings.Repeat("long,", 50_000) + "admin,z}", "{" + strings.Repeat(`"",`, 50_000) + `z}`,
+	} {
+		t.Run(roles[:min(20, len(roles))], func(t *testing.T) {
+			run(t, db, `update users.users set roles = $1::text::text[] where id = $2`, roles, ann.ID)
+			var others []string
+			if err := db.QueryRow(t.Context(), `select array(select r from unnest(roles) r where r <> 'admin') from users.users where id = $1`, ann.ID).Scan(&others); err != nil {
+				t.Fatal(err)
+			}
+			for _, given := range []bool{strings.Contains(roles, "admin"), true, false} {
+				change, name := producer.Revoke, "Revoke"
+				if given {
+					change, name = producer.Grant, "Grant"
+				}
+				if _, _, err := change(t.Context(), db, ann.ID.String(), auth.Admin, "operator", "test"); err != nil {
+					t.Fatalf("%s() = %v", name, err)
+				}
+				s := postSession(t, srv, logIn("ann@example.com", password)).session(t)
+				if got := call(t, srv, "GET", "/users/"+ann.ID.String(), "", s.Token); got.StatusCode != 200 {
+					t.Errorf("after %s: %d %s, want 200", name, got.StatusCode, got.body)
+				}
+				if got := call(t, srv, "GET", "/users", "", s.Token); (got.StatusCode == 200) != given {
+					t.Errorf("after %s: the list is %d, want it for an admin alone", name, got.StatusCode)
+				}
+				var kept []string
+				if err := db.QueryRow(t.Context(), `select array(select r from unnest(roles) r where r <> 'admin') from users.users where id = $1`, ann.ID).Scan(&kept); err != nil || !slices.Equal(kept, others) {
+					t.Errorf("after %s: %d other roles are left, want %d; %v", name, len(kept), len(others), err)
+				}
+			}
+		})
 	}
 }
