@@ -245,6 +245,8 @@ func TestChangePassword(t *testing.T) {
 		{password, "short", "password_too_short", "new_password"},
 		{password, "123456789012", "password_common", "new_password"},
 		{password, "ann@example.com", "password_is_email", "new_password"},
+		{password, password, "password_unchanged", "new_password"},
+		{"na\u0308chster Satz von uns", "n\u00e4chster Satz von uns", "password_unchanged", "new_password"},
 		{"", next, "password_required", "current_password"},
 	} {
 		p := wantProblem(t, changePassword(t, srv, id, session.Token, row.now, row.then), 422, row.code)
@@ -410,6 +412,8 @@ func TestGuessablePasswords(t *testing.T) {
 		"1q2w3e4r5t6y", "asdfghjkl123", "QWERTZUIOP12", "iloveyou1234", "welcome12345", "adminadmin12", "letmeinletmein", "Summer2024!!",
 		"qwerty123456", "111111111111", "123123123123", "112233445566", "passw0rd!!!!", "changeme1234", "football2020", "ann.lee@1990",
 		"AnnLee19901990", "annannannann", "leeann123456", "trustno1trustno1", "!@#$%^&*()_+", "x7Kq9zx7Kq9z",
+		"drowssapdrowssap", "Dr0wss@p1234", "nogardnogard", "eelnna123456", "１２３４５６７８９０１２", "ｐａｓｓｗｏｒｄ１２３４", "𝐩𝐚𝐬𝐬𝐰𝐨𝐫𝐝𝐩𝐚𝐬𝐬𝐰𝐨𝐫𝐝", "ⓟⓐⓢⓢⓦⓞⓡⓓ2024",
+		strings.Repeat("\ufdfa", 256), strings.Repeat("a", 256),
 	} {
 		a := post(t, srv, signUp("ann.lee@example.com", "Ann Lee", guess))
 		if a.StatusCode != 422 {

@@ -96,9 +96,9 @@ type standing struct {
 	TokenGeneration int
 }
 
-// rolesColumn are a user's roles, whatever array they are in. Of more than 1 KiB of them it is admin
+// rolesColumn are a user's roles, whatever array they are in. Of more than 512 bytes of them it is admin
 // alone: no server would take a token with all of them in a header.
-const rolesColumn = `case when octet_length(array_to_string(roles, ',', '')) <= 1024 then array(select r from unnest(roles) r where r is not null)
+const rolesColumn = `case when octet_length(array_to_string(roles, ',', '')) <= 512 then array(select r from unnest(roles) r where r is not null)
 	else array(select 'admin' where 'admin' = any (roles)) end as roles`
 
 // queueStanding queues that the caller's row is read into refusal: nil, if the caller may do

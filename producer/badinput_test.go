@@ -199,6 +199,7 @@ var badFields = []badInput{
 	pass("null byte", `correct\u0000horse`, "password_control_character"),
 	pass("line break", `correct\nhorse\nbattery`, "password_control_character"),
 	pass("the address", `Ann@Example.com`, "password_is_email"),
+	pass("the address in wide letters", `Ａｎｎ＠ｅｘａｍｐｌｅ．ｃｏｍ`, "password_is_email"),
 }
 
 func email(name, raw, code string) badInput {

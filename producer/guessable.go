@@ -5,36 +5,36 @@ import (
 	"slices"
 	"strings"
 	"unicode"
+
+	"golang.org/x/text/unicode/norm"
 )
 
 // guessableParts is how many parts a password needs at least; see [guessable].
 const guessableParts = 8
 
-// commonWords are what most common passwords are made of, one a line. Digits and signs that
+// commonWordList is what most common passwords are made of, one word a line. Digits and signs that
 // stand for letters are those letters.
 //
 //go:embed common_words.txt
 var commonWordList string
 
-var commonWords = runesOf(strings.Fields(commonWordList))
+// commonWords are those words, also backwards, by their first runes.
+var commonWords = func() map[rune][][]rune {
+	words := make(map[rune][][]rune)
+	for _, word := range bothWays(strings.Fields(commonWordList)) {
+		words[word[0]] = append(words[word[0]], word)
+	}
+	return words
+}()
 
 // keyRows are what fingers type when they are asked for a password, also backwards.
-var keyRows = func() [][]rune {
-	rows := [][]rune{}
-	for _, row := range []string{
-		"12345678901234567890", "abcdefghijklmnopqrstuvwxyz",
-		"qwertyuiop[]", "asdfghjkl;'", "zxcvbnm,./", // QWERTY
-		"qwertzuiopü", "asdfghjklöä", "yxcvbnm,.-", "azertyuiop", "qsdfghjklm", "wxcvbn", // QWERTZ, AZERTY
-		"!@#$%^&*()_+", "!\"§$%&/()=?", "1qaz2wsx3edc4rfv5tgb6yhn7ujm", "1q2w3e4r5t6y7u8i9o0p", "qazwsxedcrfvtgbyhnujm",
-		"0246802468", "1357913579", "159357", "147258369", "112233445566778899", "aabbccddeeff",
-	} {
-		forward := []rune(row)
-		back := slices.Clone(forward)
-		slices.Reverse(back)
-		rows = append(rows, forward, back)
-	}
-	return rows
-}()
+var keyRows = bothWays([]string{
+	"12345678901234567890", "abcdefghijklmnopqrstuvwxyz",
+	"qwertyuiop[]", "asdfghjkl;'", "zxcvbnm,./", // QWERTY
+	"qwertzuiopü", "asdfghjklöä", "yxcvbnm,.-", "azertyuiop", "qsdfghjklm", "wxcvbn", // QWERTZ, AZERTY
+	"!@#$%^&*()_+", "!\"§$%&/()=?", "1qaz2wsx3edc4rfv5tgb6yhn7ujm", "1q2w3e4r5t6y7u8i9o0p", "qazwsxedcrfvtgbyhnujm",
+	"0246802468", "1357913579", "159357", "147258369", "112233445566778899", "aabbccddeeff",
+})
 
 // lookalikes are digits and signs that are written for letters.
 var lookalikes = strings.NewReplacer("@", "a", "4", "a", "8", "b", "3", "e", "1", "i", "!", "i", "|", "i", "0", "o", "5", "s", "$", "s", "7", "t", "+", "t")
@@ -42,40 +42,52 @@ var lookalikes = strings.NewReplacer("@", "a", "4", "a", "8", "b", "3", "e", "1"
 // guessable reports whether password is among those that are tried first. It counts of how few
 // parts the password can be made: a common word, a row of keys, a year, a character or a
 // piece that is repeated, and what an attacker knows of the user is one part each,
-// and so is every other character.
+// and so is every other character. A word counts backwards, too, and letters and digits of another
+// width or style count as the plain ones.
 func guessable(password, email, name string) bool {
+	own := personal(email, name)
+	same := norm.NFKC.String(password)
+	return fewParts(password, own) || same != password && fewParts(same, own)
+}
+
+// fewParts is guessable for one form of the password and the words of the user, own.
+func fewParts(password string, own [][]rune) bool {
 	plain := []rune(strings.ToLower(password))
+	plain = plain[:min(maxPassword, len(plain))]         // a ligature may stand for many
 	letters := []rune(lookalikes.Replace(string(plain))) // of the same length
-	words := slices.Concat(commonWords, personal(email, name))
-	fewest := make([]int, len(plain)+1) // parts of what stands before i
+	fewest := make([]int, len(plain)+1)                  // parts of what stands before i
 	for i := range plain {
 		fewest[i+1] = i + 1
 	}
 	for i := range plain {
-		for _, n := range partsAt(plain, letters, i, words) {
+		for _, n := range partsAt(plain, letters, i, own) {
 			fewest[i+n] = min(fewest[i+n], fewest[i]+1)
 		}
 	}
 	return fewest[len(plain)] < guessableParts
 }
 
-// partsAt returns how long the parts may be that begin at i.
-func partsAt(plain, letters []rune, i int, words [][]rune) []int {
+// partsAt returns how long the parts may be that begin at i. The words of the user are own.
+func partsAt(plain, letters []rune, i int, own [][]rune) []int {
 	rest := plain[i:]
 	lengths := []int{1}
-	for _, word := range words {
-		if hasPrefix(letters[i:], word) || hasPrefix(rest, word) {
-			lengths = append(lengths, len(word))
+	for _, words := range [][][]rune{commonWords[letters[i]], commonWords[rest[0]], own} {
+		for _, word := range words {
+			if hasPrefix(letters[i:], word) || hasPrefix(rest, word) {
+				lengths = append(lengths, len(word))
+			}
 		}
 	}
 	least := 4 // of a row: three letters of one stand in many words
 	if unicode.IsDigit(rest[0]) {
 		least = 3
 	}
-	for n := least; n <= longestRow(rest); n++ {
+	row := longestRow(rest)
+	for n := least; n <= row; n++ {
 		lengths = append(lengths, n)
 	}
-	for n := 3; n <= sameRunes(rest); n++ {
+	same := sameRunes(rest)
+	for n := 3; n <= same; n++ {
 		lengths = append(lengths, n)
 	}
 	if isYear(rest) {
@@ -129,23 +141,27 @@ func hasPrefix(s, prefix []rune) bool {
 	return len(s) >= len(prefix) && slices.Equal(s[:len(prefix)], prefix)
 }
 
-// personal returns the words of the user's address and name, as they are and as guessable
-// reads digits and signs.
+// personal returns the words of the user's address and name, also backwards, as they are and as
+// guessable reads digits and signs.
 func personal(email, name string) [][]rune {
 	var words []string
 	separates := func(r rune) bool { return !unicode.IsLetter(r) && !unicode.IsDigit(r) }
-	for _, word := range strings.FieldsFunc(strings.ToLower(email+" "+name), separates) {
+	for _, word := range strings.FieldsFunc(strings.ToLower(norm.NFKC.String(email+" "+name)), separates) {
 		if len(word) >= 3 {
 			words = append(words, word, lookalikes.Replace(word))
 		}
 	}
-	return runesOf(words)
+	return bothWays(words)
 }
 
-func runesOf(words []string) [][]rune {
-	all := make([][]rune, len(words))
-	for i, w := range words {
-		all[i] = []rune(w)
+// bothWays returns words as runes, each as it is and backwards.
+func bothWays(words []string) [][]rune {
+	var all [][]rune
+	for _, word := range words {
+		forward := []rune(word)
+		back := slices.Clone(forward)
+		slices.Reverse(back)
+		all = append(all, forward, back)
 	}
 	return all
 }

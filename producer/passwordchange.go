@@ -15,7 +15,7 @@ import (
 // passwordChange is the body of PUT /users/{id}/password.
 type passwordChange struct {
 	Current string `json:"current_password" format:"password" minLength:"1" maxLength:"256" writeOnly:"true"`
-	New     string `json:"new_password" format:"password" minLength:"12" maxLength:"256" writeOnly:"true" doc:"At most 1024 bytes, and none of the passwords that everybody tries first."`
+	New     string `json:"new_password" format:"password" minLength:"12" maxLength:"256" writeOnly:"true" doc:"At most 1024 bytes, and none of the passwords that everybody tries first. Another one than the current password."`
 }
 
 type changePasswordInput struct {
@@ -84,6 +84,9 @@ func (n *passwordChange) check(email, name string) []FieldError {
 		invalid = append(invalid, *wrong)
 	}
 	chosen, wrong := checkPassword(n.New, email, name)
+	if wrong == nil && chosen == current {
+		wrong = &FieldError{Code: "password_unchanged", Message: "The new password must be another one than the current one."}
+	}
 	if wrong != nil {
 		wrong.Field = "new_password"
 		invalid = append(invalid, *wrong)

@@ -70,7 +70,7 @@ func checkPassword(password, email, name string) (string, *FieldError) {
 		return bad("password_too_short", "The password needs at least 12 characters.")
 	case strings.ContainsFunc(password, unicode.IsControl):
 		return bad("password_control_character", "The password has control characters.")
-	case strings.EqualFold(password, email):
+	case strings.EqualFold(norm.NFKC.String(password), email):
 		return bad("password_is_email", "The password must not be the email address.")
 	case guessable(password, email, name):
 		return bad("password_common", "This password is among the first that anybody would try. Use several words that do not belong together.")
