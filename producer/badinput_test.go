@@ -160,7 +160,19 @@ var badFields = []badInput{
 	name("grapheme joiner", `A\u034fnn`, "control_character"),
 	name("Khmer inherent vowel", `\u17b5`, "control_character"),
 	name("tags", `\udb40\udc41\udb40\udc42`, "control_character"),
-	name("flag with tags", `\ud83c\udff4\udb40\udc67\udb40\udc7f`, "control_character"),
+	name("flag with too few tags", `\ud83c\udff4\udb40\udc67\udb40\udc7f`, "control_character"),
+	name("flag whose tags do not end", `\ud83c\udff4`+tags("gbsct"), "control_character"),
+	name("flag whose tags end twice", `\ud83c\udff4`+tags("gbsct\x7f\x7f"), "control_character"),
+	name("flag with words in tags", `\ud83c\udff4`+tags("gb hidden words\x7f"), "control_character"),
+	name("flag with tags in capitals", `\ud83c\udff4`+tags("GBSCT\x7f"), "control_character"),
+	name("flag with many tags", `\ud83c\udff4`+tags(strings.Repeat("gbsct\x7f", 1000)), "control_character"),
+	name("many tags", `Ann`+tags(strings.Repeat("a", 4000)), "control_character"),
+	name("tags after another emoji", `🎉`+tags("gbsct\x7f"), "control_character"),
+	name("selector after a Latin letter", `A\ufe0fnn`, "control_character"),
+	name("two selectors", `❤\ufe0f\ufe0f`, "control_character"),
+	name("Mongolian selector after a Latin letter", `A\u180bnn`, "control_character"),
+	name("vowel separator between Latin letters", `A\u180enn`, "control_character"),
+	name("vowel separator at the end", `\u182d\u180e`, "control_character"),
 	name("private use", `\ue000`, "control_character"),
 	name("unassigned", `\u0378`, "control_character"),
 	name("noncharacter", `a\uffff`, "control_character"),
@@ -200,6 +212,11 @@ var badFields = []badInput{
 	pass("line break", `correct\nhorse\nbattery`, "password_control_character"),
 	pass("the address", `Ann@Example.com`, "password_is_email"),
 	pass("the address in wide letters", `Ａｎｎ＠ｅｘａｍｐｌｅ．ｃｏｍ`, "password_is_email"),
+}
+
+// tags returns text as Unicode's tags, which nobody sees.
+func tags(text string) string {
+	return strings.Map(func(r rune) rune { return r + 0xE0000 }, text)
 }
 
 func email(name, raw, code string) badInput {
@@ -312,6 +329,13 @@ func TestGoodInput(t *testing.T) {
 		{"Kannada non-joiner", "", with("name", `"\u0cb0\u0cbe\u0c9c\u0ccd\u200c\u0c95\u0cc1"`), "\u0cb0\u0cbe\u0c9c\u0ccd\u200c\u0c95\u0cc1"},
 		{"Marathi eyelash", "", with("name", `"\u0930\u094d\u200d\u092f"`), "\u0930\u094d\u200d\u092f"},
 		{"Mongolian vowel separator", "", with("name", `"\u182d\u180e\u1820"`), "\u182d\u180e\u1820"},
+		{"Mongolian selector before a vowel separator", "", with("name", `"\u182d\u180b\u180e\u1820"`), "\u182d\u180b\u180e\u1820"},
+		{"Mongolian selector four", "", with("name", `"\u1820\u180f"`), "\u1820\u180f"},
+		{"flag of a country", "", with("name", `"Ann 🇩🇪"`), "Ann 🇩🇪"},
+		{"flags of parts of countries", "", with("name", `"Ann 🏴`+tags("gbsct\x7f")+`🏴`+tags("usca\x7f")+`"`), "Ann 🏴" + tags("gbsct\x7f") + "🏴" + tags("usca\x7f")},
+		{"flags with joiners", "", with("name", `"🏳\ufe0f\u200d🌈 🏴\u200d☠\ufe0f"`), "🏳\ufe0f\u200d🌈 🏴\u200d☠\ufe0f"},
+		{"text and colour", "", with("name", `"☎\ufe0e ☎\ufe0f ©\ufe0f ㊗\ufe0f"`), "☎\ufe0e ☎\ufe0f ©\ufe0f ㊗\ufe0f"},
+		{"variants of symbols", "", with("name", `"0\ufe00 ♔\ufe00 ，\ufe01 ∩\ufe00 က\ufe00"`), "0\ufe00 ♔\ufe00 ，\ufe01 ∩\ufe00 က\ufe00"},
 		{"emoji with joiners", "", with("name", `"👩\u200d👩\u200d👧 🧑🏽\u200d⚕️"`), "👩\u200d👩\u200d👧 🧑🏽\u200d⚕️"},
 		{"keycap", "", with("name", `"1️⃣"`), "1️⃣"},
 		{"ideographic variation", "", with("name", `"\u845b\udb40\udd00"`), "\u845b\U000e0100"},

@@ -18,7 +18,7 @@ import (
 
 // userChange is the body of PATCH /users/{id}.
 type userChange struct {
-	Name string `json:"name" minLength:"1" maxLength:"200" example:"Ann" doc:"Any text that can be seen, stored in Unicode's composed form, with one space for the blanks between words."`
+	Name string `json:"name" minLength:"1" maxLength:"200" example:"Ann" doc:"Under the same rules as at a sign-up."`
 }
 
 type changeUserInput struct {

@@ -47,7 +47,7 @@ var problemCodes = []problemCode{
 	{"email_taken", 409, "Somebody signed up with this address already."},
 	{"name_required", 422, "There is no name."},
 	{"name_too_long", 422, "The name has more than 200 characters."},
-	{"control_character", 422, "The name has control characters, or invisible ones that its script does not need."},
+	{"control_character", 422, "The name has control characters, or invisible ones that its script or emoji do not need: a joiner, variation selector or tag out of place."},
 	{"name_invisible", 422, "The name shows nothing."},
 	{"name_marks", 422, "The name has a combining mark without a letter before it, or more than 8 on one."},
 	{"password_required", 422, "There is no password."},

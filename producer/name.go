@@ -1,6 +1,7 @@
 package producer
 
 import (
+	"regexp"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -24,7 +25,7 @@ func checkName(name string) (string, *FieldError) {
 	runes := []rune(name)
 	for i := range runes {
 		if invisible(runes, i) {
-			return bad("control_character", "The name has control or invisible characters.")
+			return bad("control_character", "The name has control characters, or invisible ones that its script or emoji do not need there.")
 		}
 	}
 	switch {
@@ -107,6 +108,8 @@ func invisible(runes []rune, i int) bool {
 		return !joinerBelongs(runes[:i], r, after)
 	case unicode.Is(unicode.Variation_Selector, r):
 		return !selectorBelongs(r, before)
+	case tag(r):
+		return !tagBelongs(runes, i)
 	case r == vowelSeparator:
 		return !unicode.Is(unicode.Mongolian, before) || !unicode.Is(unicode.Mongolian, after)
 	case r == brailleBlank: // the space of Braille
@@ -141,8 +144,41 @@ func virama(r rune) bool {
 	return norm.NFC.PropertiesString(string(r)).CCC() == class
 }
 
+const (
+	tagSpace    = '\U000e0020' // the first one
+	tagEnd      = '\U000e007f'
+	blackFlag   = '\U0001f3f4'
+	mostFlagTag = 7 // tags of one flag, with the end
+)
+
+func tag(r rune) bool { return r >= tagSpace && r <= tagEnd }
+
+// subdivision is what the tags of a flag say, with their end: a country and a part of it, such as gbsct.
+var subdivision = regexp.MustCompile(`^[a-z]{2}[a-z0-9]{1,4}\x7f$`)
+
+// tagBelongs reports whether the tag at i is one of those that make a black flag that of a part of
+// a country, such as Scotland (UTS #51, flag emoji tag sequences).
+func tagBelongs(runes []rune, i int) bool {
+	first := i
+	for first > 0 && tag(runes[first-1]) && i-first < mostFlagTag {
+		first--
+	}
+	said := []byte{}
+	for _, r := range runes[first:min(len(runes), first+mostFlagTag)] {
+		if !tag(r) {
+			break
+		}
+		said = append(said, byte(r-tagSpace+' '))
+	}
+	return first > 0 && runes[first-1] == blackFlag && i < first+len(said) && subdivision.Match(said)
+}
+
+// varied is punctuation that stands elsewhere in its square, or is wider, by a variation selector.
+const varied = "‘’“”、。！，．：；？"
+
 // selectorBelongs reports whether a variation selector chooses the shape of the rune before it: of
-// a symbol (colour or text), an ideograph, or a letter of a script that has variants.
+// a symbol (colour or text), an ideograph, or a letter of a script that has variants. They are those of
+// Unicode's StandardizedVariants.txt, of its emoji, and of its ideographic variations.
 func selectorBelongs(r, before rune) bool {
 	switch {
 	case r == '\ufe0e', r == '\ufe0f':
@@ -152,7 +188,8 @@ func selectorBelongs(r, before rune) bool {
 	case r >= 0xE0100:
 		return unicode.Is(unicode.Han, before)
 	}
-	return unicode.In(before, unicode.Han, unicode.Myanmar, unicode.Phags_Pa, unicode.Sm)
+	return strings.ContainsRune(varied+"0", before) ||
+		unicode.In(before, unicode.Han, unicode.Myanmar, unicode.Phags_Pa, unicode.Manichaean, unicode.Egyptian_Hieroglyphs, unicode.S)
 }
 
 func braille(r rune) bool { return unicode.Is(unicode.Braille, r) }

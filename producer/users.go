@@ -35,7 +35,7 @@ type User struct {
 // in rules.go decide.
 type newUser struct {
 	Email    string `json:"email" format:"idn-email" maxLength:"254" example:"ann@example.com" doc:"A plain address, ASCII before the @. An international domain is stored as the DNS has it: bücher.example as xn--bcher-kva.example. Two addresses that differ only in the case of letters are the same."`
-	Name     string `json:"name" minLength:"1" maxLength:"200" example:"Ann" doc:"Any text that can be seen, stored in Unicode's composed form, with one space for the blanks between words."`
+	Name     string `json:"name" minLength:"1" maxLength:"200" example:"Ann" doc:"Any text that can be seen, emoji and flags included. Invisible characters are refused, except where Unicode gives them a meaning: joiners, variation selectors and the tags of a flag in their place. Stored in Unicode's composed form, with one space for the blanks between words."`
 	Password string `json:"password" format:"password" minLength:"12" maxLength:"256" writeOnly:"true" doc:"At most 1024 bytes, and none of the passwords that everybody tries first. No other rules on what it is made of."`
 }
 
