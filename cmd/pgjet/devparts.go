@@ -22,6 +22,13 @@ import (
 	"github.com/pgjet/pgjet/producer"
 )
 
+// devListeners are the ports of the listeners of pgjet dev, beside those of its servers.
+var devListeners = []int{usersPort, inboxPort, adminPort, smtpPort, directoryPort, profilesPort, billingPort}
+
+// devConnections returns how many connections each listener and the NATS server may hold: all of them are in
+// one process, and share what it can hold.
+func devConnections() int { return web.Connections(len(devListeners) + 1) }
+
 // supervise runs the services until ctx ends, one of them fails, or PostgreSQL
 // dies.
 func (d *dev) supervise(ctx context.Context, tel *telemetry.Telemetry) error {
@@ -64,16 +71,15 @@ func (d *dev) parts(ctx context.Context, tel *telemetry.Telemetry) ([]part, erro
 		return nil, err
 	}
 	at := make(map[int]net.Listener)
-	for _, port := range []int{usersPort, inboxPort, adminPort, smtpPort, directoryPort, profilesPort, billingPort} {
+	for _, port := range devListeners {
 		if at[port], err = listen("development", d.addr(port), "--port"); err != nil {
 			return nil, err
 		}
 	}
-	// All of them are in one process, and share what it can hold.
 	serve := func(name string, l net.Listener, h http.Handler) part {
-		return serveDoor(name, l, web.Connections(len(at)), web.Guard(h), d.log)
+		return serveDoor(name, l, devConnections(), web.Guard(h), d.log)
 	}
-	smtp := web.NewDoor(at[smtpPort], "smtp", web.Connections(len(at)), d.log)
+	smtp := web.NewDoor(at[smtpPort], "smtp", devConnections(), d.log)
 	parts := []part{
 		d.register(d.log).part(ctx, d.instances()...),
 		serve("users", at[usersPort], api),

@@ -91,7 +91,7 @@ func (d *dev) startNATS(ctx context.Context) error {
 			return err
 		}
 		d.nats, err = devserver.StartNATS(devserver.NATSOptions{
-			Dir: filepath.Join(d.dir, "nats"), Port: d.port + natsPort, Password: password, Log: d.servers.With("part", "nats"),
+			Dir: filepath.Join(d.dir, "nats"), Port: d.port + natsPort, Password: password, Connections: devConnections(), Log: d.servers.With("part", "nats"),
 		})
 		if err != nil {
 			return &exitError{exitUnreachable, err}

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
@@ -151,6 +153,32 @@ func TestFewDescriptors(t *testing.T) {
 	if near != 1 {
 		t.Errorf("%d warnings that the limit is near, want 1, of %s", near, users)
 	}
+}
+
+// TestDevWithManyClientsOfNATS: the clients of the NATS server of pgjet dev cannot use up the descriptors of its
+// process.
+func TestDevWithManyClientsOfNATS(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("there is no ulimit")
+	}
+	t.Parallel()
+	shell, err := exec.LookPath("sh")
+	if err != nil {
+		t.Skip(err)
+	}
+	dir, port := stateDir(t), freePorts(t)
+	dev := waitDev(limited(t, shell, 1024, devArgs(dir, port)...).process, dir, port)
+	for n := 1; ; n++ {
+		nc, err := nats.Connect(dev.NATS, nats.NoReconnect(), nats.Timeout(patience))
+		if err != nil { // how it fails depends on when the client notices
+			break
+		}
+		defer nc.Close()
+		if n > 200 {
+			t.Fatalf("NATS lets %d clients in, want its share of 1024 descriptors", n)
+		}
+	}
+	signUp(t, dev.Users, "ann@example.com")
 }
 
 // limited starts a pgjet that may have so many descriptors open.

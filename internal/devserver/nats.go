@@ -31,6 +31,9 @@ type NATSOptions struct {
 	Password string
 	// MaxStore bounds the bytes of all streams; 0 takes most of the free disk.
 	MaxStore int64
+	// Connections is how many clients the server holds at most, logged in or not; 0 is as many as
+	// NATS holds by default, 65 536. Each takes a descriptor of this process.
+	Connections int
 	// Config is more configuration, in the format of NATS's own file, such as
 	// "max_payload: 64KB" or a cluster. It wins over the fields above.
 	Config string
@@ -95,6 +98,7 @@ func natsOptions(o NATSOptions) (*server.Options, error) {
 		SyncAlways:         !o.Lazy,
 		JetStreamMaxMemory: 256 << 20,
 		JetStreamMaxStore:  o.MaxStore,
+		MaxConn:            o.Connections,
 		NoSigs:             true,
 	}
 	if o.Password != "" {

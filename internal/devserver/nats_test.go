@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -108,4 +109,39 @@ func TestNATSWithUsers(t *testing.T) {
 		t.Fatal(err)
 	}
 	conn.Close()
+}
+
+// TestNATSHoldsSoManyClients: the server refuses one client too many, and takes the next after one has left.
+func TestNATSHoldsSoManyClients(t *testing.T) {
+	t.Parallel()
+	n, err := devserver.StartNATS(devserver.NATSOptions{Dir: t.TempDir(), Lazy: true, Connections: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Stop()
+	connect := func() (*nats.Conn, error) { return nats.Connect(n.URL(), nats.NoReconnect()) }
+	var clients []*nats.Conn
+	for range 3 {
+		conn, err := connect()
+		if err != nil {
+			t.Fatalf("client %d: %v", len(clients)+1, err)
+		}
+		defer conn.Close()
+		clients = append(clients, conn)
+	}
+	if conn, err := connect(); err == nil { // how it fails depends on when the client notices
+		conn.Close()
+		t.Fatal("client 4 is let in")
+	}
+	clients[0].Close()
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		conn, err := connect()
+		if err == nil {
+			conn.Close()
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("after one has left: %v", err)
+		}
+	}
 }
