@@ -88,6 +88,22 @@ func TestGoodNeighbour(t *testing.T) {
 	unchanged("all of that")
 }
 
+// TestPoolerWithoutTransactions: behind a pooler that gives each statement another session, the user service is
+// not ready and says why, and so do its commands.
+func TestPoolerWithoutTransactions(t *testing.T) {
+	t.Parallel()
+	direct := testenv.DatabaseURL(t)
+	database := testenv.PgBouncer(t, direct, "statement")
+	users := startUsers(t, database)
+	users.notReady(users.admin, "pooler: ")
+	testenv.Eventually(t, patience, "it logs what to do", func() bool { return strings.Contains(fmt.Sprint(users.log("WARN")), "pool_mode=transaction") })
+	header := map[string]string{"Content-Type": "application/json", "Idempotency-Key": "k"}
+	if status, _, body := request(t, http.MethodPost, users.addr+"/users", signUpBody("ann@example.com"), header); status != http.StatusServiceUnavailable || !strings.Contains(body, `"database_unavailable"`) {
+		t.Errorf("sign up = %d %s, want 503 database_unavailable", status, body)
+	}
+	refused(t, exitUnreachable, []string{"users", "grant", "ann@example.com", "admin", "--reason", "x", "--database-url", database}, "pooler: ", "pool_mode=transaction")
+}
+
 // TestDatabaseOptions: what cannot work is refused when the URL is read, for each of the two.
 func TestDatabaseOptions(t *testing.T) {
 	for flag, want := range map[string]string{"--database-url": "default_query_exec_mode=exec cannot work", "--direct-database-url": "client_encoding=LATIN1 cannot work"} {

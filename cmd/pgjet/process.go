@@ -194,7 +194,10 @@ func watchDatabase(db *pgxpool.Pool, log *slog.Logger) part {
 	ping := func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 		defer cancel()
-		return postgres.CheckWritable(ctx, db)
+		if err := postgres.CheckWritable(ctx, db); err != nil {
+			return err
+		}
+		return postgres.CheckTransactions(ctx, db)
 	}
 	return part{name: "database", ready: ping, run: func(ctx context.Context) error {
 		away := false
@@ -204,7 +207,7 @@ func watchDatabase(db *pgxpool.Pool, log *slog.Logger) part {
 			case ctx.Err() != nil:
 				return nil
 			case err != nil && !away:
-				log.WarnContext(ctx, "cannot reach PostgreSQL, will keep trying", "err", err)
+				log.WarnContext(ctx, "cannot use PostgreSQL, will keep trying", "err", err)
 			case err == nil && away:
 				log.InfoContext(ctx, "PostgreSQL is back")
 			}

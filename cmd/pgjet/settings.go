@@ -238,6 +238,10 @@ func reach(ctx context.Context, config *pgxpool.Config) (*pgxpool.Pool, error) {
 		postgres.Close(db)
 		return nil, &exitError{exitUnreachable, fmt.Errorf("cannot reach PostgreSQL at %s: %w", host(config.ConnConfig), err)}
 	}
+	if err := postgres.CheckTransactions(ctx, db); err != nil {
+		postgres.Close(db)
+		return nil, &exitError{exitUnreachable, err}
+	}
 	return db, nil
 }
 

@@ -68,6 +68,42 @@ func CheckNames(ctx context.Context, db *pgxpool.Pool) error {
 	})
 }
 
+// A TransactionsError says that a pool leads to a pooler that gives each statement another
+// session: it has no transactions.
+type TransactionsError struct {
+	Host string // and port, of the pooler
+}
+
+// Error says what to do about it.
+func (e *TransactionsError) Error() string {
+	return fmt.Sprintf("%s leads to a connection pooler that has no transactions (pool_mode=statement); "+
+		"give it pool_mode=transaction, or give the address of PostgreSQL itself", e.Host)
+}
+
+// Class is that of statements which a pooler broke.
+func (e *TransactionsError) Class() sqlstate.Class { return sqlstate.Pooler }
+
+// CheckTransactions returns a [TransactionsError] if db leads to a pooler that has no transactions.
+// Its errors begin with a reason, as those of [CheckWritable]. On a pinned connection it asks nothing.
+func CheckTransactions(ctx context.Context, db *pgxpool.Pool) error {
+	return sqlstate.Explain(db.AcquireFunc(ctx, func(c *pgxpool.Conn) error {
+		if Pinned(c.Conn()) {
+			return nil
+		}
+		conn := c.Conn().PgConn()
+		host := conn.Conn().RemoteAddr().String()
+		// Such a pooler refuses a transaction that is open after an answer, and closes the connection.
+		_, err := conn.Exec(ctx, `begin`).ReadAll()
+		if sqlstate.Of(err) == sqlstate.Pooler {
+			return &TransactionsError{host}
+		}
+		if err == nil {
+			_, err = conn.Exec(ctx, `rollback`).ReadAll()
+		}
+		return err
+	}), "")
+}
+
 // A Session is a direct connection for one purpose.
 type Session struct {
 	What        string    // needs it; see [PoolerError]

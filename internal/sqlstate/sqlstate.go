@@ -35,7 +35,8 @@ const (
 	Conflict Class = "database_conflict"
 	// StalePlan: a table changed under a prepared statement, which is valid again at the next try.
 	StalePlan Class = "plan_outdated"
-	// Pooler: a prepared statement is on another connection than the one that prepared it.
+	// Pooler: a prepared statement is on another connection than the one that prepared it, or a pooler
+	// gives each statement another connection and so has no transactions.
 	Pooler Class = "pooler"
 	// Permission: the role lacks a right.
 	Permission Class = "permission_denied"
@@ -132,6 +133,8 @@ func classOf(err *pgconn.PgError) Class {
 		return StalePlan
 	case noReadWrite(err):
 		return ReadOnly
+	case noTransactions(err):
+		return Pooler
 	}
 	if class, ok := exact[err.Code]; ok {
 		return class
@@ -150,6 +153,12 @@ func stalePlan(err *pgconn.PgError) bool {
 // standby refuses to begin a transaction that may write.
 func noReadWrite(err *pgconn.PgError) bool {
 	return err.Code == "0A000" && err.Routine == "call_bool_check_hook"
+}
+
+// noTransactions recognises "transaction blocks not allowed in statement pooling mode", which
+// PgBouncer says in no other language, under a code that stands for more.
+func noTransactions(err *pgconn.PgError) bool {
+	return err.Code == "08P01" && err.Routine == "" && strings.Contains(err.Message, "statement pooling mode")
 }
 
 // lost reports whether a connection could not be opened, ended, or did not answer in time.
@@ -180,7 +189,7 @@ var advice = map[Class]string{
 	Login:     "check the user, the password and the database in the URL",
 	Exhausted: "look at the server's connections, memory and disk",
 	ReadOnly:  "connect to the primary, or wait until this server is promoted",
-	Pooler:    "a connection pooler that shares connections between transactions stands in between; see docs/connections.md",
+	Pooler:    "a connection pooler, which gives sessions to others, stands in between; see docs/connections.md",
 	Outdated:  "run: pgjet migrate up",
 	Encoding:  "the database must have the encoding UTF8",
 }
@@ -189,9 +198,12 @@ var advice = map[Class]string{
 // returns "".
 func Reason(err error) Class { return cmp.Or(Of(err), Failed) }
 
-// Advise returns err with what to do behind it, unless err says that itself. The role is the one of pgjet's whose rights the
-// connection's user needs, such as pgjet_relay; "" names none.
+// Advise returns err with what to do behind it, unless err says that itself, as errors of pgjet's own that have a
+// class do. The role is the one of pgjet's whose rights the connection's user needs, such as pgjet_relay; "" names none.
 func Advise(err error, role string) error {
+	if _, own := errors.AsType[classified](err); own {
+		return err
+	}
 	class := Of(err)
 	todo := advice[class]
 	if class == Permission && role != "" {

@@ -53,6 +53,8 @@ func TestOf(t *testing.T) {
 		{code("40P01"), sqlstate.Conflict, true},
 		{code("26000"), sqlstate.Pooler, true},
 		{code("42P05"), sqlstate.Pooler, true},
+		{&pgconn.PgError{Code: "08P01", Message: "transaction blocks not allowed in statement pooling mode"}, sqlstate.Pooler, true},
+		{code("08P01"), sqlstate.Unreachable, true},
 		{code("42501"), sqlstate.Permission, false},
 		{code("42P01"), sqlstate.Outdated, false},
 		{code("42703"), sqlstate.Outdated, false},

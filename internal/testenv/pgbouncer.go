@@ -21,7 +21,7 @@ import (
 const serverSessions = 4
 
 // PgBouncer starts a PgBouncer before the PostgreSQL server of a database URL, in the
-// pool mode session or transaction, and returns the URL of the database through it. It has few
+// pool mode session, transaction or statement, and returns the URL of the database through it. It has few
 // connections to the server, so that clients take turns, and knows no more of the protocol
 // than it must: no setting but those that each version tracks, and no prepared statements.
 // Settings are further lines of its configuration.
