@@ -37,7 +37,8 @@ var (
 
 // An admission bounds how many requests of one operation are worked on at a time. It
 // raises the bound as long as they take as long as they used to, and lowers it when
-// they take longer. As many more wait for a moment.
+// they take longer. As many more wait for a moment, but none in an overload: each would wait for
+// as long as all before it take, only to be refused after its body was read.
 //
 // Each operation has one of its own: its requests take about the same time, so that
 // slower means busier, and who signs up keeps nobody from reading.
@@ -46,13 +47,17 @@ var (
 type admission struct {
 	operation string
 	current   atomic.Pointer[limiter]
+	line      gate // its slots are current's limit
 	arriving  *gate
 	gates     []func() *gate // that its requests have to pass, as they are now
 }
 
 // turnsAway reports whether a request that comes now would be turned away later on.
 func (a *admission) turnsAway() bool {
-	if !a.current.Load().CanAcquirePermit() {
+	if a.line.turnsAway() {
+		if len(a.gates) > 0 {
+			a.gates[0]().miss() // before the first one nothing is spent on a request
+		}
 		return true
 	}
 	return slices.ContainsFunc(a.gates, func(g func() *gate) bool { return g().turnsAway() })
@@ -71,10 +76,16 @@ func (a *admission) tune(most int) {
 	least := uint(min(leastAdmitted, most))
 	a.current.Store(&limiter{most: most, AdaptiveLimiter: adaptivelimiter.NewBuilder[any]().
 		WithLimits(least, uint(most), least).
-		WithMaxLimitStabilizationWindow(10*time.Second).
+		WithMaxLimitStabilizationWindow(10 * time.Second).
 		WithBaselineWindow(100). // seconds, about: a bad minute is not yet what is usual
-		WithQueueing(1, 2).
 		Build()})
+	a.resize()
+}
+
+// resize makes the limit hold, as it is now.
+func (a *admission) resize() {
+	limit := a.current.Load().Limit()
+	a.line.resize(limit, limit)
 }
 
 // shed answers r if there is no room for it anyway, and reports whether it did. It comes
@@ -154,11 +165,16 @@ func arrived(ctx context.Context) {
 // a usual one does it tell how long requests take. enter returns [errOverloaded] if
 // there are too many, and ctx's error if ctx is cancelled.
 func (a *admission) enter(ctx context.Context) (leave func(usual bool), err error) {
-	permit, err := a.current.Load().AcquirePermitWithMaxWait(ctx, admissionWait)
+	out, err := a.line.enter(ctx, admissionWait)
 	if errors.Is(err, context.Canceled) {
 		return nil, err
 	}
 	if err != nil {
+		return nil, errOverloaded
+	}
+	permit, ok := a.current.Load().TryAcquirePermit()
+	if !ok { // the limit has just been lowered
+		out()
 		return nil, errOverloaded
 	}
 	return func(usual bool) {
@@ -167,6 +183,8 @@ func (a *admission) enter(ctx context.Context) (leave func(usual bool), err erro
 		} else {
 			permit.Drop()
 		}
+		a.resize()
+		out()
 	}, nil
 }
 

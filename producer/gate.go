@@ -25,22 +25,23 @@ const (
 //
 // A gate is overloaded while clearly more come than leave and no slot is ever free. A line does
 // not help then: it would only make everybody wait for as long as the line is. So, in an overload, there
-// are two in line for each slot; the newest goes first, and none waits for longer than a slot
+// are few in line for each slot; the newest goes first, and none waits for longer than a slot
 // is usually kept. Those who are let in take about as long as without an overload. A burst is
 // none: it ends before the next window. An overload begins after two.
 type gate struct {
-	slots, most int          // most: inside and in line
-	present     atomic.Int64 // inside and in line
+	spare   int          // in line for each slot in an overload
+	present atomic.Int64 // inside and in line
 
-	mu         sync.Mutex
-	inside     int
-	line       []*waiter     // the newest last
-	took       time.Duration // how long a slot is kept, about
-	ends       time.Time     // of the window
-	came, left int           // in the window
-	idle       bool          // a slot was free in the window
-	busy       bool          // in the window before, more came than left
-	overloaded bool
+	mu          sync.Mutex
+	slots, most int // most: inside and in line
+	inside      int
+	line        []*waiter     // the newest last
+	took        time.Duration // how long a slot is kept, about
+	ends        time.Time     // of the window
+	came, left  int           // in the window
+	idle        bool          // a slot was free in the window
+	busy        bool          // in the window before, more came than left
+	overloaded  bool
 }
 
 // A waiter is one in line. Its turn is closed when it is let in or has waited for too long; it is
@@ -51,7 +52,15 @@ type waiter struct {
 	let   bool // in; guarded by the gate
 }
 
-func newGate(slots, line int) *gate { return &gate{slots: slots, most: slots + line} }
+func newGate(slots, line int) *gate { return &gate{spare: 2, slots: slots, most: slots + line} }
+
+// resize changes how many there may be inside and in line. Who is inside stays.
+func (g *gate) resize(slots, line int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.slots, g.most = slots, slots+line
+	g.fill()
+}
 
 // enter returns once there is a slot, and how to give it back, which may be called
 // more than once. It returns [errFull] if the line is full or the wait, or ctx's time, is over,
@@ -117,26 +126,30 @@ func (g *gate) dequeue(w *waiter) bool {
 func (g *gate) leave(kept time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	now := time.Now()
+	g.roll(now) // first: the slot that becomes free now was not idle
 	g.took += (kept - g.took) / 8
 	g.inside--
 	g.present.Add(-1)
 	g.left++
-	now := time.Now()
-	g.roll(now)
 	g.expire(now)
-	if len(g.line) == 0 {
-		g.idle = true
-		return
+	g.idle = g.idle || len(g.line) == 0 && g.inside < g.slots
+	g.fill()
+}
+
+// fill lets in who is in line, as long as there are slots.
+func (g *gate) fill() {
+	for g.inside < g.slots && len(g.line) > 0 {
+		next := 0
+		if g.overloaded {
+			next = len(g.line) - 1
+		}
+		w := g.line[next]
+		g.line = slices.Delete(g.line, next, next+1)
+		w.let = true
+		close(w.turn)
+		g.inside++
 	}
-	next := 0
-	if g.overloaded {
-		next = len(g.line) - 1
-	}
-	w := g.line[next]
-	g.line = slices.Delete(g.line, next, next+1)
-	w.let = true
-	close(w.turn)
-	g.inside++
 }
 
 // expire sends away those that came before an overload began and have waited for too long.
@@ -161,8 +174,16 @@ func (g *gate) turnsAway() bool {
 	return true
 }
 
+// miss counts one that was turned away elsewhere, and would have come else.
+func (g *gate) miss() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.roll(time.Now())
+	g.came++
+}
+
 func (g *gate) full() bool {
-	return g.inside+len(g.line) >= g.most || g.overloaded && len(g.line) >= 2*g.slots
+	return g.inside+len(g.line) >= g.most || g.overloaded && len(g.line) >= g.spare*g.slots
 }
 
 func (g *gate) patience() time.Duration { return max(leastPatience, g.took) }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"math"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -248,7 +249,7 @@ func TestAdmission(t *testing.T) {
 		_, err := a.enter(t.Context())
 		next <- err
 	}()
-	testenv.Eventually(t, 10*time.Second, "one waits", func() bool { return a.current.Load().Queued() == 1 })
+	testenv.Eventually(t, 10*time.Second, "one waits", func() bool { return a.line.present.Load() == 3 })
 	inside[0](true)
 	if err := <-next; err != nil {
 		t.Errorf("enter = %v once there was room, want nil", err)
@@ -282,10 +283,8 @@ func TestSlowBodyTakesNoPlace(t *testing.T) {
 		return err == nil
 	})
 	defer leave(false)
-	for range 2 { // as many wait
-		go a.current.Load().AcquirePermit(t.Context())
-	}
-	testenv.Eventually(t, 10*time.Second, "two wait", func() bool { return a.current.Load().Queued() == 2 })
+	go a.line.enter(t.Context(), time.Minute) // as many wait
+	testenv.Eventually(t, 10*time.Second, "one waits", func() bool { return a.line.present.Load() == 2 })
 	res, body := answerTo(t, s, "POST", "/users", "x")
 	if res.StatusCode != 503 || !strings.Contains(body, `"overloaded"`) || res.Header.Get("Retry-After") != "1" {
 		t.Errorf("without room: %d %s, want 503 overloaded, whatever the body is", res.StatusCode, body)
@@ -387,8 +386,8 @@ func TestTuneUnderLoad(t *testing.T) {
 	if n := s.db.changes.present.Load(); n != 0 {
 		t.Errorf("%d transactions were not given back", n)
 	}
-	if n := s.admissions["POST /users"].current.Load().Inflight(); n != 0 {
-		t.Errorf("%d requests seem to be worked on", n)
+	if a := s.admissions["POST /users"]; a.current.Load().Inflight() != 0 || a.line.present.Load() != 0 {
+		t.Errorf("%d requests seem to be worked on, and %d to be there", a.current.Load().Inflight(), a.line.present.Load())
 	}
 	s.Tune(DefaultTuning())
 	s.addresses, s.accounts = newRateLimit(), newRateLimit()
@@ -435,6 +434,50 @@ func TestAdmissionFollowsDelay(t *testing.T) {
 		}
 		cancel()
 		time.Sleep(time.Second) // they end
+	})
+}
+
+// TestAdmissionOverload has three times as many requests come as can be worked on. Nearly all that can be done is
+// done, those that are let in wait for nobody, and hardly any is refused after it has sent its body.
+func TestAdmissionOverload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, random := &admission{}, rand.New(rand.NewPCG(1, 2))
+		a.tune(leastAdmitted)
+		const took = 10 * time.Millisecond
+		var all sync.WaitGroup
+		var mu sync.Mutex
+		done, late, waited := 0, 0, time.Duration(0)
+		warm := time.Now().Add(time.Second)
+		for end := warm.Add(10 * time.Second); time.Now().Before(end); {
+			time.Sleep(time.Duration(random.ExpFloat64() * float64(took) / leastAdmitted / 3))
+			if a.turnsAway() {
+				continue
+			}
+			all.Go(func() {
+				began := time.Now()
+				leave, err := a.enter(t.Context())
+				mu.Lock()
+				switch {
+				case began.Before(warm):
+				case err != nil:
+					late++
+				default:
+					done++
+					waited += time.Since(began)
+				}
+				mu.Unlock()
+				if err == nil {
+					time.Sleep(took)
+					leave(true)
+				}
+			})
+		}
+		all.Wait()
+		able := 10 * int(time.Second/took) * leastAdmitted
+		t.Logf("%d done of %d, which waited for %s; %d refused late", done, able, waited/time.Duration(done), late)
+		if done < able*9/10 || waited/time.Duration(done) > took/10 || late > done/20 {
+			t.Errorf("%d done, which waited for %s, and %d refused late; want at least %d, hardly any wait and few", done, waited/time.Duration(done), late, able*9/10)
+		}
 	})
 }
 
