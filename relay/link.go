@@ -26,10 +26,6 @@ const pingInterval = time.Second
 // pings is how many pings may go unanswered before the connection is given up.
 const pings = 5
 
-// ReaderName is the consumer by which relays read the stream. They need the right to
-// create, read and delete it.
-const ReaderName = "pgjet-relay"
-
 // A link is one connection to the stream: the [protocol.Stream] of a session. It
 // does not reconnect. A publish that a reconnect flushes late could match a sequence
 // that a server, having lost its tail, gives out again.
@@ -110,11 +106,10 @@ func jetStream(nc *nats.Conn, domain string) (js jetstream.JetStream, api string
 	return js, "$JS." + domain + ".API.", err
 }
 
-// noteError hears of what NATS reports apart from any call. What we can do without is
-// nothing to note: hints, and tidying up.
+// noteError notes what NATS reports apart from any call, except that the relay may not hear
+// hints: it can do without.
 func (l *link) noteError(_ *nats.Conn, _ *nats.Subscription, err error) {
-	if text := err.Error(); errors.Is(err, nats.ErrPermissionViolation) &&
-		!strings.Contains(text, events.HintSubject(l.name)) && !strings.Contains(text, ".API.CONSUMER.DELETE.") {
+	if errors.Is(err, nats.ErrPermissionViolation) && !strings.Contains(err.Error(), events.HintSubject(l.name)) {
 		l.denied.Store(&err)
 	}
 }
@@ -216,51 +211,6 @@ func message(sequence uint64, subject string, header nats.Header) protocol.Messa
 		m.ID, m.Seq = e.ID, e.Seq
 	}
 	return m
-}
-
-// Messages implements [protocol.Stream]. It reads headers only, from one replica.
-func (l *link) Messages(ctx context.Context, first, last uint64, fn func(protocol.Message) error) error {
-	err := l.messages(ctx, first, last, fn)
-	if err != nil {
-		return l.explain(fmt.Errorf("read the stream from sequence %d to %d: %w", first, last, err))
-	}
-	return nil
-}
-
-func (l *link) messages(ctx context.Context, first, last uint64, fn func(protocol.Message) error) error {
-	reader, err := natsconn.NewReader(ctx, l.js, l.name, ReaderName, jetstream.ConsumerConfig{
-		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: first, HeadersOnly: true,
-	})
-	if err != nil {
-		return err
-	}
-	defer reader.Close()
-	all, err := reader.Messages(jetstream.PullMaxMessages(2000))
-	if err != nil {
-		return err
-	}
-	defer all.Stop()
-	pending := reader.CachedInfo().NumPending // as far as this replica knows
-	for next, read := first, uint64(0); next <= last && pending > 0; read++ {
-		msg, err := all.Next(jetstream.NextMaxWait(answerTimeout))
-		if err != nil {
-			return err
-		}
-		meta, err := msg.Metadata()
-		if err != nil {
-			return err
-		}
-		if meta.Sequence.Consumer != read+1 {
-			return errors.New("messages were lost on the way here")
-		}
-		if next, pending = meta.Sequence.Stream+1, meta.NumPending; next > last+1 {
-			break
-		}
-		if err := fn(message(next-1, msg.Subject(), msg.Headers())); err != nil {
-			return err
-		}
-	}
-	return reader.Confirm(ctx)
 }
 
 // Check implements [protocol.Stream]: an event must fit the server's largest

@@ -93,9 +93,9 @@ func grantFor(role, stream string, names []string) grant {
 	switch role {
 	case "relay":
 		return grant{
-			Publish:   append(relay.StreamConfig(stream, 1).Subjects, api("STREAM.INFO"), api("STREAM.MSG.GET")),
+			Publish:   append(relay.StreamConfig(stream, 1).Subjects, api("STREAM.INFO"), api("STREAM.MSG.GET"), api("DIRECT.GET")),
 			Subscribe: []string{inboxPrefix("relay") + ".>", hints},
-		}.reads(stream, relay.ReaderName).registered("pgjet-relay")
+		}.registered("pgjet-relay")
 	case "consumer":
 		own := stream + "." + names[0]
 		g := grant{

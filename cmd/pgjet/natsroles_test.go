@@ -15,7 +15,6 @@ import (
 	"github.com/pgjet/pgjet/consumers/directory"
 	"github.com/pgjet/pgjet/consumers/mailer"
 	"github.com/pgjet/pgjet/consumers/replay"
-	"github.com/pgjet/pgjet/relay"
 )
 
 // owned are the consumers of a stream that each user of a guarded server may touch, and
@@ -23,7 +22,7 @@ import (
 func owned() map[string]map[string][]string {
 	reader := []string{"CREATE", "INFO", "MSG.NEXT", "DELETE"}
 	all := map[string]map[string][]string{
-		"relay":    {relay.ReaderName: reader},
+		"relay":    {},
 		"consumer": {mailer.Name: {"CREATE", "INFO", "MSG.NEXT", "RESET", "ACK"}},
 		"reader":   {directory.Name: {"CREATE", "INFO", "MSG.NEXT", "RESET", "ACK"}},
 		"writer":   {followName: {"CREATE", "INFO"}},
@@ -190,7 +189,7 @@ func TestConsumerOfAnotherStays(t *testing.T) {
 		return string(b)
 	}
 	before := config()
-	for user, own := range map[string]string{"writer": followName, "relay": relay.ReaderName, "reader": directory.Name} {
+	for user, own := range map[string]string{"writer": followName, "relay": "pgjet-relay", "reader": directory.Name} {
 		nc := g.prober(t, user).nc
 		for _, subject := range []string{"", "." + own, "." + mailer.Name, "." + mailer.Name + ".events.*.nothing"} {
 			for _, body := range []map[string]any{
