@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/events"
@@ -46,13 +47,17 @@ const maxAckPending = 10_000
 
 // Ensure creates the durable consumer want on a stream if it does not exist, and
 // reports whether it did. An existing one is left as it is: Ensure returns how it
-// differs, a line for each setting.
+// differs, a line for each setting. If js may not create one, since the account of its
+// connection does not import that request, the error says that the consumer is missing.
 func Ensure(ctx context.Context, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig) (created bool, differences []string, err error) {
 	consumer, err := js.Consumer(ctx, stream, want.Durable)
 	if natsconn.Of(err) == jserror.ConsumerMissing {
-		_, err = js.CreateConsumer(ctx, stream, want)
-		if natsconn.Of(err) != jserror.ConsumerDiffers {
-			return err == nil, nil, err
+		_, failed := js.CreateConsumer(ctx, stream, want)
+		if errors.Is(failed, nats.ErrNoResponders) {
+			return false, nil, err
+		}
+		if natsconn.Of(failed) != jserror.ConsumerDiffers {
+			return failed == nil, nil, failed
 		}
 		consumer, err = js.Consumer(ctx, stream, want.Durable) // another process was faster
 	}

@@ -37,16 +37,36 @@ var errMissed = errors.New("events were missed")
 // All processes that follow under one name share one consumer of the stream, of that
 // name, and each gets every event. They must ask for the same types. A process needs no
 // other right than to create and look up that one consumer, and to subscribe to
-// [events.FollowSubject].
+// [events.FollowSubject]. If it may only look it up, [EnsureFollowed] has to create it before.
 //
 // It keeps trying for ever, and logs why it does not get through once.
 // While it does not, neither function is called.
 func Follow(ctx context.Context, js jetstream.JetStream, stream, name string, types []string, log *slog.Logger, onEvent func(events.Event), onGap func()) {
-	f := &follower{js: js, stream: stream, name: name, onEvent: onEvent, onGap: onGap}
+	f := newFollower(js, stream, name, types)
+	f.onEvent, f.onGap = onEvent, onGap
+	f.keeper.Run(ctx, log, f.session)
+}
+
+// EnsureFollowed creates the consumer that [Follow] needs if it does not exist, and reports
+// whether it did. It is for processes that may not create a consumer: they follow this one,
+// which stays while none of them runs. Events that were stored meanwhile come to the next one.
+func EnsureFollowed(ctx context.Context, js jetstream.JetStream, stream, name string, types []string) (created bool, err error) {
+	f := newFollower(js, stream, name, types)
+	if _, err = f.join(ctx); natsconn.Of(err) != jserror.ConsumerMissing {
+		return false, err
+	}
+	config := f.config()
+	config.Durable, config.MemoryStorage = name, false
+	_, err = js.CreatePushConsumer(ctx, stream, config)
+	return err == nil, err
+}
+
+func newFollower(js jetstream.JetStream, stream, name string, types []string) *follower {
+	f := &follower{js: js, stream: stream, name: name}
 	for _, t := range types {
 		f.subjects = append(f.subjects, events.Filter(t))
 	}
-	f.keeper.Run(ctx, log, f.session)
+	return f
 }
 
 type follower struct {
@@ -79,7 +99,7 @@ func (f *follower) session(ctx context.Context) error {
 		return fmt.Errorf("subscribe: %w", err)
 	}
 	defer func() { _ = sub.Unsubscribe() }() // the connection is gone otherwise
-	at, err := f.begin(ctx, sub.Subject)
+	at, err := f.begin(ctx)
 	if err != nil {
 		return fmt.Errorf("follow stream %s: %w", f.stream, err)
 	}
@@ -96,22 +116,26 @@ func (f *follower) session(ctx context.Context) error {
 	}
 }
 
-// begin has the server push new events to subject, unless it does so for another process
-// already. It asks for no acks and no flow control, so that a connection needs no right but
-// that to create the consumer.
-func (f *follower) begin(ctx context.Context, subject string) (followed, error) {
-	ctx, cancel := context.WithTimeout(ctx, followTime)
-	defer cancel()
-	consumer, err := f.js.CreatePushConsumer(ctx, f.stream, jetstream.ConsumerConfig{
+// config returns the consumer by which the server pushes new events. It asks for no acks and no
+// flow control, so that a connection needs no right but that to create the consumer.
+func (f *follower) config() jetstream.ConsumerConfig {
+	return jetstream.ConsumerConfig{
 		Name:           f.name,
-		DeliverSubject: subject,
+		DeliverSubject: events.FollowSubject(f.stream, f.name),
 		DeliverPolicy:  jetstream.DeliverNewPolicy,
 		AckPolicy:      jetstream.AckNonePolicy,
 		FilterSubjects: f.subjects,
 		IdleHeartbeat:  followBeat,
 		MemoryStorage:  true,
-	})
-	if natsconn.Of(err) == jserror.ConsumerDiffers { // as it does if it exists
+	}
+}
+
+// begin has the server push new events, unless it does so for another process already.
+func (f *follower) begin(ctx context.Context) (followed, error) {
+	ctx, cancel := context.WithTimeout(ctx, followTime)
+	defer cancel()
+	consumer, err := f.js.CreatePushConsumer(ctx, f.stream, f.config())
+	if natsconn.Of(err) == jserror.ConsumerDiffers || errors.Is(err, nats.ErrNoResponders) { // it exists, or this process may create none
 		consumer, err = f.join(ctx)
 	}
 	if err != nil {

@@ -130,12 +130,15 @@ func TestConsumerEnsure(t *testing.T) {
 	js := ensureStream(t, nats)
 	refused(t, exitNotFound, ensure("billing"), `"billing"`, "welcome-mailer")
 	refused(t, exitFindings, ensure("welcome-mailer --dry-run"), "missing, nothing was changed")
-	refused(t, exitFindings, ensure("welcome-mailer --dry-run"), "missing, nothing was changed")
+	refused(t, exitFindings, ensure("pgjet-users --dry-run"), "missing, nothing was changed")
 	for _, row := range [][2]string{
 		{"welcome-mailer", "created durable consumer welcome-mailer of stream EVENTS\n"},
 		{"welcome-mailer", "durable consumer welcome-mailer of stream EVENTS is as it should be\n"},
 		{"directory", "created durable consumer directory of stream EVENTS\n"},
 		{"welcome-mailer --dry-run", "durable consumer welcome-mailer of stream EVENTS is as it should be\n"},
+		{"directory onboarding pgjet-users", "durable consumer directory of stream EVENTS is as it should be\n" +
+			"created durable consumer onboarding of stream EVENTS\ncreated durable consumer pgjet-users of stream EVENTS\n"},
+		{"pgjet-users", "durable consumer pgjet-users of stream EVENTS is as it should be\n"},
 	} {
 		if out := must(t, exitOK, ensure(row[0])...); out != row[1] {
 			t.Errorf("pgjet consumer ensure %s says %q, want %q", row[0], out, row[1])

@@ -27,36 +27,42 @@ func (s *settings) consumerEnsureCommand() *cobra.Command {
 	var dryRun, apply bool
 	names := slices.Sorted(maps.Keys(ownConsumers))
 	cmd := &cobra.Command{
-		Use:   "ensure NAME",
-		Short: "Create a durable consumer if it is missing; exit code 6 if it is there and differs",
+		Use:   "ensure NAME...",
+		Short: "Create durable consumers if they are missing; exit code 6 if one is there and differs",
 		Long: `Create the durable consumer that pgjet consume NAME needs, if it is missing. One that
 exists is compared and left as it is: the differences are shown, and the exit code is
-6. The names are: ` + strings.Join(names, ", ") + `.
+6. The names are: ` + strings.Join(names, ", ") + `; and ` + followName + `, by
+which the user service follows events. Processes create what they need by themselves
+unless NATS forbids it, as in the accounts that pgjet nats accounts prints.
 
 If all that differs is that types of events are missing, --apply adds them. The consumer
 is paused for that moment, and nothing is lost: what the stream already holds of those
 types comes as well, in order. Processes of a version that does not know them
 handle nothing from then on. If it is interrupted, do it again.`,
-		ValidArgs: names,
-		Args:      exactlyOne,
+		ValidArgs: append(names, followName),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usagef("give the names of consumers, of: %s, %s", strings.Join(names, ", "), followName)
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if dryRun && apply {
 				return usagef("--dry-run changes nothing and --apply does: say one of them")
 			}
-			consumer, ok := ownConsumers[args[0]]
-			if !ok {
-				return &exitError{exitNotFound, fmt.Errorf("no consumer %q in this pgjet, there is: %s", args[0], strings.Join(names, ", "))}
+			for _, name := range args {
+				if ownConsumers[name] == nil && name != followName {
+					return &exitError{exitNotFound, fmt.Errorf("no consumer %q in this pgjet, there is: %s, %s", name, strings.Join(names, ", "), followName)}
+				}
 			}
-			var added, text string
-			var err error
-			if apply {
-				added, err = s.extendConsumer(cmd.Context(), consumer())
+			for _, name := range args {
+				text, err := s.ensure(cmd.Context(), name, dryRun, apply)
+				fmt.Fprint(cmd.OutOrStdout(), text)
+				if err != nil {
+					return err
+				}
 			}
-			if err == nil {
-				text, err = s.ensureConsumer(cmd.Context(), consumer(), dryRun)
-			}
-			fmt.Fprint(cmd.OutOrStdout(), added, text)
-			return err
+			return nil
 		},
 	}
 	s.natsFlags(cmd.Flags())
@@ -65,6 +71,23 @@ handle nothing from then on. If it is interrupted, do it again.`,
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "compare, and create nothing")
 	cmd.Flags().BoolVar(&apply, "apply", false, "add types of events that are missing; needs the database")
 	return cmd
+}
+
+// ensure says what it did for the consumer of that name.
+func (s *settings) ensure(ctx context.Context, name string, dryRun, apply bool) (string, error) {
+	if name == followName {
+		return s.ensureFollowed(ctx, dryRun)
+	}
+	c := ownConsumers[name]()
+	var added string
+	if apply {
+		var err error
+		if added, err = s.extendConsumer(ctx, c); err != nil {
+			return added, err
+		}
+	}
+	text, err := s.ensureConsumer(ctx, c, dryRun)
+	return added + text, err
 }
 
 // extendConsumer adds what is missing to the durable consumer, and says so.
@@ -129,20 +152,45 @@ func (s *settings) ensureConsumer(ctx context.Context, c consumers.Consumer, dry
 	if err == nil {
 		created, differences, err = consumers.Ensure(ctx, js, s.stream, want)
 	}
-	switch class := natsconn.Of(err); {
-	case class == jserror.ConsumerMissing:
-		return "", &exitError{exitFindings, fmt.Errorf("durable consumer %s of stream %s is missing, nothing was changed", c.Name, s.stream)}
-	case class == jserror.StreamMissing:
-		return "", &exitError{exitNotFound, fmt.Errorf("%s; run: %s", natsconn.NoStream(ctx, js, s.stream), s.typed("pgjet stream ensure"))}
-	case err != nil:
-		return "", fmt.Errorf("ensure durable consumer %s of stream %s: %w", c.Name, s.stream, natsconn.Explain(nc, err, "operator --consumer "+c.Name))
-	case created:
-		return fmt.Sprintf("created durable consumer %s of stream %s\n", c.Name, s.stream), nil
-	case len(differences) > 0:
+	if len(differences) > 0 {
 		return "", &exitError{exitFindings, fmt.Errorf("durable consumer %s of stream %s differs, nothing was changed:\n  %s%s",
 			c.Name, s.stream, strings.Join(differences, "\n  "), s.toAdd(ctx, js, want))}
 	}
-	return fmt.Sprintf("durable consumer %s of stream %s is as it should be\n", c.Name, s.stream), nil
+	return s.ensured(ctx, js, c.Name, created, err)
+}
+
+// ensureFollowed does the same for the consumer that the user service follows.
+func (s *settings) ensureFollowed(ctx context.Context, dryRun bool) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, operateTime)
+	defer cancel()
+	nc, js, err := s.reachNATS()
+	if err != nil {
+		return "", err
+	}
+	defer nc.Close()
+	if dryRun {
+		_, err = js.PushConsumer(ctx, s.stream, followName)
+	}
+	var created bool
+	if err == nil {
+		created, err = consumers.EnsureFollowed(ctx, js, s.stream, followName, followedTypes)
+	}
+	return s.ensured(ctx, js, followName, created, err)
+}
+
+// ensured says what became of a durable consumer.
+func (s *settings) ensured(ctx context.Context, js jetstream.JetStream, name string, created bool, err error) (string, error) {
+	switch class := natsconn.Of(err); {
+	case class == jserror.ConsumerMissing:
+		return "", &exitError{exitFindings, fmt.Errorf("durable consumer %s of stream %s is missing, nothing was changed", name, s.stream)}
+	case class == jserror.StreamMissing:
+		return "", &exitError{exitNotFound, fmt.Errorf("%s; run: %s", natsconn.NoStream(ctx, js, s.stream), s.typed("pgjet stream ensure"))}
+	case err != nil:
+		return "", fmt.Errorf("ensure durable consumer %s of stream %s: %w", name, s.stream, natsconn.Explain(js.Conn(), err, "operator --consumer "+name))
+	case created:
+		return fmt.Sprintf("created durable consumer %s of stream %s\n", name, s.stream), nil
+	}
+	return fmt.Sprintf("durable consumer %s of stream %s is as it should be\n", name, s.stream), nil
 }
 
 // toAdd says what to type if types are missing.

@@ -113,10 +113,13 @@ func parseNetworks(all []string) ([]netip.Prefix, error) {
 // followName is the consumer by which the user service follows the stream.
 const followName = "pgjet-users"
 
+// followedTypes are the types of events by which its caches stay fresh.
+var followedTypes = []string{"user.*"}
+
 // invalidationPart has api forget the answers that other processes made stale.
 func (s *settings) invalidationPart(api *producer.Server, js jetstream.JetStream, log *slog.Logger) part {
 	return part{name: "invalidation", run: func(ctx context.Context) error {
-		consumers.Follow(ctx, js, s.stream, followName, []string{"user.*"}, log, func(e events.Event) { api.Changed(e.Key) }, api.Forget)
+		consumers.Follow(ctx, js, s.stream, followName, followedTypes, log, func(e events.Event) { api.Changed(e.Key) }, api.Forget)
 		return nil
 	}}
 }

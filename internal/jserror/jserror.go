@@ -149,8 +149,8 @@ var advice = map[Class]string{
 	Limit:           "raise the limit of the account, the stream or the server",
 	StreamMissing:   "run: pgjet stream ensure",
 	Outdated:        "upgrade the servers",
-	Disabled:        "enable JetStream on the server and for the account",
-	ConsumerMissing: "a process of the consumer makes it; or run: pgjet consumer ensure",
+	Disabled:        "enable JetStream on the server and for the account; in an account that imports it, set --nats-domain, and compare with: pgjet nats accounts",
+	ConsumerMissing: "run: pgjet consumer ensure; a process of the consumer makes it as well, if NATS lets it",
 }
 
 // Advice returns what to do about an error of this class, in a few words; "" if there is
