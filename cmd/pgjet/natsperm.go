@@ -122,6 +122,7 @@ func grantFor(role, stream string, names []string) grant {
 			},
 			Subscribe: []string{inboxPrefix("operator") + ".>"},
 		}
+		g = g.on(stream, followName, "INFO", "CREATE")
 		for _, name := range names {
 			g = g.on(stream, name, "INFO", "CREATE", "RESET")
 			plan, run := replay.ReaderNames(name)
@@ -194,7 +195,8 @@ you trust with the stream: docs/nats.md says why, and what no permission prevent
 	outputFlag(f, &output)
 	f.StringSliceVar(&names, "consumer", nil, "name of the consumer; for the operator of each that may be looked after")
 	f.StringVar(&service, "service", "", "name of the service")
-	return group(&cobra.Command{Use: "nats", Short: "Set up NATS"}, permissions)
+	var other settings
+	return group(&cobra.Command{Use: "nats", Short: "Set up NATS"}, other.natsAccountsCommand(), permissions)
 }
 
 // validToken reports whether NATS takes s for the name of a stream or consumer.

@@ -20,8 +20,8 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// A guarded is a NATS server whose users may do what pgjet nats permissions prints,
-// and no more.
+// A guarded is a NATS server whose users may do what pgjet nats permissions or pgjet nats
+// accounts prints, and no more.
 type guarded struct {
 	t      *testing.T
 	server *server.Server
@@ -44,8 +44,14 @@ func startGuarded(t *testing.T) *guarded {
 		printed := must(t, exitOK, append([]string{"nats", "permissions"}, words...)...)
 		fmt.Fprintf(&users, "{ user: %s, password: %s\n%s}\n", user, secret, printed)
 	}
+	return guard(t, "authorization: { users: [\n"+users.String()+"] }\n")
+}
+
+// guard starts a server with JetStream and that configuration.
+func guard(t *testing.T, text string) *guarded {
+	t.Helper()
 	config := filepath.Join(t.TempDir(), "nats.conf")
-	text := fmt.Sprintf("listen: \"127.0.0.1:-1\"\njetstream: { store_dir: %q }\nauthorization: { users: [\n%s] }\n", t.TempDir(), users.String())
+	text = fmt.Sprintf("listen: \"127.0.0.1:-1\"\njetstream: { store_dir: %q }\n%s", t.TempDir(), text)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

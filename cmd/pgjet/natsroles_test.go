@@ -26,7 +26,7 @@ func owned() map[string]map[string][]string {
 		"consumer": {mailer.Name: {"CREATE", "INFO", "MSG.NEXT", "RESET", "ACK"}},
 		"reader":   {directory.Name: {"CREATE", "INFO", "MSG.NEXT", "RESET", "ACK"}},
 		"writer":   {followName: {"CREATE", "INFO"}},
-		"operator": {},
+		"operator": {followName: {"CREATE", "INFO"}},
 	}
 	for _, name := range []string{mailer.Name, directory.Name, "notes"} {
 		plan, run := replay.ReaderNames(name)

@@ -82,13 +82,14 @@ func (r *Registration) answer(verb micro.Verb, reply string) {
 }
 
 // isInbox reports whether answers may go to a subject: to the inbox of a connection that
-// sets no prefix, or to the part of an inbox that [Ask] uses.
+// sets no prefix, to the part of an inbox that [Ask] uses, or to a subject that a server made
+// since the question came from another account. Servers refuse clients that name such a subject.
 func isInbox(subject string) bool {
 	tokens := strings.Split(subject, ".")
 	switch {
 	case len(tokens) < 2 || strings.ContainsAny(subject, "*> \t\r\n") || slices.Contains(tokens, ""):
 		return false
-	case tokens[0] == "_INBOX":
+	case tokens[0] == "_INBOX", tokens[0] == "_R_":
 		return true
 	}
 	return strings.HasPrefix(tokens[0], "_INBOX_") && tokens[1] == askToken && len(tokens) > 2

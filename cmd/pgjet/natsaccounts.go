@@ -1,0 +1,228 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/nats-io/nats.go/micro"
+	"github.com/spf13/cobra"
+
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/devservices"
+)
+
+// accountsDomain is the JetStream domain by which processes reach a stream in another account.
+// A server answers requests to its own JetStream in each account itself, so imports need
+// another prefix.
+const accountsDomain = "pgjet"
+
+// accountName is what an account, its user and the variable with its password are made of.
+var accountName = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+
+// manyAnswers matches the subjects of requests that have more than one answer.
+var manyAnswers = regexp.MustCompile(`^\$JS\.API\.(CONSUMER\.MSG\.NEXT|DIRECT\.GET)\.|^\$SRV\.`)
+
+// A natsAccount is an account of NATS: who connects there, and what others may use of it. Whoever
+// asks something chooses where the answer is published, but only in the asker's own account.
+type natsAccount struct {
+	Name      string     `json:"name"`
+	Purpose   string     `json:"purpose"`
+	User      string     `json:"user,omitempty"`
+	JetStream bool       `json:"jetstream"`
+	Exports   []exported `json:"exports"`
+	Imports   []imported `json:"imports"`
+}
+
+// An exported is subjects that these accounts may import: as a service they send requests, as a
+// stream they receive messages.
+type exported struct {
+	Kind     string   `json:"kind"`
+	Subject  string   `json:"subject"`
+	Answers  string   `json:"response_type,omitempty"` // stream: more than one for a request
+	Accounts []string `json:"accounts"`
+}
+
+type imported struct {
+	Kind    string `json:"kind"`
+	Account string `json:"account"`
+	Subject string `json:"subject"`
+	To      string `json:"to,omitempty"` // what the subject is called in the account that imports
+}
+
+// offers makes the subject of a known to another account.
+func (a *natsAccount) offers(kind, subject string, to *natsAccount, as string) {
+	i := slices.IndexFunc(a.Exports, func(e exported) bool { return e.Kind == kind && e.Subject == subject })
+	if i < 0 {
+		i = len(a.Exports)
+		e := exported{Kind: kind, Subject: subject}
+		if manyAnswers.MatchString(subject) {
+			e.Answers = "stream"
+		}
+		a.Exports = append(a.Exports, e)
+	}
+	a.Exports[i].Accounts = append(a.Exports[i].Accounts, to.Name)
+	to.Imports = append(to.Imports, imported{kind, a.Name, subject, as})
+}
+
+// A member is an account in which processes of one role connect, and what they need.
+type member struct {
+	natsAccount
+	grant grant
+}
+
+// accountsFor returns the accounts of one stream: its own, and one for each role. They allow
+// what the grants of the roles do, but let nobody except the operator create a consumer:
+// whoever does so chooses where, in the account of the stream, the server publishes.
+func accountsFor(stream string, consumers, services []string) []natsAccount {
+	owner := &natsAccount{Name: stream, Purpose: "JetStream and the stream; no process connects here", JetStream: true}
+	var members []*member
+	add := func(role, user, purpose string, names ...string) *member {
+		m := &member{natsAccount{Name: stream + "-" + user, User: user, Purpose: purpose}, grantFor(role, stream, names)}
+		members = append(members, m)
+		return m
+	}
+	operator := add("operator", "operator", "pgjet stream, consumer, replay, services", consumers...)
+	relay := add("relay", "relay", "pgjet relay")
+	writer := add("writer", "writer", "pgjet users")
+	for _, name := range consumers {
+		add("consumer", name, "pgjet consume "+name, name)
+	}
+	for _, name := range services {
+		add("service", name, "the service "+name, name)
+	}
+	for _, m := range members {
+		for _, subject := range m.grant.Publish {
+			switch {
+			case strings.HasPrefix(subject, "$JS.API.CONSUMER.CREATE.") && m != operator:
+			case strings.HasPrefix(subject, "$JS.API."):
+				owner.offers("service", subject, &m.natsAccount, "$JS."+accountsDomain+strings.TrimPrefix(subject, "$JS"))
+			case strings.HasPrefix(subject, "$JS.ACK."), subject == events.AllSubjects:
+				owner.offers("service", subject, &m.natsAccount, "")
+			case strings.HasPrefix(subject, micro.APIPrefix):
+				m.asks(subject, members)
+			}
+		}
+	}
+	writer.offers("stream", events.HintSubject(stream), &relay.natsAccount, "")
+	owner.offers("stream", events.FollowSubject(stream, followName), &writer.natsAccount, "")
+	all := []natsAccount{*owner}
+	for _, m := range members {
+		all = append(all, m.natsAccount)
+	}
+	return all
+}
+
+// asks lets m ask the services that listen to the subject. Of [micro.APIPrefix] and everything
+// below each member answers what is asked of all services, and of those by its own name.
+func (m *member) asks(subject string, all []*member) {
+	for _, other := range all {
+		for _, s := range other.grant.Subscribe {
+			if s == subject {
+				other.offers("service", s, &m.natsAccount, "")
+			}
+			if rest, ok := strings.CutPrefix(s, micro.APIPrefix+".PING"); ok && subject == micro.APIPrefix+".>" {
+				other.offers("service", micro.APIPrefix+".*"+rest, &m.natsAccount, "")
+			}
+		}
+	}
+}
+
+func (s *settings) natsAccountsCommand() *cobra.Command {
+	var names, services []string
+	var output string
+	cmd := &cobra.Command{
+		Use:   "accounts",
+		Short: "Print accounts of NATS that keep all roles apart",
+		Long: `Print accounts of NATS, as configuration of nats-server: one with JetStream and the stream,
+where no process connects, and one for each role, with a user of that name. Each account
+imports what its role needs of others and nothing else. No role can then stop, change or write
+what belongs to another; docs/nats.md says exactly what holds.
+
+nats-server takes the passwords from variables: of the environment, or of its configuration.
+All processes need --nats-domain ` + accountsDomain + `. They create no durable consumers; the operator does:
+
+  pgjet stream ensure && pgjet consumer ensure welcome-mailer directory onboarding pgjet-users`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
+			taken := map[string]bool{"operator": true, "relay": true, "writer": true}
+			for _, name := range slices.Concat(names, services) {
+				if !accountName.MatchString(name) {
+					return usagef("--consumer or --service is %q: the name of an account has letters, digits, - and _ only", name)
+				}
+				if taken[name] {
+					return usagef("--consumer or --service is %q, which another account is called: each name stands once, and none is operator, relay or writer", name)
+				}
+				taken[name] = true
+			}
+			if !accountName.MatchString(s.stream) {
+				return usagef("--stream is %q: the name of an account has letters, digits, - and _ only", s.stream)
+			}
+			all := accountsFor(s.stream, names, services)
+			return show(cmd.OutOrStdout(), output, all, func(w io.Writer) { writeAccounts(w, all) })
+		},
+	}
+	f := cmd.Flags()
+	s.streamFlag(f)
+	outputFlag(f, &output)
+	f.StringSliceVar(&names, "consumer", slices.Sorted(maps.Keys(ownConsumers)), "names of all consumers")
+	f.StringSliceVar(&services, "service", []string{devservices.Profiles, devservices.Billing}, "names of all other services that register")
+	return cmd
+}
+
+// writeAccounts writes accounts as nats-server reads them.
+func writeAccounts(w io.Writer, all []natsAccount) {
+	fmt.Fprintln(w, "accounts: {")
+	for _, a := range all {
+		fmt.Fprintf(w, "  # %s\n  %q: {\n", a.Purpose, a.Name)
+		if a.JetStream {
+			fmt.Fprintln(w, "    jetstream: enabled")
+		}
+		if a.User != "" {
+			fmt.Fprintf(w, "    users: [ { user: %q, password: $%s } ]\n", a.User, a.variable())
+		}
+		if len(a.Exports) > 0 {
+			fmt.Fprintln(w, "    exports: [")
+			for _, e := range a.Exports {
+				more := ""
+				if e.Answers == "stream" {
+					more = ", response_type: stream"
+				}
+				fmt.Fprintf(w, "      { %s: %q%s, accounts: [%s] }\n", e.Kind, e.Subject, more, quotedNames(e.Accounts))
+			}
+			fmt.Fprintln(w, "    ]")
+		}
+		if len(a.Imports) > 0 {
+			fmt.Fprintln(w, "    imports: [")
+			for _, i := range a.Imports {
+				to := ""
+				if i.To != "" {
+					to = fmt.Sprintf(", to: %q", i.To)
+				}
+				fmt.Fprintf(w, "      { %s: { account: %q, subject: %q }%s }\n", i.Kind, i.Account, i.Subject, to)
+			}
+			fmt.Fprintln(w, "    ]")
+		}
+		fmt.Fprintln(w, "  }")
+	}
+	fmt.Fprintln(w, "}")
+}
+
+// variable returns the name of the variable with the password of the account's user.
+func (a natsAccount) variable() string {
+	return strings.ToUpper(strings.ReplaceAll(a.User, "-", "_")) + "_PASSWORD"
+}
+
+func quotedNames(names []string) string {
+	var all []string
+	for _, name := range names {
+		all = append(all, fmt.Sprintf("%q", name))
+	}
+	return strings.Join(all, ", ")
+}
