@@ -69,7 +69,7 @@ func (c composition) config(t *testing.T, name string) string {
 }
 
 // ownServices are those that run pgjet, and whether they go on running.
-var ownServices = map[string]bool{"migrate": false, "stream": false, "key": false, "operator": false, "users": true, "relay": true, "welcome-mailer": true, "directory": true, "onboarding": true, "profiles": true, "billing": true}
+var ownServices = map[string]bool{"migrate": false, "stream": false, "durables": false, "key": false, "operator": false, "users": true, "relay": true, "welcome-mailer": true, "directory": true, "onboarding": true, "profiles": true, "billing": true}
 
 // TestComposeRunsEachConsumer: without one of them the others wait for what never comes.
 func TestComposeRunsEachConsumer(t *testing.T) {
@@ -293,34 +293,26 @@ func TestComposeNATS(t *testing.T) {
 	}
 }
 
-// natsRoles are the users of NATS in compose.yaml, and by which words pgjet nats permissions
-// prints what they may do.
-var natsRoles = [][]string{
-	{"operator", "operator"}, {"users", "writer"}, {"relay", "relay"},
-	{"welcome-mailer", "consumer", "--consumer", "welcome-mailer"}, {"directory", "consumer", "--consumer", "directory"},
-	{"onboarding", "consumer", "--consumer", "onboarding"},
-	{"profiles", "service", "--service", "profiles"}, {"billing", "service", "--service", "billing"},
-}
-
-// TestComposeNATSUsers: each service is a user of its own, who may do what pgjet nats
-// permissions prints. PGJET_UPDATE=1 writes the file anew.
+// TestComposeNATSUsers: each service has an account of its own, as pgjet nats accounts prints
+// it. PGJET_UPDATE=1 writes the file anew.
 func TestComposeNATSUsers(t *testing.T) {
 	c := readComposition(t)
-	var want strings.Builder
 	passwords := make(map[string]string)
-	for _, role := range natsRoles {
-		printed := must(t, exitOK, append([]string{"nats", "permissions"}, role[1:]...)...)
-		fmt.Fprintf(&want, "# pgjet nats permissions %s\n{ user: %s, password: %s, %s}\n", strings.Join(role[1:], " "), role[0], role[0], printed)
-		passwords[role[0]] = role[0]
+	var variables strings.Builder
+	for _, a := range printedAccounts(t) {
+		if a.User != "" {
+			passwords[a.User] = a.User
+			fmt.Fprintf(&variables, "%s: %s\n", a.variable(), a.User)
+		}
 	}
-	head, _, found := strings.Cut(c.config(t, "nats"), natsUsersBegin)
-	text := head + natsUsersBegin + want.String() + "] }\n"
+	head, _, found := strings.Cut(c.config(t, "nats"), natsAccountsBegin)
+	text := head + natsAccountsBegin + variables.String() + must(t, exitOK, "nats", "accounts")
 	if os.Getenv("PGJET_UPDATE") != "" {
 		if err := os.WriteFile(filepath.Join(root, c.Configs["nats"].File), []byte(text), 0o644); err != nil { //nolint:gosec // the container's user reads it
 			t.Fatal(err)
 		}
 	} else if !found || c.config(t, "nats") != text {
-		t.Errorf("the users in %s are not what pgjet nats permissions prints; run: PGJET_UPDATE=1 go test -run TestComposeNATSUsers ./cmd/pgjet", c.Configs["nats"].File)
+		t.Errorf("%s is not what pgjet nats accounts prints; run: PGJET_UPDATE=1 go test -run TestComposeNATSUsers ./cmd/pgjet", c.Configs["nats"].File)
 	}
 	taken := map[string]string{}
 	for name := range ownServices {
@@ -340,10 +332,13 @@ func TestComposeNATSUsers(t *testing.T) {
 			t.Errorf("%s and %s are both %s", name, other, user)
 		}
 		taken[user] = name
+		if domain := c.Services[name].Environment["PGJET_NATS_DOMAIN"]; domain != accountsDomain {
+			t.Errorf("%s looks for the stream in the domain %q, want %s", name, domain, accountsDomain)
+		}
 	}
 }
 
-const natsUsersBegin = "authorization: { users: [\n"
+const natsAccountsBegin = "# The passwords of the users below are examples.\n"
 
 // TestComposeSurvives: whatever ends comes back, what stops has the time that it takes, and an
 // outage shows soon.
