@@ -35,6 +35,7 @@ func natsRows() []matrixRow {
 		{name: "NATS: leaf node, domain", run: onLeafNode},
 		{name: "NATS: mirror and source", run: withMirrorAndSource},
 		{name: "NATS: cluster, rolling restarts", run: onCluster},
+		{name: "NATS: accounts, cluster", run: inAccounts},
 		{name: "NATS: readers", run: withReaders},
 		{name: "nats-server " + natsOld, run: func(m *trial) { onNATSVersion(m, natsOld) }},
 		{name: "nats-server " + natsNew, run: func(m *trial) { onNATSVersion(m, natsNew) }},
@@ -285,6 +286,29 @@ func onCluster(m *trial) {
 	m.checked = "three replicas, each server restarted in turn while people sign up"
 	c := testenv.NATSCluster(m, true, "")
 	walk(m, site{database: testenv.EmptyDatabaseURL(m), nats: c.URL(), replicas: 3}, func(p *mainPath) {
+		for i := range 3 {
+			c.Stop(i)
+			p.load()
+			c.Restart(i)
+			c.Ready()
+		}
+	})
+}
+
+// inAccounts: each process is in an account of its own, in a cluster of which each server is
+// restarted in turn.
+func inAccounts(m *trial) {
+	m.checked = "an account for each process; three replicas, each server restarted in turn"
+	c := testenv.NATSCluster(m, true, "no_auth_user: test\n"+accountsConfig(m))
+	urls := make(map[string]string)
+	for _, user := range []string{"operator", "relay", "writer", "welcome-mailer", "directory"} {
+		urls[user] = strings.ReplaceAll(c.URL(), "nats://", "nats://"+user+":"+secret+"@")
+	}
+	s := site{
+		database: testenv.EmptyDatabaseURL(m), nats: c.URL(), urls: urls, vars: env{"PGJET_NATS_DOMAIN": accountsDomain},
+		replicas: 3, standbys: true, durables: true,
+	}
+	walk(m, s, func(p *mainPath) {
 		for i := range 3 {
 			c.Stop(i)
 			p.load()

@@ -17,6 +17,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pgjet/pgjet/consumers/directory"
+	"github.com/pgjet/pgjet/consumers/mailer"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
@@ -33,6 +35,7 @@ type site struct {
 	urls     map[string]string // of NATS, for processes with a role of their own
 	replicas int               // of the stream; 0 is 1
 	standbys bool              // a relay and a directory stand by from the beginning
+	durables bool              // an operator creates the durable consumers
 
 	connect func() jetstream.JetStream // for the test; nil connects to nats
 }
@@ -80,6 +83,9 @@ func newPath(m *trial, s site) *mainPath {
 	maps.Copy(p.vars, s.vars)
 	p.must(exitOK, "migrate", "up")
 	p.must(exitOK, "stream", "ensure", "--replicas", fmt.Sprint(max(s.replicas, 1)))
+	if s.durables {
+		p.must(exitOK, "consumer", "ensure", mailer.Name, directory.Name, followName)
+	}
 	p.db = openAdmin(m, cmp.Or(s.admin, s.database))
 	if p.connect == nil {
 		p.connect = func() jetstream.JetStream { return testenv.Connect(m, s.nats) }

@@ -19,21 +19,27 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// startAccounts starts a server with the accounts that pgjet nats accounts prints. The user
-// test of the stream's account is the test's own.
+// startAccounts starts a server with the accounts that pgjet nats accounts prints.
 func startAccounts(t *testing.T) *guarded {
 	t.Helper()
-	printed := must(t, exitOK, "nats", "accounts")
+	return guard(t, accountsConfig(t))
+}
+
+// accountsConfig returns what pgjet nats accounts prints, and all passwords. The user test of
+// the stream's account is the test's own.
+func accountsConfig(t testing.TB) string {
+	t.Helper()
 	var passwords strings.Builder
 	for _, a := range printedAccounts(t) {
 		if a.User != "" {
 			fmt.Fprintf(&passwords, "%s: %s\n", a.variable(), secret)
 		}
 	}
-	return guard(t, passwords.String()+strings.Replace(printed, "jetstream: enabled", "jetstream: enabled\nusers: [ { user: test, password: "+secret+" } ]", 1))
+	own := "jetstream: enabled\nusers: [ { user: test, password: " + secret + " } ]"
+	return passwords.String() + strings.Replace(must(t, exitOK, "nats", "accounts"), "jetstream: enabled", own, 1)
 }
 
-func printedAccounts(t *testing.T) (all []natsAccount) {
+func printedAccounts(t testing.TB) (all []natsAccount) {
 	t.Helper()
 	if err := json.Unmarshal([]byte(must(t, exitOK, "nats", "accounts", "-o", "json")), &all); err != nil {
 		t.Fatal(err)
