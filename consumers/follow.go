@@ -134,9 +134,15 @@ func (f *follower) config() jetstream.ConsumerConfig {
 func (f *follower) begin(ctx context.Context) (followed, error) {
 	ctx, cancel := context.WithTimeout(ctx, followTime)
 	defer cancel()
-	consumer, err := f.js.CreatePushConsumer(ctx, f.stream, f.config())
-	if natsconn.Of(err) == jserror.ConsumerDiffers || errors.Is(err, nats.ErrNoResponders) { // it exists, or this process may create none
-		consumer, err = f.join(ctx)
+	consumer, err := f.join(ctx)
+	if natsconn.Of(err) == jserror.ConsumerMissing {
+		created, failed := f.js.CreatePushConsumer(ctx, f.stream, f.config())
+		switch {
+		case natsconn.Of(failed) == jserror.ConsumerDiffers: // another process was faster
+			consumer, err = f.join(ctx)
+		case !errors.Is(failed, nats.ErrNoResponders): // else this process may create none
+			consumer, err = created, failed
+		}
 	}
 	if err != nil {
 		return followed{}, natsconn.Explain(f.js.Conn(), err, "writer")

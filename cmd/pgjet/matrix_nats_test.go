@@ -247,7 +247,7 @@ func onLeafNode(m *trial) {
 		urls[user] = strings.Replace(h.leaf.URL(), "nats://", "nats://"+user+":"+secret+"@", 1)
 	}
 	walk(m, site{
-		database: testenv.EmptyDatabaseURL(m), nats: h.leaf.URL(), urls: urls, vars: env{"PGJET_NATS_DOMAIN": "hub"},
+		database: testenv.EmptyDatabaseURL(m), nats: h.leaf.URL(), urls: urls, vars: env{"PGJET_NATS_DOMAIN": "hub"}, durables: true,
 		connect: func() jetstream.JetStream { return testenv.Connect(m, h.server.URL()) },
 	}, nil)
 	if _, err := testenv.Connect(m, strings.Replace(h.leaf.URL(), "nats://", "nats://test:test@", 1)).Stream(m.Context(), "EVENTS"); err == nil {

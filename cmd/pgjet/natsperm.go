@@ -135,7 +135,7 @@ func grantFor(role, stream string, names []string) grant {
 		return grant{
 			Publish:   []string{hints},
 			Subscribe: []string{inboxPrefix("writer") + ".>", events.FollowSubject(stream, followName)},
-		}.on(stream, followName, "CREATE", "INFO").registered("pgjet-users").finds(devservices.Profiles)
+		}.on(stream, followName, "INFO").registered("pgjet-users").finds(devservices.Profiles)
 	}
 }
 

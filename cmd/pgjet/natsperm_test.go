@@ -120,7 +120,7 @@ func TestNATSPermissions(t *testing.T) {
 	must(t, exitOK, "stream", "ensure", "--nats-url", g.url("operator"))
 	smtp, inbox := startMail(t, anyPort)
 	for range 2 {
-		must(t, exitOK, "consumer", "ensure", mailer.Name, "--nats-url", g.url("operator"))
+		must(t, exitOK, "consumer", "ensure", mailer.Name, followName, "--nats-url", g.url("operator"))
 	}
 	mailer := startMailer(t, database, g.url("consumer"), smtp)
 	relay := startRelay(t, database, g.url("relay"))
@@ -239,6 +239,7 @@ func TestNATSPermissionsAreTheLeast(t *testing.T) {
 		{"writer", "$JS.API.STREAM.INFO.EVENTS"},
 		{"writer", "pgjet.hint.OTHERS"},
 		{"writer", "$JS.API.CONSUMER.CREATE.OTHERS.any"},
+		{"writer", "$JS.API.CONSUMER.CREATE.EVENTS." + followName},
 		{"writer", "$JS.API.CONSUMER.DURABLE.CREATE.EVENTS.any"},
 		{"writer", "$JS.API.CONSUMER.MSG.NEXT.EVENTS." + mailer.Name},
 		{"writer", "$JS.API.CONSUMER.DELETE.EVENTS." + mailer.Name},
@@ -304,7 +305,7 @@ func TestNATSPermissionsPrinted(t *testing.T) {
 	t.Parallel()
 	var g grant
 	out := must(t, exitOK, "nats", "permissions", "writer", "--stream", "ORDERS", "-o", "json")
-	if err := json.Unmarshal([]byte(out), &g); err != nil || !slices.Equal(g.Publish, []string{"pgjet.hint.ORDERS", "$JS.API.CONSUMER.CREATE.ORDERS.pgjet-users", "$JS.API.CONSUMER.INFO.ORDERS.pgjet-users", "_INBOX_operator.srv.>", "_INBOX.>", "$SRV.INFO.profiles"}) {
+	if err := json.Unmarshal([]byte(out), &g); err != nil || !slices.Equal(g.Publish, []string{"pgjet.hint.ORDERS", "$JS.API.CONSUMER.INFO.ORDERS.pgjet-users", "_INBOX_operator.srv.>", "_INBOX.>", "$SRV.INFO.profiles"}) {
 		t.Errorf("writer: %s (%v)", out, err)
 	}
 	out = must(t, exitOK, "nats", "permissions", "consumer", "--consumer", "c", "--stream", "ORDERS")

@@ -25,7 +25,7 @@ func owned() map[string]map[string][]string {
 		"relay":    {},
 		"consumer": {mailer.Name: {"CREATE", "INFO", "MSG.NEXT", "RESET", "ACK"}},
 		"reader":   {directory.Name: {"CREATE", "INFO", "MSG.NEXT", "RESET", "ACK"}},
-		"writer":   {followName: {"CREATE", "INFO"}},
+		"writer":   {followName: {"INFO"}},
 		"operator": {followName: {"CREATE", "INFO"}},
 	}
 	for _, name := range []string{mailer.Name, directory.Name, "notes"} {
