@@ -305,6 +305,9 @@ func (g *guarded) attack(nc *nats.Conn, a natsAccount) {
 				harmful = append(harmful, strings.ReplaceAll(subject, "%s", victim))
 			}
 		}
+		if victim != a.User { // an ack of the victim that looks like one of the attacker's in its newer form
+			harmful = append(harmful, "$JS.ACK.EVENTS."+victim+".EVENTS."+a.User+".1.1.1")
+		}
 	}
 	for _, verb := range streamVerbs {
 		harmful = append(harmful, "$JS.API."+verb)
@@ -323,12 +326,15 @@ func (g *guarded) attack(nc *nats.Conn, a natsAccount) {
 			return strings.Contains(s, ".CONSUMER.CREATE.EVENTS.") || strings.Contains(s, ".CONSUMER.RESET.")
 		})
 	}
-	bodies := [][]byte{nil, []byte(`{"batch":1,"no_wait":true}`), []byte(`{"seq":1}`), []byte(`{"seq":1,"batch":2}`), []byte(`{"seq":99}`)}
+	bodies := [][]byte{nil, []byte(`{"batch":1,"no_wait":true}`), []byte(`{"seq":1}`), []byte(`{"seq":1,"batch":2}`), []byte(`{"seq":99}`), []byte(`+NXT {"batch":1,"no_wait":true}`)}
 	var asked []string
 	for _, i := range a.Imports {
 		if subject := strings.NewReplacer(">", "1.1.1.1.0", "*", "x").Replace(cmp.Or(i.To, i.Subject)); i.Kind == "service" {
 			asked = append(asked, subject)
 		}
+	}
+	if _, err := nc.Subscribe("_INBOX_x.x", func(*nats.Msg) {}); err != nil { // else a pull is dropped
+		g.t.Fatal(err)
 	}
 	for _, subject := range harmful {
 		for _, body := range bodies {

@@ -101,8 +101,10 @@ func grantFor(role, stream string, names []string) grant {
 		g := grant{
 			Publish: []string{
 				api("STREAM.INFO"),
-				"$JS.ACK." + own + ".>",
-				"$JS.ACK.*.*." + own + ".>", // with domain and account, as servers may come to ask
+				// In both forms that the server has, the second with domain and account. An open
+				// end of one would match acks of others in the other form.
+				"$JS.ACK." + own + ".*.*.*.*.*",
+				"$JS.ACK.*.*." + own + ".*.*.*.*.*",
 			},
 			Subscribe: []string{inboxPrefix(names[0]) + ".>"},
 		}.on(stream, names[0], "INFO", "CREATE", "RESET", "MSG.NEXT").registered("pgjet-" + names[0])

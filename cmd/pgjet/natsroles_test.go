@@ -91,6 +91,9 @@ func TestRolesAreIsolated(t *testing.T) {
 			for _, verb := range streamVerbs {
 				p.publish("$JS.API."+verb, false)
 			}
+			for consumer := range mine[user] { // an ack of another that looks like one's own in its newer form
+				p.publish("$JS.ACK.EVENTS.shipping.EVENTS."+consumer+".1.1.1", false)
+			}
 			p.publish("$JS.API.STREAM.CREATE.EVENTS", user == "operator")
 			p.publish("events.00.user.created", user == "relay")
 			p.publish("pgjet.hint.EVENTS", user == "writer")
