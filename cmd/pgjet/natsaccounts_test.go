@@ -86,6 +86,10 @@ func TestNATSAccounts(t *testing.T) {
 	for range 2 {
 		g.operates("stream", "ensure")
 	}
+	code, p := runProcess(t, env{"PGJET_NATS_URL": g.url("operator")}, "stream", "ensure")
+	if said := p.stderr.String(); code == exitOK || !strings.Contains(said, "jetstream_disabled") || !strings.Contains(said, "--nats-domain") {
+		t.Errorf("without the domain: exit code %d of %s", code, p)
+	}
 	smtp, inbox := startMail(t, anyPort)
 	mails := g.service(mailer.Name, "consume", mailer.Name, "--database-url", database, "--smtp-url", "smtp://"+smtp+"?tls=off")
 	users := g.service("writer", "users", "--database-url", database, "--addr", anyPort, "--token-key-file", keyFile(t))
@@ -161,6 +165,22 @@ func TestNATSAccounts(t *testing.T) {
 		{"replay", directory.Name, "--all", "--dry-run"}, {"replay", directory.Name, "--all", "--yes"},
 	} {
 		g.operates(append(words, "--database-url", database)...)
+	}
+	if err := js.DeleteStream(t.Context(), "EVENTS"); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, patience, "the relay says that the stream is missing", func() bool {
+		_, p := runProcess(t, g.as("operator"), "relay", "status", "--database-url", database)
+		return strings.Contains(p.stdout.String(), "stream_missing")
+	})
+	g.operates("stream", "ensure")
+	g.operates("consumer", "ensure", mailer.Name, directory.Name, onboarding.Name, followName)
+	signUp(t, users.addr, "healed@example.com")
+	oneMail(t, inbox, "healed@example.com")
+	for i := range 3 {
+		for n := range 3 {
+			oneMail(t, inbox, fmt.Sprintf("ann%d.%d@example.com", i, n))
+		}
 	}
 	mails.stop()
 	makeOlder(t, js, mailer.Name)
@@ -402,5 +422,19 @@ func (g *guarded) settle(js jetstream.JetStream) {
 			_, err := c.Info(g.t.Context())
 			return err != nil
 		})
+	}
+}
+
+func TestNATSAccountsPrinted(t *testing.T) {
+	t.Parallel()
+	out := must(t, exitOK, "nats", "accounts", "--stream", "ORDERS", "--consumer", "a", "--consumer", "b-c", "--service", "d")
+	for _, want := range []string{`"ORDERS-b-c": {`, "$B_C_PASSWORD", `"$JS.API.CONSUMER.RESET.ORDERS.a"`, `account: "ORDERS-d", subject: "$SRV.*.d"`, `"events.>", accounts: ["ORDERS-relay"]`} {
+		if !strings.Contains(out, want) || strings.Contains(out, "EVENTS") || strings.Contains(out, "billing") {
+			t.Errorf("accounts: %s, want %s", out, want)
+		}
+	}
+	for _, words := range []string{"--consumer relay", "--consumer a --service a", "--consumer a.b", "--service x:y", "--stream a:b", "-o yaml"} {
+		flag, _, _ := strings.Cut(words, " ")
+		refused(t, exitUsage, append([]string{"nats", "accounts"}, strings.Fields(words)...), strings.Replace(flag, "-o", "--output", 1))
 	}
 }

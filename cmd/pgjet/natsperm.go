@@ -159,8 +159,11 @@ for the entry of its user:
   service    registers under the name that --service says, so that others find it, and nothing else
 
 No role may ask to create, change, reset or delete a consumer of another role, and none may
-publish what belongs to another. Give relay, consumer and operator only to processes that
-you trust with the stream: docs/nats.md says why, and what no permission prevents.`,
+publish what belongs to another. That keeps mistakes apart. A process that means harm gets
+around it in the roles relay, consumer and operator, as docs/nats.md says; what keeps it
+apart too is printed by pgjet nats accounts.
+
+The writer may create no consumer; an operator does: pgjet consumer ensure ` + followName + `.`,
 		ValidArgs: []string{"relay", "consumer", "operator", "writer", "service"},
 		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 		RunE: func(cmd *cobra.Command, args []string) error {

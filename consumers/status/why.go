@@ -86,7 +86,7 @@ func (s *Status) lacking() (w Why) {
 	case "stream_missing":
 		w = say("stream_missing", "%s", cmp.Or(s.absent, fmt.Sprintf("stream %s does not exist", s.Stream)))
 	case "consumer_missing":
-		w = say("consumer_missing", "stream %s has no durable consumer %s; the next process to begin makes it, at the inbox's position", s.Stream, s.Name)
+		w = say("consumer_missing", "stream %s has no durable consumer %s; the next process to begin makes it, at the inbox's position, unless NATS lets only an operator do so", s.Stream, s.Name)
 	}
 	return w
 }
