@@ -104,6 +104,50 @@ func withMemoryResolver(m *trial) {
 	}, nil)
 }
 
+// inSignedAccounts: the accounts that pgjet prints, as JWTs. What an account offers is private:
+// each import needs a token of the account that exports.
+func inSignedAccounts(m *trial) {
+	m.checked = "an account for each process, whose imports are signed by the account that exports"
+	o := newOperator(m)
+	keys, claims := make(map[string]nkeys.KeyPair), make(map[string]*jwt.AccountClaims)
+	accounts := printedAccounts(m)
+	for _, a := range accounts {
+		keys[a.Name] = o.pair(nkeys.CreateAccount)
+		claims[a.Name] = jwt.NewAccountClaims(o.public(keys[a.Name]))
+		if a.JetStream {
+			claims[a.Name].Limits.JetStreamLimits = unlimited
+		}
+	}
+	kinds := map[string]jwt.ExportType{"service": jwt.Service, "stream": jwt.Stream}
+	preload := fmt.Sprintf("%s: %s", o.systemID, o.systemToken)
+	creds := make(map[string]string)
+	for _, a := range accounts {
+		c := claims[a.Name]
+		for _, e := range a.Exports {
+			export := &jwt.Export{Name: e.Subject, Subject: jwt.Subject(e.Subject), Type: kinds[e.Kind], TokenReq: true}
+			if e.Answers == "stream" {
+				export.ResponseType = jwt.ResponseTypeStream
+			}
+			c.Exports.Add(export)
+		}
+		for _, i := range a.Imports {
+			activation := jwt.NewActivationClaims(c.Subject)
+			activation.ImportSubject, activation.ImportType = jwt.Subject(i.Subject), kinds[i.Kind]
+			c.Imports.Add(&jwt.Import{
+				Name: i.Subject, Subject: jwt.Subject(i.Subject), LocalSubject: jwt.RenamingSubject(i.To), Type: kinds[i.Kind],
+				Account: o.public(keys[i.Account]), Token: o.sign(activation, keys[i.Account]),
+			})
+		}
+		preload += fmt.Sprintf(", %s: %s", c.Subject, o.sign(c, o.key))
+		creds[a.User] = o.creds(keys[a.Name])
+	}
+	server := startNATS(m, fmt.Sprintf("operator: %s\nsystem_account: %s\nresolver: MEMORY\nresolver_preload: { %s }", o.token, o.systemID, preload))
+	walk(m, site{
+		database: testenv.EmptyDatabaseURL(m), nats: server.URL(), creds: creds, vars: env{"PGJET_NATS_DOMAIN": accountsDomain}, durables: true,
+		connect: func() jetstream.JetStream { return connectNATS(m, server.URL(), nats.UserCredentials(creds[""])) },
+	}, nil)
+}
+
 // withLimits has the account's storage filled up, and later its limit raised. The server
 // learns of accounts by messages.
 func withLimits(m *trial) {

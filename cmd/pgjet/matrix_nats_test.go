@@ -32,6 +32,7 @@ func natsRows() []matrixRow {
 		{name: "NATS: client certificates", run: withClientCertificates},
 		{name: "NATS: JWT, memory resolver", run: withMemoryResolver},
 		{name: "NATS: JWT, account with limits", run: withLimits},
+		{name: "NATS: JWT, accounts of roles", run: inSignedAccounts},
 		{name: "NATS: leaf node, domain", run: onLeafNode},
 		{name: "NATS: mirror and source", run: withMirrorAndSource},
 		{name: "NATS: cluster, rolling restarts", run: onCluster},

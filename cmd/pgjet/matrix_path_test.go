@@ -33,6 +33,7 @@ type site struct {
 	nats     string
 	vars     env               // of every process
 	urls     map[string]string // of NATS, for processes with a role of their own
+	creds    map[string]string // the same: credentials files
 	replicas int               // of the stream; 0 is 1
 	standbys bool              // a relay and a directory stand by from the beginning
 	durables bool              // an operator creates the durable consumers
@@ -127,11 +128,13 @@ func (p *mainPath) must(want int, args ...string) string {
 
 // as returns the environment of processes with that role.
 func (p *mainPath) as(role string) env {
-	if p.urls[role] == "" {
-		return p.vars
-	}
 	vars := maps.Clone(p.vars)
-	vars["PGJET_NATS_URL"] = p.urls[role]
+	if url := p.urls[role]; url != "" {
+		vars["PGJET_NATS_URL"] = url
+	}
+	if creds := p.creds[role]; creds != "" {
+		vars["PGJET_NATS_CREDS"] = creds
+	}
 	return vars
 }
 
