@@ -438,3 +438,33 @@ func TestNATSAccountsPrinted(t *testing.T) {
 		refused(t, exitUsage, append([]string{"nats", "accounts"}, strings.Fields(words)...), strings.Replace(flag, "-o", "--output", 1))
 	}
 }
+
+// TestConsumersAreCreatedByTheTrusted: why no role but the operator may create a consumer. The
+// server delivers to what its creator says, and so asks for it what the creator could not.
+func TestConsumersAreCreatedByTheTrusted(t *testing.T) {
+	t.Parallel()
+	g := startAccounts(t)
+	g.operates("stream", "ensure")
+	g.operates("consumer", "ensure", mailer.Name)
+	js := g.test()
+	for range 10 {
+		if _, err := js.Publish(t.Context(), "events.1.user.created", []byte(`{}`)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	takeSome(t, js, mailer.Name)
+	operator, err := jetstream.NewWithDomain(g.operator(), accountsDomain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := operator.CreatePushConsumer(t.Context(), "EVENTS", jetstream.ConsumerConfig{
+		Name: "pgjet-plan-" + directory.Name, DeliverSubject: "$JS.API.CONSUMER.RESET.EVENTS." + mailer.Name, HeadersOnly: true,
+		AckPolicy: jetstream.AckExplicitPolicy,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, patience, "the consumer of another is set back", func() bool {
+		c, err := js.Consumer(t.Context(), "EVENTS", mailer.Name)
+		return err == nil && c.CachedInfo().Delivered.Stream == 3
+	})
+}
