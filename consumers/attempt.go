@@ -280,7 +280,7 @@ func (t *term) run(ctx context.Context, w *work) (ending, error) {
 				if err := t.handle(ctx, tx, []*work{w}); err != nil {
 					return err
 				}
-				return unfinished(t.finish(ctx, tx, w, ending{began: began, took: time.Since(began), outcome: "done"}))
+				return t.unfinished(ctx, t.finish(ctx, tx, w, ending{began: began, took: time.Since(began), outcome: "done"}))
 			})
 		})
 	}
@@ -289,7 +289,7 @@ func (t *term) run(ctx context.Context, w *work) (ending, error) {
 		return t.leaveBehind(ctx, func() error { return t.Consumer.Effect(ctx, w.event) })
 	})
 	if err == nil {
-		err = unfinished(t.remember(ctx, w, e))
+		err = t.unfinished(ctx, t.remember(ctx, w, e))
 		e.err = err
 	}
 	return e, err
@@ -297,10 +297,10 @@ func (t *term) run(ctx context.Context, w *work) (ending, error) {
 
 // unfinished makes what [term.finish] failed with an error of the attempt: the handler may
 // have caused it, by what it left behind in its transaction. If the database is there and
-// takes the outcome of the attempt, it counts.
-func unfinished(err error) error {
+// takes the outcome of the attempt, it counts. A lock that somebody else holds is no such error.
+func (t *term) unfinished(ctx context.Context, err error) error {
 	ours, ok := errors.AsType[*databaseError](err)
-	if !ok || errors.Is(err, errTaken) {
+	if !ok || errors.Is(err, errTaken) || t.locked(ctx, err) {
 		return err
 	}
 	return fmt.Errorf("the handler returned no error, but the event cannot be made done after it: %w", ours.err)

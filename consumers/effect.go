@@ -13,8 +13,18 @@ import (
 )
 
 // remember commits that an effect has happened. It does not give up lightly: the
-// effect cannot be undone. But a process that is told to stop does not wait for a database that is away.
+// effect cannot be undone. As long as somebody keeps it from a table it tries on. But a process
+// that is told to stop does not wait for a database that is away.
 func (t *term) remember(ctx context.Context, w *work, e ending) error {
+	for {
+		err := t.rememberOnce(ctx, w, e)
+		if err == nil || t.stopping.Err() != nil || !t.locked(ctx, err) {
+			return err
+		}
+	}
+}
+
+func (t *term) rememberOnce(ctx context.Context, w *work, e ending) error {
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), rememberTime)
 	defer cancel()
 	defer context.AfterFunc(t.stopping, func() { time.AfterFunc(stopRemembering, cancel) })()

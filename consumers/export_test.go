@@ -30,3 +30,10 @@ func SetPruneEvery(t *testing.T, d time.Duration) {
 	pruneEvery = d
 	t.Cleanup(func() { pruneEvery = before })
 }
+
+// SetRememberTime shortens how long one test's consumers try to write down an effect.
+func SetRememberTime(t *testing.T, d time.Duration) {
+	before := rememberTime
+	rememberTime = d
+	t.Cleanup(func() { rememberTime = before })
+}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/postgres"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 // errSuperseded says that an operator, or another process, changed the consumer
@@ -110,33 +111,34 @@ func (t *term) depose(ctx context.Context) error {
 	return err
 }
 
-// heldFor is for how long others may hold the lock of attempts before that is told.
+// heldFor is for how long others may hold a lock that attempts need before that is reported.
 const heldFor = 3 * time.Second
 
-// lookAtLock finds out whether a session keeps attempts from the lock, or in shared mode those
-// from it that wait for attempts. Operators' commands hold it for a moment.
-func (t *term) lookAtLock(ctx context.Context) error {
-	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
-	defer cancel()
-	var h lead.Holder
-	err := t.conn.QueryRow(bounded, `
-		select pid, coalesce(application_name, ''), backend_start from pg_locks left join pg_stat_activity using (pid)
-		 where `+onLock+` and granted and (mode = 'ExclusiveLock'
-		    or application_name is distinct from '`+attemptName+`' and exists (select from pg_locks where `+onLock+` and not granted))
-		 order by pid limit 1`, t.Consumer.Name).Scan(&h.PID, &h.Application, &h.Since)
-	holder := h.String()
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		holder = ""
-	case err != nil:
+// lockTime is less than pingTime: the server says that somebody holds a lock before the connection is
+// given up, as if the server were away.
+const lockTime = "4s"
+
+// tables are those without which a consumer cannot handle an event.
+var tables = []string{"consumer", "process", "inbox", "intent", "dead_letter", "attempt"}
+
+// lookAtLocks finds out whether a session keeps attempts from their lock or from a table.
+func (t *term) lookAtLocks(ctx context.Context) error {
+	holder, err := t.lockHolder(ctx)
+	if err == nil && holder == nil {
+		var lock *lead.TableLock
+		if lock, err = lead.FindTableLock(context.WithoutCancel(ctx), t.conn, tables...); lock != nil {
+			holder = sqlstate.Explain(lock, "")
+		}
+	}
+	if err != nil {
 		return err
 	}
-	if t.holder != holder {
+	if fmt.Sprint(t.holder) != fmt.Sprint(holder) {
 		t.holder, t.heldSince = holder, time.Now()
 	}
 	var barred error
-	if holder != "" && time.Since(t.heldSince) >= heldFor {
-		barred = fmt.Errorf("lead_taken: the lock of this consumer's attempts is %s; unless that is a replay or a rebuild at work, end it with pg_terminate_backend", holder)
+	if time.Since(t.heldSince) >= heldFor {
+		barred = holder
 	}
 	switch news := t.gate.bar(barred); {
 	case news && barred != nil:
@@ -147,6 +149,51 @@ func (t *term) lookAtLock(ctx context.Context) error {
 	return nil
 }
 
+// awaitTables returns nil once nobody keeps the consumer from its tables, or the lock that somebody
+// has held for long.
+func (t *term) awaitTables(ctx context.Context) error {
+	for began := time.Now(); ; {
+		lock, err := lead.FindTableLock(ctx, t.conn, tables...)
+		switch {
+		case err != nil:
+			return &databaseError{"look at the locks of tables", err}
+		case lock == nil:
+			return nil
+		case time.Since(began) >= heldFor:
+			return lock
+		case !t.sleep(ctx, pollEvery):
+			return ctx.Err()
+		}
+	}
+}
+
+// locked reports whether a statement failed with err since somebody keeps it from a table. That is
+// no fault of an event, and no attempt is counted.
+func (t *term) locked(ctx context.Context, err error) bool {
+	_, locked := errors.AsType[*lead.TableLock](lead.NameLock(ctx, t.db(), err, tables...))
+	return locked
+}
+
+// lockHolder returns which session keeps attempts from their lock, or in shared mode those from it that
+// wait for attempts; nil if there is none. Operators' commands hold it for a moment.
+func (t *term) lockHolder(ctx context.Context) (holder, err error) {
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
+	defer cancel()
+	var h lead.Holder
+	err = t.conn.QueryRow(bounded, `
+		select pid, coalesce(application_name, ''), backend_start from pg_locks left join pg_stat_activity using (pid)
+		 where `+onLock+` and granted and (mode = 'ExclusiveLock'
+		    or application_name is distinct from '`+attemptName+`' and exists (select from pg_locks where `+onLock+` and not granted))
+		 order by pid limit 1`, t.Consumer.Name).Scan(&h.PID, &h.Application, &h.Since)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	return fmt.Errorf("lead_taken: the lock of this consumer's attempts is %s; unless that is a replay or a rebuild at work, end it with pg_terminate_backend", h), nil
+}
+
 // takePlace supersedes all other sessions. While that waits for a lock it deposes who froze
 // meanwhile, tells who else holds the lock, and keeps the connection of the lead.
 func (t *term) takePlace(ctx context.Context) error {
@@ -154,7 +201,7 @@ func (t *term) takePlace(ctx context.Context) error {
 	var looks sync.WaitGroup
 	looks.Go(func() {
 		for t.sleep(looking, saveEvery) {
-			if t.lookAtLock(looking) != nil || t.depose(looking) != nil {
+			if t.lookAtLocks(looking) != nil || t.depose(looking) != nil {
 				return // whoever uses the connection next says why
 			}
 			if err := t.gate.closed(); err != nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/internal/jserror"
+	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/natsconn"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/session"
@@ -164,12 +165,13 @@ func (r *Runner) Role() (role, detail string) {
 func (r *Runner) explained(err error) error {
 	_, refused := errors.AsType[*pgconn.PgError](err)
 	_, ours := errors.AsType[*databaseError](err)
+	_, locked := errors.AsType[*lead.TableLock](err)
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, errSuperseded), errors.Is(err, errGap):
 		return err
-	case ours, refused:
+	case ours, refused, locked:
 		return sqlstate.Explain(err, "pgjet_consumer")
 	case natsconn.Of(err) == jserror.StreamMissing:
 		return fmt.Errorf("stream_missing: stream %s does not exist; run: pgjet stream ensure", r.Stream)

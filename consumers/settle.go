@@ -7,8 +7,6 @@ import (
 
 	"github.com/cenkalti/backoff/v4"
 	"github.com/jackc/pgx/v5"
-
-	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 // settle writes down what becomes of an event whose attempt failed: a retry, or a dead
@@ -144,7 +142,7 @@ func (t *term) refused(ctx context.Context, w *work, err error) {
 	t.metrics.handled(ctx, t.Consumer.Name, "retried")
 	switch {
 	case w.intent != nil:
-		t.leaveIntent(ctx, w, t.Consumer.delay(w.intent.attempts))
+		t.leaveIntent(ctx, w, t.Consumer.delay(w.intent.attempts), !t.locked(ctx, err))
 	case t.ordered():
 		w.delivery.deliveries++
 		if t.sleep(ctx, delay) {
@@ -166,10 +164,10 @@ func (t *term) leave(ctx context.Context, w *work, err error) {
 	}
 }
 
-// leaveIntent is giveIntentBack after a refusal. The attempt counts if the handler was
+// leaveIntent is giveIntentBack after a refusal. With counts the attempt counts if the handler was
 // called: else an event would be tried for ever whose outcome the database refuses.
-func (t *term) leaveIntent(ctx context.Context, w *work, wait time.Duration) {
-	if err := t.release(ctx, w, wait, w.tried > 0); err != nil {
+func (t *term) leaveIntent(ctx context.Context, w *work, wait time.Duration, counts bool) {
+	if err := t.release(ctx, w, wait, counts && w.tried > 0); err != nil {
 		t.Log.InfoContext(ctx, "an intent was not given back", "event_id", w.id, "err", err)
 	}
 }
@@ -231,7 +229,7 @@ func (t *term) unblock(ctx context.Context, key string) {
 // loadKeys learns which keys have intents, and wakes those that wait for nothing.
 func (t *term) loadKeys(ctx context.Context) error {
 	// Whoever should have woken them may have died, or this consumer kept an order then.
-	_, err := t.db().Exec(ctx, `
+	_, err := t.conn.Exec(ctx, `
 		update pgjet.intent i set due_at = clock_timestamp()
 		 where consumer = $1 and due_at = 'infinity'
 		   and not ($2 and exists (select from pgjet.intent e where e.consumer = $1 and e.key = i.key
@@ -244,7 +242,11 @@ func (t *term) loadKeys(ctx context.Context) error {
 	if t.Consumer.ParkKey {
 		query += ` union select key from pgjet.dead_letter where consumer = $1 and state = 'dead'`
 	}
-	keys, err := postgres.Collect(ctx, t.db(), pgx.RowTo[string], query, t.Consumer.Name)
+	rows, err := t.conn.Query(ctx, query, t.Consumer.Name)
+	if err != nil {
+		return err
+	}
+	keys, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
 		return err
 	}

@@ -22,13 +22,14 @@ import (
 const (
 	// pingTime bounds a question to the database beside an attempt.
 	pingTime = 5 * time.Second
-	// rememberTime is for how long a process tries to commit that an effect happened.
-	rememberTime = 2 * time.Minute
 	// stopRemembering is for how long it tries once it is told to stop.
 	stopRemembering = 2 * time.Second
 	// pollEvery is how often a session looks for due intents, and what operators want.
 	pollEvery = 250 * time.Millisecond
 )
+
+// rememberTime is for how long a process tries to commit that an effect happened.
+var rememberTime = 2 * time.Minute
 
 // A term is one session of a runner: bound to the durable consumer, known to the
 // database, and, if events are in order, alone.
@@ -59,7 +60,7 @@ type term struct {
 	// when the server was started with which the session began
 	serverBegan time.Time
 
-	holder    string    // of the lock of attempts, seen last; "" without one
+	holder    error     // of a lock that attempts need, seen last; nil without one
 	heldSince time.Time // since when it is that one
 
 	mu   sync.Mutex
@@ -80,12 +81,20 @@ func (r *Runner) session(ctx context.Context) error {
 		defer lead.Close(t.conn)
 	}
 	if err != nil {
-		return t.tell(ctx, t.explained(err))
+		return t.tell(ctx, t.explained(t.named(ctx, err)))
 	}
 	defer func() { r.ended = append(r.ended, t.id) }()
 	err = t.serve(ctx)
 	r.renew(err)
-	return t.explained(err)
+	return t.explained(t.named(ctx, err))
+}
+
+// named returns err, or who keeps the session from a table, if that is why it ended.
+func (t *term) named(ctx context.Context, err error) error {
+	if t.conn == nil || t.conn.IsClosed() {
+		return lead.NameLock(ctx, t.db(), err, tables...)
+	}
+	return lead.NameLock(ctx, t.conn, err, tables...)
 }
 
 // renew has all connections made anew if the database refused a statement of ours: a handler
@@ -114,7 +123,8 @@ func (t *term) tell(ctx context.Context, err error) error {
 func (t *term) begin(ctx context.Context) (err error) {
 	direct, err := t.direct(ctx)
 	if err == nil {
-		t.conn, err = lead.Connect(ctx, direct, "consumer "+t.Consumer.Name, "pgjet-"+t.Consumer.Name)
+		t.conn, err = lead.Connect(ctx, direct, "consumer "+t.Consumer.Name, "pgjet-"+t.Consumer.Name,
+			postgres.Setting{Name: "lock_timeout", Value: lockTime})
 	}
 	if err != nil {
 		return &databaseError{"connect", err}
@@ -127,6 +137,9 @@ func (t *term) begin(ctx context.Context) (err error) {
 	}
 	if t.serverBegan, err = started(ctx, t.conn); err != nil {
 		return &databaseError{"ask when the server was started", err}
+	}
+	if err := t.awaitTables(ctx); err != nil {
+		return err
 	}
 	if err := t.releaseEarlier(ctx); err != nil {
 		return &databaseError{"give intents back", err}

@@ -126,8 +126,8 @@ func (t *term) watch(ctx, holding context.Context) error {
 		}
 		if late(&saveDue, saveEvery) {
 			t.save(ctx)
-			if err := t.lookAtLock(ctx); err != nil {
-				return ignoreEnd(ctx, &databaseError{"look at the lock of attempts", err})
+			if err := t.lookAtLocks(ctx); err != nil {
+				return ignoreEnd(ctx, &databaseError{"look at the locks of attempts", err})
 			}
 			if err := t.heartbeat(ctx, t.conn, t.gate.closed()); err != nil {
 				return ignoreEnd(ctx, &databaseError{"tell that the process lives", err})

@@ -89,11 +89,11 @@ func Prune(ctx context.Context, db *pgx.Conn, age time.Duration, by, reason stri
 	if err == nil {
 		err = t.prune(ctx, db, s, len(s.partitions))
 	}
-	if held := s.heldBack(); err == nil && held != "" {
-		t.Busy = cmp.Or(t.Busy, fmt.Sprintf("stream %s has not published for long enough what all others have; see docs/relay.md if it is retired", held))
-	}
 	if err != nil {
 		return t, fmt.Errorf("prune outbox: %w", err)
+	}
+	if held := s.heldBack(); held != "" {
+		t.Busy = cmp.Or(t.Busy, fmt.Sprintf("stream %s has not published for long enough what all others have; see docs/relay.md if it is retired", held))
 	}
 	return t, nil
 }

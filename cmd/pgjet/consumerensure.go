@@ -16,6 +16,7 @@ import (
 	"github.com/pgjet/pgjet/consumers/extend"
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/natsconn"
+	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/postgres"
 )
 
@@ -124,7 +125,7 @@ func (s *settings) extend(ctx context.Context, db *pgxpool.Pool, js jetstream.Je
 	ctx, cancel := context.WithTimeout(ctx, extendTime)
 	defer cancel()
 	result, err := extend.Run(ctx, db, js, s.stream, want, actor())
-	if err != nil {
+	if err = lead.NameLock(ctx, db, err); err != nil {
 		return result, fmt.Errorf("add types to durable consumer %s of stream %s: %w", want.Durable, s.stream, err)
 	}
 	return result, nil
@@ -184,7 +185,7 @@ func (s *settings) ensured(ctx context.Context, js jetstream.JetStream, name str
 	case class == jserror.ConsumerMissing:
 		return "", &exitError{exitFindings, fmt.Errorf("durable consumer %s of stream %s is missing, nothing was changed", name, s.stream)}
 	case class == jserror.StreamMissing:
-		return "", &exitError{exitNotFound, fmt.Errorf("%s; run: %s", natsconn.NoStream(ctx, js, s.stream), s.typed("pgjet stream ensure"))}
+		return "", &exitError{exitNotFound, fmt.Errorf("%s: %s; run: %s", class, natsconn.NoStream(ctx, js, s.stream), s.typed("pgjet stream ensure"))}
 	case err != nil:
 		return "", fmt.Errorf("ensure durable consumer %s of stream %s: %w", name, s.stream, natsconn.Explain(js.Conn(), err, "operator --consumer "+name))
 	case created:

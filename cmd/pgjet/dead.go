@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/pgjet/pgjet/consumers/deadletter"
+	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/postgres"
 )
 
@@ -37,7 +38,7 @@ func (s *settings) withDeadLetters(ctx context.Context, fn func(db *pgxpool.Pool
 		return err
 	}
 	defer postgres.Close(db)
-	err = fn(db)
+	err = lead.NameLock(ctx, db, fn(db))
 	if _, ok := errors.AsType[*deadletter.NotFoundError](err); ok {
 		return &exitError{exitNotFound, err}
 	}

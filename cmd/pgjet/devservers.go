@@ -72,7 +72,11 @@ func (d *dev) startPostgres(ctx context.Context) error {
 		}
 		d.databaseURL = d.postgres.URL()
 	}
-	reached, err := d.reachDirect(ctx)
+	config, err := d.directConfig()
+	if err != nil {
+		return err
+	}
+	reached, err := reach(ctx, config)
 	if err != nil {
 		return err
 	}

@@ -55,7 +55,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/devservices", "internal/web"},
 	{"internal/testenv", "internal/devserver migrations"},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/deadletter consumers/directory consumers/extend consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/health internal/jserror internal/natsconn internal/postgres internal/registry internal/service internal/telemetry internal/web migrations outbox outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/deadletter consumers/directory consumers/extend consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/health internal/jserror internal/lead internal/natsconn internal/postgres internal/registry internal/service internal/sqlstate internal/telemetry internal/web migrations outbox outbox/hint producer relay"},
 }
 
 func TestLayers(t *testing.T) {

@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/relay"
 )
@@ -92,7 +93,7 @@ func (s *settings) withDatabase(ctx context.Context, fn func(ctx context.Context
 		return err
 	}
 	defer postgres.Close(db)
-	return fn(ctx, db)
+	return lead.NameLock(ctx, db, fn(ctx, db))
 }
 
 // actor returns who runs this, as user@host.

@@ -8,10 +8,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go"
 	"github.com/spf13/cobra"
 
 	"github.com/pgjet/pgjet/consumers/replay"
+	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/postgres"
 )
 
@@ -135,6 +137,10 @@ func (a *replaying) replay(ctx context.Context) error {
 		return err
 	}
 	defer postgres.Close(db)
+	return lead.NameLock(ctx, db, a.replayOn(ctx, db))
+}
+
+func (a *replaying) replayOn(ctx context.Context, db *pgxpool.Pool) error {
 	nc, js, err := a.reachNATS()
 	if err != nil {
 		return err

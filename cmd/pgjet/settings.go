@@ -217,8 +217,11 @@ func (s *settings) reach(ctx context.Context) (*pgxpool.Pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	return reach(ctx, config)
+	return reach(ctx, config, lockTime)
 }
+
+// lockTime bounds how long a statement of a command waits for somebody's lock.
+var lockTime = postgres.Setting{Name: "lock_timeout", Value: "8s"}
 
 // reachDirect is reach for commands that need a session of their own.
 func (s *settings) reachDirect(ctx context.Context) (*pgxpool.Pool, error) {
@@ -226,11 +229,11 @@ func (s *settings) reachDirect(ctx context.Context) (*pgxpool.Pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	return reach(ctx, config)
+	return reach(ctx, config, lockTime)
 }
 
-func reach(ctx context.Context, config *pgxpool.Config) (*pgxpool.Pool, error) {
-	db, err := postgres.Open(ctx, config)
+func reach(ctx context.Context, config *pgxpool.Config, more ...postgres.Setting) (*pgxpool.Pool, error) {
+	db, err := postgres.Open(ctx, config, more...)
 	if err != nil {
 		return nil, err
 	}

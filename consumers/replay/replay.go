@@ -112,7 +112,7 @@ func (r *Replay) bind(ctx context.Context, stream string) (err error) {
 	}
 	r.stream, err = r.js.Stream(ctx, stream)
 	if natsconn.Of(err) == jserror.StreamMissing {
-		return fmt.Errorf("%w: there is no stream %s, which %s reads", ErrNoConsumer, stream, r.name)
+		return fmt.Errorf("%s: %w: there is no stream %s, which %s reads", jserror.StreamMissing, ErrNoConsumer, stream, r.name)
 	}
 	if err != nil {
 		return fmt.Errorf("look up stream %s: %w", stream, r.explain(err))
@@ -123,7 +123,7 @@ func (r *Replay) bind(ctx context.Context, stream string) (err error) {
 	}
 	consumer, err := r.stream.Consumer(ctx, r.name)
 	if natsconn.Of(err) == jserror.ConsumerMissing {
-		return fmt.Errorf("%w: JetStream has no durable consumer %s on stream %s; a process of it that runs makes it", ErrNoConsumer, r.name, stream)
+		return fmt.Errorf("%s: %w: JetStream has no durable consumer %s on stream %s; a process of it that runs makes it", jserror.ConsumerMissing, ErrNoConsumer, r.name, stream)
 	}
 	if err != nil {
 		return fmt.Errorf("look up durable consumer %s: %w", r.name, r.explain(err))

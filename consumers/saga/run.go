@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/session"
 	"github.com/pgjet/pgjet/internal/sqlstate"
@@ -102,7 +103,7 @@ func (r *Runner) session(ctx context.Context) error {
 		return nil
 	}
 	r.renew(err)
-	return sqlstate.Explain(err, "pgjet_consumer")
+	return sqlstate.Explain(lead.NameLock(ctx, r.db(), err, "saga"), "pgjet_consumer")
 }
 
 // renew has all connections made anew if the database refused a statement of ours: a step may

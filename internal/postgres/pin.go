@@ -102,13 +102,17 @@ type beginner interface {
 	Begin(context.Context) (pgx.Tx, error)
 }
 
-// Within runs fn in a [Transaction], or, if db is a transaction, in a part of it that is rolled
-// back alone.
+// lockTime bounds how long a change by an operator waits for a lock: an attempt that is being made
+// may take that long.
+const lockTime = "30s"
+
+// Within runs fn, a change by an operator, in a [Transaction] that waits 30 seconds at most for a
+// lock, or, if db is a transaction, in a part of it that is rolled back alone.
 func Within(ctx context.Context, db beginner, fn func(tx pgx.Tx) error) error {
 	if db, ok := db.(interface {
 		BeginTx(context.Context, pgx.TxOptions) (pgx.Tx, error)
 	}); ok {
-		return pgx.BeginTxFunc(ctx, db, Transaction(0), fn)
+		return pgx.BeginTxFunc(ctx, db, pgx.TxOptions{BeginQuery: Transaction(0).BeginQuery + `; set local lock_timeout = '` + lockTime + `'`}, fn)
 	}
 	return pgx.BeginFunc(ctx, db, fn)
 }

@@ -12,12 +12,13 @@ import (
 
 // Open returns a pool whose direct connections are pinned, and whose pooled connections
 // name no statements. Each connection finds out by itself which it is, so a pooler may come or go
-// while the pool is in use. Open does not connect yet. It keeps config's hooks.
-func Open(ctx context.Context, config *pgxpool.Config) (*pgxpool.Pool, error) {
+// while the pool is in use. Open does not connect yet. It keeps config's hooks. more are settings
+// for direct connections beside those of every one; they win.
+func Open(ctx context.Context, config *pgxpool.Config, more ...Setting) (*pgxpool.Pool, error) {
 	config = config.Copy()
 	track(config.ConnConfig)
 	watch(config.ConnConfig, func(ctx context.Context, conn *pgconn.PgConn) error {
-		is, err := pin(ctx, conn, session())
+		is, err := pin(ctx, conn, append(session(), more...))
 		if config, ok := ctx.Value(connecting{}).(*pgx.ConnConfig); ok && err == nil && !is {
 			config.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 		}
