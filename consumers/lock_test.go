@@ -131,7 +131,9 @@ func TestLockSpendsNoAttempt(t *testing.T) {
 			if form == "effect" {
 				c.Effect = func(context.Context, events.Event) error { return try() }
 			} else {
-				c.Handle = func(ctx context.Context, tx pgx.Tx, e events.Event) error { return errors.Join(try(), write(ctx, tx, e)) }
+				c.Handle = func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+					return errors.Join(try(), write(ctx, tx, e))
+				}
 			}
 			r, _ := b.startOn(b.js, c)
 			b.publish(event(1))
@@ -139,9 +141,7 @@ func TestLockSpendsNoAttempt(t *testing.T) {
 			if form == "handler" {
 				wait = 5 // the second, third and fourth were undone
 			}
-			for range wait {
-				<-calls
-			}
+			testenv.Eventually(t, patience, "the attempts are made", func() bool { return len(calls) >= wait })
 			b.blocked(r, "database_timeout: ")
 			unlock()
 			b.settled()
