@@ -15,10 +15,6 @@ import (
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/spf13/cobra"
-
-	"github.com/pgjet/pgjet/internal/jserror"
-	"github.com/pgjet/pgjet/internal/natsconn"
-	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 func main() {
@@ -101,7 +97,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
-	fmt.Fprintln(stderr, "pgjet:", harmless(err.Error()))
+	fmt.Fprintln(stderr, "pgjet:", harmless(reasoned(err)))
 	if exit, ok := errors.AsType[*exitError](err); ok {
 		return exit.code
 	}
@@ -109,19 +105,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "Run '%s --help' to see what it takes.\n", cmd.CommandPath())
 		return exitUsage
 	}
-	if unusable(err) {
-		return exitUnreachable
-	}
-	return exitFailed
-}
-
-// unusable reports whether err says that PostgreSQL or NATS answers, and cannot be used.
-func unusable(err error) bool {
-	switch natsconn.Of(err) {
-	case jserror.Outdated, jserror.Limit, jserror.Disabled:
-		return true
-	}
-	return postgres.IsPooler(err)
+	return reasonExit(err)
 }
 
 func newRoot() *cobra.Command {
