@@ -172,28 +172,44 @@ func (t *term) bind(ctx context.Context) error {
 	if created && t.place.high > 0 {
 		return t.recreated(ctx)
 	}
-	// What JetStream counts as handled, the inbox must have; if not, the inbox forgot.
-	if info.AckFloor.Stream > t.place.lostUntil {
-		t.place.lostUntil = info.AckFloor.Stream
-		if err := t.saveLost(ctx); err != nil {
-			return err
-		}
-	}
-	t.place.high = max(t.place.high, info.Delivered.Stream)
-	if !t.ordered() {
-		if !t.redeliver {
-			return nil
-		}
-		err := t.reset(ctx, 1)
-		t.redeliver = err != nil
+	if err := t.noteLost(ctx, info.AckFloor.Stream); err != nil {
 		return err
 	}
-	if t.place.orphaned && info.NumAckPending > 0 {
+	t.place.high = max(t.place.high, info.Delivered.Stream)
+	if !t.ordered() && !t.redeliver {
+		return nil
+	}
+	if t.ordered() && t.place.orphaned && info.NumAckPending > 0 {
 		t.suspects = info.Delivered.Stream
 	}
 	// Both places were true once. The stream may have lost its end since, or the
 	// database been restored: the lower one is true now.
-	return t.reset(ctx, min(t.place.floor, info.AckFloor.Stream)+1)
+	from := min(t.place.floor, info.AckFloor.Stream) + 1
+	if t.redeliver {
+		from = 1
+	}
+	err = t.reset(ctx, from)
+	t.redeliver = t.redeliver && err != nil
+	return err
+}
+
+// noteLost notes up to where the inbox may have forgotten events, since the database was restored:
+// up to JetStream's ack floor, unless this very inbox has seen that. Then what it does not know
+// up to there was never handled: JetStream passed over it, as it does while somebody has changed
+// the filters of the durable consumer.
+func (t *term) noteLost(ctx context.Context, ackFloor uint64) error {
+	now := inboxState{began: t.serverBegan}
+	err := t.conn.QueryRow(ctx, `select coalesce(pg_relation_filenode('pgjet.inbox'), 0)`).Scan(&now.file)
+	if err != nil {
+		return &databaseError{"look at the inbox", err}
+	}
+	was := t.inbox
+	t.inbox = now
+	if ackFloor <= max(t.place.lostUntil, t.place.floor) || was == now {
+		return nil
+	}
+	t.place.lostUntil = ackFloor
+	return t.saveLost(ctx)
 }
 
 // mend puts right what of the durable consumer makes events vanish.
@@ -238,6 +254,9 @@ func (t *term) guard(ctx context.Context) {
 	bound := t.consumer.CachedInfo().Created
 	for t.sleep(ctx, guardEvery) {
 		info, err := t.lookAtConsumer(ctx)
+		if err == nil {
+			t.ackFloor.Store(info.AckFloor.Stream) // for the place that is saved when the session ends
+		}
 		switch class := natsconn.Of(err); {
 		case class == jserror.ConsumerMissing, class == jserror.StreamMissing:
 			t.fail(fmt.Errorf("look at the durable consumer: %w", err))

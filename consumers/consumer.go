@@ -58,7 +58,8 @@ type Consumer struct {
 	// a durable consumer that exists, a type that is added later has to be added as well, by
 	// package extend: until then the consumer handles nothing. The events that the
 	// stream has of it come then. If the durable consumer is changed in another way, those
-	// come too late, and to an Effect as dead letters, since nobody knows whether it happened.
+	// come too late; and to an Effect perhaps as dead letters, if all processes were started since:
+	// then nobody knows whether it happened before the database was restored.
 	Types []string
 
 	On          []Typed // one for each type; see [On]

@@ -1,6 +1,7 @@
 package consumers_test
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -8,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
@@ -122,4 +124,49 @@ func TestStandbyOnOldServer(t *testing.T) {
 	standby, _ := b.startOn(testenv.Connect(t, testenv.OtherVersion(t, b.js.Conn().ConnectedUrl(), "2.12.15")), c)
 	testenv.Eventually(t, patience, "it stands by", func() bool { role, _ := standby.Role(); return role == "standby" })
 	b.blocked(standby, "nats_outdated: the server runs nats-server 2.12.15, pgjet needs 2.14 or newer")
+}
+
+// TestPassedOver: while somebody has changed the filters of the durable consumer, JetStream passes over
+// events, and acknowledges what comes behind them. When the filters are as they were, those events are
+// handled, also by an effect: the database that does not know them was not restored.
+func TestPassedOver(t *testing.T) {
+	consumers.SetCountEvery(t, 200*time.Millisecond)
+	for _, unordered := range []bool{false, true} {
+		b := newBench(t)
+		r, _ := b.startOn(b.js, consumers.Consumer{Types: []string{"note.made", "note.lost"}, Unordered: unordered,
+			Effect: func(ctx context.Context, e events.Event) error {
+				_, err := b.db.Exec(ctx, `insert into effect select $1`, e.Seq)
+				return err
+			}})
+		b.publish(event(1))
+		b.handled(1)
+		before := b.info().Config
+		changed := before
+		changed.FilterSubjects = []string{"events.*.note.lost"}
+		b.update(changed)
+		b.blocked(r, "consumer_differs: ")
+		other := event(3)
+		other.Type = "note.lost"
+		b.publish(event(2), other)
+		c, err := b.js.Consumer(t.Context(), "EVENTS", "test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		msg, err := c.Next(jetstream.FetchMaxWait(patience))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := msg.DoubleAck(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if floor := b.info().AckFloor.Stream; floor != 3 {
+			t.Fatalf("the ack floor is %d, want 3, behind the event that was passed over", floor)
+		}
+		b.update(before)
+		b.handled(3)
+		b.once(3)
+		if dead := b.count(`select count(*) from pgjet.dead_letter`); dead != 0 {
+			t.Errorf("%d dead letters, want none", dead)
+		}
+	}
 }

@@ -58,8 +58,16 @@ type Runner struct {
 	recent    recent
 	ordered   atomic.Bool // once it runs
 	recovered recovered
-	redeliver bool     // the next session shall have everything delivered once more
+	redeliver bool // the next session shall have everything delivered once more
+	inbox     inboxState
 	ended     []string // sessions that may have left intents taken
+}
+
+// An inboxState is the same in two sessions if the inbox was not restored in between: a restored one
+// is of a server that was started since, or in another file.
+type inboxState struct {
+	began time.Time
+	file  uint32
 }
 
 // Run handles events until ctx ends. It then takes no more, lets the attempts that

@@ -326,11 +326,7 @@ func (t *term) recover(ctx context.Context, a Account) {
 	t.Log.ErrorContext(ctx, "JetStream counts events as delivered that the inbox does not know; it will deliver all once more, and what the inbox knows is skipped",
 		"events", a.Unaccounted)
 	next := t.place
-	err := t.supersede(ctx, &next, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `update pgjet.consumer set floor = 0, lost_until = greatest(lost_until, $2) where name = $1`,
-			t.Consumer.Name, int64(a.AckFloor)) // what is in somebody's hands is not lost
-		return err
-	})
+	err := t.supersede(ctx, &next, nil)
 	// This session would give back what it gets now, which a limit may count as enough.
 	t.redeliver = err == nil
 	if err != nil {
