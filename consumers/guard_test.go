@@ -170,3 +170,73 @@ func TestPassedOver(t *testing.T) {
 		}
 	}
 }
+
+// TestOtherStream: a consumer that has handled events of one stream is refused on another one, and keeps
+// its place, unless it is to move. One that has handled nothing simply moves.
+func TestOtherStream(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	_, stop := b.start(write)
+	one := event(1)
+	b.publish(one)
+	b.handled(1)
+	b.settled()
+	stop()
+	place := func() string {
+		var text string
+		if err := b.db.QueryRow(t.Context(), `select concat_ws(' ', stream, stream_created, generation, epoch, floor) from pgjet.consumer`).Scan(&text); err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	config := b.streamConfig()
+	if err := b.js.DeleteStream(t.Context(), "EVENTS"); err != nil { // two streams cannot have the same subjects
+		t.Fatal(err)
+	}
+	config.Name = "OTHER"
+	if _, err := b.js.CreateStream(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+	b.publish(one, event(2))
+	before := place()
+	c := consumers.Consumer{Name: "test", Types: []string{"note.made"}, Handle: write}
+	r := b.runOther(&consumers.Runner{Consumer: c})
+	b.blocked(r, "consumer_differs: consumer test of this database has handled events of stream EVENTS, and this process was given stream OTHER")
+	r = b.runOther(&consumers.Runner{Consumer: c, MoveFrom: "THIRD"})
+	b.blocked(r, "--move-from EVENTS")
+	if now := place(); now != before {
+		t.Errorf("the place was %s and is %s", before, now)
+	}
+	r = b.runOther(&consumers.Runner{Consumer: c, MoveFrom: "EVENTS"})
+	b.handled(2)
+	b.ready(r)
+	b.once(2) // the first is known by its id
+	b.exec(`insert into pgjet.consumer (name, stream, stream_created) values ('young', 'EVENTS', now())`)
+	c.Name = "young"
+	b.ready(b.runOther(&consumers.Runner{Consumer: c}))
+}
+
+func (b *bench) streamConfig() jetstream.StreamConfig {
+	b.Helper()
+	stream, err := b.js.Stream(b.Context(), "EVENTS")
+	if err != nil {
+		b.Fatal(err)
+	}
+	return stream.CachedInfo().Config
+}
+
+// runOther runs a runner on the stream OTHER until the test ends.
+func (b *bench) runOther(r *consumers.Runner) *consumers.Runner {
+	b.Helper()
+	r.DB, r.JS, r.Stream, r.Log = b.db, b.js, "OTHER", testenv.Logger(b)
+	ctx, cancel := context.WithCancel(b.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	b.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			b.Errorf("Run() = %v, want nil", err)
+		}
+	})
+	return r
+}

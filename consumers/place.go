@@ -55,14 +55,43 @@ const onLock = `locktype = 'advisory' and objsubid = 1
 		   and (classid::bigint << 32 | objid::bigint) = ` + lockKey + `
 		   and pg_locks.database = (select oid from pg_database where datname = current_database())`
 
+// A movedError says that a consumer has handled events of another stream.
+type movedError struct{ name, was, is string }
+
+func (e *movedError) Error() string {
+	return fmt.Sprintf("consumer_differs: consumer %s of this database has handled events of stream %s, and this process was given stream %s; nothing was changed; "+
+		"give it --stream %s, or, if it is to begin on the other stream from the start, --move-from %s (MoveFrom of a consumers.Runner)", e.name, e.was, e.is, e.was, e.was)
+}
+
+// checkStream returns a [movedError] if the consumer has handled events of another stream than the runner's,
+// from which it is not to move.
+func (r *Runner) checkStream(ctx context.Context, tx pgx.Tx) error {
+	var was string
+	err := tx.QueryRow(ctx, `
+		select stream from pgjet.consumer c where name = $1 and stream not in ($2, $3)
+		   and (high > 0 or exists (select from pgjet.inbox where consumer = c.name)) for update`,
+		r.Consumer.Name, r.Stream, r.MoveFrom).Scan(&was)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil
+	case err != nil:
+		return err
+	}
+	return &movedError{r.Consumer.Name, was, r.Stream}
+}
+
 // register makes the consumer known, and learns its place. In another incarnation of
-// the stream the places of the old one mean nothing.
+// the stream the places of the old one mean nothing. Sessions on another stream end.
 func (r *Runner) register(ctx context.Context, tx pgx.Tx, created time.Time) (p place, err error) {
+	if err := r.checkStream(ctx, tx); err != nil {
+		return p, err
+	}
 	var at *time.Time
 	var by, reason string
 	err = tx.QueryRow(ctx, `
 		insert into pgjet.consumer as c (name, stream, stream_created, ordered, effects) values ($1, $2, $3, $4, $5)
 		on conflict (name) do update set ordered = excluded.ordered, effects = excluded.effects,
+			epoch = c.epoch + (c.stream <> excluded.stream)::int,
 			generation = c.generation + ((c.stream, c.stream_created) <> (excluded.stream, excluded.stream_created))::int,
 			floor = case when (c.stream, c.stream_created) = (excluded.stream, excluded.stream_created) then c.floor else 0 end,
 			high = case when (c.stream, c.stream_created) = (excluded.stream, excluded.stream_created) then c.high else 0 end,

@@ -50,6 +50,10 @@ type Runner struct {
 	// Retention is how long the inbox remembers events that the stream does not hold any
 	// more. 0 is for ever. It is refused if an event could come again later than that.
 	Retention time.Duration
+	// MoveFrom is the stream from which the consumer may move to Stream: it begins there from the start,
+	// and skips only what its inbox knows by id. Without it a consumer that has handled events of
+	// another stream is refused. Once it has moved, MoveFrom has no meaning any more.
+	MoveFrom string
 
 	metrics   *metrics
 	keeper    session.Keeper
@@ -116,6 +120,11 @@ func (r *Runner) check() error {
 	}
 	if err := postgres.CheckMode(r.DB.Config().ConnConfig); err != nil {
 		return err
+	}
+	if r.MoveFrom != "" {
+		if err := validName("MoveFrom", r.MoveFrom); err != nil {
+			return err
+		}
 	}
 	return validName("Stream", r.Stream)
 }

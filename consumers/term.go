@@ -207,6 +207,9 @@ func (t *term) standBy(ctx context.Context) error {
 
 // waitIfPaused waits for the end of a pause, and returns why there is no session.
 func (t *term) waitIfPaused(ctx context.Context, err error) error {
+	if moved, ok := errors.AsType[*movedError](err); ok {
+		return moved
+	}
 	paused, ok := errors.AsType[*pausedError](err)
 	if !ok {
 		return &databaseError{"make the consumer known", err}

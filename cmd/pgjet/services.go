@@ -177,6 +177,7 @@ func (s *settings) consumeFlags(f *pflag.FlagSet) {
 	s.directFlag(f)
 	s.natsFlags(f)
 	s.processFlags(f)
+	f.Var((*streamName)(&s.moveFrom), "move-from", "stream that the consumer leaves for --stream, of which it begins at the start; without it a consumer that has handled events of another stream is refused")
 	f.DurationVar(&s.inboxRetention, "inbox-retention", 0, "how long the inbox remembers what the stream does not hold any more; 0 is for ever")
 }
 
@@ -206,7 +207,7 @@ func (s *settings) directoryPart(db *pgxpool.Pool, js jetstream.JetStream, log *
 }
 
 func (s *settings) consumerPart(c consumers.Consumer, db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) part {
-	r := &consumers.Runner{Consumer: c, DB: db, Direct: s.direct, JS: js, Stream: s.stream, Log: log, Retention: s.inboxRetention}
+	r := &consumers.Runner{Consumer: c, DB: db, Direct: s.direct, JS: js, Stream: s.stream, Log: log, Retention: s.inboxRetention, MoveFrom: s.moveFrom}
 	return part{name: c.Name, run: r.Run, ready: r.Ready, role: r.Role, degraded: r.Degraded}
 }
 

@@ -39,6 +39,7 @@ type settings struct {
 	natsURL     string
 	access      natsAccess
 	stream      string
+	moveFrom    string
 	retention   time.Duration
 	smtpURL     string
 	mailFrom    string
