@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgjet/pgjet/internal/lead"
+	"github.com/pgjet/pgjet/internal/pause"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
@@ -27,12 +28,17 @@ var errTaken = errors.New("another process has taken the event over")
 
 // A pausedError says who paused the consumer.
 type pausedError struct {
-	by, reason string
-	at         time.Time
+	name, by, reason string
+	at               time.Time
+	interrupted      bool // an operation made the pause, and does not run any more
 }
 
 func (e *pausedError) Error() string {
-	return fmt.Sprintf("paused by %s at %s: %q; pgjet consumer resume ends it", e.by, e.at.UTC().Format(time.RFC3339), e.reason)
+	todo := "pgjet consumer resume ends it"
+	if e.interrupted {
+		todo = pause.Advice(e.name, e.reason)
+	}
+	return fmt.Sprintf("paused by %s at %s: %q; %s", e.by, e.at.UTC().Format(time.RFC3339), e.reason, todo)
 }
 
 // A place is what pgjet.consumer says of this consumer at the start of a session.
@@ -101,7 +107,7 @@ func (r *Runner) register(ctx context.Context, tx pgx.Tx, created time.Time) (p 
 		r.Consumer.Name, r.Stream, created.Truncate(time.Microsecond), !r.Consumer.Unordered, r.Consumer.Effect != nil).
 		Scan(&p.epoch, &p.generation, &p.floor, &p.high, &p.lostUntil, &p.rebuild, &at, &by, &reason)
 	if err == nil && at != nil {
-		err = &pausedError{by, reason, *at}
+		err = &pausedError{name: r.Consumer.Name, by: by, reason: reason, at: *at}
 	}
 	return p, err
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/pgjet/pgjet/internal/attempt"
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/natsconn"
+	"github.com/pgjet/pgjet/internal/pause"
 	"github.com/pgjet/pgjet/internal/postgres"
 )
 
@@ -226,13 +227,19 @@ func (t *term) waitIfPaused(ctx context.Context, err error) error {
 		case <-ctx.Done():
 			return paused
 		}
-		var still bool
-		err := t.conn.QueryRow(ctx, `select paused_at is not null from pgjet.consumer where name = $1`, t.Consumer.Name).Scan(&still)
+		now := &pausedError{name: t.Consumer.Name}
+		err := t.conn.QueryRow(ctx, `
+			select c.paused_at, coalesce(c.paused_by, ''), coalesce(c.pause_reason, ''), coalesce(`+pause.Interrupted+`, false)
+			  from pgjet.consumer c where c.name = $1 and c.paused_at is not null`, t.Consumer.Name).
+			Scan(&now.at, &now.by, &now.reason, &now.interrupted)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return errSuperseded
+		}
 		if err != nil {
 			return &databaseError{"wait for the end of a pause", err}
 		}
-		if !still {
-			return errSuperseded
+		if paused = now; t.keeper.Waiting(paused) {
+			t.Log.InfoContext(ctx, "not handling events", "err", paused)
 		}
 	}
 }

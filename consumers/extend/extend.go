@@ -25,12 +25,13 @@ import (
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/natsconn"
+	"github.com/pgjet/pgjet/internal/pause"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 // pausedBy is the reason of a pause that [Run] made, so that a later one ends it if this
 // one cannot.
-const pausedBy = "types of events are added to the durable consumer"
+const pausedBy = pause.Extension
 
 // afterwards bounds what has to be done although ctx has ended.
 const afterwards = 30 * time.Second
@@ -107,7 +108,7 @@ func (x *extension) undo(ctx context.Context, err error) error {
 	defer cancel()
 	failed := x.restore(ctx)
 	for failed == nil && x.paused {
-		if _, failed = status.Resume(ctx, x.db, x.name, x.by, "types of events were not added: "+err.Error()); failed == nil {
+		if _, failed = status.ResumeOwn(ctx, x.db, x.name, x.by, "types of events were not added: "+err.Error(), pausedBy); failed == nil {
 			break
 		}
 		select { // a connection may have been lost, or the server be restarted
@@ -197,7 +198,7 @@ func (x *extension) run(ctx context.Context) (result Result, err error) {
 	if err := x.done(ctx); err != nil || !x.paused {
 		return result, err
 	}
-	_, err = status.Resume(ctx, x.db, x.name, x.by, "the durable consumer brings "+strings.Join(x.want.FilterSubjects, ", "))
+	_, err = status.ResumeOwn(ctx, x.db, x.name, x.by, "the durable consumer brings "+strings.Join(x.want.FilterSubjects, ", "), pausedBy)
 	return result, err
 }
 

@@ -140,8 +140,8 @@ func (r *Replay) explain(err error) error {
 // sameTime compares the time at which a stream was made with what PostgreSQL kept of it.
 func sameTime(a, b time.Time) bool { return a.Sub(b).Abs() < time.Millisecond }
 
-// Lock keeps other replays of the consumer away until [Replay.Close]. It returns
-// [ErrBusy] if one is running, and an error if the pool leads to a connection pooler.
+// Lock keeps other replays of the consumer away until [Replay.Close], and ends the pause of one that
+// was interrupted. It returns [ErrBusy] if one is running, and an error if the pool leads to a connection pooler.
 func (r *Replay) Lock(ctx context.Context) (err error) {
 	// Not from the pool, which may have no second connection, or lead to a pooler.
 	config, err := postgres.ConnConfig(ctx, r.db)
@@ -156,7 +156,27 @@ func (r *Replay) Lock(ctx context.Context) (err error) {
 	if err == nil && !free {
 		err = fmt.Errorf("%w: see pgjet.operation for who replays %s", ErrBusy, r.name)
 	}
+	if err == nil {
+		err = r.endPause(ctx)
+	}
 	return err
+}
+
+// endPause ends the pause that a replay left which did not live to end it: only one runs at a time.
+// That replay has changed nothing.
+func (r *Replay) endPause(ctx context.Context) error {
+	_, err := r.db.Exec(ctx, `
+		with was as (
+			select pause_reason from pgjet.consumer where name = $1 and starts_with(pause_reason, $2) for update
+		), resumed as (
+			update pgjet.consumer set paused_at = null, paused_by = null, pause_reason = null from was where name = $1
+		)
+		update pgjet.operation set detail = jsonb_set(detail, '{done,step}', '"undone"')
+		  from was where kind = 'replay' and target = $1 and was.pause_reason = $2 || id`, r.name, pausedBy)
+	if err != nil {
+		return sqlstate.Wrap("end the pause of an interrupted replay of "+r.name, err)
+	}
+	return nil
 }
 
 // Close lets other replays go.

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/internal/pause"
 )
 
 // How long the messages in hand are waited for, and how long while none of them moves.
@@ -19,7 +21,7 @@ const (
 
 // pausedBy begins the reason of a pause that a replay made, so that a later one ends it
 // if this one cannot.
-const pausedBy = "replay, operation "
+const pausedBy = pause.Replay
 
 // reset pauses the consumer, sets its durable consumer back, makes the inbox as the replay
 // needs it, and lets the consumer go on. The last two are one transaction, so that a replay

@@ -475,3 +475,28 @@ func TestReplayOfAnotherStream(t *testing.T) {
 		}
 	}
 }
+
+// TestKilledReplay: the next replay that is to change something ends the pause of one that was killed,
+// also if it has nothing to do or hands events over one by one, and never that of an operator.
+func TestKilledReplay(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, true, false)
+	b.publish("note.made a")
+	for _, s := range []struct{ reason, want string }{
+		{"replay, operation 1", ", undone"},
+		{"types of events are added to the durable consumer", "types of events are added to the durable consumer, paused"},
+		{"upgrade", "upgrade, paused"},
+	} {
+		b.exec(`truncate pgjet.operation restart identity;
+			insert into pgjet.operation (kind, target, by, reason, detail) values ('replay', 'notes', 'ann', 'why', '{"done": {"step": "paused"}}');
+			update pgjet.consumer set paused_at = now(), paused_by = 'ann', pause_reason = '` + s.reason + `'`)
+		r := b.open()
+		if err := r.Lock(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		r.Close()
+		if got := value[string](b, `select concat(pause_reason, ', ', detail->'done'->>'step') from pgjet.consumer, pgjet.operation`); got != s.want {
+			t.Errorf("the pause and the replay are %q, want %q", got, s.want)
+		}
+	}
+}

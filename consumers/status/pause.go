@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgjet/pgjet/internal/pause"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
@@ -21,22 +23,29 @@ type beginner interface {
 
 // Pause lets no attempt of a consumer begin until [Resume]; [Drain] waits for those
 // that have begun. A consumer that is paused already stays as it is: Pause returns who
-// paused it, and false. by is who does it and reason why; both are kept in
+// paused it, and false. But a pause that an operation made for itself becomes the operator's, so that
+// the operation does not end it. by is who does it and reason why; both are kept in
 // pgjet.operation. It returns an [UnknownError] for a name that is not known.
 func Pause(ctx context.Context, db beginner, name, by, reason string) (p Paused, news bool, err error) {
+	if strings.HasPrefix(reason, pause.Replay) {
+		return p, false, fmt.Errorf("pause consumer %s: %q marks the pause of a replay, which the next replay ends; give another reason", name, reason)
+	}
 	err = postgres.Within(ctx, db, func(tx pgx.Tx) error {
 		return tx.QueryRow(ctx, `
 			with now as materialized (
 				select clock_timestamp() as at
+			), old as (
+				select c.paused_at is null or not $4 and `+pause.Made+` as goes from pgjet.consumer c where c.name = $1 for update
 			), paused as (
-				update pgjet.consumer c set paused_at = coalesce(c.paused_at, now.at), paused_by = coalesce(c.paused_by, $2),
-					pause_reason = coalesce(c.pause_reason, $3)
-				  from now where c.name = $1
+				update pgjet.consumer c set paused_at = case when old.goes then now.at else c.paused_at end,
+					paused_by = case when old.goes then $2 else c.paused_by end,
+					pause_reason = case when old.goes then $3 else c.pause_reason end
+				  from now, old where c.name = $1
 				returning c.paused_at, c.paused_by, c.pause_reason, c.paused_at = now.at as news
 			), noted as (
 				insert into pgjet.operation (kind, target, by, reason) select 'consumer.pause', $1, $2, $3 from paused where news
 			)
-			select paused_at, paused_by, pause_reason, news from paused`, name, by, reason).Scan(&p.At, &p.By, &p.Reason, &news)
+			select paused_at, coalesce(paused_by, ''), coalesce(pause_reason, ''), news from paused`, name, by, reason, pause.ByOperation(reason)).Scan(&p.At, &p.By, &p.Reason, &news)
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = known(ctx, db, name)
@@ -47,18 +56,28 @@ func Pause(ctx context.Context, db beginner, name, by, reason string) (p Paused,
 
 // Resume ends a pause, and returns which; nil if there was none.
 func Resume(ctx context.Context, db beginner, name, by, reason string) (*Paused, error) {
+	return resume(ctx, db, name, by, reason, "")
+}
+
+// ResumeOwn is Resume for an operation: it ends the pause with the reason own alone.
+func ResumeOwn(ctx context.Context, db beginner, name, by, reason, own string) (*Paused, error) {
+	return resume(ctx, db, name, by, reason, own)
+}
+
+func resume(ctx context.Context, db beginner, name, by, reason, only string) (*Paused, error) {
 	var p Paused
 	err := postgres.Within(ctx, db, func(tx pgx.Tx) error {
 		return tx.QueryRow(ctx, `
 			with was as (
-				select paused_at, coalesce(paused_by, '') as paused_by, coalesce(pause_reason, '') as pause_reason from pgjet.consumer where name = $1 and paused_at is not null for update
+				select paused_at, coalesce(paused_by, '') as paused_by, coalesce(pause_reason, '') as pause_reason from pgjet.consumer
+				 where name = $1 and paused_at is not null and ($4 = '' or pause_reason = $4) for update
 			), resumed as (
 				update pgjet.consumer set paused_at = null, paused_by = null, pause_reason = null from was where name = $1
 			), noted as (
 				insert into pgjet.operation (kind, target, by, reason, detail)
 				select 'consumer.resume', $1, $2, $3, to_jsonb(was) from was
 			)
-			select * from was`, name, by, reason).Scan(&p.At, &p.By, &p.Reason)
+			select * from was`, name, by, reason, only).Scan(&p.At, &p.By, &p.Reason)
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, sqlstate.Wrap("resume consumer "+name, known(ctx, db, name))

@@ -172,3 +172,51 @@ func TestConsumerRoleMayNotPause(t *testing.T) {
 		}
 	}
 }
+
+// TestPauseOfAnOperation: the status says of a pause whether what made it still runs, and so do the
+// processes. An operator's pause over it is the operator's, and nobody else ends it.
+func TestPauseOfAnOperation(t *testing.T) {
+	for _, own := range []string{"replay, operation 7", "types of events are added to the durable consumer"} {
+		t.Run(own, func(t *testing.T) {
+			b := newBench(t)
+			b.start(config(func(context.Context, pgx.Tx, events.Event) error { return nil }))
+			testenv.Eventually(t, patience, "a process runs", func() bool { return b.count(`select count(*) from pgjet.process`) == 1 })
+			lock, err := b.db.Acquire(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := lock.Exec(t.Context(), `select pg_advisory_lock(hashtextextended('pgjet.replay.test', 0))`); err != nil {
+				t.Fatal(err)
+			}
+			b.exec(`update pgjet.consumer set paused_at = now() - interval '1 min', paused_by = 'ann', pause_reason = '` + own + `'`)
+			if s := b.tells("paused"); s.Paused.Interrupted {
+				t.Errorf("the status of a pause whose operation runs is %+v", s.Paused)
+			}
+			if _, err := lock.Exec(t.Context(), `select pg_advisory_unlock_all()`); err != nil {
+				t.Fatal(err)
+			}
+			lock.Release()
+			if s := b.tells("paused"); !s.Paused.Interrupted || !strings.Contains(s.Why.Text, "what paused it does not run any more") {
+				t.Errorf("the status of a pause whose operation was killed is %+v, %+v", s.Paused, s.Why)
+			}
+			testenv.Eventually(t, patience, "the process says so", func() bool {
+				return b.count(`select count(*) from pgjet.process where cause like '%what paused it does not run any more%'`) == 1
+			})
+			p, news, err := status.Pause(t.Context(), b.db, "test", by, reason)
+			if err != nil || !news || p.By != by || p.Reason != reason {
+				t.Errorf("Pause() = %+v, %t, %v, want that it is the operator's now", p, news, err)
+			}
+			if was, err := status.ResumeOwn(t.Context(), b.db, "test", "ann", "done", own); err != nil || was != nil {
+				t.Errorf("ResumeOwn() = %+v, %v, want that the operator's pause stays", was, err)
+			}
+		})
+	}
+}
+
+// TestPauseTakesNoReasonOfAReplay: the next replay would end it.
+func TestPauseTakesNoReasonOfAReplay(t *testing.T) {
+	b := newBench(t)
+	if _, _, err := status.Pause(t.Context(), b.db, "test", by, "replay, operation 7"); err == nil || !strings.Contains(err.Error(), "give another reason") {
+		t.Errorf("Pause() = %v, want that it is refused", err)
+	}
+}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/consumers/saga"
+	"github.com/pgjet/pgjet/internal/pause"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
@@ -55,6 +56,8 @@ type Paused struct {
 	At     time.Time `json:"at"`
 	By     string    `json:"by"`
 	Reason string    `json:"reason"`
+	// Interrupted says that an operation made the pause, and does not run any more.
+	Interrupted bool `json:"interrupted"`
 }
 
 // A Process runs a consumer. Those that stand by for an ordered one are not known.
@@ -126,7 +129,7 @@ func unknown(name string, all []Status) error {
 func load(ctx context.Context, db database) ([]Status, error) {
 	rows, err := db.Query(ctx, `
 		select c.name, c.stream, c.ordered, c.effects, coalesce(c.process, ''), c.since,
-		       c.paused_at, coalesce(c.paused_by, ''), coalesce(c.pause_reason, ''), clock_timestamp(),
+		       c.paused_at, coalesce(c.paused_by, ''), coalesce(c.pause_reason, ''), coalesce(`+pause.Interrupted+`, false), clock_timestamp(),
 		       (select count(*) from pgjet.dead_letter d where d.consumer = c.name and d.state = 'dead'),
 		       i.waiting, i.oldest
 		  from pgjet.consumer c, lateral (
@@ -140,7 +143,7 @@ func load(ctx context.Context, db database) ([]Status, error) {
 		var p Paused
 		var pausedAt *time.Time
 		err = row.Scan(&s.Name, &s.Stream, &s.Ordered, &s.Effects, &s.Active, &s.ActiveSince,
-			&pausedAt, &p.By, &p.Reason, &s.At, &s.DeadLetters, &s.Retrying, &s.OldestSeconds)
+			&pausedAt, &p.By, &p.Reason, &p.Interrupted, &s.At, &s.DeadLetters, &s.Retrying, &s.OldestSeconds)
 		if pausedAt != nil {
 			p.At = pausedAt.UTC()
 			s.Paused = &p

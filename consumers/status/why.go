@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/internal/pause"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
@@ -95,6 +96,9 @@ func (s *Status) held() (w Why) {
 	switch {
 	case s.Paused != nil:
 		w = say("paused", "paused by %s %s: %q", s.Paused.By, ago(s.At.Sub(s.Paused.At)), s.Paused.Reason)
+		if s.Paused.Interrupted {
+			w.Text += "; " + pause.Advice(s.Name, s.Paused.Reason)
+		}
 	case s.frozen:
 		w = say("paused", "the durable consumer is paused in JetStream itself, not by pgjet")
 	}

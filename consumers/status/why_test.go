@@ -39,7 +39,7 @@ func TestWhy(t *testing.T) {
 		{"what is lost comes first", Status{Account: consumers.Account{Unaccounted: 2}, lacks: "", Paused: &Paused{}}, "unaccounted", "2 events"},
 		{"no stream", Status{Stream: "EVENTS", lacks: "stream_missing", Paused: &Paused{}}, "stream_missing", "EVENTS does not exist"},
 		{"no durable consumer", Status{Name: "billing", lacks: "consumer_missing", Paused: &Paused{}}, "consumer_missing", "billing"},
-		{"paused", Status{Account: account(5, 0, 0), Paused: &Paused{noon.Add(-time.Minute), "ann@host", "upgrade"}}, "paused", `by ann@host 1m0s ago: "upgrade"`},
+		{"paused", Status{Account: account(5, 0, 0), Paused: &Paused{At: noon.Add(-time.Minute), By: "ann@host", Reason: "upgrade"}}, "paused", `by ann@host 1m0s ago: "upgrade"`},
 		{"paused in JetStream", Status{Account: account(5, 0, 0), frozen: true}, "paused", "JetStream itself"},
 		{"nobody runs", Status{Account: account(1, 0, 0), Last: &Process{Process: "host:7", SeenAt: noon.Add(-3 * time.Minute)}}, "no_process", "the last was host:7, 3m0s ago"},
 		{"nobody runs, and retries wait", Status{Account: account(0, 0, 1), Active: "host:8"}, "no_process", "the last was host:8"},
