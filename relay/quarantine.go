@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -49,10 +50,14 @@ func scanQuarantined(row pgx.CollectableRow) (q Quarantined, err error) {
 	return q, err
 }
 
+// ErrNotQuarantined says that an event that was named is not in quarantine.
+var ErrNotQuarantined = errors.New("not in quarantine")
+
 // RetryQuarantined makes the relay try again to publish the events with these seqs,
 // or, if seqs is nil, all that are held. One that was dropped is tried again if it
 // is named. It returns which; those that the stream still refuses come back as held.
-// If one of seqs is not in quarantine, or was pruned since, nothing is changed.
+// If one of seqs is not in quarantine, or was pruned since, nothing is changed, and the error is
+// [ErrNotQuarantined].
 func RetryQuarantined(ctx context.Context, db beginner, seqs []int64, by, reason string) ([]int64, error) {
 	changed, err := decide(ctx, db, "retry", seqs, by, reason)
 	return changed, sqlstate.Wrap("retry events in quarantine", err)
@@ -62,7 +67,7 @@ func RetryQuarantined(ctx context.Context, db beginner, seqs []int64, by, reason
 // are held: no relay tries them again. Their rows stay, here until somebody retries
 // them and in the outbox until they are pruned. One that is to be retried may have
 // been published meanwhile. It returns which. If one of seqs is not in quarantine
-// nothing is changed.
+// nothing is changed, and the error is [ErrNotQuarantined].
 func DropQuarantined(ctx context.Context, db beginner, seqs []int64, by, reason string) ([]int64, error) {
 	changed, err := decide(ctx, db, "dropped", seqs, by, reason)
 	return changed, sqlstate.Wrap("drop events in quarantine", err)
@@ -94,7 +99,7 @@ func decide(ctx context.Context, db beginner, state string, seqs []int64, by, re
 			}
 		}
 		if len(missing) > 0 {
-			return fmt.Errorf("seq %s is not in quarantine, or was pruned, nothing was changed; see: pgjet relay quarantine ls", strings.Join(missing, ", "))
+			return fmt.Errorf("seq %s is %w, or was pruned, nothing was changed; see: pgjet relay quarantine ls", strings.Join(missing, ", "), ErrNotQuarantined)
 		}
 		return nil
 	})

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -128,6 +129,9 @@ func (s *settings) decideCommand(d decision) *cobra.Command {
 			changed, err := d.decide(ctx, db, seqs, reason)
 			if err == nil {
 				fmt.Fprintf(cmd.OutOrStdout(), d.done, len(changed))
+			}
+			if errors.Is(err, relay.ErrNotQuarantined) {
+				return &exitError{exitNotFound, err}
 			}
 			return err
 		})

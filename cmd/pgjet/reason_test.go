@@ -111,3 +111,31 @@ func TestCommandsSayTheReason(t *testing.T) {
 		})
 	}
 }
+
+// TestUnknownNames: a command about something that does not exist ends with 4, whatever it is.
+func TestUnknownNames(t *testing.T) {
+	t.Parallel()
+	b := newReplayBench(t, 0, false)
+	const id = "5b0d1a5e-1f5c-4c53-9d5c-0f6a8f3f7c11"
+	for _, command := range []string{
+		"relay quarantine retry 7", "relay quarantine drop 7 --reason why", "relay pause --stream NONE --reason why",
+		"saga get " + id, "saga retry " + id + " --reason why",
+		"dead get 7", "dead redrive 7", "dead discard 7 --reason why", "dead reopen 7", "dead ls --consumer nobody", "dead redrive --consumer nobody --yes",
+		"consumer get nobody", "consumer pause nobody --reason why", "consumer resume nobody", "consumer ensure nobody", "replay nobody --all --yes",
+		"users grant " + id + " admin --reason why", "users revoke " + id + " admin --reason why",
+	} {
+		t.Run(command, func(t *testing.T) {
+			t.Parallel()
+			where := b.where[:2]
+			for _, both := range []string{"consumer get", "replay", "consumer ensure"} {
+				if strings.HasPrefix(command, both) {
+					where = b.where
+				}
+			}
+			if command == "consumer ensure nobody" {
+				where = b.where[2:]
+			}
+			refused(t, exitNotFound, append(strings.Fields(command), where...))
+		})
+	}
+}
