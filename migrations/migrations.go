@@ -29,6 +29,7 @@ import (
 	"github.com/pressly/goose/v3/lock"
 
 	"github.com/pgjet/pgjet/internal/postgres"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 //go:embed pgjet/*.sql users/*.sql directory/*.sql
@@ -47,6 +48,7 @@ const (
 	Pending    = "pending"      // Up will apply it
 	OutOfOrder = "out_of_order" // it is not applied, although a later one is: Up refuses
 	Unknown    = "unknown"      // it is applied, and this program does not have it: a newer one does
+	Hidden     = "hidden"       // the role of the connection may not read what is applied in its schema
 )
 
 // A Status is one migration of one schema.
@@ -106,6 +108,9 @@ func inOrder(ctx context.Context, db *pgxpool.Pool) error {
 	if err != nil {
 		return err
 	}
+	if i := slices.IndexFunc(all, func(s Status) bool { return s.State == Hidden }); i >= 0 {
+		return fmt.Errorf("%s: the role may not read %s.schema_version, nothing was changed; migrate as the owner of the tables", sqlstate.Permission, all[i].Schema)
+	}
 	all = slices.DeleteFunc(all, func(s Status) bool { return s.State != OutOfOrder })
 	if len(all) > 0 {
 		return &OrderError{all}
@@ -152,11 +157,17 @@ func createSchema(ctx context.Context, db *pgxpool.Pool, schema string) error {
 }
 
 // List returns every migration of this program, and those that are applied beside, with what
-// Up would do. It changes nothing.
+// Up would do. It changes nothing. What the role of db may not see is [Hidden].
 func List(ctx context.Context, db *pgxpool.Pool) ([]Status, error) {
 	var all []Status
 	err := each(ctx, db, func(schema string, p *goose.Provider) error {
 		last, applied, err := recorded(ctx, db, schema)
+		if sqlstate.Of(err) == sqlstate.Permission {
+			for _, s := range p.ListSources() {
+				all = append(all, Status{schema, s.Version, s.Path, false, Hidden})
+			}
+			return nil
+		}
 		if err != nil {
 			return err
 		}

@@ -27,7 +27,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/sqlstate", ""},
 	{"internal/attempt", "internal/sqlstate"},
 	{"internal/postgres", "internal/sqlstate"},
-	{"migrations", "internal/postgres"},
+	{"migrations", "internal/postgres internal/sqlstate"},
 	{"internal/lead", "internal/postgres internal/sqlstate"},
 	{"internal/pause", ""},
 	{"internal/session", ""},

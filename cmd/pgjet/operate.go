@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pgjet/pgjet/internal/postgres"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 	"github.com/pgjet/pgjet/migrations"
 	"github.com/pgjet/pgjet/relay"
 )
@@ -65,7 +67,7 @@ func (s *settings) migrateStatusCommand() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show which migrations are applied; exit code 6 if one is missing",
+		Short: "Show which migrations are applied; exit code 6 if one is missing, 3 if the user may not see all",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "table" && output != "json" {
@@ -89,6 +91,7 @@ func (s *settings) migrateStatusCommand() *cobra.Command {
 
 func showMigrations(out io.Writer, output string, all []migrations.Status) error {
 	missing := 0
+	var hidden []string
 	gaps := &migrations.OrderError{}
 	for _, m := range all {
 		switch m.State {
@@ -96,6 +99,8 @@ func showMigrations(out io.Writer, output string, all []migrations.Status) error
 			missing++
 		case migrations.OutOfOrder:
 			gaps.Missing = append(gaps.Missing, m)
+		case migrations.Hidden:
+			hidden = append(hidden, m.Schema)
 		}
 	}
 	if output == "json" {
@@ -106,14 +111,16 @@ func showMigrations(out io.Writer, output string, all []migrations.Status) error
 		w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 		fmt.Fprintln(w, "SCHEMA\tVERSION\tFILE\tAPPLIED")
 		for _, m := range all {
-			note := ""
+			note, applied := "", fmt.Sprint(m.Applied)
 			switch m.State {
+			case migrations.Hidden:
+				applied = "?"
 			case migrations.Unknown:
 				m.File, note = "-", " (a newer pgjet did)"
 			case migrations.OutOfOrder:
 				note = " (out of order)"
 			}
-			fmt.Fprintf(w, "%s\t%d\t%s\t%t%s\n", m.Schema, m.Version, m.File, m.Applied, note)
+			fmt.Fprintf(w, "%s\t%d\t%s\t%s%s\n", m.Schema, m.Version, m.File, applied, note)
 		}
 		if err := w.Flush(); err != nil {
 			return err
@@ -124,6 +131,10 @@ func showMigrations(out io.Writer, output string, all []migrations.Status) error
 	}
 	if missing > 0 {
 		return &exitError{exitFindings, fmt.Errorf("%d migrations are missing; run: pgjet migrate up", missing)}
+	}
+	if hidden = slices.Compact(hidden); len(hidden) > 0 {
+		return &exitError{exitPartly, fmt.Errorf("%s: the user may not see what is applied in the schema %s; ask as the owner of the tables, or grant usage on it and select on its schema_version",
+			sqlstate.Permission, strings.Join(hidden, ", "))}
 	}
 	return nil
 }

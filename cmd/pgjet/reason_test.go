@@ -139,3 +139,21 @@ func TestUnknownNames(t *testing.T) {
 		})
 	}
 }
+
+// TestMigrateStatusOfAnOperator: what a user may see is shown, and what not is said.
+func TestMigrateStatusOfAnOperator(t *testing.T) {
+	t.Parallel()
+	address := testenv.DatabaseURL(t)
+	operator := strings.Replace(address, "?", "?role=pgjet_operator&", 1)
+	code, p := runProcess(t, nil, "migrate", "status", "--database-url", operator)
+	if out := p.stdout.String(); code != exitPartly || !strings.Contains(out, "00001_outbox.sql") || !strings.Contains(out, "true") || !strings.Contains(out, "?") {
+		t.Errorf("exit code %d, want %d and what the operator may see, of %s", code, exitPartly, p)
+	}
+	if says := p.stderr.String(); !strings.HasPrefix(says, "pgjet: permission_denied: ") || !strings.Contains(says, "in the schema users, directory;") && !strings.Contains(says, "in the schema directory, users;") {
+		t.Errorf("stderr does not say what the operator may not see, of %s", p)
+	}
+	if out := must(t, exitPartly, "migrate", "status", "-o", "json", "--database-url", operator); !strings.Contains(out, `"state":"hidden"`) {
+		t.Errorf("JSON does not say what is hidden: %s", out)
+	}
+	refusedFor(t, exitFailed, []string{"migrate", "up", "--database-url", operator}, "permission_denied", "nothing was changed")
+}
