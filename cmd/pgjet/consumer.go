@@ -194,7 +194,7 @@ func (s *settings) pause(ctx context.Context, out io.Writer, name, reason string
 	default:
 		fmt.Fprintf(out, "after %s attempts that began before are still in flight\n", drainTime)
 	}
-	fmt.Fprintln(out, "to go on: pgjet consumer resume "+name)
+	fmt.Fprintln(out, "to go on: pgjet consumer resume "+word(name))
 	return nil
 }
 
@@ -227,7 +227,7 @@ func (s *settings) consumerResumeCommand() *cobra.Command {
 					fmt.Fprintf(out, "consumer %s was not paused\n", name)
 				default:
 					fmt.Fprintf(out, "resumed consumer %s, paused by %s %s: %s\n", name, p.By, ago(time.Since(p.At)), plain(p.Reason))
-					fmt.Fprintln(out, "to see it go: pgjet consumer get "+name)
+					fmt.Fprintln(out, "to see it go: pgjet consumer get "+word(name))
 				}
 				return nil
 			})

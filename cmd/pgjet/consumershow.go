@@ -60,7 +60,7 @@ func nextSteps(s status.Status) (lines []string) {
 		if s.DeadLetters == 1 {
 			letters = "dead letter"
 		}
-		lines = append(lines, fmt.Sprintf("%d %s for %s -> pgjet dead groups --consumer %s", s.DeadLetters, letters, s.Name, s.Name))
+		lines = append(lines, fmt.Sprintf("%d %s for %s -> pgjet dead groups --consumer %s", s.DeadLetters, letters, s.Name, word(s.Name)))
 	}
 	return lines
 }
@@ -70,7 +70,7 @@ func nextForConsumer(s status.Status, code string) string {
 	switch code {
 	case "paused":
 		if s.Paused != nil {
-			return "pgjet consumer resume " + s.Name
+			return "pgjet consumer resume " + word(s.Name)
 		}
 	case "stream_missing":
 		return typed("pgjet stream ensure", s.Stream)
@@ -90,7 +90,7 @@ func nextForConsumer(s status.Status, code string) string {
 	case "saga_waiting":
 		return "pgjet saga ls --state " + cmp.Or(s.Sagas[0].State, saga.Running)
 	case "failing", "slow", "stalled":
-		return "pgjet consumer get " + s.Name
+		return "pgjet consumer get " + word(s.Name)
 	}
 	return "see docs/runbooks/consumer-not-moving.md"
 }

@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -136,7 +135,7 @@ a shell:
 }
 
 func printEnv(dir string, out io.Writer) error {
-	nobody := &exitError{exitNotFound, fmt.Errorf("no pgjet dev runs in %s, or it is not ready yet; start it with: pgjet dev --dir %s", dir, dir)}
+	nobody := &exitError{exitNotFound, fmt.Errorf("no pgjet dev runs in %s, or it is not ready yet; start it with: pgjet dev --dir %s", dir, word(dir))}
 	text, err := os.ReadFile(readyFile(dir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nobody
@@ -158,6 +157,3 @@ func printEnv(dir string, out io.Writer) error {
 	}
 	return nil
 }
-
-// shellQuote returns s as one word of a shell.
-func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

@@ -289,7 +289,7 @@ func (s *settings) typed(command string) string { return typed(command, s.stream
 func typed(command, stream string) string {
 	for _, takes := range []string{"pgjet relay", "pgjet stream", "pgjet consumer ensure"} {
 		if stream != "EVENTS" && strings.HasPrefix(command, takes) {
-			return command + " --stream " + stream
+			return command + " --stream " + word(stream)
 		}
 	}
 	return command

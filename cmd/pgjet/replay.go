@@ -225,7 +225,7 @@ func (a *replaying) stopped(ctx context.Context, plan *replay.Plan, result repla
 // resumeCommand returns what to type to go on with the rest of the plan.
 func (a *replaying) resumeCommand(plan *replay.Plan, result replay.Result) string {
 	s := a.selection
-	words := []string{"pgjet replay", plan.Consumer}
+	words := []string{"pgjet replay", word(plan.Consumer)}
 	if plan.Way == replay.ByReset && s.All {
 		words = append(words, "--all")
 	} else {
@@ -236,7 +236,7 @@ func (a *replaying) resumeCommand(plan *replay.Plan, result replay.Result) strin
 	}
 	for _, flag := range []struct{ name, value string }{{"--type", s.Type}, {"--key", s.Key}} {
 		if flag.value != "" {
-			words = append(words, flag.name+" "+quoted(flag.value))
+			words = append(words, flag.name+" "+shellQuote(plain(flag.value)))
 		}
 	}
 	if s.Rate > 0 {
@@ -249,13 +249,10 @@ func (a *replaying) resumeCommand(plan *replay.Plan, result replay.Result) strin
 		words = append(words, "--force")
 	}
 	if a.reason != "" {
-		words = append(words, "--reason "+quoted(a.reason))
+		words = append(words, "--reason "+shellQuote(plain(a.reason)))
 	}
 	return strings.Join(words, " ")
 }
-
-// quoted returns s as a shell takes it for one word.
-func quoted(s string) string { return "'" + strings.ReplaceAll(plain(s), "'", `'\''`) + "'" }
 
 // outcome says in a line how the replay ended.
 func outcome(plan *replay.Plan, result replay.Result) string {

@@ -82,6 +82,21 @@ func plain(s string) string {
 	}, s)
 }
 
+// shellQuote returns s as one word of a shell.
+func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// word returns s as one word of a command that the reader is to type, quoted only if a shell would
+// take it for something else.
+func word(s string) string {
+	safe := func(r rune) bool {
+		return r < unicode.MaxASCII && (unicode.IsLetter(r) || unicode.IsDigit(r) || strings.ContainsRune("_-./:@%+,", r))
+	}
+	if s = plain(s); s != "" && strings.IndexFunc(s, func(r rune) bool { return !safe(r) }) < 0 {
+		return s
+	}
+	return shellQuote(s)
+}
+
 // short returns s in a table's cell: plain, and not too long.
 func short(s string) string {
 	const width = 40
