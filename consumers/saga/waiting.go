@@ -3,6 +3,7 @@ package saga
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -44,6 +45,29 @@ func (w Waiting) String() string {
 	return text
 }
 
+// mostSteps is how many steps Summary names.
+const mostSteps = 3
+
+// Summary says of those of all that need an operator, or of those that do not, at which steps they wait:
+// of the first three in a sentence each, and how many there are more. "" is that there are none.
+func Summary(all []Waiting, needOperator bool) string {
+	var named []string
+	var steps, sagas int64
+	for _, w := range all {
+		switch {
+		case w.NeedsOperator != needOperator:
+		case len(named) < mostSteps:
+			named = append(named, w.String())
+		default:
+			steps, sagas = steps+1, sagas+w.Sagas
+		}
+	}
+	if steps > 0 {
+		named = append(named, fmt.Sprintf("and %d more at %d other steps", sagas, steps))
+	}
+	return strings.Join(named, "; ")
+}
+
 // A querier is a connection, a pool, or a transaction.
 type querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
@@ -78,16 +102,15 @@ func FindWaiting(ctx context.Context, db querier) ([]Waiting, error) {
 }
 
 // Degraded returns "" unless sagas wait or need an operator. It then returns the word saga_waiting or
-// saga_needs_operator, and what is known of the step at which most do. It is some seconds old.
+// saga_needs_operator, and what is known of the steps at which most do. It is some seconds old.
 // A degraded runner is [Runner.Ready]: a restart would not help.
 func (r *Runner) Degraded() string {
 	c := r.counted.Load()
 	if c == nil || len(c.waiting) == 0 {
 		return ""
 	}
-	w := c.waiting[0]
-	if w.NeedsOperator {
-		return "saga_needs_operator: " + w.String()
+	if text := Summary(c.waiting, true); text != "" {
+		return "saga_needs_operator: " + text
 	}
-	return "saga_waiting: " + w.String()
+	return "saga_waiting: " + Summary(c.waiting, false)
 }

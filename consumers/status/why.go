@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/consumers/saga"
 	"github.com/pgjet/pgjet/internal/pause"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
@@ -138,13 +139,11 @@ func (s *Status) failure() (w Why) {
 // waitingSagas are the reasons of the sagas that the consumer begins.
 func (s *Status) waitingSagas() []Why {
 	var operator, waiting Why
-	for _, x := range s.Sagas { // those of the step at which most wait come first
-		switch {
-		case x.NeedsOperator && operator.none():
-			operator = Why{"saga_needs_operator", x.String()}
-		case !x.NeedsOperator && waiting.none():
-			waiting = Why{"saga_waiting", x.String()}
-		}
+	if text := saga.Summary(s.Sagas, true); text != "" {
+		operator = Why{"saga_needs_operator", text}
+	}
+	if text := saga.Summary(s.Sagas, false); text != "" {
+		waiting = Why{"saga_waiting", text}
 	}
 	return []Why{operator, waiting}
 }

@@ -156,3 +156,20 @@ func TestLost(t *testing.T) {
 		}
 	}
 }
+
+// TestWhySagas: all steps at which sagas wait are told, some by name, the rest by their number.
+func TestWhySagas(t *testing.T) {
+	s := Status{Processes: process(nil)}
+	for i, step := range []string{"charge", "ship", "mail", "book", "close"} {
+		s.Sagas = append(s.Sagas, saga.Waiting{Name: "order", State: "running", Step: step, Sagas: int64(9 - i), Error: step + " is away"})
+	}
+	s.Sagas = append(s.Sagas, saga.Waiting{Name: "order", State: "needs_operator", Step: "refund", Sagas: 1, NeedsOperator: true})
+	s.judge()
+	want := []Why{
+		{"saga_needs_operator", "1 saga needs an operator at refund"},
+		{"saga_waiting", "9 sagas wait at charge: charge is away; 8 sagas wait at ship: ship is away; 7 sagas wait at mail: mail is away; and 11 more at 2 other steps"},
+	}
+	if got := s.Reasons(); !slices.Equal(got, want) {
+		t.Errorf("the reasons are %q, want %q", got, want)
+	}
+}
