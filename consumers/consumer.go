@@ -33,6 +33,11 @@ import (
 // attempt that has begun may finish. A handler that goes on for long after ctx has
 // ended is left behind, its transaction undone. Errors are logged and stored, so they
 // must not hold secrets, addresses or payloads.
+//
+// A panic of the handler itself fails its attempt alone. One in a goroutine that the handler started
+// ends the whole process: nobody but that goroutine can recover it. The events in hand then come
+// again, to this process when it is started again or to another one; the event at hand at a third such
+// death is a dead letter, and is not run again. So a handler that starts goroutines recovers their panics in them.
 type Handler func(ctx context.Context, tx pgx.Tx, e events.Event) error
 
 // A BatchHandler reacts to many events in one transaction, in the order of the
@@ -45,7 +50,7 @@ type BatchHandler func(ctx context.Context, tx pgx.Tx, all []events.Event) error
 // done. So the effect happens at least once, and twice only if the process dies, or
 // loses the database, between the effect and that second commit; it should
 // carry a key derived from the event id, by which the second can be recognised. Its
-// error means what that of a [Handler] does.
+// error means what that of a [Handler] does, and so does a panic, also in a goroutine that it starts.
 type Effect func(ctx context.Context, e events.Event) error
 
 // A Consumer says which events are handled, and how. It needs a Name and one of On,

@@ -17,7 +17,8 @@
 //     What fails waits in the database, with its whole message, and later events of its
 //     key behind it; nothing else is held up. After [Consumer.MaxAttempts] attempts it is
 //     a dead letter, which an operator redrives or discards. An event at which processes
-//     die, by a crash that no handler survives, is tried alone and then set aside.
+//     die, by a crash that no handler survives, such as a panic in a goroutine that it started, is
+//     tried alone and then set aside.
 //   - Patient. When PostgreSQL, NATS, or something that a handler calls [Unavailable] is
 //     away, attempts are not counted, and events keep their place.
 //

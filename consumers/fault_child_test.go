@@ -153,6 +153,9 @@ func (d *doomed) handle(ctx context.Context, tx pgx.Tx, e events.Event) error {
 			die()
 		case "exit":
 			os.Exit(3)
+		case "goroutine":
+			go panic("in a goroutine that the handler started")
+			select {}
 		case "acked":
 			go d.dieAfterAck(e.ID.String())
 		}

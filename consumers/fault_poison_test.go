@@ -5,18 +5,19 @@ import (
 	"testing"
 )
 
-// TestChaosExit: the handler of one event ends the process each time. It is set aside,
-// and what was in the hands of those processes is not.
+// TestChaosExit: the handler of one event ends the process each time, by itself or by a panic in a
+// goroutine. It is set aside, and what was in the hands of those processes is not.
 func TestChaosExit(t *testing.T) {
-	for _, form := range []string{"handle", "effect"} {
+	for _, row := range []struct{ form, die string }{{"handle", "exit"}, {"handle", "goroutine"}, {"effect", "exit"}} {
 		for _, unordered := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s unordered %t", form, unordered), func(t *testing.T) {
+			form := row.form
+			t.Run(fmt.Sprintf("%s %s unordered %t", form, row.die, unordered), func(t *testing.T) {
 				t.Parallel()
 				s := newScene(t)
 				s.keys, s.dead = 1000, 1
 				s.more(upTo(40, 300))
 				// An effect cannot be undone: let none be halfway.
-				c := child{Form: form, Unordered: unordered, Die: "exit", At: 2, Workers: 8}
+				c := child{Form: form, Unordered: unordered, Die: row.die, At: 2, Workers: 8}
 				if form == "effect" {
 					c.Workers = 1
 				}

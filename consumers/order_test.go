@@ -219,14 +219,18 @@ func TestWaitingEventsAreNotRead(t *testing.T) {
 	}
 }
 
-// However much is too old is pruned in one go, not a piece a minute.
+// However much is too old is pruned in one go, not a piece a minute. A process that was seen in the
+// future was not.
 func TestPruneKeepsUp(t *testing.T) {
 	b := newBench(t)
 	b.exec(`
 		insert into pgjet.attempt (consumer, event_id, attempt, began, process, outcome)
-		select 'test', gen_random_uuid(), 1, now() - interval '1 year', 'p', 'done' from generate_series(1, 25000)`)
+		select 'test', gen_random_uuid(), 1, now() - interval '1 year', 'p', 'done' from generate_series(1, 25000);
+		insert into pgjet.process (consumer, process, workers, seen_at) values ('test', 'gone:1', 1, now() - interval '1 year'), ('test', 'forged:2', 1, '9999-01-01')`)
 	b.start(write)
-	testenv.Eventually(t, patience, "nothing is left", func() bool { return b.count(`select count(*) from pgjet.attempt`) == 0 })
+	testenv.Eventually(t, patience, "nothing is left", func() bool {
+		return b.count(`select count(*) from pgjet.attempt`)+b.count(`select count(*) from pgjet.process where process in ('gone:1', 'forged:2')`) == 0
+	})
 }
 
 // What leaves the stream while a session lasts is forgotten in that session.

@@ -254,7 +254,7 @@ func (t *term) pruneSome(ctx context.Context) (more bool, err error) {
 		delete from pgjet.dead_letter where ctid = any(array(select ctid from pgjet.dead_letter
 		 where consumer = $1 and state in ('done', 'discarded') and changed_at < statement_timestamp() - make_interval(secs => $2) limit $3))`,
 		t.Consumer.Name, deadRetention.Seconds(), prunedAtOnce)
-	queue(`delete from pgjet.process where consumer = $1 and seen_at < statement_timestamp() - make_interval(secs => $2)`,
+	queue(`delete from pgjet.process where consumer = $1 and seen_at not between statement_timestamp() - make_interval(secs => $2) and statement_timestamp() + make_interval(secs => $2)`,
 		t.Consumer.Name, processesKept.Seconds())
 	if t.Retention > 0 {
 		stream, err := t.JS.Stream(ctx, t.Stream)

@@ -237,7 +237,7 @@ func TestPlanTellsWhoRuns(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, true, false)
 	b.exec(`insert into pgjet.process (consumer, process, workers, seen_at) values
-		('notes', 'here:1', 1, now()), ('notes', 'here:2', 1, now()), ('notes', 'gone:3', 1, now() - interval '1 min'), ('other', 'here:4', 1, now())`)
+		('notes', 'here:1', 1, now()), ('notes', 'here:2', 1, now()), ('notes', 'gone:3', 1, now() - interval '1 min'), ('other', 'here:4', 1, now()), ('notes', 'forged:5', 1, '9999-01-01')`)
 	if p := b.plan(replay.Selection{All: true}); p.Processes != 2 || p.Paused {
 		t.Errorf("%d processes, paused %t; want 2 and not", p.Processes, p.Paused)
 	}

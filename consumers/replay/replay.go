@@ -90,7 +90,7 @@ func Open(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, consume
 	var stream string
 	err := db.QueryRow(ctx, `
 		select stream, stream_created, generation, ordered, effects, paused_at is not null and not starts_with(pause_reason, $2),
-		       (select count(*) from pgjet.process p where p.consumer = c.name and seen_at > clock_timestamp() - interval '15 s')
+		       (select count(*) from pgjet.process p where p.consumer = c.name and seen_at between clock_timestamp() - interval '15 s' and clock_timestamp() + interval '15 s')
 		  from pgjet.consumer c where name = $1`, consumer, pausedBy).
 		Scan(&stream, &r.created, &r.generation, &r.ordered, &r.effects, &r.paused, &r.processes)
 	if errors.Is(err, pgx.ErrNoRows) {

@@ -55,7 +55,8 @@ func (a action) missing() bool { return a.outside == nil && a.local == nil }
 // The error is the verdict: nil is done, [Refused] never will be, [Unavailable] not
 // now, and any other, a panic or a missed deadline is a failed attempt. Errors are
 // logged and stored, so they must not hold secrets, addresses or payloads. ctx ends when
-// the attempt's time is up; shutting down does not end it.
+// the attempt's time is up; shutting down does not end it. A panic in a goroutine that do or undo
+// started ends the process: the goroutine has to recover it. That attempt counts as a failed one.
 func Outside(name string, do, undo func(ctx context.Context, s *Saga) error) Step {
 	return Step{name, action{outside: do}, action{outside: undo}}
 }

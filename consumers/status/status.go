@@ -19,7 +19,8 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// silence is for how long a process that lives may not be seen.
+// silence is for how long a process that lives may not be seen. One that was seen as long in the future
+// is not believed: somebody else wrote that.
 const silence = 15 * time.Second
 
 // A Status is how one consumer is doing. Without its stream or durable consumer, which
@@ -185,6 +186,7 @@ func (s *Status) loadProcesses(ctx context.Context, db database) error {
 		}
 		p.Error = consumers.Masked(p.Error)
 		switch {
+		case p.SeenAt.Sub(s.At) >= silence:
 		case s.At.Sub(p.SeenAt) < silence:
 			s.Processes = append(s.Processes, p)
 		case s.Last == nil && len(s.Processes) == 0:
