@@ -481,6 +481,51 @@ func TestAdmissionOverload(t *testing.T) {
 	})
 }
 
+// TestAdmissionBehindAGate has three times as many requests come as a gate behind the admission can do. The gate
+// knows of those that the admission turns away: it sees the overload, and those that are let in hardly wait.
+func TestAdmissionBehindAGate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(2, 2*hashLine)
+		a, random := &admission{gates: []func() *gate{func() *gate { return g }}}, rand.New(rand.NewPCG(1, 2))
+		a.tune(leastAdmitted)
+		const took = 40 * time.Millisecond
+		var all sync.WaitGroup
+		var mu sync.Mutex
+		var waited []time.Duration
+		warm := time.Now().Add(2 * time.Second)
+		for end := warm.Add(20 * time.Second); time.Now().Before(end); {
+			time.Sleep(time.Duration(random.ExpFloat64() * float64(took) / 2 / 3))
+			if a.turnsAway() {
+				continue
+			}
+			all.Go(func() {
+				began := time.Now()
+				leave, err := a.enter(t.Context())
+				if err != nil {
+					return
+				}
+				defer leave(true)
+				leaveGate, err := g.enter(t.Context(), time.Second)
+				if err != nil {
+					return
+				}
+				defer leaveGate()
+				mu.Lock()
+				if began.After(warm) {
+					waited = append(waited, time.Since(began))
+				}
+				mu.Unlock()
+				time.Sleep(took)
+			})
+		}
+		all.Wait()
+		t.Logf("%d done, half of them waited for %s", len(waited), median(waited))
+		if able := 20 * int(time.Second/took) * 2; len(waited) < able*9/10 || median(waited) > 2*took {
+			t.Errorf("%d done, half of them waited for %s; want at least %d, within %s", len(waited), median(waited), able*9/10, 2*took)
+		}
+	})
+}
+
 // TestAdmissionLearnsFromWork: only requests that did their work tell how long requests
 // take. Those that are refused first would make it seem a moment.
 func TestAdmissionLearnsFromWork(t *testing.T) {
