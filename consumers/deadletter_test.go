@@ -97,6 +97,12 @@ func TestUnwrittenDeadLetterStaysInRetry(t *testing.T) {
 // holds nobody up for ever.
 func TestStuckDeadLetter(t *testing.T) {
 	b := newBench(t)
+	var attempts atomic.Int32
+	r, _ := b.startOn(b.js, consumers.Consumer{Timeout: 300 * time.Millisecond, Handle: func(context.Context, pgx.Tx, events.Event) error {
+		attempts.Add(1)
+		return backoff.Permanent(errors.New("never"))
+	}})
+	b.ready(r)
 	lock, err := b.db.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -106,11 +112,6 @@ func TestStuckDeadLetter(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.publish(event(1))
-	var attempts atomic.Int32
-	b.startOn(b.js, consumers.Consumer{Timeout: 300 * time.Millisecond, Handle: func(context.Context, pgx.Tx, events.Event) error {
-		attempts.Add(1)
-		return backoff.Permanent(errors.New("never"))
-	}})
 	testenv.Eventually(t, patience, "it is tried again", func() bool { return attempts.Load() > 1 })
 	lock.Rollback(t.Context())
 	b.settled()

@@ -101,7 +101,7 @@ func (f *follower) session(ctx context.Context) error {
 	defer func() { _ = sub.Unsubscribe() }() // the connection is gone otherwise
 	at, err := f.begin(ctx)
 	if err != nil {
-		return fmt.Errorf("follow stream %s: %w", f.stream, err)
+		return fmt.Errorf("%w, while following stream %s", err, f.stream)
 	}
 	f.onGap() // after the consumer began: what comes later it will deliver
 	f.keeper.Working()
@@ -111,7 +111,7 @@ func (f *follower) session(ctx context.Context) error {
 			err = f.take(msg, &at)
 		}
 		if err != nil {
-			return fmt.Errorf("follow stream %s: %w", f.stream, err)
+			return fmt.Errorf("%w, while following stream %s", err, f.stream)
 		}
 	}
 }
