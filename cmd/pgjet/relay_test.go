@@ -193,7 +193,7 @@ func TestRelayQuarantine(t *testing.T) {
 	refused(t, exitUsage, words("relay quarantine drop 1", database), "--reason")
 	refused(t, exitUsage, words("relay quarantine drop one --reason r", database), `"one"`)
 	refused(t, exitUsage, words("relay quarantine ls --state lost", database), "--state")
-	refused(t, exitFailed, words("relay quarantine retry 1 99", database), "seq 99 is not in quarantine")
+	refused(t, exitNotFound, words("relay quarantine retry 1 99", database), "seq 99 is not in quarantine")
 	says(t, exitOK, "relay quarantine drop 1 2 --reason test", database, "2 events dropped")
 	says(t, exitOK, "relay quarantine ls --state dropped", database, "dropped by "+actor()+": test")
 	says(t, exitOK, "relay quarantine retry 2", database, "1 events")

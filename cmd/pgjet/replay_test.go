@@ -188,7 +188,7 @@ func TestReplayInterrupted(t *testing.T) {
 func TestReplayTellsProgress(t *testing.T) {
 	t.Parallel()
 	b := newReplayBench(t, 20, false)
-	b.exec(`insert into pgjet.process (consumer, process, workers, seen_at) values ('notes', 'here:1', 1, now() + interval '1 h')`)
+	b.exec(`insert into pgjet.process (consumer, process, workers, seen_at) values ('notes', 'here:1', 1, now() + interval '14 s')`)
 	b.exec(`delete from pgjet.inbox`)
 	p := start(t, nil, b.args("notes", "--all", "--rate", "1000", "--yes")...)
 	p.eventually(patience, "a line tells the progress", func() bool {
