@@ -391,6 +391,9 @@ func failoverWithLoss(m *trial) {
 		p.must(exitOK, "relay", "adopt", "--yes", "--reason", "failover with loss")
 		p.ready()
 		p.decide = func() { // on events that may have been handled: their mails have arrived
+			p.mailer.eventually(matrixPatience, fmt.Sprintf("%d lost events wait for a decision", p.again), func() bool {
+				return query[int](m, p.db, `select count(*) from pgjet.dead_letter where consumer = 'welcome-mailer' and state = 'dead'`) == p.again
+			})
 			p.must(exitOK, "dead", "discard", "--consumer", "welcome-mailer", "--yes", "--reason", "failover with loss")
 		}
 	})
