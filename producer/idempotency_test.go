@@ -360,6 +360,10 @@ func TestOutcomeUnknownThenCommitted(t *testing.T) {
 	gate.await()
 	proxy.Stop() // pgx calls what follows safe to retry
 	wantUnavailable(t, <-first, "outcome_unknown")
+	testenv.Eventually(t, 20*time.Second, "pgx gives up asking PostgreSQL to cancel", func() bool {
+		far.Reset()
+		return far.Stat().TotalConns() == 0
+	})
 	if err := proxy.Start(); err != nil {
 		t.Fatal(err)
 	}
