@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/outbox"
 	"github.com/pgjet/pgjet/relay"
@@ -410,6 +411,27 @@ func (b *bench) explainPending() (plan string, read int) {
 		read += int(n * loops)
 	}
 	return strings.Join(lines, "\n"), read
+}
+
+// TestStatusIsNotCompiled: PostgreSQL's default is to compile what seems to cost much, and a sort does
+// while sorts are to be avoided.
+func TestStatusIsNotCompiled(t *testing.T) {
+	b := newOutbox(t)
+	tx := b.begin()
+	if _, err := tx.Exec(t.Context(), `set local jit = on; `+relay.ReadByIndex); err != nil {
+		t.Fatal(err)
+	}
+	rows, err := tx.Query(t.Context(), `explain `+lead.State, "relay", "pgjet-relay")
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if plan := strings.Join(plan, "\n"); strings.Contains(plan, "JIT:") {
+		t.Errorf("it is compiled, which takes longer than to run it:\n%s", plan)
+	}
 }
 
 // TestCauseBeginsWithItsWord: whatever the relay was about when it failed, health and
