@@ -13,6 +13,7 @@ import (
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/session"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 	"github.com/pgjet/pgjet/outbox"
 )
 
@@ -43,8 +44,9 @@ func takeLead(ctx context.Context, r *Relay, keeper *session.Keeper) (*database,
 	}
 	d := &database{conn: conn, stream: r.Stream, Reader: outbox.NewReader(conn)}
 	if err := d.lead(ctx, r, keeper); err != nil {
+		err = d.named(ctx, blockedByDatabase(fmt.Errorf("take the lead: %w", err)))
 		d.close()
-		return nil, blockedByDatabase(fmt.Errorf("take the lead: %w", err))
+		return nil, err
 	}
 	return d, nil
 }
@@ -74,6 +76,21 @@ const lockTime = "8s"
 var waited = pgx.TxOptions{BeginQuery: postgres.Transaction(lead.Silence).BeginQuery + `; set local lock_timeout = '` + lockTime + `'`}
 
 func (d *database) close() { lead.Close(d.conn) }
+
+// tables are those without which a relay cannot publish.
+var tables = []string{"leader", "checkpoint", "outbox", "quarantine", "adoption", "unknown_message"}
+
+// named returns err, or who keeps the relay from a table, if that is why a statement took too long.
+func (d *database) named(ctx context.Context, err error) error {
+	if causeOf(err) != string(sqlstate.Timeout) {
+		return err
+	}
+	lock, locked := errors.AsType[*lead.TableLock](lead.NameLock(ctx, d.conn, err, tables...))
+	if !locked {
+		return err
+	}
+	return block(string(sqlstate.Timeout), lock)
+}
 
 func (d *database) lead(ctx context.Context, r *Relay, keeper *session.Keeper) error {
 	err := lead.Take(ctx, d.conn, leadOf+d.stream, func(h lead.Holder) {

@@ -36,7 +36,7 @@ func (t *term) tidy(ctx context.Context) error {
 	}
 	err := errors.Join(t.db.prune(ctx, t.Retention), settled)
 	if err != nil && !t.untidy {
-		t.Log.WarnContext(ctx, "cannot tidy up, will keep trying", "err", blockedByDatabase(err))
+		t.Log.WarnContext(ctx, "cannot tidy up, will keep trying", "err", t.db.named(ctx, blockedByDatabase(err)))
 	}
 	t.untidy = err != nil
 	return nil

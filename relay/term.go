@@ -70,7 +70,10 @@ func (t *term) run(ctx context.Context) (err error) {
 	t.spare.end()
 	t.epoch.Store(t.db.epoch)
 	defer t.epoch.Store(0)
-	defer func() { t.note(ctx, err) }()
+	defer func() {
+		err = t.db.named(ctx, err)
+		t.note(ctx, err)
+	}()
 	if t.link, err = dial(ctx, t.Relay); err != nil {
 		return err
 	}

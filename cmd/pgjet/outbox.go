@@ -10,8 +10,10 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
+	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/outbox"
 )
@@ -34,12 +36,8 @@ func (s *settings) outboxVerb(ctx context.Context, output string, fn func(*pgx.C
 		return err
 	}
 	defer postgres.Close(db)
-	conn, err := db.Acquire(ctx)
-	if err != nil {
-		return err
-	}
-	defer conn.Release()
-	return fn(conn.Conn())
+	err = db.AcquireFunc(ctx, func(conn *pgxpool.Conn) error { return fn(conn.Conn()) })
+	return lead.NameLock(ctx, db, err)
 }
 
 func (s *settings) outboxStatusCommand() *cobra.Command {

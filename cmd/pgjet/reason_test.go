@@ -37,6 +37,10 @@ func TestCommandsNameLocks(t *testing.T) {
 		{"consumer", "replay notes --all --yes"},
 		{"inbox", "replay notes --all --yes"},
 		{"operation", "replay notes --all --again --yes --force --reason why"},
+		{"outbox", "outbox status"},
+		{"checkpoint", "outbox status -o json"},
+		{"checkpoint", "outbox prune"},
+		{"outbox", "outbox prune --older-than 0s --dry-run"},
 	} {
 		t.Run(row.table+" "+row.command, func(t *testing.T) {
 			t.Parallel()

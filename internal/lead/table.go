@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -11,10 +12,10 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// A TableLock is a session that keeps others from writing to a table of the schema pgjet: it holds a
-// lock on the table, or it waits for one and others wait behind it.
+// A TableLock is a session that keeps others from writing to a table: it holds a lock on the table, or
+// it waits for one and others wait behind it.
 type TableLock struct {
-	Table string
+	Table string // and its schema
 	Holder
 	waits    bool   // it has no lock yet
 	blocking *int64 // the process for which it waits, if it waits
@@ -22,9 +23,9 @@ type TableLock struct {
 
 // Error says which session it is, and what to do about it.
 func (l *TableLock) Error() string {
-	text := fmt.Sprintf("the lock on table pgjet.%s is %s", l.Table, l.Holder)
+	text := fmt.Sprintf("the lock on table %s is %s", l.Table, l.Holder)
 	if l.waits {
-		text = fmt.Sprintf("everybody waits for table pgjet.%s behind a statement that asks for a lock: the lock will be %s", l.Table, l.Holder)
+		text = fmt.Sprintf("everybody waits for table %s behind a statement that asks for a lock: the lock will be %s", l.Table, l.Holder)
 		if l.blocking != nil {
 			text += fmt.Sprintf("; that one waits for process %d", *l.blocking)
 		}
@@ -40,22 +41,33 @@ type querier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-// FindTableLock returns the session that keeps others from one of these tables of the schema pgjet now,
-// from any if none is named; nil if there is none.
+// FindTableLock returns the session that keeps others from one of these tables or their partitions now; nil
+// if there is none. A name without a schema is one of the schema pgjet, and no names are all tables of that.
 func FindTableLock(ctx context.Context, db querier, tables ...string) (*TableLock, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience/2)
 	defer cancel()
+	var names []string
+	for _, name := range tables {
+		if !strings.Contains(name, ".") {
+			name = "pgjet." + name
+		}
+		names = append(names, name)
+	}
 	var l TableLock
 	// Writers wait for these modes, and for nothing less.
 	err := db.QueryRow(ctx, `
-		select c.relname, l.pid, coalesce(a.application_name, ''), a.backend_start, not l.granted,
+		select n.nspname || '.' || c.relname, l.pid, coalesce(a.application_name, ''), a.backend_start, not l.granted,
 		       case when not l.granted then (pg_blocking_pids(l.pid))[1] end
 		  from pg_locks l join pg_class c on c.oid = l.relation join pg_namespace n on n.oid = c.relnamespace
 		  left join pg_stat_activity a on a.pid = l.pid
 		 where l.locktype = 'relation' and l.database = (select oid from pg_database where datname = current_database())
-		   and n.nspname = 'pgjet' and ($1::text[] is null or c.relname = any($1)) and l.pid is distinct from pg_backend_pid()
+		   and case when $1::text[] is null then n.nspname = 'pgjet'
+		            else n.nspname || '.' || c.relname = any($1) or exists (
+		                 select from pg_inherits i join pg_class p on p.oid = i.inhparent
+		                  where i.inhrelid = c.oid and p.relnamespace::regnamespace || '.' || p.relname = any($1)) end
+		   and l.pid is distinct from pg_backend_pid()
 		   and l.mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
-		 order by l.granted desc, l.pid limit 1`, tables).
+		 order by l.granted desc, l.pid, c.relkind = 'p' desc limit 1`, names).
 		Scan(&l.Table, &l.PID, &l.Application, &l.Since, &l.waits, &l.blocking)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):

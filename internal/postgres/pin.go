@@ -92,9 +92,10 @@ func Transaction(idle time.Duration) pgx.TxOptions {
 }
 
 // Snapshot returns the options of a transaction that reads one state of the database, as
-// independent of defaults as [Transaction].
+// independent of defaults as [Transaction]. It waits 8 seconds at most for a lock: whoever looks is to
+// learn who holds it.
 func Snapshot() pgx.TxOptions {
-	return pgx.TxOptions{BeginQuery: `begin isolation level repeatable read read only; ` + local(idle)}
+	return pgx.TxOptions{BeginQuery: `begin isolation level repeatable read read only; ` + local(idle) + `; set local lock_timeout = '8s'`}
 }
 
 // A beginner is a connection, a pool, or a transaction.
