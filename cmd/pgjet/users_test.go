@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -71,6 +73,31 @@ func readFile(t *testing.T, path string) string {
 		t.Fatal(err)
 	}
 	return strings.TrimSpace(string(b))
+}
+
+// TestUsersOfALockedTable: while somebody keeps a table locked that each sign-up needs, the user service is not
+// ready, and says who does.
+func TestUsersOfALockedTable(t *testing.T) {
+	t.Parallel()
+	database := testenv.DatabaseURL(t)
+	users := startService(t, "users", "--database-url", database, "--addr", anyPort)
+	db := openDB(t, database)
+	for _, table := range []string{"users.users", "pgjet.outbox"} {
+		users.ready(users.admin)
+		tx, err := db.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tx.Rollback(context.Background())
+		if _, err := tx.Exec(t.Context(), `lock table `+table+` in share mode`); err != nil {
+			t.Fatal(err)
+		}
+		users.notReady(users.admin, fmt.Sprintf("database_timeout: the lock on table %s is held by process %d of the server", table, tx.Conn().PgConn().PID()))
+		if err := tx.Rollback(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	users.ready(users.admin)
 }
 
 // TestRemoteKeys lets the tokens of one process be good in another, which knows its
