@@ -151,15 +151,19 @@ All processes need --nats-domain ` + accountsDomain + `. They create no durable 
 			if err := checkOutput(output); err != nil {
 				return err
 			}
-			taken := map[string]bool{"operator": true, "relay": true, "writer": true}
+			if err := checkOwnNames(names, services); err != nil {
+				return err
+			}
+			taken := map[string]string{"OPERATOR_PASSWORD": "operator", "RELAY_PASSWORD": "relay", "WRITER_PASSWORD": "writer"}
 			for _, name := range slices.Concat(names, services) {
 				if !accountName.MatchString(name) {
 					return usagef("--consumer or --service is %q: the name of an account has letters, digits, - and _ only", name)
 				}
-				if taken[name] {
-					return usagef("--consumer or --service is %q, which another account is called: each name stands once, and none is operator, relay or writer", name)
+				variable := natsAccount{User: name}.variable()
+				if other, is := taken[variable]; is {
+					return usagef("--consumer or --service is %q, and another account is called %q: the variable with the password, %s, is to be that of one account", name, other, variable)
 				}
-				taken[name] = true
+				taken[variable] = name
 			}
 			if !accountName.MatchString(s.stream) {
 				return usagef("--stream is %q: the name of an account has letters, digits, - and _ only", s.stream)

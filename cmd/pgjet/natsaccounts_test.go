@@ -439,6 +439,24 @@ func TestNATSAccountsPrinted(t *testing.T) {
 	}
 }
 
+// TestNamesOfRoles: no role may be called so that it gets what belongs to another: its password, its
+// inbox, its consumers of the stream, or its name in the registry.
+func TestNamesOfRoles(t *testing.T) {
+	t.Parallel()
+	for _, words := range []string{
+		"accounts --consumer a-b,a_b", "accounts --consumer a --service A", "accounts --service Relay",
+		"accounts --consumer users", "accounts --consumer pgjet-users", "accounts --consumer pgjet-plan-directory", "accounts --service pgjet-relay",
+		"permissions consumer --consumer relay", "permissions consumer --consumer users", "permissions consumer --consumer pgjet-users",
+		"permissions operator --consumer a,pgjet-replay-a", "permissions service --service pgjet-users",
+	} {
+		args := append([]string{"nats"}, strings.Fields(words)...)
+		refused(t, exitUsage, args, args[len(args)-2])
+	}
+	for _, words := range []string{"accounts --consumer a-b,ab --service users", "permissions service --service users", "permissions consumer --consumer a_b"} {
+		must(t, exitOK, append([]string{"nats"}, strings.Fields(words)...)...)
+	}
+}
+
 // TestConsumersAreCreatedByTheTrusted: why no role but the operator may create a consumer. The
 // server delivers to what its creator says, and so asks for it what the creator could not.
 func TestConsumersAreCreatedByTheTrusted(t *testing.T) {

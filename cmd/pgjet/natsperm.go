@@ -187,6 +187,13 @@ The writer may create no consumer; an operator does: pgjet consumer ensure ` + f
 					return usagef("--consumer or --service is %q, which NATS takes for no name", name)
 				}
 			}
+			consumers, services := names, []string(nil)
+			if service != "" {
+				consumers, services = nil, names
+			}
+			if err := checkOwnNames(consumers, services); err != nil {
+				return err
+			}
 			if err := s.access.check(); err != nil {
 				return err
 			}
@@ -202,6 +209,23 @@ The writer may create no consumer; an operator does: pgjet consumer ensure ` + f
 	f.StringVar(&service, "service", "", "name of the service")
 	var other settings
 	return group(&cobra.Command{Use: "nats", Short: "Set up NATS"}, other.natsAccountsCommand(), permissions)
+}
+
+// checkOwnNames returns an error if a consumer or a service would be called as something of pgjet itself: it would
+// get what belongs to that, such as an inbox, a consumer of the stream, or a name in the registry.
+func checkOwnNames(consumers, services []string) error {
+	const what = "%s is %q, a name of pgjet itself, of which the role would get what belongs to that; give it another"
+	for _, name := range consumers {
+		if strings.HasPrefix(name, "pgjet-") || slices.Contains([]string{"operator", "relay", "writer", "users"}, name) {
+			return usagef(what, "--consumer", name)
+		}
+	}
+	for _, name := range services {
+		if strings.HasPrefix(name, "pgjet-") {
+			return usagef(what, "--service", name)
+		}
+	}
+	return nil
 }
 
 // validToken reports whether NATS takes s for the name of a stream or consumer.
