@@ -142,7 +142,10 @@ where no process connects, and one for each role, with a user of that name. Each
 imports what its role needs of others and nothing else. No role can then stop, change or write
 what belongs to another; docs/nats.md says exactly what holds.
 
-nats-server takes the passwords from variables: of the environment, or of its configuration.
+nats-server takes the passwords from variables, of the environment or of the same file, and reads
+them as configuration: RELAY_PASSWORD='"12345"'. It has one block of accounts: a second one
+replaces the first.
+
 All processes need --nats-domain ` + accountsDomain + `. They create no durable consumers; the operator does:
 
   pgjet stream ensure && pgjet consumer ensure welcome-mailer directory onboarding pgjet-users`,

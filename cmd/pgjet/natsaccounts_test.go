@@ -5,10 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -436,6 +439,54 @@ func TestNATSAccountsPrinted(t *testing.T) {
 	for _, words := range []string{"--consumer relay", "--consumer a --service a", "--consumer a.b", "--service x:y", "--stream a:b", "-o yaml"} {
 		flag, _, _ := strings.Cut(words, " ")
 		refused(t, exitUsage, append([]string{"nats", "accounts"}, strings.Fields(words)...), strings.Replace(flag, "-o", "--output", 1))
+	}
+}
+
+// TestAccountsIncluded: a server that includes the accounts takes the passwords from its environment, in quotes,
+// as docs/nats.md says. It sees neither variables of the file that includes them nor, behind a second block
+// of accounts, the first.
+func TestAccountsIncluded(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		name = filepath.Join(dir, name)
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	write("accounts.conf", must(t, exitOK, "nats", "accounts"))
+	write("other.conf", must(t, exitOK, "nats", "accounts", "--stream", "OTHER"))
+	var variables strings.Builder
+	for _, a := range printedAccounts(t) {
+		if a.User != "" {
+			fmt.Fprintf(&variables, "%s: x\n", a.variable())
+		}
+	}
+	if _, err := server.ProcessConfigFile(write("outer.conf", variables.String()+"include accounts.conf\n")); err == nil {
+		t.Error("variables of the including file count: docs/nats.md says that they do not")
+	}
+	for _, a := range printedAccounts(t) {
+		if a.User != "" {
+			t.Setenv(a.variable(), `"12345"`)
+		}
+	}
+	for file, stream := range map[string]string{"one.conf": "EVENTS", "two.conf": "OTHER"} {
+		text := "include accounts.conf\n"
+		if stream == "OTHER" {
+			text += "include other.conf\n"
+		}
+		options, err := server.ProcessConfigFile(write(file, text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, u := range options.Users {
+			if want := stream + "-" + u.Username; u.Password != "12345" || u.Account.Name != want {
+				t.Errorf("%s: user %s of account %s has password %q, want 12345 and account %s", file, u.Username, u.Account.Name, u.Password, want)
+			}
+		}
+		if len(options.Users) == 0 {
+			t.Errorf("%s: no users", file)
+		}
 	}
 }
 
