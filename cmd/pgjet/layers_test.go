@@ -30,6 +30,7 @@ var layers = []struct{ pkg, imports string }{
 	{"migrations", "internal/postgres internal/sqlstate"},
 	{"internal/lead", "internal/postgres internal/sqlstate"},
 	{"internal/pause", ""},
+	{"internal/operation", ""},
 	{"internal/session", ""},
 	{"internal/telemetry", ""},
 	{"internal/web", ""},
