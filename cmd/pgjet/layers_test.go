@@ -38,6 +38,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/service", "internal/breaker"},
 	{"outbox", "events internal/postgres internal/sqlstate"},
 	{"outbox/hint", "events"},
+	{"consumers/inbox", "internal/lead internal/operation internal/postgres internal/sqlstate"},
 	{"consumers", "events internal/attempt internal/jserror internal/lead internal/messaging internal/natsconn internal/pause internal/postgres internal/session internal/sqlstate"},
 	// Services: they meet in rows and messages, not here.
 	{"producer", "events internal/auth internal/mailaddr internal/postgres internal/sqlstate outbox"},

@@ -1,0 +1,180 @@
+package inbox
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgjet/pgjet/internal/postgres"
+)
+
+// AttemptName is the name of the application while the transaction that [Tenure.Begin] began
+// lasts. The server reports each change of it by itself.
+const AttemptName = "pgjet-attempt"
+
+// current is the condition that nobody superseded or paused the session: $1 is the consumer, $2
+// the session's epoch.
+const current = `exists (select from pgjet.consumer where name = $1 and epoch = $2 and paused_at is null)`
+
+// Begin begins the transaction of an attempt, and makes its first statement, [Tenure.Check] or
+// [Tenure.Claim], in one round trip. That one finds out whether the session is current, behind
+// the lock that whoever supersedes a session waits for: so the answer holds until the
+// transaction ends. A transaction that does nothing for idle is ended by the server, so that a process
+// that is frozen holds nothing for ever.
+func (t *Tenure) Begin(ctx context.Context, conn *pgxpool.Conn, idle time.Duration, first func(*pgx.Batch)) (pgx.Tx, error) {
+	b := &pgx.Batch{}
+	// Read committed: a stricter isolation would look at what was before the lock.
+	postgres.BeginBatch(conn.Conn(), b, idle)
+	b.Queue(`select pg_advisory_xact_lock_shared(`+attempts+`), set_config('idle_in_transaction_session_timeout', $2, true),
+		set_config('application_name', '`+AttemptName+`', true), set_config('pgjet.attempt', 'on', true)`,
+		t.Consumer, strconv.FormatInt(idle.Milliseconds(), 10))
+	first(b)
+	results := conn.SendBatch(ctx, b)
+	return results.Tx(), failed("begin an attempt", results.Close())
+}
+
+// Same reports whether tx is still the transaction that [Tenure.Begin] began: a handler may have
+// ended it and begun another, by rollback and chain, say, which undid the inbox row.
+func Same(ctx context.Context, tx pgx.Tx) (same bool, err error) {
+	if tx.Conn().PgConn().ParameterStatus("application_name") == AttemptName {
+		return true, nil
+	}
+	// The handler may have called the application something else.
+	err = tx.QueryRow(ctx, `select current_setting('pgjet.attempt', true) is not distinct from 'on'`).Scan(&same)
+	return same, err
+}
+
+// Check queues the question whether the session is current; if not, the batch fails with
+// [ErrSuperseded].
+func (t *Tenure) Check(b *pgx.Batch) {
+	b.Queue(`select where `+current, t.Consumer, t.Epoch).Exec(func(tag pgconn.CommandTag) error {
+		if tag.RowsAffected() == 0 {
+			return ErrSuperseded
+		}
+		return nil
+	})
+}
+
+// A Claim is the inbox rows that the transaction of an attempt made for events from the stream.
+type Claim struct {
+	tenure *Tenure
+	first  map[uuid.UUID]bool // the events whose rows are new
+}
+
+// Claim queues the insertion of the inbox rows of events, done, if the session is current. While
+// another process holds an uncommitted one, it waits for its end. The handlers run in the same
+// transaction, so the rows and what they do commit together, or not at all.
+func (t *Tenure) Claim(b *pgx.Batch, all []*Message) *Claim {
+	c := &Claim{t, make(map[uuid.UUID]bool, len(all))}
+	rows, args := `(values ($4::uuid, $5::bigint))`, []any{t.Consumer, t.Epoch, t.Generation}
+	if len(all) == 1 { // of an array PostgreSQL plans the statement anew each time
+		args = append(args, pgtype.UUID{Bytes: all[0].ID, Valid: true}, int64(all[0].Seq))
+	} else {
+		ids, seqs := distinct(all)
+		rows, args = `unnest($4::uuid[], $5::bigint[])`, append(args, ids, seqs)
+	}
+	b.Queue(`
+		insert into pgjet.inbox as i (consumer, event_id, state, attempts, generation, stream_seq, began)
+		select $1, id, 'done', 1, $3::int, seq, clock_timestamp() from `+rows+` as u (id, seq)
+		 where `+current+`
+		`+moved+`
+		returning event_id, xmax = 0`, args...).Query(func(rows pgx.Rows) error {
+		var id pgtype.UUID
+		var first bool
+		_, err := pgx.ForEachRow(rows, []any{&id, &first}, func() error {
+			c.first[id.Bytes] = first
+			return nil
+		})
+		return err
+	})
+	return c
+}
+
+// distinct returns the ids of events and their places, one for each event, and in one order
+// everywhere: who waits for each other's rows must not do so in a circle.
+func distinct(all []*Message) (ids pgtype.FlatArray[pgtype.UUID], seqs []int64) {
+	all = slices.Clone(all)
+	slices.SortFunc(all, func(a, b *Message) int {
+		return cmp.Or(bytes.Compare(a.ID[:], b.ID[:]), cmp.Compare(a.Seq, b.Seq))
+	})
+	for i, m := range all {
+		if i == 0 || m.ID != all[i-1].ID {
+			ids, seqs = append(ids, pgtype.UUID{Bytes: m.ID, Valid: true}), append(seqs, int64(m.Seq))
+		}
+	}
+	return ids, seqs
+}
+
+// Fresh returns, for the events that were claimed, which of them have a new row: the second of two
+// copies has none. It returns [ErrSuperseded] if the session is not current.
+func (c *Claim) Fresh(ctx context.Context, tx pgx.Tx, all []*Message) (fresh []bool, err error) {
+	fresh, n := make([]bool, len(all)), 0
+	for i, m := range all {
+		if fresh[i] = c.first[m.ID]; fresh[i] {
+			c.first[m.ID] = false
+			n++
+		}
+	}
+	if n == len(all) {
+		return fresh, nil
+	}
+	b := &pgx.Batch{} // there are doubles, or the session is not current
+	c.tenure.Check(b)
+	return fresh, failed("write inbox rows", tx.SendBatch(ctx, b).Close())
+}
+
+// Unclaim takes the inbox rows of fresh events back, in the transaction of their claim.
+func (t *Tenure) Unclaim(ctx context.Context, tx pgx.Tx, all []*Message) error {
+	if len(all) == 0 {
+		return nil
+	}
+	ids, _ := distinct(all)
+	_, err := tx.Exec(ctx, `delete from pgjet.inbox where consumer = $1 and event_id = any($2)`, t.Consumer, ids)
+	return failed("take inbox rows back", err)
+}
+
+// Known returns the events that the inbox has already, and where in the stream it knows those that
+// stand at another place. In a stream that was made anew, their rows move to the places that the events have now.
+func (t *Tenure) Known(ctx context.Context, db postgres.DB, all []*Message) (known map[uuid.UUID]uint64, err error) {
+	ids, seqs := make([]uuid.UUID, len(all)), make([]int64, len(all))
+	for i, m := range all {
+		ids[i], seqs[i] = m.ID, int64(m.Seq)
+	}
+	known = make(map[uuid.UUID]uint64)
+	b := &pgx.Batch{}
+	b.Queue(`
+		update pgjet.inbox i set generation = $2, stream_seq = u.seq from unnest($3::uuid[], $4::bigint[]) as u (id, seq)
+		 where consumer = $1 and event_id = u.id and generation <> $2`, t.Consumer, t.Generation, ids, seqs)
+	b.Queue(`select event_id, stream_seq from pgjet.inbox where consumer = $1 and event_id = any($2)`, t.Consumer, ids).Query(func(rows pgx.Rows) error {
+		var id uuid.UUID
+		var seq int64
+		_, err := pgx.ForEachRow(rows, []any{&id, &seq}, func() error {
+			known[id] = uint64(seq)
+			return nil
+		})
+		return err
+	})
+	return known, failed("look events up in the inbox", db.Send(ctx, b))
+}
+
+// Copies writes inbox rows, done, for messages that repeat what stands elsewhere in the stream,
+// under the ids of their places: so every message that was delivered has a row.
+func (t *Tenure) Copies(ctx context.Context, db DB, places []uuid.UUID, seqs []int64) error {
+	if len(places) == 0 {
+		return nil
+	}
+	_, err := db.Exec(ctx, `
+		insert into pgjet.inbox (consumer, event_id, state, attempts, generation, stream_seq)
+		select $1, place, 'done', 0, $2, seq from unnest($3::uuid[], $4::bigint[]) as u (place, seq)
+		on conflict do nothing`, t.Consumer, t.Generation, places, seqs)
+	return failed("write inbox rows", err)
+}

@@ -1,0 +1,296 @@
+package inbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgjet/pgjet/internal/lead"
+	"github.com/pgjet/pgjet/internal/postgres"
+)
+
+// A Place is how far a consumer has come. The places in the stream are hints: the inbox is the record.
+type Place struct {
+	Epoch      int64
+	Generation int32
+	Floor      uint64 // all that the stream holds up to here is in the inbox
+	High       uint64 // nothing was ever delivered beyond
+	LostUntil  uint64 // what comes from up to here and is not in the inbox was lost once
+	Rebuild    bool   // what the handlers wrote is to be deleted first
+	Orphaned   bool   // who was active before did not say farewell
+}
+
+// A Registration is what a consumer says about itself.
+type Registration struct {
+	Consumer string
+	Stream   string
+	MoveFrom string    // another stream, of which it may have handled events; "" if none
+	Created  time.Time // of the stream: another one is another incarnation
+	Ordered  bool
+	Effects  bool
+}
+
+// A MovedError says that a consumer has handled events of another stream.
+type MovedError struct{ Consumer, Was, Is string }
+
+func (e *MovedError) Error() string {
+	return fmt.Sprintf("consumer_differs: consumer %s of this database has handled events of stream %s, and this process was given stream %s; nothing was changed; "+
+		"give it --stream %s, or, if it is to begin on the other stream from the start, --move-from %s (MoveFrom of a consumers.Runner)", e.Consumer, e.Was, e.Is, e.Was, e.Was)
+}
+
+// Register makes a consumer known, and returns its place. In another incarnation of the stream the
+// places of the old one mean nothing. Sessions on another stream end. It returns a [PausedError] if it is paused, and a
+// [MovedError] if it has handled events of another stream than it may.
+func Register(ctx context.Context, tx pgx.Tx, r Registration) (p Place, err error) {
+	var was string
+	err = tx.QueryRow(ctx, `
+		select stream from pgjet.consumer c where name = $1 and stream not in ($2, $3)
+		   and (high > 0 or exists (select from pgjet.inbox where consumer = c.name)) for update`,
+		r.Consumer, r.Stream, r.MoveFrom).Scan(&was)
+	if err == nil {
+		return p, &MovedError{r.Consumer, was, r.Stream}
+	}
+	if !errors.Is(err, pgx.ErrNoRows) {
+		return p, failed("make the consumer known", err)
+	}
+	var at *time.Time
+	paused := PausedError{Consumer: r.Consumer}
+	err = tx.QueryRow(ctx, `
+		insert into pgjet.consumer as c (name, stream, stream_created, ordered, effects) values ($1, $2, $3, $4, $5)
+		on conflict (name) do update set ordered = excluded.ordered, effects = excluded.effects,
+			epoch = c.epoch + (c.stream <> excluded.stream)::int,
+			generation = c.generation + ((c.stream, c.stream_created) <> (excluded.stream, excluded.stream_created))::int,
+			floor = case when (c.stream, c.stream_created) = (excluded.stream, excluded.stream_created) then c.floor else 0 end,
+			high = case when (c.stream, c.stream_created) = (excluded.stream, excluded.stream_created) then c.high else 0 end,
+			lost_until = case when (c.stream, c.stream_created) = (excluded.stream, excluded.stream_created) then c.lost_until else 0 end,
+			stream = excluded.stream, stream_created = excluded.stream_created
+		returning epoch, generation, floor, high, lost_until, rebuild, paused_at, coalesce(paused_by, ''), coalesce(pause_reason, '')`,
+		r.Consumer, r.Stream, r.Created.Truncate(time.Microsecond), r.Ordered, r.Effects).
+		Scan(&p.Epoch, &p.Generation, &p.Floor, &p.High, &p.LostUntil, &p.Rebuild, &at, &paused.By, &paused.Reason)
+	if err == nil && at != nil {
+		paused.At = at.UTC()
+		return p, &paused
+	}
+	return p, failed("make the consumer known", err)
+}
+
+// File returns which file the inbox is in: a database that was restored has another one, unless its server was
+// started since.
+func File(ctx context.Context, db DB) (file uint32, err error) {
+	err = db.QueryRow(ctx, `select coalesce(pg_relation_filenode('pgjet.inbox'), 0)`).Scan(&file)
+	return file, failed("look at the inbox", err)
+}
+
+// Supersede waits until no transaction of an attempt is open, anywhere, and ends all other
+// sessions of the consumer: with the next epoch, theirs are refused. It brings p up to date. change, if it is not nil, is
+// made in the same transaction.
+func Supersede(ctx context.Context, db *pgxpool.Pool, consumer, process string, p *Place, change func(tx pgx.Tx) error) error {
+	return write(ctx, db, func(tx pgx.Tx) error {
+		if err := Lock(ctx, tx, consumer, 0); err != nil {
+			return err
+		}
+		err := tx.QueryRow(ctx, `
+			with was as (select process from pgjet.consumer where name = $1)
+			update pgjet.consumer c set epoch = epoch + 1, process = $2, since = clock_timestamp() from was where name = $1
+			returning epoch, floor, rebuild, was.process is not null`, consumer, process).
+			Scan(&p.Epoch, &p.Floor, &p.Rebuild, &p.Orphaned)
+		if err != nil || change == nil {
+			return err
+		}
+		return change(tx)
+	})
+}
+
+// Rebuilt notes that what the handlers wrote was deleted.
+func Rebuilt(ctx context.Context, tx pgx.Tx, consumer string) error {
+	_, err := tx.Exec(ctx, `update pgjet.consumer set rebuild = false where name = $1`, consumer)
+	return err
+}
+
+// Interrupt ends all sessions of a consumer; they begin again.
+func Interrupt(ctx context.Context, db DB, consumer string) error {
+	_, err := db.Exec(ctx, `update pgjet.consumer set epoch = epoch + 1 where name = $1`, consumer)
+	return failed("end the sessions of consumer "+consumer, err)
+}
+
+// Lost writes down that what the inbox does not know up to a place was delivered before: after a reset
+// JetStream does not tell it any more.
+func Lost(ctx context.Context, db DB, consumer string, until uint64) error {
+	_, err := db.Exec(ctx, `update pgjet.consumer set lost_until = greatest(lost_until, $2) where name = $1`, consumer, int64(until))
+	return failed("write down what was delivered", err)
+}
+
+// Save writes down how far the session has come. A floor of 0 leaves it as it is.
+func (t *Tenure) Save(ctx context.Context, db DB, floor, high uint64) error {
+	_, err := db.Exec(ctx, `
+		update pgjet.consumer set floor = case when $3 > 0 then $3 else floor end, high = greatest(high, $4)
+		 where name = $1 and epoch = $2 and ($3 > 0 and floor <> $3 or high < $4)`,
+		t.Consumer, t.Epoch, int64(floor), int64(high))
+	return failed("save the place in the stream", err)
+}
+
+// Current reports whether nobody superseded or paused the session.
+func (t *Tenure) Current(ctx context.Context, db DB) (current bool, err error) {
+	err = db.QueryRow(ctx, `select epoch = $2 and paused_at is null from pgjet.consumer where name = $1`, t.Consumer, t.Epoch).Scan(&current)
+	return current, failed("look at the consumer", err)
+}
+
+// LastKnown returns the last event up to a floor that the inbox has, and its place, 0 if there is
+// none near the floor.
+func (t *Tenure) LastKnown(ctx context.Context, db DB, floor uint64) (id uuid.UUID, seq uint64, err error) {
+	const window = 10_000 // places that may hold events for others
+	err = db.QueryRow(ctx, `
+		select event_id, stream_seq from pgjet.inbox
+		 where consumer = $1 and generation = $2 and stream_seq between $3 and $4
+		 order by stream_seq desc limit 1`,
+		t.Consumer, t.Generation, max(1, int64(floor)-window), int64(floor)).Scan(&id, &seq)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = nil
+	}
+	return id, seq, failed("look for the inbox's position", err)
+}
+
+// onLock is the condition on pg_locks that a session holds the lock of attempts, or waits for it.
+const onLock = `locktype = 'advisory' and objsubid = 1
+		   and (classid::bigint << 32 | objid::bigint) = ` + attempts + `
+		   and pg_locks.database = (select oid from pg_database where datname = current_database())`
+
+// Depose ends the transactions of attempts in which nothing has been done for some seconds: those
+// of a process that is frozen, or cannot reach the database. It has lost the lead, and what it was
+// at is tried again.
+func Depose(ctx context.Context, db DB, consumer string) error {
+	_, err := db.Exec(ctx, `
+		select pg_terminate_backend(pid)
+		  from pg_locks join pg_stat_activity using (pid)
+		 where `+onLock+` and granted and mode = 'ShareLock'
+		   and state like 'idle in transaction%' and state_change < clock_timestamp() - make_interval(secs => $2)`,
+		consumer, lead.Silence.Seconds()/2)
+	return failed("take the lead", err)
+}
+
+// Holder returns who keeps attempts from their lock, or in shared mode those from it who wait for
+// attempts; nil if nobody does. Operators' commands hold it for a moment.
+func Holder(ctx context.Context, db DB, consumer string) (*lead.Holder, error) {
+	var h lead.Holder
+	err := db.QueryRow(ctx, `
+		select pid, coalesce(application_name, ''), backend_start from pg_locks left join pg_stat_activity using (pid)
+		 where `+onLock+` and granted and (mode = 'ExclusiveLock'
+		    or application_name is distinct from '`+AttemptName+`' and exists (select from pg_locks where `+onLock+` and not granted))
+		 order by pid limit 1`, consumer).Scan(&h.PID, &h.Application, &h.Since)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil, nil
+	case err != nil:
+		return nil, failed("look at the lock of attempts", err)
+	}
+	return &h, nil
+}
+
+// tables are those without which a consumer cannot handle an event.
+var tables = []string{"consumer", "process", "inbox", "intent", "dead_letter", "attempt"}
+
+// TableLock returns the session that keeps others from the tables of a consumer now; nil if none does.
+func TableLock(ctx context.Context, db DB) (*lead.TableLock, error) {
+	lock, err := lead.FindTableLock(ctx, db, tables...)
+	return lock, failed("look at the locks of tables", err)
+}
+
+// NameLock returns err, or if that is that a statement waited too long for a table, a [lead.TableLock] that says
+// for whom.
+func NameLock(ctx context.Context, db DB, err error) error {
+	return lead.NameLock(ctx, db, err, tables...)
+}
+
+// A Beat is the sign of life of a process.
+type Beat struct {
+	Consumer string
+	Process  string // host:pid
+	Workers  int
+	Cause    string // why it handles nothing; "" while it does
+	Attempts int    // its last ones, of which the following tell
+	Failed   int
+	Took     time.Duration // the median
+	Error    string        // the last
+}
+
+// Tell writes the sign of life of a process.
+func Tell(ctx context.Context, db DB, b Beat) error {
+	_, err := db.Exec(ctx, `
+		insert into pgjet.process as p (consumer, process, workers, cause, attempts, failed, took, error)
+		values ($1, $2, $3, nullif($4, ''), $5, $6, $7, nullif($8, ''))
+		on conflict (consumer, process) do update set seen_at = clock_timestamp(), workers = excluded.workers, cause = excluded.cause,
+			attempts = excluded.attempts, failed = excluded.failed, took = excluded.took, error = excluded.error`,
+		b.Consumer, b.Process, b.Workers, Storable(b.Cause), b.Attempts, b.Failed, b.Took, Storable(b.Error))
+	return failed("tell that the process lives", err)
+}
+
+// Farewell says that a process handles nothing any more, and left nothing half done.
+func Farewell(ctx context.Context, conn *pgx.Conn, consumer, process string) error {
+	b := &pgx.Batch{}
+	b.Queue(`delete from pgjet.process where consumer = $1 and process = $2`, consumer, process)
+	b.Queue(`update pgjet.consumer set process = null where name = $1 and process = $2`, consumer, process)
+	return conn.SendBatch(ctx, b).Close()
+}
+
+// Retention says what is remembered for how long.
+type Retention struct {
+	Attempts  time.Duration // the attempt log
+	Dead      time.Duration // dead letters that are done or discarded
+	Processes time.Duration // that are gone
+	Inbox     time.Duration // events that are done or discarded and that the stream does not hold any more; 0 is for ever
+	First     uint64        // place of the first event that the stream holds
+}
+
+// Prune deletes some of what is older, and reports whether there may be more.
+func (t *Tenure) Prune(ctx context.Context, db postgres.DB, keep Retention) (more bool, err error) {
+	const most = 10_000
+	b := &pgx.Batch{}
+	queue := func(sql string, args ...any) {
+		b.Queue(sql, args...).Exec(func(tag pgconn.CommandTag) error {
+			more = more || tag.RowsAffected() == most
+			return nil
+		})
+	}
+	queue(`
+		delete from pgjet.attempt where ctid = any(array(select ctid from pgjet.attempt
+		 where consumer = $1 and began < statement_timestamp() - make_interval(secs => $2) limit $3))`,
+		t.Consumer, keep.Attempts.Seconds(), most)
+	queue(`
+		delete from pgjet.dead_letter where ctid = any(array(select ctid from pgjet.dead_letter
+		 where consumer = $1 and state in ('done', 'discarded') and changed_at < statement_timestamp() - make_interval(secs => $2) limit $3))`,
+		t.Consumer, keep.Dead.Seconds(), most)
+	queue(`delete from pgjet.process where consumer = $1 and seen_at not between statement_timestamp() - make_interval(secs => $2) and statement_timestamp() + make_interval(secs => $2)`,
+		t.Consumer, keep.Processes.Seconds())
+	if keep.Inbox > 0 {
+		queue(`
+			delete from pgjet.inbox where ctid = any(array(select ctid from pgjet.inbox
+			 where consumer = $1 and state in ('done', 'discarded') and at < statement_timestamp() - make_interval(secs => $2)
+			   and (generation < $3 or stream_seq < $4) limit $5))`,
+			t.Consumer, keep.Inbox.Seconds(), t.Generation, int64(keep.First), most)
+	}
+	return more, failed("prune", db.Send(ctx, b))
+}
+
+// A Count is what the inbox has of a part of the stream.
+type Count struct {
+	Done, Waiting, Dead int64 // Waiting: for an attempt; Dead: with discarded ones
+	At                  time.Time
+}
+
+// CountEvents counts the events of a consumer from a part of the stream.
+func CountEvents(ctx context.Context, db Reader, consumer string, from, to uint64) (c Count, err error) {
+	err = db.QueryRow(ctx, `
+		select count(*) filter (where state = 'done'), count(*) filter (where state = 'intent'),
+		       count(*) filter (where state in ('dead', 'discarded')), clock_timestamp()
+		  from pgjet.inbox i join pgjet.consumer c on c.name = i.consumer
+		 where consumer = $1 and (i.generation = c.generation and stream_seq between $2 and $3 or i.generation = 0)`,
+		consumer, int64(from), int64(to)).Scan(&c.Done, &c.Waiting, &c.Dead, &c.At)
+	c.At = c.At.UTC()
+	return c, failed("count the inbox of "+consumer, err)
+}

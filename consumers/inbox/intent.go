@@ -1,0 +1,306 @@
+package inbox
+
+import (
+	"context"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgjet/pgjet/internal/postgres"
+)
+
+// An Intent is an attempt that is written down before it is made.
+type Intent struct {
+	Message
+	Attempts int // begun, with the one that is made now
+	Deaths   int // of processes that made one
+}
+
+// An Ending is how an attempt went, for the attempt log.
+type Ending struct {
+	Attempt int // its number, from 1
+	Began   time.Time
+	Took    time.Duration
+	Outcome string // [Done], [Retried] or [Dead]
+	Error   string // "" if there was none
+}
+
+// A First says how an event from the stream becomes an intent.
+type First struct {
+	Attempts int           // that were made already
+	Taken    bool          // this session makes one more at once
+	Wait     time.Duration // before the next; 0 is none, and behind the other events of its key
+	Reason   string        // why the last attempt failed; "" if there was none
+}
+
+// Intend writes an intent down for an event from the stream, in a transaction that has checked the fence. It
+// reports false if the inbox knows the event already.
+func (t *Tenure) Intend(ctx context.Context, tx pgx.Tx, m *Message, f First) (fresh bool, err error) {
+	tag, err := tx.Exec(ctx, `
+		with claimed as (
+			insert into pgjet.inbox as i (consumer, event_id, state, attempts, generation, stream_seq)
+			values (@consumer, @id, 'intent', @attempts, @generation, @seq)
+			`+moved+`
+			returning xmax = 0 as fresh
+		)
+		insert into pgjet.intent (consumer, event_id, attempts, generation, stream_seq, type, key, stream, subject, header, data,
+			taken_by, taken_at, error, due_at)
+		select i.consumer, @id, @attempts, i.generation, i.stream_seq, @type, i.key, @stream, @subject, @header, @data,
+		       @taken::text, case when @taken::text is not null then clock_timestamp() end, nullif(@reason, ''),
+		       case when @wait::float8 > 0 then clock_timestamp() + make_interval(secs => @wait::float8)
+		            when `+t.waits()+` then 'infinity'
+		            else clock_timestamp() end
+		  from claimed, (select @consumer::text as consumer, @generation::int as generation, @seq::bigint as stream_seq, @key::text as key) i
+		 where fresh`,
+		m.args(pgx.NamedArgs{
+			"consumer": t.Consumer, "attempts": f.Attempts, "taken": orNull(t.Session, f.Taken),
+			"reason": Storable(f.Reason), "wait": f.Wait.Seconds(),
+		}))
+	if err != nil {
+		return false, failed("write an intent", err)
+	}
+	return tag.RowsAffected() == 1, nil
+}
+
+// args adds what stands in tables of the message to args.
+func (m *Message) args(args pgx.NamedArgs) pgx.NamedArgs {
+	args["id"], args["generation"], args["seq"] = m.ID, m.Generation, int64(m.Seq)
+	args["type"], args["key"], args["stream"] = m.Type, m.Key, m.Stream
+	args["subject"], args["header"], args["data"] = Storable(m.Subject), storableHeader(m.Header), m.Data
+	return args
+}
+
+func orNull(s string, set bool) *string {
+	if !set {
+		return nil
+	}
+	return &s
+}
+
+// A Take says which intents a session wants.
+type Take struct {
+	Most    int
+	Dead    bool // those whose process died, too
+	Suspect bool // one at which a process died before, which is to run alone
+}
+
+// Take takes due intents for the session: first attempts, retries, and those of processes that
+// died. Of an ordered consumer only the first of a key is due. Of those at which a process died
+// one at a time is taken: what waits beside it would count the next death as its own. Such a death is
+// noted in the attempt log.
+func (t *Tenure) Take(ctx context.Context, db postgres.DB, want Take) ([]*Intent, error) {
+	due := `
+			select i.event_id, i.taken_by, i.taken_at from pgjet.intent i join pgjet.consumer c on c.name = i.consumer
+			 where i.consumer = $1 and i.due_at <= statement_timestamp() and c.epoch = $2 and c.paused_at is null
+			   and not ` + t.waits()
+	all, err := postgres.Collect(ctx, db, scanIntent, `
+		with suspect as materialized (`+due+`
+			   and $6 and (i.taken_by is null and i.deaths > 0 or $5 and i.taken_by <> $3 and `+gone+`)
+			 order by i.due_at, i.generation, i.stream_seq limit 1 for update of i skip locked
+		), calm as materialized (`+due+`
+			   and i.taken_by is null and i.deaths = 0
+			 order by i.due_at, i.generation, i.stream_seq limit $4 for update of i skip locked
+		), due as (
+			select * from suspect union all select * from calm
+		), died as (
+			insert into pgjet.attempt (consumer, event_id, attempt, began, process, outcome, error)
+			select $1, i.event_id, i.attempts, i.taken_at, i.taken_by, 'died', 'its process died, or lost the database'
+			  from pgjet.intent i join due using (event_id) where i.consumer = $1 and due.taken_by is not null
+		)
+		update pgjet.intent i set attempts = attempts + 1, taken_by = $3, taken_at = clock_timestamp(),
+			deaths = deaths + (due.taken_by is not null)::int
+		  from due where i.consumer = $1 and i.event_id = due.event_id
+		returning i.event_id, i.generation, i.stream_seq, i.stream, i.subject, i.type, i.key, i.header, i.data, i.attempts, i.deaths`,
+		t.Consumer, t.Epoch, t.Session, want.Most, want.Dead, want.Suspect)
+	return all, failed("look for due intents", err)
+}
+
+func scanIntent(row pgx.CollectableRow) (*Intent, error) {
+	i := &Intent{}
+	var seq int64
+	err := row.Scan(&i.ID, &i.Generation, &seq, &i.Stream, &i.Subject, &i.Type, &i.Key, &i.Header, &i.Data, &i.Attempts, &i.Deaths)
+	i.Seq = uint64(seq)
+	return i, err
+}
+
+// GiveBack gives taken intents of the session back, to be due after a wait. Unless the attempt
+// counts, it is as if they had not been taken.
+func (t *Tenure) GiveBack(ctx context.Context, db DB, all []*Intent, wait time.Duration, counts bool) error {
+	ids := make([]uuid.UUID, len(all))
+	for n, i := range all {
+		ids[n] = i.ID
+	}
+	_, err := db.Exec(ctx, `
+		update pgjet.intent i set attempts = attempts - (not $5)::int, taken_by = null, taken_at = null,
+			due_at = case when $4 = 0 and `+t.waits()+` then 'infinity' else clock_timestamp() + make_interval(secs => $4) end
+		 where consumer = $1 and taken_by = $2 and event_id = any($3)`, t.Consumer, t.Session, ids, wait.Seconds(), counts)
+	return failed("give intents back", err)
+}
+
+// Abandon gives back what sessions that have ended hold still. Nobody died at that.
+func Abandon(ctx context.Context, db DB, consumer string, sessions []string) error {
+	if len(sessions) == 0 {
+		return nil
+	}
+	_, err := db.Exec(ctx, `
+		update pgjet.intent set attempts = attempts - 1, taken_by = null, taken_at = null, due_at = clock_timestamp()
+		 where consumer = $1 and taken_by = any($2)`, consumer, sessions)
+	return failed("give intents back", err)
+}
+
+// TakeNext takes the intents that come next for keys of which nothing is being attempted, at most so many of each, in
+// order: those that wait, and those that are due. It ends where one has to wait for its time, or is not to run
+// with others. They are for one transaction: while the session has them, nobody else takes later ones of their keys.
+func (t *Tenure) TakeNext(ctx context.Context, db postgres.DB, keys []string, most int) ([]*Intent, error) {
+	stop := `false`
+	if t.ParkKey {
+		stop = behindDead
+	}
+	all, err := postgres.Collect(ctx, db, scanIntent, `
+		with next as materialized (
+			select i.event_id, i.key, i.generation, i.stream_seq,
+			       i.taken_by is null and i.attempts = 0 and i.deaths = 0 and (i.due_at = 'infinity' or i.due_at <= statement_timestamp())
+			       and not `+stop+` as free
+			  from unnest($4::text[]) as k (key)
+			 cross join lateral (select * from pgjet.intent where consumer = $1 and intent.key = k.key
+			                      order by generation, stream_seq limit $5) i
+		), held as materialized ( -- who takes one of them meanwhile has it, and those behind it
+			select i.event_id from pgjet.intent i join next using (event_id)
+			 where i.consumer = $1 and i.taken_by is null for update of i skip locked
+		), run as materialized (
+			select event_id, bool_and(free and held.event_id is not null) over (partition by key order by generation, stream_seq) as ok
+			  from next left join held using (event_id)
+		)
+		update pgjet.intent i set attempts = attempts + 1, taken_by = $3, taken_at = clock_timestamp()
+		  from run where run.ok and i.consumer = $1 and i.event_id = run.event_id and `+current+`
+		returning i.event_id, i.generation, i.stream_seq, i.stream, i.subject, i.type, i.key, i.header, i.data, i.attempts, i.deaths`,
+		t.Consumer, t.Epoch, t.Session, keys, most)
+	return all, failed("look for the next intents of keys", err)
+}
+
+// Finish makes the events of taken intents done, in the transaction of their effects. It returns
+// [ErrTaken], and nothing may be committed, if one of them is not the session's any more.
+func (t *Tenure) Finish(ctx context.Context, tx pgx.Tx, all []*Intent, began time.Time, took time.Duration) error {
+	ids, numbers, keys := make([]uuid.UUID, len(all)), make([]int32, len(all)), make([]string, len(all))
+	for n, i := range all {
+		ids[n], numbers[n], keys[n] = i.ID, int32(i.Attempts), i.Key
+	}
+	gone := 0
+	b := &pgx.Batch{}
+	b.Queue(`
+		with gone as (
+			delete from pgjet.intent i using unnest($2::uuid[], $3::int[]) as u (id, n)
+			 where i.consumer = $1 and i.event_id = u.id and i.attempts = u.n and i.taken_by = $4
+			returning i.event_id, i.attempts
+		), changed as (
+			update pgjet.dead_letter set state = 'done', changed_at = clock_timestamp()
+			 where consumer = $1 and state = 'redriven' and event_id in (select event_id from gone)
+		), logged as (
+			insert into pgjet.attempt (consumer, event_id, attempt, began, took, process, outcome)
+			select $1, event_id, attempts, $5, $6, $7, 'done' from gone
+		)
+		update pgjet.inbox i set state = 'done', attempts = gone.attempts, began = $5, at = clock_timestamp()
+		  from gone where i.consumer = $1 and i.event_id = gone.event_id`,
+		t.Consumer, ids, numbers, t.Session, began, took, t.Process).Exec(func(tag pgconn.CommandTag) error {
+		gone = int(tag.RowsAffected())
+		return nil
+	})
+	t.queueWake(b, keys, ids)
+	err := tx.SendBatch(ctx, b).Close()
+	if err == nil && gone != len(all) {
+		err = ErrTaken
+	}
+	return failed("make events done", err)
+}
+
+// Remember makes an event done whose effect outside the database has happened: also in a session that was superseded or
+// paused. That the session has the intent is fence enough.
+func (t *Tenure) Remember(ctx context.Context, db *pgxpool.Pool, i *Intent, began time.Time, took time.Duration) error {
+	return write(ctx, db, func(tx pgx.Tx) error {
+		return t.Finish(ctx, tx, []*Intent{i}, began, took)
+	})
+}
+
+// Again lets a taken intent be due again after a wait, since its attempt failed.
+func (t *Tenure) Again(ctx context.Context, tx pgx.Tx, i *Intent, wait time.Duration, e Ending) error {
+	tag, err := tx.Exec(ctx, `
+		update pgjet.intent set taken_by = null, taken_at = null, due_at = clock_timestamp() + make_interval(secs => $5), error = $6
+		 where consumer = $1 and event_id = $2 and taken_by = $3 and attempts = $4`,
+		t.Consumer, i.ID, t.Session, i.Attempts, wait.Seconds(), Storable(e.Error))
+	if err == nil && tag.RowsAffected() != 1 {
+		err = ErrTaken
+	}
+	if err == nil {
+		err = t.log(ctx, tx, &i.Message, e)
+	}
+	return failed("write down when an event is tried again", err)
+}
+
+// Log notes an attempt that did not end a row: see [Tenure.Intend].
+func (t *Tenure) Log(ctx context.Context, tx pgx.Tx, m *Message, e Ending) error {
+	return failed("note an attempt", t.log(ctx, tx, m, e))
+}
+
+func (t *Tenure) log(ctx context.Context, tx pgx.Tx, m *Message, e Ending) error {
+	_, err := tx.Exec(ctx, `
+		insert into pgjet.attempt (consumer, event_id, attempt, began, took, process, outcome, error)
+		values ($1, $2, $3, $4, $5, $6, $7, $8)`,
+		t.Consumer, m.ID, e.Attempt, e.Began, e.Took, t.Process, e.Outcome, orNull(Storable(e.Error), e.Error != ""))
+	return err
+}
+
+// wakeNext makes the next intent of the key due, behind one that ended.
+func (t *Tenure) wakeNext(ctx context.Context, tx pgx.Tx, m *Message) error {
+	b := &pgx.Batch{}
+	t.queueWake(b, []string{m.Key}, []uuid.UUID{m.ID})
+	return tx.SendBatch(ctx, b).Close()
+}
+
+// queueWake has the next intent of each key made due, behind those that ended. It is a statement of its own: it
+// sees what waited for their end.
+func (t *Tenure) queueWake(b *pgx.Batch, keys []string, ended []uuid.UUID) {
+	if !t.Ordered {
+		return
+	}
+	b.Queue(`
+		update pgjet.intent n set due_at = clock_timestamp()
+		  from (select distinct key from unnest($2::text[]) as u (key)) k
+		 cross join lateral (select event_id from pgjet.intent i where i.consumer = $1 and i.key = k.key and i.event_id <> all($3)
+		                      order by i.generation, i.stream_seq limit 1) f
+		 where n.consumer = $1 and n.event_id = f.event_id and n.due_at = 'infinity'`, t.Consumer, keys, ended)
+}
+
+// Wake makes those intents due that wait for nothing: whoever should have woken them may have
+// died, or the consumer kept an order then.
+func (t *Tenure) Wake(ctx context.Context, db DB) error {
+	_, err := db.Exec(ctx, `
+		update pgjet.intent i set due_at = clock_timestamp()
+		 where consumer = $1 and due_at = 'infinity' and not `+t.waits(), t.Consumer)
+	return failed("look for intents", err)
+}
+
+// Held returns the keys whose later events have to wait, as far as the database knows.
+func (t *Tenure) Held(ctx context.Context, db Reader) (keys []string, err error) {
+	query := `select distinct key from pgjet.intent where consumer = $1`
+	if t.ParkKey {
+		query += ` union select key from pgjet.dead_letter where consumer = $1 and state = 'dead'`
+	}
+	rows, err := db.Query(ctx, query, t.Consumer)
+	if err == nil {
+		keys, err = pgx.CollectRows(rows, pgx.RowTo[string])
+	}
+	return keys, failed("look for intents", err)
+}
+
+// Holds reports whether later events of a key have to wait.
+func (t *Tenure) Holds(ctx context.Context, db DB, key string) (held bool, err error) {
+	query := `select exists (select from pgjet.intent where consumer = $1 and key = $2)`
+	if t.ParkKey {
+		query += ` or exists (select from pgjet.dead_letter where consumer = $1 and key = $2 and state = 'dead')`
+	}
+	err = db.QueryRow(ctx, query, t.Consumer, key).Scan(&held)
+	return held, failed("look for intents of a key", err)
+}

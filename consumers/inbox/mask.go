@@ -1,0 +1,51 @@
+package inbox
+
+import (
+	"maps"
+	"regexp"
+)
+
+// masked stands for what is not shown.
+const masked = "(masked)"
+
+// An address of a person has no place in what operators paste elsewhere.
+var address = regexp.MustCompile(`[^\s"'<>(),;:=]+@[^\s"'<>(),;:=]+`)
+
+// Mask returns text without what looks like a mail address.
+func Mask(text string) string { return address.ReplaceAllString(text, "…@…") }
+
+// innocent are the headers that say nothing about people: the key is an id.
+var innocent = map[string]bool{
+	"ce-specversion": true, "ce-id": true, "ce-source": true, "ce-type": true, "ce-subject": true, "ce-time": true,
+	"ce-datacontenttype": true, "Pgjet-Seq": true, "traceparent": true,
+}
+
+// Mask removes from texts what looks like a mail address.
+func (l *Letter) Mask() {
+	l.Error, l.ChangeReason = Mask(l.Error), Mask(l.ChangeReason)
+}
+
+// Mask removes the payload, the values of headers that a producer chose, and from
+// texts what looks like a mail address.
+func (m *DeadMessage) Mask() {
+	m.Letter.Mask()
+	m.Data, m.DataBase64, m.Masked = nil, nil, true
+	m.ErrorGroup, m.Stack = Mask(m.ErrorGroup), Mask(m.Stack)
+	m.Header = maps.Clone(m.Header)
+	for name := range m.Header {
+		if !innocent[name] {
+			m.Header[name] = []string{masked}
+		}
+	}
+}
+
+// Mask masks the message, and the texts about it.
+func (e *Everything) Mask() {
+	e.DeadMessage.Mask()
+	for i := range e.AttemptLog {
+		e.AttemptLog[i].Error = Mask(e.AttemptLog[i].Error)
+	}
+	for i := range e.Operations {
+		e.Operations[i].Reason = Mask(e.Operations[i].Reason)
+	}
+}

@@ -1,0 +1,284 @@
+package inbox
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgjet/pgjet/internal/operation"
+	"github.com/pgjet/pgjet/internal/postgres"
+)
+
+// A Change moves dead letters from one state to another.
+type Change struct {
+	Kind  string // in pgjet.operation
+	from  string
+	inbox string // the state of the inbox row
+}
+
+// The changes.
+var (
+	// Redrive gives dead letters back to their consumers, whose processes look for them every half second.
+	Redrive = Change{"dead.redrive", Dead, "intent"}
+	// Discard gives dead letters up for good. Later events of their keys that wait behind them go on.
+	Discard = Change{"dead.discard", Dead, Discarded}
+	// Reopen makes discarded ones dead again.
+	Reopen = Change{"dead.reopen", Discarded, Dead}
+)
+
+// An Outcome says what became of the selected dead letters of one consumer.
+type Outcome struct {
+	Consumer string  `json:"consumer"`
+	Changed  int64   `json:"changed"` // redriven, discarded or reopened
+	Done     int64   `json:"done"`    // was handled meanwhile, so it is done: not run again
+	Waiting  int64   `json:"waiting"` // waits for an attempt already, so it is redriven: not again
+	Other    int64   `json:"other"`   // was named and is in another state, or left its state just now: not touched
+	IDs      []int64 `json:"-"`       // of those that are Changed or Waiting; not of a dry run
+}
+
+// Sum adds b to a, by consumer.
+func Sum(a, b []Outcome) []Outcome {
+	for _, o := range b {
+		i, found := slices.BinarySearchFunc(a, o.Consumer, func(o Outcome, name string) int { return strings.Compare(o.Consumer, name) })
+		if !found {
+			a = slices.Insert(a, i, Outcome{Consumer: o.Consumer})
+		}
+		a[i].Changed += o.Changed
+		a[i].Done += o.Done
+		a[i].Waiting += o.Waiting
+		a[i].Other += o.Other
+		a[i].IDs = append(a[i].IDs, o.IDs...)
+	}
+	return a
+}
+
+// selected returns f narrowed to what c can change, unless it names dead letters one by one.
+func (c Change) selected(f Filter) Filter {
+	f.State = ""
+	if !f.Named() {
+		f.State = c.from
+	}
+	return f
+}
+
+// Plan counts what would become of what f selects, and changes nothing.
+func (c Change) Plan(ctx context.Context, db Reader, f Filter) ([]Outcome, error) {
+	args := c.selected(f).args()
+	args["from"] = c.from
+	all, err := collect(ctx, db, args, func(row pgx.CollectableRow) (o Outcome, err error) {
+		err = row.Scan(&o.Consumer, &o.Changed, &o.Done, &o.Waiting, &o.Other)
+		return o, err
+	}, `
+		select d.consumer,
+		       count(*) filter (where d.state = @from and coalesce(i.state, 'dead') in ('dead', 'discarded')),
+		       count(*) filter (where d.state = @from and i.state = 'done'),
+		       count(*) filter (where d.state = @from and i.state = 'intent'),
+		       count(*) filter (where d.state <> @from)
+		  from pgjet.dead_letter d left join pgjet.inbox i using (consumer, event_id)
+		 where `+matches+` group by d.consumer order by d.consumer`)
+	return all, explained("plan what becomes of dead letters", err)
+}
+
+// A Run changes dead letters page by page. It is one operation for each consumer.
+type Run struct {
+	Change Change
+	Filter Filter
+	By     string // who wants it
+	Reason string // both are kept with the dead letter, and in pgjet.operation
+
+	after int64            // the last that was looked at
+	notes map[string]int64 // ids of the operations
+}
+
+// Next changes the next dead letters, at most that many, in one transaction. It returns what became of them, and
+// how many there were; 0 at the end. It waits for the attempts that the consumer is making, if it
+// has to, and holds it up meanwhile.
+func (r *Run) Next(ctx context.Context, db *pgxpool.Pool, most int) (part []Outcome, n int, err error) {
+	type candidate struct { // a dead letter that was selected, before it is locked
+		id       int64
+		consumer string
+	}
+	args := r.Change.selected(r.Filter).args()
+	args["after"], args["most"] = r.after, most
+	page, err := collect(ctx, db, args, func(row pgx.CollectableRow) (one candidate, err error) {
+		err = row.Scan(&one.id, &one.consumer)
+		return one, err
+	}, `select d.id, d.consumer from pgjet.dead_letter d where d.id > @after and `+matches+` order by d.id limit @most`)
+	if err != nil || len(page) == 0 {
+		return nil, 0, explained("select dead letters", err)
+	}
+	ids := make([]int64, 0, len(page))
+	for _, one := range page {
+		ids = append(ids, one.id)
+		part = Sum(part, []Outcome{{Consumer: one.consumer, Other: 1}})
+	}
+	err = postgres.Within(ctx, db, func(tx pgx.Tx) error {
+		changed, err := r.change(ctx, tx, ids)
+		for _, o := range changed {
+			o.Other = -(o.Changed + o.Done + o.Waiting)
+			part = Sum(part, []Outcome{o})
+		}
+		if err == nil {
+			err = r.note(ctx, tx, changed)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, 0, explained("change dead letters", err)
+	}
+	r.after = ids[len(ids)-1]
+	return part, len(page), nil
+}
+
+// change changes those that are still in the state that they should be in. The inbox
+// decides: who comes second finds the row changed.
+func (r *Run) change(ctx context.Context, tx pgx.Tx, ids []int64) (part []Outcome, err error) {
+	if err := r.lock(ctx, tx, ids); err != nil {
+		return nil, err
+	}
+	rows, err := tx.Query(ctx, `
+		with picked as materialized (
+			select * from pgjet.dead_letter where id = any($1) and state = $2 order by id for update
+		), claimed as (
+			insert into pgjet.inbox as i (consumer, event_id, state, attempts, generation, stream_seq)
+			select consumer, event_id, $3, attempts, generation, stream_seq from picked
+			on conflict (consumer, event_id) do update
+			   set state = case when i.state in ('dead', 'discarded') then excluded.state else i.state end
+			returning i.consumer, i.event_id, i.state
+		), intended as (
+			insert into pgjet.intent (consumer, event_id, type, key, stream, generation, stream_seq, subject, header, data)
+			select p.consumer, p.event_id, p.type, p.key, p.stream, p.generation, p.stream_seq, p.subject, p.header, p.data
+			  from picked p join claimed i using (consumer, event_id) where $3 = 'intent' and i.state = 'intent'
+			on conflict (consumer, event_id) do nothing
+			returning consumer, event_id
+		)
+		update pgjet.dead_letter d
+		   set state = case i.state when 'intent' then 'redriven' else i.state end,
+		       changed_at = clock_timestamp(), changed_by = $4, change_reason = $5
+		  from picked p join claimed i using (consumer, event_id) left join intended n using (consumer, event_id)
+		 where d.id = p.id
+		returning d.consumer, d.id, i.state, i.state = 'intent' and n.event_id is null`, ids, r.Change.from, r.Change.inbox, r.By, r.Reason)
+	if err != nil {
+		return nil, err
+	}
+	var consumer, state string
+	var id int64
+	var waits bool
+	_, err = pgx.ForEachRow(rows, []any{&consumer, &id, &state, &waits}, func() error {
+		one := Outcome{Consumer: consumer, IDs: []int64{id}}
+		switch {
+		case state == Done:
+			one.Done, one.IDs = 1, nil
+		case waits:
+			one.Waiting = 1
+		default:
+			one.Changed = 1
+		}
+		part = Sum(part, []Outcome{one})
+		return nil
+	})
+	if err == nil && r.Change.inbox == "intent" {
+		err = park(ctx, tx, ids)
+	}
+	if err == nil {
+		err = wakeBehind(ctx, tx, ids)
+	}
+	return part, err
+}
+
+// lock waits for the attempts that may be parking an event behind a dead letter which
+// is about to go: [wakeBehind] has to see it. A redrive needs that only of those that are done
+// already, since what it redrives wakes the next one when it ends.
+func (r *Run) lock(ctx context.Context, tx pgx.Tx, ids []int64) error {
+	names, err := tx.Query(ctx, `
+		select distinct d.consumer from pgjet.dead_letter d
+		  join pgjet.consumer c on c.name = d.consumer and c.ordered
+		  left join pgjet.inbox i on i.consumer = d.consumer and i.event_id = d.event_id
+		 where d.id = any($1) and d.state = 'dead' and ($2 = 'discarded' or i.state = 'done')
+		 order by d.consumer`, ids, r.Change.inbox)
+	if err != nil {
+		return err
+	}
+	all, err := pgx.CollectRows(names, pgx.RowTo[string])
+	for _, name := range all {
+		if err == nil {
+			err = Lock(ctx, tx, name, 0)
+		}
+	}
+	return err
+}
+
+// park lets what was redriven to a consumer that keeps the order wait behind an earlier
+// intent of its key, so that a thousand of them are not looked at for each that is handled.
+// The lock makes the end of that one wait for our commit: it has to wake those who wait.
+func park(ctx context.Context, tx pgx.Tx, ids []int64) error {
+	_, err := tx.Exec(ctx, `
+		update pgjet.intent n set due_at = 'infinity'
+		  from pgjet.dead_letter d join pgjet.consumer c on c.name = d.consumer and c.ordered
+		 cross join lateral (select from pgjet.intent e
+		                      where e.consumer = d.consumer and e.key = d.key
+		                        and (e.generation, e.stream_seq) < (d.generation, d.stream_seq)
+		                      order by e.generation desc, e.stream_seq desc limit 1 for share skip locked) earlier
+		 where d.id = any($1) and d.state = 'redriven' and n.consumer = d.consumer and n.event_id = d.event_id
+		   and n.taken_by is null and n.due_at < 'infinity'`, ids)
+	return err
+}
+
+// wakeBehind makes the first intent of each key due, if it waited behind what is dead no more.
+func wakeBehind(ctx context.Context, tx pgx.Tx, ids []int64) error {
+	_, err := tx.Exec(ctx, `
+		update pgjet.intent n set due_at = clock_timestamp()
+		  from (select distinct consumer, key from pgjet.dead_letter where id = any($1)) k
+		 cross join lateral (select i.* from pgjet.intent i
+		                      where i.consumer = k.consumer and i.key = k.key
+		                      order by i.generation, i.stream_seq limit 1) i
+		 where n.consumer = k.consumer and n.event_id = i.event_id and n.due_at = 'infinity'
+		   and not `+behindDead, ids)
+	return err
+}
+
+// note writes down who did what, one row for each consumer, however many pages there
+// are. It names the first thousand dead letters or so.
+func (r *Run) note(ctx context.Context, tx pgx.Tx, part []Outcome) error {
+	if r.notes == nil {
+		r.notes = make(map[string]int64)
+	}
+	for _, o := range part {
+		ids := append([]int64{}, o.IDs...)
+		id, noted := r.notes[o.Consumer]
+		var err error
+		if noted {
+			err = operation.Count(ctx, tx, id, map[string]int64{"changed": o.Changed, "done": o.Done, "waiting": o.Waiting}, ids)
+		} else {
+			id, _, err = operation.Note(ctx, tx, operation.Operation{Kind: r.Change.Kind, Target: o.Consumer, By: r.By, Reason: r.Reason,
+				Detail: map[string]any{"filter": r.Change.selected(r.Filter), "changed": o.Changed, "done": o.Done, "waiting": o.Waiting, "ids": ids}})
+		}
+		if err != nil {
+			return err
+		}
+		r.notes[o.Consumer] = id
+	}
+	return nil
+}
+
+// Progress says what became of redriven dead letters.
+type Progress struct {
+	Redriven  int64 `json:"redriven"` // wait for an attempt, or for its end
+	Done      int64 `json:"done"`
+	Dead      int64 `json:"dead"` // again
+	Discarded int64 `json:"discarded"`
+}
+
+// ReadProgress reads the progress of the dead letters with these ids. Those that are
+// gone were done and are too old.
+func ReadProgress(ctx context.Context, db Reader, ids []int64) (p Progress, err error) {
+	err = db.QueryRow(ctx, `
+		select count(*) filter (where state = 'redriven'), count(*) filter (where state = 'dead'),
+		       count(*) filter (where state = 'discarded')
+		  from pgjet.dead_letter where id = any($1)`, ids).Scan(&p.Redriven, &p.Dead, &p.Discarded)
+	p.Done = int64(len(ids)) - p.Redriven - p.Dead - p.Discarded
+	return p, explained("look after redriven dead letters", err)
+}
