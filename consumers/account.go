@@ -6,8 +6,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/consumers/inbox"
 )
 
 // An Account says what became of the events that were delivered to a consumer, as far
@@ -31,15 +32,10 @@ type Account struct {
 	At          time.Time `json:"at"`
 }
 
-// A querier is a connection, a pool or a transaction.
-type querier interface {
-	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
-}
-
 // ReadAccount reads the account of a consumer. JetStream and the database are asked one
 // after the other, so while events flow InFlight is not exact; Unaccounted is never more
 // than there is.
-func ReadAccount(ctx context.Context, db querier, js jetstream.JetStream, stream, name string) (a Account, err error) {
+func ReadAccount(ctx context.Context, db inbox.Reader, js jetstream.JetStream, stream, name string) (a Account, err error) {
 	consumer, err := js.Consumer(ctx, stream, name)
 	if err != nil {
 		return a, fmt.Errorf("look at durable consumer %s: %w", name, err)
@@ -58,16 +54,11 @@ func ReadAccount(ctx context.Context, db querier, js jetstream.JetStream, stream
 	if a.Lag == 0 { // what it has passed over, since its types were others then, was handed over
 		upTo = max(upTo, last)
 	}
-	err = db.QueryRow(ctx, `
-		select count(*) filter (where state = 'done'), count(*) filter (where state = 'intent'),
-		       count(*) filter (where state in ('dead', 'discarded')), clock_timestamp()
-		  from pgjet.inbox i join pgjet.consumer c on c.name = i.consumer
-		 where consumer = $1 and (i.generation = c.generation and stream_seq between $2 and $3 or i.generation = 0)`,
-		name, int64(first), int64(upTo)).Scan(&a.Done, &a.Retrying, &a.Dead, &a.At)
+	n, err := inbox.CountEvents(ctx, db, name, first, upTo)
 	if err != nil {
-		return a, fmt.Errorf("count the inbox of %s: %w", name, err)
+		return a, err
 	}
-	a.At = a.At.UTC()
+	a.Done, a.Retrying, a.Dead, a.At = n.Done, n.Waiting, n.Dead, n.At
 	rest := a.Events - a.Lag - a.Done - a.Retrying - a.Dead
 	a.InFlight = max(0, min(rest, a.AckPending))
 	a.Unaccounted = max(0, rest-a.InFlight)

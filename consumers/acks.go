@@ -41,7 +41,7 @@ func (a *acks) take() (all []*delivery) {
 // ack forgets a message that was dealt with, and tells JetStream soon that it need not
 // come again.
 func (t *term) ack(w *work) {
-	t.drop(w)
+	t.hands.drop(w.delivery)
 	t.acks.add(w.delivery)
 }
 
@@ -63,7 +63,7 @@ func (t *term) sendAcks(ctx context.Context) {
 func (t *term) flushAcks(ctx context.Context) {
 	for _, d := range t.acks.take() {
 		if err := d.msg.Ack(); err != nil {
-			t.Log.InfoContext(ctx, "ack was not sent, the event will come again and be skipped", "event_id", d.work.id, "err", err)
+			t.log.InfoContext(ctx, "ack was not sent, the event will come again and be skipped", "event_id", d.work.ID, "err", err)
 		}
 	}
 }

@@ -38,10 +38,19 @@ func (c Consumer) withDefaults() (Consumer, error) {
 		c.Batch = 1
 	}
 	c.Workers = cmp.Or(c.Workers, workers)
+	c.Group = cmp.Or(c.Group, 16)
 	c.Timeout = cmp.Or(c.Timeout, 20*time.Second)
 	c.MinRetry, c.MaxRetry = retryWaits(c.MinRetry, c.MaxRetry)
 	c.MaxAttempts = cmp.Or(c.MaxAttempts, 20)
 	return c, nil
+}
+
+// most returns how many events one attempt may be about.
+func (c *Consumer) most() int {
+	if c.HandleBatch == nil && c.Effect == nil {
+		return c.Group
+	}
+	return c.Batch
 }
 
 // retryWaits returns the shortest and the longest wait. The default of the one does not
@@ -104,7 +113,7 @@ func (c *Consumer) checkNumbers() error {
 		name  string
 		value int64
 	}{
-		{"Workers", int64(c.Workers)}, {"Batch", int64(c.Batch)}, {"MaxAttempts", int64(c.MaxAttempts)},
+		{"Workers", int64(c.Workers)}, {"Batch", int64(c.Batch)}, {"Group", int64(c.Group)}, {"MaxAttempts", int64(c.MaxAttempts)},
 		{"Timeout", int64(c.Timeout)}, {"MinRetry", int64(c.MinRetry)}, {"MaxRetry", int64(c.MaxRetry)},
 	} {
 		if n.value < 0 {

@@ -85,9 +85,13 @@ type Consumer struct {
 	// operator has to do that by hand.
 	Clear func(ctx context.Context, tx pgx.Tx) error
 
-	Workers int           // attempts at the same time in one process; 0 is 8 at most, as connections allow, or 1 with HandleBatch
-	Batch   int           // most events for one call of HandleBatch; 0 is 200
-	Timeout time.Duration // for one attempt; 0 is 20 s
+	Workers int // attempts at the same time in one process; 0 is 8 at most, as connections allow, or 1 with HandleBatch
+	Batch   int // most events for one call of HandleBatch; 0 is 200
+	// Group is how many events may be handled in one transaction by calls of Handle, one after the other, when that many
+	// wait; 0 is 16, 1 is none. If anything fails, the transaction is rolled back, and each event is handled alone, so that what is said
+	// of [Handler] holds for each. Without a backlog no event waits for others.
+	Group   int
+	Timeout time.Duration // for one call of a handler; 0 is 20 s
 
 	// The wait before the second attempt and the longest one; it doubles in
 	// between, and the actual wait is drawn at random from zero to twice that, so

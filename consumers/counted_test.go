@@ -131,7 +131,7 @@ func TestWhatAHandlerCausesCounts(t *testing.T) {
 					calls[e.Seq].Add(1)
 					return waysToFail[ways[e.Seq-1]](ctx, tx)
 				}
-				c := consumers.Consumer{Unordered: unordered, MaxAttempts: attempts, Timeout: 5 * time.Second}
+				c := consumers.Consumer{Group: 1, Unordered: unordered, MaxAttempts: attempts, Timeout: 5 * time.Second}
 				batches := int32(0)
 				if form == "handle" {
 					c.Handle = handle

@@ -3,28 +3,40 @@ package consumers
 import (
 	"context"
 	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/events"
 )
 
 // takeDue hands due intents to the workers until ctx ends.
 func (t *term) takeDue(ctx context.Context) error {
 	const most = 64
 	for {
-		if t.caughtUp(ctx); ctx.Err() != nil {
+		// What is taken is in memory: it waits until the workers have few of them left.
+		for t.lanes.taken() > most/2 && sleep(ctx, 5*time.Millisecond) {
+		}
+		if ctx.Err() != nil {
 			return nil
 		}
 		// What another process had is taken only from one that is in touch with the
 		// database for a while: after an outage the others come back, too.
-		all, err := t.take(ctx, most, time.Since(t.began) > reclaimAfter)
-		if err != nil && ctx.Err() == nil {
-			return err
+		all, err := t.take(ctx, func(ctx context.Context) ([]*inbox.Intent, error) {
+			return t.tenure.Take(ctx, t.db, inbox.Take{Most: most, Dead: time.Since(t.began) > reclaimAfter, Suspect: !t.alone.Load()})
+		})
+		if err != nil {
+			return ignoreEnd(ctx, err)
 		}
 		for _, w := range all {
-			t.block(w.key)
-			if w.intent.deaths > 0 {
+			if t.ordered() {
+				t.lanes.hold(w.Key)
+			}
+			if w.Deaths > 0 {
 				t.alone.Store(true)
 			}
 			if !t.lanes.add(t.lane(w), w) {
-				t.giveIntentBack(ctx, w, 0)
+				t.giveBack(ctx, w, 0, false)
 			}
 		}
 		if len(all) >= most {
@@ -33,9 +45,7 @@ func (t *term) takeDue(ctx context.Context) error {
 		select {
 		case <-time.After(pollEvery):
 		case <-t.kick:
-			select { // not more often than that
-			case <-time.After(2 * time.Millisecond):
-			case <-ctx.Done():
+			if !sleep(ctx, 2*time.Millisecond) { // not more often than that
 				return nil
 			}
 		case <-ctx.Done():
@@ -44,10 +54,19 @@ func (t *term) takeDue(ctx context.Context) error {
 	}
 }
 
-// caughtUp waits until the workers have few intents left: what is taken is in memory.
-func (t *term) caughtUp(ctx context.Context) {
-	for t.lanes.intents() > 32 && t.sleep(ctx, 5*time.Millisecond) {
+// take asks for intents, and returns them as work. If it were cancelled, nobody would know what it took.
+func (t *term) take(ctx context.Context, ask func(ctx context.Context) ([]*inbox.Intent, error)) ([]*work, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
+	defer cancel()
+	taken, err := ask(ctx)
+	all := make([]*work, len(taken))
+	for n, i := range taken {
+		w := &work{Intent: *i}
+		w.event, w.bad = events.FromMessage(nats.Header(i.Header), i.Data)
+		w.event.ID = i.ID
+		all[n] = w
 	}
+	return all, err
 }
 
 // nudge makes takeDue look at once.
@@ -55,5 +74,28 @@ func (t *term) nudge() {
 	select {
 	case t.kick <- struct{}{}:
 	default:
+	}
+}
+
+// goOn deals with the intents that wait for the events of some keys which have just ended, and lets events from
+// the stream pass again if none is left.
+func (t *term) goOn(ctx context.Context, keys []string) {
+	for ctx.Err() == nil {
+		next, err := t.take(ctx, func(ctx context.Context) ([]*inbox.Intent, error) {
+			return t.tenure.TakeNext(ctx, t.db, keys, max(1, t.Consumer.most()/len(keys)))
+		})
+		if err != nil || len(next) == 0 {
+			break // takeDue says why
+		}
+		t.deal(ctx, next)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
+	defer cancel()
+	for _, key := range keys {
+		if held, err := t.tenure.Holds(ctx, t.db, key); err != nil || held { // who comes next looks again
+			t.nudge()
+		} else {
+			t.lanes.free(key)
+		}
 	}
 }

@@ -137,6 +137,9 @@ func (d *doomed) consumer() consumers.Consumer {
 		}
 	default:
 		c.Handle = d.handle
+		if d.Die == "before" && d.Workers == 1 { // At counts transactions
+			c.Group = 1
+		}
 	}
 	return c
 }

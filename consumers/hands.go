@@ -2,6 +2,7 @@ package consumers
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -24,16 +25,18 @@ type delivery struct {
 	work       *work
 	msg        *nats.Msg
 	meta       *jetstream.MsgMetadata
-	err        error // why there is no meta: such a message is not accepted
 	size       int
 	deliveries int
 	suspect    bool // a process may have died at it
 	lost       bool // it was delivered before, and the inbox forgot it
 }
 
-// place returns an id for the message's place in the stream.
+// place returns an id that is made from the message's place in the stream, for one that is no
+// event, whatever id it claims. A stream that is made anew counts from 1 again, so the time
+// belongs to the place.
 func (d *delivery) place(stream string) uuid.UUID {
-	return placeID(stream, d.meta)
+	return uuid.NewSHA1(uuid.NameSpaceURL,
+		fmt.Appendf(nil, "pgjet:%s:%d:%d", stream, d.meta.Sequence.Stream, d.meta.Timestamp.UnixNano()))
 }
 
 // How much a process holds follows its speed: what it fetches at once is to last longer
@@ -100,7 +103,7 @@ func (h *hands) add(d *delivery) {
 	defer h.mu.Unlock()
 	h.held[d] = struct{}{}
 	h.bytes += d.size
-	h.next = max(h.next, d.work.seq+1)
+	h.next = max(h.next, d.work.Seq+1)
 }
 
 func (h *hands) drop(d *delivery) {
@@ -138,7 +141,7 @@ func (h *hands) passed() (floor, high uint64) {
 	}
 	floor = h.next - 1
 	for d := range h.held {
-		floor = min(floor, d.work.seq-1)
+		floor = min(floor, d.work.Seq-1)
 	}
 	return floor, h.next - 1
 }

@@ -3,36 +3,46 @@ package consumers
 import (
 	"sync"
 
+	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/events"
 )
 
-// A work is one event on its way through an attempt: from the stream, or an intent.
+// A work is one event on its way through a session: from the stream, or an intent that the
+// session has taken. One goroutine at a time has it.
 type work struct {
-	message
-	event events.Event
-	bad   error // why event is not to be read
-
-	tried    int       // how often its handler was called, by this process
-	delivery *delivery // nil for an intent
-	intent   *intent   // nil until it is written down
+	inbox.Intent              // of one from the stream, the message alone
+	event        events.Event // what the handler gets
+	bad          error        // why event is not to be read
+	tried        int          // how often its handler was called alone, by this session
+	delivery     *delivery    // nil for an intent
 }
 
-// attempts returns the number of the attempt that is made now.
-func (w *work) attempts() int {
-	if w.intent == nil {
-		return max(1, w.tried)
+// written reports whether w is an intent.
+func (w *work) written() bool { return w.delivery == nil }
+
+// number returns the number of the attempt that is made now, from 1.
+func (w *work) number() int {
+	if w.written() {
+		return w.Attempts
 	}
-	return w.intent.attempts
+	return max(1, w.tried)
 }
+
+// alone reports whether w shall not be in a group: its attempts tell something about it.
+func (w *work) alone() bool { return w.written() && (w.Attempts > 1 || w.Deaths > 0) }
 
 // lanes hands work to workers: that of one lane one after the other, in the order in
-// which it was added, that of different lanes at the same time.
+// which it was added, that of different lanes at the same time. It also knows which lanes are
+// held: their later events have to wait behind intents.
 type lanes struct {
-	mu     sync.Mutex
-	wake   sync.Cond
-	lanes  map[string]*lane
-	ready  []*lane // have work and no worker
-	closed bool
+	mu      sync.Mutex
+	wake    sync.Cond
+	lanes   map[string]*lane
+	ready   []*lane // have work and no worker
+	waiting int     // pieces of work in all lanes
+	intents int     // of those, intents
+	held    map[string]bool
+	closed  bool
 }
 
 type lane struct {
@@ -41,7 +51,7 @@ type lane struct {
 }
 
 func newLanes() *lanes {
-	l := &lanes{lanes: make(map[string]*lane)}
+	l := &lanes{lanes: make(map[string]*lane), held: make(map[string]bool)}
 	l.wake.L = &l.mu
 	return l
 }
@@ -61,7 +71,15 @@ func (l *lanes) add(name string, w *work) bool {
 		l.wake.Signal()
 	}
 	at.work = append(at.work, w)
+	l.count(w, 1)
 	return true
+}
+
+func (l *lanes) count(w *work, n int) {
+	l.waiting += n
+	if w.written() {
+		l.intents += n
+	}
 }
 
 // A load is what a worker takes at once, and the lanes that wait for it.
@@ -70,9 +88,9 @@ type load struct {
 	lanes []*lane
 }
 
-// next blocks until there is work and takes up to most pieces; an intent is taken
-// alone. It reports false once the lanes are closed.
-func (l *lanes) next(most int) (load, bool) {
+// next blocks until there is work, and takes up to most pieces, but leaves as many to each of the other
+// workers. Intents and events from the stream are not mixed. It reports false once the lanes are closed.
+func (l *lanes) next(most, workers int) (load, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for len(l.ready) == 0 && !l.closed {
@@ -81,49 +99,49 @@ func (l *lanes) next(most int) (load, bool) {
 	if l.closed {
 		return load{}, false
 	}
+	most = min(most, (l.waiting+workers-1)/workers)
 	var got load
 	for len(l.ready) > 0 && len(got.work) < most {
 		at := l.ready[0]
-		alone := at.work[0].intent != nil
-		if alone && len(got.work) > 0 {
+		n := at.take(most-len(got.work), got.work)
+		if n == 0 {
 			break
 		}
-		n := at.take(most - len(got.work))
+		for _, w := range at.work[:n] {
+			l.count(w, -1)
+		}
 		got.work = append(got.work, at.work[:n]...)
 		got.lanes = append(got.lanes, at)
 		at.work = at.work[n:]
 		l.ready = l.ready[1:]
-		if alone {
-			break
-		}
 	}
 	return got, true
 }
 
-// take says how many pieces of work can be taken together from the front.
-func (at *lane) take(most int) int {
-	if at.work[0].intent != nil {
-		return 1
-	}
-	n := 0
-	for n < len(at.work) && n < most && at.work[n].intent == nil {
+// take says how many pieces of work can be taken from the front, up to most, together with others.
+func (at *lane) take(most int, with []*work) (n int) {
+	for n < min(most, len(at.work)) {
+		w := at.work[n]
+		first := w
+		switch {
+		case len(with) > 0:
+			first = with[0]
+		case n > 0:
+			first = at.work[0]
+		}
+		if first != w && (first.alone() || w.alone() || first.written() != w.written()) {
+			break
+		}
 		n++
 	}
 	return n
 }
 
-// intents returns how many intents wait.
-func (l *lanes) intents() (n int) {
+// taken returns how many intents wait here.
+func (l *lanes) taken() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, at := range l.lanes {
-		for _, w := range at.work {
-			if w.intent != nil {
-				n++
-			}
-		}
-	}
-	return n
+	return l.intents
 }
 
 // done gives the lanes of a load free.
@@ -151,4 +169,39 @@ func (l *lanes) close() (left []*work) {
 	}
 	l.wake.Broadcast()
 	return left
+}
+
+// hold makes later events of keys wait behind their intents, until [lanes.free].
+func (l *lanes) hold(keys ...string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, key := range keys {
+		l.held[key] = true
+	}
+}
+
+// free lets events of a key pass.
+func (l *lanes) free(key string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.held, key)
+}
+
+// holds reports whether events of a key have to wait.
+func (l *lanes) holds(key string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.held[key]
+}
+
+// heldOf returns the lanes of a load that are held.
+func (l *lanes) heldOf(got load) (held []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, at := range got.lanes {
+		if l.held[at.name] {
+			held = append(held, at.name)
+		}
+	}
+	return held
 }

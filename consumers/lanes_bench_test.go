@@ -13,17 +13,20 @@ func BenchmarkLanes(b *testing.B) {
 		keys[i] = fmt.Sprintf("%08x-0000-4000-8000-000000000000", i)
 	}
 	work := make([]work, held)
+	for i := range work {
+		work[i].delivery = &delivery{}
+	}
 	for _, most := range []int{1, 200} {
 		b.Run(fmt.Sprint("batch=", most), func(b *testing.B) {
 			l := newLanes()
 			b.ReportAllocs()
 			for n := 0; n < b.N; n += held {
 				for i := range work {
-					work[i].key = keys[(n+i)%len(keys)]
-					l.add(work[i].key, &work[i])
+					work[i].Key = keys[(n+i)%len(keys)]
+					l.add(work[i].Key, &work[i])
 				}
 				for taken := 0; taken < held; {
-					load, _ := l.next(most)
+					load, _ := l.next(most, 1)
 					taken += len(load.work)
 					l.done(load)
 				}

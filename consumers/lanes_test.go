@@ -8,7 +8,7 @@ import (
 )
 
 // TestLanes: each piece of work is taken once, that of a lane in order and never by two
-// workers, intents alone.
+// workers, and what must be alone is.
 func TestLanes(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -23,13 +23,13 @@ func TestLanes(t *testing.T) {
 	for range 6 {
 		workers.Go(func() {
 			for {
-				got, ok := l.next(most)
+				got, ok := l.next(most, 6)
 				if !ok {
 					return
 				}
 				mu.Lock()
-				if len(got.work) > most || len(got.work) > 1 && anyIntent(got.work) {
-					t.Errorf("a load has %d pieces of work, with an intent among them: %t", len(got.work), anyIntent(got.work))
+				if len(got.work) > most || len(got.work) > 1 && mixed(got.work) {
+					t.Errorf("a load has %d pieces of work, mixed or with one that must be alone: %t", len(got.work), mixed(got.work))
 				}
 				for _, at := range got.lanes {
 					if busy[at.name] {
@@ -38,10 +38,10 @@ func TestLanes(t *testing.T) {
 					busy[at.name] = true
 				}
 				for _, w := range got.work {
-					if w.seq <= last[w.key] {
-						t.Errorf("lane %s: %d after %d", w.key, w.seq, last[w.key])
+					if w.Seq <= last[w.Key] {
+						t.Errorf("lane %s: %d after %d", w.Key, w.Seq, last[w.Key])
 					}
-					last[w.key] = w.seq
+					last[w.Key] = w.Seq
 				}
 				mu.Unlock()
 				mu.Lock()
@@ -58,17 +58,18 @@ func TestLanes(t *testing.T) {
 		})
 	}
 	for n := range count {
-		w := &work{message: message{key: fmt.Sprint(r.IntN(names)), seq: uint64(n + 1)}}
+		w := &work{delivery: &delivery{}}
+		w.Key, w.Seq = fmt.Sprint(r.IntN(names)), uint64(n+1)
 		if r.IntN(5) == 0 {
-			w.intent = &intent{}
+			w.delivery, w.Attempts = nil, 1+r.IntN(2)
 		}
-		if !l.add(w.key, w) {
+		if !l.add(w.Key, w) {
 			t.Fatal("add() = false before close")
 		}
 	}
 	<-finished
-	if n := l.intents(); n != 0 {
-		t.Errorf("%d intents are left", n)
+	if n := l.taken(); n != 0 || l.waiting != 0 {
+		t.Errorf("%d intents and %d pieces of work are left", n, l.waiting)
 	}
 	if left := l.close(); len(left) != 0 || l.add("a", &work{}) {
 		t.Errorf("after close %d pieces are left, or one was added", len(left))
@@ -76,9 +77,10 @@ func TestLanes(t *testing.T) {
 	workers.Wait()
 }
 
-func anyIntent(all []*work) bool {
+// mixed reports whether there are intents and others, or one that must be alone.
+func mixed(all []*work) bool {
 	for _, w := range all {
-		if w.intent != nil {
+		if w.alone() || w.written() != all[0].written() {
 			return true
 		}
 	}

@@ -61,6 +61,37 @@ func TestSurvivesNATSOutage(t *testing.T) {
 
 // TestSurvivesDatabaseOutage: what is delivered while PostgreSQL is away is tried
 // again until it is back.
+// TestLostDeliveries: what the server had sent when its connections broke, and nobody got, comes again soon after it
+// is back, not only when JetStream's patience with a process ends.
+func TestLostDeliveries(t *testing.T) {
+	server := testenv.NATS(t)
+	b := newBenchOn(t, testenv.Postgres(t), testenv.Connect(t, server.URL()))
+	c := consumers.Consumer{Unordered: true, Handle: write}
+	_, stop := b.startOn(b.js, c)
+	b.publish(event(1))
+	b.settled()
+	stop()
+	const n = 20
+	for i := 1; i < n; i++ {
+		b.publish(event(i + 1))
+	}
+	durable, err := b.js.Consumer(t.Context(), "EVENTS", "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := durable.Fetch(n - 1); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, patience, "all are on their way", func() bool { return b.info().NumAckPending == n-1 })
+	r, _ := b.startOn(b.js, c)
+	b.ready(r)
+	server.Stop()
+	b.blocked(r, "nats_unreachable")
+	testenv.RestartNATS(t, server)
+	b.settled()
+	b.once(n)
+}
+
 func TestSurvivesDatabaseOutage(t *testing.T) {
 	server := testenv.PostgresServer(t)
 	db, err := pgxpool.New(t.Context(), server.URL())

@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/natsconn"
@@ -55,16 +56,30 @@ type Runner struct {
 	// another stream is refused. Once it has moved, MoveFrom has no meaning any more.
 	MoveFrom string
 
-	metrics   *metrics
-	keeper    session.Keeper
-	process   string // host:pid
-	gate      atomic.Pointer[gate]
-	recent    recent
-	ordered   atomic.Bool // once it runs
+	now atomic.Pointer[run] // the last call of Run
+}
+
+// A run is one call of [Runner.Run].
+type run struct {
+	Runner   *Runner
+	Consumer Consumer // complete
+	db       postgres.DB
+	js       jetstream.JetStream
+	stream   string
+	log      *slog.Logger
+	process  string // host:pid
+	metrics  *metrics
+	keeper   session.Keeper
+	gate     atomic.Pointer[gate] // of the last session
+	recent   recent
+
+	// Of one session after the other.
+	inbox     inboxState // as the last one saw it
 	recovered recovered
-	redeliver bool // the next session shall have everything delivered once more
-	inbox     inboxState
+	redeliver bool     // the next session shall have everything delivered once more
+	cut       bool     // a session failed: what was on its way to it may be with nobody
 	ended     []string // sessions that may have left intents taken
+	given     []string // where earlier sessions gave messages back, perhaps to nobody
 }
 
 // An inboxState is the same in two sessions if the inbox was not restored in between: a restored one
@@ -77,67 +92,66 @@ type inboxState struct {
 // Run handles events until ctx ends. It then takes no more, lets the attempts that
 // have begun finish, gives the rest back, and returns nil. It keeps trying
 // whatever fails, and logs each new reason once. Run fails at once if the consumer
-// is not complete.
+// is not complete. It changes none of the exported fields, and may be called again when it has returned.
 func (r *Runner) Run(ctx context.Context) error {
-	var err error
-	if r.Consumer.Workers == 0 && r.Consumer.HandleBatch == nil && r.DB != nil {
-		r.Consumer.Workers = min(8, max(1, int(r.DB.Config().MaxConns)-moreConns))
-	}
-	if r.Consumer, err = r.Consumer.withDefaults(); err != nil {
+	n, err := r.complete()
+	if err != nil {
 		return err
 	}
-	r.Stream = cmp.Or(r.Stream, "EVENTS")
-	if err := r.check(); err != nil {
-		return fmt.Errorf("consumer %s: %w", r.Consumer.Name, err)
+	if n.metrics, err = newMetrics(n.Consumer.Name, &n.recent); err != nil {
+		return fmt.Errorf("start consumer %s: %w", n.Consumer.Name, err)
 	}
-	r.ordered.Store(!r.Consumer.Unordered)
-	r.Log = cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("consumer", r.Consumer.Name)
-	if r.metrics, err = newMetrics(r.Consumer.Name, &r.recent); err != nil {
-		return fmt.Errorf("start consumer %s: %w", r.Consumer.Name, err)
+	r.now.Store(n)
+	if has, needs := int(r.DB.Config().MaxConns), n.Consumer.Workers+moreConns; has < needs {
+		n.log.WarnContext(ctx, "the pool has too few connections, attempts will wait for one; set pool_max_conns in the URL, or MaxConns", "has", has, "needs", needs)
 	}
-	if has, needs := int(r.DB.Config().MaxConns), r.Consumer.Workers+moreConns; has < needs {
-		r.Log.WarnContext(ctx, "the pool has too few connections, attempts will wait for one; set pool_max_conns in the URL, or MaxConns", "has", has, "needs", needs)
+	n.keeper.Run(ctx, n.log, n.session)
+	_ = r.JS.Conn().FlushTimeout(time.Second) // the last acks; a lost one costs a redelivery
+	return n.metrics.stop()
+}
+
+// complete returns a run of r with all defaults, or what to change so that it can work.
+func (r *Runner) complete() (*run, error) {
+	c := r.Consumer
+	if c.Workers == 0 && c.HandleBatch == nil && r.DB != nil {
+		c.Workers = min(8, max(1, int(r.DB.Config().MaxConns)-moreConns))
+	}
+	c, err := c.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	n := &run{Runner: r, Consumer: c, db: postgres.DB{Pool: r.DB}, js: r.JS, stream: cmp.Or(r.Stream, "EVENTS"),
+		log: cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("consumer", c.Name)}
+	switch {
+	case r.DB == nil:
+		err = errors.New("its Runner has no DB")
+	case r.JS == nil:
+		err = errors.New("its Runner has no JS")
+	case r.Retention < 0:
+		err = errors.New("its Retention is negative; 0 is for ever")
+	default:
+		err = errors.Join(postgres.CheckMode(r.DB.Config().ConnConfig), validName("Stream", n.stream), validName("MoveFrom", cmp.Or(r.MoveFrom, n.stream)))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("consumer %s: %w", c.Name, err)
 	}
 	host, err := os.Hostname()
 	if err != nil {
 		host = "unknown"
 	}
-	r.process = fmt.Sprintf("%s:%d", host, os.Getpid())
-	r.keeper.Run(ctx, r.Log, r.session)
-	_ = r.JS.Conn().FlushTimeout(time.Second) // the last acks; a lost one costs a redelivery
-	return r.metrics.stop()
+	n.process = fmt.Sprintf("%s:%d", host, os.Getpid())
+	return n, nil
 }
 
-// check refuses a runner that cannot work, and says what to change.
-func (r *Runner) check() error {
-	switch {
-	case r.DB == nil:
-		return errors.New("its Runner has no DB")
-	case r.JS == nil:
-		return errors.New("its Runner has no JS")
-	case r.Retention < 0:
-		return errors.New("its Retention is negative; 0 is for ever")
-	}
-	if err := postgres.CheckMode(r.DB.Config().ConnConfig); err != nil {
-		return err
-	}
-	if r.MoveFrom != "" {
-		if err := validName("MoveFrom", r.MoveFrom); err != nil {
-			return err
-		}
-	}
-	return validName("Stream", r.Stream)
-}
-
-// db is the pool for statements of the runner's own.
-func (r *Runner) db() postgres.DB { return postgres.DB{Pool: r.DB} }
+// ordered reports whether events of one key are handled one after the other.
+func (r *run) ordered() bool { return !r.Consumer.Unordered }
 
 // direct returns where a session connects.
-func (r *Runner) direct(ctx context.Context) (*pgx.ConnConfig, error) {
-	if r.Direct != nil {
-		return r.Direct, nil
+func (r *run) direct(ctx context.Context) (*pgx.ConnConfig, error) {
+	if r.Runner.Direct != nil {
+		return r.Runner.Direct, nil
 	}
-	return postgres.ConnConfig(ctx, r.DB)
+	return postgres.ConnConfig(ctx, r.Runner.DB)
 }
 
 // Ready returns nil while events are handled, or while the runner stands by and could take over;
@@ -150,26 +164,32 @@ func (r *Runner) Ready(ctx context.Context) error {
 	if err := postgres.CheckWritable(ctx, r.DB); err != nil {
 		return err
 	}
-	if g := r.gate.Load(); g != nil && g.closed() != nil {
+	n := r.now.Load()
+	if n == nil {
+		return errors.New("starting")
+	}
+	if g := n.gate.Load(); g != nil && g.closed() != nil {
 		return g.closed()
 	}
-	err := r.keeper.Ready()
+	err := n.keeper.Ready()
 	if !errors.Is(err, errStandby) {
 		return err
 	}
 	if err = natsconn.CheckVersion(r.JS.Conn()); err == nil { // an active one would notice
-		_, err = r.JS.Stream(ctx, r.Stream)
+		_, err = r.JS.Stream(ctx, n.stream)
 	}
-	return r.explained(err)
+	return n.explained(err)
 }
 
 // Role returns "leader" or "standby" with what there is to say about it, or "" while the runner is
 // neither: processes of an unordered consumer are all alike.
 func (r *Runner) Role() (role, detail string) {
-	err := r.keeper.Ready()
-	switch {
-	case !r.ordered.Load():
+	n := r.now.Load()
+	if n == nil || !n.ordered() {
 		return "", ""
+	}
+	err := n.keeper.Ready()
+	switch {
 	case err == nil:
 		return "leader", ""
 	case errors.Is(err, errStandby):
@@ -179,23 +199,23 @@ func (r *Runner) Role() (role, detail string) {
 }
 
 // explained puts the word for its cause before an error that ended a session.
-func (r *Runner) explained(err error) error {
+func (r *run) explained(err error) error {
 	_, refused := errors.AsType[*pgconn.PgError](err)
-	_, ours := errors.AsType[*databaseError](err)
+	_, ours := errors.AsType[*inbox.Error](err)
 	_, locked := errors.AsType[*lead.TableLock](err)
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, errSuperseded), errors.Is(err, errGap):
+	case errors.Is(err, inbox.ErrSuperseded), errors.Is(err, errGap):
 		return err
 	case ours, refused, locked:
 		return sqlstate.Explain(err, "pgjet_consumer")
 	case natsconn.Of(err) == jserror.StreamMissing:
-		return fmt.Errorf("stream_missing: stream %s does not exist; run: pgjet stream ensure", r.Stream)
+		return fmt.Errorf("stream_missing: stream %s does not exist; run: pgjet stream ensure", r.stream)
 	case errors.Is(err, errReconnected):
 		return fmt.Errorf("nats_unreachable: %w", err)
 	case strings.HasPrefix(err.Error(), string(jserror.ConsumerDiffers)+":"):
 		return err
 	}
-	return natsconn.Explain(r.JS.Conn(), err, "consumer --consumer "+r.Consumer.Name)
+	return natsconn.Explain(r.js.Conn(), err, "consumer --consumer "+r.Consumer.Name)
 }

@@ -3,48 +3,166 @@ package consumers
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/internal/attempt"
+	"github.com/pgjet/pgjet/internal/lead"
+	"github.com/pgjet/pgjet/internal/postgres"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// settle writes down what becomes of an event whose attempt failed: a retry, or a dead
-// letter. Only then its message is acknowledged.
-func (t *term) settle(ctx context.Context, w *work, e ending) {
-	attempts := w.attempts()
-	_, permanent := errors.AsType[*backoff.PermanentError](e.err)
-	wait := t.Consumer.delay(attempts)
-	e.outcome = "retried"
-	if permanent || attempts >= t.Consumer.MaxAttempts {
-		e.outcome = "dead"
+// A verdict is what becomes of an event in a session.
+type verdict int
+
+const (
+	try         verdict = iota // it is to be attempted
+	done                       // an attempt succeeded
+	failed                     // an attempt failed, and others may follow
+	never                      // it would fail again
+	wait                       // it has to wait behind others of its key, or may have killed a process
+	intend                     // it is to be written down before it is attempted
+	unavailable                // something that every event needs is away
+	taken                      // another process has the event now
+	unwritten                  // the database did not take what is ours to write
+	broken                     // the session cannot go on
+)
+
+// ofOne reports whether the verdict on a group may be that on one event of it.
+func (v verdict) ofOne() bool {
+	return v == failed || v == never || v == unavailable || v == taken
+}
+
+// judge tells the verdict of an attempt's error.
+func (t *term) judge(ctx context.Context, err error) verdict {
+	switch {
+	case err == nil:
+		return done
+	case errors.Is(err, inbox.ErrTaken):
+		return taken
+	case errors.Is(err, inbox.ErrSuperseded):
+		return broken
 	}
-	fresh, err := t.put(ctx, w, e, wait)
-	if err != nil && e.outcome == "dead" && t.mayWait(ctx, w, err) {
-		t.Log.ErrorContext(ctx, "the database refuses a dead letter, will retry", "event_id", w.id, "type", w.eventType, "err", err)
-		e.outcome = "retried"
-		fresh, err = t.put(ctx, w, e, wait)
+	if _, ours := errors.AsType[*inbox.Error](err); ours {
+		if t.away(ctx, err) {
+			return broken
+		}
+		return unwritten
 	}
-	if err != nil {
+	if _, ok := errors.AsType[*unavailableError](err); ok {
+		return unavailable
+	}
+	if _, ok := errors.AsType[*backoff.PermanentError](err); ok {
+		return never
+	}
+	if t.away(ctx, err) {
+		return broken
+	}
+	return failed
+}
+
+// settle writes down what becomes of an event. Only then its message is acknowledged. It reports whether
+// later events of its key may go on.
+func (t *term) settle(ctx context.Context, w *work, v verdict, e ending) bool {
+	switch v {
+	case done:
+		if !w.written() {
+			t.ack(w)
+		}
+		t.metrics.handled(ctx, t.Consumer.Name, inbox.Done, 1)
+		t.debug(ctx, w, inbox.Done, e)
+		return true
+	case failed, never:
+		return t.settleFailure(ctx, w, e, v == never || w.number() >= t.Consumer.MaxAttempts)
+	case wait:
+		if w.written() {
+			t.giveBack(ctx, w, 0, false)
+		} else {
+			t.putDown(ctx, w, inbox.First{})
+		}
+	case intend:
+		if t.gate.await(ctx, 0) == nil && t.putDown(ctx, w, inbox.First{Attempts: 1, Taken: true}) {
+			w.delivery, w.Attempts = nil, 1
+			t.deal(ctx, []*work{w})
+		}
+	case unavailable: // another event is tried next: it may be this one's fault after all
+		if w.written() {
+			t.giveBack(ctx, w, t.gate.next(), false)
+		} else {
+			t.putDown(ctx, w, inbox.First{Wait: max(t.gate.next(), time.Millisecond)})
+		}
+	case taken:
+		t.log.WarnContext(ctx, "another process took the event over while this one was out of touch with the database", "event_id", w.ID)
+	case unwritten:
+		t.refused(ctx, w, e.err)
+	case broken: // the database is not asked again: it may be back
+		t.leave(ctx, w, e.err)
+	}
+	return false
+}
+
+// settleFailure writes a retry down, or a dead letter.
+func (t *term) settleFailure(ctx context.Context, w *work, e ending, dead bool) bool {
+	again := t.Consumer.delay(w.number())
+	fresh, err := t.put(ctx, w, e, dead, again)
+	if err != nil && dead && t.mayWait(ctx, w, err) {
+		t.log.ErrorContext(ctx, "the database refuses a dead letter, will retry", "event_id", w.ID, "type", w.Type, "err", err)
+		dead = false
+		fresh, err = t.put(ctx, w, e, dead, again)
+	}
+	switch {
+	case err != nil:
 		t.refused(ctx, w, err)
-		return
+		return false
+	case !fresh: // another process has handled it meanwhile
+		t.deal(ctx, t.passOver(ctx, []*work{w}))
+		return true
+	case !w.written():
+		t.ack(w)
 	}
-	t.settled(ctx, w, e, fresh, wait)
+	if dead {
+		t.metrics.handled(ctx, t.Consumer.Name, inbox.Dead, 1)
+		t.log.ErrorContext(ctx, "event is a dead letter; look at it with pgjet dead ls",
+			"event_id", w.ID, "type", w.Type, "attempt", w.number(), "err", e.err)
+		if t.Consumer.ParkKey {
+			t.hold(w.Key)
+		}
+		return !t.Consumer.ParkKey
+	}
+	t.metrics.handled(ctx, t.Consumer.Name, inbox.Retried, 1)
+	t.log.WarnContext(ctx, "attempt failed, will retry",
+		"event_id", w.ID, "type", w.Type, "attempt", w.number(), "in", again.Round(time.Millisecond), "err", e.err)
+	t.hold(w.Key)
+	if again < pollEvery { // takeDue would be late
+		time.AfterFunc(again, t.nudge)
+	}
+	return false
 }
 
 // put commits the outcome of an attempt that failed. It reports false if the inbox knows
 // the event already.
-func (t *term) put(ctx context.Context, w *work, e ending, wait time.Duration) (fresh bool, err error) {
-	fresh = true
+func (t *term) put(ctx context.Context, w *work, e ending, dead bool, wait time.Duration) (fresh bool, err error) {
+	log := inbox.Ending{Attempt: w.number(), Began: e.began, Took: e.took, Outcome: inbox.Retried, Error: e.err.Error()}
+	if dead {
+		log.Outcome = inbox.Dead
+	}
 	err = t.write(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
+		fresh = true
 		switch {
-		case e.outcome == "dead":
-			fresh, err = t.bury(ctx, tx, w, e)
-		case w.intent != nil:
-			err = t.again(ctx, tx, w, wait, e)
+		case dead:
+			fresh, err = t.tenure.Bury(ctx, tx, inbox.Burial{Message: &w.Message, Taken: w.written(), Ending: log, Stack: stack(e.err), Traceparent: w.event.Traceparent})
+		case w.written():
+			err = t.tenure.Again(ctx, tx, &w.Intent, wait, log)
 		default:
-			if fresh, err = t.intend(ctx, tx, w, w.attempts(), false, max(wait, time.Millisecond), e.err.Error()); err == nil && fresh {
-				err = t.log(ctx, tx, w, e)
+			fresh, err = t.tenure.Intend(ctx, tx, &w.Message, inbox.First{Attempts: w.number(), Wait: max(wait, time.Millisecond), Reason: log.Error})
+			if err == nil && fresh {
+				err = t.tenure.Log(ctx, tx, &w.Message, log)
 			}
 		}
 		return err
@@ -52,106 +170,95 @@ func (t *term) put(ctx context.Context, w *work, e ending, wait time.Duration) (
 	return fresh, err
 }
 
+// write runs fn in a transaction of the session's.
+func (t *term) write(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.Consumer.Timeout)
+	defer cancel()
+	return t.transact(ctx, t.tenure.Check, fn)
+}
+
 // mayWait reports whether an event whose dead letter was refused can wait as an intent,
 // where it holds no worker. A lost one would be handled then.
 func (t *term) mayWait(ctx context.Context, w *work, err error) bool {
-	lost := w.delivery != nil && w.delivery.lost
-	return !lost && !errors.Is(err, errTaken) && !errors.Is(err, errSuperseded) && !t.away(ctx, err)
-}
-
-// settled tells what settle committed.
-func (t *term) settled(ctx context.Context, w *work, e ending, fresh bool, wait time.Duration) {
-	switch {
-	case !fresh && w.delivery != nil: // another process has handled it meanwhile
-		t.passOver(ctx, []*work{w})
-		return
-	case !fresh:
-		t.metrics.handled(ctx, t.Consumer.Name, "skipped")
-		return
-	case w.delivery != nil:
-		t.ack(w)
-	}
-	t.metrics.handled(ctx, t.Consumer.Name, e.outcome)
-	if e.outcome == "dead" {
-		if t.Consumer.ParkKey {
-			t.block(w.key)
-		} else {
-			t.unblock(ctx, w.key)
-		}
-		t.Log.ErrorContext(ctx, "event is a dead letter; look at it with pgjet dead ls",
-			"event_id", w.id, "type", w.eventType, "attempt", w.attempts(), "err", e.err)
-		return
-	}
-	t.block(w.key)
-	t.Log.WarnContext(ctx, "attempt failed, will retry",
-		"event_id", w.id, "type", w.eventType, "attempt", w.attempts(), "in", wait.Round(time.Millisecond), "err", e.err)
+	lost := !w.written() && w.delivery.lost
+	return !lost && !errors.Is(err, inbox.ErrTaken) && !errors.Is(err, inbox.ErrSuperseded) && !t.away(ctx, err)
 }
 
 // putDown writes an intent down for an event from the stream, and acks it. It reports
 // whether there is one now. Of an event that is not new there is none.
-func (t *term) putDown(ctx context.Context, w *work, attempts int, taken bool, wait time.Duration) (ok bool) {
+func (t *term) putDown(ctx context.Context, w *work, f inbox.First) (ok bool) {
 	var fresh bool
 	err := t.write(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
-		fresh, err = t.intend(ctx, tx, w, attempts, taken, wait, "")
+		fresh, err = t.tenure.Intend(ctx, tx, &w.Message, f)
 		return err
 	})
 	switch {
 	case err != nil:
 		t.refused(ctx, w, err)
+		return false
 	case !fresh:
-		t.passOver(ctx, []*work{w})
-	default:
-		t.ack(w)
+		t.deal(ctx, t.passOver(ctx, []*work{w}))
+		return false
 	}
-	return err == nil && fresh
+	t.ack(w)
+	if !f.Taken {
+		t.hold(w.Key)
+	}
+	return true
 }
 
-// park writes an intent down for an event that cannot be handled right now.
-func (t *term) park(ctx context.Context, w *work) {
-	if t.putDown(ctx, w, 0, false, 0) {
-		t.block(w.key)
+// passOver acknowledges messages whose events the inbox knows. It returns those that only claim the id of
+// one, which are still to be set aside.
+func (t *term) passOver(ctx context.Context, all []*work) []*work {
+	if len(all) == 0 || all[0].written() {
+		for range all {
+			t.metrics.handled(ctx, t.Consumer.Name, "skipped", 1)
+		}
+		return nil
 	}
-}
-
-// postpone lets an event that found an outage wait as an intent, so that another one is
-// tried next: it may be this one's fault after all. No attempt is counted.
-func (t *term) postpone(ctx context.Context, w *work) {
-	if t.putDown(ctx, w, 0, false, max(t.gate.next(), time.Millisecond)) {
-		t.block(w.key)
+	rest, err := t.skip(ctx, all)
+	if err != nil {
+		for _, w := range all {
+			t.refused(ctx, w, err)
+		}
+		return nil
 	}
+	return rest
 }
 
 // refused says that the database did not take what becomes of an event. If it is away,
 // or the session is over, that is the session's end. Else the event stays in retry: with
 // JetStream if order does not matter, here if it does.
 func (t *term) refused(ctx context.Context, w *work, err error) {
-	if errors.Is(err, errTaken) {
+	if errors.Is(err, inbox.ErrTaken) {
 		return
 	}
-	if errors.Is(err, errSuperseded) || t.away(ctx, err) {
+	if errors.Is(err, inbox.ErrSuperseded) || t.away(ctx, err) {
 		t.leave(ctx, w, err)
 		return
 	}
-	attempt := 1
-	if w.delivery != nil {
-		attempt = w.delivery.deliveries
+	n := w.Attempts
+	if !w.written() {
+		n = w.delivery.deliveries
 	}
-	delay := t.Consumer.delay(attempt)
-	t.Log.ErrorContext(ctx, "the database refuses to keep an event, will retry",
-		"event_id", w.id, "type", w.eventType, "in", delay.Round(time.Millisecond), "err", err)
-	t.metrics.handled(ctx, t.Consumer.Name, "retried")
+	delay := t.Consumer.delay(n)
+	t.log.ErrorContext(ctx, "the database refuses to keep an event, will retry",
+		"event_id", w.ID, "type", w.Type, "in", delay.Round(time.Millisecond), "err", err)
+	t.metrics.handled(ctx, t.Consumer.Name, inbox.Retried, 1)
 	switch {
-	case w.intent != nil:
-		t.leaveIntent(ctx, w, t.Consumer.delay(w.intent.attempts), !t.locked(ctx, err))
+	case w.written():
+		// The attempt counts if the handler was called: else an event would be tried for ever
+		// whose outcome the database refuses.
+		t.giveBack(ctx, w, delay, w.tried > 0 && !t.locked(ctx, err))
 	case t.ordered():
 		w.delivery.deliveries++
-		if t.sleep(ctx, delay) {
-			t.work(ctx, []*work{w})
+		if sleep(ctx, delay) {
+			t.deal(ctx, []*work{w})
 		}
 	default:
-		t.drop(w)
+		t.hands.drop(w.delivery)
 		if err := w.delivery.msg.NakWithDelay(delay); err != nil {
-			t.Log.InfoContext(ctx, "nak was not sent, the event will come again by itself", "event_id", w.id, "err", err)
+			t.log.InfoContext(ctx, "nak was not sent, the event will come again by itself", "event_id", w.ID, "err", err)
 		}
 	}
 }
@@ -159,100 +266,119 @@ func (t *term) refused(ctx context.Context, w *work, err error) {
 // leave ends the session, in which an event cannot be settled.
 func (t *term) leave(ctx context.Context, w *work, err error) {
 	t.fail(err)
-	if w.intent != nil {
-		t.giveIntentBack(ctx, w, 0)
+	if w.written() {
+		t.giveBack(ctx, w, 0, false)
 	}
 }
 
-// leaveIntent is giveIntentBack after a refusal. With counts the attempt counts if the handler was
-// called: else an event would be tried for ever whose outcome the database refuses.
-func (t *term) leaveIntent(ctx context.Context, w *work, wait time.Duration, counts bool) {
-	if err := t.release(ctx, w, wait, counts && w.tried > 0); err != nil {
-		t.Log.InfoContext(ctx, "an intent was not given back", "event_id", w.id, "err", err)
-	}
-}
-
-// giveIntentBack lets any process make the attempt, which is not counted. If that does
-// not get through, another process notices that this one is gone.
-func (t *term) giveIntentBack(ctx context.Context, w *work, wait time.Duration) {
-	if err := t.release(ctx, w, wait, false); err != nil {
-		t.Log.InfoContext(ctx, "an intent was not given back", "event_id", w.id, "err", err)
-	}
-}
-
-// acked acknowledges what has committed.
-func (t *term) acked(ctx context.Context, w *work, e ending) {
-	t.ack(w)
-	t.metrics.handled(ctx, t.Consumer.Name, "done")
-	t.debug(ctx, w, "done", e)
-}
-
-// block makes later events of a key wait behind its intents.
-func (t *term) block(key string) {
-	if !t.ordered() {
-		return
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.keys[key] = true
-	t.nudge()
-}
-
-func (t *term) isBlocked(key string) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.keys[key]
-}
-
-// unblock lets events of a key pass, if no intent of it is left.
-func (t *term) unblock(ctx context.Context, key string) {
-	if !t.ordered() || !t.isBlocked(key) {
-		return
-	}
+// giveBack lets any process make the attempt after a wait. If that does not get through, another
+// process notices that this one is gone.
+func (t *term) giveBack(ctx context.Context, w *work, wait time.Duration, counts bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
-	query := `select exists (select from pgjet.intent where consumer = $1 and key = $2)`
-	if t.Consumer.ParkKey {
-		query += ` or exists (select from pgjet.dead_letter where consumer = $1 and key = $2 and state = 'dead')`
+	if err := t.tenure.GiveBack(ctx, t.db, []*inbox.Intent{&w.Intent}, wait, counts); err != nil {
+		t.log.InfoContext(ctx, "an intent was not given back", "event_id", w.ID, "err", err)
 	}
-	var left bool
-	err := t.db().QueryRow(ctx, query, t.Consumer.Name, key).Scan(&left)
-	if err != nil || left { // who comes next looks again
-		t.nudge()
-		return
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	delete(t.keys, key)
 }
 
-// loadKeys learns which keys have intents, and wakes those that wait for nothing.
-func (t *term) loadKeys(ctx context.Context) error {
-	// Whoever should have woken them may have died, or this consumer kept an order then.
-	_, err := t.conn.Exec(ctx, `
-		update pgjet.intent i set due_at = clock_timestamp()
-		 where consumer = $1 and due_at = 'infinity'
-		   and not ($2 and exists (select from pgjet.intent e where e.consumer = $1 and e.key = i.key
-		                              and (e.generation, e.stream_seq) < (i.generation, i.stream_seq)))
-		   and not `+t.behindDead("i.key", "(i.generation, i.stream_seq)"), t.Consumer.Name, t.ordered())
-	if err != nil || !t.ordered() {
-		return err
+// giveBackIntents gives those of all back that are intents.
+func (t *term) giveBackIntents(ctx context.Context, all []*work) {
+	for _, w := range all {
+		if w.written() {
+			t.giveBack(ctx, w, 0, false)
+		}
 	}
-	query := `select distinct key from pgjet.intent where consumer = $1`
-	if t.Consumer.ParkKey {
-		query += ` union select key from pgjet.dead_letter where consumer = $1 and state = 'dead'`
+}
+
+// hold makes later events of a key wait behind its intents.
+func (t *term) hold(key string) {
+	if t.ordered() {
+		t.lanes.hold(key)
+		t.nudge()
 	}
-	rows, err := t.conn.Query(ctx, query, t.Consumer.Name)
+}
+
+// debug tells of an attempt.
+func (t *term) debug(ctx context.Context, w *work, outcome string, e ending) {
+	if !t.log.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
+	t.log.DebugContext(ctx, "handled", "event_id", w.ID, "type", w.Type, "outcome", outcome,
+		"took", e.took.Round(10*time.Microsecond), "trace_id", trace.SpanContextFromContext(created(ctx, w.event)).TraceID())
+}
+
+// away reports whether err came about since the database is away. A handler may also
+// have lost its connection by its own fault.
+func (t *term) away(ctx context.Context, err error) bool {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
+	defer cancel()
+	class := sqlstate.Of(err)
+	switch {
+	case !lostConnection(err):
+		return false
+	case !t.writable(ctx):
+		return true
+	case class != sqlstate.Unreachable && class != sqlstate.ReadOnly:
+		return false
+	}
+	// The processes of a server learn one after the other that it has died, or that it takes no
+	// writes: another one may have answered.
+	time.Sleep(settleTime)
+	return !t.writable(ctx)
+}
+
+// writable reports whether the database answers, takes writes, and is the one with which the
+// session began: a server that has started since was away. Handlers may hold all connections
+// of the pool: then a new one is asked.
+func (t *term) writable(ctx context.Context) bool {
+	same := func(ctx context.Context, db inbox.DB) bool {
+		at, err := started(ctx, db)
+		return err == nil && at.Equal(t.serverBegan)
+	}
+	pooled, cancel := context.WithTimeout(ctx, pingTime/2)
+	defer cancel()
+	err := postgres.CheckWritable(pooled, t.db.Pool)
+	if err == nil {
+		return same(pooled, t.db)
+	}
+	if !errors.Is(err, context.DeadlineExceeded) {
+		return false
+	}
+	conn, err := pgx.ConnectConfig(ctx, t.db.Config().ConnConfig)
 	if err != nil {
-		return err
+		return false
 	}
-	keys, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return err
+	defer lead.Close(conn)
+	return postgres.CheckWritable(ctx, conn) == nil && same(ctx, conn)
+}
+
+// started returns when the server was started.
+func started(ctx context.Context, db inbox.DB) (at time.Time, err error) {
+	err = db.QueryRow(ctx, `select pg_postmaster_start_time()`).Scan(&at)
+	return at, err
+}
+
+// settleTime is for how long a server's processes may answer after it died, or write after it was set read-only.
+const settleTime = 100 * time.Millisecond
+
+// lostConnection reports whether err may come from a database that went away.
+func lostConnection(err error) bool {
+	if _, answered := errors.AsType[*pgconn.PgError](err); !answered {
+		return true
 	}
-	t.keys = make(map[string]bool, len(keys))
-	for _, k := range keys {
-		t.keys[k] = true
+	switch sqlstate.Of(err) {
+	case sqlstate.Unreachable, sqlstate.Exhausted, sqlstate.ReadOnly:
+		return true
 	}
-	return nil
+	return sqlstate.CommitUnknown(err)
+}
+
+// stack returns the stack of a panic; "" for other errors.
+func stack(err error) string {
+	panicked, ok := errors.AsType[*attempt.Panic](err)
+	if !ok {
+		return ""
+	}
+	const most = 16 << 10
+	return string(panicked.Stack[:min(most, len(panicked.Stack))])
 }

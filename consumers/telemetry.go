@@ -75,12 +75,12 @@ func (m *metrics) stop() error { return m.reg.Unregister() }
 
 func (m *metrics) account(a *Account) { m.current.Store(a) }
 
-func (m *metrics) handled(ctx context.Context, consumer, outcome string) {
+func (m *metrics) handled(ctx context.Context, consumer, outcome string, n int64) {
 	if outcome == "done" {
-		m.events.Add(ctx, 1, m.done)
+		m.events.Add(ctx, n, m.done)
 		return
 	}
-	m.events.Add(ctx, 1, outcomeOf(consumer, outcome))
+	m.events.Add(ctx, n, outcomeOf(consumer, outcome))
 }
 
 func outcomeOf(consumer, outcome string) metric.AddOption {
@@ -103,25 +103,25 @@ func (t *term) startSpan(ctx context.Context, all []*work) (context.Context, tra
 // describe names the span of an attempt, and says what it is about.
 func (t *term) describe(span trace.Span, all []*work) {
 	const mostLinks = 128
-	d := messaging.Destination{Stream: t.Stream}
+	d := messaging.Destination{Stream: t.stream}
 	for _, w := range all {
-		d.Add(w.subject, events.Filter(w.event.Type))
+		d.Add(w.Subject, events.Filter(w.event.Type))
 	}
 	span.SetName(d.SpanName("process"))
 	span.SetAttributes(d.Attributes("process")...)
-	span.SetAttributes(messaging.Server(t.JS.Conn())...)
+	span.SetAttributes(messaging.Server(t.js.Conn())...)
 	span.SetAttributes(
-		attribute.String("messaging.destination.subscription.name", t.Stream+"/"+t.Consumer.Name),
+		attribute.String("messaging.destination.subscription.name", t.stream+"/"+t.Consumer.Name),
 		attribute.String("messaging.consumer.group.name", t.Consumer.Name),
 	)
 	if len(all) == 1 {
 		w := all[0]
 		attempt := w.tried + 1 // of a message; an intent counts by itself
-		if w.intent != nil {
-			attempt = w.attempts()
+		if w.written() {
+			attempt = w.number()
 		}
 		span.SetAttributes(
-			attribute.String("messaging.message.id", w.id.String()),
+			attribute.String("messaging.message.id", w.ID.String()),
 			attribute.Int("messaging.nats.delivery_attempt", attempt))
 		return
 	}

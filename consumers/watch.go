@@ -2,25 +2,21 @@ package consumers
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"slices"
-	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/internal/lead"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 const (
-	saveEvery      = time.Second         // the place in the stream, and the sign of life
-	attemptsKept   = 7 * 24 * time.Hour  // the attempt log
-	deadRetention  = 14 * 24 * time.Hour // dead letters that are done or discarded
-	processesKept  = time.Hour
-	prunedAtOnce   = 10_000
-	recentAttempts = 50               // that a process remembers
-	recentFor      = 10 * time.Minute // for so long
-	judged         = 10               // attempts before a share of them means anything
-	recovery       = 5                // attempts in a row that end an outage
+	saveEvery     = time.Second         // the place in the stream, and the sign of life
+	attemptsKept  = 7 * 24 * time.Hour  // the attempt log
+	deadRetention = 14 * 24 * time.Hour // dead letters that are done or discarded
+	processesKept = time.Hour
+	heldFor       = 3 * time.Second // others may hold a lock that attempts need before that is reported
 )
 
 var (
@@ -30,112 +26,33 @@ var (
 	guardEvery   = 2 * time.Second // what somebody did to the durable consumer
 )
 
-// recent are the last attempts of a process.
-type recent struct {
-	mu  sync.Mutex
-	all []ending
-}
-
-// add notes one more. When enough in a row have succeeded, failures before them are history.
-func (r *recent) add(e ending) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if len(r.all) == recentAttempts {
-		r.all = r.all[1:]
-	}
-	r.all = append(r.all, e)
-	last := r.all[max(0, len(r.all)-recovery):]
-	if len(last) == recovery && Failing(len(r.all), failures(r.all)) && failures(last) == 0 {
-		r.all = slices.Clone(last)
-	}
-}
-
-func failures(all []ending) (n int) {
-	for _, e := range all {
-		if e.err != nil {
-			n++
-		}
-	}
-	return n
-}
-
-// summary returns how many attempts there were in the last minutes, how many of them failed,
-// their median time, and the last error.
-func (r *recent) summary() (attempts, failed int, took time.Duration, reason string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.all = slices.DeleteFunc(r.all, func(e ending) bool { return time.Since(e.began.Add(e.took)) > recentFor })
-	times := make([]time.Duration, 0, len(r.all))
-	for _, e := range r.all {
-		times = append(times, e.took)
-		if e.err != nil {
-			reason = e.err.Error()
-		}
-	}
-	if len(times) > 0 {
-		slices.Sort(times)
-		took = times[len(times)/2]
-	}
-	return len(r.all), failures(r.all), took, reason
-}
-
-// share returns which part of the last attempts failed, 0 if there are too few.
-func (r *recent) share() float64 {
-	attempts, failed, _, _ := r.summary()
-	if attempts < judged {
-		return 0
-	}
-	return float64(failed) / float64(attempts)
-}
-
-// Failing reports whether so many of a consumer's last attempts failed that something is wrong with
-// more than an event: half of ten or more.
-func Failing(attempts, failed int) bool { return attempts >= judged && failed*2 >= attempts }
-
-// Share says how many of the last attempts failed.
-func Share(attempts, failed int) string {
-	if attempts == failed {
-		return fmt.Sprintf("all of the last %d attempts failed", attempts)
-	}
-	return fmt.Sprintf("%d of the last %d attempts failed", failed, attempts)
-}
-
-// Degraded returns "" unless most attempts of this process fail. It then returns the word failing
-// and the last error. A degraded runner is [Runner.Ready]: neither a restart nor another process
-// would help.
-func (r *Runner) Degraded() string {
-	attempts, failed, _, reason := r.recent.summary()
-	if !Failing(attempts, failed) {
-		return ""
-	}
-	return "failing: " + Share(attempts, failed) + ": " + Masked(storable(reason))
-}
-
 // watch looks after the consumer until something fails, or ctx ends: it obeys
 // operators, saves the place, and tells that the process lives. Until
 // holding ends it then keeps the connection, and with it the lead.
 func (t *term) watch(ctx, holding context.Context) error {
-	var saveDue time.Time
+	var saved time.Time
 	for ctx.Err() == nil {
 		current, err := t.current(ctx)
 		switch {
 		case err != nil:
-			return ignoreEnd(ctx, &databaseError{"look at the consumer", err})
+			return ignoreEnd(ctx, err)
 		case !current:
-			t.fail(errSuperseded)
+			return inbox.ErrSuperseded
 		}
-		if late(&saveDue, saveEvery) {
+		if time.Since(saved) >= saveEvery {
+			saved = time.Now()
 			t.save(ctx)
-			if err := t.lookAtLocks(ctx); err != nil {
-				return ignoreEnd(ctx, &databaseError{"look at the locks of attempts", err})
+			err := t.lookAtLocks(ctx)
+			if err == nil {
+				err = t.heartbeat(ctx, t.conn, t.gate.closed())
 			}
-			if err := t.heartbeat(ctx, t.conn, t.gate.closed()); err != nil {
-				return ignoreEnd(ctx, &databaseError{"tell that the process lives", err})
+			if err != nil {
+				return ignoreEnd(ctx, err)
 			}
 		}
-		t.sleep(ctx, pollEvery)
+		sleep(ctx, pollEvery)
 	}
-	for t.sleep(holding, pollEvery) {
+	for sleep(holding, pollEvery) {
 		if _, err := t.current(holding); err != nil {
 			return nil
 		}
@@ -143,29 +60,11 @@ func (t *term) watch(ctx, holding context.Context) error {
 	return nil
 }
 
-// late reports whether something was due, and when it is again.
-func late(due *time.Time, every time.Duration) bool {
-	if time.Now().Before(*due) {
-		return false
-	}
-	*due = time.Now().Add(every)
-	return true
-}
-
-func ignoreEnd(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
-	}
-	return err
-}
-
 // current reports whether nobody superseded or paused the session.
-func (t *term) current(ctx context.Context) (current bool, err error) {
+func (t *term) current(ctx context.Context) (bool, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime) // cancelling would close the connection
 	defer cancel()
-	err = t.conn.QueryRow(ctx, `
-		select epoch = $2 and paused_at is null from pgjet.consumer where name = $1`, t.Consumer.Name, t.place.epoch).Scan(&current)
-	return current, err
+	return t.tenure.Current(ctx, t.conn)
 }
 
 // save writes down up to where the inbox has everything. One that is lost costs a
@@ -180,44 +79,74 @@ func (t *term) save(ctx context.Context) {
 	if !t.ordered() { // other processes hold events, too
 		floor = t.ackFloor.Load()
 	}
-	_, err := t.conn.Exec(ctx, `
-		update pgjet.consumer set floor = case when $3 > 0 then $3 else floor end, high = greatest(high, $4)
-		 where name = $1 and epoch = $2 and ($3 > 0 and floor <> $3 or high < $4)`,
-		t.Consumer.Name, t.place.epoch, int64(floor), int64(high))
-	if err != nil && ctx.Err() == nil {
-		t.Log.InfoContext(ctx, "the place in the stream was not saved", "err", err)
+	if err := t.tenure.Save(ctx, t.conn, floor, high); err != nil && ctx.Err() == nil {
+		t.log.InfoContext(ctx, "the place in the stream was not saved", "err", err)
 	}
 }
 
 // heartbeat tells that the process lives, and why it handles nothing, if so.
-func (t *term) heartbeat(ctx context.Context, db interface {
-	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
-}, cause error,
-) error {
+func (t *term) heartbeat(ctx context.Context, db inbox.DB, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
-	attempts, failed, took, reason := t.recent.summary()
-	word := ""
+	b := inbox.Beat{Consumer: t.Consumer.Name, Process: t.process, Workers: t.Consumer.Workers}
+	b.Attempts, b.Failed, b.Took, b.Error = t.recent.summary()
 	if cause != nil {
-		word = storable(cause.Error())
+		b.Cause = cause.Error()
 	}
-	_, err := db.Exec(ctx, `
-		insert into pgjet.process as p (consumer, process, workers, cause, attempts, failed, took, error)
-		values ($1, $2, $3, nullif($4, ''), $5, $6, $7, nullif($8, ''))
-		on conflict (consumer, process) do update set seen_at = clock_timestamp(), workers = excluded.workers, cause = excluded.cause,
-			attempts = excluded.attempts, failed = excluded.failed, took = excluded.took, error = excluded.error`,
-		t.Consumer.Name, t.process, t.Consumer.Workers, word, attempts, failed, took, storable(reason))
-	return err
+	return inbox.Tell(ctx, db, b)
 }
 
-// farewell says that the process handles nothing any more, and left nothing half done.
-func (t *term) farewell(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, pingTime)
+// A lookout is what a session has seen of locks that attempts need.
+type lookout struct {
+	holder error     // seen last; nil without one
+	since  time.Time // that it is that one
+}
+
+// lookAtLocks finds out whether a session keeps attempts from their lock, or from a table.
+func (t *term) lookAtLocks(ctx context.Context) error {
+	holder, err := t.lockHolder(ctx)
+	if err != nil {
+		return err
+	}
+	if fmt.Sprint(t.holder) != fmt.Sprint(holder) {
+		t.holder, t.since = holder, time.Now()
+	}
+	var barred error
+	if time.Since(t.since) >= heldFor {
+		barred = holder
+	}
+	switch news := t.gate.bar(barred); {
+	case news && barred != nil:
+		t.log.WarnContext(ctx, "no attempt can begin", "err", barred)
+	case news:
+		t.log.InfoContext(ctx, "attempts can begin again")
+	}
+	return nil
+}
+
+// lockHolder returns which session keeps attempts from their lock, or from a table; nil if there is none.
+func (t *term) lockHolder(ctx context.Context) (holder, err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
-	b := &pgx.Batch{}
-	b.Queue(`delete from pgjet.process where consumer = $1 and process = $2`, t.Consumer.Name, t.process)
-	b.Queue(`update pgjet.consumer set process = null where name = $1 and process = $2`, t.Consumer.Name, t.process)
-	_ = t.conn.SendBatch(ctx, b).Close() // if it fails, others take it for dead
+	h, err := inbox.Holder(ctx, t.conn, t.Consumer.Name)
+	switch {
+	case err != nil:
+		return nil, err
+	case h != nil:
+		return fmt.Errorf("lead_taken: the lock of this consumer's attempts is %s; unless that is a replay or a rebuild at work, end it with pg_terminate_backend", h), nil
+	}
+	lock, err := inbox.TableLock(ctx, t.conn)
+	if lock != nil {
+		holder = sqlstate.Explain(lock, "")
+	}
+	return holder, err
+}
+
+// locked reports whether a statement failed with err since somebody keeps it from a table. That is
+// no fault of an event, and no attempt is counted.
+func (t *term) locked(ctx context.Context, err error) bool {
+	_, locked := errors.AsType[*lead.TableLock](inbox.NameLock(ctx, t.db, err))
+	return locked
 }
 
 // prune forgets until ctx ends what is too old: of the attempt log, of dead letters that
@@ -226,12 +155,12 @@ func (t *term) prune(ctx context.Context) {
 	for {
 		more, err := t.pruneSome(ctx)
 		if err != nil && ctx.Err() == nil {
-			t.Log.WarnContext(ctx, "what is old was not pruned, will retry", "err", err)
+			t.log.WarnContext(ctx, "what is old was not pruned, will retry", "err", err)
 		}
 		if more && err == nil && ctx.Err() == nil {
 			continue
 		}
-		if !t.sleep(ctx, pruneEvery) {
+		if !sleep(ctx, pruneEvery) {
 			return
 		}
 	}
@@ -239,35 +168,15 @@ func (t *term) prune(ctx context.Context) {
 
 // pruneSome deletes a little at a time, and reports whether there may be more.
 func (t *term) pruneSome(ctx context.Context) (more bool, err error) {
-	b := &pgx.Batch{}
-	queue := func(sql string, args ...any) {
-		b.Queue(sql, args...).Exec(func(tag pgconn.CommandTag) error {
-			more = more || tag.RowsAffected() == prunedAtOnce
-			return nil
-		})
-	}
-	queue(`
-		delete from pgjet.attempt where ctid = any(array(select ctid from pgjet.attempt
-		 where consumer = $1 and began < statement_timestamp() - make_interval(secs => $2) limit $3))`,
-		t.Consumer.Name, attemptsKept.Seconds(), prunedAtOnce)
-	queue(`
-		delete from pgjet.dead_letter where ctid = any(array(select ctid from pgjet.dead_letter
-		 where consumer = $1 and state in ('done', 'discarded') and changed_at < statement_timestamp() - make_interval(secs => $2) limit $3))`,
-		t.Consumer.Name, deadRetention.Seconds(), prunedAtOnce)
-	queue(`delete from pgjet.process where consumer = $1 and seen_at not between statement_timestamp() - make_interval(secs => $2) and statement_timestamp() + make_interval(secs => $2)`,
-		t.Consumer.Name, processesKept.Seconds())
-	if t.Retention > 0 {
-		stream, err := t.JS.Stream(ctx, t.Stream)
+	keep := inbox.Retention{Attempts: attemptsKept, Dead: deadRetention, Processes: processesKept, Inbox: t.Runner.Retention}
+	if keep.Inbox > 0 {
+		stream, err := t.js.Stream(ctx, t.stream)
 		if err != nil {
 			return false, err
 		}
-		queue(`
-			delete from pgjet.inbox where ctid = any(array(select ctid from pgjet.inbox
-			 where consumer = $1 and state in ('done', 'discarded') and at < statement_timestamp() - make_interval(secs => $2)
-			   and (generation < $3 or stream_seq < $4) limit $5))`,
-			t.Consumer.Name, t.Retention.Seconds(), t.place.generation, int64(stream.CachedInfo().State.FirstSeq), prunedAtOnce)
+		keep.First = stream.CachedInfo().State.FirstSeq
 	}
-	return more, t.db().Send(ctx, b)
+	return t.tenure.Prune(ctx, t.db, keep)
 }
 
 // count brings the metrics up to date until ctx ends, and notices events that got lost. A
@@ -275,19 +184,25 @@ func (t *term) pruneSome(ctx context.Context) (more bool, err error) {
 func (t *term) count(ctx context.Context) {
 	for {
 		begun := time.Now()
-		a, err := ReadAccount(ctx, t.db(), t.JS, t.Stream, t.Consumer.Name)
+		a, err := ReadAccount(ctx, t.db, t.js, t.stream, t.Consumer.Name)
 		switch {
 		case err == nil:
 			t.ackFloor.Store(a.AckFloor)
 			t.metrics.account(&a)
 			t.reckon(ctx, a)
 		case ctx.Err() == nil:
-			t.Log.InfoContext(ctx, "events were not counted", "err", err)
+			t.log.InfoContext(ctx, "events were not counted", "err", err)
 		}
-		if !t.sleep(ctx, max(countEvery, 50*time.Since(begun))) {
+		if !sleep(ctx, max(countEvery, 50*time.Since(begun))) {
 			return
 		}
 	}
+}
+
+// A reckoning is what a session has counted as missing.
+type reckoning struct {
+	missing int64 // as of the last counts
+	missed  int   // how often in a row
 }
 
 // reckon has events recovered that are missing time and again: those that are just on
@@ -323,17 +238,15 @@ func (t *term) recover(ctx context.Context, a Account) {
 		return
 	}
 	t.recovered = recovered{a.Unaccounted, a.Delivered}
-	t.Log.ErrorContext(ctx, "JetStream counts events as delivered that the inbox does not know; it will deliver all once more, and what the inbox knows is skipped",
+	t.log.ErrorContext(ctx, "JetStream counts events as delivered that the inbox does not know; it will deliver all once more, and what the inbox knows is skipped",
 		"events", a.Unaccounted)
-	next := t.place
-	err := t.supersede(ctx, &next, nil)
+	next := t.at
+	err := inbox.Supersede(ctx, t.db.Pool, t.Consumer.Name, t.process, &next, nil)
 	// This session would give back what it gets now, which a limit may count as enough.
 	t.redeliver = err == nil
 	if err != nil {
-		t.Log.ErrorContext(ctx, "lost events were not recovered, will retry", "err", err)
+		t.log.ErrorContext(ctx, "lost events were not recovered, will retry", "err", err)
 		t.recovered = recovered{}
 	}
-	t.fail(errSuperseded)
+	t.fail(inbox.ErrSuperseded)
 }
-
-var errStandby = fmt.Errorf("standby: another process is active")

@@ -14,6 +14,7 @@ import (
 
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/consumers/directory"
+	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/consumers/mailer"
 	"github.com/pgjet/pgjet/consumers/onboarding"
 	"github.com/pgjet/pgjet/consumers/status"
@@ -48,7 +49,7 @@ func exactlyOne(cmd *cobra.Command, args []string) error {
 
 // found makes it exit code 4 that there is no such consumer.
 func found(err error) error {
-	if _, ok := errors.AsType[*status.UnknownError](err); ok {
+	if _, ok := errors.AsType[*inbox.UnknownError](err); ok {
 		return &exitError{exitNotFound, err}
 	}
 	return err
@@ -171,7 +172,7 @@ wait in the stream. Pausing twice changes nothing.`,
 
 func (s *settings) pause(ctx context.Context, out io.Writer, name, reason string) error {
 	err := s.withDatabase(ctx, func(ctx context.Context, db *pgxpool.Pool) error {
-		p, news, err := status.Pause(ctx, db, name, actor(), reason)
+		p, news, err := inbox.Pause(ctx, db, name, actor(), reason)
 		switch {
 		case err != nil:
 			return found(err)
@@ -219,7 +220,7 @@ func (s *settings) consumerResumeCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 				name, out := args[0], cmd.OutOrStdout()
-				p, err := status.Resume(ctx, db, name, actor(), reason)
+				p, err := inbox.Resume(ctx, db, name, actor(), reason, "")
 				switch {
 				case err != nil:
 					return found(err)

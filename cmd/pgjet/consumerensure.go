@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pgjet/pgjet/consumers"
-	"github.com/pgjet/pgjet/consumers/extend"
+	"github.com/pgjet/pgjet/consumers/replay"
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/natsconn"
@@ -121,10 +121,10 @@ func (s *settings) extendConsumer(ctx context.Context, c consumers.Consumer) (st
 	return text, nil
 }
 
-func (s *settings) extend(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, want jetstream.ConsumerConfig) (extend.Result, error) {
+func (s *settings) extend(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, want jetstream.ConsumerConfig) (replay.Extended, error) {
 	ctx, cancel := context.WithTimeout(ctx, extendTime)
 	defer cancel()
-	result, err := extend.Run(ctx, db, js, s.stream, want, actor())
+	result, err := replay.Extend(ctx, db, js, s.stream, want, actor())
 	if err = lead.NameLock(ctx, db, err); err != nil {
 		return result, fmt.Errorf("add types to durable consumer %s of stream %s: %w", want.Durable, s.stream, err)
 	}
@@ -196,7 +196,7 @@ func (s *settings) ensured(ctx context.Context, js jetstream.JetStream, name str
 
 // toAdd says what to type if types are missing.
 func (s *settings) toAdd(ctx context.Context, js jetstream.JetStream, want jetstream.ConsumerConfig) string {
-	lacks, err := extend.Lacks(ctx, js, s.stream, want)
+	lacks, err := replay.Lacks(ctx, js, s.stream, want)
 	if err != nil || len(lacks) == 0 {
 		return ""
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/pgjet/pgjet/consumers/deadletter"
+	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/postgres"
 )
@@ -39,7 +39,7 @@ func (s *settings) withDeadLetters(ctx context.Context, fn func(db *pgxpool.Pool
 	}
 	defer postgres.Close(db)
 	err = lead.NameLock(ctx, db, fn(db))
-	if _, ok := errors.AsType[*deadletter.NotFoundError](err); ok {
+	if _, ok := errors.AsType[*inbox.NotFoundError](err); ok {
 		return &exitError{exitNotFound, err}
 	}
 	return err
@@ -47,7 +47,7 @@ func (s *settings) withDeadLetters(ctx context.Context, fn func(db *pgxpool.Pool
 
 // A deadSelection names dead letters by its flags and by the words of the command.
 type deadSelection struct {
-	filter       deadletter.Filter
+	filter       inbox.Filter
 	state        string
 	since, until string
 	given        *pflag.FlagSet
@@ -71,13 +71,13 @@ func (d *deadSelection) selects() bool {
 
 // stateFlag adds the flag of commands that only look.
 func (d *deadSelection) stateFlag(f *pflag.FlagSet) {
-	f.StringVar(&d.state, "state", deadletter.Dead, "only those that are dead, redriven, done or discarded; or all; one named by its ID is shown in any state")
+	f.StringVar(&d.state, "state", inbox.Dead, "only those that are dead, redriven, done or discarded; or all; one named by its ID is shown in any state")
 }
 
 var groupForm = regexp.MustCompile(`^g_[0-9a-f]{8}$`)
 
 // resolve returns the filter that the flags and the words make.
-func (d *deadSelection) resolve(args []string) (f deadletter.Filter, err error) {
+func (d *deadSelection) resolve(args []string) (f inbox.Filter, err error) {
 	f = d.filter
 	if err := notEmpty(d.given, "consumer", "group", "type", "key", "since", "until"); err != nil {
 		return f, err
@@ -95,7 +95,7 @@ func (d *deadSelection) resolve(args []string) (f deadletter.Filter, err error) 
 		return f, err
 	}
 	switch d.state {
-	case deadletter.Dead, deadletter.Redriven, deadletter.Done, deadletter.Discarded:
+	case inbox.Dead, inbox.Redriven, inbox.Done, inbox.Discarded:
 		if !f.Named() {
 			f.State = d.state
 		}
@@ -107,7 +107,7 @@ func (d *deadSelection) resolve(args []string) (f deadletter.Filter, err error) 
 }
 
 // nameDead adds to f what words name: ids of dead letters, or of events.
-func nameDead(f *deadletter.Filter, words []string) error {
+func nameDead(f *inbox.Filter, words []string) error {
 	for _, word := range words {
 		if event, err := uuid.Parse(word); err == nil {
 			f.EventIDs = append(f.EventIDs, event)

@@ -11,7 +11,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/pgjet/pgjet/consumers/deadletter"
+	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/consumers/replay"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
@@ -150,7 +151,7 @@ func TestDeadExport(t *testing.T) {
 		t.Fatalf("exported %q", lines)
 	}
 	var m struct {
-		deadletter.Message
+		inbox.DeadMessage
 		Data struct{ Email, Text string } `json:"data"`
 	}
 	err := json.Unmarshal([]byte(lines[0]), &m)
@@ -265,9 +266,9 @@ func TestDeadAsks(t *testing.T) {
 		{meanwhile{func() { t.Error("asked about a single one") }, "n\n"}, "pgjet dead ls", "redriven redriven redriven"},
 	} {
 		var said strings.Builder
-		c := &deadChange{verb: "redrive", past: "redriven", change: deadletter.Redrive, next: "see: pgjet dead ls",
+		c := &deadChange{verb: "redrive", past: "redriven", change: replay.Redrive, next: "see: pgjet dead ls",
 			output: "table", in: row.in, out: io.Discard, err: &said}
-		err := c.run(t.Context(), db, deadletter.Filter{Consumer: "mailer"})
+		err := c.run(t.Context(), db, inbox.Filter{Consumer: "mailer"})
 		if err != nil || !strings.Contains(said.String(), row.says) {
 			t.Errorf("%q: %v, says %q, want %q", row.in.answer, err, said.String(), row.says)
 		}

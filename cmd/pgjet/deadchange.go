@@ -10,19 +10,20 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
-	"github.com/pgjet/pgjet/consumers/deadletter"
+	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/consumers/replay"
 )
 
 // A deadChange is a command that changes dead letters, and what it was told.
 type deadChange struct {
 	verb, past string
-	change     func(context.Context, *pgxpool.Pool, deadletter.Filter, deadletter.Decision) ([]deadletter.Outcome, error)
+	change     func(context.Context, *pgxpool.Pool, inbox.Filter, replay.Decision) ([]inbox.Outcome, error)
 	next       string // to type afterwards
 	mild       bool   // asks nothing
 	needs      bool   // a reason
 
 	selection deadSelection
-	decision  deadletter.Decision
+	decision  replay.Decision
 	all, yes  bool
 	output    string
 	wait      bool
@@ -32,7 +33,7 @@ type deadChange struct {
 }
 
 func (s *settings) deadRedriveCommand() *cobra.Command {
-	c := &deadChange{verb: "redrive", past: "redriven", change: deadletter.Redrive, next: "to see what becomes of them: pgjet dead ls --state all"}
+	c := &deadChange{verb: "redrive", past: "redriven", change: replay.Redrive, next: "to see what becomes of them: pgjet dead ls --state all"}
 	cmd := s.deadChangeCommand(c)
 	cmd.Short = "Give dead letters back to the one consumer that gave up on them"
 	cmd.Long = `Give dead letters back to the one consumer that gave up on them, with the same
@@ -46,7 +47,7 @@ not run again. One that was discarded has to be reopened first.`
 }
 
 func (s *settings) deadDiscardCommand() *cobra.Command {
-	c := &deadChange{verb: "discard", past: "discarded", change: deadletter.Discard, needs: true, next: "to bring one back: pgjet dead reopen ID"}
+	c := &deadChange{verb: "discard", past: "discarded", change: replay.Discard, needs: true, next: "to bring one back: pgjet dead reopen ID"}
 	cmd := s.deadChangeCommand(c)
 	cmd.Short = "Give dead letters up for good"
 	cmd.Long = `Give dead letters up for good. They are kept for two weeks with the reason, and later
@@ -56,7 +57,7 @@ consumer is making, and holds it up meanwhile.`
 }
 
 func (s *settings) deadReopenCommand() *cobra.Command {
-	c := &deadChange{verb: "reopen", past: "reopened", change: deadletter.Reopen, mild: true, next: "to give one back to its consumer: pgjet dead redrive ID"}
+	c := &deadChange{verb: "reopen", past: "reopened", change: replay.Reopen, mild: true, next: "to give one back to its consumer: pgjet dead redrive ID"}
 	cmd := s.deadChangeCommand(c)
 	cmd.Short = "Make discarded dead letters dead again"
 	return cmd
@@ -84,7 +85,7 @@ func (s *settings) deadChangeCommand(c *deadChange) *cobra.Command {
 }
 
 // check returns what is selected. Nobody gets all without asking for them.
-func (c *deadChange) check(args []string) (f deadletter.Filter, err error) {
+func (c *deadChange) check(args []string) (f inbox.Filter, err error) {
 	if err := checkOutput(c.output); err != nil {
 		return f, err
 	}
@@ -113,7 +114,7 @@ func (c *deadChange) check(args []string) (f deadletter.Filter, err error) {
 }
 
 // run counts, asks, changes what was counted, and waits for it if it shall.
-func (c *deadChange) run(ctx context.Context, db *pgxpool.Pool, f deadletter.Filter) error {
+func (c *deadChange) run(ctx context.Context, db *pgxpool.Pool, f inbox.Filter) error {
 	if err := f.Freeze(ctx, db); err != nil {
 		return err
 	}
@@ -158,7 +159,7 @@ func (c *deadChange) run(ctx context.Context, db *pgxpool.Pool, f deadletter.Fil
 }
 
 // after tells what was left out, or what became of the rest.
-func (c *deadChange) after(ctx context.Context, db *pgxpool.Pool, o deadletter.Outcome) error {
+func (c *deadChange) after(ctx context.Context, db *pgxpool.Pool, o inbox.Outcome) error {
 	if c.wait && len(o.IDs) > 0 {
 		if err := c.await(ctx, db, o.IDs); err != nil {
 			return err
@@ -180,9 +181,9 @@ func (c *deadChange) after(ctx context.Context, db *pgxpool.Pool, o deadletter.O
 	return &exitError{code, fmt.Errorf("%d are in a state in which they cannot be %s, and stay in it%s. See: pgjet dead ls --state all", o.Other, c.past, hint)}
 }
 
-func (c *deadChange) show(all []deadletter.Outcome, would string) error {
+func (c *deadChange) show(all []inbox.Outcome, would string) error {
 	if all == nil {
-		all = []deadletter.Outcome{}
+		all = []inbox.Outcome{}
 	}
 	if len(all) == 0 {
 		fmt.Fprintln(c.err, "no dead letter is selected")
@@ -203,7 +204,7 @@ func (c *deadChange) show(all []deadletter.Outcome, would string) error {
 	})
 }
 
-func total(all []deadletter.Outcome) (t deadletter.Outcome) {
+func total(all []inbox.Outcome) (t inbox.Outcome) {
 	for _, o := range all {
 		t.Changed += o.Changed
 		t.Done += o.Done
@@ -224,9 +225,9 @@ const (
 func (c *deadChange) await(ctx context.Context, db *pgxpool.Pool, ids []int64) error {
 	end := time.Now().Add(c.timeout)
 	var told time.Time
-	var last deadletter.Progress
+	var last inbox.Progress
 	for {
-		p, err := deadletter.ReadProgress(ctx, db, ids)
+		p, err := inbox.ReadProgress(ctx, db, ids)
 		if err != nil {
 			return err
 		}

@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/pgjet/pgjet/consumers/deadletter"
+	"github.com/pgjet/pgjet/consumers/inbox"
 )
 
 func revealFlag(f *pflag.FlagSet, reveal *bool) {
@@ -40,13 +40,13 @@ largest first.`,
 				return err
 			}
 			return s.withDeadLetters(cmd.Context(), func(db *pgxpool.Pool) error {
-				all, err := deadletter.Groups(cmd.Context(), db, f)
+				all, err := inbox.Groups(cmd.Context(), db, f)
 				if err != nil {
 					return err
 				}
 				for i := range all {
 					if !reveal {
-						all[i].Error, all[i].ErrorGroup = deadletter.Mask(all[i].Error), deadletter.Mask(all[i].ErrorGroup)
+						all[i].Error, all[i].ErrorGroup = inbox.Mask(all[i].Error), inbox.Mask(all[i].ErrorGroup)
 					}
 				}
 				return showGroups(cmd.OutOrStdout(), output, all)
@@ -60,7 +60,7 @@ largest first.`,
 	return cmd
 }
 
-func showGroups(out io.Writer, output string, all []deadletter.Group) error {
+func showGroups(out io.Writer, output string, all []inbox.Group) error {
 	return show(out, output, all, func(w io.Writer) {
 		fmt.Fprintln(w, "GROUP\tCONSUMER\tCOUNT\tFIRST\tLAST\tSAMPLE\tERROR")
 		for _, g := range all {
@@ -97,7 +97,7 @@ func (s *settings) deadListCommand() *cobra.Command {
 				return err
 			}
 			return s.withDeadLetters(cmd.Context(), func(db *pgxpool.Pool) error {
-				all, err := deadletter.List(cmd.Context(), db, f, after)
+				all, err := inbox.Letters(cmd.Context(), db, f, after)
 				if err != nil {
 					return err
 				}
@@ -109,7 +109,7 @@ func (s *settings) deadListCommand() *cobra.Command {
 				if err := showLetters(cmd.OutOrStdout(), output, all); err != nil {
 					return err
 				}
-				if len(all) >= deadletter.Page {
+				if len(all) >= inbox.Page {
 					fmt.Fprintf(cmd.ErrOrStderr(), "there may be more: add --after %d\n", all[len(all)-1].ID)
 				}
 				return nil
@@ -125,7 +125,7 @@ func (s *settings) deadListCommand() *cobra.Command {
 	return cmd
 }
 
-func showLetters(out io.Writer, output string, all []deadletter.Letter) error {
+func showLetters(out io.Writer, output string, all []inbox.Letter) error {
 	if output == "name" {
 		for _, l := range all {
 			fmt.Fprintln(out, l.ID)
@@ -142,7 +142,7 @@ func showLetters(out io.Writer, output string, all []deadletter.Letter) error {
 }
 
 // decided says what an operator decided last.
-func decided(l deadletter.Letter) string {
+func decided(l inbox.Letter) string {
 	if l.ChangedBy == "" {
 		return ""
 	}
@@ -161,7 +161,7 @@ func (s *settings) deadGetCommand() *cobra.Command {
 		Short: "Show all about one dead letter: message, attempts, error, stack, trace, and who decided what",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var f deadletter.Filter
+			var f inbox.Filter
 			err := nameDead(&f, args)
 			if err == nil {
 				err = checkOutput(output)
@@ -170,7 +170,7 @@ func (s *settings) deadGetCommand() *cobra.Command {
 				return err
 			}
 			return s.withDeadLetters(cmd.Context(), func(db *pgxpool.Pool) error {
-				found, err := deadletter.List(cmd.Context(), db, f, 0)
+				found, err := inbox.Letters(cmd.Context(), db, f, 0)
 				if err != nil {
 					return err
 				}
@@ -178,7 +178,7 @@ func (s *settings) deadGetCommand() *cobra.Command {
 					return usagef("event %s is a dead letter of %s and %s: name one by its ID, %d or %d",
 						args[0], found[0].Consumer, found[1].Consumer, found[0].ID, found[1].ID)
 				}
-				e, err := deadletter.Get(cmd.Context(), db, found[0].ID)
+				e, err := inbox.ReadLetter(cmd.Context(), db, found[0].ID)
 				if err != nil {
 					return err
 				}
@@ -194,7 +194,7 @@ func (s *settings) deadGetCommand() *cobra.Command {
 	return cmd
 }
 
-func showEverything(out io.Writer, output string, e deadletter.Everything) error {
+func showEverything(out io.Writer, output string, e inbox.Everything) error {
 	return show(out, output, e, func(w io.Writer) {
 		row := func(name, format string, args ...any) {
 			fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))
@@ -233,7 +233,7 @@ func showEverything(out io.Writer, output string, e deadletter.Everything) error
 	})
 }
 
-func lasted(a deadletter.Attempt) string {
+func lasted(a inbox.Attempt) string {
 	text := ""
 	if a.Seconds != nil {
 		text = fmt.Sprintf(" after %s", seconds(*a.Seconds).Round(time.Millisecond))
@@ -261,7 +261,7 @@ headers that a producer chose.`,
 			return s.withDeadLetters(cmd.Context(), func(db *pgxpool.Pool) error {
 				encoder := json.NewEncoder(cmd.OutOrStdout())
 				encoder.SetEscapeHTML(false)
-				return deadletter.Export(cmd.Context(), db, f, func(m deadletter.Message) error {
+				return inbox.Export(cmd.Context(), db, f, func(m inbox.DeadMessage) error {
 					if !reveal {
 						m.Mask()
 					}

@@ -29,7 +29,6 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/postgres", "internal/sqlstate"},
 	{"migrations", "internal/postgres internal/sqlstate"},
 	{"internal/lead", "internal/postgres internal/sqlstate"},
-	{"internal/pause", ""},
 	{"internal/operation", ""},
 	{"internal/session", ""},
 	{"internal/telemetry", ""},
@@ -39,26 +38,24 @@ var layers = []struct{ pkg, imports string }{
 	{"outbox", "events internal/postgres internal/sqlstate"},
 	{"outbox/hint", "events"},
 	{"consumers/inbox", "internal/lead internal/operation internal/postgres internal/sqlstate"},
-	{"consumers", "events internal/attempt internal/jserror internal/lead internal/messaging internal/natsconn internal/pause internal/postgres internal/session internal/sqlstate"},
+	{"consumers", "consumers/inbox events internal/attempt internal/jserror internal/lead internal/messaging internal/natsconn internal/postgres internal/session internal/sqlstate"},
 	// Services: they meet in rows and messages, not here.
 	{"producer", "events internal/auth internal/mailaddr internal/postgres internal/sqlstate outbox"},
 	{"relay/protocol", "events internal/jserror outbox"},
 	{"relay", "events internal/jserror internal/lead internal/messaging internal/natsconn internal/postgres internal/session internal/sqlstate outbox relay/protocol"},
-	{"consumers/deadletter", "internal/postgres internal/sqlstate"},
 	{"consumers/directory", "consumers events internal/sqlstate"},
 	{"consumers/mailer", "consumers events internal/breaker internal/mailaddr"},
-	{"consumers/replay", "events internal/jserror internal/natsconn internal/pause internal/postgres internal/sqlstate"},
+	{"consumers/replay", "consumers/inbox events internal/jserror internal/natsconn internal/operation internal/postgres internal/sqlstate"},
 	{"consumers/saga", "internal/attempt internal/lead internal/postgres internal/session internal/sqlstate"},
 	{"consumers/onboarding", "consumers consumers/saga events internal/sqlstate outbox"},
-	{"consumers/status", "consumers consumers/saga internal/jserror internal/natsconn internal/pause internal/postgres internal/sqlstate"},
-	{"consumers/extend", "consumers/replay consumers/status events internal/jserror internal/natsconn internal/pause internal/sqlstate"},
+	{"consumers/status", "consumers consumers/inbox consumers/saga internal/jserror internal/natsconn internal/postgres internal/sqlstate"},
 	// Tools.
 	{"internal/devserver", "internal/sqlstate"},
 	{"internal/devmail", "internal/web"},
 	{"internal/devservices", "internal/web"},
 	{"internal/testenv", "internal/devserver migrations"},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/deadletter consumers/directory consumers/extend consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/health internal/jserror internal/lead internal/natsconn internal/postgres internal/registry internal/service internal/sqlstate internal/telemetry internal/web migrations outbox outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/directory consumers/inbox consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/health internal/jserror internal/lead internal/natsconn internal/postgres internal/registry internal/service internal/sqlstate internal/telemetry internal/web migrations outbox outbox/hint producer relay"},
 }
 
 func TestLayers(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"os/exec"
 	"testing"
 
+	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/consumers/status"
 )
 
@@ -19,7 +20,7 @@ func TestCommandsToType(t *testing.T) {
 	if got, want := typed("pgjet relay resume", "it's $5"), `pgjet relay resume --stream 'it'\''s $5'`; got != want {
 		t.Errorf("typed() = %s, want %s", got, want)
 	}
-	s := status.Status{Name: "a$b", Stream: "c;d", Paused: &status.Paused{}}
+	s := status.Status{Name: "a$b", Stream: "c;d", Paused: &inbox.Paused{}}
 	for code, want := range map[string]string{
 		"paused": `pgjet consumer resume 'a$b'`, "slow": `pgjet consumer get 'a$b'`, "stream_missing": `pgjet stream ensure --stream 'c;d'`,
 	} {

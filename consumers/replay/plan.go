@@ -6,8 +6,9 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/consumers/inbox"
 )
 
 // A Plan says what a replay will do. Its counts are exact for the moment at which each
@@ -110,7 +111,11 @@ func (r *Replay) resolve(ctx context.Context, s Selection, p *Plan) error {
 
 // count adds what the inbox knows of all.
 func (r *Replay) count(ctx context.Context, p *Plan, all []message) error {
-	known, err := r.inbox(ctx, all)
+	ids := make([]uuid.UUID, len(all))
+	for i, m := range all {
+		ids[i] = m.event.ID
+	}
+	known, err := inbox.Rows(ctx, r.db, r.name, ids)
 	if err != nil {
 		return err
 	}
@@ -123,22 +128,22 @@ func (r *Replay) count(ctx context.Context, p *Plan, all []message) error {
 		p.Selected++
 		row := known[m.event.ID]
 		switch {
-		case row.state == "" && r.onTheWay(m):
+		case row.State == "" && r.onTheWay(m):
 			p.OnTheWay++
-		case row.state == "":
+		case row.State == "":
 			p.Run++
-		case row.state == "done" && p.again:
+		case row.State == "done" && p.again:
 			p.Again++
-		case row.state == "done":
+		case row.State == "done":
 			p.Skipped++
-		case row.state == "intent":
+		case row.State == "intent":
 			p.Waiting++
-		case row.state == "dead":
+		case row.State == "dead":
 			p.Dead++
 		default:
 			p.Discarded++
 		}
-		if row.state == "done" && (row.generation != r.generation || row.seq != m.seq) {
+		if row.State == "done" && (row.Generation != r.generation || row.Seq != m.seq) {
 			p.elsewhere++
 		}
 	}
@@ -148,35 +153,6 @@ func (r *Replay) count(ctx context.Context, p *Plan, all []message) error {
 // onTheWay reports whether a message without an inbox row comes by itself. Handed to a
 // consumer that keeps the order, it would overtake what comes before it.
 func (r *Replay) onTheWay(m message) bool { return r.ordered && m.seq > r.ackFloor }
-
-// A row is what the inbox knows of an event.
-type row struct {
-	state      string
-	generation int
-	seq        uint64
-}
-
-func (r *Replay) inbox(ctx context.Context, all []message) (map[uuid.UUID]row, error) {
-	ids := make([]uuid.UUID, len(all))
-	for i, m := range all {
-		ids[i] = m.event.ID
-	}
-	known := make(map[uuid.UUID]row)
-	rows, err := r.db.Query(ctx, `
-		select event_id, state, generation, stream_seq from pgjet.inbox where consumer = $1 and event_id = any($2)`, r.name, ids)
-	if err == nil {
-		var id uuid.UUID
-		var one row
-		_, err = pgx.ForEachRow(rows, []any{&id, &one.state, &one.generation, &one.seq}, func() error {
-			known[id] = one
-			return nil
-		})
-	}
-	if err != nil {
-		return nil, fmt.Errorf("compare with the inbox of %s: %w", r.name, err)
-	}
-	return known, nil
-}
 
 // decide chooses the way, and says what stands against it.
 func (p *Plan) decide(s Selection) {

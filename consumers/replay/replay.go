@@ -21,8 +21,10 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/natsconn"
+	"github.com/pgjet/pgjet/internal/operation"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
@@ -72,7 +74,7 @@ type Replay struct {
 	name       string
 	stream     jetstream.Stream
 	created    time.Time // of the stream
-	generation int
+	generation int32
 	ordered    bool
 	effects    bool
 	paused     bool // by an operator
@@ -91,7 +93,7 @@ func Open(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, consume
 	err := db.QueryRow(ctx, `
 		select stream, stream_created, generation, ordered, effects, paused_at is not null and not starts_with(pause_reason, $2),
 		       (select count(*) from pgjet.process p where p.consumer = c.name and seen_at between clock_timestamp() - interval '15 s' and clock_timestamp() + interval '15 s')
-		  from pgjet.consumer c where name = $1`, consumer, pausedBy).
+		  from pgjet.consumer c where name = $1`, consumer, inbox.ReplayPause).
 		Scan(&stream, &r.created, &r.generation, &r.ordered, &r.effects, &r.paused, &r.processes)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, fmt.Errorf("%w: %s is not in pgjet.consumer of this database; a process of it that runs enters it", ErrNoConsumer, consumer)
@@ -165,14 +167,13 @@ func (r *Replay) Lock(ctx context.Context) (err error) {
 // endPause ends the pause that a replay left which did not live to end it: only one runs at a time.
 // That replay has changed nothing.
 func (r *Replay) endPause(ctx context.Context) error {
-	_, err := r.db.Exec(ctx, `
-		with was as (
-			select pause_reason from pgjet.consumer where name = $1 and starts_with(pause_reason, $2) for update
-		), resumed as (
-			update pgjet.consumer set paused_at = null, paused_by = null, pause_reason = null from was where name = $1
-		)
-		update pgjet.operation set detail = jsonb_set(detail, '{done,step}', '"undone"')
-		  from was where kind = 'replay' and target = $1 and was.pause_reason = $2 || id`, r.name, pausedBy)
+	err := pgx.BeginFunc(ctx, r.db, func(tx pgx.Tx) error {
+		id, err := inbox.EndReplayPause(ctx, tx, r.name)
+		if err == nil && id != 0 {
+			err = operation.Set(ctx, tx, id, "undone", "done", "step")
+		}
+		return err
+	})
 	if err != nil {
 		return sqlstate.Wrap("end the pause of an interrupted replay of "+r.name, err)
 	}

@@ -7,7 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/pgjet/pgjet/internal/pause"
+	"github.com/pgjet/pgjet/consumers/inbox"
 )
 
 // How long the messages in hand are waited for, and how long while none of them moves.
@@ -18,10 +18,6 @@ const (
 	// rewindTime is how long JetStream may take to set the durable consumer back.
 	rewindTime = 5 * time.Second
 )
-
-// pausedBy begins the reason of a pause that a replay made, so that a later one ends it
-// if this one cannot.
-const pausedBy = pause.Replay
 
 // reset pauses the consumer, sets its durable consumer back, makes the inbox as the replay
 // needs it, and lets the consumer go on. The last two are one transaction, so that a replay
@@ -70,13 +66,7 @@ func (r *Replay) undo(ctx context.Context, result *Result, err error) error {
 // pause ends all attempts.
 func (r *Replay) pause(ctx context.Context, result *Result) error {
 	return r.alone(ctx, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `
-			update pgjet.consumer set epoch = epoch + 1,
-			       pause_reason = case when paused_at is null then $2 else pause_reason end,
-			       paused_by = case when paused_at is null then (select by from pgjet.operation where id = $3) else paused_by end,
-			       paused_at = coalesce(paused_at, clock_timestamp())
-			 where name = $1`, r.name, fmt.Sprint(pausedBy, result.Operation), result.Operation)
-		if err != nil {
+		if err := inbox.PauseForReplay(ctx, tx, r.name, result.Operation); err != nil {
 			return err
 		}
 		result.Step = "paused"
@@ -87,13 +77,10 @@ func (r *Replay) pause(ctx context.Context, result *Result) error {
 // release makes the inbox and the floor as the replay needs them, and ends the pause.
 func (r *Replay) release(ctx context.Context, p *Plan, result *Result) error {
 	return r.alone(ctx, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `
-			update pgjet.consumer set epoch = epoch + case when paused_at is null then 1 else 0 end, -- somebody resumed it
-			       floor = least(floor, $2), rebuild = rebuild or $3
-			 where name = $1`,
-			r.name, int64(p.From)-1, p.Rebuild)
+		err := inbox.SetBack(ctx, tx, r.name, p.From, p.Rebuild)
 		if err == nil && p.again {
-			err = r.forget(ctx, tx, p)
+			// Also what was done since it was planned, because it built upon the rest.
+			err = inbox.Forget(ctx, tx, r.name, r.generation, p.From, p.Rebuild)
 		}
 		if err != nil {
 			return err
@@ -101,28 +88,6 @@ func (r *Replay) release(ctx context.Context, p *Plan, result *Result) error {
 		result.Step = "reset"
 		return r.resume(ctx, tx, result)
 	})
-}
-
-// forget makes everything from the plan's first place on run again: also what was done
-// since it was planned, because it built upon the rest. A rebuild forgets all.
-func (r *Replay) forget(ctx context.Context, tx pgx.Tx, p *Plan) error {
-	_, err := tx.Exec(ctx, `
-		delete from pgjet.inbox where consumer = $1 and state = 'done' and ($2 or generation = $3 and stream_seq >= $4)`,
-		r.name, p.Rebuild, r.generation, int64(p.From))
-	if err != nil {
-		return err
-	}
-	// What waits for an attempt comes again as well, so that it does not overtake what
-	// comes before it. A redriven dead letter does not: it was late before.
-	_, err = tx.Exec(ctx, `
-		with gone as (
-			delete from pgjet.intent i where consumer = $1 and generation = $2 and stream_seq >= $3
-			   and not exists (select from pgjet.dead_letter d where d.consumer = i.consumer and d.event_id = i.event_id)
-			returning event_id
-		)
-		delete from pgjet.inbox i using gone where i.consumer = $1 and i.event_id = gone.event_id and state = 'intent'`,
-		r.name, r.generation, int64(p.From))
-	return err
 }
 
 // drain waits until nobody has a message in hand, or nothing moves any more, but not for
@@ -171,10 +136,7 @@ func (r *Replay) rewind(ctx context.Context, p *Plan) error {
 
 // resume ends the pause, unless an operator made it.
 func (r *Replay) resume(ctx context.Context, tx pgx.Tx, result *Result) error {
-	_, err := tx.Exec(ctx, `
-		update pgjet.consumer set paused_at = null, paused_by = null, pause_reason = null
-		 where name = $1 and starts_with(pause_reason, $2)`, r.name, pausedBy)
-	if err != nil {
+	if _, err := inbox.EndReplayPause(ctx, tx, r.name); err != nil {
 		return err
 	}
 	return r.note(ctx, tx, *result)

@@ -7,15 +7,15 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/internal/operation"
 	"github.com/pgjet/pgjet/internal/postgres"
-	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 // lockTimeout is how long attempts in flight are waited for. While it lasts, no new
 // ones begin.
-const lockTimeout = "30s"
+const lockTimeout = 30 * time.Second
 
 // A Result says how far a replay came.
 type Result struct {
@@ -47,14 +47,12 @@ func (r *Replay) Run(ctx context.Context, p *Plan, by, reason string, watch bool
 		return Result{Step: "done"}, nil
 	}
 	result := Result{Step: "begun", Next: p.From}
-	var begun time.Time
-	err := r.db.QueryRow(ctx, `
-		insert into pgjet.operation (kind, target, by, reason, detail)
-		values ('replay', $1, $2, $3, jsonb_build_object('plan', $4::jsonb, 'way', $5::text, 'from', $6::bigint, 'to', $7::bigint, 'done', $8::jsonb))
-		returning id, at`, r.name, by, reason, p, p.Way, int64(p.From), int64(p.To), result).Scan(&result.Operation, &begun)
+	id, begun, err := operation.Note(ctx, r.db, operation.Operation{Kind: "replay", Target: r.name, By: by, Reason: reason,
+		Detail: map[string]any{"plan": p, "way": p.Way, "from": p.From, "to": p.To, "done": result}})
 	if err != nil {
 		return result, fmt.Errorf("record the replay: %w", err)
 	}
+	result.Operation = id
 	if p.Way == ByReset {
 		err = r.reset(ctx, p, &result)
 	} else {
@@ -69,16 +67,9 @@ func (r *Replay) Run(ctx context.Context, p *Plan, by, reason string, watch bool
 	return result, errors.Join(err, r.note(ctx, r.db, result))
 }
 
-// An execer is a pool or a transaction.
-type execer interface {
-	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
-}
-
 // note writes how far the replay came.
-func (r *Replay) note(ctx context.Context, db execer, result Result) error {
-	_, err := db.Exec(ctx, `
-		update pgjet.operation set detail = detail || jsonb_build_object('done', $2::jsonb) where id = $1`, result.Operation, result)
-	if err != nil {
+func (r *Replay) note(ctx context.Context, db operation.DB, result Result) error {
+	if err := operation.Amend(ctx, db, result.Operation, map[string]any{"done": result}); err != nil {
 		return fmt.Errorf("record how far the replay came: %w", err)
 	}
 	return nil
@@ -89,11 +80,8 @@ func (r *Replay) note(ctx context.Context, db execer, result Result) error {
 // stream.
 func (r *Replay) alone(ctx context.Context, fn func(tx pgx.Tx) error) error {
 	return postgres.Within(ctx, r.db, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `set local lock_timeout = '`+lockTimeout+`'`); err != nil {
-			return err
-		}
-		_, err := tx.Exec(ctx, `select pg_advisory_xact_lock(hashtextextended('pgjet.consumer.' || $1, 0))`, r.name)
-		if sqlstate.Is(err, sqlstate.LockNotAvailable) {
+		err := inbox.Lock(ctx, tx, r.name, lockTimeout)
+		if inbox.LockedOut(err) {
 			return fmt.Errorf("an attempt of %s has been running for longer than %s, nothing was changed; "+
 				"wait until it ends (see pg_stat_activity) and replay again: %w", r.name, lockTimeout, err)
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/consumers/status"
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/testenv"
@@ -19,7 +20,7 @@ import (
 
 func (b *bench) pause() {
 	b.Helper()
-	if _, _, err := status.Pause(b.Context(), b.db, "test", by, reason); err != nil {
+	if _, _, err := inbox.Pause(b.Context(), b.db, "test", by, reason); err != nil {
 		b.Fatal(err)
 	}
 }
@@ -36,12 +37,12 @@ func TestPauseAndResume(t *testing.T) {
 	b := newBench(t)
 	var attempts atomic.Int32
 	b.start(config(func(context.Context, pgx.Tx, events.Event) error { attempts.Add(1); return nil }))
-	first, news, err := status.Pause(t.Context(), b.db, "test", by, reason)
+	first, news, err := inbox.Pause(t.Context(), b.db, "test", by, reason)
 	if err != nil || !news || first.By != by || first.Reason != reason {
 		t.Fatalf("Pause() = %+v, %t, %v, want news", first, news, err)
 	}
 	b.drained(true, patience)
-	again, news, err := status.Pause(t.Context(), b.db, "test", "bob@host", "other")
+	again, news, err := inbox.Pause(t.Context(), b.db, "test", "bob@host", "other")
 	if err != nil || news || again != first {
 		t.Errorf("a second Pause() = %+v, %t, %v, want %+v and no news", again, news, err, first)
 	}
@@ -49,12 +50,12 @@ func TestPauseAndResume(t *testing.T) {
 	if s := b.tells("paused"); s.Paused == nil || *s.Paused != first || s.Lag+s.AckPending != 3 || attempts.Load() != 0 {
 		t.Errorf("status is %+v, want paused, 3 that wait, and no attempts, not %d", s, attempts.Load())
 	}
-	was, err := status.Resume(t.Context(), b.db, "test", by, reason)
+	was, err := inbox.Resume(t.Context(), b.db, "test", by, reason, "")
 	if err != nil || was == nil || *was != first {
 		t.Errorf("Resume() = %+v, %v, want %+v", was, err, first)
 	}
 	testenv.Eventually(t, patience, "all are done", func() bool { return b.count(`select count(*) from pgjet.inbox`) == 3 })
-	if was, err = status.Resume(t.Context(), b.db, "test", by, reason); err != nil || was != nil {
+	if was, err = inbox.Resume(t.Context(), b.db, "test", by, reason, ""); err != nil || was != nil {
 		t.Errorf("a second Resume() = %+v, %v, want nothing", was, err)
 	}
 	rows, _ := b.db.Query(t.Context(), `select concat_ws(' ', kind, target, by, reason) from pgjet.operation order by id`)
@@ -110,10 +111,10 @@ func TestDrainForgetsTheDead(t *testing.T) {
 func TestPauseOfNobody(t *testing.T) {
 	b := newBench(t)
 	b.exec(`insert into pgjet.consumer (name, stream, stream_created) values ('b', 'EVENTS', now()), ('a', 'EVENTS', now())`)
-	_, _, pauseErr := status.Pause(t.Context(), b.db, "c", by, reason)
-	_, resumeErr := status.Resume(t.Context(), b.db, "c", by, reason)
+	_, _, pauseErr := inbox.Pause(t.Context(), b.db, "c", by, reason)
+	_, resumeErr := inbox.Resume(t.Context(), b.db, "c", by, reason, "")
 	for _, err := range []error{pauseErr, resumeErr} {
-		if u, ok := errors.AsType[*status.UnknownError](err); !ok || !strings.Contains(u.Error(), "a, b") {
+		if u, ok := errors.AsType[*inbox.UnknownError](err); !ok || !strings.Contains(u.Error(), "a, b") {
 			t.Errorf("of no consumer: %v", err)
 		}
 	}
@@ -141,9 +142,9 @@ func TestOperatorRole(t *testing.T) {
 	db := conn.Conn()
 	_, listErr := status.List(t.Context(), db, b.js)
 	_, getErr := status.Get(t.Context(), db, b.js, "test")
-	_, _, pauseErr := status.Pause(t.Context(), db, "test", by, reason)
+	_, _, pauseErr := inbox.Pause(t.Context(), db, "test", by, reason)
 	_, drainErr := status.Drain(t.Context(), db, "test", patience)
-	_, resumeErr := status.Resume(t.Context(), db, "test", by, reason)
+	_, resumeErr := inbox.Resume(t.Context(), db, "test", by, reason, "")
 	if err := errors.Join(listErr, getErr, pauseErr, drainErr, resumeErr); err != nil {
 		t.Error(err)
 	}
@@ -164,8 +165,8 @@ func TestConsumerRoleMayNotPause(t *testing.T) {
 	if _, err := conn.Exec(t.Context(), `set role pgjet_consumer`); err != nil {
 		t.Fatal(err)
 	}
-	_, _, pauseErr := status.Pause(t.Context(), conn.Conn(), "test", by, reason)
-	_, resumeErr := status.Resume(t.Context(), conn.Conn(), "test", by, reason)
+	_, _, pauseErr := inbox.Pause(t.Context(), conn.Conn(), "test", by, reason)
+	_, resumeErr := inbox.Resume(t.Context(), conn.Conn(), "test", by, reason, "")
 	for _, err := range []error{pauseErr, resumeErr} {
 		if err == nil || !strings.Contains(err.Error(), "42501") {
 			t.Errorf("pgjet_consumer: %v, want it refused", err)
@@ -202,11 +203,11 @@ func TestPauseOfAnOperation(t *testing.T) {
 			testenv.Eventually(t, patience, "the process says so", func() bool {
 				return b.count(`select count(*) from pgjet.process where cause like '%what paused it does not run any more%'`) == 1
 			})
-			p, news, err := status.Pause(t.Context(), b.db, "test", by, reason)
+			p, news, err := inbox.Pause(t.Context(), b.db, "test", by, reason)
 			if err != nil || !news || p.By != by || p.Reason != reason {
 				t.Errorf("Pause() = %+v, %t, %v, want that it is the operator's now", p, news, err)
 			}
-			if was, err := status.ResumeOwn(t.Context(), b.db, "test", "ann", "done", own); err != nil || was != nil {
+			if was, err := inbox.Resume(t.Context(), b.db, "test", "ann", "done", own); err != nil || was != nil {
 				t.Errorf("ResumeOwn() = %+v, %v, want that the operator's pause stays", was, err)
 			}
 		})
@@ -216,7 +217,7 @@ func TestPauseOfAnOperation(t *testing.T) {
 // TestPauseTakesNoReasonOfAReplay: the next replay would end it.
 func TestPauseTakesNoReasonOfAReplay(t *testing.T) {
 	b := newBench(t)
-	if _, _, err := status.Pause(t.Context(), b.db, "test", by, "replay, operation 7"); err == nil || !strings.Contains(err.Error(), "give another reason") {
+	if _, _, err := inbox.Pause(t.Context(), b.db, "test", by, "replay, operation 7"); err == nil || !strings.Contains(err.Error(), "give another reason") {
 		t.Errorf("Pause() = %v, want that it is refused", err)
 	}
 }

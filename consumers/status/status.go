@@ -5,7 +5,6 @@ package status
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -14,8 +13,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/consumers/saga"
-	"github.com/pgjet/pgjet/internal/pause"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
@@ -38,7 +37,7 @@ type Status struct {
 	Effects       bool           `json:"effects"`        // that are outside the database
 	Active        string         `json:"active_process"` // of an ordered consumer, the one that took the lead last
 	ActiveSince   *time.Time     `json:"active_since"`
-	Paused        *Paused        `json:"paused"` // nil if not
+	Paused        *inbox.Paused  `json:"paused"` // nil if not
 	Processes     []Process      `json:"processes"`
 	Last          *Process       `json:"last_process"` // seen last, if none is seen now
 	Sagas         []saga.Waiting `json:"sagas"`        // of its name, which it begins: those that do not get further
@@ -50,15 +49,6 @@ type Status struct {
 	filters []string // of the durable consumer
 	frozen  bool     // paused in JetStream, by no means of ours
 	growth  int64    // of Lag, between two looks
-}
-
-// Paused says who wants no attempts.
-type Paused struct {
-	At     time.Time `json:"at"`
-	By     string    `json:"by"`
-	Reason string    `json:"reason"`
-	// Interrupted says that an operation made the pause, and does not run any more.
-	Interrupted bool `json:"interrupted"`
 }
 
 // A Process runs a consumer. Those that stand by for an ordered one are not known.
@@ -80,19 +70,6 @@ type database interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-// An UnknownError says that there is no consumer of a name.
-type UnknownError struct {
-	Name  string
-	Known []string
-}
-
-func (e *UnknownError) Error() string {
-	if len(e.Known) == 0 {
-		return fmt.Sprintf("no consumer %q: no process of any consumer has run yet", e.Name)
-	}
-	return fmt.Sprintf("no consumer %q, there is: %s", e.Name, strings.Join(e.Known, ", "))
-}
-
 // List returns the status of every consumer that has ever run, by name. It looks twice,
 // half a second apart. It changes nothing and needs SELECT on the tables.
 func List(ctx context.Context, db database, js jetstream.JetStream) ([]Status, error) {
@@ -103,7 +80,7 @@ func List(ctx context.Context, db database, js jetstream.JetStream) ([]Status, e
 	return all, lookTwice(ctx, db, js, all)
 }
 
-// Get is [List] for one consumer. It returns an [UnknownError] if there is none.
+// Get is [List] for one consumer. It returns an [inbox.UnknownError] if there is none.
 func Get(ctx context.Context, db database, js jetstream.JetStream, name string) (Status, error) {
 	all, err := load(ctx, db)
 	if err != nil {
@@ -119,7 +96,7 @@ func Get(ctx context.Context, db database, js jetstream.JetStream, name string) 
 }
 
 func unknown(name string, all []Status) error {
-	e := &UnknownError{Name: name}
+	e := &inbox.UnknownError{Name: name}
 	for _, s := range all {
 		e.Known = append(e.Known, s.Name)
 	}
@@ -130,7 +107,7 @@ func unknown(name string, all []Status) error {
 func load(ctx context.Context, db database) ([]Status, error) {
 	rows, err := db.Query(ctx, `
 		select c.name, c.stream, c.ordered, c.effects, coalesce(c.process, ''), c.since,
-		       c.paused_at, coalesce(c.paused_by, ''), coalesce(c.pause_reason, ''), coalesce(`+pause.Interrupted+`, false), clock_timestamp(),
+		       `+inbox.PausedColumns+`, clock_timestamp(),
 		       (select count(*) from pgjet.dead_letter d where d.consumer = c.name and d.state = 'dead'),
 		       i.waiting, i.oldest
 		  from pgjet.consumer c, lateral (
@@ -141,14 +118,12 @@ func load(ctx context.Context, db database) ([]Status, error) {
 		return nil, err
 	}
 	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (s Status, err error) {
-		var p Paused
-		var pausedAt *time.Time
+		var at *time.Time
+		var by, reason string
+		var interrupted bool
 		err = row.Scan(&s.Name, &s.Stream, &s.Ordered, &s.Effects, &s.Active, &s.ActiveSince,
-			&pausedAt, &p.By, &p.Reason, &p.Interrupted, &s.At, &s.DeadLetters, &s.Retrying, &s.OldestSeconds)
-		if pausedAt != nil {
-			p.At = pausedAt.UTC()
-			s.Paused = &p
-		}
+			&at, &by, &reason, &interrupted, &s.At, &s.DeadLetters, &s.Retrying, &s.OldestSeconds)
+		s.Paused = inbox.ScanPaused(at, by, reason, interrupted)
 		if s.ActiveSince != nil {
 			s.ActiveSince = new(s.ActiveSince.UTC())
 		}
@@ -182,9 +157,9 @@ func (s *Status) loadProcesses(ctx context.Context, db database) error {
 	for _, p := range all {
 		p.Since, p.SeenAt = p.Since.UTC(), p.SeenAt.UTC()
 		if !strings.HasPrefix(p.Cause, "paused ") { // by user@host, whom the status names anyway
-			p.Cause = consumers.Masked(p.Cause)
+			p.Cause = inbox.Mask(p.Cause)
 		}
-		p.Error = consumers.Masked(p.Error)
+		p.Error = inbox.Mask(p.Error)
 		switch {
 		case p.SeenAt.Sub(s.At) >= silence:
 		case s.At.Sub(p.SeenAt) < silence:

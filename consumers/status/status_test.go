@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/consumers/status"
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/testenv"
@@ -361,7 +362,7 @@ func TestList(t *testing.T) {
 		t.Errorf("List() = %+v, %v", all, err)
 	}
 	_, err = status.Get(t.Context(), b.db, b.js, "c")
-	if u, ok := errors.AsType[*status.UnknownError](err); !ok || !strings.Contains(u.Error(), "a, b") {
+	if u, ok := errors.AsType[*inbox.UnknownError](err); !ok || !strings.Contains(u.Error(), "a, b") {
 		t.Errorf("Get() of no consumer: %v", err)
 	}
 }

@@ -9,7 +9,6 @@ import (
 
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/consumers/saga"
-	"github.com/pgjet/pgjet/internal/pause"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
@@ -98,7 +97,7 @@ func (s *Status) held() (w Why) {
 	case s.Paused != nil:
 		w = say("paused", "paused by %s %s: %q", s.Paused.By, ago(s.At.Sub(s.Paused.At)), s.Paused.Reason)
 		if s.Paused.Interrupted {
-			w.Text += "; " + pause.Advice(s.Name, s.Paused.Reason)
+			w.Text += "; " + s.Paused.Advice(s.Name)
 		}
 	case s.frozen:
 		w = say("paused", "the durable consumer is paused in JetStream itself, not by pgjet")

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/consumers/saga"
 )
 
@@ -36,10 +37,10 @@ func TestWhy(t *testing.T) {
 		code string
 		says string
 	}{
-		{"what is lost comes first", Status{Account: consumers.Account{Unaccounted: 2}, lacks: "", Paused: &Paused{}}, "unaccounted", "2 events"},
-		{"no stream", Status{Stream: "EVENTS", lacks: "stream_missing", Paused: &Paused{}}, "stream_missing", "EVENTS does not exist"},
-		{"no durable consumer", Status{Name: "billing", lacks: "consumer_missing", Paused: &Paused{}}, "consumer_missing", "billing"},
-		{"paused", Status{Account: account(5, 0, 0), Paused: &Paused{At: noon.Add(-time.Minute), By: "ann@host", Reason: "upgrade"}}, "paused", `by ann@host 1m0s ago: "upgrade"`},
+		{"what is lost comes first", Status{Account: consumers.Account{Unaccounted: 2}, lacks: "", Paused: &inbox.Paused{}}, "unaccounted", "2 events"},
+		{"no stream", Status{Stream: "EVENTS", lacks: "stream_missing", Paused: &inbox.Paused{}}, "stream_missing", "EVENTS does not exist"},
+		{"no durable consumer", Status{Name: "billing", lacks: "consumer_missing", Paused: &inbox.Paused{}}, "consumer_missing", "billing"},
+		{"paused", Status{Account: account(5, 0, 0), Paused: &inbox.Paused{At: noon.Add(-time.Minute), By: "ann@host", Reason: "upgrade"}}, "paused", `by ann@host 1m0s ago: "upgrade"`},
 		{"paused in JetStream", Status{Account: account(5, 0, 0), frozen: true}, "paused", "JetStream itself"},
 		{"nobody runs", Status{Account: account(1, 0, 0), Last: &Process{Process: "host:7", SeenAt: noon.Add(-3 * time.Minute)}}, "no_process", "the last was host:7, 3m0s ago"},
 		{"nobody runs, and retries wait", Status{Account: account(0, 0, 1), Active: "host:8"}, "no_process", "the last was host:8"},
@@ -106,7 +107,7 @@ func TestReasons(t *testing.T) {
 	sagas := []saga.Waiting{{Step: "billing", Sagas: 3}, {Step: "undo billing", Sagas: 1, NeedsOperator: true}}
 	for want, s := range map[string]Status{
 		"failing saga_needs_operator saga_waiting dead_letters": {Account: account(9, 9, 0), DeadLetters: 1, Processes: failing, Sagas: sagas},
-		"unaccounted paused no_process dead_letters":            {Account: consumers.Account{Unaccounted: 1, Lag: 2}, Paused: &Paused{}, DeadLetters: 1},
+		"unaccounted paused no_process dead_letters":            {Account: consumers.Account{Unaccounted: 1, Lag: 2}, Paused: &inbox.Paused{}, DeadLetters: 1},
 		"unavailable dead_letters":                              {Account: account(9, 9, 0), DeadLetters: 1, Processes: process(func(p *Process) { p.Failed, p.Cause = 50, "unavailable: x" })},
 		"consumer_missing dead_letters":                         {lacks: "consumer_missing", DeadLetters: 2},
 		"slow dead_letters":                                     {Account: account(30, 64, 0), Processes: process(nil), growth: 5, DeadLetters: 1},

@@ -1,4 +1,4 @@
-package deadletter_test
+package inbox_test
 
 import (
 	"context"
@@ -16,7 +16,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers"
-	"github.com/pgjet/pgjet/consumers/deadletter"
+	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/consumers/replay"
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
@@ -57,7 +58,7 @@ func (b *bench) consume(park bool, handle consumers.Handler, keys ...string) {
 // becomes waits for the states of all dead letters.
 func (b *bench) becomes(states string) {
 	b.Helper()
-	testenv.Eventually(b, patience, "the dead letters are "+states, func() bool { return b.states(deadletter.Filter{}) == states })
+	testenv.Eventually(b, patience, "the dead letters are "+states, func() bool { return b.states(inbox.Filter{}) == states })
 }
 
 // TestWithARunningConsumer: what is redriven dies again until the handler is fixed, and
@@ -79,13 +80,13 @@ func TestWithARunningConsumer(t *testing.T) {
 
 	redrive := func() {
 		for range 4 {
-			_, err := deadletter.Redrive(t.Context(), b.db, deadletter.Filter{Consumer: "test"}, decision)
+			_, err := replay.Redrive(t.Context(), b.db, inbox.Filter{Consumer: "test"}, decision)
 			if err != nil {
 				t.Error(err)
 			}
 		}
 	}
-	b.does(deadletter.Redrive, deadletter.Filter{}, decision, deadletter.Outcome{Consumer: "test", Changed: 1})
+	b.does(replay.Redrive, inbox.Filter{}, decision, inbox.Outcome{Consumer: "test", Changed: 1})
 	b.becomes("dead")
 	if n := b.count(`done where seq < 5`); n != 0 {
 		t.Errorf("%d events went past a dead letter of their key", n)
@@ -100,7 +101,7 @@ func TestWithARunningConsumer(t *testing.T) {
 	})
 	b.becomes("done dead")
 
-	b.does(deadletter.Discard, deadletter.Filter{}, decision, deadletter.Outcome{Consumer: "test", Changed: 1})
+	b.does(replay.Discard, inbox.Filter{}, decision, inbox.Outcome{Consumer: "test", Changed: 1})
 	testenv.Eventually(t, patience, "the last goes on", func() bool { return b.count(`done where seq = 4`) == 1 })
 	rows, err := b.admin.Query(t.Context(), `select seq from done where seq < 5 order by at`)
 	if err != nil {
@@ -146,7 +147,7 @@ func TestRedriveWhileItsKeysAreHandled(t *testing.T) {
 	for some := range slices.Chunk(all, n/4) {
 		four.Go(func() {
 			for few := range slices.Chunk(some, 3) {
-				if _, err := deadletter.Redrive(t.Context(), b.db, deadletter.Filter{IDs: few}, decision); err != nil {
+				if _, err := replay.Redrive(t.Context(), b.db, inbox.Filter{IDs: few}, decision); err != nil {
 					t.Error(err)
 				}
 			}

@@ -1,4 +1,4 @@
-package extend_test
+package replay_test
 
 import (
 	"context"
@@ -8,13 +8,13 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/pgjet/pgjet/consumers/extend"
+	"github.com/pgjet/pgjet/consumers/replay"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestFailsHalfWay: whatever is refused on the way, the durable consumer has its filters
+// TestExtendFailsHalfWay: whatever is refused on the way, the durable consumer has its filters
 // again, nobody is paused, and another run finishes.
-func TestFailsHalfWay(t *testing.T) {
+func TestExtendFailsHalfWay(t *testing.T) {
 	for name, denied := range map[string]string{
 		"the filters": "$JS.API.CONSUMER.CREATE.EVENTS.notes",
 		"the look":    "$JS.API.DIRECT.GET.EVENTS",
@@ -25,7 +25,7 @@ func TestFailsHalfWay(t *testing.T) {
 			n := testenv.NATSWith(t, `no_auth_user: admin
 				authorization { users: [ { user: admin, password: x },
 					{ user: mute, password: x, permissions: { publish: { deny: "`+denied+`" } } } ] }`)
-			b := newBenchOn(t, testenv.Connect(t, n.URL()))
+			b := newRigOn(t, testenv.Connect(t, n.URL()))
 			older, newer := b.consumer(false, "note.made"), b.consumer(false, "note.made", "note.kept")
 			_, stop := b.start(older)
 			b.publish("note.made 1", "note.kept 2", "note.made 3")
@@ -43,7 +43,7 @@ func TestFailsHalfWay(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = extend.Run(t.Context(), b.db, js, "EVENTS", want, "ann@host")
+			_, err = replay.Extend(t.Context(), b.db, js, "EVENTS", want, "ann@host")
 			if err == nil || !strings.Contains(err.Error(), "do this again") || !strings.Contains(err.Error(), denied) {
 				t.Errorf("Run() = %v, want that %s is denied, and to do this again", err, denied)
 			}
@@ -68,7 +68,7 @@ func TestFailsHalfWay(t *testing.T) {
 
 // TestInterruptedExtension: it is undone when ctx ends, too.
 func TestInterruptedExtension(t *testing.T) {
-	b := newBench(t)
+	b := newRig(t)
 	older, newer := b.consumer(false, "note.made"), b.consumer(false, "note.made", "note.kept")
 	b.start(older)
 	b.publish("note.made 1", "note.kept 2")
@@ -84,7 +84,7 @@ func TestInterruptedExtension(t *testing.T) {
 		})
 		cancel()
 	}()
-	if _, err := extend.Run(ctx, b.db, b.js, "EVENTS", want, "ann@host"); err != nil {
+	if _, err := replay.Extend(ctx, b.db, b.js, "EVENTS", want, "ann@host"); err != nil {
 		b.publish("note.made 3")
 		b.handles(2)
 	} // else it was done before it was interrupted

@@ -1,4 +1,4 @@
-package extend_test
+package replay_test
 
 import (
 	"bytes"
@@ -18,33 +18,28 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers"
-	"github.com/pgjet/pgjet/consumers/extend"
+	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/consumers/replay"
-	"github.com/pgjet/pgjet/consumers/status"
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
-
-const patience = 30 * time.Second
-
-// A bench is a stream, and a consumer that once knew made notes only.
-type bench struct {
+// A rig is a stream, and a consumer that once knew made notes only.
+type rig struct {
 	*testing.T
 	db *pgxpool.Pool
 	js jetstream.JetStream
 }
 
-func newBench(t *testing.T) *bench {
+func newRig(t *testing.T) *rig {
 	t.Helper()
 	js, _ := testenv.JetStream(t)
-	return newBenchOn(t, js)
+	return newRigOn(t, js)
 }
 
-func newBenchOn(t *testing.T, js jetstream.JetStream) *bench {
+func newRigOn(t *testing.T, js jetstream.JetStream) *rig {
 	t.Helper()
-	b := &bench{T: t, db: testenv.Postgres(t), js: js}
+	b := &rig{T: t, db: testenv.Postgres(t), js: js}
 	_, err := b.js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{events.AllSubjects}, AllowDirect: true})
 	if err != nil {
 		t.Fatal(err)
@@ -53,12 +48,12 @@ func newBenchOn(t *testing.T, js jetstream.JetStream) *bench {
 	return b
 }
 
-func (b *bench) exec(sql string, args ...any) {
+func (b *rig) exec(sql string, args ...any) {
 	b.Helper()
 	testenv.Exec(b, b.db, sql, args...)
 }
 
-func (b *bench) text(sql string) (text string) {
+func (b *rig) text(sql string) (text string) {
 	b.Helper()
 	if err := b.db.QueryRow(b.Context(), sql).Scan(&text); err != nil {
 		b.Fatal(err)
@@ -67,7 +62,7 @@ func (b *bench) text(sql string) (text string) {
 }
 
 // publish stores an event of each type and key, such as "note.made a".
-func (b *bench) publish(all ...string) {
+func (b *rig) publish(all ...string) {
 	b.Helper()
 	for _, one := range all {
 		eventType, key, _ := strings.Cut(one, " ")
@@ -83,7 +78,7 @@ func (b *bench) publish(all ...string) {
 }
 
 // consumer returns one that handles these types. It gives up what it does not know.
-func (b *bench) consumer(effect bool, types ...string) consumers.Consumer {
+func (b *rig) consumer(effect bool, types ...string) consumers.Consumer {
 	note := func(ctx context.Context, e events.Event) error {
 		if !slices.Contains(types, e.Type) {
 			return fmt.Errorf("%s is not for this version", e.Type)
@@ -101,21 +96,21 @@ func (b *bench) consumer(effect bool, types ...string) consumers.Consumer {
 }
 
 // start runs a version of the consumer.
-func (b *bench) start(c consumers.Consumer) (r *consumers.Runner, stop func()) {
+func (b *rig) start(c consumers.Consumer) (r *consumers.Runner, stop func()) {
 	b.Helper()
 	r = &consumers.Runner{Consumer: c, DB: b.db, JS: b.js, Log: slog.New(slog.NewTextHandler(&bytes.Buffer{}, nil))}
 	return r, testenv.Run(b, r.Run)
 }
 
 // handles waits until a query about what was handled says want.
-func (b *bench) handles(want int) {
+func (b *rig) handles(want int) {
 	b.Helper()
 	testenv.Eventually(b, patience, fmt.Sprint(want, " events are handled"), func() bool {
 		return b.text(`select count(*)::text from handled`) == fmt.Sprint(want)
 	})
 }
 
-func (b *bench) differs(r *consumers.Runner) {
+func (b *rig) differs(r *consumers.Runner) {
 	b.Helper()
 	testenv.Eventually(b, patience, "the new version refuses the old durable consumer", func() bool {
 		err := r.Ready(b.Context())
@@ -123,7 +118,7 @@ func (b *bench) differs(r *consumers.Runner) {
 	})
 }
 
-func (b *bench) extend(c consumers.Consumer) extend.Result {
+func (b *rig) extend(c consumers.Consumer) replay.Extended {
 	b.Helper()
 	want, err := c.Config()
 	if err != nil {
@@ -136,7 +131,7 @@ func (b *bench) extend(c consumers.Consumer) extend.Result {
 		b.Fatal(err)
 	}
 	defer db.Close()
-	result, err := extend.Run(b.Context(), db, b.js, "EVENTS", want, "ann@host")
+	result, err := replay.Extend(b.Context(), db, b.js, "EVENTS", want, "ann@host")
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -144,7 +139,7 @@ func (b *bench) extend(c consumers.Consumer) extend.Result {
 }
 
 // settled fails unless every event was handled once, none was given up, and nobody is paused.
-func (b *bench) settled() {
+func (b *rig) settled() {
 	b.Helper()
 	if got := b.text(`select concat_ws(' ', (select count(*) from pgjet.dead_letter), (select count(*) from pgjet.consumer where paused_at is not null))`); got != "0 0" {
 		b.Errorf("%s dead letters and pauses, want none: %s", got, b.text(`select coalesce(string_agg(error, e'\n'), '') from pgjet.dead_letter`))
@@ -158,7 +153,7 @@ func (b *bench) settled() {
 // TestOrderedConsumerGoesBack: what came before it knew the type is handled, nothing twice,
 // and an old process does no harm.
 func TestOrderedConsumerGoesBack(t *testing.T) {
-	b := newBench(t)
+	b := newRig(t)
 	older, newer := b.consumer(false, "note.made"), b.consumer(false, "note.made", "note.kept", "note.torn")
 	b.start(older)
 	b.publish("note.made 1", "note.kept 2", "note.made 3", "note.kept 4", "note.torn 5", "note.other 6", "note.made 7")
@@ -167,7 +162,7 @@ func TestOrderedConsumerGoesBack(t *testing.T) {
 	defer stop()
 	r, _ := b.start(newer)
 	got := b.extend(newer)
-	if diff := cmp.Diff(extend.Result{Types: []string{"note.kept", "note.torn"}, Earlier: 3}, got); diff != "" {
+	if diff := cmp.Diff(replay.Extended{Types: []string{"note.kept", "note.torn"}, Earlier: 3}, got); diff != "" {
 		t.Errorf("Run() differs: %s", diff)
 	}
 	b.publish("note.kept 8", "note.made 9")
@@ -186,7 +181,7 @@ func TestOrderedConsumerGoesBack(t *testing.T) {
 // handles nothing more.
 func TestOldProcessesEnd(t *testing.T) {
 	for _, effect := range []bool{false, true} {
-		b := newBench(t)
+		b := newRig(t)
 		older, newer := b.consumer(effect, "note.made"), b.consumer(effect, "note.made", "note.kept")
 		b.start(older)
 		b.publish("note.made 1")
@@ -204,7 +199,7 @@ func TestOldProcessesEnd(t *testing.T) {
 // TestKeysStayInOrder: of one key the earlier events of a new type come before later ones,
 // although these were on their way when the type was added.
 func TestKeysStayInOrder(t *testing.T) {
-	b := newBench(t)
+	b := newRig(t)
 	older, newer := b.consumer(false, "note.made"), b.consumer(false, "note.made", "note.kept")
 	newer.Handle = func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 		_, err := tx.Exec(ctx, `insert into handled (type, key, seq) values ($1, $2, $3)`, e.Type, e.Key, e.Time.UnixMicro())
@@ -245,7 +240,7 @@ func TestKeysStayInOrder(t *testing.T) {
 
 // TestEffectsHappen: nobody needs to fear that one happened before, so none is a dead letter.
 func TestEffectsHappen(t *testing.T) {
-	b := newBench(t)
+	b := newRig(t)
 	older, newer := b.consumer(true, "note.made"), b.consumer(true, "note.made", "note.kept")
 	_, stop := b.start(older)
 	b.publish("note.made 1", "note.kept 2", "note.made 3", "note.kept 4", "note.made 5")
@@ -263,9 +258,9 @@ func TestEffectsHappen(t *testing.T) {
 }
 
 // TestInterrupted: another run finishes what one began, and ends its pause.
-func TestInterrupted(t *testing.T) {
+func TestExtendInterrupted(t *testing.T) {
 	for _, updated := range []bool{false, true} {
-		b := newBench(t)
+		b := newRig(t)
 		older, newer := b.consumer(false, "note.made"), b.consumer(false, "note.made", "note.kept")
 		_, stop := b.start(older)
 		b.publish("note.made 1", "note.kept 2", "note.made 3")
@@ -290,13 +285,13 @@ func TestInterrupted(t *testing.T) {
 
 // TestPausedStaysSo: an operator who wants no attempts gets none.
 func TestPausedStaysSo(t *testing.T) {
-	b := newBench(t)
+	b := newRig(t)
 	older, newer := b.consumer(false, "note.made"), b.consumer(false, "note.made", "note.kept")
 	_, stop := b.start(older)
 	b.publish("note.kept 1", "note.made 2")
 	b.handles(1)
 	stop()
-	if _, _, err := status.Pause(t.Context(), b.db, "notes", "bob@host", "lunch"); err != nil {
+	if _, _, err := inbox.Pause(t.Context(), b.db, "notes", "bob@host", "lunch"); err != nil {
 		t.Fatal(err)
 	}
 	if got := b.extend(newer); !got.Paused || len(got.Types) != 1 {
@@ -305,7 +300,7 @@ func TestPausedStaysSo(t *testing.T) {
 	if got := b.text(`select pause_reason from pgjet.consumer`); got != "lunch" {
 		t.Errorf("it is paused for %q, want lunch", got)
 	}
-	if _, err := status.Resume(t.Context(), b.db, "notes", "bob@host", "back"); err != nil {
+	if _, err := inbox.Resume(t.Context(), b.db, "notes", "bob@host", "back", ""); err != nil {
 		t.Fatal(err)
 	}
 	b.start(newer)
@@ -315,13 +310,13 @@ func TestPausedStaysSo(t *testing.T) {
 
 // TestPausedAndInterrupted: what an operator's pause hides is finished, too, by another run.
 func TestPausedAndInterrupted(t *testing.T) {
-	b := newBench(t)
+	b := newRig(t)
 	older, newer := b.consumer(true, "note.made"), b.consumer(true, "note.made", "note.kept")
 	_, stop := b.start(older)
 	b.publish("note.kept 1", "note.made 2", "note.kept 3")
 	b.handles(1)
 	stop()
-	if _, _, err := status.Pause(t.Context(), b.db, "notes", "bob@host", "lunch"); err != nil {
+	if _, _, err := inbox.Pause(t.Context(), b.db, "notes", "bob@host", "lunch"); err != nil {
 		t.Fatal(err)
 	}
 	other, err := replay.Open(t.Context(), b.db, b.js, "notes")
@@ -335,7 +330,7 @@ func TestPausedAndInterrupted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = extend.Run(t.Context(), b.db, b.js, "EVENTS", want, "ann@host")
+	_, err = replay.Extend(t.Context(), b.db, b.js, "EVENTS", want, "ann@host")
 	other.Close()
 	if !errors.Is(err, replay.ErrBusy) || !strings.Contains(err.Error(), "do this again") {
 		t.Fatalf("Run() = %v while somebody replays, want to be told to do it again", err)
@@ -346,7 +341,7 @@ func TestPausedAndInterrupted(t *testing.T) {
 	if a, err := consumers.ReadAccount(t.Context(), b.db, b.js, "EVENTS", "notes"); err != nil || a.Unaccounted != 0 || a.Retrying != 2 {
 		t.Errorf("what was handed over is not accounted for: %+v, %v", a, err)
 	}
-	if _, err := status.Resume(t.Context(), b.db, "notes", "bob@host", "back"); err != nil {
+	if _, err := inbox.Resume(t.Context(), b.db, "notes", "bob@host", "back", ""); err != nil {
 		t.Fatal(err)
 	}
 	b.start(newer)
@@ -362,7 +357,7 @@ func TestPausedAndInterrupted(t *testing.T) {
 
 // TestLeftAlone: what is not missing types is for somebody to look at.
 func TestLeftAlone(t *testing.T) {
-	b := newBench(t)
+	b := newRig(t)
 	newer := b.consumer(false, "note.made", "note.kept")
 	want, err := newer.Config()
 	if err != nil {
@@ -370,7 +365,7 @@ func TestLeftAlone(t *testing.T) {
 	}
 	lacks := func() []string {
 		t.Helper()
-		types, err := extend.Lacks(t.Context(), b.js, "EVENTS", want)
+		types, err := replay.Lacks(t.Context(), b.js, "EVENTS", want)
 		if err != nil {
 			t.Fatal(err)
 		}

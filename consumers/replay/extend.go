@@ -1,13 +1,4 @@
-// Package extend lets a durable consumer that exists bring further types of events, for a
-// consumer that was given a handler for them.
-//
-// It either succeeds or, as far as it can reach the servers, undoes what it changed.
-// Nothing is lost and nothing happens twice by it: what the stream already holds of those
-// types comes as well, and what is done is skipped. A consumer that keeps the order is set
-// back for it, and goes through the stream in order from the first of those events on; to
-// one with effects they are handed over one by one. Nobody handles
-// events in between: the consumer is paused, and goes on when all is done.
-package extend
+package replay
 
 import (
 	"context"
@@ -20,24 +11,19 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/pgjet/pgjet/consumers/replay"
-	"github.com/pgjet/pgjet/consumers/status"
+	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/natsconn"
-	"github.com/pgjet/pgjet/internal/pause"
+	"github.com/pgjet/pgjet/internal/operation"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
-
-// pausedBy is the reason of a pause that [Run] made, so that a later one ends it if this
-// one cannot.
-const pausedBy = pause.Extension
 
 // afterwards bounds what has to be done although ctx has ended.
 const afterwards = 30 * time.Second
 
-// A Result says what was added.
-type Result struct {
+// An Extended says what was added.
+type Extended struct {
 	Types   []string // that the durable consumer did not bring before; none: it was left alone
 	Earlier int      // events that the stream held before, and that come now
 	Paused  bool     // by an operator before, and still
@@ -47,11 +33,11 @@ type Result struct {
 // bring. It returns none if there is none, or it brings others that want does not ask for:
 // those nobody may take from it.
 func Lacks(ctx context.Context, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig) ([]string, error) {
-	lacks, _, err := compare(ctx, js, stream, want)
-	return lacks, err
+	missing, _, err := lacks(ctx, js, stream, want)
+	return missing, err
 }
 
-func compare(ctx context.Context, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig) (lacks []string, have jetstream.ConsumerConfig, err error) {
+func lacks(ctx context.Context, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig) (missing []string, have jetstream.ConsumerConfig, err error) {
 	durable, err := js.Consumer(ctx, stream, want.Durable)
 	if class := natsconn.Of(err); class == jserror.ConsumerMissing || class == jserror.StreamMissing {
 		return nil, have, nil
@@ -66,31 +52,38 @@ func compare(ctx context.Context, js jetstream.JetStream, stream string, want je
 	}
 	for _, subject := range want.FilterSubjects {
 		if !slices.Contains(brings, subject) {
-			lacks = append(lacks, strings.TrimPrefix(subject, events.Filter("")))
+			missing = append(missing, strings.TrimPrefix(subject, events.Filter("")))
 		}
 	}
-	if len(brings) == 0 || len(brings)+len(lacks) != len(want.FilterSubjects) { // without any it brings all
+	if len(brings) == 0 || len(brings)+len(missing) != len(want.FilterSubjects) { // without any it brings all
 		return nil, have, nil
 	}
-	return lacks, have, nil
+	return missing, have, nil
 }
 
-// Run adds to the durable consumer what want asks for and it lacks, as [Lacks] says. by is
+// Extend lets a durable consumer that exists bring further types of events, for a
+// consumer that was given a handler for them. It adds to the durable consumer what want asks for and it lacks, as [Lacks] says. by is
 // who wants it; what is done is kept in pgjet.operation. If it fails on the way it undoes what
-// it changed, and ends its pause. Run may then be called again.
-func Run(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig, by string) (Result, error) {
+// it changed, and ends its pause. Extend may then be called again.
+//
+// Nothing is lost and nothing happens twice by it: what the stream already holds of those
+// types comes as well, and what is done is skipped. A consumer that keeps the order is set
+// back for it, and goes through the stream in order from the first of those events on; to
+// one with effects they are handed over one by one. Nobody handles
+// events in between: the consumer is paused, and goes on when all is done.
+func Extend(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig, by string) (Extended, error) {
 	if err := natsconn.CheckVersion(js.Conn()); err != nil {
-		return Result{}, natsconn.Explain(js.Conn(), err, "operator")
+		return Extended{}, natsconn.Explain(js.Conn(), err, "operator")
 	}
-	lacks, have, err := compare(ctx, js, stream, want)
+	missing, have, err := lacks(ctx, js, stream, want)
 	if err != nil {
-		return Result{}, err
+		return Extended{}, err
 	}
 	unfinished, err := unfinished(ctx, db, want.Durable)
-	if err != nil || len(lacks) == 0 && !unfinished {
-		return Result{}, err
+	if err != nil || len(missing) == 0 && !unfinished {
+		return Extended{}, err
 	}
-	x := &extension{db: db, js: js, stream: stream, name: want.Durable, by: by, lacks: lacks, before: have, want: have}
+	x := &extension{db: db, js: js, stream: stream, name: want.Durable, by: by, lacks: missing, before: have, want: have}
 	x.want.FilterSubject, x.want.FilterSubjects = "", want.FilterSubjects
 	if have.FilterSubject != "" { // in the form that needs no other permission
 		x.before.FilterSubject, x.before.FilterSubjects = "", []string{have.FilterSubject}
@@ -108,7 +101,7 @@ func (x *extension) undo(ctx context.Context, err error) error {
 	defer cancel()
 	failed := x.restore(ctx)
 	for failed == nil && x.paused {
-		if _, failed = status.ResumeOwn(ctx, x.db, x.name, x.by, "types of events were not added: "+err.Error(), pausedBy); failed == nil {
+		if _, failed = inbox.Resume(ctx, x.db, x.name, x.by, "types of events were not added: "+err.Error(), inbox.ExtendPause); failed == nil {
 			break
 		}
 		select { // a connection may have been lost, or the server be restarted
@@ -131,7 +124,7 @@ func (x *extension) restore(ctx context.Context) error {
 	if !x.updated || len(x.lacks) == 0 {
 		return nil
 	}
-	_, now, err := compare(ctx, x.js, x.stream, x.want)
+	_, now, err := lacks(ctx, x.js, x.stream, x.want)
 	if err == nil && len(now.FilterSubjects) == len(x.before.FilterSubjects) || now.FilterSubject != "" {
 		return nil // it was not changed
 	}
@@ -143,18 +136,19 @@ func (x *extension) restore(ctx context.Context) error {
 
 func (x *extension) role() string { return "operator --consumer " + x.name }
 
-// unfinished reports whether an earlier Run was interrupted: it left its pause, or, if
+// unfinished reports whether an earlier Extend was interrupted: it left its pause, or, if
 // somebody else had paused the consumer, its operation alone.
-func unfinished(ctx context.Context, db *pgxpool.Pool, name string) (yes bool, err error) {
-	err = db.QueryRow(ctx, `
-		select exists (select from pgjet.consumer where name = $1 and pause_reason = $2)
-		    or exists (select from pgjet.operation where kind = 'consumer.extend' and target = $1 and detail ->> 'done' = 'false')`,
-		name, pausedBy).Scan(&yes)
-	if err != nil {
-		return false, sqlstate.Wrap("look up consumer "+name, err)
+func unfinished(ctx context.Context, db *pgxpool.Pool, name string) (bool, error) {
+	p, err := inbox.ReadPause(ctx, db, name)
+	if err != nil || p != nil && p.Reason == inbox.ExtendPause {
+		return err == nil, sqlstate.Wrap("look up consumer "+name, err)
 	}
-	return yes, nil
+	yes, err := operation.Unfinished(ctx, db, extendKind, name, nil)
+	return yes, sqlstate.Wrap("look up consumer "+name, err)
 }
+
+// extendKind is the kind of the operation.
+const extendKind = "consumer.extend"
 
 type extension struct {
 	db           *pgxpool.Pool
@@ -167,21 +161,21 @@ type extension struct {
 	updated      bool // the durable consumer, perhaps
 }
 
-func (x *extension) run(ctx context.Context) (result Result, err error) {
+func (x *extension) run(ctx context.Context) (result Extended, err error) {
 	result.Types = x.lacks
-	p, _, err := status.Pause(ctx, x.db, x.name, x.by, pausedBy)
-	_, unknown := errors.AsType[*status.UnknownError](err)
+	p, _, err := inbox.Pause(ctx, x.db, x.name, x.by, inbox.ExtendPause)
+	_, unknown := errors.AsType[*inbox.UnknownError](err)
 	if err != nil && !unknown {
 		return result, err
 	}
-	x.paused = p.Reason == pausedBy
+	x.paused = p.Reason == inbox.ExtendPause
 	result.Paused = !unknown && !x.paused
 	if err := x.begun(ctx); err != nil {
 		return result, err
 	}
 	// However short the pause is: no process that has begun before handles another event.
-	if _, err := x.db.Exec(ctx, `update pgjet.consumer set epoch = epoch + 1 where name = $1`, x.name); err != nil {
-		return result, fmt.Errorf("end the sessions of consumer %s: %w", x.name, err)
+	if err := inbox.Interrupt(ctx, x.db, x.name); err != nil {
+		return result, err
 	}
 	x.updated = true
 	if _, err := x.js.UpdateConsumer(ctx, x.stream, x.want); err != nil {
@@ -198,7 +192,7 @@ func (x *extension) run(ctx context.Context) (result Result, err error) {
 	if err := x.done(ctx); err != nil || !x.paused {
 		return result, err
 	}
-	_, err = status.ResumeOwn(ctx, x.db, x.name, x.by, "the durable consumer brings "+strings.Join(x.want.FilterSubjects, ", "), pausedBy)
+	_, err = inbox.Resume(ctx, x.db, x.name, x.by, "the durable consumer brings "+strings.Join(x.want.FilterSubjects, ", "), inbox.ExtendPause)
 	return result, err
 }
 
@@ -207,11 +201,11 @@ func (x *extension) begun(ctx context.Context) error {
 	if len(x.lacks) == 0 {
 		return nil // was recorded
 	}
-	_, err := x.db.Exec(ctx, `
-		insert into pgjet.operation (kind, target, by, reason, detail)
-		select 'consumer.extend', $1, $2, $3, jsonb_build_object('types', $4::text[], 'done', false)
-		 where not exists (select from pgjet.operation where kind = 'consumer.extend' and target = $1 and detail ->> 'done' = 'false'
-		                      and detail -> 'types' = to_jsonb($4::text[]))`, x.name, x.by, pausedBy, x.lacks)
+	detail := map[string]any{"types": x.lacks, "done": false}
+	noted, err := operation.Unfinished(ctx, x.db, extendKind, x.name, detail)
+	if err == nil && !noted {
+		_, _, err = operation.Note(ctx, x.db, operation.Operation{Kind: extendKind, Target: x.name, By: x.by, Reason: inbox.ExtendPause, Detail: detail})
+	}
 	if err != nil {
 		return fmt.Errorf("record what is added to consumer %s: %w", x.name, err)
 	}
@@ -220,10 +214,7 @@ func (x *extension) begun(ctx context.Context) error {
 
 // done records that nothing is left of this, or of what was interrupted before.
 func (x *extension) done(ctx context.Context) error {
-	_, err := x.db.Exec(ctx, `
-		update pgjet.operation set detail = detail || '{"done": true}'
-		 where kind = 'consumer.extend' and target = $1 and detail ->> 'done' = 'false'`, x.name)
-	if err != nil {
+	if err := operation.Finish(ctx, x.db, extendKind, x.name); err != nil {
 		return fmt.Errorf("record what was added to consumer %s: %w", x.name, err)
 	}
 	return nil
@@ -232,14 +223,14 @@ func (x *extension) done(ctx context.Context) error {
 // replay has what the stream already holds of the added types delivered, and returns how
 // many events come by that.
 func (x *extension) replay(ctx context.Context) (earlier int, err error) {
-	selection := replay.Selection{All: true} // after one that was interrupted nobody knows
+	selection := Selection{All: true} // after one that was interrupted nobody knows
 	if len(x.lacks) > 0 {
 		if selection, err = x.from(ctx); err != nil || selection.FromSeq == 0 {
 			return 0, err
 		}
 	}
-	r, err := replay.Open(ctx, x.db, x.js, x.name)
-	if errors.Is(err, replay.ErrChanged) {
+	r, err := Open(ctx, x.db, x.js, x.name)
+	if errors.Is(err, ErrChanged) {
 		return 0, nil // the stream was made anew: all of it comes
 	}
 	if err != nil {
@@ -253,7 +244,7 @@ func (x *extension) replay(ctx context.Context) (earlier int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	plans := []*replay.Plan{plan}
+	plans := []*Plan{plan}
 	if plan.Effects && len(x.lacks) > 0 { // one by one; of the other types none is missing
 		plans = nil
 		for _, selection.Type = range x.lacks {
@@ -264,7 +255,7 @@ func (x *extension) replay(ctx context.Context) (earlier int, err error) {
 		}
 	}
 	for _, plan := range plans {
-		if _, err := r.Run(ctx, plan, x.by, pausedBy, false, func(int64, int, int) {}); err != nil {
+		if _, err := r.Run(ctx, plan, x.by, inbox.ExtendPause, false, func(int64, int, int) {}); err != nil {
 			return earlier, err
 		}
 		earlier += plan.Run
@@ -274,7 +265,7 @@ func (x *extension) replay(ctx context.Context) (earlier int, err error) {
 
 // from selects the stream from the first event of the added types on; FromSeq is 0 if
 // there is none.
-func (x *extension) from(ctx context.Context) (s replay.Selection, err error) {
+func (x *extension) from(ctx context.Context) (s Selection, err error) {
 	stream, err := x.js.Stream(ctx, x.stream)
 	if err != nil {
 		return s, fmt.Errorf("look up stream %s: %w", x.stream, natsconn.Explain(x.js.Conn(), err, x.role()))

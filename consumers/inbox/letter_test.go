@@ -1,4 +1,4 @@
-package deadletter_test
+package inbox_test
 
 import (
 	"context"
@@ -14,16 +14,15 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/pgjet/pgjet/consumers/deadletter"
+	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/consumers/replay"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
-
-func TestMain(m *testing.M) { testenv.Main(m) }
 
 // patience bounds everything that a test waits for.
 const patience = 20 * time.Second
 
-var decision = deadletter.Decision{By: "ann@host", Reason: "the test says so"}
+var decision = replay.Decision{By: "ann@host", Reason: "the test says so"}
 
 // A bench is a database with dead letters, and a pool with the rights of an operator.
 type bench struct {
@@ -87,10 +86,10 @@ func (b *bench) wait(consumer, key string, seq int) {
 		select consumer, event_id, 'a.b', $2, 'EVENTS', 1, $3, 's', '{}', '{}', 'infinity' from i`, consumer, key, seq)
 }
 
-type verb func(context.Context, *pgxpool.Pool, deadletter.Filter, deadletter.Decision) ([]deadletter.Outcome, error)
+type verb func(context.Context, *pgxpool.Pool, inbox.Filter, replay.Decision) ([]inbox.Outcome, error)
 
 // does runs a verb, which must end as wanted, and returns the ids.
-func (b *bench) does(v verb, f deadletter.Filter, d deadletter.Decision, want ...deadletter.Outcome) (ids []int64) {
+func (b *bench) does(v verb, f inbox.Filter, d replay.Decision, want ...inbox.Outcome) (ids []int64) {
 	b.Helper()
 	got, err := v(b.Context(), b.db, f, d)
 	if err != nil {
@@ -100,22 +99,22 @@ func (b *bench) does(v verb, f deadletter.Filter, d deadletter.Decision, want ..
 		ids = append(ids, got[i].IDs...)
 		got[i].IDs = nil
 	}
-	if !slices.EqualFunc(got, want, func(a, b deadletter.Outcome) bool { return fmt.Sprint(a) == fmt.Sprint(b) }) {
+	if !slices.EqualFunc(got, want, func(a, b inbox.Outcome) bool { return fmt.Sprint(a) == fmt.Sprint(b) }) {
 		b.Errorf("outcome is %+v, want %+v", got, want)
 	}
 	return ids
 }
 
-func (b *bench) list(f deadletter.Filter) []deadletter.Letter {
+func (b *bench) list(f inbox.Filter) []inbox.Letter {
 	b.Helper()
-	all, err := deadletter.List(b.Context(), b.db, f, 0)
+	all, err := inbox.Letters(b.Context(), b.db, f, 0)
 	if err != nil {
 		b.Fatal(err)
 	}
 	return all
 }
 
-func (b *bench) states(f deadletter.Filter) string {
+func (b *bench) states(f inbox.Filter) string {
 	b.Helper()
 	var all []string
 	for _, l := range b.list(f) {
@@ -145,7 +144,7 @@ func TestGroups(t *testing.T) {
 	b.die("mailer", "no answer", 1, 3)
 	b.die("mailer", "bad input", 4, 1)
 	b.die("crm", "no answer", 5, 2)
-	all, err := deadletter.Groups(t.Context(), b.db, deadletter.Filter{State: deadletter.Dead})
+	all, err := inbox.Groups(t.Context(), b.db, inbox.Filter{State: inbox.Dead})
 	if err != nil || len(all) != 3 {
 		t.Fatalf("%d groups (%v), want 3", len(all), err)
 	}
@@ -159,13 +158,13 @@ func TestGroups(t *testing.T) {
 	if all[1].ID == g.ID || all[1].Consumer != "crm" || len(g.ID) != len("g_12345678") {
 		t.Errorf("groups are %+v; ids must differ by consumer", all)
 	}
-	for _, l := range b.list(deadletter.Filter{Group: g.ID}) {
+	for _, l := range b.list(inbox.Filter{Group: g.ID}) {
 		if l.Group != g.ID || l.Consumer != "mailer" || l.ID > 3 {
 			t.Errorf("group %s holds %+v", g.ID, l)
 		}
 	}
-	b.does(deadletter.Discard, deadletter.Filter{Group: g.ID}, decision, deadletter.Outcome{Consumer: "mailer", Changed: 3})
-	if all, err = deadletter.Groups(t.Context(), b.db, deadletter.Filter{State: deadletter.Dead}); err != nil || len(all) != 2 {
+	b.does(replay.Discard, inbox.Filter{Group: g.ID}, decision, inbox.Outcome{Consumer: "mailer", Changed: 3})
+	if all, err = inbox.Groups(t.Context(), b.db, inbox.Filter{State: inbox.Dead}); err != nil || len(all) != 2 {
 		t.Errorf("%d groups are left (%v), want 2", len(all), err)
 	}
 }
@@ -175,26 +174,26 @@ func TestFilters(t *testing.T) {
 	b := newBench(t)
 	b.die("mailer", "no answer", 1, 3)
 	b.die("crm", "bad input", 5, 2)
-	all := b.list(deadletter.Filter{})
+	all := b.list(inbox.Filter{})
 	now := time.Now()
 	for name, row := range map[string]struct {
-		filter deadletter.Filter
+		filter inbox.Filter
 		want   []int64
 	}{
-		"all":               {deadletter.Filter{}, []int64{1, 2, 3, 4, 5}},
-		"consumer":          {deadletter.Filter{Consumer: "crm"}, []int64{4, 5}},
-		"key":               {deadletter.Filter{Key: "k2"}, []int64{2, 5}},
-		"key of a consumer": {deadletter.Filter{Key: "k2", Consumer: "crm"}, []int64{5}},
-		"type":              {deadletter.Filter{Type: "a.b"}, []int64{1, 2, 3, 4, 5}},
-		"another type":      {deadletter.Filter{Type: "a"}, nil},
-		"state":             {deadletter.Filter{State: deadletter.Done}, nil},
-		"group":             {deadletter.Filter{Group: all[4].Group}, []int64{4, 5}},
-		"since":             {deadletter.Filter{Since: now.Add(-90 * time.Minute)}, []int64{1, 4}},
-		"until":             {deadletter.Filter{Until: now.Add(-150 * time.Minute)}, []int64{3}},
-		"ids":               {deadletter.Filter{IDs: []int64{2, 4}}, []int64{2, 4}},
-		"event ids":         {deadletter.Filter{EventIDs: []uuid.UUID{all[2].EventID}}, []int64{3}},
-		"ids of both kinds": {deadletter.Filter{IDs: []int64{1}, EventIDs: []uuid.UUID{all[2].EventID}}, []int64{1, 3}},
-		"up to":             {deadletter.Filter{UpTo: 2}, []int64{1, 2}},
+		"all":               {inbox.Filter{}, []int64{1, 2, 3, 4, 5}},
+		"consumer":          {inbox.Filter{Consumer: "crm"}, []int64{4, 5}},
+		"key":               {inbox.Filter{Key: "k2"}, []int64{2, 5}},
+		"key of a consumer": {inbox.Filter{Key: "k2", Consumer: "crm"}, []int64{5}},
+		"type":              {inbox.Filter{Type: "a.b"}, []int64{1, 2, 3, 4, 5}},
+		"another type":      {inbox.Filter{Type: "a"}, nil},
+		"state":             {inbox.Filter{State: inbox.Done}, nil},
+		"group":             {inbox.Filter{Group: all[4].Group}, []int64{4, 5}},
+		"since":             {inbox.Filter{Since: now.Add(-90 * time.Minute)}, []int64{1, 4}},
+		"until":             {inbox.Filter{Until: now.Add(-150 * time.Minute)}, []int64{3}},
+		"ids":               {inbox.Filter{IDs: []int64{2, 4}}, []int64{2, 4}},
+		"event ids":         {inbox.Filter{EventIDs: []uuid.UUID{all[2].EventID}}, []int64{3}},
+		"ids of both kinds": {inbox.Filter{IDs: []int64{1}, EventIDs: []uuid.UUID{all[2].EventID}}, []int64{1, 3}},
+		"up to":             {inbox.Filter{UpTo: 2}, []int64{1, 2}},
 	} {
 		var got []int64
 		for _, l := range b.list(row.filter) {
@@ -204,7 +203,7 @@ func TestFilters(t *testing.T) {
 			t.Errorf("%s: %v, want %v", name, got, row.want)
 		}
 	}
-	if page, err := deadletter.List(t.Context(), b.db, deadletter.Filter{}, 3); err != nil || len(page) != 2 {
+	if page, err := inbox.Letters(t.Context(), b.db, inbox.Filter{}, 3); err != nil || len(page) != 2 {
 		t.Errorf("behind 3 are %d (%v), want 2", len(page), err)
 	}
 }
@@ -216,14 +215,14 @@ func TestRedrive(t *testing.T) {
 	b := newBench(t)
 	b.die("mailer", "no answer", 1, 3)
 	b.die("crm", "no answer", 1, 1)
-	b.does(deadletter.Discard, deadletter.Filter{IDs: []int64{3}}, decision, deadletter.Outcome{Consumer: "mailer", Changed: 1})
+	b.does(replay.Discard, inbox.Filter{IDs: []int64{3}}, decision, inbox.Outcome{Consumer: "mailer", Changed: 1})
 	dry := decision
 	dry.DryRun = true
-	b.does(deadletter.Redrive, deadletter.Filter{Consumer: "mailer"}, dry, deadletter.Outcome{Consumer: "mailer", Changed: 2})
+	b.does(replay.Redrive, inbox.Filter{Consumer: "mailer"}, dry, inbox.Outcome{Consumer: "mailer", Changed: 2})
 	if n := b.count(`pgjet.intent`); n != 0 {
 		t.Errorf("a dry run made %d intents", n)
 	}
-	ids := b.does(deadletter.Redrive, deadletter.Filter{Consumer: "mailer"}, decision, deadletter.Outcome{Consumer: "mailer", Changed: 2})
+	ids := b.does(replay.Redrive, inbox.Filter{Consumer: "mailer"}, decision, inbox.Outcome{Consumer: "mailer", Changed: 2})
 	if !slices.Equal(ids, []int64{1, 2}) {
 		t.Errorf("redriven are %v, want 1 and 2", ids)
 	}
@@ -235,20 +234,20 @@ func TestRedrive(t *testing.T) {
 	if n := b.count(`pgjet.intent`); n != 2 || same != 2 {
 		t.Errorf("%d intents, %d of them as they should be, want 2", n, same)
 	}
-	if got, want := b.states(deadletter.Filter{}), "redriven redriven discarded dead"; got != want {
+	if got, want := b.states(inbox.Filter{}), "redriven redriven discarded dead"; got != want {
 		t.Errorf("states are %s, want %s", got, want)
 	}
 	if n := b.count(`pgjet.operation where kind = 'dead.redrive' and target = 'mailer' and by = $1 and reason = $2
 		and detail @> '{"filter": {"consumer": "mailer"}, "changed": 2, "ids": [1, 2]}'`, decision.By, decision.Reason); n != 1 {
 		t.Errorf("noted %d times, want once", n)
 	}
-	b.does(deadletter.Redrive, deadletter.Filter{IDs: []int64{1, 3}}, decision, deadletter.Outcome{Consumer: "mailer", Other: 2})
+	b.does(replay.Redrive, inbox.Filter{IDs: []int64{1, 3}}, decision, inbox.Outcome{Consumer: "mailer", Other: 2})
 
-	_, err := deadletter.Redrive(t.Context(), b.db, deadletter.Filter{IDs: []int64{4, 99}}, decision)
-	if missing, ok := errors.AsType[*deadletter.NotFoundError](err); !ok || !slices.Equal(missing.Names, []string{"99"}) {
+	_, err := replay.Redrive(t.Context(), b.db, inbox.Filter{IDs: []int64{4, 99}}, decision)
+	if missing, ok := errors.AsType[*inbox.NotFoundError](err); !ok || !slices.Equal(missing.Names, []string{"99"}) {
 		t.Errorf("99: %v, want a NotFoundError", err)
 	}
-	if got := b.states(deadletter.Filter{IDs: []int64{4}}); got != "dead" {
+	if got := b.states(inbox.Filter{IDs: []int64{4}}); got != "dead" {
 		t.Errorf("4 is %s though 99 does not exist", got)
 	}
 }
@@ -260,7 +259,7 @@ func TestRedriveQueues(t *testing.T) {
 		b.exec(`insert into pgjet.consumer (name, stream, stream_created, ordered) values ('mailer', 'EVENTS', now(), $1)`, ordered)
 		b.die("mailer", "poison", 1, 1200)
 		b.exec(`update pgjet.dead_letter set key = 'k' || stream_seq % 2`)
-		b.does(deadletter.Redrive, deadletter.Filter{Consumer: "mailer"}, decision, deadletter.Outcome{Consumer: "mailer", Changed: 1200})
+		b.does(replay.Redrive, inbox.Filter{Consumer: "mailer"}, decision, inbox.Outcome{Consumer: "mailer", Changed: 1200})
 		if n := b.count(`pgjet.intent where due_at < 'infinity'`); n != due {
 			t.Errorf("ordered %t: %d of 1200 are due, want %d", ordered, n, due)
 		}
@@ -286,7 +285,7 @@ func TestRedriveBehindOneThatEnds(t *testing.T) {
 	if _, err := tx.Exec(t.Context(), `delete from pgjet.intent where stream_seq = 1`); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := deadletter.Redrive(t.Context(), b.db, deadletter.Filter{Consumer: "mailer"}, decision); err != nil {
+	if _, err := replay.Redrive(t.Context(), b.db, inbox.Filter{Consumer: "mailer"}, decision); err != nil {
 		t.Fatal(err)
 	}
 	if err := tx.Commit(t.Context()); err != nil {
@@ -306,7 +305,7 @@ func TestRedriveTwiceAtOnce(t *testing.T) {
 	results := make(chan int64)
 	for range 2 {
 		go func() {
-			all, err := deadletter.Redrive(t.Context(), b.db, deadletter.Filter{Consumer: "mailer"}, decision)
+			all, err := replay.Redrive(t.Context(), b.db, inbox.Filter{Consumer: "mailer"}, decision)
 			if err != nil {
 				t.Error(err)
 			}
@@ -345,12 +344,12 @@ func TestRedriveOfWhatIsNotDead(t *testing.T) {
 	b.exec(`update pgjet.inbox set state = 'intent' where stream_seq = 2`)
 	b.exec(`insert into pgjet.intent (consumer, event_id, type, key, stream, generation, stream_seq, subject, header, data, attempts)
 		select consumer, event_id, type, key, stream, generation, stream_seq, subject, header, data, 1 from pgjet.dead_letter where stream_seq = 2`)
-	want := deadletter.Outcome{Consumer: "mailer", Changed: 1, Done: 1, Waiting: 1}
+	want := inbox.Outcome{Consumer: "mailer", Changed: 1, Done: 1, Waiting: 1}
 	dry := decision
 	dry.DryRun = true
-	b.does(deadletter.Redrive, deadletter.Filter{}, dry, want)
-	ids := b.does(deadletter.Redrive, deadletter.Filter{}, decision, want)
-	if got := b.states(deadletter.Filter{}); got != "done redriven redriven" || !slices.Equal(ids, []int64{2, 3}) {
+	b.does(replay.Redrive, inbox.Filter{}, dry, want)
+	ids := b.does(replay.Redrive, inbox.Filter{}, decision, want)
+	if got := b.states(inbox.Filter{}); got != "done redriven redriven" || !slices.Equal(ids, []int64{2, 3}) {
 		t.Errorf("states are %s, ids %v", got, ids)
 	}
 	if n := b.count(`pgjet.intent where attempts = 1 and stream_seq = 2`); n != 1 || b.count(`pgjet.intent`) != 2 {
@@ -369,7 +368,7 @@ func TestRate(t *testing.T) {
 	slow := decision
 	slow.Rate = 20
 	began := time.Now()
-	b.does(deadletter.Redrive, deadletter.Filter{}, slow, deadletter.Outcome{Consumer: "mailer", Changed: 30})
+	b.does(replay.Redrive, inbox.Filter{}, slow, inbox.Outcome{Consumer: "mailer", Changed: 30})
 	if took := time.Since(began); took < 1400*time.Millisecond {
 		t.Errorf("30 at 20 a second took %s", took)
 	}
@@ -381,7 +380,7 @@ func TestRate(t *testing.T) {
 	slow.Rate = 1
 	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 	defer cancel()
-	all, err := deadletter.Redrive(ctx, b.db, deadletter.Filter{}, slow)
+	all, err := replay.Redrive(ctx, b.db, inbox.Filter{}, slow)
 	if !errors.Is(err, context.DeadlineExceeded) || len(all) != 1 || all[0].Changed != 1 {
 		t.Errorf("interrupted: %+v, %v", all, err)
 	}
@@ -399,7 +398,7 @@ func TestLaterOnesStay(t *testing.T) {
 	slow.Rate = 1
 	ended := make(chan error)
 	go func() {
-		all, err := deadletter.Redrive(t.Context(), b.db, deadletter.Filter{}, slow)
+		all, err := replay.Redrive(t.Context(), b.db, inbox.Filter{}, slow)
 		if err == nil && (len(all) != 1 || all[0].Changed != 2) {
 			err = fmt.Errorf("outcome is %+v, want 2", all)
 		}
@@ -410,7 +409,7 @@ func TestLaterOnesStay(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
-	if got, want := b.states(deadletter.Filter{}), "redriven redriven dead"; got != want {
+	if got, want := b.states(inbox.Filter{}), "redriven redriven dead"; got != want {
 		t.Errorf("states are %s, want %s", got, want)
 	}
 }
@@ -425,40 +424,40 @@ func TestDiscard(t *testing.T) {
 	b.wait("mailer", "k1", 8)
 	b.wait("mailer", "k2", 7)
 	b.wait("crm", "k1", 6)
-	f := deadletter.Filter{Consumer: "mailer", Key: "k1"}
-	b.does(deadletter.Discard, deadletter.Filter{IDs: []int64{2}}, decision, deadletter.Outcome{Consumer: "mailer", Changed: 1})
+	f := inbox.Filter{Consumer: "mailer", Key: "k1"}
+	b.does(replay.Discard, inbox.Filter{IDs: []int64{2}}, decision, inbox.Outcome{Consumer: "mailer", Changed: 1})
 	if got := b.due("mailer"); len(got) != 0 {
 		t.Errorf("%v are due behind an earlier dead letter", got)
 	}
-	b.does(deadletter.Discard, f, decision, deadletter.Outcome{Consumer: "mailer", Changed: 1})
+	b.does(replay.Discard, f, decision, inbox.Outcome{Consumer: "mailer", Changed: 1})
 	if got := b.due("mailer"); !slices.Equal(got, []int64{8}) || len(b.due("crm")) > 0 {
 		t.Errorf("%v are due, want the first of the key, 8; of the other consumer %v, want none", got, b.due("crm"))
 	}
 	for _, l := range b.list(f) {
-		if l.State != deadletter.Discarded || l.ChangeReason != decision.Reason || l.ChangedBy != decision.By || l.ChangedAt == nil {
+		if l.State != inbox.Discarded || l.ChangeReason != decision.Reason || l.ChangedBy != decision.By || l.ChangedAt == nil {
 			t.Errorf("discarded: %+v", l)
 		}
 	}
 	if n := b.count(`pgjet.inbox where state = 'discarded'`); n != 2 {
 		t.Errorf("%d inbox rows are discarded, want 2", n)
 	}
-	b.does(deadletter.Redrive, f, decision)
+	b.does(replay.Redrive, f, decision)
 	b.exec(`update pgjet.intent set due_at = 'tomorrow' where stream_seq = 8`)
 
-	b.does(deadletter.Reopen, f, decision, deadletter.Outcome{Consumer: "mailer", Changed: 2})
+	b.does(replay.Reopen, f, decision, inbox.Outcome{Consumer: "mailer", Changed: 2})
 	if n := b.count(`pgjet.inbox where state = 'dead'`); n != 2 || b.states(f) != "dead dead" {
 		t.Errorf("%d inbox rows are dead, want 2; states %s", n, b.states(f))
 	}
-	b.does(deadletter.Discard, f, decision, deadletter.Outcome{Consumer: "mailer", Changed: 2})
+	b.does(replay.Discard, f, decision, inbox.Outcome{Consumer: "mailer", Changed: 2})
 	if got := b.due("mailer"); len(got) != 0 {
 		t.Errorf("%v are due: a retry that waits was not meant", got)
 	}
-	b.does(deadletter.Reopen, f, decision, deadletter.Outcome{Consumer: "mailer", Changed: 2})
-	b.does(deadletter.Redrive, f, decision, deadletter.Outcome{Consumer: "mailer", Changed: 2})
+	b.does(replay.Reopen, f, decision, inbox.Outcome{Consumer: "mailer", Changed: 2})
+	b.does(replay.Redrive, f, decision, inbox.Outcome{Consumer: "mailer", Changed: 2})
 	if n := b.count(`pgjet.operation`); n != 6 {
 		t.Errorf("%d operations, want 6: those that changed nothing are not noted", n)
 	}
-	e, err := deadletter.Get(t.Context(), b.db, 1)
+	e, err := inbox.ReadLetter(t.Context(), b.db, 1)
 	if err != nil || len(e.Operations) != 5 || e.Operations[0].Kind != "dead.discard" || e.Operations[4].Kind != "dead.redrive" {
 		t.Errorf("operations are %+v (%v)", e.Operations, err)
 	}
@@ -471,7 +470,7 @@ func TestDoneWakes(t *testing.T) {
 	b.die("mailer", "no answer", 1, 1)
 	b.wait("mailer", "k1", 9)
 	b.exec(`update pgjet.inbox set state = 'done' where stream_seq = 1`)
-	b.does(deadletter.Redrive, deadletter.Filter{}, decision, deadletter.Outcome{Consumer: "mailer", Done: 1})
+	b.does(replay.Redrive, inbox.Filter{}, decision, inbox.Outcome{Consumer: "mailer", Done: 1})
 	if got := b.due("mailer"); !slices.Equal(got, []int64{9}) {
 		t.Errorf("%v are due, want 9", got)
 	}
@@ -485,8 +484,8 @@ func TestWakesWhatIsBeingParked(t *testing.T) {
 		v     verb
 		inbox string
 	}{
-		"behind what is discarded":   {deadletter.Discard, "dead"},
-		"behind what is done by now": {deadletter.Redrive, "done"},
+		"behind what is discarded":   {replay.Discard, "dead"},
+		"behind what is done by now": {replay.Redrive, "done"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -515,7 +514,7 @@ func (b *bench) parkMeanwhile(v verb) {
 	}
 	ended := make(chan error)
 	go func() {
-		_, err := v(b.Context(), b.db, deadletter.Filter{}, decision)
+		_, err := v(b.Context(), b.db, inbox.Filter{}, decision)
 		ended <- err
 	}()
 	testenv.Eventually(b, patience, "it waits for the attempt, or does not", func() bool {
@@ -540,7 +539,7 @@ func TestGet(t *testing.T) {
 	b.exec(`insert into pgjet.attempt (consumer, event_id, attempt, began, took, process, outcome, error)
 		select consumer, event_id, i, now() + make_interval(secs => i), case when i = 2 then interval '1.5s' end, 'host:1', 'died', 'for ann@example.com'
 		  from pgjet.dead_letter, generate_series(1, 2) i`)
-	e, err := deadletter.Get(t.Context(), b.db, 1)
+	e, err := inbox.ReadLetter(t.Context(), b.db, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -558,7 +557,7 @@ func TestGet(t *testing.T) {
 	if err != nil || strings.Contains(string(text), "ann@") || strings.Contains(string(text), "hidden") || !strings.Contains(string(text), "a.b") {
 		t.Errorf("masked it is %s (%v)", text, err)
 	}
-	if _, err := deadletter.Get(t.Context(), b.db, 2); err == nil {
+	if _, err := inbox.ReadLetter(t.Context(), b.db, 2); err == nil {
 		t.Error("got one that does not exist")
 	}
 }
@@ -568,8 +567,8 @@ func TestExport(t *testing.T) {
 	b := newBench(t)
 	b.die("mailer", "no answer", 1, 2)
 	b.exec(`update pgjet.dead_letter set data = '\x00ff' where id = 2`)
-	var all []deadletter.Message
-	err := deadletter.Export(t.Context(), b.db, deadletter.Filter{}, func(m deadletter.Message) error {
+	var all []inbox.DeadMessage
+	err := inbox.Export(t.Context(), b.db, inbox.Filter{}, func(m inbox.DeadMessage) error {
 		all = append(all, m)
 		return nil
 	})
@@ -580,11 +579,11 @@ func TestExport(t *testing.T) {
 
 func TestMask(t *testing.T) {
 	for in, want := range map[string]string{
-		`550 <ann@example.com>: no such user`: `550 <(masked)>: no such user`,
-		`to=ann.lee+x@example.com, again`:     `to=(masked), again`,
-		`"ann@example.com" at 3 @ noon`:       `"(masked)" at 3 @ noon`,
+		`550 <ann@example.com>: no such user`: `550 <…@…>: no such user`,
+		`to=ann.lee+x@example.com, again`:     `to=…@…, again`,
+		`"ann@example.com" at 3 @ noon`:       `"…@…" at 3 @ noon`,
 	} {
-		if got := deadletter.Mask(in); got != want {
+		if got := inbox.Mask(in); got != want {
 			t.Errorf("Mask(%q) = %q, want %q", in, got, want)
 		}
 	}
@@ -596,8 +595,8 @@ func TestProgress(t *testing.T) {
 	b.die("mailer", "no answer", 1, 5)
 	b.exec(`update pgjet.dead_letter set state = (array['redriven', 'done', 'dead', 'discarded'])[id] where id < 5`)
 	b.exec(`delete from pgjet.dead_letter where id = 5`)
-	p, err := deadletter.ReadProgress(t.Context(), b.db, []int64{1, 2, 3, 4, 5})
-	if want := (deadletter.Progress{Redriven: 1, Done: 2, Dead: 1, Discarded: 1}); err != nil || p != want {
+	p, err := inbox.ReadProgress(t.Context(), b.db, []int64{1, 2, 3, 4, 5})
+	if want := (inbox.Progress{Redriven: 1, Done: 2, Dead: 1, Discarded: 1}); err != nil || p != want {
 		t.Errorf("progress is %+v (%v), want %+v", p, err, want)
 	}
 }

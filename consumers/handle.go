@@ -1,0 +1,376 @@
+package consumers
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/jackc/pgx/v5"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/attempt"
+	"github.com/pgjet/pgjet/internal/postgres"
+)
+
+// groupTime is how long the handlers of a group may take together before the next one is left to another
+// attempt.
+const groupTime = 50 * time.Millisecond
+
+// maxDeaths is how many processes may die at an event. Then it is set aside.
+const maxDeaths = 3
+
+var (
+	// errLost is why an event whose fate is unknown is not simply handled.
+	errLost = errors.New("lost: JetStream counts this event as delivered and the inbox does not know it; it may have been handled before the database was restored. Redrive or discard it")
+	// errUnkept is why an event is not tried once more although nothing says how its attempts
+	// ended.
+	errUnkept = errors.New("max_attempts: as many attempts as are allowed were begun, and the database did not keep how the last one ended; it was not tried again")
+)
+
+// deal deals with a load: it makes one attempt at all of it together, and if that fails, at each
+// event alone. What each comes to, [term.settle] writes down.
+func (t *term) deal(ctx context.Context, load []*work) {
+	slices.SortStableFunc(load, func(a, b *work) int {
+		return cmp.Or(cmp.Compare(a.Generation, b.Generation), cmp.Compare(a.Seq, b.Seq))
+	})
+	stuck := make(map[string]bool) // keys whose later intents have to wait
+	settle := func(w *work, v verdict, e ending) {
+		if !t.settle(ctx, w, v, e) {
+			stuck[w.Key] = t.ordered()
+		}
+	}
+	for most := len(load); len(load) > 0; {
+		var together []*work
+		for len(load) > 0 && len(together) < most {
+			w := load[0]
+			v, err := t.admit(ctx, w, stuck[w.Key])
+			if v != try && len(together) > 0 {
+				break // what comes before it is tried first
+			}
+			load = load[1:]
+			if v == try {
+				together = append(together, w)
+			} else {
+				settle(w, v, ending{began: time.Now(), err: err})
+			}
+		}
+		if ctx.Err() != nil { // the session is over; messages are in our hands still
+			t.giveBackIntents(ctx, slices.Concat(together, load))
+			return
+		}
+		if len(together) == 0 {
+			continue
+		}
+		a := t.attempt(ctx, together)
+		v := t.judge(ctx, a.err)
+		if len(together) > 1 && v.ofOne() {
+			most, load = 1, slices.Concat(together, load)
+			continue
+		}
+		for _, w := range a.tried {
+			settle(w, v, a.ending)
+		}
+		load = slices.Concat(t.passOver(ctx, a.doubles), a.left, load)
+	}
+}
+
+// admit returns what is to be done with an event before any attempt.
+func (t *term) admit(ctx context.Context, w *work, stuck bool) (verdict, error) {
+	switch {
+	case w.written() && stuck:
+		return wait, nil
+	case w.bad != nil:
+		return never, w.bad
+	case w.written() && w.Deaths >= maxDeaths:
+		return never, fmt.Errorf("crash: %d processes died at this event, it was not tried again", w.Deaths)
+	case w.written() && w.Attempts > t.Consumer.MaxAttempts, w.tried >= t.Consumer.MaxAttempts:
+		return never, errUnkept
+	case w.written():
+		return try, nil
+	case w.delivery.lost && t.Consumer.Effect != nil:
+		return never, errLost
+	case w.delivery.suspect || t.lanes.holds(w.Key):
+		return wait, nil
+	case t.Consumer.Effect != nil:
+		return intend, nil
+	}
+	return try, nil
+}
+
+// A tried is what one attempt did.
+type tried struct {
+	ending
+	tried   []*work // what the attempt was about
+	doubles []*work // of which the inbox knew already
+	left    []*work // for another attempt, since these took long
+}
+
+// attempt makes one attempt at events together. An event at which a process died runs alone in the process.
+func (t *term) attempt(ctx context.Context, all []*work) (a tried) {
+	a.tried, a.began = all, time.Now()
+	if t.gate.pass(ctx) != nil {
+		a.err = inbox.ErrSuperseded // the session is over
+		return a
+	}
+	if all[0].Deaths > 0 {
+		t.solo.Lock()
+		defer t.solo.Unlock()
+	} else {
+		t.solo.RLock()
+		defer t.solo.RUnlock()
+	}
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.Consumer.Timeout+groupTime)
+	defer cancel()
+	var span trace.Span
+	if len(all) == 1 || t.Consumer.HandleBatch != nil { // else each event has its own
+		limit, span = t.startSpan(limit, all)
+	}
+	a.began = time.Now()
+	switch {
+	case t.Consumer.Effect != nil:
+		a.err = t.effect(limit, all[0])
+	case all[0].written():
+		a.err = t.retry(limit, &a)
+	default:
+		a.err = t.first(limit, &a)
+	}
+	if a.err != nil {
+		a.tried, a.doubles, a.left = all, nil, nil
+	}
+	a.took = time.Since(a.began) / time.Duration(max(1, len(a.tried)))
+	if span != nil {
+		endSpan(span, a.err)
+	}
+	t.left(ctx, a)
+	if a.err == nil && t.Consumer.Effect != nil {
+		a.err = t.unfinished(ctx, t.remember(ctx, all[0], a.ending))
+	}
+	return a
+}
+
+// left tells of the end of an attempt: whether something that all need is away, and how it went, unless
+// each event is tried again alone.
+func (t *term) left(ctx context.Context, a tried) {
+	var outage error
+	if u, ok := errors.AsType[*unavailableError](a.err); ok {
+		outage = u
+	}
+	switch news := t.gate.left(outage); {
+	case news && outage == nil:
+		t.log.InfoContext(ctx, "what attempts need is back")
+	case news:
+		t.log.WarnContext(ctx, "no attempt can succeed, will keep trying", "err", outage)
+	}
+	if a.err == nil || len(a.tried) == 1 || t.Consumer.HandleBatch != nil {
+		t.recent.add(a.ending)
+	}
+}
+
+// first handles events from the stream in the transaction of their inbox rows, unless those exist.
+func (t *term) first(ctx context.Context, a *tried) error {
+	var claim *inbox.Claim
+	all := a.tried
+	return t.transact(ctx, func(b *pgx.Batch) { claim = t.tenure.Claim(b, messages(all)) }, func(ctx context.Context, tx pgx.Tx) error {
+		fresh, err := claim.Fresh(ctx, tx, messages(all))
+		if err != nil {
+			return err
+		}
+		a.tried, a.doubles, a.left = nil, nil, nil
+		for i, w := range all {
+			if fresh[i] {
+				a.tried = append(a.tried, w)
+			} else {
+				a.doubles = append(a.doubles, w)
+			}
+		}
+		n, err := t.handle(ctx, tx, a.tried, len(all) == 1)
+		if err != nil {
+			return err
+		}
+		a.tried, a.left = a.tried[:n], a.tried[n:]
+		return t.tenure.Unclaim(ctx, tx, messages(a.left))
+	})
+}
+
+// retry handles events of intents that this session has taken, in the transaction that makes them done.
+func (t *term) retry(ctx context.Context, a *tried) error {
+	all := a.tried
+	return t.transact(ctx, t.tenure.Check, func(ctx context.Context, tx pgx.Tx) error {
+		n, err := t.handle(ctx, tx, all, len(all) == 1)
+		if err != nil {
+			return err
+		}
+		a.tried, a.left = all[:n], all[n:]
+		return t.unfinished(ctx, t.tenure.Finish(ctx, tx, intents(a.tried), a.began, time.Since(a.began)))
+	})
+}
+
+// effect makes an attempt outside the database. [term.remember] makes it done.
+func (t *term) effect(ctx context.Context, w *work) error {
+	w.tried++
+	return t.call(ctx, func(ctx context.Context) error { return t.Consumer.Effect(ctx, w.event) })
+}
+
+// handle calls the handlers for events, and returns for how many: for fewer than all if they take long.
+func (t *term) handle(ctx context.Context, tx pgx.Tx, all []*work, alone bool) (n int, err error) {
+	if alone && len(all) > 0 {
+		all[0].tried++
+	}
+	if t.Consumer.HandleBatch != nil || len(all) == 1 {
+		return len(all), t.handleOne(ctx, tx, all)
+	}
+	for began := time.Now(); n < len(all) && (n == 0 || time.Since(began) < groupTime); n++ {
+		ctx, span := t.startSpan(ctx, all[n:n+1])
+		err := t.handleOne(ctx, tx, all[n:n+1])
+		endSpan(span, err)
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// handleOne makes one call of a handler.
+func (t *term) handleOne(ctx context.Context, tx pgx.Tx, all []*work) error {
+	if len(all) == 0 {
+		return nil
+	}
+	late := false
+	err := t.call(ctx, func(ctx context.Context) error {
+		defer func() { late = ctx.Err() != nil }()
+		if t.Consumer.HandleBatch == nil {
+			return t.Consumer.Handle(ctx, tx, all[0].event)
+		}
+		batch := make([]events.Event, len(all))
+		for i, w := range all {
+			batch[i] = w.event
+		}
+		return t.Consumer.HandleBatch(ctx, tx, batch)
+	})
+	if err == nil && late {
+		err = context.DeadlineExceeded
+	}
+	if err == nil {
+		err = attempt.Sound("handler", tx)
+	}
+	return err
+}
+
+// call calls a handler within its time, and waits for it for as long again.
+func (t *term) call(ctx context.Context, handler func(ctx context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, t.Consumer.Timeout)
+	defer cancel()
+	err := t.callers.Call(ctx, "handler", t.Consumer.Timeout, func() error { return handler(ctx) })
+	if errors.Is(err, attempt.ErrAbandoned) {
+		t.log.ErrorContext(ctx, "a handler does not return although its time is up, it is left behind", "timeout", t.Consumer.Timeout)
+	}
+	return err
+}
+
+// transact runs fn in a transaction that may go on only in this session. What first
+// queues finds that out. If the schema has changed under prepared statements, it is rolled back and
+// run once more.
+func (t *term) transact(ctx context.Context, first func(*pgx.Batch), fn func(ctx context.Context, tx pgx.Tx) error) error {
+	err := t.transactOnce(ctx, first, fn)
+	if postgres.Stale(err) && ctx.Err() == nil {
+		t.db.Reset() // other connections have prepared them, too
+		err = t.transactOnce(ctx, first, fn)
+	}
+	return err
+}
+
+// transactOnce is transact without another try. If a handler was left behind in the transaction, its
+// connection is cut.
+func (t *term) transactOnce(ctx context.Context, first func(*pgx.Batch), fn func(ctx context.Context, tx pgx.Tx) error) (err error) {
+	conn, err := t.db.Acquire(ctx)
+	if err != nil {
+		return &inbox.Error{What: "connect", Err: err}
+	}
+	defer conn.Release()
+	defer func() { // such as of a transaction that a goroutine of the handler still uses
+		if p := recover(); p != nil {
+			attempt.Cut(conn)
+			err = attempt.Recovered("the transaction, after the handler returned,", p)
+		}
+	}()
+	// By the end of that time a handler was left behind.
+	tx, err := t.tenure.Begin(ctx, conn, 2*t.Consumer.Timeout+pingTime, first)
+	if err == nil {
+		err = fn(ctx, tx)
+	}
+	if err == nil {
+		var same bool
+		if same, err = inbox.Same(ctx, tx); err == nil && !same {
+			err = errors.New("the handler ended its transaction and began another one")
+		}
+	}
+	switch {
+	case err == nil:
+		return tx.Commit(ctx)
+	case errors.Is(err, attempt.ErrAbandoned):
+		attempt.Cut(conn)
+		return err
+	}
+	if _, ours := errors.AsType[*inbox.Error](err); ours || errors.Is(err, inbox.ErrTaken) {
+		// A handler may have changed the session, by a set role, say: nobody gets it again.
+		defer func() { _ = conn.Conn().Close(context.WithoutCancel(ctx)) }()
+	}
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
+	defer cancel()
+	_ = tx.Rollback(undo) // a connection that fails at that is closed
+	return err
+}
+
+// unfinished makes what [inbox.Tenure.Finish] failed with an error of the attempt: the handler may
+// have caused it, by what it left behind in its transaction. If the database is there and
+// takes the outcome of the attempt, it counts. A lock that somebody else holds is no such error.
+func (t *term) unfinished(ctx context.Context, err error) error {
+	ours, ok := errors.AsType[*inbox.Error](err)
+	if !ok || t.locked(ctx, err) {
+		return err
+	}
+	return fmt.Errorf("the handler returned no error, but the event cannot be made done after it: %w", ours.Err)
+}
+
+// remember commits that an effect has happened. It does not give up lightly: the
+// effect cannot be undone. As long as somebody keeps it from a table it tries on. But a process
+// that is told to stop does not wait for a database that is away.
+func (t *term) remember(ctx context.Context, w *work, e ending) error {
+	for {
+		err := t.rememberOnce(ctx, w, e)
+		if err == nil || t.stopping.Err() != nil || !t.locked(ctx, err) {
+			return err
+		}
+	}
+}
+
+func (t *term) rememberOnce(ctx context.Context, w *work, e ending) error {
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), rememberTime)
+	defer cancel()
+	defer context.AfterFunc(t.stopping, func() { time.AfterFunc(stopRemembering, cancel) })()
+	b := backoff.WithContext(backoff.NewConstantBackOff(200*time.Millisecond), limit)
+	return backoff.Retry(func() error {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(limit), pingTime)
+		defer cancel()
+		err := t.tenure.Remember(ctx, t.db.Pool, &w.Intent, e.began, e.took)
+		if errors.Is(err, inbox.ErrTaken) {
+			return backoff.Permanent(err)
+		}
+		t.renew(err)
+		return err
+	}, b)
+}
+
+func intents(all []*work) []*inbox.Intent {
+	i := make([]*inbox.Intent, len(all))
+	for n, w := range all {
+		i[n] = &w.Intent
+	}
+	return i
+}

@@ -1,0 +1,90 @@
+package replay
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgjet/pgjet/consumers/inbox"
+)
+
+// A Decision is who changes dead letters, why, and how.
+type Decision struct {
+	By, Reason string // kept with the dead letter, and in pgjet.operation
+	DryRun     bool   // count, and change nothing
+	Rate       int    // at most so many a second; 0 is no limit
+}
+
+// Redrive gives the dead letters that f selects and that are in the state dead back to
+// their consumers, whose processes look for them every half second: they try again, with the same event
+// id, and no other consumer sees anything of it. A discarded one has
+// to be reopened first. It goes on in transactions of at most 500; if one fails, what was
+// committed before is returned with the error. If f names one that does not exist,
+// nothing is changed, and the error is an [*inbox.NotFoundError].
+//
+// Redrive, [Discard] and [Reopen] may run while the consumer works, and twice at the same time: an event gets one
+// intent, and one that was handled meanwhile is not run again. Whoever changes something is recorded in
+// pgjet.operation, in the transaction of the change. The rights of pgjet_operator are enough.
+func Redrive(ctx context.Context, db *pgxpool.Pool, f inbox.Filter, d Decision) ([]inbox.Outcome, error) {
+	return change(ctx, db, inbox.Redrive, f, d)
+}
+
+// Discard gives up for good what f selects and is in the state dead, and keeps it with the reason, as [Redrive] does
+// it. Later events of its key that wait behind it go on. It waits for the attempts that
+// the consumer is making, and holds it up meanwhile.
+func Discard(ctx context.Context, db *pgxpool.Pool, f inbox.Filter, d Decision) ([]inbox.Outcome, error) {
+	return change(ctx, db, inbox.Discard, f, d)
+}
+
+// Reopen makes what f selects and is in the state discarded dead again.
+func Reopen(ctx context.Context, db *pgxpool.Pool, f inbox.Filter, d Decision) ([]inbox.Outcome, error) {
+	return change(ctx, db, inbox.Reopen, f, d)
+}
+
+// atOnce is how many dead letters one transaction changes at most.
+const atOnce = 500
+
+func change(ctx context.Context, db *pgxpool.Pool, c inbox.Change, f inbox.Filter, d Decision) (total []inbox.Outcome, err error) {
+	f.State = ""
+	if err := f.Find(ctx, db); err != nil {
+		return nil, err
+	}
+	if d.DryRun {
+		return c.Plan(ctx, db, f)
+	}
+	if f.UpTo == 0 { // or it might never end
+		if err := f.Freeze(ctx, db); err != nil {
+			return nil, err
+		}
+	}
+	most := atOnce
+	if d.Rate > 0 {
+		most = min(atOnce, d.Rate)
+	}
+	run := inbox.Run{Change: c, Filter: f, By: d.By, Reason: d.Reason}
+	for {
+		began := time.Now()
+		part, n, err := run.Next(ctx, db, most)
+		if err != nil || n == 0 {
+			return total, err
+		}
+		total = inbox.Sum(total, part)
+		if err := pace(ctx, began, n, d.Rate); err != nil {
+			return total, err
+		}
+	}
+}
+
+// pace waits until n events, the first at began, have taken as long as they should; a rate of 0 is no limit.
+func pace(ctx context.Context, began time.Time, n, rate int) error {
+	if n == 0 || rate <= 0 {
+		return ctx.Err()
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(time.Duration(n)*time.Second/time.Duration(rate) - time.Since(began)):
+		return nil
+	}
+}
