@@ -1,7 +1,10 @@
 package main
 
 import (
+	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -56,6 +59,61 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/testenv", "internal/devserver migrations"},
 	// The program.
 	{"cmd/pgjet", "consumers consumers/directory consumers/inbox consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/health internal/jserror internal/lead internal/natsconn internal/postgres internal/registry internal/service internal/sqlstate internal/telemetry internal/web migrations outbox outbox/hint producer relay"},
+}
+
+// writers says which package writes which tables: each has one, and the triggers and functions of the migrations.
+var writers = []struct{ pkg, tables string }{
+	{"consumers/directory", "directory.deleted directory.signups directory.users"},
+	{"consumers/inbox", "pgjet.attempt pgjet.consumer pgjet.dead_letter pgjet.inbox pgjet.intent pgjet.process"},
+	{"consumers/saga", "pgjet.saga"},
+	{"internal/operation", "pgjet.operation"},
+	{"outbox", "pgjet.outbox"},
+	{"producer", "users.idempotency users.users"},
+	{"relay", "pgjet.adoption pgjet.checkpoint pgjet.leader pgjet.quarantine pgjet.unknown_message"},
+}
+
+// also is what others write, and why that is right.
+var also = map[string]string{
+	// A journal: whoever changes something for an operator appends to it, in the transaction of the change.
+	"pgjet.operation": "consumers/saga outbox producer relay",
+	// The onboarding ends with the user active or rejected, in the transaction of its last step.
+	"users.users": "consumers/onboarding",
+}
+
+// written finds the tables that a statement in Go code writes.
+var written = regexp.MustCompile(`(?i)\b(?:insert\s+into|update|delete\s+from|truncate|copy|merge\s+into)\s+((?:pgjet|users|directory)\.[a-z_]+)`)
+
+// TestOneWriter: no package writes a table of another.
+func TestOneWriter(t *testing.T) {
+	allowed := make(map[string]string)
+	for _, w := range writers {
+		for _, table := range strings.Fields(w.tables) {
+			allowed[table] = w.pkg
+		}
+	}
+	seen := make(map[string]bool)
+	for _, line := range golist(t, "{{.ImportPath}} {{.Dir}}{{range .GoFiles}} {{.}}{{end}}", module+"...") {
+		fields := strings.Fields(line)
+		pkg := strings.TrimPrefix(fields[0], module)
+		for _, file := range fields[2:] {
+			code, err := os.ReadFile(filepath.Join(fields[1], file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range written.FindAllSubmatch(code, -1) {
+				table := strings.ToLower(string(m[1]))
+				seen[table] = true
+				if allowed[table] != pkg && !slices.Contains(strings.Fields(also[table]), pkg) {
+					t.Errorf("%s/%s writes %s, which is for %q alone; see writers", pkg, file, table, allowed[table])
+				}
+			}
+		}
+	}
+	for table := range allowed {
+		if !seen[table] {
+			t.Errorf("writers lists %s, which nobody writes", table)
+		}
+	}
 }
 
 func TestLayers(t *testing.T) {
