@@ -61,7 +61,7 @@ type Consumer struct {
 	// may be >, for one or more: user.> is all that begin with "user.". No two may overlap.
 	// Those of On need not be repeated here: the consumer gets both. To
 	// a durable consumer that exists, a type that is added later has to be added as well, by
-	// package extend: until then the consumer handles nothing. The events that the
+	// [replay.Extend], of package consumers/replay: until then the consumer handles nothing. The events that the
 	// stream has of it come then. If the durable consumer is changed in another way, those
 	// come too late; and to an Effect perhaps as dead letters, if all processes were started since:
 	// then nobody knows whether it happened before the database was restored.

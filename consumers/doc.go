@@ -41,7 +41,6 @@
 //	runner := consumers.Runner{Consumer: shipping, DB: db, JS: js, Log: slog.Default()}
 //	err = runner.Run(ctx) // until ctx ends
 //
-// The package owns the tables pgjet.consumer, pgjet.process, pgjet.inbox, pgjet.intent,
-// pgjet.attempt and pgjet.dead_letter. They are in the handler's database, which need not
-// be that of the outbox; pgjet migrate up makes them.
+// What becomes of events is kept in tables that package inbox writes. They are in the handler's database, which need not
+// be that of the outbox; pgjet migrate up makes them. docs/consumers.md tells how it all works.
 package consumers
