@@ -49,7 +49,7 @@ func (t *term) deal(ctx context.Context, load []*work) {
 		var together []*work
 		for len(load) > 0 && len(together) < most {
 			w := load[0]
-			v, err := t.admit(ctx, w, stuck[w.Key])
+			v, err := t.admit(w, stuck[w.Key])
 			if v != try && len(together) > 0 {
 				break // what comes before it is tried first
 			}
@@ -81,7 +81,7 @@ func (t *term) deal(ctx context.Context, load []*work) {
 }
 
 // admit returns what is to be done with an event before any attempt.
-func (t *term) admit(ctx context.Context, w *work, stuck bool) (verdict, error) {
+func (t *term) admit(w *work, stuck bool) (verdict, error) {
 	switch {
 	case w.written() && stuck:
 		return wait, nil

@@ -164,7 +164,7 @@ func (t *term) skip(ctx context.Context, all []*work) (rest []*work, err error) 
 	}
 	for _, w := range done {
 		t.ack(w)
-		t.metrics.handled(ctx, t.Consumer.Name, "skipped", 1)
+		t.metrics.handled(ctx, t.Consumer.Name, "skipped")
 	}
 	return rest, nil
 }

@@ -79,7 +79,6 @@ type run struct {
 	redeliver bool     // the next session shall have everything delivered once more
 	cut       bool     // a session failed: what was on its way to it may be with nobody
 	ended     []string // sessions that may have left intents taken
-	given     []string // where earlier sessions gave messages back, perhaps to nobody
 }
 
 // An inboxState is the same in two sessions if the inbox was not restored in between: a restored one

@@ -75,7 +75,7 @@ func (t *term) settle(ctx context.Context, w *work, v verdict, e ending) bool {
 		if !w.written() {
 			t.ack(w)
 		}
-		t.metrics.handled(ctx, t.Consumer.Name, inbox.Done, 1)
+		t.metrics.handled(ctx, t.Consumer.Name, inbox.Done)
 		t.debug(ctx, w, inbox.Done, e)
 		return true
 	case failed, never:
@@ -127,7 +127,7 @@ func (t *term) settleFailure(ctx context.Context, w *work, e ending, dead bool) 
 		t.ack(w)
 	}
 	if dead {
-		t.metrics.handled(ctx, t.Consumer.Name, inbox.Dead, 1)
+		t.metrics.handled(ctx, t.Consumer.Name, inbox.Dead)
 		t.log.ErrorContext(ctx, "event is a dead letter; look at it with pgjet dead ls",
 			"event_id", w.ID, "type", w.Type, "attempt", w.number(), "err", e.err)
 		if t.Consumer.ParkKey {
@@ -135,7 +135,7 @@ func (t *term) settleFailure(ctx context.Context, w *work, e ending, dead bool) 
 		}
 		return !t.Consumer.ParkKey
 	}
-	t.metrics.handled(ctx, t.Consumer.Name, inbox.Retried, 1)
+	t.metrics.handled(ctx, t.Consumer.Name, inbox.Retried)
 	t.log.WarnContext(ctx, "attempt failed, will retry",
 		"event_id", w.ID, "type", w.Type, "attempt", w.number(), "in", again.Round(time.Millisecond), "err", e.err)
 	t.hold(w.Key)
@@ -212,7 +212,7 @@ func (t *term) putDown(ctx context.Context, w *work, f inbox.First) (ok bool) {
 func (t *term) passOver(ctx context.Context, all []*work) []*work {
 	if len(all) == 0 || all[0].written() {
 		for range all {
-			t.metrics.handled(ctx, t.Consumer.Name, "skipped", 1)
+			t.metrics.handled(ctx, t.Consumer.Name, "skipped")
 		}
 		return nil
 	}
@@ -244,7 +244,7 @@ func (t *term) refused(ctx context.Context, w *work, err error) {
 	delay := t.Consumer.delay(n)
 	t.log.ErrorContext(ctx, "the database refuses to keep an event, will retry",
 		"event_id", w.ID, "type", w.Type, "in", delay.Round(time.Millisecond), "err", err)
-	t.metrics.handled(ctx, t.Consumer.Name, inbox.Retried, 1)
+	t.metrics.handled(ctx, t.Consumer.Name, inbox.Retried)
 	switch {
 	case w.written():
 		// The attempt counts if the handler was called: else an event would be tried for ever

@@ -75,12 +75,12 @@ func (m *metrics) stop() error { return m.reg.Unregister() }
 
 func (m *metrics) account(a *Account) { m.current.Store(a) }
 
-func (m *metrics) handled(ctx context.Context, consumer, outcome string, n int64) {
+func (m *metrics) handled(ctx context.Context, consumer, outcome string) {
 	if outcome == "done" {
-		m.events.Add(ctx, n, m.done)
+		m.events.Add(ctx, 1, m.done)
 		return
 	}
-	m.events.Add(ctx, n, outcomeOf(consumer, outcome))
+	m.events.Add(ctx, 1, outcomeOf(consumer, outcome))
 }
 
 func outcomeOf(consumer, outcome string) metric.AddOption {

@@ -87,7 +87,7 @@ var written = regexp.MustCompile(`(?i)\b(?:insert\s+into|update|delete\s+from|tr
 func TestOneWriter(t *testing.T) {
 	allowed := make(map[string]string)
 	for _, w := range writers {
-		for _, table := range strings.Fields(w.tables) {
+		for table := range strings.FieldsSeq(w.tables) {
 			allowed[table] = w.pkg
 		}
 	}
