@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
-	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/postgres"
 )
 
@@ -32,13 +31,13 @@ address are shown with --reveal only.`,
 
 // withDeadLetters calls fn with a pool, for however long it takes. What does not exist
 // has its own exit code.
-func (s *settings) withDeadLetters(ctx context.Context, fn func(db *pgxpool.Pool) error) error {
+func (s *settings) withDeadLetters(ctx context.Context, fn func(ctx context.Context, db *pgxpool.Pool) error) error {
 	db, err := s.reach(ctx)
 	if err != nil {
 		return err
 	}
 	defer postgres.Close(db)
-	err = lead.NameLock(ctx, db, fn(db))
+	err = naming(ctx, db, func(ctx context.Context) error { return fn(ctx, db) })
 	if _, ok := errors.AsType[*inbox.NotFoundError](err); ok {
 		return &exitError{exitNotFound, err}
 	}

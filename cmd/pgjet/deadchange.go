@@ -70,7 +70,7 @@ func (s *settings) deadChangeCommand(c *deadChange) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return s.withDeadLetters(cmd.Context(), func(db *pgxpool.Pool) error { return c.run(cmd.Context(), db, f) })
+		return s.withDeadLetters(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error { return c.run(ctx, db, f) })
 	}}
 	f := cmd.Flags()
 	c.selection.flags(f)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -39,8 +40,8 @@ largest first.`,
 			if err != nil {
 				return err
 			}
-			return s.withDeadLetters(cmd.Context(), func(db *pgxpool.Pool) error {
-				all, err := inbox.Groups(cmd.Context(), db, f)
+			return s.withDeadLetters(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+				all, err := inbox.Groups(ctx, db, f)
 				if err != nil {
 					return err
 				}
@@ -96,8 +97,8 @@ func (s *settings) deadListCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return s.withDeadLetters(cmd.Context(), func(db *pgxpool.Pool) error {
-				all, err := inbox.Letters(cmd.Context(), db, f, after)
+			return s.withDeadLetters(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+				all, err := inbox.Letters(ctx, db, f, after)
 				if err != nil {
 					return err
 				}
@@ -169,8 +170,8 @@ func (s *settings) deadGetCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return s.withDeadLetters(cmd.Context(), func(db *pgxpool.Pool) error {
-				found, err := inbox.Letters(cmd.Context(), db, f, 0)
+			return s.withDeadLetters(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+				found, err := inbox.Letters(ctx, db, f, 0)
 				if err != nil {
 					return err
 				}
@@ -178,7 +179,7 @@ func (s *settings) deadGetCommand() *cobra.Command {
 					return usagef("event %s is a dead letter of %s and %s: name one by its ID, %d or %d",
 						args[0], found[0].Consumer, found[1].Consumer, found[0].ID, found[1].ID)
 				}
-				e, err := inbox.ReadLetter(cmd.Context(), db, found[0].ID)
+				e, err := inbox.ReadLetter(ctx, db, found[0].ID)
 				if err != nil {
 					return err
 				}
@@ -258,10 +259,10 @@ headers that a producer chose.`,
 			if err != nil {
 				return err
 			}
-			return s.withDeadLetters(cmd.Context(), func(db *pgxpool.Pool) error {
+			return s.withDeadLetters(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 				encoder := json.NewEncoder(cmd.OutOrStdout())
 				encoder.SetEscapeHTML(false)
-				return inbox.Export(cmd.Context(), db, f, func(m inbox.DeadMessage) error {
+				return inbox.Export(ctx, db, f, func(m inbox.DeadMessage) error {
 					if !reveal {
 						m.Mask()
 					}

@@ -13,7 +13,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
-	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/outbox"
 )
@@ -27,7 +26,7 @@ func outboxCommand() *cobra.Command {
 }
 
 // outboxVerb runs fn for a command with the flag --output, by a connection.
-func (s *settings) outboxVerb(ctx context.Context, output string, fn func(*pgx.Conn) error) error {
+func (s *settings) outboxVerb(ctx context.Context, output string, fn func(context.Context, *pgx.Conn) error) error {
 	if err := checkOutput(output); err != nil {
 		return err
 	}
@@ -36,8 +35,9 @@ func (s *settings) outboxVerb(ctx context.Context, output string, fn func(*pgx.C
 		return err
 	}
 	defer postgres.Close(db)
-	err = db.AcquireFunc(ctx, func(conn *pgxpool.Conn) error { return fn(conn.Conn()) })
-	return lead.NameLock(ctx, db, err)
+	return naming(ctx, db, func(ctx context.Context) error {
+		return db.AcquireFunc(ctx, func(conn *pgxpool.Conn) error { return fn(ctx, conn.Conn()) })
+	})
 }
 
 func (s *settings) outboxStatusCommand() *cobra.Command {
@@ -50,8 +50,8 @@ published, pending, quarantined or pruned; and show the partitions. It reads the
 whole outbox.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return s.outboxVerb(cmd.Context(), output, func(db *pgx.Conn) error {
-				status, err := outbox.ReadStatus(cmd.Context(), db)
+			return s.outboxVerb(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
+				status, err := outbox.ReadStatus(ctx, db)
 				if err != nil {
 					return err
 				}
@@ -108,8 +108,8 @@ partition that is old enough cannot go now.`,
 			if age < 0 {
 				return usagef("--older-than is %s, want 0 or more", age)
 			}
-			return s.outboxVerb(cmd.Context(), output, func(db *pgx.Conn) error {
-				p, err := prune(cmd.Context(), db, age, reason, dryRun)
+			return s.outboxVerb(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
+				p, err := prune(ctx, db, age, reason, dryRun)
 				if len(p.Dropped) == 0 && err != nil {
 					return err
 				}

@@ -7,17 +7,14 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel"
 
 	"github.com/pgjet/pgjet/internal/health"
-	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/registry"
-	"github.com/pgjet/pgjet/internal/sqlstate"
 	"github.com/pgjet/pgjet/internal/telemetry"
 	"github.com/pgjet/pgjet/internal/web"
 )
@@ -191,39 +188,11 @@ func shutdown(ctx context.Context, server *http.Server, within time.Duration) {
 	}
 }
 
-// lockPatience is for how long somebody may hold a lock that all requests wait for, as changes of a table do,
-// before that is reported.
-const lockPatience = 3 * time.Second
-
-// A lockWatch knows since when the same session keeps others from a table.
-type lockWatch struct {
-	mu    sync.Mutex
-	held  string // what was said of it last
-	since time.Time
-}
-
-// look returns who has kept others from one of these tables for [lockPatience], if somebody has.
-func (w *lockWatch) look(ctx context.Context, db *pgxpool.Pool, tables ...string) error {
-	lock, err := lead.FindTableLock(ctx, db, tables...)
-	if err != nil {
-		return sqlstate.Explain(err, "")
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if held := fmt.Sprint(lock); held != w.held {
-		w.held, w.since = held, time.Now()
-	}
-	if lock == nil || time.Since(w.since) < lockPatience {
-		return nil
-	}
-	return sqlstate.Explain(lock, "")
-}
-
 // watchDatabase returns the part that says when PostgreSQL goes and when it comes
 // back, for the user service, which only meets it in requests. A table that all sign-ups need and
 // somebody keeps locked is as good as gone.
 func watchDatabase(db *pgxpool.Pool, log *slog.Logger) part {
-	var locks lockWatch
+	locks := lockWatch{patience: 3 * time.Second}
 	ping := func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 		defer cancel()

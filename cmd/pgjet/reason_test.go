@@ -66,6 +66,34 @@ func TestCommandsNameLocks(t *testing.T) {
 	}
 }
 
+// TestPooledCommandsNameLocks: the same through a pooler, which has no setting for how long to wait.
+func TestPooledCommandsNameLocks(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct{ table, command string }{
+		{"dead_letter", "dead ls"},
+		{"dead_letter", "dead redrive --all --yes"},
+		{"checkpoint", "outbox prune"},
+		{"outbox", "outbox status"},
+		{"saga", "saga ls"},
+	} {
+		t.Run(row.command, func(t *testing.T) {
+			t.Parallel()
+			database := testenv.DatabaseURL(t)
+			tx, err := openDB(t, database).Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tx.Rollback(context.Background())
+			if _, err := tx.Exec(t.Context(), `lock table pgjet.`+row.table); err != nil {
+				t.Fatal(err)
+			}
+			args := append(strings.Fields(row.command), "--database-url", testenv.PgBouncer(t, database, "transaction"))
+			refusedFor(t, exitRefused, args, "database_timeout",
+				fmt.Sprintf(`the lock on table pgjet.%s is held by process %d of the server`, row.table, tx.Conn().PgConn().PID()))
+		})
+	}
+}
+
 // TestCommandsSayTheReason: whatever PostgreSQL or NATS refuses a command begins with the reason.
 func TestCommandsSayTheReason(t *testing.T) {
 	t.Parallel()
