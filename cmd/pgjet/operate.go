@@ -78,7 +78,11 @@ func (s *settings) migrateStatusCommand() *cobra.Command {
 				return err
 			}
 			defer postgres.Close(db)
-			all, err := migrations.List(cmd.Context(), db)
+			var all []migrations.Status
+			err = naming(cmd.Context(), db, func(ctx context.Context) (err error) {
+				all, err = migrations.List(ctx, db)
+				return err
+			})
 			if err != nil {
 				return err
 			}

@@ -70,11 +70,13 @@ func TestCommandsNameLocks(t *testing.T) {
 func TestPooledCommandsNameLocks(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct{ table, command string }{
-		{"dead_letter", "dead ls"},
-		{"dead_letter", "dead redrive --all --yes"},
-		{"checkpoint", "outbox prune"},
-		{"outbox", "outbox status"},
-		{"saga", "saga ls"},
+		{"pgjet.dead_letter", "dead ls"},
+		{"pgjet.dead_letter", "dead redrive --all --yes"},
+		{"pgjet.checkpoint", "outbox prune"},
+		{"pgjet.outbox", "outbox status"},
+		{"pgjet.saga", "saga ls"},
+		{"directory.schema_version", "migrate status"},
+		{"users.users", "users grant ann@example.com admin --reason why"},
 	} {
 		t.Run(row.command, func(t *testing.T) {
 			t.Parallel()
@@ -84,12 +86,12 @@ func TestPooledCommandsNameLocks(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer tx.Rollback(context.Background())
-			if _, err := tx.Exec(t.Context(), `lock table pgjet.`+row.table); err != nil {
+			if _, err := tx.Exec(t.Context(), `lock table `+row.table); err != nil {
 				t.Fatal(err)
 			}
 			args := append(strings.Fields(row.command), "--database-url", testenv.PgBouncer(t, database, "transaction"))
 			refusedFor(t, exitRefused, args, "database_timeout",
-				fmt.Sprintf(`the lock on table pgjet.%s is held by process %d of the server`, row.table, tx.Conn().PgConn().PID()))
+				fmt.Sprintf(`the lock on table %s is held by process %d of the server`, row.table, tx.Conn().PgConn().PID()))
 		})
 	}
 }

@@ -42,7 +42,8 @@ type querier interface {
 }
 
 // FindTableLock returns the session that keeps others from one of these tables or their partitions now; nil
-// if there is none. A name without a schema is one of the schema pgjet, and no names are all tables of that.
+// if there is none. A name without a schema is one of the schema pgjet, and no names are all tables that
+// pgjet's migrations make.
 func FindTableLock(ctx context.Context, db querier, tables ...string) (*TableLock, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience/2)
 	defer cancel()
@@ -61,7 +62,7 @@ func FindTableLock(ctx context.Context, db querier, tables ...string) (*TableLoc
 		  from pg_locks l join pg_class c on c.oid = l.relation join pg_namespace n on n.oid = c.relnamespace
 		  left join pg_stat_activity a on a.pid = l.pid
 		 where l.locktype = 'relation' and l.database = (select oid from pg_database where datname = current_database())
-		   and case when $1::text[] is null then n.nspname = 'pgjet'
+		   and case when $1::text[] is null then n.nspname in ('pgjet', 'users', 'directory')
 		            else n.nspname || '.' || c.relname = any($1) or exists (
 		                 select from pg_inherits i join pg_class p on p.oid = i.inhparent
 		                  where i.inhrelid = c.oid and p.relnamespace::regnamespace || '.' || p.relname = any($1)) end
