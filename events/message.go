@@ -18,6 +18,8 @@ const (
 	Prefix = "events"
 	// AllSubjects matches every event.
 	AllSubjects = Prefix + ".>"
+	// DefaultStream is the name of the stream, unless another one is given.
+	DefaultStream = "EVENTS"
 	// Partitions is into how many slices the keys are hashed.
 	Partitions = 64
 )

@@ -40,6 +40,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"go.opentelemetry.io/otel"
 
+	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/session"
 	"github.com/pgjet/pgjet/outbox"
 	"github.com/pgjet/pgjet/relay/protocol"
@@ -52,7 +53,7 @@ type Relay struct {
 	NATSURL  string          // where the stream is; commas separate several servers
 	NATS     []nats.Option   // credentials and TLS, if any
 	Domain   string          // the JetStream domain where the stream is; "" is the servers' own
-	Stream   string          // its name; "" is EVENTS
+	Stream   string          // its name; "" is [events.DefaultStream]
 	Source   string          // the CloudEvents source of the events; "" is pgjet
 	Log      *slog.Logger    // nil discards
 
@@ -117,7 +118,7 @@ func (r *Relay) session(ctx context.Context) error {
 }
 
 func (r *Relay) setDefaults() {
-	r.Stream = cmp.Or(r.Stream, "EVENTS")
+	r.Stream = cmp.Or(r.Stream, events.DefaultStream)
 	r.Source = cmp.Or(r.Source, "pgjet")
 	r.Retention = cmp.Or(r.Retention, outbox.DefaultRetention)
 	r.Log = cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("relay", r.Stream)

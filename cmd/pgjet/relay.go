@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/relay"
@@ -288,7 +289,7 @@ func (s *settings) typed(command string) string { return typed(command, s.stream
 
 func typed(command, stream string) string {
 	for _, takes := range []string{"pgjet relay", "pgjet stream", "pgjet consumer ensure"} {
-		if stream != "EVENTS" && strings.HasPrefix(command, takes) {
+		if stream != events.DefaultStream && strings.HasPrefix(command, takes) {
 			return command + " --stream " + word(stream)
 		}
 	}

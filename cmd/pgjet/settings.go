@@ -21,6 +21,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/pflag"
 
+	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/config"
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/natsconn"
@@ -87,7 +88,7 @@ func (s *settings) natsURLFlag(f *pflag.FlagSet) {
 }
 
 func (s *settings) streamFlag(f *pflag.FlagSet) {
-	s.stream = "EVENTS"
+	s.stream = events.DefaultStream
 	f.Var((*streamName)(&s.stream), "stream", "name of the JetStream stream")
 }
 
