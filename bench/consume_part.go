@@ -83,10 +83,10 @@ func consumePgjet(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream,
 		return err
 	}
 	defer func() { _ = tel.Stop(context.WithoutCancel(ctx)) }()
-	c := consumers.Consumer{Name: "bench", Types: []string{"user.created"}, Unordered: form == "unordered", Workers: consumeConns - 2}
+	c := consumers.Consumer{Name: "bench", Unordered: form == "unordered", Workers: consumeConns - 2}
 	if form == "batch" {
-		c.Workers, c.Batch = 2, 500
-		c.HandleBatch = func(ctx context.Context, tx pgx.Tx, all []events.Event) error {
+		c.Workers = 2
+		c.Handler = consumers.HandleBatch(500, func(ctx context.Context, tx pgx.Tx, all []events.Event) error {
 			count.add(len(all))
 			ids, ns := make(pgtype.FlatArray[pgtype.UUID], len(all)), make([]int64, len(all))
 			for i, e := range all {
@@ -94,13 +94,13 @@ func consumePgjet(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream,
 			}
 			_, err := tx.Exec(ctx, insertEffects, ids, ns, "User")
 			return err
-		}
+		}, "user.created")
 	} else {
-		c.Handle = func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		c.Handler = consumers.Handle(consumers.OnType("user.created", func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 			count.add(1)
 			_, err := tx.Exec(ctx, insertEffect, e.ID, e.Seq, "User")
 			return err
-		}
+		}))
 	}
 	r := consumers.Runner{Consumer: c, DB: db, JS: js, Stream: stream,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))}

@@ -146,8 +146,11 @@ func (f *flow) consume(ctx context.Context) error {
 		return err
 	}
 	runner := consumers.Runner{DB: db, JS: f.site.js, Consumer: consumers.Consumer{
-		Name: "bench", Types: []string{"user.>"},
-		Handle: func(_ context.Context, _ pgx.Tx, e events.Event) error { f.handle(e.ID); return nil },
+		Name: "bench",
+		Handler: consumers.Handle(consumers.OnType("user.>", func(_ context.Context, _ pgx.Tx, e events.Event) error {
+			f.handle(e.ID)
+			return nil
+		})),
 	}}
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})

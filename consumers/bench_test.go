@@ -120,18 +120,43 @@ func write(ctx context.Context, tx pgx.Tx, e events.Event) error {
 	return err
 }
 
+type handleFunc = func(ctx context.Context, tx pgx.Tx, e events.Event) error
+
+// each is consumers.Handle for events of some types, or of noted.
+func each(fn handleFunc, types ...string) consumers.Handler {
+	var all []consumers.Typed
+	for _, t := range orNoted(types) {
+		all = append(all, consumers.OnType(t, fn))
+	}
+	return consumers.Handle(all...)
+}
+
+// batch is consumers.HandleBatch for events of some types, or of noted.
+func batch(most int, fn func(ctx context.Context, tx pgx.Tx, all []events.Event) error, types ...string) consumers.Handler {
+	return consumers.HandleBatch(most, fn, orNoted(types)...)
+}
+
+// effect is consumers.Effect for events of some types, or of noted.
+func effect(fn func(ctx context.Context, e events.Event) error, types ...string) consumers.Handler {
+	return consumers.Effect(fn, orNoted(types)...)
+}
+
+func orNoted(types []string) []string {
+	if len(types) == 0 {
+		return []string{noted{}.EventType()}
+	}
+	return types
+}
+
 // start runs a consumer until stop is called or the test ends.
-func (b *bench) start(handle consumers.Handler) (r *consumers.Runner, stop func()) {
+func (b *bench) start(handle handleFunc) (r *consumers.Runner, stop func()) {
 	b.Helper()
-	return b.startOn(b.js, consumers.Consumer{Handle: handle})
+	return b.startOn(b.js, consumers.Consumer{Handler: each(handle)})
 }
 
 func (b *bench) startOn(js jetstream.JetStream, c consumers.Consumer) (r *consumers.Runner, stop func()) {
 	b.Helper()
 	c.Name = "test"
-	if c.Types == nil {
-		c.Types = []string{noted{}.EventType()}
-	}
 	c.MinRetry, c.MaxRetry = cmp.Or(c.MinRetry, 5*time.Millisecond), cmp.Or(c.MaxRetry, 50*time.Millisecond)
 	r = &consumers.Runner{Consumer: c, DB: b.db, JS: js, Log: testenv.Logger(b)}
 	return r, testenv.Run(b, r.Run)

@@ -2,7 +2,6 @@ package consumers
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -12,9 +11,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"github.com/cenkalti/backoff/v4"
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 
 	"github.com/pgjet/pgjet/events"
 )
@@ -25,20 +22,19 @@ func (c Consumer) withDefaults() (Consumer, error) {
 	if err := validName("Name", c.Name); err != nil {
 		return c, fmt.Errorf("consumer %q: %w", c.Name, err)
 	}
-	for _, check := range []func() error{c.checkHandlers, c.checkNumbers, c.dispatch, c.checkTypes} {
+	for _, check := range []func() error{c.checkHandler, c.checkNumbers, c.checkTypes} {
 		if err := check(); err != nil {
 			return c, fmt.Errorf("consumer %s: %w", c.Name, err)
 		}
 	}
 	workers := 8
-	if c.HandleBatch != nil {
+	if c.Handler.batch != nil {
 		workers = 1
-		c.Batch = cmp.Or(c.Batch, 200)
-	} else {
-		c.Batch = 1
 	}
 	c.Workers = cmp.Or(c.Workers, workers)
-	c.Group = cmp.Or(c.Group, 16)
+	if c.Handler.each != nil {
+		c.Group = cmp.Or(c.Group, 16)
+	}
 	c.Timeout = cmp.Or(c.Timeout, 20*time.Second)
 	c.MinRetry, c.MaxRetry = retryWaits(c.MinRetry, c.MaxRetry)
 	c.MaxAttempts = cmp.Or(c.MaxAttempts, 20)
@@ -47,10 +43,10 @@ func (c Consumer) withDefaults() (Consumer, error) {
 
 // most returns how many events one attempt may be about.
 func (c *Consumer) most() int {
-	if c.HandleBatch == nil && c.Effect == nil {
+	if c.Handler.each != nil {
 		return c.Group
 	}
-	return c.Batch
+	return c.Handler.most
 }
 
 // retryWaits returns the shortest and the longest wait. The default of the one does not
@@ -81,25 +77,17 @@ func validName(what, name string) error {
 	return nil
 }
 
-func (c *Consumer) checkHandlers() error {
-	var have []string
-	for _, form := range []struct {
-		name string
-		set  bool
-	}{{"On", len(c.On) > 0}, {"Handle", c.Handle != nil}, {"HandleBatch", c.HandleBatch != nil}, {"Effect", c.Effect != nil}} {
-		if form.set {
-			have = append(have, form.name)
-		}
-	}
+func (c *Consumer) checkHandler() error {
+	h := &c.Handler
 	switch {
-	case len(have) == 0:
-		return errors.New("it has no handler, want one of On, Handle, HandleBatch and Effect")
-	case len(have) > 1:
-		return fmt.Errorf("it has %s, want one of them", strings.Join(have, " and "))
+	case h.err != nil:
+		return h.err
+	case h.each == nil && h.batch == nil && h.effect == nil:
+		return errors.New("it has no Handler: make one with Handle, HandleBatch or Effect")
+	case h.each == nil && c.Group != 0:
+		return errors.New("it has a Group, which only a Handler of Handle has: drop it")
 	case c.Unordered && c.ParkKey:
 		return errors.New("it is Unordered and has ParkKey: there is no order to keep; drop one of them")
-	case c.Batch > 1 && c.HandleBatch == nil:
-		return errors.New("it has a Batch but no HandleBatch; drop the one or set the other")
 	}
 	return nil
 }
@@ -113,7 +101,7 @@ func (c *Consumer) checkNumbers() error {
 		name  string
 		value int64
 	}{
-		{"Workers", int64(c.Workers)}, {"Batch", int64(c.Batch)}, {"Group", int64(c.Group)}, {"MaxAttempts", int64(c.MaxAttempts)},
+		{"Workers", int64(c.Workers)}, {"Group", int64(c.Group)}, {"MaxAttempts", int64(c.MaxAttempts)},
 		{"Timeout", int64(c.Timeout)}, {"MinRetry", int64(c.MinRetry)}, {"MaxRetry", int64(c.MaxRetry)},
 	} {
 		if n.value < 0 {
@@ -131,45 +119,14 @@ func (c *Consumer) checkNumbers() error {
 	return nil
 }
 
-// dispatch makes Handle of On, and adds the types of On to Types.
-func (c *Consumer) dispatch() error {
-	if len(c.On) == 0 {
-		return nil
-	}
-	handlers, types := make(map[string]Handler), slices.Clone(c.Types)
-	for _, on := range c.On {
-		switch {
-		case on.err != nil:
-			return fmt.Errorf("a handler of On: %w", on.err)
-		case !plainType(on.eventType):
-			return fmt.Errorf("a handler of On is for type %q, which no event has: EventType of its payload must return one such as user.created, also for the zero value", on.eventType)
-		case on.handle == nil:
-			return fmt.Errorf("the handler of On for %s is nil", on.eventType)
-		case handlers[on.eventType] != nil:
-			return fmt.Errorf("it has two On handlers for %s: keep one", on.eventType)
-		}
-		handlers[on.eventType] = on.handle
-		if !slices.ContainsFunc(c.Types, func(t string) bool { return overlap(t, on.eventType) }) {
-			types = append(types, on.eventType)
-		}
-	}
-	c.Types, c.On, c.Handle = types, nil, func(ctx context.Context, tx pgx.Tx, e events.Event) error {
-		handle := handlers[e.Type]
-		if handle == nil {
-			return backoff.Permanent(fmt.Errorf("unknown_type: this consumer has no handler for %s", e.Type))
-		}
-		return handle(ctx, tx, e)
-	}
-	return nil
-}
-
 // checkTypes refuses what JetStream takes for no filter, or for two that overlap. It
-// sorts Types.
+// sorts the types.
 func (c *Consumer) checkTypes() error {
-	if len(c.Types) == 0 {
-		return errors.New("it has no Types: name the event types that it handles")
+	types := slices.Clone(c.Handler.types)
+	if len(types) == 0 {
+		return errors.New("its Handler was given no types: name the event types that it handles")
 	}
-	for _, t := range c.Types {
+	for _, t := range types {
 		parts := strings.Split(t, ".")
 		for i, part := range parts {
 			if part == "*" || part == ">" && i == len(parts)-1 {
@@ -180,16 +137,16 @@ func (c *Consumer) checkTypes() error {
 			return fmt.Errorf("type %q is none: it must be letters, digits, _ and - in parts joined by dots, such as user.created; a part may be *, and the last one >", t)
 		}
 	}
-	c.Types = slices.Clone(c.Types)
-	slices.Sort(c.Types)
-	c.Types = slices.Compact(c.Types)
-	for i, t := range c.Types {
-		for _, other := range c.Types[i+1:] {
+	slices.Sort(types)
+	types = slices.Compact(types)
+	for i, t := range types {
+		for _, other := range types[i+1:] {
 			if overlap(t, other) {
 				return fmt.Errorf("types %s and %s overlap, which JetStream refuses: remove the narrower one", t, other)
 			}
 		}
 	}
+	c.Handler.types = types
 	return nil
 }
 

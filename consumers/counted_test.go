@@ -131,21 +131,20 @@ func TestWhatAHandlerCausesCounts(t *testing.T) {
 					calls[e.Seq].Add(1)
 					return waysToFail[ways[e.Seq-1]](ctx, tx)
 				}
-				c := consumers.Consumer{Group: 1, Unordered: unordered, MaxAttempts: attempts, Timeout: 5 * time.Second}
+				c := consumers.Consumer{Unordered: unordered, MaxAttempts: attempts, Timeout: 5 * time.Second}
 				batches := int32(0)
 				if form == "handle" {
-					c.Handle = handle
+					c.Handler, c.Group = each(handle), 1
 				} else {
 					batches = 1 // with others
-					c.Batch = 4
-					c.HandleBatch = func(ctx context.Context, tx pgx.Tx, all []events.Event) error {
+					c.Handler = batch(4, func(ctx context.Context, tx pgx.Tx, all []events.Event) error {
 						for _, e := range all {
 							if err := handle(ctx, tx, e); err != nil {
 								return err
 							}
 						}
 						return nil
-					}
+					})
 				}
 				for i := range 2 * len(ways) {
 					b.publish(event(i + 1))
@@ -192,7 +191,7 @@ func TestErrorsOfAnEffect(t *testing.T) {
 	b := newBench(t)
 	var outages atomic.Int32
 	b.publish(event(1), event(2))
-	b.startOn(b.js, consumers.Consumer{MaxAttempts: 2, Unordered: true, Effect: func(_ context.Context, e events.Event) error {
+	b.startOn(b.js, consumers.Consumer{MaxAttempts: 2, Unordered: true, Handler: effect(func(_ context.Context, e events.Event) error {
 		var bad *hostile
 		switch {
 		case e.Seq == 1:
@@ -201,7 +200,7 @@ func TestErrorsOfAnEffect(t *testing.T) {
 			return consumers.Unavailable(nil)
 		}
 		return nil
-	}})
+	})})
 	b.settled()
 	if n := b.count(`select count(*) from pgjet.dead_letter where attempts = 2 and error like '%error of the handler panicked%'`); n != 1 {
 		t.Errorf("%d dead letters of two attempts, want 1", n)
@@ -218,10 +217,10 @@ func TestCommittedByTheHandler(t *testing.T) {
 		b := newBench(t)
 		var calls atomic.Int32
 		b.publish(event(1), event(2))
-		b.startOn(b.js, consumers.Consumer{Unordered: unordered, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		b.startOn(b.js, consumers.Consumer{Unordered: unordered, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 			calls.Add(1)
 			return errors.Join(write(ctx, tx, e), do(ctx, tx, map[int64]string{1: `commit`, 2: `commit and chain`}[e.Seq]))
-		}})
+		})})
 		b.settled()
 		b.once(2)
 		if calls.Load() != 2 {
@@ -246,9 +245,9 @@ func TestAttemptsAreBoundedWithoutARecord(t *testing.T) {
 				var calls atomic.Int32
 				c := consumers.Consumer{Unordered: unordered, MaxAttempts: 3, MaxRetry: 20 * time.Millisecond}
 				if form == "effect" {
-					c.Effect = func(context.Context, events.Event) error { calls.Add(1); return errors.New("not yet") }
+					c.Handler = effect(func(context.Context, events.Event) error { calls.Add(1); return errors.New("not yet") })
 				} else {
-					c.Handle = func(context.Context, pgx.Tx, events.Event) error { calls.Add(1); return errors.New("not yet") }
+					c.Handler = each(func(context.Context, pgx.Tx, events.Event) error { calls.Add(1); return errors.New("not yet") })
 				}
 				b.publish(event(1))
 				b.startOn(b.js, c)

@@ -98,10 +98,10 @@ func TestUnwrittenDeadLetterStaysInRetry(t *testing.T) {
 func TestStuckDeadLetter(t *testing.T) {
 	b := newBench(t)
 	var attempts atomic.Int32
-	r, _ := b.startOn(b.js, consumers.Consumer{Timeout: 300 * time.Millisecond, Handle: func(context.Context, pgx.Tx, events.Event) error {
+	r, _ := b.startOn(b.js, consumers.Consumer{Timeout: 300 * time.Millisecond, Handler: each(func(context.Context, pgx.Tx, events.Event) error {
 		attempts.Add(1)
 		return backoff.Permanent(errors.New("never"))
-	}})
+	})})
 	b.ready(r)
 	lock, err := b.db.Begin(t.Context())
 	if err != nil {

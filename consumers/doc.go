@@ -1,7 +1,7 @@
 // Package consumers runs the code that reacts to events.
 //
-// A [Consumer] names a durable JetStream consumer, the event types it wants, and a
-// handler. A [Runner] delivers each event to it until it is handled:
+// A [Consumer] names a durable JetStream consumer and a [Handler], which says what event types it wants and
+// how they are handled. A [Runner] delivers each event to it until it is handled:
 //
 //   - Once. The handler runs in the transaction of the event's inbox row. What it does
 //     in that transaction happens once per consumer and event id, however often the
@@ -33,11 +33,11 @@
 //	db, err := pgxpool.New(ctx, "postgres://shipping@db.example/app?pool_max_conns=12")
 //	nc, err := nats.Connect("nats://nats.example", nats.MaxReconnects(-1))
 //	js, err := jetstream.New(nc)
-//	shipping := consumers.Consumer{Name: "shipping", On: []consumers.Typed{consumers.On(
-//		func(ctx context.Context, tx pgx.Tx, paid OrderPaid) error { // OrderPaid is an events.Payload
+//	shipping := consumers.Consumer{Name: "shipping", Handler: consumers.Handle(consumers.On(
+//		func(ctx context.Context, tx pgx.Tx, e events.Event, paid OrderPaid) error { // OrderPaid is an events.Payload
 //			_, err := tx.Exec(ctx, `insert into parcels (order_id) values ($1)`, paid.OrderID)
 //			return err // commits if nil, else it is tried again
-//		})}}
+//		}))}
 //	runner := consumers.Runner{Consumer: shipping, DB: db, JS: js, Log: slog.Default()}
 //	err = runner.Run(ctx) // until ctx ends
 //

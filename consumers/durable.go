@@ -28,7 +28,7 @@ func (c Consumer) Config() (jetstream.ConsumerConfig, error) {
 		return jetstream.ConsumerConfig{}, err
 	}
 	var subjects []string
-	for _, t := range c.Types {
+	for _, t := range c.Handler.types {
 		subjects = append(subjects, events.Filter(t))
 	}
 	slices.Sort(subjects)

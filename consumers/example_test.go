@@ -32,12 +32,12 @@ func (e OrderPaid) EventKey() string { return e.OrderID }
 // shipping makes a parcel for each paid order: once, however often it hears of it.
 var shipping = consumers.Consumer{
 	Name: "shipping",
-	On: []consumers.Typed{
-		consumers.On(func(ctx context.Context, tx pgx.Tx, paid OrderPaid) error {
+	Handler: consumers.Handle(
+		consumers.On(func(ctx context.Context, tx pgx.Tx, e events.Event, paid OrderPaid) error {
 			_, err := tx.Exec(ctx, `insert into parcels (order_id) values ($1)`, paid.OrderID)
 			return err // commits if nil, else it is tried again
 		}),
-	},
+	),
 }
 
 func Example() {

@@ -118,25 +118,24 @@ type doomed struct {
 }
 
 func (d *doomed) consumer() consumers.Consumer {
-	c := consumers.Consumer{Name: "test", Types: []string{noted{}.EventType()}, Unordered: d.Unordered, Workers: d.Workers, Timeout: d.Timeout,
+	c := consumers.Consumer{Name: "test", Unordered: d.Unordered, Workers: d.Workers, Timeout: d.Timeout,
 		MinRetry: 5 * time.Millisecond, MaxRetry: 50 * time.Millisecond}
 	switch d.Form {
 	case "batch":
-		c.Batch = 5
-		c.HandleBatch = func(ctx context.Context, tx pgx.Tx, all []events.Event) error {
+		c.Handler = batch(5, func(ctx context.Context, tx pgx.Tx, all []events.Event) error {
 			for _, e := range all {
 				if err := d.handle(ctx, tx, e); err != nil {
 					return err
 				}
 			}
 			return nil
-		}
+		})
 	case "effect":
-		c.Effect = func(ctx context.Context, e events.Event) error {
+		c.Handler = effect(func(ctx context.Context, e events.Event) error {
 			return pgx.BeginFunc(ctx, d.db, func(tx pgx.Tx) error { return d.handle(ctx, tx, e) })
-		}
+		})
 	default:
-		c.Handle = d.handle
+		c.Handler = each(d.handle)
 		if d.Die == "before" && d.Workers == 1 { // At counts transactions
 			c.Group = 1
 		}

@@ -52,22 +52,21 @@ func TestChaosRandomFailures(t *testing.T) {
 				}
 				switch form {
 				case "handle":
-					c.Handle = handle
+					c.Handler = each(handle)
 				case "batch":
-					c.Batch = 20
-					c.HandleBatch = func(ctx context.Context, tx pgx.Tx, all []events.Event) (err error) {
+					c.Handler = batch(20, func(ctx context.Context, tx pgx.Tx, all []events.Event) (err error) {
 						for _, e := range all {
 							err = errors.Join(err, record(ctx, tx, e))
 						}
 						return errors.Join(err, l.run(ctx))
-					}
+					})
 				case "effect":
-					c.Effect = func(ctx context.Context, e events.Event) error {
+					c.Handler = effect(func(ctx context.Context, e events.Event) error {
 						if err := l.run(ctx); err != nil {
 							return err
 						}
 						return pgx.BeginFunc(ctx, s.db, func(tx pgx.Tx) error { return record(ctx, tx, e) })
-					}
+					})
 				}
 				s.startOn(s.js, c)
 				s.more(upTo(1000, 2000))
@@ -85,7 +84,7 @@ func TestHangingHandlers(t *testing.T) {
 		var hung atomic.Int32
 		s.more(60)
 		_, stop := s.startOn(s.js, consumers.Consumer{Unordered: unordered, Timeout: 700 * time.Millisecond, Workers: 4,
-			Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+			Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 				if err := record(ctx, tx, e); err != nil {
 					return err
 				}
@@ -93,7 +92,7 @@ func TestHangingHandlers(t *testing.T) {
 					select {}
 				}
 				return nil
-			}})
+			})})
 		s.reaches(41) // all but the two keys that hang
 		if n := hung.Load(); n < 1 {
 			t.Errorf("%d attempts hang", n)
@@ -125,12 +124,12 @@ func TestParkedKey(t *testing.T) {
 	t.Parallel()
 	s := newScene(t)
 	var fixed atomic.Bool
-	parks := consumers.Consumer{ParkKey: true, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	parks := consumers.Consumer{ParkKey: true, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 		if e.Seq == int64(2+s.keys) && !fixed.Load() { // the second of its key
 			return permanent(errors.New("cannot"))
 		}
 		return record(ctx, tx, e)
-	}}
+	})}
 	_, stop := s.startOn(s.js, parks)
 	s.more(70)
 	s.reaches(61)
@@ -181,12 +180,12 @@ func TestUnwrittenDeadLettersHoldNobodyUp(t *testing.T) {
 		s.exec(`create function full_disk() returns trigger language plpgsql as $$ begin raise disk_full using message = 'no space left'; end $$`)
 		s.exec(`create trigger full_disk before insert on pgjet.dead_letter for each row execute function full_disk()`)
 		s.startOn(s.js, consumers.Consumer{Unordered: unordered, Workers: 4, MinRetry: 2 * time.Second, MaxRetry: time.Minute,
-			Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+			Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 				if e.Seq <= 20 {
 					return permanent(errors.New("never"))
 				}
 				return record(ctx, tx, e)
-			}})
+			})})
 		s.more(120)
 		begun := time.Now()
 		s.reaches(100)

@@ -174,7 +174,7 @@ func TestEventsLostAgain(t *testing.T) {
 	consumers.SetCountEvery(t, 300*time.Millisecond)
 	consumers.SetAckWait(t, time.Second)
 	s := newScene(t)
-	s.startOn(s.js, consumers.Consumer{Unordered: true, Handle: record})
+	s.startOn(s.js, consumers.Consumer{Unordered: true, Handler: each(record)})
 	for range 3 {
 		s.limitDeliveries(1)
 		s.steal(3)

@@ -106,7 +106,7 @@ func TestOutagesAreNoAttempts(t *testing.T) {
 	s, server := newSceneWithServer(t)
 	attempts, begun := atomic.Int32{}, make(chan struct{})
 	s.more(1)
-	r, _ := s.startOn(s.js, consumers.Consumer{MaxAttempts: 3, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	r, _ := s.startOn(s.js, consumers.Consumer{MaxAttempts: 3, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 		switch n := attempts.Add(1); {
 		case n == 1:
 			return errors.New("not yet")
@@ -116,7 +116,7 @@ func TestOutagesAreNoAttempts(t *testing.T) {
 			return err
 		}
 		return record(ctx, tx, e)
-	}})
+	})})
 	for range 4 {
 		<-begun
 		s.killPostgres(server)
@@ -136,7 +136,7 @@ func TestRestartDuringAnAttemptSpendsNone(t *testing.T) {
 	s, server := newSceneWithServer(t)
 	attempts, begun, back := atomic.Int32{}, make(chan struct{}), make(chan struct{})
 	s.more(1)
-	s.startOn(s.js, consumers.Consumer{MaxAttempts: 3, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	s.startOn(s.js, consumers.Consumer{MaxAttempts: 3, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 		switch attempts.Add(1) {
 		case 1:
 			return errors.New("not yet")
@@ -147,7 +147,7 @@ func TestRestartDuringAnAttemptSpendsNone(t *testing.T) {
 			return err
 		}
 		return record(ctx, tx, e)
-	}})
+	})})
 	<-begun
 	s.killPostgres(server)
 	s.restart(server)
@@ -165,7 +165,7 @@ func TestReadOnlySpendsNoAttempts(t *testing.T) {
 	s, _ := newSceneWithServer(t)
 	s.more(1)
 	var attempts, session atomic.Int32
-	r, _ := s.startOn(s.js, consumers.Consumer{MaxAttempts: 4, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	r, _ := s.startOn(s.js, consumers.Consumer{MaxAttempts: 4, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 		switch attempts.Add(1) {
 		case 1:
 			if _, err := tx.Exec(ctx, `set transaction read only`); err != nil {
@@ -178,7 +178,7 @@ func TestReadOnlySpendsNoAttempts(t *testing.T) {
 			return &pgconn.PgError{Code: "25006", Message: "the server became a standby"}
 		}
 		return record(ctx, tx, e)
-	}})
+	})})
 	s.blocked(r, "database_read_only")
 	s.eventually("the session of the attempt has ended", func() bool {
 		return s.count(`select count(*) from pg_stat_activity where pid = $1`, session.Load()) == 0

@@ -75,7 +75,7 @@ func TestStreamMadeAnewDuringARetry(t *testing.T) {
 		s.keys = 1000
 		all := s.more(20)
 		var give atomic.Bool
-		s.startOn(s.js, consumers.Consumer{Unordered: unordered, MaxAttempts: 1 << 20, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		s.startOn(s.js, consumers.Consumer{Unordered: unordered, MaxAttempts: 1 << 20, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 			switch {
 			case e.Seq != 7:
 				return record(ctx, tx, e)
@@ -83,7 +83,7 @@ func TestStreamMadeAnewDuringARetry(t *testing.T) {
 				return permanent(errors.New("never"))
 			}
 			return errors.New("not yet")
-		}})
+		})})
 		s.reaches(19)
 		s.recreate(slices.Concat(all[10:], all[:10])) // at other places
 		s.eventually("everything was skipped", func() bool { i := s.info(); return i.NumPending == 0 && i.AckFloor.Stream == 20 })

@@ -54,22 +54,22 @@ func TestBrokenMessagesHarmNobody(t *testing.T) {
 				c := consumers.Consumer{Unordered: unordered}
 				switch form {
 				case "handle":
-					c.Handle = handle
+					c.Handler = each(handle)
 				case "batch":
-					c.HandleBatch = func(ctx context.Context, tx pgx.Tx, all []events.Event) error {
+					c.Handler = batch(0, func(ctx context.Context, tx pgx.Tx, all []events.Event) error {
 						for _, e := range all {
 							if err := handle(ctx, tx, e); err != nil {
 								return err
 							}
 						}
 						return nil
-					}
+					})
 				case "effect":
 					var effects atomic.Int32
-					c.Effect = func(ctx context.Context, e events.Event) error {
+					c.Handler = effect(func(ctx context.Context, e events.Event) error {
 						effects.Add(1)
 						return pgx.BeginFunc(ctx, b.db, func(tx pgx.Tx) error { return handle(ctx, tx, e) })
-					}
+					})
 				}
 				var ways []string
 				for way := range brokenMessages {

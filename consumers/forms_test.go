@@ -11,7 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers"
@@ -29,7 +31,7 @@ func TestBatch(t *testing.T) {
 		b.publish(keyed(fmt.Sprint("key", n%7), n+1))
 	}
 	var calls, failed atomic.Int32
-	b.startOn(b.js, consumers.Consumer{Batch: 20, HandleBatch: func(ctx context.Context, tx pgx.Tx, all []events.Event) error {
+	b.startOn(b.js, consumers.Consumer{Handler: batch(20, func(ctx context.Context, tx pgx.Tx, all []events.Event) error {
 		calls.Add(1)
 		if !slices.IsSortedFunc(all, func(a, b events.Event) int { return int(a.Seq - b.Seq) }) || len(all) > 20 {
 			t.Errorf("a batch of %d events is too large, or not in the order of the stream", len(all))
@@ -43,7 +45,7 @@ func TestBatch(t *testing.T) {
 			}
 		}
 		return nil
-	}})
+	})})
 	b.settled()
 	b.inOrder(count)
 	if n := calls.Load(); n > 60 {
@@ -62,7 +64,7 @@ func TestEffect(t *testing.T) {
 	}
 	var mu sync.Mutex
 	attempts := make(map[int64]int)
-	b.startOn(b.js, consumers.Consumer{Workers: 1, Unordered: true, Effect: func(ctx context.Context, e events.Event) error {
+	b.startOn(b.js, consumers.Consumer{Workers: 1, Unordered: true, Handler: effect(func(ctx context.Context, e events.Event) error {
 		mu.Lock()
 		defer mu.Unlock()
 		attempts[e.Seq]++
@@ -76,7 +78,7 @@ func TestEffect(t *testing.T) {
 			return errors.New("not yet")
 		}
 		return nil
-	}})
+	})})
 	b.settled()
 	for n := range int64(20) {
 		if want := map[bool]int{true: 3, false: 1}[n == 6]; attempts[n+1] != want {
@@ -93,10 +95,10 @@ func TestEffect(t *testing.T) {
 func TestUnavailableSpendsNoAttempts(t *testing.T) {
 	for name, consumer := range map[string]func(func() error) consumers.Consumer{
 		"handler": func(try func() error) consumers.Consumer {
-			return consumers.Consumer{Handle: func(context.Context, pgx.Tx, events.Event) error { return try() }}
+			return consumers.Consumer{Handler: each(func(context.Context, pgx.Tx, events.Event) error { return try() })}
 		},
 		"effect": func(try func() error) consumers.Consumer {
-			return consumers.Consumer{Unordered: true, Effect: func(context.Context, events.Event) error { return try() }}
+			return consumers.Consumer{Unordered: true, Handler: effect(func(context.Context, events.Event) error { return try() })}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -148,9 +150,9 @@ func TestOneEventIsNoOutage(t *testing.T) {
 		return nil
 	}
 	for name, c := range map[string]consumers.Consumer{
-		"effect":  {Workers: 2, Unordered: true, Effect: func(_ context.Context, e events.Event) error { return one(e) }},
-		"handler": {Workers: 2, Handle: func(_ context.Context, _ pgx.Tx, e events.Event) error { return one(e) }},
-		"batch": {HandleBatch: func(_ context.Context, _ pgx.Tx, all []events.Event) (err error) {
+		"effect":  {Workers: 2, Unordered: true, Handler: effect(func(_ context.Context, e events.Event) error { return one(e) })},
+		"handler": {Workers: 2, Handler: each(func(_ context.Context, _ pgx.Tx, e events.Event) error { return one(e) })},
+		"batch": {Handler: batch(0, func(_ context.Context, _ pgx.Tx, all []events.Event) (err error) {
 			for _, e := range all {
 				err = errors.Join(err, one(e))
 			}
@@ -158,7 +160,7 @@ func TestOneEventIsNoOutage(t *testing.T) {
 				done.Store(0) // undone
 			}
 			return err
-		}},
+		})},
 	} {
 		t.Run(name, func(t *testing.T) {
 			done.Store(0)
@@ -180,10 +182,10 @@ func TestOutageTakesFew(t *testing.T) {
 	b := newBench(t)
 	b.publish(event(1))
 	var tries atomic.Int32
-	b.startOn(b.js, consumers.Consumer{Unordered: true, Effect: func(context.Context, events.Event) error {
+	b.startOn(b.js, consumers.Consumer{Unordered: true, Handler: effect(func(context.Context, events.Event) error {
 		tries.Add(1)
 		return consumers.Unavailable(errors.New("away"))
-	}})
+	})})
 	testenv.Eventually(t, patience, "there is an outage", func() bool { return tries.Load() > 2 })
 	for range 12 {
 		before := tries.Load()
@@ -202,7 +204,7 @@ func TestOutageTakesFew(t *testing.T) {
 func TestHiddenFailuresEnd(t *testing.T) {
 	b := newBench(t)
 	b.publish(event(1), event(2), event(3))
-	b.startOn(b.js, consumers.Consumer{MaxAttempts: 3, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	b.startOn(b.js, consumers.Consumer{MaxAttempts: 3, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 		switch e.Seq {
 		case 1:
 			_, _ = tx.Exec(ctx, `select 1/0`)
@@ -212,7 +214,7 @@ func TestHiddenFailuresEnd(t *testing.T) {
 			return write(ctx, tx, e)
 		}
 		return nil
-	}})
+	})})
 	b.settled()
 	if n := b.count(`select count(*) from pgjet.dead_letter where attempts = 3 and error like '%hid that a statement failed%'`); n != 2 {
 		t.Errorf("%d dead letters after three attempts, want 2", n)
@@ -224,9 +226,9 @@ func TestHiddenFailuresEnd(t *testing.T) {
 func TestForgottenIntentsWake(t *testing.T) {
 	for _, unordered := range []bool{true, false} {
 		b := newBench(t)
-		_, stop := b.startOn(b.js, consumers.Consumer{MinRetry: time.Hour, MaxRetry: time.Hour, Handle: func(context.Context, pgx.Tx, events.Event) error {
+		_, stop := b.startOn(b.js, consumers.Consumer{MinRetry: time.Hour, MaxRetry: time.Hour, Handler: each(func(context.Context, pgx.Tx, events.Event) error {
 			return errors.New("not yet")
-		}})
+		})})
 		for n := range 3 {
 			b.publish(keyed("a", n+1))
 		}
@@ -235,7 +237,7 @@ func TestForgottenIntentsWake(t *testing.T) {
 		})
 		stop()
 		b.exec(`update pgjet.intent set due_at = 'infinity'`)
-		b.startOn(b.js, consumers.Consumer{Unordered: unordered, Handle: write})
+		b.startOn(b.js, consumers.Consumer{Unordered: unordered, Handler: each(write)})
 		b.settled()
 		b.once(3)
 	}
@@ -249,8 +251,8 @@ type renamed struct {
 func (renamed) EventType() string  { return "note.renamed" }
 func (n renamed) EventKey() string { return n.Key }
 
-// TestTypedHandlers: each type goes to its handler, with its envelope at hand; a type
-// that none knows is a dead letter.
+// TestTypedHandlers: each type goes to its handler, with its envelope; so do the types that a pattern
+// covers. A type that none knows is a dead letter.
 func TestTypedHandlers(t *testing.T) {
 	b := newBench(t)
 	ren, err := events.New(renamed{"k1", "x"})
@@ -262,22 +264,31 @@ func TestTypedHandlers(t *testing.T) {
 	newer.ID, newer.Type = event(3).ID, "note.made.v2"
 	odd := event(4)
 	odd.Data = []byte(`{"n":"four"}`)
-	b.publish(event(1), ren, newer, odd)
+	b.publish(event(1), ren, odd)
+	subject, header, body := newer.Message()
+	b.send(&nats.Msg{Subject: strings.TrimSuffix(subject, ".v2"), Header: header, Data: body})
+	other := event(5)
+	other.Type = "other.thing.done"
+	b.publish(other)
 	var got []string
 	var mu sync.Mutex
-	note := func(ctx context.Context, what string) error {
+	note := func(e events.Event, what string) error {
 		mu.Lock()
 		defer mu.Unlock()
-		got = append(got, what+" "+consumers.EventOf(ctx).Type)
+		got = append(got, what+" "+e.Type)
+		if id := map[string]uuid.UUID{"note.renamed": ren.ID, "other.thing.done": other.ID}[e.Type]; id != uuid.Nil && id != e.ID || e.Source != "/test" || e.Key == "" {
+			t.Errorf("the handler of %s was given event %s of %s, key %q", e.Type, e.ID, e.Source, e.Key)
+		}
 		return nil
 	}
-	b.startOn(b.js, consumers.Consumer{Types: []string{"note.>"}, On: []consumers.Typed{
-		consumers.On(func(ctx context.Context, _ pgx.Tx, n noted) error { return note(ctx, fmt.Sprint(n.N)) }),
-		consumers.On(func(ctx context.Context, _ pgx.Tx, n renamed) error { return note(ctx, n.To) }),
-	}})
+	b.startOn(b.js, consumers.Consumer{Handler: consumers.Handle(
+		consumers.On(func(_ context.Context, _ pgx.Tx, e events.Event, n noted) error { return note(e, fmt.Sprint(n.N)) }),
+		consumers.On(func(_ context.Context, _ pgx.Tx, e events.Event, n renamed) error { return note(e, n.To) }),
+		consumers.OnType("other.>", func(_ context.Context, _ pgx.Tx, e events.Event) error { return note(e, string(e.Data)) }),
+	)})
 	b.settled()
 	slices.Sort(got)
-	if want := []string{"1 note.made", "x note.renamed"}; !slices.Equal(got, want) {
+	if want := []string{"1 note.made", "x note.renamed", `{"key":"k5","n":5} other.thing.done`}; !slices.Equal(got, want) {
 		t.Errorf("handlers got %v, want %v", got, want)
 	}
 	for reason, want := range map[string]int{"unknown_type: this consumer has no handler for note.made.v2": 1, "%cannot unmarshal%": 1} {
@@ -312,7 +323,7 @@ func TestAccount(t *testing.T) {
 		b.publish(event(n + 1))
 	}
 	hold := make(chan struct{})
-	b.startOn(b.js, consumers.Consumer{MinRetry: time.Minute, MaxRetry: time.Minute, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	b.startOn(b.js, consumers.Consumer{MinRetry: time.Minute, MaxRetry: time.Minute, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 		switch {
 		case e.Seq <= 4:
 			return errors.New("not yet")
@@ -322,7 +333,7 @@ func TestAccount(t *testing.T) {
 			<-hold
 		}
 		return write(ctx, tx, e)
-	}})
+	})})
 	b.handled(21)
 	account := func() consumers.Account {
 		a, err := consumers.ReadAccount(t.Context(), b.db, b.js, "EVENTS", "test")
@@ -345,39 +356,44 @@ func TestAccount(t *testing.T) {
 func TestInboxMustNotForget(t *testing.T) {
 	b := newBench(t)
 	r := &consumers.Runner{DB: b.db, JS: b.js, Log: testenv.Logger(b), Retention: time.Hour,
-		Consumer: consumers.Consumer{Name: "test", Types: []string{"note.made"}, Handle: write}}
+		Consumer: consumers.Consumer{Name: "test", Handler: each(write, "note.made")}}
 	testenv.Run(t, r.Run)
 	b.blocked(r, "inbox retention 1h0m0s < stream max age unlimited")
 }
 
 func TestMisfitsAreRefused(t *testing.T) {
-	effect := func(context.Context, events.Event) error { return nil }
+	none := func(context.Context, pgx.Tx, events.Event) error { return nil }
 	for want, c := range map[string]consumers.Consumer{
-		"want one":        {Name: "a", Types: []string{"a"}, Handle: write, Effect: effect},
-		"no order":        {Name: "a", Types: []string{"a"}, Handle: write, Unordered: true, ParkKey: true},
-		"two On handlers": {Name: "a", On: []consumers.Typed{onNote(), onNote()}},
-		"has no Types":    {Name: "a", Effect: effect},
-
-		"Name is empty":        {Types: []string{"a"}, Handle: write},
-		"Name is longer":       {Name: strings.Repeat("a", 256), Types: []string{"a"}, Handle: write},
-		"no handler":           {Name: "a", Types: []string{"a"}},
-		"On and Handle":        {Name: "a", On: []consumers.Typed{onNote()}, Handle: write},
-		"On and HandleBatch":   {Name: "a", On: []consumers.Typed{onNote()}, HandleBatch: func(context.Context, pgx.Tx, []events.Event) error { return nil }},
-		"On and Effect":        {Name: "a", On: []consumers.Typed{onNote()}, Effect: effect},
-		"note.made is nil":     {Name: "a", On: []consumers.Typed{consumers.On[noted](nil)}},
-		`for type ""`:          {Name: "a", On: []consumers.Typed{{}}},
-		"no event has":         {Name: "a", On: []consumers.Typed{consumers.On(func(context.Context, pgx.Tx, events.Event) error { return nil })}},
-		"not a pointer":        {Name: "a", On: []consumers.Typed{consumers.On(func(context.Context, pgx.Tx, *noted) error { return nil })}},
-		"no HandleBatch":       {Name: "a", Types: []string{"a"}, Handle: write, Batch: 3},
-		"Workers is negative":  {Name: "a", Types: []string{"a"}, Handle: write, Workers: -1},
-		"Batch is negative":    {Name: "a", Types: []string{"a"}, Handle: write, Batch: -1},
-		"Timeout is negative":  {Name: "a", Types: []string{"a"}, Handle: write, Timeout: -1},
-		"Timeout is 1":         {Name: "a", Types: []string{"a"}, Handle: write, Timeout: 1000 * time.Hour},
-		"MinRetry is negative": {Name: "a", Types: []string{"a"}, Handle: write, MinRetry: -1},
-		"MaxRetry is negative": {Name: "a", Types: []string{"a"}, Handle: write, MaxRetry: -1},
-		"more than MaxRetry":   {Name: "a", Types: []string{"a"}, Handle: write, MinRetry: 2, MaxRetry: 1},
-		"MaxAttempts is neg":   {Name: "a", Types: []string{"a"}, Handle: write, MaxAttempts: -1},
-		"has no DB":            {Name: "a", Types: []string{"a"}, Handle: write},
+		"Name is empty":                        {Handler: each(write, "a")},
+		"Name is longer":                       {Name: strings.Repeat("a", 256), Handler: each(write, "a")},
+		"has no Handler":                       {Name: "a"},
+		"Handle was given no":                  {Name: "a", Handler: consumers.Handle()},
+		"Typed that is zero":                   {Name: "a", Handler: consumers.Handle(onNote(), consumers.Typed{})},
+		"two handlers for note":                {Name: "a", Handler: consumers.Handle(onNote(), consumers.OnType("a", none), onNote())},
+		"two handlers for a":                   {Name: "a", Handler: each(none, "a", "a")},
+		"for note.> and for note.made overlap": {Name: "a", Handler: consumers.Handle(consumers.OnType("note.>", none), onNote())},
+		"for note.made and for *.made overlap": {Name: "a", Handler: consumers.Handle(onNote(), consumers.OnType("*.made", none))},
+		"for user.* and for user.> overlap":    {Name: "a", Handler: each(none, "user.*", "user.>")},
+		"note.made is nil":                     {Name: "a", Handler: consumers.Handle(consumers.On[noted](nil))},
+		`OnType for "a" is nil`:                {Name: "a", Handler: each(nil, "a")},
+		`type "a.>.b" is none`:                 {Name: "a", Handler: each(none, "a.>.b")},
+		`for type ""`:                          {Name: "a", Handler: consumers.Handle(consumers.On(func(context.Context, pgx.Tx, events.Event, events.Event) error { return nil }))},
+		"not a pointer":                        {Name: "a", Handler: consumers.Handle(consumers.On(func(context.Context, pgx.Tx, events.Event, *noted) error { return nil }))},
+		"HandleBatch was given a nil":          {Name: "a", Handler: batch(0, nil)},
+		"Effect was given a nil":               {Name: "a", Handler: effect(nil)},
+		"was given no types":                   {Name: "a", Handler: consumers.Effect(noEffect)},
+		"at most -1 events":                    {Name: "a", Handler: batch(-1, noBatch)},
+		"no order":                             {Name: "a", Handler: each(write, "a"), Unordered: true, ParkKey: true},
+		"it has a Group":                       {Name: "a", Handler: effect(noEffect), Group: 2},
+		"Workers is negative":                  {Name: "a", Handler: each(write, "a"), Workers: -1},
+		"Group is negative":                    {Name: "a", Handler: each(write, "a"), Group: -1},
+		"Timeout is negative":                  {Name: "a", Handler: each(write, "a"), Timeout: -1},
+		"Timeout is 1":                         {Name: "a", Handler: each(write, "a"), Timeout: 1000 * time.Hour},
+		"MinRetry is negative":                 {Name: "a", Handler: each(write, "a"), MinRetry: -1},
+		"MaxRetry is negative":                 {Name: "a", Handler: each(write, "a"), MaxRetry: -1},
+		"more than MaxRetry":                   {Name: "a", Handler: each(write, "a"), MinRetry: 2, MaxRetry: 1},
+		"MaxAttempts is neg":                   {Name: "a", Handler: each(write, "a"), MaxAttempts: -1},
+		"has no DB":                            {Name: "a", Handler: each(write, "a")},
 	} {
 		if err := (&consumers.Runner{Consumer: c}).Run(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("Run() = %v, want an error with %q", err, want)
@@ -385,10 +401,14 @@ func TestMisfitsAreRefused(t *testing.T) {
 	}
 }
 
+func noEffect(context.Context, events.Event) error { return nil }
+
+func noBatch(context.Context, pgx.Tx, []events.Event) error { return nil }
+
 // TestNamesAndTypesAreRefused: what JetStream refuses, Run does at once.
 func TestNamesAndTypesAreRefused(t *testing.T) {
 	for _, name := range []string{" ", "a b", "a.b", "a*", ">", "a/b", `a\b`, "a\tb", "a\x00", "a\u00a0b", "a\u200b", "a\xff"} {
-		c := consumers.Consumer{Name: name, Types: []string{"a"}, Handle: write}
+		c := consumers.Consumer{Name: name, Handler: each(write, "a")}
 		if err := (&consumers.Runner{Consumer: c}).Run(t.Context()); err == nil || !strings.Contains(err.Error(), "Name must not have") {
 			t.Errorf("a consumer %q: Run() = %v, want a refusal of its name", name, err)
 		}
@@ -405,36 +425,39 @@ func TestNamesAndTypesAreRefused(t *testing.T) {
 		{"has no DB", []string{"user.>", "user"}}, {"has no DB", []string{"user.*", "user.a.b"}}, {"has no DB", []string{"a.*.c", "a.*.d"}},
 		{"has no DB", []string{"a", "a"}}, {"has no DB", []string{">"}},
 	} {
-		c2 := consumers.Consumer{Name: "a", Types: c.types, Handle: write}
+		c2 := consumers.Consumer{Name: "a", Handler: consumers.Effect(noEffect, c.types...)}
 		if err := (&consumers.Runner{Consumer: c2}).Run(t.Context()); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("types %q: Run() = %v, want an error with %q", c.types, err, c.want)
 		}
 	}
 }
 
-// TestTypesAddToOn: a consumer gets the types of On and those of Types.
-func TestTypesAddToOn(t *testing.T) {
+// TestTypesOfHandle: a consumer gets the types of On and those of OnType.
+func TestTypesOfHandle(t *testing.T) {
 	for want, types := range map[string][]string{
 		"[events.*.note.made]":                       nil,
 		"[events.*.note.made events.*.note.renamed]": {"note.renamed"},
-		"[events.*.note.>]":                          {"note.>"},
-		"[events.*.*.made events.*.other]":           {"other", "*.made"},
+		"[events.*.note.made events.*.other.>]":      {"other.>"},
 	} {
-		c, err := consumers.Consumer{Name: "a", Types: types, On: []consumers.Typed{onNote()}}.Config()
+		all := []consumers.Typed{onNote()}
+		for _, pattern := range types {
+			all = append(all, consumers.OnType(pattern, write))
+		}
+		c, err := consumers.Consumer{Name: "a", Handler: consumers.Handle(all...)}.Config()
 		if got := fmt.Sprint(c.FilterSubjects); err != nil || got != want {
-			t.Errorf("Types %q: subjects %s, %v, want %s", types, got, err, want)
+			t.Errorf("types %q: subjects %s, %v, want %s", types, got, err, want)
 		}
 	}
 }
 
 func onNote() consumers.Typed {
-	return consumers.On(func(context.Context, pgx.Tx, noted) error { return nil })
+	return consumers.On(func(context.Context, pgx.Tx, events.Event, noted) error { return nil })
 }
 
 // TestEnsure: a missing durable consumer is made; one that differs is shown, and left.
 func TestEnsure(t *testing.T) {
 	b := newBench(t)
-	want, err := consumers.Consumer{Name: "test", Types: []string{"note.made"}, Handle: write}.Config()
+	want, err := consumers.Consumer{Name: "test", Handler: each(write, "note.made")}.Config()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -465,10 +488,10 @@ func TestEnsure(t *testing.T) {
 // missed for ever.
 func TestDoublesAreAccountedFor(t *testing.T) {
 	for name, c := range map[string]consumers.Consumer{
-		"effect":    {Unordered: true, Effect: func(context.Context, events.Event) error { return nil }},
-		"handler":   {Handle: write},
-		"unordered": {Unordered: true, Handle: write},
-		"batch":     {HandleBatch: func(context.Context, pgx.Tx, []events.Event) error { return nil }},
+		"effect":    {Unordered: true, Handler: effect(func(context.Context, events.Event) error { return nil })},
+		"handler":   {Handler: each(write)},
+		"unordered": {Unordered: true, Handler: each(write)},
+		"batch":     {Handler: batch(0, func(context.Context, pgx.Tx, []events.Event) error { return nil })},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)

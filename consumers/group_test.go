@@ -42,7 +42,7 @@ func TestGroups(t *testing.T) {
 			for i := range n {
 				b.publish(ofKey([]string{"a", "b", "c", "d", "e", "f", "g"}[i%7], i+1))
 			}
-			b.startOn(b.js, consumers.Consumer{Group: c.group, Workers: 2, Handle: write})
+			b.startOn(b.js, consumers.Consumer{Group: c.group, Workers: 2, Handler: each(write)})
 			b.settled()
 			b.once(n)
 			least := n / c.perGroup
@@ -73,7 +73,7 @@ func TestGroupFails(t *testing.T) {
 		b.publish(event(i + 1))
 	}
 	var panicked, late atomic.Int32
-	b.startOn(b.js, consumers.Consumer{Workers: 1, MaxAttempts: 3, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	b.startOn(b.js, consumers.Consumer{Workers: 1, MaxAttempts: 3, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 		if err := write(ctx, tx, e); err != nil {
 			return err
 		}
@@ -91,7 +91,7 @@ func TestGroupFails(t *testing.T) {
 			}
 		}
 		return nil
-	}})
+	})})
 	b.settled()
 	b.once(n - 1)
 	if got := b.count(`select count(*) from pgjet.inbox where state = 'done' and attempts = 1`); got != n-3 {
@@ -113,12 +113,12 @@ func TestGroupEndsInTime(t *testing.T) {
 	for i := range n {
 		b.publish(event(i + 1))
 	}
-	b.startOn(b.js, consumers.Consumer{Workers: 1, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	b.startOn(b.js, consumers.Consumer{Workers: 1, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 		if _, err := tx.Exec(ctx, `select pg_sleep(0.03)`); err != nil {
 			return err
 		}
 		return write(ctx, tx, e)
-	}})
+	})})
 	b.settled()
 	b.once(n)
 	if most := b.count(`select max(c) from (select count(*) c from effect group by xmin::text) x`); most > 3 {
@@ -135,12 +135,12 @@ func TestKeyFlowsAfterARetry(t *testing.T) {
 	const n = 1500
 	var failed atomic.Bool
 	b.publish(ofKey("hot", 1))
-	_, _ = b.startOn(b.js, consumers.Consumer{MinRetry: 2 * time.Second, MaxRetry: 2 * time.Second, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	_, _ = b.startOn(b.js, consumers.Consumer{MinRetry: 2 * time.Second, MaxRetry: 2 * time.Second, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 		if e.Seq == 1 && failed.CompareAndSwap(false, true) {
 			return errors.New("not yet")
 		}
 		return write(ctx, tx, e)
-	}})
+	})})
 	testenv.Eventually(t, patience, "the first has failed", failed.Load)
 	for i := 1; i < n; i++ {
 		b.publish(ofKey("hot", i+1))

@@ -35,7 +35,7 @@ func TestNoticesChanges(t *testing.T) {
 			t.Run(row.name+map[bool]string{true: " unordered"}[unordered], func(t *testing.T) {
 				t.Parallel()
 				b := newBench(t)
-				r, _ := b.startOn(b.js, consumers.Consumer{Name: "test", Types: []string{"note.made"}, Handle: write, Unordered: unordered})
+				r, _ := b.startOn(b.js, consumers.Consumer{Name: "test", Handler: each(write, "note.made"), Unordered: unordered})
 				b.publish(event(1))
 				b.handled(1)
 				before := b.info().Config
@@ -90,7 +90,7 @@ func TestNoticesPauseInJetStream(t *testing.T) {
 func TestNoticesAnotherConsumer(t *testing.T) {
 	for _, unordered := range []bool{false, true} {
 		b := newBench(t)
-		r, _ := b.startOn(b.js, consumers.Consumer{Name: "test", Types: []string{"note.made"}, Handle: write, Unordered: unordered})
+		r, _ := b.startOn(b.js, consumers.Consumer{Name: "test", Handler: each(write, "note.made"), Unordered: unordered})
 		b.publish(event(1))
 		b.handled(1)
 		b.ready(r)
@@ -111,14 +111,14 @@ func TestNoticesAnotherConsumer(t *testing.T) {
 func TestOldServerIsRefused(t *testing.T) {
 	b := newBench(t)
 	_, url := testenv.JetStream(t)
-	r, _ := b.startOn(testenv.Connect(t, testenv.OtherVersion(t, url, "2.12.15")), consumers.Consumer{Name: "test", Types: []string{"note.made"}, Handle: write})
+	r, _ := b.startOn(testenv.Connect(t, testenv.OtherVersion(t, url, "2.12.15")), consumers.Consumer{Name: "test", Handler: each(write, "note.made")})
 	b.blocked(r, "nats_outdated: the server runs nats-server 2.12.15, pgjet needs 2.14 or newer")
 }
 
 // TestStandbyOnOldServer: it could not take over, and says why.
 func TestStandbyOnOldServer(t *testing.T) {
 	b := newBench(t)
-	c := consumers.Consumer{Name: "test", Types: []string{"note.made"}, Handle: write}
+	c := consumers.Consumer{Name: "test", Handler: each(write, "note.made")}
 	leader, _ := b.startOn(b.js, c)
 	b.ready(leader)
 	standby, _ := b.startOn(testenv.Connect(t, testenv.OtherVersion(t, b.js.Conn().ConnectedUrl(), "2.12.15")), c)
@@ -133,11 +133,11 @@ func TestPassedOver(t *testing.T) {
 	consumers.SetCountEvery(t, 200*time.Millisecond)
 	for _, unordered := range []bool{false, true} {
 		b := newBench(t)
-		r, _ := b.startOn(b.js, consumers.Consumer{Types: []string{"note.made", "note.lost"}, Unordered: unordered,
-			Effect: func(ctx context.Context, e events.Event) error {
+		r, _ := b.startOn(b.js, consumers.Consumer{Unordered: unordered,
+			Handler: effect(func(ctx context.Context, e events.Event) error {
 				_, err := b.db.Exec(ctx, `insert into effect select $1`, e.Seq)
 				return err
-			}})
+			}, "note.made", "note.lost")})
 		b.publish(event(1))
 		b.handled(1)
 		before := b.info().Config
@@ -199,7 +199,7 @@ func TestOtherStream(t *testing.T) {
 	}
 	b.publish(one, event(2))
 	before := place()
-	c := consumers.Consumer{Name: "test", Types: []string{"note.made"}, Handle: write}
+	c := consumers.Consumer{Name: "test", Handler: each(write, "note.made")}
 	r := b.runOther(&consumers.Runner{Consumer: c})
 	b.blocked(r, "consumer_differs: consumer test of this database has handled events of stream EVENTS, and this process was given stream OTHER")
 	r = b.runOther(&consumers.Runner{Consumer: c, MoveFrom: "THIRD"})

@@ -93,11 +93,11 @@ func (t *term) admit(w *work, stuck bool) (verdict, error) {
 		return never, errUnkept
 	case w.written():
 		return try, nil
-	case w.delivery.lost && t.Consumer.Effect != nil:
+	case w.delivery.lost && t.Consumer.Handler.effect != nil:
 		return never, errLost
 	case w.delivery.suspect || t.lanes.holds(w.Key):
 		return wait, nil
-	case t.Consumer.Effect != nil:
+	case t.Consumer.Handler.effect != nil:
 		return intend, nil
 	}
 	return try, nil
@@ -128,12 +128,12 @@ func (t *term) attempt(ctx context.Context, all []*work) (a tried) {
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.Consumer.Timeout+groupTime)
 	defer cancel()
 	var span trace.Span
-	if len(all) == 1 || t.Consumer.HandleBatch != nil { // else each event has its own
+	if len(all) == 1 || t.Consumer.Handler.batch != nil { // else each event has its own
 		limit, span = t.startSpan(limit, all)
 	}
 	a.began = time.Now()
 	switch {
-	case t.Consumer.Effect != nil:
+	case t.Consumer.Handler.effect != nil:
 		a.err = t.effect(limit, all[0])
 	case all[0].written():
 		a.err = t.retry(limit, &a)
@@ -148,7 +148,7 @@ func (t *term) attempt(ctx context.Context, all []*work) (a tried) {
 		endSpan(span, a.err)
 	}
 	t.left(ctx, a)
-	if a.err == nil && t.Consumer.Effect != nil {
+	if a.err == nil && t.Consumer.Handler.effect != nil {
 		a.err = t.unfinished(ctx, t.remember(ctx, all[0], a.ending))
 	}
 	return a
@@ -167,7 +167,7 @@ func (t *term) left(ctx context.Context, a tried) {
 	case news:
 		t.log.WarnContext(ctx, "no attempt can succeed, will keep trying", "err", outage)
 	}
-	if a.err == nil || len(a.tried) == 1 || t.Consumer.HandleBatch != nil {
+	if a.err == nil || len(a.tried) == 1 || t.Consumer.Handler.batch != nil {
 		t.recent.add(a.ending)
 	}
 }
@@ -214,7 +214,7 @@ func (t *term) retry(ctx context.Context, a *tried) error {
 // effect makes an attempt outside the database. [term.remember] makes it done.
 func (t *term) effect(ctx context.Context, w *work) error {
 	w.tried++
-	return t.call(ctx, func(ctx context.Context) error { return t.Consumer.Effect(ctx, w.event) })
+	return t.call(ctx, func(ctx context.Context) error { return t.Consumer.Handler.effect(ctx, w.event) })
 }
 
 // handle calls the handlers for events, and returns for how many: for fewer than all if they take long.
@@ -222,7 +222,7 @@ func (t *term) handle(ctx context.Context, tx pgx.Tx, all []*work, alone bool) (
 	if alone && len(all) > 0 {
 		all[0].tried++
 	}
-	if t.Consumer.HandleBatch != nil || len(all) == 1 {
+	if t.Consumer.Handler.batch != nil || len(all) == 1 {
 		return len(all), t.handleOne(ctx, tx, all)
 	}
 	for began := time.Now(); n < len(all) && (n == 0 || time.Since(began) < groupTime); n++ {
@@ -244,14 +244,14 @@ func (t *term) handleOne(ctx context.Context, tx pgx.Tx, all []*work) error {
 	late := false
 	err := t.call(ctx, func(ctx context.Context) error {
 		defer func() { late = ctx.Err() != nil }()
-		if t.Consumer.HandleBatch == nil {
-			return t.Consumer.Handle(ctx, tx, all[0].event)
+		if t.Consumer.Handler.batch == nil {
+			return t.Consumer.Handler.each(ctx, tx, all[0].event)
 		}
 		batch := make([]events.Event, len(all))
 		for i, w := range all {
 			batch[i] = w.event
 		}
-		return t.Consumer.HandleBatch(ctx, tx, batch)
+		return t.Consumer.Handler.batch(ctx, tx, batch)
 	})
 	if err == nil && late {
 		err = context.DeadlineExceeded

@@ -40,7 +40,7 @@ func TestLockedTable(t *testing.T) {
 			t.Run(fmt.Sprintf("%s unordered=%t", table, unordered), func(t *testing.T) {
 				t.Parallel()
 				b := newBench(t)
-				c := consumers.Consumer{Handle: write, Unordered: unordered, MaxAttempts: 1, Timeout: time.Second}
+				c := consumers.Consumer{Handler: each(write), Unordered: unordered, MaxAttempts: 1, Timeout: time.Second}
 				r, stop := b.startOn(b.js, c)
 				b.publish(event(1))
 				b.handled(1)
@@ -129,11 +129,11 @@ func TestLockSpendsNoAttempt(t *testing.T) {
 			}
 			c := consumers.Consumer{Workers: 1, MaxAttempts: 3, Timeout: time.Second}
 			if form == "effect" {
-				c.Effect = func(context.Context, events.Event) error { return try() }
+				c.Handler = effect(func(context.Context, events.Event) error { return try() })
 			} else {
-				c.Handle = func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+				c.Handler = each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 					return errors.Join(try(), write(ctx, tx, e))
-				}
+				})
 			}
 			r, _ := b.startOn(b.js, c)
 			b.publish(event(1))

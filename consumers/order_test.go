@@ -92,7 +92,7 @@ func TestOrderPerKey(t *testing.T) {
 		return nil
 	}
 	for range 3 {
-		b.startOn(b.js, consumers.Consumer{Handle: handle})
+		b.startOn(b.js, consumers.Consumer{Handler: each(handle)})
 	}
 	b.settled()
 	b.inOrder(count)
@@ -109,12 +109,12 @@ func TestFailingKeyWaits(t *testing.T) {
 	for n := range 30 {
 		b.publish(keyed(fmt.Sprint("key", n%3), n+1))
 	}
-	b.startOn(b.js, consumers.Consumer{Workers: 2, MaxAttempts: 1000, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	b.startOn(b.js, consumers.Consumer{Workers: 2, MaxAttempts: 1000, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 		if e.Seq == 4 && !fixed.Load() { // the second of key0
 			return errors.New("not yet")
 		}
 		return record(ctx, tx, e)
-	}})
+	})})
 	testenv.Eventually(t, patience, "the others are handled", func() bool { return b.count(`select count(*) from done`) == 21 })
 	if n := b.count(`select count(*) from done where key = 'key0'`); n != 1 {
 		t.Errorf("%d events of the key that fails were handled, want the one before", n)
@@ -133,12 +133,12 @@ func TestAttemptsEnd(t *testing.T) {
 	b := newBench(t)
 	b.log()
 	b.publish(keyed("a", 1), keyed("a", 2))
-	b.startOn(b.js, consumers.Consumer{MaxAttempts: 4, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	b.startOn(b.js, consumers.Consumer{MaxAttempts: 4, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 		if e.Seq == 1 {
 			return fmt.Errorf("no luck with %d at %s", rand.Int(), time.Now())
 		}
 		return record(ctx, tx, e)
-	}})
+	})})
 	b.settled()
 	b.inOrder(1)
 	if n := b.count(`select attempts from pgjet.dead_letter where state = 'dead' and key = 'a' and type = 'note.made'`); n != 4 {
@@ -162,12 +162,12 @@ func TestSimilarErrorsAreOneGroup(t *testing.T) {
 	for n := range 6 {
 		b.publish(event(n + 1))
 	}
-	b.startOn(b.js, consumers.Consumer{MaxAttempts: 1, Handle: func(_ context.Context, _ pgx.Tx, e events.Event) error {
+	b.startOn(b.js, consumers.Consumer{MaxAttempts: 1, Handler: each(func(_ context.Context, _ pgx.Tx, e events.Event) error {
 		if e.Seq%3 == 0 {
 			panic(fmt.Sprint("odd ", e.Seq))
 		}
 		return fmt.Errorf("event %s of %q, mail to a%d@example.com: refused", e.ID, e.Key, e.Seq)
-	}})
+	})})
 	b.settled()
 	if n := b.count(`select count(distinct error_group) from pgjet.dead_letter`); n != 2 {
 		t.Errorf("%d groups of errors, want 2", n)
@@ -180,7 +180,7 @@ func TestPanicKeepsItsStack(t *testing.T) {
 	e := event(1)
 	e.Traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 	b.publish(e)
-	b.startOn(b.js, consumers.Consumer{MaxAttempts: 2, Handle: func(context.Context, pgx.Tx, events.Event) error { panic("ouch") }})
+	b.startOn(b.js, consumers.Consumer{MaxAttempts: 2, Handler: each(func(context.Context, pgx.Tx, events.Event) error { panic("ouch") })})
 	b.settled()
 	n := b.count(`
 		select count(*) from pgjet.dead_letter
@@ -247,7 +247,7 @@ func TestInboxForgetsWhileASessionLasts(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := &consumers.Runner{DB: b.db, JS: b.js, Log: testenv.Logger(b), Retention: 15 * 24 * time.Hour,
-		Consumer: consumers.Consumer{Name: "test", Types: []string{noted{}.EventType()}, Handle: write}}
+		Consumer: consumers.Consumer{Name: "test", Handler: each(write, noted{}.EventType())}}
 	testenv.Run(t, r.Run)
 	b.ready(r)
 	b.publish(event(1))
@@ -268,7 +268,7 @@ func TestFloorStopsAtAGap(t *testing.T) {
 		end $$`)
 	b.exec(`create trigger note_floor after update on pgjet.consumer for each row execute function note_floor()`)
 	b.log()
-	r, _ := b.startOn(b.js, consumers.Consumer{Handle: record})
+	r, _ := b.startOn(b.js, consumers.Consumer{Handler: each(record)})
 	b.ready(r)
 	b.publish(keyed("a", 1))
 	b.settled()

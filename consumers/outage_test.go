@@ -29,7 +29,7 @@ func TestLostAck(t *testing.T) {
 		return write(ctx, tx, e)
 	}
 	b.publish(event(1))
-	r, stop := b.startOn(doomed, consumers.Consumer{Handle: handle, Timeout: 600 * time.Millisecond})
+	r, stop := b.startOn(doomed, consumers.Consumer{Handler: each(handle), Timeout: 600 * time.Millisecond})
 	b.handled(1)
 	b.blocked(r, "nats_unreachable")
 	stop()
@@ -66,7 +66,7 @@ func TestSurvivesNATSOutage(t *testing.T) {
 func TestLostDeliveries(t *testing.T) {
 	server := testenv.NATS(t)
 	b := newBenchOn(t, testenv.Postgres(t), testenv.Connect(t, server.URL()))
-	c := consumers.Consumer{Unordered: true, Handle: write}
+	c := consumers.Consumer{Unordered: true, Handler: each(write)}
 	_, stop := b.startOn(b.js, c)
 	b.publish(event(1))
 	b.settled()

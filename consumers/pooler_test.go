@@ -19,7 +19,6 @@ import (
 // run runs a consumer on a pool until the test ends.
 func (b *bench) runOn(db *pgxpool.Pool, direct *pgx.ConnConfig, c consumers.Consumer) *consumers.Runner {
 	b.Helper()
-	c.Types = []string{noted{}.EventType()}
 	r := &consumers.Runner{Consumer: c, DB: db, Direct: direct, JS: b.js, Log: testenv.Logger(b)}
 	testenv.Run(b, r.Run)
 	return r
@@ -70,7 +69,7 @@ func TestThroughAPooler(t *testing.T) {
 				t.Fatal(err)
 			}
 			var first atomic.Bool
-			note := func(name string) consumers.Handler {
+			note := func(name string) handleFunc {
 				return func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 					p, err := events.Decode[noted](e)
 					if err != nil {
@@ -83,15 +82,15 @@ func TestThroughAPooler(t *testing.T) {
 					return err
 				}
 			}
-			b.runOn(own, direct, consumers.Consumer{Name: "ordered", Handle: note("ordered")})
-			b.runOn(b.pooled(mode, "&default_query_exec_mode=cache_describe"), direct, consumers.Consumer{Name: "unordered", Unordered: true, Handle: note("unordered")})
-			b.runOn(own, direct, consumers.Consumer{Name: "effect", Effect: func(ctx context.Context, e events.Event) error {
+			b.runOn(own, direct, consumers.Consumer{Name: "ordered", Handler: each(note("ordered"))})
+			b.runOn(b.pooled(mode, "&default_query_exec_mode=cache_describe"), direct, consumers.Consumer{Name: "unordered", Unordered: true, Handler: each(note("unordered"))})
+			b.runOn(own, direct, consumers.Consumer{Name: "effect", Handler: effect(func(ctx context.Context, e events.Event) error {
 				p, err := events.Decode[noted](e)
 				if err == nil {
 					_, err = postgres.DB{Pool: own}.Exec(ctx, `insert into public.seen values ('effect', $1)`, p.N)
 				}
 				return err
-			}})
+			})})
 			for n := range 30 {
 				b.publish(keyed(fmt.Sprint("k", n%3), n))
 			}
@@ -112,7 +111,7 @@ func TestThroughAPooler(t *testing.T) {
 func TestPoolerIsRefused(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	for _, c := range []consumers.Consumer{{Name: "ordered", Handle: write}, {Name: "unordered", Unordered: true, Handle: write}} {
+	for _, c := range []consumers.Consumer{{Name: "ordered", Handler: each(write)}, {Name: "unordered", Unordered: true, Handler: each(write)}} {
 		r := b.runOn(b.pooled("transaction", "&default_query_exec_mode=cache_describe"), nil, c)
 		b.blocked(r, "pooler: ")
 		b.blocked(r, "consumer "+c.Name+" needs a session of its own")
@@ -142,7 +141,7 @@ func TestNamesAreRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(db.Close)
-		r := b.runOn(db, direct, consumers.Consumer{Name: "test", Handle: write})
+		r := b.runOn(db, direct, consumers.Consumer{Name: "test", Handler: each(write)})
 		b.blocked(r, "pooler: ")
 		b.blocked(r, want)
 		for range 5 {
@@ -175,7 +174,7 @@ func TestModeIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer db.Close()
-		r := consumers.Runner{Consumer: consumers.Consumer{Name: "test", Types: []string{"note.made"}, Handle: write}, DB: db, JS: b.js}
+		r := consumers.Runner{Consumer: consumers.Consumer{Name: "test", Handler: each(write, "note.made")}, DB: db, JS: b.js}
 		if err := r.Run(t.Context()); err == nil || !strings.Contains(err.Error(), strings.Split(option, "&")[len(strings.Split(option, "&"))-1]+" cannot work") {
 			t.Errorf("Run with %s = %v, want an error that says so", option, err)
 		}
@@ -194,7 +193,7 @@ func TestWrongEncodingIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	r := b.runOn(db, nil, consumers.Consumer{Name: "test", Handle: write})
+	r := b.runOn(db, nil, consumers.Consumer{Name: "test", Handler: each(write)})
 	b.blocked(r, "client_encoding is LATIN1")
 	b.once(0)
 }
@@ -275,12 +274,12 @@ func TestSchemaChangesUnderHandlers(t *testing.T) {
 		}
 		b.handled(n)
 	}
-	b.startOn(b.js, consumers.Consumer{Workers: 6, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	b.startOn(b.js, consumers.Consumer{Workers: 6, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 		if err := tx.QueryRow(ctx, `select name from t where $1 and pg_sleep(0.01) is not null`, true).Scan(new(string)); err != nil {
 			return err
 		}
 		return write(ctx, tx, e)
-	}})
+	})})
 	more()
 	b.exec(`alter table t alter column name type varchar(300)`)
 	more()

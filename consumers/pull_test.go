@@ -27,7 +27,7 @@ func TestBacklogOfReplicas(t *testing.T) {
 			all = append(all, event(n+1))
 		}
 		b.publish(all...)
-		b.startOn(b.js, consumers.Consumer{Handle: write, Unordered: unordered})
+		b.startOn(b.js, consumers.Consumer{Handler: each(write), Unordered: unordered})
 		b.handled(count)
 		b.once(count)
 		if delivered := b.info().Delivered.Consumer; delivered != count {

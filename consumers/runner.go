@@ -18,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/natsconn"
@@ -43,7 +44,7 @@ type Runner struct {
 	Consumer Consumer
 	DB       *pgxpool.Pool       // where the inbox is, and what the handler changes; Workers + 2 connections serve well
 	JS       jetstream.JetStream // its connection should reconnect for ever
-	Stream   string              // "" is EVENTS
+	Stream   string              // "" is [events.DefaultStream]
 	Log      *slog.Logger        // nil discards
 	// Direct is where each session has one connection of its own, for its locks: PostgreSQL itself, not
 	// a connection pooler. nil is where DB's connections go.
@@ -112,14 +113,14 @@ func (r *Runner) Run(ctx context.Context) error {
 // complete returns a run of r with all defaults, or what to change so that it can work.
 func (r *Runner) complete() (*run, error) {
 	c := r.Consumer
-	if c.Workers == 0 && c.HandleBatch == nil && r.DB != nil {
+	if c.Workers == 0 && c.Handler.batch == nil && r.DB != nil {
 		c.Workers = min(8, max(1, int(r.DB.Config().MaxConns)-moreConns))
 	}
 	c, err := c.withDefaults()
 	if err != nil {
 		return nil, err
 	}
-	n := &run{Runner: r, Consumer: c, db: postgres.DB{Pool: r.DB}, js: r.JS, stream: cmp.Or(r.Stream, "EVENTS"),
+	n := &run{Runner: r, Consumer: c, db: postgres.DB{Pool: r.DB}, js: r.JS, stream: cmp.Or(r.Stream, events.DefaultStream),
 		log: cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("consumer", c.Name)}
 	switch {
 	case r.DB == nil:

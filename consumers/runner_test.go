@@ -53,7 +53,7 @@ func TestSecondCopyWaits(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.publish(e, event(2))
-	b.startOn(b.js, consumers.Consumer{Unordered: true, Handle: write})
+	b.startOn(b.js, consumers.Consumer{Unordered: true, Handler: each(write)})
 	b.handled(1)
 	testenv.Eventually(t, patience, "the second copy waits for the first", func() bool {
 		return b.count(`select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`) == 1
@@ -95,7 +95,7 @@ func TestFailedAttempts(t *testing.T) {
 	for i := range ways {
 		b.publish(event(i + 1))
 	}
-	b.startOn(b.js, consumers.Consumer{Timeout: time.Second, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	b.startOn(b.js, consumers.Consumer{Timeout: time.Second, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 		if err := write(ctx, tx, e); err != nil {
 			return err
 		}
@@ -103,7 +103,7 @@ func TestFailedAttempts(t *testing.T) {
 			return ways[e.Seq-1](ctx, tx)
 		}
 		return nil
-	}})
+	})})
 	b.settled()
 	b.once(len(ways))
 	if n := b.count(`select count(*) from pgjet.inbox where state = 'done' and attempts = 2`); n != len(ways) {
@@ -118,12 +118,12 @@ func TestRetriesWait(t *testing.T) {
 	begun := time.Now()
 	b.startOn(b.js, consumers.Consumer{
 		MinRetry: 100 * time.Millisecond, MaxRetry: 100 * time.Millisecond,
-		Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 			if attempts.Add(1) < 8 {
 				return errors.New("not yet")
 			}
 			return write(ctx, tx, e)
-		},
+		}),
 	})
 	b.settled()
 	b.once(1)
@@ -145,10 +145,10 @@ func TestSlowHandlersKeepTheirEvents(t *testing.T) {
 	for n := range count {
 		b.publish(event(n + 1))
 	}
-	b.startOn(b.js, consumers.Consumer{Workers: 4, Timeout: time.Second, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	b.startOn(b.js, consumers.Consumer{Workers: 4, Timeout: time.Second, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 		time.Sleep(700 * time.Millisecond) // the interval under test
 		return write(ctx, tx, e)
-	}})
+	})})
 	b.settled()
 	b.once(count)
 	if n := b.info().Delivered.Consumer; n != count {
@@ -164,13 +164,13 @@ func TestOverrunKeepsItsEvent(t *testing.T) {
 	b.publish(event(1))
 	delivered := make(chan uint64, 1)
 	var attempts atomic.Int32
-	b.startOn(b.js, consumers.Consumer{Timeout: 200 * time.Millisecond, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	b.startOn(b.js, consumers.Consumer{Timeout: 200 * time.Millisecond, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 		if attempts.Add(1) == 1 {
 			time.Sleep(1200 * time.Millisecond) // the interval under test
 			delivered <- b.info().Delivered.Consumer
 		}
 		return write(ctx, tx, e)
-	}})
+	})})
 	if n := <-delivered; n != 1 {
 		t.Errorf("the event was delivered %d times while its handler ran", n)
 	}
@@ -190,7 +190,7 @@ func TestManyProcessesShareTheWork(t *testing.T) {
 	for i := range attempts {
 		var mu sync.Mutex
 		r := rand.New(rand.NewPCG(seed, uint64(i)))
-		b.startOn(b.js, consumers.Consumer{Unordered: true, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		b.startOn(b.js, consumers.Consumer{Unordered: true, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 			if err := write(ctx, tx, e); err != nil {
 				return err
 			}
@@ -201,7 +201,7 @@ func TestManyProcessesShareTheWork(t *testing.T) {
 				return errors.New("bad luck")
 			}
 			return nil
-		}})
+		})})
 	}
 	b.settled()
 	b.once(count)
@@ -230,9 +230,9 @@ func TestOtherFiltersAreAnError(t *testing.T) {
 
 func TestIncompleteConsumerFailsAtOnce(t *testing.T) {
 	for name, c := range map[string]consumers.Consumer{
-		"no name":   {Types: []string{"a"}, Handle: write},
-		"no types":  {Name: "a", Handle: write},
-		"no handle": {Name: "a", Types: []string{"a"}},
+		"no name":   {Handler: each(write, "a")},
+		"no types":  {Name: "a", Handler: consumers.Effect(noEffect)},
+		"no handle": {Name: "a"},
 	} {
 		r := &consumers.Runner{Consumer: c}
 		if err := r.Run(t.Context()); err == nil {
@@ -256,7 +256,7 @@ func TestSmallPool(t *testing.T) {
 	cancel()
 	for workers, warns := range map[int]bool{8: true, 2: false, 0: false} {
 		var log bytes.Buffer
-		c := consumers.Consumer{Name: "small", Types: []string{"order.paid"}, Handle: write, Workers: workers}
+		c := consumers.Consumer{Name: "small", Handler: each(write, "order.paid"), Workers: workers}
 		r := consumers.Runner{Consumer: c, DB: db, JS: b.js, Log: slog.New(slog.NewTextHandler(&log, nil))}
 		if err := r.Run(ctx); err != nil || strings.Contains(log.String(), "too few connections") != warns {
 			t.Errorf("%d workers: %v, the log is %q, want a warning: %t", workers, err, log.String(), warns)

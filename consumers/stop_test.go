@@ -19,11 +19,11 @@ func TestStopFinishesWhatHasBegun(t *testing.T) {
 		b.publish(event(n + 1))
 	}
 	begun, finish := make(chan struct{}, 20), make(chan struct{})
-	_, stop := b.startOn(b.js, consumers.Consumer{Workers: 4, Group: 1, Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	_, stop := b.startOn(b.js, consumers.Consumer{Workers: 4, Group: 1, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 		begun <- struct{}{}
 		<-finish
 		return write(ctx, tx, e)
-	}})
+	})})
 	for range 4 {
 		<-begun
 	}

@@ -74,7 +74,7 @@ func (r *run) session(ctx context.Context) error {
 	t.tenure = inbox.Tenure{Consumer: r.Consumer.Name, Ordered: r.ordered(), ParkKey: r.Consumer.ParkKey, Process: r.process,
 		Session: fmt.Sprintf("%s:%s", r.process, uuid.NewString()[:8])}
 	t.durable.run = r
-	t.hands = newHands(max(leastHeld, 4*r.Consumer.Workers, 4*r.Consumer.Batch))
+	t.hands = newHands(max(leastHeld, 4*r.Consumer.Workers, 4*r.Consumer.Handler.most))
 	r.gate.Store(t.gate)
 	err := t.begin(ctx)
 	if t.conn != nil {
@@ -161,7 +161,7 @@ func (t *term) begin(ctx context.Context) (err error) {
 	}
 	err = pgx.BeginFunc(ctx, t.conn, func(tx pgx.Tx) (err error) {
 		t.at, err = inbox.Register(ctx, tx, inbox.Registration{Consumer: t.Consumer.Name, Stream: t.stream, MoveFrom: t.Runner.MoveFrom, Created: created,
-			Ordered: t.ordered(), Effects: t.Consumer.Effect != nil})
+			Ordered: t.ordered(), Effects: t.Consumer.Handler.effect != nil})
 		return err
 	})
 	if paused, ok := errors.AsType[*inbox.PausedError](err); ok {
@@ -335,7 +335,7 @@ func (t *term) serve(outer context.Context) error {
 		workers.Go(func() { t.labour(ctx) })
 	}
 	if t.keeper.Working() {
-		t.log.InfoContext(ctx, "consumer handles events", "stream", t.stream, "types", t.Consumer.Types, "floor", t.at.Floor)
+		t.log.InfoContext(ctx, "consumer handles events", "stream", t.stream, "types", t.Consumer.Handler.types, "floor", t.at.Floor)
 	}
 	<-ctx.Done()
 	left := t.lanes.close()

@@ -68,13 +68,13 @@ func TestSpans(t *testing.T) {
 	r := &relay.Relay{Database: openDB(t, s.databaseURL).Config().ConnConfig, NATSURL: natsURL, Source: "/users", Log: testenv.Logger(t)}
 	c := &consumers.Runner{DB: db, JS: js, Log: testenv.Logger(t), Consumer: consumers.Consumer{
 		Name: "traced", Workers: 1,
-		On: []consumers.Typed{consumers.On(func(ctx context.Context, tx pgx.Tx, _ events.UserCreated) error {
+		Handler: consumers.Handle(consumers.On(func(ctx context.Context, tx pgx.Tx, _ events.Event, _ events.UserCreated) error {
 			defer close(handled)
 			b := &pgx.Batch{}
 			b.Queue(`select 1`)
 			b.Queue(`select 2`)
 			return tx.SendBatch(ctx, b).Close()
-		})},
+		})),
 	}}
 	var parts sync.WaitGroup
 	ctx, cancel := context.WithCancel(t.Context())

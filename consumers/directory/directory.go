@@ -40,8 +40,7 @@ const Name = "directory"
 // such as a name with a NUL, is a dead letter at once.
 func Consumer() consumers.Consumer {
 	return consumers.Consumer{
-		Name: Name, Types: []string{created, renamed, deleted},
-		HandleBatch: follow, Clear: forget,
+		Name: Name, Handler: consumers.HandleBatch(0, follow, created, renamed, deleted), Clear: forget,
 	}
 }
 

@@ -48,7 +48,7 @@ func renamed(t *testing.T, e events.Event) events.Event {
 func enter(t *testing.T, db *pgxpool.Pool, all ...events.Event) {
 	t.Helper()
 	err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error {
-		return directory.Consumer().HandleBatch(t.Context(), tx, all)
+		return directory.Follow(t.Context(), tx, all)
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -135,7 +135,7 @@ func TestWhatNeverFitsIsPermanent(t *testing.T) {
 		t.Fatal(err)
 	}
 	err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error {
-		return directory.Consumer().HandleBatch(t.Context(), tx, []events.Event{signUp(t, "A", "ann@example.com", time.Now())})
+		return directory.Follow(t.Context(), tx, []events.Event{signUp(t, "A", "ann@example.com", time.Now())})
 	})
 	if _, permanent := errors.AsType[*backoff.PermanentError](err); err == nil || permanent {
 		t.Errorf("without a table: %v, want an error that passes", err)
@@ -155,7 +155,7 @@ func tooLong() string {
 func neverFits(t *testing.T, db *pgxpool.Pool, what string, e events.Event) {
 	t.Helper()
 	err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error {
-		return directory.Consumer().HandleBatch(t.Context(), tx, []events.Event{e})
+		return directory.Follow(t.Context(), tx, []events.Event{e})
 	})
 	if _, permanent := errors.AsType[*backoff.PermanentError](err); !permanent {
 		t.Errorf("%s: %v, want a permanent error", what, err)

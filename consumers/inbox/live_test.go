@@ -24,7 +24,7 @@ import (
 
 // consume starts a consumer that parks keys, or not, and writes down what it handles in the
 // table done, and publishes events with these keys; the first has sequence 1.
-func (b *bench) consume(park bool, handle consumers.Handler, keys ...string) {
+func (b *bench) consume(park bool, handle func(ctx context.Context, tx pgx.Tx, e events.Event) error, keys ...string) {
 	b.Helper()
 	b.exec(`create table done (seq bigint, at bigint generated always as identity)`)
 	js, _ := testenv.JetStream(b)
@@ -44,14 +44,14 @@ func (b *bench) consume(park bool, handle consumers.Handler, keys ...string) {
 		}
 	}
 	r := &consumers.Runner{DB: b.admin, JS: js, Log: testenv.Logger(b),
-		Consumer: consumers.Consumer{Name: "test", Types: []string{"a.b"}, ParkKey: park,
-			Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		Consumer: consumers.Consumer{Name: "test", ParkKey: park,
+			Handler: consumers.Handle(consumers.OnType("a.b", func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 				if err := handle(ctx, tx, e); err != nil {
 					return err
 				}
 				_, err := tx.Exec(ctx, `insert into done (seq) values ($1)`, e.Seq)
 				return err
-			}}}
+			}))}}
 	testenv.Run(b, r.Run)
 }
 

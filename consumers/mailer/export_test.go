@@ -1,8 +1,11 @@
 package mailer
 
 import (
+	"context"
 	"testing"
 	"time"
+
+	"github.com/pgjet/pgjet/events"
 )
 
 // SetTimeout shortens the patience with mail servers for one test.
@@ -23,4 +26,13 @@ func SetOutage(t *testing.T, probe, ramp time.Duration) {
 // Limit returns the rate that time after an outage.
 func Limit(perSecond float64, passed time.Duration) float64 {
 	return float64(newPace(perSecond).limit(passed))
+}
+
+// An Effect is what the consumer of a Mailer does with an event.
+type Effect func(ctx context.Context, e events.Event) error
+
+// EffectOf returns that of m, without the consumer around it.
+func EffectOf(m *Mailer) Effect {
+	m.Consumer() // at its pace
+	return m.mail
 }

@@ -92,8 +92,8 @@ func New(server Server, from string) (*Mailer, error) {
 func (m *Mailer) Consumer() consumers.Consumer {
 	m.pace = newPace(m.Rate)
 	c := consumers.Consumer{
-		Name: Name, Types: []string{events.UserCreated{}.EventType(), events.UserRejected{}.EventType()},
-		Effect: m.mail, Unordered: true, Timeout: smtpTimeout + maxWait,
+		Name: Name, Handler: consumers.Effect(m.mail, events.UserCreated{}.EventType(), events.UserRejected{}.EventType()),
+		Unordered: true, Timeout: smtpTimeout + maxWait,
 	}
 	if m.Rate > 0 && m.Rate < 1 {
 		c.Workers = 1 // the second one's turn would come too late

@@ -93,12 +93,12 @@ func send(t *testing.T, addr string, e events.Event) error {
 	ctx := trace.ContextWithSpanContext(t.Context(), trace.NewSpanContext(trace.SpanContextConfig{
 		TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}, TraceFlags: trace.FlagsSampled,
 	}))
-	return consumer(t, "smtp://"+addr+"?tls=off").Effect(ctx, e)
+	return effect(t, "smtp://"+addr+"?tls=off")(ctx, e)
 }
 
-func consumer(t *testing.T, url string) consumers.Consumer {
+func effect(t *testing.T, url string) mailer.Effect {
 	t.Helper()
-	return newMailer(t, url).Consumer()
+	return mailer.EffectOf(newMailer(t, url))
 }
 
 func newMailer(t *testing.T, url string) *mailer.Mailer {
@@ -270,7 +270,7 @@ func TestSender(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = m.Consumer().Effect(t.Context(), signup(t, "Ada"))
+		err = mailer.EffectOf(m)(t.Context(), signup(t, "Ada"))
 		if want == "" {
 			if verdict(err) != "unavailable" || !strings.Contains(err.Error(), "--mail-from") {
 				t.Errorf("%s: %v, want it unavailable", from, err)

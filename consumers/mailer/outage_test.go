@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/consumers/mailer"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
@@ -15,9 +14,9 @@ import (
 const maxFailures = 5 // in a row, until the server is left alone
 
 // try sends one mail and checks what comes of it.
-func try(t *testing.T, c consumers.Consumer, want string) error {
+func try(t *testing.T, c mailer.Effect, want string) error {
 	t.Helper()
-	err := c.Effect(t.Context(), signup(t, "Ada"))
+	err := c(t.Context(), signup(t, "Ada"))
 	if verdict(err) != want {
 		t.Fatalf("%v: %s, want %s", err, verdict(err), want)
 	}
@@ -32,7 +31,7 @@ func TestServerThatIsAwayIsLeftAlone(t *testing.T) {
 	mailer.SetTimeout(t, 2*time.Second)
 	s := &script{answers: map[string]string{"EHLO": "421 away", "HELO": "421 away", "DATA": "354 go"}}
 	m := newMailer(t, "smtp://"+s.start(t)+"?tls=off")
-	c := m.Consumer()
+	c := mailer.EffectOf(m)
 	for range maxFailures {
 		if err := m.Ready(t.Context()); err != nil {
 			t.Errorf("Ready() = %v before the breaker is open", err)
@@ -51,7 +50,7 @@ func TestServerThatIsAwayIsLeftAlone(t *testing.T) {
 
 	time.Sleep(probe)
 	probed := make(chan string)
-	go func() { probed <- verdict(c.Effect(t.Context(), signup(t, "Ada"))) }()
+	go func() { probed <- verdict(c(t.Context(), signup(t, "Ada"))) }()
 	testenv.Eventually(t, patience, "a probe is out", func() bool { return s.count("EHLO") > maxFailures })
 	for range 8 {
 		try(t, c, "unavailable")
@@ -74,7 +73,7 @@ func TestServerThatIsAwayIsLeftAlone(t *testing.T) {
 // TestRefusalsOfOneMailAreNoOutage: a server that answers is there.
 func TestRefusalsOfOneMailAreNoOutage(t *testing.T) {
 	s := &script{answers: map[string]string{"RCPT": "550 who"}}
-	c := consumer(t, "smtp://"+s.start(t)+"?tls=off")
+	c := effect(t, "smtp://"+s.start(t)+"?tls=off")
 	for range maxFailures {
 		try(t, c, "dead")
 	}
@@ -123,7 +122,7 @@ func TestMailsComeSlowlyAfterAnOutage(t *testing.T) {
 	const probe = 100 * time.Millisecond
 	mailer.SetOutage(t, probe, time.Minute)
 	s := &script{answers: map[string]string{"hello": "bye", "DATA": "354 go"}}
-	c := consumer(t, "smtp://"+s.start(t)+"?tls=off")
+	c := effect(t, "smtp://"+s.start(t)+"?tls=off")
 	for range maxFailures {
 		try(t, c, "unavailable")
 	}
@@ -143,7 +142,7 @@ func TestRate(t *testing.T) {
 	s := &script{answers: map[string]string{"DATA": "354 go"}}
 	m := newMailer(t, "smtp://"+s.start(t)+"?tls=off")
 	m.Rate = 5
-	c, begun := m.Consumer(), time.Now()
+	c, begun := mailer.EffectOf(m), time.Now()
 	for range 4 {
 		try(t, c, "done")
 	}
@@ -157,7 +156,7 @@ func TestWithheldMailsDoNotQueue(t *testing.T) {
 	s := &script{answers: map[string]string{"hello": "bye"}}
 	m := newMailer(t, "smtp://"+s.start(t)+"?tls=off")
 	m.Rate = 5
-	c := m.Consumer()
+	c := mailer.EffectOf(m)
 	for range maxFailures {
 		try(t, c, "unavailable")
 	}
@@ -188,12 +187,12 @@ func TestNoTimeLeftAtThisRate(t *testing.T) {
 	s := &script{answers: map[string]string{"DATA": "354 go"}}
 	m := newMailer(t, "smtp://"+s.start(t)+"?tls=off")
 	m.Rate = 0.1
-	c := m.Consumer()
+	c := mailer.EffectOf(m)
 	try(t, c, "done")
 	begun := time.Now()
 	for range maxFailures {
 		ctx, cancel := context.WithTimeout(t.Context(), 18*time.Second) // 8 are left after the dialogue
-		err := c.Effect(ctx, signup(t, "Ada"))
+		err := c(ctx, signup(t, "Ada"))
 		cancel()
 		if verdict(err) != "unavailable" || !strings.Contains(err.Error(), "rate") {
 			t.Errorf("%v, want an outage because of the rate", err)

@@ -239,7 +239,7 @@ func TestAttemptEnds(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	begun := time.Now()
-	err := consumer(t, "smtp://"+s.start(t)).Effect(ctx, signup(t, "Ada"))
+	err := effect(t, "smtp://"+s.start(t))(ctx, signup(t, "Ada"))
 	if took := time.Since(begun); verdict(err) != "unavailable" || took > 5*time.Second || s.count("EHLO") != 1 {
 		t.Errorf("%v after %s and %d dialogues, want an outage at the end of the attempt's only one", err, took, s.count("EHLO"))
 	}
@@ -296,7 +296,7 @@ func TestErrorsShowTheServersWords(t *testing.T) {
 		if tt.user {
 			url = strings.Replace(url, "smtp://", "smtp://"+user+":geheim@", 1)
 		}
-		err := consumer(t, url).Effect(t.Context(), signup(t, "Ada"))
+		err := effect(t, url)(t.Context(), signup(t, "Ada"))
 		if err == nil || !strings.HasSuffix(err.Error(), tt.want) || len(err.Error()) > 500 {
 			t.Errorf("%v: %v, want it to end with %q", tt.answers, err, tt.want)
 		}

@@ -56,7 +56,7 @@ func TestCredentialsAreEncrypted(t *testing.T) {
 				answers: map[string]string{"EHLO": tt.ehlo, "STARTTLS": "220 go", "AUTH": "235 welcome", "DATA": "354 go"},
 				tls:     &tls.Config{Certificates: []tls.Certificate{certificate}},
 			}
-			err := consumer(t, "smtp://me:"+password+"@"+s.start(t)+tt.query).Effect(t.Context(), signup(t, "Ada"))
+			err := effect(t, "smtp://me:"+password+"@"+s.start(t)+tt.query)(t.Context(), signup(t, "Ada"))
 			if (err == nil) != tt.sent {
 				t.Errorf("%v, want sent = %t", err, tt.sent)
 			}
@@ -70,7 +70,7 @@ func TestCredentialsAreEncrypted(t *testing.T) {
 func TestRequiredTLS(t *testing.T) {
 	mailer.SetTimeout(t, 2*time.Second)
 	s := &script{answers: map[string]string{"DATA": "354 go"}}
-	err := consumer(t, "smtp://"+s.start(t)+"?tls=required").Effect(t.Context(), signup(t, "Ada"))
+	err := effect(t, "smtp://"+s.start(t)+"?tls=required")(t.Context(), signup(t, "Ada"))
 	if verdict(err) != "unavailable" {
 		t.Errorf("%v, want an outage", err)
 	}
@@ -102,7 +102,7 @@ func TestImplicitTLS(t *testing.T) {
 		s.note("TLS")
 		s.serve(tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{certificate}}))
 		_, port, _ := net.SplitHostPort(l.Addr().String())
-		err := consumer(t, "smtps://me:"+password+"@"+host+":"+port).Effect(t.Context(), signup(t, "Ada"))
+		err := effect(t, "smtps://me:"+password+"@"+host+":"+port)(t.Context(), signup(t, "Ada"))
 		if (err == nil) != sent {
 			t.Errorf("%s: %v, want sent = %t", host, err, sent)
 		}
@@ -120,7 +120,7 @@ func TestRefusedCredentials(t *testing.T) {
 		},
 		tls: &tls.Config{Certificates: []tls.Certificate{certificate}},
 	}
-	err := consumer(t, "smtp://me:"+password+"@"+s.start(t)).Effect(t.Context(), signup(t, "Ada"))
+	err := effect(t, "smtp://me:"+password+"@"+s.start(t))(t.Context(), signup(t, "Ada"))
 	if verdict(err) != "unavailable" || !strings.Contains(err.Error(), "535") || !strings.Contains(err.Error(), "--smtp-url") ||
 		strings.Contains(err.Error(), "no me") {
 		t.Errorf("%v, want an outage with 535 and --smtp-url, and no word of the server", err)

@@ -74,12 +74,12 @@ func (o *Onboarding) Saga() saga.Definition { return o.definition }
 
 // Consumer returns the consumer that begins it for each user.created: once for a user.
 func (o *Onboarding) Consumer() consumers.Consumer {
-	return consumers.Consumer{Name: Name, Unordered: true, Workers: 4, On: []consumers.Typed{consumers.On(o.begin)}}
+	return consumers.Consumer{Name: Name, Unordered: true, Workers: 4, Handler: consumers.Handle(consumers.On(o.begin))}
 }
 
 // begin begins the saga of a user who was not decided on: a replay finds that of others
 // ended, or forgotten.
-func (o *Onboarding) begin(ctx context.Context, tx pgx.Tx, u events.UserCreated) error {
+func (o *Onboarding) begin(ctx context.Context, tx pgx.Tx, _ events.Event, u events.UserCreated) error {
 	id, err := uuid.Parse(u.UserID)
 	if err != nil {
 		return backoff.Permanent(errors.New("user_id is no UUID"))

@@ -86,13 +86,22 @@ func (b *rig) consumer(effect bool, types ...string) consumers.Consumer {
 		_, err := b.db.Exec(ctx, `insert into handled (type, key) values ($1, $2)`, e.Type, e.Key)
 		return err
 	}
-	c := consumers.Consumer{Name: "notes", Types: types, MinRetry: time.Millisecond, MaxRetry: time.Millisecond, MaxAttempts: 1}
+	c := consumers.Consumer{Name: "notes", MinRetry: time.Millisecond, MaxRetry: time.Millisecond, MaxAttempts: 1}
 	if effect {
-		c.Effect, c.Unordered = note, true
+		c.Handler, c.Unordered = consumers.Effect(note, types...), true
 	} else {
-		c.Handle = func(ctx context.Context, _ pgx.Tx, e events.Event) error { return note(ctx, e) }
+		c.Handler = each(func(ctx context.Context, _ pgx.Tx, e events.Event) error { return note(ctx, e) }, types...)
 	}
 	return c
+}
+
+// each is consumers.Handle with one function for all types.
+func each(fn func(ctx context.Context, tx pgx.Tx, e events.Event) error, types ...string) consumers.Handler {
+	var all []consumers.Typed
+	for _, t := range types {
+		all = append(all, consumers.OnType(t, fn))
+	}
+	return consumers.Handle(all...)
 }
 
 // start runs a version of the consumer.
@@ -201,10 +210,10 @@ func TestOldProcessesEnd(t *testing.T) {
 func TestKeysStayInOrder(t *testing.T) {
 	b := newRig(t)
 	older, newer := b.consumer(false, "note.made"), b.consumer(false, "note.made", "note.kept")
-	newer.Handle = func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	newer.Handler = each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 		_, err := tx.Exec(ctx, `insert into handled (type, key, seq) values ($1, $2, $3)`, e.Type, e.Key, e.Time.UnixMicro())
 		return err
-	}
+	}, "note.made", "note.kept")
 	_, stop := b.start(older)
 	b.publish("note.made a")
 	b.handles(1)

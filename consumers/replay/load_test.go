@@ -26,14 +26,14 @@ func TestChaosReplayAtLoad(t *testing.T) {
 	}
 	after := before / 10
 	b := newLive(t)
-	b.start(consumers.Consumer{HandleBatch: func(ctx context.Context, tx pgx.Tx, all []events.Event) error {
+	b.start(consumers.Consumer{Handler: consumers.HandleBatch(0, func(ctx context.Context, tx pgx.Tx, all []events.Event) error {
 		ids := make([]uuid.UUID, len(all))
 		for i, e := range all {
 			ids[i] = e.ID
 		}
 		_, err := tx.Exec(ctx, `insert into effect (event_id, key, n) select unnest($1::uuid[]), '', 0`, ids)
 		return err
-	}})
+	}, "note.made")})
 	for n := 0; n < before; n += 1000 {
 		b.stream(n+1, n+1000)
 	}

@@ -51,7 +51,7 @@ func (b *bench) stream(first, last int) {
 // start runs the consumer until stop is called or the test ends.
 func (b *bench) start(c consumers.Consumer) (stop func()) {
 	b.Helper()
-	c.Name, c.Types = "notes", []string{"note.made"}
+	c.Name = "notes"
 	c.MinRetry, c.MaxRetry = 5*time.Millisecond, 50*time.Millisecond
 	r := &consumers.Runner{Consumer: c, DB: b.db, JS: b.js}
 	ctx, cancel := context.WithCancel(b.Context())
@@ -125,10 +125,10 @@ func TestDatabaseRestored(t *testing.T) {
 		c    consumers.Consumer
 		s    replay.Selection
 	}{
-		{"by reset", 10_000, consumers.Consumer{Handle: write}, replay.Selection{From: time.Now().Add(-time.Hour)}},
-		{"by reset, unordered", 3000, consumers.Consumer{Handle: write, Unordered: true}, replay.Selection{All: true}},
-		{"by intent", 3000, consumers.Consumer{Handle: write}, replay.Selection{All: true, Rate: 1_000_000}},
-		{"by intent, unordered", 3000, consumers.Consumer{Handle: write, Unordered: true}, replay.Selection{All: true, Rate: 1_000_000}},
+		{"by reset", 10_000, consumers.Consumer{Handler: each(write, "note.made")}, replay.Selection{From: time.Now().Add(-time.Hour)}},
+		{"by reset, unordered", 3000, consumers.Consumer{Handler: each(write, "note.made"), Unordered: true}, replay.Selection{All: true}},
+		{"by intent", 3000, consumers.Consumer{Handler: each(write, "note.made")}, replay.Selection{All: true, Rate: 1_000_000}},
+		{"by intent, unordered", 3000, consumers.Consumer{Handler: each(write, "note.made"), Unordered: true}, replay.Selection{All: true, Rate: 1_000_000}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			n := row.n
@@ -191,7 +191,7 @@ func TestRebuild(t *testing.T) {
 			b.start(consumers.Consumer{
 				Unordered: unordered,
 				Clear:     func(ctx context.Context, tx pgx.Tx) error { _, err := tx.Exec(ctx, `delete from model`); return err },
-				Handle:    add,
+				Handler:   each(add, "note.made"),
 			})
 			b.wait("all are done", `select count(*) from pgjet.inbox where state = 'done'`, before)
 			b.exec(`update model set last = -1, sum = sum + 7`) // the fault
@@ -233,12 +233,12 @@ func TestIntentsKeepTheOrder(t *testing.T) {
 	b := newLive(t)
 	b.stream(1, n)
 	var failed sync.Map
-	b.start(consumers.Consumer{Handle: func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	b.start(consumers.Consumer{Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 		if _, again := failed.LoadOrStore(e.ID, true); !again && e.Seq%97 == 0 {
 			return fmt.Errorf("not yet")
 		}
 		return write(ctx, tx, e)
-	}})
+	}, "note.made")})
 	b.wait("all are done", `select count(*) from pgjet.inbox where state = 'done'`, n)
 	b.exec(`truncate effect`)
 	failed.Clear()
@@ -263,12 +263,12 @@ func TestReplayOfEffects(t *testing.T) {
 	b.stream(1, n)
 	var mu sync.Mutex
 	ran := make(map[uuid.UUID]int)
-	b.start(consumers.Consumer{Unordered: true, Effect: func(_ context.Context, e events.Event) error {
+	b.start(consumers.Consumer{Unordered: true, Handler: consumers.Effect(func(_ context.Context, e events.Event) error {
 		mu.Lock()
 		defer mu.Unlock()
 		ran[e.ID]++
 		return nil
-	}})
+	}, "note.made")})
 	b.wait("all are done", `select count(*) from pgjet.inbox where state = 'done'`, n)
 	b.exec(`delete from pgjet.inbox where stream_seq > 40`)
 	p, _ := b.watched(replay.Selection{All: true})

@@ -15,6 +15,7 @@ import (
 
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/consumers/saga"
+	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
@@ -49,10 +50,10 @@ var order = saga.Definition{
 // begin is the consumer that begins it.
 var begin = consumers.Consumer{
 	Name: "orders",
-	On: []consumers.Typed{consumers.On(func(ctx context.Context, tx pgx.Tx, placed OrderPlaced) error {
+	Handler: consumers.Handle(consumers.On(func(ctx context.Context, tx pgx.Tx, _ events.Event, placed OrderPlaced) error {
 		_, err := order.Start(ctx, tx, placed.OrderID, placed)
 		return err
-	})},
+	})),
 }
 
 func reserve(_ context.Context, s *saga.Saga) error {

@@ -76,7 +76,7 @@ func TestDrain(t *testing.T) {
 		b := newBench(t)
 		handle, calls, release := b.blocked()
 		c := config(nil)
-		c.Effect = func(ctx context.Context, e events.Event) error { return handle(ctx, nil, e) }
+		c.Handler = consumers.Effect(func(ctx context.Context, e events.Event) error { return handle(ctx, nil, e) }, noted{}.EventType())
 		b.testDrain(c, calls, release)
 	})
 }

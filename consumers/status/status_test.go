@@ -77,9 +77,11 @@ func (b *bench) publishOne(i int) {
 	}
 }
 
+type handleFunc = func(ctx context.Context, tx pgx.Tx, e events.Event) error
+
 // config is that of a consumer of two workers that calls handle.
-func config(handle consumers.Handler) consumers.Consumer {
-	return consumers.Consumer{Name: "test", Types: []string{noted{}.EventType()}, Handle: handle, Workers: 2}
+func config(handle handleFunc) consumers.Consumer {
+	return consumers.Consumer{Name: "test", Handler: consumers.Handle(consumers.OnType(noted{}.EventType(), handle)), Workers: 2}
 }
 
 // start runs a consumer until stop is called or the test ends.
@@ -123,7 +125,7 @@ func fine(context.Context, pgx.Tx, events.Event) error { return nil }
 
 // blocked returns a handler that blocks until release is called, or the test ends, and
 // how often it was called.
-func (b *bench) blocked() (handle consumers.Handler, calls *atomic.Int32, release func()) {
+func (b *bench) blocked() (handle handleFunc, calls *atomic.Int32, release func()) {
 	free := make(chan struct{})
 	calls = new(atomic.Int32)
 	return func(context.Context, pgx.Tx, events.Event) error {

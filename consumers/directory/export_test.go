@@ -1,0 +1,4 @@
+package directory
+
+// Follow is what the consumer does with events.
+var Follow = follow

@@ -1,0 +1,220 @@
+package consumers
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/attempt"
+)
+
+// A Handler says which events a consumer handles, and how. [Handle], [HandleBatch] and [Effect] make one;
+// the zero Handler is refused.
+//
+// A handler is for event types, such as user.created. A part of a type may be *, for any one, and the last part
+// may be >, for one or more: user.> is all that begin with "user.". No two types of one Handler may overlap.
+// To a durable consumer that exists, a type that is added later has to be added as well, by
+// [replay.Extend], of package consumers/replay: until then the consumer handles nothing. The events that the
+// stream has of it come then. If the durable consumer is changed in another way, those
+// come too late; and to an [Effect] perhaps as dead letters, if all processes were started since:
+// then nobody knows whether it happened before the database was restored.
+//
+// The error that the function of a Handler returns decides what becomes of the event:
+//
+//   - nil: the event is done, and tx commits;
+//   - an error wrapped by [backoff.Permanent], of github.com/cenkalti/backoff/v4: it is
+//     a dead letter now;
+//   - an error wrapped by [Unavailable]: something that every event needs is away;
+//     the consumer waits, and the attempt does not count;
+//   - any other error, a panic, or a missed deadline: tx is rolled back and the
+//     event is tried again, later each time, [Consumer.MaxAttempts] times in all.
+//     Then it is a dead letter.
+//
+// An attempt also fails, and counts, if the function returns nil but left tx so that it cannot
+// commit: rows open, a failed statement hidden, the connection closed or the transaction
+// ended. It must not change the session: set local is for the transaction alone.
+//
+// ctx ends when the attempt's time is up. Shutting down does not end it: an
+// attempt that has begun may finish. A function that goes on for long after ctx has
+// ended is left behind, its transaction undone. Errors are logged and stored, so they
+// must not hold secrets, addresses or payloads.
+//
+// A panic of the function itself fails its attempt alone. One in a goroutine that it started
+// ends the whole process: nobody but that goroutine can recover it. The events in hand then come
+// again, to this process when it is started again or to another one; the event at hand at a third such
+// death is a dead letter, and is not run again. So a function that starts goroutines recovers their panics in them.
+type Handler struct {
+	types  []string
+	each   handleFunc // of the three, the one that it was made of
+	batch  func(ctx context.Context, tx pgx.Tx, all []events.Event) error
+	effect func(ctx context.Context, e events.Event) error
+	most   int   // events for one call
+	err    error // why it cannot work
+}
+
+type handleFunc = func(ctx context.Context, tx pgx.Tx, e events.Event) error
+
+// Handle returns a Handler that handles each event in the transaction of its inbox row, by the one of
+// all that is for its type. There must be at least one, and no two for the same type: a type that
+// [OnType] covers cannot have an [On] as well.
+//
+// An event whose type none of them is for is a dead letter: one that came while the consumer had another
+// handler, say. It can be redriven to a process that knows it.
+func Handle(all ...Typed) Handler {
+	h := Handler{each: dispatch(all), most: 1, err: checkTyped(all)}
+	for _, on := range all {
+		h.types = append(h.types, on.eventType)
+	}
+	return h
+}
+
+// HandleBatch returns a Handler that handles up to most events of some types in one transaction; 0 is 200. They
+// are in the order of the stream. If fn fails, it is called again with each of the events alone, so
+// that what is said of [Handler] holds for each of them.
+func HandleBatch(most int, fn func(ctx context.Context, tx pgx.Tx, all []events.Event) error, types ...string) Handler {
+	h := Handler{types: slices.Clone(types), batch: fn, most: most}
+	switch {
+	case fn == nil:
+		h.err = fmt.Errorf("HandleBatch was given a nil function: pass one that handles events")
+	case most < 0:
+		h.err = fmt.Errorf("HandleBatch was given at most %d events: pass a positive number, or 0 for %d", most, defaultBatch)
+	case most == 0:
+		h.most = defaultBatch
+	}
+	return h
+}
+
+const defaultBatch = 200
+
+// Effect returns a Handler that reacts to each event of some types outside the database, such as by a mail. It runs in
+// no transaction: before fn, an intent is committed; after it, that the event is
+// done. So the effect happens at least once, and twice only if the process dies, or
+// loses the database, between the effect and that second commit; it should
+// carry a key derived from the event id, by which the second can be recognised.
+func Effect(fn func(ctx context.Context, e events.Event) error, types ...string) Handler {
+	h := Handler{types: slices.Clone(types), effect: fn, most: 1}
+	if fn == nil {
+		h.err = fmt.Errorf("Effect was given a nil function: pass one that handles an event")
+	}
+	return h
+}
+
+// A Typed is a function for events of one type, or of the types that a pattern covers. [On] and [OnType] make one.
+type Typed struct {
+	eventType string // or a pattern
+	handle    handleFunc
+	err       error // why it cannot work
+}
+
+// On returns a function for events of type T. A payload that does not decode is a dead letter at once.
+// The function is given the event too, for its id, key, time and source.
+func On[T events.Payload](fn func(ctx context.Context, tx pgx.Tx, e events.Event, p T) error) Typed {
+	kind, err := typeOf[T]()
+	switch {
+	case err != nil:
+	case !plainType(kind):
+		err = fmt.Errorf("a handler of On is for type %q, which no event has: EventType of its payload must return one such as user.created, also for the zero value", kind)
+	case fn == nil:
+		err = fmt.Errorf("the handler of On for %s is nil", kind)
+	}
+	return Typed{kind, func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		p, err := events.Decode[T](e)
+		if err != nil {
+			return backoff.Permanent(err)
+		}
+		return fn(ctx, tx, e, p)
+	}, err}
+}
+
+// OnType returns a function for events of a type that is known at run time only, or of all that a pattern covers,
+// such as user.>. [events.Decode] reads the payload.
+func OnType(pattern string, fn func(ctx context.Context, tx pgx.Tx, e events.Event) error) Typed {
+	on := Typed{eventType: pattern, handle: fn}
+	if fn == nil {
+		on.err = fmt.Errorf("the handler of OnType for %q is nil", pattern)
+	}
+	return on
+}
+
+// typeOf returns the event type of T. That of a pointer may panic: its zero value is nil.
+func typeOf[T events.Payload]() (kind string, err error) {
+	defer func() {
+		if recover() != nil {
+			err = fmt.Errorf("a handler of On: EventType panics for the zero value of %s: use a struct, not a pointer to one", reflect.TypeFor[T]())
+		}
+	}()
+	var zero T
+	return zero.EventType(), nil
+}
+
+// checkTyped returns why [Handle] cannot choose among all.
+func checkTyped(all []Typed) error {
+	if len(all) == 0 {
+		return fmt.Errorf("Handle was given no function: pass what On or OnType returns")
+	}
+	for i, on := range all {
+		switch {
+		case on.err != nil:
+			return on.err
+		case on.handle == nil:
+			return fmt.Errorf("Handle was given a Typed that is zero: pass what On or OnType returns")
+		}
+		for _, other := range all[:i] {
+			switch {
+			case on.eventType == other.eventType:
+				return fmt.Errorf("it has two handlers for %s: keep one", on.eventType)
+			case overlap(on.eventType, other.eventType):
+				return fmt.Errorf("its handlers for %s and for %s overlap, an event may be of both: remove one, or make its pattern narrower", other.eventType, on.eventType)
+			}
+		}
+	}
+	return nil
+}
+
+// dispatch returns a function that calls the one of all that is for the type of an event.
+func dispatch(all []Typed) handleFunc {
+	plain, patterns := make(map[string]handleFunc), []Typed(nil)
+	for _, on := range all {
+		if strings.ContainsAny(on.eventType, "*>") {
+			patterns = append(patterns, on)
+		} else {
+			plain[on.eventType] = on.handle
+		}
+	}
+	return func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		if handle := plain[e.Type]; handle != nil {
+			return handle(ctx, tx, e)
+		}
+		for _, on := range patterns {
+			if overlap(on.eventType, e.Type) {
+				return on.handle(ctx, tx, e)
+			}
+		}
+		return backoff.Permanent(fmt.Errorf("unknown_type: this consumer has no handler for %s", e.Type))
+	}
+}
+
+// Unavailable marks an error as an outage of something that every event needs, such
+// as a mail server. The event keeps its place, no attempt is counted, and the consumer
+// tries again with one event at a time, later each time, until one gets through. A nil
+// error is an outage, too.
+func Unavailable(err error) error {
+	if err == nil {
+		return &unavailableError{text: "unavailable"}
+	}
+	return &unavailableError{attempt.Bounded("unavailable: " + err.Error()), err}
+}
+
+type unavailableError struct {
+	text string
+	err  error
+}
+
+func (e *unavailableError) Error() string { return e.text }
+func (e *unavailableError) Unwrap() error { return e.err }
