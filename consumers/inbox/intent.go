@@ -135,7 +135,7 @@ func (t *Tenure) GiveBack(ctx context.Context, db DB, all []*Intent, wait time.D
 	}
 	_, err := db.Exec(ctx, `
 		update pgjet.intent i set attempts = attempts - (not $5)::int, taken_by = null, taken_at = null,
-			due_at = case when $4 = 0 and `+t.waits()+` then 'infinity' else clock_timestamp() + make_interval(secs => $4) end
+			due_at = case when $4::float8 = 0 and `+t.waits()+` then 'infinity' else clock_timestamp() + make_interval(secs => $4) end
 		 where consumer = $1 and taken_by = $2 and event_id = any($3)`, t.Consumer, t.Session, ids, wait.Seconds(), counts)
 	return failed("give intents back", err)
 }

@@ -600,3 +600,29 @@ func TestProgress(t *testing.T) {
 		t.Errorf("progress is %+v (%v), want %+v", p, err, want)
 	}
 }
+
+// TestGiveBack: an intent is due after exactly the wait for which it was given back, fractions of a second included.
+func TestGiveBack(t *testing.T) {
+	b := newBench(t)
+	b.wait("test", "k", 1)
+	b.exec(`update pgjet.intent set taken_by = 'me', attempts = 1`)
+	i := &inbox.Intent{}
+	if err := b.admin.QueryRow(t.Context(), `select event_id from pgjet.intent`).Scan(&i.ID); err != nil {
+		t.Fatal(err)
+	}
+	const wait = time.Hour + 700*time.Millisecond
+	var before, due time.Time
+	if err := b.admin.QueryRow(t.Context(), `select clock_timestamp()`).Scan(&before); err != nil {
+		t.Fatal(err)
+	}
+	tenure := inbox.Tenure{Consumer: "test", Session: "me"}
+	if err := tenure.GiveBack(t.Context(), b.admin, []*inbox.Intent{i}, wait, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.admin.QueryRow(t.Context(), `select due_at from pgjet.intent where attempts = 0 and taken_by is null`).Scan(&due); err != nil {
+		t.Fatal(err)
+	}
+	if got := due.Sub(before); got < wait || got > wait+time.Minute {
+		t.Errorf("it is due after %s, want %s", got, wait)
+	}
+}
