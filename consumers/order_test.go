@@ -127,6 +127,26 @@ func TestFailingKeyWaits(t *testing.T) {
 	b.inOrder(30)
 }
 
+// TestOrderAfterAnOutage: an effect at which something was away holds back later events of its key.
+func TestOrderAfterAnOutage(t *testing.T) {
+	b := newBench(t)
+	b.log()
+	const n = 20
+	for i := range n {
+		b.publish(keyed("key", i+1))
+	}
+	away := true
+	b.startOn(b.js, consumers.Consumer{Workers: 4, Handler: effect(func(ctx context.Context, e events.Event) error {
+		if e.Seq == 3 && away {
+			away = false
+			return consumers.Unavailable(errors.New("away"))
+		}
+		return pgx.BeginFunc(ctx, b.db, func(tx pgx.Tx) error { return record(ctx, tx, e) })
+	})})
+	b.settled()
+	b.inOrder(n)
+}
+
 // TestAttemptsEnd: at the limit an event is a dead letter, with every attempt in the
 // log, and its key goes on.
 func TestAttemptsEnd(t *testing.T) {

@@ -271,9 +271,10 @@ func (t *term) leave(ctx context.Context, w *work, err error) {
 	}
 }
 
-// giveBack lets any process make the attempt after a wait. If that does not get through, another
-// process notices that this one is gone.
+// giveBack lets any process make the attempt after a wait. Later events of its key wait behind it. If giving it back
+// does not get through, another process notices that this one is gone.
 func (t *term) giveBack(ctx context.Context, w *work, wait time.Duration, counts bool) {
+	t.hold(w.Key)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
 	if err := t.tenure.GiveBack(ctx, t.db, []*inbox.Intent{&w.Intent}, wait, counts); err != nil {
