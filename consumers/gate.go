@@ -86,9 +86,21 @@ func (g *gate) left(outage error) (news bool) {
 		g.limit = 1
 		g.until = time.Now().Add(g.wait.NextBackOff())
 	}
+	g.wake()
+	return news
+}
+
+// retract takes a pass back: the end of the attempt says nothing about what all of them need.
+func (g *gate) retract() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.passing--
+	g.wake()
+}
+
+func (g *gate) wake() {
 	close(g.changed)
 	g.changed = make(chan struct{})
-	return news
 }
 
 // next returns how long it is until somebody may try again.

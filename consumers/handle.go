@@ -157,6 +157,10 @@ func (t *term) attempt(ctx context.Context, all []*work) (a tried) {
 // left tells of the end of an attempt: whether something that all need is away, and how it went, unless
 // each event is tried again alone.
 func (t *term) left(ctx context.Context, a tried) {
+	if _, ok := errors.AsType[*laterError](a.err); ok {
+		t.gate.retract() // neither an outage nor the end of one
+		return
+	}
 	var outage error
 	if u, ok := errors.AsType[*unavailableError](a.err); ok {
 		outage = u

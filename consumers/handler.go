@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/cenkalti/backoff/v4"
 	"github.com/jackc/pgx/v5"
@@ -32,6 +33,7 @@ import (
 //     a dead letter now;
 //   - an error wrapped by [Unavailable]: something that every event needs is away;
 //     the consumer waits, and the attempt does not count;
+//   - [Later]: the function gives the event back; tx is rolled back, and the attempt does not count;
 //   - any other error, a panic, or a missed deadline: tx is rolled back and the
 //     event is tried again, later each time, [Consumer.MaxAttempts] times in all.
 //     Then it is a dead letter.
@@ -218,3 +220,16 @@ type unavailableError struct {
 
 func (e *unavailableError) Error() string { return e.text }
 func (e *unavailableError) Unwrap() error { return e.err }
+
+// Later returns an error by which a function of a [Handler] gives its event back: it cannot finish now, since the
+// process stops, say, or what this event needs is not there yet. The event keeps its place, later events of its key
+// wait behind it, and others go on. No attempt is counted, and nothing is logged as a failure. Another attempt begins
+// after wait, and at least 100 ms, here or in another process.
+func Later(wait time.Duration) error { return &laterError{max(wait, minLater)} }
+
+// minLater keeps a function that always returns [Later] from keeping the database busy.
+const minLater = 100 * time.Millisecond
+
+type laterError struct{ wait time.Duration }
+
+func (e *laterError) Error() string { return fmt.Sprintf("given back for %s", e.wait) }

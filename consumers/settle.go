@@ -29,6 +29,7 @@ const (
 	wait                       // it has to wait behind others of its key, or may have killed a process
 	intend                     // it is to be written down before it is attempted
 	unavailable                // something that every event needs is away
+	later                      // its handler gave it back
 	taken                      // another process has the event now
 	unwritten                  // the database did not take what is ours to write
 	broken                     // the session cannot go on
@@ -36,7 +37,7 @@ const (
 
 // ofOne reports whether the verdict on a group may be that on one event of it.
 func (v verdict) ofOne() bool {
-	return v == failed || v == never || v == unavailable || v == taken
+	return v == failed || v == never || v == unavailable || v == later || v == taken
 }
 
 // judge tells the verdict of an attempt's error.
@@ -57,6 +58,9 @@ func (t *term) judge(ctx context.Context, err error) verdict {
 	}
 	if _, ok := errors.AsType[*unavailableError](err); ok {
 		return unavailable
+	}
+	if _, ok := errors.AsType[*laterError](err); ok {
+		return later
 	}
 	if _, ok := errors.AsType[*backoff.PermanentError](err); ok {
 		return never
@@ -97,6 +101,8 @@ func (t *term) settle(ctx context.Context, w *work, v verdict, e ending) bool {
 		} else {
 			t.putDown(ctx, w, inbox.First{Wait: max(t.gate.next(), time.Millisecond)})
 		}
+	case later:
+		t.settleLater(ctx, w, e)
 	case taken:
 		t.log.WarnContext(ctx, "another process took the event over while this one was out of touch with the database", "event_id", w.ID)
 	case unwritten:
@@ -105,6 +111,20 @@ func (t *term) settle(ctx context.Context, w *work, v verdict, e ending) bool {
 		t.leave(ctx, w, e.err)
 	}
 	return false
+}
+
+// settleLater writes down that an event waits as long as its handler said.
+func (t *term) settleLater(ctx context.Context, w *work, e ending) {
+	l, _ := errors.AsType[*laterError](e.err)
+	if w.written() {
+		t.giveBack(ctx, w, l.wait, false)
+	} else if !t.putDown(ctx, w, inbox.First{Wait: l.wait}) {
+		return
+	}
+	t.debug(ctx, w, "later", e)
+	if l.wait < pollEvery { // takeDue would be late
+		time.AfterFunc(l.wait, t.nudge)
+	}
 }
 
 // settleFailure writes a retry down, or a dead letter.

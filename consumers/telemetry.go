@@ -140,7 +140,7 @@ func created(ctx context.Context, e events.Event) context.Context {
 }
 
 func endSpan(span trace.Span, err error) {
-	if err != nil {
+	if _, later := errors.AsType[*laterError](err); err != nil && !later {
 		span.SetStatus(codes.Error, err.Error())
 	}
 	span.End()
