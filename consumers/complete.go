@@ -35,6 +35,9 @@ func (c Consumer) withDefaults() (Consumer, error) {
 	if c.Handler.each != nil {
 		c.Group = cmp.Or(c.Group, 16)
 	}
+	if c.Rate > 0 {
+		c.Burst = cmp.Or(c.Burst, int(min(math.Ceil(c.Rate), math.MaxInt32)))
+	}
 	c.Timeout = cmp.Or(c.Timeout, 20*time.Second)
 	c.MinRetry, c.MaxRetry = retryWaits(c.MinRetry, c.MaxRetry)
 	c.MaxAttempts = cmp.Or(c.MaxAttempts, 20)
@@ -43,10 +46,14 @@ func (c Consumer) withDefaults() (Consumer, error) {
 
 // most returns how many events one attempt may be about.
 func (c *Consumer) most() int {
+	most := c.Handler.most
 	if c.Handler.each != nil {
-		return c.Group
+		most = c.Group
 	}
-	return c.Handler.most
+	if c.Rate > 0 {
+		most = min(most, c.Burst)
+	}
+	return most
 }
 
 // retryWaits returns the shortest and the longest wait. The default of the one does not
@@ -101,7 +108,7 @@ func (c *Consumer) checkNumbers() error {
 		name  string
 		value int64
 	}{
-		{"Workers", int64(c.Workers)}, {"Group", int64(c.Group)}, {"MaxAttempts", int64(c.MaxAttempts)},
+		{"Workers", int64(c.Workers)}, {"Group", int64(c.Group)}, {"Burst", int64(c.Burst)}, {"MaxAttempts", int64(c.MaxAttempts)},
 		{"Timeout", int64(c.Timeout)}, {"MinRetry", int64(c.MinRetry)}, {"MaxRetry", int64(c.MaxRetry)},
 	} {
 		if n.value < 0 {
@@ -109,6 +116,10 @@ func (c *Consumer) checkNumbers() error {
 		}
 	}
 	switch {
+	case !(c.Rate >= 0) || math.IsInf(c.Rate, 0):
+		return fmt.Errorf("Rate is %g: it must be a positive number of events a second, or 0 for no limit", c.Rate)
+	case c.Rate == 0 && c.Burst > 0:
+		return errors.New("it has a Burst but no Rate; drop the one or set the other")
 	case c.Timeout > longestTimeout:
 		return fmt.Errorf("its Timeout is %s, more than %s", c.Timeout, longestTimeout)
 	case c.MaxAttempts > math.MaxInt32:

@@ -28,6 +28,12 @@ type Consumer struct {
 	// operator has to do that by hand.
 	Clear func(ctx context.Context, tx pgx.Tx) error
 
+	// Rate is how many events a second one process attempts at most; 0 is no limit. An attempt waits before it
+	// begins. Burst is how many of them may come at once, and as many are handled in one transaction at most; 0 is
+	// those of one second, and at least 1.
+	Rate  float64
+	Burst int
+
 	Workers int // attempts at the same time in one process; 0 is 8 at most, as connections allow, or 1 with HandleBatch
 	// Group is how many events a Handler that [Handle] made may handle in one transaction, one after the other, when that many
 	// wait; 0 is 16, 1 is none. If anything fails, the transaction is rolled back, and each event is handled alone, so that what is said

@@ -21,7 +21,7 @@
 //     tried alone and then set aside.
 //   - Patient. When PostgreSQL, NATS, or something that a handler calls [Unavailable] is
 //     away, attempts are not counted, and events keep their place. So does an event that
-//     its handler gives back, by [Later].
+//     its handler gives back, by [Later]. [Consumer.Rate] limits how fast events are handled.
 //
 // A message is acknowledged after the commit, never before. Delivery itself is at least
 // once: JetStream's memory of what was acknowledged is only a hint, and the inbox is the

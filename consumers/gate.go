@@ -90,7 +90,7 @@ func (g *gate) left(outage error) (news bool) {
 	return news
 }
 
-// retract takes a pass back: the end of the attempt says nothing about what all of them need.
+// retract takes a pass back: the attempt did not begin, or its end says nothing about what all of them need.
 func (g *gate) retract() {
 	g.mu.Lock()
 	defer g.mu.Unlock()

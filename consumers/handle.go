@@ -45,7 +45,7 @@ func (t *term) deal(ctx context.Context, load []*work) {
 			stuck[w.Key] = t.ordered()
 		}
 	}
-	for most := len(load); len(load) > 0; {
+	for most := t.Consumer.most(); len(load) > 0; {
 		var together []*work
 		for len(load) > 0 && len(together) < most {
 			w := load[0]
@@ -118,6 +118,12 @@ func (t *term) attempt(ctx context.Context, all []*work) (a tried) {
 		a.err = inbox.ErrSuperseded // the session is over
 		return a
 	}
+	if !all[0].paced && !t.pace(ctx, len(all)) {
+		t.gate.retract()
+		a.err = inbox.ErrSuperseded
+		return a
+	}
+	all[0].paced = false
 	if all[0].Deaths > 0 {
 		t.solo.Lock()
 		defer t.solo.Unlock()
@@ -152,6 +158,19 @@ func (t *term) attempt(ctx context.Context, all []*work) (a tried) {
 		a.err = t.unfinished(ctx, t.remember(ctx, all[0], a.ending))
 	}
 	return a
+}
+
+// pace blocks until the consumer's rate allows an attempt at n events. It reports false if ctx ends before.
+func (t *term) pace(ctx context.Context, n int) bool {
+	if t.limiter == nil {
+		return true
+	}
+	r := t.limiter.ReserveN(time.Now(), n)
+	if !sleep(ctx, r.Delay()) {
+		r.Cancel()
+		return false
+	}
+	return true
 }
 
 // left tells of the end of an attempt: whether something that all need is away, and how it went, unless

@@ -14,6 +14,7 @@ type work struct {
 	event        events.Event // what the handler gets
 	bad          error        // why event is not to be read
 	tried        int          // how often its handler was called alone, by this session
+	paced        bool         // the consumer's rate allowed the next attempt already
 	delivery     *delivery    // nil for an intent
 }
 

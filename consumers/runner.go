@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/time/rate"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/events"
@@ -73,6 +74,7 @@ type run struct {
 	keeper   session.Keeper
 	gate     atomic.Pointer[gate] // of the last session
 	recent   recent
+	limiter  *rate.Limiter // of attempts; nil is no limit
 
 	// Of one session after the other.
 	inbox     inboxState // as the last one saw it
@@ -134,6 +136,9 @@ func (r *Runner) complete() (*run, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("consumer %s: %w", c.Name, err)
+	}
+	if c.Rate > 0 {
+		n.limiter = rate.NewLimiter(rate.Limit(c.Rate), c.Burst)
 	}
 	host, err := os.Hostname()
 	if err != nil {

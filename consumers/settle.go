@@ -91,8 +91,8 @@ func (t *term) settle(ctx context.Context, w *work, v verdict, e ending) bool {
 			t.putDown(ctx, w, inbox.First{})
 		}
 	case intend:
-		if t.gate.await(ctx, 0) == nil && t.putDown(ctx, w, inbox.First{Attempts: 1, Taken: true}) {
-			w.delivery, w.Attempts = nil, 1
+		if t.gate.await(ctx, 0) == nil && t.pace(ctx, 1) && t.putDown(ctx, w, inbox.First{Attempts: 1, Taken: true}) {
+			w.delivery, w.Attempts, w.paced = nil, 1, true
 			t.deal(ctx, []*work{w})
 		}
 	case unavailable: // another event is tried next: it may be this one's fault after all
