@@ -41,6 +41,9 @@ func (c Consumer) withDefaults() (Consumer, error) {
 	c.Timeout = cmp.Or(c.Timeout, 20*time.Second)
 	c.MinRetry, c.MaxRetry = retryWaits(c.MinRetry, c.MaxRetry)
 	c.MaxAttempts = cmp.Or(c.MaxAttempts, 20)
+	if c.MaxAttempts == Unlimited {
+		c.MaxAttempts = math.MaxInt32 // more than there is time for
+	}
 	return c, nil
 }
 
@@ -108,7 +111,7 @@ func (c *Consumer) checkNumbers() error {
 		name  string
 		value int64
 	}{
-		{"Workers", int64(c.Workers)}, {"Group", int64(c.Group)}, {"Burst", int64(c.Burst)}, {"MaxAttempts", int64(c.MaxAttempts)},
+		{"Workers", int64(c.Workers)}, {"Group", int64(c.Group)}, {"Burst", int64(c.Burst)},
 		{"Timeout", int64(c.Timeout)}, {"MinRetry", int64(c.MinRetry)}, {"MaxRetry", int64(c.MaxRetry)},
 	} {
 		if n.value < 0 {
@@ -116,6 +119,8 @@ func (c *Consumer) checkNumbers() error {
 		}
 	}
 	switch {
+	case c.MaxAttempts < 0 && c.MaxAttempts != Unlimited:
+		return errors.New("MaxAttempts is negative; 0 is the default, and Unlimited no limit")
 	case !(c.Rate >= 0) || math.IsInf(c.Rate, 0):
 		return fmt.Errorf("Rate is %g: it must be a positive number of events a second, or 0 for no limit", c.Rate)
 	case c.Rate == 0 && c.Burst > 0:

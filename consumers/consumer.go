@@ -45,8 +45,14 @@ type Consumer struct {
 	// between, and the actual wait is drawn at random from zero to twice that, so
 	// that retries spread. 0 is 500 ms and 2 min.
 	MinRetry, MaxRetry time.Duration
-	MaxAttempts        int // then it is a dead letter; 0 is 20, some half an hour
+	// MaxAttempts is how often an event is tried. Then it is a dead letter. 0 is 20, some half an hour; [Unlimited] is
+	// no limit. An event at which processes die is set aside in any case.
+	MaxAttempts int
 }
+
+// Unlimited is the [Consumer.MaxAttempts] of a consumer which tries an event until it succeeds, or until its
+// error is permanent.
+const Unlimited = -1
 
 // delay returns how long to wait after the attempt with this number, from 1.
 func (c Consumer) delay(n int) time.Duration { return attempt.Delay(n, c.MinRetry, c.MaxRetry) }

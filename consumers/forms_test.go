@@ -393,13 +393,13 @@ func TestMisfitsAreRefused(t *testing.T) {
 		"MinRetry is negative":                 {Name: "a", Handler: each(write, "a"), MinRetry: -1},
 		"MaxRetry is negative":                 {Name: "a", Handler: each(write, "a"), MaxRetry: -1},
 		"more than MaxRetry":                   {Name: "a", Handler: each(write, "a"), MinRetry: 2, MaxRetry: 1},
-		"MaxAttempts is neg":                   {Name: "a", Handler: each(write, "a"), MaxAttempts: -1},
+		"MaxAttempts is neg":                   {Name: "a", Handler: each(write, "a"), MaxAttempts: -2},
 		"Rate is -1":                           {Name: "a", Handler: each(write, "a"), Rate: -1},
 		"Rate is NaN":                          {Name: "a", Handler: each(write, "a"), Rate: math.NaN()},
 		"Rate is +Inf":                         {Name: "a", Handler: each(write, "a"), Rate: math.Inf(1)},
 		"Burst is negative":                    {Name: "a", Handler: each(write, "a"), Rate: 1, Burst: -1},
 		"a Burst but no Rate":                  {Name: "a", Handler: each(write, "a"), Burst: 1},
-		"has no DB":                            {Name: "a", Handler: each(write, "a"), Rate: 0.1},
+		"has no DB":                            {Name: "a", Handler: each(write, "a"), Rate: 0.1, MaxAttempts: consumers.Unlimited},
 	} {
 		if err := (&consumers.Runner{Consumer: c}).Run(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("Run() = %v, want an error with %q", err, want)

@@ -314,3 +314,23 @@ func TestFloorStopsAtAGap(t *testing.T) {
 		t.Errorf("the floor was %d times at what was not handled", n)
 	}
 }
+
+// TestUnlimited: an event is tried until it succeeds, more often than by default.
+func TestUnlimited(t *testing.T) {
+	b := newBench(t)
+	tries := 0 // of one event, one after the other
+	b.startOn(b.js, consumers.Consumer{MaxAttempts: consumers.Unlimited, MinRetry: time.Millisecond, MaxRetry: time.Millisecond,
+		Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+			if tries++; tries <= 25 {
+				_, err := tx.Exec(ctx, `select 1/0`)
+				return err
+			}
+			return write(ctx, tx, e)
+		})})
+	b.publish(event(1))
+	b.settled()
+	b.once(1)
+	if got := b.count(`select attempts from pgjet.inbox where state = 'done'`); got != 26 {
+		t.Errorf("it was done at attempt %d, want 26", got)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"strings"
@@ -262,4 +263,25 @@ func TestSmallPool(t *testing.T) {
 			t.Errorf("%d workers: %v, the log is %q, want a warning: %t", workers, err, log.String(), warns)
 		}
 	}
+}
+
+// TestRunAgain: Run changes nothing of what its caller set, and can be called again.
+func TestRunAgain(t *testing.T) {
+	b := newBench(t)
+	r := &consumers.Runner{DB: b.db, JS: b.js, Consumer: consumers.Consumer{Name: "test", Rate: 1000, MaxAttempts: consumers.Unlimited,
+		Handler: consumers.Handle(consumers.On(func(ctx context.Context, tx pgx.Tx, e events.Event, _ noted) error { return write(ctx, tx, e) }), consumers.OnType("a.>", write))}}
+	fields := func() string {
+		return fmt.Sprintf("%+v %q %v %v %v %q", r.Consumer, r.Stream, r.Log, r.Direct, r.Retention, r.MoveFrom)
+	}
+	before := fields()
+	for n := 1; n <= 2; n++ {
+		stop := testenv.Run(t, r.Run)
+		b.publish(event(n))
+		b.handled(n)
+		stop()
+		if now := fields(); now != before {
+			t.Errorf("Run made of %s\n%s", before, now)
+		}
+	}
+	b.once(2)
 }
