@@ -38,6 +38,8 @@ import (
 //     event is tried again, later each time, [Consumer.MaxAttempts] times in all.
 //     Then it is a dead letter.
 //
+// A function may be called once more than attempts are counted, in a group that was rolled back: see [Consumer.Group].
+//
 // An attempt also fails, and counts, if the function returns nil but left tx so that it cannot
 // commit: rows open, a failed statement hidden, the connection closed or the transaction
 // ended. It must not change the session: set local is for the transaction alone.
