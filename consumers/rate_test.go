@@ -31,6 +31,8 @@ func TestRate(t *testing.T) {
 		})})
 		b.settled()
 		b.once(n)
+		mu.Lock()
+		defer mu.Unlock()
 		for i, at := range calls {
 			if earliest := time.Duration(i+1-burst) * time.Second / perSecond; at.Sub(begun) < earliest {
 				t.Errorf("event %d was handled after %s, want %s at least", i+1, at.Sub(begun), earliest)
