@@ -41,6 +41,8 @@ type PostgresOptions struct {
 	Password string
 	// Settings are further server settings; they win over those made here.
 	Settings map[string]string
+	// Env is added to the environment of the server, as NAME=VALUE: for tests only.
+	Env []string
 	// Log gets what the server says, at debug level; nil discards it.
 	Log *slog.Logger
 }
@@ -143,6 +145,7 @@ func (pr program) start(ctx context.Context, o PostgresOptions) (*Postgres, erro
 	}
 	p := &Postgres{options: o, version: pr.version, output: newTail(o.Log), done: make(chan struct{})}
 	p.cmd = pr.command(context.Background(), "postgres", arguments(o)...)
+	p.cmd.Env = append(p.cmd.Env, o.Env...)
 	p.cmd.Stdout, p.cmd.Stderr = p.output, p.output
 	p.cmd.WaitDelay = time.Second // what a killed server leaves behind may hold its output open
 	if err := p.run(); err != nil {
