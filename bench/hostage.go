@@ -79,7 +79,7 @@ func hostageOnce(ctx context.Context, l *lab, on server, p pipeline, calm, held 
 // holdTransaction begins a transaction with a transaction id in another database, and
 // leaves it idle until free is called, once or more often.
 func holdTransaction(ctx context.Context, l *lab) (free func(), err error) {
-	conn, err := l.admin.Acquire(ctx)
+	conn, err := l.postgres.admin.Acquire(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -18,10 +18,16 @@ import (
 type lab struct {
 	dir      string
 	remove   bool // dir, in the end
-	postgres *devserver.Postgres
-	admin    *pgxpool.Pool // on a database that nothing is measured in
+	postgres *cluster
+	slow     *cluster // whose disk is slow; nil until it is needed
 	nats     map[server]*natsServer
 	sites    int // made so far
+}
+
+// A cluster is a PostgreSQL server, with the template of what is measured in.
+type cluster struct {
+	*devserver.Postgres
+	admin *pgxpool.Pool // on a database that nothing is measured in
 }
 
 // A natsServer is a NATS server in a process of its own.
@@ -59,16 +65,7 @@ func (l *lab) start(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	l.postgres, err = devserver.StartPostgres(ctx, devserver.PostgresOptions{
-		Dir: filepath.Join(l.dir, "postgres"), Durable: true, Settings: postgresSettings,
-	})
-	if err != nil {
-		return err
-	}
-	if l.admin, err = pgxpool.New(ctx, l.postgres.URL()); err != nil {
-		return err
-	}
-	if err := l.makeTemplate(ctx); err != nil {
+	if l.postgres, err = startCluster(ctx, filepath.Join(l.dir, "postgres")); err != nil {
 		return err
 	}
 	for _, s := range []server{lazy, durable} {
@@ -82,17 +79,64 @@ func (l *lab) start(ctx context.Context) (err error) {
 	return nil
 }
 
+// onSlowDisk returns the PostgreSQL server whose disk is slow, and starts it if it is the first to ask.
+func (l *lab) onSlowDisk(ctx context.Context) (*cluster, error) {
+	if l.slow != nil {
+		return l.slow, nil
+	}
+	preload, err := buildSlowDisk(ctx, l.dir)
+	if err == nil {
+		l.slow, err = startCluster(ctx, filepath.Join(l.dir, "postgres-slow"), preload)
+	}
+	return l.slow, err
+}
+
+// startCluster starts a PostgreSQL server with further variables in its environment.
+func startCluster(ctx context.Context, dir string, env ...string) (*cluster, error) {
+	p, err := devserver.StartPostgres(ctx, devserver.PostgresOptions{Dir: dir, Durable: true, Settings: postgresSettings, Env: env})
+	if err != nil {
+		return nil, err
+	}
+	c := &cluster{Postgres: p}
+	if c.admin, err = pgxpool.New(ctx, p.URL()); err == nil {
+		err = c.makeTemplate(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(err, c.stop())
+	}
+	return c, nil
+}
+
+// stop stops the server, and returns why it had ended before, if so.
+func (c *cluster) stop() error {
+	if c == nil {
+		return nil
+	}
+	if c.admin != nil {
+		c.admin.Close()
+	}
+	return errors.Join(c.Err(), c.Stop())
+}
+
+// usage returns what the server has used.
+func (c *cluster) usage() usage {
+	if c == nil {
+		return usage{}
+	}
+	return familyUsage(c.PID())
+}
+
 // makeTemplate makes the database that those of sites are copies of.
-func (l *lab) makeTemplate(ctx context.Context) error {
+func (c *cluster) makeTemplate(ctx context.Context) error {
 	for _, sql := range []string{
 		`drop database if exists ` + template + ` with (force)`,
 		`create database ` + template + ` template template0`,
 	} {
-		if _, err := l.admin.Exec(ctx, sql); err != nil {
+		if _, err := c.admin.Exec(ctx, sql); err != nil {
 			return err
 		}
 	}
-	db, err := pgxpool.New(ctx, l.dsn(template))
+	db, err := pgxpool.New(ctx, c.dsn(template))
 	if err != nil {
 		return err
 	}
@@ -102,8 +146,8 @@ func (l *lab) makeTemplate(ctx context.Context) error {
 }
 
 // dsn returns the address of a database.
-func (l *lab) dsn(database string) string {
-	return fmt.Sprintf("postgres://pgjet@127.0.0.1:%d/%s?sslmode=disable", l.postgres.Options().Port, database)
+func (c *cluster) dsn(database string) string {
+	return fmt.Sprintf("postgres://pgjet@127.0.0.1:%d/%s?sslmode=disable", c.Options().Port, database)
 }
 
 // stop stops whatever was started.
@@ -114,21 +158,16 @@ func (l *lab) stop() error {
 			n.stop()
 		}
 	}
-	if l.admin != nil {
-		l.admin.Close()
-	}
-	if l.postgres != nil {
-		errs = append(errs, l.postgres.Err(), l.postgres.Stop())
-	}
+	errs = append(errs, l.postgres.stop(), l.slow.stop())
 	if l.remove {
 		errs = append(errs, os.RemoveAll(l.dir))
 	}
 	return errors.Join(errs...)
 }
 
-// usage returns what PostgreSQL and both NATS servers have used.
+// usage returns what both the PostgreSQL servers and both the NATS servers have used: one of each works at a time.
 func (l *lab) usage() (postgres, nats usage) {
-	postgres = familyUsage(l.postgres.PID())
+	postgres = usage{cpu: l.postgres.usage().cpu + l.slow.usage().cpu}
 	for _, n := range l.nats {
 		u := n.usage()
 		nats.cpu += u.cpu

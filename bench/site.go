@@ -23,6 +23,7 @@ const connections = 32
 // tables, and a fresh, empty stream as pgjet's relay wants it.
 type site struct {
 	lab      *lab
+	postgres *cluster
 	name     string // of the database
 	dsn      string
 	db       *pgxpool.Pool
@@ -33,9 +34,14 @@ type site struct {
 
 // site makes a site. There must be no more than one on a NATS server at a time.
 func (l *lab) site(ctx context.Context, on server) (*site, error) {
+	return l.siteIn(ctx, l.postgres, on)
+}
+
+// siteIn makes a site on a certain PostgreSQL server.
+func (l *lab) siteIn(ctx context.Context, postgres *cluster, on server) (*site, error) {
 	l.sites++
-	s := &site{lab: l, name: fmt.Sprintf("bench_%d", l.sites)}
-	s.dsn = l.dsn(s.name)
+	s := &site{lab: l, postgres: postgres, name: fmt.Sprintf("bench_%d", l.sites)}
+	s.dsn = postgres.dsn(s.name)
 	err := s.make(ctx)
 	if err == nil && on != none {
 		err = s.connect(ctx, l.nats[on].url)
@@ -48,7 +54,7 @@ func (l *lab) site(ctx context.Context, on server) (*site, error) {
 }
 
 func (s *site) make(ctx context.Context) error {
-	if _, err := s.lab.admin.Exec(ctx, `create database `+s.name+` template `+template); err != nil {
+	if _, err := s.postgres.admin.Exec(ctx, `create database `+s.name+` template `+template); err != nil {
 		return err
 	}
 	config, err := pgxpool.ParseConfig(s.dsn)
@@ -123,5 +129,5 @@ func (s *site) close() {
 	if s.db != nil {
 		s.db.Close()
 	}
-	_, _ = s.lab.admin.Exec(ctx, `drop database if exists `+s.name+` with (force)`)
+	_, _ = s.postgres.admin.Exec(ctx, `drop database if exists `+s.name+` with (force)`)
 }
