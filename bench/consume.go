@@ -12,61 +12,120 @@ import (
 // consumeConns is how many connections to PostgreSQL each consumer has.
 const consumeConns = 16
 
+// externalWait is how long the handlers of some variants wait for something that is not the database.
+const externalWait = 5 * time.Millisecond
+
 // consume measures how fast events are handled whose effect is a row.
 func consume(o options) scenario {
-	few, many := orQuick(o, 20_000, 8_000), orQuick(o, 100_000, 40_000)
+	few, some, many := orQuick(o, 20_000, 8_000), orQuick(o, 60_000, 16_000), orQuick(o, 100_000, 40_000)
+	bare := consumption{Form: "two-inserts", Events: few}
+	ordered := consumption{Form: "ordered", Events: some}
+	unordered := consumption{Form: "unordered", Events: some}
+	alone := consumption{Form: "ordered", Events: few, Group: 1}
+	failing := consumption{Form: "ordered", Events: some, Failing: 100}
+	batches := consumption{Form: "batch", Events: many}
+	oneKey := consumption{Form: "ordered", Events: few, OneKey: true, From: few/2 + 1}
+	oneFails := oneKey
+	oneFails.Failing = oneKey.From
 	return scenario{
 		name: "consume", title: "Handling events whose effect is a row",
 		note: fmt.Sprintf("The stream, or River's table, is filled before. The time runs from the first event that a handler gets to the commit of the last."+
-			" Each has %d connections. pgjet single is a transaction for each event, with its inbox row and the handler's insert, by %d workers;"+
-			" in batches, one for each 500, the handler inserts 500 rows by one statement, by 2 workers."+
-			" Two inserts is the same transaction without a queue: begin, insert, insert, commit. Raw consume acknowledges each message and has no database."+
+			" Each has %d connections. pgjet singly calls a handler for each event, which inserts a row, by %d workers; events that wait share transactions,"+
+			" 16 at most, or none with Group: 1. Where 1 %% fail, every hundredth event fails at its first attempt, and is tried again %s later on average."+
+			" In batches, the handler inserts 500 rows by one statement, by 2 workers."+
+			" Two inserts is the bare transaction without a queue: begin, insert, insert, commit."+
+			" On the slow disk, each fsync and fdatasync of PostgreSQL takes %s or longer."+
+			" With one key, the second half of the events counts; where one fails, it is the first of these, and the time runs from its second attempt."+
+			" Handlers that wait do so for %s and write nothing, so that %d workers get through %.0f events/s at most; Effect is written down before and after."+
+			" Raw consume acknowledges each message and has no database."+
 			" River works jobs that do nothing, with its default settings, and tuned: 1000 workers, FetchCooldown 1 ms;"+
 			" inserted and worked: its process inserts 5000 at a time meanwhile;"+
-			" the last inserts a row and completes its job in one transaction, by 64 workers. Its batch completer is on in all of them.", consumeConns, consumeConns-2),
+			" the last inserts a row and completes its job in one transaction, by 64 workers. Its batch completer is on in all of them.",
+			consumeConns, consumeWorkers, failedRetry, slowSync, externalWait, consumeWorkers, consumeWorkers/externalWait.Seconds()),
 		variants: []variant{
-			consuming("limit: two inserts in a transaction", none, "two-inserts", few),
-			consuming("pgjet single, ordered", lazy, "ordered", few),
-			consuming("pgjet single, ordered", durable, "ordered", few).once(),
-			consuming("pgjet single, unordered", lazy, "unordered", few),
-			consuming("pgjet batches", lazy, "batch", many),
-			consuming("pgjet batches", durable, "batch", many/4).once(),
-			consuming("limit: raw consume", lazy, "raw", many),
-			consuming("River default, no-op", none, "river", orQuick(o, 5_000, 2_000)).once(),
-			consuming("River tuned, no-op", none, "river-tuned", many/2),
-			consuming("River tuned, no-op, inserted and worked", none, "river-both", many/2).once(),
-			consuming("River tuned, a row", none, "river-row", few).once(),
+			bare.variant("limit: two inserts in a transaction", none),
+			ordered.variant("pgjet singly, ordered", lazy),
+			ordered.variant("pgjet singly, ordered", durable).once(),
+			unordered.variant("pgjet singly, unordered", lazy),
+			alone.variant("pgjet singly, ordered, Group: 1", lazy),
+			failing.variant("pgjet singly, ordered, 1 % fail", lazy),
+			batches.variant("pgjet batches", lazy),
+			consumption{Form: "batch", Events: many / 4}.variant("pgjet batches", durable).once(),
+			bare.onSlowDisk().variant("limit: two inserts, slow disk", none),
+			ordered.onSlowDisk().variant("pgjet singly, ordered, slow disk", lazy),
+			alone.onSlowDisk().variant("pgjet singly, ordered, Group: 1, slow disk", lazy).once(),
+			oneKey.variant("pgjet singly, one key", lazy).among("one key"),
+			oneFails.variant("pgjet singly, one key, one fails", lazy).among("one key"),
+			consumption{Form: "ordered", Events: few / 2, Waiting: true}.variant("pgjet singly, waits, one process", lazy).among("waits"),
+			consumption{Form: "effect", Events: few / 2, Waiting: true}.variant("pgjet Effect, waits, one process", lazy).among("waits"),
+			consumption{Form: "raw", Events: many}.variant("limit: raw consume", lazy),
+			consumption{Form: "river", Events: orQuick(o, 5_000, 2_000)}.variant("River default, no-op", none).once(),
+			consumption{Form: "river-tuned", Events: many / 2}.variant("River tuned, no-op", none),
+			consumption{Form: "river-both", Events: many / 2}.variant("River tuned, no-op, inserted and worked", none).once(),
+			consumption{Form: "river-row", Events: few}.variant("River tuned, a row", none).once(),
 		},
 	}
 }
 
-// A consuming part is told where the events are, and how to handle them.
+// A consumption says which events are handled, and how.
+type consumption struct {
+	Form    string // "two-inserts", "ordered", "unordered", "batch", "effect", "raw", or one of rivers
+	Events  int    // their numbers begin with 1
+	Group   int    // of the consumer; 0 is the default
+	OneKey  bool   // all events have the same key
+	From    int    // the number of the first event that counts; 0: all do
+	Failing int    // each event whose number is a multiple fails at its first attempt; 0: none
+	Waiting bool   // handlers wait for externalWait, and write nothing
+
+	slowDisk bool
+}
+
+// onSlowDisk returns c on the disk whose syncs are slow.
+func (c consumption) onSlowDisk() consumption {
+	c.slowDisk = true
+	return c
+}
+
+// counting returns how many events count.
+func (c consumption) counting() int { return c.Events - max(c.From, 1) + 1 }
+
+// A consumeConfig is what the part "consume" is told.
 type consumeConfig struct {
 	DSN     string `json:"dsn"`
 	NATSURL string `json:"nats_url"`
-	Form    string `json:"form"`
-	Events  int    `json:"events"`
+	consumption
 }
 
-// consuming returns the variant in which the part "consume" handles n events.
-func consuming(name string, on server, form string, n int) variant {
-	v := variant{name: name, server: on, base: form == "two-inserts"}
+// variant returns the variant in which the part "consume" handles the events. Those on the slow disk are compared
+// with each other.
+func (c consumption) variant(name string, on server) variant {
+	v := variant{name: name, server: on, base: c.Form == "two-inserts"}
+	if c.slowDisk {
+		v.group = "slow disk"
+	}
 	v.run = func(ctx context.Context, l *lab) (result, error) {
-		s, err := l.site(ctx, on)
+		postgres := l.postgres
+		if c.slowDisk {
+			var err error
+			if postgres, err = l.onSlowDisk(ctx); err != nil {
+				return result{}, err
+			}
+		}
+		s, err := l.siteIn(ctx, postgres, on)
 		if err != nil {
 			return result{}, err
 		}
 		defer s.close()
-		if err := s.fillConsume(ctx, form, n); err != nil {
+		if err := s.fillConsume(ctx, c); err != nil {
 			return result{}, err
 		}
-		return s.consumed(ctx, form, n)
+		return s.consumed(ctx, c)
 	}
 	return v
 }
 
-// fillConsume makes what the handlers of a form need, and n events for them.
-func (s *site) fillConsume(ctx context.Context, form string, n int) error {
+// fillConsume makes what the handlers need, and the events for them.
+func (s *site) fillConsume(ctx context.Context, c consumption) error {
 	_, err := s.db.Exec(ctx, `
 		create table effect (id uuid not null, n bigint not null, name text not null);
 		create table inserted (consumer text, id uuid, n bigint not null, at timestamptz not null default clock_timestamp(), primary key (consumer, id))`)
@@ -74,9 +133,12 @@ func (s *site) fillConsume(ctx context.Context, form string, n int) error {
 		return err
 	}
 	if s.js != nil {
-		messages := make([]*nats.Msg, n)
+		messages := make([]*nats.Msg, c.Events)
 		for i := range messages {
 			e := newEvent(i+1, time.Now())
+			if c.OneKey {
+				e.Key = "one"
+			}
 			e.Seq = int64(i + 1)
 			subject, header, body := e.Message()
 			messages[i] = &nats.Msg{Subject: subject, Header: header, Data: body}
@@ -88,8 +150,8 @@ func (s *site) fillConsume(ctx context.Context, form string, n int) error {
 		if err := publishAll(ctx, js, messages); err != nil {
 			return err
 		}
-	} else if f, river := rivers[form]; river {
-		if err := s.fillRiver(ctx, f, n); err != nil {
+	} else if f, river := rivers[c.Form]; river {
+		if err := s.fillRiver(ctx, f, c.Events); err != nil {
 			return err
 		}
 	}
@@ -97,36 +159,39 @@ func (s *site) fillConsume(ctx context.Context, form string, n int) error {
 	return err
 }
 
-// consumed starts the part, and measures until n events are handled.
-func (s *site) consumed(ctx context.Context, form string, n int) (result, error) {
-	c, err := s.start(ctx, "consume", consumeConfig{s.dsn, s.natsURL, form, n})
+// consumed starts the part, and measures until all events are handled.
+func (s *site) consumed(ctx context.Context, c consumption) (result, error) {
+	part, err := s.start(ctx, "consume", consumeConfig{s.dsn, s.natsURL, c})
 	if err != nil {
 		return result{}, err
 	}
-	if _, err := c.line(ctx); err != nil { // the first
+	if _, err := part.line(ctx); err != nil { // the first
 		return result{}, err
 	}
-	m, began := s.meter(c), time.Now()
-	if _, err := c.line(ctx); err != nil { // the last
+	m, began := s.meter(part), time.Now()
+	if _, err := part.line(ctx); err != nil { // the last
 		return result{}, err
 	}
-	if err := s.committed(ctx, form, n); err != nil {
+	if err := s.committed(ctx, c); err != nil {
 		return result{}, err
 	}
 	took := time.Since(began)
-	values := m.values(n)
+	values := m.values(c.counting())
 	values[0].name = "handler CPU"
-	return result{values: append([]value{{"events", "/s", float64(n) / took.Seconds()}}, values...)}, nil
+	return result{values: append([]value{{"events", "/s", float64(c.counting()) / took.Seconds()}}, values...)}, nil
 }
 
-// committed waits until all effects of a form are in the database, and checks that there
-// is one for each event.
-func (s *site) committed(ctx context.Context, form string, n int) error {
-	count := `select count(*), count(distinct id) from effect`
-	if form == "raw" {
+// committed waits until all events are done in the database, and checks that each had
+// one effect.
+func (s *site) committed(ctx context.Context, c consumption) error {
+	count, n := `select count(*), count(distinct id) from effect`, c.Events
+	if c.Waiting {
+		count = `select count(*), count(*) from pgjet.inbox where state = 'done'`
+	}
+	if c.Form == "raw" {
 		return nil
 	}
-	if f, river := rivers[form]; river && !f.row {
+	if f, river := rivers[c.Form]; river && !f.row {
 		count = `select count(*), count(*) from river_job where state = 'completed'`
 	}
 	for {

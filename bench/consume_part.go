@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -21,10 +22,23 @@ import (
 	"github.com/pgjet/pgjet/internal/telemetry"
 )
 
+const (
+	consumeWorkers = consumeConns - 2 // of a consumer that handles events singly
+	// failedRetry is how long an event that fails waits on average. The last one does not keep the rest
+	// of the run waiting for long.
+	failedRetry = 50 * time.Millisecond
+)
+
 // A counter says on standard output when the first event and when the last is handled.
 type counter struct {
 	of   int64
+	from int64 // the number of the first event that counts
 	done atomic.Int64
+	seen []atomic.Bool // by number
+}
+
+func newCounter(c consumption) *counter {
+	return &counter{of: int64(c.counting()), from: int64(c.From), seen: make([]atomic.Bool, c.Events+1)}
 }
 
 func (c *counter) add(n int) {
@@ -34,6 +48,13 @@ func (c *counter) add(n int) {
 	}
 	if after >= c.of && after-int64(n) < c.of {
 		fmt.Println("last")
+	}
+}
+
+// handled counts an event. It may be handled more than once, in a transaction that is rolled back.
+func (c *counter) handled(number int64) {
+	if number >= c.from && c.seen[number].CompareAndSwap(false, true) {
+		c.add(1)
 	}
 }
 
@@ -53,7 +74,7 @@ func consumePart(ctx context.Context, text []byte) error {
 		return err
 	}
 	defer db.Close()
-	count := &counter{of: int64(c.Events)}
+	count := newCounter(c.consumption)
 	if form, ok := rivers[c.Form]; ok {
 		return form.work(ctx, db, count)
 	}
@@ -68,7 +89,7 @@ func consumePart(ctx context.Context, text []byte) error {
 	if c.Form == "raw" {
 		return consumeRaw(ctx, js, count)
 	}
-	return consumePgjet(ctx, db, js, c.Form, count)
+	return consumePgjet(ctx, db, js, c.consumption, count)
 }
 
 const (
@@ -77,34 +98,82 @@ const (
 )
 
 // consumePgjet runs a consumer as a service does, with its telemetry, and nobody who asks for it.
-func consumePgjet(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, form string, count *counter) error {
+func consumePgjet(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, c consumption, count *counter) error {
 	tel, err := telemetry.Start(ctx, "bench", "bench")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = tel.Stop(context.WithoutCancel(ctx)) }()
-	c := consumers.Consumer{Name: "bench", Unordered: form == "unordered", Workers: consumeConns - 2}
-	if form == "batch" {
-		c.Workers = 2
-		c.Handler = consumers.HandleBatch(500, func(ctx context.Context, tx pgx.Tx, all []events.Event) error {
-			count.add(len(all))
-			ids, ns := make(pgtype.FlatArray[pgtype.UUID], len(all)), make([]int64, len(all))
-			for i, e := range all {
-				ids[i], ns[i] = pgtype.UUID{Bytes: e.ID, Valid: true}, e.Seq
-			}
-			_, err := tx.Exec(ctx, insertEffects, ids, ns, "User")
-			return err
-		}, "user.created")
-	} else {
-		c.Handler = consumers.Handle(consumers.OnType("user.created", func(ctx context.Context, tx pgx.Tx, e events.Event) error {
-			count.add(1)
-			_, err := tx.Exec(ctx, insertEffect, e.ID, e.Seq, "User")
-			return err
-		}))
-	}
-	r := consumers.Runner{Consumer: c, DB: db, JS: js, Stream: stream,
+	r := consumers.Runner{Consumer: c.consumer(count), DB: db, JS: js, Stream: stream,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))}
 	return r.Run(ctx)
+}
+
+// consumer returns the consumer, whose handlers count.
+func (c consumption) consumer(count *counter) consumers.Consumer {
+	consumer := consumers.Consumer{
+		Name: "bench", Unordered: c.Form == "unordered", Workers: consumeWorkers, Group: c.Group,
+	}
+	if c.Failing > 0 {
+		consumer.MinRetry = failedRetry
+	}
+	switch c.Form {
+	case "batch":
+		consumer.Workers, consumer.Handler = 2, consumers.HandleBatch(500, insertBatch(count), consumed)
+	case "effect":
+		consumer.Handler = consumers.Effect(func(_ context.Context, e events.Event) error {
+			count.handled(e.Seq)
+			time.Sleep(externalWait)
+			return nil
+		}, consumed)
+	default:
+		consumer.Handler = consumers.Handle(consumers.OnType(consumed, c.handler(count)))
+	}
+	return consumer
+}
+
+// consumed is the type of the events.
+const consumed = "user.created"
+
+// handler returns a handler that inserts a row, or waits.
+func (c consumption) handler(count *counter) func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	return func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		if c.Failing > 0 && e.Seq%int64(c.Failing) == 0 {
+			if err := failOnce(ctx, tx, e); err != nil {
+				return err
+			}
+		}
+		count.handled(e.Seq)
+		if c.Waiting {
+			time.Sleep(externalWait)
+			return nil
+		}
+		_, err := tx.Exec(ctx, insertEffect, e.ID, e.Seq, "User")
+		return err
+	}
+}
+
+// insertBatch returns a handler that inserts a row for each event of a batch.
+func insertBatch(count *counter) func(ctx context.Context, tx pgx.Tx, all []events.Event) error {
+	return func(ctx context.Context, tx pgx.Tx, all []events.Event) error {
+		count.add(len(all))
+		ids, ns := make(pgtype.FlatArray[pgtype.UUID], len(all)), make([]int64, len(all))
+		for i, e := range all {
+			ids[i], ns[i] = pgtype.UUID{Bytes: e.ID, Valid: true}, e.Seq
+		}
+		_, err := tx.Exec(ctx, insertEffects, ids, ns, "User")
+		return err
+	}
+}
+
+// failOnce fails unless an attempt at the event has failed before. The rollback of a group is no attempt.
+func failOnce(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	var failed bool
+	err := tx.QueryRow(ctx, `select exists (select from pgjet.attempt where consumer = 'bench' and event_id = $1)`, e.ID).Scan(&failed)
+	if err == nil && !failed {
+		err = errors.New("the first attempt fails")
+	}
+	return err
 }
 
 // consumeRaw takes and acknowledges messages, and reads none.

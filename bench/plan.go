@@ -49,6 +49,12 @@ func (v variant) once() variant {
 	return v
 }
 
+// among returns v in a group of variants that are compared with each other.
+func (v variant) among(group string) variant {
+	v.group = group
+	return v
+}
+
 // A result is what one round of a variant gave.
 type result struct {
 	values []value // in the order of the columns; the ratios are those of the first
