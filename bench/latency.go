@@ -25,7 +25,7 @@ func latency(o options) scenario {
 	s := scenario{
 		name: "latency", title: "Latency from commit to handler",
 		note: "Transactions of a user row and its event, in one round trip, come at an even rate, each at its own time, on " + fmt.Sprint(writers) +
-			" connections. p50 to max run from the return of the commit to the call of the handler, a JetStream ordered consumer (no acks) in the process that writes;" +
+			" connections. p50 to max run from the return of the commit to the call of the handler, a JetStream ordered consumer (no acks) in the process that writes; with a pgjet consumer, they run to the commit of the event's inbox row;" +
 			" \"from due\" runs from when the transaction should have begun, so that what the database delays counts as well; late are transactions that began" +
 			" more than " + lateBy.String() + " after that, missing are events that had not arrived " + patience.String() + " after the last was written." +
 			fmt.Sprintf(" The knee is the highest rate, in steps of %.0f %%, at which p99 from due is at most %d ms;", 100*(kneeGrows-1), kneeP99) +
@@ -52,6 +52,8 @@ func latency(o options) scenario {
 		if r.rate == 1000 {
 			p := pgjetPipeline(true, true)
 			s.variants = append(s.variants, latencyVariant("pgjet hints, pgjet consumer", lazy, p, r.rate, orQuick(o, r.full, r.quick)))
+			p.group = 1
+			s.variants = append(s.variants, latencyVariant("pgjet hints, pgjet consumer, Group: 1", lazy, p, r.rate, orQuick(o, r.full, r.quick)))
 		}
 	}
 	for _, on := range []server{lazy, durable} {

@@ -39,6 +39,7 @@ type pipeline struct {
 	relay  func(s *site) (kind string, config any)
 	hints  bool // pgjet: the service tells the relay
 	inbox  bool // the handler is that of a pgjet consumer, not a bare JetStream consumer
+	group  int  // of that consumer; 0 is the default
 }
 
 func pgjetPipeline(hints, inbox bool) pipeline {
@@ -137,18 +138,21 @@ func (f *flow) connect(ctx context.Context) error {
 	return nil
 }
 
-// consume runs a pgjet consumer that does nothing but to record in its inbox.
+// consume runs a pgjet consumer that does nothing but to record in its inbox. An event is received when that has
+// committed.
 func (f *flow) consume(ctx context.Context) error {
+	commits := &commits{done: f.handle, open: make(map[*pgx.Conn][]uuid.UUID)}
 	config := f.site.db.Config().Copy()
 	config.MaxConns = 12
+	config.ConnConfig.Tracer = commits
 	db, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return err
 	}
 	runner := consumers.Runner{DB: db, JS: f.site.js, Consumer: consumers.Consumer{
-		Name: "bench",
-		Handler: consumers.Handle(consumers.OnType("user.>", func(_ context.Context, _ pgx.Tx, e events.Event) error {
-			f.handle(e.ID)
+		Name: "bench", Group: f.group,
+		Handler: consumers.Handle(consumers.OnType("user.>", func(_ context.Context, tx pgx.Tx, e events.Event) error {
+			commits.handled(tx.Conn(), e.ID)
 			return nil
 		})),
 	}}
@@ -157,6 +161,42 @@ func (f *flow) consume(ctx context.Context) error {
 	go func() { defer close(done); _ = runner.Run(ctx) }() // what fails is seen as lost
 	f.closers = append(f.closers, func() { cancel(); <-done; db.Close() })
 	return nil
+}
+
+// commits is a tracer that notices when the transactions in which events were handled have committed.
+type commits struct {
+	done func(id uuid.UUID) // is called then for each event
+
+	mu   sync.Mutex
+	open map[*pgx.Conn][]uuid.UUID // handled in the transaction of each connection
+}
+
+func (c *commits) handled(conn *pgx.Conn, id uuid.UUID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open[conn] = append(c.open[conn], id)
+}
+
+// TraceQueryStart does nothing.
+func (c *commits) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	return ctx
+}
+
+// TraceQueryEnd is called when a statement has ended.
+func (c *commits) TraceQueryEnd(_ context.Context, conn *pgx.Conn, data pgx.TraceQueryEndData) {
+	tag := data.CommandTag.String()
+	if tag != "COMMIT" && tag != "ROLLBACK" {
+		return
+	}
+	c.mu.Lock()
+	ids := c.open[conn]
+	delete(c.open, conn)
+	c.mu.Unlock()
+	for _, id := range ids {
+		if tag == "COMMIT" {
+			c.done(id)
+		}
+	}
 }
 
 func (f *flow) handle(id uuid.UUID) {
