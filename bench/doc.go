@@ -18,6 +18,10 @@
 // compare rows of one run, and little else. Each round of a variant begins with a
 // database and a stream of its own, and the variants of a scenario take turns.
 //
+// Variants on a slow disk have a second PostgreSQL, which runs with a library that makes
+// its fsync and fdatasync slow. That is compiled when it is needed, for which there must
+// be a C compiler, cc, and Linux.
+//
 // A round that fails is reported as such and the run goes on. Ctrl-C stops everything,
 // and prints what there is by then.
 package main
