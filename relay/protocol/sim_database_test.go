@@ -1,6 +1,7 @@
 package protocol_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -149,15 +150,8 @@ func (r row) record(mutant string) outbox.Record {
 		xid = r.xid
 	}
 	return outbox.Record{XID: xid, Event: events.Event{
-		ID: r.id, Type: "t." + cmpOr(r.kind, "good"), Key: r.key, Seq: r.seq, Time: time.Unix(1, 0), Data: []byte("{}"),
+		ID: r.id, Type: "t." + cmp.Or(r.kind, "good"), Key: r.key, Seq: r.seq, Time: time.Unix(1, 0), Data: []byte("{}"),
 	}}
-}
-
-func cmpOr(a, b string) string {
-	if a == "" {
-		return b
-	}
-	return a
 }
 
 // A dbConn is a relay's connection to the database. Each call may be the relay's
@@ -286,6 +280,7 @@ func (c *dbConn) Forget(_ context.Context, number int64, heal *outbox.Position) 
 
 func (c *dbConn) Save(_ context.Context, ck protocol.Checkpoint, healed bool) error {
 	return c.guarded(func(d *database) {
+		c.p.w.audit(c.p, ck)
 		if healed {
 			d.heal = nil
 		}

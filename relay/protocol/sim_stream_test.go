@@ -48,6 +48,8 @@ type conn struct {
 	frames  []frame
 	staged  []frame
 	answers []answer
+	sent    protocol.Append // the last one
+	acked   protocol.Stats  // what it was told
 	dead    bool
 }
 
@@ -228,7 +230,7 @@ func (c *conn) Send(_ context.Context, a protocol.Append) error {
 	if err := c.call(); err != nil {
 		return err
 	}
-	c.answers = nil
+	c.answers, c.sent = nil, a
 	for i, e := range a.Events {
 		if c.dead {
 			return errLost
@@ -263,9 +265,22 @@ func (c *conn) Await(context.Context) (protocol.Answer, error) {
 		if len(c.answers) > 0 {
 			a := c.answers[0]
 			c.p.seen.Last = a.last
+			if a.err == nil {
+				c.ack()
+			}
 			return protocol.Answer{Last: a.last, Took: time.Duration(1+c.p.w.r.IntN(2000)) * time.Microsecond}, a.err
 		}
 	}
 	c.p.w.fire("no answer")
 	return protocol.Answer{}, errors.New("no answer")
+}
+
+// ack counts what a session shall count, see [protocol.Stats].
+func (c *conn) ack() {
+	c.acked.Published += int64(len(c.sent.Events))
+	if c.sent.Form == protocol.Batch {
+		c.acked.Batches++
+	} else {
+		c.acked.Chains++
+	}
 }

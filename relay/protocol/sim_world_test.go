@@ -1,6 +1,7 @@
 package protocol_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -38,6 +39,7 @@ type world struct {
 	purged    map[uuid.UUID]bool
 	ghosts    map[uuid.UUID]bool // committed once, and then lost by the database
 	fired     map[string]int
+	broken    error // the first promise that was seen broken
 }
 
 // faultKinds are what may befall a world. Each schedule has some of them.
@@ -81,6 +83,11 @@ func newWorld(seed uint64, mutant string) *world {
 
 func (w *world) fire(what string) { w.fired[what]++ }
 
+// breaks notes that a promise is broken.
+func (w *world) breaks(format string, args ...any) {
+	w.broken = cmp.Or(w.broken, fmt.Errorf(format, args...))
+}
+
 func (w *world) newID() (id uuid.UUID) {
 	w.ids++
 	binary.BigEndian.PutUint64(id[8:], w.ids)
@@ -101,19 +108,21 @@ func (w *world) run(steps int) error {
 		}
 	}()
 	for range steps {
-		w.turn()
+		if w.turn(); w.broken != nil {
+			return w.broken
+		}
 	}
 	w.mend()
 	for range 400 {
 		for range 100 {
 			w.turn()
 		}
-		if w.settled() {
-			return w.verdict()
+		if w.settled() || w.broken != nil {
+			return cmp.Or(w.broken, w.verdict())
 		}
 	}
-	return fmt.Errorf("it never settles: the stream holds %d messages, the outbox %d events, halted for %d, quarantine %v, missing %v",
-		len(w.stream.log), len(w.db.rows), len(w.db.unknown), w.db.quarantine, w.missing())
+	return fmt.Errorf("it never settles: the stream holds %d messages, the outbox %d events, halted for %d, quarantine %v, missing %v, noted %v",
+		len(w.stream.log), len(w.db.rows), len(w.db.unknown), w.db.quarantine, w.missing(), w.noted())
 }
 
 // turn lets one thing happen.
@@ -274,7 +283,24 @@ func (w *world) mend() {
 
 // settled reports whether there is nothing left to do, as far as one can see.
 func (w *world) settled() bool {
-	return len(w.missing())+len(w.db.unknown)+len(w.db.quarantine) == 0
+	return len(w.missing())+len(w.db.unknown)+len(w.db.quarantine) == 0 && w.noted()
+}
+
+// noted reports whether the newest checkpoint names the last message and covers all
+// events, and no loss is noted any more. There is no checkpoint at a message that is none
+// of ours, nor where nothing of ours is left.
+func (w *world) noted() bool {
+	if n := len(w.stream.log); n == 0 || w.stream.log[n-1].foreign {
+		return true
+	}
+	n := len(w.db.checkpoints)
+	if n == 0 || w.db.heal != nil {
+		return false
+	}
+	c := w.db.checkpoints[n-1]
+	return c.system == w.db.system && c.Seq == w.stream.last() && !slices.ContainsFunc(w.db.rows, func(r row) bool {
+		return !c.Position.Covers(r.record(w.mutant))
+	})
 }
 
 // missing returns the events that the stream should hold and does not.
@@ -320,6 +346,40 @@ func (w *world) verdict() error {
 		}
 	}
 	return nil
+}
+
+// audit checks what [protocol.Checkpoint] promises of one that p saves. It can say so
+// only while the stream is the one that p has been connected to.
+func (w *world) audit(p *process, c protocol.Checkpoint) {
+	s := w.stream
+	if p.conn.dead || w.mutant == "reconnect" {
+		return
+	}
+	if !c.Created.Equal(s.created) || c.Seq > s.last() || c.Seq >= s.first && s.log[c.Seq-s.first].id != c.ID {
+		w.breaks("checkpoint at %d %s: the stream ends at %d", c.Seq, c.ID, s.last())
+		return
+	}
+	held := make(map[uuid.UUID]bool)
+	for i, m := range s.log {
+		held[m.id] = s.first+uint64(i) <= c.Seq
+	}
+	covered := int64(0)
+	for _, r := range w.db.rows {
+		if w.db.running[r.xmin] {
+			continue
+		}
+		_, quarantined := w.db.quarantine[r.seq]
+		if c.Position.Covers(r.record(w.mutant)) {
+			if covered++; !held[r.id] && !quarantined && !w.purged[r.id] {
+				w.breaks("checkpoint at %d covers event %s, which the stream does not hold there", c.Seq, r.id)
+			}
+		} else if held[r.id] {
+			w.breaks("checkpoint at %d does not cover event %s, which the stream holds there", c.Seq, r.id)
+		}
+	}
+	if c.Events != covered {
+		w.breaks("checkpoint at %d counts %d events, and covers %d", c.Seq, c.Events, covered)
+	}
 }
 
 // A writer is a service that changes aggregates and announces it.
@@ -447,6 +507,9 @@ func (p *process) session() error {
 	p.w.stream.conns = append(p.w.stream.conns, p.conn)
 	s := &protocol.Session{DB: p.db, Stream: p.conn, Chains: p.w.chains, Batches: p.w.batches, Careful: p.careful}
 	err := p.publish(s)
+	if got, want := s.Stats, p.conn.acked; got.Published != want.Published || got.Chains != want.Chains || got.Batches != want.Batches {
+		p.w.breaks("a session counts %+v, and had answers to %+v", got, want)
+	}
 	p.careful = s.Careful
 	p.w.fired["healed"] += int(s.Stats.Healed)
 	p.w.fired["quarantined"] += int(s.Stats.Quarantined)
