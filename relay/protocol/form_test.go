@@ -73,9 +73,29 @@ func TestAStallIsForgotten(t *testing.T) {
 	}
 }
 
+// TestTheDearerFormIsSeldomTried: a form that takes ten times as long as the other is tried
+// again when that might have been a stall long ago, and not each time its turn comes.
+func TestTheDearerFormIsSeldomTried(t *testing.T) {
+	for _, dear := range []Form{Chain, Batch} {
+		var f forms
+		tried := 0
+		for range 40 * tryEvery {
+			form, took := f.choose(100), time.Millisecond
+			if form == dear {
+				tried++
+				took *= 10
+			}
+			f.learn(form, 100, took)
+		}
+		if tried < 2 || tried > 10 {
+			t.Errorf("of %d appends %d went in the form %d, which takes ten times as long", 40*tryEvery, tried, dear)
+		}
+	}
+}
+
 // TestNoLongChainUnseen: nothing waits for a thousand syncs just to learn how long they take.
 func TestNoLongChainUnseen(t *testing.T) {
-	for _, sizes := range [][]int{{1000}, {50, 100, 200, 400, 800, 1000}} {
+	for _, sizes := range [][]int{{longChain}, {1000}, {50, 100, 200, 400, 800, 1000}} {
 		var f forms
 		for range tryEvery + 1 {
 			for _, n := range sizes {
