@@ -73,23 +73,41 @@ func TestAStallIsForgotten(t *testing.T) {
 	}
 }
 
-// TestTheDearerFormIsSeldomTried: a form that takes ten times as long as the other is tried
-// again when that might have been a stall long ago, and not each time its turn comes.
-func TestTheDearerFormIsSeldomTried(t *testing.T) {
-	for _, dear := range []Form{Chain, Batch} {
+// TestTheDearerFormIsTriedSeldom: a form that takes twice as long as the other is tried each
+// time its turn comes. One that takes ten times as long is tried when that might have been a
+// stall long ago.
+func TestTheDearerFormIsTriedSeldom(t *testing.T) {
+	for _, test := range []struct {
+		dear               Form
+		times, least, most int
+	}{
+		{Chain, 2, 30, 42},
+		{Batch, 2, 30, 42},
+		{Chain, 10, 2, 10},
+		{Batch, 10, 2, 10},
+	} {
 		var f forms
 		tried := 0
 		for range 40 * tryEvery {
 			form, took := f.choose(100), time.Millisecond
-			if form == dear {
+			if form == test.dear {
 				tried++
-				took *= 10
+				took *= time.Duration(test.times)
 			}
 			f.learn(form, 100, took)
 		}
-		if tried < 2 || tried > 10 {
-			t.Errorf("of %d appends %d went in the form %d, which takes ten times as long", 40*tryEvery, tried, dear)
+		if tried < test.least || tried > test.most {
+			t.Errorf("form %d, which takes %d times as long, was tried %d times, want %d to %d", test.dear, test.times, tried, test.least, test.most)
 		}
+	}
+}
+
+// TestShortChainsTellOfLongOnes: a chain is not tried where one of two events took long.
+func TestShortChainsTellOfLongOnes(t *testing.T) {
+	var f forms
+	f.learn(Chain, 2, tryFor)
+	if f.choose(100) != Batch {
+		t.Error("100 events went as a chain, where a chain of two took", tryFor)
 	}
 }
 

@@ -27,11 +27,8 @@ func (s *Session) Resync(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("look up the stream: %w", err)
 	}
-	memory, err := s.DB.Recall(ctx, state.Created)
+	memory, err := s.recall(ctx, state)
 	if err != nil {
-		return fmt.Errorf("resync: %w", err)
-	}
-	if err := s.resume(ctx, state, memory); err != nil {
 		return fmt.Errorf("resync: %w", err)
 	}
 	halt, err := s.learn(ctx, state, memory)
@@ -65,35 +62,53 @@ func (s *Session) report(ctx context.Context, state State, halt *HaltError) erro
 	return halt
 }
 
-// resume takes up at the newest checkpoint that the stream confirms, and forgets
-// those after it.
-func (s *Session) resume(ctx context.Context, state State, memory Memory) error {
+// recall takes up at the newest checkpoint that the stream confirms, and returns what the
+// database remembers.
+func (s *Session) recall(ctx context.Context, state State) (Memory, error) {
+	memory, err := s.DB.Recall(ctx, state.Created)
+	if err != nil {
+		return memory, err
+	}
+	forgot, err := s.resume(ctx, state, memory)
+	if err != nil || !forgot {
+		return memory, err
+	}
+	// By the checkpoints that are forgotten now, the outbox may have been pruned since
+	// it was asked.
+	if memory, err = s.DB.Recall(ctx, state.Created); err == nil {
+		_, err = s.resume(ctx, state, memory)
+	}
+	return memory, err
+}
+
+// resume takes up at the newest checkpoint that the stream confirms, and reports whether
+// it forgot others after it.
+func (s *Session) resume(ctx context.Context, state State, memory Memory) (forgot bool, err error) {
 	for _, seq := range memory.Quarantined {
 		s.aside.add(seq)
 	}
 	s.heal = memory.Heal
 	// What was pruned had been published, and is not there to be published again.
 	s.mark = Checkpoint{Created: state.Created, Events: memory.PrunedCount}
-	lost := false
 	for _, c := range memory.Checkpoints {
 		ok, err := s.confirms(ctx, state, c)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if ok {
 			s.mark = c
 			break
 		}
-		lost = true
+		forgot = true
 		if p := c.Position; s.heal == nil || p.Floor > s.heal.Floor {
 			s.heal = &p
 		}
 	}
 	s.read, s.count, s.lastID = s.mark.Position, s.mark.Events, s.mark.ID
-	if !lost {
-		return nil
+	if !forgot {
+		return false, nil
 	}
-	return s.DB.Forget(ctx, s.mark.Number, s.heal)
+	return true, s.DB.Forget(ctx, s.mark.Number, s.heal)
 }
 
 // confirms reports whether the stream agrees with a checkpoint: it is the same

@@ -56,6 +56,9 @@ func (s *script) begin() error {
 		DB: scriptDatabase{p.db, s}, Stream: scriptStream{s.conn, s}, Chains: s.w.chains, Batches: s.w.batches, Careful: careful,
 	}
 	s.sizes, s.forms = nil, nil
+	if s.failAt == 0 {
+		s.asked = nil
+	}
 	return s.Resync(context.Background())
 }
 
@@ -282,10 +285,16 @@ func TestHealed(t *testing.T) {
 func TestTheFarthestLossIsNoted(t *testing.T) {
 	s := newScript(t)
 	s.must(s.begin())
-	for range 3 {
+	early := s.w.db.begin()
+	s.w.db.insert(early, "early", 1, "")
+	for range 2 {
 		s.commit(good(2)...)
 		s.all()
 	}
+	s.commit(good(1)...)
+	s.all()
+	s.w.db.end(early, true) // the next checkpoint goes as far, and covers one more
+	s.all()
 	s.w.stream.recreate()
 	s.w.stream.disconnect()
 	s.must(s.begin())
@@ -296,6 +305,21 @@ func TestTheFarthestLossIsNoted(t *testing.T) {
 	s.must(s.Settle(context.Background()))
 	if s.Stats.Healed != 6 {
 		t.Errorf("6 events had been lost: %+v", s.Stats)
+	}
+}
+
+// TestResumesAtTheNewest: a session goes on at the newest checkpoint that the stream confirms,
+// and reads nothing before that.
+func TestResumesAtTheNewest(t *testing.T) {
+	s := newScript(t)
+	s.must(s.begin())
+	for range 3 {
+		s.commit(good(2)...)
+		s.all()
+	}
+	s.must(s.begin())
+	if position, _ := s.Position(); position.Floor != 6 || slices.Contains(s.asked, "messages") {
+		t.Errorf("goes on behind seq %d, after %v; want 6", position.Floor, s.asked)
 	}
 }
 

@@ -43,6 +43,7 @@ type database struct {
 	nextSeq int64
 	running map[uint64]bool
 	rows    []row            // committed or running, by seq
+	pruned  []row            // the first ones, which are there no more
 	order   map[string][]int // of each key: the numbers, in the order of their commits
 	holder  map[string]uint64
 	leads   int // the session that holds the lock; 0: none
@@ -87,6 +88,7 @@ func (d *database) copy() *database {
 	c.checkpoints = slices.Clone(d.checkpoints)
 	c.quarantine, c.adopted = maps.Clone(d.quarantine), maps.Clone(d.adopted)
 	c.unknown = slices.Clone(d.unknown)
+	c.pruned = slices.Clone(d.pruned)
 	return &c
 }
 
@@ -142,6 +144,27 @@ func (d *database) end(xid uint64, commit bool) {
 func (d *database) insert(xid uint64, key string, n int, kind string) {
 	d.rows = append(d.rows, row{xid, xid, d.nextSeq, d.w.newID(), key, n, kind})
 	d.nextSeq++
+}
+
+// prune drops first rows that are old, which is to say that each checkpoint covers them.
+func (d *database) prune() {
+	of := func(s savedCheckpoint) bool { return s.system == d.system }
+	if !slices.ContainsFunc(d.checkpoints, of) {
+		return
+	}
+	n := slices.IndexFunc(d.rows, func(r row) bool {
+		_, quarantined := d.quarantine[r.seq]
+		return quarantined || d.running[r.xmin] || slices.ContainsFunc(d.checkpoints, func(s savedCheckpoint) bool {
+			return of(s) && !s.Position.Covers(r.record(d.w.mutant))
+		})
+	})
+	if n < 0 {
+		n = len(d.rows)
+	}
+	if n > 0 {
+		d.w.fire("outbox is pruned")
+		d.pruned, d.rows = append(d.pruned, d.rows[:n]...), slices.Clone(d.rows[n:])
+	}
 }
 
 func (r row) record(mutant string) outbox.Record {
@@ -261,6 +284,9 @@ func (c *dbConn) Recall(_ context.Context, created time.Time) (m protocol.Memory
 			}
 		}
 		m.Heal, m.Adopted = d.heal, d.adopted[created]
+		if n := len(d.pruned); n > 0 {
+			m.Pruned, m.PrunedCount = d.pruned[n-1].seq, int64(n)
+		}
 		m.Quarantined = slices.Sorted(maps.Keys(d.quarantine))
 		return nil
 	})

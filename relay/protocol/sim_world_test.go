@@ -47,6 +47,7 @@ var faultKinds = []string{
 	"relay crashes", "relay pauses", "connection to NATS is cut", "connection to PostgreSQL is cut", "answer is lost",
 	"PostgreSQL crashes", "stream lost its tail", "stream is made again", "stream is purged", "database is restored",
 	"database moves to a new cluster", "foreign message", "full stream", "poison", "replica lags",
+	"outbox is pruned",
 }
 
 func newWorld(seed uint64, mutant string) *world {
@@ -69,6 +70,11 @@ func newWorld(seed uint64, mutant string) *world {
 		if w.faults["foreign message"] {
 			w.faults["stream is purged"] = false
 		}
+	}
+	// What was pruned is not published again. If a restored database has it back, it
+	// comes behind what the stream was filled with meanwhile.
+	if w.faults["outbox is pruned"] && w.faults["database is restored"] {
+		w.faults["stream is made again"] = false
 	}
 	w.db, w.stream = newDatabase(w), &stream{w: w}
 	w.stream.recreate()
@@ -214,6 +220,8 @@ func (w *world) strikeHard() {
 		w.fire("database moves to a new cluster")
 		w.replaceDatabase(w.db.restored())
 		w.backup = nil
+	case w.happens("outbox is pruned", 100):
+		w.db.prune()
 	case w.happens("foreign message", 400):
 		w.fire("foreign message")
 		w.stream.log = append(w.stream.log, stored{foreign: true})
@@ -243,10 +251,10 @@ func (w *world) crashDatabase() {
 func (w *world) replaceDatabase(d *database) {
 	w.crashDatabase()
 	kept := make(map[uuid.UUID]bool)
-	for _, r := range d.rows {
+	for _, r := range slices.Concat(d.pruned, d.rows) {
 		kept[r.id] = true
 	}
-	for _, r := range w.db.rows {
+	for _, r := range slices.Concat(w.db.pruned, w.db.rows) {
 		if !kept[r.id] {
 			w.ghosts[r.id] = true
 		}
@@ -320,7 +328,7 @@ func (w *world) missing() (rows []row) {
 // verdict looks at what the stream holds in the end.
 func (w *world) verdict() error {
 	rows := make(map[uuid.UUID]row)
-	for _, r := range w.db.rows {
+	for _, r := range slices.Concat(w.db.pruned, w.db.rows) {
 		rows[r.id] = r
 	}
 	count := make(map[uuid.UUID]int)
@@ -363,7 +371,7 @@ func (w *world) audit(p *process, c protocol.Checkpoint) {
 	for i, m := range s.log {
 		held[m.id] = s.first+uint64(i) <= c.Seq
 	}
-	covered := int64(0)
+	covered := int64(len(w.db.pruned))
 	for _, r := range w.db.rows {
 		if w.db.running[r.xmin] {
 			continue
