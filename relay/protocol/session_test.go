@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/pgjet/pgjet/outbox"
 	"github.com/pgjet/pgjet/relay/protocol"
 )
@@ -23,9 +25,9 @@ type script struct {
 	took  time.Duration // the time of every answer
 	bytes []int         // of the payloads, by seq; none: as they are
 
-	sizes []int           // of the appends of this session
-	forms []protocol.Form // of the same
-	asked []string        // the calls of the database and of the stream
+	sizes    []int    // of the appends of this session
+	careless bool     // a batch was sent while it had to be careful
+	asked    []string // the calls of the database and of the stream
 
 	calls, failAt int // the call with this number fails
 	failed        error
@@ -33,7 +35,7 @@ type script struct {
 
 func newScript(t *testing.T) *script {
 	protocol.SmallAppends(3)
-	w := &world{r: newWorld(1, "").r, faults: map[string]bool{}, poisonous: true, page: 100, chains: true, fired: map[string]int{}}
+	w := &world{r: newWorld(1, "").r, faults: map[string]bool{}, poisonous: true, page: 100, chains: true, purged: map[uuid.UUID]bool{}, fired: map[string]int{}}
 	w.db, w.stream = newDatabase(w), &stream{w: w}
 	w.stream.recreate()
 	return &script{t: t, w: w, took: 10 * time.Microsecond}
@@ -55,7 +57,7 @@ func (s *script) begin() error {
 	s.Session = &protocol.Session{
 		DB: scriptDatabase{p.db, s}, Stream: scriptStream{s.conn, s}, Chains: s.w.chains, Batches: s.w.batches, Careful: careful,
 	}
-	s.sizes, s.forms = nil, nil
+	s.sizes, s.careless = nil, false
 	if s.failAt == 0 {
 		s.asked = nil
 	}
@@ -175,7 +177,8 @@ func (c scriptStream) Send(ctx context.Context, a protocol.Append) error {
 	if err := c.s.call("send"); err != nil {
 		return err
 	}
-	c.s.sizes, c.s.forms = append(c.s.sizes, len(a.Events)), append(c.s.forms, a.Form)
+	c.s.sizes = append(c.s.sizes, len(a.Events))
+	c.s.careless = c.s.careless || c.s.Careful > 0 && a.Form == protocol.Batch
 	return c.conn.Send(ctx, a)
 }
 
@@ -323,6 +326,91 @@ func TestResumesAtTheNewest(t *testing.T) {
 	}
 }
 
+// TestConfirmedByTheMessage: a checkpoint is believed if the stream holds the message that it
+// names, or if that has aged out, and not if another stands in its place or none.
+func TestConfirmedByTheMessage(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		stream    func(*stream)
+		confirmed bool
+	}{
+		{"all there", func(*stream) {}, true},
+		{"the first that is left", func(s *stream) { s.purge(3) }, true},
+		{"aged out", func(s *stream) { s.purge(4) }, true},
+		{"another instead", func(s *stream) { s.log[3] = s.log[2] }, false},
+		{"another instead, the first that is left", func(s *stream) { s.log[3] = s.log[2]; s.purge(3) }, false},
+		{"beyond the end", func(s *stream) { s.log = s.log[:3] }, false},
+		{"another incarnation", func(s *stream) { s.created = s.created.Add(1) }, false},
+	} {
+		s := newScript(t)
+		s.must(s.begin())
+		s.commit(good(4)...)
+		s.all()
+		test.stream(s.w.stream)
+		s.must(s.begin())
+		if position, _ := s.Position(); (position.Floor == 4) != test.confirmed {
+			t.Errorf("%s: goes on behind seq %d; confirmed must be %v", test.name, position.Floor, test.confirmed)
+		}
+	}
+}
+
+// TestPrunedIsKnown: a message whose event was pruned does not halt a session.
+func TestPrunedIsKnown(t *testing.T) {
+	s := newScript(t)
+	s.must(s.begin())
+	s.commit(good(4)...)
+	s.all()
+	s.w.db.prune()
+	s.w.db.checkpoints = nil
+	s.must(s.begin())
+	if s.all(); s.w.db.checkpoints[0].Events != 4 || s.Stats.Published != 0 {
+		t.Errorf("the checkpoint is %+v, after %+v; want 4 events and none published", s.w.db.checkpoints[0], s.Stats)
+	}
+}
+
+// TestWhatCameThroughIsReleased: an event that the stream holds is in quarantine no more.
+func TestWhatCameThroughIsReleased(t *testing.T) {
+	s := newScript(t)
+	s.must(s.begin())
+	s.commit(good(2)...)
+	s.must(s.drain())
+	s.w.db.quarantine[2] = "retry" // the relay died before it noted that
+	if s.must(s.begin()); len(s.w.db.quarantine) != 0 {
+		t.Errorf("in quarantine: %v", s.w.db.quarantine)
+	}
+}
+
+// TestRetryGoesThroughAll: an event that cannot be published yet, or never, does not keep
+// those after it.
+func TestRetryGoesThroughAll(t *testing.T) {
+	s := newScript(t)
+	s.must(s.begin())
+	early := s.w.db.begin()
+	s.w.db.insert(early, "early", 1, poison)
+	s.commit(unfit, poison)
+	if err := s.drain(); err == nil {
+		t.Fatal("poison is taken")
+	}
+	s.must(s.begin())
+	s.all()
+	s.w.db.end(early, true)
+	if err := s.drain(); err == nil {
+		t.Fatal("poison is taken")
+	}
+	s.must(s.begin())
+	for seq := range int64(3) {
+		s.w.db.quarantine[seq+1] = "retry"
+	}
+	s.w.db.rows[2].kind = "" // the stream would take the last one now
+	n, err := s.Retry(context.Background())
+	if s.must(err); n != 3 || len(s.w.stream.log) != 1 || s.w.stream.log[0].seq != 3 {
+		t.Errorf("%d were tried again; the stream holds %v, want the last one", n, s.w.stream.log)
+	}
+	if _, ok := s.w.db.quarantine[3]; ok || s.Stats.Quarantined != 1 {
+		t.Errorf("in quarantine: %v, after %+v", s.w.db.quarantine, s.Stats)
+	}
+}
+
 // TestNothingIsSavedTwice: a checkpoint is written if there is progress.
 func TestNothingIsSavedTwice(t *testing.T) {
 	s := newScript(t)
@@ -332,6 +420,8 @@ func TestNothingIsSavedTwice(t *testing.T) {
 	number := s.w.numbers
 	for range 3 {
 		s.all()
+		_, err := s.Retry(context.Background()) // there is nothing to retry
+		s.must(err)
 	}
 	if s.w.numbers != number {
 		t.Error("a checkpoint was written again, without progress")
@@ -368,15 +458,18 @@ func TestOneIsSentAlone(t *testing.T) {
 				t.Fatalf("careful with %d events, after %v", s.Careful, err)
 			}
 			var alone, together int
-			for err != nil && alone <= test.most {
+			for sessions := 0; err != nil && sessions < 10; sessions++ {
 				s.must(s.begin())
 				err = s.drain()
-				for i, form := range s.forms {
-					if s.sizes[i] == 1 {
+				for _, n := range s.sizes {
+					if n == 1 {
 						alone++
-					} else if together++; s.Careful > 0 && test.chains && form == protocol.Batch {
-						t.Error("a batch was sent, whose answer is about none of its events")
+					} else {
+						together++
 					}
+				}
+				if test.chains && s.careless {
+					t.Error("a batch was sent, whose answer is about none of its events")
 				}
 			}
 			if alone < test.least || alone > test.most || together == 0 || s.Careful != 0 || len(s.w.stream.log) != 10 {
@@ -384,6 +477,17 @@ func TestOneIsSentAlone(t *testing.T) {
 					alone, together, test.least, test.most, len(s.w.stream.log), s.Careful)
 			}
 		})
+	}
+}
+
+// TestBothFormsAreUsed: where the server is good for both, each is tried.
+func TestBothFormsAreUsed(t *testing.T) {
+	s := newScript(t)
+	s.w.batches = true
+	s.must(s.begin())
+	s.commit(good(30)...)
+	if s.all(); s.Stats.Chains == 0 || s.Stats.Batches == 0 {
+		t.Errorf("used: %+v", s.Stats)
 	}
 }
 
@@ -459,6 +563,13 @@ func (s *script) everyCall(failAt int, failed error) error {
 	if err := s.Save(ctx); err != nil {
 		return err
 	}
+	s.commit(poison)
+	if err := s.drain(); errors.Is(err, failed) {
+		return err
+	}
+	if err := s.begin(); err != nil {
+		return err
+	}
 	s.w.poisonous = false
 	if err := s.retry(5); err != nil {
 		return err
@@ -468,7 +579,7 @@ func (s *script) everyCall(failAt int, failed error) error {
 	if _, err := s.Step(ctx); err != nil {
 		return err
 	}
-	if err := s.retry(10); err != nil {
+	if err := s.retry(11); err != nil {
 		return err
 	}
 	s.w.stream.log = append(s.w.stream.log, stored{foreign: true}, stored{id: s.w.newID(), seq: 77})
@@ -526,6 +637,10 @@ func TestHaltLists(t *testing.T) {
 	halt, ok := errors.AsType[*protocol.HaltError](err)
 	if !ok {
 		t.Fatalf("no halt, but %v", err)
+	}
+	finds := len(slices.DeleteFunc(s.asked, func(call string) bool { return call != "find" }))
+	if finds != 2 {
+		t.Errorf("2500 messages were looked up by %d questions", finds)
 	}
 	if halt.Count != 2500 || halt.First.Sequence != 3 || !halt.Foreign || halt.Ours {
 		t.Errorf("halted by %d, the first at %d, foreign %v, ours %v", halt.Count, halt.First.Sequence, halt.Foreign, halt.Ours)
