@@ -77,27 +77,28 @@ func TestAStallIsForgotten(t *testing.T) {
 // time its turn comes. One that takes ten times as long is tried when that might have been a
 // stall long ago.
 func TestTheDearerFormIsTriedSeldom(t *testing.T) {
-	for _, test := range []struct {
-		dear               Form
-		times, least, most int
-	}{
-		{Chain, 2, 30, 42},
-		{Batch, 2, 30, 42},
-		{Chain, 10, 2, 10},
-		{Batch, 10, 2, 10},
+	for _, test := range []struct{ times, turns, least, most int }{
+		{2, 3, 3, 3},
+		{10, 3, 0, 0},
+		{10, 40, 2, 10},
 	} {
-		var f forms
-		tried := 0
-		for range 40 * tryEvery {
-			form, took := f.choose(100), time.Millisecond
-			if form == test.dear {
-				tried++
-				took *= time.Duration(test.times)
+		for _, dear := range []Form{Chain, Batch} {
+			var f forms
+			f.learn(dear, 100, time.Duration(test.times)*time.Millisecond)
+			f.learn(1-dear, 100, time.Millisecond)
+			tried := 0
+			for range test.turns * tryEvery {
+				form, took := f.choose(100), time.Millisecond
+				if form == dear {
+					tried++
+					took *= time.Duration(test.times)
+				}
+				f.learn(form, 100, took)
 			}
-			f.learn(form, 100, took)
-		}
-		if tried < test.least || tried > test.most {
-			t.Errorf("form %d, which takes %d times as long, was tried %d times, want %d to %d", test.dear, test.times, tried, test.least, test.most)
+			if tried < test.least || tried > test.most {
+				t.Errorf("form %d, which takes %d times as long, was tried %d times in %d turns, want %d to %d",
+					dear, test.times, tried, test.turns, test.least, test.most)
+			}
 		}
 	}
 }

@@ -59,6 +59,12 @@ func schedules() uint64 {
 
 // TestSchedulesCatch takes one guard away at a time. Some schedule must notice, else
 // it proves nothing.
+//
+// make mutants does the same to each condition and sum of the package. Those that no test
+// notices are harmless:
+//   - form.go, choose: < for <= and >= for > where two durations are compared. If they are the
+//     same to the nanosecond, either form is as good.
+//   - resync.go, learn: <= for < chunkSize. A chunk may have one message more.
 func TestSchedulesCatch(t *testing.T) {
 	protocol.SmallAppends(3)
 	for _, mutant := range []string{
