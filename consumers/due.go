@@ -82,7 +82,7 @@ func (t *term) nudge() {
 func (t *term) goOn(ctx context.Context, keys []string) {
 	for ctx.Err() == nil {
 		next, err := t.take(ctx, func(ctx context.Context) ([]*inbox.Intent, error) {
-			return t.tenure.TakeNext(ctx, t.db, keys, max(1, t.Consumer.most()/len(keys)))
+			return t.tenure.TakeNext(ctx, t.db, keys, max(1, 4*t.Consumer.most()/len(keys)))
 		})
 		if err != nil || len(next) == 0 {
 			break // takeDue says why

@@ -46,19 +46,26 @@ func (t *term) deal(ctx context.Context, load []*work) {
 		}
 	}
 	for most := t.Consumer.most(); len(load) > 0; {
-		var together []*work
+		var together, parked []*work
 		for len(load) > 0 && len(together) < most {
 			w := load[0]
 			v, err := t.admit(w, stuck[w.Key])
-			if v != try && len(together) > 0 {
-				break // what comes before it is tried first
+			if v != try && len(together) > 0 || v == try && len(parked) > 0 {
+				break // what comes before it is dealt with first
 			}
 			load = load[1:]
-			if v == try {
+			switch {
+			case v == try:
 				together = append(together, w)
-			} else {
+			case v == wait && !w.written():
+				t.hold(w.Key) // what comes behind it in this load waits, too
+				parked = append(parked, w)
+			default:
 				settle(w, v, ending{began: time.Now(), err: err})
 			}
+		}
+		if len(parked) > 0 {
+			t.putDown(ctx, parked, inbox.First{})
 		}
 		if ctx.Err() != nil { // the session is over; messages are in our hands still
 			t.giveBackIntents(ctx, slices.Concat(together, load))

@@ -88,10 +88,10 @@ func (t *term) settle(ctx context.Context, w *work, v verdict, e ending) bool {
 		if w.written() {
 			t.giveBack(ctx, w, 0, false)
 		} else {
-			t.putDown(ctx, w, inbox.First{})
+			t.putDown(ctx, []*work{w}, inbox.First{})
 		}
 	case intend:
-		if t.gate.await(ctx, 0) == nil && t.pace(ctx, 1) && t.putDown(ctx, w, inbox.First{Attempts: 1, Taken: true}) {
+		if t.gate.await(ctx, 0) == nil && t.pace(ctx, 1) && len(t.putDown(ctx, []*work{w}, inbox.First{Attempts: 1, Taken: true})) > 0 {
 			w.delivery, w.Attempts, w.paced = nil, 1, true
 			t.deal(ctx, []*work{w})
 		}
@@ -99,7 +99,7 @@ func (t *term) settle(ctx context.Context, w *work, v verdict, e ending) bool {
 		if w.written() {
 			t.giveBack(ctx, w, t.gate.next(), false)
 		} else {
-			t.putDown(ctx, w, inbox.First{Wait: max(t.gate.next(), time.Millisecond)})
+			t.putDown(ctx, []*work{w}, inbox.First{Wait: max(t.gate.next(), time.Millisecond)})
 		}
 	case later:
 		t.settleLater(ctx, w, e)
@@ -118,7 +118,7 @@ func (t *term) settleLater(ctx context.Context, w *work, e ending) {
 	l, _ := errors.AsType[*laterError](e.err)
 	if w.written() {
 		t.giveBack(ctx, w, l.wait, false)
-	} else if !t.putDown(ctx, w, inbox.First{Wait: l.wait}) {
+	} else if len(t.putDown(ctx, []*work{w}, inbox.First{Wait: l.wait})) == 0 {
 		return
 	}
 	t.debug(ctx, w, "later", e)
@@ -180,8 +180,9 @@ func (t *term) put(ctx context.Context, w *work, e ending, dead bool, wait time.
 		case w.written():
 			err = t.tenure.Again(ctx, tx, &w.Intent, wait, log)
 		default:
-			fresh, err = t.tenure.Intend(ctx, tx, &w.Message, inbox.First{Attempts: w.number(), Wait: max(wait, time.Millisecond), Reason: log.Error})
-			if err == nil && fresh {
+			var first []bool
+			first, err = t.tenure.Intend(ctx, tx, messages([]*work{w}), inbox.First{Attempts: w.number(), Wait: max(wait, time.Millisecond), Reason: log.Error})
+			if fresh = first[0]; err == nil && fresh {
 				err = t.tenure.Log(ctx, tx, &w.Message, log)
 			}
 		}
@@ -204,27 +205,36 @@ func (t *term) mayWait(ctx context.Context, w *work, err error) bool {
 	return !lost && !errors.Is(err, inbox.ErrTaken) && !errors.Is(err, inbox.ErrSuperseded) && !t.away(ctx, err)
 }
 
-// putDown writes an intent down for an event from the stream, and acks it. It reports
-// whether there is one now. Of an event that is not new there is none.
-func (t *term) putDown(ctx context.Context, w *work, f inbox.First) (ok bool) {
-	var fresh bool
+// putDown writes intents down for events from the stream, and acks them. It returns those that have one now. Of
+// an event that is not new there is none.
+func (t *term) putDown(ctx context.Context, all []*work, f inbox.First) (down []*work) {
+	var fresh []bool
 	err := t.write(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
-		fresh, err = t.tenure.Intend(ctx, tx, &w.Message, f)
+		fresh, err = t.tenure.Intend(ctx, tx, messages(all), f)
 		return err
 	})
 	switch {
+	case err != nil && len(all) > 1: // it may be the fault of one
+		for _, w := range all {
+			down = append(down, t.putDown(ctx, []*work{w}, f)...)
+		}
+		return down
 	case err != nil:
-		t.refused(ctx, w, err)
-		return false
-	case !fresh:
-		t.deal(ctx, t.passOver(ctx, []*work{w}))
-		return false
+		t.refused(ctx, all[0], err)
+		return nil
 	}
-	t.ack(w)
-	if !f.Taken {
-		t.hold(w.Key)
+	for n, w := range all {
+		switch {
+		case !fresh[n]:
+			t.deal(ctx, t.passOver(ctx, []*work{w}))
+			continue
+		case !f.Taken:
+			t.hold(w.Key)
+		}
+		t.ack(w)
+		down = append(down, w)
 	}
-	return true
+	return down
 }
 
 // passOver acknowledges messages whose events the inbox knows. It returns those that only claim the id of

@@ -36,10 +36,13 @@ type First struct {
 	Reason   string        // why the last attempt failed; "" if there was none
 }
 
-// Intend writes an intent down for an event from the stream, in a transaction that has checked the fence. It
-// reports false if the inbox knows the event already.
-func (t *Tenure) Intend(ctx context.Context, tx pgx.Tx, m *Message, f First) (fresh bool, err error) {
-	tag, err := tx.Exec(ctx, `
+// Intend writes intents down for events from the stream, in a transaction that has checked the fence, in the order
+// of all. It returns which of them are new to the inbox: of the others there is none.
+func (t *Tenure) Intend(ctx context.Context, tx pgx.Tx, all []*Message, f First) (fresh []bool, err error) {
+	fresh = make([]bool, len(all))
+	b := &pgx.Batch{}
+	for n, m := range all {
+		b.Queue(`
 		with claimed as (
 			insert into pgjet.inbox as i (consumer, event_id, state, attempts, generation, stream_seq)
 			values (@consumer, @id, 'intent', @attempts, @generation, @seq)
@@ -55,14 +58,15 @@ func (t *Tenure) Intend(ctx context.Context, tx pgx.Tx, m *Message, f First) (fr
 		            else clock_timestamp() end
 		  from claimed, (select @consumer::text as consumer, @generation::int as generation, @seq::bigint as stream_seq, @key::text as key) i
 		 where fresh`,
-		m.args(pgx.NamedArgs{
-			"consumer": t.Consumer, "attempts": f.Attempts, "taken": orNull(t.Session, f.Taken),
-			"reason": Storable(f.Reason), "wait": f.Wait.Seconds(),
-		}))
-	if err != nil {
-		return false, failed("write an intent", err)
+			m.args(pgx.NamedArgs{
+				"consumer": t.Consumer, "attempts": f.Attempts, "taken": orNull(t.Session, f.Taken),
+				"reason": Storable(f.Reason), "wait": f.Wait.Seconds(),
+			})).Exec(func(tag pgconn.CommandTag) error {
+			fresh[n] = tag.RowsAffected() == 1
+			return nil
+		})
 	}
-	return tag.RowsAffected() == 1, nil
+	return fresh, failed("write an intent", tx.SendBatch(ctx, b).Close())
 }
 
 // args adds what stands in tables of the message to args.
