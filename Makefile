@@ -1,6 +1,6 @@
 # What one types. 'make help' lists the targets.
 
-.PHONY: help run build test interfaces demo-recovery chaos powercut bench bench-quick bench-test check lint fmt compose-test matrix facts
+.PHONY: help run build test interfaces demo-recovery chaos powercut mutants bench bench-quick bench-test check lint fmt compose-test matrix facts
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,13 @@ facts: ## check what the relay and the consumers rely on in nats-server, on thre
 
 powercut: ## cut the power of the NATS server's disk: needs root and loop devices, and says so where it cannot run
 	PGJET_POWERCUT=1 go test -count=1 -timeout 5m -v -run '^TestPowerCut$$' ./cmd/pgjet
+
+# What takes too long counts neither way, so the limit is wide.
+MUTANTS = GOFLAGS=-count=1 go run github.com/go-gremlins/gremlins/cmd/gremlins@v0.6.0 unleash --workers 1 --timeout-coefficient 10
+
+mutants: ## change one condition or sum at a time and see that the package's own tests notice 85 % of them, up to an hour
+	$(MUTANTS) --threshold-efficacy 85 ./relay/protocol
+	$(MUTANTS) --threshold-efficacy 60 --arithmetic-base=false ./consumers/inbox # what it adds are texts of SQL
 
 compose-test: ## run compose.yaml on a Docker engine, kill and stop what it starts; says so where there is no engine
 	PGJET_COMPOSE=1 go test -count=1 -timeout 60m -v -run '^TestComposeRun$$' ./cmd/pgjet
