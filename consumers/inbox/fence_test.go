@@ -139,3 +139,34 @@ func TestFrozenTransactionsEnd(t *testing.T) {
 		}
 	}
 }
+
+// TestSame: a transaction that a handler ended and began anew is another one, whatever the
+// handler calls its application.
+func TestSame(t *testing.T) {
+	t.Parallel()
+	conn, err := strict(t).Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	tx, err := (&Tenure{Consumer: "test"}).Begin(t.Context(), conn, time.Minute, func(*pgx.Batch) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.Background())
+	for _, test := range []struct {
+		does string
+		same bool
+	}{
+		{`select 1`, true},
+		{`set local application_name = 'another'`, true},
+		{`rollback and chain`, false},
+	} {
+		if _, err := tx.Exec(t.Context(), test.does); err != nil {
+			t.Fatal(err)
+		}
+		if same, err := Same(t.Context(), tx); err != nil || same != test.same {
+			t.Errorf("after %q: %v (%v), want %v", test.does, same, err, test.same)
+		}
+	}
+}
