@@ -221,11 +221,12 @@ func (s *script) step() int {
 
 // drain publishes all.
 func (s *script) drain() error {
-	for {
+	for range 100 {
 		if n, err := s.Step(context.Background()); err != nil || n == 0 {
 			return err
 		}
 	}
+	return errors.New("after 100 steps there is still something to publish")
 }
 
 // all publishes all and saves a checkpoint.
