@@ -170,3 +170,53 @@ func TestSame(t *testing.T) {
 		}
 	}
 }
+
+// TestUnclaim: what was claimed and taken back can be claimed again.
+func TestUnclaim(t *testing.T) {
+	t.Parallel()
+	db := strict(t)
+	if _, err := db.Exec(t.Context(), `insert into pgjet.consumer (name, stream, stream_created) values ('test', 'EVENTS', now())`); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := db.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	s, all := Tenure{Consumer: "test", Epoch: 1, Generation: 1}, []*Message{{ID: uuid.Must(uuid.NewV7()), Seq: 1}}
+	for range 2 {
+		var c *Claim
+		tx, err := s.Begin(t.Context(), conn, time.Minute, func(b *pgx.Batch) { c = s.Claim(b, all) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		fresh, err := c.Fresh(t.Context(), tx, all)
+		if err != nil || !fresh[0] {
+			t.Errorf("the event is not fresh (%v)", err)
+		}
+		if err := errors.Join(s.Unclaim(t.Context(), tx, all), tx.Commit(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestRegisterPaused: a consumer that is paused does not begin, and says who wanted that.
+func TestRegisterPaused(t *testing.T) {
+	t.Parallel()
+	db := strict(t)
+	register := func() error {
+		return pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error {
+			_, err := Register(t.Context(), tx, Registration{Consumer: "test", Stream: "EVENTS", Created: time.Unix(1, 0)})
+			return err
+		})
+	}
+	if err := register(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec(t.Context(), `update pgjet.consumer set paused_at = now(), paused_by = 'ann@host'`); err != nil {
+		t.Fatal(err)
+	}
+	if paused, ok := errors.AsType[*PausedError](register()); !ok || paused.By != "ann@host" || paused.At.IsZero() {
+		t.Errorf("a paused consumer is registered: %+v", paused)
+	}
+}
