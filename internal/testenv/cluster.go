@@ -54,7 +54,26 @@ func NATSCluster(t testing.TB, lazy bool, config string) *Cluster {
 	}
 	c.js = Connect(t, c.URL())
 	c.Ready()
+	c.awaitPeers()
 	return c
+}
+
+// awaitPeers waits until the leader knows all servers as places for a stream: it may lead, and be healthy,
+// before. If the connection may not make a stream, nobody knows.
+func (c *Cluster) awaitPeers() {
+	c.t.Helper()
+	const noPeers = 10005
+	for deadline := time.Now().Add(clusterTime); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		ctx, cancel := context.WithTimeout(c.t.Context(), 5*time.Second)
+		_, err := c.js.CreateStream(ctx, jetstream.StreamConfig{Name: "PROBE", Subjects: []string{"probe"}, Replicas: 3, Storage: jetstream.MemoryStorage})
+		if err == nil {
+			err = c.js.DeleteStream(ctx, "PROBE")
+		}
+		cancel()
+		if api, ok := errors.AsType[*jetstream.APIError](err); !ok || api.ErrorCode != noPeers {
+			return
+		}
+	}
 }
 
 func (c *Cluster) name(i int) string { return "n" + strconv.Itoa(i) }
