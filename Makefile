@@ -39,7 +39,7 @@ powercut: ## cut the power of the NATS server's disk: needs root and loop device
 # What takes too long counts neither way, so the limit is wide.
 MUTANTS = GOFLAGS=-count=1 go run github.com/go-gremlins/gremlins/cmd/gremlins@v0.6.0 unleash --workers 1 --timeout-coefficient 10
 
-mutants: ## change one condition or sum at a time and see that the package's own tests notice 85 % of them, up to an hour
+mutants: ## change one condition or sum at a time: the own tests of relay/protocol have to notice 85 %, those of consumers/inbox 60 %; up to an hour
 	$(MUTANTS) --threshold-efficacy 85 ./relay/protocol
 	$(MUTANTS) --threshold-efficacy 60 --arithmetic-base=false ./consumers/inbox # what it adds are texts of SQL
 
