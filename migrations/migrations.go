@@ -134,8 +134,12 @@ func open(ctx context.Context, db *pgxpool.Pool) (*pgxpool.Pool, error) {
 		return nil, fmt.Errorf("migrate: database %s has the encoding %s, in which most text cannot be stored; "+
 			"create one with: create database NAME encoding 'UTF8' template template0", config.Database, encoding)
 	}
-	return postgres.OpenDirect(ctx, db.Config(), "a migration")
+	return postgres.OpenDirect(ctx, db.Config(), "a migration", postgres.Setting{Name: "lock_timeout", Value: lockTime})
 }
+
+// lockTime is how long a migration waits for a lock. Whoever asks for the same table waits behind it, so it gives up
+// and may be begun again, rather than stop everything until a forgotten transaction ends.
+var lockTime = "30s"
 
 // createSchema creates a schema unless it exists. Two sessions that do so at the
 // same time collide in the catalogue even with "if not exists", hence the lock.

@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/spf13/cobra"
 
+	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 	"github.com/pgjet/pgjet/migrations"
@@ -60,7 +61,7 @@ func (s *settings) migrateUp(ctx context.Context, out, hints io.Writer) error {
 	if err == nil && len(applied) == 0 {
 		fmt.Fprintln(out, "nothing to apply")
 	}
-	return err
+	return lead.NameLock(ctx, db, err)
 }
 
 func (s *settings) migrateStatusCommand() *cobra.Command {

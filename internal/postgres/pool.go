@@ -29,10 +29,10 @@ func Open(ctx context.Context, config *pgxpool.Config, more ...Setting) (*pgxpoo
 
 // OpenDirect is [Open] for a pool that refuses poolers with a [PoolerError]. What says
 // what needs it.
-func OpenDirect(ctx context.Context, config *pgxpool.Config, what string) (*pgxpool.Pool, error) {
+func OpenDirect(ctx context.Context, config *pgxpool.Config, what string, more ...Setting) (*pgxpool.Pool, error) {
 	config = config.Copy()
 	track(config.ConnConfig)
-	watch(config.ConnConfig, func(ctx context.Context, conn *pgconn.PgConn) error { return pinDirect(ctx, conn, what, session()) })
+	watch(config.ConnConfig, func(ctx context.Context, conn *pgconn.PgConn) error { return pinDirect(ctx, conn, what, append(session(), more...)) })
 	return pgxpool.NewWithConfig(ctx, config)
 }
 

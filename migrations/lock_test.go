@@ -1,0 +1,52 @@
+package migrations_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgjet/pgjet/internal/sqlstate"
+	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/migrations"
+)
+
+// TestUpDoesNotWaitForEver: for a table that somebody keeps locked it waits a while, and can be begun again.
+func TestUpDoesNotWaitForEver(t *testing.T) {
+	migrations.SetLockTime(t, "300ms")
+	db, err := pgxpool.New(t.Context(), testenv.EmptyDatabaseURL(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	if _, err := migrations.Up(t.Context(), db); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec(t.Context(), `delete from pgjet.schema_version where version_id = (select max(version_id) from pgjet.schema_version)`); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := db.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Rollback(context.Background())
+	for _, table := range []string{"pgjet.schema_version", "users.schema_version"} {
+		if _, err := lock.Exec(t.Context(), `lock table `+table); err != nil {
+			t.Fatal(err)
+		}
+		within, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		_, err := migrations.Up(within, db)
+		cancel()
+		if sqlstate.Of(err) != sqlstate.Timeout || !strings.Contains(err.Error(), "lock") {
+			t.Errorf("Up() = %v while %s is locked, want that it waited too long for a lock", err, table)
+		}
+	}
+	if err := lock.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if applied, err := migrations.Up(t.Context(), db); err != nil || len(applied) != 1 {
+		t.Errorf("Up() = %v, %v when the lock is gone, want the one that was missing", applied, err)
+	}
+}
