@@ -10,7 +10,7 @@ import (
 func (r *Replay) watch(ctx context.Context, p *Plan, result *Result, begun time.Time, progress Progress) error {
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
-	for {
+	for ends := false; ; { // a durable consumer that was just set back may not say so yet: two looks have to agree
 		passed, left, err := r.left(ctx, p)
 		if err != nil {
 			return fmt.Errorf("watch consumer %s: %w", r.name, err)
@@ -24,10 +24,11 @@ func (r *Replay) watch(ctx context.Context, p *Plan, result *Result, begun time.
 			total, left = result.Handed, result.Waiting
 		}
 		progress(result.Operation, max(0, total-left), total)
-		if passed && due == 0 {
+		if passed && due == 0 && (ends || p.Way == ByIntent) {
 			result.Step = "done"
 			return nil
 		}
+		ends = passed && due == 0
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
