@@ -32,7 +32,9 @@ func Open(ctx context.Context, config *pgxpool.Config, more ...Setting) (*pgxpoo
 func OpenDirect(ctx context.Context, config *pgxpool.Config, what string, more ...Setting) (*pgxpool.Pool, error) {
 	config = config.Copy()
 	track(config.ConnConfig)
-	watch(config.ConnConfig, func(ctx context.Context, conn *pgconn.PgConn) error { return pinDirect(ctx, conn, what, append(session(), more...)) })
+	watch(config.ConnConfig, func(ctx context.Context, conn *pgconn.PgConn) error {
+		return pinDirect(ctx, conn, what, append(session(), more...))
+	})
 	return pgxpool.NewWithConfig(ctx, config)
 }
 
