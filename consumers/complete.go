@@ -122,7 +122,7 @@ func (c *Consumer) checkNumbers() error {
 	case c.MaxAttempts < 0 && c.MaxAttempts != Unlimited:
 		return errors.New("MaxAttempts is negative; 0 is the default, and Unlimited no limit")
 	case !(c.Rate >= 0) || math.IsInf(c.Rate, 0):
-		return fmt.Errorf("Rate is %g: it must be a positive number of events a second, or 0 for no limit", c.Rate)
+		return fmt.Errorf("its Rate is %g: it must be a positive number of events a second, or 0 for no limit", c.Rate)
 	case c.Rate == 0 && c.Burst > 0:
 		return errors.New("it has a Burst but no Rate; drop the one or set the other")
 	case c.Timeout > longestTimeout:
