@@ -89,7 +89,7 @@ func (c consumption) onSlowDisk() consumption {
 // counting returns how many events count.
 func (c consumption) counting() int { return c.Events - max(c.From, 1) + 1 }
 
-// A consumeConfig is what the part "consume" is told.
+// A consumeConfig is the configuration of the part "consume".
 type consumeConfig struct {
 	DSN     string `json:"dsn"`
 	NATSURL string `json:"nats_url"`

@@ -43,5 +43,5 @@
 //	err = runner.Run(ctx) // until ctx ends
 //
 // What becomes of events is kept in tables that package inbox writes. They are in the handler's database, which need not
-// be that of the outbox; pgjet migrate up makes them. docs/consumers.md tells how it all works.
+// be that of the outbox; pgjet migrate up makes them. docs/consumers.md explains the design.
 package consumers

@@ -92,7 +92,7 @@ func (t *term) goOn(ctx context.Context, keys []string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
 	for _, key := range keys {
-		if held, err := t.tenure.Holds(ctx, t.db, key); err != nil || held { // who comes next looks again
+		if held, err := t.tenure.Holds(ctx, t.db, key); err != nil || held { // the next event to end looks again
 			t.nudge()
 		} else {
 			t.lanes.free(key)

@@ -180,8 +180,8 @@ func (t *term) pace(ctx context.Context, n int) bool {
 	return true
 }
 
-// left tells of the end of an attempt: whether something that all need is away, and how it went, unless
-// each event is tried again alone.
+// left reports the end of an attempt to the gate, and its result to the recent attempts, unless each event is
+// tried again alone.
 func (t *term) left(ctx context.Context, a tried) {
 	if _, ok := errors.AsType[*laterError](a.err); ok {
 		t.gate.retract() // neither an outage nor the end of one
@@ -370,7 +370,7 @@ func (t *term) unfinished(ctx context.Context, err error) error {
 
 // remember commits that an effect has happened. It does not give up lightly: the
 // effect cannot be undone. As long as somebody keeps it from a table it tries on. But a process
-// that is told to stop does not wait for a database that is away.
+// that has to stop does not wait for a database that is away.
 func (t *term) remember(ctx context.Context, w *work, e ending) error {
 	for {
 		err := t.rememberOnce(ctx, w, e)

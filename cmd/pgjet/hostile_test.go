@@ -108,7 +108,7 @@ func TestFewDescriptors(t *testing.T) {
 	t.Parallel()
 	shell, err := exec.LookPath("sh")
 	if err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	config := configFileOf(t, "pgjet.yaml", "users:\n  per_address: 0\n")
 	users := limited(t, shell, 1024, "users", "--config", config, "--database-url", testenv.DatabaseURL(t), "--addr", anyPort, "--admin-addr", anyPort)
@@ -164,7 +164,7 @@ func TestDevWithManyClientsOfNATS(t *testing.T) {
 	t.Parallel()
 	shell, err := exec.LookPath("sh")
 	if err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	dir, port := stateDir(t), freePorts(t)
 	dev := waitDev(limited(t, shell, 1024, devArgs(dir, port)...).process, dir, port)

@@ -74,7 +74,7 @@ var writers = []struct{ pkg, tables string }{
 
 // also is what others write, and why that is right.
 var also = map[string]string{
-	// A journal: whoever changes something for an operator appends to it, in the transaction of the change.
+	// A journal: each package that changes something for an operator appends to it, in the transaction of the change.
 	"pgjet.operation": "consumers/saga outbox producer relay",
 	// The onboarding ends with the user active or rejected, in the transaction of its last step.
 	"users.users": "consumers/onboarding",

@@ -22,7 +22,7 @@ type lockWatch struct {
 	since time.Time
 }
 
-// look returns who keeps others from one of these tables, and has for as long as the patience lasts. The names
+// look returns, as an error, the session that has kept others from one of these tables for longer than the patience. The names
 // are as for [lead.FindTableLock].
 func (w *lockWatch) look(ctx context.Context, db *pgxpool.Pool, tables ...string) error {
 	lock, err := lead.FindTableLock(ctx, db, tables...)
@@ -40,7 +40,7 @@ func (w *lockWatch) look(ctx context.Context, db *pgxpool.Pool, tables ...string
 	return sqlstate.Explain(lock, "")
 }
 
-// naming calls fn, which is a command at work for however long it takes, and returns its error, or who holds
+// naming calls fn, the work of a command, which has no deadline, and returns its error, or the session that holds
 // a table for which it waited too long. On a direct connection [lockTime] ends the wait. A pooler has no
 // setting for that, so naming looks, and cancels fn.
 func naming(ctx context.Context, db *pgxpool.Pool, fn func(context.Context) error) error {

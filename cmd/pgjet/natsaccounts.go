@@ -26,8 +26,8 @@ var accountName = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 // manyAnswers matches the subjects of requests that have more than one answer.
 var manyAnswers = regexp.MustCompile(`^\$JS\.API\.(CONSUMER\.MSG\.NEXT|DIRECT\.GET)\.|^\$SRV\.`)
 
-// A natsAccount is an account of NATS: who connects there, and what others may use of it. Whoever
-// asks something chooses where the answer is published, but only in the asker's own account.
+// A natsAccount is an account of NATS: the user that connects there, and what other accounts may use of it. A client
+// that asks something chooses where the answer is published, but only in its own account.
 type natsAccount struct {
 	Name      string     `json:"name"`
 	Purpose   string     `json:"purpose"`
@@ -76,7 +76,7 @@ type member struct {
 
 // accountsFor returns the accounts of one stream: its own, and one for each role. They allow
 // what the grants of the roles do, but let nobody except the operator create a consumer:
-// whoever does so chooses where, in the account of the stream, the server publishes.
+// a client that does so chooses where, in the account of the stream, the server publishes.
 func accountsFor(stream string, consumers, services []string) []natsAccount {
 	owner := &natsAccount{Name: stream, Purpose: "JetStream and the stream; no process connects here", JetStream: true}
 	var members []*member

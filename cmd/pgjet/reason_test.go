@@ -25,7 +25,7 @@ func refusedFor(t *testing.T, want int, args []string, reason string, words ...s
 	}
 }
 
-// TestCommandsNameLocks: a command that waits too long for a table says who holds it.
+// TestCommandsNameLocks: a command that waits too long for a table names the session that holds it.
 func TestCommandsNameLocks(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct{ table, command string }{

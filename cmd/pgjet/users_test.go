@@ -76,7 +76,7 @@ func readFile(t *testing.T, path string) string {
 }
 
 // TestUsersOfALockedTable: while somebody keeps a table locked that each sign-up needs, the user service is not
-// ready, and says who does.
+// ready, and names the session that keeps it locked.
 func TestUsersOfALockedTable(t *testing.T) {
 	t.Parallel()
 	database := testenv.DatabaseURL(t)
