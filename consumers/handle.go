@@ -188,7 +188,7 @@ func (t *term) left(ctx context.Context, a tried) {
 		return
 	}
 	var outage error
-	if u, ok := errors.AsType[*unavailableError](a.err); ok {
+	if u, ok := errors.AsType[*attempt.UnavailableError](a.err); ok {
 		outage = u
 	}
 	switch news := t.gate.left(outage); {

@@ -208,20 +208,7 @@ func dispatch(all []Typed) handleFunc {
 // as a mail server. The event keeps its place, no attempt is counted, and the consumer
 // tries again with one event at a time, later each time, until one gets through. A nil
 // error is an outage, too.
-func Unavailable(err error) error {
-	if err == nil {
-		return &unavailableError{text: "unavailable"}
-	}
-	return &unavailableError{attempt.Bounded("unavailable: " + err.Error()), err}
-}
-
-type unavailableError struct {
-	text string
-	err  error
-}
-
-func (e *unavailableError) Error() string { return e.text }
-func (e *unavailableError) Unwrap() error { return e.err }
+func Unavailable(err error) error { return attempt.Unavailable(err) }
 
 // Later returns an error by which a function of a [Handler] gives its event back: it cannot finish now, since the
 // process stops, say, or what this event needs is not there yet. The event keeps its place, later events of its key

@@ -54,7 +54,7 @@ func (t *term) judge(ctx context.Context, err error) verdict {
 		}
 		return unwritten
 	}
-	if _, ok := errors.AsType[*unavailableError](err); ok {
+	if _, ok := errors.AsType[*attempt.UnavailableError](err); ok {
 		return unavailable
 	}
 	if _, ok := errors.AsType[*laterError](err); ok {

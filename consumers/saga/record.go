@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/pgjet/pgjet/internal/attempt"
 )
 
 // States of a saga.
@@ -165,7 +167,7 @@ func (x *Record) settle(d *Definition, t task, s *Saga, err error) (result strin
 	}
 	x.Error = storable(err.Error())
 	refusal, refused := errors.AsType[*refusedError](err)
-	_, away := errors.AsType[*unavailableError](err)
+	_, away := errors.AsType[*attempt.UnavailableError](err)
 	switch {
 	case away:
 		x.Attempts--

@@ -130,20 +130,7 @@ func (e *refusedError) Error() string { return "refused: " + e.code }
 
 // Unavailable marks an error as an outage of what the step needs. The saga waits, longer
 // each time, and no attempt is counted. A nil error is an outage, too.
-func Unavailable(err error) error {
-	if err == nil {
-		return &unavailableError{text: "unavailable"}
-	}
-	return &unavailableError{attempt.Bounded("unavailable: " + err.Error()), err}
-}
-
-type unavailableError struct {
-	text string
-	err  error
-}
-
-func (e *unavailableError) Error() string { return e.text }
-func (e *unavailableError) Unwrap() error { return e.err }
+func Unavailable(err error) error { return attempt.Unavailable(err) }
 
 // rejected is the name under which Rejected is tried.
 const rejected = "rejected"
