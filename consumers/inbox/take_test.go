@@ -1,7 +1,11 @@
 package inbox
 
 import (
+	"errors"
 	"testing"
+	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/testenv"
@@ -50,5 +54,48 @@ func TestSupersededTakesNothing(t *testing.T) {
 	// What is behind an intent that somebody has is for nobody else.
 	if due, next := taken(2); due != 1 || next != 0 {
 		t.Errorf("the session took %d and %d intents, want the first of the key alone", due, next)
+	}
+}
+
+// TestFinishIsForTheOwner: of a group of intents nothing is done if one of them belongs to somebody else by now, or is at another
+// attempt.
+func TestFinishIsForTheOwner(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Postgres(t)
+	ids := []uuid.UUID{uuid.Must(uuid.NewV7()), uuid.Must(uuid.NewV7())}
+	s := Tenure{Consumer: "test", Session: "s"}
+	group := []*Intent{{Message: Message{ID: ids[0], Key: "a"}, Attempts: 1}, {Message: Message{ID: ids[1], Key: "b"}, Attempts: 1}}
+	for what, change := range map[string]string{
+		"another session has one": `update pgjet.intent set taken_by = 'other' where event_id = $1`,
+		"one is tried again":      `update pgjet.intent set attempts = 2 where event_id = $1`,
+		"one is gone":             `delete from pgjet.intent where event_id = $1`,
+	} {
+		for _, sql := range []string{`delete from pgjet.intent`, `delete from pgjet.inbox`} {
+			if _, err := pool.Exec(t.Context(), sql); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err := pool.Exec(t.Context(), `
+			with i as (
+				insert into pgjet.inbox (consumer, event_id, state, attempts) select 'test', id, 'intent', 0 from unnest($1::uuid[]) id returning event_id
+			)
+			insert into pgjet.intent (consumer, event_id, type, key, stream, generation, stream_seq, subject, header, data, attempts, taken_by)
+			select 'test', event_id, 'a.b', 'k', 'EVENTS', 1, 1, 's', '{}', '', 1, 's' from i`, ids)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := pool.Exec(t.Context(), change, ids[1]); err != nil {
+			t.Fatal(err)
+		}
+		tx, err := pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Finish(t.Context(), tx, group, time.Now(), 0); !errors.Is(err, ErrTaken) {
+			t.Errorf("Finish() = %v when %s, want %v", err, what, ErrTaken)
+		}
+		if err := tx.Rollback(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
