@@ -130,9 +130,11 @@ func Resume(ctx context.Context, db Beginner, name, by, reason, only string) (*P
 	var p Paused
 	err := postgres.Within(ctx, db, func(tx pgx.Tx) error {
 		err := tx.QueryRow(ctx, `
-			with was as (
-				select paused_at, coalesce(paused_by, ''), coalesce(pause_reason, '') from pgjet.consumer
-				 where name = $1 and paused_at is not null and ($2 = '' or pause_reason = $2) for update
+			with c as materialized ( -- waits for a pause that is being made
+				select * from pgjet.consumer where name = $1 for update
+			), was as (
+				select paused_at, coalesce(paused_by, ''), coalesce(pause_reason, '') from c
+				 where paused_at is not null and ($2 = '' or pause_reason = $2)
 			), resumed as (
 				update pgjet.consumer set paused_at = null, paused_by = null, pause_reason = null from was where name = $1
 			)
@@ -164,8 +166,10 @@ func PauseForReplay(ctx context.Context, tx pgx.Tx, consumer string, id int64) e
 // EndReplayPause ends the pause that a replay made, and returns the operation of that one; 0 if there was none.
 func EndReplayPause(ctx context.Context, tx pgx.Tx, consumer string) (id int64, err error) {
 	err = tx.QueryRow(ctx, `
-		with was as (
-			select pause_reason from pgjet.consumer where name = $1 and starts_with(pause_reason, $2) for update
+		with c as materialized ( -- waits for a pause that is being made
+			select * from pgjet.consumer where name = $1 for update
+		), was as (
+			select pause_reason from c where starts_with(pause_reason, $2)
 		), resumed as (
 			update pgjet.consumer set paused_at = null, paused_by = null, pause_reason = null from was where name = $1
 		)

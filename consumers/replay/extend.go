@@ -157,7 +157,7 @@ type extension struct {
 	by           string
 	lacks        []string
 	before, want jetstream.ConsumerConfig
-	paused       bool // by us
+	paused       bool // by us, perhaps
 	updated      bool // the durable consumer, perhaps
 }
 
@@ -166,6 +166,7 @@ func (x *extension) run(ctx context.Context) (result Extended, err error) {
 	p, _, err := inbox.Pause(ctx, x.db, x.name, x.by, inbox.ExtendPause)
 	_, unknown := errors.AsType[*inbox.UnknownError](err)
 	if err != nil && !unknown {
+		x.paused = sqlstate.CommitUnknown(err)
 		return result, err
 	}
 	x.paused = p.Reason == inbox.ExtendPause

@@ -2,6 +2,7 @@ package replay_test
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 
@@ -89,4 +90,26 @@ func TestInterruptedExtension(t *testing.T) {
 		b.handles(2)
 	} // else it was done before it was interrupted
 	b.settled()
+}
+
+// TestPauseWithoutAnAnswer: a pause whose commit was interrupted, and took place all the same, is ended.
+func TestPauseWithoutAnAnswer(t *testing.T) {
+	b := newRig(t)
+	older, newer := b.consumer(false, "note.made"), b.consumer(false, "note.made", "note.kept")
+	_, stop := b.start(older)
+	b.publish("note.made 1")
+	b.handles(1)
+	stop()
+	b.exec(slowPauses)
+	want, err := newer.Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = replay.Extend(interruptedCommit(t, b.db), b.db, b.js, "EVENTS", want, "ann@host")
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("Extend() = %v, want that it was interrupted", err)
+	}
+	if p := b.text(`select concat_ws(' ', paused_at, (select kind from pgjet.operation order by id desc limit 1)) from pgjet.consumer`); p != "consumer.resume" {
+		t.Errorf("the consumer is paused, or was not: %s", p)
+	}
 }

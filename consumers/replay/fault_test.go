@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -113,5 +114,59 @@ func TestOldServerIsRefused(t *testing.T) {
 	_, err := replay.Open(t.Context(), b.operator, testenv.Connect(t, testenv.OtherVersion(t, url, "2.11.9")), "notes")
 	if err == nil || !strings.HasPrefix(err.Error(), "nats_outdated: the server runs nats-server 2.11.9") {
 		t.Errorf("Open() = %v, want that the server is too old", fmt.Sprint(err))
+	}
+}
+
+// slowPauses makes the commit of a pause last, and take place also if it is cancelled.
+const slowPauses = `
+	create function slow() returns trigger language plpgsql as $$ begin
+		perform pg_sleep(2);
+		return null;
+	exception when query_canceled then
+		perform pg_sleep(1);
+		return null;
+	end $$;
+	create constraint trigger slow after update on pgjet.consumer deferrable initially deferred
+		for each row when (new.paused_at is not null) execute function slow()`
+
+// interruptedCommit returns a context that ends during such a commit.
+func interruptedCommit(t *testing.T, db *pgxpool.Pool) context.Context {
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		defer cancel()
+		testenv.Eventually(t, patience, "the pause is committed", func() bool {
+			var sleeps bool
+			err := db.QueryRow(t.Context(), `select exists (select from pg_stat_activity
+				where datname = current_database() and wait_event = 'PgSleep' and query ilike 'commit%')`).Scan(&sleeps)
+			return err == nil && sleeps
+		})
+	}()
+	return ctx
+}
+
+// TestReplayPauseWithoutAnAnswer: so is that of a replay.
+func TestReplayPauseWithoutAnAnswer(t *testing.T) {
+	t.Parallel()
+	js, _ := testenv.JetStream(t)
+	b := newBenchOn(t, js, true, false)
+	b.publish("note.made a")
+	b.deliver(1)
+	b.know("done", 1)
+	b.exec(slowPauses)
+	r, err := replay.Open(t.Context(), b.operator, js, "notes")
+	if err == nil {
+		err = r.Lock(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	p := must(r.Plan(t.Context(), replay.Selection{All: true, Again: true}))
+	_, err = r.Run(interruptedCommit(t, b.db), p, "ann@host", "a test", false, quiet)
+	if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "goes on as before") {
+		t.Errorf("Run() = %v, want that it was interrupted and undone", err)
+	}
+	if paused := value[int](b, `select count(*) from pgjet.consumer where paused_at is not null`); paused != 0 {
+		t.Error("the consumer is paused")
 	}
 }

@@ -24,10 +24,16 @@ const (
 // that fails has changed nothing: events that come once more are skipped. Then, and when
 // ctx ends, the pause is undone.
 func (r *Replay) reset(ctx context.Context, p *Plan, result *Result) error {
-	if err := r.pause(ctx, result); err != nil {
-		return fmt.Errorf("pause consumer %s: %w", r.name, err)
+	err := r.pause(ctx, result)
+	if err != nil {
+		err = fmt.Errorf("pause consumer %s: %w", r.name, err)
 	}
-	err := r.drain(ctx)
+	if err != nil && result.Step != "paused" {
+		return err
+	}
+	if err == nil {
+		err = r.drain(ctx)
+	}
 	if err == nil {
 		err = ctx.Err()
 	}
@@ -63,7 +69,7 @@ func (r *Replay) undo(ctx context.Context, result *Result, err error) error {
 	return fmt.Errorf("consumer %s is paused and stays so until the same replay is run again, or: pgjet consumer resume %s: %w (%w)", r.name, r.name, err, failed)
 }
 
-// pause ends all attempts.
+// pause ends all attempts. If it fails with the step "paused", only the answer to the commit may be missing.
 func (r *Replay) pause(ctx context.Context, result *Result) error {
 	return r.alone(ctx, func(tx pgx.Tx) error {
 		if err := inbox.PauseForReplay(ctx, tx, r.name, result.Operation); err != nil {
