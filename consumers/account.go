@@ -3,12 +3,14 @@ package consumers
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/events"
 )
 
 // An Account says what became of the events that were delivered to a consumer, as far
@@ -17,7 +19,8 @@ import (
 //	Delivered = Done + Retrying + Dead + InFlight + Unaccounted
 //
 // Unaccounted is 0; if not, JetStream counts events as delivered that are neither in
-// the inbox nor on their way.
+// the inbox nor on their way. Of several slices Delivered is the furthest place: while one of them
+// is set back, Done counts what is delivered to it once more already.
 type Account struct {
 	Events      int64     `json:"events"`    // that the stream holds for it, delivered or not
 	Lag         int64     `json:"lag"`       // not delivered yet
@@ -30,26 +33,37 @@ type Account struct {
 	AckPending  int64     `json:"ack_pending"` // delivered and not acknowledged, as JetStream counts
 	Unaccounted int64     `json:"unaccounted"`
 	At          time.Time `json:"at"`
+
+	Slices []SliceAccount `json:"-"`
 }
 
 // ReadAccount reads the account of a consumer. JetStream and the database are asked one
 // after the other, so while events flow InFlight is not exact; Unaccounted is never more
 // than there is.
 func ReadAccount(ctx context.Context, db inbox.Reader, js jetstream.JetStream, stream, name string) (a Account, err error) {
-	consumer, err := js.Consumer(ctx, stream, name)
+	of, err := inbox.Slices(ctx, db, name)
 	if err != nil {
-		return a, fmt.Errorf("look at durable consumer %s: %w", name, err)
+		return a, err
+	}
+	var durables []jetstream.Consumer
+	for _, durable := range inbox.Durables(name, of) {
+		consumer, err := js.Consumer(ctx, stream, durable)
+		if err != nil {
+			return a, fmt.Errorf("look at durable consumer %s: %w", durable, err)
+		}
+		durables = append(durables, consumer)
 	}
 	var first, last uint64
-	if a.Events, first, last, err = held(ctx, js, stream, filters(consumer.CachedInfo().Config)); err != nil {
+	if a.Events, first, last, err = held(ctx, js, stream, wholeFilters(durables[0].CachedInfo().Config)); err != nil {
 		return a, err
 	}
-	info, err := consumer.Info(ctx) // later: what has arrived meanwhile must not seem to be lost
-	if err != nil {
-		return a, err
+	for n, consumer := range durables {
+		info, err := consumer.Info(ctx) // later: what has arrived meanwhile must not seem to be lost
+		if err != nil {
+			return a, err
+		}
+		a.add(n, info)
 	}
-	a.Lag, a.AckPending = int64(info.NumPending), int64(info.NumAckPending)
-	a.Delivered, a.AckFloor = info.Delivered.Stream, info.AckFloor.Stream
 	upTo := a.Delivered
 	if a.Lag == 0 { // what it has passed over, since its types were others then, was handed over
 		upTo = max(upTo, last)
@@ -63,6 +77,41 @@ func ReadAccount(ctx context.Context, db inbox.Reader, js jetstream.JetStream, s
 	a.InFlight = max(0, min(rest, a.AckPending))
 	a.Unaccounted = max(0, rest-a.InFlight)
 	return a, nil
+}
+
+// A SliceAccount is what JetStream says of one slice.
+type SliceAccount struct {
+	Slice      int    `json:"slice"`
+	Lag        int64  `json:"lag"`
+	AckPending int64  `json:"ack_pending"`
+	Delivered  uint64 `json:"delivered"`
+	AckFloor   uint64 `json:"ack_floor"`
+}
+
+// add counts a slice in. The place up to which all is acknowledged is that of the slowest of those that have something to do.
+func (a *Account) add(slice int, info *jetstream.ConsumerInfo) {
+	s := SliceAccount{slice, int64(info.NumPending), int64(info.NumAckPending), info.Delivered.Stream, info.AckFloor.Stream}
+	busy := a.Lag+a.AckPending > 0
+	switch idle := s.Lag+s.AckPending == 0; {
+	case busy && idle:
+	case busy:
+		a.AckFloor = min(a.AckFloor, s.AckFloor)
+	case idle:
+		a.AckFloor = max(a.AckFloor, s.AckFloor)
+	default:
+		a.AckFloor = s.AckFloor
+	}
+	a.Lag, a.AckPending, a.Delivered = a.Lag+s.Lag, a.AckPending+s.AckPending, max(a.Delivered, s.Delivered)
+	a.Slices = append(a.Slices, s)
+}
+
+// wholeFilters returns the filters of all slices, from the durable consumer of one.
+func wholeFilters(c jetstream.ConsumerConfig) []string {
+	all := filters(c)
+	for n := range all {
+		all[n] = events.AnyPartition(all[n])
+	}
+	return slices.Compact(slices.Sorted(slices.Values(all)))
 }
 
 // held returns how many messages of some subjects the stream holds, and its first and last

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/events"
 )
 
@@ -32,6 +33,7 @@ func (c Consumer) withDefaults() (Consumer, error) {
 		workers = 1
 	}
 	c.Workers = cmp.Or(c.Workers, workers)
+	c.Slices = cmp.Or(c.Slices, 1)
 	if c.Handler.each != nil {
 		c.Group = cmp.Or(c.Group, 16)
 	}
@@ -96,6 +98,8 @@ func (c *Consumer) checkHandler() error {
 		return errors.New("it has no Handler: make one with Handle, HandleBatch or Effect")
 	case h.each == nil && c.Group != 0:
 		return errors.New("it has a Group, which only a Handler of Handle has: drop it")
+	case c.Unordered && c.Slices > 1:
+		return errors.New("it is Unordered and has Slices, which only a consumer that keeps the order needs: drop one of them")
 	case c.Unordered && c.ParkKey:
 		return errors.New("it is Unordered and has ParkKey: there is no order to keep; drop one of them")
 	}
@@ -119,6 +123,8 @@ func (c *Consumer) checkNumbers() error {
 		}
 	}
 	switch {
+	case c.Slices < 0 || c.Slices > inbox.Tokens || c.Slices&(c.Slices-1) != 0:
+		return fmt.Errorf("its Slices are %d: it must be 1, 2, 4, 8, 16, 32 or 64", c.Slices)
 	case c.MaxAttempts < 0 && c.MaxAttempts != Unlimited:
 		return errors.New("MaxAttempts is negative; 0 is the default, and Unlimited no limit")
 	case !(c.Rate >= 0) || math.IsInf(c.Rate, 0):

@@ -17,10 +17,14 @@ type Consumer struct {
 
 	// Unordered lets any number of processes share the events, and handle those of one
 	// key in any order. Otherwise events of one key are handled one after the other, in
-	// the order of the stream, by one process at a time; others stand by and take over
-	// when it ends. What fails waits in the database: later events of its key wait
+	// the order of the stream. What fails waits in the database: later events of its key wait
 	// behind it, those of other keys do not.
 	Unordered bool
+	// Slices is into how many fixed shares the keys of an ordered consumer are divided: 1, 2, 4, 8, 16, 32 or 64; 0 is 1. Each
+	// is handled by one process at a time, so as many processes as there are slices can share the work; others
+	// stand by, and take over when one ends. Each slice has a durable consumer: "NAME", or "NAME-0of8", "NAME-1of8" …
+	// It may be changed: processes with another number of slices stand by until all of those before have ended.
+	Slices int
 	// ParkKey makes later events of a key wait behind a dead letter too, until it is
 	// redriven or discarded. Otherwise they go on without it. Not with Unordered.
 	ParkKey bool

@@ -19,29 +19,46 @@ import (
 	"github.com/pgjet/pgjet/internal/natsconn"
 )
 
-// Config returns the durable consumer that c needs: everything from the start of the
+// Configs returns the durable consumers that c needs, one for each slice: everything from the start of the
 // stream, so that it can be replayed; explicit acks; and no limit to deliveries, since
 // beyond one JetStream would drop an event in silence.
-func (c Consumer) Config() (jetstream.ConsumerConfig, error) {
-	c, err := c.withDefaults()
+func (c Consumer) Configs() (all []jetstream.ConsumerConfig, err error) {
+	c, err = c.withDefaults()
 	if err != nil {
-		return jetstream.ConsumerConfig{}, err
+		return nil, err
 	}
+	for n := range c.Slices {
+		all = append(all, c.config(inbox.Slice{Number: n, Of: c.Slices}))
+	}
+	return all, nil
+}
+
+// config returns the durable consumer of a slice; c is complete.
+func (c *Consumer) config(slice inbox.Slice) jetstream.ConsumerConfig {
 	var subjects []string
 	for _, t := range c.Handler.types {
-		subjects = append(subjects, events.Filter(t))
+		if slice.Of <= 1 {
+			subjects = append(subjects, events.Filter(t))
+			continue
+		}
+		for from, to := slice.Tokens(); from < to; from++ {
+			subjects = append(subjects, events.TokenFilter(from, t))
+		}
 	}
 	slices.Sort(subjects)
 	return jetstream.ConsumerConfig{
-		Durable:        c.Name,
+		Durable:        slice.Durable(c.Name),
 		DeliverPolicy:  jetstream.DeliverAllPolicy,
 		AckPolicy:      jetstream.AckExplicitPolicy,
 		AckWait:        ackWait,
 		MaxDeliver:     -1,
 		MaxAckPending:  maxAckPending,
 		FilterSubjects: slices.Compact(subjects),
-	}, nil
+	}
 }
+
+// The slices are made of the partitions of subjects.
+var _ [inbox.Tokens]struct{} = [events.Partitions]struct{}{}
 
 // maxAckPending is how many events all processes together may hold.
 const maxAckPending = 10_000
@@ -121,27 +138,36 @@ func filters(c jetstream.ConsumerConfig) []string {
 	return all
 }
 
-// A durable is the durable consumer of a session.
+// A durable is the durable consumer of a term.
 type durable struct {
-	run  *run
-	want jetstream.ConsumerConfig
+	run   *run
+	slice inbox.Slice
+	want  jetstream.ConsumerConfig
 	jetstream.Consumer
+	stream      jetstream.Stream
 	first, last uint64 // places in the stream, as of the beginning
 	next        uint64 // number of the next delivery since the last reset
 }
 
-// open looks at the stream, and returns when it was created.
-func (d *durable) open(ctx context.Context) (created time.Time, err error) {
-	if d.want, err = d.run.Consumer.Config(); err != nil {
-		return created, err
-	}
-	s, err := d.run.js.Stream(ctx, d.run.stream)
+// open looks at the stream.
+func (d *durable) open(ctx context.Context) (err error) {
+	d.want = d.run.Consumer.config(d.slice)
+	d.stream, err = d.run.js.Stream(ctx, d.run.stream)
 	if err != nil {
-		return created, fmt.Errorf("look at the stream: %w", err)
+		return fmt.Errorf("look at the stream: %w", err)
 	}
-	info := s.CachedInfo()
-	d.first, d.last = info.State.FirstSeq, info.State.LastSeq
-	return info.Created, d.run.remembers(info.Config.MaxAge)
+	state := d.stream.CachedInfo().State
+	d.first, d.last = state.FirstSeq, state.LastSeq
+	return nil
+}
+
+// streamInfo looks at the stream, and refuses what does not fit it.
+func (r *run) streamInfo(ctx context.Context) (*jetstream.StreamInfo, error) {
+	s, err := r.js.Stream(ctx, r.stream)
+	if err != nil {
+		return nil, fmt.Errorf("look at the stream: %w", err)
+	}
+	return s.CachedInfo(), r.remembers(s.CachedInfo().Config.MaxAge)
 }
 
 // remembers refuses an inbox that forgets an event while the stream can still deliver it.
@@ -250,19 +276,10 @@ func (d *durable) look(ctx context.Context) (*jetstream.ConsumerInfo, error) {
 	return consumer.CachedInfo(), nil
 }
 
-// holds moves the durable consumer to a place of the stream, and reports whether the
-// event there is the expected one; then it is acknowledged.
+// holds reports whether the stream holds an event at a place.
 func (d *durable) holds(ctx context.Context, id uuid.UUID, seq uint64) bool {
-	if seq < d.first || seq > d.last || d.reset(ctx, seq) != nil {
-		return false
-	}
-	msg, err := d.Next(jetstream.FetchMaxWait(pingTime))
-	if err != nil {
-		return false
-	}
-	d.next++
-	meta, err := msg.Metadata()
-	return err == nil && meta.Sequence.Stream == seq && msg.Headers().Get("ce-id") == id.String() && msg.DoubleAck(ctx) == nil
+	msg, err := d.stream.GetMsg(ctx, seq)
+	return err == nil && msg.Header.Get("ce-id") == id.String()
 }
 
 // reset makes JetStream deliver from a place of the stream on. It would accept a place
@@ -293,7 +310,7 @@ func (t *term) place(ctx context.Context, created bool) error {
 	// database been restored: the lower one is true now.
 	from := min(t.at.Floor, info.AckFloor.Stream) + 1
 	switch {
-	case t.redeliver:
+	case t.at.Redeliver:
 		from = 1
 	case t.ordered():
 	case !t.cut || info.NumAckPending == 0:
@@ -301,9 +318,14 @@ func (t *term) place(ctx context.Context, created bool) error {
 	default: // what others have in hand comes twice, and is skipped
 		from = info.AckFloor.Stream + 1
 	}
-	err := t.durable.reset(ctx, from)
-	t.redeliver, t.cut = t.redeliver && err != nil, t.cut && err != nil
-	return err
+	if err := t.durable.reset(ctx, from); err != nil {
+		return err
+	}
+	t.cut = false // an unordered consumer has one term
+	if t.at.Redeliver {
+		return t.tenure.Redelivered(ctx, t.db)
+	}
+	return nil
 }
 
 // noteLost notes up to where the inbox may have forgotten events, since the database was restored:
@@ -311,31 +333,33 @@ func (t *term) place(ctx context.Context, created bool) error {
 // up to there was never handled: JetStream passed over it, as it does while somebody has changed
 // the filters of the durable consumer.
 func (t *term) noteLost(ctx context.Context, ackFloor uint64) error {
-	file, err := inbox.File(ctx, t.conn)
+	file, err := inbox.File(ctx, t.db)
 	if err != nil {
 		return err
 	}
-	was := t.inbox
-	t.inbox = inboxState{t.serverBegan, file}
-	if ackFloor <= max(t.at.LostUntil, t.at.Floor) || was == t.inbox {
+	seen := &t.inboxes[t.tenure.Slice.Number]
+	was := *seen
+	*seen = inboxState{t.serverBegan, file}
+	if ackFloor <= max(t.at.LostUntil, t.at.Floor) || was == *seen {
 		return nil
 	}
 	t.at.LostUntil = ackFloor
-	return inbox.Lost(ctx, t.conn, t.tenure.Consumer, ackFloor)
+	return t.tenure.Lost(ctx, t.db, ackFloor)
 }
 
 // recreated moves a durable consumer that was made again to the inbox's position: behind
 // the last event that it knows, if the stream still holds that very event there. Else the
 // stream lost something, and everything comes again.
 func (t *term) recreated(ctx context.Context) error {
-	id, seq, err := t.tenure.LastKnown(ctx, t.conn, t.at.Floor)
+	id, seq, err := t.tenure.LastKnown(ctx, t.db, t.at.Floor)
 	if err != nil {
 		return err
 	}
 	from := uint64(1)
 	if seq > 0 && t.durable.holds(ctx, id, seq) {
 		from = seq + 1
-	} else if err := t.durable.reset(ctx, from); err != nil {
+	}
+	if err := t.durable.reset(ctx, from); err != nil {
 		return err
 	}
 	t.log.WarnContext(ctx, "the durable consumer was missing and was made again, at the inbox's position", "stream_seq", from)

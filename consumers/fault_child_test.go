@@ -39,6 +39,7 @@ type child struct {
 	Database, NATS string
 	Form           string // of the handler: handle, batch or effect
 	Unordered      bool
+	Slices         int
 	Workers        int
 	AckWait        time.Duration
 	Slow           time.Duration // each attempt
@@ -118,7 +119,7 @@ type doomed struct {
 }
 
 func (d *doomed) consumer() consumers.Consumer {
-	c := consumers.Consumer{Name: "test", Unordered: d.Unordered, Workers: d.Workers, Timeout: d.Timeout,
+	c := consumers.Consumer{Name: "test", Unordered: d.Unordered, Slices: d.Slices, Workers: d.Workers, Timeout: d.Timeout,
 		MinRetry: 5 * time.Millisecond, MaxRetry: 50 * time.Millisecond}
 	switch d.Form {
 	case "batch":

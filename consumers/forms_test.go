@@ -449,9 +449,12 @@ func TestTypesOfHandle(t *testing.T) {
 		for _, pattern := range types {
 			all = append(all, consumers.OnType(pattern, write))
 		}
-		c, err := consumers.Consumer{Name: "a", Handler: consumers.Handle(all...)}.Config()
-		if got := fmt.Sprint(c.FilterSubjects); err != nil || got != want {
-			t.Errorf("types %q: subjects %s, %v, want %s", types, got, err, want)
+		c, err := consumers.Consumer{Name: "a", Handler: consumers.Handle(all...)}.Configs()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(c[0].FilterSubjects); got != want {
+			t.Errorf("types %q: subjects %s, want %s", types, got, want)
 		}
 	}
 }
@@ -463,10 +466,11 @@ func onNote() consumers.Typed {
 // TestEnsure: a missing durable consumer is made; one that differs is shown, and left.
 func TestEnsure(t *testing.T) {
 	b := newBench(t)
-	want, err := consumers.Consumer{Name: "test", Handler: each(write, "note.made")}.Config()
+	wants, err := consumers.Consumer{Name: "test", Handler: each(write, "note.made")}.Configs()
 	if err != nil {
 		t.Fatal(err)
 	}
+	want := wants[0]
 	ensure := func(want jetstream.ConsumerConfig) (bool, []string) {
 		created, differences, err := consumers.Ensure(t.Context(), b.js, "EVENTS", want)
 		if err != nil {

@@ -184,7 +184,7 @@ func TestOtherStream(t *testing.T) {
 	stop()
 	place := func() string {
 		var text string
-		if err := b.db.QueryRow(t.Context(), `select concat_ws(' ', stream, stream_created, generation, epoch, floor) from pgjet.consumer`).Scan(&text); err != nil {
+		if err := b.db.QueryRow(t.Context(), `select concat_ws(' ', stream, stream_created, generation, s.epoch, floor) from pgjet.consumer c join pgjet.slice s on consumer = name`).Scan(&text); err != nil {
 			t.Fatal(err)
 		}
 		return text

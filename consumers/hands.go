@@ -14,10 +14,11 @@ import (
 // What a process holds at most of its consumer: some more than its workers can handle
 // at once, and not so much that large payloads fill the memory.
 const (
-	leastHeld = 64
-	mostHeld  = 1024 // unless its batches are large
-	mostBytes = 24 << 20
-	mostSize  = 2 << 20 // of one message, more than a NATS server takes by default
+	leastHeld     = 64
+	leastPerSlice = 16
+	mostHeld      = 1024 // unless its batches are large
+	mostBytes     = 24 << 20
+	mostSize      = 2 << 20 // of one message, more than a NATS server takes by default
 )
 
 // A delivery is one message in our hands.
@@ -49,7 +50,9 @@ const (
 // hands are what a session holds: messages that were delivered and not acknowledged.
 // While they are held JetStream is told so, however long they wait for a worker.
 type hands struct {
-	least int
+	least    int
+	atMost   int // messages
+	maxBytes int
 
 	mu      sync.Mutex
 	most    int       // from least on
@@ -60,8 +63,10 @@ type hands struct {
 	changed chan struct{} // has an element after something was dropped
 }
 
-func newHands(least int) *hands {
-	return &hands{least: least, most: least, held: make(map[*delivery]struct{}), changed: make(chan struct{}, 1)}
+// newHands returns the hands of one of so many slices, which share what a process holds.
+func newHands(least, slices int) *hands {
+	least = max(least/slices, min(least, leastPerSlice))
+	return &hands{least: least, most: least, atMost: max(least, mostHeld/slices), maxBytes: max(mostBytes/slices, mostSize), held: make(map[*delivery]struct{}), changed: make(chan struct{}, 1)}
 }
 
 // room blocks until there is room, and returns for how many messages and bytes. It leaves
@@ -84,13 +89,13 @@ func (h *hands) room(ctx context.Context) (n, bytes int, err error) {
 func (h *hands) free() (n, bytes int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	n, bytes = h.most-len(h.held), mostBytes-h.bytes
+	n, bytes = h.most-len(h.held), h.maxBytes-h.bytes
 	if n < (h.most+1)/2 || bytes < mostSize {
 		return 0, 0
 	}
 	switch took := time.Since(h.fetched); {
 	case took < shortFetch:
-		h.most = max(h.least, min(2*h.most, mostHeld))
+		h.most = max(h.least, min(2*h.most, h.atMost))
 	case took > longFetch:
 		h.most = max(h.most/2, h.least)
 	}

@@ -286,7 +286,7 @@ func TestFloorStopsAtAGap(t *testing.T) {
 			end if;
 			return new;
 		end $$`)
-	b.exec(`create trigger note_floor after update on pgjet.consumer for each row execute function note_floor()`)
+	b.exec(`create trigger note_floor after update on pgjet.slice for each row execute function note_floor()`)
 	b.log()
 	r, _ := b.startOn(b.js, consumers.Consumer{Handler: each(record)})
 	b.ready(r)

@@ -40,9 +40,9 @@ func (t *term) receive(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}()
-	p, err := newPull(t.js, t.stream, t.Consumer.Name, max(t.hands.least, mostHeld))
+	p, err := newPull(t.js, t.stream, t.durable.want.Durable, max(t.hands.least, mostHeld))
 	if err != nil {
-		return fmt.Errorf("receive from %s: %w", t.Consumer.Name, err)
+		return fmt.Errorf("receive from %s: %w", t.durable.want.Durable, err)
 	}
 	defer func() { _ = p.sub.Unsubscribe() }() // the connection may have ended
 	for {
@@ -59,7 +59,7 @@ func (t *term) receive(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return nil
 		case err != nil:
-			return fmt.Errorf("receive from %s: %w", t.Consumer.Name, err)
+			return fmt.Errorf("receive from %s: %w", t.durable.want.Durable, err)
 		}
 	}
 }

@@ -39,8 +39,8 @@ const stopTime = 100 * time.Millisecond
 const moreConns = 2
 
 // A Runner delivers the events of one stream to one consumer. Any number of
-// processes may run the same consumer: they share its events, or, if order matters,
-// one handles them and the others stand by.
+// processes may run the same consumer: they share its events, or, if order matters, its
+// slices, so that each key is one process's at a time; who has none stands by.
 type Runner struct {
 	Consumer Consumer
 	DB       *pgxpool.Pool       // where the inbox is, and what the handler changes; Workers + 2 connections serve well
@@ -77,9 +77,8 @@ type run struct {
 	limiter  *rate.Limiter // of attempts; nil is no limit
 
 	// Of one session after the other.
-	inbox     inboxState // as the last one saw it
+	inboxes   [inbox.Tokens]inboxState // as the last term of each slice saw it
 	recovered recovered
-	redeliver bool     // the next session shall have everything delivered once more
 	cut       bool     // a session failed: what was on its way to it may be with nobody
 	ended     []string // sessions that may have left intents taken
 }

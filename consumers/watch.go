@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/sqlstate"
@@ -26,52 +28,21 @@ var (
 	guardEvery   = 2 * time.Second // what somebody did to the durable consumer
 )
 
-// watch looks after the consumer until something fails, or ctx ends: it obeys
-// operators, saves the place, and tells that the process lives. Until
-// holding ends it then keeps the connection, and with it the lead.
-func (t *term) watch(ctx, holding context.Context) error {
-	var saved time.Time
-	for ctx.Err() == nil {
-		current, err := t.current(ctx)
-		switch {
-		case err != nil:
-			return ignoreEnd(ctx, err)
-		case !current:
-			return inbox.ErrSuperseded
-		}
-		if time.Since(saved) >= saveEvery {
-			saved = time.Now()
-			t.save(ctx)
-			err := t.lookAtLocks(ctx)
-			if err == nil {
-				err = t.heartbeat(ctx, t.conn, t.gate.closed())
-			}
-			if err != nil {
-				return ignoreEnd(ctx, err)
-			}
-		}
-		sleep(ctx, pollEvery)
-	}
-	for sleep(holding, pollEvery) {
-		if _, err := t.current(holding); err != nil {
-			return nil
-		}
-	}
-	return nil
-}
-
-// current reports whether nobody superseded or paused the session.
-func (t *term) current(ctx context.Context) (bool, error) {
+// report saves the place in the stream, and, while the term cannot begin since attempts of a process that is frozen have not
+// ended, ends those.
+func (t *term) report(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime) // cancelling would close the connection
 	defer cancel()
-	return t.tenure.Current(ctx, t.conn)
+	if t.ordered() && t.epoch.Load() == 0 {
+		return inbox.Depose(ctx, t.conn, t.Consumer.Name, t.tenure.Slice)
+	}
+	t.save(ctx, t.conn)
+	return nil
 }
 
 // save writes down up to where the inbox has everything. One that is lost costs a
 // longer look at the inbox, later.
-func (t *term) save(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
-	defer cancel()
+func (t *term) save(ctx context.Context, db inbox.DB) {
 	floor, high := t.hands.passed()
 	if high == 0 {
 		return
@@ -79,17 +50,17 @@ func (t *term) save(ctx context.Context) {
 	if !t.ordered() { // other processes hold events, too
 		floor = t.ackFloor.Load()
 	}
-	if err := t.tenure.Save(ctx, t.conn, floor, high); err != nil && ctx.Err() == nil {
+	if err := t.tenure.Save(ctx, db, floor, high); err != nil && ctx.Err() == nil {
 		t.log.InfoContext(ctx, "the place in the stream was not saved", "err", err)
 	}
 }
 
 // heartbeat tells that the process lives, and why it handles nothing, if so.
-func (t *term) heartbeat(ctx context.Context, db inbox.DB, cause error) error {
+func (m *member) heartbeat(ctx context.Context, db inbox.DB, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
-	b := inbox.Beat{Consumer: t.Consumer.Name, Process: t.process, Workers: t.Consumer.Workers}
-	b.Attempts, b.Failed, b.Took, b.Error = t.recent.summary()
+	b := inbox.Beat{Consumer: m.Consumer.Name, Process: m.process, Workers: m.Consumer.Workers}
+	b.Attempts, b.Failed, b.Took, b.Error = m.recent.summary()
 	if cause != nil {
 		b.Cause = cause.Error()
 	}
@@ -103,39 +74,39 @@ type lookout struct {
 }
 
 // lookAtLocks finds out whether a session keeps attempts from their lock, or from a table.
-func (t *term) lookAtLocks(ctx context.Context) error {
-	holder, err := t.lockHolder(ctx)
+func (m *member) lookAtLocks(ctx context.Context) error {
+	holder, err := m.lockHolder(ctx)
 	if err != nil {
 		return err
 	}
-	if fmt.Sprint(t.holder) != fmt.Sprint(holder) {
-		t.holder, t.since = holder, time.Now()
+	if fmt.Sprint(m.lookout.holder) != fmt.Sprint(holder) {
+		m.lookout.holder, m.lookout.since = holder, time.Now()
 	}
 	var barred error
-	if time.Since(t.since) >= heldFor {
+	if time.Since(m.lookout.since) >= heldFor {
 		barred = holder
 	}
-	switch news := t.gate.bar(barred); {
+	switch news := m.gate.bar(barred); {
 	case news && barred != nil:
-		t.log.WarnContext(ctx, "no attempt can begin", "err", barred)
+		m.log.WarnContext(ctx, "no attempt can begin", "err", barred)
 	case news:
-		t.log.InfoContext(ctx, "attempts can begin again")
+		m.log.InfoContext(ctx, "attempts can begin again")
 	}
 	return nil
 }
 
 // lockHolder returns which session keeps attempts from their lock, or from a table; nil if there is none.
-func (t *term) lockHolder(ctx context.Context) (holder, err error) {
+func (m *member) lockHolder(ctx context.Context) (holder, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
-	h, err := inbox.Holder(ctx, t.conn, t.Consumer.Name)
+	h, err := inbox.Holder(ctx, m.conn, m.Consumer.Name)
 	switch {
 	case err != nil:
 		return nil, err
 	case h != nil:
 		return fmt.Errorf("lead_taken: the lock of this consumer's attempts is %s; unless that is a replay or a rebuild at work, end it with pg_terminate_backend", h), nil
 	}
-	lock, err := inbox.TableLock(ctx, t.conn)
+	lock, err := inbox.TableLock(ctx, m.conn)
 	if lock != nil {
 		holder = sqlstate.Explain(lock, "")
 	}
@@ -240,10 +211,10 @@ func (t *term) recover(ctx context.Context, a Account) {
 	t.recovered = recovered{a.Unaccounted, a.Delivered}
 	t.log.ErrorContext(ctx, "JetStream counts events as delivered that the inbox does not know; it will deliver all once more, and what the inbox knows is skipped",
 		"events", a.Unaccounted)
-	next := t.at
-	err := inbox.Supersede(ctx, t.db.Pool, t.Consumer.Name, t.process, &next, nil)
-	// This session would give back what it gets now, which a limit may count as enough.
-	t.redeliver = err == nil
+	// This session would give back what it gets now, which a limit may count as enough: the next one gets it.
+	err := inbox.Supersede(ctx, t.db.Pool, t.Consumer.Name, func(tx pgx.Tx) error {
+		return inbox.Redeliver(ctx, tx, t.Consumer.Name)
+	})
 	if err != nil {
 		t.log.ErrorContext(ctx, "lost events were not recovered, will retry", "err", err)
 		t.recovered = recovered{}

@@ -46,6 +46,37 @@ var partitions = func() (all [Partitions]string) {
 // Filter returns the subject filter that matches all events of one type.
 func Filter(eventType string) string { return Prefix + ".*." + eventType }
 
+// TokenFilter returns the subject filter that matches the events of one type in one partition.
+func TokenFilter(partition int, eventType string) string { return partitions[partition] + eventType }
+
+// Partition returns the partition of a subject; 0 if it names none.
+func Partition(subject string) int {
+	parts := strings.SplitN(subject, ".", 3)
+	if len(parts) < 3 {
+		return 0
+	}
+	n, err := strconv.ParseUint(parts[1], 16, 8)
+	if err != nil || len(parts[1]) != 2 {
+		return 0
+	}
+	return int(n) % Partitions
+}
+
+// FilteredType returns the type in a subject or filter.
+func FilteredType(subject string) string {
+	parts := strings.SplitN(subject, ".", 3)
+	return parts[len(parts)-1]
+}
+
+// AnyPartition returns a subject or filter with all partitions in place of its own.
+func AnyPartition(subject string) string {
+	parts := strings.SplitN(subject, ".", 3)
+	if len(parts) < 3 {
+		return subject
+	}
+	return parts[0] + ".*." + parts[2]
+}
+
 // Message returns the subject, headers and body that carry e. The headers come
 // from an allow-list; their names are case-sensitive and exactly as written here
 // (the map converts to a nats.Header).

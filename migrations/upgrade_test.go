@@ -20,6 +20,7 @@ var releases = []map[string]int64{
 	{"pgjet": 10, "users": 4, "directory": 3},
 	{"pgjet": 11, "users": 5, "directory": 3},
 	{"pgjet": 12, "users": 5, "directory": 4},
+	{"pgjet": 13, "users": 5, "directory": 4},
 }
 
 // migrate brings each schema to a version, up or down.

@@ -238,11 +238,11 @@ func TestAsyncAPISaysWhichTypes(t *testing.T) {
 // consumedTypes returns the types that a consumer's durable consumer brings.
 func consumedTypes(t *testing.T, c consumers.Consumer) (types []string) {
 	t.Helper()
-	config, err := c.Config()
+	config, err := c.Configs()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, subject := range config.FilterSubjects {
+	for _, subject := range config[0].FilterSubjects {
 		types = append(types, strings.TrimPrefix(subject, events.Filter("")))
 	}
 	return types

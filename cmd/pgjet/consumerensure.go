@@ -93,7 +93,7 @@ func (s *settings) ensure(ctx context.Context, name string, dryRun, apply bool) 
 
 // extendConsumer adds what is missing to the durable consumer, and says so.
 func (s *settings) extendConsumer(ctx context.Context, c consumers.Consumer) (string, error) {
-	want, err := c.Config()
+	want, err := c.Configs()
 	if err != nil {
 		return "", err
 	}
@@ -107,7 +107,7 @@ func (s *settings) extendConsumer(ctx context.Context, c consumers.Consumer) (st
 		return "", err
 	}
 	defer nc.Close()
-	result, err := s.extend(ctx, db, js, want)
+	result, err := s.extend(ctx, db, js, c.Name, want)
 	if err != nil || len(result.Types) == 0 {
 		return "", replayExit(err)
 	}
@@ -121,12 +121,12 @@ func (s *settings) extendConsumer(ctx context.Context, c consumers.Consumer) (st
 	return text, nil
 }
 
-func (s *settings) extend(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, want jetstream.ConsumerConfig) (replay.Extended, error) {
+func (s *settings) extend(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, consumer string, want []jetstream.ConsumerConfig) (replay.Extended, error) {
 	ctx, cancel := context.WithTimeout(ctx, extendTime)
 	defer cancel()
-	result, err := replay.Extend(ctx, db, js, s.stream, want, actor())
+	result, err := replay.Extend(ctx, db, js, s.stream, consumer, want, actor())
 	if err = lead.NameLock(ctx, db, err); err != nil {
-		return result, fmt.Errorf("add types to durable consumer %s of stream %s: %w", want.Durable, s.stream, err)
+		return result, fmt.Errorf("add types to durable consumer %s of stream %s: %w", consumer, s.stream, err)
 	}
 	return result, nil
 }
@@ -136,7 +136,7 @@ func (s *settings) extend(ctx context.Context, db *pgxpool.Pool, js jetstream.Je
 func (s *settings) ensureConsumer(ctx context.Context, c consumers.Consumer, dryRun bool) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, operateTime)
 	defer cancel()
-	want, err := c.Config()
+	want, err := c.Configs()
 	if err != nil {
 		return "", err
 	}
@@ -145,19 +145,27 @@ func (s *settings) ensureConsumer(ctx context.Context, c consumers.Consumer, dry
 		return "", err
 	}
 	defer nc.Close()
-	if dryRun {
-		_, err = js.Consumer(ctx, s.stream, c.Name)
+	var text string
+	for _, one := range want {
+		if dryRun {
+			_, err = js.Consumer(ctx, s.stream, one.Durable)
+		}
+		var created bool
+		var differences []string
+		if err == nil {
+			created, differences, err = consumers.Ensure(ctx, js, s.stream, one)
+		}
+		if len(differences) > 0 {
+			return text, &exitError{exitFindings, fmt.Errorf("durable consumer %s of stream %s differs, nothing was changed:\n  %s%s",
+				one.Durable, s.stream, strings.Join(differences, "\n  "), s.toAdd(ctx, js, c.Name, want))}
+		}
+		did, err := s.ensured(ctx, js, one.Durable, created, err)
+		if err != nil {
+			return text, err
+		}
+		text += did
 	}
-	var created bool
-	var differences []string
-	if err == nil {
-		created, differences, err = consumers.Ensure(ctx, js, s.stream, want)
-	}
-	if len(differences) > 0 {
-		return "", &exitError{exitFindings, fmt.Errorf("durable consumer %s of stream %s differs, nothing was changed:\n  %s%s",
-			c.Name, s.stream, strings.Join(differences, "\n  "), s.toAdd(ctx, js, want))}
-	}
-	return s.ensured(ctx, js, c.Name, created, err)
+	return text, nil
 }
 
 // ensureFollowed does the same for the consumer that the user service follows.
@@ -195,10 +203,10 @@ func (s *settings) ensured(ctx context.Context, js jetstream.JetStream, name str
 }
 
 // toAdd says what to type if types are missing.
-func (s *settings) toAdd(ctx context.Context, js jetstream.JetStream, want jetstream.ConsumerConfig) string {
+func (s *settings) toAdd(ctx context.Context, js jetstream.JetStream, consumer string, want []jetstream.ConsumerConfig) string {
 	lacks, err := replay.Lacks(ctx, js, s.stream, want)
 	if err != nil || len(lacks) == 0 {
 		return ""
 	}
-	return fmt.Sprintf("\nto add %s: %s", strings.Join(lacks, ", "), s.typed("pgjet consumer ensure "+want.Durable+" --apply"))
+	return fmt.Sprintf("\nto add %s: %s", strings.Join(lacks, ", "), s.typed("pgjet consumer ensure "+consumer+" --apply"))
 }

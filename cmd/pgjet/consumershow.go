@@ -115,6 +115,12 @@ func showConsumer(out io.Writer, output string, s status.Status) error {
 		if p := s.Paused; p != nil {
 			line("paused", "by %s %s: %s", p.By, ago(s.At.Sub(p.At)), p.Reason)
 		}
+		if len(s.Slices) > 1 {
+			for _, one := range s.Slices {
+				line("slice", "%d is %s's since %s; lag %d, %d not acknowledged; %s: %s", one.Slice, cmp.Or(one.Process, "nobody"), since(s.At, one.Since),
+					one.Lag, one.AckPending, one.Why.Code, one.Why.Text)
+			}
+		}
 		for _, p := range s.Processes {
 			line("process", "%s", aboutProcess(s, p))
 			if p.Error != "" {
@@ -138,7 +144,13 @@ func order(s status.Status) string {
 	if !s.Ordered {
 		return "none: processes share the events"
 	}
-	return fmt.Sprintf("per key: one process is active, %s since %s", cmp.Or(s.Active, "none yet"), since(s.At, s.ActiveSince))
+	if len(s.Slices) > 1 {
+		return fmt.Sprintf("per key: processes share %d slices", len(s.Slices))
+	}
+	for _, only := range s.Slices {
+		return fmt.Sprintf("per key: one process is active, %s since %s", cmp.Or(only.Process, "none now"), since(s.At, only.Since))
+	}
+	return "per key: one process is active, none yet"
 }
 
 func aboutProcess(s status.Status, p status.Process) string {

@@ -129,17 +129,17 @@ func (d *dev) addTypes(ctx context.Context, js jetstream.JetStream) error {
 		return err
 	}
 	defer postgres.Close(db)
-	for _, own := range ownConsumers {
-		want, err := own().Config()
+	for name, own := range ownConsumers {
+		want, err := own().Configs()
 		if err != nil {
 			return err
 		}
-		result, err := d.extend(ctx, db, js, want)
+		result, err := d.extend(ctx, db, js, name, want)
 		if err != nil {
 			return err
 		}
 		if len(result.Types) > 0 {
-			d.log.InfoContext(ctx, "added types of events to a durable consumer", "consumer", want.Durable, "types", result.Types, "earlier_events", result.Earlier)
+			d.log.InfoContext(ctx, "added types of events to a durable consumer", "consumer", name, "types", result.Types, "earlier_events", result.Earlier)
 		}
 	}
 	return nil

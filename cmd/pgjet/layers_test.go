@@ -51,7 +51,7 @@ var layers = []struct{ pkg, imports string }{
 	{"consumers/replay", "consumers/inbox events internal/jserror internal/natsconn internal/operation internal/postgres internal/sqlstate"},
 	{"consumers/saga", "internal/attempt internal/lead internal/postgres internal/session internal/sqlstate"},
 	{"consumers/onboarding", "consumers consumers/saga events internal/sqlstate outbox"},
-	{"consumers/status", "consumers consumers/inbox consumers/saga internal/jserror internal/natsconn internal/postgres internal/sqlstate"},
+	{"consumers/status", "consumers consumers/inbox consumers/saga events internal/jserror internal/natsconn internal/postgres internal/sqlstate"},
 	// Tools.
 	{"internal/devserver", "internal/sqlstate"},
 	{"internal/devmail", "internal/web"},
@@ -64,7 +64,7 @@ var layers = []struct{ pkg, imports string }{
 // writers says which package writes which tables: each has one, and the triggers and functions of the migrations.
 var writers = []struct{ pkg, tables string }{
 	{"consumers/directory", "directory.deleted directory.signups directory.users"},
-	{"consumers/inbox", "pgjet.attempt pgjet.consumer pgjet.dead_letter pgjet.inbox pgjet.intent pgjet.process"},
+	{"consumers/inbox", "pgjet.attempt pgjet.consumer pgjet.dead_letter pgjet.inbox pgjet.intent pgjet.process pgjet.slice"},
 	{"consumers/saga", "pgjet.saga"},
 	{"internal/operation", "pgjet.operation"},
 	{"outbox", "pgjet.outbox"},

@@ -21,10 +21,11 @@ import (
 func makeOlder(t *testing.T, js jetstream.JetStream, name string) {
 	t.Helper()
 	own := ownConsumers[name]()
-	config, err := own.Config()
+	configs, err := own.Configs()
 	if err != nil {
 		t.Fatal(err)
 	}
+	config := configs[0]
 	config.FilterSubjects = []string{events.Filter("user.created")}
 	if _, err := js.CreateOrUpdateConsumer(t.Context(), "EVENTS", config); err != nil {
 		t.Fatal(err)

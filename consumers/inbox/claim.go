@@ -22,8 +22,9 @@ import (
 const AttemptName = "pgjet-attempt"
 
 // current is the condition that nobody superseded or paused the session: $1 is the consumer, $2
-// the session's epoch.
-const current = `exists (select from pgjet.consumer where name = $1 and epoch = $2 and paused_at is null)`
+// the epoch of the session's slice.
+const current = `exists (select from pgjet.slice s join pgjet.consumer c on c.name = s.consumer
+	where s.consumer = $1 and s.epoch = $2 and c.paused_at is null)`
 
 // Begin begins the transaction of an attempt, and makes its first statement, [Tenure.Check] or
 // [Tenure.Claim], in one round trip. That one finds out whether the session is current, behind
@@ -34,9 +35,9 @@ func (t *Tenure) Begin(ctx context.Context, conn *pgxpool.Conn, idle time.Durati
 	b := &pgx.Batch{}
 	// Read committed: a stricter isolation would look at what was before the lock.
 	postgres.BeginBatch(conn.Conn(), b, idle)
-	b.Queue(`select pg_advisory_xact_lock_shared(`+attempts+`), set_config('idle_in_transaction_session_timeout', $2, true),
-		set_config('application_name', '`+AttemptName+`', true), set_config('pgjet.attempt', 'on', true)`,
-		t.Consumer, strconv.FormatInt(idle.Milliseconds(), 10))
+	b.Queue(`select pg_advisory_xact_lock_shared(`+attempts+`), pg_advisory_xact_lock_shared(`+sliceAttempts+`),
+		set_config('idle_in_transaction_session_timeout', $3, true), set_config('application_name', '`+AttemptName+`', true), set_config('pgjet.attempt', 'on', true)`,
+		t.Consumer, t.Slice.Number, strconv.FormatInt(idle.Milliseconds(), 10))
 	first(b)
 	results := conn.SendBatch(ctx, b)
 	return results.Tx(), failed("begin an attempt", results.Close())

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -14,17 +13,6 @@ import (
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/postgres"
 )
-
-// A Place is how far a consumer has come. The places in the stream are hints: the inbox is the record.
-type Place struct {
-	Epoch      int64
-	Generation int32
-	Floor      uint64 // all that the stream holds up to here is in the inbox
-	High       uint64 // nothing was ever delivered beyond
-	LostUntil  uint64 // what comes from up to here and is not in the inbox was lost once
-	Rebuild    bool   // what the handlers wrote is to be deleted first
-	Orphaned   bool   // who was active before did not say farewell
-}
 
 // A Registration is what a consumer says about itself.
 type Registration struct {
@@ -44,40 +32,55 @@ func (e *MovedError) Error() string {
 		"give it --stream %s, or, if it is to begin on the other stream from the start, --move-from %s (MoveFrom of a consumers.Runner)", e.Consumer, e.Was, e.Is, e.Was, e.Was)
 }
 
-// Register makes a consumer known, and returns its place. In another incarnation of the stream the
+// A Registered is what is known of a consumer.
+type Registered struct {
+	Generation int32
+	Slices     int
+	Rebuild    bool // what the handlers wrote is to be deleted first
+}
+
+// Register makes a consumer known. In another incarnation of the stream the
 // places of the old one mean nothing. Sessions on another stream end. It returns a [PausedError] if it is paused, and a
 // [MovedError] if it has handled events of another stream than it may.
-func Register(ctx context.Context, tx pgx.Tx, r Registration) (p Place, err error) {
+func Register(ctx context.Context, tx pgx.Tx, r Registration) (is Registered, err error) {
 	var was string
 	err = tx.QueryRow(ctx, `
 		select stream from pgjet.consumer c where name = $1 and stream not in ($2, $3)
-		   and (high > 0 or exists (select from pgjet.inbox where consumer = c.name)) for update`,
+		   and (exists (select from pgjet.slice where consumer = c.name and high > 0) or exists (select from pgjet.inbox where consumer = c.name)) for update`,
 		r.Consumer, r.Stream, r.MoveFrom).Scan(&was)
 	if err == nil {
-		return p, &MovedError{r.Consumer, was, r.Stream}
+		return is, &MovedError{r.Consumer, was, r.Stream}
 	}
 	if !errors.Is(err, pgx.ErrNoRows) {
-		return p, failed("make the consumer known", err)
+		return is, failed("make the consumer known", err)
 	}
 	var at *time.Time
 	paused := PausedError{Consumer: r.Consumer}
 	err = tx.QueryRow(ctx, `
-		insert into pgjet.consumer as c (name, stream, stream_created, ordered, effects) values ($1, $2, $3, $4, $5)
-		on conflict (name) do update set ordered = excluded.ordered, effects = excluded.effects,
-			epoch = c.epoch + (c.stream <> excluded.stream)::int,
-			generation = c.generation + ((c.stream, c.stream_created) <> (excluded.stream, excluded.stream_created))::int,
-			floor = case when (c.stream, c.stream_created) = (excluded.stream, excluded.stream_created) then c.floor else 0 end,
-			high = case when (c.stream, c.stream_created) = (excluded.stream, excluded.stream_created) then c.high else 0 end,
-			lost_until = case when (c.stream, c.stream_created) = (excluded.stream, excluded.stream_created) then c.lost_until else 0 end,
-			stream = excluded.stream, stream_created = excluded.stream_created
-		returning epoch, generation, floor, high, lost_until, rebuild, paused_at, coalesce(paused_by, ''), coalesce(pause_reason, '')`,
+		with was as (
+			select generation from pgjet.consumer where name = $1
+		), c as (
+			insert into pgjet.consumer as c (name, stream, stream_created, ordered, effects) values ($1, $2, $3, $4, $5)
+			on conflict (name) do update set ordered = excluded.ordered, effects = excluded.effects,
+				epoch = c.epoch + (c.stream <> excluded.stream)::int,
+				generation = c.generation + ((c.stream, c.stream_created) <> (excluded.stream, excluded.stream_created))::int,
+				stream = excluded.stream, stream_created = excluded.stream_created
+			returning *
+		), moved as (
+			update pgjet.slice s set epoch = c.epoch, floor = 0, high = 0, lost_until = 0, redeliver = false
+			  from c, was where s.consumer = c.name and c.generation <> was.generation
+		), made as (
+			insert into pgjet.slice (consumer, slice, epoch)
+			select c.name, slice, c.epoch from c, generate_series(0, c.slices - 1) as s (slice) on conflict do nothing
+		)
+		select generation, slices, rebuild, paused_at, coalesce(paused_by, ''), coalesce(pause_reason, '') from c`,
 		r.Consumer, r.Stream, r.Created.Truncate(time.Microsecond), r.Ordered, r.Effects).
-		Scan(&p.Epoch, &p.Generation, &p.Floor, &p.High, &p.LostUntil, &p.Rebuild, &at, &paused.By, &paused.Reason)
+		Scan(&is.Generation, &is.Slices, &is.Rebuild, &at, &paused.By, &paused.Reason)
 	if err == nil && at != nil {
 		paused.At = at.UTC()
-		return p, &paused
+		return is, &paused
 	}
-	return p, failed("make the consumer known", err)
+	return is, failed("make the consumer known", err)
 }
 
 // File returns which file the inbox is in: a database that was restored has another one, unless its server was
@@ -87,19 +90,15 @@ func File(ctx context.Context, db DB) (file uint32, err error) {
 	return file, failed("look at the inbox", err)
 }
 
-// Supersede waits until no transaction of an attempt is open, anywhere, and ends all other
-// sessions of the consumer: with the next epoch, theirs are refused. It brings p up to date. change, if it is not nil, is
+// Supersede waits until no transaction of an attempt is open, anywhere, and ends all
+// sessions of the consumer: with the next epoch, theirs are refused. change, if it is not nil, is
 // made in the same transaction.
-func Supersede(ctx context.Context, db *pgxpool.Pool, consumer, process string, p *Place, change func(tx pgx.Tx) error) error {
+func Supersede(ctx context.Context, db *pgxpool.Pool, consumer string, change func(tx pgx.Tx) error) error {
 	return write(ctx, db, func(tx pgx.Tx) error {
-		if err := Lock(ctx, tx, consumer, 0); err != nil {
-			return err
+		err := Lock(ctx, tx, consumer, 0)
+		if err == nil {
+			err = interrupt(ctx, tx, consumer)
 		}
-		err := tx.QueryRow(ctx, `
-			with was as (select process from pgjet.consumer where name = $1)
-			update pgjet.consumer c set epoch = epoch + 1, process = $2, since = clock_timestamp() from was where name = $1
-			returning epoch, floor, rebuild, was.process is not null`, consumer, process).
-			Scan(&p.Epoch, &p.Floor, &p.Rebuild, &p.Orphaned)
 		if err != nil || change == nil {
 			return err
 		}
@@ -107,71 +106,46 @@ func Supersede(ctx context.Context, db *pgxpool.Pool, consumer, process string, 
 	})
 }
 
-// Rebuilt notes that what the handlers wrote was deleted.
-func Rebuilt(ctx context.Context, tx pgx.Tx, consumer string) error {
-	_, err := tx.Exec(ctx, `update pgjet.consumer set rebuild = false where name = $1`, consumer)
-	return err
+// Rebuilt is a change of [Supersede] which notes that what the handlers wrote is deleted with it. It reports
+// false if somebody else did that.
+func Rebuilt(ctx context.Context, tx pgx.Tx, consumer string) (asked bool, err error) {
+	tag, err := tx.Exec(ctx, `update pgjet.consumer set rebuild = false where name = $1 and rebuild`, consumer)
+	return tag.RowsAffected() == 1, err
 }
 
 // Interrupt ends all sessions of a consumer; they begin again.
 func Interrupt(ctx context.Context, db DB, consumer string) error {
-	_, err := db.Exec(ctx, `update pgjet.consumer set epoch = epoch + 1 where name = $1`, consumer)
-	return failed("end the sessions of consumer "+consumer, err)
+	return failed("end the sessions of consumer "+consumer, interrupt(ctx, db, consumer))
 }
 
-// Lost writes down that what the inbox does not know up to a place was delivered before: after a reset
-// JetStream does not tell it any more.
-func Lost(ctx context.Context, db DB, consumer string, until uint64) error {
-	_, err := db.Exec(ctx, `update pgjet.consumer set lost_until = greatest(lost_until, $2) where name = $1`, consumer, int64(until))
-	return failed("write down what was delivered", err)
-}
-
-// Save writes down how far the session has come. A floor of 0 leaves it as it is.
-func (t *Tenure) Save(ctx context.Context, db DB, floor, high uint64) error {
+// interrupt gives all slices of a consumer an epoch that no session has.
+func interrupt(ctx context.Context, db DB, consumer string) error {
 	_, err := db.Exec(ctx, `
-		update pgjet.consumer set floor = case when $3 > 0 then $3 else floor end, high = greatest(high, $4)
-		 where name = $1 and epoch = $2 and ($3 > 0 and floor <> $3 or high < $4)`,
-		t.Consumer, t.Epoch, int64(floor), int64(high))
-	return failed("save the place in the stream", err)
+		with c as (
+			update pgjet.consumer set epoch = epoch + 1 where name = $1 returning name, epoch
+		)
+		update pgjet.slice s set epoch = c.epoch from c where s.consumer = c.name`, consumer)
+	return err
 }
 
-// Current reports whether nobody superseded or paused the session.
-func (t *Tenure) Current(ctx context.Context, db DB) (current bool, err error) {
-	err = db.QueryRow(ctx, `select epoch = $2 and paused_at is null from pgjet.consumer where name = $1`, t.Consumer, t.Epoch).Scan(&current)
-	return current, failed("look at the consumer", err)
-}
-
-// LastKnown returns the last event up to a floor that the inbox has, and its place, 0 if there is
-// none near the floor.
-func (t *Tenure) LastKnown(ctx context.Context, db DB, floor uint64) (id uuid.UUID, seq uint64, err error) {
-	const window = 10_000 // places that may hold events for others
-	err = db.QueryRow(ctx, `
-		select event_id, stream_seq from pgjet.inbox
-		 where consumer = $1 and generation = $2 and stream_seq between $3 and $4
-		 order by stream_seq desc limit 1`,
-		t.Consumer, t.Generation, max(1, int64(floor)-window), int64(floor)).Scan(&id, &seq)
-	if errors.Is(err, pgx.ErrNoRows) {
-		err = nil
-	}
-	return id, seq, failed("look for the inbox's position", err)
-}
-
-// onLock is the condition on pg_locks that a session holds the lock of attempts, or waits for it.
-const onLock = `locktype = 'advisory' and objsubid = 1
-		   and (classid::bigint << 32 | objid::bigint) = ` + attempts + `
+// onLock is the condition on pg_locks that a session holds one of these locks, or waits for it.
+func onLock(keys string) string {
+	return `locktype = 'advisory' and objsubid = 1
+		   and (classid::bigint << 32 | objid::bigint) in (` + keys + `)
 		   and pg_locks.database = (select oid from pg_database where datname = current_database())`
+}
 
-// Depose ends the transactions of attempts in which nothing has been done for some seconds: those
-// of a process that is frozen, or cannot reach the database. It has lost the lead, and what it was
+// Depose ends the transactions of attempts at a slice in which nothing has been done for some seconds: those
+// of a process that is frozen, or cannot reach the database. It has lost the slice, and what it was
 // at is tried again.
-func Depose(ctx context.Context, db DB, consumer string) error {
+func Depose(ctx context.Context, db DB, consumer string, s Slice) error {
 	_, err := db.Exec(ctx, `
 		select pg_terminate_backend(pid)
 		  from pg_locks join pg_stat_activity using (pid)
-		 where `+onLock+` and granted and mode = 'ShareLock'
-		   and state like 'idle in transaction%' and state_change < clock_timestamp() - make_interval(secs => $2)`,
-		consumer, lead.Silence.Seconds()/2)
-	return failed("take the lead", err)
+		 where `+onLock(sliceAttempts)+` and granted and mode = 'ShareLock'
+		   and state like 'idle in transaction%' and state_change < clock_timestamp() - make_interval(secs => $3)`,
+		consumer, s.Number, lead.Silence.Seconds()/2)
+	return failed("take the slice", err)
 }
 
 // Holder returns who keeps attempts from their lock, or in shared mode those from it who wait for
@@ -180,8 +154,8 @@ func Holder(ctx context.Context, db DB, consumer string) (*lead.Holder, error) {
 	var h lead.Holder
 	err := db.QueryRow(ctx, `
 		select pid, coalesce(application_name, ''), backend_start from pg_locks left join pg_stat_activity using (pid)
-		 where `+onLock+` and granted and (mode = 'ExclusiveLock'
-		    or application_name is distinct from '`+AttemptName+`' and exists (select from pg_locks where `+onLock+` and not granted))
+		 where `+onLock(attempts)+` and granted and (mode = 'ExclusiveLock'
+		    or application_name is distinct from '`+AttemptName+`' and exists (select from pg_locks where `+onLock(attempts)+` and not granted))
 		 order by pid limit 1`, consumer).Scan(&h.PID, &h.Application, &h.Since)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
@@ -193,7 +167,7 @@ func Holder(ctx context.Context, db DB, consumer string) (*lead.Holder, error) {
 }
 
 // tables are those without which a consumer cannot handle an event.
-var tables = []string{"consumer", "process", "inbox", "intent", "dead_letter", "attempt"}
+var tables = []string{"consumer", "slice", "process", "inbox", "intent", "dead_letter", "attempt"}
 
 // TableLock returns the session that keeps others from the tables of a consumer now; nil if none does.
 func TableLock(ctx context.Context, db DB) (*lead.TableLock, error) {
@@ -230,12 +204,10 @@ func Tell(ctx context.Context, db DB, b Beat) error {
 	return failed("tell that the process lives", err)
 }
 
-// Farewell says that a process handles nothing any more, and left nothing half done.
-func Farewell(ctx context.Context, conn *pgx.Conn, consumer, process string) error {
-	b := &pgx.Batch{}
-	b.Queue(`delete from pgjet.process where consumer = $1 and process = $2`, consumer, process)
-	b.Queue(`update pgjet.consumer set process = null where name = $1 and process = $2`, consumer, process)
-	return conn.SendBatch(ctx, b).Close()
+// Farewell says that a process handles nothing any more.
+func Farewell(ctx context.Context, db DB, consumer, process string) error {
+	_, err := db.Exec(ctx, `delete from pgjet.process where consumer = $1 and process = $2`, consumer, process)
+	return failed("take leave", err)
 }
 
 // Retention says what is remembered for how long.

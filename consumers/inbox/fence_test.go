@@ -15,12 +15,17 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
+// isKnown makes a consumer known.
+const isKnown = `
+	with c as (insert into pgjet.consumer (name, stream, stream_created) values ('test', 'EVENTS', now()) returning *)
+	insert into pgjet.slice (consumer, slice, epoch) select name, 0, epoch from c`
+
 // TestFence: a session that was superseded or paused claims nothing, whether that was
 // before its transaction began or while it waited for who did it.
 func TestFence(t *testing.T) {
 	t.Parallel()
 	db := strict(t)
-	_, err := db.Exec(t.Context(), `insert into pgjet.consumer (name, stream, stream_created) values ('test', 'EVENTS', now())`)
+	_, err := db.Exec(t.Context(), isKnown)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +72,7 @@ func TestFence(t *testing.T) {
 	}
 	for what, try := range attempts {
 		refused := make(chan error, 1)
-		err := Supersede(t.Context(), db, "test", "another:1", &Place{}, func(pgx.Tx) error {
+		err := Supersede(t.Context(), db, "test", func(pgx.Tx) error {
 			go func() { refused <- try() }()
 			select {
 			case err := <-refused:
@@ -83,7 +88,7 @@ func TestFence(t *testing.T) {
 		if err := <-refused; !errors.Is(err, ErrSuperseded) {
 			t.Errorf("%s of a superseded session: %v, want %v", what, err, ErrSuperseded)
 		}
-		if _, err := db.Exec(t.Context(), `update pgjet.consumer set epoch = 1, paused_at = now()`); err != nil {
+		if _, err := db.Exec(t.Context(), `with c as (update pgjet.consumer set paused_at = now()) update pgjet.slice set epoch = 1`); err != nil {
 			t.Fatal(err)
 		}
 		if err := try(); !errors.Is(err, ErrSuperseded) {
@@ -118,7 +123,7 @@ func strict(t *testing.T) *pgxpool.Pool {
 func TestFrozenTransactionsEnd(t *testing.T) {
 	t.Parallel()
 	db, seen := testenv.Postgres(t), errors.New("seen")
-	_, err := db.Exec(t.Context(), `insert into pgjet.consumer (name, stream, stream_created) values ('test', 'EVENTS', now())`)
+	_, err := db.Exec(t.Context(), isKnown)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +137,7 @@ func TestFrozenTransactionsEnd(t *testing.T) {
 	}
 	for what, begin := range map[string]func() error{
 		"an effect is remembered": func() error { return write(t.Context(), db, look) },
-		"a session supersedes":    func() error { return Supersede(t.Context(), db, "test", "host:1", &Place{}, look) },
+		"a session supersedes":    func() error { return Supersede(t.Context(), db, "test", look) },
 	} {
 		if err := begin(); !errors.Is(err, seen) || limit != "8s" {
 			t.Errorf("when %s, a frozen process is waited for for %q (%v), want 8s", what, limit, err)
@@ -175,7 +180,7 @@ func TestSame(t *testing.T) {
 func TestUnclaim(t *testing.T) {
 	t.Parallel()
 	db := strict(t)
-	if _, err := db.Exec(t.Context(), `insert into pgjet.consumer (name, stream, stream_created) values ('test', 'EVENTS', now())`); err != nil {
+	if _, err := db.Exec(t.Context(), isKnown); err != nil {
 		t.Fatal(err)
 	}
 	conn, err := db.Acquire(t.Context())

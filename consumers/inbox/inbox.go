@@ -73,7 +73,8 @@ type Tenure struct {
 	Consumer   string
 	Ordered    bool   // events of one key are handled in the order of the stream
 	ParkKey    bool   // and wait behind dead letters
-	Epoch      int64  // the fence
+	Slice      Slice  // the whole, if they are not
+	Epoch      int64  // of the slice: the fence
 	Generation int32  // of the stream
 	Session    string // who takes intents; the process holds a lock of that name: see [Announce]
 	Process    string // host:pid, in the attempt log
@@ -97,6 +98,8 @@ const (
 	// attempts is what transactions of attempts hold in shared mode: $1 is the consumer. Who has it
 	// exclusively has waited for all of them, and keeps new ones waiting.
 	attempts = `hashtextextended('pgjet.consumer.' || $1, 0)`
+	// sliceAttempts is what those of one slice hold, too: $2 is its number.
+	sliceAttempts = `hashtextextended('pgjet.consumer.' || $1, 1 + $2::int)`
 	// session is what a session holds for as long as its process lives.
 	session = `hashtextextended('pgjet.process.' || $1, 0)`
 	// gone is the condition that the process which took intent i does not live.

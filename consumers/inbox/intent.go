@@ -91,15 +91,16 @@ type Take struct {
 	Suspect bool // one at which a process died before, which is to run alone
 }
 
-// Take takes due intents for the session: first attempts, retries, and those of processes that
+// Take takes due intents of its slice for the session: first attempts, retries, and those of processes that
 // died. Of an ordered consumer only the first of a key is due. Of those at which a process died
 // one at a time is taken: what waits beside it would count the next death as its own. Such a death is
 // noted in the attempt log.
 func (t *Tenure) Take(ctx context.Context, db postgres.DB, want Take) ([]*Intent, error) {
 	due := `
-			select i.event_id, i.taken_by, i.taken_at from pgjet.intent i join pgjet.consumer c on c.name = i.consumer
-			 where i.consumer = $1 and i.due_at <= statement_timestamp() and c.epoch = $2 and c.paused_at is null
+			select i.event_id, i.taken_by, i.taken_at from pgjet.intent i
+			 where i.consumer = $1 and i.due_at <= statement_timestamp() and i.token >= $7 and i.token < $8 and ` + current + `
 			   and not ` + t.waits()
+	from, to := t.Slice.Tokens()
 	all, err := postgres.Collect(ctx, db, scanIntent, `
 		with suspect as materialized (`+due+`
 			   and $6 and (i.taken_by is null and i.deaths > 0 or $5 and i.taken_by <> $3 and `+gone+`)
@@ -118,7 +119,7 @@ func (t *Tenure) Take(ctx context.Context, db postgres.DB, want Take) ([]*Intent
 			deaths = deaths + (due.taken_by is not null)::int
 		  from due where i.consumer = $1 and i.event_id = due.event_id
 		returning i.event_id, i.generation, i.stream_seq, i.stream, i.subject, i.type, i.key, i.header, i.data, i.attempts, i.deaths`,
-		t.Consumer, t.Epoch, t.Session, want.Most, want.Dead, want.Suspect)
+		t.Consumer, t.Epoch, t.Session, want.Most, want.Dead, want.Suspect, from, to)
 	return all, failed("look for due intents", err)
 }
 
@@ -277,22 +278,24 @@ func (t *Tenure) queueWake(b *pgx.Batch, keys []string, ended []uuid.UUID) {
 		 where n.consumer = $1 and n.event_id = f.event_id and n.due_at = 'infinity'`, t.Consumer, keys, ended)
 }
 
-// Wake makes those intents due that wait for nothing: whoever should have woken them may have
+// Wake makes those intents of the slice due that wait for nothing: whoever should have woken them may have
 // died, or the consumer kept an order then.
 func (t *Tenure) Wake(ctx context.Context, db DB) error {
+	from, to := t.Slice.Tokens()
 	_, err := db.Exec(ctx, `
 		update pgjet.intent i set due_at = clock_timestamp()
-		 where consumer = $1 and due_at = 'infinity' and not `+t.waits(), t.Consumer)
+		 where consumer = $1 and token >= $2 and token < $3 and due_at = 'infinity' and not `+t.waits(), t.Consumer, from, to)
 	return failed("look for intents", err)
 }
 
-// Held returns the keys whose later events have to wait, as far as the database knows.
+// Held returns the keys of the slice whose later events have to wait, as far as the database knows.
 func (t *Tenure) Held(ctx context.Context, db Reader) (keys []string, err error) {
-	query := `select distinct key from pgjet.intent where consumer = $1`
+	query := `select distinct key from pgjet.intent where consumer = $1 and token >= $2 and token < $3`
 	if t.ParkKey {
-		query += ` union select key from pgjet.dead_letter where consumer = $1 and state = 'dead'`
+		query += ` union select key from pgjet.dead_letter where consumer = $1 and token >= $2 and token < $3 and state = 'dead'`
 	}
-	rows, err := db.Query(ctx, query, t.Consumer)
+	from, to := t.Slice.Tokens()
+	rows, err := db.Query(ctx, query, t.Consumer, from, to)
 	if err == nil {
 		keys, err = pgx.CollectRows(rows, pgx.RowTo[string])
 	}

@@ -67,10 +67,15 @@ func Quiet(ctx context.Context, db Beginner, name string, within time.Duration) 
 // SetBack lets a consumer begin at a place in the stream again: what the inbox has of it is skipped. With
 // rebuild, what the handlers wrote is deleted first. If the consumer is not paused any more, its sessions end.
 func SetBack(ctx context.Context, tx pgx.Tx, consumer string, from uint64, rebuild bool) error {
-	_, err := tx.Exec(ctx, `
-		update pgjet.consumer set epoch = epoch + case when paused_at is null then 1 else 0 end, -- somebody resumed it
-		       floor = least(floor, $2), rebuild = rebuild or $3
-		 where name = $1`, consumer, int64(from)-1, rebuild)
+	paused := false
+	err := tx.QueryRow(ctx, `
+		update pgjet.consumer set rebuild = rebuild or $2 where name = $1 returning paused_at is not null`, consumer, rebuild).Scan(&paused)
+	if err == nil {
+		_, err = tx.Exec(ctx, `update pgjet.slice set floor = least(floor, $2) where consumer = $1`, consumer, int64(from)-1)
+	}
+	if err == nil && !paused { // somebody resumed it
+		err = interrupt(ctx, tx, consumer)
+	}
 	return err
 }
 

@@ -154,8 +154,11 @@ func Resume(ctx context.Context, db Beginner, name, by, reason, only string) (*P
 
 // PauseForReplay ends all attempts of a consumer and pauses it for a replay, unless it is paused already.
 func PauseForReplay(ctx context.Context, tx pgx.Tx, consumer string, id int64) error {
+	if err := interrupt(ctx, tx, consumer); err != nil {
+		return err
+	}
 	_, err := tx.Exec(ctx, `
-		update pgjet.consumer set epoch = epoch + 1,
+		update pgjet.consumer set
 		       pause_reason = case when paused_at is null then $2 else pause_reason end,
 		       paused_by = case when paused_at is null then (select by from pgjet.operation where id = $3) else paused_by end,
 		       paused_at = coalesce(paused_at, clock_timestamp())

@@ -19,6 +19,7 @@ func TestSupersededTakesNothing(t *testing.T) {
 	db := postgres.DB{Pool: pool}
 	for _, sql := range []string{
 		`insert into pgjet.consumer (name, stream, stream_created, epoch) values ('test', 'EVENTS', now(), 2)`,
+		`insert into pgjet.slice (consumer, slice, epoch) select name, 0, epoch from pgjet.consumer`,
 		`insert into pgjet.intent (consumer, event_id, type, key, stream, generation, stream_seq, subject, header, data, due_at)
 		 select 'test', gen_random_uuid(), 'a.b', 'k', 'EVENTS', 1, n, 's', '{}', '', case n when 1 then now() else 'infinity' end from generate_series(1, 3) n`,
 	} {

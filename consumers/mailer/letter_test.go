@@ -142,11 +142,11 @@ func personal(t *testing.T, e events.Event) map[string]string {
 
 // TestConsumerAsksForBoth: else no rejection would ever come.
 func TestConsumerAsksForBoth(t *testing.T) {
-	config, err := new(mailer.Mailer).Consumer().Config()
+	config, err := new(mailer.Mailer).Consumer().Configs()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := config.FilterSubjects; !cmp.Equal(got, []string{events.Filter("user.created"), events.Filter("user.rejected")}) {
+	if got := config[0].FilterSubjects; !cmp.Equal(got, []string{events.Filter("user.created"), events.Filter("user.rejected")}) {
 		t.Errorf("the mailer asks for %q", got)
 	}
 	if err := send(t, "127.0.0.1:1", events.Event{ID: uuid.New(), Type: "user.renamed", Data: []byte(`{}`)}); verdict(err) != "dead" {

@@ -57,6 +57,7 @@ func newBenchOn(t *testing.T, js jetstream.JetStream, ordered, effects bool) *be
 	}
 	b.exec(`insert into pgjet.consumer (name, stream, stream_created, ordered, effects) values ('notes', 'EVENTS', $1, $2, $3)`,
 		stream.CachedInfo().Created, ordered, effects)
+	b.exec(`insert into pgjet.slice (consumer, slice, epoch) select name, 0, epoch from pgjet.consumer`)
 	return b
 }
 

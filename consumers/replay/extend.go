@@ -29,40 +29,44 @@ type Extended struct {
 	Paused  bool     // by an operator before, and still
 }
 
-// Lacks returns the types that want asks for and the durable consumer of a stream does not
-// bring. It returns none if there is none, or it brings others that want does not ask for:
-// those nobody may take from it.
-func Lacks(ctx context.Context, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig) ([]string, error) {
+// Lacks returns the types that want, a durable consumer of each slice, asks for and the durable consumers of a stream do not
+// bring. It returns none if there are none, or they bring others that want does not ask for:
+// those nobody may take from them.
+func Lacks(ctx context.Context, js jetstream.JetStream, stream string, want []jetstream.ConsumerConfig) ([]string, error) {
 	missing, _, err := lacks(ctx, js, stream, want)
 	return missing, err
 }
 
-func lacks(ctx context.Context, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig) (missing []string, have jetstream.ConsumerConfig, err error) {
-	durable, err := js.Consumer(ctx, stream, want.Durable)
-	if class := natsconn.Of(err); class == jserror.ConsumerMissing || class == jserror.StreamMissing {
-		return nil, have, nil
-	}
-	if err != nil {
-		return nil, have, fmt.Errorf("look up durable consumer %s: %w", want.Durable, natsconn.Explain(js.Conn(), err, "operator --consumer "+want.Durable))
-	}
-	have = durable.CachedInfo().Config
-	brings := have.FilterSubjects
-	if have.FilterSubject != "" {
-		brings = []string{have.FilterSubject}
-	}
-	for _, subject := range want.FilterSubjects {
-		if !slices.Contains(brings, subject) {
-			missing = append(missing, strings.TrimPrefix(subject, events.Filter("")))
+// lacks also returns the durable consumers that there are.
+func lacks(ctx context.Context, js jetstream.JetStream, stream string, want []jetstream.ConsumerConfig) (missing []string, all []jetstream.ConsumerConfig, err error) {
+	for _, want := range want {
+		durable, err := js.Consumer(ctx, stream, want.Durable)
+		if class := natsconn.Of(err); class == jserror.ConsumerMissing || class == jserror.StreamMissing {
+			continue
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("look up durable consumer %s: %w", want.Durable, natsconn.Explain(js.Conn(), err, "operator --consumer "+want.Durable))
+		}
+		have := durable.CachedInfo().Config
+		if have.FilterSubject != "" { // in the form that needs no other permission
+			have.FilterSubject, have.FilterSubjects = "", []string{have.FilterSubject}
+		}
+		lacking := slices.DeleteFunc(slices.Clone(want.FilterSubjects), func(s string) bool { return slices.Contains(have.FilterSubjects, s) })
+		all = append(all, have)
+		if len(have.FilterSubjects) == 0 || len(have.FilterSubjects)+len(lacking) != len(want.FilterSubjects) { // without any it brings all
+			continue
+		}
+		for _, subject := range lacking {
+			if t := events.FilteredType(subject); !slices.Contains(missing, t) {
+				missing = append(missing, t)
+			}
 		}
 	}
-	if len(brings) == 0 || len(brings)+len(missing) != len(want.FilterSubjects) { // without any it brings all
-		return nil, have, nil
-	}
-	return missing, have, nil
+	return missing, all, nil
 }
 
-// Extend lets a durable consumer that exists bring further types of events, for a
-// consumer that was given a handler for them. It adds to the durable consumer what want asks for and it lacks, as [Lacks] says. by is
+// Extend lets the durable consumers of a consumer that exist bring further types of events, since it
+// was given a handler for them. It adds to them what want asks for and they lack, as [Lacks] says. by is
 // who wants it; what is done is kept in pgjet.operation. If it fails on the way it undoes what
 // it changed, and ends its pause. Extend may then be called again.
 //
@@ -71,7 +75,7 @@ func lacks(ctx context.Context, js jetstream.JetStream, stream string, want jets
 // back for it, and goes through the stream in order from the first of those events on; to
 // one with effects they are handed over one by one. Nobody handles
 // events in between: the consumer is paused, and goes on when all is done.
-func Extend(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig, by string) (Extended, error) {
+func Extend(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, stream, consumer string, want []jetstream.ConsumerConfig, by string) (Extended, error) {
 	if err := natsconn.CheckVersion(js.Conn()); err != nil {
 		return Extended{}, natsconn.Explain(js.Conn(), err, "operator")
 	}
@@ -79,14 +83,15 @@ func Extend(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, strea
 	if err != nil {
 		return Extended{}, err
 	}
-	unfinished, err := unfinished(ctx, db, want.Durable)
+	unfinished, err := unfinished(ctx, db, consumer)
 	if err != nil || len(missing) == 0 && !unfinished {
 		return Extended{}, err
 	}
-	x := &extension{db: db, js: js, stream: stream, name: want.Durable, by: by, lacks: missing, before: have, want: have}
-	x.want.FilterSubject, x.want.FilterSubjects = "", want.FilterSubjects
-	if have.FilterSubject != "" { // in the form that needs no other permission
-		x.before.FilterSubject, x.before.FilterSubjects = "", []string{have.FilterSubject}
+	x := &extension{db: db, js: js, stream: stream, name: consumer, by: by, lacks: missing, before: have}
+	for _, have := range have {
+		i := slices.IndexFunc(want, func(w jetstream.ConsumerConfig) bool { return w.Durable == have.Durable })
+		have.FilterSubjects = want[i].FilterSubjects
+		x.want = append(x.want, have)
 	}
 	result, err := x.run(ctx)
 	if err != nil {
@@ -119,17 +124,25 @@ func (x *extension) undo(ctx context.Context, err error) error {
 	return fmt.Errorf("%w; do this again to finish it (%w)", err, failed)
 }
 
-// restore gives the durable consumer the filters that it had.
+// restore gives the durable consumers the filters that they had.
 func (x *extension) restore(ctx context.Context) error {
 	if !x.updated || len(x.lacks) == 0 {
 		return nil
 	}
-	_, now, err := lacks(ctx, x.js, x.stream, x.want)
-	if err == nil && len(now.FilterSubjects) == len(x.before.FilterSubjects) || now.FilterSubject != "" {
-		return nil // it was not changed
-	}
-	if _, err := x.js.UpdateConsumer(ctx, x.stream, x.before); err != nil {
-		return fmt.Errorf("give durable consumer %s its filters back: %w", x.name, natsconn.Explain(x.js.Conn(), err, x.role()))
+	for n, before := range x.before {
+		durable, err := x.js.Consumer(ctx, x.stream, before.Durable)
+		if err == nil {
+			c := durable.CachedInfo().Config
+			if len(c.FilterSubjects) == len(before.FilterSubjects) || c.FilterSubject != "" {
+				continue // it was not changed
+			}
+		}
+		if slices.Equal(before.FilterSubjects, x.want[n].FilterSubjects) {
+			continue
+		}
+		if _, err := x.js.UpdateConsumer(ctx, x.stream, before); err != nil {
+			return fmt.Errorf("give durable consumer %s its filters back: %w", before.Durable, natsconn.Explain(x.js.Conn(), err, x.role()))
+		}
 	}
 	return nil
 }
@@ -156,9 +169,9 @@ type extension struct {
 	stream, name string
 	by           string
 	lacks        []string
-	before, want jetstream.ConsumerConfig
-	paused       bool // by us, perhaps
-	updated      bool // the durable consumer, perhaps
+	before, want []jetstream.ConsumerConfig // the same ones
+	paused       bool                       // by us, perhaps
+	updated      bool                       // the durable consumers, perhaps
 }
 
 func (x *extension) run(ctx context.Context) (result Extended, err error) {
@@ -179,8 +192,10 @@ func (x *extension) run(ctx context.Context) (result Extended, err error) {
 		return result, err
 	}
 	x.updated = true
-	if _, err := x.js.UpdateConsumer(ctx, x.stream, x.want); err != nil {
-		return result, fmt.Errorf("change durable consumer %s: %w", x.name, natsconn.Explain(x.js.Conn(), err, x.role()))
+	for _, want := range x.want {
+		if _, err := x.js.UpdateConsumer(ctx, x.stream, want); err != nil {
+			return result, fmt.Errorf("change durable consumer %s: %w", want.Durable, natsconn.Explain(x.js.Conn(), err, x.role()))
+		}
 	}
 	if unknown { // and no inbox says what is done: all comes as it would anyway
 		return result, x.done(ctx)
@@ -193,7 +208,7 @@ func (x *extension) run(ctx context.Context) (result Extended, err error) {
 	if err := x.done(ctx); err != nil || !x.paused {
 		return result, err
 	}
-	_, err = inbox.Resume(ctx, x.db, x.name, x.by, "the durable consumer brings "+strings.Join(x.want.FilterSubjects, ", "), inbox.ExtendPause)
+	_, err = inbox.Resume(ctx, x.db, x.name, x.by, "the durable consumer brings "+strings.Join(x.lacks, ", "), inbox.ExtendPause)
 	return result, err
 }
 

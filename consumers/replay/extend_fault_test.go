@@ -40,11 +40,11 @@ func TestExtendFailsHalfWay(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want, err := newer.Config()
+			want, err := newer.Configs()
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = replay.Extend(t.Context(), b.db, js, "EVENTS", want, "ann@host")
+			_, err = replay.Extend(t.Context(), b.db, js, "EVENTS", "notes", want, "ann@host")
 			if err == nil || !strings.Contains(err.Error(), "do this again") || !strings.Contains(err.Error(), denied) {
 				t.Errorf("Run() = %v, want that %s is denied, and to do this again", err, denied)
 			}
@@ -74,7 +74,7 @@ func TestInterruptedExtension(t *testing.T) {
 	b.start(older)
 	b.publish("note.made 1", "note.kept 2")
 	b.handles(1)
-	want, err := newer.Config()
+	want, err := newer.Configs()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +85,7 @@ func TestInterruptedExtension(t *testing.T) {
 		})
 		cancel()
 	}()
-	if _, err := replay.Extend(ctx, b.db, b.js, "EVENTS", want, "ann@host"); err != nil {
+	if _, err := replay.Extend(ctx, b.db, b.js, "EVENTS", "notes", want, "ann@host"); err != nil {
 		b.publish("note.made 3")
 		b.handles(2)
 	} // else it was done before it was interrupted
@@ -101,11 +101,11 @@ func TestPauseWithoutAnAnswer(t *testing.T) {
 	b.handles(1)
 	stop()
 	b.exec(slowPauses)
-	want, err := newer.Config()
+	want, err := newer.Configs()
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = replay.Extend(interruptedCommit(t, b.db), b.db, b.js, "EVENTS", want, "ann@host")
+	_, err = replay.Extend(interruptedCommit(t, b.db), b.db, b.js, "EVENTS", "notes", want, "ann@host")
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("Extend() = %v, want that it was interrupted", err)
 	}

@@ -129,7 +129,7 @@ func (b *rig) differs(r *consumers.Runner) {
 
 func (b *rig) extend(c consumers.Consumer) replay.Extended {
 	b.Helper()
-	want, err := c.Config()
+	want, err := c.Configs()
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -140,7 +140,7 @@ func (b *rig) extend(c consumers.Consumer) replay.Extended {
 		b.Fatal(err)
 	}
 	defer db.Close()
-	result, err := replay.Extend(b.Context(), db, b.js, "EVENTS", want, "ann@host")
+	result, err := replay.Extend(b.Context(), db, b.js, "EVENTS", "notes", want, "ann@host")
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -277,9 +277,9 @@ func TestExtendInterrupted(t *testing.T) {
 		stop()
 		b.exec(`update pgjet.consumer set paused_at = now(), paused_by = 'ann@host', pause_reason = 'types of events are added to the durable consumer'`)
 		if updated {
-			want, err := newer.Config()
+			want, err := newer.Configs()
 			if err == nil {
-				_, err = b.js.UpdateConsumer(t.Context(), "EVENTS", want)
+				_, err = b.js.UpdateConsumer(t.Context(), "EVENTS", want[0])
 			}
 			if err != nil {
 				t.Fatal(err)
@@ -335,11 +335,11 @@ func TestPausedAndInterrupted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want, err := newer.Config()
+	want, err := newer.Configs()
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = replay.Extend(t.Context(), b.db, b.js, "EVENTS", want, "ann@host")
+	_, err = replay.Extend(t.Context(), b.db, b.js, "EVENTS", "notes", want, "ann@host")
 	other.Close()
 	if !errors.Is(err, replay.ErrBusy) || !strings.Contains(err.Error(), "do this again") {
 		t.Fatalf("Run() = %v while somebody replays, want to be told to do it again", err)
@@ -368,7 +368,7 @@ func TestPausedAndInterrupted(t *testing.T) {
 func TestLeftAlone(t *testing.T) {
 	b := newRig(t)
 	newer := b.consumer(false, "note.made", "note.kept")
-	want, err := newer.Config()
+	want, err := newer.Configs()
 	if err != nil {
 		t.Fatal(err)
 	}

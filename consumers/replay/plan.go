@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/events"
 )
 
 // A Plan says what a replay will do. Its counts are exact for the moment at which each
@@ -152,7 +153,10 @@ func (r *Replay) count(ctx context.Context, p *Plan, all []message) error {
 
 // onTheWay reports whether a message without an inbox row comes by itself. Handed to a
 // consumer that keeps the order, it would overtake what comes before it.
-func (r *Replay) onTheWay(m message) bool { return r.ordered && m.seq > r.ackFloor }
+func (r *Replay) onTheWay(m message) bool {
+	slice := events.Partition(m.subject) * r.slices / events.Partitions
+	return r.ordered && m.seq > r.durables[slice].CachedInfo().AckFloor.Stream
+}
 
 // decide chooses the way, and says what stands against it.
 func (p *Plan) decide(s Selection) {

@@ -29,12 +29,18 @@ type message struct {
 	data    []byte
 }
 
-// subjects returns the filters of the durable consumer, narrowed to a type and a key.
+// subjects returns the filters of the durable consumers, narrowed to a type and a key.
 func (r *Replay) subjects(eventType, key string) ([]string, error) {
-	all := slices.Clone(r.durable.FilterSubjects)
-	if r.durable.FilterSubject != "" {
-		all = append(all, r.durable.FilterSubject)
+	c := r.durables[0].CachedInfo().Config // of every other slice they differ in the partitions alone
+	all := slices.Clone(c.FilterSubjects)
+	if c.FilterSubject != "" {
+		all = append(all, c.FilterSubject)
 	}
+	for n := range all {
+		all[n] = events.AnyPartition(all[n])
+	}
+	slices.Sort(all)
+	all = slices.Compact(all)
 	if eventType != "" {
 		subject := events.Subject(eventType, key)
 		if len(all) > 0 && !slices.ContainsFunc(all, func(filter string) bool { return covers(filter, subject) }) {

@@ -79,8 +79,8 @@ type Replay struct {
 	effects    bool
 	paused     bool // by an operator
 	processes  int
-	durable    jetstream.ConsumerConfig
-	ackFloor   uint64 // of the durable consumer
+	slices     int
+	durables   []jetstream.Consumer // of each slice, as they were when the replay was opened
 	lock       *pgx.Conn
 }
 
@@ -91,10 +91,10 @@ func Open(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, consume
 	r := &Replay{db: db, js: js, name: consumer}
 	var stream string
 	err := db.QueryRow(ctx, `
-		select stream, stream_created, generation, ordered, effects, paused_at is not null and not starts_with(pause_reason, $2),
+		select stream, stream_created, generation, slices, ordered, effects, paused_at is not null and not starts_with(pause_reason, $2),
 		       (select count(*) from pgjet.process p where p.consumer = c.name and seen_at between clock_timestamp() - interval '15 s' and clock_timestamp() + interval '15 s')
 		  from pgjet.consumer c where name = $1`, consumer, inbox.ReplayPause).
-		Scan(&stream, &r.created, &r.generation, &r.ordered, &r.effects, &r.paused, &r.processes)
+		Scan(&stream, &r.created, &r.generation, &r.slices, &r.ordered, &r.effects, &r.paused, &r.processes)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, fmt.Errorf("%w: %s is not in pgjet.consumer of this database; a process of it that runs enters it", ErrNoConsumer, consumer)
 	}
@@ -123,18 +123,32 @@ func (r *Replay) bind(ctx context.Context, stream string) (err error) {
 		return fmt.Errorf("%w: no process of %s has run since stream %s was made on %s; start one, then replay",
 			ErrChanged, r.name, stream, r.stream.CachedInfo().Created.UTC().Format(time.RFC3339))
 	}
-	consumer, err := r.stream.Consumer(ctx, r.name)
-	if natsconn.Of(err) == jserror.ConsumerMissing {
-		return fmt.Errorf("%s: %w: JetStream has no durable consumer %s on stream %s; a process of it that runs makes it", jserror.ConsumerMissing, ErrNoConsumer, r.name, stream)
+	for _, name := range inbox.Durables(r.name, r.slices) {
+		durable, err := r.stream.Consumer(ctx, name)
+		if natsconn.Of(err) == jserror.ConsumerMissing {
+			return fmt.Errorf("%s: %w: JetStream has no durable consumer %s on stream %s; a process of it that runs makes it", jserror.ConsumerMissing, ErrNoConsumer, name, stream)
+		}
+		if err != nil {
+			return fmt.Errorf("look up durable consumer %s: %w", name, r.explain(err))
+		}
+		r.durables = append(r.durables, durable)
 	}
-	if err != nil {
-		return fmt.Errorf("look up durable consumer %s: %w", r.name, r.explain(err))
-	}
-	r.durable, r.ackFloor = consumer.CachedInfo().Config, consumer.CachedInfo().AckFloor.Stream
 	return nil
 }
 
 // explain puts the reason before an error of JetStream.
+// look asks for the state of all durable consumers.
+func (r *Replay) look(ctx context.Context) (all []*jetstream.ConsumerInfo, err error) {
+	for _, name := range inbox.Durables(r.name, r.slices) {
+		durable, err := r.stream.Consumer(ctx, name)
+		if err != nil {
+			return nil, fmt.Errorf("look up durable consumer %s: %w", name, r.explain(err))
+		}
+		all = append(all, durable.CachedInfo())
+	}
+	return all, nil
+}
+
 func (r *Replay) explain(err error) error {
 	return natsconn.Explain(r.js.Conn(), err, "operator --consumer "+r.name)
 }

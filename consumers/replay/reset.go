@@ -103,17 +103,22 @@ func (r *Replay) drain(ctx context.Context) error {
 	defer cancel()
 	last, since := uint64(0), time.Now()
 	for {
-		consumer, err := r.stream.Consumer(ctx, r.name)
+		infos, err := r.look(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case err != nil:
-			return fmt.Errorf("look up durable consumer %s: %w", r.name, r.explain(err))
-		case consumer.CachedInfo().NumAckPending == 0:
+			return err
+		}
+		now, pending := uint64(0), 0
+		for _, info := range infos {
+			now, pending = now+info.Delivered.Consumer+info.AckFloor.Consumer, pending+info.NumAckPending
+		}
+		if pending == 0 {
 			return nil
 		}
-		if info := consumer.CachedInfo(); info.Delivered.Consumer+info.AckFloor.Consumer != last {
-			last, since = info.Delivered.Consumer+info.AckFloor.Consumer, time.Now()
+		if now != last {
+			last, since = now, time.Now()
 		} else if time.Since(since) > quietTime {
 			return nil // what was given back counts as in hand
 		}
@@ -124,18 +129,20 @@ func (r *Replay) drain(ctx context.Context) error {
 	}
 }
 
-// rewind sets the durable consumer back to the first place of the plan, or to what it
+// rewind sets the durable consumers back to the first place of the plan, or to what one
 // has not delivered yet if that comes before: a reset forward would skip it.
 func (r *Replay) rewind(ctx context.Context, p *Plan) error {
 	ctx, cancel := context.WithTimeout(ctx, rewindTime)
 	defer cancel()
-	consumer, err := r.stream.Consumer(ctx, r.name)
+	infos, err := r.look(ctx)
 	if err != nil {
-		return fmt.Errorf("look up durable consumer %s: %w", r.name, r.explain(err))
+		return err
 	}
-	to := min(p.From, consumer.CachedInfo().AckFloor.Stream+1)
-	if _, err := r.stream.ResetConsumerToSequence(ctx, r.name, to); err != nil {
-		return fmt.Errorf("reset durable consumer %s to sequence %d: %w", r.name, to, r.explain(err))
+	for _, info := range infos {
+		to := min(p.From, info.AckFloor.Stream+1)
+		if _, err := r.stream.ResetConsumerToSequence(ctx, info.Name, to); err != nil {
+			return fmt.Errorf("reset durable consumer %s to sequence %d: %w", info.Name, to, r.explain(err))
+		}
 	}
 	return nil
 }

@@ -24,12 +24,12 @@ func TestReset(t *testing.T) {
 	b.publish(repeat("note.made a", 6)...)
 	b.deliver(6)
 	b.know("done", 1, 2, 4, 6)
-	b.exec(`update pgjet.consumer set floor = 6`)
+	b.exec(`update pgjet.slice set floor = 6`)
 	result := b.mustRun(replay.Selection{FromSeq: 3})
 	if got := b.deliver(1); !slices.Equal(got, []uint64{3}) {
 		t.Errorf("the next delivery is %d, want 3", got)
 	}
-	if got := value[string](b, `select concat_ws(' ', floor, epoch, paused_at, rebuild) from pgjet.consumer`); got != "2 2 f" {
+	if got := value[string](b, `select concat_ws(' ', floor, s.epoch, paused_at, rebuild) from pgjet.consumer c join pgjet.slice s on consumer = name`); got != "2 2 f" {
 		t.Errorf("floor, epoch, pause and rebuild are %q, want 2 2 f", got)
 	}
 	if got := value[int](b, `select count(*) from pgjet.inbox`); got != 4 {
@@ -48,9 +48,10 @@ func TestResetNeverGoesForward(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, true, false)
 	b.publish(repeat("note.made a", 6)...)
-	b.exec(`update pgjet.consumer set floor = 1, rebuild = true`)
+	b.exec(`update pgjet.slice set floor = 1`)
+	b.exec(`update pgjet.consumer set rebuild = true`)
 	b.mustRun(replay.Selection{FromSeq: 4})
-	if got := value[string](b, `select concat_ws(' ', floor, rebuild) from pgjet.consumer`); got != "1 t" {
+	if got := value[string](b, `select concat_ws(' ', floor, rebuild) from pgjet.consumer join pgjet.slice on consumer = name`); got != "1 t" {
 		t.Errorf("floor and rebuild are %q, want 1 t", got)
 	}
 }
@@ -204,7 +205,7 @@ func TestFailedResetIsUndone(t *testing.T) {
 	}
 	r.Close()
 	if got := value[string](b, `select concat_ws(', ', paused_by, pause_reason, floor, rebuild, detail->'done'->>'step', (select count(*) from pgjet.inbox where state = 'done'))
-		from pgjet.consumer c, pgjet.operation`); got != "0, f, undone, 3" {
+		from pgjet.consumer c, pgjet.slice, pgjet.operation`); got != "0, f, undone, 3" {
 		t.Errorf("the consumer and the operation are %q, want no pause, and nothing forgotten", got)
 	}
 	if _, err := b.js.CreateConsumer(t.Context(), "EVENTS", config); err != nil {

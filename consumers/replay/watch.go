@@ -43,13 +43,17 @@ func (r *Replay) left(ctx context.Context, p *Plan) (passed bool, n int, err err
 	if p.Way == ByIntent {
 		return true, 0, nil
 	}
-	consumer, err := r.stream.Consumer(ctx, r.name)
+	infos, err := r.look(ctx)
 	if err != nil {
 		return false, 0, err
 	}
-	info := consumer.CachedInfo()
-	n = int(info.NumPending) + info.NumAckPending
-	return info.AckFloor.Stream >= p.last || n == 0, n, nil
+	passed = true
+	for _, info := range infos {
+		pending := int(info.NumPending) + info.NumAckPending
+		passed = passed && (info.AckFloor.Stream >= p.last || pending == 0)
+		n += pending
+	}
+	return passed, n, nil
 }
 
 // due returns how many intents of the range are being tried or wait for a process, not for their time or

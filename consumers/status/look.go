@@ -10,6 +10,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/natsconn"
 	"github.com/pgjet/pgjet/internal/sqlstate"
@@ -53,11 +55,18 @@ func lookTwice(ctx context.Context, db database, js jetstream.JetStream, all []S
 // look asks JetStream, and counts the inbox.
 func (s *Status) look(ctx context.Context, db database, js jetstream.JetStream) error {
 	s.lacks = ""
-	consumer, err := js.Consumer(ctx, s.Stream, s.Name)
-	if err == nil {
+	s.MaxAckPending, s.frozen, s.filters = 0, false, nil
+	var err error
+	for _, s.durable = range inbox.Durables(s.Name, s.of) {
+		var consumer jetstream.Consumer
+		if consumer, err = js.Consumer(ctx, s.Stream, s.durable); err != nil {
+			break
+		}
 		info := consumer.CachedInfo()
-		s.MaxAckPending, s.frozen = info.Config.MaxAckPending, info.Paused
-		s.filters = append(info.Config.FilterSubjects, info.Config.FilterSubject)
+		s.MaxAckPending, s.frozen = s.MaxAckPending+info.Config.MaxAckPending, s.frozen || info.Paused
+		s.filters = append(append(s.filters, info.Config.FilterSubjects...), info.Config.FilterSubject)
+	}
+	if err == nil {
 		var a consumers.Account
 		if a, err = consumers.ReadAccount(ctx, db, js, s.Stream, s.Name); err == nil {
 			s.Account = a
@@ -86,15 +95,22 @@ func (s *Status) lookAtOldest(ctx context.Context, js jetstream.JetStream) {
 	if err != nil {
 		return
 	}
-	for _, subject := range s.filters {
-		if subject == "" {
-			continue
-		}
+	for _, subject := range wholeFilters(s.filters) {
 		msg, err := stream.GetMsg(ctx, s.AckFloor+1, jetstream.WithGetMsgSubject(subject))
 		if err == nil {
 			s.OldestSeconds = max(s.OldestSeconds, s.At.Sub(msg.Time).Seconds())
 		}
 	}
+}
+
+// wholeFilters returns what the filters of all slices have in common, without the partitions.
+func wholeFilters(all []string) (whole []string) {
+	for _, subject := range all {
+		if subject = events.AnyPartition(subject); subject != "" && !slices.Contains(whole, subject) {
+			whole = append(whole, subject)
+		}
+	}
+	return whole
 }
 
 // compare tells from an earlier account how things go.

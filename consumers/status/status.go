@@ -33,22 +33,31 @@ type Status struct {
 	Arrivals      float64        `json:"arrivals"`        // events that the stream gets for it each second, now
 	OldestSeconds float64        `json:"oldest_seconds"`  // age of the oldest event that is not handled; 0 if there is none
 	Stream        string         `json:"stream"`
-	Ordered       bool           `json:"ordered"`        // one process at a time handles events
-	Effects       bool           `json:"effects"`        // that are outside the database
-	Active        string         `json:"active_process"` // of an ordered consumer, the one that took the lead last
-	ActiveSince   *time.Time     `json:"active_since"`
-	Paused        *inbox.Paused  `json:"paused"` // nil if not
+	Ordered       bool           `json:"ordered"` // one process at a time handles the events of a slice
+	Effects       bool           `json:"effects"` // that are outside the database
+	Slices        []Slice        `json:"slices"`  // of one that keeps the order: who owns them
+	Paused        *inbox.Paused  `json:"paused"`  // nil if not
 	Processes     []Process      `json:"processes"`
 	Last          *Process       `json:"last_process"` // seen last, if none is seen now
 	Sagas         []saga.Waiting `json:"sagas"`        // of its name, which it begins: those that do not get further
 	Why           Why            `json:"why"`          // the worst reason
 	Also          []Why          `json:"also"`         // others that hold, too
 
+	of      int      // slices
+	durable string   // looked at last
 	lacks   string   // the code for what is missing in JetStream
 	absent  string   // that the stream does not exist, and which do
 	filters []string // of the durable consumer
 	frozen  bool     // paused in JetStream, by no means of ours
 	growth  int64    // of Lag, between two looks
+}
+
+// A Slice is a share of the keys of a consumer that keeps the order.
+type Slice struct {
+	consumers.SliceAccount
+	Process string     `json:"process"` // host:pid of the owner; "" if nobody owns it
+	Since   *time.Time `json:"since"`   // when it took the slice
+	Why     Why        `json:"why"`
 }
 
 // A Process runs a consumer. Those that stand by for an ordered one are not known.
@@ -106,7 +115,7 @@ func unknown(name string, all []Status) error {
 // load reads what the database alone knows.
 func load(ctx context.Context, db database) ([]Status, error) {
 	rows, err := db.Query(ctx, `
-		select c.name, c.stream, c.ordered, c.effects, coalesce(c.process, ''), c.since,
+		select c.name, c.stream, c.ordered, c.effects, c.slices,
 		       `+inbox.PausedColumns+`, clock_timestamp(),
 		       (select count(*) from pgjet.dead_letter d where d.consumer = c.name and d.state = 'dead'),
 		       i.waiting, i.oldest
@@ -121,12 +130,9 @@ func load(ctx context.Context, db database) ([]Status, error) {
 		var at *time.Time
 		var by, reason string
 		var interrupted bool
-		err = row.Scan(&s.Name, &s.Stream, &s.Ordered, &s.Effects, &s.Active, &s.ActiveSince,
+		err = row.Scan(&s.Name, &s.Stream, &s.Ordered, &s.Effects, &s.of,
 			&at, &by, &reason, &interrupted, &s.At, &s.DeadLetters, &s.Retrying, &s.OldestSeconds)
 		s.Paused = inbox.ScanPaused(at, by, reason, interrupted)
-		if s.ActiveSince != nil {
-			s.ActiveSince = new(s.ActiveSince.UTC())
-		}
 		s.At, s.Processes = s.At.UTC(), []Process{}
 		return s, err
 	})
@@ -139,6 +145,9 @@ func load(ctx context.Context, db database) ([]Status, error) {
 	}
 	for i := range all {
 		if err := all[i].loadProcesses(ctx, db); err != nil {
+			return nil, err
+		}
+		if err := all[i].loadSlices(ctx, db); err != nil {
 			return nil, err
 		}
 		all[i].Sagas = slices.DeleteFunc(slices.Clone(sagas), func(w saga.Waiting) bool { return w.Name != all[i].Name })
@@ -167,6 +176,19 @@ func (s *Status) loadProcesses(ctx context.Context, db database) error {
 		case s.Last == nil && len(s.Processes) == 0:
 			s.Last = &p
 		}
+	}
+	return err
+}
+
+// loadSlices reads who owns the slices.
+func (s *Status) loadSlices(ctx context.Context, db database) error {
+	s.Slices = []Slice{}
+	if !s.Ordered {
+		return nil
+	}
+	owners, err := inbox.Owners(ctx, db, s.Name)
+	for _, o := range owners {
+		s.Slices = append(s.Slices, Slice{SliceAccount: consumers.SliceAccount{Slice: o.Slice}, Process: o.Process, Since: o.Since})
 	}
 	return err
 }

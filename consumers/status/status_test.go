@@ -247,12 +247,12 @@ func TestAtMaxAckPending(t *testing.T) {
 	b := newBench(t)
 	handle, _, _ := b.blocked()
 	c := config(handle)
-	want, err := c.Config()
+	want, err := c.Configs()
 	if err != nil {
 		t.Fatal(err)
 	}
-	want.MaxAckPending = 2
-	if _, _, err := consumers.Ensure(t.Context(), b.js, "EVENTS", want); err != nil {
+	want[0].MaxAckPending = 2
+	if _, _, err := consumers.Ensure(t.Context(), b.js, "EVENTS", want[0]); err != nil {
 		t.Fatal(err)
 	}
 	b.start(c)
@@ -371,7 +371,7 @@ func TestList(t *testing.T) {
 
 func TestOldTables(t *testing.T) {
 	b := newBench(t)
-	b.exec(`drop table pgjet.process, pgjet.consumer`)
+	b.exec(`drop table pgjet.process, pgjet.slice, pgjet.consumer`)
 	_, err := status.List(t.Context(), b.db, b.js)
 	if err == nil || !strings.Contains(err.Error(), "pgjet migrate up") {
 		t.Errorf("List() = %v", err)

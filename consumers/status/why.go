@@ -50,6 +50,28 @@ func (s *Status) Reasons() []Why { return append([]Why{s.Why}, s.Also...) }
 func (s *Status) judge() {
 	all := s.reasons()
 	s.Why, s.Also = all[0], all[1:]
+	for i := range s.Slices {
+		s.Slices[i].judge(s)
+	}
+}
+
+// judge completes what is known of a slice.
+func (one *Slice) judge(s *Status) {
+	for _, a := range s.Account.Slices {
+		if a.Slice == one.Slice {
+			one.SliceAccount = a
+		}
+	}
+	switch waiting := one.Lag + one.AckPending; {
+	case s.lacks != "" || s.Paused != nil || s.frozen:
+		one.Why = s.Why
+	case one.Process == "" && waiting > 0:
+		one.Why = say("no_process", "no process owns it")
+	case waiting > 0:
+		one.Why = say("moving", "%d wait", one.Lag)
+	default:
+		one.Why = say("idle", "nothing to do")
+	}
 }
 
 // reasons returns all that hold, the worst first, at least one. How fast events are handled is
@@ -87,7 +109,7 @@ func (s *Status) lacking() (w Why) {
 	case "stream_missing":
 		w = say("stream_missing", "%s", cmp.Or(s.absent, fmt.Sprintf("stream %s does not exist", s.Stream)))
 	case "consumer_missing":
-		w = say("consumer_missing", "stream %s has no durable consumer %s; the next process to begin makes it, at the inbox's position, unless NATS lets only an operator do so", s.Stream, s.Name)
+		w = say("consumer_missing", "stream %s has no durable consumer %s; the next process to begin makes it, at the inbox's position, unless NATS lets only an operator do so", s.Stream, s.durable)
 	}
 	return w
 }
@@ -185,8 +207,6 @@ func (s *Status) lastSeen() string {
 	switch {
 	case s.Last != nil:
 		return fmt.Sprintf("the last was %s, %s", s.Last.Process, ago(s.At.Sub(s.Last.SeenAt)))
-	case s.Active != "":
-		return "the last was " + s.Active + ", which ended in good order"
 	}
 	return "the last ended in good order"
 }

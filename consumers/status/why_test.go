@@ -39,11 +39,10 @@ func TestWhy(t *testing.T) {
 	}{
 		{"what is lost comes first", Status{Account: consumers.Account{Unaccounted: 2}, lacks: "", Paused: &inbox.Paused{}}, "unaccounted", "2 events"},
 		{"no stream", Status{Stream: "EVENTS", lacks: "stream_missing", Paused: &inbox.Paused{}}, "stream_missing", "EVENTS does not exist"},
-		{"no durable consumer", Status{Name: "billing", lacks: "consumer_missing", Paused: &inbox.Paused{}}, "consumer_missing", "billing"},
+		{"no durable consumer", Status{durable: "billing", lacks: "consumer_missing", Paused: &inbox.Paused{}}, "consumer_missing", "billing"},
 		{"paused", Status{Account: account(5, 0, 0), Paused: &inbox.Paused{At: noon.Add(-time.Minute), By: "ann@host", Reason: "upgrade"}}, "paused", `by ann@host 1m0s ago: "upgrade"`},
 		{"paused in JetStream", Status{Account: account(5, 0, 0), frozen: true}, "paused", "JetStream itself"},
 		{"nobody runs", Status{Account: account(1, 0, 0), Last: &Process{Process: "host:7", SeenAt: noon.Add(-3 * time.Minute)}}, "no_process", "the last was host:7, 3m0s ago"},
-		{"nobody runs, and retries wait", Status{Account: account(0, 0, 1), Active: "host:8"}, "no_process", "the last was host:8"},
 		{"nobody runs, and events are out", Status{Account: account(0, 1, 0)}, "no_process", "ended in good order"},
 		{"nobody runs, nothing to do", Status{Account: account(0, 0, 0)}, "idle", "no process runs"},
 		{"mail server away", Status{Account: account(9, 9, 0), Processes: process(unavailable), growth: 1}, "unavailable", "host:1 says unavailable: mail server"},

@@ -74,24 +74,82 @@ func (h Holder) String() string {
 // Take blocks until the lead of this name is the connection's. Now and then, and at
 // once, it calls standby with the session that has it instead.
 func Take(ctx context.Context, conn *pgx.Conn, name string, standby func(Holder)) error {
-	locked, err := try(ctx, conn, name)
+	return take(ctx, conn, name, "", standby)
+}
+
+// Join is [Take] for a lead that any number of connections share, but not with one that took it.
+func Join(ctx context.Context, conn *pgx.Conn, name string, standby func(Holder)) error {
+	return take(ctx, conn, name, "_shared", standby)
+}
+
+func take(ctx context.Context, conn *pgx.Conn, name, shared string, standby func(Holder)) error {
+	locked, err := try(ctx, conn, name, shared)
 	for err == nil && !locked {
-		if err := find(ctx, conn, name, standby); err != nil {
+		if err := find(ctx, conn, name, shared, standby); err != nil {
 			return err
 		}
-		if locked, err = block(ctx, conn, name); err == nil && !locked {
-			err = depose(ctx, conn, name)
+		if locked, err = block(ctx, conn, name, shared); err == nil && !locked {
+			err = Depose(ctx, conn, name)
 		}
 	}
 	return err
 }
 
-// try takes the lock if nobody has it.
-func try(ctx context.Context, conn *pgx.Conn, name string) (locked bool, err error) {
+// Try takes the lead of this name if nobody has it, and reports whether it did.
+func Try(ctx context.Context, conn *pgx.Conn, name string) (taken bool, err error) {
+	return try(ctx, conn, name, "")
+}
+
+func try(ctx context.Context, conn *pgx.Conn, name, shared string) (locked bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	err = conn.QueryRow(ctx, `select pg_try_advisory_lock(`+Lock+`)`, name).Scan(&locked)
+	err = conn.QueryRow(ctx, `select pg_try_advisory_lock`+shared+`(`+Lock+`)`, name).Scan(&locked)
 	return locked, err
+}
+
+// Leave gives up the lead that [Join] joined.
+func Leave(ctx context.Context, conn *pgx.Conn, name string) error {
+	return unlock(ctx, conn, name, "_shared")
+}
+
+// Release gives up the lead that [Take] or [Try] took.
+func Release(ctx context.Context, conn *pgx.Conn, name string) error {
+	return unlock(ctx, conn, name, "")
+}
+
+func unlock(ctx context.Context, conn *pgx.Conn, name, shared string) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	_, err := conn.Exec(ctx, `select pg_advisory_unlock`+shared+`(`+Lock+`)`, name)
+	return err
+}
+
+// Holders returns who has the leads of these names, several for one that was joined; none for one that is free.
+func Holders(ctx context.Context, conn *pgx.Conn, names ...string) (map[string][]Holder, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	rows, err := conn.Query(ctx, `
+		with leads as materialized (
+			select name, hashtextextended(name, 0) as key from unnest($1::text[]) as u (name)
+		), held as materialized (
+			select pid, classid::bigint << 32 | objid::bigint as key from pg_locks
+			 where locktype = 'advisory' and objsubid = 1 and granted
+			   and database = (select oid from pg_database where datname = current_database())
+		)
+		select name, pid, coalesce(application_name, ''), backend_start
+		  from leads join held using (key) left join pg_stat_activity using (pid) order by name, pid`, names)
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[string][]Holder)
+	var name string
+	var h Holder
+	_, err = pgx.ForEachRow(rows, []any{&name, &h.PID, &h.Application, &h.Since}, func() error {
+		h.Foreign = h.Application != conn.PgConn().ParameterStatus("application_name")
+		all[name] = append(all[name], h)
+		return nil
+	})
+	return all, err
 }
 
 // asked is the condition on pg_locks that a session holds the lock of the lead $1, or waits for it.
@@ -115,14 +173,15 @@ const State = `
 	  from own left join asked on granted and application_name is distinct from $2
 	 order by pid limit 1`
 
-// find calls standby with the holder, unless there is none any more.
-func find(ctx context.Context, conn *pgx.Conn, name string, standby func(Holder)) error {
+// find calls standby with the holder who is in the way, unless there is none any more.
+func find(ctx context.Context, conn *pgx.Conn, name, shared string, standby func(Holder)) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var h Holder
 	err := conn.QueryRow(ctx, `
 		select pid, coalesce(application_name, ''), backend_start from pg_locks left join pg_stat_activity using (pid) where `+held+`
-		 order by pid limit 1`, name).
+		   and ($2 = '' or mode = 'ExclusiveLock')
+		 order by pid limit 1`, name, shared).
 		Scan(&h.PID, &h.Application, &h.Since)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
@@ -135,12 +194,12 @@ func find(ctx context.Context, conn *pgx.Conn, name string, standby func(Holder)
 }
 
 // block waits for the lock for a while. The session keeps it beyond the transaction.
-func block(ctx context.Context, conn *pgx.Conn, name string) (locked bool, err error) {
+func block(ctx context.Context, conn *pgx.Conn, name, shared string) (locked bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	wait := pgx.TxOptions{BeginQuery: fmt.Sprintf(`begin; set local lock_timeout = '%dms'`, Silence.Milliseconds()/2)}
 	err = pgx.BeginTxFunc(ctx, conn, wait, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `select pg_advisory_lock(`+Lock+`)`, name)
+		_, err := tx.Exec(ctx, `select pg_advisory_lock`+shared+`(`+Lock+`)`, name)
 		return err
 	})
 	if sqlstate.Is(err, sqlstate.LockNotAvailable) {
@@ -149,8 +208,8 @@ func block(ctx context.Context, conn *pgx.Conn, name string) (locked bool, err e
 	return err == nil, err
 }
 
-// depose ends the session of a leader to whom the server could send nothing for long.
-func depose(ctx context.Context, conn *pgx.Conn, name string) error {
+// Depose ends the sessions of those who have a lead and to whom the server could send nothing for long.
+func Depose(ctx context.Context, conn *pgx.Conn, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	_, err := conn.Exec(ctx, `

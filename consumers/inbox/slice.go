@@ -1,0 +1,203 @@
+package inbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Tokens is how many tokens the subjects of events have: the most slices that a consumer can have.
+const Tokens = 64
+
+// A Slice is a fixed share of the keys of a consumer: those with so many tokens of subjects.
+type Slice struct {
+	Number int // from 0
+	Of     int // how many there are: 1, 2, 4 … [Tokens]; 0 is 1
+}
+
+// Tokens returns the first token of the slice, and the one behind its last.
+func (s Slice) Tokens() (from, to int) {
+	of := max(1, s.Of)
+	return s.Number * Tokens / of, (s.Number + 1) * Tokens / of
+}
+
+// Durable returns the name of the durable consumer that delivers the events of the slice: that of the consumer, and the
+// slice if there are several, such as "mailer-3of8".
+func (s Slice) Durable(consumer string) string {
+	if s.Of <= 1 {
+		return consumer
+	}
+	return fmt.Sprintf("%s-%dof%d", consumer, s.Number, s.Of)
+}
+
+// Durables returns the names of all durable consumers of a consumer with so many slices.
+func Durables(consumer string, slices int) (names []string) {
+	for n := range max(1, slices) {
+		names = append(names, Slice{n, slices}.Durable(consumer))
+	}
+	return names
+}
+
+// Slices returns into how many slices a consumer is divided; 1 if it is not known.
+func Slices(ctx context.Context, db Reader, consumer string) (n int, err error) {
+	err = db.QueryRow(ctx, `select coalesce(max(slices), 1) from pgjet.consumer where name = $1`, consumer).Scan(&n)
+	return n, failed("look up consumer "+consumer, err)
+}
+
+// An Owner is who owns a slice.
+type Owner struct {
+	Slice   int
+	Process string     // host:pid; "" if nobody does
+	Since   *time.Time // when it took the slice
+}
+
+// Owners returns who owns the slices of a consumer, in their order.
+func Owners(ctx context.Context, db Reader, consumer string) ([]Owner, error) {
+	rows, err := db.Query(ctx, `
+		select slice, coalesce(process, ''), since at time zone 'UTC' from pgjet.slice where consumer = $1 order by slice`, consumer)
+	if err != nil {
+		return nil, failed("look up who owns the slices", err)
+	}
+	all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Owner])
+	return all, failed("look up who owns the slices", err)
+}
+
+// A Place is how far a session of a slice may go on. The places in the stream are hints: the inbox is the record.
+type Place struct {
+	Epoch     int64
+	Floor     uint64 // all that the stream holds up to here is in the inbox
+	High      uint64 // nothing was ever delivered beyond
+	LostUntil uint64 // what comes from up to here and is not in the inbox was lost once
+	Redeliver bool   // everything is to be delivered once more
+	Orphaned  bool   // who owned the slice before did not say farewell
+}
+
+const placeColumns = `s.epoch, s.floor, s.high, s.lost_until, s.redeliver`
+
+func (p *Place) columns() []any {
+	return []any{&p.Epoch, &p.Floor, &p.High, &p.LostUntil, &p.Redeliver}
+}
+
+// Join returns the place of a consumer that does not keep the order. All its processes are alike.
+func Join(ctx context.Context, db DB, consumer string) (p Place, err error) {
+	err = db.QueryRow(ctx, `select `+placeColumns+` from pgjet.slice s where consumer = $1 and slice = 0`, consumer).Scan(p.columns()...)
+	return p, failed("look at the place of the consumer", err)
+}
+
+// Own makes a process the owner of a slice. It waits until no transaction of an attempt at the slice is open, anywhere, and ends the
+// session that had it before: with the next epoch, its attempts are refused. It returns [ErrSuperseded] if the
+// consumer was paused, or divided into another number of slices.
+func Own(ctx context.Context, db *pgxpool.Pool, consumer string, s Slice, process string) (p Place, err error) {
+	err = write(ctx, db, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock(`+sliceAttempts+`)`, consumer, s.Number); err != nil {
+			return err
+		}
+		err := tx.QueryRow(ctx, `
+			with next as (
+				update pgjet.consumer set epoch = epoch + 1 where name = $1 and slices = $4 and paused_at is null returning epoch
+			), was as (
+				select process from pgjet.slice where consumer = $1 and slice = $2
+			)
+			update pgjet.slice s set epoch = next.epoch, process = $3, since = clock_timestamp()
+			  from next, was where s.consumer = $1 and s.slice = $2
+			returning `+placeColumns+`, was.process is not null`, consumer, s.Number, process, max(1, s.Of)).
+			Scan(append(p.columns(), &p.Orphaned)...)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return ErrSuperseded
+		}
+		return err
+	})
+	return p, failed("take the slice", err)
+}
+
+// Leave says that the session attempts nothing any more: what it still has of the slice is given back, and the slice has no owner.
+func (t *Tenure) Leave(ctx context.Context, db DB) error {
+	from, to := t.Slice.Tokens()
+	_, err := db.Exec(ctx, `
+		with given as (
+			update pgjet.intent set attempts = attempts - 1, taken_by = null, taken_at = null, due_at = clock_timestamp()
+			 where consumer = $1 and taken_by = $3 and token >= $4 and token < $5
+		)
+		update pgjet.slice set process = null where consumer = $1 and epoch = $2 and process is not null`,
+		t.Consumer, t.Epoch, t.Session, from, to)
+	return failed("leave the slice", err)
+}
+
+// Current reports whether nobody superseded or paused any of the sessions with these epochs.
+func Current(ctx context.Context, db DB, consumer string, epochs []int64) (current bool, err error) {
+	err = db.QueryRow(ctx, `
+		select not exists (select from unnest($2::bigint[]) as u (epoch)
+		                    where not exists (select from pgjet.slice s where s.consumer = $1 and s.epoch = u.epoch))
+		   and paused_at is null from pgjet.consumer where name = $1`, consumer, epochs).Scan(&current)
+	return current, failed("look at the consumer", err)
+}
+
+// Save writes down how far the session has come. A floor of 0 leaves it as it is.
+func (t *Tenure) Save(ctx context.Context, db DB, floor, high uint64) error {
+	_, err := db.Exec(ctx, `
+		update pgjet.slice set floor = case when $3 > 0 then $3 else floor end, high = greatest(high, $4)
+		 where consumer = $1 and epoch = $2 and ($3 > 0 and floor <> $3 or high < $4)`,
+		t.Consumer, t.Epoch, int64(floor), int64(high))
+	return failed("save the place in the stream", err)
+}
+
+// Lost writes down that what the inbox does not know up to a place was delivered before: after a reset
+// JetStream does not tell it any more.
+func (t *Tenure) Lost(ctx context.Context, db DB, until uint64) error {
+	_, err := db.Exec(ctx, `update pgjet.slice set lost_until = greatest(lost_until, $3) where consumer = $1 and epoch = $2`,
+		t.Consumer, t.Epoch, int64(until))
+	return failed("write down what was delivered", err)
+}
+
+// Redelivered notes that everything of the slice is being delivered once more.
+func (t *Tenure) Redelivered(ctx context.Context, db DB) error {
+	_, err := db.Exec(ctx, `update pgjet.slice set redeliver = false where consumer = $1 and epoch = $2`, t.Consumer, t.Epoch)
+	return failed("write down what is delivered", err)
+}
+
+// LastKnown returns the last event up to a floor that the inbox has, of any slice, and its place, 0 if there is
+// none near the floor.
+func (t *Tenure) LastKnown(ctx context.Context, db DB, floor uint64) (id uuid.UUID, seq uint64, err error) {
+	const window = 10_000 // places that may hold events for others
+	err = db.QueryRow(ctx, `
+		select event_id, stream_seq from pgjet.inbox
+		 where consumer = $1 and generation = $2 and stream_seq between $3 and $4
+		 order by stream_seq desc limit 1`,
+		t.Consumer, t.Generation, max(1, int64(floor)-window), int64(floor)).Scan(&id, &seq)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = nil
+	}
+	return id, seq, failed("look for the inbox's position", err)
+}
+
+// Divide is a change of [Supersede] that divides a consumer into another number of slices. Each begins where the first of
+// the old ones was: what the inbox knows is skipped.
+func Divide(ctx context.Context, tx pgx.Tx, consumer string, slices int) error {
+	var floor, high, lost int64
+	var redeliver bool
+	err := tx.QueryRow(ctx, `
+		select coalesce(min(floor), 0), coalesce(max(high), 0), coalesce(max(lost_until), 0), coalesce(bool_or(redeliver), false)
+		  from pgjet.slice where consumer = $1`, consumer).Scan(&floor, &high, &lost, &redeliver)
+	if err != nil {
+		return err
+	}
+	b := &pgx.Batch{}
+	b.Queue(`delete from pgjet.slice where consumer = $1`, consumer)
+	b.Queue(`update pgjet.consumer set slices = $2 where name = $1`, consumer, slices)
+	b.Queue(`
+		insert into pgjet.slice (consumer, slice, epoch, floor, high, lost_until, redeliver)
+		select name, slice, epoch, $2, $3, $4, $5 from pgjet.consumer, generate_series(0, slices - 1) as s (slice) where name = $1`,
+		consumer, floor, high, lost, redeliver)
+	return tx.SendBatch(ctx, b).Close()
+}
+
+// Redeliver is a change of [Supersede] after which the next sessions have everything delivered once more.
+func Redeliver(ctx context.Context, tx pgx.Tx, consumer string) error {
+	_, err := tx.Exec(ctx, `update pgjet.slice set redeliver = true where consumer = $1`, consumer)
+	return err
+}

@@ -1,0 +1,475 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/internal/jserror"
+	"github.com/pgjet/pgjet/internal/lead"
+	"github.com/pgjet/pgjet/internal/natsconn"
+	"github.com/pgjet/pgjet/internal/postgres"
+)
+
+var (
+	errStandby  = errors.New("standby: another process is active")
+	errReleased = errors.New("the slice goes to another process")
+)
+
+// A member is one session of a process: it is connected, known to the database, and shares the slices of the
+// consumer with the other members. For each slice that it owns it has a [term].
+type member struct {
+	*run
+	stopping context.Context //nolint:containedctx // ends when the runner is told to stop
+	began    time.Time
+	session  string // who takes intents
+
+	// Set by begin, and read by all.
+	is          inbox.Registered
+	serverBegan time.Time // when the server was started with which the session began
+
+	// Of the goroutine of the session.
+	conn    *pgx.Conn // it has the locks
+	terms   map[int]*term
+	lookout lookout
+
+	// Shared.
+	end   context.CancelCauseFunc // ends the session
+	ended chan *term
+	gate  *gate        // how many attempts of all slices may run
+	solo  sync.RWMutex // held alone by an attempt at which a process died before
+	alone atomic.Bool  // there is one of those in hand
+}
+
+// session handles events until something fails, or ctx ends.
+func (r *run) session(ctx context.Context) error {
+	m := &member{run: r, stopping: ctx, began: time.Now(), session: fmt.Sprintf("%s:%s", r.process, uuid.NewString()[:8]),
+		terms: make(map[int]*term), ended: make(chan *term, inbox.Tokens), gate: newGate(r.Consumer.Workers)}
+	r.gate.Store(m.gate)
+	err := m.begin(ctx)
+	if m.conn != nil {
+		defer lead.Close(m.conn)
+	}
+	if err != nil {
+		return m.tell(ctx, m.explained(m.named(ctx, err)))
+	}
+	defer func() { r.ended = append(r.ended, m.session) }()
+	err = m.serve(ctx)
+	r.cut = r.cut || err != nil && ctx.Err() == nil && !errors.Is(err, inbox.ErrSuperseded)
+	r.renew(err)
+	return m.explained(m.named(ctx, err))
+}
+
+// named returns err, or who keeps the session from a table, if that is why it ended.
+func (m *member) named(ctx context.Context, err error) error {
+	if m.conn == nil || m.conn.IsClosed() {
+		return inbox.NameLock(ctx, m.db, err)
+	}
+	return inbox.NameLock(ctx, m.conn, err)
+}
+
+// tell leaves why no session began in the database, for those who ask there, if it is
+// at hand.
+func (m *member) tell(ctx context.Context, err error) error {
+	connected := m.conn != nil && !m.conn.IsClosed()
+	switch {
+	case ctx.Err() != nil, errors.Is(err, inbox.ErrSuperseded):
+	case connected:
+		_ = m.heartbeat(ctx, m.conn, err) // the log says it, too
+	case postgres.IsPooler(err) && postgres.CheckNames(ctx, m.db.Pool) == nil: // which takes statements
+		_ = m.heartbeat(ctx, m.db, err)
+	}
+	return err
+}
+
+// begin connects, joins the other members if order asks for it, and makes the consumer known.
+func (m *member) begin(ctx context.Context) (err error) {
+	direct, err := m.direct(ctx)
+	if err == nil {
+		m.conn, err = lead.Connect(ctx, direct, "consumer "+m.Consumer.Name, "pgjet-"+m.Consumer.Name,
+			postgres.Setting{Name: "lock_timeout", Value: lockTime})
+	}
+	if err != nil {
+		return &inbox.Error{What: "connect", Err: err}
+	}
+	if err := postgres.CheckNames(ctx, m.db.Pool); err != nil {
+		return &inbox.Error{What: "look at the pool", Err: err}
+	}
+	if err := inbox.Announce(ctx, m.conn, m.session); err != nil {
+		return err
+	}
+	if m.serverBegan, err = started(ctx, m.conn); err != nil {
+		return &inbox.Error{What: "ask when the server was started", Err: err}
+	}
+	if err := m.awaitTables(ctx); err != nil {
+		return err
+	}
+	// What could not be given back when earlier sessions ended, since the database was away.
+	if err := inbox.Abandon(ctx, m.conn, m.Consumer.Name, m.run.ended); err != nil {
+		return err
+	}
+	m.run.ended = nil
+	if m.ordered() {
+		if err := m.standBy(ctx, lead.Join); err != nil {
+			return err
+		}
+	}
+	if err := natsconn.CheckVersion(m.js.Conn()); err != nil {
+		return err
+	}
+	if err := m.register(ctx); err != nil {
+		return err
+	}
+	if m.is.Slices != m.Consumer.Slices {
+		if err := m.divide(ctx); err != nil {
+			return err
+		}
+	}
+	if err := m.rebuildIfAsked(ctx); err != nil || !m.ordered() {
+		return err
+	}
+	return m.asked("join the others", lead.Join(ctx, m.conn, m.membership(), m.standby(ctx)))
+}
+
+// The leads. A member has the first in shared mode, so that nobody divides the consumer anew; in the second one it
+// says that it wants its share; and it has that of each slice alone.
+func (r *run) active() string     { return "pgjet.active." + r.Consumer.Name }
+func (r *run) membership() string { return "pgjet.member." + r.Consumer.Name }
+func (r *run) ownership(slice int) string {
+	return fmt.Sprintf("pgjet.slice.%s.%d", r.Consumer.Name, slice)
+}
+
+func (m *member) asked(what string, err error) error {
+	if err != nil {
+		return &inbox.Error{What: what, Err: err}
+	}
+	return nil
+}
+
+// standBy waits until no process is active that does not share, or, to take, that shares.
+func (m *member) standBy(ctx context.Context, take func(context.Context, *pgx.Conn, string, func(lead.Holder)) error) error {
+	return m.asked("stand by", take(ctx, m.conn, m.active(), m.standby(ctx)))
+}
+
+// standby returns what to do about a session that is in the way.
+func (m *member) standby(ctx context.Context) func(lead.Holder) {
+	return func(h lead.Holder) {
+		err := fmt.Errorf("%w: the lead is %s", errStandby, h)
+		if h.Foreign {
+			err = fmt.Errorf("lead_taken: the lead is %s, which is no process of this consumer; find out what it is, and end it with pg_terminate_backend", h)
+			_ = m.heartbeat(ctx, m.conn, err) // the log says it, too
+		}
+		switch news := m.keeper.Waiting(err); {
+		case news && h.Foreign:
+			m.log.WarnContext(ctx, "not handling events", "err", err)
+		case news:
+			m.log.InfoContext(ctx, "another process is active, standing by", "holder", h.String())
+		}
+	}
+}
+
+// register makes the consumer known.
+func (m *member) register(ctx context.Context) error {
+	info, err := m.streamInfo(ctx)
+	if err != nil {
+		return err
+	}
+	err = pgx.BeginFunc(ctx, m.conn, func(tx pgx.Tx) (err error) {
+		m.is, err = inbox.Register(ctx, tx, inbox.Registration{Consumer: m.Consumer.Name, Stream: m.stream, MoveFrom: m.Runner.MoveFrom, Created: info.Created,
+			Ordered: m.ordered(), Effects: m.Consumer.Handler.effect != nil})
+		return err
+	})
+	if paused, ok := errors.AsType[*inbox.PausedError](err); ok {
+		return m.awaitResume(ctx, paused)
+	}
+	return err
+}
+
+// divide divides the consumer into as many slices as it shall have, once nobody works with another number.
+func (m *member) divide(ctx context.Context) error {
+	if m.ordered() {
+		if err := m.asked("stand by", lead.Leave(ctx, m.conn, m.active())); err != nil {
+			return err
+		}
+		if err := m.standBy(ctx, lead.Take); err != nil {
+			return err
+		}
+		if err := m.register(ctx); err != nil {
+			return err
+		}
+	}
+	if was := m.is.Slices; was != m.Consumer.Slices {
+		err := inbox.Supersede(ctx, m.db.Pool, m.Consumer.Name, func(tx pgx.Tx) error {
+			return inbox.Divide(ctx, tx, m.Consumer.Name, m.Consumer.Slices)
+		})
+		if err != nil {
+			return m.asked("divide the consumer", err)
+		}
+		m.log.InfoContext(ctx, "the consumer was divided into another number of slices", "slices", m.Consumer.Slices, "before", was)
+		m.forget(ctx, was)
+		m.is.Slices = m.Consumer.Slices
+	}
+	if !m.ordered() {
+		return nil
+	}
+	if err := m.standBy(ctx, lead.Join); err != nil {
+		return err
+	}
+	return m.asked("stand by", lead.Release(ctx, m.conn, m.active()))
+}
+
+// forget deletes the durable consumers of another number of slices, if it may.
+func (m *member) forget(ctx context.Context, slices int) {
+	for _, name := range inbox.Durables(m.Consumer.Name, slices) {
+		if err := m.js.DeleteConsumer(ctx, m.stream, name); err != nil && natsconn.Of(err) != jserror.ConsumerMissing {
+			m.log.WarnContext(ctx, "a durable consumer is not needed any more and could not be deleted; run: nats consumer rm "+m.stream+" "+name, "err", err)
+		}
+	}
+}
+
+// awaitTables returns nil once nobody keeps the consumer from its tables, or the lock that somebody
+// has held for long.
+func (m *member) awaitTables(ctx context.Context) error {
+	for began := time.Now(); ; {
+		lock, err := inbox.TableLock(ctx, m.conn)
+		switch {
+		case err != nil:
+			return err
+		case lock == nil:
+			return nil
+		case time.Since(began) >= heldFor:
+			return lock
+		case !sleep(ctx, pollEvery):
+			return ctx.Err()
+		}
+	}
+}
+
+// awaitResume waits for the end of a pause, and returns why there is no session.
+func (m *member) awaitResume(ctx context.Context, paused *inbox.PausedError) error {
+	for {
+		if m.keeper.Waiting(paused) {
+			m.log.InfoContext(ctx, "not handling events", "err", paused)
+		}
+		if err := m.heartbeat(ctx, m.conn, paused); err != nil {
+			return err
+		}
+		if !sleep(ctx, 2*pollEvery) {
+			return paused
+		}
+		still, err := inbox.ReadPause(ctx, m.conn, m.Consumer.Name)
+		if err != nil {
+			return err
+		}
+		if still == nil {
+			return inbox.ErrSuperseded
+		}
+		paused = &inbox.PausedError{Consumer: m.Consumer.Name, Paused: *still}
+	}
+}
+
+// rebuildIfAsked deletes what the handlers wrote, if a replay of everything asks for it.
+func (m *member) rebuildIfAsked(ctx context.Context) error {
+	if !m.is.Rebuild {
+		return nil
+	}
+	if m.Consumer.Clear == nil {
+		m.log.WarnContext(ctx, "this consumer has no Clear: what its handlers wrote before the replay stays")
+	}
+	err := inbox.Supersede(ctx, m.db.Pool, m.Consumer.Name, func(tx pgx.Tx) error {
+		asked, err := inbox.Rebuilt(ctx, tx, m.Consumer.Name)
+		if err != nil || !asked || m.Consumer.Clear == nil { // another process did it
+			return err
+		}
+		if err := m.Consumer.Clear(ctx, tx); err != nil {
+			return fmt.Errorf("clear before the replay: %w", err)
+		}
+		return nil
+	})
+	return m.asked("rebuild", err)
+}
+
+// serve owns a share of the slices until something fails, or ctx ends. Then it takes no more, and keeps its slices until
+// what has begun is finished.
+func (m *member) serve(outer context.Context) error {
+	ctx, end := context.WithCancelCause(outer)
+	defer end(nil)
+	m.end = end
+	for saved := (time.Time{}); ctx.Err() == nil; m.await(ctx) {
+		if err := m.tend(ctx, &saved); err != nil {
+			end(err)
+		}
+	}
+	holding := context.WithoutCancel(ctx)
+	if m.ordered() && !m.conn.IsClosed() {
+		_ = lead.Leave(holding, m.conn, m.membership()) // if it fails, its end leaves
+	}
+	for len(m.terms) > 0 {
+		m.await(holding)
+		_, _ = m.current(holding) // a connection that says nothing is closed
+	}
+	holding, cancel := context.WithTimeout(holding, pingTime)
+	defer cancel()
+	_ = inbox.Farewell(holding, m.conn, m.Consumer.Name, m.process) // if it fails, others take it for dead
+	if err := context.Cause(ctx); outer.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+// await waits for a while, or until a term has ended, whose slice is free then.
+func (m *member) await(ctx context.Context) {
+	select {
+	case t := <-m.ended:
+		delete(m.terms, t.tenure.Slice.Number)
+		if m.ordered() && !m.conn.IsClosed() {
+			_ = lead.Release(context.WithoutCancel(ctx), m.conn, m.ownership(t.tenure.Slice.Number)) // if it fails, so does all else
+		}
+	case <-time.After(pollEvery):
+	case <-ctx.Done():
+	}
+}
+
+// tend obeys operators, shares the slices, saves the places in the stream, and says that the process lives.
+func (m *member) tend(ctx context.Context, saved *time.Time) error {
+	current, err := m.current(ctx)
+	switch {
+	case err != nil:
+		return ignoreEnd(ctx, err)
+	case !current:
+		return inbox.ErrSuperseded
+	}
+	if err := m.balance(ctx); err != nil {
+		return ignoreEnd(ctx, m.asked("share the slices", err))
+	}
+	if time.Since(*saved) < saveEvery {
+		return nil
+	}
+	*saved = time.Now()
+	for _, t := range m.terms {
+		if err := t.report(ctx); err != nil {
+			return ignoreEnd(ctx, err)
+		}
+	}
+	err = m.lookAtLocks(ctx)
+	if err == nil {
+		err = m.heartbeat(ctx, m.conn, m.gate.closed())
+	}
+	return ignoreEnd(ctx, err)
+}
+
+// current reports whether nobody superseded or paused the session.
+func (m *member) current(ctx context.Context) (bool, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime) // cancelling would close the connection
+	defer cancel()
+	var epochs []int64
+	for _, t := range m.terms {
+		if epoch := t.epoch.Load(); epoch > 0 {
+			epochs = append(epochs, epoch)
+		}
+	}
+	return inbox.Current(ctx, m.conn, m.Consumer.Name, epochs)
+}
+
+// balance begins terms of slices that nobody owns, and ends some, so that the members share them evenly.
+func (m *member) balance(ctx context.Context) error {
+	if !m.ordered() {
+		if len(m.terms) == 0 {
+			m.own(ctx, 0)
+		}
+		return nil
+	}
+	names := []string{m.membership()}
+	for s := range m.is.Slices {
+		names = append(names, m.ownership(s))
+	}
+	asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime) // cancelling would close the connection
+	defer cancel()
+	holders, err := lead.Holders(asking, m.conn, names...)
+	if err != nil {
+		return err
+	}
+	owned := make(map[int64]int) // by members
+	for _, h := range holders[m.membership()] {
+		owned[*h.PID] = 0
+	}
+	free := make([]int, 0, m.is.Slices)
+	var other *lead.Holder // of a slice
+	me := int64(m.conn.PgConn().PID())
+	for n := range m.is.Slices {
+		s := (n + int(me)) % m.is.Slices // not all members the same first
+		switch h := holders[m.ownership(s)]; {
+		case len(h) == 0 && m.terms[s] == nil:
+			free = append(free, s)
+		case len(h) == 0 || h[0].PID == nil:
+		default:
+			if _, member := owned[*h[0].PID]; member {
+				owned[*h[0].PID]++
+			}
+			if *h[0].PID != me {
+				other = &h[0]
+			}
+		}
+	}
+	var mine []*term
+	for _, t := range m.terms {
+		if !t.over.Load() {
+			mine = append(mine, t)
+		}
+	}
+	want := share(m.is.Slices, owned, me)
+	for _, t := range mine[min(want, len(mine)):] {
+		m.log.InfoContext(ctx, "a slice goes to another process", "slice", t.tenure.Slice.Number)
+		t.release()
+	}
+	for _, s := range free[:min(max(0, want-len(mine)), len(free))] {
+		if taken, err := lead.Try(asking, m.conn, m.ownership(s)); err != nil || !taken {
+			return err
+		}
+		m.own(ctx, s)
+	}
+	if len(m.terms) == 0 && other != nil {
+		m.standby(ctx)(*other)
+	}
+	return nil
+}
+
+// share returns how many of the slices a member shall own: as many as each other, and one more if there are some over and it
+// owns as many already, or more than others. Who owns how many of them decides who has to give some up.
+func share(slices int, owned map[int64]int, me int64) int {
+	if len(owned) == 0 {
+		return 0
+	}
+	each, over := slices/len(owned), slices%len(owned)
+	for pid, n := range owned {
+		if n > owned[me] || n == owned[me] && pid < me {
+			over--
+		}
+	}
+	if over > 0 {
+		each++
+	}
+	return each
+}
+
+// own begins the term of a slice.
+func (m *member) own(outer context.Context, slice int) {
+	t := newTerm(m, slice)
+	m.terms[slice] = t
+	ctx, fail := context.WithCancelCause(outer)
+	t.fail = fail
+	go func() {
+		defer func() { m.ended <- t }()
+		defer fail(nil)
+		if err := t.session(ctx); err != nil {
+			m.end(err)
+		}
+	}()
+}

@@ -1,0 +1,320 @@
+package consumers_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go"
+
+	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/consumers/replay"
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// locks returns how many slices each session of the database that is a member owns, fewest first.
+func (b *bench) locks() (owned []int) {
+	b.Helper()
+	rows, err := b.db.Query(b.Context(), `
+		with l as (
+			select pid, classid::bigint << 32 | objid::bigint as key from pg_locks
+			 where locktype = 'advisory' and objsubid = 1 and granted and database = (select oid from pg_database where datname = current_database())
+		)
+		select count(s.pid) from l left join l s on s.pid = l.pid and s.key in (select hashtextextended('pgjet.slice.test.' || n, 0) from generate_series(0, 63) n)
+		 where l.key = hashtextextended('pgjet.member.test', 0) group by l.pid order by 1`)
+	if err == nil {
+		owned, err = pgx.CollectRows(rows, pgx.RowTo[int])
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	return owned
+}
+
+func (b *bench) shares(want ...int) {
+	b.Helper()
+	began := time.Now()
+	testenv.Eventually(b, patience, fmt.Sprintf("the processes own %v slices", want), func() bool { return slices.Equal(b.locks(), want) })
+	b.Logf("after %s the processes own %v slices", time.Since(began).Round(time.Millisecond), want)
+	if took := time.Since(began); took > 5*time.Second {
+		b.Errorf("it took %s until the slices were shared evenly", took)
+	}
+}
+
+// TestSlicesAreShared: each process owns its even share, also when others come and go, and all events are handled once, in the
+// order of their keys. Only the slices that move are interrupted.
+func TestSlicesAreShared(t *testing.T) {
+	b := newBench(t)
+	b.log()
+	c := consumers.Consumer{Slices: 8, Handler: each(record)}
+	published := 0
+	more := func() {
+		for range 200 {
+			published++
+			b.publish(keyed(fmt.Sprint("key", published%40), published))
+		}
+	}
+	_, stopFirst := b.startOn(b.js, c)
+	more()
+	b.shares(8)
+	testenv.Eventually(t, patience, "all are handled", func() bool { return b.count(`select count(*) from done`) == published })
+	owned := b.epochs()
+	b.startOn(b.js, c)
+	more()
+	b.shares(4, 4)
+	testenv.Eventually(t, patience, "all are handled", func() bool { return b.count(`select count(*) from done`) == published })
+	if n := same(owned, b.epochs()); n != 4 {
+		t.Errorf("%d slices stayed with their process, want 4", n)
+	}
+	b.startOn(b.js, c)
+	more()
+	b.shares(2, 3, 3)
+	testenv.Eventually(t, patience, "all are handled", func() bool { return b.count(`select count(*) from done`) == published })
+	owned = b.epochs()
+	stopFirst()
+	more()
+	b.shares(4, 4)
+	testenv.Eventually(t, patience, "all are handled", func() bool { return b.count(`select count(*) from done`) == published })
+	if n := same(owned, b.epochs()); n < 5 {
+		t.Errorf("%d slices stayed with their process, want at least 5", n)
+	}
+	b.inOrder(published)
+	a, err := consumers.ReadAccount(t.Context(), b.db, b.js, "EVENTS", "test")
+	if err != nil || a.Done != int64(published) || a.Unaccounted != 0 || len(a.Slices) != 8 {
+		t.Errorf("account %+v, %v", a, err)
+	}
+}
+
+func (b *bench) epochs() (all []int) {
+	b.Helper()
+	rows, err := b.db.Query(b.Context(), `select epoch from pgjet.slice order by slice`)
+	if err == nil {
+		all, err = pgx.CollectRows(rows, pgx.RowTo[int])
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	return all
+}
+
+func same(a, b []int) (n int) {
+	for i := range a {
+		if a[i] == b[i] {
+			n++
+		}
+	}
+	return n
+}
+
+// TestSlicesOfTheDead: what a process owned that is killed is handled again at once; what one owned that is frozen, soon, and when it
+// wakes it changes nothing.
+func TestSlicesOfTheDead(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	s.keys = 64
+	c := child{Slices: 8}
+	first, second := s.run(c), s.run(c)
+	s.shares(4, 4)
+	s.more(200)
+	s.reaches(s.published)
+	first.kill()
+	began := time.Now()
+	s.more(200)
+	s.reaches(s.published)
+	t.Logf("killed: all was handled again after %s", time.Since(began).Round(time.Millisecond))
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("after a kill it took %s", took)
+	}
+	third := s.run(c)
+	s.shares(4, 4)
+	second.signal(syscall.SIGSTOP)
+	began = time.Now()
+	s.more(200)
+	s.reaches(s.published)
+	t.Logf("frozen: all was handled again after %s", time.Since(began).Round(time.Millisecond))
+	if took := time.Since(began); took > 15*time.Second {
+		t.Errorf("after a freeze it took %s", took)
+	}
+	second.signal(syscall.SIGCONT)
+	s.more(200)
+	s.reaches(s.published)
+	s.shares(4, 4)
+	third.stop()
+	s.shares(8)
+	s.check(true)
+}
+
+// TestDivided: a consumer is divided into another number of slices while processes with the number before still run: these stand by,
+// nothing is lost, and keys keep their order, also those that wait behind a failure or a dead letter.
+func TestDivided(t *testing.T) {
+	b := newBench(t)
+	b.log()
+	var broken atomic.Bool
+	broken.Store(true)
+	handle := func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		if e.Seq%50 == 7 && broken.Load() {
+			return fmt.Errorf("not yet")
+		}
+		return record(ctx, tx, e)
+	}
+	published := 0
+	more := func() {
+		for range 200 {
+			published++
+			b.publish(keyed(fmt.Sprint("key", published%20), published))
+		}
+	}
+	more()
+	stop := func() {}
+	for _, n := range []int{1, 8, 2, 64, 1} {
+		_, next := b.startOn(b.js, consumers.Consumer{Slices: n, Handler: each(handle), MaxAttempts: consumers.Unlimited})
+		more()
+		stop()
+		stop = next
+		testenv.Eventually(t, patience, fmt.Sprintf("it has %d slices", n), func() bool {
+			return b.count(`select coalesce(max(slices), 0) from pgjet.consumer`) == n && b.count(`select count(*) from pgjet.slice where process is not null`) == n
+		})
+		more()
+	}
+	broken.Store(false)
+	testenv.Eventually(t, patience, "all are handled", func() bool { return b.count(`select count(*) from done`) == published })
+	b.settled()
+	b.inOrder(published)
+	stream, err := b.js.Stream(t.Context(), "EVENTS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range stream.ConsumerNames(t.Context()).Name() {
+		if name != "test" {
+			t.Errorf("durable consumer %s is left", name)
+		}
+	}
+}
+
+// TestSlicesObeyOperators: a pause, a replay, a redrive and a dead letter that holds a key back work across slices.
+func TestSlicesObeyOperators(t *testing.T) {
+	b := newBench(t)
+	b.log()
+	var broken atomic.Bool
+	broken.Store(true)
+	c := consumers.Consumer{Slices: 4, ParkKey: true, MaxAttempts: 2,
+		Clear: func(ctx context.Context, tx pgx.Tx) error { _, err := tx.Exec(ctx, `delete from done`); return err },
+		Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+			if e.Seq <= 20 && broken.Load() {
+				return permanent(fmt.Errorf("broken"))
+			}
+			return record(ctx, tx, e)
+		})}
+	for n := range 200 {
+		b.publish(keyed(fmt.Sprint("key", n%40), n+1))
+	}
+	b.startOn(b.js, c)
+	b.startOn(b.js, c)
+	testenv.Eventually(t, patience, "20 keys are parked, the others done", func() bool {
+		return b.count(`select count(*) from pgjet.dead_letter where state = 'dead'`) == 20 && b.count(`select count(*) from done`) == 100 &&
+			b.count(`select count(*) from pgjet.intent`) == 80
+	})
+	broken.Store(false)
+	if _, err := replay.Redrive(t.Context(), b.db, inbox.Filter{Consumer: "test"}, replay.Decision{By: "ann@host", Reason: "mended"}); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, patience, "all are handled", func() bool { return b.count(`select count(*) from done`) == 200 })
+	b.inOrder(200)
+
+	if _, _, err := inbox.Pause(t.Context(), b.db, "test", "ann@host", "a test"); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, patience, "nothing is in flight", func() bool {
+		quiet, err := inbox.Quiet(t.Context(), b.db, "test", time.Second)
+		return err == nil && quiet
+	})
+	b.publish(keyed("key1", 201))
+	time.Sleep(600 * time.Millisecond) // longer than a session looks away
+	if n := b.count(`select count(*) from done`); n != 200 {
+		t.Errorf("%d events are handled during the pause, want 200", n)
+	}
+	if _, err := inbox.Resume(t.Context(), b.db, "test", "ann@host", "a test", ""); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, patience, "it goes on", func() bool { return b.count(`select count(*) from done`) == 201 })
+
+	r, err := replay.Open(t.Context(), b.db, b.js, "test")
+	if err == nil {
+		err = r.Lock(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	p, err := r.Plan(t.Context(), replay.Selection{All: true, Again: true})
+	if err != nil || p.Again != 201 || !p.Rebuild {
+		t.Fatalf("plan %+v, %v", p, err)
+	}
+	first := b.count(`select min(i) from done`)
+	if _, err := r.Run(t.Context(), p, "ann@host", "a test", true, func(int64, int, int) {}); err != nil {
+		t.Fatal(err)
+	}
+	b.inOrder(201)
+	if n := b.count(`select min(i) from done`); n <= first {
+		t.Error("the effects are those from before the replay")
+	}
+}
+
+// flood publishes that many events more, faster than one after the other.
+func (s *scene) flood(count int) {
+	s.Helper()
+	for range count {
+		s.published++
+		subject, header, body := s.nth(s.published).Message()
+		if _, err := s.js.PublishMsgAsync(&nats.Msg{Subject: subject, Header: header, Data: body}); err != nil {
+			s.Fatal(err)
+		}
+	}
+	select {
+	case <-s.js.PublishAsyncComplete():
+	case <-time.After(healing):
+		s.Fatal("the stream does not take the events")
+	}
+}
+
+// TestChaosTenProcesses kills, freezes and starts ten processes of one ordered consumer at random.
+func TestChaosTenProcesses(t *testing.T) {
+	longOnly(t)
+	s := newScene(t)
+	s.keys = 1000
+	c := child{Slices: 16}
+	all := make([]*process, 10)
+	for i := range all {
+		all[i] = s.run(c)
+	}
+	total := upTo(2000, 200_000)
+	for s.published < total {
+		s.flood(min(2000, total-s.published))
+		i := s.rand.IntN(len(all))
+		switch s.rand.IntN(4) {
+		case 0:
+			all[i].kill()
+			all[i] = s.run(c)
+		case 1:
+			all[i].stop()
+			all[i] = s.run(c)
+		case 2:
+			all[i].signal(syscall.SIGSTOP)
+			frozen := all[i].cmd.Process
+			time.AfterFunc(time.Duration(s.rand.IntN(20_000))*time.Millisecond, func() { _ = frozen.Signal(syscall.SIGCONT) })
+		}
+		s.reaches(s.published - 10_000)
+	}
+	for _, p := range all {
+		_ = p.cmd.Process.Signal(syscall.SIGCONT)
+	}
+	s.reaches(s.published)
+	s.check(true)
+}
