@@ -41,7 +41,9 @@ func (b *bench) locks() (owned []int) {
 func (b *bench) shares(want ...int) {
 	b.Helper()
 	began := time.Now()
-	testenv.Eventually(b, patience, fmt.Sprintf("the processes own %v slices", want), func() bool { return slices.Equal(b.locks(), want) })
+	testenv.Eventually(b, patience, fmt.Sprintf("the processes own %v slices", want), func() bool {
+		return slices.Equal(b.locks(), want) && b.count(`select count(*) from pgjet.slice where process is null`) == 0
+	})
 	b.Logf("after %s the processes own %v slices", time.Since(began).Round(time.Millisecond), want)
 	if took := time.Since(began); took > 5*time.Second {
 		b.Errorf("it took %s until the slices were shared evenly", took)
@@ -64,27 +66,24 @@ func TestSlicesAreShared(t *testing.T) {
 	_, stopFirst := b.startOn(b.js, c)
 	more()
 	b.shares(8)
-	testenv.Eventually(t, patience, "all are handled", func() bool { return b.count(`select count(*) from done`) == published })
 	owned := b.epochs()
 	b.startOn(b.js, c)
 	more()
 	b.shares(4, 4)
-	testenv.Eventually(t, patience, "all are handled", func() bool { return b.count(`select count(*) from done`) == published })
 	if n := same(owned, b.epochs()); n != 4 {
 		t.Errorf("%d slices stayed with their process, want 4", n)
 	}
 	b.startOn(b.js, c)
 	more()
 	b.shares(2, 3, 3)
-	testenv.Eventually(t, patience, "all are handled", func() bool { return b.count(`select count(*) from done`) == published })
 	owned = b.epochs()
 	stopFirst()
 	more()
 	b.shares(4, 4)
-	testenv.Eventually(t, patience, "all are handled", func() bool { return b.count(`select count(*) from done`) == published })
 	if n := same(owned, b.epochs()); n < 5 {
 		t.Errorf("%d slices stayed with their process, want at least 5", n)
 	}
+	testenv.Eventually(t, patience, "all are handled", func() bool { return b.count(`select count(*) from done`) == published })
 	b.inOrder(published)
 	a, err := consumers.ReadAccount(t.Context(), b.db, b.js, "EVENTS", "test")
 	if err != nil || a.Done != int64(published) || a.Unaccounted != 0 || len(a.Slices) != 8 {
