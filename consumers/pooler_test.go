@@ -202,14 +202,18 @@ func TestWrongEncodingIsRefused(t *testing.T) {
 // the consumer, and its status, name it.
 func TestForeignHolder(t *testing.T) {
 	t.Parallel()
-	for _, lock := range []string{"pg_advisory_lock", "pg_advisory_lock_shared"} {
+	for _, lock := range []string{
+		"pg_advisory_lock(hashtextextended('pgjet.active.test', 0))",
+		"pg_advisory_lock(hashtextextended('pgjet.slice.test.0', 0))",
+		"pg_advisory_lock_shared(hashtextextended('pgjet.slice.test.0', 0))",
+	} {
 		b := newBench(t)
 		conn, err := pgx.Connect(t.Context(), b.db.Config().ConnString()+"&application_name=psql")
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer conn.Close(t.Context())
-		if _, err := conn.Exec(t.Context(), `select `+lock+`(hashtextextended('pgjet.active.test', 0))`); err != nil {
+		if _, err := conn.Exec(t.Context(), "select "+lock); err != nil {
 			t.Fatal(err)
 		}
 		b.publish(event(1))
@@ -241,10 +245,11 @@ func TestForeignHolderOfAttempts(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	const key = `(hashtextextended('pgjet.consumer.test', 0))`
 	var r *consumers.Runner
-	for i, mode := range []string{"_shared", ""} { // the first keeps it from beginning, the second from attempts
-		do(`select pg_advisory_lock` + mode + key)
+	for i, lock := range []string{ // the first keeps it from beginning, the others from attempts
+		`_shared(hashtextextended('pgjet.consumer.test', 1))`, `(hashtextextended('pgjet.consumer.test', 1))`, `(hashtextextended('pgjet.consumer.test', 0))`,
+	} {
+		do(`select pg_advisory_lock` + lock)
 		b.publish(event(i + 1))
 		if r == nil {
 			r, _ = b.start(write)
@@ -253,11 +258,11 @@ func TestForeignHolderOfAttempts(t *testing.T) {
 		testenv.Eventually(t, patience, "the database says so", func() bool {
 			return b.count(`select count(*) from pgjet.process where cause like 'lead_taken: %'`) == 1
 		})
-		do(`select pg_advisory_unlock` + mode + key)
+		do(`select pg_advisory_unlock` + lock)
 		b.handled(i + 1)
 		b.ready(r)
 	}
-	b.once(2)
+	b.once(3)
 }
 
 // TestSchemaChangesUnderHandlers: a statement that the schema has outdated on every connection fails

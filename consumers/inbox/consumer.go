@@ -128,11 +128,11 @@ func interrupt(ctx context.Context, db DB, consumer string) error {
 	return err
 }
 
-// onLock is the condition on pg_locks that a session holds one of these locks, or waits for it.
+// onLock is the condition on l, a row of pg_locks, that a session holds one of these locks, or waits for it.
 func onLock(keys string) string {
-	return `locktype = 'advisory' and objsubid = 1
-		   and (classid::bigint << 32 | objid::bigint) in (` + keys + `)
-		   and pg_locks.database = (select oid from pg_database where datname = current_database())`
+	return `l.locktype = 'advisory' and l.objsubid = 1
+		   and (l.classid::bigint << 32 | l.objid::bigint) in (` + keys + `)
+		   and l.database = (select oid from pg_database where datname = current_database())`
 }
 
 // Depose ends the transactions of attempts at a slice in which nothing has been done for some seconds: those
@@ -141,7 +141,7 @@ func onLock(keys string) string {
 func Depose(ctx context.Context, db DB, consumer string, s Slice) error {
 	_, err := db.Exec(ctx, `
 		select pg_terminate_backend(pid)
-		  from pg_locks join pg_stat_activity using (pid)
+		  from pg_locks l join pg_stat_activity using (pid)
 		 where `+onLock(sliceAttempts)+` and granted and mode = 'ShareLock'
 		   and state like 'idle in transaction%' and state_change < clock_timestamp() - make_interval(secs => $3)`,
 		consumer, s.Number, lead.Silence.Seconds()/2)
@@ -153,9 +153,11 @@ func Depose(ctx context.Context, db DB, consumer string, s Slice) error {
 func Holder(ctx context.Context, db DB, consumer string) (*lead.Holder, error) {
 	var h lead.Holder
 	err := db.QueryRow(ctx, `
-		select pid, coalesce(application_name, ''), backend_start from pg_locks left join pg_stat_activity using (pid)
-		 where `+onLock(attempts)+` and granted and (mode = 'ExclusiveLock'
-		    or application_name is distinct from '`+AttemptName+`' and exists (select from pg_locks where `+onLock(attempts)+` and not granted))
+		select pid, coalesce(application_name, ''), backend_start from pg_locks l left join pg_stat_activity using (pid)
+		 where `+onLock(`select `+attempts+` union all select hashtextextended('pgjet.consumer.' || $1, n) from generate_series(1, 64) n`)+`
+		   and granted and (mode = 'ExclusiveLock' or application_name is distinct from '`+AttemptName+`' and exists (
+		           select from pg_locks w where w.locktype = 'advisory' and not w.granted
+		              and (w.database, w.classid, w.objid, w.objsubid) = (l.database, l.classid, l.objid, l.objsubid)))
 		 order by pid limit 1`, consumer).Scan(&h.PID, &h.Application, &h.Since)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
