@@ -10,9 +10,9 @@
 //   - Outside effects at least once, see [Effect]. An intent is committed before, and
 //     that it is done after. In between lies the only window for a second one.
 //   - In order. Events of one key are handled one after the other, in the order of the
-//     stream, by one process at a time; another takes over at once if it dies. Those of
-//     different keys are handled at the same time. [Consumer.Unordered] gives the order
-//     up, and shares the events among all processes.
+//     stream. Those of different keys are handled at the same time, by all processes that
+//     share the keys, see [Consumer.Slices]; if one dies, others take over at once.
+//     [Consumer.Unordered] gives the order up, and shares the events among all processes.
 //   - Never forgotten. The error that a handler returns is the verdict, see [Handler].
 //     What fails waits in the database, with its whole message, and later events of its
 //     key behind it; nothing else is held up. After [Consumer.MaxAttempts] attempts it is

@@ -295,7 +295,7 @@ func TestChaosTenProcesses(t *testing.T) {
 	}
 	total := upTo(2000, 200_000)
 	for s.published < total {
-		s.flood(min(2000, total-s.published))
+		s.flood(min(500, total-s.published))
 		i := s.rand.IntN(len(all))
 		switch s.rand.IntN(4) {
 		case 0:

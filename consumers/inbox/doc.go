@@ -1,5 +1,5 @@
 // Package inbox is the room of a consumer's tables, and the only one that writes them: consumer,
-// process, inbox, intent, attempt and dead_letter, in the schema pgjet of the database in which the
+// slice, process, inbox, intent, attempt and dead_letter, in the schema pgjet of the database in which the
 // handlers write. It knows nothing of NATS, starts no goroutine, and reads no clock but the database's.
 //
 // What becomes of an event inside a consumer, and which function moves it. The boxes are the states of
@@ -26,10 +26,10 @@
 //
 // # Who may do what
 //
-// A [Tenure] is one session of a consumer. What it does to events it does in transactions that hold the lock of
-// attempts in shared mode and have looked at its epoch behind that lock: [Supersede] takes the lock alone and
-// raises the epoch, so a session that was superseded changes nothing more. The epoch is what makes it safe; who
-// leads is only a matter of who tries. An intent is its session's for as long as taken_by says so, which
+// A [Tenure] is one session that owns a [Slice] of a consumer. What it does to events it does in transactions that hold the lock of
+// the consumer's attempts, and that of the slice's, in shared mode and have looked at the epoch of the slice behind those locks: [Own] takes the
+// lock of the slice alone and raises its epoch, [Supersede] that of the consumer and the epochs of all its slices. So a session that was
+// superseded changes nothing more. The epoch is what makes it safe; who believes to own a slice is only a matter of who tries. An intent is its session's for as long as taken_by says so, which
 // every statement about it asks for.
 //
 // # Order
@@ -41,5 +41,5 @@
 // # Account
 //
 // Each event that JetStream delivered has a row, or is in the hands of a process: [CountEvents]. Places in the
-// stream, which pgjet.consumer keeps, are hints; the rows are the record.
+// stream, which pgjet.slice keeps, are hints; the rows are the record.
 package inbox
