@@ -27,6 +27,7 @@ func consume(o options) scenario {
 	oneKey := consumption{Form: "ordered", Events: few, OneKey: true, From: few/2 + 1}
 	oneFails := oneKey
 	oneFails.Failing = oneKey.From
+	shares := consumption{Form: "ordered", Events: orQuick(o, 6_000, 3_000), Waiting: true, Slices: 8, Workers: 4}
 	return scenario{
 		name: "consume", title: "Handling events whose effect is a row",
 		note: fmt.Sprintf("The stream, or River's table, is filled before. The time runs from the first event that a handler gets to the commit of the last."+
@@ -37,6 +38,7 @@ func consume(o options) scenario {
 			" On the slow disk, each fsync and fdatasync of PostgreSQL takes %s or longer."+
 			" With one key, the second half of the events counts; where one fails, it is the first of these, and the time runs from its second attempt."+
 			" Handlers that wait do so for %s and write nothing, so that %d workers get through %.0f events/s at most; Effect is written down before and after."+
+			" Processes that share slices have 4 workers each, and the time runs from the first event that is published."+
 			" Raw consume acknowledges each message and has no database."+
 			" River works jobs that do nothing, with its default settings, and tuned: 1000 workers, FetchCooldown 1 ms;"+
 			" inserted and worked: its process inserts 5000 at a time meanwhile;"+
@@ -58,6 +60,9 @@ func consume(o options) scenario {
 			oneFails.variant("pgjet singly, one key, one fails", lazy).among("one key"),
 			consumption{Form: "ordered", Events: few / 2, Waiting: true}.variant("pgjet singly, waits, one process", lazy).among("waits"),
 			consumption{Form: "effect", Events: few / 2, Waiting: true}.variant("pgjet Effect, waits, one process", lazy).among("waits"),
+			shares.sharing(1).variant("pgjet, 8 slices, waits, one process", lazy).among("shared"),
+			shares.sharing(2).variant("pgjet, 8 slices, waits, two processes", lazy).among("shared"),
+			shares.sharing(4).variant("pgjet, 8 slices, waits, four processes", lazy).among("shared"),
 			consumption{Form: "raw", Events: many}.variant("limit: raw consume", lazy),
 			consumption{Form: "river", Events: orQuick(o, 5_000, 2_000)}.variant("River default, no-op", none).once(),
 			consumption{Form: "river-tuned", Events: many / 2}.variant("River tuned, no-op", none),
@@ -76,6 +81,10 @@ type consumption struct {
 	From    int    // the number of the first event that counts; 0: all do
 	Failing int    // each event whose number is a multiple fails at its first attempt; 0: none
 	Waiting bool   // handlers wait for externalWait, and write nothing
+	Slices  int    // of the consumer; 0 is the default
+	Workers int    // of one process; 0 is consumeWorkers
+
+	processes int // which share the slices before the first event comes; 0 is one, which finds the events there
 
 	slowDisk bool
 }
@@ -116,6 +125,9 @@ func (c consumption) variant(name string, on server) variant {
 			return result{}, err
 		}
 		defer s.close()
+		if c.processes > 0 {
+			return s.shared(ctx, c)
+		}
 		if err := s.fillConsume(ctx, c); err != nil {
 			return result{}, err
 		}
@@ -124,30 +136,53 @@ func (c consumption) variant(name string, on server) variant {
 	return v
 }
 
+// sharing returns c by so many processes.
+func (c consumption) sharing(processes int) consumption {
+	c.processes = processes
+	return c
+}
+
+// shared has the processes share the slices, then publishes the events, and measures until all are handled.
+func (s *site) shared(ctx context.Context, c consumption) (result, error) {
+	if err := s.makeEffects(ctx); err != nil {
+		return result{}, err
+	}
+	for range c.processes {
+		if _, err := s.start(ctx, "consume", consumeConfig{s.dsn, s.natsURL, c}); err != nil {
+			return result{}, err
+		}
+	}
+	for even := false; !even; {
+		if err := pause(ctx, lookEvery); err != nil {
+			return result{}, err
+		}
+		err := s.db.QueryRow(ctx, `
+			select count(*) = $1 and min(slices) = max(slices) and sum(slices) = $2 from (
+				select count(*) as slices from pgjet.slice where process is not null group by process) p`, c.processes, c.Slices).Scan(&even)
+		if err == nil {
+			err = s.failed()
+		}
+		if err != nil {
+			return result{}, err
+		}
+	}
+	began := time.Now()
+	if err := s.publishEvents(ctx, c); err != nil {
+		return result{}, err
+	}
+	if err := s.committed(ctx, c); err != nil {
+		return result{}, err
+	}
+	return result{values: []value{{"events", "/s", float64(c.Events) / time.Since(began).Seconds()}}}, nil
+}
+
 // fillConsume makes what the handlers need, and the events for them.
 func (s *site) fillConsume(ctx context.Context, c consumption) error {
-	_, err := s.db.Exec(ctx, `
-		create table effect (id uuid not null, n bigint not null, name text not null);
-		create table inserted (consumer text, id uuid, n bigint not null, at timestamptz not null default clock_timestamp(), primary key (consumer, id))`)
-	if err != nil {
+	if err := s.makeEffects(ctx); err != nil {
 		return err
 	}
 	if s.js != nil {
-		messages := make([]*nats.Msg, c.Events)
-		for i := range messages {
-			e := newEvent(i+1, time.Now())
-			if c.OneKey {
-				e.Key = "one"
-			}
-			e.Seq = int64(i + 1)
-			subject, header, body := e.Message()
-			messages[i] = &nats.Msg{Subject: subject, Header: header, Data: body}
-		}
-		js, err := jetstream.New(s.js.Conn(), jetstream.WithPublishAsyncMaxPending(4096))
-		if err != nil {
-			return err
-		}
-		if err := publishAll(ctx, js, messages); err != nil {
+		if err := s.publishEvents(ctx, c); err != nil {
 			return err
 		}
 	} else if f, river := rivers[c.Form]; river {
@@ -155,8 +190,35 @@ func (s *site) fillConsume(ctx context.Context, c consumption) error {
 			return err
 		}
 	}
-	_, err = s.db.Exec(ctx, `checkpoint`)
+	_, err := s.db.Exec(ctx, `checkpoint`)
 	return err
+}
+
+// makeEffects makes the tables that handlers write.
+func (s *site) makeEffects(ctx context.Context) error {
+	_, err := s.db.Exec(ctx, `
+		create table effect (id uuid not null, n bigint not null, name text not null);
+		create table inserted (consumer text, id uuid, n bigint not null, at timestamptz not null default clock_timestamp(), primary key (consumer, id))`)
+	return err
+}
+
+// publishEvents stores the events in the stream.
+func (s *site) publishEvents(ctx context.Context, c consumption) error {
+	messages := make([]*nats.Msg, c.Events)
+	for i := range messages {
+		e := newEvent(i+1, time.Now())
+		if c.OneKey {
+			e.Key = "one"
+		}
+		e.Seq = int64(i + 1)
+		subject, header, body := e.Message()
+		messages[i] = &nats.Msg{Subject: subject, Header: header, Data: body}
+	}
+	js, err := jetstream.New(s.js.Conn(), jetstream.WithPublishAsyncMaxPending(4096))
+	if err != nil {
+		return err
+	}
+	return publishAll(ctx, js, messages)
 }
 
 // consumed starts the part, and measures until all events are handled.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -112,7 +113,7 @@ func consumePgjet(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream,
 // consumer returns the consumer, whose handlers count.
 func (c consumption) consumer(count *counter) consumers.Consumer {
 	consumer := consumers.Consumer{
-		Name: "bench", Unordered: c.Form == "unordered", Workers: consumeWorkers, Group: c.Group,
+		Name: "bench", Unordered: c.Form == "unordered", Workers: cmp.Or(c.Workers, consumeWorkers), Group: c.Group, Slices: c.Slices,
 	}
 	if c.Failing > 0 {
 		consumer.MinRetry = failedRetry
