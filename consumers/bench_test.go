@@ -157,6 +157,7 @@ func (b *bench) start(handle handleFunc) (r *consumers.Runner, stop func()) {
 func (b *bench) startOn(js jetstream.JetStream, c consumers.Consumer) (r *consumers.Runner, stop func()) {
 	b.Helper()
 	c.Name = "test"
+	c.Slices = cmp.Or(c.Slices, 1) // tests of slices ask for more
 	c.MinRetry, c.MaxRetry = cmp.Or(c.MinRetry, 5*time.Millisecond), cmp.Or(c.MaxRetry, 50*time.Millisecond)
 	r = &consumers.Runner{Consumer: c, DB: b.db, JS: js, Log: testenv.Logger(b)}
 	return r, testenv.Run(b, r.Run)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -23,7 +24,13 @@ func (c Consumer) withDefaults() (Consumer, error) {
 	if err := validName("Name", c.Name); err != nil {
 		return c, fmt.Errorf("consumer %q: %w", c.Name, err)
 	}
-	for _, check := range []func() error{c.checkHandler, c.checkNumbers, c.checkTypes} {
+	if c.Slices == 0 {
+		c.Slices = 1
+		if !c.Unordered {
+			c.Slices = DefaultSlices
+		}
+	}
+	for _, check := range []func() error{c.checkHandler, c.checkNumbers, c.checkTypes, c.checkDurables} {
 		if err := check(); err != nil {
 			return c, fmt.Errorf("consumer %s: %w", c.Name, err)
 		}
@@ -33,7 +40,6 @@ func (c Consumer) withDefaults() (Consumer, error) {
 		workers = 1
 	}
 	c.Workers = cmp.Or(c.Workers, workers)
-	c.Slices = cmp.Or(c.Slices, 1)
 	if c.Handler.each != nil {
 		c.Group = cmp.Or(c.Group, 16)
 	}
@@ -169,6 +175,21 @@ func (c *Consumer) checkTypes() error {
 		}
 	}
 	c.Handler.types = types
+	return nil
+}
+
+// ofSlice matches the names of durable consumers of slices.
+var ofSlice = regexp.MustCompile(`-[0-9]+of[0-9]+$`)
+
+// checkDurables refuses names that make those of durable consumers impossible, or the same as another consumer's.
+func (c *Consumer) checkDurables() error {
+	if ofSlice.MatchString(c.Name) {
+		return errors.New("its Name is that of a slice of another consumer: let it end in another way")
+	}
+	last := inbox.Slice{Number: c.Slices - 1, Of: c.Slices}.Durable(c.Name)
+	if err := validName("Name, with that of a slice,", last); err != nil && c.Slices > 1 {
+		return err
+	}
 	return nil
 }
 

@@ -20,7 +20,7 @@ type Consumer struct {
 	// the order of the stream. What fails waits in the database: later events of its key wait
 	// behind it, those of other keys do not.
 	Unordered bool
-	// Slices is into how many fixed shares the keys of an ordered consumer are divided: 1, 2, 4, 8, 16, 32 or 64; 0 is 1. Each
+	// Slices is into how many fixed shares the keys of an ordered consumer are divided: 1, 2, 4, 8, 16, 32 or 64; 0 is [DefaultSlices]. Each
 	// is handled by one process at a time, so as many processes as there are slices can share the work; others
 	// stand by, and take over when one ends. Each slice has a durable consumer: "NAME", or "NAME-0of8", "NAME-1of8" …
 	// It may be changed: processes with another number of slices stand by until all of those before have ended.
@@ -53,6 +53,10 @@ type Consumer struct {
 	// no limit. An event at which processes die is set aside in any case.
 	MaxAttempts int
 }
+
+// DefaultSlices is into how many slices a consumer that keeps the order is divided: as many cost JetStream nothing, also with
+// three replicas.
+const DefaultSlices = 8
 
 // Unlimited is the [Consumer.MaxAttempts] of a consumer which tries an event until it succeeds, or until its
 // error is permanent.

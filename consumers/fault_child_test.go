@@ -119,7 +119,7 @@ type doomed struct {
 }
 
 func (d *doomed) consumer() consumers.Consumer {
-	c := consumers.Consumer{Name: "test", Unordered: d.Unordered, Slices: d.Slices, Workers: d.Workers, Timeout: d.Timeout,
+	c := consumers.Consumer{Name: "test", Unordered: d.Unordered, Slices: max(1, d.Slices), Workers: d.Workers, Timeout: d.Timeout,
 		MinRetry: 5 * time.Millisecond, MaxRetry: 50 * time.Millisecond}
 	switch d.Form {
 	case "batch":

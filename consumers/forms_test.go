@@ -357,7 +357,7 @@ func TestAccount(t *testing.T) {
 func TestInboxMustNotForget(t *testing.T) {
 	b := newBench(t)
 	r := &consumers.Runner{DB: b.db, JS: b.js, Log: testenv.Logger(b), Retention: time.Hour,
-		Consumer: consumers.Consumer{Name: "test", Handler: each(write, "note.made")}}
+		Consumer: consumers.Consumer{Name: "test", Slices: 1, Handler: each(write, "note.made")}}
 	testenv.Run(t, r.Run)
 	b.blocked(r, "inbox retention 1h0m0s < stream max age unlimited")
 }
@@ -384,6 +384,11 @@ func TestMisfitsAreRefused(t *testing.T) {
 		"Effect was given a nil":               {Name: "a", Handler: effect(nil)},
 		"was given no types":                   {Name: "a", Handler: consumers.Effect(noEffect)},
 		"at most -1 events":                    {Name: "a", Handler: batch(-1, noBatch)},
+		"its Slices are 3":                     {Name: "a", Handler: each(write, "a"), Slices: 3},
+		"its Slices are 128":                   {Name: "a", Handler: each(write, "a"), Slices: 128},
+		"it is Unordered and has Slices":       {Name: "a", Handler: each(write, "a"), Slices: 2, Unordered: true},
+		"is that of a slice":                   {Name: "a-1of8", Handler: each(write, "a")},
+		"with that of a slice":                 {Name: strings.Repeat("a", 252), Handler: each(write, "a")},
 		"no order":                             {Name: "a", Handler: each(write, "a"), Unordered: true, ParkKey: true},
 		"it has a Group":                       {Name: "a", Handler: effect(noEffect), Group: 2},
 		"Workers is negative":                  {Name: "a", Handler: each(write, "a"), Workers: -1},
@@ -449,7 +454,7 @@ func TestTypesOfHandle(t *testing.T) {
 		for _, pattern := range types {
 			all = append(all, consumers.OnType(pattern, write))
 		}
-		c, err := consumers.Consumer{Name: "a", Handler: consumers.Handle(all...)}.Configs()
+		c, err := consumers.Consumer{Name: "a", Slices: 1, Handler: consumers.Handle(all...)}.Configs()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -466,7 +471,7 @@ func onNote() consumers.Typed {
 // TestEnsure: a missing durable consumer is made; one that differs is shown, and left.
 func TestEnsure(t *testing.T) {
 	b := newBench(t)
-	wants, err := consumers.Consumer{Name: "test", Handler: each(write, "note.made")}.Configs()
+	wants, err := consumers.Consumer{Name: "test", Slices: 1, Handler: each(write, "note.made")}.Configs()
 	if err != nil {
 		t.Fatal(err)
 	}

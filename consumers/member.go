@@ -46,6 +46,8 @@ type member struct {
 	gate  *gate        // how many attempts of all slices may run
 	solo  sync.RWMutex // held alone by an attempt at which a process died before
 	alone atomic.Bool  // there is one of those in hand
+
+	unbegun atomic.Bool // a term could not begin, which ended the session
 }
 
 // session handles events until something fails, or ctx ends.
@@ -64,7 +66,11 @@ func (r *run) session(ctx context.Context) error {
 	err = m.serve(ctx)
 	r.cut = r.cut || err != nil && ctx.Err() == nil && !errors.Is(err, inbox.ErrSuperseded)
 	r.renew(err)
-	return m.explained(m.named(ctx, err))
+	err = m.explained(m.named(ctx, err))
+	if m.unbegun.Load() {
+		return m.tell(ctx, err)
+	}
+	return err
 }
 
 // named returns err, or who keeps the session from a table, if that is why it ended.
@@ -469,6 +475,7 @@ func (m *member) own(outer context.Context, slice int) {
 		defer func() { m.ended <- t }()
 		defer fail(nil)
 		if err := t.session(ctx); err != nil {
+			m.unbegun.CompareAndSwap(false, !t.begun.Load())
 			m.end(err)
 		}
 	}()

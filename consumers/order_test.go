@@ -267,7 +267,7 @@ func TestInboxForgetsWhileASessionLasts(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := &consumers.Runner{DB: b.db, JS: b.js, Log: testenv.Logger(b), Retention: 15 * 24 * time.Hour,
-		Consumer: consumers.Consumer{Name: "test", Handler: each(write, noted{}.EventType())}}
+		Consumer: consumers.Consumer{Name: "test", Slices: 1, Handler: each(write, noted{}.EventType())}}
 	testenv.Run(t, r.Run)
 	b.ready(r)
 	b.publish(event(1))

@@ -19,6 +19,7 @@ import (
 // run runs a consumer on a pool until the test ends.
 func (b *bench) runOn(db *pgxpool.Pool, direct *pgx.ConnConfig, c consumers.Consumer) *consumers.Runner {
 	b.Helper()
+	c.Slices = 1
 	r := &consumers.Runner{Consumer: c, DB: db, Direct: direct, JS: b.js, Log: testenv.Logger(b)}
 	testenv.Run(b, r.Run)
 	return r

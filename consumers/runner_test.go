@@ -268,7 +268,7 @@ func TestSmallPool(t *testing.T) {
 // TestRunAgain: Run changes nothing of what its caller set, and can be called again.
 func TestRunAgain(t *testing.T) {
 	b := newBench(t)
-	r := &consumers.Runner{DB: b.db, JS: b.js, Consumer: consumers.Consumer{Name: "test", Rate: 1000, MaxAttempts: consumers.Unlimited,
+	r := &consumers.Runner{DB: b.db, JS: b.js, Consumer: consumers.Consumer{Name: "test", Slices: 1, Rate: 1000, MaxAttempts: consumers.Unlimited,
 		Handler: consumers.Handle(consumers.On(func(ctx context.Context, tx pgx.Tx, e events.Event, _ noted) error { return write(ctx, tx, e) }), consumers.OnType("a.>", write))}}
 	fields := func() string {
 		return fmt.Sprintf("%+v %q %v %v %v %q", r.Consumer, r.Stream, r.Log, r.Direct, r.Retention, r.MoveFrom)

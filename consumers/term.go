@@ -48,6 +48,7 @@ type term struct {
 	kick     chan struct{}
 	callers  attempt.Callers
 	ackFloor atomic.Uint64 // as JetStream said last
+	begun    atomic.Bool   // it handles events, or did
 	over     atomic.Bool   // it was released
 
 	reckoning // of count
@@ -67,6 +68,7 @@ func newTerm(m *member, slice int) *term {
 func (t *term) session(ctx context.Context) error {
 	err := t.begin(ctx)
 	if err == nil {
+		t.begun.Store(true)
 		t.serve(ctx)
 		err = context.Cause(ctx)
 	}

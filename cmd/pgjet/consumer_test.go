@@ -134,9 +134,9 @@ func TestConsumerEnsure(t *testing.T) {
 	for _, row := range [][2]string{
 		{"welcome-mailer", "created durable consumer welcome-mailer of stream EVENTS\n"},
 		{"welcome-mailer", "durable consumer welcome-mailer of stream EVENTS is as it should be\n"},
-		{"directory", "created durable consumer directory of stream EVENTS\n"},
+		{"directory", "created 8 of the 8 durable consumers of stream EVENTS, directory-0of8 to directory-7of8\n"},
 		{"welcome-mailer --dry-run", "durable consumer welcome-mailer of stream EVENTS is as it should be\n"},
-		{"directory onboarding pgjet-users", "durable consumer directory of stream EVENTS is as it should be\n" +
+		{"directory onboarding pgjet-users", "the 8 durable consumers of stream EVENTS, directory-0of8 to directory-7of8, are as they should be\n" +
 			"created durable consumer onboarding of stream EVENTS\ncreated durable consumer pgjet-users of stream EVENTS\n"},
 		{"pgjet-users", "durable consumer pgjet-users of stream EVENTS is as it should be\n"},
 	} {

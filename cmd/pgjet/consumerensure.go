@@ -145,7 +145,7 @@ func (s *settings) ensureConsumer(ctx context.Context, c consumers.Consumer, dry
 		return "", err
 	}
 	defer nc.Close()
-	var text string
+	names, made := []string{}, 0
 	for _, one := range want {
 		if dryRun {
 			_, err = js.Consumer(ctx, s.stream, one.Durable)
@@ -156,16 +156,25 @@ func (s *settings) ensureConsumer(ctx context.Context, c consumers.Consumer, dry
 			created, differences, err = consumers.Ensure(ctx, js, s.stream, one)
 		}
 		if len(differences) > 0 {
-			return text, &exitError{exitFindings, fmt.Errorf("durable consumer %s of stream %s differs, nothing was changed:\n  %s%s",
+			return "", &exitError{exitFindings, fmt.Errorf("durable consumer %s of stream %s differs, nothing was changed:\n  %s%s",
 				one.Durable, s.stream, strings.Join(differences, "\n  "), s.toAdd(ctx, js, c.Name, want))}
 		}
-		did, err := s.ensured(ctx, js, one.Durable, created, err)
-		if err != nil {
-			return text, err
+		if _, err := s.ensured(ctx, js, one.Durable, created, err); err != nil {
+			return "", err
 		}
-		text += did
+		names = append(names, one.Durable)
+		if created {
+			made++
+		}
 	}
-	return text, nil
+	switch n := len(names); {
+	case n == 1:
+		return s.ensured(ctx, js, names[0], made == 1, nil)
+	case made == 0:
+		return fmt.Sprintf("the %d durable consumers of stream %s, %s to %s, are as they should be\n", n, s.stream, names[0], names[n-1]), nil
+	default:
+		return fmt.Sprintf("created %d of the %d durable consumers of stream %s, %s to %s\n", made, n, s.stream, names[0], names[n-1]), nil
+	}
 }
 
 // ensureFollowed does the same for the consumer that the user service follows.

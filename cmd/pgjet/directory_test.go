@@ -125,8 +125,10 @@ func TestDirectoryIsRebuilt(t *testing.T) {
 	if code := live.wait(patience); code != exitOK {
 		t.Fatalf("exit code %d, want 0, of %s", code, live)
 	}
-	if err := js.DeleteConsumer(t.Context(), "EVENTS", "directory"); err != nil { // it is the other database's turn
-		t.Fatal(err)
+	for _, durable := range durables("directory", 0) { // it is the other database's turn
+		if err := js.DeleteConsumer(t.Context(), "EVENTS", durable); err != nil {
+			t.Fatal(err)
+		}
 	}
 	startDirectory(t, grown, server)
 	if diff := cmp.Diff(directoryTables(t, grownDB, 400), after); diff != "" {

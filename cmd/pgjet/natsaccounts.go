@@ -88,8 +88,9 @@ func accountsFor(stream string, consumers, services []string) []natsAccount {
 	operator := add("operator", "operator", "pgjet stream, consumer, replay, services", consumers...)
 	relay := add("relay", "relay", "pgjet relay")
 	writer := add("writer", "writer", "pgjet users")
-	for _, name := range consumers {
-		add("consumer", name, "pgjet consume "+name, name)
+	for _, said := range consumers {
+		name, _ := divided(said)
+		add("consumer", name, "pgjet consume "+name, said)
 	}
 	for _, name := range services {
 		add("service", name, "the service "+name, name)
@@ -98,6 +99,7 @@ func accountsFor(stream string, consumers, services []string) []natsAccount {
 		for _, subject := range m.grant.Publish {
 			switch {
 			case strings.HasPrefix(subject, "$JS.API.CONSUMER.CREATE.") && m != operator:
+			case strings.HasPrefix(subject, "$JS.API.DIRECT.GET.") && m != operator && m != relay: // for who makes durable consumers
 			case strings.HasPrefix(subject, "$JS.API."):
 				owner.offers("service", subject, &m.natsAccount, "$JS."+accountsDomain+strings.TrimPrefix(subject, "$JS"))
 			case strings.HasPrefix(subject, "$JS.ACK."), subject == events.AllSubjects:
@@ -159,6 +161,7 @@ All processes need --nats-domain ` + accountsDomain + `. They create no durable 
 			}
 			taken := map[string]string{"OPERATOR_PASSWORD": "operator", "RELAY_PASSWORD": "relay", "WRITER_PASSWORD": "writer"}
 			for _, name := range slices.Concat(names, services) {
+				name, _ = divided(name)
 				if !accountName.MatchString(name) {
 					return usagef("--consumer or --service is %q: the name of an account has letters, digits, - and _ only", name)
 				}
@@ -178,7 +181,7 @@ All processes need --nats-domain ` + accountsDomain + `. They create no durable 
 	f := cmd.Flags()
 	s.streamFlag(f)
 	outputFlag(f, &output)
-	f.StringSliceVar(&names, "consumer", slices.Sorted(maps.Keys(ownConsumers)), "names of all consumers")
+	f.StringSliceVar(&names, "consumer", slices.Sorted(maps.Keys(ownConsumers)), "names of all consumers, or NAME/16 with 16 slices")
 	f.StringSliceVar(&services, "service", []string{devservices.Profiles, devservices.Billing}, "names of all other services that register")
 	return cmd
 }

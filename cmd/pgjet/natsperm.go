@@ -15,6 +15,8 @@ import (
 	"github.com/nats-io/nats.go/micro"
 	"github.com/spf13/cobra"
 
+	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/consumers/onboarding"
 	"github.com/pgjet/pgjet/consumers/replay"
 	"github.com/pgjet/pgjet/events"
@@ -97,18 +99,17 @@ func grantFor(role, stream string, names []string) grant {
 			Subscribe: []string{inboxPrefix("relay") + ".>", hints},
 		}.registered("pgjet-relay")
 	case "consumer":
-		own := stream + "." + names[0]
-		g := grant{
-			Publish: []string{
-				api("STREAM.INFO"),
-				// In both forms that the server has, the second with domain and account. An open
-				// end of one would match acks of others in the other form.
-				"$JS.ACK." + own + ".*.*.*.*.*",
-				"$JS.ACK.*.*." + own + ".*.*.*.*.*",
-			},
-			Subscribe: []string{inboxPrefix(names[0]) + ".>"},
-		}.on(stream, names[0], "INFO", "CREATE", "RESET", "MSG.NEXT").registered("pgjet-" + names[0])
-		if names[0] == onboarding.Name {
+		name, slices := divided(names[0])
+		g := grant{Publish: []string{api("STREAM.INFO"), api("DIRECT.GET")}, Subscribe: []string{inboxPrefix(name) + ".>"}}
+		for _, durable := range durables(name, slices) {
+			// In both forms that the server has, the second with domain and account. An open
+			// end of one would match acks of others in the other form.
+			own := stream + "." + durable
+			g.Publish = append(g.Publish, "$JS.ACK."+own+".*.*.*.*.*", "$JS.ACK.*.*."+own+".*.*.*.*.*")
+			g = g.on(stream, durable, "INFO", "CREATE", "RESET", "MSG.NEXT")
+		}
+		g = g.registered("pgjet-" + name)
+		if name == onboarding.Name {
 			g = g.finds(devservices.Profiles, devservices.Billing)
 		}
 		return g
@@ -126,7 +127,10 @@ func grantFor(role, stream string, names []string) grant {
 		}
 		g = g.on(stream, followName, "INFO", "CREATE")
 		for _, name := range names {
-			g = g.on(stream, name, "INFO", "CREATE", "RESET")
+			name, slices := divided(name)
+			for _, durable := range durables(name, slices) {
+				g = g.on(stream, durable, "INFO", "CREATE", "RESET")
+			}
 			plan, run := replay.ReaderNames(name)
 			g = g.reads(stream, plan).reads(stream, run)
 		}
@@ -138,6 +142,29 @@ func grantFor(role, stream string, names []string) grant {
 			Publish:   []string{hints},
 			Subscribe: []string{inboxPrefix("writer") + ".>", events.FollowSubject(stream, followName)},
 		}.on(stream, followName, "INFO").registered("pgjet-users").finds(devservices.Profiles)
+	}
+}
+
+// divided splits what an operator says of a consumer, such as orders or orders/16, into its name and into how many slices
+// it is divided; 0 if that is not said.
+func divided(consumer string) (name string, slices int) {
+	name, text, _ := strings.Cut(consumer, "/")
+	slices, _ = strconv.Atoi(text) // what is no number is no name either
+	return name, slices
+}
+
+// durables returns the durable consumers of a consumer. Of one that is not pgjet's own, and of which nobody says how many slices it has,
+// they are those of both defaults: with order and without.
+func durables(name string, slices int) []string {
+	switch own := ownConsumers[name]; {
+	case slices > 0:
+		return inbox.Durables(name, slices)
+	case own == nil:
+		return append(inbox.Durables(name, 1), inbox.Durables(name, consumers.DefaultSlices)...)
+	case own().Unordered:
+		return inbox.Durables(name, 1)
+	default:
+		return inbox.Durables(name, max(own().Slices, consumers.DefaultSlices))
 	}
 }
 
@@ -183,7 +210,7 @@ The writer may create no consumer; an operator does: pgjet consumer ensure ` + f
 				names = []string{service}
 			}
 			for _, name := range names {
-				if !validToken(name) {
+				if name, slices := divided(name); !validToken(name) || slices < 0 || slices > inbox.Tokens {
 					return usagef("--consumer or --service is %q, which NATS takes for no name", name)
 				}
 			}
@@ -205,7 +232,7 @@ The writer may create no consumer; an operator does: pgjet consumer ensure ` + f
 	s.streamFlag(f)
 	s.access.domainFlag(f)
 	outputFlag(f, &output)
-	f.StringSliceVar(&names, "consumer", nil, "name of the consumer; for the operator of each that may be looked after")
+	f.StringSliceVar(&names, "consumer", nil, "name of the consumer, or NAME/16 with 16 slices; for the operator of each that may be looked after")
 	f.StringVar(&service, "service", "", "name of the service")
 	var other settings
 	return group(&cobra.Command{Use: "nats", Short: "Set up NATS"}, other.natsAccountsCommand(), permissions)

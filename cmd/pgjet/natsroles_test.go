@@ -24,13 +24,17 @@ func owned() map[string]map[string][]string {
 	all := map[string]map[string][]string{
 		"relay":    {},
 		"consumer": {mailer.Name: {"CREATE", "INFO", "MSG.NEXT", "RESET", "ACK"}},
-		"reader":   {directory.Name: {"CREATE", "INFO", "MSG.NEXT", "RESET", "ACK"}},
+		"reader":   {ofDirectory: {"CREATE", "INFO", "MSG.NEXT", "RESET", "ACK"}},
 		"writer":   {followName: {"INFO"}},
 		"operator": {followName: {"CREATE", "INFO"}},
 	}
 	for _, name := range []string{mailer.Name, directory.Name, "notes"} {
 		plan, run := replay.ReaderNames(name)
-		maps.Copy(all["operator"], map[string][]string{name: {"CREATE", "INFO", "RESET"}, plan: reader, run: reader})
+		durable := durables(name, 0)[0]
+		if name == directory.Name {
+			durable = ofDirectory
+		}
+		maps.Copy(all["operator"], map[string][]string{durable: {"CREATE", "INFO", "RESET"}, plan: reader, run: reader})
 	}
 	return all
 }
@@ -192,7 +196,7 @@ func TestConsumerOfAnotherStays(t *testing.T) {
 		return string(b)
 	}
 	before := config()
-	for user, own := range map[string]string{"writer": followName, "relay": "pgjet-relay", "reader": directory.Name} {
+	for user, own := range map[string]string{"writer": followName, "relay": "pgjet-relay", "reader": ofDirectory} {
 		nc := g.prober(t, user).nc
 		for _, subject := range []string{"", "." + own, "." + mailer.Name, "." + mailer.Name + ".events.*.nothing"} {
 			for _, body := range []map[string]any{

@@ -3,6 +3,7 @@ package main
 import (
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,10 +26,11 @@ func makeOlder(t *testing.T, js jetstream.JetStream, name string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := configs[0]
-	config.FilterSubjects = []string{events.Filter("user.created")}
-	if _, err := js.CreateOrUpdateConsumer(t.Context(), "EVENTS", config); err != nil {
-		t.Fatal(err)
+	for _, config := range configs {
+		config.FilterSubjects = slices.DeleteFunc(config.FilterSubjects, func(s string) bool { return events.FilteredType(s) != "user.created" })
+		if _, err := js.CreateOrUpdateConsumer(t.Context(), "EVENTS", config); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -77,7 +79,7 @@ func TestConsumerEnsureApply(t *testing.T) {
 	for _, text := range []string{
 		"added user.deleted, user.renamed to durable consumer directory of stream EVENTS\n",
 		"the stream held 3 events already, which come as well; to see them go: pgjet consumer get directory\n",
-		"durable consumer directory of stream EVENTS is as it should be\n",
+		"the 8 durable consumers of stream EVENTS, directory-0of8 to directory-7of8, are as they should be\n",
 	} {
 		if !strings.Contains(out, text) {
 			t.Errorf("--apply does not say %q but\n%s", text, out)
@@ -87,7 +89,7 @@ func TestConsumerEnsureApply(t *testing.T) {
 	findsPeople(t, s.addr, "", "Grace Hopper", "User 2", "User 4")
 	publishPayload(t, js, 6, events.UserDeleted{UserID: first})
 	findsPeople(t, s.addr, "", "User 2", "User 4")
-	if out := must(t, exitOK, ensure("--apply --database-url "+database)...); out != "durable consumer directory of stream EVENTS is as it should be\n" {
+	if out := must(t, exitOK, ensure("--apply --database-url "+database)...); out != "the 8 durable consumers of stream EVENTS, directory-0of8 to directory-7of8, are as they should be\n" {
 		t.Errorf("the second time --apply says %q", out)
 	}
 	refused(t, exitNotFound, ensure("--apply --stream OTHERS --database-url "+database), "stream OTHERS does not exist")

@@ -44,7 +44,7 @@ func (b *bench) consume(park bool, handle func(ctx context.Context, tx pgx.Tx, e
 		}
 	}
 	r := &consumers.Runner{DB: b.admin, JS: js, Log: testenv.Logger(b),
-		Consumer: consumers.Consumer{Name: "test", ParkKey: park,
+		Consumer: consumers.Consumer{Name: "test", Slices: 1, ParkKey: park,
 			Handler: consumers.Handle(consumers.OnType("a.b", func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 				if err := handle(ctx, tx, e); err != nil {
 					return err

@@ -86,7 +86,7 @@ func (b *rig) consumer(effect bool, types ...string) consumers.Consumer {
 		_, err := b.db.Exec(ctx, `insert into handled (type, key) values ($1, $2)`, e.Type, e.Key)
 		return err
 	}
-	c := consumers.Consumer{Name: "notes", MinRetry: time.Millisecond, MaxRetry: time.Millisecond, MaxAttempts: 1}
+	c := consumers.Consumer{Name: "notes", Slices: 1, MinRetry: time.Millisecond, MaxRetry: time.Millisecond, MaxAttempts: 1}
 	if effect {
 		c.Handler, c.Unordered = consumers.Effect(note, types...), true
 	} else {

@@ -51,7 +51,7 @@ func (b *bench) stream(first, last int) {
 // start runs the consumer until stop is called or the test ends.
 func (b *bench) start(c consumers.Consumer) (stop func()) {
 	b.Helper()
-	c.Name = "notes"
+	c.Name, c.Slices = "notes", 1
 	c.MinRetry, c.MaxRetry = 5*time.Millisecond, 50*time.Millisecond
 	r := &consumers.Runner{Consumer: c, DB: b.db, JS: b.js}
 	ctx, cancel := context.WithCancel(b.Context())

@@ -81,7 +81,7 @@ type handleFunc = func(ctx context.Context, tx pgx.Tx, e events.Event) error
 
 // config is that of a consumer of two workers that calls handle.
 func config(handle handleFunc) consumers.Consumer {
-	return consumers.Consumer{Name: "test", Handler: consumers.Handle(consumers.OnType(noted{}.EventType(), handle)), Workers: 2}
+	return consumers.Consumer{Name: "test", Slices: 1, Handler: consumers.Handle(consumers.OnType(noted{}.EventType(), handle)), Workers: 2}
 }
 
 // start runs a consumer until stop is called or the test ends.
