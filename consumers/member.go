@@ -36,9 +36,11 @@ type member struct {
 	serverBegan time.Time // when the server was started with which the session began
 
 	// Of the goroutine of the session.
-	conn    *pgx.Conn // it has the locks
-	terms   map[int]*term
-	lookout lookout
+	conn     *pgx.Conn // it has the locks
+	terms    map[int]*term
+	balanced time.Time // when that was looked at last
+	shown    bool      // it is known as one that handles events
+	lookout  lookout
 
 	// Shared.
 	end   context.CancelCauseFunc // ends the session
@@ -122,21 +124,8 @@ func (m *member) begin(ctx context.Context) (err error) {
 		return err
 	}
 	m.run.ended = nil
-	if m.ordered() {
-		if err := m.standBy(ctx, lead.Join); err != nil {
-			return err
-		}
-	}
-	if err := natsconn.CheckVersion(m.js.Conn()); err != nil {
+	if err := m.join(ctx); err != nil {
 		return err
-	}
-	if err := m.register(ctx); err != nil {
-		return err
-	}
-	if m.is.Slices != m.Consumer.Slices {
-		if err := m.divide(ctx); err != nil {
-			return err
-		}
 	}
 	if err := m.rebuildIfAsked(ctx); err != nil || !m.ordered() {
 		return err
@@ -159,9 +148,30 @@ func (m *member) asked(what string, err error) error {
 	return nil
 }
 
-// standBy waits until no process is active that does not share, or, to take, that shares.
-func (m *member) standBy(ctx context.Context, take func(context.Context, *pgx.Conn, string, func(lead.Holder)) error) error {
-	return m.asked("stand by", take(ctx, m.conn, m.active(), m.standby(ctx)))
+// join makes the consumer known, divided into as many slices as it shall have, and makes the session one of those that work with so many.
+func (m *member) join(ctx context.Context) error {
+	for {
+		if m.ordered() {
+			if err := m.asked("stand by", lead.Join(ctx, m.conn, m.active(), m.standby(ctx))); err != nil {
+				return err
+			}
+		}
+		if err := natsconn.CheckVersion(m.js.Conn()); err != nil {
+			return err
+		}
+		if err := m.register(ctx); err != nil {
+			return err
+		}
+		if m.is.Slices == m.Consumer.Slices {
+			return nil
+		}
+		if done, err := m.divide(ctx); err != nil || done {
+			return err
+		}
+		if !sleep(ctx, saveEvery) {
+			return ctx.Err()
+		}
+	}
 }
 
 // standby returns what to do about a session that is in the way.
@@ -198,37 +208,44 @@ func (m *member) register(ctx context.Context) error {
 	return err
 }
 
-// divide divides the consumer into as many slices as it shall have, once nobody works with another number.
-func (m *member) divide(ctx context.Context) error {
+// divide divides the consumer into as many slices as it shall have. It reports false if processes work with another number: once those
+// have ended it can.
+func (m *member) divide(ctx context.Context) (done bool, err error) {
 	if m.ordered() {
-		if err := m.asked("stand by", lead.Leave(ctx, m.conn, m.active())); err != nil {
-			return err
+		err := lead.Leave(ctx, m.conn, m.active())
+		if err == nil {
+			done, err = lead.Try(ctx, m.conn, m.active())
 		}
-		if err := m.standBy(ctx, lead.Take); err != nil {
-			return err
-		}
-		if err := m.register(ctx); err != nil {
-			return err
+		if err != nil || !done {
+			return false, m.asked("stand by", errors.Join(err, m.reportHolder(ctx)))
 		}
 	}
-	if was := m.is.Slices; was != m.Consumer.Slices {
-		err := inbox.Supersede(ctx, m.db.Pool, m.Consumer.Name, func(tx pgx.Tx) error {
-			return inbox.Divide(ctx, tx, m.Consumer.Name, m.Consumer.Slices)
-		})
-		if err != nil {
-			return m.asked("divide the consumer", err)
+	err = inbox.Supersede(ctx, m.db.Pool, m.Consumer.Name, func(tx pgx.Tx) error {
+		return inbox.Divide(ctx, tx, m.Consumer.Name, m.Consumer.Slices)
+	})
+	if err != nil {
+		return false, m.asked("divide the consumer", err)
+	}
+	m.log.InfoContext(ctx, "the consumer was divided into another number of slices", "slices", m.Consumer.Slices, "before", m.is.Slices)
+	m.forget(ctx, m.is.Slices)
+	m.is.Slices = m.Consumer.Slices
+	if m.ordered() {
+		err = lead.Join(ctx, m.conn, m.active(), m.standby(ctx))
+		if err == nil {
+			err = lead.Release(ctx, m.conn, m.active())
 		}
-		m.log.InfoContext(ctx, "the consumer was divided into another number of slices", "slices", m.Consumer.Slices, "before", was)
-		m.forget(ctx, was)
-		m.is.Slices = m.Consumer.Slices
 	}
-	if !m.ordered() {
-		return nil
+	return true, m.asked("divide the consumer", err)
+}
+
+// reportHolder says who works with another number of slices.
+func (m *member) reportHolder(ctx context.Context) error {
+	holders, err := lead.Holders(ctx, m.conn, m.active())
+	for _, h := range holders[m.active()] {
+		m.standby(ctx)(h)
+		break
 	}
-	if err := m.standBy(ctx, lead.Join); err != nil {
-		return err
-	}
-	return m.asked("stand by", lead.Release(ctx, m.conn, m.active()))
+	return err
 }
 
 // forget deletes the durable consumers of another number of slices, if it may.
@@ -352,8 +369,11 @@ func (m *member) tend(ctx context.Context, saved *time.Time) error {
 	case !current:
 		return inbox.ErrSuperseded
 	}
-	if err := m.balance(ctx); err != nil {
-		return ignoreEnd(ctx, m.asked("share the slices", err))
+	if time.Since(m.balanced) >= balanceEvery {
+		m.balanced = time.Now()
+		if err := m.balance(ctx); err != nil {
+			return ignoreEnd(ctx, m.asked("share the slices", err))
+		}
 	}
 	if time.Since(*saved) < saveEvery {
 		return nil
@@ -364,9 +384,16 @@ func (m *member) tend(ctx context.Context, saved *time.Time) error {
 			return ignoreEnd(ctx, err)
 		}
 	}
+	m.owned.Store(int64(len(m.terms)))
 	err = m.lookAtLocks(ctx)
-	if err == nil {
+	switch {
+	case err != nil:
+	case len(m.terms) > 0:
+		m.shown = true
 		err = m.heartbeat(ctx, m.conn, m.gate.closed())
+	case m.shown: // it stands by now
+		m.shown = false
+		err = inbox.Farewell(ctx, m.conn, m.Consumer.Name, m.process)
 	}
 	return ignoreEnd(ctx, err)
 }

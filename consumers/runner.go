@@ -81,6 +81,7 @@ type run struct {
 	recovered recovered
 	cut       bool     // a session failed: what was on its way to it may be with nobody
 	ended     []string // sessions that may have left intents taken
+	owned     atomic.Int64 // slices
 }
 
 // An inboxState is the same in two sessions if the inbox was not restored in between: a restored one
@@ -194,6 +195,8 @@ func (r *Runner) Role() (role, detail string) {
 	}
 	err := n.keeper.Ready()
 	switch {
+	case err == nil && n.Consumer.Slices > 1:
+		return "leader", fmt.Sprintf("of %d of %d slices", n.owned.Load(), n.Consumer.Slices)
 	case err == nil:
 		return "leader", ""
 	case errors.Is(err, errStandby):

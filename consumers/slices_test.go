@@ -173,13 +173,24 @@ func TestDivided(t *testing.T) {
 	more()
 	stop := func() {}
 	for _, n := range []int{1, 8, 2, 64, 1} {
-		_, next := b.startOn(b.js, consumers.Consumer{Slices: n, Handler: each(handle), MaxAttempts: consumers.Unlimited})
+		var next []func()
+		for range 2 { // which of them divides it?
+			_, stop := b.startOn(b.js, consumers.Consumer{Slices: n, Handler: each(handle), MaxAttempts: consumers.Unlimited})
+			next = append(next, stop)
+		}
 		more()
 		stop()
-		stop = next
+		stop = func() {
+			for _, stop := range next {
+				stop()
+			}
+		}
 		testenv.Eventually(t, patience, fmt.Sprintf("it has %d slices", n), func() bool {
 			return b.count(`select coalesce(max(slices), 0) from pgjet.consumer`) == n && b.count(`select count(*) from pgjet.slice where process is not null`) == n
 		})
+		if n > 1 {
+			b.shares(n/2, n/2)
+		}
 		more()
 	}
 	broken.Store(false)

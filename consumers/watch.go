@@ -22,6 +22,7 @@ const (
 )
 
 var (
+	balanceEvery = 500 * time.Millisecond
 	countEvery   = 10 * time.Second // what the metrics show, and what got lost
 	reclaimAfter = 5 * time.Second  // of a session
 	pruneEvery   = time.Minute
@@ -153,6 +154,7 @@ func (t *term) pruneSome(ctx context.Context) (more bool, err error) {
 // count brings the metrics up to date until ctx ends, and notices events that got lost. A
 // large inbox takes long to count: that may cost a fiftieth of the time.
 func (t *term) count(ctx context.Context) {
+	defer t.metrics.account(nil) // who owns the slice next says what is true then
 	for {
 		begun := time.Now()
 		a, err := ReadAccount(ctx, t.db, t.js, t.stream, t.Consumer.Name)
