@@ -58,8 +58,8 @@ func TestLater(t *testing.T) {
 		var calls atomic.Int32
 		var ready atomic.Bool
 		var log bytes.Buffer
-		r := &consumers.Runner{DB: b.db, JS: b.js, Log: slog.New(slog.NewTextHandler(&log, nil)), Consumer: consumers.Consumer{Slices: 1,
-			Name: "test", Workers: 2, MaxAttempts: 2,
+		r := &consumers.Runner{DB: b.db, JS: b.js, Log: slog.New(slog.NewTextHandler(&log, nil)), Consumer: consumers.Consumer{
+			Name: "test", Slices: 1, Workers: 2, MaxAttempts: 2,
 			Handler: handler(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 				if e.Seq == late && !ready.Load() {
 					calls.Add(1)

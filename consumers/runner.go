@@ -79,8 +79,8 @@ type run struct {
 	// Of one session after the other.
 	inboxes   [inbox.Tokens]inboxState // as the last term of each slice saw it
 	recovered recovered
-	cut       bool     // a session failed: what was on its way to it may be with nobody
-	ended     []string // sessions that may have left intents taken
+	cut       bool         // a session failed: what was on its way to it may be with nobody
+	ended     []string     // sessions that may have left intents taken
 	owned     atomic.Int64 // slices
 }
 
