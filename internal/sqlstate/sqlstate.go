@@ -5,6 +5,7 @@ package sqlstate
 import (
 	"cmp"
 	"context"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"io"
@@ -112,13 +113,28 @@ func Of(err error) Class {
 	if own, ok := errors.AsType[classified](err); ok {
 		return own.Class()
 	}
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
+	if pgErr, ok := reported(err); ok {
 		return classOf(pgErr)
 	}
 	if err != nil && lost(err) {
 		return Unreachable
 	}
 	return ""
+}
+
+// reported returns the error of PostgreSQL in err, of which a driver other than pgx shows the code alone.
+func reported(err error) (*pgconn.PgError, bool) {
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return pgErr, true
+	}
+	other, ok := errors.AsType[interface {
+		error
+		SQLState() string
+	}](err)
+	if !ok {
+		return nil, false
+	}
+	return &pgconn.PgError{Code: other.SQLState(), Message: other.Error()}, true
 }
 
 // A classified is an error that knows its class, and says what to do.
@@ -165,7 +181,7 @@ func noTransactions(err *pgconn.PgError) bool {
 func lost(err error) bool {
 	_, connecting := errors.AsType[*pgconn.ConnectError](err)
 	_, network := errors.AsType[net.Error](err)
-	return connecting || network || pgconn.SafeToRetry(err) || errors.Is(err, pgconn.ErrConnClosed) ||
+	return connecting || network || pgconn.SafeToRetry(err) || errors.Is(err, pgconn.ErrConnClosed) || errors.Is(err, driver.ErrBadConn) ||
 		errors.Is(err, context.DeadlineExceeded) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
@@ -235,14 +251,14 @@ func Wrap(what string, err error) error {
 
 // Is reports whether err is PostgreSQL's, with this code.
 func Is(err error, code string) bool {
-	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	pgErr, ok := reported(err)
 	return ok && pgErr.Code == code
 }
 
 // CommitUnknown reports whether a commit that returned err may have taken place: a server that
 // shuts down may do so between the commit and its answer, and so may a connection break.
 func CommitUnknown(err error) bool {
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
+	if pgErr, ok := reported(err); ok {
 		return pgErr.Code[:min(2, len(pgErr.Code))] == "57"
 	}
 	switch {

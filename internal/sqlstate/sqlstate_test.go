@@ -2,6 +2,7 @@ package sqlstate_test
 
 import (
 	"context"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +20,25 @@ import (
 )
 
 func code(c string) error { return fmt.Errorf("ask: %w", &pgconn.PgError{Code: c}) }
+
+// A foreign is what a driver other than pgx returns.
+type foreign string
+
+func (f foreign) Error() string    { return "pq: no" }
+func (f foreign) SQLState() string { return string(f) }
+
+// TestOtherDrivers: the errors of all drivers mean the same.
+func TestOtherDrivers(t *testing.T) {
+	for code, want := range map[foreign]sqlstate.Class{"42P01": sqlstate.Outdated, "40001": sqlstate.Conflict, "57P01": sqlstate.Unreachable} {
+		err := fmt.Errorf("ask: %w", code)
+		if got := sqlstate.Of(err); got != want || !sqlstate.Is(err, string(code)) || sqlstate.CommitUnknown(err) != (code == "57P01") {
+			t.Errorf("Of(%s) = %q, want %q; Is = %t; CommitUnknown = %t", code, got, want, sqlstate.Is(err, string(code)), sqlstate.CommitUnknown(err))
+		}
+	}
+	if got := sqlstate.Of(driver.ErrBadConn); got != sqlstate.Unreachable {
+		t.Errorf("Of(%v) = %q, want %q", driver.ErrBadConn, got, sqlstate.Unreachable)
+	}
+}
 
 func TestOf(t *testing.T) {
 	for _, row := range []struct {
