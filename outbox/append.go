@@ -11,8 +11,8 @@
 //		return outbox.Append(ctx, tx, events.UserCreated{UserID: u.ID})
 //	})
 //
-// [Queue] does the same at the end of a [pgx.Batch], which makes a change, its event and the
-// commit one round trip.
+// [AppendSQL] does the same in a transaction of database/sql, with any driver. [Queue] does it at
+// the end of a [pgx.Batch], which makes a change, its event and the commit one round trip.
 //
 // The package owns the table pgjet.outbox, which is append-only: rows are never
 // updated, and never deleted one by one.
@@ -50,19 +50,27 @@ import (
 // could never be published, and appends nothing then. After any error tx has to
 // be rolled back.
 func Append(ctx context.Context, tx pgx.Tx, payloads ...events.Payload) error {
+	return write(ctx, payloads, func(query string, args []any) error {
+		if conn := tx.Conn(); conn != nil {
+			if err := postgres.CheckEncoding(conn.PgConn()); err != nil {
+				return err
+			}
+		}
+		_, err := tx.Exec(ctx, query, args...)
+		return err
+	})
+}
+
+// write has exec insert the events of payloads, if there are any and all can be published.
+func write(ctx context.Context, payloads []events.Payload, exec func(query string, args []any) error) error {
 	if len(payloads) == 0 {
 		return nil
 	}
-	if conn := tx.Conn(); conn != nil {
-		if err := postgres.CheckEncoding(conn.PgConn()); err != nil {
-			return fmt.Errorf("append %s to outbox: %w", payloads[0].EventType(), err)
-		}
-	}
-	sql, args, err := statement(ctx, payloads)
+	query, args, err := statement(ctx, payloads)
 	if err != nil {
 		return err
 	}
-	if _, err := tx.Exec(ctx, sql, args...); err != nil {
+	if err := exec(query, args); err != nil {
 		return fmt.Errorf("append %s to outbox: %w", payloads[0].EventType(), explain(err))
 	}
 	return nil
@@ -181,7 +189,7 @@ const (
 // insertOne is insertMany for the usual case, at a fraction of its cost.
 const insertOne = `
 	insert into pgjet.outbox (id, type, key, traceparent, header, data, time)
-	values (` + checkedID + `$1` + orRefuse + `, $2, $3, $4, $5, $6, coalesce($7, clock_timestamp()))`
+	values (` + checkedID + `$1::uuid` + orRefuse + `, $2, $3, $4, $5::jsonb, $6::json, coalesce($7::timestamptz, clock_timestamp()))`
 
 func (r *row) args() []any {
 	return []any{r.id, r.kind, r.key, r.traceparent, r.header, r.data, r.time}

@@ -38,6 +38,9 @@ type Reader struct {
 // NewReader returns a Reader that reads by db.
 func NewReader(db *pgx.Conn) *Reader { return &Reader{db: db, limit: firstPage} }
 
+// Settled returns the seq up to which r looks for no late event any more.
+func (r *Reader) Settled() int64 { return r.settled }
+
 const columnList = `xid, xmin, seq, id, type, key, coalesce(traceparent, ''), header::text, data::text, time`
 
 // Next implements [Source] in one round trip. The page is read after the snapshot:

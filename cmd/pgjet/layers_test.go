@@ -57,6 +57,9 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/devmail", "internal/web"},
 	{"internal/devservices", "internal/web"},
 	{"internal/testenv", "internal/devserver migrations"},
+	// Tests that need servers, of packages that services import.
+	{"internal/tests/outbox", ""},
+	{"internal/tests/postgres", ""},
 	// The program.
 	{"cmd/pgjet", "consumers consumers/directory consumers/inbox consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/health internal/jserror internal/lead internal/natsconn internal/postgres internal/registry internal/service internal/sqlstate internal/telemetry internal/web migrations outbox outbox/hint producer relay"},
 }
@@ -163,6 +166,70 @@ func TestLightImports(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestOutboxIsLight: a service that imports outbox alone links few modules, and go mod tidy, which
+// looks at the tests of imported packages too, downloads little.
+func TestOutboxIsLight(t *testing.T) {
+	t.Parallel()
+	const mostModules, mostBytes = 12, 30 << 20
+	modules := golist(t, "{{with .Module}}{{.Path}}{{end}}", "-deps", module+"outbox")
+	slices.Sort(modules)
+	modules = slices.DeleteFunc(slices.Compact(modules), func(m string) bool { return m == "" })
+	if len(modules) > mostModules {
+		t.Errorf("a service that imports outbox links %d modules, want at most %d: %s", len(modules), mostModules, strings.Join(modules, " "))
+	}
+	size, downloads := tidied(t, "outbox")
+	t.Logf("%d modules linked, %d bytes downloaded by go mod tidy", len(modules), size)
+	if size > mostBytes {
+		t.Errorf("go mod tidy of a service that imports outbox downloads %d bytes, want at most %d:\n%s", size, mostBytes, strings.Join(downloads, "\n"))
+	}
+}
+
+// tidied returns how many bytes of which modules go mod tidy downloads for a module that imports
+// one package of this one, with an empty cache.
+func tidied(t *testing.T, pkg string) (size int64, downloads []string) {
+	t.Helper()
+	service, cache, own := t.TempDir(), t.TempDir(), golist(t, "{{.Dir}}", "-m")[0]
+	for name, text := range map[string]string{
+		"go.mod": "module example.com/service\n\ngo 1.26.0\n\nrequire " + strings.TrimSuffix(module, "/") + " v0.0.0\n\nreplace " + strings.TrimSuffix(module, "/") + " => " + own + "\n",
+		"a.go":   "package service\n\nimport _ \"" + module + pkg + "\"\n",
+	} {
+		if err := os.WriteFile(filepath.Join(service, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	env, err := exec.CommandContext(t.Context(), "go", "env", "GOMODCACHE", "GOPROXY").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	warm, proxy, _ := strings.Cut(strings.TrimSpace(string(env)), "\n")
+	cmd := exec.CommandContext(t.Context(), "go", "mod", "tidy")
+	cmd.Dir = service
+	cmd.Env = append(os.Environ(), "GOMODCACHE="+cache, "GOFLAGS=-modcacherw", "GOSUMDB=off",
+		"GOPROXY=file://"+filepath.ToSlash(warm)+"/cache/download,"+proxy) // what is on this machine is not asked for elsewhere
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go mod tidy: %v\n%s", err, out)
+	}
+	root := filepath.Join(cache, "cache", "download")
+	err = filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		size += info.Size()
+		if strings.HasSuffix(path, ".zip") {
+			downloads = append(downloads, strings.TrimPrefix(path, root))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return size, downloads
 }
 
 func TestEveryPackageHasADoc(t *testing.T) {

@@ -45,6 +45,34 @@ func BenchmarkAppend(b *testing.B) {
 	})
 }
 
+// BenchmarkAppendSQL is BenchmarkAppend by database/sql.
+func BenchmarkAppendSQL(b *testing.B) {
+	pool := testenv.Postgres(b)
+	for name, open := range drivers {
+		db, err := open(pool.Config().ConnString(), &dialer{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer db.Close()
+		for _, n := range []int{1, 10, 100} {
+			b.Run(fmt.Sprintf("%s/events=%d", name, n), func(b *testing.B) {
+				ctx, payloads := traced(), letters(n)
+				tx, err := db.BeginTx(ctx, nil)
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer tx.Rollback()
+				b.ReportAllocs()
+				for b.Loop() {
+					if err := outbox.AppendSQL(ctx, tx, payloads...); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+}
+
 // BenchmarkQueue measures what Queue adds to a batch in an open transaction that has a
 // statement to carry besides.
 func BenchmarkQueue(b *testing.B) {

@@ -21,7 +21,7 @@ func TestSQLWritersDoc(t *testing.T) {
 		create role orders_service;
 		grant select, update on public.orders to orders_service`)
 	t.Cleanup(func() { k.db.Exec(context.Background(), `drop owned by orders_service; drop role orders_service`) })
-	doc, err := os.ReadFile("../docs/sql-writers.md")
+	doc, err := os.ReadFile("../../../docs/sql-writers.md")
 	if err != nil {
 		t.Fatal(err)
 	}

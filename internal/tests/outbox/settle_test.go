@@ -19,7 +19,7 @@ func (c *cursor) settle() int64 {
 		}
 		want(c.t, c.more())
 	}
-	return outbox.Settled(c.reader)
+	return c.reader.Settled()
 }
 
 func TestSettle(t *testing.T) {

@@ -374,8 +374,8 @@ func TestConnect(t *testing.T) {
 	t.Parallel()
 	url := testenv.EmptyDatabaseURL(t)
 	makeHostile(t, url)
-	s := postgres.Session{What: "the test", Application: "pgjet-test", Settings: []postgres.Setting{{"enable_seqscan", "off"}, {"idle_session_timeout", "8s"}},
-		Optional: []postgres.Setting{{"client_connection_check_interval", "5s"}, {"work_mem", "nonsense"}}}
+	s := postgres.Session{What: "the test", Application: "pgjet-test", Settings: []postgres.Setting{{Name: "enable_seqscan", Value: "off"}, {Name: "idle_session_timeout", Value: "8s"}},
+		Optional: []postgres.Setting{{Name: "client_connection_check_interval", Value: "5s"}, {Name: "work_mem", Value: "nonsense"}}}
 	parse := func(url string) *pgx.ConnConfig {
 		config, err := pgx.ParseConfig(url + "&default_query_exec_mode=exec&statement_cache_capacity=0")
 		if err != nil {
@@ -417,7 +417,7 @@ func TestNothingLeaks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = postgres.Connect(t.Context(), config, postgres.Session{What: "it", Application: "x", Settings: []postgres.Setting{{"enable_seqscan", "off"}}})
+	_, err = postgres.Connect(t.Context(), config, postgres.Session{What: "it", Application: "x", Settings: []postgres.Setting{{Name: "enable_seqscan", Value: "off"}}})
 	if !postgres.IsPooler(err) {
 		t.Error(err)
 	}

@@ -1,0 +1,3 @@
+// Package outbox tests package outbox with servers. Its tests do not stand beside it, because
+// go mod tidy of a service that imports a package downloads what the tests of that package import.
+package outbox

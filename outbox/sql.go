@@ -1,0 +1,77 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"encoding/hex"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/pgjet/pgjet/events"
+)
+
+// An SQLTx is an open transaction of database/sql, with any driver for PostgreSQL. [*sql.Tx] is
+// one, and so are *sqlx.Tx, bun.Tx and what else wraps it. A pool or a connection is none: it
+// cannot commit.
+type SQLTx interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+	Commit() error
+	Rollback() error
+}
+
+// AppendSQL is [Append] for a transaction of database/sql. It makes the same guarantees and returns
+// the same errors. It neither commits tx nor rolls it back.
+//
+// Every driver makes one round trip of it, since the statement has no arguments: the events stand
+// in its text, in hexadecimal. Who logs or traces the texts of statements has payloads there.
+func AppendSQL(ctx context.Context, tx SQLTx, payloads ...events.Payload) error {
+	return write(ctx, payloads, func(query string, args []any) error {
+		query, err := inline(query, args)
+		if err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, query)
+		return err
+	})
+}
+
+// inline returns query with the arguments in it. Drivers make two round trips of a statement with
+// arguments, or replace others than $1. What inline adds is of ASCII letters and digits, so that
+// neither the encoding of the session nor standard_conforming_strings changes where a literal ends.
+// It is text: query casts whatever else it needs.
+func inline(query string, args []any) (string, error) {
+	types, replace := pgtype.NewMap(), make([]string, 0, 2*len(args))
+	for i, arg := range args {
+		text, err := types.Encode(typeOf(arg), pgtype.TextFormatCode, arg, []byte{})
+		if err != nil {
+			return "", fmt.Errorf("argument %d has no text form", i+1) // err shows the argument
+		}
+		literal := "null"
+		if text != nil {
+			literal = "convert_from(decode('" + hex.EncodeToString(text) + "', 'hex'), 'UTF8')"
+		}
+		replace = append(replace, "$"+strconv.Itoa(i+1), literal)
+	}
+	return strings.NewReplacer(replace...).Replace(query), nil
+}
+
+// typeOf returns the type of PostgreSQL in whose text form arg is written.
+func typeOf(arg any) uint32 {
+	switch arg.(type) {
+	case pgtype.UUID:
+		return pgtype.UUIDOID
+	case []pgtype.UUID:
+		return pgtype.UUIDArrayOID
+	case *time.Time:
+		return pgtype.TimestamptzOID
+	case []*time.Time:
+		return pgtype.TimestamptzArrayOID
+	case []string, []*string:
+		return pgtype.TextArrayOID
+	}
+	return pgtype.TextOID
+}
