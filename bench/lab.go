@@ -12,6 +12,7 @@ import (
 
 	"github.com/pgjet/pgjet/internal/devserver"
 	"github.com/pgjet/pgjet/migrations"
+	"github.com/pgjet/pgjet/migrations/demo"
 )
 
 // A lab has the servers of one run.
@@ -141,7 +142,7 @@ func (c *cluster) makeTemplate(ctx context.Context) error {
 		return err
 	}
 	defer db.Close()
-	_, err = migrations.Up(ctx, db)
+	_, err = migrations.Up(ctx, db, demo.Sets...)
 	return err
 }
 

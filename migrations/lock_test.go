@@ -11,6 +11,7 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/migrations"
+	"github.com/pgjet/pgjet/migrations/demo"
 )
 
 // TestUpDoesNotWaitForEver: for a table that somebody keeps locked it waits a while, and can be begun again.
@@ -36,7 +37,7 @@ func TestUpDoesNotWaitForEver(t *testing.T) {
 			t.Fatal(err)
 		}
 		within, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-		_, err := migrations.Up(within, db)
+		_, err := migrations.Up(within, db, demo.Sets...)
 		cancel()
 		if sqlstate.Of(err) != sqlstate.Timeout || !strings.Contains(err.Error(), "lock") {
 			t.Errorf("Up() = %v while %s is locked, want that it waited too long for a lock", err, table)
@@ -45,7 +46,7 @@ func TestUpDoesNotWaitForEver(t *testing.T) {
 	if err := lock.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if applied, err := migrations.Up(t.Context(), db); err != nil || len(applied) != missing {
+	if applied, err := migrations.Up(t.Context(), db, demo.Sets...); err != nil || len(applied) != missing {
 		t.Errorf("Up() = %v, %v when the lock is gone, want the %d that were missing", applied, err, missing)
 	}
 }

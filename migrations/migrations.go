@@ -1,18 +1,16 @@
-// Package migrations holds the SQL that creates and changes pgjet's tables, and
-// applies it with goose. There is one set for each schema:
+// Package migrations holds the SQL that creates and changes pgjet's tables, in the schema pgjet: the
+// outbox, the relay's checkpoints, the inbox and dead letters. Every service that appends or handles
+// events needs it. It is applied with goose by [Up], or with another tool by what
+// [WriteScript] writes.
 //
-//   - pgjet: the outbox, the relay's checkpoints, the inbox and dead letters.
-//     Every service that appends or handles events needs it.
-//   - users: the tables of the user service.
-//   - directory: the read model of the directory.
-//
-// Each schema keeps its own version in its table schema_version. Processes that
-// migrate at the same time wait for each other: one applies, the others find
-// nothing left to do.
+// Further schemas, such as those of package demo, are a [Set] each. Each schema keeps its own
+// version in its table schema_version. Processes that migrate at the same time wait for each other:
+// one applies, the others find nothing left to do.
 package migrations
 
 import (
 	"context"
+	"database/sql"
 	"embed"
 	"fmt"
 	"io/fs"
@@ -32,15 +30,35 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-//go:embed pgjet/*.sql users/*.sql directory/*.sql
+//go:embed pgjet/*.sql
 var files embed.FS
 
-// Schemas lists the schemas in the order in which they are migrated.
-var Schemas = []string{"pgjet", "users", "directory"}
+// A Set is the migrations of one schema.
+type Set struct {
+	Schema string
+	Files  fs.FS // has a directory named as the schema, with SQL files for goose
+}
 
-// FS returns the SQL files, one directory for each schema, for those who apply
-// them with a tool of their own.
+// FS returns the SQL files of the schema pgjet, in a directory of that name.
 func FS() fs.FS { return files }
+
+// provider returns what applies s by conn.
+func (s Set) provider(conn *sql.DB) (*goose.Provider, error) {
+	store, err := database.NewStore(database.DialectPostgres, s.Schema+".schema_version")
+	if err != nil {
+		return nil, err
+	}
+	locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, 300))
+	if err != nil {
+		return nil, err
+	}
+	dir, err := fs.Sub(s.Files, s.Schema)
+	if err != nil {
+		return nil, err
+	}
+	return goose.NewProvider("", conn, dir, goose.WithStore(store),
+		goose.WithSessionLocker(locker), goose.WithDisableGlobalRegistry(true))
+}
 
 // States of a migration.
 const (
@@ -73,24 +91,24 @@ func (e *OrderError) Error() string {
 		"if what it makes is there, insert its version into that table, else restore the schema", strings.Join(names, ", "))
 }
 
-// Up applies what is missing in every schema and returns what it applied. The
+// Up applies what is missing in the schema pgjet, then in more, and returns what it applied. The
 // role of db must be allowed to create schemas, or the schemas must exist. It changes nothing,
 // and returns an [*OrderError], if [List] shows one as [OutOfOrder]. Unknown ones do not matter:
 // a program works with the tables of a newer one.
 //
 // The database must have the encoding UTF8, and db must lead to PostgreSQL itself, not to a connection
 // pooler: Up holds a lock of a session. It opens connections of its own where db's lead.
-func Up(ctx context.Context, db *pgxpool.Pool) ([]Status, error) {
+func Up(ctx context.Context, db *pgxpool.Pool, more ...Set) ([]Status, error) {
 	db, err := open(ctx, db)
 	if err != nil {
 		return nil, err
 	}
 	defer postgres.Close(db)
-	if err := inOrder(ctx, db); err != nil {
+	if err := inOrder(ctx, db, more); err != nil {
 		return nil, err
 	}
 	var applied []Status
-	err = each(ctx, db, func(schema string, p *goose.Provider) error {
+	err = each(ctx, db, more, func(schema string, p *goose.Provider) error {
 		if err := createSchema(ctx, db, schema); err != nil {
 			return err
 		}
@@ -103,8 +121,8 @@ func Up(ctx context.Context, db *pgxpool.Pool) ([]Status, error) {
 	return applied, err
 }
 
-func inOrder(ctx context.Context, db *pgxpool.Pool) error {
-	all, err := List(ctx, db)
+func inOrder(ctx context.Context, db *pgxpool.Pool, more []Set) error {
+	all, err := List(ctx, db, more...)
 	if err != nil {
 		return err
 	}
@@ -160,11 +178,11 @@ func createSchema(ctx context.Context, db *pgxpool.Pool, schema string) error {
 	})
 }
 
-// List returns every migration of this program, and those that are applied beside, with what
+// List returns every migration of the schema pgjet and of more, and those that are applied beside, with what
 // Up would do. It changes nothing. What the role of db may not see is [Hidden].
-func List(ctx context.Context, db *pgxpool.Pool) ([]Status, error) {
+func List(ctx context.Context, db *pgxpool.Pool, more ...Set) ([]Status, error) {
 	var all []Status
-	err := each(ctx, db, func(schema string, p *goose.Provider) error {
+	err := each(ctx, db, more, func(schema string, p *goose.Provider) error {
 		last, applied, err := recorded(ctx, db, schema)
 		if sqlstate.Of(err) == sqlstate.Permission {
 			for _, s := range p.ListSources() {
@@ -221,29 +239,16 @@ func recorded(ctx context.Context, db *pgxpool.Pool, schema string) (last int64,
 }
 
 // each calls fn with a provider for each schema.
-func each(ctx context.Context, db *pgxpool.Pool, fn func(schema string, p *goose.Provider) error) error {
+func each(ctx context.Context, db *pgxpool.Pool, more []Set, fn func(schema string, p *goose.Provider) error) error {
 	conn := stdlib.OpenDBFromPool(db)
 	defer conn.Close()
-	for _, schema := range Schemas {
-		store, err := database.NewStore(database.DialectPostgres, schema+".schema_version")
-		if err != nil {
-			return err
+	for _, set := range append([]Set{{"pgjet", files}}, more...) {
+		p, err := set.provider(conn)
+		if err == nil {
+			err = fn(set.Schema, p)
 		}
-		locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, 300))
 		if err != nil {
-			return err
-		}
-		dir, err := fs.Sub(files, schema)
-		if err != nil {
-			return err
-		}
-		p, err := goose.NewProvider("", conn, dir, goose.WithStore(store),
-			goose.WithSessionLocker(locker), goose.WithDisableGlobalRegistry(true))
-		if err != nil {
-			return err
-		}
-		if err := fn(schema, p); err != nil {
-			return fmt.Errorf("migrate schema %s: %w", schema, err)
+			return fmt.Errorf("migrate schema %s: %w", set.Schema, err)
 		}
 	}
 	return ctx.Err()

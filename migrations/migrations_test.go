@@ -11,9 +11,16 @@ import (
 
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/migrations"
+	"github.com/pgjet/pgjet/migrations/demo"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
+
+// sets are all migrations, and schemas those that they make.
+var (
+	sets    = append([]migrations.Set{{Schema: "pgjet", Files: migrations.FS()}}, demo.Sets...)
+	schemas = []string{"pgjet", "users", "directory"}
+)
 
 func empty(t *testing.T) *pgxpool.Pool {
 	t.Helper()
@@ -27,17 +34,21 @@ func empty(t *testing.T) *pgxpool.Pool {
 
 func count(t *testing.T) int {
 	t.Helper()
-	files, err := fs.Glob(migrations.FS(), "*/*.sql")
-	if err != nil {
-		t.Fatal(err)
+	n := 0
+	for _, set := range sets {
+		files, err := fs.Glob(set.Files, set.Schema+"/*.sql")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n += len(files)
 	}
-	return len(files)
+	return n
 }
 
 func TestUpAppliesEachOnce(t *testing.T) {
 	db := empty(t)
 	for _, want := range []int{count(t), 0} {
-		applied, err := migrations.Up(t.Context(), db)
+		applied, err := migrations.Up(t.Context(), db, demo.Sets...)
 		if err != nil || len(applied) != want {
 			t.Errorf("Up() = %d migrations, %v, want %d", len(applied), err, want)
 		}
@@ -57,7 +68,7 @@ func TestUpAtTheSameTime(t *testing.T) {
 				return
 			}
 			defer own.Close()
-			applied, err := migrations.Up(t.Context(), own)
+			applied, err := migrations.Up(t.Context(), own, demo.Sets...)
 			if err != nil {
 				t.Errorf("Up() = %v", err)
 			}
@@ -75,7 +86,7 @@ func TestUpAtTheSameTime(t *testing.T) {
 func TestListChangesNothing(t *testing.T) {
 	db := empty(t)
 	for _, applied := range []bool{false, true} {
-		all, err := migrations.List(t.Context(), db)
+		all, err := migrations.List(t.Context(), db, demo.Sets...)
 		if err != nil || len(all) != count(t) {
 			t.Fatalf("List() = %d migrations, %v, want %d", len(all), err, count(t))
 		}
@@ -87,12 +98,12 @@ func TestListChangesNothing(t *testing.T) {
 		if applied {
 			break
 		}
-		schemas := 0
-		err = db.QueryRow(t.Context(), `select count(*) from pg_namespace where nspname = any($1)`, migrations.Schemas).Scan(&schemas)
-		if err != nil || schemas != 0 {
-			t.Errorf("List() left %d schemas, %v", schemas, err)
+		made := 0
+		err = db.QueryRow(t.Context(), `select count(*) from pg_namespace where nspname = any($1)`, schemas).Scan(&made)
+		if err != nil || made != 0 {
+			t.Errorf("List() left %d schemas, %v", made, err)
 		}
-		if _, err := migrations.Up(t.Context(), db); err != nil {
+		if _, err := migrations.Up(t.Context(), db, demo.Sets...); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -123,7 +134,7 @@ func TestUpWithoutTheRightToMakeSchemas(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer plain.Close()
-	if _, err := migrations.Up(t.Context(), plain); err != nil {
+	if _, err := migrations.Up(t.Context(), plain, demo.Sets...); err != nil {
 		t.Errorf("Up() = %v", err)
 	}
 }
@@ -132,10 +143,10 @@ func TestUpWithoutTheRightToMakeSchemas(t *testing.T) {
 // applies, and what a newer program applied bothers neither.
 func TestListAndUpAgree(t *testing.T) {
 	db := empty(t)
-	if _, err := migrations.Up(t.Context(), db); err != nil {
+	if _, err := migrations.Up(t.Context(), db, demo.Sets...); err != nil {
 		t.Fatal(err)
 	}
-	for _, schema := range migrations.Schemas {
+	for _, schema := range schemas {
 		for _, row := range []struct {
 			name, change   string
 			state          string
@@ -163,7 +174,7 @@ func TestListAndUpAgree(t *testing.T) {
 				do(keep)
 				defer do(back)
 				do(row.change)
-				all, err := migrations.List(t.Context(), db)
+				all, err := migrations.List(t.Context(), db, demo.Sets...)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -179,7 +190,7 @@ func TestListAndUpAgree(t *testing.T) {
 				if row.count >= 0 && odd != row.count {
 					t.Errorf("%d are not simply applied, want %d: %+v", odd, row.count, all)
 				}
-				applied, err := migrations.Up(t.Context(), db)
+				applied, err := migrations.Up(t.Context(), db, demo.Sets...)
 				if _, refused := errors.AsType[*migrations.OrderError](err); refused != row.refused || !refused && err != nil || len(applied) > 0 {
 					t.Errorf("Up() = %v, %v, want a refusal: %t", applied, err, row.refused)
 				}

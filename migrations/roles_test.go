@@ -17,6 +17,7 @@ import (
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/migrations"
+	"github.com/pgjet/pgjet/migrations/demo"
 	"github.com/pgjet/pgjet/outbox"
 )
 
@@ -263,7 +264,7 @@ func TestRolesThatMayNotBeCreated(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer plain.Close()
-	if _, err := migrations.Up(t.Context(), plain); err != nil {
+	if _, err := migrations.Up(t.Context(), plain, demo.Sets...); err != nil {
 		t.Fatalf("Up() = %v", err)
 	}
 	if hint := `run "create role pgjet_writer nologin"`; !strings.Contains(hints.String(), hint) {

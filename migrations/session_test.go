@@ -9,6 +9,7 @@ import (
 
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/migrations"
+	"github.com/pgjet/pgjet/migrations/demo"
 )
 
 func open(t *testing.T, url string) *pgxpool.Pool {
@@ -45,7 +46,7 @@ func TestUpRefusesEncodings(t *testing.T) {
 			t.Fatal(err)
 		}
 		db := open(t, strings.Replace(admin.Config().ConnString(), admin.Config().ConnConfig.Database, name, 1))
-		if _, err := migrations.Up(t.Context(), db); err == nil || !strings.Contains(err.Error(), "has the encoding "+encoding) {
+		if _, err := migrations.Up(t.Context(), db, demo.Sets...); err == nil || !strings.Contains(err.Error(), "has the encoding "+encoding) {
 			t.Errorf("Up in %s = %v, want a refusal that says why", encoding, err)
 		}
 		db.Close()
@@ -66,7 +67,7 @@ func TestUpUnderHostileDefaults(t *testing.T) {
 		}
 	}
 	db.Reset()
-	applied, err := migrations.Up(t.Context(), db)
+	applied, err := migrations.Up(t.Context(), db, demo.Sets...)
 	if err != nil || len(applied) != count(t) {
 		t.Errorf("Up() = %d migrations, %v, want %d", len(applied), err, count(t))
 	}

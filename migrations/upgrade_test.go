@@ -10,6 +10,7 @@ import (
 	goosedb "github.com/pressly/goose/v3/database"
 
 	"github.com/pgjet/pgjet/migrations"
+	"github.com/pgjet/pgjet/migrations/demo"
 )
 
 // The versions of each schema in releases.
@@ -28,12 +29,13 @@ func migrate(t *testing.T, db *pgxpool.Pool, versions map[string]int64) {
 	t.Helper()
 	conn := stdlib.OpenDBFromPool(db)
 	defer conn.Close()
-	for _, schema := range migrations.Schemas {
+	for _, set := range sets {
+		schema := set.Schema
 		store, err := goosedb.NewStore(goosedb.DialectPostgres, schema+".schema_version")
 		if err != nil {
 			t.Fatal(err)
 		}
-		dir, err := fs.Sub(migrations.FS(), schema)
+		dir, err := fs.Sub(set.Files, schema)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -89,7 +91,7 @@ func TestReleases(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if applied, err := migrations.Up(t.Context(), db); err != nil {
+		if applied, err := migrations.Up(t.Context(), db, demo.Sets...); err != nil {
 			t.Fatalf("Up() = %v, %v from %v", applied, err, older)
 		}
 		people("after the way up")
@@ -99,7 +101,7 @@ func TestReleases(t *testing.T) {
 		}
 		migrate(t, db, older)
 		people("after the way down")
-		if _, err := migrations.Up(t.Context(), db); err != nil {
+		if _, err := migrations.Up(t.Context(), db, demo.Sets...); err != nil {
 			t.Errorf("Up() = %v the second time, from %v", err, older)
 		}
 		people("after the way up again")
@@ -126,7 +128,7 @@ func TestOldUsersAreMended(t *testing.T) {
 	if _, err := db.Exec(t.Context(), `insert into users.idempotency (key, fingerprint, password, user_id, answer, created_at) select email, '', '', id, '{}', 'infinity' from users.users`); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := migrations.Up(t.Context(), db); err != nil {
+	if _, err := migrations.Up(t.Context(), db, demo.Sets...); err != nil {
 		t.Fatal(err)
 	}
 	whole := 0
@@ -181,7 +183,7 @@ func TestOldRowsAreMended(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := migrations.Up(t.Context(), db); err != nil {
+	if _, err := migrations.Up(t.Context(), db, demo.Sets...); err != nil {
 		t.Fatal(err)
 	}
 	for _, change := range []string{

@@ -16,6 +16,7 @@ import (
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/migrations"
+	"github.com/pgjet/pgjet/migrations/demo"
 )
 
 // connect returns a pool for a server that need not run.
@@ -58,7 +59,7 @@ func wantUnavailable(t *testing.T, a answer, code string) {
 // handler is the same throughout.
 func TestOutage(t *testing.T) {
 	pg := testenv.PostgresServer(t)
-	if _, err := migrations.Up(t.Context(), connect(t, pg.URL())); err != nil {
+	if _, err := migrations.Up(t.Context(), connect(t, pg.URL()), demo.Sets...); err != nil {
 		t.Fatal(err)
 	}
 	stop := func() {
@@ -102,7 +103,7 @@ func TestServerTakesNoWrites(t *testing.T) {
 	t.Parallel()
 	pg := testenv.PostgresServer(t)
 	admin := connect(t, pg.URL())
-	if _, err := migrations.Up(t.Context(), admin); err != nil {
+	if _, err := migrations.Up(t.Context(), admin, demo.Sets...); err != nil {
 		t.Fatal(err)
 	}
 	handlers := []*httptest.Server{serve(t, openOwn(t, pg.URL())), serve(t, openOwn(t, testenv.PgBouncer(t, pg.URL(), "transaction")))}

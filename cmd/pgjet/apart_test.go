@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -98,7 +99,7 @@ func TestApart(t *testing.T) {
 	if out := must(t, exitFindings, "migrate", "status", "--database-url", database); !strings.Contains(out, "00001_outbox.sql") {
 		t.Errorf("migrate status says %q", out)
 	}
-	must(t, exitOK, "migrate", "up", "--database-url", database)
+	must(t, exitOK, "migrate", "up", "--demo", "--database-url", database)
 	must(t, exitOK, "stream", "ensure", "--nats-url", nats)
 
 	users, relay := startUsers(t, database), startRelay(t, database, nats)
@@ -135,21 +136,63 @@ func TestReadyEverywhere(t *testing.T) {
 	}
 }
 
+// TestMigrate: the tables of the demo are made for who asks, and kept up to date where they are.
 func TestMigrate(t *testing.T) {
 	t.Parallel()
 	database := testenv.EmptyDatabaseURL(t)
+	schemas := func(code int, flags ...string) (list []string) {
+		t.Helper()
+		var all []migrations.Status
+		out := must(t, code, append([]string{"migrate", "status", "-o", "json", "--database-url", database}, flags...)...)
+		if err := json.Unmarshal([]byte(out), &all); err != nil {
+			t.Fatalf("migrate status -o json says %s (%v)", out, err)
+		}
+		for _, m := range all {
+			if m.Applied != (code == exitOK || m.Schema == "pgjet") {
+				t.Errorf("%s/%s: applied = %t", m.Schema, m.File, m.Applied)
+			}
+			list = append(list, m.Schema)
+		}
+		return slices.Compact(list)
+	}
+	up := func(want, unwanted string, flags ...string) {
+		t.Helper()
+		out := must(t, exitOK, append([]string{"migrate", "up", "--database-url", database}, flags...)...)
+		if !strings.Contains(out, want) || unwanted != "" && strings.Contains(out, unwanted) {
+			t.Errorf("migrate up %v says %q, want %q, not %q", flags, out, want, unwanted)
+		}
+	}
 	must(t, exitFindings, "migrate", "status", "--database-url", database)
-	if out := must(t, exitOK, "migrate", "up", "--database-url", database); !strings.Contains(out, "applied users/00001_users.sql\n") {
-		t.Errorf("migrate up says %q", out)
+	up("applied pgjet/00001_outbox.sql\n", "applied users/")
+	if got := schemas(exitOK); !slices.Equal(got, []string{"pgjet"}) {
+		t.Errorf("migrate status shows %v, want pgjet alone", got)
 	}
+	if got := schemas(exitFindings, "--demo"); len(got) != 3 {
+		t.Errorf("migrate status --demo shows %v, want all", got)
+	}
+	up("applied users/00001_users.sql\n", "applied pgjet/", "--demo")
+	if got := schemas(exitOK); len(got) != 3 {
+		t.Errorf("migrate status shows %v, want all, since they are there", got)
+	}
+	up("nothing to apply\n", "applied")
+	testenv.Exec(t, openDB(t, database), `delete from directory.schema_version where version_id = (select max(version_id) from directory.schema_version)`)
+	up("applied directory/", "applied pgjet/")
+}
+
+// TestMigratePrint: tables that another tool made are as good.
+func TestMigratePrint(t *testing.T) {
+	t.Parallel()
+	database := testenv.EmptyDatabaseURL(t)
+	script := must(t, exitOK, "migrate", "print")
+	testenv.Exec(t, openDB(t, database), script)
+	must(t, exitOK, "migrate", "status", "--database-url", database)
 	if out := must(t, exitOK, "migrate", "up", "--database-url", database); out != "nothing to apply\n" {
-		t.Errorf("a second migrate up says %q", out)
+		t.Errorf("migrate up says %q, want nothing to apply", out)
 	}
-	var all []migrations.Status
-	out := must(t, exitOK, "migrate", "status", "-o", "json", "--database-url", database)
-	if err := json.Unmarshal([]byte(out), &all); err != nil || len(all) == 0 || !all[0].Applied {
-		t.Errorf("migrate status -o json says %s (%v)", out, err)
+	if later := must(t, exitOK, "migrate", "print", "--after", "11"); len(later) >= len(script) || strings.Contains(later, "create table pgjet.outbox") {
+		t.Errorf("migrate print --after 11 says\n%s", later)
 	}
+	refused(t, exitUsage, []string{"migrate", "print", "--after", "9999"}, "--after", "there is no migration after version 9999")
 }
 
 // TestMigrateAtTheSameTime: whoever comes second waits, and finds nothing to do.
@@ -158,7 +201,7 @@ func TestMigrateAtTheSameTime(t *testing.T) {
 	database := testenv.EmptyDatabaseURL(t)
 	var all []*process
 	for range 3 {
-		all = append(all, start(t, nil, "migrate", "up", "--database-url", database))
+		all = append(all, start(t, nil, "migrate", "up", "--demo", "--database-url", database))
 	}
 	for _, p := range all {
 		if code := p.wait(patience); code != exitOK {

@@ -123,7 +123,7 @@ func TestCanary(t *testing.T) {
 	vars := env{"OTEL_EXPORTER_OTLP_ENDPOINT": collector.URL, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf", "OTEL_BSP_SCHEDULE_DELAY": "100"}
 	server, n := testenv.PostgresServer(t), testenv.NATS(t)
 	database, nats := withPassword(server.URL()), withPassword(n.URL())
-	must(t, exitOK, "migrate", "up", "--database-url", database)
+	must(t, exitOK, "migrate", "up", "--demo", "--database-url", database)
 	js := ensureStream(t, n.URL())
 	run := func(args ...string) *service {
 		args = append(args, "--database-url", database, "--nats-url", nats, "--admin-addr", anyPort, "--log-level", "debug")

@@ -171,7 +171,7 @@ func children(parents []int) (all []int) {
 func postgresProcess(t testing.TB) *devserver.Postgres {
 	t.Helper()
 	p := testenv.PostgresServer(t)
-	must(t, exitOK, "migrate", "up", "--database-url", p.URL())
+	must(t, exitOK, "migrate", "up", "--demo", "--database-url", p.URL())
 	return p
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/pgjet/pgjet/internal/devserver"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/migrations"
+	"github.com/pgjet/pgjet/migrations/demo"
 	"github.com/pgjet/pgjet/relay"
 )
 
@@ -84,7 +85,7 @@ func (d *dev) startPostgres(ctx context.Context) error {
 	if d.db, err = d.pool(ctx, "pgjet-dev"); err != nil {
 		return err
 	}
-	_, err = migrations.Up(ctx, reached)
+	_, err = migrations.Up(ctx, reached, demo.Sets...)
 	return err
 }
 

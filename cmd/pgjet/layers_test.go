@@ -31,6 +31,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/attempt", "internal/sqlstate"},
 	{"internal/postgres", "internal/sqlstate"},
 	{"migrations", "internal/postgres internal/sqlstate"},
+	{"migrations/demo", "migrations"},
 	{"internal/lead", "internal/postgres internal/sqlstate"},
 	{"internal/operation", ""},
 	{"internal/session", ""},
@@ -56,12 +57,12 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/devserver", "internal/sqlstate"},
 	{"internal/devmail", "internal/web"},
 	{"internal/devservices", "internal/web"},
-	{"internal/testenv", "internal/devserver migrations"},
+	{"internal/testenv", "internal/devserver migrations migrations/demo"},
 	// Tests that need servers, of packages that services import.
 	{"internal/tests/outbox", ""},
 	{"internal/tests/postgres", ""},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/directory consumers/inbox consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/health internal/jserror internal/lead internal/natsconn internal/postgres internal/registry internal/service internal/sqlstate internal/telemetry internal/web migrations outbox outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/directory consumers/inbox consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/health internal/jserror internal/lead internal/natsconn internal/postgres internal/registry internal/service internal/sqlstate internal/telemetry internal/web migrations migrations/demo outbox outbox/hint producer relay"},
 }
 
 // writers says which package writes which tables: each has one, and the triggers and functions of the migrations.
@@ -70,6 +71,7 @@ var writers = []struct{ pkg, tables string }{
 	{"consumers/inbox", "pgjet.attempt pgjet.consumer pgjet.dead_letter pgjet.inbox pgjet.intent pgjet.process pgjet.slice"},
 	{"consumers/saga", "pgjet.saga"},
 	{"internal/operation", "pgjet.operation"},
+	{"migrations", "pgjet.schema_version"}, // so that what another tool applies is known
 	{"outbox", "pgjet.outbox"},
 	{"producer", "users.idempotency users.users"},
 	{"relay", "pgjet.adoption pgjet.checkpoint pgjet.leader pgjet.quarantine pgjet.unknown_message"},

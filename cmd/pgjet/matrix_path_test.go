@@ -82,7 +82,7 @@ func newPath(m *trial, s site) *mainPath {
 	p := &mainPath{trial: m, site: s, names: make(map[string]string)}
 	p.vars = env{"PGJET_DATABASE_URL": s.database, "PGJET_NATS_URL": s.nats, "PGJET_USERS__PER_ADDRESS": "0", "PGJET_USERS__PER_ACCOUNT": "0"}
 	maps.Copy(p.vars, s.vars)
-	p.must(exitOK, "migrate", "up")
+	p.must(exitOK, "migrate", "up", "--demo")
 	p.must(exitOK, "stream", "ensure", "--replicas", fmt.Sprint(max(s.replicas, 1)))
 	if s.durables {
 		p.must(exitOK, "consumer", "ensure", mailer.Name, directory.Name, followName)

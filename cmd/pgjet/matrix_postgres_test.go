@@ -269,7 +269,7 @@ func startPair(m *trial, settings map[string]string) *pair {
 	m.Helper()
 	bin := newestPostgres(m)
 	primary := testenv.PostgresServerWith(m, devserver.PostgresOptions{Bin: bin})
-	if code, process := runProcess(m, nil, "migrate", "up", "--database-url", primary.URL()); code != exitOK {
+	if code, process := runProcess(m, nil, "migrate", "up", "--demo", "--database-url", primary.URL()); code != exitOK {
 		m.Fatalf("exit code %d of %s", code, process)
 	}
 	if err := primary.Stop(); err != nil {

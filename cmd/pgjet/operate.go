@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,32 +15,69 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 	"github.com/pgjet/pgjet/migrations"
+	"github.com/pgjet/pgjet/migrations/demo"
 	"github.com/pgjet/pgjet/relay"
 )
 
 func migrateCommand() *cobra.Command {
 	var s settings
+	withDemo := false
 	up := &cobra.Command{
 		Use:   "up",
 		Short: "Apply what is missing",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return s.migrateUp(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
+			return s.migrateUp(cmd.Context(), withDemo, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
-	cmd := group(&cobra.Command{Use: "migrate", Short: "Create and update the tables"}, up, s.migrateStatusCommand())
-	s.databaseFlag(cmd.PersistentFlags())
+	status := s.migrateStatusCommand(&withDemo)
+	cmd := group(&cobra.Command{Use: "migrate", Short: "Create and update the tables"}, up, status, migratePrintCommand())
+	for _, c := range []*cobra.Command{up, status} {
+		s.databaseFlag(c.Flags())
+		c.Flags().BoolVar(&withDemo, "demo", false, "also the tables of the demo, users and directory; those that are there are never left out")
+	}
 	s.directFlag(up.Flags())
 	return cmd
 }
 
-func (s *settings) migrateUp(ctx context.Context, out, hints io.Writer) error {
+func migratePrintCommand() *cobra.Command {
+	after := int64(0)
+	cmd := &cobra.Command{
+		Use:   "print",
+		Short: "Print the tables of the schema pgjet as plain SQL, for a migration tool of your own",
+		Long: `Print the tables of the schema pgjet as plain SQL, for a migration tool of your own.
+It needs one transaction, of the owner of the schema, and records what it applied in
+pgjet.schema_version, so that pgjet migrate status and up understand it. See docs/migrations.md.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var script bytes.Buffer
+			if err := migrations.WriteScript(&script, after); err != nil {
+				return usagef("--after: %w", err)
+			}
+			_, err := script.WriteTo(cmd.OutOrStdout())
+			return err
+		},
+	}
+	cmd.Flags().Int64Var(&after, "after", 0, "print what follows this version, which the database has; 0 prints all")
+	return cmd
+}
+
+// demoSets returns the demo's migrations that are asked for, or already in db.
+func demoSets(ctx context.Context, db *pgxpool.Pool, asked bool) ([]migrations.Set, error) {
+	if asked {
+		return demo.Sets, nil
+	}
+	return demo.In(ctx, db)
+}
+
+func (s *settings) migrateUp(ctx context.Context, withDemo bool, out, hints io.Writer) error {
 	config, err := s.directConfig()
 	if err != nil {
 		return err
@@ -54,7 +92,11 @@ func (s *settings) migrateUp(ctx context.Context, out, hints io.Writer) error {
 		return err
 	}
 	defer postgres.Close(db)
-	applied, err := migrations.Up(ctx, db)
+	sets, err := demoSets(ctx, db, withDemo)
+	if err != nil {
+		return err
+	}
+	applied, err := migrations.Up(ctx, db, sets...)
 	for _, m := range applied {
 		fmt.Fprintf(out, "applied %s/%s\n", m.Schema, m.File)
 	}
@@ -64,7 +106,7 @@ func (s *settings) migrateUp(ctx context.Context, out, hints io.Writer) error {
 	return lead.NameLock(ctx, db, err)
 }
 
-func (s *settings) migrateStatusCommand() *cobra.Command {
+func (s *settings) migrateStatusCommand(withDemo *bool) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "status",
@@ -80,8 +122,11 @@ func (s *settings) migrateStatusCommand() *cobra.Command {
 			}
 			defer postgres.Close(db)
 			var all []migrations.Status
-			err = naming(cmd.Context(), db, func(ctx context.Context) (err error) {
-				all, err = migrations.List(ctx, db)
+			err = naming(cmd.Context(), db, func(ctx context.Context) error {
+				sets, err := demoSets(ctx, db, *withDemo)
+				if err == nil {
+					all, err = migrations.List(ctx, db, sets...)
+				}
 				return err
 			})
 			if err != nil {

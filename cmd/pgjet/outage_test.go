@@ -129,7 +129,7 @@ func TestStopsInAnOutage(t *testing.T) {
 	t.Parallel()
 	server, n := testenv.PostgresServer(t), testenv.NATS(t)
 	ensureStream(t, n.URL())
-	must(t, exitOK, "migrate", "up", "--database-url", server.URL())
+	must(t, exitOK, "migrate", "up", "--demo", "--database-url", server.URL())
 	users, relay := startUsers(t, server.URL()), startRelay(t, server.URL(), n.URL())
 	smtp, _ := startMail(t, anyPort)
 	mailer := startMailer(t, server.URL(), n.URL(), smtp)
@@ -156,7 +156,7 @@ func TestPostgreSQLOutage(t *testing.T) {
 	server := testenv.PostgresServer(t)
 	database, nats := withPassword(server.URL()), testenv.NATS(t).URL()
 	ensureStream(t, nats)
-	must(t, exitOK, "migrate", "up", "--database-url", database)
+	must(t, exitOK, "migrate", "up", "--demo", "--database-url", database)
 	stopPostgres(t, server)
 
 	smtp, inbox := startMail(t, anyPort)

@@ -82,9 +82,9 @@ func TestGoodNeighbour(t *testing.T) {
 	}
 	replay := []string{"replay", "directory", "--all", "--yes", "--reason", "test", "--database-url", database, "--nats-url", nats}
 	refused(t, exitUnreachable, replay, "a replay needs a session of its own", "--direct-database-url")
-	refused(t, exitUnreachable, []string{"migrate", "up", "--database-url", database}, "a migration needs a session of its own", "--direct-database-url")
+	refused(t, exitUnreachable, []string{"migrate", "up", "--demo", "--database-url", database}, "a migration needs a session of its own", "--direct-database-url")
 	must(t, exitOK, append(replay, "--direct-database-url", direct)...)
-	must(t, exitOK, "migrate", "up", "--database-url", database, "--direct-database-url", direct)
+	must(t, exitOK, "migrate", "up", "--demo", "--database-url", database, "--direct-database-url", direct)
 	unchanged("all of that")
 }
 
@@ -129,7 +129,7 @@ func TestStopIsBoundedWhilePostgreSQLHangs(t *testing.T) {
 	server := testenv.PostgresServer(t)
 	database, nats := server.URL(), testenv.NATS(t).URL()
 	ensureStream(t, nats)
-	must(t, exitOK, "migrate", "up", "--database-url", database)
+	must(t, exitOK, "migrate", "up", "--demo", "--database-url", database)
 	smtp, _ := startMail(t, anyPort)
 	all := []*service{startUsers(t, database), startRelay(t, database, nats), startMailer(t, database, nats, smtp), startDirectory(t, database, nats)}
 	for _, s := range all {

@@ -14,7 +14,7 @@ import (
 func TestStandbyIsReady(t *testing.T) {
 	t.Parallel()
 	server, n := testenv.PostgresServer(t), testenv.NATS(t)
-	must(t, exitOK, "migrate", "up", "--database-url", server.URL())
+	must(t, exitOK, "migrate", "up", "--demo", "--database-url", server.URL())
 	ensureStream(t, n.URL())
 	relay := func() *service { return startRelay(t, server.URL(), n.URL()) }
 	directory := func() *service { return startDirectory(t, server.URL(), n.URL()) }

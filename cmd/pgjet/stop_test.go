@@ -196,7 +196,7 @@ func TestLivesWithoutServers(t *testing.T) {
 	t.Parallel()
 	server, n := testenv.PostgresServer(t), testenv.NATS(t)
 	ensureStream(t, n.URL())
-	must(t, exitOK, "migrate", "up", "--database-url", server.URL())
+	must(t, exitOK, "migrate", "up", "--demo", "--database-url", server.URL())
 	smtp, _ := startMail(t, anyPort)
 	users := startService(t, "users", "--database-url", server.URL(), "--addr", anyPort, "--nats-url", n.URL())
 	all := map[*service]string{

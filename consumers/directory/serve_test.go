@@ -23,6 +23,7 @@ import (
 	"github.com/pgjet/pgjet/internal/auth"
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/migrations"
+	"github.com/pgjet/pgjet/migrations/demo"
 	"github.com/pgjet/pgjet/producer"
 )
 
@@ -202,7 +203,7 @@ func english(t *testing.T) *pgxpool.Pool {
 		t.Fatal(err)
 	}
 	t.Cleanup(db.Close)
-	if _, err := migrations.Up(t.Context(), db); err != nil {
+	if _, err := migrations.Up(t.Context(), db, demo.Sets...); err != nil {
 		t.Fatal(err)
 	}
 	return db

@@ -206,7 +206,7 @@ var advice = map[Class]string{
 	Exhausted: "look at the server's connections, memory and disk",
 	ReadOnly:  "connect to the primary, or wait until this server is promoted",
 	Pooler:    "a connection pooler, which gives sessions to others, stands in between; see docs/connections.md",
-	Outdated:  "run: pgjet migrate up",
+	Outdated:  "run: pgjet migrate up, for the demo with --demo",
 	Encoding:  "the database must have the encoding UTF8",
 }
 

@@ -109,7 +109,7 @@ func TestExplain(t *testing.T) {
 		{errors.New("cannot scan"), "database_error: cannot scan"},
 		{io.EOF, "database_unreachable: EOF"},
 		{&pgconn.PgError{Severity: "ERROR", Code: "42501", Message: "no"}, "permission_denied: ERROR: no (SQLSTATE 42501); the user needs the rights of pgjet_relay"},
-		{&pgconn.PgError{Severity: "ERROR", Code: "3F000", Message: "no"}, "schema_outdated: ERROR: no (SQLSTATE 3F000); run: pgjet migrate up"},
+		{&pgconn.PgError{Severity: "ERROR", Code: "3F000", Message: "no"}, "schema_outdated: ERROR: no (SQLSTATE 3F000); run: pgjet migrate up, for the demo with --demo"},
 	} {
 		got := sqlstate.Explain(row.err, "pgjet_relay")
 		if got.Error() != row.want || !errors.Is(got, row.err) {
@@ -123,7 +123,7 @@ func TestExplain(t *testing.T) {
 
 func TestWrap(t *testing.T) {
 	outdated := &pgconn.PgError{Severity: "ERROR", Code: "42P01", Message: "none"}
-	if got, want := sqlstate.Wrap("pause", outdated).Error(), "pause: ERROR: none (SQLSTATE 42P01); run: pgjet migrate up"; got != want {
+	if got, want := sqlstate.Wrap("pause", outdated).Error(), "pause: ERROR: none (SQLSTATE 42P01); run: pgjet migrate up, for the demo with --demo"; got != want {
 		t.Errorf("Wrap = %q, want %q", got, want)
 	}
 	if err := sqlstate.Wrap("pause", nil); err != nil {

@@ -20,6 +20,7 @@ import (
 
 	"github.com/pgjet/pgjet/internal/devserver"
 	"github.com/pgjet/pgjet/migrations"
+	"github.com/pgjet/pgjet/migrations/demo"
 )
 
 // startTime bounds starting the server and migrating the template, which may
@@ -175,7 +176,7 @@ func databaseURL(c *pgx.ConnConfig, database string) string {
 // nobody connected, and makes it unless an earlier process did. The name tells
 // which migrations, so that a server that outlives the tests may keep several.
 func makeTemplate(ctx context.Context, admin *pgxpool.Pool) (string, error) {
-	sum, err := fingerprint(migrations.FS())
+	sum, err := fingerprint(append([]migrations.Set{{Schema: "pgjet", Files: migrations.FS()}}, demo.Sets...))
 	if err != nil {
 		return "", err
 	}
@@ -211,7 +212,7 @@ func buildTemplate(ctx context.Context, conn *pgxpool.Conn, name string) error {
 	if err != nil {
 		return err
 	}
-	_, err = migrations.Up(ctx, pool)
+	_, err = migrations.Up(ctx, pool, demo.Sets...)
 	pool.Close()
 	if err != nil {
 		return err
@@ -226,15 +227,20 @@ func buildTemplate(ctx context.Context, conn *pgxpool.Conn, name string) error {
 
 // fingerprint returns some digits that stand for the names and the content of all
 // files.
-func fingerprint(files fs.FS) (string, error) {
+func fingerprint(sets []migrations.Set) (string, error) {
 	h := sha256.New()
-	err := fs.WalkDir(files, ".", func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
+	for _, set := range sets {
+		err := fs.WalkDir(set.Files, set.Schema, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			b, err := fs.ReadFile(set.Files, path)
+			fmt.Fprintf(h, "%s %d\n%s", path, len(b), b)
 			return err
+		})
+		if err != nil {
+			return "", err
 		}
-		b, err := fs.ReadFile(files, path)
-		fmt.Fprintf(h, "%s %d\n%s", path, len(b), b)
-		return err
-	})
-	return fmt.Sprintf("%x", h.Sum(nil)[:8]), err
+	}
+	return fmt.Sprintf("%x", h.Sum(nil)[:8]), nil
 }
