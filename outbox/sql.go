@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -27,7 +28,7 @@ type SQLTx interface {
 // the same errors. It neither commits tx nor rolls it back.
 //
 // Every driver makes one round trip of it, since the statement has no arguments: the events stand
-// in its text, in hexadecimal. Who logs or traces the texts of statements has payloads there.
+// in its text. Whoever logs or traces the texts of statements has payloads there.
 func AppendSQL(ctx context.Context, tx SQLTx, payloads ...events.Payload) error {
 	return write(ctx, payloads, func(query string, args []any) error {
 		query, err := inline(query, args)
@@ -40,9 +41,7 @@ func AppendSQL(ctx context.Context, tx SQLTx, payloads ...events.Payload) error 
 }
 
 // inline returns query with the arguments in it. Drivers make two round trips of a statement with
-// arguments, or replace others than $1. What inline adds is of ASCII letters and digits, so that
-// neither the encoding of the session nor standard_conforming_strings changes where a literal ends.
-// It is text: query casts whatever else it needs.
+// arguments, and bun gives none to the driver and replaces question marks.
 func inline(query string, args []any) (string, error) {
 	types, replace := pgtype.NewMap(), make([]string, 0, 2*len(args))
 	for i, arg := range args {
@@ -50,13 +49,21 @@ func inline(query string, args []any) (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("argument %d has no text form", i+1) // err shows the argument
 		}
-		literal := "null"
-		if text != nil {
-			literal = "convert_from(decode('" + hex.EncodeToString(text) + "', 'hex'), 'UTF8')"
-		}
-		replace = append(replace, "$"+strconv.Itoa(i+1), literal)
+		replace = append(replace, "$"+strconv.Itoa(i+1), literal(text))
 	}
 	return strings.NewReplacer(replace...).Replace(query), nil
+}
+
+// literal returns text, nil for null, as SQL that means the same whatever the encoding of the session
+// and standard_conforming_strings are.
+func literal(text []byte) string {
+	switch {
+	case text == nil:
+		return "null"
+	case slices.ContainsFunc(text, func(c byte) bool { return c < ' ' || c > '~' || c == '\'' || c == '\\' || c == '?' }):
+		return "convert_from(decode('" + hex.EncodeToString(text) + "', 'hex'), 'UTF8')"
+	}
+	return "'" + string(text) + "'"
 }
 
 // typeOf returns the type of PostgreSQL in whose text form arg is written.

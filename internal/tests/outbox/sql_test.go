@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
 	"reflect"
@@ -94,9 +95,7 @@ func byDriver(t *testing.T, settings url.Values, fn func(t *testing.T, db *sql.D
 			}
 			query := address.Query()
 			query.Set("sslmode", "disable")
-			for name, values := range settings {
-				query[name] = values
-			}
+			maps.Copy(query, settings)
 			address.RawQuery = query.Encode()
 			db, err := open(address.String(), d)
 			if err != nil {
@@ -147,7 +146,10 @@ func TestAppendSQLKeepsEverything(t *testing.T) {
 					var payloads []events.Payload
 					for range n {
 						e := events.Event{ID: uuid.Must(uuid.NewV7()), Type: "note.made", Key: `\' ?|{"?0,NULL}`, Data: json.RawMessage(`"$1 ? \\ '"`)}
-						if len(sent)%2 == 0 {
+						switch len(sent) % 3 {
+						case 1:
+							e.Key, e.Data = `$1 -- {",}`, json.RawMessage(`{"a": "\u0041\\ $1 $2 /* ;"}`)
+						case 2:
 							e = everything()
 							e.Time = time.Date(1, 1, 1, 0, 0, 0, 999999000, time.UTC).AddDate(len(sent)*1600, 0, 0)
 						}
