@@ -1,6 +1,6 @@
 # What one types. 'make help' lists the targets.
 
-.PHONY: help run build test interfaces demo-recovery chaos powercut mutants bench bench-quick bench-test check lint fmt compose-test matrix facts
+.PHONY: help run build test interfaces demo-recovery chaos powercut mutants bench bench-quick bench-test examples-test check lint fmt compose-test matrix facts
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,9 @@ bench-quick: ## bench with a smaller load, up to 3 minutes
 bench-test: ## check and test the benchmarks themselves; downloads the peers
 	cd bench && go vet ./... && go mod tidy -diff && go test -timeout 10m ./...
 
+examples-test: ## check and run the examples; downloads the libraries that they show
+	cd examples && go vet ./... && go mod tidy -diff && go test -timeout 10m ./...
+
 check: ## what needs no further download: formatting, vet, tidy go.mod, other systems
 	@test -z "$$(gofmt -l .)" || { echo "not formatted:"; gofmt -l .; exit 1; }
 	go vet ./...
@@ -66,6 +69,7 @@ check: ## what needs no further download: formatting, vet, tidy go.mod, other sy
 lint: check ## check, and golangci-lint (built from source the first time, some minutes)
 	go tool -modfile=.ci/tools.mod golangci-lint run
 	cd bench && go tool -modfile=../.ci/tools.mod golangci-lint run
+	cd examples && go tool -modfile=../.ci/tools.mod golangci-lint run
 
 fmt: ## format the code
 	gofmt -w .

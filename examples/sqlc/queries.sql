@@ -1,0 +1,2 @@
+-- name: PayOrder :execrows
+update orders set paid = true where id = $1;

@@ -1,0 +1,60 @@
+// Package watermill has a publisher and a subscriber of Watermill over pgjet. A program that uses
+// Watermill with its SQL outbox and a forwarder needs neither of them any more: it publishes to
+// the outbox by a [Publisher], pgjet's relay forwards, and a Router reads from a [Subscriber].
+//
+// A topic is an event type, such as order.paid. A message's UUID is the event's id, the metadata
+// [KeyMetadata] is its key, and its payload is JSON.
+package watermill
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/uuid"
+
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/outbox"
+)
+
+// KeyMetadata names the aggregate whose messages stay in order. A message without it is refused.
+const KeyMetadata = "key"
+
+// A Publisher appends messages to the outbox, in a transaction: they are published if and only if it
+// commits. It is made for each transaction, as that of Watermill's package sql may be.
+type Publisher struct{ Tx outbox.SQLTx }
+
+// Publish appends messages, in one round trip.
+func (p Publisher) Publish(topic string, messages ...*message.Message) error {
+	if len(messages) == 0 {
+		return nil
+	}
+	payloads := make([]events.Payload, len(messages))
+	for i, m := range messages {
+		e, err := event(topic, m)
+		if err != nil {
+			return err
+		}
+		payloads[i] = e
+	}
+	return outbox.AppendSQL(messages[0].Context(), p.Tx, payloads...)
+}
+
+// Close does nothing: the transaction is its owner's.
+func (Publisher) Close() error { return nil }
+
+// event returns a message as an event. Metadata goes along if it is a CloudEvents extension, ce-….
+func event(topic string, m *message.Message) (events.Event, error) {
+	id, err := uuid.Parse(m.UUID)
+	if err != nil {
+		return events.Event{}, fmt.Errorf("publish %s: the message's UUID is not one: %w", topic, err)
+	}
+	e := events.Event{ID: id, Type: topic, Key: m.Metadata.Get(KeyMetadata), Data: json.RawMessage(m.Payload), Header: map[string]string{}}
+	for name, value := range m.Metadata {
+		if strings.HasPrefix(name, "ce-") {
+			e.Header[name] = value
+		}
+	}
+	return e, nil
+}
