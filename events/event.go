@@ -5,7 +5,7 @@
 // An [Event] is a fact in the past tense. It has one id (a UUIDv7) that never
 // changes, whatever is retried, redriven or replayed; a type such as
 // "user.created"; a key, the aggregate whose events stay in order; and a
-// [Payload] as JSON.
+// [Payload], as JSON or as what it says itself.
 //
 // On the wire an event is a CloudEvents 1.0 message in binary mode (NATS
 // protocol binding): context attributes are headers named ce-…, the body is the
@@ -13,9 +13,11 @@
 package events
 
 import (
+	"encoding"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"mime"
 	"regexp"
 	"strings"
 	"time"
@@ -50,12 +52,15 @@ type Event struct {
 	// Header holds further message headers: "tracestate" and CloudEvents
 	// extensions ("ce-" and 1 to 20 lower-case letters or digits), nothing else.
 	Header map[string]string
-	// Data is the payload: valid JSON in UTF-8, at most [MaxData] bytes.
-	Data json.RawMessage
+	// ContentType is the media type of Data; "" is application/json.
+	ContentType string
+	// Data is the payload, at most [MaxData] bytes. If [Event.IsJSON], it is valid JSON in UTF-8.
+	Data []byte
 }
 
-// A Payload is the typed body of an event. Its JSON form is a published contract:
-// fields are added, never renamed; a new meaning is a new type.
+// A Payload is the typed body of an event. Its encoded form is a published contract:
+// fields are added, never renamed; a new meaning is a new type. It is JSON, unless it is a
+// [ContentTyper] too.
 type Payload interface {
 	// EventType names the fact, such as "user.created". It must not depend on the
 	// value: [Decode] asks the zero value.
@@ -64,17 +69,28 @@ type Payload interface {
 	EventKey() string
 }
 
+// A ContentTyper is a [Payload] that says in which form it is, such as protobuf. Unless that is JSON,
+// it needs MarshalBinary, of [encoding.BinaryMarshaler], and to be decoded UnmarshalBinary, of
+// [encoding.BinaryUnmarshaler].
+type ContentTyper interface {
+	Payload
+	// EventContentType returns a media type, such as "application/protobuf". It must not depend on the value.
+	EventContentType() string
+}
+
 // New returns the event that announces p, with a new id. If p already is an
 // Event, New returns it, with a new id if it had none. It fails if p cannot be
-// encoded as JSON, and does not otherwise validate.
+// encoded, and does not otherwise validate.
 func New(p Payload) (Event, error) {
 	e, ok := p.(Event)
 	if !ok {
-		data, err := json.Marshal(p)
-		if err != nil {
+		e = Event{Type: p.EventType(), Key: p.EventKey()}
+		if err := e.encode(p); err != nil {
 			return Event{}, fmt.Errorf("encode %s: %w", p.EventType(), err)
 		}
-		e = Event{Type: p.EventType(), Key: p.EventKey(), Data: data}
+	}
+	if e.ContentType == jsonType {
+		e.ContentType = ""
 	}
 	if e.ID == uuid.Nil {
 		id, err := uuid.NewV7()
@@ -86,6 +102,36 @@ func New(p Payload) (Event, error) {
 	return e, nil
 }
 
+// encode sets the content type and the data of e to those of p.
+func (e *Event) encode(p Payload) (err error) {
+	if t, ok := p.(ContentTyper); ok {
+		e.ContentType = t.EventContentType()
+	}
+	if e.IsJSON() {
+		e.Data, err = json.Marshal(p)
+		return err
+	}
+	m, ok := p.(encoding.BinaryMarshaler)
+	if !ok {
+		return fmt.Errorf("%T is %s and has no method MarshalBinary", p, e.ContentType)
+	}
+	e.Data, err = m.MarshalBinary()
+	return err
+}
+
+// IsJSON reports whether the data is JSON, by the content type: application/json, or one that ends in
+// +json, with whatever parameters.
+func (e Event) IsJSON() bool {
+	if e.ContentType == "" {
+		return true
+	}
+	media, _, _ := strings.Cut(strings.ToLower(e.ContentType), ";")
+	media = strings.TrimSpace(media)
+	return media == jsonType || strings.HasSuffix(media, "+json")
+}
+
+const jsonType = "application/json"
+
 // EventType returns e.Type, so that an Event can stand where a [Payload] is asked
 // for: a caller who sets the id or headers itself builds the Event.
 func (e Event) EventType() string { return e.Type }
@@ -93,16 +139,26 @@ func (e Event) EventType() string { return e.Type }
 // EventKey returns e.Key.
 func (e Event) EventKey() string { return e.Key }
 
-// Decode returns the payload of e. Fields that T does not know are ignored, so
-// that a producer may add some. It fails if e has another type or its data does
-// not fit: no later attempt would fare better. The error shows nothing of the data.
+// Decode returns the payload of e: from JSON if e is JSON, else by UnmarshalBinary of *T. Fields that T
+// does not know are ignored, so that a producer may add some. It fails if e has another type or its data
+// does not fit: no later attempt would fare better. The error shows nothing of the data.
 func Decode[T Payload](e Event) (T, error) {
 	var p T
 	if want := p.EventType(); e.Type != want {
 		return p, fmt.Errorf("decode event %s: it is %s, not %s", e.ID, e.Type, want)
 	}
-	if err := json.Unmarshal(e.Data, &p); err != nil {
-		return p, fmt.Errorf("decode event %s: %s", e.ID, misfit(err))
+	if e.IsJSON() {
+		if err := json.Unmarshal(e.Data, &p); err != nil {
+			return p, fmt.Errorf("decode event %s: %s", e.ID, misfit(err))
+		}
+		return p, nil
+	}
+	u, ok := any(&p).(encoding.BinaryUnmarshaler)
+	if !ok {
+		return p, fmt.Errorf("decode event %s: it is %s, and *%T has no method UnmarshalBinary", e.ID, e.ContentType, p)
+	}
+	if u.UnmarshalBinary(e.Data) != nil { // which may show the data
+		return p, fmt.Errorf("decode event %s: %T does not take its %d bytes of %s", e.ID, p, len(e.Data), e.ContentType)
 	}
 	return p, nil
 }
@@ -141,7 +197,7 @@ func (e Event) Validate() error {
 	if err := e.ValidateStored(); err != nil {
 		return err
 	}
-	if !json.Valid(e.Data) {
+	if e.IsJSON() && !json.Valid(e.Data) {
 		return &InvalidError{"data", "is not valid JSON in UTF-8"}
 	}
 	return nil
@@ -170,7 +226,9 @@ func (e Event) ValidateStored() error {
 		return &InvalidError{"time", "is not in the years 1 to 9999 of UTC"}
 	case len(e.Data) > MaxData:
 		return &InvalidError{"data", fmt.Sprintf("is %d bytes, more than %d: store the large part elsewhere and put its address in the event", len(e.Data), MaxData)}
-	case !utf8.Valid(e.Data), len(e.Data) >= 2*deepest && !json.Valid(e.Data):
+	case !mediaType(e.ContentType):
+		return &InvalidError{"content_type", "is no media type such as application/protobuf, of at most 128 bytes"}
+	case e.IsJSON() && (!utf8.Valid(e.Data) || len(e.Data) >= 2*deepest && !json.Valid(e.Data)):
 		return &InvalidError{"data", "is not valid JSON in UTF-8"}
 	}
 	return e.validateHeader()
@@ -194,6 +252,16 @@ func (e Event) validateHeader() error {
 		return &InvalidError{"header", fmt.Sprintf("is larger than %d bytes", maxHead)}
 	}
 	return nil
+}
+
+// mediaType reports whether s is a media type, or empty.
+func mediaType(s string) bool {
+	if s == "" {
+		return true
+	}
+	media, _, err := mime.ParseMediaType(s)
+	return err == nil && len(s) <= MaxType && strings.Contains(media, "/") &&
+		!strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
 // dotted reports whether s is one or more parts, not empty, joined by dots. Every event that

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -29,6 +30,9 @@ func TestMessageAndBack(t *testing.T) {
 		"trace":                    func(e *events.Event) { e.Traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01" },
 		"extensions":               func(e *events.Event) { e.Header = map[string]string{"ce-tenant": "ä b", "tracestate": "a=1, b=2%20"} },
 		"data kept byte for byte":  func(e *events.Event) { e.Data = json.RawMessage("{ \"a\":1e400,\n\t\"a\":2 }") },
+		"bytes":                    func(e *events.Event) { e.ContentType, e.Data = "application/protobuf", []byte("\x00\xff{") },
+		"no bytes":                 func(e *events.Event) { e.ContentType, e.Data = "application/protobuf", []byte{} },
+		"content type":             func(e *events.Event) { e.ContentType = "application/vnd.acme+json; charset=\"utf-8\"" },
 		"time with nanoseconds":    func(e *events.Event) { e.Time = e.Time.Add(1) },
 		"type with several tokens": func(e *events.Event) { e.Type = "a.b-c.d_E.9" },
 	} {
@@ -95,6 +99,12 @@ func TestValidateNamesTheField(t *testing.T) {
 		{"line break in key", "key", func(e *events.Event) { e.Key = "a\r\nb" }},
 		{"invalid UTF-8 in key", "key", func(e *events.Event) { e.Key = "a\xff" }},
 		{"no data", "data", func(e *events.Event) { e.Data = nil }},
+		{"no JSON by another name", "data", func(e *events.Event) { e.ContentType, e.Data = "Application/X+JSON ; a=b", []byte(`{`) }},
+		{"large bytes", "data", func(e *events.Event) { e.ContentType, e.Data = "a/b", make([]byte, events.MaxData+1) }},
+		{"a content type of one part", "content_type", func(e *events.Event) { e.ContentType = "protobuf" }},
+		{"a line break in the content type", "content_type", func(e *events.Event) { e.ContentType = "a/b\r\nx: y" }},
+		{"an accent in the content type", "content_type", func(e *events.Event) { e.ContentType = `a/b; c="é"` }},
+		{"a long content type", "content_type", func(e *events.Event) { e.ContentType = "a/" + strings.Repeat("b", 127) }},
 		{"no JSON", "data", func(e *events.Event) { e.Data = json.RawMessage(`{`) }},
 		{"two documents", "data", func(e *events.Event) { e.Data = json.RawMessage(`{}{}`) }},
 		{"invalid UTF-8 in data", "data", func(e *events.Event) { e.Data = json.RawMessage("\"\xff\"") }},
@@ -222,4 +232,60 @@ func FuzzFromMessage(f *testing.F) {
 			t.Errorf("an event without id was accepted: %v", header)
 		}
 	})
+}
+
+// A point is a payload in a form of its own.
+type point struct{ x, y byte }
+
+func (point) EventType() string        { return "point.made" }
+func (point) EventKey() string         { return "p" }
+func (point) EventContentType() string { return "application/x-point" }
+
+func (p point) MarshalBinary() ([]byte, error) { return []byte{p.x, p.y}, nil }
+
+func (p *point) UnmarshalBinary(b []byte) error {
+	if len(b) != 2 {
+		return fmt.Errorf("secret %x", b)
+	}
+	*p = point{b[0], b[1]}
+	return nil
+}
+
+// A plain is a payload that states a form and lacks the methods for it.
+type plain struct {
+	X int `json:"x"`
+}
+
+func (plain) EventType() string        { return "point.made" }
+func (plain) EventKey() string         { return "p" }
+func (plain) EventContentType() string { return "application/x-point" }
+
+// TestBytes: a payload goes in the form that it states, and each event is decoded from the one that it has.
+func TestBytes(t *testing.T) {
+	e, err := events.New(point{1, 255})
+	if err != nil || e.Validate() != nil || e.ContentType != "application/x-point" || string(e.Data) != "\x01\xff" {
+		t.Fatalf("New() = %+v, %v, %v", e, err, e.Validate())
+	}
+	if _, header, _ := e.Message(); header["ce-datacontenttype"][0] != "application/x-point" {
+		t.Errorf("the message says %q", header["ce-datacontenttype"])
+	}
+	if got, err := events.Decode[point](e); err != nil || got != (point{1, 255}) {
+		t.Errorf("Decode() = %v, %v, want it back", got, err)
+	}
+	if got, err := events.Decode[plain](events.Event{Type: "point.made", Data: []byte(`{"x": 7}`)}); err != nil || got.X != 7 {
+		t.Errorf("Decode() of JSON = %v, %v, want 7: the event says what it is", got, err)
+	}
+	if _, err := events.Decode[plain](e); err == nil || !strings.Contains(err.Error(), "application/x-point, and *events_test.plain has no method UnmarshalBinary") {
+		t.Errorf("Decode() without UnmarshalBinary = %v, want an error that says so", err)
+	}
+	if _, err := events.New(plain{}); err == nil || !strings.Contains(err.Error(), "application/x-point and has no method MarshalBinary") {
+		t.Errorf("New() without MarshalBinary = %v, want an error that says so", err)
+	}
+	e.Data = []byte("secret")
+	if _, err := events.Decode[point](e); err == nil || strings.Contains(err.Error(), "secret") {
+		t.Errorf("Decode() of bytes that do not fit = %v, want an error that shows nothing of them", err)
+	}
+	if e, err := events.New(events.Event{Type: "a", Key: "k", ContentType: "application/json", Data: []byte(`1`)}); err != nil || e.ContentType != "" {
+		t.Errorf("the content type of plain JSON is %q, %v, want none", e.ContentType, err)
+	}
 }

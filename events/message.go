@@ -1,6 +1,7 @@
 package events
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"iter"
@@ -98,7 +99,7 @@ func (e Event) Headers() iter.Seq2[string, string] {
 			yield("ce-type", e.Type) &&
 			yield("ce-subject", escape(e.Key)) &&
 			yield("ce-time", e.Time.UTC().Format(time.RFC3339Nano)) &&
-			yield("ce-datacontenttype", "application/json") &&
+			yield("ce-datacontenttype", escape(cmp.Or(e.ContentType, jsonType))) &&
 			yield("Pgjet-Seq", strconv.FormatInt(e.Seq, 10)) &&
 			(e.Traceparent == "" || yield("traceparent", e.Traceparent))
 		for name, value := range e.Header {
@@ -131,6 +132,12 @@ func FromMessage(header map[string][]string, body []byte) (Event, error) {
 	}
 	if v := header["traceparent"]; len(v) > 0 {
 		e.Traceparent = v[0]
+	}
+	if len(header["ce-datacontenttype"]) > 0 { // others may leave it out
+		e.ContentType = r.attribute("ce-datacontenttype")
+	}
+	if e.ContentType == jsonType {
+		e.ContentType = ""
 	}
 	e.Header = r.extensions()
 	r.variants()

@@ -29,6 +29,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -118,7 +119,10 @@ func statement(ctx context.Context, payloads []events.Payload) (sql string, args
 			return "", nil, fmt.Errorf("append %s to outbox: %w", p.EventType(), err)
 		}
 	}
-	if len(rows) == 1 {
+	switch {
+	case slices.ContainsFunc(rows, func(r row) bool { return r.contentType != nil }):
+		return insertTyped, typedColumns(rows), nil
+	case len(rows) == 1:
 		return insertOne, rows[0].args(), nil
 	}
 	return insertMany, columns(rows), nil
@@ -147,8 +151,10 @@ type row struct {
 	kind, key   string
 	traceparent *string
 	header      *string
-	data        string
+	data        string // JSON
 	time        *time.Time
+	contentType *string // nil: application/json
+	body        []byte  // instead of data, if it is not JSON; else nil
 }
 
 func newRow(p events.Payload, sc trace.SpanContext) (row, error) {
@@ -160,7 +166,15 @@ func newRow(p events.Payload, sc trace.SpanContext) (row, error) {
 	if err := e.Validate(); err != nil {
 		return row{}, err
 	}
-	r := row{id: pgtype.UUID{Bytes: e.ID, Valid: true}, kind: e.Type, key: e.Key, data: string(e.Data)}
+	r := row{id: pgtype.UUID{Bytes: e.ID, Valid: true}, kind: e.Type, key: e.Key}
+	if e.IsJSON() {
+		r.data = string(e.Data)
+	} else {
+		r.body = append([]byte{}, e.Data...) // never nil
+	}
+	if e.ContentType != "" {
+		r.contentType = new(e.ContentType)
+	}
 	if e.Traceparent != "" {
 		r.traceparent = new(e.Traceparent)
 	}
@@ -213,6 +227,28 @@ func columns(rows []row) []any {
 		id[i], kind[i], key[i], traceparent[i], header[i], data[i], time[i] = r.id, r.kind, r.key, r.traceparent, r.header, r.data, r.time
 	}
 	return []any{id, kind, key, traceparent, header, data, time}
+}
+
+// insertTyped is insertMany for events of which at least one says its content type.
+const insertTyped = `
+	insert into pgjet.outbox (id, type, key, traceparent, header, data, time, content_type, body)
+	select ` + checkedID + `e.id` + orRefuse + `, e.type, e.key, e.traceparent, e.header::jsonb, e.data::json, coalesce(e.time, clock_timestamp()), e.content_type, e.body
+	  from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[], $8::text[], $9::bytea[])
+	       with ordinality as e (id, type, key, traceparent, header, data, time, content_type, body, n)
+	 order by e.n`
+
+// typedColumns returns the arguments of insertTyped.
+func typedColumns(rows []row) []any {
+	args := columns(rows)
+	data, contentType, body := make([]*string, len(rows)), make([]*string, len(rows)), make([][]byte, len(rows))
+	for i, r := range rows {
+		contentType[i], body[i] = r.contentType, r.body
+		if r.body == nil {
+			data[i] = new(r.data)
+		}
+	}
+	args[5] = data
+	return append(args, contentType, body)
 }
 
 // explain adds what to do to the errors that users meet first.

@@ -41,7 +41,7 @@ func NewReader(db *pgx.Conn) *Reader { return &Reader{db: db, limit: firstPage} 
 // Settled returns the seq up to which r looks for no late event any more.
 func (r *Reader) Settled() int64 { return r.settled }
 
-const columnList = `xid, xmin, seq, id, type, key, coalesce(traceparent, ''), header::text, data::text, time`
+const columnList = `xid, xmin, seq, id, type, key, coalesce(traceparent, ''), header::text, data::text, time, coalesce(content_type, ''), body`
 
 // Next implements [Source] in one round trip. The page is read after the snapshot:
 // nothing that the snapshot sees is missing.
@@ -108,7 +108,7 @@ var (
 		select x::text::xid8 from generate_series($5::bigint, least(pg_snapshot_xmax(pg_current_snapshot())::text::bigint, $5::bigint + $6::bigint) - 1) as x`, ``)
 	manyLateSQL = readLate(``, `
 		union all
-		select xid, xmin, seq, id, type, key, traceparent, header, data, time
+		select xid, xmin, seq, id, type, key, traceparent, header, data, time, content_type, body
 		  from pgjet.outbox where xid >= $5::bigint::text::xid8 and xid < ($5::bigint + $6::bigint)::text::xid8 and seq + 0 > $2 and seq <= $3`)
 )
 
@@ -117,7 +117,7 @@ var (
 // keeps the planner on it: it might rather sort all that the transaction wrote, for each
 // page. Of transactions that go on nothing is read: they may have written much.
 func readLate(moreTransactions, moreRows string) string {
-	const columns = `xid, xmin, seq, id, type, key, traceparent, header, data, time`
+	const columns = `xid, xmin, seq, id, type, key, traceparent, header, data, time, content_type, body`
 	return `
 	with ended (xid) as (
 		select xid from unnest($1::xid8[]) as r (xid)` + moreTransactions + `
@@ -212,12 +212,13 @@ type scan struct {
 	rec    Record
 	xmin   uint32
 	header *[]byte
+	body   []byte
 	at     pgtype.Timestamptz
 }
 
 func (r *scan) targets() []any {
 	e := &r.rec.Event
-	return []any{&r.rec.XID, &r.xmin, &e.Seq, &e.ID, &e.Type, &e.Key, &e.Traceparent, &r.header, (*[]byte)(&e.Data), &r.at}
+	return []any{&r.rec.XID, &r.xmin, &e.Seq, &e.ID, &e.Type, &e.Key, &e.Traceparent, &r.header, &e.Data, &r.at, &e.ContentType, &r.body}
 }
 
 // record returns the row. What only SQL can write, and no event can hold, is noted in
@@ -227,6 +228,9 @@ func (r *scan) record(xmax uint64) Record {
 	rec.XID, rec.Event.Time = writer(rec.XID, r.xmin, xmax), r.at.Time
 	if r.at.InfinityModifier != pgtype.Finite {
 		rec.Err = &events.InvalidError{Field: "time", Reason: "is infinite"}
+	}
+	if r.body != nil {
+		rec.Event.Data = r.body
 	}
 	if r.header != nil && json.Unmarshal(*r.header, &rec.Event.Header) != nil {
 		rec.Err = &events.InvalidError{Field: "header", Reason: "is not an object whose values are strings"}

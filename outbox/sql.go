@@ -73,12 +73,14 @@ func typeOf(arg any) uint32 {
 		return pgtype.UUIDOID
 	case []pgtype.UUID:
 		return pgtype.UUIDArrayOID
-	case *time.Time:
+	case time.Time, *time.Time:
 		return pgtype.TimestamptzOID
 	case []*time.Time:
 		return pgtype.TimestamptzArrayOID
 	case []string, []*string:
 		return pgtype.TextArrayOID
+	case [][]byte:
+		return pgtype.ByteaArrayOID
 	}
 	return pgtype.TextOID
 }
