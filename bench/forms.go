@@ -30,6 +30,10 @@ func forms(o options) scenario {
 			"insert is two, since it has arguments; with Queue all is one.",
 		variants: []variant{
 			base,
+			inTransactions("Append, pgx, the payload as bytes", n, openPgx(func(ctx context.Context, db *pgx.Conn, user []any, e events.Event) error {
+				e.ContentType = "application/octet-stream"
+				return appendPgx(ctx, db, user, e)
+			})),
 			inTransactions("Queue, pgx", n, openPgx(queuePgx)),
 			inTransactions("AppendSQL, database/sql with pgx", n, openSQL("pgx")),
 			inTransactions("AppendSQL, database/sql with lib/pq", n, openSQL("postgres")),

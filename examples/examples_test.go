@@ -3,7 +3,6 @@ package examples_test
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -16,9 +15,11 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/examples/orders"
+	"github.com/pgjet/pgjet/examples/protobuf/orderpb"
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/relay"
 )
@@ -26,7 +27,7 @@ import (
 func TestMain(m *testing.M) { testenv.Main(m) }
 
 // services are the packages of this module that pay orders.
-var services = []string{"pgx", "sqlx", "gorm", "bun", "ent/service", "sqlc", "watermill/service"}
+var services = []string{"pgx", "sqlx", "gorm", "bun", "ent/service", "sqlc", "protobuf", "watermill/service"}
 
 // TestServices: each service announces an order that it pays, and no other; the relay publishes it.
 func TestServices(t *testing.T) {
@@ -36,12 +37,12 @@ func TestServices(t *testing.T) {
 			if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "./"+name).CombinedOutput(); err != nil {
 				t.Fatalf("go build: %v\n%s", err, out)
 			}
-			testService(t, program, strings.HasPrefix(name, "watermill"))
+			testService(t, program, name)
 		})
 	}
 }
 
-func testService(t *testing.T, program string, ships bool) {
+func testService(t *testing.T, program, name string) {
 	db, js := testenv.Postgres(t), jetstreamOf(t)
 	testenv.Exec(t, db, orders.Table+`; insert into orders (id) values ('o-17'), ('o-18'); create table parcels (order_id text not null)`)
 	testenv.Run(t, (&relay.Relay{Database: db.Config().ConnConfig, NATSURL: js.Conn().ConnectedUrl(), Log: testenv.Logger(t)}).Run)
@@ -61,7 +62,7 @@ func testService(t *testing.T, program string, ships bool) {
 	if err := db.QueryRow(t.Context(), `select count(*) from orders where paid`).Scan(&paid); err != nil || paid != 2 {
 		t.Errorf("%d orders are paid, %v, want 2", paid, err)
 	}
-	if ships {
+	if name == "protobuf" || name == "watermill/service" { // which ship orders, too
 		testenv.Eventually(t, time.Minute, "each order has a parcel", func() bool {
 			var parcels []string
 			err := db.QueryRow(t.Context(), `select array_agg(order_id order by order_id) from parcels`).Scan(&parcels)
@@ -137,11 +138,28 @@ func published(t *testing.T, js jetstream.JetStream, n int) (ids []string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var paid orders.Paid
-		if err := json.Unmarshal(msg.Data(), &paid); err != nil {
+		e, err := events.FromMessage(msg.Headers(), msg.Data())
+		if err != nil {
 			t.Fatal(err)
 		}
-		ids = append(ids, paid.OrderID)
+		ids = append(ids, orderOf(t, e))
 	}
 	return ids
+}
+
+// orderOf returns the order of which an event says that it was paid.
+func orderOf(t *testing.T, e events.Event) string {
+	t.Helper()
+	if e.IsJSON() {
+		paid, err := events.Decode[orders.Paid](e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return paid.OrderID
+	}
+	var paid orderpb.Paid
+	if err := proto.Unmarshal(e.Data, &paid); err != nil || e.ContentType != "application/protobuf" {
+		t.Fatalf("the event of %s: %v", e.ContentType, err)
+	}
+	return paid.GetOrderId()
 }

@@ -140,6 +140,15 @@ func TestDeadMasks(t *testing.T) {
 	}
 }
 
+// TestDeadBytes: a payload that is not JSON is shown as what it says it is.
+func TestDeadBytes(t *testing.T) {
+	t.Parallel()
+	db, address := deadDatabase(t, 1, "mailer")
+	testenv.Exec(t, db, `update pgjet.dead_letter set data = '\x0a00ff', header = header || '{"ce-datacontenttype": ["application/protobuf"]}'`)
+	says(t, exitOK, "dead get 1", address, "3 bytes; --reveal shows them")
+	says(t, exitOK, "dead get 1 --reveal", address, `3 bytes of application/protobuf: "\n\x00\xff"`)
+}
+
 func TestDeadExport(t *testing.T) {
 	t.Parallel()
 	db, address := deadDatabase(t, 2, "mailer")

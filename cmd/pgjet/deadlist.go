@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -229,7 +230,7 @@ func showEverything(out io.Writer, output string, e inbox.Everything) error {
 		case e.Data != nil:
 			row("payload", "%s", e.Data)
 		default:
-			row("payload", "%d bytes, no JSON: %q", e.Bytes, e.DataBase64)
+			row("payload", "%d bytes of %s: %q", e.Bytes, cmp.Or(strings.Join(e.Header["ce-datacontenttype"], ", "), "no JSON"), e.DataBase64)
 		}
 	})
 }

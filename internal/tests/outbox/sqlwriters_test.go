@@ -47,7 +47,7 @@ func TestSQLWritersDoc(t *testing.T) {
 		got = append(got, r.Event)
 		return r.Event.Validate()
 	})
-	if err != nil || len(got) != len(inserts) || len(got) != 3 {
+	if err != nil || len(got) != len(inserts) || len(got) != 4 {
 		t.Fatalf("read %d events, %v, want %d valid ones", len(got), err, len(inserts))
 	}
 	for _, e := range got {
