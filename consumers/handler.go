@@ -116,7 +116,8 @@ type Typed struct {
 	err       error // why it cannot work
 }
 
-// On returns a function for events of type T. A payload that does not decode is a dead letter at once.
+// On returns a function for events of type T, as [events.Decode] reads them: JSON, or what UnmarshalBinary of
+// *T takes. A payload that does not decode is a dead letter at once.
 // The function is given the event too, for its id, key, time and source.
 func On[T events.Payload](fn func(ctx context.Context, tx pgx.Tx, e events.Event, p T) error) Typed {
 	kind, err := typeOf[T]()

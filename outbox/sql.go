@@ -28,7 +28,9 @@ type SQLTx interface {
 // the same errors. It neither commits tx nor rolls it back.
 //
 // Every driver makes one round trip of it, since the statement has no arguments: the events stand
-// in its text. Whoever logs or traces the texts of statements has payloads there.
+// in its text. Whoever logs or traces the texts of statements has payloads there, and a
+// transaction that prepares each statement and keeps it, such as GORM's PreparedStmtTX, would keep them
+// all: give AppendSQL the one in it.
 func AppendSQL(ctx context.Context, tx SQLTx, payloads ...events.Payload) error {
 	return write(ctx, payloads, func(query string, args []any) error {
 		query, err := inline(query, args)

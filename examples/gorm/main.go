@@ -21,7 +21,7 @@ type Order struct {
 }
 
 func main() {
-	db, err := gorm.Open(postgres.Open(orders.DatabaseURL()), &gorm.Config{TranslateError: true})
+	db, err := gorm.Open(postgres.Open(orders.DatabaseURL()), &gorm.Config{PrepareStmt: true})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -42,11 +42,15 @@ func pay(ctx context.Context, db *gorm.DB, id string) error {
 	})
 }
 
-// appendGORM appends events in a transaction of GORM: its connection is a *sql.Tx, or wraps one.
+// appendGORM appends events in a transaction of GORM.
 func appendGORM(tx *gorm.DB, payloads ...events.Payload) error {
-	sqlTx, ok := tx.Statement.ConnPool.(outbox.SQLTx)
+	pool := tx.Statement.ConnPool
+	if prepared, ok := pool.(*gorm.PreparedStmtTX); ok { // which would keep each statement for ever
+		pool = prepared.Tx
+	}
+	sqlTx, ok := pool.(outbox.SQLTx)
 	if !ok {
-		return fmt.Errorf("append to outbox: %T is no transaction", tx.Statement.ConnPool)
+		return fmt.Errorf("append to outbox: %T is no transaction", pool)
 	}
 	return outbox.AppendSQL(tx.Statement.Context, sqlTx, payloads...)
 }

@@ -3,11 +3,11 @@
 // the outbox by a [Publisher], pgjet's relay forwards, and a Router reads from a [Subscriber].
 //
 // A topic is an event type, such as order.paid. A message's UUID is the event's id, the metadata
-// [KeyMetadata] is its key, and its payload is JSON.
+// [KeyMetadata] is its key, and its payload is JSON, unless the metadata [ContentTypeMetadata] says what
+// else it is.
 package watermill
 
 import (
-	"encoding/json"
 	"fmt"
 	"strings"
 
@@ -18,8 +18,12 @@ import (
 	"github.com/pgjet/pgjet/outbox"
 )
 
-// KeyMetadata names the aggregate whose messages stay in order. A message without it is refused.
-const KeyMetadata = "key"
+const (
+	// KeyMetadata names the aggregate whose messages stay in order. A message without it is refused.
+	KeyMetadata = "key"
+	// ContentTypeMetadata is the media type of the payload, such as application/protobuf.
+	ContentTypeMetadata = "content_type"
+)
 
 // A Publisher appends messages to the outbox, in a transaction: they are published if and only if it
 // commits. It is made for each transaction, as that of Watermill's package sql may be.
@@ -50,7 +54,10 @@ func event(topic string, m *message.Message) (events.Event, error) {
 	if err != nil {
 		return events.Event{}, fmt.Errorf("publish %s: the message's UUID is not one: %w", topic, err)
 	}
-	e := events.Event{ID: id, Type: topic, Key: m.Metadata.Get(KeyMetadata), Data: json.RawMessage(m.Payload), Header: map[string]string{}}
+	e := events.Event{
+		ID: id, Type: topic, Key: m.Metadata.Get(KeyMetadata), Header: map[string]string{},
+		ContentType: m.Metadata.Get(ContentTypeMetadata), Data: m.Payload,
+	}
 	for name, value := range m.Metadata {
 		if strings.HasPrefix(name, "ce-") {
 			e.Header[name] = value

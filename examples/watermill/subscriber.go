@@ -71,8 +71,11 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 
 // deliver hands an event to whoever reads messages, and waits for the answer.
 func deliver(ctx, attempt context.Context, tx pgx.Tx, e events.Event, messages chan<- *message.Message) error {
-	m := message.NewMessage(e.ID.String(), message.Payload(e.Data))
+	m := message.NewMessage(e.ID.String(), e.Data)
 	m.Metadata.Set(KeyMetadata, e.Key)
+	if e.ContentType != "" {
+		m.Metadata.Set(ContentTypeMetadata, e.ContentType)
+	}
 	for name, value := range e.Header {
 		m.Metadata.Set(name, value)
 	}

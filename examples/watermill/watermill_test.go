@@ -88,13 +88,16 @@ func TestMessages(t *testing.T) {
 		t.Fatal(err)
 	}
 	sent := []*message.Message{note(1), note(2), note(3)}
+	sent[2].Payload = []byte("\x00\xff")
+	sent[2].Metadata.Set(watermill.ContentTypeMetadata, "application/protobuf")
 	if err := publish(t, pool, true, sent...); err != nil {
 		t.Fatal(err)
 	}
 	for i, want := range sent {
 		for attempt := range 2 {
 			got := next(t, messages)
-			if got.UUID != want.UUID || string(got.Payload) != string(want.Payload) || got.Metadata.Get("ce-tenant") != "a" || got.Metadata.Get(watermill.KeyMetadata) != "k" {
+			if got.UUID != want.UUID || string(got.Payload) != string(want.Payload) || got.Metadata.Get("ce-tenant") != "a" ||
+				got.Metadata.Get(watermill.ContentTypeMetadata) != want.Metadata.Get(watermill.ContentTypeMetadata) || got.Metadata.Get(watermill.KeyMetadata) != "k" {
 				t.Fatalf("message %d is %s %s %v, want %s %s", i, got.UUID, got.Payload, got.Metadata, want.UUID, want.Payload)
 			}
 			if _, err := watermill.Tx(got).Exec(got.Context(), `insert into seen values ($1)`, got.UUID); err != nil {
