@@ -229,6 +229,9 @@ func (r *scan) record(xmax uint64) Record {
 	if r.at.InfinityModifier != pgtype.Finite {
 		rec.Err = &events.InvalidError{Field: "time", Reason: "is infinite"}
 	}
+	if rec.Event.IsJSON() != (r.body == nil) {
+		rec.Err = &events.InvalidError{Field: "content_type", Reason: "says JSON and the payload is in body, or the other way round"}
+	}
 	if r.body != nil {
 		rec.Event.Data = r.body
 	}

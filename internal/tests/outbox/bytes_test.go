@@ -1,8 +1,10 @@
 package outbox_test
 
 import (
+	"cmp"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"strings"
 	"testing"
 
@@ -129,5 +131,28 @@ func TestOnePayload(t *testing.T) {
 		if taken != (err == nil) || err != nil && sqlstate.Of(err) != sqlstate.Rejected {
 			t.Errorf("insert %s): %v, want it taken: %t", columns, err, taken)
 		}
+	}
+}
+
+// TestMislaidPayload: PostgreSQL has looked whether data is JSON, and not whether body is.
+func TestMislaidPayload(t *testing.T) {
+	db := testenv.Postgres(t)
+	testenv.Exec(t, db, `insert into pgjet.outbox (id, type, key, content_type, data, body) values
+		(gen_random_uuid(), 'note.made', 'k', 'application/json', null, '{'),
+		(gen_random_uuid(), 'note.made', 'k', '', null, '{'),
+		(gen_random_uuid(), 'note.made', 'k', 'application/protobuf', '{}', null),
+		(gen_random_uuid(), 'note.made', 'k', 'application/json', '{}', null),
+		(gen_random_uuid(), 'note.made', 'k', 'application/protobuf', null, '{')`)
+	var fields []string
+	_, err := outbox.Read(t.Context(), newCursor(t, db).reader, outbox.Position{}, func(r outbox.Record) error {
+		invalid, _ := errors.AsType[*events.InvalidError](cmp.Or(r.Err, r.Event.ValidateStored()))
+		if invalid == nil {
+			invalid = &events.InvalidError{}
+		}
+		fields = append(fields, invalid.Field)
+		return nil
+	})
+	if got, want := strings.Join(fields, " "), "content_type content_type content_type  "; err != nil || got != want {
+		t.Errorf("invalid are the fields %q, %v, want %q", got, err, want)
 	}
 }
