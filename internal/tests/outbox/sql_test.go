@@ -284,3 +284,35 @@ func TestAppendSQLStoresTheTrace(t *testing.T) {
 		}
 	})
 }
+
+// TestAppendSQLThroughAPooler: it prepares nothing that a pooler could give to others.
+func TestAppendSQLThroughAPooler(t *testing.T) {
+	for name, open := range drivers {
+		t.Run(name, func(t *testing.T) {
+			pool := testenv.Postgres(t)
+			db, err := open(testenv.PgBouncer(t, pool.Config().ConnString(), "transaction"), &dialer{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer db.Close()
+			var all []*sql.Tx
+			for n := range 4 { // at the same time, each on its own session
+				all = append(all, beginSQL(t, db))
+				if err := outbox.AppendSQL(t.Context(), all[n], noted{"k", n}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for n, tx := range all {
+				if err := outbox.AppendSQL(t.Context(), tx, noted{"k", n + 4}, noted{"k", n + 8}); err != nil {
+					t.Fatal(err)
+				}
+				if err := tx.Commit(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := newCursor(t, pool).more(); len(got) != 12 {
+				t.Errorf("read %v, want 12 events", got)
+			}
+		})
+	}
+}
