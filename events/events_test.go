@@ -289,3 +289,32 @@ func TestBytes(t *testing.T) {
 		t.Errorf("the content type of plain JSON is %q, %v, want none", e.ContentType, err)
 	}
 }
+
+// TestSubjectsOfAPrefix: the partition of a key does not depend on the prefix.
+func TestSubjectsOfAPrefix(t *testing.T) {
+	for prefix, want := range map[string]string{"": "events.01.order.paid", "orders": "orders.01.order.paid", "acme.orders": "acme.orders.01.order.paid"} {
+		s := events.SubjectsOf(prefix)
+		if got := s.Of("order.paid", "k1"); got != want {
+			t.Errorf("with prefix %q the subject is %s, want %s", prefix, got, want)
+		}
+		if got, want := s.Filter("order.paid"), s.Prefix()+".*.order.paid"; got != want {
+			t.Errorf("with prefix %q the filter is %s, want %s", prefix, got, want)
+		}
+		if got, want := s.All(), s.Prefix()+".>"; got != want {
+			t.Errorf("with prefix %q all subjects are %s, want %s", prefix, got, want)
+		}
+	}
+}
+
+func TestCheckPrefix(t *testing.T) {
+	for _, good := range []string{"events", "orders", "acme.orders", "a-b_c.9", "pgjets", strings.Repeat("a", events.MaxPrefix)} {
+		if err := events.CheckPrefix(good); err != nil {
+			t.Errorf("CheckPrefix(%q) = %v, want nil", good, err)
+		}
+	}
+	for _, bad := range []string{"", ".", "a.", "a..b", "a b", "a.*", "a.>", "$JS", "pgjet", "pgjet.hint", "_INBOX", "_INBOX_relay.a", "ä", strings.Repeat("a", events.MaxPrefix+1)} {
+		if events.CheckPrefix(bad) == nil {
+			t.Errorf("CheckPrefix(%q) = nil, want an error", bad)
+		}
+	}
+}

@@ -13,9 +13,10 @@ import (
 	"github.com/google/uuid"
 )
 
-// Subjects of the stream: events.<partition>.<type>.
+// What subjects begin with, and the stream that takes them, unless a service has its own:
+// see [SubjectsOf].
 const (
-	// Prefix is the first token of every subject.
+	// Prefix is what subjects begin with.
 	Prefix = "events"
 	// AllSubjects matches every event.
 	AllSubjects = Prefix + ".>"
@@ -25,30 +26,77 @@ const (
 	Partitions = 64
 )
 
-// Subject returns the subject of an event of this type and key, such as
+// MaxPrefix is how many bytes a prefix of subjects may have.
+const MaxPrefix = 64
+
+// Subjects are those of one service's events: <prefix>.<partition>.<type>. Services that share
+// a NATS account have a prefix each.
+type Subjects struct {
+	prefix     string
+	partitions [Partitions]string // the beginnings of all subjects
+}
+
+// SubjectsOf returns the subjects that begin with a prefix, which [CheckPrefix] accepts; "" is
+// [Prefix].
+func SubjectsOf(prefix string) *Subjects {
+	if prefix == "" {
+		prefix = Prefix
+	}
+	s := &Subjects{prefix: prefix}
+	for i := range s.partitions {
+		s.partitions[i] = fmt.Sprintf("%s.%02x.", prefix, i)
+	}
+	return s
+}
+
+// CheckPrefix returns why prefix cannot begin the subjects of events, or nil: it is one or more
+// parts joined by dots, of letters, digits, _ and -, and no subject of NATS or pgjet themselves begins so.
+func CheckPrefix(prefix string) error {
+	first, _, _ := strings.Cut(prefix, ".")
+	switch {
+	case len(prefix) > MaxPrefix:
+		return fmt.Errorf("prefix is longer than %d bytes", MaxPrefix)
+	case !dotted(prefix):
+		return fmt.Errorf("prefix %q is not letters, digits, _ and - in parts joined by dots, such as orders", prefix)
+	case first == "pgjet", strings.HasPrefix(first, "_INBOX"):
+		return fmt.Errorf("prefix %q is taken: subjects of pgjet or NATS begin with %s", prefix, first)
+	}
+	return nil
+}
+
+// Prefix returns what the subjects begin with.
+func (s *Subjects) Prefix() string { return s.prefix }
+
+// All returns the subject filter that matches every event.
+func (s *Subjects) All() string { return s.prefix + ".>" }
+
+// Filter returns the subject filter that matches all events of one type.
+func (s *Subjects) Filter(eventType string) string { return s.prefix + ".*." + eventType }
+
+// Of returns the subject of an event of this type and key, such as
 // "events.2c.user.created". Its partition is the FNV-1a hash (32 bits) of the key
 // modulo [Partitions], as two hex digits, so all events of one key share it.
-func Subject(eventType, key string) string {
+func (s *Subjects) Of(eventType, key string) string {
 	hash := uint32(2166136261)
 	for i := range len(key) {
 		hash = (hash ^ uint32(key[i])) * 16777619
 	}
-	return partitions[hash%Partitions] + eventType
+	return s.partitions[hash%Partitions] + eventType
 }
 
-// partitions are the beginnings of all subjects.
-var partitions = func() (all [Partitions]string) {
-	for i := range all {
-		all[i] = fmt.Sprintf("%s.%02x.", Prefix, i)
-	}
-	return all
-}()
+// usual are the subjects of those who have no prefix of their own.
+var usual = SubjectsOf(Prefix)
 
-// Filter returns the subject filter that matches all events of one type.
-func Filter(eventType string) string { return Prefix + ".*." + eventType }
+// Subject is [Subjects.Of] with the default [Prefix].
+func Subject(eventType, key string) string { return usual.Of(eventType, key) }
+
+// Filter is [Subjects.Filter] with the default [Prefix].
+func Filter(eventType string) string { return usual.Filter(eventType) }
 
 // TokenFilter returns the subject filter that matches the events of one type in one partition.
-func TokenFilter(partition int, eventType string) string { return partitions[partition] + eventType }
+func TokenFilter(partition int, eventType string) string {
+	return usual.partitions[partition] + eventType
+}
 
 // Partition returns the partition of a subject; 0 if it names none.
 func Partition(subject string) int {
@@ -78,7 +126,7 @@ func AnyPartition(subject string) string {
 	return parts[0] + ".*." + parts[2]
 }
 
-// Message returns the subject, headers and body that carry e. The headers come
+// Message returns the subject (with the default [Prefix]), headers and body that carry e. The headers come
 // from an allow-list; their names are case-sensitive and exactly as written here
 // (the map converts to a nats.Header).
 func (e Event) Message() (subject string, header map[string][]string, body []byte) {
