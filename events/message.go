@@ -64,6 +64,22 @@ func CheckPrefix(prefix string) error {
 	return nil
 }
 
+// MaxSource is how many bytes the source of events may have.
+const MaxSource = 255
+
+// CheckSource returns why source cannot be [Event.Source], or nil: it is not empty, and printable.
+func CheckSource(source string) error {
+	switch {
+	case source == "":
+		return errors.New("source is empty, want the name of the service")
+	case len(source) > MaxSource:
+		return fmt.Errorf("source is longer than %d bytes", MaxSource)
+	case !printable(source):
+		return errors.New("source has control characters or invalid UTF-8")
+	}
+	return nil
+}
+
 // Prefix returns what the subjects begin with.
 func (s *Subjects) Prefix() string { return s.prefix }
 

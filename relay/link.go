@@ -30,12 +30,13 @@ const pings = 5
 // does not reconnect. A publish that a reconnect flushes late could match a sequence
 // that a server, having lost its tail, gives out again.
 type link struct {
-	nc     *nats.Conn
-	js     jetstream.JetStream
-	stream jetstream.Stream
-	name   string
-	source string
-	api    string // what subjects of JetStream's API begin with
+	nc       *nats.Conn
+	js       jetstream.JetStream
+	stream   jetstream.Stream
+	name     string
+	source   string
+	subjects *events.Subjects
+	api      string // what subjects of JetStream's API begin with
 
 	inbox   string
 	answers chan reply
@@ -55,7 +56,7 @@ type reply struct {
 
 // dial connects, and looks the stream up.
 func dial(ctx context.Context, r *Relay) (*link, error) {
-	l := &link{name: r.Stream, source: r.Source, answers: make(chan reply, 16), hints: make(chan *nats.Msg, 1)}
+	l := &link{name: r.Stream, source: r.Source, subjects: events.SubjectsOf(r.Prefix), answers: make(chan reply, 16), hints: make(chan *nats.Msg, 1)}
 	options := append([]nats.Option{
 		nats.Name("pgjet-relay"), nats.NoReconnect(), nats.ReconnectBufSize(-1),
 		nats.Timeout(connectTimeout), nats.FlusherTimeout(answerTimeout),
@@ -224,15 +225,15 @@ func (l *link) Check(e events.Event) error {
 	const headers = 4 << 10 // more than any has, as a rule
 	if int64(len(e.Data))+headers > limit {
 		m := newOutgoing()
-		m.carry(e, l.source)
+		m.carry(e, l.source, l.subjects)
 		if size := int64(m.Size()) + 1<<10; size > limit {
 			return fmt.Errorf("event with its headers takes %d bytes, the server takes %d", size, limit)
 		}
 	}
-	if slices.Contains(config.Subjects, events.AllSubjects) {
+	if slices.Contains(config.Subjects, l.subjects.All()) {
 		return nil
 	}
-	subject := events.Subject(e.Type, e.Key)
+	subject := l.subjects.Of(e.Type, e.Key)
 	if !slices.ContainsFunc(config.Subjects, func(s string) bool { return matches(s, subject) }) {
 		return fmt.Errorf("subject %s is none of the stream's: %s", subject, strings.Join(config.Subjects, " "))
 	}
@@ -251,4 +252,18 @@ func matches(pattern, subject string) bool {
 		}
 	}
 	return len(p) == len(s)
+}
+
+// meets reports whether pattern, with the wildcards of NATS, takes any subject that begins with prefix.
+func meets(pattern, prefix string) bool {
+	p := strings.Split(pattern, ".")
+	for i, token := range strings.Split(prefix, ".") {
+		switch {
+		case i < len(p) && p[i] == ">":
+			return true
+		case i >= len(p) || p[i] != "*" && p[i] != token:
+			return false
+		}
+	}
+	return len(p) > strings.Count(prefix, ".")+1
 }

@@ -25,7 +25,7 @@ func (m *outgoing) set(name, value string) {
 }
 
 // carry makes m the message of e.
-func (m *outgoing) carry(e events.Event, source string) {
+func (m *outgoing) carry(e events.Event, source string, subjects *events.Subjects) {
 	e.Source = source
 	for name := range m.further {
 		delete(m.Header, name)
@@ -37,5 +37,5 @@ func (m *outgoing) carry(e events.Event, source string) {
 	for name, value := range e.Headers() {
 		m.set(name, value)
 	}
-	m.Subject, m.Data = events.Subject(e.Type, e.Key), e.Data
+	m.Subject, m.Data = subjects.Of(e.Type, e.Key), e.Data
 }

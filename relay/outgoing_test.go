@@ -28,7 +28,7 @@ func TestNothingIsLeftOver(t *testing.T) {
 	all[2].Header = map[string]string{"ce-tenant": "red green"}
 	m := newOutgoing()
 	for _, e := range all {
-		m.carry(e, e.Source)
+		m.carry(e, e.Source, events.SubjectsOf(""))
 		subject, header, data := e.Message()
 		want := nats.Msg{Subject: subject, Header: header, Data: data}
 		if diff := cmp.Diff(want.Header, m.Header); diff != "" || m.Subject != want.Subject || string(m.Data) != string(want.Data) {
@@ -39,9 +39,9 @@ func TestNothingIsLeftOver(t *testing.T) {
 
 // BenchmarkEncode writes the message of one event.
 func BenchmarkEncode(b *testing.B) {
-	e, m := made(1), newOutgoing()
+	e, m, subjects := made(1), newOutgoing(), events.SubjectsOf("")
 	b.ReportAllocs()
 	for b.Loop() {
-		m.carry(e, "/users")
+		m.carry(e, "/users", subjects)
 	}
 }

@@ -54,7 +54,8 @@ type Relay struct {
 	NATS     []nats.Option   // credentials and TLS, if any
 	Domain   string          // the JetStream domain where the stream is; "" is the servers' own
 	Stream   string          // its name; "" is [events.DefaultStream]
-	Source   string          // the CloudEvents source of the events; "" is pgjet
+	Prefix   string          // what the subjects of the events begin with; "" is [events.Prefix]
+	Source   string          // the CloudEvents source of the events: the name of the service that appends them; "" is pgjet
 	Log      *slog.Logger    // nil discards
 
 	// Retention is how long published events stay in the outbox, and so how far
@@ -75,12 +76,15 @@ type Relay struct {
 // connectTimeout is how long it may take to connect.
 const connectTimeout = 5 * time.Second
 
-// Run publishes until ctx ends, and returns nil then. It keeps trying whatever
+// Run publishes until ctx ends, and returns nil then. It returns an error at once if Prefix or
+// Source can be none. It keeps trying whatever
 // fails, and logs each cause when it begins, once a minute while it lasts, and
 // "relay leads" when it is over. An event in hand is finished or left to
 // the next session; neither loses it.
 func (r *Relay) Run(ctx context.Context) error {
-	r.setDefaults()
+	if err := r.setDefaults(); err != nil {
+		return fmt.Errorf("start relay: %w", err)
+	}
 	var err error
 	if r.metrics, err = newMetrics(r); err != nil {
 		return fmt.Errorf("start relay: %w", err)
@@ -117,10 +121,12 @@ func (r *Relay) session(ctx context.Context) error {
 	return t.run(ctx)
 }
 
-func (r *Relay) setDefaults() {
+func (r *Relay) setDefaults() error {
 	r.Stream = cmp.Or(r.Stream, events.DefaultStream)
+	r.Prefix = cmp.Or(r.Prefix, events.Prefix)
 	r.Source = cmp.Or(r.Source, "pgjet")
 	r.Retention = cmp.Or(r.Retention, outbox.DefaultRetention)
 	r.Log = cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("relay", r.Stream)
 	r.Database = r.postgres.watch(r.Database)
+	return errors.Join(events.CheckPrefix(r.Prefix), events.CheckSource(r.Source))
 }

@@ -43,7 +43,7 @@ type sending struct {
 // Only the last message asks for an answer.
 func (l *link) Send(ctx context.Context, a protocol.Append) error {
 	l.number++
-	l.sent = sending{subject: fmt.Sprint(l.inbox, ".", l.number), events: len(a.Events), at: time.Now(), span: startSpan(ctx, l.nc, l.name, a)}
+	l.sent = sending{subject: fmt.Sprint(l.inbox, ".", l.number), events: len(a.Events), at: time.Now(), span: startSpan(ctx, l, a)}
 	m := newOutgoing()
 	for i := range a.Events {
 		l.write(m, a, i)
@@ -57,7 +57,7 @@ func (l *link) Send(ctx context.Context, a protocol.Append) error {
 // write makes m the i-th message of a. What was set for the one before stays.
 func (l *link) write(m *outgoing, a protocol.Append, i int) {
 	e, final := a.Events[i], i == len(a.Events)-1
-	m.carry(e, l.source)
+	m.carry(e, l.source, l.subjects)
 	if a.Form == protocol.Chain {
 		l.expect(m, a.Last+uint64(i))
 		if before := predecessor(a, i); before != uuid.Nil {

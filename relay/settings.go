@@ -2,6 +2,8 @@ package relay
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -52,7 +54,12 @@ func flaws(c jetstream.StreamConfig, retention time.Duration) []flaw {
 // checkSettings refuses a stream whose settings break a promise, and returns the other
 // flaws.
 func (l *link) checkSettings(retention time.Duration) (weaknesses []string, err error) {
-	for _, f := range flaws(l.stream.CachedInfo().Config, retention) {
+	config := l.stream.CachedInfo().Config
+	if !slices.ContainsFunc(config.Subjects, func(s string) bool { return meets(s, l.subjects.Prefix()) }) {
+		return nil, block(string(jserror.StreamDiffers), fmt.Errorf("stream %s takes %s, and the subjects of this outbox begin with %s; set --prefix, or --stream",
+			l.name, strings.Join(config.Subjects, " "), l.subjects.Prefix()))
+	}
+	for _, f := range flaws(config, retention) {
 		if f.breaks {
 			return nil, block(string(jserror.StreamDiffers), fmt.Errorf("stream %s cannot keep what pgjet promises: %s; compare with: pgjet stream ensure", l.name, f.text))
 		}

@@ -3,7 +3,6 @@ package relay
 import (
 	"context"
 
-	"github.com/nats-io/nats.go"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -116,18 +115,18 @@ const spanLinks = 128
 // startSpan starts the span of an append. It links to the context in which each
 // event was created, of the first spanLinks, and is no child of any: one append, many
 // writers.
-func startSpan(ctx context.Context, nc *nats.Conn, stream string, a protocol.Append) trace.Span {
+func startSpan(ctx context.Context, l *link, a protocol.Append) trace.Span {
 	_, span := tracer.Start(ctx, "send", trace.WithNewRoot(), trace.WithSpanKind(trace.SpanKindClient))
 	if !span.IsRecording() {
 		return span
 	}
-	d := messaging.Destination{Stream: stream}
+	d := messaging.Destination{Stream: l.name}
 	for _, e := range a.Events {
-		d.Add(events.Subject(e.Type, e.Key), events.Filter(e.Type))
+		d.Add(l.subjects.Of(e.Type, e.Key), l.subjects.Filter(e.Type))
 	}
 	span.SetName(d.SpanName("send"))
 	span.SetAttributes(d.Attributes("send")...)
-	span.SetAttributes(messaging.Server(nc)...)
+	span.SetAttributes(messaging.Server(l.nc)...)
 	if len(a.Events) == 1 {
 		span.SetAttributes(attribute.String("messaging.message.id", a.Events[0].ID.String()))
 	} else {
