@@ -221,8 +221,8 @@ func wanted(f *pflag.Flag) string {
 	if f.Name == "log-level" {
 		return "debug, info, warn or error"
 	}
-	if _, ok := f.Value.(*streamName); ok {
-		return "a name that NATS takes for a stream"
+	if c, ok := f.Value.(*checkedText); ok {
+		return c.want
 	}
 	switch f.Value.Type() {
 	case "duration":

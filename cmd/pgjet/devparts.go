@@ -54,6 +54,7 @@ func (d *dev) supervise(ctx context.Context, tel *telemetry.Telemetry) error {
 
 // parts lists the services in the order in which they are stopped.
 func (d *dev) parts(ctx context.Context, tel *telemetry.Telemetry) ([]part, error) {
+	d.source = "/users"
 	relayPart, err := d.relayPart(d.log)
 	if err != nil {
 		return nil, err

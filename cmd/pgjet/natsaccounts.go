@@ -77,11 +77,11 @@ type member struct {
 // accountsFor returns the accounts of one stream: its own, and one for each role. They allow
 // what the grants of the roles do, but let nobody except the operator create a consumer:
 // a client that does so chooses where, in the account of the stream, the server publishes.
-func accountsFor(stream string, consumers, services []string) []natsAccount {
+func accountsFor(stream, prefix string, consumers, services []string) []natsAccount {
 	owner := &natsAccount{Name: stream, Purpose: "JetStream and the stream; no process connects here", JetStream: true}
 	var members []*member
 	add := func(role, user, purpose string, names ...string) *member {
-		m := &member{natsAccount{Name: stream + "-" + user, User: user, Purpose: purpose}, grantFor(role, stream, names)}
+		m := &member{natsAccount{Name: stream + "-" + user, User: user, Purpose: purpose}, grantFor(role, stream, prefix, names)}
 		members = append(members, m)
 		return m
 	}
@@ -102,7 +102,7 @@ func accountsFor(stream string, consumers, services []string) []natsAccount {
 			case strings.HasPrefix(subject, "$JS.API.DIRECT.GET.") && m != operator && m != relay: // for who makes durable consumers
 			case strings.HasPrefix(subject, "$JS.API."):
 				owner.offers("service", subject, &m.natsAccount, "$JS."+accountsDomain+strings.TrimPrefix(subject, "$JS"))
-			case strings.HasPrefix(subject, "$JS.ACK."), subject == events.AllSubjects:
+			case strings.HasPrefix(subject, "$JS.ACK."), subject == events.SubjectsOf(prefix).All():
 				owner.offers("service", subject, &m.natsAccount, "")
 			case strings.HasPrefix(subject, micro.APIPrefix):
 				m.asks(subject, members)
@@ -174,12 +174,13 @@ All processes need --nats-domain ` + accountsDomain + `. They create no durable 
 			if !accountName.MatchString(s.stream) {
 				return usagef("--stream is %q: the name of an account has letters, digits, - and _ only", s.stream)
 			}
-			all := accountsFor(s.stream, names, services)
+			all := accountsFor(s.stream, s.prefix, names, services)
 			return show(cmd.OutOrStdout(), output, all, func(w io.Writer) { writeAccounts(w, all) })
 		},
 	}
 	f := cmd.Flags()
 	s.streamFlag(f)
+	s.prefixFlag(f)
 	outputFlag(f, &output)
 	f.StringSliceVar(&names, "consumer", slices.Sorted(maps.Keys(ownConsumers)), "names of all consumers, or NAME/16 with 16 slices")
 	f.StringSliceVar(&services, "service", []string{devservices.Profiles, devservices.Billing}, "names of all other services that register")

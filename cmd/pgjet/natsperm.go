@@ -22,7 +22,6 @@ import (
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/devservices"
 	"github.com/pgjet/pgjet/internal/registry"
-	"github.com/pgjet/pgjet/relay"
 )
 
 // inboxPrefix returns where NATS answers whoever connects in this role. A consumer's
@@ -89,13 +88,13 @@ func (g grant) in(domain string) grant {
 // grantFor returns the least that a role needs: of a consumer or a service, the one of the first
 // name. TestNATSPermissions runs the real
 // services with them.
-func grantFor(role, stream string, names []string) grant {
+func grantFor(role, stream, prefix string, names []string) grant {
 	api := func(what string) string { return "$JS.API." + what + "." + stream }
 	hints := "pgjet.hint." + stream
 	switch role {
 	case "relay":
 		return grant{
-			Publish:   append(relay.StreamConfig(stream, 1).Subjects, api("STREAM.INFO"), api("STREAM.MSG.GET"), api("DIRECT.GET")),
+			Publish:   []string{events.SubjectsOf(prefix).All(), api("STREAM.INFO"), api("STREAM.MSG.GET"), api("DIRECT.GET")},
 			Subscribe: []string{inboxPrefix("relay") + ".>", hints},
 		}.registered("pgjet-relay")
 	case "consumer":
@@ -224,12 +223,13 @@ The writer may create no consumer; an operator does: pgjet consumer ensure ` + f
 			if err := s.access.check(); err != nil {
 				return err
 			}
-			g := grantFor(args[0], s.stream, names).in(s.access.domain)
+			g := grantFor(args[0], s.stream, s.prefix, names).in(s.access.domain)
 			return show(cmd.OutOrStdout(), output, g, func(w io.Writer) { g.write(w) })
 		},
 	}
 	f := permissions.Flags()
 	s.streamFlag(f)
+	s.prefixFlag(f)
 	s.access.domainFlag(f)
 	outputFlag(f, &output)
 	f.StringSliceVar(&names, "consumer", nil, "name of the consumer, or NAME/16 with 16 slices; for the operator of each that may be looked after")

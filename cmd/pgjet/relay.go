@@ -52,7 +52,9 @@ database alone.`,
 	}
 	s.databaseFlag(cmd.PersistentFlags())
 	s.streamFlag(cmd.PersistentFlags())
+	s.prefixFlag(cmd.PersistentFlags())
 	f := cmd.Flags()
+	s.sourceFlag(f)
 	s.directFlag(f)
 	s.natsURLFlag(f)
 	s.access.flags(f)
@@ -77,7 +79,7 @@ func (s *settings) relayPart(log *slog.Logger) (part, error) {
 	}
 	r := &relay.Relay{
 		Database: config.ConnConfig, NATSURL: s.natsURL, NATS: s.access.options(), Domain: s.access.domain,
-		Stream: s.stream, Source: "/users", Retention: s.retention, Log: log,
+		Stream: s.stream, Prefix: s.prefix, Source: s.source, Retention: s.retention, Log: log,
 	}
 	return part{name: "relay", run: r.Run, ready: r.Ready, role: r.Role}, nil
 }
@@ -285,7 +287,16 @@ func sameMessage(a, b relay.UnknownMessage) bool {
 }
 
 // typed returns a command as one has to type it: about this stream, if it is about one.
-func (s *settings) typed(command string) string { return typed(command, s.stream) }
+func (s *settings) typed(command string) string { return withPrefix(typed(command, s.stream), s.prefix) }
+
+// withPrefix returns a command as one has to type it, if it publishes or makes a stream.
+func withPrefix(command, prefix string) string {
+	own := prefix != "" && prefix != events.Prefix
+	if own && (strings.HasPrefix(command+" --", "pgjet relay --") || strings.HasPrefix(command, "pgjet stream")) {
+		return command + " --prefix " + word(prefix)
+	}
+	return command
+}
 
 func typed(command, stream string) string {
 	for _, takes := range []string{"pgjet relay", "pgjet stream", "pgjet consumer ensure"} {

@@ -34,7 +34,7 @@ func (s *settings) relayStatusCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return showStatus(cmd.OutOrStdout(), output, status, s.absent(ctx, status))
+				return showStatus(cmd.OutOrStdout(), output, status, s.absent(ctx, status), s.prefix)
 			})
 		},
 	}
@@ -61,10 +61,13 @@ func (s *settings) absent(ctx context.Context, status relay.Status) string {
 	return natsconn.NoStream(ctx, js, s.stream)
 }
 
-func showStatus(out io.Writer, output string, s relay.Status, absent string) error {
+func showStatus(out io.Writer, output string, s relay.Status, absent, prefix string) error {
 	all := troubles(s)
 	if absent != "" {
 		all = slices.Insert(all, 0, trouble{string(jserror.StreamMissing), plain(absent), typed(nextFor(string(jserror.StreamMissing)), s.Stream)})
+	}
+	for i := range all {
+		all[i].Next = withPrefix(all[i].Next, prefix)
 	}
 	view := struct {
 		relay.Status

@@ -177,7 +177,7 @@ func (s *settings) consumeFlags(f *pflag.FlagSet) {
 	s.directFlag(f)
 	s.natsFlags(f)
 	s.processFlags(f)
-	f.Var((*streamName)(&s.moveFrom), "move-from", "stream that the consumer leaves for --stream, of which it begins at the start; without it a consumer that has handled events of another stream is refused")
+	f.Var(&checkedText{&s.moveFrom, checkStream, "a name that NATS takes for a stream"}, "move-from", "stream that the consumer leaves for --stream, of which it begins at the start; without it a consumer that has handled events of another stream is refused")
 	f.DurationVar(&s.inboxRetention, "inbox-retention", 0, "how long the inbox remembers what the stream does not hold any more; 0 is for ever")
 }
 

@@ -40,6 +40,8 @@ type settings struct {
 	natsURL     string
 	access      natsAccess
 	stream      string
+	prefix      string // of the subjects
+	source      string // of the events
 	moveFrom    string
 	retention   time.Duration
 	smtpURL     string
@@ -89,22 +91,50 @@ func (s *settings) natsURLFlag(f *pflag.FlagSet) {
 
 func (s *settings) streamFlag(f *pflag.FlagSet) {
 	s.stream = events.DefaultStream
-	f.Var((*streamName)(&s.stream), "stream", "name of the JetStream stream")
+	f.Var(&checkedText{&s.stream, checkStream, "a name that NATS takes for a stream"}, "stream", "name of the JetStream stream")
 }
 
-// A streamName is a flag that takes no name which JetStream does not.
-type streamName string
+func (s *settings) prefixFlag(f *pflag.FlagSet) {
+	s.prefix = events.Prefix
+	f.Var(&checkedText{&s.prefix, events.CheckPrefix, "letters, digits, _ and - in parts joined by dots, not pgjet"}, "prefix",
+		"what the subjects of the events begin with: each service that publishes into an account has its own, and a stream of its own")
+}
 
-func (n *streamName) Set(text string) error {
-	if !validToken(text) {
-		return fmt.Errorf("%q is no name that NATS takes for a stream", text)
+func (s *settings) sourceFlag(f *pflag.FlagSet) {
+	s.source = "pgjet"
+	f.Var(&checkedText{&s.source, events.CheckSource, "the name of a service"}, "source",
+		"name of the service that appends the events: their ce-source")
+}
+
+// A checkedText is a flag that takes no text which check refuses.
+type checkedText struct {
+	text  *string
+	check func(string) error
+	want  string // what it takes, in words
+}
+
+func (c *checkedText) Set(text string) error {
+	if err := c.check(text); err != nil {
+		return err
 	}
-	*n = streamName(text)
+	*c.text = text
 	return nil
 }
 
-func (n *streamName) String() string { return string(*n) }
-func (*streamName) Type() string     { return "string" }
+func (c *checkedText) String() string {
+	if c.text == nil { // pflag asks a zero value
+		return ""
+	}
+	return *c.text
+}
+func (*checkedText) Type() string { return "string" }
+
+func checkStream(name string) error {
+	if !validToken(name) {
+		return fmt.Errorf("%q is no name that NATS takes for a stream", name)
+	}
+	return nil
+}
 
 func (s *settings) retentionFlag(f *pflag.FlagSet) {
 	f.DurationVar(&s.retention, "retention", outbox.DefaultRetention, "how long published events stay in the outbox; so far back a stream can be healed")
