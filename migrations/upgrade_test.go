@@ -23,6 +23,7 @@ var releases = []map[string]int64{
 	{"pgjet": 12, "users": 5, "directory": 4},
 	{"pgjet": 13, "users": 5, "directory": 4},
 	{"pgjet": 14, "users": 5, "directory": 4},
+	{"pgjet": 15, "users": 5, "directory": 4},
 }
 
 // migrate brings each schema to a version, up or down.
