@@ -209,7 +209,7 @@ func message(sequence uint64, subject string, header nats.Header) protocol.Messa
 	m := protocol.Message{Sequence: sequence, Subject: subject}
 	e, err := events.FromMessage(header, nil)
 	if err == nil && e.Seq > 0 {
-		m.ID, m.Seq = e.ID, e.Seq
+		m.ID, m.Seq, m.Source = e.ID, e.Seq, e.Source
 	}
 	return m
 }

@@ -39,6 +39,7 @@ type State struct {
 type Message struct {
 	Sequence uint64
 	Subject  string
+	Source   string    // of the event
 	ID       uuid.UUID // of the event; zero if this is none of ours
 	Seq      int64     // of the event in the outbox
 }
@@ -140,4 +141,15 @@ func (e *HaltError) Error() string {
 	}
 	return fmt.Sprintf("halted: %s: the stream holds %d messages that the outbox does not know, the first at sequence %d; "+
 		"see: pgjet relay status; to accept them: pgjet relay adopt", why, e.Count, e.First.Sequence)
+}
+
+// A ForeignError says that a stream that names no outbox holds events, and none of them is of
+// this one: it is another outbox's. Nothing in it may be touched.
+type ForeignError struct {
+	Count int     // how many events it holds behind what may have aged out
+	First Message // the first of them
+}
+
+func (e *ForeignError) Error() string {
+	return fmt.Sprintf("the stream holds %d events of %q, the first at sequence %d, and none of this outbox", e.Count, e.First.Source, e.First.Sequence)
 }

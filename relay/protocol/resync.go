@@ -21,7 +21,7 @@ const unknownKept = 1000
 // outbox. It assumes nothing from earlier answers. Checkpoints that the stream does
 // not confirm are deleted, since it might seem to confirm them when it has been
 // filled again. If the stream holds what the outbox does not know, Resync returns a
-// [*HaltError].
+// [*HaltError], or a [*ForeignError].
 func (s *Session) Resync(ctx context.Context) error {
 	state, err := s.Stream.State(ctx)
 	if err != nil {
@@ -34,6 +34,9 @@ func (s *Session) Resync(ctx context.Context) error {
 	halt, err := s.learn(ctx, state, memory)
 	if err != nil {
 		return fmt.Errorf("resync: %w", err)
+	}
+	if halt != nil && !halt.Foreign && !s.Owned && !s.proven {
+		return &ForeignError{halt.Count, halt.First}
 	}
 	if err := s.report(ctx, state, halt); err != nil {
 		return err
@@ -96,7 +99,7 @@ func (s *Session) resume(ctx context.Context, state State, memory Memory) (forgo
 			return false, err
 		}
 		if ok {
-			s.mark = c
+			s.mark, s.proven = c, s.proven || c.Seq > 0
 			break
 		}
 		forgot = true
@@ -193,6 +196,7 @@ func (s *Session) compare(ctx context.Context, chunk []Message, memory Memory, h
 		r, ok := known[m.Seq]
 		switch {
 		case ok && m.ID != uuid.Nil && r.Event.ID == m.ID:
+			s.proven = true
 			if !s.read.Covers(r) {
 				s.stored.add(m.Seq)
 			}
@@ -200,6 +204,7 @@ func (s *Session) compare(ctx context.Context, chunk []Message, memory Memory, h
 				released = append(released, m.Seq)
 			}
 		case m.Sequence <= memory.Adopted:
+			s.proven = true
 		case m.ID != uuid.Nil && m.Seq <= memory.Pruned:
 		default:
 			halt.add(m)

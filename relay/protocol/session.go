@@ -35,6 +35,7 @@ type Session struct {
 	Stream  Stream
 	Chains  bool // a message may name the id of its predecessor, see [Append]
 	Batches bool // the stream takes atomic batches
+	Owned   bool // the stream names this outbox: all events there are or were its own
 
 	// Careful is how many events to send such that an answer tells which one it is
 	// about. Give it to the next session.
@@ -52,6 +53,7 @@ type Session struct {
 	count  int64            // how many events that covers
 	stored seqSet           // events that the stream holds and read does not cover
 	aside  seqSet           // events in quarantine
+	proven bool             // the stream holds something of this outbox, or an operator said so
 	heal   *outbox.Position // see Memory
 
 	last     uint64    // the stream's last sequence

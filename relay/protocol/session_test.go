@@ -27,6 +27,7 @@ type script struct {
 
 	sizes    []int    // of the appends of this session
 	careless bool     // a batch was sent while it had to be careful
+	unowned  bool     // the stream names no outbox
 	asked    []string // the calls of the database and of the stream
 
 	calls, failAt int // the call with this number fails
@@ -55,7 +56,7 @@ func (s *script) begin() error {
 		careful = s.Careful
 	}
 	s.Session = &protocol.Session{
-		DB: scriptDatabase{p.db, s}, Stream: scriptStream{s.conn, s}, Chains: s.w.chains, Batches: s.w.batches, Careful: careful,
+		DB: scriptDatabase{p.db, s}, Stream: scriptStream{s.conn, s}, Chains: s.w.chains, Batches: s.w.batches, Owned: !s.unowned, Careful: careful,
 	}
 	s.sizes, s.careless = nil, false
 	if s.failAt == 0 {

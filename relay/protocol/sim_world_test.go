@@ -513,7 +513,7 @@ func (p *process) session() error {
 	p.lead()
 	p.conn = &conn{p: p, s: p.w.stream}
 	p.w.stream.conns = append(p.w.stream.conns, p.conn)
-	s := &protocol.Session{DB: p.db, Stream: p.conn, Chains: p.w.chains, Batches: p.w.batches, Careful: p.careful}
+	s := &protocol.Session{DB: p.db, Stream: p.conn, Chains: p.w.chains, Batches: p.w.batches, Owned: true, Careful: p.careful}
 	err := p.publish(s)
 	if got, want := s.Stats, p.conn.acked; got.Published != want.Published || got.Chains != want.Chains || got.Batches != want.Batches {
 		p.w.breaks("a session counts %+v, and had answers to %+v", got, want)

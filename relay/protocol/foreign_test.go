@@ -1,0 +1,58 @@
+package protocol_test
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/pgjet/pgjet/relay/protocol"
+)
+
+// TestForeignOutbox: a stream that names no outbox, and holds events of which this one knows none, is
+// another's. Whatever speaks for this outbox makes it a halt, as before.
+func TestForeignOutbox(t *testing.T) {
+	for name, row := range map[string]struct {
+		prepare func(s *script)
+		foreign bool
+	}{
+		"nothing speaks for this outbox": {func(*script) {}, true},
+		"the stream names it":            {func(s *script) { s.unowned = false }, false},
+		"a checkpoint":                   {func(s *script) { s.must(s.begin()); s.commit(good(2)...); s.all() }, false},
+		"an event":                       {func(s *script) { s.must(s.begin()); s.commit(good(2)...); s.all(); s.w.db.checkpoints = nil }, false},
+		"an operator":                    {func(s *script) { s.strange(1); s.w.db.adopted[s.w.stream.created] = 1 }, false},
+		"a message that is no event":     {func(s *script) { s.w.stream.log = append(s.w.stream.log, stored{foreign: true}) }, false},
+		"only a checkpoint before any event": {func(s *script) {
+			s.must(s.begin())
+			s.must(s.Save(t.Context()))
+		}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newScript(t)
+			s.unowned = true
+			row.prepare(s)
+			checkpoints := len(s.w.db.checkpoints)
+			s.strange(3)
+			err := s.begin()
+			foreign, is := errors.AsType[*protocol.ForeignError](err)
+			_, halted := errors.AsType[*protocol.HaltError](err)
+			if is != row.foreign || halted == row.foreign {
+				t.Fatalf("the session begins with %v, want foreign: %t", err, row.foreign)
+			}
+			if !row.foreign {
+				return
+			}
+			if foreign.Count != 3 || foreign.First.Sequence != 1 {
+				t.Errorf("%d events are foreign, the first at %d", foreign.Count, foreign.First.Sequence)
+			}
+			if len(s.w.db.unknown) != 0 || len(s.w.db.checkpoints) != checkpoints {
+				t.Errorf("%d messages can be adopted, and %d of %d checkpoints are left", len(s.w.db.unknown), len(s.w.db.checkpoints), checkpoints)
+			}
+		})
+	}
+}
+
+// strange has the stream hold count events that the outbox does not know.
+func (s *script) strange(count int) {
+	for n := range count {
+		s.w.stream.log = append(s.w.stream.log, stored{id: s.w.newID(), seq: int64(1000 + n)})
+	}
+}
