@@ -297,6 +297,10 @@ func (r *reader) extensions() map[string]string {
 // just committed events for a stream.
 func HintSubject(stream string) string { return "pgjet.hint." + stream }
 
+// LeadSubject returns where the relays that lead for a stream say so, to notice others that would
+// publish there.
+func LeadSubject(stream string) string { return "pgjet.lead." + stream }
+
 // FollowSubject returns the core NATS subject on which the processes that follow a stream
 // under a name are sent its events.
 func FollowSubject(stream, name string) string { return "pgjet.follow." + stream + "." + name }

@@ -45,6 +45,9 @@ func causeOf(err error) string {
 	if _, ok := errors.AsType[*protocol.HaltError](err); ok {
 		return "halted"
 	}
+	if _, ok := errors.AsType[*ForeignOutboxError](err); ok {
+		return ForeignOutbox
+	}
 	if errors.Is(err, protocol.ErrFenced) {
 		return "fenced"
 	}

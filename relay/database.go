@@ -23,6 +23,8 @@ type database struct {
 	conn   *pgx.Conn
 	stream string
 	epoch  int64
+	here   presence
+	listen bool // before publishing: this may be a copy
 }
 
 // bounded returns ctx with a deadline for one question: a server that hangs ends the

@@ -108,7 +108,10 @@ func (d *database) lead(ctx context.Context, r *Relay, keeper *session.Keeper) e
 	if err != nil {
 		return err
 	}
-	return d.begin(ctx)
+	if err := d.begin(ctx); err != nil {
+		return err
+	}
+	return d.locate(ctx, r.Source)
 }
 
 // begin begins the next epoch. It leaves the cause for which the last leader did not publish, if that
@@ -116,10 +119,6 @@ func (d *database) lead(ctx context.Context, r *Relay, keeper *session.Keeper) e
 func (d *database) begin(ctx context.Context) error {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
-	host, err := os.Hostname()
-	if err != nil {
-		host = "unknown"
-	}
 	return pgx.BeginTxFunc(ctx, d.conn, waited, func(tx pgx.Tx) error {
 		return tx.QueryRow(ctx, `
 		insert into pgjet.leader as l (stream, epoch, process, since, cause, cause_at)
@@ -128,8 +127,17 @@ func (d *database) begin(ctx context.Context) error {
 			process = excluded.process, since = excluded.since, cause_at = excluded.cause_at,
 			cause = case when l.cause ~ '^(stopped|paused)' or l.cause_at < clock_timestamp() - interval '30 seconds'
 			        then excluded.cause else coalesce(l.cause, excluded.cause) end
-		returning epoch`, d.stream, fmt.Sprintf("%s:%d", host, os.Getpid())).Scan(&d.epoch)
+		returning epoch`, d.stream, process()).Scan(&d.epoch)
 	})
+}
+
+// process names this one for people.
+func process() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return fmt.Sprintf("%s:%d", host, os.Getpid())
 }
 
 // found notes that the stream exists, before anything of the session is published there: partitions

@@ -45,6 +45,7 @@ type link struct {
 
 	closed chan nats.Status // the connection is lost
 	hints  chan *nats.Msg
+	others *others
 	denied atomic.Pointer[error] // NATS does not allow us something
 }
 
@@ -55,8 +56,8 @@ type reply struct {
 }
 
 // dial connects, and looks the stream up.
-func dial(ctx context.Context, r *Relay) (*link, error) {
-	l := &link{name: r.Stream, source: r.Source, subjects: events.SubjectsOf(r.Prefix), answers: make(chan reply, 16), hints: make(chan *nats.Msg, 1)}
+func dial(ctx context.Context, r *Relay, here presence) (*link, error) {
+	l := &link{others: newOthers(here), name: r.Stream, source: r.Source, subjects: events.SubjectsOf(r.Prefix), answers: make(chan reply, 16), hints: make(chan *nats.Msg, 1)}
 	options := append([]nats.Option{
 		nats.Name("pgjet-relay"), nats.NoReconnect(), nats.ReconnectBufSize(-1),
 		nats.Timeout(connectTimeout), nats.FlusherTimeout(answerTimeout),
@@ -74,6 +75,9 @@ func dial(ctx context.Context, r *Relay) (*link, error) {
 	}
 	if err := l.open(ctx, r.Domain); err != nil {
 		l.close()
+		if foreign, is := errors.AsType[*ForeignOutboxError](err); is {
+			return nil, foreign
+		}
 		return nil, l.explain(fmt.Errorf("look up stream %s: %w", l.name, err))
 	}
 	return l, nil
@@ -89,11 +93,16 @@ func (l *link) open(ctx context.Context, domain string) error {
 	if _, err := l.nc.ChanSubscribe(events.HintSubject(l.name), l.hints); err != nil {
 		return err
 	}
+	if _, err := l.nc.Subscribe(events.LeadSubject(l.name), l.others.hear); err != nil {
+		return err
+	}
 	if l.js, l.api, err = jetStream(l.nc, domain); err != nil {
 		return err
 	}
-	l.stream, err = l.js.Stream(ctx, l.name)
-	return err
+	if l.stream, err = l.js.Stream(ctx, l.name); err != nil {
+		return err
+	}
+	return l.checkOwner(l.stream.CachedInfo().Config)
 }
 
 // jetStream returns JetStream in that domain, "" for the servers' own, and what subjects of its
@@ -108,9 +117,13 @@ func jetStream(nc *nats.Conn, domain string) (js jetstream.JetStream, api string
 }
 
 // noteError notes what NATS reports apart from any call, except that the relay may not hear
-// hints: it can do without.
+// hints, or other relays: it can do without.
 func (l *link) noteError(_ *nats.Conn, _ *nats.Subscription, err error) {
-	if errors.Is(err, nats.ErrPermissionViolation) && !strings.Contains(err.Error(), events.HintSubject(l.name)) {
+	switch {
+	case !errors.Is(err, nats.ErrPermissionViolation), strings.Contains(err.Error(), events.HintSubject(l.name)):
+	case strings.Contains(err.Error(), events.LeadSubject(l.name)):
+		l.others.deaf.Store(true)
+	default:
 		l.denied.Store(&err)
 	}
 }
@@ -160,6 +173,9 @@ func (l *link) State(ctx context.Context) (protocol.State, error) {
 	info, err := l.stream.Info(ctx)
 	if err != nil {
 		return protocol.State{}, l.explain(fmt.Errorf("look up stream %s: %w", l.name, err))
+	}
+	if err := l.checkOwner(info.Config); err != nil {
+		return protocol.State{}, err
 	}
 	return protocol.State{
 		Created: info.Created.Truncate(time.Microsecond), // PostgreSQL keeps no more

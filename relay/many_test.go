@@ -1,10 +1,13 @@
 package relay_test
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -105,4 +108,144 @@ func TestRunRefusesPrefixAndSource(t *testing.T) {
 			t.Errorf("Run() with prefix %q and source %q = %v, want an error about the %s", row.prefix, row.source, err, row.says)
 		}
 	}
+}
+
+// owned makes the stream name the outbox of db.
+func (b *bench) owned(name, prefix string, db *pgxpool.Pool, source string) relay.Outbox {
+	b.Helper()
+	o, err := relay.ReadOutbox(b.Context(), db, source)
+	if err != nil {
+		b.Fatal(err)
+	}
+	config := relay.StreamConfig(name, 1)
+	config.Subjects = []string{events.SubjectsOf(prefix).All()}
+	o.Own(&config)
+	if _, _, err := relay.EnsureStream(b.Context(), b.js, config); err != nil {
+		b.Fatal(err)
+	}
+	return o
+}
+
+// undisturbed makes sure that a relay goes on as if nobody else were there.
+func (b *bench) undisturbed(r *relay.Relay, epoch int64) {
+	b.Helper()
+	b.append(5)
+	b.settled()
+	b.ready(r)
+	if got := b.epoch(); got != epoch {
+		b.Errorf("the relay took the lead %d times, want %d", got, epoch)
+	}
+}
+
+// TestForeignOutbox: a relay that is pointed to another outbox's stream says so, names both, and leaves
+// nothing to adopt; the other one does not notice.
+func TestForeignOutbox(t *testing.T) {
+	for name, owned := range map[string]bool{"the stream names its outbox": true, "it names none": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, url := testenv.JetStream(t)
+			b := &bench{T: t, db: testenv.Postgres(t), js: testenv.Connect(t, url), url: url}
+			var owner relay.Outbox
+			if owned {
+				owner = b.owned("EVENTS", "events", b.db, "/test")
+			} else {
+				b.createStream()
+			}
+			r, _ := b.start()
+			b.append(20)
+			b.settled()
+			epoch := b.epoch()
+
+			billing := testenv.Postgres(t)
+			own, err := relay.ReadOutbox(t.Context(), billing, "billing")
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.note(billing, 3)
+			stranger := b.relayOf(billing, "EVENTS", "", "billing")
+			testenv.Run(t, stranger.Run)
+			b.blocked(stranger, relay.ForeignOutbox+": stream EVENTS belongs to ")
+			says := stranger.Ready(t.Context()).Error()
+			for _, part := range []string{owner.ID.String(), `"/test"`, own.String(), "pgjet stream ensure --stream NAME --prefix NAME"} {
+				if part != owner.ID.String() && !strings.Contains(says, part) || owned && !strings.Contains(says, part) {
+					t.Errorf("it says %q, want %q in it", says, part)
+				}
+			}
+			if strings.Contains(says, "adopt") {
+				t.Errorf("it says %q, which would halt the other relay", says)
+			}
+			if listed, err := relay.UnknownMessages(t.Context(), billing, "EVENTS"); err != nil || len(listed) != 0 {
+				t.Errorf("%d messages can be adopted, %v", len(listed), err)
+			}
+			b.undisturbed(r, epoch)
+			if got := relay.Halted(stranger); got != relay.ForeignOutbox {
+				t.Errorf("the reason of the metric is %q", got)
+			}
+		})
+	}
+}
+
+// TestClaim: a stream is given to an outbox if nothing in it is another's, or if somebody says whose it was.
+func TestClaim(t *testing.T) {
+	b := newBench(t)
+	o, err := relay.ReadOutbox(t.Context(), b.db, "/test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := testenv.Postgres(t)
+	stranger, err := relay.ReadOutbox(t.Context(), other, "billing")
+	if err != nil {
+		t.Fatal(err)
+	}
+	claim := func(by relay.Outbox, db *pgxpool.Pool, from *uuid.UUID, wantNews bool, refusal string) {
+		t.Helper()
+		news, err := relay.Claim(t.Context(), db, b.js, "EVENTS", by, from)
+		if refusal == "" && (err != nil || news != wantNews) {
+			t.Errorf("Claim() = %t, %v, want %t", news, err, wantNews)
+		}
+		if _, foreign := errors.AsType[*relay.ForeignOutboxError](err); refusal != "" && (!foreign || !strings.Contains(err.Error(), refusal)) {
+			t.Errorf("Claim() = %v, want a refusal with %q", err, refusal)
+		}
+	}
+	_, stop := b.start()
+	b.append(3)
+	b.settled()
+	claim(stranger, other, nil, false, `its last message, at sequence 3, is an event of "/test"`)
+	claim(o, b.db, nil, true, "")
+	claim(o, b.db, nil, false, "")
+	b.append(3) // a stream keeps what it has
+	b.settled()
+	stop()
+	claim(stranger, other, nil, false, "belongs to "+o.String())
+	claim(stranger, other, new(stranger.ID), false, "belongs to "+o.String())
+	claim(stranger, other, new(o.ID), true, "")
+	r, _ := b.start()
+	b.blocked(r, relay.ForeignOutbox+": stream EVENTS belongs to "+stranger.String())
+	if got := len(b.stored()); got != 6 {
+		t.Errorf("the stream holds %d messages, want 6", got)
+	}
+	if err := b.js.DeleteStream(t.Context(), "EVENTS"); err != nil {
+		t.Fatal(err)
+	}
+	b.createStream()
+	claim(o, b.db, nil, true, "") // an empty one
+}
+
+// TestOwnerIsLookedAt: a stream that is given to another outbox meanwhile is left alone.
+func TestOwnerIsLookedAt(t *testing.T) {
+	relay.SetLookEvery(t, 50*time.Millisecond)
+	b := newBench(t)
+	r, _ := b.start()
+	b.append(3)
+	b.settled()
+	b.ready(r)
+	other := testenv.Postgres(t)
+	stranger, err := relay.ReadOutbox(t.Context(), other, "billing")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := relay.Claim(t.Context(), other, b.js, "EVENTS", stranger, new(uuid.Nil)); err != nil {
+		t.Fatal(err)
+	}
+	b.blocked(r, relay.ForeignOutbox+": stream EVENTS belongs to "+stranger.String())
 }

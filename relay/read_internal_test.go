@@ -53,7 +53,7 @@ func readsEachMessageOnce(t *testing.T, direct bool) {
 			t.Fatal(err)
 		}
 	}
-	l, err := dial(t.Context(), &Relay{NATSURL: url, Stream: "EVENTS"})
+	l, err := dial(t.Context(), &Relay{NATSURL: url, Stream: "EVENTS"}, presence{})
 	if err != nil {
 		t.Fatal(err)
 	}

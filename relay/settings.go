@@ -55,15 +55,15 @@ func flaws(c jetstream.StreamConfig, retention time.Duration) []flaw {
 // flaws.
 func (l *link) checkSettings(retention time.Duration) (weaknesses []string, err error) {
 	config := l.stream.CachedInfo().Config
-	if !slices.ContainsFunc(config.Subjects, func(s string) bool { return meets(s, l.subjects.Prefix()) }) {
-		return nil, block(string(jserror.StreamDiffers), fmt.Errorf("stream %s takes %s, and the subjects of this outbox begin with %s; set --prefix, or --stream",
-			l.name, strings.Join(config.Subjects, " "), l.subjects.Prefix()))
-	}
 	for _, f := range flaws(config, retention) {
 		if f.breaks {
 			return nil, block(string(jserror.StreamDiffers), fmt.Errorf("stream %s cannot keep what pgjet promises: %s; compare with: pgjet stream ensure", l.name, f.text))
 		}
 		weaknesses = append(weaknesses, f.text)
+	}
+	if !slices.ContainsFunc(config.Subjects, func(s string) bool { return meets(s, l.subjects.Prefix()) }) {
+		return nil, block(string(jserror.StreamDiffers), fmt.Errorf("stream %s takes %s, and the subjects of this outbox begin with %s; set --prefix, or --stream",
+			l.name, strings.Join(config.Subjects, " "), l.subjects.Prefix()))
 	}
 	return weaknesses, nil
 }

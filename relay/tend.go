@@ -12,6 +12,7 @@ import (
 // tend does what operators ask for.
 func (t *term) tend(ctx, work context.Context) error {
 	t.tended = time.Now()
+	t.warnOf(ctx)
 	w, err := t.db.wish(work)
 	if err != nil {
 		return err
@@ -63,8 +64,13 @@ func (t *term) pause(ctx context.Context, w wish) error {
 // idle waits until it is time to look again what operators want. It reports false if the
 // term is over before that: with an error, or since ctx ended.
 func (t *term) idle(ctx context.Context) (on bool, err error) {
+	if err := t.link.rivalry(); err != nil {
+		return false, err
+	}
 	select {
 	case <-time.After(tendEvery):
+		return true, nil
+	case <-t.link.others.conflict:
 		return true, nil
 	case <-t.link.closed:
 		return false, t.link.lost()

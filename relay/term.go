@@ -55,10 +55,11 @@ type term struct {
 	saved   time.Time      // when the last checkpoint was written
 	tended  time.Time
 	looked  time.Time
-	adopted int64 // what wish said at the beginning
-	works   bool  // nothing is known that keeps it from publishing
-	before  int64 // how many events it had done when something did, see done
-	untidy  bool  // tidy failed
+	adopted int64    // what wish said at the beginning
+	works   bool     // nothing is known that keeps it from publishing
+	before  int64    // how many events it had done when something did, see done
+	untidy  bool     // tidy failed
+	weak    []string // settings of the stream that weaken what pgjet promises
 }
 
 // run takes the lead, resyncs, and publishes until something fails or ctx ends.
@@ -74,7 +75,7 @@ func (t *term) run(ctx context.Context) (err error) {
 		err = t.db.named(ctx, err)
 		t.note(ctx, err)
 	}()
-	if t.link, err = dial(ctx, t.Relay); err != nil {
+	if t.link, err = dial(ctx, t.Relay, t.db.here); err != nil {
 		return err
 	}
 	defer t.link.close()
@@ -82,9 +83,14 @@ func (t *term) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	t.warnOf(ctx, weak)
+	if err := t.settleIn(ctx); err != nil || ctx.Err() != nil {
+		return err
+	}
+	defer t.announce(ctx)()
+	t.weak = weak
+	t.warnOf(ctx)
 	t.session = &protocol.Session{DB: t.db, Stream: t.link,
-		Chains: t.link.chains(), Batches: t.link.batches(), Careful: t.careful}
+		Chains: t.link.chains(), Batches: t.link.batches(), Owned: t.link.others.owned.Load(), Careful: t.careful}
 	defer func() { t.careful = t.session.Careful }()
 	if err := t.db.found(ctx); err != nil {
 		return err
@@ -101,7 +107,8 @@ func (t *term) run(ctx context.Context) (err error) {
 }
 
 // warnOf logs what weakens the promises of the stream, each once.
-func (t *term) warnOf(ctx context.Context, weak []string) {
+func (t *term) warnOf(ctx context.Context) {
+	weak := slices.Concat(t.weak, t.link.unsure())
 	for _, w := range weak {
 		if !slices.Contains(t.warned, w) {
 			t.Log.WarnContext(ctx, "the stream works, but its settings weaken what pgjet promises", "setting", w)
@@ -134,6 +141,9 @@ func (t *term) note(ctx context.Context, err error) {
 // halted waits, if err is a halt, until an operator has decided or the stream has
 // changed. It returns err: the next session looks again.
 func (t *term) halted(ctx context.Context, err error) error {
+	if foreign, is := errors.AsType[*protocol.ForeignError](err); is {
+		return &ForeignOutboxError{Stream: t.Stream, Own: t.db.here.outbox(), Why: foreign.Error()}
+	}
 	if _, halt := errors.AsType[*protocol.HaltError](err); !halt {
 		return err
 	}
@@ -179,7 +189,9 @@ func (t *term) work(ctx context.Context, found int) error {
 		t.Log.InfoContext(ctx, "relay leads", "epoch", t.db.epoch,
 			"outbox_seq", position.Floor, "stream_seq", t.session.Last(), "stored_since_checkpoint", stored)
 	}
-	return t.db.explain(ctx, "")
+	work, cancel := outlive(ctx)
+	defer cancel()
+	return t.db.explain(work, "")
 }
 
 // publish moves events until something fails. When ctx ends it finishes the page
@@ -187,6 +199,9 @@ func (t *term) work(ctx context.Context, found int) error {
 func (t *term) publish(ctx context.Context) error {
 	wait, last := pollBusy, time.Now()
 	for {
+		if err := t.link.rivalry(); err != nil {
+			return err
+		}
 		n, err := t.step(ctx)
 		if err != nil {
 			return err
@@ -214,6 +229,7 @@ func (t *term) publish(ctx context.Context) error {
 			wait = min(2*wait, longestPoll(time.Since(last)))
 		case <-hints:
 			wait = pollBusy
+		case <-t.link.others.conflict:
 		case <-t.link.closed:
 			return t.link.lost()
 		case <-ctx.Done():
@@ -266,10 +282,8 @@ func (t *term) finish(ctx context.Context) error {
 
 // step publishes a page, and does what is due beside that.
 func (t *term) step(ctx context.Context) (int, error) {
-	// A transaction of a million events is one step: it may take its time.
-	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	work, cancel := outlive(ctx) // a transaction of a million events is one step: it may take its time
 	defer cancel()
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(stopTime, cancel) })()
 	defer t.count(work)
 	if time.Since(t.tended) >= tendEvery {
 		if err := t.tend(ctx, work); err != nil || ctx.Err() != nil {
@@ -282,4 +296,11 @@ func (t *term) step(ctx context.Context) (int, error) {
 		t.saved = time.Now()
 	}
 	return n, err
+}
+
+// outlive returns a context that ends stopTime after ctx: what ends with it takes the connection along.
+func outlive(ctx context.Context) (work context.Context, cancel func()) {
+	work, end := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(stopTime, end) })
+	return work, func() { stop(); end() }
 }

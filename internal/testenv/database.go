@@ -72,7 +72,17 @@ func Exec(t testing.TB, db *pgxpool.Pool, sql string, args ...any) {
 func DatabaseURL(t testing.TB) string {
 	t.Helper()
 	s := server(t)
-	return s.createDatabase(t, s.template)
+	url := s.createDatabase(t, s.template)
+	// It is an outbox of its own, not a copy of the template's.
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	if _, err := conn.Exec(t.Context(), `select pgjet.new_identity()`); err != nil {
+		t.Fatal(err)
+	}
+	return url
 }
 
 // EmptyDatabaseURL is [DatabaseURL] without the migrations: not even the schemas
