@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgjet/pgjet/internal/lead"
@@ -17,6 +18,7 @@ import (
 // moment. It does not ask NATS.
 type Status struct {
 	Stream      string      `json:"stream"`
+	Outbox      uuid.UUID   `json:"outbox"`   // the identity of the database
 	At          time.Time   `json:"at"`       // by the clock of the database, as all times here
 	Leads       bool        `json:"leads"`    // a relay holds the lead now
 	Standbys    int         `json:"standbys"` // relays that wait for it
@@ -107,8 +109,8 @@ func ReadStatus(ctx context.Context, db interface {
 func (s *Status) read(ctx context.Context, tx pgx.Tx) (now string, err error) {
 	b := &pgx.Batch{}
 	b.Queue(readByIndex)
-	b.Queue(`select clock_timestamp(), pg_current_snapshot()::text`).QueryRow(func(row pgx.Row) error {
-		return row.Scan(&s.At, &now)
+	b.Queue(`select clock_timestamp(), pg_current_snapshot()::text, (select coalesce(max(id::text), $1) from pgjet.identity)`, uuid.Nil.String()).QueryRow(func(row pgx.Row) error {
+		return row.Scan(&s.At, &now, &s.Outbox)
 	})
 	b.Queue(lead.State, leadOf+s.Stream, application).QueryRow(func(row pgx.Row) error {
 		var h Holder

@@ -1,8 +1,11 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -38,7 +41,8 @@ func StreamConfig(name string, replicas int) jetstream.StreamConfig {
 
 // EnsureStream creates the stream if it does not exist, and reports whether it
 // did. An existing one is left as it is: EnsureStream returns how it differs from
-// want, a line for each setting.
+// want, a line for each setting. Limits, compression and placement that want does not set may be any.
+// It does not compare which outbox the streams name; see [Claim].
 func EnsureStream(ctx context.Context, js jetstream.JetStream, want jetstream.StreamConfig) (created bool, differences []string, err error) {
 	if err := natsconn.CheckVersion(js.Conn()); err != nil {
 		return false, nil, natsconn.Explain(js.Conn(), err, "operator")
@@ -80,6 +84,10 @@ func differ(have, want jetstream.StreamConfig) []string {
 		{"mirror", have.Mirror != nil, want.Mirror != nil},
 		{"sources", len(have.Sources), len(want.Sources)},
 		{"subject_transform", have.SubjectTransform != nil, want.SubjectTransform != nil},
+		{"max_bytes", have.MaxBytes, limit(want.MaxBytes, have.MaxBytes)},
+		{"max_age", have.MaxAge, cmp.Or(want.MaxAge, have.MaxAge)},
+		{"compression", have.Compression, cmp.Or(want.Compression, have.Compression)},
+		{"placement", placed(have.Placement), cmp.Or(placed(want.Placement), placed(have.Placement))},
 		{"consumer_limits.inactive_threshold", have.ConsumerLimits.InactiveThreshold, want.ConsumerLimits.InactiveThreshold},
 	} {
 		if h, w := fmt.Sprint(s.have), fmt.Sprint(s.want); h != w {
@@ -87,4 +95,20 @@ func differ(have, want jetstream.StreamConfig) []string {
 		}
 	}
 	return lines
+}
+
+// limit returns the limit that is wanted, have if any will do.
+func limit(want, have int64) int64 {
+	if want <= 0 {
+		return have
+	}
+	return want
+}
+
+// placed says where a stream is to be kept, "" for anywhere.
+func placed(p *jetstream.Placement) string {
+	if p == nil {
+		return ""
+	}
+	return strings.TrimSpace(p.Cluster + " " + strings.Join(slices.Sorted(slices.Values(p.Tags)), ","))
 }

@@ -146,11 +146,15 @@ func processes(cmd *cobra.Command) []*cobra.Command {
 	return all
 }
 
-// visitKeys calls fn with each flag of a process that is a key of the configuration.
+// visitKeys calls fn with each flag of a process, or of the stream that it uses, that is a key of the configuration.
 func visitKeys(root *cobra.Command, fn func(process string, f *pflag.Flag)) {
-	for _, c := range processes(root) {
+	ensure, _, err := root.Find([]string{"stream", "ensure"})
+	if err != nil {
+		panic(err) // there is no such command
+	}
+	for _, c := range append(processes(root), ensure) { // which makes what processes share
 		c.LocalFlags().VisitAll(func(f *pflag.Flag) {
-			if !slices.Contains([]string{"config", "dir", "help", "json"}, f.Name) {
+			if !slices.Contains([]string{"config", "dir", "help", "json", "take-from"}, f.Name) {
 				fn(strings.TrimPrefix(c.CommandPath(), "pgjet "), f)
 			}
 		})
@@ -233,6 +237,8 @@ func wanted(f *pflag.Flag) string {
 		return "a number"
 	case "bool":
 		return "true or false"
+	case "size":
+		return "a size such as 10GiB"
 	case "stringSlice":
 		return "text, several joined by commas"
 	}

@@ -25,6 +25,9 @@ import (
 // devListeners are the ports of the listeners of pgjet dev, beside those of its servers.
 var devListeners = []int{usersPort, inboxPort, adminPort, smtpPort, directoryPort, profilesPort, billingPort}
 
+// devSource is the source of the events of the user service.
+const devSource = "/users"
+
 // devConnections returns how many connections each listener and the NATS server may hold: all of them are in
 // one process, and share what it can hold.
 func devConnections() int { return web.Connections(len(devListeners) + 1) }
@@ -54,7 +57,7 @@ func (d *dev) supervise(ctx context.Context, tel *telemetry.Telemetry) error {
 
 // parts lists the services in the order in which they are stopped.
 func (d *dev) parts(ctx context.Context, tel *telemetry.Telemetry) ([]part, error) {
-	d.source = "/users"
+	d.source = devSource
 	relayPart, err := d.relayPart(d.log)
 	if err != nil {
 		return nil, err

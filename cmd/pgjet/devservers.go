@@ -108,7 +108,16 @@ func (d *dev) startNATS(ctx context.Context) error {
 		return err
 	}
 	defer nc.Close()
-	_, differences, err := relay.EnsureStream(ctx, js, relay.StreamConfig(d.stream, 1))
+	owner, err := relay.ReadOutbox(ctx, d.db, devSource)
+	if err != nil {
+		return err
+	}
+	config := relay.StreamConfig(d.stream, 1)
+	owner.Own(&config)
+	created, differences, err := relay.EnsureStream(ctx, js, config)
+	if err == nil && !created {
+		_, err = relay.Claim(ctx, d.db, js, d.stream, owner, nil)
+	}
 	if err != nil {
 		return fmt.Errorf("ensure stream %s: %w", d.stream, err)
 	}

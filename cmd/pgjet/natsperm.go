@@ -90,12 +90,12 @@ func (g grant) in(domain string) grant {
 // services with them.
 func grantFor(role, stream, prefix string, names []string) grant {
 	api := func(what string) string { return "$JS.API." + what + "." + stream }
-	hints := "pgjet.hint." + stream
+	hints := events.HintSubject(stream)
 	switch role {
 	case "relay":
 		return grant{
-			Publish:   []string{events.SubjectsOf(prefix).All(), api("STREAM.INFO"), api("STREAM.MSG.GET"), api("DIRECT.GET")},
-			Subscribe: []string{inboxPrefix("relay") + ".>", hints},
+			Publish:   []string{events.SubjectsOf(prefix).All(), api("STREAM.INFO"), api("STREAM.MSG.GET"), api("DIRECT.GET"), events.LeadSubject(stream)},
+			Subscribe: []string{inboxPrefix("relay") + ".>", hints, events.LeadSubject(stream)},
 		}.registered("pgjet-relay")
 	case "consumer":
 		name, slices := divided(names[0])
@@ -118,6 +118,7 @@ func grantFor(role, stream, prefix string, names []string) grant {
 				"$JS.API.STREAM.NAMES",
 				api("STREAM.INFO"),
 				api("STREAM.CREATE"),
+				api("STREAM.UPDATE"),   // has it name its outbox
 				api("STREAM.MSG.GET"),  // looks at messages for which a relay halted
 				api("DIRECT.GET"),      // since when does the oldest event wait?
 				micro.APIPrefix + ".>", // pgjet services asks for INFO, other tools for PING and STATS

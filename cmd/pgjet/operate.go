@@ -23,7 +23,6 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 	"github.com/pgjet/pgjet/migrations"
 	"github.com/pgjet/pgjet/migrations/demo"
-	"github.com/pgjet/pgjet/relay"
 )
 
 func migrateCommand() *cobra.Command {
@@ -187,41 +186,6 @@ func showMigrations(out io.Writer, output string, all []migrations.Status) error
 			sqlstate.Permission, strings.Join(hidden, ", "))}
 	}
 	return nil
-}
-
-func streamCommand() *cobra.Command {
-	var s settings
-	replicas := 1
-	ensure := &cobra.Command{
-		Use:   "ensure",
-		Short: "Create the stream if it is missing; exit code 6 if it is there and differs",
-		Long: `Create the stream if it is missing. One that exists is compared and left as it
-is: the differences are shown, and the exit code is 6.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			nc, js, err := s.reachNATS()
-			if err != nil {
-				return err
-			}
-			defer nc.Close()
-			created, differences, err := relay.EnsureStream(cmd.Context(), js, relay.StreamConfig(s.stream, replicas))
-			switch {
-			case err != nil:
-				return err
-			case created:
-				fmt.Fprintf(cmd.OutOrStdout(), "created stream %s\n", s.stream)
-			case len(differences) == 0:
-				fmt.Fprintf(cmd.OutOrStdout(), "stream %s is as it should be\n", s.stream)
-			default:
-				return &exitError{exitFindings, fmt.Errorf("stream %s differs, nothing was changed:\n  %s",
-					s.stream, strings.Join(differences, "\n  "))}
-			}
-			return nil
-		},
-	}
-	s.natsFlags(ensure.Flags())
-	ensure.Flags().IntVar(&replicas, "replicas", 1, "on how many servers the stream is kept: 1, 3 or 5")
-	return group(&cobra.Command{Use: "stream", Short: "Look after the JetStream stream"}, ensure)
 }
 
 func readyCommand() *cobra.Command {

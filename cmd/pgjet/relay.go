@@ -287,7 +287,9 @@ func sameMessage(a, b relay.UnknownMessage) bool {
 }
 
 // typed returns a command as one has to type it: about this stream, if it is about one.
-func (s *settings) typed(command string) string { return withPrefix(typed(command, s.stream), s.prefix) }
+func (s *settings) typed(command string) string {
+	return withPrefix(typed(command, s.stream), s.prefix)
+}
 
 // withPrefix returns a command as one has to type it, if it publishes or makes a stream.
 func withPrefix(command, prefix string) string {

@@ -88,6 +88,7 @@ func writeStatus(w io.Writer, s relay.Status, all []trouble) {
 		fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))
 	}
 	line("stream", "%s", s.Stream)
+	line("outbox", "%s", s.Outbox)
 	switch l := s.Leader; {
 	case s.Leads && l != nil:
 		line("leader", "%s, epoch %d, since %s", cmp.Or(l.Process, "unknown"), l.Epoch, since(s.At, l.Since))
@@ -179,6 +180,10 @@ func nextFor(word string) string {
 	switch word {
 	case "stream_missing":
 		return "pgjet stream ensure"
+	case relay.ForeignOutbox:
+		return "give this outbox a stream of its own: pgjet stream ensure --stream NAME --prefix NAME; see docs/runbooks/foreign-outbox.md"
+	case relay.OutboxCopied:
+		return "see docs/runbooks/foreign-outbox.md"
 	case "schema_outdated":
 		return "pgjet migrate up"
 	case "starting", "paused", "halted", "sequence_set_back": // it is about to change
