@@ -43,6 +43,7 @@ type Config struct {
 	empty    bool  // the file has no byte
 	schema   *Schema
 	values   map[string]Value
+	entries  map[string][]string // of groups, by the group
 	sections *koanf.Koanf
 	warnings []string
 	hash     string
@@ -56,18 +57,20 @@ func (s *Schema) Load(file string, environ []string, given []Value) (*Config, er
 		schema: s, environ: make(map[string]string),
 		Config: &Config{file: file, schema: s, values: make(map[string]Value), sections: koanf.New(".")},
 	}
-	for _, k := range s.keys {
-		l.values[k.Name] = Value{k.Name, k.Default, byDefault}
-	}
 	for _, variable := range environ {
 		name, text, _ := strings.Cut(variable, "=")
 		l.environ[name] = text
 	}
-	l.readFile()
+	entries := l.readFile()
+	l.expand(entries)
+	for _, k := range l.schema.keys {
+		l.values[k.Name] = Value{k.Name, k.Default, byDefault}
+	}
+	l.take(entries)
 	l.readSections(environ)
 	l.readSecrets(given)
 	for _, v := range given {
-		if _, ok := s.byName[v.Key]; ok {
+		if _, ok := l.schema.byName[v.Key]; ok {
 			l.set(v)
 		}
 	}
@@ -176,6 +179,9 @@ func (l *loading) readSections(environ []string) {
 			continue
 		}
 		key = strings.ToLower(strings.ReplaceAll(key, "__", "."))
+		if l.schema.secretFile(key) != nil {
+			continue
+		}
 		if _, ok := l.schema.byName[key]; !ok {
 			l.fail("environment variable %s: %s", name, l.schema.unknown(key))
 			continue

@@ -41,24 +41,24 @@ const (
 	alias
 )
 
-// readFile takes the values of the file.
-func (l *loading) readFile() {
+// readFile returns the entries of the file.
+func (l *loading) readFile() []entry {
 	if l.file == "" {
-		return
+		return nil
 	}
 	l.stamp = stampOf(l.file)
 	b, err := read(l.file)
 	if err != nil {
 		l.errs = append(l.errs, err)
-		return
+		return nil
 	}
 	l.empty = len(b) == 0
 	entries, err := parse(l.file, b)
 	if err != nil {
 		l.errs = append(l.errs, err)
-		return
+		return nil
 	}
-	l.take(entries)
+	return entries
 }
 
 // take makes the entries of the file values.
@@ -132,7 +132,7 @@ func (l *loading) readSecrets(given []Value) {
 			l.fail("%s: %s and %s are both given, want one of them", file.Origin, k.Name, file.Key)
 			continue
 		}
-		variable := "PGJET_" + strings.ToUpper(k.Name)
+		variable := variable(k.Name)
 		if path := l.environ[variable+"_FILE"]; path != "" {
 			if l.environ[variable] != "" {
 				l.fail("environment variables %s and %s_FILE are both given, want one of them", variable, variable)

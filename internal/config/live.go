@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -161,15 +163,20 @@ func (c *Config) permits(now *Config) error {
 		return fmt.Errorf("%s is empty, which is for the start alone: write {} into it for the defaults", now.file)
 	}
 	var errs []error
-	for _, k := range c.schema.keys {
+	for _, k := range append(slices.Clone(c.schema.keys), c.added(now)...) {
 		was, is := c.values[k.Name], now.values[k.Name]
 		if k.Live || !k.Used || was.Text == is.Text {
 			continue
 		}
 		errs = append(errs, fmt.Errorf("%s: %s is %q, but the process runs with %q: restart it, or take the change back",
-			is.Origin, k.Name, k.mask(is.Text), k.mask(was.Text)))
+			cmp.Or(is.Origin, now.file), k.Name, k.mask(is.Text), k.mask(was.Text)))
 	}
 	return errors.Join(errs...)
+}
+
+// added returns the keys that now has and c does not: those of new entries of groups.
+func (c *Config) added(now *Config) []*Key {
+	return slices.DeleteFunc(slices.Clone(now.schema.keys), func(k *Key) bool { return c.schema.byName[k.Name] != nil })
 }
 
 // differences lists the keys whose values differ.

@@ -57,10 +57,19 @@ func (f *follower) applied() []tuning {
 // follow runs a Live on a file until the test ends.
 func follow(t *testing.T, path string) *follower {
 	t.Helper()
+	return followAs(t, schema(), path)
+}
+
+func followAs(t *testing.T, schema *config.Schema, path string) *follower {
+	t.Helper()
 	f := &follower{t: t, path: path, ask: make(chan os.Signal, 1)}
-	f.Live = config.NewLive(load(t, path), func() (*config.Config, error) {
+	first, err := schema.Load(path, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Live = config.NewLive(first, func() (*config.Config, error) {
 		f.loads.Add(1)
-		return schema().Load(path, nil, nil)
+		return schema.Load(path, nil, nil)
 	}, slog.New(slog.NewTextHandler(f, nil)))
 	f.Subscribe(func(old, now *config.Config) {
 		f.mu.Lock()

@@ -17,6 +17,7 @@ type Schema struct {
 	keys     []*Key
 	byName   map[string]*Key
 	sections []Section
+	groups   []Group
 }
 
 // A Key is a single value. It is text, to be understood by whoever uses it.
@@ -241,7 +242,7 @@ func (s *Schema) unknown(key string) string {
 
 // section reports whether there are keys below this one.
 func (s *Schema) section(key string) bool {
-	return slices.ContainsFunc(s.keys, func(k *Key) bool { return strings.HasPrefix(k.Name, key+".") })
+	return s.group(key) || slices.ContainsFunc(s.keys, func(k *Key) bool { return strings.HasPrefix(k.Name, key+".") })
 }
 
 // split returns the section of a key, and its name there.

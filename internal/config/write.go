@@ -25,6 +25,9 @@ func (s *Schema) Write(w io.Writer) error {
 			fmt.Fprintf(t, "# %s: %s\t# %s\n", k.Name, scalar(k.Default), k.Usage)
 		}
 	}
+	for _, g := range s.groups {
+		g.write(t)
+	}
 	return t.Flush()
 }
 
