@@ -58,6 +58,10 @@ type Relay struct {
 	Source   string          // the CloudEvents source of the events: the name of the service that appends them; "" is pgjet
 	Log      *slog.Logger    // nil discards
 
+	// Name tells the log and the metrics of this relay from those of others in the process: their
+	// label relay. "" if it is alone.
+	Name string
+
 	// Retention is how long published events stay in the outbox, and so how far
 	// back the stream can be healed; 0 is
 	// [outbox.DefaultRetention]. Events go by whole partitions.
@@ -116,7 +120,7 @@ func unclear(err error) bool {
 }
 
 func (r *Relay) session(ctx context.Context) error {
-	r.metrics.sessions.Add(ctx, 1)
+	r.metrics.sessions.Add(ctx, 1, r.metrics.own)
 	t := term{Relay: r}
 	return t.run(ctx)
 }
@@ -126,7 +130,7 @@ func (r *Relay) setDefaults() error {
 	r.Prefix = cmp.Or(r.Prefix, events.Prefix)
 	r.Source = cmp.Or(r.Source, "pgjet")
 	r.Retention = cmp.Or(r.Retention, outbox.DefaultRetention)
-	r.Log = cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("relay", r.Stream)
+	r.Log = cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("relay", cmp.Or(r.Name, r.Stream))
 	r.Database = r.postgres.watch(r.Database)
 	return errors.Join(events.CheckPrefix(r.Prefix), events.CheckSource(r.Source))
 }

@@ -31,11 +31,15 @@ type metrics struct {
 	refused     metric.Int64Counter
 	fenced      metric.Int64Counter
 
+	own  metric.MeasurementOption // says which relay of the process
 	stop func() error
 }
 
 func newMetrics(r *Relay) (*metrics, error) {
-	meter, m := otel.Meter(scope), &metrics{}
+	meter, m := otel.Meter(scope), &metrics{own: metric.WithAttributes()}
+	if r.Name != "" {
+		m.own = metric.WithAttributes(attribute.String("relay", r.Name))
+	}
 	var err error
 	for _, c := range []struct {
 		counter           *metric.Int64Counter
@@ -73,10 +77,10 @@ func (m *metrics) observe(r *Relay, meter metric.Meter) error {
 	}
 	registration, err := meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
 		trouble := r.trouble()
-		o.ObserveInt64(gauges[0], map[bool]int64{true: 1}[r.keeper.Ready() == nil && trouble == nil])
-		o.ObserveInt64(gauges[1], r.epoch.Load())
+		o.ObserveInt64(gauges[0], map[bool]int64{true: 1}[r.keeper.Ready() == nil && trouble == nil], m.own)
+		o.ObserveInt64(gauges[1], r.epoch.Load(), m.own)
 		if trouble != nil {
-			o.ObserveInt64(gauges[2], 1, metric.WithAttributes(attribute.String("reason", causeOf(trouble))))
+			o.ObserveInt64(gauges[2], 1, metric.WithAttributes(attribute.String("reason", causeOf(trouble))), m.own)
 		}
 		return nil
 	}, gauges[0], gauges[1], gauges[2])
@@ -89,9 +93,9 @@ func (m *metrics) observe(r *Relay, meter metric.Meter) error {
 // ended counts a session that ended by err.
 func (m *metrics) ended(err error) {
 	ctx, cause := context.Background(), causeOf(err)
-	m.refused.Add(ctx, 1, metric.WithAttributes(attribute.String("reason", cause)))
+	m.refused.Add(ctx, 1, metric.WithAttributes(attribute.String("reason", cause)), m.own)
 	if cause == "fenced" {
-		m.fenced.Add(ctx, 1)
+		m.fenced.Add(ctx, 1, m.own)
 	}
 }
 
@@ -99,7 +103,7 @@ func (m *metrics) ended(err error) {
 func (m *metrics) count(ctx context.Context, now, before protocol.Stats) {
 	add := func(c metric.Int64Counter, n int64, options ...metric.AddOption) {
 		if n > 0 {
-			c.Add(ctx, n, options...)
+			c.Add(ctx, n, append(options, m.own)...)
 		}
 	}
 	add(m.published, now.Published-before.Published)

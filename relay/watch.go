@@ -85,7 +85,7 @@ func newWatch(r *Relay, meter metric.Meter) (*watch, error) {
 		}
 		for i, g := range gauges {
 			g.read(w, func(v float64, labels ...attribute.KeyValue) {
-				o.ObserveFloat64(registered[i], v, metric.WithAttributes(labels...))
+				o.ObserveFloat64(registered[i], v, metric.WithAttributes(labels...), r.metrics.own)
 			})
 		}
 		return nil
@@ -142,7 +142,7 @@ func (w *watch) tend(ctx context.Context, conn *pgx.Conn) {
 		return // told to stop
 	}
 	if done.Pruned > 0 {
-		w.metrics.pruned.Add(ctx, done.Pruned)
+		w.metrics.pruned.Add(ctx, done.Pruned, w.metrics.own)
 		w.Log.InfoContext(ctx, "pruned the outbox", "partitions", done.Dropped, "events", done.Pruned)
 	}
 	if err != nil {

@@ -79,7 +79,7 @@ func configured(ctx context.Context) *configuration {
 // configure sets the flags of cmd that the command line does not set: from the
 // environment, else from the configuration file.
 func configure(cmd *cobra.Command) error {
-	c := &configuration{schema: config.NewSchema(processKeys(cmd), sections(cmd)...)}
+	c := &configuration{schema: config.NewSchema(processKeys(cmd), sections(cmd)...).With(relaysGroup(cmd))}
 	cmd.SetContext(context.WithValue(cmd.Context(), configurationKey{}, c))
 	byHand := make(map[string]bool)
 	cmd.Flags().Visit(func(f *pflag.Flag) { byHand[f.Name] = true })
@@ -154,7 +154,7 @@ func visitKeys(root *cobra.Command, fn func(process string, f *pflag.Flag)) {
 	}
 	for _, c := range append(processes(root), ensure) { // which makes what processes share
 		c.LocalFlags().VisitAll(func(f *pflag.Flag) {
-			if !slices.Contains([]string{"config", "dir", "help", "json", "take-from"}, f.Name) {
+			if !slices.Contains([]string{"config", "dir", "help", "json", "relay", "take-from"}, f.Name) {
 				fn(strings.TrimPrefix(c.CommandPath(), "pgjet "), f)
 			}
 		})

@@ -19,7 +19,7 @@ const trusted = "tls=off"
 // are: passwords, names and addresses could be read on the way. It says nothing of a
 // NATS URL that allows it.
 func (s *settings) warnPlaintext(ctx context.Context, log *slog.Logger) {
-	for _, address := range []string{s.databaseURL, s.directURL} {
+	for _, address := range append([]string{s.databaseURL, s.directURL}, s.moreURLs...) {
 		config, err := pgx.ParseConfig(address)
 		if address == "" || err != nil || config.TLSConfig != nil || !remoteHost(config.Host) {
 			continue

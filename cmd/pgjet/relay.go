@@ -32,11 +32,14 @@ func relayCommand() *cobra.Command {
 		Short: "Publish the outbox to the stream",
 		Long: `Publish the outbox to the stream. Any number of relays may run: one leads, the
 others stand by. The commands below look after them from anywhere; they need the
-database alone.`,
+database alone.
+
+One process can run several relays, one for each database that the section relays of the
+configuration lists; the commands below then take --relay NAME.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log := s.logger(cmd)
-			p, err := s.relayPart(log)
+			parts, err := s.relayParts(cmd, log)
 			if err != nil {
 				return err
 			}
@@ -47,12 +50,13 @@ database alone.`,
 				return err
 			}
 			defer s.registryConn.Close()
-			return s.serve(cmd.Context(), log, "pgjet-relay", p)
+			return s.serve(cmd.Context(), log, "pgjet-relay", parts...)
 		},
 	}
 	s.databaseFlag(cmd.PersistentFlags())
 	s.streamFlag(cmd.PersistentFlags())
 	s.prefixFlag(cmd.PersistentFlags())
+	s.relayFlag(cmd.PersistentFlags())
 	f := cmd.Flags()
 	s.sourceFlag(f)
 	s.directFlag(f)
@@ -60,9 +64,10 @@ database alone.`,
 	s.access.flags(f)
 	s.retentionFlag(f)
 	s.processFlags(f)
-	cmd.AddCommand(s.relayStatusCommand(), s.relayPauseCommand(), s.relayResumeCommand(), s.relayAdoptCommand(),
+	cmd.AddCommand(s.relayStatusCommand())
+	cmd.AddCommand(s.ofOne(s.relayPauseCommand(), s.relayResumeCommand(), s.relayAdoptCommand(),
 		group(&cobra.Command{Use: "quarantine", Short: "Decide on events that no stream takes"},
-			s.quarantineListCommand(), s.quarantineRetryCommand(), s.quarantineDropCommand()))
+			s.quarantineListCommand(), s.quarantineRetryCommand(), s.quarantineDropCommand()))...)
 	return cmd
 }
 
@@ -71,17 +76,24 @@ func (s *settings) relayPart(log *slog.Logger) (part, error) {
 	if err != nil {
 		return part{}, err
 	}
-	if err := s.checkNATS(); err != nil {
+	r, err := s.newRelay(config.ConnConfig, log)
+	if err != nil {
 		return part{}, err
 	}
-	if s.retention <= 0 {
-		return part{}, usagef("--retention is %s, want more than 0", s.retention)
-	}
-	r := &relay.Relay{
-		Database: config.ConnConfig, NATSURL: s.natsURL, NATS: s.access.options(), Domain: s.access.domain,
-		Stream: s.stream, Prefix: s.prefix, Source: s.source, Retention: s.retention, Log: log,
-	}
 	return part{name: "relay", run: r.Run, ready: r.Ready, role: r.Role}, nil
+}
+
+func (s *settings) newRelay(database *pgx.ConnConfig, log *slog.Logger) (*relay.Relay, error) {
+	if err := s.checkNATS(); err != nil {
+		return nil, err
+	}
+	if s.retention <= 0 {
+		return nil, usagef("--retention is %s, want more than 0", s.retention)
+	}
+	return &relay.Relay{
+		Database: database, NATSURL: s.natsURL, NATS: s.access.options(), Domain: s.access.domain,
+		Stream: s.stream, Prefix: s.prefix, Source: s.source, Retention: s.retention, Log: log,
+	}, nil
 }
 
 // operateTime bounds what one command asks of the database.

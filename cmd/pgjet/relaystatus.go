@@ -28,20 +28,61 @@ func (s *settings) relayStatusCommand() *cobra.Command {
 			if err := checkOutput(output); err != nil {
 				return err
 			}
-			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
-				s.natsURL = natsURL
-				status, err := relay.ReadStatus(ctx, db, s.stream)
-				if err != nil {
-					return err
+			all, err := s.relays(cmd)
+			if err != nil {
+				return err
+			}
+			s.natsURL = natsURL
+			if len(all) == 0 {
+				return s.showRelay(cmd, output)
+			}
+			var errs []error
+			for i, e := range all {
+				if i > 0 && output == "table" {
+					fmt.Fprintln(cmd.OutOrStdout())
 				}
-				return showStatus(cmd.OutOrStdout(), output, status, s.absent(ctx, status), s.prefix)
-			})
+				s.take(e)
+				if err := s.showRelay(cmd, output); err != nil {
+					errs = append(errs, fmt.Errorf("relay %s: %w", e.name, err))
+				}
+			}
+			return worst(errs)
 		},
 	}
 	outputFlag(cmd.Flags(), &output)
 	cmd.Flags().StringVar(&natsURL, "nats-url", "", "NATS servers; with them a stream that does not exist is reported before any relay has run")
 	s.access.flags(cmd.Flags())
 	return cmd
+}
+
+// showRelay shows the status of one relay.
+func (s *settings) showRelay(cmd *cobra.Command, output string) error {
+	return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+		status, err := relay.ReadStatus(ctx, db, s.stream)
+		if err != nil {
+			return err
+		}
+		return showStatus(cmd.OutOrStdout(), output, status, s.absent(ctx, status), s.prefix)
+	})
+}
+
+// worst returns what ended several looks, with the exit code of one that failed before that of one that
+// found something.
+func worst(errs []error) error {
+	code, joined := exitOK, errors.Join(errs...)
+	for _, err := range errs {
+		one := reasonExit(err)
+		if exit, ok := errors.AsType[*exitError](err); ok {
+			one = exit.code
+		}
+		if code == exitOK || code == exitFindings {
+			code = one
+		}
+	}
+	if joined == nil {
+		return nil
+	}
+	return &exitError{code, joined}
 }
 
 // absent returns that the stream does not exist, and which do, if no relay has ever run for it

@@ -42,6 +42,8 @@ type settings struct {
 	stream      string
 	prefix      string // of the subjects
 	source      string // of the events
+	relay       string // one of those that the configuration lists
+	moreURLs    []string
 	moveFrom    string
 	retention   time.Duration
 	smtpURL     string
@@ -96,9 +98,11 @@ func (s *settings) streamFlag(f *pflag.FlagSet) {
 
 func (s *settings) prefixFlag(f *pflag.FlagSet) {
 	s.prefix = events.Prefix
-	f.Var(&checkedText{&s.prefix, events.CheckPrefix, "letters, digits, _ and - in parts joined by dots, not pgjet"}, "prefix",
+	f.Var(&checkedText{&s.prefix, events.CheckPrefix, wantPrefix}, "prefix",
 		"what the subjects of the events begin with: each service that publishes into an account has its own, and a stream of its own")
 }
+
+const wantPrefix = "letters, digits, _ and - in parts joined by dots, not pgjet"
 
 func (s *settings) sourceFlag(f *pflag.FlagSet) {
 	s.source = "pgjet"

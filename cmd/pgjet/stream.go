@@ -98,11 +98,11 @@ func (b *byteSize) String() string {
 func (*byteSize) Type() string { return "size" }
 
 func streamCommand() *cobra.Command {
-	return group(&cobra.Command{Use: "stream", Short: "Look after the JetStream stream"}, streamEnsureCommand())
+	var s settings
+	return group(&cobra.Command{Use: "stream", Short: "Look after the JetStream stream"}, s.ofOne(s.streamEnsureCommand())...)
 }
 
-func streamEnsureCommand() *cobra.Command {
-	var s settings
+func (s *settings) streamEnsureCommand() *cobra.Command {
 	var limits streamLimits
 	var from string
 	ensure := &cobra.Command{
@@ -141,6 +141,7 @@ Nothing of that outbox can be published there any more.`,
 	s.prefixFlag(f)
 	s.databaseFlag(f)
 	s.sourceFlag(f)
+	s.relayFlag(f)
 	limits.flags(f)
 	f.StringVar(&from, "take-from", "", "id of the outbox, which is gone for good, whose the stream was; none if it names none")
 	return ensure

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/config"
+)
+
+// A relayEntry is one of several relays of a process: it has a database, a stream and a prefix of its own.
+type relayEntry struct{ name, databaseURL, stream, prefix, source string }
+
+// relaysGroup are the relays that the configuration lists.
+func relaysGroup(cmd *cobra.Command) config.Group {
+	path := cmd.CommandPath() + " "
+	used := slices.ContainsFunc([]string{"pgjet relay ", "pgjet stream ", "pgjet config "}, func(p string) bool { return strings.HasPrefix(path, p) })
+	return config.Group{Name: "relays", Usage: "relays of one process, each with a database of its own, instead of database_url, stream, prefix and source", Keys: func(entry string) []config.Key {
+		return []config.Key{
+			{Name: "database_url", Secret: true, Used: used, Usage: "PostgreSQL itself, no connection pooler"},
+			{Name: "stream", Default: strings.ToUpper(entry), Used: used, Parse: checked(checkStream), Want: "a name that NATS takes for a stream", Usage: "name of the JetStream stream"},
+			{Name: "prefix", Default: entry, Used: used, Parse: checked(events.CheckPrefix), Want: wantPrefix, Usage: "what the subjects of the events begin with"},
+			{Name: "source", Default: entry, Used: used, Parse: checked(events.CheckSource), Want: "the name of a service", Usage: "name of the service that appends the events"},
+		}
+	}}
+}
+
+// checked makes of a check what a key of the configuration is parsed by.
+func checked(check func(string) error) func(string) (string, error) {
+	return func(text string) (string, error) { return text, check(text) }
+}
+
+// relayFlag is for commands about one of several relays.
+func (s *settings) relayFlag(f *pflag.FlagSet) {
+	f.StringVar(&s.relay, "relay", "", "one of the relays that the configuration lists, by its name")
+}
+
+// single are the flags that say what a relay is about, if it is the only one.
+var single = []string{"database-url", "direct-database-url", "stream", "prefix", "source"}
+
+// relays returns the relays that cmd is about: those that the configuration lists, or the one of them that
+// --relay names. There are none if the configuration lists none, or if flags say what cmd is about.
+func (s *settings) relays(cmd *cobra.Command) ([]relayEntry, error) {
+	c := configured(cmd.Context())
+	byHand := slices.IndexFunc(single, func(name string) bool {
+		return slices.ContainsFunc(c.given, func(v config.Value) bool { return v.Origin == "--"+name })
+	})
+	switch {
+	case s.relay != "" && byHand >= 0:
+		return nil, usagef("--relay and --%s are both given: want one of them", single[byHand])
+	case byHand >= 0:
+		return nil, nil
+	}
+	var all []relayEntry
+	names := c.first.Entries("relays")
+	if s.relay != "" && !slices.Contains(names, s.relay) {
+		return nil, usagef("--relay is %q, which the configuration does not list; it lists: %s", s.relay, orNone(names))
+	}
+	for _, name := range names {
+		if s.relay != "" && s.relay != name {
+			continue
+		}
+		get := func(key string) string { v, _ := c.first.Lookup("relays." + name + "." + key); return v.Text }
+		e := relayEntry{name, get("database_url"), get("stream"), get("prefix"), get("source")}
+		if e.databaseURL == "" {
+			return nil, usagef("relays.%s.database_url is not set, nor relays.%s.database_url_file", name, name)
+		}
+		if err := events.CheckPrefix(e.prefix); err != nil { // a name need not be one
+			return nil, usagef("relays.%s.prefix: %w", name, err)
+		}
+		if i := slices.IndexFunc(all, func(other relayEntry) bool { return other.stream == e.stream }); i >= 0 {
+			return nil, usagef("relays.%s and relays.%s have the same stream, %s: each needs its own", all[i].name, name, e.stream)
+		}
+		all = append(all, e)
+	}
+	return all, nil
+}
+
+func orNone(names []string) string {
+	if len(names) == 0 {
+		return "none"
+	}
+	return strings.Join(names, ", ")
+}
+
+// take makes s be about one of several relays.
+func (s *settings) take(e relayEntry) {
+	s.databaseURL, s.directURL, s.stream, s.prefix, s.source = e.databaseURL, "", e.stream, e.prefix, e.source
+}
+
+// ofOne makes commands be about the one relay that --relay names, if the configuration lists several.
+func (s *settings) ofOne(commands ...*cobra.Command) []*cobra.Command {
+	for _, c := range commands {
+		if c.HasSubCommands() {
+			s.ofOne(c.Commands()...)
+			continue
+		}
+		run := c.RunE
+		c.RunE = func(cmd *cobra.Command, args []string) error {
+			all, err := s.relays(cmd)
+			switch {
+			case err != nil:
+				return err
+			case len(all) > 1:
+				return usagef("the configuration lists several relays: say which with --relay: %s", orNone(configured(cmd.Context()).first.Entries("relays")))
+			case len(all) == 1:
+				s.take(all[0])
+			}
+			return run(cmd, args)
+		}
+	}
+	return commands
+}
+
+// relayParts returns one part for each relay that the configuration lists, or the one that flags describe.
+func (s *settings) relayParts(cmd *cobra.Command, log *slog.Logger) ([]part, error) {
+	all, err := s.relays(cmd)
+	if err != nil {
+		return nil, err
+	}
+	if len(all) == 0 {
+		p, err := s.relayPart(log)
+		return []part{p}, err
+	}
+	var parts []part
+	for _, e := range all {
+		config, err := s.parseDatabase(fmt.Sprintf("relays.%s.database_url", e.name), e.databaseURL)
+		if err != nil {
+			return nil, err
+		}
+		r, err := s.newRelay(config.ConnConfig, log)
+		if err != nil {
+			return nil, err
+		}
+		r.Name, r.Stream, r.Prefix, r.Source = e.name, e.stream, e.prefix, e.source
+		parts = append(parts, part{name: "relay-" + e.name, run: r.Run, ready: r.Ready, role: r.Role})
+		s.moreURLs = append(s.moreURLs, e.databaseURL)
+	}
+	return parts, nil
+}
