@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/natsconn"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
@@ -96,6 +97,9 @@ func ReadOutbox(ctx context.Context, db querier, source string) (Outbox, error) 
 // refuses with a [*ForeignOutboxError] if the stream names another outbox, or names none and its last
 // message is no event of this one, unless from says whose it was: the id of that outbox, or [uuid.Nil] for
 // none. Nothing of that outbox can be published there from then on.
+//
+// It needs the right to change streams, which the role operator has not; without, the error is
+// [ErrNotClaimed].
 func Claim(ctx context.Context, db querier, js jetstream.JetStream, stream string, o Outbox, from *uuid.UUID) (news bool, err error) {
 	s, err := js.Stream(ctx, stream)
 	if err != nil {
@@ -120,8 +124,16 @@ func Claim(ctx context.Context, db querier, js jetstream.JetStream, stream strin
 	}
 	o.Own(&config)
 	_, err = js.UpdateStream(ctx, config)
+	err = natsconn.Denied(js.Conn(), err)
+	switch natsconn.Of(err) {
+	case jserror.Permission, jserror.Disabled: // in accounts nobody answers
+		return false, fmt.Errorf("%w: %s: %w", ErrNotClaimed, stream, err)
+	}
 	return err == nil, natsconn.Explain(js.Conn(), err, "operator")
 }
+
+// ErrNotClaimed says that NATS does not let the user have a stream name its outbox.
+var ErrNotClaimed = errors.New("NATS does not let this user change the stream")
 
 // strangeEnd says what the last message of a stream is, unless it is an event of the outbox in db. That
 // is so if the stream is empty, too.

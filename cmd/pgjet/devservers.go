@@ -118,6 +118,10 @@ func (d *dev) startNATS(ctx context.Context) error {
 	if err == nil && !created {
 		_, err = relay.Claim(ctx, d.db, js, d.stream, owner, nil)
 	}
+	if errors.Is(err, relay.ErrNotClaimed) { // NATS is not our own
+		d.log.WarnContext(ctx, "the stream names no outbox", "stream", d.stream, "err", err)
+		err = nil
+	}
 	if err != nil {
 		return fmt.Errorf("ensure stream %s: %w", d.stream, err)
 	}

@@ -118,7 +118,6 @@ func grantFor(role, stream, prefix string, names []string) grant {
 				"$JS.API.STREAM.NAMES",
 				api("STREAM.INFO"),
 				api("STREAM.CREATE"),
-				api("STREAM.UPDATE"),   // has it name its outbox
 				api("STREAM.MSG.GET"),  // looks at messages for which a relay halted
 				api("DIRECT.GET"),      // since when does the oldest event wait?
 				micro.APIPrefix + ".>", // pgjet services asks for INFO, other tools for PING and STATS

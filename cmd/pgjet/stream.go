@@ -175,20 +175,31 @@ func (s *settings) ensureStream(ctx context.Context, limits streamLimits, from *
 		}
 		config := s.streamConfig(limits)
 		o.Own(&config)
-		said, err = s.compareStream(ctx, config, func(js jetstream.JetStream) (bool, error) {
-			news, err := relay.Claim(ctx, db, js, s.stream, o, from)
-			if _, foreign := errors.AsType[*relay.ForeignOutboxError](err); foreign {
-				err = &exitError{exitRefused, err}
-			}
-			return news, err
+		said, err = s.compareStream(ctx, config, func(js jetstream.JetStream) (string, error) {
+			return s.claimStream(ctx, db, js, o, from)
 		})
 		return err
 	})
 	return said, err
 }
 
+// claimStream has a stream that exists name the outbox, and returns what is to be said of that.
+func (s *settings) claimStream(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, o relay.Outbox, from *uuid.UUID) (string, error) {
+	news, err := relay.Claim(ctx, db, js, s.stream, o, from)
+	_, foreign := errors.AsType[*relay.ForeignOutboxError](err)
+	switch {
+	case foreign:
+		return "", &exitError{exitRefused, err}
+	case errors.Is(err, relay.ErrNotClaimed) && from == nil: // the relay works without, and warns
+		return fmt.Sprintf("stream %s names no outbox, and %s; run this once as one who may change streams", s.stream, relay.ErrNotClaimed), nil
+	case err != nil || !news:
+		return "", err
+	}
+	return fmt.Sprintf("stream %s now belongs to %s", s.stream, o), nil
+}
+
 // compareStream creates the stream, or calls claim, which may be nil, and compares it.
-func (s *settings) compareStream(ctx context.Context, want jetstream.StreamConfig, claim func(jetstream.JetStream) (bool, error)) (said []string, err error) {
+func (s *settings) compareStream(ctx context.Context, want jetstream.StreamConfig, claim func(jetstream.JetStream) (string, error)) (said []string, err error) {
 	nc, js, err := s.reachNATS()
 	if err != nil {
 		return nil, err
@@ -205,12 +216,12 @@ func (s *settings) compareStream(ctx context.Context, want jetstream.StreamConfi
 		return []string{fmt.Sprintf("created stream %s for %s", s.stream, owner)}, nil
 	}
 	if claim != nil {
-		news, err := claim(js)
+		line, err := claim(js)
 		if err != nil {
 			return nil, err
 		}
-		if news {
-			said = append(said, fmt.Sprintf("stream %s now belongs to %s", s.stream, owner))
+		if line != "" {
+			said = append(said, line)
 		}
 	}
 	if len(differences) > 0 {

@@ -130,3 +130,25 @@ func TestStatusOfAForeignStream(t *testing.T) {
 	}
 	refused(t, exitFailed, []string{"relay", "adopt", "--dry-run", "--database-url", billing, "--stream", "ORDERS"}, "nothing to adopt")
 }
+
+// TestClaimNeedsARight: the role operator may not change a stream, so one that names no outbox stays as it is, and
+// that is said; one that it makes names it.
+func TestClaimNeedsARight(t *testing.T) {
+	t.Parallel()
+	g := startGuarded(t)
+	database := testenv.DatabaseURL(t)
+	must(t, exitOK, "stream", "ensure", "--nats-url", g.url("operator"))
+	with := []string{"stream", "ensure", "--nats-url", g.url("operator"), "--database-url", database}
+	if out := must(t, exitOK, with...); !strings.Contains(out, "stream EVENTS names no outbox, and NATS does not let this user change the stream; ") {
+		t.Errorf("it says %q", out)
+	}
+	refused(t, exitFailed, append(with, "--take-from", "none"), "NATS does not let this user change the stream")
+	other := startGuarded(t)
+	with[3] = other.url("operator")
+	if out := must(t, exitOK, with...); !strings.HasPrefix(out, "created stream EVENTS for outbox ") {
+		t.Errorf("it says %q", out)
+	}
+	if out := must(t, exitOK, with...); out != "stream EVENTS is as it should be\n" {
+		t.Errorf("it says %q", out)
+	}
+}
