@@ -147,8 +147,8 @@ func survey(ctx context.Context, db batcher, retention time.Duration) (*situatio
 		select (select case when is_called then last_value else last_value - 1 end from pgjet.outbox_seq_seq),
 		       pgjet.outbox_default_used()`).
 		QueryRow(func(row pgx.Row) error { return row.Scan(&s.last, &s.strays) })
-	// A stream that was never published to, and does not exist, is a mistyped name. Once it exists,
-	// a relay says something else before it reads.
+	// A stream that was never published to, and does not exist or is another outbox's, is a mistyped
+	// name. Once it is not, a relay says something else before it reads.
 	b.Queue(`
 		select l.stream, coalesce(n.snapshot, '1:1:')::text, coalesce(n.floor, 0), coalesce(c.old, 0),
 		       case when c.seconds > 10 then c.events / c.seconds else 0 end::float8
@@ -162,7 +162,7 @@ func survey(ctx context.Context, db batcher, retention time.Duration) (*situatio
 		               extract(epoch from max(at) - min(at) filter (where at > clock_timestamp() - interval '1 hour')) as seconds
 		          from pgjet.checkpoint group by stream) as c using (stream)
 		  left join pgjet.checkpoint n on n.id = c.newest
-		 where l.epoch > 0 and (c.stream is not null or coalesce(l.cause, '') not like 'stream\_missing:%')`, retention).
+		 where l.epoch > 0 and (c.stream is not null or coalesce(l.cause, '') !~ '^(stream_missing|foreign_outbox):')`, retention).
 		Query(s.scanStreams)
 	if err := db.SendBatch(ctx, b).Close(); err != nil {
 		return nil, explain(err)

@@ -102,9 +102,7 @@ func (t *term) settleIn(ctx context.Context) error {
 			return nil
 		}
 	}
-	work, cancel := outlive(ctx)
-	defer cancel()
-	return t.db.settled(work)
+	return t.db.settled(context.WithoutCancel(ctx)) // what ends with ctx takes the connection along
 }
 
 // announce says that the relay leads, until stop is called.

@@ -140,14 +140,14 @@ func process() string {
 	return fmt.Sprintf("%s:%d", host, os.Getpid())
 }
 
-// found notes that the stream exists, before anything of the session is published there: partitions
-// of the outbox do not wait for one that does not.
+// found notes that the stream exists and is not known to be another outbox's, before anything of the session is
+// published there: partitions of the outbox do not wait for one else.
 func (d *database) found(ctx context.Context) error {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
 	_, err := d.conn.Exec(ctx, `
 		update pgjet.leader set cause = 'starting', cause_at = clock_timestamp()
-		 where stream = $1 and epoch = $2 and cause like $3 || ':%'`, d.stream, d.epoch, string(jserror.StreamMissing))
+		 where stream = $1 and epoch = $2 and cause ~ $3`, d.stream, d.epoch, `^(`+string(jserror.StreamMissing)+`|`+ForeignOutbox+`):`)
 	return blockedByDatabase(err)
 }
 

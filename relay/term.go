@@ -189,9 +189,7 @@ func (t *term) work(ctx context.Context, found int) error {
 		t.Log.InfoContext(ctx, "relay leads", "epoch", t.db.epoch,
 			"outbox_seq", position.Floor, "stream_seq", t.session.Last(), "stored_since_checkpoint", stored)
 	}
-	work, cancel := outlive(ctx)
-	defer cancel()
-	return t.db.explain(work, "")
+	return t.db.explain(context.WithoutCancel(ctx), "") // a relay that is told to stop right now still saves its place
 }
 
 // publish moves events until something fails. When ctx ends it finishes the page
@@ -282,8 +280,10 @@ func (t *term) finish(ctx context.Context) error {
 
 // step publishes a page, and does what is due beside that.
 func (t *term) step(ctx context.Context) (int, error) {
-	work, cancel := outlive(ctx) // a transaction of a million events is one step: it may take its time
+	// A transaction of a million events is one step: it may take its time.
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(stopTime, cancel) })()
 	defer t.count(work)
 	if time.Since(t.tended) >= tendEvery {
 		if err := t.tend(ctx, work); err != nil || ctx.Err() != nil {
@@ -296,11 +296,4 @@ func (t *term) step(ctx context.Context) (int, error) {
 		t.saved = time.Now()
 	}
 	return n, err
-}
-
-// outlive returns a context that ends stopTime after ctx: what ends with it takes the connection along.
-func outlive(ctx context.Context) (work context.Context, cancel func()) {
-	work, end := context.WithCancel(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(ctx, func() { time.AfterFunc(stopTime, end) })
-	return work, func() { stop(); end() }
 }

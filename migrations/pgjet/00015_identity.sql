@@ -59,7 +59,31 @@ comment on column pgjet.leader.placed_at is
 comment on column pgjet.leader.server_start is
     'When the PostgreSQL server had been started in which a relay led last.';
 
+-- A stream that is another outbox's, and was never published to, holds nothing back. Whatever else the
+-- function does stays as it is.
+-- +goose StatementBegin
+do $$
+declare
+    before constant text := pg_get_functiondef('pgjet.drop_outbox_partition(text, pg_snapshot, bigint)'::regprocedure);
+    after  constant text := replace(before, 'not like ''stream\_missing:%''', '!~ ''^(stream_missing|foreign_outbox):''');
+begin
+    if position('(stream_missing|foreign_outbox)' in after) = 0 then
+        raise exception 'pgjet.drop_outbox_partition() is not the function that the migrations made';
+    end if;
+    execute after;
+end
+$$;
+-- +goose StatementEnd
+
 -- +goose Down
+-- +goose StatementBegin
+do $$
+begin
+    execute replace(pg_get_functiondef('pgjet.drop_outbox_partition(text, pg_snapshot, bigint)'::regprocedure),
+        '!~ ''^(stream_missing|foreign_outbox):''', 'not like ''stream\_missing:%''');
+end
+$$;
+-- +goose StatementEnd
 alter table pgjet.leader drop constraint leader_place, drop column server_start, drop column placed_at, drop column place;
 drop function pgjet.new_identity;
 drop table pgjet.identity;

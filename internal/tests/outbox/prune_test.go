@@ -184,7 +184,7 @@ func TestPruneWaitsForEveryStream(t *testing.T) {
 	}
 }
 
-// TestPruneIgnoresMistypedStream: one that does not exist and was never published to. Whatever else
+// TestPruneIgnoresMistypedStream: one that does not exist, or is another outbox's, and was never published to. Whatever else
 // its relay says, and once it was published to, it counts.
 func TestPruneIgnoresMistypedStream(t *testing.T) {
 	k := newTender(t)
@@ -199,6 +199,9 @@ func TestPruneIgnoresMistypedStream(t *testing.T) {
 	k.published("EVENT", outbox.Position{Snapshot: c.at.Snapshot, Floor: 1}, retention+time.Minute)
 	wantDropped(t, k.tend(), 0)
 	k.exec(`delete from pgjet.checkpoint where stream = 'EVENT'`)
+	k.exec(`insert into pgjet.leader (stream, epoch, cause) values ('THEIRS', 1, 'starting')`)
+	wantDropped(t, k.tend(), 0)
+	k.exec(`update pgjet.leader set cause = 'foreign_outbox: stream THEIRS belongs to another outbox' where stream = 'THEIRS'`)
 	wantDropped(t, k.tend(), 2, first)
 }
 
