@@ -47,7 +47,7 @@ func startUsers(t testing.TB, database string, flags ...string) *service {
 
 func startRelay(t testing.TB, database, nats string) *service {
 	t.Helper()
-	return startService(t, "relay", "--database-url", database, "--nats-url", nats)
+	return startService(t, "relay", "--database-url", database, "--nats-url", nats, "--source", devSource)
 }
 
 func startMailer(t testing.TB, database, nats, smtp string) *service {

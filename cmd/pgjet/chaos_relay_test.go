@@ -46,7 +46,7 @@ func TestChaosRelayKilledAtEachWrite(t *testing.T) {
 	killed := 0
 	for i := range upTo(0, 120) {
 		g.backlog(1+g.rand.IntN(60), 7)
-		p := command(t, nil, "relay", "--database-url", g.database, "--nats-url", g.nats, "--admin-addr", anyPort)
+		p := command(t, nil, "relay", "--database-url", g.database, "--nats-url", g.nats, "--source", devSource, "--admin-addr", anyPort)
 		p.cmd.Args = append([]string{strace, "-f", "-o", "/dev/null", "-e", "trace=write",
 			"-e", fmt.Sprint("inject=write:signal=KILL:when=", 1+i%40), "--", p.cmd.Path}, p.cmd.Args[1:]...)
 		p.cmd.Path = strace
