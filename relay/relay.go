@@ -21,6 +21,11 @@
 //
 // Several relays may run: one leads, the others wait for its lock.
 //
+// A stream has one outbox, and names it. A relay stops, and changes nothing, where another outbox is published, or
+// another copy of its own database, since no lock reaches from one database to another; see [ForeignOutbox] and
+// [OutboxCopied]. Relays of several outboxes may share a process and a NATS account: each has a stream and a prefix of
+// its own.
+//
 // What it decides is in package protocol, without any connection. It owns the tables
 // pgjet.leader, pgjet.checkpoint, pgjet.quarantine, pgjet.unknown_message and
 // pgjet.adoption.

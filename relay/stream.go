@@ -21,7 +21,9 @@ const dedupWindow = 100 * time.Millisecond
 
 // StreamConfig returns the configuration of a stream that keeps the promises of
 // this package: on disk, refusing new messages rather than dropping old ones, and
-// closed to deletion, purge and roll-up.
+// closed to deletion, purge and roll-up. It takes the subjects of the default prefix; for another one set
+// Subjects, by [events.SubjectsOf]. Limits, compression and placement may be set, too, and [Outbox.Own] has it
+// name its outbox.
 func StreamConfig(name string, replicas int) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name:               name,

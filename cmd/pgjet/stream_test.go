@@ -152,3 +152,62 @@ func TestClaimNeedsARight(t *testing.T) {
 		t.Errorf("it says %q", out)
 	}
 }
+
+// TestClaimInAccounts: there nobody answers who asks to change the stream.
+func TestClaimInAccounts(t *testing.T) {
+	t.Parallel()
+	g := startAccounts(t)
+	database := testenv.DatabaseURL(t)
+	if out := g.operates("stream", "ensure"); !strings.HasPrefix(out, "created stream EVENTS") {
+		t.Fatalf("it says %q", out)
+	}
+	if out := g.operates("stream", "ensure", "--database-url", database); !strings.Contains(out, "names no outbox, and NATS does not let this user change the stream; ") {
+		t.Errorf("it says %q", out)
+	}
+}
+
+// TestPermissionsOfAPrefix: what a relay needs for a stream and a prefix of its own, and no more, in accounts too.
+func TestPermissionsOfAPrefix(t *testing.T) {
+	t.Parallel()
+	own := []string{"--stream", "ORDERS", "--prefix", "acme.orders"}
+	printed := must(t, exitOK, append([]string{"nats", "permissions", "relay"}, own...)...)
+	operator := must(t, exitOK, append([]string{"nats", "permissions", "operator"}, own...)...)
+	g := guard(t, "authorization: { users: [\n"+
+		"{ user: relay, password: "+secret+"\n"+printed+"}\n{ user: operator, password: "+secret+"\n"+operator+"}\n] }\n")
+	database := testenv.DatabaseURL(t)
+	must(t, exitOK, append([]string{"stream", "ensure", "--nats-url", g.url("operator"), "--database-url", database}, own...)...)
+	r := startService(t, append([]string{"relay", "--nats-url", g.url("relay"), "--database-url", database}, own...)...)
+	r.ready(r.admin)
+	if _, err := openDB(t, database).Exec(t.Context(), `insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), 'note.made', 'k', '{}')`); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, patience, "the event is published", func() bool {
+		return strings.Contains(must(t, exitOK, append([]string{"relay", "status", "--database-url", database}, own...)...), "stream sequence 1,")
+	})
+	g.log.none(t)
+	if strings.Contains(printed, `"events.>"`) || !strings.Contains(printed, `"acme.orders.>"`) {
+		t.Errorf("the relay may publish what it need not, or less:\n%s", printed)
+	}
+	if accounts := must(t, exitOK, append([]string{"nats", "accounts"}, own...)...); strings.Contains(accounts, `"events.>"`) || strings.Count(accounts, `"acme.orders.>"`) != 2 {
+		t.Errorf("the accounts do not let the relay publish, or more:\n%s", accounts)
+	}
+}
+
+// TestDeafRelay: one with the permissions of an older pgjet works, and warns that it would not notice a copy.
+func TestDeafRelay(t *testing.T) {
+	t.Parallel()
+	printed := must(t, exitOK, "nats", "permissions", "relay")
+	old := strings.ReplaceAll(printed, `    "pgjet.lead.EVENTS"`+"\n", "")
+	if strings.Count(printed, "\n")-strings.Count(old, "\n") != 2 {
+		t.Fatalf("the permissions are not what they were:\n%s", printed)
+	}
+	g := guard(t, "authorization: { users: [\n{ user: relay, password: "+secret+"\n"+old+"}\n{ user: operator, password: "+secret+" }\n] }\n")
+	database := testenv.DatabaseURL(t)
+	must(t, exitOK, "stream", "ensure", "--nats-url", g.url("operator"), "--database-url", database)
+	r := startRelay(t, database, g.url("relay"))
+	r.ready(r.admin)
+	if says := r.logged("the stream works, but its settings weaken what pgjet promises", "setting"); !strings.Contains(says, "pgjet.lead.EVENTS") {
+		t.Errorf("it warns of %q", says)
+	}
+	r.ready(r.admin)
+}
