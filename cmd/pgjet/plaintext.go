@@ -19,7 +19,11 @@ const trusted = "tls=off"
 // are: passwords, names and addresses could be read on the way. It says nothing of a
 // NATS URL that allows it.
 func (s *settings) warnPlaintext(ctx context.Context, log *slog.Logger) {
-	for _, address := range append([]string{s.databaseURL, s.directURL}, s.moreURLs...) {
+	addresses := []string{s.databaseURL, s.directURL}
+	for _, d := range s.more {
+		addresses = append(addresses, d.url)
+	}
+	for _, address := range addresses {
 		config, err := pgx.ParseConfig(address)
 		if address == "" || err != nil || config.TLSConfig != nil || !remoteHost(config.Host) {
 			continue

@@ -95,6 +95,9 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, par
 	running, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
 	defer context.AfterFunc(late, func() { s.lines.watch(running, log) })()
+	for _, d := range s.more {
+		defer context.AfterFunc(late, func() { d.lines.watch(running, log) })()
+	}
 	if err := supervise(late, append(parts, s.configPart(), serveAdmin(admin, h.Handler(), log, s.hosts()...))); err != nil {
 		return err
 	}

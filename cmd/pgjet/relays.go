@@ -16,6 +16,12 @@ import (
 // A relayEntry is one of several relays of a process: it has a database, a stream and a prefix of its own.
 type relayEntry struct{ name, databaseURL, stream, prefix, source string }
 
+// A database is one of several that a process uses.
+type database struct {
+	url   string
+	lines *lines
+}
+
 // relaysGroup are the relays that the configuration lists.
 func relaysGroup(cmd *cobra.Command) config.Group {
 	path := cmd.CommandPath() + " "
@@ -129,7 +135,8 @@ func (s *settings) relayParts(cmd *cobra.Command, log *slog.Logger) ([]part, err
 	}
 	var parts []part
 	for _, e := range all {
-		config, err := s.parseDatabase(fmt.Sprintf("relays.%s.database_url", e.name), e.databaseURL)
+		d := database{url: e.databaseURL, lines: &lines{}}
+		config, err := d.lines.parse(fmt.Sprintf("relays.%s.database_url", e.name), d.url)
 		if err != nil {
 			return nil, err
 		}
@@ -139,7 +146,7 @@ func (s *settings) relayParts(cmd *cobra.Command, log *slog.Logger) ([]part, err
 		}
 		r.Name, r.Stream, r.Prefix, r.Source = e.name, e.stream, e.prefix, e.source
 		parts = append(parts, part{name: "relay-" + e.name, run: r.Run, ready: r.Ready, role: r.Role})
-		s.moreURLs = append(s.moreURLs, e.databaseURL)
+		s.more = append(s.more, d)
 	}
 	return parts, nil
 }

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -176,5 +178,35 @@ func TestSeveralRelaysFaults(t *testing.T) {
 		if !strings.Contains(out, want) || strings.Contains(out, secret) {
 			t.Errorf("config show lacks %s, or shows a secret:\n%s", want, out)
 		}
+	}
+}
+
+// TestOneOfSeveralDatabasesHangs: the other relay publishes on, and the process still ends soon.
+func TestOneOfSeveralDatabasesHangs(t *testing.T) {
+	t.Parallel()
+	p := newTwoRelays(t)
+	hanging := postgresProcess(t)
+	file := configFileOf(t, "pgjet.yaml", fmt.Sprintf("nats_url: %s\nrelays:\n  hanging:\n    database_url: %s\n  orders:\n    database_url: %s\n", p.url, hanging.URL(), p.orders))
+	for _, name := range []string{"hanging", "orders"} {
+		must(t, exitOK, "stream", "ensure", "--config", file, "--relay", name)
+	}
+	r := startService(t, "relay", "--config", file)
+	r.ready(r.admin)
+	freeze(t, hanging.PID())
+	p.commit(t, p.orders, 3)
+	p.holds(t, "ORDERS", 3, "orders", "orders")
+	r.notReady(r.admin, "database_unreachable")
+	p.commit(t, p.orders, 4)
+	p.holds(t, "ORDERS", 7, "orders", "orders")
+	begun := time.Now()
+	r.signal(syscall.SIGTERM)
+	code := r.wait(patience)
+	t.Logf("it ended after %s", time.Since(begun).Round(time.Millisecond))
+	if code != exitOK || time.Since(begun) > stopBound {
+		t.Errorf("exit code %d after %s, of %s", code, time.Since(begun), r)
+		r.killed = true
+	}
+	if cause := query[string](t, openDB(t, p.orders), `select cause from pgjet.leader`); cause != "stopped" {
+		t.Errorf("the other relay leaves the cause %q", cause)
 	}
 }

@@ -40,10 +40,10 @@ type settings struct {
 	natsURL     string
 	access      natsAccess
 	stream      string
-	prefix      string // of the subjects
-	source      string // of the events
-	relay       string // one of those that the configuration lists
-	moreURLs    []string
+	prefix      string     // of the subjects
+	source      string     // of the events
+	relay       string     // one of those that the configuration lists
+	more        []database // of several relays
 	moveFrom    string
 	retention   time.Duration
 	smtpURL     string
@@ -62,7 +62,7 @@ type settings struct {
 	serviceURLs    map[string]*string // of other services, by name
 
 	clients map[string]*remote.Client
-	lines   lines // to PostgreSQL
+	lines   lines // to PostgreSQL, unless the process uses several
 
 	registryConn *nats.Conn // nil: the process neither registers nor finds others
 	registrar    *registrar // see register
@@ -217,12 +217,17 @@ func (s *settings) directConfig() (*pgxpool.Config, error) {
 }
 
 func (s *settings) parseDatabase(flag, url string) (*pgxpool.Config, error) {
+	return s.lines.parse(flag, url)
+}
+
+// parse returns the configuration of connections that go through l. The flag, or the key, is where url is from.
+func (l *lines) parse(flag, url string) (*pgxpool.Config, error) {
 	config, err := postgres.ParseConfig(url)
 	if err != nil {
 		return nil, usagef("%s: %w", flag, err)
 	}
 	config.ConnConfig.ConnectTimeout = 5 * time.Second
-	s.lines.through(config)
+	l.through(config)
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
 		config.ConnConfig.RuntimeParams["application_name"] = "pgjet"
 	}
