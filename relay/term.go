@@ -90,7 +90,7 @@ func (t *term) run(ctx context.Context) (err error) {
 	t.weak = weak
 	t.warnOf(ctx)
 	t.session = &protocol.Session{DB: t.db, Stream: t.link,
-		Chains: t.link.chains(), Batches: t.link.batches(), Owned: t.link.others.owned.Load(), Careful: t.careful}
+		Chains: t.link.chains(), Batches: t.link.batches(), Owned: t.link.others.owned.Load(), Source: t.Source, Careful: t.careful}
 	defer func() { t.careful = t.session.Careful }()
 	if err := t.db.found(ctx); err != nil {
 		return err

@@ -56,3 +56,45 @@ func (s *script) strange(count int) {
 		s.w.stream.log = append(s.w.stream.log, stored{id: s.w.newID(), seq: int64(1000 + n)})
 	}
 }
+
+// TestForeignBeforeThePruned: of events that may have been pruned here the source tells whose they are, unless
+// something speaks for this outbox.
+func TestForeignBeforeThePruned(t *testing.T) {
+	for name, test := range map[string]struct {
+		source  string
+		owned   bool
+		known   bool
+		foreign bool
+	}{
+		"another source":                     {source: "orders", foreign: true},
+		"its own source":                     {},
+		"another source, and it is named":    {source: "orders", owned: true},
+		"another source, and an event of it": {source: "orders", known: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newScript(t)
+			s.unowned = !test.owned
+			if test.known {
+				s.must(s.begin())
+				s.commit(good(1)...)
+				s.all()
+				s.w.db.checkpoints = nil
+			}
+			s.strange(3)
+			for i := range s.w.stream.log {
+				if s.w.stream.log[i].seq >= 1000 {
+					s.w.stream.log[i].source = test.source
+				}
+			}
+			s.w.db.pruned = append(s.w.db.pruned, row{seq: 5000})
+			err := s.begin()
+			foreign, is := errors.AsType[*protocol.ForeignError](err)
+			if is != test.foreign || !is && err != nil {
+				t.Fatalf("the session begins with %v, want foreign: %t", err, test.foreign)
+			}
+			if is && (foreign.Count != 3 || foreign.First.Source != test.source) {
+				t.Errorf("%d events are foreign, the first of %q", foreign.Count, foreign.First.Source)
+			}
+		})
+	}
+}

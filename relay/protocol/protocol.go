@@ -153,3 +153,10 @@ type ForeignError struct {
 func (e *ForeignError) Error() string {
 	return fmt.Sprintf("the stream holds %d events of %q, the first at sequence %d, and none of this outbox", e.Count, e.First.Source, e.First.Sequence)
 }
+
+func (e *ForeignError) add(m Message) {
+	if e.Count == 0 {
+		e.First = m
+	}
+	e.Count++
+}

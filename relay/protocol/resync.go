@@ -35,8 +35,8 @@ func (s *Session) Resync(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("resync: %w", err)
 	}
-	if halt != nil && !halt.Foreign && !s.Owned && !s.proven {
-		return &ForeignError{halt.Count, halt.First}
+	if err := s.foreign(halt); err != nil {
+		return err
 	}
 	if err := s.report(ctx, state, halt); err != nil {
 		return err
@@ -44,6 +44,20 @@ func (s *Session) Resync(ctx context.Context) error {
 	s.last = state.Last
 	s.prove(s.read, s.count, s.stored.size == 0)
 	s.dirty = true
+	return nil
+}
+
+// foreign returns a [ForeignError] if the stream is another outbox's: it holds events, and nothing speaks for
+// this one. Events from before what was pruned may be of this outbox, if their source is its own.
+func (s *Session) foreign(halt *HaltError) error {
+	switch {
+	case s.Owned, s.proven, halt != nil && halt.Foreign:
+		return nil
+	case s.strange.Count > 0:
+		return &s.strange
+	case halt != nil:
+		return &ForeignError{halt.Count, halt.First}
+	}
 	return nil
 }
 
@@ -206,6 +220,9 @@ func (s *Session) compare(ctx context.Context, chunk []Message, memory Memory, h
 		case m.Sequence <= memory.Adopted:
 			s.proven = true
 		case m.ID != uuid.Nil && m.Seq <= memory.Pruned:
+			if m.Source != s.Source {
+				s.strange.add(m)
+			}
 		default:
 			halt.add(m)
 		}

@@ -33,9 +33,10 @@ const slow = time.Millisecond
 type Session struct {
 	DB      Database
 	Stream  Stream
-	Chains  bool // a message may name the id of its predecessor, see [Append]
-	Batches bool // the stream takes atomic batches
-	Owned   bool // the stream names this outbox: all events there are or were its own
+	Chains  bool   // a message may name the id of its predecessor, see [Append]
+	Batches bool   // the stream takes atomic batches
+	Owned   bool   // the stream names this outbox: all events there are or were its own
+	Source  string // of the events of this outbox
 
 	// Careful is how many events to send such that an answer tells which one it is
 	// about. Give it to the next session.
@@ -49,12 +50,13 @@ type Session struct {
 	clear bool       // the stream holds no event beyond mark
 	dirty bool       // mark has moved since it was saved
 
-	read   outbox.Position  // how far the outbox was read
-	count  int64            // how many events that covers
-	stored seqSet           // events that the stream holds and read does not cover
-	aside  seqSet           // events in quarantine
-	proven bool             // the stream holds something of this outbox, or an operator said so
-	heal   *outbox.Position // see Memory
+	read    outbox.Position  // how far the outbox was read
+	count   int64            // how many events that covers
+	stored  seqSet           // events that the stream holds and read does not cover
+	aside   seqSet           // events in quarantine
+	proven  bool             // the stream holds something of this outbox, or an operator said so
+	strange ForeignError     // events that may have been pruned here, from another source
+	heal    *outbox.Position // see Memory
 
 	last     uint64    // the stream's last sequence
 	lastID   uuid.UUID // the event there; zero if it is none of ours

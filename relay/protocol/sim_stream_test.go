@@ -27,6 +27,7 @@ type stream struct {
 type stored struct {
 	id      uuid.UUID
 	seq     int64
+	source  string
 	foreign bool
 }
 
@@ -198,7 +199,7 @@ func (c *conn) Message(_ context.Context, seq uint64) (protocol.Message, error) 
 	if m.foreign {
 		return protocol.Message{Sequence: seq}, nil
 	}
-	return protocol.Message{Sequence: seq, ID: m.id, Seq: m.seq}, nil
+	return protocol.Message{Sequence: seq, ID: m.id, Seq: m.seq, Source: m.source}, nil
 }
 
 // Messages may be answered by a replica that does not have the last ones yet.
