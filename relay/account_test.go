@@ -98,7 +98,7 @@ func TestNoWallClock(t *testing.T) {
 		b.settled()
 		stop()
 		b.exec(fmt.Sprintf(`update pgjet.checkpoint set at = at + interval '%s'`, shift))
-		b.exec(fmt.Sprintf(`update pgjet.leader set since = since + interval '%s', cause_at = cause_at + interval '%s'`, shift, shift))
+		b.exec(fmt.Sprintf(`update pgjet.leader set since = since + interval '%[1]s', cause_at = cause_at + interval '%[1]s', placed_at = placed_at + interval '%[1]s', server_start = server_start + interval '%[1]s'`, shift))
 		b.append(5)
 	}
 	b.start()

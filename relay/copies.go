@@ -26,6 +26,8 @@ const (
 	listenFor = 3 * announceEvery
 	// heardFor is how long ago a relay may have said that it leads.
 	heardFor = 4 * announceEvery
+	// maxPresence is how many bytes a relay may say of itself: it is shown to operators.
+	maxPresence = 4 << 10
 )
 
 // A presence is what a relay that leads says of itself.
@@ -142,7 +144,7 @@ func newOthers(here presence) *others {
 // hear notes who else leads, and goes first.
 func (o *others) hear(msg *nats.Msg) {
 	var p presence
-	if json.Unmarshal(msg.Data, &p) != nil || o.here.same(p) || !p.precedes(o.here) {
+	if len(msg.Data) > maxPresence || json.Unmarshal(msg.Data, &p) != nil || o.here.same(p) || !p.precedes(o.here) {
 		return
 	}
 	p.Since, p.ServerStart = p.Since.UTC(), p.ServerStart.UTC()

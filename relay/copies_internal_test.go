@@ -2,6 +2,7 @@ package relay
 
 import (
 	"encoding/json"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -100,6 +101,7 @@ func TestHear(t *testing.T) {
 	for range 3 {
 		o.hear(&nats.Msg{Data: []byte(`{"outbox":7}`)})
 		o.hear(&nats.Msg{})
+		o.hear(says(t, at(func(p *presence) { p.ServerStart = p.ServerStart.Add(-1); p.Process = strings.Repeat("a", maxPresence) })))
 	}
 	if len(o.heard) != 0 {
 		t.Errorf("%d are heard of nonsense", len(o.heard))
