@@ -306,13 +306,39 @@ func TestSubjectsOfAPrefix(t *testing.T) {
 	}
 }
 
+// TestPartsOfSubjects: of subjects and filters, with any prefix.
+func TestPartsOfSubjects(t *testing.T) {
+	for _, prefix := range []string{"events", "acme.orders", "3f"} {
+		subjects := events.SubjectsOf(prefix)
+		for n := range 200 {
+			eventType, key := "order.0a.paid", fmt.Sprint("key ", n)
+			subject := subjects.Of(eventType, key)
+			want := events.Partition(events.Subject(eventType, key))
+			if got := events.Partition(subject); got != want || subject != fmt.Sprintf("%s.%02x.%s", prefix, want, eventType) {
+				t.Fatalf("the partition of %s is %d, want %d", subject, got, want)
+			}
+			for _, filter := range []string{subject, subjects.Filter(eventType)} {
+				if got := events.FilteredType(filter); got != eventType {
+					t.Errorf("the type of %s is %s, want %s", filter, got, eventType)
+				}
+				if got := events.AnyPartition(filter); got != subjects.Filter(eventType) {
+					t.Errorf("%s is of %s, want %s", filter, got, subjects.Filter(eventType))
+				}
+			}
+		}
+	}
+	if events.Partition("x") != 0 || events.FilteredType("x") != "x" || events.AnyPartition("x.y") != "x.y" {
+		t.Error("what has no partition has one")
+	}
+}
+
 func TestCheckPrefix(t *testing.T) {
-	for _, good := range []string{"events", "orders", "acme.orders", "a-b_c.9", "pgjets", strings.Repeat("a", events.MaxPrefix)} {
+	for _, good := range []string{"events", "orders", "acme.orders", "a-b_c.9", "3f", "a.3g", "pgjets", strings.Repeat("a", events.MaxPrefix)} {
 		if err := events.CheckPrefix(good); err != nil {
 			t.Errorf("CheckPrefix(%q) = %v, want nil", good, err)
 		}
 	}
-	for _, bad := range []string{"", ".", "a.", "a..b", "a b", "a.*", "a.>", "$JS", "pgjet", "pgjet.hint", "_INBOX", "_INBOX_relay.a", "ä", strings.Repeat("a", events.MaxPrefix+1)} {
+	for _, bad := range []string{"", ".", "a.", "a..b", "a b", "a.*", "a.>", "$JS", "pgjet", "pgjet.hint", "a.3f", "a.00.b", "_INBOX", "_INBOX_relay.a", "ä", strings.Repeat("a", events.MaxPrefix+1)} {
 		if events.CheckPrefix(bad) == nil {
 			t.Errorf("CheckPrefix(%q) = nil, want an error", bad)
 		}

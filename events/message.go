@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -50,7 +51,7 @@ func SubjectsOf(prefix string) *Subjects {
 }
 
 // CheckPrefix returns why prefix cannot begin the subjects of events, or nil: it is one or more
-// parts joined by dots, of letters, digits, _ and -, and no subject of NATS or pgjet themselves begins so.
+// parts joined by dots, of letters, digits, _ and -, none behind the first is two hex digits, and no subject of NATS or pgjet themselves begins so.
 func CheckPrefix(prefix string) error {
 	first, _, _ := strings.Cut(prefix, ".")
 	switch {
@@ -58,6 +59,8 @@ func CheckPrefix(prefix string) error {
 		return fmt.Errorf("prefix is longer than %d bytes", MaxPrefix)
 	case !dotted(prefix):
 		return fmt.Errorf("prefix %q is not letters, digits, _ and - in parts joined by dots, such as orders", prefix)
+	case slices.ContainsFunc(strings.Split(prefix, ".")[1:], isPartition):
+		return fmt.Errorf("prefix %q has a part of two hex digits, which would be taken for the partition", prefix)
 	case first == "pgjet", strings.HasPrefix(first, "_INBOX"):
 		return fmt.Errorf("prefix %q is taken: subjects of pgjet or NATS begin with %s", prefix, first)
 	}
@@ -114,14 +117,27 @@ func TokenFilter(partition int, eventType string) string {
 	return usual.partitions[partition] + eventType
 }
 
+// cut splits a subject or filter into its prefix, its partition, which may be *, and its type. ok is false if it names no partition.
+func cut(subject string) (prefix, partition, eventType string, ok bool) {
+	parts := strings.Split(subject, ".")
+	for i := 1; i < len(parts)-1; i++ {
+		if parts[i] == "*" || isPartition(parts[i]) {
+			return strings.Join(parts[:i], "."), parts[i], strings.Join(parts[i+1:], "."), true
+		}
+	}
+	return "", "", subject, false
+}
+
+// isPartition reports whether part is two hex digits.
+func isPartition(part string) bool {
+	return len(part) == 2 && strings.Trim(part, "0123456789abcdef") == ""
+}
+
 // Partition returns the partition of a subject; 0 if it names none.
 func Partition(subject string) int {
-	parts := strings.SplitN(subject, ".", 3)
-	if len(parts) < 3 {
-		return 0
-	}
-	n, err := strconv.ParseUint(parts[1], 16, 8)
-	if err != nil || len(parts[1]) != 2 {
+	_, partition, _, _ := cut(subject)
+	n, err := strconv.ParseUint(partition, 16, 8)
+	if err != nil {
 		return 0
 	}
 	return int(n) % Partitions
@@ -129,17 +145,17 @@ func Partition(subject string) int {
 
 // FilteredType returns the type in a subject or filter.
 func FilteredType(subject string) string {
-	parts := strings.SplitN(subject, ".", 3)
-	return parts[len(parts)-1]
+	_, _, eventType, _ := cut(subject)
+	return eventType
 }
 
 // AnyPartition returns a subject or filter with all partitions in place of its own.
 func AnyPartition(subject string) string {
-	parts := strings.SplitN(subject, ".", 3)
-	if len(parts) < 3 {
+	prefix, _, eventType, ok := cut(subject)
+	if !ok {
 		return subject
 	}
-	return parts[0] + ".*." + parts[2]
+	return prefix + ".*." + eventType
 }
 
 // Message returns the subject (with the default [Prefix]), headers and body that carry e. The headers come

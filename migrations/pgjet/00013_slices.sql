@@ -51,10 +51,10 @@ comment on column pgjet.consumer.ordered is 'Whether one process at a time handl
 
 -- Which slice an intent belongs to follows from the token of its subject.
 alter table pgjet.intent add column token smallint not null
-    generated always as (coalesce(('x' || substring(subject from '^[^.]+\.([0-9a-f]{2})\.'))::bit(8)::int & 63, 0)) stored;
+    generated always as (coalesce(('x' || substring(subject from '\.([0-9a-f]{2})\.'))::bit(8)::int & 63, 0)) stored;
 comment on column pgjet.intent.token is 'The token of the subject, 0 to 63: all events of a key share it.';
 alter table pgjet.dead_letter add column token smallint not null
-    generated always as (coalesce(('x' || substring(subject from '^[^.]+\.([0-9a-f]{2})\.'))::bit(8)::int & 63, 0)) stored;
+    generated always as (coalesce(('x' || substring(subject from '\.([0-9a-f]{2})\.'))::bit(8)::int & 63, 0)) stored;
 comment on column pgjet.dead_letter.token is 'The token of the subject, 0 to 63: all events of a key share it.';
 
 -- +goose StatementBegin
