@@ -49,6 +49,19 @@ var statements = []struct{ sql, roles string }{
 	{`select pgjet.tend_outbox()`, ""},
 	{`select pgjet.grant_roles()`, ""},
 
+	{`insert into pgjet.scheduled (id, due, type, key, traceparent, header, data, time, content_type, body)
+	  values (gen_random_uuid(), now(), 'a.b', 'k', null, null, null, now(), 'a/b', '')`, "writer"},
+	{`insert into pgjet.scheduled (n, id, due, type, key, data) overriding system value
+	  values (5, gen_random_uuid(), now(), 'a.b', 'k', '{}')`, ""},
+	{`delete from pgjet.scheduled where id = gen_random_uuid()`, "writer operator"},
+	{`select id from pgjet.scheduled`, "writer operator"},
+	{`select due from pgjet.scheduled`, "relay operator"},
+	{`select data from pgjet.scheduled`, "operator"},
+	{`update pgjet.scheduled set due = now()`, "operator"},
+	{`update pgjet.scheduled set type = 'b.c'`, ""},
+	{`truncate pgjet.scheduled`, ""},
+	{`select pgjet.move_due('S', 1, '-infinity', 0)`, "relay"},
+
 	{`select from pgjet.leader`, "relay operator"},
 	{`insert into pgjet.leader as l (stream, epoch) values ('S', 1) on conflict (stream) do update set epoch = l.epoch + 1`, "relay"},
 	{`insert into pgjet.leader as l (stream, epoch, paused_at, paused_by, pause_reason) values ('S', 0, now(), 'me', 'r')
@@ -309,6 +322,9 @@ var claims = []struct {
 	{"pgjet_consumer", `insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), 'user.deleted', 'somebody', '{}')`, false},
 	{"pgjet_consumer", `select from pgjet.operation`, false},
 	{"pgjet_relay", `insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), 'a.b', 'k', '{}')`, false},
+	{"pgjet_relay", `insert into pgjet.scheduled (id, due, type, key, data) values (gen_random_uuid(), now(), 'a.b', 'k', '{}')`, false},
+	{"pgjet_relay", `delete from pgjet.scheduled`, false},
+	{"pgjet_consumer", `delete from pgjet.scheduled`, false},
 	{"pgjet_relay", `select from pgjet.inbox`, false},
 	{"pgjet_operator", `insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), 'a.b', 'k', '{}')`, false},
 	{"pgjet_operator", `update pgjet.operation set by = 'somebody else'`, false},
@@ -377,7 +393,9 @@ func TestSecurityPage(t *testing.T) {
 		}
 	}
 	const event = `insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), '%s', 'k', '{}')`
+	const later = `insert into pgjet.scheduled (id, due, type, key, data) values (gen_random_uuid(), now(), '%s', 'k', '{}')`
 	exec(fmt.Sprintf(event, "user.created"))
+	exec(`insert into pgjet.scheduled (id, due, type, key, data) values ('00000000-0000-7000-8000-000000000001', now(), 'user.waited', 'k', '{}')`)
 	for _, c := range []struct {
 		role, sql string
 		allowed   bool
@@ -385,6 +403,11 @@ func TestSecurityPage(t *testing.T) {
 		{"orders", fmt.Sprintf(event, "order.paid"), true},
 		{"orders", fmt.Sprintf(event, "user.deleted"), false},
 		{"shipping", fmt.Sprintf(event, "order.paid"), false},
+		{"orders", fmt.Sprintf(later, "order.forgotten"), true},
+		{"orders", fmt.Sprintf(later, "user.deleted"), false},
+		{"orders", `with gone as (delete from pgjet.scheduled where id = '00000000-0000-7000-8000-000000000001' returning id) select 1 / (1 - count(*)) from gone`, true}, // finds none
+		{"relay", `select 1 / count(due) from pgjet.scheduled`, true},
+		{"operator", `select 1 / count(data) from pgjet.scheduled`, true},
 		{"relay", `select 1 / count(*) from pgjet.outbox where type = 'user.created'`, true}, // sees it
 		{"users", `insert into pgjet.operation (kind, target, by, reason) values ('user.delete', 'u', 'user a', 'r')`, true},
 		{"users", `select from pgjet.operation`, false},

@@ -14,8 +14,12 @@
 // [AppendSQL] does the same in a transaction of database/sql, with any driver. [Queue] does it at
 // the end of a [pgx.Batch], which makes a change, its event and the commit one round trip.
 //
+// [AppendAt] schedules an event for a later time, and [Cancel] takes it back in the transaction of
+// the change that makes it needless.
+//
 // The package owns the table pgjet.outbox, which is append-only: rows are never
-// updated, and never deleted one by one.
+// updated, and never deleted one by one. It owns pgjet.scheduled, too, from which the leading relay
+// moves the events that are due into the outbox.
 //
 // Events of one key are published in the order in which their transactions
 // commit, provided that a transaction first changes the row of the aggregate (so

@@ -5,6 +5,10 @@ import (
 	"database/sql"
 	"log"
 	"os"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/pgjet/pgjet/outbox"
 )
@@ -37,4 +41,31 @@ func ExampleAppendSQL() {
 	if err := tx.Commit(); err != nil {
 		log.Panic(err)
 	}
+}
+
+// OrderForgotten is another one, which somebody turns into a mail.
+type OrderForgotten struct {
+	OrderID string `json:"order_id"`
+}
+
+func (OrderForgotten) EventType() string  { return "order.forgotten" }
+func (e OrderForgotten) EventKey() string { return e.OrderID }
+
+// In a transaction of an order: its customer is reminded tomorrow. Keep the id with the order.
+func ExampleAppendAt() {
+	remind := func(ctx context.Context, tx pgx.Tx, order string) (uuid.UUID, error) {
+		return outbox.AppendAt(ctx, tx, time.Now().Add(24*time.Hour), OrderForgotten{OrderID: order})
+	}
+	_ = remind
+}
+
+// In the transaction in which the order is paid: nobody has to be reminded any more.
+func ExampleCancel() {
+	paid := func(ctx context.Context, tx pgx.Tx, order string, reminder uuid.UUID) error {
+		if _, err := outbox.Cancel(ctx, tx, reminder); err != nil {
+			return err
+		}
+		return outbox.Append(ctx, tx, OrderPaid{OrderID: order})
+	}
+	_ = paid
 }

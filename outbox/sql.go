@@ -46,7 +46,7 @@ func AppendSQL(ctx context.Context, tx SQLTx, payloads ...events.Payload) error 
 // arguments, and bun gives none to the driver and replaces question marks.
 func inline(query string, args []any) (string, error) {
 	types, replace := pgtype.NewMap(), make([]string, 0, 2*len(args))
-	for i, arg := range args {
+	for i, arg := range slices.Backward(args) { // $10 before $1
 		text, err := types.Encode(typeOf(arg), pgtype.TextFormatCode, arg, []byte{})
 		if err != nil {
 			return "", fmt.Errorf("argument %d has no text form", i+1) // err shows the argument
@@ -81,6 +81,8 @@ func typeOf(arg any) uint32 {
 		return pgtype.TimestamptzArrayOID
 	case []string, []*string:
 		return pgtype.TextArrayOID
+	case []byte:
+		return pgtype.ByteaOID
 	case [][]byte:
 		return pgtype.ByteaArrayOID
 	}

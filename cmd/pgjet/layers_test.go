@@ -72,7 +72,7 @@ var writers = []struct{ pkg, tables string }{
 	{"consumers/saga", "pgjet.saga"},
 	{"internal/operation", "pgjet.operation"},
 	{"migrations", "pgjet.schema_version"}, // so that what another tool applies is known
-	{"outbox", "pgjet.outbox"},
+	{"outbox", "pgjet.outbox pgjet.scheduled"},
 	{"producer", "users.idempotency users.users"},
 	{"relay", "pgjet.adoption pgjet.checkpoint pgjet.leader pgjet.quarantine pgjet.unknown_message"},
 }

@@ -25,11 +25,14 @@ func TestSQLWritersDoc(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var inserts, others []string
+	var inserts, scheduled, others []string
 	for _, block := range regexp.MustCompile("(?s)```sql\n(.*?)```").FindAllStringSubmatch(string(doc), -1) {
-		if strings.Contains(block[1], "insert into") {
+		switch {
+		case strings.Contains(block[1], "pgjet.scheduled"):
+			scheduled = append(scheduled, block[1])
+		case strings.Contains(block[1], "insert into"):
 			inserts = append(inserts, block[1])
-		} else {
+		default:
 			others = append(others, block[1])
 		}
 	}
@@ -40,6 +43,16 @@ func TestSQLWritersDoc(t *testing.T) {
 	for _, sql := range append([]string{`set role orders_service`}, inserts...) {
 		if _, err := service.Exec(t.Context(), sql); err != nil {
 			t.Errorf("%v, of\n%s", err, sql)
+		}
+	}
+	for i, sql := range scheduled { // to schedule an event, and to cancel it
+		tag, err := service.Exec(t.Context(), sql)
+		waiting := 0
+		if err := k.db.QueryRow(t.Context(), `select count(*) from pgjet.scheduled`).Scan(&waiting); err != nil {
+			t.Fatal(err)
+		}
+		if err != nil || tag.RowsAffected() != 1 || waiting != 1-i {
+			t.Errorf("%s, %v, and %d events wait, of\n%s", tag, err, waiting, sql)
 		}
 	}
 	var got []events.Event

@@ -1,0 +1,350 @@
+package outbox_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/outbox"
+)
+
+// inOneHour is a due that no test waits for.
+func inOneHour() time.Time { return time.Now().Add(time.Hour) }
+
+// schedule schedules payloads for one time, and returns their ids.
+func schedule(t *testing.T, db *pgxpool.Pool, due time.Time, payloads ...events.Payload) (ids []uuid.UUID) {
+	t.Helper()
+	err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error {
+		for _, p := range payloads {
+			id, err := outbox.AppendAt(t.Context(), tx, due, p)
+			if err != nil {
+				return err
+			}
+			ids = append(ids, id)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ids
+}
+
+// move does what a leading relay does, until nothing more is due, and returns how many events it moved.
+func move(t *testing.T, db *pgxpool.Pool) (all int64) {
+	t.Helper()
+	testenv.Exec(t, db, `insert into pgjet.leader (stream, epoch) values ('S', 1) on conflict do nothing`)
+	for {
+		var moved int64
+		if err := db.QueryRow(t.Context(), `select moved from pgjet.move_due('S', 1, '-infinity', 0)`).Scan(&moved); err != nil {
+			t.Fatal(err)
+		}
+		if moved == 0 {
+			return all
+		}
+		all += moved
+	}
+}
+
+// cancel cancels an event in a transaction of its own.
+func cancel(t *testing.T, db *pgxpool.Pool, id uuid.UUID) (waiting bool) {
+	t.Helper()
+	err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) (err error) {
+		waiting, err = outbox.Cancel(t.Context(), tx, id)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return waiting
+}
+
+// makeDue makes everything that is scheduled due now.
+func makeDue(t *testing.T, db *pgxpool.Pool) {
+	t.Helper()
+	testenv.Exec(t, db, `update pgjet.scheduled set due = clock_timestamp() - interval '1 minute'`)
+}
+
+// TestAppendAtKeepsEverything, in every mode of pgx, by itself and in a batch: what is scheduled becomes the event
+// that it was, in the order in which it was scheduled, once it is due.
+func TestAppendAtKeepsEverything(t *testing.T) {
+	inEveryMode(t, func(t *testing.T, db *pgxpool.Pool) {
+		sent := everything()
+		ids := schedule(t, db, inOneHour(), sent, noted{"k", 1})
+		batch := &pgx.Batch{}
+		queued, err := outbox.QueueAt(traced(), batch, inOneHour(), noted{"k", 2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := db.SendBatch(t.Context(), batch).Close(); err != nil {
+			t.Fatal(err)
+		}
+		if n := move(t, db); n != 0 {
+			t.Errorf("%d events were moved an hour before they are due", n)
+		}
+		makeDue(t, db)
+		if n := move(t, db); n != 3 {
+			t.Errorf("%d events were moved, want 3", n)
+		}
+		var got []events.Event
+		_, err = outbox.Read(t.Context(), newCursor(t, db).reader, outbox.Position{}, func(r outbox.Record) error {
+			got = append(got, r.Event)
+			return nil
+		})
+		if err != nil || len(got) != 3 {
+			t.Fatalf("read %d events, %v, want 3", len(got), err)
+		}
+		sent.Seq = got[0].Seq
+		if diff := cmp.Diff(sent, got[0]); diff != "" {
+			t.Errorf("the event has changed:\n%s", diff)
+		}
+		if got[1].ID != ids[1] || got[2].ID != queued || ids[0] != sent.ID {
+			t.Errorf("ids are %v and %v, want those of what was read: %v, %v, %v", ids, queued, got[0].ID, got[1].ID, got[2].ID)
+		}
+		if !strings.HasPrefix(got[2].Traceparent, "00-01") || got[1].Traceparent != "" {
+			t.Errorf("the trace contexts are %q and %q, want that of the second", got[1].Traceparent, got[2].Traceparent)
+		}
+		if age := time.Since(got[1].Time); age > time.Minute || age < -time.Minute {
+			t.Errorf("an event without a time has that of %s ago, want when it was moved", age)
+		}
+	})
+}
+
+// TestCancel: an event that waits is cancelled once, and if the transaction commits.
+func TestCancel(t *testing.T) {
+	inEveryMode(t, func(t *testing.T, db *pgxpool.Pool) {
+		ids := schedule(t, db, inOneHour(), noted{"k", 1}, noted{"k", 2})
+		boom := errors.New("boom")
+		err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error {
+			if waiting, err := outbox.Cancel(t.Context(), tx, ids[1]); err != nil || !waiting {
+				t.Errorf("Cancel() = %t, %v", waiting, err)
+			}
+			return boom
+		})
+		if !errors.Is(err, boom) {
+			t.Fatal(err)
+		}
+		if !cancel(t, db, ids[0]) || cancel(t, db, ids[0]) {
+			t.Error("an event that waits is not cancelled once")
+		}
+		makeDue(t, db)
+		move(t, db)
+		want(t, newCursor(t, db).more(), 2)
+		if cancel(t, db, ids[1]) {
+			t.Error("an event that was moved was cancelled")
+		}
+	})
+}
+
+// TestAppendAtRefuses what could never be published, and a due that is none, and says so.
+func TestAppendAtRefuses(t *testing.T) {
+	db := testenv.Postgres(t)
+	id := uuid.Must(uuid.NewV7())
+	for _, c := range []struct {
+		due   time.Time
+		event events.Event
+		field string
+	}{
+		{time.Time{}, events.Event{Type: "a.b", Key: "k"}, "due"},
+		{time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC), events.Event{Type: "a.b", Key: "k"}, "due"},
+		{time.Date(9999, 12, 31, 23, 59, 59, 999999999, time.UTC), events.Event{Type: "a.b", Key: "k"}, "due"},
+		{inOneHour(), events.Event{Type: "a b", Key: "k"}, "type"},
+		{inOneHour(), events.Event{Type: "a.b"}, "key"},
+	} {
+		c.event.ID, c.event.Data = id, []byte(`{}`)
+		_, err := outbox.AppendAt(t.Context(), nobody{}, c.due, c.event)
+		if invalid, ok := errors.AsType[*events.InvalidError](err); !ok || invalid.Field != c.field {
+			t.Errorf("AppendAt(%v, %+v) = %v, want %s refused", c.due, c.event, err, c.field)
+		}
+	}
+	schedule(t, db, inOneHour(), events.Event{ID: id, Type: "a.b", Key: "k", Data: []byte(`{}`)})
+	err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error {
+		_, err := outbox.AppendAt(t.Context(), tx, inOneHour(), events.Event{ID: id, Type: "a.b", Key: "k", Data: []byte(`{}`)})
+		return err
+	})
+	if err == nil || !strings.Contains(err.Error(), id.String()+" is scheduled already") {
+		t.Errorf("an id that waits already: %v", err)
+	}
+}
+
+// nobody is a transaction without a connection, which nobody may use.
+type nobody struct{ pgx.Tx }
+
+func (nobody) Conn() *pgx.Conn { return nil }
+
+// TestDueIsNotRoundedDown: PostgreSQL keeps microseconds, and no event is due before its time.
+func TestDueIsNotRoundedDown(t *testing.T) {
+	db := testenv.Postgres(t)
+	due := time.Date(2100, 1, 2, 3, 4, 5, 1, time.UTC)
+	schedule(t, db, due, noted{"k", 1})
+	var stored time.Time
+	if err := db.QueryRow(t.Context(), `select due from pgjet.scheduled`).Scan(&stored); err != nil || stored.Before(due) || stored.Sub(due) > time.Microsecond {
+		t.Errorf("due is stored as %s, %v; want %s, rounded up", stored, err, due)
+	}
+}
+
+// TestScheduledBounds: what could never be published, or would never be due, is refused by the table, too; what
+// can be is not.
+func TestScheduledBounds(t *testing.T) {
+	db := testenv.Postgres(t)
+	const insert = `insert into pgjet.scheduled (id, due, type, key, header, data) values (gen_random_uuid(), $1, $2, $3, $4, $5)`
+	for _, c := range []struct{ due, kind, key, header, data string }{
+		{"infinity", "a.b", "k", `{}`, `{}`},
+		{"-infinity", "a.b", "k", `{}`, `{}`},
+		{"10000-01-01", "a.b", "k", `{}`, `{}`},
+		{"2026-01-01", "a b", "k", `{}`, `{}`},
+		{"2026-01-01", "a..b", "k", `{}`, `{}`},
+		{"2026-01-01", strings.Repeat("a", 129), "k", `{}`, `{}`},
+		{"2026-01-01", "a.b", "", `{}`, `{}`},
+		{"2026-01-01", "a.b", "a\nb", `{}`, `{}`},
+		{"2026-01-01", "a.b", "a\u0085b", `{}`, `{}`},
+		{"2026-01-01", "a.b", strings.Repeat("ü", 128), `{}`, `{}`},
+		{"2026-01-01", "a.b", "k", `[]`, `{}`},
+		{"2026-01-01", "a.b", "k", `{}`, `"` + strings.Repeat("a", events.MaxData) + `"`},
+	} {
+		if _, err := db.Exec(t.Context(), insert, c.due, c.kind, c.key, c.header, c.data); err == nil {
+			t.Errorf("%.100v is scheduled", c)
+		}
+	}
+	for _, key := range []string{"k", "a b", "ü\u2028\u00a0", strings.Repeat("x", events.MaxKey)} {
+		data := `"` + strings.Repeat("a", events.MaxData-2) + `"`
+		if _, err := db.Exec(t.Context(), insert, "2026-01-01", strings.Repeat("a", events.MaxType), key, `{"ce-a": "b"}`, data); err != nil {
+			t.Errorf("key %q: %v", key, err)
+		}
+	}
+}
+
+// remind schedules a reminder of an order that nobody may pay, and returns its id: keep it with the order.
+func remind(ctx context.Context, tx pgx.Tx, order string) (uuid.UUID, error) {
+	return outbox.AppendAt(ctx, tx, time.Now().Add(24*time.Hour), OrderForgotten{OrderID: order})
+}
+
+// OrderForgotten is an event of yours, which somebody else turns into a mail.
+type OrderForgotten struct {
+	OrderID string `json:"order_id"`
+}
+
+func (OrderForgotten) EventType() string  { return "order.forgotten" }
+func (e OrderForgotten) EventKey() string { return e.OrderID }
+
+// payReminded is pay for an order of which its customer was to be reminded.
+func payReminded(ctx context.Context, tx pgx.Tx, order string, reminder uuid.UUID) error {
+	if _, err := tx.Exec(ctx, `update orders set paid = true where id = $1`, order); err != nil {
+		return err
+	}
+	if _, err := outbox.Cancel(ctx, tx, reminder); err != nil {
+		return err
+	}
+	return outbox.Append(ctx, tx, OrderPaid{OrderID: order})
+}
+
+func Example_later() {
+	testenv.Example(func(t testing.TB) {
+		ctx, db := context.Background(), testenv.Postgres(t)
+		testenv.Exec(t, db, `create table orders (id text primary key, paid boolean not null default false); insert into orders values ('o-17')`)
+		var reminder uuid.UUID
+		err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) (err error) {
+			reminder, err = remind(ctx, tx, "o-17")
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error { return payReminded(ctx, tx, "o-17", reminder) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		var waiting, appended int
+		err = db.QueryRow(ctx, `select (select count(*) from pgjet.scheduled), (select count(*) from pgjet.outbox)`).Scan(&waiting, &appended)
+		fmt.Println("scheduled:", waiting, "appended:", appended, err)
+	})
+	// Output: scheduled: 0 appended: 1 <nil>
+}
+
+// TestScheduleSQL: in a transaction of database/sql events are scheduled and cancelled as in one of pgx.
+func TestScheduleSQL(t *testing.T) {
+	pool := testenv.Postgres(t)
+	db := stdlib.OpenDBFromPool(pool)
+	defer db.Close()
+	in := func(fn func(tx *sql.Tx) error) {
+		t.Helper()
+		tx, err := db.BeginTx(t.Context(), nil)
+		if err == nil {
+			err = errors.Join(fn(tx), tx.Commit())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	sent := everything()
+	bytes := events.Event{Type: "note.made", Key: "k", ContentType: "application/x-note", Data: []byte("\x00\xff$1'?")}
+	var id uuid.UUID
+	in(func(tx *sql.Tx) error {
+		if _, err := outbox.AppendAtSQL(t.Context(), tx, inOneHour(), sent); err != nil {
+			return err
+		}
+		if _, err := outbox.AppendAtSQL(t.Context(), tx, inOneHour(), bytes); err != nil {
+			return err
+		}
+		var err error
+		id, err = outbox.AppendAtSQL(t.Context(), tx, inOneHour(), noted{"k", 1})
+		return err
+	})
+	in(func(tx *sql.Tx) error {
+		for _, want := range []bool{true, false} {
+			if waiting, err := outbox.CancelSQL(t.Context(), tx, id); err != nil || waiting != want {
+				t.Errorf("CancelSQL() = %t, %v, want %t", waiting, err, want)
+			}
+		}
+		return nil
+	})
+	makeDue(t, pool)
+	move(t, pool)
+	wantMoved(t, pool, sent, bytes)
+}
+
+// wantMoved fails unless the outbox holds these events.
+func wantMoved(t *testing.T, db *pgxpool.Pool, want ...events.Event) {
+	t.Helper()
+	var got []events.Event
+	_, err := outbox.Read(t.Context(), newCursor(t, db).reader, outbox.Position{}, func(r outbox.Record) error {
+		got = append(got, r.Event)
+		return r.Err
+	})
+	if err != nil || len(got) != len(want) {
+		t.Fatalf("read %d events, %v, want %d", len(got), err, len(want))
+	}
+	for i, e := range want {
+		e.Seq = got[i].Seq
+		if e.ID == uuid.Nil {
+			e.ID, e.Time = got[i].ID, got[i].Time
+		}
+		if diff := cmp.Diff(e, got[i]); diff != "" {
+			t.Errorf("the event has changed:\n%s", diff)
+		}
+	}
+}
+
+// TestScheduledBytes, in every mode of pgx: a payload that is not JSON is kept byte for byte.
+func TestScheduledBytes(t *testing.T) {
+	inEveryMode(t, func(t *testing.T, db *pgxpool.Pool) {
+		bytes := events.Event{Type: "note.made", Key: "k", ContentType: "application/x-note", Data: []byte("\x00\xff$1'?")}
+		none := events.Event{Type: "note.made", Key: "k", ContentType: "application/x-note", Data: []byte{}}
+		schedule(t, db, inOneHour(), bytes, none)
+		makeDue(t, db)
+		move(t, db)
+		wantMoved(t, db, bytes, none)
+	})
+}
