@@ -42,3 +42,10 @@ func SetTendEvery(t *testing.T, d time.Duration) {
 	tendEvery = d
 	t.Cleanup(func() { tendEvery = before })
 }
+
+// SetLookDueEvery makes the relays of one test look for scheduled events less often, or more.
+func SetLookDueEvery(t *testing.T, d time.Duration) {
+	before := lookDueEvery
+	lookDueEvery = d
+	t.Cleanup(func() { lookDueEvery = before })
+}

@@ -78,7 +78,7 @@ var waited = pgx.TxOptions{BeginQuery: postgres.Transaction(lead.Silence).BeginQ
 func (d *database) close() { lead.Close(d.conn) }
 
 // tables are those without which a relay cannot publish.
-var tables = []string{"leader", "checkpoint", "outbox", "quarantine", "adoption", "unknown_message"}
+var tables = []string{"leader", "checkpoint", "outbox", "quarantine", "adoption", "unknown_message", "scheduled"}
 
 // named returns err, or who keeps the relay from a table, if that is why a statement took too long.
 func (d *database) named(ctx context.Context, err error) error {

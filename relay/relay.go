@@ -19,6 +19,8 @@
 // A session is one database connection and one NATS connection. Neither
 // reconnects: nothing that an old session sent can arrive in a new one.
 //
+// While it publishes, the leader also moves scheduled events that are due into the outbox.
+//
 // Several relays may run: one leads, the others wait for its lock.
 //
 // A stream has one outbox, and names it. A relay stops, and changes nothing, where another outbox is published, or

@@ -27,6 +27,7 @@ type Status struct {
 	Paused      *Paused     `json:"paused"`   // nil if not
 	Checkpoint  *Proven     `json:"checkpoint"`
 	Pending     Pending     `json:"pending"`
+	Scheduled   Scheduled   `json:"scheduled"`
 	Quarantined Quarantines `json:"quarantined"`
 	Unknown     int         `json:"unknown_messages"` // for which publishing halted; 1000 stands for that or more
 	Healing     bool        `json:"healing"`          // the stream lost events and they are not all back yet
@@ -142,8 +143,10 @@ func (s *Status) read(ctx context.Context, tx pgx.Tx) (now string, err error) {
 		q := &s.Quarantined
 		return row.Scan(&q.Held, &q.Retry, &q.Dropped, &s.Unknown, &s.Healing)
 	})
+	s.queueScheduled(b)
 	err = tx.SendBatch(ctx, b).Close()
 	s.inUTC()
+	s.Scheduled.Reason = s.whyDue()
 	return now, err
 }
 
@@ -159,6 +162,7 @@ func (s *Status) inUTC() {
 	if s.Paused != nil {
 		s.Paused.At = s.Paused.At.UTC()
 	}
+	s.Scheduled.Next = utc(s.Scheduled.Next)
 	if c := s.Checkpoint; c != nil {
 		c.StreamCreated, c.At = c.StreamCreated.UTC(), c.At.UTC()
 	}

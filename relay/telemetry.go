@@ -26,6 +26,7 @@ type metrics struct {
 	healed      metric.Int64Counter
 	quarantined metric.Int64Counter
 	pruned      metric.Int64Counter
+	moved       metric.Int64Counter
 	appends     metric.Int64Counter
 	sessions    metric.Int64Counter
 	refused     metric.Int64Counter
@@ -49,6 +50,7 @@ func newMetrics(r *Relay) (*metrics, error) {
 		{&m.healed, "pgjet.stream.healed_events", "Events published again since the stream had lost them."},
 		{&m.quarantined, "pgjet.relay.quarantined_events", "Events set aside since the stream would never take them."},
 		{&m.pruned, "pgjet.outbox.pruned_events", "Published events dropped from the outbox, being older than the retention."},
+		{&m.moved, "pgjet.relay.moved_events", "Scheduled events moved into the outbox when they were due."},
 		{&m.appends, "pgjet.relay.appends", "Appends that the stream confirmed, by form."},
 		{&m.sessions, "pgjet.relay.sessions", "Sessions begun, each with a resync."},
 		{&m.refused, "pgjet.relay.refused", "Sessions that ended, by reason."},

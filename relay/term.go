@@ -60,6 +60,7 @@ type term struct {
 	before  int64    // how many events it had done when something did, see done
 	untidy  bool     // tidy failed
 	weak    []string // settings of the stream that weaken what pgjet promises
+	due     due      // when to look for scheduled events
 }
 
 // run takes the lead, resyncs, and publishes until something fails or ctx ends.
@@ -223,7 +224,7 @@ func (t *term) publish(ctx context.Context) error {
 			hints = nil
 		}
 		select {
-		case <-time.After(wait):
+		case <-time.After(t.due.within(wait)):
 			wait = min(2*wait, longestPoll(time.Since(last)))
 		case <-hints:
 			wait = pollBusy
@@ -289,6 +290,9 @@ func (t *term) step(ctx context.Context) (int, error) {
 		if err := t.tend(ctx, work); err != nil || ctx.Err() != nil {
 			return 0, err
 		}
+	}
+	if err := t.moveDue(work); err != nil {
+		return 0, err
 	}
 	n, err := t.session.Step(work)
 	if err == nil && time.Since(t.saved) >= saveEvery {

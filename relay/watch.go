@@ -52,6 +52,12 @@ var gauges = []struct {
 		observe(float64(q.Retry), attribute.String("state", "retry"))
 		observe(float64(q.Dropped), attribute.String("state", "dropped"))
 	}},
+	{"pgjet.outbox.scheduled_due_events", "", "Scheduled events that are due and not in the outbox yet, by the reason for it; 10001 stands for that or more.", func(w *watch, observe func(float64, ...attribute.KeyValue)) {
+		observe(float64(w.status.Scheduled.Due), attribute.String("reason", w.status.Scheduled.Reason))
+	}},
+	{"pgjet.outbox.scheduled_overdue", "s", "For how long the first of them has been due; 0 if there is none.", func(w *watch, observe func(float64, ...attribute.KeyValue)) {
+		observe(w.status.Scheduled.OverdueSeconds)
+	}},
 	{"pgjet.stream.unknown_messages", "", "Messages that the stream holds and the outbox does not know.", func(w *watch, observe func(float64, ...attribute.KeyValue)) {
 		observe(float64(w.status.Unknown))
 	}},
@@ -113,17 +119,20 @@ func (w *watch) session(ctx context.Context) {
 	}
 	defer lead.Close(conn)
 	var unaccounted *int64
-	for due := time.Now(); ctx.Err() == nil; sleep(ctx, watchEvery) {
+	var took time.Duration // to read the status, which long transactions of others can make slow
+	for due := time.Now(); ctx.Err() == nil; sleep(ctx, max(watchEvery, 10*took)) {
+		begun := time.Now()
 		work, cancel := context.WithTimeout(ctx, countEvery)
 		status, err := ReadStatus(work, conn, w.Stream)
+		took = time.Since(begun)
 		if err == nil {
 			w.tend(work, conn)
 		}
 		if err == nil && time.Now().After(due) {
-			begun := time.Now()
+			counting := time.Now()
 			unaccounted, err = countUnaccounted(work, conn, w.Stream)
 			if unaccounted != nil { // there is a checkpoint
-				due = time.Now().Add(max(countEvery, 50*time.Since(begun)))
+				due = time.Now().Add(max(countEvery, 50*time.Since(counting)))
 			}
 		}
 		cancel()

@@ -19,8 +19,8 @@ import (
 
 func outboxCommand() *cobra.Command {
 	var s settings
-	cmd := group(&cobra.Command{Use: "outbox", Short: "Look at the outbox, and prune it"},
-		s.outboxStatusCommand(), s.outboxPruneCommand())
+	cmd := group(&cobra.Command{Use: "outbox", Short: "Look at the outbox, prune it, and look after scheduled events"},
+		s.outboxStatusCommand(), s.outboxPruneCommand(), s.scheduledCommand())
 	s.databaseFlag(cmd.PersistentFlags())
 	return cmd
 }

@@ -304,3 +304,22 @@ func TestStreamNames(t *testing.T) {
 	}
 	must(t, exitOK, "nats", "permissions", "relay", "--stream", "größe-2_X")
 }
+
+// TestAboutDue: the status says what is due, why it was not moved, and when the next event is.
+func TestAboutDue(t *testing.T) {
+	now := time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC)
+	next := now.Add(3 * time.Hour)
+	for _, c := range []struct {
+		s    relay.Scheduled
+		want string
+	}{
+		{relay.Scheduled{Next: &next}, "0 due; the next is due in 3h"},
+		{relay.Scheduled{Due: 2, OverdueSeconds: 1}, "2 due, the first 1s ago"},
+		{relay.Scheduled{Due: 2, OverdueSeconds: 90, Reason: "paused", Next: &next}, "2 due, the first 1m ago: paused; the next is due in 3h"},
+		{relay.Scheduled{Due: 10_001, OverdueSeconds: 90, Reason: "due_held"}, "more than 10000 due, the first 1m ago: due_held, other transactions hold them, or earlier ones of their keys; see docs/runbooks/relay-not-publishing.md"},
+	} {
+		if got := aboutDue(now, c.s); got != c.want {
+			t.Errorf("%+v is said as %q, want %q", c.s, got, c.want)
+		}
+	}
+}

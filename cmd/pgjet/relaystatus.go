@@ -154,6 +154,9 @@ func writeStatus(w io.Writer, s relay.Status, all []trouble) {
 	default:
 		line("pending", "about %d, the oldest %s", p.Events, ago(seconds(p.OldestSeconds)))
 	}
+	if due := s.Scheduled; due.Due > 0 || due.Next != nil {
+		line("scheduled", "%s", aboutDue(s.At, due))
+	}
 	line("quarantine", "%d held, %d to be retried, %d dropped", s.Quarantined.Held, s.Quarantined.Retry, s.Quarantined.Dropped)
 	if s.Healing {
 		line("healing", "the stream lost events; they are being published again")
@@ -165,6 +168,28 @@ func writeStatus(w io.Writer, s relay.Status, all []trouble) {
 	if s.Quarantined.Held > 0 {
 		line("next", "%s", typed("pgjet relay quarantine ls", s.Stream))
 	}
+}
+
+// aboutDue says what is due, why it was not moved, and when the next event is.
+func aboutDue(now time.Time, s relay.Scheduled) string {
+	text := fmt.Sprintf("%d due", s.Due)
+	if s.Due > 10_000 {
+		text = "more than 10000 due"
+	}
+	if s.Due > 0 {
+		text += ", the first " + ago(seconds(s.OverdueSeconds))
+	}
+	switch s.Reason {
+	case "":
+	case "due_held":
+		text += ": due_held, other transactions hold them, or earlier ones of their keys; see docs/runbooks/relay-not-publishing.md"
+	default:
+		text += ": " + s.Reason
+	}
+	if s.Next != nil {
+		text += "; the next is due " + fromNow(s.Next.Sub(now))
+	}
+	return text
 }
 
 // A trouble is a reason why nothing is published, and what to type next.

@@ -1,0 +1,240 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/spf13/cobra"
+
+	"github.com/pgjet/pgjet/outbox"
+)
+
+func (s *settings) scheduledCommand() *cobra.Command {
+	return group(&cobra.Command{
+		Use:   "scheduled",
+		Short: "Look after events that wait until they are due",
+		Long: `Look after events that wait until they are due. The leading relay moves each into the
+outbox then. 'pgjet relay status' says how many are due and were not moved, and why.`,
+	}, s.scheduledListCommand(), s.scheduledGetCommand(), s.scheduledCancelCommand(), s.bringForwardCommand())
+}
+
+func (s *settings) scheduledListCommand() *cobra.Command {
+	var output, after string
+	var f outbox.ScheduledFilter
+	cmd := &cobra.Command{
+		Use:   "ls",
+		Short: "List scheduled events, the next one first, without their payloads",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := notEmpty(cmd.Flags(), "type", "key", "after"); err != nil {
+				return err
+			}
+			if after != "" {
+				ids, err := eventIDs([]string{after})
+				if err != nil {
+					return err
+				}
+				f.After = ids[0]
+			}
+			return s.outboxVerb(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
+				all, err := outbox.ListScheduled(ctx, db, f)
+				if err != nil {
+					return err
+				}
+				if err := showScheduled(cmd.OutOrStdout(), output, all); err != nil {
+					return err
+				}
+				if len(all) >= outbox.ScheduledPage {
+					fmt.Fprintf(cmd.ErrOrStderr(), "there may be more: add --after %s\n", all[len(all)-1].ID)
+				}
+				return nil
+			})
+		},
+	}
+	flags := cmd.Flags()
+	outputFlag(flags, &output)
+	flags.StringVar(&f.Type, "type", "", "only events of this type")
+	flags.StringVar(&f.Key, "key", "", "only events of this key, such as a user's id")
+	flags.BoolVar(&f.Due, "due", false, "only those that are due and were not moved")
+	flags.StringVar(&after, "after", "", "only those behind the one with this ID; 1000 are listed at a time")
+	return cmd
+}
+
+func showScheduled(out io.Writer, output string, all []outbox.Scheduled) error {
+	return show(out, output, all, func(w io.Writer) {
+		fmt.Fprintln(w, "ID\tTYPE\tKEY\tDUE\tAT")
+		for _, e := range all {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", e.ID, short(e.Type), short(e.Key), fromNow(seconds(e.InSeconds)), e.Due.Format(time.RFC3339))
+		}
+	})
+}
+
+// fromNow says in how long something is, or how long ago it was.
+func fromNow(d time.Duration) string {
+	switch {
+	case d <= 0:
+		return ago(-d)
+	case d < time.Minute:
+		return fmt.Sprintf("in %ds", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("in %dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("in %dh", int(d.Hours()))
+	}
+	return fmt.Sprintf("in %dd", int(d.Hours())/24)
+}
+
+// eventIDs parses the words of a command.
+func eventIDs(args []string) (ids []uuid.UUID, err error) {
+	for _, arg := range args {
+		id, err := uuid.Parse(arg)
+		if err != nil {
+			return nil, usagef("%q is no ID of an event, which is a UUID; see: pgjet outbox scheduled ls", short(arg))
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
+// scheduledFound gives its exit code to the error that an event does not wait.
+func scheduledFound(err error) error {
+	if errors.Is(err, outbox.ErrNotScheduled) {
+		return &exitError{exitNotFound, err}
+	}
+	return err
+}
+
+func (s *settings) scheduledGetCommand() *cobra.Command {
+	var output string
+	var reveal bool
+	cmd := &cobra.Command{
+		Use:   "get ID",
+		Short: "Show a scheduled event",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ids, err := eventIDs(args)
+			if err != nil {
+				return err
+			}
+			return s.outboxVerb(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
+				e, err := outbox.GetScheduled(ctx, db, ids[0])
+				if err != nil {
+					return scheduledFound(err)
+				}
+				return showScheduledEvent(cmd.OutOrStdout(), output, e, reveal)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&reveal, "reveal", false, "show the payload and the values of headers, too")
+	outputFlag(cmd.Flags(), &output)
+	return cmd
+}
+
+func showScheduledEvent(out io.Writer, output string, e outbox.Scheduled, reveal bool) error {
+	size := len(e.Data) + len(e.Body)
+	if !reveal {
+		e.Data, e.Body = nil, nil
+		for name := range e.Header {
+			e.Header[name] = "(masked)"
+		}
+	}
+	return show(out, output, e, func(w io.Writer) {
+		line := func(name, format string, args ...any) {
+			fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))
+		}
+		line("id", "%s", e.ID)
+		line("type", "%s", e.Type)
+		line("key", "%s", e.Key)
+		line("due", "%s, %s", fromNow(seconds(e.InSeconds)), e.Due.Format(time.RFC3339))
+		if e.Time != nil {
+			line("time", "%s", e.Time.Format(time.RFC3339))
+		}
+		if e.Traceparent != "" {
+			line("traceparent", "%s", e.Traceparent)
+		}
+		for name, value := range e.Header {
+			line("header", "%s: %s", name, value)
+		}
+		if e.ContentType != "" {
+			line("content type", "%s", e.ContentType)
+		}
+		switch {
+		case !reveal:
+			line("data", "%d bytes, which --reveal shows", size)
+		case e.Data != nil:
+			line("data", "%s", e.Data)
+		default:
+			line("data", "%d bytes: %q", size, base64.StdEncoding.EncodeToString(e.Body))
+		}
+	})
+}
+
+func (s *settings) scheduledCancelCommand() *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{
+		Use:   "cancel ID...",
+		Short: "Cancel scheduled events: they are never published",
+		Long: `Cancel scheduled events: they are never published, and what they said is gone. If one
+of them does not wait any more, nothing is changed. Who did it and why is kept in
+pgjet.operation.`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ids, err := eventIDs(args)
+			if err := cmp.Or(err, needReason(reason)); err != nil {
+				return err
+			}
+			return s.outboxVerb(cmd.Context(), "table", func(ctx context.Context, db *pgx.Conn) error {
+				if err := outbox.CancelScheduled(ctx, db, ids, actor(), reason); err != nil {
+					return scheduledFound(err)
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%d scheduled events cancelled\n", len(ids))
+				return nil
+			})
+		},
+	}
+	reasonFlag(cmd.Flags(), &reason)
+	return cmd
+}
+
+func (s *settings) bringForwardCommand() *cobra.Command {
+	var reason, to string
+	cmd := &cobra.Command{
+		Use:   "bring-forward ID...",
+		Short: "Make scheduled events due at once, or at an earlier time",
+		Long: `Make scheduled events due at once, or at an earlier time than they are. If one of them
+does not wait any more, or is due earlier, nothing is changed. Who did it and why is
+kept in pgjet.operation.`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ids, err := eventIDs(args)
+			if err != nil {
+				return err
+			}
+			var due *time.Time
+			if cmd.Flags().Changed("to") {
+				t, err := time.Parse(time.RFC3339, to)
+				if err != nil {
+					return usagef("--to is %q, want a time such as 2026-11-30T15:04:05Z", short(to))
+				}
+				due = &t
+			}
+			return s.outboxVerb(cmd.Context(), "table", func(ctx context.Context, db *pgx.Conn) error {
+				if err := outbox.BringForward(ctx, db, ids, due, actor(), reason); err != nil {
+					return scheduledFound(err)
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%d scheduled events brought forward\n", len(ids))
+				return nil
+			})
+		},
+	}
+	reasonFlag(cmd.Flags(), &reason)
+	cmd.Flags().StringVar(&to, "to", "", "when they are due, such as 2026-11-30T15:04:05Z; left out: now")
+	return cmd
+}
