@@ -344,3 +344,15 @@ func TestCheckPrefix(t *testing.T) {
 		}
 	}
 }
+
+// TestReminderID: each user has one, a UUIDv7 of the time of the user's id, and always the same.
+func TestReminderID(t *testing.T) {
+	user := uuid.Must(uuid.NewV7())
+	id := events.ReminderID(user)
+	if id != events.ReminderID(user) || id == events.ReminderID(uuid.Must(uuid.NewV7())) || id == user {
+		t.Error("the id of a reminder is not the user's own")
+	}
+	if id.Version() != 7 || id.Variant() != uuid.RFC4122 || id.Time() != user.Time() {
+		t.Errorf("%s is no UUIDv7 of the time of %s", id, user)
+	}
+}

@@ -160,6 +160,8 @@ func decode(p events.Payload, data []byte) (err error) {
 		_, err = events.Decode[events.UserActivated](e)
 	case events.UserRejected:
 		_, err = events.Decode[events.UserRejected](e)
+	case events.UserStillPending:
+		_, err = events.Decode[events.UserStillPending](e)
 	case events.UserDeleted:
 		_, err = events.Decode[events.UserDeleted](e)
 	}

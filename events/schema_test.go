@@ -25,7 +25,7 @@ import (
 
 // payloads are all that this package has.
 var payloads = []events.Payload{
-	events.UserCreated{}, events.UserRenamed{}, events.UserActivated{}, events.UserRejected{}, events.UserDeleted{},
+	events.UserCreated{}, events.UserRenamed{}, events.UserActivated{}, events.UserRejected{}, events.UserStillPending{}, events.UserDeleted{},
 }
 
 // A contract is what was promised about one type of event: its schema, and messages as

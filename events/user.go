@@ -1,6 +1,10 @@
 package events
 
-import "time"
+import (
+	"time"
+
+	"github.com/google/uuid"
+)
 
 // UserCreated says that somebody signed up.
 type UserCreated struct {
@@ -55,6 +59,30 @@ func (UserRejected) EventType() string { return "user.rejected" }
 
 // EventKey returns the user's id.
 func (e UserRejected) EventKey() string { return e.UserID }
+
+// UserStillPending says that a user has waited for long, and is neither active nor rejected. It is scheduled when
+// somebody signs up, with the id that [ReminderID] returns, and cancelled by what ends the wait.
+type UserStillPending struct {
+	UserID    string    `json:"user_id"`
+	Email     string    `json:"email"`
+	Name      string    `json:"name"`
+	CreatedAt time.Time `json:"created_at"` // when the user signed up
+}
+
+// EventType returns "user.still_pending".
+func (UserStillPending) EventType() string { return "user.still_pending" }
+
+// EventKey returns the user's id.
+func (e UserStillPending) EventKey() string { return e.UserID }
+
+// ReminderID returns the id of the event user.still_pending of a user, who has one at most: whoever knows the user
+// can cancel it. It is a UUIDv7 of the time of the user's id.
+func ReminderID(user uuid.UUID) uuid.UUID {
+	id := uuid.NewSHA1(user, []byte(UserStillPending{}.EventType()))
+	copy(id[:6], user[:6])
+	id[6] = id[6]&0x0f | 0x70
+	return id
+}
 
 // UserDeleted says that a user is gone, and what the service knew of them.
 type UserDeleted struct {

@@ -99,6 +99,9 @@ func (s *Server) deleteUser(ctx context.Context, in *deleteUserInput) (*struct{}
 		if err != nil {
 			return nil, err
 		}
+		if _, err := outbox.Cancel(ctx, tx, events.ReminderID(id)); err != nil {
+			return nil, err
+		}
 		return events.UserDeleted{UserID: id.String(), DeletedAt: at.UTC()}, nil
 	})
 	if err != nil {

@@ -2,7 +2,8 @@
 //
 //   - POST /users signs somebody up. The row in users.users and the event
 //     user.created in the outbox commit in one transaction: there is never one
-//     without the other. NATS is not involved.
+//     without the other. NATS is not involved. It also schedules user.still_pending, which
+//     whatever makes the user active, rejects or deletes them cancels.
 //   - GET /users lists users by pages, the newest first. For admins.
 //   - GET, PATCH and DELETE /users/{id} return, rename and delete a user. Each
 //     change appends its event, user.renamed or user.deleted, in its transaction.

@@ -33,6 +33,9 @@ type Tuning struct {
 	NetworkFailures int `koanf:"network_failures" validate:"min=0,max=1000000"`
 	// TokenLifetime is how long the token from a log-in is valid.
 	TokenLifetime time.Duration `koanf:"token_lifetime" validate:"min=1m,max=1h"`
+	// RemindAfter is for how long somebody may be pending before they get a mail about it; 0 is for ever. It holds for those
+	// who sign up from then on.
+	RemindAfter time.Duration `koanf:"remind_after" validate:"min=0,max=8760h"`
 	// Cache is for the answers to reads.
 	Cache Cache `koanf:"cache"`
 }
@@ -60,6 +63,7 @@ func DefaultTuning() Tuning {
 		LogInFailures:   5,
 		NetworkFailures: 60,
 		TokenLifetime:   15 * time.Minute,
+		RemindAfter:     24 * time.Hour,
 		Cache:           Cache{Enabled: true, TTL: 10 * time.Second, Size: 10_000},
 	}
 }

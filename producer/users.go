@@ -107,10 +107,26 @@ func (s *Server) signUp(ctx context.Context, n newUser, key string) (User, error
 	if err != nil {
 		return User{}, fmt.Errorf("sign up: %w", err)
 	}
+	if after := s.tuning.Load().RemindAfter; after > 0 {
+		if err := queueReminder(ctx, b, u, u.CreatedAt.Add(after)); err != nil {
+			return User{}, fmt.Errorf("sign up: %w", err)
+		}
+	}
 	if err := s.store(ctx, b, u, key); err != nil {
 		return User{}, fmt.Errorf("sign up: %w", emailTaken(err))
 	}
 	return u, nil
+}
+
+// queueReminder queues that the event user.still_pending is due at a time, unless whatever ends u's wait cancels it.
+func queueReminder(ctx context.Context, b *pgx.Batch, u User, due time.Time) error {
+	e, err := events.New(events.UserStillPending{UserID: u.ID.String(), Email: u.Email, Name: u.Name, CreatedAt: u.CreatedAt})
+	if err != nil {
+		return err
+	}
+	e.ID = events.ReminderID(u.ID)
+	_, err = outbox.QueueAt(ctx, b, due, e)
+	return err
 }
 
 // newlySignedUp returns the user whom the sign-up n made, as they were then.

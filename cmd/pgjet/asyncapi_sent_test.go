@@ -15,7 +15,8 @@ import (
 // and the schemas say: headers, subjects and payloads of every type.
 func TestAsyncAPISaysWhatIsSent(t *testing.T) {
 	t.Parallel()
-	r := startDev(t, stateDir(t), freePorts(t))
+	dir, port := stateDir(t), freePorts(t)
+	r := waitDev(start(t, env{"PGJET_USERS__REMIND_AFTER": "100ms"}, devArgs(dir, port)...), dir, port)
 	db, js := openDB(t, r.Database), testenv.Connect(t, r.NATS)
 	user := func(email, state string) string {
 		t.Helper()
@@ -42,6 +43,12 @@ func TestAsyncAPISaysWhatIsSent(t *testing.T) {
 	call(http.StatusOK, http.MethodPut, r.Billing+"/fault", `{"status":402}`, "")
 	bob := user("bob@example.com", "rejected")
 	call(http.StatusNoContent, http.MethodDelete, r.Users+"/users/"+bob, "", token)
+
+	call(http.StatusOK, http.MethodPut, r.Billing+"/fault", `{"status":503}`, "")
+	user("eve@example.com", "pending")
+	testenv.Eventually(t, patience, "she is still pending", func() bool {
+		return query[int](t, db, `select count(*) from pgjet.outbox where type = 'user.still_pending'`) > 0
+	})
 
 	published := func() int { return len(stored(t, js)) }
 	testenv.Eventually(t, patience, "all is published", func() bool { return published() == query[int](t, db, `select count(*) from pgjet.outbox`) })

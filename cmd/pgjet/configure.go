@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -24,6 +25,7 @@ func sections(cmd *cobra.Command) []config.Section {
 	users := producer.DefaultTuning()
 	if strings.HasPrefix(cmd.CommandPath(), "pgjet dev") {
 		users.PerAddress, users.NetworkFailures = 0, 0 // everybody there has one address
+		users.RemindAfter = time.Minute
 	}
 	return []config.Section{
 		{Name: "users", Default: users},

@@ -32,6 +32,7 @@ var tour = []tourStep{
 	{"bin/pgjet saga ls", true, `(?m)undone .* billing_declined`},
 	{"curl -sS -X PUT http://127.0.0.1:7408/fault -d '{\"status\":503}'", false, `"email":"dave@example.com"`},
 	{"curl -sS http://127.0.0.1:7404/metrics", true, `service="billing"\} 2`},
+	{"bin/pgjet outbox scheduled ls", false, `ID .* DUE`},
 	{"curl -sS -X DELETE", true, `(?s)done.*done.*done`},
 	{"sed -i.bak", false, ``},
 	{"curl -sS \"http://127.0.0.1:7400/users/$ADA/profile\"", true, `feature_off`},

@@ -27,6 +27,7 @@ func newKind(mark string) kind {
 var (
 	welcome  = newKind("welcome")
 	rejected = newKind("rejected")
+	reminder = newKind("reminder")
 )
 
 // A letter is what is written to somebody about one event. Nobody has confirmed that the address
@@ -49,6 +50,9 @@ func letterFor(e events.Event) (l letter, err error) {
 	case events.UserRejected{}.EventType():
 		u, err := events.Decode[events.UserRejected](e)
 		return letter{kind: rejected, subject: "We could not open your account", email: u.Email, name: u.Name, Reason: inWords(u.Reason)}, err
+	case events.UserStillPending{}.EventType():
+		u, err := events.Decode[events.UserStillPending](e)
+		return letter{kind: reminder, subject: "Your account is not ready yet", email: u.Email, name: u.Name}, err
 	}
 	return l, fmt.Errorf("unknown_type: the mailer has no mail for %s", e.Type)
 }

@@ -140,13 +140,41 @@ func personal(t *testing.T, e events.Event) map[string]string {
 	return marked
 }
 
-// TestConsumerAsksForBoth: else no rejection would ever come.
-func TestConsumerAsksForBoth(t *testing.T) {
+// TestReminder: who has waited for long is written to, in words of ours alone.
+func TestReminder(t *testing.T) {
+	in := newInbox(t)
+	b := newBench(t, in.addr)
+	e, err := events.New(events.UserStillPending{UserID: uuid.NewString(), Email: secret, Name: "Ada Canary", CreatedAt: time.Now()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.Seq, e.Time = 1, time.Now()
+	b.publish(e)
+	b.publish(e)
+	b.settled()
+	all := in.mails()
+	if len(all) != 1 {
+		t.Fatalf("%d mails, want 1", len(all))
+	}
+	got := all[0]
+	if !cmp.Equal(got.To, []string{secret}) || got.Subject != "Your account is not ready yet" ||
+		!cmp.Equal(got.Headers["Message-Id"], []string{"<" + e.ID.String() + ".reminder@pgjet.example>"}) {
+		t.Errorf("mail to %s: %s, %q", got.To, got.Subject, got.Headers["Message-Id"])
+	}
+	for part, text := range map[string]string{"text": got.Text, "html": got.HTML} {
+		if !strings.Contains(text, "still being set up") || strings.Contains(text, "Ada") {
+			t.Errorf("the %s part is %s", part, text)
+		}
+	}
+}
+
+// TestConsumerAsksForAll: else no rejection would ever come.
+func TestConsumerAsksForAll(t *testing.T) {
 	config, err := new(mailer.Mailer).Consumer().Configs()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := config[0].FilterSubjects; !cmp.Equal(got, []string{events.Filter("user.created"), events.Filter("user.rejected")}) {
+	if got := config[0].FilterSubjects; !cmp.Equal(got, []string{events.Filter("user.created"), events.Filter("user.rejected"), events.Filter("user.still_pending")}) {
 		t.Errorf("the mailer asks for %q", got)
 	}
 	if err := send(t, "127.0.0.1:1", events.Event{ID: uuid.New(), Type: "user.renamed", Data: []byte(`{}`)}); verdict(err) != "dead" {

@@ -1,7 +1,7 @@
-// Package mailer is the consumer that welcomes new users by mail, and tells those whose
-// account could not be opened.
+// Package mailer is the consumer that welcomes new users by mail, writes to those whose
+// account could not be opened, and reminds those who have waited for long that it will be.
 //
-// One user.created or user.rejected event is one mail, with a text and an HTML part, sent at
+// One user.created, user.rejected or user.still_pending event is one mail, with a text and an HTML part, sent at
 // least once, in any order. A second copy is sent only if the mail server had the first and its yes was not
 // noted: the process died, or lost the database, after that yes, or the connection
 // broke before it. The Message-ID is derived from the event id, so that the copy
@@ -87,12 +87,13 @@ func New(server Server, from string) (*Mailer, error) {
 	return m, nil
 }
 
-// Consumer returns the consumer that sends a mail for each user.created and each
-// user.rejected. It is called once.
+// Consumer returns the consumer that sends a mail for each user.created, each
+// user.rejected and each user.still_pending. It is called once.
 func (m *Mailer) Consumer() consumers.Consumer {
 	m.pace = newPace(m.Rate)
 	c := consumers.Consumer{
-		Name: Name, Handler: consumers.Effect(m.mail, events.UserCreated{}.EventType(), events.UserRejected{}.EventType()),
+		Name: Name, Handler: consumers.Effect(m.mail,
+			events.UserCreated{}.EventType(), events.UserRejected{}.EventType(), events.UserStillPending{}.EventType()),
 		Unordered: true, Timeout: smtpTimeout + maxWait,
 	}
 	if m.Rate > 0 && m.Rate < 1 {

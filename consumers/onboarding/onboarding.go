@@ -5,7 +5,7 @@
 //
 // Each user ends active, with one profile and one billing account; or rejected, with
 // neither. The state in users.users and the event, user.activated or user.rejected, commit
-// together, once. A user who is deleted meanwhile leaves nothing behind, and there is no
+// together, once, and cancel the reminder that the user is still pending. A user who is deleted meanwhile leaves nothing behind, and there is no
 // event; who is deleted once they are active keeps what they have there. This holds as long
 // as both services keep to their contract: calls may be repeated with the same
 // Idempotency-Key, what is gone can be deleted again, and what was deleted is not made by a
@@ -155,7 +155,19 @@ func (o *Onboarding) activate(ctx context.Context, tx pgx.Tx, s *saga.Saga) erro
 	case err != nil:
 		return away(err)
 	}
-	return away(outbox.Append(ctx, tx, events.UserActivated{UserID: s.Key, ActivatedAt: at.UTC()}))
+	return away(decided(ctx, tx, s, events.UserActivated{UserID: s.Key, ActivatedAt: at.UTC()}))
+}
+
+// decided appends the event that ends a user's wait, and cancels the reminder that they are still pending.
+func decided(ctx context.Context, tx pgx.Tx, s *saga.Saga, e events.Payload) error {
+	user, err := uuid.Parse(s.Key)
+	if err != nil {
+		return err
+	}
+	if _, err := outbox.Cancel(ctx, tx, events.ReminderID(user)); err != nil {
+		return err
+	}
+	return outbox.Append(ctx, tx, e)
 }
 
 // notPending says what it means that a user is not: they are gone, or somebody else
@@ -187,7 +199,7 @@ func (o *Onboarding) reject(ctx context.Context, tx pgx.Tx, s *saga.Saga) error 
 		return away(err)
 	}
 	e.RejectedAt = e.RejectedAt.UTC()
-	return away(outbox.Append(ctx, tx, e))
+	return away(decided(ctx, tx, s, e))
 }
 
 // away returns an error of the database as an outage if it is not the fault of one user: it

@@ -190,6 +190,29 @@ func TestDeclined(t *testing.T) {
 	}
 }
 
+// TestReminderIsCancelled: whoever is active or rejected is not reminded any more.
+func TestReminderIsCancelled(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	declines := atomic.Bool{}
+	b.set(func(w http.ResponseWriter, r *http.Request) bool {
+		return r.Method == "POST" && declines.Load() && declined(w)
+	}, nil)
+	b.start(b.db)
+	for _, state := range []string{saga.Done, saga.Undone} {
+		declines.Store(state == saga.Undone)
+		id := uuid.NewString()
+		b.exec(`insert into pgjet.scheduled (id, due, type, key, data) values ($1, now() + interval '1 hour', 'user.still_pending', $2, '{}'), (gen_random_uuid(), now(), 'other', $2, '{}')`,
+			events.ReminderID(uuid.MustParse(id)), id)
+		b.exec(`insert into users.users (id, email, name, password) values ($1, $2, 'Ann', 'x')`, id, id+"@example.com")
+		b.publish(events.UserCreated{UserID: id, Email: "ann@example.com", Name: "Ann", CreatedAt: time.Now()}, 1)
+		b.ends(id, state)
+		if got := b.text(`select type from pgjet.scheduled where key = $1`, id); got != "other" {
+			t.Errorf("of a user whose saga is %s, %q is scheduled, want what is no reminder", state, got)
+		}
+	}
+}
+
 // TestOutage: while billing is away in any way, no attempt counts.
 func TestOutage(t *testing.T) {
 	t.Parallel()
