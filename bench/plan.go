@@ -74,7 +74,7 @@ type value struct {
 // scenarios returns the plan of a run.
 func scenarios(o options) []scenario {
 	all := []scenario{
-		limits(o), forms(o), drain(o), latency(o), hostage(o), consume(o), signUp(o), growth(o), control(o),
+		limits(o), forms(o), drain(o), latency(o), hostage(o), consume(o), signUp(o), scheduled(o), growth(o), control(o),
 	}
 	for i := range all {
 		all[i].variants = slices.DeleteFunc(all[i].variants, func(v variant) bool { return o.quick && v.slow })

@@ -43,6 +43,7 @@ func serveUsers(ctx context.Context, config []byte) error {
 	}
 	tuning := producer.DefaultTuning()
 	tuning.PerAddress, tuning.PerAccount, tuning.HashWait = 0, 0, 10*time.Second
+	tuning.RemindAfter = 0 // the price of one event is asked for, not of two
 	if !c.RealHash {
 		hashParams.Memory, hashParams.Iterations = 8, 1
 		tuning.Hashes = signUpClients
