@@ -41,17 +41,31 @@ type Account struct {
 // after the other, so while events flow InFlight is not exact; Unaccounted is never more
 // than there is.
 func ReadAccount(ctx context.Context, db inbox.Reader, js jetstream.JetStream, stream, name string) (a Account, err error) {
-	of, err := inbox.Slices(ctx, db, name)
+	return readAccount(ctx, reader{db, name}, js, stream, name)
+}
+
+// A counter counts what the inbox has of a consumer.
+type counter interface {
+	Slices(ctx context.Context) (int, error)
+	Count(ctx context.Context, from, to uint64) (inbox.Count, error)
+}
+
+// A reader is a counter that needs no session.
+type reader struct {
+	db   inbox.Reader
+	name string
+}
+
+func (r reader) Slices(ctx context.Context) (int, error) { return inbox.Slices(ctx, r.db, r.name) }
+
+func (r reader) Count(ctx context.Context, from, to uint64) (inbox.Count, error) {
+	return inbox.CountEvents(ctx, r.db, r.name, from, to)
+}
+
+func readAccount(ctx context.Context, inbox counter, js jetstream.JetStream, stream, name string) (a Account, err error) {
+	durables, err := durables(ctx, inbox, js, stream, name)
 	if err != nil {
 		return a, err
-	}
-	var durables []jetstream.Consumer
-	for _, durable := range inbox.Durables(name, of) {
-		consumer, err := js.Consumer(ctx, stream, durable)
-		if err != nil {
-			return a, fmt.Errorf("look at durable consumer %s: %w", durable, err)
-		}
-		durables = append(durables, consumer)
 	}
 	var first, last uint64
 	if a.Events, first, last, err = held(ctx, js, stream, wholeFilters(durables[0].CachedInfo().Config)); err != nil {
@@ -68,7 +82,7 @@ func ReadAccount(ctx context.Context, db inbox.Reader, js jetstream.JetStream, s
 	if a.Lag == 0 { // what it has passed over, since its types were others then, was handed over
 		upTo = max(upTo, last)
 	}
-	n, err := inbox.CountEvents(ctx, db, name, first, upTo)
+	n, err := inbox.Count(ctx, first, upTo)
 	if err != nil {
 		return a, err
 	}
@@ -77,6 +91,22 @@ func ReadAccount(ctx context.Context, db inbox.Reader, js jetstream.JetStream, s
 	a.InFlight = max(0, min(rest, a.AckPending))
 	a.Unaccounted = max(0, rest-a.InFlight)
 	return a, nil
+}
+
+// durables looks at the durable consumers of all slices.
+func durables(ctx context.Context, c counter, js jetstream.JetStream, stream, name string) (all []jetstream.Consumer, err error) {
+	of, err := c.Slices(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, durable := range inbox.Durables(name, of) {
+		consumer, err := js.Consumer(ctx, stream, durable)
+		if err != nil {
+			return nil, fmt.Errorf("look at durable consumer %s: %w", durable, err)
+		}
+		all = append(all, consumer)
+	}
+	return all, nil
 }
 
 // A SliceAccount is what JetStream says of one slice.

@@ -62,7 +62,7 @@ func (t *term) sendAcks(ctx context.Context) {
 // skipped.
 func (t *term) flushAcks(ctx context.Context) {
 	for _, d := range t.acks.take() {
-		if err := d.msg.Ack(); err != nil {
+		if err := t.source.Ack(d.msg); err != nil {
 			t.log.InfoContext(ctx, "ack was not sent, the event will come again and be skipped", "event_id", d.work.ID, "err", err)
 		}
 	}

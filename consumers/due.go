@@ -23,7 +23,7 @@ func (t *term) takeDue(ctx context.Context) error {
 		// What another process had is taken only from one that is in touch with the
 		// database for a while: after an outage the others come back, too.
 		all, err := t.take(ctx, func(ctx context.Context) ([]*inbox.Intent, error) {
-			return t.tenure.Take(ctx, t.db, inbox.Take{Most: most, Dead: time.Since(t.began) > reclaimAfter, Suspect: !t.alone.Load()})
+			return t.room.Take(ctx, inbox.Take{Most: most, Dead: time.Since(t.began) > reclaimAfter, Suspect: !t.alone.Load()})
 		})
 		if err != nil {
 			return ignoreEnd(ctx, err)
@@ -82,7 +82,7 @@ func (t *term) nudge() {
 func (t *term) goOn(ctx context.Context, keys []string) {
 	for ctx.Err() == nil {
 		next, err := t.take(ctx, func(ctx context.Context) ([]*inbox.Intent, error) {
-			return t.tenure.TakeNext(ctx, t.db, keys, max(1, 4*t.Consumer.most()/len(keys)))
+			return t.room.TakeNext(ctx, keys, max(1, 4*t.Consumer.most()/len(keys)))
 		})
 		if err != nil || len(next) == 0 {
 			break // takeDue says why
@@ -92,7 +92,7 @@ func (t *term) goOn(ctx context.Context, keys []string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
 	for _, key := range keys {
-		if held, err := t.tenure.Holds(ctx, t.db, key); err != nil || held { // the next event to end looks again
+		if held, err := t.room.Holds(ctx, key); err != nil || held { // the next event to end looks again
 			t.nudge()
 		} else {
 			t.lanes.free(key)

@@ -327,7 +327,7 @@ func (t *term) place(ctx context.Context, created bool) error {
 	}
 	t.cut = false // an unordered consumer has one term
 	if t.at.Redeliver {
-		return t.tenure.Redelivered(ctx, t.db)
+		return t.room.Redelivered(ctx)
 	}
 	return nil
 }
@@ -337,25 +337,25 @@ func (t *term) place(ctx context.Context, created bool) error {
 // up to there was never handled: JetStream passed over it, as it does while somebody has changed
 // the filters of the durable consumer.
 func (t *term) noteLost(ctx context.Context, ackFloor uint64) error {
-	file, err := inbox.File(ctx, t.db)
+	now, err := t.room.Version(ctx)
 	if err != nil {
 		return err
 	}
 	seen := &t.inboxes[t.tenure.Slice.Number]
 	was := *seen
-	*seen = inboxState{t.serverBegan, file}
+	*seen = now
 	if ackFloor <= max(t.at.LostUntil, t.at.Floor) || was == *seen {
 		return nil
 	}
 	t.at.LostUntil = ackFloor
-	return t.tenure.Lost(ctx, t.db, ackFloor)
+	return t.room.Lost(ctx, ackFloor)
 }
 
 // recreated moves a durable consumer that was made again to the inbox's position: behind
 // the last event that it knows, if the stream still holds that very event there. Else the
 // stream lost something, and everything comes again.
 func (t *term) recreated(ctx context.Context) error {
-	id, seq, err := t.tenure.LastKnown(ctx, t.db, t.at.Floor)
+	id, seq, err := t.room.LastKnown(ctx, t.at.Floor)
 	if err != nil {
 		return err
 	}

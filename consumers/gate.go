@@ -128,3 +128,40 @@ func (g *gate) bar(reason error) (news bool) {
 	g.barred = reason
 	return news
 }
+
+// A solo lets attempts run together, or one of them alone. The alone one does not wait for those that come after it.
+type solo struct {
+	mu      sync.Mutex
+	changed sync.Cond
+	running int  // attempts
+	alone   bool // one runs alone, or waits for that
+}
+
+func newSolo() *solo {
+	s := &solo{}
+	s.changed.L = &s.mu
+	return s
+}
+
+// enter blocks until an attempt may run, alone or not, and returns what ends it.
+func (s *solo) enter(alone bool) (leave func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.alone {
+		s.changed.Wait()
+	}
+	s.alone = alone
+	for alone && s.running > 0 {
+		s.changed.Wait()
+	}
+	s.running++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.running--
+		if alone {
+			s.alone = false
+		}
+		s.changed.Broadcast()
+	}
+}

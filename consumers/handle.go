@@ -15,7 +15,6 @@ import (
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/attempt"
-	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 // groupTime is how long the handlers of a group may take together before the next one is left to another
@@ -131,13 +130,7 @@ func (t *term) attempt(ctx context.Context, all []*work) (a tried) {
 		return a
 	}
 	all[0].paced = false
-	if all[0].Deaths > 0 {
-		t.solo.Lock()
-		defer t.solo.Unlock()
-	} else {
-		t.solo.RLock()
-		defer t.solo.RUnlock()
-	}
+	defer t.solo.enter(all[0].Deaths > 0)()
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.Consumer.Timeout+groupTime)
 	defer cancel()
 	var span trace.Span
@@ -204,13 +197,8 @@ func (t *term) left(ctx context.Context, a tried) {
 
 // first handles events from the stream in the transaction of their inbox rows, unless those exist.
 func (t *term) first(ctx context.Context, a *tried) error {
-	var claim *inbox.Claim
 	all := a.tried
-	return t.transact(ctx, func(b *pgx.Batch) { claim = t.tenure.Claim(b, messages(all)) }, func(ctx context.Context, tx pgx.Tx) error {
-		fresh, err := claim.Fresh(ctx, tx, messages(all))
-		if err != nil {
-			return err
-		}
+	return t.room.Claim(ctx, messages(all), func(tx pgx.Tx, fresh []bool) error {
 		a.tried, a.doubles, a.left = nil, nil, nil
 		for i, w := range all {
 			if fresh[i] {
@@ -224,20 +212,20 @@ func (t *term) first(ctx context.Context, a *tried) error {
 			return err
 		}
 		a.tried, a.left = a.tried[:n], a.tried[n:]
-		return t.tenure.Unclaim(ctx, tx, messages(a.left))
+		return t.room.Unclaim(ctx, tx, messages(a.left))
 	})
 }
 
 // retry handles events of intents that this session has taken, in the transaction that makes them done.
 func (t *term) retry(ctx context.Context, a *tried) error {
 	all := a.tried
-	return t.transact(ctx, t.tenure.Check, func(ctx context.Context, tx pgx.Tx) error {
+	return t.room.Check(ctx, func(tx pgx.Tx) error {
 		n, err := t.handle(ctx, tx, all, len(all) == 1)
 		if err != nil {
 			return err
 		}
 		a.tried, a.left = all[:n], all[n:]
-		return t.unfinished(ctx, t.tenure.Finish(ctx, tx, intents(a.tried), a.began, time.Since(a.began)))
+		return t.unfinished(ctx, t.room.Finish(ctx, tx, intents(a.tried), a.began, time.Since(a.began)))
 	})
 }
 
@@ -287,7 +275,7 @@ func (t *term) handleOne(ctx context.Context, tx pgx.Tx, all []*work) error {
 		err = context.DeadlineExceeded
 	}
 	if err == nil {
-		err = attempt.Sound("handler", tx)
+		err = t.room.Sound(tx)
 	}
 	return err
 }
@@ -300,60 +288,6 @@ func (t *term) call(ctx context.Context, handler func(ctx context.Context) error
 	if errors.Is(err, attempt.ErrAbandoned) {
 		t.log.ErrorContext(ctx, "a handler does not return although its time is up, it is left behind", "timeout", t.Consumer.Timeout)
 	}
-	return err
-}
-
-// transact runs fn in a transaction that may go on only in this session. What first
-// queues finds that out. If the schema has changed under prepared statements, it is rolled back and
-// run once more.
-func (t *term) transact(ctx context.Context, first func(*pgx.Batch), fn func(ctx context.Context, tx pgx.Tx) error) error {
-	err := t.transactOnce(ctx, first, fn)
-	if postgres.Stale(err) && ctx.Err() == nil {
-		t.db.Reset() // other connections have prepared them, too
-		err = t.transactOnce(ctx, first, fn)
-	}
-	return err
-}
-
-// transactOnce is transact without another try. If a handler was left behind in the transaction, its
-// connection is cut.
-func (t *term) transactOnce(ctx context.Context, first func(*pgx.Batch), fn func(ctx context.Context, tx pgx.Tx) error) (err error) {
-	conn, err := t.db.Acquire(ctx)
-	if err != nil {
-		return &inbox.Error{What: "connect", Err: err}
-	}
-	defer conn.Release()
-	defer func() { // such as of a transaction that a goroutine of the handler still uses
-		if p := recover(); p != nil {
-			attempt.Cut(conn)
-			err = attempt.Recovered("the transaction, after the handler returned,", p)
-		}
-	}()
-	// By the end of that time a handler was left behind.
-	tx, err := t.tenure.Begin(ctx, conn, 2*t.Consumer.Timeout+pingTime, first)
-	if err == nil {
-		err = fn(ctx, tx)
-	}
-	if err == nil {
-		var same bool
-		if same, err = inbox.Same(ctx, tx); err == nil && !same {
-			err = errors.New("the handler ended its transaction and began another one")
-		}
-	}
-	switch {
-	case err == nil:
-		return tx.Commit(ctx)
-	case errors.Is(err, attempt.ErrAbandoned):
-		attempt.Cut(conn)
-		return err
-	}
-	if _, ours := errors.AsType[*inbox.Error](err); ours || errors.Is(err, inbox.ErrTaken) {
-		// A handler may have changed the session, by a set role, say: nobody gets it again.
-		defer func() { _ = conn.Conn().Close(context.WithoutCancel(ctx)) }()
-	}
-	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
-	defer cancel()
-	_ = tx.Rollback(undo) // a connection that fails at that is closed
 	return err
 }
 
@@ -388,11 +322,11 @@ func (t *term) rememberOnce(ctx context.Context, w *work, e ending) error {
 	return backoff.Retry(func() error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(limit), pingTime)
 		defer cancel()
-		err := t.tenure.Remember(ctx, t.db.Pool, &w.Intent, e.began, e.took)
+		err := t.room.Remember(ctx, &w.Intent, e.began, e.took)
 		if errors.Is(err, inbox.ErrTaken) {
 			return backoff.Permanent(err)
 		}
-		t.renew(err)
+		t.data.Renew(err)
 		return err
 	}, b)
 }

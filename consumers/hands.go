@@ -153,14 +153,14 @@ func (h *hands) passed() (floor, high uint64) {
 
 // keep tells JetStream every third of its patience that what is held is in work, until
 // ctx ends.
-func (h *hands) keep(ctx context.Context) {
+func (t *term) keep(ctx context.Context) {
 	tick := time.NewTicker(ackWait / 3)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
-			for _, d := range h.all() {
-				_ = d.msg.InProgress() // a lost one is made up for by the next
+			for _, d := range t.hands.all() {
+				_ = t.source.InProgress(d.msg) // a lost one is made up for by the next
 			}
 		case <-ctx.Done():
 			return

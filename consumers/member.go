@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -32,22 +31,21 @@ type member struct {
 	session  string // who takes intents
 
 	// Set by begin, and read by all.
-	is          inbox.Registered
-	serverBegan time.Time // when the server was started with which the session began
+	is inbox.Registered
 
 	// Of the goroutine of the session.
-	conn     *pgx.Conn // it has the locks
 	terms    map[int]*term
 	balanced time.Time // when that was looked at last
 	shown    bool      // it is known as one that handles events
 	lookout  lookout
 
 	// Shared.
+	data  database
 	end   context.CancelCauseFunc // ends the session
 	ended chan *term
-	gate  *gate        // how many attempts of all slices may run
-	solo  sync.RWMutex // held alone by an attempt at which a process died before
-	alone atomic.Bool  // there is one of those in hand
+	gate  *gate       // how many attempts of all slices may run
+	solo  *solo       // an attempt at which a process died before has it alone
+	alone atomic.Bool // there is one of those in hand
 
 	unbegun atomic.Bool // a term could not begin, which ended the session
 }
@@ -55,72 +53,44 @@ type member struct {
 // session handles events until something fails, or ctx ends.
 func (r *run) session(ctx context.Context) error {
 	m := &member{run: r, stopping: ctx, began: time.Now(), session: fmt.Sprintf("%s:%s", r.process, uuid.NewString()[:8]),
-		terms: make(map[int]*term), ended: make(chan *term, inbox.Tokens), gate: newGate(r.Consumer.Workers)}
+		terms: make(map[int]*term), ended: make(chan *term, inbox.Tokens), gate: newGate(r.Consumer.Workers), solo: newSolo()}
 	r.gate.Store(m.gate)
+	m.data = r.connecting(m.session)
+	defer m.data.Close()
 	err := m.begin(ctx)
-	if m.conn != nil {
-		defer lead.Close(m.conn)
-	}
 	if err != nil {
-		return m.tell(ctx, m.explained(m.named(ctx, err)))
+		return m.tell(ctx, m.explained(m.data.NameLock(ctx, err)))
 	}
 	defer func() { r.ended = append(r.ended, m.session) }()
 	err = m.serve(ctx)
 	r.cut = r.cut || err != nil && ctx.Err() == nil && !errors.Is(err, inbox.ErrSuperseded)
-	r.renew(err)
-	err = m.explained(m.named(ctx, err))
+	m.data.Renew(err)
+	err = m.explained(m.data.NameLock(ctx, err))
 	if m.unbegun.Load() {
 		return m.tell(ctx, err)
 	}
 	return err
 }
 
-// named returns err, or who keeps the session from a table, if that is why it ended.
-func (m *member) named(ctx context.Context, err error) error {
-	if m.conn == nil || m.conn.IsClosed() {
-		return inbox.NameLock(ctx, m.db, err)
-	}
-	return inbox.NameLock(ctx, m.conn, err)
-}
-
 // tell leaves why no session began in the database, for those who ask there, if it is
 // at hand.
 func (m *member) tell(ctx context.Context, err error) error {
-	connected := m.conn != nil && !m.conn.IsClosed()
-	switch {
-	case ctx.Err() != nil, errors.Is(err, inbox.ErrSuperseded):
-	case connected:
-		_ = m.heartbeat(ctx, m.conn, err) // the log says it, too
-	case postgres.IsPooler(err) && postgres.CheckNames(ctx, m.db.Pool) == nil: // which takes statements
-		_ = m.heartbeat(ctx, m.db, err)
+	if ctx.Err() == nil && !errors.Is(err, inbox.ErrSuperseded) && (!m.data.Closed() || postgres.IsPooler(err)) {
+		_ = m.heartbeat(ctx, err) // the log says it, too
 	}
 	return err
 }
 
 // begin connects, joins the other members if order asks for it, and makes the consumer known.
 func (m *member) begin(ctx context.Context) (err error) {
-	direct, err := m.direct(ctx)
-	if err == nil {
-		m.conn, err = lead.Connect(ctx, direct, "consumer "+m.Consumer.Name, "pgjet-"+m.Consumer.Name,
-			postgres.Setting{Name: "lock_timeout", Value: lockTime})
-	}
-	if err != nil {
-		return &inbox.Error{What: "connect", Err: err}
-	}
-	if err := postgres.CheckNames(ctx, m.db.Pool); err != nil {
-		return &inbox.Error{What: "look at the pool", Err: err}
-	}
-	if err := inbox.Announce(ctx, m.conn, m.session); err != nil {
+	if err := m.data.Open(ctx); err != nil {
 		return err
-	}
-	if m.serverBegan, err = started(ctx, m.conn); err != nil {
-		return &inbox.Error{What: "ask when the server was started", Err: err}
 	}
 	if err := m.awaitTables(ctx); err != nil {
 		return err
 	}
 	// What could not be given back when earlier sessions ended, since the database was away.
-	if err := inbox.Abandon(ctx, m.conn, m.Consumer.Name, m.run.ended); err != nil {
+	if err := m.data.Abandon(ctx, m.run.ended); err != nil {
 		return err
 	}
 	m.run.ended = nil
@@ -130,7 +100,7 @@ func (m *member) begin(ctx context.Context) (err error) {
 	if err := m.rebuildIfAsked(ctx); err != nil || !m.ordered() {
 		return err
 	}
-	return m.asked("join the others", lead.Join(ctx, m.conn, m.membership(), m.standby(ctx)))
+	return m.asked("join the others", m.data.Join(ctx, m.membership(), m.standby(ctx)))
 }
 
 // The leads. A member has the first in shared mode, so that nobody divides the consumer anew; in the second one it
@@ -152,11 +122,11 @@ func (m *member) asked(what string, err error) error {
 func (m *member) join(ctx context.Context) error {
 	for {
 		if m.ordered() {
-			if err := m.asked("stand by", lead.Join(ctx, m.conn, m.active(), m.standby(ctx))); err != nil {
+			if err := m.asked("stand by", m.data.Join(ctx, m.active(), m.standby(ctx))); err != nil {
 				return err
 			}
 		}
-		if err := natsconn.CheckVersion(m.js.Conn()); err != nil {
+		if err := m.source.Check(); err != nil {
 			return err
 		}
 		if err := m.register(ctx); err != nil {
@@ -180,7 +150,7 @@ func (m *member) standby(ctx context.Context) func(lead.Holder) {
 		err := fmt.Errorf("%w: the lead is %s", errStandby, h)
 		if h.Foreign {
 			err = fmt.Errorf("lead_taken: the lead is %s, which is no process of this consumer; find out what it is, and end it with pg_terminate_backend", h)
-			_ = m.heartbeat(ctx, m.conn, err) // the log says it, too
+			_ = m.heartbeat(ctx, err) // the log says it, too
 		}
 		switch news := m.keeper.Waiting(err); {
 		case news && h.Foreign:
@@ -197,11 +167,8 @@ func (m *member) register(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = pgx.BeginFunc(ctx, m.conn, func(tx pgx.Tx) (err error) {
-		m.is, err = inbox.Register(ctx, tx, inbox.Registration{Consumer: m.Consumer.Name, Stream: m.stream, MoveFrom: m.Runner.MoveFrom, Created: info.Created,
-			Ordered: m.ordered(), Effects: m.Consumer.Handler.effect != nil})
-		return err
-	})
+	m.is, err = m.data.Register(ctx, inbox.Registration{Consumer: m.Consumer.Name, Stream: m.stream, MoveFrom: m.Runner.MoveFrom, Created: info.Created,
+		Ordered: m.ordered(), Effects: m.Consumer.Handler.effect != nil})
 	if paused, ok := errors.AsType[*inbox.PausedError](err); ok {
 		return m.awaitResume(ctx, paused)
 	}
@@ -212,27 +179,24 @@ func (m *member) register(ctx context.Context) error {
 // have ended it can.
 func (m *member) divide(ctx context.Context) (done bool, err error) {
 	if m.ordered() {
-		err := lead.Leave(ctx, m.conn, m.active())
+		err := m.data.Leave(ctx, m.active())
 		if err == nil {
-			done, err = lead.Try(ctx, m.conn, m.active())
+			done, err = m.data.Try(ctx, m.active())
 		}
 		if err != nil || !done {
 			return false, m.asked("stand by", errors.Join(err, m.reportHolder(ctx)))
 		}
 	}
-	err = inbox.Supersede(ctx, m.db.Pool, m.Consumer.Name, func(tx pgx.Tx) error {
-		return inbox.Divide(ctx, tx, m.Consumer.Name, m.Consumer.Slices)
-	})
-	if err != nil {
+	if err := m.data.Divide(ctx, m.Consumer.Slices); err != nil {
 		return false, m.asked("divide the consumer", err)
 	}
 	m.log.InfoContext(ctx, "the consumer was divided into another number of slices", "slices", m.Consumer.Slices, "before", m.is.Slices)
 	m.forget(ctx, m.is.Slices)
 	m.is.Slices = m.Consumer.Slices
 	if m.ordered() {
-		err = lead.Join(ctx, m.conn, m.active(), m.standby(ctx))
+		err = m.data.Join(ctx, m.active(), m.standby(ctx))
 		if err == nil {
-			err = lead.Release(ctx, m.conn, m.active())
+			err = m.data.Release(ctx, m.active())
 		}
 	}
 	return true, m.asked("divide the consumer", err)
@@ -240,7 +204,7 @@ func (m *member) divide(ctx context.Context) (done bool, err error) {
 
 // reportHolder says who works with another number of slices.
 func (m *member) reportHolder(ctx context.Context) error {
-	holders, err := lead.Holders(ctx, m.conn, m.active())
+	holders, err := m.data.Holders(ctx, []string{m.active()})
 	for _, h := range holders[m.active()] {
 		m.standby(ctx)(h)
 		break
@@ -261,7 +225,7 @@ func (m *member) forget(ctx context.Context, slices int) {
 // has held for long.
 func (m *member) awaitTables(ctx context.Context) error {
 	for began := time.Now(); ; {
-		lock, err := inbox.TableLock(ctx, m.conn)
+		lock, err := m.data.TableLock(ctx)
 		switch {
 		case err != nil:
 			return err
@@ -281,13 +245,13 @@ func (m *member) awaitResume(ctx context.Context, paused *inbox.PausedError) err
 		if m.keeper.Waiting(paused) {
 			m.log.InfoContext(ctx, "not handling events", "err", paused)
 		}
-		if err := m.heartbeat(ctx, m.conn, paused); err != nil {
+		if err := m.heartbeat(ctx, paused); err != nil {
 			return err
 		}
 		if !sleep(ctx, 2*pollEvery) {
 			return paused
 		}
-		still, err := inbox.ReadPause(ctx, m.conn, m.Consumer.Name)
+		still, err := m.data.ReadPause(ctx)
 		if err != nil {
 			return err
 		}
@@ -306,17 +270,15 @@ func (m *member) rebuildIfAsked(ctx context.Context) error {
 	if m.Consumer.Clear == nil {
 		m.log.WarnContext(ctx, "this consumer has no Clear: what its handlers wrote before the replay stays")
 	}
-	err := inbox.Supersede(ctx, m.db.Pool, m.Consumer.Name, func(tx pgx.Tx) error {
-		asked, err := inbox.Rebuilt(ctx, tx, m.Consumer.Name)
-		if err != nil || !asked || m.Consumer.Clear == nil { // another process did it
-			return err
+	return m.asked("rebuild", m.data.Rebuild(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		if m.Consumer.Clear == nil {
+			return nil
 		}
 		if err := m.Consumer.Clear(ctx, tx); err != nil {
 			return fmt.Errorf("clear before the replay: %w", err)
 		}
 		return nil
-	})
-	return m.asked("rebuild", err)
+	}))
 }
 
 // serve owns a share of the slices until something fails, or ctx ends. Then it takes no more, and keeps its slices until
@@ -331,8 +293,8 @@ func (m *member) serve(outer context.Context) error {
 		}
 	}
 	holding := context.WithoutCancel(ctx)
-	if m.ordered() && !m.conn.IsClosed() {
-		_ = lead.Leave(holding, m.conn, m.membership()) // if it fails, its end leaves
+	if m.ordered() && !m.data.Closed() {
+		_ = m.data.Leave(holding, m.membership()) // if it fails, its end leaves
 	}
 	for len(m.terms) > 0 {
 		m.await(holding)
@@ -340,7 +302,7 @@ func (m *member) serve(outer context.Context) error {
 	}
 	holding, cancel := context.WithTimeout(holding, pingTime)
 	defer cancel()
-	_ = inbox.Farewell(holding, m.conn, m.Consumer.Name, m.process) // if it fails, others take it for dead
+	_ = m.data.Farewell(holding, m.process) // if it fails, others take it for dead
 	if err := context.Cause(ctx); outer.Err() == nil {
 		return err
 	}
@@ -352,8 +314,8 @@ func (m *member) await(ctx context.Context) {
 	select {
 	case t := <-m.ended:
 		delete(m.terms, t.tenure.Slice.Number)
-		if m.ordered() && !m.conn.IsClosed() {
-			_ = lead.Release(context.WithoutCancel(ctx), m.conn, m.ownership(t.tenure.Slice.Number)) // if it fails, so does all else
+		if m.ordered() && !m.data.Closed() {
+			_ = m.data.Release(context.WithoutCancel(ctx), m.ownership(t.tenure.Slice.Number)) // if it fails, so does all else
 		}
 	case <-time.After(pollEvery):
 	case <-ctx.Done():
@@ -390,10 +352,10 @@ func (m *member) tend(ctx context.Context, saved *time.Time) error {
 	case err != nil:
 	case len(m.terms) > 0:
 		m.shown = true
-		err = m.heartbeat(ctx, m.conn, m.gate.closed())
+		err = m.heartbeat(ctx, m.gate.closed())
 	case m.shown: // it stands by now
 		m.shown = false
-		err = inbox.Farewell(ctx, m.conn, m.Consumer.Name, m.process)
+		err = m.data.Farewell(ctx, m.process)
 	}
 	return ignoreEnd(ctx, err)
 }
@@ -408,7 +370,7 @@ func (m *member) current(ctx context.Context) (bool, error) {
 			epochs = append(epochs, epoch)
 		}
 	}
-	return inbox.Current(ctx, m.conn, m.Consumer.Name, epochs)
+	return m.data.Current(ctx, epochs)
 }
 
 // balance begins terms of slices that nobody owns, and ends some, so that the members share them evenly.
@@ -425,7 +387,7 @@ func (m *member) balance(ctx context.Context) error {
 	}
 	asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime) // cancelling would close the connection
 	defer cancel()
-	holders, err := lead.Holders(asking, m.conn, names...)
+	holders, err := m.data.Holders(asking, names)
 	if err != nil {
 		return err
 	}
@@ -435,7 +397,7 @@ func (m *member) balance(ctx context.Context) error {
 	}
 	free := make([]int, 0, m.is.Slices)
 	var other *lead.Holder // of a slice
-	me := int64(m.conn.PgConn().PID())
+	me := m.data.PID()
 	for n := range m.is.Slices {
 		s := (n + int(me)) % m.is.Slices // not all members the same first
 		switch h := holders[m.ownership(s)]; {
@@ -463,7 +425,7 @@ func (m *member) balance(ctx context.Context) error {
 		t.release()
 	}
 	for _, s := range free[:min(max(0, want-len(mine)), len(free))] {
-		if taken, err := lead.Try(asking, m.conn, m.ownership(s)); err != nil || !taken {
+		if taken, err := m.data.Try(asking, m.ownership(s)); err != nil || !taken {
 			return err
 		}
 		m.own(ctx, s)

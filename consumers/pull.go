@@ -43,6 +43,9 @@ func newPull(js jetstream.JetStream, stream, consumer string, most int) (*pull, 
 	return p, err
 }
 
+// close ends the subscription, unless the connection has ended.
+func (p *pull) close() { _ = p.sub.Unsubscribe() }
+
 // apiPrefix returns what subjects of JetStream's API begin with.
 func apiPrefix(js jetstream.JetStream) string {
 	o := js.Options()

@@ -28,23 +28,22 @@ var errReconnected = errors.New("the connection to NATS was lost, beginning agai
 // receive takes messages from JetStream as there is room for them, until something
 // fails or ctx ends.
 func (t *term) receive(ctx context.Context) error {
-	conn := t.js.Conn()
-	changed := conn.StatusChanged(nats.RECONNECTING, nats.CLOSED)
-	defer conn.RemoveStatusListener(changed)
+	lost, stop := t.source.Lost()
+	defer stop()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {
 		select {
-		case <-changed:
+		case <-lost:
 			cancel(errReconnected)
 		case <-ctx.Done():
 		}
 	}()
-	p, err := newPull(t.js, t.stream, t.durable.want.Durable, max(t.hands.least, mostHeld))
+	p, err := t.source.Pull(t.stream, t.durable.want.Durable, max(t.hands.least, mostHeld))
 	if err != nil {
 		return fmt.Errorf("receive from %s: %w", t.durable.want.Durable, err)
 	}
-	defer func() { _ = p.sub.Unsubscribe() }() // the connection may have ended
+	defer p.close()
 	for {
 		n, bytes, err := t.hands.room(ctx)
 		if err == nil {
@@ -136,7 +135,7 @@ var errImpostor = errors.New("double_id: the stream holds another event with thi
 // message that was delivered has one. Those that only claim the id of an event are among the rest: they
 // get the ids of their places, to be set aside.
 func (t *term) skip(ctx context.Context, all []*work) (rest []*work, err error) {
-	known, err := t.tenure.Known(ctx, t.db, messages(all))
+	known, err := t.room.Known(ctx, messages(all))
 	if err != nil {
 		return nil, err
 	}
@@ -159,7 +158,7 @@ func (t *term) skip(ctx context.Context, all []*work) (rest []*work, err error) 
 			rest = append(rest, w)
 		}
 	}
-	if err := t.tenure.Copies(ctx, t.db, copies, seqs); err != nil {
+	if err := t.room.Copies(ctx, copies, seqs); err != nil {
 		return nil, err
 	}
 	for _, w := range done {

@@ -67,14 +67,17 @@ type run struct {
 	Consumer Consumer // complete
 	db       postgres.DB
 	js       jetstream.JetStream
+	source   source
 	stream   string
 	log      *slog.Logger
 	process  string // host:pid
-	metrics  *metrics
-	keeper   session.Keeper
-	gate     atomic.Pointer[gate] // of the last session
-	recent   recent
-	limiter  *rate.Limiter // of attempts; nil is no limit
+	// connecting returns what a session asks of the database.
+	connecting func(session string) database
+	metrics    *metrics
+	keeper     session.Keeper
+	gate       atomic.Pointer[gate] // of the last session
+	recent     recent
+	limiter    *rate.Limiter // of attempts; nil is no limit
 
 	// Of one session after the other.
 	inboxes   [inbox.Tokens]inboxState // as the last term of each slice saw it
@@ -144,6 +147,7 @@ func (r *Runner) complete() (*run, error) {
 	if err != nil {
 		host = "unknown"
 	}
+	n.source, n.connecting = natsSource{n.js}, n.connect
 	n.process = fmt.Sprintf("%s:%d", host, os.Getpid())
 	return n, nil
 }

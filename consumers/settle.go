@@ -117,14 +117,14 @@ func (t *term) put(ctx context.Context, w *work, e ending, dead bool, wait time.
 		fresh = true
 		switch {
 		case dead:
-			fresh, err = t.tenure.Bury(ctx, tx, inbox.Burial{Message: &w.Message, Taken: w.written(), Ending: log, Stack: stack(e.err), Traceparent: w.event.Traceparent})
+			fresh, err = t.room.Bury(ctx, tx, inbox.Burial{Message: &w.Message, Taken: w.written(), Ending: log, Stack: stack(e.err), Traceparent: w.event.Traceparent})
 		case w.written():
-			err = t.tenure.Again(ctx, tx, &w.Intent, wait, log)
+			err = t.room.Again(ctx, tx, &w.Intent, wait, log)
 		default:
 			var first []bool
-			first, err = t.tenure.Intend(ctx, tx, messages([]*work{w}), inbox.First{Attempts: w.number(), Wait: max(wait, time.Millisecond), Reason: log.Error})
+			first, err = t.room.Intend(ctx, tx, messages([]*work{w}), inbox.First{Attempts: w.number(), Wait: max(wait, time.Millisecond), Reason: log.Error})
 			if fresh = first[0]; err == nil && fresh {
-				err = t.tenure.Log(ctx, tx, &w.Message, log)
+				err = t.room.Log(ctx, tx, &w.Message, log)
 			}
 		}
 		return err
@@ -136,7 +136,7 @@ func (t *term) put(ctx context.Context, w *work, e ending, dead bool, wait time.
 func (t *term) write(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.Consumer.Timeout)
 	defer cancel()
-	return t.transact(ctx, t.tenure.Check, fn)
+	return t.room.Check(ctx, func(tx pgx.Tx) error { return fn(ctx, tx) })
 }
 
 // mayWait reports whether an event whose dead letter was refused can wait as an intent,
@@ -151,7 +151,7 @@ func (t *term) mayWait(ctx context.Context, w *work, err error) bool {
 func (t *term) putDown(ctx context.Context, all []*work, f inbox.First) (down []*work) {
 	var fresh []bool
 	err := t.write(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
-		fresh, err = t.tenure.Intend(ctx, tx, messages(all), f)
+		fresh, err = t.room.Intend(ctx, tx, messages(all), f)
 		return err
 	})
 	switch {
@@ -228,7 +228,7 @@ func (t *term) refused(ctx context.Context, w *work, err error) {
 		}
 	default:
 		t.hands.drop(w.delivery)
-		if err := w.delivery.msg.NakWithDelay(delay); err != nil {
+		if err := t.source.Nak(w.delivery.msg, delay); err != nil {
 			t.log.InfoContext(ctx, "nak was not sent, the event will come again by itself", "event_id", w.ID, "err", err)
 		}
 	}
@@ -248,7 +248,7 @@ func (t *term) giveBack(ctx context.Context, w *work, wait time.Duration, counts
 	t.hold(w.Key)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
-	if err := t.tenure.GiveBack(ctx, t.db, []*inbox.Intent{&w.Intent}, wait, counts); err != nil {
+	if err := t.room.GiveBack(ctx, &w.Intent, wait, counts); err != nil {
 		t.log.InfoContext(ctx, "an intent was not given back", "event_id", w.ID, "err", err)
 	}
 }

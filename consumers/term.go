@@ -2,12 +2,9 @@ package consumers
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/internal/attempt"
@@ -35,6 +32,7 @@ type term struct {
 
 	// Set by begin, and read by all.
 	tenure   inbox.Tenure
+	room     room         // of the tenure
 	at       inbox.Place  // as it was then
 	epoch    atomic.Int64 // of the tenure, once it is known
 	suspects uint64       // up to here a process that died may have been at work
@@ -58,6 +56,7 @@ func newTerm(m *member, slice int) *term {
 	t := &term{member: m, acks: newAcks(), lanes: newLanes(), kick: make(chan struct{}, 1)}
 	t.tenure = inbox.Tenure{Consumer: m.Consumer.Name, Ordered: m.ordered(), ParkKey: m.Consumer.ParkKey, Slice: inbox.Slice{Number: slice, Of: m.is.Slices},
 		Generation: m.is.Generation, Session: m.session, Process: m.process}
+	t.room = m.data.Room(&t.tenure)
 	t.durable.run, t.durable.slice = m.run, t.tenure.Slice
 	t.hands = newHands(max(leastHeld, 4*m.Consumer.Workers, 4*m.Consumer.Handler.most), m.is.Slices)
 	return t
@@ -87,12 +86,7 @@ func (t *term) begin(ctx context.Context) (err error) {
 	if err := t.durable.open(ctx); err != nil {
 		return err
 	}
-	if t.ordered() {
-		t.at, err = inbox.Own(ctx, t.db.Pool, t.Consumer.Name, t.tenure.Slice, t.process)
-	} else {
-		t.at, err = inbox.Join(ctx, t.db, t.Consumer.Name)
-	}
-	if err != nil {
+	if t.at, err = t.room.Own(ctx); err != nil {
 		return err
 	}
 	t.tenure.Epoch = t.at.Epoch
@@ -102,12 +96,12 @@ func (t *term) begin(ctx context.Context) (err error) {
 		err = t.place(ctx, made)
 	}
 	if err == nil {
-		err = t.tenure.Wake(ctx, t.db)
+		err = t.room.Wake(ctx)
 	}
 	if err != nil || !t.ordered() {
 		return err
 	}
-	keys, err := t.tenure.Held(ctx, t.db)
+	keys, err := t.room.Held(ctx)
 	t.lanes.hold(keys...)
 	return err
 }
@@ -123,7 +117,7 @@ func (t *term) release() {
 func (t *term) serve(ctx context.Context) {
 	var others, workers sync.WaitGroup
 	holding, release := context.WithCancel(context.WithoutCancel(ctx))
-	others.Go(func() { t.hands.keep(holding) })
+	others.Go(func() { t.keep(holding) })
 	others.Go(func() { t.sendAcks(holding) })
 	others.Go(func() { t.fail(t.receive(ctx)) })
 	others.Go(func() { t.fail(t.takeDue(ctx)) })
@@ -148,14 +142,6 @@ func (t *term) serve(ctx context.Context) {
 	release()
 	others.Wait()
 	t.giveBackAll(context.WithoutCancel(ctx), left, t.stopping.Err() == nil && !t.over.Load())
-}
-
-// renew has all connections made anew if the database refused a statement of ours: a handler
-// may have changed the session of one, by a set role, say.
-func (r *run) renew(err error) {
-	if _, refused := errors.AsType[*pgconn.PgError](err); refused {
-		r.db.Reset()
-	}
 }
 
 // labour deals with one load after the other until the lanes are closed.
@@ -184,11 +170,11 @@ func (t *term) giveBackAll(ctx context.Context, left []*work, failed bool) {
 	t.giveBackIntents(ctx, left)
 	t.flushAcks(ctx)
 	for _, d := range t.hands.all() {
+		delay := time.Duration(0)
 		if failed {
-			_ = d.msg.NakWithDelay(t.Consumer.delay(d.deliveries))
-		} else {
-			_ = d.msg.Nak()
+			delay = t.Consumer.delay(d.deliveries)
 		}
+		_ = t.source.Nak(d.msg, delay)
 	}
 }
 
@@ -199,8 +185,8 @@ func (t *term) giveUp(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, pingTime)
 	defer cancel()
-	t.save(ctx, t.db)
-	return t.tenure.Leave(ctx, t.db)
+	t.save(ctx, t.room.Save)
+	return t.room.Leave(ctx)
 }
 
 // sleep waits, and reports whether ctx goes on.

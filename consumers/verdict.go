@@ -6,13 +6,10 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/internal/attempt"
-	"github.com/pgjet/pgjet/internal/lead"
-	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
@@ -78,7 +75,7 @@ func (t *term) away(ctx context.Context, err error) bool {
 	switch {
 	case !lostConnection(err):
 		return false
-	case !t.writable(ctx):
+	case !t.data.Writable(ctx):
 		return true
 	case class != sqlstate.Unreachable && class != sqlstate.ReadOnly:
 		return false
@@ -86,38 +83,7 @@ func (t *term) away(ctx context.Context, err error) bool {
 	// The processes of a server learn one after the other that it has died, or that it takes no
 	// writes: another one may have answered.
 	time.Sleep(settleTime)
-	return !t.writable(ctx)
-}
-
-// writable reports whether the database answers, takes writes, and is the one with which the
-// session began: a server that has started since was away. Handlers may hold all connections
-// of the pool: then a new one is asked.
-func (t *term) writable(ctx context.Context) bool {
-	same := func(ctx context.Context, db inbox.DB) bool {
-		at, err := started(ctx, db)
-		return err == nil && at.Equal(t.serverBegan)
-	}
-	pooled, cancel := context.WithTimeout(ctx, pingTime/2)
-	defer cancel()
-	err := postgres.CheckWritable(pooled, t.db.Pool)
-	if err == nil {
-		return same(pooled, t.db)
-	}
-	if !errors.Is(err, context.DeadlineExceeded) {
-		return false
-	}
-	conn, err := pgx.ConnectConfig(ctx, t.db.Config().ConnConfig)
-	if err != nil {
-		return false
-	}
-	defer lead.Close(conn)
-	return postgres.CheckWritable(ctx, conn) == nil && same(ctx, conn)
-}
-
-// started returns when the server was started.
-func started(ctx context.Context, db inbox.DB) (at time.Time, err error) {
-	err = db.QueryRow(ctx, `select pg_postmaster_start_time()`).Scan(&at)
-	return at, err
+	return !t.data.Writable(ctx)
 }
 
 // settleTime is for how long a server's processes may answer after it died, or write after it was set read-only.

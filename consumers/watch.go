@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/sqlstate"
@@ -35,15 +33,15 @@ func (t *term) report(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime) // cancelling would close the connection
 	defer cancel()
 	if t.ordered() && t.epoch.Load() == 0 {
-		return inbox.Depose(ctx, t.conn, t.Consumer.Name, t.tenure.Slice)
+		return t.data.Depose(ctx, t.tenure.Slice)
 	}
-	t.save(ctx, t.conn)
+	t.save(ctx, func(ctx context.Context, floor, high uint64) error { return t.data.Save(ctx, &t.tenure, floor, high) })
 	return nil
 }
 
 // save writes down up to where the inbox has everything. One that is lost costs a
 // longer look at the inbox, later.
-func (t *term) save(ctx context.Context, db inbox.DB) {
+func (t *term) save(ctx context.Context, save func(ctx context.Context, floor, high uint64) error) {
 	floor, high := t.hands.passed()
 	if high == 0 {
 		return
@@ -51,13 +49,13 @@ func (t *term) save(ctx context.Context, db inbox.DB) {
 	if !t.ordered() { // other processes hold events, too
 		floor = t.ackFloor.Load()
 	}
-	if err := t.tenure.Save(ctx, db, floor, high); err != nil && ctx.Err() == nil {
+	if err := save(ctx, floor, high); err != nil && ctx.Err() == nil {
 		t.log.InfoContext(ctx, "the place in the stream was not saved", "err", err)
 	}
 }
 
 // heartbeat tells that the process lives, and why it handles nothing, if so.
-func (m *member) heartbeat(ctx context.Context, db inbox.DB, cause error) error {
+func (m *member) heartbeat(ctx context.Context, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
 	b := inbox.Beat{Consumer: m.Consumer.Name, Process: m.process, Workers: m.Consumer.Workers}
@@ -65,7 +63,7 @@ func (m *member) heartbeat(ctx context.Context, db inbox.DB, cause error) error 
 	if cause != nil {
 		b.Cause = cause.Error()
 	}
-	return inbox.Tell(ctx, db, b)
+	return m.data.Tell(ctx, b)
 }
 
 // A lookout is what a session has seen of locks that attempts need.
@@ -100,14 +98,14 @@ func (m *member) lookAtLocks(ctx context.Context) error {
 func (m *member) lockHolder(ctx context.Context) (holder, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
-	h, err := inbox.Holder(ctx, m.conn, m.Consumer.Name)
+	h, err := m.data.Holder(ctx)
 	switch {
 	case err != nil:
 		return nil, err
 	case h != nil:
 		return fmt.Errorf("lead_taken: the lock of this consumer's attempts is %s; unless that is a replay or a rebuild at work, end it with pg_terminate_backend", h), nil
 	}
-	lock, err := inbox.TableLock(ctx, m.conn)
+	lock, err := m.data.TableLock(ctx)
 	if lock != nil {
 		holder = sqlstate.Explain(lock, "")
 	}
@@ -117,7 +115,7 @@ func (m *member) lockHolder(ctx context.Context) (holder, err error) {
 // locked reports whether a statement failed with err since somebody keeps it from a table. That is
 // no fault of an event, and no attempt is counted.
 func (t *term) locked(ctx context.Context, err error) bool {
-	_, locked := errors.AsType[*lead.TableLock](inbox.NameLock(ctx, t.db, err))
+	_, locked := errors.AsType[*lead.TableLock](t.room.NameLock(ctx, err))
 	return locked
 }
 
@@ -148,7 +146,7 @@ func (t *term) pruneSome(ctx context.Context) (more bool, err error) {
 		}
 		keep.First = stream.CachedInfo().State.FirstSeq
 	}
-	return t.tenure.Prune(ctx, t.db, keep)
+	return t.room.Prune(ctx, keep)
 }
 
 // count brings the metrics up to date until ctx ends, and notices events that got lost. A
@@ -157,7 +155,7 @@ func (t *term) count(ctx context.Context) {
 	defer t.metrics.account(nil) // who owns the slice next says what is true then
 	for {
 		begun := time.Now()
-		a, err := ReadAccount(ctx, t.db, t.js, t.stream, t.Consumer.Name)
+		a, err := readAccount(ctx, t.room, t.js, t.stream, t.Consumer.Name)
 		switch {
 		case err == nil:
 			t.ackFloor.Store(a.AckFloor)
@@ -214,10 +212,7 @@ func (t *term) recover(ctx context.Context, a Account) {
 	t.log.ErrorContext(ctx, "JetStream counts events as delivered that the inbox does not know; it will deliver all once more, and what the inbox knows is skipped",
 		"events", a.Unaccounted)
 	// This session would give back what it gets now, which a limit may count as enough: the next one gets it.
-	err := inbox.Supersede(ctx, t.db.Pool, t.Consumer.Name, func(tx pgx.Tx) error {
-		return inbox.Redeliver(ctx, tx, t.Consumer.Name)
-	})
-	if err != nil {
+	if err := t.data.Redeliver(ctx); err != nil {
 		t.log.ErrorContext(ctx, "lost events were not recovered, will retry", "err", err)
 		t.recovered = recovered{}
 	}

@@ -1,0 +1,439 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/internal/attempt"
+	"github.com/pgjet/pgjet/internal/lead"
+	"github.com/pgjet/pgjet/internal/postgres"
+)
+
+// A database is what a session asks of the database that has its inbox, about its consumer and the other sessions.
+// [connection] is one; the simulation has a model of it. The methods are for the goroutine of the session, but for
+// those of the second part.
+type database interface {
+	Open(ctx context.Context) error // connects, and announces the session
+	Close()
+	Closed() bool
+	PID() int64
+
+	// Leads: see package lead.
+	Take(ctx context.Context, name string, standby func(lead.Holder)) error
+	Join(ctx context.Context, name string, standby func(lead.Holder)) error
+	Try(ctx context.Context, name string) (taken bool, err error)
+	Leave(ctx context.Context, name string) error
+	Release(ctx context.Context, name string) error
+	Holders(ctx context.Context, names []string) (map[string][]lead.Holder, error)
+
+	// See the functions of package inbox with these names.
+	Abandon(ctx context.Context, sessions []string) error
+	Register(ctx context.Context, r inbox.Registration) (inbox.Registered, error)
+	ReadPause(ctx context.Context) (*inbox.Paused, error)
+	Tell(ctx context.Context, b inbox.Beat) error
+	Farewell(ctx context.Context, process string) error
+	Current(ctx context.Context, epochs []int64) (bool, error)
+	Depose(ctx context.Context, s inbox.Slice) error
+	Save(ctx context.Context, t *inbox.Tenure, floor, high uint64) error
+	TableLock(ctx context.Context) (*lead.TableLock, error)
+	Holder(ctx context.Context) (*lead.Holder, error)
+
+	NameLock(ctx context.Context, err error) error
+
+	Room(t *inbox.Tenure) room
+	Divide(ctx context.Context, slices int) error
+	Rebuild(ctx context.Context, clear func(ctx context.Context, tx pgx.Tx) error) error
+	Redeliver(ctx context.Context) error
+	Writable(ctx context.Context) bool
+	Renew(err error)
+}
+
+// A room is the inbox, as the term of a slice uses it: [tenure] is one. All goroutines of the term may use it. What is not
+// explained here is as the method of [inbox.Tenure] with that name.
+type room interface {
+	// Own takes the slice, or, if the consumer does not keep the order, joins the others.
+	Own(ctx context.Context) (inbox.Place, error)
+	// Version returns what is the same in two sessions if the inbox was not restored in between.
+	Version(ctx context.Context) (inboxState, error)
+	Lost(ctx context.Context, until uint64) error
+	Redelivered(ctx context.Context) error
+	LastKnown(ctx context.Context, floor uint64) (id uuid.UUID, seq uint64, err error)
+	Wake(ctx context.Context) error
+	Held(ctx context.Context) (keys []string, err error)
+	Save(ctx context.Context, floor, high uint64) error
+	Leave(ctx context.Context) error
+
+	Known(ctx context.Context, all []*inbox.Message) (map[uuid.UUID]uint64, error)
+	Copies(ctx context.Context, places []uuid.UUID, seqs []int64) error
+
+	Take(ctx context.Context, want inbox.Take) ([]*inbox.Intent, error)
+	TakeNext(ctx context.Context, keys []string, most int) ([]*inbox.Intent, error)
+	GiveBack(ctx context.Context, i *inbox.Intent, wait time.Duration, counts bool) error
+	Holds(ctx context.Context, key string) (bool, error)
+	Remember(ctx context.Context, i *inbox.Intent, began time.Time, took time.Duration) error
+
+	// Claim runs fn in a transaction that has claimed events from the stream, and tells it which are new to the inbox.
+	Claim(ctx context.Context, all []*inbox.Message, fn func(tx pgx.Tx, fresh []bool) error) error
+	// Check runs fn in a transaction. As that of Claim it goes on only while the session is current.
+	Check(ctx context.Context, fn func(tx pgx.Tx) error) error
+
+	// In such a transaction.
+	Sound(tx pgx.Tx) error // why it cannot commit, although the handler returned none
+	Unclaim(ctx context.Context, tx pgx.Tx, all []*inbox.Message) error
+	Finish(ctx context.Context, tx pgx.Tx, all []*inbox.Intent, began time.Time, took time.Duration) error
+	Again(ctx context.Context, tx pgx.Tx, i *inbox.Intent, wait time.Duration, e inbox.Ending) error
+	Log(ctx context.Context, tx pgx.Tx, m *inbox.Message, e inbox.Ending) error
+	Intend(ctx context.Context, tx pgx.Tx, all []*inbox.Message, f inbox.First) (fresh []bool, err error)
+	Bury(ctx context.Context, tx pgx.Tx, dead inbox.Burial) (fresh bool, err error)
+
+	NameLock(ctx context.Context, err error) error
+	Prune(ctx context.Context, keep inbox.Retention) (more bool, err error)
+	Slices(ctx context.Context) (int, error)
+	Count(ctx context.Context, from, to uint64) (inbox.Count, error)
+}
+
+// A connection is the connection of a session past any pooler, which has its locks, and the pool.
+type connection struct {
+	*run
+	session string
+	conn    *pgx.Conn // nil before Open
+	began   time.Time // when the server was started
+}
+
+// connect returns a connection for a session, which is not open yet.
+func (r *run) connect(session string) database { return &connection{run: r, session: session} }
+
+func (c *connection) Open(ctx context.Context) error {
+	direct, err := c.direct(ctx)
+	if err == nil {
+		c.conn, err = lead.Connect(ctx, direct, "consumer "+c.Consumer.Name, "pgjet-"+c.Consumer.Name,
+			postgres.Setting{Name: "lock_timeout", Value: lockTime})
+	}
+	if err != nil {
+		return &inbox.Error{What: "connect", Err: err}
+	}
+	if err := postgres.CheckNames(ctx, c.db.Pool); err != nil {
+		return &inbox.Error{What: "look at the pool", Err: err}
+	}
+	if err := inbox.Announce(ctx, c.conn, c.session); err != nil {
+		return err
+	}
+	if c.began, err = started(ctx, c.conn); err != nil {
+		return &inbox.Error{What: "ask when the server was started", Err: err}
+	}
+	return nil
+}
+
+func (c *connection) Close() {
+	if c.conn != nil {
+		lead.Close(c.conn)
+	}
+}
+
+func (c *connection) Closed() bool { return c.conn == nil || c.conn.IsClosed() }
+func (c *connection) PID() int64   { return int64(c.conn.PgConn().PID()) }
+
+func (c *connection) Take(ctx context.Context, name string, standby func(lead.Holder)) error {
+	return lead.Take(ctx, c.conn, name, standby)
+}
+
+func (c *connection) Join(ctx context.Context, name string, standby func(lead.Holder)) error {
+	return lead.Join(ctx, c.conn, name, standby)
+}
+
+func (c *connection) Try(ctx context.Context, name string) (bool, error) {
+	return lead.Try(ctx, c.conn, name)
+}
+
+func (c *connection) Leave(ctx context.Context, name string) error {
+	return lead.Leave(ctx, c.conn, name)
+}
+
+func (c *connection) Release(ctx context.Context, name string) error {
+	return lead.Release(ctx, c.conn, name)
+}
+
+func (c *connection) Holders(ctx context.Context, names []string) (map[string][]lead.Holder, error) {
+	return lead.Holders(ctx, c.conn, names...)
+}
+
+func (c *connection) Abandon(ctx context.Context, sessions []string) error {
+	return inbox.Abandon(ctx, c.conn, c.Consumer.Name, sessions)
+}
+
+func (c *connection) Register(ctx context.Context, r inbox.Registration) (is inbox.Registered, err error) {
+	err = pgx.BeginFunc(ctx, c.conn, func(tx pgx.Tx) (err error) {
+		is, err = inbox.Register(ctx, tx, r)
+		return err
+	})
+	return is, err
+}
+
+func (c *connection) ReadPause(ctx context.Context) (*inbox.Paused, error) {
+	return inbox.ReadPause(ctx, c.conn, c.Consumer.Name)
+}
+
+// Tell uses the pool while there is no connection: a pooler is in its place, perhaps, which takes statements.
+func (c *connection) Tell(ctx context.Context, b inbox.Beat) error {
+	if c.conn != nil {
+		return inbox.Tell(ctx, c.conn, b)
+	}
+	if err := postgres.CheckNames(ctx, c.db.Pool); err != nil {
+		return err
+	}
+	return inbox.Tell(ctx, c.db, b)
+}
+
+func (c *connection) Farewell(ctx context.Context, process string) error {
+	return inbox.Farewell(ctx, c.conn, c.Consumer.Name, process)
+}
+
+func (c *connection) Current(ctx context.Context, epochs []int64) (bool, error) {
+	return inbox.Current(ctx, c.conn, c.Consumer.Name, epochs)
+}
+
+func (c *connection) Depose(ctx context.Context, s inbox.Slice) error {
+	return inbox.Depose(ctx, c.conn, c.Consumer.Name, s)
+}
+
+func (c *connection) Save(ctx context.Context, t *inbox.Tenure, floor, high uint64) error {
+	return t.Save(ctx, c.conn, floor, high)
+}
+
+func (c *connection) TableLock(ctx context.Context) (*lead.TableLock, error) {
+	return inbox.TableLock(ctx, c.conn)
+}
+
+func (c *connection) Holder(ctx context.Context) (*lead.Holder, error) {
+	return inbox.Holder(ctx, c.conn, c.Consumer.Name)
+}
+
+func (c *connection) Divide(ctx context.Context, slices int) error {
+	return inbox.Supersede(ctx, c.db.Pool, c.Consumer.Name, func(tx pgx.Tx) error {
+		return inbox.Divide(ctx, tx, c.Consumer.Name, slices)
+	})
+}
+
+// Rebuild clears what the handlers wrote, if a replay asks for it still.
+func (c *connection) Rebuild(ctx context.Context, clear func(ctx context.Context, tx pgx.Tx) error) error {
+	return inbox.Supersede(ctx, c.db.Pool, c.Consumer.Name, func(tx pgx.Tx) error {
+		asked, err := inbox.Rebuilt(ctx, tx, c.Consumer.Name)
+		if err != nil || !asked { // another process did it
+			return err
+		}
+		return clear(ctx, tx)
+	})
+}
+
+func (c *connection) Redeliver(ctx context.Context) error {
+	return inbox.Supersede(ctx, c.db.Pool, c.Consumer.Name, func(tx pgx.Tx) error {
+		return inbox.Redeliver(ctx, tx, c.Consumer.Name)
+	})
+}
+
+func (c *connection) NameLock(ctx context.Context, err error) error {
+	if c.Closed() {
+		return inbox.NameLock(ctx, c.db, err)
+	}
+	return inbox.NameLock(ctx, c.conn, err)
+}
+
+// Writable reports whether the database answers, takes writes, and is the one with which the
+// session began: a server that has started since was away. Handlers may hold all connections
+// of the pool: then a new one is asked.
+func (c *connection) Writable(ctx context.Context) bool {
+	same := func(ctx context.Context, db inbox.DB) bool {
+		at, err := started(ctx, db)
+		return err == nil && at.Equal(c.began)
+	}
+	pooled, cancel := context.WithTimeout(ctx, pingTime/2)
+	defer cancel()
+	err := postgres.CheckWritable(pooled, c.db.Pool)
+	if err == nil {
+		return same(pooled, c.db)
+	}
+	if !errors.Is(err, context.DeadlineExceeded) {
+		return false
+	}
+	conn, err := pgx.ConnectConfig(ctx, c.db.Config().ConnConfig)
+	if err != nil {
+		return false
+	}
+	defer lead.Close(conn)
+	return postgres.CheckWritable(ctx, conn) == nil && same(ctx, conn)
+}
+
+// started returns when the server was started.
+func started(ctx context.Context, db inbox.DB) (at time.Time, err error) {
+	err = db.QueryRow(ctx, `select pg_postmaster_start_time()`).Scan(&at)
+	return at, err
+}
+
+// Renew has all connections of the pool made anew if the database refused a statement of ours: a handler
+// may have changed the session of one, by a set role, say.
+func (c *connection) Renew(err error) {
+	if _, refused := errors.AsType[*pgconn.PgError](err); refused {
+		c.db.Reset()
+	}
+}
+
+func (c *connection) Room(t *inbox.Tenure) room { return &tenure{t, c} }
+
+// A tenure is an [inbox.Tenure] with a database to which its statements go.
+type tenure struct {
+	*inbox.Tenure
+	*connection
+}
+
+func (t *tenure) Own(ctx context.Context) (inbox.Place, error) {
+	if !t.Ordered {
+		return inbox.Join(ctx, t.db, t.Tenure.Consumer)
+	}
+	return inbox.Own(ctx, t.db.Pool, t.Tenure.Consumer, t.Slice, t.Process)
+}
+
+func (t *tenure) Version(ctx context.Context) (inboxState, error) {
+	file, err := inbox.File(ctx, t.db)
+	return inboxState{t.began, file}, err
+}
+
+func (t *tenure) Lost(ctx context.Context, until uint64) error {
+	return t.Tenure.Lost(ctx, t.db, until)
+}
+
+func (t *tenure) Redelivered(ctx context.Context) error { return t.Tenure.Redelivered(ctx, t.db) }
+
+func (t *tenure) LastKnown(ctx context.Context, floor uint64) (uuid.UUID, uint64, error) {
+	return t.Tenure.LastKnown(ctx, t.db, floor)
+}
+
+func (t *tenure) Wake(ctx context.Context) error { return t.Tenure.Wake(ctx, t.db) }
+
+func (t *tenure) Held(ctx context.Context) ([]string, error) { return t.Tenure.Held(ctx, t.db) }
+
+func (t *tenure) Save(ctx context.Context, floor, high uint64) error {
+	return t.Tenure.Save(ctx, t.db, floor, high)
+}
+
+func (t *tenure) Leave(ctx context.Context) error { return t.Tenure.Leave(ctx, t.db) }
+
+func (t *tenure) Known(ctx context.Context, all []*inbox.Message) (map[uuid.UUID]uint64, error) {
+	return t.Tenure.Known(ctx, t.db, all)
+}
+
+func (t *tenure) Copies(ctx context.Context, places []uuid.UUID, seqs []int64) error {
+	return t.Tenure.Copies(ctx, t.db, places, seqs)
+}
+
+func (t *tenure) Take(ctx context.Context, want inbox.Take) ([]*inbox.Intent, error) {
+	return t.Tenure.Take(ctx, t.db, want)
+}
+
+func (t *tenure) TakeNext(ctx context.Context, keys []string, most int) ([]*inbox.Intent, error) {
+	return t.Tenure.TakeNext(ctx, t.db, keys, most)
+}
+
+func (t *tenure) GiveBack(ctx context.Context, i *inbox.Intent, wait time.Duration, counts bool) error {
+	return t.Tenure.GiveBack(ctx, t.db, []*inbox.Intent{i}, wait, counts)
+}
+
+func (t *tenure) Holds(ctx context.Context, key string) (bool, error) {
+	return t.Tenure.Holds(ctx, t.db, key)
+}
+
+func (t *tenure) Remember(ctx context.Context, i *inbox.Intent, began time.Time, took time.Duration) error {
+	return t.Tenure.Remember(ctx, t.db.Pool, i, began, took)
+}
+
+func (t *tenure) Prune(ctx context.Context, keep inbox.Retention) (bool, error) {
+	return t.Tenure.Prune(ctx, t.db, keep)
+}
+
+func (t *tenure) Slices(ctx context.Context) (int, error) {
+	return inbox.Slices(ctx, t.db, t.Tenure.Consumer)
+}
+
+func (t *tenure) Count(ctx context.Context, from, to uint64) (inbox.Count, error) {
+	return inbox.CountEvents(ctx, t.db, t.Tenure.Consumer, from, to)
+}
+
+func (t *tenure) NameLock(ctx context.Context, err error) error {
+	return inbox.NameLock(ctx, t.db, err)
+}
+
+func (t *tenure) Sound(tx pgx.Tx) error { return attempt.Sound("handler", tx) }
+
+func (t *tenure) Claim(ctx context.Context, all []*inbox.Message, fn func(tx pgx.Tx, fresh []bool) error) error {
+	var claim *inbox.Claim
+	return t.transact(ctx, func(b *pgx.Batch) { claim = t.Tenure.Claim(b, all) }, func(tx pgx.Tx) error {
+		fresh, err := claim.Fresh(ctx, tx, all)
+		if err != nil {
+			return err
+		}
+		return fn(tx, fresh)
+	})
+}
+
+func (t *tenure) Check(ctx context.Context, fn func(tx pgx.Tx) error) error {
+	return t.transact(ctx, t.Tenure.Check, fn)
+}
+
+// transact runs fn in a transaction that may go on only in this session. What first
+// queues finds that out. If the schema has changed under prepared statements, it is rolled back and
+// run once more.
+func (t *tenure) transact(ctx context.Context, first func(*pgx.Batch), fn func(tx pgx.Tx) error) error {
+	err := t.transactOnce(ctx, first, fn)
+	if postgres.Stale(err) && ctx.Err() == nil {
+		t.db.Reset() // other connections have prepared them, too
+		err = t.transactOnce(ctx, first, fn)
+	}
+	return err
+}
+
+// transactOnce is transact without another try. If a handler was left behind in the transaction, its
+// connection is cut.
+func (t *tenure) transactOnce(ctx context.Context, first func(*pgx.Batch), fn func(tx pgx.Tx) error) (err error) {
+	conn, err := t.db.Acquire(ctx)
+	if err != nil {
+		return &inbox.Error{What: "connect", Err: err}
+	}
+	defer conn.Release()
+	defer func() { // such as of a transaction that a goroutine of the handler still uses
+		if p := recover(); p != nil {
+			attempt.Cut(conn)
+			err = attempt.Recovered("the transaction, after the handler returned,", p)
+		}
+	}()
+	// By the end of that time a handler was left behind.
+	tx, err := t.Begin(ctx, conn, 2*t.connection.Consumer.Timeout+pingTime, first)
+	if err == nil {
+		err = fn(tx)
+	}
+	if err == nil {
+		var same bool
+		if same, err = inbox.Same(ctx, tx); err == nil && !same {
+			err = errors.New("the handler ended its transaction and began another one")
+		}
+	}
+	switch {
+	case err == nil:
+		return tx.Commit(ctx)
+	case errors.Is(err, attempt.ErrAbandoned):
+		attempt.Cut(conn)
+		return err
+	}
+	if _, ours := errors.AsType[*inbox.Error](err); ours || errors.Is(err, inbox.ErrTaken) {
+		// A handler may have changed the session, by a set role, say: nobody gets it again.
+		defer func() { _ = conn.Conn().Close(context.WithoutCancel(ctx)) }()
+	}
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
+	defer cancel()
+	_ = tx.Rollback(undo) // a connection that fails at that is closed
+	return err
+}
