@@ -31,7 +31,8 @@ type member struct {
 	session  string // who takes intents
 
 	// Set by begin, and read by all.
-	is inbox.Registered
+	is      inbox.Registered
+	created time.Time // of the stream
 
 	// Of the goroutine of the session.
 	terms    map[int]*term
@@ -169,6 +170,7 @@ func (m *member) register(ctx context.Context) error {
 	}
 	m.is, err = m.data.Register(ctx, inbox.Registration{Consumer: m.Consumer.Name, Stream: m.stream, MoveFrom: m.Runner.MoveFrom, Created: info.Created,
 		Ordered: m.ordered(), Effects: m.Consumer.Handler.effect != nil})
+	m.created = info.Created
 	if paused, ok := errors.AsType[*inbox.PausedError](err); ok {
 		return m.awaitResume(ctx, paused)
 	}

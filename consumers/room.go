@@ -295,7 +295,7 @@ func (t *tenure) Own(ctx context.Context) (inbox.Place, error) {
 	if !t.Ordered {
 		return inbox.Join(ctx, t.db, t.Tenure.Consumer)
 	}
-	return inbox.Own(ctx, t.db.Pool, t.Tenure.Consumer, t.Slice, t.Process)
+	return inbox.Own(ctx, t.db.Pool, t.Tenure.Consumer, t.Slice, t.Generation, t.Process)
 }
 
 func (t *tenure) Version(ctx context.Context) (inboxState, error) {

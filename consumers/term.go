@@ -86,6 +86,9 @@ func (t *term) begin(ctx context.Context) (err error) {
 	if err := t.durable.open(ctx); err != nil {
 		return err
 	}
+	if !t.durable.stream.CachedInfo().Created.Equal(t.created) { // it was made anew since the session registered
+		return inbox.ErrSuperseded
+	}
 	if t.at, err = t.room.Own(ctx); err != nil {
 		return err
 	}

@@ -40,7 +40,7 @@ type Registered struct {
 }
 
 // Register makes a consumer known. In another incarnation of the stream the
-// places of the old one mean nothing. Sessions on another stream end. It returns a [PausedError] if it is paused, and a
+// places of the old one mean nothing, and the sessions on that end, as those on another stream do. It returns a [PausedError] if it is paused, and a
 // [MovedError] if it has handled events of another stream than it may.
 func Register(ctx context.Context, tx pgx.Tx, r Registration) (is Registered, err error) {
 	var was string
@@ -62,7 +62,7 @@ func Register(ctx context.Context, tx pgx.Tx, r Registration) (is Registered, er
 		), c as (
 			insert into pgjet.consumer as c (name, stream, stream_created, ordered, effects) values ($1, $2, $3, $4, $5)
 			on conflict (name) do update set ordered = excluded.ordered, effects = excluded.effects,
-				epoch = c.epoch + (c.stream <> excluded.stream)::int,
+				epoch = c.epoch + ((c.stream, c.stream_created) <> (excluded.stream, excluded.stream_created))::int,
 				generation = c.generation + ((c.stream, c.stream_created) <> (excluded.stream, excluded.stream_created))::int,
 				stream = excluded.stream, stream_created = excluded.stream_created
 			returning *

@@ -88,12 +88,13 @@ func Forget(ctx context.Context, tx pgx.Tx, consumer string, generation int32, f
 		return err
 	}
 	// What waits for an attempt comes again as well, so that it does not overtake what
-	// comes before it. A redriven dead letter does not: it was late before.
+	// comes before it. Its inbox row says where: of a stream that was made anew the intent has the old place. A redriven dead letter does not: it was late before.
 	_, err = tx.Exec(ctx, `
 		with gone as (
-			delete from pgjet.intent i where consumer = $1 and generation = $2 and stream_seq >= $3
+			delete from pgjet.intent i using pgjet.inbox r
+			 where i.consumer = $1 and r.consumer = $1 and r.event_id = i.event_id and r.generation = $2 and r.stream_seq >= $3
 			   and not exists (select from pgjet.dead_letter d where d.consumer = i.consumer and d.event_id = i.event_id)
-			returning event_id
+			returning i.event_id
 		)
 		delete from pgjet.inbox i using gone where i.consumer = $1 and i.event_id = gone.event_id and state = 'intent'`,
 		consumer, generation, int64(from))

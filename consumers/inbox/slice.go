@@ -91,21 +91,21 @@ func Join(ctx context.Context, db DB, consumer string) (p Place, err error) {
 
 // Own makes a process the owner of a slice. It waits until no transaction of an attempt at the slice is open, anywhere, and ends the
 // session that had it before: with the next epoch, its attempts are refused. It returns [ErrSuperseded] if the
-// consumer was paused, or divided into another number of slices.
-func Own(ctx context.Context, db *pgxpool.Pool, consumer string, s Slice, process string) (p Place, err error) {
+// consumer was paused, divided into another number of slices, or registered with another generation of its stream.
+func Own(ctx context.Context, db *pgxpool.Pool, consumer string, s Slice, generation int32, process string) (p Place, err error) {
 	err = write(ctx, db, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock(`+sliceAttempts+`)`, consumer, s.Number); err != nil {
 			return err
 		}
 		err := tx.QueryRow(ctx, `
 			with next as (
-				update pgjet.consumer set epoch = epoch + 1 where name = $1 and slices = $4 and paused_at is null returning epoch
+				update pgjet.consumer set epoch = epoch + 1 where name = $1 and slices = $4 and generation = $5 and paused_at is null returning epoch
 			), was as (
 				select process from pgjet.slice where consumer = $1 and slice = $2
 			)
 			update pgjet.slice s set epoch = next.epoch, process = $3, since = clock_timestamp()
 			  from next, was where s.consumer = $1 and s.slice = $2
-			returning `+placeColumns+`, was.process is not null`, consumer, s.Number, process, max(1, s.Of)).
+			returning `+placeColumns+`, was.process is not null`, consumer, s.Number, process, max(1, s.Of), generation).
 			Scan(append(p.columns(), &p.Orphaned)...)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return ErrSuperseded

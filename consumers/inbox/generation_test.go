@@ -1,0 +1,90 @@
+package inbox
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgjet/pgjet/internal/postgres"
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// register makes the consumer test known, with a stream that was made then.
+func register(t *testing.T, db *pgxpool.Pool, created time.Time) (is Registered) {
+	t.Helper()
+	err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) (err error) {
+		is, err = Register(t.Context(), tx, Registration{Consumer: "test", Stream: "EVENTS", Created: created, Ordered: true})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return is
+}
+
+// TestStreamMadeAnewEndsSessions: when a consumer is registered with a stream that was made anew, every session on the one before ends,
+// also that which has the newest epoch; none of it takes a slice, and none writes to the places of other slices.
+func TestStreamMadeAnewEndsSessions(t *testing.T) {
+	t.Parallel()
+	db := testenv.Postgres(t)
+	was := register(t, db, time.Unix(1, 0))
+	if err := Supersede(t.Context(), db, "test", func(tx pgx.Tx) error { return Divide(t.Context(), tx, "test", 2) }); err != nil {
+		t.Fatal(err)
+	}
+	slice := Slice{Number: 1, Of: 2}
+	at, err := Own(t.Context(), db, "test", slice, was.Generation, "host:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	is := register(t, db, time.Unix(2, 0))
+	if is.Generation == was.Generation {
+		t.Fatalf("the generation is %d as before", is.Generation)
+	}
+	if current, err := Current(t.Context(), db, "test", []int64{at.Epoch}); err != nil || current {
+		t.Errorf("the session on the stream before is current (%v)", err)
+	}
+	s := Tenure{Consumer: "test", Slice: slice, Epoch: at.Epoch, Generation: was.Generation}
+	if err := s.Save(t.Context(), postgres.DB{Pool: db}, 7, 7); err != nil {
+		t.Fatal(err)
+	}
+	var high int64
+	if err := db.QueryRow(t.Context(), `select max(high) from pgjet.slice`).Scan(&high); err != nil || high != 0 {
+		t.Errorf("it saved place %d (%v)", high, err)
+	}
+	if _, err := Own(t.Context(), db, "test", slice, was.Generation, "host:1"); !errors.Is(err, ErrSuperseded) {
+		t.Errorf("a session on the stream before took a slice: %v", err)
+	}
+	if _, err := Own(t.Context(), db, "test", slice, is.Generation, "host:1"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestForgetsIntentsOfTheStreamBefore: an intent from a stream that was made anew, whose event the new one has at a place that is
+// forgotten, comes again with those before it.
+func TestForgetsIntentsOfTheStreamBefore(t *testing.T) {
+	t.Parallel()
+	db := testenv.Postgres(t)
+	moved, other := uuid.Must(uuid.NewV7()), uuid.Must(uuid.NewV7())
+	for id, generation := range map[uuid.UUID]int{moved: 2, other: 1} {
+		testenv.Exec(t, db, `insert into pgjet.inbox (consumer, event_id, state, attempts, generation, stream_seq) values ('test', $1, 'intent', 0, $2, 5)`, id, generation)
+		testenv.Exec(t, db, `insert into pgjet.intent (consumer, event_id, type, key, stream, generation, stream_seq, subject, header, data)
+			values ('test', $1, 'a.b', 'k', 'EVENTS', 1, 5, 's', '{}', '')`, id)
+	}
+	if err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error { return Forget(t.Context(), tx, "test", 2, 4, false) }); err != nil {
+		t.Fatal(err)
+	}
+	for _, table := range []string{"inbox", "intent"} {
+		var left uuid.UUID
+		if err := db.QueryRow(t.Context(), `select event_id from pgjet.`+table).Scan(&left); err != nil || left != other {
+			t.Errorf("pgjet.%s has %s first (%v), want only %s, which the new stream has not delivered", table, left, err, other)
+		}
+		var n int
+		if err := db.QueryRow(t.Context(), `select count(*) from pgjet.`+table).Scan(&n); err != nil || n != 1 {
+			t.Errorf("pgjet.%s has %d rows (%v), want 1", table, n, err)
+		}
+	}
+}
