@@ -200,18 +200,24 @@ func (t *term) first(ctx context.Context, a *tried) error {
 	all := a.tried
 	return t.room.Claim(ctx, messages(all), func(tx pgx.Tx, fresh []bool) error {
 		a.tried, a.doubles, a.left = nil, nil, nil
+		var behind []*work // doubles, which may wait for an attempt
+		double := make(map[string]bool)
 		for i, w := range all {
-			if fresh[i] {
-				a.tried = append(a.tried, w)
-			} else {
+			switch {
+			case !fresh[i]:
 				a.doubles = append(a.doubles, w)
+				double[w.Key] = t.ordered()
+			case double[w.Key]:
+				behind = append(behind, w)
+			default:
+				a.tried = append(a.tried, w)
 			}
 		}
 		n, err := t.handle(ctx, tx, a.tried, len(all) == 1)
 		if err != nil {
 			return err
 		}
-		a.tried, a.left = a.tried[:n], a.tried[n:]
+		a.tried, a.left = a.tried[:n], slices.Concat(a.tried[n:], behind)
 		return t.room.Unclaim(ctx, tx, messages(a.left))
 	})
 }

@@ -179,13 +179,17 @@ func (t *term) putDown(ctx context.Context, all []*work, f inbox.First) (down []
 }
 
 // passOver acknowledges messages whose events the inbox knows. It returns those that only claim the id of
-// one, which are still to be set aside.
+// one, which are still to be set aside. What the inbox knows may wait for an attempt, of which the session has not heard, such
+// as after a commit whose answer got lost: later events of the key wait until that is looked up.
 func (t *term) passOver(ctx context.Context, all []*work) []*work {
 	if len(all) == 0 || all[0].written() {
 		for range all {
 			t.metrics.handled(ctx, t.Consumer.Name, "skipped")
 		}
 		return nil
+	}
+	for _, w := range all {
+		t.hold(w.Key)
 	}
 	rest, err := t.skip(ctx, all)
 	if err != nil {
