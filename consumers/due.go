@@ -84,8 +84,11 @@ func (t *term) goOn(ctx context.Context, keys []string) {
 		next, err := t.take(ctx, func(ctx context.Context) ([]*inbox.Intent, error) {
 			return t.room.TakeNext(ctx, keys, max(1, 4*t.Consumer.most()/len(keys)))
 		})
+		if err != nil { // nobody knows what it took: the next session gets that
+			t.fail(err)
+		}
 		if err != nil || len(next) == 0 {
-			break // takeDue says why
+			break
 		}
 		t.deal(ctx, next)
 	}

@@ -247,13 +247,14 @@ func (t *term) leave(ctx context.Context, w *work, err error) {
 }
 
 // giveBack lets any process make the attempt after a wait. Later events of its key wait behind it. If giving it back
-// does not get through, another process notices that this one is gone.
+// does not get through, the session ends, since nobody takes what a session has that lives.
 func (t *term) giveBack(ctx context.Context, w *work, wait time.Duration, counts bool) {
 	t.hold(w.Key)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
 	if err := t.room.GiveBack(ctx, &w.Intent, wait, counts); err != nil {
 		t.log.InfoContext(ctx, "an intent was not given back", "event_id", w.ID, "err", err)
+		t.fail(err)
 	}
 }
 
