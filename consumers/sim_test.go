@@ -1,0 +1,79 @@
+package consumers
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// simTimes makes waits short: in a schedule that takes a minute all of them come to pass.
+func simTimes(t *testing.T) {
+	SetAckWait(t, 4*time.Second)
+	SetCountEvery(t, 3*time.Second)
+	was := reclaimAfter
+	reclaimAfter = time.Second
+	t.Cleanup(func() { reclaimAfter = was })
+}
+
+// schedule runs one schedule.
+func schedule(t *testing.T, seed uint64, without string) (err error, fired map[string]int) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // else goroutines go on in any order
+	synctest.Test(t, func(*testing.T) {
+		w := newSimWorld(seed, without)
+		if err, fired = w.simulate(), w.fired; err != nil && w.traces != nil {
+			f, _ := os.Create(fmt.Sprintf("%s/%d", os.Getenv("PGJET_TRACE"), seed))
+			for _, line := range append(*w.traces, err.Error()) {
+				fmt.Fprintln(f, line)
+			}
+			f.Close()
+		}
+	})
+	return err, fired
+}
+
+// TestSchedules runs seeded schedules of everything that may befall a consumer. In the end the effect of each
+// event is there, once, and each was applied in the order of its key. PGJET_SEED=n runs that one alone. What is drawn follows from the
+// seed; where two goroutines go on at the same time, the order may differ from run to run.
+func TestSchedules(t *testing.T) {
+	simTimes(t)
+	if seed, err := strconv.ParseUint(os.Getenv("PGJET_SEED"), 10, 64); err == nil {
+		for range 20 {
+			err, fired := schedule(t, seed, os.Getenv("PGJET_MUTANT"))
+			if t.Log(fired); err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+		}
+		return
+	}
+	all := map[string]int{}
+	first := rand.Uint64() >> 20
+	t.Logf("first seed %d", first)
+	for seed := first; seed < first+schedules(); seed++ {
+		err, fired := schedule(t, seed, "")
+		if err != nil {
+			t.Errorf("seed %d: %v", seed, err)
+		}
+		for what, n := range fired {
+			all[what] += n
+		}
+	}
+	for _, what := range simFaults {
+		if all[what] == 0 && !slices.Contains([]string{"redrive", "discard", "replay by hand-over", "replay by reset", "consumer is divided"}, what) {
+			t.Errorf("no schedule had: %s", what)
+		}
+	}
+	t.Log(fmt.Sprint(all))
+}
+
+func schedules() uint64 {
+	if n, err := strconv.ParseUint(os.Getenv("PGJET_SCHEDULES"), 10, 64); err == nil {
+		return n
+	}
+	return 2000
+}
