@@ -391,6 +391,9 @@ func (r *simReceiver) receive(ctx context.Context, accept func([]*nats.Msg) erro
 				lost := w.happens("delivery is lost", 30)
 				if lost {
 					w.fire("delivery is lost")
+					if w.mutant("gaps are not seen") {
+						d.number--
+					}
 				}
 				return lost
 			})

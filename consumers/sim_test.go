@@ -71,6 +71,43 @@ func TestSchedules(t *testing.T) {
 	t.Log(fmt.Sprint(all))
 }
 
+// simMutants are the guards of which one at a time is taken away, and what each is for.
+var simMutants = []string{
+	"no fence",                     // an attempt asks for no epoch
+	"no new epoch",                 // who takes a slice leaves its epoch
+	"any generation owns",          // a session on a stream that was made anew since takes a slice
+	"a new stream ends no session", // nor those that have slices
+	"no unique claim",              // an inbox row may be written twice
+	"effects commit alone",         // before the row
+	"ack before the commit",
+	"attempts are not awaited",  // by who takes a slice, or ends all sessions
+	"intents do not wait",       // behind earlier ones of their key
+	"keys are let go",           // although one of their events waits
+	"a new owner holds no keys", // when it begins
+	"nobody wakes the next",     // of a key, at the end of the one before
+	"an intent is anybody's",    // who made an attempt does not ask whether the intent is its own still
+	"the living are robbed",     // intents are taken from sessions that live
+	"suspects are handled",      // at which a process may have died
+	"places are the truth",      // what is before the place that is written down counts as handled
+	"gaps are not seen",         // in the deliveries
+}
+
+// TestSchedulesCatch takes one guard away at a time. Some schedule must notice, else it proves nothing.
+func TestSchedulesCatch(t *testing.T) {
+	simTimes(t)
+	for _, mutant := range simMutants {
+		t.Run(mutant, func(t *testing.T) {
+			for seed := range uint64(3000) {
+				if err, _ := schedule(t, seed, mutant); err != nil {
+					t.Logf("seed %d: %v", seed, err)
+					return
+				}
+			}
+			t.Error("no schedule noticed")
+		})
+	}
+}
+
 func schedules() uint64 {
 	if n, err := strconv.ParseUint(os.Getenv("PGJET_SCHEDULES"), 10, 64); err == nil {
 		return n
