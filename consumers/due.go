@@ -36,7 +36,7 @@ func (t *term) takeDue(ctx context.Context) error {
 				t.alone.Store(true)
 			}
 			if !t.lanes.add(t.lane(w), w) {
-				t.giveBack(ctx, w, 0, false)
+				t.giveBackUntried(ctx, []*work{w})
 			}
 		}
 		if len(all) >= most {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -264,6 +265,14 @@ func (t *term) giveBackIntents(ctx context.Context, all []*work) {
 		if w.written() {
 			t.giveBack(ctx, w, 0, false)
 		}
+	}
+}
+
+// giveBackUntried gives those of all back that are intents and that no worker has got.
+func (t *term) giveBackUntried(ctx context.Context, all []*work) {
+	t.giveBackIntents(ctx, all)
+	if slices.ContainsFunc(all, func(w *work) bool { return w.Deaths > 0 }) {
+		t.alone.Store(false) // another term of the session may take it
 	}
 }
 

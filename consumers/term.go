@@ -170,7 +170,7 @@ func (t *term) labour(ctx context.Context) {
 // giveBackAll returns what was not handled, so that it need not wait for ackWait to be
 // delivered again. What is given back after a failure comes after a while.
 func (t *term) giveBackAll(ctx context.Context, left []*work, failed bool) {
-	t.giveBackIntents(ctx, left)
+	t.giveBackUntried(ctx, left)
 	t.flushAcks(ctx)
 	for _, d := range t.hands.all() {
 		delay := time.Duration(0)
