@@ -53,6 +53,9 @@ func TestSchedules(t *testing.T) {
 	}
 	all := map[string]int{}
 	first := rand.Uint64() >> 20
+	if n, err := strconv.ParseUint(os.Getenv("PGJET_FIRST"), 10, 64); err == nil {
+		first = n
+	}
 	t.Logf("first seed %d", first)
 	for seed := first; seed < first+schedules(); seed++ {
 		err, fired := schedule(t, seed, "")

@@ -774,6 +774,10 @@ func (w *simWorld) waiting() (all []string) {
 	for _, i := range w.db.sorted(func(*simIntent) bool { return true }) {
 		all = append(all, fmt.Sprintf("%s attempts %d deaths %d taken by %q due in %s", w.at(i.ID), i.attempts, i.deaths, i.taken, time.Until(i.due).Round(time.Second)))
 	}
+	for _, id := range w.dead() {
+		l := w.db.letters[id]
+		all = append(all, fmt.Sprintf("%s dead at %d/%d, inbox %+v", w.at(id), l.Generation, l.Seq, w.db.inbox[id]))
+	}
 	return all
 }
 
