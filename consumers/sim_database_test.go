@@ -322,9 +322,9 @@ func (tx *simTx) lock(ctx context.Context, id uuid.UUID) error {
 		if err := tx.d.wait(ctx, tx.p); err != nil {
 			return err
 		}
-		if tx.over {
-			return errCut
-		}
+	}
+	if tx.over {
+		return errCut
 	}
 	tx.d.rows[id] = tx
 	return nil
@@ -1278,6 +1278,8 @@ func (d *simDatabase) forget(from uint64) {
 		if _, dead := d.letters[i.ID]; !dead && d.inbox[id].generation == d.generation && d.inbox[id].seq >= from {
 			delete(d.intents, id)
 			delete(d.inbox, id)
+		} else if i.Generation < d.generation { // nobody knows whether this stream has it still: it may come too early
+			d.handed[id] = true
 		}
 	}
 	for n := range d.slices {

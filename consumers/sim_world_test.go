@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -506,6 +507,10 @@ func (w *simWorld) simulate() error {
 	case w.broken != nil:
 		return w.broken
 	case !w.settled():
+		if w.traces != nil {
+			stacks := make([]byte, 1<<20)
+			w.trace("%s", stacks[:runtime.Stack(stacks, true)])
+		}
 		return fmt.Errorf("it never settles: of %d events %s%d intents, unhandled %v; waits %v", w.stream.end(), w.db.describe(), len(w.db.intents), w.missing(), w.waiting())
 	}
 	return nil
@@ -614,10 +619,11 @@ func (w *simWorld) strikeHard() {
 	case w.happens("durable consumer is deleted", 25) && len(w.stream.durables) > 0:
 		w.fire("durable consumer is deleted")
 		delete(w.stream.durables, w.durable())
+	// Nobody could notice if it were set forward, past what is on its way.
 	case w.happens("durable consumer is set back", 25) && len(w.stream.durables) > 0:
 		w.fire("durable consumer is set back")
 		d := w.stream.durables[w.durable()]
-		d.reset(1 + uint64(w.r.IntN(int(d.last)+1)))
+		d.reset(1 + uint64(w.r.IntN(int(d.floor())+1)))
 	case w.happens("stream is made again", 40):
 		w.fire("stream is made again")
 		w.stream.recreate()
@@ -728,6 +734,10 @@ func (w *simWorld) replay() {
 			return errors.New("the stream was made again meanwhile")
 		}
 		w.fire("replayed by reset")
+		if w.db.paused == "" { // somebody resumed it
+			w.fire("resumed while replayed")
+			w.db.interrupt()
+		}
 		before := maps.Clone(w.db.inbox)
 		w.db.forget(from)
 		for id := range before {
