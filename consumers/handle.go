@@ -63,12 +63,12 @@ func (t *term) deal(ctx context.Context, load []*work) {
 				settle(w, v, ending{began: time.Now(), err: err})
 			}
 		}
-		if len(parked) > 0 {
-			t.putDown(ctx, parked, inbox.First{})
-		}
-		if ctx.Err() != nil { // the session is over; messages are in our hands still
+		if ctx.Err() != nil { // the session is over; messages are in our hands still, and perhaps earlier ones of their keys
 			t.giveBackIntents(ctx, slices.Concat(together, load))
 			return
+		}
+		if len(parked) > 0 {
+			t.putDown(ctx, parked, inbox.First{})
 		}
 		if len(together) == 0 {
 			continue

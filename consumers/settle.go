@@ -158,6 +158,9 @@ func (t *term) putDown(ctx context.Context, all []*work, f inbox.First) (down []
 	switch {
 	case err != nil && len(all) > 1: // it may be the fault of one
 		for _, w := range all {
+			if ctx.Err() != nil { // the session ended at one: those behind it come again with it
+				break
+			}
 			down = append(down, t.putDown(ctx, []*work{w}, f)...)
 		}
 		return down
