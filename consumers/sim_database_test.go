@@ -361,16 +361,20 @@ func failedSim(what string, err error) error {
 	return &inbox.Error{What: what, Err: err}
 }
 
-// ask runs fn by the connection of the session.
+// ask runs fn by the connection of the session. That is closed if the statement, or its answer, gets lost.
 func (c *simConnection) ask(ctx context.Context, what string, fn func() error) error {
-	return failedSim(what, c.p.call(ctx, what, func() error {
+	err := c.p.call(ctx, what, func() error {
 		if c.closed {
 			return errCut
 		}
 		c.busy++
 		defer func() { c.busy--; c.used = time.Now() }()
 		return fn()
-	}))
+	})
+	if err != nil {
+		c.Close()
+	}
+	return failedSim(what, err)
 }
 
 // pooled runs fn by another connection.
@@ -599,6 +603,9 @@ func (d *simDatabase) supersede(ctx context.Context, p *process, change func()) 
 func (c *simConnection) Divide(ctx context.Context, n int) error {
 	return c.pooled(ctx, "divide", func() error {
 		return c.d.supersede(ctx, c.p, func() {
+			if !c.d.known { // it was restored to before that
+				return
+			}
 			c.d.w.fire("divided")
 			all := simSlice{epoch: c.d.epoch, floor: c.d.slices[0].floor}
 			for _, s := range c.d.slices {
