@@ -96,6 +96,11 @@ func newSimWorld(seed uint64, without string) *simWorld {
 			w.faults[f] = w.r.IntN(3) == 0
 		}
 	}
+	// A session that others set back meanwhile, and to which a delivery gets lost just then, may be given the number that it expects:
+	// it cannot see that one is missing. pgjet sets back only what it has paused.
+	if w.faults["durable consumer is set back"] {
+		w.faults["delivery is lost"] = false
+	}
 	w.c = Consumer{Name: "sim", Workers: 1 + w.r.IntN(3), Group: 1 + w.r.IntN(4), Slices: 1 << w.r.IntN(4), ParkKey: w.r.IntN(3) == 0,
 		Timeout: time.Second, MinRetry: 20 * time.Millisecond, MaxRetry: 500 * time.Millisecond, MaxAttempts: 3,
 		Handler: Handle(OnType(simType, func(ctx context.Context, tx pgx.Tx, e events.Event) error {
