@@ -188,7 +188,9 @@ func (t *term) giveUp(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, pingTime)
 	defer cancel()
-	t.save(ctx, t.room.Save)
+	if t.data.Writable(ctx) { // another server may have an older inbox
+		t.save(ctx, t.room.Save)
+	}
 	return t.room.Leave(ctx)
 }
 
