@@ -496,7 +496,7 @@ func (c *simConnection) Register(ctx context.Context, r inbox.Registration) (is 
 		d := c.d
 		switch {
 		case !d.known:
-			d.known, d.created, d.epoch, d.slices = true, r.Created, 1, []simSlice{{epoch: 1}}
+			d.known, d.created, d.generation, d.epoch, d.slices = true, r.Created, 1, 1, []simSlice{{epoch: 1}}
 		case !d.created.Equal(r.Created):
 			d.w.fire("stream of another generation")
 			d.created = r.Created
@@ -1253,11 +1253,12 @@ func (d *simDatabase) handOver(ctx context.Context, p *process, all []*inbox.Mes
 	if err := d.alone(ctx, p, -1); err != nil {
 		return err
 	}
+	keys := make(map[string]bool)
 	for _, m := range all {
-		row, found := d.inbox[m.ID]
-		if !found || row.state != inbox.Done {
+		if row, found := d.inbox[m.ID]; found && row.state != inbox.Done {
 			continue
 		}
+		keys[m.Key] = true
 		d.w.fire("handed over")
 		d.again[m.ID]++
 		d.handed[m.ID] = true
@@ -1265,7 +1266,7 @@ func (d *simDatabase) handOver(ctx context.Context, p *process, all []*inbox.Mes
 		d.intents[m.ID] = simIntent{Message: *m, due: time.Now()}
 	}
 	for id, i := range d.intents {
-		if d.w.ordered() && i.taken == "" && d.behindIntent(&i.Message) && slices.ContainsFunc(all, func(m *inbox.Message) bool { return m.Key == i.Key }) {
+		if d.w.ordered() && i.taken == "" && d.behindIntent(&i.Message) && keys[i.Key] {
 			i.due = far
 			d.intents[id] = i
 		}
