@@ -107,6 +107,10 @@ func newSimWorld(seed uint64, without string) *simWorld {
 		Handler: Handle(OnType(simType, func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 			return tx.(*simTx).p.handle(ctx, tx.(*simTx), e)
 		}))}
+	if w.r.IntN(6) == 0 {
+		w.c.Unordered, w.c.Slices, w.c.ParkKey = true, 1, false
+		w.faults["consumer is divided"] = false
+	}
 	for n := range 3 + w.r.IntN(6) {
 		w.keys = append(w.keys, fmt.Sprint("k", n))
 	}
