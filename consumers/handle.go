@@ -46,7 +46,7 @@ func (t *term) deal(ctx context.Context, load []*work) {
 	}
 	for most := t.Consumer.most(); len(load) > 0; {
 		var together, parked []*work
-		for len(load) > 0 && len(together) < most {
+		for len(load) > 0 && len(together) < most && ctx.Err() == nil {
 			w := load[0]
 			v, err := t.admit(w, stuck[w.Key])
 			if v != try && len(together) > 0 || v == try && len(parked) > 0 {

@@ -164,6 +164,9 @@ func (t *term) putDown(ctx context.Context, all []*work, f inbox.First) (down []
 			down = append(down, t.putDown(ctx, []*work{w}, f)...)
 		}
 		return down
+	case err != nil && f.Taken && lostConnection(err): // nobody knows whether the session has it now: the next one gets it
+		t.leave(ctx, all[0], err)
+		return nil
 	case err != nil:
 		t.refused(ctx, all[0], err)
 		return nil
