@@ -51,6 +51,8 @@ type simWorld struct {
 	killer    map[uuid.UUID]bool // a process dies at it
 	poison    map[uuid.UUID]bool // each attempt fails
 	vanished  map[uuid.UUID]bool // had an inbox row once
+	outside   bool               // effects happen outside the database: see [Effect]
+	happened  map[uuid.UUID]int  // those
 	instant   bool               // nothing takes time
 	calm      bool               // no more faults, no more events
 	fired     map[string]int
@@ -80,7 +82,7 @@ func newSimWorld(seed uint64, without string) *simWorld {
 	w := &simWorld{
 		r: rand.New(rand.NewPCG(seed, 1)), without: without, faults: make(map[string]bool), count: make(map[string]int),
 		place: make(map[uuid.UUID]simPlace), killer: make(map[uuid.UUID]bool), poison: make(map[uuid.UUID]bool), vanished: make(map[uuid.UUID]bool),
-		fired: make(map[string]int), log: slog.New(slog.DiscardHandler),
+		fired: make(map[string]int), happened: make(map[uuid.UUID]int), log: slog.New(slog.DiscardHandler),
 	}
 	if os.Getenv("PGJET_SEED") != "" || os.Getenv("PGJET_TRACE") != "" {
 		w.traces = new([]string)
@@ -102,6 +104,7 @@ func newSimWorld(seed uint64, without string) *simWorld {
 	if w.faults["durable consumer is set back"] {
 		w.faults["delivery is lost"] = false
 	}
+	w.outside = w.r.IntN(5) == 0
 	w.c = Consumer{Name: "sim", Workers: 1 + w.r.IntN(3), Group: 1 + w.r.IntN(4), Slices: 1 << w.r.IntN(4), ParkKey: w.r.IntN(3) == 0,
 		Timeout: time.Second, MinRetry: 20 * time.Millisecond, MaxRetry: 500 * time.Millisecond, MaxAttempts: 3,
 		Handler: Handle(OnType(simType, func(ctx context.Context, tx pgx.Tx, e events.Event) error {
@@ -187,6 +190,17 @@ func (w *simWorld) apply(e events.Event) {
 	}
 }
 
+// happen notes that an effect has happened outside the database. It does so once, if nothing else happens.
+func (w *simWorld) happen(e events.Event) {
+	w.trace("effect %s", w.at(e.ID))
+	if _, known := w.db.inbox[e.ID]; known { // else it began before the database was restored
+		w.inOrder(e)
+	}
+	if w.happened[e.ID]++; w.happened[e.ID] > 1 && !slices.Contains(slices.Collect(maps.Values(w.faults)), true) {
+		w.breaks("effect of event %s of key %s, number %d, happens twice", e.ID, e.Key, w.place[e.ID].n)
+	}
+}
+
 // inOrder checks that what comes before an event whose effect was just committed is dealt with.
 func (w *simWorld) inOrder(e events.Event) {
 	if !w.ordered() || w.db.handed[e.ID] {
@@ -240,7 +254,11 @@ var simMetrics = sync.OnceValue(func() *metrics {
 func (w *simWorld) start() {
 	w.started++
 	p := &process{w: w, name: fmt.Sprint("p", w.started), lost: make(map[chan nats.Status]bool), ended: make(chan struct{})}
-	c, err := w.c.withDefaults()
+	c := w.c
+	if w.outside {
+		c.Group, c.Handler = 0, Effect(func(ctx context.Context, e events.Event) error { return p.handle(ctx, nil, e) }, simType)
+	}
+	c, err := c.withDefaults()
 	if err != nil {
 		panic(err)
 	}
@@ -396,21 +414,23 @@ func (w *simWorld) freeze(p *process) {
 
 var errPoison = errors.New("poison")
 
-// handle is the handler.
+// handle is the handler, with a transaction or without one.
 func (p *process) handle(ctx context.Context, tx *simTx, e events.Event) error {
 	if err := p.step(ctx); err != nil {
 		return err
 	}
 	w := p.w
 	w.mu.Lock()
-	if tx.over {
+	switch {
+	case tx == nil:
+		w.happen(e)
+	case tx.over:
 		w.mu.Unlock()
 		return errCut
-	}
-	tx.effects = append(tx.effects, e)
-	if w.mutant("effects commit alone") {
+	case w.mutant("effects commit alone"):
 		w.apply(e)
-		tx.effects = nil
+	default:
+		tx.effects = append(tx.effects, e)
 	}
 	if w.mutant("ack before the commit") {
 		for n, m := range w.stream.log {
@@ -776,6 +796,12 @@ func (w *simWorld) mend() {
 
 // recover does what operators do in the end.
 func (w *simWorld) recover() {
+	// An effect may be written down by a session that lost its slice, just when the new owner parks what comes behind it: that
+	// waits until another session begins.
+	if w.outside && !slices.ContainsFunc(slices.Collect(maps.Values(w.db.intents)), func(i simIntent) bool { return !i.due.Equal(far) }) && w.r.IntN(100) == 0 {
+		w.fire("parked until another session begins")
+		w.db.interrupt()
+	}
 	if dead := w.dead(); len(dead) > 0 {
 		w.operate(func(ctx context.Context) error { return w.db.redrive(ctx, w.operator, dead, "intent") })
 	}
@@ -784,7 +810,7 @@ func (w *simWorld) recover() {
 // missing returns the events that are not handled.
 func (w *simWorld) missing() (all []string) {
 	for seq, m := range w.stream.log {
-		if state := w.db.inbox[m.event.ID].state; state != inbox.Discarded && (state != inbox.Done || w.db.effects[m.event.ID] == 0) {
+		if state := w.db.inbox[m.event.ID].state; state != inbox.Discarded && (state != inbox.Done || w.db.effects[m.event.ID]+w.happened[m.event.ID] == 0) {
 			all = append(all, fmt.Sprintf("%d:%s/%d %s %d", seq+1, m.event.Key, w.place[m.event.ID].n, cmp.Or(state, "unknown"), w.db.effects[m.event.ID]))
 		}
 	}
