@@ -10,7 +10,7 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// takeDue hands due intents to the workers until ctx ends.
+// takeDue hands due intents to the workers until ctx ends. The session says when there may be some.
 func (t *term) takeDue(ctx context.Context) error {
 	const most = 64
 	for {
@@ -43,7 +43,7 @@ func (t *term) takeDue(ctx context.Context) error {
 			continue
 		}
 		select {
-		case <-time.After(pollEvery):
+		case <-time.After(dueEvery):
 		case <-t.kick:
 			if !sleep(ctx, 2*time.Millisecond) { // not more often than that
 				return nil

@@ -362,8 +362,8 @@ func (m *member) tend(ctx context.Context, saved *time.Time) error {
 	return ignoreEnd(ctx, err)
 }
 
-// current reports whether nobody superseded or paused the session.
-func (m *member) current(ctx context.Context) (bool, error) {
+// current reports whether nobody superseded or paused the session. It has the terms look for intents if some are due.
+func (m *member) current(ctx context.Context) (current bool, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime) // cancelling would close the connection
 	defer cancel()
 	var epochs []int64
@@ -372,7 +372,13 @@ func (m *member) current(ctx context.Context) (bool, error) {
 			epochs = append(epochs, epoch)
 		}
 	}
-	return m.data.Current(ctx, epochs)
+	current, due, err := m.data.Current(ctx, epochs)
+	if due {
+		for _, t := range m.terms {
+			t.nudge()
+		}
+	}
+	return current, err
 }
 
 // balance begins terms of slices that nobody owns, and ends some, so that the members share them evenly.

@@ -38,7 +38,7 @@ type database interface {
 	ReadPause(ctx context.Context) (*inbox.Paused, error)
 	Tell(ctx context.Context, b inbox.Beat) error
 	Farewell(ctx context.Context, process string) error
-	Current(ctx context.Context, epochs []int64) (bool, error)
+	Current(ctx context.Context, epochs []int64) (current, due bool, err error)
 	Depose(ctx context.Context, s inbox.Slice) error
 	Save(ctx context.Context, t *inbox.Tenure, floor, high uint64) error
 	TableLock(ctx context.Context) (*lead.TableLock, error)
@@ -194,8 +194,8 @@ func (c *connection) Farewell(ctx context.Context, process string) error {
 	return inbox.Farewell(ctx, c.conn, c.Consumer.Name, process)
 }
 
-func (c *connection) Current(ctx context.Context, epochs []int64) (bool, error) {
-	return inbox.Current(ctx, c.conn, c.Consumer.Name, epochs)
+func (c *connection) Current(ctx context.Context, epochs []int64) (current, due bool, err error) {
+	return inbox.Current(ctx, c.conn, c.Consumer.Name, c.session, epochs)
 }
 
 func (c *connection) Depose(ctx context.Context, s inbox.Slice) error {

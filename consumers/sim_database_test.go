@@ -542,15 +542,18 @@ func (c *simConnection) Farewell(ctx context.Context, _ string) error {
 	return c.ask(ctx, "farewell", func() error { return nil })
 }
 
-func (c *simConnection) Current(ctx context.Context, epochs []int64) (current bool, err error) {
+func (c *simConnection) Current(ctx context.Context, epochs []int64) (current, due bool, err error) {
 	err = c.ask(ctx, "look whether the session is current", func() error {
 		current = c.d.paused == ""
 		for _, e := range epochs {
 			current = current && c.d.of(e) != nil
 		}
+		for _, i := range c.d.intents {
+			due = due || !i.due.After(time.Now()) && i.taken != c.session
+		}
 		return nil
 	})
-	return current, err
+	return current, due, err
 }
 
 func (c *simConnection) Depose(ctx context.Context, s inbox.Slice) error {

@@ -15,8 +15,10 @@ const (
 	pingTime = 5 * time.Second
 	// stopRemembering is for how long it tries once it is told to stop.
 	stopRemembering = 2 * time.Second
-	// pollEvery is how often a session looks for due intents, for slices that are free, and what operators want.
+	// pollEvery is how often a session looks whether intents are due, and what operators want.
 	pollEvery = 250 * time.Millisecond
+	// dueEvery is how often a term looks for due intents although the session saw none.
+	dueEvery = 5 * time.Second
 	// lockTime is less than pingTime: the server says that somebody holds a lock before the connection is
 	// given up, as if the server were away.
 	lockTime = "4s"

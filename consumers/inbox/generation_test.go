@@ -44,7 +44,7 @@ func TestStreamMadeAnewEndsSessions(t *testing.T) {
 	if is.Generation == was.Generation {
 		t.Fatalf("the generation is %d as before", is.Generation)
 	}
-	if current, err := Current(t.Context(), db, "test", []int64{at.Epoch}); err != nil || current {
+	if current, _, err := Current(t.Context(), db, "test", "s", []int64{at.Epoch}); err != nil || current {
 		t.Errorf("the session on the stream before is current (%v)", err)
 	}
 	s := Tenure{Consumer: "test", Slice: slice, Epoch: at.Epoch, Generation: was.Generation}

@@ -128,13 +128,16 @@ func (t *Tenure) Leave(ctx context.Context, db DB) error {
 	return failed("leave the slice", err)
 }
 
-// Current reports whether nobody superseded or paused any of the sessions with these epochs.
-func Current(ctx context.Context, db DB, consumer string, epochs []int64) (current bool, err error) {
+// Current reports whether nobody superseded or paused the session of this name in any of its slices, which have these epochs. due is
+// whether there are intents which may be for it to take: due ones, of any slice, that it does not have.
+func Current(ctx context.Context, db DB, consumer, session string, epochs []int64) (current, due bool, err error) {
 	err = db.QueryRow(ctx, `
-		select not exists (select from unnest($2::bigint[]) as u (epoch)
+		select not exists (select from unnest($3::bigint[]) as u (epoch)
 		                    where not exists (select from pgjet.slice s where s.consumer = $1 and s.epoch = u.epoch))
-		   and paused_at is null from pgjet.consumer where name = $1`, consumer, epochs).Scan(&current)
-	return current, failed("look at the consumer", err)
+		   and paused_at is null,
+		       exists (select from pgjet.intent where consumer = $1 and due_at <= clock_timestamp() and taken_by is distinct from $2)
+		  from pgjet.consumer where name = $1`, consumer, session, epochs).Scan(&current, &due)
+	return current, due, failed("look at the consumer", err)
 }
 
 // Save writes down how far the session has come. A floor of 0 leaves it as it is.
