@@ -25,7 +25,6 @@ type database interface {
 	PID() int64
 
 	// Leads: see package lead.
-	Take(ctx context.Context, name string, standby func(lead.Holder)) error
 	Join(ctx context.Context, name string, standby func(lead.Holder)) error
 	Try(ctx context.Context, name string) (taken bool, err error)
 	Leave(ctx context.Context, name string) error
@@ -138,10 +137,6 @@ func (c *connection) Close() {
 
 func (c *connection) Closed() bool { return c.conn == nil || c.conn.IsClosed() }
 func (c *connection) PID() int64   { return int64(c.conn.PgConn().PID()) }
-
-func (c *connection) Take(ctx context.Context, name string, standby func(lead.Holder)) error {
-	return lead.Take(ctx, c.conn, name, standby)
-}
 
 func (c *connection) Join(ctx context.Context, name string, standby func(lead.Holder)) error {
 	return lead.Join(ctx, c.conn, name, standby)

@@ -440,10 +440,6 @@ func (c *simConnection) lead(ctx context.Context, name string, alone bool, stand
 	}
 }
 
-func (c *simConnection) Take(ctx context.Context, name string, standby func(lead.Holder)) error {
-	return c.lead(ctx, name, true, standby)
-}
-
 func (c *simConnection) Join(ctx context.Context, name string, standby func(lead.Holder)) error {
 	return c.lead(ctx, name, false, standby)
 }
