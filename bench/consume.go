@@ -20,6 +20,7 @@ func consume(o options) scenario {
 	few, some, many := orQuick(o, 20_000, 8_000), orQuick(o, 60_000, 16_000), orQuick(o, 100_000, 40_000)
 	bare := consumption{Form: "two-inserts", Events: few}
 	ordered := consumption{Form: "ordered", Events: some}
+	oneSlice := consumption{Form: "ordered", Events: some, Slices: 1}
 	unordered := consumption{Form: "unordered", Events: some}
 	alone := consumption{Form: "ordered", Events: few, Group: 1}
 	failing := consumption{Form: "ordered", Events: some, Failing: 100}
@@ -48,6 +49,7 @@ func consume(o options) scenario {
 			bare.variant("limit: two inserts in a transaction", none),
 			ordered.variant("pgjet singly, ordered", lazy),
 			ordered.variant("pgjet singly, ordered", durable).once(),
+			oneSlice.variant("pgjet singly, ordered, one slice", lazy),
 			unordered.variant("pgjet singly, unordered", lazy),
 			alone.variant("pgjet singly, ordered, Group: 1", lazy),
 			failing.variant("pgjet singly, ordered, 1 % fail", lazy),

@@ -2,6 +2,7 @@ package consumers
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/events"
@@ -39,9 +40,10 @@ type lanes struct {
 	mu      sync.Mutex
 	wake    sync.Cond
 	lanes   map[string]*lane
-	ready   []*lane // have work and no worker
-	waiting int     // pieces of work in all lanes
-	intents int     // of those, intents
+	ready   []*lane       // have work and no worker
+	waiting int           // pieces of work in all lanes
+	total   *atomic.Int64 // those in the lanes of all slices of the process
+	intents int           // of those, intents
 	held    map[string]bool
 	closed  bool
 }
@@ -51,8 +53,9 @@ type lane struct {
 	work []*work
 }
 
-func newLanes() *lanes {
-	l := &lanes{lanes: make(map[string]*lane), held: make(map[string]bool)}
+// newLanes returns lanes that count what waits in total, too.
+func newLanes(total *atomic.Int64) *lanes {
+	l := &lanes{total: total, lanes: make(map[string]*lane), held: make(map[string]bool)}
 	l.wake.L = &l.mu
 	return l
 }
@@ -78,6 +81,7 @@ func (l *lanes) add(name string, w *work) bool {
 
 func (l *lanes) count(w *work, n int) {
 	l.waiting += n
+	l.total.Add(int64(n))
 	if w.written() {
 		l.intents += n
 	}
@@ -90,7 +94,7 @@ type load struct {
 }
 
 // next blocks until there is work, and takes up to most pieces, but leaves as many to each of the other
-// workers. Intents and events from the stream are not mixed. It reports false once the lanes are closed.
+// workers, of whom so many may work at the same time in the process. Intents and events from the stream are not mixed. It reports false once the lanes are closed.
 func (l *lanes) next(most, workers int) (load, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -100,7 +104,7 @@ func (l *lanes) next(most, workers int) (load, bool) {
 	if l.closed {
 		return load{}, false
 	}
-	most = min(most, (l.waiting+workers-1)/workers)
+	most = min(most, max(1, (int(l.total.Load())+workers-1)/workers))
 	var got load
 	for len(l.ready) > 0 && len(got.work) < most {
 		at := l.ready[0]
@@ -165,6 +169,9 @@ func (l *lanes) close() (left []*work) {
 	defer l.mu.Unlock()
 	l.closed = true
 	for _, at := range l.lanes {
+		for _, w := range at.work {
+			l.count(w, -1)
+		}
 		left = append(left, at.work...)
 		at.work = nil
 	}

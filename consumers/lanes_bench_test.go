@@ -2,6 +2,7 @@ package consumers
 
 import (
 	"fmt"
+	"sync/atomic"
 	"testing"
 )
 
@@ -18,7 +19,7 @@ func BenchmarkLanes(b *testing.B) {
 	}
 	for _, most := range []int{1, 200} {
 		b.Run(fmt.Sprint("batch=", most), func(b *testing.B) {
-			l := newLanes()
+			l := newLanes(new(atomic.Int64))
 			b.ReportAllocs()
 			for n := 0; n < b.N; n += held {
 				for i := range work {

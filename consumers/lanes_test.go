@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -14,7 +15,7 @@ func TestLanes(t *testing.T) {
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
 	const count, names, most = 5000, 20, 7
-	l := newLanes()
+	l := newLanes(new(atomic.Int64))
 	var mu sync.Mutex
 	var workers sync.WaitGroup
 	last, busy := make(map[string]uint64), make(map[string]bool)

@@ -48,7 +48,8 @@ type member struct {
 	solo  *solo       // an attempt at which a process died before has it alone
 	alone atomic.Bool // there is one of those in hand
 
-	unbegun atomic.Bool // a term could not begin, which ended the session
+	waiting atomic.Int64 // pieces of work in the lanes of all terms
+	unbegun atomic.Bool  // a term could not begin, which ended the session
 }
 
 // session handles events until something fails, or ctx ends.

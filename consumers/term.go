@@ -55,7 +55,7 @@ type term struct {
 }
 
 func newTerm(m *member, slice int) *term {
-	t := &term{member: m, acks: newAcks(), lanes: newLanes(), kick: make(chan struct{}, 1)}
+	t := &term{member: m, acks: newAcks(), lanes: newLanes(&m.waiting), kick: make(chan struct{}, 1)}
 	t.tenure = inbox.Tenure{Consumer: m.Consumer.Name, Ordered: m.ordered(), ParkKey: m.Consumer.ParkKey, Slice: inbox.Slice{Number: slice, Of: m.is.Slices},
 		Generation: m.is.Generation, Session: m.session, Process: m.process}
 	t.room = m.data.Room(&t.tenure)
