@@ -93,19 +93,22 @@ type load struct {
 	lanes []*lane
 }
 
-// next blocks until there is work, and takes up to most pieces, but leaves as many to each of the other
-// workers, of whom so many may work at the same time in the process. Intents and events from the stream are not mixed. It reports false once the lanes are closed.
-func (l *lanes) next(most, workers int) (load, bool) {
+// await blocks until there is work, and reports false once the lanes are closed.
+func (l *lanes) await() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for len(l.ready) == 0 && !l.closed {
 		l.wake.Wait()
 	}
-	if l.closed {
-		return load{}, false
-	}
+	return !l.closed
+}
+
+// next takes up to most pieces of work, but leaves as many to each of the other
+// workers, of whom so many work at the same time in the process. There may be none any more. Intents and events from the stream are not mixed.
+func (l *lanes) next(most, workers int) (got load) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	most = min(most, max(1, (int(l.total.Load())+workers-1)/workers))
-	var got load
 	for len(l.ready) > 0 && len(got.work) < most {
 		at := l.ready[0]
 		n := at.take(most-len(got.work), got.work)
@@ -120,7 +123,7 @@ func (l *lanes) next(most, workers int) (load, bool) {
 		at.work = at.work[n:]
 		l.ready = l.ready[1:]
 	}
-	return got, true
+	return got
 }
 
 // take says how many pieces of work can be taken from the front, up to most, together with others.
@@ -163,7 +166,7 @@ func (l *lanes) done(got load) {
 	}
 }
 
-// close makes every next return, and returns what nobody took.
+// close makes every await return, and returns what nobody took.
 func (l *lanes) close() (left []*work) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -27,7 +27,7 @@ func BenchmarkLanes(b *testing.B) {
 					l.add(work[i].Key, &work[i])
 				}
 				for taken := 0; taken < held; {
-					load, _ := l.next(most, 1)
+					load := l.next(most, 1)
 					taken += len(load.work)
 					l.done(load)
 				}

@@ -23,11 +23,8 @@ func TestLanes(t *testing.T) {
 	finished := make(chan struct{})
 	for range 6 {
 		workers.Go(func() {
-			for {
-				got, ok := l.next(most, 6)
-				if !ok {
-					return
-				}
+			for l.await() {
+				got := l.next(most, 6)
 				mu.Lock()
 				if len(got.work) > most || len(got.work) > 1 && mixed(got.work) {
 					t.Errorf("a load has %d pieces of work, mixed or with one that must be alone: %t", len(got.work), mixed(got.work))

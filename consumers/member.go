@@ -48,14 +48,15 @@ type member struct {
 	solo  *solo       // an attempt at which a process died before has it alone
 	alone atomic.Bool // there is one of those in hand
 
-	waiting atomic.Int64 // pieces of work in the lanes of all terms
-	unbegun atomic.Bool  // a term could not begin, which ended the session
+	workers chan struct{} // has an element for each that deals with a load
+	waiting atomic.Int64  // pieces of work in the lanes of all terms
+	unbegun atomic.Bool   // a term could not begin, which ended the session
 }
 
 // session handles events until something fails, or ctx ends.
 func (r *run) session(ctx context.Context) error {
 	m := &member{run: r, stopping: ctx, began: time.Now(), session: fmt.Sprintf("%s:%s", r.process, uuid.NewString()[:8]),
-		terms: make(map[int]*term), ended: make(chan *term, inbox.Tokens), gate: newGate(r.Consumer.Workers), solo: newSolo()}
+		terms: make(map[int]*term), ended: make(chan *term, inbox.Tokens), workers: make(chan struct{}, r.Consumer.Workers), gate: newGate(r.Consumer.Workers), solo: newSolo()}
 	r.gate.Store(m.gate)
 	m.data = r.connecting(m.session)
 	defer m.data.Close()

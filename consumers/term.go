@@ -149,23 +149,30 @@ func (t *term) serve(ctx context.Context) {
 	t.giveBackAll(context.WithoutCancel(ctx), left, t.stopping.Err() == nil && !t.over.Load())
 }
 
-// labour deals with one load after the other until the lanes are closed.
+// labour deals with one load after the other until the lanes are closed. All slices of the process share its workers: what
+// waits for one of them is in the lanes, and goes together then.
 func (t *term) labour(ctx context.Context) {
-	for {
-		load, ok := t.lanes.next(t.Consumer.most(), t.Consumer.Workers)
-		if !ok {
-			return
-		}
-		suspect := load.work[0].Deaths > 0
-		t.deal(ctx, load.work)
-		if held := t.lanes.heldOf(load); len(held) > 0 {
-			t.goOn(ctx, held)
-		}
-		t.lanes.done(load)
-		if suspect {
-			t.alone.Store(false)
-			t.nudge()
-		}
+	for t.lanes.await() {
+		t.workers <- struct{}{}
+		t.work(ctx, t.lanes.next(t.Consumer.most(), t.Consumer.Workers))
+		<-t.workers
+	}
+}
+
+// work deals with a load, which may be empty.
+func (t *term) work(ctx context.Context, load load) {
+	if len(load.work) == 0 {
+		return
+	}
+	suspect := load.work[0].Deaths > 0
+	t.deal(ctx, load.work)
+	if held := t.lanes.heldOf(load); len(held) > 0 {
+		t.goOn(ctx, held)
+	}
+	t.lanes.done(load)
+	if suspect {
+		t.alone.Store(false)
+		t.nudge()
 	}
 }
 
