@@ -497,9 +497,7 @@ func (c *simConnection) Register(ctx context.Context, r inbox.Registration) (is 
 			d.w.fire("stream of another generation")
 			d.created = r.Created
 			d.generation++
-			if !d.w.mutant("a new stream ends no session") {
-				d.epoch++
-			}
+			d.epoch++
 			for n := range d.slices {
 				s := &d.slices[n]
 				*s = simSlice{epoch: d.epoch, owned: s.owned, process: s.process}
@@ -659,7 +657,7 @@ func (r *simRoom) Own(ctx context.Context) (at inbox.Place, err error) {
 			if err := d.alone(ctx, r.p, r.t.Slice.Number); err != nil {
 				return err
 			}
-			if d.paused != "" || len(d.slices) != r.t.Slice.Of || d.generation != r.t.Generation && !d.w.mutant("any generation owns") {
+			if d.paused != "" || len(d.slices) != r.t.Slice.Of || d.generation != r.t.Generation {
 				return inbox.ErrSuperseded
 			}
 		}

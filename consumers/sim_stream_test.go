@@ -74,15 +74,31 @@ func (s *simStream) lose(last uint64) {
 		maps.DeleteFunc(d.pending, func(seq uint64, _ *simPending) bool { return seq > last })
 		maps.DeleteFunc(d.times, func(seq uint64, _ int) bool { return seq > last })
 	}
-	for _, m := range lost {
-		s.store(m)
-	}
+	s.publish(lost)
 }
 
-// recreate makes the stream anew; it holds the same events.
+// recreate makes the stream anew; what publishes events publishes them all once more.
 func (s *simStream) recreate() {
 	s.created = time.Now()
 	clear(s.durables)
+	all := s.log
+	s.log = nil
+	s.publish(all)
+}
+
+// publish stores events that were lost, those of each key in order.
+func (s *simStream) publish(all []*simMessage) {
+	keys := make(map[string][]*simMessage)
+	order := make([]string, len(all))
+	for n, m := range all {
+		order[n] = m.event.Key
+		keys[m.event.Key] = append(keys[m.event.Key], m)
+	}
+	s.w.r.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
+	for _, key := range order {
+		s.store(keys[key][0])
+		keys[key] = keys[key][1:]
+	}
 }
 
 func (d *simDurable) floor() uint64 {
@@ -196,6 +212,9 @@ func (h *simStreamHandle) CachedInfo() *jetstream.StreamInfo { return &h.info }
 func (h *simStreamHandle) Info(ctx context.Context, _ ...jetstream.StreamInfoOpt) (*jetstream.StreamInfo, error) {
 	err := h.j.ask(ctx, "stream info", func(s *simStream) error {
 		h.info = jetstream.StreamInfo{Created: s.created}
+		if s.w.mutant("a new stream is the old one") {
+			h.info.Created = time.Unix(1, 0)
+		}
 		h.info.State.FirstSeq, h.info.State.LastSeq = 1, s.end()
 		h.info.State.Subjects = map[string]uint64{"all": s.end()}
 		return nil
@@ -408,7 +427,13 @@ func (r *simReceiver) receive(ctx context.Context, accept func([]*nats.Msg) erro
 			sleep(ctx, 60*time.Millisecond)
 			continue
 		}
-		if err := accept(chunk); err != nil {
+		err = accept(chunk)
+		if w.mutant("ack before the commit") {
+			for _, msg := range chunk {
+				_ = simSource{r.p}.Ack(msg)
+			}
+		}
+		if err != nil {
 			return err
 		}
 	}

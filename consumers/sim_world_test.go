@@ -432,15 +432,6 @@ func (p *process) handle(ctx context.Context, tx *simTx, e events.Event) error {
 	default:
 		tx.effects = append(tx.effects, e)
 	}
-	if w.mutant("ack before the commit") {
-		for n, m := range w.stream.log {
-			for _, d := range w.stream.durables {
-				if m.event.ID == e.ID {
-					delete(d.pending, uint64(n+1))
-				}
-			}
-		}
-	}
 	defer w.mu.Unlock()
 	kind := func(name string, in int) bool {
 		if w.happens(name, in) {
@@ -450,7 +441,7 @@ func (p *process) handle(ctx context.Context, tx *simTx, e events.Event) error {
 		return false
 	}
 	switch {
-	case w.killer[e.ID] && !w.calm:
+	case w.killer[e.ID]:
 		w.fire("handler kills")
 		p.kill()
 		return errCut
@@ -794,8 +785,15 @@ func (w *simWorld) mend() {
 	w.changed.Broadcast()
 }
 
-// recover does what operators do in the end.
+// recover does what operators do in the end: they start processes that died, and redrive dead letters, once
+// their cause is gone.
 func (w *simWorld) recover() {
+	for len(w.running) < 2 {
+		w.start()
+	}
+	for id := range w.db.letters {
+		delete(w.killer, id)
+	}
 	// An effect may be written down by a session that lost its slice, just when the new owner parks what comes behind it: that
 	// waits until another session begins.
 	if w.outside && !slices.ContainsFunc(slices.Collect(maps.Values(w.db.intents)), func(i simIntent) bool { return !i.due.Equal(far) }) && w.r.IntN(100) == 0 {
