@@ -65,7 +65,8 @@ func (s *simStream) store(m *simMessage) {
 	s.log = append(s.log, &c)
 }
 
-// lose takes what stands behind a place. What publishes events notices, and publishes them once more.
+// lose takes what stands behind a place. What publishes events notices, and publishes them once more, in the order of the outbox,
+// which is that of before.
 func (s *simStream) lose(last uint64) {
 	lost := slices.Clone(s.log[last:])
 	s.log = s.log[:last]
@@ -74,7 +75,9 @@ func (s *simStream) lose(last uint64) {
 		maps.DeleteFunc(d.pending, func(seq uint64, _ *simPending) bool { return seq > last })
 		maps.DeleteFunc(d.times, func(seq uint64, _ int) bool { return seq > last })
 	}
-	s.publish(lost)
+	for _, m := range lost {
+		s.store(m)
+	}
 }
 
 // recreate makes the stream anew; what publishes events publishes them all once more.
@@ -86,7 +89,7 @@ func (s *simStream) recreate() {
 	s.publish(all)
 }
 
-// publish stores events that were lost, those of each key in order.
+// publish stores events in another order; those of each key stay in theirs.
 func (s *simStream) publish(all []*simMessage) {
 	keys := make(map[string][]*simMessage)
 	order := make([]string, len(all))

@@ -412,6 +412,13 @@ func (w *simWorld) freeze(p *process) {
 	})
 }
 
+// pause lets others go on for a while.
+func (w *simWorld) pause(d time.Duration) {
+	w.mu.Unlock()
+	time.Sleep(d)
+	w.mu.Lock()
+}
+
 var errPoison = errors.New("poison")
 
 // handle is the handler, with a transaction or without one.
@@ -460,13 +467,9 @@ func (p *process) handle(ctx context.Context, tx *simTx, e events.Event) error {
 	case kind("handler panics", 20):
 		panic("test")
 	case kind("handler hangs", 30):
-		w.mu.Unlock()
-		time.Sleep(time.Duration(1+w.r.IntN(2)) * 1100 * time.Millisecond)
-		w.mu.Lock()
+		w.pause(time.Duration(1+w.r.IntN(2)) * 1100 * time.Millisecond)
 	case kind("handler is slow", 5):
-		w.mu.Unlock()
-		time.Sleep(time.Duration(w.r.IntN(int(150 * time.Millisecond))))
-		w.mu.Lock()
+		w.pause(time.Duration(w.r.IntN(int(150 * time.Millisecond))))
 	}
 	return nil
 }
@@ -514,16 +517,12 @@ func (w *simWorld) simulate() error {
 		}
 		w.strike()
 		d := time.Duration(w.r.IntN(int(400 * time.Millisecond)))
-		w.mu.Unlock()
-		time.Sleep(d)
-		w.mu.Lock()
+		w.pause(d)
 	}
 	w.mend()
 	for n := 0; n < 600 && w.broken == nil && !w.settled(); n++ {
 		w.recover()
-		w.mu.Unlock()
-		time.Sleep(500 * time.Millisecond)
-		w.mu.Lock()
+		w.pause(500 * time.Millisecond)
 	}
 	defer w.mu.Unlock()
 	switch {
@@ -744,9 +743,7 @@ func (w *simWorld) replay() {
 			return err
 		}
 		defer func() { w.db.paused = "" }()
-		w.mu.Unlock()
-		time.Sleep(200 * time.Millisecond)
-		w.mu.Lock()
+		w.pause(200 * time.Millisecond)
 		for _, d := range w.stream.durables {
 			d.reset(min(from, d.floor()+1))
 		}
