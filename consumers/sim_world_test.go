@@ -84,7 +84,7 @@ func newSimWorld(seed uint64, without string) *simWorld {
 		place: make(map[uuid.UUID]simPlace), killer: make(map[uuid.UUID]bool), poison: make(map[uuid.UUID]bool), vanished: make(map[uuid.UUID]bool),
 		fired: make(map[string]int), happened: make(map[uuid.UUID]int), log: slog.New(slog.DiscardHandler),
 	}
-	if os.Getenv("PGJET_SEED") != "" || os.Getenv("PGJET_TRACE") != "" {
+	if os.Getenv("PGJET_TRACE") != "" {
 		w.traces = new([]string)
 		w.log = slog.New(slog.NewTextHandler(&simLog{w}, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 			if a.Key == slog.TimeKey || a.Key == slog.LevelKey {
@@ -682,10 +682,11 @@ func (w *simWorld) command() {
 		w.db.paused = "test"
 		w.after(3*time.Second, func() { w.db.paused = "" })
 	case w.happens("redrive", 5):
+		w.fire("redrive")
 		w.operate(func(ctx context.Context) error { return w.db.redrive(ctx, w.operator, w.dead(), "intent") })
 	case w.happens("discard", 15):
-		dead := w.dead()
-		if len(dead) > 0 {
+		if dead := w.dead(); len(dead) > 0 {
+			w.fire("discard")
 			w.operate(func(ctx context.Context) error {
 				return w.db.redrive(ctx, w.operator, dead[:1], inbox.Discarded)
 			})
@@ -695,10 +696,13 @@ func (w *simWorld) command() {
 			return w.db.supersede(ctx, w.operator, func() { w.fire("consumer is interrupted") })
 		})
 	case w.happens("replay by hand-over", 15):
+		w.fire("replay by hand-over")
 		w.operate(func(ctx context.Context) error { return w.db.handOver(ctx, w.operator, w.some()) })
 	case w.happens("replay by reset", 20):
+		w.fire("replay by reset")
 		w.replay()
 	case w.happens("consumer is divided", 30):
+		w.fire("consumer is divided")
 		// All processes get another configuration, one after the other.
 		w.c.Slices = 1 << w.r.IntN(4)
 		for _, p := range slices.Clone(w.running) {
