@@ -63,9 +63,9 @@ type hands struct {
 	changed chan struct{} // has an element after something was dropped
 }
 
-// newHands returns the hands of one of so many slices, which share what a process holds.
-func newHands(least, slices int) *hands {
-	least = max(least/slices, min(least, leastPerSlice))
+// newHands returns the hands of one of so many slices, which share what a process holds. Each can hold what one call of a handler takes.
+func newHands(least, call, slices int) *hands {
+	least = max(least/slices, call, min(least, leastPerSlice))
 	return &hands{least: least, most: least, atMost: max(least, mostHeld/slices), maxBytes: max(mostBytes/slices, mostSize), held: make(map[*delivery]struct{}), changed: make(chan struct{}, 1)}
 }
 

@@ -8,7 +8,7 @@ import (
 // TestHandsFollowTheSpeed: who is fast holds more, and fetches when half of it is free; who
 // is slow holds as little as before.
 func TestHandsFollowTheSpeed(t *testing.T) {
-	h := newHands(leastHeld, 1)
+	h := newHands(leastHeld, 1, 1)
 	var held []*delivery
 	take := func(want int) {
 		t.Helper()

@@ -60,7 +60,7 @@ func newTerm(m *member, slice int) *term {
 		Generation: m.is.Generation, Session: m.session, Process: m.process}
 	t.room = m.data.Room(&t.tenure)
 	t.durable.run, t.durable.slice = m.run, t.tenure.Slice
-	t.hands = newHands(max(leastHeld, 4*m.Consumer.Workers, 4*m.Consumer.Handler.most), m.is.Slices)
+	t.hands = newHands(max(leastHeld, 4*m.Consumer.Workers, 4*m.Consumer.Handler.most), m.Consumer.Handler.most, m.is.Slices)
 	return t
 }
 
