@@ -67,7 +67,7 @@ type simTerms struct {
 
 func newConformity(t *testing.T, seed uint64) *conformity {
 	w := newSimWorld(seed, "")
-	w.instant, w.calm = true, true
+	w.instant, w.calm, w.c.Unordered = true, true, false
 	return &conformity{TB: t, r: rand.New(rand.NewPCG(seed, 2)), db: testenv.Postgres(t), w: w, created: time.Unix(1000, 0)}
 }
 
