@@ -138,7 +138,7 @@ func (t *term) serve(ctx context.Context) {
 	case t.keeper.Working():
 		t.log.InfoContext(ctx, "consumer handles events", "stream", t.stream, "types", t.Consumer.Handler.types, "slice", t.tenure.Slice.Number, "floor", t.at.Floor)
 	case t.tenure.Slice.Of > 1:
-		t.log.InfoContext(ctx, "a slice was taken", "slice", t.tenure.Slice.Number, "floor", t.at.Floor)
+		t.log.DebugContext(ctx, "a slice was taken", "slice", t.tenure.Slice.Number, "floor", t.at.Floor)
 	}
 	<-ctx.Done()
 	left := t.lanes.close()
