@@ -325,7 +325,9 @@ func (t *term) place(ctx context.Context, created bool) error {
 	if err := t.durable.reset(ctx, from); err != nil {
 		return err
 	}
-	t.cut = false // an unordered consumer has one term
+	if !t.ordered() {
+		t.cut = false // there is one term
+	}
 	if t.at.Redeliver {
 		return t.room.Redelivered(ctx)
 	}
