@@ -1,6 +1,6 @@
 # What one types. 'make help' lists the targets.
 
-.PHONY: help run build test interfaces demo-recovery chaos powercut mutants bench bench-quick bench-test examples-test check lint fmt compose-test matrix facts
+.PHONY: help run build test schedules interfaces demo-recovery chaos powercut mutants bench bench-quick bench-test examples-test check lint fmt compose-test matrix facts
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -16,6 +16,10 @@ build: ## build bin/pgjet, static
 
 test: ## run all tests, with PostgreSQL and NATS servers that they start themselves
 	go test -race -shuffle=on -timeout 15m ./...
+	$(MAKE) schedules
+
+schedules: ## run simulated schedules of the consumers, and see that they catch each guard that is taken away
+	go test -run '^TestSchedules' ./consumers
 
 interfaces: ## check the API, the schemas, a client and the metrics with tools of others; needs Node.js 20 and promtool
 	.ci/interfaces/run

@@ -96,6 +96,9 @@ var simMutants = []string{
 
 // TestSchedulesCatch takes one guard away at a time. Some schedule must notice, else it proves nothing.
 func TestSchedulesCatch(t *testing.T) {
+	if raced {
+		t.Skip("without the race detector alone: make schedules, which make test runs")
+	}
 	simTimes(t)
 	for _, mutant := range simMutants {
 		t.Run(mutant, func(t *testing.T) {
@@ -121,6 +124,9 @@ var simEvents = []string{
 func schedules() uint64 {
 	if n, err := strconv.ParseUint(os.Getenv("PGJET_SCHEDULES"), 10, 64); err == nil {
 		return n
+	}
+	if raced {
+		return 300 // the rest runs without it
 	}
 	return 2000
 }

@@ -135,7 +135,7 @@ func Current(ctx context.Context, db DB, consumer, session string, epochs []int6
 		select not exists (select from unnest($3::bigint[]) as u (epoch)
 		                    where not exists (select from pgjet.slice s where s.consumer = $1 and s.epoch = u.epoch))
 		   and paused_at is null,
-		       exists (select from pgjet.intent where consumer = $1 and due_at <= clock_timestamp() and taken_by is distinct from $2)
+		       exists (select from pgjet.intent where consumer = $1 and due_at <= statement_timestamp() and taken_by is distinct from $2)
 		  from pgjet.consumer where name = $1`, consumer, session, epochs).Scan(&current, &due)
 	return current, due, failed("look at the consumer", err)
 }

@@ -1,0 +1,5 @@
+//go:build race
+
+package consumers
+
+const raced = true // the race detector makes schedules ten times slower
