@@ -34,6 +34,7 @@ var extremes = map[string][]string{
 	},
 	"interval":    {`'0'`, `'1 second'`, `'-1 day'`, `'178000000 years'`, `'-178000000 years'`, `'infinity'`, `'-infinity'`},
 	"bigint":      {`0`, `1`, `-1`, `9223372036854775807`, `-9223372036854775808`, `9007199254740993`},
+	"smallint":    {`0`, `1`, `-1`, `32767`, `-32768`},
 	"integer":     {`0`, `1`, `-1`, `2147483647`, `-2147483648`},
 	"boolean":     {`true`, `false`},
 	"uuid":        {`gen_random_uuid()`, `'00000000-0000-0000-0000-000000000000'`, `'ffffffff-ffff-ffff-ffff-ffffffffffff'`},
