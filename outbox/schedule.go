@@ -148,7 +148,7 @@ func (r *scheduled) args() []any {
 }
 
 func (r *scheduled) failed(err error) error {
-	if sqlstate.Is(err, "23505") {
+	if sqlstate.Is(err, sqlstate.UniqueViolation) {
 		err = fmt.Errorf("an event with the id %s is scheduled already; cancel that first, or give this one an id of its own: %w", uuid.UUID(r.id.Bytes), err)
 	}
 	return fmt.Errorf("schedule %s: %w", r.kind, explain(err))

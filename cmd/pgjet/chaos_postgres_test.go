@@ -79,6 +79,7 @@ func (g *rig) relayRole() string {
 	})
 	g.exec(`grant usage on schema pgjet to ` + role)
 	g.exec(`grant select, insert, update, delete on all tables in schema pgjet to ` + role)
+	g.exec(`grant execute on all functions in schema pgjet to ` + role)
 	u, err := url.Parse(g.database)
 	if err != nil {
 		g.Fatal(err)

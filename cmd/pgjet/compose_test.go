@@ -164,7 +164,7 @@ func TestComposeRoles(t *testing.T) {
 		if password, _ := u.User.Password(); password != user || !strings.Contains(created[1], "'"+user+"'") {
 			t.Errorf("%s connects as %s with the password %q, but roles.sql creates %s, each with its name as password", name, user, password, created[1])
 		}
-		if other := users[user]; other != "" {
+		if other := users[user]; other != "" && user != "operator" { // whose commands prepare things, too
 			t.Errorf("%s and %s are both %s", name, other, user)
 		}
 		users[user] = name
