@@ -126,7 +126,7 @@ func schedules() uint64 {
 		return n
 	}
 	if raced {
-		return 300 // the rest runs without it
+		return 60 // the rest runs without it
 	}
 	return 2000
 }

@@ -53,6 +53,7 @@ func (b *bench) shares(want ...int) {
 // TestSlicesAreShared: each process owns its even share, also when others come and go, and all events are handled once, in the
 // order of their keys. Only the slices that move are interrupted.
 func TestSlicesAreShared(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.log()
 	c := consumers.Consumer{Slices: 8, Handler: each(record)}
@@ -153,6 +154,7 @@ func TestSlicesOfTheDead(t *testing.T) {
 // TestDivided: a consumer is divided into another number of slices while processes with the number before still run: these stand by,
 // nothing is lost, and keys keep their order, also those that wait behind a failure or a dead letter.
 func TestDivided(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.log()
 	var broken atomic.Bool
@@ -210,6 +212,7 @@ func TestDivided(t *testing.T) {
 
 // TestSlicesObeyOperators: a pause, a replay, a redrive and a dead letter that holds a key back work across slices.
 func TestSlicesObeyOperators(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.log()
 	var broken atomic.Bool
