@@ -7,8 +7,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/pgjet/pgjet/consumers/saga"
 	"github.com/pgjet/pgjet/consumers/status"
+	"github.com/pgjet/pgjet/internal/operate"
 )
 
 // showConsumers writes a line for each, and then what to do.
@@ -67,32 +67,7 @@ func nextSteps(s status.Status) (lines []string) {
 
 // nextForConsumer returns what to do about a reason.
 func nextForConsumer(s status.Status, code string) string {
-	switch code {
-	case "paused":
-		if s.Paused != nil {
-			return "pgjet consumer resume " + word(s.Name)
-		}
-	case "stream_missing":
-		return typed("pgjet stream ensure", s.Stream)
-	case "consumer_missing", "consumer_differs":
-		if ownConsumers[s.Name] != nil {
-			return typed("pgjet consumer ensure "+s.Name, s.Stream)
-		}
-	case "no_process":
-		if ownConsumers[s.Name] != nil {
-			return "pgjet consume " + s.Name
-		}
-		return "start one"
-	case "schema_outdated":
-		return "pgjet migrate up"
-	case "saga_needs_operator":
-		return "pgjet saga ls --state needs_operator"
-	case "saga_waiting":
-		return "pgjet saga ls --state " + cmp.Or(s.Sagas[0].State, saga.Running)
-	case "failing", "slow", "stalled":
-		return "pgjet consumer get " + word(s.Name)
-	}
-	return "see docs/runbooks/consumer-not-moving.md"
+	return operate.NextForConsumer(s, code, ownConsumers[s.Name] != nil)
 }
 
 // showConsumer writes all that is known of one.

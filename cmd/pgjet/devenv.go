@@ -134,19 +134,28 @@ a shell:
 	}
 }
 
-func printEnv(dir string, out io.Writer) error {
+// placesIn returns where the pgjet dev that runs in dir serves what. If none is ready there, the error has
+// exit code 4.
+func placesIn(dir string) (p places, err error) {
 	nobody := &exitError{exitNotFound, fmt.Errorf("no pgjet dev runs in %s, or it is not ready yet; start it with: pgjet dev --dir %s", dir, word(dir))}
 	text, err := os.ReadFile(readyFile(dir))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nobody
+		return p, nobody
 	}
 	if lock, err := lockState(dir); err == nil { // it was killed
 		lock.unlock()
-		return nobody
+		return p, nobody
 	}
-	var p places
 	if err := errors.Join(err, json.Unmarshal(text, &p)); err != nil {
-		return fmt.Errorf("read where pgjet dev runs: %w", err)
+		return p, fmt.Errorf("read where pgjet dev runs: %w", err)
+	}
+	return p, nil
+}
+
+func printEnv(dir string, out io.Writer) error {
+	p, err := placesIn(dir)
+	if err != nil {
+		return err
 	}
 	config, err := filepath.Abs(p.Config)
 	if err != nil {

@@ -3,26 +3,19 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
+	"github.com/pgjet/pgjet/internal/operate"
 	"github.com/pgjet/pgjet/internal/registry"
 )
 
-// An instance is what is known of one, and what it says of its health.
-type instance struct {
-	registry.Instance
-	Health string `json:"health"`          // ready, not_ready, no_answer, or unknown if it has no health URL
-	Cause  string `json:"cause,omitempty"` // why it is not ready
-}
+type instance = operate.Instance
 
 func servicesCommand() *cobra.Command {
 	var s settings
@@ -92,73 +85,14 @@ func (s *settings) instances(ctx context.Context, output, name string) ([]instan
 		return nil, err
 	}
 	defer nc.Close()
-	found, err := registry.Ask(ctx, nc, name)
+	all, err := operate.Instances(ctx, nc, name)
 	switch {
 	case errors.Is(err, registry.ErrAway) || errors.Is(err, nats.ErrConnectionClosed):
 		return nil, &exitError{exitUnreachable, err}
 	case err != nil:
 		return nil, &exitError{exitUsage, err}
 	}
-	all := make([]instance, len(found))
-	var group errgroup.Group
-	group.SetLimit(32)
-	for n, i := range found {
-		group.Go(func() error { all[n] = askHealth(ctx, i); return nil })
-	}
-	return all, group.Wait()
-}
-
-// askHealth asks an instance whether it is ready. Anybody may have registered: nothing
-// is sent along, and nobody is followed elsewhere.
-func askHealth(ctx context.Context, i registry.Instance) instance {
-	if i.HealthURL == "" {
-		return instance{Instance: i, Health: "unknown"}
-	}
-	client := &http.Client{
-		Timeout:       2 * time.Second,
-		Transport:     &http.Transport{DisableKeepAlives: true},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, i.HealthURL, nil)
-	if err != nil {
-		return instance{i, "no_answer", err.Error()}
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return instance{i, "no_answer", err.Error()}
-	}
-	defer resp.Body.Close()
-	cause, degraded := readHealth(resp.Body)
-	switch {
-	case resp.StatusCode != http.StatusOK:
-		return instance{i, "not_ready", cmp.Or(cause, "it answers "+resp.Status)}
-	case degraded != "":
-		return instance{i, "degraded", degraded}
-	}
-	return instance{Instance: i, Health: "ready"}
-}
-
-// readHealth returns the first cause that a health page names, and what is degraded first.
-func readHealth(page io.Reader) (cause, degraded string) {
-	var report struct {
-		Status string
-		Checks []struct {
-			Name, Cause, Degraded string
-			Ready                 bool
-		}
-	}
-	if json.NewDecoder(io.LimitReader(page, 64<<10)).Decode(&report) != nil {
-		return "", ""
-	}
-	for _, c := range report.Checks {
-		if !c.Ready && cause == "" {
-			cause = c.Name + ": " + c.Cause
-		}
-		if c.Degraded != "" && degraded == "" {
-			degraded = c.Name + ": " + c.Degraded
-		}
-	}
-	return cmp.Or(cause, report.Status), degraded
+	return all, nil
 }
 
 func showInstances(out io.Writer, output string, all []instance) error {

@@ -53,6 +53,8 @@ var layers = []struct{ pkg, imports string }{
 	{"consumers/saga", "internal/attempt internal/lead internal/postgres internal/session internal/sqlstate"},
 	{"consumers/onboarding", "consumers consumers/saga events internal/sqlstate outbox"},
 	{"consumers/status", "consumers consumers/inbox consumers/saga events internal/jserror internal/natsconn internal/postgres internal/sqlstate"},
+	// The operator's facts.
+	{"internal/operate", "consumers/inbox consumers/saga consumers/status events internal/jserror internal/lead internal/natsconn internal/postgres internal/registry internal/sqlstate relay"},
 	// Tools.
 	{"internal/devserver", "internal/sqlstate"},
 	{"internal/devmail", "internal/web"},
@@ -62,7 +64,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/tests/outbox", ""},
 	{"internal/tests/postgres", ""},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/directory consumers/inbox consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/health internal/jserror internal/lead internal/natsconn internal/postgres internal/registry internal/service internal/sqlstate internal/telemetry internal/web migrations migrations/demo outbox outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/directory consumers/inbox consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/health internal/jserror internal/lead internal/natsconn internal/operate internal/postgres internal/registry internal/service internal/sqlstate internal/telemetry internal/web migrations migrations/demo outbox outbox/hint producer relay"},
 }
 
 // writers says which package writes which tables: each has one, and the triggers and functions of the migrations.

@@ -21,6 +21,7 @@ import (
 
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/lead"
+	"github.com/pgjet/pgjet/internal/operate"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/relay"
 )
@@ -312,11 +313,4 @@ func withPrefix(command, prefix string) string {
 	return command
 }
 
-func typed(command, stream string) string {
-	for _, takes := range []string{"pgjet relay", "pgjet stream", "pgjet consumer ensure"} {
-		if stream != events.DefaultStream && strings.HasPrefix(command, takes) {
-			return command + " --stream " + word(stream)
-		}
-	}
-	return command
-}
+func typed(command, stream string) string { return operate.Typed(command, stream) }

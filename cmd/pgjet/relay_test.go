@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgjet/pgjet/internal/operate"
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/relay"
 )
@@ -70,7 +71,7 @@ func TestRelayStatus(t *testing.T) {
 	var status struct {
 		relay.Status
 		Publishing bool
-		Troubles   []trouble
+		Troubles   []operate.Trouble
 	}
 	out := ends(t, exitOK, "relay status -o json", database, `"publishing":true`, `"troubles":[]`, `"stream_seq":1,`)
 	if err := json.Unmarshal([]byte(out), &status); err != nil || !status.Leads || status.Pending.Events != 0 || !status.Publishing {
@@ -270,7 +271,7 @@ func TestTroubles(t *testing.T) {
 			row.s.Stream = "EVENTS"
 		}
 		var got []string
-		for _, x := range troubles(row.s) {
+		for _, x := range operate.RelayTroubles(row.s) {
 			got = append(got, x.Cause+": "+x.Next)
 			if x.Why == "" {
 				t.Errorf("%s: %s says nothing", row.name, x.Cause)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/natsconn"
+	"github.com/pgjet/pgjet/internal/operate"
 	"github.com/pgjet/pgjet/relay"
 )
 
@@ -103,17 +103,17 @@ func (s *settings) absent(ctx context.Context, status relay.Status) string {
 }
 
 func showStatus(out io.Writer, output string, s relay.Status, absent, prefix string) error {
-	all := troubles(s)
+	all := operate.RelayTroubles(s)
 	if absent != "" {
-		all = slices.Insert(all, 0, trouble{string(jserror.StreamMissing), plain(absent), typed(nextFor(string(jserror.StreamMissing)), s.Stream)})
+		all = slices.Insert(all, 0, operate.Trouble{Cause: string(jserror.StreamMissing), Why: plain(absent), Next: typed("pgjet stream ensure", s.Stream)})
 	}
 	for i := range all {
 		all[i].Next = withPrefix(all[i].Next, prefix)
 	}
 	view := struct {
 		relay.Status
-		Publishing bool      `json:"publishing"`
-		Troubles   []trouble `json:"troubles"`
+		Publishing bool              `json:"publishing"`
+		Troubles   []operate.Trouble `json:"troubles"`
 	}{s, len(all) == 0, all}
 	if err := show(out, output, view, func(w io.Writer) { writeStatus(w, s, all) }); err != nil {
 		return err
@@ -124,7 +124,7 @@ func showStatus(out io.Writer, output string, s relay.Status, absent, prefix str
 	return nil
 }
 
-func writeStatus(w io.Writer, s relay.Status, all []trouble) {
+func writeStatus(w io.Writer, s relay.Status, all []operate.Trouble) {
 	line := func(name, format string, args ...any) {
 		fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))
 	}
@@ -190,80 +190,6 @@ func aboutDue(now time.Time, s relay.Scheduled) string {
 		text += "; the next is due " + fromNow(s.Next.Sub(now))
 	}
 	return text
-}
-
-// A trouble is a reason why nothing is published, and what to type next.
-type trouble struct {
-	Cause string `json:"cause"` // a word that docs/cli.md explains
-	Why   string `json:"why"`
-	Next  string `json:"next"`
-}
-
-// attempts is how long a relay that keeps trying may be away between two sessions.
-const attempts = 30 * time.Second
-
-// troubles returns why nothing is published; nothing if that goes on.
-func troubles(s relay.Status) []trouble {
-	all := []trouble{}
-	add := func(cause, next, format string, args ...any) {
-		all = append(all, trouble{cause, plain(fmt.Sprintf(format, args...)), typed(next, s.Stream)})
-	}
-	if s.Paused != nil {
-		add("paused", "pgjet relay resume", "paused by %s %s: %s", s.Paused.By, ago(s.At.Sub(s.Paused.At)), s.Paused.Reason)
-	}
-	if s.Unknown > 0 {
-		add("halted", "pgjet relay adopt --dry-run", "the stream holds %s messages that the outbox does not know; see docs/runbooks/halted.md", atMost(s.Unknown))
-	}
-	if s.Holder != nil {
-		add("lead_taken", nextFor("lead_taken"), "%s", relay.Taken(*s.Holder))
-		return all
-	}
-	l := s.Leader
-	if l == nil {
-		l = &relay.Leader{}
-	}
-	word, _, _ := strings.Cut(l.Cause, ":")
-	told := word == "paused" && s.Paused != nil || word == "halted" && s.Unknown > 0
-	trying := l.CauseAt != nil && s.At.Sub(*l.CauseAt) < attempts && word != "" && word != "stopped"
-	switch {
-	case s.Leads && word != "" && !told:
-		add(word, nextFor(word), "%s", l.Cause)
-	case s.Leads:
-	case trying && !told:
-		add(word, nextFor(word), "%s keeps trying: %s", l.Process, l.Cause)
-	case !trying && l.Epoch == 0:
-		add("no_leader", "pgjet relay", "no relay has ever run")
-	case !trying && word == "":
-		add("no_leader", "pgjet relay", "no relay leads; the last one was %s, which ended without a word", l.Process)
-	case !trying:
-		add("no_leader", "pgjet relay", "no relay leads; the last one was %s, which said %s: %s", l.Process, since(s.At, l.CauseAt), l.Cause)
-	}
-	return all
-}
-
-// nextFor returns what to do about a cause that a relay gives.
-func nextFor(word string) string {
-	switch word {
-	case "stream_missing":
-		return "pgjet stream ensure"
-	case relay.ForeignOutbox:
-		return "give this outbox a stream of its own: pgjet stream ensure --stream NAME --prefix NAME; see docs/runbooks/foreign-outbox.md"
-	case relay.OutboxCopied:
-		return "see docs/runbooks/foreign-outbox.md"
-	case "schema_outdated":
-		return "pgjet migrate up"
-	case "starting", "paused", "halted", "sequence_set_back": // it is about to change
-		return "pgjet relay status"
-	}
-	return "see docs/runbooks/relay-not-publishing.md"
-}
-
-// atMost says 1000 as "1000 or more".
-func atMost(n int) string {
-	if n >= 1000 {
-		return fmt.Sprint(n, " or more")
-	}
-	return fmt.Sprint(n)
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

@@ -187,7 +187,7 @@ func TestNoRowBreaksAView(t *testing.T) {
 		}
 	}
 	views := [][]string{
-		{"outbox", "status"}, {"relay", "status"}, {"relay", "quarantine", "ls"}, {"consumer", "ls"}, {"consumer", "get", "directory"},
+		{"status"}, {"outbox", "status"}, {"relay", "status"}, {"relay", "quarantine", "ls"}, {"consumer", "ls"}, {"consumer", "get", "directory"},
 		{"dead", "ls"}, {"dead", "groups"}, {"saga", "ls"}, {"migrate", "status"}, {"replay", "directory", "--all", "--dry-run"},
 	}
 	for _, v := range []struct{ command, query string }{
@@ -241,7 +241,7 @@ func TestNoRowBreaksAView(t *testing.T) {
 // view runs a command that shows something, and checks what it prints.
 func view(t *testing.T, args []string, nats string) {
 	t.Helper()
-	if args[0] == "consumer" || args[0] == "replay" {
+	if slices.Contains([]string{"consumer", "replay", "status", "event"}, args[0]) {
 		args = append(args, "--nats-url", nats)
 	}
 	var stdout, stderr bytes.Buffer

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"io"
 	"strings"
 	"text/tabwriter"
@@ -11,6 +10,8 @@ import (
 	"unicode"
 
 	"github.com/spf13/pflag"
+
+	"github.com/pgjet/pgjet/internal/operate"
 )
 
 func outputFlag(f *pflag.FlagSet, output *string) {
@@ -51,17 +52,7 @@ func harmless(text string) string {
 }
 
 // ago says how long ago something was, for people.
-func ago(d time.Duration) string {
-	switch d = max(d, 0); {
-	case d < time.Minute:
-		return fmt.Sprintf("%ds ago", int(d.Seconds()))
-	case d < time.Hour:
-		return fmt.Sprintf("%dm ago", int(d.Minutes()))
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%dh ago", int(d.Hours()))
-	}
-	return fmt.Sprintf("%dd ago", int(d.Hours())/24)
-}
+func ago(d time.Duration) string { return operate.Ago(d) }
 
 // since says how long before now t was; "-" if it never was.
 func since(now time.Time, t *time.Time) string {
@@ -73,29 +64,13 @@ func since(now time.Time, t *time.Time) string {
 
 // plain returns s on one line, without anything that would move a terminal's cursor
 // or a column.
-func plain(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsGraphic(r) {
-			return r
-		}
-		return ' '
-	}, s)
-}
+func plain(s string) string { return operate.Plain(s) }
 
 // shellQuote returns s as one word of a shell.
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
-// word returns s as one word of a command that the reader is to type, quoted only if a shell would
-// take it for something else.
-func word(s string) string {
-	safe := func(r rune) bool {
-		return r < unicode.MaxASCII && (unicode.IsLetter(r) || unicode.IsDigit(r) || strings.ContainsRune("_-./:@%+,", r))
-	}
-	if s = plain(s); s != "" && strings.IndexFunc(s, func(r rune) bool { return !safe(r) }) < 0 {
-		return s
-	}
-	return shellQuote(s)
-}
+// word returns s as one word of a command that the reader is to type.
+func word(s string) string { return operate.Word(s) }
 
 // short returns s in a table's cell: plain, and not too long.
 func short(s string) string {

@@ -38,6 +38,8 @@ func TestWrongUse(t *testing.T) {
 		{name: "two names of consumers", args: "consumer get a b", says: []string{"name of one consumer", "pgjet consumer ls"}},
 		{name: "no name of a durable consumer", args: "consumer ensure", says: []string{"names of consumers", "welcome-mailer", "pgjet-users"}},
 		{name: "no database for consumers", args: "consumer ls", says: []string{"--database-url", "PGJET_DATABASE_URL"}},
+		{name: "no database for the status", args: "status", says: []string{"--database-url", "PGJET_DATABASE_URL"}},
+		{name: "bad NATS URL for the status", args: "status --nats-url http://ann:" + secret + "@host --database-url " + database, says: []string{"--nats-url", "nats://"}},
 		{name: "bad output of consumers", args: "consumer ls -o xml", says: []string{"--output", "table or json"}},
 		{name: "bad NATS URL for a durable consumer", args: "consumer ensure welcome-mailer --nats-url http://host", says: []string{"--nats-url"}},
 		{name: "unknown flag", args: "users --prot 1", says: []string{"--prot", "'pgjet users --help'"}},

@@ -192,3 +192,16 @@ func (s *Status) loadSlices(ctx context.Context, db database) error {
 	}
 	return err
 }
+
+// Known is [List] without JetStream: what waits in the stream is not known, so no status has a Lag,
+// a Rate or Unaccounted, and one that seems healthy may not be.
+func Known(ctx context.Context, db database) ([]Status, error) {
+	all, err := load(ctx, db)
+	if err != nil {
+		return nil, sqlstate.Wrap("read what is known of consumers", err)
+	}
+	for i := range all {
+		all[i].judge()
+	}
+	return all, nil
+}

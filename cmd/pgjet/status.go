@@ -1,0 +1,199 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pgjet/pgjet/internal/operate"
+	"github.com/pgjet/pgjet/internal/postgres"
+	"github.com/pgjet/pgjet/relay"
+)
+
+func statusCommand() *cobra.Command {
+	var s settings
+	var output string
+	watch := false
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show whether anything is wrong, and what to do; exit code 6 if something needs somebody",
+		Long: `Show whether anything is wrong, the worst first, and what to do: with relays, outbox,
+consumers, dead letters, sagas and processes. It takes about a second. If PostgreSQL or
+NATS does not answer, the rest is shown, with what is missing. The exit code is 6 if
+something needs somebody, 5 if neither answers.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
+			s.findDev(cmd)
+			if !watch {
+				return s.showStatusOnce(cmd.Context(), cmd.OutOrStdout(), output)
+			}
+			return s.watchStatus(cmd.Context(), cmd.OutOrStdout(), output)
+		},
+	}
+	s.databaseFlag(cmd.Flags())
+	s.natsFlags(cmd.Flags())
+	outputFlag(cmd.Flags(), &output)
+	cmd.Flags().BoolVar(&watch, "watch", false, "show it again every two seconds, until Ctrl-C; as JSON a line each time")
+	return cmd
+}
+
+// facts connects to both servers, as far as they answer. Wrong flags are an error.
+func (s *settings) facts(ctx context.Context) (src operate.Source, done func(), err error) {
+	src = operate.Source{Stream: s.stream, Own: func(name string) bool { return ownConsumers[name] != nil }}
+	src.DB, src.DBErr = s.reach(ctx)
+	src.NATS, src.JS, src.NATSErr = s.reachNATS()
+	done = func() {
+		if src.DB != nil {
+			postgres.Close(src.DB)
+		}
+		if src.NATS != nil {
+			src.NATS.Close()
+		}
+	}
+	for _, err := range []error{src.DBErr, src.NATSErr} {
+		if exit, ok := errors.AsType[*exitError](err); ok && exit.code == exitUsage {
+			done()
+			return src, nil, err
+		}
+	}
+	return src, done, nil
+}
+
+func (s *settings) showStatusOnce(ctx context.Context, out io.Writer, output string) error {
+	ctx, cancel := context.WithTimeout(ctx, operateTime)
+	defer cancel()
+	src, done, err := s.facts(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	status := src.Status(ctx)
+	if err := show(out, output, status, func(w io.Writer) { writeOverview(w, status) }); err != nil {
+		return err
+	}
+	switch {
+	case src.Err() != nil:
+		return &exitError{exitUnreachable, src.Err()}
+	case !status.Healthy:
+		return &exitError{exitFindings, errors.New(verdict(status))}
+	}
+	return nil
+}
+
+// watchStatus shows the status again and again. It ends as what it showed last.
+func (s *settings) watchStatus(ctx context.Context, out io.Writer, output string) (last error) {
+	for {
+		if terminal(out) && output != "json" {
+			fmt.Fprint(out, "\x1b[H\x1b[2J")
+		}
+		err := s.showStatusOnce(ctx, out, output)
+		if ctx.Err() != nil {
+			return last
+		}
+		last = err
+		if exit, ok := errors.AsType[*exitError](err); err != nil && !ok || ok && exit.code == exitUsage {
+			return err
+		}
+		select {
+		case <-time.After(2 * time.Second):
+		case <-ctx.Done():
+			return last
+		}
+		if output != "json" {
+			fmt.Fprintln(out)
+		}
+	}
+}
+
+// verdict says in a sentence whether anything is wrong.
+func verdict(s operate.Status) string {
+	n := 0
+	for _, f := range s.Findings {
+		if !f.Healthy {
+			n++
+		}
+	}
+	switch n {
+	case 0:
+		return "nothing needs you"
+	case 1:
+		return "1 thing needs you"
+	}
+	return fmt.Sprintf("%d things need you", n)
+}
+
+// writeOverview writes the verdict, what was found, and how each part is doing.
+func writeOverview(w io.Writer, s operate.Status) {
+	fmt.Fprintf(w, "%s\n\n", verdict(s))
+	for _, f := range s.Findings {
+		fmt.Fprintf(w, "%s\t%s\t%s\n", short(f.What), f.Code, plain(f.Text))
+		if !f.Healthy {
+			fmt.Fprintf(w, "\t\t-> %s\n", plain(f.Next))
+		}
+	}
+	if len(s.Findings) > 0 {
+		fmt.Fprintln(w)
+	}
+	for _, r := range s.Relays {
+		fmt.Fprintf(w, "relay\t%s\t%s\n", short(r.Stream), plain(aboutRelay(r)))
+	}
+	for _, c := range s.Consumers {
+		fmt.Fprintf(w, "consumer\t%s\t%s; lag %d, retrying %d, dead letters %d, %s handled, oldest %s\n", short(c.Name), c.Why.Code, c.Lag, c.Retrying,
+			c.DeadLetters, rate(c.Rate), oldest(c))
+		for _, one := range c.Slices {
+			if len(c.Slices) > 1 && one.Why.Code != "idle" {
+				fmt.Fprintf(w, "\tslice %d\t%s; lag %d, of %s\n", one.Slice, one.Why.Code, one.Lag, plain(cmp.Or(one.Process, "nobody")))
+			}
+		}
+	}
+	for _, i := range s.Processes {
+		fmt.Fprintf(w, "process\t%s\t%s, up %s, %s\n", short(i.Name), i.Health, up(i.Started), short(i.Version))
+	}
+}
+
+func aboutRelay(r relay.Status) string {
+	leader := "no leader"
+	if r.Leads && r.Leader != nil {
+		leader = fmt.Sprintf("leader %s since %s", cmp.Or(r.Leader.Process, "unknown"), since(r.At, r.Leader.Since))
+	}
+	pending := fmt.Sprint(r.Pending.Events)
+	if !r.Pending.Exact {
+		pending = "about " + pending
+	}
+	if r.Pending.Events > 0 {
+		pending += ", the oldest " + ago(seconds(r.Pending.OldestSeconds))
+	}
+	return fmt.Sprintf("%s, %d standing by; pending %s; quarantine %d held", leader, r.Standbys, pending, r.Quarantined.Held)
+}
+
+// findDev has a command that was given no database use the pgjet dev that runs in this folder or one
+// above it, and says so.
+func (s *settings) findDev(cmd *cobra.Command) {
+	if s.databaseURL != "" {
+		return
+	}
+	dir, err := os.Getwd()
+	for ; err == nil; dir = filepath.Dir(dir) {
+		if p, err := placesIn(filepath.Join(dir, ".pgjet")); err == nil {
+			s.databaseURL = p.Database
+			if !cmd.Flags().Changed("nats-url") {
+				s.natsURL = p.NATS
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "using the pgjet dev that runs in %s\n", plain(filepath.Join(dir, ".pgjet")))
+			return
+		}
+		if dir == filepath.Dir(dir) {
+			return
+		}
+	}
+}

@@ -1,0 +1,251 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/operate"
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// overview runs pgjet status as an operator, and returns what it says.
+func overview(t *testing.T, want int, database, nats string) operate.Status {
+	t.Helper()
+	operator := strings.Replace(database, "?", "?role=pgjet_operator&", 1)
+	out := must(t, want, "status", "-o", "json", "--database-url", operator, "--nats-url", nats)
+	var s operate.Status
+	if err := json.Unmarshal([]byte(out), &s); err != nil {
+		t.Fatalf("status is no JSON: %v\n%s", err, out)
+	}
+	return s
+}
+
+// finds repeats pgjet status until it ends with that exit code and its findings that need somebody are these,
+// each as "what code -> next".
+func finds(t *testing.T, want int, database, nats string, findings ...string) operate.Status {
+	t.Helper()
+	operator := strings.Replace(database, "?", "?role=pgjet_operator&", 1)
+	var s operate.Status
+	var got []string
+	defer func() {
+		if t.Failed() {
+			t.Logf("the last status found %q, missing %+v", got, s.Missing)
+		}
+	}()
+	testenv.Eventually(t, patience, fmt.Sprintf("status finds %q", findings), func() bool {
+		code, p := runProcess(t, nil, "status", "-o", "json", "--database-url", operator, "--nats-url", nats)
+		s, got = operate.Status{}, nil
+		if err := json.Unmarshal([]byte(p.stdout.String()), &s); err != nil {
+			t.Fatalf("status is no JSON: %v, of %s", err, p)
+		}
+		for _, f := range s.Findings {
+			if !f.Healthy {
+				got = append(got, f.What+" "+f.Code+" -> "+f.Next)
+			}
+		}
+		return code == want && slices.Equal(got, findings)
+	})
+	return s
+}
+
+// TestStatus: all is well; then each trouble is found under its reason, the worst first, with what to type.
+func TestStatus(t *testing.T) {
+	t.Parallel()
+	r, database, nats := startPublishing(t)
+	smtp, _ := startMail(t, anyPort)
+	m := startMailer(t, database, nats, smtp)
+	m.ready(m.admin)
+	s := finds(t, exitOK, database, nats)
+	if !s.Healthy || len(s.Relays) != 1 || len(s.Consumers) != 1 || len(s.Processes) != 2 || len(s.Missing) != 0 {
+		t.Errorf("status is %+v, want a relay, a consumer and two processes", s)
+	}
+	says(t, exitOK, asked("status", nats), database, "nothing needs you\n", "relay      EVENTS                 leader ", "consumer   welcome-mailer         idle; lag 0", "process    pgjet-welcome-mailer   ready")
+
+	must(t, exitOK, words("consumer pause welcome-mailer --reason upgrade", database)...)
+	m.notReady(m.admin, "paused")
+	const paused = "consumer welcome-mailer paused -> pgjet consumer resume welcome-mailer"
+	process := func(name string) string {
+		for _, i := range s.Processes {
+			if i.Name == name {
+				return "process " + name + " " + i.ID + " not_ready -> pgjet services ls"
+			}
+		}
+		return ""
+	}
+	finds(t, exitFindings, database, nats, paused, process("pgjet-welcome-mailer"))
+
+	db := openDB(t, database)
+	testenv.Exec(t, db, `insert into pgjet.quarantine (seq, event_id, reason) values (7, gen_random_uuid(), 'too large')`)
+	testenv.Exec(t, db, `insert into pgjet.saga (id, name, key, step, attempts, error, input) select gen_random_uuid(), 'onboarding', 'k', 'billing', 3, 'billing answered 503', '{}'`)
+	finds(t, exitFindings, database, nats, paused, "saga onboarding saga_waiting -> pgjet saga ls --state running",
+		"outbox quarantined -> pgjet relay quarantine ls", process("pgjet-welcome-mailer"))
+	says(t, exitFindings, asked("status", nats), database, "4 things need you\n", "1 saga waits at billing: billing answered 503", "-> pgjet consumer resume welcome-mailer\n")
+
+	r.stop()
+	s = finds(t, exitFindings, database, nats, "relay of EVENTS no_leader -> pgjet relay", paused, "saga onboarding saga_waiting -> pgjet saga ls --state running",
+		"outbox quarantined -> pgjet relay quarantine ls", process("pgjet-welcome-mailer"))
+	if s.Findings[0].Runbook != "relay-not-publishing.md" || s.Healthy {
+		t.Errorf("the worst is %+v, want with a runbook", s.Findings[0])
+	}
+}
+
+// TestStatusOfStandbys: a relay and a process that stand by are nothing to worry about.
+func TestStatusOfStandbys(t *testing.T) {
+	t.Parallel()
+	_, database, nats := startPublishing(t)
+	startRelay(t, database, nats)
+	for range 2 {
+		d := startDirectory(t, database, nats)
+		d.ready(d.admin)
+	}
+	testenv.Eventually(t, patience, "a relay stands by, and nothing is found", func() bool {
+		code, p := runProcess(t, nil, words(asked("status", nats), database)...)
+		return code == exitOK && strings.Contains(p.stdout.String(), ", 1 standing by; pending 0")
+	})
+}
+
+// TestStatusWhenMailIsRefused: a mail server that puts every mail off is named, with its answer, within ten seconds.
+func TestStatusWhenMailIsRefused(t *testing.T) {
+	t.Parallel()
+	_, database, nats := startPublishing(t)
+	smtp, inbox := startMail(t, anyPort)
+	m := startMailer(t, database, nats, smtp)
+	m.ready(m.admin)
+	if status, _, body := request(t, http.MethodPut, inbox+"/api/fault", `{"code":451,"count":1000}`, nil); status != http.StatusOK {
+		t.Fatalf("PUT /api/fault = %d %s", status, body)
+	}
+	users := startUsers(t, database)
+	for i := range 12 {
+		signUp(t, users.addr, fmt.Sprintf("ann%d@example.com", i))
+	}
+	begun := time.Now()
+	s := finds(t, exitFindings, database, nats, "consumer welcome-mailer failing -> pgjet consumer get welcome-mailer")
+	if took := time.Since(begun); took > 10*time.Second && !raced {
+		t.Errorf("it took %s", took)
+	}
+	if f := s.Findings[0]; !strings.Contains(f.Text, "451 4.0.0 devmail: fault injected") {
+		t.Errorf("the finding is %+v, want the server's answer", f)
+	}
+}
+
+// TestStatusOfAFullStream: the relay says why nothing is published, and so does the status.
+func TestStatusOfAFullStream(t *testing.T) {
+	t.Parallel()
+	database, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL()
+	js := ensureStream(t, nats)
+	stream, err := js.Stream(t.Context(), events.DefaultStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := stream.CachedInfo().Config
+	config.MaxMsgs = 1
+	if _, err := js.UpdateStream(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+	r := startRelay(t, database, nats)
+	r.ready(r.admin)
+	users := startUsers(t, database)
+	for i := range 3 {
+		signUp(t, users.addr, fmt.Sprintf("ann%d@example.com", i))
+	}
+	r.notReady(r.admin, "stream_full")
+	operator := strings.Replace(database, "?", "?role=pgjet_operator&", 1)
+	ends(t, exitFindings, asked("status", nats), operator, "relay of EVENTS", "stream_full", "-> see docs/runbooks/relay-not-publishing.md\n")
+}
+
+// TestStatusInPart: what is known without one of the servers is shown, and what is missing is said.
+func TestStatusInPart(t *testing.T) {
+	t.Parallel()
+	_, database, nats := startPublishing(t)
+	smtp, _ := startMail(t, anyPort)
+	m := startMailer(t, database, nats, smtp)
+	m.ready(m.admin)
+	must(t, exitOK, words("consumer pause welcome-mailer --reason upgrade", database)...)
+	const away = "postgres://ann@" + nowhere + "/x?sslmode=disable"
+
+	s := overview(t, exitFindings, database, "nats://"+nowhere)
+	if len(s.Missing) != 1 || s.Missing[0].What != "nats" || s.Missing[0].Code != "nats_unreachable" || len(s.Relays) != 1 || len(s.Consumers) != 1 ||
+		len(s.Findings) != 2 || s.Findings[0].Code != "nats_unreachable" || s.Findings[1].Code != "paused" {
+		t.Errorf("without NATS the status is %+v", s)
+	}
+	s = overview(t, exitFindings, away, nats)
+	if len(s.Missing) != 1 || s.Missing[0].What != "database" || s.Missing[0].Code != "database_unreachable" || len(s.Processes) != 2 || s.Findings[0].Code != "database_unreachable" {
+		t.Errorf("without PostgreSQL the status is %+v", s)
+	}
+	s = overview(t, exitUnreachable, away, "nats://"+nowhere)
+	if len(s.Missing) != 2 || s.Healthy {
+		t.Errorf("without both the status is %+v", s)
+	}
+	refused(t, exitUsage, []string{"status", "--nats-url", nats}, "--database-url")
+	refused(t, exitUsage, []string{"status", "-o", "xml"}, "--output")
+}
+
+// TestStatusOfAStandby: a server that takes no writes is named, and not what it cannot show.
+func TestStatusOfAStandby(t *testing.T) {
+	t.Parallel()
+	p, nats := testenv.PostgresServer(t), testenv.NATS(t).URL()
+	must(t, exitOK, "migrate", "up", "--database-url", p.URL())
+	ensureStream(t, nats)
+	stopPostgres(t, p)
+	p = restartAsStandby(t, p)
+	finds(t, exitFindings, p.URL(), nats, "database database_read_only -> see docs/runbooks/database.md")
+}
+
+// TestStatusOfNothing: before anything has run, it says what to type.
+func TestStatusOfNothing(t *testing.T) {
+	t.Parallel()
+	database, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL()
+	finds(t, exitFindings, database, nats, "relay of EVENTS stream_missing -> pgjet stream ensure", "relay of EVENTS no_leader -> pgjet relay")
+}
+
+// TestStatusWatch: it is shown again until it is told to stop, and ends as what it showed last.
+func TestStatusWatch(t *testing.T) {
+	t.Parallel()
+	_, database, nats := startPublishing(t)
+	p := command(t, nil, "status", "--watch", "-o", "json", "--database-url", database, "--nats-url", nats)
+	p.begin()
+	p.eventually(patience, "it shows the status twice", func() bool { return strings.Count(p.stdout.String(), "\n") >= 2 })
+	must(t, exitOK, words("relay pause --reason upgrade", database)...)
+	p.eventually(patience, "it shows that the relay is paused", func() bool { return strings.Contains(p.stdout.String(), `"code":"paused"`) })
+	p.signal(syscall.SIGINT)
+	if code := p.wait(patience); code != exitFindings {
+		t.Errorf("exit code %d, want %d, of %s", code, exitFindings, p)
+	}
+}
+
+// TestStatusFindsDev: without an address it asks the pgjet dev that runs in a folder above.
+func TestStatusFindsDev(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(filepath.Dir(stateDir(t)), ".pgjet")
+	below := filepath.Join(filepath.Dir(dir), "a", "b")
+	if err := os.MkdirAll(below, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ask := func(vars env) (int, *process) {
+		p := command(t, vars, "status")
+		p.cmd.Dir = below
+		p.begin()
+		return p.wait(patience), p
+	}
+	if code, p := ask(nil); code != exitUsage || !strings.Contains(p.stderr.String(), "--database-url") {
+		t.Errorf("exit code %d, want %d where none runs, of %s", code, exitUsage, p)
+	}
+	r := startDev(t, dir, freePorts(t))
+	testenv.Eventually(t, patience, "it finds that all is well", func() bool {
+		code, p := ask(nil)
+		return code == exitOK && p.stderr.String() == "using the pgjet dev that runs in "+dir+"\n" && strings.Contains(p.stdout.String(), "nothing needs you\n")
+	})
+	if code, p := ask(env{"PGJET_DATABASE_URL": "postgres://ann@" + nowhere + "/x", "PGJET_NATS_URL": "nats://" + nowhere}); code != exitUnreachable || strings.Contains(p.stderr.String(), "using") {
+		t.Errorf("exit code %d, want %d of the servers that were named, of %s", code, exitUnreachable, p)
+	}
+	r.stop()
+}

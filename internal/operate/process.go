@@ -1,0 +1,91 @@
+package operate
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/pgjet/pgjet/internal/registry"
+)
+
+// An Instance is what is known of a process that registered, and what it says of its health.
+type Instance struct {
+	registry.Instance
+	Health string `json:"health"`          // ready, degraded, not_ready, no_answer, or unknown if it has no health URL
+	Cause  string `json:"cause,omitempty"` // why it is not ready
+}
+
+// Instances returns the processes of one service that answer, of all if name is empty, with their
+// health. It takes some two seconds if a health page does not answer.
+func Instances(ctx context.Context, nc *nats.Conn, name string) ([]Instance, error) {
+	found, err := registry.Ask(ctx, nc, name)
+	if err != nil {
+		return nil, err
+	}
+	all := make([]Instance, len(found))
+	var group errgroup.Group
+	group.SetLimit(32)
+	for n, i := range found {
+		group.Go(func() error { all[n] = askHealth(ctx, i); return nil })
+	}
+	return all, group.Wait()
+}
+
+// askHealth asks an instance whether it is ready. Anybody may have registered: nothing
+// is sent along, and nobody is followed elsewhere.
+func askHealth(ctx context.Context, i registry.Instance) Instance {
+	if i.HealthURL == "" {
+		return Instance{Instance: i, Health: "unknown"}
+	}
+	client := &http.Client{
+		Timeout:       2 * time.Second,
+		Transport:     &http.Transport{DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, i.HealthURL, nil)
+	if err != nil {
+		return Instance{i, "no_answer", err.Error()}
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return Instance{i, "no_answer", err.Error()}
+	}
+	defer resp.Body.Close()
+	cause, degraded := readHealth(resp.Body)
+	switch {
+	case resp.StatusCode != http.StatusOK:
+		return Instance{i, "not_ready", cmp.Or(cause, "it answers "+resp.Status)}
+	case degraded != "":
+		return Instance{i, "degraded", degraded}
+	}
+	return Instance{Instance: i, Health: "ready"}
+}
+
+// readHealth returns the first cause that a health page names, and what is degraded first.
+func readHealth(page io.Reader) (cause, degraded string) {
+	var report struct {
+		Status string
+		Checks []struct {
+			Name, Cause, Degraded string
+			Ready                 bool
+		}
+	}
+	if json.NewDecoder(io.LimitReader(page, 64<<10)).Decode(&report) != nil {
+		return "", ""
+	}
+	for _, c := range report.Checks {
+		if !c.Ready && cause == "" {
+			cause = c.Name + ": " + c.Cause
+		}
+		if c.Degraded != "" && degraded == "" {
+			degraded = c.Name + ": " + c.Degraded
+		}
+	}
+	return cmp.Or(cause, report.Status), degraded
+}

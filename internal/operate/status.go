@@ -1,0 +1,290 @@
+package operate
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/consumers/saga"
+	"github.com/pgjet/pgjet/consumers/status"
+	"github.com/pgjet/pgjet/internal/jserror"
+	"github.com/pgjet/pgjet/internal/lead"
+	"github.com/pgjet/pgjet/internal/natsconn"
+	"github.com/pgjet/pgjet/internal/postgres"
+	"github.com/pgjet/pgjet/internal/sqlstate"
+	"github.com/pgjet/pgjet/relay"
+)
+
+// A Status answers whether anything is wrong.
+type Status struct {
+	At        time.Time       `json:"at"`       // by the clock of the process that asks
+	Healthy   bool            `json:"healthy"`  // nobody has to do anything, as far as is known
+	Findings  []Finding       `json:"findings"` // the worst first
+	Missing   []Missing       `json:"missing"`  // what could not be asked
+	Relays    []relay.Status  `json:"relays"`   // of each stream that has one; with what is pending in the outbox
+	Consumers []status.Status `json:"consumers"`
+	Processes []Instance      `json:"processes"` // that registered and answer
+}
+
+// A Finding is a reason that holds.
+type Finding struct {
+	What    string `json:"what"`    // such as "consumer welcome-mailer"
+	Code    string `json:"code"`    // one of [Reasons]
+	Text    string `json:"text"`    // what is known of it, in a sentence
+	Next    string `json:"next"`    // the command to type, or what to read
+	Runbook string `json:"runbook"` // in docs/runbooks; "" if there is none
+	Healthy bool   `json:"healthy"` // nobody has to do anything
+	rank    int
+}
+
+// pendingTooLong is the age of a pending event at which a relay that reports nothing is doubted.
+const pendingTooLong = 30 * time.Second
+
+// Status asks everything that is known of relays, outbox, consumers, sagas and processes. It takes about
+// a second, and some more if health pages do not answer. It returns no error: what could not be asked is in
+// Missing, and is a finding.
+func (s Source) Status(ctx context.Context) Status {
+	v := &view{Source: s, Status: Status{
+		At: time.Now().UTC(), Findings: []Finding{}, Missing: []Missing{},
+		Relays: []relay.Status{}, Consumers: []status.Status{}, Processes: []Instance{},
+	}}
+	var asked sync.WaitGroup
+	asked.Go(func() { v.askProcesses(ctx) })
+	v.askDatabase(ctx)
+	asked.Wait()
+	v.judgeProcesses()
+	for _, m := range v.Missing {
+		about := ""
+		if m.What == server {
+			about = Relay
+		}
+		v.found(m.What, about, m.Code, m.Text+"; not known: "+m.Lack, "")
+	}
+	slices.SortStableFunc(v.Findings, func(a, b Finding) int { return a.rank - b.rank })
+	v.Healthy = !slices.ContainsFunc(v.Findings, func(f Finding) bool { return !f.Healthy })
+	return v.Status
+}
+
+// A view is a Status that is being found out.
+type view struct {
+	Source
+	Status
+	mu sync.Mutex // of Missing
+}
+
+func (v *view) found(what, about, code, text, next string) {
+	rank, r := find(about, code)
+	v.Findings = append(v.Findings, Finding{what, code, without(text, code), cmp.Or(next, r.next()), r.Runbook, r.Healthy, rank})
+}
+
+// lacks notes that a server could not be asked. The first reason of each server counts.
+func (v *view) lacks(what string, err error, lack string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if !slices.ContainsFunc(v.Missing, func(m Missing) bool { return m.What == what }) {
+		v.Missing = append(v.Missing, missing(what, err, lack))
+	}
+}
+
+const (
+	lacksDatabase = "relays, outbox, consumers, dead letters, quarantine and sagas"
+	lacksNATS     = "what waits in the stream for consumers, and which processes run"
+)
+
+func (v *view) askDatabase(ctx context.Context) {
+	if v.DB == nil {
+		v.lacks(database, v.DBErr, lacksDatabase)
+		return
+	}
+	if err := v.ask(ctx); err != nil {
+		v.lacks(database, lead.NameLock(ctx, v.DB, err), lacksDatabase)
+	}
+}
+
+func (v *view) ask(ctx context.Context) error {
+	readOnly := postgres.CheckWritable(ctx, v.DB)
+	switch code := sqlstate.ReadOnly; {
+	case readOnly == nil:
+	case strings.HasPrefix(readOnly.Error(), string(code)+":"):
+		v.found(database, "", string(code), readOnly.Error(), "")
+	default:
+		return readOnly
+	}
+	streams, err := v.streams(ctx)
+	if err != nil {
+		return err
+	}
+	for _, stream := range streams {
+		r, err := relay.ReadStatus(ctx, v.DB, stream)
+		if err != nil {
+			return err
+		}
+		v.Relays = append(v.Relays, r)
+	}
+	if err := v.askConsumers(ctx); err != nil {
+		return err
+	}
+	for _, r := range v.Relays {
+		if readOnly == nil { // else no relay can work, and a standby does not show who leads
+			v.judgeRelay(ctx, r)
+		}
+	}
+	v.judgeQuarantine()
+	return nil
+}
+
+// mostStreams is how many streams are looked at.
+const mostStreams = 20
+
+// streams returns those that a relay has led. One that was never published to, and does not exist, is a
+// mistyped name. If there is none, it is the stream that is asked for.
+func (v *view) streams(ctx context.Context) ([]string, error) {
+	all, err := collect(ctx, v.DB, pgx.RowTo[string], `
+		select l.stream from pgjet.leader l
+		 where (l.epoch > 0 or l.paused_at is not null)
+		   and (coalesce(l.cause, '') not like 'stream\_missing:%' or l.stream = $1
+		        or exists (select from pgjet.checkpoint c where c.stream = l.stream))
+		 order by l.stream limit $2`, v.Stream, mostStreams)
+	if len(all) == 0 {
+		all = []string{v.Stream}
+	}
+	return all, sqlstate.Wrap("look which streams have relays", err)
+}
+
+// askConsumers asks JetStream, too, if that is possible.
+func (v *view) askConsumers(ctx context.Context) (err error) {
+	known := false
+	if v.JS == nil {
+		v.lacks(server, v.NATSErr, lacksNATS)
+	} else if v.Consumers, err = status.List(ctx, v.DB, v.JS); err != nil && natsconn.Of(err) == "" {
+		return err
+	} else if known = err == nil; !known {
+		v.lacks(server, err, lacksNATS)
+	}
+	if !known {
+		if v.Consumers, err = status.Known(ctx, v.DB); err != nil {
+			return err
+		}
+	}
+	sagas, err := saga.FindWaiting(ctx, v.DB)
+	if err != nil {
+		return err
+	}
+	for _, c := range v.Consumers {
+		v.judgeConsumer(c)
+		sagas = slices.DeleteFunc(sagas, func(w saga.Waiting) bool { return w.Name == c.Name })
+	}
+	for _, w := range sagas { // that no consumer begins
+		code := "saga_waiting"
+		if w.NeedsOperator {
+			code = "saga_needs_operator"
+		}
+		v.found("saga "+w.Name, Consumer, code, w.String(), "pgjet saga ls --state "+w.State)
+	}
+	return nil
+}
+
+// judgeConsumer adds what is wrong with a consumer. That it is well is told by its own line.
+func (v *view) judgeConsumer(c status.Status) {
+	for _, w := range c.Reasons() {
+		if !w.Healthy() || w.Code == "retrying" {
+			own := v.Own != nil && v.Own(c.Name)
+			v.found("consumer "+c.Name, Consumer, w.Code, w.Text, NextForConsumer(c, w.Code, own))
+		}
+	}
+}
+
+func (v *view) judgeRelay(ctx context.Context, r relay.Status) {
+	what, troubles := "relay of "+r.Stream, RelayTroubles(r)
+	for _, t := range troubles {
+		v.found(what, Relay, t.Cause, t.Why, t.Next)
+	}
+	if len(troubles) > 0 && (r.Leader == nil || r.Leader.Epoch == 0) {
+		v.judgeStream(ctx, what, r.Stream)
+	}
+	if len(troubles) > 0 || !stalled(r) {
+		return
+	}
+	if again, err := relay.ReadStatus(ctx, v.DB, r.Stream); err == nil && stalled(again) { // else it was on its way
+		v.found(what, Relay, "stalled", fmt.Sprintf("%s leads and reports nothing, and the oldest of %d pending events is %s old",
+			r.Leader.Process, again.Pending.Events, seconds(again.Pending.OldestSeconds).Round(time.Second)), "")
+	}
+}
+
+// stalled reports whether nothing is published, for longer than that can take, by a relay that leads.
+func stalled(r relay.Status) bool {
+	return r.Leads && r.Leader != nil && r.Pending.Events > 0 && seconds(r.Pending.OldestSeconds) > pendingTooLong &&
+		(r.Checkpoint == nil || r.At.Sub(r.Checkpoint.At) > pendingTooLong)
+}
+
+// judgeStream adds that the stream of a relay which has never run does not exist.
+func (v *view) judgeStream(ctx context.Context, what, stream string) {
+	if v.JS == nil {
+		return
+	}
+	if _, err := v.JS.Stream(ctx, stream); natsconn.Of(err) == jserror.StreamMissing {
+		v.found(what, Relay, string(jserror.StreamMissing), natsconn.NoStream(ctx, v.JS, stream), Typed(nextForRelay(string(jserror.StreamMissing)), stream))
+	}
+}
+
+// judgeQuarantine adds that events are held. Their number is the same for all streams.
+func (v *view) judgeQuarantine() {
+	if len(v.Relays) == 0 || v.Relays[0].Quarantined.Held == 0 {
+		return
+	}
+	n, verb := v.Relays[0].Quarantined.Held, "events are held"
+	if n == 1 {
+		verb = "event is held"
+	}
+	v.found("outbox", Outbox, "quarantined", fmt.Sprintf("%d %s in quarantine: the stream refuses them, or their row is in no form that it takes", n, verb), "")
+}
+
+func (v *view) askProcesses(ctx context.Context) {
+	if v.NATS == nil {
+		v.lacks(server, v.NATSErr, lacksNATS)
+		return
+	}
+	all, err := Instances(ctx, v.NATS, "")
+	if err != nil {
+		v.lacks(server, err, lacksNATS)
+		return
+	}
+	v.Processes = append(v.Processes, all...)
+}
+
+// judgeProcesses adds which processes are not ready. That a health page cannot be reached counts only if
+// one of another process can be.
+func (v *view) judgeProcesses() {
+	reached := slices.ContainsFunc(v.Processes, func(i Instance) bool { return i.Health != "no_answer" && i.Health != "unknown" })
+	for _, i := range v.Processes {
+		switch i.Health {
+		case "not_ready", "degraded":
+		case "no_answer":
+			if !reached {
+				continue
+			}
+		default:
+			continue
+		}
+		what := "process " + i.Name
+		if !strings.HasSuffix(i.Name, i.ID) {
+			what += " " + i.ID
+		}
+		v.found(what, Process, i.Health, i.Cause, "")
+	}
+}
+
+// Err returns an error if neither server could be asked.
+func (s Source) Err() error {
+	if s.DB != nil || s.NATS != nil {
+		return nil
+	}
+	return errors.Join(s.DBErr, s.NATSErr)
+}

@@ -1,0 +1,68 @@
+package operate
+
+import (
+	"fmt"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/pgjet/pgjet/events"
+)
+
+// Plain returns s on one line, without anything that would move a terminal's cursor or a column.
+func Plain(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsGraphic(r) {
+			return r
+		}
+		return ' '
+	}, s)
+}
+
+// Word returns s as one word of a command that the reader is to type, quoted only if a shell would
+// take it for something else.
+func Word(s string) string {
+	safe := func(r rune) bool {
+		return r < unicode.MaxASCII && (unicode.IsLetter(r) || unicode.IsDigit(r) || strings.ContainsRune("_-./:@%+,", r))
+	}
+	if s = Plain(s); s != "" && strings.IndexFunc(s, func(r rune) bool { return !safe(r) }) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// Typed returns a command with the flag --stream, if it takes one and the stream is not the default.
+func Typed(command, stream string) string {
+	for _, takes := range []string{"pgjet relay", "pgjet stream", "pgjet consumer ensure"} {
+		if stream != events.DefaultStream && strings.HasPrefix(command, takes) {
+			return command + " --stream " + Word(stream)
+		}
+	}
+	return command
+}
+
+// Ago says how long ago something was, for people.
+func Ago(d time.Duration) string {
+	switch d = max(d, 0); {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds ago", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm ago", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh ago", int(d.Hours()))
+	}
+	return fmt.Sprintf("%dd ago", int(d.Hours())/24)
+}
+
+// since says how long before now t was; "-" if it never was.
+func since(now time.Time, t *time.Time) string {
+	if t == nil {
+		return "-"
+	}
+	return Ago(now.Sub(*t))
+}
+
+// without returns text without the word code before it.
+func without(text, code string) string { return strings.TrimPrefix(text, code+": ") }
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
