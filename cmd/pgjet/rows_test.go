@@ -193,6 +193,9 @@ func TestNoRowBreaksAView(t *testing.T) {
 	for _, v := range []struct{ command, query string }{
 		{"dead get", `select id::text from pgjet.dead_letter order by random() limit 3`},
 		{"saga get", `select id::text from pgjet.saga order by random() limit 3`},
+		{"event get", `select id::text from pgjet.outbox order by random() limit 3`},
+		{"event timeline", `select event_id::text from (select event_id from pgjet.dead_letter union all select event_id from pgjet.inbox) e order by random() limit 4`},
+		{"event timeline", `select event_id::text from pgjet.quarantine order by random() limit 3`},
 	} {
 		rows, _ := db.Query(t.Context(), v.query)
 		ids, err := pgx.CollectRows(rows, pgx.RowTo[string])

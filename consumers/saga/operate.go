@@ -100,3 +100,21 @@ func Retry(ctx context.Context, db *pgxpool.Pool, id uuid.UUID, by, reason strin
 	})
 	return sqlstate.Wrap("retry", err)
 }
+
+// Of returns the sagas that have one of these names, and this key.
+func Of(ctx context.Context, db *pgxpool.Pool, names []string, key string) ([]Record, error) {
+	ids := make([]uuid.UUID, 0, len(names))
+	for _, name := range names {
+		ids = append(ids, idOf(name, key))
+	}
+	rows, err := db.Query(ctx, `select `+columns+` from pgjet.saga where id = any($1) order by started_at, id`, ids)
+	if err != nil {
+		return nil, sqlstate.Wrap("look for the sagas of a key", err)
+	}
+	all, err := pgx.CollectRows(rows, scan)
+	records := make([]Record, 0, len(all))
+	for _, x := range all {
+		records = append(records, *x)
+	}
+	return records, sqlstate.Wrap("look for the sagas of a key", err)
+}

@@ -1,0 +1,232 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+
+	"github.com/pgjet/pgjet/internal/lead"
+	"github.com/pgjet/pgjet/internal/operate"
+)
+
+func eventCommand() *cobra.Command {
+	var s settings
+	cmd := group(&cobra.Command{
+		Use:   "event",
+		Short: "See what happened to events",
+		Long: `See what happened to events: in the outbox, in the stream, at each consumer, and in
+sagas. Payloads are not shown, and what looks like a mail address in an error is masked.`,
+	}, s.eventGetCommand(), s.eventTimelineCommand())
+	s.databaseFlag(cmd.PersistentFlags())
+	s.natsFlags(cmd.PersistentFlags())
+	return cmd
+}
+
+func (s *settings) eventGetCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "get ID",
+		Short: "Show where an event is, and what became of it at each consumer",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := uuid.Parse(args[0])
+			if err != nil {
+				return usagef("%q is no id of an event, which is a UUID; for a key or a trace see: pgjet event timeline %s", short(args[0]), word(args[0]))
+			}
+			return s.askEvents(cmd, output, func(ctx context.Context, src operate.Source) error {
+				e, err := src.Event(ctx, id)
+				if err != nil {
+					return err
+				}
+				return show(cmd.OutOrStdout(), output, e, func(w io.Writer) { writeEvent(w, e) })
+			})
+		},
+	}
+	outputFlag(cmd.Flags(), &output)
+	return cmd
+}
+
+// A story is what pgjet event timeline prints as JSON.
+type story struct {
+	Timeline []operate.Entry `json:"timeline"`
+	Events   []operate.Event `json:"events"`
+	More     bool            `json:"more"` // there are others
+}
+
+func (s *settings) eventTimelineCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "timeline ID|KEY|TRACE",
+		Short: "Show what happened to an event, to those of a key or to those of a trace, in the order of time",
+		Long: `Show what happened to an event, to those of a key or to those of a trace, in the order of
+time: appended, stored, attempts, waits, errors, dead letters, decisions of operators, sagas.
+What is not known is said. A trace is an id of 32 hex digits, or a traceparent. Of a key or a
+trace the first 20 events are shown. Keys and traces are looked for among the newest
+200 000 rows of the outbox; keys also among what waits or is dead.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if args[0] == "" {
+				return usagef("name an event by its id, its key or its trace")
+			}
+			return s.askEvents(cmd, output, func(ctx context.Context, src operate.Source) error {
+				all, more, err := src.Find(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				told := story{operate.Timeline(all), all, more}
+				return show(cmd.OutOrStdout(), output, told, func(w io.Writer) { writeStory(w, told) })
+			})
+		},
+	}
+	outputFlag(cmd.Flags(), &output)
+	return cmd
+}
+
+// askEvents calls fn with what facts about events come from. It needs the database; without NATS they lack something.
+func (s *settings) askEvents(cmd *cobra.Command, output string, fn func(context.Context, operate.Source) error) error {
+	if err := checkOutput(output); err != nil {
+		return err
+	}
+	s.findDev(cmd)
+	ctx, cancel := context.WithTimeout(cmd.Context(), operateTime)
+	defer cancel()
+	src, done, err := s.facts(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if src.DB == nil {
+		return src.DBErr
+	}
+	err = lead.NameLock(ctx, src.DB, fn(ctx, src))
+	if _, ok := errors.AsType[*operate.NotFoundError](err); ok {
+		return &exitError{exitNotFound, err}
+	}
+	return err
+}
+
+// writeEvent writes where an event is.
+func writeEvent(w io.Writer, e operate.Event) {
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))
+	}
+	line("id", "%s", e.ID)
+	line("type", "%s", cmp.Or(e.Type, "not known"))
+	line("key", "%s", cmp.Or(e.Key, "not known"))
+	line("trace", "%s", cmp.Or(e.TraceID, "none"))
+	if r := e.Outbox; r != nil {
+		at := "at no time that can be written"
+		if r.Time != nil {
+			at = r.Time.Format(time.RFC3339Nano)
+		}
+		line("outbox", "%s; seq %d, appended %s by transaction %s, %d bytes", publishing(e), r.Seq, at, r.XID, r.Bytes)
+	}
+	if h := e.Quarantine; h != nil {
+		line("quarantine", "%s since %s: %s", h.State, h.At.Format(time.RFC3339), h.Reason)
+	}
+	if m := e.Stored; m != nil {
+		line("stream", "%s, sequence %d, subject %s, stored %s", m.Stream, m.Seq, m.Subject, m.Time.Format(time.RFC3339Nano))
+	}
+	for _, h := range e.Consumers {
+		line("consumer", "%s", aboutHandling(h))
+	}
+	for _, x := range e.Sagas {
+		line("saga", "%s %s, %s", x.Name, x.ID, x.State)
+	}
+	for _, text := range e.Unknown {
+		line("not known", "%s", text)
+	}
+	line("next", "pgjet event timeline %s", e.ID)
+}
+
+// publishing says how far an event in the outbox has got.
+func publishing(e operate.Event) string {
+	switch {
+	case e.Quarantine != nil:
+		return "in quarantine"
+	case e.Stored != nil || e.Outbox.Published:
+		return "published"
+	}
+	return "pending"
+}
+
+func aboutHandling(h operate.Handling) string {
+	text := h.Consumer + ": " + h.State
+	if h.Attempts > 0 {
+		text += fmt.Sprintf(", attempts %d", h.Attempts)
+	}
+	if l := h.Letter; l != nil {
+		text += fmt.Sprintf(", dead letter %d %s", l.ID, l.State)
+	}
+	if h.Error != "" && h.State != "done" {
+		text += ": " + h.Error
+	}
+	return text
+}
+
+// writeStory writes a screen: of each event a line, what happened, and what is not known.
+func writeStory(w io.Writer, s story) {
+	for _, e := range s.Events {
+		var states []string
+		for _, h := range e.Consumers {
+			if h.State != operate.Ignored {
+				states = append(states, h.Consumer+" "+h.State)
+			}
+		}
+		fmt.Fprintf(w, "%s  %s  key %s  %s\n", e.ID, cmp.Or(plain(e.Type), "?"), cmp.Or(plain(e.Key), "?"), plain(strings.Join(states, ", ")))
+	}
+	if s.More {
+		fmt.Fprintln(w, "there are more events, which are not shown")
+	}
+	fmt.Fprintln(w)
+	writeTimeline(w, s)
+	fmt.Fprintln(w)
+	var said []string
+	for _, e := range s.Events {
+		for _, text := range e.Unknown {
+			if !slices.Contains(said, text) {
+				said = append(said, text)
+				fmt.Fprintf(w, "not known: %s\n", plain(text))
+			}
+		}
+	}
+}
+
+// writeTimeline writes an entry a line, with how long after the first one it was.
+func writeTimeline(w io.Writer, s story) {
+	var first *time.Time
+	for _, e := range s.Timeline {
+		at := "now"
+		switch {
+		case e.At != nil && first == nil:
+			first, at = e.At, e.At.Format("2006-01-02 15:04:05.000Z")
+		case e.At != nil:
+			at = "+" + offset(e.At.Sub(*first))
+		}
+		which := ""
+		if len(s.Events) > 1 {
+			i := slices.IndexFunc(s.Events, func(x operate.Event) bool { return x.ID == e.Event })
+			which = "\t" + short(s.Events[i].Type)
+		}
+		fmt.Fprintf(w, "%s%s\t%s\t%s\n", at, which, short(e.Place), plain(e.Text))
+	}
+}
+
+// offset says how long after something else something was.
+func offset(d time.Duration) string {
+	switch {
+	case d < time.Second:
+		return d.Round(time.Millisecond).String()
+	case d < time.Minute:
+		return d.Round(10 * time.Millisecond).String()
+	}
+	return d.Round(time.Second).String()
+}
