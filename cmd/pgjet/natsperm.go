@@ -179,7 +179,7 @@ for the entry of its user:
 
   relay      publishes to the stream
   consumer   handles events, with the name that --consumer gives
-  operator   pgjet stream ensure, consumer, replay and services, and looking at single messages;
+  operator   pgjet status, event, stream ensure, consumer, replay and services;
              for the consumers that --consumer lists, without it those of pgjet itself
   writer     the user service, which hints its commits to the relay and follows events for its cache
   service    registers under the name that --service says, so that others find it, and nothing else

@@ -20,8 +20,7 @@ import (
 // overview runs pgjet status as an operator, and returns what it says.
 func overview(t *testing.T, want int, database, nats string) operate.Status {
 	t.Helper()
-	operator := strings.Replace(database, "?", "?role=pgjet_operator&", 1)
-	out := must(t, want, "status", "-o", "json", "--database-url", operator, "--nats-url", nats)
+	out := must(t, want, "status", "-o", "json", "--database-url", asOperator(database), "--nats-url", nats)
 	var s operate.Status
 	if err := json.Unmarshal([]byte(out), &s); err != nil {
 		t.Fatalf("status is no JSON: %v\n%s", err, out)
@@ -33,7 +32,7 @@ func overview(t *testing.T, want int, database, nats string) operate.Status {
 // each as "what code -> next".
 func finds(t *testing.T, want int, database, nats string, findings ...string) operate.Status {
 	t.Helper()
-	operator := strings.Replace(database, "?", "?role=pgjet_operator&", 1)
+	operator := asOperator(database)
 	var s operate.Status
 	var got []string
 	defer func() {
@@ -137,6 +136,22 @@ func TestStatusWhenMailIsRefused(t *testing.T) {
 	}
 }
 
+// TestStatusWhenBillingIsDown: sagas that wait for it are found, though their consumer has nothing to do.
+func TestStatusWhenBillingIsDown(t *testing.T) {
+	t.Parallel()
+	_, database, nats := startPublishing(t)
+	o := startOnboarding(t, database, nats, "http://"+nowhere)
+	o.ready(o.admin)
+	users := startUsers(t, database)
+	for i := range 3 {
+		signUp(t, users.addr, fmt.Sprintf("ann%d@example.com", i))
+	}
+	s := finds(t, exitFindings, database, nats, "consumer onboarding saga_waiting -> pgjet saga ls --state running")
+	if f := s.Findings[0]; !strings.HasPrefix(f.Text, "3 sagas wait at profile: ") && !strings.HasPrefix(f.Text, "2 sagas wait at profile: ") && !strings.HasPrefix(f.Text, "1 saga waits at profile: ") {
+		t.Errorf("the finding is %+v, want the step and why", f)
+	}
+}
+
 // TestStatusOfAFullStream: the relay says why nothing is published, and so does the status.
 func TestStatusOfAFullStream(t *testing.T) {
 	t.Parallel()
@@ -158,8 +173,7 @@ func TestStatusOfAFullStream(t *testing.T) {
 		signUp(t, users.addr, fmt.Sprintf("ann%d@example.com", i))
 	}
 	r.notReady(r.admin, "stream_full")
-	operator := strings.Replace(database, "?", "?role=pgjet_operator&", 1)
-	ends(t, exitFindings, asked("status", nats), operator, "relay of EVENTS", "stream_full", "-> see docs/runbooks/relay-not-publishing.md\n")
+	ends(t, exitFindings, asked("status", nats), asOperator(database), "relay of EVENTS", "stream_full", "-> see docs/runbooks/relay-not-publishing.md\n")
 }
 
 // TestStatusInPart: what is known without one of the servers is shown, and what is missing is said.
