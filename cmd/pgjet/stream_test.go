@@ -123,7 +123,7 @@ func TestStatusOfAForeignStream(t *testing.T) {
 	if code != exitFindings || strings.Contains(out, "adopt") {
 		t.Errorf("exit code %d, of %s", code, p)
 	}
-	for _, want := range []string{`of "orders"`, `of "billing"`, "next         give this outbox a stream of its own: pgjet stream ensure --stream NAME --prefix NAME; see"} {
+	for _, want := range []string{`of "orders"`, `of "billing"`, "next         pgjet stream ensure --stream NAME --prefix NAME"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("relay status lacks %q, of %s", want, p)
 		}
