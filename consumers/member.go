@@ -38,6 +38,7 @@ type member struct {
 	terms    map[int]*term
 	balanced time.Time // when that was looked at last
 	shown    bool      // it is known as one that handles events
+	foreign  error     // which slice a session has that is no process of the consumer, as of then
 	lookout  lookout
 
 	// Shared.
@@ -391,59 +392,84 @@ func (m *member) balance(ctx context.Context) error {
 		}
 		return nil
 	}
-	names := []string{m.membership()}
-	for s := range m.is.Slices {
-		names = append(names, m.ownership(s))
-	}
 	asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime) // cancelling would close the connection
 	defer cancel()
-	holders, err := m.data.Holders(asking, names)
+	all, err := m.owners(asking)
 	if err != nil {
 		return err
 	}
-	owned := make(map[int64]int) // by members
-	for _, h := range holders[m.membership()] {
-		owned[*h.PID] = 0
-	}
-	free := make([]int, 0, m.is.Slices)
-	var other *lead.Holder // of a slice
-	me := m.data.PID()
-	for n := range m.is.Slices {
-		s := (n + int(me)) % m.is.Slices // not all members the same first
-		switch h := holders[m.ownership(s)]; {
-		case len(h) == 0 && m.terms[s] == nil:
-			free = append(free, s)
-		case len(h) == 0 || h[0].PID == nil:
-		default:
-			if _, member := owned[*h[0].PID]; member {
-				owned[*h[0].PID]++
-			}
-			if *h[0].PID != me {
-				other = &h[0]
-			}
-		}
-	}
+	m.foreign = all.foreign
 	var mine []*term
 	for _, t := range m.terms {
 		if !t.over.Load() {
 			mine = append(mine, t)
 		}
 	}
-	want := share(m.is.Slices, owned, me)
+	want := share(m.is.Slices, all.owned, m.data.PID())
 	for _, t := range mine[min(want, len(mine)):] {
 		m.log.InfoContext(ctx, "a slice goes to another process", "slice", t.tenure.Slice.Number)
 		t.release()
 	}
-	for _, s := range free[:min(max(0, want-len(mine)), len(free))] {
+	for _, s := range all.free[:min(max(0, want-len(mine)), len(all.free))] {
 		if taken, err := m.data.Try(asking, m.ownership(s)); err != nil || !taken {
 			return err
 		}
 		m.own(ctx, s)
 	}
-	if len(m.terms) == 0 && other != nil {
-		m.standby(ctx)(*other)
+	if len(m.terms) == 0 && all.other != nil {
+		m.standby(ctx)(*all.other)
 	}
 	return nil
+}
+
+// owners are who has the leads of the slices.
+type owners struct {
+	owned   map[int64]int // how many each member has, by its process id
+	free    []int         // slices that nobody has
+	other   *lead.Holder  // of a slice, not this session; nil if there is none
+	foreign error         // which slice a session has that is no process of the consumer; nil if there is none
+}
+
+// owners looks who has which slices. A session that is no process of the consumer may hold any of the locks: it is no member.
+func (m *member) owners(ctx context.Context) (all owners, err error) {
+	names := []string{m.membership()}
+	for s := range m.is.Slices {
+		names = append(names, m.ownership(s))
+	}
+	holders, err := m.data.Holders(ctx, names)
+	if err != nil {
+		return all, err
+	}
+	all.owned = make(map[int64]int)
+	for _, h := range holders[m.membership()] {
+		if h.PID != nil && !h.Foreign {
+			all.owned[*h.PID] = 0
+		}
+	}
+	me := m.data.PID()
+	for n := range m.is.Slices {
+		s := (n + int(me)) % m.is.Slices // not all members the same first
+		held := holders[m.ownership(s)]
+		if len(held) == 0 && m.terms[s] == nil {
+			all.free = append(all.free, s)
+		}
+		for _, h := range held {
+			if h.PID != nil {
+				if _, member := all.owned[*h.PID]; member {
+					all.owned[*h.PID]++
+				}
+			}
+			switch {
+			case h.PID != nil && *h.PID == me:
+			case h.Foreign:
+				all.foreign = fmt.Errorf("lead_taken: the lead of slice %d is %s, which is no process of this consumer; find out what it is, and end it with pg_terminate_backend", s, h)
+				fallthrough
+			default:
+				all.other = &h
+			}
+		}
+	}
+	return all, nil
 }
 
 // share returns how many of the slices a member shall own: as many as each other, and one more if there are some over and it

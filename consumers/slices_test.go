@@ -280,6 +280,34 @@ func TestSlicesObeyOperators(t *testing.T) {
 	}
 }
 
+// TestForeignLocksOfSlices: sessions that are no processes of the consumer hold its locks. They are no members, also those without a
+// process; a slice that one of them has is named, and the others are handled.
+func TestForeignLocksOfSlices(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	member, slice := `hashtextextended('pgjet.member.test', 0)`, `hashtextextended('pgjet.slice.test.3', 0)`
+	b.exec(`begin; select pg_advisory_xact_lock_shared(` + member + `); prepare transaction 'foreign_to_test'`)
+	t.Cleanup(func() { _, _ = b.db.Exec(context.Background(), `rollback prepared 'foreign_to_test'`) })
+	conn, err := pgx.Connect(t.Context(), b.db.Config().ConnString()+"&application_name=psql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if _, err := conn.Exec(t.Context(), `select pg_advisory_lock_shared(`+member+`), pg_advisory_lock(`+slice+`)`); err != nil {
+		t.Fatal(err)
+	}
+	r, _ := b.startOn(b.js, consumers.Consumer{Slices: 8, Handler: each(write)})
+	testenv.Eventually(t, patience, "it owns all other slices", func() bool {
+		return b.count(`select count(*) from pgjet.slice where process is not null and slice <> 3`) == 7
+	})
+	b.blocked(r, fmt.Sprintf(`lead_taken: the lead of slice 3 is held by process %d of the server, application "psql"`, conn.PgConn().PID()))
+	if err := conn.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, patience, "it owns that one, too", func() bool { return b.count(`select count(*) from pgjet.slice where process is not null`) == 8 })
+	b.ready(r)
+}
+
 // flood publishes that many events more, faster than one after the other.
 func (s *scene) flood(count int) {
 	s.Helper()

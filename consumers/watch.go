@@ -102,6 +102,8 @@ func (m *member) lockHolder(ctx context.Context) (holder, err error) {
 	switch {
 	case err != nil:
 		return nil, err
+	case m.foreign != nil && len(m.terms) > 0: // else it stands by
+		return m.foreign, nil
 	case h != nil:
 		return fmt.Errorf("lead_taken: the lock of this consumer's attempts is %s; unless that is a replay or a rebuild at work, end it with pg_terminate_backend", h), nil
 	}
