@@ -57,66 +57,23 @@ alter table pgjet.dead_letter add column token smallint not null
     generated always as (coalesce(('x' || substring(subject from '\.([0-9a-f]{2})\.'))::bit(8)::int & 63, 0)) stored;
 comment on column pgjet.dead_letter.token is 'The token of the subject, 0 to 63: all events of a key share it.';
 
+-- Whatever else the function does stays as it is.
 -- +goose StatementBegin
-create or replace function pgjet.grant_roles() returns void
-    language plpgsql
-    set search_path = pg_catalog, pg_temp
-as $$
+do $$
 declare
-    role text;
+    body text := pg_get_functiondef('pgjet.grant_roles()'::regprocedure);
 begin
-    foreach role in array '{pgjet_writer,pgjet_relay,pgjet_consumer,pgjet_operator}'::text[] loop
-        if to_regrole(role) is null then
-            begin
-                execute format('create role %I nologin', role);
-            exception
-                when duplicate_object or unique_violation then
-                    null;
-                when insufficient_privilege then
-                    raise notice 'role % is missing, and % may not create it: as a superuser run "create role % nologin", then "select pgjet.grant_roles()" as %',
-                        role, current_user, role, current_user;
-                    continue;
-            end;
-        end if;
-        execute format('grant usage on schema pgjet to %I', role);
-        case role
-        when 'pgjet_writer' then
-            -- Neither xid nor seq: a wrong one would lose events.
-            grant insert (id, type, key, traceparent, header, data, time) on pgjet.outbox to pgjet_writer;
-        when 'pgjet_relay' then
-            grant select on pgjet.outbox, pgjet.outbox_partition, pgjet.outbox_seq_seq, pgjet.adoption, pgjet.pruned to pgjet_relay;
-            grant select, insert, update on pgjet.leader to pgjet_relay;
-            grant select, insert, delete on pgjet.checkpoint to pgjet_relay;
-            grant select, insert, update, delete on pgjet.quarantine, pgjet.unknown_message to pgjet_relay;
-            grant execute on function pgjet.outbox_default_used, pgjet.add_outbox_partition,
-                pgjet.empty_outbox_default, pgjet.drop_outbox_partition to pgjet_relay;
-        when 'pgjet_consumer' then
-            -- It may neither pause nor resume. It prunes dead letters that were dealt with.
-            grant select, insert (name, stream, stream_created, ordered, effects),
-                update (stream, stream_created, generation, epoch, slices, ordered, effects, rebuild)
+    body := replace(body, 'update (stream, stream_created, generation, floor, high, epoch, ordered, effects, process, since, rebuild, lost_until)
+                on pgjet.consumer to pgjet_consumer;', 'update (stream, stream_created, generation, epoch, slices, ordered, effects, rebuild)
                 on pgjet.consumer to pgjet_consumer;
-            grant select, insert, update, delete on pgjet.slice to pgjet_consumer;
-            grant select, insert, update, delete on pgjet.process, pgjet.inbox, pgjet.intent to pgjet_consumer;
-            grant select, insert, update, delete on pgjet.dead_letter to pgjet_consumer;
-            grant select, insert, delete on pgjet.attempt to pgjet_consumer;
-            grant select, insert, update, delete on pgjet.saga to pgjet_consumer;
-        when 'pgjet_operator' then
-            grant select on all tables in schema pgjet to pgjet_operator;
-            grant select on pgjet.outbox_seq_seq to pgjet_operator;
-            grant insert (stream, epoch, paused_at, paused_by, pause_reason),
-                update (paused_at, paused_by, pause_reason) on pgjet.leader to pgjet_operator;
-            grant insert on pgjet.adoption, pgjet.operation to pgjet_operator;
-            grant update (detail) on pgjet.operation to pgjet_operator;
-            grant update (state, changed_at, changed_by, change_reason) on pgjet.quarantine to pgjet_operator;
-            grant delete on pgjet.unknown_message to pgjet_operator;
-            grant execute on function pgjet.outbox_default_used, pgjet.drop_outbox_partition to pgjet_operator;
-            grant update (epoch, rebuild, paused_at, paused_by, pause_reason) on pgjet.consumer to pgjet_operator;
-            grant update (floor, epoch) on pgjet.slice to pgjet_operator;
-            grant update (state, changed_at, changed_by, change_reason) on pgjet.dead_letter to pgjet_operator;
-            grant insert, update, delete on pgjet.inbox, pgjet.intent to pgjet_operator;
-            grant update (state, epoch, attempts, waits, due_at, changed_at) on pgjet.saga to pgjet_operator;
-        end case;
-    end loop;
+            grant select, insert, update, delete on pgjet.slice to pgjet_consumer;');
+    body := replace(body, 'grant update (floor, epoch, rebuild, paused_at, paused_by, pause_reason) on pgjet.consumer to pgjet_operator;',
+        'grant update (epoch, rebuild, paused_at, paused_by, pause_reason) on pgjet.consumer to pgjet_operator;
+            grant update (floor, epoch) on pgjet.slice to pgjet_operator;');
+    if position('on pgjet.slice to pgjet_consumer' in body) = 0 or position('on pgjet.slice to pgjet_operator' in body) = 0 then
+        raise exception 'pgjet.grant_roles() is not the function that the migrations made';
+    end if;
+    execute body;
 end
 $$;
 -- +goose StatementEnd
@@ -156,63 +113,18 @@ comment on column pgjet.consumer.epoch is null;
 drop table pgjet.slice;
 
 -- +goose StatementBegin
-create or replace function pgjet.grant_roles() returns void
-    language plpgsql
-    set search_path = pg_catalog, pg_temp
-as $$
+do $$
 declare
-    role text;
+    body text := pg_get_functiondef('pgjet.grant_roles()'::regprocedure);
 begin
-    foreach role in array '{pgjet_writer,pgjet_relay,pgjet_consumer,pgjet_operator}'::text[] loop
-        if to_regrole(role) is null then
-            begin
-                execute format('create role %I nologin', role);
-            exception
-                when duplicate_object or unique_violation then
-                    null;
-                when insufficient_privilege then
-                    raise notice 'role % is missing, and % may not create it: as a superuser run "create role % nologin", then "select pgjet.grant_roles()" as %',
-                        role, current_user, role, current_user;
-                    continue;
-            end;
-        end if;
-        execute format('grant usage on schema pgjet to %I', role);
-        case role
-        when 'pgjet_writer' then
-            -- Neither xid nor seq: a wrong one would lose events.
-            grant insert (id, type, key, traceparent, header, data, time) on pgjet.outbox to pgjet_writer;
-        when 'pgjet_relay' then
-            grant select on pgjet.outbox, pgjet.outbox_partition, pgjet.outbox_seq_seq, pgjet.adoption, pgjet.pruned to pgjet_relay;
-            grant select, insert, update on pgjet.leader to pgjet_relay;
-            grant select, insert, delete on pgjet.checkpoint to pgjet_relay;
-            grant select, insert, update, delete on pgjet.quarantine, pgjet.unknown_message to pgjet_relay;
-            grant execute on function pgjet.outbox_default_used, pgjet.add_outbox_partition,
-                pgjet.empty_outbox_default, pgjet.drop_outbox_partition to pgjet_relay;
-        when 'pgjet_consumer' then
-            -- It may neither pause nor resume. It prunes dead letters that were dealt with.
-            grant select, insert (name, stream, stream_created, ordered, effects),
-                update (stream, stream_created, generation, floor, high, epoch, ordered, effects, process, since, rebuild, lost_until)
+    body := replace(body, 'update (stream, stream_created, generation, epoch, slices, ordered, effects, rebuild)
                 on pgjet.consumer to pgjet_consumer;
-            grant select, insert, update, delete on pgjet.process, pgjet.inbox, pgjet.intent to pgjet_consumer;
-            grant select, insert, update, delete on pgjet.dead_letter to pgjet_consumer;
-            grant select, insert, delete on pgjet.attempt to pgjet_consumer;
-            grant select, insert, update, delete on pgjet.saga to pgjet_consumer;
-        when 'pgjet_operator' then
-            grant select on all tables in schema pgjet to pgjet_operator;
-            grant select on pgjet.outbox_seq_seq to pgjet_operator;
-            grant insert (stream, epoch, paused_at, paused_by, pause_reason),
-                update (paused_at, paused_by, pause_reason) on pgjet.leader to pgjet_operator;
-            grant insert on pgjet.adoption, pgjet.operation to pgjet_operator;
-            grant update (detail) on pgjet.operation to pgjet_operator;
-            grant update (state, changed_at, changed_by, change_reason) on pgjet.quarantine to pgjet_operator;
-            grant delete on pgjet.unknown_message to pgjet_operator;
-            grant execute on function pgjet.outbox_default_used, pgjet.drop_outbox_partition to pgjet_operator;
-            grant update (floor, epoch, rebuild, paused_at, paused_by, pause_reason) on pgjet.consumer to pgjet_operator;
-            grant update (state, changed_at, changed_by, change_reason) on pgjet.dead_letter to pgjet_operator;
-            grant insert, update, delete on pgjet.inbox, pgjet.intent to pgjet_operator;
-            grant update (state, epoch, attempts, waits, due_at, changed_at) on pgjet.saga to pgjet_operator;
-        end case;
-    end loop;
+            grant select, insert, update, delete on pgjet.slice to pgjet_consumer;', 'update (stream, stream_created, generation, floor, high, epoch, ordered, effects, process, since, rebuild, lost_until)
+                on pgjet.consumer to pgjet_consumer;');
+    body := replace(body, 'grant update (epoch, rebuild, paused_at, paused_by, pause_reason) on pgjet.consumer to pgjet_operator;
+            grant update (floor, epoch) on pgjet.slice to pgjet_operator;',
+        'grant update (floor, epoch, rebuild, paused_at, paused_by, pause_reason) on pgjet.consumer to pgjet_operator;');
+    execute body;
 end
 $$;
 -- +goose StatementEnd
