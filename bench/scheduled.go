@@ -15,7 +15,7 @@ import (
 // dueAtOnce is how many events are due at one moment.
 const dueAtOnce = 1000
 
-// scheduled is what events for later cost, those who schedule them and the relay, while none and while many wait.
+// scheduled measures what events for later cost, writers and the relay, while none and while many wait.
 func scheduled(o options) scenario {
 	d, many := orQuick(o, 3*time.Second, 2*time.Second), orQuick(o, 1_000_000, 100_000)
 	s := scenario{

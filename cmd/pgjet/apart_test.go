@@ -136,7 +136,7 @@ func TestReadyEverywhere(t *testing.T) {
 	}
 }
 
-// TestMigrate: the tables of the demo are made for who asks, and kept up to date where they are.
+// TestMigrate: the tables of the demo are made if --demo asks for them, and kept up to date where they are.
 func TestMigrate(t *testing.T) {
 	t.Parallel()
 	database := testenv.EmptyDatabaseURL(t)

@@ -19,8 +19,8 @@ func asOperator(database string) string {
 	return strings.Replace(database, "?", "?role=pgjet_operator&", 1)
 }
 
-// tells runs pgjet event timeline as an operator, and returns what it says as JSON.
-func tells(t *testing.T, what, database, nats string) story {
+// timelineOf runs pgjet event timeline as an operator, and returns what it prints as JSON.
+func timelineOf(t *testing.T, what, database, nats string) story {
 	t.Helper()
 	out := must(t, exitOK, "event", "timeline", what, "-o", "json", "--database-url", asOperator(database), "--nats-url", nats)
 	var s story
@@ -44,7 +44,7 @@ func (s story) inOrder(want ...string) bool {
 	return len(want) == 0
 }
 
-// TestEventTimeline: a sign-up whose mail is refused for a while, given up, and redriven, is told from the append to the mail, found by its id, its
+// TestEventTimeline: a sign-up whose mail is refused for a while, given up, and redriven, is shown from the append to the mail, found by its id, its
 // key, its trace id and its traceparent.
 func TestEventTimeline(t *testing.T) {
 	t.Parallel()
@@ -74,7 +74,7 @@ func TestEventTimeline(t *testing.T) {
 		return query[int](t, db, `select count(*) from pgjet.dead_letter where state = 'dead'`) == 1
 	})
 	id, key := query[string](t, db, `select id::text from pgjet.outbox`), query[string](t, db, `select key from pgjet.outbox`)
-	s := tells(t, id, database, nats)
+	s := timelineOf(t, id, database, nats)
 	if !s.inOrder("outbox: appended user.created, seq 1", "stream: stored as EVENTS, sequence 1", "welcome-mailer: attempt 1 of ",
 		"welcome-mailer: dead letter 1 after 1 attempts: mail server answered", "welcome-mailer: waits for a decision -> pgjet dead get 1") {
 		t.Errorf("the timeline is %+v", s.Timeline)
@@ -86,7 +86,7 @@ func TestEventTimeline(t *testing.T) {
 		return query[int](t, db, `select count(*) from pgjet.dead_letter where state = 'done'`) == 1
 	})
 	for _, what := range []string{id, key, trace, strings.ToUpper(trace), traceparent} {
-		s = tells(t, what, database, nats)
+		s = timelineOf(t, what, database, nats)
 		if len(s.Events) != 1 || s.More || !s.inOrder("outbox: appended user.created", "stream: stored as EVENTS", "welcome-mailer: attempt 1 of ",
 			"operator: dead.redrive of welcome-mailer by "+actor()+": mended", "welcome-mailer: : retried", "welcome-mailer: : done") || !s.inOrder("stream: stored", "directory: done") {
 			t.Errorf("the timeline of %s is %+v", what, s.Timeline)
@@ -121,7 +121,7 @@ func TestEventStates(t *testing.T) {
 		return query[string](t, b.db, fmt.Sprintf(`insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), '%s', '%s', '{}') returning id::text`, eventType, key))
 	}
 	state := func(id string) (e operate.Event, s story, at string) {
-		s = tells(t, id, database, nats)
+		s = timelineOf(t, id, database, nats)
 		e = s.Events[0]
 		if i := slices.IndexFunc(e.Consumers, func(h operate.Handling) bool { return h.Consumer == "notes" }); i >= 0 {
 			at = e.Consumers[i].State
@@ -161,7 +161,7 @@ func TestEventStates(t *testing.T) {
 	if _, s, _ := state(done); !s.inOrder("notes: waits behind an earlier event of its key") {
 		t.Errorf("a parked event is %+v", s)
 	}
-	if s := tells(t, "k", database, nats); len(s.Events) != 2 || s.Events[0].ID.String() != first {
+	if s := timelineOf(t, "k", database, nats); len(s.Events) != 2 || s.Events[0].ID.String() != first {
 		t.Errorf("of the key that waits the events are %+v", s.Events)
 	}
 }

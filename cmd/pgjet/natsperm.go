@@ -155,16 +155,19 @@ func divided(consumer string) (name string, slices int) {
 // durables returns the durable consumers of a consumer. Of one that is not pgjet's own, and of which nobody says how many slices it has,
 // they are those of both defaults: with order and without.
 func durables(name string, slices int) []string {
-	switch own := ownConsumers[name]; {
+	own := ownConsumers[name]
+	switch {
 	case slices > 0:
 		return inbox.Durables(name, slices)
 	case own == nil:
 		return append(inbox.Durables(name, 1), inbox.Durables(name, consumers.DefaultSlices)...)
-	case own().Unordered:
-		return inbox.Durables(name, 1)
-	default:
-		return inbox.Durables(name, max(own().Slices, consumers.DefaultSlices))
 	}
+	configs, _ := own().Configs() // of pgjet's own they are complete: TestAsyncAPISaysWhichTypes
+	var names []string
+	for _, c := range configs {
+		names = append(names, c.Durable)
+	}
+	return names
 }
 
 func natsCommand() *cobra.Command {

@@ -7,7 +7,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestReminderMail: who is still pending after a while gets one mail about it; who became active before, or was
+// TestReminderMail: a user that is still pending after a while gets one mail about it; one that became active before, or was
 // deleted, gets none.
 func TestReminderMail(t *testing.T) {
 	t.Parallel()

@@ -184,12 +184,13 @@ func (s *settings) findDev(cmd *cobra.Command) {
 	}
 	dir, err := os.Getwd()
 	for ; err == nil; dir = filepath.Dir(dir) {
-		if p, err := placesIn(filepath.Join(dir, ".pgjet")); err == nil {
+		state := filepath.Join(dir, ".pgjet")
+		if p, err := placesIn(state); err == nil && isOwn(state) { // a folder of somebody else may lead anywhere
 			s.databaseURL = p.Database
 			if !cmd.Flags().Changed("nats-url") {
 				s.natsURL = p.NATS
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "using the pgjet dev that runs in %s\n", plain(filepath.Join(dir, ".pgjet")))
+			fmt.Fprintf(cmd.ErrOrStderr(), "using the pgjet dev that runs in %s\n", plain(state))
 			return
 		}
 		if dir == filepath.Dir(dir) {

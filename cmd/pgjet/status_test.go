@@ -221,7 +221,7 @@ func TestStatusOfNothing(t *testing.T) {
 	finds(t, exitFindings, database, nats, "relay of EVENTS stream_missing -> pgjet stream ensure", "relay of EVENTS no_leader -> pgjet relay")
 }
 
-// TestStatusWatch: it is shown again until it is told to stop, and ends as what it showed last.
+// TestStatusWatch: it is shown again until Ctrl-C, and ends as what it showed last.
 func TestStatusWatch(t *testing.T) {
 	t.Parallel()
 	_, database, nats := startPublishing(t)
@@ -260,6 +260,17 @@ func TestStatusFindsDev(t *testing.T) {
 	})
 	if code, p := ask(env{"PGJET_DATABASE_URL": "postgres://ann@" + nowhere + "/x", "PGJET_NATS_URL": "nats://" + nowhere}); code != exitUnreachable || strings.Contains(p.stderr.String(), "using") {
 		t.Errorf("exit code %d, want %d of the servers that were named, of %s", code, exitUnreachable, p)
+	}
+	if os.Geteuid() == 0 { // who else could give a folder away?
+		if err := os.Chown(dir, 1, 1); err != nil {
+			t.Fatal(err)
+		}
+		if code, p := ask(nil); code != exitUsage || strings.Contains(p.stderr.String(), "using") {
+			t.Errorf("exit code %d, want %d of a folder that is somebody else's, of %s", code, exitUsage, p)
+		}
+		if err := os.Chown(dir, 0, 0); err != nil {
+			t.Fatal(err)
+		}
 	}
 	r.stop()
 }

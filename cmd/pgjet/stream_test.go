@@ -153,7 +153,7 @@ func TestClaimNeedsARight(t *testing.T) {
 	}
 }
 
-// TestClaimInAccounts: there nobody answers who asks to change the stream.
+// TestClaimInAccounts: there a request to change the stream has no answer.
 func TestClaimInAccounts(t *testing.T) {
 	t.Parallel()
 	g := startAccounts(t)

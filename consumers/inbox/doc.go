@@ -29,7 +29,7 @@
 // A [Tenure] is one session that owns a [Slice] of a consumer. What it does to events it does in transactions that hold the lock of
 // the consumer's attempts, and that of the slice's, in shared mode and have looked at the epoch of the slice behind those locks: [Own] takes the
 // lock of the slice alone and raises its epoch, [Supersede] that of the consumer and the epochs of all its slices. So a session that was
-// superseded changes nothing more. The epoch is what makes it safe; who believes to own a slice is only a matter of who tries. An intent is its session's for as long as taken_by says so, which
+// superseded changes nothing more. The epoch is what makes it safe; which process believes that it owns a slice only decides which one tries. An intent is its session's for as long as taken_by says so, which
 // every statement about it asks for.
 //
 // # Order

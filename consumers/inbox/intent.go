@@ -278,7 +278,7 @@ func (t *Tenure) queueWake(b *pgx.Batch, keys []string, ended []uuid.UUID) {
 		 where n.consumer = $1 and n.event_id = f.event_id and n.due_at = 'infinity'`, t.Consumer, keys, ended)
 }
 
-// Wake makes those intents of the slice due that wait for nothing: whoever should have woken them may have
+// Wake makes those intents of the slice due that wait for nothing: the process that should have woken them may have
 // died, or the consumer kept an order then.
 func (t *Tenure) Wake(ctx context.Context, db DB) error {
 	from, to := t.Slice.Tokens()

@@ -49,14 +49,14 @@ func Slices(ctx context.Context, db Reader, consumer string) (n int, err error) 
 	return n, failed("look up consumer "+consumer, err)
 }
 
-// An Owner is who owns a slice.
+// An Owner is the process that owns a slice.
 type Owner struct {
 	Slice   int
 	Process string     // host:pid; "" if nobody does
 	Since   *time.Time // when it took the slice
 }
 
-// Owners returns who owns the slices of a consumer, in their order.
+// Owners returns the owners of the slices of a consumer, in the order of the slices.
 func Owners(ctx context.Context, db Reader, consumer string) ([]Owner, error) {
 	rows, err := db.Query(ctx, `
 		select slice, coalesce(process, ''), since at time zone 'UTC' from pgjet.slice where consumer = $1 order by slice`, consumer)
