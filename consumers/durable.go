@@ -153,9 +153,8 @@ type durable struct {
 	next        uint64 // number of the next delivery since the last reset
 }
 
-// open looks at the stream.
+// open looks at the stream, of which the durable consumer is bound: one that is made anew later takes the durable consumer away.
 func (d *durable) open(ctx context.Context) (err error) {
-	d.want = d.run.Consumer.config(d.slice)
 	d.stream, err = d.run.js.Stream(ctx, d.run.stream)
 	if err != nil {
 		return fmt.Errorf("look at the stream: %w", err)
@@ -192,6 +191,7 @@ func (r *run) remembers(maxAge time.Duration) error {
 // make events vanish are put right. One that wants other events than this one is left alone,
 // and is an error.
 func (d *durable) bind(ctx context.Context) (created bool, err error) {
+	d.want = d.run.Consumer.config(d.slice)
 	created, differences, err := Ensure(ctx, d.run.js, d.run.stream, d.want)
 	if err == nil {
 		d.Consumer, err = d.run.js.Consumer(ctx, d.run.stream, d.want.Durable)

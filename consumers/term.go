@@ -85,18 +85,18 @@ func (t *term) session(ctx context.Context) error {
 
 // begin takes the slice, and brings its durable consumer to the inbox's position.
 func (t *term) begin(ctx context.Context) (err error) {
-	if err := t.durable.open(ctx); err != nil {
-		return err
-	}
-	if !t.durable.stream.CachedInfo().Created.Equal(t.created) { // it was made anew since the session registered
-		return inbox.ErrSuperseded
-	}
 	if t.at, err = t.room.Own(ctx); err != nil {
 		return err
 	}
 	t.tenure.Epoch = t.at.Epoch
 	t.epoch.Store(t.at.Epoch)
 	made, err := t.durable.bind(ctx)
+	if err == nil {
+		err = t.durable.open(ctx)
+	}
+	if err == nil && !t.durable.stream.CachedInfo().Created.Equal(t.created) { // it was made anew since the session registered
+		err = inbox.ErrSuperseded
+	}
 	if err == nil {
 		err = t.place(ctx, made)
 	}
