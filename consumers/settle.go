@@ -45,7 +45,8 @@ func (t *term) settle(ctx context.Context, w *work, v verdict, e ending) bool {
 		}
 	case later:
 		t.settleLater(ctx, w, e)
-	case taken:
+	case taken: // nobody here knows what became of it
+		t.hold(w.Key)
 		t.log.WarnContext(ctx, "another process took the event over while this one was out of touch with the database", "event_id", w.ID)
 	case unwritten:
 		t.refused(ctx, w, e.err)
@@ -212,7 +213,8 @@ func (t *term) passOver(ctx context.Context, all []*work) []*work {
 // or the session is over, that is the session's end. Else the event stays in retry: with
 // JetStream if order does not matter, here if it does.
 func (t *term) refused(ctx context.Context, w *work, err error) {
-	if errors.Is(err, inbox.ErrTaken) {
+	if errors.Is(err, inbox.ErrTaken) { // or a commit took place whose answer got lost: later events of the key wait until that is looked up
+		t.hold(w.Key)
 		return
 	}
 	if errors.Is(err, inbox.ErrSuperseded) || t.away(ctx, err) {

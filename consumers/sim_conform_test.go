@@ -124,7 +124,7 @@ func (c *conformity) begin() {
 	consumer.Name = "sim"
 	r := &run{Runner: &Runner{DB: c.db}, Consumer: consumer, db: postgres.DB{Pool: c.db}, stream: "EVENTS", log: slog.New(slog.DiscardHandler), process: name}
 	p := &simPair{real: &connection{run: r, session: name}, terms: make(map[int]*simTerms)}
-	p.model = &simConnection{p: &process{w: c.w, name: name, run: r}, d: c.w.db, session: name, closed: true}
+	p.model = &simConnection{p: &process{w: c.w, name: name, run: r, took: make(map[uuid.UUID]int)}, d: c.w.db, session: name, closed: true}
 	for _, d := range []database{p.real, p.model} {
 		if err := d.Open(c.Context()); err != nil {
 			c.Fatal(err)

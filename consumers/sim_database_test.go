@@ -853,6 +853,7 @@ func (r *simRoom) Take(ctx context.Context, want inbox.Take) (all []*inbox.Inten
 			}
 			i.taken = r.t.Session
 			d.intents[i.ID] = i
+			r.p.took[i.ID] = d.w.restores
 			d.w.trace("%s takes %s", r.p.name, d.w.at(i.ID))
 			all = append(all, i.out())
 		}
@@ -872,6 +873,7 @@ func (r *simRoom) TakeNext(ctx context.Context, keys []string, most int) (all []
 					break
 				}
 				i.attempts, i.taken = i.attempts+1, r.t.Session
+				r.p.took[i.ID] = r.d.w.restores
 				r.d.w.trace("%s takes next %s", r.p.name, r.d.w.at(i.ID))
 				r.d.intents[i.ID] = i
 				all = append(all, i.out())
@@ -1111,6 +1113,7 @@ func (r *simRoom) Intend(ctx context.Context, t pgx.Tx, all []*inbox.Message, f 
 			}
 			i := simIntent{Message: *m, attempts: f.Attempts, due: time.Now().Add(f.Wait)}
 			if f.Taken {
+				r.p.took[m.ID] = r.d.w.restores
 				i.taken = r.t.Session
 			}
 			mine := slices.ContainsFunc(before, func(e *inbox.Message) bool { return e.Key == m.Key })

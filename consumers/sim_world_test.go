@@ -51,6 +51,7 @@ type simWorld struct {
 	killer    map[uuid.UUID]bool // a process dies at it
 	poison    map[uuid.UUID]bool // each attempt fails
 	vanished  map[uuid.UUID]bool // had an inbox row once
+	restores  int                // of the database
 	outside   bool               // effects happen outside the database: see [Effect]
 	happened  map[uuid.UUID]int  // those
 	instant   bool               // nothing takes time
@@ -191,9 +192,10 @@ func (w *simWorld) apply(e events.Event) {
 }
 
 // happen notes that an effect has happened outside the database. It does so once, if nothing else happens.
-func (w *simWorld) happen(e events.Event) {
+func (w *simWorld) happen(p *process, e events.Event) {
 	w.trace("effect %s", w.at(e.ID))
-	if _, known := w.db.inbox[e.ID]; known { // else it began before the database was restored
+	// What was taken before the database was restored, or a replay forgot it, happens all the same.
+	if _, known := w.db.inbox[e.ID]; known && p.took[e.ID] == w.restores {
 		w.inOrder(e)
 	}
 	if w.happened[e.ID]++; w.happened[e.ID] > 1 && !slices.Contains(slices.Collect(maps.Values(w.faults)), true) {
@@ -240,6 +242,7 @@ type process struct {
 	killed bool
 	frozen bool
 	lost   map[chan nats.Status]bool
+	took   map[uuid.UUID]int // how often the database had been restored when the process took an intent
 }
 
 var simMetrics = sync.OnceValue(func() *metrics {
@@ -253,7 +256,7 @@ var simMetrics = sync.OnceValue(func() *metrics {
 // start starts a process.
 func (w *simWorld) start() {
 	w.started++
-	p := &process{w: w, name: fmt.Sprint("p", w.started), lost: make(map[chan nats.Status]bool), ended: make(chan struct{})}
+	p := &process{w: w, name: fmt.Sprint("p", w.started), lost: make(map[chan nats.Status]bool), took: make(map[uuid.UUID]int), ended: make(chan struct{})}
 	c := w.c
 	if w.outside {
 		c.Group, c.Handler = 0, Effect(func(ctx context.Context, e events.Event) error { return p.handle(ctx, nil, e) }, simType)
@@ -430,7 +433,7 @@ func (p *process) handle(ctx context.Context, tx *simTx, e events.Event) error {
 	w.mu.Lock()
 	switch {
 	case tx == nil:
-		w.happen(e)
+		w.happen(p, e)
 	case tx.over:
 		w.mu.Unlock()
 		return errCut
@@ -611,6 +614,7 @@ func (w *simWorld) strikeHard() {
 			return
 		}
 		w.fire("database is restored")
+		w.restores++
 		for id := range w.db.inbox {
 			if _, kept := w.backup.inbox[id]; !kept {
 				w.vanished[id] = true
