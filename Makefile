@@ -16,6 +16,7 @@ build: ## build bin/pgjet, static
 
 test: ## run all tests, with PostgreSQL and NATS servers that they start themselves
 	go test -race -shuffle=on -timeout 15m ./...
+	$(MAKE) schedules
 
 schedules: ## run simulated schedules of the consumers, and see that they catch each guard that is taken away
 	go test -run '^TestSchedules' ./consumers

@@ -97,7 +97,7 @@ var simMutants = []string{
 // TestSchedulesCatch takes one guard away at a time. Some schedule must notice, else it proves nothing.
 func TestSchedulesCatch(t *testing.T) {
 	if raced {
-		t.Skip("without the race detector alone: make schedules")
+		t.Skip("without the race detector alone: make schedules, which make test runs")
 	}
 	simTimes(t)
 	for _, mutant := range simMutants {

@@ -146,7 +146,9 @@ func (w *simWorld) at(id uuid.UUID) string {
 
 // breaks notes that a promise is broken.
 func (w *simWorld) breaks(format string, args ...any) {
-	w.broken = cmp.Or(w.broken, fmt.Errorf(format, args...))
+	err := fmt.Errorf(format, args...)
+	w.trace("broken: %v", err)
+	w.broken = cmp.Or(w.broken, err)
 }
 
 // happens reports whether a fault of that kind strikes now, once in so many times.
@@ -193,7 +195,7 @@ func (w *simWorld) apply(e events.Event) {
 
 // happen notes that an effect has happened outside the database. It does so once, if nothing else happens.
 func (w *simWorld) happen(p *process, e events.Event) {
-	w.trace("effect %s", w.at(e.ID))
+	w.trace("effect %s, taken before restore %d of %d", w.at(e.ID), p.took[e.ID], w.restores)
 	// What was taken before the database was restored, or a replay forgot it, happens all the same.
 	if _, known := w.db.inbox[e.ID]; known && p.took[e.ID] == w.restores {
 		w.inOrder(e)
