@@ -7,9 +7,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
+	natsgo "github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/operate"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
@@ -110,6 +114,28 @@ func TestEventTimeline(t *testing.T) {
 	}
 	refused(t, exitNotFound, words(asked("event get "+key, nats), database), "nothing is known of event "+key)
 	refused(t, exitUnreachable, []string{"event", "get", id, "--nats-url", nats, "--database-url", "postgres://ann@" + nowhere + "/x"}, "PostgreSQL")
+}
+
+// TestEventOfAnotherPrefix: its place is found in a stream whose subjects begin in another way.
+func TestEventOfAnotherPrefix(t *testing.T) {
+	t.Parallel()
+	database, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL()
+	db, js := openDB(t, database), testenv.Connect(t, nats)
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"acme.orders.>"}, AllowDirect: true}); err != nil {
+		t.Fatal(err)
+	}
+	id := query[string](t, db, `insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), 'order.paid', '7', '{}') returning id::text`)
+	if _, err := db.Exec(t.Context(), `insert into pgjet.leader (stream, epoch) values ('ORDERS', 1)`); err != nil {
+		t.Fatal(err)
+	}
+	e := events.Event{ID: uuid.MustParse(id), Type: "order.paid", Key: "7", Source: "orders", Time: time.Now(), Seq: 1, Data: []byte("{}")}
+	_, header, body := e.Message()
+	if _, err := js.PublishMsg(t.Context(), &natsgo.Msg{Subject: events.SubjectsOf("acme.orders").Of(e.Type, e.Key), Header: header, Data: body}); err != nil {
+		t.Fatal(err)
+	}
+	if s := timelineOf(t, id, database, nats); s.Events[0].Stored == nil || s.Events[0].Stored.Stream != "ORDERS" {
+		t.Errorf("the event is %+v, want its place in the stream", s.Events[0])
+	}
 }
 
 // TestEventStates: an event that is pending, set aside, behind another one, ignored, or pruned is said to be so.

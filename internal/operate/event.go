@@ -300,8 +300,14 @@ func (q *question) askStream(ctx context.Context) {
 	if err != nil {
 		return
 	}
-	subject := events.Subject(q.Type, q.Key)
 	for _, s := range streams {
+		stream, err := q.JS.Stream(ctx, s.Stream)
+		if err != nil || len(stream.CachedInfo().Config.Subjects) == 0 {
+			q.Unknown = append(q.Unknown, "its place in the stream "+s.Stream+", which cannot be asked")
+			continue
+		}
+		prefix := strings.TrimSuffix(stream.CachedInfo().Config.Subjects[0], ".>")
+		subject := events.SubjectsOf(prefix).Of(q.Type, q.Key)
 		next, looks := s.Seq+1, 0
 		for ; looks < mostLooks && next > 0 && q.Stored == nil && ctx.Err() == nil; looks++ {
 			next = q.look(ctx, s.Stream, next, jetstream.WithGetMsgSubject(subject))
