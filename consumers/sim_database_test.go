@@ -492,7 +492,7 @@ func (c *simConnection) Register(ctx context.Context, r inbox.Registration) (is 
 		d := c.d
 		switch {
 		case !d.known:
-			d.known, d.created, d.generation, d.epoch, d.slices = true, r.Created, 1, 1, []simSlice{{epoch: 1}}
+			d.known, d.created, d.generation, d.epoch, d.slices = true, r.Created, 1, 1, slices.Repeat([]simSlice{{epoch: 1}}, max(1, r.Slices))
 		case !d.created.Equal(r.Created):
 			d.w.fire("stream of another generation")
 			d.created = r.Created

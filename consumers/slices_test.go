@@ -67,6 +67,9 @@ func TestSlicesAreShared(t *testing.T) {
 	_, stopFirst := b.startOn(b.js, c)
 	more()
 	b.shares(8)
+	if n := b.count(`select count(*) from pgjet.slice where epoch > 9`); n != 0 { // 1, and one for each slice that was taken
+		t.Errorf("a consumer that is new was divided anew: %d slices have a later epoch than they need", n)
+	}
 	owned := b.epochs()
 	b.startOn(b.js, c)
 	more()

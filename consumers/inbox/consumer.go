@@ -22,6 +22,7 @@ type Registration struct {
 	Created  time.Time // of the stream: another one is another incarnation
 	Ordered  bool
 	Effects  bool
+	Slices   int // of one that is new
 }
 
 // A MovedError says that a consumer has handled events of another stream.
@@ -60,7 +61,7 @@ func Register(ctx context.Context, tx pgx.Tx, r Registration) (is Registered, er
 		with was as (
 			select generation from pgjet.consumer where name = $1
 		), c as (
-			insert into pgjet.consumer as c (name, stream, stream_created, ordered, effects) values ($1, $2, $3, $4, $5)
+			insert into pgjet.consumer as c (name, stream, stream_created, ordered, effects, slices) values ($1, $2, $3, $4, $5, $6)
 			on conflict (name) do update set ordered = excluded.ordered, effects = excluded.effects,
 				epoch = c.epoch + ((c.stream, c.stream_created) <> (excluded.stream, excluded.stream_created))::int,
 				generation = c.generation + ((c.stream, c.stream_created) <> (excluded.stream, excluded.stream_created))::int,
@@ -74,7 +75,7 @@ func Register(ctx context.Context, tx pgx.Tx, r Registration) (is Registered, er
 			select c.name, slice, c.epoch from c, generate_series(0, c.slices - 1) as s (slice) on conflict do nothing
 		)
 		select generation, slices, rebuild, paused_at, coalesce(paused_by, ''), coalesce(pause_reason, '') from c`,
-		r.Consumer, r.Stream, r.Created.Truncate(time.Microsecond), r.Ordered, r.Effects).
+		r.Consumer, r.Stream, r.Created.Truncate(time.Microsecond), r.Ordered, r.Effects, max(1, r.Slices)).
 		Scan(&is.Generation, &is.Slices, &is.Rebuild, &at, &paused.By, &paused.Reason)
 	if err == nil && at != nil {
 		paused.At = at.UTC()

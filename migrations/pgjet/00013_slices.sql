@@ -63,6 +63,7 @@ do $$
 declare
     body text := pg_get_functiondef('pgjet.grant_roles()'::regprocedure);
 begin
+    body := replace(body, 'insert (name, stream, stream_created, ordered, effects)', 'insert (name, stream, stream_created, ordered, effects, slices)');
     body := replace(body, 'update (stream, stream_created, generation, floor, high, epoch, ordered, effects, process, since, rebuild, lost_until)
                 on pgjet.consumer to pgjet_consumer;', 'update (stream, stream_created, generation, epoch, slices, ordered, effects, rebuild)
                 on pgjet.consumer to pgjet_consumer;
@@ -117,6 +118,7 @@ do $$
 declare
     body text := pg_get_functiondef('pgjet.grant_roles()'::regprocedure);
 begin
+    body := replace(body, 'insert (name, stream, stream_created, ordered, effects, slices)', 'insert (name, stream, stream_created, ordered, effects)');
     body := replace(body, 'update (stream, stream_created, generation, epoch, slices, ordered, effects, rebuild)
                 on pgjet.consumer to pgjet_consumer;
             grant select, insert, update, delete on pgjet.slice to pgjet_consumer;', 'update (stream, stream_created, generation, floor, high, epoch, ordered, effects, process, since, rebuild, lost_until)
