@@ -155,7 +155,7 @@ func withLimits(m *trial) {
 	o := newOperator(m)
 	server := startNATS(m, fmt.Sprintf("operator: %s\nsystem_account: %s\nresolver: { type: full, dir: %q }\nresolver_preload: { %s: %s }",
 		o.token, o.systemID, m.TempDir(), o.systemID, o.systemToken))
-	limits := jwt.JetStreamLimits{DiskStorage: 1 << 20, Streams: 1, Consumer: 10}
+	limits := jwt.JetStreamLimits{DiskStorage: 1 << 20, Streams: 1, Consumer: 18} // the directory alone has eight
 	o.push(server.URL(), o.account(limits))
 	creds := o.creds(o.app)
 	walk(m, site{
