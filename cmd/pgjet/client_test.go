@@ -140,9 +140,15 @@ func (p *process) ready(admin string) {
 // hasRole waits until it is ready, and says that it has that role.
 func (p *process) hasRole(admin, role string) {
 	p.t.Helper()
-	p.eventually(patience, "it is ready as "+role, func() bool {
+	p.readyAs(admin, fmt.Sprintf(`"role":%q`, role))
+}
+
+// readyAs waits until it is ready, and says so with that text.
+func (p *process) readyAs(admin, text string) {
+	p.t.Helper()
+	p.eventually(patience, "it is ready as "+text, func() bool {
 		status, body := get(p.t, admin+"/readyz")
-		return status == http.StatusOK && strings.Contains(body, fmt.Sprintf(`"role":%q`, role))
+		return status == http.StatusOK && strings.Contains(body, text)
 	})
 }
 

@@ -8,9 +8,9 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestStandbyIsReady: of two relays, and of two processes of an ordered consumer, both are ready, so
-// that a rolling update goes on; each says which it is. A standby that could not take over is not
-// ready, and takes over when it can.
+// TestStandbyIsReady: of two relays, and of two processes that share an ordered consumer, both are
+// ready, so that a rolling update goes on; each says which it is. One that could not take over is
+// not ready, and takes over when it can.
 func TestStandbyIsReady(t *testing.T) {
 	t.Parallel()
 	server, n := testenv.PostgresServer(t), testenv.NATS(t)
@@ -18,20 +18,26 @@ func TestStandbyIsReady(t *testing.T) {
 	ensureStream(t, n.URL())
 	relay := func() *service { return startRelay(t, server.URL(), n.URL()) }
 	directory := func() *service { return startDirectory(t, server.URL(), n.URL()) }
-	var leaders, standbys []*service
-	for _, start := range []func() *service{relay, directory} {
-		leads := start()
-		leads.hasRole(leads.admin, "leader")
-		stands := start()
-		stands.hasRole(stands.admin, "standby")
-		out := must(t, exitOK, "ready", "--admin-addr", strings.TrimPrefix(stands.admin, "http://"))
-		if !strings.Contains(out, `"role":"standby"`) {
-			t.Errorf("pgjet ready prints %s, want the role", out)
+	var first, second []*service
+	for _, is := range []struct {
+		start         func() *service
+		alone, beside string // what the first and the second say
+	}{
+		{relay, `"role":"leader"`, `"role":"standby"`},
+		{directory, "of 8 of 8 slices", "of 4 of 8 slices"},
+	} {
+		one := is.start()
+		one.readyAs(one.admin, is.alone)
+		other := is.start()
+		other.readyAs(other.admin, is.beside)
+		out := must(t, exitOK, "ready", "--admin-addr", strings.TrimPrefix(other.admin, "http://"))
+		if !strings.Contains(out, is.beside) {
+			t.Errorf("pgjet ready prints %s, want %s", out, is.beside)
 		}
-		leaders, standbys = append(leaders, leads), append(standbys, stands)
+		first, second = append(first, one), append(second, other)
 	}
 	n.Stop()
-	for _, s := range standbys {
+	for _, s := range second {
 		s.notReady(s.admin, "nats_unreachable")
 	}
 	n, err := devserver.StartNATS(n.Options())
@@ -39,15 +45,15 @@ func TestStandbyIsReady(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(n.Stop)
-	for _, s := range standbys {
+	for _, s := range second {
 		s.ready(s.admin)
 	}
-	for i, s := range standbys {
-		leaders[i].kill()
-		s.hasRole(s.admin, "leader")
+	for i, alone := range []string{`"role":"leader"`, "of 8 of 8 slices"} {
+		first[i].kill()
+		second[i].readyAs(second[i].admin, alone)
 	}
 	again := relay()
-	again.hasRole(again.admin, "standby")
+	again.readyAs(again.admin, `"role":"standby"`)
 	stopPostgres(t, server)
 	again.notReady(again.admin, "database_unreachable")
 }
