@@ -47,7 +47,7 @@ func TestLanes(t *testing.T) {
 					busy[at.name] = false
 				}
 				taken += len(got.work)
-				if taken == count {
+				if len(got.work) > 0 && taken == count {
 					close(finished)
 				}
 				mu.Unlock()

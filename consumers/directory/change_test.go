@@ -178,7 +178,7 @@ func TestNewNamesAreFound(t *testing.T) {
 		t.Errorf("%+v signed up, want both on one day", got.Days)
 	}
 	var left int
-	err := db.QueryRow(t.Context(), `select count(*) from directory.deleted d where d::text ~* 'ada|lovelace|example'`).Scan(&left)
+	err := db.QueryRow(t.Context(), `select count(*) from directory.deleted d where d::text ~* '\yada\y|lovelace|example'`).Scan(&left)
 	if err != nil || left > 0 {
 		t.Errorf("something of who was deleted is left: %d, %v", left, err)
 	}
