@@ -339,13 +339,9 @@ func (t *term) place(ctx context.Context, created bool) error {
 // up to there was never handled: JetStream passed over it, as it does while somebody has changed
 // the filters of the durable consumer.
 func (t *term) noteLost(ctx context.Context, ackFloor uint64) error {
-	now, err := t.room.Version(ctx)
-	if err != nil {
-		return err
-	}
 	seen := &t.inboxes[t.tenure.Slice.Number]
 	was := *seen
-	*seen = now
+	*seen = t.tenure.Version
 	if ackFloor <= max(t.at.LostUntil, t.at.Floor) || was == *seen {
 		return nil
 	}

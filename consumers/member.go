@@ -32,6 +32,7 @@ type member struct {
 
 	// Set by begin, and read by all.
 	is      inbox.Registered
+	version inbox.Version
 	created time.Time // of the stream
 
 	// Of the goroutine of the session.
@@ -87,7 +88,7 @@ func (m *member) tell(ctx context.Context, err error) error {
 
 // begin connects, joins the other members if order asks for it, and makes the consumer known.
 func (m *member) begin(ctx context.Context) (err error) {
-	if err := m.data.Open(ctx); err != nil {
+	if m.version, err = m.data.Open(ctx); err != nil {
 		return err
 	}
 	if err := m.awaitTables(ctx); err != nil {
@@ -375,7 +376,7 @@ func (m *member) current(ctx context.Context) (current bool, err error) {
 			epochs = append(epochs, epoch)
 		}
 	}
-	current, due, err := m.data.Current(ctx, epochs)
+	current, due, err := m.data.Current(ctx, m.version, epochs)
 	if due {
 		for _, t := range m.terms {
 			t.nudge()

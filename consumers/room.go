@@ -19,7 +19,7 @@ import (
 // [connection] is one; the simulation has a model of it. The methods are for the goroutine of the session, but for
 // those of the second part.
 type database interface {
-	Open(ctx context.Context) error // connects, and announces the session
+	Open(ctx context.Context) (inbox.Version, error) // connects, and announces the session
 	Close()
 	Closed() bool
 	PID() int64
@@ -37,7 +37,7 @@ type database interface {
 	ReadPause(ctx context.Context) (*inbox.Paused, error)
 	Tell(ctx context.Context, b inbox.Beat) error
 	Farewell(ctx context.Context, process string) error
-	Current(ctx context.Context, epochs []int64) (current, due bool, err error)
+	Current(ctx context.Context, v inbox.Version, epochs []int64) (current, due bool, err error)
 	Depose(ctx context.Context, s inbox.Slice) error
 	Save(ctx context.Context, t *inbox.Tenure, floor, high uint64) error
 	TableLock(ctx context.Context) (*lead.TableLock, error)
@@ -58,8 +58,6 @@ type database interface {
 type room interface {
 	// Own takes the slice, or, if the consumer does not keep the order, joins the others.
 	Own(ctx context.Context) (inbox.Place, error)
-	// Version returns what is the same in two sessions if the inbox was not restored in between.
-	Version(ctx context.Context) (inboxState, error)
 	Lost(ctx context.Context, until uint64) error
 	Redelivered(ctx context.Context) error
 	LastKnown(ctx context.Context, floor uint64) (id uuid.UUID, seq uint64, err error)
@@ -102,31 +100,29 @@ type connection struct {
 	*run
 	session string
 	conn    *pgx.Conn // nil before Open
-	began   time.Time // when the server was started
+	version inbox.Version
 }
 
 // connect returns a connection for a session, which is not open yet.
 func (r *run) connect(session string) database { return &connection{run: r, session: session} }
 
-func (c *connection) Open(ctx context.Context) error {
+func (c *connection) Open(ctx context.Context) (v inbox.Version, err error) {
 	direct, err := c.direct(ctx)
 	if err == nil {
 		c.conn, err = lead.Connect(ctx, direct, "consumer "+c.Consumer.Name, "pgjet-"+c.Consumer.Name,
 			postgres.Setting{Name: "lock_timeout", Value: lockTime})
 	}
 	if err != nil {
-		return &inbox.Error{What: "connect", Err: err}
+		return v, &inbox.Error{What: "connect", Err: err}
 	}
 	if err := postgres.CheckNames(ctx, c.db.Pool); err != nil {
-		return &inbox.Error{What: "look at the pool", Err: err}
+		return v, &inbox.Error{What: "look at the pool", Err: err}
 	}
 	if err := inbox.Announce(ctx, c.conn, c.session); err != nil {
-		return err
+		return v, err
 	}
-	if c.began, err = started(ctx, c.conn); err != nil {
-		return &inbox.Error{What: "ask when the server was started", Err: err}
-	}
-	return nil
+	c.version, err = inbox.ReadVersion(ctx, c.conn)
+	return c.version, err
 }
 
 func (c *connection) Close() {
@@ -189,8 +185,8 @@ func (c *connection) Farewell(ctx context.Context, process string) error {
 	return inbox.Farewell(ctx, c.conn, c.Consumer.Name, process)
 }
 
-func (c *connection) Current(ctx context.Context, epochs []int64) (current, due bool, err error) {
-	return inbox.Current(ctx, c.conn, c.Consumer.Name, c.session, epochs)
+func (c *connection) Current(ctx context.Context, v inbox.Version, epochs []int64) (current, due bool, err error) {
+	return inbox.Current(ctx, c.conn, c.Consumer.Name, c.session, v, epochs)
 }
 
 func (c *connection) Depose(ctx context.Context, s inbox.Slice) error {
@@ -244,8 +240,8 @@ func (c *connection) NameLock(ctx context.Context, err error) error {
 // of the pool: then a new one is asked.
 func (c *connection) Writable(ctx context.Context) bool {
 	same := func(ctx context.Context, db inbox.DB) bool {
-		at, err := started(ctx, db)
-		return err == nil && at.Equal(c.began)
+		v, err := inbox.ReadVersion(ctx, db)
+		return err == nil && v == c.version
 	}
 	pooled, cancel := context.WithTimeout(ctx, pingTime/2)
 	defer cancel()
@@ -262,12 +258,6 @@ func (c *connection) Writable(ctx context.Context) bool {
 	}
 	defer lead.Close(conn)
 	return postgres.CheckWritable(ctx, conn) == nil && same(ctx, conn)
-}
-
-// started returns when the server was started.
-func started(ctx context.Context, db inbox.DB) (at time.Time, err error) {
-	err = db.QueryRow(ctx, `select pg_postmaster_start_time()`).Scan(&at)
-	return at, err
 }
 
 // Renew has all connections of the pool made anew if the database refused a statement of ours: a handler
@@ -290,12 +280,7 @@ func (t *tenure) Own(ctx context.Context) (inbox.Place, error) {
 	if !t.Ordered {
 		return inbox.Join(ctx, t.db, t.Tenure.Consumer)
 	}
-	return inbox.Own(ctx, t.db.Pool, t.Tenure.Consumer, t.Slice, t.Generation, t.Process)
-}
-
-func (t *tenure) Version(ctx context.Context) (inboxState, error) {
-	file, err := inbox.File(ctx, t.db)
-	return inboxState{t.began, file}, err
+	return inbox.Own(ctx, t.db.Pool, t.Tenure.Consumer, t.Slice, t.Tenure.Version, t.Generation, t.Process)
 }
 
 func (t *tenure) Lost(ctx context.Context, until uint64) error {

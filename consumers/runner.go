@@ -80,18 +80,11 @@ type run struct {
 	limiter    *rate.Limiter // of attempts; nil is no limit
 
 	// Of one session after the other.
-	inboxes   [inbox.Tokens]inboxState // as the last term of each slice saw it
+	inboxes   [inbox.Tokens]inbox.Version // as the last term of each slice saw it
 	recovered recovered
 	cut       bool         // a session failed: what was on its way to it may be with nobody
 	ended     []string     // sessions that may have left intents taken
 	owned     atomic.Int64 // slices
-}
-
-// An inboxState is the same in two sessions if the inbox was not restored in between: a restored one
-// is of a server that was started since, or in another file.
-type inboxState struct {
-	began time.Time
-	file  uint32
 }
 
 // Run handles events until ctx ends. It then takes no more, lets the attempts that

@@ -58,6 +58,8 @@ type simPair struct {
 	model *simConnection
 	terms map[int]*simTerms // of slices
 	is    inbox.Registered
+
+	version, mirror inbox.Version
 }
 
 type simTerms struct {
@@ -125,10 +127,10 @@ func (c *conformity) begin() {
 	r := &run{Runner: &Runner{DB: c.db}, Consumer: consumer, db: postgres.DB{Pool: c.db}, stream: "EVENTS", log: slog.New(slog.DiscardHandler), process: name}
 	p := &simPair{real: &connection{run: r, session: name}, terms: make(map[int]*simTerms)}
 	p.model = &simConnection{p: &process{w: c.w, name: name, run: r, took: make(map[uuid.UUID]int)}, d: c.w.db, session: name, closed: true}
-	for _, d := range []database{p.real, p.model} {
-		if err := d.Open(c.Context()); err != nil {
-			c.Fatal(err)
-		}
+	var err2 error
+	p.version, err = p.real.Open(c.Context())
+	if p.mirror, err2 = p.model.Open(c.Context()); err != nil || err2 != nil {
+		c.Fatal(err, err2)
 	}
 	c.Cleanup(p.real.Close)
 	c.members = append(c.members, p)
@@ -160,13 +162,13 @@ func (c *conformity) die(n int) {
 
 func (c *conformity) own(p *simPair, slice int) {
 	t := &simTerms{}
-	make := func(r func(*inbox.Tenure) room) (*inbox.Tenure, room) {
-		tenure := &inbox.Tenure{Consumer: "sim", Ordered: true, ParkKey: c.w.c.ParkKey, Slice: inbox.Slice{Number: slice, Of: p.is.Slices}, Generation: p.is.Generation,
-			Session: p.real.session, Process: p.real.session}
+	make := func(r func(*inbox.Tenure) room, v inbox.Version) (*inbox.Tenure, room) {
+		tenure := &inbox.Tenure{Consumer: "sim", Ordered: true, ParkKey: c.w.c.ParkKey, Slice: inbox.Slice{Number: slice, Of: p.is.Slices}, Version: v,
+			Generation: p.is.Generation, Session: p.real.session, Process: p.real.session}
 		return tenure, r(tenure)
 	}
-	t.tenure, t.real = make(p.real.Room)
-	t.mirror, t.model = make(p.model.Room)
+	t.tenure, t.real = make(p.real.Room, p.version)
+	t.mirror, t.model = make(p.model.Room, p.mirror)
 	model, err := t.model.Own(c.Context())
 	real, err2 := t.real.Own(c.Context())
 	if c.same(fmt.Sprintf("%s owns %d", p.real.session, slice), model, real, err, err2); err2 == nil {
@@ -428,6 +430,9 @@ func (c *conformity) operate(p *simPair) {
 	case 4:
 		from := 1 + uint64(c.r.IntN(30))
 		alone(fmt.Sprintf("forget from %d", from), func() error {
+			if w.db.unplaced() {
+				return errors.New("an error")
+			}
 			w.db.forget(from)
 			w.db.interrupt()
 			return nil

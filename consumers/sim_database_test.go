@@ -83,11 +83,11 @@ func (t *simTables) copy() *simTables {
 type simDatabase struct {
 	w *simWorld
 	*simTables
-	began   time.Time // when the server was started
-	file    uint32    // of the inbox
+	version inbox.Version
 	away    bool
 	open    map[*simTx]bool
 	rows    map[uuid.UUID]*simTx // who has the rows of an event locked
+	loose   map[uuid.UUID]bool   // intents that wait for what a replay made forgotten, until a session begins
 	waiting map[int]int          // how many wait for the attempts of a slice to end; of all: -1
 	conns   map[int64]*simConnection
 	pids    int64
@@ -95,13 +95,13 @@ type simDatabase struct {
 }
 
 func newSimDatabase(w *simWorld) *simDatabase {
-	return &simDatabase{w: w, began: time.Now(), file: 1, open: make(map[*simTx]bool), rows: make(map[uuid.UUID]*simTx), waiting: make(map[int]int),
+	return &simDatabase{w: w, version: inbox.Version{Started: time.Now(), File: 1}, open: make(map[*simTx]bool), rows: make(map[uuid.UUID]*simTx), loose: make(map[uuid.UUID]bool), waiting: make(map[int]int),
 		conns: make(map[int64]*simConnection), leads: make(map[string]map[*simConnection]bool),
 		simTables: &simTables{inbox: make(map[uuid.UUID]simRow), intents: make(map[uuid.UUID]simIntent), letters: make(map[uuid.UUID]simLetter),
 			effects: make(map[uuid.UUID]int), again: make(map[uuid.UUID]int), handed: make(map[uuid.UUID]bool)}}
 }
 
-// crash ends all transactions and connections. With other tables, the database was restored.
+// crash ends all transactions and connections. With other tables, the database was restored, perhaps by a server that goes on.
 func (d *simDatabase) crash(to *simTables) {
 	for tx := range d.open {
 		tx.end(false)
@@ -109,10 +109,12 @@ func (d *simDatabase) crash(to *simTables) {
 	for _, c := range d.conns {
 		d.close(c)
 	}
-	d.began = time.Now()
 	if to != nil {
 		d.simTables = to
-		d.file++
+		d.version.File++
+	}
+	if to == nil || d.w.r.IntN(2) == 0 {
+		d.version.Started = time.Now()
 	}
 }
 
@@ -176,17 +178,19 @@ func (d *simDatabase) alone(ctx context.Context, p *process, slice int) error {
 	return nil
 }
 
-func (d *simDatabase) current(epoch int64) bool {
-	if d.w.mutant("no fence") {
-		return true
-	}
-	return d.paused == "" && slices.ContainsFunc(d.slices, func(s simSlice) bool { return s.epoch == epoch })
+func (d *simDatabase) current(t *inbox.Tenure) bool {
+	return d.w.mutant("no fence") || d.paused == "" && d.of(t) != nil
 }
 
-// of returns the row of the slice that a session has with its epoch; nil if it is not its any more.
-func (d *simDatabase) of(epoch int64) *simSlice {
+// unrestored reports whether the inbox is the one that a session knew.
+func (d *simDatabase) unrestored(v inbox.Version) bool {
+	return v == d.version || d.w.mutant("a restored inbox knows the epoch")
+}
+
+// of returns the row of the slice that a session has; nil if it is not its any more.
+func (d *simDatabase) of(t *inbox.Tenure) *simSlice {
 	for n := range d.slices {
-		if d.slices[n].epoch == epoch {
+		if d.slices[n].epoch == t.Epoch && d.unrestored(t.Version) {
 			return &d.slices[n]
 		}
 	}
@@ -305,6 +309,7 @@ func (tx *simTx) end(commit bool) {
 		for _, e := range tx.effects {
 			tx.d.w.inOrder(e)
 		}
+		tx.d.idle()
 	}
 	delete(tx.d.open, tx)
 	for id, by := range tx.d.rows {
@@ -313,6 +318,15 @@ func (tx *simTx) end(commit bool) {
 		}
 	}
 	tx.d.w.changed.Broadcast()
+}
+
+// idle notes that an intent waits for another one to end of which there is none.
+func (d *simDatabase) idle() {
+	for _, i := range d.intents {
+		if i.taken == "" && i.due.Equal(far) && !d.loose[i.ID] && !d.waits(&i.Message) && !d.w.mutant("intents do not wait") {
+			d.w.breaks("intent %s waits for nothing", d.w.at(i.ID))
+		}
+	}
 }
 
 // lock waits for the rows of an event.
@@ -351,7 +365,7 @@ type simConnection struct {
 	used    time.Time
 	busy    int
 	closed  bool
-	began   time.Time
+	version inbox.Version
 }
 
 func failedSim(what string, err error) error {
@@ -382,13 +396,14 @@ func (c *simConnection) pooled(ctx context.Context, what string, fn func() error
 	return failedSim(what, c.p.call(ctx, what, fn))
 }
 
-func (c *simConnection) Open(ctx context.Context) error {
-	return failedSim("connect", c.p.call(ctx, "connect", func() error {
+func (c *simConnection) Open(ctx context.Context) (inbox.Version, error) {
+	err := failedSim("connect", c.p.call(ctx, "connect", func() error {
 		c.d.pids++
-		c.pid, c.used, c.closed, c.began = c.d.pids, time.Now(), false, c.d.began
+		c.pid, c.used, c.closed, c.version = c.d.pids, time.Now(), false, c.d.version
 		c.d.conns[c.pid] = c
 		return nil
 	}))
+	return c.version, err
 }
 
 func (c *simConnection) Close() {
@@ -536,11 +551,11 @@ func (c *simConnection) Farewell(ctx context.Context, _ string) error {
 	return c.ask(ctx, "farewell", func() error { return nil })
 }
 
-func (c *simConnection) Current(ctx context.Context, epochs []int64) (current, due bool, err error) {
+func (c *simConnection) Current(ctx context.Context, v inbox.Version, epochs []int64) (current, due bool, err error) {
 	err = c.ask(ctx, "look whether the session is current", func() error {
 		current = c.d.paused == ""
 		for _, e := range epochs {
-			current = current && c.d.of(e) != nil
+			current = current && c.d.of(&inbox.Tenure{Epoch: e, Version: v}) != nil
 		}
 		for _, i := range c.d.intents {
 			due = due || !i.due.After(time.Now()) && i.taken != c.session
@@ -563,7 +578,7 @@ func (c *simConnection) Depose(ctx context.Context, s inbox.Slice) error {
 }
 
 func (d *simDatabase) save(t *inbox.Tenure, floor, high uint64) {
-	if s := d.of(t.Epoch); s != nil {
+	if s := d.of(t); s != nil {
 		if floor > 0 {
 			s.floor = floor
 		}
@@ -631,7 +646,7 @@ func (c *simConnection) Redeliver(ctx context.Context) error {
 
 func (c *simConnection) Writable(ctx context.Context) bool {
 	return c.pooled(ctx, "look at the database", func() error {
-		if !c.d.began.Equal(c.began) {
+		if c.d.version != c.version {
 			return errCut
 		}
 		return nil
@@ -657,7 +672,7 @@ func (r *simRoom) Own(ctx context.Context) (at inbox.Place, err error) {
 			if err := d.alone(ctx, r.p, r.t.Slice.Number); err != nil {
 				return err
 			}
-			if d.paused != "" || len(d.slices) != r.t.Slice.Of || d.generation != r.t.Generation {
+			if d.paused != "" || !d.unrestored(r.t.Version) || len(d.slices) != r.t.Slice.Of || d.generation != r.t.Generation {
 				return inbox.ErrSuperseded
 			}
 		}
@@ -682,17 +697,9 @@ func (r *simRoom) Own(ctx context.Context) (at inbox.Place, err error) {
 	return at, err
 }
 
-func (r *simRoom) Version(ctx context.Context) (v inboxState, err error) {
-	err = r.pooled(ctx, "look at the inbox", func() error {
-		v = inboxState{r.began, r.d.file}
-		return nil
-	})
-	return v, err
-}
-
 func (r *simRoom) Lost(ctx context.Context, until uint64) error {
 	return r.pooled(ctx, "note what is lost", func() error {
-		if s := r.d.of(r.t.Epoch); s != nil {
+		if s := r.d.of(r.t); s != nil {
 			s.lost = max(s.lost, until)
 		}
 		return nil
@@ -701,7 +708,7 @@ func (r *simRoom) Lost(ctx context.Context, until uint64) error {
 
 func (r *simRoom) Redelivered(ctx context.Context) error {
 	return r.pooled(ctx, "redelivered", func() error {
-		if s := r.d.of(r.t.Epoch); s != nil {
+		if s := r.d.of(r.t); s != nil {
 			s.redeliver = false
 		}
 		return nil
@@ -726,6 +733,7 @@ func (r *simRoom) Wake(ctx context.Context) error {
 			if r.mine(&i.Message) && i.due.Equal(far) && !r.d.waits(&i.Message) {
 				i.due = time.Now()
 				r.d.intents[id] = i
+				delete(r.d.loose, id)
 			}
 		}
 		return nil
@@ -784,7 +792,7 @@ func (r *simRoom) Leave(ctx context.Context) error {
 				r.d.intents[id] = i
 			}
 		}
-		if s := r.d.of(r.t.Epoch); s != nil {
+		if s := r.d.of(r.t); s != nil {
 			s.owned = false
 		}
 		return nil
@@ -803,7 +811,7 @@ func (r *simRoom) Known(ctx context.Context, all []*inbox.Message) (known map[uu
 			if found {
 				known[m.ID] = row.seq
 			}
-			if s := r.d.of(r.t.Epoch); !found && s != nil && m.Seq <= s.high && r.d.w.mutant("places are the truth") {
+			if s := r.d.of(r.t); !found && s != nil && m.Seq <= s.high && r.d.w.mutant("places are the truth") {
 				known[m.ID] = m.Seq
 			}
 		}
@@ -829,7 +837,7 @@ func (i *simIntent) out() *inbox.Intent {
 func (r *simRoom) Take(ctx context.Context, want inbox.Take) (all []*inbox.Intent, err error) {
 	return all, r.pooled(ctx, "take", func() error {
 		d := r.d
-		if !d.current(r.t.Epoch) {
+		if !d.current(r.t) {
 			return nil
 		}
 		due := d.sorted(func(i *simIntent) bool {
@@ -863,7 +871,7 @@ func (r *simRoom) Take(ctx context.Context, want inbox.Take) (all []*inbox.Inten
 
 func (r *simRoom) TakeNext(ctx context.Context, keys []string, most int) (all []*inbox.Intent, err error) {
 	return all, r.pooled(ctx, "take next", func() error {
-		if !r.d.current(r.t.Epoch) {
+		if !r.d.current(r.t) {
 			return nil
 		}
 		for _, key := range keys {
@@ -903,11 +911,20 @@ func (r *simRoom) GiveBack(ctx context.Context, i *inbox.Intent, wait time.Durat
 func (r *simRoom) Remember(ctx context.Context, i *inbox.Intent, began time.Time, took time.Duration) error {
 	var tx *simTx
 	err := r.pooled(ctx, "begin to remember", func() error {
+		for r.d.waiting[-1] > 0 {
+			if err := r.d.wait(ctx, r.p); err != nil {
+				return err
+			}
+		}
 		tx = r.d.begin(r.p, lead.Silence)
+		tx.attempt, tx.slice = true, -1
 		return nil
 	})
 	if err == nil {
 		err = r.Finish(ctx, tx, []*inbox.Intent{i}, began, took)
+	}
+	if err == nil {
+		r.p.dawdle()
 	}
 	return r.finish(ctx, tx, err)
 }
@@ -951,7 +968,7 @@ func (r *simRoom) finish(ctx context.Context, tx *simTx, err error) error {
 }
 
 func (r *simRoom) check() error {
-	if !r.d.current(r.t.Epoch) {
+	if !r.d.current(r.t) {
 		r.d.w.fire("refused by the fence")
 		return inbox.ErrSuperseded
 	}
@@ -991,6 +1008,9 @@ func (r *simRoom) Claim(ctx context.Context, all []*inbox.Message, fn func(tx pg
 // claim inserts an inbox row, unless there is one, which may get another place.
 func (r *simRoom) claim(ctx context.Context, tx *simTx, m *inbox.Message, row simRow) (fresh bool, err error) {
 	if !r.d.w.mutant("no unique claim") {
+		if _, mine := tx.claimed[m.ID]; mine {
+			return false, nil
+		}
 		if err := tx.lock(ctx, m.ID); err != nil {
 			return false, err
 		}
@@ -1021,12 +1041,14 @@ func (r *simRoom) Unclaim(ctx context.Context, t pgx.Tx, all []*inbox.Message) e
 	}))
 }
 
-// wake makes the next intent of a key due at the commit, behind those that ended.
-func (r *simRoom) wake(ctx context.Context, tx *simTx, key string, ended []uuid.UUID) error {
+// wake makes the intent due at the commit that comes after one of its key that ended.
+func (r *simRoom) wake(ctx context.Context, tx *simTx, m *inbox.Message, ended ...uuid.UUID) error {
 	if !r.t.Ordered {
 		return nil
 	}
-	next := r.d.sorted(func(i *simIntent) bool { return i.Key == key && !slices.Contains(ended, i.ID) })
+	next := r.d.sorted(func(i *simIntent) bool {
+		return i.Key == m.Key && earlier(m.Generation, m.Seq, &i.Message) && !slices.Contains(ended, i.ID)
+	})
 	if len(next) == 0 || !next[0].due.Equal(far) {
 		return nil
 	}
@@ -1070,7 +1092,7 @@ func (r *simRoom) Finish(ctx context.Context, t pgx.Tx, all []*inbox.Intent, _ t
 			})
 		}
 		for _, i := range all {
-			if err := r.wake(ctx, tx, i.Key, ended); err != nil {
+			if err := r.wake(ctx, tx, &i.Message, ended...); err != nil {
 				return err
 			}
 		}
@@ -1117,7 +1139,7 @@ func (r *simRoom) Intend(ctx context.Context, t pgx.Tx, all []*inbox.Message, f 
 				i.taken = r.t.Session
 			}
 			mine := slices.ContainsFunc(before, func(e *inbox.Message) bool { return e.Key == m.Key })
-			if f.Wait == 0 && (r.d.waits(m) || mine && r.t.Ordered) {
+			if f.Wait == 0 && r.t.Ordered && (mine || tx.parks(m) || r.t.ParkKey && r.d.behindDead(m)) {
 				i.due = far
 			}
 			before = append(before, m)
@@ -1127,6 +1149,24 @@ func (r *simRoom) Intend(ctx context.Context, t pgx.Tx, all []*inbox.Message, f 
 		return nil
 	})
 	return fresh, failedSim("write an intent", err)
+}
+
+// parks reports whether an event waits behind an intent of its key, the last one, that nobody is about to end, and keeps that as it is
+// until tx ends.
+func (tx *simTx) parks(m *inbox.Message) bool {
+	if tx.d.w.mutant("who waits does not keep what it waits for") {
+		return tx.d.behindIntent(m)
+	}
+	before := tx.d.sorted(func(e *simIntent) bool { return e.Key == m.Key && earlier(e.Generation, e.Seq, m) })
+	if len(before) == 0 {
+		return false
+	}
+	last := before[len(before)-1].ID
+	if by := tx.d.rows[last]; by != nil && by != tx {
+		return false
+	}
+	tx.d.rows[last] = tx
+	return true
 }
 
 func (r *simRoom) Bury(ctx context.Context, t pgx.Tx, dead inbox.Burial) (fresh bool, err error) {
@@ -1163,7 +1203,7 @@ func (r *simRoom) Bury(ctx context.Context, t pgx.Tx, dead inbox.Burial) (fresh 
 			r.d.handed[m.ID] = true
 		})
 		if !r.t.ParkKey {
-			return r.wake(ctx, tx, m.Key, []uuid.UUID{m.ID})
+			return r.wake(ctx, tx, m, m.ID)
 		}
 		return nil
 	})
@@ -1232,7 +1272,7 @@ func (d *simDatabase) redrive(ctx context.Context, p *process, ids []uuid.UUID, 
 		d.letters[id] = l
 		if _, waits := d.intents[id]; !waits && to == "intent" && row.state == "intent" {
 			i := simIntent{Message: l.Message, due: time.Now()}
-			if d.w.ordered() && d.behindIntent(&l.Message) {
+			if d.w.ordered() && tx.parks(&l.Message) {
 				i.due = far
 			}
 			d.intents[id] = i
@@ -1255,6 +1295,9 @@ func (d *simDatabase) handOver(ctx context.Context, p *process, all []*inbox.Mes
 	}
 	keys := make(map[string]bool)
 	for _, m := range all {
+		if m.Generation != d.generation { // the stream was made again meanwhile
+			return errors.New("plan again")
+		}
 		if row, found := d.inbox[m.ID]; found && row.state != inbox.Done {
 			continue
 		}
@@ -1274,6 +1317,16 @@ func (d *simDatabase) handOver(ctx context.Context, p *process, all []*inbox.Mes
 	return nil
 }
 
+// unplaced reports whether events wait of which nobody knows where they stand in this stream.
+func (d *simDatabase) unplaced() bool {
+	for id := range d.intents {
+		if _, dead := d.letters[id]; !dead && d.inbox[id].generation < d.generation && !d.w.mutant("a replay overtakes what has no place") {
+			return true
+		}
+	}
+	return false
+}
+
 // forget has everything from a place on handled once more.
 func (d *simDatabase) forget(from uint64) {
 	for id, row := range d.inbox {
@@ -1286,9 +1339,10 @@ func (d *simDatabase) forget(from uint64) {
 		if _, dead := d.letters[i.ID]; !dead && d.inbox[id].generation == d.generation && d.inbox[id].seq >= from {
 			delete(d.intents, id)
 			delete(d.inbox, id)
-		} else if i.Generation < d.generation { // nobody knows whether this stream has it still: it may come too early
-			d.handed[id] = true
 		}
+	}
+	for id, i := range d.intents {
+		d.loose[id] = i.due.Equal(far) && !d.waits(&i.Message)
 	}
 	for n := range d.slices {
 		d.slices[n].floor = min(d.slices[n].floor, from-1)

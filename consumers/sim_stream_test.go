@@ -65,8 +65,8 @@ func (s *simStream) store(m *simMessage) {
 	s.log = append(s.log, &c)
 }
 
-// lose takes what stands behind a place. What publishes events notices, and publishes them once more, in the order of the outbox,
-// which is that of before.
+// lose takes what stands behind a place. What publishes events notices, and publishes them once more, in the order of the outbox: what was
+// committed late stood behind others before.
 func (s *simStream) lose(last uint64) {
 	lost := slices.Clone(s.log[last:])
 	s.log = s.log[:last]
@@ -75,9 +75,7 @@ func (s *simStream) lose(last uint64) {
 		maps.DeleteFunc(d.pending, func(seq uint64, _ *simPending) bool { return seq > last })
 		maps.DeleteFunc(d.times, func(seq uint64, _ int) bool { return seq > last })
 	}
-	for _, m := range lost {
-		s.store(m)
-	}
+	s.publish(lost)
 }
 
 // recreate makes the stream anew; what publishes events publishes them all once more.

@@ -105,6 +105,9 @@ func newSimWorld(seed uint64, without string) *simWorld {
 	if w.faults["durable consumer is set back"] {
 		w.faults["delivery is lost"] = false
 	}
+	for _, f := range simMutants[without] {
+		w.faults[f] = true
+	}
 	w.outside = w.r.IntN(5) == 0
 	w.c = Consumer{Name: "sim", Workers: 1 + w.r.IntN(3), Group: 1 + w.r.IntN(4), Slices: 1 << w.r.IntN(4), ParkKey: w.r.IntN(3) == 0,
 		Timeout: time.Second, MinRetry: 20 * time.Millisecond, MaxRetry: 500 * time.Millisecond, MaxAttempts: 3,
@@ -328,6 +331,15 @@ func (p *process) step(ctx context.Context) error {
 	return p.dead(ctx)
 }
 
+// dawdle takes long, now and then.
+func (p *process) dawdle() {
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	if !p.w.calm && p.w.r.IntN(3) == 0 {
+		p.w.pause(time.Duration(p.w.r.IntN(int(time.Second))))
+	}
+}
+
 // call runs fn as a statement: the process may end before or after it, or not learn what it did.
 func (p *process) call(ctx context.Context, what string, fn func() error) error {
 	if err := p.step(ctx); err != nil {
@@ -369,7 +381,7 @@ func (p *process) call(ctx context.Context, what string, fn func() error) error 
 			return errCut
 		}
 		if w.happens("process freezes", 2000) {
-			w.freeze(p)
+			w.freeze(p, time.Duration(w.r.IntN(int(15*time.Second))))
 		}
 		return err
 	}()
@@ -403,13 +415,13 @@ func (p *process) request(ctx context.Context, _ string, fn func() error) error 
 }
 
 // freeze stops a process for a while.
-func (w *simWorld) freeze(p *process) {
+func (w *simWorld) freeze(p *process, d time.Duration) {
 	if p.frozen || p.killed {
 		return
 	}
 	w.fire("process freezes")
 	p.frozen = true
-	time.AfterFunc(time.Duration(w.r.IntN(int(15*time.Second))), func() {
+	time.AfterFunc(d, func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		p.frozen = false
@@ -565,7 +577,7 @@ func (w *simWorld) strike() {
 		w.fire("process is killed")
 		p.kill()
 	case w.happens("process freezes", 15):
-		w.freeze(p)
+		w.freeze(p, time.Duration(w.r.IntN(int(15*time.Second))))
 	case w.happens("process stops", 15) && len(w.running) > 1:
 		w.fire("process stops")
 		w.running = slices.DeleteFunc(w.running, func(o *process) bool { return o == p })
@@ -585,7 +597,7 @@ func (w *simWorld) strike() {
 		w.fire("connection to NATS is lost")
 		p.disconnect()
 	default:
-		w.strikeHard()
+		w.strikeHard(p)
 	}
 	w.command()
 }
@@ -600,7 +612,7 @@ func (p *process) disconnect() {
 }
 
 // strikeHard is what a disaster does, a few times in a schedule.
-func (w *simWorld) strikeHard() {
+func (w *simWorld) strikeHard(p *process) {
 	switch {
 	case w.happens("database restarts", 30):
 		w.fire("database restarts")
@@ -622,21 +634,18 @@ func (w *simWorld) strikeHard() {
 				w.vanished[id] = true
 			}
 		}
-		// That takes longer than a process needs to notice that its connection is gone; one that is frozen meanwhile, and
-		// whose epoch is in the backup, would go on for a moment.
-		for _, p := range w.all {
-			if p.frozen {
-				p.kill()
-			}
-		}
 		w.db.crash(w.backup)
 		w.backup = nil
 		w.db.away = true
-		time.AfterFunc(2*time.Second, func() {
+		d := time.Duration(w.r.IntN(int(2 * time.Second)))
+		time.AfterFunc(d, func() {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			w.db.away = false
 		})
+		if w.r.IntN(2) == 0 { // one does not notice before it is back
+			w.freeze(p, d)
+		}
 	case w.happens("NATS is away", 40) && !w.stream.away:
 		w.fire("NATS is away")
 		w.stream.away = true
@@ -697,13 +706,15 @@ func (w *simWorld) command() {
 				return w.db.redrive(ctx, w.operator, dead[:1], inbox.Discarded)
 			})
 		}
-	case w.happens("consumer is interrupted", 20):
+	case w.happens("consumer is interrupted", 20), w.outside && w.happens("consumer is interrupted", 5):
 		w.operate(func(ctx context.Context) error {
 			return w.db.supersede(ctx, w.operator, func() { w.fire("consumer is interrupted") })
 		})
 	case w.happens("replay by hand-over", 15):
 		w.fire("replay by hand-over")
-		w.operate(func(ctx context.Context) error { return w.db.handOver(ctx, w.operator, w.some()) })
+		if all := w.some(); w.db.created.Equal(w.stream.created) {
+			w.operate(func(ctx context.Context) error { return w.db.handOver(ctx, w.operator, all) })
+		}
 	case w.happens("replay by reset", 20):
 		w.fire("replay by reset")
 		w.replay()
@@ -763,6 +774,10 @@ func (w *simWorld) replay() {
 		if w.db.generation != generation || !w.db.created.Equal(w.stream.created) {
 			return errors.New("the stream was made again meanwhile")
 		}
+		if w.db.unplaced() {
+			w.fire("replay is refused")
+			return errors.New("events wait that have no place")
+		}
 		w.fire("replayed by reset")
 		if w.db.paused == "" { // somebody resumed it
 			w.fire("resumed while replayed")
@@ -800,12 +815,6 @@ func (w *simWorld) recover() {
 	}
 	for id := range w.db.letters {
 		delete(w.killer, id)
-	}
-	// An effect may be written down by a session that lost its slice, just when the new owner parks what comes behind it: that
-	// waits until another session begins.
-	if w.outside && !slices.ContainsFunc(slices.Collect(maps.Values(w.db.intents)), func(i simIntent) bool { return !i.due.Equal(far) }) && w.r.IntN(100) == 0 {
-		w.fire("parked until another session begins")
-		w.db.interrupt()
 	}
 	if dead := w.dead(); len(dead) > 0 {
 		w.operate(func(ctx context.Context) error { return w.db.redrive(ctx, w.operator, dead, "intent") })

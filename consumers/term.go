@@ -57,7 +57,7 @@ type term struct {
 func newTerm(m *member, slice int) *term {
 	t := &term{member: m, acks: newAcks(), lanes: newLanes(&m.waiting), kick: make(chan struct{}, 1)}
 	t.tenure = inbox.Tenure{Consumer: m.Consumer.Name, Ordered: m.ordered(), ParkKey: m.Consumer.ParkKey, Slice: inbox.Slice{Number: slice, Of: m.is.Slices},
-		Generation: m.is.Generation, Session: m.session, Process: m.process}
+		Version: m.version, Generation: m.is.Generation, Session: m.session, Process: m.process}
 	t.room = m.data.Room(&t.tenure)
 	t.durable.run, t.durable.slice = m.run, t.tenure.Slice
 	t.hands = newHands(max(leastHeld, 4*m.Consumer.Workers, 4*m.Consumer.Handler.most), m.Consumer.Handler.most, m.is.Slices)

@@ -21,10 +21,20 @@ import (
 // lasts. The server reports each change of it by itself.
 const AttemptName = "pgjet-attempt"
 
-// current is the condition that nobody superseded or paused the session: $1 is the consumer, $2
-// the epoch of the session's slice.
-const current = `exists (select from pgjet.slice s join pgjet.consumer c on c.name = s.consumer
-	where s.consumer = $1 and s.epoch = $2 and c.paused_at is null)`
+const (
+	// current is the condition that nobody superseded or paused the session: $1 is the consumer, $2
+	// the epoch of the session's slice, and $3 and $4 are for unrestored.
+	current = `(` + unrestored + ` and exists (select from pgjet.slice s join pgjet.consumer c on c.name = s.consumer
+	where s.consumer = $1 and s.epoch = $2 and c.paused_at is null))`
+	// unrestored is the condition that the inbox has the session's version, $3 and $4. A restored one may know the epoch, too:
+	// from before, or since it gave it to somebody else.
+	unrestored = `pg_postmaster_start_time() = $3 and pg_relation_filenode('pgjet.inbox') = $4`
+)
+
+// fence returns the parameters of current: $1 to $4.
+func (t *Tenure) fence(more ...any) []any {
+	return append([]any{t.Consumer, t.Epoch, t.Version.Started, t.Version.File}, more...)
+}
 
 // Begin begins the transaction of an attempt, and makes its first statement, [Tenure.Check] or
 // [Tenure.Claim], in one round trip. That one finds out whether the session is current, behind
@@ -57,7 +67,7 @@ func Same(ctx context.Context, tx pgx.Tx) (same bool, err error) {
 // Check queues the question whether the session is current; if not, the batch fails with
 // [ErrSuperseded].
 func (t *Tenure) Check(b *pgx.Batch) {
-	b.Queue(`select where `+current, t.Consumer, t.Epoch).Exec(func(tag pgconn.CommandTag) error {
+	b.Queue(`select where `+current, t.fence()...).Exec(func(tag pgconn.CommandTag) error {
 		if tag.RowsAffected() == 0 {
 			return ErrSuperseded
 		}
@@ -76,16 +86,16 @@ type Claim struct {
 // transaction, so the rows and what they do commit together, or not at all.
 func (t *Tenure) Claim(b *pgx.Batch, all []*Message) *Claim {
 	c := &Claim{t, make(map[uuid.UUID]bool, len(all))}
-	rows, args := `(values ($4::uuid, $5::bigint))`, []any{t.Consumer, t.Epoch, t.Generation}
+	rows, args := `(values ($6::uuid, $7::bigint))`, t.fence(t.Generation)
 	if len(all) == 1 { // of an array PostgreSQL plans the statement anew each time
 		args = append(args, pgtype.UUID{Bytes: all[0].ID, Valid: true}, int64(all[0].Seq))
 	} else {
 		ids, seqs := distinct(all)
-		rows, args = `unnest($4::uuid[], $5::bigint[])`, append(args, ids, seqs)
+		rows, args = `unnest($6::uuid[], $7::bigint[])`, append(args, ids, seqs)
 	}
 	b.Queue(`
 		insert into pgjet.inbox as i (consumer, event_id, state, attempts, generation, stream_seq, began)
-		select $1, id, 'done', 1, $3::int, seq, clock_timestamp() from `+rows+` as u (id, seq)
+		select $1, id, 'done', 1, $5::int, seq, clock_timestamp() from `+rows+` as u (id, seq)
 		 where `+current+`
 		`+moved+`
 		returning event_id, xmax = 0`, args...).Query(func(rows pgx.Rows) error {

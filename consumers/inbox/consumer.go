@@ -84,11 +84,17 @@ func Register(ctx context.Context, tx pgx.Tx, r Registration) (is Registered, er
 	return is, failed("make the consumer known", err)
 }
 
-// File returns which file the inbox is in: a database that was restored has another one, unless its server was
-// started since.
-func File(ctx context.Context, db DB) (file uint32, err error) {
-	err = db.QueryRow(ctx, `select coalesce(pg_relation_filenode('pgjet.inbox'), 0)`).Scan(&file)
-	return file, failed("look at the inbox", err)
+// A Version is the same at two times if the inbox was not restored in between: a restored one is of a server that was started
+// since, or in another file.
+type Version struct {
+	Started time.Time // the server
+	File    uint32    // of the inbox
+}
+
+// ReadVersion returns the version of the inbox.
+func ReadVersion(ctx context.Context, db DB) (v Version, err error) {
+	err = db.QueryRow(ctx, `select pg_postmaster_start_time(), pg_relation_filenode('pgjet.inbox')`).Scan(&v.Started, &v.File)
+	return v, failed("look at the inbox", err)
 }
 
 // Supersede waits until no transaction of an attempt is open, anywhere, and ends all

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
@@ -29,7 +30,7 @@ func TestFence(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := Tenure{Consumer: "test", Epoch: 1, Generation: 1}
+	s := Tenure{Consumer: "test", Epoch: 1, Version: version(t, db), Generation: 1}
 	within := func(first func(*pgx.Batch), fn func(tx pgx.Tx) error) error {
 		conn, err := db.Acquire(t.Context())
 		if err != nil {
@@ -188,7 +189,7 @@ func TestUnclaim(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Release()
-	s, all := Tenure{Consumer: "test", Epoch: 1, Generation: 1}, []*Message{{ID: uuid.Must(uuid.NewV7()), Seq: 1}}
+	s, all := Tenure{Consumer: "test", Epoch: 1, Version: version(t, db), Generation: 1}, []*Message{{ID: uuid.Must(uuid.NewV7()), Seq: 1}}
 	for range 2 {
 		var c *Claim
 		tx, err := s.Begin(t.Context(), conn, time.Minute, func(b *pgx.Batch) { c = s.Claim(b, all) })
@@ -223,5 +224,137 @@ func TestRegisterPaused(t *testing.T) {
 	}
 	if paused, ok := errors.AsType[*PausedError](register()); !ok || paused.By != "ann@host" || paused.At.IsZero() {
 		t.Errorf("a paused consumer is registered: %+v", paused)
+	}
+}
+
+// TestWaitsForWhatIsKept: an event that comes behind an intent which a superseded session makes done at the same time does not wait
+// for ever, whoever is first.
+func TestWaitsForWhatIsKept(t *testing.T) {
+	t.Parallel()
+	for _, first := range []string{"who remembers", "who waits"} {
+		t.Run(first, func(t *testing.T) {
+			t.Parallel()
+			pool := testenv.Postgres(t)
+			testenv.Exec(t, pool, isKnown)
+			old := Tenure{Consumer: "test", Ordered: true, Epoch: 1, Version: version(t, pool), Generation: 1, Session: "old"}
+			head := &Message{ID: uuid.Must(uuid.NewV7()), Generation: 1, Seq: 1, Key: "k", Type: "a.b", Stream: "EVENTS", Subject: "s", Header: map[string][]string{}, Data: []byte{}}
+			behind := *head
+			behind.ID, behind.Seq = uuid.Must(uuid.NewV7()), 2
+			begin := func() pgx.Tx {
+				tx, err := pool.Begin(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
+				return tx
+			}
+			intend := func(tx pgx.Tx, m *Message, f First) error {
+				_, err := old.Intend(t.Context(), tx, []*Message{m}, f)
+				return err
+			}
+			tx := begin()
+			if err := errors.Join(intend(tx, head, First{Attempts: 1, Taken: true}), tx.Commit(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+			a, b := begin(), begin()
+			remember := func() error {
+				return old.Finish(t.Context(), a, []*Intent{{Message: *head, Attempts: 1}}, time.Now(), time.Second)
+			}
+			wait := func() error { return intend(b, &behind, First{}) }
+			one, other := remember, func() error { return errors.Join(wait(), b.Commit(t.Context())) }
+			commit := a.Commit
+			if first == "who waits" {
+				one, other, commit = wait, func() error { return errors.Join(remember(), a.Commit(t.Context())) }, b.Commit
+			}
+			if err := one(); err != nil {
+				t.Fatal(err)
+			}
+			done := make(chan error, 1)
+			go func() { done <- other() }()
+			select {
+			case err := <-done:
+				if first == "who waits" {
+					t.Errorf("who remembers did not wait (%v)", err)
+				}
+				done <- err
+			case <-time.After(50 * time.Millisecond):
+			}
+			if err := errors.Join(commit(t.Context()), <-done); err != nil {
+				t.Fatal(err)
+			}
+			all, err := old.Take(t.Context(), postgres.DB{Pool: pool}, Take{Most: 10})
+			if err != nil || len(all) != 1 || all[0].ID != behind.ID {
+				t.Errorf("taken afterwards: %v (%v), want what waited", all, err)
+			}
+		})
+	}
+}
+
+// TestFenceOfARestoredInbox: a session whose inbox was restored writes and takes nothing, although the restored one has its epoch.
+func TestFenceOfARestoredInbox(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Postgres(t)
+	testenv.Exec(t, pool, isKnown)
+	db, now := postgres.DB{Pool: pool}, version(t, pool)
+	testenv.Exec(t, pool, `insert into pgjet.intent (consumer, event_id, type, key, stream, generation, stream_seq, subject, header, data)
+		values ('test', gen_random_uuid(), 'a.b', 'k', 'EVENTS', 1, 1, 's', '{}', '')`)
+	for what, v := range map[string]Version{
+		"the server was started since": {now.Started.Add(time.Microsecond), now.File},
+		"it is in another file":        {now.Started, now.File + 1},
+	} {
+		s := Tenure{Consumer: "test", Ordered: true, Epoch: 1, Version: v, Generation: 1, Session: "s"}
+		due, err1 := s.Take(t.Context(), db, Take{Most: 10, Suspect: true})
+		next, err2 := s.TakeNext(t.Context(), db, []string{"k"}, 10)
+		if err := errors.Join(err1, err2, s.Save(t.Context(), db, 7, 7), s.Lost(t.Context(), db, 7), s.Redelivered(t.Context(), db)); err != nil || len(due)+len(next) != 0 {
+			t.Errorf("%s: took %d and %d intents (%v)", what, len(due), len(next), err)
+		}
+		if current, _, err := Current(t.Context(), db, "test", "s", v, []int64{1}); err != nil || current {
+			t.Errorf("%s: the session is current (%v)", what, err)
+		}
+		if _, err := Own(t.Context(), pool, "test", Slice{Number: 0, Of: 1}, v, 1, "host:1"); !errors.Is(err, ErrSuperseded) {
+			t.Errorf("%s: a slice is taken: %v", what, err)
+		}
+		conn, err := pool.Acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = s.Begin(t.Context(), conn, time.Minute, s.Check)
+		if !errors.Is(err, ErrSuperseded) {
+			t.Errorf("%s: an attempt may write: %v", what, err)
+		}
+		_ = conn.Conn().Close(context.Background())
+		conn.Release()
+	}
+	var untouched bool
+	err := pool.QueryRow(t.Context(), `select floor = 0 and high = 0 and lost_until = 0 and epoch = 1 from pgjet.slice`).Scan(&untouched)
+	if err != nil || !untouched {
+		t.Errorf("the slice was changed (%v)", err)
+	}
+}
+
+// TestRememberingWaitsForOperators: nothing is made done while somebody who keeps attempts waiting has intents parked behind it.
+func TestRememberingWaitsForOperators(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Postgres(t)
+	testenv.Exec(t, pool, isKnown)
+	s := Tenure{Consumer: "test", Ordered: true, Session: "s"}
+	done := make(chan error, 1)
+	err := Supersede(t.Context(), pool, "test", func(pgx.Tx) error {
+		go func() {
+			done <- s.Remember(t.Context(), pool, &Intent{Message: Message{ID: uuid.Must(uuid.NewV7()), Key: "k"}}, time.Now(), time.Second)
+		}()
+		select {
+		case err := <-done:
+			t.Errorf("it did not wait: %v", err)
+			done <- err
+		case <-time.After(50 * time.Millisecond):
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; !errors.Is(err, ErrTaken) {
+		t.Errorf("remembering an event of which there is no intent: %v, want %v", err, ErrTaken)
 	}
 }

@@ -71,13 +71,14 @@ type Message struct {
 // is that of the consumer.
 type Tenure struct {
 	Consumer   string
-	Ordered    bool   // events of one key are handled in the order of the stream
-	ParkKey    bool   // and wait behind dead letters
-	Slice      Slice  // the whole, if they are not
-	Epoch      int64  // of the slice: the fence
-	Generation int32  // of the stream
-	Session    string // who takes intents; the process holds a lock of that name: see [Announce]
-	Process    string // host:pid, in the attempt log
+	Ordered    bool    // events of one key are handled in the order of the stream
+	ParkKey    bool    // and wait behind dead letters
+	Slice      Slice   // the whole, if they are not
+	Epoch      int64   // of the slice: the fence
+	Version    Version // of the inbox: in one that was restored since, the epoch says nothing
+	Generation int32   // of the stream
+	Session    string  // who takes intents; the process holds a lock of that name: see [Announce]
+	Process    string  // host:pid, in the attempt log
 }
 
 // A DB is where single statements go: a connection, a transaction, or a pool as package

@@ -37,9 +37,20 @@ type First struct {
 }
 
 // Intend writes intents down for events from the stream, in a transaction that has checked the fence, in the order
-// of all. It returns which of them are new to the inbox: of the others there is none.
+// of all. It returns which of them are new to the inbox: of the others there is none. An event that waits behind another one keeps
+// that as it is until tx ends: who makes it done then wakes this one. One that is being made done just now is not waited for: a session
+// that was superseded may do that ([Tenure.Remember]).
 func (t *Tenure) Intend(ctx context.Context, tx pgx.Tx, all []*Message, f First) (fresh []bool, err error) {
 	fresh = make([]bool, len(all))
+	waits := `false`
+	if t.Ordered && f.Wait == 0 {
+		waits = `exists (select from pgjet.intent where consumer = @consumer and event_id = (
+		                   select event_id from pgjet.intent where consumer = @consumer and key = @key and (generation, stream_seq) < (@generation, @seq)
+		                    order by generation desc, stream_seq desc limit 1) for key share skip locked)`
+		if t.ParkKey {
+			waits += ` or ` + behindDead
+		}
+	}
 	b := &pgx.Batch{}
 	for n, m := range all {
 		b.Queue(`
@@ -54,7 +65,7 @@ func (t *Tenure) Intend(ctx context.Context, tx pgx.Tx, all []*Message, f First)
 		select i.consumer, @id, @attempts, i.generation, i.stream_seq, @type, i.key, @stream, @subject, @header, @data,
 		       @taken::text, case when @taken::text is not null then clock_timestamp() end, nullif(@reason, ''),
 		       case when @wait::float8 > 0 then clock_timestamp() + make_interval(secs => @wait::float8)
-		            when `+t.waits()+` then 'infinity'
+		            when `+waits+` then 'infinity'
 		            else clock_timestamp() end
 		  from claimed, (select @consumer::text as consumer, @generation::int as generation, @seq::bigint as stream_seq, @key::text as key) i
 		 where fresh`,
@@ -98,16 +109,16 @@ type Take struct {
 func (t *Tenure) Take(ctx context.Context, db postgres.DB, want Take) ([]*Intent, error) {
 	due := `
 			select i.event_id, i.taken_by, i.taken_at from pgjet.intent i
-			 where i.consumer = $1 and i.due_at <= statement_timestamp() and i.token >= $7 and i.token < $8 and ` + current + `
+			 where i.consumer = $1 and i.due_at <= statement_timestamp() and i.token >= $9 and i.token < $10 and ` + current + `
 			   and not ` + t.waits()
 	from, to := t.Slice.Tokens()
 	all, err := postgres.Collect(ctx, db, scanIntent, `
 		with suspect as materialized (`+due+`
-			   and $6 and (i.taken_by is null and i.deaths > 0 or $5 and i.taken_by <> $3 and `+gone+`)
+			   and $8 and (i.taken_by is null and i.deaths > 0 or $7 and i.taken_by <> $5 and `+gone+`)
 			 order by i.due_at, i.generation, i.stream_seq limit 1 for update of i skip locked
 		), calm as materialized (`+due+`
 			   and i.taken_by is null and i.deaths = 0
-			 order by i.due_at, i.generation, i.stream_seq limit $4 for update of i skip locked
+			 order by i.due_at, i.generation, i.stream_seq limit $6 for update of i skip locked
 		), due as (
 			select * from suspect union all select * from calm
 		), died as (
@@ -115,11 +126,11 @@ func (t *Tenure) Take(ctx context.Context, db postgres.DB, want Take) ([]*Intent
 			select $1, i.event_id, i.attempts, i.taken_at, i.taken_by, 'died', 'its process died, or lost the database'
 			  from pgjet.intent i join due using (event_id) where i.consumer = $1 and due.taken_by is not null
 		)
-		update pgjet.intent i set attempts = attempts + 1, taken_by = $3, taken_at = clock_timestamp(),
+		update pgjet.intent i set attempts = attempts + 1, taken_by = $5, taken_at = clock_timestamp(),
 			deaths = deaths + (due.taken_by is not null)::int
 		  from due where i.consumer = $1 and i.event_id = due.event_id
 		returning i.event_id, i.generation, i.stream_seq, i.stream, i.subject, i.type, i.key, i.header, i.data, i.attempts, i.deaths`,
-		t.Consumer, t.Epoch, t.Session, want.Most, want.Dead, want.Suspect, from, to)
+		t.fence(t.Session, want.Most, want.Dead, want.Suspect, from, to)...)
 	return all, failed("look for due intents", err)
 }
 
@@ -169,9 +180,9 @@ func (t *Tenure) TakeNext(ctx context.Context, db postgres.DB, keys []string, mo
 			select i.event_id, i.key, i.generation, i.stream_seq,
 			       i.taken_by is null and i.attempts = 0 and i.deaths = 0 and (i.due_at = 'infinity' or i.due_at <= statement_timestamp())
 			       and not `+stop+` as free
-			  from unnest($4::text[]) as k (key)
+			  from unnest($6::text[]) as k (key)
 			 cross join lateral (select * from pgjet.intent where consumer = $1 and intent.key = k.key
-			                      order by generation, stream_seq limit $5) i
+			                      order by generation, stream_seq limit $7) i
 		), held as materialized ( -- who takes one of them meanwhile has it, and those behind it
 			select i.event_id from pgjet.intent i join next using (event_id)
 			 where i.consumer = $1 and i.taken_by is null for update of i skip locked
@@ -179,22 +190,26 @@ func (t *Tenure) TakeNext(ctx context.Context, db postgres.DB, keys []string, mo
 			select event_id, bool_and(free and held.event_id is not null) over (partition by key order by generation, stream_seq) as ok
 			  from next left join held using (event_id)
 		)
-		update pgjet.intent i set attempts = attempts + 1, taken_by = $3, taken_at = clock_timestamp()
+		update pgjet.intent i set attempts = attempts + 1, taken_by = $5, taken_at = clock_timestamp()
 		  from run where run.ok and i.consumer = $1 and i.event_id = run.event_id and `+current+`
 		returning i.event_id, i.generation, i.stream_seq, i.stream, i.subject, i.type, i.key, i.header, i.data, i.attempts, i.deaths`,
-		t.Consumer, t.Epoch, t.Session, keys, most)
+		t.fence(t.Session, keys, most)...)
 	return all, failed("look for the next intents of keys", err)
 }
 
 // Finish makes the events of taken intents done, in the transaction of their effects. It returns
 // [ErrTaken], and nothing may be committed, if one of them is not the session's any more.
 func (t *Tenure) Finish(ctx context.Context, tx pgx.Tx, all []*Intent, began time.Time, took time.Duration) error {
-	ids, numbers, keys := make([]uuid.UUID, len(all)), make([]int32, len(all)), make([]string, len(all))
+	return t.finish(ctx, tx, &pgx.Batch{}, all, began, took)
+}
+
+// finish is Finish, behind what b does.
+func (t *Tenure) finish(ctx context.Context, tx pgx.Tx, b *pgx.Batch, all []*Intent, began time.Time, took time.Duration) error {
+	ids, numbers := make([]uuid.UUID, len(all)), make([]int32, len(all))
 	for n, i := range all {
-		ids[n], numbers[n], keys[n] = i.ID, int32(i.Attempts), i.Key
+		ids[n], numbers[n] = i.ID, int32(i.Attempts)
 	}
 	gone := 0
-	b := &pgx.Batch{}
 	b.Queue(`
 		with gone as (
 			delete from pgjet.intent i using unnest($2::uuid[], $3::int[]) as u (id, n)
@@ -213,7 +228,7 @@ func (t *Tenure) Finish(ctx context.Context, tx pgx.Tx, all []*Intent, began tim
 		gone = int(tag.RowsAffected())
 		return nil
 	})
-	t.queueWake(b, keys, ids)
+	t.queueWake(b, all)
 	err := tx.SendBatch(ctx, b).Close()
 	if err == nil && gone != len(all) {
 		err = ErrTaken
@@ -222,10 +237,12 @@ func (t *Tenure) Finish(ctx context.Context, tx pgx.Tx, all []*Intent, began tim
 }
 
 // Remember makes an event done whose effect outside the database has happened: also in a session that was superseded or
-// paused. That the session has the intent is fence enough.
+// paused. That the session has the intent is fence enough. Whoever keeps attempts waiting ([Lock]) keeps this waiting, too.
 func (t *Tenure) Remember(ctx context.Context, db *pgxpool.Pool, i *Intent, began time.Time, took time.Duration) error {
 	return write(ctx, db, func(tx pgx.Tx) error {
-		return t.Finish(ctx, tx, []*Intent{i}, began, took)
+		b := &pgx.Batch{}
+		b.Queue(`select pg_advisory_xact_lock_shared(`+attempts+`)`, t.Consumer)
+		return t.finish(ctx, tx, b, []*Intent{i}, began, took)
 	})
 }
 
@@ -257,25 +274,33 @@ func (t *Tenure) log(ctx context.Context, tx pgx.Tx, m *Message, e Ending) error
 	return err
 }
 
-// wakeNext makes the next intent of the key due, behind one that ended.
+// wakeNext makes the intent due that comes after one of its key that ended.
 func (t *Tenure) wakeNext(ctx context.Context, tx pgx.Tx, m *Message) error {
 	b := &pgx.Batch{}
-	t.queueWake(b, []string{m.Key}, []uuid.UUID{m.ID})
+	t.queueWake(b, []*Intent{{Message: *m}})
 	return tx.SendBatch(ctx, b).Close()
 }
 
-// queueWake has the next intent of each key made due, behind those that ended. It is a statement of its own: it
-// sees what waited for their end.
-func (t *Tenure) queueWake(b *pgx.Batch, keys []string, ended []uuid.UUID) {
+// queueWake has the intents made due that come after those of their keys that ended. What comes before may end just now, unseen: then
+// that one would not be the next. It is a statement of its own: it sees what waited for their end.
+func (t *Tenure) queueWake(b *pgx.Batch, ended []*Intent) {
 	if !t.Ordered {
 		return
 	}
+	var ids []uuid.UUID
+	var keys []string
+	var generations []int32
+	var seqs []int64
+	for _, i := range ended {
+		ids, keys, generations, seqs = append(ids, i.ID), append(keys, i.Key), append(generations, i.Generation), append(seqs, int64(i.Seq))
+	}
 	b.Queue(`
 		update pgjet.intent n set due_at = clock_timestamp()
-		  from (select distinct key from unnest($2::text[]) as u (key)) k
-		 cross join lateral (select event_id from pgjet.intent i where i.consumer = $1 and i.key = k.key and i.event_id <> all($3)
+		  from unnest($3::text[], $4::int[], $5::bigint[]) as e (key, generation, seq)
+		 cross join lateral (select event_id from pgjet.intent i
+		                      where i.consumer = $1 and i.key = e.key and (i.generation, i.stream_seq) > (e.generation, e.seq) and i.event_id <> all($2)
 		                      order by i.generation, i.stream_seq limit 1) f
-		 where n.consumer = $1 and n.event_id = f.event_id and n.due_at = 'infinity'`, t.Consumer, keys, ended)
+		 where n.consumer = $1 and n.event_id = f.event_id and n.due_at = 'infinity'`, t.Consumer, ids, keys, generations, seqs)
 }
 
 // Wake makes those intents of the slice due that wait for nothing: the process that should have woken them may have

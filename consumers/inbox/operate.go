@@ -79,9 +79,21 @@ func SetBack(ctx context.Context, tx pgx.Tx, consumer string, from uint64, rebui
 	return err
 }
 
-// Forget makes everything from a place on run again. With all, the whole inbox is forgotten.
+// Forget makes everything from a place on run again. With all, the whole inbox is forgotten. It fails if events wait for an attempt of
+// which nobody knows where they stand in this generation of the stream: they would come before what is to run again.
 func Forget(ctx context.Context, tx pgx.Tx, consumer string, generation int32, from uint64, all bool) error {
-	_, err := tx.Exec(ctx, `
+	var unplaced int64
+	err := tx.QueryRow(ctx, `
+		select count(*) from pgjet.intent i join pgjet.inbox r using (consumer, event_id)
+		 where i.consumer = $1 and r.generation < $2
+		   and not exists (select from pgjet.dead_letter d where d.consumer = i.consumer and d.event_id = i.event_id)`, consumer, generation).Scan(&unplaced)
+	if err == nil && unplaced > 0 {
+		err = fmt.Errorf("%d events of the stream as it was before it was made anew wait for an attempt, and were not delivered from this one: what is replayed would be handled after them; let them be done, or become dead letters, then replay; see: pgjet consumer get %s", unplaced, consumer)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, `
 		delete from pgjet.inbox where consumer = $1 and state = 'done' and ($2 or generation = $3 and stream_seq >= $4)`,
 		consumer, all, generation, int64(from))
 	if err != nil {

@@ -215,15 +215,24 @@ func (r *Run) lock(ctx context.Context, tx pgx.Tx, ids []int64) error {
 // intent of its key, so that a thousand of them are not looked at for each that is handled.
 // The lock makes the end of that one wait for our commit: it has to wake those who wait.
 func park(ctx context.Context, tx pgx.Tx, ids []int64) error {
-	_, err := tx.Exec(ctx, `
-		update pgjet.intent n set due_at = 'infinity'
+	rows, err := tx.Query(ctx, `
+		select d.id
 		  from pgjet.dead_letter d join pgjet.consumer c on c.name = d.consumer and c.ordered
-		 cross join lateral (select from pgjet.intent e
-		                      where e.consumer = d.consumer and e.key = d.key
-		                        and (e.generation, e.stream_seq) < (d.generation, d.stream_seq)
-		                      order by e.generation desc, e.stream_seq desc limit 1 for share skip locked) earlier
-		 where d.id = any($1) and d.state = 'redriven' and n.consumer = d.consumer and n.event_id = d.event_id
-		   and n.taken_by is null and n.due_at < 'infinity'`, ids)
+		 cross join lateral (select from pgjet.intent where consumer = d.consumer and event_id = (
+		                       select e.event_id from pgjet.intent e
+		                        where e.consumer = d.consumer and e.key = d.key
+		                          and (e.generation, e.stream_seq) < (d.generation, d.stream_seq)
+		                        order by e.generation desc, e.stream_seq desc limit 1) for key share skip locked) earlier
+		 where d.id = any($1) and d.state = 'redriven'`, ids)
+	if err != nil {
+		return err
+	}
+	waits, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err == nil {
+		_, err = tx.Exec(ctx, `
+			update pgjet.intent n set due_at = 'infinity' from pgjet.dead_letter d
+			 where d.id = any($1) and n.consumer = d.consumer and n.event_id = d.event_id and n.taken_by is null and n.due_at < 'infinity'`, waits)
+	}
 	return err
 }
 

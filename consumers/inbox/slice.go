@@ -91,21 +91,22 @@ func Join(ctx context.Context, db DB, consumer string) (p Place, err error) {
 
 // Own makes a process the owner of a slice. It waits until no transaction of an attempt at the slice is open, anywhere, and ends the
 // session that had it before: with the next epoch, its attempts are refused. It returns [ErrSuperseded] if the
-// consumer was paused, divided into another number of slices, or registered with another generation of its stream.
-func Own(ctx context.Context, db *pgxpool.Pool, consumer string, s Slice, generation int32, process string) (p Place, err error) {
+// consumer was paused, divided into another number of slices, or registered with another generation of its stream, or if its
+// inbox was restored.
+func Own(ctx context.Context, db *pgxpool.Pool, consumer string, s Slice, v Version, generation int32, process string) (p Place, err error) {
 	err = write(ctx, db, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock(`+sliceAttempts+`)`, consumer, s.Number); err != nil {
 			return err
 		}
 		err := tx.QueryRow(ctx, `
 			with next as (
-				update pgjet.consumer set epoch = epoch + 1 where name = $1 and slices = $4 and generation = $5 and paused_at is null returning epoch
+				update pgjet.consumer set epoch = epoch + 1 where name = $1 and slices = $6 and generation = $7 and paused_at is null and `+unrestored+` returning epoch
 			), was as (
 				select process from pgjet.slice where consumer = $1 and slice = $2
 			)
-			update pgjet.slice s set epoch = next.epoch, process = $3, since = clock_timestamp()
+			update pgjet.slice s set epoch = next.epoch, process = $5, since = clock_timestamp()
 			  from next, was where s.consumer = $1 and s.slice = $2
-			returning `+placeColumns+`, was.process is not null`, consumer, s.Number, process, max(1, s.Of), generation).
+			returning `+placeColumns+`, was.process is not null`, consumer, s.Number, v.Started, v.File, process, max(1, s.Of), generation).
 			Scan(append(p.columns(), &p.Orphaned)...)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return ErrSuperseded
@@ -128,38 +129,39 @@ func (t *Tenure) Leave(ctx context.Context, db DB) error {
 	return failed("leave the slice", err)
 }
 
-// Current reports whether nobody superseded or paused the session of this name in any of its slices, which have these epochs. due is
+// Current reports whether nobody superseded or paused the session of this name in any of its slices, which have these epochs, and
+// whether the inbox was not restored since. due is
 // whether there are intents which may be for it to take: due ones, of any slice, that it does not have.
-func Current(ctx context.Context, db DB, consumer, session string, epochs []int64) (current, due bool, err error) {
+func Current(ctx context.Context, db DB, consumer, session string, v Version, epochs []int64) (current, due bool, err error) {
 	err = db.QueryRow(ctx, `
-		select not exists (select from unnest($3::bigint[]) as u (epoch)
+		select not exists (select from unnest($5::bigint[]) as u (epoch)
 		                    where not exists (select from pgjet.slice s where s.consumer = $1 and s.epoch = u.epoch))
-		   and paused_at is null,
+		   and paused_at is null and `+unrestored+`,
 		       exists (select from pgjet.intent where consumer = $1 and due_at <= statement_timestamp() and taken_by is distinct from $2)
-		  from pgjet.consumer where name = $1`, consumer, session, epochs).Scan(&current, &due)
+		  from pgjet.consumer where name = $1`, consumer, session, v.Started, v.File, epochs).Scan(&current, &due)
 	return current, due, failed("look at the consumer", err)
 }
 
 // Save writes down how far the session has come. A floor of 0 leaves it as it is.
 func (t *Tenure) Save(ctx context.Context, db DB, floor, high uint64) error {
 	_, err := db.Exec(ctx, `
-		update pgjet.slice set floor = case when $3 > 0 then $3 else floor end, high = greatest(high, $4)
-		 where consumer = $1 and epoch = $2 and ($3 > 0 and floor <> $3 or high < $4)`,
-		t.Consumer, t.Epoch, int64(floor), int64(high))
+		update pgjet.slice set floor = case when $5 > 0 then $5 else floor end, high = greatest(high, $6)
+		 where consumer = $1 and epoch = $2 and `+unrestored+` and ($5 > 0 and floor <> $5 or high < $6)`,
+		t.fence(int64(floor), int64(high))...)
 	return failed("save the place in the stream", err)
 }
 
 // Lost writes down that what the inbox does not know up to a place was delivered before: after a reset
 // JetStream does not tell it any more.
 func (t *Tenure) Lost(ctx context.Context, db DB, until uint64) error {
-	_, err := db.Exec(ctx, `update pgjet.slice set lost_until = greatest(lost_until, $3) where consumer = $1 and epoch = $2`,
-		t.Consumer, t.Epoch, int64(until))
+	_, err := db.Exec(ctx, `update pgjet.slice set lost_until = greatest(lost_until, $5) where consumer = $1 and epoch = $2 and `+unrestored,
+		t.fence(int64(until))...)
 	return failed("write down what was delivered", err)
 }
 
 // Redelivered notes that everything of the slice is being delivered once more.
 func (t *Tenure) Redelivered(ctx context.Context, db DB) error {
-	_, err := db.Exec(ctx, `update pgjet.slice set redeliver = false where consumer = $1 and epoch = $2`, t.Consumer, t.Epoch)
+	_, err := db.Exec(ctx, `update pgjet.slice set redeliver = false where consumer = $1 and epoch = $2 and `+unrestored, t.fence()...)
 	return failed("write down what is delivered", err)
 }
 

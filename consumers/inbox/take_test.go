@@ -29,7 +29,7 @@ func TestSupersededTakesNothing(t *testing.T) {
 	}
 	taken := func(epoch int64) (due, next int) {
 		t.Helper()
-		s := Tenure{Consumer: "test", Ordered: true, Epoch: epoch, Generation: 1, Session: "s"}
+		s := Tenure{Consumer: "test", Ordered: true, Epoch: epoch, Version: version(t, pool), Generation: 1, Session: "s"}
 		a, err := s.Take(t.Context(), db, Take{Most: 10, Suspect: true})
 		if err != nil {
 			t.Fatal(err)
