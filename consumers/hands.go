@@ -60,6 +60,7 @@ type hands struct {
 	held    map[*delivery]struct{}
 	bytes   int
 	next    uint64        // place in the stream behind the last that was added
+	stored  time.Time     // when the stream stored that
 	changed chan struct{} // has an element after something was dropped
 }
 
@@ -108,7 +109,9 @@ func (h *hands) add(d *delivery) {
 	defer h.mu.Unlock()
 	h.held[d] = struct{}{}
 	h.bytes += d.size
-	h.next = max(h.next, d.work.Seq+1)
+	if h.next <= d.work.Seq {
+		h.next, h.stored = d.work.Seq+1, d.meta.Timestamp
+	}
 }
 
 func (h *hands) drop(d *delivery) {
@@ -136,19 +139,19 @@ func (h *hands) all() (all []*delivery) {
 }
 
 // passed returns the last place in the stream up to which nothing is held, and the
-// last that was added; 0 if nothing was added yet. Of an ordered consumer all up to
+// last that was added, with the time when the stream stored that; 0 if nothing was added yet. Of an ordered consumer all up to
 // there is in the inbox.
-func (h *hands) passed() (floor, high uint64) {
+func (h *hands) passed() (floor, high uint64, stored time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.next == 0 {
-		return 0, 0
+		return 0, 0, stored
 	}
 	floor = h.next - 1
 	for d := range h.held {
 		floor = min(floor, d.work.Seq-1)
 	}
-	return floor, h.next - 1
+	return floor, h.next - 1, h.stored
 }
 
 // keep tells JetStream every third of its patience that what is held is in work, until

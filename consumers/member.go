@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/internal/jserror"
@@ -172,13 +173,50 @@ func (m *member) register(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	past, err := m.pastGeneration(ctx, info)
+	if err != nil {
+		return err
+	}
 	m.is, err = m.data.Register(ctx, inbox.Registration{Consumer: m.Consumer.Name, Stream: m.stream, MoveFrom: m.Runner.MoveFrom, Created: info.Created,
-		Ordered: m.ordered(), Effects: m.Consumer.Handler.effect != nil, Slices: m.Consumer.Slices})
+		Ordered: m.ordered(), Effects: m.Consumer.Handler.effect != nil, Slices: m.Consumer.Slices, Past: past})
 	m.created = info.Created
 	if paused, ok := errors.AsType[*inbox.PausedError](err); ok {
 		return m.awaitResume(ctx, paused)
 	}
 	return err
+}
+
+// pastGeneration returns the generation of the consumer if the stream has lost its end since: what comes in its place may stand in another
+// order, so that places say nothing. It returns 0 if not.
+func (m *member) pastGeneration(ctx context.Context, info *jetstream.StreamInfo) (int32, error) {
+	mark, err := m.data.ReadMark(ctx)
+	var stored time.Time
+	if err == nil && mark.Seq > 0 && mark.Seq <= info.State.LastSeq {
+		stored, err = m.storedAt(ctx, mark.Seq)
+	}
+	if err != nil || mark.Generation == 0 || !mark.Lost(info.State.LastSeq, stored) && m.moved.Load() != mark.Generation {
+		return 0, err
+	}
+	m.log.WarnContext(ctx, "the stream lost its end since events of it were handled; all are delivered once more, and what the inbox has is skipped", "stream_seq", mark.Seq)
+	return mark.Generation, nil
+}
+
+// storedAt returns when the stream stored what it has at a place; zero if it has nothing there any more.
+func (m *member) storedAt(ctx context.Context, seq uint64) (at time.Time, err error) {
+	stream, err := m.js.Stream(ctx, m.stream)
+	if err == nil {
+		var msg *jetstream.RawStreamMsg
+		if msg, err = stream.GetMsg(ctx, seq); err == nil {
+			at = msg.Time
+		}
+	}
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		err = nil
+	}
+	if err != nil {
+		err = fmt.Errorf("look at message %d of the stream: %w", seq, err)
+	}
+	return at, err
 }
 
 // divide divides the consumer into as many slices as it shall have. It reports false if processes work with another number: once those

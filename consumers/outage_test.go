@@ -2,6 +2,9 @@ package consumers_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"os"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -164,5 +167,41 @@ func TestDeletedConsumerIsMadeAgain(t *testing.T) {
 	}
 	if n := b.info().Delivered.Consumer; n != 1 {
 		t.Errorf("the new consumer delivered %d events, want the one that the inbox has not", n)
+	}
+}
+
+// TestEndOfTheStreamInAnotherOrder: the stream loses its end, and what was in it comes back behind an event that is new: at the places
+// that the consumer has passed. Each is handled once.
+func TestEndOfTheStreamInAnotherOrder(t *testing.T) {
+	for _, unordered := range []bool{false, true} {
+		t.Run(fmt.Sprint("unordered=", unordered), func(t *testing.T) {
+			server := testenv.NATS(t)
+			b := newBenchOn(t, testenv.Postgres(t), testenv.Connect(t, server.URL()))
+			c := consumers.Consumer{Unordered: unordered, Handler: each(write)}
+			r, stop := b.startOn(b.js, c)
+			two, three := event(2), event(3)
+			b.publish(event(1))
+			b.settled()
+			server.Stop()
+			dir, backup := server.Options().Dir, t.TempDir()
+			if err := os.CopyFS(backup, os.DirFS(dir)); err != nil {
+				t.Fatal(err)
+			}
+			server = testenv.RestartNATS(t, server)
+			b.ready(r)
+			b.publish(two, three)
+			b.settled()
+			stop()
+			server.Stop()
+			if err := errors.Join(os.RemoveAll(dir), os.CopyFS(dir, os.DirFS(backup))); err != nil {
+				t.Fatal(err)
+			}
+			testenv.RestartNATS(t, server)
+			testenv.Eventually(t, patience, "the connection is back", b.js.Conn().IsConnected)
+			b.publish(event(4), two, three)
+			b.startOn(b.js, c)
+			b.settled()
+			b.once(4)
+		})
 	}
 }

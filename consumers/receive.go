@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/events"
@@ -21,6 +22,9 @@ const (
 
 // errGap says that a message did not arrive.
 var errGap = errors.New("a delivery got lost, beginning again to keep the order")
+
+// errMoved says that an event stands at another place of the stream than before.
+var errMoved = fmt.Errorf("%w: the stream lost its end, and has events at other places now", inbox.ErrSuperseded)
 
 // errReconnected says that deliveries may have got lost.
 var errReconnected = errors.New("the connection to NATS was lost, beginning again")
@@ -144,12 +148,19 @@ func (t *term) skip(ctx context.Context, all []*work) (rest []*work, err error) 
 	var seqs []int64
 	for _, w := range all {
 		seq, found := known[w.ID]
+		var there *jetstream.RawStreamMsg
+		if found && seq != w.Seq {
+			there = t.message(ctx, seq)
+		}
 		switch {
 		case !found:
 			rest = append(rest, w)
 		case seq == w.Seq:
 			done = append(done, w)
-		case t.same(ctx, w, seq):
+		case moved(w, there):
+			t.moved.Store(t.tenure.Generation)
+			return nil, errMoved
+		case same(w, there):
 			done = append(done, w)
 			copies, seqs = append(copies, w.delivery.place(t.stream)), append(seqs, int64(w.Seq))
 		default:
@@ -168,24 +179,39 @@ func (t *term) skip(ctx context.Context, all []*work) (rest []*work, err error) 
 	return rest, nil
 }
 
+// moved reports whether an event whose place the inbox knows stands elsewhere since the stream lost it, and has another event there now.
+// The places of those that wait for an attempt say nothing then.
+func moved(w *work, there *jetstream.RawStreamMsg) bool {
+	if there == nil {
+		return false
+	}
+	first, err := events.FromMessage(there.Header, there.Data)
+	return err != nil || first.ID != w.ID
+}
+
 // same reports whether a message says what the one with its id at an earlier place says. If
 // that one is not there any more, or not to be had now, nobody can know that it does not.
-func (t *term) same(ctx context.Context, w *work, seq uint64) bool {
+func same(w *work, there *jetstream.RawStreamMsg) bool {
+	if there == nil {
+		return true
+	}
+	first, err := events.FromMessage(there.Header, there.Data)
+	return err != nil || first.ID != w.ID || first.Type == w.event.Type && first.Key == w.event.Key && bytes.Equal(first.Data, w.Data)
+}
+
+// message returns the message at a place of the stream; nil if it is not there, or not to be had now.
+func (t *term) message(ctx context.Context, seq uint64) *jetstream.RawStreamMsg {
 	ctx, cancel := context.WithTimeout(ctx, pingTime)
 	defer cancel()
 	stream, err := t.js.Stream(ctx, t.stream)
 	if err != nil {
-		return true
+		return nil
 	}
 	msg, err := stream.GetMsg(ctx, seq)
 	if err != nil {
-		return true
+		return nil
 	}
-	first, err := events.FromMessage(msg.Header, msg.Data)
-	if err != nil || first.ID != w.ID {
-		return true
-	}
-	return first.Type == w.event.Type && first.Key == w.event.Key && bytes.Equal(first.Data, w.Data)
+	return msg
 }
 
 func messages(all []*work) []*inbox.Message {

@@ -33,13 +33,14 @@ type database interface {
 
 	// See the functions of package inbox with these names.
 	Abandon(ctx context.Context, sessions []string) error
+	ReadMark(ctx context.Context) (inbox.Mark, error)
 	Register(ctx context.Context, r inbox.Registration) (inbox.Registered, error)
 	ReadPause(ctx context.Context) (*inbox.Paused, error)
 	Tell(ctx context.Context, b inbox.Beat) error
 	Farewell(ctx context.Context, process string) error
 	Current(ctx context.Context, v inbox.Version, epochs []int64) (current, due bool, err error)
 	Depose(ctx context.Context, s inbox.Slice) error
-	Save(ctx context.Context, t *inbox.Tenure, floor, high uint64) error
+	Save(ctx context.Context, t *inbox.Tenure, floor, high uint64, stored time.Time) error
 	TableLock(ctx context.Context) (*lead.TableLock, error)
 	Holder(ctx context.Context) (*lead.Holder, error)
 
@@ -63,7 +64,7 @@ type room interface {
 	LastKnown(ctx context.Context, floor uint64) (id uuid.UUID, seq uint64, err error)
 	Wake(ctx context.Context) error
 	Held(ctx context.Context) (keys []string, err error)
-	Save(ctx context.Context, floor, high uint64) error
+	Save(ctx context.Context, floor, high uint64, stored time.Time) error
 	Leave(ctx context.Context) error
 
 	Known(ctx context.Context, all []*inbox.Message) (map[uuid.UUID]uint64, error)
@@ -158,6 +159,10 @@ func (c *connection) Abandon(ctx context.Context, sessions []string) error {
 	return inbox.Abandon(ctx, c.conn, c.Consumer.Name, sessions)
 }
 
+func (c *connection) ReadMark(ctx context.Context) (inbox.Mark, error) {
+	return inbox.ReadMark(ctx, c.conn, c.Consumer.Name)
+}
+
 func (c *connection) Register(ctx context.Context, r inbox.Registration) (is inbox.Registered, err error) {
 	err = pgx.BeginFunc(ctx, c.conn, func(tx pgx.Tx) (err error) {
 		is, err = inbox.Register(ctx, tx, r)
@@ -193,8 +198,8 @@ func (c *connection) Depose(ctx context.Context, s inbox.Slice) error {
 	return inbox.Depose(ctx, c.conn, c.Consumer.Name, s)
 }
 
-func (c *connection) Save(ctx context.Context, t *inbox.Tenure, floor, high uint64) error {
-	return t.Save(ctx, c.conn, floor, high)
+func (c *connection) Save(ctx context.Context, t *inbox.Tenure, floor, high uint64, stored time.Time) error {
+	return t.Save(ctx, c.conn, floor, high, stored)
 }
 
 func (c *connection) TableLock(ctx context.Context) (*lead.TableLock, error) {
@@ -297,8 +302,8 @@ func (t *tenure) Wake(ctx context.Context) error { return t.Tenure.Wake(ctx, t.d
 
 func (t *tenure) Held(ctx context.Context) ([]string, error) { return t.Tenure.Held(ctx, t.db) }
 
-func (t *tenure) Save(ctx context.Context, floor, high uint64) error {
-	return t.Tenure.Save(ctx, t.db, floor, high)
+func (t *tenure) Save(ctx context.Context, floor, high uint64, stored time.Time) error {
+	return t.Tenure.Save(ctx, t.db, floor, high, stored)
 }
 
 func (t *tenure) Leave(ctx context.Context) error { return t.Tenure.Leave(ctx, t.db) }

@@ -85,6 +85,7 @@ type run struct {
 	cut       bool         // a session failed: what was on its way to it may be with nobody
 	ended     []string     // sessions that may have left intents taken
 	owned     atomic.Int64 // slices
+	moved     atomic.Int32 // a generation in which an event was seen to stand at another place than before
 }
 
 // Run handles events until ctx ends. It then takes no more, lets the attempts that

@@ -139,6 +139,12 @@ func (c *conformity) begin() {
 
 func (c *conformity) register(p *simPair) {
 	r := inbox.Registration{Consumer: "sim", Stream: "EVENTS", Created: c.created, Ordered: true}
+	mirror, err := p.model.ReadMark(c.Context())
+	mark, err2 := p.real.ReadMark(c.Context())
+	c.same("mark", fmt.Sprint(mirror.Generation, mirror.Seq), fmt.Sprint(mark.Generation, mark.Seq), err, err2)
+	if c.r.IntN(4) == 0 {
+		r.Past = mark.Generation - int32(c.r.IntN(2))
+	}
 	model, err := p.model.Register(c.Context(), r)
 	is, err2 := p.real.Register(c.Context(), r)
 	if c.same("register", model, is, err, err2); err2 == nil {
@@ -271,7 +277,9 @@ func (c *conformity) ask(p *simPair, t *simTerms) {
 		}
 	case 9:
 		floor, high := uint64(c.r.IntN(30)), uint64(c.r.IntN(30))
-		both(c, fmt.Sprintf("saves %d %d", floor, high), t, func(r room) (string, error) { return nothing(r.Save(ctx, floor, high)) })
+		both(c, fmt.Sprintf("saves %d %d", floor, high), t, func(r room) (string, error) {
+			return nothing(r.Save(ctx, floor, high, time.Unix(int64(high), 0)))
+		})
 	case 10:
 		until := uint64(c.r.IntN(30))
 		both(c, fmt.Sprintf("lost until %d", until), t, func(r room) (string, error) {
@@ -461,7 +469,11 @@ func (c *conformity) compare() {
 	var model []string
 	add := func(format string, args ...any) { model = append(model, fmt.Sprintf(format, args...)) }
 	for n, s := range c.w.db.slices {
-		add("slice %d epoch %d floor %d high %d lost %d redeliver %t owned %t", n, s.epoch, s.floor, s.high, s.lost, s.redeliver, s.owned)
+		stored := int64(0)
+		if !s.stored.IsZero() {
+			stored = s.stored.Unix()
+		}
+		add("slice %d epoch %d floor %d high %d stored %d lost %d redeliver %t owned %t", n, s.epoch, s.floor, s.high, stored, s.lost, s.redeliver, s.owned)
 	}
 	for id, row := range c.w.db.inbox {
 		add("row %s %s attempts %d at %d/%d", id, row.state, row.attempts, row.generation, row.seq)
@@ -480,7 +492,8 @@ func (c *conformity) compare() {
 		add("letter %s %s attempts %d at %d/%d", id, l.state, l.attempts, l.Generation, l.Seq)
 	}
 	rows, err := c.db.Query(c.Context(), `
-		select format('slice %s epoch %s floor %s high %s lost %s redeliver %s owned %s', slice, epoch, floor, high, lost_until,
+		select format('slice %s epoch %s floor %s high %s stored %s lost %s redeliver %s owned %s', slice, epoch, floor, high,
+			coalesce(extract(epoch from stored)::bigint, 0), lost_until,
 			case when redeliver then 'true' else 'false' end, case when process is not null then 'true' else 'false' end) from pgjet.slice
 		union all select format('row %s %s attempts %s at %s/%s', event_id, state, attempts, generation, stream_seq) from pgjet.inbox
 		union all select format('intent %s attempts %s deaths %s at %s/%s taken by "%s" due %s', event_id, attempts, deaths, generation, stream_seq, coalesce(taken_by, ''),

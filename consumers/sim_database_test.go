@@ -45,6 +45,7 @@ type simTables struct {
 type simSlice struct {
 	epoch            int64
 	floor, high      uint64
+	stored           time.Time
 	lost             uint64
 	redeliver, owned bool
 	process          string
@@ -502,20 +503,37 @@ func (c *simConnection) Abandon(ctx context.Context, sessions []string) error {
 	})
 }
 
+func (c *simConnection) ReadMark(ctx context.Context) (m inbox.Mark, err error) {
+	return m, c.ask(ctx, "look at the consumer", func() error {
+		if c.d.known {
+			m.Generation = c.d.generation
+		}
+		for _, s := range c.d.slices {
+			if !s.stored.IsZero() && s.high > m.Seq {
+				m.Seq, m.Stored = s.high, s.stored
+			}
+		}
+		return nil
+	})
+}
+
 func (c *simConnection) Register(ctx context.Context, r inbox.Registration) (is inbox.Registered, err error) {
 	err = c.ask(ctx, "register", func() error {
 		d := c.d
 		switch {
 		case !d.known:
 			d.known, d.created, d.generation, d.epoch, d.slices = true, r.Created, 1, 1, slices.Repeat([]simSlice{{epoch: 1}}, max(1, r.Slices))
-		case !d.created.Equal(r.Created):
+		case !d.created.Equal(r.Created), d.generation == r.Past:
 			d.w.fire("stream of another generation")
+			if d.created.Equal(r.Created) {
+				d.w.fire("end of the stream was lost")
+			}
 			d.created = r.Created
 			d.generation++
 			d.epoch++
 			for n := range d.slices {
 				s := &d.slices[n]
-				*s = simSlice{epoch: d.epoch, owned: s.owned, process: s.process}
+				*s = simSlice{epoch: d.epoch, owned: s.owned, process: s.process, redeliver: true}
 			}
 		}
 		is = inbox.Registered{Generation: d.generation, Slices: len(d.slices)}
@@ -577,18 +595,20 @@ func (c *simConnection) Depose(ctx context.Context, s inbox.Slice) error {
 	})
 }
 
-func (d *simDatabase) save(t *inbox.Tenure, floor, high uint64) {
+func (d *simDatabase) save(t *inbox.Tenure, floor, high uint64, stored time.Time) {
 	if s := d.of(t); s != nil {
 		if floor > 0 {
 			s.floor = floor
 		}
-		s.high = max(s.high, high)
+		if s.high < high {
+			s.high, s.stored = high, stored.Truncate(time.Microsecond)
+		}
 	}
 }
 
-func (c *simConnection) Save(ctx context.Context, t *inbox.Tenure, floor, high uint64) error {
+func (c *simConnection) Save(ctx context.Context, t *inbox.Tenure, floor, high uint64, stored time.Time) error {
 	return c.ask(ctx, "save", func() error {
-		c.d.save(t, floor, high)
+		c.d.save(t, floor, high, stored)
 		return nil
 	})
 }
@@ -621,7 +641,10 @@ func (c *simConnection) Divide(ctx context.Context, n int) error {
 			c.d.w.fire("divided")
 			all := simSlice{epoch: c.d.epoch, floor: c.d.slices[0].floor}
 			for _, s := range c.d.slices {
-				all.floor, all.high, all.lost = min(all.floor, s.floor), max(all.high, s.high), max(all.lost, s.lost)
+				if s.high > all.high {
+					all.high, all.stored = s.high, s.stored
+				}
+				all.floor, all.lost = min(all.floor, s.floor), max(all.lost, s.lost)
 				all.redeliver = all.redeliver || s.redeliver
 			}
 			c.d.slices = slices.Repeat([]simSlice{all}, n)
@@ -777,9 +800,9 @@ func (r *simRoom) Holds(ctx context.Context, key string) (held bool, err error) 
 	return held, err
 }
 
-func (r *simRoom) Save(ctx context.Context, floor, high uint64) error {
+func (r *simRoom) Save(ctx context.Context, floor, high uint64, stored time.Time) error {
 	return r.pooled(ctx, "save", func() error {
-		r.d.save(r.t, floor, high)
+		r.d.save(r.t, floor, high, stored)
 		return nil
 	})
 }

@@ -229,7 +229,7 @@ func (h *simStreamHandle) GetMsg(ctx context.Context, seq uint64, _ ...jetstream
 		if m == nil {
 			return jetstream.ErrMsgNotFound
 		}
-		raw = &jetstream.RawStreamMsg{Subject: m.subject, Header: m.header, Data: m.data, Sequence: seq}
+		raw = &jetstream.RawStreamMsg{Subject: m.subject, Header: m.header, Data: m.data, Sequence: seq, Time: m.at}
 		return nil
 	})
 	return raw, err

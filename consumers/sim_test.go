@@ -120,7 +120,7 @@ func TestSchedulesCatch(t *testing.T) {
 var simEvents = []string{
 	"refused by the fence", "taken by another", "slice moves", "divided", "waits for attempts", "waits for a row", "death noted", "dead letter",
 	"session of a silent process ends", "frozen attempt is ended", "answer to a commit is lost", "redelivered", "durable consumer is reset",
-	"stream of another generation", "intent", inbox.Discarded, "handed over", "replayed by reset", "replay is refused", "everything is delivered once more",
+	"stream of another generation", "end of the stream was lost", "intent", inbox.Discarded, "handed over", "replayed by reset", "replay is refused", "everything is delivered once more",
 	"process is killed at a statement", "process is killed after a statement",
 }
 

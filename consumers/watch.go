@@ -35,21 +35,23 @@ func (t *term) report(ctx context.Context) error {
 	if t.ordered() && t.epoch.Load() == 0 {
 		return t.data.Depose(ctx, t.tenure.Slice)
 	}
-	t.save(ctx, func(ctx context.Context, floor, high uint64) error { return t.data.Save(ctx, &t.tenure, floor, high) })
+	t.save(ctx, func(ctx context.Context, floor, high uint64, stored time.Time) error {
+		return t.data.Save(ctx, &t.tenure, floor, high, stored)
+	})
 	return nil
 }
 
 // save writes down up to where the inbox has everything. One that is lost costs a
 // longer look at the inbox, later.
-func (t *term) save(ctx context.Context, save func(ctx context.Context, floor, high uint64) error) {
-	floor, high := t.hands.passed()
+func (t *term) save(ctx context.Context, save func(ctx context.Context, floor, high uint64, stored time.Time) error) {
+	floor, high, stored := t.hands.passed()
 	if high == 0 {
 		return
 	}
 	if !t.ordered() { // other processes hold events, too
 		floor = t.ackFloor.Load()
 	}
-	if err := save(ctx, floor, high); err != nil && ctx.Err() == nil {
+	if err := save(ctx, floor, high, stored); err != nil && ctx.Err() == nil {
 		t.log.InfoContext(ctx, "the place in the stream was not saved", "err", err)
 	}
 }

@@ -22,7 +22,8 @@ type Registration struct {
 	Created  time.Time // of the stream: another one is another incarnation
 	Ordered  bool
 	Effects  bool
-	Slices   int // of one that is new
+	Slices   int   // of one that is new
+	Past     int32 // a generation whose stream lost its end since, so that events stand at other places; 0 if none did
 }
 
 // A MovedError says that a consumer has handled events of another stream.
@@ -40,8 +41,8 @@ type Registered struct {
 	Rebuild    bool // what the handlers wrote is to be deleted first
 }
 
-// Register makes a consumer known. In another incarnation of the stream the
-// places of the old one mean nothing, and the sessions on that end, as those on another stream do. It returns a [PausedError] if it is paused, and a
+// Register makes a consumer known. In another incarnation of the stream, and in one that lost its end, the
+// places of the old one mean nothing: with the next generation, sessions end and everything is delivered once more. It returns a [PausedError] if it is paused, and a
 // [MovedError] if it has handled events of another stream than it may.
 func Register(ctx context.Context, tx pgx.Tx, r Registration) (is Registered, err error) {
 	var was string
@@ -63,25 +64,55 @@ func Register(ctx context.Context, tx pgx.Tx, r Registration) (is Registered, er
 		), c as (
 			insert into pgjet.consumer as c (name, stream, stream_created, ordered, effects, slices) values ($1, $2, $3, $4, $5, $6)
 			on conflict (name) do update set ordered = excluded.ordered, effects = excluded.effects,
-				epoch = c.epoch + ((c.stream, c.stream_created) <> (excluded.stream, excluded.stream_created))::int,
-				generation = c.generation + ((c.stream, c.stream_created) <> (excluded.stream, excluded.stream_created))::int,
+				epoch = c.epoch + ((c.stream, c.stream_created) <> (excluded.stream, excluded.stream_created) or c.generation = $7)::int,
+				generation = c.generation + ((c.stream, c.stream_created) <> (excluded.stream, excluded.stream_created) or c.generation = $7)::int,
 				stream = excluded.stream, stream_created = excluded.stream_created
 			returning *
 		), moved as (
-			update pgjet.slice s set epoch = c.epoch, floor = 0, high = 0, lost_until = 0, redeliver = false
+			update pgjet.slice s set epoch = c.epoch, floor = 0, high = 0, stored = null, lost_until = 0, redeliver = true
 			  from c, was where s.consumer = c.name and c.generation <> was.generation
 		), made as (
 			insert into pgjet.slice (consumer, slice, epoch)
 			select c.name, slice, c.epoch from c, generate_series(0, c.slices - 1) as s (slice) on conflict do nothing
 		)
 		select generation, slices, rebuild, paused_at, coalesce(paused_by, ''), coalesce(pause_reason, '') from c`,
-		r.Consumer, r.Stream, r.Created.Truncate(time.Microsecond), r.Ordered, r.Effects, max(1, r.Slices)).
+		r.Consumer, r.Stream, r.Created.Truncate(time.Microsecond), r.Ordered, r.Effects, max(1, r.Slices), r.Past).
 		Scan(&is.Generation, &is.Slices, &is.Rebuild, &at, &paused.By, &paused.Reason)
 	if err == nil && at != nil {
 		paused.At = at.UTC()
 		return is, &paused
 	}
 	return is, failed("make the consumer known", err)
+}
+
+// A Mark is a message of the stream that was delivered to a consumer.
+type Mark struct {
+	Generation int32
+	Seq        uint64    // 0 if none is known
+	Stored     time.Time // when the stream stored it
+}
+
+// ReadMark returns the last message that is known to have been delivered to a consumer.
+func ReadMark(ctx context.Context, db DB, consumer string) (m Mark, err error) {
+	var seq int64
+	var stored *time.Time
+	err = db.QueryRow(ctx, `
+		select generation, coalesce(high, 0), stored from pgjet.consumer
+		  left join lateral (select high, stored from pgjet.slice where consumer = name and stored is not null order by high desc limit 1) s on true
+		 where name = $1`, consumer).Scan(&m.Generation, &seq, &stored)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = nil
+	}
+	if stored != nil {
+		m.Seq, m.Stored = uint64(seq), *stored
+	}
+	return m, failed("look at the consumer", err)
+}
+
+// Lost reports whether the stream lost the message, and so all behind it: it ends before that, or has one there that it stored at another
+// time. last is its last place, and stored when it stored what it has there; zero if it has nothing.
+func (m Mark) Lost(last uint64, stored time.Time) bool {
+	return m.Seq > last || m.Seq > 0 && !stored.IsZero() && !stored.Truncate(time.Microsecond).Equal(m.Stored)
 }
 
 // A Version is the same at two times if the inbox was not restored in between: a restored one is of a server that was started

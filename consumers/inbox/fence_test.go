@@ -305,7 +305,7 @@ func TestFenceOfARestoredInbox(t *testing.T) {
 		s := Tenure{Consumer: "test", Ordered: true, Epoch: 1, Version: v, Generation: 1, Session: "s"}
 		due, err1 := s.Take(t.Context(), db, Take{Most: 10, Suspect: true})
 		next, err2 := s.TakeNext(t.Context(), db, []string{"k"}, 10)
-		if err := errors.Join(err1, err2, s.Save(t.Context(), db, 7, 7), s.Lost(t.Context(), db, 7), s.Redelivered(t.Context(), db)); err != nil || len(due)+len(next) != 0 {
+		if err := errors.Join(err1, err2, s.Save(t.Context(), db, 7, 7, time.Now()), s.Lost(t.Context(), db, 7), s.Redelivered(t.Context(), db)); err != nil || len(due)+len(next) != 0 {
 			t.Errorf("%s: took %d and %d intents (%v)", what, len(due), len(next), err)
 		}
 		if current, _, err := Current(t.Context(), db, "test", "s", v, []int64{1}); err != nil || current {

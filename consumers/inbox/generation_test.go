@@ -59,7 +59,7 @@ func TestStreamMadeAnewEndsSessions(t *testing.T) {
 		t.Errorf("the session on the stream before is current (%v)", err)
 	}
 	s := Tenure{Consumer: "test", Slice: slice, Epoch: at.Epoch, Version: version(t, db), Generation: was.Generation}
-	if err := s.Save(t.Context(), postgres.DB{Pool: db}, 7, 7); err != nil {
+	if err := s.Save(t.Context(), postgres.DB{Pool: db}, 7, 7, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	var high int64

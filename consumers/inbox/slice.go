@@ -142,12 +142,12 @@ func Current(ctx context.Context, db DB, consumer, session string, v Version, ep
 	return current, due, failed("look at the consumer", err)
 }
 
-// Save writes down how far the session has come. A floor of 0 leaves it as it is.
-func (t *Tenure) Save(ctx context.Context, db DB, floor, high uint64) error {
+// Save writes down how far the session has come. A floor of 0 leaves it as it is. The stream stored at stored what it has at high.
+func (t *Tenure) Save(ctx context.Context, db DB, floor, high uint64, stored time.Time) error {
 	_, err := db.Exec(ctx, `
-		update pgjet.slice set floor = case when $5 > 0 then $5 else floor end, high = greatest(high, $6)
+		update pgjet.slice set floor = case when $5 > 0 then $5 else floor end, high = greatest(high, $6), stored = case when high < $6 then $7 else stored end
 		 where consumer = $1 and epoch = $2 and `+unrestored+` and ($5 > 0 and floor <> $5 or high < $6)`,
-		t.fence(int64(floor), int64(high))...)
+		t.fence(int64(floor), int64(high), stored.Truncate(time.Microsecond))...)
 	return failed("save the place in the stream", err)
 }
 
@@ -184,10 +184,11 @@ func (t *Tenure) LastKnown(ctx context.Context, db DB, floor uint64) (id uuid.UU
 // the old ones was: what the inbox knows is skipped.
 func Divide(ctx context.Context, tx pgx.Tx, consumer string, slices int) error {
 	var floor, high, lost int64
+	var stored *time.Time
 	var redeliver bool
 	err := tx.QueryRow(ctx, `
-		select coalesce(min(floor), 0), coalesce(max(high), 0), coalesce(max(lost_until), 0), coalesce(bool_or(redeliver), false)
-		  from pgjet.slice where consumer = $1`, consumer).Scan(&floor, &high, &lost, &redeliver)
+		select coalesce(min(floor), 0), coalesce(max(high), 0), (array_agg(stored order by high desc))[1], coalesce(max(lost_until), 0), coalesce(bool_or(redeliver), false)
+		  from pgjet.slice where consumer = $1`, consumer).Scan(&floor, &high, &stored, &lost, &redeliver)
 	if err != nil {
 		return err
 	}
@@ -195,9 +196,9 @@ func Divide(ctx context.Context, tx pgx.Tx, consumer string, slices int) error {
 	b.Queue(`delete from pgjet.slice where consumer = $1`, consumer)
 	b.Queue(`update pgjet.consumer set slices = $2 where name = $1`, consumer, slices)
 	b.Queue(`
-		insert into pgjet.slice (consumer, slice, epoch, floor, high, lost_until, redeliver)
-		select name, slice, epoch, $2, $3, $4, $5 from pgjet.consumer, generate_series(0, slices - 1) as s (slice) where name = $1`,
-		consumer, floor, high, lost, redeliver)
+		insert into pgjet.slice (consumer, slice, epoch, floor, high, stored, lost_until, redeliver)
+		select name, slice, epoch, $2, $3, $4, $5, $6 from pgjet.consumer, generate_series(0, slices - 1) as s (slice) where name = $1`,
+		consumer, floor, high, stored, lost, redeliver)
 	return tx.SendBatch(ctx, b).Close()
 }
 
