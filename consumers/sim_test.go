@@ -94,6 +94,7 @@ var simMutants = map[string][]string{
 	"a replay overtakes what has no place":      {"stream is made again", "replay by reset", "handler fails"}, // in a stream that was made anew
 	"suspects are handled":                      nil,                                                          // at which a process may have died
 	"places are the truth":                      nil,                                                          // what is before the place that is written down counts as handled
+	"nobody looks at what was delivered last":   {"stream lost its tail"},                                     // whether the stream has it still
 	"gaps are not seen":                         nil,                                                          // in the deliveries
 }
 
