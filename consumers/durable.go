@@ -337,12 +337,12 @@ func (t *term) place(ctx context.Context, created bool) error {
 // noteLost notes up to where the inbox may have forgotten events, since the database was restored:
 // up to JetStream's ack floor, unless this very inbox has seen that. Then what it does not know
 // up to there was never handled: JetStream passed over it, as it does while somebody has changed
-// the filters of the durable consumer. In a generation that is new, JetStream's floor says nothing.
+// the filters of the durable consumer.
 func (t *term) noteLost(ctx context.Context, ackFloor uint64) error {
 	seen := &t.inboxes[t.tenure.Slice.Number]
 	was := *seen
 	*seen = t.tenure.Version
-	if anew := t.at.Redeliver && t.at.High == 0; anew || ackFloor <= max(t.at.LostUntil, t.at.Floor) || was == *seen {
+	if ackFloor <= max(t.at.LostUntil, t.at.Floor) || was == *seen {
 		return nil
 	}
 	t.at.LostUntil = ackFloor

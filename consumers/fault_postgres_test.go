@@ -275,7 +275,7 @@ func (s *scene) forget(n int, outside bool) {
 	if !outside {
 		s.exec(fmt.Sprintf(`delete from done where n > %d`, n))
 	}
-	s.exec(fmt.Sprintf(`update pgjet.slice set floor = %d, high = %[1]d, lost_until = 0`, n))
+	s.exec(fmt.Sprintf(`update pgjet.slice set floor = %d, high = %[1]d, stored = null, lost_until = 0`, n))
 }
 
 // TestRestoredDatabase: it knows less than JetStream has delivered. What it lost is

@@ -3,6 +3,8 @@ package consumers
 import (
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // TestHandsFollowTheSpeed: who is fast holds more, and fetches when half of it is free; who
@@ -17,7 +19,7 @@ func TestHandsFollowTheSpeed(t *testing.T) {
 			t.Fatalf("there is room for %d more, want %d", n, want)
 		}
 		for range n {
-			d := &delivery{work: &work{}}
+			d := &delivery{work: &work{}, meta: &jetstream.MsgMetadata{}}
 			h.add(d)
 			held = append(held, d)
 		}

@@ -190,33 +190,34 @@ func (m *member) register(ctx context.Context) error {
 // order, so that places say nothing. It returns 0 if not.
 func (m *member) pastGeneration(ctx context.Context, info *jetstream.StreamInfo) (int32, error) {
 	mark, err := m.data.ReadMark(ctx)
-	var stored time.Time
-	if err == nil && mark.Seq > 0 && mark.Seq <= info.State.LastSeq {
-		stored, err = m.storedAt(ctx, mark.Seq)
+	lost := false
+	if err == nil {
+		lost, err = m.lost(ctx, mark, info.State.LastSeq)
 	}
-	if err != nil || mark.Generation == 0 || !mark.Lost(info.State.LastSeq, stored) && m.moved.Load() != mark.Generation {
+	if err != nil || mark.Generation == 0 || !lost && m.moved.Load() != mark.Generation {
 		return 0, err
 	}
 	m.log.WarnContext(ctx, "the stream lost its end since events of it were handled; all are delivered once more, and what the inbox has is skipped", "stream_seq", mark.Seq)
 	return mark.Generation, nil
 }
 
-// storedAt returns when the stream stored what it has at a place; zero if it has nothing there any more.
-func (m *member) storedAt(ctx context.Context, seq uint64) (at time.Time, err error) {
-	stream, err := m.js.Stream(ctx, m.stream)
-	if err == nil {
-		var msg *jetstream.RawStreamMsg
-		if msg, err = stream.GetMsg(ctx, seq); err == nil {
-			at = msg.Time
-		}
+// lost reports whether the stream, which ends at last, lost a message that was delivered.
+func (r *run) lost(ctx context.Context, mark inbox.Mark, last uint64) (bool, error) {
+	if mark.Seq == 0 || mark.Seq > last {
+		return mark.Lost(last, time.Time{}), nil
 	}
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		err = nil
-	}
+	stream, err := r.js.Stream(ctx, r.stream)
 	if err != nil {
-		err = fmt.Errorf("look at message %d of the stream: %w", seq, err)
+		return false, fmt.Errorf("look at the stream: %w", err)
 	}
-	return at, err
+	msg, err := stream.GetMsg(ctx, mark.Seq)
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound): // it is too old by now, or was deleted
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("look at message %d of the stream: %w", mark.Seq, err)
+	}
+	return mark.Lost(last, msg.Time), nil
 }
 
 // divide divides the consumer into as many slices as it shall have. It reports false if processes work with another number: once those

@@ -32,13 +32,11 @@ var errReconnected = errors.New("the connection to NATS was lost, beginning agai
 // receive takes messages from JetStream as there is room for them, until something
 // fails or ctx ends.
 func (t *term) receive(ctx context.Context) error {
-	lost, stop := t.source.Lost()
-	defer stop()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {
 		select {
-		case <-lost:
+		case <-t.disconnected:
 			cancel(errReconnected)
 		case <-ctx.Done():
 		}

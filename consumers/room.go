@@ -325,7 +325,7 @@ func (t *tenure) TakeNext(ctx context.Context, keys []string, most int) ([]*inbo
 }
 
 func (t *tenure) GiveBack(ctx context.Context, i *inbox.Intent, wait time.Duration, counts bool) error {
-	return t.Tenure.GiveBack(ctx, t.db, []*inbox.Intent{i}, wait, counts)
+	return t.Tenure.GiveBack(ctx, t.db, i, wait, counts)
 }
 
 func (t *tenure) Holds(ctx context.Context, key string) (bool, error) {

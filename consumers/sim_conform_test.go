@@ -177,6 +177,7 @@ func (c *conformity) own(p *simPair, slice int) {
 	t.mirror, t.model = make(p.model.Room, p.mirror)
 	model, err := t.model.Own(c.Context())
 	real, err2 := t.real.Own(c.Context())
+	model.Stored, real.Stored = model.Stored.UTC(), real.Stored.UTC()
 	if c.same(fmt.Sprintf("%s owns %d", p.real.session, slice), model, real, err, err2); err2 == nil {
 		t.tenure.Epoch, t.mirror.Epoch = real.Epoch, model.Epoch
 		p.terms[slice] = t

@@ -170,10 +170,13 @@ func (d *simDatabase) alone(ctx context.Context, p *process, slice int) error {
 		}
 		return false
 	}
-	for busy() && !d.w.mutant("attempts are not awaited") {
+	for v := d.version; busy() && !d.w.mutant("attempts are not awaited"); {
 		d.w.fire("waits for attempts")
 		if err := d.wait(ctx, p); err != nil {
 			return err
+		}
+		if d.version != v { // who waits is cut off by a crash, too
+			return errCut
 		}
 	}
 	return nil
@@ -712,6 +715,9 @@ func (r *simRoom) Own(ctx context.Context) (at inbox.Place, err error) {
 		}
 		defer func() { d.w.trace("%s owns %d: %+v", r.p.name, r.t.Slice.Number, at) }()
 		at.Epoch, at.Floor, at.High, at.LostUntil, at.Redeliver = s.epoch, s.floor, s.high, s.lost, s.redeliver
+		if !d.w.mutant("nobody looks at what was delivered last") {
+			at.Stored = s.stored
+		}
 		if d.w.mutant("suspects are handled") {
 			at.Orphaned = false
 		}
@@ -923,7 +929,7 @@ func (r *simRoom) GiveBack(ctx context.Context, i *inbox.Intent, wait time.Durat
 		if now.taken = ""; !counts {
 			now.attempts--
 		}
-		if now.due = time.Now().Add(wait); wait == 0 && r.d.waits(&now.Message) {
+		if now.due = time.Now().Add(wait); wait == 0 && r.t.Ordered && (r.d.parks(nil, &now.Message) || r.t.ParkKey && r.d.behindDead(&now.Message)) {
 			now.due = far
 		}
 		r.d.intents[i.ID] = now
@@ -1162,7 +1168,7 @@ func (r *simRoom) Intend(ctx context.Context, t pgx.Tx, all []*inbox.Message, f 
 				i.taken = r.t.Session
 			}
 			mine := slices.ContainsFunc(before, func(e *inbox.Message) bool { return e.Key == m.Key })
-			if f.Wait == 0 && r.t.Ordered && (mine || tx.parks(m) || r.t.ParkKey && r.d.behindDead(m)) {
+			if f.Wait == 0 && r.t.Ordered && (mine || r.d.parks(tx, m) || r.t.ParkKey && r.d.behindDead(m)) {
 				i.due = far
 			}
 			before = append(before, m)
@@ -1176,19 +1182,21 @@ func (r *simRoom) Intend(ctx context.Context, t pgx.Tx, all []*inbox.Message, f 
 
 // parks reports whether an event waits behind an intent of its key, the last one, that nobody is about to end, and keeps that as it is
 // until tx ends.
-func (tx *simTx) parks(m *inbox.Message) bool {
-	if tx.d.w.mutant("who waits does not keep what it waits for") {
-		return tx.d.behindIntent(m)
+func (d *simDatabase) parks(tx *simTx, m *inbox.Message) bool {
+	if d.w.mutant("who waits does not keep what it waits for") {
+		return d.behindIntent(m)
 	}
-	before := tx.d.sorted(func(e *simIntent) bool { return e.Key == m.Key && earlier(e.Generation, e.Seq, m) })
+	before := d.sorted(func(e *simIntent) bool { return e.Key == m.Key && earlier(e.Generation, e.Seq, m) })
 	if len(before) == 0 {
 		return false
 	}
 	last := before[len(before)-1].ID
-	if by := tx.d.rows[last]; by != nil && by != tx {
+	if by := d.rows[last]; by != nil && by != tx {
 		return false
 	}
-	tx.d.rows[last] = tx
+	if tx != nil { // else it ends at once
+		d.rows[last] = tx
+	}
 	return true
 }
 
@@ -1295,7 +1303,7 @@ func (d *simDatabase) redrive(ctx context.Context, p *process, ids []uuid.UUID, 
 		d.letters[id] = l
 		if _, waits := d.intents[id]; !waits && to == "intent" && row.state == "intent" {
 			i := simIntent{Message: l.Message, due: time.Now()}
-			if d.w.ordered() && tx.parks(&l.Message) {
+			if d.w.ordered() && d.parks(tx, &l.Message) {
 				i.due = far
 			}
 			d.intents[id] = i

@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/internal/attempt"
 )
@@ -39,7 +41,8 @@ type term struct {
 	epoch    atomic.Int64 // of the tenure, once it is known
 	suspects uint64       // up to here a process that died may have been at work
 
-	durable durable // of begin, then of receive
+	durable      durable            // of begin, then of receive
+	disconnected <-chan nats.Status // from NATS, since before begin
 
 	// Shared.
 	hands    *hands
@@ -67,6 +70,9 @@ func newTerm(m *member, slice int) *term {
 // session handles the events of the slice until something fails, it is released, or ctx ends. It returns an error
 // if the session of the process cannot go on.
 func (t *term) session(ctx context.Context) error {
+	var deaf func()
+	t.disconnected, deaf = t.source.Lost() // before it looks at the stream
+	defer deaf()
 	err := t.begin(ctx)
 	if err == nil {
 		t.begun.Store(true)
@@ -94,8 +100,8 @@ func (t *term) begin(ctx context.Context) (err error) {
 	if err == nil {
 		err = t.durable.open(ctx)
 	}
-	if err == nil && !t.durable.stream.CachedInfo().Created.Equal(t.created) { // it was made anew since the session registered
-		err = inbox.ErrSuperseded
+	if err == nil {
+		err = t.sameStream(ctx)
 	}
 	if err == nil {
 		err = t.place(ctx, made)
@@ -108,6 +114,16 @@ func (t *term) begin(ctx context.Context) (err error) {
 	}
 	keys, err := t.room.Held(ctx)
 	t.lanes.hold(keys...)
+	return err
+}
+
+// sameStream returns an error if the stream was made anew, or lost its end, since the session registered.
+func (t *term) sameStream(ctx context.Context) error {
+	info := t.durable.stream.CachedInfo()
+	lost, err := t.run.lost(ctx, t.at.Mark(), info.State.LastSeq)
+	if err == nil && (lost || !info.Created.Equal(t.created)) {
+		err = inbox.ErrSuperseded
+	}
 	return err
 }
 

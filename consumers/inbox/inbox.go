@@ -123,6 +123,11 @@ const (
 	// behindDead is the condition that intent i waits for an earlier dead letter of its key.
 	behindDead = `(exists (select from pgjet.dead_letter d where d.consumer = i.consumer and d.key = i.key and d.state = 'dead'
 		and (d.generation, d.stream_seq) < (i.generation, i.stream_seq)) is true)`
+	// parked is behindIntent for one that is about to wait for it: it keeps the last of those as it is until the transaction ends, so that who
+	// ends that one wakes this one. One that is ending just now is not waited for.
+	parked = `(exists (select from pgjet.intent where consumer = i.consumer and event_id = (
+		select e.event_id from pgjet.intent e where e.consumer = i.consumer and e.key = i.key and (e.generation, e.stream_seq) < (i.generation, i.stream_seq)
+		 order by e.generation desc, e.stream_seq desc limit 1) for key share skip locked))`
 	// moved is what becomes of a row of the inbox in a stream that was made anew: it gets the
 	// place that its event has now.
 	moved = `on conflict (consumer, event_id) do update set generation = excluded.generation, stream_seq = excluded.stream_seq
@@ -136,6 +141,17 @@ func (t *Tenure) waits() string {
 		return `(` + behindIntent + ` or ` + behindDead + `)`
 	case t.Ordered:
 		return behindIntent
+	}
+	return `false`
+}
+
+// parks is waits for an intent that is about to be parked.
+func (t *Tenure) parks() string {
+	switch {
+	case t.Ordered && t.ParkKey:
+		return `(` + parked + ` or ` + behindDead + `)`
+	case t.Ordered:
+		return parked
 	}
 	return `false`
 }

@@ -42,14 +42,9 @@ type First struct {
 // that was superseded may do that ([Tenure.Remember]).
 func (t *Tenure) Intend(ctx context.Context, tx pgx.Tx, all []*Message, f First) (fresh []bool, err error) {
 	fresh = make([]bool, len(all))
-	waits := `false`
-	if t.Ordered && f.Wait == 0 {
-		waits = `exists (select from pgjet.intent where consumer = @consumer and event_id = (
-		                   select event_id from pgjet.intent where consumer = @consumer and key = @key and (generation, stream_seq) < (@generation, @seq)
-		                    order by generation desc, stream_seq desc limit 1) for key share skip locked)`
-		if t.ParkKey {
-			waits += ` or ` + behindDead
-		}
+	parks := `false`
+	if f.Wait == 0 {
+		parks = t.parks()
 	}
 	b := &pgx.Batch{}
 	for n, m := range all {
@@ -65,7 +60,7 @@ func (t *Tenure) Intend(ctx context.Context, tx pgx.Tx, all []*Message, f First)
 		select i.consumer, @id, @attempts, i.generation, i.stream_seq, @type, i.key, @stream, @subject, @header, @data,
 		       @taken::text, case when @taken::text is not null then clock_timestamp() end, nullif(@reason, ''),
 		       case when @wait::float8 > 0 then clock_timestamp() + make_interval(secs => @wait::float8)
-		            when `+waits+` then 'infinity'
+		            when `+parks+` then 'infinity'
 		            else clock_timestamp() end
 		  from claimed, (select @consumer::text as consumer, @generation::int as generation, @seq::bigint as stream_seq, @key::text as key) i
 		 where fresh`,
@@ -142,18 +137,18 @@ func scanIntent(row pgx.CollectableRow) (*Intent, error) {
 	return i, err
 }
 
-// GiveBack gives taken intents of the session back, to be due after a wait. Unless the attempt
-// counts, it is as if they had not been taken.
-func (t *Tenure) GiveBack(ctx context.Context, db DB, all []*Intent, wait time.Duration, counts bool) error {
-	ids := make([]uuid.UUID, len(all))
-	for n, i := range all {
-		ids[n] = i.ID
+// GiveBack gives a taken intent of the session back, to be due after a wait. Unless the attempt
+// counts, it is as if it had not been taken.
+func (t *Tenure) GiveBack(ctx context.Context, db DB, i *Intent, wait time.Duration, counts bool) error {
+	parks := `false`
+	if wait == 0 {
+		parks = t.parks()
 	}
 	_, err := db.Exec(ctx, `
 		update pgjet.intent i set attempts = attempts - (not $5)::int, taken_by = null, taken_at = null,
-			due_at = case when $4::float8 = 0 and `+t.waits()+` then 'infinity' else clock_timestamp() + make_interval(secs => $4) end
-		 where consumer = $1 and taken_by = $2 and event_id = any($3)`, t.Consumer, t.Session, ids, wait.Seconds(), counts)
-	return failed("give intents back", err)
+			due_at = case when `+parks+` then 'infinity' else clock_timestamp() + make_interval(secs => $4) end
+		 where consumer = $1 and taken_by = $2 and event_id = $3`, t.Consumer, t.Session, i.ID, wait.Seconds(), counts)
+	return failed("give an intent back", err)
 }
 
 // Abandon gives back what sessions that have ended hold still. Nobody died at that.

@@ -616,7 +616,7 @@ func TestGiveBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	tenure := inbox.Tenure{Consumer: "test", Session: "me"}
-	if err := tenure.GiveBack(t.Context(), b.admin, []*inbox.Intent{i}, wait, false); err != nil {
+	if err := tenure.GiveBack(t.Context(), b.admin, i, wait, false); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.admin.QueryRow(t.Context(), `select due_at from pgjet.intent where attempts = 0 and taken_by is null`).Scan(&due); err != nil {

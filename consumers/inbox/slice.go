@@ -70,17 +70,26 @@ func Owners(ctx context.Context, db Reader, consumer string) ([]Owner, error) {
 // A Place is how far a session of a slice may go on. The places in the stream are hints: the inbox is the record.
 type Place struct {
 	Epoch     int64
-	Floor     uint64 // all that the stream holds up to here is in the inbox
-	High      uint64 // nothing was ever delivered beyond
-	LostUntil uint64 // what comes from up to here and is not in the inbox was lost once
-	Redeliver bool   // everything is to be delivered once more
-	Orphaned  bool   // who owned the slice before did not say farewell
+	Floor     uint64    // all that the stream holds up to here is in the inbox
+	High      uint64    // nothing was ever delivered beyond
+	Stored    time.Time // when the stream stored what stands there; zero if nobody knows
+	LostUntil uint64    // what comes from up to here and is not in the inbox was lost once
+	Redeliver bool      // everything is to be delivered once more
+	Orphaned  bool      // who owned the slice before did not say farewell
 }
 
-const placeColumns = `s.epoch, s.floor, s.high, s.lost_until, s.redeliver`
+// Mark returns the last message that is known to have been delivered.
+func (p *Place) Mark() (m Mark) {
+	if !p.Stored.IsZero() {
+		m.Seq, m.Stored = p.High, p.Stored
+	}
+	return m
+}
+
+const placeColumns = `s.epoch, s.floor, s.high, coalesce(s.stored, '0001-01-01 00:00:00+00'), s.lost_until, s.redeliver`
 
 func (p *Place) columns() []any {
-	return []any{&p.Epoch, &p.Floor, &p.High, &p.LostUntil, &p.Redeliver}
+	return []any{&p.Epoch, &p.Floor, &p.High, &p.Stored, &p.LostUntil, &p.Redeliver}
 }
 
 // Join returns the place of a consumer that does not keep the order. All its processes are alike.
