@@ -2,6 +2,8 @@ package consumers
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/attempt"
+	"github.com/pgjet/pgjet/internal/sqltx"
 )
 
 // A Handler says which events a consumer handles, and how. [Handle], [HandleBatch] and [Effect] make one;
@@ -48,6 +51,8 @@ import (
 // attempt that has begun may finish. A function that goes on for long after ctx has
 // ended is left behind, its transaction undone. Errors are logged and stored, so they
 // must not hold secrets, addresses or payloads.
+//
+// A function that uses database/sql gets the same transaction as a [*sql.Tx], by [OnSQL] or [SQLTx].
 //
 // A panic of the function itself fails its attempt alone. One in a goroutine that it started
 // ends the whole process: nobody but that goroutine can recover it. The events in hand then come
@@ -137,6 +142,31 @@ func On[T events.Payload](fn func(ctx context.Context, tx pgx.Tx, e events.Event
 	}, err}
 }
 
+// OnSQL is [On] for a function that uses database/sql, itself or by what is built on it. See [SQLTx] for what it may do with tx.
+func OnSQL[T events.Payload](fn func(ctx context.Context, tx *sql.Tx, e events.Event, p T) error) Typed {
+	if fn == nil {
+		return On[T](nil)
+	}
+	return On(func(ctx context.Context, tx pgx.Tx, e events.Event, p T) error {
+		return SQLTx(ctx, tx, func(tx *sql.Tx) error { return fn(ctx, tx, e, p) })
+	})
+}
+
+// SQLTx calls fn with the transaction of an attempt as one of database/sql, and returns fn's error: for the functions of
+// [OnType], [HandleBatch], [Consumer.Clear] and the steps of a saga, as [OnSQL] is for those of [On]. It is the same transaction,
+// on the same connection: what fn does commits together with the event's inbox row.
+//
+// fn must not end the transaction: Commit and Rollback return an error, and the attempt fails with it even if fn returns nil. A
+// savepoint is made by the statement savepoint, as [*sql.Tx] has no transaction within a transaction. When fn returns, its rows
+// are closed, and tx is over: it returns [sql.ErrTxDone], as it does when ctx has ended. A
+// statement without a context has ctx.
+//
+// Arguments may be of any type that pgx knows. SQLTx costs no round trip: an attempt that inserts one row, where the disk is not
+// waited for, takes 1.1 times as long.
+func SQLTx(ctx context.Context, tx pgx.Tx, fn func(tx *sql.Tx) error) error {
+	return sqltx.With(ctx, tx, fn)
+}
+
 // OnType returns a function for events of a type that is known at run time only, or of all that a pattern covers,
 // such as user.>. [events.Decode] reads the payload.
 func OnType(pattern string, fn func(ctx context.Context, tx pgx.Tx, e events.Event) error) Typed {
@@ -201,8 +231,41 @@ func dispatch(all []Typed) handleFunc {
 				return on.handle(ctx, tx, e)
 			}
 		}
-		return backoff.Permanent(fmt.Errorf("unknown_type: this consumer has no handler for %s", e.Type))
+		return unknownType(e.Type)
 	}
+}
+
+func unknownType(t string) error {
+	return backoff.Permanent(fmt.Errorf("unknown_type: this consumer has no handler for %s", t))
+}
+
+// Handles reports whether h is for events of this type.
+func (h Handler) Handles(eventType string) bool {
+	return slices.ContainsFunc(h.types, func(t string) bool { return overlap(t, eventType) })
+}
+
+// Try calls the function of h for e with tx, and returns the error that would decide what becomes of e in a [Runner]: also if
+// the function left tx unable to commit. There is no inbox row, no deadline, and a panic is not recovered. It is for tests,
+// which package pgjettest makes short.
+func (h Handler) Try(ctx context.Context, tx pgx.Tx, e events.Event) (err error) {
+	switch {
+	case h.err != nil:
+		return h.err
+	case h.effect == nil && h.batch == nil && h.each == nil:
+		return errors.New("the Handler is zero: make one with Handle, HandleBatch or Effect")
+	case !h.Handles(e.Type):
+		return unknownType(e.Type)
+	case h.effect != nil:
+		return h.effect(ctx, e)
+	case h.batch != nil:
+		err = h.batch(ctx, tx, []events.Event{e})
+	default:
+		err = h.each(ctx, tx, e)
+	}
+	if err == nil {
+		err = attempt.Sound("handler", tx)
+	}
+	return err
 }
 
 // Unavailable marks an error as an outage of something that every event needs, such

@@ -35,6 +35,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/lead", "internal/postgres internal/sqlstate"},
 	{"internal/operation", ""},
 	{"internal/session", ""},
+	{"internal/sqltx", ""},
 	{"internal/telemetry", ""},
 	{"internal/web", ""},
 	// What a service needs.
@@ -42,7 +43,7 @@ var layers = []struct{ pkg, imports string }{
 	{"outbox", "events internal/postgres internal/sqlstate"},
 	{"outbox/hint", "events"},
 	{"consumers/inbox", "internal/lead internal/operation internal/postgres internal/sqlstate"},
-	{"consumers", "consumers/inbox events internal/attempt internal/jserror internal/lead internal/messaging internal/natsconn internal/postgres internal/session internal/sqlstate"},
+	{"consumers", "consumers/inbox events internal/attempt internal/jserror internal/lead internal/messaging internal/natsconn internal/postgres internal/session internal/sqlstate internal/sqltx"},
 	// Services: they meet in rows and messages, not here.
 	{"producer", "events internal/auth internal/mailaddr internal/postgres internal/sqlstate outbox"},
 	{"relay/protocol", "events internal/jserror outbox"},
