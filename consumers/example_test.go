@@ -2,6 +2,7 @@ package consumers_test
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"log"
 	"log/slog"
@@ -9,7 +10,6 @@ import (
 	"os/signal"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -18,7 +18,8 @@ import (
 
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/events"
-	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/pgjettest"
 )
 
 // OrderPaid is an event of another service.
@@ -41,34 +42,49 @@ var shipping = consumers.Consumer{
 }
 
 func Example() {
-	testenv.Example(func(t testing.TB) {
-		ctx, db := context.Background(), testenv.Postgres(t)
-		js, _ := testenv.JetStream(t)
-		_, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{events.AllSubjects}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := db.Exec(ctx, `create table parcels (order_id text not null)`); err != nil {
-			t.Fatal(err)
-		}
-
-		ctx, stop := context.WithCancel(ctx)
+	pgjettest.Example(func(t testing.TB) { // in a test: func TestShipping(t *testing.T) {
+		path := pgjettest.Start(t, `create table parcels (order_id text not null)`)
+		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() {
-			r := consumers.Runner{Consumer: shipping, DB: db, JS: js}
+			r := consumers.Runner{Consumer: shipping, DB: path.DB, JS: path.JS}
 			done <- r.Run(ctx)
 		}()
 
-		publish(t, js, OrderPaid{OrderID: "o-17"})
+		path.Append(OrderPaid{OrderID: "o-17"})
+		path.RequireDone("shipping", pgjettest.RequireAppended[OrderPaid](t, path.DB)[0].ID)
 		parcels := 0
-		testenv.Eventually(t, 10*time.Second, "there is a parcel", func() bool {
-			return db.QueryRow(ctx, `select count(*) from parcels`).Scan(&parcels) == nil && parcels > 0
-		})
+		err := path.DB.QueryRow(ctx, `select count(*) from parcels`).Scan(&parcels)
 		stop()
-		fmt.Println(parcels, <-done)
+		fmt.Println(parcels, err, <-done)
 	})
-	// Output: 1 <nil>
+	// Output: 1 <nil> <nil>
 }
+
+// A handler that uses database/sql, in the transaction of the inbox row.
+func ExampleOnSQL() {
+	shipping := consumers.Handle(consumers.OnSQL(func(ctx context.Context, tx *sql.Tx, e events.Event, paid OrderPaid) error {
+		if _, err := tx.ExecContext(ctx, `insert into parcels (order_id) values ($1)`, paid.OrderID); err != nil {
+			return err
+		}
+		return outbox.AppendSQL(ctx, tx, OrderShipped(paid))
+	}))
+	pgjettest.Example(func(t testing.TB) { // in a test: func TestShipping(t *testing.T) {
+		db := pgjettest.Database(t, `create table parcels (order_id text not null)`)
+		pgjettest.HandleOnce(t, db, shipping, OrderPaid{OrderID: "o-17"}, func(tx pgx.Tx) {
+			fmt.Println(pgjettest.RequireAppended[OrderShipped](t, tx)[0].Payload)
+		})
+	})
+	// Output: {o-17}
+}
+
+// OrderShipped is an event that shipping appends.
+type OrderShipped struct {
+	OrderID string `json:"order_id"`
+}
+
+func (OrderShipped) EventType() string  { return "order.shipped" }
+func (e OrderShipped) EventKey() string { return e.OrderID }
 
 // A program that runs a consumer until it is told to stop.
 func ExampleRunner() {
@@ -89,20 +105,5 @@ func ExampleRunner() {
 	runner := consumers.Runner{Consumer: shipping, DB: db, JS: js, Log: slog.Default()}
 	if err := runner.Run(ctx); err != nil {
 		log.Fatal(err)
-	}
-}
-
-// publish does what the relay does, twice: as if its first try had gone unanswered.
-func publish(t testing.TB, js jetstream.JetStream, p events.Payload) {
-	e, err := events.New(p)
-	if err != nil {
-		t.Fatal(err)
-	}
-	e.Source, e.Time = "/orders", time.Now()
-	subject, header, body := e.Message()
-	for range 2 {
-		if _, err := js.PublishMsg(t.Context(), &nats.Msg{Subject: subject, Header: header, Data: body}); err != nil {
-			t.Fatal(err)
-		}
 	}
 }

@@ -61,6 +61,8 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/devmail", "internal/web"},
 	{"internal/devservices", "internal/web"},
 	{"internal/testenv", "internal/devserver migrations migrations/demo"},
+	// What users import in their tests.
+	{"pgjettest", "consumers events internal/testenv outbox relay"},
 	// Tests that need servers, of packages that services import.
 	{"internal/tests/outbox", ""},
 	{"internal/tests/postgres", ""},

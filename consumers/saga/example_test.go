@@ -7,7 +7,6 @@ import (
 	"os/signal"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -16,7 +15,7 @@ import (
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/consumers/saga"
 	"github.com/pgjet/pgjet/events"
-	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/pgjettest"
 )
 
 // OrderPlaced is the event that begins it.
@@ -94,15 +93,11 @@ func confirm(ctx context.Context, tx pgx.Tx, s *saga.Saga) error {
 }
 
 func Example() {
-	testenv.Example(func(t testing.TB) {
-		ctx, db := context.Background(), testenv.Postgres(t)
-		_, err := db.Exec(ctx, `
+	pgjettest.Example(func(t testing.TB) { // in a test: func TestOrder(t *testing.T) {
+		db := pgjettest.Database(t, `
 			create table orders (id text primary key, state text not null default 'placed');
 			insert into orders values ('o-17'), ('o-18')`)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, stop := context.WithCancel(ctx)
+		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan error)
 		go func() {
 			r := saga.Runner{Saga: order, DB: db}
@@ -117,7 +112,7 @@ func Example() {
 			if err != nil {
 				t.Fatal(err)
 			}
-			testenv.Eventually(t, 10*time.Second, "the order is decided on", func() bool {
+			pgjettest.Eventually(t, "the order is decided on", func() bool {
 				var state string
 				err := db.QueryRow(ctx, `select state from orders where id = $1 and state <> 'placed'`, placed.OrderID).Scan(&state)
 				if err == nil {

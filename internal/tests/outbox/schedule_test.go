@@ -18,6 +18,7 @@ import (
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/pgjettest"
 )
 
 // inOneHour is a due that no test waits for.
@@ -251,9 +252,8 @@ func payReminded(ctx context.Context, tx pgx.Tx, order string, reminder uuid.UUI
 }
 
 func Example_later() {
-	testenv.Example(func(t testing.TB) {
-		ctx, db := context.Background(), testenv.Postgres(t)
-		testenv.Exec(t, db, `create table orders (id text primary key, paid boolean not null default false); insert into orders values ('o-17')`)
+	pgjettest.Example(func(t testing.TB) {
+		ctx, db := t.Context(), pgjettest.Database(t, `create table orders (id text primary key, paid boolean not null default false); insert into orders values ('o-17')`)
 		var reminder uuid.UUID
 		err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) (err error) {
 			reminder, err = remind(ctx, tx, "o-17")

@@ -1,0 +1,259 @@
+package pgjettest
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/events"
+)
+
+// An Appended event is one in the outbox, with its payload.
+type Appended[T events.Payload] struct {
+	events.Event
+	Payload T
+}
+
+// RequireAppended returns the events of type T that were appended in a transaction, in their order, and fails the test
+// if there are none. If want is given, they must be these payloads and no others. The failure shows what was
+// appended instead. With [events.Event] as T, events of all types are returned.
+//
+// in is a transaction, which need not be committed: a [pgx.Tx], a [*sql.Tx], or what wraps one. It counts what
+// was appended in that transaction alone. If in is a pool or a connection, such as [*pgxpool.Pool] or [*sql.DB], all counts
+// that was committed in its database, which should be the test's own: see [Database]. If it is a [*Mark], what
+// was appended after it. An event that is scheduled for later counts when the relay has appended it.
+func RequireAppended[T events.Payload](t testing.TB, in any, want ...T) []Appended[T] {
+	t.Helper()
+	all := appended(t, in)
+	found, err := ofType[T](all)
+	if err != nil {
+		t.Fatalf("%v; appended: %s", err, list(all))
+	}
+	kind := fmt.Sprintf("%T", *new(T))
+	if k := typeName[T](); k != "" {
+		kind = k
+	}
+	if len(want) == 0 {
+		if len(found) == 0 {
+			t.Fatalf("no %s was appended, but %s", kind, list(all))
+		}
+		return found
+	}
+	wanted := make([]events.Event, len(want))
+	for i, p := range want {
+		if wanted[i], err = events.New(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	same := len(found) == len(wanted)
+	for i := 0; same && i < len(found); i++ {
+		same = equal(found[i].Event, wanted[i])
+	}
+	if !same {
+		t.Fatalf("%s appended: %swant: %s", kind, list(all), list(wanted))
+	}
+	return found
+}
+
+// RequireNothingAppended fails the test if an event of any type was appended, and shows it. See [RequireAppended] for in.
+func RequireNothingAppended(t testing.TB, in any) {
+	t.Helper()
+	if all := appended(t, in); len(all) > 0 {
+		t.Fatalf("want nothing appended, but %s", list(all))
+	}
+}
+
+// A Mark is a place in an outbox.
+type Mark struct {
+	in  any
+	seq int64
+}
+
+// Since returns a Mark behind all that was appended yet, for [RequireAppended] and [RequireNothingAppended]. See there
+// for in.
+func Since(t testing.TB, in any) *Mark {
+	t.Helper()
+	m := &Mark{in: in}
+	for _, e := range appended(t, in) {
+		m.seq = e.Seq
+	}
+	return m
+}
+
+// ofType returns those of all that are of type T.
+func ofType[T events.Payload](all []events.Event) (found []Appended[T], err error) {
+	kind := typeName[T]()
+	for _, e := range all {
+		a := Appended[T]{Event: e}
+		switch p := any(&a.Payload).(type) {
+		case *events.Event:
+			*p = e
+		default:
+			if e.Type != kind {
+				continue
+			}
+			if a.Payload, err = events.Decode[T](e); err != nil {
+				return nil, err
+			}
+		}
+		found = append(found, a)
+	}
+	return found, nil
+}
+
+// typeName returns the type of events of T, "" if they have any.
+func typeName[T events.Payload]() string {
+	var zero T
+	return zero.EventType()
+}
+
+// equal reports whether an appended event says what another one wants to.
+func equal(e, want events.Event) bool {
+	return e.Type == want.Type && e.Key == want.Key && e.ContentType == want.ContentType &&
+		(bytes.Equal(e.Data, want.Data) || e.IsJSON() && bytes.Equal(canonical(e.Data), canonical(want.Data)))
+}
+
+// canonical returns JSON with its fields in one order.
+func canonical(data []byte) []byte {
+	var v any
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.UseNumber()
+	if d.Decode(&v) != nil {
+		return data
+	}
+	b, err := json.Marshal(v)
+	if err != nil {
+		return data
+	}
+	return b
+}
+
+// Bounds of what a failure shows.
+const (
+	mostListed = 20
+	mostData   = 500
+)
+
+// list returns events as lines, behind what there is before them.
+func list(all []events.Event) string {
+	if len(all) == 0 {
+		return "nothing\n"
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d in all:\n", len(all))
+	for i, e := range all {
+		if i == mostListed {
+			fmt.Fprintf(&b, "  … and %d more\n", len(all)-i)
+			break
+		}
+		data := fmt.Sprintf("%d bytes of %s", len(e.Data), e.ContentType)
+		if e.IsJSON() {
+			data = string(e.Data)
+		}
+		if len(data) > mostData {
+			data = strings.ToValidUTF8(data[:mostData], "") + "…"
+		}
+		fmt.Fprintf(&b, "  %s, key %s: %s\n", e.Type, e.Key, data)
+	}
+	return b.String()
+}
+
+// What can be asked for the rows of an outbox.
+type (
+	pgxDB interface {
+		Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	}
+	sqlDB interface {
+		QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	}
+)
+
+// What tells a transaction.
+type (
+	pgxTx interface {
+		Commit(ctx context.Context) error
+	}
+	sqlTx interface{ Commit() error }
+)
+
+// rows are those of pgx or of database/sql.
+type rows interface {
+	Next() bool
+	Scan(dest ...any) error
+	Err() error
+}
+
+// appended returns the events that were appended in.
+func appended(t testing.TB, in any) []events.Event {
+	t.Helper()
+	after, db := int64(0), in
+	if m, ok := in.(*Mark); ok {
+		after, db = m.seq, m.in
+	}
+	all, err := read(t.Context(), db, after)
+	if err != nil {
+		t.Fatalf("read the outbox: %v", err)
+	}
+	return all
+}
+
+func read(ctx context.Context, db any, after int64) ([]events.Event, error) {
+	query := `
+		select seq, id::text, type, key, coalesce(traceparent, ''), coalesce(header::text, '{}'), coalesce(data::text, ''),
+		       coalesce(body, ''), coalesce(content_type, ''), case when isfinite(time) then time else now() end
+		  from pgjet.outbox where seq > $1`
+	switch db.(type) {
+	case pgxTx, sqlTx:
+		query += ` and xid = pg_current_xact_id_if_assigned()`
+	}
+	query += ` order by seq`
+	switch db := db.(type) {
+	case pgxDB:
+		found, err := db.Query(ctx, query, after)
+		if err != nil {
+			return nil, err
+		}
+		defer found.Close()
+		return scan(found)
+	case sqlDB:
+		found, err := db.QueryContext(ctx, query, after)
+		if err != nil {
+			return nil, err
+		}
+		defer found.Close()
+		return scan(found)
+	}
+	return nil, fmt.Errorf("%T is no transaction, pool or connection of pgx or database/sql", db)
+}
+
+func scan(found rows) (all []events.Event, err error) {
+	for found.Next() {
+		var e events.Event
+		var id, header, data string
+		var body []byte
+		var at time.Time
+		if err := found.Scan(&e.Seq, &id, &e.Type, &e.Key, &e.Traceparent, &header, &data, &body, &e.ContentType, &at); err != nil {
+			return nil, err
+		}
+		if e.ID, err = uuid.Parse(id); err != nil {
+			return nil, err
+		}
+		if e.Data, e.Time = []byte(data), at; !e.IsJSON() {
+			e.Data = body
+		}
+		if err := json.Unmarshal([]byte(header), &e.Header); err != nil {
+			return nil, errors.New("the header of an event is no object of strings")
+		}
+		all = append(all, e)
+	}
+	return all, found.Err()
+}

@@ -1,0 +1,100 @@
+package pgjettest_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/pgjettest"
+)
+
+// OrderPaid is an event of yours.
+type OrderPaid struct {
+	OrderID string `json:"order_id"`
+}
+
+func (OrderPaid) EventType() string  { return "order.paid" }
+func (e OrderPaid) EventKey() string { return e.OrderID }
+
+// OrderShipped is another one.
+type OrderShipped struct {
+	OrderID string `json:"order_id"`
+}
+
+func (OrderShipped) EventType() string  { return "order.shipped" }
+func (e OrderShipped) EventKey() string { return e.OrderID }
+
+// pay is a function of yours: it changes an order and announces that.
+func pay(ctx context.Context, tx pgx.Tx, order string) error {
+	if _, err := tx.Exec(ctx, `update orders set paid = true where id = $1`, order); err != nil {
+		return err
+	}
+	return outbox.Append(ctx, tx, OrderPaid{OrderID: order})
+}
+
+// shipping is a consumer of yours: it makes a parcel for each paid order.
+var shipping = consumers.Consumer{
+	Name: "shipping",
+	Handler: consumers.Handle(consumers.On(func(ctx context.Context, tx pgx.Tx, e events.Event, paid OrderPaid) error {
+		_, err := tx.Exec(ctx, `insert into parcels (order_id) values ($1) on conflict do nothing`, paid.OrderID)
+		return err
+	})),
+}
+
+// The whole path: an event is appended, published, and handled.
+func Example() {
+	pgjettest.Example(func(t testing.TB) { // in a test: func TestShipping(t *testing.T) {
+		path := pgjettest.Start(t, `create table parcels (order_id text primary key)`)
+		path.Consume(shipping)
+		path.Append(OrderPaid{OrderID: "o-17"})
+		path.RequireDone("shipping")
+
+		var order string
+		err := path.DB.QueryRow(t.Context(), `select order_id from parcels`).Scan(&order)
+		fmt.Println(order, err)
+	})
+	// Output: o-17 <nil>
+}
+
+// What a function appends in its transaction.
+func ExampleRequireAppended() {
+	pgjettest.Example(func(t testing.TB) { // in a test: func TestPay(t *testing.T) {
+		db := pgjettest.Database(t, `create table orders (id text primary key, paid boolean not null default false)`)
+		tx, err := db.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tx.Rollback(t.Context())
+		if err := pay(t.Context(), tx, "o-17"); err != nil {
+			t.Fatal(err)
+		}
+		paid := pgjettest.RequireAppended(t, tx, OrderPaid{OrderID: "o-17"})
+		fmt.Println(paid[0].Type, paid[0].Key, paid[0].Payload.OrderID)
+	})
+	// Output: order.paid o-17 o-17
+}
+
+// What a handler does: at once, after an attempt that was rolled back, and when the event is replayed.
+func ExampleHandleOnce() {
+	pgjettest.Example(func(t testing.TB) { // in a test: func TestShippingIsIdempotent(t *testing.T) {
+		db := pgjettest.Database(t, `create table parcels (order_id text primary key)`)
+		oneParcel := func(tx pgx.Tx) {
+			parcels := 0
+			err := tx.QueryRow(t.Context(), `select count(*) from parcels`).Scan(&parcels)
+			fmt.Println(parcels, err)
+		}
+		paid := OrderPaid{OrderID: "o-17"}
+		pgjettest.HandleOnce(t, db, shipping.Handler, paid, oneParcel)
+		pgjettest.HandleRetried(t, db, shipping.Handler, paid, oneParcel)
+		pgjettest.HandleTwice(t, db, shipping.Handler, paid, oneParcel)
+	})
+	// Output:
+	// 1 <nil>
+	// 1 <nil>
+	// 1 <nil>
+}
