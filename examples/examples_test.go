@@ -20,11 +20,8 @@ import (
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/examples/orders"
 	"github.com/pgjet/pgjet/examples/protobuf/orderpb"
-	"github.com/pgjet/pgjet/internal/testenv"
-	"github.com/pgjet/pgjet/relay"
+	"github.com/pgjet/pgjet/pgjettest"
 )
-
-func TestMain(m *testing.M) { testenv.Main(m) }
 
 // services are the packages of this module that pay orders.
 var services = []string{"pgx", "sqlx", "gorm", "bun", "ent/service", "sqlc", "protobuf", "watermill/service"}
@@ -43,10 +40,8 @@ func TestServices(t *testing.T) {
 }
 
 func testService(t *testing.T, program, name string) {
-	db, js := testenv.Postgres(t), jetstreamOf(t)
-	testenv.Exec(t, db, orders.Table+`; insert into orders (id) values ('o-17'), ('o-18'); create table parcels (order_id text not null)`)
-	testenv.Run(t, (&relay.Relay{Database: db.Config().ConnConfig, NATSURL: js.Conn().ConnectedUrl(), Log: testenv.Logger(t)}).Run)
-	url := start(t, program, "DATABASE_URL="+db.Config().ConnString(), "NATS_URL="+js.Conn().ConnectedUrl(), "ADDR=127.0.0.1:0")
+	path := pgjettest.Start(t, orders.Table, `insert into orders (id) values ('o-17'), ('o-18'); create table parcels (order_id text not null)`)
+	url := start(t, program, "DATABASE_URL="+path.DatabaseURL, "NATS_URL="+path.NATSURL, "ADDR=127.0.0.1:0")
 	for _, row := range []struct {
 		id   string
 		code int
@@ -55,30 +50,20 @@ func testService(t *testing.T, program, name string) {
 			t.Errorf("paying %s answers %d, want %d", row.id, code, row.code)
 		}
 	}
-	if got, want := fmt.Sprint(published(t, js, 2)), "[o-17 o-18]"; got != want {
+	if got, want := fmt.Sprint(published(t, path.JS, 2)), "[o-17 o-18]"; got != want {
 		t.Errorf("the stream has %s, want %s", got, want)
 	}
 	paid := 0
-	if err := db.QueryRow(t.Context(), `select count(*) from orders where paid`).Scan(&paid); err != nil || paid != 2 {
+	if err := path.DB.QueryRow(t.Context(), `select count(*) from orders where paid`).Scan(&paid); err != nil || paid != 2 {
 		t.Errorf("%d orders are paid, %v, want 2", paid, err)
 	}
 	if name == "protobuf" || name == "watermill/service" { // which ship orders, too
-		testenv.Eventually(t, time.Minute, "each order has a parcel", func() bool {
+		pgjettest.Eventually(t, "each order has a parcel", func() bool {
 			var parcels []string
-			err := db.QueryRow(t.Context(), `select array_agg(order_id order by order_id) from parcels`).Scan(&parcels)
+			err := path.DB.QueryRow(t.Context(), `select array_agg(order_id order by order_id) from parcels`).Scan(&parcels)
 			return err == nil && fmt.Sprint(parcels) == "[o-17 o-18]"
 		})
 	}
-}
-
-// jetstreamOf returns a server of its own, with the stream.
-func jetstreamOf(t *testing.T) jetstream.JetStream {
-	t.Helper()
-	js, _ := testenv.JetStream(t)
-	if _, _, err := relay.EnsureStream(t.Context(), js, relay.StreamConfig(events.DefaultStream, 1)); err != nil {
-		t.Fatal(err)
-	}
-	return js
 }
 
 // start runs a program until the test ends, and returns the address that it prints.

@@ -253,9 +253,9 @@ func (f fate) String() string {
 	case f.behind:
 		return what + ": waits behind an earlier event of its key"
 	case f.err != "":
-		return fmt.Sprintf("%s: %s after %d attempts: %s", what, words[f.state], f.attempts, f.err)
+		return fmt.Sprintf("%s: %s, attempts: %d, error: %s", what, words[f.state], f.attempts, f.err)
 	}
-	return fmt.Sprintf("%s: %s after %d attempts", what, words[f.state], f.attempts)
+	return fmt.Sprintf("%s: %s, attempts: %d", what, words[f.state], f.attempts)
 }
 
 var words = map[string]string{"done": "done", "dead": "a dead letter", "discarded": "discarded", "intent": "to be tried again"}

@@ -248,7 +248,7 @@ func TestPath(t *testing.T) {
 				t.Errorf("the dead letter says %q", got)
 			}
 			requireFails(t, func(t testing.TB) { path.As(t).RequireDone("picky") },
-				"consumer picky: want done, but an event is set aside:\n  order.paid "+paid[1].ID.String()+", key o-18: a dead letter after 1 attempts: ", "never of this order")
+				"consumer picky: want done, but an event is set aside:\n  order.paid "+paid[1].ID.String()+", key o-18: a dead letter, attempts: 1, error: ", "never of this order")
 			requireFails(t, func(t testing.TB) { path.As(t).RequireDead("picky", paid[0].ID) }, "want dead, but an event is done")
 		})
 	}

@@ -8,16 +8,14 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/pgjet/pgjet/examples/orders"
-	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/pgjettest"
 )
-
-func TestMain(m *testing.M) { testenv.Main(m) }
 
 // TestAppend: it works whether or not GORM prepares statements, which then keeps none of AppendSQL's, and
 // not without a transaction.
 func TestAppend(t *testing.T) {
 	for _, prepare := range []bool{false, true} {
-		pool := testenv.Postgres(t)
+		pool := pgjettest.Database(t)
 		db, err := gorm.Open(postgres.Open(pool.Config().ConnString()), &gorm.Config{PrepareStmt: prepare})
 		if err != nil {
 			t.Fatal(err)

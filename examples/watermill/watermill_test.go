@@ -12,32 +12,16 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/examples/watermill"
-	"github.com/pgjet/pgjet/internal/testenv"
-	"github.com/pgjet/pgjet/relay"
+	"github.com/pgjet/pgjet/pgjettest"
 )
-
-func TestMain(m *testing.M) { testenv.Main(m) }
 
 var (
 	_ message.Publisher  = watermill.Publisher{}
 	_ message.Subscriber = (*watermill.Subscriber)(nil)
 )
-
-// start returns a database and a stream, with a relay between them.
-func start(t *testing.T) (*pgxpool.Pool, jetstream.JetStream) {
-	t.Helper()
-	pool := testenv.Postgres(t)
-	js, url := testenv.JetStream(t)
-	if _, _, err := relay.EnsureStream(t.Context(), js, relay.StreamConfig(events.DefaultStream, 1)); err != nil {
-		t.Fatal(err)
-	}
-	testenv.Run(t, (&relay.Relay{Database: pool.Config().ConnConfig, NATSURL: url, Log: testenv.Logger(t)}).Run)
-	return pool, js
-}
 
 // publish publishes messages of one key in one transaction, which commits if commit is true.
 func publish(t *testing.T, pool *pgxpool.Pool, commit bool, messages ...*message.Message) error {
@@ -77,9 +61,9 @@ func next(t *testing.T, messages <-chan *message.Message) *message.Message {
 // TestMessages: what commits arrives in order and whole, what is not acknowledged comes again before
 // what follows, and what a handler changes in Tx happens once.
 func TestMessages(t *testing.T) {
-	pool, js := start(t)
-	testenv.Exec(t, pool, `create table seen (id text not null)`)
-	s := &watermill.Subscriber{Group: "notes", DB: pool, JS: js, Log: testenv.Logger(t)}
+	path := pgjettest.Start(t, `create table seen (id text not null)`)
+	pool := path.DB
+	s := &watermill.Subscriber{Group: "notes", DB: pool, JS: path.JS}
 	messages, err := s.Subscribe(t.Context(), "note.*")
 	if err != nil {
 		t.Fatal(err)
@@ -111,7 +95,7 @@ func TestMessages(t *testing.T) {
 			break
 		}
 	}
-	testenv.Eventually(t, time.Minute, "all are done", func() bool {
+	pgjettest.Eventually(t, "all are done", func() bool {
 		n := 0
 		return pool.QueryRow(t.Context(), `select count(*) from seen`).Scan(&n) == nil && n == len(sent)
 	})
@@ -128,8 +112,9 @@ func TestMessages(t *testing.T) {
 
 // TestSubscriptionEndsWithItsContext, though nobody takes a message.
 func TestSubscriptionEndsWithItsContext(t *testing.T) {
-	pool, js := start(t)
-	s := &watermill.Subscriber{Group: "notes", DB: pool, JS: js, Log: testenv.Logger(t)}
+	path := pgjettest.Start(t)
+	pool := path.DB
+	s := &watermill.Subscriber{Group: "notes", DB: pool, JS: path.JS}
 	ctx, stop := context.WithCancel(t.Context())
 	messages, err := s.Subscribe(ctx, "note.made")
 	if err != nil {
@@ -140,7 +125,7 @@ func TestSubscriptionEndsWithItsContext(t *testing.T) {
 	}
 	next(t, messages).Ack()
 	stop()
-	testenv.Eventually(t, time.Minute, "the channel is closed", func() bool {
+	pgjettest.Eventually(t, "the channel is closed", func() bool {
 		select {
 		case m, open := <-messages:
 			if open {
@@ -155,7 +140,7 @@ func TestSubscriptionEndsWithItsContext(t *testing.T) {
 
 // TestPublishRefuses messages that could not be published.
 func TestPublishRefuses(t *testing.T) {
-	pool := testenv.Postgres(t)
+	pool := pgjettest.Database(t)
 	noKey, noUUID := note(1), note(1)
 	delete(noKey.Metadata, watermill.KeyMetadata)
 	noUUID.UUID = "1"
