@@ -46,6 +46,19 @@ var shipping = consumers.Consumer{
 	})),
 }
 
+// TestShipping: a paid order has a parcel.
+func TestShipping(t *testing.T) {
+	t.Parallel()
+	path := pgjettest.Start(t, `create table parcels (order_id text primary key)`)
+	path.Consume(shipping)
+	path.Append(OrderPaid{OrderID: "o-17"}) // or call what appends it
+	path.RequireDone("shipping")
+	var order string
+	if err := path.DB.QueryRow(t.Context(), `select order_id from parcels`).Scan(&order); err != nil || order != "o-17" {
+		t.Errorf("the parcel is of %q, %v, want o-17", order, err)
+	}
+}
+
 // The whole path: an event is appended, published, and handled.
 func Example() {
 	pgjettest.Example(func(t testing.TB) { // in a test: func TestShipping(t *testing.T) {

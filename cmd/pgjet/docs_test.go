@@ -30,7 +30,7 @@ func read(t *testing.T, name string) string {
 // TestDocsShowCompiledCode: Go in the README stands word for word in an example
 // that the tests run.
 func TestDocsShowCompiledCode(t *testing.T) {
-	examples := read(t, "internal/tests/outbox/example_test.go") + read(t, "consumers/example_test.go")
+	examples := read(t, "internal/tests/outbox/example_test.go") + read(t, "consumers/example_test.go") + read(t, "pgjettest/example_test.go")
 	blocks := regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(read(t, "README.md"), -1)
 	if len(blocks) == 0 {
 		t.Error("the README shows no Go code")
