@@ -324,11 +324,48 @@ func TestPartsOfSubjects(t *testing.T) {
 				if got := events.AnyPartition(filter); got != subjects.Filter(eventType) {
 					t.Errorf("%s is of %s, want %s", filter, got, subjects.Filter(eventType))
 				}
+				if got := events.PrefixOf("audit.made", "*.>", ">", filter, "other.>"); got != prefix {
+					t.Errorf("the prefix of %s is %q, want %q", filter, got, prefix)
+				}
+			}
+			if got, want := subjects.PartitionFilter(want, "order.>"), fmt.Sprintf("%s.%02x.order.>", prefix, want); got != want {
+				t.Errorf("the filter of a partition is %s, want %s", got, want)
 			}
 		}
 	}
+	if got := events.PrefixOf("audit.made", "acme.orders.>"); got != "acme.orders" {
+		t.Errorf("the prefix of a stream is %q, want acme.orders", got)
+	}
+	if got := events.PrefixOf("", "x", ">", "*.*.>", "*.3f.x"); got != "" {
+		t.Errorf("what has no prefix has %q", got)
+	}
 	if events.Partition("x") != 0 || events.FilteredType("x") != "x" || events.AnyPartition("x.y") != "x.y" {
 		t.Error("what has no partition has one")
+	}
+}
+
+// TestTakenBy: which streams take events with a prefix.
+func TestTakenBy(t *testing.T) {
+	for _, row := range []struct {
+		pattern, prefix string
+		want            bool
+	}{
+		{"events.>", "events", true},
+		{"events.*.user.>", "events", true},
+		{">", "events", true},
+		{"*.>", "events", true},
+		{"*.*.user.created", "events", true},
+		{"events", "events", false},
+		{"orders.>", "events", false},
+		{"events.>", "events.a", true},
+		{"events.a.>", "events.a", true},
+		{"events.a", "events.a", false},
+		{"events.b.>", "events.a", false},
+		{"a.>", "a.b.c", true},
+	} {
+		if got := events.SubjectsOf(row.prefix).TakenBy([]string{"other.made", row.pattern}); got != row.want {
+			t.Errorf("TakenBy(%q) of %q is %t, want %t", row.pattern, row.prefix, got, row.want)
+		}
 	}
 }
 

@@ -92,6 +92,30 @@ func (s *Subjects) All() string { return s.prefix + ".>" }
 // Filter returns the subject filter that matches all events of one type.
 func (s *Subjects) Filter(eventType string) string { return s.prefix + ".*." + eventType }
 
+// PartitionFilter returns the subject filter that matches the events of one type in one partition.
+func (s *Subjects) PartitionFilter(partition int, eventType string) string {
+	return s.partitions[partition] + eventType
+}
+
+// TakenBy reports whether a stream that takes these subjects, with the wildcards of NATS, takes any event of s.
+func (s *Subjects) TakenBy(stream []string) bool {
+	return slices.ContainsFunc(stream, func(pattern string) bool { return meets(pattern, s.prefix) })
+}
+
+// meets reports whether pattern, with the wildcards of NATS, takes any subject that begins with prefix.
+func meets(pattern, prefix string) bool {
+	p := strings.Split(pattern, ".")
+	for i, token := range strings.Split(prefix, ".") {
+		switch {
+		case i < len(p) && p[i] == ">":
+			return true
+		case i >= len(p) || p[i] != "*" && p[i] != token:
+			return false
+		}
+	}
+	return len(p) > strings.Count(prefix, ".")+1
+}
+
 // Of returns the subject of an event of this type and key, such as
 // "events.2c.user.created". Its partition is the FNV-1a hash (32 bits) of the key
 // modulo [Partitions], as two hex digits, so all events of one key share it.
@@ -111,11 +135,6 @@ func Subject(eventType, key string) string { return usual.Of(eventType, key) }
 
 // Filter is [Subjects.Filter] with the default [Prefix].
 func Filter(eventType string) string { return usual.Filter(eventType) }
-
-// TokenFilter returns the subject filter that matches the events of one type in one partition.
-func TokenFilter(partition int, eventType string) string {
-	return usual.partitions[partition] + eventType
-}
 
 // cut splits a subject or filter into its prefix, its partition, which may be *, and its type. ok is false if it names no partition.
 func cut(subject string) (prefix, partition, eventType string, ok bool) {
@@ -141,6 +160,21 @@ func Partition(subject string) int {
 		return 0
 	}
 	return int(n) % Partitions
+}
+
+// PrefixOf returns the prefix of the first of these subjects, filters, or all that a stream takes, such as "orders.>", that
+// has one; "" if none has.
+func PrefixOf(subjects ...string) string {
+	for _, subject := range subjects {
+		prefix, _, _, ok := cut(subject)
+		if !ok {
+			prefix, ok = strings.CutSuffix(subject, ".>")
+		}
+		if ok && CheckPrefix(prefix) == nil {
+			return prefix
+		}
+	}
+	return ""
 }
 
 // FilteredType returns the type in a subject or filter.
@@ -339,3 +373,8 @@ func escape(s string) string {
 }
 
 func special(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '%' }
+
+// TokenFilter is [Subjects.PartitionFilter] with the default [Prefix].
+func TokenFilter(partition int, eventType string) string {
+	return usual.PartitionFilter(partition, eventType)
+}

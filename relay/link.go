@@ -269,17 +269,3 @@ func matches(pattern, subject string) bool {
 	}
 	return len(p) == len(s)
 }
-
-// meets reports whether pattern, with the wildcards of NATS, takes any subject that begins with prefix.
-func meets(pattern, prefix string) bool {
-	p := strings.Split(pattern, ".")
-	for i, token := range strings.Split(prefix, ".") {
-		switch {
-		case i < len(p) && p[i] == ">":
-			return true
-		case i >= len(p) || p[i] != "*" && p[i] != token:
-			return false
-		}
-	}
-	return len(p) > strings.Count(prefix, ".")+1
-}

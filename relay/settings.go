@@ -2,7 +2,6 @@ package relay
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -61,7 +60,7 @@ func (l *link) checkSettings(retention time.Duration) (weaknesses []string, err 
 		}
 		weaknesses = append(weaknesses, f.text)
 	}
-	if !slices.ContainsFunc(config.Subjects, func(s string) bool { return meets(s, l.subjects.Prefix()) }) {
+	if !l.subjects.TakenBy(config.Subjects) {
 		return nil, block(string(jserror.StreamDiffers), fmt.Errorf("stream %s takes %s, and the subjects of this outbox begin with %s; set --prefix, or --stream",
 			l.name, strings.Join(config.Subjects, " "), l.subjects.Prefix()))
 	}
