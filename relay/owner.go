@@ -11,6 +11,7 @@ import (
 
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/natsconn"
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
@@ -85,12 +86,8 @@ type querier interface {
 // ReadOutbox returns which outbox the database has, with the name of the service that appends its
 // events. The id never changes, also if the database is dumped, restored or moved.
 func ReadOutbox(ctx context.Context, db querier, source string) (Outbox, error) {
-	o := Outbox{Source: source}
-	err := db.QueryRow(ctx, `select id from pgjet.identity`).Scan(&o.ID)
-	if errors.Is(err, pgx.ErrNoRows) {
-		err = errors.New("pgjet.identity is empty; as the owner of the tables: select pgjet.new_identity()")
-	}
-	return o, sqlstate.Wrap("read which outbox this is", err)
+	id, err := postgres.Identity(ctx, db)
+	return Outbox{id, source}, sqlstate.Wrap("read which outbox this is", err)
 }
 
 // Claim has an existing stream name o, the outbox of db, and reports whether it did not before. It
