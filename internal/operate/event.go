@@ -85,9 +85,10 @@ type Handling struct {
 	Log      []inbox.Attempt `json:"attempt_log"` // as far as it is kept; not of one that was done at the first attempt
 
 	stream  string
+	own     bool // stream has the events of this database, as far as is known
 	slices  int
 	current bool   // StreamAt is of the present stream
-	seq     *int64 // of the outbox
+	seq     *int64 // of an outbox, this one's if own
 }
 
 // A Letter is the dead letter of an event.
@@ -138,8 +139,9 @@ func (s Source) Event(ctx context.Context, id uuid.UUID) (Event, error) {
 type question struct {
 	Source
 	Event
-	seqs   []int64 // places in the outbox, as others remember them
-	pruned int64   // the highest seq that was pruned
+	seqs     []int64  // places in the outbox, as others remember them
+	pruned   int64    // the highest seq that was pruned
+	prefixes []string // what its subject may begin with; none is not known
 }
 
 func (q *question) ask(ctx context.Context) error {
@@ -166,7 +168,7 @@ func (q *question) ask(ctx context.Context) error {
 // askConsumers looks at each consumer's row of the event, by primary key.
 func (q *question) askConsumers(ctx context.Context) (err error) {
 	q.Consumers, err = collect(ctx, q.DB, scanHandling, `
-		select c.name, c.stream, c.slices, coalesce(i.state, ''), coalesce(n.attempts, d.attempts, i.attempts, 0), i.began, i.at, n.since,
+		select c.name, c.stream, c.stream in (select stream from pgjet.leader where epoch > 0) or not exists (select from pgjet.leader where epoch > 0), c.slices, coalesce(i.state, ''), coalesce(n.attempts, d.attempts, i.attempts, 0), i.began, i.at, n.since,
 		       case when n.due_at between '0001-01-01' and '9999-12-31' then n.due_at end, coalesce(n.due_at = 'infinity', false), coalesce(n.taken_by, ''),
 		       coalesce(n.error, ''), coalesce(i.stream_seq, 0), coalesce(i.generation = c.generation, false),
 		       case when coalesce(n.header, d.header) -> 'Pgjet-Seq' ->> 0 ~ '^[0-9]{1,18}$' then (coalesce(n.header, d.header) -> 'Pgjet-Seq' ->> 0)::bigint end,
@@ -177,7 +179,7 @@ func (q *question) askConsumers(ctx context.Context) (err error) {
 		  left join pgjet.dead_letter d on d.consumer = c.name and d.event_id = $1
 		 order by c.name`, q.ID)
 	for _, h := range q.Consumers {
-		if h.seq != nil {
+		if h.seq != nil && h.own {
 			q.seqs = append(q.seqs, *h.seq)
 		}
 	}
@@ -190,7 +192,7 @@ func scanHandling(row pgx.CollectableRow) (h Handling, err error) {
 	var n *int
 	var at *time.Time
 	var l Letter
-	err = row.Scan(&h.Consumer, &h.stream, &h.slices, &h.State, &h.Attempts, &h.Began, &h.At, &h.Since, &h.DueAt, &h.Behind, &h.TakenBy,
+	err = row.Scan(&h.Consumer, &h.stream, &h.own, &h.slices, &h.State, &h.Attempts, &h.Began, &h.At, &h.Since, &h.DueAt, &h.Behind, &h.TakenBy,
 		&h.Error, &h.StreamAt, &h.current, &h.seq, &id, &state, &text, &n, &at, &l.ChangedAt, &l.ChangedBy, &l.ChangeReason)
 	h.Began, h.At, h.Since, h.DueAt, h.Error = utc(h.Began), utc(h.At), utc(h.Since), utc(h.DueAt), inbox.Mask(h.Error)
 	if err == nil && id != nil {
@@ -253,14 +255,14 @@ func (q *question) askKnownPlaces(ctx context.Context) error {
 	}
 	for _, h := range q.Consumers {
 		if q.Stored == nil && h.current && h.StreamAt > 0 {
-			q.look(ctx, h.stream, uint64(h.StreamAt)) //nolint:gosec // positive
+			q.look(ctx, h.stream, h.own, uint64(h.StreamAt)) //nolint:gosec // positive
 		}
 	}
 	return nil
 }
 
-// look reads a message. If it is the event, its place is known.
-func (q *question) look(ctx context.Context, stream string, seq uint64, options ...jetstream.GetMsgOpt) (next uint64) {
+// look reads a message of a stream, which has this database's outbox if it is its own. If it is the event, its place is known.
+func (q *question) look(ctx context.Context, stream string, own bool, seq uint64, options ...jetstream.GetMsgOpt) (next uint64) {
 	s, err := q.JS.Stream(ctx, stream)
 	if err != nil {
 		return 0
@@ -275,7 +277,10 @@ func (q *question) look(ctx context.Context, stream string, seq uint64, options 
 	}
 	q.Stored = &Stored{stream, msg.Sequence, msg.Subject, msg.Time.UTC()}
 	q.Type, q.Key, q.TraceID = e.Type, e.Key, traceOf(e.Traceparent)
-	q.seqs = append(q.seqs, e.Seq)
+	q.prefixes = []string{events.PrefixOf(msg.Subject)}
+	if own {
+		q.seqs = append(q.seqs, e.Seq)
+	}
 	return 0
 }
 
@@ -306,11 +311,14 @@ func (q *question) askStream(ctx context.Context) {
 			q.Unknown = append(q.Unknown, "its place in the stream "+s.Stream+", which cannot be asked")
 			continue
 		}
-		prefix := strings.TrimSuffix(stream.CachedInfo().Config.Subjects[0], ".>")
+		prefix := events.PrefixOf(stream.CachedInfo().Config.Subjects...)
+		if prefix != "" {
+			q.prefixes = append(q.prefixes, prefix)
+		}
 		subject := events.SubjectsOf(prefix).Of(q.Type, q.Key)
 		next, looks := s.Seq+1, 0
 		for ; looks < mostLooks && next > 0 && q.Stored == nil && ctx.Err() == nil; looks++ {
-			next = q.look(ctx, s.Stream, next, jetstream.WithGetMsgSubject(subject))
+			next = q.look(ctx, s.Stream, true, next, jetstream.WithGetMsgSubject(subject))
 		}
 		if looks == mostLooks {
 			q.Unknown = append(q.Unknown, fmt.Sprintf("its place in the stream %s: it is not among the %d messages of its subject behind the checkpoint before it", s.Stream, mostLooks))
@@ -350,7 +358,9 @@ func (q *question) expected(ctx context.Context, h *Handling) string {
 	}
 	config := c.CachedInfo().Config
 	filters := append(config.FilterSubjects, config.FilterSubject)
-	if !slices.ContainsFunc(filters, func(f string) bool { return f != "" && covers(events.FilteredType(f), q.Type) }) {
+	if !slices.ContainsFunc(filters, func(f string) bool {
+		return f != "" && covers(events.FilteredType(f), q.Type) && q.mayBegin(events.PrefixOf(f))
+	}) {
 		return Ignored
 	}
 	if info := c.CachedInfo(); q.Stored != nil && h.slices <= 1 && info.AckFloor.Stream >= q.Stored.Seq {
@@ -358,6 +368,11 @@ func (q *question) expected(ctx context.Context, h *Handling) string {
 		return Unknown
 	}
 	return Waiting
+}
+
+// mayBegin reports whether the subject of the event may begin with a prefix: of another service's stream a consumer gets none of this one's.
+func (q *question) mayBegin(prefix string) bool {
+	return prefix == "" || len(q.prefixes) == 0 || slices.Contains(q.prefixes, prefix)
 }
 
 // covers reports whether a filter's type, which may have wildcards, takes in a type.
