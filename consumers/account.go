@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -154,7 +153,7 @@ func held(ctx context.Context, js jetstream.JetStream, stream string, filters []
 	for _, f := range filters {
 		info, err := s.Info(ctx, jetstream.WithSubjectFilter(f))
 		if err != nil {
-			return 0, 0, 0, fmt.Errorf("count %s in stream %s: %w", strings.TrimPrefix(f, "events.*."), stream, err)
+			return 0, 0, 0, fmt.Errorf("count %s in stream %s: %w", events.FilteredType(f), stream, err)
 		}
 		first, last = info.State.FirstSeq, info.State.LastSeq
 		for _, count := range info.State.Subjects {

@@ -1,6 +1,7 @@
 package consumers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,28 +22,32 @@ import (
 
 // Configs returns the durable consumers that c needs, one for each slice: everything from the start of the
 // stream, so that it can be replayed; explicit acks; and no limit to deliveries, since
-// beyond one JetStream would drop an event in silence.
-func (c Consumer) Configs() (all []jetstream.ConsumerConfig, err error) {
+// beyond one JetStream would drop an event in silence. The subjects of the events begin with prefix; "" is [events.Prefix].
+func (c Consumer) Configs(prefix string) (all []jetstream.ConsumerConfig, err error) {
 	c, err = c.withDefaults()
+	if err == nil && prefix != "" {
+		err = events.CheckPrefix(prefix)
+	}
 	if err != nil {
 		return nil, err
 	}
+	subjects := events.SubjectsOf(prefix)
 	for n := range c.Slices {
-		all = append(all, c.config(inbox.Slice{Number: n, Of: c.Slices}))
+		all = append(all, c.config(subjects, inbox.Slice{Number: n, Of: c.Slices}))
 	}
 	return all, nil
 }
 
 // config returns the durable consumer of a slice; c is complete.
-func (c *Consumer) config(slice inbox.Slice) jetstream.ConsumerConfig {
+func (c *Consumer) config(of *events.Subjects, slice inbox.Slice) jetstream.ConsumerConfig {
 	var subjects []string
 	for _, t := range c.Handler.types {
 		if slice.Of <= 1 {
-			subjects = append(subjects, events.Filter(t))
+			subjects = append(subjects, of.Filter(t))
 			continue
 		}
 		for from, to := slice.Tokens(); from < to; from++ {
-			subjects = append(subjects, events.TokenFilter(from, t))
+			subjects = append(subjects, of.PartitionFilter(from, t))
 		}
 	}
 	slices.Sort(subjects)
@@ -65,11 +70,14 @@ const maxAckPending = 10_000
 
 // Ensure creates the durable consumer want on a stream if it does not exist, and
 // reports whether it did. An existing one is left as it is: Ensure returns how it
-// differs, a line for each setting. If js may not create one, since the account of its
+// differs, a line for each setting. It returns an [*inbox.ForeignDurableError] if that belongs to another database than want. If js may not create one, since the account of its
 // connection does not import that request, the error says that the consumer is missing.
 func Ensure(ctx context.Context, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig) (created bool, differences []string, err error) {
 	consumer, err := js.Consumer(ctx, stream, want.Durable)
 	if natsconn.Of(err) == jserror.ConsumerMissing {
+		if err := checkStream(ctx, js, stream, want); err != nil {
+			return false, nil, err
+		}
 		_, failed := js.CreateConsumer(ctx, stream, want)
 		if errors.Is(failed, nats.ErrNoResponders) {
 			return false, nil, err
@@ -78,6 +86,9 @@ func Ensure(ctx context.Context, js jetstream.JetStream, stream string, want jet
 			return failed == nil, nil, failed
 		}
 		consumer, err = js.Consumer(ctx, stream, want.Durable) // another process was faster
+	}
+	if err == nil {
+		err = foreign(stream, consumer.CachedInfo().Config, want)
 	}
 	if err != nil {
 		return false, nil, err
@@ -164,13 +175,32 @@ func (d *durable) open(ctx context.Context) (err error) {
 	return nil
 }
 
-// streamInfo looks at the stream, and refuses what does not fit it.
-func (r *run) streamInfo(ctx context.Context) (*jetstream.StreamInfo, error) {
-	s, err := r.js.Stream(ctx, r.stream)
+// streamInfo looks at the stream, and refuses what does not fit it, and durable consumers that belong to another database.
+func (m *member) streamInfo(ctx context.Context) (*jetstream.StreamInfo, error) {
+	s, err := m.js.Stream(ctx, m.stream)
 	if err != nil {
 		return nil, fmt.Errorf("look at the stream: %w", err)
 	}
-	return s.CachedInfo(), r.remembers(s.CachedInfo().Config.MaxAge)
+	info := s.CachedInfo()
+	return info, cmp.Or(m.remembers(info.Config.MaxAge), checkSubjects(info.Config, m.subjects), m.checkOwners(ctx))
+}
+
+// checkSubjects refuses a stream that takes none of these subjects. Of one that gets messages of another stream it is not known.
+func checkSubjects(c jetstream.StreamConfig, want *events.Subjects) error {
+	if len(c.Subjects) == 0 || len(c.Sources) > 0 || c.SubjectTransform != nil || want.TakenBy(c.Subjects) {
+		return nil
+	}
+	return fmt.Errorf("%s: stream %s takes %s, and this consumer wants subjects that begin with %s; give it the prefix of the stream by --prefix (Prefix of a consumers.Runner), or another --stream",
+		jserror.StreamDiffers, c.Name, strings.Join(c.Subjects, " "), want.Prefix())
+}
+
+// checkStream is checkSubjects for a durable consumer that is about to be made.
+func checkStream(ctx context.Context, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig) error {
+	s, err := js.Stream(ctx, stream)
+	if err != nil {
+		return err
+	}
+	return checkSubjects(s.CachedInfo().Config, events.SubjectsOf(events.PrefixOf(want.FilterSubjects...)))
 }
 
 // remembers refuses an inbox that forgets an event while the stream can still deliver it.
@@ -191,10 +221,14 @@ func (r *run) remembers(maxAge time.Duration) error {
 // make events vanish are put right. One that wants other events than this one is left alone,
 // and is an error.
 func (d *durable) bind(ctx context.Context) (created bool, err error) {
-	d.want = d.run.Consumer.config(d.slice)
+	d.want = d.run.Consumer.config(d.run.subjects, d.slice)
+	d.want.Metadata = d.run.identity.Named(nil)
 	created, differences, err := Ensure(ctx, d.run.js, d.run.stream, d.want)
 	if err == nil {
 		d.Consumer, err = d.run.js.Consumer(ctx, d.run.stream, d.want.Durable)
+	}
+	if _, others := errors.AsType[*inbox.ForeignDurableError](err); others {
+		return false, err
 	}
 	if err != nil {
 		return false, fmt.Errorf("bind the durable consumer: %w", err)
@@ -203,6 +237,9 @@ func (d *durable) bind(ctx context.Context) (created bool, err error) {
 		return false, err
 	}
 	if err := d.unfit(d.CachedInfo()); err != nil {
+		return false, err
+	}
+	if err := d.claim(ctx); err != nil {
 		return false, err
 	}
 	for _, difference := range compare(d.CachedInfo().Config, d.want) {
@@ -228,6 +265,9 @@ func (d *durable) mend(ctx context.Context, differences []string) error {
 
 // unfit returns why the durable consumer cannot be worked with as it is.
 func (d *durable) unfit(info *jetstream.ConsumerInfo) error {
+	if err := foreign(d.run.stream, info.Config, d.want); err != nil {
+		return err
+	}
 	differences := compare(info.Config, d.want)
 	for _, difference := range differences {
 		name, _, _ := strings.Cut(difference, ":")

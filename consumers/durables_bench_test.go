@@ -62,7 +62,7 @@ func BenchmarkDurables(b *testing.B) {
 // deliver makes the durable consumers of c, takes all that they deliver, and deletes them.
 func deliver(b *testing.B, js jetstream.JetStream, c consumers.Consumer, replicas, count int) {
 	b.Helper()
-	configs, err := c.Configs()
+	configs, err := c.Configs("")
 	if err != nil {
 		b.Fatal(err)
 	}

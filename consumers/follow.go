@@ -1,6 +1,7 @@
 package consumers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,21 +29,29 @@ const (
 // errMissed says that the server sent more than arrived.
 var errMissed = errors.New("events were missed")
 
-// Follow calls onEvent for each event of these types that the stream stores from now
+// A Feed is what processes follow: the events of some types in a stream, by one consumer of the stream.
+type Feed struct {
+	Stream string   // "" is [events.DefaultStream]
+	Prefix string   // what the subjects of the events begin with; "" is [events.Prefix]
+	Name   string   // of the consumer
+	Types  []string // of events, or patterns
+}
+
+// Follow calls onEvent for each event of the feed that the stream stores from now
 // on, in order, until ctx ends. It is for caches: nothing is remembered, neither here
 // nor by the stream, so an event may be missed. Then, and when it begins, it calls
 // onGap: whatever was derived from events before may be stale. Both are called by one
 // goroutine and must not block.
 //
-// All processes that follow under one name share one consumer of the stream, of that
+// All processes that follow under one name share the consumer of the stream of that
 // name, and each gets every event. They must ask for the same types. A process needs no
 // other right than to create and look up that one consumer, and to subscribe to
 // [events.FollowSubject]. If it may only look it up, [EnsureFollowed] has to create it before.
 //
 // It keeps trying for ever, and logs why it does not get through once.
 // While it does not, neither function is called.
-func Follow(ctx context.Context, js jetstream.JetStream, stream, name string, types []string, log *slog.Logger, onEvent func(events.Event), onGap func()) {
-	f := newFollower(js, stream, name, types)
+func Follow(ctx context.Context, js jetstream.JetStream, feed Feed, log *slog.Logger, onEvent func(events.Event), onGap func()) {
+	f := newFollower(js, feed)
 	f.onEvent, f.onGap = onEvent, onGap
 	f.keeper.Run(ctx, log, f.session)
 }
@@ -50,21 +59,22 @@ func Follow(ctx context.Context, js jetstream.JetStream, stream, name string, ty
 // EnsureFollowed creates the consumer that [Follow] needs if it does not exist, and reports
 // whether it did. It is for processes that may not create a consumer: they follow this one,
 // which stays while none of them runs. Events that were stored meanwhile come to the next one.
-func EnsureFollowed(ctx context.Context, js jetstream.JetStream, stream, name string, types []string) (created bool, err error) {
-	f := newFollower(js, stream, name, types)
+func EnsureFollowed(ctx context.Context, js jetstream.JetStream, feed Feed) (created bool, err error) {
+	f := newFollower(js, feed)
 	if _, err = f.join(ctx); natsconn.Of(err) != jserror.ConsumerMissing {
 		return false, err
 	}
 	config := f.config()
-	config.Durable, config.MemoryStorage = name, false
-	_, err = js.CreatePushConsumer(ctx, stream, config)
+	config.Durable, config.MemoryStorage = f.name, false
+	_, err = js.CreatePushConsumer(ctx, f.stream, config)
 	return err == nil, err
 }
 
-func newFollower(js jetstream.JetStream, stream, name string, types []string) *follower {
-	f := &follower{js: js, stream: stream, name: name}
-	for _, t := range types {
-		f.subjects = append(f.subjects, events.Filter(t))
+func newFollower(js jetstream.JetStream, feed Feed) *follower {
+	f := &follower{js: js, stream: cmp.Or(feed.Stream, events.DefaultStream), name: feed.Name}
+	subjects := events.SubjectsOf(feed.Prefix)
+	for _, t := range feed.Types {
+		f.subjects = append(f.subjects, subjects.Filter(t))
 	}
 	return f
 }

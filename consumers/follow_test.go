@@ -41,7 +41,7 @@ func follow(t *testing.T, js, followed jetstream.JetStream, createStream bool) *
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		consumers.Follow(ctx, followed, "EVENTS", "notes-cache", []string{"note.made", "note.torn"}, slog.New(slog.NewTextHandler(w, nil)), w.onEvent, w.onGap)
+		consumers.Follow(ctx, followed, consumers.Feed{Name: "notes-cache", Types: []string{"note.made", "note.torn"}}, slog.New(slog.NewTextHandler(w, nil)), w.onEvent, w.onGap)
 	}()
 	w.stop = sync.OnceFunc(func() { cancel(); <-ended })
 	t.Cleanup(w.stop)

@@ -454,7 +454,7 @@ func TestTypesOfHandle(t *testing.T) {
 		for _, pattern := range types {
 			all = append(all, consumers.OnType(pattern, write))
 		}
-		c, err := consumers.Consumer{Name: "a", Slices: 1, Handler: consumers.Handle(all...)}.Configs()
+		c, err := consumers.Consumer{Name: "a", Slices: 1, Handler: consumers.Handle(all...)}.Configs("")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -471,7 +471,7 @@ func onNote() consumers.Typed {
 // TestEnsure: a missing durable consumer is made; one that differs is shown, and left.
 func TestEnsure(t *testing.T) {
 	b := newBench(t)
-	wants, err := consumers.Consumer{Name: "test", Slices: 1, Handler: each(write, "note.made")}.Configs()
+	wants, err := consumers.Consumer{Name: "test", Slices: 1, Handler: each(write, "note.made")}.Configs("")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -260,8 +260,15 @@ func (m *member) reportHolder(ctx context.Context) error {
 // forget deletes the durable consumers of another number of slices, if it may.
 func (m *member) forget(ctx context.Context, slices int) {
 	for _, name := range inbox.Durables(m.Consumer.Name, slices) {
-		if err := m.js.DeleteConsumer(ctx, m.stream, name); err != nil && natsconn.Of(err) != jserror.ConsumerMissing {
-			m.log.WarnContext(ctx, "a durable consumer is not needed any more and could not be deleted; run: nats consumer rm "+m.stream+" "+name, "err", err)
+		err := m.checkOwner(ctx, name)
+		if _, others := errors.AsType[*inbox.ForeignDurableError](err); others {
+			continue
+		}
+		if err == nil {
+			err = m.js.DeleteConsumer(ctx, m.stream, name)
+		}
+		if err != nil && natsconn.Of(err) != jserror.ConsumerMissing {
+			m.log.WarnContext(ctx, "a durable consumer is not needed any more, unless it names another database, and could not be deleted; run: nats consumer rm "+m.stream+" "+name, "err", err)
 		}
 	}
 }

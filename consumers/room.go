@@ -32,6 +32,7 @@ type database interface {
 	Holders(ctx context.Context, names []string) (map[string][]lead.Holder, error)
 
 	// See the functions of package inbox with these names.
+	Identity(ctx context.Context) (inbox.Identity, error) // ReadIdentity
 	Abandon(ctx context.Context, sessions []string) error
 	ReadMark(ctx context.Context) (inbox.Mark, error)
 	Register(ctx context.Context, r inbox.Registration) (inbox.Registered, error)
@@ -153,6 +154,10 @@ func (c *connection) Release(ctx context.Context, name string) error {
 
 func (c *connection) Holders(ctx context.Context, names []string) (map[string][]lead.Holder, error) {
 	return lead.Holders(ctx, c.conn, names...)
+}
+
+func (c *connection) Identity(ctx context.Context) (inbox.Identity, error) {
+	return inbox.ReadIdentity(ctx, c.conn)
 }
 
 func (c *connection) Abandon(ctx context.Context, sessions []string) error {

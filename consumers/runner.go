@@ -45,7 +45,8 @@ type Runner struct {
 	Consumer Consumer
 	DB       *pgxpool.Pool       // where the inbox is, and what the handler changes; Workers + 2 connections serve well
 	JS       jetstream.JetStream // its connection should reconnect for ever
-	Stream   string              // "" is [events.DefaultStream]
+	Stream   string              // "" is [events.DefaultStream]; it may be another service's
+	Prefix   string              // what the subjects of its events begin with; "" is [events.Prefix]
 	Log      *slog.Logger        // nil discards
 	// Direct is where each session has one connection of its own, for its locks: PostgreSQL itself, not
 	// a connection pooler. nil is where DB's connections go.
@@ -69,6 +70,7 @@ type run struct {
 	js       jetstream.JetStream
 	source   source
 	stream   string
+	subjects *events.Subjects // of the events
 	log      *slog.Logger
 	process  string // host:pid
 	// connecting returns what a session asks of the database.
@@ -76,10 +78,12 @@ type run struct {
 	metrics    *metrics
 	keeper     session.Keeper
 	gate       atomic.Pointer[gate] // of the last session
+	unnamed    atomic.Bool          // NATS lets it not write whose a durable consumer is
 	recent     recent
 	limiter    *rate.Limiter // of attempts; nil is no limit
 
 	// Of one session after the other.
+	identity  inbox.Identity              // of the database
 	inboxes   [inbox.Tokens]inbox.Version // as the last term of each slice saw it
 	recovered recovered
 	cut       bool         // a session failed: what was on its way to it may be with nobody
@@ -119,7 +123,7 @@ func (r *Runner) complete() (*run, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &run{Runner: r, Consumer: c, db: postgres.DB{Pool: r.DB}, js: r.JS, stream: cmp.Or(r.Stream, events.DefaultStream),
+	n := &run{Runner: r, Consumer: c, db: postgres.DB{Pool: r.DB}, js: r.JS, stream: cmp.Or(r.Stream, events.DefaultStream), subjects: events.SubjectsOf(r.Prefix),
 		log: cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("consumer", c.Name)}
 	switch {
 	case r.DB == nil:
@@ -129,7 +133,7 @@ func (r *Runner) complete() (*run, error) {
 	case r.Retention < 0:
 		err = errors.New("its Retention is negative; 0 is for ever")
 	default:
-		err = errors.Join(postgres.CheckMode(r.DB.Config().ConnConfig), validName("Stream", n.stream), validName("MoveFrom", cmp.Or(r.MoveFrom, n.stream)))
+		err = errors.Join(postgres.CheckMode(r.DB.Config().ConnConfig), validName("Stream", n.stream), events.CheckPrefix(n.subjects.Prefix()), validName("MoveFrom", cmp.Or(r.MoveFrom, n.stream)))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("consumer %s: %w", c.Name, err)

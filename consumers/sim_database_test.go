@@ -520,6 +520,16 @@ func (c *simConnection) ReadMark(ctx context.Context) (m inbox.Mark, err error) 
 	})
 }
 
+func (c *simConnection) Identity(ctx context.Context) (is inbox.Identity, err error) {
+	err = c.ask(ctx, "identity", func() error {
+		is = inbox.Identity{ID: simIdentity, Database: "sim"}
+		return nil
+	})
+	return is, err
+}
+
+var simIdentity = uuid.New()
+
 func (c *simConnection) Register(ctx context.Context, r inbox.Registration) (is inbox.Registered, err error) {
 	err = c.ask(ctx, "register", func() error {
 		d := c.d

@@ -270,7 +270,7 @@ func (w *simWorld) start() {
 	if err != nil {
 		panic(err)
 	}
-	p.run = &run{Runner: &Runner{Consumer: c}, Consumer: c, db: postgres.DB{}, js: &simJetStream{p: p}, source: simSource{p}, stream: "EVENTS",
+	p.run = &run{Runner: &Runner{Consumer: c}, Consumer: c, db: postgres.DB{}, js: &simJetStream{p: p}, source: simSource{p}, subjects: events.SubjectsOf(""), stream: "EVENTS",
 		log: w.log.With("process", p.name), process: p.name, metrics: simMetrics(),
 		connecting: func(session string) database {
 			return &simConnection{p: p, d: w.db, session: session, closed: true}

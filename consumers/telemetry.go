@@ -105,7 +105,7 @@ func (t *term) describe(span trace.Span, all []*work) {
 	const mostLinks = 128
 	d := messaging.Destination{Stream: t.stream}
 	for _, w := range all {
-		d.Add(w.Subject, events.Filter(w.event.Type))
+		d.Add(w.Subject, t.subjects.Filter(w.event.Type))
 	}
 	span.SetName(d.SpanName("process"))
 	span.SetAttributes(d.Attributes("process")...)

@@ -373,8 +373,3 @@ func escape(s string) string {
 }
 
 func special(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '%' }
-
-// TokenFilter is [Subjects.PartitionFilter] with the default [Prefix].
-func TokenFilter(partition int, eventType string) string {
-	return usual.PartitionFilter(partition, eventType)
-}

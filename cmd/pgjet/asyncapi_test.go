@@ -238,7 +238,7 @@ func TestAsyncAPISaysWhichTypes(t *testing.T) {
 // consumedTypes returns the types that a consumer's durable consumer brings.
 func consumedTypes(t *testing.T, c consumers.Consumer) (types []string) {
 	t.Helper()
-	config, err := c.Configs()
+	config, err := c.Configs("")
 	if err != nil {
 		t.Fatal(err)
 	}

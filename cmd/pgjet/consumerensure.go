@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/consumers/replay"
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/lead"
@@ -35,6 +37,10 @@ exists is compared and left as it is: the differences are shown, and the exit co
 6. The names are: ` + strings.Join(names, ", ") + `; and ` + followName + `, by
 which the user service follows events. Processes create what they need by themselves
 unless NATS forbids it, as in the accounts that pgjet nats accounts prints.
+
+With --database-url a durable consumer names the database of its consumer, so that no other
+database uses it. One that exists and names none is given to it. One that is another database's
+is refused, and left as it is: exit code 7.
 
 If all that differs is that types of events are missing, --apply adds them. The consumer
 is paused for that moment, and nothing is lost: what the stream already holds of those
@@ -67,6 +73,7 @@ handle nothing from then on. If it is interrupted, do it again.`,
 		},
 	}
 	s.natsFlags(cmd.Flags())
+	s.prefixFlag(cmd.Flags())
 	s.databaseFlag(cmd.Flags())
 	s.directFlag(cmd.Flags())
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "compare, and create nothing")
@@ -93,7 +100,7 @@ func (s *settings) ensure(ctx context.Context, name string, dryRun, apply bool) 
 
 // extendConsumer adds what is missing to the durable consumer, and says so.
 func (s *settings) extendConsumer(ctx context.Context, c consumers.Consumer) (string, error) {
-	want, err := c.Configs()
+	want, err := c.Configs(s.prefix)
 	if err != nil {
 		return "", err
 	}
@@ -136,7 +143,7 @@ func (s *settings) extend(ctx context.Context, db *pgxpool.Pool, js jetstream.Je
 func (s *settings) ensureConsumer(ctx context.Context, c consumers.Consumer, dryRun bool) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, operateTime)
 	defer cancel()
-	want, err := c.Configs()
+	want, err := s.ownedConfigs(ctx, c)
 	if err != nil {
 		return "", err
 	}
@@ -146,6 +153,7 @@ func (s *settings) ensureConsumer(ctx context.Context, c consumers.Consumer, dry
 	}
 	defer nc.Close()
 	names, made := []string{}, 0
+	var claimed claims
 	for _, one := range want {
 		if dryRun {
 			_, err = js.Consumer(ctx, s.stream, one.Durable)
@@ -163,18 +171,65 @@ func (s *settings) ensureConsumer(ctx context.Context, c consumers.Consumer, dry
 			return "", err
 		}
 		names = append(names, one.Durable)
-		if created {
+		switch {
+		case created:
 			made++
+		case !dryRun:
+			if err := claimed.add(consumers.Claim(ctx, js, s.stream, one)); err != nil {
+				return "", fmt.Errorf("have durable consumer %s of stream %s name the database: %w", one.Durable, s.stream, natsconn.Explain(js.Conn(), err, "operator --consumer "+c.Name))
+			}
 		}
 	}
 	switch n := len(names); {
 	case n == 1:
-		return s.ensured(ctx, js, names[0], made == 1, nil)
+		text, err := s.ensured(ctx, js, names[0], made == 1, nil)
+		return claimed.String() + text, err
 	case made == 0:
-		return fmt.Sprintf("the %d durable consumers of stream %s, %s to %s, are as they should be\n", n, s.stream, names[0], names[n-1]), nil
+		return fmt.Sprintf("%vthe %d durable consumers of stream %s, %s to %s, are as they should be\n", claimed, n, s.stream, names[0], names[n-1]), nil
 	default:
-		return fmt.Sprintf("created %d of the %d durable consumers of stream %s, %s to %s\n", made, n, s.stream, names[0], names[n-1]), nil
+		return fmt.Sprintf("%vcreated %d of the %d durable consumers of stream %s, %s to %s\n", claimed, made, n, s.stream, names[0], names[n-1]), nil
 	}
+}
+
+// ownedConfigs returns the durable consumers that c needs. With --database-url they name the database.
+func (s *settings) ownedConfigs(ctx context.Context, c consumers.Consumer) ([]jetstream.ConsumerConfig, error) {
+	want, err := c.Configs(s.prefix)
+	if err != nil || s.databaseURL == "" {
+		return want, err
+	}
+	err = s.withDatabase(ctx, func(ctx context.Context, db *pgxpool.Pool) error {
+		identity, err := inbox.ReadIdentity(ctx, db)
+		for i := range want {
+			want[i].Metadata = identity.Named(want[i].Metadata)
+		}
+		return err
+	})
+	return want, err
+}
+
+// claims says of how many durable consumers that named no database [consumers.Claim] had what success.
+type claims struct{ named, refused int }
+
+// add counts what [consumers.Claim] returned. That NATS does not let it is no error: processes work without.
+func (c *claims) add(news bool, err error) error {
+	switch {
+	case errors.Is(err, consumers.ErrNotClaimed):
+		c.refused++
+		return nil
+	case news:
+		c.named++
+	}
+	return err
+}
+
+func (c claims) String() (text string) {
+	if c.named > 0 {
+		text += fmt.Sprintf("durable consumers that name this database from now on: %d\n", c.named)
+	}
+	if c.refused > 0 {
+		text += fmt.Sprintf("durable consumers that name no database: %d; %s\n", c.refused, consumers.ErrNotClaimed)
+	}
+	return text
 }
 
 // ensureFollowed does the same for the consumer that the user service follows.
@@ -191,7 +246,7 @@ func (s *settings) ensureFollowed(ctx context.Context, dryRun bool) (string, err
 	}
 	var created bool
 	if err == nil {
-		created, err = consumers.EnsureFollowed(ctx, js, s.stream, followName, followedTypes)
+		created, err = consumers.EnsureFollowed(ctx, js, s.followed())
 	}
 	return s.ensured(ctx, js, followName, created, err)
 }

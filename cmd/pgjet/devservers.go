@@ -144,7 +144,7 @@ func (d *dev) addTypes(ctx context.Context, js jetstream.JetStream) error {
 	}
 	defer postgres.Close(db)
 	for name, own := range ownConsumers {
-		want, err := own().Configs()
+		want, err := own().Configs(d.prefix)
 		if err != nil {
 			return err
 		}

@@ -162,7 +162,7 @@ func durables(name string, slices int) []string {
 	case own == nil:
 		return append(inbox.Durables(name, 1), inbox.Durables(name, consumers.DefaultSlices)...)
 	}
-	configs, _ := own().Configs() // of pgjet's own they are complete: TestAsyncAPISaysWhichTypes
+	configs, _ := own().Configs("") // of pgjet's own they are complete: TestAsyncAPISaysWhichTypes
 	var names []string
 	for _, c := range configs {
 		names = append(names, c.Durable)

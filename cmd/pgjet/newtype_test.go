@@ -22,7 +22,7 @@ import (
 func makeOlder(t *testing.T, js jetstream.JetStream, name string) {
 	t.Helper()
 	own := ownConsumers[name]()
-	configs, err := own.Configs()
+	configs, err := own.Configs("")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/natsconn"
@@ -42,6 +43,9 @@ func reasonOf(err error) string {
 // reasonExit returns the exit code of an error that has none of its own.
 func reasonExit(err error) int {
 	if _, locked := errors.AsType[*lead.TableLock](err); locked {
+		return exitRefused
+	}
+	if _, foreign := errors.AsType[*inbox.ForeignDurableError](err); foreign {
 		return exitRefused
 	}
 	switch natsconn.Of(err) {

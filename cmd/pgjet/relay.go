@@ -19,7 +19,6 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/operate"
 	"github.com/pgjet/pgjet/internal/postgres"
@@ -301,16 +300,7 @@ func sameMessage(a, b relay.UnknownMessage) bool {
 
 // typed returns a command as one has to type it: about this stream, if it is about one.
 func (s *settings) typed(command string) string {
-	return withPrefix(typed(command, s.stream), s.prefix)
-}
-
-// withPrefix returns a command as one has to type it, if it publishes or makes a stream.
-func withPrefix(command, prefix string) string {
-	own := prefix != "" && prefix != events.Prefix
-	if own && (strings.HasPrefix(command+" --", "pgjet relay --") || strings.HasPrefix(command, "pgjet stream")) {
-		return command + " --prefix " + word(prefix)
-	}
-	return command
+	return operate.WithPrefix(typed(command, s.stream), s.prefix)
 }
 
 func typed(command, stream string) string { return operate.Typed(command, stream) }

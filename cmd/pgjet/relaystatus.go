@@ -108,7 +108,7 @@ func showStatus(out io.Writer, output string, s relay.Status, absent, prefix str
 		all = slices.Insert(all, 0, operate.Trouble{Cause: string(jserror.StreamMissing), Why: plain(absent), Next: typed("pgjet stream ensure", s.Stream)})
 	}
 	for i := range all {
-		all[i].Next = withPrefix(all[i].Next, prefix)
+		all[i].Next = operate.WithPrefix(all[i].Next, prefix)
 	}
 	view := struct {
 		relay.Status

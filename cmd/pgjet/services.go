@@ -88,6 +88,7 @@ func usersCommand() *cobra.Command {
 	f.StringVar(&s.natsURL, "nats-url", "", "NATS servers on which to tell the relay at once, and to learn what other processes change; without, the relay polls, and cached answers live for their whole time")
 	s.access.flags(f)
 	s.streamFlag(f)
+	s.prefixFlag(f)
 	s.serviceFlags(f, devservices.Profiles)
 	s.processFlags(f)
 	return cmd
@@ -113,13 +114,15 @@ func parseNetworks(all []string) ([]netip.Prefix, error) {
 // followName is the consumer by which the user service follows the stream.
 const followName = "pgjet-users"
 
-// followedTypes are the types of events by which its caches stay fresh.
-var followedTypes = []string{"user.*"}
+// followed is what the user service follows, by which its caches stay fresh.
+func (s *settings) followed() consumers.Feed {
+	return consumers.Feed{Stream: s.stream, Prefix: s.prefix, Name: followName, Types: []string{"user.*"}}
+}
 
 // invalidationPart has api forget the answers that other processes made stale.
 func (s *settings) invalidationPart(api *producer.Server, js jetstream.JetStream, log *slog.Logger) part {
 	return part{name: "invalidation", run: func(ctx context.Context) error {
-		consumers.Follow(ctx, js, s.stream, followName, followedTypes, log, func(e events.Event) { api.Changed(e.Key) }, api.Forget)
+		consumers.Follow(ctx, js, s.followed(), log, func(e events.Event) { api.Changed(e.Key) }, api.Forget)
 		return nil
 	}}
 }
@@ -176,6 +179,7 @@ func (s *settings) consumeFlags(f *pflag.FlagSet) {
 	s.databaseFlag(f)
 	s.directFlag(f)
 	s.natsFlags(f)
+	s.prefixFlag(f)
 	s.processFlags(f)
 	f.Var(&checkedText{&s.moveFrom, checkStream, "a name that NATS takes for a stream"}, "move-from", "stream that the consumer leaves for --stream, of which it begins at the start; without it a consumer that has handled events of another stream is refused")
 	f.DurationVar(&s.inboxRetention, "inbox-retention", 0, "how long the inbox remembers what the stream does not hold any more; 0 is for ever")
@@ -207,7 +211,7 @@ func (s *settings) directoryPart(db *pgxpool.Pool, js jetstream.JetStream, log *
 }
 
 func (s *settings) consumerPart(c consumers.Consumer, db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) part {
-	r := &consumers.Runner{Consumer: c, DB: db, Direct: s.direct, JS: js, Stream: s.stream, Log: log, Retention: s.inboxRetention, MoveFrom: s.moveFrom}
+	r := &consumers.Runner{Consumer: c, DB: db, Direct: s.direct, JS: js, Stream: s.stream, Prefix: s.prefix, Log: log, Retention: s.inboxRetention, MoveFrom: s.moveFrom}
 	return part{name: c.Name, run: r.Run, ready: r.Ready, role: r.Role, degraded: r.Degraded}
 }
 

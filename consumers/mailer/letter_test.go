@@ -170,7 +170,7 @@ func TestReminder(t *testing.T) {
 
 // TestConsumerAsksForAll: else no rejection would ever come.
 func TestConsumerAsksForAll(t *testing.T) {
-	config, err := new(mailer.Mailer).Consumer().Configs()
+	config, err := new(mailer.Mailer).Consumer().Configs("")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -68,7 +68,8 @@ func lacks(ctx context.Context, js jetstream.JetStream, stream string, want []je
 // Extend lets the durable consumers of a consumer that exist bring further types of events, since it
 // was given a handler for them. It adds to them what want asks for and they lack, as [Lacks] says. by is
 // who wants it; what is done is kept in pgjet.operation. If it fails on the way it undoes what
-// it changed, and ends its pause. Extend may then be called again.
+// it changed, and ends its pause. Extend may then be called again. If one of the durable consumers belongs to another database, it
+// returns an [*inbox.ForeignDurableError].
 //
 // Nothing is lost and nothing happens twice by it: what the stream already holds of those
 // types comes as well, and what is done is skipped. A consumer that keeps the order is set
@@ -82,6 +83,15 @@ func Extend(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, strea
 	missing, have, err := lacks(ctx, js, stream, want)
 	if err != nil {
 		return Extended{}, err
+	}
+	identity, err := inbox.ReadIdentity(ctx, db)
+	if err != nil {
+		return Extended{}, sqlstate.Wrap("look up consumer "+consumer, err)
+	}
+	for _, have := range have {
+		if err := identity.Check(stream, have.Durable, have.Metadata); err != nil {
+			return Extended{}, err
+		}
 	}
 	unfinished, err := unfinished(ctx, db, consumer)
 	if err != nil || len(missing) == 0 && !unfinished {
@@ -286,8 +296,9 @@ func (x *extension) from(ctx context.Context) (s Selection, err error) {
 	if err != nil {
 		return s, fmt.Errorf("look up stream %s: %w", x.stream, natsconn.Explain(x.js.Conn(), err, x.role()))
 	}
+	subjects := events.SubjectsOf(events.PrefixOf(x.want[0].FilterSubjects[0])) // what it lacks it asks for
 	for _, t := range x.lacks {
-		msg, err := stream.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(events.Filter(t)))
+		msg, err := stream.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(subjects.Filter(t)))
 		if natsconn.Of(err) == jserror.MessageMissing {
 			continue
 		}

@@ -26,7 +26,7 @@ func TestExtendFailsHalfWay(t *testing.T) {
 			n := testenv.NATSWith(t, `no_auth_user: admin
 				authorization { users: [ { user: admin, password: x },
 					{ user: mute, password: x, permissions: { publish: { deny: "`+denied+`" } } } ] }`)
-			b := newRigOn(t, testenv.Connect(t, n.URL()))
+			b := newRigOn(t, testenv.Connect(t, n.URL()), "")
 			older, newer := b.consumer(false, "note.made"), b.consumer(false, "note.made", "note.kept")
 			_, stop := b.start(older)
 			b.publish("note.made 1", "note.kept 2", "note.made 3")
@@ -40,7 +40,7 @@ func TestExtendFailsHalfWay(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want, err := newer.Configs()
+			want, err := newer.Configs("")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -74,7 +74,7 @@ func TestInterruptedExtension(t *testing.T) {
 	b.start(older)
 	b.publish("note.made 1", "note.kept 2")
 	b.handles(1)
-	want, err := newer.Configs()
+	want, err := newer.Configs("")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func TestPauseWithoutAnAnswer(t *testing.T) {
 	b.handles(1)
 	stop()
 	b.exec(slowPauses)
-	want, err := newer.Configs()
+	want, err := newer.Configs("")
 	if err != nil {
 		t.Fatal(err)
 	}

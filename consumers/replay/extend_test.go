@@ -27,20 +27,21 @@ import (
 // A rig is a stream, and a consumer that once knew made notes only.
 type rig struct {
 	*testing.T
-	db *pgxpool.Pool
-	js jetstream.JetStream
+	db     *pgxpool.Pool
+	js     jetstream.JetStream
+	prefix string // of the subjects
 }
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	js, _ := testenv.JetStream(t)
-	return newRigOn(t, js)
+	return newRigOn(t, js, "")
 }
 
-func newRigOn(t *testing.T, js jetstream.JetStream) *rig {
+func newRigOn(t *testing.T, js jetstream.JetStream, prefix string) *rig {
 	t.Helper()
-	b := &rig{T: t, db: testenv.Postgres(t), js: js}
-	_, err := b.js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{events.AllSubjects}, AllowDirect: true})
+	b := &rig{T: t, db: testenv.Postgres(t), js: js, prefix: prefix}
+	_, err := b.js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{events.SubjectsOf(prefix).All()}, AllowDirect: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,8 +71,8 @@ func (b *rig) publish(all ...string) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		subject, header, data := e.Message()
-		if _, err := b.js.PublishMsg(b.Context(), &nats.Msg{Subject: subject, Header: header, Data: data}); err != nil {
+		_, header, data := e.Message()
+		if _, err := b.js.PublishMsg(b.Context(), &nats.Msg{Subject: events.SubjectsOf(b.prefix).Of(e.Type, e.Key), Header: header, Data: data}); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -107,7 +108,7 @@ func each(fn func(ctx context.Context, tx pgx.Tx, e events.Event) error, types .
 // start runs a version of the consumer.
 func (b *rig) start(c consumers.Consumer) (r *consumers.Runner, stop func()) {
 	b.Helper()
-	r = &consumers.Runner{Consumer: c, DB: b.db, JS: b.js, Log: slog.New(slog.NewTextHandler(&bytes.Buffer{}, nil))}
+	r = &consumers.Runner{Consumer: c, DB: b.db, JS: b.js, Prefix: b.prefix, Log: slog.New(slog.NewTextHandler(&bytes.Buffer{}, nil))}
 	return r, testenv.Run(b, r.Run)
 }
 
@@ -129,7 +130,7 @@ func (b *rig) differs(r *consumers.Runner) {
 
 func (b *rig) extend(c consumers.Consumer) replay.Extended {
 	b.Helper()
-	want, err := c.Configs()
+	want, err := c.Configs(b.prefix)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -162,7 +163,14 @@ func (b *rig) settled() {
 // TestOrderedConsumerGoesBack: what came before it knew the type is handled, nothing twice,
 // and an old process does no harm.
 func TestOrderedConsumerGoesBack(t *testing.T) {
-	b := newRig(t)
+	for _, prefix := range []string{"", "acme.orders"} {
+		t.Run(prefix, func(t *testing.T) { testGoesBack(t, prefix) })
+	}
+}
+
+func testGoesBack(t *testing.T, prefix string) {
+	js, _ := testenv.JetStream(t)
+	b := newRigOn(t, js, prefix)
 	older, newer := b.consumer(false, "note.made"), b.consumer(false, "note.made", "note.kept", "note.torn")
 	b.start(older)
 	b.publish("note.made 1", "note.kept 2", "note.made 3", "note.kept 4", "note.torn 5", "note.other 6", "note.made 7")
@@ -183,6 +191,41 @@ func TestOrderedConsumerGoesBack(t *testing.T) {
 	b.settled()
 	if again := b.extend(newer); len(again.Types) > 0 {
 		t.Errorf("Run() = %+v the second time", again)
+	}
+}
+
+// TestExtendsNoForeignDurable: nothing is added to a durable consumer that belongs to another database, and nobody is paused.
+func TestExtendsNoForeignDurable(t *testing.T) {
+	b := newRig(t)
+	_, stop := b.start(b.consumer(false, "note.made"))
+	b.publish("note.made 1", "note.kept 2")
+	b.handles(1)
+	stop()
+	b.exec(`select pgjet.new_identity()`)
+	before, err := b.js.Consumer(t.Context(), "EVENTS", "notes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := b.consumer(false, "note.made", "note.kept").Configs("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = replay.Extend(t.Context(), b.db, b.js, "EVENTS", "notes", want, "ann@host")
+	if _, foreign := errors.AsType[*inbox.ForeignDurableError](err); !foreign {
+		t.Errorf("Extend() = %v, want a ForeignDurableError", err)
+	}
+	if _, err := replay.Open(t.Context(), b.db, b.js, "notes"); err == nil || !strings.HasPrefix(err.Error(), "foreign_durable: ") {
+		t.Errorf("Open() = %v, want foreign_durable", err)
+	}
+	after, err := b.js.Consumer(t.Context(), "EVENTS", "notes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(before.CachedInfo().Config, after.CachedInfo().Config); diff != "" {
+		t.Errorf("the durable consumer was changed: %s", diff)
+	}
+	if got := b.text(`select concat_ws(' ', (select count(*) from pgjet.operation), (select count(*) from pgjet.consumer where paused_at is not null))`); got != "0 0" {
+		t.Errorf("%s operations and pauses, want none", got)
 	}
 }
 
@@ -277,7 +320,7 @@ func TestExtendInterrupted(t *testing.T) {
 		stop()
 		b.exec(`update pgjet.consumer set paused_at = now(), paused_by = 'ann@host', pause_reason = 'types of events are added to the durable consumer'`)
 		if updated {
-			want, err := newer.Configs()
+			want, err := newer.Configs("")
 			if err == nil {
 				_, err = b.js.UpdateConsumer(t.Context(), "EVENTS", want[0])
 			}
@@ -335,7 +378,7 @@ func TestPausedAndInterrupted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want, err := newer.Configs()
+	want, err := newer.Configs("")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -368,7 +411,7 @@ func TestPausedAndInterrupted(t *testing.T) {
 func TestLeftAlone(t *testing.T) {
 	b := newRig(t)
 	newer := b.consumer(false, "note.made", "note.kept")
-	want, err := newer.Configs()
+	want, err := newer.Configs("")
 	if err != nil {
 		t.Fatal(err)
 	}

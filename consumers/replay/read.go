@@ -41,17 +41,19 @@ func (r *Replay) subjects(eventType, key string) ([]string, error) {
 	}
 	slices.Sort(all)
 	all = slices.Compact(all)
+	subjects := events.SubjectsOf(events.PrefixOf(slices.Concat(all, r.stream.CachedInfo().Config.Subjects)...))
 	if eventType != "" {
-		subject := events.Subject(eventType, key)
+		subject := subjects.Of(eventType, key)
 		if len(all) > 0 && !slices.ContainsFunc(all, func(filter string) bool { return covers(filter, subject) }) {
 			return nil, fmt.Errorf("%w: consumer %s does not take events of type %s, only %s", ErrSelection, r.name, eventType, strings.Join(all, " "))
 		}
-		all = []string{events.Filter(eventType)}
+		all = []string{subjects.Filter(eventType)}
 	}
 	if key != "" { // all events of a key are in one partition
-		partition := strings.Split(events.Subject("x", key), ".")[1]
-		for i := range all {
-			all[i] = strings.Replace(all[i], events.Filter(""), events.Prefix+"."+partition+".", 1)
+		for i, filter := range all {
+			if t := events.FilteredType(filter); t != filter {
+				all[i] = subjects.Of(t, key)
+			}
 		}
 	}
 	return all, nil

@@ -85,8 +85,8 @@ type Replay struct {
 }
 
 // Open looks the consumer up, in its database and in JetStream. It returns
-// [ErrNoConsumer] if one of them does not know it, and [ErrChanged] if it has not seen
-// the stream since that was made anew.
+// [ErrNoConsumer] if one of them does not know it, [ErrChanged] if it has not seen
+// the stream since that was made anew, and an [*inbox.ForeignDurableError] if its durable consumers belong to another database.
 func Open(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, consumer string) (*Replay, error) {
 	r := &Replay{db: db, js: js, name: consumer}
 	var stream string
@@ -123,6 +123,10 @@ func (r *Replay) bind(ctx context.Context, stream string) (err error) {
 		return fmt.Errorf("%w: no process of %s has run since stream %s was made on %s; start one, then replay",
 			ErrChanged, r.name, stream, r.stream.CachedInfo().Created.UTC().Format(time.RFC3339))
 	}
+	identity, err := inbox.ReadIdentity(ctx, r.db)
+	if err != nil {
+		return sqlstate.Wrap("look up consumer "+r.name, err)
+	}
 	for _, name := range inbox.Durables(r.name, r.slices) {
 		durable, err := r.stream.Consumer(ctx, name)
 		if natsconn.Of(err) == jserror.ConsumerMissing {
@@ -131,12 +135,14 @@ func (r *Replay) bind(ctx context.Context, stream string) (err error) {
 		if err != nil {
 			return fmt.Errorf("look up durable consumer %s: %w", name, r.explain(err))
 		}
+		if err := identity.Check(stream, name, durable.CachedInfo().Config.Metadata); err != nil {
+			return err
+		}
 		r.durables = append(r.durables, durable)
 	}
 	return nil
 }
 
-// explain puts the reason before an error of JetStream.
 // look asks for the state of all durable consumers.
 func (r *Replay) look(ctx context.Context) (all []*jetstream.ConsumerInfo, err error) {
 	for _, name := range inbox.Durables(r.name, r.slices) {
@@ -149,6 +155,7 @@ func (r *Replay) look(ctx context.Context) (all []*jetstream.ConsumerInfo, err e
 	return all, nil
 }
 
+// explain puts the reason before an error of JetStream.
 func (r *Replay) explain(err error) error {
 	return natsconn.Explain(r.js.Conn(), err, "operator --consumer "+r.name)
 }

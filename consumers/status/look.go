@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -25,8 +26,13 @@ func lookTwice(ctx context.Context, db database, js jetstream.JetStream, all []S
 	if len(all) == 0 {
 		return nil
 	}
+	identity, err := inbox.ReadIdentity(ctx, db)
+	if err != nil {
+		return sqlstate.Wrap("read what is known of consumers", err)
+	}
 	before := make([]consumers.Account, len(all))
 	for i := range all {
+		all[i].identity = identity
 		if err := all[i].look(ctx, db, js); err != nil {
 			return err
 		}
@@ -63,6 +69,10 @@ func (s *Status) look(ctx context.Context, db database, js jetstream.JetStream) 
 			break
 		}
 		info := consumer.CachedInfo()
+		if err = s.identity.Check(s.Stream, s.durable, info.Config.Metadata); err != nil {
+			s.lacks, s.absent = inbox.ForeignDurable, strings.TrimPrefix(err.Error(), inbox.ForeignDurable+": ")
+			return nil
+		}
 		s.MaxAckPending, s.frozen = s.MaxAckPending+info.Config.MaxAckPending, s.frozen || info.Paused
 		s.filters = append(append(s.filters, info.Config.FilterSubjects...), info.Config.FilterSubject)
 	}
@@ -71,12 +81,16 @@ func (s *Status) look(ctx context.Context, db database, js jetstream.JetStream) 
 		if a, err = consumers.ReadAccount(ctx, db, js, s.Stream, s.Name); err == nil {
 			s.Account = a
 		}
+		s.Prefix = events.PrefixOf(s.filters...)
 	}
 	switch class := natsconn.Of(err); {
 	case class == jserror.StreamMissing:
 		s.lacks, s.absent = string(class), cmp.Or(s.absent, natsconn.NoStream(ctx, js, s.Stream))
 	case class == jserror.ConsumerMissing:
 		s.lacks = string(class)
+		if stream, err := js.Stream(ctx, s.Stream); err == nil {
+			s.Prefix = events.PrefixOf(stream.CachedInfo().Config.Subjects...)
+		}
 	case class != "":
 		return fmt.Errorf("look at consumer %s: %w", s.Name, natsconn.Explain(js.Conn(), err, "operator --consumer "+s.Name))
 	default:

@@ -22,7 +22,7 @@ import (
 // is not believed: somebody else wrote that.
 const silence = 15 * time.Second
 
-// A Status is how one consumer is doing. Without its stream or durable consumer, which
+// A Status is how one consumer is doing. Without its stream or durable consumer, or if that belongs to another database, which
 // Why tells, the account is empty but for Retrying.
 type Status struct {
 	Name string `json:"name"`
@@ -33,6 +33,7 @@ type Status struct {
 	Arrivals      float64        `json:"arrivals"`        // events that the stream gets for it each second, now
 	OldestSeconds float64        `json:"oldest_seconds"`  // age of the oldest event that is not handled; 0 if there is none
 	Stream        string         `json:"stream"`
+	Prefix        string         `json:"prefix"`  // what the subjects of its events begin with; "" if JetStream does not say
 	Ordered       bool           `json:"ordered"` // one process at a time handles the events of a slice
 	Effects       bool           `json:"effects"` // that are outside the database
 	Slices        []Slice        `json:"slices"`  // of one that keeps the order: who owns them
@@ -43,13 +44,14 @@ type Status struct {
 	Why           Why            `json:"why"`          // the worst reason
 	Also          []Why          `json:"also"`         // others that hold, too
 
-	of      int      // slices
-	durable string   // looked at last
-	lacks   string   // the code for what is missing in JetStream
-	absent  string   // that the stream does not exist, and which do
-	filters []string // of the durable consumer
-	frozen  bool     // paused in JetStream, by no means of ours
-	growth  int64    // of Lag, between two looks
+	identity inbox.Identity // of the database
+	of       int            // slices
+	durable  string         // looked at last
+	lacks    string         // the code for what is missing in JetStream, or is another database's
+	absent   string         // that the stream does not exist, and which do; or whose the durable consumer is
+	filters  []string       // of the durable consumer
+	frozen   bool           // paused in JetStream, by no means of ours
+	growth   int64          // of Lag, between two looks
 }
 
 // A Slice is a share of the keys of a consumer that keeps the order.

@@ -247,7 +247,7 @@ func TestAtMaxAckPending(t *testing.T) {
 	b := newBench(t)
 	handle, _, _ := b.blocked()
 	c := config(handle)
-	want, err := c.Configs()
+	want, err := c.Configs("")
 	if err != nil {
 		t.Fatal(err)
 	}

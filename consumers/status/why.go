@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/consumers/saga"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
@@ -19,7 +20,7 @@ var Codes = slices.Concat([]string{"unaccounted", "stream_missing", "consumer_mi
 		"moving", "retrying", "idle"})
 
 // causes are the words with which a process says why it handles nothing.
-var causes = append(databaseCauses(), "lead_taken", "nats_unreachable", "consumer_differs", "consumer_paused", "retention_too_short", "unavailable",
+var causes = append(databaseCauses(), "lead_taken", inbox.ForeignDurable, "nats_unreachable", "stream_differs", "consumer_differs", "consumer_paused", "retention_too_short", "unavailable",
 	"stream_unresponsive", "stream_full", "stream_error", "nats_outdated", "nats_limit", "jetstream_disabled")
 
 func databaseCauses() (all []string) {
@@ -106,6 +107,8 @@ func (s *Status) loss() (w Why) {
 
 func (s *Status) lacking() (w Why) {
 	switch s.lacks {
+	case inbox.ForeignDurable:
+		w = say(inbox.ForeignDurable, "%s", s.absent)
 	case "stream_missing":
 		w = say("stream_missing", "%s", cmp.Or(s.absent, fmt.Sprintf("stream %s does not exist", s.Stream)))
 	case "consumer_missing":

@@ -30,5 +30,5 @@ func NextForConsumer(s status.Status, code string, own bool) string {
 			r.Next = "pgjet saga ls --state " + cmp.Or(s.Sagas[0].State, saga.Running)
 		}
 	}
-	return Typed(strings.ReplaceAll(r.next(), "NAME", Word(s.Name)), s.Stream)
+	return WithPrefix(Typed(strings.ReplaceAll(r.next(), "NAME", Word(s.Name)), s.Stream), s.Prefix)
 }

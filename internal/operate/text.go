@@ -31,9 +31,22 @@ func Word(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
+// WithPrefix returns a command with the flag --prefix, if it takes one and the prefix is not the default.
+func WithPrefix(command, prefix string) string {
+	if prefix == "" || prefix == events.Prefix {
+		return command
+	}
+	for _, takes := range []string{"pgjet relay --", "pgjet stream ", "pgjet consumer ensure ", "pgjet consume "} {
+		if strings.HasPrefix(command+" --", takes) {
+			return command + " --prefix " + Word(prefix)
+		}
+	}
+	return command
+}
+
 // Typed returns a command with the flag --stream, if it takes one and the stream is not the default.
 func Typed(command, stream string) string {
-	for _, takes := range []string{"pgjet relay", "pgjet stream", "pgjet consumer ensure"} {
+	for _, takes := range []string{"pgjet relay", "pgjet stream", "pgjet consumer ensure", "pgjet consume "} {
 		if stream != events.DefaultStream && strings.HasPrefix(command, takes) {
 			return command + " --stream " + Word(stream)
 		}
