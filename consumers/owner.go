@@ -18,9 +18,9 @@ var ErrNotClaimed = errors.New("NATS does not let this user change the durable c
 
 // Claim has an existing durable consumer that names no database, such as one that an earlier version made, name the one of want, and
 // reports whether it did. It changes nothing else. It returns an [*inbox.ForeignDurableError] if the durable consumer belongs to another
-// database, and [ErrNotClaimed] if js may not change it: it can be used as it is. want names a database
-// by [inbox.Identity.Named]; without, Claim does nothing.
-func Claim(ctx context.Context, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig) (news bool, err error) {
+// database, unless that is from, which is [uuid.Nil] as a rule: a process of that database stops soon. It returns [ErrNotClaimed] if js may not
+// change the durable consumer, which can be used as it is if it names none. want names a database by [inbox.Identity.Named]; without, Claim does nothing.
+func Claim(ctx context.Context, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig, from uuid.UUID) (news bool, err error) {
 	if inbox.IdentityIn(want.Metadata).ID == uuid.Nil {
 		return false, nil
 	}
@@ -28,18 +28,21 @@ func Claim(ctx context.Context, js jetstream.JetStream, stream string, want jets
 	if err != nil {
 		return false, err
 	}
-	claimed, err := claim(ctx, js, stream, consumer.CachedInfo().Config, want)
+	claimed, err := claim(ctx, js, stream, consumer.CachedInfo().Config, want, from)
 	return claimed != nil, err
 }
 
 // claim returns the durable consumer as it is now, nil if there was nothing to do.
-func claim(ctx context.Context, js jetstream.JetStream, stream string, have, want jetstream.ConsumerConfig) (jetstream.Consumer, error) {
-	if err := foreign(stream, have, want); err != nil {
-		return nil, err
-	}
-	own := inbox.IdentityIn(want.Metadata)
-	if inbox.IdentityIn(have.Metadata).ID == own.ID {
+func claim(ctx context.Context, js jetstream.JetStream, stream string, have, want jetstream.ConsumerConfig, from uuid.UUID) (jetstream.Consumer, error) {
+	own, owner := inbox.IdentityIn(want.Metadata), inbox.IdentityIn(have.Metadata)
+	switch owner.ID {
+	case own.ID:
 		return nil, nil
+	case from:
+	default:
+		if err := foreign(stream, have, want); err != nil {
+			return nil, err
+		}
 	}
 	have, _ = mended(have, have) // in the form that needs no other permission
 	have.Metadata = own.Named(have.Metadata)
@@ -88,7 +91,7 @@ func (d *durable) claim(ctx context.Context) error {
 	if d.run.unnamed.Load() {
 		return nil
 	}
-	claimed, err := claim(ctx, d.run.js, d.run.stream, d.CachedInfo().Config, d.want)
+	claimed, err := claim(ctx, d.run.js, d.run.stream, d.CachedInfo().Config, d.want, uuid.Nil)
 	switch {
 	case errors.Is(err, ErrNotClaimed):
 		if !d.run.unnamed.Swap(true) {

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -264,10 +265,15 @@ func TestDurableChangesHands(t *testing.T) {
 	r, _ := b.runStream(b.js, "", "", consumers.Consumer{Name: "test", Slices: 1, Handler: each(write)})
 	b.publish(event(1))
 	b.handled(1)
-	config := b.config("EVENTS", "test")
-	config.Metadata = o.identity().Named(config.Metadata)
-	if _, err := b.js.UpdateConsumer(t.Context(), "EVENTS", config); err != nil {
-		t.Fatal(err)
+	want := b.config("EVENTS", "test")
+	want.Metadata = o.identity().Named(nil)
+	for _, wrong := range []uuid.UUID{uuid.Nil, uuid.New(), o.identity().ID} {
+		if news, err := consumers.Claim(t.Context(), b.js, "EVENTS", want, wrong); news || err == nil || !strings.HasPrefix(err.Error(), "foreign_durable: ") {
+			t.Errorf("Claim() from %s = %t, %v, want foreign_durable", wrong, news, err)
+		}
+	}
+	if news, err := consumers.Claim(t.Context(), b.js, "EVENTS", want, b.identity().ID); !news || err != nil {
+		t.Fatalf("Claim() = %t, %v, want that it was changed", news, err)
 	}
 	b.blocked(r, "foreign_durable: ")
 	if got := inbox.IdentityIn(b.config("EVENTS", "test").Metadata); got != o.identity() {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
@@ -27,7 +28,8 @@ import (
 const extendTime = 10 * time.Minute
 
 func (s *settings) consumerEnsureCommand() *cobra.Command {
-	var dryRun, apply bool
+	var o ensureOptions
+	var from string
 	names := slices.Sorted(maps.Keys(ownConsumers))
 	cmd := &cobra.Command{
 		Use:   "ensure NAME...",
@@ -40,7 +42,8 @@ unless NATS forbids it, as in the accounts that pgjet nats accounts prints.
 
 With --database-url a durable consumer names the database of its consumer, so that no other
 database uses it. One that exists and names none is given to it. One that is another database's
-is refused, and left as it is: exit code 7.
+is refused, and left as it is: exit code 7. What was another's is given to this one by --take-from, with
+the identity of that database, which has to be gone for good: its consumer handles nothing any more.
 
 If all that differs is that types of events are missing, --apply adds them. The consumer
 is paused for that moment, and nothing is lost: what the stream already holds of those
@@ -54,8 +57,8 @@ handle nothing from then on. If it is interrupted, do it again.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if dryRun && apply {
-				return usagef("--dry-run changes nothing and --apply does: say one of them")
+			if err := s.checkEnsure(&o, from); err != nil {
+				return err
 			}
 			for _, name := range args {
 				if ownConsumers[name] == nil && name != followName {
@@ -63,7 +66,7 @@ handle nothing from then on. If it is interrupted, do it again.`,
 				}
 			}
 			for _, name := range args {
-				text, err := s.ensure(cmd.Context(), name, dryRun, apply)
+				text, err := s.ensure(cmd.Context(), name, o)
 				fmt.Fprint(cmd.OutOrStdout(), text)
 				if err != nil {
 					return err
@@ -76,25 +79,50 @@ handle nothing from then on. If it is interrupted, do it again.`,
 	s.prefixFlag(cmd.Flags())
 	s.databaseFlag(cmd.Flags())
 	s.directFlag(cmd.Flags())
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "compare, and create nothing")
-	cmd.Flags().BoolVar(&apply, "apply", false, "add types of events that are missing; needs the database")
+	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "compare, and create nothing")
+	cmd.Flags().BoolVar(&o.apply, "apply", false, "add types of events that are missing; needs the database")
+	cmd.Flags().StringVar(&from, "take-from", "", "identity of the database, which is gone for good, to which the durable consumers belonged")
 	return cmd
 }
 
+// ensureOptions is how durable consumers are made or compared.
+type ensureOptions struct {
+	dryRun, apply bool
+	from          uuid.UUID // whose they were; uuid.Nil is nobody else's
+}
+
+// checkEnsure completes o, or says which flags do not go together.
+func (s *settings) checkEnsure(o *ensureOptions, from string) (err error) {
+	switch {
+	case o.dryRun && o.apply:
+		return usagef("--dry-run changes nothing and --apply does: say one of them")
+	case from != "" && (o.dryRun || o.apply):
+		return usagef("--take-from goes with neither --dry-run nor --apply: run it first")
+	case from == "":
+		return nil
+	case s.databaseURL == "":
+		return usagef("--take-from needs --database-url: to which database are the durable consumers to be given?")
+	}
+	if o.from, err = uuid.Parse(from); err != nil || o.from == uuid.Nil {
+		return usagef("--take-from is %q, want the identity of a database, as foreign_durable names it", from)
+	}
+	return nil
+}
+
 // ensure says what it did for the consumer of that name.
-func (s *settings) ensure(ctx context.Context, name string, dryRun, apply bool) (string, error) {
+func (s *settings) ensure(ctx context.Context, name string, o ensureOptions) (string, error) {
 	if name == followName {
-		return s.ensureFollowed(ctx, dryRun)
+		return s.ensureFollowed(ctx, o.dryRun)
 	}
 	c := ownConsumers[name]()
 	var added string
-	if apply {
+	if o.apply {
 		var err error
 		if added, err = s.extendConsumer(ctx, c); err != nil {
 			return added, err
 		}
 	}
-	text, err := s.ensureConsumer(ctx, c, dryRun)
+	text, err := s.ensureConsumer(ctx, c, o)
 	return added + text, err
 }
 
@@ -140,7 +168,7 @@ func (s *settings) extend(ctx context.Context, db *pgxpool.Pool, js jetstream.Je
 
 // ensureConsumer says what it did. A difference, or what a dry run finds missing, is an
 // error.
-func (s *settings) ensureConsumer(ctx context.Context, c consumers.Consumer, dryRun bool) (string, error) {
+func (s *settings) ensureConsumer(ctx context.Context, c consumers.Consumer, o ensureOptions) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, operateTime)
 	defer cancel()
 	want, err := s.ownedConfigs(ctx, c)
@@ -154,8 +182,20 @@ func (s *settings) ensureConsumer(ctx context.Context, c consumers.Consumer, dry
 	defer nc.Close()
 	names, made := []string{}, 0
 	var claimed claims
+	claim := func(one jetstream.ConsumerConfig) error {
+		err := claimed.add(consumers.Claim(ctx, js, s.stream, one, o.from))
+		if err != nil && natsconn.Of(err) != jserror.ConsumerMissing {
+			return fmt.Errorf("have durable consumer %s of stream %s name the database: %w", one.Durable, s.stream, natsconn.Explain(js.Conn(), err, "operator --consumer "+c.Name))
+		}
+		return nil
+	}
 	for _, one := range want {
-		if dryRun {
+		if o.from != uuid.Nil {
+			if err := claim(one); err != nil {
+				return claimed.String(), err
+			}
+		}
+		if o.dryRun {
 			_, err = js.Consumer(ctx, s.stream, one.Durable)
 		}
 		var created bool
@@ -164,19 +204,23 @@ func (s *settings) ensureConsumer(ctx context.Context, c consumers.Consumer, dry
 			created, differences, err = consumers.Ensure(ctx, js, s.stream, one)
 		}
 		if len(differences) > 0 {
-			return "", &exitError{exitFindings, fmt.Errorf("durable consumer %s of stream %s differs, nothing was changed:\n  %s%s",
-				one.Durable, s.stream, strings.Join(differences, "\n  "), s.toAdd(ctx, js, c.Name, want))}
+			left := "nothing was changed"
+			if claimed.named > 0 {
+				left = "nothing else was changed"
+			}
+			return claimed.String(), &exitError{exitFindings, fmt.Errorf("durable consumer %s of stream %s differs, %s:\n  %s%s",
+				one.Durable, s.stream, left, strings.Join(differences, "\n  "), s.toAdd(ctx, js, c.Name, want))}
 		}
 		if _, err := s.ensured(ctx, js, one.Durable, created, err); err != nil {
-			return "", err
+			return claimed.String(), err
 		}
 		names = append(names, one.Durable)
 		switch {
 		case created:
 			made++
-		case !dryRun:
-			if err := claimed.add(consumers.Claim(ctx, js, s.stream, one)); err != nil {
-				return "", fmt.Errorf("have durable consumer %s of stream %s name the database: %w", one.Durable, s.stream, natsconn.Explain(js.Conn(), err, "operator --consumer "+c.Name))
+		case !o.dryRun:
+			if err := claim(one); err != nil {
+				return claimed.String(), err
 			}
 		}
 	}

@@ -216,6 +216,20 @@ func TestEnsureNamesTheDatabase(t *testing.T) {
 	}
 	must(t, exitOK, without...) // who is told no database compares alone
 	refused(t, exitRefused, append(without, "--database-url", p.billing), "foreign_durable: durable consumer onboarding")
+
+	// The database of orders is said to be gone.
+	orders, billing := query[string](t, openDB(t, p.orders), `select id::text from pgjet.identity`), query[string](t, openDB(t, p.billing), `select id::text from pgjet.identity`)
+	refused(t, exitUsage, append(without, "--take-from", orders), "--database-url")
+	refused(t, exitUsage, append(without, "--database-url", p.billing, "--take-from", "orders"), "want the identity of a database")
+	refused(t, exitUsage, append(without, "--database-url", p.billing, "--take-from", orders, "--apply"), "--apply")
+	refused(t, exitRefused, append(without, "--database-url", p.billing, "--take-from", billing), "foreign_durable: durable consumer onboarding")
+	if out := must(t, exitOK, append(without, "--database-url", p.billing, "--take-from", orders)...); out != want {
+		t.Errorf("with --take-from consumer ensure says %q, want %q", out, want)
+	}
+	if out := must(t, exitOK, append(without, "--database-url", p.billing, "--take-from", orders)...); strings.Contains(out, "from now on") {
+		t.Errorf("the second time it says %q", out)
+	}
+	refused(t, exitRefused, append(without, "--database-url", p.orders), "foreign_durable: durable consumer onboarding", billing)
 }
 
 func streamCreated(t *testing.T, js jetstream.JetStream, name string) time.Time {
