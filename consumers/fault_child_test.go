@@ -24,6 +24,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/devserver"
 	"github.com/pgjet/pgjet/internal/testenv"
@@ -184,7 +185,7 @@ func (d *doomed) dieAfterAck(id string) {
 // TraceBatchStart sees the first statements of an attempt's transaction.
 func (d *doomed) TraceBatchStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
 	attempt := slices.ContainsFunc(data.Batch.QueuedQueries, func(q *pgx.QueuedQuery) bool {
-		return strings.Contains(q.SQL, "pg_advisory_xact_lock_shared")
+		return strings.Contains(q.SQL, inbox.AttemptName)
 	})
 	if d.Die == "before" && attempt && d.transactions.Add(1) == int32(d.At) {
 		die()

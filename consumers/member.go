@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
@@ -213,6 +214,9 @@ func (r *run) lost(ctx context.Context, mark inbox.Mark, last uint64) (bool, err
 	msg, err := stream.GetMsg(ctx, mark.Seq)
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound): // it is too old by now, or was deleted
+		return false, nil
+	case errors.Is(err, nats.ErrNoResponders):
+		r.log.WarnContext(ctx, "nobody can see whether the stream loses its end: the account of the connection does not import requests to $JS.API.DIRECT.GET."+r.stream+"; see: pgjet nats accounts")
 		return false, nil
 	case err != nil:
 		return false, fmt.Errorf("look at message %d of the stream: %w", mark.Seq, err)

@@ -99,7 +99,6 @@ func accountsFor(stream, prefix string, consumers, services []string) []natsAcco
 		for _, subject := range m.grant.Publish {
 			switch {
 			case strings.HasPrefix(subject, "$JS.API.CONSUMER.CREATE.") && m != operator:
-			case strings.HasPrefix(subject, "$JS.API.DIRECT.GET.") && m != operator && m != relay: // for those that make durable consumers
 			case strings.HasPrefix(subject, "$JS.API."):
 				owner.offers("service", subject, &m.natsAccount, "$JS."+accountsDomain+strings.TrimPrefix(subject, "$JS"))
 			case strings.HasPrefix(subject, "$JS.ACK."), subject == events.SubjectsOf(prefix).All():
