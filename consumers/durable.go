@@ -273,7 +273,7 @@ func (d *durable) unfit(info *jetstream.ConsumerInfo) error {
 		name, _, _ := strings.Cut(difference, ":")
 		if !slices.Contains(harmless, name) {
 			return fmt.Errorf("consumer_differs: durable consumer %s is not what this process needs: %s; nothing was changed; see: pgjet consumer ensure %s",
-				d.want.Durable, strings.Join(differences, "; "), d.want.Durable)
+				d.want.Durable, strings.Join(differences, "; "), d.run.Consumer.Name)
 		}
 	}
 	if info.Paused && info.PauseRemaining > 0 {

@@ -179,7 +179,7 @@ func (m *member) register(ctx context.Context) error {
 		return err
 	}
 	m.is, err = m.data.Register(ctx, inbox.Registration{Consumer: m.Consumer.Name, Stream: m.stream, MoveFrom: m.Runner.MoveFrom, Created: info.Created,
-		Ordered: m.ordered(), Effects: m.Consumer.Handler.effect != nil, Slices: m.Consumer.Slices, Past: past})
+		Ordered: m.ordered(), Effects: m.Consumer.Handler.effect != nil, Slices: m.Consumer.Slices, Past: past, Prefix: m.subjects.Prefix(), Types: m.Consumer.Handler.types})
 	m.created = info.Created
 	if paused, ok := errors.AsType[*inbox.PausedError](err); ok {
 		return m.awaitResume(ctx, paused)

@@ -60,7 +60,7 @@ func (t *term) save(ctx context.Context, save func(ctx context.Context, floor, h
 func (m *member) heartbeat(ctx context.Context, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
-	b := inbox.Beat{Consumer: m.Consumer.Name, Process: m.process, Workers: m.Consumer.Workers}
+	b := inbox.Beat{Consumer: m.Consumer.Name, Process: m.process, Workers: m.Consumer.Workers, Types: m.Consumer.Handler.types}
 	b.Attempts, b.Failed, b.Took, b.Error = m.recent.summary()
 	if cause != nil {
 		b.Cause = cause.Error()

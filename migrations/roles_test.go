@@ -93,6 +93,8 @@ var statements = []struct{ sql, roles string }{
 
 	{`select from pgjet.consumer`, "consumer operator"},
 	{`insert into pgjet.consumer (name, stream, stream_created, ordered, effects) values ('d', 'S', now(), true, false)`, "consumer"},
+	{`insert into pgjet.consumer (name, stream, stream_created, ordered, effects, slices, prefix, types) values ('d', 'S', now(), true, false, 8, 'events', '{a.b}')`, "consumer"},
+	{`update pgjet.consumer set prefix = 'events', types = '{a.b}'`, "consumer"},
 	{`update pgjet.consumer set epoch = epoch + 1, rebuild = true`, "consumer operator"},
 	{`update pgjet.consumer set slices = 1`, "consumer"},
 	{`select from pgjet.slice`, "consumer operator"},

@@ -30,15 +30,18 @@ const extendTime = 10 * time.Minute
 func (s *settings) consumerEnsureCommand() *cobra.Command {
 	var o ensureOptions
 	var from string
-	names := slices.Sorted(maps.Keys(ownConsumers))
+	own := slices.Sorted(maps.Keys(ownConsumers))
 	cmd := &cobra.Command{
 		Use:   "ensure NAME...",
 		Short: "Create durable consumers if they are missing; exit code 6 if one is there and differs",
 		Long: `Create the durable consumer that pgjet consume NAME needs, if it is missing. One that
 exists is compared and left as it is: the differences are shown, and the exit code is
-6. The names are: ` + strings.Join(names, ", ") + `; and ` + followName + `, by
-which the user service follows events. Processes create what they need by themselves
-unless NATS forbids it, as in the accounts that pgjet nats accounts prints.
+6. Processes create what they need by themselves unless NATS forbids it, as in the
+accounts that pgjet nats accounts prints.
+
+The names are: ` + strings.Join(own, ", ") + `; ` + followName + `, by which the
+user service follows events; and, with --database-url, that of any consumer which a
+process has run, or tried to: which events it handles is recorded there.
 
 With --database-url a durable consumer names the database of its consumer, so that no other
 database uses it. One that exists and names none is given to it. One that is another database's
@@ -49,10 +52,10 @@ If all that differs is that types of events are missing, --apply adds them. The 
 is paused for that moment, and nothing is lost: what the stream already holds of those
 types comes as well, in order. Processes of a version that does not know them
 handle nothing from then on. If it is interrupted, do it again.`,
-		ValidArgs: append(names, followName),
+		ValidArgs: append(slices.Clone(own), followName),
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return usagef("give the names of consumers, of: %s, %s", strings.Join(names, ", "), followName)
+				return usagef("give the names of consumers, such as: %s, %s; with --database-url, of those that pgjet consumer ls shows", strings.Join(own, ", "), followName)
 			}
 			return nil
 		},
@@ -60,13 +63,20 @@ handle nothing from then on. If it is interrupted, do it again.`,
 			if err := s.checkEnsure(&o, from); err != nil {
 				return err
 			}
-			for _, name := range args {
-				if ownConsumers[name] == nil && name != followName {
-					return &exitError{exitNotFound, fmt.Errorf("no consumer %q in this pgjet, there is: %s, %s", name, strings.Join(names, ", "), followName)}
-				}
+			all, err := s.records(cmd.Context(), args)
+			if err != nil {
+				return err
 			}
+			stream, prefix := s.stream, s.prefix
 			for _, name := range args {
-				text, err := s.ensure(cmd.Context(), name, o)
+				s.stream, s.prefix = stream, prefix
+				if recorded := all[name].Stream; recorded != "" && !cmd.Flags().Changed("stream") {
+					s.stream = recorded
+				}
+				if recorded := all[name].Prefix; recorded != "" && !cmd.Flags().Changed("prefix") {
+					s.prefix = recorded
+				}
+				text, err := s.ensure(cmd.Context(), all[name].Consumer, o)
 				fmt.Fprint(cmd.OutOrStdout(), text)
 				if err != nil {
 					return err
@@ -80,7 +90,7 @@ handle nothing from then on. If it is interrupted, do it again.`,
 	s.databaseFlag(cmd.Flags())
 	s.directFlag(cmd.Flags())
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "compare, and create nothing")
-	cmd.Flags().BoolVar(&o.apply, "apply", false, "add types of events that are missing; needs the database")
+	cmd.Flags().BoolVar(&o.apply, "apply", false, "add event types that are missing; needs the database")
 	cmd.Flags().StringVar(&from, "take-from", "", "identity of the database, which is gone for good, to which the durable consumers belonged")
 	return cmd
 }
@@ -109,12 +119,40 @@ func (s *settings) checkEnsure(o *ensureOptions, from string) (err error) {
 	return nil
 }
 
-// ensure says what it did for the consumer of that name.
-func (s *settings) ensure(ctx context.Context, name string, o ensureOptions) (string, error) {
-	if name == followName {
+// records returns the consumers of these names: those of this binary, and others as the database records them. That of followName is zero.
+func (s *settings) records(ctx context.Context, names []string) (map[string]consumers.Record, error) {
+	all := make(map[string]consumers.Record)
+	var others []string
+	for _, name := range names {
+		switch own := ownConsumers[name]; {
+		case own != nil:
+			all[name] = consumers.Record{Consumer: own()}
+		case name != followName:
+			others = append(others, name)
+		}
+	}
+	switch {
+	case len(others) == 0:
+		return all, nil
+	case s.databaseURL == "":
+		return nil, &exitError{exitNotFound, fmt.Errorf("no consumer %q in this pgjet, there is: %s, %s; for a consumer of another program give --database-url, where a process that ran it recorded what it handles",
+			others[0], strings.Join(slices.Sorted(maps.Keys(ownConsumers)), ", "), followName)}
+	}
+	return all, s.withDatabase(ctx, func(ctx context.Context, db *pgxpool.Pool) (err error) {
+		for _, name := range others {
+			if all[name], err = consumers.Recorded(ctx, db, name); err != nil {
+				return found(err)
+			}
+		}
+		return nil
+	})
+}
+
+// ensure says what it did for a consumer.
+func (s *settings) ensure(ctx context.Context, c consumers.Consumer, o ensureOptions) (string, error) {
+	if c.Name == "" {
 		return s.ensureFollowed(ctx, o.dryRun)
 	}
-	c := ownConsumers[name]()
 	var added string
 	if o.apply {
 		var err error

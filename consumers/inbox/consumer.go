@@ -22,8 +22,10 @@ type Registration struct {
 	Created  time.Time // of the stream: another one is another incarnation
 	Ordered  bool
 	Effects  bool
-	Slices   int   // of one that is new
-	Past     int32 // a generation whose stream lost its end since, so that events stand at other places; 0 if none did
+	Slices   int      // of one that is new
+	Past     int32    // a generation whose stream lost its end since, so that events stand at other places; 0 if none did
+	Prefix   string   // of the subjects of events
+	Types    []string // of events that it handles, or patterns of them
 }
 
 // A MovedError says that a consumer has handled events of another stream.
@@ -62,8 +64,8 @@ func Register(ctx context.Context, tx pgx.Tx, r Registration) (is Registered, er
 		with was as (
 			select generation from pgjet.consumer where name = $1
 		), c as (
-			insert into pgjet.consumer as c (name, stream, stream_created, ordered, effects, slices) values ($1, $2, $3, $4, $5, $6)
-			on conflict (name) do update set ordered = excluded.ordered, effects = excluded.effects,
+			insert into pgjet.consumer as c (name, stream, stream_created, ordered, effects, slices, prefix, types) values ($1, $2, $3, $4, $5, $6, nullif($8, ''), nullif($9::text[], '{}'))
+			on conflict (name) do update set ordered = excluded.ordered, effects = excluded.effects, prefix = excluded.prefix, types = excluded.types,
 				epoch = c.epoch + ((c.stream, c.stream_created) <> (excluded.stream, excluded.stream_created) or c.generation = $7)::int,
 				generation = c.generation + ((c.stream, c.stream_created) <> (excluded.stream, excluded.stream_created) or c.generation = $7)::int,
 				stream = excluded.stream, stream_created = excluded.stream_created
@@ -76,7 +78,7 @@ func Register(ctx context.Context, tx pgx.Tx, r Registration) (is Registered, er
 			select c.name, slice, c.epoch from c, generate_series(0, c.slices - 1) as s (slice) on conflict do nothing
 		)
 		select generation, slices, rebuild, paused_at, coalesce(paused_by, ''), coalesce(pause_reason, '') from c`,
-		r.Consumer, r.Stream, r.Created.Truncate(time.Microsecond), r.Ordered, r.Effects, max(1, r.Slices), r.Past).
+		r.Consumer, r.Stream, r.Created.Truncate(time.Microsecond), r.Ordered, r.Effects, max(1, r.Slices), r.Past, r.Prefix, r.Types).
 		Scan(&is.Generation, &is.Slices, &is.Rebuild, &at, &paused.By, &paused.Reason)
 	if err == nil && at != nil {
 		paused.At = at.UTC()
@@ -226,8 +228,9 @@ type Beat struct {
 	Consumer string
 	Process  string // host:pid
 	Workers  int
-	Cause    string // why it handles nothing; "" while it does
-	Attempts int    // its last ones, of which the following tell
+	Types    []string // of events that it handles, or patterns of them
+	Cause    string   // why it handles nothing; "" while it does
+	Attempts int      // its last ones, of which the following tell
 	Failed   int
 	Took     time.Duration // the median
 	Error    string        // the last
@@ -236,11 +239,11 @@ type Beat struct {
 // Tell writes the sign of life of a process.
 func Tell(ctx context.Context, db DB, b Beat) error {
 	_, err := db.Exec(ctx, `
-		insert into pgjet.process as p (consumer, process, workers, cause, attempts, failed, took, error)
-		values ($1, $2, $3, nullif($4, ''), $5, $6, $7, nullif($8, ''))
+		insert into pgjet.process as p (consumer, process, workers, cause, attempts, failed, took, error, types)
+		values ($1, $2, $3, nullif($4, ''), $5, $6, $7, nullif($8, ''), nullif($9::text[], '{}'))
 		on conflict (consumer, process) do update set seen_at = clock_timestamp(), workers = excluded.workers, cause = excluded.cause,
-			attempts = excluded.attempts, failed = excluded.failed, took = excluded.took, error = excluded.error`,
-		b.Consumer, b.Process, b.Workers, Storable(b.Cause), b.Attempts, b.Failed, b.Took, Storable(b.Error))
+			attempts = excluded.attempts, failed = excluded.failed, took = excluded.took, error = excluded.error, types = excluded.types`,
+		b.Consumer, b.Process, b.Workers, Storable(b.Cause), b.Attempts, b.Failed, b.Took, Storable(b.Error), b.Types)
 	return failed("tell that the process lives", err)
 }
 

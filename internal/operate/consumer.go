@@ -17,10 +17,6 @@ func NextForConsumer(s status.Status, code string, own bool) string {
 		if s.Paused == nil { // in JetStream
 			r.Next = ""
 		}
-	case "consumer_missing", "consumer_differs":
-		if !own {
-			r.Next = ""
-		}
 	case "no_process":
 		if !own {
 			return "start one"
