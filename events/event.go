@@ -35,6 +35,7 @@ const (
 	MaxType = 128       // bytes of type
 	MaxKey  = 255       // bytes of key
 	maxHead = 8 << 10   // bytes of further headers
+	maxName = 64        // bytes of the name of one
 )
 
 // An Event is one fact.
@@ -49,8 +50,10 @@ type Event struct {
 	// Traceparent is the W3C trace context in which the event was created. Nobody
 	// on the way overwrites it. Empty: not traced.
 	Traceparent string
-	// Header holds further message headers: "tracestate" and CloudEvents
-	// extensions ("ce-" and 1 to 20 lower-case letters or digits), nothing else.
+	// Header holds further message headers, with the traceparent at most 8 KiB: "tracestate", CloudEvents
+	// extensions ("ce-" and 1 to 20 lower-case letters or digits), and others of your own, such as "Tenant": a letter,
+	// then letters, digits, - and _, 64 at most. None begins with ce-, Nats- or Pgjet-, or is Traceparent, Status, Description or
+	// Content-Type, in whatever letters; their values are printable ASCII, without blanks at the ends.
 	Header map[string]string
 	// ContentType is the media type of Data; "" is application/json.
 	ContentType string
@@ -242,8 +245,11 @@ func (e Event) validateHeader() error {
 	for name, value := range e.Header {
 		size += len(name) + len(value)
 		switch {
-		case !allowed(name):
-			return &InvalidError{"header", "may hold tracestate and CloudEvents extensions (ce-…) only"}
+		case !allowed(name) && !custom(name):
+			return &InvalidError{"header", "has a name that is neither tracestate, a CloudEvents extension (ce-…), nor free: letters, digits, - and _, " +
+				"and not what begins with Nats- or Pgjet- or is Status, Description or Content-Type"}
+		case custom(name) && !plain(value):
+			return &InvalidError{"header", name + " is not printable ASCII without blanks at its ends, as all clients of NATS keep it"}
 		case !printable(value):
 			return &InvalidError{"header", name + " has control characters or invalid UTF-8"}
 		}
@@ -278,9 +284,37 @@ func dotted(s string) bool {
 	return before != '.'
 }
 
-// allowed reports whether name may stand in [Event.Header].
+// allowed reports whether name is one that CloudEvents or W3C let stand in [Event.Header].
 func allowed(name string) bool {
 	return name == "tracestate" || extensionForm.MatchString(name) && !reserved[name]
+}
+
+// custom reports whether name may stand in [Event.Header] without a meaning to pgjet, NATS or CloudEvents: they may read it in
+// whatever letters.
+func custom(name string) bool {
+	if name == "" || len(name) > maxName {
+		return false
+	}
+	for i := range len(name) {
+		c := name[i]
+		letter := 'a' <= c|0x20 && c|0x20 <= 'z'
+		if !letter && (i == 0 || (c < '0' || c > '9') && c != '-' && c != '_') {
+			return false
+		}
+	}
+	before, _, _ := strings.Cut(name, "-")
+	switch lower := strings.ToLower(before); lower {
+	case "ce", "nats", "pgjet":
+		return len(lower) == len(name) // alone it is no prefix
+	case "traceparent", "tracestate", "status", "description":
+		return len(lower) < len(name)
+	}
+	return !strings.EqualFold(name, "content-type")
+}
+
+// plain reports whether s may be the value of a header that is written as it is.
+func plain(s string) bool {
+	return strings.Trim(s, " ") == s && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
 func printable(s string) bool {

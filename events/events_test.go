@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -22,13 +23,38 @@ func valid() events.Event {
 	}
 }
 
+// TestForeignHeaders: what others add to a message does not make it unreadable.
+func TestForeignHeaders(t *testing.T) {
+	e := valid()
+	for name, tt := range map[string]struct {
+		header map[string][]string
+		want   map[string]string
+	}{
+		"of JetStream":   {map[string][]string{"Nats-Msg-Id": {"1"}, "Status": {"100"}}, nil},
+		"of a service":   {map[string][]string{"Tenant": {"a", "b"}, "Empty": {}}, map[string]string{"Tenant": "a"}},
+		"not printable":  {map[string][]string{"Tenant": {"a\x00"}, "Accent": {"é"}, "Good": {"1"}}, map[string]string{"Good": "1"}},
+		"a strange name": {map[string][]string{"a b": {"1"}, "": {"1"}}, nil},
+		"too many":       {map[string][]string{"Tenant": {strings.Repeat("x", 9000)}, "ce-a": {"b"}}, map[string]string{"ce-a": "b"}},
+	} {
+		_, header, body := e.Message()
+		maps.Copy(header, tt.header)
+		got, err := events.FromMessage(header, body)
+		if diff := cmp.Diff(tt.want, got.Header); err != nil || diff != "" {
+			t.Errorf("%s: FromMessage() = %v, with the headers\n%s", name, err, diff)
+		}
+	}
+}
+
 func TestMessageAndBack(t *testing.T) {
 	for name, change := range map[string]func(*events.Event){
-		"plain":                    func(*events.Event) {},
-		"key with odd characters":  func(e *events.Event) { e.Key = "a b.*>\"%ü€" },
-		"source with a space":      func(e *events.Event) { e.Source = "my service" },
-		"trace":                    func(e *events.Event) { e.Traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01" },
-		"extensions":               func(e *events.Event) { e.Header = map[string]string{"ce-tenant": "ä b", "tracestate": "a=1, b=2%20"} },
+		"plain":                   func(*events.Event) {},
+		"key with odd characters": func(e *events.Event) { e.Key = "a b.*>\"%ü€" },
+		"source with a space":     func(e *events.Event) { e.Source = "my service" },
+		"trace":                   func(e *events.Event) { e.Traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01" },
+		"extensions":              func(e *events.Event) { e.Header = map[string]string{"ce-tenant": "ä b", "tracestate": "a=1, b=2%20"} },
+		"headers of one's own": func(e *events.Event) {
+			e.Header = map[string]string{"Tenant": "a b%20\"", "x_Y-9": "", "Nats": "1", "ce-a": "b", "tracestate": "a=1"}
+		},
 		"data kept byte for byte":  func(e *events.Event) { e.Data = json.RawMessage("{ \"a\":1e400,\n\t\"a\":2 }") },
 		"bytes":                    func(e *events.Event) { e.ContentType, e.Data = "application/protobuf", []byte("\x00\xff{") },
 		"no bytes":                 func(e *events.Event) { e.ContentType, e.Data = "application/protobuf", []byte{} },
@@ -113,6 +139,18 @@ func TestValidateNamesTheField(t *testing.T) {
 		{"header Status", "header", func(e *events.Event) { e.Header = map[string]string{"Status": "100"} }},
 		{"reserved attribute", "header", func(e *events.Event) { e.Header = map[string]string{"ce-id": "x"} }},
 		{"upper-case extension", "header", func(e *events.Event) { e.Header = map[string]string{"ce-Tenant": "x"} }},
+		{"header of NATS in small letters", "header", func(e *events.Event) { e.Header = map[string]string{"nats-rollup": "all"} }},
+		{"attribute in capitals", "header", func(e *events.Event) { e.Header = map[string]string{"CE-id": "x"} }},
+		{"header of pgjet", "header", func(e *events.Event) { e.Header = map[string]string{"PGJET-seq": "1"} }},
+		{"trace in capitals", "header", func(e *events.Event) { e.Header = map[string]string{"Tracestate": "a=1"} }},
+		{"content type as a header", "header", func(e *events.Event) { e.Header = map[string]string{"content-Type": "application/cloudevents+json"} }},
+		{"header without a name", "header", func(e *events.Event) { e.Header = map[string]string{"": "x"} }},
+		{"blank in the name of a header", "header", func(e *events.Event) { e.Header = map[string]string{"a b": "x"} }},
+		{"long name of a header", "header", func(e *events.Event) { e.Header = map[string]string{strings.Repeat("a", 65): "x"} }},
+		{"blank at the end of a header", "header", func(e *events.Event) { e.Header = map[string]string{"Tenant": "x "} }},
+		{"accent in a header", "header", func(e *events.Event) { e.Header = map[string]string{"Tenant": "é"} }},
+		{"line break in a header of one's own", "header", func(e *events.Event) { e.Header = map[string]string{"Tenant": "x\r\nNats-TTL: 1s"} }},
+		{"large headers of one's own", "header", func(e *events.Event) { e.Header = map[string]string{"Tenant": strings.Repeat("x", 9000)} }},
 		{"line break in header", "header", func(e *events.Event) { e.Header = map[string]string{"ce-a": "x\r\nNats-TTL: 1s"} }},
 		{"large headers", "header", func(e *events.Event) { e.Header = map[string]string{"ce-a": strings.Repeat("x", 9000)} }},
 		{"line break in traceparent", "traceparent", func(e *events.Event) { e.Traceparent = "x\r\ny" }},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"net/url"
 	"slices"
 	"strconv"
@@ -192,8 +193,8 @@ func AnyPartition(subject string) string {
 	return prefix + ".*." + eventType
 }
 
-// Message returns the subject (with the default [Prefix]), headers and body that carry e. The headers come
-// from an allow-list; their names are case-sensitive and exactly as written here
+// Message returns the subject (with the default [Prefix]), headers and body that carry e. The headers are pgjet's own and those
+// of [Event.Header]; their names are case-sensitive and exactly as written here
 // (the map converts to a nats.Header).
 func (e Event) Message() (subject string, header map[string][]string, body []byte) {
 	header = make(map[string][]string)
@@ -217,7 +218,7 @@ func (e Event) Headers() iter.Seq2[string, string] {
 			yield("Pgjet-Seq", strconv.FormatInt(e.Seq, 10)) &&
 			(e.Traceparent == "" || yield("traceparent", e.Traceparent))
 		for name, value := range e.Header {
-			if name != "tracestate" { // W3C's, not an attribute: as it is
+			if strings.HasPrefix(name, "ce-") { // an attribute; others are written as they are
 				value = escape(value)
 			}
 			ok = ok && yield(name, value)
@@ -244,16 +245,14 @@ func FromMessage(header map[string][]string, body []byte) (Event, error) {
 		Seq:    read(&r, "Pgjet-Seq", "a number", func(s string) (int64, error) { return strconv.ParseInt(s, 10, 64) }),
 		Data:   body,
 	}
-	if v := header["traceparent"]; len(v) > 0 {
-		e.Traceparent = v[0]
-	}
+	e.Traceparent = r.first("traceparent")
 	if len(header["ce-datacontenttype"]) > 0 { // others may leave it out
 		e.ContentType = r.attribute("ce-datacontenttype")
 	}
 	if e.ContentType == jsonType {
 		e.ContentType = ""
 	}
-	e.Header = r.extensions()
+	e.Header = r.further()
 	r.variants()
 	if r.err == nil {
 		r.err = e.ValidateStored()
@@ -326,21 +325,44 @@ func (r *reader) variants() {
 	}
 }
 
-func (r *reader) extensions() map[string]string {
-	var ext map[string]string
+// further returns what of the headers belongs into [Event.Header]. Of headers without a meaning to pgjet, which anybody may add, it
+// leaves out those that [Event.Validate] refuses, and all of them if they are too many.
+func (r *reader) further() map[string]string {
+	known, others := make(map[string]string), make(map[string]string)
+	size := 0
 	for name, v := range r.header {
-		if len(v) == 0 || reserved[name] || !allowed(name) { // most are reserved, and allowed takes its time
+		switch {
+		case len(v) == 0 || reserved[name]: // most are
+			continue
+		case custom(name):
+			if !plain(v[0]) {
+				continue
+			}
+			others[name] = v[0]
+		case name == "tracestate":
+			known[name] = v[0]
+		case allowed(name):
+			known[name] = r.unescape(name, v[0])
+		default:
 			continue
 		}
-		if ext == nil {
-			ext = make(map[string]string)
-		}
-		ext[name] = v[0]
-		if name != "tracestate" {
-			ext[name] = r.unescape(name, v[0])
-		}
+		size += len(name) + len(v[0])
 	}
-	return ext
+	if size+len(r.first("traceparent")) <= maxHead {
+		maps.Copy(known, others)
+	}
+	if len(known) == 0 {
+		return nil
+	}
+	return known
+}
+
+// first returns the first value of a header.
+func (r *reader) first(name string) string {
+	if v := r.header[name]; len(v) > 0 {
+		return v[0]
+	}
+	return ""
 }
 
 // HintSubject returns the core NATS subject on which a service may say that it has

@@ -23,7 +23,7 @@ func made(n int) events.Event {
 // that its event makes alone.
 func TestNothingIsLeftOver(t *testing.T) {
 	all := []events.Event{made(1), made(2), made(3), made(4)}
-	all[0].Header = map[string]string{"tracestate": "a=1", "ce-tenant": "blue"}
+	all[0].Header = map[string]string{"tracestate": "a=1", "ce-tenant": "blue", "Tenant": "a b%20"}
 	all[1].Traceparent = ""
 	all[2].Header = map[string]string{"ce-tenant": "red green"}
 	m := newOutgoing()

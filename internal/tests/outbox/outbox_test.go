@@ -100,7 +100,7 @@ func TestAppendKeepsEverything(t *testing.T) {
 	sent := events.Event{
 		ID: uuid.Must(uuid.NewV7()), Type: "note.made", Key: "ü \"%", Time: time.Date(2020, 1, 2, 3, 4, 5, 678000, time.UTC),
 		Traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-		Header:      map[string]string{"ce-tenant": "a", "tracestate": "x=1"},
+		Header:      map[string]string{"ce-tenant": "a", "tracestate": "x=1", "Tenant": "blue"},
 		Data:        json.RawMessage("{ \"b\":1e400,\n \"a\":\"\\u0000\", \"a\":2 }"),
 	}
 	appendEvents(t, db, sent, noted{"k", 1}, noted{"k", 2})
