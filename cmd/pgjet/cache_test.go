@@ -95,7 +95,7 @@ func serveUsers(t *testing.T, db *pgxpool.Pool, issuer *auth.Issuer, js jetstrea
 		s := &settings{stream: "EVENTS"}
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
-		go func() { ended <- s.invalidationPart(api, js, testenv.Logger(t)).run(ctx) }()
+		go func() { ended <- s.invalidationPart(api, js, testenv.Logger(t)).Run(ctx) }()
 		t.Cleanup(func() {
 			cancel()
 			if err := <-ended; err != nil {

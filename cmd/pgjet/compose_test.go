@@ -16,6 +16,8 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/pgjet/pgjet/internal/supervisor"
 )
 
 // A composition is as much of compose.yaml as can be wrong here.
@@ -354,7 +356,7 @@ func TestComposeSurvives(t *testing.T) {
 			t.Errorf("restart of %s is %q", name, s.Restart)
 		}
 		if runs {
-			const attempt, requests, traces = 20 * time.Second, grace, 5 * time.Second
+			const attempt, requests, traces = 20 * time.Second, supervisor.Grace, 5 * time.Second
 			if s.StopGrace < attempt+requests+traces {
 				t.Errorf("%s is killed after %s, and may take %s to stop", name, s.StopGrace, attempt+requests+traces)
 			}
@@ -527,7 +529,7 @@ func TestKubernetesExample(t *testing.T) {
 			t.Errorf("a probe asks for %s on port %d, the admin address is %s", p.Get.Path, p.Get.Port, values["admin-addr"])
 		}
 	}
-	if delay, err := time.ParseDuration(values["stop-delay"]); err != nil || time.Duration(pod.Grace)*time.Second < delay+grace+5*time.Second {
+	if delay, err := time.ParseDuration(values["stop-delay"]); err != nil || time.Duration(pod.Grace)*time.Second < delay+supervisor.Grace+5*time.Second {
 		t.Errorf("the grace period of %d s is too short for a delay of %s (%v), requests and traces", pod.Grace, delay, err)
 	}
 }

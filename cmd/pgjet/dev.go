@@ -119,11 +119,11 @@ func (d *dev) run(ctx context.Context) (err error) {
 		return err
 	}
 	d.follow(d.conf, d.log)
-	tel, err := startTelemetry(ctx, d.log, "pgjet-dev")
+	metrics, stopTelemetry, err := startTelemetry(ctx, d.log, "pgjet-dev")
 	if err != nil {
 		return err
 	}
-	defer stopTelemetry(ctx, tel, d.log)
+	defer stopTelemetry()
 	defer d.stopServers()
 	if err := d.startServers(ctx); err != nil {
 		if ctx.Err() != nil {
@@ -131,7 +131,7 @@ func (d *dev) run(ctx context.Context) (err error) {
 		}
 		return err
 	}
-	return d.supervise(ctx, tel)
+	return d.supervise(ctx, metrics)
 }
 
 // ports lists the ports that this run will listen on.

@@ -14,9 +14,8 @@ import (
 	"github.com/pgjet/pgjet/consumers/mailer"
 	"github.com/pgjet/pgjet/consumers/onboarding"
 	"github.com/pgjet/pgjet/internal/devservices"
-	"github.com/pgjet/pgjet/internal/health"
 	"github.com/pgjet/pgjet/internal/registry"
-	"github.com/pgjet/pgjet/internal/telemetry"
+	"github.com/pgjet/pgjet/internal/supervisor"
 	"github.com/pgjet/pgjet/internal/web"
 	"github.com/pgjet/pgjet/outbox/hint"
 	"github.com/pgjet/pgjet/producer"
@@ -34,12 +33,13 @@ func devConnections() int { return web.Connections(len(devListeners) + 1) }
 
 // supervise runs the services until ctx ends, one of them fails, or PostgreSQL
 // dies.
-func (d *dev) supervise(ctx context.Context, tel *telemetry.Telemetry) error {
-	parts, err := d.parts(ctx, tel)
+func (d *dev) supervise(ctx context.Context, metrics http.Handler) error {
+	parts, admin, err := d.parts()
 	if err != nil {
 		return err
 	}
-	return supervise(ctx, append(parts, part{name: "ready", run: func(ctx context.Context) error {
+	p := supervisor.Process{Version: version(), Admin: admin, Metrics: metrics, Log: d.log, Registrar: d.register(d.log), Instances: d.instances()}
+	return p.Run(ctx, append(parts, part{Name: "ready", Run: func(ctx context.Context) error {
 		if err := waitReady(ctx, parts); err != nil {
 			return err
 		}
@@ -52,40 +52,39 @@ func (d *dev) supervise(ctx context.Context, tel *telemetry.Telemetry) error {
 		case <-ctx.Done():
 			return nil
 		}
-	}}))
+	}})...)
 }
 
-// parts lists the services in the order in which they are stopped.
-func (d *dev) parts(ctx context.Context, tel *telemetry.Telemetry) ([]part, error) {
+// parts lists the services in the order in which they are stopped, and where probes are answered.
+func (d *dev) parts() (parts []part, admin net.Listener, err error) {
 	d.source = devSource
 	relayPart, err := d.relayPart(d.log)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	mailerPart, err := d.mailerPart(d.db, d.js, d.log)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	onboardingParts, err := d.onboardingParts(d.db, d.js, d.log)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	api, err := d.userService()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	at := make(map[int]net.Listener)
 	for _, port := range devListeners {
 		if at[port], err = listen("development", d.addr(port), "--port"); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	serve := func(name string, l net.Listener, h http.Handler) part {
-		return serveDoor(name, l, devConnections(), web.Guard(h), d.log)
+		return supervisor.Serve(name, l, devConnections(), web.Guard(h), d.log)
 	}
 	smtp := web.NewDoor(at[smtpPort], "smtp", devConnections(), d.log)
-	parts := []part{
-		d.register(d.log).part(ctx, d.instances()...),
+	parts = []part{
 		serve("users", at[usersPort], api),
 		watchDatabase(d.db, d.log),
 		d.configPart(),
@@ -94,21 +93,19 @@ func (d *dev) parts(ctx context.Context, tel *telemetry.Telemetry) ([]part, erro
 		mailerPart,
 		d.directoryPart(d.db, d.js, d.log),
 		serve("directory-api", at[directoryPort], directory.New(d.db, d.log)),
-		{name: "smtp", run: func(ctx context.Context) error { return d.mail.ServeSMTP(ctx, smtp) }},
+		{Name: "smtp", Run: func(ctx context.Context) error { return d.mail.ServeSMTP(ctx, smtp) }},
 		serve("inbox", at[inboxPort], d.mail.Handler()),
 	}
 	parts = append(parts, onboardingParts...)
 	for _, name := range []string{devservices.Profiles, devservices.Billing} {
 		handler, err := devservices.New(name, filepath.Join(d.dir, "services"), d.log)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		port := map[string]int{devservices.Profiles: profilesPort, devservices.Billing: billingPort}[name]
 		parts = append(parts, serve(name, at[port], handler))
 	}
-	h := &health.Health{Version: version(), Metrics: tel.Metrics, Checks: checks(parts)}
-	context.AfterFunc(ctx, h.Stop)
-	return append(parts, serveAdmin(at[adminPort], h.Handler(), d.log)), nil
+	return parts, at[adminPort], nil
 }
 
 // userService returns the user service, whose key is kept.
@@ -152,8 +149,8 @@ func waitReady(ctx context.Context, parts []part) error {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	for _, p := range parts {
-		for p.ready != nil {
-			err := p.ready(ctx)
+		for p.Ready != nil {
+			err := p.Ready(ctx)
 			if err == nil {
 				break
 			}
@@ -163,7 +160,7 @@ func waitReady(ctx context.Context, parts []part) error {
 				if errors.Is(ctx.Err(), context.Canceled) {
 					return nil
 				}
-				return fmt.Errorf("%s did not become ready: %w", p.name, err)
+				return fmt.Errorf("%s did not become ready: %w", p.Name, err)
 			}
 		}
 	}

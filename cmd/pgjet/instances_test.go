@@ -16,6 +16,7 @@ import (
 	"github.com/pgjet/pgjet/internal/auth"
 	"github.com/pgjet/pgjet/internal/devservices"
 	"github.com/pgjet/pgjet/internal/registry"
+	"github.com/pgjet/pgjet/internal/supervisor"
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/producer"
 )
@@ -154,11 +155,15 @@ func TestConfigHashIsAnnounced(t *testing.T) {
 	s := followed(t, "", testenv.Logger(t))
 	s.registryConn = js.Conn()
 	r := s.register(testenv.Logger(t))
-	r.setConfig("before")
-	p := r.part(t.Context(), registry.Instance{Name: "one"}, registry.Instance{Name: "two"})
+	r.Set("config", "before")
+	l, err := net.Listen("tcp", anyPort)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := supervisor.Process{Registrar: r, Instances: []registry.Instance{{Name: "one"}, {Name: "two"}}, Admin: l, Metrics: http.NotFoundHandler(), Log: testenv.Logger(t)}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
-	go func() { ended <- p.run(ctx) }()
+	go func() { ended <- p.Run(ctx) }()
 	announced := func(hash string) {
 		t.Helper()
 		testenv.Eventually(t, patience, "the hash is "+hash, func() bool {
@@ -167,11 +172,11 @@ func TestConfigHashIsAnnounced(t *testing.T) {
 		})
 	}
 	announced("before")
-	r.setConfig("after")
+	r.Set("config", "after")
 	announced("after")
 	cancel()
 	if err := <-ended; err != nil || len(listed(t, url)) != 0 {
-		t.Errorf("run() = %v, and it has not left", err)
+		t.Errorf("Run() = %v, and it has not left", err)
 	}
 }
 

@@ -38,6 +38,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/sqltx", ""},
 	{"internal/telemetry", ""},
 	{"internal/web", ""},
+	{"internal/supervisor", "internal/health internal/registry internal/telemetry internal/web"},
 	// What a service needs.
 	{"internal/service", "internal/breaker"},
 	{"outbox", "events internal/postgres internal/sqlstate"},
@@ -67,7 +68,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/tests/outbox", ""},
 	{"internal/tests/postgres", ""},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/directory consumers/inbox consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/health internal/jserror internal/lead internal/natsconn internal/operate internal/postgres internal/registry internal/service internal/sqlstate internal/telemetry internal/web migrations migrations/demo outbox outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/directory consumers/inbox consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/jserror internal/lead internal/natsconn internal/operate internal/postgres internal/registry internal/service internal/sqlstate internal/supervisor internal/telemetry internal/web migrations migrations/demo outbox outbox/hint producer relay"},
 }
 
 // writers says which package writes which tables: each has one, and the triggers and functions of the migrations.

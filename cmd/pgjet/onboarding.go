@@ -10,6 +10,7 @@ import (
 	"github.com/pgjet/pgjet/consumers/onboarding"
 	"github.com/pgjet/pgjet/consumers/saga"
 	"github.com/pgjet/pgjet/internal/devservices"
+	"github.com/pgjet/pgjet/internal/supervisor"
 )
 
 func consumeOnboardingCommand() *cobra.Command {
@@ -43,7 +44,7 @@ func (s *settings) onboardingParts(db *pgxpool.Pool, js jetstream.JetStream, log
 	r := &saga.Runner{Saga: o.Saga(), DB: db, Log: log}
 	return []part{
 		s.consumerPart(o.Consumer(), db, js, log),
-		{name: "onboarding-saga", run: r.Run, ready: r.Ready, degraded: r.Degraded},
+		supervisor.Of("onboarding-saga", r),
 	}, nil
 }
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -10,140 +9,73 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	"go.opentelemetry.io/otel"
 
-	"github.com/pgjet/pgjet/internal/health"
+	"github.com/pgjet/pgjet/internal/config"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/registry"
-	"github.com/pgjet/pgjet/internal/telemetry"
+	"github.com/pgjet/pgjet/internal/supervisor"
 	"github.com/pgjet/pgjet/internal/web"
 )
 
-// grace is how long requests in hand may take once a server is told to stop.
-const grace = 10 * time.Second
+// A part is one long-running piece of a process.
+type part = supervisor.Part
 
-// A part is one long-running piece of a process. Its run blocks until ctx ends,
-// and returns nil then.
-type part struct {
-	name  string
-	run   func(ctx context.Context) error
-	ready func(ctx context.Context) error // nil: it has nothing to report
-	role  func() (role, detail string)    // nil: it has none, see health.Check
-	// degraded returns what is wrong although it is ready, or ""; nil: nothing ever is.
-	degraded func() string
-}
-
-// supervise runs all parts until ctx ends or one of them fails. It then stops them
-// in the order in which they are listed, each when the one before it has ended,
-// and returns what failed.
-func supervise(ctx context.Context, parts []part) error {
-	failed := make(chan error, len(parts))
-	running := make([]func(), len(parts))
-	for i, p := range parts {
-		own, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			if err := p.run(own); err != nil {
-				failed <- fmt.Errorf("%s: %w", p.name, err)
-			} else if own.Err() == nil {
-				failed <- fmt.Errorf("%s: ended by itself", p.name)
-			}
-		}()
-		running[i] = func() { cancel(); <-done }
-	}
-	var err error
-	select {
-	case <-ctx.Done():
-	case err = <-failed:
-	}
-	for _, stop := range running {
-		stop()
-	}
-	close(failed)
-	for e := range failed {
-		err = errors.Join(err, e)
-	}
-	return err
-}
-
-// serve runs one service as a process of its own: its parts, and the admin pages. Told to
-// stop, it says so on /readyz and leaves the registry at once, works on for --stop-delay,
-// so that whoever sends requests sees it, and then stops.
+// serve runs one service as a process of its own: its parts, and the admin pages.
 func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, parts ...part) error {
-	tel, err := startTelemetry(ctx, log, name)
+	metrics, stopTelemetry, err := startTelemetry(ctx, log, name)
 	if err != nil {
 		return err
 	}
-	defer stopTelemetry(ctx, tel, log)
-	h := &health.Health{Version: version(), Metrics: tel.Metrics, Checks: checks(parts)}
-	context.AfterFunc(ctx, h.Stop)
+	defer stopTelemetry()
 	admin, err := listen("admin", s.adminAddr, "--admin-addr")
 	if err != nil {
 		return err
 	}
-	i := registry.Instance{Name: name, HealthURL: s.reachable(admin.Addr()) + "/readyz"}
+	i := registry.Instance{Name: name, HealthURL: supervisor.Reachable(admin.Addr(), s.advertise) + "/readyz"}
 	if s.served != nil {
-		i.Address = s.reachable(s.served)
+		i.Address = supervisor.Reachable(s.served, s.advertise)
 	}
-	parts = append([]part{s.register(log).part(ctx, i)}, parts...)
 	s.warnPlaintext(ctx, log)
 	warnPublic(ctx, log, "admin", "--admin-addr", admin.Addr())
 	log.InfoContext(ctx, "starting", "service", name, "version", version(), "admin", "http://"+admin.Addr().String())
-	late, cancel := after(ctx, s.stopDelay)
-	defer cancel()
 	running, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
-	defer context.AfterFunc(late, func() { s.lines.watch(running, log) })()
-	for _, d := range s.more {
-		defer context.AfterFunc(late, func() { d.lines.watch(running, log) })()
+	p := supervisor.Process{
+		Version: version(), Admin: admin, Hosts: s.hosts(), Metrics: metrics, Log: log, StopDelay: s.stopDelay,
+		Registrar: s.register(log), Instances: []registry.Instance{i}, Stopping: func() { s.hangUp(running, log) },
 	}
-	if err := supervise(late, append(parts, s.configPart(), serveAdmin(admin, h.Handler(), log, s.hosts()...))); err != nil {
+	if err := p.Run(ctx, append(parts, s.configPart())...); err != nil {
 		return err
 	}
 	log.InfoContext(ctx, "stopped")
 	return nil
 }
 
-// after returns a context that ends that long after ctx.
-func after(ctx context.Context, delay time.Duration) (context.Context, context.CancelFunc) {
-	late, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(ctx, func() {
-		select {
-		case <-time.After(delay):
-			cancel()
-		case <-late.Done():
-		}
-	})
-	return late, func() { stop(); cancel() }
+// hangUp hangs up on each PostgreSQL that does not answer, until running ends.
+func (s *settings) hangUp(running context.Context, log *slog.Logger) {
+	for _, d := range s.more {
+		go d.lines.watch(running, log)
+	}
+	s.lines.watch(running, log)
 }
 
-// startTelemetry also sends what OpenTelemetry complains about to the log.
-func startTelemetry(ctx context.Context, log *slog.Logger, name string) (*telemetry.Telemetry, error) {
-	tel, err := telemetry.Start(ctx, name, version())
+// startTelemetry is [supervisor.Telemetry] of this program.
+func startTelemetry(ctx context.Context, log *slog.Logger, name string) (metrics http.Handler, stop func(), err error) {
+	metrics, stop, err = supervisor.Telemetry(ctx, log, name, version())
 	if err != nil {
-		return nil, &exitError{exitUsage, err} // of the OTEL_ variables
+		err = &exitError{exitUsage, err} // of the OTEL_ variables
 	}
-	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
-		log.Warn("OpenTelemetry reports an error", "err", err)
-	}))
-	return tel, nil
+	return metrics, stop, err
 }
 
-func stopTelemetry(ctx context.Context, tel *telemetry.Telemetry, log *slog.Logger) {
-	if err := tel.Stop(ctx); err != nil {
-		log.WarnContext(ctx, "some traces or metrics were not sent", "err", err)
+// register returns the registrar of this process.
+func (s *settings) register(log *slog.Logger) *supervisor.Registrar {
+	if s.registrar == nil {
+		s.registrar = supervisor.NewRegistrar(s.registryConn, version(), log)
+		s.registrar.Set("config", s.live.Current().Hash())
+		s.live.Subscribe(func(_, now *config.Config) { s.registrar.Set("config", now.Hash()) })
 	}
-}
-
-func checks(parts []part) []health.Check {
-	var all []health.Check
-	for _, p := range parts {
-		if p.ready != nil {
-			all = append(all, health.Check{Name: p.name, Ready: p.ready, Role: p.role, Degraded: p.degraded})
-		}
-	}
-	return all
+	return s.registrar
 }
 
 // listen opens a TCP socket, or says which flag moves it elsewhere.
@@ -155,40 +87,9 @@ func listen(what, addr, flag string) (net.Listener, error) {
 	return l, nil
 }
 
-// serveHTTP returns the part that answers on l, the only API of the process. It withstands slow
-// and many clients, and lets requests in hand finish.
+// serveHTTP returns the part that answers on l, the only API of the process.
 func serveHTTP(name string, l net.Listener, h http.Handler, log *slog.Logger) part {
-	return serveDoor(name, l, web.Connections(1), h, log)
-}
-
-// serveAdmin returns the part that answers probes, whatever the process's API has to do.
-func serveAdmin(l net.Listener, h http.Handler, log *slog.Logger, hosts ...string) part {
-	return serveDoor("admin", l, web.AdminConnections, web.Guard(h, hosts...), log)
-}
-
-func serveDoor(name string, l net.Listener, connections int, h http.Handler, log *slog.Logger) part {
-	door := web.NewDoor(l, name, connections, log)
-	server := web.NewServer(door, h, log)
-	return part{name: name, run: func(ctx context.Context) error {
-		ended := make(chan error, 1)
-		go func() { ended <- server.Serve(door) }()
-		select {
-		case err := <-ended:
-			return err
-		case <-ctx.Done():
-		}
-		shutdown(ctx, server, grace)
-		return nil
-	}}
-}
-
-// shutdown takes no more requests, and cuts off those in hand that do not end in time.
-func shutdown(ctx context.Context, server *http.Server, within time.Duration) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), within)
-	defer cancel()
-	if server.Shutdown(ctx) != nil {
-		server.Close()
-	}
+	return supervisor.Serve(name, l, web.Connections(1), h, log)
 }
 
 // watchDatabase returns the part that says when PostgreSQL goes and when it comes
@@ -207,7 +108,7 @@ func watchDatabase(db *pgxpool.Pool, log *slog.Logger) part {
 		}
 		return locks.look(ctx, db, "users.users", "outbox")
 	}
-	return part{name: "database", ready: ping, run: func(ctx context.Context) error {
+	return part{Name: "database", Ready: ping, Run: func(ctx context.Context) error {
 		away := false
 		for {
 			err := ping(ctx)

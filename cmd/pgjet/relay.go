@@ -22,6 +22,7 @@ import (
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/operate"
 	"github.com/pgjet/pgjet/internal/postgres"
+	"github.com/pgjet/pgjet/internal/supervisor"
 	"github.com/pgjet/pgjet/relay"
 )
 
@@ -80,7 +81,7 @@ func (s *settings) relayPart(log *slog.Logger) (part, error) {
 	if err != nil {
 		return part{}, err
 	}
-	return part{name: "relay", run: r.Run, ready: r.Ready, role: r.Role}, nil
+	return supervisor.Of("relay", r), nil
 }
 
 func (s *settings) newRelay(database *pgx.ConnConfig, log *slog.Logger) (*relay.Relay, error) {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/config"
+	"github.com/pgjet/pgjet/internal/supervisor"
 )
 
 // A relayEntry is one of several relays of a process: it has a database, a stream and a prefix of its own.
@@ -145,7 +146,7 @@ func (s *settings) relayParts(cmd *cobra.Command, log *slog.Logger) ([]part, err
 			return nil, err
 		}
 		r.Name, r.Stream, r.Prefix, r.Source = e.name, e.stream, e.prefix, e.source
-		parts = append(parts, part{name: "relay-" + e.name, run: r.Run, ready: r.Ready, role: r.Role})
+		parts = append(parts, supervisor.Of("relay-"+e.name, r))
 		s.more = append(s.more, d)
 	}
 	return parts, nil

@@ -39,7 +39,7 @@ func (s *settings) follow(c *configuration, log *slog.Logger) {
 // configPart returns the part that follows the configuration file. SIGHUP has it read at
 // once; a terminal sends that signal when it is closed, and there it ends the process.
 func (s *settings) configPart() part {
-	return part{name: "configuration", run: func(ctx context.Context) error {
+	return part{Name: "configuration", Run: func(ctx context.Context) error {
 		ask := make(chan os.Signal, 1)
 		if s.live.Current().File() != "" && !terminal(os.Stdin) {
 			signal.Notify(ask, syscall.SIGHUP)

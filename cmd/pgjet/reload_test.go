@@ -102,7 +102,7 @@ func TestFeatureFlagsFollow(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
-	go func() { ended <- s.configPart().run(ctx) }()
+	go func() { ended <- s.configPart().Run(ctx) }()
 	profiles := func() bool {
 		on, err := openfeature.NewClient("pgjet").BooleanValue(ctx, "profiles", true, openfeature.EvaluationContext{})
 		if err != nil {

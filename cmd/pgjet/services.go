@@ -19,6 +19,7 @@ import (
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/devservices"
 	"github.com/pgjet/pgjet/internal/postgres"
+	"github.com/pgjet/pgjet/internal/supervisor"
 	"github.com/pgjet/pgjet/internal/web"
 	"github.com/pgjet/pgjet/outbox/hint"
 	"github.com/pgjet/pgjet/producer"
@@ -121,7 +122,7 @@ func (s *settings) followed() consumers.Feed {
 
 // invalidationPart has api forget the answers that other processes made stale.
 func (s *settings) invalidationPart(api *producer.Server, js jetstream.JetStream, log *slog.Logger) part {
-	return part{name: "invalidation", run: func(ctx context.Context) error {
+	return part{Name: "invalidation", Run: func(ctx context.Context) error {
 		consumers.Follow(ctx, js, s.followed(), log, func(e events.Event) { api.Changed(e.Key) }, api.Forget)
 		return nil
 	}}
@@ -212,7 +213,7 @@ func (s *settings) directoryPart(db *pgxpool.Pool, js jetstream.JetStream, log *
 
 func (s *settings) consumerPart(c consumers.Consumer, db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) part {
 	r := &consumers.Runner{Consumer: c, DB: db, Direct: s.direct, JS: js, Stream: s.stream, Prefix: s.prefix, Log: log, Retention: s.inboxRetention, MoveFrom: s.moveFrom}
-	return part{name: c.Name, run: r.Run, ready: r.Ready, role: r.Role, degraded: r.Degraded}
+	return supervisor.Of(c.Name, r)
 }
 
 func (s *settings) mailerPart(db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) (part, error) {
@@ -232,7 +233,7 @@ func (s *settings) mailerPart(db *pgxpool.Pool, js jetstream.JetStream, log *slo
 	}
 	m.Rate = s.mailRate
 	p := s.consumerPart(m.Consumer(), db, js, log)
-	handles := p.ready
-	p.ready = func(ctx context.Context) error { return cmp.Or(m.Ready(ctx), handles(ctx)) }
+	handles := p.Ready
+	p.Ready = func(ctx context.Context) error { return cmp.Or(m.Ready(ctx), handles(ctx)) }
 	return p, nil
 }

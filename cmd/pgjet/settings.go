@@ -27,6 +27,7 @@ import (
 	"github.com/pgjet/pgjet/internal/natsconn"
 	"github.com/pgjet/pgjet/internal/postgres"
 	remote "github.com/pgjet/pgjet/internal/service"
+	"github.com/pgjet/pgjet/internal/supervisor"
 	"github.com/pgjet/pgjet/internal/telemetry"
 	"github.com/pgjet/pgjet/outbox"
 )
@@ -64,9 +65,9 @@ type settings struct {
 	clients map[string]*remote.Client
 	lines   lines // to PostgreSQL, unless the process uses several
 
-	registryConn *nats.Conn // nil: the process neither registers nor finds others
-	registrar    *registrar // see register
-	served       net.Addr   // where it serves its API, if it has one
+	registryConn *nats.Conn            // nil: the process neither registers nor finds others
+	registrar    *supervisor.Registrar // see register
+	served       net.Addr              // where it serves its API, if it has one
 
 	level slog.LevelVar // logLevel, as long as the configuration does not change
 	live  *config.Live

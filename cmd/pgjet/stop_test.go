@@ -8,62 +8,13 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgjet/pgjet/internal/supervisor"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
-
-func TestAfter(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-		defer cancel()
-		begun := time.Now()
-		late, stop := after(ctx, 3*time.Second)
-		defer stop()
-		<-late.Done()
-		if took := time.Since(begun); took != 5*time.Second {
-			t.Errorf("it ended after %s, want 5s", took)
-		}
-		late, stop = after(t.Context(), time.Hour)
-		stop()
-		<-late.Done()
-	})
-}
-
-// TestShutdownCutsOff: a request that hangs for longer than it may is cut off, and the
-// server stops all the same.
-func TestShutdownCutsOff(t *testing.T) {
-	t.Parallel()
-	l, err := net.Listen("tcp", anyPort)
-	if err != nil {
-		t.Fatal(err)
-	}
-	begun := make(chan struct{})
-	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		close(begun)
-		<-r.Context().Done()
-	})}
-	go func() { _ = server.Serve(l) }()
-	status := make(chan int, 1)
-	go func() { code, _ := get(t, "http://"+l.Addr().String()); status <- code }()
-	<-begun
-	started := time.Now()
-	shutdown(t.Context(), server, 300*time.Millisecond)
-	if took := time.Since(started); took < 300*time.Millisecond || took > 5*time.Second {
-		t.Errorf("it took %s to stop, want 300 ms", took)
-	}
-	select {
-	case code := <-status:
-		if code != 0 {
-			t.Errorf("the request was answered with %d, want that it is cut off", code)
-		}
-	case <-time.After(5 * time.Second): // the client would wait for ten
-		t.Error("the request was not cut off")
-	}
-}
 
 // TestStopDelay: told to stop, a process says so first and works on for a while; what it
 // has begun it finishes.
@@ -167,7 +118,7 @@ func TestStopsDespiteHangingRequests(t *testing.T) {
 	if code := users.wait(patience); code != exitOK {
 		t.Errorf("exit code %d, want 0, of %s", code, users)
 	}
-	if took := time.Since(begun); took > grace+3*time.Second {
+	if took := time.Since(begun); took > supervisor.Grace+3*time.Second {
 		t.Errorf("it took %s to stop", took)
 	}
 	if code := <-answered; code != http.StatusServiceUnavailable {

@@ -55,7 +55,7 @@ func (s *settings) remoteKeys(api *producer.Server, log *slog.Logger) ([]part, e
 		return nil, usagef("--token-jwks-url: %w", err)
 	}
 	api.Verifier = api.Verifier.With(remote)
-	return []part{{name: "token-keys", run: remote.Run}}, nil
+	return []part{{Name: "token-keys", Run: remote.Run}}, nil
 }
 
 // keepKey writes a new key to path, for this process's user alone, unless the file exists. It

@@ -1,0 +1,41 @@
+package supervisor
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/pgjet/pgjet/internal/web"
+)
+
+// Grace is how long requests in hand may take once a server is told to stop.
+const Grace = 10 * time.Second
+
+// Serve returns the part that answers on l, which may hold that many connections. It withstands slow
+// and many clients, and lets requests in hand finish.
+func Serve(name string, l net.Listener, connections int, h http.Handler, log *slog.Logger) Part {
+	door := web.NewDoor(l, name, connections, log)
+	server := web.NewServer(door, h, log)
+	return Part{Name: name, Run: func(ctx context.Context) error {
+		ended := make(chan error, 1)
+		go func() { ended <- server.Serve(door) }()
+		select {
+		case err := <-ended:
+			return err
+		case <-ctx.Done():
+		}
+		shutdown(ctx, server, Grace)
+		return nil
+	}}
+}
+
+// shutdown takes no more requests, and cuts off those in hand that do not end in time.
+func shutdown(ctx context.Context, server *http.Server, within time.Duration) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), within)
+	defer cancel()
+	if server.Shutdown(ctx) != nil {
+		server.Close()
+	}
+}
