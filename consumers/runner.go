@@ -43,7 +43,7 @@ const moreConns = 2
 // slices, so that each key is one process's at a time; who has none stands by.
 type Runner struct {
 	Consumer Consumer
-	DB       *pgxpool.Pool       // where the inbox is, and what the handler changes; Workers + 2 connections serve well
+	DB       *pgxpool.Pool       // where the inbox is, and what the handler changes; Workers + 2 connections serve well, fewer an [Effect]
 	JS       jetstream.JetStream // its connection should reconnect for ever
 	Stream   string              // "" is [events.DefaultStream]; it may be another service's
 	Prefix   string              // what the subjects of its events begin with; "" is [events.Prefix]
@@ -94,8 +94,9 @@ type run struct {
 
 // Run handles events until ctx ends. It then takes no more, lets the attempts that
 // have begun finish, gives the rest back, and returns nil. It keeps trying
-// whatever fails, and logs each new reason once. Run fails at once if the consumer
-// is not complete. It changes none of the exported fields, and may be called again when it has returned.
+// whatever fails, and logs each new reason once; so with what an operator has to mend, such as consumer_differs: once it is
+// mended the events go on, and an end of the program would make nobody mend it sooner. [Runner.Ready] returns the reason, for
+// programs that want to end. Run fails at once if the consumer is not complete. It changes none of the exported fields, and may be called again when it has returned.
 func (r *Runner) Run(ctx context.Context) error {
 	n, err := r.complete()
 	if err != nil {
@@ -105,7 +106,8 @@ func (r *Runner) Run(ctx context.Context) error {
 		return fmt.Errorf("start consumer %s: %w", n.Consumer.Name, err)
 	}
 	r.now.Store(n)
-	if has, needs := int(r.DB.Config().MaxConns), n.Consumer.Workers+moreConns; has < needs {
+	// An effect holds no connection while it happens.
+	if has, needs := int(r.DB.Config().MaxConns), n.Consumer.Workers+moreConns; has < needs && n.Consumer.Handler.effect == nil {
 		n.log.WarnContext(ctx, "the pool has too few connections, attempts will wait for one; set pool_max_conns in the URL, or MaxConns", "has", has, "needs", needs)
 	}
 	n.keeper.Run(ctx, n.log, n.session)

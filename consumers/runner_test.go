@@ -265,6 +265,39 @@ func TestSmallPool(t *testing.T) {
 	}
 }
 
+// TestEffectsShareConnections: an effect takes a worker and no connection while it happens, so that many may be under way.
+func TestEffectsShareConnections(t *testing.T) {
+	b := newBench(t)
+	const effects = 32
+	for n := range effects {
+		b.publish(event(n + 1))
+	}
+	config := b.db.Config()
+	config.MaxConns = 3
+	db, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	var under atomic.Int32
+	finish := make(chan struct{})
+	var log bytes.Buffer
+	r := consumers.Runner{DB: db, JS: b.js, Log: slog.New(slog.NewTextHandler(&log, nil)), Consumer: consumers.Consumer{
+		Name: "test", Workers: effects, Unordered: true, Handler: effect(func(context.Context, events.Event) error {
+			under.Add(1)
+			<-finish
+			return nil
+		})}}
+	stop := testenv.Run(t, r.Run)
+	testenv.Eventually(t, patience, "all effects are under way", func() bool { return under.Load() == effects })
+	close(finish)
+	b.settled()
+	stop()
+	if strings.Contains(log.String(), "too few connections") {
+		t.Errorf("the log has a warning: %s", log.String())
+	}
+}
+
 // TestRunAgain: Run changes nothing of what its caller set, and can be called again.
 func TestRunAgain(t *testing.T) {
 	b := newBench(t)
