@@ -67,6 +67,8 @@ var layers = []struct{ pkg, imports string }{
 	// Tests that need servers, of packages that services import.
 	{"internal/tests/outbox", ""},
 	{"internal/tests/postgres", ""},
+	// For programs of others.
+	{"cmd/daemon", "internal/registry internal/supervisor"},
 	// The program.
 	{"cmd/pgjet", "consumers consumers/directory consumers/inbox consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/jserror internal/lead internal/natsconn internal/operate internal/postgres internal/registry internal/service internal/sqlstate internal/supervisor internal/telemetry internal/web migrations migrations/demo outbox outbox/hint producer relay"},
 }

@@ -32,9 +32,10 @@ type Registration struct {
 // An answer goes to an inbox and nowhere else: whoever asks chooses where the answer is
 // published, and could otherwise have this process write into a stream.
 func Register(nc *nats.Conn, i Instance) (*Registration, error) {
+	if err := CheckName(i.Name); err != nil {
+		return nil, fmt.Errorf("register: %w", err)
+	}
 	switch {
-	case !validName.MatchString(i.Name):
-		return nil, fmt.Errorf("register %q: a name has letters, digits, - and _ only", i.Name)
 	case i.Address != "" && !validAddress(i.Address):
 		return nil, fmt.Errorf("register %s: the address %q is not of the form http://host:port", i.Name, i.Address)
 	case i.HealthURL != "" && !validURL(i.HealthURL):
@@ -146,6 +147,14 @@ func (r *Registration) Stop() error {
 		return nil
 	}
 	return r.nc.FlushTimeout(time.Second)
+}
+
+// CheckName returns why name can be none of a service, or nil.
+func CheckName(name string) error {
+	if !validName.MatchString(name) {
+		return fmt.Errorf("%q is no name of a service, which has letters, digits, - and _ only", name)
+	}
+	return nil
 }
 
 var validName = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
