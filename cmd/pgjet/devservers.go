@@ -143,12 +143,10 @@ func (d *dev) addTypes(ctx context.Context, js jetstream.JetStream) error {
 		return err
 	}
 	defer postgres.Close(db)
+	place := d.place(js)
+	place.DB = db
 	for name, own := range ownConsumers {
-		want, err := own().Configs(d.prefix)
-		if err != nil {
-			return err
-		}
-		result, err := d.extend(ctx, db, js, name, want)
+		result, err := place.Extend(ctx, own())
 		if err != nil {
 			return err
 		}

@@ -57,6 +57,7 @@ var layers = []struct{ pkg, imports string }{
 	{"consumers/status", "consumers consumers/inbox consumers/saga events internal/jserror internal/natsconn internal/postgres internal/sqlstate"},
 	// The operator's facts.
 	{"internal/operate", "consumers/inbox consumers/saga consumers/status events internal/jserror internal/lead internal/natsconn internal/postgres internal/registry internal/sqlstate relay"},
+	{"internal/ensure", "consumers consumers/inbox consumers/replay internal/jserror internal/lead internal/natsconn"},
 	// Tools.
 	{"internal/devserver", "internal/sqlstate"},
 	{"internal/devmail", "internal/web"},
@@ -69,8 +70,9 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/tests/postgres", ""},
 	// For programs of others.
 	{"cmd/daemon", "internal/registry internal/supervisor"},
+	{"cmd/verbs", "consumers events internal/ensure internal/operation internal/postgres"},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/directory consumers/inbox consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/jserror internal/lead internal/natsconn internal/operate internal/postgres internal/registry internal/service internal/sqlstate internal/supervisor internal/telemetry internal/web migrations migrations/demo outbox outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/directory consumers/inbox consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/ensure internal/jserror internal/lead internal/natsconn internal/operate internal/operation internal/postgres internal/registry internal/service internal/sqlstate internal/supervisor internal/telemetry internal/web migrations migrations/demo outbox outbox/hint producer relay"},
 }
 
 // writers says which package writes which tables: each has one, and the triggers and functions of the migrations.

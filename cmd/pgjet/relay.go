@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
-	"os/user"
 	"slices"
 	"strings"
 	"time"
@@ -21,6 +19,7 @@ import (
 
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/operate"
+	"github.com/pgjet/pgjet/internal/operation"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/supervisor"
 	"github.com/pgjet/pgjet/relay"
@@ -113,16 +112,7 @@ func (s *settings) withDatabase(ctx context.Context, fn func(ctx context.Context
 }
 
 // actor returns who runs this, as user@host.
-func actor() string {
-	name, host := "unknown", "unknown"
-	if u, err := user.Current(); err == nil {
-		name = u.Username
-	}
-	if h, err := os.Hostname(); err == nil {
-		host = h
-	}
-	return name + "@" + host
-}
+func actor() string { return operation.Actor() }
 
 func reasonFlag(f *pflag.FlagSet, reason *string) {
 	f.StringVar(reason, "reason", "", "why; it is kept with the change")

@@ -3,6 +3,8 @@ package operation
 
 import (
 	"context"
+	"os"
+	"os/user"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -22,6 +24,18 @@ type Operation struct {
 type DB interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// Actor returns who runs this program, as user@host.
+func Actor() string {
+	name, host := "unknown", "unknown"
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	if h, err := os.Hostname(); err == nil {
+		host = h
+	}
+	return name + "@" + host
 }
 
 // Note writes an operation down, and returns its id and when that was.

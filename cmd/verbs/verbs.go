@@ -1,0 +1,132 @@
+// Package verbs makes the verbs of pgjet that need the code of a consumer part of your own program, as commands of cobra:
+//
+//	root.AddCommand(verbs.Consumer(verbs.Settings{Consumers: []consumers.Consumer{shipping}, Connect: connect}))
+//
+// and then
+//
+//	yourprogram consumer ensure --dry-run
+//
+// There is one such verb, ensure. It makes the durable consumers before any process of the consumer has run: in a job of an operator, where NATS lets
+// processes make none. All others, such as pgjet consumer pause, dead and replay, and pgjet consumer ensure once a process has run, know every consumer from the database,
+// and are those of the program pgjet.
+package verbs
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/spf13/cobra"
+
+	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/ensure"
+	"github.com/pgjet/pgjet/internal/operation"
+	"github.com/pgjet/pgjet/internal/postgres"
+)
+
+// Settings say which consumers a program has, and where.
+type Settings struct {
+	Consumers []consumers.Consumer
+	Stream    string // of all of them; "" is [events.DefaultStream]
+	Prefix    string // what the subjects of its events begin with; "" is [events.Prefix]
+	// Connect returns the database of the consumers, PostgreSQL itself and not a pooler, and JetStream with the permissions that
+	// pgjet nats permissions operator prints. A verb calls it once, and closes both.
+	Connect func(ctx context.Context) (*pgxpool.Pool, jetstream.JetStream, error)
+}
+
+// Consumer returns the command "consumer", which has the verb ensure. Its errors that are answers, such as that a durable consumer differs, have the method ExitCode() int, with
+// the code with which pgjet would end: 6, or 4 if there is no such consumer or stream.
+func Consumer(s Settings) *cobra.Command {
+	cmd := &cobra.Command{Use: "consumer", Short: "Look after the consumers of this program", Args: cobra.NoArgs}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	cmd.AddCommand(s.ensure())
+	return cmd
+}
+
+func (s Settings) ensure() *cobra.Command {
+	var names []string
+	for _, c := range s.Consumers {
+		names = append(names, c.Name)
+	}
+	var dryRun, apply bool
+	cmd := &cobra.Command{
+		Use:   "ensure [NAME...]",
+		Short: "Create durable consumers if they are missing; exit code 6 if one is there and differs",
+		Long: `Create the durable consumers that the consumers of this program need, if they are
+missing. One that exists is compared and left as it is: the differences are shown. They
+name the database, so that no other database uses them.
+
+If all that differs is that types of events are missing, --apply adds them. The consumer
+is paused for that moment, and nothing is lost: what the stream already holds of those
+types comes as well, in order. If it is interrupted, do it again.
+
+The names are: ` + strings.Join(names, ", ") + `; without one, it is all of them.`,
+		ValidArgs: names,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if dryRun && apply {
+				return errors.New("--dry-run changes nothing and --apply does: say one of them")
+			}
+			if len(args) == 0 {
+				args = names
+			}
+			return s.ensureAll(cmd, args, dryRun, apply)
+		},
+	}
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "compare, and create nothing")
+	cmd.Flags().BoolVar(&apply, "apply", false, "add event types that are missing")
+	return cmd
+}
+
+func (s Settings) ensureAll(cmd *cobra.Command, names []string, dryRun, apply bool) error {
+	var all []consumers.Consumer
+	for _, name := range names {
+		i := slices.IndexFunc(s.Consumers, func(c consumers.Consumer) bool { return c.Name == name })
+		if i < 0 {
+			return &ensure.Error{Exit: ensure.NotFound, Err: fmt.Errorf("no consumer %q in this program", name)}
+		}
+		all = append(all, s.Consumers[i])
+	}
+	db, js, err := s.Connect(cmd.Context())
+	if err != nil {
+		return err
+	}
+	defer js.Conn().Close()
+	defer postgres.Close(db)
+	s.Stream, s.Prefix = cmp.Or(s.Stream, events.DefaultStream), cmp.Or(s.Prefix, events.Prefix)
+	place := &ensure.Place{JS: js, DB: db, Stream: s.Stream, Prefix: s.Prefix, By: operation.Actor(), Typed: func(command string) string { return s.typed(cmd, command) }}
+	for _, c := range all {
+		if apply {
+			text, err := place.Apply(cmd.Context(), c)
+			fmt.Fprint(cmd.OutOrStdout(), text)
+			if err != nil {
+				return err
+			}
+		}
+		text, err := place.Make(cmd.Context(), c, dryRun)
+		fmt.Fprint(cmd.OutOrStdout(), text)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// typed returns a command of pgjet as one has to type it: this verb is the program's own.
+func (s Settings) typed(cmd *cobra.Command, command string) string {
+	if rest, ok := strings.CutPrefix(command, "pgjet consumer ensure"); ok {
+		return cmd.CommandPath() + rest
+	}
+	if s.Stream != events.DefaultStream {
+		command += " --stream " + s.Stream
+	}
+	if s.Prefix != events.Prefix {
+		command += " --prefix " + s.Prefix
+	}
+	return command
+}
