@@ -10,6 +10,8 @@
 //   - /readyz answers 200 if all parts are ready, else 503, with the cause of each. A healthy standby is ready.
 //   - /metrics is for Prometheus: what docs/cli.md lists, and what your code measures by OpenTelemetry.
 //
+// With the NATS permissions that pgjet prints for a consumer, the process of shipping may register as pgjet-shipping, and under no other name.
+//
 // Nobody is asked who they are: keep others out by the network. A process that serves probes and metrics by itself does not need this package: [consumers.Runner] and
 // [relay.Relay] have the methods Run and Ready, and measure with the global provider of OpenTelemetry.
 //
