@@ -13,6 +13,8 @@ const (
 	recentAttempts = 50               // that a process remembers
 	recentFor      = 10 * time.Minute // for so long
 	judged         = 10               // attempts before a share of them means anything
+	inARow         = 3                // failures, and none that succeeds, that mean something sooner,
+	outage         = 3 * time.Second  // if they have gone on for so long
 	recovery       = 5                // attempts in a row that end an outage
 )
 
@@ -38,7 +40,7 @@ func (r *recent) add(e ending) {
 	}
 	r.all = append(r.all, e)
 	last := r.all[max(0, len(r.all)-recovery):]
-	if len(last) == recovery && Failing(len(r.all), failures(r.all)) && failures(last) == 0 {
+	if len(last) == recovery && Failing(len(r.all), failures(r.all), 0) && failures(last) == 0 {
 		r.all = slices.Clone(last)
 	}
 }
@@ -52,12 +54,35 @@ func failures(all []ending) (n int) {
 	return n
 }
 
+// lasting returns for how long all attempts have failed; 0 if the last one did not.
+func (r *recent) lasting() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if row := failedLast(r.all); len(row) > 0 {
+		return time.Since(row[0].began)
+	}
+	return 0
+}
+
+// failedLast returns the attempts since the last one that succeeded.
+func failedLast(all []ending) []ending {
+	first := len(all)
+	for first > 0 && all[first-1].err != nil {
+		first--
+	}
+	return all[first:]
+}
+
 // summary returns how many attempts there were in the last minutes, how many of them failed,
-// their median time, and the last error.
+// their median time, and the last error. If enough have failed in a row, for long enough, what succeeded before
+// is history.
 func (r *recent) summary() (attempts, failed int, took time.Duration, reason string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.all = slices.DeleteFunc(r.all, func(e ending) bool { return time.Since(e.began.Add(e.took)) > recentFor })
+	if row := failedLast(r.all); len(row) >= inARow && Failing(len(row), len(row), time.Since(row[0].began)) {
+		r.all = slices.Clone(row)
+	}
 	times := make([]time.Duration, 0, len(r.all))
 	for _, e := range r.all {
 		times = append(times, e.took)
@@ -75,15 +100,18 @@ func (r *recent) summary() (attempts, failed int, took time.Duration, reason str
 // share returns which part of the last attempts failed, 0 if there are too few.
 func (r *recent) share() float64 {
 	attempts, failed, _, _ := r.summary()
-	if attempts < judged {
+	if attempts < judged && !Failing(attempts, failed, r.lasting()) {
 		return 0
 	}
 	return float64(failed) / float64(attempts)
 }
 
-// Failing reports whether so many of a consumer's last attempts failed that something is wrong with
-// more than an event: half of ten or more.
-func Failing(attempts, failed int) bool { return attempts >= judged && failed*2 >= attempts }
+// Failing reports whether so many of a consumer's last attempts failed that somebody should look: half of ten or
+// more, or all of three or more if that has lasted for some seconds. One that fails and succeeds at the next try is
+// nothing.
+func Failing(attempts, failed int, lasting time.Duration) bool {
+	return attempts >= judged && failed*2 >= attempts || failed >= inARow && failed == attempts && lasting >= outage
+}
 
 // Share says how many of the last attempts failed.
 func Share(attempts, failed int) string {
@@ -93,7 +121,7 @@ func Share(attempts, failed int) string {
 	return fmt.Sprintf("%d of the last %d attempts failed", failed, attempts)
 }
 
-// Degraded returns "" unless most attempts of this process fail. It then returns the word failing
+// Degraded returns "" unless attempts of this process are [Failing]. It then returns the word failing
 // and the last error. A degraded runner is [Runner.Ready]: neither a restart nor another process
 // would help.
 func (r *Runner) Degraded() string {
@@ -102,7 +130,7 @@ func (r *Runner) Degraded() string {
 		return ""
 	}
 	attempts, failed, _, reason := n.recent.summary()
-	if !Failing(attempts, failed) {
+	if !Failing(attempts, failed, n.recent.lasting()) {
 		return ""
 	}
 	return "failing: " + Share(attempts, failed) + ": " + inbox.Mask(inbox.Storable(reason))

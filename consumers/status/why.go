@@ -153,9 +153,16 @@ func (s *Status) fullness() (w Why) {
 
 // failure is that attempts fail, unless processes say why or all that failed was handled in the end.
 func (s *Status) failure() (w Why) {
-	attempts, failed, reason := s.attempts()
-	if code, _ := s.cause(); code == "" && s.waiting()+s.DeadLetters > 0 && consumers.Failing(attempts, failed) {
-		w = say("failing", "%s: %s", consumers.Share(attempts, failed), reason)
+	if code, _ := s.cause(); code != "" || s.waiting()+s.DeadLetters == 0 {
+		return w
+	}
+	lasting := time.Duration(s.OldestSeconds * float64(time.Second))
+	all := Process{}
+	all.Attempts, all.Failed, all.Error = s.Failures()
+	for _, p := range append([]Process{all}, s.Processes...) { // others may have succeeded long ago
+		if consumers.Failing(p.Attempts, p.Failed, lasting) {
+			return say("failing", "%s: %s", consumers.Share(p.Attempts, p.Failed), p.Error)
+		}
 	}
 	return w
 }
@@ -188,7 +195,7 @@ func (s *Status) pace() (w Why) {
 
 // progress is how a consumer is doing that is well.
 func (s *Status) progress() Why {
-	_, _, reason := s.attempts()
+	_, _, reason := s.Failures()
 	switch {
 	case s.Lag > 0 || s.AckPending > 0 || s.Rate > 0:
 		return say("moving", "%s are handled, %d wait", perSecond(s.Rate), s.Lag)
@@ -233,9 +240,9 @@ func (s *Status) cause() (code, text string) {
 	return code, p.Process + " says " + p.Cause
 }
 
-// attempts returns how many of the last attempts of all processes failed, and the error
+// Failures returns how many of the last attempts of all processes failed, and the error
 // of one.
-func (s *Status) attempts() (attempts, failures int, reason string) {
+func (s *Status) Failures() (attempts, failures int, reason string) {
 	for _, p := range s.Processes {
 		attempts, failures = attempts+p.Attempts, failures+p.Failed
 		reason = cmp.Or(reason, p.Error)

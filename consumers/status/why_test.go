@@ -59,6 +59,9 @@ func TestWhy(t *testing.T) {
 		{"sagas wait", Status{DeadLetters: 1, Processes: process(nil), Sagas: []saga.Waiting{{Name: "onboarding", Step: "billing", Sagas: 3, Error: "billing answered 503"}}}, "saga_waiting", "3 sagas wait at billing"},
 		{"a saga needs an operator", Status{Processes: process(nil), Sagas: []saga.Waiting{{Step: "billing", Sagas: 3}, {Step: "undo billing", Sagas: 1, NeedsOperator: true}}}, "saga_needs_operator", "1 saga needs an operator at undo billing"},
 		{"all of few fail", Status{Processes: process(func(p *Process) { p.Attempts, p.Failed = 9, 9 })}, "idle", ""},
+		{"all of few fail for a while", Status{Account: account(0, 0, 1), OldestSeconds: 5, Processes: process(func(p *Process) { p.Attempts, p.Failed, p.Error = 3, 3, "451 busy" })}, "failing", "all of the last 3 attempts failed: 451 busy"},
+		{"all of few fail for a moment", Status{Account: account(0, 0, 1), OldestSeconds: 1, Processes: process(func(p *Process) { p.Attempts, p.Failed = 3, 3 })}, "retrying", ""},
+		{"a process that succeeded long ago hides no other", Status{Account: account(0, 0, 1), OldestSeconds: 5, Processes: slices.Concat(process(nil), process(func(p *Process) { p.Attempts, p.Failed, p.Error = 4, 4, "451 busy" }))}, "failing", "all of the last 4 attempts failed: 451 busy"},
 		{"one did not fail", Status{Account: account(0, 0, 1), Processes: process(func(p *Process) { p.Attempts, p.Failed = 50, 49 })}, "failing", "49 of the last 50"},
 		{"another process does not fail", Status{Processes: slices.Concat(process(failing), process(nil))}, "idle", ""},
 		{
