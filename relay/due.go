@@ -124,6 +124,8 @@ func (d *database) moveDue(ctx context.Context, after duePlace) (m move, err err
 
 // Scheduled tells of events that wait until they are due.
 type Scheduled struct {
+	// Events is how many wait, due or not. Beyond 10 000 it stays 10 001.
+	Events int64 `json:"events"`
 	// Due is how many are due and were not moved into the outbox. Beyond 10 000 it stays 10 001.
 	Due int64 `json:"due"`
 	// OverdueSeconds is for how long the first of them has been due; 0 if there is none.
@@ -141,10 +143,11 @@ const overdue = 5 * time.Second
 func (s *Status) queueScheduled(b *pgx.Batch) {
 	b.Queue(`
 		select count(*), coalesce(extract(epoch from clock_timestamp() - min(due)), 0)::float8,
-		       (select min(due) from pgjet.scheduled where due > statement_timestamp())
+		       (select min(due) from pgjet.scheduled where due > statement_timestamp()),
+		       (select count(*) from (select from pgjet.scheduled limit $1) s)
 		  from (select due from pgjet.scheduled where due <= statement_timestamp() order by due limit $1) d`, pendingExact+1).
 		QueryRow(func(row pgx.Row) error {
-			return row.Scan(&s.Scheduled.Due, &s.Scheduled.OverdueSeconds, &s.Scheduled.Next)
+			return row.Scan(&s.Scheduled.Due, &s.Scheduled.OverdueSeconds, &s.Scheduled.Next, &s.Scheduled.Events)
 		})
 }
 

@@ -2,11 +2,14 @@ package main
 
 import (
 	"log/slog"
+	"maps"
 	neturl "net/url"
+	"slices"
 
 	"github.com/spf13/pflag"
 
 	"github.com/pgjet/pgjet/internal/config"
+	"github.com/pgjet/pgjet/internal/health"
 	"github.com/pgjet/pgjet/internal/registry"
 	remote "github.com/pgjet/pgjet/internal/service"
 )
@@ -52,4 +55,14 @@ func (s *settings) serviceClient(name string, log *slog.Logger) (*remote.Client,
 	}
 	s.clients[name] = c
 	return c, nil
+}
+
+// breakers returns the other services that are known to be away, by name.
+func (s *settings) breakers() (open []health.Breaker) {
+	for _, name := range slices.Sorted(maps.Keys(s.clients)) {
+		if away, since := s.clients[name].Away(); away {
+			open = append(open, health.Breaker{Service: name, Since: since.UTC()})
+		}
+	}
+	return open
 }

@@ -42,7 +42,7 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, par
 	defer end()
 	p := supervisor.Process{
 		Version: version(), Admin: admin, Hosts: s.hosts(), Metrics: metrics, Log: log, StopDelay: s.stopDelay,
-		Registrar: s.register(log), Instances: []registry.Instance{i}, Stopping: func() { s.hangUp(running, log) },
+		Registrar: s.register(log), Instances: []registry.Instance{i}, Breakers: s.breakers, Stopping: func() { s.hangUp(running, log) },
 	}
 	if err := p.Run(ctx, append(parts, s.configPart())...); err != nil {
 		return err

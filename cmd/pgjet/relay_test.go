@@ -314,10 +314,10 @@ func TestAboutDue(t *testing.T) {
 		s    relay.Scheduled
 		want string
 	}{
-		{relay.Scheduled{Next: &next}, "0 due; the next is due in 3h"},
-		{relay.Scheduled{Due: 2, OverdueSeconds: 1}, "2 due, the first 1s ago"},
-		{relay.Scheduled{Due: 2, OverdueSeconds: 90, Reason: "paused", Next: &next}, "2 due, the first 1m ago: paused; the next is due in 3h"},
-		{relay.Scheduled{Due: 10_001, OverdueSeconds: 90, Reason: "due_held"}, "more than 10000 due, the first 1m ago: due_held, other transactions hold them, or earlier ones of their keys; see docs/runbooks/relay-not-publishing.md"},
+		{relay.Scheduled{Events: 1, Next: &next}, "1 waits, 0 due; the next is due in 3h"},
+		{relay.Scheduled{Events: 2, Due: 2, OverdueSeconds: 1}, "2 wait, 2 due, the first 1s ago"},
+		{relay.Scheduled{Events: 5, Due: 2, OverdueSeconds: 90, Reason: "paused", Next: &next}, "5 wait, 2 due, the first 1m ago: paused; the next is due in 3h"},
+		{relay.Scheduled{Events: 10_001, Due: 10_001, OverdueSeconds: 90, Reason: "due_held"}, "more than 10000 wait, more than 10000 due, the first 1m ago: due_held, other transactions hold them, or earlier ones of their keys; see docs/runbooks/relay-not-publishing.md"},
 	} {
 		if got := aboutDue(now, c.s); got != c.want {
 			t.Errorf("%+v is said as %q, want %q", c.s, got, c.want)

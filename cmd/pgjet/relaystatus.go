@@ -172,10 +172,7 @@ func writeStatus(w io.Writer, s relay.Status, all []operate.Trouble) {
 
 // aboutDue says what is due, why it was not moved, and when the next event is.
 func aboutDue(now time.Time, s relay.Scheduled) string {
-	text := fmt.Sprintf("%d due", s.Due)
-	if s.Due > 10_000 {
-		text = "more than 10000 due"
-	}
+	text := operate.AtMost(s.Events, "waits", "wait") + ", " + operate.AtMost(s.Due, "due", "due")
 	if s.Due > 0 {
 		text += ", the first " + ago(seconds(s.OverdueSeconds))
 	}

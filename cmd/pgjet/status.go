@@ -12,6 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/pgjet/pgjet/consumers"
+	consumerstatus "github.com/pgjet/pgjet/consumers/status"
 	"github.com/pgjet/pgjet/internal/operate"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/relay"
@@ -147,9 +149,12 @@ func writeOverview(w io.Writer, s operate.Status) {
 	for _, r := range s.Relays {
 		fmt.Fprintf(w, "relay\t%s\t%s\n", short(r.Stream), plain(aboutRelay(r)))
 	}
+	if len(s.Relays) > 0 && s.Relays[0].Scheduled.Events > 0 { // the same for all
+		fmt.Fprintf(w, "scheduled\t%s\n", plain(aboutDue(s.Relays[0].At, s.Relays[0].Scheduled)))
+	}
 	for _, c := range s.Consumers {
-		fmt.Fprintf(w, "consumer\t%s\t%s; lag %d, retrying %d, dead letters %d, %s handled, oldest %s\n", short(c.Name), c.Why.Code, c.Lag, c.Retrying,
-			c.DeadLetters, rate(c.Rate), oldest(c))
+		fmt.Fprintf(w, "consumer\t%s\t%s; lag %d, retrying %d, dead letters %d, %s handled, oldest %s%s\n", short(c.Name), c.Why.Code, c.Lag, c.Retrying,
+			c.DeadLetters, rate(c.Rate), oldest(c), plain(aboutFailures(c)))
 		for _, one := range c.Slices {
 			if len(c.Slices) > 1 && one.Why.Code != "idle" {
 				fmt.Fprintf(w, "\tslice %d\t%s; lag %d, of %s\n", one.Slice, one.Why.Code, one.Lag, plain(cmp.Or(one.Process, "nobody")))
@@ -159,6 +164,15 @@ func writeOverview(w io.Writer, s operate.Status) {
 	for _, i := range s.Processes {
 		fmt.Fprintf(w, "process\t%s\t%s, up %s, %s\n", short(i.Name), i.Health, up(i.Started), short(i.Version))
 	}
+}
+
+// aboutFailures says how many of the last attempts failed, and the last error; "" if none did.
+func aboutFailures(c consumerstatus.Status) string {
+	attempts, failed, last := c.Failures()
+	if failed == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; %s: %s", consumers.Share(attempts, failed), last)
 }
 
 func aboutRelay(r relay.Status) string {

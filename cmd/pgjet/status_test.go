@@ -136,6 +136,68 @@ func TestStatusWhenMailIsRefused(t *testing.T) {
 	}
 }
 
+// TestStatusOfOneMail: one mail that is refused again and again is named within ten seconds, though it is the only one; one that is refused
+// once needs nobody.
+func TestStatusOfOneMail(t *testing.T) {
+	t.Parallel()
+	_, database, nats := startPublishing(t)
+	smtp, inbox := startMail(t, anyPort)
+	m := startMailer(t, database, nats, smtp)
+	m.ready(m.admin)
+	fault := func(body string) {
+		if status, _, answer := request(t, http.MethodPut, inbox+"/api/fault", body, nil); status != http.StatusOK {
+			t.Fatalf("PUT /api/fault = %d %s", status, answer)
+		}
+	}
+	users := startUsers(t, database)
+	db := openDB(t, database)
+	fault(`{"code":451,"count":1}`)
+	signUp(t, users.addr, "ann@example.com")
+	testenv.Eventually(t, patience, "the mail is sent in the end, and nothing is found before", func() bool {
+		finds(t, exitOK, database, nats)
+		return query[int](t, db, `select count(*) from pgjet.inbox where state = 'done'`) == 1
+	})
+
+	fault(`{"code":451,"count":1000}`)
+	signUp(t, users.addr, "bob@example.com")
+	begun := time.Now()
+	s := finds(t, exitFindings, database, nats, "consumer welcome-mailer failing -> pgjet consumer get welcome-mailer")
+	if took := time.Since(begun); took > 10*time.Second && !raced {
+		t.Errorf("it took %s", took)
+	}
+	if f := s.Findings[0]; !strings.HasPrefix(f.Text, "all of the last ") || !strings.Contains(f.Text, "451 4.0.0 devmail: fault injected") {
+		t.Errorf("the finding is %+v, want the server's answer", f)
+	}
+	says(t, exitFindings, asked("status", nats), asOperator(database), "; all of the last ")
+}
+
+// TestStatusOfScheduledEvents: how many wait, and when the next is due, is shown; that a transaction holds those that are due is found.
+func TestStatusOfScheduledEvents(t *testing.T) {
+	t.Parallel()
+	_, database, nats := startPublishing(t)
+	db := openDB(t, database)
+	testenv.Exec(t, db, `insert into pgjet.scheduled (id, due, type, key, data) select gen_random_uuid(), now() + interval '5 hours', 'note.made', 'k', '{}' from generate_series(1, 3)`)
+	s := finds(t, exitOK, database, nats)
+	if got := s.Relays[0].Scheduled; got.Events != 3 || got.Due != 0 || got.Next == nil {
+		t.Errorf("scheduled is %+v, want 3 and when the next is due", got)
+	}
+	says(t, exitOK, asked("status", nats), asOperator(database), "scheduled   3 wait, 0 due; the next is due in 4h\n")
+
+	tx, err := db.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(t.Context()) }()
+	testenv.Exec(t, db, `insert into pgjet.scheduled (id, due, type, key, data) values (gen_random_uuid(), now() + interval '1 second', 'note.made', 'held', '{}')`)
+	if _, err := tx.Exec(t.Context(), `select from pgjet.scheduled where key = 'held' for update`); err != nil {
+		t.Fatal(err)
+	}
+	s = finds(t, exitFindings, database, nats, "relay of EVENTS due_held -> see docs/runbooks/relay-not-publishing.md")
+	if f := s.Findings[0]; !strings.HasPrefix(f.Text, "1 scheduled event is due, the first for ") {
+		t.Errorf("the finding is %+v", f)
+	}
+}
+
 // TestStatusWhenBillingIsDown: sagas that wait for it are found, though their consumer has nothing to do.
 func TestStatusWhenBillingIsDown(t *testing.T) {
 	t.Parallel()
@@ -149,6 +211,9 @@ func TestStatusWhenBillingIsDown(t *testing.T) {
 	s := finds(t, exitFindings, database, nats, "consumer onboarding saga_waiting -> pgjet saga ls --state running")
 	if f := s.Findings[0]; !strings.HasPrefix(f.Text, "3 sagas wait at profile: ") && !strings.HasPrefix(f.Text, "2 sagas wait at profile: ") && !strings.HasPrefix(f.Text, "1 saga waits at profile: ") {
 		t.Errorf("the finding is %+v, want the step and why", f)
+	}
+	if i := slices.IndexFunc(s.Findings, func(f operate.Finding) bool { return f.What == "service profiles" }); i < 0 || s.Findings[i].Code != "breaker_open" || !s.Findings[i].Healthy {
+		t.Errorf("the findings are %+v, want that the breaker is open", s.Findings)
 	}
 }
 

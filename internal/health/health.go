@@ -42,10 +42,18 @@ type Health struct {
 	Version string
 	Metrics http.Handler
 	Checks  []Check
+	// Breakers, unless it is nil, returns the circuit breakers that keep the process from calling a service.
+	Breakers func() []Breaker
 
 	stopping atomic.Bool
 	looking  singleflight.Group
 	last     atomic.Pointer[look]
+}
+
+// A Breaker is one that is open or half open. Whether a part is ready does not depend on it.
+type Breaker struct {
+	Service string    `json:"service"` // that is away
+	Since   time.Time `json:"since"`
 }
 
 // A look is what the checks said, and when they began.
@@ -73,6 +81,8 @@ type report struct {
 	Version string    `json:"version"`
 	Time    time.Time `json:"time"`
 	Checks  []result  `json:"checks,omitempty"`
+
+	Breakers []Breaker `json:"breakers,omitempty"`
 }
 
 type result struct {
@@ -98,6 +108,9 @@ func (h *Health) ready(ctx context.Context) report {
 	}
 	if h.stopping.Load() {
 		rep.Status = "stopping"
+	}
+	if h.Breakers != nil {
+		rep.Breakers = h.Breakers()
 	}
 	return rep
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/pgjet/pgjet/internal/health"
 	"github.com/pgjet/pgjet/internal/registry"
 )
 
@@ -19,6 +20,8 @@ type Instance struct {
 	registry.Instance
 	Health string `json:"health"`          // ready, degraded, not_ready, no_answer, or unknown if it has no health URL
 	Cause  string `json:"cause,omitempty"` // why it is not ready
+
+	Breakers []health.Breaker `json:"breakers,omitempty"` // that are open
 }
 
 // Instances returns the processes of one service that answer, of all if name is empty, with their
@@ -50,34 +53,39 @@ func askHealth(ctx context.Context, i registry.Instance) Instance {
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, i.HealthURL, nil)
 	if err != nil {
-		return Instance{i, "no_answer", err.Error()}
+		return Instance{Instance: i, Health: "no_answer", Cause: err.Error()}
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return Instance{i, "no_answer", err.Error()}
+		return Instance{Instance: i, Health: "no_answer", Cause: err.Error()}
 	}
 	defer resp.Body.Close()
-	cause, degraded := readHealth(resp.Body)
+	cause, degraded, breakers := readHealth(resp.Body)
+	found := Instance{Instance: i, Health: "ready", Breakers: breakers}
 	switch {
 	case resp.StatusCode != http.StatusOK:
-		return Instance{i, "not_ready", cmp.Or(cause, "it answers "+resp.Status)}
+		found.Health, found.Cause = "not_ready", cmp.Or(cause, "it answers "+resp.Status)
 	case degraded != "":
-		return Instance{i, "degraded", degraded}
+		found.Health, found.Cause = "degraded", degraded
 	}
-	return Instance{Instance: i, Health: "ready"}
+	return found
 }
 
-// readHealth returns the first cause that a health page names, and what is degraded first.
-func readHealth(page io.Reader) (cause, degraded string) {
+// mostBreakers is how many breakers of a process are believed.
+const mostBreakers = 20
+
+// readHealth returns the first cause that a health page names, what is degraded first, and the breakers.
+func readHealth(page io.Reader) (cause, degraded string, breakers []health.Breaker) {
 	var report struct {
-		Status string
-		Checks []struct {
+		Status   string
+		Breakers []health.Breaker
+		Checks   []struct {
 			Name, Cause, Degraded string
 			Ready                 bool
 		}
 	}
 	if json.NewDecoder(io.LimitReader(page, 64<<10)).Decode(&report) != nil {
-		return "", ""
+		return "", "", nil
 	}
 	for _, c := range report.Checks {
 		if !c.Ready && cause == "" {
@@ -87,5 +95,5 @@ func readHealth(page io.Reader) (cause, degraded string) {
 			degraded = c.Name + ": " + c.Degraded
 		}
 	}
-	return cmp.Or(cause, report.Status), degraded
+	return cmp.Or(cause, report.Status), degraded, report.Breakers[:min(len(report.Breakers), mostBreakers)]
 }

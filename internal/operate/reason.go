@@ -93,7 +93,7 @@ var Reasons = []Reason{
 	{Code: "jetstream_disabled", About: Consumer, Meaning: "the server or the account has no JetStream", Runbook: consumerBook},
 	{Code: "blocked", About: Consumer, Meaning: "the processes handle nothing for another reason", Runbook: consumerBook},
 	{Code: "at_max_ack_pending", About: Consumer, Meaning: "all that JetStream lets out at once is out", Runbook: consumerBook},
-	{Code: "failing", About: Consumer, Meaning: "most attempts fail", Next: "pgjet consumer get NAME", Runbook: consumerBook},
+	{Code: "failing", About: Consumer, Meaning: "most attempts fail, or all of the last ones", Next: "pgjet consumer get NAME", Runbook: consumerBook},
 	{Code: "saga_needs_operator", About: Consumer, Meaning: "a saga could not undo a step", Next: "pgjet saga ls --state needs_operator", Runbook: consumerBook},
 	{Code: "saga_waiting", About: Consumer, Meaning: "sagas wait at a step", Next: "pgjet saga ls --state running", Runbook: consumerBook},
 	{Code: "slow", About: Consumer, Meaning: "more comes than is handled", Next: "pgjet consumer get NAME", Runbook: consumerBook},
@@ -105,6 +105,7 @@ var Reasons = []Reason{
 	{Code: "no_answer", About: Process, Meaning: "the health page of a process cannot be reached from here, and those of others can", Next: "pgjet services ls"},
 
 	// Nobody has to do anything.
+	{Code: "breaker_open", About: Process, Meaning: "a service that processes call is away; what waits for it is found, too", Next: "pgjet services ls", Healthy: true},
 	{Code: "degraded", About: Process, Meaning: "a process is ready, and most attempts fail or sagas wait", Next: "pgjet services ls", Healthy: true},
 	{Code: "moving", About: Consumer, Meaning: "it works", Runbook: consumerBook, Healthy: true},
 	{Code: "retrying", About: Consumer, Meaning: "all that is left waits for another attempt, or behind one of its key", Next: "pgjet consumer get NAME", Runbook: consumerBook, Healthy: true},

@@ -209,6 +209,10 @@ func (v *view) judgeRelay(ctx context.Context, r relay.Status) {
 	if len(troubles) > 0 && (r.Leader == nil || r.Leader.Epoch == 0) {
 		v.judgeStream(ctx, what, r.Stream)
 	}
+	if len(troubles) == 0 && r.Scheduled.Reason == "due_held" {
+		v.found(what, Relay, "due_held", fmt.Sprintf("%s due, the first for %s: transactions hold them, or earlier ones of their keys",
+			AtMost(r.Scheduled.Due, "scheduled event is", "scheduled events are"), seconds(r.Scheduled.OverdueSeconds).Round(time.Second)), "")
+	}
 	if len(troubles) > 0 || !stalled(r) {
 		return
 	}
@@ -263,6 +267,7 @@ func (v *view) askProcesses(ctx context.Context) {
 // one of another process can be.
 func (v *view) judgeProcesses() {
 	reached := slices.ContainsFunc(v.Processes, func(i Instance) bool { return i.Health != "no_answer" && i.Health != "unknown" })
+	v.judgeBreakers()
 	for _, i := range v.Processes {
 		switch i.Health {
 		case "not_ready", "degraded":
@@ -278,6 +283,19 @@ func (v *view) judgeProcesses() {
 			what += " " + i.ID
 		}
 		v.found(what, Process, i.Health, i.Cause, "")
+	}
+}
+
+// judgeBreakers adds which services processes know to be away, each once.
+func (v *view) judgeBreakers() {
+	told := make(map[string]bool)
+	for _, i := range v.Processes {
+		for _, b := range i.Breakers {
+			if !told[b.Service] {
+				told[b.Service] = true
+				v.found("service "+b.Service, Process, "breaker_open", fmt.Sprintf("%s found it away at %s, and calls it only now and then", i.Name, b.Since.UTC().Format(time.RFC3339)), "")
+			}
+		}
 	}
 }
 

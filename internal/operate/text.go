@@ -79,3 +79,14 @@ func since(now time.Time, t *time.Time) string {
 func without(text, code string) string { return strings.TrimPrefix(text, code+": ") }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+
+// AtMost says how many there are of something that is counted up to 10 000.
+func AtMost(n int64, one, more string) string {
+	switch {
+	case n > 10_000:
+		return "more than 10000 " + more
+	case n == 1:
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, more)
+}

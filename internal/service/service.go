@@ -100,6 +100,9 @@ func (c *Client) Tune(t Tuning) {
 	c.breaker.Tune(t.breaker())
 }
 
+// Away reports whether the service is known to be away, so that calls are refused at once but for trials, and since when.
+func (c *Client) Away() (away bool, since time.Time) { return c.breaker.State() }
+
 // HTTP returns the client for requests to http://NAME/. An error that means "not now"
 // is an [ErrUnavailable]; an answer of the service is none, whatever it says.
 func (c *Client) HTTP() *http.Client {

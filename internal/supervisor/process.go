@@ -20,11 +20,12 @@ import (
 // A Process is what others see of the parts that run in it.
 type Process struct {
 	Version   string
-	Admin     net.Listener        // where /livez, /readyz and /metrics are served
-	Hosts     []string            // by which a machine may ask for them on its loopback interface, besides its own
-	Metrics   http.Handler        // answers /metrics
-	Registrar *Registrar          // makes the instances known
-	Instances []registry.Instance // what it registers
+	Admin     net.Listener            // where /livez, /readyz and /metrics are served
+	Hosts     []string                // by which a machine may ask for them on its loopback interface, besides its own
+	Metrics   http.Handler            // answers /metrics
+	Breakers  func() []health.Breaker // those that are open; nil: there are none
+	Registrar *Registrar              // makes the instances known
+	Instances []registry.Instance     // what it registers
 	Log       *slog.Logger
 	StopDelay time.Duration // how long it works on after it was told to stop
 	Stopping  func()        // called when it begins to stop the parts since it was told to; nil does nothing
@@ -33,7 +34,7 @@ type Process struct {
 // Run runs the parts until ctx ends, or one fails. Told to stop, it says so on /readyz and leaves the registry
 // at once, works on for StopDelay, so that whoever sends requests sees it, and then stops the parts in order.
 func (p *Process) Run(ctx context.Context, parts ...Part) error {
-	h := &health.Health{Version: p.Version, Metrics: p.Metrics, Checks: checks(parts)}
+	h := &health.Health{Version: p.Version, Metrics: p.Metrics, Checks: checks(parts), Breakers: p.Breakers}
 	context.AfterFunc(ctx, h.Stop)
 	late, cancel := after(ctx, p.StopDelay)
 	defer cancel()
