@@ -163,6 +163,10 @@ func (e edit) byAdmin(ctx context.Context) bool { return caller(ctx).Subject != 
 
 // announce appends the event of e and, if an admin makes it, notes who did what.
 func (s *Server) announce(ctx context.Context, tx pgx.Tx, e edit, event events.Payload) error {
+	event, err := requested(ctx, event)
+	if err != nil {
+		return err
+	}
 	b := &pgx.Batch{}
 	if err := outbox.Queue(ctx, b, event); err != nil {
 		return err

@@ -60,7 +60,7 @@ func (o observer) observe(w *response, r *http.Request, next func(*response, *ht
 		}
 		o.record(ctx, w, r, time.Since(begun), attribute.NewSet(attributes...))
 	}()
-	next(w, r.WithContext(ctx))
+	next(w, r.WithContext(withRequestID(ctx, r)))
 }
 
 func (o observer) record(ctx context.Context, w *response, r *http.Request, took time.Duration, set attribute.Set) {

@@ -103,7 +103,10 @@ func (s *Server) signUp(ctx context.Context, n newUser, key string) (User, error
 	if key != "" {
 		keepAnswer(b, key, n, u, hash)
 	}
-	err = outbox.Queue(ctx, b, events.UserCreated{UserID: id.String(), Email: u.Email, Name: u.Name, CreatedAt: u.CreatedAt})
+	created, err := requested(ctx, events.UserCreated{UserID: id.String(), Email: u.Email, Name: u.Name, CreatedAt: u.CreatedAt})
+	if err == nil {
+		err = outbox.Queue(ctx, b, created)
+	}
 	if err != nil {
 		return User{}, fmt.Errorf("sign up: %w", err)
 	}
