@@ -42,6 +42,20 @@ type Set struct {
 // FS returns the SQL files of the schema pgjet, in a directory of that name.
 func FS() fs.FS { return files }
 
+// Latest returns the version of the newest migration of the schema pgjet.
+func Latest() (version int64) {
+	names, err := fs.Glob(files, "pgjet/*.sql")
+	if err != nil || len(names) == 0 {
+		panic("no migrations are embedded")
+	}
+	for _, name := range names {
+		if n, err := goose.NumericComponent(name); err == nil {
+			version = max(version, n)
+		}
+	}
+	return version
+}
+
 // provider returns what applies s by conn.
 func (s Set) provider(conn *sql.DB) (*goose.Provider, error) {
 	store, err := database.NewStore(database.DialectPostgres, s.Schema+".schema_version")

@@ -24,7 +24,7 @@ func eventCommand() *cobra.Command {
 		Short: "See what happened to events",
 		Long: `See what happened to events: in the outbox, in the stream, at each consumer, and in
 sagas. Payloads are not shown, and what looks like a mail address in an error is masked.`,
-	}, s.eventGetCommand(), s.eventTimelineCommand())
+	}, s.eventGetCommand(), s.eventTimelineCommand(), s.eventListCommand(), s.eventTailCommand("tail", false), s.eventTailCommand("follow", true))
 	s.databaseFlag(cmd.PersistentFlags())
 	s.natsFlags(cmd.PersistentFlags())
 	return cmd
@@ -39,7 +39,7 @@ func (s *settings) eventGetCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := uuid.Parse(args[0])
 			if err != nil {
-				return usagef("%q is no id of an event, which is a UUID; for a key or a trace see: pgjet event timeline %s", short(args[0]), word(args[0]))
+				return usagef("%q is no id of an event, which is a UUID; for a key, a trace, a request or a mail see: pgjet event timeline %s", short(args[0]), word(args[0]))
 			}
 			return s.askEvents(cmd, output, func(ctx context.Context, src operate.Source) error {
 				e, err := src.Event(ctx, id)
@@ -64,17 +64,20 @@ type story struct {
 func (s *settings) eventTimelineCommand() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
-		Use:   "timeline ID|KEY|TRACE",
-		Short: "Show what happened to an event, to those of a key or to those of a trace, in the order of time",
-		Long: `Show what happened to an event, to those of a key or to those of a trace, in the order of
-time: appended, stored, attempts, waits, errors, dead letters, decisions of operators, sagas.
-What is not known is said. A trace is an id of 32 hex digits, or a traceparent. Of a key or a
-trace the first 20 events are shown. Keys and traces are looked for among the newest
-200 000 rows of the outbox; keys also among what waits or is dead.`,
+		Use:   "timeline ID|KEY|TRACE|REQUEST-ID|MESSAGE-ID|MAIL-ADDRESS",
+		Short: "Show what happened to an event, or to those of a key, a trace, a request or a mail address, in the order of time",
+		Long: `Show what happened to an event, to those of a key, of a trace or of a request, to that of a
+mail, or to those of whoever has a mail address, in the order of time: appended, stored, attempts,
+waits, errors, dead letters, decisions of operators, sagas. What is not known is said. A trace is an
+id of 32 hex digits, or a traceparent; a request has the id of its header X-Request-Id; a mail is
+named by its Message-ID. Of more than one event the first 20 are shown. All but ids are looked for
+among the newest 200 000 rows of the outbox; keys also among what waits or is dead.`,
+		Example: `  pgjet event timeline ada@example.com
+  pgjet event timeline 4bf92f3577b34da6a3ce929d0e0e4736`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if args[0] == "" {
-				return usagef("name an event by its id, its key or its trace")
+				return usagef("name an event by its id, its key, its trace, its request, a Message-ID or a mail address")
 			}
 			return s.askEvents(cmd, output, func(ctx context.Context, src operate.Source) error {
 				all, more, err := src.Find(ctx, args[0])
@@ -122,6 +125,9 @@ func writeEvent(w io.Writer, e operate.Event) {
 	line("type", "%s", cmp.Or(e.Type, "not known"))
 	line("key", "%s", cmp.Or(e.Key, "not known"))
 	line("trace", "%s", cmp.Or(e.TraceID, "none"))
+	if e.RequestID != "" {
+		line("request", "%s", e.RequestID)
+	}
 	if r := e.Outbox; r != nil {
 		at := "at no time that can be written"
 		if r.Time != nil {

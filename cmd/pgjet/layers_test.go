@@ -17,6 +17,7 @@ const module = "github.com/pgjet/pgjet/"
 // the plan of the house.
 var layers = []struct{ pkg, imports string }{
 	// Vocabulary and leaves.
+	{"docs", ""},
 	{"events", ""},
 	{"internal/auth", ""},
 	{"internal/breaker", ""},
@@ -72,7 +73,7 @@ var layers = []struct{ pkg, imports string }{
 	{"cmd/daemon", "internal/registry internal/supervisor"},
 	{"cmd/verbs", "consumers events internal/ensure internal/operation internal/postgres"},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/directory consumers/inbox consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/ensure internal/jserror internal/lead internal/natsconn internal/operate internal/operation internal/postgres internal/registry internal/service internal/sqlstate internal/supervisor internal/telemetry internal/web migrations migrations/demo outbox outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/directory consumers/inbox consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status docs events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/ensure internal/health internal/jserror internal/lead internal/natsconn internal/operate internal/operation internal/postgres internal/registry internal/service internal/sqlstate internal/supervisor internal/telemetry internal/web migrations migrations/demo outbox outbox/hint producer relay"},
 }
 
 // writers says which package writes which tables: each has one, and the triggers and functions of the migrations.

@@ -254,17 +254,17 @@ func TestTroubles(t *testing.T) {
 		{"gave up long ago", relay.Status{Leader: leader("stream_missing: gone", old)}, "no_leader: pgjet relay"},
 		{"no stream", relay.Status{Leads: true, Leader: leader("stream_missing: gone", recent)}, "stream_missing: pgjet stream ensure"},
 		{"old tables", relay.Status{Leads: true, Leader: leader("schema_outdated: x", old)}, "schema_outdated: pgjet migrate up"},
-		{"full", relay.Status{Leads: true, Leader: leader("stream_full: x", old)}, "stream_full: see docs/runbooks/relay-not-publishing.md"},
+		{"full", relay.Status{Leads: true, Leader: leader("stream_full: x", old)}, "stream_full: pgjet explain stream_full"},
 		{"paused", relay.Status{Leads: true, Paused: paused, Leader: leader("paused: by ann", old)}, "paused: pgjet relay resume"},
 		{"about to be paused", relay.Status{Leads: true, Paused: paused, Leader: leader("", old)}, "paused: pgjet relay resume"},
 		{"just resumed", relay.Status{Leads: true, Leader: leader("paused: by ann", old)}, "paused: pgjet relay status"},
 		{"paused, nobody there", relay.Status{Paused: paused, Leader: leader("stopped", old)}, "paused: pgjet relay resume, no_leader: pgjet relay"},
 		{"halted", relay.Status{Leads: true, Unknown: 1000, Leader: leader("halted: x", old)}, "halted: pgjet relay adopt --dry-run"},
 		{"halted, nobody there", relay.Status{Unknown: 1, Leader: leader("halted: x", old)}, "halted: pgjet relay adopt --dry-run, no_leader: pgjet relay"},
-		{"taken", relay.Status{Holder: &relay.Holder{}, Leader: leader("stopped", recent)}, "lead_taken: see docs/runbooks/relay-not-publishing.md"},
+		{"taken", relay.Status{Holder: &relay.Holder{}, Leader: leader("stopped", recent)}, "lead_taken: pgjet explain lead_taken"},
 		{"another stream", relay.Status{Stream: "ORDERS"}, "no_leader: pgjet relay --stream ORDERS"},
 		{"old tables of another stream", relay.Status{Stream: "ORDERS", Leads: true, Leader: leader("schema_outdated: x", old)}, "schema_outdated: pgjet migrate up"},
-		{"another stream is full", relay.Status{Stream: "ORDERS", Leads: true, Leader: leader("stream_full: x", old)}, "stream_full: see docs/runbooks/relay-not-publishing.md"},
+		{"another stream is full", relay.Status{Stream: "ORDERS", Leads: true, Leader: leader("stream_full: x", old)}, "stream_full: pgjet explain stream_full"},
 	} {
 		row.s.At = now
 		if row.s.Stream == "" {
@@ -317,7 +317,7 @@ func TestAboutDue(t *testing.T) {
 		{relay.Scheduled{Events: 1, Next: &next}, "1 waits, 0 due; the next is due in 3h"},
 		{relay.Scheduled{Events: 2, Due: 2, OverdueSeconds: 1}, "2 wait, 2 due, the first 1s ago"},
 		{relay.Scheduled{Events: 5, Due: 2, OverdueSeconds: 90, Reason: "paused", Next: &next}, "5 wait, 2 due, the first 1m ago: paused; the next is due in 3h"},
-		{relay.Scheduled{Events: 10_001, Due: 10_001, OverdueSeconds: 90, Reason: "due_held"}, "more than 10000 wait, more than 10000 due, the first 1m ago: due_held, other transactions hold them, or earlier ones of their keys; see docs/runbooks/relay-not-publishing.md"},
+		{relay.Scheduled{Events: 10_001, Due: 10_001, OverdueSeconds: 90, Reason: "due_held"}, "more than 10000 wait, more than 10000 due, the first 1m ago: due_held, other transactions hold them, or earlier ones of their keys; see: pgjet explain due_held"},
 	} {
 		if got := aboutDue(now, c.s); got != c.want {
 			t.Errorf("%+v is said as %q, want %q", c.s, got, c.want)

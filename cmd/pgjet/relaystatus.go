@@ -179,7 +179,7 @@ func aboutDue(now time.Time, s relay.Scheduled) string {
 	switch s.Reason {
 	case "":
 	case "due_held":
-		text += ": due_held, other transactions hold them, or earlier ones of their keys; see docs/runbooks/relay-not-publishing.md"
+		text += ": due_held, other transactions hold them, or earlier ones of their keys; see: pgjet explain due_held"
 	default:
 		text += ": " + s.Reason
 	}

@@ -37,7 +37,7 @@ func (s *settings) scheduledListCommand() *cobra.Command {
 				return err
 			}
 			if after != "" {
-				ids, err := eventIDs([]string{after})
+				ids, err := eventIDs([]string{after}, scheduledList)
 				if err != nil {
 					return err
 				}
@@ -91,12 +91,15 @@ func fromNow(d time.Duration) string {
 	return fmt.Sprintf("in %dd", int(d.Hours())/24)
 }
 
-// eventIDs parses the words of a command.
-func eventIDs(args []string) (ids []uuid.UUID, err error) {
+// scheduledList shows the ids of scheduled events.
+const scheduledList = "pgjet outbox scheduled ls"
+
+// eventIDs parses the words of a command. see is the command that shows ids.
+func eventIDs(args []string, see string) (ids []uuid.UUID, err error) {
 	for _, arg := range args {
 		id, err := uuid.Parse(arg)
 		if err != nil {
-			return nil, usagef("%q is no ID of an event, which is a UUID; see: pgjet outbox scheduled ls", short(arg))
+			return nil, usagef("%q is no ID of an event, which is a UUID; see: %s", short(arg), see)
 		}
 		ids = append(ids, id)
 	}
@@ -119,7 +122,7 @@ func (s *settings) scheduledGetCommand() *cobra.Command {
 		Short: "Show a scheduled event",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ids, err := eventIDs(args)
+			ids, err := eventIDs(args, scheduledList)
 			if err != nil {
 				return err
 			}
@@ -186,7 +189,7 @@ of them does not wait any more, nothing is changed. Who did it and why is kept i
 pgjet.operation.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ids, err := eventIDs(args)
+			ids, err := eventIDs(args, scheduledList)
 			if err := cmp.Or(err, needReason(reason)); err != nil {
 				return err
 			}
@@ -213,7 +216,7 @@ does not wait any more, or is due earlier, nothing is changed. Who did it and wh
 kept in pgjet.operation.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ids, err := eventIDs(args)
+			ids, err := eventIDs(args, scheduledList)
 			if err != nil {
 				return err
 			}

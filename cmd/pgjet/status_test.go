@@ -192,7 +192,7 @@ func TestStatusOfScheduledEvents(t *testing.T) {
 	if _, err := tx.Exec(t.Context(), `select from pgjet.scheduled where key = 'held' for update`); err != nil {
 		t.Fatal(err)
 	}
-	s = finds(t, exitFindings, database, nats, "relay of EVENTS due_held -> see docs/runbooks/relay-not-publishing.md")
+	s = finds(t, exitFindings, database, nats, "relay of EVENTS due_held -> pgjet explain due_held")
 	if f := s.Findings[0]; !strings.HasPrefix(f.Text, "1 scheduled event is due, the first for ") {
 		t.Errorf("the finding is %+v", f)
 	}
@@ -238,7 +238,7 @@ func TestStatusOfAFullStream(t *testing.T) {
 		signUp(t, users.addr, fmt.Sprintf("ann%d@example.com", i))
 	}
 	r.notReady(r.admin, "stream_full")
-	ends(t, exitFindings, asked("status", nats), asOperator(database), "relay of EVENTS", "stream_full", "-> see docs/runbooks/relay-not-publishing.md\n")
+	ends(t, exitFindings, asked("status", nats), asOperator(database), "relay of EVENTS", "stream_full", "-> pgjet explain stream_full\n")
 }
 
 // TestStatusInPart: what is known without one of the servers is shown, and what is missing is said.
@@ -276,7 +276,7 @@ func TestStatusOfAStandby(t *testing.T) {
 	ensureStream(t, nats)
 	stopPostgres(t, p)
 	p = restartAsStandby(t, p)
-	finds(t, exitFindings, p.URL(), nats, "database database_read_only -> see docs/runbooks/database.md")
+	finds(t, exitFindings, p.URL(), nats, "database database_read_only -> pgjet explain database_read_only")
 }
 
 // TestStatusOfNothing: before anything has run, it says what to type.

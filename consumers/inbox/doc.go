@@ -21,6 +21,7 @@
 //	 ▼                         ▼
 //	dead ─────── Redrive ───▶ intent         dead ── Discard ──▶ discarded ── Reopen ──▶ dead
 //
+// [Retry] makes an intent that waits for its time due now.
 // An intent has its message in pgjet.intent, a dead letter in pgjet.dead_letter. What is redriven keeps its
 // dead letter until it is done. Each attempt that did not simply succeed at the first try is in pgjet.attempt.
 //

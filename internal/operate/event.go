@@ -25,6 +25,7 @@ type Event struct {
 	Type       string        `json:"type"` // "" if nobody knows it any more, as Key
 	Key        string        `json:"key"`
 	TraceID    string        `json:"trace_id"`   // "" if it is not traced
+	RequestID  string        `json:"request_id"` // of the request that led to it; "" if it has none
 	Outbox     *Row          `json:"outbox"`     // nil if its row is not there, or was not found
 	Quarantine *Held         `json:"quarantine"` // nil if it is not set aside
 	Stored     *Stored       `json:"stored"`     // nil if it is not in the stream, or was not found there
@@ -276,7 +277,7 @@ func (q *question) look(ctx context.Context, stream string, own bool, seq uint64
 		return msg.Sequence + 1
 	}
 	q.Stored = &Stored{stream, msg.Sequence, msg.Subject, msg.Time.UTC()}
-	q.Type, q.Key, q.TraceID = e.Type, e.Key, traceOf(e.Traceparent)
+	q.Type, q.Key, q.TraceID, q.RequestID = e.Type, e.Key, traceOf(e.Traceparent), e.Header[RequestHeader]
 	q.prefixes = []string{events.PrefixOf(msg.Subject)}
 	if own {
 		q.seqs = append(q.seqs, e.Seq)
@@ -442,7 +443,7 @@ func (q *question) say() {
 	if q.TraceID == "" {
 		q.Unknown = append(q.Unknown, "its trace: it has none, or nothing has it any more")
 	}
-	q.Unknown = append(q.Unknown, "pgjet records neither the request that led to it, nor when its transaction committed, nor the mails that a handler sent; its trace may have them")
+	q.Unknown = append(q.Unknown, "when its transaction began and committed, what else happened in its request, and the mails that a handler sent: pgjet records none of them; its trace may have them. The Message-ID of a mail begins with the event's id")
 	if slices.ContainsFunc(q.Consumers, func(h Handling) bool { return h.State == inbox.Done && len(h.Log) == 0 }) {
 		q.Unknown = append(q.Unknown, "which process handled it, where it was done at the first attempt")
 	}

@@ -1,6 +1,11 @@
 package operate
 
-import "slices"
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+)
 
 // What reasons are about. One with the same code may mean, and call for, different things.
 const (
@@ -124,10 +129,29 @@ func find(about, code string) (rank int, r Reason) {
 	return len(Reasons), Reason{Code: code, About: about, Runbook: book}
 }
 
-// next returns what to do about a reason: a command, or what to read.
+// next returns the command to type about a reason. If nothing else is known, that is the one that prints its runbook.
 func (r Reason) next() string {
 	if r.Next == "" && r.Runbook != "" {
-		return "see docs/runbooks/" + r.Runbook
+		return "pgjet explain " + r.Code
 	}
 	return r.Next
+}
+
+// ReasonsPage returns docs/reference/reasons.md.
+func ReasonsPage() string {
+	var b strings.Builder
+	b.WriteString("# Reasons\n\nWhy something does not move has a word. These are all, the worst first, as `pgjet explain` lists them; `pgjet explain CODE` prints the\n" +
+		"runbook. This page is made from the list in `internal/operate`.\n\n" +
+		"| reason | of | what it means | next | needs somebody |\n|---|---|---|---|---|\n")
+	for _, r := range Reasons {
+		next := "`pgjet explain " + r.Code + "`"
+		if r.Next != "" {
+			next = "`" + r.Next + "`"
+		}
+		if r.Runbook != "" {
+			next += ", [runbook](../runbooks/" + r.Runbook + ")"
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", r.Code, cmp.Or(r.About, "all"), r.Meaning, next, map[bool]string{true: "no", false: "yes"}[r.Healthy])
+	}
+	return b.String()
 }

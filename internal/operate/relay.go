@@ -28,7 +28,7 @@ func RelayTroubles(s relay.Status) []Trouble {
 		add("paused", nextForRelay("paused"), "paused by %s %s: %s", s.Paused.By, Ago(s.At.Sub(s.Paused.At)), s.Paused.Reason)
 	}
 	if s.Unknown > 0 {
-		add("halted", nextForRelay("halted"), "the stream holds %s messages that the outbox does not know; see docs/runbooks/halted.md", atMost(s.Unknown))
+		add("halted", nextForRelay("halted"), "the stream holds %s messages that the outbox does not know", atMost(s.Unknown))
 	}
 	if s.Holder != nil {
 		add("lead_taken", nextForRelay("lead_taken"), "%s", relay.Taken(*s.Holder))

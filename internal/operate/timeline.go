@@ -44,6 +44,9 @@ func (e Event) entries() (all []Entry) {
 		all = append(all, Entry{at, e.ID, place, fmt.Sprintf(format, args...)})
 	}
 	if r := e.Outbox; r != nil {
+		if e.RequestID != "" {
+			add(r.Time, "request", "%s, which appended it", e.RequestID)
+		}
 		add(r.Time, "outbox", "appended %s, seq %d, by transaction %s, %d bytes", e.Type, r.Seq, r.XID, r.Bytes)
 	}
 	if h := e.Quarantine; h != nil {
@@ -57,7 +60,7 @@ func (e Event) entries() (all []Entry) {
 		add(&s.Time, "stream", "stored as %s, sequence %d%s", s.Stream, s.Seq, took)
 	}
 	for _, h := range e.Consumers {
-		h.entries(add)
+		h.entries(e.Stored, add)
 	}
 	for _, o := range e.Operations {
 		add(&o.At, "operator", "%s of %s by %s: %s", o.Kind, o.Target, o.By, cmp.Or(o.Reason, "no reason given"))
@@ -77,13 +80,22 @@ func (e Event) entries() (all []Entry) {
 
 type adder = func(at *time.Time, place, format string, args ...any)
 
-func (h Handling) entries(add adder) {
+func (h Handling) entries(stored *Stored, add adder) {
+	var ended *time.Time // what went before the attempt, since which it waited
+	if stored != nil {
+		ended = &stored.Time
+	}
 	for _, a := range h.Log {
-		lasted := ""
+		lasted, waited := "", ""
+		if ended != nil && a.Began.After(*ended) {
+			waited = ", which waited " + rounded(a.Began.Sub(*ended)).String()
+		}
+		ended = nil
 		if a.Seconds != nil {
 			lasted = " after " + rounded(seconds(*a.Seconds)).String()
+			ended = new(a.Began.Add(seconds(*a.Seconds)))
 		}
-		text := fmt.Sprintf("attempt %d of %s: %s%s", a.Attempt, a.Process, a.Outcome, lasted)
+		text := fmt.Sprintf("attempt %d of %s%s: %s%s", a.Attempt, a.Process, waited, a.Outcome, lasted)
 		if a.Error != "" {
 			text += ": " + a.Error
 		}

@@ -1,0 +1,233 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/pgjet/pgjet/internal/operate"
+)
+
+// eventStates are those that pgjet event ls takes.
+var eventStates = []string{operate.Pending, operate.Published, operate.Quarantined, operate.Retrying, "dead"}
+
+// An eventSelection is what selects events of the outbox.
+type eventSelection struct {
+	filter       operate.Filter
+	since, until string
+}
+
+func (e *eventSelection) flags(f *pflag.FlagSet) {
+	f.StringVar(&e.filter.Type, "type", "", "only events of this type")
+	f.StringVar(&e.filter.Key, "key", "", "only events of this key, such as a user's id")
+	f.StringVar(&e.since, "since", "", "only from this time on: a time, or how long ago")
+	f.StringVar(&e.until, "until", "", "only before this time: a time, or how long ago")
+}
+
+// resolve returns the filter.
+func (e *eventSelection) resolve(f *pflag.FlagSet) (operate.Filter, error) {
+	if err := notEmpty(f, "type", "key", "consumer", "state", "after", "since", "until"); err != nil {
+		return e.filter, err
+	}
+	var err error
+	if e.filter.Since, err = timeFlag("--since", e.since); err != nil {
+		return e.filter, err
+	}
+	e.filter.Until, err = timeFlag("--until", e.until)
+	return e.filter, err
+}
+
+// mostListed is the most that --limit takes.
+const mostListed = 1000
+
+func checkLimit(limit int) error {
+	if limit < 1 || limit > mostListed {
+		return usagef("--limit is %d, want 1 to %d", limit, mostListed)
+	}
+	return nil
+}
+
+func (s *settings) eventListCommand() *cobra.Command {
+	var output string
+	var selection eventSelection
+	cmd := &cobra.Command{
+		Use:   "ls",
+		Short: "List events: of the outbox the newest first, or those that are retried or dead",
+		Long: `List events: of the outbox the newest first, all or those that are pending, published or
+quarantined; or, by consumer, those that are retrying or dead. The outbox has no index of
+types, keys and times: for a page 200 000 rows are looked at, at most. If there may be more, the
+flag that shows the next page is said.`,
+		Example: `  pgjet event ls --state pending
+  pgjet event ls --state retrying --consumer welcome-mailer
+  pgjet event ls --type user.created --since 2h`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f, err := selection.resolve(cmd.Flags())
+			switch {
+			case err != nil:
+				return err
+			case f.State != "" && !slices.Contains(eventStates, f.State):
+				return usagef("--state is %q, want one of: %s", short(f.State), strings.Join(eventStates, ", "))
+			case f.Consumer != "" && f.State != operate.Retrying && f.State != "dead":
+				return usagef("--consumer is for --state retrying and --state dead; what became of an event of the outbox at each consumer shows: pgjet event get ID")
+			}
+			if err := checkLimit(f.Limit); err != nil {
+				return err
+			}
+			return s.askEvents(cmd, output, func(ctx context.Context, src operate.Source) error {
+				page, err := src.List(ctx, f)
+				if cursor, ok := errors.AsType[*operate.CursorError](err); ok {
+					return usagef("--after: %w", cursor)
+				}
+				if err != nil {
+					return err
+				}
+				if err := show(cmd.OutOrStdout(), output, page, func(w io.Writer) { writeItems(w, f.State, page.Events) }); err != nil {
+					return err
+				}
+				if page.Next != "" {
+					fmt.Fprintf(cmd.ErrOrStderr(), "there may be more: add --after %s\n", word(page.Next))
+				}
+				return nil
+			})
+		},
+	}
+	flags := cmd.Flags()
+	outputFlag(flags, &output)
+	selection.flags(flags)
+	flags.StringVar(&selection.filter.State, "state", "", "only these: "+strings.Join(eventStates, ", "))
+	flags.StringVar(&selection.filter.Consumer, "consumer", "", "only at this consumer, of those that are retrying or dead")
+	flags.StringVar(&selection.filter.After, "after", "", "where to go on: what the last page said")
+	flags.IntVar(&selection.filter.Limit, "limit", 100, "how many to show, 1 to 1000")
+	return cmd
+}
+
+// writeItems writes a line for each event.
+func writeItems(w io.Writer, state string, all []operate.Item) {
+	at := func(t *time.Time) string {
+		if t == nil {
+			return "-"
+		}
+		return t.Format(time.RFC3339)
+	}
+	switch state {
+	case operate.Retrying:
+		fmt.Fprintln(w, "CONSUMER\tID\tTYPE\tKEY\tSTATE\tATTEMPTS\tDUE\tERROR")
+		for _, i := range all {
+			due := at(i.DueAt)
+			switch {
+			case i.TakenBy != "":
+				due = "now"
+			case i.Behind:
+				due = "behind its key"
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", short(i.Consumer), i.ID, short(i.Type), short(i.Key), i.State, i.Attempts, due, plain(i.Error))
+		}
+	case "dead":
+		fmt.Fprintln(w, "CONSUMER\tLETTER\tID\tTYPE\tKEY\tSINCE\tATTEMPTS\tERROR")
+		for _, i := range all {
+			fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\t%d\t%s\n", short(i.Consumer), i.Letter, i.ID, short(i.Type), short(i.Key), at(i.Time), i.Attempts, plain(i.Error))
+		}
+	default:
+		fmt.Fprintln(w, "SEQ\tTIME\tID\tTYPE\tKEY\tSTATE")
+		for _, i := range all {
+			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\n", i.Seq, at(i.Time), i.ID, short(i.Type), short(i.Key), i.State)
+		}
+	}
+}
+
+// followEvery is how often the outbox is asked for what is new.
+const followEvery = 500 * time.Millisecond
+
+func (s *settings) eventTailCommand(use string, follow bool) *cobra.Command {
+	var output string
+	var selection eventSelection
+	cmd := &cobra.Command{
+		Use:   use,
+		Short: map[bool]string{false: "Show the events that were appended last", true: "Show events as they are appended, until Ctrl-C"}[follow],
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f, err := selection.resolve(cmd.Flags())
+			if err != nil {
+				return err
+			}
+			if err := checkLimit(f.Limit); err != nil {
+				return err
+			}
+			if err := checkOutput(output); err != nil {
+				return err
+			}
+			return s.tail(cmd, output, f, follow)
+		},
+	}
+	flags := cmd.Flags()
+	outputFlag(flags, &output)
+	selection.flags(flags)
+	flags.IntVar(&selection.filter.Limit, "limit", 20, "how many to show of those that are there, 1 to 1000")
+	if !follow {
+		flags.BoolVarP(&follow, "follow", "f", false, "show new ones, too, until Ctrl-C; as JSON a line each")
+	}
+	return cmd
+}
+
+// tail shows the last events, a line each, and what follows if it shall. Without the database it waits for it.
+func (s *settings) tail(cmd *cobra.Command, output string, f operate.Filter, follow bool) error {
+	src, done, err := s.facts(cmd.Context())
+	if err != nil {
+		return err
+	}
+	defer done()
+	if src.DB == nil {
+		return src.DBErr
+	}
+	for tail := src.Tail(f); ; {
+		news, err := next(cmd.Context(), tail)
+		switch {
+		case cmd.Context().Err() != nil:
+			return nil
+		case err != nil && !follow:
+			return err
+		case err != nil:
+			fmt.Fprintln(cmd.ErrOrStderr(), "pgjet:", harmless(reasoned(err)))
+		}
+		for _, i := range news {
+			if err := writeTail(cmd.OutOrStdout(), output, i); err != nil {
+				return err
+			}
+		}
+		if !follow {
+			return nil
+		}
+		select {
+		case <-time.After(followEvery):
+		case <-cmd.Context().Done():
+			return nil
+		}
+	}
+}
+
+func next(ctx context.Context, tail *operate.Tail) ([]operate.Item, error) {
+	ctx, cancel := context.WithTimeout(ctx, operateTime)
+	defer cancel()
+	return tail.Next(ctx)
+}
+
+func writeTail(w io.Writer, output string, i operate.Item) error {
+	if output == "json" {
+		return json.NewEncoder(w).Encode(i)
+	}
+	at := "-"
+	if i.Time != nil {
+		at = i.Time.Format("2006-01-02 15:04:05.000Z")
+	}
+	_, err := fmt.Fprintf(w, "%s  %d  %s  %s  key %s  %s\n", at, i.Seq, i.ID, plain(i.Type), plain(i.Key), i.State)
+	return err
+}

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pgjet/pgjet/docs"
+	"github.com/pgjet/pgjet/internal/operate"
+)
+
+// An explanation is what pgjet explain prints of a reason.
+type explanation struct {
+	Code    string `json:"code"`
+	About   string `json:"about"` // relay, consumer, process or outbox; "" is all of them
+	Meaning string `json:"meaning"`
+	Next    string `json:"next"`    // the command to type, with NAME for the consumer; "" is to read the page
+	Runbook string `json:"runbook"` // the file of the page; "" if there is none
+	Healthy bool   `json:"healthy"` // nobody has to do anything
+	Page    string `json:"page,omitempty"`
+}
+
+func explainCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "explain [CODE]",
+		Short: "Explain a reason, with its runbook; or list all reasons",
+		Long: `Explain a reason, a word such as stream_full that pgjet status gives: what it means, what to
+type, and its whole runbook. Without one, list all reasons, the worst first. It asks no server.`,
+		Example: "  pgjet explain stream_full",
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
+			if len(args) == 0 {
+				all := explain("")
+				return show(cmd.OutOrStdout(), output, all, func(w io.Writer) { listReasons(w, all) })
+			}
+			all := explain(strings.TrimSuffix(args[0], ":"))
+			if len(all) == 0 {
+				return &exitError{exitNotFound, fmt.Errorf("%q is no reason%s; all are listed by: pgjet explain", short(args[0]), meant(args[0], reasonCodes()))}
+			}
+			if output == "json" {
+				return show(cmd.OutOrStdout(), output, all, nil)
+			}
+			_, err := io.WriteString(cmd.OutOrStdout(), explained(all))
+			return err
+		},
+	}
+	outputFlag(cmd.Flags(), &output)
+	return cmd
+}
+
+func reasonCodes() (codes []string) {
+	for _, r := range operate.Reasons {
+		codes = append(codes, r.Code)
+	}
+	slices.Sort(codes)
+	return slices.Compact(codes)
+}
+
+// explain returns the reasons with this code, of all abouts, with their pages; all reasons, without pages, if it is "".
+func explain(code string) (all []explanation) {
+	for _, r := range operate.Reasons {
+		if code != "" && r.Code != code {
+			continue
+		}
+		e := explanation{Code: r.Code, About: r.About, Meaning: r.Meaning, Next: r.Next, Runbook: r.Runbook, Healthy: r.Healthy}
+		if code != "" && r.Runbook != "" {
+			page, err := docs.Runbooks.ReadFile("runbooks/" + r.Runbook)
+			if err == nil { // a test opens all
+				e.Page = string(page)
+			}
+		}
+		all = append(all, e)
+	}
+	return all
+}
+
+func listReasons(w io.Writer, all []explanation) {
+	fmt.Fprintln(w, "REASON\tOF\tMEANING")
+	for _, e := range all {
+		fmt.Fprintf(w, "%s\t%s\t%s\n", e.Code, cmp.Or(e.About, "all"), e.Meaning)
+	}
+}
+
+// explained returns what to print of the reasons with one code, each page once.
+func explained(all []explanation) string {
+	var b strings.Builder
+	var pages []string
+	for _, e := range all {
+		fmt.Fprintf(&b, "%s, of %s: %s\n", e.Code, cmp.Or(map[string]string{"": "all"}[e.About], "a "+e.About), e.Meaning)
+		if e.Next != "" {
+			fmt.Fprintf(&b, "  -> %s\n", e.Next)
+		}
+		if e.Healthy {
+			b.WriteString("  nobody has to do anything\n")
+		}
+		if e.Page != "" && !slices.Contains(pages, e.Page) {
+			pages = append(pages, e.Page)
+		}
+	}
+	for _, page := range pages {
+		b.WriteString("\n" + page)
+	}
+	return b.String()
+}
+
+// meant returns what somebody may have meant by a word that is none of those that there are: "; did you mean ...?", or "".
+func meant(typed string, words []string) string {
+	best, least := "", 3 // changes of a letter
+	for _, w := range words {
+		if d := distance(strings.ToLower(typed), w); d < least || d == least && best == "" && strings.HasPrefix(w, typed) {
+			best, least = w, d
+		}
+	}
+	if best == "" {
+		return ""
+	}
+	return "; did you mean " + best + "?"
+}
+
+// distance returns how many letters have to be put in, left out or changed to get from a to b.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		before := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			above := row[j+1]
+			changed := before
+			if a[i] != b[j] {
+				changed++
+			}
+			row[j+1] = min(changed, above+1, row[j]+1)
+			before = above
+		}
+	}
+	return row[len(b)]
+}

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"github.com/pgjet/pgjet/consumers/inbox"
+)
+
+func retryCommand() *cobra.Command {
+	var s settings
+	var r inbox.Retry
+	var output string
+	cmd := &cobra.Command{
+		Use:   "retry [ID...]",
+		Short: "Try now what waits for its next attempt",
+		Long: `Try now what waits for its next attempt: events by their id, at all consumers or at one, or
+all that wait at one consumer. How often each was attempted stays, and so does the order of the events of
+a key. What is dead is not retried: see pgjet dead redrive.`,
+		Example: `  pgjet retry 0199b1c2-6f00-7000-8000-000000000001
+  pgjet retry --consumer welcome-mailer --reason 'the mail server is back'`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := notEmpty(cmd.Flags(), "consumer"); err != nil {
+				return err
+			}
+			if err := checkOutput(output); err != nil {
+				return err
+			}
+			ids, err := eventIDs(args, "pgjet event ls")
+			if err != nil {
+				return err
+			}
+			if len(ids) == 0 && r.Consumer == "" {
+				return usagef("name events by their ID, or a consumer by --consumer. See: pgjet event ls --state retrying")
+			}
+			r.IDs, r.By = ids, actor()
+			return s.withDeadLetters(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+				all, err := r.Run(ctx, db)
+				if _, unknown := errors.AsType[*inbox.UnknownError](err); unknown {
+					return &exitError{exitNotFound, err}
+				}
+				if err != nil {
+					return err
+				}
+				if len(all) == 0 && len(ids) > 0 {
+					return &exitError{exitNotFound, fmt.Errorf("none of these events waits at a consumer; what became of one shows: pgjet event get %s", ids[0])}
+				}
+				if all == nil {
+					all = []inbox.RetryOutcome{}
+				}
+				return show(cmd.OutOrStdout(), output, all, func(w io.Writer) { writeRetried(w, all) })
+			})
+		},
+	}
+	s.databaseFlag(cmd.Flags())
+	cmd.Flags().StringVar(&r.Consumer, "consumer", "", "at this consumer only; without an ID, all that waits there")
+	reasonFlag(cmd.Flags(), &r.Reason)
+	outputFlag(cmd.Flags(), &output)
+	return cmd
+}
+
+func writeRetried(w io.Writer, all []inbox.RetryOutcome) {
+	if len(all) == 0 {
+		fmt.Fprintln(w, "nothing waits for an attempt")
+	}
+	for _, o := range all {
+		fmt.Fprintf(w, "%s: %d retried now; %d were due already, %d run, %d wait behind another event of their key\n", short(o.Consumer), o.Retried, o.Due, o.Running, o.Behind)
+	}
+}
