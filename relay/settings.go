@@ -10,16 +10,16 @@ import (
 	"github.com/pgjet/pgjet/internal/jserror"
 )
 
-// A flaw is a setting of a stream that a promise of this package does not go with.
-type flaw struct {
-	breaks bool // else it only weakens what is promised
-	text   string
+// A Flaw is a setting of a stream that a promise of this package does not go with.
+type Flaw struct {
+	Breaks bool   // it: no relay publishes. Else it only weakens what is promised
+	Text   string // the setting, what it should be, and what comes of it
 }
 
-// flaws returns what is wrong with the settings of a stream whose events stay in the
+// Flaws returns what is wrong with the settings of a stream whose events stay in the
 // outbox for that long.
-func flaws(c jetstream.StreamConfig, retention time.Duration) []flaw {
-	var all []flaw
+func Flaws(c jetstream.StreamConfig, retention time.Duration) []Flaw {
+	var all []Flaw
 	for _, f := range []struct {
 		is, breaks bool
 		text       string
@@ -44,7 +44,7 @@ func flaws(c jetstream.StreamConfig, retention time.Duration) []flaw {
 		{c.ConsumerLimits.InactiveThreshold > 0, false, fmt.Sprintf("consumer_limits.inactive_threshold is %s: durable consumers are deleted when their processes are away for longer", c.ConsumerLimits.InactiveThreshold)},
 	} {
 		if f.is {
-			all = append(all, flaw{f.breaks, f.text})
+			all = append(all, Flaw{f.breaks, f.text})
 		}
 	}
 	return all
@@ -54,11 +54,11 @@ func flaws(c jetstream.StreamConfig, retention time.Duration) []flaw {
 // flaws.
 func (l *link) checkSettings(retention time.Duration) (weaknesses []string, err error) {
 	config := l.stream.CachedInfo().Config
-	for _, f := range flaws(config, retention) {
-		if f.breaks {
-			return nil, block(string(jserror.StreamDiffers), fmt.Errorf("stream %s cannot keep what pgjet promises: %s; compare with: pgjet stream ensure", l.name, f.text))
+	for _, f := range Flaws(config, retention) {
+		if f.Breaks {
+			return nil, block(string(jserror.StreamDiffers), fmt.Errorf("stream %s cannot keep what pgjet promises: %s; compare with: pgjet stream ensure", l.name, f.Text))
 		}
-		weaknesses = append(weaknesses, f.text)
+		weaknesses = append(weaknesses, f.Text)
 	}
 	if !l.subjects.TakenBy(config.Subjects) {
 		return nil, block(string(jserror.StreamDiffers), fmt.Errorf("stream %s takes %s, and the subjects of this outbox begin with %s; set --prefix, or --stream",

@@ -98,7 +98,6 @@ func (s *settings) askEvents(cmd *cobra.Command, output string, fn func(context.
 	if err := checkOutput(output); err != nil {
 		return err
 	}
-	s.findDev(cmd)
 	ctx, cancel := context.WithTimeout(cmd.Context(), operateTime)
 	defer cancel()
 	src, done, err := s.facts(ctx)

@@ -91,7 +91,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			return err
 		}
 		began = true
-		return nil
+		return findDev(cmd)
 	}
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
@@ -121,7 +121,7 @@ most are keys of a configuration file, see: pgjet config init.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(statusCommand(), eventCommand(), keyCommand(), retryCommand(), explainCommand(), versionCommand(), devCommand(), usersCommand(), relayCommand(), consumeCommand(), consumerCommand(),
+	root.AddCommand(statusCommand(), eventCommand(), keyCommand(), retryCommand(), doctorCommand(), checkStatusCommand(), explainCommand(), versionCommand(), devCommand(), usersCommand(), relayCommand(), consumeCommand(), consumerCommand(),
 		migrateCommand(), streamCommand(), outboxCommand(), deadCommand(), replayCommand(), sagaCommand(), servicesCommand(), standinCommand(), natsCommand(), readyCommand())
 	root.AddCommand(configCommand(root))
 	root.PersistentFlags().String("config", "", "file with configuration, YAML or TOML")

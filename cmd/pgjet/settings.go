@@ -204,7 +204,7 @@ func terminal(v any) bool {
 // databaseConfig parses the database URL. Its errors do not show a password.
 func (s *settings) databaseConfig() (*pgxpool.Config, error) {
 	if s.databaseURL == "" {
-		return nil, usagef("no database: set --database-url or PGJET_DATABASE_URL, such as postgres://user@host:5432/name")
+		return nil, usagef("no database: set --database-url or PGJET_DATABASE_URL, such as postgres://user@host:5432/name, or type this in a folder in which pgjet dev runs")
 	}
 	return s.parseDatabase("--database-url", s.databaseURL)
 }

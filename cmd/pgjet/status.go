@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -35,7 +33,6 @@ something needs somebody, 5 if neither answers.`,
 			if err := checkOutput(output); err != nil {
 				return err
 			}
-			s.findDev(cmd)
 			if !watch {
 				return s.showStatusOnce(cmd.Context(), cmd.OutOrStdout(), output)
 			}
@@ -188,27 +185,4 @@ func aboutRelay(r relay.Status) string {
 		pending += ", the oldest " + ago(seconds(r.Pending.OldestSeconds))
 	}
 	return fmt.Sprintf("%s, %d standing by; pending %s; quarantine %d held", leader, r.Standbys, pending, r.Quarantined.Held)
-}
-
-// findDev has a command that was given no database use the pgjet dev that runs in this folder or one
-// above it, and says so.
-func (s *settings) findDev(cmd *cobra.Command) {
-	if s.databaseURL != "" {
-		return
-	}
-	dir, err := os.Getwd()
-	for ; err == nil; dir = filepath.Dir(dir) {
-		state := filepath.Join(dir, ".pgjet")
-		if p, err := placesIn(state); err == nil && isOwn(state) { // a folder of somebody else may lead anywhere
-			s.databaseURL = p.Database
-			if !cmd.Flags().Changed("nats-url") {
-				s.natsURL = p.NATS
-			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "using the pgjet dev that runs in %s\n", plain(state))
-			return
-		}
-		if dir == filepath.Dir(dir) {
-			return
-		}
-	}
 }

@@ -99,7 +99,7 @@ func (*byteSize) Type() string { return "size" }
 
 func streamCommand() *cobra.Command {
 	var s settings
-	return group(&cobra.Command{Use: "stream", Short: "Look after the JetStream stream"}, s.ofOne(s.streamEnsureCommand())...)
+	return group(&cobra.Command{Use: "stream", Short: "Look at the JetStream stream, and look after it"}, s.ofOne(s.streamEnsureCommand(), s.streamStatusCommand(), s.streamGetCommand())...)
 }
 
 func (s *settings) streamEnsureCommand() *cobra.Command {
