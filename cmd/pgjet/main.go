@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
@@ -121,20 +122,47 @@ most are keys of a configuration file, see: pgjet config init.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(statusCommand(), eventCommand(), keyCommand(), retryCommand(), doctorCommand(), checkStatusCommand(), explainCommand(), versionCommand(), devCommand(), usersCommand(), relayCommand(), consumeCommand(), consumerCommand(),
+	group(root, statusCommand(), eventCommand(), keyCommand(), retryCommand(), doctorCommand(), checkStatusCommand(), explainCommand(), versionCommand(), devCommand(), usersCommand(), relayCommand(), consumeCommand(), consumerCommand(),
 		migrateCommand(), streamCommand(), outboxCommand(), deadCommand(), replayCommand(), sagaCommand(), servicesCommand(), standinCommand(), natsCommand(), readyCommand())
 	root.AddCommand(configCommand(root))
 	root.PersistentFlags().String("config", "", "file with configuration, YAML or TOML")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return plainFlag(err) })
+	completions(root)
 	return root
 }
 
 // group makes cmd one that only holds others: it shows its help, and refuses a word
 // that names none of them.
 func group(cmd *cobra.Command, commands ...*cobra.Command) *cobra.Command {
-	cmd.Args = cobra.NoArgs
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		var names []string
+		for _, c := range cmd.Commands() {
+			names = append(names, c.Name())
+		}
+		return fmt.Errorf("unknown command %q for %q%s", args[0], cmd.CommandPath(), meant(args[0], names))
+	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	cmd.AddCommand(commands...)
 	return cmd
+}
+
+// plainFlag returns what is wrong with a flag in words for people.
+func plainFlag(err error) error {
+	before, cause, found := strings.Cut(err.Error(), " flag: ")
+	if !found {
+		return err
+	}
+	for prefix, want := range map[string]string{
+		"strconv.": "want a number", "time: ": "want a duration, such as 90s or 1h30m", "slog: ": "want debug, info, warn or error",
+	} {
+		if strings.HasPrefix(cause, prefix) {
+			return errors.New(before + " flag: " + want)
+		}
+	}
+	return err
 }
 
 // version returns the module version that was built in, or "devel".

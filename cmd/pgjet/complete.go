@@ -1,0 +1,134 @@
+package main
+
+import (
+	"context"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/pgjet/pgjet/consumers/saga"
+	"github.com/pgjet/pgjet/internal/operate"
+)
+
+// completedArgs says what the words of a command are, for a shell to complete. Those of other commands that have no words of
+// their own complete to nothing.
+var completedArgs = map[string]string{
+	"pgjet consumer get":                   operate.Consumers,
+	"pgjet consumer pause":                 operate.Consumers,
+	"pgjet consumer resume":                operate.Consumers,
+	"pgjet replay":                         operate.Consumers,
+	"pgjet event get":                      operate.Events,
+	"pgjet event timeline":                 operate.Events,
+	"pgjet key":                            operate.Keys,
+	"pgjet retry":                          operate.Retries,
+	"pgjet dead get":                       operate.Letters,
+	"pgjet dead ls":                        operate.Letters,
+	"pgjet dead redrive":                   operate.Letters,
+	"pgjet dead discard":                   operate.Letters,
+	"pgjet dead export":                    operate.Letters,
+	"pgjet saga get":                       operate.Sagas,
+	"pgjet saga retry":                     operate.Sagas,
+	"pgjet outbox scheduled get":           operate.Schedules,
+	"pgjet outbox scheduled cancel":        operate.Schedules,
+	"pgjet outbox scheduled bring-forward": operate.Schedules,
+	"pgjet relay quarantine retry":         operate.Quarantines,
+	"pgjet relay quarantine drop":          operate.Quarantines,
+}
+
+// completedFlags says what flags are, of commands that ask a database.
+var completedFlags = map[string]string{"consumer": operate.Consumers, "type": operate.Types, "key": operate.Keys, "stream": operate.Streams}
+
+// completedStates are the values of --state.
+var completedStates = map[string][]string{
+	"pgjet event ls":            eventStates,
+	"pgjet saga ls":             saga.States,
+	"pgjet relay quarantine ls": {"held", "retry", "dropped"},
+	"pgjet dead ls":             letterStates,
+	"pgjet dead groups":         letterStates,
+	"pgjet dead export":         letterStates,
+}
+
+var letterStates = []string{"dead", "redriven", "done", "discarded", "all"}
+
+// completedWords are the values of other flags.
+var completedWords = map[string][]string{
+	"log-level": {"debug", "info", "warn", "error"},
+	"pg-mirror": {"npm"},
+}
+
+// completions has the shell complete what the commands below cmd take, from the live system where it can be asked. Files are offered only for
+// flags that name one.
+func completions(cmd *cobra.Command) {
+	path := cmd.CommandPath()
+	switch {
+	case path == "pgjet explain":
+		cmd.ValidArgsFunction = fixed(reasonCodes())
+	case completedArgs[path] != "":
+		cmd.ValidArgsFunction = live(completedArgs[path])
+	case cmd.ValidArgs == nil && cmd.ValidArgsFunction == nil && !cmd.HasSubCommands() && path != "pgjet config validate":
+		cmd.ValidArgsFunction = cobra.NoFileCompletions
+	}
+	cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
+		var complete cobra.CompletionFunc
+		switch words := completedWords[f.Name]; {
+		case f.Name == "output":
+			complete = fixed(strings.FieldsFunc(strings.Replace(f.Usage, ": the ids alone", "", 1), func(r rune) bool { return strings.ContainsRune(", ", r) }))
+		case f.Name == "state":
+			complete = fixed(completedStates[path])
+		case words != nil:
+			complete = fixed(words)
+		case completedFlags[f.Name] != "" && cmd.Flag("database-url") != nil:
+			complete = live(completedFlags[f.Name])
+		case strings.Contains(f.Usage, "file") || f.Name == "dir" || f.Name == "pg-bin":
+			return // the shell's own
+		default:
+			complete = cobra.NoFileCompletions
+		}
+		_ = cmd.RegisterFlagCompletionFunc(f.Name, complete) // it is there, and has none yet
+	})
+	for _, c := range cmd.Commands() {
+		completions(c)
+	}
+}
+
+// fixed completes to these words.
+func fixed(words []string) cobra.CompletionFunc {
+	words = slices.DeleteFunc(slices.Clone(words), func(w string) bool { return w == "or" })
+	return func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return words, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// completionTime is how long a shell waits for the live system.
+const completionTime = time.Second
+
+// live completes to what the database says, within a second; to nothing if it does not answer.
+func live(what string) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
+		defer cancel()
+		cmd.SetContext(ctx)
+		cmd.SetErr(io.Discard) // a shell would show it amid the line
+		if configure(cmd) != nil || findDev(cmd) != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		s := settings{databaseURL: cmd.Flag("database-url").Value.String()}
+		var src operate.Source
+		src.DB, src.DBErr = s.reach(ctx)
+		if src.DB != nil {
+			defer src.DB.Close()
+		}
+		words, err := src.Candidates(ctx, what)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return slices.DeleteFunc(words, func(w string) bool { // what was typed already
+			w, _, _ = strings.Cut(w, "\t")
+			return slices.Contains(args, w)
+		}), cobra.ShellCompDirectiveNoFileComp
+	}
+}

@@ -1,0 +1,65 @@
+package operate
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/internal/sqlstate"
+)
+
+// What [Source.Candidates] knows the words for.
+const (
+	Consumers   = "consumers"
+	Types       = "types"
+	Keys        = "keys"
+	Streams     = "streams"
+	Events      = "events"
+	Retries     = "retries" // events that wait for another attempt
+	Letters     = "dead letters"
+	Sagas       = "sagas"
+	Schedules   = "scheduled events"
+	Quarantines = "quarantined events"
+)
+
+// candidates are queries for the words, each with some that describe it after a tab. They read little, whatever the tables hold.
+var candidates = map[string]string{
+	Consumers:   `select name from pgjet.consumer order by name limit 200`,
+	Types:       `select distinct left(type, 128) from (select type from pgjet.outbox order by seq desc limit 5000) e order by 1 limit 200`,
+	Keys:        `select distinct left(key, 255) from (select key from pgjet.outbox order by seq desc limit 100) e order by 1`,
+	Streams:     `select stream from pgjet.leader order by stream limit 200`,
+	Events:      `select id || E'\t' || left(type, 128) from pgjet.outbox order by seq desc limit 50`,
+	Retries:     `select event_id || E'\t' || left(type, 128) || ' at ' || consumer from (select * from pgjet.intent order by consumer, due_at limit 50) i`,
+	Letters:     `select id || E'\t' || left(type, 128) || ' at ' || consumer from (select id, type, consumer, state from pgjet.dead_letter order by id desc limit 500) d where state = 'dead' limit 50`,
+	Sagas:       `select id || E'\t' || name || ', ' || state from pgjet.saga order by started_at desc limit 50`,
+	Schedules:   `select id || E'\t' || left(type, 128) from pgjet.scheduled order by due, n limit 50`,
+	Quarantines: `select seq || E'\t' || state from pgjet.quarantine order by seq desc limit 50`,
+}
+
+// Candidates returns words that a command may take for what, for a shell to complete: each may have a description behind a tab. Of most
+// kinds they are the latest.
+func (s Source) Candidates(ctx context.Context, what string) ([]string, error) {
+	query, ok := candidates[what]
+	switch {
+	case !ok:
+		return nil, fmt.Errorf("nothing is known of %s", what)
+	case s.DB == nil:
+		return nil, s.DBErr
+	}
+	all, err := collect(ctx, s.DB, pgx.RowTo[string], query)
+	for i := range all {
+		all[i] = plainCell(all[i])
+	}
+	return all, sqlstate.Wrap("look for "+what, err)
+}
+
+// plainCell is [Plain] that leaves the tab before a description.
+func plainCell(s string) string {
+	for i := range len(s) {
+		if s[i] == '\t' {
+			return Plain(s[:i]) + "\t" + Plain(s[i+1:])
+		}
+	}
+	return Plain(s)
+}
