@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -53,7 +54,7 @@ func TestOutboxStatus(t *testing.T) {
 	if len(s.Partitions) != 4 || s.Partitions[0].Events != 3 || s.Partitions[0].Newest == nil || *s.Partitions[0].High != 50001 {
 		t.Errorf("partitions are %+v, want 4, with 3 events in the first", s.Partitions)
 	}
-	if s.Partitions = nil; !cmp.Equal(s, outbox.Status{Written: 4, Published: 3, Pending: 1}) {
+	if s.Partitions = nil; !cmp.Equal(s, outbox.Status{Exact: true, Written: 4, Published: 3, Pending: 1}) {
 		t.Errorf("status is %+v, want 4 written, 3 published, 1 pending", s)
 	}
 }
@@ -104,4 +105,38 @@ func TestOutboxHeldBack(t *testing.T) {
 	}
 	refused(t, exitFindings, []string{"outbox", "prune", "--database-url", url}, "stream OLD", "docs/relay.md")
 	ends(t, exitOK, "outbox status", url, "stream OLD holds back", "docs/relay.md")
+}
+
+// TestOutboxStatusOfMany: of a large outbox the numbers are estimates, which take no time, and are right where no seq was rolled back.
+func TestOutboxStatusOfMany(t *testing.T) {
+	t.Parallel()
+	url, db := agedOutbox(t)
+	const many = 150_000
+	testenv.Exec(t, db, `insert into pgjet.outbox (id, type, key, data) select gen_random_uuid(), 'note.made', 'k', json_build_object('text', repeat('x', 500)) from generate_series(1, $1::int)`, many)
+	testenv.Exec(t, db, `insert into pgjet.quarantine (seq, event_id, reason) select seq, id, 'r' from pgjet.outbox order by seq desc limit 2`)
+	testenv.Exec(t, db, `insert into pgjet.checkpoint (stream, stream_created, stream_seq, system_identifier, snapshot, floor, epoch)
+		 select 'EVENTS', now(), 3, system_identifier, pg_current_snapshot(), 100000, 1 from pg_control_system()`)
+	read := func(flags ...string) (s outbox.Status) {
+		t.Helper()
+		if err := json.Unmarshal([]byte(must(t, exitOK, append([]string{"outbox", "status", "-o", "json", "--database-url", asOperator(url)}, flags...)...)), &s); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	quick, exact := read(), read("--exact")
+	if quick.Exact || !exact.Exact || exact.Written != many+4 || exact.Quarantined != 2 || exact.Pending < many/3 {
+		t.Errorf("the status is %+v, and exactly %+v", quick, exact)
+	}
+	quick.Exact = true
+	for i := range min(len(quick.Partitions), len(exact.Partitions)) { // the times of their ends
+		quick.Partitions[i].Oldest, quick.Partitions[i].Newest = exact.Partitions[i].Oldest, exact.Partitions[i].Newest
+	}
+	if diff := cmp.Diff(exact, quick); diff != "" {
+		t.Errorf("the estimate differs: %s", diff)
+	}
+	testenv.Exec(t, db, `analyze pgjet.outbox`)
+	begun := time.Now()
+	if says(t, exitOK, "outbox status", asOperator(url), "about written "); time.Since(begun) > time.Second && !raced {
+		t.Errorf("it took %s", time.Since(begun))
+	}
 }
