@@ -70,6 +70,7 @@ func (s *Server) serveDocs() {
 	if err := docsTemplate.Execute(&page, describe(s.api.OpenAPI())); err != nil {
 		panic(err) // the template is wrong
 	}
+	s.mux.Handle("GET /{$}", http.RedirectHandler("/docs", http.StatusFound))
 	s.mux.HandleFunc("GET /docs", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		w.Header().Set("Content-Security-Policy", docsPolicy)

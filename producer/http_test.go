@@ -23,7 +23,8 @@ func TestUnknownPathsAndMethods(t *testing.T) {
 		status       int
 		code, allow  string
 	}{
-		{"GET", "/", 404, "not_found", ""},
+		{"GET", "/nothing", 404, "not_found", ""},
+		{"POST", "/", 405, "method_not_allowed", "GET, HEAD"},
 		{"GET", "/user", 404, "not_found", ""},
 		{"POST", "/users/", 404, "not_found", ""},
 		{"POST", "//users", 404, "not_found", ""},

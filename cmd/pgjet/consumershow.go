@@ -80,7 +80,7 @@ func showConsumer(out io.Writer, output string, s status.Status) error {
 		line("stream", "%s", s.Stream)
 		line("state", "%s", s.Why.Code)
 		line("order", "%s", order(s))
-		line("lag", "%d not delivered yet, the oldest %s", s.Lag, oldest(s))
+		line("lag", "%d not delivered yet; the oldest event that is not handled: %s", s.Lag, oldest(s))
 		line("in flight", "%d; %d of %d not acknowledged", s.InFlight, s.AckPending, s.MaxAckPending)
 		line("done", "%d", s.Done)
 		line("retrying", "%d", s.Retrying)

@@ -98,6 +98,7 @@ func (d *dev) run(ctx context.Context) (err error) {
 	if d.port < 1 || d.port > 65535-portCount {
 		return usagef("--port is %d, want 1 to %d", d.port, 65535-portCount)
 	}
+	d.forgetOwn()
 	if d.natsURL != "" {
 		if err := d.checkNATS(); err != nil {
 			return err

@@ -9,9 +9,12 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/pgjet/pgjet/internal/config"
 )
 
 // places says where a pgjet dev that is ready serves what, as its --json prints it.
@@ -94,7 +97,7 @@ func (d *dev) announce() {
 	fmt.Fprintf(d.out, `
 pgjet dev is ready after %.1f s                      for development only
 
-  Users API    %s
+  Users API    %s   (described at /docs)
   Inbox        %s
   Directory    %s/directory?q=ada
   Stand-ins    profiles %s   billing %s
@@ -110,7 +113,12 @@ Try it, then look at the inbox:
   curl -sS %s/users -H 'Content-Type: application/json' \
        -d '{"email":"ada@example.com","name":"Ada","password":"correct horse battery"}'
 
-PostgreSQL and NATS ask for a password, which only you can read. For other commands:
+Then see whether all is well, and what became of it, in this folder:
+
+  pgjet status
+  pgjet event timeline ada@example.com
+
+PostgreSQL and NATS ask for a password, which only you can read. For commands elsewhere:
 
   eval "$(%s)"
 
@@ -165,4 +173,20 @@ func printEnv(dir string, out io.Writer) error {
 		fmt.Fprintf(out, "export PGJET_%s=%s\n", v[0], shellQuote(v[1]))
 	}
 	return nil
+}
+
+// forgetOwn ignores addresses in the environment of the servers that this run is to start. They are those of an earlier run, of
+// a shell in which pgjet dev env was evaluated.
+func (d *dev) forgetOwn() {
+	for _, own := range []struct {
+		flag    string
+		address *string
+		port    int
+	}{{"database-url", &d.databaseURL, postgresPort}, {"nats-url", &d.natsURL, natsPort}} {
+		u, err := url.Parse(*own.address)
+		named := slices.ContainsFunc(d.conf.given, func(v config.Value) bool { return v.Origin == "--"+own.flag })
+		if err == nil && u.Host == d.addr(own.port) && !named {
+			*own.address = ""
+		}
+	}
 }

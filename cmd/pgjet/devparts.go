@@ -38,6 +38,7 @@ func (d *dev) supervise(ctx context.Context, metrics http.Handler) error {
 	if err != nil {
 		return err
 	}
+	context.AfterFunc(ctx, func() { d.log.Info("stopping, which a second Ctrl-C does at once") })
 	p := supervisor.Process{Version: version(), Admin: admin, Metrics: metrics, Log: d.log, Registrar: d.register(d.log), Instances: d.instances(), Breakers: d.breakers}
 	return p.Run(ctx, append(parts, part{Name: "ready", Run: func(ctx context.Context) error {
 		if err := waitReady(ctx, parts); err != nil {

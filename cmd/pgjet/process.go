@@ -27,6 +27,7 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, par
 		return err
 	}
 	defer stopTelemetry()
+	context.AfterFunc(ctx, func() { log.Info("stopping, which a second signal does at once") })
 	admin, err := listen("admin", s.adminAddr, "--admin-addr")
 	if err != nil {
 		return err

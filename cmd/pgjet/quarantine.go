@@ -98,7 +98,7 @@ has to be named.`
 func (s *settings) quarantineDropCommand() *cobra.Command {
 	cmd := s.decideCommand(decision{decide: func(ctx context.Context, db *pgxpool.Pool, seqs []int64, reason string) ([]int64, error) {
 		return relay.DropQuarantined(ctx, db, seqs, actor(), reason)
-	}, done: "%d events dropped; 'pgjet relay quarantine retry SEQ' brings one back\n", needsReason: true})
+	}, done: "%d events dropped; 'pgjet relay quarantine retry SEQ' brings one back\n", needsReason: true, asks: true})
 	cmd.Use = "drop [SEQ...]"
 	cmd.Short = "Give events up that are in quarantine"
 	cmd.Long = `Give events up that are in quarantine: consumers never get them. They stay in the
@@ -112,23 +112,39 @@ type decision struct {
 	decide      func(ctx context.Context, db *pgxpool.Pool, seqs []int64, reason string) ([]int64, error)
 	done        string // a line with the number of events
 	needsReason bool
+	asks        bool // before it changes all
 }
 
 func (s *settings) decideCommand(d decision) *cobra.Command {
-	var reason string
-	var all bool
+	var reason, output string
+	var all, yes bool
 	cmd := &cobra.Command{RunE: func(cmd *cobra.Command, args []string) error {
 		seqs, err := selection(args, all)
+		if err == nil {
+			err = checkOutput(output)
+		}
 		if err == nil && d.needsReason {
 			err = needReason(reason)
 		}
 		if err != nil {
 			return err
 		}
+		if d.asks && all && !yes {
+			if !terminal(cmd.InOrStdin()) {
+				return usagef("look at what is held with pgjet relay quarantine ls, then say --yes")
+			}
+			if !confirm(cmd.InOrStdin(), cmd.ErrOrStderr(), "Drop all events that are held?") {
+				fmt.Fprintln(cmd.ErrOrStderr(), "nothing was changed")
+				return nil
+			}
+		}
 		return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 			changed, err := d.decide(ctx, db, seqs, reason)
 			if err == nil {
-				fmt.Fprintf(cmd.OutOrStdout(), d.done, len(changed))
+				result := struct {
+					Changed []int64 `json:"changed"`
+				}{append([]int64{}, changed...)}
+				err = show(cmd.OutOrStdout(), output, result, func(w io.Writer) { fmt.Fprintf(w, d.done, len(changed)) })
 			}
 			if errors.Is(err, relay.ErrNotQuarantined) {
 				return &exitError{exitNotFound, err}
@@ -137,7 +153,11 @@ func (s *settings) decideCommand(d decision) *cobra.Command {
 		})
 	}}
 	reasonFlag(cmd.Flags(), &reason)
+	outputFlag(cmd.Flags(), &output)
 	cmd.Flags().BoolVar(&all, "all", false, "all that are held")
+	if d.asks {
+		cmd.Flags().BoolVar(&yes, "yes", false, "do not ask before all are dropped")
+	}
 	return cmd
 }
 

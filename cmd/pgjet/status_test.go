@@ -337,5 +337,26 @@ func TestStatusFindsDev(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	for page, want := range map[string]string{r.Users: "<html", r.Directory: `"openapi"`, r.Admin: "/readyz\n"} { // the roots
+		if status, body := get(t, page+"/"); status != http.StatusOK || !strings.Contains(body, want) {
+			t.Errorf("GET %s/ = %d %s, want %s", page, status, body, want)
+		}
+	}
+	if code, p := ask(env{"PGJET_NATS_URL": "nats://" + nowhere}); code != exitUsage || strings.Contains(p.stderr.String(), "using") {
+		t.Errorf("exit code %d, want %d where NATS was named and no database, of %s", code, exitUsage, p)
+	}
+	letters := command(t, nil, "dead", "ls")
+	letters.cmd.Dir = below
+	letters.begin()
+	if code := letters.wait(patience); code != exitOK || letters.stderr.String() != "using the pgjet dev that runs in "+dir+"\n" {
+		t.Errorf("exit code %d of another command, of %s", code, letters)
+	}
 	r.stop()
+	if !strings.Contains(r.stderr.String(), "stopping, which a second Ctrl-C does at once") {
+		t.Errorf("it does not say that it stops: %s", r.process)
+	}
+
+	// A shell has the addresses of the run that has ended: they are this run's own.
+	again := waitDev(start(t, env{"PGJET_DATABASE_URL": r.Database, "PGJET_NATS_URL": r.NATS}, devArgs(dir, r.port)...), dir, r.port)
+	again.stop()
 }

@@ -97,6 +97,7 @@ func New(db *pgxpool.Pool, log *slog.Logger) http.Handler {
 		w.Header().Set("Content-Type", "application/openapi+json")
 		_, _ = w.Write(doc) // the client's loss
 	})
+	mux.Handle("GET /{$}", http.RedirectHandler("/openapi.json", http.StatusFound))
 	for _, path := range []string{"/directory", "/directory/signups", "/openapi.json"} {
 		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Allow", "GET, HEAD")

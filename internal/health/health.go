@@ -13,6 +13,7 @@ package health
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"net/http"
 	"sync/atomic"
 	"time"
@@ -73,6 +74,10 @@ func (h *Health) Handler() http.Handler {
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) { reply(w, h.ready(r.Context())) })
 	mux.Handle("GET /metrics", h.Metrics)
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = io.WriteString(w, "/livez\n/readyz\n/metrics\n") // the client's loss
+	})
 	return mux
 }
 

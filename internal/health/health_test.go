@@ -199,7 +199,8 @@ func TestOtherPages(t *testing.T) {
 		{http.MethodGet, "/metrics", http.StatusOK},
 		{http.MethodHead, "/readyz", http.StatusOK},
 		{http.MethodPost, "/readyz", http.StatusMethodNotAllowed},
-		{http.MethodGet, "/", http.StatusNotFound},
+		{http.MethodGet, "/", http.StatusOK},
+		{http.MethodGet, "/nothing", http.StatusNotFound},
 	} {
 		w := httptest.NewRecorder()
 		h.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), row.method, row.path, nil))

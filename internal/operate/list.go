@@ -74,6 +74,7 @@ func (s Source) List(ctx context.Context, f Filter) (p Page, err error) {
 	if s.DB == nil {
 		return p, s.DBErr
 	}
+	f.Limit = max(f.Limit, 1)
 	l := &lister{Source: s, Filter: f, args: pgx.NamedArgs{
 		"type": f.Type, "key": f.Key, "consumer": f.Consumer, "looks": newest, "limit": f.Limit,
 	}}
