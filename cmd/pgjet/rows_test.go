@@ -40,6 +40,7 @@ var extremes = map[string][]string{
 	"uuid":        {`gen_random_uuid()`, `'00000000-0000-0000-0000-000000000000'`, `'ffffffff-ffff-ffff-ffff-ffffffffffff'`},
 	"bytea":       {`''`, `'\x00ff1b5b'`, `'{}'`, `'{"a":'`},
 	"json":        {`'{}'`, `'null'`, `'1e400'`, `'"\u0000"'`, `(repeat('[', 3000) || repeat(']', 3000))::json`, `'{"a":1,"a":2}'`},
+	"ARRAY":       {`'{}'`, `'{user.created}'`, `'{"",">"}'`, `E'{"evil\\x1b[2J"}'`, `'{{a,b},{c,d}}'`, `'{null}'`, `array_fill('x'::text, '{500}')`},
 	"pg_snapshot": {`'1:1:'`, `'1:9223372036854775807:'`, `'5:9:5,7'`, `pg_current_snapshot()`},
 	"jsonb": {
 		`'{}'`, `'null'`, `'[]'`, `'"x"'`, `'1e400'`, `'{"a":"b"}'`, `'{"tracestate":"a=1"}'`, `'{"a":["b"]}'`, `'{"a":[1]}'`, `'{"a":[["b"]]}'`, `'{"a":null}'`,
@@ -188,7 +189,7 @@ func TestNoRowBreaksAView(t *testing.T) {
 	}
 	views := [][]string{
 		{"status"}, {"outbox", "status"}, {"relay", "status"}, {"relay", "quarantine", "ls"}, {"consumer", "ls"}, {"consumer", "get", "directory"},
-		{"dead", "ls"}, {"dead", "groups"}, {"saga", "ls"}, {"migrate", "status"}, {"replay", "directory", "--all", "--dry-run"},
+		{"event", "ls"}, {"event", "ls", "--state", "dead"}, {"doctor"}, {"dead", "ls"}, {"dead", "groups"}, {"saga", "ls"}, {"migrate", "status"}, {"replay", "directory", "--all", "--dry-run"},
 	}
 	for _, v := range []struct{ command, query string }{
 		{"dead get", `select id::text from pgjet.dead_letter order by random() limit 3`},
