@@ -1,6 +1,6 @@
 # What one types. 'make help' lists the targets.
 
-.PHONY: help run build test schedules interfaces demo-recovery chaos powercut mutants bench bench-quick bench-test examples-test check lint fmt compose-test matrix facts
+.PHONY: help run build test race schedules interfaces demo-recovery chaos powercut mutants bench bench-quick bench-test examples-test check lint fmt compose-test matrix facts
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -15,8 +15,12 @@ build: ## build bin/pgjet, static
 	CGO_ENABLED=0 go build -trimpath -o bin/pgjet ./cmd/pgjet
 
 test: ## run all tests, with PostgreSQL and NATS servers that they start themselves
-	go test -race -shuffle=on -timeout 15m ./...
+	go test -race -shuffle=on -timeout 15m $$(go list ./... | grep -v '/cmd/pgjet$$')
+	go test -shuffle=on -parallel 4 -timeout 15m ./cmd/pgjet
 	$(MAKE) schedules
+
+race: ## run the tests of the command with the race detector, too, for a quarter of an hour
+	go test -race -shuffle=on -timeout 30m ./cmd/pgjet
 
 schedules: ## run simulated schedules of the consumers, and see that they catch each guard that is taken away
 	go test -run '^TestSchedules' ./consumers
