@@ -144,7 +144,7 @@ func (s *Status) queueScheduled(b *pgx.Batch) {
 	b.Queue(`
 		select count(*), coalesce(extract(epoch from clock_timestamp() - min(due)), 0)::float8,
 		       (select min(due) from pgjet.scheduled where due > statement_timestamp()),
-		       (select count(*) from (select from pgjet.scheduled limit $1) s)
+		       (select count(*) from (select from pgjet.scheduled order by due limit $1) s)
 		  from (select due from pgjet.scheduled where due <= statement_timestamp() order by due limit $1) d`, pendingExact+1).
 		QueryRow(func(row pgx.Row) error {
 			return row.Scan(&s.Scheduled.Due, &s.Scheduled.OverdueSeconds, &s.Scheduled.Next, &s.Scheduled.Events)
