@@ -512,7 +512,7 @@ func (c *simConnection) ReadMark(ctx context.Context) (m inbox.Mark, err error) 
 			m.Generation = c.d.generation
 		}
 		for _, s := range c.d.slices {
-			if !s.stored.IsZero() && s.high > m.Seq && !c.d.w.mutant("nobody looks at what was delivered last") {
+			if !s.stored.IsZero() && s.high > m.Seq && !c.d.w.blind() {
 				m.Seq, m.Stored = s.high, s.stored
 			}
 		}
@@ -704,6 +704,9 @@ func (r *simRoom) mine(m *inbox.Message) bool {
 func (r *simRoom) Own(ctx context.Context) (at inbox.Place, err error) {
 	err = r.pooled(ctx, "take the slice", func() error {
 		d := r.d
+		if !d.known { // it was restored to before that
+			return inbox.ErrSuperseded
+		}
 		if r.t.Ordered {
 			if err := d.alone(ctx, r.p, r.t.Slice.Number); err != nil {
 				return err
@@ -711,6 +714,9 @@ func (r *simRoom) Own(ctx context.Context) (at inbox.Place, err error) {
 			if d.paused != "" || !d.unrestored(r.t.Version) || len(d.slices) != r.t.Slice.Of || d.generation != r.t.Generation {
 				return inbox.ErrSuperseded
 			}
+		}
+		if r.t.Slice.Number >= len(d.slices) { // with a guard taken away
+			return inbox.ErrSuperseded
 		}
 		s := &d.slices[r.t.Slice.Number]
 		if at.Orphaned = s.owned && r.t.Ordered; r.t.Ordered {
@@ -725,7 +731,7 @@ func (r *simRoom) Own(ctx context.Context) (at inbox.Place, err error) {
 		}
 		defer func() { d.w.trace("%s owns %d: %+v", r.p.name, r.t.Slice.Number, at) }()
 		at.Epoch, at.Floor, at.High, at.LostUntil, at.Redeliver = s.epoch, s.floor, s.high, s.lost, s.redeliver
-		if !d.w.mutant("nobody looks at what was delivered last") {
+		if !d.w.blind() {
 			at.Stored = s.stored
 		}
 		if d.w.mutant("suspects are handled") {

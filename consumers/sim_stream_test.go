@@ -226,7 +226,7 @@ func (h *simStreamHandle) Info(ctx context.Context, _ ...jetstream.StreamInfoOpt
 func (h *simStreamHandle) GetMsg(ctx context.Context, seq uint64, _ ...jetstream.GetMsgOpt) (raw *jetstream.RawStreamMsg, err error) {
 	err = h.j.ask(ctx, "get a message", func(s *simStream) error {
 		m := s.at(seq)
-		if m == nil || s.w.mutant("nobody looks at what was delivered last") {
+		if m == nil || s.w.blind() {
 			return jetstream.ErrMsgNotFound
 		}
 		raw = &jetstream.RawStreamMsg{Subject: m.subject, Header: m.header, Data: m.data, Sequence: seq, Time: m.at}

@@ -106,7 +106,7 @@ func TestSchedulesCatch(t *testing.T) {
 	simTimes(t)
 	for mutant := range simMutants {
 		t.Run(mutant, func(t *testing.T) {
-			for seed := range uint64(3000) {
+			for seed := range uint64(6000) {
 				if err, _ := schedule(t, seed, mutant); err != nil {
 					t.Logf("seed %d: %v", seed, err)
 					return

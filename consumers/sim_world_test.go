@@ -128,6 +128,12 @@ func newSimWorld(seed uint64, without string) *simWorld {
 
 func (w *simWorld) ordered() bool           { return !w.c.Unordered }
 func (w *simWorld) mutant(name string) bool { return w.without == name }
+
+// blind reports whether nobody can see by its messages that the stream is not what it was.
+func (w *simWorld) blind() bool {
+	return w.mutant("nobody looks at what was delivered last") || w.mutant("a new stream is the old one")
+}
+
 func (w *simWorld) fire(what string) {
 	w.fired[what]++
 	w.trace("%s", what)
