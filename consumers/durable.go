@@ -1,7 +1,6 @@
 package consumers
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -173,48 +172,6 @@ func (d *durable) open(ctx context.Context) (err error) {
 	state := d.stream.CachedInfo().State
 	d.first, d.last = state.FirstSeq, state.LastSeq
 	return nil
-}
-
-// streamInfo looks at the stream, and refuses what does not fit it, and durable consumers that belong to another database.
-func (m *member) streamInfo(ctx context.Context) (*jetstream.StreamInfo, error) {
-	s, err := m.js.Stream(ctx, m.stream)
-	if err != nil {
-		return nil, fmt.Errorf("look at the stream: %w", err)
-	}
-	info := s.CachedInfo()
-	return info, cmp.Or(m.remembers(info.Config.MaxAge), checkSubjects(info.Config, m.subjects), m.checkOwners(ctx))
-}
-
-// checkSubjects refuses a stream that takes none of these subjects. Of one that gets messages of another stream it is not known.
-func checkSubjects(c jetstream.StreamConfig, want *events.Subjects) error {
-	if len(c.Subjects) == 0 || len(c.Sources) > 0 || c.SubjectTransform != nil || want.TakenBy(c.Subjects) {
-		return nil
-	}
-	return fmt.Errorf("%s: stream %s takes %s, and this consumer wants subjects that begin with %s; give it the prefix of the stream by --prefix (Prefix of a consumers.Runner), or another --stream",
-		jserror.StreamDiffers, c.Name, strings.Join(c.Subjects, " "), want.Prefix())
-}
-
-// checkStream is checkSubjects for a durable consumer that is about to be made.
-func checkStream(ctx context.Context, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig) error {
-	s, err := js.Stream(ctx, stream)
-	if err != nil {
-		return err
-	}
-	return checkSubjects(s.CachedInfo().Config, events.SubjectsOf(events.PrefixOf(want.FilterSubjects...)))
-}
-
-// remembers refuses an inbox that forgets an event while the stream can still deliver it.
-func (r *run) remembers(maxAge time.Duration) error {
-	keep := r.Runner.Retention
-	if keep == 0 || maxAge > 0 && keep >= maxAge+deadRetention {
-		return nil
-	}
-	age := "unlimited"
-	if maxAge > 0 {
-		age = maxAge.String()
-	}
-	return fmt.Errorf("retention_too_short: inbox retention %s < stream max age %s + %s for dead letters: an event that comes again would be handled again; raise the one, lower the other, or keep the inbox for ever with 0",
-		keep, age, deadRetention)
 }
 
 // bind looks the durable consumer up, and makes it again if there is none, which it reports. Settings that

@@ -9,8 +9,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/internal/jserror"
@@ -185,43 +183,6 @@ func (m *member) register(ctx context.Context) error {
 		return m.awaitResume(ctx, paused)
 	}
 	return err
-}
-
-// pastGeneration returns the generation of the consumer if the stream has lost its end since: what comes in its place may stand in another
-// order, so that places say nothing. It returns 0 if not.
-func (m *member) pastGeneration(ctx context.Context, info *jetstream.StreamInfo) (int32, error) {
-	mark, err := m.data.ReadMark(ctx)
-	lost := false
-	if err == nil {
-		lost, err = m.lost(ctx, mark, info.State.LastSeq)
-	}
-	if err != nil || mark.Generation == 0 || !lost && m.moved.Load() != mark.Generation {
-		return 0, err
-	}
-	m.log.WarnContext(ctx, "the stream lost its end since events of it were handled; all are delivered once more, and what the inbox has is skipped", "stream_seq", mark.Seq)
-	return mark.Generation, nil
-}
-
-// lost reports whether the stream, which ends at last, lost a message that was delivered.
-func (r *run) lost(ctx context.Context, mark inbox.Mark, last uint64) (bool, error) {
-	if mark.Seq == 0 || mark.Seq > last {
-		return mark.Lost(last, time.Time{}), nil
-	}
-	stream, err := r.js.Stream(ctx, r.stream)
-	if err != nil {
-		return false, fmt.Errorf("look at the stream: %w", err)
-	}
-	msg, err := stream.GetMsg(ctx, mark.Seq)
-	switch {
-	case errors.Is(err, jetstream.ErrMsgNotFound): // it is too old by now, or was deleted
-		return false, nil
-	case errors.Is(err, nats.ErrNoResponders):
-		r.log.WarnContext(ctx, "nobody can see whether the stream loses its end: the account of the connection does not import requests to $JS.API.DIRECT.GET."+r.stream+"; see: pgjet nats accounts")
-		return false, nil
-	case err != nil:
-		return false, fmt.Errorf("look at message %d of the stream: %w", mark.Seq, err)
-	}
-	return mark.Lost(last, msg.Time), nil
 }
 
 // divide divides the consumer into as many slices as it shall have. It reports false if processes work with another number: once those

@@ -23,9 +23,6 @@ const (
 // errGap says that a message did not arrive.
 var errGap = errors.New("a delivery got lost, beginning again to keep the order")
 
-// errMoved says that an event stands at another place of the stream than before.
-var errMoved = fmt.Errorf("%w: the stream lost its end, and has events at other places now", inbox.ErrSuperseded)
-
 // errReconnected says that deliveries may have got lost.
 var errReconnected = errors.New("the connection to NATS was lost, beginning again")
 
@@ -175,16 +172,6 @@ func (t *term) skip(ctx context.Context, all []*work) (rest []*work, err error) 
 		t.metrics.handled(ctx, t.Consumer.Name, "skipped")
 	}
 	return rest, nil
-}
-
-// moved reports whether an event whose place the inbox knows stands elsewhere since the stream lost it, and has another event there now.
-// The places of those that wait for an attempt say nothing then.
-func moved(w *work, there *jetstream.RawStreamMsg) bool {
-	if there == nil {
-		return false
-	}
-	first, err := events.FromMessage(there.Header, there.Data)
-	return err != nil || first.ID != w.ID
 }
 
 // same reports whether a message says what the one with its id at an earlier place says. If

@@ -101,7 +101,7 @@ var simMutants = map[string][]string{
 // TestSchedulesCatch takes one guard away at a time. Some schedule must notice, else it proves nothing.
 func TestSchedulesCatch(t *testing.T) {
 	if raced {
-		t.Skip("without the race detector alone: make schedules, which make test runs")
+		t.Skip("runs without the race detector, in make schedules, which is a part of make test")
 	}
 	simTimes(t)
 	for mutant := range simMutants {

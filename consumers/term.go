@@ -117,20 +117,6 @@ func (t *term) begin(ctx context.Context) (err error) {
 	return err
 }
 
-// sameStream returns an error if the stream was made anew since the session registered, or lost its end since the slice was handled. The
-// next session registers anew.
-func (t *term) sameStream(ctx context.Context) error {
-	info := t.durable.stream.CachedInfo()
-	lost, err := t.run.lost(ctx, t.at.Mark(), info.State.LastSeq)
-	if lost {
-		t.moved.Store(t.tenure.Generation)
-	}
-	if err == nil && (lost || !info.Created.Equal(t.created)) {
-		err = inbox.ErrSuperseded
-	}
-	return err
-}
-
 // release gives the slice up, to another process, when what has begun is finished.
 func (t *term) release() {
 	t.over.Store(true)

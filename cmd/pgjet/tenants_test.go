@@ -53,7 +53,7 @@ func (p twoServices) appended(t *testing.T, all ...events.Payload) (ids []string
 }
 
 // TestConsumerOfAnotherService: a consumer of one service reads another service's stream into its own inbox, and all commands about it work
-// without being told the prefix again.
+// without giving the prefix again.
 func TestConsumerOfAnotherService(t *testing.T) {
 	t.Parallel()
 	p := newTwoServices(t)
@@ -196,7 +196,7 @@ func (p twoServices) durables(t *testing.T) string {
 	return strings.Join(all, "\n")
 }
 
-// TestEnsureNamesTheDatabase: durable consumers of before are given to the database that pgjet consumer ensure is told.
+// TestEnsureNamesTheDatabase: durable consumers of before are given to the database of pgjet consumer ensure --database-url.
 func TestEnsureNamesTheDatabase(t *testing.T) {
 	t.Parallel()
 	p := newTwoServices(t)
@@ -214,7 +214,7 @@ func TestEnsureNamesTheDatabase(t *testing.T) {
 	if out := must(t, exitOK, append(without, "--database-url", p.orders)...); strings.Contains(out, "from now on") {
 		t.Errorf("the second time it says %q", out)
 	}
-	must(t, exitOK, without...) // who is told no database compares alone
+	must(t, exitOK, without...) // without a database it only compares
 	refused(t, exitRefused, append(without, "--database-url", p.billing), "foreign_durable: durable consumer onboarding")
 
 	// The database of orders is said to be gone.

@@ -230,7 +230,7 @@ type Beat struct {
 	Workers  int
 	Types    []string // of events that it handles, or patterns of them
 	Cause    string   // why it handles nothing; "" while it does
-	Attempts int      // its last ones, of which the following tell
+	Attempts int      // its last ones, which the following describe
 	Failed   int
 	Took     time.Duration // the median
 	Error    string        // the last

@@ -228,7 +228,7 @@ func TestRegisterPaused(t *testing.T) {
 }
 
 // TestWaitsForWhatIsKept: an event that comes behind an intent which a superseded session makes done at the same time does not wait
-// for ever, whoever is first.
+// for ever, in either order.
 func TestWaitsForWhatIsKept(t *testing.T) {
 	t.Parallel()
 	for _, first := range []string{"who remembers", "who waits"} {
@@ -332,7 +332,7 @@ func TestFenceOfARestoredInbox(t *testing.T) {
 	}
 }
 
-// TestRememberingWaitsForOperators: nothing is made done while somebody who keeps attempts waiting has intents parked behind it.
+// TestRememberingWaitsForOperators: no effect is made done while an operator holds the lock of the attempts, and may park intents behind it.
 func TestRememberingWaitsForOperators(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Postgres(t)

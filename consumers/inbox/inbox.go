@@ -77,7 +77,7 @@ type Tenure struct {
 	Epoch      int64   // of the slice: the fence
 	Version    Version // of the inbox: in one that was restored since, the epoch says nothing
 	Generation int32   // of the stream
-	Session    string  // who takes intents; the process holds a lock of that name: see [Announce]
+	Session    string  // the name under which intents are taken; the process holds a lock of that name: see [Announce]
 	Process    string  // host:pid, in the attempt log
 }
 
@@ -123,8 +123,8 @@ const (
 	// behindDead is the condition that intent i waits for an earlier dead letter of its key.
 	behindDead = `(exists (select from pgjet.dead_letter d where d.consumer = i.consumer and d.key = i.key and d.state = 'dead'
 		and (d.generation, d.stream_seq) < (i.generation, i.stream_seq)) is true)`
-	// parked is behindIntent for one that is about to wait for it: it keeps the last of those as it is until the transaction ends, so that who
-	// ends that one wakes this one. One that is ending just now is not waited for.
+	// parked is behindIntent for one that is about to wait for it: it locks the last of those until the transaction ends, so that the end of
+	// that one wakes this one. One that is ending just now is not waited for.
 	parked = `(exists (select from pgjet.intent where consumer = i.consumer and event_id = (
 		select e.event_id from pgjet.intent e where e.consumer = i.consumer and e.key = i.key and (e.generation, e.stream_seq) < (i.generation, i.stream_seq)
 		 order by e.generation desc, e.stream_seq desc limit 1) for key share skip locked))`

@@ -37,8 +37,8 @@ type First struct {
 }
 
 // Intend writes intents down for events from the stream, in a transaction that has checked the fence, in the order
-// of all. It returns which of them are new to the inbox: of the others there is none. An event that waits behind another one keeps
-// that as it is until tx ends: who makes it done then wakes this one. One that is being made done just now is not waited for: a session
+// of all. It returns which of them are new to the inbox: of the others there is none. An event that waits behind another one
+// locks that until tx ends, so that the end of that one wakes this one. One that is ending just now is not waited for: a session
 // that was superseded may do that ([Tenure.Remember]).
 func (t *Tenure) Intend(ctx context.Context, tx pgx.Tx, all []*Message, f First) (fresh []bool, err error) {
 	fresh = make([]bool, len(all))
@@ -232,7 +232,7 @@ func (t *Tenure) finish(ctx context.Context, tx pgx.Tx, b *pgx.Batch, all []*Int
 }
 
 // Remember makes an event done whose effect outside the database has happened: also in a session that was superseded or
-// paused. That the session has the intent is fence enough. Whoever keeps attempts waiting ([Lock]) keeps this waiting, too.
+// paused. That the session has the intent is fence enough. It waits for [Lock], as attempts do.
 func (t *Tenure) Remember(ctx context.Context, db *pgxpool.Pool, i *Intent, began time.Time, took time.Duration) error {
 	return write(ctx, db, func(tx pgx.Tx) error {
 		b := &pgx.Batch{}

@@ -30,7 +30,7 @@ func NewRegistrar(nc *nats.Conn, version string, log *slog.Logger) *Registrar {
 }
 
 // part registers the instances until told ends, and at the latest until it is stopped
-// itself: whoever is told to stop leaves before anything else ends.
+// itself: a process that stops leaves the registry before anything else ends.
 func (r *Registrar) part(told context.Context, instances []registry.Instance) Part {
 	return Part{Name: "registry", Run: func(ctx context.Context) error {
 		if r.nc != nil {

@@ -51,7 +51,7 @@ func TestServerEndsWithItsProcess(t *testing.T) {
 	}
 }
 
-// TestUnstarted: whoever has no PostgreSQL is told what to do.
+// TestUnstarted: without PostgreSQL the message says what to do.
 func TestUnstarted(t *testing.T) {
 	none := &devserver.NotFoundError{Looked: "postgres in PATH", Download: errors.New("no npm")}
 	for _, want := range []string{"tests need a PostgreSQL server, and there is none\n", "Looked for: postgres in PATH\n", "Not downloaded: no npm\n", "apt-get install postgresql", "PGJET_PG_BIN=DIR go test", "PGJET_TEST_DATABASE_URL=postgres://"} {

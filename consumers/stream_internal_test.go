@@ -1,0 +1,61 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/consumers/inbox"
+)
+
+// An answerer answers each question for a message of its stream alike.
+type answerer struct {
+	jetstream.JetStream
+	stream answeringStream
+}
+
+type answeringStream struct {
+	jetstream.Stream
+	stored time.Time
+	err    error
+}
+
+func (a answerer) Stream(context.Context, string) (jetstream.Stream, error) { return a.stream, nil }
+
+func (s answeringStream) GetMsg(context.Context, uint64, ...jetstream.GetMsgOpt) (*jetstream.RawStreamMsg, error) {
+	return &jetstream.RawStreamMsg{Time: s.stored}, s.err
+}
+
+// TestLost: a stream lost what was delivered if it ends before that, or stored what it has there at another time. What is too old, and
+// what the account may not look at, is not known to be lost; any other failure is one.
+func TestLost(t *testing.T) {
+	at := time.Unix(1700000000, 123456789)
+	mark := inbox.Mark{Generation: 1, Seq: 5, Stored: at.Truncate(time.Microsecond)}
+	failure := errors.New("failure")
+	for what, c := range map[string]struct {
+		mark inbox.Mark
+		last uint64
+		says answeringStream
+		lost bool
+		err  error
+	}{
+		"it is there":                  {mark, 9, answeringStream{stored: at}, false, nil},
+		"the last is there":            {mark, 5, answeringStream{stored: at}, false, nil},
+		"the stream ends before it":    {mark, 4, answeringStream{err: failure}, true, nil},
+		"another is there":             {mark, 9, answeringStream{stored: at.Add(time.Second)}, true, nil},
+		"nothing was delivered":        {inbox.Mark{Generation: 1}, 0, answeringStream{err: failure}, false, nil},
+		"it is too old":                {mark, 9, answeringStream{err: jetstream.ErrMsgNotFound}, false, nil},
+		"the account may not look":     {mark, 9, answeringStream{err: nats.ErrNoResponders}, false, nil},
+		"the question is not answered": {mark, 9, answeringStream{err: failure}, false, failure},
+	} {
+		r := &run{js: answerer{stream: c.says}, stream: "EVENTS", log: slog.New(slog.DiscardHandler)}
+		if lost, err := r.lost(t.Context(), c.mark, c.last); lost != c.lost || !errors.Is(err, c.err) {
+			t.Errorf("%s: lost %t, %v; want %t, %v", what, lost, err, c.lost, c.err)
+		}
+	}
+}
