@@ -14,6 +14,7 @@ import (
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/jserror"
+	"github.com/pgjet/pgjet/internal/natsconn"
 )
 
 // Whether the stream is one that the consumer can read, and whether it is still what it was.
@@ -87,17 +88,12 @@ func (r *run) lost(ctx context.Context, mark inbox.Mark, last uint64) (bool, err
 	if err != nil {
 		return false, fmt.Errorf("look at the stream: %w", err)
 	}
-	msg, err := stream.GetMsg(ctx, mark.Seq)
-	switch {
-	case errors.Is(err, jetstream.ErrMsgNotFound): // it is too old by now, or was deleted
-		return false, nil
-	case errors.Is(err, nats.ErrNoResponders):
+	stored, err := natsconn.StoredAt(ctx, stream, mark.Seq)
+	if errors.Is(err, nats.ErrNoResponders) {
 		r.log.WarnContext(ctx, "nobody can see whether the stream loses its end: the account of the connection does not import requests to $JS.API.DIRECT.GET."+r.stream+"; see: pgjet nats accounts")
 		return false, nil
-	case err != nil:
-		return false, fmt.Errorf("look at message %d of the stream: %w", mark.Seq, err)
 	}
-	return mark.Lost(last, msg.Time), nil
+	return err == nil && mark.Lost(last, stored), err
 }
 
 // sameStream returns an error if the stream was made anew since the session registered, or lost its end since the slice was handled. The

@@ -35,7 +35,7 @@ var (
 	// ErrBusy says that another replay of the consumer is running.
 	ErrBusy = errors.New("another replay of this consumer is running")
 	// ErrChanged says that the stream is not the one that was planned for.
-	ErrChanged = errors.New("the stream was made anew")
+	ErrChanged = errors.New("the stream has changed")
 	// ErrSelection says that a selection makes no sense for the consumer or the stream.
 	ErrSelection = errors.New("cannot select")
 	// ErrRefused says that running events again needs [Selection.Force].
@@ -86,7 +86,7 @@ type Replay struct {
 
 // Open looks the consumer up, in its database and in JetStream. It returns
 // [ErrNoConsumer] if one of them does not know it, [ErrChanged] if it has not seen
-// the stream since that was made anew, and an [*inbox.ForeignDurableError] if its durable consumers belong to another database.
+// the stream since that was made anew, or lost its end, and an [*inbox.ForeignDurableError] if its durable consumers belong to another database.
 func Open(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, consumer string) (*Replay, error) {
 	r := &Replay{db: db, js: js, name: consumer}
 	var stream string
@@ -123,6 +123,9 @@ func (r *Replay) bind(ctx context.Context, stream string) (err error) {
 		return fmt.Errorf("%w: no process of %s has run since stream %s was made on %s; start one, then replay",
 			ErrChanged, r.name, stream, r.stream.CachedInfo().Created.UTC().Format(time.RFC3339))
 	}
+	if err := r.checkEnd(ctx); err != nil {
+		return err
+	}
 	identity, err := inbox.ReadIdentity(ctx, r.db)
 	if err != nil {
 		return sqlstate.Wrap("look up consumer "+r.name, err)
@@ -139,6 +142,26 @@ func (r *Replay) bind(ctx context.Context, stream string) (err error) {
 			return err
 		}
 		r.durables = append(r.durables, durable)
+	}
+	return nil
+}
+
+// checkEnd returns [ErrChanged] if the stream lost its end since a process of the consumer looked: the places that the inbox knows may be those of
+// other events now.
+func (r *Replay) checkEnd(ctx context.Context) error {
+	mark, err := inbox.ReadMark(ctx, r.db, r.name)
+	info := r.stream.CachedInfo()
+	last, stored := info.State.LastSeq, time.Time{}
+	if err == nil && mark.Seq > 0 && mark.Seq <= last {
+		if stored, err = natsconn.StoredAt(ctx, r.stream, mark.Seq); err != nil {
+			err = r.explain(err)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("look whether stream %s lost its end: %w", info.Config.Name, err)
+	}
+	if mark.Lost(last, stored) {
+		return fmt.Errorf("%w: stream %s lost its end since a process of %s ran; start one, then replay", ErrChanged, info.Config.Name, r.name)
 	}
 	return nil
 }

@@ -139,6 +139,18 @@ func Explain(nc *nats.Conn, err error, role string) error {
 	return fmt.Errorf("%s: %w; %s", class, err, todo)
 }
 
+// StoredAt returns when a stream stored the message that it has at a place; zero if it has none there.
+func StoredAt(ctx context.Context, stream jetstream.Stream, seq uint64) (time.Time, error) {
+	msg, err := stream.GetMsg(ctx, seq)
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return time.Time{}, nil
+	case err != nil:
+		return time.Time{}, fmt.Errorf("look at message %d of the stream: %w", seq, err)
+	}
+	return msg.Time, nil
+}
+
 // Streams returns the names of the streams that exist, at most 20. It returns none if nobody
 // may know.
 func Streams(ctx context.Context, js jetstream.JetStream) []string {
