@@ -18,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/devmail"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
@@ -101,6 +102,29 @@ func mails(t testing.TB, inbox, to string) []devmail.Mail {
 		t.Fatalf("GET /api/messages = %d %s", status, body)
 	}
 	return all
+}
+
+// refuseMails has the mail server with that inbox answer the next mails with a code.
+func refuseMails(t testing.TB, inbox string, code, count int) {
+	t.Helper()
+	body := fmt.Sprintf(`{"code":%d,"count":%d}`, code, count)
+	if status, _, answer := request(t, http.MethodPut, inbox+"/api/fault", body, nil); status != http.StatusOK {
+		t.Fatalf("PUT /api/fault = %d %s", status, answer)
+	}
+}
+
+// fillStream leaves the stream room for one message.
+func fillStream(t testing.TB, js jetstream.JetStream) {
+	t.Helper()
+	stream, err := js.Stream(t.Context(), events.DefaultStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := stream.CachedInfo().Config
+	config.MaxMsgs = 1
+	if _, err := js.UpdateStream(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // oneMail waits for a mail to an address and makes sure that it is alone.

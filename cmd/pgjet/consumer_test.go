@@ -66,9 +66,7 @@ func TestMailServerRefusesAll(t *testing.T) {
 	smtp, inbox := startMail(t, anyPort)
 	s := startMailer(t, database, nats, smtp)
 	s.ready(s.admin)
-	if status, _, body := request(t, http.MethodPut, inbox+"/api/fault", `{"code":451,"count":1000}`, nil); status != http.StatusOK {
-		t.Fatalf("PUT /api/fault = %d %s", status, body)
-	}
+	refuseMails(t, inbox, 451, 1000)
 	for i := range 12 {
 		e, err := events.New(events.UserCreated{UserID: fmt.Sprint("u", i), Email: "ann@example.com", Name: "Ann"})
 		if err != nil {

@@ -238,15 +238,7 @@ func TestStreamShow(t *testing.T) {
 		t.Errorf("the stream is %+v, %v", f, err)
 	}
 	js := testenv.Connect(t, nats)
-	stream, err := js.Stream(t.Context(), events.DefaultStream)
-	if err != nil {
-		t.Fatal(err)
-	}
-	config := stream.CachedInfo().Config
-	config.MaxMsgs = 1
-	if _, err := js.UpdateStream(t.Context(), config); err != nil {
-		t.Fatal(err)
-	}
+	fillStream(t, js)
 	if out := must(t, exitFindings, strings.Fields(asked("stream status", nats))...); !strings.Contains(out, "why         1 of max_msgs 1 are used: at the limit nothing is published\n") {
 		t.Errorf("of a full stream it says\n%s", out)
 	}

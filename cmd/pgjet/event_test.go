@@ -59,12 +59,7 @@ func TestEventTimeline(t *testing.T) {
 	d := startDirectory(t, database, nats)
 	d.ready(d.admin)
 	users := startUsers(t, database)
-	fault := func(body string) {
-		if status, _, answer := request(t, http.MethodPut, inbox+"/api/fault", body, nil); status != http.StatusOK {
-			t.Fatalf("PUT /api/fault = %d %s", status, answer)
-		}
-	}
-	fault(`{"code":550,"count":1}`)
+	refuseMails(t, inbox, 550, 1)
 	const trace = "4bf92f3577b34da6a3ce929d0e0e4736"
 	const traceparent = "00-" + trace + "-00f067aa0ba902b7-01"
 	status, _, body := request(t, http.MethodPost, users.addr+"/users", signUpBody("ada@example.com"), map[string]string{
@@ -84,7 +79,7 @@ func TestEventTimeline(t *testing.T) {
 		t.Errorf("the timeline is %+v", s.Timeline)
 	}
 
-	fault(`{"code":451,"count":1}`)
+	refuseMails(t, inbox, 451, 1)
 	must(t, exitOK, words("dead redrive 1 --reason mended", database)...)
 	testenv.Eventually(t, patience, "the mail was sent", func() bool {
 		return query[int](t, db, `select count(*) from pgjet.dead_letter where state = 'done'`) == 1

@@ -193,9 +193,7 @@ func TestRetryIsTriedAtOnce(t *testing.T) {
 	smtp, mails := startMail(t, anyPort)
 	m := startMailer(t, database, nats, smtp)
 	m.ready(m.admin)
-	if status, _, body := request(t, http.MethodPut, mails+"/api/fault", `{"code":451,"count":1}`, nil); status != http.StatusOK {
-		t.Fatalf("PUT /api/fault = %d %s", status, body)
-	}
+	refuseMails(t, mails, 451, 1)
 	db := openDB(t, database)
 	users := startUsers(t, database)
 	testenv.Eventually(t, patience, "an attempt has failed and the next one is far", func() bool {

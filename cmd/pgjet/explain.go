@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pgjet/pgjet/docs"
+	"github.com/pgjet/pgjet/internal/config"
 	"github.com/pgjet/pgjet/internal/operate"
 )
 
@@ -115,7 +116,7 @@ func explained(all []explanation) string {
 func meant(typed string, words []string) string {
 	best, least := "", 3 // changes of a letter
 	for _, w := range words {
-		if d := distance(strings.ToLower(typed), w); d < least || d == least && best == "" && strings.HasPrefix(w, typed) {
+		if d := config.Edits(strings.ToLower(typed), w); d < least || d == least && best == "" && strings.HasPrefix(w, typed) {
 			best, least = w, d
 		}
 	}
@@ -123,26 +124,4 @@ func meant(typed string, words []string) string {
 		return ""
 	}
 	return "; did you mean " + best + "?"
-}
-
-// distance returns how many letters have to be put in, left out or changed to get from a to b.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		before := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			above := row[j+1]
-			changed := before
-			if a[i] != b[j] {
-				changed++
-			}
-			row[j+1] = min(changed, above+1, row[j]+1)
-			before = above
-		}
-	}
-	return row[len(b)]
 }

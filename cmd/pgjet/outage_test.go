@@ -304,10 +304,7 @@ func TestMailServerAsksToComeBack(t *testing.T) {
 	t.Parallel()
 	smtp, inbox := startMail(t, anyPort)
 	users, mailer := startPipeline(t, smtp)
-	status, _, body := request(t, http.MethodPut, inbox+"/api/fault", `{"code":451,"count":2}`, nil)
-	if status != http.StatusOK {
-		t.Fatalf("PUT /api/fault = %d %s", status, body)
-	}
+	refuseMails(t, inbox, 451, 2)
 	signUp(t, users.addr, "ann@example.com")
 	oneMail(t, inbox, "ann@example.com")
 	if lines := mailer.log("WARN"); len(lines) != 2 {

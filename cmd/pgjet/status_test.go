@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/operate"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
@@ -119,9 +118,7 @@ func TestStatusWhenMailIsRefused(t *testing.T) {
 	smtp, inbox := startMail(t, anyPort)
 	m := startMailer(t, database, nats, smtp)
 	m.ready(m.admin)
-	if status, _, body := request(t, http.MethodPut, inbox+"/api/fault", `{"code":451,"count":1000}`, nil); status != http.StatusOK {
-		t.Fatalf("PUT /api/fault = %d %s", status, body)
-	}
+	refuseMails(t, inbox, 451, 1000)
 	users := startUsers(t, database)
 	for i := range 12 {
 		signUp(t, users.addr, fmt.Sprintf("ann%d@example.com", i))
@@ -144,21 +141,16 @@ func TestStatusOfOneMail(t *testing.T) {
 	smtp, inbox := startMail(t, anyPort)
 	m := startMailer(t, database, nats, smtp)
 	m.ready(m.admin)
-	fault := func(body string) {
-		if status, _, answer := request(t, http.MethodPut, inbox+"/api/fault", body, nil); status != http.StatusOK {
-			t.Fatalf("PUT /api/fault = %d %s", status, answer)
-		}
-	}
 	users := startUsers(t, database)
 	db := openDB(t, database)
-	fault(`{"code":451,"count":1}`)
+	refuseMails(t, inbox, 451, 1)
 	signUp(t, users.addr, "ann@example.com")
 	testenv.Eventually(t, patience, "the mail is sent in the end, and nothing is found before", func() bool {
 		finds(t, exitOK, database, nats)
 		return query[int](t, db, `select count(*) from pgjet.inbox where state = 'done'`) == 1
 	})
 
-	fault(`{"code":451,"count":1000}`)
+	refuseMails(t, inbox, 451, 1000)
 	signUp(t, users.addr, "bob@example.com")
 	begun := time.Now()
 	s := finds(t, exitFindings, database, nats, "consumer welcome-mailer failing -> pgjet consumer get welcome-mailer")
@@ -222,15 +214,7 @@ func TestStatusOfAFullStream(t *testing.T) {
 	t.Parallel()
 	database, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL()
 	js := ensureStream(t, nats)
-	stream, err := js.Stream(t.Context(), events.DefaultStream)
-	if err != nil {
-		t.Fatal(err)
-	}
-	config := stream.CachedInfo().Config
-	config.MaxMsgs = 1
-	if _, err := js.UpdateStream(t.Context(), config); err != nil {
-		t.Fatal(err)
-	}
+	fillStream(t, js)
 	r := startRelay(t, database, nats)
 	r.ready(r.admin)
 	users := startUsers(t, database)

@@ -225,7 +225,7 @@ func (s *Schema) unknown(key string) string {
 	for _, k := range s.keys {
 		for candidate := k.Name; candidate != ""; candidate, _ = split(candidate) {
 			within, last := split(candidate)
-			d := edits(name, last)
+			d := Edits(name, last)
 			if within != parent {
 				d++
 			}
@@ -253,8 +253,8 @@ func split(key string) (parent, name string) {
 	return "", key
 }
 
-// edits counts the letters to insert, remove or replace to make b of a.
-func edits(a, b string) int {
+// Edits returns how many letters have to be put in, left out or replaced to make b of a.
+func Edits(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {
 		row[j] = j
