@@ -358,3 +358,52 @@ func TestRememberingWaitsForOperators(t *testing.T) {
 		t.Errorf("remembering an event of which there is no intent: %v, want %v", err, ErrTaken)
 	}
 }
+
+// TestWaitsForTheLast: an event waits for the last one before it, not for an earlier one, whose end would wake another.
+func TestWaitsForTheLast(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Postgres(t)
+	testenv.Exec(t, pool, isKnown)
+	s := Tenure{Consumer: "test", Ordered: true, Epoch: 1, Version: version(t, pool), Generation: 1, Session: "s"}
+	var all []*Message
+	for seq := range uint64(3) {
+		all = append(all, &Message{ID: uuid.Must(uuid.NewV7()), Generation: 1, Seq: seq + 1, Key: "k", Type: "a.b", Stream: "EVENTS", Subject: "s",
+			Header: map[string][]string{}, Data: []byte{}})
+	}
+	begin := func() pgx.Tx {
+		tx, err := pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
+		return tx
+	}
+	intend := func(m *Message, f First) {
+		t.Helper()
+		tx := begin()
+		_, err := s.Intend(t.Context(), tx, []*Message{m}, f)
+		if err := errors.Join(err, tx.Commit(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	finish := func(tx pgx.Tx, m *Message) {
+		t.Helper()
+		if err := s.Finish(t.Context(), tx, []*Intent{{Message: *m, Attempts: 1}}, time.Now(), time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	intend(all[0], First{Attempts: 1, Taken: true})
+	intend(all[1], First{Attempts: 1, Taken: true, Wait: time.Second})
+	second := begin()
+	finish(second, all[1])
+	intend(all[2], First{})
+	first := begin()
+	finish(first, all[0])
+	if err := errors.Join(first.Commit(t.Context()), second.Commit(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	due, err := s.Take(t.Context(), postgres.DB{Pool: pool}, Take{Most: 10})
+	if err != nil || len(due) != 1 || due[0].ID != all[2].ID {
+		t.Errorf("taken afterwards: %v (%v), want the third", due, err)
+	}
+}
