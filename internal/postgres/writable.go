@@ -27,11 +27,11 @@ var (
 func CheckWritable(ctx context.Context, db querier) error {
 	var standby, readOnly bool
 	// It may be asked before anyone knows whether a statement may have a name.
-	err := db.QueryRow(ctx, `
-		select pg_is_in_recovery(), exists (select from pg_settings
-		        where name = 'default_transaction_read_only' and setting = 'on' and source in ('command line', 'configuration file', 'global'))`,
-		pgx.QueryExecModeExec).
+	err := db.QueryRow(ctx, `select pg_is_in_recovery(), current_setting('default_transaction_read_only') = 'on'`, pgx.QueryExecModeExec).
 		Scan(&standby, &readOnly)
+	if err == nil && readOnly && !standby {
+		err = db.QueryRow(ctx, `select coalesce(`+serverWide+`, false)`, pgx.QueryExecModeExec).Scan(&readOnly)
+	}
 	switch {
 	case err != nil:
 		return sqlstate.Explain(err, "")
