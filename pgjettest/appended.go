@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -30,13 +29,19 @@ type Appended[T events.Payload] struct {
 // in is a transaction, which need not be committed: a [pgx.Tx], a [*sql.Tx], or what wraps one. It counts what
 // was appended in that transaction alone. If in is a pool or a connection, such as [*pgxpool.Pool] or [*sql.DB], all counts
 // that was committed in its database, which should be the test's own: see [Database]. If it is a [*Mark], what
-// was appended after it. An event that is scheduled for later counts when the relay has appended it.
+// was appended after it. An event that is scheduled for later counts when the relay has appended it; see [RequireScheduled].
 func RequireAppended[T events.Payload](t testing.TB, in any, want ...T) []Appended[T] {
 	t.Helper()
-	all := appended(t, in)
+	return requireAll(t, "appended", appended(t, in), want)
+}
+
+// requireAll returns those of type T among all, which was appended or scheduled, and fails the test unless there are some, or those
+// that are wanted.
+func requireAll[T events.Payload](t testing.TB, done string, all []events.Event, want []T) []Appended[T] {
+	t.Helper()
 	found, err := ofType[T](all)
 	if err != nil {
-		t.Fatalf("%v; appended: %s", err, list(all))
+		t.Fatalf("%v; %s: %s", err, done, list(all))
 	}
 	kind := fmt.Sprintf("%T", *new(T))
 	if k := typeName[T](); k != "" {
@@ -44,7 +49,7 @@ func RequireAppended[T events.Payload](t testing.TB, in any, want ...T) []Append
 	}
 	if len(want) == 0 {
 		if len(found) == 0 {
-			t.Fatalf("no %s was appended, but %s", kind, list(all))
+			t.Fatalf("no %s was %s, but %s", kind, done, list(all))
 		}
 		return found
 	}
@@ -59,7 +64,7 @@ func RequireAppended[T events.Payload](t testing.TB, in any, want ...T) []Append
 		same = equal(found[i].Event, wanted[i])
 	}
 	if !same {
-		t.Fatalf("%s appended: %swant: %s", kind, list(all), list(wanted))
+		t.Fatalf("%s %s: %swant: %s", kind, done, list(all), list(wanted))
 	}
 	return found
 }
@@ -72,19 +77,23 @@ func RequireNothingAppended(t testing.TB, in any) {
 	}
 }
 
-// A Mark is a place in an outbox.
+// A Mark is a place in an outbox, and in what is scheduled.
 type Mark struct {
-	in  any
-	seq int64
+	in        any
+	seq       int64 // of the last event that was appended
+	scheduled int64 // of the last one that was scheduled
 }
 
-// Since returns a Mark behind all that was appended yet, for [RequireAppended] and [RequireNothingAppended]. See there
+// Since returns a Mark behind all that was appended and scheduled yet, for the functions whose names begin with Require. See [RequireAppended]
 // for in.
 func Since(t testing.TB, in any) *Mark {
 	t.Helper()
 	m := &Mark{in: in}
 	for _, e := range appended(t, in) {
 		m.seq = e.Seq
+	}
+	for _, r := range scheduled(t, in) {
+		m.scheduled = max(m.scheduled, r.n)
 	}
 	return m
 }
@@ -193,67 +202,84 @@ type rows interface {
 }
 
 // appended returns the events that were appended in.
-func appended(t testing.TB, in any) []events.Event {
+func appended(t testing.TB, in any) (all []events.Event) {
 	t.Helper()
 	after, db := int64(0), in
 	if m, ok := in.(*Mark); ok {
 		after, db = m.seq, m.in
 	}
-	all, err := read(t.Context(), db, after)
+	query := `select ` + columns + `, case when isfinite(time) then time else now() end, seq from pgjet.outbox where seq > $1`
+	if isTx(db) {
+		query += ` and xid = pg_current_xact_id_if_assigned()`
+	}
+	err := read(t.Context(), db, query+` order by seq`, after, func(found rows) error {
+		var e events.Event
+		err := scan(found, &e, &e.Time, &e.Seq)
+		all = append(all, e)
+		return err
+	})
 	if err != nil {
 		t.Fatalf("read the outbox: %v", err)
 	}
 	return all
 }
 
-func read(ctx context.Context, db any, after int64) ([]events.Event, error) {
-	query := `
-		select seq, id::text, type, key, coalesce(traceparent, ''), coalesce(header::text, '{}'), coalesce(data::text, ''),
-		       coalesce(body, ''), coalesce(content_type, ''), case when isfinite(time) then time else now() end
-		  from pgjet.outbox where seq > $1`
+// isTx reports whether db is a transaction.
+func isTx(db any) bool {
 	switch db.(type) {
 	case pgxTx, sqlTx:
-		query += ` and xid = pg_current_xact_id_if_assigned()`
+		return true
 	}
-	query += ` order by seq`
-	switch db := db.(type) {
-	case pgxDB:
-		found, err := db.Query(ctx, query, after)
-		if err != nil {
-			return nil, err
-		}
-		defer found.Close()
-		return scan(found)
-	case sqlDB:
-		found, err := db.QueryContext(ctx, query, after)
-		if err != nil {
-			return nil, err
-		}
-		defer found.Close()
-		return scan(found)
-	}
-	return nil, fmt.Errorf("%T is no transaction, pool or connection of pgx or database/sql", db)
+	return false
 }
 
-func scan(found rows) (all []events.Event, err error) {
-	for found.Next() {
-		var e events.Event
-		var id, header, data string
-		var body []byte
-		var at time.Time
-		if err := found.Scan(&e.Seq, &id, &e.Type, &e.Key, &e.Traceparent, &header, &data, &body, &e.ContentType, &at); err != nil {
-			return nil, err
+// read calls each for the rows that a query with one argument finds.
+func read(ctx context.Context, db any, query string, after int64, each func(rows) error) error {
+	var found rows
+	switch db := db.(type) {
+	case pgxDB:
+		rows, err := db.Query(ctx, query, after)
+		if err != nil {
+			return err
 		}
-		if e.ID, err = uuid.Parse(id); err != nil {
-			return nil, err
+		defer rows.Close()
+		found = rows
+	case sqlDB:
+		rows, err := db.QueryContext(ctx, query, after)
+		if err != nil {
+			return err
 		}
-		if e.Data, e.Time = []byte(data), at; !e.IsJSON() {
-			e.Data = body
-		}
-		if err := json.Unmarshal([]byte(header), &e.Header); err != nil {
-			return nil, errors.New("the header of an event is no object of strings")
-		}
-		all = append(all, e)
+		defer rows.Close()
+		found = rows
+	default:
+		return fmt.Errorf("%T is no transaction, pool or connection of pgx or database/sql", db)
 	}
-	return all, found.Err()
+	for found.Next() {
+		if err := each(found); err != nil {
+			return err
+		}
+	}
+	return found.Err()
+}
+
+// columns are those that an event in the outbox and a scheduled one have in common.
+const columns = `id::text, type, key, coalesce(traceparent, ''), coalesce(header::text, '{}'), coalesce(data::text, ''), coalesce(body, ''), coalesce(content_type, '')`
+
+// scan reads columns and more.
+func scan(found rows, e *events.Event, more ...any) (err error) {
+	var id, header, data string
+	var body []byte
+	if err := found.Scan(append([]any{&id, &e.Type, &e.Key, &e.Traceparent, &header, &data, &body, &e.ContentType}, more...)...); err != nil {
+		return err
+	}
+	if e.ID, err = uuid.Parse(id); err != nil {
+		return err
+	}
+	if e.Data = []byte(data); !e.IsJSON() {
+		e.Data = body
+	}
+	if err := json.Unmarshal([]byte(header), &e.Header); err != nil {
+		return errors.New("the header of an event is no object of strings")
+	}
+	return nil
 }

@@ -7,7 +7,7 @@
 //	err = shop.Pay(ctx, tx, "o-17")
 //	pgjettest.RequireAppended(t, tx, OrderPaid{OrderID: "o-17"})
 //
-// What a handler does, in a transaction that is rolled back: [HandleOnce], [HandleRetried] and [HandleTwice].
+// What it scheduled for later: [RequireScheduled]. What a handler does, in a transaction that is rolled back: [HandleOnce], [HandleRetried] and [HandleTwice].
 //
 // The whole path, from the append to what the handler did:
 //
@@ -19,6 +19,8 @@
 //		path.RequireDone("shipping")
 //		… // path.DB has a parcel
 //	}
+//
+// Several services at one NATS server, which handle each other's events: [Service] and [Path.ConsumeFrom].
 //
 // # What it needs
 //

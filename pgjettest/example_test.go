@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -90,6 +91,57 @@ func ExampleRequireAppended() {
 		fmt.Println(paid[0].Type, paid[0].Key, paid[0].Payload.OrderID)
 	})
 	// Output: order.paid o-17 o-17
+}
+
+// OrderForgotten is an event of yours for later.
+type OrderForgotten struct {
+	OrderID string `json:"order_id"`
+}
+
+func (OrderForgotten) EventType() string  { return "order.forgotten" }
+func (e OrderForgotten) EventKey() string { return e.OrderID }
+
+// What a function schedules in its transaction: here, that a customer is reminded tomorrow.
+func ExampleRequireScheduled() {
+	pgjettest.Example(func(t testing.TB) { // in a test: func TestPlace(t *testing.T) {
+		db := pgjettest.Database(t)
+		tx, err := db.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tx.Rollback(t.Context())
+		tomorrow := time.Now().Add(24 * time.Hour)
+		reminder, err := outbox.AppendAt(t.Context(), tx, tomorrow, OrderForgotten{OrderID: "o-17"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		forgotten := pgjettest.RequireScheduled(t, tx, OrderForgotten{OrderID: "o-17"})
+		fmt.Println(forgotten[0].Type, forgotten[0].Due.Sub(tomorrow).Round(time.Second))
+
+		waited, err := outbox.Cancel(t.Context(), tx, reminder)
+		pgjettest.RequireNothingScheduled(t, tx)
+		fmt.Println(waited, err)
+	})
+	// Output:
+	// order.forgotten 0s
+	// true <nil>
+}
+
+// Two services at one NATS server: the events of one are handled by the other.
+func ExampleService_StartBeside() {
+	pgjettest.Example(func(t testing.TB) { // in a test: func TestShop(t *testing.T) {
+		orders := pgjettest.Service{Stream: "ORDERS", Prefix: "orders", Source: "orders"}.Start(t)
+		parcels := pgjettest.Service{Stream: "PARCELS", Prefix: "parcels", Source: "parcels"}.StartBeside(orders,
+			`create table parcels (order_id text primary key)`)
+		parcels.ConsumeFrom(orders, shipping)
+		orders.Append(OrderPaid{OrderID: "o-17"})
+		parcels.RequireDone("shipping")
+
+		var order string
+		err := parcels.DB.QueryRow(t.Context(), `select order_id from parcels`).Scan(&order)
+		fmt.Println(order, err)
+	})
+	// Output: o-17 <nil>
 }
 
 // What a handler does: at once, after an attempt that was rolled back, and when the event is replayed.

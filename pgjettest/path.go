@@ -1,6 +1,7 @@
 package pgjettest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,6 +42,7 @@ type Path struct {
 	NATSURL     string // of the NATS server
 
 	t       testing.TB
+	service Service
 	relay   *relay.Relay
 	mu      sync.Mutex
 	runners map[string]*running
@@ -49,8 +51,16 @@ type Path struct {
 // A running consumer.
 type running struct {
 	*consumers.Runner
+	from  *Path // whose events it handles
 	ended chan struct{}
 	err   error // once it has ended
+}
+
+// A Service is what tells a service from others in one account of NATS. Its zero value has the defaults of a relay.
+type Service struct {
+	Stream string // "" is EVENTS
+	Prefix string // what the subjects of its events begin with; "" is events
+	Source string // the CloudEvents source of its events; "" is pgjet
 }
 
 // Start returns a Path: a database of the test's own, as [Database] makes it, a NATS server of its own with the stream EVENTS, and a
@@ -58,13 +68,40 @@ type running struct {
 // in the output of the test.
 func Start(t testing.TB, schema ...string) *Path {
 	t.Helper()
-	p := &Path{t: t, DatabaseURL: testenv.DatabaseWith(t, schema...), runners: make(map[string]*running)}
+	return Service{}.Start(t, schema...)
+}
+
+// Start is the function Start for a service with a stream, a prefix and a source of its own.
+func (s Service) Start(t testing.TB, schema ...string) *Path {
+	t.Helper()
+	js, url := testenv.JetStream(t)
+	return s.start(t, js, url, schema)
+}
+
+// StartBeside returns the Path of a further service, with a database of its own, at the NATS server of p. Streams and prefixes of
+// services at one server must differ. [Path.ConsumeFrom] has one handle the other's events.
+func (s Service) StartBeside(p *Path, schema ...string) *Path {
+	p.t.Helper()
+	return s.start(p.t, p.JS, p.NATSURL, schema)
+}
+
+func (s Service) start(t testing.TB, js jetstream.JetStream, natsURL string, schema []string) *Path {
+	t.Helper()
+	s.Stream, s.Prefix = cmp.Or(s.Stream, events.DefaultStream), cmp.Or(s.Prefix, events.Prefix)
+	p := &Path{t: t, service: s, DatabaseURL: testenv.DatabaseWith(t, schema...), JS: js, NATSURL: natsURL, runners: make(map[string]*running)}
 	p.DB = testenv.PoolAt(t, p.DatabaseURL)
-	p.JS, p.NATSURL = testenv.JetStream(t)
-	if _, _, err := relay.EnsureStream(t.Context(), p.JS, relay.StreamConfig(events.DefaultStream, 1)); err != nil {
-		t.Fatal(err)
+	config := relay.StreamConfig(s.Stream, 1)
+	config.Subjects = []string{events.SubjectsOf(s.Prefix).All()}
+	switch created, _, err := relay.EnsureStream(t.Context(), js, config); {
+	case err != nil:
+		t.Fatalf("the stream %s of the prefix %s: %v", s.Stream, s.Prefix, err)
+	case !created:
+		t.Fatalf("the stream %s is another service's: give this one a Stream and a Prefix of its own", s.Stream)
 	}
-	p.relay = &relay.Relay{Database: p.DB.Config().ConnConfig, NATSURL: p.NATSURL, Log: p.log()}
+	p.relay = &relay.Relay{
+		Database: p.DB.Config().ConnConfig, NATSURL: natsURL, Log: p.log(),
+		Stream: s.Stream, Prefix: s.Prefix, Source: s.Source,
+	}
 	testenv.Run(t, p.relay.Run)
 	return p
 }
@@ -81,22 +118,30 @@ func Eventually(t testing.TB, what string, cond func() bool) {
 // Consume runs consumers until the test ends. A consumer that sets no waits between attempts has short ones: 10 ms, at most 1 s.
 func (p *Path) Consume(all ...consumers.Consumer) {
 	p.t.Helper()
+	p.ConsumeFrom(p, all...)
+}
+
+// ConsumeFrom is [Path.Consume] for consumers of another service's events. What they do is in the database of p, as is their inbox.
+func (p *Path) ConsumeFrom(other *Path, all ...consumers.Consumer) {
+	p.t.Helper()
 	for _, c := range all {
 		if c.MinRetry == 0 && c.MaxRetry == 0 {
 			c.MinRetry, c.MaxRetry = 10*time.Millisecond, time.Second
 		}
-		p.consume(c)
+		p.consume(other, c)
 	}
 }
 
-func (p *Path) consume(c consumers.Consumer) {
+func (p *Path) consume(from *Path, c consumers.Consumer) {
 	p.t.Helper()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.runners[c.Name] != nil {
 		p.t.Fatalf("consumer %s runs already", c.Name)
 	}
-	r := &running{Runner: &consumers.Runner{Consumer: c, DB: p.DB, JS: p.JS, Log: p.log()}, ended: make(chan struct{})}
+	r := &running{from: from, ended: make(chan struct{}), Runner: &consumers.Runner{
+		Consumer: c, DB: p.DB, JS: p.JS, Stream: from.service.Stream, Prefix: from.service.Prefix, Log: p.log(),
+	}}
 	p.runners[c.Name] = r
 	ctx, stop := context.WithCancel(p.t.Context())
 	go func() {
@@ -121,7 +166,7 @@ func (p *Path) Append(payloads ...events.Payload) {
 }
 
 // RequireDone waits until a consumer is done with the events with these ids, which [RequireAppended] returns. If
-// [Path.Consume] runs the consumer, none means all that it handles of what is in the outbox now. What its handler did is committed
+// [Path.Consume] runs the consumer, none means all that it handles of what is in the outbox now, or with [Path.ConsumeFrom] in the other service's. What its handler did is committed
 // then. The test fails as soon as one is a dead letter, or if they take 30 s; the failure shows how far each has come.
 func (p *Path) RequireDone(consumer string, ids ...uuid.UUID) {
 	p.t.Helper()
@@ -160,7 +205,7 @@ func (p *Path) await(consumer, state string, ids []uuid.UUID, hopeless func([]fa
 		ids = p.handled(consumer, r)
 	}
 	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
-		all, err := p.fates(consumer, ids)
+		all, err := p.fates(consumer, r, ids)
 		if err != nil {
 			p.t.Fatal(err)
 		}
@@ -188,13 +233,13 @@ func (r *running) hasEnded() bool {
 	}
 }
 
-// handled returns the ids of the events in the outbox that a consumer handles.
+// handled returns the ids of the events that a consumer handles, of all in the outbox that they come from.
 func (p *Path) handled(consumer string, r *running) (ids []uuid.UUID) {
 	p.t.Helper()
 	if r == nil {
 		p.t.Fatalf("Consume runs no consumer %q: name the events that it should be done with, or give it to Consume", consumer)
 	}
-	all := appended(p.t, p.DB)
+	all := appended(p.t, r.from.DB)
 	for _, e := range all {
 		if r.Consumer.Handler.Handles(e.Type) {
 			ids = append(ids, e.ID)
@@ -214,32 +259,49 @@ type fate struct {
 	behind                bool
 }
 
-// fates looks at the consumer's rows of events.
-func (p *Path) fates(consumer string, ids []uuid.UUID) ([]fate, error) {
+// fates looks at the consumer's rows of events, and at the outbox that they come from.
+func (p *Path) fates(consumer string, r *running, ids []uuid.UUID) (all []fate, err error) {
 	texts := make([]string, len(ids))
 	for i, id := range ids {
 		texts[i] = id.String()
 	}
-	found, err := p.DB.Query(p.t.Context(), `
-		select w.id::text, coalesce(o.type, ''), coalesce(o.key, ''), coalesce(i.state, ''), coalesce(n.error, d.error, ''),
-		       coalesce(n.attempts, d.attempts, i.attempts, 0), coalesce(n.due_at = 'infinity', false)
-		  from unnest($2::text[]::uuid[]) with ordinality as w (id, n)
+	from := p
+	if r != nil {
+		from = r.from
+	}
+	found, err := from.DB.Query(p.t.Context(), `
+		select w.id, coalesce(o.type, ''), coalesce(o.key, '')
+		  from unnest($1::text[]::uuid[]) with ordinality as w (id, n)
 		  left join pgjet.outbox o on o.id = w.id
-		  left join pgjet.inbox i on i.consumer = $1 and i.event_id = w.id
-		  left join pgjet.intent n on n.consumer = $1 and n.event_id = w.id
-		  left join pgjet.dead_letter d on d.consumer = $1 and d.event_id = w.id
-		 order by w.n`, consumer, texts)
+		 order by w.n`, texts)
 	if err != nil {
 		return nil, err
 	}
-	return pgx.CollectRows(found, func(row pgx.CollectableRow) (f fate, err error) {
-		var id string
-		if err := row.Scan(&id, &f.kind, &f.key, &f.state, &f.err, &f.attempts, &f.behind); err != nil {
-			return f, err
-		}
-		f.id, err = uuid.Parse(id)
-		return f, err
+	all, err = pgx.CollectRows(found, func(row pgx.CollectableRow) (f fate, err error) {
+		return f, row.Scan(&f.id, &f.kind, &f.key)
 	})
+	if err != nil {
+		return nil, err
+	}
+	found, err = p.DB.Query(p.t.Context(), `
+		select w.n, coalesce(i.state, ''), coalesce(n.error, d.error, ''),
+		       coalesce(n.attempts, d.attempts, i.attempts, 0), coalesce(n.due_at = 'infinity', false)
+		  from unnest($2::text[]::uuid[]) with ordinality as w (id, n)
+		  left join pgjet.inbox i on i.consumer = $1 and i.event_id = w.id
+		  left join pgjet.intent n on n.consumer = $1 and n.event_id = w.id
+		  left join pgjet.dead_letter d on d.consumer = $1 and d.event_id = w.id`, consumer, texts)
+	if err != nil {
+		return nil, err
+	}
+	var n, attempts int
+	var state, failure string
+	var behind bool
+	_, err = pgx.ForEachRow(found, []any{&n, &state, &failure, &attempts, &behind}, func() error {
+		f := &all[n-1]
+		f.state, f.err, f.attempts, f.behind = state, failure, attempts, behind
+		return nil
+	})
+	return all, err
 }
 
 func (f fate) String() string {
@@ -277,7 +339,11 @@ func (p *Path) obstacles(r *running) string {
 	ctx, cancel := context.WithTimeout(p.t.Context(), 5*time.Second)
 	defer cancel()
 	s := ""
-	if err := p.relay.Ready(ctx); err != nil {
+	from := p
+	if r != nil {
+		from = r.from
+	}
+	if err := from.relay.Ready(ctx); err != nil {
 		s += fmt.Sprintf("the relay: %v\n", err)
 	}
 	if r == nil {

@@ -8,8 +8,10 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/cenkalti/backoff/v4"
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
 
@@ -272,4 +274,123 @@ func TestBrokenConsumer(t *testing.T) {
 func TestSchema(t *testing.T) {
 	t.Parallel()
 	requireFails(t, func(t testing.TB) { pgjettest.Database(t, `create table a ()`, "create table b ();\n\nselec 1") }, "SQL 2, line 3", "syntax error")
+}
+
+// TestRequireScheduled: what waits is found, in a transaction that of it alone, with what its savepoints scheduled.
+func TestRequireScheduled(t *testing.T) {
+	t.Parallel()
+	db := pgjettest.Database(t)
+	std := stdlib.OpenDBFromPool(db)
+	t.Cleanup(func() { std.Close() })
+	ctx := t.Context()
+	pgjettest.RequireNothingScheduled(t, db)
+	tomorrow := time.Now().Add(24 * time.Hour).Truncate(time.Microsecond)
+	schedule := func(tx pgx.Tx, due time.Time, p events.Payload) uuid.UUID {
+		t.Helper()
+		id, err := outbox.AppendAt(ctx, tx, due, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	before := OrderPaid{OrderID: "before"}
+	if err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error { schedule(tx, tomorrow, before); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	mark := pgjettest.Since(t, db)
+	pgjettest.RequireNothingScheduled(t, mark)
+
+	tx, err := db.Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(ctx)
+	pgjettest.RequireNothingScheduled(t, tx)
+	savepoint, err := tx.Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := schedule(savepoint, tomorrow, OrderPaid{OrderID: "o-17"})
+	if err := savepoint.Commit(ctx); err != nil {
+		t.Fatal(err)
+	}
+	schedule(tx, tomorrow.Add(-time.Hour), Blob{[]byte{0, 1}})
+	schedule(tx, tomorrow.Add(-time.Hour), OrderPaid{OrderID: "o-18"})
+	stdTx, err := std.BeginTx(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdTx.Rollback()
+	pgjettest.RequireNothingScheduled(t, stdTx)
+	if _, err := outbox.AppendAtSQL(ctx, stdTx, tomorrow, OrderPaid{OrderID: "o-19"}); err != nil {
+		t.Fatal(err)
+	}
+	pgjettest.RequireScheduled(t, stdTx, OrderPaid{OrderID: "o-19"})
+	pgjettest.RequireNothingAppended(t, tx)
+
+	found := pgjettest.RequireScheduled(t, tx, OrderPaid{OrderID: "o-18"}, OrderPaid{OrderID: "o-17"})
+	if f := found[1]; f.ID != id || !f.Due.Equal(tomorrow) || f.Payload.OrderID != "o-17" || f.Key != "o-17" || !f.Time.IsZero() || f.Seq != 0 {
+		t.Errorf("what is scheduled is %+v", f)
+	}
+	if blobs := pgjettest.RequireScheduled[Blob](t, tx); len(blobs) != 1 || string(blobs[0].Payload.b) != "\x00\x01" {
+		t.Errorf("the blobs are %v", blobs)
+	}
+	requireFails(t, func(t testing.TB) { pgjettest.RequireScheduled[OrderShipped](t, tx) }, "no order.shipped was scheduled, but 3 in all", "blob.made, key b-1: 2 bytes")
+	requireFails(t, func(t testing.TB) { pgjettest.RequireScheduled(t, tx, OrderPaid{OrderID: "o-17"}) }, "order.paid scheduled: 3 in all", "want: 1 in all")
+	requireFails(t, func(t testing.TB) { pgjettest.RequireNothingScheduled(t, tx) }, "want nothing scheduled, but 3 in all", "order.paid, key o-18")
+
+	pgjettest.RequireScheduled(t, db, before) // neither transaction has committed
+	if _, err := outbox.Cancel(ctx, tx, id); err != nil {
+		t.Fatal(err)
+	}
+	pgjettest.RequireScheduled(t, tx, OrderPaid{OrderID: "o-18"})
+	if err := tx.Commit(ctx); err != nil {
+		t.Fatal(err)
+	}
+	pgjettest.RequireScheduled(t, mark, OrderPaid{OrderID: "o-18"})
+	pgjettest.RequireScheduled(t, std, OrderPaid{OrderID: "o-18"}, before)
+}
+
+// TestTwoServices: services at one NATS server exchange events, each with a database and a stream of its own.
+func TestTwoServices(t *testing.T) {
+	t.Parallel()
+	orders := pgjettest.Service{Stream: "ORDERS", Prefix: "acme.orders", Source: "orders"}.Start(t)
+	parcels := pgjettest.Service{Stream: "PARCELS", Prefix: "acme.parcels", Source: "parcels"}.StartBeside(orders, `create table parcels (order_id text primary key)`)
+	requireFails(t, func(t testing.TB) {
+		pgjettest.Service{Stream: "ORDERS", Prefix: "acme.orders"}.StartBeside(orders.As(t))
+	}, "the stream ORDERS is another service's")
+	requireFails(t, func(t testing.TB) { pgjettest.Service{Stream: "MORE", Prefix: "acme"}.StartBeside(orders.As(t)) }, "the stream MORE of the prefix acme: ", "subjects overlap")
+
+	answers := consumers.Consumer{Name: "shipping", Handler: consumers.Handle(consumers.On(func(ctx context.Context, tx pgx.Tx, e events.Event, paid OrderPaid) error {
+		if e.Source != "orders" {
+			return backoff.Permanent(fmt.Errorf("the event is of %s", e.Source))
+		}
+		if _, err := tx.Exec(ctx, `insert into parcels values ($1)`, paid.OrderID); err != nil {
+			return err
+		}
+		return outbox.Append(ctx, tx, OrderShipped(paid))
+	}))}
+	parcels.ConsumeFrom(orders, answers)
+	requireFails(t, func(t testing.TB) { parcels.As(t).RequireDone("shipping") }, "nothing that consumer shipping handles was appended")
+	var told atomic.Value
+	orders.ConsumeFrom(parcels, consumers.Consumer{Name: "shipped", Handler: consumers.Handle(consumers.On(func(_ context.Context, _ pgx.Tx, e events.Event, shipped OrderShipped) error {
+		told.Store(e.Source + " " + shipped.OrderID)
+		return nil
+	}))})
+	orders.Append(OrderPaid{OrderID: "o-17"})
+	parcels.RequireDone("shipping")
+	shipped := pgjettest.RequireAppended(t, parcels.DB, OrderShipped{OrderID: "o-17"})
+	orders.RequireDone("shipped")
+	orders.RequireDone("shipped", shipped[0].ID)
+	if got := told.Load(); got != "parcels o-17" {
+		t.Errorf("orders was told %v, want it from parcels, of o-17", got)
+	}
+	pgjettest.RequireAppended(t, orders.DB, OrderPaid{OrderID: "o-17"})
+
+	orders.Append(OrderPaid{OrderID: "o-17"}) // of which there is a parcel
+	twice := pgjettest.RequireAppended[OrderPaid](t, orders.DB)[1]
+	requireFails(t, func(t testing.TB) {
+		impatient := parcels.As(t)
+		impatient.RequireDead("shipping", twice.ID, twice.ID, shipped[0].ID, pgjettest.RequireAppended[OrderPaid](t, orders.DB)[0].ID)
+	}, "consumer shipping: want dead, but an event is done", "order.paid "+twice.ID.String()+", key o-17", shipped[0].ID.String()+": it is not in the outbox")
 }
