@@ -92,6 +92,11 @@ func (s Service) start(t testing.TB, js jetstream.JetStream, natsURL string, sch
 	p.DB = testenv.PoolAt(t, p.DatabaseURL)
 	config := relay.StreamConfig(s.Stream, 1)
 	config.Subjects = []string{events.SubjectsOf(s.Prefix).All()}
+	own, err := relay.ReadOutbox(t.Context(), p.DB, s.Source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own.Own(&config)
 	switch created, _, err := relay.EnsureStream(t.Context(), js, config); {
 	case err != nil:
 		t.Fatalf("the stream %s of the prefix %s: %v", s.Stream, s.Prefix, err)
