@@ -69,7 +69,7 @@ func TestDocsNameTestsThatExist(t *testing.T) {
 func TestDocsNameCommandsThatExist(t *testing.T) {
 	makefile := read(t, "Makefile")
 	docs := []string{"README.md"}
-	for _, pattern := range []string{"docs/*.md", "docs/runbooks/*.md"} {
+	for _, pattern := range []string{"docs/*.md", "docs/guide/*.md", "docs/runbooks/*.md"} {
 		paths, err := filepath.Glob(root + pattern)
 		if err != nil || len(paths) < 2 {
 			t.Fatalf("%s: %q, %v", pattern, paths, err)

@@ -67,6 +67,7 @@ var layers = []struct{ pkg, imports string }{
 	// What users import in their tests.
 	{"pgjettest", "consumers events internal/testenv outbox relay"},
 	// Tests that need servers, of packages that services import.
+	{"internal/tests/guide", ""},
 	{"internal/tests/outbox", ""},
 	{"internal/tests/postgres", ""},
 	// For programs of others.

@@ -1,0 +1,304 @@
+//go:build unix
+
+package guide_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+const (
+	root     = "../../.."
+	patience = 60 * time.Second
+)
+
+// TestGuide: from an empty folder, with the blocks of the guide alone, two services exchange events and test themselves.
+func TestGuide(t *testing.T) {
+	for _, tool := range []string{"psql", "createdb", "curl"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Errorf("the guide needs %s: %v", tool, err)
+		}
+	}
+	all := guideOf(t, root+"/docs/guide")
+	r := newReader(t)
+	for _, b := range all {
+		began := time.Now()
+		r.do(t, b)
+		if t.Failed() {
+			return
+		}
+		if b.kind != file {
+			t.Logf("%s: %s", b.at, time.Since(began).Round(100*time.Millisecond))
+		}
+	}
+	r.stop(t)
+	everythingIsUsed(t, all)
+}
+
+// A reader does what the guide says.
+type reader struct {
+	dir       string // where it starts
+	env       []string
+	state     string // the script that brings a further shell where the last one ended
+	ports     *strings.Replacer
+	terminals []*shell
+}
+
+// A shell runs a block.
+type shell struct {
+	b     block
+	cmd   *exec.Cmd
+	ended chan struct{}
+	err   error
+	mu    sync.Mutex
+	out   bytes.Buffer
+}
+
+func (s *shell) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.out.Write(p)
+}
+
+func (s *shell) printed() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.out.String()
+}
+
+// newReader returns a reader with what the guide says that one needs, and an empty folder. The ports are other ones, which are free.
+func newReader(t *testing.T) *reader {
+	t.Helper()
+	postgres := testenv.PostgresServer(t)
+	server, err := url.Parse(postgres.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A role named pgjet would make its tables in the schema pgjet.
+	testenv.Exec(t, testenv.PoolAt(t, postgres.URL()), `create role owner superuser login password 'secret'`)
+	tools, dir := t.TempDir(), t.TempDir()
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", tools+"/nats-server", "github.com/nats-io/nats-server/v2").CombinedOutput(); err != nil {
+		t.Fatalf("build nats-server: %v\n%s", err, out)
+	}
+	var ports []string
+	nats := ""
+	for _, port := range []string{"4222", "7404", "7405", "7406", "7407", "8081", "8082"} {
+		free := freePort(t)
+		if ports = append(ports, port, free); port == "4222" {
+			nats = free
+		}
+	}
+	r := &reader{dir: dir, state: filepath.Join(tools, "state"), ports: strings.NewReplacer(ports...)}
+	r.env = append(os.Environ(),
+		"PATH="+tools+":"+os.Getenv("PATH"), "PGUSER=owner", "PGPASSWORD=secret", "PGPORT="+server.Port(),
+		"NATS_URL=nats://127.0.0.1:"+nats, "GOWORK=off", "GOSUMDB=off",
+		"GOPROXY="+proxy(t),
+	)
+	if err := os.WriteFile(r.state, []byte("cd '"+dir+"'\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, s := range r.terminals {
+			syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL)
+			<-s.ended
+		}
+	})
+	return r
+}
+
+// proxy returns the address of a Go module proxy: the one that is configured, but for pgjet, which is here and is looked for nowhere.
+func proxy(t *testing.T) string {
+	t.Helper()
+	configured, err := exec.CommandContext(t.Context(), "go", "env", "GOPROXY").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, _, _ := strings.Cut(strings.TrimSpace(string(configured)), ",")
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/github.com/pgjet/") {
+			http.NotFound(w, r)
+			return
+		}
+		http.Redirect(w, r, strings.TrimSuffix(first, "/")+r.URL.RequestURI(), http.StatusFound)
+	}))
+	t.Cleanup(s.Close)
+	return s.URL
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
+// do carries a block out.
+func (r *reader) do(t *testing.T, b block) {
+	t.Helper()
+	b.text = r.ports.Replace(b.text)
+	switch b.kind {
+	case file:
+		r.write(t, b)
+	case terminal:
+		s := r.start(t, b)
+		r.terminals = append(r.terminals, s)
+		testenv.Eventually(t, 2*patience, b.at+" prints what the guide says", func() bool {
+			select {
+			case <-s.ended:
+				t.Fatalf("%s ended: %v\n%s", b.at, s.err, s.printed())
+			default:
+			}
+			return printed(s.printed(), b.want) == ""
+		})
+	default:
+		var s *shell
+		for deadline := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) {
+			s = r.start(t, b)
+			<-s.ended
+			if s.err == nil && printed(s.printed(), b.want) == "" {
+				break
+			}
+			if b.kind == command || time.Now().After(deadline) {
+				t.Fatalf("%s: %v, and does not print %q, but\n%s%s", b.at, s.err, printed(s.printed(), b.want), s.printed(), r.told())
+			}
+		}
+		if strings.Contains(b.text, "go mod init") {
+			r.replace(t)
+		}
+		if testing.Verbose() {
+			t.Logf("%s$ %s\n%s", b.at, b.text, s.printed())
+		}
+	}
+}
+
+// told returns what the processes in terminals have printed.
+func (r *reader) told() string {
+	var all strings.Builder
+	for _, s := range r.terminals {
+		fmt.Fprintf(&all, "%s$ %s%s", s.b.at, s.b.text, s.printed())
+	}
+	return all.String()
+}
+
+// module is the folder of the module.
+func (r *reader) module() string { return filepath.Join(r.dir, "shop") }
+
+// write makes a file, which must be a new one.
+func (r *reader) write(t *testing.T, b block) {
+	t.Helper()
+	path := filepath.Join(r.module(), b.name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		t.Fatalf("%s: %v", b.at, err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString(b.text); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// start runs a block in a process group of its own, where the last one left the folder and the variables.
+func (r *reader) start(t *testing.T, b block) *shell {
+	t.Helper()
+	s := &shell{b: b, ended: make(chan struct{})}
+	script := ". '" + r.state + "'\n" + b.text
+	if b.kind != terminal {
+		script += "export -p >'" + r.state + "'\necho \"cd '$PWD'\" >>'" + r.state + "'\n"
+	}
+	s.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), "sh", "-ec", script)
+	s.cmd.Env, s.cmd.Stdout, s.cmd.Stderr = r.env, s, s
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(s.ended)
+		s.err = s.cmd.Wait()
+	}()
+	return s
+}
+
+// stop types Ctrl-C in each terminal, the last one first.
+func (r *reader) stop(t *testing.T) {
+	t.Helper()
+	for _, s := range slices.Backward(r.terminals) {
+		if err := syscall.Kill(-s.cmd.Process.Pid, syscall.SIGINT); err != nil {
+			t.Errorf("%s: %v", s.b.at, err)
+		}
+		select {
+		case <-s.ended:
+		case <-time.After(patience):
+			t.Errorf("%s does not end after Ctrl-C:\n%s", s.b.at, s.printed())
+		}
+	}
+}
+
+// replace makes the module use this checkout.
+func (r *reader) replace(t *testing.T) {
+	t.Helper()
+	here, err := filepath.Abs(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "go", "mod", "edit", "-replace=github.com/pgjet/pgjet="+here)
+	cmd.Dir, cmd.Env = r.module(), r.env
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go mod edit: %v\n%s", err, out)
+	}
+}
+
+// everythingIsUsed: each file is compiled, embedded, or named in a command; protobuf says what its generated code does.
+func everythingIsUsed(t *testing.T, all []block) {
+	t.Helper()
+	var commands, generated strings.Builder
+	for _, b := range all {
+		if b.kind != file {
+			commands.WriteString(b.text)
+		}
+		if strings.HasSuffix(b.name, ".pb.go") {
+			generated.WriteString(b.text)
+		}
+	}
+	for _, b := range all {
+		switch {
+		case b.kind != file, strings.HasSuffix(b.name, ".go"), strings.Contains(commands.String(), b.name):
+		case strings.HasSuffix(b.name, ".proto"):
+			for _, m := range regexp.MustCompile(`(?m)^  \w+ (\w+) = (\d+);`).FindAllStringSubmatch(b.text, -1) {
+				if !regexp.MustCompile(`protobuf:"\w+,` + m[2] + `,opt,name=` + m[1] + `,`).MatchString(generated.String()) {
+					t.Errorf("%s: the generated code has no field %s = %s", b.at, m[1], m[2])
+				}
+			}
+		default:
+			t.Errorf("%s: nothing uses %s", b.at, b.name)
+		}
+	}
+}
