@@ -33,13 +33,36 @@ const (
 
 // TestGuide: from an empty folder, with the blocks of the guide alone, two services exchange events and test themselves.
 func TestGuide(t *testing.T) {
-	for _, tool := range []string{"psql", "createdb", "curl"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Errorf("the guide needs %s: %v", tool, err)
-		}
+	var all []block
+	pages, err := filepath.Glob(root + "/docs/guide/[0-9]*.md")
+	if err != nil || len(pages) == 0 {
+		t.Fatalf("%d pages, %v", len(pages), err)
 	}
-	all := guideOf(t, root+"/docs/guide")
+	for _, page := range pages {
+		all = append(all, blocksOf(t, page)...)
+	}
 	r := newReader(t)
+	r.module = filepath.Join(r.dir, "shop")
+	r.follow(t, all)
+	everythingIsUsed(t, all)
+}
+
+// TestOtherLanguages: a writer and a reader that know nothing of this module do what the page says.
+func TestOtherLanguages(t *testing.T) {
+	if _, err := exec.LookPath("python3"); err != nil {
+		t.Skip("there is no python3")
+	}
+	all := blocksOf(t, root+"/docs/other-languages.md")
+	r := newReader(t)
+	r.build(t, "pgjet", "github.com/pgjet/pgjet/cmd/pgjet")
+	r.do(t, block{at: "before", kind: terminal, text: "nats-server --jetstream --store_dir .nats --addr 127.0.0.1 --port 4222\n", want: []string{"…Server is ready"}})
+	r.follow(t, all)
+	everythingIsUsed(t, all)
+}
+
+// follow carries blocks out, and ends what they started.
+func (r *reader) follow(t *testing.T, all []block) {
+	t.Helper()
 	for _, b := range all {
 		began := time.Now()
 		r.do(t, b)
@@ -51,12 +74,13 @@ func TestGuide(t *testing.T) {
 		}
 	}
 	r.stop(t)
-	everythingIsUsed(t, all)
 }
 
 // A reader does what the guide says.
 type reader struct {
 	dir       string // where it starts
+	module    string // where files are written
+	tools     string // is in PATH
 	env       []string
 	state     string // the script that brings a further shell where the last one ended
 	ports     *strings.Replacer
@@ -95,10 +119,12 @@ func newReader(t *testing.T) *reader {
 	}
 	// A role named pgjet would make its tables in the schema pgjet.
 	testenv.Exec(t, testenv.PoolAt(t, postgres.URL()), `create role owner superuser login password 'secret'`)
-	tools, dir := t.TempDir(), t.TempDir()
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", tools+"/nats-server", "github.com/nats-io/nats-server/v2").CombinedOutput(); err != nil {
-		t.Fatalf("build nats-server: %v\n%s", err, out)
+	for _, tool := range []string{"psql", "createdb", "curl"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Fatalf("the pages need %s: %v", tool, err)
+		}
 	}
+	tools, dir := t.TempDir(), t.TempDir()
 	var ports []string
 	nats := ""
 	for _, port := range []string{"4222", "7404", "7405", "7406", "7407", "8081", "8082"} {
@@ -107,12 +133,13 @@ func newReader(t *testing.T) *reader {
 			nats = free
 		}
 	}
-	r := &reader{dir: dir, state: filepath.Join(tools, "state"), ports: strings.NewReplacer(ports...)}
+	r := &reader{dir: dir, module: dir, tools: tools, state: filepath.Join(tools, "state"), ports: strings.NewReplacer(ports...)}
 	r.env = append(os.Environ(),
 		"PATH="+tools+":"+os.Getenv("PATH"), "PGUSER=owner", "PGPASSWORD=secret", "PGPORT="+server.Port(),
 		"NATS_URL=nats://127.0.0.1:"+nats, "GOWORK=off", "GOSUMDB=off",
 		"GOPROXY="+proxy(t),
 	)
+	r.build(t, "nats-server", "github.com/nats-io/nats-server/v2")
 	if err := os.WriteFile(r.state, []byte("cd '"+dir+"'\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -123,6 +150,14 @@ func newReader(t *testing.T) *reader {
 		}
 	})
 	return r
+}
+
+// build builds a program that the reader has.
+func (r *reader) build(t *testing.T, name, pkg string) {
+	t.Helper()
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(r.tools, name), pkg).CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", name, err, out)
+	}
 }
 
 // proxy returns the address of a Go module proxy: the one that is configured, but for pgjet, which is here and is looked for nowhere.
@@ -206,13 +241,10 @@ func (r *reader) told() string {
 	return all.String()
 }
 
-// module is the folder of the module.
-func (r *reader) module() string { return filepath.Join(r.dir, "shop") }
-
 // write makes a file, which must be a new one.
 func (r *reader) write(t *testing.T, b block) {
 	t.Helper()
-	path := filepath.Join(r.module(), b.name)
+	path := filepath.Join(r.module, b.name)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -270,7 +302,7 @@ func (r *reader) replace(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), "go", "mod", "edit", "-replace=github.com/pgjet/pgjet="+here)
-	cmd.Dir, cmd.Env = r.module(), r.env
+	cmd.Dir, cmd.Env = r.module, r.env
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go mod edit: %v\n%s", err, out)
 	}

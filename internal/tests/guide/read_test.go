@@ -31,23 +31,16 @@ var (
 	fence = regexp.MustCompile("^```([a-z]*)$")
 )
 
-// guideOf returns the blocks of a folder with pages, in the order of their names.
-func guideOf(t *testing.T, dir string) (all []block) {
+// blocksOf returns the blocks of a page.
+func blocksOf(t *testing.T, page string) []block {
 	t.Helper()
-	pages, err := filepath.Glob(filepath.Join(dir, "[0-9]*.md"))
+	text, err := os.ReadFile(page)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, page := range pages {
-		text, err := os.ReadFile(page)
-		if err != nil {
-			t.Fatal(err)
-		}
-		blocks, err := parse(filepath.Base(page), string(text))
-		if err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, blocks...)
+	all, err := parse(filepath.Base(page), string(text))
+	if err != nil {
+		t.Fatal(err)
 	}
 	return all
 }
