@@ -36,7 +36,7 @@ func pick(t *testing.T, s scenario, titles ...string) []scenario {
 // TestLimits runs some limits with next to no load, on the real servers.
 func TestLimits(t *testing.T) {
 	o := options{quick: true, rounds: 2, rows: 2000, json: filepath.Join(t.TempDir(), "report.json"), plots: t.TempDir()}
-	chosen := pick(t, limits(o), "keyset reading, outbox.Reader", "atomic batches of 1000, 2 on the way durable",
+	chosen := pick(t, limits(o), "keyset reading, backlog.Reader", "atomic batches of 1000, 2 on the way durable",
 		"chains of 1000, 1 on the way lazy", "transaction, 1 round trip, 16 connections", "consume, explicit ack lazy")
 	r, err := measure(t.Context(), o, chosen, io.Discard)
 	if err != nil {

@@ -9,7 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay/backlog"
 )
 
 // limits is what PostgreSQL and JetStream do at most, each on its own.
@@ -26,7 +26,7 @@ func limits(o options) scenario {
 			"Appends expect the last sequence of the stream. A transaction inserts a user and an outbox row.",
 		variants: []variant{
 			readPages("keyset reading, pgx", rows, readPlain),
-			readPages("keyset reading, outbox.Reader", rows, readOutbox),
+			readPages("keyset reading, backlog.Reader", rows, readOutbox),
 			limit,
 			compareAndAppend(batch, rows, 2, durable),
 			compareAndAppend(batch, rows, 1, lazy),
@@ -91,10 +91,10 @@ func readPlain(ctx context.Context, db *pgx.Conn) (n int, err error) {
 }
 
 func readOutbox(ctx context.Context, db *pgx.Conn) (n int, err error) {
-	r := outbox.NewReader(db)
-	for at := (outbox.Position{}); ; {
+	r := backlog.NewReader(db)
+	for at := (backlog.Position{}); ; {
 		before := n
-		at, err = outbox.Read(ctx, r, at, func(outbox.Record) error { n++; return nil })
+		at, err = backlog.Read(ctx, r, at, func(backlog.Record) error { n++; return nil })
 		if err != nil || n == before {
 			return n, err
 		}

@@ -24,8 +24,6 @@
 // Events of one key are published in the order in which their transactions
 // commit, provided that a transaction first changes the row of the aggregate (so
 // that others who change it wait) and appends last.
-//
-// [Read] and [Position] are for the relay.
 package outbox
 
 import (

@@ -11,7 +11,7 @@ import (
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/natsconn"
 	"github.com/pgjet/pgjet/internal/sqlstate"
-	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay/backlog"
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
@@ -80,7 +80,7 @@ func blockedByDatabase(err error) error {
 	switch {
 	case err == nil, known != nil, errors.Is(err, protocol.ErrFenced):
 		return err
-	case errors.Is(err, outbox.ErrSetBack):
+	case errors.Is(err, backlog.ErrSetBack):
 		return block("sequence_set_back", fmt.Errorf("%w; beginning again at the last checkpoint, and publishing it", err))
 	}
 	return block(string(sqlstate.Reason(err)), sqlstate.Advise(err, "pgjet_relay"))

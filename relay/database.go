@@ -9,7 +9,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
-	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay/backlog"
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
@@ -19,7 +19,7 @@ const checkpointsKept = 32
 // A database is one connection to PostgreSQL, which holds the lead: the
 // [protocol.Database] of a session.
 type database struct {
-	*outbox.Reader
+	*backlog.Reader
 	conn   *pgx.Conn
 	stream string
 	epoch  int64
@@ -34,7 +34,7 @@ func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
 }
 
 // Next implements [protocol.Database].
-func (d *database) Next(ctx context.Context, from outbox.Position) (outbox.Window, error) {
+func (d *database) Next(ctx context.Context, from backlog.Position) (backlog.Window, error) {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
 	w, err := d.Reader.Next(ctx, from)
@@ -42,7 +42,7 @@ func (d *database) Next(ctx context.Context, from outbox.Position) (outbox.Windo
 }
 
 // Late implements [protocol.Database].
-func (d *database) Late(ctx context.Context, xids []uint64, low, high uint64, after, floor int64) ([]outbox.Record, error) {
+func (d *database) Late(ctx context.Context, xids []uint64, low, high uint64, after, floor int64) ([]backlog.Record, error) {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
 	page, err := d.Reader.Late(ctx, xids, low, high, after, floor)
@@ -50,7 +50,7 @@ func (d *database) Late(ctx context.Context, xids []uint64, low, high uint64, af
 }
 
 // Find implements [protocol.Database].
-func (d *database) Find(ctx context.Context, seqs []int64, fn func(outbox.Record)) error {
+func (d *database) Find(ctx context.Context, seqs []int64, fn func(backlog.Record)) error {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
 	return blockedByDatabase(d.Reader.Find(ctx, seqs, fn))
@@ -98,16 +98,16 @@ func scanCheckpoint(row pgx.CollectableRow) (c protocol.Checkpoint, err error) {
 		return c, err
 	}
 	c.Seq = uint64(seq)
-	c.Position.Snapshot, err = outbox.ParseSnapshot(snapshot)
+	c.Position.Snapshot, err = backlog.ParseSnapshot(snapshot)
 	return c, err
 }
 
-func scanPosition(row pgx.CollectableRow) (p outbox.Position, err error) {
+func scanPosition(row pgx.CollectableRow) (p backlog.Position, err error) {
 	var snapshot string
 	if err = row.Scan(&snapshot, &p.Floor); err != nil {
 		return p, err
 	}
-	p.Snapshot, err = outbox.ParseSnapshot(snapshot)
+	p.Snapshot, err = backlog.ParseSnapshot(snapshot)
 	return p, err
 }
 
@@ -133,7 +133,7 @@ func (d *database) guarded(ctx context.Context, tx interface {
 
 // Forget implements [protocol.Database]. It waits for the disk: a checkpoint that
 // came back after a crash might seem confirmed.
-func (d *database) Forget(ctx context.Context, number int64, heal *outbox.Position) error {
+func (d *database) Forget(ctx context.Context, number int64, heal *backlog.Position) error {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
 	var snapshot *string
@@ -185,7 +185,7 @@ func (d *database) Save(ctx context.Context, c protocol.Checkpoint, healed bool)
 
 // check fails if an event that now sees was not read, since it has too low a seq. The next
 // session begins at the last checkpoint, which does not cover it.
-func (d *database) check(ctx context.Context, now outbox.Snapshot) error {
+func (d *database) check(ctx context.Context, now backlog.Snapshot) error {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
 	return blockedByDatabase(d.Check(ctx, now))
@@ -204,7 +204,7 @@ func (d *database) prune(ctx context.Context, retention time.Duration) error {
 }
 
 // Quarantine implements [protocol.Database]. The row stays in the outbox.
-func (d *database) Quarantine(ctx context.Context, r outbox.Record, reason error) error {
+func (d *database) Quarantine(ctx context.Context, r backlog.Record, reason error) error {
 	return d.guarded(ctx, d.conn, fmt.Sprintf("quarantine event %s", r.Event.ID), `,
 		noted as (
 			insert into pgjet.quarantine as q (seq, event_id, reason) select $3, $4, $5 from lead
@@ -214,7 +214,7 @@ func (d *database) Quarantine(ctx context.Context, r outbox.Record, reason error
 }
 
 // Retries implements [protocol.Database].
-func (d *database) Retries(ctx context.Context) ([]outbox.Record, error) {
+func (d *database) Retries(ctx context.Context) ([]backlog.Record, error) {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
 	rows, err := d.conn.Query(ctx, `

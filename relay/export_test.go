@@ -4,7 +4,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay/backlog"
 )
 
 const (
@@ -12,7 +12,7 @@ const (
 	ReadByIndex = readByIndex
 )
 
-func PendingArguments(from outbox.Position, now outbox.Snapshot) []any {
+func PendingArguments(from backlog.Position, now backlog.Snapshot) []any {
 	return pendingArguments(from, now)
 }
 

@@ -14,7 +14,7 @@ import (
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/session"
 	"github.com/pgjet/pgjet/internal/sqlstate"
-	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay/backlog"
 )
 
 var errStandby = errors.New("standby: another relay leads")
@@ -42,7 +42,7 @@ func takeLead(ctx context.Context, r *Relay, keeper *session.Keeper) (*database,
 	if err != nil {
 		return nil, blockedByDatabase(err)
 	}
-	d := &database{conn: conn, stream: r.Stream, Reader: outbox.NewReader(conn)}
+	d := &database{conn: conn, stream: r.Stream, Reader: backlog.NewReader(conn)}
 	if err := d.lead(ctx, r, keeper); err != nil {
 		err = d.named(ctx, blockedByDatabase(fmt.Errorf("take the lead: %w", err)))
 		d.close()

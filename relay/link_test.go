@@ -19,7 +19,7 @@ import (
 	"github.com/pgjet/pgjet/internal/natsconn"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
-	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay/backlog"
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
@@ -76,7 +76,7 @@ func TestAwaitTakesWhatHasCome(t *testing.T) {
 func TestNoCauseRepeatsItself(t *testing.T) {
 	database := []error{
 		&postgres.PoolerError{What: "the relay", Host: "127.0.0.1:6432"}, &postgres.NamesError{Host: "127.0.0.1:6432"},
-		outbox.ErrSetBack, protocol.ErrFenced, io.ErrUnexpectedEOF, context.DeadlineExceeded,
+		backlog.ErrSetBack, protocol.ErrFenced, io.ErrUnexpectedEOF, context.DeadlineExceeded,
 	}
 	missing := map[string]bool{}
 	for _, class := range sqlstate.Reasons {

@@ -49,9 +49,12 @@ import (
 
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/session"
-	"github.com/pgjet/pgjet/outbox"
 	"github.com/pgjet/pgjet/relay/protocol"
 )
+
+// DefaultRetention is how long events stay in the outbox after they were published: for
+// so long the relay can publish again what a stream loses.
+const DefaultRetention = 72 * time.Hour
 
 // A Relay moves events from one outbox to one stream. Set its fields, then call
 // [Relay.Run].
@@ -71,7 +74,7 @@ type Relay struct {
 
 	// Retention is how long published events stay in the outbox, and so how far
 	// back the stream can be healed; 0 is
-	// [outbox.DefaultRetention]. Events go by whole partitions.
+	// [DefaultRetention]. Events go by whole partitions.
 	Retention time.Duration
 
 	keeper   session.Keeper
@@ -136,7 +139,7 @@ func (r *Relay) setDefaults() error {
 	r.Stream = cmp.Or(r.Stream, events.DefaultStream)
 	r.Prefix = cmp.Or(r.Prefix, events.Prefix)
 	r.Source = cmp.Or(r.Source, "pgjet")
-	r.Retention = cmp.Or(r.Retention, outbox.DefaultRetention)
+	r.Retention = cmp.Or(r.Retention, DefaultRetention)
 	r.Log = cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("relay", cmp.Or(r.Name, r.Stream))
 	r.Database = r.postgres.watch(r.Database)
 	return errors.Join(events.CheckPrefix(r.Prefix), events.CheckSource(r.Source))

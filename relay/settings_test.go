@@ -113,7 +113,7 @@ func TestOldServer(t *testing.T) {
 	}
 }
 
-// TestMistypedStream: what a relay leaves behind that was started for it is what package outbox
+// TestMistypedStream: what a relay leaves behind that was started for it is what package upkeep
 // takes for a stream that holds nothing back.
 func TestMistypedStream(t *testing.T) {
 	b := newBench(t)

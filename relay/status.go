@@ -11,7 +11,7 @@ import (
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
-	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay/backlog"
 )
 
 // A Status is how the relays of a stream are doing, as the database knows it at one
@@ -203,7 +203,7 @@ func optional[T any](to **T, fields func(*T) []any) func(pgx.Rows) error {
 // might rather walk the whole table by seq, or else sort all that it could find.
 //
 // The last two tell of late commits. A row that was restored from another cluster
-// says an xid of that one; what counts is who wrote it here. Compare outbox.Reader.
+// says an xid of that one; what counts is who wrote it here. Compare backlog.Reader.
 const pendingSQL = `
 	with ahead as materialized (
 		select seq, time from pgjet.outbox where seq > $2 order by seq limit $6
@@ -236,15 +236,15 @@ const readByIndex = `select set_config('enable_sort', 'off', true), set_config('
 
 // readPending counts what the newest checkpoint does not cover, by the snapshot now.
 func (s *Status) readPending(ctx context.Context, tx pgx.Tx, now string) error {
-	var from outbox.Position
+	var from backlog.Position
 	if s.Checkpoint != nil {
-		snapshot, err := outbox.ParseSnapshot(s.Checkpoint.snapshot)
+		snapshot, err := backlog.ParseSnapshot(s.Checkpoint.snapshot)
 		if err != nil {
 			return err
 		}
-		from = outbox.Position{Snapshot: snapshot, Floor: s.Checkpoint.Floor}
+		from = backlog.Position{Snapshot: snapshot, Floor: s.Checkpoint.Floor}
 	}
-	current, err := outbox.ParseSnapshot(now)
+	current, err := backlog.ParseSnapshot(now)
 	if err != nil {
 		return err
 	}
@@ -256,7 +256,7 @@ func (s *Status) readPending(ctx context.Context, tx pgx.Tx, now string) error {
 	return nil
 }
 
-func pendingArguments(from outbox.Position, now outbox.Snapshot) []any {
+func pendingArguments(from backlog.Position, now backlog.Snapshot) []any {
 	ended := []uint64{}
 	for _, xid := range from.Snapshot.Running {
 		if now.Sees(xid) {

@@ -17,6 +17,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/outbox"
 	"github.com/pgjet/pgjet/relay"
+	"github.com/pgjet/pgjet/relay/backlog"
 )
 
 func (b *bench) status() relay.Status {
@@ -367,16 +368,16 @@ func TestPendingReadsLittle(t *testing.T) {
 func (b *bench) explainPending() (plan string, read int) {
 	b.Helper()
 	var snapshot, now string
-	var from outbox.Position
+	var from backlog.Position
 	err := b.db.QueryRow(b.Context(), `
 		select snapshot::text, floor, pg_current_snapshot()::text from pgjet.checkpoint order by id desc limit 1`).Scan(&snapshot, &from.Floor, &now)
 	if err != nil {
 		b.Fatal(err)
 	}
-	if from.Snapshot, err = outbox.ParseSnapshot(snapshot); err != nil {
+	if from.Snapshot, err = backlog.ParseSnapshot(snapshot); err != nil {
 		b.Fatal(err)
 	}
-	current, err := outbox.ParseSnapshot(now)
+	current, err := backlog.ParseSnapshot(now)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay/backlog"
 )
 
 // tend does what operators ask for.
@@ -32,7 +32,7 @@ func (t *term) tidy(ctx context.Context) error {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
 	settled := t.db.Settle(ctx)
-	if errors.Is(settled, outbox.ErrSetBack) {
+	if errors.Is(settled, backlog.ErrSetBack) {
 		return blockedByDatabase(settled)
 	}
 	err := errors.Join(t.db.prune(ctx, t.Retention), settled)

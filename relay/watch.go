@@ -12,7 +12,7 @@ import (
 	"go.opentelemetry.io/otel/metric"
 
 	"github.com/pgjet/pgjet/internal/lead"
-	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/internal/upkeep"
 )
 
 const (
@@ -146,7 +146,7 @@ func (w *watch) session(ctx context.Context) {
 // tend looks after the partitions of the outbox, as any relay may, also while nothing
 // is published. That it cannot is no reason not to publish.
 func (w *watch) tend(ctx context.Context, conn *pgx.Conn) {
-	done, err := outbox.Tend(ctx, conn, w.Retention)
+	done, err := upkeep.Tend(ctx, conn, w.Retention)
 	if ctx.Err() != nil {
 		return // told to stop
 	}

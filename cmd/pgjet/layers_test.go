@@ -48,8 +48,10 @@ var layers = []struct{ pkg, imports string }{
 	{"consumers", "consumers/inbox events internal/attempt internal/jserror internal/lead internal/messaging internal/natsconn internal/postgres internal/session internal/sqlstate internal/sqltx"},
 	// Services: they meet in rows and messages, not here.
 	{"producer", "events internal/auth internal/mailaddr internal/postgres internal/sqlstate outbox"},
-	{"relay/protocol", "events internal/jserror outbox"},
-	{"relay", "events internal/jserror internal/lead internal/messaging internal/natsconn internal/postgres internal/session internal/sqlstate outbox relay/protocol"},
+	{"relay/backlog", "events"},
+	{"relay/protocol", "events internal/jserror relay/backlog"},
+	{"internal/upkeep", "internal/postgres internal/sqlstate relay/backlog"},
+	{"relay", "events internal/jserror internal/lead internal/messaging internal/natsconn internal/postgres internal/session internal/sqlstate internal/upkeep relay/backlog relay/protocol"},
 	{"consumers/directory", "consumers events internal/sqlstate"},
 	{"consumers/mailer", "consumers events internal/breaker internal/mailaddr"},
 	{"consumers/replay", "consumers/inbox events internal/jserror internal/natsconn internal/operation internal/postgres internal/sqlstate"},
@@ -57,7 +59,7 @@ var layers = []struct{ pkg, imports string }{
 	{"consumers/onboarding", "consumers consumers/saga events internal/sqlstate outbox"},
 	{"consumers/status", "consumers consumers/inbox consumers/saga events internal/jserror internal/natsconn internal/postgres internal/sqlstate"},
 	// The operator's facts.
-	{"internal/operate", "consumers/inbox consumers/saga consumers/status events internal/health internal/jserror internal/lead internal/natsconn internal/postgres internal/registry internal/sqlstate migrations outbox relay"},
+	{"internal/operate", "consumers/inbox consumers/saga consumers/status events internal/health internal/jserror internal/lead internal/natsconn internal/postgres internal/registry internal/sqlstate migrations relay"},
 	{"internal/ensure", "consumers consumers/inbox consumers/replay internal/jserror internal/lead internal/natsconn"},
 	// Tools.
 	{"internal/devserver", "internal/sqlstate"},
@@ -74,7 +76,7 @@ var layers = []struct{ pkg, imports string }{
 	{"cmd/daemon", "internal/registry internal/supervisor"},
 	{"cmd/verbs", "consumers events internal/ensure internal/operation internal/postgres"},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/directory consumers/inbox consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status docs events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/ensure internal/health internal/jserror internal/lead internal/natsconn internal/operate internal/operation internal/postgres internal/registry internal/service internal/sqlstate internal/supervisor internal/telemetry internal/web migrations migrations/demo outbox outbox/hint producer relay"},
+	{"cmd/pgjet", "consumers consumers/directory consumers/inbox consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status docs events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/ensure internal/health internal/jserror internal/lead internal/natsconn internal/operate internal/operation internal/postgres internal/registry internal/service internal/sqlstate internal/supervisor internal/telemetry internal/upkeep internal/web migrations migrations/demo outbox/hint producer relay"},
 }
 
 // writers says which package writes which tables: each has one, and the triggers and functions of the migrations.
@@ -92,7 +94,9 @@ var writers = []struct{ pkg, tables string }{
 // also is what others write, and why that is right.
 var also = map[string]string{
 	// A journal: each package that changes something for an operator appends to it, in the transaction of the change.
-	"pgjet.operation": "consumers/saga outbox producer relay",
+	"pgjet.operation": "consumers/saga internal/upkeep producer relay",
+	// An operator cancels and brings forward what a service scheduled.
+	"pgjet.scheduled": "internal/upkeep",
 	// The onboarding ends with the user active or rejected, in the transaction of its last step.
 	"users.users": "consumers/onboarding",
 }

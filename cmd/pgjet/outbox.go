@@ -14,7 +14,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pgjet/pgjet/internal/postgres"
-	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/internal/upkeep"
+	"github.com/pgjet/pgjet/relay"
 )
 
 func outboxCommand() *cobra.Command {
@@ -53,9 +54,9 @@ some 64 MB the numbers are estimates, from the first and the last seq of each pa
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return s.outboxVerb(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
-				read := outbox.ReadQuickStatus
+				read := upkeep.ReadQuickStatus
 				if exact {
-					read = outbox.ReadStatus
+					read = upkeep.ReadStatus
 				}
 				status, err := read(ctx, db)
 				if err != nil {
@@ -70,7 +71,7 @@ some 64 MB the numbers are estimates, from the first and the last seq of each pa
 	return cmd
 }
 
-func showOutbox(w io.Writer, s outbox.Status) {
+func showOutbox(w io.Writer, s upkeep.Status) {
 	if !s.Exact {
 		fmt.Fprint(w, "about ")
 	}
@@ -127,7 +128,7 @@ partition that is old enough cannot go now.`,
 			})
 		},
 	}
-	cmd.Flags().DurationVar(&age, "older-than", outbox.DefaultRetention, "for how long it has to have been published")
+	cmd.Flags().DurationVar(&age, "older-than", relay.DefaultRetention, "for how long it has to have been published")
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for the record")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be dropped, and drop nothing")
 	outputFlag(cmd.Flags(), &output)
@@ -136,10 +137,10 @@ partition that is old enough cannot go now.`,
 
 func prune(ctx context.Context, db *pgx.Conn, age time.Duration, reason string, dryRun bool) (pruning, error) {
 	if dryRun {
-		names, err := outbox.Prunable(ctx, db, age)
+		names, err := upkeep.Prunable(ctx, db, age)
 		return pruning{DryRun: true, Dropped: append([]string{}, names...)}, err
 	}
-	done, err := outbox.Prune(ctx, db, age, actor(), reason)
+	done, err := upkeep.Prune(ctx, db, age, actor(), reason)
 	return pruning{Dropped: append([]string{}, done.Dropped...), Events: done.Pruned, Busy: done.Busy}, err
 }
 

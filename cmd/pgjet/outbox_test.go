@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgjet/pgjet/internal/testenv"
-	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/internal/upkeep"
 )
 
 // agedOutbox returns the address of a database whose outbox holds a partition with
@@ -47,14 +47,14 @@ func TestOutboxStatus(t *testing.T) {
 			t.Errorf("outbox status does not say %q:\n%s", w, out)
 		}
 	}
-	var s outbox.Status
+	var s upkeep.Status
 	if err := json.Unmarshal([]byte(must(t, exitOK, "outbox", "status", "-o", "json", "--database-url", url)), &s); err != nil {
 		t.Fatal(err)
 	}
 	if len(s.Partitions) != 4 || s.Partitions[0].Events != 3 || s.Partitions[0].Newest == nil || *s.Partitions[0].High != 50001 {
 		t.Errorf("partitions are %+v, want 4, with 3 events in the first", s.Partitions)
 	}
-	if s.Partitions = nil; !cmp.Equal(s, outbox.Status{Exact: true, Written: 4, Published: 3, Pending: 1}) {
+	if s.Partitions = nil; !cmp.Equal(s, upkeep.Status{Exact: true, Written: 4, Published: 3, Pending: 1}) {
 		t.Errorf("status is %+v, want 4 written, 3 published, 1 pending", s)
 	}
 }
@@ -116,7 +116,7 @@ func TestOutboxStatusOfMany(t *testing.T) {
 	testenv.Exec(t, db, `insert into pgjet.quarantine (seq, event_id, reason) select seq, id, 'r' from pgjet.outbox order by seq desc limit 2`)
 	testenv.Exec(t, db, `insert into pgjet.checkpoint (stream, stream_created, stream_seq, system_identifier, snapshot, floor, epoch)
 		 select 'EVENTS', now(), 3, system_identifier, pg_current_snapshot(), 100000, 1 from pg_control_system()`)
-	read := func(flags ...string) (s outbox.Status) {
+	read := func(flags ...string) (s upkeep.Status) {
 		t.Helper()
 		if err := json.Unmarshal([]byte(must(t, exitOK, append([]string{"outbox", "status", "-o", "json", "--database-url", asOperator(url)}, flags...)...)), &s); err != nil {
 			t.Fatal(err)

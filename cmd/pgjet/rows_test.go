@@ -17,7 +17,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgjet/pgjet/internal/testenv"
-	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/internal/upkeep"
 	"github.com/pgjet/pgjet/relay"
 )
 
@@ -229,7 +229,7 @@ func TestNoRowBreaksAView(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Release()
-		s, err := outbox.ReadStatus(t.Context(), conn.Conn())
+		s, err := upkeep.ReadStatus(t.Context(), conn.Conn())
 		if err != nil {
 			t.Fatal(err)
 		}

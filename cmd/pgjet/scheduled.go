@@ -13,7 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
-	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/internal/upkeep"
 )
 
 func (s *settings) scheduledCommand() *cobra.Command {
@@ -27,7 +27,7 @@ outbox then. 'pgjet relay status' says how many are due and were not moved, and 
 
 func (s *settings) scheduledListCommand() *cobra.Command {
 	var output, after string
-	var f outbox.ScheduledFilter
+	var f upkeep.ScheduledFilter
 	cmd := &cobra.Command{
 		Use:   "ls",
 		Short: "List scheduled events, the next one first, without their payloads",
@@ -44,14 +44,14 @@ func (s *settings) scheduledListCommand() *cobra.Command {
 				f.After = ids[0]
 			}
 			return s.outboxVerb(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
-				all, err := outbox.ListScheduled(ctx, db, f)
+				all, err := upkeep.ListScheduled(ctx, db, f)
 				if err != nil {
 					return err
 				}
 				if err := showScheduled(cmd.OutOrStdout(), output, all); err != nil {
 					return err
 				}
-				if len(all) >= outbox.ScheduledPage {
+				if len(all) >= upkeep.ScheduledPage {
 					fmt.Fprintf(cmd.ErrOrStderr(), "there may be more: add --after %s\n", all[len(all)-1].ID)
 				}
 				return nil
@@ -67,7 +67,7 @@ func (s *settings) scheduledListCommand() *cobra.Command {
 	return cmd
 }
 
-func showScheduled(out io.Writer, output string, all []outbox.Scheduled) error {
+func showScheduled(out io.Writer, output string, all []upkeep.Scheduled) error {
 	return show(out, output, all, func(w io.Writer) {
 		fmt.Fprintln(w, "ID\tTYPE\tKEY\tDUE\tAT")
 		for _, e := range all {
@@ -108,7 +108,7 @@ func eventIDs(args []string, see string) (ids []uuid.UUID, err error) {
 
 // scheduledFound gives its exit code to the error that an event does not wait.
 func scheduledFound(err error) error {
-	if errors.Is(err, outbox.ErrNotScheduled) {
+	if errors.Is(err, upkeep.ErrNotScheduled) {
 		return &exitError{exitNotFound, err}
 	}
 	return err
@@ -127,7 +127,7 @@ func (s *settings) scheduledGetCommand() *cobra.Command {
 				return err
 			}
 			return s.outboxVerb(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
-				e, err := outbox.GetScheduled(ctx, db, ids[0])
+				e, err := upkeep.GetScheduled(ctx, db, ids[0])
 				if err != nil {
 					return scheduledFound(err)
 				}
@@ -140,7 +140,7 @@ func (s *settings) scheduledGetCommand() *cobra.Command {
 	return cmd
 }
 
-func showScheduledEvent(out io.Writer, output string, e outbox.Scheduled, reveal bool) error {
+func showScheduledEvent(out io.Writer, output string, e upkeep.Scheduled, reveal bool) error {
 	size := len(e.Data) + len(e.Body)
 	if !reveal {
 		e.Data, e.Body = nil, nil
@@ -194,7 +194,7 @@ pgjet.operation.`,
 				return err
 			}
 			return s.outboxVerb(cmd.Context(), "table", func(ctx context.Context, db *pgx.Conn) error {
-				if err := outbox.CancelScheduled(ctx, db, ids, actor(), reason); err != nil {
+				if err := upkeep.CancelScheduled(ctx, db, ids, actor(), reason); err != nil {
 					return scheduledFound(err)
 				}
 				fmt.Fprintf(cmd.OutOrStdout(), "%d scheduled events cancelled\n", len(ids))
@@ -229,7 +229,7 @@ kept in pgjet.operation.`,
 				due = &t
 			}
 			return s.outboxVerb(cmd.Context(), "table", func(ctx context.Context, db *pgx.Conn) error {
-				if err := outbox.BringForward(ctx, db, ids, due, actor(), reason); err != nil {
+				if err := upkeep.BringForward(ctx, db, ids, due, actor(), reason); err != nil {
 					return scheduledFound(err)
 				}
 				fmt.Fprintf(cmd.OutOrStdout(), "%d scheduled events brought forward\n", len(ids))

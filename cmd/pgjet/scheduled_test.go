@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgjet/pgjet/internal/testenv"
-	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/internal/upkeep"
 )
 
 // scheduledID is the id of the n-th event that scheduledNotes schedules.
@@ -43,7 +43,7 @@ func TestScheduledCommands(t *testing.T) {
 	}
 	list := func(args ...string) (ids []string) {
 		t.Helper()
-		var all []outbox.Scheduled
+		var all []upkeep.Scheduled
 		if err := json.Unmarshal([]byte(scheduled(exitOK, append([]string{"ls", "-o", "json"}, args...)...)), &all); err != nil {
 			t.Fatal(err)
 		}

@@ -29,7 +29,7 @@ import (
 	remote "github.com/pgjet/pgjet/internal/service"
 	"github.com/pgjet/pgjet/internal/supervisor"
 	"github.com/pgjet/pgjet/internal/telemetry"
-	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay"
 )
 
 // settings are the values that commands share. A command registers the flags of
@@ -142,7 +142,7 @@ func checkStream(name string) error {
 }
 
 func (s *settings) retentionFlag(f *pflag.FlagSet) {
-	f.DurationVar(&s.retention, "retention", outbox.DefaultRetention, "how long published events stay in the outbox; so far back a stream can be healed")
+	f.DurationVar(&s.retention, "retention", relay.DefaultRetention, "how long published events stay in the outbox; so far back a stream can be healed")
 }
 
 func (s *settings) mailFlags(f *pflag.FlagSet) {

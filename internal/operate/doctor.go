@@ -18,7 +18,6 @@ import (
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 	"github.com/pgjet/pgjet/migrations"
-	"github.com/pgjet/pgjet/outbox"
 	"github.com/pgjet/pgjet/relay"
 )
 
@@ -327,7 +326,7 @@ func (d *doctor) lookAtStream(ctx context.Context, name string) {
 		d.clock("nats", info.TimeStamp, asked)
 	}
 	fix := Typed("pgjet stream ensure", name) + " shows all differences"
-	flaws := relay.Flaws(info.Config, outbox.DefaultRetention)
+	flaws := relay.Flaws(info.Config, relay.DefaultRetention)
 	for _, f := range flaws {
 		setting, consequence, _ := strings.Cut(f.Text, ": ")
 		state := Warning

@@ -14,7 +14,6 @@ import (
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/natsconn"
-	"github.com/pgjet/pgjet/outbox"
 	"github.com/pgjet/pgjet/relay"
 )
 
@@ -76,7 +75,7 @@ func (s Source) ReadStream(ctx context.Context) (Stream, error) {
 			}
 		}
 	}
-	for _, flaw := range relay.Flaws(c, outbox.DefaultRetention) {
+	for _, flaw := range relay.Flaws(c, relay.DefaultRetention) {
 		f.Flaws = append(f.Flaws, flaw.Text)
 	}
 	f.Flaws = append(f.Flaws, f.limits()...)

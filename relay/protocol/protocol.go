@@ -19,7 +19,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/pgjet/pgjet/events"
-	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay/backlog"
 )
 
 // ErrNoMessage says that a stream holds no message at a sequence.
@@ -67,37 +67,37 @@ type Checkpoint struct {
 	Created  time.Time
 	Seq      uint64
 	ID       uuid.UUID // the event at Seq; zero if there is none of ours
-	Position outbox.Position
+	Position backlog.Position
 	Events   int64 // how many events Position covers
 }
 
 // A Memory is what the database remembers of a stream.
 type Memory struct {
-	Checkpoints []Checkpoint     // of any incarnation, newest first; only those written in this database cluster
-	Heal        *outbox.Position // how far the stream had come when it lost events, if they are not all back
-	Quarantined []int64          // the seqs of events in quarantine
-	Adopted     uint64           // up to this sequence an operator accepts what this incarnation holds
-	Pruned      int64            // the highest seq that was pruned from the outbox
-	PrunedCount int64            // how many events were
+	Checkpoints []Checkpoint      // of any incarnation, newest first; only those written in this database cluster
+	Heal        *backlog.Position // how far the stream had come when it lost events, if they are not all back
+	Quarantined []int64           // the seqs of events in quarantine
+	Adopted     uint64            // up to this sequence an operator accepts what this incarnation holds
+	Pruned      int64             // the highest seq that was pruned from the outbox
+	PrunedCount int64             // how many events were
 }
 
 // A Database is one connection to PostgreSQL, which holds the lead. Everything
 // that writes returns [ErrFenced] if somebody else leads by now.
 type Database interface {
-	outbox.Source
+	backlog.Source
 	// Find calls fn with the record, without its payload, of each of these seqs
 	// that the outbox holds.
-	Find(ctx context.Context, seqs []int64, fn func(outbox.Record)) error
+	Find(ctx context.Context, seqs []int64, fn func(backlog.Record)) error
 	// Recall returns what is known of the stream with this incarnation.
 	Recall(ctx context.Context, created time.Time) (Memory, error)
 	// Forget deletes the checkpoints above number and notes heal, both for good.
-	Forget(ctx context.Context, number int64, heal *outbox.Position) error
+	Forget(ctx context.Context, number int64, heal *backlog.Position) error
 	// Save adds a checkpoint. If healed it also deletes what Forget noted.
 	Save(ctx context.Context, c Checkpoint, healed bool) error
 	// Quarantine sets the event of r aside, unless that was done before.
-	Quarantine(ctx context.Context, r outbox.Record, reason error) error
+	Quarantine(ctx context.Context, r backlog.Record, reason error) error
 	// Retries returns some events whose publishing shall be tried again.
-	Retries(ctx context.Context) ([]outbox.Record, error)
+	Retries(ctx context.Context) ([]backlog.Record, error)
 	// Release ends the quarantine of the events with these seqs, if they were in it.
 	Release(ctx context.Context, seqs []int64) error
 	// Report notes messages of this incarnation that the outbox does not know, in

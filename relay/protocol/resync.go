@@ -7,7 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay/backlog"
 )
 
 // chunkSize is how many messages are looked up in the outbox at a time.
@@ -201,8 +201,8 @@ func (s *Session) compare(ctx context.Context, chunk []Message, memory Memory, h
 	for i, m := range chunk {
 		seqs[i] = m.Seq
 	}
-	known := make(map[int64]outbox.Record, len(chunk))
-	if err := s.DB.Find(ctx, seqs, func(r outbox.Record) { known[r.Event.Seq] = r }); err != nil {
+	known := make(map[int64]backlog.Record, len(chunk))
+	if err := s.DB.Find(ctx, seqs, func(r backlog.Record) { known[r.Event.Seq] = r }); err != nil {
 		return err
 	}
 	var released []int64

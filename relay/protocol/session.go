@@ -11,7 +11,7 @@ import (
 
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/jserror"
-	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay/backlog"
 )
 
 // An append is at most this large. The server takes no more messages in one batch,
@@ -50,13 +50,13 @@ type Session struct {
 	clear bool       // the stream holds no event beyond mark
 	dirty bool       // mark has moved since it was saved
 
-	read    outbox.Position  // how far the outbox was read
-	count   int64            // how many events that covers
-	stored  seqSet           // events that the stream holds and read does not cover
-	aside   seqSet           // events in quarantine
-	proven  bool             // the stream holds something of this outbox, or an operator said so
-	strange ForeignError     // events that may have been pruned here, from another source
-	heal    *outbox.Position // see Memory
+	read    backlog.Position  // how far the outbox was read
+	count   int64             // how many events that covers
+	stored  seqSet            // events that the stream holds and read does not cover
+	aside   seqSet            // events in quarantine
+	proven  bool              // the stream holds something of this outbox, or an operator said so
+	strange ForeignError      // events that may have been pruned here, from another source
+	heal    *backlog.Position // see Memory
 
 	last     uint64    // the stream's last sequence
 	lastID   uuid.UUID // the event there; zero if it is none of ours
@@ -84,14 +84,14 @@ type flight struct {
 	healing int
 
 	// If to is set, the answer proves the position.
-	to    *outbox.Position
+	to    *backlog.Position
 	count int64
 	clear bool
 }
 
 // Position returns the position up to which all is published, and how many events
 // the stream was found to hold beyond it.
-func (s *Session) Position() (outbox.Position, int) { return s.mark.Position, s.stored.size }
+func (s *Session) Position() (backlog.Position, int) { return s.mark.Position, s.stored.size }
 
 // Last returns the last sequence of the stream, as far as it is known.
 func (s *Session) Last() uint64 { return s.last }
@@ -107,7 +107,7 @@ func (s *Session) Step(ctx context.Context) (int, error) {
 			return 0, err
 		}
 	}
-	to, err := outbox.Read(ctx, s.DB, s.read, func(r outbox.Record) error {
+	to, err := backlog.Read(ctx, s.DB, s.read, func(r backlog.Record) error {
 		n++
 		s.count++
 		return s.take(ctx, r)
@@ -132,7 +132,7 @@ func (s *Session) Step(ctx context.Context) (int, error) {
 }
 
 // take sends the event of r by and by, unless the stream holds it or cannot.
-func (s *Session) take(ctx context.Context, r outbox.Record) error {
+func (s *Session) take(ctx context.Context, r backlog.Record) error {
 	if s.stored.remove(r.Event.Seq) || s.aside.has(r.Event.Seq) {
 		return nil
 	}
@@ -143,11 +143,11 @@ func (s *Session) take(ctx context.Context, r outbox.Record) error {
 }
 
 // unfit returns why the stream could never store the event of r, or nil.
-func (s *Session) unfit(r outbox.Record) error {
+func (s *Session) unfit(r backlog.Record) error {
 	return cmp.Or(r.Err, r.Event.ValidateStored(), s.Stream.Check(r.Event))
 }
 
-func (s *Session) add(ctx context.Context, r outbox.Record) error {
+func (s *Session) add(ctx context.Context, r backlog.Record) error {
 	if len(s.waiting) == s.room() || s.size+len(r.Event.Data) > appendBytes {
 		if err := s.send(ctx); err != nil {
 			return err
@@ -172,7 +172,7 @@ func (s *Session) room() int {
 	return appendEvents
 }
 
-func (s *Session) quarantine(ctx context.Context, r outbox.Record, reason error) error {
+func (s *Session) quarantine(ctx context.Context, r backlog.Record, reason error) error {
 	if err := s.DB.Quarantine(ctx, r, reason); err != nil {
 		return err
 	}
@@ -263,7 +263,7 @@ func (s *Session) refused(ctx context.Context, a Append, err error) error {
 		err = &UnclearError{err}
 	case no && refusal.Class() == jserror.Refused:
 		e := a.Events[0]
-		if failed := s.quarantine(ctx, outbox.Record{Event: e}, refusal); failed != nil {
+		if failed := s.quarantine(ctx, backlog.Record{Event: e}, refusal); failed != nil {
 			err = fmt.Errorf("%w (after %w)", failed, err)
 		}
 	}
@@ -271,7 +271,7 @@ func (s *Session) refused(ctx context.Context, a Append, err error) error {
 }
 
 // prove notes that the stream, which now ends with last, holds what p covers.
-func (s *Session) prove(p outbox.Position, count int64, clear bool) {
+func (s *Session) prove(p backlog.Position, count int64, clear bool) {
 	s.mark.Seq, s.mark.ID, s.mark.Position, s.mark.Events, s.clear = s.last, s.lastID, p, count, clear
 }
 

@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay/backlog"
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
@@ -79,9 +79,9 @@ type scriptDatabase struct {
 	s *script
 }
 
-func (d scriptDatabase) Next(ctx context.Context, from outbox.Position) (outbox.Window, error) {
+func (d scriptDatabase) Next(ctx context.Context, from backlog.Position) (backlog.Window, error) {
 	if err := d.s.call("next"); err != nil {
-		return outbox.Window{}, err
+		return backlog.Window{}, err
 	}
 	w, err := d.dbConn.Next(ctx, from)
 	for i, r := range w.Page {
@@ -92,14 +92,14 @@ func (d scriptDatabase) Next(ctx context.Context, from outbox.Position) (outbox.
 	return w, err
 }
 
-func (d scriptDatabase) Find(ctx context.Context, seqs []int64, fn func(outbox.Record)) error {
+func (d scriptDatabase) Find(ctx context.Context, seqs []int64, fn func(backlog.Record)) error {
 	if err := d.s.call("find"); err != nil {
 		return err
 	}
 	return d.dbConn.Find(ctx, seqs, fn)
 }
 
-func (d scriptDatabase) Forget(ctx context.Context, number int64, heal *outbox.Position) error {
+func (d scriptDatabase) Forget(ctx context.Context, number int64, heal *backlog.Position) error {
 	if err := d.s.call("forget"); err != nil {
 		return err
 	}
@@ -113,7 +113,7 @@ func (d scriptDatabase) Save(ctx context.Context, c protocol.Checkpoint, healed 
 	return d.dbConn.Save(ctx, c, healed)
 }
 
-func (d scriptDatabase) Quarantine(ctx context.Context, r outbox.Record, reason error) error {
+func (d scriptDatabase) Quarantine(ctx context.Context, r backlog.Record, reason error) error {
 	if err := d.s.call("quarantine"); err != nil {
 		return err
 	}
@@ -141,7 +141,7 @@ func (d scriptDatabase) Recall(ctx context.Context, created time.Time) (v protoc
 	return d.dbConn.Recall(ctx, created)
 }
 
-func (d scriptDatabase) Retries(ctx context.Context) (v []outbox.Record, err error) {
+func (d scriptDatabase) Retries(ctx context.Context) (v []backlog.Record, err error) {
 	if err := d.s.call("retries"); err != nil {
 		return v, err
 	}

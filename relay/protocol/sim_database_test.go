@@ -11,7 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/pgjet/pgjet/events"
-	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay/backlog"
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
@@ -55,7 +55,7 @@ type database struct {
 type durable struct {
 	epoch       int
 	checkpoints []savedCheckpoint
-	heal        *outbox.Position
+	heal        *backlog.Position
 	quarantine  map[int64]string // held or retry
 	adopted     map[time.Time]uint64
 	unknown     []protocol.Message
@@ -104,8 +104,8 @@ func (d *database) restored() *database {
 	return c
 }
 
-func (d *database) snapshot() outbox.Snapshot {
-	s := outbox.Snapshot{Xmax: d.highest + 1, Xmin: d.highest + 1}
+func (d *database) snapshot() backlog.Snapshot {
+	s := backlog.Snapshot{Xmax: d.highest + 1, Xmin: d.highest + 1}
 	for _, xid := range slices.Sorted(maps.Keys(d.running)) {
 		if xid < s.Xmax {
 			s.Running = append(s.Running, xid)
@@ -167,12 +167,12 @@ func (d *database) prune() {
 	}
 }
 
-func (r row) record(mutant string) outbox.Record {
+func (r row) record(mutant string) backlog.Record {
 	xid := min(r.xid, r.xmin)
 	if mutant == "restored rows count as they say" {
 		xid = r.xid
 	}
-	return outbox.Record{XID: xid, Event: events.Event{
+	return backlog.Record{XID: xid, Event: events.Event{
 		ID: r.id, Type: "t." + cmp.Or(r.kind, "good"), Key: r.key, Seq: r.seq, Time: time.Unix(1, 0), Data: []byte("{}"),
 	}}
 }
@@ -213,7 +213,7 @@ func (c *dbConn) guarded(fn func(*database)) error {
 	return nil
 }
 
-func (c *dbConn) Next(ctx context.Context, from outbox.Position) (w outbox.Window, err error) {
+func (c *dbConn) Next(ctx context.Context, from backlog.Position) (w backlog.Window, err error) {
 	err = c.call(func(d *database) error { w.Now = d.snapshot(); return nil })
 	if err != nil {
 		return w, err
@@ -243,11 +243,11 @@ func (c *dbConn) Next(ctx context.Context, from outbox.Position) (w outbox.Windo
 	})
 }
 
-func (c *dbConn) Late(_ context.Context, xids []uint64, low, high uint64, after, floor int64) (page []outbox.Record, err error) {
+func (c *dbConn) Late(_ context.Context, xids []uint64, low, high uint64, after, floor int64) (page []backlog.Record, err error) {
 	return c.late(xids, low, high, after, floor)
 }
 
-func (c *dbConn) late(xids []uint64, low, high uint64, after, floor int64) (page []outbox.Record, err error) {
+func (c *dbConn) late(xids []uint64, low, high uint64, after, floor int64) (page []backlog.Record, err error) {
 	if c.p.w.mutant == "late commits are those that ran" {
 		high = low
 	}
@@ -265,7 +265,7 @@ func (c *dbConn) late(xids []uint64, low, high uint64, after, floor int64) (page
 	})
 }
 
-func (c *dbConn) Find(_ context.Context, seqs []int64, fn func(outbox.Record)) error {
+func (c *dbConn) Find(_ context.Context, seqs []int64, fn func(backlog.Record)) error {
 	return c.call(func(d *database) error {
 		for _, r := range d.rows {
 			if !d.running[r.xmin] && slices.Contains(seqs, r.seq) {
@@ -292,7 +292,7 @@ func (c *dbConn) Recall(_ context.Context, created time.Time) (m protocol.Memory
 	})
 }
 
-func (c *dbConn) Forget(_ context.Context, number int64, heal *outbox.Position) error {
+func (c *dbConn) Forget(_ context.Context, number int64, heal *backlog.Position) error {
 	return c.guarded(func(d *database) {
 		if d.heal = heal; c.p.w.mutant == "unconfirmed checkpoints stay" {
 			return
@@ -321,7 +321,7 @@ func (c *dbConn) Save(_ context.Context, ck protocol.Checkpoint, healed bool) er
 	})
 }
 
-func (c *dbConn) Quarantine(_ context.Context, r outbox.Record, _ error) error {
+func (c *dbConn) Quarantine(_ context.Context, r backlog.Record, _ error) error {
 	return c.guarded(func(d *database) {
 		if _, ok := d.quarantine[r.Event.Seq]; !ok {
 			d.quarantine[r.Event.Seq] = "held"
@@ -329,7 +329,7 @@ func (c *dbConn) Quarantine(_ context.Context, r outbox.Record, _ error) error {
 	})
 }
 
-func (c *dbConn) Retries(context.Context) (all []outbox.Record, err error) {
+func (c *dbConn) Retries(context.Context) (all []backlog.Record, err error) {
 	return all, c.call(func(d *database) error {
 		for _, r := range d.rows {
 			if d.quarantine[r.seq] == "retry" {

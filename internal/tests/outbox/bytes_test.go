@@ -16,6 +16,7 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay/backlog"
 )
 
 // forms are events in several forms, of which each but the last states one.
@@ -101,7 +102,7 @@ func TestLateBytes(t *testing.T) {
 	want(t, c.more(), 2)
 	commit(t, late)
 	var got []events.Event
-	_, err := outbox.Read(t.Context(), c.reader, c.at, func(r outbox.Record) error {
+	_, err := backlog.Read(t.Context(), c.reader, c.at, func(r backlog.Record) error {
 		got = append(got, r.Event)
 		return r.Err
 	})
@@ -144,7 +145,7 @@ func TestMislaidPayload(t *testing.T) {
 		(gen_random_uuid(), 'note.made', 'k', 'application/json', '{}', null),
 		(gen_random_uuid(), 'note.made', 'k', 'application/protobuf', null, '{')`)
 	var fields []string
-	_, err := outbox.Read(t.Context(), newCursor(t, db).reader, outbox.Position{}, func(r outbox.Record) error {
+	_, err := backlog.Read(t.Context(), newCursor(t, db).reader, backlog.Position{}, func(r backlog.Record) error {
 		invalid, _ := errors.AsType[*events.InvalidError](cmp.Or(r.Err, r.Event.ValidateStored()))
 		if invalid == nil {
 			invalid = &events.InvalidError{}

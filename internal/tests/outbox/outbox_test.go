@@ -21,6 +21,7 @@ import (
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay/backlog"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
@@ -46,8 +47,8 @@ func appendEvents(t *testing.T, db *pgxpool.Pool, payloads ...events.Payload) {
 // A cursor reads an outbox on.
 type cursor struct {
 	t      *testing.T
-	reader *outbox.Reader
-	at     outbox.Position
+	reader *backlog.Reader
+	at     backlog.Position
 }
 
 func newCursor(t *testing.T, db *pgxpool.Pool) *cursor {
@@ -57,7 +58,7 @@ func newCursor(t *testing.T, db *pgxpool.Pool) *cursor {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close(context.Background()) })
-	return &cursor{t: t, reader: outbox.NewReader(conn)}
+	return &cursor{t: t, reader: backlog.NewReader(conn)}
 }
 
 // more reads until nothing new comes, and returns the payloads' numbers.
@@ -76,7 +77,7 @@ func (c *cursor) more() []int {
 // page reads once.
 func (c *cursor) page() (got []int) {
 	c.t.Helper()
-	to, err := outbox.Read(c.t.Context(), c.reader, c.at, func(r outbox.Record) error {
+	to, err := backlog.Read(c.t.Context(), c.reader, c.at, func(r backlog.Record) error {
 		p, err := events.Decode[noted](r.Event)
 		got = append(got, p.N)
 		return err
@@ -105,7 +106,7 @@ func TestAppendKeepsEverything(t *testing.T) {
 	}
 	appendEvents(t, db, sent, noted{"k", 1}, noted{"k", 2})
 	var got []events.Event
-	_, err := outbox.Read(t.Context(), newCursor(t, db).reader, outbox.Position{}, func(r outbox.Record) error {
+	_, err := backlog.Read(t.Context(), newCursor(t, db).reader, backlog.Position{}, func(r backlog.Record) error {
 		e := r.Event
 		got = append(got, e)
 		return nil
@@ -251,7 +252,7 @@ func TestReadLargeLateTransaction(t *testing.T) {
 		t.Fatal(err)
 	}
 	conn := asRelay(t, db)
-	c.reader = outbox.NewReader(conn)
+	c.reader = backlog.NewReader(conn)
 	got := c.more()
 	if len(got) != count || !slices.IsSorted(got) {
 		t.Errorf("read %d events, want %d in order", len(got), count)
@@ -283,7 +284,7 @@ func TestReadAfterAnOutage(t *testing.T) {
 		t.Fatal(err)
 	}
 	conn := asRelay(t, db)
-	c.reader = outbox.NewReader(conn)
+	c.reader = backlog.NewReader(conn)
 	if got := len(c.page()); got == 0 {
 		t.Error("nothing was read")
 	}
@@ -423,7 +424,7 @@ func TestReadReturnsFromWhenRefused(t *testing.T) {
 	appendEvents(t, db, noted{"k", 1}, noted{"k", 2})
 	c := newCursor(t, db)
 	boom := errors.New("boom")
-	to, err := outbox.Read(t.Context(), c.reader, c.at, func(outbox.Record) error { return boom })
+	to, err := backlog.Read(t.Context(), c.reader, c.at, func(backlog.Record) error { return boom })
 	if !errors.Is(err, boom) || !cmp.Equal(to, c.at) {
 		t.Errorf("Read() = %v, %v, want %v, boom", to, err, c.at)
 	}
@@ -457,7 +458,7 @@ func TestReadBoundsMemory(t *testing.T) {
 	}
 	c := newCursor(t, db)
 	n := 0
-	if _, err := outbox.Read(t.Context(), c.reader, c.at, func(outbox.Record) error { n++; return nil }); err != nil {
+	if _, err := backlog.Read(t.Context(), c.reader, c.at, func(backlog.Record) error { n++; return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if n != 5 { // 5 of 900 KiB pass 4 MiB
@@ -501,7 +502,7 @@ func TestReadUnderFire(t *testing.T) {
 	got := make(map[string][]int)
 	c := newCursor(t, db)
 	for last := false; ; {
-		to, err := outbox.Read(ctx, c.reader, c.at, func(r outbox.Record) error {
+		to, err := backlog.Read(ctx, c.reader, c.at, func(r backlog.Record) error {
 			p, err := events.Decode[noted](r.Event)
 			got[p.Key] = append(got[p.Key], p.N)
 			return err

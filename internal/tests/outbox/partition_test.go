@@ -19,7 +19,9 @@ import (
 
 	"github.com/pgjet/pgjet/internal/sqlstate"
 	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/internal/upkeep"
 	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay/backlog"
 )
 
 const retention = 72 * time.Hour
@@ -51,9 +53,9 @@ func connect(t *testing.T, db *pgxpool.Pool) *pgx.Conn {
 	return conn
 }
 
-func (k *tender) tend() outbox.Tended {
+func (k *tender) tend() upkeep.Tended {
 	k.Helper()
-	done, err := outbox.Tend(k.Context(), k.conn, retention)
+	done, err := upkeep.Tend(k.Context(), k.conn, retention)
 	if err != nil {
 		k.Fatal(err)
 	}
@@ -94,7 +96,7 @@ func (k *tender) at(seq int64) {
 }
 
 // published saves a checkpoint of a stream, from so long ago, and makes the stream.
-func (k *tender) published(stream string, at outbox.Position, ago time.Duration) {
+func (k *tender) published(stream string, at backlog.Position, ago time.Duration) {
 	k.Helper()
 	k.exec(`insert into pgjet.leader (stream, epoch) values ($1, 1) on conflict do nothing`, stream)
 	k.exec(`insert into pgjet.checkpoint (stream, stream_created, stream_seq, system_identifier, snapshot, floor, epoch, at)
@@ -290,7 +292,7 @@ func TestTendAtTheEndOfSeqs(t *testing.T) {
 			if (err == nil) != c.appends || err != nil && sqlstate.Of(err) != sqlstate.Exhausted {
 				t.Errorf("append: %v, want success: %t", err, c.appends)
 			}
-			var done outbox.Tended
+			var done upkeep.Tended
 			testenv.Eventually(t, 10*time.Second, "nothing to tend", func() bool {
 				done = k.tend()
 				return done.Added == 0 && done.Emptied == 0
@@ -301,7 +303,7 @@ func TestTendAtTheEndOfSeqs(t *testing.T) {
 			if n := k.inDefault(); n != c.strays {
 				t.Errorf("%d rows are in the default partition, want %d", n, c.strays)
 			}
-			position, err := outbox.Read(t.Context(), outbox.NewReader(k.conn), outbox.Position{}, func(outbox.Record) error { return nil })
+			position, err := backlog.Read(t.Context(), backlog.NewReader(k.conn), backlog.Position{}, func(backlog.Record) error { return nil })
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -309,7 +311,7 @@ func TestTendAtTheEndOfSeqs(t *testing.T) {
 			if done = k.tend(); done.Busy != "" && !strings.Contains(done.Busy, cmp.Or(c.busy, "not published")) {
 				t.Errorf("Tend() once all is published = %+v", done)
 			}
-			if _, err := outbox.ReadStatus(t.Context(), connect(t, k.db)); err != nil {
+			if _, err := upkeep.ReadStatus(t.Context(), connect(t, k.db)); err != nil {
 				t.Error(err)
 			}
 		})

@@ -6,19 +6,19 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/pgjet/pgjet/internal/testenv"
-	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay/backlog"
 )
 
 func TestParseSnapshot(t *testing.T) {
 	for _, tt := range []struct {
 		text string
-		want outbox.Snapshot
+		want backlog.Snapshot
 	}{
-		{"10:20:", outbox.Snapshot{Xmin: 10, Xmax: 20, Running: []uint64{}}},
-		{"10:20:10,14,15", outbox.Snapshot{Xmin: 10, Xmax: 20, Running: []uint64{10, 14, 15}}},
-		{"18446744073709551614:18446744073709551615:", outbox.Snapshot{Xmin: 1<<64 - 2, Xmax: 1<<64 - 1, Running: []uint64{}}},
+		{"10:20:", backlog.Snapshot{Xmin: 10, Xmax: 20, Running: []uint64{}}},
+		{"10:20:10,14,15", backlog.Snapshot{Xmin: 10, Xmax: 20, Running: []uint64{10, 14, 15}}},
+		{"18446744073709551614:18446744073709551615:", backlog.Snapshot{Xmin: 1<<64 - 2, Xmax: 1<<64 - 1, Running: []uint64{}}},
 	} {
-		got, err := outbox.ParseSnapshot(tt.text)
+		got, err := backlog.ParseSnapshot(tt.text)
 		if err != nil || !cmp.Equal(got, tt.want) {
 			t.Errorf("ParseSnapshot(%q) = %v, %v, want %v", tt.text, got, err, tt.want)
 		}
@@ -27,7 +27,7 @@ func TestParseSnapshot(t *testing.T) {
 		}
 	}
 	for _, text := range []string{"", "1", "1:2", "1:2:3:4", "a:2:", "1:2:x", "-1:2:", "1:2:3,"} {
-		if _, err := outbox.ParseSnapshot(text); err == nil {
+		if _, err := backlog.ParseSnapshot(text); err == nil {
 			t.Errorf("ParseSnapshot(%q) = nil, want an error", text)
 		}
 	}
@@ -37,7 +37,7 @@ func TestParseSnapshot(t *testing.T) {
 func TestSeesAgreesWithPostgreSQL(t *testing.T) {
 	db := testenv.Postgres(t)
 	for _, text := range []string{"3:3:", "10:20:10,14,15", "10:16:11"} {
-		s, err := outbox.ParseSnapshot(text)
+		s, err := backlog.ParseSnapshot(text)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -52,7 +52,7 @@ func TestSeesAgreesWithPostgreSQL(t *testing.T) {
 			}
 		}
 	}
-	if (outbox.Snapshot{}).Sees(1) {
+	if (backlog.Snapshot{}).Sees(1) {
 		t.Error("the zero Snapshot sees a transaction")
 	}
 }

@@ -13,7 +13,9 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/internal/upkeep"
 	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay/backlog"
 )
 
 // first is the first partition of a new outbox, and the seq behind it.
@@ -23,14 +25,14 @@ const (
 )
 
 // wantBusy fails the test unless nothing was dropped, for this reason.
-func wantBusy(t *testing.T, done outbox.Tended, why string) {
+func wantBusy(t *testing.T, done upkeep.Tended, why string) {
 	t.Helper()
 	if done.Dropped != nil || !strings.Contains(done.Busy, why) {
 		t.Errorf("Tend() = %+v, want nothing dropped because %q", done, why)
 	}
 }
 
-func wantDropped(t *testing.T, done outbox.Tended, events int64, names ...string) {
+func wantDropped(t *testing.T, done upkeep.Tended, events int64, names ...string) {
 	t.Helper()
 	if !slices.Equal(done.Dropped, names) || done.Pruned != events || done.Busy != "" {
 		t.Errorf("Tend() = %+v, want %v dropped, with %d events", done, names, events)
@@ -48,10 +50,10 @@ func TestPruneWhatIsPublishedAndOld(t *testing.T) {
 	wantDropped(t, k.tend(), 0)
 	k.published("EVENTS", c.at, retention-time.Minute)
 	wantDropped(t, k.tend(), 0)
-	k.published("EVENTS", outbox.Position{Snapshot: c.at.Snapshot, Floor: behindFirst - 2}, retention+time.Minute)
+	k.published("EVENTS", backlog.Position{Snapshot: c.at.Snapshot, Floor: behindFirst - 2}, retention+time.Minute)
 	k.published("EVENTS", c.at, 0)
 	wantDropped(t, k.tend(), 0)
-	k.published("EVENTS", outbox.Position{Snapshot: c.at.Snapshot, Floor: behindFirst - 1}, retention+time.Minute)
+	k.published("EVENTS", backlog.Position{Snapshot: c.at.Snapshot, Floor: behindFirst - 1}, retention+time.Minute)
 	k.published("EVENTS", c.at, 0)
 	k.exec(`insert into pgjet.leader (stream, epoch) values ('NEVER', 0)`) // paused, and never led
 	wantDropped(t, k.tend(), 2, first)
@@ -111,7 +113,7 @@ func TestPruneBelievesNoCaller(t *testing.T) {
 	k.published("EVENTS", c.at, 0)
 	k.exec(`insert into pgjet.leader (stream, epoch) values ('OTHER', 1)`)
 	refused(k, "one stream without a checkpoint")
-	k.published("OTHER", outbox.Position{Snapshot: c.at.Snapshot, Floor: behindFirst - 2}, 0)
+	k.published("OTHER", backlog.Position{Snapshot: c.at.Snapshot, Floor: behindFirst - 2}, 0)
 	refused(k, "one stream behind")
 	k.published("OTHER", c.at, 0)
 	if _, err := k.conn.Exec(t.Context(), drop, "99999999:99999999:", int64(math.MaxInt64)); err != nil {
@@ -175,7 +177,7 @@ func TestPruneWaitsForEveryStream(t *testing.T) {
 		k.exec(`insert into pgjet.leader (stream, epoch) values ('THIRD', 1)`)
 		k.published(behind, c.at, 0)
 		wantDropped(t, k.tend(), 0)
-		done, err := outbox.Prune(t.Context(), k.conn, retention, "me", "r")
+		done, err := upkeep.Prune(t.Context(), k.conn, retention, "me", "r")
 		if err != nil || !strings.Contains(done.Busy, "stream THIRD has not published") {
 			t.Errorf("Prune() = %+v, %v, want that THIRD holds it back", done, err)
 		}
@@ -196,7 +198,7 @@ func TestPruneIgnoresMistypedStream(t *testing.T) {
 		wantDropped(t, k.tend(), 0)
 	}
 	k.exec(`update pgjet.leader set cause = 'stream_missing: no such stream' where stream = 'EVENT'`)
-	k.published("EVENT", outbox.Position{Snapshot: c.at.Snapshot, Floor: 1}, retention+time.Minute)
+	k.published("EVENT", backlog.Position{Snapshot: c.at.Snapshot, Floor: 1}, retention+time.Minute)
 	wantDropped(t, k.tend(), 0)
 	k.exec(`delete from pgjet.checkpoint where stream = 'EVENT'`)
 	k.exec(`insert into pgjet.leader (stream, epoch, cause) values ('THEIRS', 1, 'starting')`)
@@ -302,8 +304,8 @@ func TestWidthFollowsTheRate(t *testing.T) {
 		{1_000, 50_000}, {100_000, 300_000}, {10_000_000, 5_000_000},
 	} {
 		k := newTender(t)
-		k.published("EVENTS", outbox.Position{Floor: 1000}, 40*time.Minute)
-		k.published("EVENTS", outbox.Position{Floor: 1000 + tt.perHour/2}, 10*time.Minute)
+		k.published("EVENTS", backlog.Position{Floor: 1000}, 40*time.Minute)
+		k.published("EVENTS", backlog.Position{Floor: 1000 + tt.perHour/2}, 10*time.Minute)
 		k.at(60_000)
 		k.settle()
 		got := scan[int64](k, `select high - low from pgjet.outbox_partition order by low desc limit 1`)
@@ -317,7 +319,7 @@ func TestPrunableChangesNothing(t *testing.T) {
 	k := newTender(t)
 	k.old(2)
 	for range 2 {
-		names, err := outbox.Prunable(t.Context(), k.conn, retention)
+		names, err := upkeep.Prunable(t.Context(), k.conn, retention)
 		if err != nil || !slices.Equal(names, []string{first}) {
 			t.Errorf("Prunable() = %v, %v, want %s", names, err, first)
 		}
@@ -331,14 +333,14 @@ func TestPrunableChangesNothing(t *testing.T) {
 func TestPruneByHandIsRecorded(t *testing.T) {
 	k := newTender(t)
 	k.old(2)
-	if done, err := outbox.Prune(t.Context(), k.conn, retention, "ann@host", "disk"); err == nil || done.Dropped != nil {
+	if done, err := upkeep.Prune(t.Context(), k.conn, retention, "ann@host", "disk"); err == nil || done.Dropped != nil {
 		t.Errorf("Prune() as a relay = %+v, %v, want an error", done, err)
 	}
 	if _, err := k.conn.Exec(t.Context(), `set role pgjet_operator`); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
-		done, err := outbox.Prune(t.Context(), k.conn, retention, "ann@host", "disk")
+		done, err := upkeep.Prune(t.Context(), k.conn, retention, "ann@host", "disk")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -346,7 +348,7 @@ func TestPruneByHandIsRecorded(t *testing.T) {
 			wantDropped(t, done, 2, first)
 		}
 	}
-	if status, err := outbox.ReadStatus(t.Context(), k.conn); err != nil || status.Pruned != 2 {
+	if status, err := upkeep.ReadStatus(t.Context(), k.conn); err != nil || status.Pruned != 2 {
 		t.Errorf("ReadStatus() as an operator = %+v, %v, want 2 pruned", status, err)
 	}
 	got := scan[string](k, `select string_agg(concat_ws(' ', kind, target, by, reason, detail), ',') from pgjet.operation`)
@@ -359,9 +361,9 @@ func TestPruneByHandIsRecorded(t *testing.T) {
 // one snapshot, at any stage.
 func TestStatusAddsUp(t *testing.T) {
 	k := newTender(t)
-	check := func(stage string, want outbox.Status) {
+	check := func(stage string, want upkeep.Status) {
 		t.Helper()
-		got, err := outbox.ReadStatus(t.Context(), k.conn)
+		got, err := upkeep.ReadStatus(t.Context(), k.conn)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -381,19 +383,19 @@ func TestStatusAddsUp(t *testing.T) {
 			t.Errorf("%s: %+v, want %+v", stage, got, want)
 		}
 	}
-	check("empty", outbox.Status{})
+	check("empty", upkeep.Status{})
 	late := begin(t, k.db, 100)
 	c := k.old(3)
-	check("a transaction is open", outbox.Status{Written: 4, Published: 4})
+	check("a transaction is open", upkeep.Status{Written: 4, Published: 4})
 	commit(t, late)
-	check("it has committed", outbox.Status{Written: 5, Published: 4, Pending: 1})
+	check("it has committed", upkeep.Status{Written: 5, Published: 4, Pending: 1})
 	appendEvents(t, k.db, noted{"k", 5})
 	k.exec(`insert into pgjet.quarantine (seq, event_id, reason) select seq, id, 'test' from pgjet.outbox where seq = 2`)
-	check("one is set aside", outbox.Status{Written: 6, Published: 3, Pending: 2, Quarantined: 1})
+	check("one is set aside", upkeep.Status{Written: 6, Published: 3, Pending: 2, Quarantined: 1})
 	c.more()
 	k.published("EVENTS", c.at, 0)
-	check("all is published", outbox.Status{Written: 6, Published: 5, Quarantined: 1})
+	check("all is published", upkeep.Status{Written: 6, Published: 5, Quarantined: 1})
 	k.exec(`update pgjet.quarantine set state = 'dropped'`)
 	testenv.Eventually(t, 10*time.Second, "the first partition is dropped", func() bool { return k.tend().Dropped != nil })
-	check("some is pruned", outbox.Status{Written: 6, Published: 2, Pruned: 4})
+	check("some is pruned", upkeep.Status{Written: 6, Published: 2, Pruned: 4})
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/outbox"
 	"github.com/pgjet/pgjet/pgjettest"
+	"github.com/pgjet/pgjet/relay/backlog"
 )
 
 // inOneHour is a due that no test waits for.
@@ -100,7 +101,7 @@ func TestAppendAtKeepsEverything(t *testing.T) {
 			t.Errorf("%d events were moved, want 3", n)
 		}
 		var got []events.Event
-		_, err = outbox.Read(t.Context(), newCursor(t, db).reader, outbox.Position{}, func(r outbox.Record) error {
+		_, err = backlog.Read(t.Context(), newCursor(t, db).reader, backlog.Position{}, func(r backlog.Record) error {
 			got = append(got, r.Event)
 			return nil
 		})
@@ -319,7 +320,7 @@ func TestScheduleSQL(t *testing.T) {
 func wantMoved(t *testing.T, db *pgxpool.Pool, want ...events.Event) {
 	t.Helper()
 	var got []events.Event
-	_, err := outbox.Read(t.Context(), newCursor(t, db).reader, outbox.Position{}, func(r outbox.Record) error {
+	_, err := backlog.Read(t.Context(), newCursor(t, db).reader, backlog.Position{}, func(r backlog.Record) error {
 		got = append(got, r.Event)
 		return r.Err
 	})

@@ -25,6 +25,7 @@ import (
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay/backlog"
 )
 
 // A line is a connection that counts round trips.
@@ -172,7 +173,7 @@ func TestAppendSQLKeepsEverything(t *testing.T) {
 func wantEvents(t *testing.T, db *pgxpool.Pool, sent []events.Event) {
 	t.Helper()
 	var got []events.Event
-	_, err := outbox.Read(t.Context(), newCursor(t, db).reader, outbox.Position{}, func(r outbox.Record) error {
+	_, err := backlog.Read(t.Context(), newCursor(t, db).reader, backlog.Position{}, func(r backlog.Record) error {
 		if e := &r.Event; len(e.Header) == 0 { // sent without a time
 			if time.Since(e.Time).Abs() > time.Minute {
 				t.Errorf("time = %v, want now", e.Time)

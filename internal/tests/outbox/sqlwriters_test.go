@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"github.com/pgjet/pgjet/events"
-	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay/backlog"
 )
 
 // TestSQLWritersDoc executes what docs/sql-writers.md shows, with the rights of a
@@ -56,7 +56,7 @@ func TestSQLWritersDoc(t *testing.T) {
 		}
 	}
 	var got []events.Event
-	_, err = outbox.Read(t.Context(), outbox.NewReader(k.conn), outbox.Position{}, func(r outbox.Record) error {
+	_, err = backlog.Read(t.Context(), backlog.NewReader(k.conn), backlog.Position{}, func(r backlog.Record) error {
 		got = append(got, r.Event)
 		return r.Event.Validate()
 	})

@@ -1,4 +1,6 @@
-package outbox
+// Package backlog reads what an outbox holds beyond a position: every event once, those of one key in the order of their commits, however late a
+// transaction commits, and whatever else is open meanwhile. [Read] says how, by a [Reader]. It is for the relay, and writes nothing.
+package backlog
 
 import (
 	"fmt"

@@ -1,4 +1,4 @@
-package outbox
+package upkeep
 
 import (
 	"context"
@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgjet/pgjet/internal/postgres"
+	"github.com/pgjet/pgjet/relay/backlog"
 )
 
 // A Status says what an outbox holds, as one snapshot of the database shows it:
@@ -84,7 +85,7 @@ func readStatus(ctx context.Context, db *pgx.Conn, most int64) (Status, error) {
 // is in quarantine, or will be.
 const writable = `time >= '0001-01-01 00:00:00+00' and time < '10000-01-01 00:00:00+00'`
 
-func (s *Status) count(ctx context.Context, tx pgx.Tx, published Position) error {
+func (s *Status) count(ctx context.Context, tx pgx.Tx, published backlog.Position) error {
 	rows, err := tx.Query(ctx, `
 		with held as (
 		    select o.tableoid, count(*) as events, min(time) filter (where `+writable+`) as oldest, max(time) filter (where `+writable+`) as newest,
@@ -117,7 +118,7 @@ func (s *Status) count(ctx context.Context, tx pgx.Tx, published Position) error
 }
 
 // estimate looks at the ends of each partition.
-func (s *Status) estimate(ctx context.Context, tx pgx.Tx, published Position) error {
+func (s *Status) estimate(ctx context.Context, tx pgx.Tx, published backlog.Position) error {
 	const at = `seq, case when ` + writable + ` then time end as time`
 	rows, err := tx.Query(ctx, `
 		select c.relname, p.low, p.high, pg_total_relation_size(c.oid), f.seq, l.seq, f.time, l.time, coalesce(q.n, 0)

@@ -1,4 +1,4 @@
-package outbox
+package upkeep
 
 import (
 	"cmp"
@@ -13,14 +13,11 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgjet/pgjet/internal/sqlstate"
+	"github.com/pgjet/pgjet/relay/backlog"
 )
 
 // notPublished is the SQLSTATE with which pgjet.drop_outbox_partition refuses.
 const notPublished = "PJ001"
-
-// DefaultRetention is how long events stay in the outbox after they were published: for
-// so long the relay can publish again what a stream loses.
-const DefaultRetention = 72 * time.Hour
 
 // How many partitions are kept ahead of the last event, how many make up the
 // retention, and how many events one may take.
@@ -115,13 +112,13 @@ type partition struct {
 
 // A situation is what there is to decide on.
 type situation struct {
-	partitions []partition // in order
-	last       int64       // the seq given out last
-	strays     bool        // the default partition is not empty
-	published  Position    // in every stream
-	old        int64       // every stream had published all up to here, long enough ago
-	reach      []reach     // of each stream, the one that is behind first
-	rate       float64     // events a second, of late
+	partitions []partition      // in order
+	last       int64            // the seq given out last
+	strays     bool             // the default partition is not empty
+	published  backlog.Position // in every stream
+	old        int64            // every stream had published all up to here, long enough ago
+	reach      []reach          // of each stream, the one that is behind first
+	rate       float64          // events a second, of late
 	retention  time.Duration
 }
 
@@ -165,7 +162,7 @@ func survey(ctx context.Context, db batcher, retention time.Duration) (*situatio
 		 where l.epoch > 0 and (c.stream is not null or coalesce(l.cause, '') !~ '^(stream_missing|foreign_outbox):')`, retention).
 		Query(s.scanStreams)
 	if err := db.SendBatch(ctx, b).Close(); err != nil {
-		return nil, explain(err)
+		return nil, sqlstate.Advise(err, "")
 	}
 	return s, nil
 }
@@ -173,18 +170,18 @@ func survey(ctx context.Context, db batcher, retention time.Duration) (*situatio
 // scanStreams combines what is known of each stream: the one that is behind counts.
 func (s *situation) scanStreams(rows pgx.Rows) error {
 	var stream, text string
-	var p Position
+	var p backlog.Position
 	var old int64
 	var rate float64
 	first := true
 	_, err := pgx.ForEachRow(rows, []any{&stream, &text, &p.Floor, &old, &rate}, func() (err error) {
-		if p.Snapshot, err = ParseSnapshot(text); err != nil {
+		if p.Snapshot, err = backlog.ParseSnapshot(text); err != nil {
 			return err
 		}
 		if first {
 			s.published, s.old, first = p, old, false
 		}
-		s.published, s.old, s.rate = s.published.and(p), min(s.old, old), max(s.rate, rate)
+		s.published, s.old, s.rate = both(s.published, p), min(s.old, old), max(s.rate, rate)
 		s.reach = append(s.reach, reach{stream, min(old, p.Floor)})
 		return nil
 	})
@@ -205,18 +202,18 @@ func (s *situation) heldBack() string {
 	return ""
 }
 
-// and returns the position of what lies before both p and q.
-func (p Position) and(q Position) Position {
+// both returns the position of what lies before both p and q.
+func both(p, q backlog.Position) backlog.Position {
 	a, b := p.Snapshot, q.Snapshot
-	both := Snapshot{Xmin: min(a.Xmin, b.Xmin), Xmax: min(a.Xmax, b.Xmax)}
+	all := backlog.Snapshot{Xmin: min(a.Xmin, b.Xmin), Xmax: min(a.Xmax, b.Xmax)}
 	for _, xid := range slices.Concat(a.Running, b.Running) {
-		if xid < both.Xmax {
-			both.Running = append(both.Running, xid)
+		if xid < all.Xmax {
+			all.Running = append(all.Running, xid)
 		}
 	}
-	slices.Sort(both.Running)
-	both.Running = slices.Compact(both.Running)
-	return Position{Snapshot: both, Floor: min(p.Floor, q.Floor)}
+	slices.Sort(all.Running)
+	all.Running = slices.Compact(all.Running)
+	return backlog.Position{Snapshot: all, Floor: min(p.Floor, q.Floor)}
 }
 
 // width returns how many events a new partition is for. As long as the rate is not
