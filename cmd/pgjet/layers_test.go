@@ -70,6 +70,7 @@ var layers = []struct{ pkg, imports string }{
 	{"pgjettest", "consumers events internal/testenv outbox relay"},
 	// Tests that need servers, of packages that services import.
 	{"internal/tests/guide", ""},
+	{"internal/tests/notes", "events outbox relay/backlog"},
 	{"internal/tests/outbox", ""},
 	{"internal/tests/postgres", ""},
 	// For programs of others.
@@ -201,6 +202,22 @@ func TestOutboxIsLight(t *testing.T) {
 	t.Logf("%d modules linked, %d bytes downloaded by go mod tidy", len(modules), size)
 	if size > mostBytes {
 		t.Errorf("go mod tidy of a service that imports outbox downloads %d bytes, want at most %d:\n%s", size, mostBytes, strings.Join(downloads, "\n"))
+	}
+}
+
+// TestOutboxIsForServices: package outbox exports what a service needs. What the relay and operators need of the same tables is in
+// relay/backlog and internal/upkeep.
+func TestOutboxIsForServices(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), "go", "doc", "-short", module+"outbox").Output()
+	if err != nil {
+		t.Fatalf("go doc: %v", err)
+	}
+	var names []string
+	for _, m := range regexp.MustCompile(`(?m)^ *(?:func|type|const|var) (\w+)`).FindAllSubmatch(out, -1) {
+		names = append(names, string(m[1]))
+	}
+	if got, want := strings.Join(names, " "), "Append AppendAt AppendAtSQL AppendSQL Cancel CancelSQL Queue QueueAt SQLTx"; got != want {
+		t.Errorf("package outbox exports %s, want %s", got, want)
 	}
 }
 

@@ -1,10 +1,8 @@
 package outbox_test
 
 import (
-	"cmp"
 	"database/sql"
 	"encoding/json"
-	"errors"
 	"strings"
 	"testing"
 
@@ -15,6 +13,7 @@ import (
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/internal/tests/notes"
 	"github.com/pgjet/pgjet/outbox"
 	"github.com/pgjet/pgjet/relay/backlog"
 )
@@ -92,17 +91,17 @@ func TestBytesAreKept(t *testing.T) {
 // TestLateBytes: what commits late is read in another way, and is the same.
 func TestLateBytes(t *testing.T) {
 	db := testenv.Postgres(t)
-	c := newCursor(t, db)
-	late := begin(t, db, 1)
+	c := notes.NewCursor(t, db)
+	late := notes.Begin(t, db, 1)
 	sent, payloads := forms()
 	if err := outbox.Append(t.Context(), late, payloads...); err != nil {
 		t.Fatal(err)
 	}
-	appendEvents(t, db, noted{"other", 2})
-	want(t, c.more(), 2)
-	commit(t, late)
+	notes.Append(t, db, notes.Of("other", 2))
+	notes.Want(t, c.More(), 2)
+	notes.Commit(t, late)
 	var got []events.Event
-	_, err := backlog.Read(t.Context(), c.reader, c.at, func(r backlog.Record) error {
+	_, err := backlog.Read(t.Context(), c.Reader, c.At, func(r backlog.Record) error {
 		got = append(got, r.Event)
 		return r.Err
 	})
@@ -132,28 +131,5 @@ func TestOnePayload(t *testing.T) {
 		if taken != (err == nil) || err != nil && sqlstate.Of(err) != sqlstate.Rejected {
 			t.Errorf("insert %s): %v, want it taken: %t", columns, err, taken)
 		}
-	}
-}
-
-// TestMislaidPayload: PostgreSQL has looked whether data is JSON, and not whether body is.
-func TestMislaidPayload(t *testing.T) {
-	db := testenv.Postgres(t)
-	testenv.Exec(t, db, `insert into pgjet.outbox (id, type, key, content_type, data, body) values
-		(gen_random_uuid(), 'note.made', 'k', 'application/json', null, '{'),
-		(gen_random_uuid(), 'note.made', 'k', '', null, '{'),
-		(gen_random_uuid(), 'note.made', 'k', 'application/protobuf', '{}', null),
-		(gen_random_uuid(), 'note.made', 'k', 'application/json', '{}', null),
-		(gen_random_uuid(), 'note.made', 'k', 'application/protobuf', null, '{')`)
-	var fields []string
-	_, err := backlog.Read(t.Context(), newCursor(t, db).reader, backlog.Position{}, func(r backlog.Record) error {
-		invalid, _ := errors.AsType[*events.InvalidError](cmp.Or(r.Err, r.Event.ValidateStored()))
-		if invalid == nil {
-			invalid = &events.InvalidError{}
-		}
-		fields = append(fields, invalid.Field)
-		return nil
-	})
-	if got, want := strings.Join(fields, " "), "content_type content_type content_type  "; err != nil || got != want {
-		t.Errorf("invalid are the fields %q, %v, want %q", got, err, want)
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/internal/tests/notes"
 	"github.com/pgjet/pgjet/outbox"
 )
 
@@ -46,7 +47,7 @@ func queued(t *testing.T, n int) *pgx.Batch {
 	t.Helper()
 	b := &pgx.Batch{}
 	b.Queue(`insert into thing values ($1)`, n)
-	if err := outbox.Queue(t.Context(), b, noted{"k", n}); err != nil {
+	if err := outbox.Queue(t.Context(), b, notes.Of("k", n)); err != nil {
 		t.Fatal(err)
 	}
 	return b
@@ -63,8 +64,8 @@ func wantThings(t *testing.T, db *pgxpool.Pool, numbers ...int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want(t, got, numbers...)
-	want(t, newCursor(t, db).more(), numbers...)
+	notes.Want(t, got, numbers...)
+	notes.Want(t, notes.NewCursor(t, db).More(), numbers...)
 }
 
 // everything is an event of which each field has a value.
@@ -161,7 +162,7 @@ func TestBatchInATransaction(t *testing.T) {
 		if err := in(1).Rollback(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		commit(t, in(2))
+		notes.Commit(t, in(2))
 
 		begun := func(n int) pgx.Tx {
 			t.Helper()
@@ -177,7 +178,7 @@ func TestBatchInATransaction(t *testing.T) {
 		if err := begun(3).Rollback(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		commit(t, begun(4))
+		notes.Commit(t, begun(4))
 		wantThings(t, db, 2, 4)
 	})
 }
@@ -188,18 +189,18 @@ func TestCallbacksComeTooLate(t *testing.T) {
 	boom := errors.New("boom")
 	b := &pgx.Batch{}
 	b.Queue(`select`).Exec(func(pgconn.CommandTag) error { return boom })
-	if err := outbox.Queue(t.Context(), b, noted{"k", 1}); err != nil {
+	if err := outbox.Queue(t.Context(), b, notes.Of("k", 1)); err != nil {
 		t.Fatal(err)
 	}
 	if err := db.SendBatch(t.Context(), b).Close(); !errors.Is(err, boom) {
 		t.Errorf("Close() = %v, want boom", err)
 	}
-	want(t, newCursor(t, db).more(), 1)
+	notes.Want(t, notes.NewCursor(t, db).More(), 1)
 }
 
 func TestQueueRefusesWhatCannotBePublished(t *testing.T) {
 	b := &pgx.Batch{}
-	err := outbox.Queue(t.Context(), b, noted{"k", 1}, noted{"", 2})
+	err := outbox.Queue(t.Context(), b, notes.Of("k", 1), notes.Of("", 2))
 	if invalid, ok := errors.AsType[*events.InvalidError](err); !ok || invalid.Field != "key" || b.Len() != 0 {
 		t.Errorf("Queue() = %v, %d statements, want an InvalidError of field key, none", err, b.Len())
 	}
@@ -220,7 +221,7 @@ func TestQueueSaysWhatToDo(t *testing.T) {
 	}
 	for _, wanted := range []string{"pgjet migrate up", "had failed before"} {
 		b := &pgx.Batch{}
-		if err := outbox.Queue(t.Context(), b, noted{"k", 1}); err != nil {
+		if err := outbox.Queue(t.Context(), b, notes.Of("k", 1)); err != nil {
 			t.Fatal(err)
 		}
 		if err := conn.SendBatch(t.Context(), b).Close(); err == nil || !strings.Contains(err.Error(), wanted) {
@@ -244,7 +245,7 @@ func TestQueueRefusesEncodings(t *testing.T) {
 			if !refused && encoding != "UTF8" && config.DefaultQueryExecMode == pgx.QueryExecModeSimpleProtocol {
 				continue // pgx itself refuses it
 			}
-			for _, payloads := range [][]events.Payload{{noted{"ü", 1}}, {noted{"ü", 1}, noted{"k", 2}}} {
+			for _, payloads := range [][]events.Payload{{notes.Of("ü", 1)}, {notes.Of("ü", 1), notes.Of("k", 2)}} {
 				b := &pgx.Batch{}
 				b.Queue(`insert into thing values (7)`)
 				if err := outbox.Queue(t.Context(), b, payloads...); err != nil {

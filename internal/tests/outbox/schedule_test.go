@@ -17,6 +17,7 @@ import (
 
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/internal/tests/notes"
 	"github.com/pgjet/pgjet/outbox"
 	"github.com/pgjet/pgjet/pgjettest"
 	"github.com/pgjet/pgjet/relay/backlog"
@@ -84,9 +85,9 @@ func makeDue(t *testing.T, db *pgxpool.Pool) {
 func TestAppendAtKeepsEverything(t *testing.T) {
 	inEveryMode(t, func(t *testing.T, db *pgxpool.Pool) {
 		sent := everything()
-		ids := schedule(t, db, inOneHour(), sent, noted{"k", 1})
+		ids := schedule(t, db, inOneHour(), sent, notes.Of("k", 1))
 		batch := &pgx.Batch{}
-		queued, err := outbox.QueueAt(traced(), batch, inOneHour(), noted{"k", 2})
+		queued, err := outbox.QueueAt(traced(), batch, inOneHour(), notes.Of("k", 2))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -101,7 +102,7 @@ func TestAppendAtKeepsEverything(t *testing.T) {
 			t.Errorf("%d events were moved, want 3", n)
 		}
 		var got []events.Event
-		_, err = backlog.Read(t.Context(), newCursor(t, db).reader, backlog.Position{}, func(r backlog.Record) error {
+		_, err = backlog.Read(t.Context(), notes.NewCursor(t, db).Reader, backlog.Position{}, func(r backlog.Record) error {
 			got = append(got, r.Event)
 			return nil
 		})
@@ -127,7 +128,7 @@ func TestAppendAtKeepsEverything(t *testing.T) {
 // TestCancel: an event that waits is cancelled once, and if the transaction commits.
 func TestCancel(t *testing.T) {
 	inEveryMode(t, func(t *testing.T, db *pgxpool.Pool) {
-		ids := schedule(t, db, inOneHour(), noted{"k", 1}, noted{"k", 2})
+		ids := schedule(t, db, inOneHour(), notes.Of("k", 1), notes.Of("k", 2))
 		boom := errors.New("boom")
 		err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error {
 			if waiting, err := outbox.Cancel(t.Context(), tx, ids[1]); err != nil || !waiting {
@@ -143,7 +144,7 @@ func TestCancel(t *testing.T) {
 		}
 		makeDue(t, db)
 		move(t, db)
-		want(t, newCursor(t, db).more(), 2)
+		notes.Want(t, notes.NewCursor(t, db).More(), 2)
 		if cancel(t, db, ids[1]) {
 			t.Error("an event that was moved was cancelled")
 		}
@@ -190,7 +191,7 @@ func (nobody) Conn() *pgx.Conn { return nil }
 func TestDueIsNotRoundedDown(t *testing.T) {
 	db := testenv.Postgres(t)
 	due := time.Date(2100, 1, 2, 3, 4, 5, 1, time.UTC)
-	schedule(t, db, due, noted{"k", 1})
+	schedule(t, db, due, notes.Of("k", 1))
 	var stored time.Time
 	if err := db.QueryRow(t.Context(), `select due from pgjet.scheduled`).Scan(&stored); err != nil || stored.Before(due) || stored.Sub(due) > time.Microsecond {
 		t.Errorf("due is stored as %s, %v; want %s, rounded up", stored, err, due)
@@ -300,7 +301,7 @@ func TestScheduleSQL(t *testing.T) {
 			return err
 		}
 		var err error
-		id, err = outbox.AppendAtSQL(t.Context(), tx, inOneHour(), noted{"k", 1})
+		id, err = outbox.AppendAtSQL(t.Context(), tx, inOneHour(), notes.Of("k", 1))
 		return err
 	})
 	in(func(tx *sql.Tx) error {
@@ -320,7 +321,7 @@ func TestScheduleSQL(t *testing.T) {
 func wantMoved(t *testing.T, db *pgxpool.Pool, want ...events.Event) {
 	t.Helper()
 	var got []events.Event
-	_, err := backlog.Read(t.Context(), newCursor(t, db).reader, backlog.Position{}, func(r backlog.Record) error {
+	_, err := backlog.Read(t.Context(), notes.NewCursor(t, db).Reader, backlog.Position{}, func(r backlog.Record) error {
 		got = append(got, r.Event)
 		return r.Err
 	})

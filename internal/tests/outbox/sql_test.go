@@ -24,6 +24,7 @@ import (
 
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/internal/tests/notes"
 	"github.com/pgjet/pgjet/outbox"
 	"github.com/pgjet/pgjet/relay/backlog"
 )
@@ -173,7 +174,7 @@ func TestAppendSQLKeepsEverything(t *testing.T) {
 func wantEvents(t *testing.T, db *pgxpool.Pool, sent []events.Event) {
 	t.Helper()
 	var got []events.Event
-	_, err := backlog.Read(t.Context(), newCursor(t, db).reader, backlog.Position{}, func(r backlog.Record) error {
+	_, err := backlog.Read(t.Context(), notes.NewCursor(t, db).Reader, backlog.Position{}, func(r backlog.Record) error {
 		if e := &r.Event; len(e.Header) == 0 { // sent without a time
 			if time.Since(e.Time).Abs() > time.Minute {
 				t.Errorf("time = %v, want now", e.Time)
@@ -209,32 +210,32 @@ func TestAppendSQLIsAtomic(t *testing.T) {
 	byDriver(t, nil, func(t *testing.T, db *sql.DB, pool *pgxpool.Pool, _ *dialer) {
 		for n, end := range []func(*sql.Tx) error{(*sql.Tx).Rollback, (*sql.Tx).Commit, (*sql.Tx).Rollback} {
 			tx := beginSQL(t, db)
-			if err := outbox.AppendSQL(t.Context(), tx, noted{"k", n}); err != nil {
+			if err := outbox.AppendSQL(t.Context(), tx, notes.Of("k", n)); err != nil {
 				t.Fatal(err)
 			}
-			want(t, newCursor(t, pool).more(), []int{1}[:n/2]...) // it does not commit by itself
+			notes.Want(t, notes.NewCursor(t, pool).More(), []int{1}[:n/2]...) // it does not commit by itself
 			if err := end(tx); err != nil {
 				t.Fatal(err)
 			}
-			if err := outbox.AppendSQL(t.Context(), tx, noted{"k", n}); !errors.Is(err, sql.ErrTxDone) {
+			if err := outbox.AppendSQL(t.Context(), tx, notes.Of("k", n)); !errors.Is(err, sql.ErrTxDone) {
 				t.Errorf("AppendSQL() after the end of the transaction = %v, want %v", err, sql.ErrTxDone)
 			}
 		}
-		want(t, newCursor(t, pool).more(), 1)
+		notes.Want(t, notes.NewCursor(t, pool).More(), 1)
 	})
 }
 
 func TestAppendSQLRefusesWhatCannotBePublished(t *testing.T) {
 	byDriver(t, nil, func(t *testing.T, db *sql.DB, pool *pgxpool.Pool, _ *dialer) {
 		tx := beginSQL(t, db)
-		err := outbox.AppendSQL(t.Context(), tx, noted{"k", 1}, noted{"", 2})
+		err := outbox.AppendSQL(t.Context(), tx, notes.Of("k", 1), notes.Of("", 2))
 		if invalid, ok := errors.AsType[*events.InvalidError](err); !ok || invalid.Field != "key" {
 			t.Errorf("AppendSQL() = %v, want an InvalidError of field key", err)
 		}
 		if err := tx.Commit(); err != nil {
 			t.Fatal(err)
 		}
-		want(t, newCursor(t, pool).more())
+		notes.Want(t, notes.NewCursor(t, pool).More())
 	})
 }
 
@@ -243,7 +244,7 @@ func TestAppendSQLSaysWhatToDo(t *testing.T) {
 		testenv.Exec(t, pool, `drop table pgjet.outbox cascade`)
 		tx := beginSQL(t, db)
 		for _, wanted := range []string{"pgjet migrate up", "had failed before"} {
-			err := outbox.AppendSQL(t.Context(), tx, noted{"k", 1})
+			err := outbox.AppendSQL(t.Context(), tx, notes.Of("k", 1))
 			if err == nil || !strings.Contains(err.Error(), wanted) || !strings.HasPrefix(err.Error(), "append note.made to outbox: ") {
 				t.Errorf("AppendSQL() = %v, want an error with %q", err, wanted)
 			}
@@ -260,7 +261,7 @@ func TestAppendSQLRefusesEncodings(t *testing.T) {
 				tx.Rollback()
 				continue // the driver itself refuses it
 			}
-			err := outbox.AppendSQL(t.Context(), tx, noted{"ü", 1})
+			err := outbox.AppendSQL(t.Context(), tx, notes.Of("ü", 1))
 			if refused != (err != nil) || refused && !strings.Contains(err.Error(), "add client_encoding=UTF8 to the database URL") {
 				t.Errorf("AppendSQL() with %s = %v, want a refusal: %t", encoding, err, refused)
 			}
@@ -272,7 +273,7 @@ func TestAppendSQLRefusesEncodings(t *testing.T) {
 func TestAppendSQLStoresTheTrace(t *testing.T) {
 	byDriver(t, nil, func(t *testing.T, db *sql.DB, pool *pgxpool.Pool, _ *dialer) {
 		tx := beginSQL(t, db)
-		if err := outbox.AppendSQL(traced(), tx, noted{"k", 1}); err != nil {
+		if err := outbox.AppendSQL(traced(), tx, notes.Of("k", 1)); err != nil {
 			t.Fatal(err)
 		}
 		if err := tx.Commit(); err != nil {
@@ -299,19 +300,19 @@ func TestAppendSQLThroughAPooler(t *testing.T) {
 			var all []*sql.Tx
 			for n := range 4 { // at the same time, each on its own session
 				all = append(all, beginSQL(t, db))
-				if err := outbox.AppendSQL(t.Context(), all[n], noted{"k", n}); err != nil {
+				if err := outbox.AppendSQL(t.Context(), all[n], notes.Of("k", n)); err != nil {
 					t.Fatal(err)
 				}
 			}
 			for n, tx := range all {
-				if err := outbox.AppendSQL(t.Context(), tx, noted{"k", n + 4}, noted{"k", n + 8}); err != nil {
+				if err := outbox.AppendSQL(t.Context(), tx, notes.Of("k", n+4), notes.Of("k", n+8)); err != nil {
 					t.Fatal(err)
 				}
 				if err := tx.Commit(); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if got := newCursor(t, pool).more(); len(got) != 12 {
+			if got := notes.NewCursor(t, pool).More(); len(got) != 12 {
 				t.Errorf("read %v, want 12 events", got)
 			}
 		})

@@ -7,20 +7,24 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/internal/tests/notes"
 	"github.com/pgjet/pgjet/relay/backlog"
 )
 
 // TestSQLWritersDoc executes what docs/sql-writers.md shows, with the rights of a
 // service that was given those shown there, and reads valid events.
 func TestSQLWritersDoc(t *testing.T) {
-	k := newTender(t)
-	k.exec(`create table public.orders (id text primary key, paid boolean);
+	db := testenv.Postgres(t)
+	testenv.Exec(t, db, `create table public.orders (id text primary key, paid boolean);
 		insert into public.orders values ('o-17', false);
 		drop role if exists orders_service;
 		create role orders_service;
 		grant select, update on public.orders to orders_service`)
-	t.Cleanup(func() { k.db.Exec(context.Background(), `drop owned by orders_service; drop role orders_service`) })
+	t.Cleanup(func() { db.Exec(context.Background(), `drop owned by orders_service; drop role orders_service`) })
 	doc, err := os.ReadFile("../../../docs/sql-writers.md")
 	if err != nil {
 		t.Fatal(err)
@@ -37,9 +41,13 @@ func TestSQLWritersDoc(t *testing.T) {
 		}
 	}
 	for _, sql := range others {
-		k.exec(sql)
+		testenv.Exec(t, db, sql)
 	}
-	service := connect(t, k.db)
+	service, err := pgx.ConnectConfig(t.Context(), db.Config().ConnConfig.Copy())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { service.Close(context.Background()) })
 	for _, sql := range append([]string{`set role orders_service`}, inserts...) {
 		if _, err := service.Exec(t.Context(), sql); err != nil {
 			t.Errorf("%v, of\n%s", err, sql)
@@ -48,7 +56,7 @@ func TestSQLWritersDoc(t *testing.T) {
 	for i, sql := range scheduled { // to schedule an event, and to cancel it
 		tag, err := service.Exec(t.Context(), sql)
 		waiting := 0
-		if err := k.db.QueryRow(t.Context(), `select count(*) from pgjet.scheduled`).Scan(&waiting); err != nil {
+		if err := db.QueryRow(t.Context(), `select count(*) from pgjet.scheduled`).Scan(&waiting); err != nil {
 			t.Fatal(err)
 		}
 		if err != nil || tag.RowsAffected() != 1 || waiting != 1-i {
@@ -56,7 +64,7 @@ func TestSQLWritersDoc(t *testing.T) {
 		}
 	}
 	var got []events.Event
-	_, err = backlog.Read(t.Context(), backlog.NewReader(k.conn), backlog.Position{}, func(r backlog.Record) error {
+	_, err = backlog.Read(t.Context(), notes.NewCursor(t, db).Reader, backlog.Position{}, func(r backlog.Record) error {
 		got = append(got, r.Event)
 		return r.Event.Validate()
 	})

@@ -1,4 +1,4 @@
-package outbox_test
+package backlog_test
 
 import (
 	"testing"
@@ -7,44 +7,45 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/internal/tests/notes"
 	"github.com/pgjet/pgjet/outbox"
 )
 
 // settle lets the reader find out what it can.
-func (c *cursor) settle() int64 {
-	c.t.Helper()
+func settle(t *testing.T, c *notes.Cursor) int64 {
+	t.Helper()
 	for range 6 {
-		if err := c.reader.Settle(c.t.Context()); err != nil {
-			c.t.Fatal(err)
+		if err := c.Reader.Settle(t.Context()); err != nil {
+			t.Fatal(err)
 		}
-		want(c.t, c.more())
+		notes.Want(t, c.More())
 	}
-	return c.reader.Settled()
+	return c.Reader.Settled()
 }
 
 func TestSettle(t *testing.T) {
 	db := testenv.Postgres(t)
-	c := newCursor(t, db)
-	if got := c.settle(); got != 0 {
+	c := notes.NewCursor(t, db)
+	if got := settle(t, c); got != 0 {
 		t.Errorf("settled up to %d before there is anything", got)
 	}
-	appendEvents(t, db, noted{"k", 1})
-	want(t, c.more(), 1)
-	if got := c.settle(); got != 1 {
+	notes.Append(t, db, notes.Of("k", 1))
+	notes.Want(t, c.More(), 1)
+	if got := settle(t, c); got != 1 {
 		t.Errorf("settled up to %d, want 1", got)
 	}
-	idle := begin(t, db, 2)
-	appendEvents(t, db, noted{"other", 3})
-	want(t, c.more(), 3)
-	if got := c.settle(); got != 1 {
+	idle := notes.Begin(t, db, 2)
+	notes.Append(t, db, notes.Of("other", 3))
+	notes.Want(t, c.More(), 3)
+	if got := settle(t, c); got != 1 {
 		t.Errorf("settled up to %d while a writer of 2 is open", got)
 	}
-	commit(t, idle)
-	if err := c.reader.Settle(t.Context()); err != nil {
+	notes.Commit(t, idle)
+	if err := c.Reader.Settle(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	want(t, c.more(), 2) // it has ended, and was not read yet
-	if got := c.settle(); got != 3 {
+	notes.Want(t, c.More(), 2) // it has ended, and was not read yet
+	if got := settle(t, c); got != 3 {
 		t.Errorf("settled up to %d, want 3", got)
 	}
 }
@@ -53,32 +54,32 @@ func TestSettle(t *testing.T) {
 // stock, may add an event of long ago.
 func TestSettleKnowsWhoMayComeBack(t *testing.T) {
 	db := testenv.Postgres(t)
-	c := newCursor(t, db)
-	appendEvents(t, db, noted{"k", 1})
+	c := notes.NewCursor(t, db)
+	notes.Append(t, db, notes.Of("k", 1))
 	prepared, err := db.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := outbox.Append(t.Context(), prepared, noted{"k", 2}); err != nil {
+	if err := outbox.Append(t.Context(), prepared, notes.Of("k", 2)); err != nil {
 		t.Fatal(err)
 	}
-	want(t, c.more(), 1)
-	if err := c.reader.Settle(t.Context()); err != nil { // sees the writer by its first name
+	notes.Want(t, c.More(), 1)
+	if err := c.Reader.Settle(t.Context()); err != nil { // sees the writer by its first name
 		t.Fatal(err)
 	}
 	if _, err := prepared.Exec(t.Context(), `prepare transaction 'orphan'`); err != nil {
 		t.Fatal(err)
 	}
 	_ = prepared.Commit(t.Context()) // it is over
-	appendEvents(t, db, noted{"k", 3})
-	want(t, c.more(), 3)
-	c.settle()
+	notes.Append(t, db, notes.Of("k", 3))
+	notes.Want(t, c.More(), 3)
+	settle(t, c)
 	if _, err := db.Exec(t.Context(), `commit prepared 'orphan'`); err != nil {
 		t.Fatal(err)
 	}
-	want(t, c.more(), 2)
+	notes.Want(t, c.More(), 2)
 
-	before := c.settle()
+	before := settle(t, c)
 	if _, err := db.Exec(t.Context(), `alter sequence pgjet.outbox_seq_seq cache 10`); err != nil {
 		t.Fatal(err)
 	}
@@ -88,13 +89,13 @@ func TestSettleKnowsWhoMayComeBack(t *testing.T) {
 	}
 	defer stock.Release()
 	for n := range 2 {
-		err := pgx.BeginFunc(t.Context(), stock, func(tx pgx.Tx) error { return outbox.Append(t.Context(), tx, noted{"k", 4 + n}) })
+		err := pgx.BeginFunc(t.Context(), stock, func(tx pgx.Tx) error { return outbox.Append(t.Context(), tx, notes.Of("k", 4+n)) })
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	want(t, c.more(), 4, 5)
-	if got := c.settle(); got != before {
+	notes.Want(t, c.More(), 4, 5)
+	if got := settle(t, c); got != before {
 		t.Errorf("settled up to %d, want %d: a session has seqs in stock", got, before)
 	}
 }
@@ -103,7 +104,7 @@ func TestSettleKnowsWhoMayComeBack(t *testing.T) {
 // a page costs no more the more there are.
 func TestReadManyLateCommits(t *testing.T) {
 	db := testenv.Postgres(t)
-	c := newCursor(t, db)
+	c := notes.NewCursor(t, db)
 	late, err := db.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -116,11 +117,11 @@ func TestReadManyLateCommits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	appendEvents(t, db, noted{"other", 0})
-	want(t, c.more(), 0)
-	commit(t, late)
+	notes.Append(t, db, notes.Of("other", 0))
+	notes.Want(t, c.More(), 0)
+	notes.Commit(t, late)
 	begun := time.Now()
-	if got := len(c.more()); got != count {
+	if got := len(c.More()); got != count {
 		t.Errorf("read %d late events, want %d", got, count)
 	}
 	// In quadratic time it takes minutes.
@@ -132,7 +133,7 @@ func TestReadManyLateCommits(t *testing.T) {
 // TestReadLargeLateEvents: of late events that fill more than a page none is left out.
 func TestReadLargeLateEvents(t *testing.T) {
 	db := testenv.Postgres(t)
-	c := newCursor(t, db)
+	c := notes.NewCursor(t, db)
 	late, err := db.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -144,8 +145,8 @@ func TestReadLargeLateEvents(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	appendEvents(t, db, noted{"other", 0})
-	want(t, c.more(), 0)
-	commit(t, late)
-	want(t, c.more(), 1, 2, 3, 4, 5, 6, 7, 8)
+	notes.Append(t, db, notes.Of("other", 0))
+	notes.Want(t, c.More(), 0)
+	notes.Commit(t, late)
+	notes.Want(t, c.More(), 1, 2, 3, 4, 5, 6, 7, 8)
 }

@@ -1,4 +1,4 @@
-package outbox_test
+package backlog_test
 
 import (
 	"testing"

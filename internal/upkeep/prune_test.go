@@ -1,4 +1,4 @@
-package outbox_test
+package upkeep_test
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/internal/tests/notes"
 	"github.com/pgjet/pgjet/internal/upkeep"
 	"github.com/pgjet/pgjet/outbox"
 	"github.com/pgjet/pgjet/relay/backlog"
@@ -41,28 +42,28 @@ func wantDropped(t *testing.T, done upkeep.Tended, events int64, names ...string
 
 func TestPruneWhatIsPublishedAndOld(t *testing.T) {
 	k := newTender(t)
-	c := newCursor(t, k.db)
-	appendEvents(t, k.db, noted{"k", 1}, noted{"k", 2})
+	c := notes.NewCursor(t, k.db)
+	notes.Append(t, k.db, notes.Of("k", 1), notes.Of("k", 2))
 	k.at(behindFirst)
-	appendEvents(t, k.db, noted{"k", 3})
-	want(t, c.more(), 1, 2, 3)
+	notes.Append(t, k.db, notes.Of("k", 3))
+	notes.Want(t, c.More(), 1, 2, 3)
 	k.settle()
 	wantDropped(t, k.tend(), 0)
-	k.published("EVENTS", c.at, retention-time.Minute)
+	k.published("EVENTS", c.At, retention-time.Minute)
 	wantDropped(t, k.tend(), 0)
-	k.published("EVENTS", backlog.Position{Snapshot: c.at.Snapshot, Floor: behindFirst - 2}, retention+time.Minute)
-	k.published("EVENTS", c.at, 0)
+	k.published("EVENTS", backlog.Position{Snapshot: c.At.Snapshot, Floor: behindFirst - 2}, retention+time.Minute)
+	k.published("EVENTS", c.At, 0)
 	wantDropped(t, k.tend(), 0)
-	k.published("EVENTS", backlog.Position{Snapshot: c.at.Snapshot, Floor: behindFirst - 1}, retention+time.Minute)
-	k.published("EVENTS", c.at, 0)
+	k.published("EVENTS", backlog.Position{Snapshot: c.At.Snapshot, Floor: behindFirst - 1}, retention+time.Minute)
+	k.published("EVENTS", c.At, 0)
 	k.exec(`insert into pgjet.leader (stream, epoch) values ('NEVER', 0)`) // paused, and never led
 	wantDropped(t, k.tend(), 2, first)
 	wantDropped(t, k.tend(), 0)
 
-	want(t, c.more())
-	appendEvents(t, k.db, noted{"k", 4})
-	want(t, c.more(), 4)
-	want(t, newCursor(t, k.db).more(), 3, 4)
+	notes.Want(t, c.More())
+	notes.Append(t, k.db, notes.Of("k", 4))
+	notes.Want(t, c.More(), 4)
+	notes.Want(t, notes.NewCursor(t, k.db).More(), 3, 4)
 	if seq, events := scan[int64](k, `select seq from pgjet.pruned`), scan[int64](k, `select events from pgjet.pruned`); seq != behindFirst-1 || events != 2 {
 		t.Errorf("pruned up to seq %d, %d events, want %d and 2", seq, events, behindFirst-1)
 	}
@@ -71,14 +72,14 @@ func TestPruneWhatIsPublishedAndOld(t *testing.T) {
 // TestPrunedAddsUp: of several partitions, whatever the caller takes for published.
 func TestPrunedAddsUp(t *testing.T) {
 	k := newTender(t)
-	c := newCursor(t, k.db)
+	c := notes.NewCursor(t, k.db)
 	for n, seq := range []int64{1, behindFirst, behindFirst + 50_000} {
 		k.at(seq)
-		appendEvents(t, k.db, noted{"k", n}, noted{"k", n})
+		notes.Append(t, k.db, notes.Of("k", n), notes.Of("k", n))
 	}
-	c.more()
+	c.More()
 	k.settle()
-	k.published("EVENTS", c.at, retention+time.Minute)
+	k.published("EVENTS", c.At, retention+time.Minute)
 	wantDropped(t, k.tend(), 2, first)
 	wantDropped(t, k.tend(), 2, "outbox_50001")
 	if seq, events := scan[int64](k, `select seq from pgjet.pruned`), scan[int64](k, `select events from pgjet.pruned`); seq != behindFirst+50_000-1 || events != 4 {
@@ -103,19 +104,19 @@ func TestPruneBelievesNoCaller(t *testing.T) {
 		}
 	}
 	k := newTender(t)
-	appendEvents(t, k.db, noted{"k", 1})
+	notes.Append(t, k.db, notes.Of("k", 1))
 	refused(k, "without a leader")
-	late := begin(t, k.db, 100)
+	late := notes.Begin(t, k.db, 100)
 	c := k.old(2)
-	commit(t, late)
+	notes.Commit(t, late)
 	refused(k, "committed after the checkpoint")
-	c.more()
-	k.published("EVENTS", c.at, 0)
+	c.More()
+	k.published("EVENTS", c.At, 0)
 	k.exec(`insert into pgjet.leader (stream, epoch) values ('OTHER', 1)`)
 	refused(k, "one stream without a checkpoint")
-	k.published("OTHER", backlog.Position{Snapshot: c.at.Snapshot, Floor: behindFirst - 2}, 0)
+	k.published("OTHER", backlog.Position{Snapshot: c.At.Snapshot, Floor: behindFirst - 2}, 0)
 	refused(k, "one stream behind")
-	k.published("OTHER", c.at, 0)
+	k.published("OTHER", c.At, 0)
 	if _, err := k.conn.Exec(t.Context(), drop, "99999999:99999999:", int64(math.MaxInt64)); err != nil {
 		t.Errorf("drop of what is published: %v", err)
 	}
@@ -123,17 +124,17 @@ func TestPruneBelievesNoCaller(t *testing.T) {
 
 // old makes an outbox whose first partition may go by its age, and returns a cursor
 // that has read everything. What n appends before is read too.
-func (k *tender) old(n int) *cursor {
+func (k *tender) old(n int) *notes.Cursor {
 	k.Helper()
-	c := newCursor(k.T, k.db)
+	c := notes.NewCursor(k.T, k.db)
 	for i := range n {
-		appendEvents(k.T, k.db, noted{"k", i})
+		notes.Append(k.T, k.db, notes.Of("k", i))
 	}
 	k.at(behindFirst)
-	appendEvents(k.T, k.db, noted{"k", n})
-	c.more()
+	notes.Append(k.T, k.db, notes.Of("k", n))
+	c.More()
 	k.settle()
-	k.published("EVENTS", c.at, retention+time.Minute)
+	k.published("EVENTS", c.At, retention+time.Minute)
 	return c
 }
 
@@ -141,15 +142,15 @@ func (k *tender) old(n int) *cursor {
 // lies below the floor, and is not published.
 func TestPruneKeepsLateCommits(t *testing.T) {
 	k := newTender(t)
-	late := begin(t, k.db, 100)
+	late := notes.Begin(t, k.db, 100)
 	c := k.old(2)
 	if done := k.tend(); !strings.Contains(done.Busy, "longer than a second") { // if this machine is slow
 		wantBusy(t, done, `lock on relation "pgjet.outbox_1"`)
 	}
-	commit(t, late)
+	notes.Commit(t, late)
 	wantBusy(t, k.tend(), "holds an event that is not published, seq 1")
-	want(t, c.more(), 100)
-	k.published("EVENTS", c.at, 0)
+	notes.Want(t, c.More(), 100)
+	k.published("EVENTS", c.At, 0)
 	wantDropped(t, k.tend(), 3, first)
 }
 
@@ -167,15 +168,15 @@ func TestPruneWaitsForEveryStream(t *testing.T) {
 	for _, streams := range [][2]string{{"EVENTS", "OTHER"}, {"OTHER", "EVENTS"}} {
 		ahead, behind := streams[0], streams[1]
 		k := newTender(t)
-		late := begin(t, k.db, 100)
+		late := notes.Begin(t, k.db, 100)
 		c := k.old(2)
-		k.published("OTHER", c.at, retention+time.Minute)
-		commit(t, late)
-		want(t, c.more(), 100)
-		k.published(ahead, c.at, 0)
+		k.published("OTHER", c.At, retention+time.Minute)
+		notes.Commit(t, late)
+		notes.Want(t, c.More(), 100)
+		k.published(ahead, c.At, 0)
 		wantBusy(t, k.tend(), "holds an event that is not published, seq 1")
 		k.exec(`insert into pgjet.leader (stream, epoch) values ('THIRD', 1)`)
-		k.published(behind, c.at, 0)
+		k.published(behind, c.At, 0)
 		wantDropped(t, k.tend(), 0)
 		done, err := upkeep.Prune(t.Context(), k.conn, retention, "me", "r")
 		if err != nil || !strings.Contains(done.Busy, "stream THIRD has not published") {
@@ -198,7 +199,7 @@ func TestPruneIgnoresMistypedStream(t *testing.T) {
 		wantDropped(t, k.tend(), 0)
 	}
 	k.exec(`update pgjet.leader set cause = 'stream_missing: no such stream' where stream = 'EVENT'`)
-	k.published("EVENT", backlog.Position{Snapshot: c.at.Snapshot, Floor: 1}, retention+time.Minute)
+	k.published("EVENT", backlog.Position{Snapshot: c.At.Snapshot, Floor: 1}, retention+time.Minute)
 	wantDropped(t, k.tend(), 0)
 	k.exec(`delete from pgjet.checkpoint where stream = 'EVENT'`)
 	k.exec(`insert into pgjet.leader (stream, epoch, cause) values ('THEIRS', 1, 'starting')`)
@@ -223,7 +224,7 @@ func TestPruneTakesRestoredRows(t *testing.T) {
 		select '9000000000', n, gen_random_uuid(), 'note.made', 'k', '{}' from generate_series(11, 19) n`)
 	c := k.old(2)
 	wantDropped(t, k.tend(), 11, first)
-	want(t, c.more())
+	notes.Want(t, c.More())
 }
 
 func TestPruneKeepsQuarantinedEvents(t *testing.T) {
@@ -270,7 +271,7 @@ func TestPruneTakesNobodyHostage(t *testing.T) {
 			if longest > time.Second {
 				t.Errorf("an append took %s", longest)
 			}
-			commit(t, holder)
+			notes.Commit(t, holder)
 		})
 	}
 }
@@ -284,7 +285,7 @@ func (k *tender) slowestAppend(fn func()) time.Duration {
 		for !closed(stop) {
 			begun := time.Now()
 			err := pgx.BeginFunc(context.Background(), k.db, func(tx pgx.Tx) error {
-				return outbox.Append(context.Background(), tx, noted{"other", 1})
+				return outbox.Append(context.Background(), tx, notes.Of("other", 1))
 			})
 			if err != nil {
 				k.Errorf("append: %v", err)
@@ -384,16 +385,16 @@ func TestStatusAddsUp(t *testing.T) {
 		}
 	}
 	check("empty", upkeep.Status{})
-	late := begin(t, k.db, 100)
+	late := notes.Begin(t, k.db, 100)
 	c := k.old(3)
 	check("a transaction is open", upkeep.Status{Written: 4, Published: 4})
-	commit(t, late)
+	notes.Commit(t, late)
 	check("it has committed", upkeep.Status{Written: 5, Published: 4, Pending: 1})
-	appendEvents(t, k.db, noted{"k", 5})
+	notes.Append(t, k.db, notes.Of("k", 5))
 	k.exec(`insert into pgjet.quarantine (seq, event_id, reason) select seq, id, 'test' from pgjet.outbox where seq = 2`)
 	check("one is set aside", upkeep.Status{Written: 6, Published: 3, Pending: 2, Quarantined: 1})
-	c.more()
-	k.published("EVENTS", c.at, 0)
+	c.More()
+	k.published("EVENTS", c.At, 0)
 	check("all is published", upkeep.Status{Written: 6, Published: 5, Quarantined: 1})
 	k.exec(`update pgjet.quarantine set state = 'dropped'`)
 	testenv.Eventually(t, 10*time.Second, "the first partition is dropped", func() bool { return k.tend().Dropped != nil })

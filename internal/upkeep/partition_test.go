@@ -1,4 +1,4 @@
-package outbox_test
+package upkeep_test
 
 import (
 	"cmp"
@@ -19,10 +19,13 @@ import (
 
 	"github.com/pgjet/pgjet/internal/sqlstate"
 	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/internal/tests/notes"
 	"github.com/pgjet/pgjet/internal/upkeep"
 	"github.com/pgjet/pgjet/outbox"
 	"github.com/pgjet/pgjet/relay/backlog"
 )
+
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 const retention = 72 * time.Hour
 
@@ -108,11 +111,11 @@ func (k *tender) published(stream string, at backlog.Position, ago time.Duration
 // default partition; that becomes one of their own, and they stay what they are.
 func TestNoInsertFailsForWantOfAPartition(t *testing.T) {
 	k := newTender(t)
-	c := newCursor(t, k.db)
+	c := notes.NewCursor(t, k.db)
 	k.at(1_000_000)
-	appendEvents(t, k.db, noted{"k", 1}, noted{"k", 2})
-	want(t, c.more(), 1, 2)
-	appendEvents(t, k.db, noted{"k", 3})
+	notes.Append(t, k.db, notes.Of("k", 1), notes.Of("k", 2))
+	notes.Want(t, c.More(), 1, 2)
+	notes.Append(t, k.db, notes.Of("k", 3))
 	const digest = `select string_agg(o::text || o.xmin, ',' order by seq) from pgjet.outbox o`
 	before := scan[string](k, digest)
 	if n := k.inDefault(); n != 3 {
@@ -124,10 +127,10 @@ func TestNoInsertFailsForWantOfAPartition(t *testing.T) {
 	if after := scan[string](k, digest); after != before {
 		t.Errorf("rows changed from %s to %s", before, after)
 	}
-	want(t, c.more(), 3)
+	notes.Want(t, c.More(), 3)
 	k.settle()
-	appendEvents(t, k.db, noted{"k", 4})
-	want(t, c.more(), 4)
+	notes.Append(t, k.db, notes.Of("k", 4))
+	notes.Want(t, c.More(), 4)
 	if n := k.inDefault(); n != 0 {
 		t.Errorf("the default partition holds %d rows, want none", n)
 	}
@@ -136,7 +139,7 @@ func TestNoInsertFailsForWantOfAPartition(t *testing.T) {
 // TestDefaultIsEmptiedGapByGap: rows that somebody wrote anywhere come into order, too.
 func TestDefaultIsEmptiedGapByGap(t *testing.T) {
 	k := newTender(t)
-	c := newCursor(t, k.db)
+	c := notes.NewCursor(t, k.db)
 	k.exec(`drop table pgjet.outbox_1`)
 	k.exec(`insert into pgjet.outbox (seq, id, type, key, data) overriding system value
 		select n, gen_random_uuid(), 'note.made', 'k', json_build_object('key', 'k', 'n', n)
@@ -146,7 +149,7 @@ func TestDefaultIsEmptiedGapByGap(t *testing.T) {
 	if n := k.inDefault(); n != 0 {
 		t.Errorf("the default partition holds %d rows, want none", n)
 	}
-	want(t, c.more(), 7, 8, 50000, 50001, 150000, 150001, 400000, 400001, 400002, 900000)
+	notes.Want(t, c.More(), 7, 8, 50000, 50001, 150000, 150001, 400000, 400001, 400002, 900000)
 }
 
 func TestPartitionsAreMadeAhead(t *testing.T) {
@@ -157,7 +160,7 @@ func TestPartitionsAreMadeAhead(t *testing.T) {
 	for _, seq := range []int64{49_000, 99_999, 149_990, 200_001} {
 		k.at(seq)
 		for n := range 20 {
-			appendEvents(t, k.db, noted{"k", n})
+			notes.Append(t, k.db, notes.Of("k", n))
 		}
 		k.settle()
 		if n := scan[int](k, `select count(*) from pgjet.outbox_partition where low > $1`, seq+19); n != 2 {
@@ -179,7 +182,7 @@ func TestNobodyWorksByAnOldPlan(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			k := newTender(t)
 			k.at(150_001)
-			appendEvents(t, k.db, noted{"k", 1})
+			notes.Append(t, k.db, notes.Of("k", 1))
 			tx, err := k.db.Begin(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -189,16 +192,16 @@ func TestNobodyWorksByAnOldPlan(t *testing.T) {
 				t.Fatal(err)
 			}
 			var wg sync.WaitGroup
-			c := newCursor(t, k.db)
-			wg.Go(func() { appendEvents(t, k.db, noted{"k", 2}) })
-			wg.Go(func() { want(t, slices.DeleteFunc(c.more(), func(n int) bool { return n == 2 }), 1) })
+			c := notes.NewCursor(t, k.db)
+			wg.Go(func() { notes.Append(t, k.db, notes.Of("k", 2)) })
+			wg.Go(func() { notes.Want(t, slices.DeleteFunc(c.More(), func(n int) bool { return n == 2 }), 1) })
 			testenv.Eventually(t, 10*time.Second, "writer and reader wait", func() bool {
 				return scan[int](k, `select count(distinct pid) from pg_locks where not granted and database = (
 					select oid from pg_database where datname = current_database())`) >= 2
 			})
-			commit(t, tx)
+			notes.Commit(t, tx)
 			wg.Wait()
-			want(t, newCursor(t, k.db).more(), 1, 2)
+			notes.Want(t, notes.NewCursor(t, k.db).More(), 1, 2)
 		})
 	}
 }
@@ -214,7 +217,7 @@ func TestTendWhileWritersAreBusy(t *testing.T) {
 		writers.Go(func() {
 			for !closed(stop) {
 				err := pgx.BeginFunc(t.Context(), k.db, func(tx pgx.Tx) error {
-					return outbox.Append(t.Context(), tx, noted{"k", int(written.Add(1))})
+					return outbox.Append(t.Context(), tx, notes.Of("k", int(written.Add(1))))
 				})
 				if err != nil {
 					t.Errorf("append: %v", err)
@@ -225,11 +228,11 @@ func TestTendWhileWritersAreBusy(t *testing.T) {
 	}
 	done := make(chan struct{})
 	var got []int
-	c := newCursor(t, k.db)
+	c := notes.NewCursor(t, k.db)
 	reader.Go(func() {
 		for last := false; !last; {
 			last = closed(done)
-			got = append(got, c.more()...)
+			got = append(got, c.More()...)
 		}
 	})
 	emptied := int64(0)
@@ -288,7 +291,7 @@ func TestTendAtTheEndOfSeqs(t *testing.T) {
 			k := newTender(t)
 			k.settle()
 			k.exec(c.change)
-			err := pgx.BeginFunc(t.Context(), k.db, func(tx pgx.Tx) error { return outbox.Append(t.Context(), tx, noted{"k", 1}) })
+			err := pgx.BeginFunc(t.Context(), k.db, func(tx pgx.Tx) error { return outbox.Append(t.Context(), tx, notes.Of("k", 1)) })
 			if (err == nil) != c.appends || err != nil && sqlstate.Of(err) != sqlstate.Exhausted {
 				t.Errorf("append: %v, want success: %t", err, c.appends)
 			}
