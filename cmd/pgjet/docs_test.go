@@ -68,16 +68,7 @@ func TestDocsNameTestsThatExist(t *testing.T) {
 // flags, each "make …" a target.
 func TestDocsNameCommandsThatExist(t *testing.T) {
 	makefile := read(t, "Makefile")
-	docs := []string{"README.md"}
-	for _, pattern := range []string{"docs/*.md", "docs/guide/*.md", "docs/runbooks/*.md"} {
-		paths, err := filepath.Glob(root + pattern)
-		if err != nil || len(paths) < 2 {
-			t.Fatalf("%s: %q, %v", pattern, paths, err)
-		}
-		for _, path := range paths {
-			docs = append(docs, strings.TrimPrefix(path, root))
-		}
-	}
+	docs := pages(t)
 	for _, doc := range docs {
 		text := read(t, doc)
 		for _, m := range regexp.MustCompile("(?m)(?:^|`|/|\\s)pgjet ((?:status|event|key|retry|doctor|check|explain|version|dev|users|relay|consumer?|migrate|stream|outbox|replay|nats|ready|dead|saga|services|standin|config)\\b[^`|\n]*)(?:`|$)").FindAllStringSubmatch(text, -1) {
@@ -89,6 +80,52 @@ func TestDocsNameCommandsThatExist(t *testing.T) {
 			}
 		}
 	}
+}
+
+// pages returns the README and all pages of docs.
+func pages(t *testing.T) []string {
+	t.Helper()
+	all := []string{"README.md"}
+	for _, pattern := range []string{"docs/*.md", "docs/guide/*.md", "docs/runbooks/*.md"} {
+		paths, err := filepath.Glob(root + pattern)
+		if err != nil || len(paths) < 2 {
+			t.Fatalf("%s: %q, %v", pattern, paths, err)
+		}
+		for _, path := range paths {
+			all = append(all, strings.TrimPrefix(path, root))
+		}
+	}
+	return all
+}
+
+// TestDocsLinkToWhatExists: a link to a file of the repository leads there, and one to a heading to a heading.
+func TestDocsLinkToWhatExists(t *testing.T) {
+	for _, page := range pages(t) {
+		for _, m := range regexp.MustCompile(`\]\(([^)\s]+)\)`).FindAllStringSubmatch(read(t, page), -1) {
+			name, anchor, _ := strings.Cut(m[1], "#")
+			if strings.Contains(name, ":") {
+				continue // on the web
+			}
+			to := page
+			if name != "" {
+				to = filepath.Join(filepath.Dir(page), name)
+			}
+			if _, err := os.Stat(root + to); err != nil {
+				t.Errorf("%s links to %s, which does not exist", page, m[1])
+			} else if anchor != "" && !slices.Contains(anchors(read(t, to)), anchor) {
+				t.Errorf("%s links to %s, which has no such heading", page, m[1])
+			}
+		}
+	}
+}
+
+// anchors returns the names of a page's headings, as GitHub makes them.
+func anchors(text string) (all []string) {
+	for _, m := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(text, -1) {
+		name := regexp.MustCompile(`[^\p{L}\p{N} _-]`).ReplaceAllString(strings.ToLower(m[1]), "")
+		all = append(all, strings.ReplaceAll(name, " ", "-"))
+	}
+	return all
 }
 
 // TestEveryCauseIsDocumented: each word for why nothing moves has its line in the

@@ -119,6 +119,7 @@ func newReader(t *testing.T) *reader {
 	}
 	// A role named pgjet would make its tables in the schema pgjet.
 	testenv.Exec(t, testenv.PoolAt(t, postgres.URL()), `create role owner superuser login password 'secret'`)
+	t.Setenv("PATH", os.Getenv("PATH")+":"+postgres.Options().Bin) // where psql is, unless packages put it into PATH
 	for _, tool := range []string{"psql", "createdb", "curl"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Fatalf("the pages need %s: %v", tool, err)
