@@ -144,6 +144,39 @@ func ExampleService_StartBeside() {
 	// Output: o-17 <nil>
 }
 
+// What fails for good: the event is set aside, and others of its consumer go on.
+func ExamplePath_RequireDead() {
+	pgjettest.Example(func(t testing.TB) { // in a test: func TestNothingToShip(t *testing.T) {
+		path := pgjettest.Start(t)
+		path.Consume(consumers.Consumer{Name: "shipping", MaxAttempts: 2, Handler: consumers.Handle(consumers.On(
+			func(_ context.Context, _ pgx.Tx, _ events.Event, paid OrderPaid) error {
+				return fmt.Errorf("there is nothing to ship of %s", paid.OrderID)
+			}))})
+		path.Append(OrderPaid{OrderID: "o-17"})
+		fmt.Println(path.RequireDead("shipping"))
+	})
+	// Output: there is nothing to ship of o-17
+}
+
+// What a function appends and what was there before are told apart by a mark, if it commits by itself.
+func ExampleSince() {
+	pgjettest.Example(func(t testing.TB) { // in a test: func TestPay(t *testing.T) {
+		db := pgjettest.Database(t, `create table orders (id text primary key, paid boolean not null default false)`)
+		commit := func(order string) {
+			if err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error { return pay(t.Context(), tx, order) }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		commit("o-17")
+		mark := pgjettest.Since(t, db)
+		pgjettest.RequireNothingAppended(t, mark)
+		commit("o-18")
+		paid := pgjettest.RequireAppended(t, mark, OrderPaid{OrderID: "o-18"})
+		fmt.Println(len(paid), len(pgjettest.RequireAppended[OrderPaid](t, db)))
+	})
+	// Output: 1 2
+}
+
 // What a handler does: at once, after an attempt that was rolled back, and when the event is replayed.
 func ExampleHandleOnce() {
 	pgjettest.Example(func(t testing.TB) { // in a test: func TestShippingIsIdempotent(t *testing.T) {
