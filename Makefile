@@ -1,6 +1,6 @@
 # What one types. 'make help' lists the targets.
 
-.PHONY: help run build test race schedules interfaces demo-recovery chaos powercut mutants bench bench-quick bench-test examples-test check lint fmt compose-test matrix facts
+.PHONY: help run build test race schedules interfaces demo-recovery chaos powercut mutants bench bench-quick bench-test examples-test guide check lint fmt compose-test matrix facts
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -67,6 +67,9 @@ bench-test: ## check and test the benchmarks themselves; downloads the peers
 
 examples-test: ## check and run the examples; downloads the libraries that they show
 	cd examples && go vet ./... && go mod tidy -diff && go test -timeout 10m ./...
+
+guide: ## do what docs/guide says, from an empty folder on, in about a minute; needs psql and curl
+	go test -count=1 -v -run '^TestGuide$$' ./internal/tests/guide
 
 check: ## what needs no further download: formatting, vet, tidy go.mod, other systems
 	@test -z "$$(gofmt -l .)" || { echo "not formatted:"; gofmt -l .; exit 1; }

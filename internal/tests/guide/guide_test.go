@@ -45,6 +45,9 @@ func TestGuide(t *testing.T) {
 	r.module = filepath.Join(r.dir, "shop")
 	r.follow(t, all)
 	everythingIsUsed(t, all)
+	if out, err := exec.CommandContext(t.Context(), "gofmt", "-l", r.module).CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("not formatted: %s%v", out, err)
+	}
 }
 
 // TestOtherLanguages: a writer and a reader that know nothing of this module do what the page says.
