@@ -268,7 +268,7 @@ func TestPruneTakesNobodyHostage(t *testing.T) {
 				wantBusy(t, k.tend(), "held for longer than a second")
 			})
 			t.Logf("the slowest of the others' appends took %s", longest)
-			if longest > time.Second {
+			if longest > 1500*time.Millisecond { // a hostage would have waited for more than two seconds
 				t.Errorf("an append took %s", longest)
 			}
 			notes.Commit(t, holder)
