@@ -15,12 +15,12 @@ build: ## build bin/pgjet, static
 	CGO_ENABLED=0 go build -trimpath -o bin/pgjet ./cmd/pgjet
 
 test: ## run all tests, with PostgreSQL and NATS servers that they start themselves
-	go test -race -shuffle=on -timeout 15m $$(go list ./... | grep -v '/cmd/pgjet$$')
-	go test -shuffle=on -parallel 4 -timeout 15m ./cmd/pgjet
-	$(MAKE) schedules
+	go test -shuffle=on -parallel 4 -timeout 15m ./...
+	go test -race ./events ./outbox/... ./relay/protocol ./internal/breaker ./internal/health ./internal/session ./internal/supervisor
+	go test -race -run '^TestSchedules$$' ./consumers
 
-race: ## run the tests of the command with the race detector, too, for a quarter of an hour
-	go test -race -shuffle=on -timeout 30m ./cmd/pgjet
+race: ## run all tests with the race detector, for half an hour
+	go test -race -shuffle=on -timeout 30m ./...
 
 schedules: ## run simulated schedules of the consumers, and see that they catch each guard that is taken away
 	go test -run '^TestSchedules' ./consumers

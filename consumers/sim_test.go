@@ -101,7 +101,7 @@ var simMutants = map[string][]string{
 // TestSchedulesCatch takes one guard away at a time. Some schedule must notice, else it proves nothing.
 func TestSchedulesCatch(t *testing.T) {
 	if raced {
-		t.Skip("runs without the race detector, in make schedules, which is a part of make test")
+		t.Skip("runs without the race detector, in make test and make schedules")
 	}
 	simTimes(t)
 	for mutant := range simMutants {
