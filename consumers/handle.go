@@ -32,58 +32,54 @@ var (
 	errUnkept = errors.New("max_attempts: as many attempts as are allowed were begun, and the database did not keep how the last one ended; it was not tried again")
 )
 
-// deal deals with a load: it makes one attempt at all of it together, and if that fails, at each
+// deal takes events from claim to settlement, until each is settled: it makes one attempt at as many as go together, and if that fails, at each
 // event alone. What each comes to, [term.settle] writes down.
-func (t *term) deal(ctx context.Context, load []*work) {
-	slices.SortStableFunc(load, func(a, b *work) int {
+func (t *term) deal(ctx context.Context, queue []*work) {
+	slices.SortStableFunc(queue, func(a, b *work) int {
 		return cmp.Or(cmp.Compare(a.Generation, b.Generation), cmp.Compare(a.Seq, b.Seq))
 	})
 	stuck := make(map[string]bool) // keys whose later intents have to wait
-	settle := func(w *work, v verdict, e ending) {
-		if !t.settle(ctx, w, v, e) {
-			stuck[w.Key] = t.ordered()
-		}
-	}
-	for most := t.Consumer.most(); len(load) > 0; {
-		var together, parked []*work
-		for len(load) > 0 && len(together) < most && ctx.Err() == nil {
-			w := load[0]
-			v, err := t.admit(w, stuck[w.Key])
-			if v != try && len(together) > 0 || v == try && len(parked) > 0 {
-				break // what comes before it is dealt with first
-			}
-			load = load[1:]
-			switch {
-			case v == try:
-				together = append(together, w)
-			case v == wait && !w.written():
-				t.hold(w.Key) // what comes behind it in this load waits, too
-				parked = append(parked, w)
-			default:
-				settle(w, v, ending{began: time.Now(), err: err})
-			}
-		}
+	for most := t.Consumer.most(); len(queue) > 0; {
+		some, v, e := t.next(ctx, queue, most, stuck)
 		if ctx.Err() != nil { // the session is over; messages are in our hands still, and perhaps earlier ones of their keys
-			t.giveBackIntents(ctx, slices.Concat(together, load))
+			t.giveBackIntents(ctx, queue)
 			return
 		}
-		if len(parked) > 0 {
-			t.putDown(ctx, parked, inbox.First{})
+		queue = queue[len(some):]
+		var a tried
+		if v == try {
+			a = t.attempt(ctx, some)
+			if v, e = t.judge(ctx, a.err), a.ending; len(some) > 1 && v.ofOne() {
+				most, queue = 1, slices.Concat(some, queue)
+				continue
+			}
+			some = a.tried
 		}
-		if len(together) == 0 {
-			continue
+		again := t.settle(ctx, some, v, e, stuck)
+		if len(again) > 0 { // perhaps one of them is the reason
+			most = 1
 		}
-		a := t.attempt(ctx, together)
-		v := t.judge(ctx, a.err)
-		if len(together) > 1 && v.ofOne() {
-			most, load = 1, slices.Concat(together, load)
-			continue
-		}
-		for _, w := range a.tried {
-			settle(w, v, a.ending)
-		}
-		load = slices.Concat(t.passOver(ctx, a.doubles), a.left, load)
+		queue = slices.Concat(again, t.passOver(ctx, a.doubles), a.left, queue)
 	}
+}
+
+// next returns the first events of a queue on which the verdict is the same before any attempt: up to most that can be attempted together, those that have
+// to wait, or one of which anything else is to become.
+func (t *term) next(ctx context.Context, queue []*work, most int, stuck map[string]bool) (some []*work, v verdict, e ending) {
+	for n, w := range queue {
+		is, err := t.admit(w, stuck[w.Key])
+		if n > 0 && (is != v || w.written() != queue[0].written()) || is == try && n == most || ctx.Err() != nil {
+			return queue[:n], v, e
+		}
+		v, e = is, ending{began: time.Now(), err: err}
+		switch {
+		case v == wait && !w.written():
+			t.hold(w.Key) // what comes behind it in this queue waits, too
+		case v != try:
+			return queue[:n+1], v, e
+		}
+	}
+	return queue, v, e
 }
 
 // admit returns what is to be done with an event before any attempt.

@@ -13,9 +13,24 @@ import (
 	"github.com/pgjet/pgjet/consumers/inbox"
 )
 
-// settle writes down what becomes of an event. Only then its message is acknowledged. It reports whether
-// later events of its key may go on.
-func (t *term) settle(ctx context.Context, w *work, v verdict, e ending) bool {
+// settle writes down what becomes of events; only then their messages are acknowledged. It notes the keys whose later intents have to
+// wait, and returns which events have to be dealt with once more.
+func (t *term) settle(ctx context.Context, all []*work, v verdict, e ending, stuck map[string]bool) (again []*work) {
+	if v == wait && !all[0].written() {
+		_, again = t.putDown(ctx, all, inbox.First{})
+		return again
+	}
+	for _, w := range all {
+		passes, back := t.settleOne(ctx, w, v, e)
+		if again = append(again, back...); !passes && len(back) == 0 {
+			stuck[w.Key] = t.ordered()
+		}
+	}
+	return again
+}
+
+// settleOne settles one event. It reports whether later intents of its key may go on, and returns what has to be dealt with once more.
+func (t *term) settleOne(ctx context.Context, w *work, v verdict, e ending) (passes bool, again []*work) {
 	switch v {
 	case done:
 		if !w.written() {
@@ -23,69 +38,67 @@ func (t *term) settle(ctx context.Context, w *work, v verdict, e ending) bool {
 		}
 		t.metrics.handled(ctx, t.Consumer.Name, inbox.Done)
 		t.debug(ctx, w, inbox.Done, e)
-		return true
+		return true, nil
 	case failed, never:
 		return t.settleFailure(ctx, w, e, v == never || w.number() >= t.Consumer.MaxAttempts)
 	case wait:
-		if w.written() {
-			t.giveBack(ctx, w, 0, false)
-		} else {
-			t.putDown(ctx, []*work{w}, inbox.First{})
-		}
+		t.giveBack(ctx, w, 0, false)
 	case intend:
-		if t.gate.await(ctx, 0) == nil && t.pace(ctx, 1) && len(t.putDown(ctx, []*work{w}, inbox.First{Attempts: 1, Taken: true})) > 0 {
-			w.delivery, w.Attempts, w.paced = nil, 1, true
-			t.deal(ctx, []*work{w})
+		if t.gate.await(ctx, 0) == nil && t.pace(ctx, 1) {
+			var down []*work
+			if down, again = t.putDown(ctx, []*work{w}, inbox.First{Attempts: 1, Taken: true}); len(down) > 0 {
+				w.delivery, w.Attempts, w.paced = nil, 1, true
+				again = down
+			}
 		}
 	case unavailable: // another event is tried next: it may be this one's fault after all
 		if w.written() {
 			t.giveBack(ctx, w, t.gate.next(), false)
 		} else {
-			t.putDown(ctx, []*work{w}, inbox.First{Wait: max(t.gate.next(), time.Millisecond)})
+			_, again = t.putDown(ctx, []*work{w}, inbox.First{Wait: max(t.gate.next(), time.Millisecond)})
 		}
 	case later:
-		t.settleLater(ctx, w, e)
+		again = t.settleLater(ctx, w, e)
 	case taken: // nobody here knows what became of it
 		t.hold(w.Key)
 		t.log.WarnContext(ctx, "another process took the event over while this one was out of touch with the database", "event_id", w.ID)
 	case unwritten:
-		t.refused(ctx, w, e.err)
+		again = t.refused(ctx, w, e.err)
 	case broken: // the database is not asked again: it may be back
 		t.leave(ctx, w, e.err)
 	}
-	return false
+	return false, again
 }
 
 // settleLater writes down that an event waits as long as its handler said.
-func (t *term) settleLater(ctx context.Context, w *work, e ending) {
+func (t *term) settleLater(ctx context.Context, w *work, e ending) (again []*work) {
 	l, _ := errors.AsType[*laterError](e.err)
 	if w.written() {
 		t.giveBack(ctx, w, l.wait, false)
-	} else if len(t.putDown(ctx, []*work{w}, inbox.First{Wait: l.wait})) == 0 {
-		return
+	} else if down, again := t.putDown(ctx, []*work{w}, inbox.First{Wait: l.wait}); len(down) == 0 {
+		return again
 	}
 	t.debug(ctx, w, "later", e)
 	if l.wait < pollEvery { // takeDue would be late
 		time.AfterFunc(l.wait, t.nudge)
 	}
+	return nil
 }
 
 // settleFailure writes a retry down, or a dead letter.
-func (t *term) settleFailure(ctx context.Context, w *work, e ending, dead bool) bool {
-	again := t.Consumer.delay(w.number())
-	fresh, err := t.put(ctx, w, e, dead, again)
+func (t *term) settleFailure(ctx context.Context, w *work, e ending, dead bool) (passes bool, again []*work) {
+	wait := t.Consumer.delay(w.number())
+	fresh, err := t.put(ctx, w, e, dead, wait)
 	if err != nil && dead && t.mayWait(ctx, w, err) {
 		t.log.ErrorContext(ctx, "the database refuses a dead letter, will retry", "event_id", w.ID, "type", w.Type, "err", err)
 		dead = false
-		fresh, err = t.put(ctx, w, e, dead, again)
+		fresh, err = t.put(ctx, w, e, dead, wait)
 	}
 	switch {
 	case err != nil:
-		t.refused(ctx, w, err)
-		return false
+		return false, t.refused(ctx, w, err)
 	case !fresh: // another process has handled it meanwhile
-		t.deal(ctx, t.passOver(ctx, []*work{w}))
-		return true
+		return true, t.passOver(ctx, []*work{w})
 	case !w.written():
 		t.ack(w)
 	}
@@ -96,16 +109,16 @@ func (t *term) settleFailure(ctx context.Context, w *work, e ending, dead bool) 
 		if t.Consumer.ParkKey {
 			t.hold(w.Key)
 		}
-		return !t.Consumer.ParkKey
+		return !t.Consumer.ParkKey, nil
 	}
 	t.metrics.handled(ctx, t.Consumer.Name, inbox.Retried)
 	t.log.WarnContext(ctx, "attempt failed, will retry",
-		"event_id", w.ID, "type", w.Type, "attempt", w.number(), "in", again.Round(time.Millisecond), "err", e.err)
+		"event_id", w.ID, "type", w.Type, "attempt", w.number(), "in", wait.Round(time.Millisecond), "err", e.err)
 	t.hold(w.Key)
-	if again < pollEvery { // takeDue would be late
-		time.AfterFunc(again, t.nudge)
+	if wait < pollEvery { // takeDue would be late
+		time.AfterFunc(wait, t.nudge)
 	}
-	return false
+	return false, nil
 }
 
 // put commits the outcome of an attempt that failed. It reports false if the inbox knows
@@ -148,9 +161,9 @@ func (t *term) mayWait(ctx context.Context, w *work, err error) bool {
 	return !lost && !errors.Is(err, inbox.ErrTaken) && !errors.Is(err, inbox.ErrSuperseded) && !t.away(ctx, err)
 }
 
-// putDown writes intents down for events from the stream, and acks them. It returns those that have one now. Of
-// an event that is not new there is none.
-func (t *term) putDown(ctx context.Context, all []*work, f inbox.First) (down []*work) {
+// putDown writes intents down for events from the stream, and acks them. It returns those that have one now, and those that have to be dealt
+// with once more. Of an event that is not new there is none.
+func (t *term) putDown(ctx context.Context, all []*work, f inbox.First) (down, again []*work) {
 	var fresh []bool
 	err := t.write(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
 		fresh, err = t.room.Intend(ctx, tx, messages(all), f)
@@ -162,20 +175,20 @@ func (t *term) putDown(ctx context.Context, all []*work, f inbox.First) (down []
 			if ctx.Err() != nil { // the session ended at one: those behind it come again with it
 				break
 			}
-			down = append(down, t.putDown(ctx, []*work{w}, f)...)
+			one, back := t.putDown(ctx, []*work{w}, f)
+			down, again = append(down, one...), append(again, back...)
 		}
-		return down
+		return down, again
 	case err != nil && f.Taken && lostConnection(err): // nobody knows whether the session has it now: the next one gets it
 		t.leave(ctx, all[0], err)
-		return nil
+		return nil, nil
 	case err != nil:
-		t.refused(ctx, all[0], err)
-		return nil
+		return nil, t.refused(ctx, all[0], err)
 	}
 	for n, w := range all {
 		switch {
 		case !fresh[n]:
-			t.deal(ctx, t.passOver(ctx, []*work{w}))
+			again = append(again, t.passOver(ctx, []*work{w})...)
 			continue
 		case !f.Taken:
 			t.hold(w.Key)
@@ -183,13 +196,13 @@ func (t *term) putDown(ctx context.Context, all []*work, f inbox.First) (down []
 		t.ack(w)
 		down = append(down, w)
 	}
-	return down
+	return down, again
 }
 
-// passOver acknowledges messages whose events the inbox knows. It returns those that only claim the id of
-// one, which are still to be set aside. What the inbox knows may wait for an attempt, of which the session has not heard, such
+// passOver acknowledges messages whose events the inbox knows. It returns those that are to be dealt with once more: that only claim the id of
+// one, and are still to be set aside, or whose row could not be looked up. What the inbox knows may wait for an attempt, of which the session has not heard, such
 // as after a commit whose answer got lost: later events of the key wait until that is looked up.
-func (t *term) passOver(ctx context.Context, all []*work) []*work {
+func (t *term) passOver(ctx context.Context, all []*work) (again []*work) {
 	if len(all) == 0 || all[0].written() {
 		for range all {
 			t.metrics.handled(ctx, t.Consumer.Name, "skipped")
@@ -202,24 +215,24 @@ func (t *term) passOver(ctx context.Context, all []*work) []*work {
 	rest, err := t.skip(ctx, all)
 	if err != nil {
 		for _, w := range all {
-			t.refused(ctx, w, err)
+			again = append(again, t.refused(ctx, w, err)...)
 		}
-		return nil
+		return again
 	}
 	return rest
 }
 
 // refused says that the database did not take what becomes of an event. If it is away,
 // or the session is over, that is the session's end. Else the event stays in retry: with
-// JetStream if order does not matter, here if it does.
-func (t *term) refused(ctx context.Context, w *work, err error) {
+// JetStream if order does not matter, or in this session, after a wait, if it does: then refused returns it.
+func (t *term) refused(ctx context.Context, w *work, err error) (again []*work) {
 	if errors.Is(err, inbox.ErrTaken) { // or a commit took place whose answer got lost: later events of the key wait until that is looked up
 		t.hold(w.Key)
-		return
+		return nil
 	}
 	if errors.Is(err, inbox.ErrSuperseded) || t.away(ctx, err) {
 		t.leave(ctx, w, err)
-		return
+		return nil
 	}
 	n := w.Attempts
 	if !w.written() {
@@ -237,7 +250,7 @@ func (t *term) refused(ctx context.Context, w *work, err error) {
 	case t.ordered():
 		w.delivery.deliveries++
 		if sleep(ctx, delay) {
-			t.deal(ctx, []*work{w})
+			return []*work{w}
 		}
 	default:
 		t.hands.drop(w.delivery)
@@ -245,6 +258,7 @@ func (t *term) refused(ctx context.Context, w *work, err error) {
 			t.log.InfoContext(ctx, "nak was not sent, the event will come again by itself", "event_id", w.ID, "err", err)
 		}
 	}
+	return nil
 }
 
 // leave ends the session, in which an event cannot be settled.
