@@ -3,12 +3,12 @@ package consumers
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/consumers/internal/durable"
 	"github.com/pgjet/pgjet/events"
 )
 
@@ -67,7 +67,7 @@ func readAccount(ctx context.Context, inbox counter, js jetstream.JetStream, str
 		return a, err
 	}
 	var first, last uint64
-	if a.Events, first, last, err = held(ctx, js, stream, wholeFilters(durables[0].CachedInfo().Config)); err != nil {
+	if a.Events, first, last, err = held(ctx, js, stream, durable.WholeFilters(durables[0].CachedInfo().Config)); err != nil {
 		return a, err
 	}
 	for n, consumer := range durables {
@@ -98,10 +98,10 @@ func durables(ctx context.Context, c counter, js jetstream.JetStream, stream, na
 	if err != nil {
 		return nil, err
 	}
-	for _, durable := range inbox.Durables(name, of) {
-		consumer, err := js.Consumer(ctx, stream, durable)
+	for _, name := range inbox.Durables(name, of) {
+		consumer, err := js.Consumer(ctx, stream, name)
 		if err != nil {
-			return nil, fmt.Errorf("look at durable consumer %s: %w", durable, err)
+			return nil, fmt.Errorf("look at durable consumer %s: %w", name, err)
 		}
 		all = append(all, consumer)
 	}
@@ -132,15 +132,6 @@ func (a *Account) add(slice int, info *jetstream.ConsumerInfo) {
 	}
 	a.Lag, a.AckPending, a.Delivered = a.Lag+s.Lag, a.AckPending+s.AckPending, max(a.Delivered, s.Delivered)
 	a.Slices = append(a.Slices, s)
-}
-
-// wholeFilters returns the filters of all slices, from the durable consumer of one.
-func wholeFilters(c jetstream.ConsumerConfig) []string {
-	all := filters(c)
-	for n := range all {
-		all[n] = events.AnyPartition(all[n])
-	}
-	return slices.Compact(slices.Sorted(slices.Values(all)))
 }
 
 // held returns how many messages of some subjects the stream holds, and its first and last

@@ -26,7 +26,7 @@
 // A message is acknowledged after the commit, never before. Delivery itself is at least
 // once: JetStream's memory of what was acknowledged is only a hint, and the inbox is the
 // record. So a durable consumer that was deleted goes on at the inbox's position, one that
-// is ahead of a restored database is reset, and [ReadAccount] tells whether anything got
+// is ahead of a restored database is reset, and [ReadAccount] shows whether anything got
 // lost in between. It needs nats-server 2.14 or newer.
 //
 // A program that runs one, but for what to do with errors:

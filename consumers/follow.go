@@ -1,33 +1,14 @@
 package consumers
 
 import (
-	"cmp"
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
-	"slices"
-	"strconv"
-	"strings"
-	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pgjet/pgjet/consumers/internal/follow"
 	"github.com/pgjet/pgjet/events"
-	"github.com/pgjet/pgjet/internal/jserror"
-	"github.com/pgjet/pgjet/internal/natsconn"
-	"github.com/pgjet/pgjet/internal/session"
 )
-
-const (
-	followBeat    = time.Second     // an idle stream says so
-	followSilence = 3 * followBeat  // then the session is dead
-	followTime    = 5 * time.Second // to begin one
-)
-
-// errMissed says that the server sent more than arrived.
-var errMissed = errors.New("events were missed")
 
 // A Feed is what processes follow: the events of some types in a stream, by one consumer of the stream.
 type Feed struct {
@@ -51,164 +32,12 @@ type Feed struct {
 // It keeps trying for ever, and logs why it does not get through once.
 // While it does not, neither function is called.
 func Follow(ctx context.Context, js jetstream.JetStream, feed Feed, log *slog.Logger, onEvent func(events.Event), onGap func()) {
-	f := newFollower(js, feed)
-	f.onEvent, f.onGap = onEvent, onGap
-	f.keeper.Run(ctx, log, f.session)
+	follow.Run(ctx, js, follow.Feed(feed), log, onEvent, onGap)
 }
 
 // EnsureFollowed creates the consumer that [Follow] needs if it does not exist, and reports
 // whether it did. It is for processes that may not create a consumer: they follow this one,
 // which stays while none of them runs. Events that were stored meanwhile come to the next one.
 func EnsureFollowed(ctx context.Context, js jetstream.JetStream, feed Feed) (created bool, err error) {
-	f := newFollower(js, feed)
-	if _, err = f.join(ctx); natsconn.Of(err) != jserror.ConsumerMissing {
-		return false, err
-	}
-	config := f.config()
-	config.Durable, config.MemoryStorage = f.name, false
-	_, err = js.CreatePushConsumer(ctx, f.stream, config)
-	return err == nil, err
-}
-
-func newFollower(js jetstream.JetStream, feed Feed) *follower {
-	f := &follower{js: js, stream: cmp.Or(feed.Stream, events.DefaultStream), name: feed.Name}
-	subjects := events.SubjectsOf(feed.Prefix)
-	for _, t := range feed.Types {
-		f.subjects = append(f.subjects, subjects.Filter(t))
-	}
-	return f
-}
-
-type follower struct {
-	js       jetstream.JetStream
-	stream   string
-	name     string
-	subjects []string
-	onEvent  func(events.Event)
-	onGap    func()
-	keeper   session.Keeper
-}
-
-// A followed is how far the consumer that is followed has come.
-type followed struct {
-	last  uint64    // number of the last delivery
-	next  uint64    // deliveries of places of the stream before it may come late
-	since time.Time // when the session began
-	fresh bool      // nothing has come in order yet
-}
-
-// session follows the stream by one consumer, which the server removes soon after
-// nobody listens.
-func (f *follower) session(ctx context.Context) error {
-	nc := f.js.Conn()
-	if !nc.IsConnected() {
-		return errors.New("nats_unreachable: caches rely on the age of their entries alone")
-	}
-	sub, err := nc.SubscribeSync(events.FollowSubject(f.stream, f.name))
-	if err != nil {
-		return fmt.Errorf("subscribe: %w", err)
-	}
-	defer func() { _ = sub.Unsubscribe() }() // the connection is gone otherwise
-	at, err := f.begin(ctx)
-	if err != nil {
-		return fmt.Errorf("%w, while following stream %s", err, f.stream)
-	}
-	f.onGap() // after the consumer began: what comes later it will deliver
-	f.keeper.Working()
-	for {
-		msg, err := next(ctx, sub)
-		if err == nil {
-			err = f.take(msg, &at)
-		}
-		if err != nil {
-			return fmt.Errorf("%w, while following stream %s", err, f.stream)
-		}
-	}
-}
-
-// config returns the consumer by which the server pushes new events. It asks for no acks and no
-// flow control, so that a connection needs no right but that to create the consumer.
-func (f *follower) config() jetstream.ConsumerConfig {
-	return jetstream.ConsumerConfig{
-		Name:           f.name,
-		DeliverSubject: events.FollowSubject(f.stream, f.name),
-		DeliverPolicy:  jetstream.DeliverNewPolicy,
-		AckPolicy:      jetstream.AckNonePolicy,
-		FilterSubjects: f.subjects,
-		IdleHeartbeat:  followBeat,
-		MemoryStorage:  true,
-	}
-}
-
-// begin has the server push new events, unless it does so for another process already.
-func (f *follower) begin(ctx context.Context) (followed, error) {
-	ctx, cancel := context.WithTimeout(ctx, followTime)
-	defer cancel()
-	consumer, err := f.join(ctx)
-	if natsconn.Of(err) == jserror.ConsumerMissing {
-		created, failed := f.js.CreatePushConsumer(ctx, f.stream, f.config())
-		switch {
-		case natsconn.Of(failed) == jserror.ConsumerDiffers: // another process was faster
-			consumer, err = f.join(ctx)
-		case !errors.Is(failed, nats.ErrNoResponders): // else this process may create none
-			consumer, err = created, failed
-		}
-	}
-	if err != nil {
-		return followed{}, natsconn.Explain(f.js.Conn(), err, "writer")
-	}
-	delivered := consumer.CachedInfo().Delivered
-	return followed{last: delivered.Consumer, next: delivered.Stream + 1, since: time.Now(), fresh: true}, nil
-}
-
-// join returns the consumer that other processes follow, if it delivers the same events.
-func (f *follower) join(ctx context.Context) (jetstream.PushConsumer, error) {
-	consumer, err := f.js.PushConsumer(ctx, f.stream, f.name)
-	if err != nil {
-		return nil, err
-	}
-	if have, want := filters(consumer.CachedInfo().Config), slices.Sorted(slices.Values(f.subjects)); !slices.Equal(have, want) {
-		return nil, fmt.Errorf("consumer_differs: consumer %s delivers %s to other processes, this one needs %s; it ends when they do",
-			f.name, strings.Join(have, " "), strings.Join(want, " "))
-	}
-	return consumer, nil
-}
-
-func next(ctx context.Context, sub *nats.Subscription) (*nats.Msg, error) {
-	ctx, cancel := context.WithTimeout(ctx, followSilence)
-	defer cancel()
-	msg, err := sub.NextMsgWithContext(ctx)
-	if errors.Is(err, context.DeadlineExceeded) {
-		return nil, fmt.Errorf("no_heartbeat: for %s", followSilence)
-	}
-	return msg, err
-}
-
-// take handles one message that came at this point of the session.
-func (f *follower) take(msg *nats.Msg, at *followed) error {
-	if status := msg.Header.Get("Status"); status != "" {
-		if status != "100" {
-			return errors.New(msg.Header.Get("Description"))
-		}
-		sent, err := strconv.ParseUint(msg.Header.Get("Nats-Last-Consumer"), 10, 64)
-		if late := at.fresh && sent < at.last && time.Since(at.since) < followSilence; err != nil || sent != at.last && !late {
-			return errMissed
-		}
-		return nil
-	}
-	meta, err := msg.Metadata()
-	if err != nil {
-		return err
-	}
-	if at.fresh && meta.Sequence.Consumer <= at.last && meta.Sequence.Stream < at.next {
-		return nil // sent to other processes before this one began
-	}
-	if meta.Sequence.Consumer != at.last+1 {
-		return errMissed
-	}
-	at.last, at.fresh = at.last+1, false
-	if e, err := events.FromMessage(msg.Header, msg.Data); err == nil { // else nothing of ours changed
-		f.onEvent(e)
-	}
-	return nil
+	return follow.Ensure(ctx, js, follow.Feed(feed))
 }

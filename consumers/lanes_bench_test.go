@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"sync/atomic"
 	"testing"
+
+	"github.com/pgjet/pgjet/consumers/internal/delivery"
 )
 
 // BenchmarkLanes: what it costs to hand a piece of work to a worker, alone and in a batch.
@@ -15,7 +17,7 @@ func BenchmarkLanes(b *testing.B) {
 	}
 	work := make([]work, held)
 	for i := range work {
-		work[i].delivery = &delivery{}
+		work[i].delivery = &delivery.Message{}
 	}
 	for _, most := range []int{1, 200} {
 		b.Run(fmt.Sprint("batch=", most), func(b *testing.B) {
@@ -29,7 +31,7 @@ func BenchmarkLanes(b *testing.B) {
 				for taken := 0; taken < held; {
 					load := l.next(most, 1)
 					taken += len(load.work)
-					l.done(load)
+					l.free(load)
 				}
 			}
 		})

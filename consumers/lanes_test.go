@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/pgjet/pgjet/consumers/internal/delivery"
 )
 
 // TestLanes: each piece of work is taken once, that of a lane in order and never by two
@@ -51,12 +53,12 @@ func TestLanes(t *testing.T) {
 					close(finished)
 				}
 				mu.Unlock()
-				l.done(got)
+				l.free(got)
 			}
 		})
 	}
 	for n := range count {
-		w := &work{delivery: &delivery{}}
+		w := &work{delivery: &delivery.Message{}}
 		w.Key, w.Seq = fmt.Sprint(r.IntN(names)), uint64(n+1)
 		if r.IntN(5) == 0 {
 			w.delivery, w.Attempts = nil, 1+r.IntN(2)
@@ -66,7 +68,7 @@ func TestLanes(t *testing.T) {
 		}
 	}
 	<-finished
-	if n := l.taken(); n != 0 || l.waiting != 0 {
+	if n := l.waitingIntents(); n != 0 || l.waiting != 0 {
 		t.Errorf("%d intents and %d pieces of work are left", n, l.waiting)
 	}
 	if left := l.close(); len(left) != 0 || l.add("a", &work{}) {
@@ -78,7 +80,7 @@ func TestLanes(t *testing.T) {
 // mixed reports whether there are intents and others, or one that must be alone.
 func mixed(all []*work) bool {
 	for _, w := range all {
-		if w.alone() || w.written() != all[0].written() {
+		if w.alone() || w.isIntent() != all[0].isIntent() {
 			return true
 		}
 	}

@@ -19,12 +19,16 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/consumers/internal/delivery"
+	"github.com/pgjet/pgjet/consumers/internal/durable"
+	"github.com/pgjet/pgjet/consumers/internal/gate"
+	"github.com/pgjet/pgjet/consumers/internal/recent"
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/natsconn"
 	"github.com/pgjet/pgjet/internal/postgres"
-	"github.com/pgjet/pgjet/internal/session"
+	sessions "github.com/pgjet/pgjet/internal/session"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
@@ -32,15 +36,12 @@ import (
 // again. A session gives one every third of it for all that it holds.
 var ackWait = 30 * time.Second
 
-// stopTime is how long a stopping session waits for messages that are on their way.
-const stopTime = 100 * time.Millisecond
-
 // moreConns is how many connections of the pool a runner needs beside one for each worker.
 const moreConns = 2
 
 // A Runner delivers the events of one stream to one consumer. Any number of
 // processes may run the same consumer: they share its events, or, if order matters, its
-// slices, so that each key is one process's at a time; who has none stands by.
+// slices, so that each key is one process's at a time; a process without a slice stands by.
 type Runner struct {
 	Consumer Consumer
 	DB       *pgxpool.Pool       // where the inbox is, and what the handler changes; Workers + 2 connections serve well, fewer an [Effect]
@@ -68,7 +69,8 @@ type run struct {
 	Consumer Consumer // complete
 	db       postgres.DB
 	js       jetstream.JetStream
-	source   source
+	source   delivery.Source
+	durables *durable.Stream
 	stream   string
 	subjects *events.Subjects // of the events
 	log      *slog.Logger
@@ -76,15 +78,13 @@ type run struct {
 	// connecting returns what a session asks of the database.
 	connecting func(session string) database
 	metrics    *metrics
-	keeper     session.Keeper
-	gate       atomic.Pointer[gate] // of the last session
-	unnamed    atomic.Bool          // NATS lets it not write whose a durable consumer is
-	recent     recent
+	keeper     sessions.Keeper
+	lastGate   atomic.Pointer[gate.Gate] // of the last session
+	recent     recent.Attempts
 	limiter    *rate.Limiter // of attempts; nil is no limit
 
 	// Of one session after the other.
-	identity  inbox.Identity              // of the database
-	inboxes   [inbox.Tokens]inbox.Version // as the last term of each slice saw it
+	inboxes   [inbox.Tokens]inbox.Version // as the last tenure of each slice saw it
 	recovered recovered
 	cut       bool         // a session failed: what was on its way to it may be with nobody
 	ended     []string     // sessions that may have left intents taken
@@ -147,7 +147,8 @@ func (r *Runner) complete() (*run, error) {
 	if err != nil {
 		host = "unknown"
 	}
-	n.source, n.connecting = natsSource{n.js}, n.connect
+	n.source, n.connecting = delivery.NATS{JS: n.js}, n.connect
+	n.durables = &durable.Stream{JS: n.js, Name: n.stream, Consumer: c.Name, Types: c.Handler.types, Subjects: n.subjects, AckWait: ackWait, Log: n.log}
 	n.process = fmt.Sprintf("%s:%d", host, os.Getpid())
 	return n, nil
 }
@@ -177,8 +178,8 @@ func (r *Runner) Ready(ctx context.Context) error {
 	if n == nil {
 		return errors.New("starting")
 	}
-	if g := n.gate.Load(); g != nil && g.closed() != nil {
-		return g.closed()
+	if g := n.lastGate.Load(); g != nil && g.Closed() != nil {
+		return g.Closed()
 	}
 	err := n.keeper.Ready()
 	if !errors.Is(err, errStandby) {
@@ -229,4 +230,29 @@ func (r *run) explained(err error) error {
 		return err
 	}
 	return natsconn.Explain(r.js.Conn(), err, "consumer --consumer "+r.Consumer.Name)
+}
+
+// Failing reports whether so many of a consumer's last attempts failed that somebody should look: half of ten or
+// more, or all of three or more if that has lasted for some seconds. One that fails and succeeds at the next try is
+// nothing.
+func Failing(attempts, failed int, lasting time.Duration) bool {
+	return recent.Failing(attempts, failed, lasting)
+}
+
+// Share returns in words how many of the last attempts failed.
+func Share(attempts, failed int) string { return recent.Share(attempts, failed) }
+
+// Degraded returns "" unless attempts of this process are [Failing]. Then it returns the word failing
+// and the last error. A degraded runner is [Runner.Ready]: neither a restart nor another process
+// would help.
+func (r *Runner) Degraded() string {
+	n := r.now.Load()
+	if n == nil {
+		return ""
+	}
+	attempts, failed, _, reason := n.recent.Summary()
+	if !Failing(attempts, failed, n.recent.Lasting()) {
+		return ""
+	}
+	return "failing: " + Share(attempts, failed) + ": " + inbox.Mask(inbox.Storable(reason))
 }

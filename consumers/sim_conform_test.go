@@ -63,7 +63,7 @@ type simPair struct {
 }
 
 type simTerms struct {
-	real, model    room
+	real, model    sliceInbox
 	tenure, mirror *inbox.Tenure
 }
 
@@ -168,13 +168,13 @@ func (c *conformity) die(n int) {
 
 func (c *conformity) own(p *simPair, slice int) {
 	t := &simTerms{}
-	make := func(r func(*inbox.Tenure) room, v inbox.Version) (*inbox.Tenure, room) {
+	make := func(r func(*inbox.Tenure) sliceInbox, v inbox.Version) (*inbox.Tenure, sliceInbox) {
 		tenure := &inbox.Tenure{Consumer: "sim", Ordered: true, ParkKey: c.w.c.ParkKey, Slice: inbox.Slice{Number: slice, Of: p.is.Slices}, Version: v,
-			Generation: p.is.Generation, Session: p.real.session, Process: p.real.session}
+			Generation: p.is.Generation, Session: p.real.session, Process: p.real.session, DB: p.real.db, Timeout: c.w.c.Timeout}
 		return tenure, r(tenure)
 	}
-	t.tenure, t.real = make(p.real.Room, p.version)
-	t.mirror, t.model = make(p.model.Room, p.mirror)
+	t.tenure, t.real = make(p.real.Inbox, p.version)
+	t.mirror, t.model = make(p.model.Inbox, p.mirror)
 	model, err := t.model.Own(c.Context())
 	real, err2 := t.real.Own(c.Context())
 	model.Stored, real.Stored = model.Stored.UTC(), real.Stored.UTC()
@@ -230,7 +230,7 @@ func (c *conformity) step() {
 	c.ask(p, t)
 }
 
-func both[T any](c *conformity, what string, t *simTerms, ask func(r room) (T, error)) {
+func both[T any](c *conformity, what string, t *simTerms, ask func(r sliceInbox) (T, error)) {
 	c.Helper()
 	model, err := ask(t.model)
 	real, err2 := ask(t.real)
@@ -252,43 +252,43 @@ func (c *conformity) ask(p *simPair, t *simTerms) {
 	}
 	switch c.r.IntN(13) {
 	case 0:
-		both(c, "wakes", t, func(r room) (string, error) { return nothing(r.Wake(ctx)) })
+		both(c, "wakes", t, func(r sliceInbox) (string, error) { return nothing(r.Wake(ctx)) })
 	case 1:
-		both(c, "holds", t, func(r room) (string, error) {
+		both(c, "holds", t, func(r sliceInbox) (string, error) {
 			keys, err := r.Held(ctx)
 			slices.Sort(keys)
 			return fmt.Sprint(keys), err
 		})
 	case 2:
-		both(c, "asks for "+key, t, func(r room) (bool, error) { return r.Holds(ctx, key) })
+		both(c, "asks for "+key, t, func(r sliceInbox) (bool, error) { return r.Holds(ctx, key) })
 	case 3:
 		all := c.some(t)
-		both(c, "knows", t, func(r room) (map[uuid.UUID]uint64, error) { return r.Known(ctx, all) })
+		both(c, "knows", t, func(r sliceInbox) (map[uuid.UUID]uint64, error) { return r.Known(ctx, all) })
 	case 4, 5, 6:
 		want := inbox.Take{Most: 100, Dead: c.r.IntN(2) == 0} // which of many are taken first depends on the clock
 		want.Suspect = c.r.IntN(2) == 0 && c.suspects(t) < 2
-		both(c, fmt.Sprintf("takes %+v", want), t, func(r room) (string, error) { return taken(r.Take(ctx, want)) })
+		both(c, fmt.Sprintf("takes %+v", want), t, func(r sliceInbox) (string, error) { return taken(r.Take(ctx, want)) })
 	case 7:
 		most := 1 + c.r.IntN(4)
-		both(c, fmt.Sprintf("takes the next %d of %s", most, key), t, func(r room) (string, error) { return taken(r.TakeNext(ctx, []string{key}, most)) })
+		both(c, fmt.Sprintf("takes the next %d of %s", most, key), t, func(r sliceInbox) (string, error) { return taken(r.TakeNext(ctx, []string{key}, most)) })
 	case 8:
 		if all := c.taken(t); len(all) > 0 {
 			i, wait, counts := all[c.r.IntN(len(all))], c.wait(), c.r.IntN(2) == 0
-			both(c, fmt.Sprintf("gives %s back for %s %t", c.name(i.ID), wait, counts), t, func(r room) (string, error) { return nothing(r.GiveBack(ctx, i, wait, counts)) })
+			both(c, fmt.Sprintf("gives %s back for %s %t", c.name(i.ID), wait, counts), t, func(r sliceInbox) (string, error) { return nothing(r.GiveBack(ctx, i, wait, counts)) })
 		}
 	case 9:
 		floor, high := uint64(c.r.IntN(30)), uint64(c.r.IntN(30))
-		both(c, fmt.Sprintf("saves %d %d", floor, high), t, func(r room) (string, error) {
+		both(c, fmt.Sprintf("saves %d %d", floor, high), t, func(r sliceInbox) (string, error) {
 			return nothing(r.Save(ctx, floor, high, time.Unix(int64(high), 0)))
 		})
 	case 10:
 		until := uint64(c.r.IntN(30))
-		both(c, fmt.Sprintf("lost until %d", until), t, func(r room) (string, error) {
+		both(c, fmt.Sprintf("lost until %d", until), t, func(r sliceInbox) (string, error) {
 			return nothing(errors.Join(r.Lost(ctx, until), r.Redelivered(ctx)))
 		})
 	case 11:
 		floor := uint64(c.r.IntN(30))
-		both(c, fmt.Sprintf("knew last below %d", floor), t, func(r room) (string, error) {
+		both(c, fmt.Sprintf("knew last below %d", floor), t, func(r sliceInbox) (string, error) {
 			id, seq, err := r.LastKnown(ctx, floor)
 			if seq == 0 {
 				id = uuid.Nil
@@ -296,7 +296,7 @@ func (c *conformity) ask(p *simPair, t *simTerms) {
 			return fmt.Sprint(id, seq), err
 		})
 	case 12:
-		both(c, "leaves", t, func(r room) (string, error) { return nothing(r.Leave(ctx)) })
+		both(c, "leaves", t, func(r sliceInbox) (string, error) { return nothing(r.Leave(ctx)) })
 		delete(p.terms, t.tenure.Slice.Number)
 	}
 }
@@ -323,8 +323,8 @@ func (c *conformity) attempt(t *simTerms) {
 			one.Attempts++
 		}
 	}
-	within := func(what string, fn func(r room, tx pgx.Tx) (string, error)) {
-		both(c, fmt.Sprintf("%s (%v)", what, undo), t, func(r room) (answer string, err error) {
+	within := func(what string, fn func(r sliceInbox, tx pgx.Tx) (string, error)) {
+		both(c, fmt.Sprintf("%s (%v)", what, undo), t, func(r sliceInbox) (answer string, err error) {
 			err = r.Check(ctx, func(tx pgx.Tx) (err error) {
 				answer, err = fn(r, tx)
 				return cmp.Or(err, undo)
@@ -335,7 +335,7 @@ func (c *conformity) attempt(t *simTerms) {
 	switch k := c.r.IntN(8); {
 	case k < 2 && len(all) > 0:
 		some := c.r.IntN(len(all) + 1)
-		both(c, fmt.Sprintf("claims %s but the first %d (%v)", c.names2(all), some, undo), t, func(r room) (answer string, err error) {
+		both(c, fmt.Sprintf("claims %s but the first %d (%v)", c.names2(all), some, undo), t, func(r sliceInbox) (answer string, err error) {
 			err = r.Claim(ctx, all, func(tx pgx.Tx, fresh []bool) error {
 				answer = fmt.Sprint(fresh)
 				var back []*inbox.Message
@@ -353,28 +353,28 @@ func (c *conformity) attempt(t *simTerms) {
 		if f.Taken {
 			f.Attempts = 1
 		}
-		within(fmt.Sprintf("intends %s %+v", c.names2(all), f), func(r room, tx pgx.Tx) (string, error) {
+		within(fmt.Sprintf("intends %s %+v", c.names2(all), f), func(r sliceInbox, tx pgx.Tx) (string, error) {
 			fresh, err := r.Intend(ctx, tx, all, f)
 			return fmt.Sprint(fresh), err
 		})
 	case k == 4 && len(all) > 0:
-		within("buries "+c.names2(all[:1]), func(r room, tx pgx.Tx) (string, error) {
+		within("buries "+c.names2(all[:1]), func(r sliceInbox, tx pgx.Tx) (string, error) {
 			fresh, err := r.Bury(ctx, tx, inbox.Burial{Message: all[0], Ending: end})
 			return fmt.Sprint(fresh), err
 		})
 	case k == 5 && one != nil:
-		within(fmt.Sprintf("buries the intent %s %d", c.name(one.ID), one.Attempts), func(r room, tx pgx.Tx) (string, error) {
+		within(fmt.Sprintf("buries the intent %s %d", c.name(one.ID), one.Attempts), func(r sliceInbox, tx pgx.Tx) (string, error) {
 			end.Attempt = one.Attempts
 			fresh, err := r.Bury(ctx, tx, inbox.Burial{Message: &one.Message, Taken: true, Ending: end})
 			return fmt.Sprint(fresh), err
 		})
 	case k == 6 && one != nil:
 		wait := c.wait()
-		within(fmt.Sprintf("%s %d again after %s", c.name(one.ID), one.Attempts, wait), func(r room, tx pgx.Tx) (string, error) {
+		within(fmt.Sprintf("%s %d again after %s", c.name(one.ID), one.Attempts, wait), func(r sliceInbox, tx pgx.Tx) (string, error) {
 			return nothing(r.Again(ctx, tx, one, wait, end))
 		})
 	case one != nil:
-		within(fmt.Sprintf("finishes %s %d", c.name(one.ID), one.Attempts), func(r room, tx pgx.Tx) (string, error) {
+		within(fmt.Sprintf("finishes %s %d", c.name(one.ID), one.Attempts), func(r sliceInbox, tx pgx.Tx) (string, error) {
 			return nothing(r.Finish(ctx, tx, []*inbox.Intent{one}, time.Now(), time.Second))
 		})
 	}

@@ -574,12 +574,12 @@ func (c *simConnection) ReadPause(ctx context.Context) (p *inbox.Paused, err err
 	return p, err
 }
 
-func (c *simConnection) Tell(ctx context.Context, _ inbox.Beat) error {
-	return c.ask(ctx, "tell", func() error { return nil })
+func (c *simConnection) Heartbeat(ctx context.Context, _ inbox.Beat) error {
+	return c.ask(ctx, "heartbeat", func() error { return nil })
 }
 
-func (c *simConnection) Farewell(ctx context.Context, _ string) error {
-	return c.ask(ctx, "farewell", func() error { return nil })
+func (c *simConnection) RemoveProcess(ctx context.Context, _ string) error {
+	return c.ask(ctx, "remove the process", func() error { return nil })
 }
 
 func (c *simConnection) Current(ctx context.Context, v inbox.Version, epochs []int64) (current, due bool, err error) {
@@ -631,8 +631,8 @@ func (c *simConnection) Holder(context.Context) (*lead.Holder, error)       { re
 func (c *simConnection) NameLock(_ context.Context, err error) error        { return err }
 func (c *simConnection) Renew(error)                                        {}
 
-func (c *simConnection) Room(t *inbox.Tenure) room {
-	return &simRoom{c, t}
+func (c *simConnection) Inbox(t *inbox.Tenure) sliceInbox {
+	return &simInbox{c, t}
 }
 
 // supersede ends all sessions, and changes something.
@@ -689,19 +689,19 @@ func (c *simConnection) Writable(ctx context.Context) bool {
 	}) == nil
 }
 
-// A simRoom is the inbox of the model, for one tenure.
-type simRoom struct {
+// A simInbox is the inbox of the model, for one tenure.
+type simInbox struct {
 	*simConnection
 	t *inbox.Tenure
 }
 
-func (r *simRoom) mine(m *inbox.Message) bool {
+func (r *simInbox) mine(m *inbox.Message) bool {
 	from, to := r.t.Slice.Tokens()
 	token := events.Partition(m.Subject)
 	return token >= from && token < to
 }
 
-func (r *simRoom) Own(ctx context.Context) (at inbox.Place, err error) {
+func (r *simInbox) Own(ctx context.Context) (at inbox.Place, err error) {
 	err = r.pooled(ctx, "take the slice", func() error {
 		d := r.d
 		if !d.known { // it was restored to before that
@@ -742,7 +742,7 @@ func (r *simRoom) Own(ctx context.Context) (at inbox.Place, err error) {
 	return at, err
 }
 
-func (r *simRoom) Lost(ctx context.Context, until uint64) error {
+func (r *simInbox) Lost(ctx context.Context, until uint64) error {
 	return r.pooled(ctx, "note what is lost", func() error {
 		if s := r.d.of(r.t); s != nil {
 			s.lost = max(s.lost, until)
@@ -751,7 +751,7 @@ func (r *simRoom) Lost(ctx context.Context, until uint64) error {
 	})
 }
 
-func (r *simRoom) Redelivered(ctx context.Context) error {
+func (r *simInbox) Redelivered(ctx context.Context) error {
 	return r.pooled(ctx, "redelivered", func() error {
 		if s := r.d.of(r.t); s != nil {
 			s.redeliver = false
@@ -760,7 +760,7 @@ func (r *simRoom) Redelivered(ctx context.Context) error {
 	})
 }
 
-func (r *simRoom) LastKnown(ctx context.Context, floor uint64) (id uuid.UUID, seq uint64, err error) {
+func (r *simInbox) LastKnown(ctx context.Context, floor uint64) (id uuid.UUID, seq uint64, err error) {
 	err = r.pooled(ctx, "last known", func() error {
 		for key, row := range r.d.inbox {
 			if row.generation == r.t.Generation && row.seq <= floor && row.seq > seq {
@@ -772,7 +772,7 @@ func (r *simRoom) LastKnown(ctx context.Context, floor uint64) (id uuid.UUID, se
 	return id, seq, err
 }
 
-func (r *simRoom) Wake(ctx context.Context) error {
+func (r *simInbox) Wake(ctx context.Context) error {
 	return r.pooled(ctx, "wake", func() error {
 		for id, i := range r.d.intents {
 			if r.mine(&i.Message) && i.due.Equal(far) && !r.d.waits(&i.Message) {
@@ -785,7 +785,7 @@ func (r *simRoom) Wake(ctx context.Context) error {
 	})
 }
 
-func (r *simRoom) Held(ctx context.Context) (keys []string, err error) {
+func (r *simInbox) Held(ctx context.Context) (keys []string, err error) {
 	err = r.pooled(ctx, "held", func() error {
 		if r.d.w.mutant("a new owner holds no keys") {
 			return nil
@@ -807,7 +807,7 @@ func (r *simRoom) Held(ctx context.Context) (keys []string, err error) {
 	return keys, err
 }
 
-func (r *simRoom) Holds(ctx context.Context, key string) (held bool, err error) {
+func (r *simInbox) Holds(ctx context.Context, key string) (held bool, err error) {
 	err = r.pooled(ctx, "holds", func() error {
 		for _, i := range r.d.intents {
 			held = held || i.Key == key
@@ -822,14 +822,14 @@ func (r *simRoom) Holds(ctx context.Context, key string) (held bool, err error) 
 	return held, err
 }
 
-func (r *simRoom) Save(ctx context.Context, floor, high uint64, stored time.Time) error {
+func (r *simInbox) Save(ctx context.Context, floor, high uint64, stored time.Time) error {
 	return r.pooled(ctx, "save", func() error {
 		r.d.save(r.t, floor, high, stored)
 		return nil
 	})
 }
 
-func (r *simRoom) Leave(ctx context.Context) error {
+func (r *simInbox) Leave(ctx context.Context) error {
 	return r.pooled(ctx, "leave", func() error {
 		for id, i := range r.d.intents {
 			if i.taken == r.t.Session && r.mine(&i.Message) {
@@ -844,7 +844,7 @@ func (r *simRoom) Leave(ctx context.Context) error {
 	})
 }
 
-func (r *simRoom) Known(ctx context.Context, all []*inbox.Message) (known map[uuid.UUID]uint64, err error) {
+func (r *simInbox) Known(ctx context.Context, all []*inbox.Message) (known map[uuid.UUID]uint64, err error) {
 	known = make(map[uuid.UUID]uint64)
 	return known, r.pooled(ctx, "known", func() error {
 		for _, m := range all {
@@ -864,7 +864,7 @@ func (r *simRoom) Known(ctx context.Context, all []*inbox.Message) (known map[uu
 	})
 }
 
-func (r *simRoom) Copies(ctx context.Context, places []uuid.UUID, seqs []int64) error {
+func (r *simInbox) Copies(ctx context.Context, places []uuid.UUID, seqs []int64) error {
 	return r.pooled(ctx, "copies", func() error {
 		for n, id := range places {
 			if _, found := r.d.inbox[id]; !found {
@@ -879,7 +879,7 @@ func (i *simIntent) out() *inbox.Intent {
 	return &inbox.Intent{Message: i.Message, Attempts: i.attempts, Deaths: i.deaths}
 }
 
-func (r *simRoom) Take(ctx context.Context, want inbox.Take) (all []*inbox.Intent, err error) {
+func (r *simInbox) Take(ctx context.Context, want inbox.Take) (all []*inbox.Intent, err error) {
 	return all, r.pooled(ctx, "take", func() error {
 		d := r.d
 		if !d.current(r.t) {
@@ -914,7 +914,7 @@ func (r *simRoom) Take(ctx context.Context, want inbox.Take) (all []*inbox.Inten
 	})
 }
 
-func (r *simRoom) TakeNext(ctx context.Context, keys []string, most int) (all []*inbox.Intent, err error) {
+func (r *simInbox) TakeNext(ctx context.Context, keys []string, most int) (all []*inbox.Intent, err error) {
 	return all, r.pooled(ctx, "take next", func() error {
 		if !r.d.current(r.t) {
 			return nil
@@ -936,7 +936,7 @@ func (r *simRoom) TakeNext(ctx context.Context, keys []string, most int) (all []
 	})
 }
 
-func (r *simRoom) GiveBack(ctx context.Context, i *inbox.Intent, wait time.Duration, counts bool) error {
+func (r *simInbox) GiveBack(ctx context.Context, i *inbox.Intent, wait time.Duration, counts bool) error {
 	return r.pooled(ctx, "give back", func() error {
 		now, found := r.d.intents[i.ID]
 		if !found || now.taken != r.t.Session {
@@ -953,7 +953,7 @@ func (r *simRoom) GiveBack(ctx context.Context, i *inbox.Intent, wait time.Durat
 	})
 }
 
-func (r *simRoom) Remember(ctx context.Context, i *inbox.Intent, began time.Time, took time.Duration) error {
+func (r *simInbox) Remember(ctx context.Context, i *inbox.Intent, began time.Time, took time.Duration) error {
 	var tx *simTx
 	err := r.pooled(ctx, "begin to remember", func() error {
 		for r.d.waiting[-1] > 0 {
@@ -975,7 +975,7 @@ func (r *simRoom) Remember(ctx context.Context, i *inbox.Intent, began time.Time
 }
 
 // transact runs fn in the transaction of an attempt, after first.
-func (r *simRoom) transact(ctx context.Context, first func(tx *simTx) error, fn func(tx *simTx) error) error {
+func (r *simInbox) transact(ctx context.Context, first func(tx *simTx) error, fn func(tx *simTx) error) error {
 	var tx *simTx
 	err := failedSim("begin an attempt", r.p.call(ctx, "begin an attempt", func() error {
 		for r.d.waiting[-1]+r.d.waiting[r.t.Slice.Number] > 0 {
@@ -996,7 +996,7 @@ func (r *simRoom) transact(ctx context.Context, first func(tx *simTx) error, fn 
 }
 
 // finish commits tx, or rolls it back if there was an error.
-func (r *simRoom) finish(ctx context.Context, tx *simTx, err error) error {
+func (r *simInbox) finish(ctx context.Context, tx *simTx, err error) error {
 	if tx == nil {
 		return err
 	}
@@ -1012,7 +1012,7 @@ func (r *simRoom) finish(ctx context.Context, tx *simTx, err error) error {
 	return err
 }
 
-func (r *simRoom) check() error {
+func (r *simInbox) check() error {
 	if !r.d.current(r.t) {
 		r.d.w.fire("refused by the fence")
 		return inbox.ErrSuperseded
@@ -1020,11 +1020,11 @@ func (r *simRoom) check() error {
 	return nil
 }
 
-func (r *simRoom) Check(ctx context.Context, fn func(tx pgx.Tx) error) error {
+func (r *simInbox) Check(ctx context.Context, fn func(tx pgx.Tx) error) error {
 	return r.transact(ctx, func(*simTx) error { return r.check() }, func(tx *simTx) error { return fn(tx) })
 }
 
-func (r *simRoom) Claim(ctx context.Context, all []*inbox.Message, fn func(tx pgx.Tx, fresh []bool) error) error {
+func (r *simInbox) Claim(ctx context.Context, all []*inbox.Message, fn func(tx pgx.Tx, fresh []bool) error) error {
 	fresh := make([]bool, len(all))
 	return r.transact(ctx, func(tx *simTx) error {
 		if err := r.check(); err != nil {
@@ -1051,7 +1051,7 @@ func (r *simRoom) Claim(ctx context.Context, all []*inbox.Message, fn func(tx pg
 }
 
 // claim inserts an inbox row, unless there is one, which may get another place.
-func (r *simRoom) claim(ctx context.Context, tx *simTx, m *inbox.Message, row simRow) (fresh bool, err error) {
+func (r *simInbox) claim(ctx context.Context, tx *simTx, m *inbox.Message, row simRow) (fresh bool, err error) {
 	if !r.d.w.mutant("no unique claim") {
 		if _, mine := tx.claimed[m.ID]; mine {
 			return false, nil
@@ -1071,9 +1071,9 @@ func (r *simRoom) claim(ctx context.Context, tx *simTx, m *inbox.Message, row si
 	return true, nil
 }
 
-func (r *simRoom) Sound(pgx.Tx) error { return nil }
+func (r *simInbox) Sound(pgx.Tx) error { return nil }
 
-func (r *simRoom) Unclaim(ctx context.Context, t pgx.Tx, all []*inbox.Message) error {
+func (r *simInbox) Unclaim(ctx context.Context, t pgx.Tx, all []*inbox.Message) error {
 	if len(all) == 0 {
 		return nil
 	}
@@ -1087,7 +1087,7 @@ func (r *simRoom) Unclaim(ctx context.Context, t pgx.Tx, all []*inbox.Message) e
 }
 
 // wake makes the intent due at the commit that comes after one of its key that ended.
-func (r *simRoom) wake(ctx context.Context, tx *simTx, m *inbox.Message, ended ...uuid.UUID) error {
+func (r *simInbox) wake(ctx context.Context, tx *simTx, m *inbox.Message, ended ...uuid.UUID) error {
 	if !r.t.Ordered {
 		return nil
 	}
@@ -1110,7 +1110,7 @@ func (r *simRoom) wake(ctx context.Context, tx *simTx, m *inbox.Message, ended .
 	return nil
 }
 
-func (r *simRoom) Finish(ctx context.Context, t pgx.Tx, all []*inbox.Intent, _ time.Time, _ time.Duration) error {
+func (r *simInbox) Finish(ctx context.Context, t pgx.Tx, all []*inbox.Intent, _ time.Time, _ time.Duration) error {
 	tx := t.(*simTx)
 	return failedSim("make events done", tx.statement(ctx, "finish", func() error {
 		var ended []uuid.UUID
@@ -1145,7 +1145,7 @@ func (r *simRoom) Finish(ctx context.Context, t pgx.Tx, all []*inbox.Intent, _ t
 	}))
 }
 
-func (r *simRoom) Again(ctx context.Context, t pgx.Tx, i *inbox.Intent, wait time.Duration, _ inbox.Ending) error {
+func (r *simInbox) Again(ctx context.Context, t pgx.Tx, i *inbox.Intent, wait time.Duration, _ inbox.Ending) error {
 	tx := t.(*simTx)
 	return failedSim("again", tx.statement(ctx, "again", func() error {
 		if err := tx.lock(ctx, i.ID); err != nil {
@@ -1161,11 +1161,11 @@ func (r *simRoom) Again(ctx context.Context, t pgx.Tx, i *inbox.Intent, wait tim
 	}))
 }
 
-func (r *simRoom) Log(ctx context.Context, t pgx.Tx, _ *inbox.Message, _ inbox.Ending) error {
+func (r *simInbox) Log(ctx context.Context, t pgx.Tx, _ *inbox.Message, _ inbox.Ending) error {
 	return failedSim("log", t.(*simTx).statement(ctx, "log", func() error { return nil }))
 }
 
-func (r *simRoom) Intend(ctx context.Context, t pgx.Tx, all []*inbox.Message, f inbox.First) (fresh []bool, err error) {
+func (r *simInbox) Intend(ctx context.Context, t pgx.Tx, all []*inbox.Message, f inbox.First) (fresh []bool, err error) {
 	tx := t.(*simTx)
 	fresh = make([]bool, len(all))
 	err = tx.statement(ctx, "intend", func() error {
@@ -1216,7 +1216,7 @@ func (d *simDatabase) parks(tx *simTx, m *inbox.Message) bool {
 	return true
 }
 
-func (r *simRoom) Bury(ctx context.Context, t pgx.Tx, dead inbox.Burial) (fresh bool, err error) {
+func (r *simInbox) Bury(ctx context.Context, t pgx.Tx, dead inbox.Burial) (fresh bool, err error) {
 	tx := t.(*simTx)
 	err = tx.statement(ctx, "bury", func() (err error) {
 		m := dead.Message
@@ -1257,16 +1257,16 @@ func (r *simRoom) Bury(ctx context.Context, t pgx.Tx, dead inbox.Burial) (fresh 
 	return fresh, failedSim("write a dead letter", err)
 }
 
-func (r *simRoom) Prune(context.Context, inbox.Retention) (bool, error) { return false, nil }
+func (r *simInbox) Prune(context.Context, inbox.Retention) (bool, error) { return false, nil }
 
-func (r *simRoom) Slices(ctx context.Context) (n int, err error) {
+func (r *simInbox) Slices(ctx context.Context) (n int, err error) {
 	return n, r.pooled(ctx, "slices", func() error {
 		n = len(r.d.slices)
 		return nil
 	})
 }
 
-func (r *simRoom) Count(ctx context.Context, from, to uint64) (c inbox.Count, err error) {
+func (r *simInbox) Count(ctx context.Context, from, to uint64) (c inbox.Count, err error) {
 	return c, r.pooled(ctx, "count", func() error {
 		for _, row := range r.d.inbox {
 			switch {

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pgjet/pgjet/consumers/internal/delivery"
 	"github.com/pgjet/pgjet/events"
 )
 
@@ -319,13 +320,13 @@ func (s simSource) Lost() (<-chan nats.Status, func()) {
 	}
 }
 
-func (s simSource) Pull(_, durable string, _ int) (receiver, error) {
+func (s simSource) Pull(_, durable string, _ int) (delivery.Receiver, error) {
 	return &simReceiver{p: s.p, durable: durable}, nil
 }
 
 // answer sends what is said about a message. It arrives some time later, or never.
 func (s simSource) answer(msg *nats.Msg, do func(durable string, seq uint64)) error {
-	meta, err := metadata(msg)
+	meta, err := msg.Metadata()
 	if err != nil {
 		return err
 	}
@@ -367,13 +368,13 @@ func (s simSource) InProgress(msg *nats.Msg) error               { return s.agai
 func (w *simWorld) acknowledges(msg *nats.Msg) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	meta, err := metadata(msg)
+	m, err := delivery.Read(msg)
 	if err != nil {
 		w.breaks("acknowledged is what is no message: %v", err)
 		return
 	}
 	id := uuid.MustParse(msg.Header.Get("ce-id"))
-	place := (&delivery{meta: meta}).place("EVENTS")
+	place := m.Place("EVENTS")
 	_, known := w.db.inbox[id]
 	_, copied := w.db.inbox[place]
 	if !known && !copied && !w.vanished[id] && !w.vanished[place] {
@@ -389,16 +390,16 @@ type simReceiver struct {
 	closed  bool
 }
 
-func (r *simReceiver) ask(n, _ int) error {
+func (r *simReceiver) Ask(n, _ int) error {
 	r.owed = n
 	return r.p.step(context.Background())
 }
 
-func (r *simReceiver) close() {}
+func (r *simReceiver) Close() {}
 
-func (r *simReceiver) receive(ctx context.Context, accept func([]*nats.Msg) error) error {
+func (r *simReceiver) Receive(ctx context.Context, accept func([]*nats.Msg) error) error {
 	w := r.p.w
-	for ends := time.Now().Add(fetchTime); r.owed > 0 && ctx.Err() == nil && time.Now().Before(ends); {
+	for ends := time.Now().Add(delivery.RequestTime); r.owed > 0 && ctx.Err() == nil && time.Now().Before(ends); {
 		var chunk []*nats.Msg
 		err := r.p.request(ctx, "receive", func() error {
 			d := w.stream.durables[r.durable]

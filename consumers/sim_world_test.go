@@ -20,6 +20,8 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/consumers/internal/durable"
+	"github.com/pgjet/pgjet/consumers/internal/recent"
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/postgres"
 )
@@ -257,7 +259,7 @@ type process struct {
 }
 
 var simMetrics = sync.OnceValue(func() *metrics {
-	m, err := newMetrics("sim", &recent{})
+	m, err := newMetrics("sim", &recent.Attempts{})
 	if err != nil {
 		panic(err)
 	}
@@ -281,6 +283,7 @@ func (w *simWorld) start() {
 		connecting: func(session string) database {
 			return &simConnection{p: p, d: w.db, session: session, closed: true}
 		}}
+	p.run.durables = &durable.Stream{JS: p.run.js, Name: p.run.stream, Consumer: c.Name, Types: c.Handler.types, Subjects: p.run.subjects, AckWait: ackWait, Log: p.run.log}
 	var ctx context.Context
 	ctx, p.stop = context.WithCancel(context.Background())
 	w.all, w.running = append(w.all, p), append(w.running, p)

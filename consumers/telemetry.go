@@ -12,6 +12,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/pgjet/pgjet/consumers/internal/recent"
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/messaging"
 )
@@ -27,7 +28,7 @@ type metrics struct {
 	reg     metric.Registration
 }
 
-func newMetrics(consumer string, last *recent) (*metrics, error) {
+func newMetrics(consumer string, last *recent.Attempts) (*metrics, error) {
 	meter := otel.Meter(scope)
 	m := &metrics{done: outcomeOf(consumer, "done")}
 	counter, err := meter.Int64Counter("pgjet.consumer.events",
@@ -60,7 +61,7 @@ func newMetrics(consumer string, last *recent) (*metrics, error) {
 	}
 	all = append(all, failing)
 	m.reg, err = meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
-		o.ObserveFloat64(failing, last.share(), metric.WithAttributes(attribute.String("consumer", consumer)))
+		o.ObserveFloat64(failing, last.FailedShare(), metric.WithAttributes(attribute.String("consumer", consumer)))
 		if a := m.current.Load(); a != nil {
 			for _, g := range gauges {
 				o.ObserveInt64(g.gauge, g.value(a), metric.WithAttributes(attribute.String("consumer", consumer)))
@@ -89,7 +90,7 @@ func outcomeOf(consumer, outcome string) metric.AddOption {
 
 // startSpan starts the span of an attempt: of one event a child of the context in
 // which the event was created, of many one with links to those.
-func (t *term) startSpan(ctx context.Context, all []*work) (context.Context, trace.Span) {
+func (t *run) startSpan(ctx context.Context, all []*work) (context.Context, trace.Span) {
 	if len(all) == 1 {
 		ctx = created(ctx, all[0].event)
 	}
@@ -101,7 +102,7 @@ func (t *term) startSpan(ctx context.Context, all []*work) (context.Context, tra
 }
 
 // describe names the span of an attempt, and says what it is about.
-func (t *term) describe(span trace.Span, all []*work) {
+func (t *run) describe(span trace.Span, all []*work) {
 	const mostLinks = 128
 	d := messaging.Destination{Stream: t.stream}
 	for _, w := range all {
@@ -117,7 +118,7 @@ func (t *term) describe(span trace.Span, all []*work) {
 	if len(all) == 1 {
 		w := all[0]
 		attempt := w.tried + 1 // of a message; an intent counts by itself
-		if w.written() {
+		if w.isIntent() {
 			attempt = w.number()
 		}
 		span.SetAttributes(

@@ -3,6 +3,7 @@ package consumers
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/internal/attempt"
+	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
@@ -19,7 +21,7 @@ type verdict int
 const (
 	try         verdict = iota // it is to be attempted
 	done                       // an attempt succeeded
-	failed                     // an attempt failed, and others may follow
+	retry                      // an attempt failed, and others may follow
 	never                      // it would fail again
 	wait                       // it has to wait behind others of its key, or may have killed a process
 	intend                     // it is to be written down before it is attempted
@@ -32,11 +34,11 @@ const (
 
 // ofOne reports whether the verdict on a group may be that on one event of it.
 func (v verdict) ofOne() bool {
-	return v == failed || v == never || v == unavailable || v == later || v == taken
+	return v == retry || v == never || v == unavailable || v == later || v == taken
 }
 
-// judge tells the verdict of an attempt's error.
-func (t *term) judge(ctx context.Context, err error) verdict {
+// judge returns the verdict on an attempt that returned err.
+func (s *settler) judge(ctx context.Context, err error) verdict {
 	switch {
 	case err == nil:
 		return done
@@ -46,7 +48,7 @@ func (t *term) judge(ctx context.Context, err error) verdict {
 		return broken
 	}
 	if _, ours := errors.AsType[*inbox.Error](err); ours {
-		if t.away(ctx, err) {
+		if s.away(ctx, err) {
 			return broken
 		}
 		return unwritten
@@ -60,34 +62,52 @@ func (t *term) judge(ctx context.Context, err error) verdict {
 	if _, ok := errors.AsType[*backoff.PermanentError](err); ok {
 		return never
 	}
-	if t.away(ctx, err) {
+	if s.away(ctx, err) {
 		return broken
 	}
-	return failed
+	return retry
 }
 
 // away reports whether err came about since the database is away. A handler may also
 // have lost its connection by its own fault.
-func (t *term) away(ctx context.Context, err error) bool {
+func (s *settler) away(ctx context.Context, err error) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
 	class := sqlstate.Of(err)
 	switch {
 	case !lostConnection(err):
 		return false
-	case !t.data.Writable(ctx):
+	case !s.database.Writable(ctx):
 		return true
 	case class != sqlstate.Unreachable && class != sqlstate.ReadOnly:
 		return false
 	}
 	// The processes of a server learn one after the other that it has died, or that it takes no
 	// writes: another one may have answered.
-	time.Sleep(settleTime)
-	return !t.data.Writable(ctx)
+	time.Sleep(serverTime)
+	return !s.database.Writable(ctx)
 }
 
-// settleTime is for how long a server's processes may answer after it died, or write after it was set read-only.
-const settleTime = 100 * time.Millisecond
+// serverTime is for how long a server's processes may answer after it died, or write after it was set read-only.
+const serverTime = 100 * time.Millisecond
+
+// locked reports whether a statement failed with err since another session locks a table. That is
+// no fault of an event, and no attempt is counted.
+func (s *settler) locked(ctx context.Context, err error) bool {
+	_, locked := errors.AsType[*lead.TableLock](s.inbox.NameLock(ctx, err))
+	return locked
+}
+
+// unfinished makes what [inbox.Tenure.Finish] failed with an error of the attempt: the handler may
+// have caused it, by what it left behind in its transaction. If the database is there and
+// takes the outcome of the attempt, it counts. A lock of another session is no such error.
+func (s *settler) unfinished(ctx context.Context, err error) error {
+	ours, ok := errors.AsType[*inbox.Error](err)
+	if !ok || s.locked(ctx, err) {
+		return err
+	}
+	return fmt.Errorf("the handler returned no error, but the event cannot be made done after it: %w", ours.Err)
+}
 
 // lostConnection reports whether err may come from a database that went away.
 func lostConnection(err error) bool {

@@ -5,20 +5,14 @@ import (
 	"cmp"
 	"context"
 	"slices"
-	"strconv"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
-	"github.com/jackc/pgx/v5/pgxpool"
-
-	"github.com/pgjet/pgjet/internal/postgres"
 )
 
-// AttemptName is the name of the application while the transaction that [Tenure.Begin] began
-// lasts. The server reports each change of it by itself.
+// AttemptName is the name of the application in the transaction of an attempt. The server reports each change of it by itself.
 const AttemptName = "pgjet-attempt"
 
 const (
@@ -36,37 +30,9 @@ func (t *Tenure) fence(more ...any) []any {
 	return append([]any{t.Consumer, t.Epoch, t.Version.Started, t.Version.File}, more...)
 }
 
-// Begin begins the transaction of an attempt, and makes its first statement, [Tenure.Check] or
-// [Tenure.Claim], in one round trip. That one finds out whether the session is current, behind
-// the lock that whoever supersedes a session waits for: so the answer holds until the
-// transaction ends. A transaction that does nothing for idle is ended by the server, so that a process
-// that is frozen holds nothing for ever.
-func (t *Tenure) Begin(ctx context.Context, conn *pgxpool.Conn, idle time.Duration, first func(*pgx.Batch)) (pgx.Tx, error) {
-	b := &pgx.Batch{}
-	// Read committed: a stricter isolation would look at what was before the lock.
-	postgres.BeginBatch(conn.Conn(), b, idle)
-	b.Queue(`select pg_advisory_xact_lock_shared(`+attempts+`), pg_advisory_xact_lock_shared(`+sliceAttempts+`),
-		set_config('idle_in_transaction_session_timeout', $3, true), set_config('application_name', '`+AttemptName+`', true), set_config('pgjet.attempt', 'on', true)`,
-		t.Consumer, t.Slice.Number, strconv.FormatInt(idle.Milliseconds(), 10))
-	first(b)
-	results := conn.SendBatch(ctx, b)
-	return results.Tx(), failed("begin an attempt", results.Close())
-}
-
-// Same reports whether tx is still the transaction that [Tenure.Begin] began: a handler may have
-// ended it and begun another, by rollback and chain, say, which undid the inbox row.
-func Same(ctx context.Context, tx pgx.Tx) (same bool, err error) {
-	if tx.Conn().PgConn().ParameterStatus("application_name") == AttemptName {
-		return true, nil
-	}
-	// The handler may have called the application something else.
-	err = tx.QueryRow(ctx, `select current_setting('pgjet.attempt', true) is not distinct from 'on'`).Scan(&same)
-	return same, err
-}
-
-// Check queues the question whether the session is current; if not, the batch fails with
+// queueCheck queues the question whether the session is current; if not, the batch fails with
 // [ErrSuperseded].
-func (t *Tenure) Check(b *pgx.Batch) {
+func (t *Tenure) queueCheck(b *pgx.Batch) {
 	b.Queue(`select where `+current, t.fence()...).Exec(func(tag pgconn.CommandTag) error {
 		if tag.RowsAffected() == 0 {
 			return ErrSuperseded
@@ -75,17 +41,17 @@ func (t *Tenure) Check(b *pgx.Batch) {
 	})
 }
 
-// A Claim is the inbox rows that the transaction of an attempt made for events from the stream.
-type Claim struct {
+// A claim is the inbox rows that the transaction of an attempt made for events from the stream.
+type claim struct {
 	tenure *Tenure
 	first  map[uuid.UUID]bool // the events whose rows are new
 }
 
-// Claim queues the insertion of the inbox rows of events, done, if the session is current. While
+// queueClaim queues the insertion of the inbox rows of events, done, if the session is current. While
 // another process holds an uncommitted one, it waits for its end. The handlers run in the same
 // transaction, so the rows and what they do commit together, or not at all.
-func (t *Tenure) Claim(b *pgx.Batch, all []*Message) *Claim {
-	c := &Claim{t, make(map[uuid.UUID]bool, len(all))}
+func (t *Tenure) queueClaim(b *pgx.Batch, all []*Message) *claim {
+	c := &claim{t, make(map[uuid.UUID]bool, len(all))}
 	rows, args := `(values ($6::uuid, $7::bigint))`, t.fence(t.Generation)
 	if len(all) == 1 { // of an array PostgreSQL plans the statement anew each time
 		args = append(args, pgtype.UUID{Bytes: all[0].ID, Valid: true}, int64(all[0].Seq))
@@ -111,7 +77,7 @@ func (t *Tenure) Claim(b *pgx.Batch, all []*Message) *Claim {
 }
 
 // distinct returns the ids of events and their places, one for each event, and in one order
-// everywhere: who waits for each other's rows must not do so in a circle.
+// everywhere: transactions that wait for each other's rows must not do so in a circle.
 func distinct(all []*Message) (ids pgtype.FlatArray[pgtype.UUID], seqs []int64) {
 	all = slices.Clone(all)
 	slices.SortFunc(all, func(a, b *Message) int {
@@ -125,9 +91,9 @@ func distinct(all []*Message) (ids pgtype.FlatArray[pgtype.UUID], seqs []int64) 
 	return ids, seqs
 }
 
-// Fresh returns, for the events that were claimed, which of them have a new row: the second of two
+// fresh returns, for the events that were claimed, which of them have a new row: the second of two
 // copies has none. It returns [ErrSuperseded] if the session is not current.
-func (c *Claim) Fresh(ctx context.Context, tx pgx.Tx, all []*Message) (fresh []bool, err error) {
+func (c *claim) fresh(ctx context.Context, tx pgx.Tx, all []*Message) (fresh []bool, err error) {
 	fresh, n := make([]bool, len(all)), 0
 	for i, m := range all {
 		if fresh[i] = c.first[m.ID]; fresh[i] {
@@ -139,7 +105,7 @@ func (c *Claim) Fresh(ctx context.Context, tx pgx.Tx, all []*Message) (fresh []b
 		return fresh, nil
 	}
 	b := &pgx.Batch{} // there are doubles, or the session is not current
-	c.tenure.Check(b)
+	c.tenure.queueCheck(b)
 	return fresh, failed("write inbox rows", tx.SendBatch(ctx, b).Close())
 }
 
@@ -155,7 +121,7 @@ func (t *Tenure) Unclaim(ctx context.Context, tx pgx.Tx, all []*Message) error {
 
 // Known returns the events that the inbox has already, and where in the stream it knows those that
 // stand at another place. In a stream that was made anew, their rows move to the places that the events have now.
-func (t *Tenure) Known(ctx context.Context, db postgres.DB, all []*Message) (known map[uuid.UUID]uint64, err error) {
+func (t *Tenure) Known(ctx context.Context, all []*Message) (known map[uuid.UUID]uint64, err error) {
 	ids, seqs := make([]uuid.UUID, len(all)), make([]int64, len(all))
 	for i, m := range all {
 		ids[i], seqs[i] = m.ID, int64(m.Seq)
@@ -174,16 +140,16 @@ func (t *Tenure) Known(ctx context.Context, db postgres.DB, all []*Message) (kno
 		})
 		return err
 	})
-	return known, failed("look events up in the inbox", db.Send(ctx, b))
+	return known, failed("look events up in the inbox", t.DB.Send(ctx, b))
 }
 
 // Copies writes inbox rows, done, for messages that repeat what stands elsewhere in the stream,
 // under the ids of their places: so every message that was delivered has a row.
-func (t *Tenure) Copies(ctx context.Context, db DB, places []uuid.UUID, seqs []int64) error {
+func (t *Tenure) Copies(ctx context.Context, places []uuid.UUID, seqs []int64) error {
 	if len(places) == 0 {
 		return nil
 	}
-	_, err := db.Exec(ctx, `
+	_, err := t.DB.Exec(ctx, `
 		insert into pgjet.inbox (consumer, event_id, state, attempts, generation, stream_seq)
 		select $1, place, 'done', 0, $2, seq from unnest($3::uuid[], $4::bigint[]) as u (place, seq)
 		on conflict do nothing`, t.Consumer, t.Generation, places, seqs)

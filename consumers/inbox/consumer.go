@@ -11,7 +11,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgjet/pgjet/internal/lead"
-	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 // A Registration is what a consumer says about itself.
@@ -236,21 +235,21 @@ type Beat struct {
 	Error    string        // the last
 }
 
-// Tell writes the sign of life of a process.
-func Tell(ctx context.Context, db DB, b Beat) error {
+// Heartbeat writes the sign of life of a process.
+func Heartbeat(ctx context.Context, db DB, b Beat) error {
 	_, err := db.Exec(ctx, `
 		insert into pgjet.process as p (consumer, process, workers, cause, attempts, failed, took, error, types)
 		values ($1, $2, $3, nullif($4, ''), $5, $6, $7, nullif($8, ''), nullif($9::text[], '{}'))
 		on conflict (consumer, process) do update set seen_at = clock_timestamp(), workers = excluded.workers, cause = excluded.cause,
 			attempts = excluded.attempts, failed = excluded.failed, took = excluded.took, error = excluded.error, types = excluded.types`,
 		b.Consumer, b.Process, b.Workers, Storable(b.Cause), b.Attempts, b.Failed, b.Took, Storable(b.Error), b.Types)
-	return failed("tell that the process lives", err)
+	return failed("note that the process lives", err)
 }
 
-// Farewell says that a process handles nothing any more.
-func Farewell(ctx context.Context, db DB, consumer, process string) error {
+// RemoveProcess notes that a process handles nothing any more.
+func RemoveProcess(ctx context.Context, db DB, consumer, process string) error {
 	_, err := db.Exec(ctx, `delete from pgjet.process where consumer = $1 and process = $2`, consumer, process)
-	return failed("take leave", err)
+	return failed("note that the process handles nothing", err)
 }
 
 // Retention says what is remembered for how long.
@@ -263,7 +262,7 @@ type Retention struct {
 }
 
 // Prune deletes some of what is older, and reports whether there may be more.
-func (t *Tenure) Prune(ctx context.Context, db postgres.DB, keep Retention) (more bool, err error) {
+func (t *Tenure) Prune(ctx context.Context, keep Retention) (more bool, err error) {
 	const most = 10_000
 	b := &pgx.Batch{}
 	queue := func(sql string, args ...any) {
@@ -289,7 +288,7 @@ func (t *Tenure) Prune(ctx context.Context, db postgres.DB, keep Retention) (mor
 			   and (generation < $3 or stream_seq < $4) limit $5))`,
 			t.Consumer, keep.Inbox.Seconds(), t.Generation, int64(keep.First), most)
 	}
-	return more, failed("prune", db.Send(ctx, b))
+	return more, failed("prune", t.DB.Send(ctx, b))
 }
 
 // A Count is what the inbox has of a part of the stream.

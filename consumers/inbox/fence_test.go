@@ -37,7 +37,7 @@ func TestFence(t *testing.T) {
 			return err
 		}
 		defer conn.Release()
-		tx, err := s.Begin(t.Context(), conn, time.Minute, first)
+		tx, err := s.begin(t.Context(), conn, time.Minute, first)
 		if err == nil {
 			err = fn(tx)
 		}
@@ -46,14 +46,14 @@ func TestFence(t *testing.T) {
 		}
 		return tx.Commit(t.Context())
 	}
-	claim := func(n int) error {
+	claims := func(n int) error {
 		var all []*Message
 		for i := range n {
 			all = append(all, &Message{ID: uuid.Must(uuid.NewV7()), Seq: uint64(i + 1)})
 		}
-		var c *Claim
-		return within(func(b *pgx.Batch) { c = s.Claim(b, all) }, func(tx pgx.Tx) error {
-			fresh, err := c.Fresh(t.Context(), tx, all)
+		var c *claim
+		return within(func(b *pgx.Batch) { c = s.queueClaim(b, all) }, func(tx pgx.Tx) error {
+			fresh, err := c.fresh(t.Context(), tx, all)
 			for i := range fresh {
 				if err == nil && !fresh[i] {
 					t.Errorf("event %d of %d is not fresh", i, n)
@@ -62,9 +62,9 @@ func TestFence(t *testing.T) {
 			return err
 		})
 	}
-	write := func() error { return within(s.Check, func(pgx.Tx) error { return nil }) }
+	write := func() error { return within(s.queueCheck, func(pgx.Tx) error { return nil }) }
 	attempts := map[string]func() error{
-		"one event": func() error { return claim(1) }, "a batch": func() error { return claim(3) }, "a write": write,
+		"one event": func() error { return claims(1) }, "a batch": func() error { return claims(3) }, "a write": write,
 	}
 	for what, try := range attempts {
 		if err := try(); err != nil {
@@ -155,7 +155,7 @@ func TestSame(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Release()
-	tx, err := (&Tenure{Consumer: "test"}).Begin(t.Context(), conn, time.Minute, func(*pgx.Batch) {})
+	tx, err := (&Tenure{Consumer: "test"}).begin(t.Context(), conn, time.Minute, func(*pgx.Batch) {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +171,7 @@ func TestSame(t *testing.T) {
 		if _, err := tx.Exec(t.Context(), test.does); err != nil {
 			t.Fatal(err)
 		}
-		if same, err := Same(t.Context(), tx); err != nil || same != test.same {
+		if same, err := same(t.Context(), tx); err != nil || same != test.same {
 			t.Errorf("after %q: %v (%v), want %v", test.does, same, err, test.same)
 		}
 	}
@@ -191,12 +191,12 @@ func TestUnclaim(t *testing.T) {
 	defer conn.Release()
 	s, all := Tenure{Consumer: "test", Epoch: 1, Version: version(t, db), Generation: 1}, []*Message{{ID: uuid.Must(uuid.NewV7()), Seq: 1}}
 	for range 2 {
-		var c *Claim
-		tx, err := s.Begin(t.Context(), conn, time.Minute, func(b *pgx.Batch) { c = s.Claim(b, all) })
+		var c *claim
+		tx, err := s.begin(t.Context(), conn, time.Minute, func(b *pgx.Batch) { c = s.queueClaim(b, all) })
 		if err != nil {
 			t.Fatal(err)
 		}
-		fresh, err := c.Fresh(t.Context(), tx, all)
+		fresh, err := c.fresh(t.Context(), tx, all)
 		if err != nil || !fresh[0] {
 			t.Errorf("the event is not fresh (%v)", err)
 		}
@@ -236,7 +236,7 @@ func TestWaitsForWhatIsKept(t *testing.T) {
 			t.Parallel()
 			pool := testenv.Postgres(t)
 			testenv.Exec(t, pool, isKnown)
-			old := Tenure{Consumer: "test", Ordered: true, Epoch: 1, Version: version(t, pool), Generation: 1, Session: "old"}
+			old := Tenure{Consumer: "test", Ordered: true, Epoch: 1, Version: version(t, pool), Generation: 1, Session: "old", DB: postgres.DB{Pool: pool}}
 			head := &Message{ID: uuid.Must(uuid.NewV7()), Generation: 1, Seq: 1, Key: "k", Type: "a.b", Stream: "EVENTS", Subject: "s", Header: map[string][]string{}, Data: []byte{}}
 			behind := *head
 			behind.ID, behind.Seq = uuid.Must(uuid.NewV7()), 2
@@ -282,7 +282,7 @@ func TestWaitsForWhatIsKept(t *testing.T) {
 			if err := errors.Join(commit(t.Context()), <-done); err != nil {
 				t.Fatal(err)
 			}
-			all, err := old.Take(t.Context(), postgres.DB{Pool: pool}, Take{Most: 10})
+			all, err := old.Take(t.Context(), Take{Most: 10})
 			if err != nil || len(all) != 1 || all[0].ID != behind.ID {
 				t.Errorf("taken afterwards: %v (%v), want what waited", all, err)
 			}
@@ -302,23 +302,23 @@ func TestFenceOfARestoredInbox(t *testing.T) {
 		"the server was started since": {now.Started.Add(time.Microsecond), now.File},
 		"it is in another file":        {now.Started, now.File + 1},
 	} {
-		s := Tenure{Consumer: "test", Ordered: true, Epoch: 1, Version: v, Generation: 1, Session: "s"}
-		due, err1 := s.Take(t.Context(), db, Take{Most: 10, Suspect: true})
-		next, err2 := s.TakeNext(t.Context(), db, []string{"k"}, 10)
-		if err := errors.Join(err1, err2, s.Save(t.Context(), db, 7, 7, time.Now()), s.Lost(t.Context(), db, 7), s.Redelivered(t.Context(), db)); err != nil || len(due)+len(next) != 0 {
+		s := Tenure{Consumer: "test", Ordered: true, Epoch: 1, Version: v, Generation: 1, Session: "s", Process: "host:1", Slice: Slice{Number: 0, Of: 1}, DB: db}
+		due, err1 := s.Take(t.Context(), Take{Most: 10, Suspect: true})
+		next, err2 := s.TakeNext(t.Context(), []string{"k"}, 10)
+		if err := errors.Join(err1, err2, s.Save(t.Context(), db, 7, 7, time.Now()), s.Lost(t.Context(), 7), s.Redelivered(t.Context())); err != nil || len(due)+len(next) != 0 {
 			t.Errorf("%s: took %d and %d intents (%v)", what, len(due), len(next), err)
 		}
 		if current, _, err := Current(t.Context(), db, "test", "s", v, []int64{1}); err != nil || current {
 			t.Errorf("%s: the session is current (%v)", what, err)
 		}
-		if _, err := Own(t.Context(), pool, "test", Slice{Number: 0, Of: 1}, v, 1, "host:1"); !errors.Is(err, ErrSuperseded) {
+		if _, err := s.Own(t.Context()); !errors.Is(err, ErrSuperseded) {
 			t.Errorf("%s: a slice is taken: %v", what, err)
 		}
 		conn, err := pool.Acquire(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = s.Begin(t.Context(), conn, time.Minute, s.Check)
+		_, err = s.begin(t.Context(), conn, time.Minute, s.queueCheck)
 		if !errors.Is(err, ErrSuperseded) {
 			t.Errorf("%s: an attempt may write: %v", what, err)
 		}
@@ -337,11 +337,11 @@ func TestRememberingWaitsForOperators(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Postgres(t)
 	testenv.Exec(t, pool, isKnown)
-	s := Tenure{Consumer: "test", Ordered: true, Session: "s"}
+	s := Tenure{Consumer: "test", Ordered: true, Session: "s", DB: postgres.DB{Pool: pool}}
 	done := make(chan error, 1)
 	err := Supersede(t.Context(), pool, "test", func(pgx.Tx) error {
 		go func() {
-			done <- s.Remember(t.Context(), pool, &Intent{Message: Message{ID: uuid.Must(uuid.NewV7()), Key: "k"}}, time.Now(), time.Second)
+			done <- s.Remember(t.Context(), &Intent{Message: Message{ID: uuid.Must(uuid.NewV7()), Key: "k"}}, time.Now(), time.Second)
 		}()
 		select {
 		case err := <-done:
@@ -364,7 +364,7 @@ func TestWaitsForTheLast(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Postgres(t)
 	testenv.Exec(t, pool, isKnown)
-	s := Tenure{Consumer: "test", Ordered: true, Epoch: 1, Version: version(t, pool), Generation: 1, Session: "s"}
+	s := Tenure{Consumer: "test", Ordered: true, Epoch: 1, Version: version(t, pool), Generation: 1, Session: "s", DB: postgres.DB{Pool: pool}}
 	var all []*Message
 	for seq := range uint64(3) {
 		all = append(all, &Message{ID: uuid.Must(uuid.NewV7()), Generation: 1, Seq: seq + 1, Key: "k", Type: "a.b", Stream: "EVENTS", Subject: "s",
@@ -402,7 +402,7 @@ func TestWaitsForTheLast(t *testing.T) {
 	if err := errors.Join(first.Commit(t.Context()), second.Commit(t.Context())); err != nil {
 		t.Fatal(err)
 	}
-	due, err := s.Take(t.Context(), postgres.DB{Pool: pool}, Take{Most: 10})
+	due, err := s.Take(t.Context(), Take{Most: 10})
 	if err != nil || len(due) != 1 || due[0].ID != all[2].ID {
 		t.Errorf("taken afterwards: %v (%v), want the third", due, err)
 	}

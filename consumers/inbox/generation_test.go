@@ -47,7 +47,11 @@ func TestStreamMadeAnewEndsSessions(t *testing.T) {
 		t.Fatal(err)
 	}
 	slice := Slice{Number: 1, Of: 2}
-	at, err := Own(t.Context(), db, "test", slice, version(t, db), was.Generation, "host:1")
+	own := func(generation int32) (Place, error) {
+		s := Tenure{Consumer: "test", Ordered: true, Slice: slice, Version: version(t, db), Generation: generation, Process: "host:1", DB: postgres.DB{Pool: db}}
+		return s.Own(t.Context())
+	}
+	at, err := own(was.Generation)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,10 +70,10 @@ func TestStreamMadeAnewEndsSessions(t *testing.T) {
 	if err := db.QueryRow(t.Context(), `select max(high) from pgjet.slice`).Scan(&high); err != nil || high != 0 {
 		t.Errorf("it saved place %d (%v)", high, err)
 	}
-	if _, err := Own(t.Context(), db, "test", slice, version(t, db), was.Generation, "host:1"); !errors.Is(err, ErrSuperseded) {
+	if _, err := own(was.Generation); !errors.Is(err, ErrSuperseded) {
 		t.Errorf("a session on the stream before took a slice: %v", err)
 	}
-	if _, err := Own(t.Context(), db, "test", slice, version(t, db), is.Generation, "host:1"); err != nil {
+	if _, err := own(is.Generation); err != nil {
 		t.Error(err)
 	}
 }

@@ -79,6 +79,9 @@ type Tenure struct {
 	Generation int32   // of the stream
 	Session    string  // the name under which intents are taken; the process holds a lock of that name: see [Announce]
 	Process    string  // host:pid, in the attempt log
+
+	DB      postgres.DB
+	Timeout time.Duration // of a handler
 }
 
 // A DB is where single statements go: a connection, a transaction, or a pool as package

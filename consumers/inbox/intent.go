@@ -7,7 +7,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgjet/pgjet/internal/postgres"
 )
@@ -101,13 +100,13 @@ type Take struct {
 // died. Of an ordered consumer only the first of a key is due. Of those at which a process died
 // one at a time is taken: what waits beside it would count the next death as its own. Such a death is
 // noted in the attempt log.
-func (t *Tenure) Take(ctx context.Context, db postgres.DB, want Take) ([]*Intent, error) {
+func (t *Tenure) Take(ctx context.Context, want Take) ([]*Intent, error) {
 	due := `
 			select i.event_id, i.taken_by, i.taken_at from pgjet.intent i
 			 where i.consumer = $1 and i.due_at <= statement_timestamp() and i.token >= $9 and i.token < $10 and ` + current + `
 			   and not ` + t.waits()
 	from, to := t.Slice.Tokens()
-	all, err := postgres.Collect(ctx, db, scanIntent, `
+	all, err := postgres.Collect(ctx, t.DB, scanIntent, `
 		with suspect as materialized (`+due+`
 			   and $8 and (i.taken_by is null and i.deaths > 0 or $7 and i.taken_by <> $5 and `+gone+`)
 			 order by i.due_at, i.generation, i.stream_seq limit 1 for update of i skip locked
@@ -139,12 +138,12 @@ func scanIntent(row pgx.CollectableRow) (*Intent, error) {
 
 // GiveBack gives a taken intent of the session back, to be due after a wait. Unless the attempt
 // counts, it is as if it had not been taken.
-func (t *Tenure) GiveBack(ctx context.Context, db DB, i *Intent, wait time.Duration, counts bool) error {
+func (t *Tenure) GiveBack(ctx context.Context, i *Intent, wait time.Duration, counts bool) error {
 	parks := `false`
 	if wait == 0 {
 		parks = t.parks()
 	}
-	_, err := db.Exec(ctx, `
+	_, err := t.DB.Exec(ctx, `
 		update pgjet.intent i set attempts = attempts - (not $5)::int, taken_by = null, taken_at = null,
 			due_at = case when `+parks+` then 'infinity' else clock_timestamp() + make_interval(secs => $4) end
 		 where consumer = $1 and taken_by = $2 and event_id = $3`, t.Consumer, t.Session, i.ID, wait.Seconds(), counts)
@@ -165,12 +164,12 @@ func Abandon(ctx context.Context, db DB, consumer string, sessions []string) err
 // TakeNext takes the intents that come next for keys of which nothing is being attempted, at most so many of each, in
 // order: those that wait, and those that are due. It ends where one has to wait for its time, or is not to run
 // with others. They are for one transaction: while the session has them, nobody else takes later ones of their keys.
-func (t *Tenure) TakeNext(ctx context.Context, db postgres.DB, keys []string, most int) ([]*Intent, error) {
+func (t *Tenure) TakeNext(ctx context.Context, keys []string, most int) ([]*Intent, error) {
 	stop := `false`
 	if t.ParkKey {
 		stop = behindDead
 	}
-	all, err := postgres.Collect(ctx, db, scanIntent, `
+	all, err := postgres.Collect(ctx, t.DB, scanIntent, `
 		with next as materialized (
 			select i.event_id, i.key, i.generation, i.stream_seq,
 			       i.taken_by is null and i.attempts = 0 and i.deaths = 0 and (i.due_at = 'infinity' or i.due_at <= statement_timestamp())
@@ -233,8 +232,8 @@ func (t *Tenure) finish(ctx context.Context, tx pgx.Tx, b *pgx.Batch, all []*Int
 
 // Remember makes an event done whose effect outside the database has happened: also in a session that was superseded or
 // paused. That the session has the intent is fence enough. It waits for [Lock], as attempts do.
-func (t *Tenure) Remember(ctx context.Context, db *pgxpool.Pool, i *Intent, began time.Time, took time.Duration) error {
-	return write(ctx, db, func(tx pgx.Tx) error {
+func (t *Tenure) Remember(ctx context.Context, i *Intent, began time.Time, took time.Duration) error {
+	return write(ctx, t.DB.Pool, func(tx pgx.Tx) error {
 		b := &pgx.Batch{}
 		b.Queue(`select pg_advisory_xact_lock_shared(`+attempts+`)`, t.Consumer)
 		return t.finish(ctx, tx, b, []*Intent{i}, began, took)
@@ -300,22 +299,22 @@ func (t *Tenure) queueWake(b *pgx.Batch, ended []*Intent) {
 
 // Wake makes those intents of the slice due that wait for nothing: the process that should have woken them may have
 // died, or the consumer kept an order then.
-func (t *Tenure) Wake(ctx context.Context, db DB) error {
+func (t *Tenure) Wake(ctx context.Context) error {
 	from, to := t.Slice.Tokens()
-	_, err := db.Exec(ctx, `
+	_, err := t.DB.Exec(ctx, `
 		update pgjet.intent i set due_at = clock_timestamp()
 		 where consumer = $1 and token >= $2 and token < $3 and due_at = 'infinity' and not `+t.waits(), t.Consumer, from, to)
 	return failed("look for intents", err)
 }
 
 // Held returns the keys of the slice whose later events have to wait, as far as the database knows.
-func (t *Tenure) Held(ctx context.Context, db Reader) (keys []string, err error) {
+func (t *Tenure) Held(ctx context.Context) (keys []string, err error) {
 	query := `select distinct key from pgjet.intent where consumer = $1 and token >= $2 and token < $3`
 	if t.ParkKey {
 		query += ` union select key from pgjet.dead_letter where consumer = $1 and token >= $2 and token < $3 and state = 'dead'`
 	}
 	from, to := t.Slice.Tokens()
-	rows, err := db.Query(ctx, query, t.Consumer, from, to)
+	rows, err := t.DB.Query(ctx, query, t.Consumer, from, to)
 	if err == nil {
 		keys, err = pgx.CollectRows(rows, pgx.RowTo[string])
 	}
@@ -323,11 +322,11 @@ func (t *Tenure) Held(ctx context.Context, db Reader) (keys []string, err error)
 }
 
 // Holds reports whether later events of a key have to wait.
-func (t *Tenure) Holds(ctx context.Context, db DB, key string) (held bool, err error) {
+func (t *Tenure) Holds(ctx context.Context, key string) (held bool, err error) {
 	query := `select exists (select from pgjet.intent where consumer = $1 and key = $2)`
 	if t.ParkKey {
 		query += ` or exists (select from pgjet.dead_letter where consumer = $1 and key = $2 and state = 'dead')`
 	}
-	err = db.QueryRow(ctx, query, t.Consumer, key).Scan(&held)
+	err = t.DB.QueryRow(ctx, query, t.Consumer, key).Scan(&held)
 	return held, failed("look for intents of a key", err)
 }

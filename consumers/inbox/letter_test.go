@@ -16,6 +16,7 @@ import (
 
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/consumers/replay"
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
@@ -615,8 +616,8 @@ func TestGiveBack(t *testing.T) {
 	if err := b.admin.QueryRow(t.Context(), `select clock_timestamp()`).Scan(&before); err != nil {
 		t.Fatal(err)
 	}
-	tenure := inbox.Tenure{Consumer: "test", Session: "me"}
-	if err := tenure.GiveBack(t.Context(), b.admin, i, wait, false); err != nil {
+	tenure := inbox.Tenure{Consumer: "test", Session: "me", DB: postgres.DB{Pool: b.admin}}
+	if err := tenure.GiveBack(t.Context(), i, wait, false); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.admin.QueryRow(t.Context(), `select due_at from pgjet.intent where attempts = 0 and taken_by is null`).Scan(&due); err != nil {

@@ -37,7 +37,7 @@ func TestReadRecorded(t *testing.T) {
 	}
 	beat := func(process string, types ...string) {
 		t.Helper()
-		if err := inbox.Tell(ctx, db, inbox.Beat{Consumer: "shipping", Process: process, Types: types}); err != nil {
+		if err := inbox.Heartbeat(ctx, db, inbox.Beat{Consumer: "shipping", Process: process, Types: types}); err != nil {
 			t.Fatal(err)
 		}
 	}

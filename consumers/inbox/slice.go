@@ -8,7 +8,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // Tokens is how many tokens the subjects of events have: the most slices that a consumer can have.
@@ -75,7 +74,7 @@ type Place struct {
 	Stored    time.Time // when the stream stored what stands there; zero if nobody knows
 	LostUntil uint64    // what comes from up to here and is not in the inbox was lost once
 	Redeliver bool      // everything is to be delivered once more
-	Orphaned  bool      // who owned the slice before did not say farewell
+	Orphaned  bool      // the owner before did not leave the slice
 }
 
 // Mark returns the last message that is known to have been delivered.
@@ -92,19 +91,17 @@ func (p *Place) columns() []any {
 	return []any{&p.Epoch, &p.Floor, &p.High, &p.Stored, &p.LostUntil, &p.Redeliver}
 }
 
-// Join returns the place of a consumer that does not keep the order. All its processes are alike.
-func Join(ctx context.Context, db DB, consumer string) (p Place, err error) {
-	err = db.QueryRow(ctx, `select `+placeColumns+` from pgjet.slice s where consumer = $1 and slice = 0`, consumer).Scan(p.columns()...)
-	return p, failed("look at the place of the consumer", err)
-}
-
-// Own makes a process the owner of a slice. It waits until no transaction of an attempt at the slice is open, anywhere, and ends the
+// Own makes the process of the tenure the owner of its slice. It waits until no transaction of an attempt at the slice is open, anywhere, and ends the
 // session that had it before: with the next epoch, its attempts are refused. It returns [ErrSuperseded] if the
 // consumer was paused, divided into another number of slices, or registered with another generation of its stream, or if its
-// inbox was restored.
-func Own(ctx context.Context, db *pgxpool.Pool, consumer string, s Slice, v Version, generation int32, process string) (p Place, err error) {
-	err = write(ctx, db, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock(`+sliceAttempts+`)`, consumer, s.Number); err != nil {
+// inbox was restored. All processes of a consumer that does not keep the order are alike: Own returns their place.
+func (t *Tenure) Own(ctx context.Context) (p Place, err error) {
+	if !t.Ordered {
+		err = t.DB.QueryRow(ctx, `select `+placeColumns+` from pgjet.slice s where consumer = $1 and slice = 0`, t.Consumer).Scan(p.columns()...)
+		return p, failed("look at the place of the consumer", err)
+	}
+	err = write(ctx, t.DB.Pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock(`+sliceAttempts+`)`, t.Consumer, t.Slice.Number); err != nil {
 			return err
 		}
 		err := tx.QueryRow(ctx, `
@@ -115,7 +112,7 @@ func Own(ctx context.Context, db *pgxpool.Pool, consumer string, s Slice, v Vers
 			)
 			update pgjet.slice s set epoch = next.epoch, process = $5, since = clock_timestamp()
 			  from next, was where s.consumer = $1 and s.slice = $2
-			returning `+placeColumns+`, was.process is not null`, consumer, s.Number, v.Started, v.File, process, max(1, s.Of), generation).
+			returning `+placeColumns+`, was.process is not null`, t.Consumer, t.Slice.Number, t.Version.Started, t.Version.File, t.Process, max(1, t.Slice.Of), t.Generation).
 			Scan(append(p.columns(), &p.Orphaned)...)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return ErrSuperseded
@@ -126,9 +123,9 @@ func Own(ctx context.Context, db *pgxpool.Pool, consumer string, s Slice, v Vers
 }
 
 // Leave says that the session attempts nothing any more: what it still has of the slice is given back, and the slice has no owner.
-func (t *Tenure) Leave(ctx context.Context, db DB) error {
+func (t *Tenure) Leave(ctx context.Context) error {
 	from, to := t.Slice.Tokens()
-	_, err := db.Exec(ctx, `
+	_, err := t.DB.Exec(ctx, `
 		with given as (
 			update pgjet.intent set attempts = attempts - 1, taken_by = null, taken_at = null, due_at = clock_timestamp()
 			 where consumer = $1 and taken_by = $3 and token >= $4 and token < $5
@@ -162,23 +159,23 @@ func (t *Tenure) Save(ctx context.Context, db DB, floor, high uint64, stored tim
 
 // Lost writes down that what the inbox does not know up to a place was delivered before: after a reset
 // JetStream does not tell it any more.
-func (t *Tenure) Lost(ctx context.Context, db DB, until uint64) error {
-	_, err := db.Exec(ctx, `update pgjet.slice set lost_until = greatest(lost_until, $5) where consumer = $1 and epoch = $2 and `+unrestored,
+func (t *Tenure) Lost(ctx context.Context, until uint64) error {
+	_, err := t.DB.Exec(ctx, `update pgjet.slice set lost_until = greatest(lost_until, $5) where consumer = $1 and epoch = $2 and `+unrestored,
 		t.fence(int64(until))...)
 	return failed("write down what was delivered", err)
 }
 
 // Redelivered notes that everything of the slice is being delivered once more.
-func (t *Tenure) Redelivered(ctx context.Context, db DB) error {
-	_, err := db.Exec(ctx, `update pgjet.slice set redeliver = false where consumer = $1 and epoch = $2 and `+unrestored, t.fence()...)
+func (t *Tenure) Redelivered(ctx context.Context) error {
+	_, err := t.DB.Exec(ctx, `update pgjet.slice set redeliver = false where consumer = $1 and epoch = $2 and `+unrestored, t.fence()...)
 	return failed("write down what is delivered", err)
 }
 
 // LastKnown returns the last event up to a floor that the inbox has, of any slice, and its place, 0 if there is
 // none near the floor.
-func (t *Tenure) LastKnown(ctx context.Context, db DB, floor uint64) (id uuid.UUID, seq uint64, err error) {
+func (t *Tenure) LastKnown(ctx context.Context, floor uint64) (id uuid.UUID, seq uint64, err error) {
 	const window = 10_000 // places that may hold events for others
-	err = db.QueryRow(ctx, `
+	err = t.DB.QueryRow(ctx, `
 		select event_id, stream_seq from pgjet.inbox
 		 where consumer = $1 and generation = $2 and stream_seq between $3 and $4
 		 order by stream_seq desc limit 1`,

@@ -29,12 +29,12 @@ func TestSupersededTakesNothing(t *testing.T) {
 	}
 	taken := func(epoch int64) (due, next int) {
 		t.Helper()
-		s := Tenure{Consumer: "test", Ordered: true, Epoch: epoch, Version: version(t, pool), Generation: 1, Session: "s"}
-		a, err := s.Take(t.Context(), db, Take{Most: 10, Suspect: true})
+		s := Tenure{Consumer: "test", Ordered: true, Epoch: epoch, Version: version(t, pool), Generation: 1, Session: "s", DB: db}
+		a, err := s.Take(t.Context(), Take{Most: 10, Suspect: true})
 		if err != nil {
 			t.Fatal(err)
 		}
-		b, err := s.TakeNext(t.Context(), db, []string{"k"}, 10)
+		b, err := s.TakeNext(t.Context(), []string{"k"}, 10)
 		if err != nil {
 			t.Fatal(err)
 		}

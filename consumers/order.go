@@ -5,37 +5,40 @@ import (
 	"sync/atomic"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/consumers/internal/delivery"
 	"github.com/pgjet/pgjet/events"
 )
 
-// A work is one event on its way through a session: from the stream, or an intent that the
+// A work is one event on its way through a tenure: from the stream, or an intent that the
 // session has taken. One goroutine at a time has it.
 type work struct {
-	inbox.Intent              // of one from the stream, the message alone
-	event        events.Event // what the handler gets
-	bad          error        // why event is not to be read
-	tried        int          // how often its handler was called alone, by this session
-	paced        bool         // the consumer's rate allowed the next attempt already
-	delivery     *delivery    // nil for an intent
+	inbox.Intent                   // of one from the stream, the message alone
+	event        events.Event      // what the handler gets
+	bad          error             // why event cannot be handled
+	tried        int               // how often its handler was called alone, by this session
+	paced        bool              // the consumer's rate allowed the next attempt already
+	suspect      bool              // a process may have died at it
+	lost         bool              // it was delivered before, and the inbox forgot it
+	delivery     *delivery.Message // nil for an intent
 }
 
-// written reports whether w is an intent.
-func (w *work) written() bool { return w.delivery == nil }
+// isIntent reports whether w is an intent, and not from the stream.
+func (w *work) isIntent() bool { return w.delivery == nil }
 
 // number returns the number of the attempt that is made now, from 1.
 func (w *work) number() int {
-	if w.written() {
+	if w.isIntent() {
 		return w.Attempts
 	}
 	return max(1, w.tried)
 }
 
-// alone reports whether w shall not be in a group: its attempts tell something about it.
-func (w *work) alone() bool { return w.written() && (w.Attempts > 1 || w.Deaths > 0) }
+// alone reports whether w must not be in a group: the result of its attempt is about it alone.
+func (w *work) alone() bool { return w.isIntent() && (w.Attempts > 1 || w.Deaths > 0) }
 
-// lanes hands work to workers: that of one lane one after the other, in the order in
-// which it was added, that of different lanes at the same time. It also knows which lanes are
-// held: their later events have to wait behind intents.
+// lanes give work to workers: that of one lane one after the other, in the order in
+// which it was added, that of different lanes at the same time. They also know which lanes are
+// held: their later events have to wait behind intents. Several goroutines may use them at the same time.
 type lanes struct {
 	mu      sync.Mutex
 	wake    sync.Cond
@@ -46,6 +49,8 @@ type lanes struct {
 	intents int           // of those, intents
 	held    map[string]bool
 	closed  bool
+
+	due chan struct{} // has an element if intents may be due
 }
 
 type lane struct {
@@ -55,7 +60,7 @@ type lane struct {
 
 // newLanes returns lanes that count what waits in total, too.
 func newLanes(total *atomic.Int64) *lanes {
-	l := &lanes{total: total, lanes: make(map[string]*lane), held: make(map[string]bool)}
+	l := &lanes{total: total, lanes: make(map[string]*lane), held: make(map[string]bool), due: make(chan struct{}, 1)}
 	l.wake.L = &l.mu
 	return l
 }
@@ -82,7 +87,7 @@ func (l *lanes) add(name string, w *work) bool {
 func (l *lanes) count(w *work, n int) {
 	l.waiting += n
 	l.total.Add(int64(n))
-	if w.written() {
+	if w.isIntent() {
 		l.intents += n
 	}
 }
@@ -103,15 +108,15 @@ func (l *lanes) await() bool {
 	return !l.closed
 }
 
-// next takes up to most pieces of work, but leaves as many to each of the other
-// workers, of whom so many work at the same time in the process. There may be none any more. Intents and events from the stream are not mixed.
+// next takes up to most pieces of work, but leaves as many to each of the other workers, if so many
+// work at the same time in the process. There may be none any more. Intents and events from the stream are not mixed.
 func (l *lanes) next(most, workers int) (got load) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	most = min(most, max(1, (int(l.total.Load())+workers-1)/workers))
 	for len(l.ready) > 0 && len(got.work) < most {
 		at := l.ready[0]
-		n := at.take(most-len(got.work), got.work)
+		n := at.fitting(most-len(got.work), got.work)
 		if n == 0 {
 			break
 		}
@@ -126,8 +131,8 @@ func (l *lanes) next(most, workers int) (got load) {
 	return got
 }
 
-// take says how many pieces of work can be taken from the front, up to most, together with others.
-func (at *lane) take(most int, with []*work) (n int) {
+// fitting returns how many pieces of work from the front, up to most, can be taken together with others.
+func (at *lane) fitting(most int, with []*work) (n int) {
 	for n < min(most, len(at.work)) {
 		w := at.work[n]
 		first := w
@@ -137,7 +142,7 @@ func (at *lane) take(most int, with []*work) (n int) {
 		case n > 0:
 			first = at.work[0]
 		}
-		if first != w && (first.alone() || w.alone() || first.written() != w.written()) {
+		if first != w && (first.alone() || w.alone() || first.isIntent() != w.isIntent()) {
 			break
 		}
 		n++
@@ -145,15 +150,15 @@ func (at *lane) take(most int, with []*work) (n int) {
 	return n
 }
 
-// taken returns how many intents wait here.
-func (l *lanes) taken() int {
+// waitingIntents returns how many intents wait here.
+func (l *lanes) waitingIntents() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.intents
 }
 
-// done gives the lanes of a load free.
-func (l *lanes) done(got load) {
+// free lets other workers have the lanes of a load.
+func (l *lanes) free(got load) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, at := range got.lanes {
@@ -182,7 +187,7 @@ func (l *lanes) close() (left []*work) {
 	return left
 }
 
-// hold makes later events of keys wait behind their intents, until [lanes.free].
+// hold makes later events of keys wait behind their intents, until [lanes.pass].
 func (l *lanes) hold(keys ...string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -191,8 +196,8 @@ func (l *lanes) hold(keys ...string) {
 	}
 }
 
-// free lets events of a key pass.
-func (l *lanes) free(key string) {
+// pass lets events of a key pass again.
+func (l *lanes) pass(key string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.held, key)
@@ -215,4 +220,12 @@ func (l *lanes) heldOf(got load) (held []string) {
 		}
 	}
 	return held
+}
+
+// nudge has the tenure look for due intents at once.
+func (l *lanes) nudge() {
+	select {
+	case l.due <- struct{}{}:
+	default:
+	}
 }

@@ -1,4 +1,4 @@
-package consumers
+package durable
 
 import (
 	"context"
@@ -53,8 +53,8 @@ func TestLost(t *testing.T) {
 		"the account may not look":     {mark, 9, answeringStream{err: nats.ErrNoResponders}, false, nil},
 		"the question is not answered": {mark, 9, answeringStream{err: failure}, false, failure},
 	} {
-		r := &run{js: answerer{stream: c.says}, stream: "EVENTS", log: slog.New(slog.DiscardHandler)}
-		if lost, err := r.lost(t.Context(), c.mark, c.last); lost != c.lost || !errors.Is(err, c.err) {
+		s := &Stream{JS: answerer{stream: c.says}, Name: "EVENTS", Log: slog.New(slog.DiscardHandler)}
+		if lost, err := s.Lost(t.Context(), c.mark, c.last); lost != c.lost || !errors.Is(err, c.err) {
 			t.Errorf("%s: lost %t, %v; want %t, %v", what, lost, err, c.lost, c.err)
 		}
 	}

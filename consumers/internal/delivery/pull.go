@@ -1,4 +1,4 @@
-package consumers
+package delivery
 
 import (
 	"context"
@@ -13,11 +13,19 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
+const (
+	// RequestTime is how long one request to JetStream waits for messages.
+	RequestTime = 10 * time.Second
+	heartbeats  = 2 * time.Second // of JetStream, while such a request waits
+	// stopTime is how long a process that stops receiving waits for messages that are on their way.
+	stopTime = 100 * time.Millisecond
+)
+
 // A pull asks a durable consumer for messages, one request at a time, and receives them.
 //
 // The fetches of nats.go do not do: they end with the server's word that a request is
 // fulfilled. Of a consumer with replicas that word comes before the messages, which wait
-// until most replicas know of their delivery, and then nobody takes them. A pull ends
+// until most replicas know of their delivery, and then nothing takes them. A pull ends
 // when the messages are there.
 type pull struct {
 	conn     *nats.Conn
@@ -43,8 +51,8 @@ func newPull(js jetstream.JetStream, stream, consumer string, most int) (*pull, 
 	return p, err
 }
 
-// close ends the subscription, unless the connection has ended.
-func (p *pull) close() { _ = p.sub.Unsubscribe() }
+// Close ends the subscription, unless the connection has ended.
+func (p *pull) Close() { _ = p.sub.Unsubscribe() }
 
 // apiPrefix returns what subjects of JetStream's API begin with.
 func apiPrefix(js jetstream.JetStream) string {
@@ -58,9 +66,9 @@ func apiPrefix(js jetstream.JetStream) string {
 	return jetstream.DefaultAPIPrefix
 }
 
-// ask requests n messages of so many bytes at most. If not even one had room the last
+// Ask requests n messages of so many bytes at most. If not even one had room the last
 // time, it requests that one, however large it is.
-func (p *pull) ask(n, bytes int) error {
+func (p *pull) Ask(n, bytes int) error {
 	if p.tooLarge {
 		n, bytes = 1, 0
 	}
@@ -69,7 +77,7 @@ func (p *pull) ask(n, bytes int) error {
 		Bytes     int           `json:"max_bytes,omitempty"`
 		Expires   time.Duration `json:"expires"`
 		Heartbeat time.Duration `json:"idle_heartbeat"`
-	}{n, bytes, fetchTime, heartbeats})
+	}{n, bytes, RequestTime, heartbeats})
 	if err != nil {
 		return err
 	}
@@ -79,9 +87,9 @@ func (p *pull) ask(n, bytes int) error {
 	return p.conn.PublishRequest(p.subject, p.reply, request)
 }
 
-// receive calls accept with messages as they come, all that are there at once. It ends
+// Receive calls accept with messages as they come, all that are there at once. It ends
 // with the request, when what is on its way has come, or soon after ctx has ended.
-func (p *pull) receive(ctx context.Context, accept func([]*nats.Msg) error) error {
+func (p *pull) Receive(ctx context.Context, accept func([]*nats.Msg) error) error {
 	stopped := make(chan struct{})
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(stopTime, func() { close(stopped) }) })()
 	silent := time.NewTimer(2 * heartbeats)
@@ -153,16 +161,4 @@ func (p *pull) note(msg *nats.Msg) error {
 		return fmt.Errorf("nats: %s", msg.Header.Get("Description"))
 	}
 	return nil
-}
-
-// metadata returns what the server says about a message.
-func metadata(msg *nats.Msg) (*jetstream.MsgMetadata, error) {
-	m, err := msg.Metadata()
-	if err != nil {
-		return nil, err
-	}
-	return &jetstream.MsgMetadata{
-		Sequence: jetstream.SequencePair(m.Sequence), NumDelivered: m.NumDelivered, NumPending: m.NumPending,
-		Timestamp: m.Timestamp, Stream: m.Stream, Consumer: m.Consumer, Domain: m.Domain,
-	}, nil
 }

@@ -1,4 +1,4 @@
-package consumers
+package membership
 
 import (
 	"maps"
@@ -50,6 +50,6 @@ func TestShare(t *testing.T) {
 		}
 	}
 	if n := share(8, nil, 1); n != 0 {
-		t.Errorf("who is no member wants %d slices", n)
+		t.Errorf("without members a session wants %d slices", n)
 	}
 }

@@ -1,4 +1,4 @@
-package consumers
+package recent
 
 import (
 	"errors"
@@ -9,16 +9,16 @@ import (
 // TestRecent: failures count until enough attempts in a row succeed, or for some minutes.
 func TestRecent(t *testing.T) {
 	busy := errors.New("451 busy")
-	add := func(r *recent, n int, began time.Time, err error) {
+	add := func(r *Attempts, n int, began time.Time, err error) {
 		for range n {
-			r.add(ending{began: began, err: err})
+			r.Add(Attempt{Began: began, Err: err})
 		}
 	}
-	var r recent
+	var r Attempts
 	now := time.Now()
 	check := func(what string, attempts, failed int) {
 		t.Helper()
-		if a, f, _, reason := r.summary(); a != attempts || f != failed || (reason != "") != (failed > 0) {
+		if a, f, _, reason := r.Summary(); a != attempts || f != failed || (reason != "") != (failed > 0) {
 			t.Errorf("%s: %d of %d failed (%q), want %d of %d", what, f, a, reason, failed, attempts)
 		}
 	}
@@ -29,12 +29,12 @@ func TestRecent(t *testing.T) {
 	add(&r, 1, now, busy)
 	add(&r, 4, now, nil)
 	check("four in a row", 50, 44)
-	if s := r.share(); s != 0.88 {
+	if s := r.FailedShare(); s != 0.88 {
 		t.Errorf("the share is %v, want 0.88", s)
 	}
 	add(&r, 1, now, nil)
 	check("five in a row", 5, 0)
-	if s := r.share(); s != 0 {
+	if s := r.FailedShare(); s != 0 {
 		t.Errorf("the share is %v, want 0", s)
 	}
 	add(&r, 20, now, nil)
@@ -42,30 +42,30 @@ func TestRecent(t *testing.T) {
 	add(&r, 5, now, nil)
 	check("some fail", 33, 3)
 
-	r = recent{}
+	r = Attempts{}
 	add(&r, 20, now, nil)
 	add(&r, 3, now, busy)
 	check("three fail within a moment", 23, 3)
-	if s := r.share(); s > 0.2 {
+	if s := r.FailedShare(); s > 0.2 {
 		t.Errorf("the share is %v, want 3 of 23", s)
 	}
 
-	r = recent{}
+	r = Attempts{}
 	add(&r, 20, now.Add(-time.Minute), nil)
 	add(&r, 2, now.Add(-outage), busy)
 	check("two fail in a row", 22, 2)
 	add(&r, 1, now, busy)
 	check("three fail in a row, for a while", 3, 3)
-	if s := r.share(); s != 1 {
+	if s := r.FailedShare(); s != 1 {
 		t.Errorf("the share is %v, want 1", s)
 	}
 	add(&r, 1, now, nil)
 	check("the fourth succeeds", 4, 3)
-	if s := r.share(); s != 0 {
+	if s := r.FailedShare(); s != 0 {
 		t.Errorf("the share is %v, want 0", s)
 	}
 
-	r = recent{}
+	r = Attempts{}
 	add(&r, 20, now.Add(-time.Hour), busy)
 	add(&r, 1, now, busy)
 	check("an hour later", 1, 1)

@@ -1,17 +1,17 @@
-package consumers
+package delivery
 
 import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nats.go"
 )
 
-// TestHandsFollowTheSpeed: who is fast holds more, and fetches when half of it is free; who
-// is slow holds as little as before.
-func TestHandsFollowTheSpeed(t *testing.T) {
-	h := newHands(leastHeld, 1, 1)
-	var held []*delivery
+// TestHeldFollowsTheSpeed: a fast process holds more, and fetches when half of it is free; a slow
+// one holds as little as before.
+func TestHeldFollowsTheSpeed(t *testing.T) {
+	h := NewHeld(nil, nil, time.Second, 1, 1, 1)
+	var held []*Message
 	take := func(want int) {
 		t.Helper()
 		n, _ := h.free()
@@ -19,14 +19,14 @@ func TestHandsFollowTheSpeed(t *testing.T) {
 			t.Fatalf("there is room for %d more, want %d", n, want)
 		}
 		for range n {
-			d := &delivery{work: &work{}, meta: &jetstream.MsgMetadata{}}
-			h.add(d)
+			d := &Message{Msg: &nats.Msg{}}
+			h.Add(d)
 			held = append(held, d)
 		}
 	}
 	drop := func(n int) {
 		for _, d := range held[:n] {
-			h.drop(d)
+			h.Ack(d)
 		}
 		held = held[n:]
 	}

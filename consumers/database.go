@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/consumers/internal/membership"
 	"github.com/pgjet/pgjet/internal/attempt"
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/postgres"
@@ -22,14 +23,7 @@ type database interface {
 	Open(ctx context.Context) (inbox.Version, error) // connects, and announces the session
 	Close()
 	Closed() bool
-	PID() int64
-
-	// Leads: see package lead.
-	Join(ctx context.Context, name string, standby func(lead.Holder)) error
-	Try(ctx context.Context, name string) (taken bool, err error)
-	Leave(ctx context.Context, name string) error
-	Release(ctx context.Context, name string) error
-	Holders(ctx context.Context, names []string) (map[string][]lead.Holder, error)
+	membership.Locks
 
 	// See the functions of package inbox with these names.
 	Identity(ctx context.Context) (inbox.Identity, error) // ReadIdentity
@@ -37,8 +31,8 @@ type database interface {
 	ReadMark(ctx context.Context) (inbox.Mark, error)
 	Register(ctx context.Context, r inbox.Registration) (inbox.Registered, error)
 	ReadPause(ctx context.Context) (*inbox.Paused, error)
-	Tell(ctx context.Context, b inbox.Beat) error
-	Farewell(ctx context.Context, process string) error
+	Heartbeat(ctx context.Context, b inbox.Beat) error
+	RemoveProcess(ctx context.Context, process string) error
 	Current(ctx context.Context, v inbox.Version, epochs []int64) (current, due bool, err error)
 	Depose(ctx context.Context, s inbox.Slice) error
 	Save(ctx context.Context, t *inbox.Tenure, floor, high uint64, stored time.Time) error
@@ -47,7 +41,7 @@ type database interface {
 
 	NameLock(ctx context.Context, err error) error
 
-	Room(t *inbox.Tenure) room
+	Inbox(t *inbox.Tenure) sliceInbox
 	Divide(ctx context.Context, slices int) error
 	Rebuild(ctx context.Context, clear func(ctx context.Context, tx pgx.Tx) error) error
 	Redeliver(ctx context.Context) error
@@ -55,9 +49,9 @@ type database interface {
 	Renew(err error)
 }
 
-// A room is the inbox, as the term of a slice uses it: [tenure] is one. All goroutines of the term may use it. What is not
+// A sliceInbox is the inbox, as the tenure of a slice uses it: [tenureInbox] is one. All goroutines of the tenure may use it. What is not
 // explained here is as the method of [inbox.Tenure] with that name.
-type room interface {
+type sliceInbox interface {
 	// Own takes the slice, or, if the consumer does not keep the order, joins the others.
 	Own(ctx context.Context) (inbox.Place, error)
 	Lost(ctx context.Context, until uint64) error
@@ -77,12 +71,10 @@ type room interface {
 	Holds(ctx context.Context, key string) (bool, error)
 	Remember(ctx context.Context, i *inbox.Intent, began time.Time, took time.Duration) error
 
-	// Claim runs fn in a transaction that has claimed events from the stream, and tells it which are new to the inbox.
 	Claim(ctx context.Context, all []*inbox.Message, fn func(tx pgx.Tx, fresh []bool) error) error
-	// Check runs fn in a transaction. As that of Claim it goes on only while the session is current.
 	Check(ctx context.Context, fn func(tx pgx.Tx) error) error
 
-	// In such a transaction.
+	// In a transaction of Claim or Check.
 	Sound(tx pgx.Tx) error // why it cannot commit, although the handler returned none
 	Unclaim(ctx context.Context, tx pgx.Tx, all []*inbox.Message) error
 	Finish(ctx context.Context, tx pgx.Tx, all []*inbox.Intent, began time.Time, took time.Duration) error
@@ -96,6 +88,10 @@ type room interface {
 	Slices(ctx context.Context) (int, error)
 	Count(ctx context.Context, from, to uint64) (inbox.Count, error)
 }
+
+// lockTime is less than pingTime: the server says that a session holds a lock before the connection is
+// given up, as if the server were away.
+const lockTime = "4s"
 
 // A connection is the connection of a session past any pooler, which has its locks, and the pool.
 type connection struct {
@@ -180,19 +176,19 @@ func (c *connection) ReadPause(ctx context.Context) (*inbox.Paused, error) {
 	return inbox.ReadPause(ctx, c.conn, c.Consumer.Name)
 }
 
-// Tell uses the pool while there is no connection: a pooler is in its place, perhaps, which takes statements.
-func (c *connection) Tell(ctx context.Context, b inbox.Beat) error {
+// Heartbeat uses the pool while there is no connection: a pooler is in its place, perhaps, which takes statements.
+func (c *connection) Heartbeat(ctx context.Context, b inbox.Beat) error {
 	if c.conn != nil {
-		return inbox.Tell(ctx, c.conn, b)
+		return inbox.Heartbeat(ctx, c.conn, b)
 	}
 	if err := postgres.CheckNames(ctx, c.db.Pool); err != nil {
 		return err
 	}
-	return inbox.Tell(ctx, c.db, b)
+	return inbox.Heartbeat(ctx, c.db, b)
 }
 
-func (c *connection) Farewell(ctx context.Context, process string) error {
-	return inbox.Farewell(ctx, c.conn, c.Consumer.Name, process)
+func (c *connection) RemoveProcess(ctx context.Context, process string) error {
+	return inbox.RemoveProcess(ctx, c.conn, c.Consumer.Name, process)
 }
 
 func (c *connection) Current(ctx context.Context, v inbox.Version, epochs []int64) (current, due bool, err error) {
@@ -278,152 +274,25 @@ func (c *connection) Renew(err error) {
 	}
 }
 
-func (c *connection) Room(t *inbox.Tenure) room { return &tenure{t, c} }
+func (c *connection) Inbox(t *inbox.Tenure) sliceInbox { return &tenureInbox{t} }
 
-// A tenure is an [inbox.Tenure] with a database to which its statements go.
-type tenure struct {
-	*inbox.Tenure
-	*connection
+// A tenureInbox is an [inbox.Tenure] and what else a tenure asks.
+type tenureInbox struct{ *inbox.Tenure }
+
+func (t *tenureInbox) Save(ctx context.Context, floor, high uint64, stored time.Time) error {
+	return t.Tenure.Save(ctx, t.DB, floor, high, stored)
 }
 
-func (t *tenure) Own(ctx context.Context) (inbox.Place, error) {
-	if !t.Ordered {
-		return inbox.Join(ctx, t.db, t.Tenure.Consumer)
-	}
-	return inbox.Own(ctx, t.db.Pool, t.Tenure.Consumer, t.Slice, t.Tenure.Version, t.Generation, t.Process)
+func (t *tenureInbox) Slices(ctx context.Context) (int, error) {
+	return inbox.Slices(ctx, t.DB, t.Consumer)
 }
 
-func (t *tenure) Lost(ctx context.Context, until uint64) error {
-	return t.Tenure.Lost(ctx, t.db, until)
+func (t *tenureInbox) Count(ctx context.Context, from, to uint64) (inbox.Count, error) {
+	return inbox.CountEvents(ctx, t.DB, t.Consumer, from, to)
 }
 
-func (t *tenure) Redelivered(ctx context.Context) error { return t.Tenure.Redelivered(ctx, t.db) }
-
-func (t *tenure) LastKnown(ctx context.Context, floor uint64) (uuid.UUID, uint64, error) {
-	return t.Tenure.LastKnown(ctx, t.db, floor)
+func (t *tenureInbox) NameLock(ctx context.Context, err error) error {
+	return inbox.NameLock(ctx, t.DB, err)
 }
 
-func (t *tenure) Wake(ctx context.Context) error { return t.Tenure.Wake(ctx, t.db) }
-
-func (t *tenure) Held(ctx context.Context) ([]string, error) { return t.Tenure.Held(ctx, t.db) }
-
-func (t *tenure) Save(ctx context.Context, floor, high uint64, stored time.Time) error {
-	return t.Tenure.Save(ctx, t.db, floor, high, stored)
-}
-
-func (t *tenure) Leave(ctx context.Context) error { return t.Tenure.Leave(ctx, t.db) }
-
-func (t *tenure) Known(ctx context.Context, all []*inbox.Message) (map[uuid.UUID]uint64, error) {
-	return t.Tenure.Known(ctx, t.db, all)
-}
-
-func (t *tenure) Copies(ctx context.Context, places []uuid.UUID, seqs []int64) error {
-	return t.Tenure.Copies(ctx, t.db, places, seqs)
-}
-
-func (t *tenure) Take(ctx context.Context, want inbox.Take) ([]*inbox.Intent, error) {
-	return t.Tenure.Take(ctx, t.db, want)
-}
-
-func (t *tenure) TakeNext(ctx context.Context, keys []string, most int) ([]*inbox.Intent, error) {
-	return t.Tenure.TakeNext(ctx, t.db, keys, most)
-}
-
-func (t *tenure) GiveBack(ctx context.Context, i *inbox.Intent, wait time.Duration, counts bool) error {
-	return t.Tenure.GiveBack(ctx, t.db, i, wait, counts)
-}
-
-func (t *tenure) Holds(ctx context.Context, key string) (bool, error) {
-	return t.Tenure.Holds(ctx, t.db, key)
-}
-
-func (t *tenure) Remember(ctx context.Context, i *inbox.Intent, began time.Time, took time.Duration) error {
-	return t.Tenure.Remember(ctx, t.db.Pool, i, began, took)
-}
-
-func (t *tenure) Prune(ctx context.Context, keep inbox.Retention) (bool, error) {
-	return t.Tenure.Prune(ctx, t.db, keep)
-}
-
-func (t *tenure) Slices(ctx context.Context) (int, error) {
-	return inbox.Slices(ctx, t.db, t.Tenure.Consumer)
-}
-
-func (t *tenure) Count(ctx context.Context, from, to uint64) (inbox.Count, error) {
-	return inbox.CountEvents(ctx, t.db, t.Tenure.Consumer, from, to)
-}
-
-func (t *tenure) NameLock(ctx context.Context, err error) error {
-	return inbox.NameLock(ctx, t.db, err)
-}
-
-func (t *tenure) Sound(tx pgx.Tx) error { return attempt.Sound("handler", tx) }
-
-func (t *tenure) Claim(ctx context.Context, all []*inbox.Message, fn func(tx pgx.Tx, fresh []bool) error) error {
-	var claim *inbox.Claim
-	return t.transact(ctx, func(b *pgx.Batch) { claim = t.Tenure.Claim(b, all) }, func(tx pgx.Tx) error {
-		fresh, err := claim.Fresh(ctx, tx, all)
-		if err != nil {
-			return err
-		}
-		return fn(tx, fresh)
-	})
-}
-
-func (t *tenure) Check(ctx context.Context, fn func(tx pgx.Tx) error) error {
-	return t.transact(ctx, t.Tenure.Check, fn)
-}
-
-// transact runs fn in a transaction that may go on only in this session. What first
-// queues finds that out. If the schema has changed under prepared statements, it is rolled back and
-// run once more.
-func (t *tenure) transact(ctx context.Context, first func(*pgx.Batch), fn func(tx pgx.Tx) error) error {
-	err := t.transactOnce(ctx, first, fn)
-	if postgres.Stale(err) && ctx.Err() == nil {
-		t.db.Reset() // other connections have prepared them, too
-		err = t.transactOnce(ctx, first, fn)
-	}
-	return err
-}
-
-// transactOnce is transact without another try. If a handler was left behind in the transaction, its
-// connection is cut.
-func (t *tenure) transactOnce(ctx context.Context, first func(*pgx.Batch), fn func(tx pgx.Tx) error) (err error) {
-	conn, err := t.db.Acquire(ctx)
-	if err != nil {
-		return &inbox.Error{What: "connect", Err: err}
-	}
-	defer conn.Release()
-	defer func() { // such as of a transaction that a goroutine of the handler still uses
-		if p := recover(); p != nil {
-			attempt.Cut(conn)
-			err = attempt.Recovered("the transaction, after the handler returned,", p)
-		}
-	}()
-	// By the end of that time a handler was left behind.
-	tx, err := t.Begin(ctx, conn, 2*t.connection.Consumer.Timeout+pingTime, first)
-	if err == nil {
-		err = fn(tx)
-	}
-	if err == nil {
-		var same bool
-		if same, err = inbox.Same(ctx, tx); err == nil && !same {
-			err = errors.New("the handler ended its transaction and began another one")
-		}
-	}
-	switch {
-	case err == nil:
-		return tx.Commit(ctx)
-	case errors.Is(err, attempt.ErrAbandoned):
-		attempt.Cut(conn)
-		return err
-	}
-	if _, ours := errors.AsType[*inbox.Error](err); ours || errors.Is(err, inbox.ErrTaken) {
-		// A handler may have changed the session, by a set role, say: nobody gets it again.
-		defer func() { _ = conn.Conn().Close(context.WithoutCancel(ctx)) }()
-	}
-	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
-	defer cancel()
-	_ = tx.Rollback(undo) // a connection that fails at that is closed
-	return err
-}
+func (t *tenureInbox) Sound(tx pgx.Tx) error { return attempt.Sound("handler", tx) }

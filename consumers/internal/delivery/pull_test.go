@@ -1,4 +1,4 @@
-package consumers
+package delivery
 
 import (
 	"context"
@@ -36,10 +36,10 @@ func TestPullOfLargeMessages(t *testing.T) {
 	}
 	requests := 0
 	for got := 0; got < len(sizes) && ctx.Err() == nil; requests++ {
-		if err := p.ask(min(10, len(sizes)-got), 1000); err != nil {
+		if err := p.Ask(min(10, len(sizes)-got), 1000); err != nil {
 			t.Fatal(err)
 		}
-		err := p.receive(ctx, func(messages []*nats.Msg) error {
+		err := p.Receive(ctx, func(messages []*nats.Msg) error {
 			for _, msg := range messages {
 				if len(msg.Data) != sizes[got] {
 					t.Errorf("message %d has %d bytes, want %d", got, len(msg.Data), sizes[got])
@@ -69,24 +69,24 @@ func TestPullStops(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.ask(1, 1000); err != nil {
+	if err := p.Ask(1, 1000); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.receive(t.Context(), none); !errors.Is(err, nats.ErrNoResponders) {
-		t.Errorf("without a consumer receive() = %v, want no responders", err)
+	if err := p.Receive(t.Context(), none); !errors.Is(err, nats.ErrNoResponders) {
+		t.Errorf("without a consumer Receive() = %v, want no responders", err)
 	}
 	if _, err := js.CreateConsumer(t.Context(), "S", jetstream.ConsumerConfig{Durable: "c", AckPolicy: jetstream.AckExplicitPolicy}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := p.ask(1, 1000); err != nil {
+	if err := p.Ask(1, 1000); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.receive(ctx, none); err != nil {
-		t.Errorf("after the end receive() = %v, want nil", err)
+	if err := p.Receive(ctx, none); err != nil {
+		t.Errorf("after the end Receive() = %v, want nil", err)
 	}
-	if err := p.ask(1, 1000); err != nil {
+	if err := p.Ask(1, 1000); err != nil {
 		t.Fatal(err)
 	}
 	testenv.Eventually(t, 20*time.Second, "the request has arrived", func() bool {
@@ -96,7 +96,7 @@ func TestPullStops(t *testing.T) {
 	if err := js.DeleteConsumer(t.Context(), "S", "c"); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.receive(t.Context(), none); !errors.Is(err, jetstream.ErrConsumerDeleted) {
-		t.Errorf("of a deleted consumer receive() = %v", err)
+	if err := p.Receive(t.Context(), none); !errors.Is(err, jetstream.ErrConsumerDeleted) {
+		t.Errorf("of a deleted consumer Receive() = %v", err)
 	}
 }

@@ -1,4 +1,4 @@
-package consumers
+package follow
 
 import (
 	"errors"
@@ -11,8 +11,8 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// TestTakeCounts: an event that is not the next one that the server sent tells of others
-// that got lost.
+// TestTakeCounts: an event that is not the next one that the server sent shows that others
+// got lost.
 func TestTakeCounts(t *testing.T) {
 	taken := 0
 	f := &follower{onEvent: func(events.Event) { taken++ }}

@@ -1,12 +1,11 @@
-package consumers
+// Package recent remembers the last attempts of a process, and says when so many of them failed that somebody should look.
+package recent
 
 import (
 	"fmt"
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/pgjet/pgjet/consumers/inbox"
 )
 
 const (
@@ -18,21 +17,21 @@ const (
 	recovery       = 5                // attempts in a row that end an outage
 )
 
-// An ending is how an attempt went.
-type ending struct {
-	began time.Time
-	took  time.Duration
-	err   error
+// An Attempt is one that has ended.
+type Attempt struct {
+	Began time.Time
+	Took  time.Duration
+	Err   error // nil if it succeeded
 }
 
-// recent are the last attempts of a process.
-type recent struct {
+// Attempts are the last ones of a process. The zero value has none.
+type Attempts struct {
 	mu  sync.Mutex
-	all []ending
+	all []Attempt
 }
 
-// add notes one more. When enough in a row have succeeded, failures before them are history.
-func (r *recent) add(e ending) {
+// Add notes one more. When enough in a row have succeeded, failures before them are history.
+func (r *Attempts) Add(e Attempt) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.all) == recentAttempts {
@@ -45,49 +44,49 @@ func (r *recent) add(e ending) {
 	}
 }
 
-func failures(all []ending) (n int) {
+func failures(all []Attempt) (n int) {
 	for _, e := range all {
-		if e.err != nil {
+		if e.Err != nil {
 			n++
 		}
 	}
 	return n
 }
 
-// lasting returns for how long all attempts have failed; 0 if the last one did not.
-func (r *recent) lasting() time.Duration {
+// Lasting returns for how long all attempts have failed; 0 if the last one did not.
+func (r *Attempts) Lasting() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if row := failedLast(r.all); len(row) > 0 {
-		return time.Since(row[0].began)
+		return time.Since(row[0].Began)
 	}
 	return 0
 }
 
 // failedLast returns the attempts since the last one that succeeded.
-func failedLast(all []ending) []ending {
+func failedLast(all []Attempt) []Attempt {
 	first := len(all)
-	for first > 0 && all[first-1].err != nil {
+	for first > 0 && all[first-1].Err != nil {
 		first--
 	}
 	return all[first:]
 }
 
-// summary returns how many attempts there were in the last minutes, how many of them failed,
+// Summary returns how many attempts there were in the last minutes, how many of them failed,
 // their median time, and the last error. If enough have failed in a row, for long enough, what succeeded before
 // is history.
-func (r *recent) summary() (attempts, failed int, took time.Duration, reason string) {
+func (r *Attempts) Summary() (attempts, failed int, took time.Duration, reason string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.all = slices.DeleteFunc(r.all, func(e ending) bool { return time.Since(e.began.Add(e.took)) > recentFor })
-	if row := failedLast(r.all); len(row) >= inARow && Failing(len(row), len(row), time.Since(row[0].began)) {
+	r.all = slices.DeleteFunc(r.all, func(e Attempt) bool { return time.Since(e.Began.Add(e.Took)) > recentFor })
+	if row := failedLast(r.all); len(row) >= inARow && Failing(len(row), len(row), time.Since(row[0].Began)) {
 		r.all = slices.Clone(row)
 	}
 	times := make([]time.Duration, 0, len(r.all))
 	for _, e := range r.all {
-		times = append(times, e.took)
-		if e.err != nil {
-			reason = e.err.Error()
+		times = append(times, e.Took)
+		if e.Err != nil {
+			reason = e.Err.Error()
 		}
 	}
 	if len(times) > 0 {
@@ -97,10 +96,10 @@ func (r *recent) summary() (attempts, failed int, took time.Duration, reason str
 	return len(r.all), failures(r.all), took, reason
 }
 
-// share returns which part of the last attempts failed, 0 if there are too few.
-func (r *recent) share() float64 {
-	attempts, failed, _, _ := r.summary()
-	if attempts < judged && !Failing(attempts, failed, r.lasting()) {
+// FailedShare returns which part of the last attempts failed, 0 if there are too few.
+func (r *Attempts) FailedShare() float64 {
+	attempts, failed, _, _ := r.Summary()
+	if attempts < judged && !Failing(attempts, failed, r.Lasting()) {
 		return 0
 	}
 	return float64(failed) / float64(attempts)
@@ -113,25 +112,10 @@ func Failing(attempts, failed int, lasting time.Duration) bool {
 	return attempts >= judged && failed*2 >= attempts || failed >= inARow && failed == attempts && lasting >= outage
 }
 
-// Share says how many of the last attempts failed.
+// Share returns in words how many of the last attempts failed.
 func Share(attempts, failed int) string {
 	if attempts == failed {
 		return fmt.Sprintf("all of the last %d attempts failed", attempts)
 	}
 	return fmt.Sprintf("%d of the last %d attempts failed", failed, attempts)
-}
-
-// Degraded returns "" unless attempts of this process are [Failing]. It then returns the word failing
-// and the last error. A degraded runner is [Runner.Ready]: neither a restart nor another process
-// would help.
-func (r *Runner) Degraded() string {
-	n := r.now.Load()
-	if n == nil {
-		return ""
-	}
-	attempts, failed, _, reason := n.recent.summary()
-	if !Failing(attempts, failed, n.recent.lasting()) {
-		return ""
-	}
-	return "failing: " + Share(attempts, failed) + ": " + inbox.Mask(inbox.Storable(reason))
 }

@@ -1,0 +1,125 @@
+package consumers
+
+import (
+	"context"
+	"time"
+
+	"github.com/pgjet/pgjet/consumers/inbox"
+)
+
+const (
+	attemptsKept  = 7 * 24 * time.Hour  // the attempt log
+	deadRetention = 14 * 24 * time.Hour // dead letters that are done or discarded
+	processesKept = time.Hour
+)
+
+var (
+	countEvery = 10 * time.Second // what the metrics show, and what got lost
+	pruneEvery = time.Minute
+)
+
+// An auditor counts what became of all events of the consumer, has those delivered again that got lost, and deletes what is old. The tenure of
+// the first slice has one.
+type auditor struct {
+	*run
+	inbox    sliceInbox
+	database database
+	fail     context.CancelCauseFunc // ends the session
+
+	// Of the goroutine that counts.
+	missing int64 // events, as of the last counts
+	missed  int   // how often in a row
+}
+
+// count brings the metrics up to date until ctx ends, and notices events that got lost. A
+// large inbox takes long to count: that may cost a fiftieth of the time.
+func (a *auditor) count(ctx context.Context) {
+	defer a.metrics.account(nil) // the next owner of the slice says what is true then
+	for {
+		begun := time.Now()
+		account, err := readAccount(ctx, a.inbox, a.js, a.stream, a.Consumer.Name)
+		switch {
+		case err == nil:
+			a.metrics.account(&account)
+			a.check(ctx, account)
+		case ctx.Err() == nil:
+			a.log.InfoContext(ctx, "events were not counted", "err", err)
+		}
+		if !sleep(ctx, max(countEvery, 50*time.Since(begun))) {
+			return
+		}
+	}
+}
+
+// check has events recovered that are missing time and again: those that are just on
+// their way are not.
+func (a *auditor) check(ctx context.Context, account Account) {
+	switch {
+	case account.Unaccounted <= 0:
+		a.missing = 0
+		if account.Delivered >= a.recovered.delivered { // it did help
+			a.recovered = recovered{}
+		}
+	case a.missing == 0 || account.Unaccounted < a.missing:
+		a.missing, a.missed = account.Unaccounted, 1
+	case a.missed < 2:
+		a.missed++
+	default:
+		a.missing = 0
+		a.recover(ctx, account)
+	}
+}
+
+// A recovered says how many events were missing when everything was last delivered once
+// more, and up to where.
+type recovered struct {
+	events    int64
+	delivered uint64
+}
+
+// recover has JetStream deliver everything once more, since it counts events as
+// handled that the inbox does not know.
+func (a *auditor) recover(ctx context.Context, account Account) {
+	if a.recovered.events == account.Unaccounted { // it did not help
+		return
+	}
+	a.recovered = recovered{account.Unaccounted, account.Delivered}
+	a.log.ErrorContext(ctx, "JetStream counts events as delivered that the inbox does not know; it will deliver all once more, and what the inbox knows is skipped",
+		"events", account.Unaccounted)
+	// This session would give back what it gets now, which a limit may count as enough: the next one gets it.
+	if err := a.database.Redeliver(ctx); err != nil {
+		a.log.ErrorContext(ctx, "lost events were not recovered, will retry", "err", err)
+		a.recovered = recovered{}
+	}
+	a.fail(inbox.ErrSuperseded)
+}
+
+// prune forgets until ctx ends what is too old: of the attempt log, of dead letters that
+// were dealt with, of processes that are gone, and of the inbox if Retention says so.
+func (a *auditor) prune(ctx context.Context) {
+	for {
+		more, err := a.pruneSome(ctx)
+		if err != nil && ctx.Err() == nil {
+			a.log.WarnContext(ctx, "what is old was not pruned, will retry", "err", err)
+		}
+		if more && err == nil && ctx.Err() == nil {
+			continue
+		}
+		if !sleep(ctx, pruneEvery) {
+			return
+		}
+	}
+}
+
+// pruneSome deletes a little at a time, and reports whether there may be more.
+func (a *auditor) pruneSome(ctx context.Context) (more bool, err error) {
+	keep := inbox.Retention{Attempts: attemptsKept, Dead: deadRetention, Processes: processesKept, Inbox: a.Runner.Retention}
+	if keep.Inbox > 0 {
+		stream, err := a.js.Stream(ctx, a.stream)
+		if err != nil {
+			return false, err
+		}
+		keep.First = stream.CachedInfo().State.FirstSeq
+	}
+	return a.inbox.Prune(ctx, keep)
+}

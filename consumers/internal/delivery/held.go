@@ -1,0 +1,270 @@
+package delivery
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats.go"
+)
+
+// What a process holds at most of its consumer: some more than its workers can handle
+// at once, and not so much that large payloads fill the memory.
+const (
+	leastHeld     = 64
+	leastPerSlice = 16
+	mostHeld      = 1024 // unless its batches are large
+	mostBytes     = 24 << 20
+	mostSize      = 2 << 20 // of one message, more than a NATS server takes by default
+)
+
+// How much a process holds follows its speed: what it fetches at once is to last longer
+// than the one, and not as long as the other.
+const (
+	shortFetch = 50 * time.Millisecond
+	longFetch  = 400 * time.Millisecond
+)
+
+// ackAfter is how long an ack waits for others: each that goes alone costs the server
+// about as much as a hundred together.
+const ackAfter = 2 * time.Millisecond
+
+// A Message is one that was delivered.
+type Message struct {
+	*nats.Msg
+	Seq        uint64    // its place in the stream
+	Stored     time.Time // when the stream stored it
+	Number     uint64    // of the delivery
+	Deliveries int       // of this message, with this one
+}
+
+// Read returns what a message is. It fails if the message is not from JetStream.
+func Read(msg *nats.Msg) (*Message, error) {
+	meta, err := msg.Metadata()
+	if err != nil {
+		return nil, fmt.Errorf("a message is not from JetStream: %w", err)
+	}
+	return &Message{msg, meta.Sequence.Stream, meta.Timestamp, meta.Sequence.Consumer, int(meta.NumDelivered)}, nil
+}
+
+// Place returns an id that is made from the message's place in the stream, for one that is no
+// event, whatever id it claims. A stream that is made anew counts from 1 again, so the time
+// belongs to the place.
+func (m *Message) Place(stream string) uuid.UUID {
+	return uuid.NewSHA1(uuid.NameSpaceURL, fmt.Appendf(nil, "pgjet:%s:%d:%d", stream, m.Seq, m.Stored.UnixNano()))
+}
+
+// size is how much memory the message takes.
+func (m *Message) size() int { return len(m.Data) + 1<<10 }
+
+// Held are the messages of a durable consumer that were delivered to this process, and that it has not dealt with yet. Several
+// goroutines may use it at the same time.
+type Held struct {
+	source   Source
+	log      *slog.Logger
+	ackWait  time.Duration
+	least    int // messages
+	atMost   int
+	maxBytes int
+
+	mu      sync.Mutex // of what follows
+	most    int        // messages, from least on
+	fetched time.Time  // when room was last found
+	held    map[*Message]struct{}
+	bytes   int
+	next    uint64    // place in the stream behind the last that was added
+	stored  time.Time // when the stream stored that
+	acks    []*Message
+
+	changed chan struct{} // has an element after something was dropped
+	acked   chan struct{} // has an element if there may be acks to send
+}
+
+// NewHeld returns what a process holds of one of so many slices, which share what it holds in all: for so many workers, each of which deals with up to most
+// messages at once. JetStream delivers a message again that is neither acknowledged nor said to be in progress for ackWait.
+func NewHeld(source Source, log *slog.Logger, ackWait time.Duration, workers, most, slices int) *Held {
+	least := max(leastHeld, 4*workers, 4*most)
+	least = max(least/slices, most, min(least, leastPerSlice))
+	return &Held{source: source, log: log, ackWait: ackWait, least: least, most: least, atMost: max(least, mostHeld/slices), maxBytes: max(mostBytes/slices, mostSize),
+		held: make(map[*Message]struct{}), changed: make(chan struct{}, 1), acked: make(chan struct{}, 1)}
+}
+
+// Receive receives messages as there is room for them, until something fails or ctx ends. It calls accept, which has to [Held.Add] those
+// that it takes.
+func (h *Held) Receive(ctx context.Context, stream, durable string, accept func(all []*Message) error) error {
+	p, err := h.source.Pull(stream, durable, max(h.least, mostHeld))
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	for {
+		n, bytes, err := h.room(ctx)
+		if err == nil {
+			err = p.Ask(n, bytes)
+		}
+		if err == nil {
+			err = p.Receive(ctx, func(messages []*nats.Msg) (err error) {
+				all := make([]*Message, len(messages))
+				for n, msg := range messages {
+					if all[n], err = Read(msg); err != nil {
+						return err
+					}
+				}
+				return accept(all)
+			})
+		}
+		if err != nil || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// room blocks until there is room, and returns for how many messages and bytes. It leaves
+// enough in hand that no worker has to wait for the next, and fetches many at once.
+func (h *Held) room(ctx context.Context) (n, bytes int, err error) {
+	for {
+		if n, bytes = h.free(); n > 0 {
+			return n, bytes, nil
+		}
+		select {
+		case <-h.changed:
+		case <-ctx.Done():
+			return 0, 0, ctx.Err()
+		}
+	}
+}
+
+// free returns for how much there is room; 0 if it does not pay to fetch yet. A fast process
+// may hold more next time; a slow one leaves it to others.
+func (h *Held) free() (n, bytes int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	n, bytes = h.most-len(h.held), h.maxBytes-h.bytes
+	if n < (h.most+1)/2 || bytes < mostSize {
+		return 0, 0
+	}
+	switch took := time.Since(h.fetched); {
+	case took < shortFetch:
+		h.most = max(h.least, min(2*h.most, h.atMost))
+	case took > longFetch:
+		h.most = max(h.most/2, h.least)
+	}
+	h.fetched = time.Now()
+	return h.most - len(h.held), bytes
+}
+
+// Add holds messages from now on.
+func (h *Held) Add(all ...*Message) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, m := range all {
+		h.held[m] = struct{}{}
+		h.bytes += m.size()
+		if h.next <= m.Seq {
+			h.next, h.stored = m.Seq+1, m.Stored
+		}
+	}
+}
+
+// Ack drops a message that was dealt with, and has JetStream told soon that it need not come again.
+func (h *Held) Ack(m *Message) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.drop(m)
+	if h.acks = append(h.acks, m); len(h.acks) == 1 {
+		wake(h.acked)
+	}
+}
+
+// Nak drops a message, and has JetStream deliver it again after a delay.
+func (h *Held) Nak(m *Message, delay time.Duration) error {
+	h.mu.Lock()
+	h.drop(m)
+	h.mu.Unlock()
+	return h.source.Nak(m.Msg, delay)
+}
+
+func (h *Held) drop(m *Message) {
+	if _, ok := h.held[m]; ok {
+		delete(h.held, m)
+		h.bytes -= m.size()
+		wake(h.changed)
+	}
+}
+
+func wake(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// Passed returns the last place in the stream up to which nothing is held, and the
+// last that was added, with the time when the stream stored that; 0 if nothing was added yet. Of an ordered consumer all up to
+// there is in the inbox.
+func (h *Held) Passed() (floor, high uint64, stored time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.next == 0 {
+		return 0, 0, stored
+	}
+	floor = h.next - 1
+	for m := range h.held {
+		floor = min(floor, m.Seq-1)
+	}
+	return floor, h.next - 1, h.stored
+}
+
+// all returns what is held.
+func (h *Held) all() (all []*Message) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for m := range h.held {
+		all = append(all, m)
+	}
+	return all
+}
+
+// Keep sends acks, many together, and has JetStream wait for those of what is held, however long that waits for a worker, until ctx ends.
+func (h *Held) Keep(ctx context.Context) {
+	tick := time.NewTicker(h.ackWait / 3)
+	defer tick.Stop()
+	for {
+		select {
+		case <-h.acked:
+			time.Sleep(ackAfter)
+			h.sendAcks(ctx)
+		case <-tick.C:
+			for _, m := range h.all() {
+				_ = h.source.InProgress(m.Msg) // a lost one is made up for by the next
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// sendAcks sends all acks. If one does not get through, the event comes again and is skipped.
+func (h *Held) sendAcks(ctx context.Context) {
+	h.mu.Lock()
+	all := h.acks
+	h.acks = nil
+	h.mu.Unlock()
+	for _, m := range all {
+		if err := h.source.Ack(m.Msg); err != nil {
+			h.log.InfoContext(ctx, "ack was not sent, the event will come again and be skipped", "stream_seq", m.Seq, "err", err)
+		}
+	}
+}
+
+// Return sends the acks, and gives what is held back, so that it need not wait for the end of JetStream's patience to be delivered
+// again: each message after a delay that depends on how often it was delivered.
+func (h *Held) Return(ctx context.Context, delay func(deliveries int) time.Duration) {
+	h.sendAcks(ctx)
+	for _, m := range h.all() {
+		_ = h.source.Nak(m.Msg, delay(m.Deliveries))
+	}
+}

@@ -1,0 +1,123 @@
+package durable
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/jserror"
+	"github.com/pgjet/pgjet/internal/natsconn"
+)
+
+// askTime bounds a question to JetStream that is asked beside others.
+const askTime = 5 * time.Second
+
+// A Stream is the one that a consumer reads, with the durable consumers that it has there.
+type Stream struct {
+	JS       jetstream.JetStream
+	Name     string
+	Consumer string           // the name of the consumer
+	Types    []string         // of its events
+	Subjects *events.Subjects // of those
+	AckWait  time.Duration
+	Log      *slog.Logger
+	// Database is the one that the durable consumers belong to: nothing but Info, Lost, Message may be used before it is set.
+	Database inbox.Identity
+
+	unnamed atomic.Bool // NATS does not let it write whose a durable consumer is
+}
+
+// Info looks at the stream. It refuses one that takes none of the consumer's subjects.
+func (s *Stream) Info(ctx context.Context) (*jetstream.StreamInfo, error) {
+	stream, err := s.JS.Stream(ctx, s.Name)
+	if err != nil {
+		return nil, fmt.Errorf("look at the stream: %w", err)
+	}
+	info := stream.CachedInfo()
+	return info, checkSubjects(info.Config, s.Subjects)
+}
+
+// checkSubjects refuses a stream that takes none of these subjects. Of one that gets messages of another stream it is not known.
+func checkSubjects(c jetstream.StreamConfig, want *events.Subjects) error {
+	if len(c.Subjects) == 0 || len(c.Sources) > 0 || c.SubjectTransform != nil || want.TakenBy(c.Subjects) {
+		return nil
+	}
+	return fmt.Errorf("%s: stream %s takes %s, and this consumer wants subjects that begin with %s; give it the prefix of the stream by --prefix (Prefix of a consumers.Runner), or another --stream",
+		jserror.StreamDiffers, c.Name, strings.Join(c.Subjects, " "), want.Prefix())
+}
+
+// Lost reports whether the stream, which ends at last, lost a message that was delivered.
+func (s *Stream) Lost(ctx context.Context, mark inbox.Mark, last uint64) (bool, error) {
+	if mark.Seq == 0 || mark.Seq > last {
+		return mark.Lost(last, time.Time{}), nil
+	}
+	stream, err := s.JS.Stream(ctx, s.Name)
+	if err != nil {
+		return false, fmt.Errorf("look at the stream: %w", err)
+	}
+	stored, err := natsconn.StoredAt(ctx, stream, mark.Seq)
+	if errors.Is(err, nats.ErrNoResponders) {
+		s.Log.WarnContext(ctx, "nobody can see whether the stream loses its end: the account of the connection does not import requests to $JS.API.DIRECT.GET."+s.Name+"; see: pgjet nats accounts")
+		return false, nil
+	}
+	return err == nil && mark.Lost(last, stored), err
+}
+
+// Message returns the message at a place of the stream; nil if it is not there, or not to be had now.
+func (s *Stream) Message(ctx context.Context, seq uint64) *jetstream.RawStreamMsg {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	stream, err := s.JS.Stream(ctx, s.Name)
+	if err != nil {
+		return nil
+	}
+	msg, err := stream.GetMsg(ctx, seq)
+	if err != nil {
+		return nil
+	}
+	return msg
+}
+
+// CheckOwners refuses durable consumers of that many slices that belong to another database.
+func (s *Stream) CheckOwners(ctx context.Context, slices int) error {
+	for _, name := range inbox.Durables(s.Consumer, slices) {
+		if err := s.checkOwner(ctx, name); err != nil && natsconn.Of(err) != jserror.ConsumerMissing {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkOwner returns an error if a durable consumer belongs to another database, or cannot be looked at.
+func (s *Stream) checkOwner(ctx context.Context, name string) error {
+	c, err := s.JS.Consumer(ctx, s.Name, name)
+	if err != nil {
+		return fmt.Errorf("look at durable consumer %s: %w", name, err)
+	}
+	return s.Database.Check(s.Name, name, c.CachedInfo().Config.Metadata)
+}
+
+// Delete deletes the durable consumers of that many slices, as far as they belong to this database and NATS allows it.
+func (s *Stream) Delete(ctx context.Context, slices int) {
+	for _, name := range inbox.Durables(s.Consumer, slices) {
+		err := s.checkOwner(ctx, name)
+		if _, others := errors.AsType[*inbox.ForeignDurableError](err); others {
+			continue
+		}
+		if err == nil {
+			err = s.JS.DeleteConsumer(ctx, s.Name, name)
+		}
+		if err != nil && natsconn.Of(err) != jserror.ConsumerMissing {
+			s.Log.WarnContext(ctx, "a durable consumer is not needed any more, unless it names another database, and could not be deleted; run: nats consumer rm "+s.Name+" "+name, "err", err)
+		}
+	}
+}
