@@ -29,7 +29,7 @@ func (t *tenure) receive(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}()
-	err := t.held.Receive(ctx, t.stream, t.durable.Name(), func(all []*delivery.Message) error { return t.accept(ctx, all) })
+	err := t.unacked.Receive(ctx, t.stream, t.durable.Name(), func(all []*delivery.Message) error { return t.accept(ctx, all) })
 	switch {
 	case errors.Is(context.Cause(ctx), errReconnected):
 		return errReconnected
@@ -49,7 +49,7 @@ func (t *tenure) accept(ctx context.Context, all []*delivery.Message) error {
 		t.delivery++
 		chunk[n] = t.read(m)
 	}
-	t.held.Add(all...)
+	t.unacked.Add(all...)
 	if ctx.Err() != nil {
 		return nil // what is held is given back
 	}

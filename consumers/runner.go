@@ -74,22 +74,26 @@ type run struct {
 	stream   string
 	subjects *events.Subjects // of the events
 	log      *slog.Logger
-	process  string // host:pid
-	// connecting returns what a session asks of the database.
-	connecting func(session string) database
-	metrics    *metrics
-	keeper     sessions.Keeper
-	lastGate   atomic.Pointer[gate.Gate] // of the last session
-	recent     recent.Attempts
-	limiter    *rate.Limiter // of attempts; nil is no limit
+	process  string        // host:pid
+	limiter  *rate.Limiter // of attempts; nil is no limit
+	metrics  *metrics
+	// newDatabase returns what a session of this name asks of the database.
+	newDatabase func(session string) database
 
-	// Of one session after the other.
-	inboxes   [inbox.Tokens]inbox.Version // as the last tenure of each slice saw it
-	recovered recovered
-	cut       bool         // a session failed: what was on its way to it may be with nobody
-	ended     []string     // sessions that may have left intents taken
-	owned     atomic.Int64 // slices
-	moved     atomic.Int32 // a generation in which an event was seen to stand at another place than before
+	// Shared by all goroutines.
+	keeper   sessions.Keeper
+	recent   recent.Attempts
+	lastGate atomic.Pointer[gate.Gate] // of the last session
+	owned    atomic.Int64              // slices
+	moved    atomic.Int32              // a generation in which an event was seen to stand at another place than before
+
+	// Of the goroutine of one session after the other.
+	unsettled []string // names of sessions that may have left intents taken
+	cut       bool     // a session failed: what was on its way to it may be with nobody; the tenure of an unordered consumer resets it
+
+	// Of the goroutines of one tenure after the other.
+	inboxes   [inbox.Tokens]inbox.Version // by slice: as its last tenure saw it
+	recovered recovered                   // for the one that counts
 }
 
 // Run handles events until ctx ends. It then takes no more, lets the attempts that
@@ -110,7 +114,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	if has, needs := int(r.DB.Config().MaxConns), n.Consumer.Workers+moreConns; has < needs && n.Consumer.Handler.effect == nil {
 		n.log.WarnContext(ctx, "the pool has too few connections, attempts will wait for one; set pool_max_conns in the URL, or MaxConns", "has", has, "needs", needs)
 	}
-	n.keeper.Run(ctx, n.log, n.session)
+	n.keeper.Run(ctx, n.log, n.runSession)
 	_ = r.JS.Conn().FlushTimeout(time.Second) // the last acks; a lost one costs a redelivery
 	return n.metrics.stop()
 }
@@ -147,7 +151,7 @@ func (r *Runner) complete() (*run, error) {
 	if err != nil {
 		host = "unknown"
 	}
-	n.source, n.connecting = delivery.NATS{JS: n.js}, n.connect
+	n.source, n.newDatabase = delivery.NATS{JS: n.js}, n.connect
 	n.durables = &durable.Stream{JS: n.js, Name: n.stream, Consumer: c.Name, Types: c.Handler.types, Subjects: n.subjects, AckWait: ackWait, Log: n.log}
 	n.process = fmt.Sprintf("%s:%d", host, os.Getpid())
 	return n, nil

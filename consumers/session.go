@@ -66,19 +66,19 @@ type session struct {
 	ended   chan *tenure
 }
 
-// session handles events until something fails, or ctx ends.
-func (r *run) session(ctx context.Context) error {
+// runSession handles events until something fails, or ctx ends.
+func (r *run) runSession(ctx context.Context) error {
 	s := &session{run: r, stopping: ctx, began: time.Now(), name: fmt.Sprintf("%s:%s", r.process, uuid.NewString()[:8]),
 		tenures: make(map[int]*tenure), ended: make(chan *tenure, inbox.Tokens), workers: make(chan struct{}, r.Consumer.Workers), gate: gate.New(r.Consumer.Workers), solo: gate.NewSolo()}
 	r.lastGate.Store(s.gate)
-	s.database = r.connecting(s.name)
+	s.database = r.newDatabase(s.name)
 	s.member = membership.New(s.database, r.Consumer.Name)
 	defer s.database.Close()
 	err := s.begin(ctx)
 	if err != nil {
 		return s.report(ctx, s.explained(s.database.NameLock(ctx, err)))
 	}
-	defer func() { r.ended = append(r.ended, s.name) }()
+	defer func() { r.unsettled = append(r.unsettled, s.name) }()
 	err = s.serve(ctx)
 	r.cut = r.cut || err != nil && ctx.Err() == nil && !errors.Is(err, inbox.ErrSuperseded)
 	s.database.Renew(err)
@@ -106,10 +106,10 @@ func (s *session) begin(ctx context.Context) (err error) {
 		return err
 	}
 	// What could not be given back when earlier sessions ended, since the database was away.
-	if err := s.database.Abandon(ctx, s.run.ended); err != nil {
+	if err := s.database.Abandon(ctx, s.unsettled); err != nil {
 		return err
 	}
-	s.run.ended = nil
+	s.unsettled = nil
 	if err := s.enter(ctx); err != nil {
 		return err
 	}

@@ -20,10 +20,10 @@ type settler struct {
 	*run
 	database database
 	inbox    sliceInbox
-	held     *delivery.Held
+	unacked  *delivery.Unacked
 	lanes    *lanes
 	gate     *gate.Gate
-	fail     context.CancelCauseFunc // ends the session
+	fail     context.CancelCauseFunc // ends the tenure, and with it the session, but for [tenure.release]
 }
 
 // settle writes down what becomes of events; only then their messages are acknowledged. It notes the keys whose later intents have to
@@ -47,7 +47,7 @@ func (s *settler) settleOne(ctx context.Context, w *work, v verdict, e recent.At
 	switch v {
 	case done:
 		if !w.isIntent() {
-			s.held.Ack(w.delivery)
+			s.unacked.Ack(w.delivery)
 		}
 		s.metrics.handled(ctx, s.Consumer.Name, inbox.Done)
 		s.debug(ctx, w, inbox.Done, e)
@@ -113,7 +113,7 @@ func (s *settler) settleFailure(ctx context.Context, w *work, e recent.Attempt, 
 	case !fresh: // another process has handled it meanwhile
 		return true, s.skipKnown(ctx, []*work{w})
 	case !w.isIntent():
-		s.held.Ack(w.delivery)
+		s.unacked.Ack(w.delivery)
 	}
 	if dead {
 		s.metrics.handled(ctx, s.Consumer.Name, inbox.Dead)
@@ -206,7 +206,7 @@ func (s *settler) writeIntents(ctx context.Context, all []*work, f inbox.First) 
 		case !f.Taken:
 			s.hold(w.Key)
 		}
-		s.held.Ack(w.delivery)
+		s.unacked.Ack(w.delivery)
 		down = append(down, w)
 	}
 	return down, again
@@ -243,7 +243,7 @@ func (s *settler) notWritten(ctx context.Context, w *work, err error) (again []*
 			return []*work{w}
 		}
 	default:
-		if err := s.held.Nak(w.delivery, delay); err != nil {
+		if err := s.unacked.Nak(w.delivery, delay); err != nil {
 			s.log.InfoContext(ctx, "nak was not sent, the event will come again by itself", "event_id", w.ID, "err", err)
 		}
 	}

@@ -42,27 +42,27 @@ func TestModelIsTheInbox(t *testing.T) {
 // A conformity compares the model with the inbox.
 type conformity struct {
 	testing.TB
-	r       *rand.Rand
-	db      *pgxpool.Pool
-	w       *simWorld
-	all     []*inbox.Message
-	members []*simPair
-	created time.Time
-	names   int
-	calls   []string
+	r        *rand.Rand
+	db       *pgxpool.Pool
+	w        *simWorld
+	all      []*inbox.Message
+	sessions []*simPair
+	created  time.Time
+	names    int
+	calls    []string
 }
 
 // A simPair is a session of the inbox, and one of the model.
 type simPair struct {
-	real  *connection
-	model *simConnection
-	terms map[int]*simTerms // of slices
-	is    inbox.Registered
+	real    *connection
+	model   *simConnection
+	tenures map[int]*simTenures // of slices
+	is      inbox.Registered
 
 	version, mirror inbox.Version
 }
 
-type simTerms struct {
+type simTenures struct {
 	real, model    sliceInbox
 	tenure, mirror *inbox.Tenure
 }
@@ -125,7 +125,7 @@ func (c *conformity) begin() {
 	}
 	consumer.Name = "sim"
 	r := &run{Runner: &Runner{DB: c.db}, Consumer: consumer, db: postgres.DB{Pool: c.db}, stream: "EVENTS", log: slog.New(slog.DiscardHandler), process: name}
-	p := &simPair{real: &connection{run: r, session: name}, terms: make(map[int]*simTerms)}
+	p := &simPair{real: &connection{run: r, session: name}, tenures: make(map[int]*simTenures)}
 	p.model = &simConnection{p: &process{w: c.w, name: name, run: r, took: make(map[uuid.UUID]int)}, d: c.w.db, session: name, closed: true}
 	var err2 error
 	p.version, err = p.real.Open(c.Context())
@@ -133,7 +133,7 @@ func (c *conformity) begin() {
 		c.Fatal(err, err2)
 	}
 	c.Cleanup(p.real.Close)
-	c.members = append(c.members, p)
+	c.sessions = append(c.sessions, p)
 	c.register(p)
 }
 
@@ -154,8 +154,8 @@ func (c *conformity) register(p *simPair) {
 
 // die ends a session as the death of its process does.
 func (c *conformity) die(n int) {
-	p := c.members[n]
-	c.members = slices.Delete(c.members, n, n+1)
+	p := c.sessions[n]
+	c.sessions = slices.Delete(c.sessions, n, n+1)
 	p.real.Close()
 	p.model.Close()
 	testenv.Eventually(c, 10*time.Second, "its lock is free", func() (free bool) {
@@ -167,7 +167,7 @@ func (c *conformity) die(n int) {
 }
 
 func (c *conformity) own(p *simPair, slice int) {
-	t := &simTerms{}
+	t := &simTenures{}
 	make := func(r func(*inbox.Tenure) sliceInbox, v inbox.Version) (*inbox.Tenure, sliceInbox) {
 		tenure := &inbox.Tenure{Consumer: "sim", Ordered: true, ParkKey: c.w.c.ParkKey, Slice: inbox.Slice{Number: slice, Of: p.is.Slices}, Version: v,
 			Generation: p.is.Generation, Session: p.real.session, Process: p.real.session, DB: p.real.db, Timeout: c.w.c.Timeout}
@@ -180,12 +180,12 @@ func (c *conformity) own(p *simPair, slice int) {
 	model.Stored, real.Stored = model.Stored.UTC(), real.Stored.UTC()
 	if c.same(fmt.Sprintf("%s owns %d", p.real.session, slice), model, real, err, err2); err2 == nil {
 		t.tenure.Epoch, t.mirror.Epoch = real.Epoch, model.Epoch
-		p.terms[slice] = t
+		p.tenures[slice] = t
 	}
 }
 
-// some returns a few events of the slice of a term, in the order of the stream.
-func (c *conformity) some(t *simTerms) (all []*inbox.Message) {
+// some returns a few events of the slice of a tenure, in the order of the stream.
+func (c *conformity) some(t *simTenures) (all []*inbox.Message) {
 	from, to := t.tenure.Slice.Tokens()
 	for _, m := range c.all {
 		if token := events.Partition(m.Subject); token >= from && token < to && c.r.IntN(5) == 0 {
@@ -198,7 +198,7 @@ func (c *conformity) some(t *simTerms) (all []*inbox.Message) {
 }
 
 // taken returns intents that the inbox says the session has.
-func (c *conformity) taken(t *simTerms) (all []*inbox.Intent) {
+func (c *conformity) taken(t *simTenures) (all []*inbox.Intent) {
 	for _, i := range c.w.db.sorted(func(i *simIntent) bool { return i.taken == t.tenure.Session }) {
 		all = append(all, i.out())
 	}
@@ -209,10 +209,10 @@ func (c *conformity) taken(t *simTerms) (all []*inbox.Intent) {
 var errUndone = errors.New("undone")
 
 func (c *conformity) step() {
-	n := c.r.IntN(len(c.members))
-	p := c.members[n]
+	n := c.r.IntN(len(c.sessions))
+	p := c.sessions[n]
 	slice := c.r.IntN(max(1, p.is.Slices))
-	t := p.terms[slice]
+	t := p.tenures[slice]
 	switch {
 	case c.r.IntN(30) == 0:
 		c.die(n)
@@ -230,7 +230,7 @@ func (c *conformity) step() {
 	c.ask(p, t)
 }
 
-func both[T any](c *conformity, what string, t *simTerms, ask func(r sliceInbox) (T, error)) {
+func both[T any](c *conformity, what string, t *simTenures, ask func(r sliceInbox) (T, error)) {
 	c.Helper()
 	model, err := ask(t.model)
 	real, err2 := ask(t.real)
@@ -240,7 +240,7 @@ func both[T any](c *conformity, what string, t *simTerms, ask func(r sliceInbox)
 func nothing(err error) (string, error) { return "", err }
 
 // ask makes a call that is a transaction by itself.
-func (c *conformity) ask(p *simPair, t *simTerms) {
+func (c *conformity) ask(p *simPair, t *simTenures) {
 	ctx, key := c.Context(), fmt.Sprint("k", 1+c.r.IntN(4))
 	taken := func(all []*inbox.Intent, err error) (string, error) {
 		var ids []string
@@ -297,19 +297,19 @@ func (c *conformity) ask(p *simPair, t *simTerms) {
 		})
 	case 12:
 		both(c, "leaves", t, func(r sliceInbox) (string, error) { return nothing(r.Leave(ctx)) })
-		delete(p.terms, t.tenure.Slice.Number)
+		delete(p.tenures, t.tenure.Slice.Number)
 	}
 }
 
 // suspects returns how many intents there are at which a process died, or that another session has.
-func (c *conformity) suspects(t *simTerms) int {
+func (c *conformity) suspects(t *simTenures) int {
 	return len(c.w.db.sorted(func(i *simIntent) bool { return i.deaths > 0 || i.taken != "" && i.taken != t.tenure.Session }))
 }
 
 func (c *conformity) wait() time.Duration { return time.Duration(c.r.IntN(2)) * time.Hour }
 
 // attempt makes calls in a transaction, which commits or not.
-func (c *conformity) attempt(t *simTerms) {
+func (c *conformity) attempt(t *simTenures) {
 	ctx, all := c.Context(), c.some(t)
 	undo := error(nil)
 	if c.r.IntN(4) == 0 {
@@ -453,13 +453,13 @@ func (c *conformity) operate(p *simPair) {
 	case 6:
 		c.created = c.created.Add(time.Second)
 		c.register(p)
-		clear(p.terms)
+		clear(p.tenures)
 	case 7:
 		n := 1 << c.r.IntN(3)
 		c.same(fmt.Sprintf("divide into %d", n), "", "", p.model.Divide(ctx, n), p.real.Divide(ctx, n))
-		for _, p := range c.members {
+		for _, p := range c.sessions {
 			p.is.Slices = n
-			clear(p.terms)
+			clear(p.tenures)
 		}
 	}
 }

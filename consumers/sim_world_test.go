@@ -280,7 +280,7 @@ func (w *simWorld) start() {
 	}
 	p.run = &run{Runner: &Runner{Consumer: c}, Consumer: c, db: postgres.DB{}, js: &simJetStream{p: p}, source: simSource{p}, subjects: events.SubjectsOf(""), stream: "EVENTS",
 		log: w.log.With("process", p.name), process: p.name, metrics: simMetrics(),
-		connecting: func(session string) database {
+		newDatabase: func(session string) database {
 			return &simConnection{p: p, d: w.db, session: session, closed: true}
 		}}
 	p.run.durables = &durable.Stream{JS: p.run.js, Name: p.run.stream, Consumer: c.Name, Types: c.Handler.types, Subjects: p.run.subjects, AckWait: ackWait, Log: p.run.log}
@@ -289,7 +289,7 @@ func (w *simWorld) start() {
 	w.all, w.running = append(w.all, p), append(w.running, p)
 	go func() {
 		defer close(p.ended)
-		p.run.keeper.Run(ctx, p.run.log, p.run.session)
+		p.run.keeper.Run(ctx, p.run.log, p.run.runSession)
 	}()
 }
 

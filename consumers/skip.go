@@ -59,7 +59,7 @@ func (s *settler) skip(ctx context.Context, all []*work) (rest []*work, err erro
 		return nil, err
 	}
 	for _, w := range done {
-		s.held.Ack(w.delivery)
+		s.unacked.Ack(w.delivery)
 		s.metrics.handled(ctx, s.Consumer.Name, "skipped")
 	}
 	return rest, nil

@@ -49,7 +49,7 @@ func newTenure(s *session, slice int, fail context.CancelCauseFunc) *tenure {
 	t.id = inbox.Tenure{Consumer: s.Consumer.Name, Ordered: s.ordered(), ParkKey: s.Consumer.ParkKey, Slice: inbox.Slice{Number: slice, Of: s.is.Slices},
 		Version: s.version, Generation: s.is.Generation, Session: s.name, Process: s.process, DB: s.db, Timeout: s.Consumer.Timeout}
 	t.settler = settler{run: s.run, database: s.database, inbox: s.database.Inbox(&t.id), lanes: newLanes(&s.waiting), gate: s.gate, fail: fail,
-		held: delivery.NewHeld(s.source, s.log, ackWait, s.Consumer.Workers, s.Consumer.Handler.most, s.is.Slices)}
+		unacked: delivery.NewUnacked(s.source, s.log, ackWait, s.Consumer.Workers, s.Consumer.Handler.most, s.is.Slices)}
 	return t
 }
 
@@ -111,7 +111,7 @@ func (t *tenure) release() {
 func (t *tenure) serve(ctx context.Context) {
 	var others, workers sync.WaitGroup
 	holding, release := context.WithCancel(context.WithoutCancel(ctx))
-	others.Go(func() { t.held.Keep(holding) })
+	others.Go(func() { t.unacked.Keep(holding) })
 	others.Go(func() { t.fail(t.receive(ctx)) })
 	others.Go(func() { t.fail(t.takeDue(ctx)) })
 	others.Go(func() {
@@ -144,7 +144,7 @@ func (t *tenure) serve(ctx context.Context) {
 // delivered again. What is given back after a failure comes after a while.
 func (t *tenure) giveBackAll(ctx context.Context, left []*work, failed bool) {
 	t.giveBackUntried(ctx, left)
-	t.held.Return(ctx, func(deliveries int) time.Duration {
+	t.unacked.Return(ctx, func(deliveries int) time.Duration {
 		if !failed {
 			return 0
 		}
@@ -182,7 +182,7 @@ func (t *tenure) report(ctx context.Context) error {
 // save writes down up to where the inbox has everything. One that is lost costs a
 // longer look at the inbox, later.
 func (t *tenure) save(ctx context.Context, save func(ctx context.Context, floor, high uint64, stored time.Time) error) {
-	floor, high, stored := t.held.Passed()
+	floor, high, stored := t.unacked.Passed()
 	if high == 0 {
 		return
 	}

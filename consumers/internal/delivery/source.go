@@ -1,7 +1,7 @@
 // Package delivery receives the messages of a durable consumer of JetStream, as many as its process gets through, and
 // acknowledges them.
 //
-// [Held] has what was delivered and not dealt with yet. [Source] is what it asks of NATS.
+// [Unacked] has what was delivered and not dealt with yet. [Source] is what it asks of NATS.
 package delivery
 
 import (

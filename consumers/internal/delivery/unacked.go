@@ -60,9 +60,9 @@ func (m *Message) Place(stream string) uuid.UUID {
 // size is how much memory the message takes.
 func (m *Message) size() int { return len(m.Data) + 1<<10 }
 
-// Held are the messages of a durable consumer that were delivered to this process, and that it has not dealt with yet. Several
-// goroutines may use it at the same time.
-type Held struct {
+// Unacked are the messages of a durable consumer that were delivered to this process, and that it has not dealt with yet. Several
+// goroutines may use them at the same time.
+type Unacked struct {
 	source   Source
 	log      *slog.Logger
 	ackWait  time.Duration
@@ -70,38 +70,38 @@ type Held struct {
 	atMost   int
 	maxBytes int
 
-	mu      sync.Mutex // of what follows
-	most    int        // messages, from least on
-	fetched time.Time  // when room was last found
-	held    map[*Message]struct{}
-	bytes   int
-	next    uint64    // place in the stream behind the last that was added
-	stored  time.Time // when the stream stored that
-	acks    []*Message
+	mu       sync.Mutex // of what follows
+	most     int        // messages, from least on
+	fetched  time.Time  // when room was last found
+	messages map[*Message]struct{}
+	bytes    int
+	next     uint64    // place in the stream behind the last that was added
+	stored   time.Time // when the stream stored that
+	acks     []*Message
 
 	changed chan struct{} // has an element after something was dropped
 	acked   chan struct{} // has an element if there may be acks to send
 }
 
-// NewHeld returns what a process holds of one of so many slices, which share what it holds in all: for so many workers, each of which deals with up to most
+// NewUnacked returns what a process holds of one of so many slices, which share what it holds in all: for so many workers, each of which deals with up to most
 // messages at once. JetStream delivers a message again that is neither acknowledged nor said to be in progress for ackWait.
-func NewHeld(source Source, log *slog.Logger, ackWait time.Duration, workers, most, slices int) *Held {
+func NewUnacked(source Source, log *slog.Logger, ackWait time.Duration, workers, most, slices int) *Unacked {
 	least := max(leastHeld, 4*workers, 4*most)
 	least = max(least/slices, most, min(least, leastPerSlice))
-	return &Held{source: source, log: log, ackWait: ackWait, least: least, most: least, atMost: max(least, mostHeld/slices), maxBytes: max(mostBytes/slices, mostSize),
-		held: make(map[*Message]struct{}), changed: make(chan struct{}, 1), acked: make(chan struct{}, 1)}
+	return &Unacked{source: source, log: log, ackWait: ackWait, least: least, most: least, atMost: max(least, mostHeld/slices), maxBytes: max(mostBytes/slices, mostSize),
+		messages: make(map[*Message]struct{}), changed: make(chan struct{}, 1), acked: make(chan struct{}, 1)}
 }
 
-// Receive receives messages as there is room for them, until something fails or ctx ends. It calls accept, which has to [Held.Add] those
+// Receive receives messages as there is room for them, until something fails or ctx ends. It calls accept, which has to [Unacked.Add] those
 // that it takes.
-func (h *Held) Receive(ctx context.Context, stream, durable string, accept func(all []*Message) error) error {
-	p, err := h.source.Pull(stream, durable, max(h.least, mostHeld))
+func (u *Unacked) Receive(ctx context.Context, stream, durable string, accept func(all []*Message) error) error {
+	p, err := u.source.Pull(stream, durable, max(u.least, mostHeld))
 	if err != nil {
 		return err
 	}
 	defer p.Close()
 	for {
-		n, bytes, err := h.room(ctx)
+		n, bytes, err := u.room(ctx)
 		if err == nil {
 			err = p.Ask(n, bytes)
 		}
@@ -124,13 +124,13 @@ func (h *Held) Receive(ctx context.Context, stream, durable string, accept func(
 
 // room blocks until there is room, and returns for how many messages and bytes. It leaves
 // enough in hand that no worker has to wait for the next, and fetches many at once.
-func (h *Held) room(ctx context.Context) (n, bytes int, err error) {
+func (u *Unacked) room(ctx context.Context) (n, bytes int, err error) {
 	for {
-		if n, bytes = h.free(); n > 0 {
+		if n, bytes = u.free(); n > 0 {
 			return n, bytes, nil
 		}
 		select {
-		case <-h.changed:
+		case <-u.changed:
 		case <-ctx.Done():
 			return 0, 0, ctx.Err()
 		}
@@ -139,59 +139,59 @@ func (h *Held) room(ctx context.Context) (n, bytes int, err error) {
 
 // free returns for how much there is room; 0 if it does not pay to fetch yet. A fast process
 // may hold more next time; a slow one leaves it to others.
-func (h *Held) free() (n, bytes int) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	n, bytes = h.most-len(h.held), h.maxBytes-h.bytes
-	if n < (h.most+1)/2 || bytes < mostSize {
+func (u *Unacked) free() (n, bytes int) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	n, bytes = u.most-len(u.messages), u.maxBytes-u.bytes
+	if n < (u.most+1)/2 || bytes < mostSize {
 		return 0, 0
 	}
-	switch took := time.Since(h.fetched); {
+	switch took := time.Since(u.fetched); {
 	case took < shortFetch:
-		h.most = max(h.least, min(2*h.most, h.atMost))
+		u.most = max(u.least, min(2*u.most, u.atMost))
 	case took > longFetch:
-		h.most = max(h.most/2, h.least)
+		u.most = max(u.most/2, u.least)
 	}
-	h.fetched = time.Now()
-	return h.most - len(h.held), bytes
+	u.fetched = time.Now()
+	return u.most - len(u.messages), bytes
 }
 
 // Add holds messages from now on.
-func (h *Held) Add(all ...*Message) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+func (u *Unacked) Add(all ...*Message) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
 	for _, m := range all {
-		h.held[m] = struct{}{}
-		h.bytes += m.size()
-		if h.next <= m.Seq {
-			h.next, h.stored = m.Seq+1, m.Stored
+		u.messages[m] = struct{}{}
+		u.bytes += m.size()
+		if u.next <= m.Seq {
+			u.next, u.stored = m.Seq+1, m.Stored
 		}
 	}
 }
 
 // Ack drops a message that was dealt with, and has JetStream told soon that it need not come again.
-func (h *Held) Ack(m *Message) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.drop(m)
-	if h.acks = append(h.acks, m); len(h.acks) == 1 {
-		wake(h.acked)
+func (u *Unacked) Ack(m *Message) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.drop(m)
+	if u.acks = append(u.acks, m); len(u.acks) == 1 {
+		wake(u.acked)
 	}
 }
 
 // Nak drops a message, and has JetStream deliver it again after a delay.
-func (h *Held) Nak(m *Message, delay time.Duration) error {
-	h.mu.Lock()
-	h.drop(m)
-	h.mu.Unlock()
-	return h.source.Nak(m.Msg, delay)
+func (u *Unacked) Nak(m *Message, delay time.Duration) error {
+	u.mu.Lock()
+	u.drop(m)
+	u.mu.Unlock()
+	return u.source.Nak(m.Msg, delay)
 }
 
-func (h *Held) drop(m *Message) {
-	if _, ok := h.held[m]; ok {
-		delete(h.held, m)
-		h.bytes -= m.size()
-		wake(h.changed)
+func (u *Unacked) drop(m *Message) {
+	if _, ok := u.messages[m]; ok {
+		delete(u.messages, m)
+		u.bytes -= m.size()
+		wake(u.changed)
 	}
 }
 
@@ -205,41 +205,41 @@ func wake(c chan struct{}) {
 // Passed returns the last place in the stream up to which nothing is held, and the
 // last that was added, with the time when the stream stored that; 0 if nothing was added yet. Of an ordered consumer all up to
 // there is in the inbox.
-func (h *Held) Passed() (floor, high uint64, stored time.Time) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.next == 0 {
+func (u *Unacked) Passed() (floor, high uint64, stored time.Time) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.next == 0 {
 		return 0, 0, stored
 	}
-	floor = h.next - 1
-	for m := range h.held {
+	floor = u.next - 1
+	for m := range u.messages {
 		floor = min(floor, m.Seq-1)
 	}
-	return floor, h.next - 1, h.stored
+	return floor, u.next - 1, u.stored
 }
 
 // all returns what is held.
-func (h *Held) all() (all []*Message) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for m := range h.held {
+func (u *Unacked) all() (all []*Message) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for m := range u.messages {
 		all = append(all, m)
 	}
 	return all
 }
 
 // Keep sends acks, many together, and has JetStream wait for those of what is held, however long that waits for a worker, until ctx ends.
-func (h *Held) Keep(ctx context.Context) {
-	tick := time.NewTicker(h.ackWait / 3)
+func (u *Unacked) Keep(ctx context.Context) {
+	tick := time.NewTicker(u.ackWait / 3)
 	defer tick.Stop()
 	for {
 		select {
-		case <-h.acked:
+		case <-u.acked:
 			time.Sleep(ackAfter)
-			h.sendAcks(ctx)
+			u.sendAcks(ctx)
 		case <-tick.C:
-			for _, m := range h.all() {
-				_ = h.source.InProgress(m.Msg) // a lost one is made up for by the next
+			for _, m := range u.all() {
+				_ = u.source.InProgress(m.Msg) // a lost one is made up for by the next
 			}
 		case <-ctx.Done():
 			return
@@ -248,23 +248,23 @@ func (h *Held) Keep(ctx context.Context) {
 }
 
 // sendAcks sends all acks. If one does not get through, the event comes again and is skipped.
-func (h *Held) sendAcks(ctx context.Context) {
-	h.mu.Lock()
-	all := h.acks
-	h.acks = nil
-	h.mu.Unlock()
+func (u *Unacked) sendAcks(ctx context.Context) {
+	u.mu.Lock()
+	all := u.acks
+	u.acks = nil
+	u.mu.Unlock()
 	for _, m := range all {
-		if err := h.source.Ack(m.Msg); err != nil {
-			h.log.InfoContext(ctx, "ack was not sent, the event will come again and be skipped", "stream_seq", m.Seq, "err", err)
+		if err := u.source.Ack(m.Msg); err != nil {
+			u.log.InfoContext(ctx, "ack was not sent, the event will come again and be skipped", "stream_seq", m.Seq, "err", err)
 		}
 	}
 }
 
 // Return sends the acks, and gives what is held back, so that it need not wait for the end of JetStream's patience to be delivered
 // again: each message after a delay that depends on how often it was delivered.
-func (h *Held) Return(ctx context.Context, delay func(deliveries int) time.Duration) {
-	h.sendAcks(ctx)
-	for _, m := range h.all() {
-		_ = h.source.Nak(m.Msg, delay(m.Deliveries))
+func (u *Unacked) Return(ctx context.Context, delay func(deliveries int) time.Duration) {
+	u.sendAcks(ctx)
+	for _, m := range u.all() {
+		_ = u.source.Nak(m.Msg, delay(m.Deliveries))
 	}
 }
