@@ -85,8 +85,7 @@ type sliceInbox interface {
 
 	NameLock(ctx context.Context, err error) error
 	Prune(ctx context.Context, keep inbox.Retention) (more bool, err error)
-	Slices(ctx context.Context) (int, error)
-	Count(ctx context.Context, from, to uint64) (inbox.Count, error)
+	counter
 }
 
 // lockTime is less than pingTime: the server says that a session holds a lock before the connection is
@@ -274,21 +273,18 @@ func (c *connection) Renew(err error) {
 	}
 }
 
-func (c *connection) Inbox(t *inbox.Tenure) sliceInbox { return &tenureInbox{t} }
+func (c *connection) Inbox(t *inbox.Tenure) sliceInbox {
+	return &tenureInbox{t, reader{t.DB, t.Consumer}}
+}
 
 // A tenureInbox is an [inbox.Tenure] and what else a tenure asks.
-type tenureInbox struct{ *inbox.Tenure }
+type tenureInbox struct {
+	*inbox.Tenure
+	reader
+}
 
 func (t *tenureInbox) Save(ctx context.Context, floor, high uint64, stored time.Time) error {
 	return t.Tenure.Save(ctx, t.DB, floor, high, stored)
-}
-
-func (t *tenureInbox) Slices(ctx context.Context) (int, error) {
-	return inbox.Slices(ctx, t.DB, t.Consumer)
-}
-
-func (t *tenureInbox) Count(ctx context.Context, from, to uint64) (inbox.Count, error) {
-	return inbox.CountEvents(ctx, t.DB, t.Consumer, from, to)
 }
 
 func (t *tenureInbox) NameLock(ctx context.Context, err error) error {

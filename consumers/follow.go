@@ -1,6 +1,7 @@
 package consumers
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 
@@ -32,12 +33,23 @@ type Feed struct {
 // It keeps trying for ever, and logs why it does not get through once.
 // While it does not, neither function is called.
 func Follow(ctx context.Context, js jetstream.JetStream, feed Feed, log *slog.Logger, onEvent func(events.Event), onGap func()) {
-	follow.Run(ctx, js, follow.Feed(feed), log, onEvent, onGap)
+	stream, subjects := feed.source()
+	follow.Run(ctx, js, stream, feed.Name, subjects, log, onEvent, onGap)
 }
 
 // EnsureFollowed creates the consumer that [Follow] needs if it does not exist, and reports
 // whether it did. It is for processes that may not create a consumer: they follow this one,
 // which stays while none of them runs. Events that were stored meanwhile come to the next one.
 func EnsureFollowed(ctx context.Context, js jetstream.JetStream, feed Feed) (created bool, err error) {
-	return follow.Ensure(ctx, js, follow.Feed(feed))
+	stream, subjects := feed.source()
+	return follow.Ensure(ctx, js, stream, feed.Name, subjects)
+}
+
+// source returns the stream, and the subjects of the events there.
+func (f Feed) source() (stream string, subjects []string) {
+	of := events.SubjectsOf(f.Prefix)
+	for _, t := range f.Types {
+		subjects = append(subjects, of.Filter(t))
+	}
+	return cmp.Or(f.Stream, events.DefaultStream), subjects
 }

@@ -2,7 +2,6 @@
 package follow
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,25 +30,16 @@ const (
 // errMissed says that the server sent more than arrived.
 var errMissed = errors.New("events were missed")
 
-// A Feed is the events of some types in a stream, by one consumer of the stream.
-type Feed struct {
-	Stream string // "" is [events.DefaultStream]
-	Prefix string // "" is [events.Prefix]
-	Name   string // of the consumer
-	Types  []string
-}
-
-// Run calls onEvent for each event of the feed that the stream stores from now on, in order, until ctx ends. It calls onGap
-// when it begins, and when events may have been missed.
-func Run(ctx context.Context, js jetstream.JetStream, feed Feed, log *slog.Logger, onEvent func(events.Event), onGap func()) {
-	f := newFollower(js, feed)
-	f.onEvent, f.onGap = onEvent, onGap
+// Run calls onEvent for each event of these subjects that the stream stores from now on, in order, until ctx ends. It calls onGap
+// when it begins, and when events may have been missed. The processes that follow share the consumer of the stream of this name.
+func Run(ctx context.Context, js jetstream.JetStream, stream, name string, subjects []string, log *slog.Logger, onEvent func(events.Event), onGap func()) {
+	f := &follower{js: js, stream: stream, name: name, subjects: subjects, onEvent: onEvent, onGap: onGap}
 	f.keeper.Run(ctx, log, f.session)
 }
 
 // Ensure makes the consumer that Run needs if it does not exist, and reports whether it did.
-func Ensure(ctx context.Context, js jetstream.JetStream, feed Feed) (created bool, err error) {
-	f := newFollower(js, feed)
+func Ensure(ctx context.Context, js jetstream.JetStream, stream, name string, subjects []string) (created bool, err error) {
+	f := &follower{js: js, stream: stream, name: name, subjects: subjects}
 	if _, err = f.join(ctx); natsconn.Of(err) != jserror.ConsumerMissing {
 		return false, err
 	}
@@ -57,15 +47,6 @@ func Ensure(ctx context.Context, js jetstream.JetStream, feed Feed) (created boo
 	config.Durable, config.MemoryStorage = f.name, false
 	_, err = js.CreatePushConsumer(ctx, f.stream, config)
 	return err == nil, err
-}
-
-func newFollower(js jetstream.JetStream, feed Feed) *follower {
-	f := &follower{js: js, stream: cmp.Or(feed.Stream, events.DefaultStream), name: feed.Name}
-	subjects := events.SubjectsOf(feed.Prefix)
-	for _, t := range feed.Types {
-		f.subjects = append(f.subjects, subjects.Filter(t))
-	}
-	return f
 }
 
 type follower struct {
