@@ -104,7 +104,10 @@ type connection struct {
 func (r *run) connect(session string) database { return &connection{run: r, session: session} }
 
 func (c *connection) Open(ctx context.Context) (v inbox.Version, err error) {
-	direct, err := c.direct(ctx)
+	direct := c.Runner.Direct
+	if direct == nil {
+		direct, err = postgres.ConnConfig(ctx, c.db.Pool)
+	}
 	if err == nil {
 		c.conn, err = lead.Connect(ctx, direct, "consumer "+c.Consumer.Name, "pgjet-"+c.Consumer.Name,
 			postgres.Setting{Name: "lock_timeout", Value: lockTime})

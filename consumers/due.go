@@ -23,7 +23,7 @@ func (t *tenure) takeDue(ctx context.Context) error {
 		// What another process had is taken only by a session that is in touch with the
 		// database for a while: after an outage the others come back, too.
 		all, err := t.take(ctx, func(ctx context.Context) ([]*inbox.Intent, error) {
-			return t.inbox.Take(ctx, inbox.Take{Most: most, Dead: time.Since(t.session.began) > reclaimAfter, Suspect: !t.session.alone.Load()})
+			return t.inbox.Take(ctx, inbox.Take{Most: most, Dead: time.Since(t.session.began) > reclaimAfter, Suspect: !t.session.suspectTaken.Load()})
 		})
 		if err != nil {
 			return ignoreEnd(ctx, err)
@@ -33,7 +33,7 @@ func (t *tenure) takeDue(ctx context.Context) error {
 				t.lanes.hold(w.Key)
 			}
 			if w.Deaths > 0 {
-				t.session.alone.Store(true)
+				t.session.suspectTaken.Store(true)
 			}
 			if !t.lanes.add(t.lane(w), w) {
 				t.giveBackUntried(ctx, []*work{w})
@@ -74,7 +74,7 @@ func (t *tenure) giveBackUntried(ctx context.Context, all []*work) {
 	t.giveBackIntents(ctx, all)
 	for _, w := range all {
 		if w.Deaths > 0 {
-			t.session.alone.Store(false) // another tenure of the session may take it
+			t.session.suspectTaken.Store(false) // another tenure of the session may take it
 		}
 	}
 }

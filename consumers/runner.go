@@ -160,14 +160,6 @@ func (r *Runner) complete() (*run, error) {
 // ordered reports whether events of one key are handled one after the other.
 func (r *run) ordered() bool { return !r.Consumer.Unordered }
 
-// direct returns where a session connects.
-func (r *run) direct(ctx context.Context) (*pgx.ConnConfig, error) {
-	if r.Runner.Direct != nil {
-		return r.Runner.Direct, nil
-	}
-	return postgres.ConnConfig(ctx, r.Runner.DB)
-}
-
 // Ready returns nil while events are handled, or while the runner stands by and could take over;
 // else why not. Its errors begin with a word that docs/cli.md explains, such as
 // database_unreachable or paused.
@@ -192,7 +184,7 @@ func (r *Runner) Ready(ctx context.Context) error {
 	if err = natsconn.CheckVersion(r.JS.Conn()); err == nil { // an active one would notice
 		_, err = r.JS.Stream(ctx, n.stream)
 	}
-	return n.explained(err)
+	return n.withReason(err)
 }
 
 // Role returns "leader" or "standby" with what there is to say about it, or "" while the runner is
@@ -214,8 +206,8 @@ func (r *Runner) Role() (role, detail string) {
 	return "", ""
 }
 
-// explained puts the word for its cause before an error that ended a session.
-func (r *run) explained(err error) error {
+// withReason puts the word for its cause, as docs/cli.md explains it, before an error that ended a session.
+func (r *run) withReason(err error) error {
 	_, refused := errors.AsType[*pgconn.PgError](err)
 	_, ours := errors.AsType[*inbox.Error](err)
 	_, locked := errors.AsType[*lead.TableLock](err)

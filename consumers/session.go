@@ -51,19 +51,19 @@ type session struct {
 	// Of the goroutine of the session.
 	tenures map[int]*tenure // by the number of the slice
 	planned time.Time       // when the slices were last shared
-	shown   bool            // it is known as one that handles events
+	listed  bool            // it is known as one that handles events
 	foreign error           // which slice a session has that is no process of the consumer, as of then
 	holder  error           // of a lock that attempts need, as seen last; nil without one
 	since   time.Time       // that it is that one
 
 	// Shared with the goroutines of its tenures.
-	gate    *gate.Gate    // how many attempts of all slices may run
-	solo    *gate.Solo    // an attempt at which a process died before has it alone
-	alone   atomic.Bool   // a tenure has taken one of those
-	workers chan struct{} // has an element for each that works on a load
-	waiting atomic.Int64  // pieces of work in the lanes of all tenures
-	unbegun atomic.Bool   // a tenure could not begin, which ended the session
-	ended   chan *tenure
+	gate         *gate.Gate    // how many attempts of all slices may run
+	solo         *gate.Solo    // an attempt at which a process died before has it alone
+	suspectTaken atomic.Bool   // a tenure has taken one of those
+	workers      chan struct{} // has an element for each that works on a load
+	waiting      atomic.Int64  // pieces of work in the lanes of all tenures
+	beginFailed  atomic.Bool   // a tenure could not begin, which ended the session
+	ended        chan *tenure
 }
 
 // runSession handles events until something fails, or ctx ends.
@@ -76,14 +76,14 @@ func (r *run) runSession(ctx context.Context) error {
 	defer s.database.Close()
 	err := s.begin(ctx)
 	if err != nil {
-		return s.report(ctx, s.explained(s.database.NameLock(ctx, err)))
+		return s.report(ctx, s.withReason(s.database.NameLock(ctx, err)))
 	}
 	defer func() { r.unsettled = append(r.unsettled, s.name) }()
 	err = s.serve(ctx)
 	r.cut = r.cut || err != nil && ctx.Err() == nil && !errors.Is(err, inbox.ErrSuperseded)
 	s.database.Renew(err)
-	err = s.explained(s.database.NameLock(ctx, err))
-	if s.unbegun.Load() {
+	err = s.withReason(s.database.NameLock(ctx, err))
+	if s.beginFailed.Load() {
 		return s.report(ctx, err)
 	}
 	return err

@@ -16,7 +16,7 @@ func (s *session) serve(outer context.Context) error {
 	defer end(nil)
 	s.end = end
 	for saved := (time.Time{}); ctx.Err() == nil; s.await(ctx) {
-		if err := s.tend(ctx, &saved); err != nil {
+		if err := s.poll(ctx, &saved); err != nil {
 			end(err)
 		}
 	}
@@ -50,8 +50,8 @@ func (s *session) await(ctx context.Context) {
 	}
 }
 
-// tend obeys operators, shares the slices, saves the places in the stream, and shows that the process lives.
-func (s *session) tend(ctx context.Context, saved *time.Time) error {
+// poll obeys operators, shares the slices, saves the places in the stream, and shows that the process lives.
+func (s *session) poll(ctx context.Context, saved *time.Time) error {
 	current, err := s.current(ctx)
 	switch {
 	case err != nil:
@@ -79,10 +79,10 @@ func (s *session) tend(ctx context.Context, saved *time.Time) error {
 	switch {
 	case err != nil:
 	case len(s.tenures) > 0:
-		s.shown = true
+		s.listed = true
 		err = s.heartbeat(ctx, s.gate.Closed())
-	case s.shown: // it stands by now
-		s.shown = false
+	case s.listed: // it stands by now
+		s.listed = false
 		err = s.database.RemoveProcess(ctx, s.process)
 	}
 	return ignoreEnd(ctx, err)
@@ -119,7 +119,7 @@ func (s *session) share(ctx context.Context) error {
 	defer cancel()
 	var mine []int
 	for n, t := range s.tenures {
-		if !t.over.Load() {
+		if !t.released.Load() {
 			mine = append(mine, n)
 		}
 	}
@@ -153,7 +153,7 @@ func (s *session) own(outer context.Context, slice int) {
 		defer func() { s.ended <- t }()
 		defer fail(nil)
 		if err := t.handleSlice(ctx); err != nil {
-			s.unbegun.CompareAndSwap(false, !t.begun.Load())
+			s.beginFailed.CompareAndSwap(false, !t.begun.Load())
 			s.end(err)
 		}
 	}()

@@ -41,7 +41,7 @@ type tenure struct {
 	callers  attempt.Callers
 	ackFloor atomic.Uint64 // as JetStream said last
 	begun    atomic.Bool   // it handles events, or did
-	over     atomic.Bool   // it was released
+	released atomic.Bool   // it was released
 }
 
 func newTenure(s *session, slice int, fail context.CancelCauseFunc) *tenure {
@@ -67,7 +67,7 @@ func (t *tenure) handleSlice(ctx context.Context) error {
 	}
 	left := t.leave(context.WithoutCancel(ctx))
 	switch {
-	case t.over.Load():
+	case t.released.Load():
 		return left
 	case t.session.stopping.Err() != nil:
 		return nil
@@ -102,7 +102,7 @@ func (t *tenure) begin(ctx context.Context) (err error) {
 
 // release gives the slice up, to another process, when what has begun is finished.
 func (t *tenure) release() {
-	t.over.Store(true)
+	t.released.Store(true)
 	t.fail(errReleased)
 }
 
@@ -137,7 +137,7 @@ func (t *tenure) serve(ctx context.Context) {
 	t.callers.End()
 	release()
 	others.Wait()
-	t.giveBackAll(context.WithoutCancel(ctx), left, t.session.stopping.Err() == nil && !t.over.Load())
+	t.giveBackAll(context.WithoutCancel(ctx), left, t.session.stopping.Err() == nil && !t.released.Load())
 }
 
 // giveBackAll returns what was not handled, so that it need not wait for ackWait to be

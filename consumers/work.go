@@ -45,7 +45,7 @@ func (t *tenure) workOn(ctx context.Context, load load) {
 	}
 	t.lanes.free(load)
 	if suspect {
-		t.session.alone.Store(false)
+		t.session.suspectTaken.Store(false)
 		t.lanes.nudge()
 	}
 }
