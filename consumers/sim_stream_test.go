@@ -387,7 +387,6 @@ type simReceiver struct {
 	p       *process
 	durable string
 	owed    int
-	closed  bool
 }
 
 func (r *simReceiver) Ask(n, _ int) error {

@@ -26,7 +26,7 @@ func simTimes(t *testing.T) {
 }
 
 // schedule runs one schedule. With PGJET_TRACE=dir it writes down there what happened in one that fails.
-func schedule(t *testing.T, seed uint64, without string) (err error, fired map[string]int) {
+func schedule(t *testing.T, seed uint64, without string) (fired map[string]int, err error) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // else goroutines go on in any order
 	synctest.Test(t, func(*testing.T) {
 		w := newSimWorld(seed, without)
@@ -37,7 +37,7 @@ func schedule(t *testing.T, seed uint64, without string) (err error, fired map[s
 			}
 		}
 	})
-	return err, fired
+	return fired, err
 }
 
 // TestSchedules runs seeded schedules of everything that may befall a consumer. In the end the effect of each
@@ -47,7 +47,7 @@ func TestSchedules(t *testing.T) {
 	simTimes(t)
 	if seed, err := strconv.ParseUint(os.Getenv("PGJET_SEED"), 10, 64); err == nil {
 		for range 20 {
-			err, fired := schedule(t, seed, os.Getenv("PGJET_MUTANT"))
+			fired, err := schedule(t, seed, os.Getenv("PGJET_MUTANT"))
 			if t.Log(fired); err != nil {
 				t.Fatalf("seed %d: %v", seed, err)
 			}
@@ -58,7 +58,7 @@ func TestSchedules(t *testing.T) {
 	first := rand.Uint64() >> 20
 	t.Logf("first seed %d", first)
 	for seed := first; seed < first+schedules(); seed++ {
-		err, fired := schedule(t, seed, "")
+		fired, err := schedule(t, seed, "")
 		if err != nil {
 			t.Errorf("seed %d: %v", seed, err)
 		}
@@ -107,7 +107,7 @@ func TestSchedulesCatch(t *testing.T) {
 	for mutant := range simMutants {
 		t.Run(mutant, func(t *testing.T) {
 			for seed := range uint64(6000) {
-				if err, _ := schedule(t, seed, mutant); err != nil {
+				if _, err := schedule(t, seed, mutant); err != nil {
 					t.Logf("seed %d: %v", seed, err)
 					return
 				}

@@ -90,7 +90,7 @@ func outcomeOf(consumer, outcome string) metric.AddOption {
 
 // startSpan starts the span of an attempt: of one event a child of the context in
 // which the event was created, of many one with links to those.
-func (t *run) startSpan(ctx context.Context, all []*work) (context.Context, trace.Span) {
+func (t *tenure) startSpan(ctx context.Context, all []*work) (context.Context, trace.Span) {
 	if len(all) == 1 {
 		ctx = created(ctx, all[0].event)
 	}
@@ -102,7 +102,7 @@ func (t *run) startSpan(ctx context.Context, all []*work) (context.Context, trac
 }
 
 // describe names the span of an attempt, and says what it is about.
-func (t *run) describe(span trace.Span, all []*work) {
+func (t *tenure) describe(span trace.Span, all []*work) {
 	const mostLinks = 128
 	d := messaging.Destination{Stream: t.stream}
 	for _, w := range all {

@@ -98,7 +98,7 @@ func (c *Consumer) claim(ctx context.Context) error {
 	switch {
 	case errors.Is(err, ErrNotClaimed):
 		if !c.stream.unnamed.Swap(true) {
-			c.stream.Log.WarnContext(ctx, "a durable consumer does not name its database, so another one may use it unnoticed; run with --database-url: pgjet consumer ensure "+c.stream.Consumer, "err", err)
+			c.stream.Log.WarnContext(ctx, "a durable consumer does not name its database, so another one may use it unnoticed; run the command with --database-url", "command", "pgjet consumer ensure "+c.stream.Consumer, "err", err)
 		}
 		return nil
 	case claimed != nil:

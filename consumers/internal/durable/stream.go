@@ -66,7 +66,7 @@ func (s *Stream) Lost(ctx context.Context, mark inbox.Mark, last uint64) (bool, 
 	}
 	stored, err := natsconn.StoredAt(ctx, stream, mark.Seq)
 	if errors.Is(err, nats.ErrNoResponders) {
-		s.Log.WarnContext(ctx, "nobody can see whether the stream loses its end: the account of the connection does not import requests to $JS.API.DIRECT.GET."+s.Name+"; see: pgjet nats accounts")
+		s.Log.WarnContext(ctx, "nobody can see whether the stream loses its end: the account of the connection does not import some requests; see: pgjet nats accounts", "requests", "$JS.API.DIRECT.GET."+s.Name)
 		return false, nil
 	}
 	return err == nil && mark.Lost(last, stored), err
@@ -117,7 +117,7 @@ func (s *Stream) Delete(ctx context.Context, slices int) {
 			err = s.JS.DeleteConsumer(ctx, s.Name, name)
 		}
 		if err != nil && natsconn.Of(err) != jserror.ConsumerMissing {
-			s.Log.WarnContext(ctx, "a durable consumer is not needed any more, unless it names another database, and could not be deleted; run: nats consumer rm "+s.Name+" "+name, "err", err)
+			s.Log.WarnContext(ctx, "a durable consumer is not needed any more, unless it names another database, and could not be deleted; run the command", "command", "nats consumer rm "+s.Name+" "+name, "err", err)
 		}
 	}
 }
