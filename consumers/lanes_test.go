@@ -68,8 +68,8 @@ func TestLanes(t *testing.T) {
 		}
 	}
 	<-finished
-	if n := l.waitingIntents(); n != 0 || l.waiting != 0 {
-		t.Errorf("%d intents and %d pieces of work are left", n, l.waiting)
+	if n := l.waitingIntents(); n != 0 || l.waiting.Load() != 0 {
+		t.Errorf("%d intents and %d pieces of work are left", n, l.waiting.Load())
 	}
 	if left := l.close(); len(left) != 0 || l.add("a", &work{}) {
 		t.Errorf("after close %d pieces are left, or one was added", len(left))

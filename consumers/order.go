@@ -44,9 +44,8 @@ type lanes struct {
 	wake    sync.Cond
 	lanes   map[string]*lane
 	ready   []*lane       // have work and no worker
-	waiting int           // pieces of work in all lanes
-	total   *atomic.Int64 // those in the lanes of all slices of the process
-	intents int           // of those, intents
+	waiting *atomic.Int64 // pieces of work, in the lanes of all slices of the process
+	intents int           // that wait here
 	held    map[string]bool
 	closed  bool
 
@@ -58,9 +57,9 @@ type lane struct {
 	work []*work
 }
 
-// newLanes returns lanes that count what waits in total, too.
-func newLanes(total *atomic.Int64) *lanes {
-	l := &lanes{total: total, lanes: make(map[string]*lane), held: make(map[string]bool), due: make(chan struct{}, 1)}
+// newLanes returns lanes that add what waits in them to waiting.
+func newLanes(waiting *atomic.Int64) *lanes {
+	l := &lanes{waiting: waiting, lanes: make(map[string]*lane), held: make(map[string]bool), due: make(chan struct{}, 1)}
 	l.wake.L = &l.mu
 	return l
 }
@@ -85,8 +84,7 @@ func (l *lanes) add(name string, w *work) bool {
 }
 
 func (l *lanes) count(w *work, n int) {
-	l.waiting += n
-	l.total.Add(int64(n))
+	l.waiting.Add(int64(n))
 	if w.isIntent() {
 		l.intents += n
 	}
@@ -113,7 +111,7 @@ func (l *lanes) await() bool {
 func (l *lanes) next(most, workers int) (got load) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	most = min(most, max(1, (int(l.total.Load())+workers-1)/workers))
+	most = min(most, max(1, (int(l.waiting.Load())+workers-1)/workers))
 	for len(l.ready) > 0 && len(got.work) < most {
 		at := l.ready[0]
 		n := at.fitting(most-len(got.work), got.work)

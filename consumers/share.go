@@ -94,8 +94,8 @@ func (s *session) current(ctx context.Context) (current bool, err error) {
 	defer cancel()
 	var epochs []int64
 	for _, t := range s.tenures {
-		if epoch := t.epoch.Load(); epoch > 0 {
-			epochs = append(epochs, epoch)
+		if t.owns.Load() {
+			epochs = append(epochs, t.id.Epoch)
 		}
 	}
 	current, due, err := s.database.Current(ctx, s.version, epochs)

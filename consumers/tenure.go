@@ -26,11 +26,10 @@ type tenure struct {
 	settler // what all its goroutines use
 	session *session
 
-	// Set by begin, and only read afterwards, but for the epoch, which the session asks for meanwhile.
+	// Set by begin, and only read afterwards.
 	id           inbox.Tenure
-	epoch        atomic.Int64 // of id, once it is known
-	at           inbox.Place  // when it began
-	suspects     uint64       // up to here a process that died may have been at work
+	at           inbox.Place // when it began
+	suspects     uint64      // up to here a process that died may have been at work
 	durable      *durable.Consumer
 	disconnected <-chan nats.Status // from NATS, since before begin
 
@@ -40,6 +39,7 @@ type tenure struct {
 	// Shared.
 	callers  attempt.Callers
 	ackFloor atomic.Uint64 // as JetStream said last
+	owns     atomic.Bool   // id has its epoch: the session may look at that
 	begun    atomic.Bool   // it handles events, or did
 	released atomic.Bool   // it was released
 }
@@ -81,7 +81,7 @@ func (t *tenure) begin(ctx context.Context) (err error) {
 		return err
 	}
 	t.id.Epoch = t.at.Epoch
-	t.epoch.Store(t.at.Epoch)
+	t.owns.Store(true)
 	var made bool
 	if t.durable, made, err = t.durables.Bind(ctx, t.id.Slice); err != nil {
 		return err
@@ -154,7 +154,7 @@ func (t *tenure) giveBackAll(ctx context.Context, left []*work, failed bool) {
 
 // leave notes that the session works on nothing of the slice any more. If it fails, and the process goes on, the session has to end.
 func (t *tenure) leave(ctx context.Context) error {
-	if t.epoch.Load() == 0 {
+	if !t.owns.Load() {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, pingTime)
@@ -170,7 +170,7 @@ func (t *tenure) leave(ctx context.Context) error {
 func (t *tenure) report(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime) // cancelling would close the connection
 	defer cancel()
-	if t.ordered() && t.epoch.Load() == 0 {
+	if t.ordered() && !t.owns.Load() {
 		return t.database.Depose(ctx, t.id.Slice)
 	}
 	t.save(ctx, func(ctx context.Context, floor, high uint64, stored time.Time) error {
