@@ -41,7 +41,7 @@ func (t *tenure) workOn(ctx context.Context, load load) {
 	suspect := load.work[0].Deaths > 0
 	t.process(ctx, load.work)
 	if held := t.lanes.heldOf(load); len(held) > 0 {
-		t.goOn(ctx, held)
+		t.processBehind(ctx, held)
 	}
 	t.lanes.free(load)
 	if suspect {
@@ -123,9 +123,9 @@ func (t *tenure) admit(w *work, stuck bool) (verdict, error) {
 	return try, nil
 }
 
-// goOn processes the intents that wait for the events of some keys which have just ended, and lets events from
+// processBehind processes the intents that wait for the events of some keys which have just ended, and lets events from
 // the stream pass again if none is left.
-func (t *tenure) goOn(ctx context.Context, keys []string) {
+func (t *tenure) processBehind(ctx context.Context, keys []string) {
 	for ctx.Err() == nil {
 		next, err := t.take(ctx, func(ctx context.Context) ([]*inbox.Intent, error) {
 			return t.inbox.TakeNext(ctx, keys, max(1, 4*t.Consumer.most()/len(keys)))
