@@ -1,7 +1,13 @@
 package delivery
 
 import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -47,4 +53,60 @@ func TestUnackedFollowsTheSpeed(t *testing.T) {
 	}
 	u.fetched = time.Now()
 	take(mostHeld)
+}
+
+// An answers is a [Source] that notes what is said about messages.
+type answers struct {
+	Source
+	mu   sync.Mutex
+	said []string
+}
+
+func (a *answers) say(what string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.said = append(a.said, what)
+	return nil
+}
+
+func (a *answers) Ack(msg *nats.Msg) error        { return a.say("ack " + msg.Subject) }
+func (a *answers) InProgress(msg *nats.Msg) error { return a.say("in progress " + msg.Subject) }
+func (a *answers) Nak(msg *nats.Msg, delay time.Duration) error {
+	return a.say(fmt.Sprintf("nak %s after %s", msg.Subject, delay))
+}
+
+// TestUnackedAreAnswered: an ack is sent soon, JetStream is asked for patience with the rest, and what is left is given back in the end; a message
+// that was dropped is not mentioned again.
+func TestUnackedAreAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		said := &answers{}
+		u := NewUnacked(said, slog.New(slog.DiscardHandler), 3*time.Second, 1, 1, 1)
+		message := func(name string, seq uint64, deliveries int) *Message {
+			return &Message{Msg: &nats.Msg{Subject: name}, Seq: seq, Deliveries: deliveries}
+		}
+		a, b, c := message("a", 1, 1), message("b", 2, 1), message("c", 3, 4)
+		u.Add(a, b, c)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go u.Keep(ctx)
+		u.Ack(b)
+		if floor, high, _ := u.Passed(); floor != 0 || high != 3 {
+			t.Errorf("all up to %d is dealt with, of %d, want 0 of 3", floor, high)
+		}
+		time.Sleep(10 * time.Millisecond)
+		if err := u.Nak(a, time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		if floor, high, _ := u.Passed(); floor != 2 || high != 3 {
+			t.Errorf("all up to %d is dealt with, of %d, want 2 of 3", floor, high)
+		}
+		time.Sleep(time.Second)
+		cancel()
+		synctest.Wait()
+		u.Return(t.Context(), func(deliveries int) time.Duration { return time.Duration(deliveries) * time.Second })
+		want := []string{"ack b", "nak a after 1m0s", "in progress c", "nak c after 4s"}
+		if !slices.Equal(said.said, want) {
+			t.Errorf("JetStream heard %q, want %q", said.said, want)
+		}
+	})
 }
