@@ -232,11 +232,15 @@ func TestWaitingEventsAreNotRead(t *testing.T) {
 		testenv.Eventually(t, patience, "due intents are looked for", func() bool { return scans("idx_scan") >= before+10 })
 	}
 	more() // the session has begun
-	before := scans("seq_scan")
-	more()
-	if n := scans("seq_scan") - before; n > 1 { // they may just be counted
-		t.Errorf("all of the table was read %d times, want once at most", n)
+	n := 0
+	for range 3 { // what it read when it began may be reported late, by a connection that was idle
+		before := scans("seq_scan")
+		more()
+		if n = scans("seq_scan") - before; n <= 1 { // they may just be counted
+			return
+		}
 	}
+	t.Errorf("all of the table was read %d times, time and again, want once at most", n)
 }
 
 // However much is too old is pruned in one go, not a piece a minute. A process that was seen in the
