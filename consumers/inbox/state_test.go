@@ -1,7 +1,6 @@
 package inbox
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"reflect"
@@ -41,12 +40,13 @@ func (h *fixture) own() Place {
 	h.Helper()
 	var generation int32
 	h.scan(&generation, `select generation from pgjet.consumer where name = 'test'`)
-	v := version(h.T, h.pool)
-	p, err := Own(h.Context(), h.pool, "test", Slice{0, 1}, v, generation, "host:1")
+	h.tenure = Tenure{Consumer: "test", Ordered: true, Slice: Slice{0, 1}, Version: version(h.T, h.pool), Generation: generation, Session: "mine", Process: "host:1",
+		DB: postgres.DB{Pool: h.pool}, Timeout: time.Minute}
+	p, err := h.tenure.Own(h.Context())
 	if err != nil {
 		h.Fatal(err)
 	}
-	h.tenure = Tenure{Consumer: "test", Ordered: true, Slice: Slice{0, 1}, Epoch: p.Epoch, Version: v, Generation: generation, Session: "mine", Process: "host:1"}
+	h.tenure.Epoch = p.Epoch
 	return p
 }
 
@@ -97,7 +97,7 @@ func (h *fixture) intend(f First, all ...*Message) (fresh []bool) {
 // take takes what is due.
 func (h *fixture) take() (seqs []uint64, all []*Intent) {
 	h.Helper()
-	all, err := h.tenure.Take(h.Context(), postgres.DB{Pool: h.pool}, Take{Most: 10, Suspect: true})
+	all, err := h.tenure.Take(h.Context(), Take{Most: 10, Suspect: true})
 	if err != nil {
 		h.Fatal(err)
 	}
@@ -251,20 +251,11 @@ func TestFresh(t *testing.T) {
 	copied := *m
 	copied.Seq = 2
 	claim := func(s Tenure, all ...*Message) (fresh []bool, err error) {
-		conn, err := h.pool.Acquire(h.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Release()
-		var c *Claim
-		tx, err := s.Begin(h.Context(), conn, time.Minute, func(b *pgx.Batch) { c = s.Claim(b, all) })
-		if err == nil {
-			fresh, err = c.Fresh(h.Context(), tx, all)
-		}
-		if err != nil {
-			return nil, errors.Join(err, tx.Rollback(context.Background()))
-		}
-		return fresh, tx.Commit(h.Context())
+		err = s.Claim(h.Context(), all, func(_ pgx.Tx, is []bool) error {
+			fresh = is
+			return nil
+		})
+		return fresh, err
 	}
 	superseded := h.tenure
 	superseded.Epoch--
@@ -278,17 +269,17 @@ func TestFresh(t *testing.T) {
 		t.Errorf("fresh are %v (%v), want none", fresh, err)
 	}
 	h.is("places", "1 3", `select stream_seq from pgjet.inbox`)
-	known, err := h.tenure.Known(h.Context(), postgres.DB{Pool: h.pool}, []*Message{&copied, h.message("x", 9)})
+	known, err := h.tenure.Known(h.Context(), []*Message{&copied, h.message("x", 9)})
 	if err != nil || len(known) != 1 || known[m.ID] != 1 {
 		t.Errorf("Known() = %v, %v; want the one at place 1", known, err)
 	}
 	place := uuid.Must(uuid.NewV7())
 	for range 2 {
-		if err := h.tenure.Copies(h.Context(), h.pool, []uuid.UUID{place}, []int64{2}); err != nil {
+		if err := h.tenure.Copies(h.Context(), []uuid.UUID{place}, []int64{2}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := h.tenure.Copies(h.Context(), nil, nil, nil); err != nil { // asks nobody
+	if err := (&Tenure{}).Copies(h.Context(), nil, nil); err != nil { // asks nobody
 		t.Fatal(err)
 	}
 	rows, err := Rows(h.Context(), h.pool, "test", []uuid.UUID{m.ID, place, uuid.Max})
@@ -351,13 +342,13 @@ func TestPlaceOfASlice(t *testing.T) {
 	for what, change := range map[string]func(*Tenure){"superseded": func(s *Tenure) { s.Epoch-- }, "of a restored inbox": func(s *Tenure) { s.Version.File++ }} {
 		s := h.tenure
 		change(&s)
-		err := errors.Join(s.Save(h.Context(), h.pool, 9, 9, stored), s.Lost(h.Context(), h.pool, 9), s.Redelivered(h.Context(), h.pool))
+		err := errors.Join(s.Save(h.Context(), h.pool, 9, 9, stored), s.Lost(h.Context(), 9), s.Redelivered(h.Context()))
 		if p := h.own(); err != nil || p.Floor != 3 || p.High != 7 || p.LostUntil != 0 || !p.Orphaned {
 			t.Errorf("a session that is %s left the place %+v (%v)", what, p, err)
 		}
 	}
 	h.within(func(tx pgx.Tx) error { return Redeliver(h.Context(), tx, "test") })
-	if err := h.tenure.Lost(h.Context(), h.pool, 6); err != nil {
+	if err := h.tenure.Lost(h.Context(), 6); err != nil {
 		t.Fatal(err)
 	}
 	p := h.own()
@@ -375,29 +366,33 @@ func TestPlaceOfASlice(t *testing.T) {
 		t.Errorf("nobody has %d slices (%v), want 1", n, err)
 	}
 	h.is("slices", "(0,3,7,6,t) (1,3,7,6,t) (2,3,7,6,t) (3,3,7,6,t)", `select (slice, floor, high, lost_until, redeliver) from pgjet.slice where stored is not null`)
-	if _, err := Own(h.Context(), h.pool, "test", Slice{0, 1}, h.tenure.Version, h.tenure.Generation, "host:1"); !errors.Is(err, ErrSuperseded) {
+	if _, err := h.tenure.Own(h.Context()); !errors.Is(err, ErrSuperseded) {
 		t.Errorf("Own() = %v with another number of slices, want %v", err, ErrSuperseded)
 	}
-	p, err := Own(h.Context(), h.pool, "test", Slice{2, 4}, h.tenure.Version, h.tenure.Generation, "host:2")
+	s := h.tenure
+	s.Slice, s.Process = Slice{2, 4}, "host:2"
+	p, err := s.Own(h.Context())
 	if err != nil || p.Orphaned {
 		t.Fatalf("Own() = %+v, %v", p, err)
 	}
-	s := h.tenure
-	s.Slice, s.Epoch = Slice{2, 4}, p.Epoch
+	s.Epoch = p.Epoch
 	owners, err := Owners(h.Context(), h.pool, "test")
 	if err != nil || len(owners) != 4 || owners[2].Process != "host:2" || owners[2].Since == nil || owners[1].Process != "" {
 		t.Errorf("owners are %+v (%v)", owners, err)
 	}
-	if err := errors.Join(s.Redelivered(h.Context(), h.pool), s.Leave(h.Context(), h.pool)); err != nil {
+	if err := errors.Join(s.Redelivered(h.Context()), s.Leave(h.Context())); err != nil {
 		t.Fatal(err)
 	}
 	h.is("slices that are to be delivered once more", "0 1 3", `select slice from pgjet.slice where redeliver`)
 	h.is("owners", "0", `select count(*) from pgjet.slice where process is not null`)
-	if p, err = Join(h.Context(), h.pool, "test"); err != nil || p.Floor != 3 || p.High != 7 {
-		t.Errorf("Join() = %+v, %v", p, err)
+	unordered := h.tenure
+	unordered.Ordered = false
+	if p, err = unordered.Own(h.Context()); err != nil || p.Floor != 3 || p.High != 7 {
+		t.Errorf("Own() = %+v, %v without an order", p, err)
 	}
-	if _, err := Join(h.Context(), h.pool, "nobody"); !errors.Is(err, pgx.ErrNoRows) {
-		t.Errorf("Join() = %v of nobody", err)
+	unordered.Consumer = "nobody"
+	if _, err := unordered.Own(h.Context()); !errors.Is(err, pgx.ErrNoRows) {
+		t.Errorf("Own() = %v of nobody", err)
 	}
 }
 
@@ -407,7 +402,7 @@ func TestLeave(t *testing.T) {
 	h.intend(First{Attempts: 1, Taken: true}, h.message("k", 1))
 	h.exec(`insert into pgjet.intent (consumer, event_id, type, key, stream, generation, stream_seq, subject, header, data, attempts, taken_by)
 		select consumer, gen_random_uuid(), type, key, stream, generation, 2, subject, header, data, 1, 'other' from pgjet.intent`)
-	if err := h.tenure.Leave(h.Context(), h.pool); err != nil {
+	if err := h.tenure.Leave(h.Context()); err != nil {
 		t.Fatal(err)
 	}
 	h.is("who has what", "1 - 0 2 other 1", `select stream_seq || ' ' || coalesce(taken_by, '-') || ' ' || attempts from pgjet.intent`)
@@ -464,7 +459,7 @@ func TestPrune(t *testing.T) {
 	h.exec(`insert into pgjet.inbox (consumer, event_id, state, attempts, generation, stream_seq, at) select 'test', gen_random_uuid(), 'done', 1, $1, 5, now()`, h.tenure.Generation)
 	prune := func(keep Retention) (more bool) {
 		t.Helper()
-		more, err := h.tenure.Prune(h.Context(), postgres.DB{Pool: h.pool}, keep)
+		more, err := h.tenure.Prune(h.Context(), keep)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -498,12 +493,12 @@ func TestSigns(t *testing.T) {
 		{Workers: 3, Cause: "paused", Attempts: 5, Failed: 1, Took: time.Second, Error: "no answer"},
 	} {
 		b.Consumer, b.Process = "test", "host:1"
-		if err := Tell(h.Context(), h.pool, b); err != nil {
+		if err := Heartbeat(h.Context(), h.pool, b); err != nil {
 			t.Fatal(err)
 		}
 	}
 	h.is("the process", "3 paused 5 1 00:00:01 no answer", `select workers || ' ' || cause || ' ' || attempts || ' ' || failed || ' ' || took || ' ' || error from pgjet.process where types is null`)
-	if err := Farewell(h.Context(), h.pool, "test", "host:1"); err != nil {
+	if err := RemoveProcess(h.Context(), h.pool, "test", "host:1"); err != nil {
 		t.Fatal(err)
 	}
 	h.is("processes", "0", `select count(*) from pgjet.process`)
@@ -534,14 +529,14 @@ func TestCountEvents(t *testing.T) {
 	if err != nil || c.Done != 2 || c.Waiting != 1 || c.Dead != 2 || c.At.Location() != time.UTC {
 		t.Errorf("CountEvents() = %+v, %v", c, err)
 	}
-	id, seq, err := h.tenure.LastKnown(h.Context(), h.pool, 5)
+	id, seq, err := h.tenure.LastKnown(h.Context(), 5)
 	if err != nil || seq != 5 || id == uuid.Nil {
 		t.Errorf("LastKnown() = %s, %d, %v; want place 5", id, seq, err)
 	}
-	if _, seq, err = h.tenure.LastKnown(h.Context(), h.pool, 10_006); err != nil || seq != 6 {
+	if _, seq, err = h.tenure.LastKnown(h.Context(), 10_006); err != nil || seq != 6 {
 		t.Errorf("LastKnown() = %d, %v; want 6, at the edge of the window", seq, err)
 	}
-	if _, seq, err = h.tenure.LastKnown(h.Context(), h.pool, 10_007); err != nil || seq != 0 {
+	if _, seq, err = h.tenure.LastKnown(h.Context(), 10_007); err != nil || seq != 0 {
 		t.Errorf("LastKnown() = %d, %v; want none near the floor", seq, err)
 	}
 }
