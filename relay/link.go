@@ -37,6 +37,7 @@ type link struct {
 	source   string
 	subjects *events.Subjects
 	api      string // what subjects of JetStream's API begin with
+	metrics  *metrics
 
 	inbox   string
 	answers chan reply
@@ -57,7 +58,7 @@ type reply struct {
 
 // dial connects, and looks the stream up.
 func dial(ctx context.Context, r *Relay, here presence) (*link, error) {
-	l := &link{others: newOthers(here), name: r.Stream, source: r.Source, subjects: events.SubjectsOf(r.Prefix), answers: make(chan reply, 16), hints: make(chan *nats.Msg, 1)}
+	l := &link{others: newOthers(here), name: r.Stream, source: r.Source, subjects: events.SubjectsOf(r.Prefix), metrics: r.metrics, answers: make(chan reply, 16), hints: make(chan *nats.Msg, 1)}
 	options := append([]nats.Option{
 		nats.Name("pgjet-relay"), nats.NoReconnect(), nats.ReconnectBufSize(-1),
 		nats.Timeout(connectTimeout), nats.FlusherTimeout(answerTimeout),

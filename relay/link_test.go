@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/natsconn"
 	"github.com/pgjet/pgjet/internal/postgres"
@@ -59,9 +60,13 @@ func TestCauses(t *testing.T) {
 // TestAwaitTakesWhatHasCome: an answer that came in time counts, however long the relay was about
 // something else.
 func TestAwaitTakesWhatHasCome(t *testing.T) {
+	m, err := newMetrics(&Relay{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for range 50 { // select takes either
-		l := &link{answers: make(chan reply, 2)}
-		l.sent = sending{subject: "now", events: 2, at: time.Now().Add(-time.Hour), span: trace.SpanFromContext(t.Context())}
+		l := &link{answers: make(chan reply, 2), metrics: m}
+		l.sent = sending{subject: "now", append: protocol.Append{Events: make([]events.Event, 2)}, at: time.Now().Add(-time.Hour), span: trace.SpanFromContext(t.Context())}
 		for _, subject := range []string{"before", "now"} {
 			l.answers <- reply{&nats.Msg{Subject: subject, Data: []byte(`{"seq": 7}`)}, l.sent.at.Add(time.Millisecond)}
 		}

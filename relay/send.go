@@ -23,7 +23,7 @@ const answerTimeout = 3 * time.Second
 // A sending is the append on its way.
 type sending struct {
 	subject string // where the answer goes
-	events  int
+	append  protocol.Append
 	at      time.Time
 	span    trace.Span
 }
@@ -43,7 +43,7 @@ type sending struct {
 // Only the last message asks for an answer.
 func (l *link) Send(ctx context.Context, a protocol.Append) error {
 	l.number++
-	l.sent = sending{subject: fmt.Sprint(l.inbox, ".", l.number), events: len(a.Events), at: time.Now(), span: startSpan(ctx, l, a)}
+	l.sent = sending{subject: fmt.Sprint(l.inbox, ".", l.number), append: a, at: time.Now(), span: startSpan(ctx, l, a)}
 	m := newOutgoing()
 	for i := range a.Events {
 		l.write(m, a, i)
@@ -112,7 +112,11 @@ func (l *link) Await(ctx context.Context) (protocol.Answer, error) {
 			if errors.Is(err, nats.ErrNoResponders) {
 				err = l.nobodyHome(ctx)
 			}
-			return protocol.Answer{Last: last, Took: r.at.Sub(l.sent.at)}, l.sent.end(l.explain(err))
+			took := r.at.Sub(l.sent.at)
+			if err == nil {
+				l.metrics.confirmed(l.sent.append, took, r.at)
+			}
+			return protocol.Answer{Last: last, Took: took}, l.sent.end(l.explain(err))
 		case <-l.closed:
 			return protocol.Answer{}, l.sent.end(l.explain(l.lost()))
 		case <-late.C:
@@ -139,8 +143,8 @@ func (l *link) unanswered(ctx context.Context) error {
 	if _, failed := l.stream.Info(ctx); failed != nil {
 		return block("stream_unresponsive", fmt.Errorf("%w, nor to a question about the stream: %w", err, failed))
 	}
-	if l.sent.events > 1 {
-		return &protocol.UnclearError{Err: block("stream_unresponsive", fmt.Errorf("%w to an append of %d events", err, l.sent.events))}
+	if len(l.sent.append.Events) > 1 {
+		return &protocol.UnclearError{Err: block("stream_unresponsive", fmt.Errorf("%w to an append of %d events", err, len(l.sent.append.Events)))}
 	}
 	return block("stream_write_error", fmt.Errorf(
 		"%w, though the server knows the stream: is its disk full? After making room restart it", err))

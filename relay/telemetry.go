@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"time"
 
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
@@ -32,14 +33,21 @@ type metrics struct {
 	refused     metric.Int64Counter
 	fenced      metric.Int64Counter
 
-	own  metric.MeasurementOption // says which relay of the process
-	stop func() error
+	delay      metric.Float64Histogram
+	appendSize metric.Int64Histogram
+	appendTime metric.Float64Histogram
+	chain      metric.MeasurementOption // the form of an append, with own
+	batch      metric.MeasurementOption
+
+	relay string
+	own   metric.MeasurementOption // says which relay of the process
+	stop  func() error
 }
 
 func newMetrics(r *Relay) (*metrics, error) {
-	meter, m := otel.Meter(scope), &metrics{own: metric.WithAttributes()}
+	meter, m := otel.Meter(scope), &metrics{own: metric.WithAttributeSet(*attribute.EmptySet()), relay: r.Name}
 	if r.Name != "" {
-		m.own = metric.WithAttributes(attribute.String("relay", r.Name))
+		m.own = metric.WithAttributeSet(attribute.NewSet(attribute.String("relay", r.Name)))
 	}
 	var err error
 	for _, c := range []struct {
@@ -60,7 +68,68 @@ func newMetrics(r *Relay) (*metrics, error) {
 			return nil, err
 		}
 	}
+	m.chain, m.batch = m.inForm("chain"), m.inForm("batch")
+	m.begin()
+	if err := m.newHistograms(meter); err != nil {
+		return nil, err
+	}
 	return m, m.observe(r, meter)
+}
+
+// begin shows each counter from the start, at 0: of one that appears with its first event, nobody sees the increase.
+func (m *metrics) begin() {
+	ctx := context.Background()
+	for _, c := range []metric.Int64Counter{m.published, m.healed, m.quarantined, m.pruned, m.moved, m.sessions, m.fenced} {
+		c.Add(ctx, 0, m.own)
+	}
+	m.appends.Add(ctx, 0, m.chain)
+	m.appends.Add(ctx, 0, m.batch)
+}
+
+// inForm returns the labels of an append of that form.
+func (m *metrics) inForm(form string) metric.MeasurementOption {
+	all := []attribute.KeyValue{attribute.String("form", form)}
+	if m.relay != "" {
+		all = append(all, attribute.String("relay", m.relay))
+	}
+	return metric.WithAttributeSet(attribute.NewSet(all...))
+}
+
+func (m *metrics) newHistograms(meter metric.Meter) (err error) {
+	if m.delay, err = meter.Float64Histogram("pgjet.relay.commit_to_published", metric.WithUnit("s"),
+		metric.WithExplicitBucketBoundaries(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800),
+		metric.WithDescription("From the time of an event, which it gets when it is appended, just before the commit, until the stream confirmed it. Events that the stream had lost do not count.")); err != nil {
+		return err
+	}
+	if m.appendSize, err = meter.Int64Histogram("pgjet.relay.append_events",
+		metric.WithExplicitBucketBoundaries(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000),
+		metric.WithDescription("Events of an append that the stream confirmed, by form.")); err != nil {
+		return err
+	}
+	m.appendTime, err = meter.Float64Histogram("pgjet.relay.append_time", metric.WithUnit("s"),
+		metric.WithExplicitBucketBoundaries(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 3),
+		metric.WithDescription("From sending an append until the stream confirmed it, by form."))
+	return err
+}
+
+// confirmed records an append that the stream has confirmed. The trace of its first event stands for it.
+func (m *metrics) confirmed(a protocol.Append, took time.Duration, at time.Time) {
+	form := m.chain
+	if a.Form == protocol.Batch {
+		form = m.batch
+	}
+	ctx := createdIn(context.Background(), a.Events[0])
+	m.appendSize.Record(ctx, int64(len(a.Events)), form)
+	m.appendTime.Record(ctx, took.Seconds(), form)
+	if a.Again {
+		return
+	}
+	for i, e := range a.Events {
+		if i == 1 {
+			ctx = context.Background()
+		}
+		m.delay.Record(ctx, max(0, at.Sub(e.Time).Seconds()), m.own) // the clock is PostgreSQL's
+	}
 }
 
 // observe registers what is looked at when somebody asks.
@@ -111,8 +180,8 @@ func (m *metrics) count(ctx context.Context, now, before protocol.Stats) {
 	add(m.published, now.Published-before.Published)
 	add(m.healed, now.Healed-before.Healed)
 	add(m.quarantined, now.Quarantined-before.Quarantined)
-	add(m.appends, now.Chains-before.Chains, metric.WithAttributes(attribute.String("form", "chain")))
-	add(m.appends, now.Batches-before.Batches, metric.WithAttributes(attribute.String("form", "batch")))
+	add(m.appends, now.Chains-before.Chains, m.chain)
+	add(m.appends, now.Batches-before.Batches, m.batch)
 }
 
 // spanLinks is how many links a span keeps by default (OpenTelemetry, link count limit).
@@ -148,15 +217,19 @@ func startSpan(ctx context.Context, l *link, a protocol.Append) trace.Span {
 
 // created returns a span link to the context in which e was created, if it has one.
 func created(e events.Event) []trace.Link {
-	if e.Traceparent == "" {
-		return nil
-	}
-	ctx := propagation.TraceContext{}.Extract(context.Background(),
-		propagation.MapCarrier{"traceparent": e.Traceparent, "tracestate": e.Header["tracestate"]})
-	if sc := trace.SpanContextFromContext(ctx); sc.IsValid() {
+	if sc := trace.SpanContextFromContext(createdIn(context.Background(), e)); sc.IsValid() {
 		return []trace.Link{{SpanContext: sc}}
 	}
 	return nil
+}
+
+// createdIn returns ctx within the trace in which e was created, if that is known.
+func createdIn(ctx context.Context, e events.Event) context.Context {
+	if e.Traceparent == "" {
+		return ctx
+	}
+	return propagation.TraceContext{}.Extract(ctx,
+		propagation.MapCarrier{"traceparent": e.Traceparent, "tracestate": e.Header["tracestate"]})
 }
 
 func endSpan(span trace.Span, err error) {

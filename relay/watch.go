@@ -11,6 +11,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 
+	"github.com/pgjet/pgjet/internal/drain"
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/upkeep"
 )
@@ -32,6 +33,7 @@ type watch struct {
 	mu          sync.Mutex
 	status      *Status // nil while PostgreSQL is away
 	unaccounted *int64
+	backlog     drain.Estimate // of what is pending
 	stop        func() error
 }
 
@@ -43,8 +45,13 @@ var gauges = []struct {
 	{"pgjet.outbox.pending_events", "", "Events that are committed and not published.", func(w *watch, observe func(float64, ...attribute.KeyValue)) {
 		observe(float64(w.status.Pending.Events))
 	}},
-	{"pgjet.outbox.oldest_pending", "s", "Age of the oldest of them; 0 if there is none.", func(w *watch, observe func(float64, ...attribute.KeyValue)) {
+	{"pgjet.outbox.oldest_pending", "s", "Age of the oldest event that is committed and not published; 0 if there is none.", func(w *watch, observe func(float64, ...attribute.KeyValue)) {
 		observe(w.status.Pending.OldestSeconds)
+	}},
+	{"pgjet.outbox.backlog_time", "s", "Time until nothing is pending, if that goes on to shrink as in the last minute; +Inf if it does not shrink.", func(w *watch, observe func(float64, ...attribute.KeyValue)) {
+		if seconds, known := w.backlog.Seconds(); known {
+			observe(seconds)
+		}
 	}},
 	{"pgjet.outbox.quarantined", "", "Events in quarantine, by state.", func(w *watch, observe func(float64, ...attribute.KeyValue)) {
 		q := w.status.Quarantined
@@ -55,7 +62,7 @@ var gauges = []struct {
 	{"pgjet.outbox.scheduled_due_events", "", "Scheduled events that are due and not in the outbox yet, by the reason for it; 10001 stands for that or more.", func(w *watch, observe func(float64, ...attribute.KeyValue)) {
 		observe(float64(w.status.Scheduled.Due), attribute.String("reason", w.status.Scheduled.Reason))
 	}},
-	{"pgjet.outbox.scheduled_overdue", "s", "For how long the first of them has been due; 0 if there is none.", func(w *watch, observe func(float64, ...attribute.KeyValue)) {
+	{"pgjet.outbox.scheduled_overdue", "s", "For how long the first scheduled event that is not in the outbox yet has been due; 0 if there is none.", func(w *watch, observe func(float64, ...attribute.KeyValue)) {
 		observe(w.status.Scheduled.OverdueSeconds)
 	}},
 	{"pgjet.stream.unknown_messages", "", "Messages that the stream holds and the outbox does not know.", func(w *watch, observe func(float64, ...attribute.KeyValue)) {
@@ -167,6 +174,11 @@ func (w *watch) note(s *Status, unaccounted *int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.status, w.unaccounted = s, unaccounted
+	if s == nil {
+		w.backlog.Forget()
+	} else {
+		w.backlog.See(s.Pending.Events, time.Now())
+	}
 }
 
 // countUnaccounted counts what the newest checkpoint covers, row by row, and compares

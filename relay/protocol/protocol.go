@@ -52,6 +52,7 @@ type Append struct {
 	Last   uint64    // the stream's last sequence
 	LastID uuid.UUID // the event there, if it is known from this session and may be named; else zero
 	Form   Form
+	Again  bool // the stream had held some of the events before, and lost them
 }
 
 // An Answer says that the stream stored an append.

@@ -191,7 +191,7 @@ func (s *Session) send(ctx context.Context) error {
 	if err := s.Settle(ctx); err != nil {
 		return err
 	}
-	a := Append{Events: s.waiting, Last: s.last, Form: s.form(len(s.waiting))}
+	a := Append{Events: s.waiting, Last: s.last, Form: s.form(len(s.waiting)), Again: s.healing > 0}
 	if s.appended && s.Chains {
 		a.LastID = s.lastID
 	}
