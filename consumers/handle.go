@@ -64,6 +64,7 @@ func (c *claim) handleOne(ctx context.Context, tx pgx.Tx, all []*work) error {
 func (c *claim) call(ctx context.Context, handler func(ctx context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, c.t.Consumer.Timeout)
 	defer cancel()
+	defer c.t.metrics.called(ctx, time.Now())
 	err := c.t.callers.Call(ctx, "handler", c.t.Consumer.Timeout, func() error { return handler(ctx) })
 	if errors.Is(err, attempt.ErrAbandoned) {
 		c.t.log.ErrorContext(ctx, "a handler does not return although its time is up, it is left behind", "timeout", c.t.Consumer.Timeout)

@@ -3,6 +3,7 @@ package consumers
 import (
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/consumers/internal/delivery"
@@ -20,6 +21,8 @@ type work struct {
 	suspect      bool              // a process may have died at it
 	lost         bool              // it was delivered before, and the inbox forgot it
 	delivery     *delivery.Message // nil for an intent
+	stored       time.Time         // when the stream stored it; zero if an earlier session got it
+	again        bool              // the consumer went back to before it, as for a replay
 }
 
 // isIntent reports whether w is an intent, and not from the stream.

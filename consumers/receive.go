@@ -69,7 +69,8 @@ func (t *tenure) accept(ctx context.Context, all []*delivery.Message) error {
 
 // read returns what a message is.
 func (t *tenure) read(m *delivery.Message) *work {
-	w := &work{delivery: m, suspect: m.Deliveries > 1 || m.Seq <= t.suspects, lost: m.Seq <= t.at.LostUntil}
+	w := &work{delivery: m, suspect: m.Deliveries > 1 || m.Seq <= t.suspects, lost: m.Seq <= t.at.LostUntil,
+		stored: m.Stored, again: m.Seq <= t.at.High}
 	w.Message = inbox.Message{Generation: t.id.Generation, Seq: m.Seq, Stream: t.stream, Subject: m.Subject, Header: m.Header, Data: m.Data}
 	w.event, w.bad = events.FromMessage(m.Header, m.Data)
 	w.Type, w.Key = inbox.Indexable(w.event.Type, events.MaxType), inbox.Indexable(w.event.Key, events.MaxKey)

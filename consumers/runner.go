@@ -106,7 +106,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if n.metrics, err = newMetrics(n.Consumer.Name, &n.recent); err != nil {
+	if n.metrics, err = newMetrics(n); err != nil {
 		return fmt.Errorf("start consumer %s: %w", n.Consumer.Name, err)
 	}
 	r.now.Store(n)

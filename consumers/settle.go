@@ -49,7 +49,7 @@ func (s *settler) settleOne(ctx context.Context, w *work, v verdict, e recent.At
 		if !w.isIntent() {
 			s.unacked.Ack(w.delivery)
 		}
-		s.metrics.handled(ctx, s.Consumer.Name, inbox.Done)
+		s.metrics.finished(ctx, w)
 		s.debug(ctx, w, inbox.Done, e)
 		return true, nil
 	case retry, never:
@@ -116,7 +116,7 @@ func (s *settler) settleFailure(ctx context.Context, w *work, e recent.Attempt, 
 		s.unacked.Ack(w.delivery)
 	}
 	if dead {
-		s.metrics.handled(ctx, s.Consumer.Name, inbox.Dead)
+		s.metrics.handled(ctx, inbox.Dead)
 		s.log.ErrorContext(ctx, "event is a dead letter; look at it with pgjet dead ls",
 			"event_id", w.ID, "type", w.Type, "attempt", w.number(), "err", e.Err)
 		if s.Consumer.ParkKey {
@@ -124,7 +124,7 @@ func (s *settler) settleFailure(ctx context.Context, w *work, e recent.Attempt, 
 		}
 		return !s.Consumer.ParkKey, nil
 	}
-	s.metrics.handled(ctx, s.Consumer.Name, inbox.Retried)
+	s.metrics.handled(ctx, inbox.Retried)
 	s.log.WarnContext(ctx, "attempt failed, will retry",
 		"event_id", w.ID, "type", w.Type, "attempt", w.number(), "in", wait.Round(time.Millisecond), "err", e.Err)
 	s.hold(w.Key)
@@ -231,7 +231,7 @@ func (s *settler) notWritten(ctx context.Context, w *work, err error) (again []*
 	delay := s.Consumer.delay(n)
 	s.log.ErrorContext(ctx, "the database refuses to keep an event, will retry",
 		"event_id", w.ID, "type", w.Type, "in", delay.Round(time.Millisecond), "err", err)
-	s.metrics.handled(ctx, s.Consumer.Name, inbox.Retried)
+	s.metrics.handled(ctx, inbox.Retried)
 	switch {
 	case w.isIntent():
 		// The attempt counts if the handler was called: else an event would be tried for ever

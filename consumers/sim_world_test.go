@@ -21,7 +21,6 @@ import (
 
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/consumers/internal/durable"
-	"github.com/pgjet/pgjet/consumers/internal/recent"
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/postgres"
 )
@@ -259,7 +258,7 @@ type process struct {
 }
 
 var simMetrics = sync.OnceValue(func() *metrics {
-	m, err := newMetrics("sim", &recent.Attempts{})
+	m, err := newMetrics(&run{Consumer: Consumer{Name: "sim"}})
 	if err != nil {
 		panic(err)
 	}

@@ -60,7 +60,7 @@ func (s *settler) skip(ctx context.Context, all []*work) (rest []*work, err erro
 	}
 	for _, w := range done {
 		s.unacked.Ack(w.delivery)
-		s.metrics.handled(ctx, s.Consumer.Name, "skipped")
+		s.metrics.handled(ctx, "skipped")
 	}
 	return rest, nil
 }
@@ -71,7 +71,7 @@ func (s *settler) skip(ctx context.Context, all []*work) (rest []*work, err erro
 func (s *settler) skipKnown(ctx context.Context, all []*work) (again []*work) {
 	if len(all) == 0 || all[0].isIntent() {
 		for range all {
-			s.metrics.handled(ctx, s.Consumer.Name, "skipped")
+			s.metrics.handled(ctx, "skipped")
 		}
 		return nil
 	}

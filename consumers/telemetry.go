@@ -3,7 +3,9 @@ package consumers
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync/atomic"
+	"time"
 
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
@@ -12,28 +14,74 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 
-	"github.com/pgjet/pgjet/consumers/internal/recent"
+	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/drain"
 	"github.com/pgjet/pgjet/internal/messaging"
+	sessions "github.com/pgjet/pgjet/internal/session"
 )
 
 const scope = "github.com/pgjet/pgjet/consumers"
 
 var tracer = otel.Tracer(scope)
 
+// metrics are what the process of a consumer counts.
 type metrics struct {
-	events  metric.Int64Counter
-	done    metric.AddOption // by far the most frequent outcome
-	current atomic.Pointer[Account]
-	reg     metric.Registration
+	events      metric.Int64Counter
+	byOutcome   map[string]metric.MeasurementOption
+	handler     metric.Float64Histogram
+	sinceStored metric.Float64Histogram
+	sinceCommit metric.Float64Histogram
+	own         metric.MeasurementOption
+	current     atomic.Pointer[Account]
+	backlog     drain.Estimate
+	reg         metric.Registration
 }
 
-func newMetrics(consumer string, last *recent.Attempts) (*metrics, error) {
+// outcomes are those of attempts, and "skipped" of an event that the inbox knew.
+var outcomes = []string{inbox.Done, inbox.Retried, inbox.Dead, "skipped"}
+
+// newMetrics returns the metrics of a run. They show each outcome from the start: of a counter that appears with its
+// first event, nobody sees the increase.
+func newMetrics(n *run) (*metrics, error) {
 	meter := otel.Meter(scope)
-	m := &metrics{done: outcomeOf(consumer, "done")}
-	counter, err := meter.Int64Counter("pgjet.consumer.events",
-		metric.WithDescription("Attempts by outcome: done, skipped (handled before), retried, dead."))
-	m.events = counter
+	consumer := attribute.String("consumer", n.Consumer.Name)
+	m := &metrics{own: metric.WithAttributeSet(attribute.NewSet(consumer)), byOutcome: make(map[string]metric.MeasurementOption)}
+	var err error
+	if m.events, err = meter.Int64Counter("pgjet.consumer.events",
+		metric.WithDescription("Attempts by outcome: done, skipped (handled before), retried, dead.")); err != nil {
+		return nil, err
+	}
+	for _, o := range outcomes {
+		m.byOutcome[o] = metric.WithAttributeSet(attribute.NewSet(consumer, attribute.String("outcome", o)))
+		m.events.Add(context.Background(), 0, m.byOutcome[o])
+	}
+	if err := m.newHistograms(meter); err != nil {
+		return nil, err
+	}
+	return m, m.observe(n, meter)
+}
+
+func (m *metrics) newHistograms(meter metric.Meter) (err error) {
+	for _, h := range []struct {
+		histogram         *metric.Float64Histogram
+		name, description string
+	}{
+		{&m.handler, "pgjet.consumer.handler_time", "One call of the handler, however it ended."},
+		{&m.sinceStored, "pgjet.consumer.published_to_done", "From when the stream stored an event until it was done, of those that were done in the session that got them first: without those that waited for another attempt, and without replays."},
+		{&m.sinceCommit, "pgjet.consumer.commit_to_done", "From the time of an event, which it gets when it is appended, just before the commit, until it was done: with all attempts and redrives, without replays."},
+	} {
+		*h.histogram, err = meter.Float64Histogram(h.name, metric.WithUnit("s"), metric.WithDescription(h.description),
+			metric.WithExplicitBucketBoundaries(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// observe registers what is looked at when somebody asks.
+func (m *metrics) observe(n *run, meter metric.Meter) (err error) {
 	gauges := []struct {
 		name, description string
 		value             func(a *Account) int64
@@ -54,38 +102,86 @@ func newMetrics(consumer string, last *recent.Attempts) (*metrics, error) {
 		err = errors.Join(err, gaugeErr)
 		all = append(all, g.gauge)
 	}
+	halted, haltedErr := meter.Int64ObservableGauge("pgjet.consumer.halted",
+		metric.WithDescription("1 while this process can neither handle events nor stand by, by reason."))
 	failing, failingErr := meter.Float64ObservableGauge("pgjet.consumer.failing_share",
 		metric.WithDescription("Share of the last attempts of this process that failed, 0 to 1: of 50, and of 10 minutes, at most; 0 of fewer than 10."))
-	if err = errors.Join(err, failingErr); err != nil {
-		return nil, err
+	left, leftErr := meter.Float64ObservableGauge("pgjet.consumer.backlog_time", metric.WithUnit("s"),
+		metric.WithDescription("Time until the lag is 0, if it goes on to shrink as in the last minute; +Inf if it does not shrink."))
+	if err = errors.Join(err, haltedErr, failingErr, leftErr); err != nil {
+		return err
 	}
-	all = append(all, failing)
 	m.reg, err = meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
-		o.ObserveFloat64(failing, last.FailedShare(), metric.WithAttributes(attribute.String("consumer", consumer)))
+		o.ObserveFloat64(failing, n.recent.FailedShare(), m.own)
+		if reason := n.halted(); reason != "" {
+			o.ObserveInt64(halted, 1, m.own, metric.WithAttributes(attribute.String("reason", reason)))
+		}
+		if seconds, known := m.backlog.Seconds(); known {
+			o.ObserveFloat64(left, seconds, m.own)
+		}
 		if a := m.current.Load(); a != nil {
 			for _, g := range gauges {
-				o.ObserveInt64(g.gauge, g.value(a), metric.WithAttributes(attribute.String("consumer", consumer)))
+				o.ObserveInt64(g.gauge, g.value(a), m.own)
 			}
 		}
 		return nil
-	}, all...)
-	return m, err
+	}, append(all, halted, failing, left)...)
+	return err
+}
+
+// halted returns the word for why this process handles nothing, "" if it does or stands by.
+func (r *run) halted() string {
+	err := r.keeper.Ready()
+	if g := r.lastGate.Load(); g != nil && g.Closed() != nil {
+		err = g.Closed()
+	}
+	if err == nil || errors.Is(err, errStandby) || errors.Is(err, sessions.ErrStarting) || errors.Is(err, sessions.ErrStopped) {
+		return ""
+	}
+	word, _, _ := strings.Cut(err.Error(), ":")
+	if !isReason(word) { // a text is no label
+		return "blocked"
+	}
+	return word
+}
+
+// isReason reports whether a text is one word, such as stream_missing.
+func isReason(text string) bool {
+	return text != "" && strings.IndexFunc(text, func(c rune) bool { return c != '_' && (c < 'a' || c > 'z') }) < 0
 }
 
 func (m *metrics) stop() error { return m.reg.Unregister() }
 
-func (m *metrics) account(a *Account) { m.current.Store(a) }
-
-func (m *metrics) handled(ctx context.Context, consumer, outcome string) {
-	if outcome == "done" {
-		m.events.Add(ctx, 1, m.done)
-		return
+func (m *metrics) account(a *Account) {
+	m.current.Store(a)
+	if a == nil {
+		m.backlog.Forget()
+	} else {
+		m.backlog.See(a.Lag, time.Now())
 	}
-	m.events.Add(ctx, 1, outcomeOf(consumer, outcome))
 }
 
-func outcomeOf(consumer, outcome string) metric.AddOption {
-	return metric.WithAttributeSet(attribute.NewSet(attribute.String("consumer", consumer), attribute.String("outcome", outcome)))
+func (m *metrics) handled(ctx context.Context, outcome string) {
+	m.events.Add(ctx, 1, m.byOutcome[outcome])
+}
+
+// finished counts an event that is done. Its trace stands for it.
+func (m *metrics) finished(ctx context.Context, w *work) {
+	now := time.Now()
+	ctx = created(ctx, w.event)
+	m.handled(ctx, inbox.Done)
+	if w.again {
+		return
+	}
+	m.sinceCommit.Record(ctx, max(0, now.Sub(w.event.Time).Seconds()), m.own) // the clocks are others'
+	if !w.stored.IsZero() {
+		m.sinceStored.Record(ctx, max(0, now.Sub(w.stored).Seconds()), m.own)
+	}
+}
+
+// called records a call of the handler that began then.
+func (m *metrics) called(ctx context.Context, begun time.Time) {
+	m.handler.Record(ctx, time.Since(begun).Seconds(), m.own)
 }
 
 // startSpan starts the span of an attempt: of one event a child of the context in

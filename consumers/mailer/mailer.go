@@ -142,7 +142,9 @@ func (m *Mailer) deliver(ctx context.Context, p *parcel) error {
 	}
 	var err error
 	called := m.breaker.Call(func() (answered bool) {
+		begun := time.Now()
 		err = m.server.send(ctx, p)
+		m.metrics.called(ctx, begun, err)
 		away, ok := errors.AsType[awayError](err)
 		if ok {
 			m.lastErr.Store(&away)

@@ -67,7 +67,7 @@ func (r *Runner) Run(ctx context.Context) (err error) {
 	if err := postgres.CheckMode(r.DB.Config().ConnConfig); err != nil {
 		return fmt.Errorf("start saga %s: %w", r.Saga.Name, err)
 	}
-	if r.metrics, err = newMetrics(r.Saga.Name, &r.counted); err != nil {
+	if r.metrics, err = newMetrics(&r.Saga, &r.counted); err != nil {
 		return fmt.Errorf("start saga %s: %w", r.Saga.Name, err)
 	}
 	host, err := os.Hostname()

@@ -21,7 +21,7 @@ type metrics struct {
 	reg   metric.Registration
 }
 
-func newMetrics(name string, counted *atomic.Pointer[counts]) (*metrics, error) {
+func newMetrics(d *Definition, counted *atomic.Pointer[counts]) (*metrics, error) {
 	meter := otel.Meter(scope)
 	m := &metrics{}
 	steps, stepsErr := meter.Int64Counter("pgjet.saga.steps", metric.WithDescription(
@@ -35,13 +35,18 @@ func newMetrics(name string, counted *atomic.Pointer[counts]) (*metrics, error) 
 		return nil, err
 	}
 	m.steps = steps
+	for _, s := range d.Steps { // of a counter that appears with its first event, nobody sees the increase
+		for _, result := range []string{"done", "undone", "retried", "unavailable", "refused", "failed", "needs_operator"} {
+			steps.Add(context.Background(), 0, stepIs(d.Name, s.name, result))
+		}
+	}
 	var err error
 	m.reg, err = meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
 		c := counted.Load()
 		if c == nil {
 			return nil
 		}
-		of := attribute.String("saga", name)
+		of := attribute.String("saga", d.Name)
 		for _, state := range States {
 			o.ObserveInt64(sagas, c.states[state], metric.WithAttributes(of, attribute.String("state", state)))
 		}
@@ -61,7 +66,11 @@ func newMetrics(name string, counted *atomic.Pointer[counts]) (*metrics, error) 
 func (m *metrics) stop() error { return m.reg.Unregister() }
 
 func (m *metrics) count(ctx context.Context, saga, step, result string) {
-	m.steps.Add(ctx, 1, metric.WithAttributes(
+	m.steps.Add(ctx, 1, stepIs(saga, step, result))
+}
+
+func stepIs(saga, step, result string) metric.MeasurementOption {
+	return metric.WithAttributeSet(attribute.NewSet(
 		attribute.String("saga", saga), attribute.String("step", step), attribute.String("result", result)))
 }
 

@@ -1,0 +1,84 @@
+package consumers_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
+
+	"github.com/pgjet/pgjet/events"
+)
+
+// measured returns how many values each histogram has, and their sum.
+func measured(t *testing.T, reader metric.Reader) (counts map[string]uint64, sums map[string]float64) {
+	t.Helper()
+	var all metricdata.ResourceMetrics
+	if err := reader.Collect(t.Context(), &all); err != nil {
+		t.Fatal(err)
+	}
+	counts, sums = make(map[string]uint64), make(map[string]float64)
+	for _, scope := range all.ScopeMetrics {
+		for _, m := range scope.Metrics {
+			if h, ok := m.Data.(metricdata.Histogram[float64]); ok {
+				for _, p := range h.DataPoints {
+					counts[m.Name] += p.Count
+					sums[m.Name] += p.Sum
+				}
+			}
+		}
+	}
+	return counts, sums
+}
+
+// TestTimesOfEvents: the times until an event is done have its retries in them, and no replay.
+func TestTimesOfEvents(t *testing.T) {
+	reader, before := metric.NewManualReader(), otel.GetMeterProvider()
+	otel.SetMeterProvider(metric.NewMeterProvider(metric.WithReader(reader)))
+	t.Cleanup(func() { otel.SetMeterProvider(before) })
+	b := newBench(t)
+	for n := range 3 {
+		e := event(n + 1)
+		e.Time = time.Now().Add(-10 * time.Second)
+		b.publish(e)
+	}
+	failed := false
+	handler := func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		if e.Key == "k2" && !failed {
+			failed = true
+			return errors.New("not this time")
+		}
+		return write(ctx, tx, e)
+	}
+	_, stop := b.start(handler)
+	b.handled(3)
+	b.settled()
+	stop()
+	counts, sums := measured(t, reader)
+	for name, want := range map[string]uint64{"pgjet.consumer.commit_to_done": 3, "pgjet.consumer.published_to_done": 2} {
+		if counts[name] != want {
+			t.Errorf("%s has %d values, want %d", name, counts[name], want)
+		}
+	}
+	if n := counts["pgjet.consumer.handler_time"]; n < 4 { // a group is tried one by one if one of it fails
+		t.Errorf("pgjet.consumer.handler_time has %d values, want one for each call", n)
+	}
+	if sum := sums["pgjet.consumer.commit_to_done"]; sum < 30 || sum > 60 {
+		t.Errorf("commit to done took %g s in all, want 30 and a little more", sum)
+	}
+	if sum := sums["pgjet.consumer.published_to_done"]; sum > 20 {
+		t.Errorf("published to done took %g s in all, want less than from the commit", sum)
+	}
+
+	b.exec(`delete from pgjet.inbox`)
+	b.exec(`update pgjet.slice set redeliver = true`)
+	b.start(handler)
+	b.handled(6)
+	if again, _ := measured(t, reader); again["pgjet.consumer.commit_to_done"] != 3 || again["pgjet.consumer.published_to_done"] != 2 {
+		t.Errorf("a replay counts among the times of events: %v", again)
+	}
+}
