@@ -64,6 +64,14 @@ func newCache() *cache {
 		"How often answers were forgotten, by cause: user (one changed), all (changes may have been missed, or the tuning changed).")); err != nil {
 		panic(err)
 	}
+	for _, cause := range []string{"user", "all"} { // they are there from the beginning
+		c.changes.Add(context.Background(), 0, metric.WithAttributes(attribute.String("cause", cause)))
+	}
+	for _, r := range []read{listRead, profileRead} {
+		for _, outcome := range []string{"hit", "miss"} {
+			c.reads.Add(context.Background(), 0, metric.WithAttributes(attribute.String("read", string(r)), attribute.String("outcome", outcome)))
+		}
+	}
 	return c
 }
 

@@ -666,7 +666,7 @@ func TestRefusals(t *testing.T) {
 			}
 		}
 	}
-	if want := map[string]int64{"cause=overloaded": 1, "cause=bodies": 1, "cause=hashes": 1, "cause=transactions": 1}; !maps.Equal(counted, want) {
+	if want := map[string]int64{"cause=overloaded": 1, "cause=bodies": 1, "cause=hashes": 1, "cause=transactions": 1, "cause=address": 0, "cause=account": 0}; !maps.Equal(counted, want) {
 		t.Errorf("counted %v, want %v", counted, want)
 	}
 	if n := strings.Count(log.String(), "\n"); n != 1 {

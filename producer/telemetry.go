@@ -56,15 +56,22 @@ func registerMetrics(s *Server, meter metric.Meter) (*metrics, error) {
 		}
 		return nil
 	}, inFlight, limit)
-	return &metrics{observer: requests, refused: refused}, err
+	m := &metrics{observer: requests, refused: refused}
+	for _, cause := range []string{"address", "account", "overloaded", "bodies", "hashes", "transactions"} {
+		refused.Add(context.Background(), 0, m.cause(cause)...) // of a counter that appears with its first event, nobody sees the increase
+	}
+	return m, err
 }
 
 // refuse counts a request that was refused.
-func (m *metrics) refuse(ctx context.Context, cause string) {
+func (m *metrics) refuse(ctx context.Context, cause string) { m.refused.Add(ctx, 1, m.cause(cause)...) }
+
+// cause returns the label for a cause.
+func (m *metrics) cause(cause string) []metric.AddOption {
 	option, ok := m.causes.Load(cause)
 	if !ok {
 		option = []metric.AddOption{metric.WithAttributeSet(attribute.NewSet(attribute.String("cause", cause)))}
 		m.causes.Store(cause, option)
 	}
-	m.refused.Add(ctx, 1, option.([]metric.AddOption)...)
+	return option.([]metric.AddOption)
 }

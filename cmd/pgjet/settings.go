@@ -250,7 +250,15 @@ func (s *settings) pool(ctx context.Context, application string) (*pgxpool.Pool,
 	}
 	config.ConnConfig.RuntimeParams["application_name"] = application
 	config.ConnConfig.Tracer = telemetry.Postgres()
-	return postgres.Open(ctx, config)
+	pool, err := postgres.Open(ctx, config)
+	if err != nil {
+		return nil, err
+	}
+	if err := telemetry.WatchPool(pool, application); err != nil {
+		pool.Close()
+		return nil, fmt.Errorf("show the pool in the metrics: %w", err)
+	}
+	return pool, nil
 }
 
 // reach returns a pool that has been used once, for commands that do not wait.

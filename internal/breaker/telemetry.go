@@ -41,6 +41,7 @@ func newMetrics(service string, b *Breaker) (*metrics, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make metrics of breaker: %w", err)
 	}
+	m.refused.Add(context.Background(), 0, m.service) // there from the beginning
 	state, err := meter.Int64ObservableGauge("pgjet.breaker.state", metric.WithDescription(
 		"0: calls are made. 1: a few, as trials. 2: none."))
 	if err != nil {

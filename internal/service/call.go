@@ -85,7 +85,9 @@ func (c *Client) send(req *http.Request, t Tuning) (*http.Response, error) {
 		cancel()
 		return nil, c.unavailable(err)
 	}
+	begun := time.Now()
 	res, err := c.transport.RoundTrip(to(ctx, req, at))
+	c.metrics.tried(req, begun, res)
 	if err == nil && !failure(res.StatusCode) {
 		c.instances.answered(at.Host)
 	} else if !errors.Is(req.Context().Err(), context.Canceled) {

@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
+	"go.opentelemetry.io/otel/metric/noop"
 
 	"github.com/pgjet/pgjet/internal/breaker"
 )
@@ -82,7 +83,7 @@ func New(name string, find Finder, t Tuning, log *slog.Logger) (*Client, error) 
 	c := &Client{
 		name: name, log: log.With("service", name),
 		instances: instances{name: name, find: find},
-		transport: otelhttp.NewTransport(plainTransport(), otelhttp.WithSpanNameFormatter(spanName)),
+		transport: otelhttp.NewTransport(plainTransport(), otelhttp.WithSpanNameFormatter(spanName), otelhttp.WithMeterProvider(noop.NewMeterProvider())),
 	}
 	c.tuning.Store(&t)
 	var err error

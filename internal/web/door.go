@@ -68,6 +68,7 @@ func (d *Door) measure(meter metric.Meter) (err error) {
 	if err != nil {
 		return err
 	}
+	d.refused.Add(context.Background(), 0, listener) // there from the beginning
 	open, err := meter.Int64ObservableGauge("pgjet.http.connections", metric.WithDescription("Open connections, by listener."))
 	if err != nil {
 		return err
