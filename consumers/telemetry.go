@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -16,9 +17,11 @@ import (
 
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/attempt"
 	"github.com/pgjet/pgjet/internal/drain"
 	"github.com/pgjet/pgjet/internal/messaging"
 	sessions "github.com/pgjet/pgjet/internal/session"
+	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
 const scope = "github.com/pgjet/pgjet/consumers"
@@ -238,7 +241,23 @@ func created(ctx context.Context, e events.Event) context.Context {
 
 func endSpan(span trace.Span, err error) {
 	if _, later := errors.AsType[*laterError](err); err != nil && !later {
-		span.SetStatus(codes.Error, err.Error())
+		span.SetAttributes(attribute.String("error.type", errorType(err)))
+		span.SetStatus(codes.Error, inbox.Mask(inbox.Storable(err.Error())))
 	}
 	span.End()
+}
+
+// errorType returns one of a few words for why an attempt failed; "_OTHER" is OpenTelemetry's for the rest.
+func errorType(err error) string {
+	_, database := errors.AsType[*pgconn.PgError](err)
+	_, away := errors.AsType[*attempt.UnavailableError](err)
+	switch {
+	case away:
+		return "unavailable"
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, attempt.ErrAbandoned):
+		return "timeout"
+	case database:
+		return string(sqlstate.Of(err))
+	}
+	return "_OTHER"
 }

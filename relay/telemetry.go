@@ -234,6 +234,7 @@ func createdIn(ctx context.Context, e events.Event) context.Context {
 
 func endSpan(span trace.Span, err error) {
 	if err != nil {
+		span.SetAttributes(attribute.String("error.type", causeOf(err)))
 		span.SetStatus(codes.Error, err.Error())
 	}
 	span.End()

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
@@ -46,12 +45,7 @@ func newTraced(s tracetest.SpanStub) traced {
 // TestSpans follows a sign-up from the request to a consumer, and a call of another
 // service, and reads the names and attributes of all spans on the way.
 func TestSpans(t *testing.T) {
-	exporter := tracetest.NewInMemoryExporter()
-	provider := sdktrace.NewTracerProvider(sdktrace.WithSyncer(exporter))
-	before := otel.GetTracerProvider()
-	otel.SetTracerProvider(provider)
-	t.Cleanup(func() { otel.SetTracerProvider(before) })
-
+	exporter := newForest(t).exporter
 	s := &settings{databaseURL: testenv.DatabaseURL(t)}
 	db, err := s.pool(t.Context(), "spans")
 	if err != nil {

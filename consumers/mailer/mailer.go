@@ -127,6 +127,7 @@ func (m *Mailer) mail(ctx context.Context, e events.Event) error {
 	open, _ := m.breaker.State()
 	m.metrics.count(ctx, open, err)
 	if err != nil {
+		span.SetAttributes(attribute.String("error.type", outcome(err)))
 		span.SetStatus(codes.Error, err.Error())
 	}
 	return err

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -106,5 +107,10 @@ func wanted(signal string) bool {
 func (t *Telemetry) Stop(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	return errors.Join(t.traces.Shutdown(ctx), t.metrics.Shutdown(ctx))
+	var traces, metrics error
+	var both sync.WaitGroup // one must not use up the time of the other
+	both.Go(func() { traces = t.traces.Shutdown(ctx) })
+	both.Go(func() { metrics = t.metrics.Shutdown(ctx) })
+	both.Wait()
+	return errors.Join(traces, metrics)
 }

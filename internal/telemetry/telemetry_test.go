@@ -215,6 +215,24 @@ func TestCollectorIsAway(t *testing.T) {
 	}
 }
 
+// TestStopSendsMetricsWithoutTraces: a collector of traces that hangs does not keep the last metrics from theirs.
+func TestStopSendsMetricsWithoutTraces(t *testing.T) {
+	hung := make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, _ *http.Request) { <-hung }))
+	defer server.Close()
+	defer close(hung)
+	c, url := startCollector(t)
+	setEnv(t, map[string]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": server.URL, "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": url + "/v1/metrics"})
+	tel := start(t)
+	work(t)
+	if err := tel.Stop(t.Context()); err == nil {
+		t.Error("Stop() = nil, want an error: the traces were not taken")
+	}
+	if !strings.Contains(c.got("/v1/metrics"), "work.pieces") {
+		t.Error("the metrics were not sent at the end")
+	}
+}
+
 func TestUnknownExporter(t *testing.T) {
 	setEnv(t, map[string]string{"OTEL_TRACES_EXPORTER": "pigeon"})
 	if _, err := telemetry.Start(t.Context(), "pgjet-test", "v1"); err == nil || !strings.Contains(err.Error(), "pigeon") {
