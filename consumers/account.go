@@ -28,6 +28,7 @@ type Account struct {
 	Done        int64     `json:"done"`
 	Retrying    int64     `json:"retrying"` // waits for another attempt, or behind one of its key
 	Dead        int64     `json:"dead"`     // dead letters, and discarded ones
+	Discarded   int64     `json:"-"`        // of Dead
 	InFlight    int64     `json:"in_flight"`
 	AckPending  int64     `json:"ack_pending"` // delivered and not acknowledged, as JetStream counts
 	Unaccounted int64     `json:"unaccounted"`
@@ -85,7 +86,7 @@ func readAccount(ctx context.Context, inbox counter, js jetstream.JetStream, str
 	if err != nil {
 		return a, err
 	}
-	a.Done, a.Retrying, a.Dead, a.At = n.Done, n.Waiting, n.Dead, n.At
+	a.Done, a.Retrying, a.Dead, a.Discarded, a.At = n.Done, n.Waiting, n.Dead, n.Discarded, n.At
 	rest := a.Events - a.Lag - a.Done - a.Retrying - a.Dead
 	a.InFlight = max(0, min(rest, a.AckPending))
 	a.Unaccounted = max(0, rest-a.InFlight)

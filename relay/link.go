@@ -178,6 +178,7 @@ func (l *link) State(ctx context.Context) (protocol.State, error) {
 	if err := l.checkOwner(info.Config); err != nil {
 		return protocol.State{}, err
 	}
+	l.metrics.looked(info)
 	return protocol.State{
 		Created: info.Created.Truncate(time.Microsecond), // PostgreSQL keeps no more
 		First:   info.State.FirstSeq, Last: info.State.LastSeq,

@@ -2,8 +2,11 @@ package relay
 
 import (
 	"context"
+	"math"
+	"sync/atomic"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -39,6 +42,7 @@ type metrics struct {
 	chain      metric.MeasurementOption // the form of an append, with own
 	batch      metric.MeasurementOption
 
+	fill  atomic.Uint64            // bits of the share of the stream's limits that is used; negative if it is not known
 	relay string
 	own   metric.MeasurementOption // says which relay of the process
 	stop  func() error
@@ -46,6 +50,7 @@ type metrics struct {
 
 func newMetrics(r *Relay) (*metrics, error) {
 	meter, m := otel.Meter(scope), &metrics{own: metric.WithAttributeSet(*attribute.EmptySet()), relay: r.Name}
+	m.looked(nil)
 	if r.Name != "" {
 		m.own = metric.WithAttributeSet(attribute.NewSet(attribute.String("relay", r.Name)))
 	}
@@ -146,7 +151,15 @@ func (m *metrics) observe(r *Relay, meter metric.Meter) error {
 		}
 		gauges = append(gauges, gauge)
 	}
+	full, err := meter.Float64ObservableGauge("pgjet.stream.fill",
+		metric.WithDescription("Share of the stream's limit of bytes or of messages that is used, whichever is larger, 0 to 1; 0 without limits. The leader looks each 10 s, while nothing is to be published."))
+	if err != nil {
+		return err
+	}
 	registration, err := meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		if fill := math.Float64frombits(m.fill.Load()); fill >= 0 {
+			o.ObserveFloat64(full, fill, m.own)
+		}
 		trouble := r.trouble()
 		o.ObserveInt64(gauges[0], map[bool]int64{true: 1}[r.keeper.Ready() == nil && trouble == nil], m.own)
 		o.ObserveInt64(gauges[1], r.epoch.Load(), m.own)
@@ -154,11 +167,26 @@ func (m *metrics) observe(r *Relay, meter metric.Meter) error {
 			o.ObserveInt64(gauges[2], 1, metric.WithAttributes(attribute.String("reason", causeOf(trouble))), m.own)
 		}
 		return nil
-	}, gauges[0], gauges[1], gauges[2])
+	}, gauges[0], gauges[1], gauges[2], full)
 	if err == nil {
 		m.stop = registration.Unregister
 	}
 	return err
+}
+
+// looked notes what the stream says of itself; nil is nothing.
+func (m *metrics) looked(s *jetstream.StreamInfo) {
+	fill := -1.0
+	if s != nil {
+		fill = 0
+		if most := s.Config.MaxBytes; most > 0 {
+			fill = float64(s.State.Bytes) / float64(most)
+		}
+		if most := s.Config.MaxMsgs; most > 0 {
+			fill = max(fill, float64(s.State.Msgs)/float64(most))
+		}
+	}
+	m.fill.Store(math.Float64bits(fill))
 }
 
 // ended counts a session that ended by err.

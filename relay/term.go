@@ -72,6 +72,7 @@ func (t *term) run(ctx context.Context) (err error) {
 	t.spare.end()
 	t.epoch.Store(t.db.epoch)
 	defer t.epoch.Store(0)
+	defer t.metrics.looked(nil)
 	defer func() {
 		err = t.db.named(ctx, err)
 		t.note(ctx, err)

@@ -294,6 +294,7 @@ func (t *Tenure) Prune(ctx context.Context, keep Retention) (more bool, err erro
 // A Count is what the inbox has of a part of the stream.
 type Count struct {
 	Done, Waiting, Dead int64 // Waiting: for an attempt; Dead: with discarded ones
+	Discarded           int64 // of Dead
 	At                  time.Time
 }
 
@@ -301,10 +302,10 @@ type Count struct {
 func CountEvents(ctx context.Context, db Reader, consumer string, from, to uint64) (c Count, err error) {
 	err = db.QueryRow(ctx, `
 		select count(*) filter (where state = 'done'), count(*) filter (where state = 'intent'),
-		       count(*) filter (where state in ('dead', 'discarded')), clock_timestamp()
+		       count(*) filter (where state in ('dead', 'discarded')), count(*) filter (where state = 'discarded'), clock_timestamp()
 		  from pgjet.inbox i join pgjet.consumer c on c.name = i.consumer
 		 where consumer = $1 and (i.generation = c.generation and stream_seq between $2 and $3 or i.generation = 0)`,
-		consumer, int64(from), int64(to)).Scan(&c.Done, &c.Waiting, &c.Dead, &c.At)
+		consumer, int64(from), int64(to)).Scan(&c.Done, &c.Waiting, &c.Dead, &c.Discarded, &c.At)
 	c.At = c.At.UTC()
 	return c, failed("count the inbox of "+consumer, err)
 }
