@@ -42,7 +42,7 @@ type metrics struct {
 	chain      metric.MeasurementOption // the form of an append, with own
 	batch      metric.MeasurementOption
 
-	fill  atomic.Uint64            // bits of the share of the stream's limits that is used; negative if it is not known
+	fill  atomic.Uint64 // bits of the share of the stream's limits that is used; negative if it is not known
 	relay string
 	own   metric.MeasurementOption // says which relay of the process
 	stop  func() error
