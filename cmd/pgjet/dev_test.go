@@ -31,6 +31,7 @@ type running struct {
 	Database  string `json:"database"`
 	Admin     string `json:"admin"`
 	SMTP      string `json:"smtp"`
+	Config    string `json:"config"`
 
 	dir  string
 	port int

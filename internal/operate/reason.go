@@ -21,7 +21,7 @@ type Reason struct {
 	About   string // Relay, Consumer, Process or Outbox; "" is all of them
 	Meaning string
 	Next    string // the command to type, with NAME for the consumer; "" is to read the runbook
-	Runbook string // in docs/runbooks
+	Runbook string // in docs/runbooks; each reason has one
 	Healthy bool   // nobody has to do anything
 }
 
@@ -29,6 +29,7 @@ const (
 	relayBook    = "relay-not-publishing.md"
 	consumerBook = "consumer-not-moving.md"
 	databaseBook = "database.md"
+	processBook  = "process.md"
 )
 
 // Reasons are all there are, the worst first.
@@ -106,12 +107,12 @@ var Reasons = []Reason{
 	{Code: "dead_letters", About: Consumer, Meaning: "events were given up after their last attempt", Next: "pgjet dead groups --consumer NAME", Runbook: consumerBook},
 
 	{Code: "quarantined", About: Outbox, Meaning: "the stream refuses events, which are set aside", Next: "pgjet relay quarantine ls", Runbook: "quarantine.md"},
-	{Code: "not_ready", About: Process, Meaning: "a process says that it is not ready", Next: "pgjet services ls"},
-	{Code: "no_answer", About: Process, Meaning: "the health page of a process cannot be reached from here, and those of others can", Next: "pgjet services ls"},
+	{Code: "not_ready", About: Process, Meaning: "a process says that it is not ready", Next: "pgjet services ls", Runbook: processBook},
+	{Code: "no_answer", About: Process, Meaning: "the health page of a process cannot be reached from here, and those of others can", Next: "pgjet services ls", Runbook: processBook},
 
 	// Nobody has to do anything.
-	{Code: "breaker_open", About: Process, Meaning: "a service that processes call is away; what waits for it is found, too", Next: "pgjet services ls", Healthy: true},
-	{Code: "degraded", About: Process, Meaning: "a process is ready, and most attempts fail or sagas wait", Next: "pgjet services ls", Healthy: true},
+	{Code: "breaker_open", About: Process, Meaning: "a service that processes call is away; what waits for it is found, too", Next: "pgjet services ls", Runbook: processBook, Healthy: true},
+	{Code: "degraded", About: Process, Meaning: "a process is ready, and most attempts fail or sagas wait", Next: "pgjet services ls", Runbook: processBook, Healthy: true},
 	{Code: "moving", About: Consumer, Meaning: "it works", Runbook: consumerBook, Healthy: true},
 	{Code: "retrying", About: Consumer, Meaning: "all that is left waits for another attempt, or behind one of its key", Next: "pgjet consumer get NAME", Runbook: consumerBook, Healthy: true},
 	{Code: "idle", About: Consumer, Meaning: "nothing to do", Runbook: consumerBook, Healthy: true},
@@ -125,7 +126,7 @@ func find(about, code string) (rank int, r Reason) {
 			return i, Reasons[i]
 		}
 	}
-	book := map[string]string{Relay: relayBook, Consumer: consumerBook}[about]
+	book := map[string]string{Relay: relayBook, Consumer: consumerBook, Process: processBook}[about]
 	return len(Reasons), Reason{Code: code, About: about, Runbook: book}
 }
 
