@@ -139,8 +139,13 @@ func (r *run) halted() string {
 	if g := r.lastGate.Load(); g != nil && g.Closed() != nil {
 		err = g.Closed()
 	}
-	if err == nil || errors.Is(err, errStandby) || errors.Is(err, sessions.ErrStarting) || errors.Is(err, sessions.ErrStopped) {
-		return ""
+	for _, passing := range []error{errStandby, sessions.ErrStarting, sessions.ErrStopped, inbox.ErrSuperseded, errGap} { // the next session says more
+		if err == nil || errors.Is(err, passing) {
+			return ""
+		}
+	}
+	if _, paused := errors.AsType[*inbox.PausedError](err); paused {
+		return "paused"
 	}
 	word, _, _ := strings.Cut(err.Error(), ":")
 	if !isReason(word) { // a text is no label

@@ -127,7 +127,10 @@ func everyMetric(t *testing.T) map[string]*family {
 		status, _ := getAs(t, token, r.Users+"/users/"+id+"/profile")
 		return status == http.StatusOK
 	})
-	testenv.Eventually(t, patience, "the lag is counted", func() bool { return scrape(t, r.Admin)["pgjet_consumer_backlog_time_seconds"] != nil })
+	testenv.Eventually(t, patience, "the lag and the outbox are counted", func() bool {
+		all := scrape(t, r.Admin)
+		return all["pgjet_consumer_backlog_time_seconds"] != nil && all["pgjet_outbox_unaccounted_events"] != nil
+	})
 	checkExemplars(t, r)
 	must(t, exitOK, "consumer", "pause", "directory", "--reason", "test", "--database-url", r.Database)
 	fillStream(t, testenv.Connect(t, r.NATS))
@@ -135,8 +138,11 @@ func everyMetric(t *testing.T) map[string]*family {
 	all := scrape(t, r.Admin)
 	testenv.Eventually(t, patience, "both are halted", func() bool {
 		all = scrape(t, r.Admin)
-		return all["pgjet_consumer_halted"] != nil && all["pgjet_relay_halted"] != nil && all["pgjet_relay_refused_total"] != nil
+		return all["pgjet_consumer_halted"] != nil && all["pgjet_outbox_pending_events"] != nil && all["pgjet_relay_halted"] != nil && all["pgjet_relay_refused_total"] != nil
 	})
+	if halted := all["pgjet_consumer_halted"].samples; !slices.Equal(halted, []string{`pgjet_consumer_halted{consumer="directory",reason="paused"} 1`}) {
+		t.Errorf("the metrics of a paused consumer say %q", halted)
+	}
 	for name, f := range all {
 		calmly := calm[name]
 		if f.kind == "counter" && calmly == nil && name != "pgjet_relay_refused_total" && !strings.HasPrefix(name, "db_") {
@@ -168,7 +174,8 @@ func checkExemplars(t *testing.T, r *running) {
 // TestMetricsPage: docs/reference/metrics.md lists all that is exported. To make it anew: UPDATE=1 go test -run TestMetricsPage ./cmd/pgjet
 func TestMetricsPage(t *testing.T) {
 	t.Parallel()
-	page := metricsPage(everyMetric(t))
+	all := everyMetric(t)
+	page := metricsPage(all)
 	if os.Getenv("UPDATE") != "" {
 		if err := os.WriteFile(root+"docs/reference/metrics.md", []byte(page), 0o644); err != nil {
 			t.Fatal(err)
@@ -176,6 +183,16 @@ func TestMetricsPage(t *testing.T) {
 	}
 	if read(t, "docs/reference/metrics.md") != page {
 		t.Error("docs/reference/metrics.md is not what is exported; run: UPDATE=1 go test -run TestMetricsPage ./cmd/pgjet")
+		for line := range strings.Lines(page) {
+			if !strings.Contains(read(t, "docs/reference/metrics.md"), line) {
+				t.Logf("the page lacks: %s", line)
+			}
+		}
+		for name := range listedMetrics(t) {
+			if all[name] == nil {
+				t.Logf("%s is not exported", name)
+			}
+		}
 	}
 	for name, want := range map[string]string{
 		"pgjet_relay_commit_to_published_seconds": "histogram", "pgjet_consumer_commit_to_done_seconds": "histogram", "pgjet_outbox_backlog_time_seconds": "gauge",
