@@ -1,6 +1,6 @@
 # What one types. 'make help' lists the targets.
 
-.PHONY: help run build test race schedules interfaces demo-recovery chaos powercut mutants bench bench-quick bench-test examples-test guide check lint fmt compose-test matrix facts
+.PHONY: help run build test race schedules interfaces demo-recovery chaos powercut mutants bench bench-quick bench-test examples-test deploy-test alerts guide check lint fmt compose-test matrix facts
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -71,6 +71,12 @@ examples-test: ## check and run the examples; downloads the libraries that they 
 guide: ## do what docs/guide says, from an empty folder on, in about a minute; needs psql and curl
 	go test -count=1 -v -run '^TestGuide$$' ./internal/tests/guide
 
+deploy-test: ## check the manifests for Kubernetes against the types of its API; downloads them
+	cd deploy/kubernetes && go vet ./... && go mod tidy -diff && go test -timeout 10m ./...
+
+alerts: ## have each alert of deploy/prometheus fire in a running system that goes wrong, and none in one that does not, some minutes; needs promtool
+	PGJET_ALERTS=1 go test -count=1 -timeout 15m -v -run '^(TestAlerts|TestAlertRules|TestDashboardsAskInPromQL)$$' ./cmd/pgjet
+
 check: ## what needs no further download: formatting, vet, tidy go.mod, other systems
 	@test -z "$$(gofmt -l .)" || { echo "not formatted:"; gofmt -l .; exit 1; }
 	go vet ./...
@@ -81,6 +87,7 @@ lint: check ## check, and golangci-lint (built from source the first time, some 
 	go tool -modfile=.ci/tools.mod golangci-lint run
 	cd bench && go tool -modfile=../.ci/tools.mod golangci-lint run
 	cd examples && go tool -modfile=../.ci/tools.mod golangci-lint run
+	cd deploy/kubernetes && go tool -modfile=../../.ci/tools.mod golangci-lint run
 
 fmt: ## format the code
 	gofmt -w .

@@ -340,7 +340,7 @@ func (g *alertRig) signUp(count int) {
 // counted waits until the consumers have counted once more.
 func (g *alertRig) counted() {
 	g.Helper()
-	testenv.Eventually(g.T, patience, "the consumers are done and have counted", func() bool {
+	testenv.Eventually(g.T, time.Minute, "the consumers are done and have counted", func() bool {
 		f := scrape(g.T, g.Admin)["pgjet_consumer_done"]
 		return f != nil && strings.Contains(strings.Join(f.samples, "\n"), fmt.Sprintf(`{consumer="welcome-mailer"} %d`, g.n))
 	})
