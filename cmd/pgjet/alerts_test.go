@@ -316,9 +316,17 @@ func TestAlerts(t *testing.T) {
 	}
 }
 
+// haltedFor finds the reason of what is halted.
+var haltedFor = regexp.MustCompile(`_halted\{.*reason="(.*?)"`)
+
 // fires checks that these alerts are among those that fire.
 func (g *alertRig) fires(what string, before, after moment, want string) {
 	g.Helper()
+	for series := range after.values {
+		if m := haltedFor.FindStringSubmatch(series); m != nil && !slices.Contains(reasonCodes(), m[1]) {
+			g.Errorf("%s: %s: pgjet explain does not know that reason", what, series)
+		}
+	}
 	alerts := firing(g.T, before, after)
 	g.Logf("%s: %q fire", what, alerts)
 	for alert := range strings.FieldsSeq(want) {
