@@ -129,11 +129,12 @@ func (m *metrics) confirmed(a protocol.Append, took time.Duration, at time.Time)
 	if a.Again {
 		return
 	}
+	own := []metric.RecordOption{m.own} // one for all: they are many
 	for i, e := range a.Events {
 		if i == 1 {
 			ctx = context.Background()
 		}
-		m.delay.Record(ctx, max(0, at.Sub(e.Time).Seconds()), m.own) // the clock is PostgreSQL's
+		m.delay.Record(ctx, max(0, at.Sub(e.Time).Seconds()), own...) // the clock is PostgreSQL's
 	}
 }
 

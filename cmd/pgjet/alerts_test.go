@@ -206,8 +206,13 @@ func firing(t *testing.T, before, after moment) []string {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(after.values)) {
-		if _, there := before.values[name]; !there {
-			all = append(all, series{name, "_x31 " + number(after.values[name]) + "+0x268"})
+		is, minutes := after.values[name], after.at.Sub(before.at).Minutes()
+		switch _, there := before.values[name]; {
+		case there:
+		case after.grows[name]:
+			all = append(all, series{name, "_x31 0+" + number(is/minutes) + "x268"})
+		default:
+			all = append(all, series{name, "_x31 " + number(is) + "+0x268"})
 		}
 	}
 	rules, err := filepath.Abs(root + alertRules)
@@ -271,25 +276,26 @@ func TestAlerts(t *testing.T) {
 		begin func() (end func())
 		sees  string // a regular expression that the metrics match, once it is seen
 		want  string
+		hangs string // those that fire if all stays as it is
 	}{
-		{"mails are deferred", g.refuseMails(451), `pgjet_consumer_failing_share\{consumer="welcome-mailer"\} (1|0\.[5-9])`, "PgjetConsumerFailing"},
-		{"the mail server is away", g.refuseMails(421), `pgjet_mailer_breaker_open 1`, "PgjetMailServerAway PgjetConsumerHalted"},
-		{"mails are refused", g.refuseMails(550), `pgjet_consumer_dead_letters\{consumer="welcome-mailer"\} [1-9]\d`, "PgjetDeadLettersOpen PgjetDeadLettersRise"},
-		{"billing is away", g.billingAway, `(?s)pgjet_breaker_state\{service="billing"\} 2.*pgjet_saga_waiting\{saga="onboarding"\} [1-9]`, "PgjetServiceAway PgjetSagasWait"},
-		{"a saga is stuck", g.sagaStuck, `pgjet_saga_sagas\{saga="onboarding",state="needs_operator"\} 1`, "PgjetSagaNeedsOperator"},
-		{"all is paused", g.paused, `(?s)pgjet_consumer_halted\{.*reason="paused".*pgjet_outbox_oldest_pending_seconds [1-9].*pgjet_relay_halted\{.*reason="paused"`, "PgjetPausedLong PgjetOutboxStalled"},
-		{"an event is wrong", g.wrongEvent, `pgjet_outbox_quarantined\{state="held"\} 1`, "PgjetQuarantined"},
-		{"a scheduled event is held", g.scheduledHeld, `pgjet_outbox_scheduled_overdue_seconds [2-9]`, "PgjetScheduledOverdue"},
-		{"the configuration is wrong", g.wrongConfig, `pgjet_config_reload_failures_total [1-9]`, "PgjetConfigRefused"},
-		{"a table is gone", g.requestsFail, `http_server_request_duration_seconds_count\{.*http_response_status_code="50\d"`, "PgjetRequestsFail"},
-		{"the inbox is gone", g.inboxGone, `pgjet_consumer_unaccounted\{consumer="directory"\} [1-9]`, "PgjetConsumerUnaccounted"},
-		{"events are old", g.oldEvents, `pgjet_consumer_lag\{consumer="directory"\} 0`, "PgjetLatencySlow"},
-		{"a consumer hangs", g.consumerHangs, `(?s)pgjet_consumer_backlog_time_seconds\{consumer="directory"\} \+Inf.*pgjet_consumer_lag\{consumer="directory"\} [1-9]\d{3}`, "PgjetConsumerStalled PgjetBacklogGrows"},
-		{"the stream is nearly full", g.nearlyFull, `pgjet_stream_fill 0\.(8[1-9]|9)`, "PgjetStreamNearLimit"},
-		{"the stream is full", g.full, `pgjet_relay_halted\{reason="stream_full"\} 1`, "PgjetRelayHalted PgjetOutboxStalled"},
-		{"rows of the outbox are gone", g.outboxRowsGone, `pgjet_outbox_unaccounted_events -`, "PgjetEventsUnaccounted"},
-		{"somebody else writes to the stream", g.foreignWriter, `pgjet_stream_unknown_messages [1-9]`, "PgjetUnknownMessages PgjetRelayHalted"},
-		{"somebody else has the lead", g.leadTaken, `(?s)pgjet_outbox_pending_events [1-9].*pgjet_relay_led 0`, "PgjetNoRelayLeader"},
+		{"mails are deferred", g.refuseMails(451), `pgjet_consumer_failing_share\{consumer="welcome-mailer"\} (1|0\.[5-9])`, "PgjetConsumerFailing", ""},
+		{"the mail server is away", g.refuseMails(421), `pgjet_mailer_breaker_open 1`, "PgjetMailServerAway PgjetConsumerHalted", ""},
+		{"mails are refused", g.refuseMails(550), `pgjet_consumer_dead_letters\{consumer="welcome-mailer"\} [1-9]\d`, "PgjetDeadLettersOpen PgjetDeadLettersRise", ""},
+		{"billing is away", g.billingAway, `(?s)pgjet_breaker_state\{service="billing"\} 2.*pgjet_saga_waiting\{saga="onboarding"\} [1-9]`, "PgjetServiceAway PgjetSagasWait", ""},
+		{"a saga is stuck", g.sagaStuck, `pgjet_saga_sagas\{saga="onboarding",state="needs_operator"\} 1`, "PgjetSagaNeedsOperator", ""},
+		{"all is paused", g.paused, `(?s)pgjet_consumer_halted\{.*reason="paused".*pgjet_outbox_oldest_pending_seconds [1-9].*pgjet_relay_halted\{.*reason="paused"`, "PgjetPausedLong PgjetOutboxStalled", ""},
+		{"an event is wrong", g.wrongEvent, `pgjet_outbox_quarantined\{state="held"\} 1`, "PgjetQuarantined", ""},
+		{"a scheduled event is held", g.scheduledHeld, `pgjet_outbox_scheduled_overdue_seconds [2-9]`, "PgjetScheduledOverdue", ""},
+		{"the configuration is wrong", g.wrongConfig, `pgjet_config_reload_failures_total [1-9]`, "PgjetConfigRefused", ""},
+		{"a table is gone", g.requestsFail, `http_server_request_duration_seconds_count\{.*http_response_status_code="50\d"`, "PgjetRequestsFail", ""},
+		{"the inbox is gone", g.inboxGone, `pgjet_consumer_unaccounted\{consumer="directory"\} [1-9]`, "PgjetConsumerUnaccounted", ""},
+		{"events are old", g.oldEvents, `pgjet_consumer_lag\{consumer="directory"\} 0`, "PgjetLatencySlow", ""},
+		{"a consumer hangs", g.consumerHangs, `(?s)pgjet_consumer_backlog_time_seconds\{consumer="directory"\} \+Inf.*pgjet_consumer_lag\{consumer="directory"\} [1-9]\d{3}`, "PgjetBacklogGrows", "PgjetConsumerStalled"},
+		{"the stream is nearly full", g.nearlyFull, `pgjet_stream_fill 0\.(8[1-9]|9)`, "PgjetStreamNearLimit", ""},
+		{"the stream is full", g.full, `(?s)pgjet_outbox_oldest_pending_seconds [2-9].*pgjet_relay_halted\{reason="stream_full"\} 1`, "PgjetRelayHalted PgjetOutboxStalled", ""},
+		{"rows of the outbox are gone", g.outboxRowsGone, `pgjet_outbox_unaccounted_events -`, "PgjetEventsUnaccounted", ""},
+		{"somebody else writes to the stream", g.foreignWriter, `pgjet_stream_unknown_messages [1-9]`, "PgjetUnknownMessages PgjetRelayHalted", ""},
+		{"somebody else has the lead", g.leadTaken, `(?s)pgjet_outbox_pending_events [1-9].*pgjet_relay_led 0`, "PgjetNoRelayLeader", ""},
 	} {
 		if only := os.Getenv("PGJET_ALERTS"); only != "1" && only != f.name {
 			continue
@@ -304,6 +310,11 @@ func TestAlerts(t *testing.T) {
 			_, page = get(t, r.Admin+"/metrics")
 		}
 		g.fires(f.name, before, newMoment(t, r.Admin), f.want)
+		if f.hangs != "" {
+			now := newMoment(t, r.Admin)
+			before, now.at = now, now.at.Add(time.Minute)
+			g.fires(f.name+", and hangs", before, now, f.hangs)
+		}
 		end()
 	}
 	before = newMoment(t, r.Admin)
@@ -515,7 +526,7 @@ func (g *alertRig) foreignWriter() func() {
 	}
 	g.signUp(1)
 	return func() {
-		must(g.T, exitOK, "relay", "adopt", "--yes", "--reason", "test", "--database-url", g.Database, "--nats-url", g.NATS)
+		must(g.T, exitOK, "relay", "adopt", "--yes", "--reason", "test", "--database-url", g.Database)
 		g.leads()
 	}
 }
