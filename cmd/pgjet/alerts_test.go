@@ -96,6 +96,8 @@ func TestAlertsAreComplete(t *testing.T) {
 		book, ok := strings.CutPrefix(r.Annotations["runbook_url"], "https://github.com/pgjet/pgjet/blob/main/docs/runbooks/")
 		if _, err := os.Stat(root + "docs/runbooks/" + book); !ok || err != nil {
 			t.Errorf("%s leads to %s: %v", r.Alert, r.Annotations["runbook_url"], err)
+		} else if !strings.Contains(read(t, "docs/runbooks/"+book), "`"+r.Alert+"`") {
+			t.Errorf("docs/runbooks/%s does not name %s, which leads there", book, r.Alert)
 		}
 		first := regexp.MustCompile(`\{\{.*?\}\}`).ReplaceAllString(r.Annotations["first"], "directory")
 		words := strings.Fields(first)
