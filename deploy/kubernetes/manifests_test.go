@@ -43,7 +43,7 @@ func decode(t *testing.T) (all []object) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, document := range bytes.Split(text, []byte("\n---\n")) {
+		for document := range bytes.SplitSeq(text, []byte("\n---\n")) {
 			all = append(all, decodeOne(t, file, document))
 		}
 	}
