@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
-	"github.com/pgjet/pgjet/consumers/replay"
+	"github.com/pgjet/pgjet/internal/operate"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
@@ -275,8 +275,10 @@ func TestDeadAsks(t *testing.T) {
 		{meanwhile{func() { t.Error("asked about a single one") }, "n\n"}, "pgjet dead ls", "redriven redriven redriven"},
 	} {
 		var said strings.Builder
-		c := &deadChange{verb: "redrive", past: "redriven", change: replay.Redrive, next: "see: pgjet dead ls",
-			output: "table", in: row.in, out: io.Discard, err: &said}
+		c := &deadChange{
+			Verb: operate.Redrive, next: "see: pgjet dead ls",
+			output: "table", in: row.in, out: io.Discard, err: &said,
+		}
 		err := c.run(t.Context(), db, inbox.Filter{Consumer: "mailer"})
 		if err != nil || !strings.Contains(said.String(), row.says) {
 			t.Errorf("%q: %v, says %q, want %q", row.in.answer, err, said.String(), row.says)

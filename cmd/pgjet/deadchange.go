@@ -12,18 +12,18 @@ import (
 
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/consumers/replay"
+	"github.com/pgjet/pgjet/internal/operate"
 )
 
 // A deadChange is a command that changes dead letters, and what it was told.
 type deadChange struct {
-	verb, past string
-	change     func(context.Context, *pgxpool.Pool, inbox.Filter, replay.Decision) ([]inbox.Outcome, error)
-	next       string // to type afterwards
-	mild       bool   // asks nothing
-	needs      bool   // a reason
+	operate.Verb
+	next string // to type afterwards
 
 	selection deadSelection
-	decision  replay.Decision
+	reason    string
+	rate      int
+	dryRun    bool
 	all, yes  bool
 	output    string
 	wait      bool
@@ -33,21 +33,21 @@ type deadChange struct {
 }
 
 func (s *settings) deadRedriveCommand() *cobra.Command {
-	c := &deadChange{verb: "redrive", past: "redriven", change: replay.Redrive, next: "to see what becomes of them: pgjet dead ls --state all"}
+	c := &deadChange{Verb: operate.Redrive, next: "to see what becomes of them: pgjet dead ls --state all"}
 	cmd := s.deadChangeCommand(c)
 	cmd.Short = "Give dead letters back to the one consumer that gave up on them"
 	cmd.Long = `Give dead letters back to the one consumer that gave up on them, with the same
 event id; other consumers see nothing of it. An event that was handled meanwhile is
 not run again. One that was discarded has to be reopened first.`
 	f := cmd.Flags()
-	f.IntVar(&c.decision.Rate, "rate", 0, "at most so many a second; 0 is no limit")
+	f.IntVar(&c.rate, "rate", 0, "at most so many a second; 0 is no limit")
 	f.BoolVar(&c.wait, "wait", false, "wait until each is done, or dead again")
 	f.DurationVar(&c.timeout, "timeout", 5*time.Minute, "how long --wait waits")
 	return cmd
 }
 
 func (s *settings) deadDiscardCommand() *cobra.Command {
-	c := &deadChange{verb: "discard", past: "discarded", change: replay.Discard, needs: true, next: "to bring one back: pgjet dead reopen ID"}
+	c := &deadChange{Verb: operate.Discard, next: "to bring one back: pgjet dead reopen ID"}
 	cmd := s.deadChangeCommand(c)
 	cmd.Short = "Give dead letters up for good"
 	cmd.Long = `Give dead letters up for good. They are kept for two weeks with the reason, and later
@@ -57,14 +57,14 @@ consumer is making, and holds it up meanwhile.`
 }
 
 func (s *settings) deadReopenCommand() *cobra.Command {
-	c := &deadChange{verb: "reopen", past: "reopened", change: replay.Reopen, mild: true, next: "to give one back to its consumer: pgjet dead redrive ID"}
+	c := &deadChange{Verb: operate.Reopen, next: "to give one back to its consumer: pgjet dead redrive ID"}
 	cmd := s.deadChangeCommand(c)
 	cmd.Short = "Make discarded dead letters dead again"
 	return cmd
 }
 
 func (s *settings) deadChangeCommand(c *deadChange) *cobra.Command {
-	cmd := &cobra.Command{Use: c.verb + " [ID...]", RunE: func(cmd *cobra.Command, args []string) error {
+	cmd := &cobra.Command{Use: c.Name + " [ID...]", RunE: func(cmd *cobra.Command, args []string) error {
 		c.in, c.out, c.err = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
 		f, err := c.check(args)
 		if err != nil {
@@ -74,12 +74,12 @@ func (s *settings) deadChangeCommand(c *deadChange) *cobra.Command {
 	}}
 	f := cmd.Flags()
 	c.selection.flags(f)
-	f.BoolVar(&c.all, "all", false, "all that can be "+c.past+", of all consumers")
-	f.BoolVar(&c.decision.DryRun, "dry-run", false, "count, and change nothing")
-	if !c.mild {
+	f.BoolVar(&c.all, "all", false, "all that can be "+c.Past+", of all consumers")
+	f.BoolVar(&c.dryRun, "dry-run", false, "count, and change nothing")
+	if !c.Mild {
 		f.BoolVar(&c.yes, "yes", false, "do not ask")
 	}
-	reasonFlag(f, &c.decision.Reason)
+	reasonFlag(f, &c.reason)
 	outputFlag(f, &c.output)
 	return cmd
 }
@@ -92,60 +92,51 @@ func (c *deadChange) check(args []string) (f inbox.Filter, err error) {
 	if f, err = c.selection.resolve(args); err != nil {
 		return f, err
 	}
-	c.decision.By = actor()
 	switch {
 	case !c.all && !c.selection.selects() && !f.Named():
 		return f, usagef("name dead letters by their ID or by a flag such as --consumer, or say --all. See: pgjet dead ls")
 	case c.all && f.Named():
 		return f, usagef("name dead letters by their ID, or say --all; not both")
-	case c.decision.Rate < 0:
-		return f, usagef("--rate is %d, want 0 or more", c.decision.Rate)
-	case c.decision.DryRun:
+	case c.rate < 0:
+		return f, usagef("--rate is %d, want 0 or more", c.rate)
+	case c.dryRun:
 		return f, nil
-	case c.needs:
-		if err := needReason(c.decision.Reason); err != nil {
+	case c.NeedsReason:
+		if err := needReason(c.reason); err != nil {
 			return f, err
 		}
 	}
-	if !c.mild && !c.yes && !f.Named() && !terminal(c.in) {
-		return f, usagef("look at what would be %s with --dry-run, then say --yes", c.past)
+	if !c.Mild && !c.yes && !f.Named() && !terminal(c.in) {
+		return f, usagef("look at what would be %s with --dry-run, then say --yes", c.Past)
 	}
 	return f, nil
 }
 
 // run counts, asks, changes what was counted, and waits for it if it shall.
 func (c *deadChange) run(ctx context.Context, db *pgxpool.Pool, f inbox.Filter) error {
-	if err := f.Freeze(ctx, db); err != nil {
-		return err
-	}
-	counting := c.decision
-	counting.DryRun = true
-	plan, err := c.change(ctx, db, f, counting)
+	plan, err := operate.PlanDead(ctx, db, c.Verb, f)
 	if err != nil {
 		return fmt.Errorf("nothing was changed: %w", err)
 	}
-	if c.decision.DryRun {
-		err := c.show(plan, "would be ")
+	if c.dryRun {
+		err := c.show(plan.Outcomes, "would be ")
 		fmt.Fprintln(c.err, "nothing was changed")
 		return err
 	}
-	n := total(plan).Changed
-	if n > 1 && !c.mild && !c.yes && !f.Named() {
-		if err := c.show(plan, "would be "); err != nil {
+	n := operate.Total(plan.Outcomes).Changed
+	if n > 1 && !c.Mild && !c.yes && !f.Named() {
+		if err := c.show(plan.Outcomes, "would be "); err != nil {
 			return err
 		}
-		if !confirm(c.in, c.err, fmt.Sprintf("%d dead letters: %s them?", n, c.verb)) {
+		if !confirm(c.in, c.err, fmt.Sprintf("%d dead letters: %s them?", n, c.Name)) {
 			fmt.Fprintln(c.err, "nothing was changed")
 			return nil
 		}
 	}
-	if rate := int64(c.decision.Rate); rate > 0 && n > rate {
-		fmt.Fprintf(c.err, "%d dead letters, %d a second: this takes about %s\n", n, rate, time.Duration(n/rate)*time.Second)
+	if lasts := operate.Lasts(n, c.rate); lasts > 0 {
+		fmt.Fprintf(c.err, "%d dead letters, %d a second: this takes about %s\n", n, c.rate, lasts)
 	}
-	done, err := c.change(ctx, db, f, c.decision)
-	if err != nil && ctx.Err() != nil {
-		err = errors.New("interrupted; the same command goes on with the rest")
-	}
+	done, err := plan.Run(ctx, db, replay.Decision{By: actor(), Reason: c.reason, Rate: c.rate})
 	switch {
 	case err != nil && len(done) == 0:
 		return err
@@ -155,7 +146,7 @@ func (c *deadChange) run(ctx context.Context, db *pgxpool.Pool, f inbox.Filter) 
 	if err := c.show(done, ""); err != nil {
 		return err
 	}
-	return c.after(ctx, db, total(done))
+	return c.after(ctx, db, operate.Total(done))
 }
 
 // after tells what was left out, or what became of the rest.
@@ -175,10 +166,10 @@ func (c *deadChange) after(ctx context.Context, db *pgxpool.Pool, o inbox.Outcom
 		code = exitRefused
 	}
 	hint := ""
-	if c.verb != "reopen" {
+	if c.Name != "reopen" {
 		hint = "; a discarded one has to be reopened first"
 	}
-	return &exitError{code, fmt.Errorf("%d are in a state in which they cannot be %s, and stay in it%s. See: pgjet dead ls --state all", o.Other, c.past, hint)}
+	return &exitError{code, fmt.Errorf("%d are in a state in which they cannot be %s, and stay in it%s. See: pgjet dead ls --state all", o.Other, c.Past, hint)}
 }
 
 func (c *deadChange) show(all []inbox.Outcome, would string) error {
@@ -190,7 +181,7 @@ func (c *deadChange) show(all []inbox.Outcome, would string) error {
 	}
 	return show(c.out, c.output, all, func(w io.Writer) {
 		for _, o := range all {
-			fmt.Fprintf(w, "%s\t%d %s%s", plain(o.Consumer), o.Changed, would, c.past)
+			fmt.Fprintf(w, "%s\t%d %s%s", plain(o.Consumer), o.Changed, would, c.Past)
 			for _, rest := range []struct {
 				n    int64
 				text string
@@ -202,17 +193,6 @@ func (c *deadChange) show(all []inbox.Outcome, would string) error {
 			fmt.Fprintln(w)
 		}
 	})
-}
-
-func total(all []inbox.Outcome) (t inbox.Outcome) {
-	for _, o := range all {
-		t.Changed += o.Changed
-		t.Done += o.Done
-		t.Waiting += o.Waiting
-		t.Other += o.Other
-		t.IDs = append(t.IDs, o.IDs...)
-	}
-	return t
 }
 
 const (

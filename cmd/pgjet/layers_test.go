@@ -66,7 +66,7 @@ var layers = []struct{ pkg, imports string }{
 	{"consumers/onboarding", "consumers consumers/saga events internal/sqlstate outbox"},
 	{"consumers/status", "consumers consumers/inbox consumers/saga events internal/jserror internal/natsconn internal/postgres internal/sqlstate"},
 	// The operator's facts.
-	{"internal/operate", "consumers/inbox consumers/saga consumers/status events internal/health internal/jserror internal/lead internal/natsconn internal/postgres internal/registry internal/sqlstate migrations relay"},
+	{"internal/operate", "consumers/inbox consumers/replay consumers/saga consumers/status events internal/health internal/jserror internal/lead internal/natsconn internal/postgres internal/registry internal/sqlstate migrations outbox relay"},
 	{"internal/ensure", "consumers consumers/inbox consumers/replay internal/jserror internal/lead internal/natsconn"},
 	// Tools.
 	{"internal/devserver", "internal/sqlstate"},

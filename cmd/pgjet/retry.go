@@ -10,12 +10,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/internal/operate"
 )
 
 func retryCommand() *cobra.Command {
 	var s settings
-	var r inbox.Retry
-	var output string
+	var consumer, reason, output string
 	cmd := &cobra.Command{
 		Use:   "retry [ID...]",
 		Short: "Try now what waits for its next attempt",
@@ -35,31 +35,26 @@ a key. What is dead is not retried: see pgjet dead redrive.`,
 			if err != nil {
 				return err
 			}
-			if len(ids) == 0 && r.Consumer == "" {
+			if len(ids) == 0 && consumer == "" {
 				return usagef("name events by their ID, or a consumer by --consumer. See: pgjet event ls --state retrying")
 			}
-			r.IDs, r.By = ids, actor()
 			return s.withDeadLetters(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
-				all, err := r.Run(ctx, db)
-				if _, unknown := errors.AsType[*inbox.UnknownError](err); unknown {
+				all, err := operate.Retry(ctx, db, consumer, ids, actor(), reason)
+				_, unknown := errors.AsType[*inbox.UnknownError](err)
+				_, absent := errors.AsType[*operate.NotFoundError](err)
+				switch {
+				case unknown, absent:
 					return &exitError{exitNotFound, err}
-				}
-				if err != nil {
+				case err != nil:
 					return err
-				}
-				if len(all) == 0 && len(ids) > 0 {
-					return &exitError{exitNotFound, fmt.Errorf("none of these events waits at a consumer; what became of one shows: pgjet event get %s", ids[0])}
-				}
-				if all == nil {
-					all = []inbox.RetryOutcome{}
 				}
 				return show(cmd.OutOrStdout(), output, all, func(w io.Writer) { writeRetried(w, all) })
 			})
 		},
 	}
 	s.databaseFlag(cmd.Flags())
-	cmd.Flags().StringVar(&r.Consumer, "consumer", "", "at this consumer only; without an ID, all that waits there")
-	reasonFlag(cmd.Flags(), &r.Reason)
+	cmd.Flags().StringVar(&consumer, "consumer", "", "at this consumer only; without an ID, all that waits there")
+	reasonFlag(cmd.Flags(), &reason)
 	outputFlag(cmd.Flags(), &output)
 	return cmd
 }

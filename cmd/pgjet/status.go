@@ -84,7 +84,7 @@ func (s *settings) showStatusOnce(ctx context.Context, out io.Writer, output str
 	case src.Err() != nil:
 		return &exitError{exitUnreachable, src.Err()}
 	case !status.Healthy:
-		return &exitError{exitFindings, errors.New(verdict(status))}
+		return &exitError{exitFindings, errors.New(status.Verdict())}
 	}
 	return nil
 }
@@ -114,26 +114,9 @@ func (s *settings) watchStatus(ctx context.Context, out io.Writer, output string
 	}
 }
 
-// verdict says in a sentence whether anything is wrong.
-func verdict(s operate.Status) string {
-	n := 0
-	for _, f := range s.Findings {
-		if !f.Healthy {
-			n++
-		}
-	}
-	switch n {
-	case 0:
-		return "nothing needs you"
-	case 1:
-		return "1 thing needs you"
-	}
-	return fmt.Sprintf("%d things need you", n)
-}
-
 // writeOverview writes the verdict, what was found, and how each part is doing.
 func writeOverview(w io.Writer, s operate.Status) {
-	fmt.Fprintf(w, "%s\n\n", verdict(s))
+	fmt.Fprintf(w, "%s\n\n", s.Verdict())
 	for _, f := range s.Findings {
 		fmt.Fprintf(w, "%s\t%s\t%s\n", short(f.What), f.Code, plain(f.Text))
 		if !f.Healthy {

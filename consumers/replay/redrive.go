@@ -14,6 +14,8 @@ type Decision struct {
 	By, Reason string // kept with the dead letter, and in pgjet.operation
 	DryRun     bool   // count, and change nothing
 	Rate       int    // at most so many a second; 0 is no limit
+
+	Progress func([]inbox.Outcome) // called after each transaction with what was changed so far; nil is nobody
 }
 
 // Redrive gives the dead letters that f selects and that are in the state dead back to
@@ -70,6 +72,9 @@ func change(ctx context.Context, db *pgxpool.Pool, c inbox.Change, f inbox.Filte
 			return total, err
 		}
 		total = inbox.Sum(total, part)
+		if d.Progress != nil {
+			d.Progress(total)
+		}
 		if err := pace(ctx, began, n, d.Rate); err != nil {
 			return total, err
 		}

@@ -33,6 +33,23 @@ type Status struct {
 	Processes []Instance      `json:"processes"` // that registered and answer
 }
 
+// Verdict says in a sentence whether anything is wrong.
+func (s Status) Verdict() string {
+	n := 0
+	for _, f := range s.Findings {
+		if !f.Healthy {
+			n++
+		}
+	}
+	switch n {
+	case 0:
+		return "nothing needs you"
+	case 1:
+		return "1 thing needs you"
+	}
+	return fmt.Sprintf("%d things need you", n)
+}
+
 // A Finding is a reason that holds.
 type Finding struct {
 	What    string `json:"what"`    // such as "consumer welcome-mailer"

@@ -1,0 +1,102 @@
+package operate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/consumers/replay"
+)
+
+// A Verb is what an operator does to dead letters.
+type Verb struct {
+	Name        string // such as redrive
+	Past        string // such as redriven
+	NeedsReason bool
+	Mild        bool // it loses nothing and runs nothing, so nobody has to be asked
+
+	change func(context.Context, *pgxpool.Pool, inbox.Filter, replay.Decision) ([]inbox.Outcome, error)
+}
+
+// The verbs.
+var (
+	Redrive = Verb{Name: "redrive", Past: "redriven", change: replay.Redrive}
+	Discard = Verb{Name: "discard", Past: "discarded", NeedsReason: true, change: replay.Discard}
+	Reopen  = Verb{Name: "reopen", Past: "reopened", Mild: true, change: replay.Reopen}
+)
+
+// VerbOf returns the verb of that name.
+func VerbOf(name string) (v Verb, known bool) {
+	for _, v := range []Verb{Redrive, Discard, Reopen} {
+		if v.Name == name {
+			return v, true
+		}
+	}
+	return v, false
+}
+
+// A DeadPlan says what a verb would do to the dead letters that a filter selects. What becomes a dead letter after the plan
+// was made is not in it.
+type DeadPlan struct {
+	Verb     Verb
+	Filter   inbox.Filter    // frozen
+	Outcomes []inbox.Outcome // by consumer
+}
+
+// PlanDead counts what a verb would change, and changes nothing. It freezes the filter, unless that is frozen already.
+func PlanDead(ctx context.Context, db *pgxpool.Pool, v Verb, f inbox.Filter) (p DeadPlan, err error) {
+	if f.UpTo == 0 {
+		if err := f.Freeze(ctx, db); err != nil {
+			return p, err
+		}
+	}
+	outcomes, err := v.change(ctx, db, f, replay.Decision{DryRun: true})
+	return DeadPlan{v, f, outcomes}, err
+}
+
+// Run changes what the plan selects. If it fails or ctx ends, what was changed before is returned with the error; the same
+// plan goes on with the rest.
+func (p DeadPlan) Run(ctx context.Context, db *pgxpool.Pool, d replay.Decision) ([]inbox.Outcome, error) {
+	d.DryRun = false
+	done, err := p.Verb.change(ctx, db, p.Filter, d)
+	if err != nil && ctx.Err() != nil {
+		err = errors.New("interrupted; the same command goes on with the rest")
+	}
+	return done, err
+}
+
+// Total adds up outcomes of several consumers.
+func Total(all []inbox.Outcome) (t inbox.Outcome) {
+	for _, o := range all {
+		t.Changed += o.Changed
+		t.Done += o.Done
+		t.Waiting += o.Waiting
+		t.Other += o.Other
+		t.IDs = append(t.IDs, o.IDs...)
+	}
+	return t
+}
+
+// Lasts returns how long it takes to change so many, at most rate a second; 0 if that is no limit.
+func Lasts(n int64, rate int) time.Duration {
+	if rate <= 0 || n <= int64(rate) {
+		return 0
+	}
+	return time.Duration(n/int64(rate)) * time.Second
+}
+
+// Retry makes events that wait for their next attempt due now, at all consumers or at one; without ids all that wait at the
+// consumer. If none of the named ones waits, the error is a [*NotFoundError].
+func Retry(ctx context.Context, db inbox.Beginner, consumer string, ids []uuid.UUID, by, reason string) ([]inbox.RetryOutcome, error) {
+	r := inbox.Retry{Consumer: consumer, IDs: ids, By: by, Reason: reason}
+	all, err := r.Run(ctx, db)
+	if err == nil && len(all) == 0 && len(ids) > 0 {
+		return nil, &NotFoundError{"these events", fmt.Sprintf("none of them waits at a consumer; what became of one shows: pgjet event get %s", ids[0])}
+	}
+	return append([]inbox.RetryOutcome{}, all...), err
+}
