@@ -1,0 +1,44 @@
+package operate
+
+import (
+	"context"
+
+	"github.com/pgjet/pgjet/internal/sqlstate"
+)
+
+// Rights are what the database lets the user of a connection change. Each includes that the change is written down in
+// pgjet.operation.
+type Rights struct {
+	Record     bool `json:"record"`     // write down that something was looked at
+	Dead       bool `json:"dead"`       // redrive, discard and reopen dead letters
+	Retry      bool `json:"retry"`      // have what waits for another attempt tried now
+	Consumers  bool `json:"consumers"`  // pause and resume consumers
+	Relays     bool `json:"relays"`     // pause and resume relays
+	Sagas      bool `json:"sagas"`      // have sagas go on
+	Scheduled  bool `json:"scheduled"`  // cancel scheduled events, and bring them forward
+	Quarantine bool `json:"quarantine"` // retry and drop events in quarantine
+}
+
+// Any reports whether anything may be changed.
+func (r Rights) Any() bool { return r != Rights{} }
+
+// Rights asks the database what the user of its connections may change: nothing where transactions are read-only.
+func (s Source) Rights(ctx context.Context) (r Rights, err error) {
+	if s.DB == nil {
+		return r, s.DBErr
+	}
+	err = s.DB.QueryRow(ctx, `
+		with may as (select current_setting('transaction_read_only') = 'off' and not pg_is_in_recovery()
+			and has_table_privilege('pgjet.operation', 'insert') as record)
+		select record,
+		       record and has_any_column_privilege('pgjet.dead_letter', 'update') and has_table_privilege('pgjet.inbox', 'insert')
+		           and has_table_privilege('pgjet.inbox', 'update') and has_table_privilege('pgjet.intent', 'insert'),
+		       record and has_table_privilege('pgjet.intent', 'update'),
+		       record and has_any_column_privilege('pgjet.consumer', 'update'),
+		       record and has_any_column_privilege('pgjet.leader', 'update'),
+		       record and has_any_column_privilege('pgjet.saga', 'update'),
+		       record and has_table_privilege('pgjet.scheduled', 'delete'),
+		       record and has_any_column_privilege('pgjet.quarantine', 'update')
+		  from may`).Scan(&r.Record, &r.Dead, &r.Retry, &r.Consumers, &r.Relays, &r.Sagas, &r.Scheduled, &r.Quarantine)
+	return r, sqlstate.Wrap("ask what the user may change", err)
+}
