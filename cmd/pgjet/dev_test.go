@@ -22,6 +22,7 @@ import (
 // A running is what a pgjet dev says about itself.
 type running struct {
 	*process
+	Console   string `json:"console"`
 	Users     string `json:"users"`
 	Inbox     string `json:"inbox"`
 	Directory string `json:"directory"`
@@ -84,13 +85,13 @@ func (r *running) checkAnnouncement() {
 	if err := json.Unmarshal([]byte(text), r); err != nil {
 		r.t.Fatal(err)
 	}
-	for _, key := range []string{"users", "inbox", "directory", "profiles", "billing", "nats", "database", "admin", "smtp", "config"} {
+	for _, key := range []string{"console", "users", "inbox", "directory", "profiles", "billing", "nats", "database", "admin", "smtp", "config"} {
 		if keys[key] == "" {
 			r.t.Errorf("stdout has no %q: %s", key, text)
 		}
 	}
-	if len(keys) != 10 {
-		r.t.Errorf("stdout has %d keys, want 10: %s", len(keys), text)
+	if len(keys) != 11 {
+		r.t.Errorf("stdout has %d keys, want 11: %s", len(keys), text)
 	}
 }
 

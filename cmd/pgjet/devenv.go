@@ -19,6 +19,7 @@ import (
 
 // places says where a pgjet dev that is ready serves what, as its --json prints it.
 type places struct {
+	Console   string `json:"console"`
 	Users     string `json:"users"`
 	Inbox     string `json:"inbox"`
 	Directory string `json:"directory"`
@@ -83,7 +84,7 @@ func concealed(address string) string {
 // announce tells where everything is.
 func (d *dev) announce() {
 	at := places{
-		"http://" + d.addr(usersPort), "http://" + d.addr(inboxPort), "http://" + d.addr(directoryPort),
+		consoleURL(d.addr(consolePort)), "http://" + d.addr(usersPort), "http://" + d.addr(inboxPort), "http://" + d.addr(directoryPort),
 		"http://" + d.addr(profilesPort), "http://" + d.addr(billingPort), d.shownNATS(), d.shownDatabase(),
 		"http://" + d.addr(adminPort), d.addr(smtpPort), d.conf.file,
 	}
@@ -97,6 +98,7 @@ func (d *dev) announce() {
 	fmt.Fprintf(d.out, `
 pgjet dev is ready after %.1f s                      for development only
 
+  Console      %s   (begin here: sign somebody up, break something, see why)
   Users API    %s   (described at /docs)
   Inbox        %s
   Directory    %s/directory?q=ada
@@ -124,7 +126,7 @@ PostgreSQL and NATS ask for a password, which only you can read. For commands el
 
 Stop with Ctrl-C.
 
-`, time.Since(d.began).Seconds(), at.Users, at.Inbox, at.Directory, at.Profiles, at.Billing, at.Admin, concealed(at.Database), concealed(at.NATS), d.stream, at.SMTP, at.Config, d.dir, at.Users, d.envCommand())
+`, time.Since(d.began).Seconds(), at.Console, at.Users, at.Inbox, at.Directory, at.Profiles, at.Billing, at.Admin, concealed(at.Database), concealed(at.NATS), d.stream, at.SMTP, at.Config, d.dir, at.Users, d.envCommand())
 }
 
 func devEnvCommand(dir *string) *cobra.Command {

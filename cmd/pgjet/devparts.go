@@ -10,10 +10,12 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/pgjet/pgjet/console"
 	"github.com/pgjet/pgjet/consumers/directory"
 	"github.com/pgjet/pgjet/consumers/mailer"
 	"github.com/pgjet/pgjet/consumers/onboarding"
 	"github.com/pgjet/pgjet/internal/devservices"
+	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/registry"
 	"github.com/pgjet/pgjet/internal/supervisor"
 	"github.com/pgjet/pgjet/internal/web"
@@ -22,7 +24,7 @@ import (
 )
 
 // devListeners are the ports of the listeners of pgjet dev, beside those of its servers.
-var devListeners = []int{usersPort, inboxPort, adminPort, smtpPort, directoryPort, profilesPort, billingPort}
+var devListeners = []int{usersPort, inboxPort, adminPort, smtpPort, directoryPort, profilesPort, billingPort, consolePort}
 
 // devSource is the source of the events of the user service.
 const devSource = "/users"
@@ -106,7 +108,27 @@ func (d *dev) parts() (parts []part, admin net.Listener, err error) {
 		port := map[string]int{devservices.Profiles: profilesPort, devservices.Billing: billingPort}[name]
 		parts = append(parts, serve(name, at[port], handler))
 	}
-	return parts, at[adminPort], nil
+	consolePart, err := d.consolePart(at[consolePort])
+	if err != nil {
+		return nil, nil, err
+	}
+	return append(parts, consolePart), at[adminPort], nil
+}
+
+// consolePart returns the console, with connections of its own.
+func (d *dev) consolePart(l net.Listener) (part, error) {
+	db, err := d.consolePool(context.Background())
+	if err != nil {
+		return part{}, err
+	}
+	c := console.New(console.Config{DB: db, NATS: d.nc, JS: d.js, Stream: d.stream, Own: isOwnConsumer, Dev: d.lab(), Name: "development", Log: d.log})
+	p := consolePart(c, l, devConnections(), c, d.log)
+	serve := p.Run
+	p.Run = func(ctx context.Context) error {
+		defer postgres.Close(db)
+		return serve(ctx)
+	}
+	return p, nil
 }
 
 // userService returns the user service, whose key is kept.

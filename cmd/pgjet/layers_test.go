@@ -68,6 +68,7 @@ var layers = []struct{ pkg, imports string }{
 	// The operator's facts.
 	{"internal/operate", "consumers/inbox consumers/replay consumers/saga consumers/status events internal/health internal/jserror internal/lead internal/natsconn internal/postgres internal/registry internal/sqlstate migrations outbox relay"},
 	{"internal/ensure", "consumers consumers/inbox consumers/replay internal/jserror internal/lead internal/natsconn"},
+	{"console", "consumers consumers/inbox consumers/replay consumers/saga consumers/status events internal/operate internal/operation internal/sqlstate internal/upkeep internal/web relay"},
 	// Tools.
 	{"internal/devserver", "internal/sqlstate"},
 	{"internal/devmail", "internal/web"},
@@ -84,7 +85,7 @@ var layers = []struct{ pkg, imports string }{
 	{"cmd/daemon", "internal/registry internal/supervisor"},
 	{"cmd/verbs", "consumers events internal/ensure internal/operation internal/postgres"},
 	// The program.
-	{"cmd/pgjet", "consumers consumers/directory consumers/inbox consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status docs events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/ensure internal/health internal/jserror internal/lead internal/natsconn internal/operate internal/operation internal/postgres internal/registry internal/service internal/sqlstate internal/supervisor internal/telemetry internal/upkeep internal/web migrations migrations/demo outbox/hint producer relay"},
+	{"cmd/pgjet", "console consumers consumers/directory consumers/inbox consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status docs events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/ensure internal/health internal/jserror internal/lead internal/natsconn internal/operate internal/operation internal/postgres internal/registry internal/service internal/sqlstate internal/supervisor internal/telemetry internal/upkeep internal/web migrations migrations/demo outbox/hint producer relay"},
 }
 
 // writers says which package writes which tables: each has one, and the triggers and functions of the migrations.

@@ -48,7 +48,7 @@ func TestWrongUse(t *testing.T) {
 		{name: "unknown flag", args: "users --prot 1", says: []string{"--prot", "'pgjet users --help'"}},
 		{name: "flag without its value", args: "users --addr", says: []string{"--addr"}},
 		{name: "bad number", args: "dev --port many", says: []string{"--port", "'pgjet dev --help'"}},
-		{name: "port out of range", args: "dev --port 70000", says: []string{"--port", "1 to 65526"}},
+		{name: "port out of range", args: "dev --port 70000", says: []string{"--port", "1 to 65525"}},
 		{name: "bad log level", args: "relay --log-level loud", says: []string{"--log-level"}},
 		{name: "bad output", args: "migrate status -o xml", says: []string{"--output", "table or json"}},
 		{name: "bad output of the outbox", args: "outbox status -o xml", says: []string{"--output", "table or json"}},

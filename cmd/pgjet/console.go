@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go"
+	"github.com/spf13/cobra"
+
+	"github.com/pgjet/pgjet/console"
+	"github.com/pgjet/pgjet/internal/postgres"
+	"github.com/pgjet/pgjet/internal/supervisor"
+	"github.com/pgjet/pgjet/internal/web"
+)
+
+// consoleFlags holds the flags of pgjet console.
+type consoleFlags struct {
+	listen     string
+	host       string
+	readOnly   bool
+	tokenFile  string
+	userHeader string
+	proxies    []string
+}
+
+func consoleCommand() *cobra.Command {
+	var s settings
+	var c consoleFlags
+	cmd := &cobra.Command{
+		Use:   "console",
+		Short: "Serve the web page for operators: what is wrong, what happened to an event, and how to put it right",
+		Long: `Serve the web page for operators: what is wrong, what happened to an event, and how to
+put it right. It may change what the database lets its user change: with the rights of
+pgjet_operator what the other commands change, with a user who may only read, nothing.
+
+It listens on this machine alone. A public address needs --token-file, or --user-header
+behind a proxy that says who calls. pgjet dev serves it by itself.`,
+		Example: `  pgjet console --database-url postgres://operator@host/shop --nats-url nats://host
+  pgjet console --listen :7409 --token-file console.token`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return s.serveConsole(cmd.Context(), c, newLogger(cmd.ErrOrStderr(), slog.LevelInfo))
+		},
+	}
+	f := cmd.Flags()
+	s.databaseFlag(f)
+	s.natsFlags(f)
+	f.StringVar(&c.listen, "listen", "127.0.0.1:7409", "where to serve it")
+	f.StringVar(&c.host, "host", "", "a further name by which it is asked for on a loopback address, such as one that a proxy passes on")
+	f.BoolVar(&c.readOnly, "read-only", false, "change nothing, whatever the database allows")
+	f.StringVar(&c.tokenFile, "token-file", "", "file with the token that everybody has to know, 16 characters or more")
+	f.StringVar(&c.userHeader, "user-header", "", "header in which a proxy says who calls, such as X-Forwarded-User; that is who makes changes")
+	f.StringSliceVar(&c.proxies, "user-proxies", []string{"127.0.0.0/8", "::1"}, "networks of the proxies that may say who calls")
+	return cmd
+}
+
+// serveConsole serves a console until ctx ends.
+func (s *settings) serveConsole(ctx context.Context, f consoleFlags, log *slog.Logger) error {
+	db, err := s.consolePool(ctx)
+	if err != nil {
+		return err
+	}
+	defer postgres.Close(db)
+	nc, js, err := s.connectNATS("pgjet-console", log, nats.CustomInboxPrefix(inboxPrefix("operator")))
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	config := console.Config{DB: db, NATS: nc, JS: js, Stream: s.stream, ReadOnly: f.readOnly, Own: isOwnConsumer, Log: log}
+	if f.host != "" {
+		config.Hosts = []string{strings.ToLower(f.host)}
+	}
+	c := console.New(config)
+	h, err := f.authenticate(c)
+	if err != nil {
+		return err
+	}
+	l, err := listen("the console", f.listen, "--listen")
+	if err != nil {
+		return err
+	}
+	if web.Public(l.Addr()) && f.tokenFile == "" && f.userHeader == "" {
+		l.Close()
+		return usagef("--listen is %s, which other machines can reach, and the console would ask nobody who they are: set --token-file or --user-header, or listen on 127.0.0.1", f.listen)
+	}
+	log.InfoContext(ctx, "serving the console", "addr", "http://"+l.Addr().String())
+	p := consolePart(c, l, web.Connections(1), h, log)
+	return p.Run(ctx)
+}
+
+// consolePart returns the part that serves a console. Its live pages end with it.
+func consolePart(c *console.Console, l net.Listener, connections int, h http.Handler, log *slog.Logger) part {
+	p := supervisor.Serve("console", l, connections, h, log)
+	serve := p.Run
+	p.Run = func(ctx context.Context) error {
+		defer c.Close()
+		defer context.AfterFunc(ctx, c.Close)()
+		return serve(ctx)
+	}
+	return p
+}
+
+// isOwnConsumer reports whether this program can run a consumer.
+func isOwnConsumer(name string) bool { return ownConsumers[name] != nil }
+
+// consolePool returns a pool of few connections, whose statements are bounded, so that a console never gets in the way of services.
+func (s *settings) consolePool(ctx context.Context) (*pgxpool.Pool, error) {
+	config, err := s.databaseConfig()
+	if err != nil {
+		return nil, err
+	}
+	config.ConnConfig.RuntimeParams["application_name"] = "pgjet-console"
+	config.MaxConns = 6
+	return postgres.Open(ctx, config, lockTime, postgres.Setting{Name: "statement_timeout", Value: "10s"})
+}
+
+// authenticate returns what asks people who they are before c, if the flags say so.
+func (f consoleFlags) authenticate(c *console.Console) (http.Handler, error) {
+	switch {
+	case f.tokenFile != "" && f.userHeader != "":
+		return nil, usagef("--token-file and --user-header are both given: want one of them")
+	case f.tokenFile != "":
+		token, err := os.ReadFile(f.tokenFile)
+		if err != nil {
+			return nil, usagef("--token-file: %w", err)
+		}
+		const least = 16
+		text := strings.TrimSpace(string(token))
+		if len(text) < least {
+			return nil, usagef("--token-file: the token has %d characters, want %d or more", len(text), least)
+		}
+		return c.Token(text), nil
+	case f.userHeader != "":
+		networks, err := parseNetworks(f.proxies)
+		if err != nil {
+			return nil, usagef("--user-proxies: %w", err)
+		}
+		return c.Header(f.userHeader, networks), nil
+	}
+	return c, nil
+}
+
+func consoleURL(addr string) string { return fmt.Sprintf("http://%s/", addr) }

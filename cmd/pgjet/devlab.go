@@ -1,0 +1,134 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/pgjet/pgjet/console"
+	"github.com/pgjet/pgjet/internal/devservices"
+)
+
+// labPatience is how long a part of pgjet dev may take to answer the console.
+const labPatience = 5 * time.Second
+
+// lab returns what the console of pgjet dev shows beside that of every other set-up.
+func (d *dev) lab() *console.Dev {
+	at := func(port int) string { return "http://" + d.addr(port) }
+	fault := func(port int) string { return at(port) + "/fault" }
+	mail := at(inboxPort) + "/api/fault"
+	return &console.Dev{
+		Inbox: at(inboxPort) + "/", Docs: at(usersPort) + "/docs", SignUp: d.signUp,
+		Lab: []console.Switch{
+			{
+				ID: "mail-away", Name: "The mail server is out of order",
+				Effect: "It answers 451, try again later. The welcome mailer waits and tries again: see Now, and the event. No event is lost, and none dies.",
+				On:     mailFault(mail, 451), Set: setMailFault(mail, 451),
+			},
+			{
+				ID: "mail-refuses", Name: "The mail server refuses every mail",
+				Effect: "It answers 550 for good. The welcome mailer gives up at once: the event is a dead letter, to be redriven when this is repaired.",
+				On:     mailFault(mail, 550), Set: setMailFault(mail, 550),
+			},
+			{
+				ID: "billing-away", Name: "Billing does not work",
+				Effect: "It answers 503. The saga of each sign-up waits at its step: see Sagas.",
+				On:     serviceFault(fault(billingPort), http.StatusServiceUnavailable), Set: setServiceFault(fault(billingPort), http.StatusServiceUnavailable),
+			},
+			{
+				ID: "billing-declines", Name: "Billing declines every account",
+				Effect: "It answers 402. The saga of each sign-up undoes what it did, and the user is told by mail.",
+				On:     serviceFault(fault(billingPort), http.StatusPaymentRequired), Set: setServiceFault(fault(billingPort), http.StatusPaymentRequired),
+			},
+			{
+				ID: "profiles-away", Name: devservices.Profiles + " does not work",
+				Effect: "It answers 503. The saga of each sign-up waits at its first step, and the user service goes on without profiles.",
+				On:     serviceFault(fault(profilesPort), http.StatusServiceUnavailable), Set: setServiceFault(fault(profilesPort), http.StatusServiceUnavailable),
+			},
+		},
+	}
+}
+
+// everyMail is so many that nobody in a development set-up sends more.
+const everyMail = 1_000_000
+
+func mailFault(url string, code int) func(context.Context) (bool, error) {
+	return func(ctx context.Context) (bool, error) {
+		var now struct{ Code, Count int }
+		err := call(ctx, http.MethodGet, url, nil, &now)
+		return now.Code == code && now.Count > 0, err
+	}
+}
+
+func setMailFault(url string, code int) func(context.Context, bool) error {
+	return func(ctx context.Context, broken bool) error {
+		want := map[string]int{"count": 0}
+		if broken {
+			want = map[string]int{"count": everyMail, "code": code}
+		}
+		return call(ctx, http.MethodPut, url, want, nil)
+	}
+}
+
+func serviceFault(url string, status int) func(context.Context) (bool, error) {
+	return func(ctx context.Context) (bool, error) {
+		var now struct{ Status int }
+		err := call(ctx, http.MethodGet, url, nil, &now)
+		return now.Status == status, err
+	}
+}
+
+func setServiceFault(url string, status int) func(context.Context, bool) error {
+	return func(ctx context.Context, broken bool) error {
+		if broken {
+			return call(ctx, http.MethodPut, url, map[string]int{"status": status}, nil)
+		}
+		return call(ctx, http.MethodDelete, url, nil, nil)
+	}
+}
+
+// signUp signs somebody up at the user service, and returns the id of the user.
+func (d *dev) signUp(ctx context.Context, email, name string) (string, error) {
+	var user struct{ ID string }
+	err := call(ctx, http.MethodPost, "http://"+d.addr(usersPort)+"/users", map[string]string{"email": email, "name": name, "password": "correct horse battery"}, &user)
+	return user.ID, err
+}
+
+// call sends a request of JSON to a part of this process, and reads the answer.
+func call(ctx context.Context, method, url string, in, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, labPatience)
+	defer cancel()
+	var body bytes.Buffer
+	if in != nil {
+		if err := json.NewEncoder(&body).Encode(in); err != nil {
+			return err
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, url, &body)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode >= http.StatusBadRequest {
+		var problem struct{ Detail string }
+		_ = json.Unmarshal(answer, &problem) // else the status says it
+		return fmt.Errorf("%s %s: %s", resp.Status, req.URL.Path, problem.Detail)
+	}
+	if out == nil {
+		return nil
+	}
+	return json.Unmarshal(answer, out)
+}

@@ -1,0 +1,115 @@
+package console
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/pgjet/pgjet/consumers/status"
+	"github.com/pgjet/pgjet/internal/operate"
+)
+
+// A board keeps what takes long to ask, and is asked by many pages: the status, and what may be changed.
+type board struct {
+	console *Console
+	mu      sync.Mutex
+	status  operate.Status
+	at      time.Time
+	asking  chan struct{} // closed when it was asked; nil if nobody asks
+	changes int           // how often something was changed
+	rights  operate.Rights
+	rightAt time.Time
+	samples []sample
+}
+
+// Status returns the status, not older than a moment; the first time, and after a change, it takes a second.
+func (b *board) Status(ctx context.Context) operate.Status {
+	for {
+		b.mu.Lock()
+		known, age := b.status, time.Since(b.at)
+		if age < statusFor || ctx.Err() != nil {
+			b.mu.Unlock()
+			return known
+		}
+		if b.asking == nil {
+			b.asking = make(chan struct{})
+			b.console.tasks.Go(b.ask)
+		}
+		asking := b.asking
+		b.mu.Unlock()
+		if age < 4*statusFor { // it is on its way, and the page will say it soon
+			return known
+		}
+		select {
+		case <-asking:
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (b *board) ask() {
+	b.mu.Lock()
+	changes := b.changes
+	b.mu.Unlock()
+	ctx, cancel := context.WithTimeout(b.console.ended, pageTime)
+	defer cancel()
+	s := b.console.asked().Status(ctx)
+	b.measure(ctx)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.status = s
+	if changes == b.changes { // else it may be older than the change
+		b.at = time.Now()
+	}
+	close(b.asking)
+	b.asking = nil
+}
+
+// forget has the next page ask again, since something was changed.
+func (b *board) forget() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.at = time.Time{}
+	b.changes++
+}
+
+// Rights returns what may be changed. If the database does not answer, that is nothing.
+func (b *board) Rights(ctx context.Context) operate.Rights {
+	if b.console.config.ReadOnly {
+		return operate.Rights{}
+	}
+	b.mu.Lock()
+	r, at := b.rights, b.rightAt
+	b.mu.Unlock()
+	if time.Since(at) < rightsFor {
+		return r
+	}
+	r, err := b.console.asked().Rights(ctx)
+	if err != nil {
+		return operate.Rights{}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.rights, b.rightAt = r, time.Now()
+	return r
+}
+
+// consumerIn returns the status of one consumer.
+func consumerIn(s operate.Status, name string) (one status.Status, known bool) {
+	i := slices.IndexFunc(s.Consumers, func(c status.Status) bool { return c.Name == name })
+	if i < 0 {
+		return one, false
+	}
+	return s.Consumers[i], true
+}
+
+// dead returns how many dead letters wait for a decision, as the last status says.
+func (b *board) dead() (n int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, c := range b.status.Consumers {
+		n += c.DeadLetters
+	}
+	return n
+}

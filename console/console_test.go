@@ -1,0 +1,498 @@
+package console_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgjet/pgjet/console"
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+// serve serves a console until the test ends.
+func serve(t *testing.T, config console.Config, around func(*console.Console) http.Handler) string {
+	t.Helper()
+	c := console.New(config)
+	var h http.Handler = c
+	if around != nil {
+		h = around(c)
+	}
+	s := httptest.NewServer(h)
+	t.Cleanup(func() {
+		c.Close()
+		s.Close()
+	})
+	return s.URL
+}
+
+// An answer is what a console says.
+type answer struct {
+	status int
+	header http.Header
+	body   string
+}
+
+// ask sends a request with headers, each as "Name: value", and follows nobody.
+func ask(t *testing.T, method, address, form string, headers ...string) answer {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, address, strings.NewReader(form))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if form != "" {
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	}
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, ": ")
+		if name == "Host" {
+			req.Host = value
+		}
+		req.Header.Set(name, value)
+	}
+	client := http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer{resp.StatusCode, resp.Header, string(body)}
+}
+
+// own is what a browser says about a request from a page of the console.
+const own = "Sec-Fetch-Site: same-origin"
+
+// appended appends an event, and returns its id.
+func appended(t *testing.T, db *pgxpool.Pool, key, data string) uuid.UUID {
+	t.Helper()
+	id := uuid.Must(uuid.NewV7())
+	testenv.Exec(t, db, `insert into pgjet.outbox (id, type, key, data, header) values ($1, 'user.created', $2, $3, '{"tenant": "acme"}')`, id, key, data)
+	return id
+}
+
+// paths are pages that need nothing in the database.
+var paths = []string{"/", "/events", "/consumers", "/dead", "/keys", "/retrying", "/relay", "/scheduled", "/sagas", "/types", "/processes"}
+
+func TestPagesWithoutNATS(t *testing.T) {
+	t.Parallel()
+	base := serve(t, console.Config{DB: testenv.Postgres(t)}, nil)
+	for _, path := range paths {
+		a := ask(t, http.MethodGet, base+path, "")
+		if a.status != http.StatusOK {
+			t.Errorf("GET %s = %d %s", path, a.status, a.body)
+		}
+		if policy := a.header.Get("Content-Security-Policy"); !strings.Contains(policy, "default-src 'none'") || strings.Contains(policy, "unsafe") {
+			t.Errorf("GET %s has the policy %q", path, policy)
+		}
+		if inline := regexp.MustCompile(`(?i)<script(?:>|\s+(?:[^>]*\s)?type="(?:text|module))|\son[a-z]+=|\sstyle=|javascript:|https?://`).FindString(a.body); inline != "" {
+			t.Errorf("GET %s has inline code, or leads elsewhere: %q", path, inline)
+		}
+	}
+	if a := ask(t, http.MethodGet, base+"/", ""); !strings.Contains(a.body, "NATS server does not answer") {
+		t.Errorf("Now does not say that NATS is missing:\n%s", a.body)
+	}
+}
+
+// TestDatabaseAway: a list that cannot be read is no empty list.
+func TestDatabaseAway(t *testing.T) {
+	t.Parallel()
+	db, err := pgxpool.New(t.Context(), "postgres://nobody@127.0.0.1:1/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	base := serve(t, console.Config{DB: db}, nil)
+	for _, path := range paths {
+		a := ask(t, http.MethodGet, base+path, "")
+		if path == "/keys" {
+			continue // which asks nothing
+		}
+		if !strings.Contains(a.body, "database_unreachable") && !strings.Contains(a.body, "database unreachable") {
+			t.Errorf("GET %s = %d, and does not say that the database is away:\n%s", path, a.status, a.body)
+		}
+		for _, empty := range []string{"Nothing has been given up", "No events yet", "Nothing waits", "No saga has begun", "has ever run. Start"} {
+			if strings.Contains(a.body, empty) {
+				t.Errorf("GET %s says %q while nothing is known", path, empty)
+			}
+		}
+	}
+}
+
+// TestOrigins: a request by another name, or from a page of another origin, is refused.
+func TestOrigins(t *testing.T) {
+	t.Parallel()
+	base := serve(t, console.Config{DB: testenv.Postgres(t), Hosts: []string{"ops.example"}}, nil)
+	for _, row := range []struct {
+		method, header string
+		want           int
+	}{
+		{http.MethodGet, "Host: attacker.example", http.StatusMisdirectedRequest},
+		{http.MethodGet, "Host: ops.example", http.StatusOK},
+		{http.MethodPost, "Sec-Fetch-Site: cross-site", http.StatusForbidden},
+		{http.MethodPost, "Sec-Fetch-Site: same-site", http.StatusForbidden},
+		{http.MethodPost, "Origin: http://attacker.example", http.StatusForbidden},
+		{http.MethodPost, "Origin: null", http.StatusForbidden},
+		{http.MethodPost, "X-Nothing: said", http.StatusForbidden},
+		{http.MethodPost, own, http.StatusNotFound}, // there is no such consumer
+		{http.MethodPost, "Origin: " + base, http.StatusNotFound},
+	} {
+		path, form := "/", ""
+		if row.method == http.MethodPost {
+			path, form = "/consumers/mailer/pause", "reason=x"
+		}
+		if a := ask(t, row.method, base+path, form, row.header); a.status != row.want {
+			t.Errorf("%s %s with %s = %d, want %d:\n%s", row.method, path, row.header, a.status, row.want, a.body)
+		}
+	}
+}
+
+// TestReveal: values are hidden until somebody reveals them, which is recorded.
+func TestReveal(t *testing.T) {
+	t.Parallel()
+	db := testenv.Postgres(t)
+	base := serve(t, console.Config{DB: db, User: func(*http.Request) string { return "ada" }}, nil)
+	id := appended(t, db, "k1", `{"email": "bob@example.com", "age": 41, "on": true}`)
+	hidden := ask(t, http.MethodGet, base+"/events/"+id.String(), "")
+	for _, secret := range []string{"bob@example.com", "41", "acme"} {
+		if strings.Contains(hidden.body, ">"+secret) || strings.Contains(hidden.body, secret+"&#34;") {
+			t.Errorf("the page shows %s:\n%s", secret, hidden.body)
+		}
+	}
+	if !strings.Contains(hidden.body, "email") {
+		t.Error("the page does not show the names of fields")
+	}
+	shown := ask(t, http.MethodPost, base+"/events/"+id.String()+"/reveal", "reason=ticket+7", own)
+	if shown.status != http.StatusOK || !strings.Contains(shown.body, "bob@example.com") || !strings.Contains(shown.body, "acme") {
+		t.Errorf("revealed: %d\n%s", shown.status, shown.body)
+	}
+	if strings.Contains(shown.body, "sse:connect") {
+		t.Error("the page that reveals something updates itself")
+	}
+	var said string
+	if err := db.QueryRow(t.Context(), `select by || ' ' || target || ' ' || reason from pgjet.operation where kind = 'event.reveal'`).Scan(&said); err != nil || said != "ada "+id.String()+" ticket 7" {
+		t.Errorf("the operation says %q, %v", said, err)
+	}
+	readOnly := serve(t, console.Config{DB: db, ReadOnly: true}, nil)
+	if a := ask(t, http.MethodPost, readOnly+"/events/"+id.String()+"/reveal", "", own); a.status != http.StatusForbidden || strings.Contains(a.body, "bob@example.com") {
+		t.Errorf("a read-only console reveals: %d\n%s", a.status, a.body)
+	}
+}
+
+// died makes dead letters of a consumer.
+func died(t *testing.T, db *pgxpool.Pool, consumer string, n int) {
+	t.Helper()
+	testenv.Exec(t, db, `insert into pgjet.consumer (name, stream, stream_created, ordered, effects) values ($1, 'EVENTS', now(), false, true) on conflict do nothing`, consumer)
+	testenv.Exec(t, db, `
+		with e as (select gen_random_uuid() as id, n from generate_series(1, $2::int) n),
+		     i as (insert into pgjet.inbox (consumer, event_id, state, generation, stream_seq, attempts) select $1, id, 'dead', 1, n, 3 from e)
+		insert into pgjet.dead_letter (consumer, event_id, generation, stream_seq, stream, subject, type, key, header, data, error, error_group, attempts, process)
+		select $1, id, 1, n, 'EVENTS', 'events.00.user.created', 'user.created', 'k' || n, '{}', '{}', 'no such mailbox bob@example.com', 'no such mailbox', 3, 'host:1' from e`, consumer, n)
+}
+
+// follow returns the page to which an answer leads.
+func follow(t *testing.T, base string, a answer) answer {
+	t.Helper()
+	if a.status != http.StatusSeeOther {
+		t.Fatalf("the answer is %d, want one that leads on:\n%s", a.status, a.body)
+	}
+	return ask(t, http.MethodGet, base+a.header.Get("Location"), "")
+}
+
+// planned returns the form of a plan.
+func planned(t *testing.T, page string) url.Values {
+	t.Helper()
+	form := url.Values{}
+	for _, m := range regexp.MustCompile(`<input type="hidden" name="([a-z_]+)" value="([^"]*)"`).FindAllStringSubmatch(page, -1) {
+		form.Set(m[1], strings.ReplaceAll(m[2], "&amp;", "&"))
+	}
+	if form.Get("count") == "" {
+		t.Fatalf("the page has no plan:\n%s", page)
+	}
+	return form
+}
+
+// TestPlan: a plan says exact counts, holds what was dead when it was made, and is refused if it is not true any more.
+func TestPlan(t *testing.T) {
+	t.Parallel()
+	db := testenv.Postgres(t)
+	base := serve(t, console.Config{DB: db}, nil)
+	died(t, db, "mailer", 3)
+	list := ask(t, http.MethodGet, base+"/dead?consumer=mailer", "")
+	if !strings.Contains(list.body, "Redrive all 3…") || strings.Contains(list.body, "bob@example.com") {
+		t.Errorf("the list is\n%s", list.body)
+	}
+	plan := planned(t, ask(t, http.MethodGet, base+"/dead/plan?verb=redrive&consumer=mailer", "").body)
+	died(t, db, "mailer", 2) // who dies later is not in it
+	if plan.Get("count") != "3" {
+		t.Errorf("the plan is of %s, want 3", plan.Get("count"))
+	}
+	wrong, _ := url.ParseQuery(plan.Encode())
+	wrong.Set("count", "4")
+	if a := ask(t, http.MethodPost, base+"/dead/run", wrong.Encode(), own); a.status != http.StatusBadRequest {
+		t.Errorf("a plan of another count = %d\n%s", a.status, a.body)
+	}
+	begun := ask(t, http.MethodPost, base+"/dead/run", plan.Encode(), own)
+	var done answer
+	testenv.Eventually(t, 10*time.Second, "the plan is carried out", func() bool {
+		done = follow(t, base, begun)
+		return strings.Contains(done.body, "3 of 3 redriven") && strings.Contains(done.body, "ended")
+	})
+	if a := ask(t, http.MethodPost, base+"/dead/run", plan.Encode(), own); a.status != http.StatusBadRequest {
+		t.Errorf("the same plan again = %d, want that it is not true any more\n%s", a.status, a.body)
+	}
+	var states string
+	if err := db.QueryRow(t.Context(), `select string_agg(state, ' ' order by state) from pgjet.dead_letter`).Scan(&states); err != nil || states != "dead dead redriven redriven redriven" {
+		t.Errorf("the states are %s, %v", states, err)
+	}
+	for _, bad := range []string{"verb=redrive", "verb=drop&all=1", "verb=redrive&id=x", "verb=redrive&group=x"} {
+		if a := ask(t, http.MethodGet, base+"/dead/plan?"+bad, ""); a.status != http.StatusBadRequest {
+			t.Errorf("a plan of %s = %d, want 400", bad, a.status)
+		}
+	}
+	discard := planned(t, ask(t, http.MethodGet, base+"/dead/plan?verb=discard&all=1", "").body)
+	if a := ask(t, http.MethodPost, base+"/dead/run", discard.Encode(), own); a.status != http.StatusBadRequest || !strings.Contains(a.body, "say why") {
+		t.Errorf("to discard without a reason = %d\n%s", a.status, a.body)
+	}
+}
+
+// TestManyNeedTheNumber: what concerns many letters whose handler has effects needs the number typed.
+func TestManyNeedTheNumber(t *testing.T) {
+	t.Parallel()
+	db := testenv.Postgres(t)
+	base := serve(t, console.Config{DB: db}, nil)
+	const many = 1001
+	died(t, db, "mailer", many)
+	plan := planned(t, ask(t, http.MethodGet, base+"/dead/plan?verb=discard&all=1", "").body)
+	plan.Set("reason", "x")
+	if a := ask(t, http.MethodGet, base+"/dead/plan?verb=discard&all=1", ""); strings.Contains(a.body, `name="typed"`) {
+		t.Error("to discard, which has no effects, asks for the number")
+	}
+	page := ask(t, http.MethodGet, base+"/dead/plan?verb=redrive&all=1", "").body
+	if !strings.Contains(page, `name="typed"`) || !strings.Contains(page, "things outside the database") {
+		t.Fatalf("the plan does not ask for the number:\n%s", page)
+	}
+	plan = planned(t, page)
+	if a := ask(t, http.MethodPost, base+"/dead/run", plan.Encode(), own); a.status != http.StatusBadRequest || !strings.Contains(a.body, "type the number") {
+		t.Errorf("without the number = %d\n%s", a.status, a.body)
+	}
+	plan.Set("typed", fmt.Sprint(many))
+	if a := ask(t, http.MethodPost, base+"/dead/run", plan.Encode(), own); a.status != http.StatusSeeOther {
+		t.Errorf("with the number = %d\n%s", a.status, a.body)
+	}
+}
+
+// TestReadOnlyUser: with a connection that may not write, actions are absent and refused.
+func TestReadOnlyUser(t *testing.T) {
+	t.Parallel()
+	address := testenv.DatabaseURL(t)
+	db := testenv.PoolAt(t, address)
+	died(t, db, "mailer", 2)
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := u.Query()
+	q.Set("default_transaction_read_only", "on")
+	u.RawQuery = q.Encode()
+	reader, err := pgxpool.New(t.Context(), u.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(reader.Close)
+	base := serve(t, console.Config{DB: reader}, nil)
+	for _, path := range append([]string{"/dead?consumer=mailer", "/consumers/mailer", "/dead/plan?verb=redrive&consumer=mailer"}, paths...) {
+		if a := ask(t, http.MethodGet, base+path, ""); strings.Contains(a.body, `method="post"`) || strings.Contains(a.body, `href="/dead/plan`) || strings.Contains(a.body, `action="/dead/plan`) || !strings.Contains(a.body, "read-only") {
+			t.Errorf("GET %s offers to change something, or does not say that it is read-only:\n%s", path, a.body)
+		}
+	}
+	for path, form := range map[string]string{
+		"/dead/run": "verb=redrive&query=consumer%3Dmailer&count=2", "/consumers/mailer/pause": "reason=x", "/consumers/mailer/resume": "", "/retry": "consumer=mailer",
+		"/relay/EVENTS/pause": "reason=x", "/relay/EVENTS/resume": "", "/quarantine/1": "do=retry", "/scheduled/" + uuid.NewString(): "", "/sagas/" + uuid.NewString() + "/retry": "reason=x",
+	} {
+		if a := ask(t, http.MethodPost, base+path, form, own); a.status != http.StatusForbidden || !strings.Contains(a.body, "may not do that") {
+			t.Errorf("POST %s = %d, want 403\n%s", path, a.status, a.body)
+		}
+	}
+}
+
+// TestToken: nobody who does not know the token sees anything.
+func TestToken(t *testing.T) {
+	t.Parallel()
+	const token = "a-token-of-some-length"
+	base := serve(t, console.Config{DB: testenv.Postgres(t)}, func(c *console.Console) http.Handler { return c.Token(token) })
+	if a := ask(t, http.MethodGet, base+"/events", ""); a.status != http.StatusUnauthorized || strings.Contains(a.body, "No events yet") || !strings.Contains(a.body, "Log in") {
+		t.Errorf("without the token: %d\n%s", a.status, a.body)
+	}
+	if a := ask(t, http.MethodGet, base+"/events", "", "Authorization: Bearer "+token); a.status != http.StatusOK {
+		t.Errorf("with the token: %d\n%s", a.status, a.body)
+	}
+	if a := ask(t, http.MethodPost, base+"/log-in", "token=wrong", own); a.status != http.StatusUnauthorized || a.header.Get("Set-Cookie") != "" {
+		t.Errorf("a log-in with a wrong token: %d", a.status)
+	}
+	a := ask(t, http.MethodPost, base+"/log-in", "token="+token, own)
+	cookie := a.header.Get("Set-Cookie")
+	if a.status != http.StatusSeeOther || !strings.Contains(cookie, "HttpOnly") || !strings.Contains(cookie, "SameSite=Strict") || strings.Contains(cookie, token) {
+		t.Fatalf("a log-in: %d, cookie %q", a.status, cookie)
+	}
+	value, _, _ := strings.Cut(cookie, ";")
+	if a := ask(t, http.MethodGet, base+"/events", "", "Cookie: "+value); a.status != http.StatusOK {
+		t.Errorf("with the cookie: %d\n%s", a.status, a.body)
+	}
+}
+
+// TestHeader: a proxy says who calls, and nobody else does.
+func TestHeader(t *testing.T) {
+	t.Parallel()
+	db := testenv.Postgres(t)
+	died(t, db, "mailer", 1)
+	for network, want := range map[string]int{"127.0.0.0/8": http.StatusOK, "10.0.0.0/8": http.StatusUnauthorized} {
+		base := serve(t, console.Config{DB: db}, func(c *console.Console) http.Handler {
+			return c.Header("X-Forwarded-User", []netip.Prefix{netip.MustParsePrefix(network)})
+		})
+		if a := ask(t, http.MethodGet, base+"/events", "", "X-Forwarded-User: eve"); a.status != want {
+			t.Errorf("proxies in %s: %d, want %d", network, a.status, want)
+		}
+		if a := ask(t, http.MethodGet, base+"/events", ""); a.status != http.StatusUnauthorized {
+			t.Errorf("proxies in %s, and nobody is named: %d", network, a.status)
+		}
+		if want == http.StatusOK {
+			ask(t, http.MethodPost, base+"/consumers/mailer/pause", "reason=x", own, "X-Forwarded-User: eve")
+		}
+	}
+	var by string
+	if err := db.QueryRow(t.Context(), `select by from pgjet.operation where kind = 'consumer.pause'`).Scan(&by); err != nil || by != "eve" {
+		t.Errorf("the consumer was paused by %q, %v", by, err)
+	}
+}
+
+// TestMounted: below a path, each link stays below it.
+func TestMounted(t *testing.T) {
+	t.Parallel()
+	db := testenv.Postgres(t)
+	died(t, db, "mailer", 2)
+	base := serve(t, console.Config{DB: db, Path: "/pgjet"}, nil)
+	for _, path := range append([]string{"/consumers/mailer", "/dead?group=&consumer=mailer"}, paths...) {
+		a := ask(t, http.MethodGet, base+"/pgjet"+path, "")
+		if a.status != http.StatusOK {
+			t.Errorf("GET /pgjet%s = %d", path, a.status)
+		}
+		for _, m := range regexp.MustCompile(`(?:href|src|action|connect)="(/[^"]*)"`).FindAllStringSubmatch(a.body, -1) {
+			if !strings.HasPrefix(m[1], "/pgjet/") {
+				t.Errorf("GET /pgjet%s leads to %s", path, m[1])
+			}
+		}
+	}
+	if a := ask(t, http.MethodPost, base+"/pgjet/consumers/mailer/pause", "reason=x", own); a.header.Get("Location") != "/pgjet/consumers/mailer" {
+		t.Errorf("a pause leads to %q", a.header.Get("Location"))
+	}
+}
+
+// TestLive: a page says what changed, and ends with the console.
+func TestLive(t *testing.T) {
+	t.Parallel()
+	db := testenv.Postgres(t)
+	c := console.New(console.Config{DB: db})
+	s := httptest.NewServer(c)
+	t.Cleanup(s.Close)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL+"/events?live=", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Accept", "text/html, text/event-stream")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var said strings.Builder
+	read := func(until string) {
+		t.Helper()
+		buf := make([]byte, 64<<10)
+		for !strings.Contains(said.String(), until) {
+			n, err := resp.Body.Read(buf)
+			said.Write(buf[:n])
+			if err != nil {
+				t.Fatalf("%v, before %q; it said\n%s", err, until, said.String())
+			}
+		}
+	}
+	read("No events yet")
+	id := appended(t, db, "k1", `{}`)
+	read(id.String())
+	c.Close()
+	if _, err := io.ReadAll(resp.Body); err != nil {
+		t.Errorf("the page ends with %v", err)
+	}
+}
+
+// TestAssets: the files of others are those of npm, and all that a browser loads is small.
+func TestAssets(t *testing.T) {
+	t.Parallel()
+	sums, err := os.ReadFile("web/vendor/SHA256SUMS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listed := 0
+	for line := range strings.Lines(string(sums)) {
+		sum, name, found := strings.Cut(strings.TrimSpace(line), "  ")
+		data, err := os.ReadFile(filepath.Join("web/vendor", name))
+		own := sha256.Sum256(data)
+		if !found || err != nil || hex.EncodeToString(own[:]) != sum {
+			t.Errorf("%s is not the file that is listed, %v", name, err)
+		}
+		listed++
+	}
+	files, err := os.ReadDir("web/vendor")
+	if err != nil || len(files) != listed+1 {
+		t.Errorf("%d files, of which %d are listed, %v", len(files), listed, err)
+	}
+	const most = 300 << 10
+	size := 0
+	err = filepath.WalkDir("web", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !regexp.MustCompile(`\.(js|css|svg)$`).MatchString(path) {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		var packed bytes.Buffer
+		z := gzip.NewWriter(&packed)
+		if _, err := z.Write(data); err != nil {
+			return err
+		}
+		if err := z.Close(); err != nil {
+			return err
+		}
+		size += packed.Len()
+		return nil
+	})
+	if err != nil || size > most {
+		t.Errorf("what a browser loads has %d bytes compressed, want %d at most, %v", size, most, err)
+	}
+}

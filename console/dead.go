@@ -1,0 +1,234 @@
+package console
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/google/uuid"
+
+	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/internal/operate"
+)
+
+// A deadList is the page Dead letters.
+type deadList struct {
+	Filter                 inbox.Filter
+	Since                  string
+	Query                  string // of the filter
+	RedriveAll, DiscardAll string // the addresses of plans for all that match
+	Matches                int64
+	Groups                 []inbox.Group
+	Letters                []inbox.Letter // of one group, or of another state
+	Next                   string
+	First                  string
+	States                 []string
+}
+
+var groupForm = regexp.MustCompile(`^g_[0-9a-f]{8}$`)
+
+// selected returns the filter that the query of an address makes, and that query alone.
+func selected(q url.Values) (f inbox.Filter, own url.Values, err error) {
+	own = url.Values{}
+	for _, name := range []string{"consumer", "group", "type", "key", "since", "until", "id"} {
+		if values := slices.DeleteFunc(slices.Clone(q[name]), func(v string) bool { return v == "" }); len(values) > 0 {
+			own[name] = values
+		}
+	}
+	if f, err = named(own["id"]); err != nil {
+		return f, own, err
+	}
+	f.Consumer, f.Group, f.Type, f.Key = own.Get("consumer"), own.Get("group"), own.Get("type"), own.Get("key")
+	if f.Group != "" && !groupForm.MatchString(f.Group) {
+		return f, own, wrongf("%q is no group of dead letters", operate.Plain(f.Group))
+	}
+	if f.Since, err = since(own.Get("since")); err != nil {
+		return f, own, err
+	}
+	f.Until, err = since(own.Get("until"))
+	return f, own, err
+}
+
+// named adds to a filter what words name: ids of dead letters, or of events.
+func named(words []string) (f inbox.Filter, err error) {
+	for _, word := range words {
+		if event, err := uuid.Parse(word); err == nil {
+			f.EventIDs = append(f.EventIDs, event)
+			continue
+		}
+		id, err := strconv.ParseInt(word, 10, 64)
+		if err != nil || id < 1 {
+			return f, wrongf("%q is no id of a dead letter", operate.Plain(word))
+		}
+		f.IDs = append(f.IDs, id)
+	}
+	return f, nil
+}
+
+func (c *Console) deadPage(ctx context.Context, r *http.Request) (page, error) {
+	p := page{Title: "Dead letters", Template: "dead.html"}
+	q := r.URL.Query()
+	f, own, err := selected(q)
+	if err != nil {
+		return p, err
+	}
+	l := deadList{Filter: f, Since: own.Get("since"), Query: own.Encode(), States: []string{inbox.Dead, inbox.Redriven, inbox.Done, inbox.Discarded}}
+	l.Filter.State = inbox.Dead
+	if state := q.Get("state"); slices.Contains(l.States, state) {
+		l.Filter.State = state
+	}
+	p.Command = "pgjet dead groups" + deadFlags(own)
+	if l.Filter.State != inbox.Dead {
+		p.Command += " --state " + l.Filter.State
+	}
+	l.RedriveAll, l.DiscardAll = planOf(operate.Redrive, own), planOf(operate.Discard, own)
+	l.Groups, err = inbox.Groups(ctx, c.config.DB, l.Filter)
+	if err != nil {
+		return p, err
+	}
+	for i := range l.Groups {
+		l.Matches += l.Groups[i].Count
+		l.Groups[i].Error, l.Groups[i].ErrorGroup = inbox.Mask(l.Groups[i].Error), inbox.Mask(l.Groups[i].ErrorGroup)
+	}
+	if l.Filter.Group != "" || l.Filter.State != inbox.Dead || len(l.Groups) == 1 || l.Filter.Key != "" {
+		after, _ := strconv.ParseInt(q.Get("after"), 10, 64)
+		l.Letters, err = inbox.Letters(ctx, c.config.DB, l.Filter, after)
+		if err != nil {
+			return p, err
+		}
+		last := ""
+		if len(l.Letters) > pageRows {
+			l.Letters = l.Letters[:pageRows]
+			last = fmt.Sprint(l.Letters[pageRows-1].ID)
+		}
+		for i := range l.Letters {
+			l.Letters[i].Mask()
+		}
+		l.Next, l.First = turn(r, last)
+	}
+	p.Content = l
+	return p, nil
+}
+
+// planOf returns the address of the plan for all that a query selects.
+func planOf(v operate.Verb, own url.Values) string {
+	q, _ := url.ParseQuery(own.Encode())
+	q.Set("verb", v.Name)
+	q.Set("all", "1")
+	return "/dead/plan?" + q.Encode()
+}
+
+// deadFlags returns the words of a command that select the same.
+func deadFlags(own url.Values) string {
+	text := flags("consumer", own.Get("consumer"), "group", own.Get("group"), "type", own.Get("type"), "key", own.Get("key"), "since", own.Get("since"), "until", own.Get("until"))
+	for _, id := range own["id"] {
+		text += " " + operate.Word(id)
+	}
+	return text
+}
+
+// A planView is the page that says what would be changed, before it is.
+type planView struct {
+	operate.DeadPlan
+	Total   inbox.Outcome
+	Query   string
+	UpTo    int64
+	Back    string
+	High    bool // the number has to be typed
+	Effects []string
+}
+
+// high is from how many on a change needs the number typed; so it does from a few on if it repeats effects outside the database.
+const high, highWithEffects = 10_000, 1000
+
+func (c *Console) planPage(ctx context.Context, r *http.Request) (page, error) {
+	q := r.URL.Query()
+	v, err := c.plan(ctx, q)
+	if err != nil {
+		return page{Title: "Plan"}, err
+	}
+	p := page{Title: strings.ToUpper(v.Verb.Name[:1]) + v.Verb.Name[1:] + " dead letters", Template: "plan.html", Still: true, Content: v}
+	own, _ := url.ParseQuery(v.Query)
+	p.Command = "pgjet dead " + v.Verb.Name + deadFlags(own)
+	if len(own) == 0 {
+		p.Command += " --all"
+	}
+	if !v.Filter.Named() && !v.Verb.Mild {
+		p.Command += " --dry-run"
+	}
+	return p, nil
+}
+
+// plan counts what the query of an address would change.
+func (c *Console) plan(ctx context.Context, q url.Values) (*planView, error) {
+	verb, known := operate.VerbOf(q.Get("verb"))
+	if !known {
+		return nil, wrongf("there is no verb %q: want redrive, discard or reopen", operate.Plain(q.Get("verb")))
+	}
+	f, own, err := selected(q)
+	if err != nil {
+		return nil, err
+	}
+	if len(own) == 0 && q.Get("all") == "" {
+		return nil, wrongf("nothing is selected: tick dead letters, or choose all that match")
+	}
+	if f.UpTo, err = strconv.ParseInt(cmp.Or(q.Get("up_to"), "0"), 10, 64); err != nil {
+		return nil, wrongf("the plan is not one of this console")
+	}
+	made, err := operate.PlanDead(ctx, c.config.DB, verb, f)
+	if err != nil {
+		return nil, err
+	}
+	v := &planView{DeadPlan: made, Total: operate.Total(made.Outcomes), Query: own.Encode(), UpTo: made.Filter.UpTo, Back: "/dead?" + own.Encode()}
+	status := c.board.Status(ctx)
+	for _, o := range made.Outcomes {
+		if one, known := consumerIn(status, o.Consumer); known && one.Effects && verb.Name == operate.Redrive.Name {
+			v.Effects = append(v.Effects, o.Consumer)
+		}
+	}
+	v.High = v.Total.Changed > high || len(v.Effects) > 0 && v.Total.Changed > highWithEffects
+	return v, nil
+}
+
+// runPlan begins a plan, if it is still what was shown.
+func (c *Console) runPlan(ctx context.Context, r *http.Request) (next, notice string, err error) {
+	if err := r.ParseForm(); err != nil {
+		return "", "", wrongf("the form cannot be read")
+	}
+	q, err := url.ParseQuery(r.PostFormValue("query"))
+	if err != nil {
+		return "", "", wrongf("the plan is not one of this console")
+	}
+	q.Set("verb", r.PostFormValue("verb"))
+	q.Set("up_to", r.PostFormValue("up_to"))
+	q.Set("all", "1") // the plan that was shown selected something
+	v, err := c.plan(ctx, q)
+	if err != nil {
+		return "", "", err
+	}
+	reason, err := why(r, v.Verb.NeedsReason)
+	if err != nil {
+		return "", "", err
+	}
+	if shown := r.PostFormValue("count"); shown != fmt.Sprint(v.Total.Changed) {
+		return "", "", wrongf("%s were planned and %d would be %s now: look at the plan again", operate.Plain(shown), v.Total.Changed, v.Verb.Past)
+	}
+	if v.High && strings.TrimSpace(r.PostFormValue("typed")) != fmt.Sprint(v.Total.Changed) {
+		return "", "", wrongf("type the number, %d, to confirm", v.Total.Changed)
+	}
+	rate, err := strconv.Atoi(cmp.Or(r.PostFormValue("rate"), "0"))
+	if err != nil || rate < 0 {
+		return "", "", wrongf("the rate is %q, want a number a second", operate.Plain(r.PostFormValue("rate")))
+	}
+	id, err := c.work.begin(c, v, c.actor(r), reason, rate)
+	return "/work/" + id, "", err
+}
+
+var errBusy = errors.New("as many changes as one console makes at a time are being made: wait until one has ended")

@@ -1,0 +1,128 @@
+package console
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/internal/operate"
+)
+
+// pageRows is how many rows a list shows.
+const pageRows = 50
+
+// An eventList is the page Events: a list, or what was found.
+type eventList struct {
+	operate.Page
+	Filter operate.Filter
+	Since  string
+	States []string
+	Next   string // the address of the next page
+	First  string // of the first one; "" is this
+	Find   string
+	Found  []operate.Event
+	More   bool
+}
+
+func (c *Console) eventsPage(ctx context.Context, r *http.Request) (page, error) {
+	q := r.URL.Query()
+	l := eventList{Find: strings.TrimSpace(q.Get("find")), Since: q.Get("since"), States: []string{operate.Pending, operate.Published, operate.Quarantined}}
+	p := page{Title: "Events", Template: "events.html"}
+	if l.Find != "" {
+		p.Command, p.Content = "pgjet event timeline "+operate.Word(l.Find), &l
+		var err error
+		l.Found, l.More, err = c.asked().Find(ctx, l.Find)
+		return p, err
+	}
+	l.Filter = operate.Filter{State: q.Get("state"), Type: q.Get("type"), Key: q.Get("key"), After: q.Get("after"), Limit: pageRows}
+	p.Command = "pgjet event ls" + flags("state", l.Filter.State, "type", l.Filter.Type, "key", l.Filter.Key, "since", l.Since, "after", l.Filter.After)
+	if l.Filter.State != "" && !slices.Contains(l.States, l.Filter.State) {
+		return p, wrongf("there is no state %q of events in the outbox", operate.Plain(l.Filter.State))
+	}
+	var err error
+	if l.Filter.Since, err = since(l.Since); err != nil {
+		return p, err
+	}
+	l.Page, err = c.asked().List(ctx, l.Filter)
+	l.Next, l.First = turn(r, l.Page.Next)
+	p.Content = &l
+	return p, err
+}
+
+// turn returns the addresses of the next page of a list, and of the first one, with the same filter; "" if that is none, or this.
+func turn(r *http.Request, after string) (next, first string) {
+	q := r.URL.Query()
+	q.Del("live")
+	at := func(q url.Values) string { return strings.TrimSuffix(r.URL.EscapedPath()+"?"+q.Encode(), "?") }
+	if q.Has("after") {
+		begin, _ := url.ParseQuery(q.Encode())
+		begin.Del("after")
+		first = at(begin)
+	}
+	if after != "" {
+		q.Set("after", after)
+		next = at(q)
+	}
+	return next, first
+}
+
+// since parses how long ago something was, such as 2h, or a time.
+func since(text string) (time.Time, error) {
+	if text == "" {
+		return time.Time{}, nil
+	}
+	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
+		return time.Now().Add(-d), nil
+	}
+	t, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return t, wrongf("since is %q, want how long ago, such as 2h, or a time, such as 2026-11-30T15:04:05Z", operate.Plain(text))
+	}
+	return t, nil
+}
+
+// flags returns flags of a command, without those that have no value.
+func flags(pairs ...string) string {
+	var b strings.Builder
+	for i := 0; i+1 < len(pairs); i += 2 {
+		if pairs[i+1] != "" {
+			b.WriteString(" --" + pairs[i] + " " + operate.Word(pairs[i+1]))
+		}
+	}
+	return b.String()
+}
+
+// find leads to the event, if what is looked for is the id of one, else to all that were found.
+func (c *Console) find(w http.ResponseWriter, r *http.Request) {
+	what := strings.TrimSpace(r.FormValue("find"))
+	if id, err := uuid.Parse(what); err == nil {
+		ctx, cancel := context.WithTimeout(r.Context(), pageTime)
+		defer cancel()
+		if e, err := c.asked().Event(ctx, id); err == nil {
+			http.Redirect(w, r, c.config.Path+"/events/"+e.ID.String(), http.StatusSeeOther)
+			return
+		}
+	}
+	http.Redirect(w, r, c.config.Path+"/events"+query("find", what), http.StatusSeeOther)
+}
+
+// letter leads to the event of a dead letter.
+func (c *Console) letter(w http.ResponseWriter, r *http.Request) {
+	c.show("dead", func(ctx context.Context, r *http.Request) (page, error) {
+		f, err := named([]string{r.PathValue("id")})
+		if err != nil {
+			return page{}, err
+		}
+		all, err := inbox.Letters(ctx, c.config.DB, f, 0)
+		if err != nil {
+			return page{}, err
+		}
+		return c.eventOf(ctx, all[0].EventID)
+	})(w, r)
+}

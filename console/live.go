@@ -1,0 +1,101 @@
+package console
+
+import (
+	"bytes"
+	"context"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+)
+
+// shared keeps contents of pages for a moment, so that many who look at one cost as much as one does.
+type shared struct {
+	console *Console
+	mu      sync.Mutex
+	all     map[string]*content
+	slots   chan struct{} // so many are made at a time
+}
+
+// A content is what a page shows, being made or made.
+type content struct {
+	made   chan struct{}
+	status int
+	body   []byte
+}
+
+// atOnce is how many live pages are made at the same time.
+const atOnce = 4
+
+// get returns the content under a key. It is made by produce, unless somebody did so just now.
+func (s *shared) get(ctx context.Context, key string, produce func() (int, []byte)) (*content, error) {
+	s.mu.Lock()
+	if s.all == nil {
+		s.all, s.slots = make(map[string]*content), make(chan struct{}, atOnce)
+	}
+	one, found := s.all[key]
+	if !found {
+		one = &content{made: make(chan struct{})}
+		s.all[key] = one
+		s.console.tasks.Go(func() {
+			s.slots <- struct{}{}
+			one.status, one.body = produce()
+			<-s.slots
+			close(one.made)
+			time.AfterFunc(liveEvery/2, func() {
+				s.mu.Lock()
+				delete(s.all, key)
+				s.mu.Unlock()
+			})
+		})
+	}
+	s.mu.Unlock()
+	select {
+	case <-one.made:
+		return one, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// wantsLive reports whether a request asks for the changes of a page.
+func wantsLive(r *http.Request) bool {
+	return r.URL.Query().Has("live") && strings.Contains(r.Header.Get("Accept"), "text/event-stream")
+}
+
+// live sends the content of a page again whenever it changes, as server-sent events.
+func (c *Console) live(w http.ResponseWriter, r *http.Request, render func(context.Context) (int, []byte)) {
+	out := http.NewResponseController(w)
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("X-Accel-Buffering", "no")
+	ticker := time.NewTicker(liveEvery)
+	defer ticker.Stop()
+	var last []byte
+	for {
+		one, err := c.shared.get(r.Context(), r.URL.RequestURI(), func() (int, []byte) {
+			ctx, cancel := context.WithTimeout(c.ended, pageTime)
+			defer cancel()
+			return render(ctx)
+		})
+		if err != nil {
+			return
+		}
+		message := []byte(": nothing new\n\n")
+		if !bytes.Equal(one.body, last) {
+			last = one.body
+			message = append([]byte("data: "), bytes.ReplaceAll(bytes.TrimSpace(one.body), []byte("\n"), []byte("\ndata: "))...)
+			message = append(message, "\n\n"...)
+		}
+		_ = out.SetWriteDeadline(time.Now().Add(writeTime)) // a server without deadlines does without
+		if _, err := w.Write(message); err != nil || out.Flush() != nil {
+			return
+		}
+		select {
+		case <-ticker.C:
+		case <-r.Context().Done():
+			return
+		case <-c.ended.Done():
+			return
+		}
+	}
+}

@@ -1,0 +1,62 @@
+package console
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// cookieName holds what [Token] gives a browser.
+const cookieName = "pgjet_console"
+
+// Token returns a handler that lets requests through to c which know the token: in a header Authorization: Bearer, or in the cookie that the
+// log-in page gives. The token should be long and random.
+func (c *Console) Token(token string) http.Handler {
+	mac := hmac.New(sha256.New, []byte(token))
+	mac.Write([]byte("pgjet console"))
+	pass := hex.EncodeToString(mac.Sum(nil)) // so that the cookie does not hold the token
+	same := func(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }
+	return guard(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		bearer, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		cookie, err := r.Cookie(cookieName)
+		switch {
+		case same(bearer, token), err == nil && same(cookie.Value, pass), strings.HasPrefix(r.URL.Path, c.config.Path+"/assets/"):
+			c.ServeHTTP(w, r)
+		case r.Method == http.MethodPost && r.URL.Path == c.config.Path+"/log-in":
+			if !same(r.PostFormValue("token"), token) {
+				c.loginPage(w, "This is not the token.")
+				return
+			}
+			http.SetCookie(w, &http.Cookie{Name: cookieName, Value: pass, Path: c.config.Path + "/", HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: r.TLS != nil})
+			http.Redirect(w, r, c.config.Path+"/", http.StatusSeeOther)
+		default:
+			c.loginPage(w, "")
+		}
+	}))
+}
+
+func (c *Console) loginPage(w http.ResponseWriter, problem string) {
+	c.write(w, http.StatusUnauthorized, "login.html", frame{page: page{Title: "Log in", Content: problem}, Path: c.config.Path, Name: c.config.Name})
+}
+
+// Header returns a handler that lets requests through to c which come from one of the proxies and have the header in which the proxy
+// says who calls, such as X-Forwarded-User. Its value is who makes changes. The proxy has to remove the header from what clients send.
+func (c *Console) Header(name string, proxies []netip.Prefix) http.Handler {
+	c.config.User = func(r *http.Request) string { return r.Header.Get(name) }
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host, _, _ := net.SplitHostPort(r.RemoteAddr)
+		addr, err := netip.ParseAddr(host)
+		known := err == nil && slices.ContainsFunc(proxies, func(p netip.Prefix) bool { return p.Contains(addr.Unmap()) })
+		if !known || r.Header.Get(name) == "" {
+			http.Error(w, "Nobody said who you are. Ask through the proxy that does.", http.StatusUnauthorized)
+			return
+		}
+		c.ServeHTTP(w, r)
+	})
+}

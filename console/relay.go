@@ -1,0 +1,114 @@
+package console
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+
+	"github.com/pgjet/pgjet/internal/operate"
+	"github.com/pgjet/pgjet/relay"
+)
+
+// A relayView is the page Relay.
+type relayView struct {
+	Relays  []relayPart
+	Held    []relay.Quarantined
+	Unheld  *failure // why those are not known
+	Missing []operate.Missing
+}
+
+// A relayPart is one relay, with its stream.
+type relayPart struct {
+	relayBox
+	Troubles []operate.Trouble
+	In       *operate.Stream
+	Unread   *failure // why the stream is not known
+	Unknown  []relay.UnknownMessage
+}
+
+func (c *Console) relayPage(ctx context.Context, _ *http.Request) (page, error) {
+	p := page{Title: "Relay", Template: "relay.html", Command: "pgjet relay status"}
+	s, src := c.board.Status(ctx), c.asked()
+	v := relayView{Missing: s.Missing}
+	for _, r := range s.Relays {
+		part := relayPart{relayBox: boxOf(r), Troubles: operate.RelayTroubles(r)}
+		src.Stream = r.Stream
+		if in, err := src.ReadStream(ctx); err == nil {
+			part.In = &in
+		} else if f := explain(err); src.JS != nil { // else it is said once for all
+			part.Unread = &f
+		}
+		if r.Unknown > 0 {
+			var err error
+			if part.Unknown, err = relay.UnknownMessages(ctx, c.config.DB, r.Stream); err != nil {
+				f := explain(err)
+				part.Unread = &f
+			}
+			part.Unknown = part.Unknown[:min(len(part.Unknown), pageRows)]
+		}
+		v.Relays = append(v.Relays, part)
+	}
+	var err error
+	if v.Held, err = relay.Quarantine(ctx, c.config.DB, "", 0); err != nil {
+		f := explain(err)
+		v.Unheld = &f
+	}
+	v.Held = v.Held[:min(len(v.Held), pageRows)]
+	p.Content = v
+	return p, nil
+}
+
+func (c *Console) pauseRelay(ctx context.Context, r *http.Request) (next, notice string, err error) {
+	stream := r.PathValue("stream")
+	reason, err := why(r, true)
+	if err != nil {
+		return "", "", err
+	}
+	p, news, err := relay.Pause(ctx, c.config.DB, stream, c.actor(r), reason)
+	switch {
+	case err != nil:
+		return "", "", err
+	case !news:
+		notice = "The relay of " + stream + " was paused already, by " + p.By + ": " + p.Reason
+	default:
+		notice = "Paused the relay of " + stream + ". Events wait in the outbox."
+	}
+	return "/relay", notice, nil
+}
+
+func (c *Console) resumeRelay(ctx context.Context, r *http.Request) (next, notice string, err error) {
+	stream := r.PathValue("stream")
+	reason, err := why(r, false)
+	if err != nil {
+		return "", "", err
+	}
+	p, err := relay.Resume(ctx, c.config.DB, stream, c.actor(r), reason)
+	switch {
+	case err != nil:
+		return "", "", err
+	case p == nil:
+		notice = "The relay of " + stream + " was not paused."
+	default:
+		notice = "Resumed the relay of " + stream + "."
+	}
+	return "/relay", notice, nil
+}
+
+// decideQuarantined has the relay try an event in quarantine again, or gives it up.
+func (c *Console) decideQuarantined(ctx context.Context, r *http.Request) (next, notice string, err error) {
+	seq, err := strconv.ParseInt(r.PathValue("seq"), 10, 64)
+	if err != nil {
+		return "", "", wrongf("%q is no seq of an event", operate.Plain(r.PathValue("seq")))
+	}
+	drop := r.PostFormValue("do") == "drop"
+	reason, err := why(r, drop)
+	if err != nil {
+		return "", "", err
+	}
+	if drop {
+		_, err = relay.DropQuarantined(ctx, c.config.DB, []int64{seq}, c.actor(r), reason)
+		return "/relay", "Dropped the event with seq " + strconv.FormatInt(seq, 10) + ": no relay tries it again.", err
+	}
+	_, err = relay.RetryQuarantined(ctx, c.config.DB, []int64{seq}, c.actor(r), reason)
+	return "/relay", "The relay tries the event with seq " + strconv.FormatInt(seq, 10) + " again.", err
+}

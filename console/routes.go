@@ -1,0 +1,115 @@
+package console
+
+import (
+	"context"
+	"io/fs"
+	"net/http"
+	"strings"
+
+	"github.com/pgjet/pgjet/internal/operate"
+)
+
+// routes returns the pages and what they change.
+func (c *Console) routes() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /assets/", c.assets())
+	mux.Handle("GET /{$}", c.show("now", c.nowPage))
+	mux.Handle("GET /find", http.HandlerFunc(c.find))
+	mux.Handle("GET /events", c.show("events", c.eventsPage))
+	mux.Handle("GET /events/{id}", c.show("events", c.eventPage))
+	mux.Handle("GET /consumers", c.show("consumers", c.consumersPage))
+	mux.Handle("GET /consumers/{name}", c.show("consumers", c.consumerPage))
+	mux.Handle("GET /dead", c.show("dead", c.deadPage))
+	mux.Handle("GET /dead/plan", c.show("dead", c.planPage))
+	mux.Handle("GET /dead/{id}", http.HandlerFunc(c.letter))
+	mux.Handle("GET /work/{id}", c.show("dead", c.workPage))
+	mux.Handle("GET /keys", c.show("keys", c.keyPage))
+	mux.Handle("GET /retrying", c.show("retrying", c.retryingPage))
+	mux.Handle("GET /relay", c.show("relay", c.relayPage))
+	mux.Handle("GET /scheduled", c.show("scheduled", c.scheduledPage))
+	mux.Handle("GET /sagas", c.show("sagas", c.sagasPage))
+	mux.Handle("GET /processes", c.show("processes", c.processesPage))
+	mux.Handle("GET /types", c.show("types", c.typesPage))
+	mux.Handle("POST /events/{id}/reveal", c.show("events", c.revealPage))
+	c.change(mux, "POST /dead/run", func(r operate.Rights) bool { return r.Dead }, c.runPlan)
+	c.change(mux, "POST /consumers/{name}/pause", func(r operate.Rights) bool { return r.Consumers }, c.pauseConsumer)
+	c.change(mux, "POST /consumers/{name}/resume", func(r operate.Rights) bool { return r.Consumers }, c.resumeConsumer)
+	c.change(mux, "POST /retry", func(r operate.Rights) bool { return r.Retry }, c.retry)
+	c.change(mux, "POST /relay/{stream}/pause", func(r operate.Rights) bool { return r.Relays }, c.pauseRelay)
+	c.change(mux, "POST /relay/{stream}/resume", func(r operate.Rights) bool { return r.Relays }, c.resumeRelay)
+	c.change(mux, "POST /quarantine/{seq}", func(r operate.Rights) bool { return r.Quarantine }, c.decideQuarantined)
+	c.change(mux, "POST /scheduled/{id}", func(r operate.Rights) bool { return r.Scheduled }, c.decideScheduled)
+	c.change(mux, "POST /sagas/{id}/retry", func(r operate.Rights) bool { return r.Sagas }, c.retrySaga)
+	if c.config.Dev != nil {
+		anybody := func(operate.Rights) bool { return !c.config.ReadOnly }
+		mux.Handle("GET /lab", c.show("lab", c.labPage))
+		c.change(mux, "POST /lab/{id}", anybody, c.flip)
+		c.change(mux, "POST /sign-up", anybody, c.signUp)
+	}
+	mux.Handle("GET /", c.show("", func(context.Context, *http.Request) (page, error) {
+		return page{Title: "Not found"}, &operate.NotFoundError{What: "this address", Looked: "the console has no such page"}
+	}))
+	return mux
+}
+
+// change adds a route that changes something, with the right that it needs. It answers with where to look next, and what to say there.
+func (c *Console) change(mux *http.ServeMux, pattern string, may func(operate.Rights) bool, do func(context.Context, *http.Request) (next, notice string, err error)) {
+	mux.Handle(pattern, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.Body = http.MaxBytesReader(w, r.Body, mostBodies)
+		ctx, cancel := context.WithTimeout(r.Context(), pageTime)
+		defer cancel()
+		refused := func(_ context.Context, _ *http.Request) (page, error) {
+			return page{Title: "Refused", Template: "problem.html", Status: http.StatusForbidden, Still: true, Content: failure{
+				Code: "refused", Text: "This console may not do that. It may change what the database lets its user change; see the role pgjet_operator.",
+			}}, nil
+		}
+		if !may(c.board.Rights(ctx)) {
+			c.show("", refused)(w, r)
+			return
+		}
+		next, notice, err := do(ctx, r)
+		if err != nil {
+			c.show("", func(context.Context, *http.Request) (page, error) {
+				return page{Title: "Nothing was changed", Still: true}, err
+			})(w, r)
+			return
+		}
+		c.board.forget()
+		if notice != "" {
+			c.leaveNotice(w, r, notice)
+		}
+		http.Redirect(w, r, c.config.Path+next, http.StatusSeeOther)
+	}))
+}
+
+// assets serves styles and scripts, which a browser may keep for a while.
+func (c *Console) assets() http.Handler {
+	web, err := fs.Sub(files, "web")
+	if err != nil {
+		panic(err) // it is embedded
+	}
+	serve := http.StripPrefix("/assets/", http.FileServerFS(web))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/") || strings.HasSuffix(r.URL.Path, ".html") {
+			http.NotFound(w, r)
+			return
+		}
+		w.Header().Set("Cache-Control", "private, max-age=300")
+		serve.ServeHTTP(w, r)
+	})
+}
+
+// actor returns who makes a change.
+func (c *Console) actor(r *http.Request) string {
+	const most = 200
+	who := strings.TrimSpace(operate.Plain(c.config.User(r)))
+	return who[:min(len(who), most)]
+}
+
+// back returns where a form wants to go on: a path of this console, or fallback.
+func back(r *http.Request, fallback string) string {
+	if to := r.PostFormValue("back"); strings.HasPrefix(to, "/") && !strings.HasPrefix(to, "//") && !strings.Contains(to, `\`) {
+		return to
+	}
+	return fallback
+}
