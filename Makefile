@@ -1,6 +1,6 @@
 # What one types. 'make help' lists the targets.
 
-.PHONY: help run build test race schedules interfaces demo-recovery chaos powercut mutants bench bench-quick bench-test examples-test deploy-test alerts guide check lint fmt compose-test matrix facts
+.PHONY: help run screenshots build test race schedules interfaces demo-recovery chaos powercut mutants bench bench-quick bench-test examples-test deploy-test alerts guide check lint fmt compose-test matrix facts
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,10 @@ schedules: ## run simulated schedules of the consumers, and see that they catch 
 
 interfaces: ## check the API, the schemas, a client and the metrics with tools of others; needs Node.js 20 and promtool
 	.ci/interfaces/run
+
+screenshots: ## take a picture of each page of the console, light and dark, into bin/screenshots; needs chromium
+	mkdir -p bin/screenshots
+	PGJET_SCREENSHOTS=$(CURDIR)/bin/screenshots go test -count=1 -run '^TestEveryPage$$' ./internal/tests/console
 
 demo-recovery: ## show what goes wrong with consumers, and how it is put right; needs curl and psql
 	go build -o bin/pgjet ./cmd/pgjet

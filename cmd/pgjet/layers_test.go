@@ -77,6 +77,7 @@ var layers = []struct{ pkg, imports string }{
 	// What users import in their tests.
 	{"pgjettest", "consumers events internal/testenv outbox relay"},
 	// Tests that need servers, of packages that services import.
+	{"internal/tests/console", ""},
 	{"internal/tests/guide", ""},
 	{"internal/tests/notes", "events outbox relay/backlog"},
 	{"internal/tests/outbox", ""},

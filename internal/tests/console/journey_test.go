@@ -1,0 +1,157 @@
+package console
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
+)
+
+// TestFirstTwoMinutes: a newcomer signs somebody up with a form, watches the event travel, breaks the mail server with a switch, sees
+// which event waits and why, repairs it, and sees the mail arrive, without loading a page again.
+func TestFirstTwoMinutes(t *testing.T) {
+	b := open(t, env.Console)
+	b.visit("/")
+	b.sees("Outbox", "Relay", "Stream EVENTS", "welcome-mailer")
+	b.visit("/lab")
+	b.do(chromedp.SendKeys(`input[name=email]`, "first@example.com"))
+	b.click("Sign up")
+	b.sees("user.created", "Done at every consumer that handles it", "attempt 1", "stored as EVENTS")
+	if n := mails(t, "first@example.com"); n != 1 {
+		t.Errorf("%d mails, want 1", n)
+	}
+
+	b.visit("/lab")
+	b.click("Break it: The mail server is out of order")
+	b.sees("broken")
+	b.do(chromedp.SendKeys(`input[name=email]`, "second@example.com"))
+	b.click("Sign up")
+	b.sees("Waits", "welcome-mailer", "451")
+	event := b.url()
+	other := open(t, env.Console)
+	other.visit("/retrying")
+	other.sees("welcome-mailer", "user.created")
+	other.visit("/lab")
+	other.click("Repair it: The mail server is out of order")
+	other.sees("Repaired")
+	other.visit("/retrying?consumer=welcome-mailer")
+	if strings.Contains(other.text(), "Retry now") { // else it has been tried meanwhile
+		other.click("Retry all at welcome-mailer now")
+	}
+	eventually(t, "the mail arrives", func() bool { return mails(t, "second@example.com") == 1 })
+	b.sees("Done at every consumer that handles it")
+	if b.url() != event {
+		t.Errorf("the page became %s, want %s", b.url(), event)
+	}
+}
+
+// TestMailIsBroken: mail is broken; an operator notices, repairs it, redrives everything that matches, and is done.
+func TestMailIsBroken(t *testing.T) {
+	breakMail(t, 550)
+	t.Cleanup(func() { breakMail(t, 0) })
+	const letters = 3
+	for i := range letters {
+		signUp(t, fmt.Sprintf("dead%d@example.com", i))
+	}
+	b := open(t, env.Console)
+	b.visit("/")
+	b.sees("needs you", "3 dead")
+	b.click("3 dead")
+	b.sees("Act on all 3 that match", "550")
+	breakMail(t, 0)
+	b.click("Redrive all 3…")
+	b.sees("What will happen", "does things outside the database")
+	b.do(chromedp.SendKeys(`input[name=reason]`, "the mail server takes mails again"))
+	b.click("Redrive 3")
+	b.sees("3 of 3 redriven", "All are done")
+	for i := range letters {
+		if n := mails(t, fmt.Sprintf("dead%d@example.com", i)); n != 1 {
+			t.Errorf("dead%d got %d mails, want 1", i, n)
+		}
+	}
+	b.visit("/dead")
+	b.sees("Nothing has been given up")
+	b.visit("/dead?state=done")
+	b.sees("welcome-mailer", "decided on by")
+}
+
+// TestReveal: what an event says is hidden, is shown to somebody who asks, and that is an operation.
+func TestReveal(t *testing.T) {
+	signUp(t, "revealed@example.com")
+	b := open(t, env.Console)
+	b.visit("/events?find=revealed@example.com")
+	b.sees("user.created")
+	b.click("user.created")
+	b.sees("What it says", "•••")
+	if strings.Contains(b.text(), "revealed@example.com") {
+		t.Error("the page shows a mail address that nobody revealed")
+	}
+	b.do(chromedp.SendKeys(`form[action$=reveal] input[name=reason]`, "a test"))
+	b.click("Reveal")
+	b.sees("revealed@example.com", "recorded")
+	id := b.url()[strings.LastIndex(strings.TrimSuffix(b.url(), "/reveal"), "/")+1:]
+	id = strings.TrimSuffix(id, "/reveal")
+	if by := query(t, `select reason from pgjet.operation where kind = 'event.reveal' and target = $1`, id); by != "a test" {
+		t.Errorf("the operation says %q, want the reason", by)
+	}
+}
+
+// TestPauses: a consumer is paused and resumed with a reason, and the page says who did it.
+func TestPauses(t *testing.T) {
+	b := open(t, env.Console)
+	b.visit("/consumers/directory")
+	b.do(chromedp.SendKeys(`form[action$=pause] input[name=reason]`, "a look at the directory"))
+	b.click("Pause directory")
+	b.sees("a look at the directory", "Resume directory")
+	b.click("Resume directory")
+	b.sees("Pause directory")
+}
+
+// TestKeyboard: keys alone lead from page to page and from row to row.
+func TestKeyboard(t *testing.T) {
+	signUp(t, "keys@example.com")
+	b := open(t, env.Console)
+	b.visit("/")
+	b.do(chromedp.KeyEvent("g"), chromedp.KeyEvent("e"), chromedp.WaitVisible(`//h1[.="Events"]`))
+	b.do(chromedp.KeyEvent("j"), chromedp.KeyEvent("j"), chromedp.KeyEvent(kb.Enter), chromedp.WaitVisible(`.timeline`))
+	b.do(chromedp.KeyEvent("/"), chromedp.WaitVisible(`#find:focus`), chromedp.KeyEvent(kb.Backspace), chromedp.SendKeys(`#find`, "keys@example.com"+kb.Enter), chromedp.WaitVisible(`//h1[contains(., "Found for")]`))
+	b.sees("user.created")
+	b.do(chromedp.KeyEvent("?"), chromedp.WaitVisible(`#keys`), chromedp.KeyEvent(kb.Escape), chromedp.WaitNotVisible(`#keys`))
+	b.do(chromedp.KeyEvent(" "), chromedp.WaitVisible(`#pause[aria-pressed=true]`), chromedp.KeyEvent(" "), chromedp.WaitVisible(`#pause[aria-pressed=false]`))
+	before := eval[string](b, `getComputedStyle(document.body).backgroundColor`)
+	b.do(chromedp.KeyEvent("t"))
+	if after := eval[string](b, `getComputedStyle(document.body).backgroundColor`); after == before {
+		t.Errorf("t does not change the colours from %s", before)
+	}
+	b.do(chromedp.KeyEvent("t"))
+}
+
+// TestReadOnly: with a user of the database who may only read, there is no action, and what is asked for all the same is refused.
+func TestReadOnly(t *testing.T) {
+	query(t, `do $$ begin
+		if to_regrole('console_reader') is null then create role console_reader login password 'reader'; end if;
+		grant usage on schema pgjet to console_reader;
+		grant select on all tables in schema pgjet to console_reader;
+		grant select on all sequences in schema pgjet to console_reader;
+	end $$`)
+	signUp(t, "reader@example.com")
+	base := console(t, "--database-url", as(t, "console_reader", "reader"))
+	b := open(t, base, "status of 403")
+	for _, path := range []string{"/", "/events", "/consumers", "/consumers/directory", "/dead", "/retrying", "/relay", "/scheduled", "/sagas", "/processes", "/types"} {
+		b.visit(path)
+		b.do(chromedp.WaitVisible(`//header//*[contains(., "read-only")]`))
+		if n := eval[int](b, `document.querySelectorAll("main form[method=post]").length`); n != 0 {
+			t.Errorf("%s has %d forms that change something", path, n)
+		}
+	}
+	b.visit("/consumers/directory")
+	status := eval[int](b, `fetch("/consumers/directory/pause", {method: "POST", body: new URLSearchParams({reason: "x"})}).then((r) => r.status)`)
+	if status != 403 {
+		t.Errorf("a pause is answered with %d, want 403", status)
+	}
+	if paused := query(t, `select coalesce(paused_by, 'nobody') from pgjet.consumer where name = 'directory'`); paused != "nobody" {
+		t.Errorf("the consumer is paused by %s", paused)
+	}
+}

@@ -1,0 +1,134 @@
+package console
+
+import (
+	"context"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/hex"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/chromedp"
+	"github.com/jackc/pgx/v5"
+)
+
+//go:embed testdata/axe.min.js
+var axe string
+
+// TestAxe: the file is axe-core 4.14.1 as npm has it.
+func TestAxe(t *testing.T) {
+	sum := sha256.Sum256([]byte(axe))
+	if got := hex.EncodeToString(sum[:]); got != "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c" {
+		t.Errorf("axe.min.js has the checksum %s", got)
+	}
+}
+
+// query returns one text of the database of the pgjet dev; "" if a statement returns nothing.
+func query(t *testing.T, sql string, args ...any) (text string) {
+	t.Helper()
+	db, err := pgx.Connect(t.Context(), env.DB)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close(t.Context())
+	rows, err := db.Query(t.Context(), sql, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(all, " ")
+}
+
+// as returns the address of the database for another user.
+func as(t *testing.T, user, password string) string {
+	t.Helper()
+	u, err := url.Parse(env.DB)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword(user, password)
+	return u.String()
+}
+
+// pages are all there are, with something on them.
+func pages(t *testing.T) map[string]string {
+	t.Helper()
+	id := query(t, `select id::text from pgjet.outbox order by seq limit 1`)
+	letter := query(t, `select event_id::text from pgjet.dead_letter where state = 'dead' limit 1`)
+	key := query(t, `select key from pgjet.outbox order by seq limit 1`)
+	return map[string]string{
+		"now": "/", "events": "/events", "found": "/events?find=" + key, "event": "/events/" + id, "dead-event": "/events/" + letter,
+		"consumers": "/consumers", "consumer": "/consumers/welcome-mailer", "dead": "/dead", "dead-group": "/dead?consumer=welcome-mailer&key=" + query(t, `select key from pgjet.dead_letter where state = 'dead' limit 1`),
+		"plan": "/dead/plan?verb=redrive&all=1", "key": "/keys?key=" + key, "no-key": "/keys", "retrying": "/retrying", "relay": "/relay",
+		"scheduled": "/scheduled", "sagas": "/sagas", "types": "/types", "processes": "/processes", "lab": "/lab",
+	}
+}
+
+// trouble makes a dead letter, an event that is retried, and sagas that wait, until the test ends.
+func trouble(t *testing.T) {
+	t.Helper()
+	breakMail(t, 550)
+	signUp(t, "trouble1@example.com")
+	eventually(t, "an event is dead", func() bool {
+		return query(t, `select count(*)::text from pgjet.dead_letter where state = 'dead'`) != "0"
+	})
+	breakMail(t, 451)
+	request(t, "PUT", env.Billing+"/fault", `{"status":503}`)
+	signUp(t, "trouble2@example.com")
+	eventually(t, "an event is retried", func() bool { return query(t, `select count(*)::text from pgjet.intent`) != "0" })
+	t.Cleanup(func() {
+		breakMail(t, 0)
+		request(t, "DELETE", env.Billing+"/fault", "")
+	})
+}
+
+// TestEveryPage: each page renders without an error in the browser, is as wide as a phone at most, and axe-core finds nothing serious,
+// in light and dark.
+func TestEveryPage(t *testing.T) {
+	trouble(t)
+	shots := os.Getenv("PGJET_SCREENSHOTS")
+	for _, look := range []struct {
+		name, scheme  string
+		width, height int64
+	}{{"light", "light", 1280, 900}, {"dark", "dark", 390, 844}} {
+		t.Run(look.name, func(t *testing.T) {
+			t.Parallel()
+			b := open(t, env.Console)
+			b.do(chromedp.EmulateViewport(look.width, look.height), chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
+				_, err := cdp.Call(ctx, target, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
+					Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: look.scheme}},
+				})
+				return err
+			}))
+			for name, path := range pages(t) {
+				b.visit(path)
+				if wide := eval[int64](b, `document.documentElement.scrollWidth`); wide > look.width {
+					t.Errorf("%s is %d wide on a screen of %d", path, wide, look.width)
+				}
+				eval[any](b, axe+"; 0")
+				for _, found := range eval[[]string](b, `axe.run({resultTypes: ["violations"]}).then((r) => r.violations.filter((v) => ["serious", "critical"].includes(v.impact))
+					.map((v) => v.id + ": " + v.help + ": " + v.nodes.slice(0, 3).map((n) => n.html).join(" ")))`) {
+					t.Errorf("%s: %s", path, found)
+				}
+				if text := b.text(); strings.Contains(text, "trouble1@example.com") {
+					t.Errorf("%s shows a mail address", path)
+				}
+				if shots != "" {
+					png := get(b, chromedp.FullScreenshot(100))
+					if err := os.WriteFile(filepath.Join(shots, fmt.Sprintf("%s-%s.png", name, look.name)), png, 0o600); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+		})
+	}
+}
