@@ -61,7 +61,7 @@ var looks = map[string][2]string{
 	"done": {"good", "✓"}, "moving": {"good", "✓"}, "ready": {"good", "✓"}, "works": {"good", "✓"}, "published": {"good", "✓"}, "leads": {"good", "✓"}, "undone": {"good", "↩"},
 	"idle": {"quiet", "–"}, "ignored": {"quiet", "–"}, "standby": {"quiet", "–"}, "discarded": {"quiet", "⌫"}, "dropped": {"quiet", "⌫"},
 	"waiting": {"quiet", "…"}, "pending": {"quiet", "…"}, "scheduled": {"quiet", "◷"}, "unknown": {"quiet", "?"}, "redriven": {"busy", "⟲"},
-	"running": {"busy", "▶"}, "starting": {"busy", "▶"}, "undoing": {"retry", "↩"},
+	"running": {"busy", "▶"}, "trying": {"busy", "▶"}, "effects": {"warn", "▲"}, "starting": {"busy", "▶"}, "undoing": {"retry", "↩"},
 	"retrying": {"retry", "↻"}, "retry": {"retry", "↻"}, "retried": {"retry", "↻"}, "degraded": {"retry", "↻"}, "breaker_open": {"retry", "↻"},
 	"paused": {"warn", "⏸"}, "consumer_paused": {"warn", "⏸"}, "slow": {"warn", "▲"}, "quarantined": {"warn", "▲"}, "held": {"warn", "▲"},
 }

@@ -37,9 +37,10 @@
 
   // Live updates wait while they are paused, while a list is under the pointer, and while something is typed or ticked.
   const pause = byID("pause");
-  let paused = false, waiting = [], lost = false;
+  let paused = false, waiting = [], lost = false, mouse = false;
+  for (const type of ["pointermove", "pointerdown"]) document.addEventListener(type, (e) => { mouse = e.pointerType === "mouse"; }); // a finger does not stay
   const busy = () => paused || document.querySelector("dialog[open]") ||
-    (matchMedia("(hover: hover)").matches && live.querySelector("[data-still]:hover")) ||
+    (mouse && live.querySelector("[data-still]:hover")) ||
     live.querySelector("form:focus-within input:focus, form:focus-within select:focus, tbody input:checked, tr.at");
   const label = () => {
     if (!pause) return;
@@ -59,7 +60,16 @@
     label();
   });
   document.addEventListener("htmx:sse:error", () => { lost = true; label(); });
-  document.addEventListener("htmx:sse:after:message", () => { place(at); drawChart(); });
+  // A screen reader hears when the heading says something else, not each number, and not more often than every ten seconds.
+  let heading = document.querySelector("h1")?.innerText, spoke = 0;
+  const speak = () => {
+    const now = document.querySelector("h1")?.innerText;
+    if (now === heading || Date.now() - spoke < 10000) return;
+    heading = now;
+    spoke = Date.now();
+    byID("said").textContent = now;
+  };
+  document.addEventListener("htmx:sse:after:message", () => { place(at); drawChart(); speak(); });
   setInterval(release, 250);
 
   // The chart is drawn from what the page holds.

@@ -2,9 +2,13 @@ package console
 
 import (
 	"fmt"
+	"html"
+	"net/http"
+	"regexp"
 	"strings"
 	"testing"
 
+	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 )
@@ -107,6 +111,68 @@ func TestPauses(t *testing.T) {
 	b.sees("a look at the directory", "Resume directory")
 	b.click("Resume directory")
 	b.sees("Pause directory")
+}
+
+// TestHolds: a list stays as it is while the pointer is on it, while a row is ticked, and while updates are paused, and goes on then.
+func TestHolds(t *testing.T) {
+	signUp(t, "holds0@example.com")
+	b := open(t, env.Console)
+	b.visit("/events")
+	first := func() string { return eval[string](b, `document.querySelector("tbody a")?.getAttribute("href") ?? ""`) }
+	newest := func() string {
+		return "/events/" + query(t, `select id::text from pgjet.outbox order by seq desc limit 1`)
+	}
+	eventually(t, "the list is live", func() bool { return first() == newest() })
+	for i, hold := range []struct{ name, begin, end string }{
+		{"the pointer", "", ""},
+		{"a pause", `document.getElementById("pause").click()`, `document.getElementById("pause").click()`},
+	} {
+		if hold.begin == "" {
+			box := eval[[]float64](b, `(() => { const r = document.querySelector("tbody tr").getBoundingClientRect(); return [r.x + 20, r.y + 8]; })()`)
+			b.do(chromedp.MouseEvent(input.DispatchMouseEventTypeMouseMoved, box[0], box[1]))
+		} else {
+			b.do(chromedp.MouseEvent(input.DispatchMouseEventTypeMouseMoved, 5, 5))
+			eval[any](b, hold.begin)
+		}
+		before := first()
+		signUp(t, fmt.Sprintf("holds%d@example.com", i+1))
+		label := `document.getElementById("pause").textContent`
+		eventually(t, "news wait for "+hold.name, func() bool {
+			return strings.Contains(eval[string](b, label), "wait") || strings.Contains(eval[string](b, label), "paused")
+		})
+		if first() != before {
+			t.Errorf("%s does not hold the list", hold.name)
+		}
+		if hold.end == "" {
+			b.do(chromedp.MouseEvent(input.DispatchMouseEventTypeMouseMoved, 5, 5))
+		} else {
+			eval[any](b, hold.end)
+		}
+		eventually(t, "the list goes on after "+hold.name, func() bool { return first() == newest() })
+	}
+}
+
+// TestEveryLink: each link of each page leads to a page.
+func TestEveryLink(t *testing.T) {
+	trouble(t)
+	base := strings.TrimSuffix(env.Console, "/")
+	known, next := map[string]bool{"/": true}, []string{"/"}
+	links := regexp.MustCompile(`(?:href|src)="(/[^"]*)"`)
+	const most = 400
+	for len(next) > 0 && len(known) < most {
+		path := next[0]
+		next = next[1:]
+		page := request(t, http.MethodGet, base+path, "") // fails if there is none
+		for _, m := range links.FindAllStringSubmatch(page, -1) {
+			if to := html.UnescapeString(m[1]); !known[to] {
+				known[to] = true
+				next = append(next, to)
+			}
+		}
+	}
+	if len(known) < 40 {
+		t.Errorf("there are %d links, want 40 or more", len(known))
+	}
 }
 
 // TestKeyboard: keys alone lead from page to page and from row to row.
