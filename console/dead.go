@@ -127,11 +127,12 @@ func planOf(v operate.Verb, own url.Values) string {
 
 // deadFlags returns the words of a command that select the same.
 func deadFlags(own url.Values) string {
-	text := flags("consumer", own.Get("consumer"), "group", own.Get("group"), "type", own.Get("type"), "key", own.Get("key"), "since", own.Get("since"), "until", own.Get("until"))
+	var b strings.Builder
+	b.WriteString(flags("consumer", own.Get("consumer"), "group", own.Get("group"), "type", own.Get("type"), "key", own.Get("key"), "since", own.Get("since"), "until", own.Get("until")))
 	for _, id := range own["id"] {
-		text += " " + operate.Word(id)
+		b.WriteString(" " + operate.Word(id))
 	}
-	return text
+	return b.String()
 }
 
 // A planView is the page that says what would be changed, before it is.

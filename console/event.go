@@ -157,13 +157,14 @@ func (c *Console) dead(ctx context.Context, h operate.Handling) verdict {
 	if err != nil || len(letters) == 0 {
 		return v
 	}
-	groups, err := inbox.Groups(ctx, c.config.DB, inbox.Filter{Group: letters[0].Group, State: inbox.Dead})
-	if err != nil || len(groups) == 0 {
+	groups, err := inbox.Groups(ctx, c.config.DB, inbox.Filter{Consumer: h.Consumer, State: inbox.Dead}) // which costs less than to ask for one
+	i := slices.IndexFunc(groups, func(g inbox.Group) bool { return g.ID == letters[0].Group })
+	if err != nil || i < 0 {
 		return v
 	}
-	v.Link = "/dead" + query("group", groups[0].ID)
-	if n := groups[0].Count - 1; n > 0 {
-		v.Text += fmt.Sprintf("; %s like it since %s", count(n), groups[0].First.UTC().Format("15:04 UTC on 2 Jan"))
+	v.Link = "/dead" + query("group", groups[i].ID)
+	if n := groups[i].Count - 1; n > 0 {
+		v.Text += fmt.Sprintf("; %s like it since %s", count(n), groups[i].First.UTC().Format("15:04 UTC on 2 Jan"))
 	}
 	return v
 }

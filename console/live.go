@@ -22,6 +22,7 @@ type content struct {
 	made   chan struct{}
 	status int
 	body   []byte
+	took   time.Duration
 }
 
 // atOnce is how many live pages are made at the same time.
@@ -39,7 +40,9 @@ func (s *shared) get(ctx context.Context, key string, produce func() (int, []byt
 		s.all[key] = one
 		s.console.tasks.Go(func() {
 			s.slots <- struct{}{}
+			begun := time.Now()
 			one.status, one.body = produce()
+			one.took = time.Since(begun)
 			<-s.slots
 			close(one.made)
 			time.AfterFunc(liveEvery/2, func() {
@@ -63,6 +66,10 @@ func wantsLive(r *http.Request) bool {
 	return r.URL.Query().Has("live") && strings.Contains(r.Header.Get("Accept"), "text/event-stream")
 }
 
+// costs is how many times longer than it takes to make a page it is left alone at least: so an open one costs a hundredth of
+// what one connection can do, at most.
+const costs = 100
+
 // live sends the content of a page again whenever it changes, as server-sent events.
 func (c *Console) live(w http.ResponseWriter, r *http.Request, render func(context.Context) (int, []byte)) {
 	out := http.NewResponseController(w)
@@ -71,20 +78,24 @@ func (c *Console) live(w http.ResponseWriter, r *http.Request, render func(conte
 	ticker := time.NewTicker(liveEvery)
 	defer ticker.Stop()
 	var last []byte
+	var due time.Time
+	var took time.Duration // the last time; the first time it may have waited for others
 	for {
-		one, err := c.shared.get(r.Context(), r.URL.RequestURI(), func() (int, []byte) {
-			ctx, cancel := context.WithTimeout(c.ended, pageTime)
-			defer cancel()
-			return render(ctx)
-		})
-		if err != nil {
-			return
-		}
 		message := []byte(": nothing new\n\n")
-		if !bytes.Equal(one.body, last) {
-			last = one.body
-			message = append([]byte("data: "), bytes.ReplaceAll(bytes.TrimSpace(one.body), []byte("\n"), []byte("\ndata: "))...)
-			message = append(message, "\n\n"...)
+		if !time.Now().Before(due) {
+			one, err := c.shared.get(r.Context(), r.URL.RequestURI(), func() (int, []byte) {
+				ctx, cancel := context.WithTimeout(c.ended, pageTime)
+				defer cancel()
+				return render(ctx)
+			})
+			if err != nil {
+				return
+			}
+			due = time.Now().Add(costs*min(took, one.took) - liveEvery/2)
+			took = one.took
+			if !bytes.Equal(one.body, last) {
+				last, message = one.body, asEvent(one.body)
+			}
 		}
 		_ = out.SetWriteDeadline(time.Now().Add(writeTime)) // a server without deadlines does without
 		if _, err := w.Write(message); err != nil || out.Flush() != nil {
@@ -98,4 +109,10 @@ func (c *Console) live(w http.ResponseWriter, r *http.Request, render func(conte
 			return
 		}
 	}
+}
+
+// asEvent writes a text as a server-sent event.
+func asEvent(text []byte) []byte {
+	event := append([]byte("data: "), bytes.ReplaceAll(bytes.TrimSpace(text), []byte("\n"), []byte("\ndata: "))...)
+	return append(event, "\n\n"...)
 }

@@ -34,7 +34,7 @@ var env struct {
 	Billing string          `json:"billing"`
 	NATS    string          `json:"nats"`
 	DB      string          `json:"database"`
-	browser context.Context //nolint:containedctx // of chromedp, which keeps a browser there
+	browser context.Context // of chromedp, which keeps a browser there
 }
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -138,7 +138,7 @@ func freePorts() int {
 // A tab is one of the browser, which records what goes wrong in its pages.
 type tab struct {
 	t    *testing.T
-	ctx  context.Context //nolint:containedctx // of chromedp
+	ctx  context.Context
 	base string
 
 	expected string // in what pages report, and no fault
