@@ -33,8 +33,11 @@ func (b *board) Status(ctx context.Context) operate.Status {
 			return known
 		}
 		if b.asking == nil {
+			if !b.console.begin(b.ask) {
+				b.mu.Unlock()
+				return known
+			}
 			b.asking = make(chan struct{})
-			b.console.tasks.Go(b.ask)
 		}
 		asking := b.asking
 		b.mu.Unlock()

@@ -68,6 +68,8 @@ type Console struct {
 	ended context.Context //nolint:containedctx // it ends what goes on after a request, or keeps one open
 	end   context.CancelFunc
 	tasks sync.WaitGroup
+
+	closing sync.Mutex // no task begins while it ends
 }
 
 // New returns a console. It starts nothing and connects to nothing yet. [Console.Close] it before DB and NATS.
@@ -99,10 +101,23 @@ func New(config Config) *Console {
 // ServeHTTP answers a request for a page.
 func (c *Console) ServeHTTP(w http.ResponseWriter, r *http.Request) { c.mux.ServeHTTP(w, r) }
 
-// Close ends live pages and what is being changed, of which the rest stays as it is. It waits for both.
+// Close ends live pages and what is being changed, of which the rest stays as it is. It waits for both, and may be called twice.
 func (c *Console) Close() {
+	c.closing.Lock()
 	c.end()
+	c.closing.Unlock()
 	c.tasks.Wait()
+}
+
+// begin runs fn beside requests, and reports whether it does: a console that was closed does not.
+func (c *Console) begin(fn func()) bool {
+	c.closing.Lock()
+	defer c.closing.Unlock()
+	if c.ended.Err() != nil {
+		return false
+	}
+	c.tasks.Go(fn)
+	return true
 }
 
 // asked returns where facts come from now: without NATS while that is not connected, so that nobody waits for it.

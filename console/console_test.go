@@ -276,6 +276,56 @@ func TestPlan(t *testing.T) {
 	if a := ask(t, http.MethodPost, base+"/dead/run", discard.Encode(), own); a.status != http.StatusBadRequest || !strings.Contains(a.body, "say why") {
 		t.Errorf("to discard without a reason = %d\n%s", a.status, a.body)
 	}
+	discard.Set("reason", "nobody needs them")
+	begun = ask(t, http.MethodPost, base+"/dead/run", discard.Encode(), own)
+	testenv.Eventually(t, 10*time.Second, "they are discarded", func() bool {
+		done = follow(t, base, begun)
+		return strings.Contains(done.body, "2 of 2 discarded") && strings.Contains(done.body, "ended")
+	})
+	undo := regexp.MustCompile(`href="([^"]*verb=reopen[^"]*)"`).FindStringSubmatch(done.body)
+	if undo == nil {
+		t.Fatalf("the page does not lead to what undoes it:\n%s", done.body)
+	}
+	reopen := planned(t, ask(t, http.MethodGet, base+strings.ReplaceAll(undo[1], "&amp;", "&"), "").body)
+	if reopen.Get("count") != "2" {
+		t.Errorf("2 discarded, and %s would be reopened", reopen.Get("count"))
+	}
+}
+
+// TestPaging: pages of a list follow each other without a gap, and say how to get back.
+func TestPaging(t *testing.T) {
+	t.Parallel()
+	db := testenv.Postgres(t)
+	base := serve(t, console.Config{DB: db}, nil)
+	const all = 120
+	testenv.Exec(t, db, `insert into pgjet.outbox (id, type, key, data) select gen_random_uuid(), 'user.created', 'k' || n, '{}' from generate_series(1, $1::int) n`, all)
+	died(t, db, "mailer", all)
+	for list, rows := range map[string]string{"/events?type=user.created": `href="(/events/[0-9a-f-]{36})"`, "/dead?consumer=mailer": `name="id" value="([0-9]+)"`} {
+		seen := make(map[string]bool)
+		pages := 0
+		for next := list; next != ""; pages++ {
+			a := ask(t, http.MethodGet, base+next, "")
+			for _, m := range regexp.MustCompile(rows).FindAllStringSubmatch(a.body, -1) {
+				if seen[m[1]] {
+					t.Errorf("%s shows %s twice", list, m[1])
+				}
+				seen[m[1]] = true
+			}
+			if (pages > 0) != strings.Contains(a.body, "To the first page") {
+				t.Errorf("page %d of %s leads to the first one: %t", pages, list, pages == 0)
+			}
+			next = ""
+			if m := regexp.MustCompile(`href="([^"]*)" rel="next"`).FindStringSubmatch(a.body); m != nil {
+				next = strings.ReplaceAll(m[1], "&amp;", "&")
+			}
+		}
+		if len(seen) != all || pages < 3 {
+			t.Errorf("%s shows %d on %d pages, want %d", list, len(seen), pages, all)
+		}
+	}
+	if a := ask(t, http.MethodGet, base+"/events?after=nowhere", ""); a.status != http.StatusBadRequest {
+		t.Errorf("a place that is none = %d", a.status)
+	}
 }
 
 // TestManyNeedTheNumber: what concerns many letters whose handler has effects needs the number typed.

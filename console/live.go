@@ -37,8 +37,7 @@ func (s *shared) get(ctx context.Context, key string, produce func() (int, []byt
 	one, found := s.all[key]
 	if !found {
 		one = &content{made: make(chan struct{})}
-		s.all[key] = one
-		s.console.tasks.Go(func() {
+		began := s.console.begin(func() {
 			s.slots <- struct{}{}
 			begun := time.Now()
 			one.status, one.body = produce()
@@ -51,6 +50,11 @@ func (s *shared) get(ctx context.Context, key string, produce func() (int, []byt
 				s.mu.Unlock()
 			})
 		})
+		if !began {
+			s.mu.Unlock()
+			return nil, s.console.ended.Err()
+		}
+		s.all[key] = one
 	}
 	s.mu.Unlock()
 	select {

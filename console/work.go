@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/rand"
 	"net/http"
+	"net/url"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -61,14 +63,17 @@ func (w *work) begin(c *Console, v *planView, by, reason string, rate int) (id s
 	}
 	t := &task{Plan: v, By: by, Reason: reason, Began: time.Now()}
 	id = rand.Text()
-	w.all[id] = t
-	c.tasks.Go(func() {
+	began := c.begin(func() {
 		done, err := v.Run(c.ended, c.config.DB, replay.Decision{By: by, Reason: reason, Rate: rate, Progress: t.tell})
 		c.board.forget()
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		t.outcome, t.err, t.ended = done, err, time.Now()
 	})
+	if !began {
+		return "", c.ended.Err()
+	}
+	w.all[id] = t
 	return id, nil
 }
 
@@ -94,6 +99,7 @@ type workView struct {
 	Progress *inbox.Progress // of what was redriven
 	Of       int
 	Failed   *failure
+	Undo     string // the address of the plan that undoes it; "" if nothing can
 }
 
 func (c *Console) workPage(ctx context.Context, r *http.Request) (page, error) {
@@ -118,6 +124,11 @@ func (c *Console) workPage(ctx context.Context, r *http.Request) (page, error) {
 			return p, err
 		}
 		v.Progress = &progress
+	}
+	if t.Plan.Verb.Name == operate.Discard.Name && !v.Running && v.Total.Changed > 0 {
+		own, _ := url.ParseQuery(t.Plan.Query)
+		own.Set("up_to", strconv.FormatInt(t.Plan.UpTo, 10))
+		v.Undo = planOf(operate.Reopen, own)
 	}
 	p.Title = "Change: " + t.Plan.Verb.Name
 	p.Content = v
