@@ -109,6 +109,12 @@ func (c *Console) Close() {
 	c.tasks.Wait()
 }
 
+// changed has the next pages show what was changed.
+func (c *Console) changed() {
+	c.board.forget()
+	c.shared.forget()
+}
+
 // begin runs fn beside requests, and reports whether it does: a console that was closed does not.
 func (c *Console) begin(fn func()) bool {
 	c.closing.Lock()

@@ -460,16 +460,19 @@ func TestMounted(t *testing.T) {
 	}
 }
 
-// TestLive: a page says what changed, and ends with the console.
-func TestLive(t *testing.T) {
-	t.Parallel()
-	db := testenv.Postgres(t)
-	c := console.New(console.Config{DB: db})
-	s := httptest.NewServer(c)
-	t.Cleanup(s.Close)
+// A stream is a live page.
+type stream struct {
+	t    *testing.T
+	body io.Reader
+	said strings.Builder
+}
+
+// watch opens a live page until the test ends.
+func watch(t *testing.T, address string) *stream {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL+"/events?live=", nil)
+	t.Cleanup(cancel)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -478,25 +481,58 @@ func TestLive(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer resp.Body.Close()
-	var said strings.Builder
-	read := func(until string) {
-		t.Helper()
-		buf := make([]byte, 64<<10)
-		for !strings.Contains(said.String(), until) {
-			n, err := resp.Body.Read(buf)
-			said.Write(buf[:n])
-			if err != nil {
-				t.Fatalf("%v, before %q; it said\n%s", err, until, said.String())
-			}
+	t.Cleanup(func() { resp.Body.Close() })
+	return &stream{t: t, body: resp.Body}
+}
+
+// read reads until the page has said something, and returns all of it.
+func (s *stream) read(until string) string {
+	s.t.Helper()
+	buf := make([]byte, 64<<10)
+	for !strings.Contains(s.said.String(), until) {
+		n, err := s.body.Read(buf)
+		s.said.Write(buf[:n])
+		if err != nil {
+			s.t.Fatalf("%v, before %q; it said\n%s", err, until, s.said.String())
 		}
 	}
-	read("No events yet")
+	return s.said.String()
+}
+
+// TestLive: a page says what changed, and ends with the console.
+func TestLive(t *testing.T) {
+	t.Parallel()
+	db := testenv.Postgres(t)
+	c := console.New(console.Config{DB: db})
+	s := httptest.NewServer(c)
+	t.Cleanup(s.Close)
+	page := watch(t, s.URL+"/events?live=")
+	page.read("No events yet")
 	id := appended(t, db, "k1", `{}`)
-	read(id.String())
+	page.read(id.String())
 	c.Close()
-	if _, err := io.ReadAll(resp.Body); err != nil {
+	if _, err := io.ReadAll(page.body); err != nil {
 		t.Errorf("the page ends with %v", err)
+	}
+}
+
+// TestChangeShowsAtOnce: a live page that is opened after a change never says what was before it, whatever others look at.
+func TestChangeShowsAtOnce(t *testing.T) {
+	t.Parallel()
+	db := testenv.Postgres(t)
+	died(t, db, "mailer", 1)
+	base := serve(t, console.Config{DB: db}, nil)
+	const pause, resume = "Pause mailer", "Resume mailer"
+	for range 2 {
+		watch(t, base+"/consumers/mailer?live=").read(pause)
+		ask(t, http.MethodPost, base+"/consumers/mailer/pause", "reason=x", own)
+		if said := watch(t, base+"/consumers/mailer?live=").read("mailer</button>"); !strings.Contains(said, resume) {
+			t.Errorf("after a pause the page says\n%s", said)
+		}
+		ask(t, http.MethodPost, base+"/consumers/mailer/resume", "", own)
+		if said := watch(t, base+"/consumers/mailer?live=").read("mailer</button>"); !strings.Contains(said, pause) {
+			t.Errorf("after a resume the page says\n%s", said)
+		}
 	}
 }
 

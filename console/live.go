@@ -46,8 +46,10 @@ func (s *shared) get(ctx context.Context, key string, produce func() (int, []byt
 			close(one.made)
 			time.AfterFunc(liveEvery/2, func() {
 				s.mu.Lock()
-				delete(s.all, key)
-				s.mu.Unlock()
+				defer s.mu.Unlock()
+				if s.all[key] == one {
+					delete(s.all, key)
+				}
 			})
 		})
 		if !began {
@@ -63,6 +65,13 @@ func (s *shared) get(ctx context.Context, key string, produce func() (int, []byt
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+}
+
+// forget has what is asked for from now on made anew, since something was changed.
+func (s *shared) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.all)
 }
 
 // wantsLive reports whether a request asks for the changes of a page.

@@ -74,7 +74,7 @@ func (c *Console) change(mux *http.ServeMux, pattern string, may func(operate.Ri
 			})(w, r)
 			return
 		}
-		c.board.forget()
+		c.changed()
 		if notice != "" {
 			c.leaveNotice(w, r, notice)
 		}

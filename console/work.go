@@ -65,7 +65,7 @@ func (w *work) begin(c *Console, v *planView, by, reason string, rate int) (id s
 	id = rand.Text()
 	began := c.begin(func() {
 		done, err := v.Run(c.ended, c.config.DB, replay.Decision{By: by, Reason: reason, Rate: rate, Progress: t.tell})
-		c.board.forget()
+		c.changed()
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		t.outcome, t.err, t.ended = done, err, time.Now()
