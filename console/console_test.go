@@ -249,6 +249,11 @@ func TestPlan(t *testing.T) {
 	if plan.Get("count") != "3" {
 		t.Errorf("the plan is of %s, want 3", plan.Get("count"))
 	}
+	ago := planned(t, ask(t, http.MethodGet, base+"/dead/plan?verb=redrive&since=1h", "").body)
+	frozen, err := url.ParseQuery(ago.Get("query"))
+	if at, wrong := time.Parse(time.RFC3339, frozen.Get("since")); err != nil || wrong != nil || time.Since(at) < time.Hour {
+		t.Errorf("a plan since 1h is of %q, want the time", ago.Get("query"))
+	}
 	wrong, _ := url.ParseQuery(plan.Encode())
 	wrong.Set("count", "4")
 	if a := ask(t, http.MethodPost, base+"/dead/run", wrong.Encode(), own); a.status != http.StatusBadRequest {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -106,7 +107,7 @@ func (c *Console) pauseConsumer(ctx context.Context, r *http.Request) (next, not
 	default:
 		notice = "Paused " + name + ". No attempt begins; events wait in the stream."
 	}
-	return back(r, "/consumers/"+name), notice, nil
+	return back(r, "/consumers/"+url.PathEscape(name)), notice, nil
 }
 
 func (c *Console) resumeConsumer(ctx context.Context, r *http.Request) (next, notice string, err error) {
@@ -124,5 +125,5 @@ func (c *Console) resumeConsumer(ctx context.Context, r *http.Request) (next, no
 	default:
 		notice = "Resumed " + name + "."
 	}
-	return back(r, "/consumers/"+name), notice, nil
+	return back(r, "/consumers/"+url.PathEscape(name)), notice, nil
 }

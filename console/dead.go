@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -179,6 +180,11 @@ func (c *Console) plan(ctx context.Context, q url.Values) (*planView, error) {
 	}
 	if len(own) == 0 && q.Get("all") == "" {
 		return nil, wrongf("nothing is selected: tick dead letters, or choose all that match")
+	}
+	for name, at := range map[string]time.Time{"since": f.Since, "until": f.Until} { // 2h ago is another time in a minute
+		if !at.IsZero() {
+			own.Set(name, at.UTC().Format(time.RFC3339Nano))
+		}
 	}
 	if f.UpTo, err = strconv.ParseInt(cmp.Or(q.Get("up_to"), "0"), 10, 64); err != nil {
 		return nil, wrongf("the plan is not one of this console")

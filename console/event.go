@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -171,7 +172,7 @@ func (c *Console) dead(ctx context.Context, h operate.Handling) verdict {
 
 // waiting says why an event waits at a consumer.
 func (c *Console) waiting(s operate.Status, h operate.Handling) verdict {
-	v := verdict{h.State, "", "/consumers/" + h.Consumer}
+	v := verdict{h.State, "", "/consumers/" + url.PathEscape(h.Consumer)}
 	switch {
 	case h.State == operate.Running:
 		v.Text = h.Consumer + " handles it now, in " + h.TakenBy

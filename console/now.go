@@ -3,6 +3,7 @@ package console
 import (
 	"context"
 	"net/http"
+	"net/url"
 	"strings"
 
 	"github.com/pgjet/pgjet/consumers/status"
@@ -81,7 +82,7 @@ func linkOf(f operate.Finding) string {
 		if f.Code == "retrying" {
 			return "/retrying" + query("consumer", name)
 		}
-		return "/consumers/" + name
+		return "/consumers/" + url.PathEscape(name)
 	case "relay", "outbox":
 		return "/relay"
 	case "saga":
