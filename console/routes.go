@@ -30,6 +30,8 @@ func (c *Console) routes() http.Handler {
 	mux.Handle("GET /sagas", c.show("sagas", c.sagasPage))
 	mux.Handle("GET /processes", c.show("processes", c.processesPage))
 	mux.Handle("GET /types", c.show("types", c.typesPage))
+	mux.Handle("GET /reasons", c.show("", c.reasonsPage))
+	mux.Handle("GET /reasons/{code}", c.show("", c.reasonsPage))
 	mux.Handle("POST /events/{id}/reveal", c.show("events", c.revealPage))
 	c.change(mux, "POST /dead/run", func(r operate.Rights) bool { return r.Dead }, c.runPlan)
 	c.change(mux, "POST /consumers/{name}/pause", func(r operate.Rights) bool { return r.Consumers }, c.pauseConsumer)

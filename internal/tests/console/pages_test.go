@@ -71,6 +71,7 @@ func pages(t *testing.T) map[string]string {
 		"consumers": "/consumers", "consumer": "/consumers/welcome-mailer", "dead": "/dead", "dead-group": "/dead?consumer=welcome-mailer&key=" + query(t, `select key from pgjet.dead_letter where state = 'dead' limit 1`),
 		"plan": "/dead/plan?verb=redrive&all=1", "key": "/keys?key=" + key, "no-key": "/keys", "retrying": "/retrying", "relay": "/relay",
 		"scheduled": "/scheduled", "sagas": "/sagas", "types": "/types", "processes": "/processes", "lab": "/lab",
+		"reasons": "/reasons", "reason": "/reasons/dead_letters",
 	}
 }
 
