@@ -21,10 +21,10 @@ import (
 type eventView struct {
 	operate.Event
 	Verdict  []verdict
+	Tracks   []track
 	Timeline []step
 	Content  operate.Content
 	Unread   *failure // why the content is not known
-	Begin    *time.Time
 	Revealed bool
 }
 
@@ -56,7 +56,7 @@ func (c *Console) eventOf(ctx context.Context, id uuid.UUID) (page, error) {
 	if err != nil {
 		return p, err
 	}
-	v := &eventView{Event: e, Timeline: steps(operate.Timeline([]operate.Event{e}))}
+	v := &eventView{Event: e, Tracks: tracks(e, time.Now()), Timeline: steps(operate.Timeline([]operate.Event{e}))}
 	p.Title = cmp.Or(e.Type, "Event") + " " + id.String()
 	v.Verdict = c.judge(ctx, e)
 	c.read(ctx, v, false)
