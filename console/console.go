@@ -62,8 +62,11 @@ type Console struct {
 	board  board
 	shared shared
 	work   work
-	pages  map[string]*template.Template
-	mux    http.Handler
+
+	complaints complaints
+
+	pages map[string]*template.Template
+	mux   http.Handler
 
 	ended context.Context //nolint:containedctx // it ends what goes on after a request, or keeps one open
 	end   context.CancelFunc

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go"
 
 	"github.com/pgjet/pgjet/console"
 	"github.com/pgjet/pgjet/internal/testenv"
@@ -139,6 +141,51 @@ func TestDatabaseAway(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestLogsOnce: that a server is away is logged once, however many pages are asked for, without what they are about.
+func TestLogsOnce(t *testing.T) {
+	t.Parallel()
+	db, err := pgxpool.New(t.Context(), "postgres://nobody@127.0.0.1:1/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	var logged bytes.Buffer
+	base := serve(t, console.Config{DB: db, Log: slog.New(slog.NewJSONHandler(&logged, nil))}, nil)
+	for range 3 {
+		ask(t, http.MethodGet, base+"/events?find=ada@example.com", "")
+		ask(t, http.MethodGet, base+"/dead?key=ada@example.com", "")
+	}
+	if n := strings.Count(logged.String(), "\n"); n != 1 || strings.Contains(logged.String(), "ada@") {
+		t.Errorf("%d lines, want 1 without the address:\n%s", n, logged.String())
+	}
+}
+
+// TestNATSGoes: while NATS is away, what the database knows stays, and what is missing is said; and so it is back.
+func TestNATSGoes(t *testing.T) {
+	t.Parallel()
+	db, server := testenv.Postgres(t), testenv.NATS(t)
+	nc, err := nats.Connect(server.URL(), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	base := serve(t, console.Config{DB: db, NATS: nc}, nil)
+	died(t, db, "mailer", 2)
+	const missing, known = "NATS server does not answer", "2 dead letters"
+	now := func() string { return ask(t, http.MethodGet, base+"/", "").body }
+	testenv.Eventually(t, 20*time.Second, "both are known", func() bool { page := now(); return !strings.Contains(page, missing) && strings.Contains(page, known) })
+	server.Stop()
+	testenv.Eventually(t, 20*time.Second, "NATS is missing, and the rest is there", func() bool { page := now(); return strings.Contains(page, missing) && strings.Contains(page, known) })
+	for _, path := range paths {
+		begun := time.Now()
+		if a := ask(t, http.MethodGet, base+path, ""); a.status != http.StatusOK || time.Since(begun) > 5*time.Second {
+			t.Errorf("GET %s without NATS = %d after %s", path, a.status, time.Since(begun))
+		}
+	}
+	testenv.RestartNATS(t, server)
+	testenv.Eventually(t, 20*time.Second, "NATS is back", func() bool { return !strings.Contains(now(), missing) })
 }
 
 // TestOrigins: a request by another name, or from a page of another origin, is refused.

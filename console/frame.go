@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
@@ -131,11 +132,32 @@ func (c *Console) problem(ctx context.Context, p page, err error) page {
 	case isWrong(err):
 		p.Status, f.Code, p.Title = http.StatusBadRequest, "wrong_address", "No such view"
 	default:
-		c.log.WarnContext(ctx, "a page of the console cannot be made", "page", p.Title, "err", inbox.Mask(err.Error()))
+		c.complain(ctx, p.Title, f)
 	}
 	p.Title = cmp.Or(p.Title, "Not known now")
 	p.Content = f
 	return p
+}
+
+// complaints is what was logged last: live pages fail again and again.
+type complaints struct {
+	mu   sync.Mutex
+	code string
+	at   time.Time
+}
+
+// complainEvery bounds how often the same reason is logged.
+const complainEvery = time.Minute
+
+// complain logs that a page cannot be made, but not for each that fails for one reason.
+func (c *Console) complain(ctx context.Context, title string, f failure) {
+	c.complaints.mu.Lock()
+	defer c.complaints.mu.Unlock()
+	if f.Code == c.complaints.code && time.Since(c.complaints.at) < complainEvery {
+		return
+	}
+	c.complaints.code, c.complaints.at = f.Code, time.Now()
+	c.log.WarnContext(ctx, "a page of the console cannot be made", "page", title, "reason", f.Code, "err", f.Text)
 }
 
 // explain says why something is not known, with what to do.

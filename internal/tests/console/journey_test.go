@@ -152,6 +152,20 @@ func TestHolds(t *testing.T) {
 	}
 }
 
+// TestStaysOpen: what somebody has opened stays open while the page updates itself.
+func TestStaysOpen(t *testing.T) {
+	signUp(t, "open@example.com")
+	b := open(t, env.Console)
+	b.visit("/events/" + query(t, `select id::text from pgjet.outbox where type = 'user.created' order by seq desc limit 1`))
+	b.sees("Done at every consumer")
+	eval[any](b, `document.querySelector("details summary").click(); window.updates = 0;
+		document.addEventListener("htmx:sse:after:message", () => { window.updates++; })`)
+	eventually(t, "the page updates itself", func() bool { return eval[int](b, `window.updates`) > 1 })
+	if !eval[bool](b, `document.querySelector("details").open`) {
+		t.Error("an update closes what was opened")
+	}
+}
+
 // TestEveryLink: each link of each page leads to a page.
 func TestEveryLink(t *testing.T) {
 	trouble(t)
