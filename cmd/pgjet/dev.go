@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -36,6 +37,7 @@ type dev struct {
 	conf     *configuration
 	postgres *devserver.Postgres // nil if --database-url is given
 	nats     *devserver.NATS     // nil if --nats-url is given
+	natsLock sync.Mutex          // a switch of the lab stops nats, and starts another
 	db       *pgxpool.Pool
 	nc       *nats.Conn
 	js       jetstream.JetStream

@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"github.com/pgjet/pgjet/console"
+	"github.com/pgjet/pgjet/internal/devserver"
 	"github.com/pgjet/pgjet/internal/devservices"
+	"github.com/pgjet/pgjet/relay"
 )
 
 // labPatience is how long a part of pgjet dev may take to answer the console.
@@ -21,7 +23,7 @@ func (d *dev) lab() *console.Dev {
 	at := func(port int) string { return "http://" + d.addr(port) }
 	fault := func(port int) string { return at(port) + "/fault" }
 	mail := at(inboxPort) + "/api/fault"
-	return &console.Dev{
+	lab := &console.Dev{
 		Inbox: at(inboxPort) + "/", Docs: at(usersPort) + "/docs", SignUp: d.signUp,
 		Lab: []console.Switch{
 			{
@@ -49,8 +51,62 @@ func (d *dev) lab() *console.Dev {
 				Effect: "It answers 503. The saga of each sign-up waits at its first step, and the user service goes on without profiles.",
 				On:     serviceFault(fault(profilesPort), http.StatusServiceUnavailable), Set: setServiceFault(fault(profilesPort), http.StatusServiceUnavailable),
 			},
+			{
+				ID: "relay-paused", Name: "The relay is paused",
+				Effect: "Nothing is published. Events wait in the outbox, in order: see Now, and Relay, which says who paused it.",
+				On: func(ctx context.Context) (bool, error) {
+					s, err := relay.ReadStatus(ctx, d.db, d.stream)
+					return s.Paused != nil, err
+				},
+				Set: d.setRelayPaused,
+			},
 		},
 	}
+	if d.nats != nil {
+		lab.Lab = append(lab.Lab, console.Switch{
+			ID: "nats-down", Name: "NATS is down",
+			Effect: "The server of this set-up is stopped. Sign-ups go on, and the outbox keeps their events. What NATS knows is missing on these pages, and the rest is there.",
+			On:     func(context.Context) (bool, error) { return d.ownNATS().Healthy() != nil, nil },
+			Set:    d.setNATSDown,
+		})
+	}
+	return lab
+}
+
+// setRelayPaused pauses the relay, or resumes it.
+func (d *dev) setRelayPaused(ctx context.Context, broken bool) (err error) {
+	const why = "a switch of the lab"
+	if broken {
+		_, _, err = relay.Pause(ctx, d.db, d.stream, actor(), why)
+	} else {
+		_, err = relay.Resume(ctx, d.db, d.stream, actor(), why)
+	}
+	return err
+}
+
+// ownNATS returns the NATS server of this run, which a switch may have stopped.
+func (d *dev) ownNATS() *devserver.NATS {
+	d.natsLock.Lock()
+	defer d.natsLock.Unlock()
+	return d.nats
+}
+
+// setNATSDown stops the NATS server of this run, or starts it again with all that it stored.
+func (d *dev) setNATSDown(_ context.Context, broken bool) error {
+	d.natsLock.Lock()
+	defer d.natsLock.Unlock()
+	running := d.nats.Healthy() == nil
+	switch {
+	case broken && running:
+		d.nats.Stop()
+	case !broken && !running:
+		again, err := devserver.StartNATS(d.nats.Options())
+		if err != nil {
+			return err
+		}
+		d.nats = again
+	}
+	return nil
 }
 
 // everyMail is so many that nobody in a development set-up sends more.

@@ -164,8 +164,8 @@ func (d *dev) stopServers() {
 	if d.db != nil {
 		postgres.Close(d.db)
 	}
-	if d.nats != nil {
-		d.nats.Stop()
+	if n := d.ownNATS(); n != nil {
+		n.Stop()
 	}
 	if d.postgres != nil {
 		if err := d.postgres.Stop(); err != nil {

@@ -81,6 +81,35 @@ func TestMailIsBroken(t *testing.T) {
 	b.sees("welcome-mailer", "decided on by")
 }
 
+// TestNATSIsDown: while NATS is down and the relay was paused, a sign-up works, the event waits in the outbox, and the page says why; it goes
+// on when both are repaired.
+func TestNATSIsDown(t *testing.T) {
+	b := open(t, env.Console)
+	b.visit("/lab")
+	for _, name := range []string{"The relay is paused", "NATS is down"} {
+		b.click("Break it: " + name)
+		b.sees("Broken: " + name)
+	}
+	b.do(chromedp.SendKeys(`input[name=email]`, "stored@example.com"))
+	b.click("Sign up")
+	b.sees("In the outbox:", "a switch of the lab")
+	event := open(t, env.Console)
+	event.visit("/")
+	event.sees("NATS server does not answer", "1 pending", "paused by")
+	other := open(t, env.Console)
+	other.visit("/lab")
+	for _, name := range []string{"NATS is down", "The relay is paused"} {
+		other.click("Repair it: " + name)
+		other.sees("Not so any more: " + name)
+	}
+	b.sees("Done at every consumer that handles it")
+	event.sees("0 pending")
+	if strings.Contains(event.text(), "does not answer") {
+		t.Errorf("Now still says that NATS is away:\n%s", event.text())
+	}
+	eventually(t, "the mail arrives", func() bool { return mails(t, "stored@example.com") == 1 })
+}
+
 // TestReveal: what an event says is hidden, is shown to somebody who asks, and that is an operation.
 func TestReveal(t *testing.T) {
 	signUp(t, "revealed@example.com")
