@@ -35,7 +35,7 @@ func (c *Console) eventsPage(ctx context.Context, r *http.Request) (page, error)
 	l := eventList{Find: strings.TrimSpace(q.Get("find")), Since: q.Get("since"), States: []string{operate.Pending, operate.Published, operate.Quarantined}}
 	p := page{Title: "Events", Template: "events.html"}
 	if l.Find != "" {
-		p.Command, p.Content = "pgjet event timeline "+operate.Word(l.Find), &l
+		p.Command, p.Content, p.Still = "pgjet event timeline "+operate.Word(l.Find), &l, true // it may look at many rows
 		var err error
 		l.Found, l.More, err = c.asked().Find(ctx, l.Find)
 		return p, err

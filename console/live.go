@@ -79,9 +79,13 @@ func wantsLive(r *http.Request) bool {
 	return r.URL.Query().Has("live") && strings.Contains(r.Header.Get("Accept"), "text/event-stream")
 }
 
-// costs is how many times longer than it takes to make a page it is left alone at least: so an open one costs a hundredth of
-// what one connection can do, at most.
-const costs = 100
+// costs is how many times longer than it takes to make a page it is left alone, but not for longer than rest: so an open one costs
+// a hundredth of what one connection can do, and one that had to wait for a server is soon made again.
+const costs, rest = 100, 10 * time.Second
+
+// pauseAfter returns for how long a page is left alone that took so long to make the last two times. One that once had to wait
+// for others is not dear.
+func pauseAfter(before, last time.Duration) time.Duration { return min(costs*min(before, last), rest) }
 
 // live sends the content of a page again whenever it changes, as server-sent events.
 func (c *Console) live(w http.ResponseWriter, r *http.Request, render func(context.Context) (int, []byte)) {
@@ -104,7 +108,7 @@ func (c *Console) live(w http.ResponseWriter, r *http.Request, render func(conte
 			if err != nil {
 				return
 			}
-			due = time.Now().Add(costs*min(took, one.took) - liveEvery/2)
+			due = time.Now().Add(pauseAfter(took, one.took) - liveEvery/2)
 			took = one.took
 			if !bytes.Equal(one.body, last) {
 				last, message = one.body, asEvent(one.body)

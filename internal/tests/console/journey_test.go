@@ -1,7 +1,6 @@
 package console
 
 import (
-	"fmt"
 	"html"
 	"net/http"
 	"regexp"
@@ -19,18 +18,20 @@ func TestFirstTwoMinutes(t *testing.T) {
 	b := open(t, env.Console)
 	b.visit("/")
 	b.sees("Outbox", "Relay", "Stream EVENTS", "welcome-mailer")
+	first, second := somebody(), somebody()
+	t.Cleanup(func() { breakMail(t, 0) })
 	b.visit("/lab")
-	b.do(chromedp.SendKeys(`input[name=email]`, "first@example.com"))
+	b.do(chromedp.SendKeys(`input[name=email]`, first))
 	b.click("Sign up")
 	b.sees("user.created", "Done at every consumer that handles it", "attempt 1", "stored as EVENTS")
-	if n := mails(t, "first@example.com"); n != 1 {
+	if n := mails(t, first); n != 1 {
 		t.Errorf("%d mails, want 1", n)
 	}
 
 	b.visit("/lab")
 	b.click("Break it: The mail server is out of order")
 	b.sees("broken")
-	b.do(chromedp.SendKeys(`input[name=email]`, "second@example.com"))
+	b.do(chromedp.SendKeys(`input[name=email]`, second))
 	b.click("Sign up")
 	b.sees("Waits", "welcome-mailer", "451")
 	event := b.url()
@@ -44,7 +45,7 @@ func TestFirstTwoMinutes(t *testing.T) {
 	if strings.Contains(other.text(), "Retry now") { // else it has been tried meanwhile
 		other.click("Retry all at welcome-mailer now")
 	}
-	eventually(t, "the mail arrives", func() bool { return mails(t, "second@example.com") == 1 })
+	eventually(t, "the mail arrives", func() bool { return mails(t, second) == 1 })
 	b.sees("Done at every consumer that handles it")
 	if b.url() != event {
 		t.Errorf("the page became %s, want %s", b.url(), event)
@@ -55,9 +56,9 @@ func TestFirstTwoMinutes(t *testing.T) {
 func TestMailIsBroken(t *testing.T) {
 	breakMail(t, 550)
 	t.Cleanup(func() { breakMail(t, 0) })
-	const letters = 3
-	for i := range letters {
-		signUp(t, fmt.Sprintf("dead%d@example.com", i))
+	people := []string{somebody(), somebody(), somebody()}
+	for _, email := range people {
+		signUp(t, email)
 	}
 	b := open(t, env.Console)
 	b.visit("/")
@@ -70,9 +71,9 @@ func TestMailIsBroken(t *testing.T) {
 	b.do(chromedp.SendKeys(`input[name=reason]`, "the mail server takes mails again"))
 	b.click("Redrive 3")
 	b.sees("3 of 3 redriven", "All are done")
-	for i := range letters {
-		if n := mails(t, fmt.Sprintf("dead%d@example.com", i)); n != 1 {
-			t.Errorf("dead%d got %d mails, want 1", i, n)
+	for _, email := range people {
+		if n := mails(t, email); n != 1 {
+			t.Errorf("%s got %d mails, want 1", email, n)
 		}
 	}
 	b.visit("/dead")
@@ -84,13 +85,19 @@ func TestMailIsBroken(t *testing.T) {
 // TestNATSIsDown: while NATS is down and the relay was paused, a sign-up works, the event waits in the outbox, and the page says why; it goes
 // on when both are repaired.
 func TestNATSIsDown(t *testing.T) {
+	email := somebody()
+	t.Cleanup(func() { // whatever failed
+		for _, id := range []string{"nats-down", "relay-paused"} {
+			request(t, http.MethodPost, env.Console+"lab/"+id, "do=repair")
+		}
+	})
 	b := open(t, env.Console)
 	b.visit("/lab")
 	for _, name := range []string{"The relay is paused", "NATS is down"} {
 		b.click("Break it: " + name)
 		b.sees("Broken: " + name)
 	}
-	b.do(chromedp.SendKeys(`input[name=email]`, "stored@example.com"))
+	b.do(chromedp.SendKeys(`input[name=email]`, email))
 	b.click("Sign up")
 	b.sees("In the outbox:", "a switch of the lab")
 	event := open(t, env.Console)
@@ -107,23 +114,24 @@ func TestNATSIsDown(t *testing.T) {
 	if strings.Contains(event.text(), "does not answer") {
 		t.Errorf("Now still says that NATS is away:\n%s", event.text())
 	}
-	eventually(t, "the mail arrives", func() bool { return mails(t, "stored@example.com") == 1 })
+	eventually(t, "the mail arrives", func() bool { return mails(t, email) == 1 })
 }
 
 // TestReveal: what an event says is hidden, is shown to somebody who asks, and that is an operation.
 func TestReveal(t *testing.T) {
-	signUp(t, "revealed@example.com")
+	email := somebody()
+	signUp(t, email)
 	b := open(t, env.Console)
-	b.visit("/events?find=revealed@example.com")
+	b.visit("/events?find=" + email)
 	b.sees("user.created")
 	b.click("user.created")
 	b.sees("What it says", "•••")
-	if strings.Contains(b.text(), "revealed@example.com") {
+	if strings.Contains(b.text(), email) {
 		t.Error("the page shows a mail address that nobody revealed")
 	}
 	b.do(chromedp.SendKeys(`form[action$=reveal] input[name=reason]`, "a test"))
 	b.click("Reveal")
-	b.sees("revealed@example.com", "recorded")
+	b.sees(email, "recorded")
 	id := b.url()[strings.LastIndex(strings.TrimSuffix(b.url(), "/reveal"), "/")+1:]
 	id = strings.TrimSuffix(id, "/reveal")
 	if by := query(t, `select reason from pgjet.operation where kind = 'event.reveal' and target = $1`, id); by != "a test" {
@@ -144,7 +152,7 @@ func TestPauses(t *testing.T) {
 
 // TestHolds: a list stays as it is while the pointer is on it, while a row is ticked, and while updates are paused, and goes on then.
 func TestHolds(t *testing.T) {
-	signUp(t, "holds0@example.com")
+	signUp(t, somebody())
 	b := open(t, env.Console)
 	b.visit("/events")
 	first := func() string { return eval[string](b, `document.querySelector("tbody a")?.getAttribute("href") ?? ""`) }
@@ -152,7 +160,7 @@ func TestHolds(t *testing.T) {
 		return "/events/" + query(t, `select id::text from pgjet.outbox order by seq desc limit 1`)
 	}
 	eventually(t, "the list is live", func() bool { return first() == newest() })
-	for i, hold := range []struct{ name, begin, end string }{
+	for _, hold := range []struct{ name, begin, end string }{
 		{"the pointer", "", ""},
 		{"a pause", `document.getElementById("pause").click()`, `document.getElementById("pause").click()`},
 	} {
@@ -164,7 +172,7 @@ func TestHolds(t *testing.T) {
 			eval[any](b, hold.begin)
 		}
 		before := first()
-		signUp(t, fmt.Sprintf("holds%d@example.com", i+1))
+		signUp(t, somebody())
 		label := `document.getElementById("pause").textContent`
 		eventually(t, "news wait for "+hold.name, func() bool {
 			return strings.Contains(eval[string](b, label), "wait") || strings.Contains(eval[string](b, label), "paused")
@@ -183,7 +191,7 @@ func TestHolds(t *testing.T) {
 
 // TestStaysOpen: what somebody has opened stays open while the page updates itself.
 func TestStaysOpen(t *testing.T) {
-	signUp(t, "open@example.com")
+	signUp(t, somebody())
 	b := open(t, env.Console)
 	b.visit("/events/" + query(t, `select id::text from pgjet.outbox where type = 'user.created' order by seq desc limit 1`))
 	b.sees("Done at every consumer")
@@ -220,12 +228,13 @@ func TestEveryLink(t *testing.T) {
 
 // TestKeyboard: keys alone lead from page to page and from row to row.
 func TestKeyboard(t *testing.T) {
-	signUp(t, "keys@example.com")
+	email := somebody()
+	signUp(t, email)
 	b := open(t, env.Console)
 	b.visit("/")
 	b.do(chromedp.KeyEvent("g"), chromedp.KeyEvent("e"), chromedp.WaitVisible(`//h1[.="Events"]`))
 	b.do(chromedp.KeyEvent("j"), chromedp.KeyEvent("j"), chromedp.KeyEvent(kb.Enter), chromedp.WaitVisible(`.timeline`))
-	b.do(chromedp.KeyEvent("/"), chromedp.WaitVisible(`#find:focus`), chromedp.KeyEvent(kb.Backspace), chromedp.SendKeys(`#find`, "keys@example.com"+kb.Enter), chromedp.WaitVisible(`//h1[contains(., "Found for")]`))
+	b.do(chromedp.KeyEvent("/"), chromedp.WaitVisible(`#find:focus`), chromedp.KeyEvent(kb.Backspace), chromedp.SendKeys(`#find`, email+kb.Enter), chromedp.WaitVisible(`//h1[contains(., "Found for")]`))
 	b.sees("user.created")
 	b.do(chromedp.KeyEvent("?"), chromedp.WaitVisible(`#keys`), chromedp.KeyEvent(kb.Escape), chromedp.WaitNotVisible(`#keys`))
 	b.do(chromedp.KeyEvent(" "), chromedp.WaitVisible(`#pause[aria-pressed=true]`), chromedp.KeyEvent(" "), chromedp.WaitVisible(`#pause[aria-pressed=false]`))
@@ -245,7 +254,7 @@ func TestReadOnly(t *testing.T) {
 		grant select on all tables in schema pgjet to console_reader;
 		grant select on all sequences in schema pgjet to console_reader;
 	end $$`)
-	signUp(t, "reader@example.com")
+	signUp(t, somebody())
 	base := console(t, "--database-url", as(t, "console_reader", "reader"))
 	b := open(t, base, "status of 403")
 	for _, path := range []string{"/", "/events", "/consumers", "/consumers/directory", "/dead", "/retrying", "/relay", "/scheduled", "/sagas", "/processes", "/types"} {

@@ -15,7 +15,6 @@ import (
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/chromedp"
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 )
 
@@ -33,12 +32,13 @@ func TestAxe(t *testing.T) {
 // query returns one text of the database of the pgjet dev; "" if a statement returns nothing.
 func query(t *testing.T, sql string, args ...any) (text string) {
 	t.Helper()
-	db, err := pgx.Connect(t.Context(), env.DB)
+	ctx := context.WithoutCancel(t.Context()) // also to clean up
+	db, err := pgx.Connect(ctx, env.DB)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer db.Close(t.Context())
-	rows, err := db.Query(t.Context(), sql, args...)
+	defer db.Close(ctx)
+	rows, err := db.Query(ctx, sql, args...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,19 +78,24 @@ func pages(t *testing.T) map[string]string {
 // trouble makes a dead letter, an event that is retried, and sagas that wait, until the test ends.
 func trouble(t *testing.T) {
 	t.Helper()
+	t.Cleanup(func() {
+		breakMail(t, 0)
+		request(t, "DELETE", env.Billing+"/fault", "")
+		pgjet(t, "dead", "redrive", "--all", "--yes")
+		pgjet(t, "retry", "--consumer", "welcome-mailer")
+		eventually(t, "nothing is dead or retried", func() bool {
+			return query(t, `select (select count(*) from pgjet.dead_letter where state in ('dead', 'redriven')) + (select count(*) from pgjet.intent) || ''`) == "0"
+		})
+	})
 	breakMail(t, 550)
-	signUp(t, "trouble-"+uuid.NewString()+"@example.com")
+	signUp(t, somebody())
 	eventually(t, "an event is dead", func() bool {
 		return query(t, `select count(*)::text from pgjet.dead_letter where state = 'dead'`) != "0"
 	})
 	breakMail(t, 451)
 	request(t, "PUT", env.Billing+"/fault", `{"status":503}`)
-	signUp(t, "trouble-"+uuid.NewString()+"@example.com")
+	signUp(t, somebody())
 	eventually(t, "an event is retried", func() bool { return query(t, `select count(*)::text from pgjet.intent`) != "0" })
-	t.Cleanup(func() {
-		breakMail(t, 0)
-		request(t, "DELETE", env.Billing+"/fault", "")
-	})
 }
 
 // TestEveryPage: each page renders without an error in the browser, is as wide as a phone at most, and axe-core finds nothing serious,

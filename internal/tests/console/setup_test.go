@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -258,6 +259,10 @@ func request(t *testing.T, method, url, body string) string {
 		t.Fatal(err)
 	}
 	req.Header.Set("Content-Type", "application/json")
+	if strings.HasPrefix(url, env.Console) { // as a form of its pages
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		req.Header.Set("Sec-Fetch-Site", "same-origin")
+	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		t.Fatal(err)
@@ -286,6 +291,21 @@ func eventually(t *testing.T, what string, cond func() bool) {
 		if time.Now().After(end) {
 			t.Fatal("not in time: " + what)
 		}
+	}
+}
+
+// people counts those that tests signed up: a test may run more than once.
+var people atomic.Int64
+
+// somebody returns the mail address of somebody new.
+func somebody() string { return fmt.Sprintf("person%d@example.com", people.Add(1)) }
+
+// pgjet runs a command on the database of the pgjet dev.
+func pgjet(t *testing.T, args ...string) {
+	t.Helper()
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), env.binary, append(args, "--database-url", env.DB)...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("pgjet %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 }
 
