@@ -237,6 +237,7 @@ func TestKeyboard(t *testing.T) {
 	b.do(chromedp.KeyEvent("/"), chromedp.WaitVisible(`#find:focus`), chromedp.KeyEvent(kb.Backspace), chromedp.SendKeys(`#find`, email+kb.Enter), chromedp.WaitVisible(`//h1[contains(., "Found for")]`))
 	b.sees("user.created")
 	b.do(chromedp.KeyEvent("?"), chromedp.WaitVisible(`#keys`), chromedp.KeyEvent(kb.Escape), chromedp.WaitNotVisible(`#keys`))
+	b.visit("/consumers") // which updates itself
 	b.do(chromedp.KeyEvent(" "), chromedp.WaitVisible(`#pause[aria-pressed=true]`), chromedp.KeyEvent(" "), chromedp.WaitVisible(`#pause[aria-pressed=false]`))
 	before := eval[string](b, `getComputedStyle(document.body).backgroundColor`)
 	b.do(chromedp.KeyEvent("t"))
