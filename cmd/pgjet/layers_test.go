@@ -36,6 +36,7 @@ var layers = []struct{ pkg, imports string }{
 	{"migrations/demo", "migrations"},
 	{"internal/lead", "internal/postgres internal/sqlstate"},
 	{"internal/operation", ""},
+	{"internal/seqset", ""},
 	{"internal/session", ""},
 	{"internal/sqltx", ""},
 	{"internal/telemetry", ""},
@@ -56,7 +57,7 @@ var layers = []struct{ pkg, imports string }{
 	// Services: they meet in rows and messages, not here.
 	{"producer", "events internal/auth internal/mailaddr internal/postgres internal/sqlstate outbox"},
 	{"relay/backlog", "events"},
-	{"relay/protocol", "events internal/jserror relay/backlog"},
+	{"relay/protocol", "events internal/jserror internal/seqset relay/backlog"},
 	{"internal/upkeep", "internal/postgres internal/sqlstate relay/backlog"},
 	{"relay", "events internal/drain internal/jserror internal/lead internal/messaging internal/natsconn internal/postgres internal/session internal/sqlstate internal/upkeep relay/backlog relay/protocol"},
 	{"consumers/directory", "consumers events internal/sqlstate"},

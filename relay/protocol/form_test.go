@@ -175,24 +175,3 @@ func TestLongChainsAreFound(t *testing.T) {
 		t.Errorf("%d of 5 appends of 1000 events went as chains, want 4", chains)
 	}
 }
-
-func TestSeqSet(t *testing.T) {
-	var s seqSet
-	seqs := []int64{1, 2, 63, 64, 4095, 4096, 1 << 40}
-	for range 2 {
-		for _, seq := range seqs {
-			s.add(seq)
-		}
-	}
-	if s.size != len(seqs) || s.has(3) || s.has(4097) || s.remove(65) {
-		t.Errorf("the set of %d has what was not added", s.size)
-	}
-	for _, seq := range seqs {
-		if !s.has(seq) || !s.remove(seq) || s.has(seq) {
-			t.Errorf("%d cannot be removed once", seq)
-		}
-	}
-	if s.size != 0 || len(s.pages) != 0 {
-		t.Errorf("an empty set has size %d and %d pages", s.size, len(s.pages))
-	}
-}

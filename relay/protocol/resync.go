@@ -42,7 +42,7 @@ func (s *Session) Resync(ctx context.Context) error {
 		return err
 	}
 	s.last = state.Last
-	s.prove(s.read, s.count, s.stored.size == 0)
+	s.prove(s.read, s.count, s.stored.Len() == 0)
 	s.dirty = true
 	return nil
 }
@@ -102,7 +102,7 @@ func (s *Session) recall(ctx context.Context, state State) (Memory, error) {
 // it forgot others after it.
 func (s *Session) resume(ctx context.Context, state State, memory Memory) (forgot bool, err error) {
 	for _, seq := range memory.Quarantined {
-		s.aside.add(seq)
+		s.aside.Add(seq)
 	}
 	s.heal = memory.Heal
 	// What was pruned had been published, and is not there to be published again.
@@ -212,9 +212,9 @@ func (s *Session) compare(ctx context.Context, chunk []Message, memory Memory, h
 		case ok && m.ID != uuid.Nil && r.Event.ID == m.ID:
 			s.proven = true
 			if !s.read.Covers(r) {
-				s.stored.add(m.Seq)
+				s.stored.Add(m.Seq)
 			}
-			if s.aside.has(m.Seq) {
+			if s.aside.Has(m.Seq) {
 				released = append(released, m.Seq)
 			}
 		case m.Sequence <= memory.Adopted:

@@ -38,7 +38,7 @@ func (s *Session) Retry(ctx context.Context) (int, error) {
 		if err := s.DB.Release(ctx, []int64{r.Event.Seq}); err != nil {
 			return n, err
 		}
-		s.aside.add(r.Event.Seq) // it may be read yet
+		s.aside.Add(r.Event.Seq) // it may be read yet
 	}
 	s.mark.Seq, s.mark.ID = s.last, s.lastID
 	s.dirty = true

@@ -11,6 +11,7 @@ import (
 
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/jserror"
+	"github.com/pgjet/pgjet/internal/seqset"
 	"github.com/pgjet/pgjet/relay/backlog"
 )
 
@@ -52,8 +53,8 @@ type Session struct {
 
 	read    backlog.Position  // how far the outbox was read
 	count   int64             // how many events that covers
-	stored  seqSet            // events that the stream holds and read does not cover
-	aside   seqSet            // events in quarantine
+	stored  seqset.Set        // events that the stream holds and read does not cover
+	aside   seqset.Set        // events in quarantine
 	proven  bool              // the stream holds something of this outbox, or an operator said so
 	strange ForeignError      // events that may have been pruned here, from another source
 	heal    *backlog.Position // see Memory
@@ -91,7 +92,7 @@ type flight struct {
 
 // Position returns the position up to which all is published, and how many events
 // the stream was found to hold beyond it.
-func (s *Session) Position() (backlog.Position, int) { return s.mark.Position, s.stored.size }
+func (s *Session) Position() (backlog.Position, int) { return s.mark.Position, s.stored.Len() }
 
 // Last returns the last sequence of the stream, as far as it is known.
 func (s *Session) Last() uint64 { return s.last }
@@ -120,9 +121,9 @@ func (s *Session) Step(ctx context.Context) (int, error) {
 	}
 	s.read = to
 	if s.flight != nil {
-		s.flight.to, s.flight.count, s.flight.clear = &to, s.count, s.stored.size == 0
+		s.flight.to, s.flight.count, s.flight.clear = &to, s.count, s.stored.Len() == 0
 	} else {
-		s.prove(to, s.count, s.stored.size == 0)
+		s.prove(to, s.count, s.stored.Len() == 0)
 	}
 	if n > 0 {
 		s.dirty = true
@@ -133,7 +134,7 @@ func (s *Session) Step(ctx context.Context) (int, error) {
 
 // take sends the event of r by and by, unless the stream holds it or cannot.
 func (s *Session) take(ctx context.Context, r backlog.Record) error {
-	if s.stored.remove(r.Event.Seq) || s.aside.has(r.Event.Seq) {
+	if s.stored.Remove(r.Event.Seq) || s.aside.Has(r.Event.Seq) {
 		return nil
 	}
 	if reason := s.unfit(r); reason != nil {
@@ -176,7 +177,7 @@ func (s *Session) quarantine(ctx context.Context, r backlog.Record, reason error
 	if err := s.DB.Quarantine(ctx, r, reason); err != nil {
 		return err
 	}
-	s.aside.add(r.Event.Seq)
+	s.aside.Add(r.Event.Seq)
 	s.Stats.Quarantined++
 	return nil
 }
