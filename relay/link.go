@@ -111,10 +111,10 @@ func (l *link) open(ctx context.Context, domain string) error {
 func jetStream(nc *nats.Conn, domain string) (js jetstream.JetStream, api string, err error) {
 	if domain == "" {
 		js, err = jetstream.New(nc)
-		return js, jetstream.DefaultAPIPrefix, err
+	} else {
+		js, err = jetstream.NewWithDomain(nc, domain)
 	}
-	js, err = jetstream.NewWithDomain(nc, domain)
-	return js, "$JS." + domain + ".API.", err
+	return js, natsconn.API(domain), err
 }
 
 // noteError notes what NATS reports apart from any call, except that the relay may not hear

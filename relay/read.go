@@ -2,13 +2,12 @@ package relay
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/pgjet/pgjet/internal/natsconn"
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
@@ -19,9 +18,7 @@ const (
 	readBytes    = 4 << 20
 )
 
-// Messages implements [protocol.Stream]. It reads by direct gets, which any replica answers.
-// No consumer is created: a right to create one is a right to have the server publish, and so
-// to ask anything of JetStream.
+// Messages implements [protocol.Stream]. It reads by direct gets, if the stream allows them.
 func (l *link) Messages(ctx context.Context, first, last uint64, fn func(protocol.Message) error) error {
 	read := l.inBatches
 	if !l.stream.CachedInfo().Config.AllowDirect {
@@ -64,61 +61,12 @@ func (l *link) inBatches(ctx context.Context, first, last uint64, fn func(protoc
 // batch calls fn with some messages from first to last, and returns the sequence of the last
 // one that it received, 0 if the replica has none.
 func (l *link) batch(ctx context.Context, first, last uint64, fn func(protocol.Message) error) (read uint64, err error) {
-	request, err := json.Marshal(map[string]uint64{"seq": first, "batch": readMessages, "max_bytes": readBytes})
-	if err != nil {
-		return 0, err
+	direct := natsconn.Direct{Conn: l.nc, API: l.api, Stream: l.name}
+	read, err = direct.Batch(ctx, first, last, readMessages, readBytes, func(sequence uint64, subject string, m *nats.Msg) error {
+		return fn(message(sequence, subject, m.Header))
+	})
+	if errors.Is(err, nats.ErrNoResponders) {
+		return 0, l.nobodyHome(ctx)
 	}
-	answers, err := l.nc.SubscribeSync(l.nc.NewInbox())
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = answers.Unsubscribe() }() // the connection is gone otherwise
-	if err := l.nc.PublishRequest(l.api+"DIRECT.GET."+l.name, answers.Subject, request); err != nil {
-		return 0, err
-	}
-	for {
-		msg, err := l.answer(ctx, answers)
-		if err != nil {
-			return 0, err
-		}
-		sequence, subject := final(msg.Header, "Nats-Sequence"), final(msg.Header, "Nats-Subject")
-		if before := final(msg.Header, "Nats-Last-Sequence"); before != "" && before != strconv.FormatUint(read, 10) {
-			return 0, errors.New("messages were lost on the way here")
-		}
-		if subject == "" { // the server's word
-			switch status := msg.Header.Get("Status"); status {
-			case "204", "404": // the end of the batch; nothing there
-				return read, nil
-			case "503":
-				return 0, l.nobodyHome(ctx)
-			default:
-				return 0, fmt.Errorf("the server says: %s %s", status, msg.Header.Get("Description"))
-			}
-		}
-		if read, err = strconv.ParseUint(sequence, 10, 64); err != nil {
-			return 0, fmt.Errorf("read the sequence of a message: %w", err)
-		}
-		if read > last {
-			return read, nil
-		}
-		if err := fn(message(read, subject, msg.Header)); err != nil {
-			return 0, err
-		}
-	}
-}
-
-// answer returns the next answer within answerTimeout.
-func (l *link) answer(ctx context.Context, answers *nats.Subscription) (*nats.Msg, error) {
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
-	defer cancel()
-	return answers.NextMsgWithContext(ctx)
-}
-
-// final returns the last value of a header. The server adds its own behind those that were
-// stored with the message.
-func final(h nats.Header, name string) string {
-	if all := h[name]; len(all) > 0 {
-		return all[len(all)-1]
-	}
-	return ""
+	return read, err
 }
