@@ -97,24 +97,22 @@ func (l *link) open(ctx context.Context, domain string) error {
 	if _, err := l.nc.Subscribe(events.LeadSubject(l.name), l.others.hear); err != nil {
 		return err
 	}
-	if l.js, l.api, err = jetStream(l.nc, domain); err != nil {
+	if l.js, err = jetStream(l.nc, domain); err != nil {
 		return err
 	}
+	l.api = natsconn.API(l.js)
 	if l.stream, err = l.js.Stream(ctx, l.name); err != nil {
 		return err
 	}
 	return l.checkOwner(l.stream.CachedInfo().Config)
 }
 
-// jetStream returns JetStream in that domain, "" for the servers' own, and what subjects of its
-// API begin with.
-func jetStream(nc *nats.Conn, domain string) (js jetstream.JetStream, api string, err error) {
+// jetStream returns JetStream in that domain, "" for the servers' own.
+func jetStream(nc *nats.Conn, domain string) (jetstream.JetStream, error) {
 	if domain == "" {
-		js, err = jetstream.New(nc)
-	} else {
-		js, err = jetstream.NewWithDomain(nc, domain)
+		return jetstream.New(nc)
 	}
-	return js, natsconn.API(domain), err
+	return jetstream.NewWithDomain(nc, domain)
 }
 
 // noteError notes what NATS reports apart from any call, except that the relay may not hear

@@ -93,7 +93,7 @@ func (s *spare) dial(r *Relay) (err error) {
 	if err := natsconn.CheckVersion(s.nc); err != nil {
 		return err
 	}
-	s.js, _, err = jetStream(s.nc, r.Domain)
+	s.js, err = jetStream(s.nc, r.Domain)
 	return err
 }
 

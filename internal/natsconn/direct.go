@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -24,12 +25,16 @@ type Direct struct {
 // directTimeout is how long the server may take for one message.
 const directTimeout = 3 * time.Second
 
-// API returns what the subjects of JetStream's API begin with in that domain, "" for the servers' own.
-func API(domain string) string {
-	if domain == "" {
-		return jetstream.DefaultAPIPrefix
+// API returns what the subjects of JetStream's API begin with.
+func API(js jetstream.JetStream) string {
+	o := js.Options()
+	switch {
+	case o.APIPrefix != "":
+		return strings.TrimSuffix(o.APIPrefix, ".") + "."
+	case o.Domain != "":
+		return "$JS." + o.Domain + ".API."
 	}
-	return "$JS." + domain + ".API."
+	return jetstream.DefaultAPIPrefix
 }
 
 // Batch calls fn with some messages from first to last, in order, and returns the sequence of the last one that it

@@ -11,6 +11,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/internal/natsconn"
 )
 
 const (
@@ -45,7 +47,7 @@ type pull struct {
 // newPull subscribes to deliveries, of which twice most may be on their way.
 func newPull(js jetstream.JetStream, stream, consumer string, most int) (*pull, error) {
 	p := &pull{conn: js.Conn(), inbox: js.Conn().NewInbox(), messages: make(chan *nats.Msg, 2*most+64)}
-	p.subject = apiPrefix(js) + "CONSUMER.MSG.NEXT." + stream + "." + consumer
+	p.subject = natsconn.API(js) + "CONSUMER.MSG.NEXT." + stream + "." + consumer
 	var err error
 	p.sub, err = p.conn.ChanSubscribe(p.inbox+".*", p.messages)
 	return p, err
@@ -53,18 +55,6 @@ func newPull(js jetstream.JetStream, stream, consumer string, most int) (*pull, 
 
 // Close ends the subscription, unless the connection has ended.
 func (p *pull) Close() { _ = p.sub.Unsubscribe() }
-
-// apiPrefix returns what subjects of JetStream's API begin with.
-func apiPrefix(js jetstream.JetStream) string {
-	o := js.Options()
-	switch {
-	case o.APIPrefix != "":
-		return strings.TrimSuffix(o.APIPrefix, ".") + "."
-	case o.Domain != "":
-		return "$JS." + o.Domain + ".API."
-	}
-	return jetstream.DefaultAPIPrefix
-}
 
 // Ask requests n messages of so many bytes at most. If not even one had room the last
 // time, it requests that one, however large it is.
