@@ -58,6 +58,7 @@ var layers = []struct{ pkg, imports string }{
 	{"producer", "events internal/auth internal/mailaddr internal/postgres internal/sqlstate outbox"},
 	{"relay/backlog", "events"},
 	{"relay/protocol", "events internal/jserror internal/seqset relay/backlog"},
+	{"relay/audit", "events internal/natsconn internal/seqset relay/backlog"},
 	{"internal/upkeep", "internal/postgres internal/sqlstate relay/backlog"},
 	{"relay", "events internal/drain internal/jserror internal/lead internal/messaging internal/natsconn internal/postgres internal/session internal/sqlstate internal/upkeep relay/backlog relay/protocol"},
 	{"consumers/directory", "consumers events internal/sqlstate"},
@@ -67,7 +68,7 @@ var layers = []struct{ pkg, imports string }{
 	{"consumers/onboarding", "consumers consumers/saga events internal/sqlstate outbox"},
 	{"consumers/status", "consumers consumers/inbox consumers/saga events internal/jserror internal/natsconn internal/postgres internal/sqlstate"},
 	// The operator's facts.
-	{"internal/operate", "consumers/inbox consumers/replay consumers/saga consumers/status events internal/health internal/jserror internal/lead internal/natsconn internal/postgres internal/registry internal/sqlstate migrations outbox relay"},
+	{"internal/operate", "consumers/inbox consumers/replay consumers/saga consumers/status events internal/health internal/jserror internal/lead internal/natsconn internal/postgres internal/registry internal/sqlstate migrations relay relay/audit"},
 	{"internal/ensure", "consumers consumers/inbox consumers/replay internal/jserror internal/lead internal/natsconn"},
 	{"console", "consumers consumers/inbox consumers/replay consumers/saga consumers/status docs events internal/operate internal/operation internal/sqlstate internal/upkeep internal/web relay"},
 	// Tools.
@@ -87,7 +88,7 @@ var layers = []struct{ pkg, imports string }{
 	{"cmd/daemon", "internal/registry internal/supervisor"},
 	{"cmd/verbs", "consumers events internal/ensure internal/operation internal/postgres"},
 	// The program.
-	{"cmd/pgjet", "console consumers consumers/directory consumers/inbox consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status docs events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/ensure internal/health internal/jserror internal/lead internal/natsconn internal/operate internal/operation internal/postgres internal/registry internal/service internal/sqlstate internal/supervisor internal/telemetry internal/upkeep internal/web migrations migrations/demo outbox/hint producer relay"},
+	{"cmd/pgjet", "console consumers consumers/directory consumers/inbox consumers/mailer consumers/onboarding consumers/replay consumers/saga consumers/status docs events internal/auth internal/config internal/devmail internal/devserver internal/devservices internal/ensure internal/health internal/jserror internal/lead internal/natsconn internal/operate internal/operation internal/postgres internal/registry internal/service internal/sqlstate internal/supervisor internal/telemetry internal/upkeep internal/web migrations migrations/demo outbox/hint producer relay relay/audit"},
 }
 
 // writers says which package writes which tables: each has one, and the triggers and functions of the migrations.

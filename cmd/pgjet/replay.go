@@ -193,7 +193,7 @@ func (a *replaying) run(ctx context.Context, r *replay.Replay, plan *replay.Plan
 		reason = "none given"
 	}
 	watch := !a.detach && !plan.Paused && plan.Processes > 0
-	progress := newProgress(a.err, plan.Consumer)
+	progress := newProgress(a.err, "replay", plan.Consumer)
 	result, err := r.Run(ctx, plan, actor(), reason, watch, progress.report)
 	progress.finish()
 	if a.output == "json" && result.Operation != 0 {

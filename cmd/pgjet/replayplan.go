@@ -71,23 +71,23 @@ func whoRuns(p *replay.Plan) string {
 	return fmt.Sprintf("%d processes run it", p.Processes)
 }
 
-// A progress tells how far a replay is: a bar on a terminal, else now and then a line.
+// A progress shows how far something is, such as the replay of a consumer: a bar on a terminal, else now and then a line.
 type progress struct {
-	out      io.Writer
-	consumer string
-	bar      *progressbar.ProgressBar // nil without a terminal
-	began    time.Time
-	told     time.Time
-	first    int // what was done at the first report
+	out        io.Writer
+	what, name string
+	bar        *progressbar.ProgressBar // nil without a terminal
+	began      time.Time
+	told       time.Time
+	first      int // what was done at the first report
 }
 
 // progressInterval is how often there is a line without a terminal.
 const progressInterval = 5 * time.Second
 
-func newProgress(out io.Writer, consumer string) *progress {
-	p := &progress{out: out, consumer: consumer}
+func newProgress(out io.Writer, what, name string) *progress {
+	p := &progress{out: out, what: what, name: name}
 	if terminal(out) {
-		p.bar = progressbar.NewOptions(-1, progressbar.OptionSetWriter(out), progressbar.OptionSetDescription("replay "+consumer),
+		p.bar = progressbar.NewOptions(-1, progressbar.OptionSetWriter(out), progressbar.OptionSetDescription(what+" "+name),
 			progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString("events"),
 			progressbar.OptionEnableColorCodes(os.Getenv("NO_COLOR") == ""), progressbar.OptionThrottle(100*time.Millisecond))
 	}
@@ -109,7 +109,11 @@ func (p *progress) report(operation int64, done, total int) {
 	}
 	p.told = now
 	rate := float64(done-p.first) / now.Sub(p.began).Seconds()
-	fmt.Fprintf(p.out, "replay %d %s %d/%d %.0f/s\n", operation, p.consumer, done, total, max(0, rate))
+	what := p.what
+	if operation != 0 {
+		what += fmt.Sprint(" ", operation)
+	}
+	fmt.Fprintf(p.out, "%s %s %d/%d %.0f/s\n", what, plain(p.name), done, total, max(0, rate))
 }
 
 // finish leaves the line of the bar.

@@ -133,12 +133,20 @@ func readLate(moreTransactions, moreRows string) string {
 // Find calls fn with the record of each of these seqs that the outbox holds, in no
 // order, and without the payload.
 func (r *Reader) Find(ctx context.Context, seqs []int64, fn func(Record)) error {
+	return r.heads(ctx, fn, `where seq = any($1)`, seqs)
+}
+
+// Range calls fn with the records with after < seq ≤ upTo, in the order of seq, without payloads: so many at most.
+func (r *Reader) Range(ctx context.Context, after, upTo int64, most int, fn func(Record)) error {
+	return r.heads(ctx, fn, `where seq > $1 and seq <= $2 order by seq limit $3`, after, upTo, most)
+}
+
+// heads calls fn with records that have no more than xid, seq and id.
+func (r *Reader) heads(ctx context.Context, fn func(Record), which string, args ...any) error {
 	var rec Record
 	var xmin uint32
 	var xmax uint64
-	rows, err := r.db.Query(ctx, `
-		select xid, xmin, seq, id, pg_snapshot_xmax(pg_current_snapshot())
-		  from pgjet.outbox where seq = any($1)`, seqs)
+	rows, err := r.db.Query(ctx, `select xid, xmin, seq, id, pg_snapshot_xmax(pg_current_snapshot()) from pgjet.outbox `+which, args...)
 	if err != nil {
 		return fmt.Errorf("find events in outbox: %w", err)
 	}

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+
+	"github.com/pgjet/pgjet/internal/operate"
+	"github.com/pgjet/pgjet/relay/audit"
+)
+
+func auditCommand() *cobra.Command {
+	var s settings
+	return group(&cobra.Command{Use: "audit", Short: "Compare the outbox with the stream"}, s.auditRunCommand())
+}
+
+func (s *settings) auditRunCommand() *cobra.Command {
+	var output, since string
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Compare the outbox with the stream, in both directions; exit code 6 if they differ",
+		Long: `Compare the outbox with the stream, in both directions: events that were published and are
+missing, messages that the outbox does not know, events that stand there twice, behind a
+later one of their key, or not as their row says. What was pruned or has aged out cannot be
+compared; it is counted, and is no difference. It changes nothing.
+
+All that both still have is read, or with --since what was published from the last checkpoint before
+that time on. Memory is bounded: one bit for each event, and some MiB.`,
+		Example: `  pgjet audit run
+  pgjet audit run --since 24h`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := errors.Join(checkOutput(output), notEmpty(cmd.Flags(), "since")); err != nil {
+				return err
+			}
+			at, err := timeFlag("--since", since)
+			if err != nil {
+				return err
+			}
+			return s.withFacts(cmd.Context(), func(ctx context.Context, src operate.Source) error {
+				return runAudit(ctx, cmd, src, at, output)
+			})
+		},
+	}
+	s.databaseFlag(cmd.Flags())
+	s.natsFlags(cmd.Flags())
+	s.relayFlag(cmd.Flags())
+	cmd.Flags().StringVar(&since, "since", "", "only what was published since a time such as 2026-11-01T00:00:00Z, or for so long, such as 24h")
+	outputFlag(cmd.Flags(), &output)
+	return cmd
+}
+
+// withFacts calls fn with the facts of PostgreSQL and NATS. Both have to answer.
+func (s *settings) withFacts(ctx context.Context, fn func(context.Context, operate.Source) error) error {
+	src, done, err := s.facts(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if err := errors.Join(src.DBErr, src.NATSErr); err != nil {
+		return &exitError{exitUnreachable, err}
+	}
+	err = fn(ctx, src)
+	if _, absent := errors.AsType[*operate.NotFoundError](err); absent {
+		return &exitError{exitNotFound, err}
+	}
+	if _, said := errors.AsType[*exitError](err); err != nil && ctx.Err() != nil && !said {
+		return &exitError{exitInterrupted, errors.New("interrupted")}
+	}
+	return err
+}
+
+func runAudit(ctx context.Context, cmd *cobra.Command, src operate.Source, since time.Time, output string) error {
+	var from *time.Time
+	if !since.IsZero() {
+		from = &since
+	}
+	progress := newProgress(cmd.ErrOrStderr(), "audit", src.Stream)
+	a, err := src.Audit(ctx, from, func(done, total int64) { progress.report(0, int(done), int(total)) })
+	progress.finish()
+	if err != nil {
+		return err
+	}
+	if err := show(cmd.OutOrStdout(), output, a, func(w io.Writer) { writeAudit(w, a) }); err != nil {
+		return err
+	}
+	if !a.Agrees {
+		return &exitError{exitFindings, fmt.Errorf("outbox and stream differ at %d places", a.Result.Differences())}
+	}
+	return nil
+}
+
+func writeAudit(w io.Writer, a operate.Audit) {
+	line := func(name string, n int64, meaning string) { fmt.Fprintf(w, "%s\t%d\t%s\n", name, n, meaning) }
+	some := func(name string, n int64, meaning string) {
+		if n > 0 {
+			line(name, n, meaning)
+		}
+	}
+	fmt.Fprintf(w, "stream\t%s\t\n", short(a.Stream))
+	line("compared", a.Compared, "messages that are events of the outbox")
+	line("missing", a.Missing, "were published, and are in the stream no more")
+	line("extra", a.Extra, "are in the stream, and the outbox does not know them")
+	line("twice", a.Twice, "stand in the stream once more")
+	line("out of order", a.OutOfOrder, "stand behind a later event of their key")
+	line("changed", a.Changed, "are not what their row says")
+	some("pending", a.Pending, "are not published yet: no difference")
+	some("quarantined", a.Quarantined, "are set aside, or to be published again: no difference")
+	some("before", a.Before, "were published before, or have aged out: not compared")
+	some("pruned", a.Pruned, "were pruned from the outbox: not compared")
+	some("adopted", a.Adopted, "were accepted by an operator: not compared")
+	some("moved", a.Moved, "were published again, or after their quarantine: behind later events of their key")
+	some("overlapping", a.Overlapping, "stand behind a later event of their key, whose transaction may have committed first: no difference")
+	writeDifferences(w, a.Differences, a.Result.Differences())
+}
+
+// shownDifferences is how many differences a table names.
+const shownDifferences = 20
+
+func writeDifferences(w io.Writer, all []audit.Difference, total int64) {
+	if len(all) == 0 {
+		return
+	}
+	fmt.Fprintln(w, "\nDIFFERENCE\tEVENT\tSEQ\tSTREAM SEQ\tWHAT")
+	for _, d := range all[:min(len(all), shownDifferences)] {
+		id := "-"
+		if d.ID != uuid.Nil {
+			id = d.ID.String()
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", d.Kind, id, orDash(notZero(d.Seq)), orDash(notZero(int64(d.StreamSeq))), plain(d.Text))
+	}
+	if more := total - shownDifferences; more > 0 {
+		fmt.Fprintf(w, "…\t%d more; -o json names the first %d\n", more, len(all))
+	}
+}
+
+// notZero returns n, or nil for 0.
+func notZero(n int64) *int64 {
+	if n == 0 {
+		return nil
+	}
+	return &n
+}

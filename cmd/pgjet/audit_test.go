@@ -1,0 +1,162 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgjet/pgjet/internal/natsconn"
+	"github.com/pgjet/pgjet/internal/operate"
+	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/relay"
+)
+
+// auditOf runs pgjet audit run as an operator, with any further flags, and returns what it prints as JSON.
+func auditOf(t *testing.T, want int, database, nats string, flags ...string) (a operate.Audit) {
+	t.Helper()
+	out := must(t, want, append([]string{"audit", "run", "-o", "json", "--database-url", asOperator(database), "--nats-url", nats}, flags...)...)
+	d := json.NewDecoder(strings.NewReader(out))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&a); err != nil {
+		t.Fatalf("audit run prints %v\n%s", err, out)
+	}
+	return a
+}
+
+// startAdministered starts a NATS server with a user who may do anything and one with the permissions of an operator, who
+// knows of no consumer.
+func startAdministered(t *testing.T) *guarded {
+	t.Helper()
+	operator := must(t, exitOK, "nats", "permissions", "operator")
+	return guard(t, fmt.Sprintf("authorization: { users: [ { user: admin, password: %s }\n { user: operator, password: %s\n%s} ] }\n", secret, secret, operator))
+}
+
+// copyStream makes the stream anew from a copy, in which change says what becomes of each message: any number of messages. Messages can be deleted there.
+func copyStream(t *testing.T, js jetstream.JetStream, change func(seq uint64, m *nats.Msg) []*nats.Msg) jetstream.Stream {
+	t.Helper()
+	old, err := js.Stream(t.Context(), "EVENTS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []*nats.Msg
+	last := old.CachedInfo().State.LastSeq
+	for next := uint64(1); next <= last; {
+		read, err := natsconn.Direct{Conn: js.Conn(), API: natsconn.API(js), Stream: "EVENTS"}.Batch(t.Context(), next, last, 1000, 1<<20, func(seq uint64, subject string, raw *nats.Msg) error {
+			header := nats.Header{}
+			for name, values := range raw.Header {
+				if !strings.HasPrefix(name, "Nats-") {
+					header[name] = values
+				}
+			}
+			all = append(all, change(seq, &nats.Msg{Subject: subject, Header: header, Data: raw.Data})...)
+			return nil
+		})
+		if err != nil || read == 0 {
+			t.Fatalf("copy the stream from sequence %d: %d, %v", next, read, err)
+		}
+		next = read + 1
+	}
+	if err := js.DeleteStream(t.Context(), "EVENTS"); err != nil {
+		t.Fatal(err)
+	}
+	config := relay.StreamConfig("EVENTS", 1)
+	config.DenyDelete = false
+	stream, err := js.CreateStream(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range all {
+		if _, err := js.PublishMsgAsync(m, jetstream.WithStallWait(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case <-js.PublishAsyncComplete():
+	case <-time.After(time.Minute):
+		t.Fatal("the copy takes too long")
+	}
+	return stream
+}
+
+// published waits until the newest checkpoint covers all that is in the outbox, by a stream that ends with last.
+func published(t *testing.T, database string, last int) {
+	t.Helper()
+	db := openDB(t, database)
+	testenv.Eventually(t, 2*patience, fmt.Sprintf("a checkpoint at sequence %d", last), func() bool {
+		return query[int](t, db, `select count(*) from pgjet.checkpoint where stream_seq = $1 and id = (select max(id) from pgjet.checkpoint)`, last) == 1
+	})
+}
+
+// TestAuditFindsEachDifference: of 100 000 events one row is deleted, one message is changed, one is deleted, one stands there twice, and two of
+// one key are in the wrong order. Each is found and named, with the rights of an operator, and nothing else is.
+func TestAuditFindsEachDifference(t *testing.T) {
+	t.Parallel()
+	const count = 100_000
+	g := startAdministered(t)
+	database := testenv.DatabaseURL(t)
+	db := openDB(t, database)
+	js := ensureStream(t, g.url("admin"))
+	r := startRelay(t, database, g.url("admin"))
+	r.ready(r.admin)
+	testenv.Exec(t, db, `insert into pgjet.outbox (id, type, key, header, traceparent, data)
+		select gen_random_uuid(), 'note.made', 'k' || n % 1000, '{"Tenant": "a b"}', '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01', json_build_object('n', n)
+		  from generate_series(1, $1::int) n`, count)
+	published(t, database, count)
+	begun := time.Now()
+	if a := auditOf(t, exitOK, database, g.url("operator")); !a.Agrees || a.Compared != count || len(a.Differences) != 0 || a.Before+a.Pruned+a.Moved+a.Quarantined != 0 {
+		t.Fatalf("of a whole stream the audit says %+v", a)
+	}
+	t.Logf("an audit of %d events took %s", count, time.Since(begun).Round(time.Millisecond))
+	r.stop()
+
+	const changed, dropped, doubled, early, deleted = 1234, 2345, 3456, 4567, 5678
+	var moved *nats.Msg
+	stream := copyStream(t, js, func(seq uint64, m *nats.Msg) []*nats.Msg {
+		switch seq {
+		case changed:
+			m.Data = []byte(strings.Replace(string(m.Data), "{", "{ ", 1))
+		case doubled:
+			return []*nats.Msg{m, m}
+		case early:
+			moved = m
+			return nil
+		case early + 1000: // of the same key
+			return []*nats.Msg{m, moved}
+		}
+		return []*nats.Msg{m}
+	})
+	r = startRelay(t, database, g.url("admin"))
+	r.ready(r.admin)
+	published(t, database, count+1)
+	if err := stream.DeleteMsg(t.Context(), dropped); err != nil {
+		t.Fatal(err)
+	}
+	gone := query[string](t, db, `delete from pgjet.outbox where seq = $1 returning id::text`, deleted)
+
+	a := auditOf(t, exitFindings, database, g.url("operator"))
+	if a.Agrees || a.Missing != 1 || a.Extra != 1 || a.Twice != 1 || a.OutOfOrder != 1 || a.Changed != 1 || a.Compared != count-1 || a.Listed != 5 {
+		t.Errorf("the audit says %+v", a.Result)
+	}
+	id := func(seq int) string {
+		return query[string](t, db, `select id::text from pgjet.outbox where seq = $1`, seq)
+	}
+	want := []string{
+		"changed " + id(changed), "extra " + gone, "missing " + id(dropped), "out_of_order " + id(early), "twice " + id(doubled),
+	}
+	var got []string
+	for _, d := range a.Differences {
+		got = append(got, d.Kind+" "+d.ID.String())
+	}
+	if slices.Sort(got); !slices.Equal(got, want) {
+		t.Errorf("the differences are\n%q, want\n%q", got, want)
+	}
+	says(t, exitFindings, asked("audit run", g.url("operator")), asOperator(database), "missing        1        were published", "missing        "+id(dropped)+"   2345   -            it was published",
+		"data of ")
+	g.log.none(t)
+}

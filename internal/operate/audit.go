@@ -1,0 +1,64 @@
+package operate
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/pgjet/pgjet/internal/natsconn"
+	"github.com/pgjet/pgjet/internal/sqlstate"
+	"github.com/pgjet/pgjet/relay"
+	"github.com/pgjet/pgjet/relay/audit"
+)
+
+// An Audit says whether outbox and stream agree.
+type Audit struct {
+	Stream string     `json:"stream"`
+	At     time.Time  `json:"at"`    // when it began, by the clock of the process that asks
+	Since  *time.Time `json:"since"` // nil: all that both still have
+	Agrees bool       `json:"agrees"`
+	audit.Result
+	Pending     int64              `json:"pending"` // committed, and not published yet: no difference
+	Differences []audit.Difference `json:"differences"`
+	Listed      int                `json:"listed"` // how many of the differences are named
+}
+
+// Audit compares the outbox with the stream that the Source names, in both directions. It reads all of both, or what was published since a time, and
+// calls progress, which may be nil, with how many messages and rows it looked at, of about how many. Both servers are needed.
+func (s Source) Audit(ctx context.Context, since *time.Time, progress func(done, total int64)) (Audit, error) {
+	a := Audit{Stream: s.Stream, At: time.Now().UTC(), Since: utc(since)}
+	if err := errors.Join(s.DBErr, s.NATSErr); err != nil {
+		return a, err
+	}
+	conn, err := s.DB.Acquire(ctx)
+	if err != nil {
+		return a, sqlstate.Wrap("compare outbox and stream", err)
+	}
+	defer conn.Release()
+	from := time.Time{}
+	if since != nil {
+		from = *since
+	}
+	w, err := audit.Sides{DB: conn.Conn(), JS: s.JS, Stream: s.Stream}.Begin(ctx, from)
+	if err == nil {
+		err = w.Run(ctx, progress)
+	}
+	if err != nil {
+		return a, s.auditError(ctx, err)
+	}
+	status, err := relay.ReadStatus(ctx, conn, s.Stream)
+	if err != nil {
+		return a, err
+	}
+	a.Result, a.Differences, a.Pending = w.Result, append([]audit.Difference{}, w.Differences...), status.Pending.Events
+	a.Agrees, a.Listed = a.Result.Differences() == 0, len(w.Differences)
+	return a, nil
+}
+
+// auditError says which of the servers failed.
+func (s Source) auditError(ctx context.Context, err error) error {
+	if natsconn.Of(err) != "" && sqlstate.Of(err) == "" {
+		return s.streamError(ctx, err)
+	}
+	return sqlstate.Wrap("compare outbox and stream", err)
+}
