@@ -77,7 +77,7 @@ func (d *database) Recall(ctx context.Context, created time.Time) (m protocol.Me
 			}
 			return err
 		})
-	b.Queue(`select seq from pgjet.quarantine`).Query(func(rows pgx.Rows) error {
+	b.Queue(`select seq from pgjet.quarantine where stream is null or stream = $1`, d.stream).Query(func(rows pgx.Rows) error {
 		m.Quarantined, err = pgx.CollectRows(rows, pgx.RowTo[int64])
 		return err
 	})
@@ -219,7 +219,8 @@ func (d *database) Retries(ctx context.Context) ([]backlog.Record, error) {
 	defer cancel()
 	rows, err := d.conn.Query(ctx, `
 		select q.seq from pgjet.quarantine q
-		 where q.state = 'retry' and exists (select from pgjet.outbox o where o.seq = q.seq) order by q.seq limit 100`)
+		 where q.state = 'retry' and (q.stream is null or q.stream = $1) and exists (select from pgjet.outbox o where o.seq = q.seq)
+		 order by q.seq limit 100`, d.stream)
 	if err != nil {
 		return nil, blockedByDatabase(err)
 	}

@@ -49,3 +49,10 @@ func SetLookDueEvery(t *testing.T, d time.Duration) {
 	lookDueEvery = d
 	t.Cleanup(func() { lookDueEvery = before })
 }
+
+// SetAuditRest makes the relays of one test begin passes of the background audit more often.
+func SetAuditRest(t *testing.T, d time.Duration) {
+	before := auditRest
+	auditRest = d
+	t.Cleanup(func() { auditRest = before })
+}

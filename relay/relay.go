@@ -29,8 +29,9 @@
 // its own.
 //
 // What it decides is in package protocol, without any connection. It owns the tables
-// pgjet.leader, pgjet.checkpoint, pgjet.quarantine, pgjet.unknown_message and
-// pgjet.adoption.
+// pgjet.leader, pgjet.checkpoint, pgjet.quarantine, pgjet.unknown_message,
+// pgjet.adoption and pgjet.audit. Package audit compares outbox and stream: while it publishes, the leader does so in the
+// background, a little at a time.
 package relay
 
 import (
@@ -77,11 +78,16 @@ type Relay struct {
 	// [DefaultRetention]. Events go by whole partitions.
 	Retention time.Duration
 
+	// AuditRate is how many events a second the leader compares with the stream at most, in the background; 0 is
+	// [DefaultAuditRate], less turns that off.
+	AuditRate int
+
 	keeper   session.Keeper
 	postgres pulse
 	nats     pulse
 	spare    spare
-	epoch    atomic.Int64 // of this relay while it leads, else 0
+	epoch    atomic.Int64         // of this relay while it leads, else 0
+	link     atomic.Pointer[link] // while it publishes, else nil
 	metrics  *metrics
 	careful  int      // see protocol.Session
 	warned   []string // settings of the stream that were logged
@@ -140,6 +146,7 @@ func (r *Relay) setDefaults() error {
 	r.Prefix = cmp.Or(r.Prefix, events.Prefix)
 	r.Source = cmp.Or(r.Source, "pgjet")
 	r.Retention = cmp.Or(r.Retention, DefaultRetention)
+	r.AuditRate = cmp.Or(r.AuditRate, DefaultAuditRate)
 	r.Log = cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("relay", cmp.Or(r.Name, r.Stream))
 	r.Database = r.postgres.watch(r.Database)
 	return errors.Join(events.CheckPrefix(r.Prefix), events.CheckSource(r.Source))

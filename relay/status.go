@@ -31,6 +31,8 @@ type Status struct {
 	Quarantined Quarantines `json:"quarantined"`
 	Unknown     int         `json:"unknown_messages"` // for which publishing halted; 1000 stands for that or more
 	Healing     bool        `json:"healing"`          // the stream lost events and they are not all back yet
+	Audit       *Audited    `json:"audit"`            // the last whole pass of the background audit; nil if there was none
+	Auditing    *Audited    `json:"auditing"`         // the pass that is under way; nil if none is
 }
 
 // A Leader is the relay that took the lead last. It may have ended since.
@@ -144,6 +146,7 @@ func (s *Status) read(ctx context.Context, tx pgx.Tx) (now string, err error) {
 		return row.Scan(&q.Held, &q.Retry, &q.Dropped, &s.Unknown, &s.Healing)
 	})
 	s.queueScheduled(b)
+	s.queueAudited(b)
 	err = tx.SendBatch(ctx, b).Close()
 	s.inUTC()
 	s.Scheduled.Reason = s.whyDue()
@@ -163,6 +166,11 @@ func (s *Status) inUTC() {
 		s.Paused.At = s.Paused.At.UTC()
 	}
 	s.Scheduled.Next = utc(s.Scheduled.Next)
+	for _, a := range []*Audited{s.Audit, s.Auditing} {
+		if a != nil {
+			a.BeganAt, a.EndedAt = a.BeganAt.UTC(), utc(a.EndedAt)
+		}
+	}
 	if c := s.Checkpoint; c != nil {
 		c.StreamCreated, c.At = c.StreamCreated.UTC(), c.At.UTC()
 	}

@@ -105,6 +105,8 @@ func (t *term) run(ctx context.Context) (err error) {
 	if err := t.session.Resync(ctx); err != nil {
 		return t.halted(ctx, err)
 	}
+	t.Relay.link.Store(t.link)
+	defer t.Relay.link.Store(nil)
 	return t.publish(ctx)
 }
 

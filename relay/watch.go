@@ -28,7 +28,8 @@ const (
 // metrics tell the truth also while nobody leads and while NATS is away.
 type watch struct {
 	*Relay
-	busy string // why the outbox cannot be tended
+	busy  string // why the outbox cannot be tended
+	audit auditor
 
 	mu          sync.Mutex
 	status      *Status // nil while PostgreSQL is away
@@ -70,6 +71,16 @@ var gauges = []struct {
 	}},
 	{"pgjet.relay.led", "", "1 if any relay holds the lead, else 0.", func(w *watch, observe func(float64, ...attribute.KeyValue)) {
 		observe(map[bool]float64{true: 1}[w.status.Leads])
+	}},
+	{"pgjet.audit.differences", "", "Places at which outbox and stream differ, by the last whole pass of the background audit, by kind.", func(w *watch, observe func(float64, ...attribute.KeyValue)) {
+		for kind, n := range w.status.Audit.kinds() {
+			observe(float64(n), attribute.String("kind", kind))
+		}
+	}},
+	{"pgjet.audit.age", "s", "Since when the last whole pass of the background audit has ended.", func(w *watch, observe func(float64, ...attribute.KeyValue)) {
+		if w.status.Audit != nil {
+			observe(w.status.At.Sub(*w.status.Audit.EndedAt).Seconds())
+		}
 	}},
 	{"pgjet.outbox.unaccounted_events", "", "Events that are neither published, pending, in quarantine nor pruned. Anything but 0 is a defect.", func(w *watch, observe func(float64, ...attribute.KeyValue)) {
 		if w.unaccounted != nil {
@@ -134,6 +145,7 @@ func (w *watch) session(ctx context.Context) {
 		took = time.Since(begun)
 		if err == nil {
 			w.tend(work, conn)
+			took = max(took, w.compare(work, conn))
 		}
 		if err == nil && time.Now().After(due) {
 			counting := time.Now()

@@ -8,15 +8,17 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
 	"github.com/pgjet/pgjet/internal/operate"
+	"github.com/pgjet/pgjet/relay"
 	"github.com/pgjet/pgjet/relay/audit"
 )
 
 func auditCommand() *cobra.Command {
 	var s settings
-	return group(&cobra.Command{Use: "audit", Short: "Compare the outbox with the stream"}, s.auditRunCommand())
+	return group(&cobra.Command{Use: "audit", Short: "Compare the outbox with the stream"}, s.ofOne(s.auditRunCommand(), s.auditShowCommand())...)
 }
 
 func (s *settings) auditRunCommand() *cobra.Command {
@@ -90,9 +92,70 @@ func runAudit(ctx context.Context, cmd *cobra.Command, src operate.Source, since
 		return err
 	}
 	if !a.Agrees {
-		return &exitError{exitFindings, fmt.Errorf("outbox and stream differ at %d places", a.Result.Differences())}
+		return &exitError{exitFindings, fmt.Errorf("outbox and stream differ at %d places; what to do says: pgjet explain audit_differs", a.Result.Differences())}
 	}
 	return nil
+}
+
+func (s *settings) auditShowCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "show",
+		Short: "Show what the background audit of the leading relay found; exit code 6 if outbox and stream differ",
+		Long: `Show what the background audit of the leading relay found: the last whole pass, the one under
+way, and the first hundred differences. It begins a pass an hour after the last one, or when events
+were published again.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
+			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+				a, err := operate.Source{DB: db, Stream: s.stream}.Audits(ctx)
+				if err != nil {
+					return err
+				}
+				if err := show(cmd.OutOrStdout(), output, a, func(w io.Writer) { writeAudits(w, a) }); err != nil {
+					return err
+				}
+				if len(a.Differences) > 0 {
+					return &exitError{exitFindings, errors.New("outbox and stream differ; what to do says: pgjet explain audit_differs")}
+				}
+				return nil
+			})
+		},
+	}
+	s.databaseFlag(cmd.Flags())
+	s.streamFlag(cmd.Flags())
+	s.relayFlag(cmd.Flags())
+	outputFlag(cmd.Flags(), &output)
+	return cmd
+}
+
+func writeAudits(w io.Writer, a operate.Audits) {
+	fmt.Fprintf(w, "stream\t%s\n", short(a.Stream))
+	fmt.Fprintf(w, "last pass\t%s\n", aboutPass(a.At, a.Last))
+	fmt.Fprintf(w, "under way\t%s\n", aboutPass(a.At, a.Now))
+	writeDifferences(w, a.Differences, int64(len(a.Differences)))
+}
+
+// aboutPass says in a line what a pass of the background audit found; "none" if there is none.
+func aboutPass(now time.Time, a *relay.Audited) string {
+	switch {
+	case a == nil:
+		return "none"
+	case a.EndedAt != nil:
+		return operate.DescribeAudit(*a) + ", ended " + since(now, a.EndedAt)
+	}
+	return fmt.Sprintf("%s, up to sequence %d, began %s", operate.DescribeAudit(*a), a.StreamSeq, since(now, &a.BeganAt))
+}
+
+// aboutAudit says in a line what is known of the background audit of a stream.
+func aboutAudit(r relay.Status) string {
+	if r.Auditing == nil {
+		return "last pass: " + aboutPass(r.At, r.Audit)
+	}
+	return "last pass: " + aboutPass(r.At, r.Audit) + "; under way: " + aboutPass(r.At, r.Auditing)
 }
 
 func writeAudit(w io.Writer, a operate.Audit) {

@@ -160,3 +160,32 @@ func TestAuditFindsEachDifference(t *testing.T) {
 		"data of ")
 	g.log.none(t)
 }
+
+// TestStatusOfAnAudit: what the background audit found is in the status, under its reason, and named by audit show.
+func TestStatusOfAnAudit(t *testing.T) {
+	t.Parallel()
+	database, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL()
+	ensureStream(t, nats)
+	r := startService(t, "relay", "--database-url", database, "--nats-url", nats, "--audit-rate", "0")
+	r.ready(r.admin)
+	says(t, exitOK, "audit show", asOperator(database), "last pass   none\n", "under way   none\n")
+	finds(t, exitOK, database, nats)
+	pass := func(missing int, ended string) {
+		testenv.Exec(t, openDB(t, database), `insert into pgjet.audit (stream, stream_created, system_identifier, stream_seq, snapshot, floor, events, compared, missing, extra, twice, out_of_order, changed, ended_at, differences)
+			values ('EVENTS', now(), 0, 7, '1:1:', 0, 0, 100, $1, 0, 0, 0, 0, `+ended+`, '[{"kind": "missing", "seq": 5, "id": "0199b1c2-6f00-7000-8000-000000000002", "text": "it was published"}]')`, missing)
+	}
+	const differs = "outbox audit_differs -> pgjet audit show"
+	pass(1, "now()")
+	s := finds(t, exitFindings, database, nats, differs)
+	if f := s.Findings[0]; f.Runbook != "audit.md" || f.Text != "with stream EVENTS: 1 missing, of 100 compared" {
+		t.Errorf("the finding is %+v", f)
+	}
+	says(t, exitFindings, asked("status", nats), asOperator(database), "  EVENTS        last pass: 1 missing, of 100 compared, ended ")
+	says(t, exitOK, "relay status", asOperator(database), "audit        last pass: 1 missing, of 100 compared", "next         pgjet audit show\n")
+	says(t, exitFindings, "audit show", asOperator(database), "missing      0199b1c2-6f00-7000-8000-000000000002   5     -            it was published\n")
+	pass(0, "now()") // it was mended
+	finds(t, exitOK, database, nats)
+	pass(2, "null")
+	finds(t, exitFindings, database, nats, differs)
+	says(t, exitFindings, "audit show", asOperator(database), "no difference, of 100 compared, ended ", "under way   2 missing, of 100 compared, up to sequence 7, began ")
+}

@@ -143,6 +143,9 @@ func (c *checkVerdict) values(s operate.Status, names []string) {
 			add("pending_oldest_seconds", r.Stream, r.Pending.OldestSeconds)
 			add("relay_leads", r.Stream, map[bool]float64{true: 1}[r.Leads])
 			add("relay_standbys", r.Stream, float64(r.Standbys))
+			if r.Audit != nil {
+				add("audit_differences", r.Stream, float64(r.Audit.Differences()))
+			}
 		}
 		if len(s.Relays) > 0 { // the same for all streams
 			add("quarantined_events", "", float64(s.Relays[0].Quarantined.Held))

@@ -90,7 +90,7 @@ State is kept in the directory --dir between runs. Ctrl-C stops all.`,
 	f.StringVar(&d.natsURL, "nats-url", "", "use these NATS servers instead of an own one")
 	d.access.flags(f)
 	d.streamFlag(f)
-	d.retentionFlag(f)
+	d.outboxFlags(f)
 	d.fromFlag(f)
 	d.logFlag(f, slog.LevelDebug)
 	cmd.PersistentFlags().StringVar(&d.dir, "dir", ".pgjet", "directory that keeps the state")

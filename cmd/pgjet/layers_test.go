@@ -60,7 +60,7 @@ var layers = []struct{ pkg, imports string }{
 	{"relay/protocol", "events internal/jserror internal/seqset relay/backlog"},
 	{"relay/audit", "events internal/natsconn internal/seqset relay/backlog"},
 	{"internal/upkeep", "internal/postgres internal/sqlstate relay/backlog"},
-	{"relay", "events internal/drain internal/jserror internal/lead internal/messaging internal/natsconn internal/postgres internal/session internal/sqlstate internal/upkeep relay/backlog relay/protocol"},
+	{"relay", "events internal/drain internal/jserror internal/lead internal/messaging internal/natsconn internal/postgres internal/session internal/sqlstate internal/upkeep relay/audit relay/backlog relay/protocol"},
 	{"consumers/directory", "consumers events internal/sqlstate"},
 	{"consumers/mailer", "consumers events internal/breaker internal/mailaddr"},
 	{"consumers/replay", "consumers/inbox events internal/jserror internal/natsconn internal/operation internal/postgres internal/sqlstate"},
@@ -100,7 +100,7 @@ var writers = []struct{ pkg, tables string }{
 	{"migrations", "pgjet.schema_version"}, // so that what another tool applies is known
 	{"outbox", "pgjet.outbox pgjet.scheduled"},
 	{"producer", "users.idempotency users.users"},
-	{"relay", "pgjet.adoption pgjet.checkpoint pgjet.leader pgjet.quarantine pgjet.unknown_message"},
+	{"relay", "pgjet.adoption pgjet.audit pgjet.checkpoint pgjet.leader pgjet.quarantine pgjet.unknown_message"},
 }
 
 // also is what others write, and why that is right.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -62,7 +63,7 @@ configuration lists; the commands below then take --relay NAME.`,
 	s.directFlag(f)
 	s.natsURLFlag(f)
 	s.access.flags(f)
-	s.retentionFlag(f)
+	s.outboxFlags(f)
 	s.processFlags(f)
 	cmd.AddCommand(s.relayStatusCommand())
 	cmd.AddCommand(s.ofOne(s.relayPauseCommand(), s.relayResumeCommand(), s.relayAdoptCommand(),
@@ -90,9 +91,12 @@ func (s *settings) newRelay(database *pgx.ConnConfig, log *slog.Logger) (*relay.
 	if s.retention <= 0 {
 		return nil, usagef("--retention is %s, want more than 0", s.retention)
 	}
+	if s.auditRate < 0 {
+		return nil, usagef("--audit-rate is %d, want 0 or more", s.auditRate)
+	}
 	return &relay.Relay{
 		Database: database, NATSURL: s.natsURL, NATS: s.access.options(), Domain: s.access.domain,
-		Stream: s.stream, Prefix: s.prefix, Source: s.source, Retention: s.retention, Log: log,
+		Stream: s.stream, Prefix: s.prefix, Source: s.source, Retention: s.retention, AuditRate: cmp.Or(s.auditRate, -1), Log: log,
 	}, nil
 }
 

@@ -158,12 +158,18 @@ func writeStatus(w io.Writer, s relay.Status, all []operate.Trouble) {
 		line("scheduled", "%s", aboutDue(s.At, due))
 	}
 	line("quarantine", "%d held, %d to be retried, %d dropped", s.Quarantined.Held, s.Quarantined.Retry, s.Quarantined.Dropped)
+	if s.Audit != nil || s.Auditing != nil {
+		line("audit", "%s", aboutAudit(s))
+	}
 	if s.Healing {
 		line("healing", "the stream lost events; they are being published again")
 	}
 	for _, t := range all {
 		line("why", "%s", t.Why)
 		line("next", "%s", t.Next)
+	}
+	if operate.AuditFound(s) != nil {
+		line("next", "%s", typed("pgjet audit show", s.Stream))
 	}
 	if s.Quarantined.Held > 0 {
 		line("next", "%s", typed("pgjet relay quarantine ls", s.Stream))

@@ -47,6 +47,7 @@ type settings struct {
 	more        []database // of several relays
 	moveFrom    string
 	retention   time.Duration
+	auditRate   int
 	smtpURL     string
 	mailFrom    string
 	mailRate    float64
@@ -141,8 +142,9 @@ func checkStream(name string) error {
 	return nil
 }
 
-func (s *settings) retentionFlag(f *pflag.FlagSet) {
+func (s *settings) outboxFlags(f *pflag.FlagSet) {
 	f.DurationVar(&s.retention, "retention", relay.DefaultRetention, "how long published events stay in the outbox; so far back a stream can be healed")
+	f.IntVar(&s.auditRate, "audit-rate", relay.DefaultAuditRate, "how many events a second the leading relay compares with the stream at most, in the background; 0 is none")
 }
 
 func (s *settings) mailFlags(f *pflag.FlagSet) {

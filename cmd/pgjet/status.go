@@ -132,6 +132,11 @@ func writeOverview(w io.Writer, s operate.Status) {
 	if len(s.Relays) > 0 && s.Relays[0].Scheduled.Events > 0 { // the same for all
 		fmt.Fprintf(w, "scheduled\t%s\n", plain(aboutDue(s.Relays[0].At, s.Relays[0].Scheduled)))
 	}
+	for _, r := range s.Relays {
+		if r.Audit != nil || r.Auditing != nil {
+			fmt.Fprintf(w, "audit\t%s\t%s\n", short(r.Stream), plain(aboutAudit(r)))
+		}
+	}
 	for _, c := range s.Consumers {
 		fmt.Fprintf(w, "consumer\t%s\t%s; lag %d, retrying %d, dead letters %d, %s handled, oldest %s%s\n", short(c.Name), c.Why.Code, c.Lag, c.Retrying,
 			c.DeadLetters, rate(c.Rate), oldest(c), plain(aboutFailures(c)))

@@ -3,6 +3,8 @@ package operate
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"time"
 
 	"github.com/pgjet/pgjet/internal/natsconn"
@@ -61,4 +63,54 @@ func (s Source) auditError(ctx context.Context, err error) error {
 		return s.streamError(ctx, err)
 	}
 	return sqlstate.Wrap("compare outbox and stream", err)
+}
+
+// AuditFound returns the pass of the background audit that tells of differences: the one under way if it has found some, else the last whole
+// one; nil if neither has.
+func AuditFound(r relay.Status) *relay.Audited {
+	for _, a := range []*relay.Audited{r.Auditing, r.Audit} {
+		if a.Differences() > 0 {
+			return a
+		}
+	}
+	return nil
+}
+
+// DescribeAudit says what a pass of the background audit found, such as "1 missing, 2 extra, of 1000 compared".
+func DescribeAudit(a relay.Audited) string {
+	var parts []string
+	for _, kind := range []struct {
+		n    int64
+		word string
+	}{{a.Missing, "missing"}, {a.Extra, "extra"}, {a.Twice, "twice"}, {a.OutOfOrder, "out of order"}, {a.Changed, "changed"}} {
+		if kind.n > 0 {
+			parts = append(parts, fmt.Sprint(kind.n, " ", kind.word))
+		}
+	}
+	if len(parts) == 0 {
+		parts = []string{"no difference"}
+	}
+	return fmt.Sprintf("%s, of %d compared", strings.Join(parts, ", "), a.Compared)
+}
+
+// Audits is what the background audit of a stream found.
+type Audits struct {
+	Stream      string             `json:"stream"`
+	At          time.Time          `json:"at"`          // by the clock of the database
+	Last        *relay.Audited     `json:"last"`        // the last whole pass; nil if there was none
+	Now         *relay.Audited     `json:"now"`         // the one under way; nil if none is
+	Differences []audit.Difference `json:"differences"` // the first of the pass that has some
+}
+
+// Audits returns what the background audit of the stream that the Source names has found. It needs the database alone.
+func (s Source) Audits(ctx context.Context) (Audits, error) {
+	if s.DB == nil {
+		return Audits{}, s.DBErr
+	}
+	r, err := relay.ReadStatus(ctx, s.DB, s.Stream)
+	a := Audits{Stream: s.Stream, At: r.At, Last: r.Audit, Now: r.Auditing, Differences: []audit.Difference{}}
+	if found := AuditFound(r); err == nil && found != nil {
+		a.Differences, err = relay.AuditDifferences(ctx, s.DB, found.ID)
+	}
+	return a, err
 }

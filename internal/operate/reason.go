@@ -106,6 +106,7 @@ var Reasons = []Reason{
 	{Code: "stalled", About: Consumer, Meaning: "workers are free and take nothing", Next: "pgjet consumer get NAME", Runbook: consumerBook},
 	{Code: "dead_letters", About: Consumer, Meaning: "events were given up after their last attempt", Next: "pgjet dead groups --consumer NAME", Runbook: consumerBook},
 
+	{Code: "audit_differs", About: Outbox, Meaning: "the background audit found that outbox and stream differ", Next: "pgjet audit show", Runbook: "audit.md"},
 	{Code: "quarantined", About: Outbox, Meaning: "the stream refuses events, which are set aside", Next: "pgjet relay quarantine ls", Runbook: "quarantine.md"},
 	{Code: "not_ready", About: Process, Meaning: "a process says that it is not ready", Next: "pgjet services ls", Runbook: processBook},
 	{Code: "no_answer", About: Process, Meaning: "the health page of a process cannot be reached from here, and those of others can", Next: "pgjet services ls", Runbook: processBook},

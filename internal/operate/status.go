@@ -153,6 +153,7 @@ func (v *view) ask(ctx context.Context) error {
 			v.judgeRelay(ctx, r)
 		}
 	}
+	v.judgeAudits()
 	v.judgeQuarantine()
 	return nil
 }
@@ -252,6 +253,15 @@ func (v *view) judgeStream(ctx context.Context, what, stream string) {
 	}
 	if _, err := v.JS.Stream(ctx, stream); natsconn.Of(err) == jserror.StreamMissing {
 		v.found(what, Relay, string(jserror.StreamMissing), natsconn.NoStream(ctx, v.JS, stream), Typed(nextForRelay(string(jserror.StreamMissing)), stream))
+	}
+}
+
+// judgeAudits adds where outbox and stream differ.
+func (v *view) judgeAudits() {
+	for _, r := range v.Relays {
+		if found := AuditFound(r); found != nil {
+			v.found("outbox", Outbox, "audit_differs", "with stream "+r.Stream+": "+DescribeAudit(*found), Typed("pgjet audit show", r.Stream))
+		}
 	}
 }
 

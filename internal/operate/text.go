@@ -46,7 +46,7 @@ func WithPrefix(command, prefix string) string {
 
 // Typed returns a command with the flag --stream, if it takes one and the stream is not the default.
 func Typed(command, stream string) string {
-	for _, takes := range []string{"pgjet relay", "pgjet stream", "pgjet consumer ensure", "pgjet consume "} {
+	for _, takes := range []string{"pgjet relay", "pgjet stream", "pgjet consumer ensure", "pgjet consume ", "pgjet audit", "pgjet republish"} {
 		if stream != events.DefaultStream && strings.HasPrefix(command, takes) {
 			return command + " --stream " + Word(stream)
 		}

@@ -173,6 +173,15 @@ func (w *Walk) confirm(ctx context.Context, p Place) error {
 	return nil
 }
 
+// Created returns when the stream was made, as a checkpoint says it.
+func (s Sides) Created(ctx context.Context) (time.Time, error) {
+	stream, err := s.JS.Stream(ctx, s.Stream)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("look up stream %s: %w", s.Stream, err)
+	}
+	return stream.CachedInfo().Created.Truncate(time.Microsecond), nil // PostgreSQL keeps no more
+}
+
 // open looks both sides up. The newest checkpoint first: the stream has what that covers.
 func (s Sides) open(ctx context.Context) (w *Walk, state jetstream.StreamState, err error) {
 	w = &Walk{Sides: s, reader: backlog.NewReader(s.DB)}
@@ -185,7 +194,7 @@ func (s Sides) open(ctx context.Context) (w *Walk, state jetstream.StreamState, 
 		return nil, state, fmt.Errorf("look up stream %s: %w", s.Stream, err)
 	}
 	info := w.stream.CachedInfo()
-	w.created = info.Created.Truncate(time.Microsecond) // PostgreSQL keeps no more
+	w.created = info.Created.Truncate(time.Microsecond) // as a checkpoint says it
 	if of.Equal(w.created) {
 		w.to = newest
 	}

@@ -1,0 +1,266 @@
+package relay
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/relay/audit"
+	"github.com/pgjet/pgjet/relay/backlog"
+	"github.com/pgjet/pgjet/relay/protocol"
+)
+
+// DefaultAuditRate is how many events a second are compared with the stream in the background.
+const DefaultAuditRate = 500
+
+const (
+	// auditBytes is how much of the stream the background audit receives at a time: appends go by the same connection.
+	auditBytes = 1 << 20
+	// auditMost is how many messages it compares at a time.
+	auditMost = 2000
+	// auditTime bounds one step of it.
+	auditTime = 5 * time.Second
+	// auditPasses is how many passes are kept.
+	auditPasses = 10
+	// auditListed is how many differences of a pass are kept.
+	auditListed = 100
+)
+
+// auditRest is how long after a pass the next one begins.
+var auditRest = time.Hour
+
+// Audited is a pass of the background audit.
+type Audited struct {
+	ID         int64      `json:"id"`
+	BeganAt    time.Time  `json:"began_at"`
+	EndedAt    *time.Time `json:"ended_at"`   // nil if it is under way
+	StreamSeq  int64      `json:"stream_seq"` // up to which it has compared
+	Compared   int64      `json:"compared"`
+	Missing    int64      `json:"missing"`
+	Extra      int64      `json:"extra"`
+	Twice      int64      `json:"twice"`
+	OutOfOrder int64      `json:"out_of_order"`
+	Changed    int64      `json:"changed"`
+}
+
+// Differences returns how many a pass has found; 0 for a nil one.
+func (a *Audited) Differences() (n int64) {
+	for _, count := range a.kinds() {
+		n += count
+	}
+	return n
+}
+
+// kinds returns how many differences there are of each kind.
+func (a *Audited) kinds() map[string]int64 {
+	if a == nil {
+		return nil
+	}
+	return map[string]int64{audit.Missing: a.Missing, audit.Extra: a.Extra, audit.Twice: a.Twice, audit.OutOfOrder: a.OutOfOrder, audit.Changed: a.Changed}
+}
+
+const auditedColumns = `id, began_at, ended_at, stream_seq, compared, missing, extra, twice, out_of_order, changed from pgjet.audit`
+
+func (a *Audited) fields() []any {
+	return []any{&a.ID, &a.BeganAt, &a.EndedAt, &a.StreamSeq, &a.Compared, &a.Missing, &a.Extra, &a.Twice, &a.OutOfOrder, &a.Changed}
+}
+
+// queueAudited queues what fills in Audit and Auditing.
+func (s *Status) queueAudited(b *pgx.Batch) {
+	b.Queue(`select `+auditedColumns+` where stream = $1 and ended_at is not null order by id desc limit 1`, s.Stream).Query(optional(&s.Audit, (*Audited).fields))
+	b.Queue(`select * from (select `+auditedColumns+` where stream = $1 order by id desc limit 1) a where ended_at is null`, s.Stream).Query(optional(&s.Auditing, (*Audited).fields))
+}
+
+// AuditDifferences returns the first differences that a pass found, a hundred at most.
+func AuditDifferences(ctx context.Context, db beginner, id int64) ([]audit.Difference, error) {
+	all, err := collect(ctx, db, pgx.RowTo[[]byte], `select differences from pgjet.audit where id = $1`, id)
+	if err != nil || len(all) == 0 {
+		return []audit.Difference{}, err
+	}
+	found := []audit.Difference{}
+	if json.Unmarshal(all[0], &found) != nil || found == nil {
+		found = []audit.Difference{} // somebody else wrote it
+	}
+	return found, nil
+}
+
+// An auditor compares outbox and stream while its relay publishes, a little at a time, and keeps its place in the database.
+type auditor struct {
+	epoch int64 // of the term for which the rest is known
+	known bool  // pass is
+	pass  Audited
+	place audit.Place
+	made  time.Time // when the stream was made
+	until int64     // where the pass ends: what was published when it began
+	walk  *audit.Walk
+	found []audit.Difference // in this walk
+	after time.Time          // when the next step may be taken
+	last  time.Time          // when the last one was
+	told  string             // what was last logged
+}
+
+// compare takes one step of the background audit, if this relay publishes, and returns how long that took.
+func (w *watch) compare(ctx context.Context, conn *pgx.Conn) time.Duration {
+	a, l, now := &w.audit, w.link.Load(), time.Now()
+	if epoch := w.epoch.Load(); l == nil || epoch != a.epoch {
+		*a = auditor{epoch: epoch, last: now, told: a.told}
+	}
+	if l == nil || w.AuditRate < 0 || now.Before(a.after) {
+		return 0
+	}
+	ctx, cancel := context.WithTimeout(ctx, auditTime)
+	defer cancel()
+	most := min(auditMost, max(1, int(float64(w.AuditRate)*now.Sub(a.last).Seconds())))
+	a.last = now
+	err := a.step(ctx, audit.Sides{DB: conn, JS: l.js, Stream: w.Stream}, most)
+	if errors.Is(err, audit.ErrChanged) || err != nil && w.link.Load() != l { // the term is over, or is about to be
+		*a, err = auditor{epoch: a.epoch, last: now, told: a.told}, nil
+	}
+	said := ""
+	if err != nil {
+		said = err.Error()
+		*a = auditor{epoch: a.epoch, last: now, told: a.told, after: now.Add(time.Minute)}
+	}
+	if said != a.told && said != "" {
+		w.Log.WarnContext(ctx, "cannot compare outbox and stream in the background, will keep trying", "err", err)
+	}
+	a.told = said
+	return time.Since(now)
+}
+
+// step goes on with the pass, or begins one if it is time.
+func (a *auditor) step(ctx context.Context, sides audit.Sides, most int) (err error) {
+	if !a.known {
+		if err := a.load(ctx, sides); err != nil || !a.known {
+			return err
+		}
+	}
+	if a.walk == nil {
+		if a.place.Seq < uint64(a.until) {
+			a.walk, err = sides.Next(ctx, a.made, a.place)
+			if errors.Is(err, audit.ErrChanged) { // what it found was of another stream
+				_, failed := sides.DB.Exec(ctx, `with `+leading+` delete from pgjet.audit a using lead where a.id = $3`, sides.Stream, a.epoch, a.pass.ID)
+				return errors.Join(failed, err)
+			}
+		}
+		if err != nil {
+			return err
+		}
+		if a.walk == nil {
+			a.known = false
+			return a.save(ctx, sides, true)
+		}
+	}
+	more, err := a.walk.Step(ctx, most, auditBytes)
+	if err != nil || more {
+		return err
+	}
+	a.take(a.walk)
+	a.walk = nil
+	return a.save(ctx, sides, false)
+}
+
+// load finds the pass that is under way, or begins one if the last is old enough, or events were published again since. It leaves known
+// false if there is nothing to do.
+func (a *auditor) load(ctx context.Context, sides audit.Sides) error {
+	var due bool
+	var published time.Time // when the stream was made that has the newest checkpoint
+	var id *uuid.UUID
+	var snapshot string
+	err := sides.DB.QueryRow(ctx, `
+		with last as (select * from pgjet.audit where stream = $1 order by id desc limit 1)
+		select coalesce(last.id, 0), last.ended_at is not null and (last.ended_at < clock_timestamp() - $2::interval
+		           or exists (select from pgjet.operation where kind = 'republish' and target = $1 and state in ('running', 'done') and at > last.began_at
+		                         and not exists (select from pgjet.quarantine where state = 'retry' and stream = $1))) or last.id is null or last.stream_created <> c.stream_created,
+		       last.ended_at, coalesce(last.stream_created, c.stream_created), c.stream_created, coalesce(last.stream_seq, 0), last.event_id, coalesce(last.snapshot::text, '1:1:'), coalesce(last.floor, 0), coalesce(last.events, 0),
+		       coalesce(last.compared, 0), coalesce(last.missing, 0), coalesce(last.extra, 0), coalesce(last.twice, 0), coalesce(last.out_of_order, 0), coalesce(last.changed, 0), c.stream_seq
+		  from (select stream_created, stream_seq from pgjet.checkpoint
+		         where stream = $1 and system_identifier = (select system_identifier from pg_control_system()) order by id desc limit 1) c
+		  left join last on true`, sides.Stream, auditRest).
+		Scan(&a.pass.ID, &due, &a.pass.EndedAt, &a.made, &published, &a.pass.StreamSeq, &id, &snapshot, &a.place.Position.Floor, &a.place.Events,
+			&a.pass.Compared, &a.pass.Missing, &a.pass.Extra, &a.pass.Twice, &a.pass.OutOfOrder, &a.pass.Changed, &a.until)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows): // nothing was published
+		a.after = time.Now().Add(10 * time.Second)
+		return nil
+	case err != nil:
+		return fmt.Errorf("look up the pass of the audit: %w", err)
+	case a.pass.EndedAt == nil && a.pass.ID != 0: // under way
+		a.place.Seq = uint64(a.pass.StreamSeq)
+		if id != nil {
+			a.place.ID = *id
+		}
+		a.place.Position.Snapshot, err = backlog.ParseSnapshot(snapshot)
+		a.known = err == nil
+		return err
+	case !due:
+		a.after = time.Now().Add(10 * time.Second)
+		return nil
+	}
+	a.pass, a.place = Audited{}, audit.Place{}
+	if a.made, err = sides.Created(ctx); err != nil {
+		return err
+	}
+	if a.known = a.made.Equal(published); !a.known { // nothing was published there yet
+		a.after = time.Now().Add(10 * time.Second)
+	}
+	return nil
+}
+
+// take adds what a walk found to the pass.
+func (a *auditor) take(w *audit.Walk) {
+	r, p := w.Result, &a.pass
+	p.Compared += r.Compared
+	p.Missing += r.Missing
+	p.Extra += r.Extra
+	p.Twice += r.Twice
+	p.OutOfOrder += r.OutOfOrder
+	p.Changed += r.Changed
+	a.place, a.found = w.To(), w.Differences
+	p.StreamSeq = int64(a.place.Seq)
+}
+
+// save writes the pass down, if this relay still leads.
+func (a *auditor) save(ctx context.Context, sides audit.Sides, ended bool) error {
+	var id *uuid.UUID
+	if a.place.ID != uuid.Nil {
+		id = &a.place.ID
+	}
+	found, err := json.Marshal(a.found[:min(len(a.found), auditListed)])
+	if err != nil || len(a.found) == 0 {
+		found = []byte("[]")
+	}
+	a.found = nil
+	p := a.pass
+	err = sides.DB.QueryRow(ctx, `
+		with `+leading+`, new as (
+			insert into pgjet.audit (stream, stream_created, system_identifier, stream_seq, event_id, snapshot, floor, events,
+			       compared, missing, extra, twice, out_of_order, changed, differences, ended_at)
+			select $1, $4, (select system_identifier from pg_control_system()), $5, $6, $7::pg_snapshot, $8, $9, $10, $11, $12, $13, $14, $15, $16::jsonb,
+			       case when $17 then clock_timestamp() end
+			  from lead where $3 = 0 returning id
+		), old as (
+			update pgjet.audit a set stream_seq = $5, event_id = $6, snapshot = $7::pg_snapshot, floor = $8, events = $9, compared = $10, missing = $11,
+			       extra = $12, twice = $13, out_of_order = $14, changed = $15, ended_at = case when $17 then clock_timestamp() end,
+			       differences = case when jsonb_array_length(differences) < $18 then differences || $16::jsonb else differences end
+			  from lead where a.id = $3 returning a.id
+		), gone as (
+			delete from pgjet.audit a using lead where a.stream = $1 and a.id <= (
+				select id from pgjet.audit where stream = $1 order by id desc offset $19 limit 1)
+		)
+		select id from new union all select id from old`,
+		sides.Stream, a.epoch, p.ID, a.made, p.StreamSeq, id, a.place.Position.Snapshot.String(), a.place.Position.Floor, a.place.Events,
+		p.Compared, p.Missing, p.Extra, p.Twice, p.OutOfOrder, p.Changed, string(found), ended, auditListed, auditPasses).Scan(&a.pass.ID)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return protocol.ErrFenced
+	}
+	if err != nil {
+		return fmt.Errorf("save the pass of the audit: %w", err)
+	}
+	return nil
+}
