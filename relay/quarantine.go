@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
@@ -107,4 +108,42 @@ func decide(ctx context.Context, db beginner, state string, seqs []int64, by, re
 		return nil, err
 	}
 	return changed, nil
+}
+
+// ErrLeadChanged says that another relay took the lead since something was planned: the stream may hold something else now.
+var ErrLeadChanged = errors.New("another relay took the lead since this was planned, and may have published them; nothing was changed; plan again")
+
+// leadChanged is the SQLSTATE with which pgjet.republish refuses.
+const leadChanged = "PJ002"
+
+// Republish has the leading relay of a stream publish events again, for an operation that is written down in pgjet.operation: of these
+// seqs those that were published. It returns which. The stream has to lack them, as an audit found while the relay of that epoch led; if another one leads
+// by now, the error is [ErrLeadChanged].
+//
+// The relay is the only writer: it appends them within about a second, one by one and by compare-and-append, behind all others. Until then
+// they are in quarantine, from where a crash between append and note does not publish them twice.
+func Republish(ctx context.Context, db beginner, operation int64, stream string, epoch int64, seqs []int64) ([]int64, error) {
+	taken, err := collect(ctx, db, pgx.RowTo[int64], `select pgjet.republish($1, $2, $3, $4)`, operation, stream, epoch, seqs)
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok && e.Code == leadChanged {
+		err = ErrLeadChanged
+	}
+	return taken, sqlstate.Wrap("publish events again", err)
+}
+
+// EndRepublish ends an operation: what waits is not published again. It returns which events that are.
+func EndRepublish(ctx context.Context, db beginner, operation int64) ([]int64, error) {
+	ended, err := collect(ctx, db, pgx.RowTo[int64], `select pgjet.end_republish($1)`, operation)
+	return ended, sqlstate.Wrap("end publishing events again", err)
+}
+
+// Republishing returns how many events of an operation wait to be published again, and how many the stream refused.
+func Republishing(ctx context.Context, db beginner, operation int64) (waiting, refused int64, err error) {
+	all, err := collect(ctx, db, func(row pgx.CollectableRow) (n [2]int64, err error) {
+		err = row.Scan(&n[0], &n[1])
+		return n, err
+	}, `select count(*) filter (where state = 'retry'), count(*) filter (where state <> 'retry') from pgjet.quarantine where operation = $1`, operation)
+	if err != nil {
+		return 0, 0, sqlstate.Wrap("look how many events were published again", err)
+	}
+	return all[0][0], all[0][1], nil
 }

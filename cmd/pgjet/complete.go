@@ -12,6 +12,7 @@ import (
 
 	"github.com/pgjet/pgjet/consumers/saga"
 	"github.com/pgjet/pgjet/internal/operate"
+	"github.com/pgjet/pgjet/internal/operation"
 )
 
 // completedArgs says what the words of a command are, for a shell to complete. Those of other commands that have no words of
@@ -35,6 +36,11 @@ var completedArgs = map[string]string{
 	"pgjet outbox scheduled get":           operate.Schedules,
 	"pgjet outbox scheduled cancel":        operate.Schedules,
 	"pgjet outbox scheduled bring-forward": operate.Schedules,
+	"pgjet op get":                         operate.Operations,
+	"pgjet op resume":                      operate.Operations,
+	"pgjet op cancel":                      operate.Operations,
+	"pgjet republish plan":                 operate.Events,
+	"pgjet republish run":                  operate.Operations,
 	"pgjet relay quarantine retry":         operate.Quarantines,
 	"pgjet relay quarantine drop":          operate.Quarantines,
 }
@@ -47,6 +53,7 @@ var completedStates = map[string][]string{
 	"pgjet event ls":            eventStates,
 	"pgjet saga ls":             saga.States,
 	"pgjet relay quarantine ls": {"held", "retry", "dropped"},
+	"pgjet op ls":               operation.States,
 	"pgjet dead ls":             letterStates,
 	"pgjet dead groups":         letterStates,
 	"pgjet dead export":         letterStates,

@@ -71,7 +71,7 @@ func TestDocsNameCommandsThatExist(t *testing.T) {
 	docs := pages(t)
 	for _, doc := range docs {
 		text := read(t, doc)
-		for _, m := range regexp.MustCompile("(?m)(?:^|`|/|\\s)pgjet ((?:status|console|event|key|retry|doctor|check|audit|explain|version|dev|users|relay|consumer?|migrate|stream|outbox|replay|nats|ready|dead|saga|services|standin|config)\\b[^`|\n]*)(?:`|$)").FindAllStringSubmatch(text, -1) {
+		for _, m := range regexp.MustCompile("(?m)(?:^|`|/|\\s)pgjet ((?:status|console|event|key|retry|doctor|check|audit|republish|op|explain|version|dev|users|relay|consumer?|migrate|stream|outbox|replay|nats|ready|dead|saga|services|standin|config)\\b[^`|\n]*)(?:`|$)").FindAllStringSubmatch(text, -1) {
 			checkCommand(t, doc, strings.Fields(strings.TrimSuffix(strings.Split(m[1], " >")[0], `)"`)))
 		}
 		for _, m := range regexp.MustCompile("(?m)(?:^|`)make ([a-z-]+)(?:`|$)").FindAllStringSubmatch(text, -1) {

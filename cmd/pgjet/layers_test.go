@@ -68,7 +68,7 @@ var layers = []struct{ pkg, imports string }{
 	{"consumers/onboarding", "consumers consumers/saga events internal/sqlstate outbox"},
 	{"consumers/status", "consumers consumers/inbox consumers/saga events internal/jserror internal/natsconn internal/postgres internal/sqlstate"},
 	// The operator's facts.
-	{"internal/operate", "consumers/inbox consumers/replay consumers/saga consumers/status events internal/health internal/jserror internal/lead internal/natsconn internal/postgres internal/registry internal/sqlstate migrations relay relay/audit"},
+	{"internal/operate", "consumers/inbox consumers/replay consumers/saga consumers/status events internal/health internal/jserror internal/lead internal/natsconn internal/operation internal/postgres internal/registry internal/sqlstate migrations relay relay/audit"},
 	{"internal/ensure", "consumers consumers/inbox consumers/replay internal/jserror internal/lead internal/natsconn"},
 	{"console", "consumers consumers/inbox consumers/replay consumers/saga consumers/status docs events internal/operate internal/operation internal/sqlstate internal/upkeep internal/web relay"},
 	// Tools.

@@ -122,7 +122,7 @@ most are keys of a configuration file, see: pgjet config init.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	group(root, statusCommand(), eventCommand(), keyCommand(), retryCommand(), doctorCommand(), checkStatusCommand(), auditCommand(), explainCommand(), consoleCommand(), versionCommand(), devCommand(), usersCommand(), relayCommand(), consumeCommand(), consumerCommand(),
+	group(root, statusCommand(), eventCommand(), keyCommand(), retryCommand(), doctorCommand(), checkStatusCommand(), auditCommand(), republishCommand(), opCommand(), explainCommand(), consoleCommand(), versionCommand(), devCommand(), usersCommand(), relayCommand(), consumeCommand(), consumerCommand(),
 		migrateCommand(), streamCommand(), outboxCommand(), deadCommand(), replayCommand(), sagaCommand(), servicesCommand(), standinCommand(), natsCommand(), readyCommand())
 	root.AddCommand(configCommand(root))
 	root.PersistentFlags().String("config", "", "file with configuration, YAML or TOML")

@@ -11,6 +11,7 @@ import (
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/natsconn"
+	"github.com/pgjet/pgjet/internal/operation"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
@@ -46,6 +47,9 @@ func reasonExit(err error) int {
 		return exitRefused
 	}
 	if _, foreign := errors.AsType[*inbox.ForeignDurableError](err); foreign {
+		return exitRefused
+	}
+	if errors.Is(err, operation.ErrCancelled) {
 		return exitRefused
 	}
 	switch natsconn.Of(err) {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/pgjet/pgjet/consumers/replay"
 	"github.com/pgjet/pgjet/internal/lead"
+	"github.com/pgjet/pgjet/internal/operation"
 	"github.com/pgjet/pgjet/internal/postgres"
 )
 
@@ -28,6 +29,7 @@ type replaying struct {
 	reason, output      string
 	in                  io.Reader
 	out, err            io.Writer
+	continues           *operation.Record // the operation to go on with; nil: it begins one
 }
 
 func replayCommand() *cobra.Command {
@@ -154,6 +156,15 @@ func (a *replaying) replayOn(ctx context.Context, db *pgxpool.Pool) error {
 	if !a.dryRun {
 		if err := r.Lock(ctx); err != nil {
 			return err
+		}
+	}
+	if a.continues != nil {
+		left := false
+		if a.selection, left, err = r.Continue(*a.continues); err != nil {
+			return err
+		}
+		if !left {
+			return fmt.Errorf("all of it is handed over to %s, which goes on by itself", a.consumer)
 		}
 	}
 	plan, err := r.Plan(ctx, a.selection)

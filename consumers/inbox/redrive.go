@@ -2,6 +2,7 @@ package inbox
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 
@@ -86,11 +87,32 @@ func (c Change) Plan(ctx context.Context, db Reader, f Filter) ([]Outcome, error
 type Run struct {
 	Change Change
 	Filter Filter
-	By     string // who wants it
-	Reason string // both are kept with the dead letter, and in pgjet.operation
+	By     string           // who wants it
+	Reason string           // both are kept with the dead letter, and in pgjet.operation
+	Totals map[string]int64 // how many are selected, by consumer; not of those that are not known
 
 	after int64            // the last that was looked at
 	notes map[string]int64 // ids of the operations
+	done  map[string]int64 // how many they have changed
+}
+
+// Continue has r go on with an operation on a consumer that stopped, rather than begin one.
+func (r *Run) Continue(consumer string, operation, done int64) {
+	r.notes, r.done = map[string]int64{consumer: operation}, map[string]int64{consumer: done}
+}
+
+// End notes that the operations are done, or that they have failed: err is why, or nil.
+func (r *Run) End(ctx context.Context, db operation.DB, err error) error {
+	state := operation.Done
+	if err != nil {
+		state = operation.Failed
+	}
+	for consumer, id := range r.notes {
+		if failed := operation.Advance(ctx, db, id, state, r.done[consumer], nil); !errors.Is(failed, operation.ErrCancelled) {
+			err = errors.Join(err, failed)
+		}
+	}
+	return err
 }
 
 // Next changes the next dead letters, at most that many, in one transaction. It returns what became of them, and
@@ -253,7 +275,7 @@ func wakeBehind(ctx context.Context, tx pgx.Tx, ids []int64) error {
 // are. It names the first thousand dead letters or so.
 func (r *Run) note(ctx context.Context, tx pgx.Tx, part []Outcome) error {
 	if r.notes == nil {
-		r.notes = make(map[string]int64)
+		r.notes, r.done = make(map[string]int64), make(map[string]int64)
 	}
 	for _, o := range part {
 		ids := append([]int64{}, o.IDs...)
@@ -265,10 +287,18 @@ func (r *Run) note(ctx context.Context, tx pgx.Tx, part []Outcome) error {
 			id, _, err = operation.Note(ctx, tx, operation.Operation{Kind: r.Change.Kind, Target: o.Consumer, By: r.By, Reason: r.Reason,
 				Detail: map[string]any{"filter": r.Change.selected(r.Filter), "changed": o.Changed, "done": o.Done, "waiting": o.Waiting, "ids": ids}})
 		}
+		done := r.done[o.Consumer] + o.Changed + o.Done + o.Waiting
+		if err == nil {
+			var total *int64
+			if n, known := r.Totals[o.Consumer]; known {
+				total = &n
+			}
+			err = operation.Advance(ctx, tx, id, operation.Running, done, total)
+		}
 		if err != nil {
 			return err
 		}
-		r.notes[o.Consumer] = id
+		r.notes[o.Consumer], r.done[o.Consumer] = id, done
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/operation"
 )
 
 // handOver makes an intent of each event of the plan that is to run, a page at a time.
@@ -36,7 +37,7 @@ func (r *Replay) handOver(ctx context.Context, p *Plan, result *Result, progress
 		return fmt.Errorf("hand events over to %s: %w", r.name, err)
 	}
 	result.Step, result.Next = "handed over", 0
-	return r.note(ctx, r.db, *result)
+	return r.note(ctx, r.db, *result, operation.Running, r.before+int64(result.Handed))
 }
 
 // handOverPage commits the intents of one page, and where to go on.
@@ -59,7 +60,7 @@ func (r *Replay) handOverPage(ctx context.Context, p *Plan, all []message, resul
 			return err
 		}
 		after.Handed, after.Next = result.Handed+taken, all[len(all)-1].seq+1
-		return r.note(ctx, tx, after)
+		return r.note(ctx, tx, after, operation.Running, r.before+int64(after.Handed))
 	})
 	if err == nil {
 		*result = after

@@ -43,6 +43,7 @@ type Plan struct {
 
 	Until     time.Time `json:"until"` // To in time, for whoever repeats this
 	again     bool
+	selection Selection
 	subjects  []string
 	last      uint64 // the last place that is selected
 	elsewhere int    // done rows of another place than the stream has now
@@ -58,7 +59,7 @@ type Plan struct {
 func (r *Replay) Plan(ctx context.Context, s Selection) (*Plan, error) {
 	p := &Plan{
 		Consumer: r.name, Stream: r.stream.CachedInfo().Config.Name, Type: s.Type, Key: s.Key, Rate: s.Rate,
-		Effects: r.effects, Paused: r.paused, Processes: r.processes, again: s.Again,
+		Effects: r.effects, Paused: r.paused, Processes: r.processes, again: s.Again, selection: s,
 	}
 	var err error
 	if p.subjects, err = r.subjects(s.Type, s.Key); err != nil {

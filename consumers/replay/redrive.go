@@ -2,11 +2,14 @@ package replay
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/internal/operation"
 )
 
 // A Decision is who changes dead letters, why, and how.
@@ -60,11 +63,28 @@ func change(ctx context.Context, db *pgxpool.Pool, c inbox.Change, f inbox.Filte
 			return nil, err
 		}
 	}
+	plan, err := c.Plan(ctx, db, f)
+	if err != nil {
+		return nil, err
+	}
+	run := inbox.Run{Change: c, Filter: f, By: d.By, Reason: d.Reason, Totals: make(map[string]int64)}
+	for _, o := range plan {
+		run.Totals[o.Consumer] = o.Changed + o.Done + o.Waiting
+	}
+	return runAll(ctx, db, &run, d)
+}
+
+// runAll changes page after page, and notes how that ended.
+func runAll(ctx context.Context, db *pgxpool.Pool, run *inbox.Run, d Decision) (total []inbox.Outcome, err error) {
 	most := atOnce
 	if d.Rate > 0 {
 		most = min(atOnce, d.Rate)
 	}
-	run := inbox.Run{Change: c, Filter: f, By: d.By, Reason: d.Reason}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		err = run.End(ctx, db, err)
+	}()
 	for {
 		began := time.Now()
 		part, n, err := run.Next(ctx, db, most)
@@ -79,6 +99,41 @@ func change(ctx context.Context, db *pgxpool.Pool, c inbox.Change, f inbox.Filte
 			return total, err
 		}
 	}
+}
+
+// Resume goes on with an operation of [Redrive], [Discard] or [Reopen] whose command ended before all was done: with what it had selected, and is not
+// changed yet. The error is an [UnresumableError] for another kind.
+func Resume(ctx context.Context, db *pgxpool.Pool, r operation.Record) ([]inbox.Outcome, error) {
+	for _, c := range []inbox.Change{inbox.Redrive, inbox.Discard, inbox.Reopen} {
+		if c.Kind != r.Kind {
+			continue
+		}
+		var was struct {
+			Filter inbox.Filter `json:"filter"`
+		}
+		if err := json.Unmarshal(r.Detail, &was); err != nil || was.Filter.UpTo == 0 {
+			return nil, &UnresumableError{r.ID, "it does not say what it had selected"}
+		}
+		was.Filter.Consumer = r.Target
+		run := inbox.Run{Change: c, Filter: was.Filter, By: r.By, Reason: r.Reason}
+		done := int64(0)
+		if r.Done != nil {
+			done = *r.Done
+		}
+		run.Continue(r.Target, r.ID, done)
+		return runAll(ctx, db, &run, Decision{})
+	}
+	return nil, &UnresumableError{r.ID, "it is " + r.Kind}
+}
+
+// An UnresumableError says why an operation cannot be resumed.
+type UnresumableError struct {
+	ID  int64
+	Why string
+}
+
+func (e *UnresumableError) Error() string {
+	return fmt.Sprintf("operation %d cannot be resumed: %s; type its command again", e.ID, e.Why)
 }
 
 // pace waits until n events, the first at began, have taken as long as they should; a rate of 0 is no limit.

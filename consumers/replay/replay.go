@@ -82,6 +82,8 @@ type Replay struct {
 	slices     int
 	durables   []jetstream.Consumer // of each slice, as they were when the replay was opened
 	lock       *pgx.Conn
+	continues  int64 // the operation that the next run goes on with; 0: it begins one
+	before     int64 // events that this operation had handed over before
 }
 
 // Open looks the consumer up, in its database and in JetStream. It returns

@@ -76,7 +76,7 @@ func (r *Replay) pause(ctx context.Context, result *Result) error {
 			return err
 		}
 		result.Step = "paused"
-		return r.note(ctx, tx, *result)
+		return r.write(ctx, tx, *result)
 	})
 }
 
@@ -152,5 +152,5 @@ func (r *Replay) resume(ctx context.Context, tx pgx.Tx, result *Result) error {
 	if _, err := inbox.EndReplayPause(ctx, tx, r.name); err != nil {
 		return err
 	}
-	return r.note(ctx, tx, *result)
+	return r.write(ctx, tx, *result)
 }

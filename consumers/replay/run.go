@@ -2,6 +2,7 @@ package replay
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -47,12 +48,10 @@ func (r *Replay) Run(ctx context.Context, p *Plan, by, reason string, watch bool
 		return Result{Step: "done"}, nil
 	}
 	result := Result{Step: "begun", Next: p.From}
-	id, begun, err := operation.Note(ctx, r.db, operation.Operation{Kind: "replay", Target: r.name, By: by, Reason: reason,
-		Detail: map[string]any{"plan": p, "way": p.Way, "from": p.From, "to": p.To, "done": result}})
+	begun, err := r.begin(ctx, p, by, reason, &result)
 	if err != nil {
 		return result, fmt.Errorf("record the replay: %w", err)
 	}
-	result.Operation = id
 	if p.Way == ByReset {
 		err = r.reset(ctx, p, &result)
 	} else {
@@ -64,15 +63,69 @@ func (r *Replay) Run(ctx context.Context, p *Plan, by, reason string, watch bool
 	// Also of one that failed or was interrupted.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	return result, errors.Join(err, r.note(ctx, r.db, result))
+	state, done := operation.Done, int64(p.Run+p.Again)
+	if err != nil {
+		state, done = operation.Failed, int64(result.Handed)
+	}
+	failed := r.note(ctx, r.db, result, state, r.before+done)
+	if errors.Is(failed, operation.ErrCancelled) {
+		failed = nil // it ends all the same
+	}
+	return result, errors.Join(err, failed)
 }
 
-// note writes how far the replay came.
-func (r *Replay) note(ctx context.Context, db operation.DB, result Result) error {
-	if err := operation.Amend(ctx, db, result.Operation, map[string]any{"done": result}); err != nil {
+// begin writes down that the replay begins, or that it goes on, and returns when that is.
+func (r *Replay) begin(ctx context.Context, p *Plan, by, reason string, result *Result) (begun time.Time, err error) {
+	total := r.before + int64(p.Run+p.Again)
+	if r.continues == 0 {
+		result.Operation, begun, err = operation.Note(ctx, r.db, operation.Operation{Kind: "replay", Target: r.name, By: by, Reason: reason,
+			Detail: map[string]any{"plan": p, "selection": p.selection, "way": p.Way, "from": p.From, "to": p.To, "done": result}})
+	} else {
+		result.Operation, begun = r.continues, time.Now()
+	}
+	if err == nil {
+		err = operation.Advance(ctx, r.db, result.Operation, operation.Running, r.before, &total)
+	}
+	return begun, err
+}
+
+// Continue has the next [Replay.Run] go on with an operation that stopped, rather than begin one. It returns the selection of what is left; ok is
+// false if nothing is. The error is an [UnresumableError] if the operation is not a replay of this consumer that says what it had selected.
+func (r *Replay) Continue(o operation.Record) (s Selection, ok bool, err error) {
+	var was struct {
+		Plan      Plan       `json:"plan"`
+		Selection *Selection `json:"selection"`
+		Done      Result     `json:"done"`
+	}
+	if err := json.Unmarshal(o.Detail, &was); err != nil || o.Kind != "replay" || o.Target != r.name || was.Selection == nil {
+		return s, false, &UnresumableError{o.ID, "it does not say what it had selected"}
+	}
+	if was.Done.Step == "handed over" || was.Done.Step == "done" {
+		return s, false, nil
+	}
+	r.continues = o.ID
+	if s = *was.Selection; was.Plan.Way == ByIntent { // what is stored meanwhile is not part of it
+		r.before = int64(was.Done.Handed)
+		s.All, s.From, s.FromSeq, s.Until = false, time.Time{}, max(was.Done.Next, was.Plan.From, 1), was.Plan.Until
+	}
+	return s, true, nil
+}
+
+// note writes how far the replay came, and its state.
+func (r *Replay) note(ctx context.Context, db operation.DB, result Result, state string, done int64) error {
+	err := r.write(ctx, db, result)
+	if err == nil {
+		err = operation.Advance(ctx, db, result.Operation, state, done, nil)
+	}
+	if err != nil {
 		return fmt.Errorf("record how far the replay came: %w", err)
 	}
 	return nil
+}
+
+// write writes how far the replay came.
+func (r *Replay) write(ctx context.Context, db operation.DB, result Result) error {
+	return operation.Amend(ctx, db, result.Operation, map[string]any{"done": result})
 }
 
 // alone runs fn in a transaction that has waited for every other transaction of the

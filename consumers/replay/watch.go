@@ -4,12 +4,15 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/pgjet/pgjet/internal/operation"
 )
 
 // watch returns when the consumer has tried everything that the plan selects.
 func (r *Replay) watch(ctx context.Context, p *Plan, result *Result, begun time.Time, progress Progress) error {
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
+	beat := time.Now()
 	for ends := false; ; { // a durable consumer that was just set back may not say so yet: two looks have to agree
 		passed, left, err := r.left(ctx, p)
 		if err != nil {
@@ -24,6 +27,12 @@ func (r *Replay) watch(ctx context.Context, p *Plan, result *Result, begun time.
 			total, left = result.Handed, result.Waiting
 		}
 		progress(result.Operation, max(0, total-left), total)
+		if time.Since(beat) > operation.Beat {
+			beat = time.Now()
+			if err := r.note(ctx, r.db, *result, operation.Running, r.before+int64(p.Run+p.Again)); err != nil {
+				return err
+			}
+		}
 		if passed && due == 0 && (ends || p.Way == ByIntent) {
 			result.Step = "done"
 			return nil

@@ -21,6 +21,7 @@ const (
 	Sagas       = "sagas"
 	Schedules   = "scheduled events"
 	Quarantines = "quarantined events"
+	Operations  = "operations"
 )
 
 // candidates are queries for the words, each with some that describe it after a tab. They read little, whatever the tables hold.
@@ -34,6 +35,7 @@ var candidates = map[string]string{
 	Letters:     `select id || E'\t' || left(type, 128) || ' at ' || consumer from (select id, type, consumer, state from pgjet.dead_letter order by id desc limit 500) d where state = 'dead' limit 50`,
 	Sagas:       `select id || E'\t' || name || ', ' || state from pgjet.saga order by started_at desc limit 50`,
 	Schedules:   `select id || E'\t' || left(type, 128) from pgjet.scheduled order by due, n limit 50`,
+	Operations:  `select id || E'\t' || left(kind, 40) || ' of ' || left(target, 100) || coalesce(', ' || state, '') from pgjet.operation order by id desc limit 50`,
 	Quarantines: `select seq || E'\t' || state from pgjet.quarantine order by seq desc limit 50`,
 }
 

@@ -2,7 +2,7 @@
 // happened to this event. The command line prints them.
 //
 // It asks the database, with the rights of pgjet_operator, and NATS, with the permissions of the
-// role operator. It changes nothing. What it reads is bounded: it never goes through the whole
+// role operator. It changes nothing but operations: what is planned, run or cancelled by their id. What it reads is bounded: but for an audit, which somebody asked for, it never goes through the whole
 // outbox, and its time ends with the context. If PostgreSQL or NATS does not answer, the rest is
 // returned, and the value says what is missing and why.
 //

@@ -3,6 +3,8 @@ package operation
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"os"
 	"os/user"
 	"time"
@@ -87,4 +89,103 @@ func Finish(ctx context.Context, db DB, kind, target string) error {
 	_, err := db.Exec(ctx, `
 		update pgjet.operation set detail = detail || '{"done": true}' where kind = $1 and target = $2 and detail ->> 'done' = 'false'`, kind, target)
 	return err
+}
+
+// The states of an operation. One that has none was done when it was noted.
+const (
+	Planned   = "planned"
+	Running   = "running"
+	Stopped   = "stopped" // it was running, and its command has said nothing for half a minute
+	Done      = "done"
+	Failed    = "failed" // its command ended before all was done
+	Cancelled = "cancelled"
+)
+
+// States are all of them.
+var States = []string{Planned, Running, Stopped, Done, Failed, Cancelled}
+
+// Beat is how often a command that runs notes how far it is, at least. Three times as long without is [Stopped].
+const Beat = 10 * time.Second
+
+// ErrCancelled says that somebody cancelled an operation that runs.
+var ErrCancelled = errors.New("the operation was cancelled; what was done stays so")
+
+// Begin notes an operation that goes on, or is planned, with how many events it is about.
+func Begin(ctx context.Context, db DB, o Operation, state string, total int64) (id int64, err error) {
+	id, _, err = Note(ctx, db, o)
+	if err == nil {
+		err = Advance(ctx, db, id, state, 0, &total)
+	}
+	return id, err
+}
+
+// Advance notes the state of an operation, and how many of how many events are done; a nil total stays as it is. It returns
+// [ErrCancelled] if somebody cancelled it.
+func Advance(ctx context.Context, db DB, id int64, state string, done int64, total *int64) error {
+	tag, err := db.Exec(ctx, `
+		update pgjet.operation set state = $2, done = $3, total = coalesce($4, total), changed_at = clock_timestamp()
+		 where id = $1 and state is distinct from 'cancelled'`, id, state, done, total)
+	if err == nil && tag.RowsAffected() == 0 {
+		err = ErrCancelled
+	}
+	return err
+}
+
+// A Record is an operation as it was noted.
+type Record struct {
+	ID        int64           `json:"id"`
+	Kind      string          `json:"kind"`
+	Target    string          `json:"target"`
+	By        string          `json:"by"`
+	Reason    string          `json:"reason"`
+	At        time.Time       `json:"at"`
+	State     string          `json:"state"` // one of [States]
+	Done      *int64          `json:"done"`  // nil if it does not count
+	Total     *int64          `json:"total"`
+	ChangedAt *time.Time      `json:"changed_at"` // when State or Done was last noted; nil if never
+	Detail    json.RawMessage `json:"detail,omitempty"`
+}
+
+// A Reader is a pool, a connection or a transaction.
+type Reader interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// A Filter selects operations.
+type Filter struct {
+	Kind   string // a kind, or what kinds begin with, such as dead; "" is any
+	Target string // "" is any
+	State  string // "" is any
+	Before int64  // only those with a lower id; 0 is any
+	ID     int64  // only this one; 0 is any
+	Most   int
+}
+
+// List returns operations, the newest first, at most f.Most. Only if one is selected by its ID it has Detail.
+func List(ctx context.Context, db Reader, f Filter) ([]Record, error) {
+	rows, err := db.Query(ctx, `
+		select id, kind, target, by, reason, at, state, done, total, changed_at, detail from (
+			select o.id, kind, target, by, reason, at, case
+			           when state <> 'running' or state is null then coalesce(state, 'done')
+			           when kind = 'republish' then case when w.waiting = 0 then 'done' else 'running' end
+			           when changed_at < clock_timestamp() - 3 * $7::interval then 'stopped'
+			           else 'running' end as state,
+			       case when state = 'running' and kind = 'republish' then total - w.waiting else done end as done, total, changed_at, case when $5 <> 0 then detail end as detail
+			  from pgjet.operation o left join lateral (
+			       -- The relay does that, and does not know of operations.
+			       select count(*) as waiting from pgjet.quarantine q where q.operation = o.id and q.state = 'retry') w on o.state = 'running' and o.kind = 'republish'
+			 where ($1 = '' or kind = $1 or starts_with(kind, $1 || '.')) and ($2 = '' or target = $2) and ($4 = 0 or o.id < $4) and ($5 = 0 or o.id = $5)
+		) o
+		 where $3 = '' or state = $3
+		 order by id desc limit $6`, f.Kind, f.Target, f.State, f.Before, f.ID, f.Most, Beat)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (r Record, err error) {
+		err = row.Scan(&r.ID, &r.Kind, &r.Target, &r.By, &r.Reason, &r.At, &r.State, &r.Done, &r.Total, &r.ChangedAt, &r.Detail)
+		if r.At = r.At.UTC(); r.ChangedAt != nil {
+			r.ChangedAt = new(r.ChangedAt.UTC())
+		}
+		return r, err
+	})
 }

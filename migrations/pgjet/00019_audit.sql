@@ -53,18 +53,17 @@ comment on column pgjet.operation.changed_at is 'When state or done was last not
 -- by this: no relay reads it any more, and one that takes the lead later finds it here.
 
 -- +goose StatementBegin
-create function pgjet.republish(of_operation bigint, of_stream text, of_epoch bigint, seqs bigint[]) returns bigint
+create function pgjet.republish(of_operation bigint, of_stream text, of_epoch bigint, seqs bigint[]) returns setof bigint
     language plpgsql security definer
     set search_path = pg_catalog, pg_temp
     set lock_timeout = '5s'
 as $$
-declare
-    taken bigint;
 begin
     perform from pgjet.leader l where l.stream = of_stream and l.epoch = of_epoch for share;
     if not found then
         raise exception 'another relay took the lead of stream % since this was planned', of_stream using errcode = 'PJ002';
     end if;
+    return query
     insert into pgjet.quarantine (seq, event_id, reason, state, changed_at, changed_by, change_reason, stream, operation)
     select o.seq, o.id, 'the stream lacks it', 'retry', clock_timestamp(), p.by, p.reason, of_stream, p.id
       from pgjet.operation p, pgjet.outbox o, lateral (
@@ -73,24 +72,21 @@ begin
             order by c.id desc limit 1) c
      where p.id = of_operation and p.kind = 'republish' and o.seq = any (seqs)
        and o.seq <= c.floor and pg_visible_in_snapshot(pgjet.outbox_xid(o.xid, o.xmin), c.snapshot)
-    on conflict (seq) do nothing;
-    get diagnostics taken = row_count;
-    return taken;
+    on conflict (seq) do nothing
+    returning seq;
 end
 $$;
 -- +goose StatementEnd
 
 comment on function pgjet.republish is
-    'Has the relay of a stream publish events again that the stream lacks, for an operation: of these seqs those that its newest checkpoint covers. Fails with PJ002 if it is not the relay of that epoch that leads. Returns how many.';
+    'Has the relay of a stream publish events again that the stream lacks, for an operation: of these seqs those that its newest checkpoint covers. Fails with PJ002 if it is not the relay of that epoch that leads. Returns the seqs of those.';
 
-create function pgjet.end_republish(of_operation bigint) returns bigint
+create function pgjet.end_republish(of_operation bigint) returns setof bigint
     language sql security definer
     set search_path = pg_catalog, pg_temp
-as $$
-    with gone as (delete from pgjet.quarantine where operation = of_operation and state = 'retry' returning seq) select count(*) from gone
-$$;
+as 'delete from pgjet.quarantine where operation = of_operation and state = ''retry'' returning seq';
 
-comment on function pgjet.end_republish is 'Ends an operation that publishes events again: what waits is not published. Returns how many.';
+comment on function pgjet.end_republish is 'Ends an operation that publishes events again: what waits is not published. Returns the seqs of those.';
 revoke execute on function pgjet.republish, pgjet.end_republish from public;
 
 -- Whatever else the function does stays as it is. A relay looks which events an operator had published later than others.

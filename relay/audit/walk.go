@@ -34,7 +34,8 @@ const listed = 1000
 type Walk struct {
 	Sides
 	Result      Result
-	Differences []Difference // the first 1000
+	Differences []Difference    // the first 1000
+	Lacks       func(seq int64) // called for each event that is missing, if it is not nil
 
 	created  time.Time
 	stream   jetstream.Stream
@@ -404,7 +405,7 @@ func (w *Walk) inOrder(ctx context.Context, r backlog.Record, later int64) (yes 
 func (w *Walk) moved(ctx context.Context, seqs []int64) ([]int64, error) {
 	rows, err := w.DB.Query(ctx, `
 		select s from unnest($1::bigint[]) s
-		 where exists (select from pgjet.operation where kind in ('quarantine.retry', 'republish') and jsonb_typeof(detail -> 'seqs') = 'array' and detail -> 'seqs' @> to_jsonb(s))`, seqs)
+		 where exists (select from pgjet.operation where (kind = 'quarantine.retry' or kind = 'republish' and state <> 'planned') and jsonb_typeof(detail -> 'seqs') = 'array' and detail -> 'seqs' @> to_jsonb(s))`, seqs)
 	if err != nil {
 		return nil, fmt.Errorf("look what was published again: %w", err)
 	}
@@ -499,6 +500,9 @@ func (w *Walk) judgeAbsent(ctx context.Context, seqs []int64) error {
 			w.Result.Moved++
 		default:
 			w.differs(Missing, seq, 0, id, "it was published, and the stream has it no more")
+			if w.Lacks != nil {
+				w.Lacks(seq)
+			}
 		}
 		return nil
 	})

@@ -1,0 +1,242 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"github.com/pgjet/pgjet/consumers/replay"
+	"github.com/pgjet/pgjet/internal/operate"
+	"github.com/pgjet/pgjet/internal/operation"
+)
+
+func opCommand() *cobra.Command {
+	var s settings
+	cmd := group(&cobra.Command{
+		Use: "op", Short: "See what was done by hand, and go on with it or end it",
+		Long: `See what was done by hand, by whom and why: replays, redrives, republishes, discards, prunes, pauses.
+What takes long says how far it is, and can be cancelled; what stopped can be resumed.`,
+	}, s.opListCommand(), s.opGetCommand(), s.opResumeCommand(), s.opCancelCommand())
+	s.databaseFlag(cmd.PersistentFlags())
+	return cmd
+}
+
+func (s *settings) opListCommand() *cobra.Command {
+	var output string
+	f := operation.Filter{}
+	cmd := &cobra.Command{
+		Use:   "ls",
+		Short: "List operations, the newest first",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := errors.Join(checkOutput(output), notEmpty(cmd.Flags(), "kind", "state", "target")); err != nil {
+				return err
+			}
+			if f.State != "" && !slices.Contains(operation.States, f.State) {
+				return usagef("--state is %q, want one of %s", f.State, strings.Join(operation.States, ", "))
+			}
+			if f.Most < 1 || f.Most > 1000 {
+				return usagef("--limit is %d, want 1 to 1000", f.Most)
+			}
+			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+				all, err := operate.Source{DB: db}.ListOperations(ctx, f)
+				if err != nil {
+					return err
+				}
+				if err := show(cmd.OutOrStdout(), output, all, func(w io.Writer) { writeOperations(w, all) }); err != nil {
+					return err
+				}
+				if len(all) == f.Most {
+					fmt.Fprintf(cmd.ErrOrStderr(), "there may be more: add --before %d\n", all[len(all)-1].ID)
+				}
+				return nil
+			})
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.Kind, "kind", "", "only of this kind, such as replay or dead.redrive, or of all kinds that begin so, such as dead")
+	flags.StringVar(&f.Target, "target", "", "only on this target, such as the name of a consumer")
+	flags.StringVar(&f.State, "state", "", "only those that are planned, running, stopped, done, failed or cancelled")
+	flags.Int64Var(&f.Before, "before", 0, "only those with a lower id")
+	flags.IntVar(&f.Most, "limit", 50, "at most so many, up to 1000")
+	outputFlag(flags, &output)
+	return cmd
+}
+
+func writeOperations(w io.Writer, all []operation.Record) {
+	fmt.Fprintln(w, "ID\tWHEN\tKIND\tTARGET\tSTATE\tPROGRESS\tBY\tREASON")
+	for _, o := range all {
+		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", o.ID, ago(time.Since(o.At)), short(o.Kind), short(o.Target), o.State, howFar(o), short(o.By), short(o.Reason))
+	}
+}
+
+// howFar says how many of how many are done.
+func howFar(o operation.Record) string {
+	switch {
+	case o.Done == nil && o.Total == nil:
+		return "-"
+	case o.Total == nil:
+		return fmt.Sprint(*o.Done)
+	case o.Done == nil:
+		return fmt.Sprint("0/", *o.Total)
+	}
+	return fmt.Sprintf("%d/%d", *o.Done, *o.Total)
+}
+
+func (s *settings) opGetCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "get ID",
+		Short: "Show one operation, with what was planned and done",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := operationID(args[0])
+			if err == nil {
+				err = checkOutput(output)
+			}
+			if err != nil {
+				return err
+			}
+			return s.withOperations(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+				o, err := operate.Source{DB: db}.ReadOperation(ctx, id)
+				if err != nil {
+					return err
+				}
+				return show(cmd.OutOrStdout(), output, o, func(w io.Writer) { writeOperation(w, o) })
+			})
+		},
+	}
+	outputFlag(cmd.Flags(), &output)
+	return cmd
+}
+
+func writeOperation(w io.Writer, o operate.OperationState) {
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))
+	}
+	line("operation", "%d, %s of %s", o.ID, o.Kind, o.Target)
+	line("state", "%s", o.State)
+	if o.Total != nil || o.Done != nil {
+		line("progress", "%s", howFar(o.Record))
+	}
+	if o.Refused > 0 {
+		line("refused", "%d, which are in quarantine", o.Refused)
+	}
+	line("by", "%s, %s", o.By, o.At.Format(time.RFC3339))
+	line("reason", "%s", o.Reason)
+	if o.ChangedAt != nil {
+		line("changed", "%s", o.ChangedAt.Format(time.RFC3339))
+	}
+	if len(o.Detail) > 0 {
+		var detail map[string]json.RawMessage
+		if json.Unmarshal(o.Detail, &detail) == nil {
+			for _, name := range slices.Sorted(maps.Keys(detail)) {
+				line(name, "%s", cut(string(detail[name])))
+			}
+		}
+	}
+	if o.Next != "" {
+		line("next", "%s", o.Next)
+	}
+}
+
+// cut returns s, or its beginning, for one line.
+func cut(s string) string {
+	const most = 200
+	if r := []rune(s); len(r) > most {
+		return string(r[:most]) + "… (all with -o json)"
+	}
+	return s
+}
+
+func (s *settings) opResumeCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "resume ID",
+		Short: "Go on with an operation whose command ended before all was done",
+		Long: `Go on with a replay, a redrive or a discard whose command ended before all was done: with what is left
+of what it had selected, for its reason. What the leading relay does goes on by itself. Exit code 7 if there is nothing to go on with.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := operationID(args[0])
+			if err == nil {
+				err = checkOutput(output)
+			}
+			if err != nil {
+				return err
+			}
+			return s.withOperations(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+				return s.resumeOperation(ctx, cmd, db, id, output)
+			})
+		},
+	}
+	s.directFlag(cmd.Flags())
+	s.natsURLFlag(cmd.Flags())
+	s.access.flags(cmd.Flags())
+	outputFlag(cmd.Flags(), &output)
+	return cmd
+}
+
+func (s *settings) resumeOperation(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool, id int64, output string) error {
+	o, err := operate.Source{DB: db}.ReadOperation(ctx, id)
+	switch {
+	case err != nil:
+		return err
+	case o.State != operation.Stopped && o.State != operation.Failed:
+		return &operate.StateError{ID: id, State: o.State, Want: "only what stopped or failed can be resumed"}
+	case o.Kind == "replay":
+		a := replaying{settings: s, consumer: o.Target, reason: o.Reason, output: output, yes: true, continues: &o.Record,
+			in: cmd.InOrStdin(), out: cmd.OutOrStdout(), err: cmd.ErrOrStderr()}
+		err = replayExit(a.replay(ctx))
+	default:
+		if _, err = replay.Resume(ctx, db, o.Record); err == nil {
+			return watchOperation(ctx, cmd, db, id, true, output)
+		}
+	}
+	if _, not := errors.AsType[*replay.UnresumableError](err); not {
+		return &exitError{exitRefused, err}
+	}
+	return err
+}
+
+func (s *settings) opCancelCommand() *cobra.Command {
+	var reason, output string
+	cmd := &cobra.Command{
+		Use:   "cancel ID",
+		Short: "End an operation that is planned, runs or stopped; what was done stays so",
+		Long: `End an operation that is planned, runs or stopped. What was done stays so. A command that runs it ends with
+its next step. Exit code 7 if it has ended already.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := operationID(args[0])
+			if err == nil {
+				err = errors.Join(checkOutput(output), needReason(reason))
+			}
+			if err != nil {
+				return err
+			}
+			return s.withOperations(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+				r, err := operate.CancelOperation(ctx, db, id, actor(), reason)
+				if err != nil {
+					return err
+				}
+				r.Detail = nil
+				return show(cmd.OutOrStdout(), output, r, func(w io.Writer) {
+					fmt.Fprintf(w, "cancelled operation %d, %s of %s; done: %s\n", r.ID, plain(r.Kind), plain(r.Target), howFar(r))
+				})
+			})
+		},
+	}
+	reasonFlag(cmd.Flags(), &reason)
+	outputFlag(cmd.Flags(), &output)
+	return cmd
+}
