@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/operation"
 	"github.com/pgjet/pgjet/outbox"
 )
 
@@ -172,9 +173,8 @@ func (s *Server) announce(ctx context.Context, tx pgx.Tx, e edit, event events.P
 		return err
 	}
 	if e.byAdmin(ctx) {
-		b.Queue(`insert into pgjet.operation (kind, target, by, reason, detail) values ($1, $2, $3, $4, $5)`,
-			e.kind, e.id.String(), "user "+userID(caller(ctx)), "asked for over HTTP",
-			map[string]string{"trace_id": traceID(ctx), "network": mask(networkOf(ctx))})
+		operation.Queue(b, operation.Operation{Kind: e.kind, Target: e.id.String(), By: "user " + userID(caller(ctx)), Reason: "asked for over HTTP",
+			Detail: map[string]string{"trace_id": traceID(ctx), "network": mask(networkOf(ctx))}})
 	}
 	return tx.SendBatch(ctx, b).Close()
 }

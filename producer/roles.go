@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgjet/pgjet/internal/mailaddr"
+	"github.com/pgjet/pgjet/internal/operation"
 	"github.com/pgjet/pgjet/internal/postgres"
 )
 
@@ -41,16 +42,17 @@ func changeRoles(ctx context.Context, db *pgxpool.Pool, kind, change, user, role
 	if a, err := mailaddr.Parse(user); err == nil {
 		user = a.String() // as it is stored
 	}
-	err = postgres.DB{Pool: db}.QueryRow(ctx, `
-		with found as (
-			select id from users.users where case when $6 then id = $1 else lower(email) = lower($2) and state <> 'rejected' end for update
-		), changed as (`+change+`
-		), noted as (
-			insert into pgjet.operation (kind, target, by, reason, detail)
-			select $7, id::text, $4, $5, jsonb_build_object('role', $3) from changed
-		)
-		select id, exists (select from changed) from found`,
-		given, user, role, by, reason, byID, kind).Scan(&id, &changed)
+	err = postgres.Within(ctx, db, func(tx pgx.Tx) error {
+		err := tx.QueryRow(ctx, `
+			with found as (
+				select id from users.users where case when $4 then id = $1 else lower(email) = lower($2) and state <> 'rejected' end for update
+			), changed as (`+change+`)
+			select id, exists (select from changed) from found`, given, user, role, byID).Scan(&id, &changed)
+		if err == nil && changed {
+			_, _, err = operation.Note(ctx, tx, operation.Operation{Kind: kind, Target: id.String(), By: by, Reason: reason, Detail: map[string]string{"role": role}})
+		}
+		return err
+	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return uuid.Nil, false, ErrUnknownUser
 	}

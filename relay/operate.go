@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgjet/pgjet/internal/operation"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
@@ -26,7 +27,7 @@ type beginner interface {
 // it, and false. by is who does it and reason why; both are kept in pgjet.operation.
 func Pause(ctx context.Context, db beginner, stream, by, reason string) (p Paused, news bool, err error) {
 	err = postgres.Within(ctx, db, func(tx pgx.Tx) error {
-		return tx.QueryRow(ctx, `
+		err := tx.QueryRow(ctx, `
 			with now as materialized (
 				select clock_timestamp() as at
 			), paused as (
@@ -34,10 +35,12 @@ func Pause(ctx context.Context, db beginner, stream, by, reason string) (p Pause
 				on conflict (stream) do update set paused_at = coalesce(l.paused_at, excluded.paused_at),
 					paused_by = coalesce(l.paused_by, excluded.paused_by), pause_reason = coalesce(l.pause_reason, excluded.pause_reason)
 				returning paused_at, paused_by, pause_reason, paused_at = (select at from now) as news
-			), noted as (
-				insert into pgjet.operation (kind, target, by, reason) select 'relay.pause', $1, $2, $3 from paused where news
 			)
 			select paused_at, paused_by, pause_reason, news from paused`, stream, by, reason).Scan(&p.At, &p.By, &p.Reason, &news)
+		if err == nil && news {
+			_, _, err = operation.Note(ctx, tx, operation.Operation{Kind: "relay.pause", Target: stream, By: by, Reason: reason})
+		}
+		return err
 	})
 	return p, news, sqlstate.Wrap("pause the relay", err)
 }
@@ -50,15 +53,17 @@ func Resume(ctx context.Context, db beginner, stream, by, reason string) (p *Pau
 				select paused_at, coalesce(paused_by, '') as paused_by, coalesce(pause_reason, '') as pause_reason from pgjet.leader where stream = $1 and paused_at is not null for update
 			), resumed as (
 				update pgjet.leader set paused_at = null, paused_by = null, pause_reason = null from was where stream = $1
-			), noted as (
-				insert into pgjet.operation (kind, target, by, reason, detail)
-				select 'relay.resume', $1, $2, $3, to_jsonb(was) from was
 			)
-			select * from was`, stream, by, reason)
+			select * from was`, stream)
 		if err != nil {
 			return err
 		}
-		return optional(&p, func(p *Paused) []any { return []any{&p.At, &p.By, &p.Reason} })(rows)
+		err = optional(&p, func(p *Paused) []any { return []any{&p.At, &p.By, &p.Reason} })(rows)
+		if err == nil && p != nil {
+			_, _, err = operation.Note(ctx, tx, operation.Operation{Kind: "relay.resume", Target: stream, By: by, Reason: reason,
+				Detail: map[string]any{"paused_at": p.At, "paused_by": p.By, "pause_reason": p.Reason}})
+		}
+		return err
 	})
 	return p, sqlstate.Wrap("resume the relay", err)
 }
@@ -93,22 +98,33 @@ func UnknownMessages(ctx context.Context, db beginner, stream string) ([]Unknown
 // [ErrNothingToAdopt] if there are none. What becomes known to consumers by them
 // stays so: nothing is deleted from the stream.
 func Adopt(ctx context.Context, db beginner, stream, by, reason string) ([]UnknownMessage, error) {
-	all, err := collect(ctx, db, scanUnknown, `
+	var all []UnknownMessage
+	err := postgres.Within(ctx, db, func(tx pgx.Tx) (err error) {
+		all, err = adopt(ctx, tx, stream, by, reason)
+		return err
+	})
+	if err == nil && len(all) == 0 {
+		err = ErrNothingToAdopt
+	}
+	return all, sqlstate.Wrap("adopt what stream "+stream+" holds", err)
+}
+
+// adopt is Adopt in a transaction.
+func adopt(ctx context.Context, tx pgx.Tx, stream, by, reason string) ([]UnknownMessage, error) {
+	all, err := collect(ctx, tx, scanUnknown, `
 		with gone as (
 			delete from pgjet.unknown_message where stream = $1 returning *
 		), adopted as (
 			insert into pgjet.adoption (stream, stream_created, stream_seq, by, reason)
 			select $1, stream_created, max(stream_seq), $2, $3 from gone group by stream_created
-			returning stream_created, stream_seq
-		), noted as (
-			insert into pgjet.operation (kind, target, by, reason, detail)
-			select 'relay.adopt', $1, $2, $3, to_jsonb(adopted) || jsonb_build_object('messages', (select count(*) from gone)) from adopted
 		)
 		select `+unknownColumns+` from gone order by stream_seq`, stream, by, reason)
-	if err == nil && len(all) == 0 {
-		err = ErrNothingToAdopt
+	if err == nil && len(all) > 0 {
+		last := all[len(all)-1]
+		_, _, err = operation.Note(ctx, tx, operation.Operation{Kind: "relay.adopt", Target: stream, By: by, Reason: reason,
+			Detail: map[string]any{"stream_created": last.StreamCreated, "stream_seq": last.StreamSeq, "messages": len(all)}})
 	}
-	return all, sqlstate.Wrap("adopt what stream "+stream+" holds", err)
+	return all, err
 }
 
 // collect runs one statement in a transaction and returns its rows.

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pgjet/pgjet/internal/operation"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
@@ -83,13 +84,12 @@ func decide(ctx context.Context, db beginner, state string, seqs []int64, by, re
 				 where case when $2::bigint[] is null then state = 'held' else seq = any($2) end
 				   and ($1 = 'dropped' or exists (select from pgjet.outbox o where o.seq = q.seq)) -- else it was pruned
 				returning seq
-			), noted as (
-				insert into pgjet.operation (kind, target, by, reason, detail)
-				select case $1 when 'retry' then 'quarantine.retry' else 'quarantine.drop' end, 'outbox', $3, $4,
-				       jsonb_build_object('seqs', jsonb_agg(seq order by seq))
-				  from changed having count(*) > 0
 			)
 			select seq from changed order by seq`, state, seqs, by, reason)
+		if err == nil && len(changed) > 0 {
+			kind := map[string]string{"retry": "quarantine.retry", "dropped": "quarantine.drop"}[state]
+			_, _, err = operation.Note(ctx, tx, operation.Operation{Kind: kind, Target: "outbox", By: by, Reason: reason, Detail: map[string]any{"seqs": changed}})
+		}
 		if err != nil {
 			return err
 		}

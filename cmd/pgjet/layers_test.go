@@ -55,16 +55,16 @@ var layers = []struct{ pkg, imports string }{
 	{"consumers/internal/recent", ""},
 	{"consumers", "consumers/inbox consumers/internal/delivery consumers/internal/durable consumers/internal/follow consumers/internal/gate consumers/internal/membership consumers/internal/recent events internal/attempt internal/drain internal/jserror internal/lead internal/messaging internal/natsconn internal/postgres internal/session internal/sqlstate internal/sqltx"},
 	// Services: they meet in rows and messages, not here.
-	{"producer", "events internal/auth internal/mailaddr internal/postgres internal/sqlstate outbox"},
+	{"producer", "events internal/auth internal/mailaddr internal/operation internal/postgres internal/sqlstate outbox"},
 	{"relay/backlog", "events"},
 	{"relay/protocol", "events internal/jserror internal/seqset relay/backlog"},
 	{"relay/audit", "events internal/natsconn internal/seqset relay/backlog"},
-	{"internal/upkeep", "internal/postgres internal/sqlstate relay/backlog"},
-	{"relay", "events internal/drain internal/jserror internal/lead internal/messaging internal/natsconn internal/postgres internal/session internal/sqlstate internal/upkeep relay/audit relay/backlog relay/protocol"},
+	{"internal/upkeep", "internal/operation internal/postgres internal/sqlstate relay/backlog"},
+	{"relay", "events internal/drain internal/jserror internal/lead internal/messaging internal/natsconn internal/operation internal/postgres internal/session internal/sqlstate internal/upkeep relay/audit relay/backlog relay/protocol"},
 	{"consumers/directory", "consumers events internal/sqlstate"},
 	{"consumers/mailer", "consumers events internal/breaker internal/mailaddr"},
 	{"consumers/replay", "consumers/inbox events internal/jserror internal/natsconn internal/operation internal/postgres internal/sqlstate"},
-	{"consumers/saga", "internal/attempt internal/lead internal/postgres internal/session internal/sqlstate"},
+	{"consumers/saga", "internal/attempt internal/lead internal/operation internal/postgres internal/session internal/sqlstate"},
 	{"consumers/onboarding", "consumers consumers/saga events internal/sqlstate outbox"},
 	{"consumers/status", "consumers consumers/inbox consumers/saga events internal/jserror internal/natsconn internal/postgres internal/sqlstate"},
 	// The operator's facts.
@@ -105,8 +105,6 @@ var writers = []struct{ pkg, tables string }{
 
 // also is what others write, and why that is right.
 var also = map[string]string{
-	// A journal: each package that changes something for an operator appends to it, in the transaction of the change.
-	"pgjet.operation": "consumers/saga internal/upkeep producer relay",
 	// An operator cancels and brings forward what a service scheduled.
 	"pgjet.scheduled": "internal/upkeep",
 	// The onboarding ends with the user active or rejected, in the transaction of its last step.

@@ -181,7 +181,7 @@ func TestNoRowBreaksAView(t *testing.T) {
 	taken := scribble(t, db, rand.New(rand.NewPCG(seed, 0)), 40)
 	for _, table := range []string{
 		"pgjet_writer outbox", "pgjet_relay leader", "pgjet_relay checkpoint", "pgjet_relay quarantine", "pgjet_consumer consumer", "pgjet_consumer process",
-		"pgjet_consumer inbox", "pgjet_consumer intent", "pgjet_consumer dead_letter", "pgjet_consumer attempt", "pgjet_consumer saga", "pgjet_operator operation",
+		"pgjet_consumer inbox", "pgjet_consumer intent", "pgjet_consumer dead_letter", "pgjet_consumer attempt", "pgjet_consumer saga", "pgjet_operator operation", "pgjet_relay audit",
 	} {
 		if taken[table] == 0 {
 			t.Errorf("the database took nothing of %s", table)
@@ -189,11 +189,12 @@ func TestNoRowBreaksAView(t *testing.T) {
 	}
 	views := [][]string{
 		{"status"}, {"outbox", "status"}, {"relay", "status"}, {"relay", "quarantine", "ls"}, {"consumer", "ls"}, {"consumer", "get", "directory"},
-		{"event", "ls"}, {"event", "ls", "--state", "dead"}, {"doctor"}, {"dead", "ls"}, {"dead", "groups"}, {"saga", "ls"}, {"migrate", "status"}, {"replay", "directory", "--all", "--dry-run"},
+		{"audit", "show"}, {"audit", "run"}, {"op", "ls"}, {"event", "ls"}, {"event", "ls", "--state", "dead"}, {"doctor"}, {"dead", "ls"}, {"dead", "groups"}, {"saga", "ls"}, {"migrate", "status"}, {"replay", "directory", "--all", "--dry-run"},
 	}
 	for _, v := range []struct{ command, query string }{
 		{"dead get", `select id::text from pgjet.dead_letter order by random() limit 3`},
 		{"saga get", `select id::text from pgjet.saga order by random() limit 3`},
+		{"op get", `select id::text from pgjet.operation order by random() limit 3`},
 		{"event get", `select id::text from pgjet.outbox order by random() limit 3`},
 		{"event timeline", `select event_id::text from (select event_id from pgjet.dead_letter union all select event_id from pgjet.inbox) e order by random() limit 4`},
 		{"event timeline", `select event_id::text from pgjet.quarantine order by random() limit 3`},
@@ -216,7 +217,7 @@ func TestNoRowBreaksAView(t *testing.T) {
 		t.Fatal(err)
 	}
 	// What the relay remembers is gone, or it would not do what it shall.
-	if _, err := db.Exec(t.Context(), `truncate pgjet.leader, pgjet.checkpoint, pgjet.adoption, pgjet.unknown_message, pgjet.quarantine`); err != nil {
+	if _, err := db.Exec(t.Context(), `truncate pgjet.leader, pgjet.checkpoint, pgjet.adoption, pgjet.unknown_message, pgjet.quarantine, pgjet.audit`); err != nil {
 		t.Fatal(err)
 	}
 	config := db.Config().ConnConfig.Copy()
@@ -245,7 +246,7 @@ func TestNoRowBreaksAView(t *testing.T) {
 // view runs a command that shows something, and checks what it prints.
 func view(t *testing.T, args []string, nats string) {
 	t.Helper()
-	if slices.Contains([]string{"consumer", "replay", "status", "event"}, args[0]) {
+	if slices.Contains([]string{"consumer", "replay", "status", "event"}, args[0]) || args[0] == "audit" && args[1] == "run" {
 		args = append(args, "--nats-url", nats)
 	}
 	var stdout, stderr bytes.Buffer

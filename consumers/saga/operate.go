@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgjet/pgjet/internal/operation"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
@@ -88,14 +89,14 @@ func Retry(ctx context.Context, db *pgxpool.Pool, id uuid.UUID, by, reason strin
 		case state != NeedsOperator:
 			return &StateError{id, state}
 		}
-		_, err = tx.Exec(ctx, `
-			with retried as (
-				update pgjet.saga set state = 'undoing', attempts = 0, waits = 0, epoch = epoch + 1,
-				       due_at = clock_timestamp(), changed_at = clock_timestamp()
-				 where id = $1 returning name
-			)
-			insert into pgjet.operation (kind, target, by, reason, detail)
-			select 'saga.retry', name, $2, $3, jsonb_build_object('id', $1::uuid, 'step', $4::text) from retried`, id, by, reason, step)
+		var name string
+		err = tx.QueryRow(ctx, `
+			update pgjet.saga set state = 'undoing', attempts = 0, waits = 0, epoch = epoch + 1,
+			       due_at = clock_timestamp(), changed_at = clock_timestamp()
+			 where id = $1 returning name`, id).Scan(&name)
+		if err == nil {
+			_, _, err = operation.Note(ctx, tx, operation.Operation{Kind: "saga.retry", Target: name, By: by, Reason: reason, Detail: map[string]any{"id": id, "step": step}})
+		}
 		return err
 	})
 	return sqlstate.Wrap("retry", err)

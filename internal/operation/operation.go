@@ -45,10 +45,19 @@ func Note(ctx context.Context, db DB, o Operation) (id int64, at time.Time, err 
 	if o.Detail == nil {
 		o.Detail = struct{}{}
 	}
-	err = db.QueryRow(ctx, `
-		insert into pgjet.operation (kind, target, by, reason, detail) values ($1, $2, $3, $4, $5::jsonb) returning id, at`,
-		o.Kind, o.Target, o.By, o.Reason, o.Detail).Scan(&id, &at)
+	err = db.QueryRow(ctx, insert+` returning id, at`, o.Kind, o.Target, o.By, o.Reason, o.Detail).Scan(&id, &at)
 	return id, at, err
+}
+
+// insert is the one statement that writes operations down.
+const insert = `insert into pgjet.operation (kind, target, by, reason, detail) values ($1, $2, $3, $4, $5::jsonb)`
+
+// Queue adds to a batch what writes an operation down. It needs no right to read operations.
+func Queue(b *pgx.Batch, o Operation) {
+	if o.Detail == nil {
+		o.Detail = struct{}{}
+	}
+	b.Queue(insert, o.Kind, o.Target, o.By, o.Reason, o.Detail)
 }
 
 // Amend adds the fields of an object to the detail of an operation, and replaces those that it has.

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pgjet/pgjet/internal/operation"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 	"github.com/pgjet/pgjet/relay/backlog"
 )
@@ -78,10 +79,8 @@ func Prune(ctx context.Context, db *pgx.Conn, age time.Duration, by, reason stri
 	var t Tended
 	s, err := survey(ctx, db, age)
 	if err == nil && len(s.droppable()) > 0 {
-		_, err = db.Exec(ctx, `
-			insert into pgjet.operation (kind, target, by, reason, detail)
-			values ('prune', 'pgjet.outbox', $1, $2, jsonb_build_object('older_than', $3::text, 'partitions', $4::text[]))`,
-			by, reason, age.String(), s.droppable())
+		_, _, err = operation.Note(ctx, db, operation.Operation{Kind: "prune", Target: "pgjet.outbox", By: by, Reason: reason,
+			Detail: map[string]any{"older_than": age.String(), "partitions": s.droppable()}})
 	}
 	if err == nil {
 		err = t.prune(ctx, db, s, len(s.partitions))

@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgjet/pgjet/internal/operation"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
@@ -115,29 +116,34 @@ func CancelScheduled(ctx context.Context, db *pgx.Conn, ids []uuid.UUID, by, rea
 // error is [ErrNotScheduled].
 func BringForward(ctx context.Context, db *pgx.Conn, ids []uuid.UUID, to *time.Time, by, reason string) error {
 	err := changeScheduled(ctx, db, "outbox.bring_forward", ids, by, reason, `
-		update pgjet.scheduled set due = least(due, coalesce($6, clock_timestamp())) where id = any($1) and due >= coalesce($6, due)
+		update pgjet.scheduled set due = least(due, coalesce($2, clock_timestamp())) where id = any($1) and due >= coalesce($2, due)
 		returning id, type, due`, to)
 	return sqlstate.Wrap("bring scheduled events forward", err)
 }
 
 // changeScheduled makes one change to scheduled events, and notes it down. The statement has the ids as $1, and
-// args from $6 on.
+// args from $2 on.
 func changeScheduled(ctx context.Context, db *pgx.Conn, kind string, ids []uuid.UUID, by, reason, change string, args ...any) error {
 	return postgres.Within(ctx, db, func(tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, `
-			with changed as (`+change+`), noted as (
-				insert into pgjet.operation (kind, target, by, reason, detail)
-				select $2, $3, $4, $5, jsonb_build_object('events', jsonb_agg(to_jsonb(c))) from changed c having count(*) > 0
-			)
-			select id from changed`, append([]any{ids, kind, "pgjet.scheduled", by, reason}, args...)...)
+		type event struct {
+			ID   uuid.UUID `json:"id"`
+			Type string    `json:"type"`
+			Due  time.Time `json:"due"`
+		}
+		rows, err := tx.Query(ctx, change, append([]any{ids}, args...)...)
 		if err != nil {
 			return err
 		}
-		changed, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+		changed, err := pgx.CollectRows(rows, pgx.RowToStructByPos[event])
+		if err == nil && len(changed) > 0 {
+			_, _, err = operation.Note(ctx, tx, operation.Operation{Kind: kind, Target: "pgjet.scheduled", By: by, Reason: reason, Detail: map[string]any{"events": changed}})
+		}
 		if err != nil {
 			return err
 		}
-		missing := slices.DeleteFunc(slices.Clone(ids), func(id uuid.UUID) bool { return slices.Contains(changed, id) })
+		missing := slices.DeleteFunc(slices.Clone(ids), func(id uuid.UUID) bool {
+			return slices.ContainsFunc(changed, func(e event) bool { return e.ID == id })
+		})
 		if len(missing) > 0 {
 			return notScheduled(missing)
 		}
