@@ -23,8 +23,12 @@ const (
 	auditBytes = 1 << 20
 	// auditMost is how many messages it compares at a time.
 	auditMost = 2000
-	// auditTime bounds one step of it.
+	// auditSlice is after what time it rests: what else looks at the outbox by this connection goes on.
+	auditSlice = 200 * time.Millisecond
+	// auditTime bounds one round of steps.
 	auditTime = 5 * time.Second
+	// auditLook is how often it looks whether the next pass is due.
+	auditLook = 10 * time.Second
 	// auditPasses is how many passes are kept.
 	auditPasses = 10
 	// auditListed is how many differences of a pass are kept.
@@ -104,7 +108,7 @@ type auditor struct {
 	told  string             // what was last logged
 }
 
-// compare takes one step of the background audit, if this relay publishes, and returns how long that took.
+// compare takes some steps of the background audit, if this relay publishes, and returns how long that took.
 func (w *watch) compare(ctx context.Context, conn *pgx.Conn) time.Duration {
 	a, l, now := &w.audit, w.link.Load(), time.Now()
 	if epoch := w.epoch.Load(); l == nil || epoch != a.epoch {
@@ -117,7 +121,7 @@ func (w *watch) compare(ctx context.Context, conn *pgx.Conn) time.Duration {
 	defer cancel()
 	most := min(auditMost, max(1, int(float64(w.AuditRate)*now.Sub(a.last).Seconds())))
 	a.last = now
-	err := a.step(ctx, audit.Sides{DB: conn, JS: l.js, Stream: w.Stream}, most)
+	err := a.steps(ctx, audit.Sides{DB: conn, JS: l.js, Stream: w.Stream}, most)
 	if errors.Is(err, audit.ErrChanged) || err != nil && w.link.Load() != l { // the term is over, or is about to be
 		*a, err = auditor{epoch: a.epoch, last: now, told: a.told}, nil
 	}
@@ -133,11 +137,23 @@ func (w *watch) compare(ctx context.Context, conn *pgx.Conn) time.Duration {
 	return time.Since(now)
 }
 
-// step goes on with the pass, or begins one if it is time.
-func (a *auditor) step(ctx context.Context, sides audit.Sides, most int) (err error) {
+// steps takes steps until so many messages were compared, or auditSlice is over.
+func (a *auditor) steps(ctx context.Context, sides audit.Sides, most int) error {
+	for begun := time.Now(); most > 0 && time.Since(begun) < auditSlice; {
+		n, err := a.step(ctx, sides, most)
+		if err != nil || !a.known {
+			return err
+		}
+		most -= n
+	}
+	return nil
+}
+
+// step goes on with the pass, or begins one if it is time, and returns how many messages it compared.
+func (a *auditor) step(ctx context.Context, sides audit.Sides, most int) (n int, err error) {
 	if !a.known {
 		if err := a.load(ctx, sides); err != nil || !a.known {
-			return err
+			return 0, err
 		}
 	}
 	if a.walk == nil {
@@ -145,24 +161,26 @@ func (a *auditor) step(ctx context.Context, sides audit.Sides, most int) (err er
 			a.walk, err = sides.Next(ctx, a.made, a.place)
 			if errors.Is(err, audit.ErrChanged) { // what it found was of another stream
 				_, failed := sides.DB.Exec(ctx, `with `+leading+` delete from pgjet.audit a using lead where a.id = $3`, sides.Stream, a.epoch, a.pass.ID)
-				return errors.Join(failed, err)
+				return 0, errors.Join(failed, err)
 			}
 		}
 		if err != nil {
-			return err
+			return 0, err
 		}
 		if a.walk == nil {
 			a.known = false
-			return a.save(ctx, sides, true)
+			return 0, a.save(ctx, sides, true)
 		}
 	}
+	before := a.walk.Messages()
 	more, err := a.walk.Step(ctx, most, auditBytes)
+	n = a.walk.Messages() - before
 	if err != nil || more {
-		return err
+		return n, err
 	}
 	a.take(a.walk)
 	a.walk = nil
-	return a.save(ctx, sides, false)
+	return n, a.save(ctx, sides, false)
 }
 
 // load finds the pass that is under way, or begins one if the last is old enough, or events were published again since. It leaves known
@@ -186,7 +204,6 @@ func (a *auditor) load(ctx context.Context, sides audit.Sides) error {
 			&a.pass.Compared, &a.pass.Missing, &a.pass.Extra, &a.pass.Twice, &a.pass.OutOfOrder, &a.pass.Changed, &a.until)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows): // nothing was published
-		a.after = time.Now().Add(10 * time.Second)
 		return nil
 	case err != nil:
 		return fmt.Errorf("look up the pass of the audit: %w", err)
@@ -199,16 +216,14 @@ func (a *auditor) load(ctx context.Context, sides audit.Sides) error {
 		a.known = err == nil
 		return err
 	case !due:
-		a.after = time.Now().Add(10 * time.Second)
+		a.after = time.Now().Add(min(auditLook, auditRest))
 		return nil
 	}
 	a.pass, a.place = Audited{}, audit.Place{}
 	if a.made, err = sides.Created(ctx); err != nil {
 		return err
 	}
-	if a.known = a.made.Equal(published); !a.known { // nothing was published there yet
-		a.after = time.Now().Add(10 * time.Second)
-	}
+	a.known = a.made.Equal(published) // else nothing was published there yet
 	return nil
 }
 

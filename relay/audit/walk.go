@@ -72,6 +72,9 @@ func (w *Walk) Created() time.Time { return w.created }
 // To returns the place up to which w compares both sides.
 func (w *Walk) To() Place { return w.to }
 
+// Messages returns how many places of the stream were looked at.
+func (w *Walk) Messages() int { return int(w.next - w.first) }
+
 // Progress returns how many messages and rows were looked at, and about how many there are.
 func (w *Walk) Progress() (done, total int64) {
 	messages, rows := int64(w.last+1)-int64(w.first), w.to.Position.Floor-w.from.Position.Floor
