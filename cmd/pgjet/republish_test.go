@@ -132,6 +132,9 @@ func TestRepublishIsCancelled(t *testing.T) {
 	says(t, exitOK, "op ls --state running", operator, "republish", "0/2")
 	says(t, exitOK, fmt.Sprintf("op cancel %d --reason test", p.Operation), operator, "cancelled operation", "0/2")
 	refused(t, exitRefused, words(fmt.Sprintf("op cancel %d --reason test", p.Operation), operator), "cancelled")
+	if left := query[string](t, h.db, `select detail ->> 'seqs' from pgjet.operation where id = $1`, p.Operation); left != "[]" {
+		t.Errorf("the operation says that %s were published again", left)
+	}
 	must(t, exitOK, words("relay resume", operator)...)
 	h.relay.ready(h.relay.admin)
 	if a := auditOf(t, exitFindings, h.database, h.nats); a.Missing != 2 || a.Quarantined != 0 || a.Moved != 0 {
