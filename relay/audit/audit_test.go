@@ -2,10 +2,12 @@ package audit_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/internal/testenv"
@@ -169,6 +171,34 @@ func TestLateCommit(t *testing.T) {
 	b.delete(3)
 	if w := b.audit(since); w.Result != (audit.Result{Missing: 1, Before: 2}) {
 		t.Errorf("then the audit says %+v, %+v", w.Result, w.Differences)
+	}
+}
+
+// TestOutOfOrder: an event of another transaction that stands behind a later one of its key is out of order if a checkpoint shows which was
+// committed first.
+func TestOutOfOrder(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, true)
+	b.append(1, 1) // or what is deleted would count as aged out
+	for total := 2; total <= 3; total++ {
+		testenv.Exec(t, b.db, appended, 1, "k")
+		b.covered(total)
+	}
+	first, err := b.stream.GetMsg(t.Context(), 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.delete(2)
+	for name := range first.Header {
+		if strings.HasPrefix(name, "Nats-") {
+			delete(first.Header, name)
+		}
+	}
+	if _, err := b.js.PublishMsg(t.Context(), &nats.Msg{Subject: first.Subject, Header: first.Header, Data: first.Data}); err != nil {
+		t.Fatal(err)
+	}
+	if w := b.audit(time.Time{}); w.Result != (audit.Result{Compared: 3, OutOfOrder: 1}) {
+		t.Errorf("the audit says %+v, %+v", w.Result, w.Differences)
 	}
 }
 
