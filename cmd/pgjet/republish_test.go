@@ -85,7 +85,7 @@ func TestRepublish(t *testing.T) {
 		t.Errorf("before the run the audit says %+v", a.Result)
 	}
 	o := printed[operate.OperationState](t, run+" --yes --reason test", h.database)
-	if o.State != operation.Done || *o.Done != 3 || *o.Total != 3 || o.Reason != "" || o.Refused != 0 {
+	if o.State != operation.Done || *o.Done != 3 || *o.Total != 3 || o.Reason != "test" || o.Refused != 0 {
 		t.Errorf("the operation is %+v", o)
 	}
 	for i, seq := range []int{3, 7, 18} {

@@ -146,7 +146,7 @@ type Record struct {
 	Kind      string          `json:"kind"`
 	Target    string          `json:"target"`
 	By        string          `json:"by"`
-	Reason    string          `json:"reason"`
+	Reason    string          `json:"reason"` // of a plan that has none the one for which it was run
 	At        time.Time       `json:"at"`
 	State     string          `json:"state"` // one of [States]
 	Done      *int64          `json:"done"`  // nil if it does not count
@@ -174,7 +174,7 @@ type Filter struct {
 func List(ctx context.Context, db Reader, f Filter) ([]Record, error) {
 	rows, err := db.Query(ctx, `
 		select id, kind, target, by, reason, at, state, done, total, changed_at, detail from (
-			select o.id, kind, target, by, reason, at, case
+			select o.id, kind, target, by, case reason when '' then coalesce(detail ->> 'run_reason', '') else reason end as reason, at, case
 			           when state <> 'running' or state is null then coalesce(state, 'done')
 			           when kind = 'republish' then case when w.waiting = 0 then 'done' else 'running' end
 			           when changed_at < clock_timestamp() - 3 * $7::interval then 'stopped'
