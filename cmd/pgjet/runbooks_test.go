@@ -57,6 +57,8 @@ var elsewhere = map[string][]int{
 	"pgjet relay status":           {exitOK, exitFindings},
 	"pgjet consumer ls":            {exitOK, exitFindings},
 	"pgjet retry ID":               {exitNotFound}, // the event is a dead letter
+	"pgjet republish plan":         {exitNotFound}, // the stream lacks nothing
+	"pgjet republish run":          {exitRefused},  // that operation is no plan
 }
 
 // A reader does what the runbooks say, in a system with some of the troubles that they are about.
@@ -115,10 +117,13 @@ func (r *reader) prepare() {
 	if err := json.Unmarshal([]byte(must(r.T, exitOK, "dead", "groups", "-o", "json", "--database-url", r.Database)), &groups); err != nil || len(groups) == 0 {
 		r.Fatalf("the groups of dead letters are %+v, %v", groups, err)
 	}
+	for _, verb := range []string{"pause", "resume"} { // two operations
+		must(r.T, exitOK, "consumer", verb, "directory", "--reason", "test", "--database-url", r.Database)
+	}
 	event := query[string](r.T, r.db, `select event_id::text from pgjet.dead_letter limit 1`)
 	r.replace = strings.NewReplacer(
 		"g_1a2b3c4d", groups[0].ID, "parcels", "directory", "order.paid", "user.created", "NAME", "directory", "CONSUMER", "directory",
-		"saga get ID", "saga get "+sagaID, "saga retry ID", "saga retry "+sagaID, "retry ID", "retry "+event, "key KEY", "key "+person,
+		"saga get ID", "saga get "+sagaID, "saga retry ID", "saga retry "+sagaID, "retry ID", "retry "+event, "event get ID", "event get "+event, "key KEY", "key "+person,
 		"WHY", "test", `"…"`, "test", "--nats-url …", "--nats-url "+r.NATS, "postgres://db.example/app", r.Database, "postgres://db.example/billing", r.Database,
 		"PID", "0", "SEQ", "1", ", N)", ", (select max(seq) from pgjet.outbox))")
 }
@@ -131,7 +136,7 @@ func (r *reader) typed(page, command string) {
 	case words[0] == "consume", words[0] == "relay" && (len(words) == 1 || strings.HasPrefix(words[1], "-")):
 		r.lasts(page, command, words)
 		return
-	case name == "dead redrive", name == "dead discard", words[0] == "replay", name == "relay adopt":
+	case name == "dead redrive", name == "dead discard", words[0] == "replay", name == "relay adopt", name == "republish run":
 		if !slices.Contains(words, "--dry-run") {
 			words = append(words, "--yes") // there is no terminal to ask at
 		}
@@ -189,6 +194,8 @@ func (r *reader) numbered(command string) string {
 	case strings.HasPrefix(command, "pgjet relay quarantine"):
 		first, last := query[string](r.T, r.db, `select min(seq)::text from pgjet.quarantine`), query[string](r.T, r.db, `select max(seq)::text from pgjet.quarantine`)
 		return strings.NewReplacer(" 42", " "+first, " 43", " "+last).Replace(command)
+	case strings.HasPrefix(command, "pgjet op "), strings.HasPrefix(command, "pgjet republish run "):
+		number = `select max(id)::text from pgjet.operation`
 	case strings.HasPrefix(command, "pgjet dead reopen"):
 		number = `select max(id)::text from pgjet.dead_letter where state = 'discarded'`
 	}
