@@ -96,7 +96,7 @@ func Retry(ctx context.Context, db inbox.Beginner, consumer string, ids []uuid.U
 	r := inbox.Retry{Consumer: consumer, IDs: ids, By: by, Reason: reason}
 	all, err := r.Run(ctx, db)
 	if err == nil && len(all) == 0 && len(ids) > 0 {
-		return nil, &NotFoundError{"these events", fmt.Sprintf("none of them waits at a consumer; what became of one shows: pgjet event get %s", ids[0])}
+		return nil, &NotFoundError{"", fmt.Sprintf("none of these events waits at a consumer; what became of one shows: pgjet event get %s", ids[0])}
 	}
 	return append([]inbox.RetryOutcome{}, all...), err
 }

@@ -113,10 +113,13 @@ type Operation struct {
 	At     time.Time `json:"at"`
 }
 
-// A NotFoundError says that nothing is known of an event, and how far was looked.
+// A NotFoundError says that nothing is known of an event, and how far was looked; without What, Looked says it all.
 type NotFoundError struct{ What, Looked string }
 
 func (e *NotFoundError) Error() string {
+	if e.What == "" {
+		return e.Looked
+	}
 	return fmt.Sprintf("nothing is known of %s: %s", e.What, e.Looked)
 }
 
