@@ -279,6 +279,7 @@ func TestCacheMetrics(t *testing.T) {
 	}
 	want := map[string]int64{
 		"pgjet.users.cache_readsoutcome=miss,read=list": 2, "pgjet.users.cache_readsoutcome=hit,read=list": 1,
+		"pgjet.users.cache_readsoutcome=miss,read=profile": 0, "pgjet.users.cache_readsoutcome=hit,read=profile": 0,
 		"pgjet.users.cache_invalidationscause=user": 1, "pgjet.users.cache_invalidationscause=all": 1,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
