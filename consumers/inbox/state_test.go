@@ -217,6 +217,25 @@ func TestEndsWake(t *testing.T) {
 	}
 }
 
+// TestGiveBackBehind: what is given back waits behind an earlier event of its key, unless it has a time of its own.
+func TestGiveBackBehind(t *testing.T) {
+	h := newFixture(t)
+	h.intend(First{Wait: time.Hour}, h.message("k", 1))
+	second := h.message("k", 2)
+	for _, test := range []struct {
+		wait time.Duration
+		due  string
+	}{{0, "infinity"}, {time.Hour, "later"}} {
+		h.exec(`delete from pgjet.intent where stream_seq = 2`)
+		h.exec(`delete from pgjet.inbox where stream_seq = 2`)
+		h.intend(First{Attempts: 1, Taken: true}, second)
+		if err := h.tenure.GiveBack(h.Context(), &Intent{Message: *second, Attempts: 1}, test.wait, false); err != nil {
+			t.Fatal(err)
+		}
+		h.is("it is due", test.due+" 0", `select case due_at when 'infinity' then 'infinity' else 'later' end || ' ' || attempts from pgjet.intent where stream_seq = 2 and due_at > now()`)
+	}
+}
+
 // TestBury: of an event from the stream, with all that is known of its failure; once.
 func TestBury(t *testing.T) {
 	h := newFixture(t)
