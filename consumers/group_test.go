@@ -62,7 +62,7 @@ func TestGroups(t *testing.T) {
 	}
 }
 
-// TestGroupFails: if one event of a group fails, also at the commit, each is tried alone: the others are done at their first
+// TestGroupFails: if one event of a group fails, also at the commit, the others are done at their first
 // attempt, and its own attempts are counted as ever.
 func TestGroupFails(t *testing.T) {
 	t.Parallel()
@@ -102,6 +102,33 @@ func TestGroupFails(t *testing.T) {
 	}
 	if got := b.count(`select count(*) from pgjet.dead_letter where attempts = 3 and error = 'no'`); got != 1 {
 		t.Errorf("%d events are dead after 3 attempts, want 1", got)
+	}
+}
+
+// TestGroupGoesOn: the others of a group go together without the one whose handler failed, and no handler runs more than twice in vain.
+func TestGroupGoesOn(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	const n = 64
+	for i := range n {
+		b.publish(event(i + 1))
+	}
+	var calls [n + 1]atomic.Int32
+	b.startOn(b.js, consumers.Consumer{Workers: 1, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		if calls[e.Seq].Add(1) < 3 && e.Seq%16 == 9 { // in its group, and alone
+			return errors.New("no")
+		}
+		return write(ctx, tx, e)
+	})})
+	b.settled()
+	b.once(n)
+	if got := b.transactions(); got > n/3 {
+		t.Errorf("%d events, of which 4 failed once, were handled in %d transactions", n, got)
+	}
+	for i := range calls {
+		if got := calls[i].Load(); got > 3 {
+			t.Errorf("event %d was handled %d times", i, got)
+		}
 	}
 }
 

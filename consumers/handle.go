@@ -28,6 +28,7 @@ func (c *claim) handle(ctx context.Context, tx pgx.Tx, all []*work, alone bool) 
 		err := c.handleOne(ctx, tx, all[n:n+1])
 		endSpan(span, err)
 		if err != nil {
+			all[n].failed = true
 			return n, err
 		}
 	}

@@ -17,11 +17,13 @@ type work struct {
 	event        events.Event      // what the handler gets
 	bad          error             // why event cannot be handled
 	tried        int               // how often its handler was called alone, by this session
+	failed       bool              // its handler failed in a group: it is tried alone
 	paced        bool              // the consumer's rate allowed the next attempt already
 	suspect      bool              // a process may have died at it
 	lost         bool              // it was delivered before, and the inbox forgot it
 	delivery     *delivery.Message // nil for an intent
 	stored       time.Time         // when the stream stored it; zero if an earlier session got it
+	waits        bool              // for the time of its next attempt: who makes that looks for what is behind it
 	again        bool              // the consumer went back to before it, as for a replay
 }
 

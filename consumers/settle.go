@@ -127,7 +127,10 @@ func (s *settler) settleFailure(ctx context.Context, w *work, e recent.Attempt, 
 	s.metrics.handled(ctx, inbox.Retried)
 	s.log.WarnContext(ctx, "attempt failed, will retry",
 		"event_id", w.ID, "type", w.Type, "attempt", w.number(), "in", wait.Round(time.Millisecond), "err", e.Err)
-	s.hold(w.Key)
+	if s.ordered() {
+		s.lanes.hold(w.Key)
+	}
+	w.waits = true
 	if wait < pollEvery { // the tenure would look for it too late
 		time.AfterFunc(wait, s.lanes.nudge)
 	}

@@ -40,7 +40,10 @@ func (t *tenure) workOn(ctx context.Context, load load) {
 	}
 	suspect := load.work[0].Deaths > 0
 	t.process(ctx, load.work)
-	if held := t.lanes.heldOf(load); len(held) > 0 {
+	held := slices.DeleteFunc(t.lanes.heldOf(load), func(key string) bool {
+		return slices.ContainsFunc(load.work, func(w *work) bool { return w.waits && w.Key == key })
+	})
+	if len(held) > 0 {
 		t.processBehind(ctx, held)
 	}
 	t.lanes.free(load)
@@ -50,13 +53,14 @@ func (t *tenure) workOn(ctx context.Context, load load) {
 	}
 }
 
-// process takes events from claim to settlement, until each is settled: it makes one attempt at as many as go together, and if that
-// fails, at each event alone.
+// process takes events from claim to settlement, until each is settled: it makes one attempt at as many as go together. If a handler fails in
+// that, its event is tried alone, and the others go together once more; if anything else fails, or it fails again, each event is tried alone.
 func (t *tenure) process(ctx context.Context, queue []*work) {
 	slices.SortStableFunc(queue, func(a, b *work) int {
 		return cmp.Or(cmp.Compare(a.Generation, b.Generation), cmp.Compare(a.Seq, b.Seq))
 	})
 	stuck := make(map[string]bool) // keys whose later intents have to wait
+	failedOnce := false
 	for most := t.Consumer.most(); len(queue) > 0; {
 		some, v, e := t.next(ctx, queue, most, stuck)
 		if ctx.Err() != nil { // the session is over; messages are held still, and perhaps earlier ones of their keys
@@ -68,7 +72,10 @@ func (t *tenure) process(ctx context.Context, queue []*work) {
 		if v == try {
 			c = t.attempt(ctx, some)
 			if v, e = t.judge(ctx, c.Err), c.Attempt; len(some) > 1 && v.ofOne() {
-				most, queue = 1, slices.Concat(some, queue)
+				if failedOnce || !slices.ContainsFunc(some, func(w *work) bool { return w.failed }) {
+					most = 1
+				}
+				failedOnce, queue = true, slices.Concat(some, queue)
 				continue
 			}
 			some = c.tried
@@ -86,7 +93,8 @@ func (t *tenure) process(ctx context.Context, queue []*work) {
 func (t *tenure) next(ctx context.Context, queue []*work, most int, stuck map[string]bool) (some []*work, v verdict, e recent.Attempt) {
 	for n, w := range queue {
 		is, err := t.admit(w, stuck[w.Key])
-		if n > 0 && (is != v || w.isIntent() != queue[0].isIntent()) || is == try && n == most || ctx.Err() != nil {
+		apart := is != v || w.isIntent() != queue[0].isIntent() || is == try && (w.failed || queue[0].failed)
+		if n > 0 && apart || is == try && n == most || ctx.Err() != nil {
 			return queue[:n], v, e
 		}
 		v, e = is, recent.Attempt{Began: time.Now(), Err: err}

@@ -19,6 +19,7 @@ func TestNext(t *testing.T) {
 		's': func(w *work) { w.suspect = true },                      // has to wait
 		'h': func(w *work) { w.Key = "held" },                        // too
 		'b': func(w *work) { w.bad = errors.New("bad") },             // is a dead letter
+		'f': func(w *work) { w.failed = true },                       // has to be attempted alone
 		'i': func(w *work) { w.delivery, w.Attempts = nil, 1 },       // an intent, can be attempted
 		'k': func(w *work) { w.delivery, w.Key = nil, "stuck" },      // one behind another that failed
 		'd': func(w *work) { w.delivery, w.Deaths = nil, maxDeaths }, // one at which processes died
@@ -29,7 +30,7 @@ func TestNext(t *testing.T) {
 		n     int
 		want  verdict
 	}{
-		{"aaaa", 3, 3, try}, {"aaaa", 9, 4, try}, {"a", 1, 1, try}, {"aab", 9, 2, try}, {"aas", 9, 2, try}, {"iia", 9, 2, try},
+		{"aaaa", 3, 3, try}, {"aaaa", 9, 4, try}, {"a", 1, 1, try}, {"aab", 9, 2, try}, {"aas", 9, 2, try}, {"iia", 9, 2, try}, {"aafa", 9, 2, try}, {"faa", 9, 1, try}, {"ff", 9, 1, try},
 		{"ssss", 1, 4, wait}, {"shsa", 1, 3, wait}, {"sb", 9, 1, wait}, {"sk", 9, 1, wait},
 		{"bb", 9, 1, never}, {"kk", 9, 1, wait}, {"dd", 9, 1, never},
 	} {
