@@ -14,8 +14,11 @@ run: ## start everything on this machine: ./bin/pgjet dev (ARGS="--port 7500" mo
 build: ## build bin/pgjet, static
 	CGO_ENABLED=0 go build -trimpath -o bin/pgjet ./cmd/pgjet
 
+# The packages whose tests take minutes begin first.
+SLOWEST = ./cmd/pgjet ./consumers ./relay ./consumers/replay ./producer
+
 test: ## run all tests, with PostgreSQL and NATS servers that they start themselves
-	go test -shuffle=on -parallel 4 -timeout 15m ./...
+	go test -shuffle=on -p 3 -parallel 4 -timeout 15m $(SLOWEST) $$(go list ./... | grep -vxE "$$(go list $(SLOWEST) | paste -sd '|')")
 	go test -race ./events ./outbox/... ./relay/protocol ./internal/breaker ./internal/health ./internal/session ./internal/supervisor
 	go test -race -run '^TestSchedules$$' ./consumers
 
