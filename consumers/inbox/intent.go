@@ -289,12 +289,12 @@ func (t *Tenure) queueWake(b *pgx.Batch, ended []*Intent) {
 		ids, keys, generations, seqs = append(ids, i.ID), append(keys, i.Key), append(generations, i.Generation), append(seqs, int64(i.Seq))
 	}
 	b.Queue(`
-		update pgjet.intent n set due_at = clock_timestamp()
-		  from unnest($3::text[], $4::int[], $5::bigint[]) as e (key, generation, seq)
-		 cross join lateral (select event_id from pgjet.intent i
-		                      where i.consumer = $1 and i.key = e.key and (i.generation, i.stream_seq) > (e.generation, e.seq) and i.event_id <> all($2)
-		                      order by i.generation, i.stream_seq limit 1) f
-		 where n.consumer = $1 and n.event_id = f.event_id and n.due_at = 'infinity'`, t.Consumer, ids, keys, generations, seqs)
+		update pgjet.intent set due_at = clock_timestamp()
+		 where consumer = $1 and due_at = 'infinity' and event_id = any(array( -- looked up once: a join may do it for each intent that waits
+		       select f.event_id from unnest($3::text[], $4::int[], $5::bigint[]) as e (key, generation, seq)
+		        cross join lateral (select event_id from pgjet.intent i
+		                             where i.consumer = $1 and i.key = e.key and (i.generation, i.stream_seq) > (e.generation, e.seq) and i.event_id <> all($2)
+		                             order by i.generation, i.stream_seq limit 1) f))`, t.Consumer, ids, keys, generations, seqs)
 }
 
 // Wake makes those intents of the slice due that wait for nothing: the process that should have woken them may have

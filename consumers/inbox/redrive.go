@@ -261,13 +261,15 @@ func park(ctx context.Context, tx pgx.Tx, ids []int64) error {
 // wakeBehind makes the first intent of each key due, if it waited behind what is dead no more.
 func wakeBehind(ctx context.Context, tx pgx.Tx, ids []int64) error {
 	_, err := tx.Exec(ctx, `
+		with first as materialized ( -- looked up once, not for each intent that waits
+			select i.consumer, i.event_id from (select distinct consumer, key from pgjet.dead_letter where id = any($1)) k
+			 cross join lateral (select i.* from pgjet.intent i
+			                      where i.consumer = k.consumer and i.key = k.key
+			                      order by i.generation, i.stream_seq limit 1) i
+			 where not `+behindDead+`
+		)
 		update pgjet.intent n set due_at = clock_timestamp()
-		  from (select distinct consumer, key from pgjet.dead_letter where id = any($1)) k
-		 cross join lateral (select i.* from pgjet.intent i
-		                      where i.consumer = k.consumer and i.key = k.key
-		                      order by i.generation, i.stream_seq limit 1) i
-		 where n.consumer = k.consumer and n.event_id = i.event_id and n.due_at = 'infinity'
-		   and not `+behindDead, ids)
+		  from first where n.consumer = first.consumer and n.event_id = first.event_id and n.due_at = 'infinity'`, ids)
 	return err
 }
 
