@@ -18,7 +18,7 @@ build: ## build bin/pgjet, static
 SLOWEST = ./cmd/pgjet ./consumers ./relay ./consumers/replay ./producer
 
 test: ## run all tests, with PostgreSQL and NATS servers that they start themselves
-	go test -shuffle=on -p 3 -parallel 4 -timeout 15m $(SLOWEST) $$(go list ./... | grep -vxE "$$(go list $(SLOWEST) | paste -sd '|')")
+	go test -shuffle=on -parallel 4 -timeout 15m $(SLOWEST) $$(go list ./... | grep -vxE "$$(go list $(SLOWEST) | paste -sd '|')")
 	go test -race ./events ./outbox/... ./relay/protocol ./internal/breaker ./internal/health ./internal/session ./internal/supervisor
 	go test -race -run '^TestSchedules$$' ./consumers
 
