@@ -111,7 +111,7 @@ func TestNATSIsDown(t *testing.T) {
 	}
 	b.sees("Done at every consumer that handles it")
 	event.sees("0 pending")
-	if strings.Contains(event.text(), "does not answer") {
+	if strings.Contains(event.text(), "NATS server does not answer") {
 		t.Errorf("Now still says that NATS is away:\n%s", event.text())
 	}
 	eventually(t, "the mail arrives", func() bool { return mails(t, email) == 1 })
