@@ -57,8 +57,17 @@ func (b *board) ask() {
 	b.mu.Unlock()
 	ctx, cancel := context.WithTimeout(b.console.ended, pageTime)
 	defer cancel()
-	s := b.console.asked().Status(ctx)
-	b.measure(ctx)
+	var s operate.Status
+	err := guarded("the status", func() error {
+		s = b.console.asked().Status(ctx)
+		b.measure(ctx)
+		return nil
+	})
+	if err != nil {
+		f := explain(err)
+		b.console.complain(ctx, "status", f, err)
+		s = operate.Status{Missing: []operate.Missing{{What: "database", Code: f.Code, Text: f.Text, Lack: "the status"}}}
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.status = s

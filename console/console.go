@@ -32,6 +32,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/attempt"
 	"github.com/pgjet/pgjet/internal/operate"
 	"github.com/pgjet/pgjet/internal/operation"
 	"github.com/pgjet/pgjet/internal/web"
@@ -127,6 +128,16 @@ func (c *Console) begin(fn func()) bool {
 	}
 	c.tasks.Go(fn)
 	return true
+}
+
+// guarded calls fn, and makes its panic an error. What goes on beside requests must not end the program in which the console is mounted.
+func guarded(what string, fn func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = attempt.Recovered(what, p)
+		}
+	}()
+	return fn()
 }
 
 // asked returns where facts come from now: without NATS while that is not connected, so that nobody waits for it.

@@ -292,7 +292,7 @@ func TestPlan(t *testing.T) {
 		t.Errorf("the list is\n%s", list.body)
 	}
 	plan := planned(t, ask(t, http.MethodGet, base+"/dead/plan?verb=redrive&consumer=mailer", "").body)
-	died(t, db, "mailer", 2) // who dies later is not in it
+	died(t, db, "mailer", 2) // what dies later is not in it
 	if plan.Get("count") != "3" {
 		t.Errorf("the plan is of %s, want 3", plan.Get("count"))
 	}
@@ -451,6 +451,11 @@ func TestToken(t *testing.T) {
 	if a := ask(t, http.MethodGet, base+"/events", "", "Authorization: Bearer "+token); a.status != http.StatusOK {
 		t.Errorf("with the token: %d\n%s", a.status, a.body)
 	}
+	for _, path := range []string{"/assets/../events", "/assets/..%2fevents", "/assets/%2e%2e/events"} { // assets need no token
+		if a := ask(t, http.MethodGet, base+path, ""); a.status == http.StatusOK {
+			t.Errorf("without the token, by %s: %d\n%s", path, a.status, a.body)
+		}
+	}
 	if a := ask(t, http.MethodPost, base+"/log-in", "token=wrong", own); a.status != http.StatusUnauthorized || a.header.Get("Set-Cookie") != "" {
 		t.Errorf("a log-in with a wrong token: %d", a.status)
 	}
@@ -462,6 +467,22 @@ func TestToken(t *testing.T) {
 	value, _, _ := strings.Cut(cookie, ";")
 	if a := ask(t, http.MethodGet, base+"/events", "", "Cookie: "+value); a.status != http.StatusOK {
 		t.Errorf("with the cookie: %d\n%s", a.status, a.body)
+	}
+}
+
+// TestPanic: what panics beside requests, such as a function of the program that mounts the console, is on the page and in the log; it does
+// not end the program.
+func TestPanic(t *testing.T) {
+	t.Parallel()
+	db := testenv.Postgres(t)
+	died(t, db, "mailer", 1)
+	var log bytes.Buffer
+	base := serve(t, console.Config{DB: db, Own: func(string) bool { panic("ouch") }, Log: slog.New(slog.NewTextHandler(&log, nil))}, nil)
+	if a := ask(t, http.MethodGet, base+"/", ""); a.status != http.StatusOK || !strings.Contains(a.body, "the status panicked: ouch") {
+		t.Errorf("%d\n%s", a.status, a.body)
+	}
+	if !strings.Contains(log.String(), "stack=") {
+		t.Errorf("the log is %s", log.String())
 	}
 }
 

@@ -235,7 +235,7 @@ func (c *Console) runPlan(ctx context.Context, r *http.Request) (next, notice st
 		return "", "", wrongf("the rate is %q, want a number a second", operate.Plain(r.PostFormValue("rate")))
 	}
 	id, err := c.work.begin(c, v, c.actor(r), reason, rate)
-	return "/work/" + id, "", err
+	return "/changes/" + id, "", err
 }
 
 var errBusy = errors.New("as many changes as one console makes at a time are being made: wait until one has ended")

@@ -16,6 +16,7 @@ import (
 
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/consumers/saga"
+	"github.com/pgjet/pgjet/internal/attempt"
 	"github.com/pgjet/pgjet/internal/operate"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
@@ -89,7 +90,11 @@ func (c *Console) show(active string, produce maker) http.HandlerFunc {
 // frame makes a page. If that fails, it shows why.
 func (c *Console) frame(ctx context.Context, r *http.Request, active string, produce maker) frame {
 	f := frame{Path: c.config.Path, Name: c.config.Name, Active: active, Dev: c.config.Dev, Rights: c.board.Rights(ctx), Now: time.Now()}
-	p, err := produce(ctx, r)
+	var p page
+	err := guarded("the page", func() (err error) {
+		p, err = produce(ctx, r)
+		return err
+	})
 	if err != nil {
 		p = c.problem(ctx, p, err)
 	}
@@ -132,7 +137,7 @@ func (c *Console) problem(ctx context.Context, p page, err error) page {
 	case isWrong(err):
 		p.Status, f.Code, p.Title = http.StatusBadRequest, "wrong_address", "No such view"
 	default:
-		c.complain(ctx, p.Title, f)
+		c.complain(ctx, p.Title, f, err)
 	}
 	p.Title = cmp.Or(p.Title, "Not known now")
 	p.Content = f
@@ -150,14 +155,18 @@ type complaints struct {
 const complainEvery = time.Minute
 
 // complain logs that a page cannot be made, but not for each that fails for one reason.
-func (c *Console) complain(ctx context.Context, title string, f failure) {
+func (c *Console) complain(ctx context.Context, title string, f failure, err error) {
 	c.complaints.mu.Lock()
 	defer c.complaints.mu.Unlock()
 	if f.Code == c.complaints.code && time.Since(c.complaints.at) < complainEvery {
 		return
 	}
 	c.complaints.code, c.complaints.at = f.Code, time.Now()
-	c.log.WarnContext(ctx, "a page of the console cannot be made", "page", title, "reason", f.Code, "err", f.Text)
+	log := c.log
+	if p, ok := errors.AsType[*attempt.Panic](err); ok {
+		log = log.With("stack", string(p.Stack))
+	}
+	log.WarnContext(ctx, "a page of the console cannot be made", "page", title, "reason", f.Code, "err", f.Text)
 }
 
 // explain says why something is not known, with what to do.

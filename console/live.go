@@ -40,7 +40,10 @@ func (s *shared) get(ctx context.Context, key string, produce func() (int, []byt
 		began := s.console.begin(func() {
 			s.slots <- struct{}{}
 			begun := time.Now()
-			one.status, one.body = produce()
+			if err := guarded("the page", func() error { one.status, one.body = produce(); return nil }); err != nil {
+				s.console.complain(ctx, "live", explain(err), err)
+				one.status = http.StatusInternalServerError
+			}
 			one.took = time.Since(begun)
 			<-s.slots
 			close(one.made)

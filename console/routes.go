@@ -22,7 +22,7 @@ func (c *Console) routes() http.Handler {
 	mux.Handle("GET /dead", c.show("dead", c.deadPage))
 	mux.Handle("GET /dead/plan", c.show("dead", c.planPage))
 	mux.Handle("GET /dead/{id}", http.HandlerFunc(c.letter))
-	mux.Handle("GET /work/{id}", c.show("dead", c.workPage))
+	mux.Handle("GET /changes/{id}", c.show("dead", c.workPage))
 	mux.Handle("GET /keys", c.show("keys", c.keyPage))
 	mux.Handle("GET /retrying", c.show("retrying", c.retryingPage))
 	mux.Handle("GET /relay", c.show("relay", c.relayPage))

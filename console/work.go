@@ -64,7 +64,11 @@ func (w *work) begin(c *Console, v *planView, by, reason string, rate int) (id s
 	t := &task{Plan: v, By: by, Reason: reason, Began: time.Now()}
 	id = rand.Text()
 	began := c.begin(func() {
-		done, err := v.Run(c.ended, c.config.DB, replay.Decision{By: by, Reason: reason, Rate: rate, Progress: t.tell})
+		var done []inbox.Outcome
+		err := guarded("the change", func() (err error) {
+			done, err = v.Run(c.ended, c.config.DB, replay.Decision{By: by, Reason: reason, Rate: rate, Progress: t.progress})
+			return err
+		})
 		c.changed()
 		t.mu.Lock()
 		defer t.mu.Unlock()
@@ -77,8 +81,8 @@ func (w *work) begin(c *Console, v *planView, by, reason string, rate int) (id s
 	return id, nil
 }
 
-// tell keeps how far the task has got.
-func (t *task) tell(outcome []inbox.Outcome) {
+// progress keeps how far the task has got.
+func (t *task) progress(outcome []inbox.Outcome) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.outcome = slices.Clone(outcome)

@@ -56,7 +56,7 @@ type running struct {
 	err   error // once it has ended
 }
 
-// A Service is what tells a service from others in one account of NATS. Its zero value has the defaults of a relay.
+// A Service is what distinguishes a service from others in one account of NATS. Its zero value has the defaults of a relay.
 type Service struct {
 	Stream string // "" is EVENTS
 	Prefix string // what the subjects of its events begin with; "" is events

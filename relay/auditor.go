@@ -95,24 +95,24 @@ func AuditDifferences(ctx context.Context, db beginner, id int64) ([]audit.Diffe
 
 // An auditor compares outbox and stream while its relay publishes, a little at a time, and keeps its place in the database.
 type auditor struct {
-	epoch int64 // of the term for which the rest is known
-	known bool  // pass is
-	pass  Audited
-	place audit.Place
-	made  time.Time // when the stream was made
-	until int64     // where the pass ends: what was published when it began
-	walk  *audit.Walk
-	found []audit.Difference // in this walk
-	after time.Time          // when the next step may be taken
-	last  time.Time          // when the last one was
-	told  string             // what was last logged
+	epoch  int64 // of the term for which the rest is known
+	known  bool  // pass is
+	pass   Audited
+	place  audit.Place
+	made   time.Time // when the stream was made
+	until  int64     // where the pass ends: what was published when it began
+	walk   *audit.Walk
+	found  []audit.Difference // in this walk
+	after  time.Time          // when the next step may be taken
+	last   time.Time          // when the last one was
+	logged string             // what was last logged
 }
 
 // compare takes some steps of the background audit, if this relay publishes, and returns how long that took.
 func (w *watch) compare(ctx context.Context, conn *pgx.Conn) time.Duration {
 	a, l, now := &w.audit, w.link.Load(), time.Now()
 	if epoch := w.epoch.Load(); l == nil || epoch != a.epoch {
-		*a = auditor{epoch: epoch, last: now, told: a.told}
+		*a = auditor{epoch: epoch, last: now, logged: a.logged}
 	}
 	if l == nil || w.AuditRate < 0 || now.Before(a.after) {
 		return 0
@@ -123,17 +123,17 @@ func (w *watch) compare(ctx context.Context, conn *pgx.Conn) time.Duration {
 	a.last = now
 	err := a.steps(ctx, audit.Sides{DB: conn, JS: l.js, Stream: w.Stream}, most)
 	if errors.Is(err, audit.ErrChanged) || err != nil && w.link.Load() != l { // the term is over, or is about to be
-		*a, err = auditor{epoch: a.epoch, last: now, told: a.told}, nil
+		*a, err = auditor{epoch: a.epoch, last: now, logged: a.logged}, nil
 	}
 	said := ""
 	if err != nil {
 		said = err.Error()
-		*a = auditor{epoch: a.epoch, last: now, told: a.told, after: now.Add(time.Minute)}
+		*a = auditor{epoch: a.epoch, last: now, logged: a.logged, after: now.Add(time.Minute)}
 	}
-	if said != a.told && said != "" {
+	if said != a.logged && said != "" {
 		w.Log.WarnContext(ctx, "cannot compare outbox and stream in the background, will keep trying", "err", err)
 	}
-	a.told = said
+	a.logged = said
 	return time.Since(now)
 }
 

@@ -256,7 +256,7 @@ type alertRig struct {
 	n     int // people who signed up
 }
 
-// TestAlerts: no alert fires while all is well, and each one fires when something goes wrong of which it tells: in a real system, whose state is held
+// TestAlerts: no alert fires while all is well, and each one fires during its fault: in a real system, whose state is held
 // for some hours of Prometheus. It takes a minute or two: make alerts.
 func TestAlerts(t *testing.T) {
 	if os.Getenv("PGJET_ALERTS") == "" {

@@ -65,7 +65,7 @@ func (s Source) auditError(ctx context.Context, err error) error {
 	return sqlstate.Wrap("compare outbox and stream", err)
 }
 
-// AuditFound returns the pass of the background audit that tells of differences: the one under way if it has found some, else the last whole
+// AuditFound returns the pass of the background audit that found differences: the one under way if it has found some, else the last whole
 // one; nil if neither has.
 func AuditFound(r relay.Status) *relay.Audited {
 	for _, a := range []*relay.Audited{r.Auditing, r.Audit} {

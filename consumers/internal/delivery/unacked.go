@@ -169,7 +169,7 @@ func (u *Unacked) Add(all ...*Message) {
 	}
 }
 
-// Ack drops a message that was dealt with, and has JetStream told soon that it need not come again.
+// Ack drops a message that was dealt with, and lets JetStream know soon that it need not come again.
 func (u *Unacked) Ack(m *Message) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
