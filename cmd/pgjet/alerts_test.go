@@ -109,11 +109,11 @@ func TestAlertsAreComplete(t *testing.T) {
 	}
 }
 
-// promtool returns the path of promtool; it skips the test if there is none, unless the test was asked for.
+// promtool returns the path of promtool; it skips the test if there is none, but not in CI, nor if the test was asked for.
 func promtool(t *testing.T) string {
 	t.Helper()
 	path, err := exec.LookPath("promtool")
-	if err != nil && os.Getenv("PGJET_ALERTS") == "" {
+	if err != nil && os.Getenv("PGJET_ALERTS")+os.Getenv("CI") == "" {
 		t.Skip("promtool is missing: apt-get install --no-install-recommends prometheus")
 	}
 	if err != nil {

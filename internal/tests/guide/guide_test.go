@@ -52,7 +52,7 @@ func TestGuide(t *testing.T) {
 
 // TestOtherLanguages: a writer and a reader that know nothing of this module do what the page says.
 func TestOtherLanguages(t *testing.T) {
-	if _, err := exec.LookPath("python3"); err != nil {
+	if _, err := exec.LookPath("python3"); err != nil && os.Getenv("CI") == "" {
 		t.Skip("there is no python3")
 	}
 	all := blocksOf(t, root+"/docs/other-languages.md")
