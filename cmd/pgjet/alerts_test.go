@@ -286,6 +286,7 @@ func TestAlerts(t *testing.T) {
 		{"billing is away", g.billingAway, `(?s)pgjet_breaker_state\{service="billing"\} 2.*pgjet_saga_waiting\{saga="onboarding"\} [1-9]`, "PgjetServiceAway PgjetSagasWait", ""},
 		{"a saga is stuck", g.sagaStuck, `pgjet_saga_sagas\{saga="onboarding",state="needs_operator"\} 1`, "PgjetSagaNeedsOperator", ""},
 		{"all is paused", g.paused, `(?s)pgjet_consumer_halted\{.*reason="paused".*pgjet_outbox_oldest_pending_seconds [1-9].*pgjet_relay_halted\{.*reason="paused"`, "PgjetPausedLong PgjetOutboxStalled", ""},
+		{"outbox and stream differ", g.differs, `pgjet_audit_differences\{kind="missing"\} 1`, "PgjetAuditDiffers", ""},
 		{"an event is wrong", g.wrongEvent, `pgjet_outbox_quarantined\{state="held"\} 1`, "PgjetQuarantined", ""},
 		{"a scheduled event is held", g.scheduledHeld, `pgjet_outbox_scheduled_overdue_seconds [2-9]`, "PgjetScheduledOverdue", ""},
 		{"the configuration is wrong", g.wrongConfig, `pgjet_config_reload_failures_total [1-9]`, "PgjetConfigRefused", ""},
@@ -367,7 +368,7 @@ func (g *alertRig) counted() {
 	})
 }
 
-func (g *alertRig) exec(sql string) { testenv.Exec(g.T, g.db, sql) }
+func (g *alertRig) exec(sql string, args ...any) { testenv.Exec(g.T, g.db, sql, args...) }
 
 func (g *alertRig) put(url, body string) {
 	g.Helper()
@@ -411,6 +412,14 @@ func (g *alertRig) paused() func() {
 		must(g.T, exitOK, "consumer", "resume", "directory", "--database-url", g.Database)
 		must(g.T, exitOK, "relay", "resume", "--database-url", g.Database)
 	}
+}
+
+// differs is a pass of the background audit that has found something.
+func (g *alertRig) differs() func() {
+	const pass = `insert into pgjet.audit (stream, stream_created, system_identifier, stream_seq, snapshot, floor, events, compared, missing, extra, twice, out_of_order, changed, ended_at, differences)
+		select stream, stream_created, system_identifier, stream_seq, snapshot, floor, events, compared, $1, 0, 0, 0, 0, now(), '[]' from pgjet.audit where ended_at is not null order by id desc limit 1`
+	g.exec(pass, 1)
+	return func() { g.exec(pass, 0) }
 }
 
 func (g *alertRig) wrongEvent() func() {

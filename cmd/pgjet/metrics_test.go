@@ -127,9 +127,9 @@ func everyMetric(t *testing.T) map[string]*family {
 		status, _ := getAs(t, token, r.Users+"/users/"+id+"/profile")
 		return status == http.StatusOK
 	})
-	testenv.Eventually(t, patience, "the lag and the outbox are counted", func() bool {
+	testenv.Eventually(t, patience, "the lag and the outbox are counted, and compared with the stream", func() bool {
 		all := scrape(t, r.Admin)
-		return all["pgjet_consumer_backlog_time_seconds"] != nil && all["pgjet_outbox_unaccounted_events"] != nil
+		return all["pgjet_consumer_backlog_time_seconds"] != nil && all["pgjet_outbox_unaccounted_events"] != nil && all["pgjet_audit_age_seconds"] != nil
 	})
 	checkExemplars(t, r)
 	must(t, exitOK, "consumer", "pause", "directory", "--reason", "test", "--database-url", r.Database)
