@@ -1,6 +1,6 @@
 # What one types. 'make help' lists the targets.
 
-.PHONY: help run screenshots build test race schedules interfaces demo-recovery chaos powercut mutants bench bench-quick bench-test examples-test deploy-test alerts guide check lint fmt compose-test matrix facts
+.PHONY: help run screenshots build test race schedules interfaces demo-recovery chaos powercut mutants bench bench-quick bench-test examples-test deploy-test release-check alerts guide check lint fmt compose-test matrix facts
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -80,6 +80,9 @@ guide: ## do what docs/guide says, from an empty folder on, in about a minute; n
 
 deploy-test: ## check the manifests for Kubernetes against the types of its API; downloads them
 	cd deploy/kubernetes && go vet ./... && go mod tidy -diff && go test -timeout 10m ./...
+
+release-check: ## build the programs of all platforms twice and compare them, check their version, and write checksums and a bill of materials to bin/release; a quarter of an hour
+	.ci/release-check
 
 alerts: ## have each alert of deploy/prometheus fire in a running system that goes wrong, and none in one that does not, some minutes; needs promtool
 	PGJET_ALERTS=1 go test -count=1 -timeout 15m -v -run '^(TestAlerts|TestAlertRules|TestDashboardsAskInPromQL)$$' ./cmd/pgjet
