@@ -1,15 +1,15 @@
-// Package events is the vocabulary that the services share: the envelope, the
-// typed payloads, and how an event is written into a NATS message. It does no
-// I/O and knows no other package of this module.
+// Package events is the vocabulary that the services share: the envelope, the typed
+// payloads, and how an event is written into a NATS message. It does no I/O and knows no
+// other package of this module.
 //
-// An [Event] is a fact in the past tense. It has one id (a UUIDv7) that never
-// changes, whatever is retried, redriven or replayed; a type such as
-// "user.created"; a key, the aggregate whose events stay in order; and a
-// [Payload], as JSON or as what it says itself.
+// An [Event] is a fact in the past tense. It has one id (a UUIDv7) that never changes,
+// whatever is retried, redriven or replayed; a type such as "user.created"; a key, the
+// aggregate whose events stay in order; and a [Payload], as JSON or in the form that the
+// payload names itself.
 //
-// On the wire an event is a CloudEvents 1.0 message in binary mode (NATS
-// protocol binding): context attributes are headers named ce-…, the body is the
-// payload, byte for byte as it was appended. See [Event.Message].
+// On the wire an event is a CloudEvents 1.0 message in binary mode (NATS protocol binding):
+// context attributes are headers named ce-…, the body is the payload, byte for byte as it
+// was appended. See [Event.Message].
 package events
 
 import (
@@ -27,9 +27,8 @@ import (
 	"github.com/google/uuid"
 )
 
-// Limits of an event. Beyond them a message could not be stored by a NATS server
-// with default settings (max_payload 1 MiB), so [Event.Validate] refuses it while
-// its author is still watching.
+// Limits of an event. A NATS server with default settings (max_payload 1 MiB) could not
+// store a larger message, so [Event.Validate] refuses the event when it is appended.
 const (
 	MaxData = 900 << 10 // bytes of payload
 	MaxType = 128       // bytes of type
@@ -43,17 +42,19 @@ type Event struct {
 	ID     uuid.UUID // UUIDv7; the CloudEvents id
 	Type   string    // what happened: dot-separated subject tokens
 	Key    string    // the aggregate it happened to: its events stay in order
-	Source string    // who says so; the relay sets it
+	Source string    // the service that recorded it; the relay sets it
 	Time   time.Time // when it was appended; zero: PostgreSQL's clock decides
 	Seq    int64     // position in the outbox, 0 until it is read back from there
 
-	// Traceparent is the W3C trace context in which the event was created. Nobody
-	// on the way overwrites it. Empty: not traced.
+	// Traceparent is the W3C trace context in which the event was created. Nothing on the
+	// way overwrites it. Empty: not traced.
 	Traceparent string
-	// Header holds further message headers, with the traceparent at most 8 KiB: "tracestate", CloudEvents
-	// extensions ("ce-" and 1 to 20 lower-case letters or digits), and others of your own, such as "Tenant": a letter,
-	// then letters, digits, - and _, 64 at most. None begins with ce-, Nats- or Pgjet-, or is Traceparent, Status, Description or
-	// Content-Type, in whatever letters; their values are printable ASCII, without blanks at the ends.
+	// Header holds further message headers: "tracestate", CloudEvents extensions ("ce-" and
+	// 1 to 20 lower-case letters or digits), and others of your own, such as "Tenant".
+	// Together with the traceparent they have at most 8 KiB. A name of your own is a
+	// letter, then letters, digits, - and _, at most 64. In any case of letters, none
+	// begins with ce-, Nats- or Pgjet-, or is Traceparent, Status, Description or
+	// Content-Type. Values are printable ASCII without blanks at the ends.
 	Header map[string]string
 	// ContentType is the media type of Data; "" is application/json.
 	ContentType string
@@ -72,18 +73,18 @@ type Payload interface {
 	EventKey() string
 }
 
-// A ContentTyper is a [Payload] that says in which form it is, such as protobuf. Unless that is JSON,
-// it needs MarshalBinary, of [encoding.BinaryMarshaler], and to be decoded UnmarshalBinary, of
-// [encoding.BinaryUnmarshaler].
+// A ContentTyper is a [Payload] that names its own form, such as protobuf. Unless that is
+// JSON, it needs MarshalBinary, of [encoding.BinaryMarshaler], and UnmarshalBinary, of
+// [encoding.BinaryUnmarshaler], to be decoded.
 type ContentTyper interface {
 	Payload
 	// EventContentType returns a media type, such as "application/protobuf". It must not depend on the value.
 	EventContentType() string
 }
 
-// New returns the event that announces p, with a new id. If p already is an
-// Event, New returns it, with a new id if it had none. It fails if p cannot be
-// encoded, and does not otherwise validate.
+// New returns the event that announces p, with a new id. If p is already an Event, New
+// returns it, and gives it a new id if it had none. New fails if p cannot be encoded; it
+// validates nothing else.
 func New(p Payload) (Event, error) {
 	e, ok := p.(Event)
 	if !ok {
@@ -122,8 +123,8 @@ func (e *Event) encode(p Payload) (err error) {
 	return err
 }
 
-// IsJSON reports whether the data is JSON, by the content type: application/json, or one that ends in
-// +json, with whatever parameters.
+// IsJSON reports whether the content type says that the data is JSON: application/json, or
+// a type that ends in +json, with any parameters.
 func (e Event) IsJSON() bool {
 	if e.ContentType == "" {
 		return true
@@ -135,16 +136,17 @@ func (e Event) IsJSON() bool {
 
 const jsonType = "application/json"
 
-// EventType returns e.Type, so that an Event can stand where a [Payload] is asked
-// for: a caller who sets the id or headers itself builds the Event.
+// EventType returns e.Type. With it an Event can stand where a [Payload] is expected: a
+// caller that sets the id or headers itself builds the Event.
 func (e Event) EventType() string { return e.Type }
 
 // EventKey returns e.Key.
 func (e Event) EventKey() string { return e.Key }
 
-// Decode returns the payload of e: from JSON if e is JSON, else by UnmarshalBinary of *T. Fields that T
-// does not know are ignored, so that a producer may add some. It fails if e has another type or its data
-// does not fit: no later attempt would fare better. The error shows nothing of the data.
+// Decode returns the payload of e: from JSON if e is JSON, else by UnmarshalBinary of *T.
+// It ignores fields that T does not have, so that a producer may add some. It fails if e
+// has another type or if its data does not fit; a later attempt would fail too. The error
+// shows nothing of the data.
 func Decode[T Payload](e Event) (T, error) {
 	var p T
 	if want := p.EventType(); e.Type != want {
@@ -166,7 +168,7 @@ func Decode[T Payload](e Event) (T, error) {
 	return p, nil
 }
 
-// misfit says what is wrong with a payload, without any value of it.
+// misfit describes what is wrong with a payload, without any value of it.
 func misfit(err error) string {
 	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
 		kind, _, _ := strings.Cut(e.Value, " ")
@@ -206,11 +208,12 @@ func (e Event) Validate() error {
 	return nil
 }
 
-// deepest is how deep JSON may be nested: encoding/json reads no deeper.
+// deepest is the deepest nesting of JSON that encoding/json reads.
 const deepest = 10_000
 
-// ValidateStored is Validate for an event whose payload PostgreSQL keeps as json: it was
-// parsed when it was stored, and can only be nested deeper than Go reads.
+// ValidateStored is Validate for an event whose payload PostgreSQL keeps as json.
+// PostgreSQL parsed the payload when it stored it, so only the depth of its nesting is
+// checked.
 func (e Event) ValidateStored() error {
 	switch {
 	case e.ID == uuid.Nil:
@@ -270,8 +273,8 @@ func mediaType(s string) bool {
 		!strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
-// dotted reports whether s is one or more parts, not empty, joined by dots. Every event that
-// is appended or published is asked: a regular expression costs ten times as much.
+// dotted reports whether s is one or more non-empty parts joined by dots. It runs for every
+// event that is appended or published; a regular expression costs ten times as much.
 func dotted(s string) bool {
 	before := '.'
 	for _, c := range s {
@@ -284,13 +287,14 @@ func dotted(s string) bool {
 	return before != '.'
 }
 
-// allowed reports whether name is one that CloudEvents or W3C let stand in [Event.Header].
+// allowed reports whether CloudEvents or W3C define name, so that it may stand in
+// [Event.Header].
 func allowed(name string) bool {
 	return name == "tracestate" || extensionForm.MatchString(name) && !reserved[name]
 }
 
-// custom reports whether name may stand in [Event.Header] without a meaning to pgjet, NATS or CloudEvents: they may read it in
-// whatever letters.
+// custom reports whether name may stand in [Event.Header] as one without a meaning to
+// pgjet, NATS or CloudEvents. They may read names in any case of letters.
 func custom(name string) bool {
 	if name == "" || len(name) > maxName {
 		return false
@@ -312,7 +316,7 @@ func custom(name string) bool {
 	return !strings.EqualFold(name, "content-type")
 }
 
-// plain reports whether s may be the value of a header that is written as it is.
+// plain reports whether s may be a header value that is written unescaped.
 func plain(s string) bool {
 	return strings.Trim(s, " ") == s && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
 }

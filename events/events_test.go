@@ -23,7 +23,7 @@ func valid() events.Event {
 	}
 }
 
-// TestForeignHeaders: what others add to a message does not make it unreadable.
+// TestForeignHeaders: headers that others add do not make a message unreadable.
 func TestForeignHeaders(t *testing.T) {
 	e := valid()
 	for name, tt := range map[string]struct {
@@ -171,7 +171,7 @@ func TestValidateNamesTheField(t *testing.T) {
 	}
 }
 
-// TestTimesAreJudgedInUTC: where the process is does not matter, nor in which zone a time is said.
+// TestTimesAreJudgedInUTC: the zone of the process or of a time makes no difference.
 func TestTimesAreJudgedInUTC(t *testing.T) {
 	west, east := time.FixedZone("west", -5*3600), time.FixedZone("east", 5*3600)
 	for at, fits := range map[time.Time]bool{
@@ -246,8 +246,8 @@ func TestDecodeRefusesAnotherType(t *testing.T) {
 	}
 }
 
-// TestDecodeTellsNoValues: errors are logged and stored.
-func TestDecodeTellsNoValues(t *testing.T) {
+// TestDecodeShowsNoValues: errors are logged and stored.
+func TestDecodeShowsNoValues(t *testing.T) {
 	for _, data := range []string{
 		`{"user_id":12345}`, `{"created_at":"12345"}`, `{"email":["12345"]}`, `{"email":12345.5}`, `{"email":"12345`, `"12345"`, `12345`,
 	} {
@@ -298,7 +298,8 @@ func (plain) EventType() string        { return "point.made" }
 func (plain) EventKey() string         { return "p" }
 func (plain) EventContentType() string { return "application/x-point" }
 
-// TestBytes: a payload goes in the form that it states, and each event is decoded from the one that it has.
+// TestBytes: a payload is sent in the form that it names, and an event is decoded from the
+// form that it has.
 func TestBytes(t *testing.T) {
 	e, err := events.New(point{1, 255})
 	if err != nil || e.Validate() != nil || e.ContentType != "application/x-point" || string(e.Data) != "\x01\xff" {
@@ -382,7 +383,7 @@ func TestPartsOfSubjects(t *testing.T) {
 	}
 }
 
-// TestTakenBy: which streams take events with a prefix.
+// TestTakenBy: which streams capture events with a prefix.
 func TestTakenBy(t *testing.T) {
 	for _, row := range []struct {
 		pattern, prefix string
@@ -420,7 +421,8 @@ func TestCheckPrefix(t *testing.T) {
 	}
 }
 
-// TestReminderID: each user has one, a UUIDv7 of the time of the user's id, and always the same.
+// TestReminderID: each user has exactly one, which is always the same: a UUIDv7 with the
+// time of the user's id.
 func TestReminderID(t *testing.T) {
 	user := uuid.Must(uuid.NewV7())
 	id := events.ReminderID(user)

@@ -15,8 +15,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// What subjects begin with, and the stream that takes them, unless a service has its own:
-// see [SubjectsOf].
+// Defaults for subjects and their stream. A service may have its own: see [SubjectsOf].
 const (
 	// Prefix is what subjects begin with.
 	Prefix = "events"
@@ -24,15 +23,15 @@ const (
 	AllSubjects = Prefix + ".>"
 	// DefaultStream is the name of the stream, unless another one is given.
 	DefaultStream = "EVENTS"
-	// Partitions is into how many slices the keys are hashed.
+	// Partitions is the number of slices into which keys are hashed.
 	Partitions = 64
 )
 
-// MaxPrefix is how many bytes a prefix of subjects may have.
+// MaxPrefix is the length limit of a subject prefix, in bytes.
 const MaxPrefix = 64
 
-// Subjects are those of one service's events: <prefix>.<partition>.<type>. Services that share
-// a NATS account have a prefix each.
+// Subjects are the subjects of one service's events: <prefix>.<partition>.<type>. Services
+// that share a NATS account need different prefixes.
 type Subjects struct {
 	prefix     string
 	partitions [Partitions]string // the beginnings of all subjects
@@ -51,8 +50,9 @@ func SubjectsOf(prefix string) *Subjects {
 	return s
 }
 
-// CheckPrefix returns why prefix cannot begin the subjects of events, or nil: it is one or more
-// parts joined by dots, of letters, digits, _ and -, none behind the first is two hex digits, and no subject of NATS or pgjet themselves begins so.
+// CheckPrefix returns why prefix cannot begin the subjects of events, or nil. A prefix is
+// one or more parts of letters, digits, _ and -, joined by dots. No part behind the first
+// is two hex digits, and no subject of NATS or pgjet begins so.
 func CheckPrefix(prefix string) error {
 	first, _, _ := strings.Cut(prefix, ".")
 	switch {
@@ -68,10 +68,11 @@ func CheckPrefix(prefix string) error {
 	return nil
 }
 
-// MaxSource is how many bytes the source of events may have.
+// MaxSource is the length limit of an event's source, in bytes.
 const MaxSource = 255
 
-// CheckSource returns why source cannot be [Event.Source], or nil: it is not empty, and printable.
+// CheckSource returns why source cannot be [Event.Source], or nil. A source is not empty,
+// and printable.
 func CheckSource(source string) error {
 	switch {
 	case source == "":
@@ -84,7 +85,7 @@ func CheckSource(source string) error {
 	return nil
 }
 
-// Prefix returns what the subjects begin with.
+// Prefix returns the prefix of the subjects.
 func (s *Subjects) Prefix() string { return s.prefix }
 
 // All returns the subject filter that matches every event.
@@ -98,12 +99,14 @@ func (s *Subjects) PartitionFilter(partition int, eventType string) string {
 	return s.partitions[partition] + eventType
 }
 
-// TakenBy reports whether a stream that takes these subjects, with the wildcards of NATS, takes any event of s.
+// TakenBy reports whether a stream that captures these subjects, with the wildcards of
+// NATS, captures any event of s.
 func (s *Subjects) TakenBy(stream []string) bool {
 	return slices.ContainsFunc(stream, func(pattern string) bool { return meets(pattern, s.prefix) })
 }
 
-// meets reports whether pattern, with the wildcards of NATS, takes any subject that begins with prefix.
+// meets reports whether pattern, with the wildcards of NATS, matches any subject that
+// begins with prefix.
 func meets(pattern, prefix string) bool {
 	p := strings.Split(pattern, ".")
 	for i, token := range strings.Split(prefix, ".") {
@@ -128,7 +131,7 @@ func (s *Subjects) Of(eventType, key string) string {
 	return s.partitions[hash%Partitions] + eventType
 }
 
-// usual are the subjects of those who have no prefix of their own.
+// usual are the subjects with the default prefix.
 var usual = SubjectsOf(Prefix)
 
 // Subject is [Subjects.Of] with the default [Prefix].
@@ -163,8 +166,8 @@ func Partition(subject string) int {
 	return int(n) % Partitions
 }
 
-// PrefixOf returns the prefix of the first of these subjects, filters, or all that a stream takes, such as "orders.>", that
-// has one; "" if none has.
+// PrefixOf returns the first prefix in these subjects, filters, or wildcards of a stream
+// such as "orders.>"; "" if none has one.
 func PrefixOf(subjects ...string) string {
 	for _, subject := range subjects {
 		prefix, _, _, ok := cut(subject)
@@ -204,7 +207,7 @@ func (e Event) Message() (subject string, header map[string][]string, body []byt
 	return Subject(e.Type, e.Key), header, e.Data
 }
 
-// Headers returns the headers of [Event.Message] one by one, for those who write many
+// Headers returns the headers of [Event.Message] one by one, for callers that write many
 // messages into the same memory.
 func (e Event) Headers() iter.Seq2[string, string] {
 	return func(yield func(string, string) bool) {
@@ -226,11 +229,11 @@ func (e Event) Headers() iter.Seq2[string, string] {
 	}
 }
 
-// FromMessage returns the event that a message carries. It fails if the message
-// is no CloudEvent in binary mode, lacks an attribute that pgjet writes, has one twice, or
-// carries what [Event.ValidateStored] refuses. It then returns what it could read, so that
-// the failure can be recorded; the id is only a claim. The error shows nothing of the key and
-// the payload.
+// FromMessage returns the event that a message carries. It fails if the message is no
+// CloudEvent in binary mode, lacks an attribute that pgjet writes, has an attribute twice,
+// or carries an event that [Event.ValidateStored] refuses. On failure it returns the part
+// that it could read, so that the failure can be recorded; the id is then only a claim. The
+// error shows nothing of the key and the payload.
 func FromMessage(header map[string][]string, body []byte) (Event, error) {
 	r := reader{header: header}
 	if v := r.attribute("ce-specversion"); r.err == nil && v != "1.0" {
@@ -263,7 +266,7 @@ func FromMessage(header map[string][]string, body []byte) (Event, error) {
 	return e, nil
 }
 
-// parseID reads an id in the one form in which it is written.
+// parseID reads an id in its canonical form only.
 func parseID(s string) (uuid.UUID, error) {
 	if len(s) != len(uuid.Nil.String()) {
 		return uuid.Nil, errors.New("it has another length")
@@ -314,8 +317,8 @@ func read[T any](r *reader, name, form string, parse func(string) (T, error)) T 
 	return v
 }
 
-// variants refuses a second spelling of an attribute: names are case-sensitive, and another
-// reader may take the other one.
+// variants refuses a second spelling of an attribute. Names are case-sensitive, and another
+// reader may use the other spelling.
 func (r *reader) variants() {
 	for name := range r.header {
 		lower := strings.ToLower(name)
@@ -325,8 +328,9 @@ func (r *reader) variants() {
 	}
 }
 
-// further returns what of the headers belongs into [Event.Header]. Of headers without a meaning to pgjet, which anybody may add, it
-// leaves out those that [Event.Validate] refuses, and all of them if they are too many.
+// further returns the headers that belong in [Event.Header]. Anybody may add headers
+// without a meaning to pgjet: further leaves out those that [Event.Validate] refuses, and
+// all of them if they are too many.
 func (r *reader) further() map[string]string {
 	known, others := make(map[string]string), make(map[string]string)
 	size := 0
@@ -365,16 +369,16 @@ func (r *reader) first(name string) string {
 	return ""
 }
 
-// HintSubject returns the core NATS subject on which a service may say that it has
+// HintSubject returns the core NATS subject on which a service may announce that it has
 // just committed events for a stream.
 func HintSubject(stream string) string { return "pgjet.hint." + stream }
 
-// LeadSubject returns where the relays that lead for a stream say so, to notice others that would
-// publish there.
+// LeadSubject returns the subject on which the leading relays of a stream announce
+// themselves, so that each notices others that would publish there.
 func LeadSubject(stream string) string { return "pgjet.lead." + stream }
 
-// FollowSubject returns the core NATS subject on which the processes that follow a stream
-// under a name are sent its events.
+// FollowSubject returns the core NATS subject to which a stream sends its events for the
+// processes that follow it under a name.
 func FollowSubject(stream, name string) string { return "pgjet.follow." + stream + "." + name }
 
 // escape encodes a header value as the CloudEvents bindings demand: every byte

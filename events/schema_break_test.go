@@ -11,7 +11,7 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// What UserRenamed could become. The embedded one gives them its methods.
+// Versions that UserRenamed could become. The embedded one gives them its methods.
 type (
 	kept = events.UserRenamed
 	same struct {
@@ -53,8 +53,8 @@ type (
 	}
 )
 
-// TestABrokenContractIsNoticed: each change that others could not read fails
-// TestPayloadsKeepTheirForm, also if the schema was changed along with the type.
+// TestABrokenContractIsNoticed: each change that other readers could not read fails
+// TestPayloadsKeepTheirForm, even if the schema was changed with the type.
 func TestABrokenContractIsNoticed(t *testing.T) {
 	today := readContract(t, kept{}.EventType())
 	const required, property = `"required": [`, `"properties": {`
@@ -95,7 +95,7 @@ func edit(schema []byte, edits ...string) []byte {
 	return []byte(strings.NewReplacer(edits...).Replace(string(schema)))
 }
 
-// personal returns the values of the fields of a payload that its schema marks as such.
+// personal returns the values of the payload fields that the schema marks as personal.
 func personal(t *testing.T, eventType string, data []byte) (values map[string]string) {
 	t.Helper()
 	var s struct {
@@ -119,8 +119,8 @@ func personal(t *testing.T, eventType string, data []byte) (values map[string]st
 	return values
 }
 
-// TestErrorsShowNothingPersonal: whichever field does not fit, the error of Decode shows
-// no value of a marked one.
+// TestErrorsShowNothingPersonal: whichever field does not fit, the error of Decode shows no
+// value of a marked field.
 func TestErrorsShowNothingPersonal(t *testing.T) {
 	marked := 0
 	for _, p := range payloads {

@@ -23,14 +23,14 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// payloads are all that this package has.
+// payloads are all payloads of this package.
 var payloads = []events.Payload{
 	events.UserCreated{}, events.UserRenamed{}, events.UserActivated{}, events.UserRejected{}, events.UserStillPending{}, events.UserDeleted{},
 }
 
-// A contract is what was promised about one type of event: its schema, and messages as
-// they were once written. To add a field, add it as an optional one to the payload and
-// the schema, and add a file with it to testdata; none of the files there is ever edited.
+// A contract is the promise about one type of event: its schema, and messages as they were
+// once written. To add a field, add it as an optional one to the payload and the schema,
+// and add a file with it to testdata. The files there are never edited.
 type contract struct {
 	schema []byte
 	golden map[string][]byte // by name of file
@@ -55,8 +55,8 @@ func readContract(t *testing.T, eventType string) (c contract) {
 	return c
 }
 
-// TestPayloadsKeepTheirForm: what was once written is read, and what is written now is
-// as was promised.
+// TestPayloadsKeepTheirForm: messages of the past can be read, and messages of today have
+// the promised form.
 func TestPayloadsKeepTheirForm(t *testing.T) {
 	for _, p := range payloads {
 		if err := readContract(t, p.EventType()).kept(p); err != nil {
@@ -65,8 +65,8 @@ func TestPayloadsKeepTheirForm(t *testing.T) {
 	}
 }
 
-// TestEveryPayloadHasAContract: no type is left out of the list above, and there is no
-// schema of another.
+// TestEveryPayloadHasAContract: the list above is complete, and each schema belongs to a
+// payload.
 func TestEveryPayloadHasAContract(t *testing.T) {
 	var listed, have []string
 	for _, p := range payloads {
@@ -112,7 +112,7 @@ func declared(t *testing.T) (all []string) {
 	return all
 }
 
-// kept returns what of the contract p, a payload of today, does not keep.
+// kept returns how p, a payload of today, breaks the contract.
 func (c contract) kept(p events.Payload) error {
 	schema, err := compile(c.schema)
 	if err != nil {
@@ -127,8 +127,8 @@ func (c contract) kept(p events.Payload) error {
 	return errors.Join(all...)
 }
 
-// keeps returns what is wrong with a message of the past: p, made of it, must know all
-// of its fields and write them as they were.
+// keeps checks a message of the past: p, decoded from it, must have all of its fields and
+// write them as they were.
 func keeps(schema *jsonschema.Schema, golden []byte, p reflect.Value) error {
 	if err := validate(schema, golden); err != nil {
 		return fmt.Errorf("the schema refuses it: %w", err)

@@ -6,7 +6,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// UserCreated says that somebody signed up.
+// UserCreated announces that somebody signed up.
 type UserCreated struct {
 	UserID    string    `json:"user_id"`
 	Email     string    `json:"email"`
@@ -20,7 +20,7 @@ func (UserCreated) EventType() string { return "user.created" }
 // EventKey returns the user's id.
 func (e UserCreated) EventKey() string { return e.UserID }
 
-// UserRenamed says that a user has another name.
+// UserRenamed announces that a user has another name.
 type UserRenamed struct {
 	UserID    string    `json:"user_id"`
 	Name      string    `json:"name"`
@@ -33,7 +33,7 @@ func (UserRenamed) EventType() string { return "user.renamed" }
 // EventKey returns the user's id.
 func (e UserRenamed) EventKey() string { return e.UserID }
 
-// UserActivated says that a user has all that belongs to an account.
+// UserActivated announces that a user's account is complete.
 type UserActivated struct {
 	UserID      string    `json:"user_id"`
 	ActivatedAt time.Time `json:"activated_at"`
@@ -45,7 +45,7 @@ func (UserActivated) EventType() string { return "user.activated" }
 // EventKey returns the user's id.
 func (e UserActivated) EventKey() string { return e.UserID }
 
-// UserRejected says that a user cannot have an account, and why.
+// UserRejected announces that a user cannot have an account, and why.
 type UserRejected struct {
 	UserID     string    `json:"user_id"`
 	Email      string    `json:"email"`
@@ -60,8 +60,9 @@ func (UserRejected) EventType() string { return "user.rejected" }
 // EventKey returns the user's id.
 func (e UserRejected) EventKey() string { return e.UserID }
 
-// UserStillPending says that a user has waited for long, and is neither active nor rejected. It is scheduled when
-// somebody signs up, with the id that [ReminderID] returns, and cancelled by what ends the wait.
+// UserStillPending announces that a user has waited for long, and is neither active nor
+// rejected. It is scheduled at the sign-up, with the id that [ReminderID] returns, and
+// cancelled when the wait ends.
 type UserStillPending struct {
 	UserID    string    `json:"user_id"`
 	Email     string    `json:"email"`
@@ -75,8 +76,9 @@ func (UserStillPending) EventType() string { return "user.still_pending" }
 // EventKey returns the user's id.
 func (e UserStillPending) EventKey() string { return e.UserID }
 
-// ReminderID returns the id of the event user.still_pending of a user, who has one at most: whoever knows the user
-// can cancel it. It is a UUIDv7 of the time of the user's id.
+// ReminderID returns the id of a user's event user.still_pending. A user has at most one,
+// and whoever knows the user can cancel it. The id is a UUIDv7 with the time of the user's
+// id.
 func ReminderID(user uuid.UUID) uuid.UUID {
 	id := uuid.NewSHA1(user, []byte(UserStillPending{}.EventType()))
 	copy(id[:6], user[:6])
@@ -84,7 +86,7 @@ func ReminderID(user uuid.UUID) uuid.UUID {
 	return id
 }
 
-// UserDeleted says that a user is gone, and what the service knew of them.
+// UserDeleted announces that a user is gone, and what the service knew of them.
 type UserDeleted struct {
 	UserID    string    `json:"user_id"`
 	DeletedAt time.Time `json:"deleted_at"`

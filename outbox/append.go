@@ -1,6 +1,6 @@
-// Package outbox records events in PostgreSQL, in the transaction of the change
-// that they announce: an event exists if and only if that transaction committed.
-// A relay reads them from there and publishes them to NATS JetStream.
+// Package outbox records events in PostgreSQL, in the transaction of the change that they
+// announce: an event exists if and only if that transaction committed. A relay reads them
+// from there and publishes them to NATS JetStream.
 //
 // All that a service needs is [Append]:
 //
@@ -11,19 +11,20 @@
 //		return outbox.Append(ctx, tx, events.UserCreated{UserID: u.ID})
 //	})
 //
-// [AppendSQL] does the same in a transaction of database/sql, with any driver. [Queue] does it at
-// the end of a [pgx.Batch], which makes a change, its event and the commit one round trip.
+// [AppendSQL] does the same in a transaction of database/sql, with any driver. [Queue] does
+// it at the end of a [pgx.Batch], which makes a change, its event and the commit one round
+// trip.
 //
-// [AppendAt] schedules an event for a later time, and [Cancel] takes it back in the transaction of
-// the change that makes it needless.
+// [AppendAt] schedules an event for a later time, and [Cancel] cancels it in the
+// transaction of the change that makes it needless.
 //
-// The package owns the table pgjet.outbox, which is append-only: rows are never
-// updated, and never deleted one by one. It owns pgjet.scheduled, too, from which the leading relay
+// The package owns the table pgjet.outbox, which is append-only: rows are never updated,
+// and never deleted one by one. It also owns pgjet.scheduled, from which the leading relay
 // moves the events that are due into the outbox.
 //
-// Events of one key are published in the order in which their transactions
-// commit, provided that a transaction first changes the row of the aggregate (so
-// that others who change it wait) and appends last.
+// Events of one key are published in the order in which their transactions commit, provided
+// that a transaction first changes the row of the aggregate (so that others that change it
+// wait) and appends last.
 package outbox
 
 import (
@@ -43,15 +44,14 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// Append records events in tx, in this order: the relay publishes them if and only
-// if tx commits. A payload becomes an event with a new id; an [events.Event] is
-// recorded as it is, and nobody checks that no other event has its id. The trace
-// context of ctx goes with each event that does not carry one. Append costs one round
-// trip, however many events there are; none costs nothing. [Queue] costs none.
+// Append records events in tx, in this order: the relay publishes them if and only if tx
+// commits. A payload becomes an event with a new id. An [events.Event] is recorded as it
+// is; Append does not check that its id is unique. An event that carries no trace context
+// gets that of ctx. Append costs one round trip, however many events there are, and nothing
+// if there are none. [Queue] costs none.
 //
-// Append refuses, with an [*events.InvalidError] that names the field, whatever
-// could never be published, and appends nothing then. After any error tx has to
-// be rolled back.
+// Append refuses an event that could never be published, with an [*events.InvalidError]
+// that names the field, and appends nothing then. After any error tx has to be rolled back.
 func Append(ctx context.Context, tx pgx.Tx, payloads ...events.Payload) error {
 	return write(ctx, payloads, func(query string, args []any) error {
 		if conn := tx.Conn(); conn != nil {
@@ -74,26 +74,29 @@ func write(ctx context.Context, payloads []events.Payload, exec func(query strin
 		return err
 	}
 	if err := exec(query, args); err != nil {
-		return fmt.Errorf("append %s to outbox: %w", payloads[0].EventType(), explain(err))
+		return fmt.Errorf("append %s to outbox: %w", payloads[0].EventType(), advise(err))
 	}
 	return nil
 }
 
-// Queue puts what [Append] does at the end of batch, so that a change and its events
-// share a round trip. Queue first what changes the row of the aggregate. What Append refuses
-// is refused at once, and queues nothing; what fails later is found when the batch is
-// read, as is a connection whose client_encoding would store text wrong. Queue adds one statement, with one result of its own, and for no payloads none.
+// Queue puts what [Append] does at the end of batch, so that a change and its events share
+// a round trip. Queue the change of the aggregate's row first. Queue refuses at once what
+// Append refuses, and queues nothing then. Later failures, such as a client_encoding that
+// would store text wrong, appear when the batch is read. Queue adds one statement with one
+// result, or none if there are no payloads.
 //
-// All of the batch is one transaction. It is the one that is open, if the batch is sent in a
-// [pgx.Tx] or starts with [pgx.Batch.BeginTx]. Otherwise, as with SendBatch of a pool, it is one
-// of its own, in every mode of pgx: PostgreSQL commits it at the end of the batch, in the same
-// round trip. Queue no begin, commit or rollback: with one, they would be several.
+// The whole batch is one transaction. If the batch is sent in a [pgx.Tx] or starts with
+// [pgx.Batch.BeginTx], it is that transaction. Otherwise, as with SendBatch of a pool, the
+// batch is a transaction of its own, in every mode of pgx: PostgreSQL commits it at the end
+// of the batch, in the same round trip. Do not queue begin, commit or rollback: they would
+// split the batch into several transactions.
 //
-// A transaction of its own has committed if Close returns nil. It has not if the error is a
-// [pgconn.PgError] of a class other than 57, the server's shutdown. After any other error of the
-// connection, or the end of ctx, nobody knows, as after [pgx.Tx.Commit]. Nothing can be decided
-// on the way: an update that finds no row does not keep its event out, and what a callback
-// returns undoes nothing, since it is called when all is over.
+// A transaction of its own has committed if Close returns nil. It has not committed if the
+// error is a [pgconn.PgError] of a class other than 57, the server's shutdown. After any
+// other error of the connection, or the end of ctx, the outcome is unknown, as after
+// [pgx.Tx.Commit]. Nothing can be decided on the way: an update that finds no row does not
+// keep its event out. The error of a callback undoes nothing, since callbacks run after the
+// end.
 func Queue(ctx context.Context, batch *pgx.Batch, payloads ...events.Payload) error {
 	if len(payloads) == 0 {
 		return nil
@@ -105,14 +108,14 @@ func Queue(ctx context.Context, batch *pgx.Batch, payloads ...events.Payload) er
 	kind := payloads[0].EventType()
 	batch.Queue(sql, args...).Fn = func(results pgx.BatchResults) error {
 		if _, err := results.Exec(); err != nil {
-			return fmt.Errorf("append %s to outbox: %w", kind, explain(err))
+			return fmt.Errorf("append %s to outbox: %w", kind, advise(err))
 		}
 		return nil
 	}
 	return nil
 }
 
-// statement returns what inserts the events of payloads, if all can be published.
+// statement returns the SQL that inserts the events of payloads, if all can be published.
 func statement(ctx context.Context, payloads []events.Payload) (sql string, args []any, err error) {
 	sc := trace.SpanContextFromContext(ctx)
 	rows := make([]row, len(payloads))
@@ -130,9 +133,8 @@ func statement(ctx context.Context, payloads []events.Payload) (sql string, args
 	return insertMany, columns(rows), nil
 }
 
-// traced returns e with the trace context in which it is appended (W3C Trace
-// Context), unless it carries one already. It is written here and not by a
-// propagator, which would bring net/http into every service.
+// traced returns e with the trace context in which it is appended (W3C Trace Context),
+// unless it carries one already. A propagator would bring net/http into every service.
 func traced(e events.Event, sc trace.SpanContext) events.Event {
 	if e.Traceparent != "" || !sc.IsValid() {
 		return e
@@ -146,8 +148,8 @@ func traced(e events.Event, sc trace.SpanContext) events.Event {
 	return e
 }
 
-// A row holds an event as PostgreSQL takes it. Its fields have types that pgx knows in every
-// mode, also where it does not ask PostgreSQL for those of the parameters.
+// A row is an event in the form that PostgreSQL takes. pgx knows the types of its fields in
+// every mode, even where it does not ask PostgreSQL for the types of the parameters.
 type row struct {
 	id          pgtype.UUID
 	kind, key   string
@@ -193,9 +195,9 @@ func newRow(p events.Payload, sc trace.SpanContext) (row, error) {
 	return r, nil
 }
 
-// checkedID begins an expression for an id, which fails on a connection that would store text
-// wrong. [Queue] has no connection to ask. The error has to depend on the connection: a constant
-// one would be found when the statement is planned.
+// checkedID begins an expression for an id, which fails on a connection that would store
+// text wrong. [Queue] has no connection to check. The error has to depend on the
+// connection: PostgreSQL would raise a constant one when it plans the statement.
 const (
 	checkedID = `case when pg_client_encoding() in ('UTF8', 'SQL_ASCII') then `
 	orRefuse  = ` else format('client_encoding is %s, with which text would be stored wrong; add client_encoding=UTF8 to the database URL',
@@ -211,7 +213,8 @@ func (r *row) args() []any {
 	return []any{r.id, r.kind, r.key, r.traceparent, r.header, r.data, r.time}
 }
 
-// insertMany takes an array for each column: the text does not depend on how many there are.
+// insertMany takes an array for each column, so its text does not depend on how many events
+// there are.
 const insertMany = `
 	insert into pgjet.outbox (id, type, key, traceparent, header, data, time)
 	select ` + checkedID + `e.id` + orRefuse + `, e.type, e.key, e.traceparent, e.header::jsonb, e.data::json, coalesce(e.time, clock_timestamp())
@@ -231,7 +234,7 @@ func columns(rows []row) []any {
 	return []any{id, kind, key, traceparent, header, data, time}
 }
 
-// insertTyped is insertMany for events of which at least one says its content type.
+// insertTyped is insertMany for events of which at least one has a content type.
 const insertTyped = `
 	insert into pgjet.outbox (id, type, key, traceparent, header, data, time, content_type, body)
 	select ` + checkedID + `e.id` + orRefuse + `, e.type, e.key, e.traceparent, e.header::jsonb, e.data::json, coalesce(e.time, clock_timestamp()), e.content_type, e.body
@@ -253,8 +256,8 @@ func typedColumns(rows []row) []any {
 	return append(args, contentType, body)
 }
 
-// explain adds what to do to the errors that users meet first.
-func explain(err error) error {
+// advise adds what to do to the errors that users meet first.
+func advise(err error) error {
 	switch sqlstate.Of(err) {
 	case sqlstate.Outdated:
 		return fmt.Errorf("the outbox does not exist or is of an older version; run: pgjet migrate up: %w", err)

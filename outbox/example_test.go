@@ -43,7 +43,7 @@ func ExampleAppendSQL() {
 	}
 }
 
-// OrderForgotten is another one, which somebody turns into a mail.
+// OrderForgotten is another one, which leads to a reminder by mail.
 type OrderForgotten struct {
 	OrderID string `json:"order_id"`
 }
@@ -51,7 +51,8 @@ type OrderForgotten struct {
 func (OrderForgotten) EventType() string  { return "order.forgotten" }
 func (e OrderForgotten) EventKey() string { return e.OrderID }
 
-// In a transaction of an order: its customer is reminded tomorrow. Keep the id with the order.
+// In a transaction of an order: its customer is reminded tomorrow. Keep the id with the
+// order.
 func ExampleAppendAt() {
 	remind := func(ctx context.Context, tx pgx.Tx, order string) (uuid.UUID, error) {
 		return outbox.AppendAt(ctx, tx, time.Now().Add(24*time.Hour), OrderForgotten{OrderID: order})
@@ -59,7 +60,7 @@ func ExampleAppendAt() {
 	_ = remind
 }
 
-// In the transaction in which the order is paid: nobody has to be reminded any more.
+// In the transaction in which the order is paid: the customer needs no reminder any more.
 func ExampleCancel() {
 	paid := func(ctx context.Context, tx pgx.Tx, order string, reminder uuid.UUID) error {
 		if _, err := outbox.Cancel(ctx, tx, reminder); err != nil {

@@ -15,22 +15,24 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// AppendAt schedules an event in tx: if tx commits, the event is appended to the outbox and published
-// once it is due, and once only, unless [Cancel] takes it back before that. It returns the event's id,
-// which is what Cancel needs. A payload becomes an event with a new id; an [events.Event] keeps its own,
-// which no other event that waits may have. The trace context of ctx goes with the event, unless it
-// carries one.
+// AppendAt schedules an event in tx. If tx commits, the event is appended to the outbox and
+// published once it is due, and only once, unless [Cancel] cancels it before that. AppendAt
+// returns the event's id, which Cancel needs. A payload becomes an event with a new id. An
+// [events.Event] keeps its own id, which no other waiting event may have. An event that
+// carries no trace context gets that of ctx.
 //
-// The clock of the database says when the event is due; it is not appended before, and as a rule a
-// quarter of a second after that at most, while a relay leads and publishes. An event that is due already
-// is appended as soon. Unless the event has a time, its time is that at which it is appended.
+// The clock of the database decides when the event is due. The event is not appended
+// before, and as a rule at most a quarter of a second later, while a relay leads and
+// publishes. An event that is already due is appended as soon. Unless the event has a time,
+// its time is that of the append.
 //
-// Events of one key are appended in the order in which they are due, those due at the same time
-// in the order in which they were scheduled. Among the events that are appended at once, a scheduled one has
-// its place when it is due.
+// Events of one key are appended in the order in which they are due, those due at the same
+// time in the order in which they were scheduled. Among the events that are appended at
+// once, a scheduled one has its place when it is due.
 //
-// AppendAt costs one round trip; [QueueAt] costs none. It refuses what [Append] refuses, with the same errors,
-// and a due outside of the years 1 to 9999. After any error tx has to be rolled back.
+// AppendAt costs one round trip; [QueueAt] costs none. It refuses what [Append] refuses,
+// with the same errors, and a due outside of the years 1 to 9999. After any error tx has to
+// be rolled back.
 func AppendAt(ctx context.Context, tx pgx.Tx, due time.Time, payload events.Payload) (uuid.UUID, error) {
 	r, err := newScheduled(ctx, due, payload)
 	if err != nil {
@@ -63,7 +65,7 @@ func AppendAtSQL(ctx context.Context, tx SQLTx, due time.Time, payload events.Pa
 	return r.id.Bytes, nil
 }
 
-// QueueAt puts what [AppendAt] does at the end of batch, as [Queue] does with what [Append] does.
+// QueueAt puts what [AppendAt] does at the end of batch, as [Queue] does for [Append].
 func QueueAt(ctx context.Context, batch *pgx.Batch, due time.Time, payload events.Payload) (uuid.UUID, error) {
 	r, err := newScheduled(ctx, due, payload)
 	if err != nil {
@@ -78,17 +80,18 @@ func QueueAt(ctx context.Context, batch *pgx.Batch, due time.Time, payload event
 	return r.id.Bytes, nil
 }
 
-// Cancel takes a scheduled event back, in tx. It reports whether the event was still waiting: then it is
-// never appended, if tx commits. It was not, if it was appended, cancelled, or never scheduled.
+// Cancel cancels a scheduled event in tx. It reports whether the event was still waiting:
+// if tx commits, such an event is never appended. It returns false if the event was
+// appended, cancelled, or never scheduled.
 //
-// A relay that is appending the event at that moment decides: Cancel waits for it, some
-// milliseconds, and reports false. As long as tx is open no relay touches the event, or those of its key that
-// are due later. In a transaction that is stricter than read committed, waiting for a relay ends with a
-// serialization failure.
+// If a relay is appending the event at that moment, the relay wins: Cancel waits for it,
+// some milliseconds, and returns false. While tx is open, no relay touches the event, or
+// later ones of its key. If tx is stricter than read committed, waiting for a relay ends
+// with a serialization failure.
 func Cancel(ctx context.Context, tx pgx.Tx, id uuid.UUID) (waiting bool, err error) {
 	tag, err := tx.Exec(ctx, deleteScheduled, pgtype.UUID{Bytes: id, Valid: true})
 	if err != nil {
-		return false, fmt.Errorf("cancel scheduled event %s: %w", id, explain(err))
+		return false, fmt.Errorf("cancel scheduled event %s: %w", id, advise(err))
 	}
 	return tag.RowsAffected() > 0, nil
 }
@@ -101,7 +104,7 @@ func CancelSQL(ctx context.Context, tx SQLTx, id uuid.UUID) (waiting bool, err e
 	}
 	result, err := tx.ExecContext(ctx, query)
 	if err != nil {
-		return false, fmt.Errorf("cancel scheduled event %s: %w", id, explain(err))
+		return false, fmt.Errorf("cancel scheduled event %s: %w", id, advise(err))
 	}
 	n, err := result.RowsAffected()
 	return n > 0, err
@@ -109,7 +112,7 @@ func CancelSQL(ctx context.Context, tx SQLTx, id uuid.UUID) (waiting bool, err e
 
 const deleteScheduled = `delete from pgjet.scheduled where id = $1::uuid`
 
-// A scheduled is an event that is to be scheduled, as PostgreSQL takes it.
+// A scheduled is an event to be scheduled, in the form that PostgreSQL takes.
 type scheduled struct {
 	row
 	due time.Time
@@ -151,5 +154,5 @@ func (r *scheduled) failed(err error) error {
 	if sqlstate.Is(err, sqlstate.UniqueViolation) {
 		err = fmt.Errorf("an event with the id %s is scheduled already; cancel that first, or give this one an id of its own: %w", uuid.UUID(r.id.Bytes), err)
 	}
-	return fmt.Errorf("schedule %s: %w", r.kind, explain(err))
+	return fmt.Errorf("schedule %s: %w", r.kind, advise(err))
 }

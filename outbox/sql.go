@@ -15,22 +15,22 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// An SQLTx is an open transaction of database/sql, with any driver for PostgreSQL. [*sql.Tx] is
-// one, and so are *sqlx.Tx, bun.Tx and what else wraps it. A pool or a connection is none: it
-// cannot commit.
+// An SQLTx is an open transaction of database/sql, with any driver for PostgreSQL: a
+// [*sql.Tx], or a type that wraps one, such as *sqlx.Tx or bun.Tx. A pool or a connection
+// is none: it cannot commit.
 type SQLTx interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 	Commit() error
 	Rollback() error
 }
 
-// AppendSQL is [Append] for a transaction of database/sql. It makes the same guarantees and returns
-// the same errors. It neither commits tx nor rolls it back.
+// AppendSQL is [Append] for a transaction of database/sql. It makes the same guarantees and
+// returns the same errors. It neither commits tx nor rolls it back.
 //
-// Every driver makes one round trip of it, since the statement has no arguments: the events stand
-// in its text. Whoever logs or traces the texts of statements has payloads there, and a
-// transaction that prepares each statement and keeps it, such as GORM's PreparedStmtTX, would keep them
-// all: give AppendSQL the one in it.
+// The statement has no arguments, since the events stand in its text: so every driver makes
+// one round trip of it. Logs and traces of statement texts therefore contain payloads. A
+// transaction that prepares and keeps each statement, such as GORM's PreparedStmtTX, would
+// keep them all: give AppendSQL the transaction that it wraps.
 func AppendSQL(ctx context.Context, tx SQLTx, payloads ...events.Payload) error {
 	return write(ctx, payloads, func(query string, args []any) error {
 		query, err := inline(query, args)
@@ -42,8 +42,8 @@ func AppendSQL(ctx context.Context, tx SQLTx, payloads ...events.Payload) error 
 	})
 }
 
-// inline returns query with the arguments in it. Drivers make two round trips of a statement with
-// arguments, and bun gives none to the driver and replaces question marks.
+// inline returns query with the arguments in it. With arguments, drivers make two round
+// trips; bun passes none on and replaces question marks.
 func inline(query string, args []any) (string, error) {
 	types, replace := pgtype.NewMap(), make([]string, 0, 2*len(args))
 	for i, arg := range slices.Backward(args) { // $10 before $1
@@ -56,8 +56,8 @@ func inline(query string, args []any) (string, error) {
 	return strings.NewReplacer(replace...).Replace(query), nil
 }
 
-// literal returns text, nil for null, as SQL that means the same whatever the encoding of the session
-// and standard_conforming_strings are.
+// literal returns text, or null for nil, as SQL that means the same under every encoding of
+// the session and every standard_conforming_strings.
 func literal(text []byte) string {
 	switch {
 	case text == nil:
@@ -68,7 +68,7 @@ func literal(text []byte) string {
 	return "'" + string(text) + "'"
 }
 
-// typeOf returns the type of PostgreSQL in whose text form arg is written.
+// typeOf returns the PostgreSQL type in whose text form arg is written.
 func typeOf(arg any) uint32 {
 	switch arg.(type) {
 	case pgtype.UUID:

@@ -16,27 +16,30 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// An Appended event is one in the outbox, with its payload.
+// An Appended is an event in the outbox, with its payload.
 type Appended[T events.Payload] struct {
 	events.Event
 	Payload T
 }
 
-// RequireAppended returns the events of type T that were appended in a transaction, in their order, and fails the test
-// if there are none. If want is given, they must be these payloads and no others. The failure shows what was
-// appended instead. With [events.Event] as T, events of all types are returned.
+// RequireAppended returns the events of type T that were appended in a transaction, in
+// their order, and fails the test if there are none. If want is given, they must be exactly
+// these payloads. The failure shows what was appended instead. With [events.Event] as T, it
+// returns events of all types.
 //
-// in is a transaction, which need not be committed: a [pgx.Tx], a [*sql.Tx], or what wraps one. It counts what
-// was appended in that transaction alone. If in is a pool or a connection, such as [*pgxpool.Pool] or [*sql.DB], all counts
-// that was committed in its database, which should be the test's own: see [Database]. If it is a [*Mark], what
-// was appended after it. An event that is scheduled for later counts when the relay has appended it; see [RequireScheduled].
+// in is a transaction, which need not be committed: a [pgx.Tx], a [*sql.Tx], or a type that
+// wraps one. Only events appended in that transaction count. If in is a pool or a
+// connection, such as [*pgxpool.Pool] or [*sql.DB], all events count that were committed in
+// its database, which should be the test's own: see [Database]. If in is a [*Mark], the
+// events appended after it count. An event that is scheduled for later counts once the
+// relay has appended it; see [RequireScheduled].
 func RequireAppended[T events.Payload](t testing.TB, in any, want ...T) []Appended[T] {
 	t.Helper()
 	return requireAll(t, "appended", appended(t, in), want)
 }
 
-// requireAll returns those of type T among all, which was appended or scheduled, and fails the test unless there are some, or those
-// that are wanted.
+// requireAll returns the events of type T among all. It fails the test if there are none,
+// or if they are not those in want. done is what happened to them: appended or scheduled.
 func requireAll[T events.Payload](t testing.TB, done string, all []events.Event, want []T) []Appended[T] {
 	t.Helper()
 	found, err := ofType[T](all)
@@ -84,8 +87,8 @@ type Mark struct {
 	scheduled int64 // of the last one that was scheduled
 }
 
-// Since returns a Mark behind all that was appended and scheduled yet, for the functions whose names begin with Require. See [RequireAppended]
-// for in.
+// Since returns a Mark behind everything that was appended and scheduled so far, for the
+// functions whose names begin with Require. See [RequireAppended] for in.
 func Since(t testing.TB, in any) *Mark {
 	t.Helper()
 	m := &Mark{in: in}
@@ -98,7 +101,7 @@ func Since(t testing.TB, in any) *Mark {
 	return m
 }
 
-// ofType returns those of all that are of type T.
+// ofType returns the events in all that are of type T.
 func ofType[T events.Payload](all []events.Event) (found []Appended[T], err error) {
 	kind := typeName[T]()
 	for _, e := range all {
@@ -119,13 +122,13 @@ func ofType[T events.Payload](all []events.Event) (found []Appended[T], err erro
 	return found, nil
 }
 
-// typeName returns the type of events of T, "" if they have any.
+// typeName returns the type of events of T, "" if T stands for any type.
 func typeName[T events.Payload]() string {
 	var zero T
 	return zero.EventType()
 }
 
-// equal reports whether an appended event says what another one wants to.
+// equal reports whether an appended event has the content of want.
 func equal(e, want events.Event) bool {
 	return e.Type == want.Type && e.Key == want.Key && e.ContentType == want.ContentType &&
 		(bytes.Equal(e.Data, want.Data) || e.IsJSON() && bytes.Equal(canonical(e.Data), canonical(want.Data)))
@@ -146,13 +149,13 @@ func canonical(data []byte) []byte {
 	return b
 }
 
-// Bounds of what a failure shows.
+// Bounds of the events that a failure shows.
 const (
 	mostListed = 20
 	mostData   = 500
 )
 
-// list returns events as lines, behind what there is before them.
+// list returns events as lines, after their number.
 func list(all []events.Event) string {
 	if len(all) == 0 {
 		return "nothing\n"
@@ -176,7 +179,7 @@ func list(all []events.Event) string {
 	return b.String()
 }
 
-// What can be asked for the rows of an outbox.
+// The types from which the rows of an outbox can be read.
 type (
 	pgxDB interface {
 		Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
@@ -186,7 +189,7 @@ type (
 	}
 )
 
-// What tells a transaction.
+// The methods by which a transaction is known.
 type (
 	pgxTx interface {
 		Commit(ctx context.Context) error
@@ -194,7 +197,7 @@ type (
 	sqlTx interface{ Commit() error }
 )
 
-// rows are those of pgx or of database/sql.
+// rows are rows of pgx or of database/sql.
 type rows interface {
 	Next() bool
 	Scan(dest ...any) error
@@ -262,7 +265,7 @@ func read(ctx context.Context, db any, query string, after int64, each func(rows
 	return found.Err()
 }
 
-// columns are those that an event in the outbox and a scheduled one have in common.
+// columns are common to an event in the outbox and a scheduled one.
 const columns = `id::text, type, key, coalesce(traceparent, ''), coalesce(header::text, '{}'), coalesce(data::text, ''), coalesce(body, ''), coalesce(content_type, '')`
 
 // scan reads columns and more.

@@ -52,7 +52,7 @@ func TestShipping(t *testing.T) {
 	t.Parallel()
 	path := pgjettest.Start(t, `create table parcels (order_id text primary key)`)
 	path.Consume(shipping)
-	path.Append(OrderPaid{OrderID: "o-17"}) // or call what appends it
+	path.Append(OrderPaid{OrderID: "o-17"}) // or call the function that appends it
 	path.RequireDone("shipping")
 	var order string
 	if err := path.DB.QueryRow(t.Context(), `select order_id from parcels`).Scan(&order); err != nil || order != "o-17" {
@@ -75,7 +75,7 @@ func Example() {
 	// Output: o-17 <nil>
 }
 
-// What a function appends in its transaction.
+// The events that a function appends in its transaction.
 func ExampleRequireAppended() {
 	pgjettest.Example(func(t testing.TB) { // in a test: func TestPay(t *testing.T) {
 		db := pgjettest.Database(t, `create table orders (id text primary key, paid boolean not null default false)`)
@@ -101,7 +101,8 @@ type OrderForgotten struct {
 func (OrderForgotten) EventType() string  { return "order.forgotten" }
 func (e OrderForgotten) EventKey() string { return e.OrderID }
 
-// What a function schedules in its transaction: here, that a customer is reminded tomorrow.
+// The events that a function schedules in its transaction: here, a reminder to a customer
+// for tomorrow.
 func ExampleRequireScheduled() {
 	pgjettest.Example(func(t testing.TB) { // in a test: func TestPlace(t *testing.T) {
 		db := pgjettest.Database(t)
@@ -127,7 +128,7 @@ func ExampleRequireScheduled() {
 	// true <nil>
 }
 
-// Two services at one NATS server: the events of one are handled by the other.
+// Two services at one NATS server: one handles the events of the other.
 func ExampleService_StartBeside() {
 	pgjettest.Example(func(t testing.TB) { // in a test: func TestShop(t *testing.T) {
 		orders := pgjettest.Service{Stream: "ORDERS", Prefix: "orders", Source: "orders"}.Start(t)
@@ -144,7 +145,7 @@ func ExampleService_StartBeside() {
 	// Output: o-17 <nil>
 }
 
-// What fails for good: the event is set aside, and others of its consumer go on.
+// An event whose handler fails for good is set aside, and others of its consumer go on.
 func ExamplePath_RequireDead() {
 	pgjettest.Example(func(t testing.TB) { // in a test: func TestNothingToShip(t *testing.T) {
 		path := pgjettest.Start(t)
@@ -158,7 +159,8 @@ func ExamplePath_RequireDead() {
 	// Output: there is nothing to ship of o-17
 }
 
-// What a function appends and what was there before are told apart by a mark, if it commits by itself.
+// If a function commits by itself, a mark separates the events that it appends from earlier
+// ones.
 func ExampleSince() {
 	pgjettest.Example(func(t testing.TB) { // in a test: func TestPay(t *testing.T) {
 		db := pgjettest.Database(t, `create table orders (id text primary key, paid boolean not null default false)`)
@@ -177,7 +179,8 @@ func ExampleSince() {
 	// Output: 1 2
 }
 
-// What a handler does: at once, after an attempt that was rolled back, and when the event is replayed.
+// What a handler does at once, after an attempt that was rolled back, and when the event is
+// replayed.
 func ExampleHandleOnce() {
 	pgjettest.Example(func(t testing.TB) { // in a test: func TestShippingIsIdempotent(t *testing.T) {
 		db := pgjettest.Database(t, `create table parcels (order_id text primary key)`)

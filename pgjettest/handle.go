@@ -16,10 +16,10 @@ type beginner interface {
 	Begin(ctx context.Context) (pgx.Tx, error)
 }
 
-// HandleOnce has h handle one event of p, in a transaction of db that is rolled back, and calls look before that. The
-// test fails if the handler returns an error. look may be nil.
+// HandleOnce has h handle one event of p in a transaction of db, calls look in it, and
+// rolls it back. The test fails if the handler returns an error. look may be nil.
 //
-// A Handler that [consumers.Effect] made has its effect.
+// If [consumers.Effect] made the handler, its effect happens.
 func HandleOnce(t testing.TB, db beginner, h consumers.Handler, p events.Payload, look func(tx pgx.Tx)) {
 	t.Helper()
 	handle(t, db, p, look, func(tx pgx.Tx, e events.Event) {
@@ -27,9 +27,9 @@ func HandleOnce(t testing.TB, db beginner, h consumers.Handler, p events.Payload
 	})
 }
 
-// HandleRetried is [HandleOnce] after an attempt whose transaction could not commit, although the handler had returned no error. So it
-// is if a process or a connection dies. What look sees must be the same: if it is not, the handler
-// keeps something outside of its transaction.
+// HandleRetried is [HandleOnce] after an attempt whose handler returned no error, but whose
+// transaction could not commit, as when a process or a connection dies. If look then sees
+// something else, the handler keeps state outside of its transaction.
 func HandleRetried(t testing.TB, db beginner, h consumers.Handler, p events.Payload, look func(tx pgx.Tx)) {
 	t.Helper()
 	handle(t, db, p, look, func(tx pgx.Tx, e events.Event) {
@@ -38,9 +38,11 @@ func HandleRetried(t testing.TB, db beginner, h consumers.Handler, p events.Payl
 	})
 }
 
-// HandleTwice has h handle the same event twice in one transaction, with the effects of both. A [consumers.Runner] does not, since the
-// inbox knows the event, unless an operator replays it, or it is an Effect. If what look sees is the same
-// as in [HandleOnce], the handler is idempotent by itself, and its events can be replayed without clearing what it wrote.
+// HandleTwice has h handle the same event twice in one transaction, with the effects of
+// both. A [consumers.Runner] does so only if an operator replays the event, or if the
+// handler is an Effect; otherwise the inbox knows the event. If look sees the same as in
+// [HandleOnce], the handler is idempotent by itself: its events can be replayed without
+// clearing what it wrote.
 func HandleTwice(t testing.TB, db beginner, h consumers.Handler, p events.Payload, look func(tx pgx.Tx)) {
 	t.Helper()
 	handle(t, db, p, look, func(tx pgx.Tx, e events.Event) {
@@ -49,14 +51,16 @@ func HandleTwice(t testing.TB, db beginner, h consumers.Handler, p events.Payloa
 	})
 }
 
-// Attempt has h handle one event of p in tx, as one attempt, and returns its error. After an error tx is as before. It is for
-// handlers that have to fail, and for tests that give one several events.
+// Attempt has h handle one event of p in tx, as one attempt, and returns its error. After
+// an error tx is as it was. It is for handlers that have to fail, and for tests that give a
+// handler several events.
 func Attempt(t testing.TB, tx pgx.Tx, h consumers.Handler, p events.Payload) error {
 	t.Helper()
 	return attempt(t, tx, h, event(t, p), false)
 }
 
-// handle makes attempts at an event of p in a transaction that is rolled back, and calls look before that.
+// handle makes attempts at an event of p in a transaction, calls look in it, and rolls it
+// back.
 func handle(t testing.TB, db beginner, p events.Payload, look func(tx pgx.Tx), attempts func(tx pgx.Tx, e events.Event)) {
 	t.Helper()
 	tx, err := db.Begin(t.Context())
@@ -80,7 +84,8 @@ func require(t testing.TB, when string, err error) {
 	}
 }
 
-// attempt makes one attempt in a savepoint of tx, which is rolled back if the attempt fails, or has to.
+// attempt makes one attempt in a savepoint of tx, and rolls it back if the attempt fails or
+// if undo is set.
 func attempt(t testing.TB, tx pgx.Tx, h consumers.Handler, e events.Event, undo bool) error {
 	t.Helper()
 	savepoint, err := tx.Begin(t.Context())
@@ -98,7 +103,7 @@ func attempt(t testing.TB, tx pgx.Tx, h consumers.Handler, e events.Event, undo 
 	return failed
 }
 
-// event returns what a handler is given of p.
+// event returns the event with which a handler is called for p.
 func event(t testing.TB, p events.Payload) events.Event {
 	t.Helper()
 	e, err := events.New(p)

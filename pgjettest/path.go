@@ -24,11 +24,12 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// patience is how long something is waited for. It is more than an overloaded machine needs.
+// patience is the longest wait for any condition. An overloaded machine needs less.
 const patience = 30 * time.Second
 
-// Database returns a pool on a fresh database with pgjet's tables, and what the SQL in schema makes, for tests that need
-// no NATS. It is dropped when the test ends. A connection that the test has not given back then fails the test.
+// Database returns a pool on a fresh database with pgjet's tables, in which the SQL in
+// schema has run, for tests that need no NATS. The database is dropped when the test ends.
+// If the test has not released a connection by then, it fails.
 func Database(t testing.TB, schema ...string) *pgxpool.Pool {
 	t.Helper()
 	return testenv.PoolAt(t, testenv.DatabaseWith(t, schema...))
@@ -48,7 +49,7 @@ type Path struct {
 	runners map[string]*running
 }
 
-// A running consumer.
+// A running is a consumer that runs.
 type running struct {
 	*consumers.Runner
 	from  *Path // whose events it handles
@@ -63,9 +64,9 @@ type Service struct {
 	Source string // the CloudEvents source of its events; "" is pgjet
 }
 
-// Start returns a Path: a database of the test's own, as [Database] makes it, a NATS server of its own with the stream EVENTS, and a
-// relay between them. All of it ends when the test does. What goes wrong in the relay and in consumers is
-// in the output of the test.
+// Start returns a Path: a database of the test's own, as [Database] makes it, a NATS server
+// of its own with the stream EVENTS, and a relay between them. All of them end with the
+// test. The output of the test has the warnings of the relay and the consumers.
 func Start(t testing.TB, schema ...string) *Path {
 	t.Helper()
 	return Service{}.Start(t, schema...)
@@ -78,8 +79,9 @@ func (s Service) Start(t testing.TB, schema ...string) *Path {
 	return s.start(t, js, url, schema)
 }
 
-// StartBeside returns the Path of a further service, with a database of its own, at the NATS server of p. Streams and prefixes of
-// services at one server must differ. [Path.ConsumeFrom] has one handle the other's events.
+// StartBeside returns the Path of a further service, with a database of its own, at the
+// NATS server of p. Streams and prefixes of services at one server must differ. With
+// [Path.ConsumeFrom] one handles the other's events.
 func (s Service) StartBeside(p *Path, schema ...string) *Path {
 	p.t.Helper()
 	return s.start(p.t, p.JS, p.NATSURL, schema)
@@ -111,10 +113,11 @@ func (s Service) start(t testing.TB, js jetstream.JetStream, natsURL string, sch
 	return p
 }
 
-// log returns where what is wrong is logged.
+// log returns a logger for warnings, into the output of the test.
 func (p *Path) log() *slog.Logger { return testenv.LoggerFrom(p.t, slog.LevelWarn) }
 
-// Eventually waits until cond holds, and fails the test if it does not within 30 s, naming what it waited for.
+// Eventually waits until cond holds, and fails the test if it does not within 30 s, naming
+// the condition what.
 func Eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	testenv.Eventually(t, patience, what, cond)
@@ -126,7 +129,8 @@ func (p *Path) Consume(all ...consumers.Consumer) {
 	p.ConsumeFrom(p, all...)
 }
 
-// ConsumeFrom is [Path.Consume] for consumers of another service's events. What they do is in the database of p, as is their inbox.
+// ConsumeFrom is [Path.Consume] for consumers of another service's events. Their inbox and
+// effects are in the database of p.
 func (p *Path) ConsumeFrom(other *Path, all ...consumers.Consumer) {
 	p.t.Helper()
 	for _, c := range all {
@@ -161,7 +165,8 @@ func (p *Path) consume(from *Path, c consumers.Consumer) {
 	})
 }
 
-// Append appends events in a transaction of its own: those to which a consumer of another service's events should react, say.
+// Append appends events in a transaction of its own, such as events to which a consumer of
+// another service should react.
 func (p *Path) Append(payloads ...events.Payload) {
 	p.t.Helper()
 	err := pgx.BeginFunc(p.t.Context(), p.DB, func(tx pgx.Tx) error { return outbox.Append(p.t.Context(), tx, payloads...) })
@@ -170,12 +175,15 @@ func (p *Path) Append(payloads ...events.Payload) {
 	}
 }
 
-// RequireDone waits until a consumer is done with the events with these ids, which [RequireAppended] returns. If
-// [Path.Consume] runs the consumer, none means all that it handles of what is in the outbox now, or with [Path.ConsumeFrom] in the other service's. What its handler did is committed
-// then. The test fails as soon as one is a dead letter, or if they take 30 s; the failure shows how far each has come.
+// RequireDone waits until a consumer is done with the events with these ids, which
+// [RequireAppended] returns. The work of its handler is committed then. Without ids it
+// waits for all events in the outbox now that the consumer handles, which [Path.Consume]
+// must run; with [Path.ConsumeFrom], the outbox is the other service's. The test fails as
+// soon as one event is a dead letter, or after 30 s. The failure shows how far each event
+// has come.
 func (p *Path) RequireDone(consumer string, ids ...uuid.UUID) {
 	p.t.Helper()
-	p.await(consumer, "done", ids, func(all []fate) error {
+	p.await(consumer, "done", ids, func(all []progress) error {
 		for _, f := range all {
 			if f.state == "dead" || f.state == "discarded" {
 				return errors.New("set aside")
@@ -189,7 +197,7 @@ func (p *Path) RequireDone(consumer string, ids ...uuid.UUID) {
 // the test as soon as one is done.
 func (p *Path) RequireDead(consumer string, ids ...uuid.UUID) string {
 	p.t.Helper()
-	all := p.await(consumer, "dead", ids, func(all []fate) error {
+	all := p.await(consumer, "dead", ids, func(all []progress) error {
 		for _, f := range all {
 			if f.state == "done" {
 				return errors.New("done")
@@ -200,8 +208,9 @@ func (p *Path) RequireDead(consumer string, ids ...uuid.UUID) string {
 	return all[len(all)-1].err
 }
 
-// await waits until all events are in a state, or hopeless returns why that will not be.
-func (p *Path) await(consumer, state string, ids []uuid.UUID, hopeless func([]fate) error) []fate {
+// await waits until all events are in a state. It fails the test once failed returns an
+// error.
+func (p *Path) await(consumer, state string, ids []uuid.UUID, failed func([]progress) error) []progress {
 	p.t.Helper()
 	p.mu.Lock()
 	r := p.runners[consumer] // nil if others run it
@@ -210,15 +219,15 @@ func (p *Path) await(consumer, state string, ids []uuid.UUID, hopeless func([]fa
 		ids = p.handled(consumer, r)
 	}
 	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
-		all, err := p.fates(consumer, r, ids)
+		all, err := p.progressOf(consumer, r, ids)
 		if err != nil {
 			p.t.Fatal(err)
 		}
-		open := slices.DeleteFunc(slices.Clone(all), func(f fate) bool { return f.state == state })
+		open := slices.DeleteFunc(slices.Clone(all), func(f progress) bool { return f.state == state })
 		if r != nil && r.hasEnded() {
 			p.t.Fatalf("consumer %s ended: %v", consumer, r.err)
 		}
-		switch why := hopeless(all); {
+		switch why := failed(all); {
 		case len(open) == 0:
 			return all
 		case why != nil:
@@ -238,7 +247,8 @@ func (r *running) hasEnded() bool {
 	}
 }
 
-// handled returns the ids of the events that a consumer handles, of all in the outbox that they come from.
+// handled returns the ids of the events that a consumer handles, among all in the outbox
+// that it reads.
 func (p *Path) handled(consumer string, r *running) (ids []uuid.UUID) {
 	p.t.Helper()
 	if r == nil {
@@ -256,16 +266,17 @@ func (p *Path) handled(consumer string, r *running) (ids []uuid.UUID) {
 	return ids
 }
 
-// A fate is what became of an event at a consumer.
-type fate struct {
+// A progress is how far a consumer has come with an event.
+type progress struct {
 	id                    uuid.UUID
 	kind, key, state, err string
 	attempts              int
 	behind                bool
 }
 
-// fates looks at the consumer's rows of events, and at the outbox that they come from.
-func (p *Path) fates(consumer string, r *running, ids []uuid.UUID) (all []fate, err error) {
+// progressOf reads the progress of events from the consumer's tables and from the outbox of
+// its events.
+func (p *Path) progressOf(consumer string, r *running, ids []uuid.UUID) (all []progress, err error) {
 	texts := make([]string, len(ids))
 	for i, id := range ids {
 		texts[i] = id.String()
@@ -282,7 +293,7 @@ func (p *Path) fates(consumer string, r *running, ids []uuid.UUID) (all []fate, 
 	if err != nil {
 		return nil, err
 	}
-	all, err = pgx.CollectRows(found, func(row pgx.CollectableRow) (f fate, err error) {
+	all, err = pgx.CollectRows(found, func(row pgx.CollectableRow) (f progress, err error) {
 		return f, row.Scan(&f.id, &f.kind, &f.key)
 	})
 	if err != nil {
@@ -309,7 +320,7 @@ func (p *Path) fates(consumer string, r *running, ids []uuid.UUID) (all []fate, 
 	return all, err
 }
 
-func (f fate) String() string {
+func (f progress) String() string {
 	what := fmt.Sprintf("%s %s, key %s", f.kind, f.id, f.key)
 	if f.kind == "" {
 		return f.id.String() + ": it is not in the outbox"
@@ -327,7 +338,7 @@ func (f fate) String() string {
 
 var words = map[string]string{"done": "done", "dead": "a dead letter", "discarded": "discarded", "intent": "to be tried again"}
 
-func lines(all []fate) string {
+func lines(all []progress) string {
 	var b strings.Builder
 	for i, f := range all {
 		if i == mostListed {
@@ -339,7 +350,7 @@ func lines(all []fate) string {
 	return b.String()
 }
 
-// obstacles says what is wrong with those on the way.
+// obstacles describes what is wrong with the relay and the consumer.
 func (p *Path) obstacles(r *running) string {
 	ctx, cancel := context.WithTimeout(p.t.Context(), 5*time.Second)
 	defer cancel()

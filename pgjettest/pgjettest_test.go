@@ -23,7 +23,7 @@ import (
 
 // There is no TestMain: a package that uses this one needs none.
 
-// A failing test remembers how it failed.
+// A failing is a test that records its failure.
 type failing struct {
 	testing.TB
 	message string
@@ -140,7 +140,7 @@ func TestRequireAppended(t *testing.T) {
 	requireFails(t, func(t testing.TB) { pgjettest.RequireAppended[OrderShipped](t, pgjettest.Database(t)) }, "no order.shipped was appended, but nothing")
 }
 
-// TestHandle: the handler's effects are seen, and gone afterwards.
+// TestHandle: look sees the handler's effects, and they are gone afterwards.
 func TestHandle(t *testing.T) {
 	t.Parallel()
 	db := pgjettest.Database(t, `create table parcels (order_id text not null)`)
@@ -177,7 +177,8 @@ func TestHandle(t *testing.T) {
 	}
 }
 
-// TestHandleFails: the failure says in which attempt; after an error the transaction is as before.
+// TestHandleFails: the failure names the attempt, and the transaction is as it was before
+// the error.
 func TestHandleFails(t *testing.T) {
 	t.Parallel()
 	db := pgjettest.Database(t, `create table parcels (order_id text primary key)`)
@@ -270,13 +271,14 @@ func TestBrokenConsumer(t *testing.T) {
 	}, "consumer shipping ended: ", "its Rate is -1")
 }
 
-// TestSchema: SQL that PostgreSQL refuses is named by its line.
+// TestSchema: the failure names the line of SQL that PostgreSQL refuses.
 func TestSchema(t *testing.T) {
 	t.Parallel()
 	requireFails(t, func(t testing.TB) { pgjettest.Database(t, `create table a ()`, "create table b ();\n\nselec 1") }, "SQL 2, line 3", "syntax error")
 }
 
-// TestRequireScheduled: what waits is found, in a transaction that of it alone, with what its savepoints scheduled.
+// TestRequireScheduled: it finds the events that wait. In a transaction it finds only its
+// own, with those of its savepoints.
 func TestRequireScheduled(t *testing.T) {
 	t.Parallel()
 	db := pgjettest.Database(t)
@@ -351,7 +353,8 @@ func TestRequireScheduled(t *testing.T) {
 	pgjettest.RequireScheduled(t, std, OrderPaid{OrderID: "o-18"}, before)
 }
 
-// TestTwoServices: services at one NATS server exchange events, each with a database and a stream of its own.
+// TestTwoServices: services at one NATS server exchange events, each with a database and a
+// stream of its own.
 func TestTwoServices(t *testing.T) {
 	t.Parallel()
 	orders := pgjettest.Service{Stream: "ORDERS", Prefix: "acme.orders", Source: "orders"}.Start(t)
@@ -372,9 +375,9 @@ func TestTwoServices(t *testing.T) {
 	}))}
 	parcels.ConsumeFrom(orders, answers)
 	requireFails(t, func(t testing.TB) { parcels.As(t).RequireDone("shipping") }, "nothing that consumer shipping handles was appended")
-	var told atomic.Value
+	var received atomic.Value
 	orders.ConsumeFrom(parcels, consumers.Consumer{Name: "shipped", Handler: consumers.Handle(consumers.On(func(_ context.Context, _ pgx.Tx, e events.Event, shipped OrderShipped) error {
-		told.Store(e.Source + " " + shipped.OrderID)
+		received.Store(e.Source + " " + shipped.OrderID)
 		return nil
 	}))})
 	orders.Append(OrderPaid{OrderID: "o-17"})
@@ -382,15 +385,15 @@ func TestTwoServices(t *testing.T) {
 	shipped := pgjettest.RequireAppended(t, parcels.DB, OrderShipped{OrderID: "o-17"})
 	orders.RequireDone("shipped")
 	orders.RequireDone("shipped", shipped[0].ID)
-	if got := told.Load(); got != "parcels o-17" {
-		t.Errorf("orders was told %v, want it from parcels, of o-17", got)
+	if got := received.Load(); got != "parcels o-17" {
+		t.Errorf("orders received %v, want it from parcels, of o-17", got)
 	}
 	pgjettest.RequireAppended(t, orders.DB, OrderPaid{OrderID: "o-17"})
 
-	orders.Append(OrderPaid{OrderID: "o-17"}) // of which there is a parcel
+	orders.Append(OrderPaid{OrderID: "o-17"}) // which has a parcel already
 	twice := pgjettest.RequireAppended[OrderPaid](t, orders.DB)[1]
 	requireFails(t, func(t testing.TB) {
-		impatient := parcels.As(t)
-		impatient.RequireDead("shipping", twice.ID, twice.ID, shipped[0].ID, pgjettest.RequireAppended[OrderPaid](t, orders.DB)[0].ID)
+		observed := parcels.As(t)
+		observed.RequireDead("shipping", twice.ID, twice.ID, shipped[0].ID, pgjettest.RequireAppended[OrderPaid](t, orders.DB)[0].ID)
 	}, "consumer shipping: want dead, but an event is done", "order.paid "+twice.ID.String()+", key o-17", shipped[0].ID.String()+": it is not in the outbox")
 }

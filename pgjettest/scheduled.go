@@ -7,16 +7,18 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// A Scheduled event is one that waits until it is due, with its payload.
+// A Scheduled is an event that waits until it is due, with its payload.
 type Scheduled[T events.Payload] struct {
 	events.Event
 	Payload T
 	Due     time.Time // by the clock of the database
 }
 
-// RequireScheduled returns the events of type T that were scheduled, by outbox.AppendAt say, and wait: the one that is due first comes
-// first. It fails the test if there are none, or if want is given and they are not these payloads in that order. See [RequireAppended] for in and T. An
-// event that was cancelled, or that the relay has appended since, does not count.
+// RequireScheduled returns the events of type T that were scheduled, for example by
+// outbox.AppendAt, and still wait, in the order in which they are due. It fails the test if
+// there are none, or if want is given and they are not these payloads in that order. See
+// [RequireAppended] for in and T. An event does not count once it was cancelled or the
+// relay has appended it.
 func RequireScheduled[T events.Payload](t testing.TB, in any, want ...T) (found []Scheduled[T]) {
 	t.Helper()
 	waiting := scheduled(t, in)
@@ -33,7 +35,8 @@ func RequireScheduled[T events.Payload](t testing.TB, in any, want ...T) (found 
 	return found
 }
 
-// RequireNothingScheduled fails the test if an event of any type waits until it is due, and shows it. See [RequireScheduled].
+// RequireNothingScheduled fails the test if an event of any type waits until it is due, and
+// shows it. See [RequireScheduled].
 func RequireNothingScheduled(t testing.TB, in any) {
 	t.Helper()
 	waiting := scheduled(t, in)
@@ -53,12 +56,14 @@ type waiting struct {
 	n   int64
 }
 
-// ownRow says that a row was written in this transaction or in a savepoint of it: its transaction goes on, and yet the row
-// is seen. The 32 bits of xmin are completed to the transaction of that id which is nearest to this one.
+// ownRow holds for a row that was written in this transaction or in a savepoint of it: its
+// transaction is still running, and yet the row is visible. The 32 bits of xmin are
+// completed to the transaction of that id which is nearest to this one.
 const ownRow = ` and pg_xact_status((pg_current_xact_id_if_assigned()::text::numeric + mod(
 	xmin::text::numeric - mod(pg_current_xact_id_if_assigned()::text::numeric, 4294967296) + 6442450944, 4294967296) - 2147483648)::text::xid8) = 'in progress'`
 
-// scheduled returns the events that wait in, in the order in which they are due.
+// scheduled returns the waiting events that count for in, in the order in which they are
+// due.
 func scheduled(t testing.TB, in any) (all []waiting) {
 	t.Helper()
 	after, db := int64(0), in

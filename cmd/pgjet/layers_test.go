@@ -84,6 +84,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/tests/notes", "events outbox relay/backlog"},
 	{"internal/tests/outbox", ""},
 	{"internal/tests/postgres", ""},
+	{"internal/tests/words", ""},
 	// For programs of others.
 	{"cmd/daemon", "internal/registry internal/supervisor"},
 	{"cmd/verbs", "consumers events internal/ensure internal/operation internal/postgres"},

@@ -8,8 +8,8 @@ const (
 
 var RestAfter = restAfter
 
-// Untold returns how many commits no hint has told of, sent or being sent.
-func Untold(s *Sender) int {
+// Unannounced returns how many commits no hint has announced, sent or being sent.
+func Unannounced(s *Sender) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.commits

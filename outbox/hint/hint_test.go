@@ -43,7 +43,8 @@ func TestHintsAreCoalesced(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	// The last hint comes a longGap later at most, and the first few before this is a crowd.
+	// The last hint comes at most a longGap later, and the first few come before the rate
+	// is known to be high.
 	most := int((time.Since(begun)+hint.LongGap)/hint.LongGap) + int(hint.Window/hint.Gap) + 4
 	n := 0
 	for {
@@ -53,7 +54,7 @@ func TestHintsAreCoalesced(t *testing.T) {
 		n++
 	}
 	if n == 0 || n > most {
-		t.Errorf("a crowd of calls made %d hints, want 1 to %d", n, most)
+		t.Errorf("many calls made %d hints, want 1 to %d", n, most)
 	}
 	s.Committed()
 	if _, err := hints.NextMsg(5 * time.Second); err != nil {
@@ -61,7 +62,7 @@ func TestHintsAreCoalesced(t *testing.T) {
 	}
 }
 
-// TestRests: hints come seldom while commits crowd, and at once when they do not.
+// TestRests: hints are rare while many commits come, and immediate while few do.
 func TestRests(t *testing.T) {
 	for _, tt := range []struct {
 		commits   int
@@ -99,7 +100,7 @@ func (v *valve) Write(b []byte) (int, error) {
 	return v.Conn.Write(b)
 }
 
-// TestCommitWhileAHintHangs: what is committed while a hint is being sent gets one of its own.
+// TestCommitWhileAHintHangs: a commit while a hint is being sent gets a hint of its own.
 func TestCommitWhileAHintHangs(t *testing.T) {
 	_, url := testenv.JetStream(t)
 	var v valve
@@ -118,9 +119,9 @@ func TestCommitWhileAHintHangs(t *testing.T) {
 	}
 	s := hint.New(nc, "EVENTS")
 	v.shut.Lock()
-	for range 2 { // the first is on its way then, the second waits for the connection
+	for range 2 { // the first is being sent then, the second waits for the connection
 		s.Committed()
-		testenv.Eventually(t, 5*time.Second, "a hint is being sent", func() bool { return hint.Untold(s) == 0 })
+		testenv.Eventually(t, 5*time.Second, "a hint is being sent", func() bool { return hint.Unannounced(s) == 0 })
 	}
 	s.Committed()
 	v.shut.Unlock()
@@ -131,7 +132,7 @@ func TestCommitWhileAHintHangs(t *testing.T) {
 	}
 }
 
-// TestHintNeverBlocks: while NATS is away the caller does not notice.
+// TestHintNeverBlocks: the caller does not notice that NATS is away.
 func TestHintNeverBlocks(t *testing.T) {
 	server := testenv.NATS(t)
 	nc, err := nats.Connect(server.URL(), nats.ReconnectBufSize(-1), nats.MaxReconnects(-1))
