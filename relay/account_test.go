@@ -16,7 +16,8 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// unaccounted returns by how many events the outbox and what relays counted differ.
+// unaccounted returns the difference between the events in the outbox and those that relays
+// counted.
 func (b *bench) unaccounted() int64 {
 	b.Helper()
 	conn, err := b.db.Acquire(b.Context())
@@ -31,9 +32,9 @@ func (b *bench) unaccounted() int64 {
 	return *n
 }
 
-// TestNothingVanishes counts the outbox apart from the relay, which counts what it
-// publishes or sets aside: late commits, rolled back ones, events in quarantine and
-// pruned ones included. Were one missed or taken twice, it would show.
+// TestNothingVanishes counts the outbox independently of the relay, which counts what it
+// publishes or sets aside. There are late commits, rolled back ones, events in quarantine
+// and pruned ones. An event that was missed or counted twice would show.
 func TestNothingVanishes(t *testing.T) {
 	b := newBench(t)
 	r, stop := b.start()
@@ -80,8 +81,8 @@ func TestNothingVanishes(t *testing.T) {
 	}
 }
 
-// TestNoWallClock sets all times that are kept far into the past and the future, and
-// lets relays take over from each other. What decides does not ask for the time.
+// TestNoWallClock sets all stored times far into the past and the future, and lets relays
+// take over from each other. No decision depends on the time.
 func TestNoWallClock(t *testing.T) {
 	b := newBench(t)
 	for i, shift := range []string{"400 days", "-400 days", "30 years", "-30 years"} {

@@ -15,19 +15,22 @@ import (
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
-// DefaultAuditRate is how many events a second are compared with the stream in the background.
+// DefaultAuditRate is how many events a second the background audit compares with the
+// stream.
 const DefaultAuditRate = 500
 
 const (
-	// auditBytes is how much of the stream the background audit receives at a time: appends go by the same connection.
+	// auditBytes is how much of the stream the background audit receives at a time: appends
+	// use the same connection.
 	auditBytes = 1 << 20
 	// auditMost is how many messages it compares at a time.
 	auditMost = 2000
-	// auditSlice is after what time it rests: what else looks at the outbox by this connection goes on.
+	// auditSlice is how long the audit works before it rests, so that other reads of the
+	// outbox on this connection go on.
 	auditSlice = 200 * time.Millisecond
 	// auditTime bounds one round of steps.
 	auditTime = 5 * time.Second
-	// auditLook is how often it looks whether the next pass is due.
+	// auditLook is how often the audit checks whether the next pass is due.
 	auditLook = 10 * time.Second
 	// auditPasses is how many passes are kept.
 	auditPasses = 10
@@ -35,15 +38,15 @@ const (
 	auditListed = 100
 )
 
-// auditRest is how long after a pass the next one begins.
+// auditRest is the pause between two passes.
 var auditRest = time.Hour
 
-// Audited is a pass of the background audit.
+// An Audited is a pass of the background audit.
 type Audited struct {
 	ID         int64      `json:"id"`
 	BeganAt    time.Time  `json:"began_at"`
 	EndedAt    *time.Time `json:"ended_at"`   // nil if it is under way
-	StreamSeq  int64      `json:"stream_seq"` // up to which it has compared
+	StreamSeq  int64      `json:"stream_seq"` // the sequence up to which it has compared
 	Compared   int64      `json:"compared"`
 	Missing    int64      `json:"missing"`
 	Extra      int64      `json:"extra"`
@@ -52,7 +55,7 @@ type Audited struct {
 	Changed    int64      `json:"changed"`
 }
 
-// Differences returns how many a pass has found; 0 for a nil one.
+// Differences returns how many differences a pass has found; 0 for a nil one.
 func (a *Audited) Differences() (n int64) {
 	for _, count := range a.kinds() {
 		n += count
@@ -60,7 +63,7 @@ func (a *Audited) Differences() (n int64) {
 	return n
 }
 
-// kinds returns how many differences there are of each kind.
+// kinds returns the number of differences of each kind.
 func (a *Audited) kinds() map[string]int64 {
 	if a == nil {
 		return nil
@@ -74,13 +77,13 @@ func (a *Audited) fields() []any {
 	return []any{&a.ID, &a.BeganAt, &a.EndedAt, &a.StreamSeq, &a.Compared, &a.Missing, &a.Extra, &a.Twice, &a.OutOfOrder, &a.Changed}
 }
 
-// queueAudited queues what fills in Audit and Auditing.
+// queueAudited queues the statements that fill in Audit and Auditing.
 func (s *Status) queueAudited(b *pgx.Batch) {
 	b.Queue(`select `+auditedColumns+` where stream = $1 and ended_at is not null order by id desc limit 1`, s.Stream).Query(optional(&s.Audit, (*Audited).fields))
 	b.Queue(`select * from (select `+auditedColumns+` where stream = $1 order by id desc limit 1) a where ended_at is null`, s.Stream).Query(optional(&s.Auditing, (*Audited).fields))
 }
 
-// AuditDifferences returns the first differences that a pass found, a hundred at most.
+// AuditDifferences returns the first differences that a pass found, at most a hundred.
 func AuditDifferences(ctx context.Context, db beginner, id int64) ([]audit.Difference, error) {
 	all, err := collect(ctx, db, pgx.RowTo[[]byte], `select differences from pgjet.audit where id = $1`, id)
 	if err != nil || len(all) == 0 {
@@ -88,15 +91,16 @@ func AuditDifferences(ctx context.Context, db beginner, id int64) ([]audit.Diffe
 	}
 	found := []audit.Difference{}
 	if json.Unmarshal(all[0], &found) != nil || found == nil {
-		found = []audit.Difference{} // somebody else wrote it
+		found = []audit.Difference{} // written by another version
 	}
 	return found, nil
 }
 
-// An auditor compares outbox and stream while its relay publishes, a little at a time, and keeps its place in the database.
+// An auditor compares outbox and stream while its relay publishes, a little at a time, and
+// keeps its place in the database.
 type auditor struct {
-	epoch  int64 // of the term for which the rest is known
-	known  bool  // pass is
+	epoch  int64 // of the session in which the fields below were read
+	known  bool  // whether pass is the one to continue
 	pass   Audited
 	place  audit.Place
 	made   time.Time // when the stream was made
@@ -104,11 +108,12 @@ type auditor struct {
 	walk   *audit.Walk
 	found  []audit.Difference // in this walk
 	after  time.Time          // when the next step may be taken
-	last   time.Time          // when the last one was
+	last   time.Time          // when the last step was taken
 	logged string             // what was last logged
 }
 
-// compare takes some steps of the background audit, if this relay publishes, and returns how long that took.
+// compare takes some steps of the background audit, if this relay publishes, and returns
+// how long they took.
 func (w *watch) compare(ctx context.Context, conn *pgx.Conn) time.Duration {
 	a, l, now := &w.audit, w.link.Load(), time.Now()
 	if epoch := w.epoch.Load(); l == nil || epoch != a.epoch {
@@ -122,7 +127,7 @@ func (w *watch) compare(ctx context.Context, conn *pgx.Conn) time.Duration {
 	most := min(auditMost, max(1, int(float64(w.AuditRate)*now.Sub(a.last).Seconds())))
 	a.last = now
 	err := a.steps(ctx, audit.Sides{DB: conn, JS: l.js, Stream: w.Stream}, most)
-	if errors.Is(err, audit.ErrChanged) || err != nil && w.link.Load() != l { // the term is over, or is about to be
+	if errors.Is(err, audit.ErrChanged) || err != nil && w.link.Load() != l { // the session is over, or about to be
 		*a, err = auditor{epoch: a.epoch, last: now, logged: a.logged}, nil
 	}
 	said := ""
@@ -137,7 +142,7 @@ func (w *watch) compare(ctx context.Context, conn *pgx.Conn) time.Duration {
 	return time.Since(now)
 }
 
-// steps takes steps until so many messages were compared, or auditSlice is over.
+// steps takes steps until most messages were compared, or auditSlice is over.
 func (a *auditor) steps(ctx context.Context, sides audit.Sides, most int) error {
 	for begun := time.Now(); most > 0 && time.Since(begun) < auditSlice; {
 		n, err := a.step(ctx, sides, most)
@@ -149,7 +154,8 @@ func (a *auditor) steps(ctx context.Context, sides audit.Sides, most int) error 
 	return nil
 }
 
-// step goes on with the pass, or begins one if it is time, and returns how many messages it compared.
+// step continues the pass, or begins one if it is time, and returns how many messages it
+// compared.
 func (a *auditor) step(ctx context.Context, sides audit.Sides, most int) (n int, err error) {
 	if !a.known {
 		if err := a.load(ctx, sides); err != nil || !a.known {
@@ -159,7 +165,7 @@ func (a *auditor) step(ctx context.Context, sides audit.Sides, most int) (n int,
 	if a.walk == nil {
 		if a.place.Seq < uint64(a.until) {
 			a.walk, err = sides.Next(ctx, a.made, a.place)
-			if errors.Is(err, audit.ErrChanged) { // what it found was of another stream
+			if errors.Is(err, audit.ErrChanged) { // its findings are about another stream
 				_, failed := sides.DB.Exec(ctx, `with `+leading+` delete from pgjet.audit a using lead where a.id = $3`, sides.Stream, a.epoch, a.pass.ID)
 				return 0, errors.Join(failed, err)
 			}
@@ -178,16 +184,16 @@ func (a *auditor) step(ctx context.Context, sides audit.Sides, most int) (n int,
 	if err != nil || more {
 		return n, err
 	}
-	a.take(a.walk)
+	a.add(a.walk)
 	a.walk = nil
 	return n, a.save(ctx, sides, false)
 }
 
-// load finds the pass that is under way, or begins one if the last is old enough, or events were published again since. It leaves known
-// false if there is nothing to do.
+// load finds the unfinished pass, or begins one if the last one is old enough or events
+// were published again since. If there is nothing to do, known stays false.
 func (a *auditor) load(ctx context.Context, sides audit.Sides) error {
 	var due bool
-	var published time.Time // when the stream was made that has the newest checkpoint
+	var published time.Time // when the stream with the newest checkpoint was made
 	var id *uuid.UUID
 	var snapshot string
 	err := sides.DB.QueryRow(ctx, `
@@ -227,8 +233,8 @@ func (a *auditor) load(ctx context.Context, sides audit.Sides) error {
 	return nil
 }
 
-// take adds what a walk found to the pass.
-func (a *auditor) take(w *audit.Walk) {
+// add adds the findings of a walk to the pass.
+func (a *auditor) add(w *audit.Walk) {
 	r, p := w.Result, &a.pass
 	p.Compared += r.Compared
 	p.Missing += r.Missing
@@ -240,7 +246,7 @@ func (a *auditor) take(w *audit.Walk) {
 	p.StreamSeq = int64(a.place.Seq)
 }
 
-// save writes the pass down, if this relay still leads.
+// save records the pass, if this relay still leads.
 func (a *auditor) save(ctx context.Context, sides audit.Sides, ended bool) error {
 	var id *uuid.UUID
 	if a.place.ID != uuid.Nil {

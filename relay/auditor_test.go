@@ -34,7 +34,8 @@ func (b *bench) startAuditing(rate int) (stop func()) {
 	return testenv.Run(b, r.Run)
 }
 
-// audited waits for a whole pass of the background audit behind the last one, and returns it.
+// audited waits for a whole pass of the background audit after the last one, and returns
+// it.
 func (b *bench) audited(last *relay.Audited) (found *relay.Audited) {
 	b.Helper()
 	testenv.Eventually(b, patience, "a whole pass of the audit", func() bool {
@@ -44,8 +45,9 @@ func (b *bench) audited(last *relay.Audited) (found *relay.Audited) {
 	return found
 }
 
-// TestBackgroundAudit: the leading relay compares all that it published, and finds a message that is gone and a row that is gone. A pass is
-// continued by the relay that leads next.
+// TestBackgroundAudit: the leading relay compares everything that it published, and finds a
+// message that is gone and a row that is gone. The next leader continues an unfinished
+// pass.
 func TestBackgroundAudit(t *testing.T) {
 	relay.SetAuditRest(t, time.Second)
 	b := newBench(t)
@@ -65,9 +67,9 @@ func TestBackgroundAudit(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.exec(`delete from pgjet.outbox where seq = 30`)
-	// To plan that it is published again is not to do so.
+	// A planned republish has not happened yet.
 	b.exec(`insert into pgjet.operation (kind, target, by, reason, state, detail) values ('republish', 'EVENTS', 'me', 'test', 'planned', '{"seqs": [20]}')`)
-	// A pass that is under way: the first ten are compared.
+	// An unfinished pass: the first ten are compared.
 	b.exec(`delete from pgjet.audit`)
 	b.exec(`insert into pgjet.audit (stream, stream_created, system_identifier, stream_seq, event_id, snapshot, floor, events, compared, missing, extra, twice, out_of_order, changed)
 		select stream, stream_created, system_identifier, 10, null, snapshot, 10, 10, 1000, 0, 0, 0, 0, 0 from pgjet.checkpoint order by id desc limit 1`)
@@ -85,7 +87,7 @@ func TestBackgroundAudit(t *testing.T) {
 	}
 }
 
-// TestBackgroundAuditIsSlow: it compares no more than it may in a second.
+// TestBackgroundAuditIsSlow: it compares no more events a second than its rate.
 func TestBackgroundAuditIsSlow(t *testing.T) {
 	relay.SetAuditRest(t, time.Second)
 	b := newBench(t)

@@ -15,8 +15,8 @@ import (
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
-// A blocked is an error with a stable word for what stands in the way. Health,
-// metrics and runbooks know these words.
+// A blocked is an error with its cause, a stable word for what stands in the way. Health,
+// metrics and runbooks use these words.
 type blocked struct {
 	cause string
 	err   error
@@ -25,7 +25,7 @@ type blocked struct {
 func (b *blocked) Error() string { return b.cause + ": " + b.err.Error() }
 func (b *blocked) Unwrap() error { return b.err }
 
-// block puts the word before err. A nil error stays nil.
+// block adds the cause to err. A nil error stays nil.
 func block(cause string, err error) error {
 	if err == nil {
 		return nil
@@ -33,8 +33,7 @@ func block(cause string, err error) error {
 	return &blocked{cause, err}
 }
 
-// causeOf returns the word for err: that of a blocked or a refusal, "halted", or
-// "error".
+// causeOf returns the cause of err: that of a blocked or a refusal, "halted", or "error".
 func causeOf(err error) string {
 	if b, ok := errors.AsType[*blocked](err); ok {
 		return b.cause
@@ -54,27 +53,28 @@ func causeOf(err error) string {
 	return "error"
 }
 
-// told returns what err says, its word first, and once.
-func told(err error) string {
+// report returns the text of err behind its cause, which it names once.
+func report(err error) string {
 	word := causeOf(err) + ": "
 	return word + strings.ReplaceAll(err.Error(), word, "")
 }
 
-// A reasoned is an error of a session, as it is reported.
+// A reasoned is an error of a session whose text begins with its cause.
 type reasoned struct{ error }
 
-func (r reasoned) Error() string { return told(r.error) }
+func (r reasoned) Error() string { return report(r.error) }
 func (r reasoned) Unwrap() error { return r.error }
 
-// named returns err with its word first. One that has none, and nil, stay as they are.
-func named(err error) error {
+// withCause returns err with its cause first. An error without a cause, and nil, stay as
+// they are.
+func withCause(err error) error {
 	if err == nil || causeOf(err) == "error" {
 		return err
 	}
 	return reasoned{err}
 }
 
-// blockedByDatabase puts the reason before an error of PostgreSQL, unless it has one.
+// blockedByDatabase adds the cause to an error of PostgreSQL, unless it has one.
 func blockedByDatabase(err error) error {
 	known, _ := errors.AsType[*blocked](err)
 	switch {
@@ -86,7 +86,7 @@ func blockedByDatabase(err error) error {
 	return block(string(sqlstate.Reason(err)), sqlstate.Advise(err, "pgjet_relay"))
 }
 
-// blockedByStream puts the word before an error of NATS. A refusal has its own.
+// blockedByStream adds the cause to an error of NATS. A refusal has its own.
 func blockedByStream(err error) error {
 	refusal, _ := errors.AsType[*protocol.Refusal](err)
 	known, _ := errors.AsType[*blocked](err)
@@ -95,7 +95,7 @@ func blockedByStream(err error) error {
 	switch {
 	case err == nil, refusal != nil, known != nil:
 		return err
-	case errors.Is(err, nats.ErrNoResponders): // nothing takes messages for the stream, or answers for it
+	case errors.Is(err, nats.ErrNoResponders): // nothing captures messages for the stream, or answers for it
 		class, todo = jserror.StreamMissing, ""
 	case class == jserror.Permission:
 		todo = permissions
@@ -106,7 +106,8 @@ func blockedByStream(err error) error {
 // permissions is what to do if NATS refuses a right.
 const permissions = "compare with: pgjet nats permissions relay"
 
-// advise returns err with what to do behind it, unless err says that or there is nothing to do.
+// advise returns err followed by what to do, unless err contains that already or todo is
+// empty.
 func advise(err error, todo string) error {
 	if todo == "" || strings.Contains(err.Error(), todo) {
 		return err

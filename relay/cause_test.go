@@ -38,8 +38,9 @@ func (b *bench) epoch() (n int64) {
 	return n
 }
 
-// TestALastingCause: a cause that ends one session after the other is logged when it begins and when
-// it ends. In between, readiness and status name it, and nothing else, whatever the session is about.
+// TestALastingCause: a cause that ends one session after the other is logged when it begins
+// and when it ends. In between, readiness and status name this cause and no other, whatever
+// the session is doing.
 func TestALastingCause(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -95,8 +96,8 @@ func TestALastingCause(t *testing.T) {
 	}
 }
 
-// lasts fails the test unless a relay, once it is blocked by this cause, says so for five sessions, and
-// says nothing else before that but that it starts.
+// lasts fails the test unless a blocked relay reports this cause for five sessions, and
+// before that nothing except that it starts.
 func (b *bench) lasts(r *relay.Relay, cause string) {
 	b.Helper()
 	until := int64(0)

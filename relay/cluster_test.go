@@ -10,7 +10,7 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// clusterPatience bounds what takes elections.
+// clusterPatience bounds waits that include elections.
 const clusterPatience = 3 * time.Minute
 
 // newClusterBench returns a bench on three servers, with a stream on all of them.

@@ -16,47 +16,50 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// A copy of a database is the same outbox. No lock of PostgreSQL reaches from the one to the other, so
-// that a relay could lead in each. They meet in NATS: whoever leads says so there, and hears the others.
+// A copy of a database is the same outbox. No lock of PostgreSQL reaches from one database
+// to the other, so a relay could lead in each. They meet in NATS: the leader announces
+// itself there, and hears the others.
 const (
-	// announceEvery is how often a relay says that it leads.
+	// announceEvery is how often a leader announces itself.
 	announceEvery = 500 * time.Millisecond
-	// listenFor is for how long a relay listens before it publishes, if its server is not the one in
-	// which a relay led last.
+	// listenFor is how long a relay listens before it publishes, if a relay led last on
+	// another server.
 	listenFor = 3 * announceEvery
-	// heardFor is how long ago a relay may have said that it leads.
+	// heardFor is how long an announcement counts.
 	heardFor = 4 * announceEvery
-	// maxPresence is how many bytes a relay may say of itself: it is shown to operators.
+	// maxPresence is the size limit of an announcement, which is shown to operators.
 	maxPresence = 4 << 10
 )
 
-// A presence is what a relay that leads says of itself.
+// A presence is what a leading relay announces about itself.
 type presence struct {
 	Outbox      uuid.UUID `json:"outbox"`
 	Source      string    `json:"source"`
 	Place       string    `json:"place"`        // which database of which cluster; a copy made with files has the same
 	Since       time.Time `json:"since"`        // when a relay led there first
-	ServerStart time.Time `json:"server_start"` // tells servers apart that run at the same time
+	ServerStart time.Time `json:"server_start"` // distinguishes servers that run at the same time
 	Database    string    `json:"database"`     // for people
 	Process     string    `json:"process"`      // for people
 }
 
 func (p presence) outbox() Outbox { return Outbox{p.Outbox, p.Source} }
 
-// same reports whether q leads in the same database of the same server: PostgreSQL lets only one of
-// them lead, and the other one is on its way out.
+// same reports whether q leads in the same database of the same server. PostgreSQL lets
+// only one of the two lead; the other is about to stop.
 func (p presence) same(q presence) bool {
 	return p.Outbox == q.Outbox && p.Place == q.Place && p.ServerStart.Equal(q.ServerStart)
 }
 
-// precedes reports which of two that are not the same goes on: the one that was there first.
+// precedes reports which of two that are not the same goes on: the one that was there
+// first.
 func (p presence) precedes(q presence) bool {
 	return cmp.Or(p.Since.Compare(q.Since), p.ServerStart.Compare(q.ServerStart),
 		cmp.Compare(p.Place, q.Place), cmp.Compare(p.Outbox.String(), q.Outbox.String())) < 0
 }
 
-// locate finds out where this relay leads. If that is not where one led last, it has to listen before
-// it publishes: the database may be a copy, beside which the original goes on.
+// locate finds out where this relay leads. If the last leader was elsewhere, this relay has
+// to listen before it publishes: the database may be a copy, beside which the original goes
+// on.
 func (d *database) locate(ctx context.Context, source string) error {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
@@ -78,8 +81,8 @@ func (d *database) locate(ctx context.Context, source string) error {
 	return err
 }
 
-// settled notes that a relay leads here.
-func (d *database) settled(ctx context.Context) error {
+// notePlace records that a relay leads here.
+func (d *database) notePlace(ctx context.Context) error {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
 	_, err := d.conn.Exec(ctx, `
@@ -89,8 +92,9 @@ func (d *database) settled(ctx context.Context) error {
 	return blockedByDatabase(err)
 }
 
-// settleIn makes sure that nobody else publishes this outbox, or to this stream.
-func (t *term) settleIn(ctx context.Context) error {
+// listen returns an error if another relay publishes this outbox elsewhere, or publishes to
+// this stream.
+func (t *tenure) listen(ctx context.Context) error {
 	for until := time.Now().Add(listenFor); t.db.listen && time.Now().Before(until); {
 		if err := t.link.rivalry(); err != nil {
 			return err
@@ -104,11 +108,11 @@ func (t *term) settleIn(ctx context.Context) error {
 			return nil
 		}
 	}
-	return t.db.settled(context.WithoutCancel(ctx)) // what ends with ctx takes the connection along
+	return t.db.notePlace(context.WithoutCancel(ctx)) // cancelling the query would close the connection
 }
 
-// announce says that the relay leads, until stop is called.
-func (t *term) announce(ctx context.Context) (stop func()) {
+// announce announces that the relay leads, until stop is called.
+func (t *tenure) announce(ctx context.Context) (stop func()) {
 	said, err := json.Marshal(t.db.here)
 	if err != nil {
 		panic(err) // it holds texts and times
@@ -123,25 +127,26 @@ func (t *term) announce(ctx context.Context) (stop func()) {
 	return func() { cancel(); beside.Wait() }
 }
 
-// others are the relays that lead for the same stream elsewhere.
+// An others is what a relay has heard of the relays that lead for the same stream
+// elsewhere.
 type others struct {
 	here     presence
 	owned    atomic.Bool   // the stream names this outbox
-	deaf     atomic.Bool   // NATS does not let the relay say that it leads, or hear others
-	conflict chan struct{} // one of them goes first
+	deaf     atomic.Bool   // NATS does not let the relay announce itself, or hear others
+	conflict chan struct{} // one of the others goes first
 
 	mu    sync.Mutex
 	heard map[presence]sighting
 }
 
-// A sighting is when a relay said that it leads, first and last.
+// A sighting is when a relay announced itself, first and last.
 type sighting struct{ first, last time.Time }
 
 func newOthers(here presence) *others {
 	return &others{here: here, conflict: make(chan struct{}, 1), heard: make(map[presence]sighting)}
 }
 
-// hear notes who else leads, and goes first.
+// hear records an announcement, and signals a conflict if its relay goes first.
 func (o *others) hear(msg *nats.Msg) {
 	var p presence
 	if len(msg.Data) > maxPresence || json.Unmarshal(msg.Data, &p) != nil || o.here.same(p) || !p.precedes(o.here) {
@@ -170,8 +175,8 @@ func (o *others) hear(msg *nats.Msg) {
 	}
 }
 
-// first returns who else leads, if it goes first and has said so more than once: the last word of one
-// that was frozen is none.
+// first returns the other leading relay, if it goes first and has announced itself more
+// than once. A single announcement may be the last one of a relay that was frozen.
 func (o *others) first() (p presence, is bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -183,8 +188,8 @@ func (o *others) first() (p presence, is bool) {
 	return p, false
 }
 
-// rivalry returns why this relay may not publish to the stream: another one does, and goes first. A stream that
-// names this outbox has no other, whoever says so.
+// rivalry returns why this relay may not publish to the stream: another one does, and goes
+// first. A stream that names this outbox has no other, whatever is announced.
 func (l *link) rivalry() error {
 	p, is := l.others.first()
 	switch {
@@ -198,7 +203,8 @@ func (l *link) rivalry() error {
 		l.name, p.Process, p.Database, l.others.here.Database))
 }
 
-// checkOwner returns an error if a stream with this configuration is another outbox's.
+// checkOwner returns an error if a stream with this configuration belongs to another
+// outbox.
 func (l *link) checkOwner(config jetstream.StreamConfig) error {
 	owner, own := Owner(config), l.others.here.outbox()
 	l.others.owned.Store(owner.ID == own.ID)
@@ -208,7 +214,7 @@ func (l *link) checkOwner(config jetstream.StreamConfig) error {
 	return &ForeignOutboxError{Stream: l.name, Owner: owner, Own: own}
 }
 
-// unsure says what keeps the relay from noticing another outbox, or a copy of this one.
+// unsure returns what keeps the relay from noticing another outbox, or a copy of this one.
 func (l *link) unsure() (weak []string) {
 	if !l.others.owned.Load() {
 		weak = append(weak, "the metadata names no outbox, so that another one may be published there unnoticed; run: pgjet stream ensure --database-url URL")

@@ -32,7 +32,8 @@ func says(t *testing.T, p presence) *nats.Msg {
 	return &nats.Msg{Data: b}
 }
 
-// TestWhoGoesFirst: of two relays that are not in the same database of the same server exactly one goes first.
+// TestWhoGoesFirst: of two relays that are not in the same database of the same server,
+// exactly one goes first.
 func TestWhoGoesFirst(t *testing.T) {
 	all := []presence{ // in this order
 		at(func(p *presence) {
@@ -61,7 +62,7 @@ func TestWhoGoesFirst(t *testing.T) {
 	}
 }
 
-// TestHear: what counts is a relay that goes first, and says so again.
+// TestHear: only a relay that goes first and announces itself again is a conflict.
 func TestHear(t *testing.T) {
 	earlier := at(func(p *presence) { p.ServerStart = p.ServerStart.Add(-1) })
 	for name, row := range map[string]struct {
@@ -108,8 +109,8 @@ func TestHear(t *testing.T) {
 	}
 }
 
-// TestFoundEndsAMistake: what was another outbox's stream, or none, counts for the partitions of the outbox before
-// anything is published there.
+// TestFoundEndsAMistake: a stream that was recorded as another outbox's, or as missing,
+// counts for the partitions of the outbox before anything is published there.
 func TestFoundEndsAMistake(t *testing.T) {
 	db := testenv.Postgres(t)
 	r := &Relay{Database: db.Config().ConnConfig}

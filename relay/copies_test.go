@@ -37,7 +37,7 @@ func inDatabase(t *testing.T, address, name string) string {
 	return u.String()
 }
 
-// published runs a relay until what the bench appends is published.
+// published runs a relay until the events that the bench appends are published.
 func (b *bench) published(count int) {
 	b.Helper()
 	_, stop := b.start()
@@ -46,7 +46,7 @@ func (b *bench) published(count int) {
 	stop()
 }
 
-// clones copies the bench's database by template. Nobody may be connected to it.
+// clones copies the bench's database by template. No client may be connected to it.
 func (b *bench) clones(server *devserver.Postgres, count int) (all []*pgxpool.Pool) {
 	b.Helper()
 	b.db.Close()
@@ -67,8 +67,8 @@ func (b *bench) clones(server *devserver.Postgres, count int) (all []*pgxpool.Po
 	return all
 }
 
-// refusedBeside makes sure that the relay of a copy is refused beside that of the original, which does not
-// notice.
+// refusedBeside makes sure that the relay of a copy is refused beside that of the original,
+// which is not disturbed.
 func (b *bench) refusedBeside(original *relay.Relay, db *pgxpool.Pool) {
 	b.Helper()
 	testenv.Eventually(b, patience, "the original is published", func() bool { return original.Ready(b.Context()) == nil })
@@ -96,8 +96,8 @@ func TestClonedByTemplate(t *testing.T) {
 	b.refusedBeside(original, clone)
 }
 
-// TestClonedFromFiles: the copy cannot be told from the original but by when its server was started, as
-// after pg_basebackup.
+// TestClonedFromFiles: only the start time of its server distinguishes the copy from the
+// original, as after pg_basebackup.
 func TestClonedFromFiles(t *testing.T) {
 	b, server := newMovable(t)
 	b.published(20)
@@ -136,8 +136,8 @@ func TestRestoredBesideTheOriginal(t *testing.T) {
 	b.refusedBeside(original, b.pool(fresh.URL()))
 }
 
-// TestTwoCopiesAtOnce: when the original is gone one of two copies goes on, and the other one is refused,
-// whoever began.
+// TestTwoCopiesAtOnce: when the original is gone, one of two copies goes on and the other
+// one is refused, whichever began.
 func TestTwoCopiesAtOnce(t *testing.T) {
 	b, server := newMovable(t)
 	b.published(20)

@@ -13,7 +13,8 @@ import (
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
-// checkpointsKept is how many checkpoints of a stream are kept, beside one a minute.
+// checkpointsKept is how many of a stream's newest checkpoints are kept, besides one a
+// minute.
 const checkpointsKept = 32
 
 // A database is one connection to PostgreSQL, which holds the lead: the
@@ -27,8 +28,7 @@ type database struct {
 	listen bool // before publishing: this may be a copy
 }
 
-// bounded returns ctx with a deadline for one question: a server that hangs ends the
-// session.
+// bounded returns ctx with a deadline for one query: a server that hangs ends the session.
 func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, stepTime)
 }
@@ -111,11 +111,11 @@ func scanPosition(row pgx.CollectableRow) (p backlog.Position, err error) {
 	return p, err
 }
 
-// leading is a part of a statement that has a row only as long as this session leads.
-// It keeps others from taking the lead until the statement has ended.
+// leading is a part of a statement that has a row only while this session leads. Until the
+// statement has ended, no other session can take the lead.
 const leading = `lead as (select epoch from pgjet.leader where stream = $1 and epoch = $2 for share)`
 
-// guarded runs a statement that returns a row if the lead is ours.
+// guarded runs a statement that returns a row if this session leads.
 func (d *database) guarded(ctx context.Context, tx interface {
 	QueryRow(context.Context, string, ...any) pgx.Row
 }, what, sql string, args ...any) error {
@@ -183,16 +183,16 @@ func (d *database) Save(ctx context.Context, c protocol.Checkpoint, healed bool)
 		c.Created, int64(c.Seq), id, c.Position.Snapshot.String(), c.Position.Floor, c.Events, checkpointsKept, healed)
 }
 
-// check fails if an event that now sees was not read, since it has too low a seq. The next
-// session begins at the last checkpoint, which does not cover it.
+// check returns an error if an event visible in now was not read, because its seq is too
+// low. The next session begins at the last checkpoint, which does not cover the event.
 func (d *database) check(ctx context.Context, now backlog.Snapshot) error {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
 	return blockedByDatabase(d.Check(ctx, now))
 }
 
-// prune deletes the checkpoints that were kept for longer than the outbox is. The
-// newest of them stays: it says what is that old.
+// prune deletes checkpoints that are older than the retention of the outbox. It keeps the
+// newest of them, which covers all events of that age.
 func (d *database) prune(ctx context.Context, retention time.Duration) error {
 	ctx, cancel := bounded(ctx)
 	defer cancel()

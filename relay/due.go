@@ -14,26 +14,28 @@ import (
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
-// lookDueEvery is how often a leader looks for scheduled events, whether it knows of one that is due or not: one may
-// have been scheduled at short notice, or somebody else held it.
+// lookDueEvery is how often a leader looks for scheduled events, whether or not it knows of
+// one that is due. One may have been scheduled at short notice, or another transaction may
+// have held it.
 var lookDueEvery = 250 * time.Millisecond
 
-// lateDue is how long after an event is due such a look finds it at once. One that is older has to wait for a look
-// that begins with the first event. Of its time a leader spends one part in fifty on those: what an open transaction
-// keeps from being vacuumed makes them slow.
+// lateDue is how long after its due time such a look still finds an event at once. Older
+// ones wait for a look that begins with the first event. A leader spends one part in fifty
+// of its time on those: they are slow while an open transaction delays vacuum.
 const lateDue = time.Minute
 
-// A due says when a term looks for scheduled events that are due, and which. A sweep goes through them in the order
-// in which they are due, a page in each step. What lies behind it is looked at when the next event is due, which the
-// database has said: no clock but the database's is asked whether an event is due.
+// A due is the state of a leader's search for scheduled events that are due. A sweep goes
+// through them in the order in which they are due, a page in each step. When the sweep
+// ends, the database says when the next event is due, and the next sweep begins then. Only
+// the database's clock decides whether an event is due.
 type due struct {
 	after duePlace
-	next  time.Time // when something behind that place is due
+	next  time.Time // when an event behind that place is due
 	more  bool      // the sweep is not over
 	look  time.Time // when to begin a new one
 	whole time.Time // when to begin with the first event
 
-	locked bool // somebody kept it from a table
+	locked bool // another transaction held a lock on a table
 }
 
 // A duePlace is a place in the order in which scheduled events are due.
@@ -44,7 +46,7 @@ type duePlace struct {
 
 var firstDue = duePlace{due: pgtype.Timestamptz{InfinityModifier: pgtype.NegativeInfinity, Valid: true}}
 
-// within returns wait, or how long it is until something may be due, if that is less.
+// within returns wait, or the time until something may be due, if that is less.
 func (d *due) within(wait time.Duration) time.Duration {
 	if d.next.IsZero() {
 		return wait
@@ -52,7 +54,8 @@ func (d *due) within(wait time.Duration) time.Duration {
 	return min(wait, time.Until(d.next))
 }
 
-// begin reports whether it is time to look, and whether from the first event on.
+// begin reports whether it is time for a look, and whether that look begins with the first
+// event.
 func (d *due) begin(now time.Time) (is, whole bool) {
 	switch {
 	case d.more || now.Before(d.look):
@@ -65,9 +68,10 @@ func (d *due) begin(now time.Time) (is, whole bool) {
 	return true, true
 }
 
-// moveDue appends scheduled events that are due to the outbox, while the term publishes: until
-// then they can still be cancelled. One call moves a page at most. The step that follows reads it.
-func (t *term) moveDue(ctx context.Context) error {
+// moveDue appends scheduled events that are due to the outbox, at most a page. It does so
+// only while the session publishes: until then the events can still be cancelled. The step
+// that follows reads them.
+func (t *tenure) moveDue(ctx context.Context) error {
 	if !t.works {
 		return nil
 	}
@@ -80,7 +84,7 @@ func (t *term) moveDue(ctx context.Context) error {
 	ended := time.Now()
 	if sqlstate.Is(err, sqlstate.LockNotAvailable) { // other events are published meanwhile
 		if !d.locked {
-			t.Log.WarnContext(ctx, "cannot move events that are due, will keep trying", "err", t.db.named(ctx, err))
+			t.Log.WarnContext(ctx, "cannot move events that are due, will keep trying", "err", t.db.withHolder(ctx, err))
 		}
 		d.locked, d.more, d.look, d.next = true, false, ended.Add(lookDueEvery), ended.Add(lookDueEvery)
 		return nil
@@ -97,16 +101,17 @@ func (t *term) moveDue(ctx context.Context) error {
 	return nil
 }
 
-// A move is what one call of pgjet.move_due did.
+// A move is the result of one call of pgjet.move_due.
 type move struct {
 	moved int64
-	after duePlace // where to go on
-	more  bool     // there may be more that is due there
+	after duePlace // where to continue
+	more  bool     // there may be more due events there
 	next  time.Duration
 }
 
-// moveDue moves a page of events that are due and lie behind a place. All of it is one statement, which
-// waits for the disk, and which PostgreSQL refuses if this is not the leader any more.
+// moveDue moves a page of events that are due and lie behind a place. It is a single
+// statement, which waits for the disk, and which PostgreSQL refuses if this session no
+// longer leads.
 func (d *database) moveDue(ctx context.Context, after duePlace) (m move, err error) {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
@@ -122,24 +127,26 @@ func (d *database) moveDue(ctx context.Context, after duePlace) (m move, err err
 	return m, nil
 }
 
-// Scheduled tells of events that wait until they are due.
+// A Scheduled describes the events that wait until they are due.
 type Scheduled struct {
-	// Events is how many wait, due or not. Beyond 10 000 it stays 10 001.
+	// Events is how many wait, due or not, up to 10 001, which stands for more.
 	Events int64 `json:"events"`
-	// Due is how many are due and were not moved into the outbox. Beyond 10 000 it stays 10 001.
+	// Due is how many are due and not yet in the outbox, up to 10 001, which stands for
+	// more.
 	Due int64 `json:"due"`
-	// OverdueSeconds is for how long the first of them has been due; 0 if there is none.
+	// OverdueSeconds is how long the first of them has been due; 0 if there is none.
 	OverdueSeconds float64 `json:"overdue_seconds"`
-	// Reason is why they were not moved: that for which nothing is published, or "due_held" if other
-	// transactions hold them, or earlier ones of their keys. It is "" if none is due for longer than it takes.
+	// Reason is why they were not moved: the reason why nothing is published, or "due_held"
+	// if other transactions hold them or earlier ones of their keys. It is "" while no
+	// event is due for longer than a move takes.
 	Reason string     `json:"reason"`
 	Next   *time.Time `json:"next"` // when the next one is due; nil if there is none
 }
 
-// overdue is from when on there is a reason why an event that is due was not moved.
+// overdue is the delay from which there is a Reason.
 const overdue = 5 * time.Second
 
-// queueScheduled queues what fills in Scheduled, but for the reason.
+// queueScheduled queues the statements that fill in Scheduled, except for the reason.
 func (s *Status) queueScheduled(b *pgx.Batch) {
 	b.Queue(`
 		select count(*), coalesce(extract(epoch from clock_timestamp() - min(due)), 0)::float8,

@@ -15,8 +15,8 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// TestScheduledSurvivesARestore moves the database to another cluster with pg_dump: what was published before is not
-// published again, what waits is, once it is due.
+// TestScheduledSurvivesARestore moves the database to another cluster with pg_dump. Events
+// published before are not published again; waiting ones are published once they are due.
 func TestScheduledSurvivesARestore(t *testing.T) {
 	dump, psql := tool(t, "pg_dump"), tool(t, "psql")
 	b, old := newMovable(t)
@@ -47,9 +47,10 @@ func TestScheduledSurvivesARestore(t *testing.T) {
 	}
 }
 
-// TestScheduledInAnOlderDatabase puts an older copy of the database back, in which an event waits that was published
-// since. The relay halts, since the stream holds what this outbox does not know: nothing is published twice unless
-// an operator accepts that. Then the event has the id by which consumers know it.
+// TestScheduledInAnOlderDatabase puts an older copy of the database back, in which an event
+// waits that was published since. The relay halts, since the stream holds events that this
+// outbox does not know: nothing is published twice unless an operator accepts that. Then
+// the event has the id by which consumers know it.
 func TestScheduledInAnOlderDatabase(t *testing.T) {
 	b, server := newMovable(t)
 	r, _ := b.start()
@@ -82,7 +83,8 @@ func TestScheduledInAnOlderDatabase(t *testing.T) {
 	b.ready(r)
 }
 
-// read returns how many rows of pgjet.scheduled a function reads, by index and by going through the table.
+// read returns how many rows of pgjet.scheduled a function reads, by index and by
+// sequential scan.
 func (b *bench) read(conn *pgx.Conn, fn func(pgx.Tx)) (byIndex, whole int64) {
 	b.Helper()
 	err := pgx.BeginFunc(b.Context(), conn, func(tx pgx.Tx) error {
@@ -102,8 +104,9 @@ func (b *bench) read(conn *pgx.Conn, fn func(pgx.Tx)) (byIndex, whole int64) {
 	return byIndex, whole
 }
 
-// TestWaitingEventsAreNotRead: whatever waits, a relay reads what is due and the next one, to look and to move; for
-// its status it counts no more than 10 001; and a service reads what it cancels.
+// TestWaitingEventsAreNotRead: however many events wait, a relay reads only the due ones
+// and the next one. For its status it counts at most 10 001, and a service reads only the
+// event that it cancels.
 func TestWaitingEventsAreNotRead(t *testing.T) {
 	b := newDue(t)
 	b.scheduleMany(30_000, 100, "1 hour")
@@ -123,8 +126,8 @@ func TestWaitingEventsAreNotRead(t *testing.T) {
 	move := func(tx pgx.Tx) { b.moveDue(t.Context(), tx) }
 	want("a look", 2, move)
 	b.scheduleMany(500, 50, "-1 second")
-	// Each is found, looked at among those of its key, and deleted.
-	want("a move of 500", 3*500+20, move) // and the first and the next one, and what a version of PostgreSQL may read beside
+	// Each is found, compared with others of its key, and deleted.
+	want("a move of 500", 3*500+20, move) // and the first and the next one, and what a version of PostgreSQL may read besides
 	if n := b.waiting(); n != 60_000 {
 		t.Errorf("%d events wait, want 60000", n)
 	}
@@ -142,13 +145,13 @@ func TestWaitingEventsAreNotRead(t *testing.T) {
 	})
 }
 
-// within is a transaction in which everything is done.
+// A within is a transaction that stands for a pool.
 type within struct{ pgx.Tx }
 
 func (w within) BeginTx(ctx context.Context, _ pgx.TxOptions) (pgx.Tx, error) { return w.Begin(ctx) }
 
-// BenchmarkDue measures what a relay does beside scheduled events of which so many wait: to look and find
-// nothing, and to move a thousand; and what services do.
+// BenchmarkDue measures the cost of that many waiting events for a relay, which finds
+// nothing or moves a thousand, and for services.
 func BenchmarkDue(b *testing.B) {
 	for _, waiting := range []int{0, 1_000_000} {
 		db := testenv.Postgres(b)

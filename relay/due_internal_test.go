@@ -7,7 +7,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// TestDueBegins: when a term looks for scheduled events, and from where on.
+// TestDueBegins: when a session looks for scheduled events, and from which place on.
 func TestDueBegins(t *testing.T) {
 	start := time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC)
 	at := func(d time.Duration) time.Time { return start.Add(d) }

@@ -36,7 +36,8 @@ func (b *bench) schedule(in time.Duration, key string) (id uuid.UUID) {
 	return id
 }
 
-// scheduleMany schedules count notes that are due in so long, with keys taken in turn, and returns when that is.
+// scheduleMany schedules count notes with keys in turn, due after the interval in, and
+// returns when that is.
 func (b *bench) scheduleMany(count, keys int, in string) (due time.Time) {
 	b.Helper()
 	err := b.db.QueryRow(b.Context(), `
@@ -60,15 +61,16 @@ func (b *bench) waiting() (n int) {
 	return n
 }
 
-// moved waits until only this many events wait to be due, and what was moved is in the stream.
+// moved waits until only this many events wait to be due, and the moved ones are in the
+// stream.
 func (b *bench) moved(left int) {
 	b.Helper()
 	testenv.Eventually(b, patience, fmt.Sprintf("all but %d scheduled events are moved", left), func() bool { return b.waiting() == left })
 	b.settled()
 }
 
-// TestPublishesWhatIsDue: an event that is scheduled is published once it is due, not before, in the order
-// of its key.
+// TestPublishesWhatIsDue: a scheduled event is published once it is due, not before, in the
+// order of its key.
 func TestPublishesWhatIsDue(t *testing.T) {
 	b := newBench(t)
 	later := b.schedule(time.Hour, "k")
@@ -91,8 +93,8 @@ func TestPublishesWhatIsDue(t *testing.T) {
 	}
 }
 
-// TestManyDueAtOnce: a thousand events that are due at one moment are in the stream within a second of it, unless
-// the machine is busy otherwise: then they have further chances.
+// TestManyDueAtOnce: a thousand events that are due at one moment are in the stream within
+// a second. If the machine is busy with other work, the test tries again.
 func TestManyDueAtOnce(t *testing.T) {
 	b := newBench(t)
 	r, _ := b.start()
@@ -121,13 +123,14 @@ func TestManyDueAtOnce(t *testing.T) {
 	t.Error("a thousand events took more than a second each time")
 }
 
-// leads makes somebody lead the stream of a bench, for those who call pgjet.move_due themselves.
+// leads records a leader for the stream of a bench, for tests that call pgjet.move_due
+// themselves.
 func (b *bench) leads(n int) {
 	b.Helper()
 	testenv.Exec(b, b.db, `insert into pgjet.leader (stream, epoch) values ('EVENTS', $1) on conflict (stream) do update set epoch = excluded.epoch`, n)
 }
 
-// moveDue moves a page as the leader of epoch 1, and returns what pgjet.move_due says.
+// moveDue moves a page as the leader of epoch 1, and returns the result of pgjet.move_due.
 func (b *bench) moveDue(ctx context.Context, db interface {
 	QueryRow(context.Context, string, ...any) pgx.Row
 }) (led bool, moved int64, more bool) {
@@ -159,7 +162,8 @@ func (b *bench) keys() (keys []string) {
 	return keys
 }
 
-// TestOnlyTheLeaderMoves: a relay that lost the lead moves nothing, and learns that.
+// TestOnlyTheLeaderMoves: a relay that lost the lead moves nothing, and learns that it
+// lost.
 func TestOnlyTheLeaderMoves(t *testing.T) {
 	b := newDue(t)
 	b.schedule(-time.Second, "k")
@@ -173,8 +177,9 @@ func TestOnlyTheLeaderMoves(t *testing.T) {
 	}
 }
 
-// TestMovesWaitForTheDisk: a move that PostgreSQL forgot in a crash would be made again, after the event was
-// published. So it waits for the disk, although the relay's other writes need not.
+// TestMovesWaitForTheDisk: a move that PostgreSQL lost in a crash would be made again,
+// after the event was published. So it waits for the disk, although the relay's other
+// writes need not.
 func TestMovesWaitForTheDisk(t *testing.T) {
 	b := newDue(t)
 	testenv.Exec(t, b.db, `
@@ -201,8 +206,9 @@ func TestMovesWaitForTheDisk(t *testing.T) {
 	}
 }
 
-// TestHeldEventsKeepTheOrder: an event that a transaction is about to cancel is not waited for, nor overtaken by
-// those of its key; those of others go on. One truth comes out: cancelled or published.
+// TestHeldEventsKeepTheOrder: a relay neither waits for an event that a transaction is
+// about to cancel, nor moves later events of its key before it. Events of other keys go on.
+// In the end the event is either cancelled or published.
 func TestHeldEventsKeepTheOrder(t *testing.T) {
 	for _, commits := range []bool{true, false} {
 		t.Run(fmt.Sprint("commits=", commits), func(t *testing.T) {
@@ -245,8 +251,8 @@ func TestHeldEventsKeepTheOrder(t *testing.T) {
 	}
 }
 
-// TestHeldEventsHoldNobodyElse: thousands of events that wait behind one that a transaction holds do not keep those
-// of other keys from being published.
+// TestHeldEventsHoldNobodyElse: thousands of events behind one that a transaction holds do
+// not keep those of other keys from being published.
 func TestHeldEventsHoldNobodyElse(t *testing.T) {
 	b := newBench(t)
 	held := b.schedule(-time.Hour, "k0")
@@ -278,7 +284,8 @@ func TestHeldEventsHoldNobodyElse(t *testing.T) {
 	}
 }
 
-// TestALockedTableHoldsNobodyElse: while somebody keeps the relay from the scheduled events, others are published.
+// TestALockedTableHoldsNobodyElse: while a lock keeps the relay from the scheduled events,
+// others are published.
 func TestALockedTableHoldsNobodyElse(t *testing.T) {
 	b := newBench(t)
 	var log lines
@@ -313,7 +320,8 @@ func TestALockedTableHoldsNobodyElse(t *testing.T) {
 	b.moved(0)
 }
 
-// TestMovesAreBounded: one move takes some thousand rows, or some megabytes, and says that there is more.
+// TestMovesAreBounded: one move handles some thousand rows, or some megabytes, and reports
+// that there are more.
 func TestMovesAreBounded(t *testing.T) {
 	b := newDue(t)
 	b.scheduleMany(1500, 7, "-1 second")
@@ -341,12 +349,13 @@ func TestMovesAreBounded(t *testing.T) {
 	}
 }
 
-// TestClockJumps: whether an event is due, the clock of the database alone says, whatever it does. Set back, it makes
-// events wait for longer, but publishes none again; set forward, it makes them due at once.
+// TestClockJumps: only the clock of the database decides whether an event is due, however
+// it jumps. Set back, it makes events wait longer, but publishes none again; set forward,
+// it makes them due at once.
 func TestClockJumps(t *testing.T) {
 	b := newBench(t)
 	testenv.Exec(t, b.db, `create table public.jump (by interval not null); insert into public.jump values ('0'); grant select on public.jump to public`)
-	// The function as it is, with another clock.
+	// The same function with another clock.
 	testenv.Exec(t, b.db, `
 		create function public.clock() returns timestamptz language sql stable as $$ select statement_timestamp() + by from public.jump $$;
 		do $$ begin
@@ -358,7 +367,7 @@ func TestClockJumps(t *testing.T) {
 	b.start()
 	b.moved(1)
 	testenv.Exec(t, b.db, `update public.jump set by = '-2 hours'`)
-	back := b.schedule(-time.Second, "k") // by the clock before, and so in two hours
+	back := b.schedule(-time.Second, "k") // by the earlier clock, and so in two hours
 	if _, moved, _ := b.moveDue(t.Context(), b.db); moved > 0 || b.waiting() != 2 {
 		t.Errorf("%d events wait while the clock is set back, want 2", b.waiting())
 	}
@@ -369,10 +378,10 @@ func TestClockJumps(t *testing.T) {
 	}
 }
 
-// TestPausedMovesNothing: what is due while the relay is paused can still be cancelled, and is published in order
-// when it goes on.
+// TestPausedMovesNothing: an event that is due while the relay is paused can still be
+// cancelled. After the pause, the others are published in order.
 func TestPausedMovesNothing(t *testing.T) {
-	relay.SetTendEvery(t, 20*time.Millisecond)
+	relay.SetControlEvery(t, 20*time.Millisecond)
 	b := newBench(t)
 	r, _ := b.start()
 	b.ready(r)
@@ -404,7 +413,8 @@ func TestPausedMovesNothing(t *testing.T) {
 	}
 }
 
-// TestMovesNothingInVain: while the stream takes nothing, what is due stays where it can be cancelled.
+// TestMovesNothingInVain: while the stream stores nothing, due events stay where they can
+// be cancelled.
 func TestMovesNothingInVain(t *testing.T) {
 	b := newBench(t)
 	b.limit()
@@ -420,8 +430,8 @@ func TestMovesNothingInVain(t *testing.T) {
 	b.moved(0)
 }
 
-// TestMovesWhenTheNextIsDue: between two looks a relay waits for the next event that is due, which the database
-// has named. Without other looks it finds those that it knows to come.
+// TestMovesWhenTheNextIsDue: between two looks, a relay waits for the next due event that
+// the database has named. Without other looks it finds the events of which it knows.
 func TestMovesWhenTheNextIsDue(t *testing.T) {
 	relay.SetLookDueEvery(t, time.Hour)
 	b := newBench(t)
@@ -432,8 +442,8 @@ func TestMovesWhenTheNextIsDue(t *testing.T) {
 	b.moved(0)
 }
 
-// TestFailoverMovesOnce: when the sessions of relays are ended as they move, and one relay is stopped, each event
-// that is due is published once.
+// TestFailoverMovesOnce: sessions of relays are ended while they move, and one relay is
+// stopped. Each due event is published once.
 func TestFailoverMovesOnce(t *testing.T) {
 	const count = 15_000
 	b := newBench(t)
@@ -457,8 +467,8 @@ func TestFailoverMovesOnce(t *testing.T) {
 	}
 }
 
-// TestCancelOrPublish: of events that are cancelled when they are due, each is either cancelled or published, and
-// who cancels it knows which.
+// TestCancelOrPublish: an event that is cancelled when it is due is either cancelled or
+// published, and Cancel returns which.
 func TestCancelOrPublish(t *testing.T) {
 	b := newBench(t)
 	var ids []uuid.UUID

@@ -16,7 +16,7 @@ func PendingArguments(from backlog.Position, now backlog.Snapshot) []any {
 	return pendingArguments(from, now)
 }
 
-// SetLookEvery changes how often an idle relay looks at the stream, for one test.
+// SetLookEvery sets how often an idle relay checks the stream, for one test.
 func SetLookEvery(t *testing.T, d time.Duration) {
 	before := lookEvery
 	lookEvery = d
@@ -36,21 +36,21 @@ func Halted(r *Relay) string {
 	return ""
 }
 
-// SetTendEvery makes the relays of one test tend more often.
-func SetTendEvery(t *testing.T, d time.Duration) {
-	before := tendEvery
-	tendEvery = d
-	t.Cleanup(func() { tendEvery = before })
+// SetControlEvery sets how often the relays of one test read the operators' control.
+func SetControlEvery(t *testing.T, d time.Duration) {
+	before := controlEvery
+	controlEvery = d
+	t.Cleanup(func() { controlEvery = before })
 }
 
-// SetLookDueEvery makes the relays of one test look for scheduled events less often, or more.
+// SetLookDueEvery sets how often the relays of one test look for scheduled events.
 func SetLookDueEvery(t *testing.T, d time.Duration) {
 	before := lookDueEvery
 	lookDueEvery = d
 	t.Cleanup(func() { lookDueEvery = before })
 }
 
-// SetAuditRest makes the relays of one test begin passes of the background audit more often.
+// SetAuditRest sets the pause between passes of the background audit, for one test.
 func SetAuditRest(t *testing.T, d time.Duration) {
 	before := auditRest
 	auditRest = d

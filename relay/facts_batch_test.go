@@ -8,8 +8,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// TestFactsOfBatches: of an atomic batch, too, the last message alone asks for the
-// answer.
+// TestFactsOfBatches: in an atomic batch, too, only the last message asks for the answer.
 func TestFactsOfBatches(t *testing.T) {
 	onSites(t, func(t *testing.T, s *site) {
 		for name, fact := range map[string]func(*testing.T, *site){
@@ -91,9 +90,9 @@ func batchForeign(t *testing.T, s *site) {
 	p.holdsIDs("m1", "m2", "m3", "m21", "m22")
 }
 
-// batchBad: one message that the stream does not take, and the batch is refused
-// whole. The commit is told no reason but that the batch is incomplete, unless the
-// message that commits is the bad one.
+// batchBad: if the stream refuses one message, it refuses the whole batch. The answer to
+// the commit is only that the batch is incomplete, unless the message that commits is the
+// bad one.
 func batchBad(t *testing.T, s *site) {
 	for name, bad := range map[string]struct {
 		change     func(*nats.Msg)

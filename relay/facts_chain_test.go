@@ -9,8 +9,8 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestFactsOfChains: a chain is messages sent one behind the other, of which the
-// last alone asks for an answer.
+// TestFactsOfChains: a chain is a row of messages of which only the last asks for an
+// answer.
 func TestFactsOfChains(t *testing.T) {
 	onSites(t, func(t *testing.T, s *site) {
 		for name, fact := range map[string]func(*testing.T, *site){
@@ -45,8 +45,8 @@ func chainTooLarge(t *testing.T, s *site) {
 	p.answers(p.send(messages[300:301]), "error 10054")
 }
 
-// chainFull: on replicas, what is just being stored may count twice, so that the
-// stream says that it is full a little too early.
+// chainFull: on replicas, messages that are being stored may count twice, so the stream
+// reports a little too early that it is full.
 func chainFull(t *testing.T, s *site) {
 	for name, limit := range map[string]func(*jetstream.StreamConfig){
 		"messages": func(c *jetstream.StreamConfig) { c.MaxMsgs = 300 },
@@ -69,7 +69,7 @@ func chainFull(t *testing.T, s *site) {
 	}
 }
 
-// complete sends what the stream does not hold yet, one by one.
+// complete sends the messages that the stream does not hold yet, one by one.
 func (p *probe) complete(messages []*nats.Msg) {
 	p.Helper()
 	testenv.Eventually(p, patience, "the last ones fit", func() bool {
@@ -81,7 +81,7 @@ func (p *probe) complete(messages []*nats.Msg) {
 	})
 }
 
-// recordOf returns the size of m in the files of a stream, but for its data.
+// recordOf returns the size of m in the files of a stream, without its data.
 func recordOf(m *nats.Msg) int {
 	size := 22 + 4 + 8 + len(m.Subject) + len("NATS/1.0\r\n\r\n")
 	for key, values := range m.Header {
@@ -90,8 +90,8 @@ func recordOf(m *nats.Msg) int {
 	return size
 }
 
-// chainForeign: another writer's message is where the first one should be. With
-// ids named, all are refused. Never try that on replicas, see TestWrongExpectedIDKillsReplicas.
+// chainForeign: another writer's message stands in the place of the first one. With ids
+// named, all are refused. Never try that on replicas, see TestWrongExpectedIDKillsReplicas.
 func chainForeign(t *testing.T, s *site) {
 	if s.replicas > 1 {
 		return
@@ -102,8 +102,8 @@ func chainForeign(t *testing.T, s *site) {
 	p.holds(1)
 }
 
-// chainForeignUnnamed is why sequences alone do not fence: the first is refused,
-// the second finds what it expects.
+// chainForeignUnnamed is why sequences alone do not fence: the first is refused, the second
+// finds the sequence that it expects.
 func chainForeignUnnamed(t *testing.T, s *site) {
 	p := s.probe(t, nil)
 	p.answers(p.send(p.messages(0, 1)), "1")
@@ -118,8 +118,8 @@ func chainWrongSequence(t *testing.T, s *site) {
 	p.holds(0)
 }
 
-// chainSentAgain: who sends again what is stored is told so, on replicas by the
-// sequence of the duplicate, else by a wrong last sequence.
+// chainSentAgain: if stored messages are sent again, the answer shows that: on replicas the
+// sequence of the duplicate, else a wrong last sequence.
 func chainSentAgain(t *testing.T, s *site) {
 	p := s.probe(t, longWindow)
 	send := func() answer { return p.send(chained(p.messages(0, 50), 0, s.replicas == 1)) }

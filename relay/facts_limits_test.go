@@ -13,7 +13,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestFactsOfLimits: what a writer sees that may not, or may not that much.
+// TestFactsOfLimits: the answers to a writer that lacks a permission, or exceeds a limit.
 func TestFactsOfLimits(t *testing.T) {
 	onSites(t, func(t *testing.T, s *site) {
 		for name, fact := range map[string]func(*testing.T, *site){
@@ -58,8 +58,8 @@ func denied(t *testing.T, s *site) {
 	p.holds(0)
 }
 
-// tooLargeForServer: the library refuses it before it is sent. What was sent
-// before is stored, or is a batch that never ends.
+// tooLargeForServer: the library refuses it before it is sent. Messages sent before it are
+// stored, or form a batch that never ends.
 func tooLargeForServer(t *testing.T, s *site) {
 	p := s.probe(t, nil)
 	if got := p.nc.MaxPayload(); got != 65536 {
@@ -79,8 +79,8 @@ func tooLargeForServer(t *testing.T, s *site) {
 	p.holds(4)
 }
 
-// noStream: who asks for an answer learns at once that nobody listens. Of a chain
-// or a batch that is the last message only.
+// noStream: a message that asks for an answer gets one at once, that nothing listens. In a
+// chain or a batch only the last message asks.
 func noStream(t *testing.T, s *site) {
 	p := s.probe(t, nil)
 	for _, messages := range [][]*nats.Msg{p.messages(0, 1), chained(p.messages(0, 3), 0, false), batched(p.messages(0, 3), 0)} {
@@ -95,8 +95,8 @@ func noStream(t *testing.T, s *site) {
 	p.holds(1)
 }
 
-// accountFull: the account SMALL may store 64 KB. Servers tell each other now and
-// then what is in use, so replicas take more for a while.
+// accountFull: the account SMALL may store 64 KB. Servers exchange the usage now and then,
+// so replicas store more for a while.
 func accountFull(t *testing.T, s *site) {
 	p := s.probe(t, nil, nats.UserInfo("small", "small"))
 	fill := func(messages []*nats.Msg) []*nats.Msg {
@@ -109,8 +109,8 @@ func accountFull(t *testing.T, s *site) {
 	if s.replicas == 1 {
 		p.answers(a, "error 10071")
 	}
-	// Replicas refuse while what they agreed on before is still to be stored: the stream is
-	// at its end when it stays as it is.
+	// Replicas refuse while messages they agreed on are still to be stored: the stream has
+	// reached its end when it stays as it is.
 	n, calm := 0, 0
 	testenv.Eventually(t, patience, "the account is full", func() bool {
 		before := n
@@ -122,7 +122,7 @@ func accountFull(t *testing.T, s *site) {
 		return calm > 20
 	})
 	p.answers(p.send(fill(batched(p.messages(n, 1), n))), "error 10002")
-	// The account has room for none of them: not even the first is taken.
+	// The account has room for none of them: even the first is refused.
 	p.answers(p.send(fill(batched(p.messages(n, 3), n))), "error 10002")
 	p.holds(n)
 }
@@ -136,7 +136,7 @@ func recreated(t *testing.T, s *site) {
 		t.Fatal(err)
 	}
 	p.wait = 2 * time.Second
-	// A server that has not heard of it yet passes the message on, and nobody answers.
+	// A server that has not heard of it yet passes the message on, and no answer comes.
 	p.answers(p.send(p.messages(2, 1)), nats.ErrNoResponders.Error(), nats.ErrTimeout.Error())
 	var stream jetstream.Stream
 	testenv.Eventually(t, patience, "the stream is created again", func() (ok bool) { // its files may be on their way out
@@ -149,9 +149,9 @@ func recreated(t *testing.T, s *site) {
 	}
 }
 
-// TestFactsOfRestarts: a stop and a start change neither the time of creation nor
-// the sequences. Nor do older files that are put back, whatever was stored since:
-// the time of creation cannot tell, the ids can.
+// TestFactsOfRestarts: a stop and a start change neither the time of creation nor the
+// sequences. Older files that are put back do not change them either, whatever was stored
+// since: only the ids show it.
 func TestFactsOfRestarts(t *testing.T) {
 	n := testenv.NATS(t)
 	p := (&site{url: n.URL(), replicas: 1}).probe(t, nil)
@@ -193,7 +193,7 @@ func copyDir(t *testing.T, from, to string) {
 	}
 }
 
-// TestFactsOfRestartsOnReplicas: nor do they change while replicas stop and start,
+// TestFactsOfRestartsOnReplicas: they do not change either while replicas stop and start,
 // lose everything they stored, or all stop.
 func TestFactsOfRestartsOnReplicas(t *testing.T) {
 	long(t)

@@ -15,16 +15,15 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestWrongExpectedIDKillsReplicas: on replicas the expected last id is checked
-// while the message is applied, and a server takes the mismatch for a failed write:
-// one such message, from anybody, and all replicas of the stream stop for good. The
-// entry is in their log, so a restart does not help. If this test fails, the server
-// has learned better.
+// TestWrongExpectedIDKillsReplicas: on replicas the expected last id is checked while the
+// message is applied, and a server treats the mismatch as a failed write. One such message,
+// from any client, stops all replicas of the stream for good. The entry is in their log, so
+// a restart does not help. If this test fails, the server was fixed.
 func TestWrongExpectedIDKillsReplicas(t *testing.T) {
 	long(t)
 	c := testenv.NATSCluster(t, true, factsConfig)
 	s := &site{url: c.URL(), replicas: 1}
-	wrongID(t, s) // one replica minds as little as a single server
+	wrongID(t, s) // one replica is as unaffected as a single server
 	s.replicas = 3
 	p := s.probe(t, nil)
 	p.answers(p.send(chained(p.messages(0, 2), 0, true)), "2")
@@ -52,15 +51,15 @@ func TestWrongExpectedIDKillsReplicas(t *testing.T) {
 	})
 }
 
-// TestCaughtUpReplicaKnowsNoID: a replica that was caught up by copying the stream
-// does not know the id of its last message. The next message that names it stops
-// this replica, though the others store it.
+// TestCaughtUpReplicaKnowsNoID: a replica that was caught up by copying the stream does not
+// know the id of its last message. The next message that names it stops this replica,
+// though the others store it.
 func TestCaughtUpReplicaKnowsNoID(t *testing.T) {
 	long(t)
 	c := testenv.NATSCluster(t, true, factsConfig)
 	p := (&site{url: c.URL(), replicas: 3}).probe(t, nil)
 	p.answers(p.send(chained(p.messages(0, 100), 0, true)), "100")
-	for i := range 3 { // who is stopped in order condenses its log
+	for i := range 3 { // a replica that is stopped in order compacts its log
 		c.Stop(i)
 		c.Restart(i)
 		c.Ready()
@@ -78,9 +77,9 @@ func TestCaughtUpReplicaKnowsNoID(t *testing.T) {
 	c.Ready() // it reads the id when it starts
 }
 
-// TestAddedReplicasKnowNoID: nor do the replicas that a stream of one is given while
-// it is written to. Whether that can happen is known beforehand: only a server in a
-// cluster says who leads a stream.
+// TestAddedReplicasKnowNoID: replicas that are added to a stream of one while it is written
+// to do not know it either. It is known beforehand whether that can happen: only a server
+// in a cluster says who leads a stream.
 func TestAddedReplicasKnowNoID(t *testing.T) {
 	long(t)
 	if p := newSite(t, 1, true).probe(t, nil); p.stream.CachedInfo().Cluster != nil {
@@ -116,10 +115,10 @@ func TestAddedReplicasKnowNoID(t *testing.T) {
 	})
 }
 
-// TestFactsOfLeaderChanges: what one writer appends, each time from what is stored
-// and after the answer to the append before, is stored once and in order while
-// leaders change. That holds for batches and, as long as nobody else writes, for
-// chains that expect sequences alone.
+// TestFactsOfLeaderChanges: one writer appends behind what is stored, each time after the
+// answer to the append before. While leaders change, each message is stored once and in
+// order. That holds for batches and, if no one else writes, for chains that expect
+// sequences alone.
 func TestFactsOfLeaderChanges(t *testing.T) {
 	long(t)
 	total := 5000
@@ -135,7 +134,7 @@ func TestFactsOfLeaderChanges(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := s.probe(t, nil)
-			p.wait = time.Second // what is sent while the leader changes may stay unanswered
+			p.wait = time.Second // a message sent while the leader changes may stay unanswered
 			stop := stepDowns(t, c, p.name)
 			doubts := make(map[string]int)
 			for last := 0; last < total; {
@@ -154,7 +153,7 @@ func TestFactsOfLeaderChanges(t *testing.T) {
 	}
 }
 
-// last asks until the leader says how many messages the stream holds.
+// last asks until the leader reports how many messages the stream holds.
 func (p *probe) last() int {
 	p.Helper()
 	last := 0
@@ -206,8 +205,8 @@ func newRandom(t *testing.T) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, 0))
 }
 
-// long skips a test that takes long and says more of the server than of the relay:
-// see make facts.
+// long skips a test that takes long and examines the server more than the relay: see make
+// facts.
 func long(t *testing.T) {
 	t.Helper()
 	if !allFacts() {

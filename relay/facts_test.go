@@ -18,16 +18,16 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// What the relay relies on in nats-server (2.15.2), each checked by a test of this
-// file's family on one server and on three, lazy and sync_interval: always. make test
-// checks what one lazy server says; make facts checks all, one test after the other.
+// What the relay relies on in nats-server (2.15.2), each checked by a test in
+// facts_*_test.go on one server and on three, with and without sync_interval: always. make
+// test checks one server without it; make facts checks all, one test after the other.
 //
-// Chains (facts_chain_test.go): publishes that each expect the sequence of the one
-// before, of which the last alone has a reply subject.
+// Chains (facts_chain_test.go): publishes that each expect the sequence of the one before,
+// of which only the last has a reply subject.
 //
 //	1000 at once                     stored whole and in order; the answer is the last sequence
 //	message k too large, stream full the first k-1 are stored, none behind; the answer is 10071,
-//	                                 not the reason: that is what message k is told if it is
+//	                                 not the reason: that is the answer to message k if it is
 //	                                 sent alone (10054 too large, 10077 full, 10002 account)
 //	on replicas                      a refusal may overtake: k-1 are stored a moment later; and
 //	                                 a nearly full stream may say 10077 somewhat early
@@ -37,8 +37,8 @@ import (
 //	sent again at once               10071 on one replica, duplicate on three
 //	id stored 100 ms ago or earlier  may be stored again
 //
-// Replicas (facts_replicas_test.go): Nats-Expected-Last-Msg-Id must never be sent
-// to a stream of several replicas, or one that may be given some.
+// Replicas (facts_replicas_test.go): Nats-Expected-Last-Msg-Id must never be sent to a
+// stream of several replicas, or one that may be given some.
 //
 //	wrong id                         10070, and all replicas stop FOR GOOD, even if restarted
 //	right id, but a replica was
@@ -46,7 +46,7 @@ import (
 //	leader changes, one writer       batches, chains by sequence: once and in order
 //	server in no cluster             StreamInfo.Cluster is nil, so its streams stay single
 //
-// Batches (facts_batch_test.go): the last message alone asks for the answer, too.
+// Batches (facts_batch_test.go): here, too, only the last message asks for the answer.
 //
 //	expected 0, 3, 5 at once         stored
 //	stale one, and the one behind it both 10071; also if the place is lost while it is staged
@@ -66,11 +66,11 @@ import (
 //	no stream for the subject        503 at once for a message that asks; others vanish
 //	account full                     10002; on replicas some time after it is
 //	restart, wiped replica, old files
-//	put back                         the time of creation stays; only ids can tell
+//	put back                         the time of creation stays; only ids show it
 //	deleted and created              another time of creation, sequence 0
 
-// factsConfig is how all servers of these tests are set up: the tests are MAIN
-// unless they say who they are; SMALL may store little.
+// factsConfig configures all servers of these tests. A connection belongs to the account
+// MAIN unless it names another; SMALL may store little.
 const factsConfig = `
 max_payload: 65536
 no_auth_user: main
@@ -82,7 +82,7 @@ accounts {
 	SMALL { jetstream: { max_file: 65536 }, users: [{ user: small, password: small }] }
 }`
 
-// A site is where a fact is checked: one server or three.
+// A site is the place where a fact is checked: one server or three.
 type site struct {
 	url      string
 	replicas int
@@ -95,8 +95,9 @@ var modes = []struct {
 	lazy bool
 }{{"lazy", true}, {"always", false}}
 
-// onSites runs check on one node and on three, lazy and not. All but one lazy node are for make
-// facts: what they say, and when, depends on how busy the machine and its disk are.
+// onSites runs check on one node and on three, with and without sync. All but one node
+// without sync are for make facts: their answers, and the time they take, depend on how
+// busy the machine and its disk are.
 func onSites(t *testing.T, check func(t *testing.T, s *site)) {
 	for _, mode := range modes {
 		for _, replicas := range []int{1, 3} {
@@ -110,8 +111,8 @@ func onSites(t *testing.T, check func(t *testing.T, s *site)) {
 	}
 }
 
-// allFacts reports whether facts are checked that say more of nats-server than of the relay, and
-// need a machine that is not busy.
+// allFacts reports whether to check the facts that examine nats-server more than the relay,
+// and need an idle machine.
 func allFacts() bool { return os.Getenv("PGJET_FACTS") != "" || os.Getenv("PGJET_CHAOS") != "" }
 
 func newSite(t testing.TB, replicas int, lazy bool) *site {
@@ -136,7 +137,7 @@ type probe struct {
 	name     string
 	replicas int
 	wait     time.Duration // for an answer
-	async    chan error    // what the connection reports
+	async    chan error    // errors that the connection reports
 }
 
 // probe creates a stream for one fact. change may be nil.
@@ -156,7 +157,7 @@ func (s *site) probe(t testing.TB, change func(*jetstream.StreamConfig), options
 		p.stream, err = p.js.CreateStream(t.Context(), config)
 		return err == nil
 	})
-	// The server that this connection is to may hear of it a moment later.
+	// This connection's server may hear of it a moment later.
 	knock := p.messages(0, 1)
 	knock[0].Header.Set("Nats-Expected-Stream", "another")
 	testenv.Eventually(t, patience, "the stream answers", func() bool {
@@ -165,7 +166,8 @@ func (s *site) probe(t testing.TB, change func(*jetstream.StreamConfig), options
 	return p
 }
 
-// longWindow has the stream remember ids for longer than a busy machine takes to send them again.
+// longWindow makes the stream remember ids for longer than a busy machine takes to send
+// them again.
 func longWindow(c *jetstream.StreamConfig) { c.Duplicates = time.Minute }
 
 func (p *probe) connect(url string, options ...nats.Option) {
@@ -196,8 +198,8 @@ func (p *probe) messages(from, n int) []*nats.Msg {
 	return all
 }
 
-// chained has each message expect the sequence of the one before it, the first one
-// last. Named, each but the first expects its id, too.
+// chained makes each message expect the sequence of the one before it, and the first one
+// last. If named is set, each but the first expects its id, too.
 func chained(messages []*nats.Msg, last int, named bool) []*nats.Msg {
 	for i, m := range messages {
 		m.Header.Set("Nats-Expected-Last-Sequence", strconv.Itoa(last+i))
@@ -220,7 +222,7 @@ func batched(messages []*nats.Msg, last int) []*nats.Msg {
 	return messages
 }
 
-// An answer is what the server says to a message that was sent.
+// An answer is the server's answer to a message.
 type answer struct {
 	Sequence  int                 `json:"seq"`
 	Duplicate bool                `json:"duplicate"`
@@ -278,8 +280,8 @@ func (p *probe) post(messages []*nats.Msg) func() answer {
 
 func (p *probe) send(messages []*nats.Msg) answer { return p.post(messages)() }
 
-// stored returns the ids in the stream, in order, unless a read fails, as it may
-// right after the leader changed.
+// stored returns the ids in the stream, in order, unless a read fails, as it may right
+// after a change of leader.
 func (p *probe) stored() ([]string, error) {
 	info, err := p.stream.Info(p.Context())
 	if err != nil {
@@ -328,7 +330,7 @@ func short(ids []string) string {
 	return strings.Join(ids, " ")
 }
 
-// answers checks an answer against one or more alternatives.
+// answers checks that an answer is one of those in want.
 func (p *probe) answers(a answer, want ...string) {
 	p.Helper()
 	if !slices.Contains(want, a.String()) {

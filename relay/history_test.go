@@ -17,7 +17,7 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// adopt accepts what the relay has reported.
+// adopt accepts the messages that the relay has reported.
 func (b *bench) adopt() {
 	b.Helper()
 	_, err := b.db.Exec(b.Context(), `
@@ -45,9 +45,9 @@ func (b *bench) known() []string {
 	return slices.DeleteFunc(b.stored(), func(id string) bool { return !slices.Contains(committed, id) })
 }
 
-// TestForeignWriterIsNoticed: a message of somebody else moves the stream's last
-// sequence, so the next append is refused. The relay halts and lists it, and goes on
-// where it was when an operator has accepted it.
+// TestForeignWriterIsNoticed: a foreign message moves the stream's last sequence, so the
+// next append is refused. The relay halts and lists the message. Once an operator has
+// accepted it, the relay continues where it was.
 func TestForeignWriterIsNoticed(t *testing.T) {
 	b := newBench(t)
 	r, _ := b.start()
@@ -127,8 +127,8 @@ func run(t *testing.T, name string, args ...string) {
 	}
 }
 
-// TestHaltsWhenTheDatabaseIsBehind puts an older copy of the database's files back:
-// the stream holds events that were committed once and are no more.
+// TestHaltsWhenTheDatabaseIsBehind puts an older copy of the database's files back: the
+// stream holds committed events that the database has lost.
 func TestHaltsWhenTheDatabaseIsBehind(t *testing.T) {
 	b, server := newMovable(t)
 	r, _ := b.start()
@@ -150,7 +150,7 @@ func TestHaltsWhenTheDatabaseIsBehind(t *testing.T) {
 	if got := b.unknown(); len(got) != 15 || got[0] != 21 {
 		t.Errorf("reported %v, want 21 to 35", got)
 	}
-	b.append(7) // with seqs that the lost ones had
+	b.append(7) // with the seqs of the lost ones
 	b.adopt()
 	testenv.Eventually(t, patience, "the new events are in the stream", func() bool { return len(b.stored()) == 42 })
 	if !slices.Equal(b.known(), b.committed()) {
@@ -198,7 +198,7 @@ func TestDumpAndRestore(t *testing.T) {
 	if err := late.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for range 4 { // the new cluster passes transactions that the old rows name
+	for range 4 { // the new cluster reaches transactions that the old rows name
 		b.append(300)
 	}
 	testenv.Eventually(t, patience, "all events are in the stream", func() bool { return len(b.stored()) >= 46+1200 })
@@ -228,7 +228,7 @@ func tool(t *testing.T, name string) string {
 	return all[len(all)-1]
 }
 
-// TestKeepsGoingAfterAPurge: what an operator purges on purpose is not lost.
+// TestKeepsGoingAfterAPurge: messages that an operator purges on purpose are not lost.
 func TestKeepsGoingAfterAPurge(t *testing.T) {
 	b := newBench(t)
 	config := relay.StreamConfig("EVENTS", 1)
@@ -256,8 +256,8 @@ func TestKeepsGoingAfterAPurge(t *testing.T) {
 	}
 }
 
-// TestReplacesADeletedMessage: a message that somebody deleted at the end of the
-// stream is not waited for. It is missed, and published again.
+// TestReplacesADeletedMessage: a relay does not wait for a message that was deleted at the
+// end of the stream. It notices the loss, and publishes the event again.
 func TestReplacesADeletedMessage(t *testing.T) {
 	b := newBench(t)
 	config := relay.StreamConfig("EVENTS", 1)
@@ -285,8 +285,7 @@ func TestReplacesADeletedMessage(t *testing.T) {
 	})
 }
 
-// TestPausedFromTheBeginning: who takes the lead while there is a pause publishes
-// nothing.
+// TestPausedFromTheBeginning: a relay that takes the lead during a pause publishes nothing.
 func TestPausedFromTheBeginning(t *testing.T) {
 	b := newBench(t)
 	if _, _, err := relay.Pause(t.Context(), b.db, "EVENTS", "test", "test"); err != nil {

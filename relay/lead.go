@@ -19,24 +19,24 @@ import (
 
 var errStandby = errors.New("standby: another relay leads")
 
-// leadOf names the lead of a stream's relays.
+// leadOf is the prefix of the name of a stream's lead.
 const leadOf = "pgjet.relay."
 
-// application is the name of the sessions that take it.
+// application is the application name of the sessions that take the lead.
 const application = "pgjet-relay"
 
 // A Holder is a session that holds the lead.
 type Holder = lead.Holder
 
-// Taken says what to do about a session that is no relay and holds the lead.
+// Taken returns what to do about a session that is no relay and holds the lead.
 func Taken(h Holder) string {
 	return fmt.Sprintf("the lead is %s, which is no relay; find out what it is, and end it with pg_terminate_backend", h)
 }
 
-// takeLead connects to the database and waits until this is the only relay of the
-// stream.
+// takeLead connects to the database and waits until this is the only relay of the stream.
 func takeLead(ctx context.Context, r *Relay, keeper *session.Keeper) (*database, error) {
-	// A write that is lost costs a longer resync, nothing else; others are [waited] for.
+	// Losing a write costs a longer resync, nothing else. Writes that must not be lost use
+	// [waited].
 	conn, err := connect(ctx, r.Database, postgres.Setting{Name: "synchronous_commit", Value: "off"},
 		postgres.Setting{Name: "lock_timeout", Value: lockTime})
 	if err != nil {
@@ -44,16 +44,17 @@ func takeLead(ctx context.Context, r *Relay, keeper *session.Keeper) (*database,
 	}
 	d := &database{conn: conn, stream: r.Stream, Reader: backlog.NewReader(conn)}
 	if err := d.lead(ctx, r, keeper); err != nil {
-		err = d.named(ctx, blockedByDatabase(fmt.Errorf("take the lead: %w", err)))
+		err = d.withHolder(ctx, blockedByDatabase(fmt.Errorf("take the lead: %w", err)))
 		d.close()
 		return nil, err
 	}
 	return d, nil
 }
 
-// connect opens the connection of a term. To plan a statement takes longer than to run it,
-// so each is planned once: partitions are left out when it runs. Such a plan knows nothing of
-// how large the outbox will be, so it is to use the indexes, whatever it thinks of them.
+// connect opens the connection of a session. Planning a statement takes longer than running
+// it, so each is planned once, and partitions are excluded when it runs. Such a plan does
+// not know how large the outbox will be, so the planner has to use the indexes whatever it
+// estimates.
 func connect(ctx context.Context, config *pgx.ConnConfig, more ...postgres.Setting) (*pgx.Conn, error) {
 	return lead.Connect(ctx, config, "the relay", application, append(slices.Clone(planning), more...)...)
 }
@@ -68,8 +69,8 @@ var planning = []postgres.Setting{
 	{Name: "jit", Value: "off"},
 }
 
-// lockTime is less than stepTime: the server says that somebody holds a lock on a table before the
-// connection is given up, as if the server were away.
+// lockTime is less than stepTime, so that the server names the holder of a table lock
+// before the relay gives up the connection as dead.
 const lockTime = "8s"
 
 // waited are the options of a transaction that waits for the disk.
@@ -77,11 +78,12 @@ var waited = pgx.TxOptions{BeginQuery: postgres.Transaction(lead.Silence).BeginQ
 
 func (d *database) close() { lead.Close(d.conn) }
 
-// tables are those without which a relay cannot publish.
+// tables are the tables without which a relay cannot publish.
 var tables = []string{"leader", "checkpoint", "outbox", "quarantine", "adoption", "unknown_message", "scheduled"}
 
-// named returns err, or who keeps the relay from a table, if that is why a statement took too long.
-func (d *database) named(ctx context.Context, err error) error {
+// withHolder returns err, or, if a table lock is why a statement took too long, an error
+// that names the lock's holder.
+func (d *database) withHolder(ctx context.Context, err error) error {
 	if causeOf(err) != string(sqlstate.Timeout) {
 		return err
 	}
@@ -114,8 +116,8 @@ func (d *database) lead(ctx context.Context, r *Relay, keeper *session.Keeper) e
 	return d.locate(ctx, r.Source)
 }
 
-// begin begins the next epoch. It leaves the cause for which the last leader did not publish, if that
-// may last: it is over when this one publishes.
+// begin begins the next epoch. It keeps the cause for which the last leader did not
+// publish, since the cause may last: it is over when this one publishes.
 func (d *database) begin(ctx context.Context) error {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
@@ -131,7 +133,7 @@ func (d *database) begin(ctx context.Context) error {
 	})
 }
 
-// process names this one for people.
+// process names this process for people.
 func process() string {
 	host, err := os.Hostname()
 	if err != nil {
@@ -140,8 +142,9 @@ func process() string {
 	return fmt.Sprintf("%s:%d", host, os.Getpid())
 }
 
-// found notes that the stream exists and is not known to be another outbox's, before anything of the session is
-// published there: partitions of the outbox do not wait for one else.
+// found records that the stream exists and is not known to be another outbox's, before the
+// session publishes there. A stream that is not recorded does not keep partitions of the
+// outbox.
 func (d *database) found(ctx context.Context) error {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
@@ -151,8 +154,8 @@ func (d *database) found(ctx context.Context) error {
 	return blockedByDatabase(err)
 }
 
-// explain notes why this leader does not publish; "" if it does.
-func (d *database) explain(ctx context.Context, cause string) error {
+// noteCause records why this leader does not publish; "" if it does.
+func (d *database) noteCause(ctx context.Context, cause string) error {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
 	_, err := d.conn.Exec(ctx, `
@@ -161,15 +164,15 @@ func (d *database) explain(ctx context.Context, cause string) error {
 	return blockedByDatabase(err)
 }
 
-// A wish is what an operator wants of the relay.
-type wish struct {
+// A control is what operators have set for the relay.
+type control struct {
 	paused  bool
 	by      string
 	reason  string
 	adopted int64 // grows when an operator accepts unknown messages
 }
 
-func (d *database) wish(ctx context.Context) (w wish, err error) {
+func (d *database) control(ctx context.Context) (w control, err error) {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
 	err = d.conn.QueryRow(ctx, `

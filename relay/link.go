@@ -20,15 +20,15 @@ import (
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
-// pingInterval is how often a silent NATS server is asked whether it lives.
+// pingInterval is how often a silent NATS server is pinged.
 const pingInterval = time.Second
 
 // pings is how many pings may go unanswered before the connection is given up.
 const pings = 5
 
-// A link is one connection to the stream: the [protocol.Stream] of a session. It
-// does not reconnect. A publish that a reconnect flushes late could match a sequence
-// that a server, having lost its tail, gives out again.
+// A link is one connection to the stream: the [protocol.Stream] of a session. It does not
+// reconnect: a late publish, flushed after a reconnect, could match a sequence that a
+// server gives out again after losing its tail.
 type link struct {
 	nc       *nats.Conn
 	js       jetstream.JetStream
@@ -36,27 +36,27 @@ type link struct {
 	name     string
 	source   string
 	subjects *events.Subjects
-	api      string // what subjects of JetStream's API begin with
+	api      string // the prefix of JetStream's API subjects
 	metrics  *metrics
 
 	inbox   string
 	answers chan reply
 	sent    sending
-	number  int // of appends
+	number  int // of the appends
 
-	closed chan nats.Status // the connection is lost
+	closed chan nats.Status // reports that the connection is lost
 	hints  chan *nats.Msg
 	others *others
-	denied atomic.Pointer[error] // NATS does not allow us something
+	denied atomic.Pointer[error] // why NATS denies a permission
 }
 
-// A reply is an answer of the server and when it came.
+// A reply is an answer of the server with the time at which it came.
 type reply struct {
 	*nats.Msg
 	at time.Time
 }
 
-// dial connects, and looks the stream up.
+// dial connects, and looks up the stream.
 func dial(ctx context.Context, r *Relay, here presence) (*link, error) {
 	l := &link{others: newOthers(here), name: r.Stream, source: r.Source, subjects: events.SubjectsOf(r.Prefix), metrics: r.metrics, answers: make(chan reply, 16), hints: make(chan *nats.Msg, 1)}
 	options := append([]nats.Option{
@@ -79,7 +79,7 @@ func dial(ctx context.Context, r *Relay, here presence) (*link, error) {
 		if foreign, is := errors.AsType[*ForeignOutboxError](err); is {
 			return nil, foreign
 		}
-		return nil, l.explain(fmt.Errorf("look up stream %s: %w", l.name, err))
+		return nil, l.classify(fmt.Errorf("look up stream %s: %w", l.name, err))
 	}
 	return l, nil
 }
@@ -115,8 +115,8 @@ func jetStream(nc *nats.Conn, domain string) (jetstream.JetStream, error) {
 	return jetstream.NewWithDomain(nc, domain)
 }
 
-// noteError notes what NATS reports apart from any call, except that the relay may not hear
-// hints, or other relays: it can do without.
+// noteError records an asynchronous error of NATS. It ignores that the relay may not
+// receive hints or hear other relays: it can publish without.
 func (l *link) noteError(_ *nats.Conn, _ *nats.Subscription, err error) {
 	switch {
 	case !errors.Is(err, nats.ErrPermissionViolation), strings.Contains(err.Error(), events.HintSubject(l.name)):
@@ -127,8 +127,8 @@ func (l *link) noteError(_ *nats.Conn, _ *nats.Subscription, err error) {
 	}
 }
 
-// explain puts the word before an error of this connection.
-func (l *link) explain(err error) error {
+// classify adds the cause to an error of this connection.
+func (l *link) classify(err error) error {
 	if err == nil {
 		return nil
 	}
@@ -136,7 +136,7 @@ func (l *link) explain(err error) error {
 	if denied == nil || causeOf(err) == string(jserror.Permission) {
 		return blockedByStream(err)
 	}
-	if natsconn.Of(err) != jserror.Permission { // else it says so by itself
+	if natsconn.Of(err) != jserror.Permission { // other errors have their own text
 		err = fmt.Errorf("%w (%w)", *denied, err)
 	}
 	return block(string(jserror.Permission), advise(err, permissions))
@@ -156,10 +156,10 @@ func (l *link) lost() error {
 // batches reports whether the stream takes atomic batches.
 func (l *link) batches() bool { return l.stream.CachedInfo().Config.AllowAtomicPublish }
 
-// chains reports whether messages may name the id of their predecessor. In a cluster
-// they must not: replicas compare it each on their own, and one that finds another id
-// than the leader, having been brought up to date in a hurry, stops for good. A server
-// in no cluster says that it leads the stream, and names no cluster.
+// chains reports whether messages may name the id of their predecessor. In a cluster they
+// must not: each replica compares the id itself. A replica that was caught up by copying
+// finds another id than the leader, and stops for good. A server in no cluster says that it
+// leads the stream, and names no cluster.
 func (l *link) chains() bool {
 	cluster := l.stream.CachedInfo().Cluster
 	return cluster == nil || cluster.Name == ""
@@ -171,7 +171,7 @@ func (l *link) State(ctx context.Context) (protocol.State, error) {
 	defer cancel()
 	info, err := l.stream.Info(ctx)
 	if err != nil {
-		return protocol.State{}, l.explain(fmt.Errorf("look up stream %s: %w", l.name, err))
+		return protocol.State{}, l.classify(fmt.Errorf("look up stream %s: %w", l.name, err))
 	}
 	if err := l.checkOwner(info.Config); err != nil {
 		return protocol.State{}, err
@@ -183,8 +183,8 @@ func (l *link) State(ctx context.Context) (protocol.State, error) {
 	}, nil
 }
 
-// Message implements [protocol.Stream]. It asks the leader; a direct get may be
-// answered by a replica that lags.
+// Message implements [protocol.Stream]. It asks the leader, since a lagging replica may
+// answer a direct get.
 func (l *link) Message(ctx context.Context, sequence uint64) (protocol.Message, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
@@ -194,7 +194,7 @@ func (l *link) Message(ctx context.Context, sequence uint64) (protocol.Message, 
 	}
 	msg, err := l.nc.RequestWithContext(ctx, l.api+"STREAM.MSG.GET."+l.name, data)
 	if err != nil {
-		return protocol.Message{}, l.explain(fmt.Errorf("get message %d: %w", sequence, err))
+		return protocol.Message{}, l.classify(fmt.Errorf("get message %d: %w", sequence, err))
 	}
 	var answer struct {
 		Message struct {
@@ -219,8 +219,8 @@ func (l *link) Message(ctx context.Context, sequence uint64) (protocol.Message, 
 	return message(sequence, answer.Message.Subject, header), nil
 }
 
-// message returns what a header tells of a message. It is an event of ours if it
-// has an id and a seq.
+// message returns the message that a header describes. It is an event of ours if it has an
+// id and a seq.
 func message(sequence uint64, subject string, header nats.Header) protocol.Message {
 	m := protocol.Message{Sequence: sequence, Subject: subject}
 	e, err := events.FromMessage(header, nil)
@@ -230,15 +230,15 @@ func message(sequence uint64, subject string, header nats.Header) protocol.Messa
 	return m
 }
 
-// Check implements [protocol.Stream]: an event must fit the server's largest
-// message, and the stream must take its subject.
+// Check implements [protocol.Stream]: an event must fit the server's largest message, and
+// the stream must capture its subject.
 func (l *link) Check(e events.Event) error {
 	config := l.stream.CachedInfo().Config
 	limit := l.nc.MaxPayload()
 	if config.MaxMsgSize > 0 {
 		limit = min(limit, int64(config.MaxMsgSize))
 	}
-	const headers = 4 << 10 // more than any has, as a rule
+	const headers = 4 << 10 // more than almost any event has
 	if int64(len(e.Data))+headers > limit {
 		m := newOutgoing()
 		m.carry(e, l.source, l.subjects)
@@ -256,7 +256,7 @@ func (l *link) Check(e events.Event) error {
 	return nil
 }
 
-// matches reports whether pattern, with the wildcards of NATS, takes subject.
+// matches reports whether pattern, with the wildcards of NATS, matches subject.
 func matches(pattern, subject string) bool {
 	p, s := strings.Split(pattern, "."), strings.Split(subject, ".")
 	for i, token := range p {

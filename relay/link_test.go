@@ -42,7 +42,7 @@ func TestMatches(t *testing.T) {
 	}
 }
 
-// TestCauses: every error has a word, and keeps the one that it has.
+// TestCauses: every error has a cause, and keeps the one that it has.
 func TestCauses(t *testing.T) {
 	for want, err := range map[string]error{
 		"permission_denied":   blockedByStream(nats.ErrPermissionViolation),
@@ -57,8 +57,8 @@ func TestCauses(t *testing.T) {
 	}
 }
 
-// TestAwaitTakesWhatHasCome: an answer that came in time counts, however long the relay was about
-// something else.
+// TestAwaitTakesWhatHasCome: an answer that came in time counts, however long the relay was
+// busy with other work.
 func TestAwaitTakesWhatHasCome(t *testing.T) {
 	m, err := newMetrics(&Relay{})
 	if err != nil {
@@ -76,8 +76,9 @@ func TestAwaitTakesWhatHasCome(t *testing.T) {
 	}
 }
 
-// TestNoCauseRepeatsItself: whatever ended a session, and however often it was explained on its way, its
-// report begins with its word and holds no sentence twice. It has each class of both servers.
+// TestNoCauseRepeatsItself: whatever ended a session, and however often its cause was added
+// on the way, the report begins with the cause and repeats no sentence. The test covers
+// each class of both servers.
 func TestNoCauseRepeatsItself(t *testing.T) {
 	database := []error{
 		&postgres.PoolerError{What: "the relay", Host: "127.0.0.1:6432"}, &postgres.NamesError{Host: "127.0.0.1:6432"},
@@ -111,7 +112,7 @@ func TestNoCauseRepeatsItself(t *testing.T) {
 
 	check := func(err error) {
 		t.Helper()
-		err = named(fmt.Errorf("take the lead: %w", err))
+		err = withCause(fmt.Errorf("take the lead: %w", err))
 		word, text, _ := strings.Cut(err.Error(), ": ")
 		delete(missing, word)
 		if word != causeOf(err) {
@@ -137,8 +138,8 @@ func TestNoCauseRepeatsItself(t *testing.T) {
 	denied.denied.Store(&stream[0])
 	for _, l := range []*link{{}, denied} {
 		for _, err := range stream {
-			check(l.explain(err))
-			check(l.explain(fmt.Errorf("look up stream EVENTS: %w", l.explain(err))))
+			check(l.classify(err))
+			check(l.classify(fmt.Errorf("look up stream EVENTS: %w", l.classify(err))))
 		}
 	}
 	delete(missing, string(jserror.MessageMissing))

@@ -27,7 +27,7 @@ func (b *bench) ownStream(name, prefix string) {
 	}
 }
 
-// relayOf returns a relay of a database that no other one has.
+// relayOf returns the relay of a database that no other relay has.
 func (b *bench) relayOf(db *pgxpool.Pool, stream, prefix, source string) *relay.Relay {
 	config := db.Config().ConnConfig.Copy()
 	config.RuntimeParams["role"] = "pgjet_relay"
@@ -126,7 +126,7 @@ func (b *bench) owned(name, prefix string, db *pgxpool.Pool, source string) rela
 	return o
 }
 
-// undisturbed makes sure that a relay goes on as if nobody else were there.
+// undisturbed makes sure that a relay goes on as if it were alone.
 func (b *bench) undisturbed(r *relay.Relay, epoch int64) {
 	b.Helper()
 	b.append(5)
@@ -137,8 +137,8 @@ func (b *bench) undisturbed(r *relay.Relay, epoch int64) {
 	}
 }
 
-// TestForeignOutbox: a relay that is pointed to another outbox's stream says so, names both, and leaves
-// nothing to adopt; the other one does not notice.
+// TestForeignOutbox: a relay that is pointed to another outbox's stream reports that, names
+// both, and leaves nothing to adopt. The other relay is not disturbed.
 func TestForeignOutbox(t *testing.T) {
 	for name, owned := range map[string]bool{"the stream names its outbox": true, "it names none": false} {
 		t.Run(name, func(t *testing.T) {
@@ -185,7 +185,8 @@ func TestForeignOutbox(t *testing.T) {
 	}
 }
 
-// TestClaim: a stream is given to an outbox if nothing in it is another's, or if somebody says whose it was.
+// TestClaim: an outbox can claim a stream if nothing in it is another's, or if the operator
+// names the outbox that it had.
 func TestClaim(t *testing.T) {
 	b := newBench(t)
 	o, err := relay.ReadOutbox(t.Context(), b.db, "/test")
@@ -231,7 +232,8 @@ func TestClaim(t *testing.T) {
 	claim(o, b.db, nil, true, "") // an empty one
 }
 
-// TestOwnerIsLookedAt: a stream that is given to another outbox meanwhile is left alone.
+// TestOwnerIsLookedAt: a relay leaves a stream alone that another outbox has claimed
+// meanwhile.
 func TestOwnerIsLookedAt(t *testing.T) {
 	relay.SetLookEvery(t, 50*time.Millisecond)
 	b := newBench(t)

@@ -21,10 +21,10 @@ type beginner interface {
 	Begin(context.Context) (pgx.Tx, error)
 }
 
-// Pause makes the relays of a stream publish nothing until [Resume]. The leader
-// finishes the page in hand and obeys within a second or so; events wait in the
-// outbox. A stream that is paused already stays as it is: Pause returns who paused
-// it, and false. by is who does it and reason why; both are kept in pgjet.operation.
+// Pause makes the relays of a stream publish nothing until [Resume]. The leader finishes
+// its current page and stops within about a second; events wait in the outbox. If the
+// stream is already paused, Pause changes nothing and returns the existing pause and false.
+// pgjet.operation records by and reason: who paused, and why.
 func Pause(ctx context.Context, db beginner, stream, by, reason string) (p Paused, news bool, err error) {
 	err = postgres.Within(ctx, db, func(tx pgx.Tx) error {
 		err := tx.QueryRow(ctx, `
@@ -45,7 +45,7 @@ func Pause(ctx context.Context, db beginner, stream, by, reason string) (p Pause
 	return p, news, sqlstate.Wrap("pause the relay", err)
 }
 
-// Resume ends a pause, and returns which; nil if there was none.
+// Resume ends a pause, and returns the pause that it ended; nil if there was none.
 func Resume(ctx context.Context, db beginner, stream, by, reason string) (p *Paused, err error) {
 	err = postgres.Within(ctx, db, func(tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, `
@@ -68,7 +68,7 @@ func Resume(ctx context.Context, db beginner, stream, by, reason string) (p *Pau
 	return p, sqlstate.Wrap("resume the relay", err)
 }
 
-// An UnknownMessage is one that the stream holds and the outbox does not know.
+// An UnknownMessage is a message that the stream holds and the outbox does not know.
 type UnknownMessage struct {
 	StreamCreated time.Time  `json:"stream_created"` // of which incarnation of the stream
 	StreamSeq     int64      `json:"stream_seq"`
@@ -85,18 +85,18 @@ func scanUnknown(row pgx.CollectableRow) (m UnknownMessage, err error) {
 	return m, err
 }
 
-// UnknownMessages returns the messages for which publishing to a stream has halted:
-// at most 1000, the last one among them, in the order of the stream.
+// UnknownMessages returns the messages because of which publishing to a stream has halted,
+// in the order of the stream: at most 1000, always with the last one.
 func UnknownMessages(ctx context.Context, db beginner, stream string) ([]UnknownMessage, error) {
 	all, err := collect(ctx, db, scanUnknown, `
 		select `+unknownColumns+` from pgjet.unknown_message where stream = $1 order by stream_seq`, stream)
 	return all, sqlstate.Wrap("list unknown messages", err)
 }
 
-// Adopt accepts whatever the stream holds up to the last of its [UnknownMessages],
-// which it returns, so that a relay goes on behind them. It returns
-// [ErrNothingToAdopt] if there are none. What becomes known to consumers by them
-// stays so: nothing is deleted from the stream.
+// Adopt accepts all messages of the stream up to the last of its [UnknownMessages], so that
+// a relay continues behind them. It returns the UnknownMessages, or [ErrNothingToAdopt] if
+// there are none. It deletes nothing from the stream: consumers keep what these messages
+// have caused.
 func Adopt(ctx context.Context, db beginner, stream, by, reason string) ([]UnknownMessage, error) {
 	var all []UnknownMessage
 	err := postgres.Within(ctx, db, func(tx pgx.Tx) (err error) {

@@ -21,7 +21,7 @@ const (
 	reason = "the test says so"
 )
 
-// operations returns what was noted, a line each.
+// operations returns the recorded operations, a line each.
 func (b *bench) operations() []string {
 	b.Helper()
 	rows, err := b.db.Query(b.Context(), `select concat_ws(' ', kind, target, by, reason) from pgjet.operation order by id`)
@@ -45,7 +45,7 @@ func (b *bench) noted(want ...string) {
 	}
 }
 
-// cause waits until the leader says why it does not publish.
+// cause waits until the leader reports why it does not publish.
 func (b *bench) cause(want string) {
 	b.Helper()
 	testenv.Eventually(b, patience, "the leader's cause is "+want, func() bool {
@@ -91,7 +91,7 @@ func TestPauseAndResume(t *testing.T) {
 	b.noted("relay.pause EVENTS", "relay.resume EVENTS")
 }
 
-// TestPauseBeforeAnyRelay: the first one finds itself paused.
+// TestPauseBeforeAnyRelay: the first relay is paused.
 func TestPauseBeforeAnyRelay(t *testing.T) {
 	b := newBench(t)
 	if _, _, err := relay.Pause(t.Context(), b.db, "EVENTS", by, reason); err != nil {
@@ -228,8 +228,8 @@ func TestQuarantineList(t *testing.T) {
 	}
 }
 
-// TestQuarantineRetryPublishes: an event that was too large for the stream goes out
-// once the stream takes more and an operator says so. One that was dropped does not.
+// TestQuarantineRetryPublishes: an event that was too large for the stream is published
+// once the stream stores larger ones and an operator retries it. A dropped event is not.
 func TestQuarantineRetryPublishes(t *testing.T) {
 	b := newBench(t)
 	config := relay.StreamConfig("EVENTS", 1)
@@ -266,7 +266,7 @@ func TestQuarantineRetryPublishes(t *testing.T) {
 	testenv.Eventually(t, patience, "it is in quarantine no more", func() bool { return b.states() == "2 dropped" })
 }
 
-// TestOperatorRole: what an operator does needs no more than its role.
+// TestOperatorRole: an operator's actions need only the role of operators.
 func TestOperatorRole(t *testing.T) {
 	b := newOutbox(t)
 	b.hold(2)

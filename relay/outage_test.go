@@ -26,8 +26,8 @@ func TestSurvivesNATSOutage(t *testing.T) {
 	b.settled()
 }
 
-// TestServerTakesNoWrites: a relay does not lead on a server that is set to take no writes, and says why
-// not; it goes on by itself.
+// TestServerTakesNoWrites: a relay does not lead on a server that is set to accept no
+// writes, and reports why; it goes on by itself.
 func TestServerTakesNoWrites(t *testing.T) {
 	t.Parallel()
 	pg := testenv.PostgresServer(t)
@@ -79,8 +79,8 @@ func newOutage(t *testing.T) (*bench, *devserver.NATS) {
 	return b, server
 }
 
-// TestHealsALostTail puts an older copy of the stream's files back: what a power cut
-// or a restored backup leaves.
+// TestHealsALostTail puts an older copy of the stream's files back, as after a power cut or
+// from a backup.
 func TestHealsALostTail(t *testing.T) {
 	b, server := newOutage(t)
 	r, _ := b.start()
@@ -109,8 +109,8 @@ func TestHealsALostTail(t *testing.T) {
 	b.settled()
 }
 
-// TestSilenceInATransactionLosesTheLead: who hangs in the middle of a transaction is
-// as silent as who hangs between two.
+// TestSilenceInATransactionLosesTheLead: a relay that hangs in the middle of a transaction
+// is as silent as one that hangs between two.
 func TestSilenceInATransactionLosesTheLead(t *testing.T) {
 	db := testenv.Postgres(t)
 	hung, err := relay.Connect(t.Context(), db.Config().ConnConfig)
@@ -128,7 +128,7 @@ func TestSilenceInATransactionLosesTheLead(t *testing.T) {
 	}
 }
 
-// TestTendsWhileNATSIsAway: writers go on, and must find a partition.
+// TestTendsWhileNATSIsAway: services go on writing, and must find a partition.
 func TestTendsWhileNATSIsAway(t *testing.T) {
 	b, server := newOutage(t)
 	r, _ := b.start()

@@ -6,8 +6,8 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// An outgoing is memory for the messages of one append, each written over the one
-// before: the connection keeps nothing of what it has sent.
+// An outgoing is memory for the messages of one append, each written over the one before:
+// the connection keeps nothing that it has sent.
 type outgoing struct {
 	nats.Msg
 	further map[string]string // headers that the next event may not have

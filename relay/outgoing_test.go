@@ -19,8 +19,8 @@ func made(n int) events.Event {
 	}
 }
 
-// TestNothingIsLeftOver: messages are written over one another, and each is the one
-// that its event makes alone.
+// TestNothingIsLeftOver: messages are written over one another, and each is the same as if
+// it were written alone.
 func TestNothingIsLeftOver(t *testing.T) {
 	all := []events.Event{made(1), made(2), made(3), made(4)}
 	all[0].Header = map[string]string{"tracestate": "a=1", "ce-tenant": "blue", "Tenant": "a b%20"}

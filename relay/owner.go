@@ -15,9 +15,9 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// The reasons of a relay that would publish to a stream that has another writer. ForeignOutbox: the
-// stream is another outbox's. OutboxCopied: it is this outbox's, and another copy of the database is being
-// published there.
+// The reasons of a relay that finds another writer of its stream. ForeignOutbox: the stream
+// belongs to another outbox. OutboxCopied: the stream belongs to this outbox, and another
+// copy of the database is being published there.
 const (
 	ForeignOutbox = "foreign_outbox"
 	OutboxCopied  = "outbox_copied"
@@ -29,7 +29,7 @@ const (
 	sourceKey = "pgjet.source"
 )
 
-// An Outbox says which outbox a stream has, or a database is.
+// An Outbox identifies the outbox of a stream or a database.
 type Outbox struct {
 	ID     uuid.UUID // of pgjet.identity; uuid.Nil: none
 	Source string    // the service that appends its events, for people
@@ -42,7 +42,7 @@ func (o Outbox) String() string {
 	return fmt.Sprintf("outbox %s of %q", o.ID, o.Source)
 }
 
-// Own makes config that of a stream which names o as its outbox.
+// Own makes config name o as the outbox of its stream.
 func (o Outbox) Own(config *jetstream.StreamConfig) {
 	metadata := map[string]string{outboxKey: o.ID.String(), sourceKey: o.Source}
 	for key, value := range config.Metadata {
@@ -62,14 +62,14 @@ func Owner(config jetstream.StreamConfig) Outbox {
 	return Outbox{id, config.Metadata[sourceKey]}
 }
 
-// A ForeignOutboxError says that a stream is another outbox's.
+// A ForeignOutboxError says that a stream belongs to another outbox.
 type ForeignOutboxError struct {
 	Stream     string
 	Owner, Own Outbox
 	Why        string // if the stream names no outbox: what shows that it is another's
 }
 
-// Error names both, and says what to do without any harm to the other.
+// Error names both outboxes, and says what to do without harm to the other one.
 func (e *ForeignOutboxError) Error() string {
 	const todo = "nothing was changed there; give this outbox a stream and a prefix of its own: pgjet stream ensure --stream NAME --prefix NAME, and its relay the same"
 	if e.Owner.ID == uuid.Nil {
@@ -83,20 +83,21 @@ type querier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-// ReadOutbox returns which outbox the database has, with the name of the service that appends its
-// events. The id never changes, also if the database is dumped, restored or moved.
+// ReadOutbox returns the outbox of the database, with the name of the service that appends
+// its events. Its id never changes, even if the database is dumped, restored or moved.
 func ReadOutbox(ctx context.Context, db querier, source string) (Outbox, error) {
 	id, err := postgres.Identity(ctx, db)
 	return Outbox{id, source}, sqlstate.Wrap("read which outbox this is", err)
 }
 
-// Claim has an existing stream name o, the outbox of db, and reports whether it did not before. It
-// refuses with a [*ForeignOutboxError] if the stream names another outbox, or names none and its last
-// message is no event of this one, unless from says whose it was: the id of that outbox, or [uuid.Nil] for
-// none. Nothing of that outbox can be published there from then on.
+// Claim makes an existing stream name o, the outbox of db, and reports whether that is new.
+// From then on nothing of another outbox can be published there. from is the outbox that
+// the stream had before: its id, [uuid.Nil] for none, or nil for unknown.
 //
-// It needs the right to change streams, which the role operator has not; without, the error is
-// [ErrNotClaimed].
+// Claim returns a [*ForeignOutboxError] if from is not nil and not the stream's outbox. If
+// from is nil, it does so unless the stream names no outbox, and is empty or ends with an
+// event of o. Claim needs the right to change streams, which the role operator lacks;
+// without it, it returns [ErrNotClaimed].
 func Claim(ctx context.Context, db querier, js jetstream.JetStream, stream string, o Outbox, from *uuid.UUID) (news bool, err error) {
 	s, err := js.Stream(ctx, stream)
 	if err != nil {
@@ -123,17 +124,17 @@ func Claim(ctx context.Context, db querier, js jetstream.JetStream, stream strin
 	_, err = js.UpdateStream(ctx, config)
 	err = natsconn.Denied(js.Conn(), err)
 	switch natsconn.Of(err) {
-	case jserror.Permission, jserror.Disabled: // in accounts nobody answers
+	case jserror.Permission, jserror.Disabled: // with accounts, a denied request gets no answer
 		return false, fmt.Errorf("%w: %s: %w", ErrNotClaimed, stream, err)
 	}
 	return err == nil, natsconn.Explain(js.Conn(), err, "operator")
 }
 
-// ErrNotClaimed says that NATS does not let the user have a stream name its outbox.
+// ErrNotClaimed says that NATS does not let the user make a stream name its outbox.
 var ErrNotClaimed = errors.New("NATS does not let this user change the stream")
 
-// strangeEnd says what the last message of a stream is, unless it is an event of the outbox in db. That
-// is so if the stream is empty, too.
+// strangeEnd describes the last message of a stream, or returns "" if it is an event of the
+// outbox in db or the stream is empty.
 func strangeEnd(ctx context.Context, db querier, s jetstream.Stream, stream string) (string, error) {
 	state := s.CachedInfo().State
 	if state.Msgs == 0 {

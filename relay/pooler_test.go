@@ -25,8 +25,8 @@ func (b *bench) startAt(url string) *relay.Relay {
 	return r
 }
 
-// TestPoolerIsRefused: a relay notices a pooler of any mode and says what to do. One that
-// connects to PostgreSQL itself works beside it.
+// TestPoolerIsRefused: a relay notices a pooler of any mode and says what to do. Beside it,
+// a relay that connects to PostgreSQL directly works.
 func TestPoolerIsRefused(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -38,7 +38,7 @@ func TestPoolerIsRefused(t *testing.T) {
 			return err != nil && strings.HasPrefix(err.Error(), "pooler: ") && strings.Contains(err.Error(), "the relay needs a session of its own")
 		})
 	}
-	// In a mode of pgx in which its statements would not work, and with hostile defaults.
+	// With hostile defaults, and in a mode of pgx in which its statements would not work.
 	if _, err := b.db.Exec(t.Context(), fmt.Sprintf(`alter database %[1]s set default_transaction_isolation = serializable;
 		alter database %[1]s set default_transaction_read_only = on; alter database %[1]s set statement_timeout = '200ms';
 		alter database %[1]s set client_encoding = 'LATIN1'; alter database %[1]s set search_path = nowhere;
@@ -50,8 +50,8 @@ func TestPoolerIsRefused(t *testing.T) {
 	b.settled()
 }
 
-// TestStandbyNamesTheHolder: whoever holds the lock, a relay that waits for it says who that is, for
-// longer than time-outs of the database allow, and takes over.
+// TestStandbyNamesTheHolder: a waiting relay names the session that holds the lock, for
+// longer than the database's time-outs allow, and then takes over.
 func TestStandbyNamesTheHolder(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -91,8 +91,8 @@ func TestStandbyNamesTheHolder(t *testing.T) {
 	})
 }
 
-// TestLockedTable: while somebody holds a lock on a table that the relay needs, it says who does, and
-// not that the database is away; then it goes on.
+// TestLockedTable: while a session locks a table that the relay needs, the relay names that
+// session and does not report the database as away. Then it goes on.
 func TestLockedTable(t *testing.T) {
 	t.Parallel()
 	for _, table := range []string{"checkpoint", "leader", "outbox", "outbox_1", "quarantine"} {

@@ -14,29 +14,30 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// silence is how long a server may send nothing before readiness says so. A session waits for longer:
-// up to stepTime for PostgreSQL, which may have a slow disk.
+// silence is how long a server may send nothing before the relay is not ready. A session
+// waits longer: up to stepTime for PostgreSQL, which may have a slow disk.
 const silence = 3 * time.Second
 
-// probeAfter is after what time without a word from PostgreSQL the relay asks whether it is there: all
-// its connections may wait for one lock. The rest of silence is for the answer.
+// probeAfter is the silence of PostgreSQL after which the relay probes it: all its
+// connections may be waiting for one lock. The rest of silence is left for the answer.
 const probeAfter = silence * 7 / 10
 
-// A pulse knows whether a server that is frozen, or behind a network that swallows packets, owes an
-// answer. It watches all connections to the server: while any of them hears something, the server is
-// slow at most. The zero pulse is ready for use.
+// A pulse detects a server that owes an answer because it is frozen, or behind a network
+// that drops packets. It watches all connections to the server: if any of them receives
+// something, the server is merely slow. The zero pulse is ready for use.
 type pulse struct {
 	mu    sync.Mutex
 	heard time.Time                               // when the server last sent anything
-	dial  func(context.Context) (net.Conn, error) // to where the last connection leads
-	asked map[*watchedConn]time.Time              // since when connections have waited for something to come
+	dial  func(context.Context) (net.Conn, error) // dials the address of the last connection
+	asked map[*watchedConn]time.Time              // since when each connection has waited for data
 }
 
-// silent reports whether the server owes an answer and has sent nothing for that long, and since when.
+// silent reports whether the server owes an answer and has sent nothing for that long, and
+// since when.
 func (p *pulse) silent(long time.Duration) (since time.Time, is bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var asked time.Time // by the connection that has waited for longest
+	var asked time.Time // by the connection that has waited longest
 	for _, at := range p.asked {
 		if asked.IsZero() || at.Before(asked) {
 			asked = at
@@ -45,11 +46,12 @@ func (p *pulse) silent(long time.Duration) (since time.Time, is bool) {
 	if since = p.heard; since.IsZero() {
 		since = asked
 	}
-	// A process that was frozen itself has heard nothing for long, and asks only now.
+	// A process that was frozen itself has received nothing for long, although it has only
+	// just begun to wait.
 	return since, !asked.IsZero() && time.Since(asked) >= long/3 && time.Since(since) >= long
 }
 
-// watch returns config with connections that are watched.
+// watch returns config with watched connections.
 func (p *pulse) watch(config *pgx.ConnConfig) *pgx.ConnConfig {
 	config = config.Copy()
 	dial := config.DialFunc
@@ -65,8 +67,8 @@ func (p *pulse) watch(config *pgx.ConnConfig) *pgx.ConnConfig {
 	return config
 }
 
-// probe asks PostgreSQL, whenever it has been silent for a while, whether it speaks TLS: any server
-// answers that, before it knows who asks. It returns when ctx ends.
+// probe asks PostgreSQL whether it speaks TLS, whenever PostgreSQL has been silent for a
+// while. A server answers that before authentication. probe returns when ctx ends.
 func (p *pulse) probe(ctx context.Context) {
 	for ; ctx.Err() == nil; sleep(ctx, (silence-probeAfter)/4) {
 		if _, is := p.silent(probeAfter); is {
@@ -75,7 +77,7 @@ func (p *pulse) probe(ctx context.Context) {
 	}
 }
 
-// ask opens a connection to where the last one leads, asks, and hears the answer if one comes.
+// ask opens a connection to the address of the last one, asks, and waits for the answer.
 func (p *pulse) ask(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, silence)
 	defer cancel()
@@ -90,7 +92,7 @@ func (p *pulse) ask(ctx context.Context) {
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	request, _ := (&pgproto3.SSLRequest{}).Encode(nil)
 	if _, err := conn.Write(request); err == nil {
-		_, _ = conn.Read(make([]byte, 1)) // it is heard, or not
+		_, _ = conn.Read(make([]byte, 1)) // the watched connection notices any answer
 	}
 }
 
@@ -106,7 +108,7 @@ func (p *pulse) watched(conn net.Conn, err error) (net.Conn, error) {
 	return &watchedConn{conn, p}, nil
 }
 
-// A watchedConn is a connection whose pulse is taken.
+// A watchedConn is a connection that its pulse watches.
 type watchedConn struct {
 	net.Conn
 	pulse *pulse
@@ -146,7 +148,8 @@ func (c *watchedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// silent returns which server owes the relay an answer for too long, if one does.
+// silent returns an error that names the server which has owed the relay an answer for too
+// long, or nil.
 func (r *Relay) silent() error {
 	for _, server := range []struct {
 		pulse       *pulse

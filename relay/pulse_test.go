@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// TestPulse: a server is silent if it owes an answer and no connection hears anything for a while.
+// TestPulse: a server is silent if it owes an answer and no connection receives anything
+// for a while.
 func TestPulse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var p pulse

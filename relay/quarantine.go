@@ -23,10 +23,10 @@ type Quarantined struct {
 	EventID      uuid.UUID  `json:"event_id"`
 	Type         string     `json:"type"` // cut to 200 characters, as Key is; "" if the event was pruned
 	Key          string     `json:"key"`
-	Reason       string     `json:"reason"` // why no stream takes it
+	Reason       string     `json:"reason"` // why no stream stores it
 	State        string     `json:"state"`  // held, retry or dropped
 	At           time.Time  `json:"at"`
-	ChangedAt    *time.Time `json:"changed_at"` // when somebody last decided on it
+	ChangedAt    *time.Time `json:"changed_at"` // when an operator last decided on it
 	ChangedBy    string     `json:"changed_by"`
 	ChangeReason string     `json:"change_reason"`
 }
@@ -55,21 +55,21 @@ func scanQuarantined(row pgx.CollectableRow) (q Quarantined, err error) {
 // ErrNotQuarantined says that an event that was named is not in quarantine.
 var ErrNotQuarantined = errors.New("not in quarantine")
 
-// RetryQuarantined makes the relay try again to publish the events with these seqs,
-// or, if seqs is nil, all that are held. One that was dropped is tried again if it
-// is named. It returns which; those that the stream still refuses come back as held.
-// If one of seqs is not in quarantine, or was pruned since, nothing is changed, and the error is
+// RetryQuarantined makes the relay try again to publish the events with these seqs, or, if
+// seqs is nil, all that are held. A dropped event is tried again only if it is named. It
+// returns the seqs of these events. Events that the stream still refuses are held again. If
+// one of seqs is not in quarantine, or was pruned since, nothing changes, and the error is
 // [ErrNotQuarantined].
 func RetryQuarantined(ctx context.Context, db beginner, seqs []int64, by, reason string) ([]int64, error) {
 	changed, err := decide(ctx, db, "retry", seqs, by, reason)
 	return changed, sqlstate.Wrap("retry events in quarantine", err)
 }
 
-// DropQuarantined gives up the events with these seqs, or, if seqs is nil, all that
-// are held: no relay tries them again. Their rows stay, here until somebody retries
-// them and in the outbox until they are pruned. One that is to be retried may have
-// been published meanwhile. It returns which. If one of seqs is not in quarantine
-// nothing is changed, and the error is [ErrNotQuarantined].
+// DropQuarantined gives up the events with these seqs, or, if seqs is nil, all that are
+// held: no relay tries them again. Their rows stay, in the quarantine until an operator
+// retries them, and in the outbox until they are pruned. An event that was to be retried
+// may have been published meanwhile. It returns the seqs of the dropped events. If one of
+// seqs is not in quarantine, nothing changes, and the error is [ErrNotQuarantined].
 func DropQuarantined(ctx context.Context, db beginner, seqs []int64, by, reason string) ([]int64, error) {
 	changed, err := decide(ctx, db, "dropped", seqs, by, reason)
 	return changed, sqlstate.Wrap("drop events in quarantine", err)
@@ -116,12 +116,14 @@ var ErrLeadChanged = errors.New("another relay took the lead since this was plan
 // leadChanged is the SQLSTATE with which pgjet.republish refuses.
 const leadChanged = "PJ002"
 
-// Republish has the leading relay of a stream publish events again, for an operation that is written down in pgjet.operation: of these
-// seqs those that were published. It returns which. The stream has to lack them, as an audit found while the relay of that epoch led; if another one leads
-// by now, the error is [ErrLeadChanged].
+// Republish makes the leading relay of a stream publish events again, for an operation that
+// is recorded in pgjet.operation. Of these seqs it selects those that were published, and
+// returns them. An audit must have found that the stream lacks them while the relay of that
+// epoch led. If another relay leads by now, the error is [ErrLeadChanged].
 //
-// The relay is the only writer: it appends them within about a second, one by one and by compare-and-append, behind all others. Until then
-// they are in quarantine, from where a crash between append and note does not publish them twice.
+// The relay is the only writer: it appends the events within about a second, one by one and
+// by compare-and-append, behind all others. Until then they are in quarantine, so a crash
+// between the append and its record does not publish them twice.
 func Republish(ctx context.Context, db beginner, operation int64, stream string, epoch int64, seqs []int64) ([]int64, error) {
 	taken, err := collect(ctx, db, pgx.RowTo[int64], `select pgjet.republish($1, $2, $3, $4)`, operation, stream, epoch, seqs)
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok && e.Code == leadChanged {
@@ -130,7 +132,8 @@ func Republish(ctx context.Context, db beginner, operation int64, stream string,
 	return taken, sqlstate.Wrap("publish events again", err)
 }
 
-// EndRepublish ends an operation: what waits is not published again. It returns which events that are.
+// EndRepublish ends an operation: events of it that still wait are not published again. It
+// returns their seqs.
 func EndRepublish(ctx context.Context, db beginner, operation int64) ([]int64, error) {
 	ended, err := collect(ctx, db, pgx.RowTo[int64], `select pgjet.end_republish($1)`, operation)
 	return ended, sqlstate.Wrap("end publishing events again", err)

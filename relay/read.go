@@ -11,21 +11,21 @@ import (
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
-// A batch is read with one request: so many messages, and so many bytes, to which the
-// message that exceeds them still belongs.
+// Limits of a batch that is read with one request. The message that exceeds the bytes still
+// belongs to it.
 const (
 	readMessages = 2000
 	readBytes    = 4 << 20
 )
 
-// Messages implements [protocol.Stream]. It reads by direct gets, if the stream allows them.
+// Messages implements [protocol.Stream]. It uses direct gets if the stream allows them.
 func (l *link) Messages(ctx context.Context, first, last uint64, fn func(protocol.Message) error) error {
 	read := l.inBatches
 	if !l.stream.CachedInfo().Config.AllowDirect {
 		read = l.singly
 	}
 	if err := read(ctx, first, last, fn); err != nil {
-		return l.explain(fmt.Errorf("read the stream from sequence %d to %d: %w", first, last, err))
+		return l.classify(fmt.Errorf("read the stream from sequence %d to %d: %w", first, last, err))
 	}
 	return nil
 }
@@ -58,8 +58,8 @@ func (l *link) inBatches(ctx context.Context, first, last uint64, fn func(protoc
 	return nil
 }
 
-// batch calls fn with some messages from first to last, and returns the sequence of the last
-// one that it received, 0 if the replica has none.
+// batch calls fn with some messages from first to last, and returns the sequence of the
+// last one received, or 0 if the replica has none.
 func (l *link) batch(ctx context.Context, first, last uint64, fn func(protocol.Message) error) (read uint64, err error) {
 	direct := natsconn.Direct{Conn: l.nc, API: l.api, Stream: l.name}
 	read, err = direct.Batch(ctx, first, last, readMessages, readBytes, func(sequence uint64, subject string, m *nats.Msg) error {

@@ -14,8 +14,8 @@ import (
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
-// TestReadsEachMessageOnce: all messages of a part of the stream are read, in order, over more
-// than one batch, whatever is missing and whatever headers they have.
+// TestReadsEachMessageOnce: all messages of a range of the stream are read, in order, over
+// several batches, whichever are missing and whatever headers they have.
 func TestReadsEachMessageOnce(t *testing.T) {
 	t.Parallel()
 	for _, direct := range []bool{true, false} {

@@ -13,9 +13,8 @@ import (
 	"github.com/pgjet/pgjet/internal/session"
 )
 
-// Ready returns nil while the relay does what it is there for: it leads and publishes, or it
-// stands by, and both its database and the stream answer, so that it could take over. Else it returns
-// why not.
+// Ready returns nil while the relay leads and publishes, or stands by and could take over,
+// since both its database and the stream answer. Otherwise it returns why not.
 func (r *Relay) Ready(ctx context.Context) error {
 	if err := r.silent(); err != nil {
 		return err
@@ -27,8 +26,8 @@ func (r *Relay) Ready(ctx context.Context) error {
 	return r.spare.reach(ctx, r)
 }
 
-// trouble returns why the relay neither publishes nor stands by; nil while it does, and while
-// it starts or has stopped.
+// trouble returns why the relay neither publishes nor stands by. It returns nil while the
+// relay does one of these, and while it starts or has stopped.
 func (r *Relay) trouble() error {
 	if err := r.silent(); err != nil {
 		return err
@@ -42,8 +41,7 @@ func (r *Relay) trouble() error {
 	return err
 }
 
-// Role returns "leader" or "standby" with what there is to say about it, or "" while it
-// is neither.
+// Role returns "leader" or "standby" with details, or "" while the relay is neither.
 func (r *Relay) Role() (role, detail string) {
 	err := r.keeper.Ready()
 	switch {
@@ -55,8 +53,8 @@ func (r *Relay) Role() (role, detail string) {
 	return "", ""
 }
 
-// A spare is the NATS connection by which a standby makes sure that it could take over. It is
-// opened when somebody asks, since a relay connects for itself only once it leads.
+// A spare is the NATS connection by which a standby checks that it could take over. It is
+// opened by the first check, since a relay connects for itself only once it leads.
 type spare struct {
 	mu sync.Mutex
 	nc *nats.Conn
@@ -85,7 +83,7 @@ func (s *spare) dial(r *Relay) (err error) {
 		nats.Name("pgjet-relay-standby"), nats.NoReconnect(), nats.Timeout(connectTimeout / 5),
 		nats.PingInterval(pingInterval), nats.MaxPingsOutstanding(pings), nats.SetCustomDialer(&r.nats),
 		nats.CustomInboxPrefix("_INBOX_relay"),
-		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}), // calls report it
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}), // calls return them
 	}, r.NATS...)...)
 	if err != nil {
 		return err

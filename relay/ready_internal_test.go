@@ -7,7 +7,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestRoleWhileStarting: probes ask from the beginning on. The race detector sees whether
+// TestRoleWhileStarting: probes may ask from the beginning. The race detector finds whether
 // that is safe.
 func TestRoleWhileStarting(t *testing.T) {
 	t.Parallel()

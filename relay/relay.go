@@ -1,37 +1,37 @@
 // Package relay publishes the events of an outbox to a NATS JetStream stream.
 //
-// Whatever is killed, cut off or full: every committed event reaches the stream,
-// stored once, those of one key in commit order. The stream is treated as a log
-// with one legal writer. Every message says "append me if the last sequence is
-// still L", so that the server itself refuses a relay that lost its place; no
-// de-duplication window and no clock is relied on.
+// Whatever is killed, cut off or full: every committed event reaches the stream, stored
+// once, those of one key in commit order. The stream is treated as a log with one legal
+// writer. Every message says "append me if the last sequence is still L", so the server
+// itself refuses a relay that has lost its place. Nothing depends on a de-duplication
+// window or a clock.
 //
 // A relay works in sessions. In each it
 //
 //  1. takes the lead: a session advisory lock on the connection that it reads by,
-//     then the next epoch, which guards everything that it writes;
+//     then the next epoch, which guards all its writes;
 //  2. resyncs: finds the newest checkpoint that the stream confirms, and which
 //     events are stored behind it. It assumes nothing from earlier
 //     acknowledgements, so a crash anywhere costs a re-read and no more;
 //  3. reads, appends, and now and then writes a checkpoint, until anything is
 //     refused, unanswered or lost. That ends the session, and the next one begins.
 //
-// A session is one database connection and one NATS connection. Neither
-// reconnects: nothing that an old session sent can arrive in a new one.
+// A session is one database connection and one NATS connection. Neither reconnects, so
+// nothing that an old session sent can arrive in a new one.
 //
 // While it publishes, the leader also moves scheduled events that are due into the outbox.
 //
 // Several relays may run: one leads, the others wait for its lock.
 //
-// A stream has one outbox, and names it. A relay stops, and changes nothing, where another outbox is published, or
-// another copy of its own database, since no lock reaches from one database to another; see [ForeignOutbox] and
-// [OutboxCopied]. Relays of several outboxes may share a process and a NATS account: each has a stream and a prefix of
-// its own.
+// A stream has one outbox, and names it. A relay stops, and changes nothing, if another
+// outbox is published there, or another copy of its own database: no lock reaches from one
+// database to another. See [ForeignOutbox] and [OutboxCopied]. Relays of several outboxes
+// may share a process and a NATS account: each has a stream and a prefix of its own.
 //
-// What it decides is in package protocol, without any connection. It owns the tables
-// pgjet.leader, pgjet.checkpoint, pgjet.quarantine, pgjet.unknown_message,
-// pgjet.adoption and pgjet.audit. Package audit compares outbox and stream: while it publishes, the leader does so in the
-// background, a little at a time.
+// The decisions are in package protocol, without any connection. Package relay owns the
+// tables pgjet.leader, pgjet.checkpoint, pgjet.quarantine, pgjet.unknown_message,
+// pgjet.adoption and pgjet.audit. Package audit compares outbox and stream: while it
+// publishes, the leader does so in the background, a little at a time.
 package relay
 
 import (
@@ -53,8 +53,8 @@ import (
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
-// DefaultRetention is how long events stay in the outbox after they were published: for
-// so long the relay can publish again what a stream loses.
+// DefaultRetention is how long events stay in the outbox after they were published. For
+// that long the relay can publish again what a stream loses.
 const DefaultRetention = 72 * time.Hour
 
 // A Relay moves events from one outbox to one stream. Set its fields, then call
@@ -69,8 +69,8 @@ type Relay struct {
 	Source   string          // the CloudEvents source of the events: the name of the service that appends them; "" is pgjet
 	Log      *slog.Logger    // nil discards
 
-	// Name tells the log and the metrics of this relay from those of others in the process: their
-	// label relay. "" if it is alone.
+	// Name distinguishes this relay from others of the process in the log and in the
+	// metrics, as their label relay. "" if it is the only one.
 	Name string
 
 	// Retention is how long published events stay in the outbox, and so how far
@@ -78,8 +78,8 @@ type Relay struct {
 	// [DefaultRetention]. Events go by whole partitions.
 	Retention time.Duration
 
-	// AuditRate is how many events a second the leader compares with the stream at most, in the background; 0 is
-	// [DefaultAuditRate], less turns that off.
+	// AuditRate is how many events a second the leader compares with the stream at most, in
+	// the background; 0 is [DefaultAuditRate], and a negative rate turns the audit off.
 	AuditRate int
 
 	keeper   session.Keeper
@@ -90,17 +90,16 @@ type Relay struct {
 	link     atomic.Pointer[link] // while it publishes, else nil
 	metrics  *metrics
 	careful  int      // see protocol.Session
-	warned   []string // settings of the stream that were logged
+	warned   []string // settings of the stream that were logged as warnings
 }
 
-// connectTimeout is how long it may take to connect.
+// connectTimeout bounds the time to connect.
 const connectTimeout = 5 * time.Second
 
-// Run publishes until ctx ends, and returns nil then. It returns an error at once if Prefix or
-// Source can be none. It keeps trying whatever
-// fails, and logs each cause when it begins, once a minute while it lasts, and
-// "relay leads" when it is over. An event in hand is finished or left to
-// the next session; neither loses it.
+// Run publishes until ctx ends, and returns nil then. It returns an error at once if Prefix
+// or Source is invalid. It keeps trying whatever fails. It logs each cause when it begins
+// and once a minute while it lasts, and "relay leads" when it is over. A page that is being
+// published is finished or left to the next session; neither loses an event.
 func (r *Relay) Run(ctx context.Context) error {
 	if err := r.setDefaults(); err != nil {
 		return fmt.Errorf("start relay: %w", err)
@@ -118,18 +117,18 @@ func (r *Relay) Run(ctx context.Context) error {
 	beside.Go(func() { r.postgres.probe(ctx) })
 	r.keeper.Run(ctx, r.Log, func(ctx context.Context) error {
 		err := r.session(ctx)
-		for unclear(err) && ctx.Err() == nil { // the next one gets further, or a clear answer
+		for unclear(err) && ctx.Err() == nil { // the next session gets further, or gets a clear answer
 			r.Log.DebugContext(ctx, "looking for the reason, one event at a time", "err", err)
 			err = r.session(ctx)
 		}
-		return named(err)
+		return withCause(err)
 	})
 	r.spare.end()
 	beside.Wait()
 	return errors.Join(w.stop(), r.metrics.stop())
 }
 
-// unclear reports whether the next session will find out what is wrong.
+// unclear reports whether the next session will find out the cause.
 func unclear(err error) bool {
 	_, is := errors.AsType[*protocol.UnclearError](err)
 	return is
@@ -137,7 +136,7 @@ func unclear(err error) bool {
 
 func (r *Relay) session(ctx context.Context) error {
 	r.metrics.sessions.Add(ctx, 1, r.metrics.own)
-	t := term{Relay: r}
+	t := tenure{Relay: r}
 	return t.run(ctx)
 }
 

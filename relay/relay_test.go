@@ -141,7 +141,7 @@ func (b *bench) ready(r *relay.Relay) {
 	testenv.Eventually(b, patience, "the relay is ready", func() bool { return r.Ready(b.Context()) == nil })
 }
 
-// blocked waits until the relay says this is why nothing moves.
+// blocked waits until the relay reports this cause.
 func (b *bench) blocked(r *relay.Relay, cause string) {
 	b.Helper()
 	testenv.Eventually(b, patience, "the relay is blocked by "+cause, func() bool {
@@ -192,8 +192,8 @@ func (b *bench) appendAtOnce(count int, pad string) {
 	}
 }
 
-// TestPublishesABacklog: a large append goes as a batch where the stream takes
-// batches, as a chain where it does not, and is the same.
+// TestPublishesABacklog: a large append goes as a batch where the stream supports batches,
+// else as a chain, with the same result.
 func TestPublishesABacklog(t *testing.T) {
 	for _, batches := range []bool{true, false} {
 		t.Run(fmt.Sprint("batches=", batches), func(t *testing.T) {
@@ -263,8 +263,8 @@ func (b *bench) checkpoints() (n int64) {
 	return n
 }
 
-// TestCrashBeforeCheckpoint forgets what was noted of the work done: what a crash
-// after publishing leaves behind.
+// TestCrashBeforeCheckpoint deletes the record of the work done, as after a crash between
+// publishing and recording.
 func TestCrashBeforeCheckpoint(t *testing.T) {
 	for name, forget := range map[string]string{
 		"all checkpoints":   `delete from pgjet.checkpoint`,
@@ -334,7 +334,7 @@ func TestOneLeadsTheOtherStandsBy(t *testing.T) {
 	b.settled()
 }
 
-// TestManyRelaysComeAndGo has five relays push each other aside all the time.
+// TestManyRelaysComeAndGo has five relays displace each other all the time.
 func TestManyRelaysComeAndGo(t *testing.T) {
 	b := newBench(t)
 	var stops []func()
@@ -376,7 +376,8 @@ func TestRefillsARecreatedStream(t *testing.T) {
 	b.settled()
 }
 
-// TestIdleRelayRefills: what a stream lost is published again though nobody appends.
+// TestIdleRelayRefills: events that a stream lost are published again even if no service
+// appends.
 func TestIdleRelayRefills(t *testing.T) {
 	relay.SetLookEvery(t, 300*time.Millisecond)
 	b := newBench(t)
@@ -415,8 +416,8 @@ func TestSaysThatPostgreSQLIsUnreachable(t *testing.T) {
 	b.blocked(r, "database_unreachable")
 }
 
-// TestQuarantine: rows that Append would have refused are set aside, and the rest
-// flows.
+// TestQuarantine: rows that Append would have refused are set aside, and the others are
+// published.
 func TestQuarantine(t *testing.T) {
 	b := newBench(t)
 	b.append(1)
@@ -465,8 +466,8 @@ func TestEnsureStreamShowsDifferences(t *testing.T) {
 	}
 }
 
-// TestHintIsHeard: a relay that has long found nothing looks at once when somebody
-// says so. It would look again after 50 ms; with hints it takes far less.
+// TestHintIsHeard: a relay that has been idle for long looks at once when a hint comes. It
+// would look again after 50 ms; with hints it takes far less.
 func TestHintIsHeard(t *testing.T) {
 	b := newBench(t)
 	r, _ := b.start()
@@ -489,7 +490,7 @@ func TestHintIsHeard(t *testing.T) {
 		}
 		return total
 	}
-	for range 5 { // others may be at work on this machine
+	for range 5 { // other programs may be busy on this machine
 		polled, hinted := measure(false), measure(true)
 		if hinted < polled*2/3 {
 			return
@@ -499,8 +500,8 @@ func TestHintIsHeard(t *testing.T) {
 	t.Error("hints make no difference")
 }
 
-// TestFormsFollowEachOther: a message alone names the last one of a batch before it, and
-// none of that ends a session.
+// TestFormsFollowEachOther: a single message names the last one of a batch before it, and
+// the session goes on.
 func TestFormsFollowEachOther(t *testing.T) {
 	b := newBench(t)
 	r, _ := b.start()

@@ -20,10 +20,10 @@ func (b *bench) republish(epoch int64, seqs ...int64) (taken []int64, err error)
 	return relay.Republish(b.Context(), b.db, id, "EVENTS", epoch, seqs)
 }
 
-// TestRepublishForOneStream: what one stream lacks is published there again, and the relay of another stream, which has the same
-// outbox, does not notice.
+// TestRepublishForOneStream: events that one stream lacks are published there again. The
+// relay of another stream with the same outbox is not disturbed.
 func TestRepublishForOneStream(t *testing.T) {
-	relay.SetTendEvery(t, 10*time.Millisecond)
+	relay.SetControlEvery(t, 10*time.Millisecond)
 	b := newBench(t)
 	_, stop := b.start()
 	b.append(5)
@@ -48,7 +48,8 @@ func TestRepublishForOneStream(t *testing.T) {
 		return err == nil && m.Header.Get("ce-id") == ids[len(ids)-1]
 	}
 	testenv.Eventually(t, patience, "the other stream has all", ends)
-	// It looks what operators want again and again; in the first tenth of a second the server refuses an id that it knows.
+	// The relay reads the operators' control again and again; in the first tenth of a
+	// second the server refuses an id that it knows.
 	for begun := time.Now(); time.Since(begun) < time.Second; {
 		b.append(1)
 		testenv.Eventually(t, patience, "and the next one", ends)
@@ -67,7 +68,8 @@ func TestRepublishForOneStream(t *testing.T) {
 	}
 }
 
-// TestRepublishTakesWhatIsPublished: an event that no checkpoint covers is not taken, or it would be held back, nor is anything in another term.
+// TestRepublishTakesWhatIsPublished: an event that no checkpoint covers is not selected, or
+// it would be held back. In another epoch none is selected.
 func TestRepublishTakesWhatIsPublished(t *testing.T) {
 	b := newBench(t)
 	_, stop := b.start()

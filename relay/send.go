@@ -16,11 +16,11 @@ import (
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
-// answerTimeout is how long the stream may take to answer. While servers elect a
-// leader an append may get no answer at all.
+// answerTimeout is how long the stream may take to answer. While servers elect a leader, an
+// append may get no answer at all.
 const answerTimeout = 3 * time.Second
 
-// A sending is the append on its way.
+// A sending is an append that awaits its answer.
 type sending struct {
 	subject string // where the answer goes
 	append  protocol.Append
@@ -30,15 +30,15 @@ type sending struct {
 
 // Send implements [protocol.Stream].
 //
-// In a chain each message names its predecessor, by the sequence that it will have
-// got and by its id. If the stream refuses one it refuses all behind it, so what is
-// stored is a prefix, and the answer to the last one speaks for all. The sequence
-// alone would not do: if somebody else's message took the place of the first, the
-// second would find the sequence that it expects.
+// In a chain each message names its predecessor, by its id and by the sequence that it will
+// have. If the stream refuses one message, it refuses all behind it. So the stream stores a
+// prefix, and the answer to the last message covers all. The sequence alone would not
+// suffice: if a foreign message took the place of the first, the second would find the
+// sequence that it expects.
 //
-// An atomic batch (ADR-50) is stored as a whole or not at all. Its first message
-// carries the expectation; it cannot name its predecessor by id. Its last one has an
-// id, which the next append may name: the server would have to remember any other.
+// An atomic batch (ADR-50) is stored as a whole or not at all. Its first message carries
+// the expectation, which cannot name the predecessor by id. Only its last message has an
+// id, which the next append may name; the server would have to remember any other.
 //
 // Only the last message asks for an answer.
 func (l *link) Send(ctx context.Context, a protocol.Append) error {
@@ -48,13 +48,14 @@ func (l *link) Send(ctx context.Context, a protocol.Append) error {
 	for i := range a.Events {
 		l.write(m, a, i)
 		if err := l.nc.PublishMsg(&m.Msg); err != nil {
-			return l.sent.end(l.explain(err))
+			return l.sent.end(l.classify(err))
 		}
 	}
 	return nil
 }
 
-// write makes m the i-th message of a. What was set for the one before stays.
+// write makes m the i-th message of a. Headers of the message before that it does not set
+// remain.
 func (l *link) write(m *outgoing, a protocol.Append, i int) {
 	e, final := a.Events[i], i == len(a.Events)-1
 	m.carry(e, l.source, l.subjects)
@@ -84,7 +85,7 @@ func (l *link) write(m *outgoing, a protocol.Append, i int) {
 	}
 }
 
-// expect says which message m follows.
+// expect sets the last sequence that m expects.
 func (l *link) expect(m *outgoing, last uint64) {
 	m.set("Nats-Expected-Stream", l.name)
 	m.set("Nats-Expected-Last-Sequence", strconv.FormatUint(last, 10))
@@ -116,27 +117,27 @@ func (l *link) Await(ctx context.Context) (protocol.Answer, error) {
 			if err == nil {
 				l.metrics.confirmed(l.sent.append, took, r.at)
 			}
-			return protocol.Answer{Last: last, Took: took}, l.sent.end(l.explain(err))
+			return protocol.Answer{Last: last, Took: took}, l.sent.end(l.classify(err))
 		case <-l.closed:
-			return protocol.Answer{}, l.sent.end(l.explain(l.lost()))
+			return protocol.Answer{}, l.sent.end(l.classify(l.lost()))
 		case <-late.C:
-			if len(l.answers) > 0 { // it came in time, and had to wait for a slow database
+			if len(l.answers) > 0 { // it came in time, while the relay waited for a slow database
 				late.Reset(time.Millisecond)
 				continue
 			}
 			return protocol.Answer{}, l.sent.end(l.unanswered(ctx))
 		case <-ctx.Done():
-			return protocol.Answer{}, l.sent.end(l.explain(ctx.Err()))
+			return protocol.Answer{}, l.sent.end(l.classify(ctx.Err()))
 		}
 	}
 }
 
-// unanswered says why there was no answer, as far as one can tell. A batch that a limit cuts
-// off gets none; its events do, sent alone.
+// unanswered returns the likely reason why there was no answer. A batch that a limit cuts
+// off gets none; its events, sent alone, do.
 func (l *link) unanswered(ctx context.Context) error {
 	err := fmt.Errorf("no answer within %s", answerTimeout)
 	if l.denied.Load() != nil {
-		return l.explain(err)
+		return l.classify(err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
@@ -150,7 +151,7 @@ func (l *link) unanswered(ctx context.Context) error {
 		"%w, though the server knows the stream: is its disk full? After making room restart it", err))
 }
 
-// nobodyHome says why nothing takes messages: there is no stream, or its servers
+// nobodyHome returns why nothing captures messages: there is no stream, or its servers
 // elect a leader.
 func (l *link) nobodyHome(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
@@ -162,7 +163,7 @@ func (l *link) nobodyHome(ctx context.Context) error {
 	return block("stream_unresponsive", errors.New("nothing takes messages for it; its servers may be electing a leader"))
 }
 
-// readAnswer returns the last sequence of the stream, or the server's no.
+// readAnswer returns the last sequence of the stream, or its [*protocol.Refusal].
 func readAnswer(msg *nats.Msg) (uint64, error) {
 	if len(msg.Data) == 0 && msg.Header.Get("Status") == "503" {
 		return 0, nats.ErrNoResponders

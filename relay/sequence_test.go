@@ -10,9 +10,9 @@ import (
 )
 
 // TestSequenceIsChanged: whatever an operator does to the sequence, or writes by hand, a
-// running relay publishes every event, once.
+// running relay publishes every event once.
 func TestSequenceIsChanged(t *testing.T) {
-	relay.SetTendEvery(t, 10*time.Millisecond)
+	relay.SetControlEvery(t, 10*time.Millisecond)
 	for _, row := range []struct{ name, change string }{
 		{"set back", `select setval('pgjet.outbox_seq_seq', 10)`},
 		{"set back and forth", `do $$ begin
@@ -32,7 +32,7 @@ func TestSequenceIsChanged(t *testing.T) {
 			b := newBench(t)
 			b.exec(`select setval('pgjet.outbox_seq_seq', 500)`)
 			_, stop := b.start()
-			for range 8 { // until the relay looks for nothing late among the first
+			for range 8 { // until the relay looks for no late events among the first
 				b.append(1)
 				b.settled()
 			}
@@ -50,7 +50,7 @@ func TestSequenceIsChanged(t *testing.T) {
 				return slices.Equal(got, want)
 			})
 			stop()
-			r, _ := b.start() // what it finds in the stream and the outbox fits
+			r, _ := b.start() // what it finds in the stream and in the outbox agrees
 			b.ready(r)
 			if s := b.status(); s.Pending.Events != 0 || s.Unknown != 0 || len(b.stored()) != len(want) {
 				t.Errorf("status is %+v after a restart, with %d messages of %d events", s, len(b.stored()), len(want))

@@ -10,14 +10,14 @@ import (
 	"github.com/pgjet/pgjet/internal/jserror"
 )
 
-// A Flaw is a setting of a stream that a promise of this package does not go with.
+// A Flaw is a setting of a stream that breaks or weakens a promise of this package.
 type Flaw struct {
-	Breaks bool   // it: no relay publishes. Else it only weakens what is promised
-	Text   string // the setting, what it should be, and what comes of it
+	Breaks bool   // the promise: no relay publishes. Otherwise it only weakens the promise
+	Text   string // the setting, what it should be, and the consequence
 }
 
-// Flaws returns what is wrong with the settings of a stream whose events stay in the
-// outbox for that long.
+// Flaws returns the flaws in the settings of a stream whose events stay in the outbox for
+// retention.
 func Flaws(c jetstream.StreamConfig, retention time.Duration) []Flaw {
 	var all []Flaw
 	for _, f := range []struct {
@@ -50,7 +50,7 @@ func Flaws(c jetstream.StreamConfig, retention time.Duration) []Flaw {
 	return all
 }
 
-// checkSettings refuses a stream whose settings break a promise, and returns the other
+// checkSettings returns an error if the stream's settings break a promise, else its other
 // flaws.
 func (l *link) checkSettings(retention time.Duration) (weaknesses []string, err error) {
 	config := l.stream.CachedInfo().Config

@@ -17,7 +17,7 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// A logged is what was logged.
+// A logged keeps the log.
 type logged struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -35,8 +35,8 @@ func (l *logged) String() string {
 	return l.text.String()
 }
 
-// TestStreamSettings: a stream whose settings break a promise is refused, by the name of
-// the setting; one that only weakens a promise is used, and the setting is logged.
+// TestStreamSettings: a stream whose settings break a promise is refused, and the setting
+// is named. One that only weakens a promise is used, and the setting is logged.
 func TestStreamSettings(t *testing.T) {
 	b := newBench(t)
 	other := jetstream.StreamConfig{Name: "OTHER", Subjects: []string{"other.>"}}
@@ -95,13 +95,13 @@ func TestStreamSettings(t *testing.T) {
 				return
 			}
 			b.ready(r)
-			// The relay before may hold the lead for a moment longer.
+			// The relay before may hold the lead a moment longer.
 			testenv.Eventually(t, patience, row.setting+" is logged", func() bool { return strings.Contains(log.String(), row.setting) })
 		})
 	}
 }
 
-// TestOldServer: it is refused, by the relay and by what creates streams.
+// TestOldServer: the relay refuses it, and so does the function that creates streams.
 func TestOldServer(t *testing.T) {
 	b := newBench(t)
 	b.url = testenv.OtherVersion(t, b.url, "2.12.15")
@@ -113,8 +113,8 @@ func TestOldServer(t *testing.T) {
 	}
 }
 
-// TestMistypedStream: what a relay leaves behind that was started for it is what package upkeep
-// takes for a stream that holds nothing back.
+// TestMistypedStream: a relay that was started for a mistyped stream leaves a row behind.
+// Package upkeep must see that this stream holds nothing back.
 func TestMistypedStream(t *testing.T) {
 	b := newBench(t)
 	r := &relay.Relay{Database: b.db.Config().ConnConfig, NATSURL: b.url, Stream: "EVENT", Log: testenv.Logger(t)}
@@ -127,7 +127,7 @@ func TestMistypedStream(t *testing.T) {
 	}
 }
 
-// TestStandbyOnOldServer: it could not take over, and says why.
+// TestStandbyOnOldServer: it could not take over, and reports why.
 func TestStandbyOnOldServer(t *testing.T) {
 	b := newBench(t)
 	leader, _ := b.start()
@@ -138,8 +138,8 @@ func TestStandbyOnOldServer(t *testing.T) {
 	b.blocked(standby, "nats_outdated: the server runs nats-server 2.12.15, pgjet needs 2.14 or newer")
 }
 
-// TestStandbyOnLeafNode: it looks for the stream in its domain, not in that of the server it is
-// connected to.
+// TestStandbyOnLeafNode: it looks for the stream in its domain, not in that of the server
+// to which it is connected.
 func TestStandbyOnLeafNode(t *testing.T) {
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
@@ -158,7 +158,7 @@ func TestStandbyOnLeafNode(t *testing.T) {
 	b.ready(standby)
 }
 
-// TestStorageLimits: the reason is the limit, from the first time on, and is said once,
+// TestStorageLimits: the reason is the limit, from the first refusal on, and is named once,
 // whoever set it and in whichever form events are sent.
 func TestStorageLimits(t *testing.T) {
 	for name, config := range map[string]string{
@@ -175,7 +175,7 @@ func TestStorageLimits(t *testing.T) {
 			r, _ := b.startLogged(slog.New(slog.NewTextHandler(log, nil)))
 			cause := ""
 			testenv.Eventually(t, patience, "the status names the limit", func() bool {
-				if l := b.status().Leader; l != nil { // while a session begins it says so
+				if l := b.status().Leader; l != nil { // it says so while a session begins
 					cause = l.Cause
 				}
 				return strings.HasPrefix(cause, "stream_full: ")

@@ -14,22 +14,22 @@ import (
 	"github.com/pgjet/pgjet/relay/backlog"
 )
 
-// A Status is how the relays of a stream are doing, as the database knows it at one
-// moment. It does not ask NATS.
+// A Status is the state of a stream's relays, as the database has it at one moment. It does
+// not ask NATS.
 type Status struct {
 	Stream      string      `json:"stream"`
 	Outbox      uuid.UUID   `json:"outbox"`   // the identity of the database
 	At          time.Time   `json:"at"`       // by the clock of the database, as all times here
 	Leads       bool        `json:"leads"`    // a relay holds the lead now
 	Standbys    int         `json:"standbys"` // relays that wait for it
-	Holder      *Holder     `json:"holder"`   // a session that is no relay and keeps them from it; nil if there is none
-	Leader      *Leader     `json:"leader"`   // who took it last; nil if nobody ever did
+	Holder      *Holder     `json:"holder"`   // a session that is no relay and holds the lead; nil if there is none
+	Leader      *Leader     `json:"leader"`   // the relay that took it last; nil if none ever did
 	Paused      *Paused     `json:"paused"`   // nil if not
 	Checkpoint  *Proven     `json:"checkpoint"`
 	Pending     Pending     `json:"pending"`
 	Scheduled   Scheduled   `json:"scheduled"`
 	Quarantined Quarantines `json:"quarantined"`
-	Unknown     int         `json:"unknown_messages"` // for which publishing halted; 1000 stands for that or more
+	Unknown     int         `json:"unknown_messages"` // because of which publishing halted; 1000 stands for that or more
 	Healing     bool        `json:"healing"`          // the stream lost events and they are not all back yet
 	Audit       *Audited    `json:"audit"`            // the last whole pass of the background audit; nil if there was none
 	Auditing    *Audited    `json:"auditing"`         // the pass that is under way; nil if none is
@@ -44,14 +44,14 @@ type Leader struct {
 	CauseAt *time.Time `json:"cause_at"`
 }
 
-// Paused says who wanted no publishing.
+// A Paused is a pause, with the operator's name and reason.
 type Paused struct {
 	At     time.Time `json:"at"`
 	By     string    `json:"by"`
 	Reason string    `json:"reason"`
 }
 
-// A Proven is the newest checkpoint: all that the outbox held up to it had been
+// A Proven is the newest checkpoint: all events that the outbox held up to it had been
 // published. The stream may have lost some since; the next relay to lead finds out.
 type Proven struct {
 	StreamCreated time.Time `json:"stream_created"`
@@ -63,13 +63,12 @@ type Proven struct {
 	snapshot string
 }
 
-// Pending tells of events that are committed, and neither covered by the newest
-// checkpoint nor in quarantine. While the relay publishes, those on their way are
-// among them.
+// A Pending describes the events that are committed, and neither covered by the newest
+// checkpoint nor in quarantine. While the relay publishes, they include those on their way.
 type Pending struct {
 	Events int64 `json:"events"`
-	// Exact is false beyond 10 000. Events is an estimate then, which counts seqs that
-	// were rolled back, too.
+	// Exact is false beyond 10 000. Events is then an estimate, which also counts seqs that
+	// were rolled back.
 	Exact bool `json:"exact"`
 	// OldestSeconds is the age of the oldest: 0 if there is none. Beyond 10 000 it is
 	// that of the oldest by seq.
@@ -83,11 +82,11 @@ type Quarantines struct {
 	Dropped int64 `json:"dropped"`
 }
 
-// pendingExact is how many pending events are counted one by one.
+// pendingExact is up to how many pending events are counted one by one.
 const pendingExact = 10_000
 
-// ReadStatus returns the status of a stream's relays. db is a connection or a pool.
-// It reads in one transaction, and takes some milliseconds whatever waits in the
+// ReadStatus returns the status of a stream's relays. db is a connection or a pool. It
+// reads in one transaction, which takes some milliseconds however many events wait in the
 // outbox. It needs SELECT on the tables of the relay and on pgjet.outbox.
 func ReadStatus(ctx context.Context, db interface {
 	BeginTx(context.Context, pgx.TxOptions) (pgx.Tx, error)
@@ -107,7 +106,7 @@ func ReadStatus(ctx context.Context, db interface {
 	return s, nil
 }
 
-// read fills in all but Pending, and returns the text of the snapshot by which it
+// read fills in everything except Pending, and returns the text of the snapshot by which it
 // reads.
 func (s *Status) read(ctx context.Context, tx pgx.Tx) (now string, err error) {
 	b := &pgx.Batch{}
@@ -153,7 +152,7 @@ func (s *Status) read(ctx context.Context, tx pgx.Tx) (now string, err error) {
 	return now, err
 }
 
-// inUTC makes all times UTC, for those who print them.
+// inUTC converts all times to UTC, for printing.
 func (s *Status) inUTC() {
 	s.At = s.At.UTC()
 	if l := s.Leader; l != nil {
@@ -197,21 +196,21 @@ func optional[T any](to **T, fields func(*T) []any) func(pgx.Rows) error {
 	}
 }
 
-// pendingSQL looks at three ranges of indexes. Of each it reads $6 rows at most:
-// one more than are counted, so whether a range holds more is known. The ranges:
+// pendingSQL reads three ranges of indexes. Of each it reads at most $6 rows: one more than
+// are counted, so it is known whether a range holds more. The ranges:
 //
 //   - ahead: above the floor of the checkpoint;
 //   - ended: of transactions that ran in the checkpoint's snapshot and have ended;
-//   - young: of transactions at or above its end. Most of these lie ahead, too. The
-//     limit is put on before that is looked at, or the search might go through the
-//     whole backlog.
+//   - young: of transactions at or above its end. Most of these also lie ahead. The limit
+//     applies before that is checked, or the search might go through the whole backlog.
 //
-// To ask for the order of xid, with sorting ruled out by readByIndex, keeps the
-// planner on the index by xid, whatever the statistics say: with a limit in sight it
-// might rather walk the whole table by seq, or else sort all that it could find.
+// The order by xid, with sorting ruled out by readByIndex, keeps the planner on the index
+// by xid, whatever the statistics say. With a limit it might otherwise walk the whole table
+// by seq, or sort every row that matches.
 //
-// The last two tell of late commits. A row that was restored from another cluster
-// says an xid of that one; what counts is who wrote it here. Compare backlog.Reader.
+// The last two ranges find late commits. A row that was restored from another cluster has
+// an xid of that cluster; the transaction that wrote it here decides. Compare
+// backlog.Reader.
 const pendingSQL = `
 	with ahead as materialized (
 		select seq, time from pgjet.outbox where seq > $2 order by seq limit $6
@@ -238,11 +237,13 @@ const pendingSQL = `
 	       not more, coalesce(greatest(extract(epoch from clock_timestamp() - oldest), 0), 0)::float8
 	  from counted, more`
 
-// readByIndex lasts to the end of the transaction. Where a sort cannot be avoided the costs become so
-// high that PostgreSQL would compile the statement, which takes longer than to run it.
+// readByIndex lasts to the end of the transaction. With sorting ruled out, an unavoidable
+// sort raises the estimated cost so far that PostgreSQL would compile the statement, which
+// takes longer than running it.
 const readByIndex = `select set_config('enable_sort', 'off', true), set_config('jit', 'off', true)`
 
-// readPending counts what the newest checkpoint does not cover, by the snapshot now.
+// readPending counts the events that the newest checkpoint does not cover, by the snapshot
+// now.
 func (s *Status) readPending(ctx context.Context, tx pgx.Tx, now string) error {
 	var from backlog.Position
 	if s.Checkpoint != nil {

@@ -34,7 +34,7 @@ func (b *bench) exec(sql string, args ...any) {
 	testenv.Exec(b, b.db, sql, args...)
 }
 
-// pending checks how many events are pending, and that this is known exactly.
+// pending checks how many events are pending, and that the number is exact.
 func (b *bench) pending(want int64) relay.Pending {
 	b.Helper()
 	p := b.status().Pending
@@ -47,7 +47,7 @@ func (b *bench) pending(want int64) relay.Pending {
 	return p
 }
 
-// checkpoint says that the stream has all that is committed now.
+// checkpoint records that the stream has all events that are committed now.
 func (b *bench) checkpoint() {
 	b.Helper()
 	b.exec(`
@@ -112,7 +112,7 @@ func TestStatusOfRelays(t *testing.T) {
 	})
 }
 
-// TestStatusWithoutLeader: the row of who led last is not a leader.
+// TestStatusWithoutLeader: a row of the last leader is not a leader.
 func TestStatusWithoutLeader(t *testing.T) {
 	b := newBench(t)
 	r, stop := b.start()
@@ -148,7 +148,7 @@ func TestStatusIsOfOneStream(t *testing.T) {
 	}
 }
 
-// TestStatusOnAConnection: a relay may ask on its own.
+// TestStatusOnAConnection: a relay may read the status on its own connection.
 func TestStatusOnAConnection(t *testing.T) {
 	b := newOutbox(t)
 	b.append(2)
@@ -205,9 +205,9 @@ func (b *bench) commit(tx pgx.Tx) {
 	}
 }
 
-// TestPendingLateCommits: an event whose transaction outlasts the checkpoint is
-// pending from its commit on, whether the checkpoint knows the transaction as a
-// running one or has not come to it.
+// TestPendingLateCommits: an event whose transaction outlasts the checkpoint is pending
+// from its commit on, whether the checkpoint lists the transaction as running or does not
+// reach it.
 func TestPendingLateCommits(t *testing.T) {
 	b := newOutbox(t)
 	running, older, beyond := b.begin(), b.begin(), b.begin()
@@ -236,8 +236,8 @@ func TestPendingLateCommits(t *testing.T) {
 	b.pending(0)
 }
 
-// TestPendingRestoredRows: rows that were restored from another cluster say its
-// transactions. Those run here one day.
+// TestPendingRestoredRows: rows that were restored from another cluster have its xids. This
+// cluster will reach those one day.
 func TestPendingRestoredRows(t *testing.T) {
 	b := newOutbox(t)
 	b.exec(`
@@ -275,7 +275,7 @@ func TestPendingEstimate(t *testing.T) {
 	if p := b.status().Pending; p.Exact || p.Events != 12_000 || p.OldestSeconds == 0 {
 		t.Errorf("pending is %+v, want about 12000", p)
 	}
-	// An operator gave events up that had not been published.
+	// An operator deleted events that had not been published.
 	b.exec(`delete from pgjet.outbox where seq <= 600`)
 	b.exec(`update pgjet.pruned set seq = 600, events = 600`)
 	if p := b.status().Pending; p.Exact || p.Events != 11_500 {
@@ -302,7 +302,7 @@ func TestPendingLargeLateCommit(t *testing.T) {
 	}
 }
 
-// TestQuarantineIsNotPending: nor is it counted twice.
+// TestQuarantineIsNotPending: an event in quarantine is not pending, and not counted twice.
 func TestQuarantineIsNotPending(t *testing.T) {
 	b := newOutbox(t)
 	b.append(5)
@@ -336,8 +336,8 @@ func TestStatusOfTroubles(t *testing.T) {
 	}
 }
 
-// TestPendingReadsLittle: whatever was published and whatever waits, the indexes lead
-// to the rows that count, with and without statistics.
+// TestPendingReadsLittle: however many events are published or wait, the indexes lead to
+// the rows that count, with and without statistics.
 func TestPendingReadsLittle(t *testing.T) {
 	b := newOutbox(t)
 	running := b.begin()
@@ -363,8 +363,8 @@ func TestPendingReadsLittle(t *testing.T) {
 	}
 }
 
-// explainPending returns the plan by which pending events are counted, and how many
-// rows it took from the outbox or took and did not want.
+// explainPending returns the plan by which pending events are counted, and how many rows of
+// the outbox it read, wanted or not.
 func (b *bench) explainPending() (plan string, read int) {
 	b.Helper()
 	var snapshot, now string
@@ -414,8 +414,8 @@ func (b *bench) explainPending() (plan string, read int) {
 	return strings.Join(lines, "\n"), read
 }
 
-// TestStatusIsNotCompiled: PostgreSQL's default is to compile what seems to cost much, and a sort does
-// while sorts are to be avoided.
+// TestStatusIsNotCompiled: by default PostgreSQL compiles an expensive statement, and a
+// sort seems expensive while sorts are to be avoided.
 func TestStatusIsNotCompiled(t *testing.T) {
 	b := newOutbox(t)
 	tx := b.begin()
@@ -435,8 +435,8 @@ func TestStatusIsNotCompiled(t *testing.T) {
 	}
 }
 
-// TestCauseBeginsWithItsWord: whatever the relay was about when it failed, health and
-// runbooks go by the first word.
+// TestCauseBeginsWithItsWord: whatever the relay was doing when it failed, health and
+// runbooks use the first word.
 func TestCauseBeginsWithItsWord(t *testing.T) {
 	b := newBench(t)
 	config := relay.StreamConfig("EVENTS", 1)

@@ -15,15 +15,15 @@ import (
 	"github.com/pgjet/pgjet/internal/natsconn"
 )
 
-// dedupWindow is as short as the server allows. Nothing relies on it, and within it
-// an event that the stream lost could not be published again.
+// dedupWindow is as short as the server allows. Nothing relies on it, and within it a lost
+// event could not be published again.
 const dedupWindow = 100 * time.Millisecond
 
-// StreamConfig returns the configuration of a stream that keeps the promises of
-// this package: on disk, refusing new messages rather than dropping old ones, and
-// closed to deletion, purge and roll-up. It takes the subjects of the default prefix; for another one set
-// Subjects, by [events.SubjectsOf]. Limits, compression and placement may be set, too, and [Outbox.Own] has it
-// name its outbox.
+// StreamConfig returns the configuration of a stream that keeps the promises of this
+// package: on disk, refusing new messages rather than dropping old ones, and closed to
+// deletion, purge and roll-up. It captures the subjects of the default prefix; for another
+// prefix set Subjects, by [events.SubjectsOf]. You may also set limits, compression and
+// placement, and use [Outbox.Own] to name the outbox.
 func StreamConfig(name string, replicas int) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name:               name,
@@ -41,10 +41,10 @@ func StreamConfig(name string, replicas int) jetstream.StreamConfig {
 	}
 }
 
-// EnsureStream creates the stream if it does not exist, and reports whether it
-// did. An existing one is left as it is: EnsureStream returns how it differs from
-// want, a line for each setting. Limits, compression and placement that want does not set may be any.
-// It does not compare which outbox the streams name; see [Claim].
+// EnsureStream creates the stream if it does not exist, and reports whether it did. It does
+// not change an existing stream, but returns how that differs from want, a line for each
+// setting. If want sets no limits, compression or placement, those of the stream may have
+// any value. EnsureStream does not compare the outboxes that the streams name; see [Claim].
 func EnsureStream(ctx context.Context, js jetstream.JetStream, want jetstream.StreamConfig) (created bool, differences []string, err error) {
 	if err := natsconn.CheckVersion(js.Conn()); err != nil {
 		return false, nil, natsconn.Explain(js.Conn(), err, "operator")
@@ -99,7 +99,7 @@ func differ(have, want jetstream.StreamConfig) []string {
 	return lines
 }
 
-// limit returns the limit that is wanted, have if any will do.
+// limit returns the wanted limit, or have if any will do.
 func limit(want, have int64) int64 {
 	if want <= 0 {
 		return have
@@ -107,7 +107,7 @@ func limit(want, have int64) int64 {
 	return want
 }
 
-// placed says where a stream is to be kept, "" for anywhere.
+// placed describes where a stream is to be placed, "" for anywhere.
 func placed(p *jetstream.Placement) string {
 	if p == nil {
 		return ""

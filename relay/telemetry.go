@@ -23,7 +23,7 @@ const scope = "github.com/pgjet/pgjet/relay"
 
 var tracer = otel.Tracer(scope)
 
-// metrics are what a relay counts. Its names reach Prometheus as
+// A metrics holds the instruments of a relay. Their names reach Prometheus as
 // pgjet_relay_published_events_total and so on.
 type metrics struct {
 	published   metric.Int64Counter
@@ -42,9 +42,9 @@ type metrics struct {
 	chain      metric.MeasurementOption // the form of an append, with own
 	batch      metric.MeasurementOption
 
-	fill  atomic.Uint64 // bits of the share of the stream's limits that is used; negative if it is not known
+	fill  atomic.Uint64 // bits of the used share of the stream's limits; negative if unknown
 	relay string
-	own   metric.MeasurementOption // says which relay of the process
+	own   metric.MeasurementOption // the labels that name this relay in the process
 	stop  func() error
 }
 
@@ -81,7 +81,8 @@ func newMetrics(r *Relay) (*metrics, error) {
 	return m, m.observe(r, meter)
 }
 
-// begin shows each counter from the start, at 0: of one that appears with its first event, nobody sees the increase.
+// begin exports each counter at 0 from the start: an increase from nothing would not be
+// seen.
 func (m *metrics) begin() {
 	ctx := context.Background()
 	for _, c := range []metric.Int64Counter{m.published, m.healed, m.quarantined, m.pruned, m.moved, m.sessions, m.fenced} {
@@ -129,16 +130,16 @@ func (m *metrics) confirmed(a protocol.Append, took time.Duration, at time.Time)
 	if a.Again {
 		return
 	}
-	own := []metric.RecordOption{m.own} // one for all: they are many
+	own := []metric.RecordOption{m.own} // one slice for all: there are many events
 	for i, e := range a.Events {
 		if i == 1 {
 			ctx = context.Background()
 		}
-		m.delay.Record(ctx, max(0, at.Sub(e.Time).Seconds()), own...) // the clock is PostgreSQL's
+		m.delay.Record(ctx, max(0, at.Sub(e.Time).Seconds()), own...) // e.Time is from PostgreSQL's clock
 	}
 }
 
-// observe registers what is looked at when somebody asks.
+// observe registers the metrics that are read on demand.
 func (m *metrics) observe(r *Relay, meter metric.Meter) error {
 	var gauges []metric.Int64ObservableGauge
 	for _, g := range []struct{ name, description string }{
@@ -175,7 +176,7 @@ func (m *metrics) observe(r *Relay, meter metric.Meter) error {
 	return err
 }
 
-// looked notes what the stream says of itself; nil is nothing.
+// looked records the state of the stream; nil stands for unknown.
 func (m *metrics) looked(s *jetstream.StreamInfo) {
 	fill := -1.0
 	if s != nil {
@@ -199,7 +200,7 @@ func (m *metrics) ended(err error) {
 	}
 }
 
-// count adds what a session did between two looks.
+// count adds the difference between two states of a session's counters.
 func (m *metrics) count(ctx context.Context, now, before protocol.Stats) {
 	add := func(c metric.Int64Counter, n int64, options ...metric.AddOption) {
 		if n > 0 {
@@ -216,9 +217,8 @@ func (m *metrics) count(ctx context.Context, now, before protocol.Stats) {
 // spanLinks is how many links a span keeps by default (OpenTelemetry, link count limit).
 const spanLinks = 128
 
-// startSpan starts the span of an append. It links to the context in which each
-// event was created, of the first spanLinks, and is no child of any: one append, many
-// writers.
+// startSpan starts the span of an append. It links to the contexts in which the first
+// spanLinks events were created, and has no parent: one append has many writers.
 func startSpan(ctx context.Context, l *link, a protocol.Append) trace.Span {
 	_, span := tracer.Start(ctx, "send", trace.WithNewRoot(), trace.WithSpanKind(trace.SpanKindClient))
 	if !span.IsRecording() {

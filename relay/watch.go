@@ -17,18 +17,18 @@ import (
 )
 
 const (
-	// watchEvery is how often a relay, leading or not, looks at the whole.
+	// watchEvery is how often a relay, leading or not, reads the status.
 	watchEvery = 2 * time.Second
-	// countEvery is how often it counts the outbox, at most. It spends one part in
-	// fifty of its time on that.
+	// countEvery is the least time between two counts of the outbox. Counting takes at most
+	// one part in fifty of its time.
 	countEvery = time.Minute
 )
 
-// A watch looks at the outbox from outside, by a connection of its own, so that
-// metrics tell the truth also while nobody leads and while NATS is away.
+// A watch observes the outbox over a connection of its own, so that metrics are right even
+// while no relay leads and while NATS is away.
 type watch struct {
 	*Relay
-	busy  string // why the outbox cannot be tended
+	busy  string // why the partitions cannot be maintained
 	audit auditor
 
 	mu          sync.Mutex
@@ -38,7 +38,7 @@ type watch struct {
 	stop        func() error
 }
 
-// gauges are what a watch shows. They are absent while PostgreSQL is away.
+// gauges are the metrics of a watch. They are absent while PostgreSQL is away.
 var gauges = []struct {
 	name, unit, description string
 	read                    func(w *watch, observe func(float64, ...attribute.KeyValue))
@@ -120,7 +120,7 @@ func newWatch(r *Relay, meter metric.Meter) (*watch, error) {
 	return w, err
 }
 
-// run looks again and again until ctx ends.
+// run runs session after session until ctx ends.
 func (w *watch) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		w.session(ctx)
@@ -129,7 +129,7 @@ func (w *watch) run(ctx context.Context) {
 	}
 }
 
-// session looks until something fails. That is the relay's to report, not ours.
+// session observes until something fails. The relay reports the failure, not the watch.
 func (w *watch) session(ctx context.Context) {
 	conn, err := connect(ctx, w.Database)
 	if err != nil {
@@ -137,14 +137,14 @@ func (w *watch) session(ctx context.Context) {
 	}
 	defer lead.Close(conn)
 	var unaccounted *int64
-	var took time.Duration // to read the status, which long transactions of others can make slow
+	var took time.Duration // to read the status, which long transactions can make slow
 	for due := time.Now(); ctx.Err() == nil; sleep(ctx, max(watchEvery, 10*took)) {
 		begun := time.Now()
 		work, cancel := context.WithTimeout(ctx, countEvery)
 		status, err := ReadStatus(work, conn, w.Stream)
 		took = time.Since(begun)
 		if err == nil {
-			w.tend(work, conn)
+			w.maintain(work, conn)
 			took = max(took, w.compare(work, conn))
 		}
 		if err == nil && time.Now().After(due) {
@@ -162,12 +162,12 @@ func (w *watch) session(ctx context.Context) {
 	}
 }
 
-// tend looks after the partitions of the outbox, as any relay may, also while nothing
-// is published. That it cannot is no reason not to publish.
-func (w *watch) tend(ctx context.Context, conn *pgx.Conn) {
-	done, err := upkeep.Tend(ctx, conn, w.Retention)
+// maintain maintains the partitions of the outbox, as any relay may, even while nothing is
+// published. A failure does not keep the relay from publishing.
+func (w *watch) maintain(ctx context.Context, conn *pgx.Conn) {
+	done, err := upkeep.Maintain(ctx, conn, w.Retention)
 	if ctx.Err() != nil {
-		return // told to stop
+		return // the relay is being stopped
 	}
 	if done.Pruned > 0 {
 		w.metrics.pruned.Add(ctx, done.Pruned, w.metrics.own)
@@ -177,7 +177,7 @@ func (w *watch) tend(ctx context.Context, conn *pgx.Conn) {
 		done.Busy = blockedByDatabase(err).Error()
 	}
 	if done.Busy != w.busy && done.Busy != "" {
-		w.Log.WarnContext(ctx, "cannot tend the outbox now, will keep trying", "reason", done.Busy)
+		w.Log.WarnContext(ctx, "cannot maintain the outbox now, will keep trying", "reason", done.Busy)
 	}
 	w.busy = done.Busy
 }
@@ -193,9 +193,9 @@ func (w *watch) note(s *Status, unaccounted *int64) {
 	}
 }
 
-// countUnaccounted counts what the newest checkpoint covers, row by row, and compares
-// that with what relays counted while they published. It returns nil if there is no
-// checkpoint.
+// countUnaccounted counts the events that the newest checkpoint covers, row by row, and
+// returns the difference to the number that relays counted while they published. It returns
+// nil if there is no checkpoint.
 func countUnaccounted(ctx context.Context, conn *pgx.Conn, stream string) (*int64, error) {
 	var n *int64
 	err := conn.QueryRow(ctx, `

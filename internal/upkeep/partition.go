@@ -32,8 +32,8 @@ const (
 // lastSeq is the last seq that there can be. No partition but the default one can hold it.
 const lastSeq = math.MaxInt64
 
-// A Tended says what [Tend] or [Prune] did.
-type Tended struct {
+// A Result says what [Maintain] or [Prune] did.
+type Result struct {
 	Added   int      // partitions made ahead
 	Emptied int64    // events that were in the default partition, and have one of their own now
 	Dropped []string // partitions dropped
@@ -41,20 +41,20 @@ type Tended struct {
 	Busy    string   // what has to wait, and why; "" if nothing
 }
 
-// Tend looks after the partitions of the outbox. It keeps two whole ones ahead of the
+// Maintain looks after the partitions of the outbox. It keeps two whole ones ahead of the
 // last event, so wide that some 24 of them make up the retention at the rate of late;
 // it makes a partition of what fell into the default one; and it drops the oldest that
 // may go, as [Prune] does. A call does a little, and is one cheap query if there is
 // nothing to do: a relay calls it about once a second, by a connection of its own,
 // since counting the events of a partition that is not in memory takes its time. While
-// Tended.Busy says why something has to wait, every ten seconds is enough.
+// Result.Busy says why something has to wait, every ten seconds is enough.
 //
 // No insert fails for it or waits for longer than some 50 ms, whoever else holds the
 // outbox; but for the moment in which the default partition becomes an ordinary one,
-// some tenths of a second for a million events. Tend needs the rights of pgjet_relay. Any number
+// some tenths of a second for a million events. Maintain needs the rights of pgjet_relay. Any number
 // of sessions may call it.
-func Tend(ctx context.Context, db *pgx.Conn, retention time.Duration) (Tended, error) {
-	var t Tended
+func Maintain(ctx context.Context, db *pgx.Conn, retention time.Duration) (Result, error) {
+	var t Result
 	s, err := survey(ctx, db, retention)
 	if err == nil {
 		err = t.extend(ctx, db, s)
@@ -63,7 +63,7 @@ func Tend(ctx context.Context, db *pgx.Conn, retention time.Duration) (Tended, e
 		err = t.prune(ctx, db, s, 1)
 	}
 	if err != nil {
-		return t, fmt.Errorf("tend outbox: %w", err)
+		return t, fmt.Errorf("maintain the outbox: %w", err)
 	}
 	return t, nil
 }
@@ -71,12 +71,12 @@ func Tend(ctx context.Context, db *pgx.Conn, retention time.Duration) (Tended, e
 // Prune drops the partitions of which every event is published in every stream, by
 // the newest checkpoint of each, and was so longer ago than age, by checkpoints of that
 // time: when an event was written does not count, since its time may be anyone's. A
-// partition that cannot go now stays, and Tended.Busy says why, also if a single stream holds
+// partition that cannot go now stays, and Result.Busy says why, also if a single stream holds
 // back what all others have. If there is any to try,
 // pgjet.operation says first who wanted that, and why. Prune needs the rights of
 // pgjet_operator.
-func Prune(ctx context.Context, db *pgx.Conn, age time.Duration, by, reason string) (Tended, error) {
-	var t Tended
+func Prune(ctx context.Context, db *pgx.Conn, age time.Duration, by, reason string) (Result, error) {
+	var t Result
 	s, err := survey(ctx, db, age)
 	if err == nil && len(s.droppable()) > 0 {
 		_, _, err = operation.Note(ctx, db, operation.Operation{Kind: "prune", Target: "pgjet.outbox", By: by, Reason: reason,
@@ -109,8 +109,8 @@ type partition struct {
 	Low, High int64
 }
 
-// A situation is what there is to decide on.
-type situation struct {
+// A state is what there is to decide on.
+type state struct {
 	partitions []partition      // in order
 	last       int64            // the seq given out last
 	strays     bool             // the default partition is not empty
@@ -132,8 +132,8 @@ type batcher interface {
 	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
 }
 
-func survey(ctx context.Context, db batcher, retention time.Duration) (*situation, error) {
-	s := &situation{retention: retention}
+func survey(ctx context.Context, db batcher, retention time.Duration) (*state, error) {
+	s := &state{retention: retention}
 	b := &pgx.Batch{}
 	b.Queue(`select name, low, high from pgjet.outbox_partition order by low`).Query(func(rows pgx.Rows) (err error) {
 		s.partitions, err = pgx.CollectRows(rows, pgx.RowToStructByPos[partition])
@@ -167,7 +167,7 @@ func survey(ctx context.Context, db batcher, retention time.Duration) (*situatio
 }
 
 // scanStreams combines what is known of each stream: the one that is behind counts.
-func (s *situation) scanStreams(rows pgx.Rows) error {
+func (s *state) scanStreams(rows pgx.Rows) error {
 	var stream, text string
 	var p backlog.Position
 	var old int64
@@ -189,7 +189,7 @@ func (s *situation) scanStreams(rows pgx.Rows) error {
 }
 
 // heldBack returns the stream without which more partitions could go, "" if there is none.
-func (s *situation) heldBack() string {
+func (s *state) heldBack() string {
 	if len(s.reach) < 2 {
 		return ""
 	}
@@ -217,7 +217,7 @@ func both(p, q backlog.Position) backlog.Position {
 
 // width returns how many events a new partition is for. As long as the rate is not
 // known that is as many as the one before takes.
-func (s *situation) width() int64 {
+func (s *state) width() int64 {
 	w := int64(min(s.rate*s.retention.Seconds()/partitionsKept, maxWidth))
 	if n := len(s.partitions); w == 0 && n > 0 {
 		w = s.partitions[n-1].High - s.partitions[n-1].Low
@@ -226,7 +226,7 @@ func (s *situation) width() int64 {
 }
 
 // extend makes what partitions are missing.
-func (t *Tended) extend(ctx context.Context, db *pgx.Conn, s *situation) error {
+func (t *Result) extend(ctx context.Context, db *pgx.Conn, s *state) error {
 	if s.strays {
 		return t.try(db.QueryRow(ctx, `select pgjet.empty_outbox_default($1)`, s.width()).Scan(&t.Emptied))
 	}
@@ -256,7 +256,7 @@ func (t *Tended) extend(ctx context.Context, db *pgx.Conn, s *situation) error {
 
 // droppable returns the names of the partitions that are published everywhere, and
 // old enough.
-func (s *situation) droppable() []string {
+func (s *state) droppable() []string {
 	var names []string
 	for _, p := range s.partitions {
 		if p.High-1 <= min(s.old, s.published.Floor) {
@@ -267,7 +267,7 @@ func (s *situation) droppable() []string {
 }
 
 // prune drops some of the partitions that may go.
-func (t *Tended) prune(ctx context.Context, db *pgx.Conn, s *situation, some int) error {
+func (t *Result) prune(ctx context.Context, db *pgx.Conn, s *state, some int) error {
 	for _, name := range s.droppable() {
 		if len(t.Dropped) == some {
 			return nil
@@ -288,7 +288,7 @@ func (t *Tended) prune(ctx context.Context, db *pgx.Conn, s *situation, some int
 
 // try takes note of an error that says that something has to wait, and returns any
 // other.
-func (t *Tended) try(err error) error {
+func (t *Result) try(err error) error {
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && (pgErr.Code == sqlstate.LockNotAvailable || pgErr.Code == notPublished) {
 		t.Busy = cmp.Or(t.Busy, pgErr.Message)
 		return nil

@@ -29,21 +29,21 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 
 const retention = 72 * time.Hour
 
-// A tender looks after an outbox as a relay does, which does not own it.
-type tender struct {
+// A maintainer looks after an outbox as a relay does, which does not own it.
+type maintainer struct {
 	*testing.T
 	db   *pgxpool.Pool // may do everything
 	conn *pgx.Conn     // may do what a relay may
 }
 
-func newTender(t *testing.T) *tender {
+func newMaintainer(t *testing.T) *maintainer {
 	t.Helper()
 	db := testenv.Postgres(t)
 	conn := connect(t, db)
 	if _, err := conn.Exec(t.Context(), `set role pgjet_relay`); err != nil {
 		t.Fatal(err)
 	}
-	return &tender{t, db, conn}
+	return &maintainer{t, db, conn}
 }
 
 func connect(t *testing.T, db *pgxpool.Pool) *pgx.Conn {
@@ -56,9 +56,9 @@ func connect(t *testing.T, db *pgxpool.Pool) *pgx.Conn {
 	return conn
 }
 
-func (k *tender) tend() upkeep.Tended {
+func (k *maintainer) maintain() upkeep.Result {
 	k.Helper()
-	done, err := upkeep.Tend(k.Context(), k.conn, retention)
+	done, err := upkeep.Maintain(k.Context(), k.conn, retention)
 	if err != nil {
 		k.Fatal(err)
 	}
@@ -66,20 +66,20 @@ func (k *tender) tend() upkeep.Tended {
 }
 
 // settle tends until there is nothing to do.
-func (k *tender) settle() {
+func (k *maintainer) settle() {
 	k.Helper()
-	testenv.Eventually(k, 10*time.Second, "nothing to tend", func() bool {
-		done := k.tend()
+	testenv.Eventually(k, 10*time.Second, "nothing to maintain", func() bool {
+		done := k.maintain()
 		return done.Added == 0 && done.Emptied == 0 && done.Dropped == nil && done.Busy == ""
 	})
 }
 
-func (k *tender) exec(sql string, args ...any) {
+func (k *maintainer) exec(sql string, args ...any) {
 	k.Helper()
 	testenv.Exec(k, k.db, sql, args...)
 }
 
-func scan[T any](k *tender, sql string, args ...any) (v T) {
+func scan[T any](k *maintainer, sql string, args ...any) (v T) {
 	k.Helper()
 	if err := k.db.QueryRow(k.Context(), sql, args...).Scan(&v); err != nil {
 		k.Fatalf("%s: %v", sql, err)
@@ -87,19 +87,19 @@ func scan[T any](k *tender, sql string, args ...any) (v T) {
 	return v
 }
 
-func (k *tender) inDefault() int64 {
+func (k *maintainer) inDefault() int64 {
 	k.Helper()
 	return scan[int64](k, `select count(*) from pgjet.outbox_default`)
 }
 
 // at makes seq the next one that is given out.
-func (k *tender) at(seq int64) {
+func (k *maintainer) at(seq int64) {
 	k.Helper()
 	k.exec(`select setval('pgjet.outbox_seq_seq', $1, false)`, seq)
 }
 
 // published saves a checkpoint of a stream, from so long ago, and makes the stream.
-func (k *tender) published(stream string, at backlog.Position, ago time.Duration) {
+func (k *maintainer) published(stream string, at backlog.Position, ago time.Duration) {
 	k.Helper()
 	k.exec(`insert into pgjet.leader (stream, epoch) values ($1, 1) on conflict do nothing`, stream)
 	k.exec(`insert into pgjet.checkpoint (stream, stream_created, stream_seq, system_identifier, snapshot, floor, epoch, at)
@@ -110,7 +110,7 @@ func (k *tender) published(stream string, at backlog.Position, ago time.Duration
 // TestNoInsertFailsForWantOfAPartition: where nobody has made one, rows fall into the
 // default partition; that becomes one of their own, and they stay what they are.
 func TestNoInsertFailsForWantOfAPartition(t *testing.T) {
-	k := newTender(t)
+	k := newMaintainer(t)
 	c := notes.NewCursor(t, k.db)
 	k.at(1_000_000)
 	notes.Append(t, k.db, notes.Of("k", 1), notes.Of("k", 2))
@@ -121,8 +121,8 @@ func TestNoInsertFailsForWantOfAPartition(t *testing.T) {
 	if n := k.inDefault(); n != 3 {
 		t.Fatalf("the default partition holds %d rows, want 3", n)
 	}
-	if done := k.tend(); done.Emptied != 3 || k.inDefault() != 0 {
-		t.Errorf("Tend() = %+v, and the default partition holds %d rows, want 3 taken out of it", done, k.inDefault())
+	if done := k.maintain(); done.Emptied != 3 || k.inDefault() != 0 {
+		t.Errorf("Maintain() = %+v, and the default partition holds %d rows, want 3 taken out of it", done, k.inDefault())
 	}
 	if after := scan[string](k, digest); after != before {
 		t.Errorf("rows changed from %s to %s", before, after)
@@ -138,7 +138,7 @@ func TestNoInsertFailsForWantOfAPartition(t *testing.T) {
 
 // TestDefaultIsEmptiedGapByGap: rows that somebody wrote anywhere come into order, too.
 func TestDefaultIsEmptiedGapByGap(t *testing.T) {
-	k := newTender(t)
+	k := newMaintainer(t)
 	c := notes.NewCursor(t, k.db)
 	k.exec(`drop table pgjet.outbox_1`)
 	k.exec(`insert into pgjet.outbox (seq, id, type, key, data) overriding system value
@@ -153,9 +153,9 @@ func TestDefaultIsEmptiedGapByGap(t *testing.T) {
 }
 
 func TestPartitionsAreMadeAhead(t *testing.T) {
-	k := newTender(t)
-	if done := k.tend(); done.Added != 0 || done.Busy != "" {
-		t.Errorf("Tend() = %+v after the migrations, want nothing to do", done)
+	k := newMaintainer(t)
+	if done := k.maintain(); done.Added != 0 || done.Busy != "" {
+		t.Errorf("Maintain() = %+v after the migrations, want nothing to do", done)
 	}
 	for _, seq := range []int64{49_000, 99_999, 149_990, 200_001} {
 		k.at(seq)
@@ -180,7 +180,7 @@ func TestNobodyWorksByAnOldPlan(t *testing.T) {
 		"just ahead":         `select pgjet.add_outbox_partition(150002, 200000)`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			k := newTender(t)
+			k := newMaintainer(t)
 			k.at(150_001)
 			notes.Append(t, k.db, notes.Of("k", 1))
 			tx, err := k.db.Begin(t.Context())
@@ -206,10 +206,10 @@ func TestNobodyWorksByAnOldPlan(t *testing.T) {
 	}
 }
 
-// TestTendWhileWritersAreBusy lets seq run out of all partitions again and again: no
+// TestMaintainWhileWritersAreBusy lets seq run out of all partitions again and again: no
 // writer fails, and a reader misses nothing.
-func TestTendWhileWritersAreBusy(t *testing.T) {
-	k := newTender(t)
+func TestMaintainWhileWritersAreBusy(t *testing.T) {
+	k := newMaintainer(t)
 	stop := make(chan struct{})
 	var writers, reader sync.WaitGroup
 	var written atomic.Int64
@@ -240,7 +240,7 @@ func TestTendWhileWritersAreBusy(t *testing.T) {
 		k.exec(`select setval('pgjet.outbox_seq_seq', (select max(high) from pgjet.outbox_partition) + 7)`)
 		testenv.Eventually(t, 10*time.Second, "a row falls into the default partition", func() bool { return k.inDefault() > 0 })
 		testenv.Eventually(t, 30*time.Second, "the default partition is empty", func() bool {
-			emptied += k.tend().Emptied
+			emptied += k.maintain().Emptied
 			return k.inDefault() == 0
 		})
 	}
@@ -264,9 +264,9 @@ func closed(c <-chan struct{}) bool {
 	}
 }
 
-// TestTendAtTheEndOfSeqs: wherever the sequence stands, and whatever seq was written by hand, every row finds
+// TestMaintainAtTheEndOfSeqs: wherever the sequence stands, and whatever seq was written by hand, every row finds
 // a partition, what can be tended is, and nothing is tried for ever.
-func TestTendAtTheEndOfSeqs(t *testing.T) {
+func TestMaintainAtTheEndOfSeqs(t *testing.T) {
 	const last = math.MaxInt64
 	insert := func(seq int64) string {
 		return fmt.Sprintf(`insert into pgjet.outbox (seq, id, type, key, data) overriding system value values (%d, gen_random_uuid(), 'note.made', 'hand', '{}')`, seq)
@@ -288,20 +288,20 @@ func TestTendAtTheEndOfSeqs(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			k := newTender(t)
+			k := newMaintainer(t)
 			k.settle()
 			k.exec(c.change)
 			err := pgx.BeginFunc(t.Context(), k.db, func(tx pgx.Tx) error { return outbox.Append(t.Context(), tx, notes.Of("k", 1)) })
 			if (err == nil) != c.appends || err != nil && sqlstate.Of(err) != sqlstate.Exhausted {
 				t.Errorf("append: %v, want success: %t", err, c.appends)
 			}
-			var done upkeep.Tended
-			testenv.Eventually(t, 10*time.Second, "nothing to tend", func() bool {
-				done = k.tend()
+			var done upkeep.Result
+			testenv.Eventually(t, 10*time.Second, "nothing to maintain", func() bool {
+				done = k.maintain()
 				return done.Added == 0 && done.Emptied == 0
 			})
 			if !strings.Contains(done.Busy, c.busy) || (done.Busy == "") != (c.busy == "") {
-				t.Errorf("Tend() = %+v, want busy: %q", done, c.busy)
+				t.Errorf("Maintain() = %+v, want busy: %q", done, c.busy)
 			}
 			if n := k.inDefault(); n != c.strays {
 				t.Errorf("%d rows are in the default partition, want %d", n, c.strays)
@@ -311,8 +311,8 @@ func TestTendAtTheEndOfSeqs(t *testing.T) {
 				t.Fatal(err)
 			}
 			k.published("EVENTS", position, retention+time.Minute)
-			if done = k.tend(); done.Busy != "" && !strings.Contains(done.Busy, cmp.Or(c.busy, "not published")) {
-				t.Errorf("Tend() once all is published = %+v", done)
+			if done = k.maintain(); done.Busy != "" && !strings.Contains(done.Busy, cmp.Or(c.busy, "not published")) {
+				t.Errorf("Maintain() once all is published = %+v", done)
 			}
 			if _, err := upkeep.ReadStatus(t.Context(), connect(t, k.db)); err != nil {
 				t.Error(err)
@@ -323,7 +323,7 @@ func TestTendAtTheEndOfSeqs(t *testing.T) {
 
 // TestSeqsCountFromOne: the table takes no other, from nobody.
 func TestSeqsCountFromOne(t *testing.T) {
-	k := newTender(t)
+	k := newMaintainer(t)
 	for _, seq := range []int64{0, -1, math.MinInt64} {
 		_, err := k.db.Exec(t.Context(), `insert into pgjet.outbox (seq, id, type, key, data) overriding system value
 			values ($1, gen_random_uuid(), 'note.made', 'k', '{}')`, seq)

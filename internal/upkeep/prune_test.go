@@ -26,39 +26,39 @@ const (
 )
 
 // wantBusy fails the test unless nothing was dropped, for this reason.
-func wantBusy(t *testing.T, done upkeep.Tended, why string) {
+func wantBusy(t *testing.T, done upkeep.Result, why string) {
 	t.Helper()
 	if done.Dropped != nil || !strings.Contains(done.Busy, why) {
-		t.Errorf("Tend() = %+v, want nothing dropped because %q", done, why)
+		t.Errorf("Maintain() = %+v, want nothing dropped because %q", done, why)
 	}
 }
 
-func wantDropped(t *testing.T, done upkeep.Tended, events int64, names ...string) {
+func wantDropped(t *testing.T, done upkeep.Result, events int64, names ...string) {
 	t.Helper()
 	if !slices.Equal(done.Dropped, names) || done.Pruned != events || done.Busy != "" {
-		t.Errorf("Tend() = %+v, want %v dropped, with %d events", done, names, events)
+		t.Errorf("Maintain() = %+v, want %v dropped, with %d events", done, names, events)
 	}
 }
 
 func TestPruneWhatIsPublishedAndOld(t *testing.T) {
-	k := newTender(t)
+	k := newMaintainer(t)
 	c := notes.NewCursor(t, k.db)
 	notes.Append(t, k.db, notes.Of("k", 1), notes.Of("k", 2))
 	k.at(behindFirst)
 	notes.Append(t, k.db, notes.Of("k", 3))
 	notes.Want(t, c.More(), 1, 2, 3)
 	k.settle()
-	wantDropped(t, k.tend(), 0)
+	wantDropped(t, k.maintain(), 0)
 	k.published("EVENTS", c.At, retention-time.Minute)
-	wantDropped(t, k.tend(), 0)
+	wantDropped(t, k.maintain(), 0)
 	k.published("EVENTS", backlog.Position{Snapshot: c.At.Snapshot, Floor: behindFirst - 2}, retention+time.Minute)
 	k.published("EVENTS", c.At, 0)
-	wantDropped(t, k.tend(), 0)
+	wantDropped(t, k.maintain(), 0)
 	k.published("EVENTS", backlog.Position{Snapshot: c.At.Snapshot, Floor: behindFirst - 1}, retention+time.Minute)
 	k.published("EVENTS", c.At, 0)
 	k.exec(`insert into pgjet.leader (stream, epoch) values ('NEVER', 0)`) // paused, and never led
-	wantDropped(t, k.tend(), 2, first)
-	wantDropped(t, k.tend(), 0)
+	wantDropped(t, k.maintain(), 2, first)
+	wantDropped(t, k.maintain(), 0)
 
 	notes.Want(t, c.More())
 	notes.Append(t, k.db, notes.Of("k", 4))
@@ -71,7 +71,7 @@ func TestPruneWhatIsPublishedAndOld(t *testing.T) {
 
 // TestPrunedAddsUp: of several partitions, whatever the caller takes for published.
 func TestPrunedAddsUp(t *testing.T) {
-	k := newTender(t)
+	k := newMaintainer(t)
 	c := notes.NewCursor(t, k.db)
 	for n, seq := range []int64{1, behindFirst, behindFirst + 50_000} {
 		k.at(seq)
@@ -80,8 +80,8 @@ func TestPrunedAddsUp(t *testing.T) {
 	c.More()
 	k.settle()
 	k.published("EVENTS", c.At, retention+time.Minute)
-	wantDropped(t, k.tend(), 2, first)
-	wantDropped(t, k.tend(), 2, "outbox_50001")
+	wantDropped(t, k.maintain(), 2, first)
+	wantDropped(t, k.maintain(), 2, "outbox_50001")
 	if seq, events := scan[int64](k, `select seq from pgjet.pruned`), scan[int64](k, `select events from pgjet.pruned`); seq != behindFirst+50_000-1 || events != 4 {
 		t.Errorf("pruned up to seq %d, %d events, want %d and 4", seq, events, behindFirst+50_000-1)
 	}
@@ -94,7 +94,7 @@ func TestPrunedAddsUp(t *testing.T) {
 // TestPruneBelievesNoCaller: what a caller claims to be published is so only if the checkpoints say so too.
 func TestPruneBelievesNoCaller(t *testing.T) {
 	const drop = `select pgjet.drop_outbox_partition('outbox_1', $1::text::pg_snapshot, $2)`
-	refused := func(k *tender, when string) {
+	refused := func(k *maintainer, when string) {
 		t.Helper()
 		for _, claim := range []any{"99999999:99999999:", nil} {
 			_, err := k.conn.Exec(t.Context(), drop, claim, int64(math.MaxInt64))
@@ -103,7 +103,7 @@ func TestPruneBelievesNoCaller(t *testing.T) {
 			}
 		}
 	}
-	k := newTender(t)
+	k := newMaintainer(t)
 	notes.Append(t, k.db, notes.Of("k", 1))
 	refused(k, "without a leader")
 	late := notes.Begin(t, k.db, 100)
@@ -124,7 +124,7 @@ func TestPruneBelievesNoCaller(t *testing.T) {
 
 // old makes an outbox whose first partition may go by its age, and returns a cursor
 // that has read everything. What n appends before is read too.
-func (k *tender) old(n int) *notes.Cursor {
+func (k *maintainer) old(n int) *notes.Cursor {
 	k.Helper()
 	c := notes.NewCursor(k.T, k.db)
 	for i := range n {
@@ -141,99 +141,99 @@ func (k *tender) old(n int) *notes.Cursor {
 // TestPruneKeepsLateCommits: a low seq that was committed after the last checkpoint
 // lies below the floor, and is not published.
 func TestPruneKeepsLateCommits(t *testing.T) {
-	k := newTender(t)
+	k := newMaintainer(t)
 	late := notes.Begin(t, k.db, 100)
 	c := k.old(2)
-	if done := k.tend(); !strings.Contains(done.Busy, "longer than a second") { // if this machine is slow
+	if done := k.maintain(); !strings.Contains(done.Busy, "longer than a second") { // if this machine is slow
 		wantBusy(t, done, `lock on relation "pgjet.outbox_1"`)
 	}
 	notes.Commit(t, late)
-	wantBusy(t, k.tend(), "holds an event that is not published, seq 1")
+	wantBusy(t, k.maintain(), "holds an event that is not published, seq 1")
 	notes.Want(t, c.More(), 100)
 	k.published("EVENTS", c.At, 0)
-	wantDropped(t, k.tend(), 3, first)
+	wantDropped(t, k.maintain(), 3, first)
 }
 
 // TestPruneKeepsLateCommitsBeyondXmax: its transaction was in no list of running ones.
 func TestPruneKeepsLateCommitsBeyondXmax(t *testing.T) {
-	k := newTender(t)
+	k := newMaintainer(t)
 	k.old(2)
 	k.exec(`insert into pgjet.outbox (seq, id, type, key, data) overriding system value
 		values (1000, gen_random_uuid(), 'note.made', 'k', '{}')`)
-	wantBusy(t, k.tend(), "holds an event that is not published, seq 1000")
+	wantBusy(t, k.maintain(), "holds an event that is not published, seq 1000")
 }
 
 // TestPruneWaitsForEveryStream: nor is an event dropped that only one of them has.
 func TestPruneWaitsForEveryStream(t *testing.T) {
 	for _, streams := range [][2]string{{"EVENTS", "OTHER"}, {"OTHER", "EVENTS"}} {
 		ahead, behind := streams[0], streams[1]
-		k := newTender(t)
+		k := newMaintainer(t)
 		late := notes.Begin(t, k.db, 100)
 		c := k.old(2)
 		k.published("OTHER", c.At, retention+time.Minute)
 		notes.Commit(t, late)
 		notes.Want(t, c.More(), 100)
 		k.published(ahead, c.At, 0)
-		wantBusy(t, k.tend(), "holds an event that is not published, seq 1")
+		wantBusy(t, k.maintain(), "holds an event that is not published, seq 1")
 		k.exec(`insert into pgjet.leader (stream, epoch) values ('THIRD', 1)`)
 		k.published(behind, c.At, 0)
-		wantDropped(t, k.tend(), 0)
+		wantDropped(t, k.maintain(), 0)
 		done, err := upkeep.Prune(t.Context(), k.conn, retention, "me", "r")
 		if err != nil || !strings.Contains(done.Busy, "stream THIRD has not published") {
 			t.Errorf("Prune() = %+v, %v, want that THIRD holds it back", done, err)
 		}
 		k.exec(`delete from pgjet.leader where stream = 'THIRD'`)
-		wantDropped(t, k.tend(), 3, first)
+		wantDropped(t, k.maintain(), 3, first)
 	}
 }
 
 // TestPruneIgnoresMistypedStream: one that does not exist, or is another outbox's, and was never published to. Whatever else
 // its relay says, and once it was published to, it counts.
 func TestPruneIgnoresMistypedStream(t *testing.T) {
-	k := newTender(t)
+	k := newMaintainer(t)
 	k.exec(`insert into pgjet.leader (stream, epoch, cause) values ('EVENT', 1, 'stream_missing: no such stream')`)
-	wantDropped(t, k.tend(), 0)
+	wantDropped(t, k.maintain(), 0)
 	c := k.old(2)
 	for _, cause := range []string{"'starting'", "'stopped'", "'nats_unreachable: x'", "null"} {
 		k.exec(`update pgjet.leader set cause = ` + cause + ` where stream = 'EVENT'`)
-		wantDropped(t, k.tend(), 0)
+		wantDropped(t, k.maintain(), 0)
 	}
 	k.exec(`update pgjet.leader set cause = 'stream_missing: no such stream' where stream = 'EVENT'`)
 	k.published("EVENT", backlog.Position{Snapshot: c.At.Snapshot, Floor: 1}, retention+time.Minute)
-	wantDropped(t, k.tend(), 0)
+	wantDropped(t, k.maintain(), 0)
 	k.exec(`delete from pgjet.checkpoint where stream = 'EVENT'`)
 	k.exec(`insert into pgjet.leader (stream, epoch, cause) values ('THEIRS', 1, 'starting')`)
-	wantDropped(t, k.tend(), 0)
+	wantDropped(t, k.maintain(), 0)
 	k.exec(`update pgjet.leader set cause = 'foreign_outbox: stream THEIRS belongs to another outbox' where stream = 'THEIRS'`)
-	wantDropped(t, k.tend(), 2, first)
+	wantDropped(t, k.maintain(), 2, first)
 }
 
 // TestPruneTrustsNoOtherCluster: transaction ids of another cluster mean nothing.
 func TestPruneTrustsNoOtherCluster(t *testing.T) {
-	k := newTender(t)
+	k := newMaintainer(t)
 	k.old(2)
 	k.exec(`update pgjet.checkpoint set system_identifier = system_identifier + 1`)
-	wantDropped(t, k.tend(), 0)
+	wantDropped(t, k.maintain(), 0)
 }
 
 // TestPruneTakesRestoredRows: what rows of another cluster say of their transactions
 // does not keep them for ever.
 func TestPruneTakesRestoredRows(t *testing.T) {
-	k := newTender(t)
+	k := newMaintainer(t)
 	k.exec(`insert into pgjet.outbox (xid, seq, id, type, key, data) overriding system value
 		select '9000000000', n, gen_random_uuid(), 'note.made', 'k', '{}' from generate_series(11, 19) n`)
 	c := k.old(2)
-	wantDropped(t, k.tend(), 11, first)
+	wantDropped(t, k.maintain(), 11, first)
 	notes.Want(t, c.More())
 }
 
 func TestPruneKeepsQuarantinedEvents(t *testing.T) {
-	k := newTender(t)
+	k := newMaintainer(t)
 	k.old(2)
 	k.exec(`insert into pgjet.quarantine (seq, event_id, reason) select seq, id, 'test' from pgjet.outbox where seq = 2`)
-	wantBusy(t, k.tend(), "holds an event in quarantine, seq 2")
+	wantBusy(t, k.maintain(), "holds an event in quarantine, seq 2")
 	k.exec(`update pgjet.quarantine set state = 'dropped'`)
-	wantDropped(t, k.tend(), 2, first)
+	wantDropped(t, k.maintain(), 2, first)
 }
 
 // TestPruneTakesNobodyHostage: whoever keeps the outbox open, no insert waits for a
@@ -247,7 +247,7 @@ func TestPruneTakesNobodyHostage(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			k := newTender(t)
+			k := newMaintainer(t)
 			k.old(2)
 			k.exec(`insert into pgjet.outbox (seq, id, type, key, data) overriding system value values (800000, gen_random_uuid(), 'note.made', 'k', '{}')`)
 			holder, err := k.db.Begin(t.Context())
@@ -260,12 +260,12 @@ func TestPruneTakesNobodyHostage(t *testing.T) {
 			}
 			longest := k.slowestAppend(func() {
 				for range 20 { // longer than the second after which nobody tries
-					wantBusy(t, k.tend(), "")
+					wantBusy(t, k.maintain(), "")
 					if _, err := k.conn.Exec(t.Context(), `select pg_sleep(0.1)`); err != nil {
 						t.Fatal(err)
 					}
 				}
-				wantBusy(t, k.tend(), "held for longer than a second")
+				wantBusy(t, k.maintain(), "held for longer than a second")
 			})
 			t.Logf("the slowest of the others' appends took %s", longest)
 			if longest > 1500*time.Millisecond { // a hostage would have waited for more than two seconds
@@ -278,7 +278,7 @@ func TestPruneTakesNobodyHostage(t *testing.T) {
 
 // slowestAppend appends without a pause while fn runs, and returns how long the
 // slowest took.
-func (k *tender) slowestAppend(fn func()) time.Duration {
+func (k *maintainer) slowestAppend(fn func()) time.Duration {
 	stop, ended := make(chan struct{}), make(chan time.Duration)
 	go func() {
 		var longest time.Duration
@@ -304,7 +304,7 @@ func TestWidthFollowsTheRate(t *testing.T) {
 	for _, tt := range []struct{ perHour, width int64 }{
 		{1_000, 50_000}, {100_000, 300_000}, {10_000_000, 5_000_000},
 	} {
-		k := newTender(t)
+		k := newMaintainer(t)
 		k.published("EVENTS", backlog.Position{Floor: 1000}, 40*time.Minute)
 		k.published("EVENTS", backlog.Position{Floor: 1000 + tt.perHour/2}, 10*time.Minute)
 		k.at(60_000)
@@ -317,7 +317,7 @@ func TestWidthFollowsTheRate(t *testing.T) {
 }
 
 func TestPrunableChangesNothing(t *testing.T) {
-	k := newTender(t)
+	k := newMaintainer(t)
 	k.old(2)
 	for range 2 {
 		names, err := upkeep.Prunable(t.Context(), k.conn, retention)
@@ -332,7 +332,7 @@ func TestPrunableChangesNothing(t *testing.T) {
 
 // TestPruneByHandIsRecorded: and if it cannot be, nothing is dropped.
 func TestPruneByHandIsRecorded(t *testing.T) {
-	k := newTender(t)
+	k := newMaintainer(t)
 	k.old(2)
 	if done, err := upkeep.Prune(t.Context(), k.conn, retention, "ann@host", "disk"); err == nil || done.Dropped != nil {
 		t.Errorf("Prune() as a relay = %+v, %v, want an error", done, err)
@@ -361,7 +361,7 @@ func TestPruneByHandIsRecorded(t *testing.T) {
 // TestStatusAddsUp: written is what is published, pending, quarantined or pruned, by
 // one snapshot, at any stage.
 func TestStatusAddsUp(t *testing.T) {
-	k := newTender(t)
+	k := newMaintainer(t)
 	check := func(stage string, want upkeep.Status) {
 		t.Helper()
 		got, err := upkeep.ReadStatus(t.Context(), k.conn)
@@ -397,6 +397,6 @@ func TestStatusAddsUp(t *testing.T) {
 	k.published("EVENTS", c.At, 0)
 	check("all is published", upkeep.Status{Written: 6, Published: 5, Quarantined: 1})
 	k.exec(`update pgjet.quarantine set state = 'dropped'`)
-	testenv.Eventually(t, 10*time.Second, "the first partition is dropped", func() bool { return k.tend().Dropped != nil })
+	testenv.Eventually(t, 10*time.Second, "the first partition is dropped", func() bool { return k.maintain().Dropped != nil })
 	check("some is pruned", upkeep.Status{Written: 6, Published: 2, Pruned: 4})
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/pgjet/pgjet/relay/backlog"
 )
 
-// TestMislaidPayload: PostgreSQL has looked whether data is JSON, and not whether body is.
+// TestMislaidPayload: PostgreSQL has checked that data is JSON, but not body.
 func TestMislaidPayload(t *testing.T) {
 	db := testenv.Postgres(t)
 	testenv.Exec(t, db, `insert into pgjet.outbox (id, type, key, content_type, data, body) values

@@ -1,5 +1,7 @@
-// Package backlog reads what an outbox holds beyond a position: every event once, those of one key in the order of their commits, however late a
-// transaction commits, and whatever else is open meanwhile. [Read] says how, by a [Reader]. It is for the relay, and writes nothing.
+// Package backlog reads the events of an outbox beyond a position. It returns every event
+// once, and those of one key in the order of their commits, however late a transaction
+// commits and whatever other transactions are open. [Read] explains how, with a [Reader].
+// The package is for the relay, and writes nothing.
 package backlog
 
 import (
@@ -9,8 +11,8 @@ import (
 	"strings"
 )
 
-// A Snapshot says which transactions had ended at one moment, as pg_snapshot
-// does. The zero Snapshot stands before all transactions.
+// A Snapshot is the set of transactions that had ended at one moment, as in a pg_snapshot.
+// The zero Snapshot stands before all transactions.
 type Snapshot struct {
 	Xmin, Xmax uint64   // all below Xmin had ended; none from Xmax on
 	Running    []uint64 // those between that had not, ascending
@@ -51,8 +53,8 @@ func (s Snapshot) String() string {
 	return b.String()
 }
 
-// Sees reports whether transaction xid had ended. Of a committed one the rows
-// were visible then.
+// Sees reports whether transaction xid had ended. The rows of a committed one were visible
+// then.
 func (s Snapshot) Sees(xid uint64) bool {
 	if xid >= s.Xmax {
 		return false
@@ -61,9 +63,8 @@ func (s Snapshot) Sees(xid uint64) bool {
 	return !running
 }
 
-// A Position says how far the outbox has been read: every event visible in
-// Snapshot whose seq is at most Floor, and no other. The zero Position is the
-// beginning.
+// A Position is how far the outbox has been read: every event visible in Snapshot whose seq
+// is at most Floor, and no other. The zero Position is the beginning.
 type Position struct {
 	Snapshot Snapshot
 	Floor    int64

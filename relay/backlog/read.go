@@ -7,56 +7,55 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// A Record is an event as it lies in the outbox.
+// A Record is an event as the outbox holds it.
 type Record struct {
 	XID   uint64 // the transaction that wrote it
 	Event events.Event
-	Err   error // why the row is no event, if it is none
+	Err   error // why the row is no event, or nil
 }
 
-// A Source answers the two questions that [Read] asks of an outbox. [Reader] is the
-// one to use.
+// A Source answers the two questions that [Read] asks of an outbox. [Reader] implements it.
 type Source interface {
-	// Next returns what lies beyond a position.
+	// Next returns the records beyond a position.
 	Next(ctx context.Context, from Position) (Window, error)
-	// Late returns, in the order of seq, records with after < seq ≤ floor that one of
-	// the transactions xids wrote, or one from low to below high. There are no more
-	// if it returns none.
+	// Late returns, in the order of seq, records with after < seq ≤ floor, written by a
+	// transaction in xids or by one from low to below high. If it returns none, there are
+	// no more.
 	Late(ctx context.Context, xids []uint64, low, high uint64, after, floor int64) ([]Record, error)
 }
 
-// A Window is what lies beyond a position.
+// A Window is a part of the records beyond a position.
 type Window struct {
 	Now Snapshot
 	// Page has records whose seq is above the floor, in the order of seq, without a gap
 	// to the first that Now sees. It may have more than Now sees.
 	Page []Record
-	// Late has, in the order of seq, those at or below the floor that one of the
-	// transactions wrote that have ended since, as of Now; it may have more. It counts
-	// only if AllLate: otherwise there are too many, and they are to be asked for.
+	// Late has, in the order of seq, the records at or below the floor whose transactions
+	// have ended since, as of Now; it may have more. It is complete only if AllLate is set.
+	// Otherwise there are too many: call [Source.Late].
 	Late    []Record
 	AllLate bool
 }
 
-// Read calls fn for every event that has become visible since from, until fn has
-// had a page of new ones or there are no more, and returns the position that
-// this leads to. If fn fails, Read returns from and fn's error.
+// Read calls fn for every event that has become visible since from, until fn has had a page
+// of new ones or there are no more. It returns the position that this leads to. If fn
+// fails, Read returns from and fn's error.
 //
-// An event becomes visible when its transaction commits, so seq alone does not
-// tell what is new: a transaction that took its seq early may commit late. Read
-// takes one snapshot and gives, in seq order,
+// An event becomes visible when its transaction commits, so seq alone does not show which
+// events are new: a transaction that drew its seq early may commit late. Read takes one
+// snapshot and gives, in seq order,
 //
-//   - first the late ones: seq at or below from.Floor, visible now and not in
+//   - first the late events: seq at or below from.Floor, visible now and not in
 //     from.Snapshot;
 //   - then a page of those above from.Floor, visible now.
 //
-// Late ones come first, and all are judged by the same snapshot: who waited for a
-// row lock before appending is never given before the one it waited for. No open
-// transaction, here or in another database of the cluster, delays any event but
-// its own.
+// Late events come first, and one snapshot decides about all of them. So an event whose
+// transaction waited for a row lock before appending never comes before the event of the
+// transaction that held the lock. No open transaction, here or in another database of the
+// cluster, delays any event but its own.
 //
-// Events of one call that fn has seen are seen again if Read is called with the
-// same position and a new [Reader].
+// If Read is called again with the same position and a new [Reader], fn sees the same
+// events again.
 func Read(ctx context.Context, source Source, from Position, fn func(Record) error) (Position, error) {
 	w, err := source.Next(ctx, from)
 	if err != nil {
@@ -67,7 +66,7 @@ func Read(ctx context.Context, source Source, from Position, fn func(Record) err
 	}
 	to := Position{Snapshot: w.Now, Floor: from.Floor}
 	for _, r := range w.Page {
-		to.Floor = r.Event.Seq // also of one not visible yet: it will be late
+		to.Floor = r.Event.Seq // even of one not visible yet: it will be late
 		if !w.Now.Sees(r.XID) {
 			continue
 		}
@@ -79,9 +78,9 @@ func Read(ctx context.Context, source Source, from Position, fn func(Record) err
 }
 
 // late calls fn for the events at or below from.Floor that became visible between
-// from.Snapshot and w.Now. Their transactions were running in from.Snapshot, or lie
-// at or above its Xmax: that is the first id no ended transaction had reached,
-// which is not to say that none had been given out.
+// from.Snapshot and w.Now. Their transactions were running in from.Snapshot, or lie at or
+// above its Xmax. Xmax is the first id that no ended transaction had reached; higher ids
+// may have been given out by then.
 func late(ctx context.Context, source Source, from Position, w Window, fn func(Record) error) error {
 	if w.AllLate {
 		return since(from, w.Now, w.Late, fn)

@@ -23,8 +23,8 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-// TestReadFindsLateCommits is the reason for snapshots: a cursor "seq > last"
-// never comes back for the one that commits late.
+// TestReadFindsLateCommits is the reason for snapshots: a cursor "seq > last" never comes
+// back for an event that commits late.
 func TestReadFindsLateCommits(t *testing.T) {
 	db := testenv.Postgres(t)
 	c := notes.NewCursor(t, db)
@@ -36,8 +36,8 @@ func TestReadFindsLateCommits(t *testing.T) {
 	notes.Want(t, c.More())
 }
 
-// TestReadLargeLateTransaction: what waits behind a page of late events is not gone
-// through for each page, or a large transaction would never get out.
+// TestReadLargeLateTransaction: a page of late events does not search everything behind it,
+// or a large transaction would never be finished.
 func TestReadLargeLateTransaction(t *testing.T) {
 	const count = 20_000
 	db := testenv.Postgres(t)
@@ -55,7 +55,7 @@ func TestReadLargeLateTransaction(t *testing.T) {
 	notes.Append(t, db, notes.Of("other", 0))
 	c := notes.NewCursor(t, db)
 	notes.Want(t, c.More(), 0)
-	for range 600 { // others go on
+	for range 600 { // other transactions commit
 		if _, err := db.Exec(t.Context(), `select pg_current_xact_id()`); err != nil {
 			t.Fatal(err)
 		}
@@ -75,8 +75,8 @@ func TestReadLargeLateTransaction(t *testing.T) {
 	}
 }
 
-// TestReadAfterAnOutage: many transactions that wrote what waits are not searched for late
-// events row by row.
+// TestReadAfterAnOutage: if many transactions wrote the waiting events, they are not
+// searched for late events row by row.
 func TestReadAfterAnOutage(t *testing.T) {
 	const count = 20_000
 	db := testenv.Postgres(t)
@@ -106,7 +106,7 @@ func TestReadAfterAnOutage(t *testing.T) {
 	}
 }
 
-// asRelay returns a connection with the settings of a relay's, in a transaction.
+// asRelay returns a connection with the settings of a relay's connection, in a transaction.
 func asRelay(t *testing.T, db *pgxpool.Pool) *pgx.Conn {
 	t.Helper()
 	conn, err := pgx.ConnectConfig(t.Context(), db.Config().ConnConfig.Copy())
@@ -123,7 +123,7 @@ func asRelay(t *testing.T, db *pgxpool.Pool) *pgx.Conn {
 	return conn
 }
 
-// lookedAt returns how many rows of the outbox the transaction of conn has looked at.
+// lookedAt returns how many rows of the outbox the transaction of conn has read.
 func lookedAt(t *testing.T, conn *pgx.Conn) (rows int) {
 	t.Helper()
 	err := conn.QueryRow(t.Context(), `select sum(seq_tup_read + idx_tup_fetch) from pg_stat_xact_user_tables where relname like 'outbox%'`).Scan(&rows)
@@ -133,9 +133,9 @@ func lookedAt(t *testing.T, conn *pgx.Conn) (rows int) {
 	return rows
 }
 
-// TestReadFindsLateCommitsBeyondXmax: xmax of a snapshot is one past the newest
-// transaction that has *ended*. One that is newer and has written is not listed as
-// running: it has to be looked for all the same, however many lie between.
+// TestReadFindsLateCommitsBeyondXmax: xmax of a snapshot is one past the newest transaction
+// that has *ended*. A newer transaction that has written is not listed as running, and has
+// to be found all the same, however many lie between.
 func TestReadFindsLateCommitsBeyondXmax(t *testing.T) {
 	for _, between := range []int{0, 600} {
 		t.Run(fmt.Sprint(between, " between"), func(t *testing.T) { lateBeyondXmax(t, between) })
@@ -175,9 +175,9 @@ func lateBeyondXmax(t *testing.T, between int) {
 	notes.Want(t, c.More())
 }
 
-// TestReadTakesRestoredRows: rows restored into a new cluster carry transactions of
-// the old one. They are read once, though those seem to lie in the future, and not
-// again as late when the new cluster gets there.
+// TestReadTakesRestoredRows: rows restored into a new cluster carry xids of the old one.
+// They are read once, though these xids seem to lie in the future, and not again as late
+// when the new cluster reaches them.
 func TestReadTakesRestoredRows(t *testing.T) {
 	db := testenv.Postgres(t)
 	_, err := db.Exec(t.Context(), `
@@ -282,9 +282,9 @@ func TestReadBoundsMemory(t *testing.T) {
 	}
 }
 
-// TestReadUnderFire lets writers commit, roll back and wait for each other's rows
-// while a reader follows: every committed event comes once, those of a key in the
-// order in which they were committed.
+// TestReadUnderFire lets writers commit, roll back and wait for each other's rows while a
+// reader follows. Every committed event comes once, those of a key in the order of their
+// commits.
 func TestReadUnderFire(t *testing.T) {
 	db := testenv.Postgres(t)
 	const writers, rounds, keys = 6, 60, 4
@@ -332,7 +332,7 @@ func TestReadUnderFire(t *testing.T) {
 		}
 		select {
 		case <-done:
-			last = true // one more look at what the last ones committed
+			last = true // one more read, for the last commits
 		default:
 		}
 	}
@@ -349,7 +349,7 @@ func TestReadUnderFire(t *testing.T) {
 	}
 }
 
-// change counts a thing up and appends the new number, and rolls back now and then.
+// change increments a key's number and appends it, and rolls back now and then.
 func change(ctx context.Context, db *pgxpool.Pool, r *rand.Rand, key string) error {
 	tx, err := db.Begin(ctx)
 	if err != nil {

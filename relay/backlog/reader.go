@@ -18,32 +18,32 @@ const (
 	pageBytes  = 4 << 20
 )
 
-// firstPage is how many rows are asked for first, and twice as many each time as long
-// as they are not large: whatever the server sends has to be received.
+// firstPage is how many rows are requested first. The number doubles while the rows are not
+// large: every row that the server sends has to be received.
 const firstPage = 50
 
-// A Reader reads an outbox by a connection that nobody else uses at the same time.
-// It needs SELECT on pgjet.outbox. A page holds at most 1000 events, and ends with
-// the one that fills 4 MiB, so memory is bounded whatever waits in the outbox.
+// A Reader reads an outbox over a connection that nothing else uses at the same time. It
+// needs SELECT on pgjet.outbox. A page holds at most 1000 events and ends with the one that
+// fills 4 MiB, so memory is bounded however many events wait.
 type Reader struct {
 	db     *pgx.Conn
-	limit  int // how many rows to ask for: a page, unless they are large
+	limit  int // how many rows to request: a page, unless they are large
 	filled int // how many the last page had
 
 	settling settling
-	settled  int64    // nothing can be late up to here
-	checked  Snapshot // and of what it sees nothing was
+	settled  int64    // no event can be late up to this seq
+	checked  Snapshot // a snapshot in which none was late
 }
 
 // NewReader returns a Reader that reads by db.
 func NewReader(db *pgx.Conn) *Reader { return &Reader{db: db, limit: firstPage} }
 
-// Settled returns the seq up to which r looks for no late event any more.
+// Settled returns the seq up to which r looks for no late events any more.
 func (r *Reader) Settled() int64 { return r.settled }
 
 const columnList = `xid, xmin, seq, id, type, key, coalesce(traceparent, ''), header::text, data::text, time, coalesce(content_type, ''), body`
 
-// Next implements [Source] in one round trip. The page is read after the snapshot:
+// Next implements [Source] in one round trip. The page is read after the snapshot, so
 // nothing that the snapshot sees is missing.
 func (r *Reader) Next(ctx context.Context, from Position) (w Window, err error) {
 	if settled := r.settling.next(r.settled); settled > r.settled {
@@ -94,14 +94,16 @@ func (r *Reader) Late(ctx context.Context, xids []uint64, low, high uint64, afte
 	return collect(rows, high, 0)
 }
 
-// fewXIDs is up to how many transactions are looked up one by one.
+// fewXIDs is the largest number of transactions that are looked up one by one.
 const fewXIDs = 500
 
 // Two ways to read late records: those of the transactions $1 and of $6 others from $5 on,
-// as far as they have ended, with $2 < seq ≤ $3, at most $4. As a rule there are none, and
-// one look at an index of the few partitions that are not settled finds that out. Of many
-// transactions hardly any wrote something that is late: those are found in one range of
-// that index, and not, which the sum prevents, among all that lies between the seqs.
+// as far as they have ended, with $2 < seq ≤ $3, at most $4.
+//
+// As a rule there are none: one look at an index of the few partitions that are not settled
+// shows that. Of many transactions, hardly any wrote a late event. The second way finds
+// those in one range of that index. The sum keeps the planner from searching everything
+// that lies between the seqs.
 var (
 	lateSQL = readLate(`
 		union all
@@ -112,10 +114,10 @@ var (
 		  from pgjet.outbox where xid >= $5::bigint::text::xid8 and xid < ($5::bigint + $6::bigint)::text::xid8 and seq + 0 > $2 and seq <= $3`)
 )
 
-// readLate returns a statement that looks transactions up one by one, each by the index
-// that has its seqs in order. To ask for a range of xids that is one, and for its order,
-// keeps the planner on it: it might rather sort all that the transaction wrote, for each
-// page. Of transactions that go on nothing is read: they may have written much.
+// readLate returns a statement that looks transactions up one by one, each in the index
+// that has its seqs in order. The range of a single xid, and the order by xid, keep the
+// planner on that index. It might otherwise sort all rows of the transaction for each page.
+// Rows of running transactions are not read: there may be many.
 func readLate(moreTransactions, moreRows string) string {
 	const columns = `xid, xmin, seq, id, type, key, traceparent, header, data, time, content_type, body`
 	return `
@@ -136,12 +138,13 @@ func (r *Reader) Find(ctx context.Context, seqs []int64, fn func(Record)) error 
 	return r.heads(ctx, fn, `where seq = any($1)`, seqs)
 }
 
-// Range calls fn with the records with after < seq ≤ upTo, in the order of seq, without payloads: so many at most.
+// Range calls fn with at most most records with after < seq ≤ upTo, in the order of seq,
+// without payloads.
 func (r *Reader) Range(ctx context.Context, after, upTo int64, most int, fn func(Record)) error {
 	return r.heads(ctx, fn, `where seq > $1 and seq <= $2 order by seq limit $3`, after, upTo, most)
 }
 
-// heads calls fn with records that have no more than xid, seq and id.
+// heads calls fn with records that have only xid, seq and id.
 func (r *Reader) heads(ctx context.Context, fn func(Record), which string, args ...any) error {
 	var rec Record
 	var xmin uint32
@@ -161,7 +164,7 @@ func (r *Reader) heads(ctx context.Context, fn func(Record), which string, args 
 	return nil
 }
 
-// Records returns the records with these seqs, in the order of seq: a page at most.
+// Records returns the records with these seqs, in the order of seq: at most a page.
 func (r *Reader) Records(ctx context.Context, seqs []int64) ([]Record, error) {
 	var xmax uint64
 	if err := r.db.QueryRow(ctx, `select pg_snapshot_xmax(pg_current_snapshot())`).Scan(&xmax); err != nil {
@@ -175,8 +178,8 @@ func (r *Reader) Records(ctx context.Context, seqs []int64) ([]Record, error) {
 	return collect(rows, xmax, len(seqs))
 }
 
-// page reads a page from rows. Rows that it does not want have been sent by the server
-// all the same: next time it asks for fewer.
+// page reads a page from rows. The server has sent the rows beyond the page, too, so the
+// next call requests fewer.
 func (r *Reader) page(rows pgx.Rows, xmax uint64) ([]Record, error) {
 	page, err := collect(rows, xmax, r.filled)
 	r.filled = len(page)
@@ -215,7 +218,7 @@ func collect(rows pgx.Rows, xmax uint64, count int) ([]Record, error) {
 	return page, rows.Err()
 }
 
-// A scan is where the columns of columnList are scanned to, for one row after the other.
+// A scan is the memory into which the columns of columnList are scanned, row after row.
 type scan struct {
 	rec    Record
 	xmin   uint32
@@ -229,8 +232,8 @@ func (r *scan) targets() []any {
 	return []any{&r.rec.XID, &r.xmin, &e.Seq, &e.ID, &e.Type, &e.Key, &e.Traceparent, &r.header, &e.Data, &r.at, &e.ContentType, &r.body}
 }
 
-// record returns the row. What only SQL can write, and no event can hold, is noted in
-// the record: one such row must not keep the others back.
+// record returns the row. A row that SQL can write and no event can hold is marked in the
+// record: it must not keep the others back.
 func (r *scan) record(xmax uint64) Record {
 	rec := r.rec
 	rec.XID, rec.Event.Time = writer(rec.XID, r.xmin, xmax), r.at.Time
@@ -249,12 +252,11 @@ func (r *scan) record(xmax uint64) Record {
 	return rec
 }
 
-// writer returns the transaction that wrote a row, given what its column xid says,
-// its system column xmin, and the end of a recent snapshot. They agree, or xmin is
-// higher (a savepoint's, or that of a move to another partition). Only a row that
-// was restored into this cluster, by COPY or logical replication, says a higher
-// xid: one that counts in the cluster where it was first written, and would
-// seem to lie in the future here.
+// writer returns the transaction that wrote a row, from its column xid, its system column
+// xmin, and the end of a recent snapshot. The two columns agree, or xmin is higher: a
+// savepoint's, or that of a move to another partition. Only a row that was restored into
+// this cluster, by COPY or logical replication, has a higher xid. That xid belongs to the
+// cluster where the row was first written, and would seem to lie in the future here.
 func writer(xid uint64, xmin uint32, xmax uint64) uint64 {
 	whole := xmax + uint64(int64(int32(xmin-uint32(xmax)))) // xmin has 32 bits of the 64
 	return min(xid, whole)

@@ -9,23 +9,23 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// A settling finds out below which seq nothing can be late any more, so that old
-// partitions need not be searched for late commits all the time. Nothing but speed
-// depends on how soon that is known.
+// A settling finds out below which seq no event can be late any more, so that old
+// partitions need not be searched for late commits all the time. Only speed depends on how
+// soon that is known.
 //
-// Whoever has drawn a seq holds a lock on the outbox until its transaction ends. So
-// if the seq given out last is looked up, then who holds the lock, and later none of
-// those does any more, then every event up to that seq is committed or never will be.
+// A transaction that has drawn a seq holds a lock on the outbox until it ends. So look up
+// the last seq given out, then the transactions that hold the lock. Once none of them holds
+// it any more, every event up to that seq is committed or never will be.
 type settling struct {
 	seq     int64    // the last that was given out
-	writers []string // who held the lock after that
-	ended   bool     // none does any more
+	writers []string // the transactions that held the lock after that
+	ended   bool     // none of them does any more
 	looked  bool     // and a snapshot was taken since
 }
 
-// next returns up to where nothing can be late, given what that was, when another
-// snapshot is about to be taken. One has to be read first that was taken after the
-// writers had ended.
+// next returns the seq up to which no event can be late, when another snapshot is about to
+// be taken. settled is the seq known so far. A snapshot taken after the writers had ended
+// has to be read first.
 func (s *settling) next(settled int64) int64 {
 	switch {
 	case !s.ended:
@@ -37,10 +37,10 @@ func (s *settling) next(settled int64) int64 {
 	return max(settled, s.seq)
 }
 
-// Settle makes later reads look for late commits among fewer events, as far as that
-// is safe by now. Call it now and then, between reads. From then on read from the position
-// that the last [Read] returned, or with a new Reader: from an earlier one late events
-// could be missed. It needs SELECT on the sequence pgjet.outbox_seq_seq.
+// Settle makes later reads look for late commits among fewer events, as far as that is safe
+// by now. Call it now and then, between reads. From then on read from the position that the
+// last [Read] returned, or with a new Reader: a read from an earlier position could miss
+// late events. Settle needs SELECT on the sequence pgjet.outbox_seq_seq.
 func (r *Reader) Settle(ctx context.Context) error {
 	now := settling{}
 	if err := r.Check(ctx, r.checked); err != nil {
@@ -60,11 +60,11 @@ func (r *Reader) Settle(ctx context.Context) error {
 		   and database = (select oid from pg_database where datname = current_database())`).
 		QueryRow(func(row pgx.Row) error { return row.Scan(&now.writers, &prepared) })
 	if err := r.db.SendBatch(ctx, b).Close(); err != nil {
-		return fmt.Errorf("look who writes to the outbox: %w", err)
+		return fmt.Errorf("find the writers of the outbox: %w", err)
 	}
-	// Who prepares a transaction passes its locks on to another name. And a session
-	// that draws seqs in advance may use one of them much later. A sequence that counts
-	// down gives out lower ones all the time.
+	// A prepared transaction passes its locks on to another name. A session that draws seqs
+	// in advance may use one of them much later. A sequence that counts down gives out
+	// lower ones all the time.
 	if prepared || cached {
 		r.settling = settling{}
 		return nil
@@ -79,17 +79,17 @@ func (r *Reader) Settle(ctx context.Context) error {
 	return nil
 }
 
-// ErrSetBack says that an event was appended where all was settled: the sequence of the outbox
-// was set back, or a seq was written by hand. A new [Reader] that begins at a position that was
-// proven before finds that event.
-var ErrSetBack = errors.New("an event has a seq below others that are published for long: the sequence pgjet.outbox_seq_seq was set back, or a seq was written by hand")
+// ErrSetBack says that an event was appended below the settled seq: the sequence of the
+// outbox was set back, or a seq was written by hand. A new [Reader] that begins at an
+// earlier proven position finds that event.
+var ErrSetBack = errors.New("an event has a seq below others that were published long ago: the sequence pgjet.outbox_seq_seq was set back, or a seq was written by hand")
 
 // mostUnseen bounds Check.
 const mostUnseen = 1000
 
-// Check returns [ErrSetBack] if an event that now sees has a seq at or below which reads look
-// for nothing late any more. Such an event was not read. Call it before a position with the
-// snapshot now is written down for good.
+// Check returns [ErrSetBack] if an event visible in now has a seq at or below the settled
+// one. Such an event was not read. Call Check before a position with the snapshot now is
+// stored for good.
 func (r *Reader) Check(ctx context.Context, now Snapshot) error {
 	if r.settled == 0 {
 		return nil
@@ -109,7 +109,7 @@ func (r *Reader) Check(ctx context.Context, now Snapshot) error {
 		return fmt.Errorf("look for events below seq %d: %w", r.settled, err)
 	case late > 0:
 		return fmt.Errorf("below seq %d: %w", r.settled, ErrSetBack)
-	case unseen >= mostUnseen: // restored ones, with the xids of another cluster: too many to look at each time
+	case unseen >= mostUnseen: // restored ones, with the xids of another cluster: too many to check each time
 		r.settled, r.settling = 0, settling{}
 	}
 	r.checked = now

@@ -11,7 +11,7 @@ import (
 	"github.com/pgjet/pgjet/outbox"
 )
 
-// settle lets the reader find out what it can.
+// settle calls Settle, and then reads, until Settle can find out no more.
 func settle(t *testing.T, c *notes.Cursor) int64 {
 	t.Helper()
 	for range 6 {
@@ -50,8 +50,8 @@ func TestSettle(t *testing.T) {
 	}
 }
 
-// TestSettleKnowsWhoMayComeBack: a prepared transaction, and a session with seqs in
-// stock, may add an event of long ago.
+// TestSettleKnowsWhoMayComeBack: a prepared transaction, and a session that has drawn seqs
+// in advance, may add an event with an old seq.
 func TestSettleKnowsWhoMayComeBack(t *testing.T) {
 	db := testenv.Postgres(t)
 	c := notes.NewCursor(t, db)
@@ -64,13 +64,13 @@ func TestSettleKnowsWhoMayComeBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	notes.Want(t, c.More(), 1)
-	if err := c.Reader.Settle(t.Context()); err != nil { // sees the writer by its first name
+	if err := c.Reader.Settle(t.Context()); err != nil { // finds the writer under its first name
 		t.Fatal(err)
 	}
 	if _, err := prepared.Exec(t.Context(), `prepare transaction 'orphan'`); err != nil {
 		t.Fatal(err)
 	}
-	_ = prepared.Commit(t.Context()) // it is over
+	_ = prepared.Commit(t.Context()) // it may be over already
 	notes.Append(t, db, notes.Of("k", 3))
 	notes.Want(t, c.More(), 3)
 	settle(t, c)
@@ -100,8 +100,8 @@ func TestSettleKnowsWhoMayComeBack(t *testing.T) {
 	}
 }
 
-// TestReadManyLateCommits: a large transaction that commits late is read in pages, and
-// a page costs no more the more there are.
+// TestReadManyLateCommits: a large transaction that commits late is read in pages, and a
+// page costs the same however many there are.
 func TestReadManyLateCommits(t *testing.T) {
 	db := testenv.Postgres(t)
 	c := notes.NewCursor(t, db)
@@ -130,7 +130,7 @@ func TestReadManyLateCommits(t *testing.T) {
 	}
 }
 
-// TestReadLargeLateEvents: of late events that fill more than a page none is left out.
+// TestReadLargeLateEvents: no late event is left out if they fill more than a page.
 func TestReadLargeLateEvents(t *testing.T) {
 	db := testenv.Postgres(t)
 	c := notes.NewCursor(t, db)

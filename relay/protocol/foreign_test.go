@@ -7,8 +7,9 @@ import (
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
-// TestForeignOutbox: a stream that names no outbox, and holds events of which this one knows none, is
-// another's. Whatever speaks for this outbox makes it a halt, as before.
+// TestForeignOutbox: a stream that names no outbox, and holds only events that this one
+// does not know, belongs to another. If anything shows that the stream is this outbox's, it
+// is a halt, as before.
 func TestForeignOutbox(t *testing.T) {
 	for name, row := range map[string]struct {
 		prepare func(s *script)
@@ -50,15 +51,15 @@ func TestForeignOutbox(t *testing.T) {
 	}
 }
 
-// strange has the stream hold count events that the outbox does not know.
+// strange puts count events into the stream that the outbox does not know.
 func (s *script) strange(count int) {
 	for n := range count {
 		s.w.stream.log = append(s.w.stream.log, stored{id: s.w.newID(), seq: int64(1000 + n)})
 	}
 }
 
-// TestForeignBeforeThePruned: of events that may have been pruned here the source tells whose they are, unless
-// something speaks for this outbox.
+// TestForeignBeforeThePruned: the source shows whose events they are that may have been
+// pruned here, unless the stream holds something of this outbox.
 func TestForeignBeforeThePruned(t *testing.T) {
 	for name, test := range map[string]struct {
 		source  string

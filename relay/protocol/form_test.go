@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// syncing is what a server takes that syncs every message, and a batch once.
+// syncing returns the time of a server that syncs every message, and a batch once.
 func syncing(form Form, n int) time.Duration {
 	if form == Batch {
 		return 2 * time.Millisecond
@@ -13,8 +13,8 @@ func syncing(form Form, n int) time.Duration {
 	return time.Duration(n) * 100 * time.Microsecond
 }
 
-// TestFormsLearn: the quicker form is used, for each size apart; the other gets another
-// chance now and then.
+// TestFormsLearn: the faster form is used, separately for each size; the other one is tried
+// again now and then.
 func TestFormsLearn(t *testing.T) {
 	var f forms
 	count := map[int][2]int{}
@@ -33,7 +33,7 @@ func TestFormsLearn(t *testing.T) {
 			t.Errorf("of 200 appends of %d events, %d went as a chain and %d as a batch", n, c[Chain], c[Batch])
 		}
 	}
-	// The server changes its ways, and is found out.
+	// The server changes, and the session notices.
 	for range 40 * tryEvery {
 		form := f.choose(10)
 		d := time.Millisecond
@@ -47,7 +47,7 @@ func TestFormsLearn(t *testing.T) {
 	}
 }
 
-// TestAStallIsForgotten: an append that took long for once does not decide for ever.
+// TestAStallIsForgotten: a single append that took long does not decide for ever.
 func TestAStallIsForgotten(t *testing.T) {
 	took := func(form Form, n int) time.Duration {
 		if form == Batch {
@@ -73,9 +73,9 @@ func TestAStallIsForgotten(t *testing.T) {
 	}
 }
 
-// TestTheDearerFormIsTriedSeldom: a form that takes twice as long as the other is tried each
-// time its turn comes. One that takes ten times as long is tried when that might have been a
-// stall long ago.
+// TestTheDearerFormIsTriedSeldom: a form that takes twice as long as the other is tried
+// whenever its turn comes. A form that takes ten times as long is tried only later, since
+// it might have been a stall.
 func TestTheDearerFormIsTriedSeldom(t *testing.T) {
 	for _, test := range []struct{ times, turns, least, most int }{
 		{2, 3, 3, 3},
@@ -103,7 +103,8 @@ func TestTheDearerFormIsTriedSeldom(t *testing.T) {
 	}
 }
 
-// TestShortChainsTellOfLongOnes: a chain is not tried where one of two events took long.
+// TestShortChainsTellOfLongOnes: a long chain is not tried if a chain of two events took
+// long.
 func TestShortChainsTellOfLongOnes(t *testing.T) {
 	var f forms
 	f.learn(Chain, 2, tryFor)
@@ -112,7 +113,7 @@ func TestShortChainsTellOfLongOnes(t *testing.T) {
 	}
 }
 
-// TestNoLongChainUnseen: nothing waits for a thousand syncs just to learn how long they take.
+// TestNoLongChainUnseen: no append waits for a thousand syncs just to measure them.
 func TestNoLongChainUnseen(t *testing.T) {
 	for _, sizes := range [][]int{{longChain}, {1000}, {50, 100, 200, 400, 800, 1000}} {
 		var f forms
@@ -144,8 +145,8 @@ func TestNoChainOnASlowDisk(t *testing.T) {
 	}
 }
 
-// TestAStalledBatchIsNoReason: after one that took long for once, a chain that would take
-// longer than an answer may is not tried.
+// TestAStalledBatchIsNoReason: after a single batch that took long, a chain that may exceed
+// the answer timeout is not tried.
 func TestAStalledBatchIsNoReason(t *testing.T) {
 	var f forms
 	f.learn(Chain, 2, 10*time.Millisecond)
@@ -155,8 +156,8 @@ func TestAStalledBatchIsNoReason(t *testing.T) {
 	}
 }
 
-// TestLongChainsAreFound: where they are the quicker form, that shows after a few appends,
-// although by the first short ones, which wait for the way there and back, they seem not to be.
+// TestLongChainsAreFound: if chains are faster, a few appends show that, although the first
+// short chains, dominated by the round trip, suggest the opposite.
 func TestLongChainsAreFound(t *testing.T) {
 	took := func(form Form, n int) time.Duration {
 		each := [2]time.Duration{Chain: 9 * time.Microsecond, Batch: 14 * time.Microsecond}

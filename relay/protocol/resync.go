@@ -13,15 +13,14 @@ import (
 // chunkSize is how many messages are looked up in the outbox at a time.
 const chunkSize = 2000
 
-// unknownKept is how many messages that the outbox does not know are listed.
+// unknownKept is how many unknown messages are listed.
 const unknownKept = 1000
 
-// Resync finds out what the stream holds: the newest checkpoint that it confirms,
-// and the events behind it. Without any, the whole stream is compared with the
-// outbox. It assumes nothing from earlier answers. Checkpoints that the stream does
-// not confirm are deleted, since it might seem to confirm them when it has been
-// filled again. If the stream holds what the outbox does not know, Resync returns a
-// [*HaltError], or a [*ForeignError].
+// Resync finds the newest checkpoint that the stream confirms, and the events behind it.
+// Without such a checkpoint, it compares the whole stream with the outbox. It assumes
+// nothing from earlier answers. It deletes checkpoints that the stream does not confirm: a
+// stream that is filled again might seem to confirm them. If the stream holds messages that
+// the outbox does not know, Resync returns a [*HaltError] or a [*ForeignError].
 func (s *Session) Resync(ctx context.Context) error {
 	state, err := s.Stream.State(ctx)
 	if err != nil {
@@ -47,8 +46,9 @@ func (s *Session) Resync(ctx context.Context) error {
 	return nil
 }
 
-// foreign returns a [ForeignError] if the stream is another outbox's: it holds events, and nothing speaks for
-// this one. Events from before what was pruned may be of this outbox, if their source is its own.
+// foreign returns a [ForeignError] if the stream belongs to another outbox: it holds
+// events, and nothing shows that it belongs to this one. Events older than those that were
+// pruned may be of this outbox, if their source is its own.
 func (s *Session) foreign(halt *HaltError) error {
 	switch {
 	case s.Owned, s.proven, halt != nil && halt.Foreign:
@@ -61,14 +61,15 @@ func (s *Session) foreign(halt *HaltError) error {
 	return nil
 }
 
-// report lists what the outbox does not know, and returns halt if there is any.
+// report records the messages that the outbox does not know, and returns halt if there are
+// any.
 func (s *Session) report(ctx context.Context, state State, halt *HaltError) error {
 	if halt == nil {
 		return s.DB.Report(ctx, state.Created, nil)
 	}
 	if halt.Ours {
-		// The database was restored, and with it may be checkpoints that were
-		// deleted. From now on all that is retained is compared.
+		// The database was restored, perhaps with checkpoints that had been deleted. From
+		// now on everything that is retained is compared.
 		if err := s.DB.Forget(ctx, 0, s.heal); err != nil {
 			return err
 		}
@@ -79,7 +80,7 @@ func (s *Session) report(ctx context.Context, state State, halt *HaltError) erro
 	return halt
 }
 
-// recall takes up at the newest checkpoint that the stream confirms, and returns what the
+// recall resumes at the newest checkpoint that the stream confirms, and returns what the
 // database remembers.
 func (s *Session) recall(ctx context.Context, state State) (Memory, error) {
 	memory, err := s.DB.Recall(ctx, state.Created)
@@ -90,22 +91,22 @@ func (s *Session) recall(ctx context.Context, state State) (Memory, error) {
 	if err != nil || !forgot {
 		return memory, err
 	}
-	// By the checkpoints that are forgotten now, the outbox may have been pruned since
-	// it was asked.
+	// The outbox may have been pruned since the last Recall, up to the checkpoints that
+	// were deleted just now.
 	if memory, err = s.DB.Recall(ctx, state.Created); err == nil {
 		_, err = s.resume(ctx, state, memory)
 	}
 	return memory, err
 }
 
-// resume takes up at the newest checkpoint that the stream confirms, and reports whether
-// it forgot others after it.
+// resume resumes at the newest checkpoint that the stream confirms, and reports whether it
+// deleted later ones.
 func (s *Session) resume(ctx context.Context, state State, memory Memory) (forgot bool, err error) {
 	for _, seq := range memory.Quarantined {
 		s.aside.Add(seq)
 	}
 	s.heal = memory.Heal
-	// What was pruned had been published, and is not there to be published again.
+	// Events that were pruned had been published, and cannot be published again.
 	s.mark = Checkpoint{Created: state.Created, Events: memory.PrunedCount}
 	for _, c := range memory.Checkpoints {
 		ok, err := s.confirms(ctx, state, c)
@@ -128,9 +129,9 @@ func (s *Session) resume(ctx context.Context, state State, memory Memory) (forgo
 	return true, s.DB.Forget(ctx, s.mark.Number, s.heal)
 }
 
-// confirms reports whether the stream agrees with a checkpoint: it is the same
-// incarnation, the checkpoint is not past its end, and the message there is the one
-// that the checkpoint names, or has aged out.
+// confirms reports whether the stream agrees with a checkpoint: it is the same incarnation,
+// the checkpoint is not past its end, and the message there is the one that the checkpoint
+// names, or has aged out.
 func (s *Session) confirms(ctx context.Context, state State, c Checkpoint) (bool, error) {
 	if !c.Created.Equal(state.Created) || c.Seq > state.Last {
 		return false, nil
@@ -179,8 +180,8 @@ func (s *Session) learn(ctx context.Context, state State, memory Memory) (*HaltE
 	return halt, nil
 }
 
-// complete returns an error if the messages ended too early: they may come from a
-// replica that lags behind the stream's leader.
+// complete returns an error if the messages ended too early: they may come from a replica
+// that lags behind the stream's leader.
 func (s *Session) complete(ctx context.Context, end, last uint64) error {
 	_, err := s.Stream.Message(ctx, last)
 	if errors.Is(err, ErrNoMessage) {
@@ -192,7 +193,8 @@ func (s *Session) complete(ctx context.Context, end, last uint64) error {
 	return err
 }
 
-// compare notes which events messages are of, and which are of none.
+// compare records which events the messages carry, and which messages the outbox does not
+// know.
 func (s *Session) compare(ctx context.Context, chunk []Message, memory Memory, halt *HaltError) error {
 	if len(chunk) == 0 {
 		return nil
@@ -230,11 +232,11 @@ func (s *Session) compare(ctx context.Context, chunk []Message, memory Memory, h
 	if len(released) == 0 {
 		return nil
 	}
-	// It was tried again, and came this far: it is in quarantine no more.
+	// Publishing it again has succeeded: it leaves the quarantine.
 	return s.DB.Release(ctx, released)
 }
 
-// add lists m: the first ones, and the last.
+// add lists m: the first messages, and the last one.
 func (e *HaltError) add(m Message) {
 	if e.Count == 0 {
 		e.First = m

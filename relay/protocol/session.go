@@ -15,22 +15,22 @@ import (
 	"github.com/pgjet/pgjet/relay/backlog"
 )
 
-// An append is at most this large. The server takes no more messages in one batch,
-// and memory is bounded by the bytes.
+// The size limits of an append. The server takes no more messages in one batch, and the
+// bytes bound the memory.
 var appendEvents = 1000 // tests make it small
 
 const appendBytes = 4 << 20
 
-// Backlog is how many events of one [Session.Step] show that more wait: fewer are, as a rule,
-// what was committed since the step before.
+// Backlog is the number of records in one [Session.Step] from which more are likely to
+// wait. A smaller number is, as a rule, what was committed since the step before.
 const Backlog = 100
 
-// slow is from when on a stream answers slowly.
+// slow is the answer time from which a stream is slow.
 const slow = time.Millisecond
 
-// A Session publishes by one pair of connections. Set the exported fields, call
-// [Session.Resync] once, then the other methods, all from one goroutine. After any
-// error the session is over.
+// A Session publishes over one pair of connections. Set the exported fields, call
+// [Session.Resync] once, then the other methods, all from one goroutine. After any error
+// the session is over.
 type Session struct {
 	DB      Database
 	Stream  Stream
@@ -39,8 +39,8 @@ type Session struct {
 	Owned   bool   // the stream names this outbox: all events there are or were its own
 	Source  string // of the events of this outbox
 
-	// Careful is how many events to send such that an answer tells which one it is
-	// about. Give it to the next session.
+	// Careful is how many events to send such that each answer is about a known event. Copy
+	// it to the next session.
 	Careful int
 	// Stats count what this session did.
 	Stats Stats
@@ -51,11 +51,11 @@ type Session struct {
 	clear bool       // the stream holds no event beyond mark
 	dirty bool       // mark has moved since it was saved
 
-	read    backlog.Position  // how far the outbox was read
+	read    backlog.Position  // how far the outbox has been read
 	count   int64             // how many events that covers
 	stored  seqset.Set        // events that the stream holds and read does not cover
 	aside   seqset.Set        // events in quarantine
-	proven  bool              // the stream holds something of this outbox, or an operator said so
+	proven  bool              // the stream holds an event of this outbox, or an operator accepted what it holds
 	strange ForeignError      // events that may have been pruned here, from another source
 	heal    *backlog.Position // see Memory
 
@@ -66,8 +66,8 @@ type Session struct {
 	waiting []events.Event // to be sent
 	size    int            // the bytes of their payloads
 	healing int            // how many of them the stream had held before
-	flight  *flight        // sent, and not answered yet
-	took    time.Duration  // until the answer before
+	flight  *flight        // sent, and not yet answered
+	took    time.Duration  // how long the last answer took
 }
 
 // Stats count the events of a session.
@@ -90,28 +90,29 @@ type flight struct {
 	clear bool
 }
 
-// Position returns the position up to which all is published, and how many events
-// the stream was found to hold beyond it.
+// Position returns the position up to which all events are published, and how many events
+// beyond it the stream was found to hold.
 func (s *Session) Position() (backlog.Position, int) { return s.mark.Position, s.stored.Len() }
 
-// Last returns the last sequence of the stream, as far as it is known.
+// Last returns the last known sequence of the stream.
 func (s *Session) Last() uint64 { return s.last }
 
-// Step reads what has become visible, up to a page or so, and sends it. It returns
-// how many records it looked at. The append sent last is confirmed by the next Step
-// or by [Session.Settle]: meanwhile the outbox is read on, unless the stream is slow
-// and there is no backlog: then what is committed meanwhile goes along with the next.
+// Step reads the events that have become visible, up to about a page, and sends them. It
+// returns how many records it read. The next Step, or [Session.Confirm], awaits the answer
+// to the append sent last, so the outbox is read meanwhile. If the stream is slow and there
+// is no backlog, Step awaits it before it reads, so that events committed in the meantime
+// join the next append.
 func (s *Session) Step(ctx context.Context) (int, error) {
 	n := 0
 	if s.flight != nil && s.took > slow && len(s.flight.append.Events) < Backlog {
-		if err := s.Settle(ctx); err != nil {
+		if err := s.Confirm(ctx); err != nil {
 			return 0, err
 		}
 	}
 	to, err := backlog.Read(ctx, s.DB, s.read, func(r backlog.Record) error {
 		n++
 		s.count++
-		return s.take(ctx, r)
+		return s.enqueue(ctx, r)
 	})
 	if err != nil {
 		return n, err
@@ -129,11 +130,12 @@ func (s *Session) Step(ctx context.Context) (int, error) {
 		s.dirty = true
 		return n, nil
 	}
-	return 0, s.Settle(ctx)
+	return 0, s.Confirm(ctx)
 }
 
-// take sends the event of r by and by, unless the stream holds it or cannot.
-func (s *Session) take(ctx context.Context, r backlog.Record) error {
+// enqueue adds r's event to the next append, unless the stream holds the event already or
+// can never store it.
+func (s *Session) enqueue(ctx context.Context, r backlog.Record) error {
 	if s.stored.Remove(r.Event.Seq) || s.aside.Has(r.Event.Seq) {
 		return nil
 	}
@@ -162,9 +164,9 @@ func (s *Session) add(ctx context.Context, r backlog.Record) error {
 	return nil
 }
 
-// room returns how many events the next append may have. After a refusal the first
-// one goes alone, so that the answer is about it; all of those do if there can be no
-// chain.
+// room returns how many events the next append may have. After a refusal the first event
+// goes alone, so that the answer is about that event. If chains are impossible, all events
+// of the refused append go alone.
 func (s *Session) room() int {
 	switch {
 	case s.Careful > 0 && (!s.appended || !s.Chains), !s.Chains && !s.Batches:
@@ -182,14 +184,14 @@ func (s *Session) quarantine(ctx context.Context, r backlog.Record, reason error
 	return nil
 }
 
-// send sends what waits, behind what was sent before. One append is confirmed
-// before the next is sent: a batch cannot name its predecessor but by sequence, and
-// somebody else's batch of the same size could stand there.
+// send sends the waiting events. It awaits the answer to one append before it sends the
+// next: a batch can name its predecessor only by sequence, and a foreign batch of the same
+// size could stand there.
 func (s *Session) send(ctx context.Context) error {
 	if len(s.waiting) == 0 {
 		return nil
 	}
-	if err := s.Settle(ctx); err != nil {
+	if err := s.Confirm(ctx); err != nil {
 		return err
 	}
 	a := Append{Events: s.waiting, Last: s.last, Form: s.form(len(s.waiting)), Again: s.healing > 0}
@@ -216,8 +218,8 @@ func (s *Session) form(n int) Form {
 	return s.forms.choose(n)
 }
 
-// Settle waits until what was sent is confirmed.
-func (s *Session) Settle(ctx context.Context) error {
+// Confirm waits until the stream has confirmed everything that was sent.
+func (s *Session) Confirm(ctx context.Context) error {
 	if s.flight == nil {
 		return nil
 	}
@@ -251,10 +253,9 @@ func (s *Session) tally(f *flight) {
 	}
 }
 
-// refused returns err, which ends the session, after noting what it teaches. An
-// event that was sent alone and that the stream would never take is set aside.
-// With more than one it is not known which was meant: the error is an [UnclearError],
-// and the next session goes through them with care.
+// refused learns from err, which ends the session, and returns it. An event that was sent
+// alone and can never be stored is quarantined. Among several events the refused one is
+// unknown: the error is then an [UnclearError], and the next session sends each alone.
 func (s *Session) refused(ctx context.Context, a Append, err error) error {
 	refusal, no := errors.AsType[*Refusal](err)
 	_, unclear := errors.AsType[*UnclearError](err)
@@ -271,15 +272,15 @@ func (s *Session) refused(ctx context.Context, a Append, err error) error {
 	return fmt.Errorf("publish %d events from %s: %w", len(a.Events), a.Events[0].ID, err)
 }
 
-// prove notes that the stream, which now ends with last, holds what p covers.
+// prove records that the stream, which now ends with last, holds the events that p covers.
 func (s *Session) prove(p backlog.Position, count int64, clear bool) {
 	s.mark.Seq, s.mark.ID, s.mark.Position, s.mark.Events, s.clear = s.last, s.lastID, p, count, clear
 }
 
-// Save writes a checkpoint if there is progress to note. While the stream is known
-// to hold events beyond the position there is none: who resumed behind them would
-// publish them again. Nor is there one at a message that is none of ours: who lost it
-// and got another in its place could not tell.
+// Save writes a checkpoint if there is progress. It writes none while the stream is known
+// to hold events beyond the position: a session that resumed there would publish them
+// again. Nor does it at a message that is not one of ours: if such a message were lost and
+// replaced, no one could notice.
 func (s *Session) Save(ctx context.Context) error {
 	if foreign := s.mark.ID == uuid.Nil && s.mark.Seq > 0; !s.dirty || !s.clear || foreign {
 		return nil

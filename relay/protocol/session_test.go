@@ -14,9 +14,8 @@ import (
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
-// A script is one session after the other on the models of a database and a stream,
-// without anything that befalls them but what a test does. It records what they are
-// asked.
+// A script runs one session after the other on the models of a database and a stream.
+// Nothing happens to them except what a test does. It records their calls.
 type script struct {
 	*protocol.Session
 	t     *testing.T
@@ -42,7 +41,7 @@ func newScript(t *testing.T) *script {
 	return &script{t: t, w: w, took: 10 * time.Microsecond}
 }
 
-// begin begins another session, with the caution of the one before.
+// begin begins another session, with the Careful of the one before.
 func (s *script) begin() error {
 	p := &process{w: s.w}
 	p.yield = func(struct{}) bool { s.w.network(); return true }
@@ -239,8 +238,8 @@ func (s *script) all() {
 
 func good(n int) []string { return make([]string, n) }
 
-// TestHealed: what a stream had lost is published again and counted, and the loss is
-// noted until all of it is back.
+// TestHealed: events that a stream lost are published again and counted. The loss stays
+// recorded until all of them are back.
 func TestHealed(t *testing.T) {
 	s := newScript(t)
 	s.must(s.begin())
@@ -262,7 +261,7 @@ func TestHealed(t *testing.T) {
 	s.commit(good(2)...) // which the stream never had
 	for range 2 {
 		s.step()
-		s.must(s.Settle(context.Background()))
+		s.must(s.Confirm(context.Background()))
 		s.must(s.Save(context.Background()))
 		if s.w.db.heal == nil {
 			t.Fatal("the loss is forgotten before all is back")
@@ -270,7 +269,7 @@ func TestHealed(t *testing.T) {
 	}
 	s.w.page = 1
 	s.step()
-	s.must(s.Settle(context.Background()))
+	s.must(s.Confirm(context.Background()))
 	s.must(s.Save(context.Background()))
 	if s.w.db.heal != nil {
 		t.Error("all is back, and the loss is still noted")
@@ -286,7 +285,7 @@ func TestHealed(t *testing.T) {
 }
 
 // TestTheFarthestLossIsNoted: of several checkpoints that a stream does not confirm, the
-// one that came farthest says what was lost.
+// farthest one is recorded as the loss.
 func TestTheFarthestLossIsNoted(t *testing.T) {
 	s := newScript(t)
 	s.must(s.begin())
@@ -307,14 +306,14 @@ func TestTheFarthestLossIsNoted(t *testing.T) {
 		t.Errorf("noted %+v and %d checkpoints, want floor 6 and none", s.w.db.heal, len(s.w.db.checkpoints))
 	}
 	s.step()
-	s.must(s.Settle(context.Background()))
+	s.must(s.Confirm(context.Background()))
 	if s.Stats.Healed != 6 {
 		t.Errorf("6 events had been lost: %+v", s.Stats)
 	}
 }
 
-// TestResumesAtTheNewest: a session goes on at the newest checkpoint that the stream confirms,
-// and reads nothing before that.
+// TestResumesAtTheNewest: a session resumes at the newest checkpoint that the stream
+// confirms, and reads nothing before it.
 func TestResumesAtTheNewest(t *testing.T) {
 	s := newScript(t)
 	s.must(s.begin())
@@ -328,8 +327,9 @@ func TestResumesAtTheNewest(t *testing.T) {
 	}
 }
 
-// TestConfirmedByTheMessage: a checkpoint is believed if the stream holds the message that it
-// names, or if that has aged out, and not if another stands in its place or none.
+// TestConfirmedByTheMessage: a checkpoint is confirmed if the stream holds the message that
+// it names, or if that has aged out. It is not if another message stands in its place, or
+// none.
 func TestConfirmedByTheMessage(t *testing.T) {
 	for _, test := range []struct {
 		name      string
@@ -370,20 +370,20 @@ func TestPrunedIsKnown(t *testing.T) {
 	}
 }
 
-// TestWhatCameThroughIsReleased: an event that the stream holds is in quarantine no more.
+// TestWhatCameThroughIsReleased: an event that the stream holds leaves the quarantine.
 func TestWhatCameThroughIsReleased(t *testing.T) {
 	s := newScript(t)
 	s.must(s.begin())
 	s.commit(good(2)...)
 	s.must(s.drain())
-	s.w.db.quarantine[2] = "retry" // the relay died before it noted that
+	s.w.db.quarantine[2] = "retry" // the relay died before it recorded that
 	if s.must(s.begin()); len(s.w.db.quarantine) != 0 {
 		t.Errorf("in quarantine: %v", s.w.db.quarantine)
 	}
 }
 
-// TestRetryGoesThroughAll: an event that cannot be published yet, or never, does not keep
-// those after it.
+// TestRetryGoesThroughAll: an event that cannot be published yet, or ever, does not keep
+// back those after it.
 func TestRetryGoesThroughAll(t *testing.T) {
 	s := newScript(t)
 	s.must(s.begin())
@@ -403,7 +403,7 @@ func TestRetryGoesThroughAll(t *testing.T) {
 	for seq := range int64(3) {
 		s.w.db.quarantine[seq+1] = "retry"
 	}
-	s.w.db.rows[2].kind = "" // the stream would take the last one now
+	s.w.db.rows[2].kind = "" // the stream would store the last one now
 	n, err := s.Retry(context.Background())
 	if s.must(err); n != 3 || len(s.w.stream.log) != 1 || s.w.stream.log[0].seq != 3 {
 		t.Errorf("%d were tried again; the stream holds %v, want the last one", n, s.w.stream.log)
@@ -430,16 +430,17 @@ func TestNothingIsSavedTwice(t *testing.T) {
 	}
 	s.commit(good(1)...)
 	s.step()
-	s.must(s.Save(context.Background())) // of what was there before
-	s.must(s.Settle(context.Background()))
+	s.must(s.Save(context.Background())) // of the events that were there before
+	s.must(s.Confirm(context.Background()))
 	s.must(s.Save(context.Background()))
 	if c := s.w.db.checkpoints[len(s.w.db.checkpoints)-1]; c.Seq != 3 || c.Events != 3 {
 		t.Errorf("the newest checkpoint is %+v, want sequence 3", c)
 	}
 }
 
-// TestOneIsSentAlone: a refused append of several teaches nothing about each of them. What
-// goes next goes alone, such that an answer is about it, but no more than is needed.
+// TestOneIsSentAlone: a refused append of several events shows nothing about each of them.
+// The next ones are sent alone, so that each answer is about one event, but no more than
+// necessary.
 func TestOneIsSentAlone(t *testing.T) {
 	for _, test := range []struct {
 		name            string
@@ -448,7 +449,7 @@ func TestOneIsSentAlone(t *testing.T) {
 	}{
 		{"chains", true, false, 2, 3},
 		{"chains and batches", true, true, 2, 3},
-		{"batches", false, true, 4, 5}, // all that were refused together
+		{"batches", false, true, 4, 5}, // all events of the refused append
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := newScript(t)
@@ -482,7 +483,7 @@ func TestOneIsSentAlone(t *testing.T) {
 	}
 }
 
-// TestBothFormsAreUsed: where the server is good for both, each is tried.
+// TestBothFormsAreUsed: if the server supports both, each is tried.
 func TestBothFormsAreUsed(t *testing.T) {
 	s := newScript(t)
 	s.w.batches = true
@@ -493,7 +494,7 @@ func TestBothFormsAreUsed(t *testing.T) {
 	}
 }
 
-// TestNothingToTellBy: without ids and without batches each event goes alone.
+// TestNothingToTellBy: without ids and without batches each event is sent alone.
 func TestNothingToTellBy(t *testing.T) {
 	s := newScript(t)
 	s.w.chains = false
@@ -525,8 +526,8 @@ func TestAppendsAreBounded(t *testing.T) {
 	}
 }
 
-// TestAnErrorEndsTheSession: whichever call of the database or of the stream fails, the
-// session returns its error and calls nothing more.
+// TestAnErrorEndsTheSession: whichever call to the database or the stream fails, the
+// session returns its error and makes no further call.
 func TestAnErrorEndsTheSession(t *testing.T) {
 	failed := errors.New("failed")
 	for at := 1; ; at++ {
@@ -534,7 +535,7 @@ func TestAnErrorEndsTheSession(t *testing.T) {
 		err := s.everyCall(at, failed)
 		if _, halted := errors.AsType[*protocol.HaltError](err); halted && s.calls < at {
 			t.Logf("calls: %v", s.asked)
-			return // it is how this ends if nothing fails
+			return // the end if nothing fails
 		}
 		if !errors.Is(err, failed) || s.calls != at {
 			t.Fatalf("call %d of %v failed; the session ended with %v", at, s.asked, err)
@@ -542,14 +543,14 @@ func TestAnErrorEndsTheSession(t *testing.T) {
 	}
 }
 
-// everyCall leads sessions to every call they make of a database and a stream, the last of
-// them to a halt. The call with number failAt fails.
+// everyCall makes sessions use every call of a database and a stream, and ends with a halt.
+// The call with number failAt fails.
 func (s *script) everyCall(failAt int, failed error) error {
 	ctx := context.Background()
 	s.must(s.begin())
 	s.commit(append(good(4), unfit)...)
 	s.all()
-	s.w.db.quarantine[1] = "held" // it came through, whatever is noted
+	s.w.db.quarantine[1] = "held" // it was published, whatever is recorded
 	s.w.stream.synced = 3
 	s.w.stream.lose()
 	s.w.page, s.took, s.calls, s.asked, s.failAt, s.failed = 4, 2*time.Millisecond, 0, nil, failAt, failed
@@ -595,8 +596,8 @@ func (s *script) retry(seq int64) error {
 	return err
 }
 
-// TestASlowStreamIsAwaited: where answers take long, what is committed meanwhile goes along
-// with the next append, unless there is a backlog.
+// TestASlowStreamIsAwaited: if answers take long, events committed meanwhile join the next
+// append, unless there is a backlog.
 func TestASlowStreamIsAwaited(t *testing.T) {
 	for _, test := range []struct {
 		took   time.Duration
@@ -614,7 +615,7 @@ func TestASlowStreamIsAwaited(t *testing.T) {
 		s.w.page, s.took = 2*protocol.Backlog, test.took
 		s.must(s.begin())
 		s.commit(good(1)...)
-		s.all() // tells how slow the stream is
+		s.all() // measures how slow the stream is
 		s.commit(good(test.events)...)
 		s.step()
 		s.asked = nil
@@ -625,8 +626,8 @@ func TestASlowStreamIsAwaited(t *testing.T) {
 	}
 }
 
-// TestHaltLists: what the outbox does not know is counted and listed, the first ones and
-// the last, of whatever kind.
+// TestHaltLists: all unknown messages are counted, and the first ones and the last are
+// listed, of whatever kind.
 func TestHaltLists(t *testing.T) {
 	s := newScript(t)
 	s.must(s.begin())

@@ -28,7 +28,7 @@ type row struct {
 	kind      string
 }
 
-// Kinds of events that are not published just like that.
+// Kinds of events that need special treatment.
 const (
 	unfit  = "unfit"  // the relay sees that the stream cannot take it
 	poison = "poison" // the stream refuses it
@@ -43,15 +43,15 @@ type database struct {
 	nextSeq int64
 	running map[uint64]bool
 	rows    []row            // committed or running, by seq
-	pruned  []row            // the first ones, which are there no more
+	pruned  []row            // the first ones, which are gone
 	order   map[string][]int // of each key: the numbers, in the order of their commits
 	holder  map[string]uint64
 	leads   int // the session that holds the lock; 0: none
 	durable
-	unsynced int // how many of the newest checkpoints a crash may take
+	unsynced int // how many of the newest checkpoints a crash may lose
 }
 
-// durable is what a relay writes.
+// A durable holds what a relay writes.
 type durable struct {
 	epoch       int
 	checkpoints []savedCheckpoint
@@ -75,7 +75,7 @@ func newDatabase(w *world) *database {
 	}
 }
 
-// copy returns what a backup of now holds: open transactions are not in it.
+// copy returns a backup of now: open transactions are not in it.
 func (d *database) copy() *database {
 	c := *d
 	c.running, c.holder, c.leads = map[uint64]bool{}, map[string]uint64{}, 0
@@ -92,8 +92,7 @@ func (d *database) copy() *database {
 	return &c
 }
 
-// restored returns what a dump of now becomes in a new cluster, where transactions
-// count from 10 again.
+// restored returns a dump of now in a new cluster, where transactions count from 10 again.
 func (d *database) restored() *database {
 	c := d.copy()
 	c.system++
@@ -146,7 +145,7 @@ func (d *database) insert(xid uint64, key string, n int, kind string) {
 	d.nextSeq++
 }
 
-// prune drops first rows that are old, which is to say that each checkpoint covers them.
+// prune drops the first rows that are old: each checkpoint covers them.
 func (d *database) prune() {
 	of := func(s savedCheckpoint) bool { return s.system == d.system }
 	if !slices.ContainsFunc(d.checkpoints, of) {
@@ -196,7 +195,7 @@ func (c *dbConn) call(fn func(*database) error) error {
 	return err
 }
 
-// guarded is call for what the epoch guards.
+// guarded is call for writes that the epoch guards.
 func (c *dbConn) guarded(fn func(*database)) error {
 	c.p.step()
 	d := c.p.w.db
@@ -218,7 +217,7 @@ func (c *dbConn) Next(ctx context.Context, from backlog.Position) (w backlog.Win
 	if err != nil {
 		return w, err
 	}
-	// The late ones are read along, unless they may be too many.
+	// Late events are included, unless there may be too many.
 	if few := uint64(c.p.w.r.IntN(8)); from.Floor > 0 && w.Now.Xmax-from.Snapshot.Xmax <= few {
 		w.Late, err = c.late(from.Snapshot.Running, from.Snapshot.Xmax, from.Snapshot.Xmax+few, 0, from.Floor)
 		w.AllLate = len(w.Late) < c.p.w.page || c.p.w.mutant == "late commits are few"

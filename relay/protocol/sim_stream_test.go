@@ -19,7 +19,7 @@ type stream struct {
 	created time.Time
 	first   uint64
 	log     []stored // from first on
-	synced  uint64   // what a power cut leaves
+	synced  uint64   // how many messages survive a power cut
 	full    bool
 	conns   []*conn
 }
@@ -50,7 +50,7 @@ type conn struct {
 	staged  []frame
 	answers []answer
 	sent    protocol.Append // the last one
-	acked   protocol.Stats  // what it was told
+	acked   protocol.Stats  // what its answers have confirmed
 	dead    bool
 }
 
@@ -68,7 +68,7 @@ func (s *stream) lastID() uuid.UUID {
 	return s.log[len(s.log)-1].id
 }
 
-// check is what the server looks at before it stores a message.
+// check makes the checks of the server before it stores a message.
 func (s *stream) check(f frame) error {
 	switch {
 	case f.compare && f.last != s.last() && s.w.mutant != "no fence":
@@ -106,7 +106,7 @@ func (s *stream) deliver(c *conn) {
 	}
 }
 
-// stage collects a batch. The server looks at it when it is complete.
+// stage collects a batch. The server checks it when it is complete.
 func (s *stream) stage(c *conn, f frame) error {
 	if f.batch == 1 {
 		c.staged = nil
@@ -128,7 +128,7 @@ func (s *stream) stage(c *conn, f frame) error {
 	return nil
 }
 
-// lose takes what was not synced, as a power cut does, and all connections.
+// lose drops everything that was not synced, as a power cut does, and all connections.
 func (s *stream) lose() {
 	keep := max(s.synced, s.first-1)
 	if n := s.last() - keep; n > 0 {
@@ -141,7 +141,7 @@ func (s *stream) lose() {
 func (s *stream) disconnect() {
 	for _, c := range s.conns {
 		if s.w.mutant == "reconnect" {
-			continue // what was sent before arrives after
+			continue // messages sent before arrive after it
 		}
 		c.dead, c.frames = true, nil
 	}
@@ -175,10 +175,10 @@ func (c *conn) State(context.Context) (protocol.State, error) {
 	}
 	st := protocol.State{Created: c.s.created, First: c.s.first, Last: c.s.last()}
 	if st.Last == 0 {
-		st.First = 0 // as servers say of a new stream
+		st.First = 0 // as servers report for a new stream
 	}
 	if c.p.w.mutant == "no resync" && c.p.remembers && c.p.seen.Created.Equal(st.Created) {
-		st.Last = c.p.seen.Last // what it believes by its answers
+		st.Last = c.p.seen.Last // which it believes because of its answers
 	}
 	c.p.remembers, c.p.seen = true, st
 	c.p.step()
@@ -276,7 +276,7 @@ func (c *conn) Await(context.Context) (protocol.Answer, error) {
 	return protocol.Answer{}, errors.New("no answer")
 }
 
-// ack counts what a session shall count, see [protocol.Stats].
+// ack counts the events that a session must count, see [protocol.Stats].
 func (c *conn) ack() {
 	c.acked.Published += int64(len(c.sent.Events))
 	if c.sent.Form == protocol.Batch {

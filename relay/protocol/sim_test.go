@@ -10,9 +10,9 @@ import (
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
-// TestSchedules runs seeded schedules of everything that may befall a relay. In the
-// end each committed event is in the stream, once, in the order of its key, and no
-// other is. PGJET_SEED=n runs that one alone.
+// TestSchedules runs seeded schedules of everything that may happen to a relay. In the end,
+// the stream holds each committed event once, in the order of its key, and no other event.
+// PGJET_SEED=n runs that schedule alone.
 func TestSchedules(t *testing.T) {
 	protocol.SmallAppends(3)
 	if seed, err := strconv.ParseUint(os.Getenv("PGJET_SEED"), 10, 64); err == nil {
@@ -57,13 +57,13 @@ func schedules() uint64 {
 	return 2000
 }
 
-// TestSchedulesCatch takes one guard away at a time. Some schedule must notice, else
-// it proves nothing.
+// TestSchedulesCatch removes one guard at a time. Some schedule must then fail, or it
+// proves nothing.
 //
 // make mutants does the same to each condition and sum of the package. Those that no test
 // notices are harmless:
-//   - form.go, choose: < for <= and >= for > where two durations are compared. If they are the
-//     same to the nanosecond, either form is as good.
+//   - form.go, choose: < for <= and >= for > where two durations are compared. If they are
+//     the same to the nanosecond, either form is as good.
 //   - resync.go, learn: <= for < chunkSize. A chunk may have one message more.
 func TestSchedulesCatch(t *testing.T) {
 	protocol.SmallAppends(3)

@@ -15,15 +15,15 @@ import (
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
-// A world is one schedule: services that write, relays, a database, a stream, and
-// what befalls them, all drawn from one seed. One thing happens at a time.
+// A world is one schedule: services that write, relays, a database, a stream, and their
+// faults, all drawn from one seed. One thing happens at a time.
 type world struct {
 	r      *rand.Rand
 	mutant string // which guard is missing; "" none
 	page   int    // how many records a page has
 	faults map[string]bool
 
-	chains, batches bool // what the server is good for
+	chains, batches bool // the forms that the server supports
 
 	db        *database
 	backup    *database
@@ -31,7 +31,7 @@ type world struct {
 	relays    []*process
 	writers   []*writer
 	calm      bool // no more faults, no more events
-	poisonous bool // the stream refuses what is unfit or poison
+	poisonous bool // the stream refuses events that are unfit or poison
 	clock     int64
 	ids       uint64
 	numbers   int64
@@ -42,7 +42,7 @@ type world struct {
 	broken    error // the first promise that was seen broken
 }
 
-// faultKinds are what may befall a world. Each schedule has some of them.
+// faultKinds are the kinds of faults. Each schedule has some of them.
 var faultKinds = []string{
 	"relay crashes", "relay pauses", "connection to NATS is cut", "connection to PostgreSQL is cut", "answer is lost",
 	"PostgreSQL crashes", "stream lost its tail", "stream is made again", "stream is purged", "database is restored",
@@ -62,17 +62,18 @@ func newWorld(seed uint64, mutant string) *world {
 			w.faults[f] = w.r.IntN(3) == 0
 		}
 	}
-	// What aged out cannot be compared. If the stream lost its tail, and what somebody
-	// else put in its place ages out before a relay looks, nobody can know. Nor if the
-	// database is restored to before the loss was noticed, and its checkpoints with it.
+	// Messages that aged out cannot be compared. Suppose the stream lost its tail, and a
+	// foreign message took its place and aged out before a relay looked: no one can know.
+	// The same holds if the database is restored to a state before the loss was noticed,
+	// with its checkpoints.
 	if w.faults["stream lost its tail"] {
 		w.faults["database is restored"] = false
 		if w.faults["foreign message"] {
 			w.faults["stream is purged"] = false
 		}
 	}
-	// What was pruned is not published again. If a restored database has it back, it
-	// comes behind what the stream was filled with meanwhile.
+	// Pruned events are not published again. If a restored database has one back, it comes
+	// behind the events that filled the stream meanwhile.
 	if w.faults["outbox is pruned"] && w.faults["database is restored"] {
 		w.faults["stream is made again"] = false
 	}
@@ -89,7 +90,7 @@ func newWorld(seed uint64, mutant string) *world {
 
 func (w *world) fire(what string) { w.fired[what]++ }
 
-// breaks notes that a promise is broken.
+// breaks records that a promise is broken.
 func (w *world) breaks(format string, args ...any) {
 	w.broken = cmp.Or(w.broken, fmt.Errorf(format, args...))
 }
@@ -145,7 +146,7 @@ func (w *world) turn() {
 	}
 }
 
-// network delivers something that somebody sent.
+// network delivers a message that was sent.
 func (w *world) network() {
 	waiting := slices.DeleteFunc(slices.Clone(w.stream.conns), func(c *conn) bool { return len(c.frames) == 0 })
 	w.stream.conns = slices.DeleteFunc(w.stream.conns, func(c *conn) bool { return len(c.frames) == 0 && c.p.conn != c })
@@ -167,7 +168,7 @@ func (w *world) network() {
 	}
 }
 
-// strike is where faults come from.
+// strike makes a fault happen.
 func (w *world) strike() {
 	p := w.relays[w.r.IntN(len(w.relays))]
 	switch {
@@ -198,7 +199,8 @@ func (w *world) strike() {
 	}
 }
 
-// strikeHard is what an operator or a disaster does, a few times in a schedule.
+// strikeHard makes a fault that is an operator's or a disaster's, a few times in a
+// schedule.
 func (w *world) strikeHard() {
 	switch {
 	case w.happens("stream is made again", 600):
@@ -228,8 +230,8 @@ func (w *world) strikeHard() {
 	}
 }
 
-// crashDatabase ends all transactions, and takes checkpoints that nothing has
-// forced to disk.
+// crashDatabase ends all transactions, and drops checkpoints that nothing has forced to
+// disk.
 func (w *world) crashDatabase() {
 	w.fire("PostgreSQL crashes")
 	for xid := range w.db.running {
@@ -262,8 +264,8 @@ func (w *world) replaceDatabase(d *database) {
 	w.db = d
 }
 
-// operate does what operators do: accept what the stream holds, and try what was
-// refused again.
+// operate does the work of operators: it accepts the messages of the stream, and retries
+// refused events.
 func (w *world) operate() {
 	if len(w.db.unknown) > 0 && w.r.IntN(50) == 0 {
 		w.fire("adopted")
@@ -289,14 +291,14 @@ func (w *world) mend() {
 	}
 }
 
-// settled reports whether there is nothing left to do, as far as one can see.
+// settled reports whether nothing seems to be left to do.
 func (w *world) settled() bool {
 	return len(w.missing())+len(w.db.unknown)+len(w.db.quarantine) == 0 && w.noted()
 }
 
-// noted reports whether the newest checkpoint names the last message and covers all
-// events, and no loss is noted any more. There is no checkpoint at a message that is none
-// of ours, nor where nothing of ours is left.
+// noted reports whether the newest checkpoint names the last message and covers all events,
+// and no loss is recorded any more. There is no checkpoint at a message that is not one of
+// ours, nor if the stream holds none of ours.
 func (w *world) noted() bool {
 	if n := len(w.stream.log); n == 0 || w.stream.log[n-1].foreign {
 		return true
@@ -325,7 +327,7 @@ func (w *world) missing() (rows []row) {
 	return rows
 }
 
-// verdict looks at what the stream holds in the end.
+// verdict checks what the stream holds in the end.
 func (w *world) verdict() error {
 	rows := make(map[uuid.UUID]row)
 	for _, r := range slices.Concat(w.db.pruned, w.db.rows) {
@@ -356,8 +358,8 @@ func (w *world) verdict() error {
 	return nil
 }
 
-// audit checks what [protocol.Checkpoint] promises of one that p saves. It can say so
-// only while the stream is the one that p has been connected to.
+// audit checks the promise of [protocol.Checkpoint] for one that p saves. It can do so only
+// while p's connection is to the current stream.
 func (w *world) audit(p *process, c protocol.Checkpoint) {
 	s := w.stream
 	if p.conn.dead || w.mutant == "reconnect" {
@@ -476,7 +478,7 @@ func (p *process) start() {
 		}()
 		p.yield = yield
 		for {
-			_ = p.session() // it begins again, whatever it was
+			_ = p.session() // the next session begins, whatever the error was
 			p.step()
 		}
 	})
@@ -508,7 +510,7 @@ func (p *process) crash() {
 	p.start()
 }
 
-// session is what package relay does with a protocol.Session.
+// session runs a protocol.Session as package relay does.
 func (p *process) session() error {
 	p.lead()
 	p.conn = &conn{p: p, s: p.w.stream}
@@ -561,7 +563,7 @@ func (p *process) publish(s *protocol.Session) error {
 		if n > 0 {
 			continue
 		}
-		if p.step(); p.conn.dead { // who waits hears of it
+		if p.step(); p.conn.dead { // a waiting relay hears of it
 			return errLost
 		}
 	}

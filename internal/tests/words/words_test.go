@@ -59,7 +59,7 @@ var exceptions = []string{
 	"internal/",
 	"migrations/",
 	"producer/",
-	"relay/",
+	"relay/audit/",
 	"README.md",
 }
 

@@ -16,55 +16,55 @@ import (
 const (
 	pollBusy = time.Millisecond
 	pollIdle = 50 * time.Millisecond
-	// pollAsleep is the longest wait once there was nothing for asleepAfter: an idle
-	// relay shall cost next to nothing.
+	// pollAsleep is the longest wait once nothing was published for asleepAfter: an idle
+	// relay should cost next to nothing.
 	pollAsleep  = 100 * time.Millisecond
 	asleepAfter = 10 * time.Second
 )
 
-// crowd is from how many events on a step is followed by a rest of pollBusy whatever hints
-// come, but in a backlog: to take more events at once leaves more of the machine to those
-// who write them.
-const crowd = 4
+// A step that sends at least busyStep events is followed by a pause of pollBusy, even if
+// hints arrive, unless there is a backlog. Larger steps leave more of the machine to the
+// services that write.
+const busyStep = 4
 
 const (
 	// saveEvery is the least time between two checkpoints.
 	saveEvery = 100 * time.Millisecond
-	// stepTime bounds one question to the database. It ends the session, nothing else.
+	// stepTime bounds one query to the database. A longer one ends the session, nothing
+	// else.
 	stepTime = 10 * time.Second
-	// stopTime is how long a step goes on when the relay is told to stop, and how long it
-	// then takes to leave nothing open.
+	// stopTime is how long a step may go on after the relay was stopped, and then how long
+	// cleaning up may take.
 	stopTime = 2 * time.Second
 )
 
-// tendEvery is how often a leader looks what operators want.
-var tendEvery = time.Second
+// controlEvery is how often a leader reads the operators' control.
+var controlEvery = time.Second
 
-// lookEvery is how often a relay that has nothing to publish looks at the stream.
+// lookEvery is how often a relay that has nothing to publish checks the stream.
 var lookEvery = 10 * time.Second
 
-// A term is one session of a relay: a pair of connections, and the lead while it
-// lasts.
-type term struct {
+// A tenure is one session of a relay: a pair of connections, and the lead while it lasts.
+type tenure struct {
 	*Relay
 	db      *database
 	link    *link
 	session *protocol.Session
 
-	counted protocol.Stats // of session, what the metrics know of
+	counted protocol.Stats // of session, as the metrics have them
 	saved   time.Time      // when the last checkpoint was written
-	tended  time.Time
+	checked time.Time
 	looked  time.Time
-	adopted int64    // what wish said at the beginning
+	adopted int64    // from the control at the beginning
 	works   bool     // nothing is known that keeps it from publishing
-	before  int64    // how many events it had done when something did, see done
+	before  int64    // how many events it had done when something last did; see done
 	untidy  bool     // tidy failed
 	weak    []string // settings of the stream that weaken what pgjet promises
 	due     due      // when to look for scheduled events
 }
 
 // run takes the lead, resyncs, and publishes until something fails or ctx ends.
-func (t *term) run(ctx context.Context) (err error) {
+func (t *tenure) run(ctx context.Context) (err error) {
 	if t.db, err = takeLead(ctx, t.Relay, &t.keeper); err != nil {
 		return err
 	}
@@ -74,7 +74,7 @@ func (t *term) run(ctx context.Context) (err error) {
 	defer t.epoch.Store(0)
 	defer t.metrics.looked(nil)
 	defer func() {
-		err = t.db.named(ctx, err)
+		err = t.db.withHolder(ctx, err)
 		t.note(ctx, err)
 	}()
 	if t.link, err = dial(ctx, t.Relay, t.db.here); err != nil {
@@ -85,7 +85,7 @@ func (t *term) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := t.settleIn(ctx); err != nil || ctx.Err() != nil {
+	if err := t.listen(ctx); err != nil || ctx.Err() != nil {
 		return err
 	}
 	defer t.announce(ctx)()
@@ -97,7 +97,7 @@ func (t *term) run(ctx context.Context) (err error) {
 	if err := t.db.found(ctx); err != nil {
 		return err
 	}
-	w, err := t.db.wish(ctx)
+	w, err := t.db.control(ctx)
 	if err != nil {
 		return err
 	}
@@ -110,8 +110,8 @@ func (t *term) run(ctx context.Context) (err error) {
 	return t.publish(ctx)
 }
 
-// warnOf logs what weakens the promises of the stream, each once.
-func (t *term) warnOf(ctx context.Context) {
+// warnOf logs what weakens the promises of the stream, each item once.
+func (t *tenure) warnOf(ctx context.Context) {
 	weak := slices.Concat(t.weak, t.link.unsure())
 	for _, w := range weak {
 		if !slices.Contains(t.warned, w) {
@@ -121,9 +121,8 @@ func (t *term) warnOf(ctx context.Context) {
 	t.warned = weak
 }
 
-// note leaves the reason why the term ended in the database, for those who ask
-// there, if it is still at hand.
-func (t *term) note(ctx context.Context, err error) {
+// note records in the database why the session ended, if the database still answers.
+func (t *tenure) note(ctx context.Context, err error) {
 	switch {
 	case unclear(err) && ctx.Err() == nil:
 		return // the next session finds out
@@ -132,19 +131,19 @@ func (t *term) note(ctx context.Context, err error) {
 	}
 	cause := "stopped"
 	if err != nil {
-		cause = told(err)
+		cause = report(err)
 		t.metrics.ended(err)
 	}
 	if !t.db.conn.IsClosed() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		_ = t.db.explain(ctx, cause) // the log says it, too
+		_ = t.db.noteCause(ctx, cause) // the log has it, too
 	}
 }
 
-// halted waits, if err is a halt, until an operator has decided or the stream has
-// changed. It returns err: the next session looks again.
-func (t *term) halted(ctx context.Context, err error) error {
+// halted returns err. If err is a halt, it first waits until an operator has decided or the
+// stream has changed: the next session looks again.
+func (t *tenure) halted(ctx context.Context, err error) error {
 	if foreign, is := errors.AsType[*protocol.ForeignError](err); is {
 		return &ForeignOutboxError{Stream: t.Stream, Own: t.db.here.outbox(), Why: foreign.Error()}
 	}
@@ -157,9 +156,9 @@ func (t *term) halted(ctx context.Context, err error) error {
 		if on, err := t.idle(ctx); !on {
 			return err
 		}
-		w, wishErr := t.db.wish(ctx)
-		if wishErr != nil {
-			return wishErr
+		w, controlErr := t.db.control(ctx)
+		if controlErr != nil {
+			return controlErr
 		}
 		var now protocol.State
 		if now, stateErr = t.link.State(ctx); now != state || w.adopted != t.adopted {
@@ -169,21 +168,22 @@ func (t *term) halted(ctx context.Context, err error) error {
 	return stateErr
 }
 
-// obstruct says why nothing moves, while the session goes on.
-func (t *term) obstruct(ctx context.Context, err error) {
+// obstruct records why nothing is published, while the session goes on.
+func (t *tenure) obstruct(ctx context.Context, err error) {
 	t.works, t.before = false, t.done()
 	if t.keeper.Waiting(err) {
 		t.Log.WarnContext(ctx, "not publishing", "err", err)
 	}
-	_ = t.db.explain(ctx, told(err)) // if the database is lost, the next call says so
+	_ = t.db.noteCause(ctx, report(err)) // if the database is lost, the next call says so
 }
 
 // done returns how many events the session has published or set aside.
-func (t *term) done() int64 { return t.session.Stats.Published + t.session.Stats.Quarantined }
+func (t *tenure) done() int64 { return t.session.Stats.Published + t.session.Stats.Quarantined }
 
-// work says that the session publishes, once a step has shown that: it found nothing to publish, or
-// the stream has confirmed something. Until then what kept the session before from it may last.
-func (t *term) work(ctx context.Context, found int) error {
+// work records that the session publishes, once a step has shown that: it found nothing to
+// publish, or the stream has confirmed an append. Until then, the cause of the session
+// before may last.
+func (t *tenure) work(ctx context.Context, found int) error {
 	if t.works || found > 0 && t.done() == t.before {
 		return nil
 	}
@@ -193,12 +193,12 @@ func (t *term) work(ctx context.Context, found int) error {
 		t.Log.InfoContext(ctx, "relay leads", "epoch", t.db.epoch,
 			"outbox_seq", position.Floor, "stream_seq", t.session.Last(), "stored_since_checkpoint", stored)
 	}
-	return t.db.explain(context.WithoutCancel(ctx), "") // a relay that is told to stop right now still saves its place
+	return t.db.noteCause(context.WithoutCancel(ctx), "") // even if the relay is being stopped
 }
 
-// publish moves events until something fails. When ctx ends it finishes the page
-// in hand, saves its place, and returns nil.
-func (t *term) publish(ctx context.Context) error {
+// publish moves events until something fails. When ctx ends, it finishes the current page,
+// saves a checkpoint, and returns nil.
+func (t *tenure) publish(ctx context.Context) error {
 	wait, last := pollBusy, time.Now()
 	for {
 		if err := t.link.rivalry(); err != nil {
@@ -223,7 +223,7 @@ func (t *term) publish(ctx context.Context) error {
 			continue // there may be more
 		}
 		hints := t.link.hints
-		if n >= crowd {
+		if n >= busyStep {
 			hints = nil
 		}
 		select {
@@ -239,8 +239,8 @@ func (t *term) publish(ctx context.Context) error {
 	}
 }
 
-// longestPoll returns how long a relay without hints may sleep that had nothing to publish
-// for so long.
+// longestPoll returns how long a relay without hints may sleep, after it had nothing to
+// publish for idle.
 func longestPoll(idle time.Duration) time.Duration {
 	if idle > asleepAfter {
 		return pollAsleep
@@ -248,9 +248,9 @@ func longestPoll(idle time.Duration) time.Duration {
 	return pollIdle
 }
 
-// look makes sure now and then, while there is nothing to publish, that the stream is as it
-// was left: what it lost is not to wait for the next event.
-func (t *term) look(ctx context.Context) error {
+// look checks now and then, while there is nothing to publish, that the stream still ends
+// as expected: a loss must not go unnoticed until the next event.
+func (t *tenure) look(ctx context.Context) error {
 	if time.Since(t.looked) < lookEvery || ctx.Err() != nil {
 		return nil
 	}
@@ -260,37 +260,37 @@ func (t *term) look(ctx context.Context) error {
 	}
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepTime)
 	defer cancel()
-	if err := t.session.Settle(work); err != nil {
+	if err := t.session.Confirm(work); err != nil {
 		return err
 	}
 	state, err := t.link.State(work)
 	t.looked = time.Now()
 	if err == nil && state.Last != t.session.Last() {
-		err = fmt.Errorf("the stream ends with sequence %d, not %d: %w", state.Last, t.session.Last(), errNotLeft)
+		err = fmt.Errorf("the stream ends with sequence %d, not %d: %w", state.Last, t.session.Last(), errWrongEnd)
 	}
 	return err
 }
 
-// errNotLeft is what the stream would say to the next append.
-var errNotLeft = &protocol.Refusal{Code: jserror.WrongLastSequence, Text: "wrong last sequence"}
+// errWrongEnd is what the stream would answer to the next append.
+var errWrongEnd = &protocol.Refusal{Code: jserror.WrongLastSequence, Text: "wrong last sequence"}
 
-// finish leaves nothing open.
-func (t *term) finish(ctx context.Context) error {
+// finish confirms what was sent and saves a checkpoint.
+func (t *tenure) finish(ctx context.Context) error {
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
 	defer cancel()
 	defer t.count(work)
-	return errors.Join(t.session.Settle(work), t.session.Save(work))
+	return errors.Join(t.session.Confirm(work), t.session.Save(work))
 }
 
-// step publishes a page, and does what is due beside that.
-func (t *term) step(ctx context.Context) (int, error) {
-	// A transaction of a million events is one step: it may take its time.
+// step publishes a page, and does other work that is due.
+func (t *tenure) step(ctx context.Context) (int, error) {
+	// A transaction of a million events is one step, which may take long.
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(stopTime, cancel) })()
 	defer t.count(work)
-	if time.Since(t.tended) >= tendEvery {
-		if err := t.tend(ctx, work); err != nil || ctx.Err() != nil {
+	if time.Since(t.checked) >= controlEvery {
+		if err := t.serveOperators(ctx, work); err != nil || ctx.Err() != nil {
 			return 0, err
 		}
 	}

@@ -9,11 +9,11 @@ import (
 	"github.com/pgjet/pgjet/relay/backlog"
 )
 
-// tend does what operators ask for.
-func (t *term) tend(ctx, work context.Context) error {
-	t.tended = time.Now()
+// serveOperators does what operators have requested.
+func (t *tenure) serveOperators(ctx, work context.Context) error {
+	t.checked = time.Now()
 	t.warnOf(ctx)
-	w, err := t.db.wish(work)
+	w, err := t.db.control(work)
 	if err != nil {
 		return err
 	}
@@ -26,9 +26,9 @@ func (t *term) tend(ctx, work context.Context) error {
 	return t.tidy(work)
 }
 
-// tidy does what makes a relay quicker. It publishes without that, too; of a lost
-// connection the next step tells. It fails only if the relay has overlooked an event.
-func (t *term) tidy(ctx context.Context) error {
+// tidy does what makes a relay faster. The relay publishes without it, too, and the next
+// step notices a lost connection. So tidy fails only if the relay has overlooked an event.
+func (t *tenure) tidy(ctx context.Context) error {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
 	settled := t.db.Settle(ctx)
@@ -37,15 +37,15 @@ func (t *term) tidy(ctx context.Context) error {
 	}
 	err := errors.Join(t.db.prune(ctx, t.Retention), settled)
 	if err != nil && !t.untidy {
-		t.Log.WarnContext(ctx, "cannot tidy up, will keep trying", "err", t.db.named(ctx, blockedByDatabase(err)))
+		t.Log.WarnContext(ctx, "cannot tidy up, will keep trying", "err", t.db.withHolder(ctx, blockedByDatabase(err)))
 	}
 	t.untidy = err != nil
 	return nil
 }
 
-// pause finishes what is on its way and waits until nobody wants a pause any more.
-func (t *term) pause(ctx context.Context, w wish) error {
-	if err := errors.Join(t.session.Settle(ctx), t.session.Save(ctx)); err != nil {
+// pause confirms what was sent, and waits until the pause is over.
+func (t *tenure) pause(ctx context.Context, w control) error {
+	if err := errors.Join(t.session.Confirm(ctx), t.session.Save(ctx)); err != nil {
 		return err
 	}
 	t.obstruct(ctx, block("paused", fmt.Errorf("by %s: %s; to go on: pgjet relay resume", w.by, w.reason)))
@@ -54,21 +54,21 @@ func (t *term) pause(ctx context.Context, w wish) error {
 			return err
 		}
 		var err error
-		if w, err = t.db.wish(ctx); err != nil {
+		if w, err = t.db.control(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// idle waits until it is time to look again what operators want. It reports false if the
-// term is over before that: with an error, or since ctx ended.
-func (t *term) idle(ctx context.Context) (on bool, err error) {
+// idle waits until it is time to read the operators' control again. It returns false if the
+// session ends before that, with an error or because ctx ended.
+func (t *tenure) idle(ctx context.Context) (on bool, err error) {
 	if err := t.link.rivalry(); err != nil {
 		return false, err
 	}
 	select {
-	case <-time.After(tendEvery):
+	case <-time.After(controlEvery):
 		return true, nil
 	case <-t.link.others.conflict:
 		return true, nil
@@ -79,8 +79,8 @@ func (t *term) idle(ctx context.Context) (on bool, err error) {
 	}
 }
 
-// count tells the metrics what the session did since.
-func (t *term) count(ctx context.Context) {
+// count adds to the metrics what the session did since the last call.
+func (t *tenure) count(ctx context.Context) {
 	now := t.session.Stats
 	t.metrics.count(ctx, now, t.counted)
 	if now.Healed > 0 && t.counted.Healed == 0 {
