@@ -92,6 +92,13 @@ func (d *database) notePlace(ctx context.Context) error {
 	return blockedByDatabase(err)
 }
 
+// forgetPlace makes the next session listen before it publishes, whatever led here last: this
+// database is a copy beside its original.
+func (d *database) forgetPlace(ctx context.Context) error {
+	_, err := d.conn.Exec(ctx, `update pgjet.leader set server_start = 'epoch' where stream = $1 and epoch = $2`, d.stream, d.epoch)
+	return blockedByDatabase(err)
+}
+
 // listen returns an error if another relay publishes this outbox elsewhere, or publishes to
 // this stream.
 func (t *tenure) listen(ctx context.Context) error {

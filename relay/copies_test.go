@@ -136,6 +136,31 @@ func TestRestoredBesideTheOriginal(t *testing.T) {
 	b.refusedBeside(original, b.pool(fresh.URL()))
 }
 
+// TestCopyThatLed: a copy that led while its original was stopped is refused once the original is
+// back, and publishes nothing in any later session.
+func TestCopyThatLed(t *testing.T) {
+	b, server := newMovable(t)
+	b.published(20)
+	clone := b.clones(server, 1)[0]
+	copied := b.relayOf(clone, "EVENTS", "", "/test")
+	testenv.Run(t, copied.Run)
+	b.ready(copied)
+	original, _ := b.start()
+	b.blocked(copied, relay.OutboxCopied+": a copy of this outbox is published to stream EVENTS by relay ")
+	epoch := b.epoch()
+	sessions := func() (n int64) {
+		if err := clone.QueryRow(t.Context(), `select epoch from pgjet.leader`).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	b.note(clone, 3)
+	first := sessions()
+	testenv.Eventually(t, patience, "three more sessions in the copy", func() bool { return sessions() >= first+3 })
+	b.blocked(copied, relay.OutboxCopied+": ")
+	b.undisturbed(original, epoch)
+}
+
 // TestTwoCopiesAtOnce: when the original is gone, one of two copies goes on and the other
 // one is refused, whichever began.
 func TestTwoCopiesAtOnce(t *testing.T) {

@@ -138,6 +138,9 @@ func (t *tenure) note(ctx context.Context, err error) {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		_ = t.db.noteCause(ctx, cause) // the log has it, too
+		if causeOf(err) == OutboxCopied {
+			_ = t.db.forgetPlace(ctx) // if that fails, the next session ends as this one did
+		}
 	}
 }
 
