@@ -379,7 +379,7 @@ func TestMisfitsAreRefused(t *testing.T) {
 		`OnType for "a" is nil`:                {Name: "a", Handler: each(nil, "a")},
 		`type "a.>.b" is none`:                 {Name: "a", Handler: each(none, "a.>.b")},
 		`for type ""`:                          {Name: "a", Handler: consumers.Handle(consumers.On(func(context.Context, pgx.Tx, events.Event, events.Event) error { return nil }))},
-		"not a pointer":                        {Name: "a", Handler: consumers.Handle(consumers.On(func(context.Context, pgx.Tx, events.Event, *noted) error { return nil }))},
+		"the zero value of events.Payload":     {Name: "a", Handler: consumers.Handle(consumers.On(func(context.Context, pgx.Tx, events.Event, events.Payload) error { return nil }))},
 		"HandleBatch was given a nil":          {Name: "a", Handler: batch(0, nil)},
 		"Effect was given a nil":               {Name: "a", Handler: effect(nil)},
 		"was given no types":                   {Name: "a", Handler: consumers.Effect(noEffect)},

@@ -177,15 +177,14 @@ func OnType(pattern string, fn func(ctx context.Context, tx pgx.Tx, e events.Eve
 	return on
 }
 
-// typeOf returns the event type of T. That of a pointer may panic: its zero value is nil.
+// typeOf returns [events.TypeOf] T, or an error if EventType panics.
 func typeOf[T events.Payload]() (kind string, err error) {
 	defer func() {
 		if recover() != nil {
-			err = fmt.Errorf("a handler of On: EventType panics for the zero value of %s: use a struct, not a pointer to one", reflect.TypeFor[T]())
+			err = fmt.Errorf("a handler of On: EventType panics for the zero value of %s: use a type whose zero value has an event type", reflect.TypeFor[T]())
 		}
 	}()
-	var zero T
-	return zero.EventType(), nil
+	return events.TypeOf[T](), nil
 }
 
 // checkTyped returns why [Handle] cannot choose among all.

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"mime"
+	"reflect"
 	"regexp"
 	"strings"
 	"time"
@@ -143,29 +144,45 @@ func (e Event) EventType() string { return e.Type }
 // EventKey returns e.Key.
 func (e Event) EventKey() string { return e.Key }
 
-// Decode returns the payload of e: from JSON if e is JSON, else by UnmarshalBinary of *T.
-// It ignores fields that T does not have, so that a producer may add some. It fails if e
-// has another type or if its data does not fit; a later attempt would fail too. The error
-// shows nothing of the data.
+// TypeOf returns the event type of T: what EventType returns for the zero value of T or, if T
+// is a pointer, for a pointer to a zero value.
+func TypeOf[T Payload]() string { return (*blank[T]()).EventType() }
+
+// blank returns a pointer to a T in which a payload can be decoded: a pointer inside is not nil.
+func blank[T Payload]() *T {
+	p := new(T)
+	if t := reflect.TypeFor[T](); t.Kind() == reflect.Pointer {
+		reflect.ValueOf(p).Elem().Set(reflect.New(t.Elem()))
+	}
+	return p
+}
+
+// Decode returns the payload of e: from JSON if e is JSON, else by UnmarshalBinary of *T or,
+// if T is a pointer, of T. It ignores fields that T does not have, so that a producer may add
+// some. It fails if e has another type or if its data does not fit; a later attempt would
+// fail too. The error shows nothing of the data.
 func Decode[T Payload](e Event) (T, error) {
-	var p T
-	if want := p.EventType(); e.Type != want {
-		return p, fmt.Errorf("decode event %s: it is %s, not %s", e.ID, e.Type, want)
+	p := blank[T]()
+	if want := (*p).EventType(); e.Type != want {
+		return *p, fmt.Errorf("decode event %s: it is %s, not %s", e.ID, e.Type, want)
 	}
 	if e.IsJSON() {
-		if err := json.Unmarshal(e.Data, &p); err != nil {
-			return p, fmt.Errorf("decode event %s: %s", e.ID, misfit(err))
+		if err := json.Unmarshal(e.Data, p); err != nil {
+			return *p, fmt.Errorf("decode event %s: %s", e.ID, misfit(err))
 		}
-		return p, nil
+		return *p, nil
 	}
-	u, ok := any(&p).(encoding.BinaryUnmarshaler)
+	u, ok := any(p).(encoding.BinaryUnmarshaler)
 	if !ok {
-		return p, fmt.Errorf("decode event %s: it is %s, and *%T has no method UnmarshalBinary", e.ID, e.ContentType, p)
+		u, ok = any(*p).(encoding.BinaryUnmarshaler)
 	}
-	if u.UnmarshalBinary(e.Data) != nil { // which may show the data
-		return p, fmt.Errorf("decode event %s: %T does not take its %d bytes of %s", e.ID, p, len(e.Data), e.ContentType)
+	if !ok {
+		return *p, fmt.Errorf("decode event %s: it is %s, and %T has no method UnmarshalBinary", e.ID, e.ContentType, p)
 	}
-	return p, nil
+	if u.UnmarshalBinary(e.Data) != nil { // the error may show the data
+		return *p, fmt.Errorf("decode event %s: %T does not take its %d bytes of %s", e.ID, *p, len(e.Data), e.ContentType)
+	}
+	return *p, nil
 }
 
 // misfit describes what is wrong with a payload, without any value of it.

@@ -298,6 +298,35 @@ func (plain) EventType() string        { return "point.made" }
 func (plain) EventKey() string         { return "p" }
 func (plain) EventContentType() string { return "application/x-point" }
 
+// A sealed is a payload with all its methods on the pointer, as beside generated code.
+type sealed struct{ point }
+
+func (*sealed) EventType() string                { return "point.made" }
+func (*sealed) EventKey() string                 { return "p" }
+func (*sealed) EventContentType() string         { return "application/x-point" }
+func (s *sealed) MarshalBinary() ([]byte, error) { return s.point.MarshalBinary() }
+func (s *sealed) UnmarshalBinary(b []byte) error { return s.point.UnmarshalBinary(b) }
+
+// TestPointers: a pointer may stand for a payload, wherever its methods are.
+func TestPointers(t *testing.T) {
+	e, err := events.New(&sealed{point{1, 255}})
+	if err != nil || string(e.Data) != "\x01\xff" {
+		t.Fatalf("New() = %+v, %v", e, err)
+	}
+	if got, err := events.Decode[*sealed](e); err != nil || got.point != (point{1, 255}) {
+		t.Errorf("Decode() = %v, %v, want it back", got, err)
+	}
+	if got, err := events.Decode[*point](e); err != nil || *got != (point{1, 255}) {
+		t.Errorf("Decode() = %v, %v, want it back", got, err)
+	}
+	if got, err := events.Decode[*plain](events.Event{Type: "point.made", Data: []byte(`{"x": 7}`)}); err != nil || got.X != 7 {
+		t.Errorf("Decode() of JSON = %v, %v, want 7", got, err)
+	}
+	if a, b := events.TypeOf[*point](), events.TypeOf[*sealed](); a != "point.made" || b != "point.made" {
+		t.Errorf("the types are %q and %q", a, b)
+	}
+}
+
 // TestBytes: a payload is sent in the form that it names, and an event is decoded from the
 // form that it has.
 func TestBytes(t *testing.T) {

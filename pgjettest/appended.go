@@ -47,7 +47,7 @@ func requireAll[T events.Payload](t testing.TB, done string, all []events.Event,
 		t.Fatalf("%v; %s: %s", err, done, list(all))
 	}
 	kind := fmt.Sprintf("%T", *new(T))
-	if k := typeName[T](); k != "" {
+	if k := events.TypeOf[T](); k != "" {
 		kind = k
 	}
 	if len(want) == 0 {
@@ -103,7 +103,7 @@ func Since(t testing.TB, in any) *Mark {
 
 // ofType returns the events in all that are of type T.
 func ofType[T events.Payload](all []events.Event) (found []Appended[T], err error) {
-	kind := typeName[T]()
+	kind := events.TypeOf[T]()
 	for _, e := range all {
 		a := Appended[T]{Event: e}
 		switch p := any(&a.Payload).(type) {
@@ -120,12 +120,6 @@ func ofType[T events.Payload](all []events.Event) (found []Appended[T], err erro
 		found = append(found, a)
 	}
 	return found, nil
-}
-
-// typeName returns the type of events of T, "" if T stands for any type.
-func typeName[T events.Payload]() string {
-	var zero T
-	return zero.EventType()
 }
 
 // equal reports whether an appended event has the content of want.

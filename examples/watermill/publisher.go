@@ -9,7 +9,6 @@ package watermill
 
 import (
 	"fmt"
-	"strings"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
@@ -48,7 +47,8 @@ func (p Publisher) Publish(topic string, messages ...*message.Message) error {
 // Close does nothing: the transaction is its owner's.
 func (Publisher) Close() error { return nil }
 
-// event returns a message as an event. Metadata goes along if it is a CloudEvents extension, ce-….
+// event returns a message as an event. Further metadata, such as Watermill's correlation_id, becomes headers of
+// the event; what cannot be one is refused when the event is appended: see [events.Event].Header.
 func event(topic string, m *message.Message) (events.Event, error) {
 	id, err := uuid.Parse(m.UUID)
 	if err != nil {
@@ -59,7 +59,7 @@ func event(topic string, m *message.Message) (events.Event, error) {
 		ContentType: m.Metadata.Get(ContentTypeMetadata), Data: m.Payload,
 	}
 	for name, value := range m.Metadata {
-		if strings.HasPrefix(name, "ce-") {
+		if name != KeyMetadata && name != ContentTypeMetadata {
 			e.Header[name] = value
 		}
 	}

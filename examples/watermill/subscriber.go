@@ -21,10 +21,12 @@ import (
 // A message that is acknowledged is done, and recorded in the transaction of [Tx]. One that is not is
 // tried again, later each time, and is a dead letter in the end, as with every consumer.
 type Subscriber struct {
-	Group string              // whoever subscribes under the same name shares the messages
-	DB    *pgxpool.Pool       // where the inbox is
-	JS    jetstream.JetStream // where the stream is
-	Log   *slog.Logger        // nil discards
+	Group  string              // subscribers of the same name share the messages
+	DB     *pgxpool.Pool       // where the inbox is
+	JS     jetstream.JetStream // where the stream is
+	Stream string              // its name; "" is that of pgjet
+	Prefix string              // of its subjects; "" is that of pgjet
+	Log    *slog.Logger        // nil discards
 
 	mu      sync.Mutex
 	closed  bool
@@ -52,7 +54,7 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	ctx, stop := context.WithCancel(ctx)
 	s.stops = append(s.stops, stop)
 	messages := make(chan *message.Message)
-	runner := &consumers.Runner{DB: s.DB, JS: s.JS, Log: s.Log, Consumer: consumers.Consumer{
+	runner := &consumers.Runner{DB: s.DB, JS: s.JS, Stream: s.Stream, Prefix: s.Prefix, Log: s.Log, Consumer: consumers.Consumer{
 		Name:  s.Group + "-" + strings.NewReplacer(".", "-", "*", "any", ">", "all").Replace(topic),
 		Group: 1,
 		Handler: consumers.Handle(consumers.OnType(topic, func(attempt context.Context, tx pgx.Tx, e events.Event) error {

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -43,6 +44,7 @@ func note(n int) *message.Message {
 	m := message.NewMessage(wm.NewUUID(), fmt.Appendf(nil, `{"n": %d}`, n))
 	m.Metadata.Set(watermill.KeyMetadata, "k")
 	m.Metadata.Set("ce-tenant", "a")
+	m.Metadata.Set("correlation_id", "c-1")
 	return m
 }
 
@@ -61,9 +63,9 @@ func next(t *testing.T, messages <-chan *message.Message) *message.Message {
 // TestMessages: what commits arrives in order and whole, what is not acknowledged comes again before
 // what follows, and what a handler changes in Tx happens once.
 func TestMessages(t *testing.T) {
-	path := pgjettest.Start(t, `create table seen (id text not null)`)
+	path := pgjettest.Service{Stream: "NOTES", Prefix: "acme.notes", Source: "notes"}.Start(t, `create table seen (id text not null)`)
 	pool := path.DB
-	s := &watermill.Subscriber{Group: "notes", DB: pool, JS: path.JS}
+	s := &watermill.Subscriber{Group: "notes", DB: pool, JS: path.JS, Stream: "NOTES", Prefix: "acme.notes"}
 	messages, err := s.Subscribe(t.Context(), "note.*")
 	if err != nil {
 		t.Fatal(err)
@@ -80,7 +82,7 @@ func TestMessages(t *testing.T) {
 	for i, want := range sent {
 		for attempt := range 2 {
 			got := next(t, messages)
-			if got.UUID != want.UUID || string(got.Payload) != string(want.Payload) || got.Metadata.Get("ce-tenant") != "a" ||
+			if got.UUID != want.UUID || string(got.Payload) != string(want.Payload) || got.Metadata.Get("ce-tenant") != "a" || got.Metadata.Get("correlation_id") != "c-1" ||
 				got.Metadata.Get(watermill.ContentTypeMetadata) != want.Metadata.Get(watermill.ContentTypeMetadata) || got.Metadata.Get(watermill.KeyMetadata) != "k" {
 				t.Fatalf("message %d is %s %s %v, want %s %s", i, got.UUID, got.Payload, got.Metadata, want.UUID, want.Payload)
 			}
@@ -94,6 +96,11 @@ func TestMessages(t *testing.T) {
 			got.Ack()
 			break
 		}
+	}
+	refused := note(4)
+	refused.Metadata.Set("Nats-Msg-Id", "x")
+	if err := publish(t, pool, true, refused); err == nil || !strings.Contains(err.Error(), "Nats-Msg-Id") {
+		t.Errorf("metadata that cannot be a header: %v, want an error that names it", err)
 	}
 	pgjettest.Eventually(t, "all are done", func() bool {
 		n := 0

@@ -44,10 +44,10 @@ func WithPrefix(command, prefix string) string {
 	return command
 }
 
-// Typed returns a command with the flag --stream, if it takes one and the stream is not the default.
+// Typed returns a command with the flag --stream, if it takes one, has none yet, and the stream is not the default.
 func Typed(command, stream string) string {
 	for _, takes := range []string{"pgjet relay", "pgjet stream", "pgjet consumer ensure", "pgjet consume ", "pgjet audit", "pgjet republish"} {
-		if stream != events.DefaultStream && strings.HasPrefix(command, takes) {
+		if stream != events.DefaultStream && strings.HasPrefix(command, takes) && !strings.Contains(command, " --stream ") {
 			return command + " --stream " + Word(stream)
 		}
 	}
