@@ -52,6 +52,7 @@ const DefaultAddr = "127.0.0.1:7404"
 // A Process is what others see of the parts that run in it. It needs a Name.
 type Process struct {
 	Name      string        // of the service, in the registry and in traces: letters, digits, - and _
+	Stream    string        // the stream that its relay or consumers use: of several services in one account, pgjet status judges its own; "" is any
 	Version   string        // of the service; "" is that of the main module, as built in
 	Addr      string        // where to serve /livez, /readyz and /metrics; "" is [DefaultAddr], which other machines do not reach
 	Advertise string        // host under which others reach it; "" is the one of Addr, or the machine's name if that is all
@@ -90,6 +91,9 @@ func (p *Process) Run(ctx context.Context, parts ...Part) (err error) {
 	s := supervisor.Process{
 		Version: version, Admin: admin, Metrics: metrics, Log: log, StopDelay: p.StopDelay, Registrar: supervisor.NewRegistrar(p.NATS, version, log),
 		Instances: []registry.Instance{{Name: p.Name, HealthURL: supervisor.Reachable(admin.Addr(), p.Advertise) + "/readyz"}},
+	}
+	if p.Stream != "" {
+		s.Instances[0].Metadata = map[string]string{registry.StreamKey: p.Stream}
 	}
 	if p.Advertise != "" {
 		s.Hosts = []string{strings.ToLower(p.Advertise)}

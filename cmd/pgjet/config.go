@@ -100,6 +100,9 @@ with it. Without FILE it is the one that --config names. The exit code is 2 if i
 			if err != nil {
 				return &exitError{exitUsage, err}
 			}
+			if _, err := listedRelays(valid, ""); err != nil {
+				return err
+			}
 			showWarnings(cmd, valid)
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is valid, hash %s\n", c.file, valid.Hash())
 			return err

@@ -155,12 +155,13 @@ func (d *dev) userService() (*producer.Server, error) {
 func (d *dev) instances() []registry.Instance {
 	at := func(port int) string { return "http://" + d.addr(port) }
 	ready := at(adminPort) + "/readyz"
+	ours := map[string]string{registry.StreamKey: d.stream}
 	return []registry.Instance{
-		{Name: "pgjet-users", Address: at(usersPort), HealthURL: ready},
-		{Name: "pgjet-relay", HealthURL: ready},
-		{Name: "pgjet-" + mailer.Name, HealthURL: ready},
-		{Name: "pgjet-" + directory.Name, Address: at(directoryPort), HealthURL: ready},
-		{Name: "pgjet-" + onboarding.Name, HealthURL: ready},
+		{Name: "pgjet-users", Address: at(usersPort), HealthURL: ready, Metadata: ours},
+		{Name: "pgjet-relay", HealthURL: ready, Metadata: ours},
+		{Name: "pgjet-" + mailer.Name, HealthURL: ready, Metadata: ours},
+		{Name: "pgjet-" + directory.Name, Address: at(directoryPort), HealthURL: ready, Metadata: ours},
+		{Name: "pgjet-" + onboarding.Name, HealthURL: ready, Metadata: ours},
 		{Name: devservices.Profiles, Address: at(profilesPort), HealthURL: at(profilesPort) + "/livez"},
 		{Name: devservices.Billing, Address: at(billingPort), HealthURL: at(billingPort) + "/livez"},
 	}

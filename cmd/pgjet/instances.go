@@ -97,9 +97,9 @@ func (s *settings) instances(ctx context.Context, output, name string) ([]instan
 
 func showInstances(out io.Writer, output string, all []instance) error {
 	return show(out, output, all, func(w io.Writer) {
-		fmt.Fprintln(w, "NAME\tID\tVERSION\tADDRESS\tHEALTH\tCONFIG\tUP\tWHY")
+		fmt.Fprintln(w, "NAME\tID\tSTREAM\tVERSION\tADDRESS\tHEALTH\tCONFIG\tUP\tWHY")
 		for _, i := range all {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", short(i.Name), short(i.ID), short(i.Version), plain(cmp.Or(i.Address, "-")),
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", short(i.Name), short(i.ID), short(cmp.Or(i.Metadata[registry.StreamKey], "-")), short(i.Version), plain(cmp.Or(i.Address, "-")),
 				i.Health, short(cmp.Or(i.Metadata["config"], "-")), up(i.Started), short(i.Cause))
 		}
 	})
@@ -118,6 +118,7 @@ func showInstance(out io.Writer, output string, all []instance) error {
 			for _, line := range [][2]string{
 				{"name", i.Name},
 				{"id", i.ID},
+				{"stream", cmp.Or(i.Metadata[registry.StreamKey], "-")},
 				{"version", i.Version},
 				{"address", cmp.Or(i.Address, "-")},
 				{"health", i.Health},

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -33,6 +34,9 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, par
 		return err
 	}
 	i := registry.Instance{Name: name, HealthURL: supervisor.Reachable(admin.Addr(), s.advertise) + "/readyz"}
+	if streams := s.streams(); streams != "" {
+		i.Metadata = map[string]string{registry.StreamKey: streams}
+	}
 	if s.served != nil {
 		i.Address = supervisor.Reachable(s.served, s.advertise)
 	}
@@ -50,6 +54,18 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, par
 	}
 	log.InfoContext(ctx, "stopped")
 	return nil
+}
+
+// streams returns the streams of this process, as in [registry.StreamKey].
+func (s *settings) streams() string {
+	if len(s.more) == 0 {
+		return s.stream
+	}
+	var all []string
+	for _, d := range s.more {
+		all = append(all, d.stream)
+	}
+	return strings.Join(all, ",")
 }
 
 // hangUp hangs up on each PostgreSQL that does not answer, until running ends.

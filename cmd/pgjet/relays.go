@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -19,8 +20,9 @@ type relayEntry struct{ name, databaseURL, stream, prefix, source string }
 
 // A database is one of several that a process uses.
 type database struct {
-	url   string
-	lines *lines
+	url    string
+	stream string // of its relay
+	lines  *lines
 }
 
 // relaysGroup are the relays that the configuration lists.
@@ -63,16 +65,19 @@ func (s *settings) relays(cmd *cobra.Command) ([]relayEntry, error) {
 	case byHand >= 0:
 		return nil, nil
 	}
-	var all []relayEntry
-	names := c.first.Entries("relays")
-	if s.relay != "" && !slices.Contains(names, s.relay) {
+	if names := c.first.Entries("relays"); s.relay != "" && !slices.Contains(names, s.relay) {
 		return nil, usagef("--relay is %q, which the configuration does not list; it lists: %s", s.relay, orNone(names))
 	}
-	for _, name := range names {
-		if s.relay != "" && s.relay != name {
+	return listedRelays(c.first, s.relay)
+}
+
+// listedRelays returns the relays that a configuration lists, or only the one of a name.
+func listedRelays(c *config.Config, only string) (all []relayEntry, err error) {
+	for _, name := range c.Entries("relays") {
+		if only != "" && only != name {
 			continue
 		}
-		get := func(key string) string { v, _ := c.first.Lookup("relays." + name + "." + key); return v.Text }
+		get := func(key string) string { v, _ := c.Lookup("relays." + name + "." + key); return v.Text }
 		e := relayEntry{name, get("database_url"), get("stream"), get("prefix"), get("source")}
 		if e.databaseURL == "" {
 			return nil, usagef("relays.%s.database_url is not set, nor relays.%s.database_url_file", name, name)
@@ -80,12 +85,36 @@ func (s *settings) relays(cmd *cobra.Command) ([]relayEntry, error) {
 		if err := events.CheckPrefix(e.prefix); err != nil { // a name need not be one
 			return nil, usagef("relays.%s.prefix: %w", name, err)
 		}
-		if i := slices.IndexFunc(all, func(other relayEntry) bool { return other.stream == e.stream }); i >= 0 {
-			return nil, usagef("relays.%s and relays.%s have the same stream, %s: each needs its own", all[i].name, name, e.stream)
+		if err := e.checkBeside(all); err != nil {
+			return nil, err
 		}
 		all = append(all, e)
 	}
 	return all, nil
+}
+
+// checkBeside returns an error if e cannot run beside the others: an outbox is published once, and prefixes that overlap are
+// of one stream.
+func (e relayEntry) checkBeside(others []relayEntry) error {
+	for _, other := range others {
+		switch {
+		case other.stream == e.stream:
+			return usagef("relays.%s and relays.%s have the same stream, %s: each needs its own", other.name, e.name, e.stream)
+		case strings.HasPrefix(e.prefix+".", other.prefix+"."), strings.HasPrefix(other.prefix+".", e.prefix+"."):
+			return usagef("relays.%s and relays.%s have prefixes that overlap, %s and %s: give each one that the other does not begin with", other.name, e.name, other.prefix, e.prefix)
+		case sameDatabase(other.databaseURL, e.databaseURL):
+			return usagef("relays.%s and relays.%s have the same database: its outbox is published to one stream", other.name, e.name)
+		}
+	}
+	return nil
+}
+
+// sameDatabase reports whether two addresses name the same database of the same host. Addresses that cannot be parsed
+// are refused elsewhere.
+func sameDatabase(a, b string) bool {
+	x, err := pgx.ParseConfig(a)
+	y, err2 := pgx.ParseConfig(b)
+	return err == nil && err2 == nil && x.Host == y.Host && x.Port == y.Port && x.Database == y.Database
 }
 
 func orNone(names []string) string {
@@ -136,7 +165,7 @@ func (s *settings) relayParts(cmd *cobra.Command, log *slog.Logger) ([]part, err
 	}
 	var parts []part
 	for _, e := range all {
-		d := database{url: e.databaseURL, lines: &lines{}}
+		d := database{url: e.databaseURL, stream: e.stream, lines: &lines{}}
 		config, err := d.lines.parse(fmt.Sprintf("relays.%s.database_url", e.name), d.url)
 		if err != nil {
 			return nil, err

@@ -161,9 +161,11 @@ func TestSeveralRelaysFaults(t *testing.T) {
 		says []string
 	}{
 		one + "    stream: S\n  b:\n    database_url: postgres://h/y\n    stream: S\n": {"relay", []string{"relays.a and relays.b have the same stream, S"}},
-		one + "  b:\n    stream: S\n":                        {"relay", []string{"relays.b.database_url is not set"}},
-		one + "  pgjet:\n    database_url: postgres://h/y\n": {"relay", []string{"relays.pgjet.prefix"}},
-		one + "  b:\n    database_url: \"://\"\n":            {"relay", []string{"relays.b.database_url"}},
+		one + "  b:\n    database_url: postgres://h/y\n    prefix: a.b\n":              {"config validate", []string{"relays.a and relays.b have prefixes that overlap, a and a.b"}},
+		one + "  b:\n    database_url: postgres://bob@127.0.0.1:1/x\n":                 {"config validate", []string{"relays.a and relays.b have the same database"}},
+		one + "  b:\n    stream: S\n":                                                  {"relay", []string{"relays.b.database_url is not set"}},
+		one + "  pgjet:\n    database_url: postgres://h/y\n":                           {"relay", []string{"relays.pgjet.prefix"}},
+		one + "  b:\n    database_url: \"://\"\n":                                      {"relay", []string{"relays.b.database_url"}},
 		one:                     {"relay --relay b", []string{`--relay is "b"`, "it lists: a"}},
 		one + "#1":              {"relay --relay a --stream X", []string{"--relay and --stream are both given"}},
 		"stream: A\n":           {"relay --relay a", []string{"it lists: none"}},

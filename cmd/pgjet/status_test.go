@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,7 +13,10 @@ import (
 	"testing"
 	"time"
 
+	natsgo "github.com/nats-io/nats.go"
+
 	"github.com/pgjet/pgjet/internal/operate"
+	"github.com/pgjet/pgjet/internal/registry"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
@@ -94,6 +98,35 @@ func TestStatus(t *testing.T) {
 	if s.Findings[0].Runbook != "relay-not-publishing.md" || s.Healthy {
 		t.Errorf("the worst is %+v, want with a runbook", s.Findings[0])
 	}
+}
+
+// TestStatusOfOthers: of processes that are not ready, those of other services in the account are nothing to act upon.
+func TestStatusOfOthers(t *testing.T) {
+	t.Parallel()
+	_, database, nats := startPublishing(t)
+	sick := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }))
+	t.Cleanup(sick.Close)
+	nc, err := natsgo.Connect(nats)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	register := func(name, streams string) {
+		r, err := registry.Register(nc, registry.Instance{Name: name, HealthURL: sick.URL, Metadata: map[string]string{registry.StreamKey: streams}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = r.Stop() })
+	}
+	register("billing", "BILLS,INVOICES")
+	if s := finds(t, exitOK, database, nats); len(s.Processes) != 2 {
+		t.Errorf("there are %d processes, want both shown", len(s.Processes))
+	}
+	register("worker", "BILLS,EVENTS")
+	testenv.Eventually(t, patience, "the one that publishes here is found", func() bool {
+		_, p := runProcess(t, nil, words(asked("status", nats), database)...)
+		return strings.Contains(p.stdout.String(), "process worker ") && !strings.Contains(p.stdout.String(), "process billing ")
+	})
 }
 
 // TestStatusOfStandbys: a relay and a process that stand by are nothing to worry about.

@@ -18,6 +18,7 @@ import (
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/natsconn"
 	"github.com/pgjet/pgjet/internal/postgres"
+	"github.com/pgjet/pgjet/internal/registry"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 	"github.com/pgjet/pgjet/relay"
 )
@@ -290,12 +291,31 @@ func (v *view) askProcesses(ctx context.Context) {
 	v.Processes = append(v.Processes, all...)
 }
 
-// judgeProcesses adds which processes are not ready. That a health page cannot be reached counts only if
+// ours reports whether a process may belong to this database: it does not say that all its streams are others'.
+func (v *view) ours(i Instance) bool {
+	streams := i.Metadata[registry.StreamKey]
+	if streams == "" || v.DB == nil || len(v.Relays) == 0 {
+		return true
+	}
+	for stream := range strings.SplitSeq(streams, ",") {
+		if stream == v.Stream ||
+			slices.ContainsFunc(v.Relays, func(r relay.Status) bool { return r.Stream == stream }) ||
+			slices.ContainsFunc(v.Consumers, func(c status.Status) bool { return c.Stream == stream }) {
+			return true
+		}
+	}
+	return false
+}
+
+// judgeProcesses adds which processes of this service are not ready. That a health page cannot be reached counts only if
 // one of another process can be.
 func (v *view) judgeProcesses() {
 	reached := slices.ContainsFunc(v.Processes, func(i Instance) bool { return i.Health != "no_answer" && i.Health != "unknown" })
 	v.judgeBreakers()
 	for _, i := range v.Processes {
+		if !v.ours(i) {
+			continue
+		}
 		switch i.Health {
 		case "not_ready", "degraded":
 		case "no_answer":
@@ -317,6 +337,9 @@ func (v *view) judgeProcesses() {
 func (v *view) judgeBreakers() {
 	told := make(map[string]bool)
 	for _, i := range v.Processes {
+		if !v.ours(i) {
+			continue
+		}
 		for _, b := range i.Breakers {
 			if !told[b.Service] {
 				told[b.Service] = true

@@ -45,6 +45,10 @@ const (
 	nextAnswer   = 200 * time.Millisecond // after the last
 )
 
+// StreamKey is the entry of the metadata with the streams that a process publishes to or reads, separated by
+// commas. It tells apart the processes of several services in one account.
+const StreamKey = "stream"
+
 // ErrAway says that NATS cannot be reached, so that nobody knows who is there.
 var ErrAway = errors.New("the registry cannot be asked, NATS is away")
 
