@@ -137,6 +137,17 @@ func (b *bench) undisturbed(r *relay.Relay, epoch int64) {
 	}
 }
 
+// TestOverlappingPrefix: a stream whose subjects another one takes is refused, with what to do.
+func TestOverlappingPrefix(t *testing.T) {
+	b := newBench(t)
+	config := relay.StreamConfig("MORE", 1)
+	config.Subjects = []string{"events.00.>"}
+	_, _, err := relay.EnsureStream(t.Context(), b.js, config)
+	if err == nil || !strings.HasPrefix(err.Error(), "stream_differs: ") || !strings.Contains(err.Error(), "another stream of this account takes some of events.00.>; set --prefix") {
+		t.Errorf("EnsureStream() = %v", err)
+	}
+}
+
 // TestForeignOutbox: a relay that is pointed to another outbox's stream reports that, names
 // both, and leaves nothing to adopt. The other relay is not disturbed.
 func TestForeignOutbox(t *testing.T) {

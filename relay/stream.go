@@ -52,7 +52,12 @@ func EnsureStream(ctx context.Context, js jetstream.JetStream, want jetstream.St
 	stream, err := js.Stream(ctx, want.Name)
 	if natsconn.Of(err) == jserror.StreamMissing {
 		_, err = js.CreateStream(ctx, want)
-		return err == nil, nil, natsconn.Explain(js.Conn(), err, "operator")
+		created, err = err == nil, natsconn.Explain(js.Conn(), err, "operator")
+		if natsconn.Of(err) == jserror.StreamDiffers { // the other stream cannot be named: the server does not say which
+			err = fmt.Errorf("%w: another stream of this account takes some of %s; set --prefix to one that no other begins with, and that begins with no other: nats stream ls --subject '%[2]s'",
+				err, strings.Join(want.Subjects, ", "))
+		}
+		return created, nil, err
 	}
 	if err != nil {
 		return false, nil, natsconn.Explain(js.Conn(), err, "operator")

@@ -36,8 +36,12 @@ import (
 	"github.com/pgjet/pgjet/internal/supervisor"
 )
 
-// A Part is one long-running piece of a process, such as a consumer, or your own HTTP server. It needs a Name and Run, which blocks until its
-// context ends, and returns nil then.
+// A Part is one long-running piece of a process, such as a consumer, or your own HTTP server. Its fields are:
+//
+//	Name  string                          // for /readyz and for errors
+//	Run   func(ctx context.Context) error // blocks until ctx ends, and returns nil then
+//	Ready func(ctx context.Context) error // returns why the part cannot do its work now; nil: it always can
+//	Role, Degraded                        // what else /readyz shows; nil: nothing
 type Part = supervisor.Part
 
 // A Runner is what a [Part] can be made of: a consumers.Runner, a relay.Relay, a saga.Runner.
