@@ -35,7 +35,7 @@ sign_up() {
 		-d "{\"email\":\"$1@example.com\",\"name\":\"$1\",\"password\":\"correct horse battery\"}"
 	echo "signed up: $1"
 }
-fault() { curl -fsS -o /dev/null -X PUT "$inbox/api/fault" -d "$1"; }
+fault() { curl -fsS -o /dev/null -X PUT "$inbox/fault" -d "$1"; }
 sql() { psql "$PGJET_DATABASE_URL" -qAt -c "$1"; }
 found() { curl -fsS "$directory/directory?q=$1" | grep -q "$1@example.com"; }
 mailed() { curl -fsS "$inbox/api/messages" | grep -q "$1@example.com"; }
@@ -56,7 +56,7 @@ until_true "the directory" found bob
 curl -fsS "$directory/directory?q=a"; echo
 
 say "2. The mail server refuses the next mail for good (550). That event is poison: retrying would not help."
-fault '{"code":550,"count":1}'
+fault '{"status":550,"count":1}'
 sign_up carol
 until_true "a dead letter" dead 1
 run consumer ls

@@ -382,7 +382,7 @@ func (g *alertRig) refuseMails(code int) func() func() {
 		refuseMails(g.T, g.Inbox, code, 1000)
 		g.signUp(12)
 		return func() {
-			refuseMails(g.T, g.Inbox, 451, 0)
+			request(g.T, http.MethodDelete, g.Inbox+"/fault", "", nil)
 			if code == 421 { // it is probed
 				testenv.Eventually(g.T, patience, "the mail server is back", func() bool {
 					_, page := get(g.T, g.Admin+"/metrics")

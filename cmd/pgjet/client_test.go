@@ -107,9 +107,9 @@ func mails(t testing.TB, inbox, to string) []devmail.Mail {
 // refuseMails has the mail server with that inbox answer the next mails with a code.
 func refuseMails(t testing.TB, inbox string, code, count int) {
 	t.Helper()
-	body := fmt.Sprintf(`{"code":%d,"count":%d}`, code, count)
-	if status, _, answer := request(t, http.MethodPut, inbox+"/api/fault", body, nil); status != http.StatusOK {
-		t.Fatalf("PUT /api/fault = %d %s", status, answer)
+	body := fmt.Sprintf(`{"status":%d,"count":%d}`, code, count)
+	if status, _, answer := request(t, http.MethodPut, inbox+"/fault", body, nil); status != http.StatusOK {
+		t.Fatalf("PUT /fault = %d %s", status, answer)
 	}
 }
 

@@ -22,34 +22,33 @@ const labPatience = 5 * time.Second
 func (d *dev) lab() *console.Dev {
 	at := func(port int) string { return "http://" + d.addr(port) }
 	fault := func(port int) string { return at(port) + "/fault" }
-	mail := at(inboxPort) + "/api/fault"
 	lab := &console.Dev{
 		Inbox: at(inboxPort) + "/", Docs: at(usersPort) + "/docs", SignUp: d.signUp,
 		Lab: []console.Switch{
 			{
 				ID: "mail-away", Name: "The mail server is out of order",
 				Effect: "It answers 451, try again later. The welcome mailer waits and tries again: see Now, and the event. No event is lost, and none dies.",
-				On:     mailFault(mail, 451), Set: setMailFault(mail, 451),
+				On:     faulty(fault(inboxPort), 451), Set: setFault(fault(inboxPort), 451),
 			},
 			{
 				ID: "mail-refuses", Name: "The mail server refuses every mail",
 				Effect: "It answers 550 for good. The welcome mailer gives up at once: the event is a dead letter, to be redriven when this is repaired.",
-				On:     mailFault(mail, 550), Set: setMailFault(mail, 550),
+				On:     faulty(fault(inboxPort), 550), Set: setFault(fault(inboxPort), 550),
 			},
 			{
 				ID: "billing-away", Name: "Billing does not work",
 				Effect: "It answers 503. The saga of each sign-up waits at its step: see Sagas.",
-				On:     serviceFault(fault(billingPort), http.StatusServiceUnavailable), Set: setServiceFault(fault(billingPort), http.StatusServiceUnavailable),
+				On:     faulty(fault(billingPort), http.StatusServiceUnavailable), Set: setFault(fault(billingPort), http.StatusServiceUnavailable),
 			},
 			{
 				ID: "billing-declines", Name: "Billing declines every account",
 				Effect: "It answers 402. The saga of each sign-up undoes what it did, and the user is told by mail.",
-				On:     serviceFault(fault(billingPort), http.StatusPaymentRequired), Set: setServiceFault(fault(billingPort), http.StatusPaymentRequired),
+				On:     faulty(fault(billingPort), http.StatusPaymentRequired), Set: setFault(fault(billingPort), http.StatusPaymentRequired),
 			},
 			{
 				ID: "profiles-away", Name: devservices.Profiles + " does not work",
 				Effect: "It answers 503. The saga of each sign-up waits at its first step, and the user service goes on without profiles.",
-				On:     serviceFault(fault(profilesPort), http.StatusServiceUnavailable), Set: setServiceFault(fault(profilesPort), http.StatusServiceUnavailable),
+				On:     faulty(fault(profilesPort), http.StatusServiceUnavailable), Set: setFault(fault(profilesPort), http.StatusServiceUnavailable),
 			},
 			{
 				ID: "relay-paused", Name: "The relay is paused",
@@ -109,28 +108,8 @@ func (d *dev) setNATSDown(_ context.Context, broken bool) error {
 	return nil
 }
 
-// everyMail is so many that nobody in a development set-up sends more.
-const everyMail = 1_000_000
-
-func mailFault(url string, code int) func(context.Context) (bool, error) {
-	return func(ctx context.Context) (bool, error) {
-		var now struct{ Code, Count int }
-		err := call(ctx, http.MethodGet, url, nil, &now)
-		return now.Code == code && now.Count > 0, err
-	}
-}
-
-func setMailFault(url string, code int) func(context.Context, bool) error {
-	return func(ctx context.Context, broken bool) error {
-		want := map[string]int{"count": 0}
-		if broken {
-			want = map[string]int{"count": everyMail, "code": code}
-		}
-		return call(ctx, http.MethodPut, url, want, nil)
-	}
-}
-
-func serviceFault(url string, status int) func(context.Context) (bool, error) {
+// faulty returns a function that reports whether what has its fault switch at url fails with that status.
+func faulty(url string, status int) func(context.Context) (bool, error) {
 	return func(ctx context.Context) (bool, error) {
 		var now struct{ Status int }
 		err := call(ctx, http.MethodGet, url, nil, &now)
@@ -138,7 +117,8 @@ func serviceFault(url string, status int) func(context.Context) (bool, error) {
 	}
 }
 
-func setServiceFault(url string, status int) func(context.Context, bool) error {
+// setFault returns a function that lets it fail so, or work.
+func setFault(url string, status int) func(context.Context, bool) error {
 	return func(ctx context.Context, broken bool) error {
 		if broken {
 			return call(ctx, http.MethodPut, url, map[string]int{"status": status}, nil)

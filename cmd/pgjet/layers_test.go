@@ -73,8 +73,9 @@ var layers = []struct{ pkg, imports string }{
 	{"console", "consumers consumers/inbox consumers/replay consumers/saga consumers/status docs events internal/attempt internal/operate internal/operation internal/sqlstate internal/upkeep internal/web relay"},
 	// Tools.
 	{"internal/devserver", "internal/sqlstate"},
-	{"internal/devmail", "internal/web"},
-	{"internal/devservices", "internal/web"},
+	{"internal/devfault", ""},
+	{"internal/devmail", "internal/devfault internal/web"},
+	{"internal/devservices", "internal/devfault internal/web"},
 	{"internal/testenv", "internal/devserver migrations migrations/demo"},
 	// What users import in their tests.
 	{"pgjettest", "consumers events internal/testenv outbox relay"},

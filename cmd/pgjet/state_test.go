@@ -89,7 +89,7 @@ func checkStrangers(t *testing.T, r *running) {
 	}
 	for _, try := range [][2]string{
 		{"GET", r.Admin + "/readyz"}, {"GET", r.Admin + "/metrics"}, {"GET", r.Users + "/docs"}, {"GET", r.Directory + "/directory"},
-		{"DELETE", r.Inbox + "/api/messages"}, {"PUT", r.Inbox + "/api/fault"}, {"GET", r.Inbox + "/"},
+		{"DELETE", r.Inbox + "/api/messages"}, {"PUT", r.Inbox + "/fault"}, {"GET", r.Inbox + "/"},
 		{"PUT", r.Profiles + "/fault"}, {"DELETE", r.Billing + "/fault"},
 	} {
 		for _, header := range []map[string]string{{"Origin": "http://evil.example"}, {}} {

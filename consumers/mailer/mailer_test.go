@@ -80,8 +80,8 @@ func (b *inbox) mails() (all []devmail.Mail) {
 func (b *inbox) fault(code, count int) {
 	b.Helper()
 	w := httptest.NewRecorder()
-	body := strings.NewReader(fmt.Sprintf(`{"code":%d,"count":%d}`, code, count))
-	b.web.Config.Handler.ServeHTTP(w, httptest.NewRequest("PUT", "/api/fault", body))
+	body := strings.NewReader(fmt.Sprintf(`{"status":%d,"count":%d}`, code, count))
+	b.web.Config.Handler.ServeHTTP(w, httptest.NewRequest("PUT", "/fault", body))
 	if w.Code != 200 {
 		b.Fatal(w.Body)
 	}

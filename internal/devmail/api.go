@@ -2,9 +2,7 @@ package devmail
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -28,9 +26,7 @@ func (s *Server) Handler() http.Handler {
 	mux.Handle("GET /api/messages", handler(s.listMails))
 	mux.Handle("GET /api/messages/{id}", handler(s.oneMail))
 	mux.Handle("DELETE /api/messages", handler(s.emptyBox))
-	mux.Handle("GET /api/fault", handler(s.getFault))
-	mux.Handle("PUT /api/fault", handler(s.putFault))
-
+	s.faults.Route(mux)
 	return guard(web.Guard(mux))
 }
 
@@ -88,49 +84,6 @@ func (s *Server) emptyBox(w http.ResponseWriter, _ *http.Request) error {
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
-}
-
-func (s *Server) getFault(w http.ResponseWriter, r *http.Request) error {
-	return writeJSON(w, r, s.faults.left())
-}
-
-// putFault answers with the fault now in force.
-func (s *Server) putFault(w http.ResponseWriter, r *http.Request) error {
-	f, err := readFault(http.MaxBytesReader(w, r.Body, 1<<10))
-	if err != nil {
-		return err
-	}
-	s.faults.set(f)
-	return writeJSON(w, r, s.faults.left())
-}
-
-// readFault returns the fault that a body asks for, or a [*problem].
-func readFault(body io.Reader) (fault, error) {
-	var in struct {
-		Code  *int `json:"code"`
-		Count *int `json:"count"`
-	}
-	dec := json.NewDecoder(body)
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&in); err != nil {
-		return fault{}, badBody(err)
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return fault{}, &problem{Status: http.StatusBadRequest, Detail: "the body holds more than one JSON value"}
-	}
-	switch {
-	case in.Count == nil:
-		return fault{}, badField("count", "is missing")
-	case *in.Count < 0:
-		return fault{}, badField("count", "must not be negative")
-	case *in.Count == 0 && in.Code == nil:
-		return fault{}, nil
-	case in.Code == nil:
-		return fault{}, badField("code", "is missing")
-	case *in.Code < 400 || *in.Code > 599:
-		return fault{}, badField("code", "must be an SMTP code from 400 to 599")
-	}
-	return fault{Code: *in.Code, Count: *in.Count}, nil
 }
 
 // writeJSON answers HEAD with the headers only, without encoding v.

@@ -18,46 +18,10 @@ func TestPollingIsCheap(t *testing.T) {
 	}
 }
 
-func TestFaultCleared(t *testing.T) {
-	s := start(t, "")
-	s.do(t, "PUT", "/api/fault", `{"code":451,"count":3}`, http.StatusOK)
-	s.do(t, "PUT", "/api/fault", `{"count":0}`, http.StatusOK)
-	s.wantFault(t, `{"code":0,"count":0}`)
-	s.send(t, welcome(t, "ann@example.com"))
-}
-
-func TestBadFault(t *testing.T) {
-	s := start(t, "")
-	for _, tt := range []struct {
-		name, body string
-		status     int
-		says       string
-	}{
-		{"no JSON", `code=451`, 400, "read the body"},
-		{"empty", ``, 400, "read the body"},
-		{"an array", `[]`, 400, "read the body"},
-		{"two values", `{"count":0}{"count":0}`, 400, "more than one"},
-		{"unknown field", `{"code":451,"count":1,"colour":"red"}`, 400, "colour"},
-		{"too large", `{"code":` + strings.Repeat(" ", 2000) + `451}`, 413, "too large"},
-		{"count missing", `{"code":451}`, 422, "body.count"},
-		{"count negative", `{"code":451,"count":-1}`, 422, "body.count"},
-		{"count of another type", `{"code":451,"count":"3"}`, 422, "body.count"},
-		{"count no whole number", `{"code":451,"count":1.5}`, 422, "body.count"},
-		{"code missing", `{"count":1}`, 422, "body.code"},
-		{"code of success", `{"code":250,"count":1}`, 422, "body.code"},
-		{"code too large", `{"code":600,"count":1}`, 422, "body.code"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			s.wantProblem(t, "PUT", "/api/fault", tt.body, tt.status, tt.says)
-			s.wantFault(t, `{"code":0,"count":0}`)
-		})
-	}
-}
-
 func TestOtherOriginsMayNotChangeAnything(t *testing.T) {
 	s := start(t, "")
 	s.send(t, welcome(t, "ann@example.com"))
-	for _, r := range [][2]string{{"DELETE", "/api/messages"}, {"PUT", "/api/fault"}} {
+	for _, r := range [][2]string{{"DELETE", "/api/messages"}, {"PUT", "/fault"}} {
 		req := s.request(t, r[0], r[1], `{"code":451,"count":9}`)
 		req.Header.Set("Sec-Fetch-Site", "cross-site")
 		res, body := s.answer(t, req)
@@ -125,8 +89,8 @@ func (s *server) wantProblem(t *testing.T, method, path, body string, status int
 
 func (s *server) wantFault(t *testing.T, want string) {
 	t.Helper()
-	if got := strings.TrimSpace(s.do(t, "GET", "/api/fault", "", http.StatusOK)); got != want {
-		t.Errorf("GET /api/fault = %s, want %s", got, want)
+	if got := strings.TrimSpace(s.do(t, "GET", "/fault", "", http.StatusOK)); got != want {
+		t.Errorf("GET /fault = %s, want %s", got, want)
 	}
 }
 

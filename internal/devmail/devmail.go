@@ -18,16 +18,14 @@
 //	GET    /api/messages       every [Mail], newest first; ?to=ann@example.com filters
 //	GET    /api/messages/{id}  one [Mail]
 //	DELETE /api/messages       forget all mails, files too
-//	GET    /api/fault          the fault to come: {"code":451,"count":3}
-//	PUT    /api/fault          the next count sends fail with code; count 0 clears
+//	/fault                     the next sends fail: see [devfault]
 //
 // A fault strikes at the end of DATA, as a server does that is full, restarting or
-// dislikes what it has read: the sender has given everything away and is told no.
+// dislikes what it has read: the sender has given everything away and is told no, late if it says so.
 // So one send uses up one fault, however many recipients it names, and its mail is
-// not stored. With code 421 the connection is closed as well.
+// not stored. With 421 the connection is closed as well.
 //
-// Errors are application/problem+json (RFC 9457); where a field is to blame, the
-// problem names it. A browser may change things from this server's own pages only, and on
+// Errors are application/problem+json (RFC 9457). A browser may change things from this server's own pages only, and on
 // loopback a request must ask for 127.0.0.1 or localhost: see [web.Guard].
 package devmail
 
@@ -39,6 +37,8 @@ import (
 	"time"
 
 	"github.com/emersion/go-smtp"
+
+	"github.com/pgjet/pgjet/internal/devfault"
 )
 
 const (
@@ -57,7 +57,7 @@ type Server struct {
 
 	log    *slog.Logger
 	box    *mailbox
-	faults faults
+	faults devfault.Switch
 }
 
 // New returns a server that keeps mails in dir, one file each, and starts with

@@ -5,6 +5,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/emersion/go-smtp"
@@ -64,9 +65,11 @@ func (s *session) Data(r io.Reader) error {
 	if err != nil {
 		return refusal(err)
 	}
-	if code := s.faults.take(); code != 0 {
-		s.hangUp = code == 421
-		return &smtp.SMTPError{Code: code, Message: "devmail: fault injected"}
+	f := s.faults.Take()
+	time.Sleep(time.Duration(f.Delay))
+	if f.Status != 0 {
+		s.hangUp = f.Status == 421
+		return &smtp.SMTPError{Code: f.Status, Message: "devmail: fault injected"}
 	}
 	if err := s.box.put(s.from, slices.Clone(s.to), raw); err != nil {
 		s.log.Error("store mail, sender told to try again", "err", err)

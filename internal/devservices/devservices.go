@@ -18,10 +18,8 @@
 //
 // Both:
 //
-//   - PUT /fault with {"status","count","delay"}: the next count requests, all if it is 0, are
-//     answered with that status (402 of billing: declined), late by the delay if there is
-//     one. Without a status they are carried out after it, even if the caller has gone.
-//   - GET /fault, DELETE /fault
+//   - PUT, GET and DELETE /fault, see [devfault]; 402 of billing is declined. What is late is
+//     carried out even if the caller has gone.
 //   - GET /livez: 200, whatever the fault
 //
 // Refusals are problem details (RFC 9457) with a code. State is written before the
@@ -41,6 +39,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/pgjet/pgjet/internal/devfault"
 	"github.com/pgjet/pgjet/internal/web"
 )
 
@@ -54,7 +53,7 @@ const (
 // is empty.
 func New(name, dir string, log *slog.Logger) (http.Handler, error) {
 	s := &server{log: log.With("service", name), mux: http.NewServeMux()}
-	s.faults.declines = name == Billing
+	s.declines = name == Billing
 	f := file{}
 	if dir != "" {
 		f.path = filepath.Join(dir, name+".json")
@@ -74,16 +73,16 @@ func New(name, dir string, log *slog.Logger) (http.Handler, error) {
 	s.mux.Handle("GET /livez", handler(func(w http.ResponseWriter, _ *http.Request) error {
 		return writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
 	}))
-	s.mux.Handle("GET /fault", handler(s.faults.get))
-	s.mux.Handle("PUT /fault", handler(s.faults.put))
-	s.mux.Handle("DELETE /fault", handler(s.faults.delete))
+	s.faults.Route(s.mux)
 	return web.Guard(s), nil
 }
 
 type server struct {
 	log    *slog.Logger
 	mux    *http.ServeMux
-	faults faults
+	faults devfault.Switch
+
+	declines bool // 402 is an answer of the service itself
 }
 
 // ServeHTTP logs what was asked for by its route, and how it was answered.
@@ -98,7 +97,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // handle adds a route that the fault switch concerns.
 func (s *server) handle(pattern string, h handler) {
 	s.mux.Handle(pattern, handler(func(w http.ResponseWriter, r *http.Request) error {
-		f := s.faults.take()
+		f := s.faults.Take()
 		late := time.After(time.Duration(f.Delay))
 		select {
 		case <-late:
@@ -110,10 +109,18 @@ func (s *server) handle(pattern string, h handler) {
 			<-late
 		}
 		if f.Status != 0 {
-			return s.faults.problem(f)
+			return s.fail(f)
 		}
 		return h(w, r.WithContext(context.WithoutCancel(r.Context())))
 	}))
+}
+
+// fail returns the answer that a fault wants.
+func (s *server) fail(f devfault.Fault) error {
+	if f.Status == http.StatusPaymentRequired && s.declines {
+		return &problem{Status: f.Status, Code: "declined", Detail: "no account is opened for this user"}
+	}
+	return &problem{Status: f.Status, Code: "fault", Detail: "this stand-in was told to fail"}
 }
 
 // An answer remembers its status.

@@ -318,11 +318,11 @@ func signUp(t *testing.T, email string) {
 // breakMail has the mail server answer with a code, or work if that is 0.
 func breakMail(t *testing.T, code int) {
 	t.Helper()
-	body := `{"count":0}`
-	if code > 0 {
-		body = fmt.Sprintf(`{"count":1000000,"code":%d}`, code)
+	if code == 0 {
+		request(t, http.MethodDelete, env.Inbox+"/fault", "")
+		return
 	}
-	request(t, http.MethodPut, env.Inbox+"/api/fault", body)
+	request(t, http.MethodPut, env.Inbox+"/fault", fmt.Sprintf(`{"status":%d}`, code))
 }
 
 // console starts a pgjet console with these flags, and returns its address.
