@@ -337,7 +337,7 @@ var haltedFor = regexp.MustCompile(`_halted\{.*reason="(.*?)"`)
 func (g *alertRig) fires(what string, before, after moment, want string) {
 	g.Helper()
 	for series := range after.values {
-		if m := haltedFor.FindStringSubmatch(series); m != nil && !slices.Contains(reasonCodes(), m[1]) {
+		if m := haltedFor.FindStringSubmatch(series); m != nil && !slices.Contains(explained(), m[1]) {
 			g.Errorf("%s: %s: pgjet explain does not know that reason", what, series)
 		}
 	}

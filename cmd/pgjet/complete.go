@@ -73,7 +73,7 @@ func completions(cmd *cobra.Command) {
 	path := cmd.CommandPath()
 	switch {
 	case path == "pgjet explain":
-		cmd.ValidArgsFunction = fixed(reasonCodes())
+		cmd.ValidArgsFunction = fixed(explained())
 	case completedArgs[path] != "":
 		cmd.ValidArgsFunction = live(completedArgs[path])
 	case cmd.ValidArgs == nil && cmd.ValidArgsFunction == nil && !cmd.HasSubCommands() && path != "pgjet config validate":

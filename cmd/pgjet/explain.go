@@ -17,7 +17,7 @@ import (
 // An explanation is what pgjet explain prints of a reason.
 type explanation struct {
 	Code    string `json:"code"`
-	About   string `json:"about"` // relay, consumer, process or outbox; "" is all of them
+	About   string `json:"about"` // relay, consumer, process or outbox; "" is all of them; or it is a runbook
 	Meaning string `json:"meaning"`
 	Next    string `json:"next"`    // the command to type, with NAME for the consumer; "" is to read the page
 	Runbook string `json:"runbook"` // the file of the page; "" if there is none
@@ -28,10 +28,11 @@ type explanation struct {
 func explainCommand() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
-		Use:   "explain [CODE]",
-		Short: "Explain a reason, with its runbook; or list all reasons",
+		Use:   "explain [CODE|RUNBOOK]",
+		Short: "Explain a reason, with its runbook, or print a runbook; or list all reasons",
 		Long: `Explain a reason, a word such as stream_full that pgjet status gives: what it means, what to
-type, and its whole runbook. Without one, list all reasons, the worst first. It asks no server.`,
+type, and its whole runbook; or print a runbook by its name, such as dead-letters. Without one, list all
+reasons, the worst first. It asks no server.`,
 		Example: "  pgjet explain stream_full",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -44,12 +45,12 @@ type, and its whole runbook. Without one, list all reasons, the worst first. It 
 			}
 			all := explain(strings.TrimSuffix(args[0], ":"))
 			if len(all) == 0 {
-				return &exitError{exitNotFound, fmt.Errorf("%q is no reason%s; all are listed by: pgjet explain", short(args[0]), meant(args[0], reasonCodes()))}
+				return &exitError{exitNotFound, fmt.Errorf("%q is no reason%s; all are listed by: pgjet explain", short(args[0]), meant(args[0], explained()))}
 			}
 			if output == "json" {
 				return show(cmd.OutOrStdout(), output, all, nil)
 			}
-			_, err := io.WriteString(cmd.OutOrStdout(), explained(all))
+			_, err := io.WriteString(cmd.OutOrStdout(), explanationText(all))
 			return err
 		},
 	}
@@ -57,7 +58,9 @@ type, and its whole runbook. Without one, list all reasons, the worst first. It 
 	return cmd
 }
 
-func reasonCodes() (codes []string) {
+// explained returns all words that pgjet explain knows: reasons and names of runbooks.
+func explained() []string {
+	codes := docs.Names()
 	for _, r := range operate.Reasons {
 		codes = append(codes, r.Code)
 	}
@@ -72,15 +75,18 @@ func explain(code string) (all []explanation) {
 			continue
 		}
 		e := explanation{Code: r.Code, About: r.About, Meaning: r.Meaning, Next: r.Next, Runbook: r.Runbook, Healthy: r.Healthy}
-		if code != "" && r.Runbook != "" {
-			page, err := docs.Runbooks.ReadFile("runbooks/" + r.Runbook)
-			if err == nil { // a test opens all
-				e.Page = string(page)
-			}
+		if code != "" {
+			e.Page = docs.Runbook(strings.TrimSuffix(r.Runbook, ".md"))
 		}
 		all = append(all, e)
 	}
-	return all
+	own := strings.ReplaceAll(code, "_", "-") // some reasons have a page of their own beside the one of what they are about
+	page := docs.Runbook(own)
+	if page == "" || slices.ContainsFunc(all, func(e explanation) bool { return e.Page == page }) {
+		return all
+	}
+	title, _, _ := strings.Cut(strings.TrimPrefix(page, "# "), "\n")
+	return append(all, explanation{Code: own, About: "runbook", Meaning: title, Runbook: own + ".md", Healthy: true, Page: page})
 }
 
 func listReasons(w io.Writer, all []explanation) {
@@ -90,11 +96,15 @@ func listReasons(w io.Writer, all []explanation) {
 	}
 }
 
-// explained returns what to print of the reasons with one code, each page once.
-func explained(all []explanation) string {
+// explanationText returns what to print of the reasons with one code, each page once.
+func explanationText(all []explanation) string {
 	var b strings.Builder
 	var pages []string
 	for _, e := range all {
+		if e.About == "runbook" {
+			pages = append(pages, e.Page)
+			continue
+		}
 		fmt.Fprintf(&b, "%s, of %s: %s\n", e.Code, cmp.Or(map[string]string{"": "all"}[e.About], "a "+e.About), e.Meaning)
 		if e.Next != "" {
 			fmt.Fprintf(&b, "  -> %s\n", e.Next)
@@ -106,8 +116,11 @@ func explained(all []explanation) string {
 			pages = append(pages, e.Page)
 		}
 	}
-	for _, page := range pages {
-		b.WriteString("\n" + page)
+	for i, page := range pages {
+		if i > 0 || all[0].About != "runbook" {
+			b.WriteByte('\n')
+		}
+		b.WriteString(page)
 	}
 	return b.String()
 }

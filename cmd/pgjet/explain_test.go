@@ -2,7 +2,13 @@ package main
 
 import (
 	"encoding/json"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
 	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -26,12 +32,12 @@ func TestReasonsPage(t *testing.T) {
 func TestExplain(t *testing.T) {
 	t.Parallel()
 	for _, r := range operate.Reasons {
-		out := explained(explain(r.Code))
+		out := explanationText(explain(r.Code))
 		if !strings.Contains(out, r.Meaning) || !strings.Contains(out, r.Next) {
 			t.Errorf("pgjet explain %s says %s", r.Code, out)
 		}
-		if page, err := docs.Runbooks.ReadFile("runbooks/" + r.Runbook); err != nil || len(page) < 100 || !strings.Contains(out, string(page)) {
-			t.Errorf("pgjet explain %s does not show %s: %v", r.Code, r.Runbook, err)
+		if page := docs.Runbook(strings.TrimSuffix(r.Runbook, ".md")); len(page) < 100 || !strings.Contains(out, page) {
+			t.Errorf("pgjet explain %s does not show %s", r.Code, r.Runbook)
 		}
 	}
 	out := must(t, exitOK, "explain", "stream_full")
@@ -44,6 +50,12 @@ func TestExplain(t *testing.T) {
 	}
 	if out = must(t, exitOK, "explain"); strings.Count(out, "\n") != len(operate.Reasons)+1 {
 		t.Errorf("pgjet explain lists\n%s", out)
+	}
+	if out = must(t, exitOK, "explain", "dead-letters"); !strings.HasPrefix(out, "# Dead letters") {
+		t.Errorf("a runbook is\n%s", out)
+	}
+	if out = must(t, exitOK, "explain", "pooler"); strings.Count(out, "\n# ") != 2 || !strings.Contains(out, "# A pooler stands") {
+		t.Errorf("a reason with a page of its own is explained so:\n%s", out)
 	}
 	refused(t, exitNotFound, []string{"explain", "steam_full"}, `"steam_full" is no reason; did you mean stream_full?`, "pgjet explain")
 	refused(t, exitNotFound, []string{"explain", "weather"}, `"weather" is no reason; all are listed by: pgjet explain`)
@@ -58,5 +70,47 @@ func TestVersionCommand(t *testing.T) {
 	}
 	if out := must(t, exitOK, "version"); !strings.HasPrefix(out, "pgjet") || !strings.Contains(out, "\ntables   version ") {
 		t.Errorf("the version is\n%s", out)
+	}
+}
+
+// TestNoFilesOfTheRepository: those who have the program alone can follow what it says. No text in it names a file of the repository, but by
+// an address or the command that prints it, and what a runbook refers to can be printed.
+func TestNoFilesOfTheRepository(t *testing.T) {
+	t.Parallel()
+	file := regexp.MustCompile(`(?:^|[^/a-z])(docs/[a-z/-]*\.md|runbooks/[a-z-]+\.md|[a-z-]+\.md\b)`)
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		switch name := d.Name(); {
+		case err != nil:
+			return err
+		case d.IsDir() && (name == ".git" || name == "bench" || name == "examples" || name == "tests"):
+			return filepath.SkipDir
+		case !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") || name == "reason.go":
+			return nil
+		}
+		parsed, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		ast.Inspect(parsed, func(n ast.Node) bool {
+			if text, ok := n.(*ast.BasicLit); ok && text.Kind == token.STRING && file.MatchString(strings.Trim(text.Value, "\"`")) {
+				t.Errorf("%s: %s names a file that users do not have", path, text.Value)
+			}
+			return true
+		})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range docs.Names() {
+		page := docs.Runbook(name)
+		if m := regexp.MustCompile(`\]\([^):]*\.md[^)]*\)`).FindString(page); m != "" {
+			t.Errorf("pgjet explain %s has a link to a file: %s", name, m)
+		}
+		for _, m := range regexp.MustCompile("pgjet explain ([a-z-]+)").FindAllStringSubmatch(page, -1) {
+			if len(explain(m[1])) == 0 && m[1] != "with" {
+				t.Errorf("pgjet explain %s refers to %s, which it does not know", name, m[0])
+			}
+		}
 	}
 }

@@ -141,7 +141,8 @@ func (s *settings) natsAccountsCommand() *cobra.Command {
 		Long: `Print accounts of NATS, as configuration of nats-server: one with JetStream and the stream,
 where no process connects, and one for each role, with a user of that name. Each account
 imports what its role needs of others and nothing else. No role can then stop, change or write
-what belongs to another; docs/nats.md says exactly what holds.
+what belongs to another; exactly what holds is said in
+https://github.com/pgjet/pgjet/blob/main/docs/nats.md.
 
 nats-server takes the passwords from variables, of the environment or of the same file, and reads
 them as configuration: RELAY_PASSWORD='"12345"'. It has one block of accounts: a second one

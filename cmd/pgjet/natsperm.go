@@ -189,8 +189,9 @@ for the entry of its user:
 
 No role may ask to create, change, reset or delete a consumer of another role, and none may
 publish what belongs to another. That keeps mistakes apart. A process that means harm gets
-around it in the roles relay, consumer and operator, as docs/nats.md says; what keeps it
-apart too is printed by pgjet nats accounts.
+around it in the roles relay, consumer and operator, as
+https://github.com/pgjet/pgjet/blob/main/docs/nats.md says;
+what keeps it apart too is printed by pgjet nats accounts.
 
 The writer may create no consumer; an operator does: pgjet consumer ensure ` + followName + `.`,
 		ValidArgs: []string{"relay", "consumer", "operator", "writer", "service"},

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +10,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -53,7 +51,7 @@ func migratePrintCommand() *cobra.Command {
 		Short: "Print the tables of the schema pgjet as plain SQL, for a migration tool of your own",
 		Long: `Print the tables of the schema pgjet as plain SQL, for a migration tool of your own.
 It needs one transaction, of the owner of the schema, and records what it applied in
-pgjet.schema_version, so that pgjet migrate status and up understand it. See docs/migrations.md.`,
+pgjet.schema_version, so that pgjet migrate status and up understand it. See https://github.com/pgjet/pgjet/blob/main/docs/migrations.md.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var script bytes.Buffer
@@ -112,8 +110,8 @@ func (s *settings) migrateStatusCommand(withDemo *bool) *cobra.Command {
 		Short: "Show which migrations are applied; exit code 6 if one is missing, 3 if the user may not see all",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "table" && output != "json" {
-				return usagef("--output is %q, want table or json", output)
+			if err := checkOutput(output); err != nil {
+				return err
 			}
 			db, err := s.reach(cmd.Context())
 			if err != nil {
@@ -134,7 +132,7 @@ func (s *settings) migrateStatusCommand(withDemo *bool) *cobra.Command {
 			return showMigrations(cmd.OutOrStdout(), output, all)
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	outputFlag(cmd.Flags(), &output)
 	return cmd
 }
 
@@ -152,28 +150,8 @@ func showMigrations(out io.Writer, output string, all []migrations.Status) error
 			hidden = append(hidden, m.Schema)
 		}
 	}
-	if output == "json" {
-		if err := json.NewEncoder(out).Encode(all); err != nil {
-			return err
-		}
-	} else {
-		w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
-		fmt.Fprintln(w, "SCHEMA\tVERSION\tFILE\tAPPLIED")
-		for _, m := range all {
-			note, applied := "", fmt.Sprint(m.Applied)
-			switch m.State {
-			case migrations.Hidden:
-				applied = "?"
-			case migrations.Unknown:
-				m.File, note = "-", " (a newer pgjet did)"
-			case migrations.OutOfOrder:
-				note = " (out of order)"
-			}
-			fmt.Fprintf(w, "%s\t%d\t%s\t%s%s\n", m.Schema, m.Version, m.File, applied, note)
-		}
-		if err := w.Flush(); err != nil {
-			return err
-		}
+	if err := show(out, output, all, func(w io.Writer) { writeMigrations(w, all) }); err != nil {
+		return err
 	}
 	if len(gaps.Missing) > 0 {
 		return &exitError{exitFindings, gaps}
@@ -186,6 +164,22 @@ func showMigrations(out io.Writer, output string, all []migrations.Status) error
 			sqlstate.Permission, strings.Join(hidden, ", "))}
 	}
 	return nil
+}
+
+func writeMigrations(w io.Writer, all []migrations.Status) {
+	fmt.Fprintln(w, "SCHEMA\tVERSION\tFILE\tAPPLIED")
+	for _, m := range all {
+		note, applied := "", fmt.Sprint(m.Applied)
+		switch m.State {
+		case migrations.Hidden:
+			applied = "?"
+		case migrations.Unknown:
+			m.File, note = "-", " (a newer pgjet did)"
+		case migrations.OutOfOrder:
+			note = " (out of order)"
+		}
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s%s\n", m.Schema, m.Version, m.File, applied, note)
+	}
 }
 
 func readyCommand() *cobra.Command {

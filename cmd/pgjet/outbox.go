@@ -78,7 +78,7 @@ func showOutbox(w io.Writer, s upkeep.Status) {
 	fmt.Fprintf(w, "written %d = published %d + pending %d + quarantined %d + pruned %d\n\n",
 		s.Written, s.Published, s.Pending, s.Quarantined, s.Pruned)
 	if s.HeldBackBy != "" {
-		fmt.Fprintf(w, "stream %s holds back partitions that all others have published; see docs/relay.md if it is retired\n\n", plain(s.HeldBackBy))
+		fmt.Fprintf(w, "stream %s holds back partitions that all others have published; %s\n\n", plain(s.HeldBackBy), plain(upkeep.Retire(s.HeldBackBy)))
 	}
 	now := time.Now()
 	fmt.Fprintln(w, "PARTITION\tLOW\tHIGH\tEVENTS\tMIB\tOLDEST\tNEWEST")

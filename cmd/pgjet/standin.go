@@ -13,7 +13,7 @@ func standinCommand() *cobra.Command {
 		Use:   "standin profiles|billing",
 		Short: "Stand in for a service of others, for development",
 		Long: `Stand in for a service of others, for development: profiles or billing. It registers
-under that name. PUT /fault makes it fail, DELETE /fault ends that; see docs/services.md.`,
+under that name. PUT /fault makes it fail, DELETE /fault ends that; see https://github.com/pgjet/pgjet/blob/main/docs/services.md.`,
 		ValidArgs: []string{devservices.Profiles, devservices.Billing},
 		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 		RunE: func(cmd *cobra.Command, args []string) error {

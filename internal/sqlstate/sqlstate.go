@@ -205,7 +205,7 @@ var advice = map[Class]string{
 	Login:     "check the user, the password and the database in the URL",
 	Exhausted: "look at the server's connections, memory and disk",
 	ReadOnly:  "connect to the primary, or wait until this server is promoted",
-	Pooler:    "a connection pooler, which gives sessions to others, stands in between; see docs/connections.md",
+	Pooler:    "a connection pooler, which gives sessions to others, stands in between; see: pgjet explain pooler",
 	Outdated:  "run: pgjet migrate up, for the demo with --demo",
 	Encoding:  "the database must have the encoding UTF8",
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -89,7 +90,7 @@ func Prune(ctx context.Context, db *pgx.Conn, age time.Duration, by, reason stri
 		return t, fmt.Errorf("prune outbox: %w", err)
 	}
 	if held := s.heldBack(); held != "" {
-		t.Busy = cmp.Or(t.Busy, fmt.Sprintf("stream %s has not published for long enough what all others have; see docs/relay.md if it is retired", held))
+		t.Busy = cmp.Or(t.Busy, fmt.Sprintf("stream %s has not published for long enough what all others have; %s", held, Retire(held)))
 	}
 	return t, nil
 }
@@ -249,7 +250,7 @@ func (t *Result) extend(ctx context.Context, db *pgx.Conn, s *state) error {
 	}
 	if left := lastSeq - s.last; left < partitionsAhead*minWidth {
 		t.Busy = cmp.Or(t.Busy, fmt.Sprintf("the sequence pgjet.outbox_seq_seq has %d seqs left, then appends fail; "+
-			"set it to the highest seq of the outbox from before it jumped, see docs/runbooks/relay-not-publishing.md", left))
+			"set it to the highest seq of the outbox from before it jumped, by setval; see: pgjet explain relay-not-publishing", left))
 	}
 	return nil
 }
@@ -294,4 +295,9 @@ func (t *Result) try(err error) error {
 		return nil
 	}
 	return err
+}
+
+// Retire says how to give up on a stream that holds partitions back.
+func Retire(stream string) string {
+	return "if it is retired, stop its relays for good, then type as the owner of the tables: delete from pgjet.leader where stream = '" + strings.ReplaceAll(stream, "'", "''") + "'"
 }
