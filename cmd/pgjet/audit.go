@@ -133,7 +133,7 @@ were published again.`,
 }
 
 func writeAudits(w io.Writer, a operate.Audits) {
-	fmt.Fprintf(w, "stream\t%s\n", short(a.Stream))
+	fmt.Fprintf(w, "stream\t%s\n", plain(a.Stream))
 	fmt.Fprintf(w, "last pass\t%s\n", aboutPass(a.At, a.Last))
 	fmt.Fprintf(w, "under way\t%s\n", aboutPass(a.At, a.Now))
 	writeDifferences(w, a.Differences, int64(len(a.Differences)))
@@ -165,7 +165,7 @@ func writeAudit(w io.Writer, a operate.Audit) {
 			line(name, n, meaning)
 		}
 	}
-	fmt.Fprintf(w, "stream\t%s\t\n", short(a.Stream))
+	fmt.Fprintf(w, "stream\t%s\t\n", plain(a.Stream))
 	line("compared", a.Compared, "messages that are events of the outbox")
 	line("missing", a.Missing, "were published, and are in the stream no more")
 	line("extra", a.Extra, "are in the stream, and the outbox does not know them")

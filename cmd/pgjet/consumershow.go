@@ -16,7 +16,7 @@ func showConsumers(out io.Writer, output string, all []status.Status) error {
 	err := show(out, output, all, func(w io.Writer) {
 		fmt.Fprintln(w, "NAME\tSTATE\tLAG\tRETRYING\tDEAD\tRATE\tOLDEST\tWHY")
 		for _, s := range all {
-			fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%s\t%s\t%s\n", short(s.Name), s.Why.Code, s.Lag, s.Retrying, s.DeadLetters,
+			fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%s\t%s\t%s\n", plain(s.Name), s.Why.Code, s.Lag, s.Retrying, s.DeadLetters,
 				rate(s.Rate), oldest(s), plain(whyText(s)))
 		}
 	})

@@ -195,26 +195,24 @@ func (c *deadChange) show(all []inbox.Outcome, would string) error {
 	})
 }
 
-const (
-	lookEvery = 250 * time.Millisecond
-	tellEvery = 5 * time.Second
-)
+// lookEvery is how often a command that waits looks.
+const lookEvery = 250 * time.Millisecond
 
-// await waits until no redriven dead letter waits for an attempt, and says how far that
-// is when it changes, but not all the time.
+// await shows how far redriven dead letters are until none waits for an attempt, and then what became of them.
 func (c *deadChange) await(ctx context.Context, db *pgxpool.Pool, ids []int64) error {
 	end := time.Now().Add(c.timeout)
-	var told time.Time
-	var last inbox.Progress
+	fmt.Fprintf(c.err, "waiting for %d, for %s at most\n", len(ids), c.timeout)
+	bar := newProgress(c.err, "redrive", "")
 	for {
 		p, err := inbox.ReadProgress(ctx, db, ids)
 		if err != nil {
 			return err
 		}
+		bar.report(0, len(ids)-int(p.Redriven), len(ids))
 		late := time.Now().After(end)
-		if p != last && time.Since(told) > tellEvery || p.Redriven == 0 || late {
+		if p.Redriven == 0 || late {
+			bar.finish()
 			fmt.Fprintf(c.err, "of %d: %d done, %d dead again, %d discarded, %d to come\n", len(ids), p.Done, p.Dead, p.Discarded, p.Redriven)
-			told, last = time.Now(), p
 		}
 		switch {
 		case p.Redriven == 0 && p.Dead > 0:

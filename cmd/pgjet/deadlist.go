@@ -66,20 +66,10 @@ func showGroups(out io.Writer, output string, all []inbox.Group) error {
 	return show(out, output, all, func(w io.Writer) {
 		fmt.Fprintln(w, "GROUP\tCONSUMER\tCOUNT\tFIRST\tLAST\tSAMPLE\tERROR")
 		for _, g := range all {
-			fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%d\t%s\n", g.ID, short(g.Consumer), g.Count,
-				ago(time.Since(g.First)), ago(time.Since(g.Last)), g.SampleID, line(g.Error))
+			fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%d\t%s\n", g.ID, plain(g.Consumer), g.Count,
+				ago(time.Since(g.First)), ago(time.Since(g.Last)), g.SampleID, plain(g.Error))
 		}
 	})
-}
-
-// line returns an error in the last column of a table.
-func line(s string) string {
-	const width = 100
-	r := []rune(plain(s))
-	if len(r) > width {
-		return string(r[:width-1]) + "…"
-	}
-	return string(r)
 }
 
 func (s *settings) deadListCommand() *cobra.Command {
@@ -137,8 +127,8 @@ func showLetters(out io.Writer, output string, all []inbox.Letter) error {
 	return show(out, output, all, func(w io.Writer) {
 		fmt.Fprintln(w, "ID\tCONSUMER\tTYPE\tKEY\tSTATE\tATTEMPTS\tGIVEN UP\tGROUP\tERROR")
 		for _, l := range all {
-			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", l.ID, short(l.Consumer), short(l.Type), short(l.Key),
-				l.State, l.Attempts, ago(time.Since(l.At)), l.Group, line(l.Error+decided(l)))
+			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", l.ID, plain(l.Consumer), plain(l.Type), plain(l.Key),
+				l.State, l.Attempts, ago(time.Since(l.At)), l.Group, plain(l.Error+decided(l)))
 		}
 	})
 }

@@ -221,7 +221,7 @@ func writeTimeline(w io.Writer, s story) {
 			i := slices.IndexFunc(s.Events, func(x operate.Event) bool { return x.ID == e.Event })
 			which = "\t" + short(s.Events[i].Type)
 		}
-		fmt.Fprintf(w, "%s%s\t%s\t%s\n", at, which, short(e.Place), plain(e.Text))
+		fmt.Fprintf(w, "%s%s\t%s\t%s\n", at, which, plain(e.Place), plain(e.Text))
 	}
 }
 

@@ -129,17 +129,17 @@ func writeItems(w io.Writer, state string, all []operate.Item) {
 			case i.Behind:
 				due = "behind its key"
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", short(i.Consumer), i.ID, short(i.Type), short(i.Key), i.State, i.Attempts, due, plain(i.Error))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", plain(i.Consumer), i.ID, plain(i.Type), plain(i.Key), i.State, i.Attempts, due, plain(i.Error))
 		}
 	case "dead":
 		fmt.Fprintln(w, "CONSUMER\tLETTER\tID\tTYPE\tKEY\tSINCE\tATTEMPTS\tERROR")
 		for _, i := range all {
-			fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\t%d\t%s\n", short(i.Consumer), i.Letter, i.ID, short(i.Type), short(i.Key), at(i.Time), i.Attempts, plain(i.Error))
+			fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\t%d\t%s\n", plain(i.Consumer), i.Letter, i.ID, plain(i.Type), plain(i.Key), at(i.Time), i.Attempts, plain(i.Error))
 		}
 	default:
 		fmt.Fprintln(w, "SEQ\tTIME\tID\tTYPE\tKEY\tSTATE")
 		for _, i := range all {
-			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\n", i.Seq, at(i.Time), i.ID, short(i.Type), short(i.Key), i.State)
+			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\n", i.Seq, at(i.Time), i.ID, plain(i.Type), plain(i.Key), i.State)
 		}
 	}
 }

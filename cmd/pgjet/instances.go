@@ -99,8 +99,8 @@ func showInstances(out io.Writer, output string, all []instance) error {
 	return show(out, output, all, func(w io.Writer) {
 		fmt.Fprintln(w, "NAME\tID\tSTREAM\tVERSION\tADDRESS\tHEALTH\tCONFIG\tUP\tWHY")
 		for _, i := range all {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", short(i.Name), short(i.ID), short(cmp.Or(i.Metadata[registry.StreamKey], "-")), short(i.Version), plain(cmp.Or(i.Address, "-")),
-				i.Health, short(cmp.Or(i.Metadata["config"], "-")), up(i.Started), short(i.Cause))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", plain(i.Name), plain(i.ID), plain(cmp.Or(i.Metadata[registry.StreamKey], "-")), plain(i.Version), plain(cmp.Or(i.Address, "-")),
+				i.Health, plain(cmp.Or(i.Metadata["config"], "-")), up(i.Started), plain(i.Cause))
 		}
 	})
 }

@@ -59,23 +59,23 @@ func writeKey(w io.Writer, k operate.Key) {
 	}
 	for _, c := range k.Consumers {
 		for _, i := range c.Waiting[:min(len(c.Waiting), mostShown)] {
-			fmt.Fprintf(w, "%s\t%s\t%s %s, attempts %d\n", short(c.Consumer), i.State, i.ID, short(i.Type), i.Attempts)
+			fmt.Fprintf(w, "%s\t%s\t%s %s, attempts %d\n", plain(c.Consumer), i.State, i.ID, plain(i.Type), i.Attempts)
 		}
 		more(len(c.Waiting))
 		for _, i := range c.Dead[:min(len(c.Dead), mostShown)] {
-			fmt.Fprintf(w, "%s\tdead\t%s %s, dead letter %d: %s\n", short(c.Consumer), i.ID, short(i.Type), i.Letter, plain(i.Error))
+			fmt.Fprintf(w, "%s\tdead\t%s %s, dead letter %d: %s\n", plain(c.Consumer), i.ID, plain(i.Type), i.Letter, plain(i.Error))
 		}
 		more(len(c.Dead))
 	}
 	for _, x := range k.Sagas {
-		fmt.Fprintf(w, "saga %s\t%s\t%s, at %s\n", short(x.Name), x.State, x.ID, short(x.Step))
+		fmt.Fprintf(w, "saga %s\t%s\t%s, at %s\n", plain(x.Name), x.State, x.ID, plain(x.Step))
 	}
 	for _, e := range k.Scheduled[:min(len(k.Scheduled), mostShown)] {
-		fmt.Fprintf(w, "scheduled\t%s\t%s %s\n", fromNow(time.Until(e.Due)), e.ID, short(e.Type))
+		fmt.Fprintf(w, "scheduled\t%s\t%s %s\n", fromNow(time.Until(e.Due)), e.ID, plain(e.Type))
 	}
 	more(len(k.Scheduled))
 	for _, e := range k.Events[:min(len(k.Events), mostShown)] {
-		fmt.Fprintf(w, "outbox\t%s\t%s %s, seq %d\n", e.State, e.ID, short(e.Type), e.Seq)
+		fmt.Fprintf(w, "outbox\t%s\t%s %s, seq %d\n", e.State, e.ID, plain(e.Type), e.Seq)
 	}
 	more(len(k.Events))
 	for _, text := range k.Unknown {

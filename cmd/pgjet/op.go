@@ -75,7 +75,7 @@ func (s *settings) opListCommand() *cobra.Command {
 func writeOperations(w io.Writer, all []operation.Record) {
 	fmt.Fprintln(w, "ID\tWHEN\tKIND\tTARGET\tSTATE\tPROGRESS\tBY\tREASON")
 	for _, o := range all {
-		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", o.ID, ago(time.Since(o.At)), short(o.Kind), short(o.Target), o.State, howFar(o), short(o.By), short(o.Reason))
+		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", o.ID, ago(time.Since(o.At)), plain(o.Kind), plain(o.Target), o.State, howFar(o), plain(o.By), plain(o.Reason))
 	}
 }
 

@@ -58,7 +58,7 @@ func showQuarantine(out io.Writer, output string, all []relay.Quarantined) error
 			if q.State != "held" && q.ChangedAt != nil {
 				at, reason = *q.ChangedAt, fmt.Sprintf("%s; %s by %s: %s", q.Reason, q.State, q.ChangedBy, q.ChangeReason)
 			}
-			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\t%s\n", q.Seq, q.EventID, short(q.Type), short(q.Key), q.State, ago(time.Since(at)), plain(reason))
+			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\t%s\n", q.Seq, q.EventID, plain(q.Type), plain(q.Key), q.State, ago(time.Since(at)), plain(reason))
 		}
 	})
 }
@@ -78,7 +78,7 @@ func showUnknown(out io.Writer, output string, all []relay.UnknownMessage) error
 			if m.EventID != nil {
 				id = m.EventID.String()
 			}
-			fmt.Fprintf(w, "%d\t%s\t%s\t%s\n", m.StreamSeq, id, short(m.Subject), ago(time.Since(m.At)))
+			fmt.Fprintf(w, "%d\t%s\t%s\t%s\n", m.StreamSeq, id, plain(m.Subject), ago(time.Since(m.At)))
 		}
 	})
 }

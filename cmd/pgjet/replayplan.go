@@ -3,10 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
-	"time"
-
-	"github.com/schollz/progressbar/v3"
 
 	"github.com/pgjet/pgjet/consumers/replay"
 )
@@ -69,56 +65,4 @@ func whoRuns(p *replay.Plan) string {
 		return "1 process runs it"
 	}
 	return fmt.Sprintf("%d processes run it", p.Processes)
-}
-
-// A progress shows how far something is, such as the replay of a consumer: a bar on a terminal, else now and then a line.
-type progress struct {
-	out        io.Writer
-	what, name string
-	bar        *progressbar.ProgressBar // nil without a terminal
-	began      time.Time
-	told       time.Time
-	first      int // what was done at the first report
-}
-
-// progressInterval is how often there is a line without a terminal.
-const progressInterval = 5 * time.Second
-
-func newProgress(out io.Writer, what, name string) *progress {
-	p := &progress{out: out, what: what, name: name}
-	if terminal(out) {
-		p.bar = progressbar.NewOptions(-1, progressbar.OptionSetWriter(out), progressbar.OptionSetDescription(what+" "+name),
-			progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString("events"),
-			progressbar.OptionEnableColorCodes(os.Getenv("NO_COLOR") == ""), progressbar.OptionThrottle(100*time.Millisecond))
-	}
-	return p
-}
-
-func (p *progress) report(operation int64, done, total int) {
-	if p.bar != nil {
-		p.bar.ChangeMax(total)
-		_ = p.bar.Set(done) // a bar that is not drawn stops nothing
-		return
-	}
-	now := time.Now()
-	if p.began.IsZero() {
-		p.began, p.told, p.first = now, now, done
-	}
-	if now.Sub(p.told) < progressInterval {
-		return
-	}
-	p.told = now
-	rate := float64(done-p.first) / now.Sub(p.began).Seconds()
-	what := p.what
-	if operation != 0 {
-		what += fmt.Sprint(" ", operation)
-	}
-	fmt.Fprintf(p.out, "%s %s %d/%d %.0f/s\n", what, plain(p.name), done, total, max(0, rate))
-}
-
-// finish leaves the line of the bar.
-func (p *progress) finish() {
-	if p.bar != nil {
-		fmt.Fprintln(p.out)
-	}
 }

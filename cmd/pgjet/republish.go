@@ -102,7 +102,7 @@ func writeRepublication(w io.Writer, p operate.Republication) {
 	if p.Operation != 0 {
 		line("plan", p.Operation, "can be run once, until another relay takes the lead")
 	}
-	line("stream", short(p.Stream), "")
+	line("stream", plain(p.Stream), "")
 	line("lacking", len(p.Seqs), "were published, and will be again, one by one, in the order of the outbox")
 	some("more", p.More, "the stream lacks, too: plan again when this is done")
 	some("held", p.Held, "of those named the stream has, or they are pending or in quarantine: not published again")
@@ -114,7 +114,7 @@ func writeRepublication(w io.Writer, p operate.Republication) {
 		line("order", 0, "have later events of their keys: their order stays")
 	}
 	for _, c := range p.Consumers {
-		line("consumer", short(c.Consumer), fmt.Sprintf("has handled %d of them, which it will skip", c.Done))
+		line("consumer", plain(c.Consumer), fmt.Sprintf("has handled %d of them, which it will skip", c.Done))
 	}
 }
 

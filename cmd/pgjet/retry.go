@@ -64,6 +64,6 @@ func writeRetried(w io.Writer, all []inbox.RetryOutcome) {
 		fmt.Fprintln(w, "nothing waits for an attempt")
 	}
 	for _, o := range all {
-		fmt.Fprintf(w, "%s: %d retried now; %d were due already, %d run, %d wait behind another event of their key\n", short(o.Consumer), o.Retried, o.Due, o.Running, o.Behind)
+		fmt.Fprintf(w, "%s: %d retried now; %d were due already, %d run, %d wait behind another event of their key\n", plain(o.Consumer), o.Retried, o.Due, o.Running, o.Behind)
 	}
 }

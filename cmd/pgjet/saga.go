@@ -150,8 +150,8 @@ func showSagas(out io.Writer, output string, all []saga.Record) error {
 	err := show(out, output, all, func(w io.Writer) {
 		fmt.Fprintln(w, "ID\tNAME\tKEY\tSTATE\tSTEP\tATTEMPTS\tSTARTED\tREASON\tERROR")
 		for _, x := range all {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", x.ID, short(x.Name), short(x.Key), x.State, short(x.Step), x.Attempts,
-				ago(time.Since(x.StartedAt)), cmp.Or(short(x.Reason), "-"), cmp.Or(short(x.Error), "-"))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", x.ID, plain(x.Name), plain(x.Key), x.State, plain(x.Step), x.Attempts,
+				ago(time.Since(x.StartedAt)), cmp.Or(plain(x.Reason), "-"), cmp.Or(plain(x.Error), "-"))
 		}
 	})
 	if err != nil || output == "json" {

@@ -71,7 +71,7 @@ func showScheduled(out io.Writer, output string, all []upkeep.Scheduled) error {
 	return show(out, output, all, func(w io.Writer) {
 		fmt.Fprintln(w, "ID\tTYPE\tKEY\tDUE\tAT")
 		for _, e := range all {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", e.ID, short(e.Type), short(e.Key), fromNow(seconds(e.InSeconds)), e.Due.Format(time.RFC3339))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", e.ID, plain(e.Type), plain(e.Key), fromNow(seconds(e.InSeconds)), e.Due.Format(time.RFC3339))
 		}
 	})
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"io"
 	"strings"
-	"text/tabwriter"
 	"time"
 	"unicode"
 
@@ -31,12 +30,12 @@ func show(out io.Writer, output string, value any, table func(w io.Writer)) erro
 		return json.NewEncoder(out).Encode(value)
 	}
 	var text bytes.Buffer
-	w := tabwriter.NewWriter(&text, 0, 0, 3, ' ', 0)
-	table(w)
-	if err := w.Flush(); err != nil {
+	table(&text)
+	aligned, err := screenOf(out).aligned(text.String())
+	if err != nil {
 		return err
 	}
-	_, err := io.WriteString(out, harmless(text.String()))
+	_, err = io.WriteString(out, aligned)
 	return err
 }
 
@@ -72,15 +71,8 @@ func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''
 // word returns s as one word of a command that the reader is to type.
 func word(s string) string { return operate.Word(s) }
 
-// short returns s in a table's cell: plain, and not too long.
-func short(s string) string {
-	const width = 40
-	r := []rune(plain(s))
-	if len(r) > width {
-		return string(r[:width-1]) + "…"
-	}
-	return string(r)
-}
+// short returns s in a sentence: plain, and not too long.
+func short(s string) string { return shortened(plain(s), widestCell) }
 
 // notEmpty refuses a flag that was given without a value, such as --type "$TYPE" where
 // TYPE is not set: it would select more than was meant.

@@ -118,7 +118,7 @@ func (s *settings) watchStatus(ctx context.Context, out io.Writer, output string
 func writeOverview(w io.Writer, s operate.Status) {
 	fmt.Fprintf(w, "%s\n\n", s.Verdict())
 	for _, f := range s.Findings {
-		fmt.Fprintf(w, "%s\t%s\t%s\n", short(f.What), f.Code, plain(f.Text))
+		fmt.Fprintf(w, "%s\t%s\t%s\n", plain(f.What), f.Code, plain(f.Text))
 		if !f.Healthy {
 			fmt.Fprintf(w, "\t\t-> %s\n", plain(f.Next))
 		}
@@ -127,18 +127,18 @@ func writeOverview(w io.Writer, s operate.Status) {
 		fmt.Fprintln(w)
 	}
 	for _, r := range s.Relays {
-		fmt.Fprintf(w, "relay\t%s\t%s\n", short(r.Stream), plain(aboutRelay(r)))
+		fmt.Fprintf(w, "relay\t%s\t%s\n", plain(r.Stream), plain(aboutRelay(r)))
 	}
 	if len(s.Relays) > 0 && s.Relays[0].Scheduled.Events > 0 { // the same for all
 		fmt.Fprintf(w, "scheduled\t%s\n", plain(aboutDue(s.Relays[0].At, s.Relays[0].Scheduled)))
 	}
 	for _, r := range s.Relays {
 		if r.Audit != nil || r.Auditing != nil {
-			fmt.Fprintf(w, "audit\t%s\t%s\n", short(r.Stream), plain(aboutAudit(r)))
+			fmt.Fprintf(w, "audit\t%s\t%s\n", plain(r.Stream), plain(aboutAudit(r)))
 		}
 	}
 	for _, c := range s.Consumers {
-		fmt.Fprintf(w, "consumer\t%s\t%s; lag %d, retrying %d, dead letters %d, %s handled, oldest %s%s\n", short(c.Name), c.Why.Code, c.Lag, c.Retrying,
+		fmt.Fprintf(w, "consumer\t%s\t%s; lag %d, retrying %d, dead letters %d, %s handled, oldest %s%s\n", plain(c.Name), c.Why.Code, c.Lag, c.Retrying,
 			c.DeadLetters, rate(c.Rate), oldest(c), plain(aboutFailures(c)))
 		for _, one := range c.Slices {
 			if len(c.Slices) > 1 && one.Why.Code != "idle" {
@@ -147,7 +147,7 @@ func writeOverview(w io.Writer, s operate.Status) {
 		}
 	}
 	for _, i := range s.Processes {
-		fmt.Fprintf(w, "process\t%s\t%s, up %s, %s\n", short(i.Name), i.Health, up(i.Started), short(i.Version))
+		fmt.Fprintf(w, "process\t%s\t%s, up %s, %s\n", plain(i.Name), i.Health, up(i.Started), plain(i.Version))
 	}
 }
 
