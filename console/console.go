@@ -78,7 +78,7 @@ type Console struct {
 
 // New returns a console. It starts nothing and connects to nothing yet. [Console.Close] it before DB and NATS.
 func New(config Config) *Console {
-	c := &Console{config: config, log: config.Log, source: operate.Source{DB: config.DB, NATS: config.NATS, JS: config.JS, Stream: config.Stream, Own: config.Own}}
+	c := &Console{config: config, log: config.Log, source: operate.Source{DB: config.DB, NATS: config.NATS, JS: config.JS, Stream: config.Stream, Own: config.Own, Rows: lookRows}}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
@@ -165,3 +165,6 @@ const (
 	writeTime  = 10 * time.Second        // for a client to take what is sent
 	mostBodies = 64 << 10                // bytes of a form
 )
+
+// lookRows is how many rows of the outbox one page looks through for what no index has. The next page goes on.
+const lookRows = 50_000

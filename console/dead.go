@@ -89,6 +89,9 @@ func (c *Console) deadPage(ctx context.Context, r *http.Request) (page, error) {
 	if l.Filter.State != inbox.Dead {
 		p.Command += " --state " + l.Filter.State
 	}
+	if err := l.Filter.FindGroup(ctx, c.config.DB); err != nil {
+		return p, err
+	}
 	l.RedriveAll, l.DiscardAll = planOf(operate.Redrive, own), planOf(operate.Discard, own)
 	l.Groups, err = inbox.Groups(ctx, c.config.DB, l.Filter)
 	if err != nil {
@@ -100,6 +103,7 @@ func (c *Console) deadPage(ctx context.Context, r *http.Request) (page, error) {
 	}
 	if l.Filter.Group != "" || l.Filter.State != inbox.Dead || len(l.Groups) == 1 || l.Filter.Key != "" {
 		after, _ := strconv.ParseInt(q.Get("after"), 10, 64)
+		l.Filter.Most = pageRows + 1
 		l.Letters, err = inbox.Letters(ctx, c.config.DB, l.Filter, after)
 		if err != nil {
 			return p, err
@@ -189,7 +193,10 @@ func (c *Console) plan(ctx context.Context, q url.Values) (*planView, error) {
 	if f.UpTo, err = strconv.ParseInt(cmp.Or(q.Get("up_to"), "0"), 10, 64); err != nil {
 		return nil, wrongf("the plan is not one of this console")
 	}
-	made, err := operate.PlanDead(ctx, c.config.DB, verb, f)
+	if err := f.FindGroup(ctx, c.config.DB); err != nil {
+		return nil, err
+	}
+	made, err := operate.CountDead(ctx, c.config.DB, verb, f, high)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -47,12 +48,14 @@ func (c *Console) eventPage(ctx context.Context, r *http.Request) (page, error) 
 	if err != nil {
 		return page{Title: "Event"}, wrongf("%q is no id of an event, which is a UUID", operate.Plain(r.PathValue("id")))
 	}
-	return c.eventOf(ctx, id)
+	seq, _ := strconv.ParseInt(r.URL.Query().Get("seq"), 10, 64)
+	return c.eventOf(ctx, id, seq)
 }
 
-func (c *Console) eventOf(ctx context.Context, id uuid.UUID) (page, error) {
+// eventOf is the page of an event, of which a list may have said where in the outbox it is.
+func (c *Console) eventOf(ctx context.Context, id uuid.UUID, seq int64) (page, error) {
 	p := page{Title: "Event " + id.String(), Template: "event.html", Command: "pgjet event timeline " + id.String()}
-	e, err := c.asked().Event(ctx, id)
+	e, err := c.asked().EventAt(ctx, id, seq)
 	if err != nil {
 		return p, err
 	}

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -26,19 +27,28 @@ type eventList struct {
 	Next   string // the address of the next page
 	First  string // of the first one; "" is this
 	Find   string
-	Found  []operate.Event
-	More   bool
+	Field  string // of the payload
+	Value  string
+	Found  operate.Found
+}
+
+// Bound is how many rows one page looks through.
+func (l *eventList) Bound() int64 { return lookRows }
+
+// Asked says what was looked for.
+func (l *eventList) Asked() string {
+	if l.Field != "" {
+		return l.Field + " = " + l.Value
+	}
+	return l.Find
 }
 
 func (c *Console) eventsPage(ctx context.Context, r *http.Request) (page, error) {
 	q := r.URL.Query()
-	l := eventList{Find: strings.TrimSpace(q.Get("find")), Since: q.Get("since"), States: []string{operate.Pending, operate.Published, operate.Quarantined}}
+	l := eventList{Find: strings.TrimSpace(q.Get("find")), Field: strings.TrimSpace(q.Get("field")), Value: q.Get("value"), Since: q.Get("since"), States: []string{operate.Pending, operate.Published, operate.Quarantined}}
 	p := page{Title: "Events", Template: "events.html"}
-	if l.Find != "" {
-		p.Command, p.Content, p.Still = "pgjet event timeline "+operate.Word(l.Find), &l, true // it may look at many rows
-		var err error
-		l.Found, l.More, err = c.asked().Find(ctx, l.Find)
-		return p, err
+	if l.Find != "" || l.Field != "" {
+		return c.foundPage(ctx, r, p, &l)
 	}
 	l.Filter = operate.Filter{State: q.Get("state"), Type: q.Get("type"), Key: q.Get("key"), After: q.Get("after"), Limit: pageRows}
 	p.Command = "pgjet event ls" + flags("state", l.Filter.State, "type", l.Filter.Type, "key", l.Filter.Key, "since", l.Since, "after", l.Filter.After)
@@ -53,6 +63,40 @@ func (c *Console) eventsPage(ctx context.Context, r *http.Request) (page, error)
 	l.Next, l.First = turn(r, l.Page.Next)
 	p.Content = &l
 	return p, err
+}
+
+// foundPage shows what was found in the rows of the outbox that one page looks through.
+func (c *Console) foundPage(ctx context.Context, r *http.Request, p page, l *eventList) (page, error) {
+	p.Content, p.Still = l, true
+	search := operate.Search{What: l.Find, Field: l.Field, Value: l.Value}
+	var err error
+	if after := r.URL.Query().Get("after"); after != "" {
+		if search.Before, err = strconv.ParseInt(after, 10, 64); err != nil || search.Before < 1 {
+			return p, &operate.CursorError{After: after}
+		}
+	}
+	if l.Find != "" {
+		search.Field, search.Value, l.Field, l.Value = "", "", "", ""
+		p.Command = "pgjet event timeline " + operate.Word(l.Find)
+		if id, err := uuid.Parse(l.Find); err == nil && search.Before == 0 {
+			e, err := c.asked().Event(ctx, id)
+			if err == nil {
+				l.Found.Events = []operate.Event{e}
+				return p, nil
+			} else if !isAbsent(err) {
+				return p, err
+			}
+		}
+	}
+	if l.Found, err = c.asked().Search(ctx, search); err != nil {
+		return p, err
+	}
+	next := ""
+	if l.Found.Next > 0 {
+		next = strconv.FormatInt(l.Found.Next, 10)
+	}
+	l.Next, l.First = turn(r, next)
+	return p, nil
 }
 
 // turn returns the addresses of the next page of a list, and of the first one, with the same filter; "" if that is none, or this.
@@ -123,6 +167,6 @@ func (c *Console) letter(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			return page{}, err
 		}
-		return c.eventOf(ctx, all[0].EventID)
+		return c.eventOf(ctx, all[0].EventID, 0)
 	})(w, r)
 }

@@ -1,6 +1,7 @@
 package inbox
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,6 +29,29 @@ type Filter struct {
 	IDs      []int64     `json:"ids,omitempty"`
 	EventIDs []uuid.UUID `json:"event_ids,omitempty"` // these or IDs
 	UpTo     int64       `json:"up_to,omitempty"`     // ids up to this one
+
+	Most int `json:"-"` // of the dead letters that [Letters] returns; 0 is 1000
+
+	errorGroup *string // of the group, if FindGroup found it
+}
+
+// FindGroup looks up once of which consumer and errors the group is, if there is such a group, so that what f selects is read by that. That costs
+// less than to work out the group of each dead letter.
+func (f *Filter) FindGroup(ctx context.Context, db Reader) error {
+	if f.Group == "" {
+		return nil
+	}
+	var consumer, errorGroup string
+	err := db.QueryRow(ctx, `
+		with g as materialized (select consumer, error_group from pgjet.dead_letter where $1 = '' or consumer = $1 group by consumer, error_group)
+		select d.consumer, d.error_group from g d where `+groupID+` = $2 limit 1`, f.Consumer, f.Group).Scan(&consumer, &errorGroup)
+	switch {
+	case err == nil:
+		f.Consumer, f.errorGroup = consumer, &errorGroup
+	case errors.Is(err, pgx.ErrNoRows):
+		err = nil
+	}
+	return explained("look for a group of dead letters", err)
 }
 
 // Named reports whether f names dead letters or events one by one.
@@ -47,9 +71,9 @@ const groupID = `('g_' || left(encode(sha256(convert_to(d.consumer || chr(10) ||
 // whose [Filter.args] it needs.
 const matches = `
 	(@consumer = '' or d.consumer = @consumer) and (@type = '' or d.type = @type) and (@key = '' or d.key = @key)
-	and (@state = '' or d.state = @state) and (@group = '' or ` + groupID + ` = @group)
+	and (@state = '' or d.state = @state) and (@group = '' or ` + groupID + ` = @group) and (@error_group::text is null or d.error_group = @error_group)
 	and (@since::timestamptz is null or d.at >= @since) and (@until::timestamptz is null or d.at < @until)
-	and (not @named or d.id = any(@ids::bigint[]) or d.event_id = any(@events::uuid[]))
+	and (not @named or cardinality(@ids::bigint[]) > 0 and d.id = any(@ids) or cardinality(@events::uuid[]) > 0 and d.event_id = any(@events))
 	and (@up_to::bigint = 0 or d.id <= @up_to)`
 
 func (f Filter) args() pgx.NamedArgs {
@@ -59,8 +83,12 @@ func (f Filter) args() pgx.NamedArgs {
 		}
 		return &t
 	}
+	group := f.Group
+	if f.errorGroup != nil {
+		group = ""
+	}
 	return pgx.NamedArgs{
-		"consumer": f.Consumer, "group": f.Group, "type": f.Type, "key": f.Key, "state": f.State,
+		"consumer": f.Consumer, "group": group, "error_group": f.errorGroup, "type": f.Type, "key": f.Key, "state": f.State,
 		"since": orNull(f.Since), "until": orNull(f.Until), "up_to": f.UpTo,
 		"named": f.Named(), "ids": f.IDs, "events": f.EventIDs,
 	}
@@ -212,7 +240,7 @@ func (l *Letter) utc() {
 	}
 }
 
-// Letters returns what f selects with an id above after, by id, at most 1000. If f names
+// Letters returns what f selects with an id above after, by id, at most f.Most. If f names
 // one, or a consumer, that does not exist, it returns a [*NotFoundError].
 func Letters(ctx context.Context, db Reader, f Filter, after int64) ([]Letter, error) {
 	if err := f.find(ctx, db); err != nil {
@@ -224,7 +252,7 @@ func Letters(ctx context.Context, db Reader, f Filter, after int64) ([]Letter, e
 		err = row.Scan(l.fields()...)
 		l.utc()
 		return l, err
-	}, `select `+letterColumns+` from pgjet.dead_letter d where d.id > @after and `+matches+` order by d.id limit `+fmt.Sprint(Page))
+	}, `select `+letterColumns+` from pgjet.dead_letter d where d.id > @after and `+matches+` order by d.id limit `+fmt.Sprint(cmp.Or(f.Most, Page)))
 	return all, explained("list the dead letters", err)
 }
 

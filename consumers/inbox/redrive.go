@@ -78,9 +78,24 @@ func (c Change) Plan(ctx context.Context, db Reader, f Filter) ([]Outcome, error
 		       count(*) filter (where d.state = @from and i.state = 'done'),
 		       count(*) filter (where d.state = @from and i.state = 'intent'),
 		       count(*) filter (where d.state <> @from)
-		  from pgjet.dead_letter d left join pgjet.inbox i using (consumer, event_id)
+		  from pgjet.dead_letter d
+		  left join lateral (select state from pgjet.inbox where consumer = d.consumer and event_id = d.event_id limit 1) i on true -- by its key: the inbox is large
 		 where `+matches+` group by d.consumer order by d.consumer`)
 	return all, explained("plan what becomes of dead letters", err)
+}
+
+// Count counts what f selects as [Change.Plan] does, but does not look each up in the inbox: what was handled or waits meanwhile is among Changed. It
+// costs a few times less.
+func (c Change) Count(ctx context.Context, db Reader, f Filter) ([]Outcome, error) {
+	args := c.selected(f).args()
+	args["from"] = c.from
+	all, err := collect(ctx, db, args, func(row pgx.CollectableRow) (o Outcome, err error) {
+		err = row.Scan(&o.Consumer, &o.Changed, &o.Other)
+		return o, err
+	}, `
+		select d.consumer, count(*) filter (where d.state = @from), count(*) filter (where d.state <> @from)
+		  from pgjet.dead_letter d where `+matches+` group by d.consumer order by d.consumer`)
+	return all, explained("count dead letters", err)
 }
 
 // A Run changes dead letters page by page. It is one operation for each consumer.

@@ -21,13 +21,14 @@ type Verb struct {
 	Mild        bool // it loses nothing and runs nothing, so nobody has to be asked
 
 	change func(context.Context, *pgxpool.Pool, inbox.Filter, replay.Decision) ([]inbox.Outcome, error)
+	count  inbox.Change
 }
 
 // The verbs.
 var (
-	Redrive = Verb{Name: "redrive", Past: "redriven", change: replay.Redrive}
-	Discard = Verb{Name: "discard", Past: "discarded", NeedsReason: true, change: replay.Discard}
-	Reopen  = Verb{Name: "reopen", Past: "reopened", Mild: true, change: replay.Reopen}
+	Redrive = Verb{Name: "redrive", Past: "redriven", change: replay.Redrive, count: inbox.Redrive}
+	Discard = Verb{Name: "discard", Past: "discarded", NeedsReason: true, change: replay.Discard, count: inbox.Discard}
+	Reopen  = Verb{Name: "reopen", Past: "reopened", Mild: true, change: replay.Reopen, count: inbox.Reopen}
 )
 
 // VerbOf returns the verb of that name.
@@ -46,6 +47,7 @@ type DeadPlan struct {
 	Verb     Verb
 	Filter   inbox.Filter    // frozen
 	Outcomes []inbox.Outcome // by consumer
+	Rough    bool            // what was handled or waits meanwhile is among Changed: it is found out when it would be changed
 }
 
 // PlanDead counts what a verb would change, and changes nothing. It freezes the filter, unless that is frozen already.
@@ -56,7 +58,24 @@ func PlanDead(ctx context.Context, db *pgxpool.Pool, v Verb, f inbox.Filter) (p 
 		}
 	}
 	outcomes, err := v.change(ctx, db, f, replay.Decision{DryRun: true})
-	return DeadPlan{v, f, outcomes}, err
+	return DeadPlan{v, f, outcomes, false}, err
+}
+
+// CountDead is [PlanDead] where that has to be quick: if more than so many are selected, the plan is rough.
+func CountDead(ctx context.Context, db *pgxpool.Pool, v Verb, f inbox.Filter, exact int64) (p DeadPlan, err error) {
+	p = DeadPlan{Verb: v, Filter: f, Rough: true}
+	if p.Filter.UpTo == 0 {
+		if err := p.Filter.Freeze(ctx, db); err != nil {
+			return p, err
+		}
+	}
+	if p.Outcomes, err = v.count.Count(ctx, db, p.Filter); err != nil {
+		return p, err
+	}
+	if Total(p.Outcomes).Changed <= exact {
+		return PlanDead(ctx, db, v, p.Filter)
+	}
+	return p, nil
 }
 
 // Run changes what the plan selects. If it fails or ctx ends, what was changed before is returned with the error; the same

@@ -126,10 +126,20 @@ func (e *NotFoundError) Error() string {
 // Event returns what is known of the event with this id, or a [*NotFoundError]. It needs the database. If NATS does
 // not answer, Unknown says what is missing.
 func (s Source) Event(ctx context.Context, id uuid.UUID) (Event, error) {
+	return s.event(ctx, id, nil, false)
+}
+
+// EventAt is [Source.Event] of one that a list said is at a seq of the outbox: then it need not be looked for.
+func (s Source) EventAt(ctx context.Context, id uuid.UUID, seq int64) (Event, error) {
+	return s.event(ctx, id, []int64{seq}, false)
+}
+
+// event is [Source.Event] of what may be at some places in the outbox, and at no other if that was scanned.
+func (s Source) event(ctx context.Context, id uuid.UUID, seqs []int64, scanned bool) (Event, error) {
 	if s.DB == nil {
 		return Event{}, s.DBErr
 	}
-	q := &question{Source: s, Event: Event{
+	q := &question{Source: s, seqs: seqs, scanned: scanned, Event: Event{
 		ID: id, Consumers: []Handling{}, Operations: []Operation{}, Sagas: []saga.Record{}, Unknown: []string{},
 	}}
 	err := q.ask(ctx)
@@ -144,6 +154,7 @@ type question struct {
 	Source
 	Event
 	seqs     []int64  // places in the outbox, as others remember them
+	scanned  bool     // it is in no other row
 	pruned   int64    // the highest seq that was pruned
 	prefixes []string // what its subject may begin with; none is not known
 }
@@ -156,7 +167,7 @@ func (q *question) ask(ctx context.Context) error {
 	}
 	q.askStream(ctx)
 	if q.Type == "" && q.Stored == nil && q.Quarantine == nil && !slices.ContainsFunc(q.Consumers, func(h Handling) bool { return h.State != "" }) {
-		return &NotFoundError{"event " + q.ID.String(), looked(q.ID)}
+		return &NotFoundError{"event " + q.ID.String(), q.looked(q.ID)}
 	}
 	q.judgeConsumers(ctx)
 	if err := q.askSagas(ctx); err != nil {
@@ -178,9 +189,9 @@ func (q *question) askConsumers(ctx context.Context) (err error) {
 		       case when coalesce(n.header, d.header) -> 'Pgjet-Seq' ->> 0 ~ '^[0-9]{1,18}$' then (coalesce(n.header, d.header) -> 'Pgjet-Seq' ->> 0)::bigint end,
 		       d.id, d.state, d.error, d.attempts, d.at, d.changed_at, coalesce(d.changed_by, ''), coalesce(d.change_reason, '')
 		  from pgjet.consumer c
-		  left join pgjet.inbox i on i.consumer = c.name and i.event_id = $1
-		  left join pgjet.intent n on n.consumer = c.name and n.event_id = $1
-		  left join pgjet.dead_letter d on d.consumer = c.name and d.event_id = $1
+		  left join lateral (select * from pgjet.inbox where consumer = c.name and event_id = $1 limit 1) i on true -- not joined otherwise than by key
+		  left join lateral (select * from pgjet.intent where consumer = c.name and event_id = $1 limit 1) n on true
+		  left join lateral (select * from pgjet.dead_letter where consumer = c.name and event_id = $1 limit 1) d on true
 		 order by c.name`, q.ID)
 	for _, h := range q.Consumers {
 		if h.seq != nil && h.own {
@@ -462,7 +473,7 @@ func (q *question) rowless() string {
 			return fmt.Sprintf("its row in the outbox, seq %d: it was pruned", seq)
 		}
 	}
-	return "its row in the outbox: it was pruned, or this database did not write it (" + looked(q.ID) + ")"
+	return "its row in the outbox: it was pruned, or this database did not write it (" + q.looked(q.ID) + ")"
 }
 
 // traceOf returns the trace id of a traceparent, "" if there is none.

@@ -13,17 +13,21 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// newest is how many rows of the outbox are looked through, from its end; nearby how many on each side of
+// newest is how many rows of the outbox are looked through, from its end, unless Source.Rows says it; nearby how many on each side of
 // where a UUIDv7 says that the event was appended. No index of the outbox has ids, keys or traces.
 var newest, nearby int64 = 200_000, 50_000
 
+// looks is how many rows of the outbox are looked through.
+func (s Source) looks() int64 { return cmp.Or(s.Rows, newest) }
+
 // looked says how far was looked for something.
-func looked(id uuid.UUID) string {
-	text := fmt.Sprintf("no inbox has it, nor have the newest %d rows of the outbox", newest)
+func (s Source) looked(id uuid.UUID) string {
+	text := fmt.Sprintf("no inbox has it, nor have the newest %d rows of the outbox", s.looks())
 	if id.Version() == 7 {
 		text += ", nor those of about the time that its id says"
 	}
@@ -47,22 +51,69 @@ func (s Source) Find(ctx context.Context, what string) (all []Event, more bool, 
 			return []Event{e}, false, err
 		}
 	}
-	ids, err := s.ids(ctx, what)
-	if err != nil {
-		return nil, false, sqlstate.Wrap("look for events", err)
+	f, err := s.Search(ctx, Search{What: what})
+	if err == nil && len(f.Events) == 0 {
+		err = &NotFoundError{fmt.Sprintf("%q, as an id, a key, a trace, a request, a Message-ID or a mail address", Plain(what)), s.looked(id)}
 	}
-	if len(ids) == 0 {
-		return nil, false, &NotFoundError{fmt.Sprintf("%q, as an id, a key, a trace, a request, a Message-ID or a mail address", Plain(what)), looked(id)}
+	return f.Events, f.More, err
+}
+
+// A Search is for events in rows of the outbox, most of which no index has.
+type Search struct {
+	What   string // a key, a trace id or traceparent, the id of a request, or a mail address in the payload; "" is a Field
+	Field  string // of a payload in JSON, such as plan, or address.city
+	Value  string // its text, in which upper and lower case are the same
+	Before int64  // rows with a lower seq alone; 0 is from the end
+}
+
+// A Found is what a [Search] found, and how far it looked.
+type Found struct {
+	Events []Event    `json:"events"` // the first 20, in the order of the outbox
+	More   bool       `json:"more"`   // there are others
+	Looked int64      `json:"looked"` // seqs of the outbox, from the end or from Before on
+	Back   *time.Time `json:"back"`   // when the oldest of them was appended; nil if the outbox is empty
+	Next   int64      `json:"next"`   // where to look further; 0 if there are no older rows
+}
+
+// Search looks through the rows of the outbox before a place, as many as Source.Rows says, and from the end on through what waits or is dead
+// at consumers, too.
+func (s Source) Search(ctx context.Context, q Search) (f Found, err error) {
+	if s.DB == nil {
+		return f, s.DBErr
 	}
-	more = len(ids) > mostEvents
-	for _, id := range ids[:min(len(ids), mostEvents)] {
-		e, err := s.Event(ctx, id)
+	var places []place
+	err = s.byIndex(ctx, func(db querier) error {
+		w, err := s.windowBefore(ctx, db, q.Before)
 		if err != nil {
-			return nil, false, err
+			return err
 		}
-		all = append(all, e)
+		f.Looked, f.Back, f.Next = w.before-w.low, w.back, w.next
+		if q.What == "" {
+			places, err = w.withField(ctx, db, q.Field, q.Value)
+			return err
+		}
+		places, err = w.find(ctx, db, q.What)
+		return err
+	})
+	if err != nil {
+		return f, sqlstate.Wrap("look for events", err)
 	}
-	return all, more, nil
+	f.More = len(places) > mostEvents
+	places = places[:min(len(places), mostEvents)]
+	f.Events = make([]Event, len(places))
+	var group errgroup.Group
+	group.SetLimit(4)
+	for i, p := range places {
+		group.Go(func() (err error) {
+			var seqs []int64
+			if p.Seq > 0 {
+				seqs = []int64{p.Seq}
+			}
+			f.Events[i], err = s.event(ctx, p.ID, seqs, true)
+			return err
+		})
+	}
+	return f, group.Wait()
 }
 
 // traceIn returns the trace id that what is, or has as a traceparent; "" if it is neither.
@@ -95,37 +146,72 @@ func quoted(text string) string {
 // RequestHeader is the header of events that names the request which led to them.
 const RequestHeader = "ce-requestid"
 
-// ids returns those of the events that [Source.Find] finds, mostEvents and one more at most.
-func (s Source) ids(ctx context.Context, what string) (ids []uuid.UUID, err error) {
+// A window is some rows of the outbox that are next to each other.
+type window struct {
+	low, before int64      // the lowest seq, and the one behind the highest
+	back        *time.Time // of the append of the first
+	next        int64      // as in Found
+	newest      bool       // it ends where the outbox does
+}
+
+// windowBefore returns the rows before a seq, or the last ones if that is 0.
+func (s Source) windowBefore(ctx context.Context, db querier, before int64) (w window, err error) {
+	w = window{before: before, newest: before == 0}
+	if w.newest {
+		if err := db.QueryRow(ctx, `select coalesce(max(seq), 0) + 1 from pgjet.outbox`).Scan(&w.before); err != nil {
+			return w, err
+		}
+	}
+	var older bool
+	err = db.QueryRow(ctx, `
+		select o.seq, case when o.time >= '0001-01-01 00:00:00+00' and o.time < '10000-01-01 00:00:00+00' then o.time end,
+		       exists (select from pgjet.outbox older where older.seq < o.seq)
+		  from (select min(seq) as first from (select seq from pgjet.outbox where seq < $1 order by seq desc limit $2) n) f join pgjet.outbox o on o.seq = f.first`,
+		w.before, s.looks()).Scan(&w.low, &w.back, &older)
+	if errors.Is(err, pgx.ErrNoRows) {
+		w.low, err = w.before, nil
+	}
+	if w.back = utc(w.back); older {
+		w.next = w.low
+	}
+	return w, err
+}
+
+// find returns events in the window and, if that is the newest, among what waits or is dead, mostEvents and one more at most.
+func (w window) find(ctx context.Context, db querier, what string) (all []place, err error) {
 	keys := []string{what}
-	condition, value := `(key = $1 or header ->> '`+RequestHeader+`' = $1)`, what
+	condition, value := `(key = $1 or header ->> '`+RequestHeader+`' = $1)`, any(what)
 	switch trace := traceIn(what); {
 	case trace != "":
 		keys, condition, value = nil, `traceparent like '__-' || $1 || '-%'`, strings.ToLower(trace)
 	case strings.Contains(what, "@"): // as text: not each payload is JSON that PostgreSQL can take apart
-		addressed, err := s.scan(ctx, what, `strpos(lower(data::text), $1) > 0`, quoted(what))
+		addressed, err := w.scan(ctx, db, `strpos(lower(data::text), $1) > 0`, quoted(what))
 		if err != nil {
 			return nil, err
 		}
 		for _, p := range addressed {
 			keys = append(keys, p.Key)
 		}
+		condition, value = `key = any($1)`, keys
 	}
-	var places []place
-	if len(keys) > 1 {
-		places, err = s.scan(ctx, what, `key = any($1)`, keys)
-	} else {
-		places, err = s.scan(ctx, what, condition, value)
-	}
+	found, err := w.scan(ctx, db, condition, value)
 	if err != nil {
 		return nil, err
 	}
-	var found []uuid.UUID
-	for _, p := range places {
-		found = append(found, p.ID)
+	if id, err := uuid.Parse(what); err == nil && w.newest && id.Version() == 7 {
+		about, err := placeOf(ctx, db, time.Unix(id.Time().UnixTime()))
+		if err != nil {
+			return nil, err
+		}
+		near, err := window{low: about - nearby, before: about + nearby + 1}.scan(ctx, db, condition, value)
+		if err != nil {
+			return nil, err
+		}
+		found = append(near, found...)
+		slices.SortStableFunc(found, func(a, b place) int { return cmp.Compare(a.Seq, b.Seq) })
 	}
-	if len(keys) > 0 { // what waits or is dead may not be in the outbox any more
-		more, err := collect(ctx, s.DB, pgx.RowTo[uuid.UUID], `
+	if len(keys) > 0 && w.newest { // what waits or is dead may not be in the outbox any more
+		ids, err := collect(ctx, db, pgx.RowTo[uuid.UUID], `
 			select event_id from (
 				select event_id, stream_seq from pgjet.intent where consumer = any(array(select name from pgjet.consumer)) and key = any($1)
 				union
@@ -135,14 +221,73 @@ func (s Source) ids(ctx context.Context, what string) (ids []uuid.UUID, err erro
 		if err != nil {
 			return nil, err
 		}
-		found = append(more, found...)
-	}
-	for _, id := range found {
-		if !slices.Contains(ids, id) {
-			ids = append(ids, id)
+		for _, id := range ids {
+			one := place{ID: id}
+			if i := slices.IndexFunc(found, func(p place) bool { return p.ID == id }); i >= 0 {
+				one = found[i]
+			}
+			all = append(all, one)
 		}
 	}
-	return ids[:min(len(ids), mostEvents+1)], nil
+	for _, p := range found {
+		if !slices.ContainsFunc(all, func(other place) bool { return other.ID == p.ID }) {
+			all = append(all, p)
+		}
+	}
+	return all[:min(len(all), mostEvents+1)], nil
+}
+
+// withField returns events in the window whose payload has a field with this text. PostgreSQL cannot take each payload apart, so what holds
+// the name of the field and the text somewhere is looked at here.
+func (w window) withField(ctx context.Context, db querier, field, value string) (all []place, err error) {
+	names := strings.Split(field, ".")
+	name, text := quoted(names[len(names)-1]), strings.Trim(quoted(value), `"`)
+	rows, err := db.Query(ctx, `
+		select seq, id, key, data::text from pgjet.outbox
+		 where seq >= $1 and seq < $2 and strpos(lower(data::text), $3) > 0 and strpos(lower(data::text), $4) > 0
+		 order by seq desc`, w.low, w.before, name, text)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for len(all) <= mostEvents && rows.Next() {
+		var p place
+		var data string
+		if err := rows.Scan(&p.Seq, &p.ID, &p.Key, &data); err != nil {
+			return nil, err
+		}
+		if hasField(data, names, value) {
+			all = append(all, p)
+		}
+	}
+	slices.Reverse(all)
+	return all, rows.Err()
+}
+
+// hasField reports whether a payload has a field at a path with this text.
+func hasField(data string, path []string, value string) bool {
+	decoder := json.NewDecoder(strings.NewReader(data))
+	decoder.UseNumber()
+	var at any
+	if decoder.Decode(&at) != nil {
+		return false
+	}
+	for _, name := range path {
+		object, is := at.(map[string]any)
+		if !is {
+			return false
+		}
+		if at, is = object[name]; !is {
+			return false
+		}
+	}
+	switch at.(type) {
+	case map[string]any, []any:
+		return false
+	case nil:
+		return value == "null"
+	}
+	return strings.EqualFold(fmt.Sprint(at), value)
 }
 
 // A place is an event in the outbox.
@@ -152,39 +297,21 @@ type place struct {
 	Key string
 }
 
-// scan returns the events that meet a condition about id, key, header, data and traceparent, in the order of seq, of the rows that are
-// looked through: the newest, and those about the time that what, a UUIDv7, says.
-func (s Source) scan(ctx context.Context, what, condition string, value any) ([]place, error) {
-	about, err := s.about(ctx, what)
-	if err != nil {
-		return nil, err
-	}
-	return collect(ctx, s.DB, pgx.RowToStructByPos[place], `
-		select seq, id, key from (
-			select seq, id, key from (select seq, id, key, header, data, traceparent from pgjet.outbox order by seq desc limit $2) n where `+condition+`
-			union
-			select seq, id, key from pgjet.outbox where seq between $3 and $4 and `+condition+`) f
-		 order by seq limit $5`, value, newest, about-nearby, about+nearby, mostEvents+1)
-}
-
-// about returns the seq of the row that was appended at about the time in a UUIDv7; some seq if what is none.
-func (s Source) about(ctx context.Context, what string) (seq int64, err error) {
-	id, err := uuid.Parse(what)
-	if err != nil || id.Version() != 7 {
-		return 0, nil //nolint:nilerr // it is a key or a trace
-	}
-	return s.placeOf(ctx, time.Unix(id.Time().UnixTime()))
+// scan returns the first events in the window that meet a condition on rows of the outbox, in the order of seq.
+func (w window) scan(ctx context.Context, db querier, condition string, value any) ([]place, error) {
+	return collect(ctx, db, pgx.RowToStructByPos[place], `
+		select seq, id, key from pgjet.outbox where seq >= $2 and seq < $3 and `+condition+` order by seq limit $4`, value, w.low, w.before, mostEvents+1)
 }
 
 // placeOf returns the seq of the first row that was appended at that time or later. Rows are nearly in the order
 // of their time.
-func (s Source) placeOf(ctx context.Context, at time.Time) (seq int64, err error) {
+func placeOf(ctx context.Context, db querier, at time.Time) (seq int64, err error) {
 	var low, high int64
-	err = s.DB.QueryRow(ctx, `select coalesce(min(seq), 0), coalesce(max(seq) + 1, 0) from pgjet.outbox`).Scan(&low, &high)
+	err = db.QueryRow(ctx, `select coalesce(min(seq), 0), coalesce(max(seq) + 1, 0) from pgjet.outbox`).Scan(&low, &high)
 	for err == nil && low < high {
 		middle := low + (high-low)/2
 		var before bool
-		err = s.DB.QueryRow(ctx, `select coalesce((select time < $2 from pgjet.outbox where seq >= $1 order by seq limit 1), false)`, middle, at).Scan(&before)
+		err = db.QueryRow(ctx, `select coalesce((select time < $2 from pgjet.outbox where seq >= $1 order by seq limit 1), false)`, middle, at).Scan(&before)
 		if before {
 			low = middle + 1
 		} else {
@@ -202,13 +329,39 @@ func (q *question) askOutbox(ctx context.Context) error {
 	if err := q.readRow(ctx, q.seqs); err != nil || q.Outbox != nil {
 		return err
 	}
-	found, err := q.scan(ctx, q.ID.String(), `id = $1::text::uuid`, q.ID.String())
+	if q.scanned {
+		return nil
+	}
+	var seqs []int64
+	err := q.byIndex(ctx, func(db querier) error {
+		var windows []window
+		if q.ID.Version() == 7 { // it says when it was appended, more or less
+			about, err := placeOf(ctx, db, time.Unix(q.ID.Time().UnixTime()))
+			if err != nil {
+				return err
+			}
+			const step = 1000
+			windows = append(windows, window{low: about - step, before: about + step}, window{low: about - nearby, before: about + nearby + 1})
+		}
+		all := q.Source
+		all.Rows = newest // to compare ids costs little
+		last, err := all.windowBefore(ctx, db, 0)
+		if err != nil {
+			return err
+		}
+		for _, w := range append(windows, last) {
+			found, err := w.scan(ctx, db, `id = $1`, q.ID)
+			if err != nil || len(found) > 0 {
+				for _, p := range found {
+					seqs = append(seqs, p.Seq)
+				}
+				return err
+			}
+		}
+		return nil
+	})
 	if err != nil {
 		return err
-	}
-	seqs := make([]int64, 0, len(found))
-	for _, p := range found {
-		seqs = append(seqs, p.Seq)
 	}
 	q.seqs = append(q.seqs, seqs...)
 	return q.readRow(ctx, seqs)

@@ -89,3 +89,28 @@ func TestTraceOf(t *testing.T) {
 		}
 	}
 }
+
+// TestSearch: events are found by a field of their payload, within the rows that are looked through, and then further back.
+func TestSearch(t *testing.T) {
+	db, err := pgxpool.New(t.Context(), testenv.DatabaseURL(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	testenv.Exec(t, db, `insert into pgjet.outbox (id, type, key, data) select gen_random_uuid(), 'note.made', 'k' || n,
+		case n % 4 when 0 then '{"plan": "Free", "at": {"city": "Rome"}, "n": 12}' when 1 then '{"other": "free plan", "n": 1e400}'
+		else '{"plan": "\u0000free", "n": [12]}' end::json from generate_series(0, 39) n`)
+	s := Source{DB: db, NATSErr: errors.New("away"), Stream: "EVENTS", Rows: 20}
+	for _, row := range []struct{ field, value string }{{"plan", "free"}, {"at.city", "rome"}, {"n", "12"}} {
+		f, err := s.Search(t.Context(), Search{Field: row.field, Value: row.value})
+		if err != nil || len(f.Events) != 5 || f.Events[0].Key != "k20" || f.Looked != 20 || f.Next == 0 || f.Back == nil {
+			t.Fatalf("Search(%s = %s) = %+v, %v, want the 5 of the last 20 rows", row.field, row.value, f, err)
+		}
+		if f, err = s.Search(t.Context(), Search{Field: row.field, Value: row.value, Before: f.Next}); err != nil || len(f.Events) != 5 || f.Events[0].Key != "k0" || f.Next != 0 {
+			t.Errorf("Search(%s = %s) further = %+v, %v, want the other 5", row.field, row.value, f, err)
+		}
+	}
+	if f, err := s.Search(t.Context(), Search{Field: "plan", Value: "fre"}); err != nil || len(f.Events) != 0 {
+		t.Errorf("Search() of a part = %+v, %v, want nothing", f, err)
+	}
+}

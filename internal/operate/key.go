@@ -62,7 +62,7 @@ func (s Source) OfKey(ctx context.Context, key string) (Key, error) {
 	}
 	if len(k.Events)+len(k.Scheduled)+len(k.Consumers)+len(k.Sagas) == 0 {
 		return Key{}, &NotFoundError{fmt.Sprintf("the key %q", Plain(key)),
-			fmt.Sprintf("nothing of it is scheduled, waits for a consumer or is dead, nor is it in the newest %d rows of the outbox", newest)}
+			fmt.Sprintf("nothing of it is scheduled, waits for a consumer or is dead, nor is it in the newest %d rows of the outbox", s.looks())}
 	}
 	k.judge()
 	return *k, nil

@@ -68,24 +68,28 @@ func (e *CursorError) Error() string {
 }
 
 // List returns a page of the events that f selects: of the outbox and of dead letters the newest first, of those that
-// are retried by consumer and then by id. The outbox has no index of types, keys and times, so a page ends after the 200 000 rows that
-// are looked at for it, and says where to go on.
+// are retried by consumer and then by id. The outbox has no index of types, keys and times, so a page ends after the rows that
+// are looked at for it, as many as Source.Rows says, and says where to go on.
 func (s Source) List(ctx context.Context, f Filter) (p Page, err error) {
 	if s.DB == nil {
 		return p, s.DBErr
 	}
 	f.Limit = max(f.Limit, 1)
 	l := &lister{Source: s, Filter: f, args: pgx.NamedArgs{
-		"type": f.Type, "key": f.Key, "consumer": f.Consumer, "looks": newest, "limit": f.Limit,
+		"type": f.Type, "key": f.Key, "consumer": f.Consumer, "looks": s.looks(), "limit": f.Limit,
 	}}
-	switch f.State {
-	case Retrying:
-		p, err = l.intents(ctx)
-	case inbox.Dead:
-		p, err = l.letters(ctx)
-	default:
-		p, err = l.rows(ctx)
-	}
+	err = s.byIndex(ctx, func(db querier) (err error) {
+		l.db = db
+		switch f.State {
+		case Retrying:
+			p, err = l.intents(ctx)
+		case inbox.Dead:
+			p, err = l.letters(ctx)
+		default:
+			p, err = l.rows(ctx)
+		}
+		return err
+	})
 	if p.Events == nil {
 		p.Events = []Item{}
 	}
@@ -97,6 +101,7 @@ type lister struct {
 	Source
 	Filter
 	args pgx.NamedArgs
+	db   querier
 }
 
 // selects returns the conditions of the filter on columns type and key, and on that of the time.
@@ -125,7 +130,7 @@ func (l *lister) selects(at string) string {
 func page[P any](ctx context.Context, l *lister, end string, scanPlace func(pgx.CollectableRow) (P, error), bound func(P), read string,
 	scan pgx.RowToFunc[Item], place func(Item) string, word func(P) string,
 ) (p Page, err error) {
-	ends, err := collect(ctx, l.DB, scanPlace, end, l.args)
+	ends, err := collect(ctx, l.db, scanPlace, end, l.args)
 	if err != nil {
 		return p, err
 	}
@@ -133,7 +138,7 @@ func page[P any](ctx context.Context, l *lister, end string, scanPlace func(pgx.
 		bound(ends[0])
 		p.Next = word(ends[0])
 	}
-	p.Events, err = collect(ctx, l.DB, scan, read, l.args)
+	p.Events, err = collect(ctx, l.db, scan, read, l.args)
 	if err == nil && len(p.Events) > l.Limit {
 		p.Events = p.Events[:l.Limit]
 		p.Next = place(p.Events[l.Limit-1])
@@ -147,7 +152,7 @@ func (l *lister) rows(ctx context.Context) (p Page, err error) {
 	if err != nil {
 		return p, err
 	}
-	floors, snapshots, err := l.checkpoints(ctx)
+	floors, snapshots, err := checkpoints(ctx, l.db)
 	if err != nil {
 		return p, err
 	}
@@ -186,13 +191,13 @@ func (l *lister) rows(ctx context.Context) (p Page, err error) {
 func (l *lister) span(ctx context.Context) (from, low int64, err error) {
 	from, low = 1<<63-1, l.low
 	if !l.Until.IsZero() {
-		if from, err = l.placeOf(ctx, l.Until); err != nil {
+		if from, err = placeOf(ctx, l.db, l.Until); err != nil {
 			return 0, 0, err
 		}
 		from += nearby
 	}
 	if !l.Since.IsZero() {
-		if low, err = l.placeOf(ctx, l.Since); err != nil {
+		if low, err = placeOf(ctx, l.db, l.Since); err != nil {
 			return 0, 0, err
 		}
 		low -= nearby
@@ -208,12 +213,12 @@ func (l *lister) span(ctx context.Context) (from, low int64, err error) {
 }
 
 // checkpoints returns the newest of each stream.
-func (s Source) checkpoints(ctx context.Context) (floors []int64, snapshots []string, err error) {
+func checkpoints(ctx context.Context, db querier) (floors []int64, snapshots []string, err error) {
 	type position struct {
 		Floor    int64
 		Snapshot string
 	}
-	all, err := collect(ctx, s.DB, pgx.RowToStructByPos[position], `
+	all, err := collect(ctx, db, pgx.RowToStructByPos[position], `
 		select c.floor, c.snapshot::text from pgjet.leader l, lateral (
 			select floor, snapshot from pgjet.checkpoint
 			 where stream = l.stream and system_identifier = (select system_identifier from pg_control_system())

@@ -36,6 +36,8 @@ type Source struct {
 
 	Stream string               // that is meant if no relay has ever run
 	Own    func(id string) bool // whether the program that asks can run this consumer itself
+
+	Rows int64 // of the outbox that are looked through for what no index has; 0 is 200 000
 }
 
 // The servers that facts come from, as in [Missing].
@@ -70,8 +72,25 @@ func missing(what string, err error, lack string) Missing {
 	return Missing{what, code, without(err.Error(), code), lack}
 }
 
+// A querier is a pool or a transaction.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// byIndex calls fn with a transaction whose statements go by an index wherever there is one, whatever statistics say, and are not
+// compiled: of a table that is large they look at a bounded part, and that its end is near is not known to the planner.
+func (s Source) byIndex(ctx context.Context, fn func(db querier) error) error {
+	return pgx.BeginTxFunc(ctx, s.DB, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `select set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true)`); err != nil {
+			return err
+		}
+		return fn(tx)
+	})
+}
+
 // collect reads all rows of a query.
-func collect[T any](ctx context.Context, db *pgxpool.Pool, scan pgx.RowToFunc[T], sql string, args ...any) ([]T, error) {
+func collect[T any](ctx context.Context, db querier, scan pgx.RowToFunc[T], sql string, args ...any) ([]T, error) {
 	rows, err := db.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, err
