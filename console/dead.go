@@ -241,8 +241,8 @@ func (c *Console) runPlan(ctx context.Context, r *http.Request) (next, notice st
 	if err != nil || rate < 0 {
 		return "", "", wrongf("the rate is %q, want a number a second", operate.Plain(r.PostFormValue("rate")))
 	}
-	id, err := c.work.begin(c, v, c.actor(r), reason, rate)
-	return "/changes/" + id, "", err
+	next, err = c.carryOut(v, c.actor(r), reason, rate)
+	return next, "", err
 }
 
 var errBusy = errors.New("as many changes as one console makes at a time are being made: wait until one has ended")

@@ -19,6 +19,7 @@ import (
 	"github.com/pgjet/pgjet/internal/attempt"
 	"github.com/pgjet/pgjet/internal/operate"
 	"github.com/pgjet/pgjet/internal/sqlstate"
+	"github.com/pgjet/pgjet/relay"
 )
 
 //go:embed web
@@ -192,7 +193,8 @@ func wrongf(format string, args ...any) error { return &wrongError{fmt.Sprintf(f
 func isWrong(err error) bool {
 	_, wrong := errors.AsType[*wrongError](err)
 	_, cursor := errors.AsType[*operate.CursorError](err)
-	return wrong || cursor
+	_, state := errors.AsType[*operate.StateError](err)
+	return wrong || cursor || state || errors.Is(err, relay.ErrLeadChanged) || errors.Is(err, operate.ErrPlanChanged)
 }
 
 func isAbsent(err error) bool {

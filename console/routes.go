@@ -28,6 +28,8 @@ func (c *Console) routes() http.Handler {
 	mux.Handle("GET /relay", c.show("relay", c.relayPage))
 	mux.Handle("GET /scheduled", c.show("scheduled", c.scheduledPage))
 	mux.Handle("GET /sagas", c.show("sagas", c.sagasPage))
+	mux.Handle("GET /operations", c.show("operations", c.operationsPage))
+	mux.Handle("GET /operations/{id}", c.show("operations", c.operationPage))
 	mux.Handle("GET /processes", c.show("processes", c.processesPage))
 	mux.Handle("GET /types", c.show("types", c.typesPage))
 	mux.Handle("GET /reasons", c.show("", c.reasonsPage))
@@ -42,6 +44,9 @@ func (c *Console) routes() http.Handler {
 	c.change(mux, "POST /quarantine/{seq}", func(r operate.Rights) bool { return r.Quarantine }, c.decideQuarantined)
 	c.change(mux, "POST /scheduled/{id}", func(r operate.Rights) bool { return r.Scheduled }, c.decideScheduled)
 	c.change(mux, "POST /sagas/{id}/retry", func(r operate.Rights) bool { return r.Sagas }, c.retrySaga)
+	c.change(mux, "POST /operations/{id}/cancel", func(r operate.Rights) bool { return r.Operations }, c.cancelOperation)
+	c.change(mux, "POST /operations/{id}/resume", func(r operate.Rights) bool { return r.Dead }, c.resumeOperation)
+	c.change(mux, "POST /operations/{id}/run", func(r operate.Rights) bool { return r.Republish }, c.runOperation)
 	if c.config.Dev != nil {
 		anybody := func(operate.Rights) bool { return !c.config.ReadOnly }
 		mux.Handle("GET /lab", c.show("lab", c.labPage))

@@ -25,7 +25,13 @@ func (c *Console) funcs() template.FuncMap {
 		"word":  operate.Word,
 		"short": short,
 		"lasts": func(seconds float64) string { return lasts(time.Duration(seconds * float64(time.Second))) },
-		"plus":  func(a, b int) int { return a + b },
+		"number": func(p *int64) int64 {
+			if p == nil {
+				return 0
+			}
+			return *p
+		},
+		"plus": func(a, b int) int { return a + b },
 	}
 }
 
@@ -61,7 +67,7 @@ var looks = map[string][2]string{
 	"done": {"good", "✓"}, "moving": {"good", "✓"}, "ready": {"good", "✓"}, "works": {"good", "✓"}, "published": {"good", "✓"}, "leads": {"good", "✓"}, "undone": {"good", "↩"},
 	"idle": {"quiet", "–"}, "ignored": {"quiet", "–"}, "standby": {"quiet", "–"}, "discarded": {"quiet", "⌫"}, "dropped": {"quiet", "⌫"},
 	"waiting": {"quiet", "…"}, "pending": {"quiet", "…"}, "scheduled": {"quiet", "◷"}, "unknown": {"quiet", "?"}, "redriven": {"busy", "⟲"},
-	"running": {"busy", "▶"}, "trying": {"busy", "▶"}, "effects": {"warn", "▲"}, "starting": {"busy", "▶"}, "undoing": {"retry", "↩"},
+	"planned": {"quiet", "◷"}, "cancelled": {"quiet", "⌫"}, "stopped": {"retry", "⏸"}, "running": {"busy", "▶"}, "trying": {"busy", "▶"}, "effects": {"warn", "▲"}, "starting": {"busy", "▶"}, "undoing": {"retry", "↩"},
 	"retrying": {"retry", "↻"}, "retry": {"retry", "↻"}, "retried": {"retry", "↻"}, "degraded": {"retry", "↻"}, "breaker_open": {"retry", "↻"},
 	"paused": {"warn", "⏸"}, "consumer_paused": {"warn", "⏸"}, "slow": {"warn", "▲"}, "quarantined": {"warn", "▲"}, "held": {"warn", "▲"},
 }
@@ -131,8 +137,14 @@ func rate(r float64) string {
 	return fmt.Sprintf("%.0f/s", r)
 }
 
-// count writes a number with a thin space between each three digits.
+// count writes a number, or what a pointer to one has, with a thin space between each three digits.
 func count(n any) string {
+	if p, is := n.(*int64); is {
+		if p == nil {
+			return "–"
+		}
+		n = *p
+	}
 	digits := fmt.Sprint(n)
 	for i := len(digits) - 3; i > 0 && digits[i-1] != '-'; i -= 3 {
 		digits = digits[:i] + "\u202f" + digits[i:]

@@ -3,6 +3,7 @@ package console
 import (
 	"context"
 	"crypto/rand"
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
@@ -13,25 +14,31 @@ import (
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/consumers/replay"
 	"github.com/pgjet/pgjet/internal/operate"
+	"github.com/pgjet/pgjet/internal/operation"
 )
 
-// work is what this console changes, and changed lately.
+// work is what this console does beside requests, and did lately.
 type work struct {
 	mu  sync.Mutex
 	all map[string]*task
 }
 
-// A task is a plan that is being carried out.
+// A task goes on when its request has ended: a plan that is carried out, an operation that is resumed, an audit.
 type task struct {
-	Plan   *planView
+	Plan   *planView // of dead letters; nil if it is something else
+	Stream string    // of an audit
 	By     string
 	Reason string
 	Began  time.Time
 
-	mu      sync.Mutex
-	ended   time.Time
-	outcome []inbox.Outcome
-	err     error
+	mu          sync.Mutex
+	ended       time.Time
+	done, total int64
+	outcome     []inbox.Outcome
+	audit       *operate.Audit
+	lacking     *operate.Republication
+	operation   int64 // that it goes on with, or began; 0 is none
+	err         error
 }
 
 const (
@@ -39,8 +46,8 @@ const (
 	keptTasks = 100 // of which the page can be asked for
 )
 
-// begin carries a plan out, and returns the id of its page.
-func (w *work) begin(c *Console, v *planView, by, reason string, rate int) (id string, err error) {
+// begin runs a task, and returns the id of its page.
+func (w *work) begin(c *Console, t *task, run func(ctx context.Context) error) (id string, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.all == nil {
@@ -61,18 +68,14 @@ func (w *work) begin(c *Console, v *planView, by, reason string, rate int) (id s
 	if len(w.all) >= keptTasks {
 		delete(w.all, oldest)
 	}
-	t := &task{Plan: v, By: by, Reason: reason, Began: time.Now()}
+	t.Began = time.Now()
 	id = rand.Text()
 	began := c.begin(func() {
-		var done []inbox.Outcome
-		err := guarded("the change", func() (err error) {
-			done, err = v.Run(c.ended, c.config.DB, replay.Decision{By: by, Reason: reason, Rate: rate, Progress: t.progress})
-			return err
-		})
+		err := guarded("the change", func() error { return run(c.ended) })
 		c.changed()
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		t.outcome, t.err, t.ended = done, err, time.Now()
+		t.err, t.ended = err, time.Now()
 	})
 	if !began {
 		return "", c.ended.Err()
@@ -81,11 +84,32 @@ func (w *work) begin(c *Console, v *planView, by, reason string, rate int) (id s
 	return id, nil
 }
 
-// progress keeps how far the task has got.
-func (t *task) progress(outcome []inbox.Outcome) {
+// find returns the task with an id, nil if this console does not know it, or not any more.
+func (w *work) find(id string) *task {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.all[id]
+}
+
+// of returns the task of this console that began last on an operation; nil if there is none.
+func (w *work) of(operation int64) (last *task) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, t := range w.all {
+		t.mu.Lock()
+		if t.operation == operation && (last == nil || t.Began.After(last.Began)) {
+			last = t
+		}
+		t.mu.Unlock()
+	}
+	return last
+}
+
+// set changes what a page of the task reads.
+func (t *task) set(change func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.outcome = slices.Clone(outcome)
+	change()
 }
 
 func (t *task) running() bool {
@@ -94,47 +118,82 @@ func (t *task) running() bool {
 	return t.ended.IsZero()
 }
 
-// A workView is the page about a task.
+// failed returns why the task failed; nil if it did not.
+func (t *task) failed() *failure {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.err == nil {
+		return nil
+	}
+	f := explain(t.err)
+	return &f
+}
+
+// A workView is the page about a plan that is carried out.
 type workView struct {
 	*task
-	Running  bool
-	Ended    time.Time
-	Total    inbox.Outcome
-	Progress *inbox.Progress // of what was redriven
-	Of       int
-	Failed   *failure
-	Undo     string // the address of the plan that undoes it; "" if nothing can
+	Running    bool
+	Ended      time.Time
+	Total      inbox.Outcome
+	Progress   *inbox.Progress // of what was redriven
+	Of         int
+	Failed     *failure
+	Operations []operation.Record // at each consumer
+	Undo       string             // the address of the plan that undoes it; "" if nothing can
 }
 
 func (c *Console) workPage(ctx context.Context, r *http.Request) (page, error) {
-	c.work.mu.Lock()
-	t := c.work.all[r.PathValue("id")]
-	c.work.mu.Unlock()
-	p := page{Title: "Change", Template: "work.html", Command: "pgjet dead ls --state all"}
-	if t == nil {
-		return p, &operate.NotFoundError{What: "this change", Looked: "this console did not make it, or not since it was started; what was changed shows: pgjet dead ls --state all"}
+	q := r.URL.Query()
+	p := page{Title: "Change", Template: "work.html", Command: "pgjet op ls --kind dead"}
+	verb, known := operate.VerbOf(q.Get("verb"))
+	upTo, _ := strconv.ParseInt(q.Get("up_to"), 10, 64)
+	began, err := time.Parse(time.RFC3339Nano, q.Get("began"))
+	if !known || upTo == 0 || err != nil {
+		return p, wrongf("the address does not say which change")
 	}
-	t.mu.Lock()
-	v := workView{task: t, Running: t.ended.IsZero(), Ended: t.ended, Total: operate.Total(t.outcome)}
-	err := t.err
-	t.mu.Unlock()
-	if err != nil {
-		f := explain(err)
-		v.Failed = &f
+	p.Title = "Change: " + verb.Name
+	v := workView{}
+	if v.Operations, err = c.asked().OperationsOfPlan(ctx, verb, upTo, began.Add(-time.Second)); err != nil {
+		return p, err
 	}
-	if v.Of = len(v.Total.IDs); v.Of > 0 && t.Plan.Verb.Name == operate.Redrive.Name {
+	for i := range v.Operations {
+		v.Operations[i].Reason = inbox.Mask(v.Operations[i].Reason)
+	}
+	if v.task = c.work.find(r.PathValue("id")); v.task == nil { // a console that was started anew knows what was noted
+		if len(v.Operations) == 0 {
+			return p, &operate.NotFoundError{What: "this change", Looked: "this console did not make it, or not since it was started, and no operation says that anything was changed"}
+		}
+		p.Template, p.Content = "works.html", v
+		return p, nil
+	}
+	t := v.task
+	t.set(func() { v.Running, v.Ended, v.Total = t.ended.IsZero(), t.ended, operate.Total(t.outcome) })
+	v.Failed = t.failed()
+	if v.Of = len(v.Total.IDs); v.Of > 0 && verb.Name == operate.Redrive.Name {
 		progress, err := inbox.ReadProgress(ctx, c.config.DB, v.Total.IDs)
 		if err != nil {
 			return p, err
 		}
 		v.Progress = &progress
 	}
-	if t.Plan.Verb.Name == operate.Discard.Name && !v.Running && v.Total.Changed > 0 {
+	if verb.Name == operate.Discard.Name && !v.Running && v.Total.Changed > 0 {
 		own, _ := url.ParseQuery(t.Plan.Query)
 		own.Set("up_to", strconv.FormatInt(t.Plan.UpTo, 10))
 		v.Undo = planOf(operate.Reopen, own)
 	}
-	p.Title = "Change: " + t.Plan.Verb.Name
 	p.Content = v
 	return p, nil
+}
+
+// carryOut begins a plan, and returns the address of its page, which says enough to find what was changed when this console is gone.
+func (c *Console) carryOut(v *planView, by, reason string, rate int) (string, error) {
+	t := &task{Plan: v, By: by, Reason: reason}
+	began := time.Now()
+	id, err := c.work.begin(c, t, func(ctx context.Context) error {
+		keep := func(outcome []inbox.Outcome) { t.set(func() { t.outcome = slices.Clone(outcome) }) }
+		done, err := v.Run(ctx, c.config.DB, replay.Decision{By: by, Reason: reason, Rate: rate, Progress: keep})
+		keep(done)
+		return err
+	})
+	return "/changes/" + id + query("verb", v.Verb.Name, "up_to", fmt.Sprint(v.UpTo), "began", began.UTC().Format(time.RFC3339Nano)), err
 }

@@ -17,6 +17,9 @@ type Rights struct {
 	Sagas      bool `json:"sagas"`      // have sagas go on
 	Scheduled  bool `json:"scheduled"`  // cancel scheduled events, and bring them forward
 	Quarantine bool `json:"quarantine"` // retry and drop events in quarantine
+	Operations bool `json:"operations"` // cancel operations
+	Republish  bool `json:"republish"`  // have the relay publish events again
+	Adopt      bool `json:"adopt"`      // accept what a stream holds and the outbox does not know
 }
 
 // Any reports whether anything may be changed.
@@ -38,7 +41,10 @@ func (s Source) Rights(ctx context.Context) (r Rights, err error) {
 		       record and has_any_column_privilege('pgjet.leader', 'update'),
 		       record and has_any_column_privilege('pgjet.saga', 'update'),
 		       record and has_table_privilege('pgjet.scheduled', 'delete'),
-		       record and has_any_column_privilege('pgjet.quarantine', 'update')
-		  from may`).Scan(&r.Record, &r.Dead, &r.Retry, &r.Consumers, &r.Relays, &r.Sagas, &r.Scheduled, &r.Quarantine)
+		       record and has_any_column_privilege('pgjet.quarantine', 'update'),
+		       record and has_any_column_privilege('pgjet.operation', 'update'),
+		       record and coalesce(has_function_privilege(to_regprocedure('pgjet.republish(bigint,text,bigint,bigint[])'), 'execute'), false),
+		       record and has_table_privilege('pgjet.adoption', 'insert') and has_table_privilege('pgjet.unknown_message', 'delete')
+		  from may`).Scan(&r.Record, &r.Dead, &r.Retry, &r.Consumers, &r.Relays, &r.Sagas, &r.Scheduled, &r.Quarantine, &r.Operations, &r.Republish, &r.Adopt)
 	return r, sqlstate.Wrap("ask what the user may change", err)
 }

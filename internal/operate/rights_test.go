@@ -20,7 +20,7 @@ func TestRights(t *testing.T) {
 	testenv.Exec(t, owner, `create role `+role)
 	testenv.Exec(t, owner, `grant usage on schema pgjet to `+role)
 	testenv.Exec(t, owner, `grant select on all tables in schema pgjet to `+role)
-	all := Rights{Record: true, Dead: true, Retry: true, Consumers: true, Relays: true, Sagas: true, Scheduled: true, Quarantine: true}
+	all := Rights{Record: true, Dead: true, Retry: true, Consumers: true, Relays: true, Sagas: true, Scheduled: true, Quarantine: true, Operations: true, Republish: true, Adopt: true}
 	for _, row := range []struct {
 		name, setting, value string
 		want                 Rights

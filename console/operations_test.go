@@ -1,0 +1,95 @@
+package console_test
+
+import (
+	"fmt"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgjet/pgjet/console"
+	"github.com/pgjet/pgjet/internal/testenv"
+)
+
+// text returns one text of a database.
+func text(t *testing.T, db *pgxpool.Pool, sql string, args ...any) (found string) {
+	t.Helper()
+	if err := db.QueryRow(t.Context(), sql, args...).Scan(&found); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	return found
+}
+
+// TestOperations: a redrive that was cut off is listed as stopped, says how far it is after the console was started anew, goes on when it is
+// resumed, and what runs can be cancelled with a reason.
+func TestOperations(t *testing.T) {
+	t.Parallel()
+	db := testenv.Postgres(t)
+	died(t, db, "mailer", 30)
+	plan := func(base string) url.Values {
+		t.Helper()
+		return planned(t, ask(t, http.MethodGet, base+"/dead/plan?verb=redrive&consumer=mailer", "").body)
+	}
+	first := console.New(console.Config{DB: db})
+	t.Cleanup(first.Close)
+	base := serve(t, console.Config{}, func(*console.Console) http.Handler { return first })
+	form := plan(base)
+	form.Set("rate", "5") // so it does not end at once
+	form.Set("reason", "the server of bob@example.com works")
+	begun := ask(t, http.MethodPost, base+"/dead/run", form.Encode(), own)
+	change := begun.header.Get("Location")
+	testenv.Eventually(t, 10*time.Second, "some are redriven", func() bool { return text(t, db, `select count(*)::text from pgjet.dead_letter where state = 'redriven'`) != "0" })
+	first.Close() // as when its process ends; the operation is failed, then
+	again := serve(t, console.Config{DB: db}, nil)
+	a := ask(t, http.MethodGet, again+change, "")
+	if a.status != http.StatusOK || !strings.Contains(a.body, "of 30") || !strings.Contains(a.body, "mailer") {
+		t.Errorf("the change after a restart = %d\n%s", a.status, a.body)
+	}
+	list := ask(t, http.MethodGet, again+"/operations?kind=dead", "")
+	m := regexp.MustCompile(`href="(/operations/[0-9]+)"`).FindStringSubmatch(list.body)
+	if m == nil || !strings.Contains(list.body, "failed") || strings.Contains(list.body, "bob@example.com") {
+		t.Fatalf("the list is\n%s", list.body)
+	}
+	one := ask(t, http.MethodGet, again+m[1], "")
+	if !strings.Contains(one.body, "Resume") || !strings.Contains(one.body, "Cancel it") || strings.Contains(one.body, "bob@example.com") {
+		t.Errorf("the operation is\n%s", one.body)
+	}
+	if a := ask(t, http.MethodPost, again+m[1]+"/resume", "", own); a.status != http.StatusSeeOther {
+		t.Fatalf("to resume = %d\n%s", a.status, a.body)
+	}
+	testenv.Eventually(t, 10*time.Second, "all are redriven", func() bool {
+		return strings.Contains(ask(t, http.MethodGet, again+m[1], "").body, "30 of 30 done")
+	})
+	if a := ask(t, http.MethodPost, again+m[1]+"/resume", "", own); a.status != http.StatusBadRequest {
+		t.Errorf("to resume what is done = %d\n%s", a.status, a.body)
+	}
+	testenv.Exec(t, db, `insert into pgjet.operation (kind, target, by, reason, state, done, total, changed_at) values ('replay', 'mailer', 'ann', 'r', 'running', 1, 9, now() - interval '5 min')`)
+	id := text(t, db, `select max(id)::text from pgjet.operation`)
+	if a := ask(t, http.MethodGet, again+"/operations?state=stopped", ""); !strings.Contains(a.body, "/operations/"+id) {
+		t.Errorf("what stopped is not listed:\n%s", a.body)
+	}
+	if a := ask(t, http.MethodPost, again+"/operations/"+id+"/cancel", "", own); a.status != http.StatusBadRequest {
+		t.Errorf("to cancel without a reason = %d", a.status)
+	}
+	if a := ask(t, http.MethodPost, again+"/operations/"+id+"/cancel", "reason=enough", own); a.status != http.StatusSeeOther {
+		t.Errorf("to cancel = %d\n%s", a.status, a.body)
+	}
+	if state := text(t, db, `select concat_ws(' ', state, detail ->> 'cancel_reason') from pgjet.operation where id = $1::text::bigint`, id); state != "cancelled enough" {
+		t.Errorf("it is %s", state)
+	}
+	for _, bad := range []string{"/operations?state=odd", "/operations?after=x", "/operations/x", "/changes/x"} {
+		if a := ask(t, http.MethodGet, again+bad, ""); a.status != http.StatusBadRequest {
+			t.Errorf("GET %s = %d, want 400", bad, a.status)
+		}
+	}
+	readOnly := serve(t, console.Config{DB: db, ReadOnly: true}, nil)
+	for _, do := range []string{"cancel", "resume", "run"} {
+		if a := ask(t, http.MethodPost, fmt.Sprint(readOnly, "/operations/", id, "/", do), "reason=x", own); a.status != http.StatusForbidden {
+			t.Errorf("a read-only console may %s: %d", do, a.status)
+		}
+	}
+}
