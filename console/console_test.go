@@ -96,7 +96,7 @@ func appended(t *testing.T, db *pgxpool.Pool, key, data string) uuid.UUID {
 }
 
 // paths are pages that need nothing in the database.
-var paths = []string{"/", "/events", "/consumers", "/dead", "/keys", "/retrying", "/relay", "/scheduled", "/sagas", "/operations", "/types", "/processes", "/reasons", "/reasons/stream_full"}
+var paths = []string{"/", "/events", "/consumers", "/dead", "/keys", "/retrying", "/relay", "/scheduled", "/sagas", "/operations", "/audit", "/types", "/processes", "/reasons", "/reasons/stream_full"}
 
 func TestPagesWithoutNATS(t *testing.T) {
 	t.Parallel()

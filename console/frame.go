@@ -194,7 +194,7 @@ func isWrong(err error) bool {
 	_, wrong := errors.AsType[*wrongError](err)
 	_, cursor := errors.AsType[*operate.CursorError](err)
 	_, state := errors.AsType[*operate.StateError](err)
-	return wrong || cursor || state || errors.Is(err, relay.ErrLeadChanged) || errors.Is(err, operate.ErrPlanChanged)
+	return wrong || cursor || state || errors.Is(err, relay.ErrLeadChanged) || errors.Is(err, relay.ErrNothingToAdopt) || errors.Is(err, operate.ErrPlanChanged)
 }
 
 func isAbsent(err error) bool {

@@ -42,7 +42,9 @@ func TestOperations(t *testing.T) {
 	form.Set("reason", "the server of bob@example.com works")
 	begun := ask(t, http.MethodPost, base+"/dead/run", form.Encode(), own)
 	change := begun.header.Get("Location")
-	testenv.Eventually(t, 10*time.Second, "some are redriven", func() bool { return text(t, db, `select count(*)::text from pgjet.dead_letter where state = 'redriven'`) != "0" })
+	testenv.Eventually(t, 10*time.Second, "some are redriven", func() bool {
+		return text(t, db, `select count(*)::text from pgjet.dead_letter where state = 'redriven'`) != "0"
+	})
 	first.Close() // as when its process ends; the operation is failed, then
 	again := serve(t, console.Config{DB: db}, nil)
 	a := ask(t, http.MethodGet, again+change, "")

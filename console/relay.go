@@ -2,6 +2,7 @@ package console
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"strconv"
 
@@ -24,6 +25,10 @@ type relayPart struct {
 	In       *operate.Stream
 	Unread   *failure // why the stream is not known
 	Unknown  []relay.UnknownMessage
+	Listed   int            // of those, in all
+	LastSeq  int64          // of the last one
+	Pairs    []operate.Pair // the stream there, beside the outbox
+	Unpaired *failure       // why that is not known
 }
 
 func (c *Console) relayPage(ctx context.Context, _ *http.Request) (page, error) {
@@ -44,7 +49,7 @@ func (c *Console) relayPage(ctx context.Context, _ *http.Request) (page, error) 
 				f := explain(err)
 				part.Unread = &f
 			}
-			part.Unknown = part.Unknown[:min(len(part.Unknown), pageRows)]
+			c.compareHistories(ctx, src, &part)
 		}
 		v.Relays = append(v.Relays, part)
 	}
@@ -56,6 +61,40 @@ func (c *Console) relayPage(ctx context.Context, _ *http.Request) (page, error) 
 	v.Held = v.Held[:min(len(v.Held), pageRows)]
 	p.Content = v
 	return p, nil
+}
+
+// compareHistories adds what both sides hold where a relay halted.
+func (c *Console) compareHistories(ctx context.Context, src operate.Source, part *relayPart) {
+	part.Listed = len(part.Unknown)
+	if part.Listed == 0 {
+		return
+	}
+	part.LastSeq = part.Unknown[part.Listed-1].StreamSeq
+	var err error
+	if part.Pairs, err = src.Histories(ctx, part.Unknown); err != nil {
+		f := explain(err)
+		part.Unpaired = &f
+	}
+	part.Unknown = part.Unknown[:min(len(part.Unknown), pageRows)]
+}
+
+// adopt accepts for good what a stream holds and the outbox does not know, as it was shown.
+func (c *Console) adopt(ctx context.Context, r *http.Request) (next, notice string, err error) {
+	stream := r.PathValue("stream")
+	reason, err := why(r, true)
+	if err != nil {
+		return "", "", err
+	}
+	last, lastErr := strconv.ParseInt(r.PostFormValue("last"), 10, 64)
+	n, countErr := strconv.Atoi(r.PostFormValue("count"))
+	switch {
+	case lastErr != nil || countErr != nil:
+		return "", "", wrongf("the form is not one of this console")
+	case r.PostFormValue("typed") != stream:
+		return "", "", wrongf("type the name of the stream, %s, to confirm: what is adopted is accepted for good", operate.Plain(stream))
+	}
+	err = operate.AdoptShown(ctx, c.config.DB, stream, last, n, c.actor(r), reason)
+	return "/relay", fmt.Sprintf("Adopted what stream %s holds up to sequence %d. A relay goes on behind it.", stream, last), err
 }
 
 func (c *Console) pauseRelay(ctx context.Context, r *http.Request) (next, notice string, err error) {

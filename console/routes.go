@@ -30,6 +30,8 @@ func (c *Console) routes() http.Handler {
 	mux.Handle("GET /sagas", c.show("sagas", c.sagasPage))
 	mux.Handle("GET /operations", c.show("operations", c.operationsPage))
 	mux.Handle("GET /operations/{id}", c.show("operations", c.operationPage))
+	mux.Handle("GET /audit", c.show("audit", c.auditPage))
+	mux.Handle("GET /audit/runs/{id}", c.show("audit", c.auditRunPage))
 	mux.Handle("GET /processes", c.show("processes", c.processesPage))
 	mux.Handle("GET /types", c.show("types", c.typesPage))
 	mux.Handle("GET /reasons", c.show("", c.reasonsPage))
@@ -41,12 +43,14 @@ func (c *Console) routes() http.Handler {
 	c.change(mux, "POST /retry", func(r operate.Rights) bool { return r.Retry }, c.retry)
 	c.change(mux, "POST /relay/{stream}/pause", func(r operate.Rights) bool { return r.Relays }, c.pauseRelay)
 	c.change(mux, "POST /relay/{stream}/resume", func(r operate.Rights) bool { return r.Relays }, c.resumeRelay)
+	c.change(mux, "POST /relay/{stream}/adopt", func(r operate.Rights) bool { return r.Adopt }, c.adopt)
 	c.change(mux, "POST /quarantine/{seq}", func(r operate.Rights) bool { return r.Quarantine }, c.decideQuarantined)
 	c.change(mux, "POST /scheduled/{id}", func(r operate.Rights) bool { return r.Scheduled }, c.decideScheduled)
 	c.change(mux, "POST /sagas/{id}/retry", func(r operate.Rights) bool { return r.Sagas }, c.retrySaga)
 	c.change(mux, "POST /operations/{id}/cancel", func(r operate.Rights) bool { return r.Operations }, c.cancelOperation)
 	c.change(mux, "POST /operations/{id}/resume", func(r operate.Rights) bool { return r.Dead }, c.resumeOperation)
 	c.change(mux, "POST /operations/{id}/run", func(r operate.Rights) bool { return r.Republish }, c.runOperation)
+	c.change(mux, "POST /audit/{stream}", func(operate.Rights) bool { return true }, c.beginAudit) // which changes nothing
 	if c.config.Dev != nil {
 		anybody := func(operate.Rights) bool { return !c.config.ReadOnly }
 		mux.Handle("GET /lab", c.show("lab", c.labPage))

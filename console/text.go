@@ -64,7 +64,7 @@ func query(pairs ...string) string {
 
 // looks says how a state looks: a class for its colour, and a sign, since colour alone is not for everybody.
 var looks = map[string][2]string{
-	"done": {"good", "✓"}, "moving": {"good", "✓"}, "ready": {"good", "✓"}, "works": {"good", "✓"}, "published": {"good", "✓"}, "leads": {"good", "✓"}, "undone": {"good", "↩"},
+	"agrees": {"good", "✓"}, "same": {"good", "✓"}, "outbox_only": {"quiet", "…"}, "done": {"good", "✓"}, "moving": {"good", "✓"}, "ready": {"good", "✓"}, "works": {"good", "✓"}, "published": {"good", "✓"}, "leads": {"good", "✓"}, "undone": {"good", "↩"},
 	"idle": {"quiet", "–"}, "ignored": {"quiet", "–"}, "standby": {"quiet", "–"}, "discarded": {"quiet", "⌫"}, "dropped": {"quiet", "⌫"},
 	"waiting": {"quiet", "…"}, "pending": {"quiet", "…"}, "scheduled": {"quiet", "◷"}, "unknown": {"quiet", "?"}, "redriven": {"busy", "⟲"},
 	"planned": {"quiet", "◷"}, "cancelled": {"quiet", "⌫"}, "stopped": {"retry", "⏸"}, "running": {"busy", "▶"}, "trying": {"busy", "▶"}, "effects": {"warn", "▲"}, "starting": {"busy", "▶"}, "undoing": {"retry", "↩"},
