@@ -52,6 +52,7 @@ type Config struct {
 	User     func(*http.Request) string // who calls, for pgjet.operation; nil is who runs this process
 	Own      func(consumer string) bool // whether the command pgjet can run this consumer; nil: it can run none
 	Dev      *Dev                       // what a development set-up adds; nil is nothing
+	Also     []Database                 // further databases, which are shown on pages of their own
 	Log      *slog.Logger               // nil discards
 }
 
@@ -68,6 +69,9 @@ type Console struct {
 
 	pages map[string]*template.Template
 	mux   http.Handler
+
+	first  *Console   // of which this one shows a further database; nil if none
+	others []*Console // of the further databases
 
 	ended context.Context //nolint:containedctx // it ends what goes on after a request, or keeps one open
 	end   context.CancelFunc
@@ -98,18 +102,27 @@ func New(config Config) *Console {
 	c.ended, c.end = context.WithCancel(context.Background())
 	c.board.console, c.shared.console = c, c
 	c.pages = c.parse()
+	c.addOthers()
 	c.mux = guard(web.Guard(http.StripPrefix(c.config.Path, c.routes()), config.Hosts...))
 	return c
 }
 
 // ServeHTTP answers a request for a page.
-func (c *Console) ServeHTTP(w http.ResponseWriter, r *http.Request) { c.mux.ServeHTTP(w, r) }
+func (c *Console) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if other := c.other(r); other != nil {
+		c = other
+	}
+	c.mux.ServeHTTP(w, r)
+}
 
 // Close ends live pages and what is being changed, of which the rest stays as it is. It waits for both, and may be called twice.
 func (c *Console) Close() {
 	c.closing.Lock()
 	c.end()
 	c.closing.Unlock()
+	for _, other := range c.others {
+		other.Close()
+	}
 	c.tasks.Wait()
 }
 

@@ -45,6 +45,7 @@ type frame struct {
 	Live   string // where its changes come from; "" is nowhere
 	Dead   int64  // letters that wait for a decision, as far as is known
 	Rights operate.Rights
+	Others []databaseLink // databases that can be chosen
 	Dev    *Dev
 	Notice string // what the last change came to
 	Now    time.Time
@@ -90,7 +91,7 @@ func (c *Console) show(active string, produce maker) http.HandlerFunc {
 
 // frame makes a page. If that fails, it shows why.
 func (c *Console) frame(ctx context.Context, r *http.Request, active string, produce maker) frame {
-	f := frame{Path: c.config.Path, Name: c.config.Name, Active: active, Dev: c.config.Dev, Rights: c.board.Rights(ctx), Now: time.Now()}
+	f := frame{Path: c.config.Path, Name: c.config.Name, Active: active, Dev: c.config.Dev, Rights: c.board.Rights(ctx), Others: c.databases(r), Now: time.Now()}
 	var p page
 	err := guarded("the page", func() (err error) {
 		p, err = produce(ctx, r)

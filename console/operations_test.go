@@ -95,3 +95,43 @@ func TestOperations(t *testing.T) {
 		}
 	}
 }
+
+// TestSeveral: one console shows several databases, each below an address of its own, and leads from one to the other; who may look at one
+// may look at all, and a change is noted in the one that it was made in, with who made it.
+func TestSeveral(t *testing.T) {
+	t.Parallel()
+	shop, billing := testenv.Postgres(t), testenv.Postgres(t)
+	died(t, billing, "invoices", 1)
+	const token = "0123456789abcdef"
+	base := serve(t, console.Config{
+		DB: shop, Name: "shop", Path: "/pgjet", User: func(*http.Request) string { return "ann" },
+		Also: []console.Database{{Name: "billing & more", DB: billing}, {Name: "billing & more", DB: shop}},
+	}, func(c *console.Console) http.Handler { return c.Token(token) })
+	if a := ask(t, http.MethodGet, base+"/pgjet/db/billing---more/dead", ""); a.status != http.StatusUnauthorized {
+		t.Errorf("without the token = %d", a.status)
+	}
+	pass := "Authorization: Bearer " + token
+	first, other := ask(t, http.MethodGet, base+"/pgjet/dead", "", pass), ask(t, http.MethodGet, base+"/pgjet/db/billing---more/dead", "", pass)
+	if strings.Contains(first.body, "invoices") || !strings.Contains(other.body, "invoices") {
+		t.Errorf("the pages are of the wrong database:\n%s\n%s", first.body, other.body)
+	}
+	for name, a := range map[string]answer{"first": first, "other": other} {
+		for _, link := range []string{`href="/pgjet/dead"`, `href="/pgjet/db/billing---more/dead"`, `href="/pgjet/db/billing---more-2/dead"`} {
+			if !strings.Contains(a.body, link) {
+				t.Errorf("the %s page lacks %s", name, link)
+			}
+		}
+	}
+	if !strings.Contains(other.body, `href="/pgjet/db/billing---more/consumers/invoices"`) {
+		t.Errorf("its links leave the database:\n%s", other.body)
+	}
+	if a := ask(t, http.MethodPost, base+"/pgjet/db/billing---more/consumers/invoices/pause", "reason=closing", pass, own); a.status != http.StatusSeeOther {
+		t.Fatalf("to pause = %d\n%s", a.status, a.body)
+	}
+	if by := text(t, billing, `select coalesce(max(by), '') from pgjet.operation`); by != "ann" {
+		t.Errorf("it was paused by %q", by)
+	}
+	if n := text(t, shop, `select count(*)::text from pgjet.operation`); n != "0" {
+		t.Errorf("%s operations are noted in the other database", n)
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
+	"github.com/nats-io/nats.go"
 )
 
 // TestFirstTwoMinutes: a newcomer signs somebody up with a form, watches the event travel, breaks the mail server with a switch, sees
@@ -115,6 +116,62 @@ func TestNATSIsDown(t *testing.T) {
 		t.Errorf("Now still says that NATS is away:\n%s", event.text())
 	}
 	eventually(t, "the mail arrives", func() bool { return mails(t, email) == 1 })
+}
+
+// TestRelayHalts: somebody else published to the stream. An operator sees both histories side by side, adopts, and events go on.
+func TestRelayHalts(t *testing.T) {
+	nc, err := nats.Connect(env.NATS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	if err := nc.Publish("events.00.alien", []byte("{}")); err != nil || nc.Flush() != nil {
+		t.Fatal(err)
+	}
+	email := somebody()
+	signUp(t, email)
+	b := open(t, env.Console, "status of 400")
+	b.visit("/relay")
+	b.sees("Both histories, where the relay halted", "no event of pgjet", "events.00.alien", "stream only", "outbox only")
+	form := `form[action$="/adopt"] `
+	b.do(chromedp.SendKeys(form+`input[name=reason]`, "we know who published it"), chromedp.SendKeys(form+`input[name=typed]`, "EVENT"))
+	b.click("Adopt 1 message")
+	b.sees("type the name of the stream")
+	b.visit("/relay")
+	b.do(chromedp.SendKeys(form+`input[name=reason]`, "we know who published it"), chromedp.SendKeys(form+`input[name=typed]`, "EVENTS"))
+	b.click("Adopt 1 message")
+	b.sees("Adopted what stream EVENTS holds")
+	eventually(t, "the mail arrives", func() bool { return mails(t, email) == 1 })
+	b.visit("/operations?kind=relay.adopt")
+	b.sees("we know who published it")
+	// Consumers have handled the message, too: it is no event.
+	pgjet(t, "dead", "discard", "--all", "--yes", "--reason", "none of ours")
+}
+
+// TestReplay: an operator rebuilds a read model: what will run again, how many, how long and with which effects is said first, the count
+// confirms it, and the page shows the progress.
+func TestReplay(t *testing.T) {
+	signUp(t, somebody())
+	signUp(t, somebody())
+	eventually(t, "the directory has all", func() bool {
+		return query(t, `select ((select count(*) from pgjet.inbox where consumer = 'directory' and state = 'done') >= (select count(*) from pgjet.outbox where type = 'user.created'))::text`) == "true"
+	})
+	b := open(t, env.Console, "status of 400")
+	b.visit("/consumers/directory")
+	b.click("Replay events to directory…")
+	b.sees("What its inbox knows as done is skipped")
+	b.do(chromedp.Click(`input[value=all]`), chromedp.Click(`input[name=again]`))
+	b.click("Say what will happen")
+	b.sees("What will happen", "events will run", "none outside the database", "to confirm")
+	count := eval[string](b, `document.querySelector("input[name=count]").value`)
+	b.do(chromedp.SendKeys(`form[method=post] input[name=reason]`, "the read model is rebuilt"), chromedp.SendKeys(`input[name=typed]`, "1"+count))
+	b.click("Replay " + count)
+	b.sees("to confirm")
+	b.visit("/consumers/directory/replay?from=all&again=1")
+	count = eval[string](b, `document.querySelector("input[name=count]").value`)
+	b.do(chromedp.SendKeys(`form[method=post] input[name=reason]`, "the read model is rebuilt"), chromedp.SendKeys(`input[name=typed]`, count))
+	b.click("Replay " + count)
+	b.sees("has begun", count+" of "+count+" done", "the read model is rebuilt")
 }
 
 // TestReveal: what an event says is hidden, is shown to somebody who asks, and that is an operation.
@@ -258,7 +315,7 @@ func TestReadOnly(t *testing.T) {
 	signUp(t, somebody())
 	base := console(t, "--database-url", as(t, "console_reader", "reader"))
 	b := open(t, base, "status of 403")
-	for _, path := range []string{"/", "/events", "/consumers", "/consumers/directory", "/dead", "/retrying", "/relay", "/scheduled", "/sagas", "/processes", "/types"} {
+	for _, path := range []string{"/", "/events", "/consumers", "/consumers/directory", "/dead", "/retrying", "/relay", "/scheduled", "/sagas", "/operations", "/processes", "/types"} {
 		b.visit(path)
 		b.do(chromedp.WaitVisible(`//header//*[contains(., "read-only")]`))
 		if n := eval[int](b, `document.querySelectorAll("main form[method=post]").length`); n != 0 {

@@ -6,6 +6,7 @@ import (
 	_ "embed"
 	"encoding/hex"
 	"fmt"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -70,9 +71,24 @@ func pages(t *testing.T) map[string]string {
 		"now": "/", "events": "/events", "found": "/events?find=" + key, "event": "/events/" + id, "dead-event": "/events/" + letter,
 		"consumers": "/consumers", "consumer": "/consumers/welcome-mailer", "dead": "/dead", "dead-group": "/dead?consumer=welcome-mailer&key=" + query(t, `select key from pgjet.dead_letter where state = 'dead' limit 1`),
 		"plan": "/dead/plan?verb=redrive&all=1", "key": "/keys?key=" + key, "no-key": "/keys", "retrying": "/retrying", "relay": "/relay",
+		"operations": "/operations", "operation": "/operations/" + query(t, `select max(id)::text from pgjet.operation`),
+		"audit": "/audit", "comparison": compared(t), "replay": "/consumers/directory/replay", "replay-plan": "/consumers/directory/replay?from=all&again=1",
+		"field": "/events?field=plan&value=free",
 		"scheduled": "/scheduled", "sagas": "/sagas", "types": "/types", "processes": "/processes", "lab": "/lab",
 		"reasons": "/reasons", "reason": "/reasons/dead_letters",
 	}
+}
+
+// compared has the console compare outbox and stream, and returns the page about that.
+func compared(t *testing.T) string {
+	t.Helper()
+	resp := post(t, "audit/EVENTS", "do=compare")
+	defer resp.Body.Close()
+	path := resp.Header.Get("Location")
+	if resp.StatusCode != http.StatusSeeOther || !strings.HasPrefix(path, "/audit/runs/") {
+		t.Fatalf("to compare is answered with %s, %q", resp.Status, path)
+	}
+	return path
 }
 
 // trouble makes a dead letter, an event that is retried, and sagas that wait, until the test ends.
@@ -94,6 +110,10 @@ func trouble(t *testing.T) {
 	})
 	breakMail(t, 451)
 	request(t, "PUT", env.Billing+"/fault", `{"status":503}`)
+	resp := post(t, "consumers/directory/pause", "reason=a+look")
+	resp.Body.Close()
+	resp = post(t, "consumers/directory/resume", "")
+	resp.Body.Close()
 	signUp(t, somebody())
 	eventually(t, "an event is retried", func() bool { return query(t, `select count(*)::text from pgjet.intent`) != "0" })
 }

@@ -186,9 +186,10 @@ func (b *tab) do(actions ...chromedp.Action[chromedp.Void]) {
 	}
 }
 
-// visit opens a page of the console.
+// visit opens a page of the console, once the page before has come to its end: else that may end this one.
 func (b *tab) visit(path string) {
 	b.t.Helper()
+	eventually(b.t, "the page before is complete", func() bool { return eval[bool](b, `document.readyState === "complete"`) })
 	b.do(chromedp.Navigate(b.base+path), chromedp.WaitReady("#main"))
 }
 
@@ -273,6 +274,26 @@ func request(t *testing.T, method, url, body string) string {
 		t.Fatalf("%s %s: %s %s, %v", method, url, resp.Status, answer, err)
 	}
 	return string(answer)
+}
+
+// post sends a form of the console, and returns where that leads.
+func post(t *testing.T, path, form string) *http.Response {
+	t.Helper()
+	req, err := http.NewRequestWithContext(context.WithoutCancel(t.Context()), http.MethodPost, env.Console+path, strings.NewReader(form))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	req.Header.Set("Sec-Fetch-Site", "same-origin")
+	client := http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.StatusCode >= http.StatusBadRequest {
+		t.Fatalf("POST %s: %s", path, resp.Status)
+	}
+	return resp
 }
 
 // mails returns how many mails somebody got.
