@@ -25,8 +25,9 @@ type content struct {
 	took   time.Duration
 }
 
-// atOnce is how many live pages are made at the same time.
-const atOnce = 4
+// atOnce is how many live pages are made at the same time. Whoever makes one then rests for restAfter times as long, a second at most: however
+// many different pages are open, they cost less than half of what one connection can do.
+const atOnce, restAfter = 2, 4
 
 // get returns the content under a key. It is made by produce, unless somebody did so just now.
 func (s *shared) get(ctx context.Context, key string, produce func() (int, []byte)) (*content, error) {
@@ -38,14 +39,19 @@ func (s *shared) get(ctx context.Context, key string, produce func() (int, []byt
 	if !found {
 		one = &content{made: make(chan struct{})}
 		began := s.console.begin(func() {
-			s.slots <- struct{}{}
+			select {
+			case s.slots <- struct{}{}:
+			case <-s.console.ended.Done():
+				close(one.made)
+				return
+			}
 			begun := time.Now()
 			if err := guarded("the page", func() error { one.status, one.body = produce(); return nil }); err != nil {
 				s.console.complain(ctx, "live", explain(err), err)
 				one.status = http.StatusInternalServerError
 			}
 			one.took = time.Since(begun)
-			<-s.slots
+			time.AfterFunc(min(restAfter*one.took, time.Second), func() { <-s.slots })
 			close(one.made)
 			time.AfterFunc(liveEvery/2, func() {
 				s.mu.Lock()
@@ -64,6 +70,9 @@ func (s *shared) get(ctx context.Context, key string, produce func() (int, []byt
 	s.mu.Unlock()
 	select {
 	case <-one.made:
+		if one.status == 0 { // the console was closed before it was made
+			return nil, context.Canceled
+		}
 		return one, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
@@ -83,8 +92,8 @@ func wantsLive(r *http.Request) bool {
 }
 
 // costs is how many times longer than it takes to make a page it is left alone, but not for longer than rest: so an open one costs
-// a fiftieth of what one connection can do, most of which is waiting, and one that had to wait for a server is soon made again.
-const costs, rest = 50, 10 * time.Second
+// a hundredth of what one connection can do, most of which is waiting, and one that had to wait for a server is soon made again.
+const costs, rest = 100, 30 * time.Second
 
 // pauseAfter returns for how long a page is left alone that took so long to make the last two times. One that once had to wait
 // for others is not dear.

@@ -100,7 +100,7 @@ func TestAudit(t *testing.T) {
 		t.Errorf("then the comparison is\n%s", a.body)
 	}
 	readOnly := serve(t, console.Config{DB: db, NATS: js.Conn(), ReadOnly: true}, nil)
-	if a := ask(t, http.MethodPost, readOnly+"/audit/EVENTS", "do=plan", own); a.status != http.StatusBadRequest {
+	if a := ask(t, http.MethodPost, readOnly+"/audit/EVENTS", "do=plan", own); a.status != http.StatusForbidden {
 		t.Errorf("a read-only console plans: %d", a.status)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/internal/operate"
 )
 
@@ -23,6 +24,7 @@ func (c *Console) funcs() template.FuncMap {
 		"rate":  rate,
 		"count": count,
 		"word":  operate.Word,
+		"key":   func(key string) string { return short(inbox.Mask(key)) },
 		"short": short,
 		"lasts": func(seconds float64) string { return lasts(time.Duration(seconds * float64(time.Second))) },
 		"number": func(p *int64) int64 {

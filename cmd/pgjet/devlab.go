@@ -61,6 +61,14 @@ func (d *dev) lab() *console.Dev {
 			},
 		},
 	}
+	if d.postgres != nil {
+		lab.Lab = append(lab.Lab, console.Switch{
+			ID: "postgres-down", Name: "PostgreSQL is out of reach",
+			Effect: "Its sessions are ended, and it admits no others. A sign-up is refused, and nothing is lost. These pages say what they cannot know. When it is repaired, everything goes on by itself.",
+			On:     func(ctx context.Context) (bool, error) { admits, err := d.postgres.Admits(ctx); return !admits, err },
+			Set:    func(ctx context.Context, broken bool) error { return d.postgres.Admit(ctx, !broken) },
+		})
+	}
 	if d.nats != nil {
 		lab.Lab = append(lab.Lab, console.Switch{
 			ID: "nats-down", Name: "NATS is down",

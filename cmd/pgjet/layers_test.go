@@ -70,7 +70,7 @@ var layers = []struct{ pkg, imports string }{
 	// The operator's facts.
 	{"internal/operate", "consumers/inbox consumers/replay consumers/saga consumers/status events internal/health internal/jserror internal/lead internal/natsconn internal/operation internal/postgres internal/registry internal/sqlstate migrations relay relay/audit"},
 	{"internal/ensure", "consumers consumers/inbox consumers/replay internal/jserror internal/lead internal/natsconn"},
-	{"console", "consumers consumers/inbox consumers/replay consumers/saga consumers/status docs events internal/attempt internal/operate internal/operation internal/sqlstate internal/upkeep internal/web relay"},
+	{"console", "consumers consumers/inbox consumers/replay consumers/saga consumers/status docs events internal/attempt internal/operate internal/operation internal/sqlstate internal/upkeep internal/web relay relay/audit"},
 	// Tools.
 	{"internal/devserver", "internal/sqlstate"},
 	{"internal/devfault", ""},

@@ -256,6 +256,12 @@ func (p *Postgres) waitReady(ctx context.Context) error {
 // createDatabase creates the database pgjet unless it exists.
 func (p *Postgres) createDatabase(ctx context.Context) error {
 	conn, err := pgx.Connect(ctx, p.URL())
+	if sqlstate.Is(err, notAdmitted) { // since a run before this one was killed meanwhile
+		if err := p.Admit(ctx, true); err != nil {
+			return err
+		}
+		conn, err = pgx.Connect(ctx, p.URL())
+	}
 	if !sqlstate.Is(err, sqlstate.InvalidCatalogName) {
 		if err != nil {
 			return err
@@ -269,6 +275,38 @@ func (p *Postgres) createDatabase(ctx context.Context) error {
 	defer conn.Close(ctx)
 	_, err = conn.Exec(ctx, `create database pgjet`)
 	return err
+}
+
+// notAdmitted is what a session is told that a database does not admit.
+const notAdmitted = "55000"
+
+// Admit has the database pgjet admit sessions, or ends those that there are and admits no others, as if nobody could reach it.
+func (p *Postgres) Admit(ctx context.Context, yes bool) error {
+	return p.administer(ctx, func(conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, fmt.Sprintf(`alter database pgjet with allow_connections %t`, yes))
+		if err == nil && !yes {
+			_, err = conn.Exec(ctx, `select pg_terminate_backend(pid) from pg_stat_activity where datname = 'pgjet'`)
+		}
+		return err
+	})
+}
+
+// Admits reports whether the database pgjet admits sessions.
+func (p *Postgres) Admits(ctx context.Context) (yes bool, err error) {
+	err = p.administer(ctx, func(conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, `select datallowconn from pg_database where datname = 'pgjet'`).Scan(&yes)
+	})
+	return yes, err
+}
+
+// administer calls fn with a session that does not need the database pgjet.
+func (p *Postgres) administer(ctx context.Context, fn func(*pgx.Conn) error) error {
+	conn, err := pgx.Connect(ctx, p.url("postgres"))
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	return fn(conn)
 }
 
 // URL returns the address of the database pgjet, with the password if there is one.

@@ -1,6 +1,7 @@
 package console
 
 import (
+	"fmt"
 	"html"
 	"net/http"
 	"regexp"
@@ -118,6 +119,32 @@ func TestNATSIsDown(t *testing.T) {
 	eventually(t, "the mail arrives", func() bool { return mails(t, email) == 1 })
 }
 
+// TestPostgresIsDown: while nobody reaches PostgreSQL the pages say so, with what NATS knows, and everything goes on when it is repaired.
+func TestPostgresIsDown(t *testing.T) {
+	t.Cleanup(func() { post(t, "lab/postgres-down", "do=repair").Body.Close() })
+	b := open(t, env.Console, "status of 503")
+	b.visit("/lab")
+	b.click("Break it: PostgreSQL is out of reach")
+	b.sees("Broken: PostgreSQL is out of reach")
+	for _, path := range []string{"/", "/events", "/operations"} {
+		b.visit(path)
+		b.sees("out of reach")
+	}
+	b.visit("/lab")
+	b.click("Repair it: PostgreSQL is out of reach")
+	b.sees("Not so any more")
+	email := somebody()
+	eventually(t, "a sign-up works", func() bool {
+		resp, err := http.Post(env.Users+"/users", "application/json", strings.NewReader(fmt.Sprintf(`{"email":%q,"name":"Ann","password":"correct horse battery"}`, email)))
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		return resp.StatusCode < 300 || resp.StatusCode == http.StatusConflict
+	})
+	eventually(t, "the mail arrives", func() bool { return mails(t, email) == 1 })
+}
+
 // TestRelayHalts: somebody else published to the stream. An operator sees both histories side by side, adopts, and events go on.
 func TestRelayHalts(t *testing.T) {
 	nc, err := nats.Connect(env.NATS)
@@ -166,7 +193,7 @@ func TestReplay(t *testing.T) {
 	count := eval[string](b, `document.querySelector("input[name=count]").value`)
 	b.do(chromedp.SendKeys(`form[method=post] input[name=reason]`, "the read model is rebuilt"), chromedp.SendKeys(`input[name=typed]`, "1"+count))
 	b.click("Replay " + count)
-	b.sees("to confirm")
+	b.sees("type the number")
 	b.visit("/consumers/directory/replay?from=all&again=1")
 	count = eval[string](b, `document.querySelector("input[name=count]").value`)
 	b.do(chromedp.SendKeys(`form[method=post] input[name=reason]`, "the read model is rebuilt"), chromedp.SendKeys(`input[name=typed]`, count))

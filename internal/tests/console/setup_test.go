@@ -186,10 +186,9 @@ func (b *tab) do(actions ...chromedp.Action[chromedp.Void]) {
 	}
 }
 
-// visit opens a page of the console, once the page before has come to its end: else that may end this one.
+// visit opens a page of the console.
 func (b *tab) visit(path string) {
 	b.t.Helper()
-	eventually(b.t, "the page before is complete", func() bool { return eval[bool](b, `document.readyState === "complete"`) })
 	b.do(chromedp.Navigate(b.base+path), chromedp.WaitReady("#main"))
 }
 
