@@ -36,6 +36,7 @@ func (b *blob) UnmarshalBinary(data []byte) error {
 // TestBytes: a payload that is not JSON is decoded by its own method, becomes a dead letter, is shown
 // as bytes or masked, and is the same when it is redriven.
 func TestBytes(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	sent := blob("\x00\x01{\xfe")
 	for i, p := range []blob{sent, {0xff}, {}} {

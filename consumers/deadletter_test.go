@@ -23,6 +23,7 @@ import (
 // TestPermanentErrorIsADeadLetter: the whole message is kept, nothing of the
 // attempt is, and the event is not handled again.
 func TestPermanentErrorIsADeadLetter(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	e := event(1)
 	e.Traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -74,6 +75,7 @@ func TestPermanentErrorIsADeadLetter(t *testing.T) {
 }
 
 func TestUnwrittenDeadLetterStaysInRetry(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.exec(`alter table pgjet.dead_letter rename to away`)
 	b.publish(event(1))
@@ -96,6 +98,7 @@ func TestUnwrittenDeadLetterStaysInRetry(t *testing.T) {
 // TestStuckDeadLetter: giving up takes no longer than an attempt may, so that it
 // holds nobody up for ever.
 func TestStuckDeadLetter(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	var attempts atomic.Int32
 	r, _ := b.startOn(b.js, consumers.Consumer{Timeout: 300 * time.Millisecond, Handler: each(func(context.Context, pgx.Tx, events.Event) error {
@@ -123,6 +126,7 @@ func TestStuckDeadLetter(t *testing.T) {
 // TestUnreadableMessages: what is no event, or has a payload that the handler
 // cannot read, becomes a dead letter and holds nobody up.
 func TestUnreadableMessages(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	odd := event(1)
 	odd.Data = json.RawMessage(`{"n":"one"}`)
@@ -147,6 +151,7 @@ func TestUnreadableMessages(t *testing.T) {
 // TestUnstorableText: what PostgreSQL cannot hold as text does not keep an event
 // from becoming a dead letter.
 func TestUnstorableText(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	_, header, body := event(1).Message()
 	header["X-Odd"] = []string{"nul \x00, broken \xff, \\u0000"}
@@ -165,6 +170,7 @@ func TestUnstorableText(t *testing.T) {
 // TestNamelessMessagesOfTwoStreams: messages without an id are told apart even if
 // the stream was made anew and counts from 1 again.
 func TestNamelessMessagesOfTwoStreams(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	for i := range 2 {
 		b.send(&nats.Msg{Subject: "events.00.note.made", Data: []byte(strings.Repeat("?", i+1))})

@@ -15,6 +15,7 @@ import (
 // MaxAckPending, so that nothing else is delivered; a reset forgets how often they were
 // delivered; and at MaxDeliver they vanish. This is why retries wait in the database.
 func TestFactsOfNaks(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	for n := range 4 {
 		b.publish(event(n + 1))

@@ -41,6 +41,7 @@ func (l *luck) run(ctx context.Context) error {
 
 // TestChaosRandomFailures: every fifth attempt fails, at load.
 func TestChaosRandomFailures(t *testing.T) {
+	t.Parallel()
 	for _, form := range []string{"handle", "batch", "effect"} {
 		t.Run(form, func(t *testing.T) {
 			modes(t, func(t *testing.T, unordered bool) {

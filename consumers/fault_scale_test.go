@@ -8,6 +8,7 @@ import (
 
 // TestChaosScale: processes come and go while events flow, some by being killed.
 func TestChaosScale(t *testing.T) {
+	t.Parallel()
 	for _, form := range []string{"handle", "batch"} {
 		t.Run(form, func(t *testing.T) {
 			modes(t, func(t *testing.T, unordered bool) {

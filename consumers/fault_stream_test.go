@@ -26,6 +26,7 @@ func (s *scene) recreate(all []events.Event) {
 // TestStreamMadeAnew: the stream is lost and the same events published again, also
 // without its end, where others stand then. Nothing is lost, and nothing happens twice.
 func TestStreamMadeAnew(t *testing.T) {
+	t.Parallel()
 	for _, form := range []string{"handle", "effect"} {
 		for name, running := range map[string]bool{"running": true, "stopped": false} {
 			t.Run(form+" "+name, func(t *testing.T) {

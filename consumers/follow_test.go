@@ -108,6 +108,7 @@ func (w *watcher) gapCount() int {
 // TestFollow: it begins with a gap, then there is each event of its types in order,
 // and no other; nothing is left in the stream afterwards.
 func TestFollow(t *testing.T) {
+	t.Parallel()
 	js, _ := testenv.JetStream(t)
 	w := follow(t, js, js, true)
 	w.began(0)
@@ -135,6 +136,7 @@ func TestFollow(t *testing.T) {
 // TestFollowMissesNothing: whatever happens on the way, there is either the event or a
 // gap after it.
 func TestFollowMissesNothing(t *testing.T) {
+	t.Parallel()
 	server := testenv.NATS(t)
 	proxy, url := proxied(t, server.URL())
 	w := follow(t, testenv.Connect(t, server.URL()), testenv.Connect(t, url), true)
@@ -185,6 +187,7 @@ func TestFollowMissesNothing(t *testing.T) {
 
 // TestFollowKeepsTrying: a stream that is not there yet is one line in the log.
 func TestFollowKeepsTrying(t *testing.T) {
+	t.Parallel()
 	js, _ := testenv.JetStream(t)
 	w := follow(t, js, js, false)
 	begun := time.Now()
@@ -204,6 +207,7 @@ func TestFollowKeepsTrying(t *testing.T) {
 // TestFollowHeeds: a heartbeat that tells of more than arrived is a gap, and so is whatever
 // is none of the stream's events.
 func TestFollowHeeds(t *testing.T) {
+	t.Parallel()
 	js, _ := testenv.JetStream(t)
 	w := follow(t, js, js, true)
 	gaps := w.began(0)

@@ -25,6 +25,7 @@ import (
 // TestBatch: events are handled many in one transaction, in the order of the stream; the
 // one that fails is retried alone.
 func TestBatch(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.log()
 	const count = 100
@@ -59,6 +60,7 @@ func TestBatch(t *testing.T) {
 
 // TestEffect: it runs in no transaction, after its intent was committed, and once.
 func TestEffect(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	for n := range 20 {
 		b.publish(event(n + 1))
@@ -94,6 +96,7 @@ func TestEffect(t *testing.T) {
 // TestUnavailableSpendsNoAttempts: during an outage of what all events need one attempt
 // at a time is made, none is counted, and nothing is set aside.
 func TestUnavailableSpendsNoAttempts(t *testing.T) {
+	t.Parallel()
 	for name, consumer := range map[string]func(func() error) consumers.Consumer{
 		"handler": func(try func() error) consumers.Consumer {
 			return consumers.Consumer{Handler: each(func(context.Context, pgx.Tx, events.Event) error { return try() })}
@@ -142,6 +145,7 @@ func TestUnavailableSpendsNoAttempts(t *testing.T) {
 // TestOneEventIsNoOutage: events that call it an outage, and each for itself, do not stop
 // the others.
 func TestOneEventIsNoOutage(t *testing.T) {
+	t.Parallel()
 	var done atomic.Int32
 	one := func(e events.Event) error {
 		if e.Seq <= 4 {
@@ -180,6 +184,7 @@ func TestOneEventIsNoOutage(t *testing.T) {
 // TestOutageTakesFew: however many intents are due, during an outage only some are in the
 // hands of a process.
 func TestOutageTakesFew(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.publish(event(1))
 	var tries atomic.Int32
@@ -203,6 +208,7 @@ func TestOutageTakesFew(t *testing.T) {
 // TestHiddenFailuresEnd: a handler that hides that a statement failed, or ends its
 // transaction, is counted as any other that fails.
 func TestHiddenFailuresEnd(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.publish(event(1), event(2), event(3))
 	b.startOn(b.js, consumers.Consumer{MaxAttempts: 3, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
@@ -225,6 +231,7 @@ func TestHiddenFailuresEnd(t *testing.T) {
 // TestForgottenIntentsWake: what waits behind nothing, since its consumer kept an order
 // once or whoever should have woken it died, is handled by the next session.
 func TestForgottenIntentsWake(t *testing.T) {
+	t.Parallel()
 	for _, unordered := range []bool{true, false} {
 		b := newBench(t)
 		_, stop := b.startOn(b.js, consumers.Consumer{MinRetry: time.Hour, MaxRetry: time.Hour, Handler: each(func(context.Context, pgx.Tx, events.Event) error {
@@ -255,6 +262,7 @@ func (n renamed) EventKey() string { return n.Key }
 // TestTypedHandlers: each type goes to its handler, with its envelope; so do the types that a pattern
 // covers. A type that none knows is a dead letter.
 func TestTypedHandlers(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	ren, err := events.New(renamed{"k1", "x"})
 	if err != nil {
@@ -301,6 +309,7 @@ func TestTypedHandlers(t *testing.T) {
 
 // TestPause: no attempt begins after an operator paused the consumer, until that ends.
 func TestPause(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	r, _ := b.start(write)
 	b.publish(event(1))
@@ -319,6 +328,7 @@ func TestPause(t *testing.T) {
 
 // TestAccount: nothing vanishes.
 func TestAccount(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	for n := range 30 {
 		b.publish(event(n + 1))
@@ -355,6 +365,7 @@ func TestAccount(t *testing.T) {
 
 // TestInboxMustNotForget: an inbox that would forget what can come again is refused.
 func TestInboxMustNotForget(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	r := &consumers.Runner{DB: b.db, JS: b.js, Log: testenv.Logger(b), Retention: time.Hour,
 		Consumer: consumers.Consumer{Name: "test", Slices: 1, Handler: each(write, "note.made")}}
@@ -470,6 +481,7 @@ func onNote() consumers.Typed {
 
 // TestEnsure: a missing durable consumer is made; one that differs is shown, and left.
 func TestEnsure(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	wants, err := consumers.Consumer{Name: "test", Slices: 1, Handler: each(write, "note.made")}.Configs("")
 	if err != nil {
@@ -502,6 +514,7 @@ func TestEnsure(t *testing.T) {
 // TestDoublesAreAccountedFor: an event that the stream has twice happens once, and is not
 // missed for ever.
 func TestDoublesAreAccountedFor(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]consumers.Consumer{
 		"effect":    {Unordered: true, Handler: effect(func(context.Context, events.Event) error { return nil })},
 		"handler":   {Handler: each(write)},

@@ -70,6 +70,7 @@ func (b *bench) update(config jetstream.ConsumerConfig) {
 
 // TestNoticesPauseInJetStream: it is no pause of pgjet's, and is reported as what it is.
 func TestNoticesPauseInJetStream(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	r, _ := b.start(write)
 	b.ready(r)
@@ -88,6 +89,7 @@ func TestNoticesPauseInJetStream(t *testing.T) {
 // TestNoticesAnotherConsumer: one that was deleted and made again with the same settings
 // would skip what it was not told of.
 func TestNoticesAnotherConsumer(t *testing.T) {
+	t.Parallel()
 	for _, unordered := range []bool{false, true} {
 		b := newBench(t)
 		r, _ := b.startOn(b.js, consumers.Consumer{Name: "test", Handler: each(write, "note.made"), Unordered: unordered})
@@ -109,6 +111,7 @@ func TestNoticesAnotherConsumer(t *testing.T) {
 
 // TestOldServerIsRefused: by a reason that names both versions.
 func TestOldServerIsRefused(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	_, url := testenv.JetStream(t)
 	r, _ := b.startOn(testenv.Connect(t, testenv.OtherVersion(t, url, "2.12.15")), consumers.Consumer{Name: "test", Handler: each(write, "note.made")})
@@ -117,6 +120,7 @@ func TestOldServerIsRefused(t *testing.T) {
 
 // TestStandbyOnOldServer: it could not take over, and says why.
 func TestStandbyOnOldServer(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	c := consumers.Consumer{Name: "test", Handler: each(write, "note.made")}
 	leader, _ := b.startOn(b.js, c)

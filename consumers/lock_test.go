@@ -110,9 +110,10 @@ func TestLockWantedByWaiter(t *testing.T) {
 // writing that down for longer than it tries. The attempt of the handler does not count, and the
 // effect does not happen again.
 func TestLockSpendsNoAttempt(t *testing.T) {
+	consumers.SetRememberTime(t, time.Second)
 	for _, form := range []string{"handler", "effect"} {
 		t.Run(form, func(t *testing.T) {
-			consumers.SetRememberTime(t, time.Second)
+			t.Parallel()
 			b := newBench(t)
 			calls, unlock := make(chan int, 100), func() {}
 			n := 0

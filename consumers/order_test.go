@@ -58,6 +58,7 @@ func (b *bench) inOrder(count int) {
 // TestOrderPerKey: events of a key are handled in order although every fifth attempt
 // fails, by one process of three at a time.
 func TestOrderPerKey(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.log()
 	seed := rand.Uint64()
@@ -103,6 +104,7 @@ func TestOrderPerKey(t *testing.T) {
 
 // TestFailingKeyWaits: what fails holds back its key and nothing else.
 func TestFailingKeyWaits(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.log()
 	var fixed atomic.Bool
@@ -129,6 +131,7 @@ func TestFailingKeyWaits(t *testing.T) {
 
 // TestOrderAfterAnOutage: an effect at which something was away holds back later events of its key.
 func TestOrderAfterAnOutage(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.log()
 	const n = 20
@@ -178,6 +181,7 @@ func TestAttemptsEnd(t *testing.T) {
 // TestSimilarErrorsAreOneGroup: what differs from event to event does not tell errors
 // apart.
 func TestSimilarErrorsAreOneGroup(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	for n := range 6 {
 		b.publish(event(n + 1))
@@ -196,6 +200,7 @@ func TestSimilarErrorsAreOneGroup(t *testing.T) {
 
 // TestPanicKeepsItsStack in the dead letter, with the trace of the event.
 func TestPanicKeepsItsStack(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	e := event(1)
 	e.Traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -212,6 +217,7 @@ func TestPanicKeepsItsStack(t *testing.T) {
 
 // What waits behind an event of its key costs nothing while it waits, however much it is.
 func TestWaitingEventsAreNotRead(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	_, stop := b.start(write)
 	b.publish(event(1))
@@ -246,6 +252,7 @@ func TestWaitingEventsAreNotRead(t *testing.T) {
 // However much is too old is pruned in one go, not a piece a minute. A process that was seen in the
 // future was not.
 func TestPruneKeepsUp(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.exec(`
 		insert into pgjet.attempt (consumer, event_id, attempt, began, process, outcome)
@@ -282,6 +289,7 @@ func TestInboxForgetsWhileASessionLasts(t *testing.T) {
 
 // A delivery that got lost is not below the floor: nobody has handled it.
 func TestFloorStopsAtAGap(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.exec(`create function note_floor() returns trigger language plpgsql as $$
 		begin
@@ -321,6 +329,7 @@ func TestFloorStopsAtAGap(t *testing.T) {
 
 // TestUnlimited: an event is tried until it succeeds, more often than by default.
 func TestUnlimited(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	tries := 0 // of one event, one after the other
 	b.startOn(b.js, consumers.Consumer{MaxAttempts: consumers.Unlimited, MinRetry: time.Millisecond, MaxRetry: time.Millisecond,

@@ -48,6 +48,7 @@ func TestLostAck(t *testing.T) {
 }
 
 func TestSurvivesNATSOutage(t *testing.T) {
+	t.Parallel()
 	server := testenv.NATS(t)
 	b := newBenchOn(t, testenv.Postgres(t), testenv.Connect(t, server.URL()))
 	r, _ := b.start(write)
@@ -67,6 +68,7 @@ func TestSurvivesNATSOutage(t *testing.T) {
 // TestLostDeliveries: what the server had sent when its connections broke, and nobody got, comes again soon after it
 // is back, not only when JetStream's patience with a process ends.
 func TestLostDeliveries(t *testing.T) {
+	t.Parallel()
 	server := testenv.NATS(t)
 	b := newBenchOn(t, testenv.Postgres(t), testenv.Connect(t, server.URL()))
 	c := consumers.Consumer{Unordered: true, Handler: each(write)}
@@ -96,6 +98,7 @@ func TestLostDeliveries(t *testing.T) {
 }
 
 func TestSurvivesDatabaseOutage(t *testing.T) {
+	t.Parallel()
 	server := testenv.PostgresServer(t)
 	db, err := pgxpool.New(t.Context(), server.URL())
 	if err != nil {
@@ -127,6 +130,7 @@ func TestSurvivesDatabaseOutage(t *testing.T) {
 
 // TestMissingStream: at the start, and while events are being handled.
 func TestMissingStream(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	var r *consumers.Runner
 	for n := range 2 {
@@ -147,6 +151,7 @@ func TestMissingStream(t *testing.T) {
 
 // TestDeletedConsumerIsMadeAgain: it goes on at the inbox's position.
 func TestDeletedConsumerIsMadeAgain(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.publish(event(1), event(2))
 	var attempts atomic.Int32
@@ -173,6 +178,7 @@ func TestDeletedConsumerIsMadeAgain(t *testing.T) {
 // TestEndOfTheStreamInAnotherOrder: the stream loses its end, and what was in it comes back behind an event that is new: at the places
 // that the consumer has passed. Each is handled once.
 func TestEndOfTheStreamInAnotherOrder(t *testing.T) {
+	t.Parallel()
 	for _, unordered := range []bool{false, true} {
 		t.Run(fmt.Sprint("unordered=", unordered), func(t *testing.T) {
 			server := testenv.NATS(t)
@@ -209,6 +215,7 @@ func TestEndOfTheStreamInAnotherOrder(t *testing.T) {
 // TestPlacesOfALostEnd: a session that finds an event elsewhere than the inbox has it, and one of whose slices the stream lost the last
 // message, has the consumer begin its next generation.
 func TestPlacesOfALostEnd(t *testing.T) {
+	t.Parallel()
 	for what, change := range map[string]string{
 		// As an older version left it, which kept no time: what is known stands one place further on.
 		"an event moved": `with i as (update pgjet.inbox set stream_seq = stream_seq - 1) update pgjet.slice set floor = 0, stored = null`,

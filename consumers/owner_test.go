@@ -87,6 +87,7 @@ func (b *bench) untouched() {
 // TestAnotherServicesStream: a consumer reads the stream of another service, with the prefix of that, into its own inbox; so
 // do others of the same name on another stream, and of another name on the same.
 func TestAnotherServicesStream(t *testing.T) {
+	t.Parallel()
 	b := newBench(t) // billing, with the stream EVENTS
 	orders := b.other()
 	const stream, prefix, count = "ORDERS", "acme.orders", 60
@@ -137,6 +138,7 @@ func TestAnotherServicesStream(t *testing.T) {
 // TestForeignDurable: a consumer whose durable consumers belong to another database says so, and changes nothing, neither those
 // nor its own tables. The other one goes on.
 func TestForeignDurable(t *testing.T) {
+	t.Parallel()
 	for _, slices := range []int{1, 4} {
 		t.Run(fmt.Sprint(slices, " slices"), func(t *testing.T) {
 			b := newBench(t)
@@ -173,6 +175,7 @@ func TestForeignDurable(t *testing.T) {
 
 // TestForeignDurableOfOneSlice: one of several is enough.
 func TestForeignDurableOfOneSlice(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	o := b.other()
 	c := consumers.Consumer{Name: "test", Slices: 4, Handler: each(write)}
@@ -195,6 +198,7 @@ func TestForeignDurableOfOneSlice(t *testing.T) {
 // TestDurablesOfBefore: durable consumers that name no database, such as those of an earlier version, are given to the one whose
 // consumer uses them, and stay as they are otherwise.
 func TestDurablesOfBefore(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	c := consumers.Consumer{Name: "test", Slices: 2, Handler: each(write)}
 	configs, err := c.Configs("")
@@ -240,6 +244,7 @@ func (readOnly) UpdateConsumer(context.Context, string, jetstream.ConsumerConfig
 
 // TestDurableThatNobodyMayChange: a consumer works with one that names no database although NATS does not let it write that.
 func TestDurableThatNobodyMayChange(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	c := consumers.Consumer{Name: "test", Slices: 1, Handler: each(write)}
 	configs, err := c.Configs("")
@@ -260,6 +265,7 @@ func TestDurableThatNobodyMayChange(t *testing.T) {
 
 // TestDurableChangesHands: a session ends soon after its durable consumer was given to another database.
 func TestDurableChangesHands(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	o := b.other()
 	r, _ := b.runStream(b.js, "", "", consumers.Consumer{Name: "test", Slices: 1, Handler: each(write)})
@@ -284,6 +290,7 @@ func TestDurableChangesHands(t *testing.T) {
 // TestDivideLeavesOthersAlone: who divides a consumer anew deletes no durable consumers that belong to another database, such as the
 // one of which this is a copy.
 func TestDivideLeavesOthersAlone(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	_, stop := b.runStream(b.js, "", "", consumers.Consumer{Name: "test", Slices: 2, Handler: each(write)})
 	b.publish(event(1))
@@ -303,6 +310,7 @@ func TestDivideLeavesOthersAlone(t *testing.T) {
 
 // TestStreamOfAnotherPrefix: a stream that takes no subject with the prefix of the consumer is refused before anything is made.
 func TestStreamOfAnotherPrefix(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	c := consumers.Consumer{Name: "test", Slices: 1, Handler: each(write)}
 	r, _ := b.runStream(b.js, "", "acme.orders", c)
@@ -325,6 +333,7 @@ func TestStreamOfAnotherPrefix(t *testing.T) {
 
 // TestMirror: a consumer may read a mirror, whose subjects are those of another stream.
 func TestMirror(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	if _, err := b.js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "COPY", Mirror: &jetstream.StreamSource{Name: "EVENTS"}}); err != nil {
 		t.Fatal(err)

@@ -23,6 +23,7 @@ import (
 )
 
 func TestEffectHappensOnce(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	e := event(1)
 	b.publish(e, e) // the second is what a lost ack or a replay brings
@@ -43,6 +44,7 @@ func TestEffectHappensOnce(t *testing.T) {
 // TestSecondCopyWaits: while another process handles an event, a second copy of it
 // waits for the outcome instead of being handled too.
 func TestSecondCopyWaits(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	e := event(1)
 	other, err := b.db.Begin(t.Context())
@@ -71,6 +73,7 @@ func TestSecondCopyWaits(t *testing.T) {
 // TestFailedAttempts: each event fails in its own way at first, leaves nothing of
 // that behind, and is tried again.
 func TestFailedAttempts(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.exec(`create table slot (n int unique deferrable initially deferred)`)
 	ways := []func(context.Context, pgx.Tx) error{
@@ -113,6 +116,7 @@ func TestFailedAttempts(t *testing.T) {
 }
 
 func TestRetriesWait(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.publish(event(1))
 	var attempts atomic.Int32
@@ -180,6 +184,7 @@ func TestOverrunKeepsItsEvent(t *testing.T) {
 }
 
 func TestManyProcessesShareTheWork(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -214,6 +219,7 @@ func TestManyProcessesShareTheWork(t *testing.T) {
 }
 
 func TestOtherFiltersAreAnError(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	_, err := b.js.CreateConsumer(t.Context(), "EVENTS", jetstream.ConsumerConfig{
 		Durable: "test", FilterSubject: "events.*.other", AckPolicy: jetstream.AckExplicitPolicy,
@@ -245,6 +251,7 @@ func TestIncompleteConsumerFailsAtOnce(t *testing.T) {
 // TestSmallPool: too many workers for a pool wait for connections, which looks like a slow
 // handler; so it is said. Without a number there are as many as the pool serves.
 func TestSmallPool(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	config := b.db.Config()
 	config.MaxConns = 4
@@ -267,6 +274,7 @@ func TestSmallPool(t *testing.T) {
 
 // TestEffectsShareConnections: an effect takes a worker and no connection while it happens, so that many may be under way.
 func TestEffectsShareConnections(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	const effects = 32
 	for n := range effects {
@@ -300,6 +308,7 @@ func TestEffectsShareConnections(t *testing.T) {
 
 // TestRunAgain: Run changes nothing of what its caller set, and can be called again.
 func TestRunAgain(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	r := &consumers.Runner{DB: b.db, JS: b.js, Consumer: consumers.Consumer{Name: "test", Slices: 1, Rate: 1000, MaxAttempts: consumers.Unlimited,
 		Handler: consumers.Handle(consumers.On(func(ctx context.Context, tx pgx.Tx, e events.Event, _ noted) error { return write(ctx, tx, e) }), consumers.OnType("a.>", write))}}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,6 +24,8 @@ func simTimes(t *testing.T) {
 	was := reclaimAfter
 	reclaimAfter = time.Second
 	t.Cleanup(func() { reclaimAfter = was })
+	percent := debug.SetGCPercent(400) // schedules make much garbage and keep little
+	t.Cleanup(func() { debug.SetGCPercent(percent) })
 }
 
 // schedule runs one schedule. With PGJET_TRACE=dir it writes down there what happened in one that fails.

@@ -14,6 +14,7 @@ import (
 )
 
 func TestStopFinishesWhatHasBegun(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	for n := range 20 {
 		b.publish(event(n + 1))
@@ -65,6 +66,7 @@ func TestStopLeavesNoGoroutines(t *testing.T) {
 
 // TestReadyOnlyWhileRunning: a runner is not ready before Run and after it.
 func TestReadyOnlyWhileRunning(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	idle := &consumers.Runner{DB: b.db, JS: b.js}
 	if err := idle.Ready(t.Context()); err == nil {
@@ -80,6 +82,7 @@ func TestReadyOnlyWhileRunning(t *testing.T) {
 
 // TestStopDuringAnOutage: there is nobody to give anything back to, nor to wait for.
 func TestStopDuringAnOutage(t *testing.T) {
+	t.Parallel()
 	server := testenv.NATS(t)
 	b := newBenchOn(t, testenv.Postgres(t), testenv.Connect(t, server.URL()))
 	r, stop := b.start(write)
@@ -97,6 +100,7 @@ func TestStopDuringAnOutage(t *testing.T) {
 // TestStopWhilePaused: a process that waits for the end of a pause has nothing to end,
 // and ends.
 func TestStopWhilePaused(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	r, stop := b.start(write)
 	testenv.Eventually(t, patience, "it runs", func() bool { return r.Ready(t.Context()) == nil })
