@@ -36,6 +36,7 @@ func (b *bench) unaccounted() int64 {
 // publishes or sets aside. There are late commits, rolled back ones, events in quarantine
 // and pruned ones. An event that was missed or counted twice would show.
 func TestNothingVanishes(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	r, stop := b.start()
 	b.append(20)
@@ -84,6 +85,7 @@ func TestNothingVanishes(t *testing.T) {
 // TestNoWallClock sets all stored times far into the past and the future, and lets relays
 // take over from each other. No decision depends on the time.
 func TestNoWallClock(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	for i, shift := range []string{"400 days", "-400 days", "30 years", "-30 years"} {
 		_, stop := b.start()

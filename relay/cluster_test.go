@@ -44,6 +44,7 @@ func (b *bench) settledOn(c *testenv.Cluster) {
 // TestClusterLeaderChanges: the leader of the stream steps down three times a
 // second while events are published.
 func TestClusterLeaderChanges(t *testing.T) {
+	t.Parallel()
 	total := 5000
 	if os.Getenv("PGJET_CHAOS") != "" {
 		total = 40_000
@@ -61,6 +62,7 @@ func TestClusterLeaderChanges(t *testing.T) {
 
 // TestClusterOutages: one server stops, one comes back empty, all stop.
 func TestClusterOutages(t *testing.T) {
+	t.Parallel()
 	b, c := newClusterBench(t)
 	r, _ := b.start()
 	b.append(50)

@@ -112,6 +112,7 @@ func TestHear(t *testing.T) {
 // TestFoundEndsAMistake: a stream that was recorded as another outbox's, or as missing,
 // counts for the partitions of the outbox before anything is published there.
 func TestFoundEndsAMistake(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	r := &Relay{Database: db.Config().ConnConfig}
 	if err := r.setDefaults(); err != nil {

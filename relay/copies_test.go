@@ -89,6 +89,7 @@ func (b *bench) refusedBeside(original *relay.Relay, db *pgxpool.Pool) {
 
 // TestClonedByTemplate: the copy has the identity of the original, and is another database.
 func TestClonedByTemplate(t *testing.T) {
+	t.Parallel()
 	b, server := newMovable(t)
 	b.published(20)
 	clone := b.clones(server, 1)[0]
@@ -99,6 +100,7 @@ func TestClonedByTemplate(t *testing.T) {
 // TestClonedFromFiles: only the start time of its server distinguishes the copy from the
 // original, as after pg_basebackup.
 func TestClonedFromFiles(t *testing.T) {
+	t.Parallel()
 	b, server := newMovable(t)
 	b.published(20)
 	stop(t, server)
@@ -119,6 +121,7 @@ func TestClonedFromFiles(t *testing.T) {
 
 // TestRestoredBesideTheOriginal: a dump that is restored while the original is published.
 func TestRestoredBesideTheOriginal(t *testing.T) {
+	t.Parallel()
 	dump, psql := tool(t, "pg_dump"), tool(t, "psql")
 	b, server := newMovable(t)
 	original, _ := b.start()
@@ -164,6 +167,7 @@ func TestCopyThatLed(t *testing.T) {
 // TestTwoCopiesAtOnce: when the original is gone, one of two copies goes on and the other
 // one is refused, whichever began.
 func TestTwoCopiesAtOnce(t *testing.T) {
+	t.Parallel()
 	b, server := newMovable(t)
 	b.published(20)
 	var relays []*relay.Relay
@@ -183,6 +187,7 @@ func TestTwoCopiesAtOnce(t *testing.T) {
 
 // TestCopyOfItsOwn: a copy with an identity of its own has its own stream, and the original's is closed to it.
 func TestCopyOfItsOwn(t *testing.T) {
+	t.Parallel()
 	b, server := newMovable(t)
 	o := b.owned("EVENTS2", "events2", b.db, "/test")
 	b.published(20)

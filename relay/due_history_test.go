@@ -18,6 +18,7 @@ import (
 // TestScheduledSurvivesARestore moves the database to another cluster with pg_dump. Events
 // published before are not published again; waiting ones are published once they are due.
 func TestScheduledSurvivesARestore(t *testing.T) {
+	t.Parallel()
 	dump, psql := tool(t, "pg_dump"), tool(t, "psql")
 	b, old := newMovable(t)
 	_, stopRelay := b.start()
@@ -52,6 +53,7 @@ func TestScheduledSurvivesARestore(t *testing.T) {
 // outbox does not know: nothing is published twice unless an operator accepts that. Then
 // the event has the id by which consumers know it.
 func TestScheduledInAnOlderDatabase(t *testing.T) {
+	t.Parallel()
 	b, server := newMovable(t)
 	r, _ := b.start()
 	b.append(3)
@@ -108,6 +110,7 @@ func (b *bench) read(conn *pgx.Conn, fn func(pgx.Tx)) (byIndex, whole int64) {
 // and the next one. For its status it counts at most 10 001, and a service reads only the
 // event that it cancels.
 func TestWaitingEventsAreNotRead(t *testing.T) {
+	t.Parallel()
 	b := newDue(t)
 	b.scheduleMany(30_000, 100, "1 hour")
 	b.scheduleMany(30_000, 30_000, "2 hours")

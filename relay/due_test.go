@@ -72,6 +72,7 @@ func (b *bench) moved(left int) {
 // TestPublishesWhatIsDue: a scheduled event is published once it is due, not before, in the
 // order of its key.
 func TestPublishesWhatIsDue(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	later := b.schedule(time.Hour, "k")
 	second, first := b.schedule(1500*time.Millisecond, "k"), b.schedule(time.Second, "k")
@@ -96,6 +97,7 @@ func TestPublishesWhatIsDue(t *testing.T) {
 // TestManyDueAtOnce: a thousand events that are due at one moment are in the stream within
 // a second. If the machine is busy with other work, the test tries again.
 func TestManyDueAtOnce(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	r, _ := b.start()
 	b.ready(r)
@@ -165,6 +167,7 @@ func (b *bench) keys() (keys []string) {
 // TestOnlyTheLeaderMoves: a relay that lost the lead moves nothing, and learns that it
 // lost.
 func TestOnlyTheLeaderMoves(t *testing.T) {
+	t.Parallel()
 	b := newDue(t)
 	b.schedule(-time.Second, "k")
 	b.leads(2)
@@ -181,6 +184,7 @@ func TestOnlyTheLeaderMoves(t *testing.T) {
 // after the event was published. So it waits for the disk, although the relay's other
 // writes need not.
 func TestMovesWaitForTheDisk(t *testing.T) {
+	t.Parallel()
 	b := newDue(t)
 	testenv.Exec(t, b.db, `
 		create table committed (how text);
@@ -210,6 +214,7 @@ func TestMovesWaitForTheDisk(t *testing.T) {
 // about to cancel, nor moves later events of its key before it. Events of other keys go on.
 // In the end the event is either cancelled or published.
 func TestHeldEventsKeepTheOrder(t *testing.T) {
+	t.Parallel()
 	for _, commits := range []bool{true, false} {
 		t.Run(fmt.Sprint("commits=", commits), func(t *testing.T) {
 			b := newDue(t)
@@ -254,6 +259,7 @@ func TestHeldEventsKeepTheOrder(t *testing.T) {
 // TestHeldEventsHoldNobodyElse: thousands of events behind one that a transaction holds do
 // not keep those of other keys from being published.
 func TestHeldEventsHoldNobodyElse(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	held := b.schedule(-time.Hour, "k0")
 	b.scheduleMany(5000, 1, "-30 minutes")
@@ -287,6 +293,7 @@ func TestHeldEventsHoldNobodyElse(t *testing.T) {
 // TestALockedTableHoldsNobodyElse: while a lock keeps the relay from the scheduled events,
 // others are published.
 func TestALockedTableHoldsNobodyElse(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	var log lines
 	b.startLogged(slog.New(slog.NewTextHandler(&log, nil)))
@@ -323,6 +330,7 @@ func TestALockedTableHoldsNobodyElse(t *testing.T) {
 // TestMovesAreBounded: one move handles some thousand rows, or some megabytes, and reports
 // that there are more.
 func TestMovesAreBounded(t *testing.T) {
+	t.Parallel()
 	b := newDue(t)
 	b.scheduleMany(1500, 7, "-1 second")
 	if _, moved, more := b.moveDue(t.Context(), b.db); moved != 1000 || !more {
@@ -353,6 +361,7 @@ func TestMovesAreBounded(t *testing.T) {
 // it jumps. Set back, it makes events wait longer, but publishes none again; set forward,
 // it makes them due at once.
 func TestClockJumps(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	testenv.Exec(t, b.db, `create table public.jump (by interval not null); insert into public.jump values ('0'); grant select on public.jump to public`)
 	// The same function with another clock.
@@ -416,6 +425,7 @@ func TestPausedMovesNothing(t *testing.T) {
 // TestMovesNothingInVain: while the stream stores nothing, due events stay where they can
 // be cancelled.
 func TestMovesNothingInVain(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.limit()
 	b.append(5) // more than fit
@@ -445,6 +455,7 @@ func TestMovesWhenTheNextIsDue(t *testing.T) {
 // TestFailoverMovesOnce: sessions of relays are ended while they move, and one relay is
 // stopped. Each due event is published once.
 func TestFailoverMovesOnce(t *testing.T) {
+	t.Parallel()
 	const count = 15_000
 	b := newBench(t)
 	b.scheduleMany(count, 10, "0")
@@ -470,6 +481,7 @@ func TestFailoverMovesOnce(t *testing.T) {
 // TestCancelOrPublish: an event that is cancelled when it is due is either cancelled or
 // published, and Cancel returns which.
 func TestCancelOrPublish(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	var ids []uuid.UUID
 	for n := range 300 {

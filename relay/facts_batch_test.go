@@ -10,6 +10,7 @@ import (
 
 // TestFactsOfBatches: in an atomic batch, too, only the last message asks for the answer.
 func TestFactsOfBatches(t *testing.T) {
+	t.Parallel()
 	onSites(t, func(t *testing.T, s *site) {
 		for name, fact := range map[string]func(*testing.T, *site){
 			"is stored whole":              batchStored,

@@ -12,6 +12,7 @@ import (
 // TestFactsOfChains: a chain is a row of messages of which only the last asks for an
 // answer.
 func TestFactsOfChains(t *testing.T) {
+	t.Parallel()
 	onSites(t, func(t *testing.T, s *site) {
 		for name, fact := range map[string]func(*testing.T, *site){
 			"is stored whole":                    chainStored,

@@ -15,6 +15,7 @@ import (
 
 // TestFactsOfLimits: the answers to a writer that lacks a permission, or exceeds a limit.
 func TestFactsOfLimits(t *testing.T) {
+	t.Parallel()
 	onSites(t, func(t *testing.T, s *site) {
 		for name, fact := range map[string]func(*testing.T, *site){
 			"expected last id, alone":  wrongID,
@@ -153,6 +154,7 @@ func recreated(t *testing.T, s *site) {
 // sequences. Older files that are put back do not change them either, whatever was stored
 // since: only the ids show it.
 func TestFactsOfRestarts(t *testing.T) {
+	t.Parallel()
 	n := testenv.NATS(t)
 	p := (&site{url: n.URL(), replicas: 1}).probe(t, nil)
 	created := p.stream.CachedInfo().Created
@@ -196,6 +198,7 @@ func copyDir(t *testing.T, from, to string) {
 // TestFactsOfRestartsOnReplicas: they do not change either while replicas stop and start,
 // lose everything they stored, or all stop.
 func TestFactsOfRestartsOnReplicas(t *testing.T) {
+	t.Parallel()
 	long(t)
 	c := testenv.NATSCluster(t, true, "")
 	p := (&site{url: c.URL(), replicas: 3}).probe(t, nil)

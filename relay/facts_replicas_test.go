@@ -20,6 +20,7 @@ import (
 // from any client, stops all replicas of the stream for good. The entry is in their log, so
 // a restart does not help. If this test fails, the server was fixed.
 func TestWrongExpectedIDKillsReplicas(t *testing.T) {
+	t.Parallel()
 	long(t)
 	c := testenv.NATSCluster(t, true, factsConfig)
 	s := &site{url: c.URL(), replicas: 1}
@@ -55,6 +56,7 @@ func TestWrongExpectedIDKillsReplicas(t *testing.T) {
 // know the id of its last message. The next message that names it stops this replica,
 // though the others store it.
 func TestCaughtUpReplicaKnowsNoID(t *testing.T) {
+	t.Parallel()
 	long(t)
 	c := testenv.NATSCluster(t, true, factsConfig)
 	p := (&site{url: c.URL(), replicas: 3}).probe(t, nil)
@@ -81,6 +83,7 @@ func TestCaughtUpReplicaKnowsNoID(t *testing.T) {
 // to do not know it either. It is known beforehand whether that can happen: only a server
 // in a cluster says who leads a stream.
 func TestAddedReplicasKnowNoID(t *testing.T) {
+	t.Parallel()
 	long(t)
 	if p := newSite(t, 1, true).probe(t, nil); p.stream.CachedInfo().Cluster != nil {
 		t.Error("a server without a cluster says who leads the stream")
@@ -120,6 +123,7 @@ func TestAddedReplicasKnowNoID(t *testing.T) {
 // order. That holds for batches and, if no one else writes, for chains that expect
 // sequences alone.
 func TestFactsOfLeaderChanges(t *testing.T) {
+	t.Parallel()
 	long(t)
 	total := 5000
 	if os.Getenv("PGJET_CHAOS") != "" {

@@ -49,6 +49,7 @@ func (b *bench) known() []string {
 // next append is refused. The relay halts and lists the message. Once an operator has
 // accepted it, the relay continues where it was.
 func TestForeignWriterIsNoticed(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	r, _ := b.start()
 	b.append(10)
@@ -130,6 +131,7 @@ func run(t *testing.T, name string, args ...string) {
 // TestHaltsWhenTheDatabaseIsBehind puts an older copy of the database's files back: the
 // stream holds committed events that the database has lost.
 func TestHaltsWhenTheDatabaseIsBehind(t *testing.T) {
+	t.Parallel()
 	b, server := newMovable(t)
 	r, _ := b.start()
 	b.append(20)
@@ -162,6 +164,7 @@ func TestHaltsWhenTheDatabaseIsBehind(t *testing.T) {
 // TestDumpAndRestore moves the database to another cluster with pg_dump. There the
 // transactions of snapshots and rows mean nothing.
 func TestDumpAndRestore(t *testing.T) {
+	t.Parallel()
 	dump := tool(t, "pg_dump")
 	psql := tool(t, "psql")
 	b, old := newMovable(t)
@@ -230,6 +233,7 @@ func tool(t *testing.T, name string) string {
 
 // TestKeepsGoingAfterAPurge: messages that an operator purges on purpose are not lost.
 func TestKeepsGoingAfterAPurge(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	config := relay.StreamConfig("EVENTS", 1)
 	config.DenyPurge = false
@@ -259,6 +263,7 @@ func TestKeepsGoingAfterAPurge(t *testing.T) {
 // TestReplacesADeletedMessage: a relay does not wait for a message that was deleted at the
 // end of the stream. It notices the loss, and publishes the event again.
 func TestReplacesADeletedMessage(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	config := relay.StreamConfig("EVENTS", 1)
 	config.DenyDelete = false
@@ -287,6 +292,7 @@ func TestReplacesADeletedMessage(t *testing.T) {
 
 // TestPausedFromTheBeginning: a relay that takes the lead during a pause publishes nothing.
 func TestPausedFromTheBeginning(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	if _, _, err := relay.Pause(t.Context(), b.db, "EVENTS", "test", "test"); err != nil {
 		t.Fatal(err)

@@ -67,6 +67,7 @@ func (b *bench) holds(name string, count uint64) (subject, source string) {
 
 // TestServicesShareAnAccount: each with its own database, stream and prefix.
 func TestServicesShareAnAccount(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	orders := testenv.Postgres(t)
 	b.ownStream("ORDERS", "acme.orders")
@@ -88,6 +89,7 @@ func TestServicesShareAnAccount(t *testing.T) {
 
 // TestOtherPrefix: a stream that takes none of the subjects is refused, and no event is set aside for it.
 func TestOtherPrefix(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.append(3)
 	r := b.relayOf(b.db, "EVENTS", "orders", "orders")
@@ -100,6 +102,7 @@ func TestOtherPrefix(t *testing.T) {
 }
 
 func TestRunRefusesPrefixAndSource(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	for _, row := range []struct{ prefix, source, says string }{
 		{"pgjet", "", "prefix"}, {"a.*", "", "prefix"}, {"", "a\nb", "source"}, {"", strings.Repeat("a", events.MaxSource+1), "source"},
@@ -151,6 +154,7 @@ func TestOverlappingPrefix(t *testing.T) {
 // TestForeignOutbox: a relay that is pointed to another outbox's stream reports that, names
 // both, and leaves nothing to adopt. The other relay is not disturbed.
 func TestForeignOutbox(t *testing.T) {
+	t.Parallel()
 	for name, owned := range map[string]bool{"the stream names its outbox": true, "it names none": false} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -199,6 +203,7 @@ func TestForeignOutbox(t *testing.T) {
 // TestClaim: an outbox can claim a stream if nothing in it is another's, or if the operator
 // names the outbox that it had.
 func TestClaim(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	o, err := relay.ReadOutbox(t.Context(), b.db, "/test")
 	if err != nil {

@@ -55,6 +55,7 @@ func (b *bench) cause(want string) {
 }
 
 func TestPauseAndResume(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	r, _ := b.start()
 	b.append(5)
@@ -93,6 +94,7 @@ func TestPauseAndResume(t *testing.T) {
 
 // TestPauseBeforeAnyRelay: the first relay is paused.
 func TestPauseBeforeAnyRelay(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	if _, _, err := relay.Pause(t.Context(), b.db, "EVENTS", by, reason); err != nil {
 		t.Fatal(err)
@@ -108,6 +110,7 @@ func TestPauseBeforeAnyRelay(t *testing.T) {
 }
 
 func TestAdopt(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	if _, err := relay.Adopt(t.Context(), b.db, "EVENTS", by, reason); !errors.Is(err, relay.ErrNothingToAdopt) {
 		t.Errorf("Adopt() = %v, want ErrNothingToAdopt", err)
@@ -164,6 +167,7 @@ func (b *bench) states() string {
 }
 
 func TestQuarantineDecisions(t *testing.T) {
+	t.Parallel()
 	b := newOutbox(t)
 	b.hold(5)
 	for _, step := range []struct {
@@ -205,6 +209,7 @@ func (b *bench) drop(seqs []int64) ([]int64, error) {
 }
 
 func TestQuarantineList(t *testing.T) {
+	t.Parallel()
 	b := newOutbox(t)
 	b.hold(4)
 	if _, err := b.drop([]int64{3}); err != nil {
@@ -231,6 +236,7 @@ func TestQuarantineList(t *testing.T) {
 // TestQuarantineRetryPublishes: an event that was too large for the stream is published
 // once the stream stores larger ones and an operator retries it. A dropped event is not.
 func TestQuarantineRetryPublishes(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	config := relay.StreamConfig("EVENTS", 1)
 	config.MaxMsgSize = 2000
@@ -268,6 +274,7 @@ func TestQuarantineRetryPublishes(t *testing.T) {
 
 // TestOperatorRole: an operator's actions need only the role of operators.
 func TestOperatorRole(t *testing.T) {
+	t.Parallel()
 	b := newOutbox(t)
 	b.hold(2)
 	b.exec(`insert into pgjet.unknown_message (stream, stream_created, stream_seq, subject) values ('EVENTS', now(), 1, 's')`)
@@ -298,6 +305,7 @@ func TestOperatorRole(t *testing.T) {
 
 // TestOldTables: the error says what to do.
 func TestOldTables(t *testing.T) {
+	t.Parallel()
 	b := newOutbox(t)
 	b.exec(`alter table pgjet.leader drop column paused_at`)
 	if _, err := relay.ReadStatus(t.Context(), b.db, "EVENTS"); err == nil || !strings.Contains(err.Error(), "run: pgjet migrate up") {

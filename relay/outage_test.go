@@ -15,6 +15,7 @@ import (
 )
 
 func TestSurvivesNATSOutage(t *testing.T) {
+	t.Parallel()
 	b, server := newOutage(t)
 	r, _ := b.start()
 	b.append(10)
@@ -82,6 +83,7 @@ func newOutage(t *testing.T) (*bench, *devserver.NATS) {
 // TestHealsALostTail puts an older copy of the stream's files back, as after a power cut or
 // from a backup.
 func TestHealsALostTail(t *testing.T) {
+	t.Parallel()
 	b, server := newOutage(t)
 	r, _ := b.start()
 	b.append(20)
@@ -112,6 +114,7 @@ func TestHealsALostTail(t *testing.T) {
 // TestSilenceInATransactionLosesTheLead: a relay that hangs in the middle of a transaction
 // is as silent as one that hangs between two.
 func TestSilenceInATransactionLosesTheLead(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	hung, err := relay.Connect(t.Context(), db.Config().ConnConfig)
 	if err != nil {
@@ -130,6 +133,7 @@ func TestSilenceInATransactionLosesTheLead(t *testing.T) {
 
 // TestTendsWhileNATSIsAway: services go on writing, and must find a partition.
 func TestTendsWhileNATSIsAway(t *testing.T) {
+	t.Parallel()
 	b, server := newOutage(t)
 	r, _ := b.start()
 	server.Stop()

@@ -151,6 +151,7 @@ func (b *bench) blocked(r *relay.Relay, cause string) {
 }
 
 func TestPublishesWhatIsCommitted(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.append(3)
 	r, _ := b.start()
@@ -195,6 +196,7 @@ func (b *bench) appendAtOnce(count int, pad string) {
 // TestPublishesABacklog: a large append goes as a batch where the stream supports batches,
 // else as a chain, with the same result.
 func TestPublishesABacklog(t *testing.T) {
+	t.Parallel()
 	for _, batches := range []bool{true, false} {
 		t.Run(fmt.Sprint("batches=", batches), func(t *testing.T) {
 			b := newBench(t)
@@ -231,6 +233,7 @@ func TestPublishesABacklog(t *testing.T) {
 }
 
 func TestBoundsAnAppendByBytes(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	big := events.Event{Type: "note.made", Key: "k", Data: []byte(`"` + strings.Repeat("x", 900<<10-2) + `"`)}
 	err := pgx.BeginFunc(t.Context(), b.db, func(tx pgx.Tx) error {
@@ -244,6 +247,7 @@ func TestBoundsAnAppendByBytes(t *testing.T) {
 }
 
 func TestResumesWhereItStopped(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	_, stop := b.start()
 	b.append(50)
@@ -266,6 +270,7 @@ func (b *bench) checkpoints() (n int64) {
 // TestCrashBeforeCheckpoint deletes the record of the work done, as after a crash between
 // publishing and recording.
 func TestCrashBeforeCheckpoint(t *testing.T) {
+	t.Parallel()
 	for name, forget := range map[string]string{
 		"all checkpoints":   `delete from pgjet.checkpoint`,
 		"newest checkpoint": `delete from pgjet.checkpoint where id = (select max(id) from pgjet.checkpoint)`,
@@ -291,6 +296,7 @@ func TestCrashBeforeCheckpoint(t *testing.T) {
 }
 
 func TestLateCommitAcrossRestart(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	late, err := b.db.Begin(t.Context())
 	if err != nil {
@@ -315,6 +321,7 @@ func TestLateCommitAcrossRestart(t *testing.T) {
 }
 
 func TestOneLeadsTheOtherStandsBy(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	first, stop := b.start()
 	b.ready(first)
@@ -336,6 +343,7 @@ func TestOneLeadsTheOtherStandsBy(t *testing.T) {
 
 // TestManyRelaysComeAndGo has five relays displace each other all the time.
 func TestManyRelaysComeAndGo(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	var stops []func()
 	for range 5 {
@@ -351,6 +359,7 @@ func TestManyRelaysComeAndGo(t *testing.T) {
 }
 
 func TestSaysThatTheStreamIsMissing(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	if err := b.js.DeleteStream(t.Context(), "EVENTS"); err != nil {
 		t.Fatal(err)
@@ -363,6 +372,7 @@ func TestSaysThatTheStreamIsMissing(t *testing.T) {
 }
 
 func TestRefillsARecreatedStream(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	r, _ := b.start()
 	b.append(30)
@@ -392,6 +402,7 @@ func TestIdleRelayRefills(t *testing.T) {
 }
 
 func TestSurvivesPostgreSQLOutage(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	r, _ := b.start()
 	b.append(10)
@@ -408,6 +419,7 @@ func TestSurvivesPostgreSQLOutage(t *testing.T) {
 }
 
 func TestSaysThatPostgreSQLIsUnreachable(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	config := b.db.Config().ConnConfig.Copy()
 	config.Port = 1
@@ -419,6 +431,7 @@ func TestSaysThatPostgreSQLIsUnreachable(t *testing.T) {
 // TestQuarantine: rows that Append would have refused are set aside, and the others are
 // published.
 func TestQuarantine(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.append(1)
 	for _, values := range []string{
@@ -450,6 +463,7 @@ func TestQuarantine(t *testing.T) {
 }
 
 func TestEnsureStreamShowsDifferences(t *testing.T) {
+	t.Parallel()
 	js, _ := testenv.JetStream(t)
 	want := relay.StreamConfig("EVENTS", 1)
 	loose := want
@@ -469,6 +483,7 @@ func TestEnsureStreamShowsDifferences(t *testing.T) {
 // TestHintIsHeard: a relay that has been idle for long looks at once when a hint comes. It
 // would look again after 50 ms; with hints it takes far less.
 func TestHintIsHeard(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	r, _ := b.start()
 	b.append(1)
@@ -503,6 +518,7 @@ func TestHintIsHeard(t *testing.T) {
 // TestFormsFollowEachOther: a single message names the last one of a batch before it, and
 // the session goes on.
 func TestFormsFollowEachOther(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	r, _ := b.start()
 	b.ready(r)

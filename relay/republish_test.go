@@ -71,6 +71,7 @@ func TestRepublishForOneStream(t *testing.T) {
 // TestRepublishTakesWhatIsPublished: an event that no checkpoint covers is not selected, or
 // it would be held back. In another epoch none is selected.
 func TestRepublishTakesWhatIsPublished(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	_, stop := b.start()
 	b.append(3)

@@ -29,6 +29,7 @@ func TestSequenceIsChanged(t *testing.T) {
 		{"up to the last seq", `select setval('pgjet.outbox_seq_seq', 9223372036854775803)`},
 	} {
 		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
 			b := newBench(t)
 			b.exec(`select setval('pgjet.outbox_seq_seq', 500)`)
 			_, stop := b.start()

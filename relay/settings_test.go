@@ -38,6 +38,7 @@ func (l *logged) String() string {
 // TestStreamSettings: a stream whose settings break a promise is refused, and the setting
 // is named. One that only weakens a promise is used, and the setting is logged.
 func TestStreamSettings(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	other := jetstream.StreamConfig{Name: "OTHER", Subjects: []string{"other.>"}}
 	if _, err := b.js.CreateStream(t.Context(), other); err != nil {
@@ -103,6 +104,7 @@ func TestStreamSettings(t *testing.T) {
 
 // TestOldServer: the relay refuses it, and so does the function that creates streams.
 func TestOldServer(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.url = testenv.OtherVersion(t, b.url, "2.12.15")
 	r, _ := b.start()
@@ -116,6 +118,7 @@ func TestOldServer(t *testing.T) {
 // TestMistypedStream: a relay that was started for a mistyped stream leaves a row behind.
 // Package upkeep must see that this stream holds nothing back.
 func TestMistypedStream(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	r := &relay.Relay{Database: b.db.Config().ConnConfig, NATSURL: b.url, Stream: "EVENT", Log: testenv.Logger(t)}
 	stop := testenv.Run(t, r.Run)
@@ -129,6 +132,7 @@ func TestMistypedStream(t *testing.T) {
 
 // TestStandbyOnOldServer: it could not take over, and reports why.
 func TestStandbyOnOldServer(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	leader, _ := b.start()
 	b.ready(leader)
@@ -141,6 +145,7 @@ func TestStandbyOnOldServer(t *testing.T) {
 // TestStandbyOnLeafNode: it looks for the stream in its domain, not in that of the server
 // to which it is connected.
 func TestStandbyOnLeafNode(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -161,6 +166,7 @@ func TestStandbyOnLeafNode(t *testing.T) {
 // TestStorageLimits: the reason is the limit, from the first refusal on, and is named once,
 // whoever set it and in whichever form events are sent.
 func TestStorageLimits(t *testing.T) {
+	t.Parallel()
 	for name, config := range map[string]string{
 		"account":         `accounts { SMALL { jetstream: { max_store: 1MB }, users: [ { user: u, password: x } ] } }`,
 		"account, synced": `jetstream { sync_interval: always }, accounts { SMALL { jetstream: { max_store: 1MB }, users: [ { user: u, password: x } ] } }`,

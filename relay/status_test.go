@@ -69,6 +69,7 @@ func newOutbox(t *testing.T) *bench {
 }
 
 func TestStatusBeforeAnything(t *testing.T) {
+	t.Parallel()
 	b := newOutbox(t)
 	s := b.status()
 	if s.Leads || s.Leader != nil || s.Paused != nil || s.Checkpoint != nil || s.Healing || s.Stream != "EVENTS" {
@@ -80,6 +81,7 @@ func TestStatusBeforeAnything(t *testing.T) {
 }
 
 func TestStatusOfRelays(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	first, stop := b.start()
 	b.append(20)
@@ -114,6 +116,7 @@ func TestStatusOfRelays(t *testing.T) {
 
 // TestStatusWithoutLeader: a row of the last leader is not a leader.
 func TestStatusWithoutLeader(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	r, stop := b.start()
 	b.append(5)
@@ -133,6 +136,7 @@ func TestStatusWithoutLeader(t *testing.T) {
 // TestStatusIsOfOneStream: neither another stream's relay nor another database's
 // counts.
 func TestStatusIsOfOneStream(t *testing.T) {
+	t.Parallel()
 	b, other := newBench(t), newBench(t)
 	for _, x := range []*bench{b, other} {
 		r, _ := x.start()
@@ -150,6 +154,7 @@ func TestStatusIsOfOneStream(t *testing.T) {
 
 // TestStatusOnAConnection: a relay may read the status on its own connection.
 func TestStatusOnAConnection(t *testing.T) {
+	t.Parallel()
 	b := newOutbox(t)
 	b.append(2)
 	conn, err := b.db.Acquire(t.Context())
@@ -165,6 +170,7 @@ func TestStatusOnAConnection(t *testing.T) {
 }
 
 func TestStatusInJSON(t *testing.T) {
+	t.Parallel()
 	b := newOutbox(t)
 	text, err := json.Marshal(b.status())
 	if err != nil {
@@ -209,6 +215,7 @@ func (b *bench) commit(tx pgx.Tx) {
 // from its commit on, whether the checkpoint lists the transaction as running or does not
 // reach it.
 func TestPendingLateCommits(t *testing.T) {
+	t.Parallel()
 	b := newOutbox(t)
 	running, older, beyond := b.begin(), b.begin(), b.begin()
 	b.in(running, noted{"running", 1}, noted{"running", 2})
@@ -239,6 +246,7 @@ func TestPendingLateCommits(t *testing.T) {
 // TestPendingRestoredRows: rows that were restored from another cluster have its xids. This
 // cluster will reach those one day.
 func TestPendingRestoredRows(t *testing.T) {
+	t.Parallel()
 	b := newOutbox(t)
 	b.exec(`
 		insert into pgjet.outbox (xid, id, type, key, data)
@@ -251,6 +259,7 @@ func TestPendingRestoredRows(t *testing.T) {
 }
 
 func TestPendingAge(t *testing.T) {
+	t.Parallel()
 	b := newOutbox(t)
 	b.exec(`insert into pgjet.outbox (id, type, key, data, time) values
 		(gen_random_uuid(), 'a', 'k', '{}', now() - interval '1 hour'), (gen_random_uuid(), 'a', 'k', '{}', now())`)
@@ -266,6 +275,7 @@ func TestPendingAge(t *testing.T) {
 }
 
 func TestPendingEstimate(t *testing.T) {
+	t.Parallel()
 	b := newOutbox(t)
 	b.fill(100)
 	b.checkpoint()
@@ -287,6 +297,7 @@ func TestPendingEstimate(t *testing.T) {
 
 // TestPendingLargeLateCommit: more late events than are counted.
 func TestPendingLargeLateCommit(t *testing.T) {
+	t.Parallel()
 	b := newOutbox(t)
 	late := b.begin()
 	if _, err := late.Exec(t.Context(), `
@@ -304,6 +315,7 @@ func TestPendingLargeLateCommit(t *testing.T) {
 
 // TestQuarantineIsNotPending: an event in quarantine is not pending, and not counted twice.
 func TestQuarantineIsNotPending(t *testing.T) {
+	t.Parallel()
 	b := newOutbox(t)
 	b.append(5)
 	b.exec(`
@@ -317,6 +329,7 @@ func TestQuarantineIsNotPending(t *testing.T) {
 
 // TestForeignCheckpoint: one of another cluster says nothing about transactions here.
 func TestForeignCheckpoint(t *testing.T) {
+	t.Parallel()
 	b := newOutbox(t)
 	b.append(5)
 	b.checkpoint()
@@ -328,6 +341,7 @@ func TestForeignCheckpoint(t *testing.T) {
 }
 
 func TestStatusOfTroubles(t *testing.T) {
+	t.Parallel()
 	b := newOutbox(t)
 	b.exec(`insert into pgjet.unknown_message (stream, stream_created, stream_seq, subject) select 'EVENTS', now(), n, 's' from generate_series(1, 3) n`)
 	b.exec(`insert into pgjet.leader (stream, epoch, process, heal_snapshot, heal_floor) values ('EVENTS', 7, 'old:1', pg_current_snapshot(), 9)`)
@@ -339,6 +353,7 @@ func TestStatusOfTroubles(t *testing.T) {
 // TestPendingReadsLittle: however many events are published or wait, the indexes lead to
 // the rows that count, with and without statistics.
 func TestPendingReadsLittle(t *testing.T) {
+	t.Parallel()
 	b := newOutbox(t)
 	running := b.begin()
 	b.in(running, noted{"running", 1})
@@ -417,6 +432,7 @@ func (b *bench) explainPending() (plan string, read int) {
 // TestStatusIsNotCompiled: by default PostgreSQL compiles an expensive statement, and a
 // sort seems expensive while sorts are to be avoided.
 func TestStatusIsNotCompiled(t *testing.T) {
+	t.Parallel()
 	b := newOutbox(t)
 	tx := b.begin()
 	if _, err := tx.Exec(t.Context(), `set local jit = on; `+relay.ReadByIndex); err != nil {
@@ -438,6 +454,7 @@ func TestStatusIsNotCompiled(t *testing.T) {
 // TestCauseBeginsWithItsWord: whatever the relay was doing when it failed, health and
 // runbooks use the first word.
 func TestCauseBeginsWithItsWord(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	config := relay.StreamConfig("EVENTS", 1)
 	config.MaxMsgs = 2
