@@ -92,6 +92,7 @@ func (b *bench) inbox(e events.Event) (state string, attempts int) {
 }
 
 func TestOneEventIsOneMail(t *testing.T) {
+	t.Parallel()
 	in := newInbox(t)
 	b := newBench(t, in.addr)
 	e := signup(t, "Ada")
@@ -109,6 +110,7 @@ func TestOneEventIsOneMail(t *testing.T) {
 }
 
 func TestMailIsTriedUntilItIsTaken(t *testing.T) {
+	t.Parallel()
 	in := newInbox(t)
 	b := newBench(t, in.addr)
 	for i, tt := range []struct{ code, attempts int }{{451, 3}, {421, 1}} { // those without a server do not count
@@ -151,6 +153,7 @@ func TestMailsWaitForTheirServer(t *testing.T) {
 
 // TestMailTakenIsNotSentAgain: the server's yes counts, whatever follows.
 func TestMailTakenIsNotSentAgain(t *testing.T) {
+	t.Parallel()
 	s := &script{answers: map[string]string{"DATA": "354 go", "RSET": "bye", "QUIT": "bye"}}
 	b := newBench(t, s.start(t))
 	e := signup(t, "Ada")
@@ -166,6 +169,7 @@ func TestMailTakenIsNotSentAgain(t *testing.T) {
 
 // TestRefusedMailIsADeadLetter: the reason is kept and logged, the address is not.
 func TestRefusedMailIsADeadLetter(t *testing.T) {
+	t.Parallel()
 	in := newInbox(t)
 	b := newBench(t, in.addr)
 	refused, odd := signup(t, "Ada"), signup(t, "Ada")

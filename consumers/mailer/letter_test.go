@@ -75,6 +75,7 @@ func TestNewReasons(t *testing.T) {
 // TestRejectionsAreMailsOfTheirOwn: each once, beside the welcome mail of the same user;
 // and nothing that a schema marks as personal is logged or kept in an error.
 func TestRejectionsAreMailsOfTheirOwn(t *testing.T) {
+	t.Parallel()
 	in := newInbox(t)
 	b := newBench(t, in.addr)
 	welcome := signup(t, "Ada Canary")
@@ -142,6 +143,7 @@ func personal(t *testing.T, e events.Event) map[string]string {
 
 // TestReminder: who has waited for long is written to, in words of ours alone.
 func TestReminder(t *testing.T) {
+	t.Parallel()
 	in := newInbox(t)
 	b := newBench(t, in.addr)
 	e, err := events.New(events.UserStillPending{UserID: uuid.NewString(), Email: secret, Name: "Ada Canary", CreatedAt: time.Now()})
