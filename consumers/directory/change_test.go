@@ -87,6 +87,7 @@ func anything(t *testing.T, r *rand.Rand, m *model) (all []events.Event) {
 // TestFollowsChanges: whatever the events say, in whatever batches, and once more from the
 // start, the directory holds what one would expect.
 func TestFollowsChanges(t *testing.T) {
+	t.Parallel()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -150,6 +151,7 @@ func held(t *testing.T, db *pgxpool.Pool) []string {
 // TestNewNamesAreFound, and old ones are not; nor is who was deleted, also if their
 // sign-up comes late. It stays counted.
 func TestNewNamesAreFound(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	srv := serve(t, db)
 	now := time.Now()
@@ -186,6 +188,7 @@ func TestNewNamesAreFound(t *testing.T) {
 
 // TestNamesThatNeverFitArePermanent: as with sign-ups.
 func TestNamesThatNeverFitArePermanent(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	id := uuid.NewString()
 	enter(t, db, eventOf(t, events.UserCreated{UserID: id, Name: "A", Email: "a@example.com", CreatedAt: time.Now()}))

@@ -70,6 +70,7 @@ func tables(t *testing.T, db *pgxpool.Pool) (dump string) {
 // TestAnyBatchesMakeTheSameDirectory: also if a user comes twice, and after it was
 // forgotten.
 func TestAnyBatchesMakeTheSameDirectory(t *testing.T) {
+	t.Parallel()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -111,6 +112,7 @@ func TestAnyBatchesMakeTheSameDirectory(t *testing.T) {
 
 // TestWhatNeverFitsIsPermanent, so that it is a dead letter at once.
 func TestWhatNeverFitsIsPermanent(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	user := func(id, name, at string) string {
 		return fmt.Sprintf(`{"user_id":%q,"email":"ann@example.com","name":"%s","created_at":%q}`, id, name, at)

@@ -80,6 +80,7 @@ func get[T any](t *testing.T, srv *httptest.Server, path string, query url.Value
 }
 
 func TestSearch(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	srv := serve(t, db)
 	const umlaut, two = "\u00c4mil", "A\u0308nne" // the second has A and the two dots apart
@@ -107,6 +108,7 @@ func TestSearch(t *testing.T) {
 
 // TestOddTimes: rows from before the bounds do not break an answer.
 func TestOddTimes(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	srv := serve(t, db)
 	enter(t, db, signUp(t, "Ada", "ada@example.com", time.Now()))
@@ -135,6 +137,7 @@ func TestOddTimes(t *testing.T) {
 // TestPages: every user is listed once and in order, also those with the same name and
 // although the last one of each page goes before the next is asked for.
 func TestPages(t *testing.T) {
+	t.Parallel()
 	db := english(t)
 	srv := serve(t, db)
 	var all []events.Event
@@ -215,6 +218,7 @@ type days struct {
 }
 
 func TestSignupsPerDay(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	srv := serve(t, db)
 	if got := get[days](t, srv, "/directory/signups", nil); got.AsOf != nil || got.Days == nil || len(got.Days) != 0 {
@@ -254,6 +258,7 @@ func TestSignupsPerDay(t *testing.T) {
 
 // TestErrorsAreProblems, whoever else in the process uses huma, as pgjet dev does.
 func TestErrorsAreProblems(t *testing.T) {
+	t.Parallel()
 	good, broken := testenv.Postgres(t), testenv.Postgres(t)
 	if _, err := broken.Exec(t.Context(), `drop table directory.users, directory.signups`); err != nil {
 		t.Fatal(err)
@@ -308,6 +313,7 @@ func TestErrorsAreProblems(t *testing.T) {
 
 // TestRights: all of it works with those of pgjet_consumer.
 func TestRights(t *testing.T) {
+	t.Parallel()
 	config := testenv.Postgres(t).Config()
 	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 		_, err := conn.Exec(ctx, `set role pgjet_consumer`)
@@ -334,6 +340,7 @@ func TestRights(t *testing.T) {
 }
 
 func TestOpenAPI(t *testing.T) {
+	t.Parallel()
 	srv := serve(t, testenv.Postgres(t))
 	_, body := request(t, srv, http.MethodGet, "/openapi.json")
 	for _, want := range []string{`"/directory/signups"`, `"as_of"`, `"maximum":500`, `"application/problem+json"`, `"503"`} {
@@ -345,6 +352,7 @@ func TestOpenAPI(t *testing.T) {
 
 // TestIndexes: neither finding a few of many nor listing from somewhere reads them all.
 func TestIndexes(t *testing.T) {
+	t.Parallel()
 	db := english(t)
 	_, err := db.Exec(t.Context(), `
 		insert into directory.users (id, email, name, created_at, name_key, email_key)

@@ -14,6 +14,7 @@ import (
 
 // TestMislaidPayload: PostgreSQL has checked that data is JSON, but not body.
 func TestMislaidPayload(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	testenv.Exec(t, db, `insert into pgjet.outbox (id, type, key, content_type, data, body) values
 		(gen_random_uuid(), 'note.made', 'k', 'application/json', null, '{'),

@@ -35,6 +35,7 @@ func TestParseSnapshot(t *testing.T) {
 
 // TestSeesAgreesWithPostgreSQL compares Sees with pg_visible_in_snapshot.
 func TestSeesAgreesWithPostgreSQL(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	for _, text := range []string{"3:3:", "10:20:10,14,15", "10:16:11"} {
 		s, err := backlog.ParseSnapshot(text)

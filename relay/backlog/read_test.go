@@ -26,6 +26,7 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 // TestReadFindsLateCommits is the reason for snapshots: a cursor "seq > last" never comes
 // back for an event that commits late.
 func TestReadFindsLateCommits(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	c := notes.NewCursor(t, db)
 	early := notes.Begin(t, db, 1)
@@ -39,6 +40,7 @@ func TestReadFindsLateCommits(t *testing.T) {
 // TestReadLargeLateTransaction: a page of late events does not search everything behind it,
 // or a large transaction would never be finished.
 func TestReadLargeLateTransaction(t *testing.T) {
+	t.Parallel()
 	const count = 20_000
 	db := testenv.Postgres(t)
 	large, err := db.Begin(t.Context())
@@ -78,6 +80,7 @@ func TestReadLargeLateTransaction(t *testing.T) {
 // TestReadAfterAnOutage: if many transactions wrote the waiting events, they are not
 // searched for late events row by row.
 func TestReadAfterAnOutage(t *testing.T) {
+	t.Parallel()
 	const count = 20_000
 	db := testenv.Postgres(t)
 	c := notes.NewCursor(t, db)
@@ -137,6 +140,7 @@ func lookedAt(t *testing.T, conn *pgx.Conn) (rows int) {
 // that has *ended*. A newer transaction that has written is not listed as running, and has
 // to be found all the same, however many lie between.
 func TestReadFindsLateCommitsBeyondXmax(t *testing.T) {
+	t.Parallel()
 	for _, between := range []int{0, 600} {
 		t.Run(fmt.Sprint(between, " between"), func(t *testing.T) { lateBeyondXmax(t, between) })
 	}
@@ -179,6 +183,7 @@ func lateBeyondXmax(t *testing.T, between int) {
 // They are read once, though these xids seem to lie in the future, and not again as late
 // when the new cluster reaches them.
 func TestReadTakesRestoredRows(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	_, err := db.Exec(t.Context(), `
 		insert into pgjet.outbox (xid, seq, id, type, key, data)
@@ -202,6 +207,7 @@ func TestReadTakesRestoredRows(t *testing.T) {
 // TestReadSavepoints: the system column xmin of a row written after a savepoint is
 // not the transaction that has to commit.
 func TestReadSavepoints(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	c := notes.NewCursor(t, db)
 	tx := notes.Begin(t, db, 1)
@@ -221,6 +227,7 @@ func TestReadSavepoints(t *testing.T) {
 }
 
 func TestReadIsNobodysHostage(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	c := notes.NewCursor(t, db)
 	idle := notes.Begin(t, db, 1)
@@ -233,6 +240,7 @@ func TestReadIsNobodysHostage(t *testing.T) {
 }
 
 func TestReadReturnsFromWhenRefused(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	notes.Append(t, db, notes.Of("k", 1), notes.Of("k", 2))
 	c := notes.NewCursor(t, db)
@@ -245,6 +253,7 @@ func TestReadReturnsFromWhenRefused(t *testing.T) {
 }
 
 func TestReadInPages(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	var all []events.Payload
 	var numbers []int
@@ -264,6 +273,7 @@ func TestReadInPages(t *testing.T) {
 }
 
 func TestReadBoundsMemory(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	big := events.Event{Type: "note.made", Key: "k", Data: []byte(`{"key":"` + strings.Repeat("x", 900<<10-30) + `"}`)}
 	for range 12 {
@@ -286,6 +296,7 @@ func TestReadBoundsMemory(t *testing.T) {
 // reader follows. Every committed event comes once, those of a key in the order of their
 // commits.
 func TestReadUnderFire(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	const writers, rounds, keys = 6, 60, 4
 	seed := rand.Uint64()

@@ -24,6 +24,7 @@ func settle(t *testing.T, c *notes.Cursor) int64 {
 }
 
 func TestSettle(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	c := notes.NewCursor(t, db)
 	if got := settle(t, c); got != 0 {
@@ -53,6 +54,7 @@ func TestSettle(t *testing.T) {
 // TestSettleKnowsWhoMayComeBack: a prepared transaction, and a session that has drawn seqs
 // in advance, may add an event with an old seq.
 func TestSettleKnowsWhoMayComeBack(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	c := notes.NewCursor(t, db)
 	notes.Append(t, db, notes.Of("k", 1))
@@ -103,6 +105,7 @@ func TestSettleKnowsWhoMayComeBack(t *testing.T) {
 // TestReadManyLateCommits: a large transaction that commits late is read in pages, and a
 // page costs the same however many there are.
 func TestReadManyLateCommits(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	c := notes.NewCursor(t, db)
 	late, err := db.Begin(t.Context())
@@ -132,6 +135,7 @@ func TestReadManyLateCommits(t *testing.T) {
 
 // TestReadLargeLateEvents: no late event is left out if they fill more than a page.
 func TestReadLargeLateEvents(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	c := notes.NewCursor(t, db)
 	late, err := db.Begin(t.Context())

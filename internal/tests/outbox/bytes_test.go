@@ -38,6 +38,7 @@ func forms() (all []events.Event, payloads []events.Payload) {
 
 // TestBytesAreKept, whichever way they come, alone or with others, and JSON stays where psql shows it.
 func TestBytesAreKept(t *testing.T) {
+	t.Parallel()
 	check := func(t *testing.T, db *pgxpool.Pool, send func(payloads ...events.Payload) error) {
 		t.Helper()
 		sent, payloads := forms()
@@ -90,6 +91,7 @@ func TestBytesAreKept(t *testing.T) {
 
 // TestLateBytes: what commits late is read in another way, and is the same.
 func TestLateBytes(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	c := notes.NewCursor(t, db)
 	late := notes.Begin(t, db, 1)
@@ -117,6 +119,7 @@ func TestLateBytes(t *testing.T) {
 
 // TestOnePayload: a row has one, and says what it is unless it is JSON.
 func TestOnePayload(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	for columns, taken := range map[string]bool{
 		`data) values ('{}'`: true,

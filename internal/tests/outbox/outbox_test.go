@@ -22,6 +22,7 @@ import (
 func TestMain(m *testing.M) { testenv.Main(m) }
 
 func TestAppendKeepsEverything(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	sent := events.Event{
 		ID: uuid.Must(uuid.NewV7()), Type: "note.made", Key: "ü \"%", Time: time.Date(2020, 1, 2, 3, 4, 5, 678000, time.UTC),
@@ -49,6 +50,7 @@ func TestAppendKeepsEverything(t *testing.T) {
 }
 
 func TestAppendIsAtomic(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	c := notes.NewCursor(t, db)
 	boom := errors.New("boom")
@@ -67,6 +69,7 @@ func TestAppendIsAtomic(t *testing.T) {
 }
 
 func TestAppendRefusesWhatCannotBePublished(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error {
 		return outbox.Append(t.Context(), tx, notes.Of("k", 1), notes.Of("", 2))
@@ -78,6 +81,7 @@ func TestAppendRefusesWhatCannotBePublished(t *testing.T) {
 }
 
 func TestAppendSaysWhatToDo(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	if _, err := db.Exec(t.Context(), `drop table pgjet.outbox cascade`); err != nil {
 		t.Fatal(err)
@@ -95,6 +99,7 @@ func TestAppendSaysWhatToDo(t *testing.T) {
 }
 
 func TestAppendStoresTheTrace(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	state, err := trace.ParseTraceState("a=1")
 	if err != nil {

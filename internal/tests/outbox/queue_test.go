@@ -81,6 +81,7 @@ func everything() events.Event {
 // TestEverythingIsKept: however it gets there, an event is the same in the outbox, also one of
 // which most is missing, and several stay in order.
 func TestEverythingIsKept(t *testing.T) {
+	t.Parallel()
 	inEveryMode(t, func(t *testing.T, db *pgxpool.Pool) {
 		var sent []events.Event
 		send := func(write func(payloads ...events.Payload) error, n int) {
@@ -119,6 +120,7 @@ func TestEverythingIsKept(t *testing.T) {
 // TestBatchIsOneTransaction: without a transaction around it, a batch with events stores all or
 // nothing, wherever it fails.
 func TestBatchIsOneTransaction(t *testing.T) {
+	t.Parallel()
 	inEveryMode(t, func(t *testing.T, db *pgxpool.Pool) {
 		if err := db.SendBatch(t.Context(), queued(t, 1)).Close(); err != nil {
 			t.Fatal(err)
@@ -147,6 +149,7 @@ func TestBatchIsOneTransaction(t *testing.T) {
 
 // TestBatchInATransaction: the transaction around a batch decides.
 func TestBatchInATransaction(t *testing.T) {
+	t.Parallel()
 	inEveryMode(t, func(t *testing.T, db *pgxpool.Pool) {
 		in := func(n int) pgx.Tx {
 			t.Helper()
@@ -185,6 +188,7 @@ func TestBatchInATransaction(t *testing.T) {
 
 // TestCallbacksComeTooLate: a batch has committed before its callbacks are called.
 func TestCallbacksComeTooLate(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	boom := errors.New("boom")
 	b := &pgx.Batch{}
@@ -209,6 +213,7 @@ func TestQueueRefusesWhatCannotBePublished(t *testing.T) {
 // TestQueueSaysWhatToDo: in modes that prepare statements, these errors come before the
 // statement, and are PostgreSQL's alone.
 func TestQueueSaysWhatToDo(t *testing.T) {
+	t.Parallel()
 	config := testenv.Postgres(t).Config().ConnConfig
 	config.DefaultQueryExecMode = pgx.QueryExecModeExec
 	conn, err := pgx.ConnectConfig(t.Context(), config)
@@ -233,6 +238,7 @@ func TestQueueSaysWhatToDo(t *testing.T) {
 // TestQueueRefusesEncodings: what was queued for a connection that would store text wrong fails, with
 // all of its transaction.
 func TestQueueRefusesEncodings(t *testing.T) {
+	t.Parallel()
 	inEveryMode(t, func(t *testing.T, db *pgxpool.Pool) {
 		for encoding, refused := range map[string]bool{"LATIN1": true, "WIN1252": true, "SQL_ASCII": false, "UTF8": false} {
 			config := db.Config().ConnConfig

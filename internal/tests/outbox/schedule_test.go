@@ -83,6 +83,7 @@ func makeDue(t *testing.T, db *pgxpool.Pool) {
 // TestAppendAtKeepsEverything, in every mode of pgx, by itself and in a batch: what is scheduled becomes the event
 // that it was, in the order in which it was scheduled, once it is due.
 func TestAppendAtKeepsEverything(t *testing.T) {
+	t.Parallel()
 	inEveryMode(t, func(t *testing.T, db *pgxpool.Pool) {
 		sent := everything()
 		ids := schedule(t, db, inOneHour(), sent, notes.Of("k", 1))
@@ -127,6 +128,7 @@ func TestAppendAtKeepsEverything(t *testing.T) {
 
 // TestCancel: an event that waits is cancelled once, and if the transaction commits.
 func TestCancel(t *testing.T) {
+	t.Parallel()
 	inEveryMode(t, func(t *testing.T, db *pgxpool.Pool) {
 		ids := schedule(t, db, inOneHour(), notes.Of("k", 1), notes.Of("k", 2))
 		boom := errors.New("boom")
@@ -153,6 +155,7 @@ func TestCancel(t *testing.T) {
 
 // TestAppendAtRefuses what could never be published, and a due that is none, and says so.
 func TestAppendAtRefuses(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	id := uuid.Must(uuid.NewV7())
 	for _, c := range []struct {
@@ -189,6 +192,7 @@ func (nobody) Conn() *pgx.Conn { return nil }
 
 // TestDueIsNotRoundedDown: PostgreSQL keeps microseconds, and no event is due before its time.
 func TestDueIsNotRoundedDown(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	due := time.Date(2100, 1, 2, 3, 4, 5, 1, time.UTC)
 	schedule(t, db, due, notes.Of("k", 1))
@@ -201,6 +205,7 @@ func TestDueIsNotRoundedDown(t *testing.T) {
 // TestScheduledBounds: what could never be published, or would never be due, is refused by the table, too; what
 // can be is not.
 func TestScheduledBounds(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	const insert = `insert into pgjet.scheduled (id, due, type, key, header, data) values (gen_random_uuid(), $1, $2, $3, $4, $5)`
 	for _, c := range []struct{ due, kind, key, header, data string }{
@@ -277,6 +282,7 @@ func Example_later() {
 
 // TestScheduleSQL: in a transaction of database/sql events are scheduled and cancelled as in one of pgx.
 func TestScheduleSQL(t *testing.T) {
+	t.Parallel()
 	pool := testenv.Postgres(t)
 	db := stdlib.OpenDBFromPool(pool)
 	defer db.Close()
@@ -341,6 +347,7 @@ func wantMoved(t *testing.T, db *pgxpool.Pool, want ...events.Event) {
 
 // TestScheduledBytes, in every mode of pgx: a payload that is not JSON is kept byte for byte.
 func TestScheduledBytes(t *testing.T) {
+	t.Parallel()
 	inEveryMode(t, func(t *testing.T, db *pgxpool.Pool) {
 		bytes := events.Event{Type: "note.made", Key: "k", ContentType: "application/x-note", Data: []byte("\x00\xff$1'?")}
 		none := events.Event{Type: "note.made", Key: "k", ContentType: "application/x-note", Data: []byte{}}

@@ -136,6 +136,7 @@ func TestSQLTx(t *testing.T) {
 // TestAppendSQLKeepsEverything: whatever the driver, and whatever a session is set to, an event is
 // the same in the outbox, and several stay in order.
 func TestAppendSQLKeepsEverything(t *testing.T) {
+	t.Parallel()
 	for what, settings := range map[string]url.Values{
 		"defaults":       {},
 		"other settings": {"standard_conforming_strings": {"off"}, "DateStyle": {"German"}, "TimeZone": {"Asia/Kathmandu"}, "backslash_quote": {"on"}, "bytea_output": {"escape"}},
@@ -192,6 +193,7 @@ func wantEvents(t *testing.T, db *pgxpool.Pool, sent []events.Event) {
 
 // TestAppendSQLIsOneRoundTrip, also the first time on a connection.
 func TestAppendSQLIsOneRoundTrip(t *testing.T) {
+	t.Parallel()
 	byDriver(t, nil, func(t *testing.T, db *sql.DB, _ *pgxpool.Pool, d *dialer) {
 		tx := beginSQL(t, db)
 		for _, n := range []int{1, 1, 10, 0} {
@@ -207,6 +209,7 @@ func TestAppendSQLIsOneRoundTrip(t *testing.T) {
 }
 
 func TestAppendSQLIsAtomic(t *testing.T) {
+	t.Parallel()
 	byDriver(t, nil, func(t *testing.T, db *sql.DB, pool *pgxpool.Pool, _ *dialer) {
 		for n, end := range []func(*sql.Tx) error{(*sql.Tx).Rollback, (*sql.Tx).Commit, (*sql.Tx).Rollback} {
 			tx := beginSQL(t, db)
@@ -226,6 +229,7 @@ func TestAppendSQLIsAtomic(t *testing.T) {
 }
 
 func TestAppendSQLRefusesWhatCannotBePublished(t *testing.T) {
+	t.Parallel()
 	byDriver(t, nil, func(t *testing.T, db *sql.DB, pool *pgxpool.Pool, _ *dialer) {
 		tx := beginSQL(t, db)
 		err := outbox.AppendSQL(t.Context(), tx, notes.Of("k", 1), notes.Of("", 2))
@@ -240,6 +244,7 @@ func TestAppendSQLRefusesWhatCannotBePublished(t *testing.T) {
 }
 
 func TestAppendSQLSaysWhatToDo(t *testing.T) {
+	t.Parallel()
 	byDriver(t, nil, func(t *testing.T, db *sql.DB, pool *pgxpool.Pool, _ *dialer) {
 		testenv.Exec(t, pool, `drop table pgjet.outbox cascade`)
 		tx := beginSQL(t, db)
@@ -254,6 +259,7 @@ func TestAppendSQLSaysWhatToDo(t *testing.T) {
 
 // TestAppendSQLRefusesEncodings that make of the service's own text something else. lib/pq knows UTF8 alone.
 func TestAppendSQLRefusesEncodings(t *testing.T) {
+	t.Parallel()
 	byDriver(t, nil, func(t *testing.T, db *sql.DB, _ *pgxpool.Pool, _ *dialer) {
 		for encoding, refused := range map[string]bool{"LATIN1": true, "SJIS": true, "SQL_ASCII": false, "UTF8": false} {
 			tx := beginSQL(t, db)
@@ -271,6 +277,7 @@ func TestAppendSQLRefusesEncodings(t *testing.T) {
 }
 
 func TestAppendSQLStoresTheTrace(t *testing.T) {
+	t.Parallel()
 	byDriver(t, nil, func(t *testing.T, db *sql.DB, pool *pgxpool.Pool, _ *dialer) {
 		tx := beginSQL(t, db)
 		if err := outbox.AppendSQL(traced(), tx, notes.Of("k", 1)); err != nil {
@@ -289,6 +296,7 @@ func TestAppendSQLStoresTheTrace(t *testing.T) {
 
 // TestAppendSQLThroughAPooler: it prepares nothing that a pooler could give to others.
 func TestAppendSQLThroughAPooler(t *testing.T) {
+	t.Parallel()
 	for name, open := range drivers {
 		t.Run(name, func(t *testing.T) {
 			pool := testenv.Postgres(t)

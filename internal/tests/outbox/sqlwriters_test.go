@@ -18,6 +18,7 @@ import (
 // TestSQLWritersDoc executes what docs/sql-writers.md shows, with the rights of a
 // service that was given those shown there, and reads valid events.
 func TestSQLWritersDoc(t *testing.T) {
+	t.Parallel()
 	db := testenv.Postgres(t)
 	testenv.Exec(t, db, `create table public.orders (id text primary key, paid boolean);
 		insert into public.orders values ('o-17', false);
