@@ -16,6 +16,7 @@ import (
 // TestExtendFailsHalfWay: whatever is refused on the way, the durable consumer has its filters
 // again, nobody is paused, and another run finishes.
 func TestExtendFailsHalfWay(t *testing.T) {
+	t.Parallel()
 	for name, denied := range map[string]string{
 		"the filters": "$JS.API.CONSUMER.CREATE.EVENTS.notes",
 		"the look":    "$JS.API.DIRECT.GET.EVENTS",
@@ -69,6 +70,7 @@ func TestExtendFailsHalfWay(t *testing.T) {
 
 // TestInterruptedExtension: it is undone when ctx ends, too.
 func TestInterruptedExtension(t *testing.T) {
+	t.Parallel()
 	b := newRig(t)
 	older, newer := b.consumer(false, "note.made"), b.consumer(false, "note.made", "note.kept")
 	b.start(older)
@@ -94,6 +96,7 @@ func TestInterruptedExtension(t *testing.T) {
 
 // TestPauseWithoutAnAnswer: a pause whose commit was interrupted, and took place all the same, is ended.
 func TestPauseWithoutAnAnswer(t *testing.T) {
+	t.Parallel()
 	b := newRig(t)
 	older, newer := b.consumer(false, "note.made"), b.consumer(false, "note.made", "note.kept")
 	_, stop := b.start(older)

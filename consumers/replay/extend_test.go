@@ -163,6 +163,7 @@ func (b *rig) settled() {
 // TestOrderedConsumerGoesBack: what came before it knew the type is handled, nothing twice,
 // and an old process does no harm.
 func TestOrderedConsumerGoesBack(t *testing.T) {
+	t.Parallel()
 	for _, prefix := range []string{"", "acme.orders"} {
 		t.Run(prefix, func(t *testing.T) { testGoesBack(t, prefix) })
 	}
@@ -196,6 +197,7 @@ func testGoesBack(t *testing.T, prefix string) {
 
 // TestExtendsNoForeignDurable: nothing is added to a durable consumer that belongs to another database, and nobody is paused.
 func TestExtendsNoForeignDurable(t *testing.T) {
+	t.Parallel()
 	b := newRig(t)
 	_, stop := b.start(b.consumer(false, "note.made"))
 	b.publish("note.made 1", "note.kept 2")
@@ -232,6 +234,7 @@ func TestExtendsNoForeignDurable(t *testing.T) {
 // TestOldProcessesEnd: if there is nothing to go back for, too, a process of the old version
 // handles nothing more.
 func TestOldProcessesEnd(t *testing.T) {
+	t.Parallel()
 	for _, effect := range []bool{false, true} {
 		b := newRig(t)
 		older, newer := b.consumer(effect, "note.made"), b.consumer(effect, "note.made", "note.kept")
@@ -251,6 +254,7 @@ func TestOldProcessesEnd(t *testing.T) {
 // TestKeysStayInOrder: of one key the earlier events of a new type come before later ones,
 // although these were on their way when the type was added.
 func TestKeysStayInOrder(t *testing.T) {
+	t.Parallel()
 	b := newRig(t)
 	older, newer := b.consumer(false, "note.made"), b.consumer(false, "note.made", "note.kept")
 	newer.Handler = each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
@@ -292,6 +296,7 @@ func TestKeysStayInOrder(t *testing.T) {
 
 // TestEffectsHappen: nobody needs to fear that one happened before, so none is a dead letter.
 func TestEffectsHappen(t *testing.T) {
+	t.Parallel()
 	b := newRig(t)
 	older, newer := b.consumer(true, "note.made"), b.consumer(true, "note.made", "note.kept")
 	_, stop := b.start(older)
@@ -311,6 +316,7 @@ func TestEffectsHappen(t *testing.T) {
 
 // TestInterrupted: another run finishes what one began, and ends its pause.
 func TestExtendInterrupted(t *testing.T) {
+	t.Parallel()
 	for _, updated := range []bool{false, true} {
 		b := newRig(t)
 		older, newer := b.consumer(false, "note.made"), b.consumer(false, "note.made", "note.kept")
@@ -337,6 +343,7 @@ func TestExtendInterrupted(t *testing.T) {
 
 // TestPausedStaysSo: an operator who wants no attempts gets none.
 func TestPausedStaysSo(t *testing.T) {
+	t.Parallel()
 	b := newRig(t)
 	older, newer := b.consumer(false, "note.made"), b.consumer(false, "note.made", "note.kept")
 	_, stop := b.start(older)
@@ -362,6 +369,7 @@ func TestPausedStaysSo(t *testing.T) {
 
 // TestPausedAndInterrupted: what an operator's pause hides is finished, too, by another run.
 func TestPausedAndInterrupted(t *testing.T) {
+	t.Parallel()
 	b := newRig(t)
 	older, newer := b.consumer(true, "note.made"), b.consumer(true, "note.made", "note.kept")
 	_, stop := b.start(older)
@@ -409,6 +417,7 @@ func TestPausedAndInterrupted(t *testing.T) {
 
 // TestLeftAlone: what is not missing types is for somebody to look at.
 func TestLeftAlone(t *testing.T) {
+	t.Parallel()
 	b := newRig(t)
 	newer := b.consumer(false, "note.made", "note.kept")
 	want, err := newer.Configs("")

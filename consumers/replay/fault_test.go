@@ -18,6 +18,7 @@ import (
 // TestFailsHalfWay: whatever fails between the pause and its end, the consumer is not
 // paused any more, and what it has done stays done.
 func TestFailsHalfWay(t *testing.T) {
+	t.Parallel()
 	for name, fault := range map[string]struct {
 		begin func(b *bench, cancel func()) // when the consumer is paused
 		user  string

@@ -110,6 +110,7 @@ func (k *maintainer) published(stream string, at backlog.Position, ago time.Dura
 // TestNoInsertFailsForWantOfAPartition: where nobody has made one, rows fall into the
 // default partition; that becomes one of their own, and they stay what they are.
 func TestNoInsertFailsForWantOfAPartition(t *testing.T) {
+	t.Parallel()
 	k := newMaintainer(t)
 	c := notes.NewCursor(t, k.db)
 	k.at(1_000_000)
@@ -138,6 +139,7 @@ func TestNoInsertFailsForWantOfAPartition(t *testing.T) {
 
 // TestDefaultIsEmptiedGapByGap: rows that somebody wrote anywhere come into order, too.
 func TestDefaultIsEmptiedGapByGap(t *testing.T) {
+	t.Parallel()
 	k := newMaintainer(t)
 	c := notes.NewCursor(t, k.db)
 	k.exec(`drop table pgjet.outbox_1`)
@@ -153,6 +155,7 @@ func TestDefaultIsEmptiedGapByGap(t *testing.T) {
 }
 
 func TestPartitionsAreMadeAhead(t *testing.T) {
+	t.Parallel()
 	k := newMaintainer(t)
 	if done := k.maintain(); done.Added != 0 || done.Busy != "" {
 		t.Errorf("Maintain() = %+v after the migrations, want nothing to do", done)
@@ -175,6 +178,7 @@ func TestPartitionsAreMadeAhead(t *testing.T) {
 // TestNobodyWorksByAnOldPlan: who comes while a partition is being made for rows that
 // are being written must neither be refused nor miss a row.
 func TestNobodyWorksByAnOldPlan(t *testing.T) {
+	t.Parallel()
 	for name, sql := range map[string]string{
 		"out of the default": `select pgjet.empty_outbox_default(50000)`,
 		"just ahead":         `select pgjet.add_outbox_partition(150002, 200000)`,
@@ -209,6 +213,7 @@ func TestNobodyWorksByAnOldPlan(t *testing.T) {
 // TestMaintainWhileWritersAreBusy lets seq run out of all partitions again and again: no
 // writer fails, and a reader misses nothing.
 func TestMaintainWhileWritersAreBusy(t *testing.T) {
+	t.Parallel()
 	k := newMaintainer(t)
 	stop := make(chan struct{})
 	var writers, reader sync.WaitGroup
@@ -267,6 +272,7 @@ func closed(c <-chan struct{}) bool {
 // TestMaintainAtTheEndOfSeqs: wherever the sequence stands, and whatever seq was written by hand, every row finds
 // a partition, what can be tended is, and nothing is tried for ever.
 func TestMaintainAtTheEndOfSeqs(t *testing.T) {
+	t.Parallel()
 	const last = math.MaxInt64
 	insert := func(seq int64) string {
 		return fmt.Sprintf(`insert into pgjet.outbox (seq, id, type, key, data) overriding system value values (%d, gen_random_uuid(), 'note.made', 'hand', '{}')`, seq)
@@ -323,6 +329,7 @@ func TestMaintainAtTheEndOfSeqs(t *testing.T) {
 
 // TestSeqsCountFromOne: the table takes no other, from nobody.
 func TestSeqsCountFromOne(t *testing.T) {
+	t.Parallel()
 	k := newMaintainer(t)
 	for _, seq := range []int64{0, -1, math.MinInt64} {
 		_, err := k.db.Exec(t.Context(), `insert into pgjet.outbox (seq, id, type, key, data) overriding system value

@@ -41,6 +41,7 @@ func wantDropped(t *testing.T, done upkeep.Result, events int64, names ...string
 }
 
 func TestPruneWhatIsPublishedAndOld(t *testing.T) {
+	t.Parallel()
 	k := newMaintainer(t)
 	c := notes.NewCursor(t, k.db)
 	notes.Append(t, k.db, notes.Of("k", 1), notes.Of("k", 2))
@@ -71,6 +72,7 @@ func TestPruneWhatIsPublishedAndOld(t *testing.T) {
 
 // TestPrunedAddsUp: of several partitions, whatever the caller takes for published.
 func TestPrunedAddsUp(t *testing.T) {
+	t.Parallel()
 	k := newMaintainer(t)
 	c := notes.NewCursor(t, k.db)
 	for n, seq := range []int64{1, behindFirst, behindFirst + 50_000} {
@@ -93,6 +95,7 @@ func TestPrunedAddsUp(t *testing.T) {
 
 // TestPruneBelievesNoCaller: what a caller claims to be published is so only if the checkpoints say so too.
 func TestPruneBelievesNoCaller(t *testing.T) {
+	t.Parallel()
 	const drop = `select pgjet.drop_outbox_partition('outbox_1', $1::text::pg_snapshot, $2)`
 	refused := func(k *maintainer, when string) {
 		t.Helper()
@@ -141,6 +144,7 @@ func (k *maintainer) old(n int) *notes.Cursor {
 // TestPruneKeepsLateCommits: a low seq that was committed after the last checkpoint
 // lies below the floor, and is not published.
 func TestPruneKeepsLateCommits(t *testing.T) {
+	t.Parallel()
 	k := newMaintainer(t)
 	late := notes.Begin(t, k.db, 100)
 	c := k.old(2)
@@ -156,6 +160,7 @@ func TestPruneKeepsLateCommits(t *testing.T) {
 
 // TestPruneKeepsLateCommitsBeyondXmax: its transaction was in no list of running ones.
 func TestPruneKeepsLateCommitsBeyondXmax(t *testing.T) {
+	t.Parallel()
 	k := newMaintainer(t)
 	k.old(2)
 	k.exec(`insert into pgjet.outbox (seq, id, type, key, data) overriding system value
@@ -165,6 +170,7 @@ func TestPruneKeepsLateCommitsBeyondXmax(t *testing.T) {
 
 // TestPruneWaitsForEveryStream: nor is an event dropped that only one of them has.
 func TestPruneWaitsForEveryStream(t *testing.T) {
+	t.Parallel()
 	for _, streams := range [][2]string{{"EVENTS", "OTHER"}, {"OTHER", "EVENTS"}} {
 		ahead, behind := streams[0], streams[1]
 		k := newMaintainer(t)
@@ -190,6 +196,7 @@ func TestPruneWaitsForEveryStream(t *testing.T) {
 // TestPruneIgnoresMistypedStream: one that does not exist, or is another outbox's, and was never published to. Whatever else
 // its relay says, and once it was published to, it counts.
 func TestPruneIgnoresMistypedStream(t *testing.T) {
+	t.Parallel()
 	k := newMaintainer(t)
 	k.exec(`insert into pgjet.leader (stream, epoch, cause) values ('EVENT', 1, 'stream_missing: no such stream')`)
 	wantDropped(t, k.maintain(), 0)
@@ -210,6 +217,7 @@ func TestPruneIgnoresMistypedStream(t *testing.T) {
 
 // TestPruneTrustsNoOtherCluster: transaction ids of another cluster mean nothing.
 func TestPruneTrustsNoOtherCluster(t *testing.T) {
+	t.Parallel()
 	k := newMaintainer(t)
 	k.old(2)
 	k.exec(`update pgjet.checkpoint set system_identifier = system_identifier + 1`)
@@ -219,6 +227,7 @@ func TestPruneTrustsNoOtherCluster(t *testing.T) {
 // TestPruneTakesRestoredRows: what rows of another cluster say of their transactions
 // does not keep them for ever.
 func TestPruneTakesRestoredRows(t *testing.T) {
+	t.Parallel()
 	k := newMaintainer(t)
 	k.exec(`insert into pgjet.outbox (xid, seq, id, type, key, data) overriding system value
 		select '9000000000', n, gen_random_uuid(), 'note.made', 'k', '{}' from generate_series(11, 19) n`)
@@ -228,6 +237,7 @@ func TestPruneTakesRestoredRows(t *testing.T) {
 }
 
 func TestPruneKeepsQuarantinedEvents(t *testing.T) {
+	t.Parallel()
 	k := newMaintainer(t)
 	k.old(2)
 	k.exec(`insert into pgjet.quarantine (seq, event_id, reason) select seq, id, 'test' from pgjet.outbox where seq = 2`)
@@ -239,6 +249,7 @@ func TestPruneKeepsQuarantinedEvents(t *testing.T) {
 // TestPruneTakesNobodyHostage: whoever keeps the outbox open, no insert waits for a
 // partition to be dropped or emptied.
 func TestPruneTakesNobodyHostage(t *testing.T) {
+	t.Parallel()
 	for name, hold := range map[string]string{
 		"a reader":                `select from pgjet.outbox where seq = 50001`,
 		"a writer":                `insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), 'note.made', 'k', '{}')`,
@@ -301,6 +312,7 @@ func (k *maintainer) slowestAppend(fn func()) time.Duration {
 
 // TestWidthFollowsTheRate: 24 partitions make up the retention, within limits.
 func TestWidthFollowsTheRate(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct{ perHour, width int64 }{
 		{1_000, 50_000}, {100_000, 300_000}, {10_000_000, 5_000_000},
 	} {
@@ -317,6 +329,7 @@ func TestWidthFollowsTheRate(t *testing.T) {
 }
 
 func TestPrunableChangesNothing(t *testing.T) {
+	t.Parallel()
 	k := newMaintainer(t)
 	k.old(2)
 	for range 2 {
@@ -332,6 +345,7 @@ func TestPrunableChangesNothing(t *testing.T) {
 
 // TestPruneByHandIsRecorded: and if it cannot be, nothing is dropped.
 func TestPruneByHandIsRecorded(t *testing.T) {
+	t.Parallel()
 	k := newMaintainer(t)
 	k.old(2)
 	if done, err := upkeep.Prune(t.Context(), k.conn, retention, "ann@host", "disk"); err == nil || done.Dropped != nil {
@@ -361,6 +375,7 @@ func TestPruneByHandIsRecorded(t *testing.T) {
 // TestStatusAddsUp: written is what is published, pending, quarantined or pruned, by
 // one snapshot, at any stage.
 func TestStatusAddsUp(t *testing.T) {
+	t.Parallel()
 	k := newMaintainer(t)
 	check := func(stage string, want upkeep.Status) {
 		t.Helper()
