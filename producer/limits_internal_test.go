@@ -350,7 +350,7 @@ func awaitBody(t *testing.T, addr net.Addr) net.Conn {
 // TestTuneUnderLoad changes all limits while people sign up, then looks for turns that
 // were not given back.
 func TestTuneUnderLoad(t *testing.T) {
-	cheapHash(t)
+	CheapHash(t)
 	s := New(testenv.Postgres(t), testIssuer(t), slog.New(slog.DiscardHandler))
 	srv := httptest.NewServer(s)
 	defer srv.Close()

@@ -46,7 +46,7 @@ func TestChaosOverload(t *testing.T) {
 		if chaos == 0 { // other tests keep the processors busy
 			share = 0.5
 		}
-		cheapHash(t)
+		CheapHash(t)
 		db := testenv.Postgres(t)
 		if _, err := db.Exec(t.Context(), `
 			create function users.slow() returns trigger language plpgsql as $$ begin perform pg_sleep(0.04); return new; end $$;
@@ -64,13 +64,13 @@ func TestChaosOverload(t *testing.T) {
 	// Thousands a second from the same processors that serve them and PostgreSQL: on two
 	// processors, what is left of goodput is up to the system's scheduler. It is shown, not judged.
 	t.Run("cheap hash", func(t *testing.T) {
-		cheapHash(t)
+		CheapHash(t)
 		testOverload(t, testenv.Postgres(t), time.Duration(chaos*float64(20*time.Second)), 0)
 	})
 }
 
-// cheapHash lets hashing take next to no time.
-func cheapHash(t *testing.T) {
+// CheapHash lets hashing take next to no time.
+func CheapHash(t *testing.T) {
 	t.Helper()
 	real := hashParams
 	hashParams = argon2id.Params{Memory: 64, Iterations: 1, Parallelism: 1, SaltLength: 16, KeyLength: 32}
