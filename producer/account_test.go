@@ -20,8 +20,8 @@ import (
 	"github.com/pgjet/pgjet/producer"
 )
 
-// TestTokenAfterItsUserChanged has an admin whose token is still valid, and who has lost the
-// role, is gone, or has another password.
+// TestTokenAfterItsUserChanged uses valid tokens of admins who have lost the role, are
+// gone, or have another password.
 func TestTokenAfterItsUserChanged(t *testing.T) {
 	db, srv, _ := serveAnn(t)
 	bob := post(t, srv, signUp("bob@example.com", "Bob", password)).user(t).ID.String()
@@ -73,7 +73,8 @@ func TestTokenAfterItsUserChanged(t *testing.T) {
 	}
 }
 
-// TestGrantedLater: the row alone makes nobody an admin, the token must say so, too.
+// TestGrantedLater: the row alone makes no one an admin, the token must contain the role,
+// too.
 func TestGrantedLater(t *testing.T) {
 	db, srv, ann := serveAnn(t)
 	before := token(t, ann.ID.String())
@@ -126,7 +127,8 @@ func operations(t *testing.T, db *pgxpool.Pool) (all []string) {
 	return all
 }
 
-// TestOperationsOfAdmins: what an admin changes is noted with them, what users change of their own is not.
+// TestOperationsOfAdmins: an admin's changes are recorded, users' changes of themselves are
+// not.
 func TestOperationsOfAdmins(t *testing.T) {
 	db, srv, ann := serveAnn(t)
 	id := ann.ID.String()
@@ -146,8 +148,8 @@ func TestOperationsOfAdmins(t *testing.T) {
 	}
 }
 
-// behindProxy starts a service that believes X-Forwarded-For, and returns what logs in from
-// an address.
+// behindProxy starts a service that believes X-Forwarded-For, and returns a function that
+// logs in from an address.
 func behindProxy(t *testing.T, tuning producer.Tuning, log *slog.Logger) (*httptest.Server, func(from, email, password string) answer) {
 	t.Helper()
 	db := testenv.Postgres(t)
@@ -166,7 +168,8 @@ func behindProxy(t *testing.T, tuning producer.Tuning, log *slog.Logger) (*httpt
 	}
 }
 
-// TestStrangersLockNobodyOut tries wrong passwords of somebody from one network; they log in from another.
+// TestStrangersLockNobodyOut tries wrong passwords of a user from one network; the user
+// logs in from another.
 func TestStrangersLockNobodyOut(t *testing.T) {
 	srv, from := behindProxy(t, producer.DefaultTuning(), testenv.Logger(t))
 	post(t, srv, signUp("ann@example.com", "Ann", password))
@@ -180,7 +183,7 @@ func TestStrangersLockNobodyOut(t *testing.T) {
 	from("203.0.113.8", "ann@example.com", password).session(t)
 	wantProblem(t, from("203.0.113.7", "bob@example.com", "a wrong password"), 401, "credentials_invalid") // another account
 
-	// The same for an address that nobody has.
+	// The same for an unknown address.
 	for range 4 {
 		wantProblem(t, from("203.0.113.7", "bob@example.com", "a wrong password"), 401, "credentials_invalid")
 	}
@@ -194,7 +197,7 @@ func TestStrangersLockNobodyOut(t *testing.T) {
 	from("2001:db8:0:2::1", "ann@example.com", password).session(t)
 }
 
-// TestSuccessEndsTheCount: who mistypes now and then is never kept waiting.
+// TestSuccessEndsTheCount: a user who mistypes now and then never has to wait.
 func TestSuccessEndsTheCount(t *testing.T) {
 	srv, from := behindProxy(t, producer.DefaultTuning(), testenv.Logger(t))
 	post(t, srv, signUp("ann@example.com", "Ann", password))
@@ -225,7 +228,7 @@ func TestFailuresOfANetwork(t *testing.T) {
 	from("203.0.113.9", "ann@example.com", password).session(t)
 }
 
-// change asks for another password.
+// changePassword changes a password from now to then.
 func changePassword(t *testing.T, srv *httptest.Server, id, token, now, then string) answer {
 	t.Helper()
 	b, _ := json.Marshal(map[string]string{"current_password": now, "new_password": then})
@@ -287,7 +290,7 @@ func TestGuessesOfTheCurrentPassword(t *testing.T) {
 	from("198.51.100.1", "ann@example.com", password).session(t)
 }
 
-// TestPasswordsChangedAtOnce: of two changes at the same time one takes place.
+// TestPasswordsChangedAtOnce: of two changes at the same time, one succeeds.
 func TestPasswordsChangedAtOnce(t *testing.T) {
 	_, srv, ann := serveAnn(t)
 	id := ann.ID.String()
@@ -321,7 +324,7 @@ func securityEvents(t *testing.T, log string) (all []map[string]any) {
 	return all
 }
 
-// TestSecurityEvents takes every road that is logged, once.
+// TestSecurityEvents causes each kind of event once.
 func TestSecurityEvents(t *testing.T) {
 	log := new(syncBuffer)
 	tuning := producer.DefaultTuning()
@@ -374,7 +377,8 @@ func TestSecurityEvents(t *testing.T) {
 	}
 }
 
-// TestFloodOfSecurityEvents makes many refusals: the log gets a few lines, and how many there were.
+// TestFloodOfSecurityEvents makes many refusals: the log gets a few lines, and the number
+// of the others.
 func TestFloodOfSecurityEvents(t *testing.T) {
 	log := new(syncBuffer)
 	api := producer.New(testenv.Postgres(t), issuer, slog.New(slog.NewJSONHandler(log, nil)))
@@ -403,7 +407,7 @@ func TestFloodOfSecurityEvents(t *testing.T) {
 	}
 }
 
-// TestGuessablePasswords signs up with passwords that are tried first, and with others.
+// TestGuessablePasswords signs up with passwords that attackers try first, and with others.
 func TestGuessablePasswords(t *testing.T) {
 	srv := serve(t, testenv.Postgres(t))
 	for _, guess := range []string{

@@ -7,21 +7,22 @@ import (
 	"strings"
 )
 
-// clientNetwork returns who sent r, as far as limits tell people apart: an IPv4 address, or
-// the /64 of an IPv6 address, all of which one person commonly has.
+// clientNetwork returns the network of the client that sent r, by which limits distinguish
+// clients: an IPv4 address, or the /64 of an IPv6 address, which one person commonly has as
+// a whole.
 func clientNetwork(r *http.Request, proxies []netip.Prefix) netip.Prefix {
 	addr := clientAddr(r, proxies)
 	bits := min(64, addr.BitLen())
 	network, err := addr.Prefix(bits)
 	if err != nil {
-		return netip.Prefix{} // of nobody: not a TCP connection
+		return netip.Prefix{} // unknown: not a TCP connection
 	}
 	return network
 }
 
-// clientAddr returns the address of r's sender. If that is a proxy, it is the proxy's word
-// that counts, and so on: the last entry of X-Forwarded-For that none of proxies has.
-// What stands before it may be invented.
+// clientAddr returns the address of the client that sent r. If a proxy sent r, clientAddr
+// believes that proxy about the sender before it, and so on: it returns the last entry of
+// X-Forwarded-For that is none of proxies. Entries before that may be invented.
 func clientAddr(r *http.Request, proxies []netip.Prefix) netip.Addr {
 	addr, _ := parseAddr(r.RemoteAddr)
 	entries := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")

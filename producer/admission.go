@@ -17,46 +17,46 @@ import (
 )
 
 const (
-	// leastAdmitted is how many requests of an operation are worked on at a time, however
-	// slow they have become: a burst after a calm night is no overload.
+	// leastAdmitted is how many requests of an operation may run at a time, however slow
+	// they have become: a burst after a calm night is no overload.
 	leastAdmitted = 20
-	// admissionWait is how long a request waits for others to end. Who waits longer than
-	// it takes to ask again only keeps others waiting.
+	// admissionWait is how long a request waits for others to end. A client that waits
+	// longer would be served sooner if it asked again.
 	admissionWait = 250 * time.Millisecond
-	// maxArriving is how many bodies of an operation's requests may be on their way at a
-	// time. Each takes memory, for as long as its client pleases to send it.
+	// maxArriving is how many request bodies of an operation may be arriving at a time.
+	// Each takes memory, for as long as its client takes to send it.
 	maxArriving = 512
 )
 
 var (
-	// errOverloaded says that too many requests are being worked on.
+	// errOverloaded says that too many requests are running.
 	errOverloaded = errors.New("too many requests at a time")
-	// errArriving says that too many bodies are on their way.
+	// errArriving says that too many bodies are arriving.
 	errArriving = errors.New("too many bodies arrive at a time")
 )
 
-// An admission bounds how many requests of one operation are worked on at a time. It
-// raises the bound as long as they take as long as they used to, and lowers it when
-// they take longer. As many more wait for a moment, but none in an overload: each would wait for
-// as long as all before it take, only to be refused after its body was read.
+// An admission bounds how many requests of one operation run at a time. It raises the bound
+// while requests take as long as they used to, and lowers it when they take longer. As many
+// more may wait for a moment, but none in an overload: each would wait for all before it,
+// only to be refused after its body was read.
 //
-// Each operation has one of its own: its requests take about the same time, so that
-// slower means busier, and who signs up keeps nobody from reading.
+// Each operation has its own admission. Its requests take about the same time, so slower
+// means busier, and sign-ups do not keep anyone from reading.
 //
-// It is the one place here that meets failsafe-go, whose API is not yet settled.
+// Only this type uses failsafe-go, whose API is not yet stable.
 type admission struct {
 	operation string
 	current   atomic.Pointer[limiter]
-	line      gate // its slots are current's limit
+	line      gate // its slots are the limit of current
 	arriving  *gate
-	gates     []func() *gate // that its requests have to pass, as they are now
+	gates     []func() *gate // gates that its requests have to pass, as they are now
 }
 
-// turnsAway reports whether a request that comes now would be turned away later on.
+// turnsAway reports whether a request that arrives now would be turned away later.
 func (a *admission) turnsAway() bool {
 	if a.line.turnsAway() {
 		if len(a.gates) > 0 {
-			a.gates[0]().miss() // before the first one nothing is spent on a request
+			a.gates[0]().miss() // before the first one no work is spent on a request
 		}
 		return true
 	}
@@ -68,7 +68,7 @@ type limiter struct {
 	most int
 }
 
-// tune sets the upper bound. The bound below it starts over.
+// tune sets the upper bound. The current bound starts over.
 func (a *admission) tune(most int) {
 	if old := a.current.Load(); old != nil && old.most == most {
 		return
@@ -77,19 +77,19 @@ func (a *admission) tune(most int) {
 	a.current.Store(&limiter{most: most, AdaptiveLimiter: adaptivelimiter.NewBuilder[any]().
 		WithLimits(least, uint(most), least).
 		WithMaxLimitStabilizationWindow(10 * time.Second).
-		WithBaselineWindow(100). // seconds, about: a bad minute is not yet what is usual
+		WithBaselineWindow(100). // seconds, about: a bad minute must not become the baseline
 		Build()})
 	a.resize()
 }
 
-// resize makes the limit hold, as it is now.
+// resize applies the current limit.
 func (a *admission) resize() {
 	limit := a.current.Load().Limit()
 	a.line.resize(limit, limit)
 }
 
 // shed answers r if there is no room for it anyway, and reports whether it did. It comes
-// before all else, traces too: what takes long to refuse keeps others from being answered.
+// before everything else, even traces: a slow refusal keeps others from being answered.
 func (s *Server) shed(w http.ResponseWriter, r *http.Request) bool {
 	pattern := r.Method + " " + r.URL.Path
 	a, ok := s.admissions[pattern]
@@ -106,7 +106,7 @@ func (s *Server) shed(w http.ResponseWriter, r *http.Request) bool {
 	return true
 }
 
-// overloaded is the answer to those who are shed. They are many: it is made once.
+// overloaded is the answer to requests that are shed. They are many, so it is made once.
 var overloaded = newReadyAnswer(overloadProblem())
 
 // A readyAnswer is a problem that is written often.
@@ -130,13 +130,13 @@ func newReadyAnswer(p *Problem) readyAnswer {
 func (a readyAnswer) write(w http.ResponseWriter) {
 	maps.Copy(w.Header(), a.header)
 	w.WriteHeader(a.status)
-	_, _ = w.Write(a.body) // the client's loss
+	_, _ = w.Write(a.body) // the client may be gone
 }
 
 type arrivedKey struct{}
 
-// receive refuses a request whose body would be one too many on the way. Those whose
-// body has come have left, with arrived: they are bounded by enter.
+// receive refuses a request if too many bodies are arriving. A request whose body has
+// arrived no longer counts: see arrived. From then on enter bounds it.
 func (s *Server) receive(a *admission) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
 		if ctx.Operation().RequestBody == nil {
@@ -149,21 +149,21 @@ func (s *Server) receive(a *admission) func(huma.Context, func(huma.Context)) {
 			writeProblem(w, s.refusal(ctx.Context(), errArriving))
 			return
 		}
-		defer leave() // if it never came
+		defer leave() // if the body never came
 		next(huma.WithValue(ctx, arrivedKey{}, leave))
 	}
 }
 
-// arrived says that the body of ctx's request has come, if it has one.
+// arrived records that the body of ctx's request has come, if it has one.
 func arrived(ctx context.Context) {
 	if leave, ok := ctx.Value(arrivedKey{}).(func()); ok {
 		leave()
 	}
 }
 
-// enter returns once the request may go on. Its end is told with leave; only if it was
-// a usual one does it tell how long requests take. enter returns [errOverloaded] if
-// there are too many, and ctx's error if ctx is cancelled.
+// enter returns once the request may go on. Call leave at its end; if usual is set, its
+// time counts as the time that requests take. enter returns [errOverloaded] if there are
+// too many requests, and ctx's error if ctx is cancelled.
 func (a *admission) enter(ctx context.Context) (leave func(usual bool), err error) {
 	out, err := a.line.enter(ctx, admissionWait)
 	if errors.Is(err, context.Canceled) {

@@ -16,7 +16,7 @@ import (
 	"github.com/pgjet/pgjet/internal/auth"
 )
 
-// access says who may call an operation.
+// An access says who may call an operation.
 type access int
 
 const (
@@ -27,7 +27,8 @@ const (
 
 type identityKey struct{}
 
-// authorize puts who calls into the context of op's handler, or refuses the call.
+// authorize puts the caller's identity into the context of op's handler, or refuses the
+// call.
 func (s *Server) authorize(a access) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
 		r, w := humago.Unwrap(ctx)
@@ -46,11 +47,11 @@ func (s *Server) authorize(a access) func(huma.Context, func(huma.Context)) {
 	}
 }
 
-// identify returns for whom r's token speaks. A token has its place in the header
-// and nowhere else: addresses end up in logs.
+// identify returns the identity in r's token. It accepts a token only in the header
+// Authorization: URLs end up in logs.
 func (s *Server) identify(r *http.Request) (auth.Identity, *Problem) {
 	given := r.Header.Values("Authorization")
-	if len(given) > 1 { // which one another server looked at, nobody knows
+	if len(given) > 1 { // another server may have checked either one
 		return auth.Identity{}, newProblem(http.StatusBadRequest, "authorization_repeated", "The request has more than one Authorization header.")
 	}
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
@@ -82,13 +83,13 @@ func accountRejected() *Problem {
 	return newProblem(http.StatusForbidden, "account_rejected", "This account was rejected: nobody can log in to it.")
 }
 
-// caller returns for whom the request's token speaks.
+// caller returns the identity in the request's token.
 func caller(ctx context.Context) auth.Identity {
 	who, _ := ctx.Value(identityKey{}).(auth.Identity)
 	return who
 }
 
-// A standing is what the row of the caller says of them by now. A token says what held
+// A standing is the current state of the caller in the database. A token holds the state
 // when its user logged in.
 type standing struct {
 	State           string
@@ -96,20 +97,21 @@ type standing struct {
 	TokenGeneration int
 }
 
-// rolesColumn are a user's roles, whatever array they are in. Of more than 512 bytes of them it is admin
-// alone: no server would take a token with all of them in a header.
+// rolesColumn are a user's roles, even in nested arrays. If they have more than 512 bytes,
+// it is admin alone: no server would accept a token with all of them in a header.
 const rolesColumn = `case when octet_length(array_to_string(roles, ',', '')) <= 512 then array(select r from unnest(roles) r where r is not null)
 	else array(select 'admin' where 'admin' = any (roles)) end as roles`
 
-// queueStanding queues that the caller's row is read into refusal: nil, if the caller may do
-// what their token says, or the problem. A caller whom target does not name acts as an admin.
+// queueStanding queues a query for the caller's row, which sets refusal: to nil if the
+// caller may do what their token says, else to the problem. A caller other than target acts
+// as an admin.
 //
-// In a transaction it comes after the lock on what is changed: a statement sees what was
+// In a transaction, queue it after the lock on the row to change. A statement sees what was
 // committed before it began, so a role that was revoked during the wait is gone.
 func queueStanding(b *pgx.Batch, who auth.Identity, target string, refusal *error) {
 	id, err := parseUserID(who.Subject)
 	if err != nil {
-		id = uuid.Nil // nobody's
+		id = uuid.Nil // no user has it
 	}
 	b.Queue(`select state, `+rolesColumn+`, token_generation from users.users where id = $1`, id).Query(func(rows pgx.Rows) error {
 		now, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[standing])
@@ -125,7 +127,8 @@ func queueStanding(b *pgx.Batch, who auth.Identity, target string, refusal *erro
 	})
 }
 
-// refusal returns why a token of who is not good for acting on target any more; nil if it is.
+// refusal returns why the token of who does not allow acting on target any more; nil if it
+// does.
 func (now standing) refusal(who auth.Identity, target string) error {
 	switch {
 	case now.TokenGeneration != who.Generation: // the password was changed
@@ -138,7 +141,7 @@ func (now standing) refusal(who auth.Identity, target string) error {
 	return forbidden()
 }
 
-// mayActOn returns nil if the caller may act on target by now, else the problem.
+// mayActOn returns nil if the caller may currently act on target, else the problem.
 func (s *Server) mayActOn(ctx context.Context, target string) error {
 	var refusal error
 	b := &pgx.Batch{}
@@ -149,5 +152,5 @@ func (s *Server) mayActOn(ctx context.Context, target string) error {
 	return refusal
 }
 
-// everybody is the target of those who act on all users.
+// everybody is the target of callers that act on all users.
 const everybody = ""

@@ -59,8 +59,8 @@ func newForger(t *testing.T) forger {
 	return f
 }
 
-// token signs with more in the header, and with claims beside and instead of the good
-// ones, as raw JSON; "" removes one.
+// token signs with more in the header, and with claims beside or instead of the valid ones,
+// as raw JSON; "" removes one.
 func (f forger) token(header string, claims ...string) string {
 	c := map[string]string{
 		"iss": `"pgjet-users"`, "aud": `"pgjet"`, "sub": `"` + uuid.Nil.String() + `"`, "roles": `["admin"]`,
@@ -102,8 +102,8 @@ func (l *lines) String() string {
 	return l.b.String()
 }
 
-// TestTokens shows tokens to the real server. The log says why one is refused, and
-// does not hold it.
+// TestTokens sends tokens to the real server. The log has the reason of a refusal, and not
+// the token.
 func TestTokens(t *testing.T) {
 	f, log := newForger(t), new(lines)
 	db := testenv.Postgres(t)
@@ -118,7 +118,7 @@ func TestTokens(t *testing.T) {
 	for _, row := range []struct {
 		name   string
 		token  string
-		reason string // empty: the token is good
+		reason string // empty: the token is accepted
 	}{
 		{"good", good, ""},
 		{"expired, within leeway", f.token(f.header(""), "exp", at(-5*time.Second)), ""},
@@ -176,7 +176,7 @@ func TestTokens(t *testing.T) {
 	}
 }
 
-// TestAuthorizationHeader shows a good token in good and bad places.
+// TestAuthorizationHeader sends a valid token in right and wrong places.
 func TestAuthorizationHeader(t *testing.T) {
 	db := testenv.Postgres(t)
 	addNil(t, db)
@@ -225,7 +225,7 @@ func addNil(t *testing.T, db *pgxpool.Pool) {
 	run(t, db, `insert into users.users (id, email, name, password) values ($1, 'nil@example.com', 'Nil', '')`, uuid.Nil)
 }
 
-// TestOnlyOneself: a user sees themself, an admin everybody.
+// TestOnlyOneself: a user sees themself, an admin everyone.
 func TestOnlyOneself(t *testing.T) {
 	_, srv, ann := serveAnn(t)
 	for _, row := range []struct {
@@ -254,8 +254,8 @@ func TestOnlyOneself(t *testing.T) {
 	}
 }
 
-// TestKeysUnavailable has keys that cannot be fetched: whether a token is good, nobody
-// knows. Those of the service's own keys are as good as ever.
+// TestKeysUnavailable has keys that cannot be fetched: their tokens can be neither accepted
+// nor refused. Tokens of the service's own keys are accepted.
 func TestKeysUnavailable(t *testing.T) {
 	away := httptest.NewServer(http.NotFoundHandler())
 	away.Close()

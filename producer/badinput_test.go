@@ -214,7 +214,7 @@ var badFields = []badInput{
 	pass("the address in wide letters", `Ａｎｎ＠ｅｘａｍｐｌｅ．ｃｏｍ`, "password_is_email"),
 }
 
-// tags returns text as Unicode's tags, which nobody sees.
+// tags returns text as Unicode's tags, which are invisible.
 func tags(text string) string {
 	return strings.Map(func(r rune) rune { return r + 0xE0000 }, text)
 }
@@ -304,7 +304,7 @@ func TestUnknownFieldIsCutShort(t *testing.T) {
 	}
 }
 
-// Each of these is unusual and right.
+// Each of these is unusual and valid.
 func TestGoodInput(t *testing.T) {
 	db := testenv.Postgres(t)
 	srv := serve(t, db)

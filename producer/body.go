@@ -18,11 +18,11 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// maxDepth is how deep arrays and objects of a body may be nested.
+// maxDepth is the depth limit of nested arrays and objects in a body.
 const maxDepth = 16
 
-// requireJSON refuses a body that is announced as anything but plain JSON of a
-// sensible size, before it is read.
+// requireJSON refuses, before it is read, a body that is announced as anything but plain
+// JSON of a sensible size.
 func requireJSON(ctx huma.Context, next func(huma.Context)) {
 	if ctx.Operation().RequestBody == nil {
 		next(ctx)
@@ -33,8 +33,8 @@ func requireJSON(ctx huma.Context, next func(huma.Context)) {
 		writeProblem(w, p)
 		return
 	}
-	r.Header.Set("Content-Type", "application/json") // huma compares letter by letter
-	r.Body = io.NopCloser(r.Body)                    // huma closes it before it answers, which waits for what it has not read
+	r.Header.Set("Content-Type", "application/json") // huma's comparison is case-sensitive
+	r.Body = io.NopCloser(r.Body)                    // huma closes it before it answers, and the close waits for the rest of the body
 	next(ctx)
 }
 
@@ -84,9 +84,8 @@ var jsonFormat = huma.Format{
 	},
 }
 
-// A jsonBody is a request's body, read strictly. Instead of an error it keeps a
-// [Problem] and gives it back in Resolve: an error that huma passes on would have
-// lost its code and would repeat the body.
+// A jsonBody is a request's body, read strictly. It keeps a [Problem] instead of an error,
+// and returns it from Resolve: huma would drop the code of an error and repeat the body.
 type jsonBody[T any] struct {
 	value   T
 	problem *Problem

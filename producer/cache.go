@@ -14,7 +14,7 @@ import (
 	"github.com/pgjet/pgjet/internal/auth"
 )
 
-// A read names a kind of answers that are kept.
+// A read names a kind of cached answers.
 type read string
 
 const (
@@ -22,23 +22,24 @@ const (
 	profileRead read = "profile" // of one user: a change of that one does
 )
 
-// A cacheKey names one answer. It holds the version, as of when the answer was begun,
-// of what the answer is made of: after a change nobody asks for the old version, so
-// what was begun before the change is never found after it, however late it is stored.
+// A cacheKey identifies one answer. It holds the version of the data from which the answer
+// is made, as of the beginning of that work. After a change the old version is no longer
+// looked up. So an answer begun before the change is never found after it, however late it
+// is stored.
 type cacheKey struct {
 	read    read
 	id      string
 	version uint64
 }
 
-// A cache keeps answers to reads in this process. Whoever asks it must be allowed the
-// answer already: its keys name what is read, never who reads.
+// A cache keeps answers to reads in this process. The caller must have checked that the
+// client may see the answer: a key does not contain who reads.
 type cache struct {
 	entries *otter.Cache[cacheKey, any]
 	on      atomic.Bool
 	ttl     atomic.Int64
 	list    atomic.Uint64 // version of the list
-	// versions of users. Those that share one are forgotten together.
+	// versions of users. Users that share one are forgotten together.
 	seed  maphash.Seed
 	users [1024]atomic.Uint64
 
@@ -64,7 +65,7 @@ func newCache() *cache {
 		"How often answers were forgotten, by cause: user (one changed), all (changes may have been missed, or the tuning changed).")); err != nil {
 		panic(err)
 	}
-	for _, cause := range []string{"user", "all"} { // they are there from the beginning
+	for _, cause := range []string{"user", "all"} { // both exist from the beginning
 		c.changes.Add(context.Background(), 0, metric.WithAttributes(attribute.String("cause", cause)))
 	}
 	for _, r := range []read{listRead, profileRead} {
@@ -75,7 +76,7 @@ func newCache() *cache {
 	return c
 }
 
-// weight returns how many users an answer tells of, the empty page like one.
+// weight returns how many users an answer shows, and 1 for an empty page.
 func weight(answer any) uint32 {
 	if list, ok := answer.(userList); ok {
 		return uint32(max(1, len(list.Users)))
@@ -83,12 +84,12 @@ func weight(answer any) uint32 {
 	return 1
 }
 
-// cached returns what load returns, or returned a while ago for the same id, for as
-// long as [Tuning] says and no change is known. Calls at the same time share one load.
-// Errors are not kept. Many requests get the same value: it must not be changed.
+// cached returns the result of load, or an earlier result for the same id, for as long as
+// [Tuning] says and no change is known. Calls at the same time share one load. Errors are
+// not kept. Many requests get the same value: it must not be changed.
 //
-// Check first whether the caller may see the answer. To make sure that it does not
-// depend on the caller, load is told nothing of who asks, and goes on if they leave.
+// Check first whether the caller may see the answer. load must not depend on the caller:
+// its context holds nothing about the caller, and continues if the client leaves.
 func cached[T any](ctx context.Context, c *cache, r read, id string, load func(context.Context) (T, error)) (T, error) {
 	if !c.on.Load() {
 		return load(ctx)
@@ -121,7 +122,7 @@ func (c *cache) user(id string) *atomic.Uint64 {
 	return &c.users[maphash.String(c.seed, id)%uint64(len(c.users))]
 }
 
-// changed forgets what tells of this user.
+// changed forgets the answers that show this user.
 func (c *cache) changed(id string) {
 	c.list.Add(1)
 	c.user(id).Add(1)
@@ -138,7 +139,7 @@ func (c *cache) forget() {
 	c.changes.Add(context.Background(), 1, metric.WithAttributes(attribute.String("cause", "all")))
 }
 
-// tune makes t hold at once, also for what is kept already.
+// tune applies t at once, also to answers that are kept already.
 func (c *cache) tune(t Cache) {
 	c.ttl.Store(int64(t.TTL))
 	c.on.Store(t.Enabled)
@@ -146,14 +147,14 @@ func (c *cache) tune(t Cache) {
 	c.forget()
 }
 
-// Changed forgets answers that tell of the user with this id: another process changed
-// it. What this Server changes itself it knows.
+// Changed forgets answers that show the user with this id: another process changed it. Call
+// it only then: a Server notices its own changes.
 func (s *Server) Changed(id string) { s.cache.changed(id) }
 
-// Forget forgets all answers: changes may have been missed.
+// Forget forgets all answers. Call it when changes may have been missed.
 func (s *Server) Forget() { s.cache.forget() }
 
-// Close ends what New began in the background. Requests are still answered.
+// Close ends the background work of New. Requests are still answered.
 func (s *Server) Close() {
 	s.cache.entries.StopAllGoroutines()
 	s.flood.end()

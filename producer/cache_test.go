@@ -161,7 +161,7 @@ func TestCachePanic(t *testing.T) {
 	s.read(t, c, listRead, "", 1)
 }
 
-// TestCacheLoadKnowsNoCaller: an answer made for one could depend on who that was.
+// TestCacheLoadKnowsNoCaller: an answer must not depend on who asked first.
 func TestCacheLoadKnowsNoCaller(t *testing.T) {
 	c := startCache(t)
 	ctx := context.WithValue(t.Context(), identityKey{}, auth.Identity{Subject: "ann", Roles: []string{auth.Admin}})
@@ -174,8 +174,8 @@ func TestCacheLoadKnowsNoCaller(t *testing.T) {
 	}
 }
 
-// TestCacheSharesLoads: fifty readers at once are one load, also if the one that began
-// it goes away.
+// TestCacheSharesLoads: fifty readers at once share one load, even if the one that began it
+// goes away.
 func TestCacheSharesLoads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, s := startCache(t), &source{}
@@ -206,21 +206,21 @@ func TestCacheSharesLoads(t *testing.T) {
 	})
 }
 
-// TestCacheRace lets readers and a writer meet in every order that a seed makes: who
-// begins to read after a change was told never gets what was before it.
+// TestCacheRace lets readers and a writer meet in every order that a seed makes. A read
+// that begins after a change is known never returns an older version.
 func TestCacheRace(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	synctest.Test(t, func(t *testing.T) {
 		c := startCache(t)
-		var stored, told atomic.Int64 // versions of the user: in the database, made known
+		var stored, known atomic.Int64 // versions of the user: in the database, made known
 		pause := func(r *rand.Rand) { time.Sleep(time.Duration(r.IntN(20)) * time.Millisecond) }
 		var all sync.WaitGroup
 		for n := range uint64(8) {
 			r := rand.New(rand.NewPCG(seed, n))
 			all.Go(func() {
 				for range 500 {
-					least := told.Load()
+					least := known.Load()
 					got, err := cached(t.Context(), c, profileRead, "ann", func(context.Context) (int64, error) {
 						pause(r)
 						v := stored.Load()
@@ -228,7 +228,7 @@ func TestCacheRace(t *testing.T) {
 						return v, nil
 					})
 					if err != nil || got < least {
-						t.Errorf("seed %d: a read got version %d (%v) after %d was told", seed, got, err, least)
+						t.Errorf("seed %d: a read got version %d (%v) after %d was known", seed, got, err, least)
 						return
 					}
 					pause(r)
@@ -246,7 +246,7 @@ func TestCacheRace(t *testing.T) {
 				} else {
 					c.changed("ann")
 				}
-				told.Store(v + 1)
+				known.Store(v + 1)
 			}
 		})
 		all.Wait()
@@ -270,7 +270,7 @@ func TestCacheMetrics(t *testing.T) {
 	for _, scope := range all.ScopeMetrics {
 		for _, m := range scope.Metrics {
 			if !strings.HasPrefix(m.Name, "pgjet.users.cache_") {
-				continue // of what other tests left
+				continue // from other tests
 			}
 			for _, p := range m.Data.(metricdata.Sum[int64]).DataPoints {
 				got[m.Name+p.Attributes.Encoded(attribute.DefaultEncoder())] = p.Value

@@ -22,8 +22,8 @@ func patientTuning() producer.Tuning {
 	return tuning
 }
 
-// TestListIsCached: a change beside the service stays unseen until it is told of it, its
-// own are seen at once, and the switch works while it runs.
+// TestListIsCached: a change by another process stays unseen until Changed is called, the
+// service's own changes are seen at once, and the switch works while the service runs.
 func TestListIsCached(t *testing.T) {
 	db := testenv.Postgres(t)
 	api, srv := serveTuned(t, db, patientTuning(), testenv.Logger(t))
@@ -39,10 +39,10 @@ func TestListIsCached(t *testing.T) {
 	ids := addUsers(t, db, 2)
 	holds("changed beside it", 0)
 	api.Changed(ids[0])
-	holds("told of a change", 2)
+	holds("after Changed", 2)
 	ids = append(ids, addUsers(t, db, 1)...)
 	api.Forget()
-	holds("told of a gap", 3)
+	holds("after Forget", 3)
 	u := post(t, srv, signUp("ann@example.com", "Ann", password)).user(t)
 	holds("after a sign-up", 4)
 	change := request(t, http.MethodPatch, srv.URL+"/users/"+u.ID.String(), strings.NewReader(`{"name":"Anna"}`))
@@ -73,7 +73,7 @@ func TestListIsCached(t *testing.T) {
 	holds("on again", 5)
 }
 
-// TestCachedListIsForAdmins: that an admin was answered just now opens it to nobody else.
+// TestCachedListIsForAdmins: a list that was cached for an admin is not shown to others.
 func TestCachedListIsForAdmins(t *testing.T) {
 	_, srv := serveTuned(t, testenv.Postgres(t), patientTuning(), testenv.Logger(t))
 	u := post(t, srv, signUp("ann@example.com", "Ann", password)).user(t)
@@ -86,8 +86,8 @@ func TestCachedListIsForAdmins(t *testing.T) {
 	wantProblem(t, do(t, req), http.StatusForbidden, "forbidden")
 }
 
-// TestProfileIsCached: for the user and for admins, until the user changes, and for
-// nobody else.
+// TestProfileIsCached: for the user and for admins, until the user changes, and for no one
+// else.
 func TestProfileIsCached(t *testing.T) {
 	var asked atomic.Int64
 	srv, id := profiles(t, func(w http.ResponseWriter, r *http.Request) {

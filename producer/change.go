@@ -36,8 +36,8 @@ func (in *changeUserInput) Resolve(ctx huma.Context) []error {
 	return nil
 }
 
-// changeUser renames a user, for themselves and for admins; see [Server.getUser] for
-// what others are told. A name that the user has already changes nothing.
+// changeUser renames a user, for themselves and for admins; see [Server.getUser] for the
+// answer to others. If the user already has the name, nothing changes.
 func (s *Server) changeUser(ctx context.Context, in *changeUserInput) (*userOutput, error) {
 	id, err := s.ownUser(ctx, in.ID)
 	if err != nil {
@@ -63,7 +63,7 @@ func (s *Server) changeUser(ctx context.Context, in *changeUserInput) (*userOutp
 
 func rename(ctx context.Context, tx pgx.Tx, u *User, name string) (events.Payload, error) {
 	u.Name = name
-	at := time.Time{} // by the clock, not by the transaction's start: that may lie before the previous change
+	at := time.Time{} // by the clock, since the transaction's start may lie before the previous change
 	err := tx.QueryRow(ctx, `
 		update users.users set name = $2, version = version + 1 where id = $1
 		returning version, clock_timestamp()`, u.ID, name).Scan(&u.Version, &at)
@@ -86,8 +86,8 @@ func (in *deleteUserInput) Resolve(ctx huma.Context) []error {
 	return nil
 }
 
-// deleteUser deletes a user and, with them, the answers that are kept for
-// repetitions of their sign-up. Their address is free from then on.
+// deleteUser deletes a user, and with them the answers that are kept for repetitions of
+// their sign-up. Their address is free from then on.
 func (s *Server) deleteUser(ctx context.Context, in *deleteUserInput) (*struct{}, error) {
 	id, err := parseUserID(in.ID)
 	if err != nil {
@@ -113,20 +113,20 @@ func (s *Server) deleteUser(ctx context.Context, in *deleteUserInput) (*struct{}
 
 // An edit is a change of one user by a caller.
 type edit struct {
-	kind    string    // what an admin does, in pgjet.operation
+	kind    string    // the kind of an admin's operation, in pgjet.operation
 	id      uuid.UUID // of the user
 	target  string    // for queueStanding: the user, or everybody if only admins may
 	ifMatch etags
 }
 
-// change calls fn in a transaction, appends the event that fn returns, and commits.
-// If there is none, nothing has changed, and the transaction ends.
+// change calls fn in a transaction, appends the event that fn returns, and commits. If fn
+// returns none, nothing has changed, and the transaction ends.
 //
-// It begins with a lock on the user's row, which it reads into u, and looks at the caller's row
-// behind it: who may not make the change by then is refused. So fn waits for others who
-// change the user before the event is appended, and the events of a user stand in the outbox in the order
-// of their changes. What an admin does is noted in pgjet.operation. A client that goes away does not
-// interrupt a change, ctx's deadline does.
+// The transaction begins with a lock on the user's row, which it reads into u. Then it
+// reads the caller's row, and refuses a caller that may no longer make the change. So fn
+// waits for other changes of the user before the event is appended, and the events of a
+// user stand in the outbox in the order of their changes. pgjet.operation records what an
+// admin does. A client that goes away does not interrupt a change; ctx's deadline does.
 func (s *Server) change(ctx context.Context, e edit, u *User, fn func(context.Context, pgx.Tx) (events.Payload, error)) error {
 	ctx, cancel := uninterrupted(ctx)
 	defer cancel()
@@ -162,7 +162,7 @@ func (s *Server) change(ctx context.Context, e edit, u *User, fn func(context.Co
 // byAdmin reports whether the caller needs to be an admin for e.
 func (e edit) byAdmin(ctx context.Context) bool { return caller(ctx).Subject != e.target }
 
-// announce appends the event of e and, if an admin makes it, notes who did what.
+// announce appends the event of e and, if an admin makes it, records who did what.
 func (s *Server) announce(ctx context.Context, tx pgx.Tx, e edit, event events.Payload) error {
 	event, err := requested(ctx, event)
 	if err != nil {
@@ -187,8 +187,9 @@ func uninterrupted(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithCancel(context.WithoutCancel(ctx))
 }
 
-// committed tells those who want to know that the user with this id has changed, unless err, that
-// of the transaction, says that for sure nothing has. It returns err.
+// committed forgets answers about the user with this id and calls [Server.Committed],
+// unless err, the error of the transaction, shows for sure that nothing has changed. It
+// returns err.
 func (s *Server) committed(id string, err error) error {
 	if err == nil || errors.Is(err, errOutcomeUnknown) {
 		s.cache.changed(id)

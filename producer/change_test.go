@@ -18,7 +18,7 @@ import (
 	"github.com/pgjet/pgjet/producer"
 )
 
-// ann signs Ann up, and returns her as she is, her path and her token.
+// ann signs Ann up, and returns her, her path and her token.
 func ann(t *testing.T, srv *httptest.Server) (u producer.User, path, own string) {
 	t.Helper()
 	a := post(t, srv, signUp("ann@example.com", "Ann", password))
@@ -93,7 +93,7 @@ func TestBadRenames(t *testing.T) {
 	srv := serve(t, db)
 	_, path, own := ann(t, srv)
 	var tests []badInput
-	for _, tt := range badBodies { // those that are no matter of a sign-up's fields
+	for _, tt := range badBodies { // those that concern a sign-up's fields differ
 		if tt.fields == "" {
 			tests = append(tests, tt)
 		}
@@ -205,7 +205,7 @@ func TestIfNoneMatch(t *testing.T) {
 	}
 }
 
-// Nobody learns from an answer whether somebody else's id exists.
+// No answer shows whether another user's id exists.
 func TestOthersDoNotExist(t *testing.T) {
 	srv := serve(t, testenv.Postgres(t))
 	u, path, _ := ann(t, srv)
@@ -258,7 +258,7 @@ func TestDelete(t *testing.T) {
 	}
 }
 
-// TestNoEventNoChange takes away the outbox: then nothing can be changed.
+// TestNoEventNoChange removes the outbox: then nothing can be changed.
 func TestNoEventNoChange(t *testing.T) {
 	db := testenv.Postgres(t)
 	srv := serve(t, db)
@@ -326,8 +326,8 @@ func TestRenamesAtOnce(t *testing.T) {
 	}
 }
 
-// TestOneChangeOfAVersion has others change a version that is being changed: they
-// learn that they came too late.
+// TestOneChangeOfAVersion has several requests change the same version: all but one are
+// refused.
 func TestOneChangeOfAVersion(t *testing.T) {
 	db := testenv.Postgres(t)
 	srv := serve(t, db)

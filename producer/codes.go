@@ -1,14 +1,14 @@
 package producer
 
-// A problemCode says what a [Problem]'s or a [FieldError]'s code means.
+// A problemCode describes the code of a [Problem] or a [FieldError].
 type problemCode struct {
 	Code    string
 	Status  int
 	Meaning string
 }
 
-// problemCodes are all there are, in the order in which a request meets them. The page
-// /docs shows them.
+// problemCodes are all codes, in the order in which a request may meet them. The page /docs
+// shows them.
 var problemCodes = []problemCode{
 	{"not_found", 404, "There is nothing at this path."},
 	{"method_not_allowed", 405, "The path does not know the method; Allow lists those that it knows."},

@@ -12,7 +12,7 @@ import (
 )
 
 // TestProblemCodes: each code in the source of this package is described once, and each
-// that is described is in the source.
+// described code is in the source.
 func TestProblemCodes(t *testing.T) {
 	used := codesInSource(t)
 	var described []string

@@ -12,11 +12,11 @@ import (
 	"github.com/pgjet/pgjet/internal/postgres"
 )
 
-// errDatabaseBusy says that all transactions stayed taken.
+// errDatabaseBusy says that all transactions stayed in use.
 var errDatabaseBusy = errors.New("no turn for a transaction")
 
-// A database is a pool in which transactions leave a quarter of the connections to
-// reads: a read does not stand in line behind all that is to be written.
+// A database is a pool in which transactions leave a quarter of the connections to reads,
+// so that a read does not wait behind all writes.
 type database struct {
 	postgres.DB
 	changes *gate
@@ -28,8 +28,8 @@ func newDatabase(db *pgxpool.Pool) *database {
 	return &database{postgres.DB{Pool: db}, newGate(max(1, conns-max(1, conns/4)), line)}
 }
 
-// turn waits for a transaction's turn as long as ctx has time, and returns
-// [errDatabaseBusy] then.
+// turn waits for a transaction's turn as long as ctx has time, and then returns
+// [errDatabaseBusy].
 func (d *database) turn(ctx context.Context) (leave func(), err error) {
 	const never = time.Hour // ctx ends before
 	leave, err = d.changes.enter(ctx, never)
@@ -59,7 +59,7 @@ func (d *database) Begin(ctx context.Context) (pgx.Tx, error) {
 	return &change{tx, sync.OnceFunc(done)}, nil
 }
 
-// beginWith is Begin with what queue adds to a batch, in one round trip.
+// beginWith is Begin with the statements that queue adds to a batch, in one round trip.
 func (d *database) beginWith(ctx context.Context, queue func(*pgx.Batch)) (pgx.Tx, error) {
 	leave, err := d.turn(ctx)
 	if err != nil {
@@ -76,14 +76,14 @@ func (d *database) beginWith(ctx context.Context, queue func(*pgx.Batch)) (pgx.T
 	results := conn.SendBatch(ctx, b)
 	tx := &change{results.Tx(), sync.OnceFunc(func() { conn.Release(); leave() })}
 	if err := results.Close(); err != nil {
-		_ = tx.Rollback(ctx) // the first error tells more
+		_ = tx.Rollback(ctx) // the first error has more detail
 		return nil, err
 	}
 	return tx, nil
 }
 
-// run does what b does in a transaction of its own, which commits in the same round trip. It
-// waits for its turn. The error is as that of commitError.
+// run runs b in a transaction of its own, which commits in the same round trip. It waits
+// for its turn. Its error is one of commitError.
 func (d *database) run(ctx context.Context, b *pgx.Batch) error {
 	leave, err := d.turn(ctx)
 	if err != nil {
@@ -119,13 +119,13 @@ func (d *database) run(ctx context.Context, b *pgx.Batch) error {
 	return commitError(results.Close())
 }
 
-// A change is a transaction that gives its turn back when it ends.
+// A change is a transaction that releases its turn when it ends.
 type change struct {
 	pgx.Tx
 	leave func()
 }
 
-// Commit commits the transaction, and ends it in any case.
+// Commit commits the transaction, and releases its turn in any case.
 func (c *change) Commit(ctx context.Context) error {
 	defer c.leave()
 	return c.Tx.Commit(ctx)

@@ -23,7 +23,7 @@ var docsTemplate = template.Must(template.New("docs").Parse(docsPage))
 // complete. Its style stands in it, and there is no script.
 const docsPolicy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-// A docs is what the page shows.
+// A docs is the content of the page.
 type docs struct {
 	Info       *huma.Info
 	Operations []docsOperation
@@ -64,7 +64,7 @@ type docsType struct {
 	Words  string
 }
 
-// serveDocs serves the page for people, made from the document for programs.
+// serveDocs serves the page for people, made from the OpenAPI document.
 func (s *Server) serveDocs() {
 	var page bytes.Buffer
 	if err := docsTemplate.Execute(&page, describe(s.api.OpenAPI())); err != nil {
@@ -75,7 +75,7 @@ func (s *Server) serveDocs() {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		w.Header().Set("Content-Security-Policy", docsPolicy)
 		w.Header().Set("Referrer-Policy", "no-referrer")
-		_, _ = w.Write(page.Bytes()) // the client's loss
+		_, _ = w.Write(page.Bytes()) // the client may be gone
 	})
 }
 

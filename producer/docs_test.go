@@ -19,8 +19,8 @@ import (
 	"github.com/pgjet/pgjet/producer"
 )
 
-// TestDocsPage: it shows every operation, parameter, answer and field of the document,
-// and a browser that heeds its policy loads nothing else.
+// TestDocsPage: it shows every operation, parameter, answer and field of the document, and
+// a browser that follows its policy loads nothing else.
 func TestDocsPage(t *testing.T) {
 	srv := serve(t, testenv.Postgres(t))
 	a := get(t, srv, "/docs")
@@ -77,8 +77,8 @@ func TestDocsPage(t *testing.T) {
 	}
 }
 
-// TestDocsInABrowser lets a real browser load the page: it asks for nothing else and
-// complains of nothing.
+// TestDocsInABrowser loads the page in a real browser, which loads nothing else and reports
+// no error.
 func TestDocsInABrowser(t *testing.T) {
 	browser, err := exec.LookPath("chromium")
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 // etag returns the strong entity tag of a version.
 func etag(version int) string { return `"` + strconv.Itoa(version) + `"` }
 
-// fieldLines returns what the request's header says in all lines of this name, nil
-// if there are none. huma reads the first one only.
+// fieldLines returns all lines of the request's header with this name, nil if there are
+// none. huma reads only the first one.
 func fieldLines(ctx huma.Context, name string) []string {
 	r, _ := humago.Unwrap(ctx)
 	return r.Header.Values(name)
@@ -32,9 +32,9 @@ const (
 	strong comparison = false
 )
 
-// match reports whether tag, a strong one of a user that exists, is among the tags.
-// What is no list of tags matches nothing: a client that sends it by mistake must not
-// change anything unseen.
+// match reports whether tag, a strong one of a user that exists, is among the tags. A
+// header that is no list of tags matches nothing, so that a client which sends it by
+// mistake changes nothing.
 func (t etags) match(tag string, c comparison) bool {
 	list := strings.Join(t, ",")
 	if strings.TrimSpace(list) == "*" {
@@ -70,7 +70,7 @@ func cutTag(list string) (tag, rest string, ok bool) {
 	return tag, rest, rest == "" || rest[0] == ','
 }
 
-// checkIfMatch returns a problem if the request is meant for another version.
+// checkIfMatch returns a problem if the request expects another version.
 func (t etags) checkIfMatch(version int) error {
 	if t == nil || t.match(etag(version), strong) {
 		return nil

@@ -15,11 +15,11 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// errOutcomeUnknown says that PostgreSQL was asked to commit and did not answer.
+// errOutcomeUnknown says that PostgreSQL did not answer a commit.
 var errOutcomeUnknown = errors.New("outcome of commit unknown")
 
-// problem returns what the client is told about err, and logs err if somebody
-// should look at it. route is the operation's, such as "GET /users/{id}".
+// problem returns the problem with which err is answered, and logs err if an operator
+// should see it. route is the operation's, such as "GET /users/{id}".
 func (s *Server) problem(ctx context.Context, route string, err error) *Problem {
 	if p, ok := errors.AsType[*Problem](err); ok {
 		return p // the client's fault
@@ -44,8 +44,8 @@ func (s *Server) problem(ctx context.Context, route string, err error) *Problem 
 	return p
 }
 
-// refusal returns the problem of a request that was refused to stay up, and nil if err is
-// something else. Such requests are counted. They are many, so not each is logged.
+// refusal returns the problem of a request that was refused because of overload, and nil if
+// err is anything else. It counts such requests. They are many, so not each is logged.
 func (s *Server) refusal(ctx context.Context, err error) *Problem {
 	var p *Problem
 	cause := ""
@@ -93,8 +93,8 @@ func commitError(err error) error {
 	return fmt.Errorf("commit: %w", err)
 }
 
-// redact returns the text of err without the words of PostgreSQL where they may
-// quote a value: data exceptions, violated constraints, raised errors.
+// redact returns the text of err without PostgreSQL's message if that may quote a value:
+// data exceptions, violated constraints, raised errors.
 func redact(err error) string {
 	pgErr, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok || !sqlstate.Of(err).Quotes() {
@@ -103,7 +103,7 @@ func redact(err error) string {
 	short := strings.Join(strings.Fields(
 		"SQLSTATE "+pgErr.Code+" "+pgErr.SchemaName+" "+pgErr.TableName+" "+pgErr.ConstraintName), " ")
 	before, after, _ := strings.Cut(err.Error(), pgErr.Error())
-	if before == err.Error() { // put in other words
+	if before == err.Error() { // err changed the wording
 		return short
 	}
 	return before + short + after

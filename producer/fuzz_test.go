@@ -11,8 +11,8 @@ import (
 	"github.com/google/uuid"
 )
 
-// FuzzSignUpBody reads any body: what passes obeys the rules, what does not is a problem
-// of the client that does not repeat the password.
+// FuzzSignUpBody reads any body: an accepted one obeys the rules, and a refused one is a
+// problem of the client that does not repeat the password.
 func FuzzSignUpBody(f *testing.F) {
 	for _, seed := range []string{
 		goodBody, `{`, `{}{}`, `[]`, `{"email":1}`, `{"a":{"a":1}}`, "{\"name\":\"\xff\"}", `{"name":"\ud800"}`,
@@ -52,8 +52,8 @@ func FuzzSignUpBody(f *testing.F) {
 	})
 }
 
-// FuzzEmail checks any address: what passes is one plain address, in the form in which
-// it is stored, that no header of a mail or command of SMTP can be smuggled in with.
+// FuzzEmail checks any address: an accepted one is one plain address, in the form in which
+// it is stored. It cannot smuggle in a header of a mail or a command of SMTP.
 func FuzzEmail(f *testing.F) {
 	for _, seed := range []string{
 		"ann@example.com", "Ann.O'Neill+x@EXAMPLE.co.uk", "", "@", "ann@", "@example.com", "a@b@c.de", "ann@[127.0.0.1]", "ann@127.0.0.1",
@@ -88,7 +88,7 @@ func ascii(s string) bool {
 	return !strings.ContainsFunc(s, func(r rune) bool { return r > unicode.MaxASCII })
 }
 
-// FuzzCursor reads any cursor: one alone is read for each id, and no other.
+// FuzzCursor reads any cursor: for each id it accepts exactly one.
 func FuzzCursor(f *testing.F) {
 	for _, seed := range []string{
 		cursor(uuid.Nil), cursor(uuid.Max), cursor(uuid.MustParse("0198c2f0-0000-7000-8000-000000000000")),

@@ -9,25 +9,27 @@ import (
 	"time"
 )
 
-// errFull says that there was no slot behind a gate, nor would there be one in time.
+// errFull says that a gate had no free slot, and would not have one in time.
 var errFull = errors.New("no slot became free in time")
 
 const (
-	// leastWindow is for how long a gate counts before it decides whether it is overloaded. If
-	// slots are kept for long, it counts for longer.
+	// leastWindow is how long a gate counts before it decides whether it is overloaded. If
+	// slots are held for long, it counts for longer.
 	leastWindow = 250 * time.Millisecond
-	// leastPatience is how long one waits at an overloaded gate, however short a slot is kept.
+	// leastPatience is the least wait at an overloaded gate, however briefly a slot is
+	// held.
 	leastPatience = 5 * time.Millisecond
 )
 
-// A gate lets so many in at a time. Some more wait in line, in the order in which they
-// came; all others are turned away at once.
+// A gate lets a limited number of callers in at a time. Some more wait in line, in the
+// order of their arrival; all others are turned away at once.
 //
-// A gate is overloaded while clearly more come than leave and no slot is ever free. A line does
-// not help then: it would only make everybody wait for as long as the line is. So, in an overload, there
-// are few in line for each slot; the newest goes first, and none waits for longer than a slot
-// is usually kept. Those who are let in take about as long as without an overload. A burst is
-// none: it ends before the next window. An overload begins after two.
+// A gate is overloaded while clearly more callers come than leave, and no slot is ever
+// free. A line does not help then: it would only make all of them wait as long as the line
+// is. So in an overload the line is short for each slot, the newest caller goes first, and
+// none waits longer than a slot is usually held. Callers that are let in take about as long
+// as without an overload. A burst is no overload: it ends before the next window, and an
+// overload begins after two.
 type gate struct {
 	spare   int          // in line for each slot in an overload
 	present atomic.Int64 // inside and in line
@@ -36,16 +38,16 @@ type gate struct {
 	slots, most int // most: inside and in line
 	inside      int
 	line        []*waiter     // the newest last
-	took        time.Duration // how long a slot is kept, about
+	took        time.Duration // how long a slot is held, about
 	ends        time.Time     // of the window
 	came, left  int           // in the window
 	idle        bool          // a slot was free in the window
-	busy        bool          // in the window before, more came than left
+	busy        bool          // in the window before, more callers came than left
 	overloaded  bool
 }
 
-// A waiter is one in line. Its turn is closed when it is let in or has waited for too long; it is
-// nil if it was let in at once.
+// A waiter is a caller in line. Its turn is closed when it is let in or has waited for too
+// long; it is nil if it was let in at once.
 type waiter struct {
 	turn  chan struct{}
 	since time.Time
@@ -54,7 +56,7 @@ type waiter struct {
 
 func newGate(slots, line int) *gate { return &gate{spare: 2, slots: slots, most: slots + line} }
 
-// resize changes how many there may be inside and in line. Who is inside stays.
+// resize changes how many callers may be inside and in line. Callers inside stay.
 func (g *gate) resize(slots, line int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -62,8 +64,8 @@ func (g *gate) resize(slots, line int) {
 	g.fill()
 }
 
-// enter returns once there is a slot, and how to give it back, which may be called
-// more than once. It returns [errFull] if the line is full or the wait, or ctx's time, is over,
+// enter waits for a slot, and returns a function that releases it, which may be called more
+// than once. It returns [errFull] if the line is full or the wait, or ctx's time, is over,
 // and ctx's error if ctx was cancelled.
 func (g *gate) enter(ctx context.Context, wait time.Duration) (leave func(), err error) {
 	w, wait := g.queue(time.Now(), wait)
@@ -89,7 +91,7 @@ func (g *gate) enter(ctx context.Context, wait time.Duration) (leave func(), err
 	return sync.OnceFunc(func() { g.leave(time.Since(began)) }), nil
 }
 
-// queue returns one that was let in, or one in line and how long it is to wait, or nil.
+// queue returns a waiter that was let in, or one in line with its longest wait, or nil.
 func (g *gate) queue(now time.Time, wait time.Duration) (*waiter, time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -122,7 +124,7 @@ func (g *gate) dequeue(w *waiter) bool {
 	return w.let
 }
 
-// leave gives a slot back, which was kept for that long.
+// leave releases a slot, which was held for that long.
 func (g *gate) leave(kept time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -137,7 +139,7 @@ func (g *gate) leave(kept time.Duration) {
 	g.fill()
 }
 
-// fill lets in who is in line, as long as there are slots.
+// fill lets waiters in while there are slots.
 func (g *gate) fill() {
 	for g.inside < g.slots && len(g.line) > 0 {
 		next := 0
@@ -152,7 +154,8 @@ func (g *gate) fill() {
 	}
 }
 
-// expire sends away those that came before an overload began and have waited for too long.
+// expire turns away waiters that came before an overload began and have waited for too
+// long.
 func (g *gate) expire(now time.Time) {
 	for g.overloaded && len(g.line) > 0 && now.Sub(g.line[0].since) > g.patience() {
 		close(g.line[0].turn)
@@ -161,8 +164,8 @@ func (g *gate) expire(now time.Time) {
 	}
 }
 
-// turnsAway reports whether one that came now would be turned away, and counts it then: it need not
-// come.
+// turnsAway reports whether a caller that came now would be turned away. If so, it counts
+// that caller, which need not come.
 func (g *gate) turnsAway() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -174,7 +177,7 @@ func (g *gate) turnsAway() bool {
 	return true
 }
 
-// miss counts one that was turned away elsewhere, and would have come else.
+// miss counts a caller that was turned away before it came here.
 func (g *gate) miss() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -188,7 +191,7 @@ func (g *gate) full() bool {
 
 func (g *gate) patience() time.Duration { return max(leastPatience, g.took) }
 
-// roll decides at the end of a window, from what was counted in it.
+// roll decides at the end of a window, from its counts.
 func (g *gate) roll(now time.Time) {
 	if now.Before(g.ends) {
 		return

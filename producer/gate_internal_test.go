@@ -9,18 +9,18 @@ import (
 	"time"
 )
 
-// A crowd is what came of those at a gate.
-type crowd struct {
+// A results counts what happened to the callers of a gate.
+type results struct {
 	mu      sync.Mutex
-	took    []time.Duration // of those who were let in, in sorted order
+	took    []time.Duration // of the callers that were let in, sorted
 	refused int
 }
 
-// at has so many a second come to a gate with two slots, each kept for 40 ms, at random. It may
-// serve 50 a second.
-func at(t *testing.T, perSecond float64, within, wait time.Duration) (c *crowd) {
+// at has perSecond callers a second come at random to a gate with two slots, each held for
+// 40 ms. The gate can serve 50 a second.
+func at(t *testing.T, perSecond float64, within, wait time.Duration) (c *results) {
 	t.Helper()
-	c = &crowd{}
+	c = &results{}
 	synctest.Test(t, func(t *testing.T) {
 		g, random := newGate(2, 2*hashLine), rand.New(rand.NewPCG(1, 2))
 		var all sync.WaitGroup
@@ -51,15 +51,16 @@ func at(t *testing.T, perSecond float64, within, wait time.Duration) (c *crowd) 
 	return c
 }
 
-func (c *crowd) quantile(q float64) time.Duration { return c.took[int(q*float64(len(c.took)-1))] }
+func (c *results) quantile(q float64) time.Duration { return c.took[int(q*float64(len(c.took)-1))] }
 
-// TestGateOverload: at three times, and at ten times, what a gate can do it does nearly all it can, and
-// whoever is let in waits for hardly longer than the work takes. With little to do it refuses nobody.
+// TestGateOverload: with three or ten times more callers than it can serve, a gate serves
+// nearly as many as it can, and they wait hardly longer than the work takes. With few
+// callers it refuses none.
 func TestGateOverload(t *testing.T) {
 	const within, wait = 20 * time.Second, 500 * time.Millisecond
 	for _, tt := range []struct {
 		perSecond    float64
-		least        int // who are let in
+		least        int // callers that are let in
 		median, most time.Duration
 	}{
 		{150, 950, 80 * time.Millisecond, 150 * time.Millisecond},
@@ -75,7 +76,7 @@ func TestGateOverload(t *testing.T) {
 	}
 }
 
-// TestGateBurst: as many at once as may stand in line, at a gate where nobody was, all get in.
+// TestGateBurst: at an empty gate, as many callers at once as may stand in line all get in.
 func TestGateBurst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate(2, 2*hashLine)

@@ -12,8 +12,8 @@ import (
 // guessableParts is how many parts a password needs at least; see [guessable].
 const guessableParts = 8
 
-// commonWordList is what most common passwords are made of, one word a line. Digits and signs that
-// stand for letters are those letters.
+// commonWordList are the words of which most common passwords are made, one a line. Digits
+// and signs that stand for letters are those letters.
 //
 //go:embed common_words.txt
 var commonWordList string
@@ -27,7 +27,7 @@ var commonWords = func() map[rune][][]rune {
 	return words
 }()
 
-// keyRows are what fingers type when they are asked for a password, also backwards.
+// keyRows are the rows of keys that people type as passwords, also backwards.
 var keyRows = bothWays([]string{
 	"12345678901234567890", "abcdefghijklmnopqrstuvwxyz",
 	"qwertyuiop[]", "asdfghjkl;'", "zxcvbnm,./", // QWERTY
@@ -39,11 +39,11 @@ var keyRows = bothWays([]string{
 // lookalikes are digits and signs that are written for letters.
 var lookalikes = strings.NewReplacer("@", "a", "4", "a", "8", "b", "3", "e", "1", "i", "!", "i", "|", "i", "0", "o", "5", "s", "$", "s", "7", "t", "+", "t")
 
-// guessable reports whether password is among those that are tried first. It counts of how few
-// parts the password can be made: a common word, a row of keys, a year, a character or a
-// piece that is repeated, and what an attacker knows of the user is one part each,
-// and so is every other character. A word counts backwards, too, and letters and digits of another
-// width or style count as the plain ones.
+// guessable reports whether password is one that attackers try first. It counts the fewest
+// parts of which the password can be made. A part is a common word, a row of keys, a year,
+// a repeated character or piece, a word that an attacker knows of the user, or any other
+// character. A word counts backwards, too, and letters and digits of another width or style
+// count as the plain ones.
 func guessable(password, email, name string) bool {
 	own := personal(email, name)
 	same := norm.NFKC.String(password)
@@ -55,7 +55,7 @@ func fewParts(password string, own [][]rune) bool {
 	plain := []rune(strings.ToLower(password))
 	plain = plain[:min(maxPassword, len(plain))]         // a ligature may stand for many
 	letters := []rune(lookalikes.Replace(string(plain))) // of the same length
-	fewest := make([]int, len(plain)+1)                  // parts of what stands before i
+	fewest := make([]int, len(plain)+1)                  // parts before i
 	for i := range plain {
 		fewest[i+1] = i + 1
 	}
@@ -67,7 +67,8 @@ func fewParts(password string, own [][]rune) bool {
 	return fewest[len(plain)] < guessableParts
 }
 
-// partsAt returns how long the parts may be that begin at i. The words of the user are own.
+// partsAt returns the possible lengths of parts that begin at i. own are the words of the
+// user.
 func partsAt(plain, letters []rune, i int, own [][]rune) []int {
 	rest := plain[i:]
 	lengths := []int{1}
@@ -78,7 +79,7 @@ func partsAt(plain, letters []rune, i int, own [][]rune) []int {
 			}
 		}
 	}
-	least := 4 // of a row: three letters of one stand in many words
+	least := 4 // of a row: many words contain three letters of one
 	if unicode.IsDigit(rest[0]) {
 		least = 3
 	}
@@ -94,7 +95,7 @@ func partsAt(plain, letters []rune, i int, own [][]rune) []int {
 		lengths = append(lengths, 4)
 	}
 	for n := 2; n <= min(i, len(rest)); n++ {
-		if slices.Equal(plain[i-n:i], rest[:n]) { // again what stands before it
+		if slices.Equal(plain[i-n:i], rest[:n]) { // a repetition
 			lengths = append(lengths, n)
 		}
 	}
@@ -132,7 +133,8 @@ func sameRunes(s []rune) int {
 	return n
 }
 
-// isYear reports whether s begins with a year in which somebody may have been born, or live.
+// isYear reports whether s begins with a year in which a person may have been born, or
+// live.
 func isYear(s []rune) bool {
 	return len(s) >= 4 && (hasPrefix(s, []rune("19")) || hasPrefix(s, []rune("20"))) && unicode.IsDigit(s[2]) && unicode.IsDigit(s[3])
 }
@@ -141,8 +143,8 @@ func hasPrefix(s, prefix []rune) bool {
 	return len(s) >= len(prefix) && slices.Equal(s[:len(prefix)], prefix)
 }
 
-// personal returns the words of the user's address and name, also backwards, as they are and as
-// guessable reads digits and signs.
+// personal returns the words of the user's address and name, also backwards, with digits
+// and signs as they are and as guessable reads them.
 func personal(email, name string) [][]rune {
 	var words []string
 	separates := func(r rune) bool { return !unicode.IsLetter(r) && !unicode.IsDigit(r) }

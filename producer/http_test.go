@@ -65,7 +65,7 @@ func TestUnknownPathsAndMethods(t *testing.T) {
 	}
 }
 
-// TestEndlessBody sends chunks until it is told to stop.
+// TestEndlessBody sends chunks until the server stops it.
 func TestEndlessBody(t *testing.T) {
 	db := testenv.Postgres(t)
 	srv := serve(t, db)

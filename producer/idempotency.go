@@ -17,8 +17,7 @@ import (
 	"github.com/pgjet/pgjet/internal/postgres"
 )
 
-// bareKey is what a key may be made of: visible ASCII, without what separates or
-// quotes.
+// bareKey matches a key: visible ASCII, without separators and quotes.
 var bareKey = regexp.MustCompile(`^[!#-+\--:<-\[\]-~]{1,255}$`)
 
 // idempotencyKey returns the key in the lines of an Idempotency-Key header, "" if
@@ -39,13 +38,13 @@ func idempotencyKey(lines []string) (string, *Problem) {
 	return key, nil
 }
 
-// errAnswered says that somebody else has answered a request with this key meanwhile.
+// errAnswered says that another request with this key has been answered meanwhile.
 var errAnswered = errors.New("a request with this Idempotency-Key has been answered")
 
-// signUpOnce is signUp for a request that has a key. If one with this key succeeded
-// within a day, its answer is given again, and replayed is "true".
+// signUpOnce is signUp for a request that has a key. If a request with this key succeeded
+// within a day, it returns that answer, and replayed is "true".
 func (s *Server) signUpOnce(ctx context.Context, n newUser, key string) (u User, replayed string, err error) {
-	// A key costs this process one hash at a time, whoever repeats it how often.
+	// A key costs this process one hash at a time, however often it is repeated.
 	if _, taken := s.inFlight.LoadOrStore(key, nil); taken {
 		return User{}, "", requestInFlight()
 	}
@@ -73,8 +72,8 @@ func requestInFlight() *Problem {
 	return p
 }
 
-// An earlierAnswer is what to know an earlier sign-up by, and what its answer said that a
-// repetition does not say itself.
+// An earlierAnswer identifies an earlier sign-up, and holds the parts of its answer that a
+// repetition does not contain.
 type earlierAnswer struct {
 	Fingerprint []byte
 	Password    string // argon2id hash
@@ -82,8 +81,9 @@ type earlierAnswer struct {
 	CreatedAt   time.Time
 }
 
-// findAnswer returns what is kept under key, or [pgx.ErrNoRows]. It does not read the column
-// answer, which processes of an older version do: nothing that stands there is sent to anybody.
+// findAnswer returns the answer that is kept under key, or [pgx.ErrNoRows]. It does not
+// read the column answer, which processes of an older version use: its content is never
+// sent to anyone.
 func (s *Server) findAnswer(ctx context.Context, key string) (earlierAnswer, error) {
 	return postgres.CollectOne(ctx, s.db.DB, pgx.RowToStructByName[earlierAnswer], `
 		select i.fingerprint, left(i.password, 1024) as password, u.id, `+createdAt("u.created_at")+`
@@ -91,7 +91,8 @@ func (s *Server) findAnswer(ctx context.Context, key string) (earlierAnswer, err
 		 where i.key = $1 and i.created_at > now() - interval '24 hours'`, key)
 }
 
-// replay returns the user as the first answer showed it, if n is the sign-up that a answered.
+// replay returns the user as the first answer showed them, if n is the sign-up that a
+// answered.
 func (s *Server) replay(ctx context.Context, a earlierAnswer, n newUser) (User, error) {
 	same := bytes.Equal(a.Fingerprint, fingerprint(n))
 	if same {
@@ -107,23 +108,23 @@ func (s *Server) replay(ctx context.Context, a earlierAnswer, n newUser) (User, 
 	return newlySignedUp(a.ID, n, a.CreatedAt.UTC()), nil
 }
 
-// fingerprint tells sign-ups apart by all but their passwords. A quick hash of a
+// fingerprint identifies a sign-up by everything except its password. A fast hash of a
 // password would be a way around the slow one.
 func fingerprint(n newUser) []byte {
 	sum := sha256.Sum256([]byte(strings.Join([]string{n.Email, n.Name}, "\x00")))
 	return sum[:]
 }
 
-// claim begins the only transaction that may sign up with key until it ends, also if its
-// client or its connection are gone by then. If another one is at it, that is a
-// problem; if another one was, [errAnswered].
+// claim begins a transaction, the only one that may sign up with key until it ends, even if
+// its client or its connection is gone by then. If another transaction holds the key, claim
+// returns a problem; if another one has signed up, [errAnswered].
 func (s *Server) claim(ctx context.Context, key string) (pgx.Tx, error) {
 	free, answered := false, false
 	tx, err := s.db.beginWith(ctx, func(b *pgx.Batch) {
 		b.Queue(`
 		select pg_try_advisory_xact_lock(hashtextextended('users.idempotency.' || $1, 0))`, key).
 			QueryRow(func(row pgx.Row) error { return row.Scan(&free) })
-		// A statement of its own, to see what the previous owner of the lock committed.
+		// A statement of its own, to see what the previous holder of the lock committed.
 		b.Queue(`
 		select exists (select from users.idempotency
 		                where key = $1 and created_at > now() - interval '24 hours')`, key).
@@ -143,9 +144,10 @@ func (s *Server) claim(ctx context.Context, key string) (pgx.Tx, error) {
 	return nil, err
 }
 
-// keepAnswer queues that the answer to n is kept under key, and that a few of those are dropped
-// that are kept for long enough: more than come in, so that they get fewer, and so few that nobody
-// notices. It waits for no row that somebody else is dropping.
+// keepAnswer queues statements that keep the answer to n under key and delete a few old
+// answers. They delete more than are added, so that old answers become fewer, and few
+// enough to cost little time. They do not wait for a row that another transaction is
+// deleting.
 func keepAnswer(b *pgx.Batch, key string, n newUser, u User, hash string) {
 	b.Queue(`
 		insert into users.idempotency (key, fingerprint, password, user_id, answer) values ($1, $2, $3, $4, $5)

@@ -31,7 +31,7 @@ func signUpWith(t *testing.T, srv *httptest.Server, body string, keys ...string)
 	return call(t, srv, "POST", "/users", body, "", header...)
 }
 
-// wantReplay fails unless a is the answer that first was, given again.
+// wantReplay fails unless a repeats the answer first.
 func wantReplay(t *testing.T, a, first answer) {
 	t.Helper()
 	if a.StatusCode != 201 || a.Header.Get("Idempotent-Replayed") != "true" {
@@ -91,7 +91,7 @@ func TestSameKey(t *testing.T) {
 	wantStored(t, db, 1, 2, 1)
 }
 
-// A key keeps no secret: what is stored of a sign-up does not give its password away.
+// A key is no secret: what is stored of a sign-up does not reveal its password.
 func TestKeptAnswerHoldsNoPassword(t *testing.T) {
 	db := testenv.Postgres(t)
 	srv := serve(t, db)
@@ -105,7 +105,7 @@ func TestKeptAnswerHoldsNoPassword(t *testing.T) {
 	if strings.Contains(row, password) || strings.Count(row, "$argon2id$") != 1 || !strings.Contains(row, hash) {
 		t.Errorf("row = %s, want one argon2id hash and no password", row)
 	}
-	// With another password alone, the row is the same but for its hash.
+	// Only with another password, the row is the same except for its hash.
 	signUpWith(t, srv, signUp("eve@example.com", "Eve", password), "c")
 	if a := call(t, srv, "DELETE", "/users/"+userOf(t, db, "c"), "", admin(t, srv)); a.StatusCode != 204 {
 		t.Fatalf("DELETE = %d: %s", a.StatusCode, a.body)
@@ -157,7 +157,7 @@ func TestBadKeys(t *testing.T) {
 	}
 }
 
-// Only what succeeded is kept: whoever corrects a mistake need not find a new key.
+// Only successes are kept: a corrected request may use the same key.
 func TestFailuresAreNotKept(t *testing.T) {
 	db := testenv.Postgres(t)
 	srv := serve(t, db)
@@ -174,7 +174,7 @@ func TestFailuresAreNotKept(t *testing.T) {
 	wantStored(t, db, 2, 2, 1)
 }
 
-// After a day a key is as good as new, and what others left is dropped, a few at a time.
+// After a day a key is as good as new, and old answers are dropped, a few at a time.
 func TestAnswersAreKeptForADay(t *testing.T) {
 	db := testenv.Postgres(t)
 	srv := serve(t, db)
@@ -244,8 +244,8 @@ func TestOneKeyAtOnce(t *testing.T) {
 	t.Log(codes)
 }
 
-// TestInFlight stops a sign-up in the middle. Another process says that it is under
-// way, and so does the same one.
+// TestInFlight stops a sign-up in the middle. Another process reports that it is under way,
+// and so does the same one.
 func TestInFlight(t *testing.T) {
 	db := testenv.Postgres(t)
 	srv, other := serve(t, db), serve(t, db)
@@ -270,11 +270,11 @@ func TestInFlight(t *testing.T) {
 	wantStored(t, db, 1, 1, 1)
 }
 
-// A gate stops those who change a table, until it opens.
+// A gate stops transactions that change a table, until it opens.
 type gate struct {
 	t  *testing.T
 	db *pgxpool.Pool
-	// open lets everybody go on, from now on.
+	// open lets all transactions continue, from now on.
 	open func()
 }
 
@@ -308,13 +308,13 @@ func closeGate(t *testing.T, db *pgxpool.Pool, change, at string) gate {
 	return gate{t, db, open}
 }
 
-// waiting returns how many wait at the gate.
+// waiting returns how many transactions wait at the gate.
 func (g gate) waiting() int {
 	return count(g.t, g.db, `pg_locks where locktype = 'advisory' and not granted and objid = 4711
 		and database = (select oid from pg_database where datname = current_database())`)
 }
 
-// await returns once somebody waits at the gate.
+// await returns once a transaction waits at the gate.
 func (g gate) await() {
 	g.t.Helper()
 	testenv.Eventually(g.t, 20*time.Second, "somebody waits at the gate", func() bool { return g.waiting() > 0 })
@@ -337,9 +337,9 @@ func proxied(t *testing.T, db *pgxpool.Pool) (*toxiproxy.Proxy, *pgxpool.Pool) {
 	return p, connect(t, u.String())
 }
 
-// TestOutcomeUnknownThenCommitted cuts the connection while PostgreSQL commits, which
-// it does all the same, later. With the key, the client gets the right answer whenever
-// it asks: under way, then the user.
+// TestOutcomeUnknownThenCommitted cuts the connection while PostgreSQL commits; the commit
+// succeeds later. With the key, the client gets the right answer whenever it asks: first
+// under way, then the user.
 func TestOutcomeUnknownThenCommitted(t *testing.T) {
 	db := testenv.Postgres(t)
 	proxy, far := proxied(t, db)
@@ -358,7 +358,7 @@ func TestOutcomeUnknownThenCommitted(t *testing.T) {
 	first := make(chan answer)
 	go func() { first <- signUpWith(t, srv, body, "k") }()
 	gate.await()
-	proxy.Stop() // pgx calls what follows safe to retry
+	proxy.Stop() // pgx considers a failure after this safe to retry
 	wantUnavailable(t, <-first, "outcome_unknown")
 	testenv.Eventually(t, 20*time.Second, "pgx gives up asking PostgreSQL to cancel", func() bool {
 		far.Reset()
@@ -385,8 +385,8 @@ func TestOutcomeUnknownThenCommitted(t *testing.T) {
 	wantStored(t, db, 1, 1, 1)
 }
 
-// TestOutcomeUnknownWithoutKey cuts the connection before the user is inserted. The commit has been
-// sent with the insert, so nobody knows; here PostgreSQL stores the user.
+// TestOutcomeUnknownWithoutKey cuts the connection before the user is inserted. The commit
+// was sent with the insert, so the outcome is unknown; here PostgreSQL stores the user.
 func TestOutcomeUnknownWithoutKey(t *testing.T) {
 	db := testenv.Postgres(t)
 	proxy, far := proxied(t, db)
@@ -405,8 +405,8 @@ func TestOutcomeUnknownWithoutKey(t *testing.T) {
 	wantStored(t, db, 2, 2, 0)
 }
 
-// TestOutcomeUnknownThenRolledBack has PostgreSQL's process die while it commits:
-// nothing was stored, and with the same key it is now.
+// TestOutcomeUnknownThenRolledBack kills PostgreSQL's process while it commits: nothing was
+// stored, and a request with the same key succeeds.
 func TestOutcomeUnknownThenRolledBack(t *testing.T) {
 	db := testenv.Postgres(t)
 	srv := serve(t, connect(t, db.Config().ConnString()))
@@ -430,8 +430,8 @@ func TestOutcomeUnknownThenRolledBack(t *testing.T) {
 	wantStored(t, db, 1, 1, 1)
 }
 
-// TestClientDisconnects has a client send its sign-up and go away. What has begun to
-// be stored is stored, and with the key the client learns of it later.
+// TestClientDisconnects has a client send its sign-up and go away. The sign-up is stored
+// all the same, and with the key the client learns of it later.
 func TestClientDisconnects(t *testing.T) {
 	db := testenv.Postgres(t)
 	users := producer.New(db, issuer, testenv.Logger(t))
@@ -468,8 +468,8 @@ func TestClientDisconnects(t *testing.T) {
 	wantStored(t, db, 1, 1, 1)
 }
 
-// TestOddKeptAnswer: whatever stands in the row of a kept answer, a repetition gets the answer of
-// the sign-up or is refused. It never gets what somebody else wrote there, nor a failure.
+// TestOddKeptAnswer: whatever the row of a kept answer contains, a repetition gets the
+// answer of the sign-up or is refused. It never gets foreign content, nor a failure.
 func TestOddKeptAnswer(t *testing.T) {
 	db := testenv.Postgres(t)
 	srv := serve(t, db)

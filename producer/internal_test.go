@@ -46,7 +46,8 @@ func answerTo(t *testing.T, s *Server, method, path, body string) (*http.Respons
 	return res, string(b)
 }
 
-// takeHashes takes all turns to hash until release. Others wait for theirs so long.
+// takeHashes takes all turns to hash until release. Other requests wait that long for
+// theirs.
 func takeHashes(t *testing.T, s *Server, wait time.Duration) (release func()) {
 	t.Helper()
 	tuning := DefaultTuning()
@@ -105,8 +106,8 @@ func TestClientLeaves(t *testing.T) {
 	}
 }
 
-// TestSlowBody has the body stop in the middle, and then a handler that takes
-// longer than a body may take.
+// TestSlowBody has the body stop in the middle, and then a handler that takes longer than a
+// body may take.
 func TestSlowBody(t *testing.T) {
 	s := newServer(testenv.Postgres(t), testIssuer(t), testenv.Logger(t), 100*time.Millisecond)
 	srv := httptest.NewServer(s)
@@ -131,8 +132,8 @@ func TestSlowBody(t *testing.T) {
 	}
 }
 
-// TestFrozenDatabase freezes the only backend of a pool: its connection stays open
-// and says nothing.
+// TestFrozenDatabase freezes the only backend of a pool: its connection stays open and
+// silent.
 func TestFrozenDatabase(t *testing.T) {
 	cfg := testenv.Postgres(t).Config()
 	cfg.MaxConns = 1
@@ -239,7 +240,7 @@ func TestLogInNeedsATurn(t *testing.T) {
 	}
 }
 
-// TestNobodysHash costs as much as anybody's.
+// TestNobodysHash costs as much as any other.
 func TestNobodysHash(t *testing.T) {
 	params, _, _, err := argon2id.DecodeHash(nobodysHash)
 	if err != nil || *params != hashParams {
@@ -247,7 +248,7 @@ func TestNobodysHash(t *testing.T) {
 	}
 }
 
-// TestRehashLosesNoChange hashes anew what was changed meanwhile.
+// TestRehashLosesNoChange renews the hash of a password that was changed meanwhile.
 func TestRehashLosesNoChange(t *testing.T) {
 	db := testenv.Postgres(t)
 	s := New(db, testIssuer(t), testenv.Logger(t))
@@ -267,7 +268,7 @@ func TestRehashLosesNoChange(t *testing.T) {
 	}
 }
 
-// TestRefusedSignUpForgetsNothing: who signs up with a taken address does not empty the cache.
+// TestRefusedSignUpForgetsNothing: a sign-up with a taken address does not empty the cache.
 func TestRefusedSignUpForgetsNothing(t *testing.T) {
 	s := New(testenv.Postgres(t), testIssuer(t), testenv.Logger(t))
 	want := s.cache.list.Load() + 1
@@ -281,7 +282,7 @@ func TestRefusedSignUpForgetsNothing(t *testing.T) {
 	}
 }
 
-// TestTransactionThatFailsToBegin gives back its turn and its connection.
+// TestTransactionThatFailsToBegin releases its turn and its connection.
 func TestTransactionThatFailsToBegin(t *testing.T) {
 	d := newDatabase(testenv.Postgres(t)) // fails if a connection is missing in the end
 	if _, err := d.beginWith(t.Context(), func(b *pgx.Batch) { b.Queue(`select 1 / 0`) }); err == nil {

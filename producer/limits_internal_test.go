@@ -73,8 +73,8 @@ func TestRateLimit(t *testing.T) {
 	}
 }
 
-// TestRateLimitBoundsMemory has a million addresses try once. Memory stays bounded, and
-// who has used up their tries is not forgotten for it.
+// TestRateLimitBoundsMemory has a million addresses try once. Memory stays bounded, and a
+// client without attempts left is not forgotten.
 func TestRateLimitBoundsMemory(t *testing.T) {
 	l, now := newRateLimit(), time.Now()
 	const busy = math.MaxUint64
@@ -176,7 +176,7 @@ func TestGate(t *testing.T) {
 		t.Errorf("a full line took %s to say no", took)
 	}
 	first()
-	first() // gives nothing back again
+	first() // releases nothing a second time
 	(<-third)()
 	second()
 	if n := g.present.Load(); n != 0 {
@@ -261,8 +261,8 @@ func TestAdmission(t *testing.T) {
 	inside[1](false) // of the limiter before
 }
 
-// TestSlowBodyTakesNoPlace lets one request in at a time. One whose body does not come
-// keeps nobody out; and if there is no room, no body is looked at.
+// TestSlowBodyTakesNoPlace lets one request in at a time. A request whose body does not
+// come keeps no other out. If there is no room, no body is read.
 func TestSlowBodyTakesNoPlace(t *testing.T) {
 	s := New(testenv.Postgres(t), testIssuer(t), testenv.Logger(t))
 	tuning := DefaultTuning()
@@ -291,8 +291,8 @@ func TestSlowBodyTakesNoPlace(t *testing.T) {
 	}
 }
 
-// TestArrivingBodies lets one body arrive at a time. One that does not come keeps others
-// out until its client leaves; one that has come does not, however long its request waits.
+// TestArrivingBodies lets one body arrive at a time. A body that does not come keeps others
+// out until its client leaves. One that has come does not, however long its request waits.
 func TestArrivingBodies(t *testing.T) {
 	s := New(testenv.Postgres(t), testIssuer(t), testenv.Logger(t))
 	a := s.admissions["POST /users"]
@@ -347,8 +347,8 @@ func awaitBody(t *testing.T, addr net.Addr) net.Conn {
 	return conn
 }
 
-// TestTuneUnderLoad changes all limits while people sign up, then looks for turns that
-// were not given back.
+// TestTuneUnderLoad changes all limits during sign-ups, then looks for turns that were not
+// released.
 func TestTuneUnderLoad(t *testing.T) {
 	CheapHash(t)
 	s := New(testenv.Postgres(t), testIssuer(t), slog.New(slog.DiscardHandler))
@@ -437,8 +437,9 @@ func TestAdmissionFollowsDelay(t *testing.T) {
 	})
 }
 
-// TestAdmissionOverload has three times as many requests come as can be worked on. Nearly all that can be done is
-// done, those that are let in wait for nobody, and hardly any is refused after it has sent its body.
+// TestAdmissionOverload has three times as many requests come as can be served. Nearly all
+// possible work is done, requests that are let in do not wait, and hardly any is refused
+// after it has sent its body.
 func TestAdmissionOverload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, random := &admission{}, rand.New(rand.NewPCG(1, 2))
@@ -481,8 +482,9 @@ func TestAdmissionOverload(t *testing.T) {
 	})
 }
 
-// TestAdmissionBehindAGate has three times as many requests come as a gate behind the admission can do. The gate
-// knows of those that the admission turns away: it sees the overload, and those that are let in hardly wait.
+// TestAdmissionBehindAGate has three times as many requests come as a gate behind the
+// admission can serve. The gate counts those that the admission turns away, so it sees the
+// overload, and requests that are let in hardly wait.
 func TestAdmissionBehindAGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate(2, 2*hashLine)
@@ -526,8 +528,8 @@ func TestAdmissionBehindAGate(t *testing.T) {
 	})
 }
 
-// TestAdmissionLearnsFromWork: only requests that did their work tell how long requests
-// take. Those that are refused first would make it seem a moment.
+// TestAdmissionLearnsFromWork: only requests that did their work count for the time that
+// requests take. Early refusals would make it seem very short.
 func TestAdmissionLearnsFromWork(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
@@ -568,8 +570,8 @@ func TestAdmissionLearnsFromWork(t *testing.T) {
 	}
 }
 
-// TestTransactionsLeaveRoom has all transactions open: reads still get a connection, and who
-// wants one more transaction is told when time is up.
+// TestTransactionsLeaveRoom has all transactions open: reads still get a connection, and a
+// further transaction is refused when its time is up.
 func TestTransactionsLeaveRoom(t *testing.T) {
 	cfg := testenv.Postgres(t).Config()
 	cfg.MaxConns = 4
@@ -599,7 +601,7 @@ func TestTransactionsLeaveRoom(t *testing.T) {
 		if err := tx.Rollback(t.Context()); err != nil {
 			t.Error(err)
 		}
-		_ = tx.Rollback(t.Context()) // gives nothing back again
+		_ = tx.Rollback(t.Context()) // releases nothing a second time
 	}
 	tx, err := s.db.Begin(t.Context())
 	if err != nil {
@@ -621,7 +623,7 @@ func TestTransactionsLeaveRoom(t *testing.T) {
 }
 
 // TestNoTransactionNoTurn has PostgreSQL away for more sign-ups than there are turns: each
-// is told that, and has given its turn back.
+// is refused with that reason, and has released its turn.
 func TestNoTransactionNoTurn(t *testing.T) {
 	db, err := pgxpool.New(t.Context(), "postgres://pgjet@127.0.0.1:1/nowhere?pool_max_conns=2")
 	if err != nil {

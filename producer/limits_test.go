@@ -39,7 +39,7 @@ func limit(api *producer.Server, perAddress, perAccount int) {
 	api.Tune(tuning)
 }
 
-// wantRateLimited fails unless a says to come back within a minute.
+// wantRateLimited fails unless a asks the client to come back within a minute.
 func wantRateLimited(t *testing.T, a answer) {
 	t.Helper()
 	wantProblem(t, a, http.StatusTooManyRequests, "rate_limited")
@@ -48,8 +48,8 @@ func wantRateLimited(t *testing.T, a answer) {
 	}
 }
 
-// TestAddressLimit counts every try, however wrong, and changes the limit while the
-// service runs. What needs a token is not limited.
+// TestAddressLimit counts every attempt, even a wrong one, and changes the limit while the
+// service runs. Operations that need a token are not limited.
 func TestAddressLimit(t *testing.T) {
 	api, srv := limited(t, 2, 0)
 	wantProblem(t, post(t, srv, `{}`), 422, "invalid_fields")
@@ -67,8 +67,8 @@ func TestAddressLimit(t *testing.T) {
 	wantRateLimited(t, post(t, srv, `{}`))
 }
 
-// TestAccountLimit has one person try with one mail address in different forms, from one
-// network or from many.
+// TestAccountLimit tries one mail address in different forms, from one network or from
+// many.
 func TestAccountLimit(t *testing.T) {
 	api, srv := limited(t, 0, 3)
 	if a := post(t, srv, signUp("ann@example.com", "Ann", password)); a.StatusCode != 201 {
@@ -134,8 +134,8 @@ func TestSecurityHeaders(t *testing.T) {
 	}
 }
 
-// TestFlood has 500 sign up at the same moment. Memory stays bounded, who is refused
-// hears it soon, and who reads does not notice.
+// TestFlood has 500 clients sign up at the same moment. Memory stays bounded, refusals come
+// soon, and reads are not affected.
 func TestFlood(t *testing.T) {
 	tuning := producer.DefaultTuning()
 	tuning.Hashes, tuning.PerAddress = 2, 0
@@ -202,7 +202,7 @@ func heap() uint64 {
 	return m.HeapAlloc
 }
 
-// TestLimitMetrics reads what the service tells of its limits. No label has an address.
+// TestLimitMetrics reads the metrics of the limits. No label has an address.
 func TestLimitMetrics(t *testing.T) {
 	reader := metric.NewManualReader()
 	real := otel.GetMeterProvider()

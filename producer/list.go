@@ -17,14 +17,14 @@ import (
 	"github.com/pgjet/pgjet/internal/postgres"
 )
 
-// How many users are on a page.
+// Numbers of users on a page.
 const (
 	defaultLimit = 50
 	maxLimit     = 200
 )
 
-// A page says which users are asked for: at most limit, from behind after on. The
-// greatest id stands before all others.
+// A page selects users: at most limit, from behind after on. The greatest id stands before
+// all others.
 type page struct {
 	after uuid.UUID
 	limit int
@@ -54,7 +54,7 @@ func (in *listUsersInput) Resolve(ctx huma.Context) []error {
 // A number is a whole number in a query, as it was sent.
 type number string
 
-// Schema describes what readPage accepts.
+// Schema describes the numbers that readPage accepts.
 func (number) Schema(huma.Registry) *huma.Schema {
 	least, most := 1.0, float64(maxLimit)
 	return &huma.Schema{Type: huma.TypeInteger, Minimum: &least, Maximum: &most, Default: defaultLimit}
@@ -83,9 +83,9 @@ func readPage(query url.Values) (page, error) {
 	return p, nil
 }
 
-// cursor returns the cursor that stands behind the user with this id: the id and a
-// check sum of it. The sum finds mistakes. It keeps no secret, and needs not to: who
-// makes a cursor up gets users that they may list anyway.
+// cursor returns the cursor behind the user with this id: the id and a check sum of it. The
+// sum finds mistakes. It is no secret, and need not be: an admin who invents a cursor gets
+// users that they may list anyway.
 func cursor(id uuid.UUID) string {
 	return base64.RawURLEncoding.EncodeToString(binary.BigEndian.AppendUint32(id[:], crc32.ChecksumIEEE(id[:])))
 }
@@ -100,7 +100,7 @@ func readCursor(c string) (uuid.UUID, bool) {
 		return uuid.Nil, false
 	}
 	id := uuid.UUID(b[:len(uuid.UUID{})])
-	if cursor(id) != c { // also the same bytes in another spelling
+	if cursor(id) != c { // the same bytes in another spelling
 		return uuid.Nil, false
 	}
 	return id, true
@@ -134,12 +134,12 @@ func (s *Server) listUsers(ctx context.Context, in *listUsersInput) (*listUsersO
 }
 
 // userPage returns a page of users. Each page begins behind the last user of the one
-// before, wherever that one would stand now: sign-ups and deletions in between neither
-// repeat nor hide anybody else.
+// before, even if that user has been deleted: sign-ups and deletions in between neither
+// repeat nor hide anyone else.
 func (s *Server) userPage(ctx context.Context, p page) (userList, error) {
 	users, err := postgres.Collect(ctx, s.db.DB, pgx.RowToStructByName[User], `
 		select `+userColumns+` from users.users
-		 where id < $1 order by id desc limit $2`, p.after, p.limit+1) // one more, to know whether there is a next page
+		 where id < $1 order by id desc limit $2`, p.after, p.limit+1) // one more than limit shows whether there is a next page
 	if err != nil {
 		return userList{}, fmt.Errorf("list users: %w", err)
 	}

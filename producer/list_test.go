@@ -32,7 +32,7 @@ func addUsers(t *testing.T, db *pgxpool.Pool, n int) []string {
 	return ids
 }
 
-// A listed page holds the ids of its users.
+// A listed is a page with the ids of its users.
 type listed struct {
 	ids  []string
 	next string
@@ -92,8 +92,8 @@ func TestList(t *testing.T) {
 	}
 }
 
-// TestListDuringChanges turns pages while users come, and go: also the one behind
-// whom the next page begins.
+// TestListDuringChanges turns pages while users come and go, even the one behind whom the
+// next page begins.
 func TestListDuringChanges(t *testing.T) {
 	db := testenv.Postgres(t)
 	srv := serve(t, db)
@@ -158,7 +158,7 @@ func TestListAccess(t *testing.T) {
 	wantProblem(t, call(t, srv, "GET", "/users", "", token(t, uuid.NewString())), 403, "forbidden")
 }
 
-// TestOddRows: rows from before the bounds are shown as well as they can be.
+// TestOddRows: rows that are older than the bounds are shown as well as possible.
 func TestOddRows(t *testing.T) {
 	db, srv, ann := serveAnn(t)
 	run(t, db, `alter table users.users drop constraint users_bounds`)

@@ -12,7 +12,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 )
 
-// Waits of those who keep giving wrong passwords: each is twice the one before.
+// Waits after wrong passwords: each is twice the one before.
 const (
 	firstWait   = 5 * time.Second
 	longestWait = 15 * time.Minute
@@ -20,10 +20,10 @@ const (
 	failuresKept = time.Hour
 )
 
-// failures counts failed log-ins by a keyed hash: it keeps neither addresses nor networks.
-// A try counts as failed from its beginning on, so that many at a time are not more than
-// many in a row. It knows a bounded number of keys. When there are more, it forgets those
-// with the fewest failures.
+// A failures counts failed log-ins by a keyed hash: it keeps neither addresses nor
+// networks. An attempt counts as failed from its beginning, so that many at a time are not
+// more than many in a row. It keeps a bounded number of keys, and forgets those with the
+// fewest failures when there are more.
 type failures struct {
 	seed maphash.Seed
 	most int
@@ -41,7 +41,7 @@ func newFailures() *failures {
 	return &failures{seed: maphash.MakeSeed(), most: 1 << 16, of: make(map[uint64]*failed)}
 }
 
-// spread begins a try if fewer than perMinute have failed within a minute, and returns
+// spread begins an attempt if fewer than perMinute have failed within a minute, and returns
 // how long to wait otherwise. Failures are forgotten evenly over time.
 func (f *failures) spread(key uint64, perMinute int, now time.Time) (wait time.Duration) {
 	if perMinute == 0 {
@@ -60,7 +60,7 @@ func (f *failures) spread(key uint64, perMinute int, now time.Time) (wait time.D
 	return 0
 }
 
-// full reports how long to wait until spread begins another try; 0 if it does so now.
+// full returns how long to wait until spread begins another attempt; 0 if it does so now.
 func (f *failures) full(key uint64, perMinute int, now time.Time) (wait time.Duration) {
 	wait = f.spread(key, perMinute, now)
 	if wait == 0 {
@@ -69,8 +69,8 @@ func (f *failures) full(key uint64, perMinute int, now time.Time) (wait time.Dur
 	return wait
 }
 
-// backOff begins a try if fewer than free have failed in a row, or if the wait after the
-// last one is over. It returns how long to wait otherwise.
+// backOff begins an attempt if fewer than free have failed in a row, or if the wait after
+// the last one is over. It returns how long to wait otherwise.
 func (f *failures) backOff(key uint64, free int, now time.Time) (wait time.Duration) {
 	if free == 0 {
 		return 0
@@ -89,7 +89,7 @@ func (f *failures) backOff(key uint64, free int, now time.Time) (wait time.Durat
 	return 0
 }
 
-// takeBack ends a try that neither failed nor succeeded.
+// takeBack ends an attempt that neither failed nor succeeded.
 func (f *failures) takeBack(key uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -98,14 +98,14 @@ func (f *failures) takeBack(key uint64) {
 	}
 }
 
-// forget forgets the failures of key: a try has succeeded.
+// forget forgets the failures of key: an attempt has succeeded.
 func (f *failures) forget(key uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.of, key)
 }
 
-// find returns the failures of key, none if the last one is long ago.
+// find returns the failures of key, none if the last one is long past.
 func (f *failures) find(key uint64, now time.Time) *failed {
 	one, ok := f.of[key]
 	if !ok {
@@ -118,7 +118,7 @@ func (f *failures) find(key uint64, now time.Time) *failed {
 	return one
 }
 
-// makeRoom forgets the one of a few that has failed least, if there are too many.
+// makeRoom forgets the key with the fewest failures among a few, if there are too many.
 func (f *failures) makeRoom() {
 	if len(f.of) < f.most {
 		return
@@ -137,10 +137,10 @@ func (f *failures) makeRoom() {
 }
 
 // tryPassword calls check, which compares a password with that of the account with this
-// address, and returns what check returns. Too many comparisons that failed from the
-// client's network are a problem, and so are too many of this account from there: not
-// of the account as such, so that nobody keeps its owner out. Whether the account exists makes
-// no difference.
+// address, and returns its results. It returns a problem if too many comparisons failed
+// from the client's network, or from there for this account. Failures from elsewhere do not
+// count, so that no one keeps the account's owner out. The result does not depend on
+// whether the account exists.
 func (s *Server) tryPassword(ctx context.Context, email string, check func() (bool, error)) (right bool, err error) {
 	tuning, now := s.tuning.Load(), time.Now()
 	network := networkOf(ctx)

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// TestBackOff: some failures are free, each further one has to wait for twice as long, up to a
-// bound, and after an hour all is forgotten.
+// TestBackOff: some failures are free, each further one has to wait twice as long, up to a
+// bound, and after an hour all are forgotten.
 func TestBackOff(t *testing.T) {
 	f, now := newFailures(), time.Now()
 	var waits []time.Duration
@@ -42,7 +42,7 @@ func TestBackOff(t *testing.T) {
 	}
 }
 
-// TestManyTriesAtATime: those that are under way count like those that failed.
+// TestManyTriesAtATime: attempts under way count like those that failed.
 func TestManyTriesAtATime(t *testing.T) {
 	f, now := newFailures(), time.Now()
 	for range 3 {
@@ -83,8 +83,8 @@ func TestSpreadFailures(t *testing.T) {
 	}
 }
 
-// TestFailuresBoundMemory has somebody with thousands of addresses: they push out each other,
-// not whoever fails much.
+// TestFailuresBoundMemory has an attacker with thousands of addresses: they displace each
+// other, and not a client that fails often.
 func TestFailuresBoundMemory(t *testing.T) {
 	f, now := newFailures(), time.Now()
 	f.most = 100

@@ -57,8 +57,8 @@ func token(t *testing.T, id string, roles ...string) string {
 	return s
 }
 
-// serve starts the user service on db. One may sign up as often as one likes. It keeps no
-// answers: tests change rows beside it.
+// serve starts the user service on db. It does not limit sign-ups, and keeps no answers:
+// tests change rows beside it.
 func serve(t *testing.T, db *pgxpool.Pool) *httptest.Server {
 	t.Helper()
 	return serveTo(t, db, testenv.Logger(t))
@@ -91,10 +91,10 @@ func serveTuned(t *testing.T, db *pgxpool.Pool, tuning producer.Tuning, log *slo
 	return api, srv
 }
 
-// databases has the database of each server, by its URL, for admin.
+// databases holds the database of each server, by its URL, for admin.
 var databases sync.Map
 
-// adminID is of the admin of the tests: behind all users, so no list shows them.
+// adminID is the id of the tests' admin: behind all users, so no list shows it.
 var adminID = uuid.Max.String()
 
 // addAdmin makes adminID an admin of db, if the database works.
@@ -191,7 +191,7 @@ func admin(t *testing.T, srv *httptest.Server) string {
 	return token(t, adminID, auth.Admin)
 }
 
-// get asks as an admin.
+// get sends a GET as an admin.
 func get(t *testing.T, srv *httptest.Server, path string) answer {
 	t.Helper()
 	return call(t, srv, "GET", path, "", admin(t, srv))

@@ -10,13 +10,13 @@ import (
 )
 
 // maxMarks is how many combining marks may follow one another: more than any script needs.
-// Whoever piles up more paints over the lines above and below.
+// More of them would paint over the lines above and below.
 const maxMarks = 8
 
-// checkName returns the name as it is stored: composed (NFC), without space around it, and
-// with one U+0020 for whatever blanks stand between words. A name is text to be shown, not an
-// identifier: no script, letter or symbol is refused. Characters that nobody sees are, unless
-// the letters around them need them; see [invisible].
+// checkName returns the name as it is stored: composed (NFC), trimmed, and with one U+0020
+// for any blanks between words. A name is text to be shown, not an identifier: no script,
+// letter or symbol is refused. Invisible characters are, unless the letters around them
+// need them; see [invisible].
 func checkName(name string) (string, *FieldError) {
 	bad := func(code, message string) (string, *FieldError) {
 		return "", &FieldError{"name", code, message}
@@ -43,13 +43,13 @@ func checkName(name string) (string, *FieldError) {
 	return name, nil
 }
 
-// oneBlank trims s and replaces each run of blanks of any kind by one U+0020.
+// oneBlank trims s and replaces each run of blanks of any kind with one U+0020.
 func oneBlank(s string) string {
 	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return unicode.Is(unicode.Zs, r) }), " ")
 }
 
-// composed returns s in NFC, except for ideographs that are canonically another one: to the
-// people whose names they are in, they are not.
+// composed returns s in NFC, but keeps ideographs that are canonically equal to others:
+// people whose names contain them distinguish them.
 func composed(s string) string {
 	var b strings.Builder
 	for s != "" {
@@ -76,10 +76,10 @@ const (
 	brailleBlank   = '\u2800'
 )
 
-// blank are letters and symbols whose shape is nothing.
+// blank are letters and symbols with an empty shape.
 const blank = "\ufffc\U0001d159\U00013441\U00013442\U00016fe4"
 
-// visible reports whether r alone shows something.
+// visible reports whether r shows something by itself.
 func visible(r rune) bool {
 	return r != brailleBlank && unicode.IsOneOf([]*unicode.RangeTable{unicode.L, unicode.N, unicode.P, unicode.S}, r) &&
 		!unicode.Is(unicode.Other_Default_Ignorable_Code_Point, r)
@@ -92,9 +92,9 @@ var joined = []*unicode.RangeTable{
 	unicode.Mongolian, unicode.Myanmar, unicode.Nko, unicode.Phags_Pa, unicode.Sogdian, unicode.Syriac, unicode.Tai_Tham,
 }
 
-// invisible reports whether the rune at i is one that nobody sees and that nothing around it
-// needs: a control, a bidirectional override, a tag, a filler, an unassigned or private code
-// point, a joiner out of place.
+// invisible reports whether the rune at i is invisible and not needed by its neighbours: a
+// control, a bidirectional override, a tag, a filler, an unassigned or private code point,
+// a misplaced joiner.
 func invisible(runes []rune, i int) bool {
 	before, after := rune(' '), rune(' ')
 	if i > 0 {
@@ -119,10 +119,10 @@ func invisible(runes []rune, i int) bool {
 	}
 }
 
-// joinerBelongs reports whether a joiner or non-joiner means something after some runes and
-// before another: after a letter of a script that joins (Persian, Urdu, Mongolian); beside a
-// virama, which it gives another shape (Malayalam chillus, Bengali ya-phalaa, Sinhala); a joiner
-// within an emoji.
+// joinerBelongs reports whether a joiner or non-joiner has a meaning after some runes and
+// before another: after a letter of a script that joins (Persian, Urdu, Mongolian); beside
+// a virama, whose shape it changes (Malayalam chillus, Bengali ya-phalaa, Sinhala); a
+// joiner within an emoji.
 func joinerBelongs(runes []rune, r, after rune) bool {
 	if len(runes) == 0 {
 		return false
@@ -138,7 +138,7 @@ func joinerBelongs(runes []rune, r, after rune) bool {
 	return r == joiner && (unicode.Is(unicode.S, before) || before == '\ufe0f') && unicode.Is(unicode.S, after)
 }
 
-// virama reports whether r is the sign that takes the vowel from an Indic consonant.
+// virama reports whether r is the sign that removes the vowel from an Indic consonant.
 func virama(r rune) bool {
 	const class = 9 // canonical combining class
 	return norm.NFC.PropertiesString(string(r)).CCC() == class
@@ -153,11 +153,12 @@ const (
 
 func tag(r rune) bool { return r >= tagSpace && r <= tagEnd }
 
-// subdivision is what the tags of a flag say, with their end: a country and a part of it, such as gbsct.
+// subdivision matches the tags of a flag, with their end: a country and a part of it, such
+// as gbsct.
 var subdivision = regexp.MustCompile(`^[a-z]{2}[a-z0-9]{1,4}\x7f$`)
 
-// tagBelongs reports whether the tag at i is one of those that make a black flag that of a part of
-// a country, such as Scotland (UTS #51, flag emoji tag sequences).
+// tagBelongs reports whether the tag at i belongs to a flag of a part of a country, such as
+// Scotland: a black flag with tags (UTS #51, flag emoji tag sequences).
 func tagBelongs(runes []rune, i int) bool {
 	first := i
 	for first > 0 && tag(runes[first-1]) && i-first < mostFlagTag {
@@ -173,7 +174,8 @@ func tagBelongs(runes []rune, i int) bool {
 	return first > 0 && runes[first-1] == blackFlag && i < first+len(said) && subdivision.Match(said)
 }
 
-// varied is punctuation that stands elsewhere in its square, or is wider, by a variation selector.
+// varied is punctuation to which a variation selector gives another position in its square,
+// or another width.
 const varied = "‘’“”、。！，．：；？"
 
 // selectorBelongs reports whether a variation selector chooses the shape of the rune before it: of

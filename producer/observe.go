@@ -15,10 +15,10 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// An observer records each request as a server span and in metrics, under the names of
-// OpenTelemetry's semantic conventions. It leaves out every attribute whose value
-// a client chooses: the host, the port, the path, the user agent, forwarded addresses. Each such value
-// would be a time series of its own, kept for as long as the process lives.
+// An observer records each request as a server span and in metrics, with the names of
+// OpenTelemetry's semantic conventions. It omits every attribute whose value a client
+// chooses: the host, the port, the path, the user agent, forwarded addresses. Each such
+// value would be a separate time series, kept for as long as the process lives.
 type observer struct {
 	duration     httpconv.ServerRequestDuration
 	requestSize  httpconv.ServerRequestBodySize
@@ -69,7 +69,8 @@ func (o observer) record(ctx context.Context, w *response, r *http.Request, took
 	o.responseSize.RecordSet(ctx, w.size, set)
 }
 
-// requestAttributes returns what is known of r before it is answered. Each value is one of few.
+// requestAttributes returns the attributes of r that are known before it is answered. Each
+// has few possible values.
 func requestAttributes(r *http.Request) []attribute.KeyValue {
 	scheme := "http"
 	if r.TLS != nil {
@@ -89,7 +90,7 @@ func requestAttributes(r *http.Request) []attribute.KeyValue {
 // knownVersions are those that net/http speaks. A client may announce HTTP/1.7.
 var knownVersions = map[string]string{"HTTP/1.0": "1.0", "HTTP/1.1": "1.1", "HTTP/2.0": "2"}
 
-// knownMethod returns method if HTTP defines it, and _OTHER for what a client made up.
+// knownMethod returns method if HTTP defines it, and _OTHER for an invented one.
 func knownMethod(method string) string {
 	switch method {
 	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete,

@@ -48,8 +48,8 @@ func TestOpenAPI(t *testing.T) {
 	}
 }
 
-// TestOpenAPIRefusals: what a token may be refused with stands at the operations that need
-// one, and that the others need none is said.
+// TestOpenAPIRefusals: operations that need a token list its refusals, and the others say
+// that they need none.
 func TestOpenAPIRefusals(t *testing.T) {
 	var doc struct {
 		Paths map[string]map[string]struct {
@@ -83,8 +83,8 @@ func TestOpenAPIRefusals(t *testing.T) {
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// TestGoldenOpenAPI: docs/openapi.yaml is what the service serves, so a change of the API
-// is seen in review. To write it anew:
+// TestGoldenOpenAPI: docs/openapi.yaml is the document that the service serves, so a review
+// shows a change of the API. To write it again:
 //
 //	go test ./producer -run TestGoldenOpenAPI -update
 func TestGoldenOpenAPI(t *testing.T) {

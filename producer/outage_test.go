@@ -50,7 +50,7 @@ func wantUnavailable(t *testing.T, a answer, code string) {
 	}
 	for _, inside := range []string{"postgres", "127.0.0.1", "SQLSTATE", "dial", "read-only"} {
 		if strings.Contains(p.Detail, inside) {
-			t.Errorf("detail = %q tells of the inside", p.Detail)
+			t.Errorf("detail = %q shows internals", p.Detail)
 		}
 	}
 }
@@ -97,8 +97,8 @@ func TestOutage(t *testing.T) {
 	up()
 }
 
-// TestServerTakesNoWrites: requests and readiness agree on a server that is set to take no writes, also
-// through a pooler.
+// TestServerTakesNoWrites: requests and readiness agree on a server that is set to accept
+// no writes, also through a pooler.
 func TestServerTakesNoWrites(t *testing.T) {
 	t.Parallel()
 	pg := testenv.PostgresServer(t)
@@ -109,7 +109,7 @@ func TestServerTakesNoWrites(t *testing.T) {
 	handlers := []*httptest.Server{serve(t, openOwn(t, pg.URL())), serve(t, openOwn(t, testenv.PgBouncer(t, pg.URL(), "transaction")))}
 	set := func(sql string) {
 		t.Helper()
-		// Nothing shows when the sessions that are open already have heard of it.
+		// Open sessions do not show when they have read the setting.
 		for _, sql := range []string{sql, `select pg_reload_conf()`, `select pg_sleep(0.3)`} {
 			if _, err := admin.Exec(t.Context(), sql); err != nil {
 				t.Fatal(err)
@@ -130,7 +130,7 @@ func TestServerTakesNoWrites(t *testing.T) {
 	}
 }
 
-// TestDatabaseInTrouble has PostgreSQL refuse in other ways than by being away.
+// TestDatabaseInTrouble has PostgreSQL refuse in other ways than being away.
 func TestDatabaseInTrouble(t *testing.T) {
 	db := testenv.Postgres(t)
 	with := func(setting, value string) *httptest.Server {
@@ -148,7 +148,7 @@ func TestDatabaseInTrouble(t *testing.T) {
 	t.Run("read-only", func(t *testing.T) {
 		config := db.Config()
 		config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-			_, err := conn.Exec(ctx, `set default_transaction_read_only = on`) // as on a server that takes no writes
+			_, err := conn.Exec(ctx, `set default_transaction_read_only = on`) // as on a server that accepts no writes
 			return err
 		}
 		readOnly, err := postgres.Open(t.Context(), config)
@@ -201,8 +201,8 @@ func TestDatabaseInTrouble(t *testing.T) {
 	}
 }
 
-// TestOutcomeUnknown cuts the connection while PostgreSQL commits. The client is
-// told that nobody knows, and finds out by asking again.
+// TestOutcomeUnknown cuts the connection while PostgreSQL commits. The answer says that the
+// outcome is unknown, and the client finds out by asking again.
 func TestOutcomeUnknown(t *testing.T) {
 	db := testenv.Postgres(t)
 	srv := serve(t, db)

@@ -25,7 +25,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// chaos is 0 in the short lane. In the long one, make chaos, it multiplies what is done.
+// chaos is 0 in the short run. In the long one, make chaos, it multiplies the load.
 var chaos = func() float64 {
 	n, err := strconv.ParseFloat(os.Getenv("PGJET_CHAOS"), 64)
 	if err != nil || n < 0 {
@@ -34,12 +34,12 @@ var chaos = func() float64 {
 	return n
 }()
 
-// TestChaosOverload finds out how many sign-ups a second the service can do, and then
-// sends three times as many, whatever it answers. It must still do four fifths of what
-// it can where the disk or hashing is what bounds it, as fast as ever, and refuse the others soon.
+// TestChaosOverload measures how many sign-ups a second the service can do, and then sends
+// three times as many. The service must still do four fifths of its capacity if the disk or
+// hashing is the bottleneck, as fast as ever, and refuse the others soon.
 func TestChaosOverload(t *testing.T) {
 	real := otel.GetTracerProvider()
-	otel.SetTracerProvider(trace.NewTracerProvider()) // nobody collects a million spans
+	otel.SetTracerProvider(trace.NewTracerProvider()) // a million spans would not be collected
 	defer otel.SetTracerProvider(real)
 	t.Run("slow disk", func(t *testing.T) {
 		share := 0.8
@@ -56,20 +56,21 @@ func TestChaosOverload(t *testing.T) {
 		testOverload(t, db, max(3*time.Second, time.Duration(chaos*float64(10*time.Second))), share)
 	})
 	if chaos == 0 {
-		return // the others measure the processors, which other tests keep busy
+		return // the other cases measure the processors, which other tests keep busy
 	}
 	t.Run("real hash", func(t *testing.T) {
 		testOverload(t, testenv.Postgres(t), time.Duration(chaos*float64(20*time.Second)), 0.8)
 	})
-	// Thousands a second from the same processors that serve them and PostgreSQL: on two
-	// processors, what is left of goodput is up to the system's scheduler. It is shown, not judged.
+	// Thousands a second from the same processors that run the service and PostgreSQL: on
+	// two processors, the scheduler of the system decides about the goodput. It is logged,
+	// not judged.
 	t.Run("cheap hash", func(t *testing.T) {
 		CheapHash(t)
 		testOverload(t, testenv.Postgres(t), time.Duration(chaos*float64(20*time.Second)), 0)
 	})
 }
 
-// CheapHash lets hashing take next to no time.
+// CheapHash makes hashing take next to no time.
 func CheapHash(t *testing.T) {
 	t.Helper()
 	real := hashParams
@@ -77,8 +78,9 @@ func CheapHash(t *testing.T) {
 	t.Cleanup(func() { hashParams = real })
 }
 
-// testOverload fails if goodput falls below that share of the capacity. It measures both in turn, three
-// times, and judges the median: another program that takes the processors for a while changes both.
+// testOverload fails if goodput falls below that share of the capacity. It measures both in
+// turn, three times, and judges the median: another program that uses the processors for a
+// while changes both.
 func testOverload(t *testing.T, db *pgxpool.Pool, long time.Duration, share float64) {
 	l := newLoad(t, db)
 	clients, peak := 0, 0.0
@@ -115,7 +117,7 @@ func (l *load) closedLoop(t *testing.T, clients int, within time.Duration) *tall
 	return got
 }
 
-// openLoop offers so many sign-ups a second, whatever the answers are.
+// openLoop sends perSecond sign-ups a second, whatever the answers are.
 func (l *load) openLoop(t *testing.T, perSecond float64, within time.Duration) *tally {
 	l.Clients, l.PerSecond, l.Within = 0, perSecond, within
 	got := l.run(t)
@@ -123,9 +125,8 @@ func (l *load) openLoop(t *testing.T, perSecond float64, within time.Duration) *
 	return got
 }
 
-// A load signs people up, over connections that it keeps. It runs in a process of its
-// own, as clients do: else the service's goroutines would stand in line behind those of
-// its clients.
+// A load sends sign-ups over connections that it keeps. It runs in a process of its own, as
+// clients do: otherwise the service's goroutines would wait behind those of its clients.
 type load struct {
 	Addr      string
 	PerSecond float64 // of an open loop
@@ -156,7 +157,7 @@ func newLoad(t *testing.T, db *pgxpool.Pool) *load {
 	return &load{Addr: srv.Listener.Addr().String()}
 }
 
-// run starts the process, and returns what it tells in the end.
+// run starts the process, and returns its result.
 func (l *load) run(t *testing.T) *tally {
 	t.Helper()
 	l.First += 1_000_000
@@ -201,7 +202,7 @@ func BeLoad() {
 	os.Exit(0)
 }
 
-// post signs one more up and returns the status, 0 without an answer.
+// post sends one more sign-up and returns the status, 0 without an answer.
 func (l *load) post() int {
 	l.mu.Lock()
 	l.next++
@@ -236,11 +237,11 @@ func (l *load) post() int {
 	return res.StatusCode
 }
 
-// A tally is what became of sign-ups that were answered within some time.
+// A tally counts the sign-ups that were answered within some time.
 type tally struct {
 	mu       sync.Mutex
 	From, To time.Time
-	Done     []time.Duration // how long those took that succeeded
+	Done     []time.Duration // times of those that succeeded
 	Refused  []time.Duration
 	Failed   map[int]int
 	Unsent   int
@@ -253,7 +254,7 @@ func newTally(within time.Duration) *tally {
 	return &tally{From: warm, To: warm.Add(within), Failed: map[int]int{}}
 }
 
-// add counts what began at that time and was answered just now.
+// add counts a sign-up that began at that time and was answered just now.
 func (y *tally) add(began time.Time, status int) {
 	now := time.Now()
 	y.mu.Lock()
@@ -311,8 +312,8 @@ func (l *load) closed(clients int, within time.Duration) *tally {
 	return y
 }
 
-// open sends so many a second, whether or not the others are answered; up to 500 that
-// are not, for it shares the machine with the service.
+// open sends perSecond sign-ups a second, whether or not earlier ones are answered. At most
+// 500 are unanswered, since it shares the machine with the service.
 func (l *load) open(perSecond float64, within time.Duration) *tally {
 	y, began := newTally(within), time.Now()
 	var all sync.WaitGroup

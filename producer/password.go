@@ -21,8 +21,8 @@ var hashParams = argon2id.Params{
 	KeyLength:   32,
 }
 
-// nobodysHash is compared where there is no user, so that this takes as long as a
-// wrong password. It is of no password: it is random.
+// nobodysHash is compared if there is no user, so that this takes as long as a wrong
+// password. It is random, and the hash of no password.
 var nobodysHash = func() string {
 	b := make([]byte, hashParams.SaltLength+hashParams.KeyLength)
 	rand.Read(b)
@@ -31,14 +31,15 @@ var nobodysHash = func() string {
 		base64.RawStdEncoding.EncodeToString(salt), base64.RawStdEncoding.EncodeToString(key))
 }()
 
-// hashLine is how many wait in line for each slot: as long as patience lasts, about.
+// hashLine is how many requests may wait in line for each slot: about as many as are served
+// before they give up.
 const hashLine = 32
 
-// errBusy says that all hashing slots stayed taken.
+// errBusy says that all slots for hashing stayed in use.
 var errBusy = errors.New("no turn to hash a password")
 
-// A hasher hashes passwords, as many at a time as it has slots. Each hash keeps a
-// processor and 19 MiB busy: without a bound, sign-ups would push out all else.
+// A hasher hashes passwords, as many at a time as it has slots. Each hash uses a processor
+// and 19 MiB: without a bound, sign-ups would displace all other work.
 type hasher struct{ turns atomic.Pointer[hashTurns] }
 
 type hashTurns struct {
@@ -47,7 +48,7 @@ type hashTurns struct {
 	wait  time.Duration // for a slot
 }
 
-// tune changes how many hash at a time. Who has a turn keeps it.
+// tune changes how many hashes run at a time. A request that has a turn keeps it.
 func (h *hasher) tune(slots int, wait time.Duration) {
 	now := hashTurns{slots: slots, wait: wait}
 	if old := h.turns.Load(); old != nil && old.slots == slots {
@@ -58,8 +59,8 @@ func (h *hasher) tune(slots int, wait time.Duration) {
 	h.turns.Store(&now)
 }
 
-// turn waits for a turn to hash, which ends with leave. It returns [errBusy] if there is none in
-// time or too many wait for one, and ctx's error if ctx is cancelled.
+// turn waits for a turn to hash, which ends with leave. It returns [errBusy] if there is
+// none in time or too many wait, and ctx's error if ctx is cancelled.
 func (h *hasher) turn(ctx context.Context) (leave func(), err error) {
 	turns := h.turns.Load()
 	leave, err = turns.enter(ctx, turns.wait)
@@ -101,14 +102,14 @@ func (h *hasher) verify(ctx context.Context, password, hash string) (match, outd
 	return match && usable, *params != hashParams, nil
 }
 
-// The most memory, in KiB, and passes of a hash that is compared: eight times ours.
+// The largest memory, in KiB, and passes of a hash that is compared: eight times ours.
 const (
 	mostMemory = 8 * 19 * 1024
 	mostPasses = 8 * 2
 )
 
-// affordable reports whether hash is one that can be compared at a cost that is bounded, and
-// that argon2 does not panic at.
+// affordable reports whether hash can be compared at a bounded cost and without a panic of
+// argon2.
 func affordable(hash string) bool {
 	p, _, _, err := argon2id.DecodeHash(hash)
 	return err == nil && p.Memory <= mostMemory && p.Iterations >= 1 && p.Iterations <= mostPasses &&

@@ -23,15 +23,15 @@ type changePasswordInput struct {
 	Body jsonBody[passwordChange]
 }
 
-// passwordOwner is what a change of the password needs to know of the user.
+// A passwordOwner is the part of a user that a change of the password needs.
 type passwordOwner struct {
 	Email, Name, Password string
 	standing
 }
 
-// changePassword gives the caller another password, for the one they have. It ends all
-// tokens of the user: they hold the generation of the old password. Nobody changes the
-// password of another, not even an admin.
+// changePassword replaces the caller's password, and requires the current one. It ends all
+// tokens of the user, which hold the generation of the old password. No one changes another
+// user's password, not even an admin.
 func (s *Server) changePassword(ctx context.Context, in *changePasswordInput) (*struct{}, error) {
 	id, err := s.ownUser(ctx, in.ID)
 	if err != nil {
@@ -95,7 +95,8 @@ func (n *passwordChange) check(email, name string) []FieldError {
 	return invalid
 }
 
-// passwordOwner returns the user with this id, who is the caller, if their token still is good.
+// passwordOwner returns the user with this id, who is the caller, if their token is still
+// accepted.
 func (s *Server) passwordOwner(ctx context.Context, id uuid.UUID) (passwordOwner, error) {
 	owner, err := postgres.CollectOne(ctx, s.db.DB, pgx.RowToStructByName[passwordOwner], `
 		select email, name, password, state, `+rolesColumn+`, token_generation from users.users where id = $1`, id)
@@ -108,8 +109,8 @@ func (s *Server) passwordOwner(ctx context.Context, id uuid.UUID) (passwordOwner
 	return owner, owner.refusal(caller(ctx), id.String())
 }
 
-// storePassword stores the hash of the new password, unless the owner is another than a
-// moment ago: deleted, rejected, or with another password.
+// storePassword stores the hash of the new password, unless the user was deleted or
+// rejected, or has another password, since owner was read.
 func (s *Server) storePassword(ctx context.Context, id uuid.UUID, owner passwordOwner, hash string) error {
 	ctx, cancel := uninterrupted(ctx)
 	defer cancel()

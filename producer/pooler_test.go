@@ -26,8 +26,8 @@ func openOwn(t *testing.T, url string) *pgxpool.Pool {
 	return db
 }
 
-// TestThroughAPooler: the whole API works through a pooler of either mode, with defaults of the
-// database that must not matter, and stores text as it is.
+// TestThroughAPooler: the whole API works through a pooler of either mode, with hostile
+// defaults of the database, and stores text unchanged.
 func TestThroughAPooler(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)
@@ -87,7 +87,8 @@ func TestThroughAPooler(t *testing.T) {
 	}
 }
 
-// TestSchemaChangesWhileServing: no request fails since a statement was prepared before.
+// TestSchemaChangesWhileServing: no request fails because its statement was prepared before
+// a change.
 func TestSchemaChangesWhileServing(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)

@@ -26,7 +26,7 @@ type Problem struct {
 	challenge  string // for WWW-Authenticate, which every 401 has
 }
 
-// A FieldError says what is wrong with one field of the request.
+// A FieldError describes what is wrong with one field of the request.
 type FieldError struct {
 	Field   string `json:"field" example:"password" doc:"The field, such as email."`
 	Code    string `json:"code" example:"password_too_short" doc:"What is wrong, for programs."`
@@ -41,12 +41,12 @@ func newProblem(status int, code, detail string, fields ...FieldError) *Problem 
 	return &Problem{Type: "about:blank", Title: title, Status: status, Code: code, Detail: detail, Errors: fields}
 }
 
-// fieldProblem is a problem of one field.
+// fieldProblem returns the problem of one field.
 func fieldProblem(status int, e FieldError) *Problem {
 	return newProblem(status, e.Code, e.Message, e)
 }
 
-// invalidFields is the problem of fields that break rules.
+// invalidFields returns the problem of fields that break rules.
 func invalidFields(fields []FieldError) *Problem {
 	if len(fields) == 1 {
 		return fieldProblem(http.StatusUnprocessableEntity, fields[0])
@@ -54,7 +54,8 @@ func invalidFields(fields []FieldError) *Problem {
 	return newProblem(http.StatusUnprocessableEntity, "invalid_fields", "Several fields are not valid.", fields...)
 }
 
-// unavailableProblem is a failure that passes: the client should try again.
+// unavailableProblem returns the problem of a temporary failure: the client should try
+// again.
 func unavailableProblem(code, detail string) *Problem {
 	p := newProblem(http.StatusServiceUnavailable, code, detail)
 	p.retryAfter = 1
@@ -68,10 +69,10 @@ func internalProblem() *Problem {
 // Error returns the code and the detail.
 func (p *Problem) Error() string { return p.Code + ": " + p.Detail }
 
-// GetStatus tells huma the status.
+// GetStatus returns the status, for huma.
 func (p *Problem) GetStatus() int { return p.Status }
 
-// GetHeaders tells huma the headers.
+// GetHeaders returns the headers, for huma.
 func (p *Problem) GetHeaders() http.Header {
 	h := make(http.Header)
 	if p.retryAfter > 0 {
@@ -83,7 +84,7 @@ func (p *Problem) GetHeaders() http.Header {
 	return h
 }
 
-// ContentType tells huma the media type, whatever the client would accept.
+// ContentType returns the media type, for huma, whatever the client accepts.
 func (p *Problem) ContentType(string) string { return "application/problem+json" }
 
 // writeProblem answers a request that does not get as far as huma.
@@ -95,17 +96,17 @@ func writeProblem(w http.ResponseWriter, p *Problem) {
 	maps.Copy(w.Header(), p.GetHeaders())
 	w.Header().Set("Content-Type", p.ContentType(""))
 	w.WriteHeader(p.Status)
-	_, _ = w.Write(body) // the client's loss
+	_, _ = w.Write(body) // the client may be gone
 }
 
-// useProblems makes huma answer with a [Problem]. huma knows one error type for
-// the whole process, a package variable: this is the only place that sets it, once,
-// before the first operation is registered.
+// useProblems makes huma answer with a [Problem]. huma's error type is a package variable,
+// one for the whole process. Only this function sets it, once, before the first operation
+// is registered.
 var useProblems = sync.OnceFunc(func() { huma.NewError = problemOf })
 
-// problemOf returns the problem for an error that huma found. Everything that an
-// operation finds already is a [Problem] and passes through. Of huma's own errors
-// only the status is kept: their texts and values repeat the request.
+// problemOf returns the problem for an error that huma found. Operations return a [Problem]
+// already, which passes through. Of huma's own errors it keeps only the status: their texts
+// and values repeat the request.
 func problemOf(status int, _ string, errs ...error) huma.StatusError {
 	for _, err := range errs {
 		if p, ok := errors.AsType[*Problem](err); ok {
@@ -122,7 +123,7 @@ func problemOf(status int, _ string, errs ...error) huma.StatusError {
 	case http.StatusUnprocessableEntity:
 		return newProblem(status, "invalid_parameter", "A parameter is not valid.", parameters(errs)...)
 	case http.StatusInternalServerError:
-		// With operations returning problems, this is huma failing to read the body.
+		// Since operations return problems, huma has failed to read the body here.
 		return newProblem(http.StatusBadRequest, "body_incomplete", "The body ended before its end.")
 	}
 	return newProblem(status, "invalid_request", "The request is not valid.")

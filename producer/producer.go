@@ -28,17 +28,18 @@ const (
 )
 
 // A Server is the HTTP handler of the user service. It is safe for concurrent use. Its
-// state is db's: several may serve the same one. It counts for its limits by itself, and
-// keeps some answers for a while; see [Server.Changed]. Close it in the end.
+// state is in db: several Servers may use the same database. Each has its own counts for
+// the limits, and keeps some answers for a while; see [Server.Changed]. Close it in the
+// end.
 type Server struct {
-	// Committed, unless it is nil, is called after each transaction that appended
-	// an event. It must not block. Set it before the first request.
+	// Committed is called after each transaction that appended an event, unless it is nil.
+	// It must not block. Set it before the first request.
 	Committed func()
-	// Verifier says for whom a token speaks; at first, it knows the issuer's own. Set it
-	// before the first request.
+	// Verifier returns the identity in a token; by default, it knows only the issuer's own.
+	// Set it before the first request.
 	Verifier *auth.Verifier
-	// Proxies are the networks of the proxies before this service: what they say in
-	// X-Forwarded-For counts, and nobody else's. Set it before the first request.
+	// Proxies are the networks of the proxies before this service, whose X-Forwarded-For is
+	// believed. Set it before the first request.
 	Proxies []netip.Prefix
 	// Profiles makes the requests for http://profiles/; nil switches profiles off. Set it
 	// before the first request.
@@ -58,7 +59,7 @@ type Server struct {
 	tuning     atomic.Pointer[Tuning]
 	mu         sync.Mutex                // of Tune, and of changes of admissions
 	admissions map[string]*admission     // by the mux's pattern
-	gates      map[string][]func() *gate // that the requests of an operation pass, by its id
+	gates      map[string][]func() *gate // the gates that the requests of an operation pass, by its id
 	hasher     *hasher
 	addresses  *rateLimit
 	accounts   *rateLimit
@@ -69,10 +70,10 @@ type Server struct {
 	warning                          rate.Sometimes // about overload
 }
 
-// New returns the user service on db, whose schemas must be migrated before the
-// first request. It does not connect: while PostgreSQL is away, requests are
-// answered with 503, and nobody has to restart anything afterwards. Who logs in gets a
-// token of issuer. Traces go to OpenTelemetry's global provider.
+// New returns the user service on db, whose schemas must be migrated before the first
+// request. It does not connect: while PostgreSQL is away, requests are answered with 503,
+// and no restart is needed afterwards. A log-in returns a token of issuer. Traces go to
+// OpenTelemetry's global provider.
 func New(db *pgxpool.Pool, issuer *auth.Issuer, log *slog.Logger) *Server {
 	return newServer(db, issuer, log, bodyTimeout)
 }
@@ -175,7 +176,7 @@ func (s *Server) routes() {
 		Description: "For the user and for admins. To all others there is no such user.",
 		Errors:      []int{404, 503},
 		Responses:   map[string]*huma.Response{"304": {Description: "The client has this version already."}},
-		// A malformed id names no user: 404, as for any other id that does not.
+		// A malformed id names no user: 404, as for any other unknown id.
 		SkipValidateParams: true,
 	}, s.getUser)
 	register(s, known, huma.Operation{
@@ -218,8 +219,8 @@ func (s *Server) routes() {
 	}, s.getProfile)
 }
 
-// register adds an operation for those with access a. The error of fn becomes a [Problem] here and nowhere
-// else, and the request's time is bounded here.
+// register adds an operation for callers with access a. Only here the error of fn becomes a
+// [Problem], and the request's time is bounded.
 func register[I, O any](s *Server, a access, op huma.Operation, fn func(context.Context, *I) (*O, error)) {
 	op.Tags = []string{strings.Split(op.Path, "/")[1]}
 	op.SkipValidateBody = true // jsonBody is stricter
@@ -228,7 +229,7 @@ func register[I, O any](s *Server, a access, op huma.Operation, fn func(context.
 	op.Errors = append(op.Errors, http.StatusServiceUnavailable)
 	admission := s.admission(op)
 	if a == open {
-		op.Security = []map[string][]string{} // none, said in so many words
+		op.Security = []map[string][]string{} // explicitly none
 	} else {
 		op.Middlewares = append(op.Middlewares, s.authorize(a))
 		op.Security = []map[string][]string{{"token": {}}}
@@ -255,8 +256,8 @@ func register[I, O any](s *Server, a access, op huma.Operation, fn func(context.
 	})
 }
 
-// admitted calls fn once admission lets it. The body has arrived by then: who sends it
-// slowly takes no place.
+// admitted calls fn once the admission lets it in. The body has arrived by then: a slow
+// client takes no place.
 func admitted[I, O any](ctx context.Context, a *admission, in *I, fn func(context.Context, *I) (*O, error)) (out *O, err error) {
 	leave, err := a.enter(ctx)
 	if err != nil {
@@ -269,8 +270,9 @@ func admitted[I, O any](ctx context.Context, a *admission, in *I, fn func(contex
 	return out, err
 }
 
-// takesTime reports whether an operation that returned err did its work, with
-// whatever result. What breaks a rule or a limit is refused before that, and what fails may take any time.
+// takesTime reports whether an operation that returned err did its work, with any result. A
+// request that breaks a rule or a limit is refused before that, and a failure may take any
+// time.
 func takesTime(err error) bool {
 	p, ok := errors.AsType[*Problem](err)
 	return err == nil || ok && p.Status < 500 && p.Status != http.StatusUnprocessableEntity && p.Status != http.StatusTooManyRequests
@@ -296,8 +298,8 @@ func apiConfig() huma.Config {
 	return cfg
 }
 
-// serveOpenAPI serves the document that the operations registered so far make up.
-// huma's own routes write it at the first request, unsynchronised.
+// serveOpenAPI serves the document of the operations registered so far. huma's own routes
+// write it at the first request, unsynchronised.
 func (s *Server) serveOpenAPI() {
 	json, err := s.api.OpenAPI().MarshalJSON()
 	if err != nil {
@@ -314,6 +316,6 @@ func (s *Server) serveOpenAPI() {
 func (s *Server) serveDocument(path, contentType string, doc []byte) {
 	s.mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", contentType)
-		_, _ = w.Write(doc) // the client's loss
+		_, _ = w.Write(doc) // the client may be gone
 	})
 }

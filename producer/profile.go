@@ -14,14 +14,14 @@ import (
 )
 
 const (
-	maxProfile     = 16 << 10 // bytes of what the profiles service answers
+	maxProfile     = 16 << 10 // bytes of an answer of the profiles service
 	maxProfileName = 1000     // bytes
 )
 
-// errProfilesAway says that the profiles service gave no answer that can be used.
+// errProfilesAway says that the profiles service gave no usable answer.
 var errProfilesAway = errors.New("no profile from the profiles service")
 
-// A Profile is what the profiles service knows of a user.
+// A Profile is a user's record in the profiles service.
 type Profile struct {
 	UserID string `json:"user_id" format:"uuid"`
 	Name   string `json:"name"`
@@ -29,8 +29,8 @@ type Profile struct {
 
 type getProfileOutput struct{ Body Profile }
 
-// getProfile asks the profiles service for those only whom getUser shows to the caller.
-// What it answers is kept like the lists: a change of the user makes it stale.
+// getProfile asks the profiles service only about users that getUser shows to the caller.
+// The answer is kept like the lists: a change of the user makes it stale.
 func (s *Server) getProfile(ctx context.Context, in *getUserInput) (*getProfileOutput, error) {
 	if !s.feature(ctx, "profiles") || s.Profiles == nil {
 		return nil, newProblem(http.StatusNotFound, "feature_off", "Profiles are switched off.")
@@ -54,9 +54,9 @@ func (s *Server) getProfile(ctx context.Context, in *getUserInput) (*getProfileO
 	return &getProfileOutput{Body: p}, nil
 }
 
-// feature reports whether a feature is on. It is, unless somebody switches it off.
+// feature reports whether a feature is on. It is on by default.
 func (s *Server) feature(ctx context.Context, flag string) bool {
-	on, _ := s.flags.BooleanValue(ctx, flag, true, openfeature.EvaluationContext{}) // then it is the default
+	on, _ := s.flags.BooleanValue(ctx, flag, true, openfeature.EvaluationContext{}) // on error it is the default
 	return on
 }
 
@@ -84,7 +84,7 @@ func (s *Server) findProfile(ctx context.Context, id string) (Profile, error) {
 	return Profile{}, fmt.Errorf("%w: it answers %d", errProfilesAway, res.StatusCode)
 }
 
-// readProfile trusts nothing that another service says.
+// readProfile checks everything in another service's answer.
 func readProfile(body io.Reader, id string) (Profile, error) {
 	b, err := io.ReadAll(io.LimitReader(body, maxProfile+1))
 	if err != nil {

@@ -38,8 +38,8 @@ func (r redirected) RoundTrip(req *http.Request) (*http.Response, error) {
 	return http.DefaultTransport.RoundTrip(req)
 }
 
-// profiles starts a user service whose profiles service answers as told. It returns the
-// id of a user as well.
+// profiles starts a user service whose profiles service answers with answer. It also
+// returns the id of a user.
 func profiles(t *testing.T, answer http.HandlerFunc) (srv *httptest.Server, id string) {
 	t.Helper()
 	db := testenv.Postgres(t)
@@ -62,7 +62,7 @@ func profiles(t *testing.T, answer http.HandlerFunc) (srv *httptest.Server, id s
 	return srv, a.user(t).ID.String()
 }
 
-// getProfile asks for the profile of id as who: a user's id, or "admin".
+// getProfile gets the profile of id as who: a user's id, or "admin".
 func getProfile(t *testing.T, srv *httptest.Server, id, who string, roles ...string) answer {
 	t.Helper()
 	req := request(t, "GET", srv.URL+"/users/"+id+"/profile", nil)
@@ -109,7 +109,8 @@ func TestProfile(t *testing.T) {
 	}
 }
 
-// TestProfileUnavailable: whatever the other service does, the answer is one of ours.
+// TestProfileUnavailable: whatever the other service does, the answer is a problem of the
+// API.
 func TestProfileUnavailable(t *testing.T) {
 	say := func(status int, body string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status); fmt.Fprint(w, body) }

@@ -14,12 +14,12 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// A rateLimit counts what those who try have left, each by a keyed hash: no address is kept. It
-// knows a bounded number of them. When they are more, it forgets those who have
-// tried least: whoever has thousands of addresses gains little more by that.
+// A rateLimit counts how many attempts each client has left, by a keyed hash: it keeps no
+// address. It keeps a bounded number of clients. When there are more, it forgets those with
+// the fewest attempts, so an attacker with thousands of addresses gains little.
 type rateLimit struct {
 	seed maphash.Seed
-	most int // who are remembered
+	most int // clients that are remembered
 
 	mu   sync.Mutex
 	left map[uint64]*rate.Limiter
@@ -29,8 +29,8 @@ func newRateLimit() *rateLimit {
 	return &rateLimit{seed: maphash.MakeSeed(), most: 1 << 16, left: make(map[uint64]*rate.Limiter)}
 }
 
-// try takes one of the perMinute tries of who, which come back evenly over time. If
-// there is none, it takes nothing and returns after how long there will be one.
+// try takes one of the perMinute attempts of who, which come back evenly over time. If none
+// is left, it takes nothing and returns how long to wait for the next one.
 func (l *rateLimit) try(who uint64, perMinute int, now time.Time) (wait time.Duration) {
 	if perMinute == 0 {
 		return 0
@@ -55,7 +55,8 @@ func (l *rateLimit) try(who uint64, perMinute int, now time.Time) (wait time.Dur
 	return 0
 }
 
-// makeRoom forgets the one that has most left of a few, if there are too many.
+// makeRoom forgets the client with the most attempts left among a few, if there are too
+// many.
 func (l *rateLimit) makeRoom(now time.Time) {
 	if len(l.left) < l.most {
 		return
@@ -73,7 +74,7 @@ func (l *rateLimit) makeRoom(now time.Time) {
 	delete(l.left, who)
 }
 
-// limitAddress refuses a request whose network address has tried too often, before its
+// limitAddress refuses a request from a network address with too many attempts, before its
 // body is read.
 func (s *Server) limitAddress(ctx huma.Context, next func(huma.Context)) {
 	who := maphash.Comparable(s.addresses.seed, networkOf(ctx.Context()))
@@ -85,8 +86,8 @@ func (s *Server) limitAddress(ctx huma.Context, next func(huma.Context)) {
 	next(ctx)
 }
 
-// limitAccount returns the problem of a mail address with which somebody has tried to sign up
-// too often from the client's network. From elsewhere its owner still can.
+// limitAccount returns a problem if there were too many attempts to sign up with a mail
+// address from the client's network. From elsewhere its owner still can.
 func (s *Server) limitAccount(ctx context.Context, email string) error {
 	who := maphash.Comparable(s.accounts.seed, [2]string{strings.ToLower(email), networkOf(ctx).String()})
 	if wait := s.accounts.try(who, s.tuning.Load().PerAccount, time.Now()); wait > 0 {

@@ -12,12 +12,12 @@ import (
 // requestIDHeader is the header with which a client or a proxy names a request.
 const requestIDHeader = "X-Request-Id"
 
-// mostRequestID is how long the id of a request may be.
+// mostRequestID is the length limit of a request's id.
 const mostRequestID = 128
 
 type requestIDKey struct{}
 
-// withRequestID returns ctx with the id of r, if r has one that is fit to be kept and shown.
+// withRequestID returns ctx with the id of r, if r has one that can be kept and shown.
 func withRequestID(ctx context.Context, r *http.Request) context.Context {
 	given := r.Header.Values(requestIDHeader)
 	if len(given) != 1 || given[0] == "" || len(given[0]) > mostRequestID || strings.ContainsFunc(given[0], notInRequestID) {
@@ -31,8 +31,8 @@ func notInRequestID(c rune) bool {
 	return !letter && !strings.ContainsRune("_-.:+/=", c)
 }
 
-// requested returns the event that announces p, with the id of the request that led to it, so that an operator can
-// find the one by the other.
+// requested returns the event that announces p, with the id of the request that led to it:
+// an operator can find either by the other.
 func requested(ctx context.Context, p events.Payload) (events.Payload, error) {
 	id, ok := ctx.Value(requestIDKey{}).(string)
 	if !ok {

@@ -17,25 +17,25 @@ import (
 // ErrUnknownUser is the error of [Grant] and [Revoke] for a user who does not exist.
 var ErrUnknownUser = errors.New("there is no such user")
 
-// Grant gives a user a role, and returns the user's id. Tokens say so from the next
-// log-in on. user is an id or a mail address, by is who does it and reason why; both are kept
-// in pgjet.operation. If the user has the role already, nothing changes. Roles that somebody stored in
-// nested arrays or beside nulls stay, as a plain list.
+// Grant gives a user a role, and returns the user's id. Tokens contain the role from the
+// next log-in on. user is an id or a mail address. pgjet.operation records by and reason:
+// who does it, and why. If the user has the role already, nothing changes. Roles that were
+// stored in nested arrays or beside nulls stay, as a plain list.
 func Grant(ctx context.Context, db *pgxpool.Pool, user, role, by, reason string) (id uuid.UUID, changed bool, err error) {
 	return changeRoles(ctx, db, "user.grant", `
 		update users.users u set roles = array(select r from unnest(u.roles) r where r is not null) || $3::text, version = u.version + 1
 		  from found where u.id = found.id and not exists (select from unnest(u.roles) r where r = $3) returning u.id`, user, role, by, reason)
 }
 
-// Revoke takes a role from a user, as [Grant] gives it. A [Server] refuses at once what the role
-// allowed, though tokens that have it are valid until they expire.
+// Revoke takes a role from a user, as [Grant] gives it. A [Server] refuses at once what the
+// role allowed, although tokens with the role are valid until they expire.
 func Revoke(ctx context.Context, db *pgxpool.Pool, user, role, by, reason string) (id uuid.UUID, changed bool, err error) {
 	return changeRoles(ctx, db, "user.revoke", `
 		update users.users u set roles = array(select r from unnest(u.roles) r where r <> $3), version = u.version + 1
 		  from found where u.id = found.id and exists (select from unnest(u.roles) r where r = $3) returning u.id`, user, role, by, reason)
 }
 
-// changeRoles runs change, which has the user in found and the role as $3.
+// changeRoles runs the statement change, which has the user in found and the role as $3.
 func changeRoles(ctx context.Context, db *pgxpool.Pool, kind, change, user, role, by, reason string) (id uuid.UUID, changed bool, err error) {
 	given, err := uuid.Parse(user)
 	byID := err == nil

@@ -12,7 +12,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// trips counts how often something is read after something was written.
+// A trips counts how often a read follows a write.
 type trips struct {
 	n     atomic.Int64
 	wrote atomic.Bool

@@ -12,8 +12,7 @@ import (
 	"github.com/pgjet/pgjet/internal/mailaddr"
 )
 
-// Limits of what a user may send. Bytes are what machines pay for, characters are
-// what people count.
+// Limits of a user's input. Bytes cost memory; people count characters.
 const (
 	maxName          = 200 // characters
 	minPassword      = 12  // characters
@@ -21,7 +20,7 @@ const (
 	maxPasswordBytes = 1024
 )
 
-// topLabel finds a letter in the last part of a domain's name: without one it would be an
+// topLabel matches a letter in the last part of a domain's name: without one it would be an
 // IP address.
 var topLabel = regexp.MustCompile(`[a-z][^.]*$`)
 
@@ -56,8 +55,8 @@ func validDomain(domain string) bool {
 	return strings.Contains(domain, ".") && topLabel.MatchString(domain)
 }
 
-// checkPassword returns the password as it is hashed. There are no rules on what it
-// is made of, but that it is none of those that are tried first.
+// checkPassword returns the password in the form that is hashed. The only rule on its
+// characters is that it is not among the passwords that attackers try first.
 func checkPassword(password, email, name string) (string, *FieldError) {
 	bad := func(code, message string) (string, *FieldError) {
 		return "", &FieldError{"password", code, message}
@@ -78,8 +77,8 @@ func checkPassword(password, email, name string) (string, *FieldError) {
 	return password, nil
 }
 
-// composedPassword returns the password in Unicode's composed form, so that é is é on
-// every keyboard. It refuses those that are too long before it works on them.
+// composedPassword returns the password in Unicode's composed form, so that é is the same
+// on every keyboard. It refuses a password that is too long before it works on it.
 func composedPassword(password string) (string, *FieldError) {
 	if password == "" {
 		return "", &FieldError{"password", "password_required", "A password is required."}

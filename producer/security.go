@@ -10,14 +10,14 @@ import (
 	"github.com/pgjet/pgjet/internal/auth"
 )
 
-// A securityEvent is what an investigation asks about: who did or tried what, from where,
-// and how it ended.
+// A securityEvent answers the questions of an investigation: who did or tried what, from
+// where, and with what outcome.
 type securityEvent struct {
 	name    string // log_in, password_change, token_refused, forbidden, rate_limited, user_change, user_delete
 	outcome string // success, failure (wrong password), refused
-	user    string // id of the user on whose behalf it was done or tried, if known
-	target  string // id of the user whom it changed, if that is another one
-	reason  string // a code or other words of ours
+	user    string // id of the user who did or tried it, if known
+	target  string // id of the user who was changed, if that is another one
+	reason  string // a code, or other words of pgjet
 }
 
 type networkKey struct{}
@@ -27,14 +27,14 @@ func withNetwork(ctx context.Context, network netip.Prefix) context.Context {
 	return context.WithValue(ctx, networkKey{}, network)
 }
 
-// networkOf returns from where ctx's request comes; see [clientNetwork].
+// networkOf returns the network of ctx's client; see [clientNetwork].
 func networkOf(ctx context.Context) netip.Prefix {
 	network, _ := ctx.Value(networkKey{}).(netip.Prefix)
 	return network
 }
 
 // mask returns the /24 of an IPv4 network and the /64 of an IPv6 network: enough to
-// see an attack by, and not who one person is. Without a network it is "".
+// recognise an attack, and not one person. Without a network it is "".
 func mask(network netip.Prefix) string {
 	addr := network.Addr()
 	bits := 64
@@ -48,8 +48,8 @@ func mask(network netip.Prefix) string {
 	return masked.String()
 }
 
-// record logs e in one line. What strangers can make happen as often as they like is
-// logged a few times of each network, and then counted.
+// record logs e in one line. Events that strangers can repeat are logged a few times for
+// each network, and then counted.
 func (s *Server) record(ctx context.Context, e securityEvent) {
 	network := mask(networkOf(ctx))
 	if e.outcome != "success" && !s.flood.admit(e.name, network) {
@@ -68,7 +68,7 @@ func (s *Server) record(ctx context.Context, e securityEvent) {
 	s.log.LogAttrs(ctx, slog.LevelInfo, "security event", attrs...)
 }
 
-// recordRefusal logs that p refused the caller's token, or what the caller wanted.
+// recordRefusal logs that p refused the caller's token or request.
 func (s *Server) recordRefusal(ctx context.Context, who auth.Identity, p *Problem) {
 	e := securityEvent{name: "forbidden", outcome: "refused", user: userID(who), reason: p.Code}
 	if p.Code == "token_invalid" {
@@ -91,9 +91,9 @@ const (
 	floodNetworks = 32 // kinds and networks in a window that get lines of their own
 )
 
-// A flood bounds how many lines are logged of what strangers can repeat at will: in each
-// window the first few of each kind and network. The others are counted, and a line
-// says how many they were when the window ends.
+// A flood bounds the log lines of events that strangers can repeat. In each window it logs
+// the first few of each kind and network. It counts the others, and logs their number when
+// the window ends.
 type flood struct {
 	log *slog.Logger
 
@@ -105,7 +105,7 @@ type flood struct {
 // An origin is a kind of event and a masked network.
 type origin struct{ event, network string }
 
-// others collects what comes when too many origins are known.
+// others collects the events when too many origins are known.
 const others = "others"
 
 // admit reports whether to log this event.
@@ -124,7 +124,7 @@ func (f *flood) admit(event, network string) bool {
 	return f.count[from] <= floodFirst && from.network != others
 }
 
-// end ends the window and logs what was only counted.
+// end ends the window and logs the number of events that were only counted.
 func (f *flood) end() {
 	f.mu.Lock()
 	count := f.count

@@ -31,8 +31,8 @@ func (s *Server) serve(w *response, r *http.Request, allow string) {
 	}
 }
 
-// secure sets the headers that keep a browser from making anything of an answer but what
-// it is. Nobody may look at one in a frame, nor load anything because of it.
+// secure sets the headers that keep a browser from interpreting an answer as anything else,
+// from showing it in a frame, and from loading anything for it.
 func (s *Server) secure(h http.Header, r *http.Request) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Cache-Control", "no-store")
@@ -40,8 +40,8 @@ func (s *Server) secure(h http.Header, r *http.Request) {
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 	if len(r.TransferEncoding) > 0 {
-		// A proxy that goes by Content-Length instead sees the next request elsewhere in
-		// what follows: nothing that follows is read.
+		// A proxy that uses Content-Length instead would see the next request elsewhere in
+		// the data: nothing that follows is read.
 		h.Set("Connection", "close")
 	}
 	if r.TLS != nil || s.proxied(r) && r.Header.Get("X-Forwarded-Proto") == "https" {
@@ -49,9 +49,9 @@ func (s *Server) secure(h http.Header, r *http.Request) {
 	}
 }
 
-// route returns the mux's pattern for r. Without one, it returns the methods that
-// the path knows, if it knows any. Unclean paths do not exist: a redirect to the
-// clean one, as the mux would have it, loses the body.
+// route returns the mux's pattern for r. Without one, it returns the methods that the path
+// knows, if any. Unclean paths do not exist: the mux would redirect to the clean one, which
+// loses the body.
 func (s *Server) route(r *http.Request) (pattern, allow string) {
 	if p := r.URL.Path; p == "" || p[0] != '/' || path.Clean(p) != p {
 		return "", ""
@@ -66,7 +66,7 @@ func (s *Server) route(r *http.Request) (pattern, allow string) {
 }
 
 // recoverPanic turns a panic into 500 and one log line. The panic's value may hold
-// anything, so only its type is logged, and the text of the runtime's own errors.
+// anything, so it logs only the type, and the text of the runtime's own errors.
 func (s *Server) recoverPanic(w *response, r *http.Request) {
 	v := recover()
 	if v == nil {
@@ -87,7 +87,7 @@ func (s *Server) recoverPanic(w *response, r *http.Request) {
 	writeProblem(w, internalProblem())
 }
 
-// maxTracestate is the length that W3C asks everybody to hand on.
+// maxTracestate is the length that W3C asks everyone to propagate.
 const maxTracestate = 512
 
 // boundTracestate drops a longer tracestate. It would be stored with the event,
@@ -109,16 +109,16 @@ func traceparent(r *http.Request) string {
 	return c["traceparent"]
 }
 
-// A response remembers what has gone out of it.
+// A response records what has been sent of it.
 type response struct {
 	http.ResponseWriter
-	status int   // 0: no header has gone out
+	status int   // 0: no header was sent
 	size   int64 // of the body so far
 }
 
 // WriteHeader sends the header.
 func (w *response) WriteHeader(status int) {
-	if w.status == 0 && status >= http.StatusOK { // others announce one
+	if w.status == 0 && status >= http.StatusOK { // others are informational
 		w.status = status
 	}
 	w.ResponseWriter.WriteHeader(status)

@@ -14,7 +14,7 @@ import (
 	"github.com/pgjet/pgjet/internal/postgres"
 )
 
-// A Session is what somebody gets who logs in.
+// A Session is the result of a log-in.
 type Session struct {
 	Token     string    `json:"token" doc:"The access token, for the header Authorization: Bearer TOKEN."`
 	TokenType string    `json:"token_type" enum:"Bearer"`
@@ -31,8 +31,8 @@ type createSessionInput struct{ Body jsonBody[newSession] }
 
 type createSessionOutput struct{ Body Session }
 
-// createSession answers in the same words, after the same work, whether the address
-// is unknown or the password wrong. Only who knows the password is told more.
+// createSession answers in the same words, after the same work, if the address is unknown
+// or the password wrong. Only a client that knows the password learns more.
 func (s *Server) createSession(ctx context.Context, in *createSessionInput) (*createSessionOutput, error) {
 	n := in.Body.value
 	if invalid := n.check(); invalid != nil {
@@ -79,8 +79,8 @@ func (s *Server) createSession(ctx context.Context, in *createSessionInput) (*cr
 	return &createSessionOutput{Session{Token: token, TokenType: "Bearer", ExpiresAt: expires}}, nil
 }
 
-// check puts n into the form in which it is looked up and returns what is wrong with
-// it. A password that is too short is not: it is wrong, and one may have been set
+// check puts n into the form in which it is looked up and returns what is wrong with it. A
+// password that is too short is no error here, but a wrong password: it may have been set
 // under other rules.
 func (n *newSession) check() []FieldError {
 	var invalid []FieldError
@@ -102,7 +102,7 @@ func credentialsInvalid() *Problem {
 	return p
 }
 
-// An account is what a log-in needs to know of a user.
+// An account is the part of a user that a log-in needs.
 type account struct {
 	ID       uuid.UUID
 	Password string // its hash
@@ -112,8 +112,9 @@ type account struct {
 	TokenGeneration int
 }
 
-// accountOf returns the account with this address; the last one that was rejected, if all
-// were. If there is none, it is one without an id and with a hash of no password.
+// accountOf returns the account with this address; the last rejected one, if all were
+// rejected. If there is none, it returns an account without an id, with a hash of no
+// password.
 func (s *Server) accountOf(ctx context.Context, email string) (account, error) {
 	a, err := postgres.CollectOne(ctx, s.db.DB, pgx.RowToStructByName[account], `
 		select id, password, state, `+rolesColumn+`, token_generation from (
@@ -128,8 +129,8 @@ func (s *Server) accountOf(ctx context.Context, email string) (account, error) {
 	return a, err
 }
 
-// rehash stores the password with the parameters of today, unless it was changed
-// meanwhile. If that fails the old hash still does, and the next log-in tries again.
+// rehash stores the password with today's parameters, unless it was changed meanwhile. If
+// that fails, the old hash still works, and the next log-in tries again.
 func (s *Server) rehash(ctx context.Context, a account, password string) {
 	hash, err := s.hasher.hash(ctx, password)
 	if err == nil {
@@ -140,11 +141,11 @@ func (s *Server) rehash(ctx context.Context, a account, password string) {
 	}
 }
 
-// serveKeys serves the keys that tokens verify with.
+// serveKeys serves the public keys that verify tokens.
 func (s *Server) serveKeys() {
 	s.mux.HandleFunc("GET /.well-known/jwks.json", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/jwk-set+json")
 		w.Header().Set("Cache-Control", "public, max-age=300")
-		_, _ = w.Write(s.issuer.JWKS()) // the client's loss
+		_, _ = w.Write(s.issuer.JWKS()) // the client may be gone
 	})
 }

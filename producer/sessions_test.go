@@ -98,7 +98,7 @@ func TestTokenLifetimeIsTuned(t *testing.T) {
 	}
 }
 
-// TestRefusedLogIns: whoever does not know the password is told the same.
+// TestRefusedLogIns: without the password, every log-in gets the same answer.
 func TestRefusedLogIns(t *testing.T) {
 	db, srv, _ := serveAnn(t)
 	var unknown []byte
@@ -129,7 +129,7 @@ func TestRefusedLogIns(t *testing.T) {
 	wantProblem(t, postSession(t, srv, logIn("ann@example.com", password+"!")), 401, "credentials_invalid")
 	wantProblem(t, postSession(t, srv, logIn("ann@example.com", password)), 403, "account_rejected")
 
-	// Who was rejected may sign up again, and is somebody else then.
+	// A rejected user may sign up again, and is another user then.
 	again := "another " + password
 	if a := post(t, srv, signUp("Ann@example.com", "Ann", again)); a.StatusCode != 201 {
 		t.Fatalf("sign up again: %d %s", a.StatusCode, a.body)
@@ -184,7 +184,7 @@ func TestBadLogIns(t *testing.T) {
 	}
 }
 
-// TestLogInComposesThePassword: é is é on every keyboard.
+// TestLogInComposesThePassword: é is the same on every keyboard.
 func TestLogInComposesThePassword(t *testing.T) {
 	srv := serve(t, testenv.Postgres(t))
 	decomposed, composed := "cre\u0300me bru\u0302le\u0301e", "cr\u00e8me br\u00fbl\u00e9e"
@@ -192,7 +192,7 @@ func TestLogInComposesThePassword(t *testing.T) {
 	postSession(t, srv, logIn("ann@example.com", decomposed)).session(t)
 }
 
-// TestLogInHashesAnew has a password that was hashed with other parameters.
+// TestLogInHashesAnew renews a hash that was made with other parameters.
 func TestLogInHashesAnew(t *testing.T) {
 	db, srv, _ := serveAnn(t)
 	old, err := argon2id.CreateHash(password, &argon2id.Params{Memory: 1024, Iterations: 1, Parallelism: 1, SaltLength: 16, KeyLength: 32})
@@ -221,8 +221,7 @@ func TestLogInHashesAnew(t *testing.T) {
 	}
 }
 
-// TestLogInWithoutAUsableHash: what somebody wrote instead of a hash is a wrong password, and
-// costs what one does.
+// TestLogInWithoutAUsableHash: an invalid hash is a wrong password, and costs the same.
 func TestLogInWithoutAUsableHash(t *testing.T) {
 	db := testenv.Postgres(t)
 	tuning := producer.DefaultTuning()
@@ -238,7 +237,7 @@ func TestLogInWithoutAUsableHash(t *testing.T) {
 		"$argon2id$v=19$m=155648,t=16,p=1" + rest,
 		"$argon2id$v=19$m=19456,t=0,p=1" + rest,
 		"$argon2id$v=19$m=19456,t=2,p=0" + rest,
-		"$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHRzYWx0c2FsdA$", // of every password
+		"$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHRzYWx0c2FsdA$", // matches every password
 	} {
 		run(t, db, `update users.users set password = $1`, hash)
 		wantProblem(t, postSession(t, srv, logIn("ann@example.com", password)), 401, "credentials_invalid")

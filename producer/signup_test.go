@@ -140,7 +140,7 @@ func TestPasswordIsHashed(t *testing.T) {
 	}
 }
 
-// TestNoEventNoUser takes away the outbox: then nobody can sign up.
+// TestNoEventNoUser removes the outbox: then no one can sign up.
 func TestNoEventNoUser(t *testing.T) {
 	db := testenv.Postgres(t)
 	srv := serve(t, db)
@@ -149,7 +149,7 @@ func TestNoEventNoUser(t *testing.T) {
 	}
 	p := wantProblem(t, post(t, srv, signUp("ann@example.com", "Ann", password)), 500, "internal")
 	if strings.Contains(p.Detail, "outbox") {
-		t.Errorf("detail = %q tells of the inside", p.Detail)
+		t.Errorf("detail = %q shows internals", p.Detail)
 	}
 	if n := count(t, db, "users.users"); n != 0 {
 		t.Errorf("%d users without an event", n)
@@ -167,7 +167,7 @@ func TestNoEventNoUser(t *testing.T) {
 func TestOneAccountForAnAddress(t *testing.T) {
 	producer.CheapHash(t) // what follows the hash is what two hundred do at once
 	db := testenv.Postgres(t)
-	srv := quiet(t, db) // who finds no turn to hash is logged
+	srv := quiet(t, db) // logs each request without a turn to hash
 	codes, _ := together(t, 200, func(i int) answer {
 		body := signUp(cased("annabel@example.com", i), "Ann", password)
 		a := post(t, srv, body)

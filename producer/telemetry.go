@@ -11,13 +11,13 @@ import (
 
 const scope = "github.com/pgjet/pgjet/producer"
 
-// metrics are what the service counts. Its names reach Prometheus as
+// A metrics holds the instruments of the service. Their names reach Prometheus as
 // pgjet_http_refused_total and so on.
 type metrics struct {
 	observer
 
 	refused metric.Int64Counter
-	causes  sync.Map // of []metric.AddOption by cause: those who are refused are many
+	causes  sync.Map // of []metric.AddOption by cause: there are many refusals
 }
 
 func newMetrics(s *Server) *metrics {
@@ -58,7 +58,7 @@ func registerMetrics(s *Server, meter metric.Meter) (*metrics, error) {
 	}, inFlight, limit)
 	m := &metrics{observer: requests, refused: refused}
 	for _, cause := range []string{"address", "account", "overloaded", "bodies", "hashes", "transactions"} {
-		refused.Add(context.Background(), 0, m.cause(cause)...) // of a counter that appears with its first event, nobody sees the increase
+		refused.Add(context.Background(), 0, m.cause(cause)...) // an increase of a counter that appears with its first event would not be seen
 	}
 	return m, err
 }

@@ -65,7 +65,7 @@ func TestErrorsCarryTheTrace(t *testing.T) {
 	}
 }
 
-// Whatever trace context a client makes up, it can sign up.
+// A client can sign up with any invented trace context.
 func TestBadTraceContext(t *testing.T) {
 	db := testenv.Postgres(t)
 	srv := serve(t, db)
@@ -92,8 +92,8 @@ func TestBadTraceContext(t *testing.T) {
 	}
 }
 
-// TestNothingPersonalInLogsAndSpans takes people along all roads that end in the
-// log, with an address, a name and a password that can be found again.
+// TestNothingPersonalInLogsAndSpans causes every kind of log line, with an address, a name
+// and a password that can be found again.
 func TestNothingPersonalInLogsAndSpans(t *testing.T) {
 	db := testenv.Postgres(t)
 	var log syncBuffer

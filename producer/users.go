@@ -19,7 +19,7 @@ import (
 	"github.com/pgjet/pgjet/outbox"
 )
 
-// A User is somebody who signed up, as the API shows them.
+// A User is a person who signed up, as the API shows them.
 type User struct {
 	ID        uuid.UUID `json:"id" format:"uuid" doc:"A UUIDv7."`
 	Email     string    `json:"email" format:"email"`
@@ -31,8 +31,8 @@ type User struct {
 	Version int `json:"-"`
 }
 
-// newUser is the body of POST /users. The tags describe the rules, the functions
-// in rules.go decide.
+// newUser is the body of POST /users. The tags describe the rules; the functions in
+// rules.go decide.
 type newUser struct {
 	Email    string `json:"email" format:"idn-email" maxLength:"254" example:"ann@example.com" doc:"A plain address, ASCII before the @. An international domain is stored as the DNS has it: bücher.example as xn--bcher-kva.example. Two addresses that differ only in the case of letters are the same."`
 	Name     string `json:"name" minLength:"1" maxLength:"200" example:"Ann" doc:"Any text that can be seen, emoji and flags included. Invisible characters are refused, except where Unicode gives them a meaning: joiners, variation selectors and the tags of a flag in their place. Stored in Unicode's composed form, with one space for the blanks between words."`
@@ -83,9 +83,9 @@ func (s *Server) createUser(ctx context.Context, in *createUserInput) (*createUs
 	return out, nil
 }
 
-// signUp stores a user and, unless it is empty, keeps the answer under key, in one
-// transaction. What PostgreSQL would add is decided here, so that nothing of it has to be
-// waited for: without a key it is one round trip.
+// signUp stores a user in one transaction and, unless key is empty, keeps the answer under
+// key. It sets all defaults itself, so that it need not read them back: without a key it is
+// one round trip.
 func (s *Server) signUp(ctx context.Context, n newUser, key string) (User, error) {
 	// First, so that no transaction stays open meanwhile.
 	hash, err := s.hasher.hash(ctx, n.Password)
@@ -96,7 +96,7 @@ func (s *Server) signUp(ctx context.Context, n newUser, key string) (User, error
 	if err != nil {
 		return User{}, fmt.Errorf("make a user id: %w", err)
 	}
-	now := time.Now().UTC().Truncate(time.Microsecond) // as PostgreSQL keeps it
+	now := time.Now().UTC().Truncate(time.Microsecond) // the precision of PostgreSQL
 	u := newlySignedUp(id, n, now)
 	b := &pgx.Batch{}
 	insertUser(b, u, hash)
@@ -121,7 +121,8 @@ func (s *Server) signUp(ctx context.Context, n newUser, key string) (User, error
 	return u, nil
 }
 
-// queueReminder queues that the event user.still_pending is due at a time, unless whatever ends u's wait cancels it.
+// queueReminder queues the event user.still_pending for the time due, unless it is
+// cancelled because u's wait ends.
 func queueReminder(ctx context.Context, b *pgx.Batch, u User, due time.Time) error {
 	e, err := events.New(events.UserStillPending{UserID: u.ID.String(), Email: u.Email, Name: u.Name, CreatedAt: u.CreatedAt})
 	if err != nil {
@@ -132,13 +133,13 @@ func queueReminder(ctx context.Context, b *pgx.Batch, u User, due time.Time) err
 	return err
 }
 
-// newlySignedUp returns the user whom the sign-up n made, as they were then.
+// newlySignedUp returns the user of the sign-up n, as they were then.
 func newlySignedUp(id uuid.UUID, n newUser, at time.Time) User {
 	return User{ID: id, Email: n.Email, Name: n.Name, State: "pending", CreatedAt: at, Version: 1}
 }
 
-// store does what b does for u in one transaction, which claims key unless that is empty. A
-// client that goes away does not interrupt it.
+// store runs b for u in one transaction, which claims key unless that is empty. A client
+// that goes away does not interrupt it.
 func (s *Server) store(ctx context.Context, b *pgx.Batch, u User, key string) error {
 	ctx, cancel := uninterrupted(ctx)
 	defer cancel()
@@ -176,15 +177,15 @@ func (n *newUser) check() []FieldError {
 	return invalid
 }
 
-// insertUser queues that u is stored.
+// insertUser queues the insertion of u.
 func insertUser(b *pgx.Batch, u User, hash string) {
 	b.Queue(`
 		insert into users.users (id, email, name, password, state, created_at, version) values ($1, $2, $3, $4, $5, $6, $7)`,
 		u.ID, u.Email, u.Name, hash, u.State, u.CreatedAt, u.Version)
 }
 
-// emailTaken returns the problem of a sign-up that failed with err because of its address,
-// or else err.
+// emailTaken returns the problem of a sign-up whose address is taken, if that is why it
+// failed with err, else err.
 func emailTaken(err error) error {
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.ConstraintName == "users_email_key" {
 		return fieldProblem(http.StatusConflict,
@@ -212,9 +213,8 @@ type userOutput struct {
 	Body   User
 }
 
-// getUser answers with a user to themselves and to admins. Whoever asks for somebody
-// else is told what they would be told of an id that nobody has: an id says when its
-// owner signed up, so not even that it exists is anybody's business.
+// getUser returns a user to themselves and to admins. Others get the same answer as for an
+// unknown id: an id shows when its owner signed up, so not even its existence is public.
 func (s *Server) getUser(ctx context.Context, in *getUserInput) (*userOutput, error) {
 	id, err := s.ownUser(ctx, in.ID)
 	if err != nil {
@@ -231,8 +231,8 @@ func (s *Server) getUser(ctx context.Context, in *getUserInput) (*userOutput, er
 	return out, nil
 }
 
-// ownUser returns the id in a path if the caller's token is that user's or an admin's. Others
-// are told that there is no such user.
+// ownUser returns the id in a path if the caller's token is that user's or an admin's.
+// Otherwise it returns the problem of an unknown user.
 func (s *Server) ownUser(ctx context.Context, raw string) (uuid.UUID, error) {
 	id, err := parseUserID(raw)
 	if err != nil {
@@ -247,7 +247,7 @@ func (s *Server) ownUser(ctx context.Context, raw string) (uuid.UUID, error) {
 
 func parseUserID(raw string) (uuid.UUID, error) {
 	id, err := uuid.Parse(raw)
-	if err != nil || len(raw) != len(id.String()) { // Parse knows other forms, too
+	if err != nil || len(raw) != len(id.String()) { // Parse accepts other forms, too
 		return uuid.Nil, userNotFound()
 	}
 	return id, nil
@@ -257,10 +257,11 @@ func userNotFound() *Problem {
 	return newProblem(http.StatusNotFound, "user_not_found", "There is no user with this id.")
 }
 
-// userColumns are those of a [User].
+// userColumns are the columns of a [User].
 var userColumns = `id, email, name, state, version, ` + createdAt("created_at")
 
-// createdAt returns a column created_at that JSON can show: the nearest time to that of column.
+// createdAt returns a column created_at that JSON can show: the time nearest to that of
+// column.
 func createdAt(column string) string {
 	return `least(greatest(` + column + `, '0001-01-01 00:00:00+00'), '9999-12-31 23:59:59.999999+00') as created_at`
 }
@@ -272,7 +273,8 @@ func (s *Server) findUser(ctx context.Context, id uuid.UUID) (User, error) {
 	return oneUser(postgres.CollectOne(ctx, s.db.DB, pgx.RowToStructByName[User], userByID, id))
 }
 
-// showUser is findUser for the caller, who may have lost the right to see the user. It takes one round trip.
+// showUser is findUser for a caller that may have lost the right to see the user. It takes
+// one round trip.
 func (s *Server) showUser(ctx context.Context, id uuid.UUID) (u User, err error) {
 	var refusal, missing error
 	b := &pgx.Batch{}
@@ -284,8 +286,8 @@ func (s *Server) showUser(ctx context.Context, id uuid.UUID) (u User, err error)
 	return u, cmp.Or(refusal, missing)
 }
 
-// queueUser queues that the user with this id is read into u, by the statement sql. That there is none is
-// missing, and no error of the batch.
+// queueUser queues the query sql, which reads the user with this id into u. If there is no
+// such user, the error is missing, not an error of the batch.
 func queueUser(b *pgx.Batch, sql string, id uuid.UUID, u *User, missing *error) {
 	b.Queue(sql, id).Query(func(rows pgx.Rows) (err error) {
 		*u, err = oneUser(pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[User]))

@@ -58,7 +58,6 @@ var exceptions = []string{
 	"examples/",
 	"internal/",
 	"migrations/",
-	"producer/",
 	"relay/audit/",
 	"README.md",
 }
