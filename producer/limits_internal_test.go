@@ -91,7 +91,7 @@ func TestRateLimitBoundsMemory(t *testing.T) {
 		t.Logf("%d addresses are remembered in %.1f MiB", len(l.left), float64(grown)/(1<<20))
 	}
 	if l.try(busy, 60, now) == 0 {
-		t.Error("who had no try left was forgotten")
+		t.Error("a client without attempts left was forgotten")
 	}
 }
 

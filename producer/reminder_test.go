@@ -41,7 +41,7 @@ func TestReminder(t *testing.T) {
 		t.Fatalf("DELETE = %d", a.StatusCode)
 	}
 	if n := count(t, db, "pgjet.scheduled"); n != 0 {
-		t.Errorf("%d events are scheduled for who is gone", n)
+		t.Errorf("%d events are scheduled for a deleted user", n)
 	}
 }
 

@@ -309,6 +309,6 @@ func TestOldTables(t *testing.T) {
 	b := newOutbox(t)
 	b.exec(`alter table pgjet.leader drop column paused_at`)
 	if _, err := relay.ReadStatus(t.Context(), b.db, "EVENTS"); err == nil || !strings.Contains(err.Error(), "run: pgjet migrate up") {
-		t.Errorf("ReadStatus() = %v, want one that tells of migrate up", err)
+		t.Errorf("ReadStatus() = %v, want one that names migrate up", err)
 	}
 }

@@ -1,5 +1,5 @@
-// Package attempt makes attempts at what others wrote: a handler of a consumer, a step
-// of a saga. Such a call may panic, hang, or spoil the transaction that it was given.
+// Package attempt runs the code of others, such as a handler of a consumer or a step of a
+// saga. Such a call may panic, hang, or spoil the transaction that it was given.
 package attempt
 
 import (
@@ -12,11 +12,11 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// ErrAbandoned says that a call goes on although its time is up. It cannot be stopped;
+// ErrAbandoned says that a call did not return when its time was up. It cannot be stopped;
 // the transaction that it was given must be cut off: see [Cut].
 var ErrAbandoned = errors.New("did not return when its time was up, and was left behind")
 
-// A Panic is what a call panicked with.
+// A Panic is the value with which a call panicked.
 type Panic struct {
 	Stack []byte
 	text  string
@@ -25,7 +25,8 @@ type Panic struct {
 // Error returns the panic's value as text.
 func (p *Panic) Error() string { return p.text }
 
-// Sound returns an error if tx cannot commit although what, which had it, returned none.
+// Sound returns an error if a call, named by what, returned nil but left tx unable to
+// commit.
 func Sound(what string, tx pgx.Tx) error {
 	conn := tx.Conn().PgConn()
 	switch {
@@ -39,14 +40,14 @@ func Sound(what string, tx pgx.Tx) error {
 	return nil
 }
 
-// Cut closes the socket of a connection that a call which was left behind may be using.
+// Cut closes the socket of a connection that an abandoned call may be using.
 func Cut(conn *pgxpool.Conn) {
 	defer func() { _ = recover() }() // a call may have spoiled it
 	_ = conn.Hijack().PgConn().Conn().Close()
 }
 
-// Delay returns how long to wait after attempt n, from 1: a random time up to twice what
-// begins with first and doubles each time, until it is longest.
+// Delay returns how long to wait after attempt n, from 1. It is random, up to twice a delay
+// that starts at first and doubles with each attempt up to longest.
 func Delay(n int, first, longest time.Duration) time.Duration {
 	b := backoff.NewExponentialBackOff(
 		backoff.WithInitialInterval(first),
@@ -54,7 +55,7 @@ func Delay(n int, first, longest time.Duration) time.Duration {
 		backoff.WithMaxInterval(longest),
 		backoff.WithRandomizationFactor(1),
 		backoff.WithMaxElapsedTime(0))
-	for i := 1; i < min(n, 32); i++ { // longest is long reached by then
+	for i := 1; i < min(n, 32); i++ { // longest is reached long before
 		b.NextBackOff()
 	}
 	return b.NextBackOff()

@@ -12,16 +12,16 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// Call is [Callers.Call] of callers that are not kept.
+// Call is [Callers.Call] with a goroutine of its own.
 func Call(ctx context.Context, what string, grace time.Duration, call func() error) error {
 	var cs Callers
 	defer cs.End()
 	return cs.Call(ctx, what, grace, call)
 }
 
-// Callers are goroutines that make calls, one after the other: one that is new for each
-// call has to grow its stack each time. The zero Callers have none yet. Several goroutines
-// may use them at the same time.
+// A Callers is a set of goroutines that make one call after the other: a new goroutine for
+// each call would have to grow its stack each time. The zero Callers has none yet. Several
+// goroutines may use it at the same time.
 type Callers struct {
 	mu   sync.Mutex
 	idle []caller
@@ -35,8 +35,9 @@ type caller struct {
 // errExited says that a call ended its goroutine.
 var errExited = errors.New("ended its goroutine by runtime.Goexit; return an error instead")
 
-// Call calls what, such as a handler, and returns its error, or its panic as a [Panic]. If
-// it goes on for longer than grace after ctx has ended, Call returns [ErrAbandoned].
+// Call makes a call of what, such as a handler, and returns its error, or its panic as a
+// [Panic]. If the call goes on for longer than grace after ctx has ended, Call returns
+// [ErrAbandoned].
 func (cs *Callers) Call(ctx context.Context, what string, grace time.Duration, call func() error) error {
 	c := cs.take()
 	c.calls <- func() error { return guarded(what, call) }
@@ -58,8 +59,8 @@ func (cs *Callers) Call(ctx context.Context, what string, grace time.Duration, c
 	}
 }
 
-// End ends those goroutines that make no call. The others end with theirs, if they are not
-// used again: call it when no Call is to follow.
+// End ends the goroutines that make no call. The others end with their calls, provided that
+// no further Call is made.
 func (cs *Callers) End() {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
@@ -108,12 +109,12 @@ func guarded(what string, call func() error) (err error) {
 	return checked(what, call())
 }
 
-// Recovered returns the error of what panicked with p. It is called where that was recovered.
+// Recovered returns p, the value of a recovered panic of what, as an error.
 func Recovered(what string, p any) error {
 	return &Panic{debug.Stack(), Bounded(what + " panicked: " + text(p))}
 }
 
-// text returns p as text, which may panic once more.
+// text returns p as text, and survives a panic of its methods.
 func text(p any) (s string) {
 	defer func() {
 		if recover() != nil {
@@ -123,8 +124,8 @@ func text(p any) (s string) {
 	return fmt.Sprint(p)
 }
 
-// checked returns err with the text that it has now, and not too much of it. Methods of err
-// are code of others: what of it panics does so here.
+// checked returns err with its current text, cut to a bounded length. Methods of err are
+// foreign code: if they panic, they do so here.
 func checked(what string, err error) (safe error) {
 	if err == nil {
 		return nil
@@ -141,7 +142,7 @@ func checked(what string, err error) (safe error) {
 	return known
 }
 
-// A returned error is what a call returned.
+// A returned is an error that a call returned.
 type returned struct {
 	text string
 	err  error
@@ -150,7 +151,7 @@ type returned struct {
 func (e *returned) Error() string { return e.text }
 func (e *returned) Unwrap() error { return e.err }
 
-// Bounded returns s as valid UTF-8, cut to what is worth keeping of an error's text.
+// Bounded returns s as valid UTF-8, cut to a length that is worth keeping.
 func Bounded(s string) string {
 	const most = 8 << 10
 	if len(s) > most {

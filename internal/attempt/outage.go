@@ -1,12 +1,14 @@
 package attempt
 
-// An UnavailableError marks an error as an outage of something that calls need: no attempt is counted.
+// An UnavailableError marks an error as an outage of a service that calls need: it does not
+// count as an attempt.
 type UnavailableError struct {
 	text string
 	err  error
 }
 
-// Unavailable returns err as an [UnavailableError], with the text that err has now. A nil error is an outage, too.
+// Unavailable returns err as an [UnavailableError], with its current text. A nil error is
+// an outage, too.
 func Unavailable(err error) error {
 	if err == nil {
 		return &UnavailableError{text: "unavailable"}

@@ -75,10 +75,10 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// now is when the tests take place.
+// now is the time of the tests.
 var now = time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
 
-// testVerifier knows the three signers' keys, at now.
+// testVerifier returns a verifier with the three signers' keys, at now.
 func testVerifier(t testing.TB) *Verifier {
 	t.Helper()
 	set := jwk.NewSet()
@@ -110,8 +110,7 @@ func jwkOf(t testing.TB, raw any, kid string) jwk.Key {
 	return key
 }
 
-// with returns the claims of a good token with some replaced by raw JSON; "" removes
-// one.
+// with returns the claims of a valid token with some replaced by raw JSON; "" removes one.
 func with(replace ...string) string {
 	c := map[string]string{
 		"iss": `"pgjet-users"`, "aud": `"pgjet"`, "sub": `"ann"`, "roles": `["admin"]`,
@@ -129,7 +128,7 @@ func with(replace ...string) string {
 	return "{" + strings.Join(members, ",") + "}"
 }
 
-// at returns a NumericDate so far from now.
+// at returns a NumericDate that far from now.
 func at(d time.Duration) string { return fmt.Sprint(now.Add(d).Unix()) }
 
 func TestIssue(t *testing.T) {
@@ -165,7 +164,7 @@ func TestIssue(t *testing.T) {
 	}
 }
 
-// parseVerifier returns what verifies with keys that need not be private.
+// parseVerifier returns a verifier with keys that need not be private.
 func parseVerifier(data string) (*Verifier, error) {
 	set, err := parseKeys([]byte(data))
 	if err != nil {
@@ -175,8 +174,8 @@ func parseVerifier(data string) (*Verifier, error) {
 	return newVerifier(keys), err
 }
 
-// TestKeyFiles reads keys in every form; what is issued with them verifies with the
-// public keys that the issuer serves.
+// TestKeyFiles reads keys in every form; tokens issued with them verify with the public
+// keys that the issuer serves.
 func TestKeyFiles(t *testing.T) {
 	own, err := NewKey()
 	if err != nil {
@@ -218,8 +217,8 @@ func TestKeyFiles(t *testing.T) {
 	}
 }
 
-// TestRotation has a token of an old key: it verifies as long as that key is in the
-// file, whichever signs.
+// TestRotation: a token of an old key verifies as long as that key is in the file,
+// whichever key signs.
 func TestRotation(t *testing.T) {
 	before := jsonOf(t, jwkOf(t, edSigner.private, "old"))
 	after, err := NewKey()
@@ -304,7 +303,7 @@ func TestBadKeys(t *testing.T) {
 		})
 	}
 	for _, public := range []any{weak.Public(), p384.Public(), &rsa.PublicKey{N: rsaSigner.public().(*rsa.PublicKey).N, E: 2}, []byte("a secret"), nil} {
-		if alg, err := algorithm(public); err == nil { // also if the library were to let it through
+		if alg, err := algorithm(public); err == nil { // even if the library accepted it
 			t.Errorf("algorithm(%T) = %s, want it refused", public, alg)
 		}
 	}
@@ -313,8 +312,8 @@ func TestBadKeys(t *testing.T) {
 	}
 }
 
-// TestLowOrderKeysAreForgeable shows why those keys are refused: anybody can sign for
-// them, and the standard library agrees.
+// TestLowOrderKeysAreForgeable shows why those keys are refused: anyone can sign for them,
+// and the standard library accepts it.
 func TestLowOrderKeysAreForgeable(t *testing.T) {
 	identity := make([]byte, 64) // R is the neutral element, S is 0
 	identity[0] = 1

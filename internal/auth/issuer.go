@@ -23,8 +23,8 @@ type Issuer struct {
 	jwks     []byte
 }
 
-// Generate returns an Issuer with a new key that is kept nowhere: for tests, and for
-// a service whose tokens may end with it.
+// Generate returns an Issuer with a new key that is not stored: for tests, and for a
+// service whose tokens may end with it.
 func Generate() (*Issuer, error) {
 	key, err := newKey()
 	if err != nil {
@@ -95,7 +95,7 @@ func newIssuer(set jwk.Set) (*Issuer, error) {
 	return nil, errors.New("there is no private key to sign with")
 }
 
-// try makes sure that the private key belongs to the public one beside it.
+// try checks that each private key belongs to the public key beside it.
 func (i *Issuer) try() error {
 	signed, err := jws.Sign([]byte("{}"), jws.WithKey(i.alg, i.key))
 	if err != nil {
@@ -108,7 +108,7 @@ func (i *Issuer) try() error {
 	return nil
 }
 
-// Issue returns a token that speaks for who until it expires.
+// Issue returns a token with the identity who, which expires after lifetime.
 func (i *Issuer) Issue(who Identity, lifetime time.Duration) (token string, expires time.Time, err error) {
 	now := time.Now().UTC().Truncate(time.Second)
 	expires = now.Add(lifetime).Truncate(time.Second)
@@ -128,7 +128,7 @@ func (i *Issuer) Issue(who Identity, lifetime time.Duration) (token string, expi
 	return string(signed), expires, nil
 }
 
-// Verifier returns what verifies tokens that are signed with one of the issuer's keys.
+// Verifier returns a verifier of tokens that are signed with one of the issuer's keys.
 func (i *Issuer) Verifier() *Verifier { return i.verifier }
 
 // JWKS returns the issuer's public keys as a JWK set.
@@ -140,7 +140,7 @@ func publicJSON(set jwk.Set, keys map[string]key) ([]byte, error) {
 	for n := range set.Len() {
 		given, _ := set.Key(n)
 		kid, _ := given.KeyID()
-		// From the bare key: what else stands beside it is nobody's business.
+		// From the bare key: other members of the JWK are not published.
 		key, err := jwk.Import(keys[kid].public)
 		if err != nil {
 			return nil, fmt.Errorf("public key: %w", err)

@@ -30,8 +30,8 @@ func parseKeys(data []byte) (jwk.Set, error) {
 	return set, nil
 }
 
-// usableKeys returns the keys of set by their kid, which those without one get. Its
-// error says which cannot be used, and why.
+// usableKeys returns the keys of set by their kid, and gives a kid to those without one.
+// Its error says which keys cannot be used, and why.
 func usableKeys(set jwk.Set) (map[string]key, error) {
 	keys := make(map[string]key, set.Len())
 	var unusable []error
@@ -76,8 +76,8 @@ func usable(given jwk.Key) (key, error) {
 	return key{alg, raw}, nil
 }
 
-// algorithm returns the one algorithm that public may be used with. It refuses keys
-// with which others could sign.
+// algorithm returns the one algorithm for which public may be used. It refuses keys with
+// which others could sign.
 func algorithm(public any) (jwa.SignatureAlgorithm, error) {
 	switch k := public.(type) {
 	case ed25519.PublicKey:

@@ -17,15 +17,14 @@ import (
 )
 
 const (
-	refreshEvery = 5 * time.Minute // so long a key that was withdrawn may still verify
-	askEvery     = time.Minute     // at most, on tokens with an unknown kid
+	refreshEvery = 5 * time.Minute // a withdrawn key may verify for this long
+	askEvery     = time.Minute     // at most this often, for tokens with an unknown kid
 	fetchTimeout = 3 * time.Second
 	maxJWKS      = 256 << 10 // bytes
 )
 
-// A Remote is a JWK set that somebody else serves. [Remote.Run] keeps it fresh. While
-// its server is away the keys stay as they are. Keys in it that cannot be used are
-// left out.
+// A Remote is a JWK set that another server publishes. [Remote.Run] keeps it fresh. While
+// the server is away, the keys stay as they are. Keys that cannot be used are left out.
 type Remote struct {
 	url    string
 	client *http.Client
@@ -38,8 +37,8 @@ type Remote struct {
 	away  bool
 }
 
-// NewRemote returns the JWK set at an http or https URL. Over http, whoever is on the
-// way can make tokens: it is for networks that encrypt by themselves.
+// NewRemote returns the JWK set at an http or https URL. Over http, anyone on the network
+// path can make tokens: use it only on networks that encrypt by themselves.
 func NewRemote(address string, log *slog.Logger) (*Remote, error) {
 	u, err := url.Parse(address)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
@@ -54,8 +53,7 @@ func NewRemote(address string, log *slog.Logger) (*Remote, error) {
 	}, nil
 }
 
-// Run fetches the keys, and again every few minutes until ctx ends, sooner while
-// that fails.
+// Run fetches the keys every few minutes until ctx ends, and sooner after a failure.
 func (r *Remote) Run(ctx context.Context) error {
 	b := backoff.NewExponentialBackOff(backoff.WithInitialInterval(time.Second),
 		backoff.WithMaxInterval(time.Minute), backoff.WithMaxElapsedTime(0))
@@ -85,8 +83,8 @@ func (r *Remote) refresh(ctx context.Context) bool {
 	}
 }
 
-// key returns the key with this kid. It looks whether there are new keys if there is
-// none, but not often.
+// key returns the key with this kid. If it is unknown, key fetches the keys again, but not
+// often.
 func (r *Remote) key(ctx context.Context, kid string) (key, error) {
 	if k, ok := r.find(kid); ok {
 		return k, nil
@@ -100,7 +98,7 @@ func (r *Remote) key(ctx context.Context, kid string) (key, error) {
 	k, ok := r.find(kid)
 	if now := r.now(); !ok && (r.asked.IsZero() || now.Sub(r.asked) >= askEvery) {
 		r.asked = now
-		r.fetch(context.WithoutCancel(ctx)) // also for those who wait
+		r.fetch(context.WithoutCancel(ctx)) // also for other waiting calls
 		k, ok = r.find(kid)
 	}
 	switch {
@@ -119,7 +117,7 @@ func (r *Remote) find(kid string) (k key, ok bool) {
 	return k, ok
 }
 
-// fetch replaces the keys by those that are served now. Who calls it has the turn.
+// fetch replaces the keys with those that are served now. The caller must have the turn.
 func (r *Remote) fetch(ctx context.Context) bool {
 	keys, err := r.get(ctx)
 	switch {

@@ -14,7 +14,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// A keyServer serves a JWK set that a test changes, and counts who asks.
+// A keyServer serves a JWK set that a test changes, and counts requests.
 type keyServer struct {
 	*httptest.Server
 	asked  atomic.Int64
@@ -49,7 +49,7 @@ type clock struct{ at atomic.Int64 }
 func (c *clock) now() time.Time      { return now.Add(time.Duration(c.at.Load())) }
 func (c *clock) add(d time.Duration) { c.at.Add(int64(d)) }
 
-// remoteVerifier returns a verifier that knows the keys at s alone.
+// remoteVerifier returns a verifier that has only the keys at s.
 func remoteVerifier(t *testing.T, s *keyServer) (*Verifier, *Remote, *clock) {
 	t.Helper()
 	r, err := NewRemote(s.URL+"/.well-known/jwks.json", testenv.Logger(t))
@@ -113,8 +113,7 @@ func TestRemoteKeys(t *testing.T) {
 	verify("still there", ec, nil, 0)
 }
 
-// TestRemoteAnswers has the server answer anything but good keys: those that are known
-// stay.
+// TestRemoteAnswers: if the server answers anything but valid keys, the known ones stay.
 func TestRemoteAnswers(t *testing.T) {
 	s := serveKeys(t)
 	v, r, _ := remoteVerifier(t, s)
@@ -162,7 +161,7 @@ func TestRemoteAnswers(t *testing.T) {
 	}
 }
 
-// TestRemoteSkipsOtherKeys: a set may hold keys that are not for this.
+// TestRemoteSkipsOtherKeys: a set may hold keys for other purposes.
 func TestRemoteSkipsOtherKeys(t *testing.T) {
 	s := serveKeys(t)
 	v, r, _ := remoteVerifier(t, s)
@@ -214,8 +213,8 @@ func TestRunFetchesUntilItWorks(t *testing.T) {
 	wg.Wait()
 }
 
-// TestManyUnknownKeys sends many tokens with unknown keys at once: the server is asked
-// once, and all who wait get the answer.
+// TestManyUnknownKeys sends many tokens with unknown keys at once: the server gets one
+// request, and all waiting calls get its answer.
 func TestManyUnknownKeys(t *testing.T) {
 	s := serveKeys(t)
 	v, _, _ := remoteVerifier(t, s)

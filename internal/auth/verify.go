@@ -12,21 +12,21 @@ import (
 	"github.com/lestrrat-go/jwx/v3/jws"
 )
 
-// A Verifier says for whom a token speaks. It is safe for concurrent use.
+// A Verifier verifies tokens and returns the identity in them. It is safe for concurrent
+// use.
 type Verifier struct {
 	keys   map[string]key
-	remote *Remote // nil: keys is all there is
+	remote *Remote // nil: there are only keys
 	now    func() time.Time
 }
 
 func newVerifier(keys map[string]key) *Verifier { return &Verifier{keys: keys, now: time.Now} }
 
-// With returns a Verifier that knows the keys of r beside those of v, which come
+// With returns a Verifier that has the keys of r in addition to those of v, which come
 // first.
 func (v *Verifier) With(r *Remote) *Verifier { return &Verifier{v.keys, r, v.now} }
 
-// Verify returns for whom token speaks. Its error is [ErrInvalid] or
-// [ErrUnavailable].
+// Verify returns the identity in token. Its error is [ErrInvalid] or [ErrUnavailable].
 func (v *Verifier) Verify(ctx context.Context, token string) (Identity, error) {
 	h, payload, err := open(token)
 	if err != nil {
@@ -57,16 +57,16 @@ func (v *Verifier) key(ctx context.Context, kid string) (key, error) {
 
 func refused(reason string) error { return fmt.Errorf("%w: %s", ErrInvalid, reason) }
 
-// A header has these members and no others: jku, x5u, jwk or crit would want to
-// decide what only the verifier decides.
+// A header has these members and no others: jku, x5u, jwk or crit would take decisions that
+// belong to the verifier.
 type header struct {
 	Algorithm string `json:"alg"`
 	KeyID     string `json:"kid"`
 	Type      string `json:"typ"`
 }
 
-// open returns the header and the payload of a token, whose signature nobody has
-// looked at so far.
+// open returns the header and the payload of a token, whose signature has not been checked
+// yet.
 func open(token string) (h header, payload []byte, err error) {
 	if len(token) > maxToken {
 		return h, nil, refused("too long")
@@ -77,7 +77,7 @@ func open(token string) (h header, payload []byte, err error) {
 	}
 	var decoded [3][]byte
 	for i, p := range parts {
-		// One text for one signature. Go's decoder would skip line breaks.
+		// Only one text is valid for a signature. Go's decoder would skip line breaks.
 		if decoded[i], err = base64.RawURLEncoding.Strict().DecodeString(p); err != nil || strings.ContainsAny(p, "\r\n") {
 			return h, nil, refused("not base64url")
 		}
@@ -94,8 +94,8 @@ func open(token string) (h header, payload []byte, err error) {
 	return h, decoded[1], nil
 }
 
-// claims are those that decide. Others are ignored. A number has to be an integer,
-// as JSON means it.
+// claims are the claims that are checked; others are ignored. A number has to be an
+// integer, as JSON defines it.
 type claims struct {
 	Issuer    string         `json:"iss"`
 	Subject   string         `json:"sub"`
@@ -104,11 +104,11 @@ type claims struct {
 	IssuedAt  *int64         `json:"iat"`
 	NotBefore *int64         `json:"nbf"`
 	Roles     jsontext.Value `json:"roles"`
-	// Generation is 0 in a token that does not have it.
+	// Generation is 0 in a token without it.
 	Generation int `json:"gen"`
 }
 
-// identify returns for whom the payload of a signed token speaks.
+// identify returns the identity in the payload of a signed token.
 func identify(payload []byte, now time.Time) (Identity, error) {
 	var c claims
 	if json.Unmarshal(payload, &c) != nil {

@@ -29,10 +29,10 @@ func pemOf(t testing.TB, key any) string {
 	return string(pem.EncodeToMemory(block))
 }
 
-// claim returns a good token but for its claims.
+// claim returns a token that is valid except for its claims.
 func claim(replace ...string) string { return edSigner.sign(edSigner.header(), with(replace...)) }
 
-// head returns a good token but for its header.
+// head returns a token that is valid except for its header.
 func head(header string) string { return edSigner.sign(header, with()) }
 
 // edHead returns the header of edSigner with something more in it.
@@ -197,7 +197,7 @@ func badTokens(t testing.TB) map[string]string {
 	return rows
 }
 
-// spareBits sets the bits at the end of the signature that no byte needs.
+// spareBits sets the unused bits at the end of the signature.
 func spareBits(token string) string {
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 	last := strings.IndexByte(alphabet, token[len(token)-1])
@@ -224,7 +224,7 @@ func TestBadTokens(t *testing.T) {
 	}
 }
 
-// TestExpiryToTheNanosecond asks at the last moment, and right after it.
+// TestExpiryToTheNanosecond verifies at the last moment, and right after it.
 func TestExpiryToTheNanosecond(t *testing.T) {
 	v := testVerifier(t)
 	token := claim("exp", at(0))
@@ -253,7 +253,7 @@ func TestLongTokensCostNothing(t *testing.T) {
 	}
 }
 
-// FuzzVerify: whatever is sent, only what a key's owner signed is accepted.
+// FuzzVerify: whatever is sent, only a token that a key's owner signed is accepted.
 func FuzzVerify(f *testing.F) {
 	v := testVerifier(f)
 	good := []string{claim(), ecSigner.sign(ecSigner.header(), with()), rsaSigner.sign(rsaSigner.header(), with())}
@@ -278,7 +278,7 @@ func FuzzVerify(f *testing.F) {
 	})
 }
 
-// signedByUs reports whether token has the very bytes of one that was made here. (RSA
+// signedByUs reports whether token has exactly the bytes of one that was made here. (RSA
 // and Ed25519 signatures are unique; an ECDSA one has a twin, with the other S.)
 func signedByUs(token string, good []string) bool {
 	for _, g := range good {

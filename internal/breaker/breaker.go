@@ -1,9 +1,9 @@
-// Package breaker keeps a process from calling a service that is away. After some
-// failures in a row the breaker opens: calls are refused at once. After a while it is
-// half open: a few calls are let through as trials. Enough successes among them close
-// it; when that cannot come about any more, it is open for another while.
+// Package breaker keeps a process from calling a service that is away. After some failures
+// in a row the breaker opens: calls are refused at once. After a while it is half open: a
+// few calls are let through as trials. Enough successful trials close it. Once that has
+// become impossible, it opens for another while.
 //
-// It is the one place that meets failsafe-go, whose API is not yet settled.
+// Only this package uses failsafe-go, whose API is not yet stable.
 package breaker
 
 import (
@@ -13,12 +13,12 @@ import (
 	"github.com/failsafe-go/failsafe-go/circuitbreaker"
 )
 
-// A Tuning says when a Breaker opens and when it closes.
+// A Tuning sets when a Breaker opens and when it closes.
 type Tuning struct {
 	Failures  uint          // in a row, which open it
 	Delay     time.Duration // for which it is open
-	Trials    uint          // calls let through while it is half open, never more
-	Successes uint          // of them, which close it
+	Trials    uint          // the most calls let through while it is half open
+	Successes uint          // trials that must succeed to close it
 }
 
 // A Breaker guards one service. It may be used by many goroutines at once.
@@ -34,8 +34,8 @@ type Breaker struct {
 	metrics *metrics
 }
 
-// New returns a closed Breaker that opens after so many failures in a row, and then
-// lets a probe through each time that wait has passed.
+// New returns a closed Breaker that opens after that many failures in a row, and then lets
+// a trial through each time that wait has passed.
 func New(failures uint, wait time.Duration) *Breaker {
 	b := &Breaker{}
 	b.tune(Tuning{Failures: failures, Delay: wait, Trials: 1, Successes: 1})
@@ -53,9 +53,9 @@ func For(service string, t Tuning, watch func(State)) (*Breaker, error) {
 	return b, err
 }
 
-// Tune makes t hold from now on. The breaker stays in its state, and what it has been
-// open for counts. With other values than before, failures in a row and trials count
-// from the beginning.
+// Tune applies t from now on. The breaker stays in its state, and keeps the time for which
+// it has been open. If the values differ from those before, failures in a row and trials
+// count from the beginning.
 func (b *Breaker) Tune(t Tuning) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -78,7 +78,7 @@ func (b *Breaker) tune(t Tuning) {
 		return
 	}
 	opened, since, watch := b.opened, b.since, b.watch
-	b.watch = nil // nothing changes for whom it tells
+	b.watch = nil // no state changes for the watcher
 	b.policy.Open()
 	if before.IsHalfOpen() {
 		b.policy.HalfOpen()
@@ -102,7 +102,7 @@ func (b *Breaker) changed(e circuitbreaker.StateChangedEvent) {
 	}
 }
 
-// An Outcome is what a call tells of the service.
+// An Outcome is what a call shows about the service.
 type Outcome int
 
 // Outcomes of calls.
@@ -112,10 +112,9 @@ const (
 	Nothing          // the caller gave up: a trial may be made anew
 )
 
-// Call makes the call and returns true, or returns false at once if the service is
-// known to be away. call reports whether the service answered; a panic counts as no.
-// What a call reports after the breaker has changed in the meantime is news no more,
-// and ignored.
+// Call makes the call and returns true, or returns false at once if the service is known to
+// be away. call reports whether the service answered; a panic counts as no. A result is
+// ignored if the breaker has changed its state since the call began.
 func (b *Breaker) Call(call func() (answered bool)) (called bool) {
 	return b.Do(func() Outcome {
 		if call() {
@@ -125,7 +124,7 @@ func (b *Breaker) Call(call func() (answered bool)) (called bool) {
 	})
 }
 
-// Do is Call for calls that may tell nothing of the service.
+// Do is Call for calls that may show nothing about the service.
 func (b *Breaker) Do(call func() Outcome) (called bool) {
 	b.mu.Lock()
 	allowed := b.allow()
@@ -141,7 +140,7 @@ func (b *Breaker) Do(call func() Outcome) (called bool) {
 	return true
 }
 
-// allow also half-opens the breaker if it is time. Trials are counted here: the policy
+// allow also half-opens the breaker if it is time. It counts the trials itself: the policy
 // would let another one through for each that ends.
 func (b *Breaker) allow() bool {
 	if b.policy.IsOpen() && b.due() {
@@ -159,8 +158,8 @@ func (b *Breaker) allow() bool {
 	return false
 }
 
-// due reports whether it is time for trials. The policy's own delay would begin anew
-// with each Tune.
+// due reports whether it is time for trials. The policy's own delay would start again with
+// each Tune.
 func (b *Breaker) due() bool { return time.Since(b.opened) >= b.tuning.Delay }
 
 func (b *Breaker) record(changes int, outcome Outcome) {
@@ -184,8 +183,8 @@ func (b *Breaker) Refuses() bool {
 	return b.policy.IsHalfOpen() && b.trials == 0 || b.policy.IsOpen() && !b.due()
 }
 
-// State reports whether the breaker is open or half open, and since when: failed
-// trials do not change that. While it was never open, since is zero.
+// State reports whether the breaker is open or half open, and since when; failed trials do
+// not change that time. If it was never open, since is zero.
 func (b *Breaker) State() (open bool, since time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -88,8 +88,8 @@ func TestProbesOneAtATime(t *testing.T) {
 	})
 }
 
-// TestOldNewsIsNoNews: what was called before the breaker opened ends while a probe
-// is out, and later.
+// TestOldNewsIsNoNews: a call that began before the breaker opened ends while a trial is
+// running, and later.
 func TestOldNewsIsNoNews(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := breaker.New(failures, wait)

@@ -25,13 +25,13 @@ var states = map[circuitbreaker.State]int64{
 	circuitbreaker.ClosedState: 0, circuitbreaker.HalfOpenState: 1, circuitbreaker.OpenState: 2,
 }
 
-// metrics count for one Breaker; nil counts nothing.
+// A metrics holds the instruments of one Breaker; nil counts nothing.
 type metrics struct {
 	refused metric.Int64Counter
 	service metric.MeasurementOption
 }
 
-// newMetrics lasts as long as the process.
+// newMetrics registers metrics for as long as the process lives.
 func newMetrics(service string, b *Breaker) (*metrics, error) {
 	meter := otel.Meter("github.com/pgjet/pgjet/internal/breaker")
 	m := &metrics{service: metric.WithAttributes(attribute.String("service", service))}
@@ -47,7 +47,7 @@ func newMetrics(service string, b *Breaker) (*metrics, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make metrics of breaker: %w", err)
 	}
-	// A callback that came with the gauge would be that of the first breaker alone.
+	// A callback of the gauge itself would be that of the first breaker only.
 	_, err = meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
 		b.mu.Lock()
 		defer b.mu.Unlock()

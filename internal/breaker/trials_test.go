@@ -16,7 +16,7 @@ import (
 
 var tuning = breaker.Tuning{Failures: failures, Delay: wait, Trials: 5, Successes: 3}
 
-// forTest returns a Breaker, and where it notes its states.
+// forTest returns a Breaker, and the list of its states.
 func forTest(t *testing.T, tune breaker.Tuning) (*breaker.Breaker, *[]breaker.State) {
 	t.Helper()
 	var states []breaker.State
@@ -33,10 +33,10 @@ func open(b *breaker.Breaker) {
 	}
 }
 
-// crowd has 100 callers at once call a half-open breaker. Those that are let through
-// answer as script says, in that order, while the others come and go. It returns how
-// many were let through.
-func crowd(b *breaker.Breaker, script []breaker.Outcome) int {
+// callAtOnce has 100 callers call a half-open breaker at once. Those that are let through
+// answer as script says, in that order, while the others come and go. It returns how many
+// were let through.
+func callAtOnce(b *breaker.Breaker, script []breaker.Outcome) int {
 	const callers = 100
 	var through atomic.Int32
 	turn := make(chan breaker.Outcome)
@@ -56,13 +56,13 @@ func crowd(b *breaker.Breaker, script []breaker.Outcome) int {
 		synctest.Wait()
 	}
 	n := int(through.Load())
-	close(turn) // whoever is still out failed, after the decision
+	close(turn) // calls that are still running failed, after the decision
 	synctest.Wait()
 	return n
 }
 
-// TestTrialsOfACrowd: a service that flaps at the half-open moment gets exactly so
-// many calls, whatever it answers, and the breaker is never stuck.
+// TestTrialsOfACrowd: a service that flaps at the half-open moment gets exactly the allowed
+// number of calls, whatever it answers, and the breaker never gets stuck.
 func TestTrialsOfACrowd(t *testing.T) {
 	const y, n, gone = breaker.Answered, breaker.Failed, breaker.Nothing
 	for _, row := range []struct {
@@ -86,7 +86,7 @@ func TestTrialsOfACrowd(t *testing.T) {
 						given++
 					}
 				}
-				let := crowd(b, row.script)
+				let := callAtOnce(b, row.script)
 				isOpen, _ := b.State()
 				if isOpen == row.closes {
 					t.Errorf("open = %t after %v", isOpen, row.script)
@@ -110,8 +110,8 @@ func TestTrialsOfACrowd(t *testing.T) {
 	}
 }
 
-// TestTuneKeepsState: an open breaker stays so, and a storm of changes does not
-// keep it open for longer.
+// TestTuneKeepsState: an open breaker stays open, and many changes do not keep it open
+// longer.
 func TestTuneKeepsState(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, states := forTest(t, tuning)
@@ -163,7 +163,7 @@ func TestMetrics(t *testing.T) {
 	before := otel.GetMeterProvider()
 	otel.SetMeterProvider(sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader)))
 	defer otel.SetMeterProvider(before)
-	b, err := breaker.For("metered", tuning, nil) // the global meter remembers those of other tests
+	b, err := breaker.For("metered", tuning, nil) // the global meter remembers the breakers of other tests
 	if err != nil {
 		t.Fatal(err)
 	}

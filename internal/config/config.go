@@ -1,15 +1,15 @@
-// Package config reads the configuration of a process from layers: defaults, a YAML
-// or TOML file, the environment, flags. A later layer wins, key by key.
+// Package config reads the configuration of a process from layers: defaults, a YAML or TOML
+// file, the environment, flags. A later layer wins, key by key.
 //
-//   - [Schema.Load] takes all or nothing, and reports everything that is wrong at
-//     once: unknown keys with the nearest known one, wrong types, values out of range,
-//     keys that are set twice. It names the line, and never shows a secret.
-//   - Keys of a [Section] may change while the process runs. [Live] follows the file
-//     and hands each valid change to its subscribers, whole; a bad file changes nothing.
-//   - All other keys matter at the start. A file that changes one is refused by a
-//     running process that uses it.
+//   - [Schema.Load] accepts the whole configuration or nothing, and reports all errors at
+//     once: unknown keys with the nearest known one, wrong types, values out of range, keys
+//     that are set twice. It names the line, and never shows a secret.
+//   - Keys of a [Section] may change while the process runs. [Live] follows the file and
+//     passes each valid change to its subscribers as a whole; a bad file changes nothing.
+//   - All other keys are read at the start only. A running process that uses such a key
+//     refuses a file that changes it.
 //
-// Text is taken as it stands: there are no variables, aliases or includes in a file.
+// Text is literal: there are no variables, aliases or includes in a file.
 package config
 
 import (
@@ -25,15 +25,15 @@ import (
 	"github.com/knadh/koanf/v2"
 )
 
-// A Value is the effective value of a key, and where it came from: "default", a file
-// and line, the name of a variable, or a flag.
+// A Value is the effective value of a key with its origin: "default", a file and line, the
+// name of a variable, or a flag.
 type Value struct {
 	Key    string `json:"key"`
 	Text   string `json:"value"`
 	Origin string `json:"origin"`
 }
 
-// byDefault is the origin of what nobody has set.
+// byDefault is the origin of a default.
 const byDefault = "default"
 
 // A Config is one valid set of values. It does not change.
@@ -50,8 +50,8 @@ type Config struct {
 }
 
 // Load reads file, unless it is "", then the variables of sections, such as
-// PGJET_USERS__CACHE__TTL, then given: what flags, or the variables that stand for flags,
-// set. Its error joins all that is wrong.
+// PGJET_USERS__CACHE__TTL, then given: values from flags, or from the variables that stand
+// for flags. Its error joins all faults.
 func (s *Schema) Load(file string, environ []string, given []Value) (*Config, error) {
 	l := &loading{
 		schema: s, environ: make(map[string]string),
@@ -91,10 +91,10 @@ func (c *Config) File() string { return c.file }
 // Hash identifies the values, secrets excluded.
 func (c *Config) Hash() string { return c.hash }
 
-// Warnings says what is unwise, though valid.
+// Warnings returns what is valid but unwise.
 func (c *Config) Warnings() []string { return c.warnings }
 
-// Lookup returns the value of a key, and whether some layer sets it. It may be a secret.
+// Lookup returns the value of a key, and whether a layer sets it. It may be a secret.
 func (c *Config) Lookup(key string) (Value, bool) {
 	v, ok := c.values[key]
 	return v, ok && v.Origin != byDefault
@@ -130,8 +130,8 @@ func (c *Config) unmarshal(section string, to any) error {
 	return c.sections.Unmarshal(section, to)
 }
 
-// sum hashes what is set, and all of the sections. Defaults of other keys do not count, for
-// they are not the same in all processes.
+// sum hashes the values that are set, and all values of sections. Defaults of other keys do
+// not count, since they differ between processes.
 func (c *Config) sum() string {
 	h := sha256.New()
 	for _, k := range slices.SortedFunc(slices.Values(c.schema.keys), func(a, b *Key) int { return cmp.Compare(a.Name, b.Name) }) {
@@ -142,7 +142,7 @@ func (c *Config) sum() string {
 	return hex.EncodeToString(h.Sum(nil)[:6])
 }
 
-// A loading is a configuration on its way.
+// A loading is a configuration that is being loaded.
 type loading struct {
 	*Config
 	schema  *Schema
@@ -154,7 +154,7 @@ func (l *loading) fail(format string, args ...any) {
 	l.errs = append(l.errs, fmt.Errorf(format, args...))
 }
 
-// set makes v the value of its key, or reports why that cannot be.
+// set makes v the value of its key, or reports why it cannot.
 func (l *loading) set(v Value) {
 	k := l.schema.byName[v.Key]
 	text, err := k.parse(v.Text)
@@ -166,7 +166,7 @@ func (l *loading) set(v Value) {
 	l.values[v.Key] = v
 }
 
-// readSections takes the variables that name a key of a section: __ goes down a level.
+// readSections reads the variables that name a key of a section: __ separates levels.
 func (l *loading) readSections(environ []string) {
 	for _, name := range slices.Sorted(slices.Values(environ)) {
 		name, text, _ := strings.Cut(name, "=")
@@ -190,8 +190,8 @@ func (l *loading) readSections(environ []string) {
 	}
 }
 
-// notFlat refuses a variable that was meant for a key in a section. Others that nobody
-// knows are not refused: the system sets some for a service with our name.
+// notFlat refuses a variable that was meant for a key in a section. Other unknown variables
+// are not refused: the system sets some for a service with our name.
 func (l *loading) notFlat(variable, name string) {
 	for _, k := range l.schema.keys {
 		if k.typed != nil && strings.ReplaceAll(k.Name, ".", "_") == name {
@@ -200,12 +200,12 @@ func (l *loading) notFlat(variable, name string) {
 	}
 }
 
-// decode makes the sections of the values, and checks them against their rules.
+// decode decodes the values into the sections, and checks them against their rules.
 func (l *loading) decode() {
 	typed := make(map[string]any)
 	for _, k := range l.schema.keys {
 		if k.typed != nil {
-			typed[k.Name], _ = k.typed(l.values[k.Name].Text) // which was parsed before
+			typed[k.Name], _ = k.typed(l.values[k.Name].Text) // parsed before
 		}
 	}
 	if err := l.sections.Load(confmap.Provider(typed, "."), nil); err != nil {

@@ -15,7 +15,7 @@ import (
 	"github.com/pgjet/pgjet/internal/config"
 )
 
-// secret is a password that nothing may show.
+// secret is a password that must never be shown.
 const secret = "s3cretpw"
 
 type tuning struct {
@@ -83,7 +83,7 @@ func value(t testing.TB, c *config.Config, key string) config.Value {
 	return all[i]
 }
 
-// TestLayersWinInOrder: default, file, variable, flag, each key by itself.
+// TestLayersWinInOrder: default, file, variable, flag, for each key separately.
 func TestLayersWinInOrder(t *testing.T) {
 	for name, text := range map[string]string{
 		"pgjet.yaml": "port: 1\nstream: FILE\nlog_level: warn\nusers:\n  batch_size: 7\n  share: 0.5\n  trials: 2\n  cache:\n    ttl: 60s\n",
@@ -125,7 +125,7 @@ func TestLayersWinInOrder(t *testing.T) {
 	}
 }
 
-// TestBadFiles: what is wrong, where, and what is wanted.
+// TestBadFiles: the error says what is wrong, where, and what is valid.
 func TestBadFiles(t *testing.T) {
 	bomb := "a: &a [x,x,x,x,x,x,x,x,x]\n"
 	for c := 'b'; c < 'z'; c++ {
@@ -194,7 +194,7 @@ func TestBadFiles(t *testing.T) {
 			if err == nil {
 				t.Fatalf("Load() = %v, want an error", c.Values())
 			}
-			if took := time.Since(begun); took > 15*time.Second { // a quarter of a second at most, without the race detector
+			if took := time.Since(begun); took > 15*time.Second { // at most a quarter of a second without the race detector
 				t.Errorf("it took %s", took)
 			}
 			check(t, err, append(row.says, path)...)
@@ -216,7 +216,7 @@ func check(t *testing.T, err error, says ...string) {
 	}
 }
 
-// TestGoodFiles: forms of files that mean what they seem to mean.
+// TestGoodFiles: unusual but valid forms of files.
 func TestGoodFiles(t *testing.T) {
 	for name, row := range map[string]struct{ file, text, stream string }{
 		"empty":           {"a.yaml", "", "EVENTS"},
@@ -250,7 +250,7 @@ func TestGoodFiles(t *testing.T) {
 	}
 }
 
-// TestNoFile: what cannot be read at all.
+// TestNoFile: files that cannot be read at all.
 func TestNoFile(t *testing.T) {
 	dir := t.TempDir()
 	pipe, closed := filepath.Join(dir, "pipe.yaml"), filepath.Join(dir, "closed.yaml")
@@ -269,7 +269,7 @@ func TestNoFile(t *testing.T) {
 		closed:                          "permission denied",
 	} {
 		if path == closed && os.Getuid() == 0 {
-			continue // nothing is closed to root
+			continue // root may read everything
 		}
 		_, err := schema().Load(path, nil, nil)
 		check(t, err, path, says)
@@ -289,7 +289,7 @@ func TestBadVariables(t *testing.T) {
 	}
 }
 
-// TestSecretsFromFiles: the content counts, from the file that the layer that wins names.
+// TestSecretsFromFiles: the secret is the content of the file that the winning layer names.
 func TestSecretsFromFiles(t *testing.T) {
 	url := "postgres://ann:" + secret + "@host/x"
 	from, other := file(t, "url", "\n "+url+"\n"), file(t, "other", "postgres://other/x")
@@ -376,7 +376,7 @@ func TestMask(t *testing.T) {
 	}
 }
 
-// TestWarnsOfOpenSecrets: once, with the key and without the value.
+// TestWarnsOfOpenSecrets: one warning, with the key and without the value.
 func TestWarnsOfOpenSecrets(t *testing.T) {
 	for _, row := range []struct {
 		text string
@@ -419,7 +419,7 @@ func TestHash(t *testing.T) {
 	}
 }
 
-// TestWrite: what Write writes is valid, and changes nothing.
+// TestWrite: the output of Write is valid, and changes nothing.
 func TestWrite(t *testing.T) {
 	var b strings.Builder
 	if err := schema().Write(&b); err != nil {
@@ -442,8 +442,8 @@ func TestWrite(t *testing.T) {
 	}
 }
 
-// FuzzConfig: whatever the file, it is valid as a whole or an error that names it, and
-// what is valid keeps the rules.
+// FuzzConfig: any file is valid as a whole, or gives an error that names it; a valid one
+// keeps the rules.
 func FuzzConfig(f *testing.F) {
 	for _, seed := range []string{
 		"", "users:\n  batch_size: 5\n", "users: {cache: {ttl: 10s}}", "[users]\nbatch_size = 5", "a: &a [*a]", "\t", "{", "- a", "? [a]\n: b",

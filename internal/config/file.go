@@ -16,19 +16,19 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// maxFile bounds a file of configuration or with a secret.
+// maxFile bounds a configuration file, or a file with a secret.
 const maxFile = 1 << 20
 
-// maxLevels is more than any key has. What is below is not looked at: a section that deep
-// is unknown.
+// maxLevels is more than any key has. Deeper levels are not read: a section that deep is
+// unknown.
 const maxLevels = 8
 
-// An entry is one key of a file, in the order in which they stand there.
+// An entry is one key of a file, in the order of the file.
 type entry struct {
 	key  string
 	kind kind
 	text string
-	line int // 0 if it is not known
+	line int // 0 if unknown
 }
 
 type kind int
@@ -61,7 +61,7 @@ func (l *loading) readFile() []entry {
 	return entries
 }
 
-// take makes the entries of the file values.
+// take turns the entries of the file into values.
 func (l *loading) take(entries []entry) {
 	lines, skip := make(map[string]int), ""
 	for _, e := range entries {
@@ -81,14 +81,14 @@ func (l *loading) take(entries []entry) {
 		case !known && !l.schema.section(e.key):
 			l.fail("%s: %s", at, l.schema.unknown(e.key))
 			skip = e.key + "."
-		case e.kind == nothing || e.kind == single && e.text == "": // as if it were not there
+		case e.kind == nothing || e.kind == single && e.text == "": // as if the key were absent
 		case !known && e.kind != section:
 			l.fail("%s: %s is a section, want keys below it", at, e.key)
 		case known && e.kind != single:
 			l.fail("%s: %s is a section or a list, want a single value", at, e.key)
 			skip = e.key + "."
 		case known && l.schema.byName[e.key] == nil:
-			l.values[e.key] = Value{e.key, e.text, at} // names a secret's file
+			l.values[e.key] = Value{e.key, e.text, at} // the name of a secret's file
 		case known:
 			l.set(Value{e.key, e.text, at})
 			l.guard(e)
@@ -110,7 +110,7 @@ func (l *loading) guard(e entry) {
 	l.warnings = append(l.warnings, warning)
 }
 
-// secretFile returns the secret whose file a key names, nil if it does no such thing.
+// secretFile returns the secret whose file a key names, nil if it names none.
 func (s *Schema) secretFile(key string) *Key {
 	name, ok := strings.CutSuffix(key, "_file")
 	if k := s.byName[name]; ok && k != nil && k.Secret {
@@ -119,8 +119,8 @@ func (s *Schema) secretFile(key string) *Key {
 	return nil
 }
 
-// readSecrets takes secrets from the files that the file, or a variable, names, unless
-// they are given.
+// readSecrets reads secrets from the files that the file, or a variable, names, unless they
+// are given.
 func (l *loading) readSecrets(given []Value) {
 	for _, k := range l.schema.keys {
 		if !k.Secret || !k.Used {
@@ -156,7 +156,7 @@ func (l *loading) readSecrets(given []Value) {
 	}
 }
 
-// read returns what is in a regular file.
+// read returns the content of a regular file.
 func read(path string) ([]byte, error) {
 	info, err := os.Stat(path) // before it is opened: a pipe would wait for a writer
 	if err != nil {
@@ -190,7 +190,7 @@ func what(m fs.FileMode) string {
 	return "a device or socket"
 }
 
-// parse returns the entries of a file in the format that its name tells.
+// parse returns the entries of a file in the format that its name indicates.
 func parse(file string, b []byte) ([]entry, error) {
 	b = bytes.TrimPrefix(b, []byte("\ufeff"))
 	if !utf8.Valid(b) {
@@ -202,10 +202,10 @@ func parse(file string, b []byte) ([]entry, error) {
 	case ".toml":
 		return parseTOML(file, b)
 	}
-	return nil, fmt.Errorf("%s is neither .yaml nor .yml nor .toml, want a name that tells its format", file)
+	return nil, fmt.Errorf("%s is neither .yaml nor .yml nor .toml, want a name that shows its format", file)
 }
 
-// quoted is a piece of the file in an error of the parser: it may be part of a secret.
+// quoted matches a piece of the file in an error of the parser: it may be part of a secret.
 var quoted = regexp.MustCompile("['\"`].*['\"`]")
 
 func parseYAML(file string, b []byte) ([]entry, error) {

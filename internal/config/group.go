@@ -9,15 +9,17 @@ import (
 	"strings"
 )
 
-// A Group is a section with entries that whoever writes the configuration names, each with the same
-// keys: of the group relays, relays.orders.stream is the stream of the entry orders. Entries matter at the start.
+// A Group is a section whose entries the author of the configuration names, each with the
+// same keys. In the group relays, relays.orders.stream is the stream of the entry orders.
+// Entries are read at the start only.
 type Group struct {
 	Name  string
 	Usage string
 	Keys  func(entry string) []Key // their names are those within the entry
 }
 
-// entryName is what an entry may be called: what an environment variable can say, and -.
+// entryName matches the name of an entry: characters that an environment variable can hold,
+// and -.
 var entryName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,39}$`)
 
 // With returns a schema with a group.
@@ -51,7 +53,7 @@ func (l *loading) expand(entries []entry) {
 	l.schema, l.Config.schema = &whole, &whole
 }
 
-// named returns the names that stand below a group, in the file or in a variable.
+// named returns the names below a group, in the file or in a variable.
 func (l *loading) named(group string, entries []entry) []string {
 	names := make(map[string]bool)
 	for _, e := range entries {

@@ -19,9 +19,9 @@ import (
 )
 
 const (
-	quiet  = 100 * time.Millisecond // for so long a file has to be left alone before it is read
-	doubt  = time.Second            // for so long if it may not have been written to its end
-	lookup = 2 * time.Second        // how often one looks without having been told
+	quiet  = 100 * time.Millisecond // a file has to be unchanged for this long before it is read
+	doubt  = time.Second            // the same, if its end may be missing
+	lookup = 2 * time.Second        // how often to check without a notification
 )
 
 // A Live is the configuration of a running process, which follows its file.
@@ -44,16 +44,16 @@ func NewLive(first *Config, load func() (*Config, error), log *slog.Logger) *Liv
 	return l
 }
 
-// Current returns what holds now.
+// Current returns the current configuration.
 func (l *Live) Current() *Config { return l.current.Load() }
 
-// Subscribe has apply called with each change, one at a time. Nothing can be refused
-// there: both are valid. Call it before [Live.Run].
+// Subscribe has apply called with each change, one at a time. apply cannot refuse a change:
+// both configurations are valid. Call Subscribe before [Live.Run].
 func (l *Live) Subscribe(apply func(old, now *Config)) { l.apply = append(l.apply, apply) }
 
-// Run follows the file until ctx ends. It reads it when it has changed and was then left
-// alone for a moment, or at once when something comes from ask. A file that is not
-// valid, empty or gone changes nothing, and is reported once.
+// Run follows the file until ctx ends. It reads the file when it has changed and was then
+// left unchanged for a moment, or at once when a signal comes from ask. A file that is
+// invalid, empty or gone changes nothing, and is reported once.
 func (l *Live) Run(ctx context.Context, ask <-chan os.Signal) error {
 	for _, w := range l.Current().warnings {
 		l.log.WarnContext(ctx, "the configuration is unwise", "warning", w)
@@ -99,9 +99,9 @@ func (l *Live) Run(ctx context.Context, ask <-chan os.Signal) error {
 	}
 }
 
-// watch returns what happens in the directory of the file: there a file that is replaced
-// by another one appears again, and so does a link to a directory that is. Without it
-// the file is looked at every two seconds.
+// watch returns the events in the directory of the file: a replaced file appears there
+// again, and so does a link to a replaced directory. Without events, the file is checked
+// every two seconds.
 func (l *Live) watch(ctx context.Context, path string) (events <-chan fsnotify.Event, errs <-chan error, done func()) {
 	if path == "" {
 		return nil, nil, func() {}
@@ -117,7 +117,7 @@ func (l *Live) watch(ctx context.Context, path string) (events <-chan fsnotify.E
 	return nil, nil, func() {}
 }
 
-// reload makes what is configured now hold, if all of it is valid.
+// reload applies the current configuration, if all of it is valid.
 func (l *Live) reload(ctx context.Context, asked bool) {
 	old := l.Current()
 	now, err := l.load()
@@ -138,7 +138,7 @@ func (l *Live) reload(ctx context.Context, asked bool) {
 		}
 		return
 	}
-	for _, apply := range l.apply { // also if only others use what has changed: the hash is everybody's
+	for _, apply := range l.apply { // also if only other processes use what has changed: the hash covers everything
 		apply(old, now)
 	}
 	if len(keys) == 0 {
@@ -190,11 +190,11 @@ func (c *Config) differences(other *Config) []string {
 	return keys
 }
 
-// A stamp tells versions of a file apart without reading it.
+// A stamp identifies a version of a file without reading it.
 type stamp struct {
 	size     int64
 	modified time.Time
-	target   string // behind all links
+	target   string // after all links
 	err      string
 }
 
@@ -210,11 +210,11 @@ func stampOf(path string) stamp {
 		}
 		return stamp{err: cause.Error()}
 	}
-	target, _ := filepath.EvalSymlinks(path) // which os.Stat has just done
+	target, _ := filepath.EvalSymlinks(path) // os.Stat has just done the same
 	return stamp{size: info.Size(), modified: info.ModTime(), target: target}
 }
 
-// unfinished reports whether the file may be half of one: its last line has no end.
+// unfinished reports whether the file may be incomplete: its last line has no end.
 func unfinished(path string) bool {
 	b, err := read(path)
 	return err == nil && !bytes.HasSuffix(b, []byte("\n"))

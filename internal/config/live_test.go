@@ -23,7 +23,7 @@ import (
 
 const patience = 20 * time.Second
 
-// A follower is a Live that runs, and what became of it.
+// A follower is a Live that runs, with a record of what it did.
 type follower struct {
 	*config.Live
 	t     *testing.T
@@ -33,7 +33,7 @@ type follower struct {
 	mu    sync.Mutex
 	log   bytes.Buffer
 	seen  []tuning // that were applied, in order
-	hash  string   // of what was applied last
+	hash  string   // of the last applied one
 }
 
 func (f *follower) Write(b []byte) (int, error) {
@@ -131,7 +131,7 @@ func replace(t *testing.T, path, text string) {
 	}
 }
 
-// TestFollowsTheFile however it is changed.
+// TestFollowsTheFile, in whichever way it is changed.
 func TestFollowsTheFile(t *testing.T) {
 	t.Parallel()
 	f := follow(t, file(t, "a.yaml", batch(1)))
@@ -158,7 +158,7 @@ func TestFollowsTheFile(t *testing.T) {
 	if err := os.Mkdir(filepath.Dir(f.path), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	write(t, f.path, batch(6)) // in a directory that nobody watches
+	write(t, f.path, batch(6)) // in a directory that is not watched
 	f.size(6)
 	f.says(`msg="configuration changed"`, 5)
 	f.says("keys=users.batch_size", 5)
@@ -174,7 +174,7 @@ func TestFollowsKubernetes(t *testing.T) {
 		if err := os.Mkdir(filepath.Join(dir, version), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		write(t, filepath.Join(dir, version, "pgjet.yaml"), strings.TrimSuffix(batch(n), "\n")) // as it may be
+		write(t, filepath.Join(dir, version, "pgjet.yaml"), strings.TrimSuffix(batch(n), "\n")) // which may happen
 		if err := os.Symlink(version, filepath.Join(dir, "..data_tmp")); err != nil {
 			t.Fatal(err)
 		}
@@ -212,8 +212,8 @@ func TestFollowsALink(t *testing.T) {
 	f.size(2)
 }
 
-// TestRefusesAsAWhole: a file with one fault changes nothing, is reported once, and
-// counted each time.
+// TestRefusesAsAWhole: a file with one fault changes nothing, is reported once, and counted
+// each time.
 func TestRefusesAsAWhole(t *testing.T) {
 	t.Parallel()
 	f := follow(t, file(t, "a.yaml", "log_level: info\n"+batch(1)))
@@ -224,7 +224,7 @@ func TestRefusesAsAWhole(t *testing.T) {
 	}
 	f.says("users.share is", 1)
 	f.says("nonsense", 1)
-	f.ask <- syscall.SIGHUP // somebody wants to know
+	f.ask <- syscall.SIGHUP // an operator asks
 	f.says("users.share is", 2)
 	f.says("hash="+f.Current().Hash(), 2)
 	if got, _ := f.Current().Lookup("log_level"); got.Text != "info" {
@@ -241,7 +241,7 @@ func TestRefusesAsAWhole(t *testing.T) {
 	}
 }
 
-// TestRefusesWhatNeedsARestart, and with it the rest of that file.
+// TestRefusesWhatNeedsARestart: the rest of that file is refused, too.
 func TestRefusesWhatNeedsARestart(t *testing.T) {
 	t.Parallel()
 	f := follow(t, file(t, "a.yaml", "stream: A\nport: 1\ndatabase_url: postgres://ann:"+secret+"@h/x\n"+batch(1)))
@@ -253,11 +253,11 @@ func TestRefusesWhatNeedsARestart(t *testing.T) {
 		t.Errorf("batch_size = %d, want 1", got)
 	}
 	replace(t, f.path, "stream: A\nport: 2\ndatabase_url: postgres://ann:"+secret+"@h/x\n"+batch(3))
-	f.size(3) // port is not of this process
+	f.size(3) // port is not used by this process
 }
 
-// TestHashOfOthersKeys: a key that only other processes use changes the hash, and whoever
-// tells the hash hears of it.
+// TestHashOfOthersKeys: a key that only other processes use changes the hash, and
+// subscribers get the new hash.
 func TestHashOfOthersKeys(t *testing.T) {
 	t.Parallel()
 	f := follow(t, file(t, "a.yaml", batch(1)))
@@ -267,11 +267,11 @@ func TestHashOfOthersKeys(t *testing.T) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if now := f.Current().Hash(); now == before || f.hash != now {
-		t.Errorf("the hash was %s and is %s, and %q was told", before, now, f.hash)
+		t.Errorf("the hash was %s and is %s, and subscribers got %q", before, now, f.hash)
 	}
 }
 
-// TestAsked: SIGHUP has the file read at once, and says so.
+// TestAsked: after SIGHUP the file is read at once, and that is logged.
 func TestAsked(t *testing.T) {
 	t.Parallel()
 	f := follow(t, file(t, "a.yaml", batch(1)))
@@ -285,7 +285,8 @@ func TestAsked(t *testing.T) {
 	none.says("no value has changed", 1)
 }
 
-// TestHalfAFile: none of the steps of a slow writer takes effect, and nor does an empty file.
+// TestHalfAFile: no intermediate state of a slow writer takes effect, nor does an empty
+// file.
 func TestHalfAFile(t *testing.T) {
 	t.Parallel()
 	whole := "users:\n  share: 0.5\n  cache:\n    enabled: false\n  batch_size: 500\n"
@@ -296,8 +297,8 @@ func TestHalfAFile(t *testing.T) {
 	for n := 1; n <= len(whole); n += 7 {
 		write(t, f.path, whole[:n])
 	}
-	write(t, f.path, strings.TrimSuffix(whole, "00\n")) // valid, but not meant
-	time.Sleep(300 * time.Millisecond)                  // for nothing to happen
+	write(t, f.path, strings.TrimSuffix(whole, "00\n")) // valid, but not intended
+	time.Sleep(300 * time.Millisecond)                  // nothing must happen
 	if got := f.loads.Load(); got != loads && time.Since(begun) < time.Second {
 		t.Errorf("a file without an end of its last line was taken at once")
 	}
@@ -307,12 +308,12 @@ func TestHalfAFile(t *testing.T) {
 	if got := f.applied(); len(got) != 1 && wrote < time.Second {
 		t.Errorf("applied were %+v, want one", got)
 	}
-	write(t, f.path, strings.TrimSuffix(batch(9), "\n")) // and left so
+	write(t, f.path, strings.TrimSuffix(batch(9), "\n")) // and left that way
 	f.size(9)
 }
 
-// TestReloadStorm: of 100 changes in a second the last one wins, for little work, and what
-// holds in between was one of them.
+// TestReloadStorm: of 100 changes in a second the last one wins, with little work, and each
+// intermediate configuration was one of them.
 func TestReloadStorm(t *testing.T) {
 	t.Parallel()
 	f := follow(t, file(t, "a.yaml", batch(1)))
@@ -374,7 +375,7 @@ func TestReloadWhileRead(t *testing.T) {
 	readers.Wait()
 }
 
-// TestMetrics: which configuration holds, since when, and refusals.
+// TestMetrics: the configuration in force, since when, and refusals.
 func TestMetrics(t *testing.T) {
 	reader := metric.NewManualReader()
 	was := otel.GetMeterProvider()

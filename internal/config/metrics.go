@@ -11,7 +11,7 @@ import (
 // scope names the instruments of this package.
 const scope = "github.com/pgjet/pgjet/internal/config"
 
-// metrics tell which configuration holds, and how often another one was refused.
+// A metrics shows which configuration is in force, and how often another one was refused.
 type metrics struct {
 	failures metric.Int64Counter
 	stop     func()
@@ -24,7 +24,7 @@ func newMetrics(l *Live) (*metrics, error) {
 		metric.WithDescription("Times that a changed configuration was refused.")); err != nil {
 		return nil, err
 	}
-	m.failures.Add(context.Background(), 0) // there from the beginning
+	m.failures.Add(context.Background(), 0) // exported from the beginning
 	hash, err := meter.Int64ObservableGauge("pgjet.config",
 		metric.WithDescription("1 for the hash of the values that hold, secrets excluded."))
 	if err != nil {

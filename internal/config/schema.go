@@ -12,7 +12,7 @@ import (
 	"github.com/go-playground/validator/v10"
 )
 
-// A Schema says which keys there are.
+// A Schema is the set of all keys.
 type Schema struct {
 	keys     []*Key
 	byName   map[string]*Key
@@ -20,29 +20,28 @@ type Schema struct {
 	groups   []Group
 }
 
-// A Key is a single value. It is text, to be understood by whoever uses it.
+// A Key is a single value. It is text, which its user interprets.
 type Key struct {
 	Name    string // such as database_url
 	Default string
 	Note    string // more about the default, for people
 	Usage   string
-	Want    string                            // a value that is valid, in words
-	Parse   func(text string) (string, error) // checks a text, and returns its usual form; nil takes any
+	Want    string                            // a valid value, in words
+	Parse   func(text string) (string, error) // checks a text, and returns its usual form; nil accepts any
 	Secret  bool                              // shown masked; NAME_file names a file with the value instead
 	Live    bool                              // may change while the process runs
-	Used    bool                              // by the process at hand
+	Used    bool                              // by this process
 	typed   func(string) (any, error)         // of a key in a section
 }
 
-// A Section is a group of keys that may change while the process runs. Default is a
-// struct whose fields have koanf and validate tags, or a map[string]bool, whose keys are all
-// that there are.
+// A Section is a group of keys that may change while the process runs. Default is a struct
+// whose fields have koanf and validate tags, or a map[string]bool that has all keys.
 type Section struct {
 	Name    string // such as users, or services.billing
 	Default any
 }
 
-// NewSchema returns the schema of these keys and sections.
+// NewSchema returns the schema with these keys and sections.
 func NewSchema(keys []Key, sections ...Section) *Schema {
 	s := &Schema{byName: make(map[string]*Key), sections: sections}
 	for _, k := range keys {
@@ -111,7 +110,7 @@ func named(t reflect.Type, rules string) string {
 	return rules
 }
 
-// limits says what the rules of a validate tag ask for.
+// limits describes the rules of a validate tag.
 func limits(rules string) string {
 	low, high, rest := "", "", ""
 	for rule := range strings.SplitSeq(rules, ",") {
@@ -167,11 +166,11 @@ func (k *Key) found(text string) string {
 	return strconv.Quote(text)
 }
 
-// open is an address that cannot hold a password.
+// open matches an address that cannot hold a password.
 var open = regexp.MustCompile(`^[a-z]+://(\[[0-9a-f:]+\]|[\w.-]+)(:\d+)?(/[\w-]*)?$`)
 
-// mask hides what is or may be a secret: of any key an address with a user. Of an
-// address without user and password everything is shown.
+// mask hides what is or may be a secret, such as an address with a user under any key. It
+// shows an address without user and password as a whole.
 func (k *Key) mask(text string) string {
 	withUser := strings.Contains(text, "://") && strings.Contains(text, "@")
 	if text == "" || !k.Secret && !withUser {
@@ -215,7 +214,7 @@ func (l *loading) broken(section Section) []string {
 	return keys
 }
 
-// unknown says that there is no such key, and which one may be meant.
+// unknown returns a message that there is no such key, with the key that may be meant.
 func (s *Schema) unknown(key string) string {
 	if most := 100; len(key) > most {
 		return "unknown key " + strconv.Quote(key[:most]+"…")
@@ -253,7 +252,7 @@ func split(key string) (parent, name string) {
 	return "", key
 }
 
-// Edits returns how many letters have to be put in, left out or replaced to make b of a.
+// Edits returns how many letters have to be inserted, deleted or replaced to turn a into b.
 func Edits(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

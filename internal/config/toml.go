@@ -48,8 +48,8 @@ var (
 	keyTOML   = regexp.MustCompile(`^\s*([\w."'-]+)\s*=`)
 )
 
-// linesTOML tells in which line a key stands. It reads no more than that, and can be
-// wrong about a file with multi-line strings: it is for messages.
+// linesTOML returns the line of each key, for messages. It reads nothing else, and can be
+// wrong about a file with multi-line strings.
 func linesTOML(text string) map[string]int {
 	lines, prefix, n := make(map[string]int), "", 0
 	unquote := strings.NewReplacer(`"`, "", `'`, "", " ", "")

@@ -31,7 +31,8 @@ func (s *Schema) Write(w io.Writer) error {
 	return t.Flush()
 }
 
-// write writes one key below the sections that are open, and returns those which are then.
+// write writes one key below the sections that are open, and returns the sections that are
+// open afterwards.
 func (k *Key) write(w io.Writer, open []string) []string {
 	levels := strings.Split(k.Name, ".")
 	last := len(levels) - 1
@@ -50,7 +51,7 @@ func (k *Key) write(w io.Writer, open []string) []string {
 	return open[:last:last]
 }
 
-// simple is what YAML takes as it stands.
+// simple matches text that YAML needs no quotes for.
 var simple = regexp.MustCompile(`^[\w./-]+(:[\w./-]+)*$`)
 
 func scalar(text string) string {

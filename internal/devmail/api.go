@@ -10,8 +10,8 @@ import (
 	"github.com/pgjet/pgjet/internal/web"
 )
 
-// policy lets the page load its own files only. A mail's frame inherits it: styles
-// in a mail apply, its images must be in it, and what it would fetch is not fetched.
+// policy lets the page load only its own files. A mail's frame inherits it: styles in a
+// mail apply, its images must be in it, and nothing is fetched.
 const policy = "default-src 'none'; style-src 'self' 'unsafe-inline'; script-src 'self'; connect-src 'self'; " +
 	"img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
@@ -42,7 +42,7 @@ func guard(next http.Handler) http.Handler {
 	})
 }
 
-// listMails answers with an ETag, and HEAD costs nothing: made to be polled.
+// listMails answers with an ETag, and HEAD is cheap: clients may poll it.
 func (s *Server) listMails(w http.ResponseWriter, r *http.Request) error {
 	mails, version := s.box.list()
 	w.Header().Set("ETag", version)
@@ -56,7 +56,7 @@ func (s *Server) listMails(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, r, mails)
 }
 
-// isTo reports whether address is a recipient, in whatever case.
+// isTo reports whether address is a recipient, in any case of letters.
 func (m Mail) isTo(address string) bool {
 	return slices.ContainsFunc(m.To, func(to string) bool { return strings.EqualFold(to, address) })
 }

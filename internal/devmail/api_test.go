@@ -94,7 +94,7 @@ func (s *server) wantFault(t *testing.T, want string) {
 	}
 }
 
-// etag polls, knowing the version known, and returns the version answered.
+// etag polls with the version known, and returns the version of the answer.
 func (s *server) etag(t *testing.T, known string, status int) string {
 	t.Helper()
 	req := s.request(t, "HEAD", "/api/messages", "")

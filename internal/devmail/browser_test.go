@@ -14,8 +14,8 @@ import (
 	"github.com/wneessen/go-mail"
 )
 
-// TestPageInABrowser lets a real browser load the page and run its script: a mail
-// that comes while the page is open appears, and nothing is blocked or fails.
+// TestPageInABrowser loads the page in a real browser and runs its script: a mail that
+// comes while the page is open appears, and nothing is blocked or fails.
 func TestPageInABrowser(t *testing.T) {
 	browser, err := exec.LookPath("chromium")
 	if err != nil {

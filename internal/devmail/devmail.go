@@ -1,32 +1,32 @@
-// Package devmail is the mail server of "pgjet dev": SMTP on a socket, and what
-// arrived on a web page for a person and as JSON for a test. Nothing is delivered
-// any further.
+// Package devmail is the mail server of "pgjet dev". It receives mails by SMTP, and shows
+// them on a web page for people and as JSON for tests. It delivers nothing any further.
 //
-// It is for development only. Whoever reaches its sockets may send any mail and
-// read every mail: there is no authentication and no TLS, so listen on loopback.
+// It is for development only. Anyone who reaches its sockets may send any mail and read
+// every mail: there is no authentication and no TLS, so listen on loopback.
 //
 // # SMTP
 //
-// Every recipient is accepted, one that is not ASCII if the sender has asked for SMTPUTF8. A mail is answered with 250 once it is stored: with
-// a directory, once its file is written, synced and renamed. What arrives is
-// limited to 10 MiB a mail; the newest 1000 mails are kept, and of those no more
-// than 128 MiB, though always the newest one.
+// Every recipient is accepted, one that is not ASCII if the sender has asked for SMTPUTF8.
+// A mail is answered with 250 once it is stored: with a directory, once its file is
+// written, synced and renamed. A mail may have 10 MiB. The newest 1000 mails are kept, up
+// to 128 MiB together, but always the newest one.
 //
 // # HTTP
 //
 //	GET    /                   the page; /messages/{id} with that mail open
 //	GET    /api/messages       every [Mail], newest first; ?to=ann@example.com filters
 //	GET    /api/messages/{id}  one [Mail]
-//	DELETE /api/messages       forget all mails, files too
+//	DELETE /api/messages       delete all mails and their files
 //	/fault                     the next sends fail: see [devfault]
 //
-// A fault strikes at the end of DATA, as a server does that is full, restarting or
-// dislikes what it has read: the sender has given everything away and is told no, late if it says so.
-// So one send uses up one fault, however many recipients it names, and its mail is
-// not stored. With 421 the connection is closed as well.
+// A fault comes at the end of DATA, as from a server that is full, restarting or dislikes
+// the content: the sender has sent everything and is refused, after a delay if the fault has
+// one. So one send uses up one fault, however many recipients it names, and its mail is not
+// stored. With code 421 the connection is closed as well.
 //
-// Errors are application/problem+json (RFC 9457). A browser may change things from this server's own pages only, and on
-// loopback a request must ask for 127.0.0.1 or localhost: see [web.Guard].
+// Errors are application/problem+json (RFC 9457). A browser may change things from this
+// server's own pages only, and on loopback a request must ask for 127.0.0.1 or localhost: see
+// [web.Guard].
 package devmail
 
 import (
@@ -48,8 +48,7 @@ const (
 	writeTimeout  = 10 * time.Second
 )
 
-// A Server takes mails in by SMTP and shows them over HTTP. It is safe for
-// concurrent use.
+// A Server receives mails by SMTP and shows them over HTTP. It is safe for concurrent use.
 type Server struct {
 	// WithoutSMTPUTF8 makes it a server without that extension (RFC 6531): it refuses
 	// addresses that are not ASCII. It must not change while ServeSMTP runs.
@@ -60,10 +59,9 @@ type Server struct {
 	faults devfault.Switch
 }
 
-// New returns a server that keeps mails in dir, one file each, and starts with
-// those it finds there; it makes dir if need be. A file that cannot be understood
-// is logged and left alone. With dir "" mails live in memory only. Two servers must
-// not share a directory.
+// New returns a server that keeps mails in dir, one file each, and starts with the mails in
+// it; it makes dir if need be. A file that cannot be read is logged and left alone. With
+// dir "" mails live in memory only. Two servers must not share a directory.
 func New(dir string, log *slog.Logger) (*Server, error) {
 	box, err := openMailbox(dir, log)
 	if err != nil {
@@ -72,9 +70,9 @@ func New(dir string, log *slog.Logger) (*Server, error) {
 	return &Server{log: log, box: box}, nil
 }
 
-// ServeSMTP serves SMTP on l until ctx ends, then returns nil; any other end is an
-// error. On the way out it closes l, lets a mail in hand be stored and answered,
-// and answers 421 to everyone else, so nothing of it runs on after it has returned.
+// ServeSMTP serves SMTP on l until ctx ends, then returns nil; any other end is an error.
+// Before it returns, it closes l, lets a mail that is being received be stored and
+// answered, and answers 421 to all other clients. Nothing of it runs on afterwards.
 func (s *Server) ServeSMTP(ctx context.Context, l net.Listener) error {
 	srv := s.smtpServer()
 	door := &listener{Listener: l}
@@ -84,7 +82,7 @@ func (s *Server) ServeSMTP(ctx context.Context, l net.Listener) error {
 	door.drain()
 	_ = srv.Shutdown(context.WithoutCancel(ctx)) // waits; the write timeout bounds it
 	if ctx.Err() != nil {
-		return nil // that is why the listener was closed
+		return nil // the listener was closed on purpose
 	}
 	return fmt.Errorf("serve smtp on %s: %w", l.Addr(), err)
 }

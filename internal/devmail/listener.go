@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// A listener can drain the connections that it has accepted: work in hand is
-// answered, nothing more is read. [smtp.Server] has no such way to stop; its Close
-// cuts off answers, its Shutdown waits for idle senders.
+// A listener can drain the connections that it has accepted: received commands are
+// answered, nothing more is read. [smtp.Server] cannot stop that way; its Close cuts off
+// answers, its Shutdown waits for idle senders.
 type listener struct {
 	net.Listener
 
@@ -33,7 +33,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// longAgo as a read deadline ends reading at once; the SMTP server answers 421 then.
+// longAgo is a read deadline that ends reading at once; the SMTP server answers 421 then.
 var longAgo = time.Unix(1, 0)
 
 // drain ends all reading, now and later. Call it after the last Accept.
@@ -53,7 +53,7 @@ type conn struct {
 	door *listener
 }
 
-// SetReadDeadline gives no more time once the listener drains.
+// SetReadDeadline extends no deadline once the listener drains.
 func (c *conn) SetReadDeadline(t time.Time) error {
 	c.door.mu.Lock()
 	defer c.door.mu.Unlock()
@@ -63,7 +63,7 @@ func (c *conn) SetReadDeadline(t time.Time) error {
 	return c.Conn.SetReadDeadline(t)
 }
 
-// Close closes the connection and lets the listener forget it.
+// Close closes the connection and removes it from the listener.
 func (c *conn) Close() error {
 	c.door.mu.Lock()
 	defer c.door.mu.Unlock()

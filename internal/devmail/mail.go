@@ -27,8 +27,7 @@ type Mail struct {
 	size int64 // bytes as it was sent
 }
 
-// parse reads what a mail says. A mail that breaks the rules of MIME is shown as it
-// came: its text is the whole of it.
+// parse reads a mail. If it breaks the rules of MIME, the whole mail is the text.
 func parse(raw []byte) Mail {
 	m := Mail{Headers: map[string][]string{}, size: int64(len(raw))}
 	e, err := message.Read(bytes.NewReader(raw))
@@ -83,7 +82,7 @@ func (m *Mail) addPart(p *mail.Part) error {
 	if !ok {
 		return nil
 	}
-	kind, _, _ := h.ContentType() // if it cannot be parsed: as it stands
+	kind, _, _ := h.ContentType() // if it cannot be parsed: as it is
 	if !strings.HasPrefix(kind, "text/") {
 		return nil
 	}
@@ -102,7 +101,7 @@ func (m *Mail) addPart(p *mail.Part) error {
 	return nil
 }
 
-// plain makes valid UTF-8 with "\n" at line ends.
+// plain returns b as valid UTF-8 with "\n" at line ends.
 func plain(b []byte) string {
 	s := strings.ToValidUTF8(string(b), "\uFFFD")
 	return strings.ReplaceAll(s, "\r\n", "\n")

@@ -136,10 +136,10 @@ func welcome(t *testing.T, to string) *mail.Msg {
 	return msg
 }
 
-// unsized leaves out what JSON does not carry.
+// unsized ignores the field that JSON does not contain.
 var unsized = cmp.FilterPath(func(p cmp.Path) bool { return p.String() == "size" }, cmp.Ignore())
 
-// checkMail compares what a test chose; id, time and headers are not its choice.
+// checkMail compares the fields that a test chose, which excludes id, time and headers.
 func checkMail(t *testing.T, got, want devmail.Mail) {
 	t.Helper()
 	got.ID, got.Time, got.Headers = "", time.Time{}, nil

@@ -65,12 +65,12 @@ func openMailbox(dir string, log *slog.Logger) (*mailbox, error) {
 	return b, nil
 }
 
-// load adds the mail in the file called name. What was never finished is removed,
-// what cannot be understood logged, what is no mail ignored.
+// load adds the mail in the file called name. It removes an unfinished file, logs one that
+// it cannot read, and ignores one that is no mail.
 func (b *mailbox) load(name string) {
 	path := filepath.Join(b.dir, name)
 	if strings.HasSuffix(name, newExt) {
-		_ = os.Remove(path) // its sender was never told 250
+		_ = os.Remove(path) // its sender never got 250
 		return
 	}
 	id, ok := strings.CutSuffix(name, mailExt)
@@ -130,7 +130,7 @@ func (b *mailbox) put(from string, to []string, raw []byte) error {
 	return nil
 }
 
-// write makes the file of a mail, all of it or nothing.
+// write makes the file of a mail, as a whole or not at all.
 func (b *mailbox) write(id string, e envelope, raw []byte) error {
 	line, err := json.Marshal(e)
 	if err != nil {
@@ -144,7 +144,7 @@ func (b *mailbox) write(id string, e envelope, raw []byte) error {
 	if err == nil {
 		err = syncDir(b.dir)
 	}
-	if err != nil { // the sender will come again
+	if err != nil { // the sender will try again
 		_ = os.Remove(path + newExt)
 		_ = os.Remove(path + mailExt)
 	}
@@ -190,7 +190,7 @@ func (b *mailbox) add(m Mail) {
 	}
 }
 
-// drop forgets the n oldest mails, even those whose files it cannot remove.
+// drop removes the n oldest mails, even those whose files it cannot remove.
 func (b *mailbox) drop(n int) error {
 	var errs []error
 	for _, m := range b.mails[:n] {
@@ -207,7 +207,7 @@ func (b *mailbox) drop(n int) error {
 	return errors.Join(errs...)
 }
 
-// empty forgets all mails.
+// empty removes all mails.
 func (b *mailbox) empty() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()

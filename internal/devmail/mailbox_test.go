@@ -57,7 +57,7 @@ func TestRestartKeepsMails(t *testing.T) {
 	}
 }
 
-// damage puts files in dir that are no mails, and one that was never finished.
+// damage puts files in dir that are no mails, and one that is unfinished.
 func damage(t *testing.T, dir string) {
 	t.Helper()
 	for name, data := range map[string]string{

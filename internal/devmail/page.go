@@ -15,7 +15,7 @@ var pageTemplate = template.Must(template.New("page.html").
 	Funcs(template.FuncMap{"when": when}).
 	ParseFS(files, "web/page.html"))
 
-// A view is what the page shows.
+// A view is the content of the page.
 type view struct {
 	Version string // of Mails
 	Mails   []Mail
@@ -41,11 +41,11 @@ func (s *Server) page(w http.ResponseWriter, r *http.Request) error {
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.WriteHeader(status)
-	_, _ = out.WriteTo(w) // a reader who has left needs no answer
+	_, _ = out.WriteTo(w) // a reader that has left needs no answer
 	return nil
 }
 
-// when writes a time as a person nearby would: today's without the date.
+// when formats a time for a reader nearby: today's without the date.
 func when(t time.Time) string {
 	t = t.Local()
 	if t.Format(time.DateOnly) == time.Now().Format(time.DateOnly) {

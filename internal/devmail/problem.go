@@ -17,11 +17,11 @@ type problem struct {
 // Error returns the detail.
 func (p *problem) Error() string { return cmp.Or(p.Detail, http.StatusText(p.Status)) }
 
-// A handler answers a request, or returns why it cannot: a [*problem] is the
-// caller's to know, every other error is ours.
+// A handler answers a request, or returns why it cannot. A [*problem] is shown to the
+// client, any other error is not.
 type handler func(w http.ResponseWriter, r *http.Request) error
 
-// ServeHTTP is where errors meet HTTP.
+// ServeHTTP answers a handler's errors.
 func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	err := h(w, r)
 	if err == nil {
@@ -34,5 +34,5 @@ func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.Title = http.StatusText(p.Status)
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(p.Status)
-	_ = json.NewEncoder(w).Encode(p) // a caller who has left needs no answer
+	_ = json.NewEncoder(w).Encode(p) // a client that has left needs no answer
 }

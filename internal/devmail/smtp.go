@@ -11,7 +11,7 @@ import (
 	"github.com/emersion/go-smtp"
 )
 
-// What a sender is told. All but an address and the size limit may be tried again.
+// Refusals. All but those for an address and the size limit are temporary.
 var (
 	errNotASCII = &smtp.SMTPError{Code: 553, EnhancedCode: smtp.EnhancedCode{5, 6, 7}, Message: "devmail: an address that is not ASCII needs SMTPUTF8"}
 
@@ -48,7 +48,7 @@ func (s *session) check(address string) error {
 	return nil
 }
 
-// Rcpt accepts every recipient that may be named.
+// Rcpt accepts every valid recipient.
 func (s *session) Rcpt(to string, _ *smtp.RcptOptions) error {
 	if err := s.check(to); err != nil {
 		return err
@@ -57,9 +57,8 @@ func (s *session) Rcpt(to string, _ *smtp.RcptOptions) error {
 	return nil
 }
 
-// Data stores the mail, or fails as the fault in force says. Nothing of the session
-// may be touched before r has been read to its end: with BDAT, Reset runs at the
-// same time if the sender gives up.
+// Data stores the mail, or fails as the current fault says. Do not use the session before r
+// has been read to its end: with BDAT, Reset runs at the same time if the sender gives up.
 func (s *session) Data(r io.Reader) error {
 	raw, err := io.ReadAll(r)
 	if err != nil {
@@ -72,14 +71,14 @@ func (s *session) Data(r io.Reader) error {
 		return &smtp.SMTPError{Code: f.Status, Message: "devmail: fault injected"}
 	}
 	if err := s.box.put(s.from, slices.Clone(s.to), raw); err != nil {
-		s.log.Error("store mail, sender told to try again", "err", err)
+		s.log.Error("store mail, sender asked to try again", "err", err)
 		return errNotStored
 	}
 	return nil
 }
 
-// refusal is what the sender of a mail that could not be read is told. A go-smtp
-// server answers an unknown error with 554, for good; a broken connection is not.
+// refusal returns the answer for a mail that could not be read. go-smtp answers an unknown
+// error with 554, which is permanent; a broken connection is not.
 func refusal(err error) error {
 	if smtpErr, ok := errors.AsType[*smtp.SMTPError](err); ok {
 		return smtpErr
@@ -90,7 +89,7 @@ func refusal(err error) error {
 	return errNotWhole
 }
 
-// Reset forgets the mail that was begun.
+// Reset drops the unfinished mail.
 func (s *session) Reset() {
 	s.from, s.to = "", nil
 	if s.hangUp {

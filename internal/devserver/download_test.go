@@ -16,7 +16,7 @@ import (
 	"testing"
 )
 
-// script is a program that says that it is PostgreSQL.
+// script is a program that claims to be PostgreSQL.
 func script(version string) string {
 	return "#!/bin/sh\necho 'postgres (PostgreSQL) " + version + " (of nobody)'\n"
 }
@@ -45,7 +45,7 @@ func pack(t *testing.T, pairs ...string) []byte {
 	return b.Bytes()
 }
 
-// wholeServer returns an archive of a whole, if small, server.
+// wholeServer returns an archive of a complete, if small, server.
 func wholeServer(t *testing.T) []byte {
 	return pack(t,
 		"package/package.json", "{}",
@@ -89,7 +89,7 @@ func TestDownloadIsKept(t *testing.T) {
 	if b, err := os.ReadFile(link); err != nil || string(b) != "library" {
 		t.Errorf("the link in the archive's list reads %q, %v", b, err)
 	}
-	o.Mirror = "" // once is enough
+	o.Mirror = "" // one download is enough
 	if _, err := f.find(t.Context(), o); err != nil {
 		t.Errorf("find with a cached download: %v", err)
 	}
@@ -178,7 +178,7 @@ func TestUnpackRefusesLinksInTheArchive(t *testing.T) {
 	}
 }
 
-// TestPinned: there is a build of each major version that pgjet works with.
+// TestPinned: there is a build of each supported major version.
 func TestPinned(t *testing.T) {
 	t.Parallel()
 	for major := oldest; major <= newest; major++ {

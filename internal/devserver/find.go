@@ -19,16 +19,16 @@ import (
 // oldest is the oldest major version that pgjet works with.
 const oldest = 14
 
-// FindPostgres returns the directory with the PostgreSQL programs that
-// [StartPostgres] would run with the same options:
+// FindPostgres returns the directory with the PostgreSQL programs that [StartPostgres]
+// would run with the same options:
 //
 //   - those in o.Bin, if it is set, and no others;
 //   - else the newest ones installed, where packages put them or on PATH;
 //   - else those downloaded earlier into the user's cache directory;
 //   - else it downloads a pinned build there, which takes seconds.
 //
-// Data in o.Dir can be served by the major version that made it only; others are
-// passed over. The error says where it looked and what will help.
+// Only the major version that made the data in o.Dir can serve it; others are skipped. The
+// error says where it looked and what to do.
 func FindPostgres(ctx context.Context, o PostgresOptions) (string, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -37,7 +37,7 @@ func FindPostgres(ctx context.Context, o PostgresOptions) (string, error) {
 	return found.bin, err
 }
 
-// A version is that of a PostgreSQL server.
+// A version is a version of a PostgreSQL server.
 type version struct {
 	major, minor int
 	text         string
@@ -53,7 +53,7 @@ type installed struct {
 	version version
 }
 
-// inspect looks at the programs in a directory. They must be complete and run.
+// inspect checks the programs in a directory. They must be complete and run.
 func inspect(ctx context.Context, bin string) (installed, error) {
 	bin, err := filepath.Abs(bin)
 	if err != nil {
@@ -81,7 +81,7 @@ func inspect(ctx context.Context, bin string) (installed, error) {
 	return installed{bin, version{major, minor, m[1]}}, nil
 }
 
-// A finder knows where to look.
+// A finder holds the places to search.
 type finder struct {
 	patterns []string // of directories where packages put the programs
 	path     bool     // look on PATH too
@@ -109,8 +109,8 @@ var patterns = map[string][]string{
 	},
 }
 
-// cacheDir returns where downloads are kept. Root's own cache could not be
-// entered by the user that runs the server.
+// cacheDir returns the directory of downloads. Root's own cache could not be entered by the
+// user that runs the server.
 func cacheDir() string {
 	if os.Geteuid() == 0 {
 		return "/var/cache/pgjet"
@@ -154,8 +154,7 @@ func (f finder) find(ctx context.Context, o PostgresOptions) (installed, error) 
 	return found, nil
 }
 
-// installed returns what is installed, newest first, and why something found was
-// passed over.
+// installed returns the installed versions, newest first, and why one was skipped.
 func (f finder) installed(ctx context.Context) (all []installed, unfit error) {
 	for _, bin := range f.candidates() {
 		in, err := inspect(ctx, bin)
@@ -189,7 +188,7 @@ func (f finder) candidates() []string {
 	return bins
 }
 
-// mismatch says that the data in dir was made by another major version.
+// mismatch returns the error that the data in dir was made by another major version.
 func (f finder) mismatch(ctx context.Context, dir string, need int, found version) error {
 	bin := fmt.Sprintf("DIR   keeps it, with the programs of PostgreSQL %d in DIR", need)
 	all, _ := f.installed(ctx)
@@ -204,7 +203,7 @@ func (f finder) mismatch(ctx context.Context, dir string, need int, found versio
 		"  pgjet dev --pg-bin %s", dir, need, found.major, bin)
 }
 
-// A NotFoundError says that there is no PostgreSQL, where was looked, and what to do.
+// A NotFoundError says that no PostgreSQL was found, where it was searched, and what to do.
 type NotFoundError struct {
 	Looked   string // for what, and where
 	Download error  // why none was downloaded

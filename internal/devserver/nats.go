@@ -16,29 +16,30 @@ import (
 	"golang.org/x/crypto/bcrypt"
 )
 
-// NATSOptions say how [StartNATS] runs its server.
+// NATSOptions configure the server of [StartNATS].
 type NATSOptions struct {
 	// Dir holds the streams. It is made if it is missing, and kept. No other
 	// server may use it at the same time.
 	Dir string
 	// Port is the TCP port on 127.0.0.1; 0 picks a free one.
 	Port int
-	// Lazy leaves it to the system when to write to disk what was acknowledged,
-	// as NATS does by default: faster, and the last minutes are lost if the
-	// machine crashes. Otherwise every message is on disk before it is acknowledged.
+	// Lazy lets the system decide when acknowledged messages are written to disk, as NATS
+	// does by default. That is faster, but a crash of the machine loses the last minutes.
+	// Otherwise every message is on disk before it is acknowledged.
 	Lazy bool
-	// Password is what the user pgjet has to say to connect; "" lets everybody on 127.0.0.1 in.
+	// Password is the password of the user pgjet; with "" everyone on 127.0.0.1 may
+	// connect.
 	Password string
 	// MaxStore bounds the bytes of all streams; 0 takes most of the free disk.
 	MaxStore int64
-	// Connections is how many clients the server holds at most, logged in or not; 0 is as many as
-	// NATS holds by default, 65 536. Each takes a descriptor of this process.
+	// Connections is the largest number of clients, logged in or not; 0 is the default of
+	// NATS, 65 536. Each takes a descriptor of this process.
 	Connections int
-	// Config is more configuration, in the format of NATS's own file, such as
-	// "max_payload: 64KB" or a cluster. It wins over the fields above.
+	// Config is more configuration, in the format of NATS's own file, such as "max_payload:
+	// 64KB" or a cluster. It overrides the fields above.
 	Config string
-	// Log gets what the server says: warnings and errors as such, the rest at
-	// debug level; nil discards it.
+	// Log receives the server's log: warnings and errors as such, the rest at debug level;
+	// nil discards it.
 	Log *slog.Logger
 }
 
@@ -49,9 +50,9 @@ type NATS struct {
 	server  *server.Server
 }
 
-// StartNATS starts a server inside this process and returns once it accepts
-// connections and JetStream is up. Everybody on 127.0.0.1 may connect, unless
-// o.Password or o.Config says otherwise.
+// StartNATS starts a server inside this process and returns once it accepts connections and
+// JetStream is up. Everyone on 127.0.0.1 may connect, unless o.Password or o.Config says
+// otherwise.
 func StartNATS(o NATSOptions) (*NATS, error) {
 	if o.Dir == "" {
 		return nil, errors.New("start NATS: no directory is named")
@@ -115,8 +116,8 @@ func natsOptions(o NATSOptions) (*server.Options, error) {
 	return options, options.ProcessConfigString(o.Config)
 }
 
-// check makes sure that the server is up, and that it is the one that answers at
-// its address: it reports a failed start in its log only.
+// check makes sure that the server is up, and that this server answers at its address: a
+// failed start appears only in its log.
 func (n *NATS) check(log *natsLog) error {
 	if err := log.fatal(); err != nil {
 		return err
@@ -134,8 +135,8 @@ func (n *NATS) check(log *natsLog) error {
 	return nil
 }
 
-// greeting returns the id in the first line that a NATS server sends, before TLS and
-// before anybody logs in.
+// greeting returns the id in the first line that a NATS server sends, before TLS and the
+// log-in.
 func greeting(port int) (string, error) {
 	conn, err := net.DialTimeout("tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), patience)
 	if err != nil {
@@ -167,9 +168,8 @@ func (n *NATS) URL() string {
 // Version returns the version of the server, such as "2.15.2".
 func (n *NATS) Version() string { return server.VERSION }
 
-// Options returns the options with which the server runs, its port filled in: a
-// server started with them after this one stopped has the same address and the
-// same streams.
+// Options returns the options with which the server runs, with its actual port. A server
+// started with them after this one stopped has the same address and the same streams.
 func (n *NATS) Options() NATSOptions { return n.options }
 
 // Healthy returns nil while the server is up, its streams are there, and, in a
@@ -189,7 +189,7 @@ func (n *NATS) Stop() {
 	n.server.WaitForShutdown()
 }
 
-// A natsLog hands on what the server logs and keeps what stopped it from starting.
+// A natsLog passes on the server's log, and keeps the error that stopped it from starting.
 type natsLog struct {
 	log *slog.Logger
 

@@ -90,7 +90,7 @@ func TestNATSSaysWhyItDoesNotStart(t *testing.T) {
 	}
 }
 
-// TestNATSWithUsers: a server that lets nobody in without a password starts all the same.
+// TestNATSWithUsers: a server that requires a password starts all the same.
 func TestNATSWithUsers(t *testing.T) {
 	t.Parallel()
 	n, err := devserver.StartNATS(devserver.NATSOptions{
@@ -111,7 +111,8 @@ func TestNATSWithUsers(t *testing.T) {
 	conn.Close()
 }
 
-// TestNATSHoldsSoManyClients: the server refuses one client too many, and takes the next after one has left.
+// TestNATSHoldsSoManyClients: the server refuses one client too many, and accepts the next
+// after one has left.
 func TestNATSHoldsSoManyClients(t *testing.T) {
 	t.Parallel()
 	n, err := devserver.StartNATS(devserver.NATSOptions{Dir: t.TempDir(), Lazy: true, Connections: 3})

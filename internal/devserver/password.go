@@ -11,13 +11,13 @@ import (
 	"strings"
 )
 
-// hbaFile is the name of the file, in a cluster's directory, by which a server with a password
-// knows who may connect.
+// hbaFile is the name of the file, in a cluster's directory, that says who may connect to a
+// server with a password.
 const hbaFile = "pgjet_hba.conf"
 
-// protect gives the superuser the password o.Password, unless it has it, and writes the file
-// that has everybody say it. A cluster that was made without one, by an earlier version, is
-// changed: the server does not accept connections meanwhile.
+// protect sets the superuser's password to o.Password, unless it is set, and writes the
+// file that requires a password. It also changes a cluster of an earlier version, made
+// without one: the server does not accept connections meanwhile.
 func (pr program) protect(ctx context.Context, o PostgresOptions) error {
 	path := filepath.Join(o.Dir, hbaFile)
 	want := fmt.Sprintf("# of a password with the digest %x\nhost all all 127.0.0.1/32 scram-sha-256\n", sha256.Sum256([]byte(o.Password)))

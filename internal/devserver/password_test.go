@@ -12,8 +12,8 @@ import (
 	"github.com/pgjet/pgjet/internal/devserver"
 )
 
-// TestPostgresPassword starts a cluster that lets everybody in, and then the same one with a
-// password, and with another: the data is there, and nobody connects without it.
+// TestPostgresPassword starts a cluster without a password, then with one, and then with
+// another: the data is there, and no client connects without the password.
 func TestPostgresPassword(t *testing.T) {
 	t.Parallel()
 	o := devserver.PostgresOptions{Dir: t.TempDir() + "/data"}

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// A Port is a TCP port on 127.0.0.1 and what it is for.
+// A Port is a TCP port on 127.0.0.1 with its use.
 type Port struct {
 	Number int
 	Use    string // "users API"
@@ -19,7 +19,7 @@ type Port struct {
 // String returns "port 7400 (users API)".
 func (p Port) String() string { return fmt.Sprintf("port %d (%s)", p.Number, p.Use) }
 
-// A PortsError says which ports are in use by others, and what to do about it.
+// A PortsError says which ports other programs use, and what to do about it.
 type PortsError struct {
 	Busy []Port
 }
@@ -50,9 +50,9 @@ func (e *PortsError) next() int {
 	return 7400
 }
 
-// CheckPorts returns a [*PortsError] if one of the ports cannot be listened on,
-// nil if all are free. A port in use is asked again for a second, since what used
-// it may just be ending. A port of 0 is free.
+// CheckPorts returns a [*PortsError] if it cannot listen on one of the ports, nil if all
+// are free. It tries a port in use again for a second, since the other program may just be
+// ending. A port of 0 is free.
 func CheckPorts(ctx context.Context, ports ...Port) error {
 	for deadline := time.Now().Add(time.Second); ; {
 		taken := slices.DeleteFunc(slices.Clone(ports), func(p Port) bool { return !busy(p.Number) })
@@ -75,7 +75,7 @@ func busy(port int) bool {
 	return false
 }
 
-// freePort returns a port that nobody listens on at the moment.
+// freePort returns a port on which no program listens at the moment.
 func freePort() (int, error) {
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {

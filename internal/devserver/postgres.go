@@ -22,7 +22,7 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// PostgresOptions say which server [StartPostgres] runs, where, and how.
+// PostgresOptions configure the server of [StartPostgres].
 type PostgresOptions struct {
 	// Dir holds the data. It is made if it is missing or empty, and kept.
 	Dir string
@@ -36,14 +36,14 @@ type PostgresOptions struct {
 	// Durable makes commits survive a crash of the machine. Without it the server
 	// is faster and its data may be lost: for tests only.
 	Durable bool
-	// Password is what the superuser has to say to connect; "" lets everybody on 127.0.0.1 in,
-	// as anybody: for tests only. A cluster without one, or with another, gets it.
+	// Password is the superuser's password; with "" everyone on 127.0.0.1 may connect as
+	// any user: for tests only. A cluster without one, or with another one, gets this one.
 	Password string
-	// Settings are further server settings; they win over those made here.
+	// Settings are further server settings; they override those made here.
 	Settings map[string]string
 	// Env is added to the environment of the server, as NAME=VALUE: for tests only.
 	Env []string
-	// Log gets what the server says, at debug level; nil discards it.
+	// Log receives the server's log, at debug level; nil discards it.
 	Log *slog.Logger
 }
 
@@ -64,14 +64,13 @@ type Postgres struct {
 	ended   error // why the process ended, once done is closed
 }
 
-// StartPostgres starts a server and returns once it accepts connections and has
-// the database "pgjet", owned by the superuser "pgjet". Without o.Password
-// everybody on 127.0.0.1 may connect as anybody; other addresses and sockets are not served.
+// StartPostgres starts a server and returns once it accepts connections and has the
+// database "pgjet", owned by the superuser "pgjet". Without o.Password, everyone on
+// 127.0.0.1 may connect as any user; other addresses and sockets are not served.
 //
-// It first waits, up to ten seconds, for a server that still shuts down on the
-// same data. ctx bounds the start only: the server runs until [Postgres.Stop] or
-// the end of this process. The error of a server that does not start carries the
-// last lines that it wrote.
+// It first waits, up to ten seconds, for a server that still shuts down on the same data.
+// ctx bounds the start only: the server runs until [Postgres.Stop] or the end of this
+// process. If the server does not start, the error has the last lines of its output.
 func StartPostgres(ctx context.Context, o PostgresOptions) (*Postgres, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -117,9 +116,9 @@ type program struct {
 	account account
 }
 
-// startPatiently starts the server, again if it failed for one of two reasons
-// that pass: somebody took the free port that was picked for it, or processes of
-// a server that was killed still hold its memory, and therefore its lock.
+// startPatiently starts the server, and tries again after a failure of two kinds that pass:
+// another program took the free port that was picked, or processes of a killed server still
+// hold its memory, and therefore its lock.
 func (pr program) startPatiently(ctx context.Context, o PostgresOptions) (*Postgres, error) {
 	for deadline := time.Now().Add(patience); ; {
 		p, err := pr.start(ctx, o)
@@ -147,7 +146,7 @@ func (pr program) start(ctx context.Context, o PostgresOptions) (*Postgres, erro
 	p.cmd = pr.command(context.Background(), "postgres", arguments(o)...)
 	p.cmd.Env = append(p.cmd.Env, o.Env...)
 	p.cmd.Stdout, p.cmd.Stderr = p.output, p.output
-	p.cmd.WaitDelay = time.Second // what a killed server leaves behind may hold its output open
+	p.cmd.WaitDelay = time.Second // remains of a killed server may keep its output open
 	if err := p.run(); err != nil {
 		return nil, err
 	}
@@ -161,12 +160,12 @@ func (pr program) start(ctx context.Context, o PostgresOptions) (*Postgres, erro
 	return p, nil
 }
 
-// command returns a command that runs one of the programs with the account. The
-// environment has nothing that would change what the program does.
+// command returns a command that runs one of the programs with the account, in an
+// environment that does not influence it.
 func (pr program) command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(pr.bin, name), args...)
 	cmd.SysProcAttr = pr.account.attributes()
-	cmd.Dir = pr.bin // ours may be closed to the account
+	cmd.Dir = pr.bin // the account may not be able to enter ours
 	for _, v := range os.Environ() {
 		if !strings.HasPrefix(v, "PG") && !strings.HasPrefix(v, "LC_") {
 			cmd.Env = append(cmd.Env, v)
@@ -176,8 +175,8 @@ func (pr program) command(ctx context.Context, name string, args ...string) *exe
 	return cmd
 }
 
-// arguments returns the command line of the server: nothing is left to the
-// configuration file in the cluster, which belongs to the user.
+// arguments returns the command line of the server. The configuration file in the cluster
+// belongs to the user, so nothing depends on it.
 func arguments(o PostgresOptions) []string {
 	onOff := map[bool]string{true: "on", false: "off"}
 	settings := map[string]string{
@@ -234,8 +233,8 @@ func (p *Postgres) run() error {
 	return <-started
 }
 
-// waitReady waits until the server says, in the file that it keeps in the cluster,
-// that it accepts connections. Asking on the port could be answered by another.
+// waitReady waits until the server reports, in its lock file, that it accepts connections.
+// On the port another server could answer.
 func (p *Postgres) waitReady(ctx context.Context) error {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
@@ -316,7 +315,7 @@ func (p *Postgres) url(database string) string {
 	return fmt.Sprintf("postgres://%s@127.0.0.1:%d/%s?sslmode=disable", userinfo(p.options.Password), p.options.Port, database)
 }
 
-// userinfo returns who connects, as it stands in a URL.
+// userinfo returns the user and password for a URL.
 func userinfo(password string) *url.Userinfo {
 	if password == "" {
 		return url.User(superuser)
@@ -330,9 +329,9 @@ func (p *Postgres) Version() string { return p.version.String() }
 // PID returns the process id of the server.
 func (p *Postgres) PID() int { return p.cmd.Process.Pid }
 
-// Options returns the options with which the server runs, its port and programs
-// filled in: a server started with them after this one ended has the same address
-// and the same data.
+// Options returns the options with which the server runs, with its actual port and
+// programs. A server started with them after this one ended has the same address and the
+// same data.
 func (p *Postgres) Options() PostgresOptions { return p.options }
 
 // Done returns a channel that is closed when the server process has ended.
@@ -349,14 +348,13 @@ func (p *Postgres) Err() error {
 	return p.ended
 }
 
-// Stop shuts the server down and returns once its process has ended. Open
-// transactions are rolled back. A server that takes longer than ten seconds is
-// ended by force, which is the only error that Stop returns; its data recovers at
-// the next start. Further calls do nothing but wait.
+// Stop shuts the server down and returns once its process has ended. Open transactions are
+// rolled back. A server that takes longer than ten seconds is killed, which is the only
+// error that Stop returns; its data recovers at the next start. Further calls only wait.
 func (p *Postgres) Stop() error {
 	p.mu.Lock()
 	select {
-	case <-p.done: // on its own: Err keeps the reason
+	case <-p.done: // by itself: Err has the reason
 	default:
 		p.stopped = true
 	}
@@ -365,7 +363,7 @@ func (p *Postgres) Stop() error {
 		return nil
 	}
 	if !p.end(syscall.SIGQUIT, patience) {
-		_ = p.cmd.Process.Kill() // it ended by itself otherwise
+		_ = p.cmd.Process.Kill() // it may have ended by itself
 		<-p.done
 	}
 	return fmt.Errorf("PostgreSQL (pid %d) did not shut down within %s and was ended by force%s", p.PID(), patience, p.output)

@@ -105,8 +105,7 @@ func within(t *testing.T, d time.Duration, what string, cond func() bool) {
 	}
 }
 
-// ended reports whether a process is gone, or dead and only kept by a parent that
-// does not care.
+// ended reports whether a process is gone, or is a zombie that its parent has not reaped.
 func ended(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err != nil || strings.Contains(string(stat), ") Z ")
@@ -170,7 +169,7 @@ func TestPostgresComesBackAfterKill(t *testing.T) {
 
 func TestPostgresDiesWithItsParent(t *testing.T) {
 	if runtime.GOOS != "linux" {
-		t.Skip("only Linux tells a child that its parent died")
+		t.Skip("only Linux signals a child when its parent dies")
 	}
 	t.Parallel()
 	dir := filepath.Join(openDir(t), "pg")
@@ -191,7 +190,7 @@ func TestPostgresDiesWithItsParent(t *testing.T) {
 	}
 	parent.Process.Kill()
 	parent.Wait()
-	// The next one waits until its predecessor is gone.
+	// The next server waits until the one before it is gone.
 	p := start(t, devserver.PostgresOptions{Dir: dir})
 	within(t, 5*time.Second, "the end of the killed parent's server", func() bool { return ended(pid) })
 	query(t, p, `select 'up'`)
@@ -265,7 +264,7 @@ func TestPostgresInPrivateDirectory(t *testing.T) {
 	if info, err := os.Stat(private); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("the directory of the user is %v %v, want it left at 0700", info.Mode(), err)
 	}
-	// Opened, the data goes on under another account.
+	// With access opened, the data is used under another account.
 	for _, d := range []string{private, filepath.Dir(private)} {
 		if err := os.Chmod(d, 0o755); err != nil {
 			t.Fatal(err)
@@ -305,7 +304,7 @@ func TestPostgresNamesBusyPort(t *testing.T) {
 	}
 }
 
-// TestStandby: a server that only reads is ready, too.
+// TestStandby: a read-only server is ready, too.
 func TestStandby(t *testing.T) {
 	t.Parallel()
 	p, err := devserver.StartPostgres(t.Context(), devserver.PostgresOptions{Dir: filepath.Join(openDir(t), "pg")})

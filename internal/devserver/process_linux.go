@@ -12,7 +12,7 @@ import (
 	"syscall"
 )
 
-// namespaces: a process may appear to itself as another user.
+// namespaces says whether a process may appear to itself as another user.
 const namespaces = true
 
 // nobody is the user id that root has inside its namespace.
@@ -38,9 +38,9 @@ func holdThread() func() {
 	return runtime.UnlockOSThread
 }
 
-// serves reports whether pid, or any other process, is at work on the cluster in
-// dir: the processes of a server work in that directory, and those of one that
-// was killed do for a moment more. If pid may not be looked at, its name decides.
+// serves reports whether pid, or any other process, works on the cluster in dir. The
+// processes of a server have that working directory, and those of a killed server keep it
+// for a moment. If pid may not be examined, its name decides.
 func serves(pid int, dir string) bool {
 	want, err := os.Stat(dir)
 	if err != nil {

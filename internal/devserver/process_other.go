@@ -19,7 +19,7 @@ func (a account) attributes() *syscall.SysProcAttr {
 
 func holdThread() func() { return func() {} }
 
-// serves reports whether the living process pid is, by its name, a server.
+// serves reports whether the running process pid is, by its name, a server.
 func serves(pid int, _ string) bool {
 	name, err := exec.Command("ps", "-p", strconv.Itoa(pid), "-o", "comm=").Output()
 	return err == nil && strings.Contains(string(name), "postgres")

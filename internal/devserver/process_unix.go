@@ -15,18 +15,17 @@ import (
 	"syscall"
 )
 
-// An account is whom the server programs run as. The zero account is whoever runs
+// An account is the user that runs the server programs. The zero account is the user of
 // this process.
 type account struct {
-	other     bool   // not whoever runs this process
-	uid, gid  uint32 // who owns the files, as this process sees it
+	other     bool   // it differs from the user of this process
+	uid, gid  uint32 // the owner of the files, as this process sees it
 	namespace bool   // uid appears to the programs as nobody
 }
 
-// chooseAccount returns an account that may run the programs in bin and enter
-// dir. PostgreSQL does not run as root. Root therefore becomes the user postgres,
-// else nobody; if neither may enter dir, root disguised as nobody, where the
-// system can do that.
+// chooseAccount returns an account that may run the programs in bin and enter dir.
+// PostgreSQL does not run as root. So root becomes the user postgres, else nobody. If
+// neither may enter dir, it is root disguised as nobody, if the system can do that.
 func chooseAccount(ctx context.Context, bin, dir string) (account, error) {
 	if os.Geteuid() != 0 {
 		return account{}, nil
@@ -62,8 +61,8 @@ func accounts() []account {
 	return all
 }
 
-// try runs one of the programs in dir: the answer of the system holds for access
-// lists and confined containers too.
+// try runs one of the programs in dir, so that the system decides, even with access lists
+// and confined containers.
 func (a account) try(ctx context.Context, bin, dir string) error {
 	cmd := exec.CommandContext(ctx, filepath.Join(bin, "postgres"), "--version")
 	cmd.SysProcAttr = a.attributes()
@@ -72,7 +71,7 @@ func (a account) try(ctx context.Context, bin, dir string) error {
 	return cmd.Run()
 }
 
-// refusal says what root must change.
+// refusal returns an error that says what root must change.
 func refusal(bin, dir string, err error) error {
 	const why = "PostgreSQL refuses to run as root, and no other user can enter %s: choose another directory with %s"
 	if d := closed(dir); d != "" {
@@ -84,8 +83,8 @@ func refusal(bin, dir string, err error) error {
 	return fmt.Errorf("PostgreSQL refuses to run as root, and cannot be run as another user here: run pgjet as another user (%w)", err)
 }
 
-// closed returns the uppermost directory on the way to path that only its owner
-// and its group may enter, "" if there is none.
+// closed returns the uppermost directory on the way to path that only its owner and its
+// group may enter, "" if there is none.
 func closed(path string) string {
 	found := ""
 	for d := path; ; d = filepath.Dir(d) {
@@ -98,7 +97,7 @@ func closed(path string) string {
 	}
 }
 
-// own makes the account the owner of dir and all in it, unless it is already.
+// own makes the account the owner of dir and everything in it, unless it is already.
 func (a account) own(dir string) error {
 	if !a.other {
 		return nil
@@ -110,7 +109,7 @@ func (a account) own(dir string) error {
 	if s, ok := info.Sys().(*syscall.Stat_t); ok && s.Uid == a.uid {
 		return nil
 	}
-	// The directory itself comes last: it tells whether all was done.
+	// The directory itself comes last: its owner shows that all was done.
 	var paths []string
 	err = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		paths = append(paths, path)
@@ -130,5 +129,5 @@ func (a account) credential() *syscall.Credential {
 	return &syscall.Credential{Uid: a.uid, Gid: a.gid}
 }
 
-// alive reports whether there is a process pid that could be a server of ours.
+// alive reports whether a process pid exists that could be one of our servers.
 func alive(pid int) bool { return pid > 0 && syscall.Kill(pid, 0) == nil }

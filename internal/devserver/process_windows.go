@@ -6,7 +6,7 @@ import (
 	"syscall"
 )
 
-// An account is whom the server programs run as: whoever runs this process.
+// An account is the user that runs the server programs: that of this process.
 type account struct{}
 
 func chooseAccount(context.Context, string, string) (account, error) { return account{}, nil }
@@ -28,5 +28,5 @@ func alive(pid int) bool {
 	return err == nil
 }
 
-// serves believes the lock.
+// serves trusts the lock.
 func serves(int, string) bool { return true }

@@ -12,8 +12,8 @@ const (
 	tailBytes = 8 << 10 // of one line; the rest is dropped
 )
 
-// A tail takes the output of a process: it logs every line and keeps the last
-// ones for an error message.
+// A tail receives the output of a process: it logs every line and keeps the last ones for
+// an error message.
 type tail struct {
 	log *slog.Logger
 
@@ -38,7 +38,7 @@ func (t *tail) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// flush ends the last line, for a process that did not.
+// flush ends the last line, for a process that did not end it.
 func (t *tail) flush() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -58,8 +58,8 @@ func (t *tail) endLine() {
 	}
 }
 
-// String returns the last lines as the end of an error message: a colon and an
-// indented line each, or nothing if there are none.
+// String returns the last lines for the end of an error message: a colon and an indented
+// line each, or nothing if there are none.
 func (t *tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()

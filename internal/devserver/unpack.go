@@ -13,7 +13,7 @@ import (
 	"strings"
 )
 
-// Bounds of what an archive may unpack to, some times what the builds have.
+// Bounds for unpacking an archive, some times the size of the builds.
 const (
 	maxFiles    = 20_000
 	maxUnpacked = 512 << 20 // bytes
@@ -27,9 +27,9 @@ const (
 	links  = "pg-symlinks.json"
 )
 
-// unpack writes the server in an npm archive into dir, which must not exist, for
-// everybody to read. It refuses an archive that would write or link to anything
-// outside of dir, or is larger than its bounds.
+// unpack writes the server in an npm archive into dir, which must not exist, readable for
+// everyone. It refuses an archive that would write or link to anything outside of dir, or
+// is larger than its bounds.
 func unpack(archive, dir string) error {
 	f, err := os.Open(archive)
 	if err != nil {
@@ -117,7 +117,7 @@ func (u *unpacking) file(name string, r io.Reader) (err error) {
 	return errors.Join(err, f.Chmod(mode), f.Close())
 }
 
-// makeDirs makes a directory and its parents, and remembers new ones.
+// makeDirs makes a directory and its parents, and records the new ones.
 func (u *unpacking) makeDirs(dir string) error {
 	if _, err := u.root.Stat(dir); err == nil {
 		return nil
@@ -129,8 +129,8 @@ func (u *unpacking) makeDirs(dir string) error {
 	return u.root.Mkdir(dir, 0o755)
 }
 
-// makeLinks makes the links in the list, which names them, and what they lead to,
-// from the root of the package.
+// makeLinks makes the links in the list. It names each link and its target, from the root
+// of the package.
 func (u *unpacking) makeLinks() error {
 	if u.links == nil {
 		return nil
@@ -159,7 +159,7 @@ func (u *unpacking) makeLinks() error {
 	return nil
 }
 
-// openDirs lets everybody enter the directories, whatever the umask.
+// openDirs lets everyone enter the directories, whatever the umask.
 func (u *unpacking) openDirs() error {
 	for _, dir := range append(u.dirs, ".") {
 		if err := u.root.Chmod(dir, 0o755); err != nil {

@@ -9,7 +9,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// An account is a user's.
+// An account belongs to a user.
 type account struct {
 	AccountID string `json:"account_id"`
 	UserID    string `json:"user_id"`
@@ -22,10 +22,10 @@ type billing struct {
 	state ledger
 }
 
-// A ledger is what is kept. Keys are remembered for ever.
+// A ledger is the stored state. Keys are kept for ever.
 type ledger struct {
 	Accounts map[string]account `json:"accounts"` // by id
-	Keys     map[string]account `json:"keys"`     // what they opened; without an id: nothing, and never will
+	Keys     map[string]account `json:"keys"`     // the account that each key opened; without an id: none, and it never will
 }
 
 func (s *server) billing(f file) error {

@@ -1,19 +1,21 @@
-// Package devservices stands in for two services of others, for development: profiles
-// and billing. They keep their state as JSON in a directory, and can be told to fail.
+// Package devservices has stand-ins for two foreign services, for development: profiles and
+// billing. They keep their state as JSON in a directory, and can be made to fail.
 //
 // Profiles:
 //
-//   - PUT /profiles/{user_id} with {"name"}: 201, or 200 if there was one; {"user_id","name"}
+//   - PUT /profiles/{user_id} with {"name"}: 201, or 200 if there was one;
+//     {"user_id","name"}
 //   - GET /profiles/{user_id}: 200 or 404
 //   - DELETE /profiles/{user_id}: 204, also if there is none
 //
 // Billing:
 //
-//   - POST /accounts with {"user_id"} and an Idempotency-Key: 201, {"account_id","user_id"}; the
-//     same answer for the same key; 422 if it says something else; 409 once the key is deleted
+//   - POST /accounts with {"user_id"} and an Idempotency-Key: 201,
+//     {"account_id","user_id"}; the same answer for the same key; 422 if the request
+//     differs; 409 once the key is deleted
 //   - DELETE /accounts/{account_id}: 204, also if there is none
-//   - DELETE /accounts?key=KEY: the account that a POST with this key opened, if it did; and
-//     none will open one
+//   - DELETE /accounts?key=KEY: closes the account that a POST with this key opened, if
+//     any; later ones will open none
 //   - GET /accounts?user_id=ID: {"accounts":[…]}
 //
 // Both:
@@ -22,9 +24,9 @@
 //     carried out even if the caller has gone.
 //   - GET /livez: 200, whatever the fault
 //
-// Refusals are problem details (RFC 9457) with a code. State is written before the
-// answer. Nothing here asks who calls: serve it on this machine alone. There, a request must ask
-// for 127.0.0.1 or localhost: see [web.Guard].
+// Refusals are problem details (RFC 9457) with a code. State is written before the answer.
+// There is no authentication: serve it on this machine alone. There, a request must name
+// 127.0.0.1 or localhost: see [web.Guard].
 package devservices
 
 import (
@@ -49,8 +51,8 @@ const (
 	Billing  = "billing"
 )
 
-// New returns the stand-in of that name, which keeps its state in dir; nowhere, if dir
-// is empty.
+// New returns the stand-in of that name. It keeps its state in dir, or only in memory if
+// dir is empty.
 func New(name, dir string, log *slog.Logger) (http.Handler, error) {
 	s := &server{log: log.With("service", name), mux: http.NewServeMux()}
 	s.declines = name == Billing
@@ -85,7 +87,7 @@ type server struct {
 	declines bool // 402 is an answer of the service itself
 }
 
-// ServeHTTP logs what was asked for by its route, and how it was answered.
+// ServeHTTP logs the route and status of each request.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	begun := time.Now()
 	a := &answer{ResponseWriter: w, status: http.StatusOK}
@@ -94,7 +96,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.log.DebugContext(r.Context(), "request", "route", route, "status", a.status, "took", time.Since(begun))
 }
 
-// handle adds a route that the fault switch concerns.
+// handle adds a route that faults apply to.
 func (s *server) handle(pattern string, h handler) {
 	s.mux.Handle(pattern, handler(func(w http.ResponseWriter, r *http.Request) error {
 		f := s.faults.Take()
@@ -105,7 +107,8 @@ func (s *server) handle(pattern string, h handler) {
 			if f.Status != 0 {
 				return r.Context().Err()
 			}
-			// As in any service, the work goes on though nobody waits for the answer.
+			// As in any service, the work goes on even if the client does not wait for the
+			// answer.
 			<-late
 		}
 		if f.Status != 0 {
@@ -123,7 +126,7 @@ func (s *server) fail(f devfault.Fault) error {
 	return &problem{Status: f.Status, Code: "fault", Detail: "this stand-in was told to fail"}
 }
 
-// An answer remembers its status.
+// An answer records its status.
 type answer struct {
 	http.ResponseWriter
 	status int

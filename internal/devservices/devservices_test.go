@@ -185,10 +185,10 @@ func TestFaults(t *testing.T) {
 	if got := ask(t, 402, "POST", billing+"/accounts", `{"user_id":"`+annID+`"}`, "k"); !strings.Contains(got, `"code":"declined"`) {
 		t.Errorf("billing declines with %s", got)
 	}
-	ask(t, 201, "POST", billing+"/accounts", `{"user_id":"`+annID+`"}`, "k") // an order may be given again
+	ask(t, 201, "POST", billing+"/accounts", `{"user_id":"`+annID+`"}`, "k") // a request may be repeated
 }
 
-// TestWorkGoesOn: a caller who does not wait does not know what became of the request.
+// TestWorkGoesOn: a request is carried out even if its client does not wait for the answer.
 func TestWorkGoesOn(t *testing.T) {
 	t.Parallel()
 	at := start(t, devservices.Profiles, t.TempDir())

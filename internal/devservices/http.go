@@ -11,7 +11,7 @@ import (
 
 const maxBody = 4 << 10
 
-// A handler's error is answered as a problem.
+// A handler answers a request. Its error is answered as a problem.
 type handler func(w http.ResponseWriter, r *http.Request) error
 
 // ServeHTTP calls h.
@@ -27,7 +27,7 @@ func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.Type, p.Title = "about:blank", http.StatusText(p.Status)
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(p.Status)
-	_ = json.NewEncoder(w).Encode(p) // the client is gone otherwise
+	_ = json.NewEncoder(w).Encode(p) // the client may be gone
 }
 
 // A problem is an RFC 9457 problem.
@@ -52,7 +52,7 @@ func writeJSON(w http.ResponseWriter, status int, v any) error {
 	return json.NewEncoder(w).Encode(v)
 }
 
-// readJSON reads a body that is one small object without fields that are not v's.
+// readJSON reads a body that is one small object with no fields that v lacks.
 func readJSON(w http.ResponseWriter, r *http.Request, v any) error {
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
 	dec.DisallowUnknownFields()
@@ -68,7 +68,7 @@ func readJSON(w http.ResponseWriter, r *http.Request, v any) error {
 	return &problem{Status: http.StatusBadRequest, Code: "invalid_body", Detail: "the body is not one JSON object of the fields that are known here"}
 }
 
-// userID returns an id of a user in its one form.
+// userID returns a user's id in its canonical form.
 func userID(s string) (string, error) {
 	id, err := uuid.Parse(s)
 	if err != nil || s != id.String() {

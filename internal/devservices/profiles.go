@@ -6,7 +6,7 @@ import (
 	"unicode/utf8"
 )
 
-// A profile is what the service knows of a user.
+// A profile is the service's record of a user.
 type profile struct {
 	UserID string `json:"user_id"`
 	Name   string `json:"name"`
@@ -16,7 +16,7 @@ type profiles struct {
 	file file
 
 	mu  sync.Mutex
-	all map[string]profile // by user; the zero one was deleted, for good
+	all map[string]profile // by user; a zero one was deleted, for good
 }
 
 func (s *server) profiles(f file) error {
@@ -70,8 +70,8 @@ func (p *profiles) get(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, found)
 }
 
-// delete also keeps a request that is still on its way from making a profile. Nobody else
-// ever has the id of that user.
+// delete also keeps a request that is still on its way from making a profile. No other user
+// ever gets that id.
 func (p *profiles) delete(w http.ResponseWriter, r *http.Request) error {
 	id, err := userID(r.PathValue("user_id"))
 	if err != nil {

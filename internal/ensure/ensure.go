@@ -1,5 +1,5 @@
-// Package ensure is what the verb consumer ensure does: it makes the durable consumers of a consumer, compares those that exist, and adds event
-// types to them.
+// Package ensure implements the verb consumer ensure: it makes the durable consumers of a
+// consumer, compares existing ones, and adds event types to them.
 package ensure
 
 import (
@@ -22,19 +22,20 @@ import (
 )
 
 const (
-	// lookTime bounds what is asked of the servers for one consumer.
+	// lookTime bounds the requests to the servers for one consumer.
 	lookTime = 10 * time.Second
-	// extendTime bounds how long types are added: what the stream already holds of them has to be found.
+	// extendTime bounds how long adding types takes: their events that the stream already
+	// holds have to be found.
 	extendTime = 10 * time.Minute
 )
 
-// Exit codes of a command that ends with an [Error], as docs/cli.md has them.
+// Exit codes of a command that ends with an [Error], as in docs/cli.md.
 const (
 	NotFound = 4
 	Findings = 6
 )
 
-// An Error is an answer that is not what one hopes for, such as that a durable consumer differs.
+// An Error is an unwanted result, such as that a durable consumer differs.
 type Error struct {
 	Exit int // code
 	Err  error
@@ -46,19 +47,21 @@ func (e *Error) Unwrap() error { return e.Err }
 // ExitCode returns the exit code of the command.
 func (e *Error) ExitCode() int { return e.Exit }
 
-// A Place is where the durable consumers are, and whose.
+// A Place is where durable consumers are, and to which database they belong.
 type Place struct {
 	JS     jetstream.JetStream
 	Stream string
 	Prefix string        // what the subjects of the events begin with
 	DB     *pgxpool.Pool // of the consumer; nil: durable consumers name no database
 	From   uuid.UUID     // another database, gone for good, to which the durable consumers may belong; uuid.Nil is none
-	By     string        // who changes something
-	// Typed returns a command of pgjet, such as consumer ensure NAME, as one has to type it here.
+	By     string        // the operator that makes a change
+	// Typed returns a command of pgjet, such as consumer ensure NAME, as the user has to
+	// type it.
 	Typed func(command string) string
 }
 
-// Extend adds the types that c handles and its durable consumers lack. DB reaches PostgreSQL itself, not a pooler.
+// Extend adds the types that c handles and its durable consumers lack. DB must reach
+// PostgreSQL directly, not through a pooler.
 func (p *Place) Extend(ctx context.Context, c consumers.Consumer) (result replay.Extended, err error) {
 	want, err := c.Configs(p.Prefix)
 	if err != nil {
@@ -73,7 +76,7 @@ func (p *Place) Extend(ctx context.Context, c consumers.Consumer) (result replay
 	return result, nil
 }
 
-// Apply is Extend, and says what it did.
+// Apply is Extend, and returns a report of what it did.
 func (p *Place) Apply(ctx context.Context, c consumers.Consumer) (text string, err error) {
 	result, err := p.Extend(ctx, c)
 	if err != nil || len(result.Types) == 0 {
@@ -89,8 +92,8 @@ func (p *Place) Apply(ctx context.Context, c consumers.Consumer) (text string, e
 	return text, nil
 }
 
-// Make creates the durable consumers of c that are missing, and says what it did. A difference, or what a dry run finds missing, is
-// an [Error].
+// Make creates the missing durable consumers of c, and returns a report of what it did. If
+// one differs, or a dry run finds one missing, the error is an [Error].
 func (p *Place) Make(ctx context.Context, c consumers.Consumer, dryRun bool) (text string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
@@ -169,7 +172,7 @@ func (p *Place) configs(ctx context.Context, c consumers.Consumer) ([]jetstream.
 	return want, nil
 }
 
-// Made says what became of a durable consumer.
+// Made returns a report of the result of making a durable consumer.
 func (p *Place) Made(ctx context.Context, name string, created bool, err error) (string, error) {
 	switch class := natsconn.Of(err); {
 	case class == jserror.ConsumerMissing:
@@ -184,7 +187,7 @@ func (p *Place) Made(ctx context.Context, name string, created bool, err error) 
 	return fmt.Sprintf("durable consumer %s of stream %s is as it should be\n", name, p.Stream), nil
 }
 
-// toAdd says what to type if types are missing.
+// toAdd returns the command to type if types are missing.
 func (p *Place) toAdd(ctx context.Context, consumer string, want []jetstream.ConsumerConfig) string {
 	lacks, err := replay.Lacks(ctx, p.JS, p.Stream, want)
 	if err != nil || len(lacks) == 0 {
@@ -193,10 +196,12 @@ func (p *Place) toAdd(ctx context.Context, consumer string, want []jetstream.Con
 	return fmt.Sprintf("\nto add %s: %s", strings.Join(lacks, ", "), p.Typed("pgjet consumer ensure "+consumer+" --apply"))
 }
 
-// claims says of how many durable consumers that named no database [consumers.Claim] had what success.
+// A claims counts the results of [consumers.Claim] for durable consumers that named no
+// database.
 type claims struct{ named, refused int }
 
-// add counts what [consumers.Claim] returned. That NATS does not let it is no error: processes work without.
+// add counts a result of [consumers.Claim]. It is no error if NATS does not permit it:
+// processes work without.
 func (c *claims) add(news bool, err error) error {
 	switch {
 	case errors.Is(err, consumers.ErrNotClaimed):

@@ -1,12 +1,13 @@
-// Package health serves the pages by which a process is watched:
+// Package health serves the pages for monitoring a process:
 //
-//   - /livez answers 200 as long as the process answers at all. It looks at no
-//     dependency: restarting us does not repair PostgreSQL.
-//   - /readyz answers 200 if every check passes, else 503, with the cause of each, its role if it
-//     shares its work with other processes, and the time at which they began. A healthy standby
-//     is ready. A part that is ready and does badly is degraded: the answer is 200 and says so.
-//     However many ask, the checks are made once a second
-//     at most: an answer is that old at most, and the time that they take.
+//   - /livez answers 200 as long as the process answers at all. It checks no dependency:
+//     restarting the process does not repair PostgreSQL.
+//   - /readyz answers 200 if every check passes, else 503, with the cause of each, its role
+//     if it shares its work with other processes, and the time at which they began. A
+//     healthy standby is ready. A part that is ready but has trouble is degraded: the
+//     answer is 200 and says so. The checks run at most once a second, however many
+//     requests come. So an answer is at most a second older than the time that the checks
+//     take.
 //   - /metrics is for Prometheus.
 package health
 
@@ -23,18 +24,18 @@ import (
 
 const (
 	checkTimeout = 2 * time.Second // for all checks together
-	fresh        = time.Second     // for so long their results are told again
+	fresh        = time.Second     // how long their results are reused
 )
 
-// A Check says whether one part of the process can do its work.
+// A Check reports whether one part of the process can do its work.
 type Check struct {
 	Name  string
 	Ready func(context.Context) error // nil if so; the error's text is shown
-	// Role, unless it is nil, returns leader or standby, and a sentence about it if there is
-	// something to say. Whether a part is ready does not depend on it.
+	// Role, unless it is nil, returns leader or standby, and optionally a sentence about
+	// it. Readiness does not depend on it.
 	Role func() (role, detail string)
-	// Degraded, unless it is nil, returns what is wrong although the part is ready, or "": for
-	// people, since neither a restart nor another process would help.
+	// Degraded, unless it is nil, returns the trouble of a part that is ready, or "". It is
+	// for people, since neither a restart nor another process would help.
 	Degraded func() string
 }
 
@@ -51,19 +52,20 @@ type Health struct {
 	last     atomic.Pointer[look]
 }
 
-// A Breaker is one that is open or half open. Whether a part is ready does not depend on it.
+// A Breaker is a circuit breaker that is open or half open. Readiness does not depend on
+// it.
 type Breaker struct {
 	Service string    `json:"service"` // that is away
 	Since   time.Time `json:"since"`
 }
 
-// A look is what the checks said, and when they began.
+// A look is the results of the checks, and when they began.
 type look struct {
 	at     time.Time
 	checks []result
 }
 
-// Stop makes /readyz answer 503 from now on, so that nobody sends more work.
+// Stop makes /readyz answer 503 from now on, so that no more work is sent.
 func (h *Health) Stop() { h.stopping.Store(true) }
 
 // Handler serves the pages.
@@ -76,7 +78,7 @@ func (h *Health) Handler() http.Handler {
 	mux.Handle("GET /metrics", h.Metrics)
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		_, _ = io.WriteString(w, "/livez\n/readyz\n/metrics\n") // the client's loss
+		_, _ = io.WriteString(w, "/livez\n/readyz\n/metrics\n") // the client may be gone
 	})
 	return mux
 }
@@ -99,7 +101,7 @@ type result struct {
 	Degraded string `json:"degraded,omitempty"`
 }
 
-// ready reports what the checks say, or said just now.
+// ready returns a report of the checks, which may be a second old.
 func (h *Health) ready(ctx context.Context) report {
 	l := h.look(ctx)
 	rep := report{Status: "ok", Version: h.Version, Time: l.at, Checks: l.checks}
@@ -120,7 +122,7 @@ func (h *Health) ready(ctx context.Context) report {
 	return rep
 }
 
-// look has those who ask at the same time share one look.
+// look lets requests at the same time share one look.
 func (h *Health) look(ctx context.Context) *look {
 	l, _, _ := h.looking.Do("", func() (any, error) {
 		if l := h.last.Load(); l != nil && time.Since(l.at) < fresh {
@@ -134,7 +136,7 @@ func (h *Health) look(ctx context.Context) *look {
 	return l.(*look)
 }
 
-// check runs all checks at the same time. One that does not answer in time is not
+// check runs all checks at the same time. A check that does not answer in time is not
 // ready, even if it goes on.
 func (h *Health) check(ctx context.Context) []result {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
@@ -179,5 +181,5 @@ func reply(w http.ResponseWriter, rep report) {
 	if rep.Status != "ok" && rep.Status != "degraded" {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}
-	_ = json.NewEncoder(w).Encode(rep) // the client is gone otherwise
+	_ = json.NewEncoder(w).Encode(rep) // the client may be gone
 }

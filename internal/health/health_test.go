@@ -16,7 +16,7 @@ import (
 	"github.com/pgjet/pgjet/internal/health"
 )
 
-// A page is what /livez and /readyz say.
+// A page is the answer of /livez or /readyz.
 type page struct {
 	code    int
 	Status  string    `json:"status"`
@@ -104,7 +104,7 @@ func TestReadyNamesTheCause(t *testing.T) {
 	}
 }
 
-// TestRole: a standby says that it is one, and is as ready as a leader.
+// TestRole: a standby reports its role, and is as ready as a leader.
 func TestRole(t *testing.T) {
 	standby := func() (string, string) { return "standby", "another one leads" }
 	for _, row := range []struct {
@@ -118,8 +118,7 @@ func TestRole(t *testing.T) {
 	}
 }
 
-// TestHangingCheck: the answer comes in time, even if a check does not heed its
-// context.
+// TestHangingCheck: the answer comes in time, even if a check ignores its context.
 func TestHangingCheck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		never := make(chan struct{})
@@ -142,8 +141,8 @@ func TestHangingCheck(t *testing.T) {
 	})
 }
 
-// TestProbesShareChecks: a flood of probes costs one run of the checks a second, also if
-// the first who asked goes away; and what changed shows after a second.
+// TestProbesShareChecks: many probes cost one run of the checks a second, even if the first
+// client goes away. A change shows after a second.
 func TestProbesShareChecks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs, ready atomic.Int64
@@ -178,7 +177,7 @@ func TestProbesShareChecks(t *testing.T) {
 	})
 }
 
-// TestStoppingShowsAtOnce: it is not a matter of checks.
+// TestStoppingShowsAtOnce: it does not wait for checks.
 func TestStoppingShowsAtOnce(t *testing.T) {
 	h := &health.Health{Metrics: metrics(), Checks: []health.Check{{Name: "a", Ready: well}}}
 	if p := ask(t, h, "/readyz"); p.Status != "ok" {

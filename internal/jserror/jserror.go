@@ -1,7 +1,7 @@
-// Package jserror says what an error code of JetStream means for pgjet. It holds the only
-// list of those codes: readiness, status, verdicts and retries all derive from [Of]. It knows
-// numbers and words only, so that what decides without connections may use it; package
-// natsconn reads errors of the client library by it.
+// Package jserror maps error codes of JetStream to their meaning for pgjet. It holds the
+// only list of those codes: readiness, status, verdicts and retries all derive from [Of].
+// It has no dependencies, so that code without connections may use it; package natsconn
+// applies it to errors of the client library.
 package jserror
 
 // A Class groups errors that call for the same reaction. Its text is the reason that
@@ -10,9 +10,9 @@ type Class string
 
 // The classes. [Of] returns [Failed] for codes that are not listed.
 const (
-	// Fenced: the stream does not end as the writer said, so another one was there.
+	// Fenced: the stream does not end as the writer expected, so another one wrote.
 	Fenced Class = "fenced"
-	// Refused: the stream never takes this message, because of its size or form.
+	// Refused: the stream never stores this message, because of its size or form.
 	Refused Class = "refused"
 	// Full: no room in the stream, the account or the server.
 	Full Class = "stream_full"
@@ -28,9 +28,9 @@ const (
 	ConsumerDiffers Class = "consumer_differs"
 	// MessageMissing: the stream holds no such message.
 	MessageMissing Class = "message_missing"
-	// Permission: the user lacks a right.
+	// Permission: the user lacks a permission.
 	Permission Class = "permission_denied"
-	// Outdated: the server is older than what pgjet needs.
+	// Outdated: the server is older than pgjet needs.
 	Outdated Class = "nats_outdated"
 	// Disabled: the server or the account has no JetStream.
 	Disabled Class = "jetstream_disabled"
@@ -47,7 +47,7 @@ var Reasons = []Class{
 	Fenced, Refused, Full, Limit, StreamMissing, StreamDiffers, ConsumerMissing, ConsumerDiffers, Permission, Outdated, Disabled, Busy, Unreachable, Failed,
 }
 
-// Single codes that code asks for by name.
+// Single codes that are used by name.
 const (
 	WrongLastSequence = 10071
 	MessageNotFound   = 10037
@@ -75,7 +75,7 @@ var codes = map[int]struct {
 	10028: {"MemoryResourcesExceeded", Full},                   //
 	10047: {"StorageResourcesExceeded", Full},                  //
 	10122: {"StreamMaxStreamBytesExceeded", Full},              //
-	10113: {"StreamMaxBytesRequired", Limit},                   // the account asks for max_bytes
+	10113: {"StreamMaxBytesRequired", Limit},                   // the account requires max_bytes
 	10026: {"MaximumConsumersLimit", Limit},                    //
 	10027: {"MaximumStreamsLimit", Limit},                      //
 	10120: {"NoLimits", Limit},                                 // the account has none for so many replicas
@@ -86,7 +86,7 @@ var codes = map[int]struct {
 	10059: {"StreamNotFound", StreamMissing},                   //
 	10056: {"StreamMismatch", StreamDiffers},                   //
 	10058: {"StreamNameExist", StreamDiffers},                  //
-	10060: {"StreamNotMatch", StreamDiffers},                   // another stream takes the subject
+	10060: {"StreamNotMatch", StreamDiffers},                   // another stream captures the subject
 	10065: {"StreamSubjectOverlap", StreamDiffers},             //
 	10109: {"StreamSealed", StreamDiffers},                     //
 	10174: {"AtomicPublishDisabled", StreamDiffers},            //
@@ -134,7 +134,7 @@ func Of(code int) Class {
 func Name(code int) string { return codes[code].name }
 
 // Passing reports whether an error of this class passes by itself or with an operator's
-// help, while the request is fine: it may be sent again as it was.
+// help, while the request is valid: it may be sent again unchanged.
 func (c Class) Passing() bool {
 	switch c {
 	case Full, Limit, Permission, Outdated, Disabled, Busy, Unreachable:
@@ -143,7 +143,7 @@ func (c Class) Passing() bool {
 	return false
 }
 
-// advice is what to do. Those that pass by themselves need none.
+// advice says what to do. Errors that pass by themselves need none.
 var advice = map[Class]string{
 	Full:            "make room, or raise the limit: of the stream (max_bytes, max_msgs), of the account, or of the server's store",
 	Limit:           "raise the limit of the account, the stream or the server",
@@ -153,6 +153,6 @@ var advice = map[Class]string{
 	ConsumerMissing: "run: pgjet consumer ensure; a process of the consumer makes it as well, if NATS lets it",
 }
 
-// Advice returns what to do about an error of this class, in a few words; "" if there is
-// nothing to do but to wait, or it depends.
+// Advice returns what to do about an error of this class, in a few words; "" if waiting is
+// enough, or if it depends.
 func (c Class) Advice() string { return advice[c] }

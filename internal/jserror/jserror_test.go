@@ -26,7 +26,7 @@ func TestCodes(t *testing.T) {
 	}
 }
 
-// TestReasonsAreDocumented: whoever reads a reason finds what to do.
+// TestReasonsAreDocumented: each reason has its entry in the documents.
 func TestReasonsAreDocumented(t *testing.T) {
 	text, err := os.ReadFile("../../docs/cli.md")
 	if err != nil {

@@ -1,7 +1,7 @@
-// Package lead lets one of many processes do what only one at a time may do. A lead
-// is a session advisory lock of PostgreSQL on a connection of its own: it lives and
-// dies with that connection, so a crash hands over at once, and a leader that hangs
-// loses it after [Silence].
+// Package lead elects one of many processes, for work that only one at a time may do. A
+// lead is a session advisory lock of PostgreSQL on a connection of its own. It lives and
+// dies with that connection: after a crash another process takes over at once, and a leader
+// that hangs loses the lead after [Silence].
 package lead
 
 import (
@@ -16,18 +16,18 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// Silence is for how long a leader may ask nothing of the database. Then it loses its
-// session, and with it the lead.
+// Silence is how long a leader may send nothing to the database. Then it loses its session,
+// and with it the lead.
 const Silence = 8 * time.Second
 
-// patience bounds one question to the database, but for waiting for the lead.
+// patience bounds one query, except for waiting for the lead.
 const patience = 10 * time.Second
 
 // Lock is the SQL for the key of a lead's lock: $1 is its name.
 const Lock = `hashtextextended($1, 0)`
 
 // Connect opens a connection for a lead, under an application name. It returns a
-// [postgres.PoolerError] if a pooler answers; what says what needs the lead.
+// [postgres.PoolerError] if a pooler answers; what names the user of the lead.
 func Connect(ctx context.Context, config *pgx.ConnConfig, what, application string, settings ...postgres.Setting) (*pgx.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience/2)
 	defer cancel()
@@ -37,13 +37,13 @@ func Connect(ctx context.Context, config *pgx.ConnConfig, what, application stri
 		Settings: append(settings,
 			postgres.Setting{Name: "idle_session_timeout", Value: silence},
 			postgres.Setting{Name: "idle_in_transaction_session_timeout", Value: silence}),
-		// A standby blocks in the lock: let the server notice by itself when it
-		// died. Not every system that PostgreSQL runs on can; there, TCP has to.
+		// A standby blocks on the lock, so the server has to notice by itself that it died.
+		// Not every system that PostgreSQL runs on can; there, TCP has to.
 		Optional: []postgres.Setting{{Name: "client_connection_check_interval", Value: "5s"}, {Name: "tcp_user_timeout", Value: silence}},
 	})
 }
 
-// Close closes the connection, and gives the lead up.
+// Close closes the connection, and releases the lead.
 func Close(conn *pgx.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
@@ -54,12 +54,12 @@ func Close(conn *pgx.Conn) {
 type Holder struct {
 	PID         *int64     `json:"pid"` // nil: a prepared transaction
 	Application string     `json:"application"`
-	Since       *time.Time `json:"since"` // when it connected; nil if the role may not know
-	Foreign     bool       `json:"-"`     // it has another application name than the one that waits
+	Since       *time.Time `json:"since"` // when it connected; nil if the role may not see that
+	Foreign     bool       `json:"-"`     // it has another application name than the waiting session
 }
 
-// String says who it is, as "held by process 4711 of the server, application "pgjet-relay",
-// connected since 2026-01-02T15:04:05Z".
+// String describes the session, as "held by process 4711 of the server, application
+// "pgjet-relay", connected since 2026-01-02T15:04:05Z".
 func (h Holder) String() string {
 	if h.PID == nil {
 		return "held by a prepared transaction"
@@ -71,13 +71,14 @@ func (h Holder) String() string {
 	return text
 }
 
-// Take blocks until the lead of this name is the connection's. Now and then, and at
-// once, it calls standby with the session that has it instead.
+// Take blocks until the connection has the lead of this name. At once, and then now and
+// then, it calls standby with the session that has it.
 func Take(ctx context.Context, conn *pgx.Conn, name string, standby func(Holder)) error {
 	return take(ctx, conn, name, "", standby)
 }
 
-// Join is [Take] for a lead that any number of connections share, but not with one that took it.
+// Join is [Take] for a lead that any number of connections share, but not with one that
+// took it alone.
 func Join(ctx context.Context, conn *pgx.Conn, name string, standby func(Holder)) error {
 	return take(ctx, conn, name, "_shared", standby)
 }
@@ -95,7 +96,7 @@ func take(ctx context.Context, conn *pgx.Conn, name, shared string, standby func
 	return err
 }
 
-// Try takes the lead of this name if nobody has it, and reports whether it did.
+// Try takes the lead of this name if it is free, and reports whether it did.
 func Try(ctx context.Context, conn *pgx.Conn, name string) (taken bool, err error) {
 	return try(ctx, conn, name, "")
 }
@@ -107,12 +108,12 @@ func try(ctx context.Context, conn *pgx.Conn, name, shared string) (locked bool,
 	return locked, err
 }
 
-// Leave gives up the lead that [Join] joined.
+// Leave releases the lead that [Join] joined.
 func Leave(ctx context.Context, conn *pgx.Conn, name string) error {
 	return unlock(ctx, conn, name, "_shared")
 }
 
-// Release gives up the lead that [Take] or [Try] took.
+// Release releases the lead that [Take] or [Try] took.
 func Release(ctx context.Context, conn *pgx.Conn, name string) error {
 	return unlock(ctx, conn, name, "")
 }
@@ -124,7 +125,8 @@ func unlock(ctx context.Context, conn *pgx.Conn, name, shared string) error {
 	return err
 }
 
-// Holders returns who has the leads of these names, several for one that was joined; none for one that is free.
+// Holders returns the sessions that have the leads of these names: several for a lead that
+// was joined, none for one that is free.
 func Holders(ctx context.Context, conn *pgx.Conn, names ...string) (map[string][]Holder, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -152,17 +154,20 @@ func Holders(ctx context.Context, conn *pgx.Conn, names ...string) (map[string][
 	return all, err
 }
 
-// asked is the condition on pg_locks that a session holds the lock of the lead $1, or waits for it.
+// asked is the condition on pg_locks for a session that holds the lock of the lead $1, or
+// waits for it.
 const asked = `locktype = 'advisory' and objsubid = 1
 		   and (classid::bigint << 32 | objid::bigint) = ` + Lock + `
 		   and pg_locks.database = (select oid from pg_database where datname = current_database())`
 
-// held is the condition that it holds it: a shared lock keeps others from the lead, too.
+// held is the condition for a session that holds it: a shared lock also keeps others from
+// the lead.
 const held = asked + ` and granted`
 
-// State is the SQL that tells of the lead $1 of sessions with the application name $2: whether one
-// of them has it, how many sessions wait, and the foreign one that holds the lock, as the first
-// three fields of a [Holder], and whether there is one.
+// State is the SQL for the state of the lead $1 among sessions with the application name
+// $2. It returns whether one of them has the lead and how many wait, then the foreign
+// session that holds the lock, as the first three fields of a [Holder], and whether there
+// is one.
 const State = `
 	with asked as (
 		select pid, application_name, backend_start, granted from pg_locks left join pg_stat_activity using (pid) where ` + asked + `
@@ -173,7 +178,7 @@ const State = `
 	  from own left join asked on granted and application_name is distinct from $2
 	 order by pid limit 1`
 
-// find calls standby with the holder who is in the way, unless there is none any more.
+// find calls standby with the session that is in the way, unless there is none any more.
 func find(ctx context.Context, conn *pgx.Conn, name, shared string, standby func(Holder)) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -208,7 +213,8 @@ func block(ctx context.Context, conn *pgx.Conn, name, shared string) (locked boo
 	return err == nil, err
 }
 
-// Depose ends the sessions of those who have a lead and to whom the server could send nothing for long.
+// Depose ends the sessions that have a lead and to which the server could send nothing for
+// long.
 func Depose(ctx context.Context, conn *pgx.Conn, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()

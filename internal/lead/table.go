@@ -12,16 +12,16 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// A TableLock is a session that keeps others from writing to a table: it holds a lock on the table, or
-// it waits for one and others wait behind it.
+// A TableLock is a session that keeps others from writing to a table: it holds a lock on
+// the table, or it waits for one and others wait behind it.
 type TableLock struct {
-	Table string // and its schema
+	Table string // with its schema
 	Holder
 	waits    bool   // it has no lock yet
 	blocking *int64 // the process for which it waits, if it waits
 }
 
-// Error says which session it is, and what to do about it.
+// Error names the session, and says what to do about it.
 func (l *TableLock) Error() string {
 	text := fmt.Sprintf("the lock on table %s is %s", l.Table, l.Holder)
 	if l.waits {
@@ -41,9 +41,9 @@ type querier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-// FindTableLock returns the session that keeps others from one of these tables or their partitions now; nil
-// if there is none. A name without a schema is one of the schema pgjet, and no names are all tables that
-// pgjet's migrations make.
+// FindTableLock returns the session that currently keeps others from one of these tables or
+// their partitions; nil if there is none. A name without a schema is one of the schema
+// pgjet. No names stand for all tables that pgjet's migrations make.
 func FindTableLock(ctx context.Context, db querier, tables ...string) (*TableLock, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience/2)
 	defer cancel()
@@ -79,9 +79,9 @@ func FindTableLock(ctx context.Context, db querier, tables ...string) (*TableLoc
 	return &l, nil
 }
 
-// NameLock returns err, the error of a statement on these tables. If that may have waited for a lock,
-// and somebody keeps others from one of the tables now, it returns the [TableLock] instead. It asks
-// also if ctx has ended.
+// NameLock returns err, the error of a statement on these tables. If the cause may be a
+// lock, and a session keeps others from one of the tables now, NameLock returns the
+// [TableLock] instead. It works even if ctx has ended.
 func NameLock(ctx context.Context, db querier, err error, tables ...string) error {
 	if class := sqlstate.Of(err); class != sqlstate.Timeout && !errors.Is(err, context.DeadlineExceeded) {
 		return err
@@ -91,7 +91,7 @@ func NameLock(ctx context.Context, db querier, err error, tables ...string) erro
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
-	if lock, _ := FindTableLock(ctx, db, tables...); lock != nil { // else err says what there is to say
+	if lock, _ := FindTableLock(ctx, db, tables...); lock != nil { // otherwise err says everything
 		return lock
 	}
 	return err

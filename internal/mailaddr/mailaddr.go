@@ -1,6 +1,6 @@
-// Package mailaddr reads mail addresses and puts them into the form in which SMTP carries
-// them: a domain in ASCII (UTS 46, RFC 5891), lengths in octets (RFC 5321, section 4.5.3.1),
-// quotes around a local part that needs them.
+// Package mailaddr parses mail addresses and converts them into the form of SMTP: a domain
+// in ASCII (UTS 46, RFC 5891), lengths in octets (RFC 5321, section 4.5.3.1), quotes around
+// a local part that needs them.
 package mailaddr
 
 import (
@@ -20,7 +20,7 @@ const (
 	MaxAddress = 254
 )
 
-// Why a string is no address that SMTP can carry. The texts do not repeat it.
+// Errors for a string that is no address for SMTP. Their texts do not repeat it.
 var (
 	ErrInvalid = errors.New("it is not one plain mail address, without a name, comments or brackets")
 	ErrTooLong = errors.New("it has more than 254 octets, or its local part more than 64, when it is encoded")
@@ -29,15 +29,15 @@ var (
 
 // An Address is one mailbox.
 type Address struct {
-	Local  string // before the @, without quotes, in the case in which it was given
+	Local  string // before the @, without quotes, in the given case
 	Domain string // in ASCII and lower case, such as xn--bcher-kva.example
 }
 
 // label is one part of a domain's name.
 var label = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
-// domains maps what people type to what the DNS knows. Hyphens in the third and fourth place are
-// reserved by IDNA, and in use.
+// domains maps a domain as people type it to its form in the DNS. Hyphens in the third and
+// fourth place are reserved by IDNA, and in use.
 var domains = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.CheckHyphens(false))
 
 // Parse reads one address without a name, comments or angle brackets. Its errors are
@@ -65,8 +65,8 @@ func Parse(s string) (Address, error) {
 	return a, nil
 }
 
-// parseLocal returns a local part without its quotes. net/mail reads more than local parts, so
-// what it has read must be what was written.
+// parseLocal returns a local part without its quotes. net/mail accepts more than local
+// parts, so its result must match the input.
 func parseLocal(s string) (string, error) {
 	parsed, err := mail.ParseAddress(s + "@x.example")
 	if err != nil || parsed.Name != "" {
@@ -79,7 +79,7 @@ func parseLocal(s string) (string, error) {
 	return local, nil
 }
 
-// unseen reports whether r is one of the characters that RFC 6532 allows and nobody can see.
+// unseen reports whether r is an invisible character that RFC 6532 allows.
 func unseen(r rune) bool {
 	return r > unicode.MaxASCII && (!unicode.IsGraphic(r) || unicode.IsSpace(r))
 }
@@ -90,7 +90,7 @@ func quoted(local string) string {
 	return s[1 : len(s)-len("@x>")]
 }
 
-// asciiDomain returns a domain as the DNS has it.
+// asciiDomain returns a domain in its form in the DNS.
 func asciiDomain(s string) (string, error) {
 	if parsed, err := mail.ParseAddress("x@" + s); err != nil || parsed.Address != "x@"+s {
 		return "", ErrInvalid
@@ -111,7 +111,7 @@ func asciiDomain(s string) (string, error) {
 func (a Address) String() string { return quoted(a.Local) + "@" + a.Domain }
 
 // NeedsSMTPUTF8 reports whether only a server with the extension SMTPUTF8 (RFC 6531) can
-// take the address: a local part has no other encoding.
+// accept the address: a local part has no other encoding.
 func (a Address) NeedsSMTPUTF8() bool {
 	return strings.ContainsFunc(a.Local, func(r rune) bool { return r > unicode.MaxASCII })
 }

@@ -1,6 +1,6 @@
 // Package messaging names the attributes of spans about messages (OpenTelemetry's semantic
-// conventions for messaging), so that a send and the processing of what was sent
-// say the same: messaging.destination.name is the subject, messaging.nats.stream the stream.
+// conventions for messaging), so that the spans of a send and of the processing agree:
+// messaging.destination.name is the subject, messaging.nats.stream the stream.
 package messaging
 
 import (
@@ -12,7 +12,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 )
 
-// A Destination is where the messages of one span go to, or come from.
+// A Destination is where the messages of one span go, or come from.
 type Destination struct {
 	Stream   string
 	Subject  string // empty if the messages have several
@@ -37,8 +37,8 @@ func (d *Destination) Add(subject, template string) {
 // SpanName returns the name of a span of an operation, such as "send events.*.user.created".
 func (d Destination) SpanName(operation string) string { return operation + " " + d.Template }
 
-// Attributes returns what a span of an operation says about the destination. The operation
-// is its type, too.
+// Attributes returns the attributes of a span of an operation on the destination. The
+// operation is its type, too.
 func (d Destination) Attributes(operation string) []attribute.KeyValue {
 	attrs := []attribute.KeyValue{
 		attribute.String("messaging.system", "nats"),
@@ -53,8 +53,8 @@ func (d Destination) Attributes(operation string) []attribute.KeyValue {
 	return attrs
 }
 
-// Server returns server.address and server.port of the server that conn is connected to, and
-// nothing if there is none.
+// Server returns server.address and server.port of the server to which conn is connected,
+// and nothing if there is none.
 func Server(conn *nats.Conn) []attribute.KeyValue {
 	u, err := url.Parse(conn.ConnectedUrlRedacted())
 	if err != nil || u.Hostname() == "" {

@@ -13,19 +13,19 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// Direct reads a stream by direct gets, which any replica answers: one that lags may not have the last messages yet.
-// No consumer is created: a right to create one is a right to have the server publish, and so
-// to ask anything of JetStream.
+// A Direct reads a stream by direct gets, which any replica answers; a lagging one may lack
+// the last messages. It creates no consumer: with the right to create one, a client can
+// make the server publish, and so send any request to JetStream.
 type Direct struct {
 	Conn   *nats.Conn
-	API    string // what subjects of JetStream's API begin with, see [API]
+	API    string // the prefix of JetStream's API subjects, see [API]
 	Stream string
 }
 
 // directTimeout is how long the server may take for one message.
 const directTimeout = 3 * time.Second
 
-// API returns what the subjects of JetStream's API begin with.
+// API returns the prefix of JetStream's API subjects.
 func API(js jetstream.JetStream) string {
 	o := js.Options()
 	switch {
@@ -37,9 +37,10 @@ func API(js jetstream.JetStream) string {
 	return jetstream.DefaultAPIPrefix
 }
 
-// Batch calls fn with some messages from first to last, in order, and returns the sequence of the last one that it
-// received, 0 if the replica has none. It receives at most that many messages, and so many bytes, to which the message that
-// exceeds them still belongs. If nobody answers the error is [nats.ErrNoResponders].
+// Batch calls fn with some messages from first to last, in order, and returns the sequence
+// of the last one received, or 0 if the replica has none. It receives at most that many
+// messages and bytes; the message that exceeds the bytes is still included. If no server
+// answers, the error is [nats.ErrNoResponders].
 func (d Direct) Batch(ctx context.Context, first, last uint64, messages, bytes int, fn func(sequence uint64, subject string, m *nats.Msg) error) (read uint64, err error) {
 	request, err := json.Marshal(map[string]uint64{"seq": first, "batch": uint64(messages), "max_bytes": uint64(bytes)})
 	if err != nil {
@@ -62,7 +63,7 @@ func (d Direct) Batch(ctx context.Context, first, last uint64, messages, bytes i
 		if before := final(msg.Header, "Nats-Last-Sequence"); before != "" && before != strconv.FormatUint(read, 10) {
 			return 0, errors.New("messages were lost on the way here")
 		}
-		if subject == "" { // the server's word
+		if subject == "" { // a status of the server
 			switch status := msg.Header.Get("Status"); status {
 			case "204", "404": // the end of the batch; nothing there
 				return read, nil
@@ -91,7 +92,7 @@ func next(ctx context.Context, answers *nats.Subscription) (*nats.Msg, error) {
 	return answers.NextMsgWithContext(ctx)
 }
 
-// final returns the last value of a header. The server adds its own behind those that were
+// final returns the last value of a header. The server adds its own after those that were
 // stored with the message.
 func final(h nats.Header, name string) string {
 	if all := h[name]; len(all) > 0 {

@@ -1,4 +1,4 @@
-// Package natsconn reads what a connection to NATS says: what an error means, by the list in
+// Package natsconn interprets a connection to NATS: the meaning of an error, by the list in
 // package jserror, whether the server is new enough, and which streams there are.
 package natsconn
 
@@ -17,8 +17,7 @@ import (
 	"github.com/pgjet/pgjet/internal/jserror"
 )
 
-// Needed is the oldest version of nats-server that pgjet works with: consumers are reset,
-// which older ones do not know.
+// Needed is the oldest supported version of nats-server: older ones cannot reset consumers.
 const Needed = "2.14"
 
 // An OutdatedError is the version of a server that is older than [Needed].
@@ -28,8 +27,8 @@ func (e *OutdatedError) Error() string {
 	return fmt.Sprintf("the server runs nats-server %s, pgjet needs %s or newer; %s", e.Found, Needed, jserror.Outdated.Advice())
 }
 
-// CheckVersion returns an [OutdatedError] if the server at the other end of nc is too old.
-// While there is no server, nothing is known of it, and CheckVersion returns nil.
+// CheckVersion returns an [OutdatedError] if the server to which nc is connected is too
+// old. Without a connection its version is unknown, and CheckVersion returns nil.
 func CheckVersion(nc *nats.Conn) error {
 	if found := nc.ConnectedServerVersion(); older(found, Needed) {
 		return &OutdatedError{found}
@@ -37,7 +36,7 @@ func CheckVersion(nc *nats.Conn) error {
 	return nil
 }
 
-// older reports whether the version a is older than b. One that is none is not.
+// older reports whether the version a is older than b; false if either is no version.
 func older(a, b string) bool {
 	ours, ok := numbers(a)
 	theirs, _ := numbers(b)
@@ -56,7 +55,7 @@ func numbers(version string) ([]int, bool) {
 }
 
 // Of returns the class of an error of NATS or JetStream: "" for nil and anything else. A
-// request that got no answer is [jserror.Busy], unless [Denied] knows better.
+// request without an answer is [jserror.Busy]; use [Denied] to find a missing permission.
 func Of(err error) jserror.Class {
 	if code := Code(err); code != 0 {
 		return jserror.Of(code)
@@ -104,9 +103,9 @@ func Code(err error) int {
 	return 0
 }
 
-// Denied returns err, or, if the server answered nothing because it denies nc's user what
-// was asked, an error that names that. The server reports a denial apart from the request,
-// which then takes until its time-out.
+// Denied returns err, or, if the server did not answer because nc's user lacks a
+// permission, an error that names the permission. The server reports a denial separately
+// from the request, which then times out.
 func Denied(nc *nats.Conn, err error) error {
 	if err == nil || Of(err) != jserror.Busy {
 		return err
@@ -117,9 +116,9 @@ func Denied(nc *nats.Conn, err error) error {
 	return err
 }
 
-// Explain returns an error of nc with its reason before it, such as "stream_full: ", and what
-// to do behind it. The role is the one whose permissions nc's user needs, as pgjet nats
-// permissions knows it. An error that is none of NATS stays as it is, and so does nil.
+// Explain returns err, an error of nc, with its reason before it, such as "stream_full: ",
+// and what to do after it. The role is the one whose permissions nc's user needs, as in
+// pgjet nats permissions. An error that is not from NATS, and nil, stay as they are.
 func Explain(nc *nats.Conn, err error, role string) error {
 	err = Denied(nc, err)
 	class := Of(err)
@@ -139,7 +138,8 @@ func Explain(nc *nats.Conn, err error, role string) error {
 	return fmt.Errorf("%s: %w; %s", class, err, todo)
 }
 
-// StoredAt returns when a stream stored the message that it has at a place; zero if it has none there.
+// StoredAt returns when a stream stored the message at a sequence; zero if it has none
+// there.
 func StoredAt(ctx context.Context, stream jetstream.Stream, seq uint64) (time.Time, error) {
 	msg, err := stream.GetMsg(ctx, seq)
 	switch {
@@ -151,8 +151,8 @@ func StoredAt(ctx context.Context, stream jetstream.Stream, seq uint64) (time.Ti
 	return msg.Time, nil
 }
 
-// Streams returns the names of the streams that exist, at most 20. It returns none if nobody
-// may know.
+// Streams returns the names of the existing streams, at most 20. It returns none if the
+// user may not list them.
 func Streams(ctx context.Context, js jetstream.JetStream) []string {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
@@ -167,7 +167,7 @@ func Streams(ctx context.Context, js jetstream.JetStream) []string {
 	return all
 }
 
-// NoStream says that a stream does not exist, and which do.
+// NoStream returns a message that a stream does not exist, with those that do.
 func NoStream(ctx context.Context, js jetstream.JetStream, stream string) string {
 	others := "no stream exists"
 	if all := Streams(ctx, js); len(all) > 0 {

@@ -60,8 +60,8 @@ func TestOf(t *testing.T) {
 	}
 }
 
-// TestReaders: of two readers of one name each has its own messages only, or knows that
-// it has not.
+// TestReaders: of two readers with one name, each gets only its own messages, or detects
+// that it did not.
 func TestReaders(t *testing.T) {
 	t.Parallel()
 	js, _ := testenv.JetStream(t)
@@ -109,7 +109,7 @@ func read(t *testing.T, js jetstream.JetStream) *natsconn.Reader {
 	return r
 }
 
-// TestDenied: what the server denies is named, though the request only times out.
+// TestDenied: the denied permission is named, though the request only times out.
 func TestDenied(t *testing.T) {
 	t.Parallel()
 	n := testenv.NATSWith(t, `no_auth_user: admin

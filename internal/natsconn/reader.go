@@ -13,19 +13,19 @@ import (
 )
 
 const (
-	readerIdle = 2 * time.Minute // then the server removes what a reader left behind
-	readerKey  = "pgjet.reader"  // metadata: whose it is
+	readerIdle = 2 * time.Minute // after this time the server removes an abandoned reader
+	readerKey  = "pgjet.reader"  // metadata: which reader it belongs to
 )
 
-// ErrReplaced says that another process reads under the same name now.
+// ErrReplaced says that another process now reads under the same name.
 var ErrReplaced = errors.New("another process began to read the stream under the same name")
 
 // A Reader is a short-lived pull consumer for one pass over a stream. Its name is fixed, so
-// that a user of NATS can be permitted this one consumer and no other: a permission to
-// create consumers of any name is one to change those of others.
+// that a NATS user can be permitted this one consumer and no other: with the permission to
+// create consumers of any name it could change those of others.
 //
-// A later Reader of that name takes its place. Messages are then missing, which their
-// consumer sequences show, or of another pass, which [Reader.Confirm] finds out.
+// A later Reader of that name replaces it. Then messages are missing, which their consumer
+// sequences show, or belong to another pass, which [Reader.Confirm] detects.
 type Reader struct {
 	jetstream.Consumer
 	js           jetstream.JetStream
@@ -55,7 +55,7 @@ func NewReader(ctx context.Context, js jetstream.JetStream, stream, name string,
 	return r, nil
 }
 
-// Confirm returns [ErrReplaced] if any message that was read may be another reader's.
+// Confirm returns [ErrReplaced] if any message that was read may belong to another reader.
 func (r *Reader) Confirm(ctx context.Context) error {
 	info, err := r.Info(ctx)
 	switch {
@@ -69,7 +69,7 @@ func (r *Reader) Confirm(ctx context.Context) error {
 	return nil
 }
 
-// Close removes the consumer, unless another reader has taken its place.
+// Close removes the consumer, unless another reader has replaced it.
 func (r *Reader) Close() {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()

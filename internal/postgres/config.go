@@ -13,8 +13,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// tracked are the parameters that poolers keep apart for each of their clients, with
-// their values in the server's own spelling: a pooler compares the text.
+// tracked are the parameters that poolers track for each of their clients, with their
+// values in the server's own spelling: a pooler compares the text.
 var tracked = map[string]string{
 	"client_encoding":             "UTF8",
 	"DateStyle":                   "ISO, MDY",
@@ -22,9 +22,9 @@ var tracked = map[string]string{
 	"standard_conforming_strings": "on",
 }
 
-// ParseConfig parses a database URL, or keywords and values, for [Open] and [Connect].
-// Settings on which pgjet depends are pinned whatever it says. It returns an error, which shows no
-// password, for options with which pgjet cannot work.
+// ParseConfig parses a database URL, or keywords and values, for [Open] and [Connect]. It
+// pins the settings on which pgjet depends, whatever the URL says. It returns an error,
+// which shows no password, for options with which pgjet cannot work.
 func ParseConfig(url string) (*pgxpool.Config, error) {
 	raw, err := pgx.ParseConfig(url)
 	if err == nil {
@@ -48,14 +48,15 @@ func ParseConfig(url string) (*pgxpool.Config, error) {
 }
 
 const (
-	// leastConns is how many connections a process needs that works concurrently: one for an
-	// attempt or a change, and two for what goes on beside it.
+	// leastConns is how many connections a process with concurrent work needs: one for an
+	// attempt or a change, and two for other work meanwhile.
 	leastConns = 3
 	// defaultConns suits a consumer, which has eight workers and needs some more.
 	defaultConns = 12
 )
 
-// track pins what poolers track, and gives every connection the caches that it may need.
+// track pins the tracked parameters, and gives every connection the caches that it may
+// need.
 func track(config *pgx.ConnConfig) {
 	for name, value := range tracked {
 		maps.DeleteFunc(config.RuntimeParams, func(n, _ string) bool { return strings.EqualFold(n, name) })
@@ -72,8 +73,8 @@ func track(config *pgx.ConnConfig) {
 	}
 }
 
-// foreign are options of libpq, or of other versions of pgx, which pgx would send to the
-// server as settings; the server knows none of them.
+// foreign are options of libpq, or of other versions of pgx, that pgx would send to the
+// server as settings, which the server does not know.
 var foreign = []string{
 	"fallback_application_name", "gssdelegation", "gssencmode", "gsslib", "hostaddr", "keepalives", "keepalives_count",
 	"keepalives_idle", "keepalives_interval", "load_balance_hosts", "oauth_client_id", "oauth_client_secret", "oauth_issuer",
@@ -82,7 +83,7 @@ var foreign = []string{
 	"statement_cache_mode",
 }
 
-// checkOptions returns what in a configuration cannot work.
+// checkOptions returns an error for a configuration that cannot work.
 func checkOptions(config *pgx.ConnConfig) error {
 	if err := checkMode(config.DefaultQueryExecMode); err != nil {
 		return err
@@ -104,14 +105,14 @@ func checkOptions(config *pgx.ConnConfig) error {
 	return nil
 }
 
-// isUTF8 reports whether PostgreSQL takes name for UTF8.
+// isUTF8 reports whether PostgreSQL accepts name as UTF8.
 func isUTF8(name string) bool {
 	plain := strings.NewReplacer("-", "", "_", "", "'", "").Replace(strings.ToLower(name))
 	return plain == "utf8" || plain == "unicode"
 }
 
-// wantsStandby returns the target_session_attrs behind which no primary may be. It is
-// in the URL, a service file or the environment, of which pgx keeps a function.
+// wantsStandby returns the value of target_session_attrs if it may exclude the primary. The
+// value comes from the URL, a service file or the environment; pgx keeps only a function.
 func wantsStandby(validate pgconn.ValidateConnectFunc) string {
 	for name, f := range map[string]pgconn.ValidateConnectFunc{
 		"read-only":      pgconn.ValidateConnectTargetSessionAttrsReadOnly,
@@ -125,8 +126,8 @@ func wantsStandby(validate pgconn.ValidateConnectFunc) string {
 	return ""
 }
 
-// CheckMode returns an error if pgjet's statements do not work on connections with such a
-// configuration, which was not made by [ParseConfig].
+// CheckMode returns an error if pgjet's statements do not work on connections with a
+// configuration that [ParseConfig] did not make.
 func CheckMode(config *pgx.ConnConfig) error {
 	if config.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement && config.StatementCacheCapacity <= 0 {
 		return errors.New("statement_cache_capacity=0 cannot work with default_query_exec_mode=cache_statement; use cache_describe, which needs no such cache")
@@ -146,7 +147,7 @@ func checkMode(mode pgx.QueryExecMode) error {
 		"use cache_describe, which works through a pooler, or leave it out", name)
 }
 
-// checkPool returns what makes a pool that cannot work.
+// checkPool returns an error for a pool that cannot work.
 func checkPool(config *pgxpool.Config) error {
 	switch {
 	case config.MaxConns < leastConns:

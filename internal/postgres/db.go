@@ -13,15 +13,15 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// A DB is a pool, of anyone, by which every statement and every batch is a transaction of
-// its own that depends on no default. On a pinned connection that is what the statement is
-// anyway; on others it is put between a begin and a commit, in the same round trip.
+// A DB wraps any pool so that every statement and every batch is a transaction of its own
+// that depends on no default. On a pinned connection a statement is one anyway; on others
+// it runs between a begin and a commit, in the same round trip.
 //
-// A statement that fails since the schema changed under a prepared one is made once more,
-// by a new connection. It has changed nothing.
+// A statement that fails because the schema changed under a prepared one runs once more, on
+// a new connection. The first run has changed nothing.
 type DB struct{ *pgxpool.Pool }
 
-// Exec is as that of a pool.
+// Exec is Exec of a pool.
 func (d DB) Exec(ctx context.Context, sql string, args ...any) (tag pgconn.CommandTag, err error) {
 	err = d.one(ctx, func(conn *pgxpool.Conn) (err error) {
 		tag, err = conn.Exec(ctx, sql, args...)
@@ -35,7 +35,7 @@ func (d DB) Exec(ctx context.Context, sql string, args ...any) (tag pgconn.Comma
 	return tag, err
 }
 
-// QueryRow is as that of a pool.
+// QueryRow is QueryRow of a pool.
 func (d DB) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
 	return row(func(dest []any) error {
 		return d.one(ctx, func(conn *pgxpool.Conn) error {
@@ -78,8 +78,8 @@ func (d DB) query(ctx context.Context, collect func(pgx.Rows) error, sql string,
 	}, func(b *pgx.Batch) { b.Queue(sql, args...).Query(collect) })
 }
 
-// one makes one statement: alone on a pinned connection, else as queue puts it into a batch. It
-// makes a stale one twice.
+// one runs one statement: alone on a pinned connection, else as queue puts it into a batch.
+// It runs a stale one twice.
 func (d DB) one(ctx context.Context, alone func(*pgxpool.Conn) error, queue func(*pgx.Batch)) error {
 	try := func() error {
 		conn, err := d.Acquire(ctx)
@@ -92,7 +92,7 @@ func (d DB) one(ctx context.Context, alone func(*pgxpool.Conn) error, queue func
 		}
 		b := &pgx.Batch{}
 		queue(b)
-		// That there is no row must not fail the batch: pgx would forget all that it prepared.
+		// A missing row must not fail the batch: pgx would drop all prepared statements.
 		none := false
 		fn := b.QueuedQueries[0].Fn
 		b.QueuedQueries[0].Fn = func(results pgx.BatchResults) error {
@@ -116,7 +116,7 @@ func (d DB) one(ctx context.Context, alone func(*pgxpool.Conn) error, queue func
 	return err
 }
 
-// Acquire is as that of a pool. It refuses a connection that stores text wrong.
+// Acquire is Acquire of a pool. It refuses a connection that stores text wrong.
 func (d DB) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	conn, err := d.Pool.Acquire(ctx)
 	if err != nil {
@@ -129,8 +129,8 @@ func (d DB) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	return conn, nil
 }
 
-// Send makes the statements of a batch, one transaction together, and calls what was
-// given for their results. It does not make them again: what was given may have been called.
+// Send runs the statements of a batch as one transaction, and calls the callbacks for their
+// results. It does not run them again, since callbacks may have been called.
 func (d DB) Send(ctx context.Context, b *pgx.Batch) error {
 	conn, err := d.Acquire(ctx)
 	if err != nil {
@@ -150,8 +150,8 @@ func send(ctx context.Context, conn *pgxpool.Conn, b *pgx.Batch) error {
 }
 
 // Whole returns b as a transaction that depends on no default, for one connection, and
-// whether it begins and commits by itself; on a pinned connection b is one as it is. After an error
-// such a transaction needs [Undo].
+// whether begin and commit were added; on a pinned connection b is one already. After an
+// error such a transaction needs [Undo].
 func Whole(conn *pgx.Conn, b *pgx.Batch) (*pgx.Batch, bool) {
 	if Pinned(conn) {
 		return b, false
@@ -172,8 +172,8 @@ var (
 // undoTime bounds a rollback.
 const undoTime = 5 * time.Second
 
-// Undo ends a transaction that has failed, so that its connection can be used again. One on
-// which that fails is closed.
+// Undo ends a failed transaction, so that its connection can be used again. If that fails,
+// it closes the connection.
 func Undo(ctx context.Context, conn *pgx.Conn) {
 	if conn.IsClosed() || conn.PgConn().TxStatus() == 'I' {
 		return
@@ -183,9 +183,8 @@ func Undo(ctx context.Context, conn *pgx.Conn) {
 	_, _ = conn.Exec(ctx, `rollback`) // a pool drops a connection that is still in a transaction
 }
 
-// Stale reports whether a statement was refused since what its connection had prepared
-// does not fit the schema any more, or is not there: it works on a new connection, and has
-// changed nothing.
+// Stale reports whether a statement was refused because its prepared form no longer fits
+// the schema, or is missing. It works on a new connection, and has changed nothing.
 func Stale(err error) bool {
 	class := sqlstate.Of(err)
 	return !IsPooler(err) && (class == sqlstate.StalePlan || class == sqlstate.Pooler)

@@ -8,8 +8,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Identity returns which database this is: pgjet.identity. A dump, a backup and a copy of the database have the same one. db is a
-// connection, a transaction, or a pool.
+// Identity returns the id of the database, from pgjet.identity. A dump, a backup and a copy
+// of the database have the same id. db is a connection, a transaction, or a pool.
 func Identity(ctx context.Context, db interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 },

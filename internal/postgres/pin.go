@@ -10,22 +10,22 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// A Setting is a setting of the server and its value.
+// A Setting is a setting of the server with its value.
 type Setting struct{ Name, Value string }
 
-// idle is how long a transaction may do nothing, unless it says something else: it is
-// bounded so that a process that is frozen does not hold its locks for ever.
+// idle is the default of how long a transaction may be idle. It is bounded so that a frozen
+// process does not hold its locks for ever.
 const idle = time.Minute
 
-// timeouts are what bounds a transaction. How long one of ours may take is decided by its
-// process, which has a deadline for it.
+// timeouts are the settings that bound a transaction. The process of a transaction bounds
+// its duration, by a deadline.
 func timeouts(idle time.Duration) []Setting {
 	return []Setting{
 		{"statement_timeout", "0"},
 		{"lock_timeout", "0"},
 		{"transaction_timeout", "0"}, // since PostgreSQL 17
 		{"idle_in_transaction_session_timeout", fmt.Sprint(idle.Milliseconds())},
-		{"synchronous_commit", "on"}, // what is acknowledged must not be lost
+		{"synchronous_commit", "on"}, // acknowledged data must not be lost
 	}
 }
 
@@ -38,9 +38,8 @@ func session() []Setting {
 		Setting{"idle_session_timeout", "0"})
 }
 
-// set returns a statement that sets all of settings that the server knows, provided that the
-// condition holds. It has a row for each. Stronger than synchronous_commit=on is
-// remote_apply, which stays.
+// set returns a statement that makes all settings that the server knows, if the condition
+// holds. It has a row for each. A stronger synchronous_commit, remote_apply, stays.
 func set(settings []Setting, local bool, condition string) string {
 	rows := make([]string, len(settings))
 	for i, s := range settings {
@@ -51,7 +50,7 @@ func set(settings []Setting, local bool, condition string) string {
 		local, strings.Join(rows, ", "), condition)
 }
 
-// direct is under what [pgconn.PgConn.CustomData] has whether a connection is direct.
+// direct is the key in [pgconn.PgConn.CustomData] for whether a connection is direct.
 const direct = "pgjet.direct"
 
 // Pinned reports whether the settings of a connection were pinned when it was opened: it
@@ -61,8 +60,8 @@ func Pinned(conn *pgx.Conn) bool {
 	return is
 }
 
-// pin makes settings on a new connection if it is direct, and reports whether it is. A
-// pooler answers for a process of the server that its handshake did not name.
+// pin makes settings on a new connection if it is direct, and reports whether it is. Behind
+// a pooler, the server process is not the one that the handshake named.
 func pin(ctx context.Context, conn *pgconn.PgConn, settings []Setting) (bool, error) {
 	results, err := conn.Exec(ctx, set(settings, false, fmt.Sprintf(`pg_backend_pid() = %d and `+unlessServerWide, conn.PID()))).ReadAll()
 	if err != nil {
@@ -73,27 +72,30 @@ func pin(ctx context.Context, conn *pgconn.PgConn, settings []Setting) (bool, er
 	return is, nil
 }
 
-// unlessServerWide keeps a server read-only that is so as a whole: such as one that a provider
-// keeps from filling its disk. The default of a role or a database does not matter. Where there is none,
-// nothing is set, so that a server that is made read-only later is obeyed, too.
+// unlessServerWide keeps a server read-only that is so as a whole, for example because a
+// provider keeps it from filling its disk. The default of a role or a database does not
+// count. Without such a default nothing is set, so that a server which is made read-only
+// later is obeyed, too.
 const unlessServerWide = `(name <> 'default_transaction_read_only' or exists (select from pg_settings s
 	where s.name = pin.name and s.setting = 'on' and s.source not in ('command line', 'configuration file', 'global')))`
 
-// serverWide is that the server as a whole takes no writes; see [unlessServerWide]. Servers that do are
-// not asked for the source of their setting, which takes longer.
+// serverWide is the condition that the server as a whole accepts no writes; see
+// [unlessServerWide]. It reads the source of the setting, which takes longer, only if
+// writes are off.
 const serverWide = `case when current_setting('default_transaction_read_only') = 'on' then exists (select from pg_settings
 	where name = 'default_transaction_read_only' and source in ('command line', 'configuration file', 'global')) end`
 
-// Transaction returns the options of a transaction that depends on no default of a role or a database: it
-// is read committed, writes unless the server as a whole takes no writes, and waits for nobody's time-out. PostgreSQL ends it if its process
-// asks nothing for as long as idle; 0 is a minute.
+// Transaction returns the options of a transaction that depends on no default of a role or
+// a database. It is read committed, may write unless the server as a whole accepts no
+// writes, and has no other time-outs. PostgreSQL ends it if its process is idle for as long
+// as idle; 0 is a minute.
 func Transaction(idle time.Duration) pgx.TxOptions {
 	return pgx.TxOptions{BeginQuery: `begin isolation level read committed read write; ` + local(idle)}
 }
 
 // Snapshot returns the options of a transaction that reads one state of the database, as
-// independent of defaults as [Transaction]. It waits 8 seconds at most for a lock: whoever looks is to
-// learn who holds it.
+// independent of defaults as [Transaction]. It waits at most 8 seconds for a lock, so that
+// the user soon sees which session holds it.
 func Snapshot() pgx.TxOptions {
 	return pgx.TxOptions{BeginQuery: `begin isolation level repeatable read read only; ` + local(idle) + `; set local lock_timeout = '8s'`}
 }
@@ -103,12 +105,12 @@ type beginner interface {
 	Begin(context.Context) (pgx.Tx, error)
 }
 
-// lockTime bounds how long a change by an operator waits for a lock: an attempt that is being made
-// may take that long.
+// lockTime bounds how long an operator's change waits for a lock: a running attempt may
+// take that long.
 const lockTime = "30s"
 
-// Within runs fn, a change by an operator, in a [Transaction] that waits 30 seconds at most for a
-// lock, or, if db is a transaction, in a part of it that is rolled back alone.
+// Within runs fn, an operator's change, in a [Transaction] that waits at most 30 seconds
+// for a lock. If db is a transaction, fn runs in a savepoint of it.
 func Within(ctx context.Context, db beginner, fn func(tx pgx.Tx) error) error {
 	if db, ok := db.(interface {
 		BeginTx(context.Context, pgx.TxOptions) (pgx.Tx, error)
@@ -142,14 +144,15 @@ func local(d time.Duration) string {
 	if d == 0 {
 		d = idle
 	}
-	// After a statement, such as this, a transaction cannot begin to write any more, but it can cease to.
+	// After its first statement, which this is, a transaction can become read-only, but not
+	// writable.
 	return set(append(timeouts(d), Setting{"transaction_read_only", "on"}), true, `(name <> 'transaction_read_only' or `+serverWide+`)`)
 }
 
-// CheckEncoding returns an error if the connection would store text that is not what it
-// was given. It costs nothing: the server reports its client's encoding by itself.
+// CheckEncoding returns an error if the connection would change text that it stores. It
+// costs nothing: the server reports the client's encoding by itself.
 func CheckEncoding(conn *pgconn.PgConn) error {
-	// SQL_ASCII converts nothing: the server checks what it gets.
+	// SQL_ASCII converts nothing: the server checks the text that it gets.
 	if e := conn.ParameterStatus("client_encoding"); e != "" && e != "UTF8" && e != "SQL_ASCII" {
 		return fmt.Errorf("client_encoding is %s, with which text would be stored wrong; add client_encoding=UTF8 to the database URL", e)
 	}

@@ -11,9 +11,9 @@ import (
 )
 
 // Open returns a pool whose direct connections are pinned, and whose pooled connections
-// name no statements. Each connection finds out by itself which it is, so a pooler may come or go
-// while the pool is in use. Open does not connect yet. It keeps config's hooks. more are settings
-// for direct connections beside those of every one; they win.
+// name no statements. Each connection finds out by itself which it is, so a pooler may come
+// or go while the pool is in use. Open does not connect yet. It keeps config's hooks. more
+// are settings for direct connections in addition to the usual ones, which they override.
 func Open(ctx context.Context, config *pgxpool.Config, more ...Setting) (*pgxpool.Pool, error) {
 	config = config.Copy()
 	track(config.ConnConfig)
@@ -27,8 +27,8 @@ func Open(ctx context.Context, config *pgxpool.Config, more ...Setting) (*pgxpoo
 	return pgxpool.NewWithConfig(ctx, config)
 }
 
-// OpenDirect is [Open] for a pool that refuses poolers with a [PoolerError]. What says
-// what needs it.
+// OpenDirect is [Open] for a pool that refuses poolers with a [PoolerError]; what names the
+// user of the pool.
 func OpenDirect(ctx context.Context, config *pgxpool.Config, what string, more ...Setting) (*pgxpool.Pool, error) {
 	config = config.Copy()
 	track(config.ConnConfig)
@@ -38,8 +38,8 @@ func OpenDirect(ctx context.Context, config *pgxpool.Config, what string, more .
 	return pgxpool.NewWithConfig(ctx, config)
 }
 
-// ConnConfig returns where the next connection of a pool would go: also of one that asks for
-// a new password each time.
+// ConnConfig returns the configuration of the next connection of a pool, even of a pool
+// that asks for a new password each time.
 func ConnConfig(ctx context.Context, db *pgxpool.Pool) (*pgx.ConnConfig, error) {
 	config := db.Config()
 	if config.BeforeConnect == nil {
@@ -49,8 +49,7 @@ func ConnConfig(ctx context.Context, db *pgxpool.Pool) (*pgx.ConnConfig, error) 
 	return config.ConnConfig, err
 }
 
-// watch has validate look at each new connection, before what the configuration has look
-// at it.
+// watch has validate check each new connection, before config's own check.
 func watch(config *pgx.ConnConfig, validate pgconn.ValidateConnectFunc) {
 	then := config.ValidateConnect
 	config.ValidateConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
@@ -71,12 +70,12 @@ func watch(config *pgx.ConnConfig, validate pgconn.ValidateConnectFunc) {
 	}
 }
 
-// watched marks a connection that has been looked at.
+// watched marks a connection that has been checked.
 type watched struct{}
 
-// connecting hands the configuration of a connection that is being made to those who look
-// at it. It is a tracer since pgx gives no one else that configuration: what a pool's
-// BeforeConnect sees is copied once more.
+// A connecting passes the configuration of a new connection to those who check it. It is a
+// tracer, since only a tracer gets that configuration from pgx: a pool's BeforeConnect gets
+// a copy that is copied once more.
 type connecting struct{}
 
 func (c connecting) TraceConnectStart(ctx context.Context, data pgx.TraceConnectStartData) context.Context {
@@ -94,8 +93,8 @@ func (connecting) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndDat
 // closeTime bounds the end of a pool.
 const closeTime = time.Second
 
-// Close closes a pool, as far as that is possible within about a second: connections to a
-// server that hangs are left to the end of the process.
+// Close closes a pool, but waits only about a second: connections to a server that hangs
+// remain until the end of the process.
 func Close(db *pgxpool.Pool) {
 	closed := make(chan struct{})
 	go func() {

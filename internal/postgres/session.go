@@ -12,45 +12,45 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// A PoolerError says that something that needs a session of its own was given a pooler.
+// A PoolerError says that code which needs a session of its own was given a pooler.
 type PoolerError struct {
 	What string // needs the session, such as "the relay's lead"
 	Host string // and port, of the pooler
 }
 
-// Error says what to do about it.
+// Error also says what to do about it.
 func (e *PoolerError) Error() string {
 	return fmt.Sprintf("%s leads to a connection pooler, not to PostgreSQL itself, and %s needs a session of its own, "+
 		"which a pooler gives to others; keep the pooler for the rest, and give the address of PostgreSQL itself "+
 		"with --direct-database-url or PGJET_DIRECT_DATABASE_URL", e.Host, e.What)
 }
 
-// Class is that of statements which a pooler broke.
+// Class is that of statements that a pooler broke.
 func (e *PoolerError) Class() sqlstate.Class { return sqlstate.Pooler }
 
-// IsPooler reports whether err says that a session met a pooler.
+// IsPooler reports whether err is due to a pooler.
 func IsPooler(err error) bool {
 	_, is := errors.AsType[*PoolerError](err)
 	return is
 }
 
 // A NamesError says that a pool, which was not opened by this package, names its statements
-// and leads to a pooler. The pooler may give the names to others.
+// and leads to a pooler. The pooler may give the names to other clients.
 type NamesError struct {
 	Host string // and port, of the pooler
 }
 
-// Error says what to do about it.
+// Error also says what to do about it.
 func (e *NamesError) Error() string {
 	return fmt.Sprintf("%s leads to a connection pooler, and the pool names its statements, which a pooler gives to others; "+
 		"add default_query_exec_mode=cache_describe to the URL of the pool", e.Host)
 }
 
-// Class is that of statements which a pooler broke.
+// Class is that of statements that a pooler broke.
 func (e *NamesError) Class() sqlstate.Class { return sqlstate.Pooler }
 
-// CheckNames returns a [NamesError] if a new statement of db would get a name on a session that
-// is not its own. It asks by a statement that has none.
+// CheckNames returns a [NamesError] if a new statement of db would get a name on a shared
+// session. Its own statement has no name.
 func CheckNames(ctx context.Context, db *pgxpool.Pool) error {
 	if db.Config().ConnConfig.DefaultQueryExecMode != pgx.QueryExecModeCacheStatement {
 		return nil
@@ -69,22 +69,23 @@ func CheckNames(ctx context.Context, db *pgxpool.Pool) error {
 }
 
 // A TransactionsError says that a pool leads to a pooler that gives each statement another
-// session: it has no transactions.
+// session, so it has no transactions.
 type TransactionsError struct {
 	Host string // and port, of the pooler
 }
 
-// Error says what to do about it.
+// Error also says what to do about it.
 func (e *TransactionsError) Error() string {
 	return fmt.Sprintf("%s leads to a connection pooler that has no transactions (pool_mode=statement); "+
 		"give it pool_mode=transaction, or give the address of PostgreSQL itself", e.Host)
 }
 
-// Class is that of statements which a pooler broke.
+// Class is that of statements that a pooler broke.
 func (e *TransactionsError) Class() sqlstate.Class { return sqlstate.Pooler }
 
-// CheckTransactions returns a [TransactionsError] if db leads to a pooler that has no transactions.
-// Its errors begin with a reason, as those of [CheckWritable]. On a pinned connection it asks nothing.
+// CheckTransactions returns a [TransactionsError] if db leads to a pooler that has no
+// transactions. Its errors begin with a reason, like those of [CheckWritable]. On a pinned
+// connection it sends nothing.
 func CheckTransactions(ctx context.Context, db *pgxpool.Pool) error {
 	return sqlstate.Explain(db.AcquireFunc(ctx, func(c *pgxpool.Conn) error {
 		if Pinned(c.Conn()) {
@@ -92,7 +93,8 @@ func CheckTransactions(ctx context.Context, db *pgxpool.Pool) error {
 		}
 		conn := c.Conn().PgConn()
 		host := conn.Conn().RemoteAddr().String()
-		// Such a pooler refuses a transaction that is open after an answer, and closes the connection.
+		// Such a pooler refuses a transaction that stays open after an answer, and closes
+		// the connection.
 		_, err := conn.Exec(ctx, `begin`).ReadAll()
 		if sqlstate.Of(err) == sqlstate.Pooler {
 			return &TransactionsError{host}
@@ -104,16 +106,16 @@ func CheckTransactions(ctx context.Context, db *pgxpool.Pool) error {
 	}), "")
 }
 
-// A Session is a direct connection for one purpose.
+// A Session describes a direct connection for one purpose.
 type Session struct {
 	What        string    // needs it; see [PoolerError]
 	Application string    // the application name
-	Settings    []Setting // beside those of every direct connection; they win
-	Optional    []Setting // which the server's system may lack
+	Settings    []Setting // they override those of every direct connection
+	Optional    []Setting // that the server's system may lack
 }
 
-// Connect opens a direct connection. It returns a [PoolerError], before anything was set,
-// if a pooler answers.
+// Connect opens a direct connection. If a pooler answers, it returns a [PoolerError] before
+// it has set anything.
 func Connect(ctx context.Context, config *pgx.ConnConfig, s Session) (*pgx.Conn, error) {
 	config = config.Copy()
 	track(config)
@@ -142,7 +144,7 @@ func Connect(ctx context.Context, config *pgx.ConnConfig, s Session) (*pgx.Conn,
 	return conn, nil
 }
 
-// pinDirect is [pin] that refuses a pooled connection.
+// pinDirect is pin, but refuses a pooled connection.
 func pinDirect(ctx context.Context, conn *pgconn.PgConn, what string, settings []Setting) error {
 	is, err := pin(ctx, conn, settings)
 	if err == nil && !is {

@@ -16,7 +16,7 @@ import (
 	"github.com/nats-io/nuid"
 )
 
-// A Registration is an instance that answers when it is asked for.
+// A Registration is an instance that answers questions of the registry.
 type Registration struct {
 	nc *nats.Conn
 
@@ -25,12 +25,12 @@ type Registration struct {
 	subs     []*nats.Subscription // nil once it has left
 }
 
-// Register makes i known on nc until the Registration is stopped or nc is closed. It
-// needs no connection at that moment, and outlives the loss of any. The id of i is made
-// here, and its start is now unless it is given.
+// Register makes i known on nc until the Registration is stopped or nc is closed. It needs
+// no connection at that moment, and outlives the loss of any. It sets the id of i, and its
+// start unless that is given.
 //
-// An answer goes to an inbox and nowhere else: whoever asks chooses where the answer is
-// published, and could otherwise have this process write into a stream.
+// Answers go only to inboxes: the asking client chooses where an answer is published, and
+// could otherwise have this process write into a stream.
 func Register(nc *nats.Conn, i Instance) (*Registration, error) {
 	if err := CheckName(i.Name); err != nil {
 		return nil, fmt.Errorf("register: %w", err)
@@ -52,7 +52,7 @@ func Register(nc *nats.Conn, i Instance) (*Registration, error) {
 	return r, nil
 }
 
-// subscribe listens for the questions of the NATS service API (ADR-32): PING, INFO and
+// subscribe subscribes to the questions of the NATS service API (ADR-32): PING, INFO and
 // STATS to all services, to those of this name, and to this one.
 func (r *Registration) subscribe() error {
 	for _, verb := range []micro.Verb{micro.PingVerb, micro.InfoVerb, micro.StatsVerb} {
@@ -71,20 +71,20 @@ func (r *Registration) subscribe() error {
 	return nil
 }
 
-// answer publishes the answer to one question, if it was asked from an inbox.
+// answer publishes the answer to a question from an inbox.
 func (r *Registration) answer(verb micro.Verb, reply string) {
 	if !isInbox(reply) {
 		return
 	}
 	data, err := json.Marshal(r.says(verb))
 	if err == nil {
-		_ = r.nc.Publish(reply, data) // the connection is gone otherwise; its handlers log that
+		_ = r.nc.Publish(reply, data) // else the connection is gone; its handlers log that
 	}
 }
 
-// isInbox reports whether answers may go to a subject: to the inbox of a connection that
-// sets no prefix, to the part of an inbox that [Ask] uses, or to a subject that a server made
-// since the question came from another account. Servers refuse clients that name such a subject.
+// isInbox reports whether answers may go to a subject: to the inbox of a connection without
+// a prefix, to the part of an inbox that [Ask] uses, or to a subject that a server made for
+// a question from another account. Servers do not let clients name such a subject.
 func isInbox(subject string) bool {
 	tokens := strings.Split(subject, ".")
 	switch {
@@ -131,8 +131,8 @@ func (r *Registration) Set(key, value string) {
 	r.instance.Metadata = changed
 }
 
-// Stop makes the instance leave: when it returns, nobody finds it any more, if NATS can
-// be reached.
+// Stop makes the instance leave: when it returns, the instance is not found any more, if
+// NATS can be reached.
 func (r *Registration) Stop() error {
 	r.mu.Lock()
 	subs := r.subs
@@ -149,7 +149,7 @@ func (r *Registration) Stop() error {
 	return r.nc.FlushTimeout(time.Second)
 }
 
-// CheckName returns why name can be none of a service, or nil.
+// CheckName returns why name cannot be the name of a service, or nil.
 func CheckName(name string) error {
 	if !validName.MatchString(name) {
 		return fmt.Errorf("%q is no name of a service, which has letters, digits, - and _ only", name)
@@ -161,7 +161,8 @@ var validName = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 
 var validVersion = regexp.MustCompile(`^\d+\.\d+\.\d+([-+][0-9A-Za-z.+-]+)?$`)
 
-// semver returns the version as the NATS service API takes it: of a build without one, 0.0.0-devel.
+// semver returns the version in the form of the NATS service API: 0.0.0-devel for a build
+// without one.
 func semver(version string) string {
 	if v := strings.TrimPrefix(version, "v"); validVersion.MatchString(v) {
 		return v

@@ -1,14 +1,14 @@
-// Package registry finds the processes that run. A process registers with [Register]; it
-// then answers the questions of the NATS service API (ADR-32), so that `nats micro ls`
-// shows it. Who looks for a service asks: only those who answer are
-// there. There is no list that could be wrong.
+// Package registry finds running processes. A process registers with [Register]; it then
+// answers the questions of the NATS service API (ADR-32), so that `nats micro ls` shows it.
+// A client that looks for a service asks: only processes that answer are there. There is no
+// list that could be wrong.
 //
-// An instance that is killed, cut off or paused is gone from [Registry.Discover]
-// [MaxStale] later at most. One that stops leaves before it does. When NATS was lost
-// and is back, instances have [Return] to come back, too; nobody is missed before.
+// An instance that is killed, cut off or paused is gone from [Registry.Discover] [MaxStale]
+// later at most. One that stops leaves before it does. After an outage of NATS, instances
+// have [Return] to come back; until then the earlier ones are returned.
 //
-// Anybody who may answer on NATS can register: what Discover returns is checked for
-// form and bounded in number and size, and no more than a hint whom to ask.
+// Anyone who may answer on NATS can register. Discover checks the form of answers and
+// bounds their number and size, and its result is only a hint where to send requests.
 package registry
 
 import (
@@ -29,17 +29,17 @@ import (
 )
 
 const (
-	// Fresh is for how long an answer is taken as it is. Up to MaxStale it is still
-	// given, while others are being asked.
+	// Fresh is how long an answer is used unchecked. Up to MaxStale it is still returned,
+	// while the instances are asked again.
 	Fresh = 2 * time.Second
-	// MaxStale is how long after its end an instance may still be returned, as long as
-	// NATS can be reached.
+	// MaxStale is how long after its end an instance may still be returned while NATS can
+	// be reached.
 	MaxStale = 2 * Fresh
-	// Return is how long after a loss of NATS those who were there before are still
-	// returned though they do not answer: they may be on their way back.
+	// Return is how long after an outage of NATS the earlier instances are still returned
+	// though they do not answer: they may be about to come back.
 	Return = 5 * time.Second
 
-	maxInstances = 1024    // of one name that are looked at
+	maxInstances = 1024    // of one name that are read
 	maxAnswer    = 8 << 10 // bytes of one
 	firstAnswer  = time.Second
 	nextAnswer   = 200 * time.Millisecond // after the last
@@ -49,7 +49,7 @@ const (
 // commas. It tells apart the processes of several services in one account.
 const StreamKey = "stream"
 
-// ErrAway says that NATS cannot be reached, so that nobody knows who is there.
+// ErrAway says that NATS cannot be reached, so the live instances are unknown.
 var ErrAway = errors.New("the registry cannot be asked, NATS is away")
 
 // An Instance is one process, or one part of it, that offers a service.
@@ -60,7 +60,7 @@ type Instance struct {
 	Address   string            `json:"address,omitempty"`
 	HealthURL string            `json:"health_url,omitempty"`
 	Started   time.Time         `json:"started,omitzero"`
-	Metadata  map[string]string `json:"metadata,omitempty"` // what else it tells, such as config
+	Metadata  map[string]string `json:"metadata,omitempty"` // further information, such as config
 }
 
 // Keys of the metadata that stand for fields.
@@ -70,15 +70,15 @@ const (
 	keyStarted = "started"
 )
 
-// A Registry asks who is there, and remembers it for a short time. It may be used by
-// many goroutines at once.
+// A Registry asks for live instances, and remembers the answers for a short time. It may be
+// used by many goroutines at once.
 type Registry struct {
 	nc     *nats.Conn
 	asking singleflight.Group
 
 	mu         sync.Mutex
 	known      map[string]answer // by name
-	reconnects uint64            // of nc, as far as was noticed
+	reconnects uint64            // of nc, as last noticed
 	back       time.Time         // when the last was noticed
 }
 
@@ -92,9 +92,9 @@ func New(nc *nats.Conn) *Registry {
 	return &Registry{nc: nc, known: make(map[string]answer), reconnects: nc.Stats().Reconnects}
 }
 
-// Discover returns the live instances of the service of that name, ordered by id; none
-// if nobody answers. If NATS is away the error is [ErrAway], and the instances are
-// those that answered last.
+// Discover returns the live instances of the service of that name, ordered by id; none if
+// none answers. If NATS is away, the error is [ErrAway], and the instances are those that
+// answered last.
 func (r *Registry) Discover(ctx context.Context, name string) ([]Instance, error) {
 	r.mu.Lock()
 	last, ok := r.known[name]
@@ -163,8 +163,8 @@ func union(a, b []Instance) []Instance {
 
 func byID(a, b Instance) int { return strings.Compare(a.Name+" "+a.ID, b.Name+" "+b.ID) }
 
-// Ask returns who answers now, ordered by name and id: instances of the service of that
-// name, of all services if it is empty.
+// Ask returns the instances that answer now, ordered by name and id: of the service of that
+// name, or of all services if it is empty.
 func Ask(ctx context.Context, nc *nats.Conn, name string) ([]Instance, error) {
 	subject, err := micro.ControlSubject(micro.InfoVerb, name, "")
 	if err != nil || strings.ContainsAny(name, ".*> \t\r\n") {
@@ -186,10 +186,10 @@ func Ask(ctx context.Context, nc *nats.Conn, name string) ([]Instance, error) {
 	wait := firstAnswer
 	for range maxInstances {
 		msg, err := next(ctx, answers, wait)
-		if errors.Is(err, nats.ErrSlowConsumer) { // more than we look at
+		if errors.Is(err, nats.ErrSlowConsumer) { // more than are read
 			continue
 		}
-		if err != nil || msg.Header.Get("Status") == "503" { // nobody listens
+		if err != nil || msg.Header.Get("Status") == "503" { // no process listens
 			break
 		}
 		wait = nextAnswer
@@ -206,12 +206,11 @@ func Ask(ctx context.Context, nc *nats.Conn, name string) ([]Instance, error) {
 	return slices.SortedFunc(maps.Values(found), byID), nil
 }
 
-// askToken separates what the registry asks from everything else that comes to an inbox:
+// askToken separates the registry's inboxes from everything else that comes to an inbox:
 // other processes may be permitted to publish below it without reaching the rest.
 const askToken = "srv"
 
-// InboxFor returns the subjects to which answers go if a connection with that inbox
-// prefix asks.
+// InboxFor returns the subjects of the answers for a connection with that inbox prefix.
 func InboxFor(prefix string) string { return prefix + "." + askToken + ".>" }
 
 // newInbox returns a new inbox for the answers to one question.
@@ -227,7 +226,7 @@ func next(ctx context.Context, answers *nats.Subscription, wait time.Duration) (
 	return answers.NextMsgWithContext(ctx)
 }
 
-// parse reads the answer of anybody.
+// parse reads an answer, which may be from anyone.
 func parse(data []byte) (Instance, bool) {
 	var info micro.Info
 	if len(data) > maxAnswer || json.Unmarshal(data, &info) != nil || info.Name == "" || info.ID == "" {
@@ -254,7 +253,7 @@ func validURL(s string) bool {
 		u.User == nil && u.RawQuery == "" && u.Fragment == ""
 }
 
-// validAddress reports whether s is one without a path.
+// validAddress reports whether s is a valid URL without a path.
 func validAddress(s string) bool {
 	u, err := url.Parse(s)
 	return validURL(s) && err == nil && (u.Path == "" || u.Path == "/")

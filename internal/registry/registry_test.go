@@ -24,7 +24,7 @@ import (
 
 const patience = 20 * time.Second
 
-// childVariable makes this binary a process that registers, and does nothing else.
+// childVariable makes this binary a process that only registers.
 const childVariable = "PGJET_TEST_REGISTER_AT"
 
 func TestMain(m *testing.M) {
@@ -66,7 +66,7 @@ func register(t *testing.T, nc *nats.Conn, i registry.Instance) *registry.Regist
 	return r
 }
 
-// discover asks anew, and fails the test if that fails.
+// discover asks again, and fails the test if that fails.
 func discover(t *testing.T, nc *nats.Conn, name string) []registry.Instance {
 	t.Helper()
 	all, err := registry.New(nc).Discover(t.Context(), name)
@@ -87,7 +87,7 @@ func TestRegisterAndLeave(t *testing.T) {
 		Name: "profiles", Version: "v1.2.3", Address: "http://127.0.0.1:7407",
 		HealthURL: "http://127.0.0.1:7404/readyz", Metadata: map[string]string{"config": "abc"},
 	})
-	register(t, nc, registry.Instance{Name: "billing"}) // nobody mixes them up
+	register(t, nc, registry.Instance{Name: "billing"}) // the two are not confused
 	all := discover(t, other, "profiles")
 	if len(all) != 1 {
 		t.Fatalf("found %v, want one instance", all)
@@ -132,8 +132,8 @@ func TestMicroToolsSeeIt(t *testing.T) {
 	}
 }
 
-// TestAnswersInboxesOnly: a question chooses where its answer is published. None makes an
-// instance write into a stream, ask or acknowledge anything.
+// TestAnswersInboxesOnly: a question names the subject of its answer. No question makes an
+// instance write into a stream, or send a request or an ack.
 func TestAnswersInboxesOnly(t *testing.T) {
 	t.Parallel()
 	js, url := testenv.JetStream(t)
@@ -150,7 +150,7 @@ func TestAnswersInboxesOnly(t *testing.T) {
 	}
 	subjects := []string{"$SRV.PING", "$SRV.INFO", "$SRV.STATS", "$SRV.PING.profiles", "$SRV.INFO.profiles", "$SRV.STATS.profiles"}
 	asked := 0
-	for _, reply := range []string{ // $JS.ACK and _R_ the server refuses itself
+	for _, reply := range []string{ // the server itself refuses $JS.ACK and _R_
 		"events.1.pwn", "events.00.user.created", "$JS.API.STREAM.PURGE.EVENTS", "pgjet.hint.EVENTS",
 		"$SRV.PING", "$SRV.INFO.profiles", "_INBOX", "_INBOX_relay.x", "_INBOX_relay.x.y", "_INBOX_relay.srv", "_INBOXES.x.y",
 		"INBOX.x", "$SYS.x", "x", "_inbox.x", "x._INBOX.y",
@@ -162,7 +162,7 @@ func TestAnswersInboxesOnly(t *testing.T) {
 			asked++
 		}
 	}
-	// Answers to inboxes come, and came after all those that did not.
+	// Answers to inboxes come, and come after all those that must not.
 	for _, inbox := range []string{"_INBOX.x", "_INBOX.x.y", "_INBOX_operator.srv.x"} {
 		for _, subject := range subjects {
 			if err := asker.PublishRequest(subject, inbox, nil); err != nil {
@@ -215,8 +215,8 @@ func TestRegisterRefuses(t *testing.T) {
 	}
 }
 
-// TestOutlivesNATS: what registered before, and while NATS was away, is there again;
-// meanwhile those are given that were there before.
+// TestOutlivesNATS: instances that registered before or during an outage of NATS are there
+// again; meanwhile the earlier ones are returned.
 func TestOutlivesNATS(t *testing.T) {
 	t.Parallel()
 	server := testenv.NATS(t)
@@ -230,7 +230,7 @@ func TestOutlivesNATS(t *testing.T) {
 	testenv.Eventually(t, patience, "the registry says that NATS is away", func() bool {
 		all, err := r.Discover(t.Context(), "profiles")
 		if len(all) != 1 {
-			t.Fatalf("Discover() = %v, %v while NATS is away, want who was there", all, err)
+			t.Fatalf("Discover() = %v, %v while NATS is away, want the earlier instances", all, err)
 		}
 		return errors.Is(err, registry.ErrAway)
 	})
@@ -242,8 +242,8 @@ func TestOutlivesNATS(t *testing.T) {
 	})
 }
 
-// TestNobodyIsMissedAfterAnOutage: whoever asks before all are back gets those that were
-// there, for a while.
+// TestNobodyIsMissedAfterAnOutage: before all are back, the earlier instances are returned,
+// for a while.
 func TestNobodyIsMissedAfterAnOutage(t *testing.T) {
 	t.Parallel()
 	server := testenv.NATS(t)
@@ -284,8 +284,8 @@ func TestNobodyIsMissedAfterAnOutage(t *testing.T) {
 	})
 }
 
-// TestGoneInTime: a process that is killed, and one that is paused, is not found any
-// more after the time that is stated; and the answers until then come at once.
+// TestGoneInTime: a killed process and a paused one are no longer found after the stated
+// time; until then answers come at once.
 func TestGoneInTime(t *testing.T) {
 	t.Parallel()
 	_, url := testenv.JetStream(t)
@@ -320,7 +320,7 @@ func TestGoneInTime(t *testing.T) {
 	}
 }
 
-// TestAsksOnce: a crowd of callers is one question.
+// TestAsksOnce: many callers at once share one question.
 func TestAsksOnce(t *testing.T) {
 	t.Parallel()
 	_, url := testenv.JetStream(t)
@@ -345,7 +345,7 @@ func TestAsksOnce(t *testing.T) {
 	}
 }
 
-// TestStrangers: what others answer does no harm.
+// TestStrangers: false answers do no harm.
 func TestStrangers(t *testing.T) {
 	t.Parallel()
 	_, url := testenv.JetStream(t)
@@ -369,7 +369,7 @@ func TestStrangers(t *testing.T) {
 	}
 	if _, err := nc.Subscribe("$SRV.INFO.profiles", func(m *nats.Msg) {
 		for _, a := range answers {
-			_ = m.Respond([]byte(a)) // whoever asked may be gone
+			_ = m.Respond([]byte(a)) // the asking client may be gone
 		}
 	}); err != nil {
 		t.Fatal(err)
@@ -407,7 +407,7 @@ func TestManyInstances(t *testing.T) {
 	t.Logf("found 1000 after %s", time.Since(begun))
 	if _, err := nc.Subscribe("$SRV.INFO.flood", func(m *nats.Msg) {
 		for n := range 20_000 {
-			_ = m.Respond([]byte(fmt.Sprintf(`{"name":"flood","id":"%d"}`, n))) // whoever asked may be gone
+			_ = m.Respond([]byte(fmt.Sprintf(`{"name":"flood","id":"%d"}`, n))) // the asking client may be gone
 		}
 	}); err != nil {
 		t.Fatal(err)
@@ -421,7 +421,7 @@ func TestManyInstances(t *testing.T) {
 }
 
 // TestSetWhileAway: an instance whose metadata change while NATS is away is there once
-// afterwards, as it is then.
+// afterwards, with the new ones.
 func TestSetWhileAway(t *testing.T) {
 	t.Parallel()
 	server := testenv.NATS(t)

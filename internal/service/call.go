@@ -22,7 +22,7 @@ var (
 	errTimeout = errors.New("it did not answer in time")
 )
 
-// plainTransport neither asks a proxy nor takes headers without end.
+// plainTransport uses no proxy, and bounds the size of headers.
 func plainTransport() *http.Transport {
 	return &http.Transport{
 		DialContext:            (&net.Dialer{Timeout: 2 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
@@ -33,7 +33,7 @@ func plainTransport() *http.Transport {
 	}
 }
 
-// RoundTrip makes one call, of one or more tries. See [http.RoundTripper].
+// RoundTrip makes one call, with one or more requests. See [http.RoundTripper].
 func (c *Client) RoundTrip(req *http.Request) (*http.Response, error) {
 	t := *c.tuning.Load()
 	if req.URL.Scheme != "http" || req.URL.Host != c.name {
@@ -55,12 +55,11 @@ func (c *Client) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	held := res.Body.(*body)
 	held.closed = append(held.closed, leave)
-	context.AfterFunc(held.ctx, leave) // whoever does not close the body
+	context.AfterFunc(held.ctx, leave) // for a caller that does not close the body
 	return res, nil
 }
 
-// try sends req to one instance. Its error is [ErrUnavailable], unless the caller gave
-// up.
+// try sends req to one instance. Its error is [ErrUnavailable], unless the caller gave up.
 func (c *Client) try(req *http.Request, t Tuning) (res *http.Response, err error) {
 	called := c.breaker.Do(func() breaker.Outcome {
 		res, err = c.send(req, t) //nolint:bodyclose // the caller closes it
@@ -102,7 +101,7 @@ func (c *Client) send(req *http.Request, t Tuning) (*http.Response, error) {
 	switch {
 	case errors.Is(req.Context().Err(), context.Canceled):
 		return nil, req.Context().Err()
-	case cause != nil: // says more than "context deadline exceeded"
+	case cause != nil: // more specific than "context deadline exceeded"
 		return nil, c.unavailable(cause)
 	}
 	return nil, c.unavailable(err)
@@ -130,14 +129,14 @@ func closeBody(req *http.Request) {
 	}
 }
 
-// A body is that of an answer, whose try lasts until it is closed.
+// A body is that of an answer. Its request lasts until it is closed.
 type body struct {
 	io.ReadCloser
 	ctx    context.Context //nolint:containedctx // the try's
 	closed []func()
 }
 
-// Read says why it failed if the try's time was up.
+// Read returns a specific error if the request's time was up.
 func (b *body) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -148,7 +147,7 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close ends the try.
+// Close ends the request.
 func (b *body) Close() error {
 	err := b.ReadCloser.Close()
 	for _, f := range slices.Backward(b.closed) {

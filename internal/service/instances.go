@@ -17,7 +17,7 @@ var (
 	errNobody   = errors.New("no instance is known, and no URL is configured")
 )
 
-// instances are those of one service, which take turns.
+// An instances holds the instances of one service, which take turns.
 type instances struct {
 	name string
 	find Finder // nil: there is only the URL
@@ -27,8 +27,8 @@ type instances struct {
 	failedAt map[string]time.Time // by host
 }
 
-// pick returns the address of the instance whose turn it is, of those that have not
-// failed lately, if there are any.
+// pick returns the address of the instance whose turn it is. It prefers those that have not
+// failed lately.
 func (i *instances) pick(ctx context.Context, fallback string) (*url.URL, error) {
 	all, err := i.addresses(ctx, fallback)
 	if err != nil {
@@ -45,8 +45,8 @@ func (i *instances) pick(ctx context.Context, fallback string) (*url.URL, error)
 	return all[i.turn%len(all)], nil
 }
 
-// addresses returns one at least: those of live instances; if there are none, or the
-// registry is away, the fallback; without one, those that were there last.
+// addresses returns at least one address: those of live instances; if there are none, or
+// the registry is away, the fallback; without a fallback, the last known ones.
 func (i *instances) addresses(ctx context.Context, fallback string) ([]*url.URL, error) {
 	var found []string
 	err := errNobody
@@ -82,7 +82,7 @@ func (i *instances) failed(host string) {
 		i.failedAt = make(map[string]time.Time)
 	}
 	i.failedAt[host] = time.Now()
-	for h, at := range i.failedAt { // those that are no more
+	for h, at := range i.failedAt { // those that are gone
 		if time.Since(at) >= avoidFor {
 			delete(i.failedAt, h)
 		}

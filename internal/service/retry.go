@@ -14,20 +14,20 @@ import (
 
 const (
 	firstPause = 50 * time.Millisecond // with jitter, and longer each time
-	maxPause   = 2 * time.Second       // also of a Retry-After: who wants more is not waited for
+	maxPause   = 2 * time.Second       // also for a Retry-After: a longer one is not waited for
 )
 
-// errAnswered makes backoff try again after an answer that is a failure.
+// errAnswered makes backoff repeat a request after an answer that is a failure.
 var errAnswered = errors.New("the service answers with a failure")
 
-// retry tries until there is an answer that is no failure, or trying again is of no
-// use: then it returns what the last try came to.
+// retry sends req until an answer is no failure or repeating is useless, and returns the
+// last result.
 func (c *Client) retry(req *http.Request, t Tuning) (*http.Response, error) {
 	if !repeatable(req) {
 		return c.try(req, t)
 	}
 	if req.GetBody != nil {
-		closeBody(req) // each try has its own
+		closeBody(req) // each request has its own
 	}
 	var last *http.Response
 	pauses := newPauses(req.Context(), t.Retries)
@@ -62,7 +62,7 @@ func (c *Client) retry(req *http.Request, t Tuning) (*http.Response, error) {
 	return last, nil
 }
 
-// repeatable reports whether sending req twice does what sending it once does.
+// repeatable reports whether sending req twice has the same effect as sending it once.
 func repeatable(req *http.Request) bool {
 	if req.Body != nil && req.Body != http.NoBody && req.GetBody == nil {
 		return false
@@ -71,7 +71,7 @@ func repeatable(req *http.Request) bool {
 	return slices.Contains(idempotent, req.Method) || req.Header.Get("Idempotency-Key") != ""
 }
 
-// again returns req with a body that nobody has read.
+// again returns req with an unread body.
 func again(req *http.Request) (*http.Request, error) {
 	if req.GetBody == nil {
 		return req, nil
@@ -104,8 +104,8 @@ func retryAfter(res *http.Response) time.Duration {
 	return 0
 }
 
-// pauses between tries: they grow, are as long as the service asks for, and end when
-// there is no time for another.
+// A pauses returns the pauses between requests. They grow, are as long as the service asks
+// for, and end when there is no time for another request.
 type pauses struct {
 	backoff.BackOff
 	asked    time.Duration

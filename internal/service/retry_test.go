@@ -15,7 +15,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestRetries: what may be repeated is, what may not is not.
+// TestRetries: requests that may be repeated are, others are not.
 func TestRetries(t *testing.T) {
 	t.Parallel()
 	unread := func(r *http.Request) { body("text")(r); r.GetBody = nil }
@@ -115,7 +115,7 @@ func TestAvoidsWhoFailed(t *testing.T) {
 	}
 }
 
-// TestBreaker: it opens, keeps a service in peace, and closes again.
+// TestBreaker: it opens, keeps calls away from a service, and closes again.
 func TestBreaker(t *testing.T) {
 	t.Parallel()
 	s := startStub(t)
@@ -145,8 +145,8 @@ func TestBreaker(t *testing.T) {
 	mustGet(t, c, http.StatusOK)
 }
 
-// TestTrialsOfACrowd: a hundred callers at the half-open moment are so many requests
-// as trials are allowed, and no more.
+// TestTrialsOfACrowd: of a hundred callers at the half-open moment, only the allowed number
+// of trials is let through.
 func TestTrialsOfACrowd(t *testing.T) {
 	t.Parallel()
 	s := startStub(t)
@@ -158,7 +158,7 @@ func TestTrialsOfACrowd(t *testing.T) {
 	decide := make(chan int)
 	s.answers(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(<-decide) })
 	for round := range 3 {
-		time.Sleep(tune.Delay) // it is open for so long
+		time.Sleep(tune.Delay) // the time for which it is open
 		before := s.count()
 		var answered, refused atomic.Int32
 		var group sync.WaitGroup

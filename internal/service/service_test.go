@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// A stub is a server that answers as it is told, and remembers the requests.
+// A stub is a server whose answers a test sets, and which records its requests.
 type stub struct {
 	*httptest.Server
 	mu       sync.Mutex
@@ -38,7 +38,7 @@ type stub struct {
 	answer   http.HandlerFunc
 }
 
-// startStub starts one that answers 200 until it is told otherwise.
+// startStub starts a stub, which answers 200 at first.
 func startStub(t *testing.T) *stub {
 	t.Helper()
 	s := &stub{answer: status(http.StatusOK)}
@@ -70,7 +70,7 @@ func status(code int) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
 }
 
-// flaky answers with these one after the other, and 200 afterwards.
+// flaky answers with these codes one after the other, and with 200 afterwards.
 func flaky(codes ...int) http.HandlerFunc {
 	var n atomic.Int32
 	return func(w http.ResponseWriter, _ *http.Request) {
@@ -83,12 +83,12 @@ func flaky(codes ...int) http.HandlerFunc {
 // hang answers when the caller has gone.
 func hang(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 
-// found is a Finder that always finds these.
+// found returns a Finder that always finds these addresses.
 func found(addresses ...string) service.Finder {
 	return func(context.Context, string) ([]string, error) { return addresses, nil }
 }
 
-// once is a tuning without retries, whose breaker does not open.
+// once returns a tuning without retries, whose breaker does not open.
 func once() service.Tuning {
 	t := service.DefaultTuning()
 	t.Timeout, t.Retries, t.Failures = patience, 0, 1000
@@ -133,7 +133,7 @@ func mustGet(t *testing.T, c *http.Client, want int) {
 	}
 }
 
-// mustFail makes a request that must fail for now.
+// mustFail makes a request that must fail temporarily.
 func mustFail(t *testing.T, c *http.Client) error {
 	t.Helper()
 	got, err := call(t, c, "GET")
@@ -182,7 +182,7 @@ func TestCall(t *testing.T) {
 	mustGet(t, c, http.StatusFound)
 }
 
-// TestFinding: live instances first, then the URL, then those known last.
+// TestFinding: live instances come first, then the URL, then the last known ones.
 func TestFinding(t *testing.T) {
 	t.Parallel()
 	live, configured := startStub(t), startStub(t)
@@ -245,8 +245,8 @@ func TestTimeout(t *testing.T) {
 	}
 }
 
-// TestBulkhead: one call too many is refused at once; a place is free again when an
-// answer has been read, or its time is up.
+// TestBulkhead: one call too many is refused at once; a place is free again when an answer
+// has been read, or its time is up.
 func TestBulkhead(t *testing.T) {
 	t.Parallel()
 	s := startStub(t)
@@ -278,7 +278,7 @@ func TestBulkhead(t *testing.T) {
 	tune.Timeout = 300 * time.Millisecond
 	client.Tune(tune)
 	for range 4 {
-		held() // for ever, if nobody took it away
+		held() // it would take the place for ever
 	}
 	mustFail(t, c)
 	testenv.Eventually(t, patience, "their time is up", func() bool {
@@ -287,7 +287,7 @@ func TestBulkhead(t *testing.T) {
 	})
 }
 
-// TestCallerGivesUp: that is neither a failure of the service nor one for now.
+// TestCallerGivesUp: that is neither a failure of the service nor a temporary one.
 func TestCallerGivesUp(t *testing.T) {
 	t.Parallel()
 	s := startStub(t)
@@ -307,7 +307,7 @@ func TestCallerGivesUp(t *testing.T) {
 		_, err := call(t, c, "GET", func(r *http.Request) { *r = *r.WithContext(ctx) })
 		cancel()
 		if !errors.Is(err, context.Canceled) && !errors.Is(err, service.ErrUnavailable) {
-			t.Errorf("a caller who gave up gets %v", err)
+			t.Errorf("a caller that gave up gets %v", err)
 		}
 		s.answers(status(http.StatusOK))
 		if before == 0 {

@@ -39,7 +39,7 @@ func newMetrics(service string) (*metrics, error) {
 
 func (m *metrics) full() { m.refused.Add(context.Background(), 1, metric.WithAttributes(m.service)) }
 
-// tried records a try, which began then; res is nil if there was no answer.
+// tried records a request that began then; res is nil if there was no answer.
 func (m *metrics) tried(req *http.Request, begun time.Time, res *http.Response) {
 	status := 0
 	if res != nil {

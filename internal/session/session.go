@@ -1,6 +1,6 @@
-// Package session keeps a task going that lives on connections. Each attempt is a
-// session: it connects, works until something breaks, and returns why. The next
-// one begins after a while, for ever.
+// Package session keeps a task going that depends on connections. Each attempt is a
+// session: it connects, works until something breaks, and returns why. The next one begins
+// after a while, for ever.
 package session
 
 import (
@@ -26,26 +26,25 @@ const (
 // logEvery is the least time between two log lines about the same cause.
 const logEvery = time.Minute
 
-// What a [Keeper] returns from Ready before its first session and after its last.
+// The errors that [Keeper.Ready] returns before its first session and after its last.
 var (
 	ErrStarting = errors.New("starting")
 	ErrStopped  = errors.New("stopped")
 )
 
-// A Keeper begins sessions and knows whether one is at work. The zero Keeper is
-// ready for use.
+// A Keeper runs sessions, and knows whether one is at work. The zero Keeper is ready for
+// use.
 type Keeper struct {
 	mu      sync.Mutex
 	working bool
 	reason  error                // why not; nil before the first session
-	logged  map[string]time.Time // when each cause was logged, of those of the last minute
+	logged  map[string]time.Time // when each cause of the last minute was logged
 	quiet   bool                 // the session that worked last ended without a log line
 }
 
-// Run begins sessions until ctx ends, and waits longer and longer in between if they
-// do not last. It logs why one ended, as "no progress, will keep trying": when a cause
-// begins, and once a minute while it lasts. The cause of an error is its text up to
-// the first colon.
+// Run runs sessions until ctx ends, and waits longer and longer in between if they do not
+// last. It logs why one ended, as "no progress, will keep trying", when a cause begins and
+// once a minute while it lasts. The cause of an error is its text up to the first colon.
 func (k *Keeper) Run(ctx context.Context, log *slog.Logger, session func(context.Context) error) {
 	defer k.Waiting(ErrStopped)
 	wait := backoff.NewExponentialBackOff(backoff.WithInitialInterval(minWait),
@@ -69,8 +68,8 @@ func (k *Keeper) Run(ctx context.Context, log *slog.Logger, session func(context
 	}
 }
 
-// Working says that the session got through and does its work. It reports whether
-// that should be logged: whether there was a log line about why none was done.
+// Working records that the session does its work. It returns true if that should be logged,
+// because a log line said that no work was done.
 func (k *Keeper) Working() (news bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -79,9 +78,9 @@ func (k *Keeper) Working() (news bool) {
 	return news
 }
 
-// Waiting says why there is no work done, while the session goes on. It reports whether
-// that should be logged: whether it is another reason, and work was done before or
-// nothing was logged about its cause for a minute.
+// Waiting records why no work is done, while the session goes on. It returns true if that
+// should be logged: the reason is new, and work was done before or its cause was not logged
+// for a minute.
 func (k *Keeper) Waiting(reason error) (news bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -93,7 +92,7 @@ func (k *Keeper) Waiting(reason error) (news bool) {
 	return news
 }
 
-// ended says why a session ended. It reports whether that should be logged.
+// ended records why a session ended. It reports whether that should be logged.
 func (k *Keeper) ended(reason error) (news bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -103,8 +102,8 @@ func (k *Keeper) ended(reason error) (news bool) {
 	return news
 }
 
-// due reports whether nothing was logged about the cause of reason for a minute. If so
-// it takes down that something is now.
+// due reports whether the cause of reason was not logged for a minute. If so, it records
+// that it is logged now.
 func (k *Keeper) due(reason error) bool {
 	now := time.Now()
 	maps.DeleteFunc(k.logged, func(_ string, at time.Time) bool { return now.Sub(at) >= logEvery })

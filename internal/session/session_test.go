@@ -57,8 +57,9 @@ func TestRunKeepsTrying(t *testing.T) {
 	})
 }
 
-// TestLogsACauseOnceAMinute: a cause is logged when it begins, once a minute while it lasts, and
-// when it ends; one that comes and goes all the time no more often.
+// TestLogsACauseOnceAMinute: a cause is logged when it begins, once a minute while it
+// lasts, and when it ends. A cause that comes and goes all the time is logged no more
+// often.
 func TestLogsACauseOnceAMinute(t *testing.T) {
 	down, other := errors.New("down: 1"), errors.New("other: 1")
 	for _, c := range []struct {

@@ -1,5 +1,6 @@
-// Package sqlstate says what an error of PostgreSQL means for pgjet. It holds the only list of
-// SQLSTATEs: readiness, status, verdicts, retries and HTTP answers all derive from [Of].
+// Package sqlstate maps errors of PostgreSQL to their meaning for pgjet. It holds the only
+// list of SQLSTATEs: readiness, status, verdicts, retries and HTTP answers all derive from
+// [Of].
 package sqlstate
 
 import (
@@ -20,9 +21,10 @@ import (
 // see in status, readiness and logs.
 type Class string
 
-// The classes. [Of] returns "" for what is not an error of the database.
+// The classes. [Of] returns "" for any other error.
 const (
-	// Unreachable: no connection, a lost one, or a server that starts, stops or cannot read its disk.
+	// Unreachable: no connection, a lost one, or a server that starts, stops or cannot read
+	// its disk.
 	Unreachable Class = "database_unreachable"
 	// Login: the server refuses the user, its password, or the database.
 	Login Class = "database_login"
@@ -30,11 +32,13 @@ const (
 	Exhausted Class = "database_exhausted"
 	// ReadOnly: a standby, or a server that is set to take no writes.
 	ReadOnly Class = "database_read_only"
-	// Timeout: a statement, lock, transaction or idle session took longer than a limit of the server.
+	// Timeout: a statement, lock, transaction or idle session exceeded a limit of the
+	// server.
 	Timeout Class = "database_timeout"
 	// Conflict: a serialization failure or a deadlock; the transaction succeeds if it runs again.
 	Conflict Class = "database_conflict"
-	// StalePlan: a table changed under a prepared statement, which is valid again at the next try.
+	// StalePlan: a table changed under a prepared statement, which works again at the next
+	// attempt.
 	StalePlan Class = "plan_outdated"
 	// Pooler: a prepared statement is on another connection than the one that prepared it, or a pooler
 	// gives each statement another connection and so has no transactions.
@@ -45,9 +49,9 @@ const (
 	Outdated Class = "schema_outdated"
 	// Encoding: a character does not exist in the encoding of the database or of the session.
 	Encoding Class = "database_encoding"
-	// Aborted: the transaction failed before.
+	// Aborted: an earlier statement of the transaction failed.
 	Aborted Class = "transaction_aborted"
-	// Rejected: a value that the table does not take.
+	// Rejected: the table does not accept a value.
 	Rejected Class = "value_rejected"
 	// Failed: any other error that PostgreSQL reports.
 	Failed Class = "database_error"
@@ -58,7 +62,7 @@ var Reasons = []Class{
 	Unreachable, Login, Exhausted, ReadOnly, Timeout, Conflict, StalePlan, Pooler, Permission, Outdated, Encoding, Aborted, Rejected, Failed,
 }
 
-// Single SQLSTATEs that code asks for by name.
+// Single SQLSTATEs that are used by name.
 const (
 	LockNotAvailable     = "55P03" // lock_timeout, or NOWAIT
 	UniqueViolation      = "23505"
@@ -122,7 +126,8 @@ func Of(err error) Class {
 	return ""
 }
 
-// reported returns the error of PostgreSQL in err, of which a driver other than pgx shows the code alone.
+// reported returns the error of PostgreSQL in err. Drivers other than pgx show only its
+// code.
 func reported(err error) (*pgconn.PgError, bool) {
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return pgErr, true
@@ -137,7 +142,7 @@ func reported(err error) (*pgconn.PgError, bool) {
 	return &pgconn.PgError{Code: other.SQLState(), Message: other.Error()}, true
 }
 
-// A classified is an error that knows its class, and says what to do.
+// A classified is an error that has a class, and says what to do.
 type classified interface {
 	error
 	Class() Class
@@ -158,21 +163,21 @@ func classOf(err *pgconn.PgError) Class {
 	return cmp.Or(byPrefix[err.Code[:min(2, len(err.Code))]], Failed)
 }
 
-// stalePlan recognises "cached plan must not change result type", and what a description is refused
-// with that has another number of columns than the table by now. Both codes stand for more, and the
-// texts depend on the language of the server.
+// stalePlan recognises "cached plan must not change result type", and the refusal of a
+// description that has another number of columns than the table by now. Both codes have
+// other uses, and the texts depend on the language of the server.
 func stalePlan(err *pgconn.PgError) bool {
 	return err.Code == "0A000" && err.Routine == "RevalidateCachedQuery" || err.Code == "08P01" && err.Routine == "PortalSetResultFormat"
 }
 
-// noReadWrite recognises "cannot set transaction read-write mode during recovery", with which a
-// standby refuses to begin a transaction that may write.
+// noReadWrite recognises "cannot set transaction read-write mode during recovery", with
+// which a standby refuses to begin a transaction that may write.
 func noReadWrite(err *pgconn.PgError) bool {
 	return err.Code == "0A000" && err.Routine == "call_bool_check_hook"
 }
 
-// noTransactions recognises "transaction blocks not allowed in statement pooling mode", which
-// PgBouncer says in no other language, under a code that stands for more.
+// noTransactions recognises "transaction blocks not allowed in statement pooling mode",
+// which PgBouncer never translates, under a code that has other uses.
 func noTransactions(err *pgconn.PgError) bool {
 	return err.Code == "08P01" && err.Routine == "" && strings.Contains(err.Message, "statement pooling mode")
 }
@@ -185,8 +190,8 @@ func lost(err error) bool {
 		errors.Is(err, context.DeadlineExceeded) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
-// Passing reports whether an error of this class passes by itself or with an operator's help,
-// while the statement is fine: it may be sent again as it was.
+// Passing reports whether an error of this class passes by itself or with an operator's
+// help, while the statement is valid: it may be sent again unchanged.
 func (c Class) Passing() bool {
 	switch c {
 	case Unreachable, Login, Exhausted, ReadOnly, Timeout, Conflict, StalePlan, Pooler:
@@ -200,7 +205,8 @@ func (c Class) Quotes() bool {
 	return c == Rejected || c == Encoding || c == Failed
 }
 
-// advice is what to do, behind the text of the error. Those that pass need none.
+// advice says what to do, after the text of the error. Errors that pass by themselves need
+// none.
 var advice = map[Class]string{
 	Login:     "check the user, the password and the database in the URL",
 	Exhausted: "look at the server's connections, memory and disk",
@@ -214,8 +220,9 @@ var advice = map[Class]string{
 // returns "".
 func Reason(err error) Class { return cmp.Or(Of(err), Failed) }
 
-// Advise returns err with what to do behind it, unless err says that itself, as errors of pgjet's own that have a
-// class do. The role is the one of pgjet's whose rights the connection's user needs, such as pgjet_relay; "" names none.
+// Advise returns err with what to do after it, unless err says that itself, as pgjet's own
+// errors with a class do. The role is the pgjet role whose rights the connection's user
+// needs, such as pgjet_relay; "" names none.
 func Advise(err error, role string) error {
 	if _, own := errors.AsType[classified](err); own {
 		return err
@@ -231,8 +238,8 @@ func Advise(err error, role string) error {
 	return fmt.Errorf("%w; %s", err, todo)
 }
 
-// Explain returns err with its reason before it, such as "schema_outdated: ", and what to do
-// behind it, as [Advise] does. A nil error stays nil.
+// Explain returns err with its reason before it, such as "schema_outdated: ", and what to
+// do after it, as [Advise] does. A nil error stays nil.
 func Explain(err error, role string) error {
 	if err == nil {
 		return nil
@@ -240,8 +247,8 @@ func Explain(err error, role string) error {
 	return fmt.Errorf("%s: %w", Reason(err), Advise(err, role))
 }
 
-// Wrap returns err with what failed before it, and what to do behind it if that is known. A nil
-// error stays nil.
+// Wrap returns err with what failed before it, and what to do after it if that is known. A
+// nil error stays nil.
 func Wrap(what string, err error) error {
 	if err == nil {
 		return nil
@@ -249,14 +256,14 @@ func Wrap(what string, err error) error {
 	return fmt.Errorf("%s: %w", what, Advise(err, ""))
 }
 
-// Is reports whether err is PostgreSQL's, with this code.
+// Is reports whether err is an error of PostgreSQL with this code.
 func Is(err error, code string) bool {
 	pgErr, ok := reported(err)
 	return ok && pgErr.Code == code
 }
 
-// CommitUnknown reports whether a commit that returned err may have taken place: a server that
-// shuts down may do so between the commit and its answer, and so may a connection break.
+// CommitUnknown reports whether a commit that returned err may have succeeded: a server may
+// shut down, or a connection break, between the commit and its answer.
 func CommitUnknown(err error) bool {
 	if pgErr, ok := reported(err); ok {
 		return pgErr.Code[:min(2, len(pgErr.Code))] == "57"
@@ -264,7 +271,8 @@ func CommitUnknown(err error) bool {
 	switch {
 	case err == nil, errors.Is(err, pgx.ErrTxCommitRollback):
 		return false
-	// pgx calls a closed connection safe to retry even if it broke after the commit was sent.
+	// pgx considers a closed connection safe to retry even if it broke after the commit was
+	// sent.
 	case errors.Is(err, pgconn.ErrConnClosed):
 		return true
 	}

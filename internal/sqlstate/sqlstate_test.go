@@ -21,7 +21,7 @@ import (
 
 func code(c string) error { return fmt.Errorf("ask: %w", &pgconn.PgError{Code: c}) }
 
-// A foreign is what a driver other than pgx returns.
+// A foreign is an error of a driver other than pgx.
 type foreign string
 
 func (f foreign) Error() string    { return "pq: no" }
@@ -131,7 +131,7 @@ func TestWrap(t *testing.T) {
 	}
 }
 
-// TestOnlyTable: no other package compares SQLSTATEs, so that all agree on what one means.
+// TestOnlyTable: no other package compares SQLSTATEs, so all agree on their meaning.
 func TestOnlyTable(t *testing.T) {
 	state := regexp.MustCompile(`"(0[89A-Z]|2[1-9A-Z]|3[489A-F]|4[0-4]|5[3-8]|72|F0|HV|XX)[0-9P][0-9]{2}"`)
 	err := filepath.WalkDir("../..", func(path string, d os.DirEntry, err error) error {

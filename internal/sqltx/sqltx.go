@@ -15,14 +15,15 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// With calls fn with tx as a transaction of database/sql, and returns fn's error. It neither commits
-// tx nor rolls it back, and fn cannot: if fn calls Commit or Rollback, that returns an error, which With
-// returns too if fn returns none. The [*sql.Tx] ends when fn returns, or when ctx ends; then its methods
-// return [sql.ErrTxDone]. A statement without a context of its own has ctx.
+// With calls fn with tx as a transaction of database/sql, and returns fn's error. It
+// neither commits tx nor rolls it back. If fn calls Commit or Rollback, that returns an
+// error, which With returns unless fn returns one. The [*sql.Tx] ends when fn returns or
+// ctx ends; then its methods return [sql.ErrTxDone]. A statement without a context uses
+// ctx.
 func With(ctx context.Context, tx pgx.Tx, fn func(tx *sql.Tx) error) error {
 	c := &conn{ctx: ctx, tx: tx}
 	db := sql.OpenDB(c)
-	defer db.Close() // which closes nothing of tx
+	defer db.Close() // closes nothing of tx
 	joined, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
@@ -37,7 +38,8 @@ func With(ctx context.Context, tx pgx.Tx, fn func(tx *sql.Tx) error) error {
 	return c.misused()
 }
 
-// A conn is the only connection of a [sql.DB], and its connector. Whatever database/sql ends or closes, tx goes on.
+// A conn is the only connection of a [sql.DB], and its connector. Whatever database/sql
+// ends or closes, tx goes on.
 type conn struct {
 	ctx context.Context //nolint:containedctx // that of the transaction
 	tx  pgx.Tx
@@ -50,7 +52,7 @@ type conn struct {
 func (c *conn) Connect(context.Context) (driver.Conn, error) { return c, nil }
 func (c *conn) Driver() driver.Driver                        { return c }
 
-// Open is for [driver.Driver], which a connector has to have.
+// Open implements [driver.Driver], which a connector needs.
 func (c *conn) Open(string) (driver.Conn, error) { return nil, errors.ErrUnsupported }
 
 func (c *conn) Close() error              { return nil }
@@ -58,12 +60,12 @@ func (c *conn) Begin() (driver.Tx, error) { return c, nil }
 
 func (c *conn) BeginTx(context.Context, driver.TxOptions) (driver.Tx, error) { return c, nil }
 
-// Commit is refused: tx has further statements after fn.
+// Commit returns an error: With's caller goes on with tx.
 func (c *conn) Commit() error {
 	return c.refuse("Commit", "return nil, and the transaction is committed")
 }
 
-// Rollback is refused, unless it is database/sql that calls it since ctx has ended.
+// Rollback returns an error, unless database/sql calls it because ctx has ended.
 func (c *conn) Rollback() error {
 	if c.ctx.Err() != nil {
 		return nil
@@ -93,7 +95,7 @@ func (c *conn) misused() error {
 	return c.misuse
 }
 
-// CheckNamedValue lets every argument through: pgx knows more types than database/sql.
+// CheckNamedValue accepts every argument: pgx knows more types than database/sql.
 func (c *conn) CheckNamedValue(*driver.NamedValue) error { return nil }
 
 func (c *conn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
@@ -120,7 +122,7 @@ func (c *conn) QueryContext(ctx context.Context, query string, args []driver.Nam
 
 func (c *conn) Prepare(query string) (driver.Stmt, error) { return &stmt{c, query}, nil }
 
-// bounded returns ctx, or that of c if ctx never ends: what fn has to do has a limit.
+// bounded returns ctx, or that of c if ctx never ends, since fn has a limited time.
 func (c *conn) bounded(ctx context.Context) context.Context {
 	if ctx.Done() == nil {
 		return c.ctx
@@ -136,7 +138,7 @@ func values(args []driver.NamedValue) []any {
 	return all
 }
 
-// A stmt is a text that pgx prepares when it meets it.
+// A stmt is a text that pgx prepares when it first runs it.
 type stmt struct {
 	*conn
 	query string
@@ -156,7 +158,7 @@ func (s *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driv
 	return s.conn.QueryContext(ctx, s.query, args)
 }
 
-// rows are those of pgx, of which the first was read already.
+// A rows holds rows of pgx, of which the first was read already.
 type rows struct {
 	rows    pgx.Rows
 	first   bool // it is still to be given

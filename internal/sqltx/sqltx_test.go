@@ -88,7 +88,8 @@ func TestValuesAreThoseOfStdlib(t *testing.T) {
 	}
 }
 
-// TestStatements: statements may be prepared, have results, and scan into what database/sql takes.
+// TestStatements: statements may be prepared, have results, and scan into the types of
+// database/sql.
 func TestStatements(t *testing.T) {
 	t.Parallel()
 	err := within(t, func(tx *sql.Tx) error {
@@ -138,7 +139,8 @@ func TestStatements(t *testing.T) {
 	}
 }
 
-// TestErrors: an error of PostgreSQL is pgx's, wherever it comes up, and no rows are none.
+// TestErrors: an error of PostgreSQL is pgx's, wherever it occurs, and missing rows are no
+// error of the transaction.
 func TestErrors(t *testing.T) {
 	t.Parallel()
 	for query, want := range map[string]string{
@@ -168,7 +170,8 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// TestContextEnds: when ctx ends, the transaction of database/sql is over, and that of pgx is as it was.
+// TestContextEnds: when ctx ends, the transaction of database/sql is over, and that of pgx
+// is unchanged.
 func TestContextEnds(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)

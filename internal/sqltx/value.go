@@ -11,8 +11,8 @@ import (
 // A reader returns a column's bytes as a value of database/sql.
 type reader = func(src []byte) (driver.Value, error)
 
-// readers are for the types that database/sql has too, which are asked for in binary form. Other columns
-// come as text, as they do with every driver.
+// readers are for the types that database/sql has too; their columns are requested in
+// binary form. Other columns come as text, as with every driver.
 var readers = map[uint32]func(m *pgtype.Map, oid uint32) reader{
 	pgtype.BoolOID:        binary[pgtype.Bool],
 	pgtype.Int2OID:        binary[pgtype.Int8],
@@ -29,7 +29,7 @@ var readers = map[uint32]func(m *pgtype.Map, oid uint32) reader{
 	pgtype.ByteaOID:       func(*pgtype.Map, uint32) reader { return raw },
 }
 
-// formats asks for columns as readers take them.
+// formats requests columns in the formats of readers.
 var formats = func() pgx.QueryResultFormatsByOID {
 	f := make(pgx.QueryResultFormatsByOID)
 	for oid := range readers {
@@ -38,7 +38,7 @@ var formats = func() pgx.QueryResultFormatsByOID {
 	return f
 }()
 
-// plan prepares for the columns of r.
+// plan prepares reading the columns of r.
 func (r *rows) plan(m *pgtype.Map) {
 	for _, column := range r.rows.FieldDescriptions() {
 		read := text

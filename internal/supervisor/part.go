@@ -1,5 +1,5 @@
-// Package supervisor runs the parts of a service as one process that others can watch: it serves probes and
-// metrics, registers, and stops the parts in order.
+// Package supervisor runs the parts of a service as one process that can be monitored: it
+// serves probes and metrics, registers, and stops the parts in order.
 package supervisor
 
 import (
@@ -17,11 +17,11 @@ type Part struct {
 	Run   func(ctx context.Context) error
 	Ready func(ctx context.Context) error // nil: it has nothing to report
 	Role  func() (role, detail string)    // nil: it has none, see [health.Check]
-	// Degraded returns what is wrong although it is ready, or ""; nil: nothing ever is.
+	// Degraded returns the trouble of a part that is ready, or ""; nil: it never has any.
 	Degraded func() string
 }
 
-// A Runner is what a Part can be made of. It may have methods Role and Degraded, too.
+// A Runner is the basis of a Part. It may have methods Role and Degraded, too.
 type Runner interface {
 	Run(ctx context.Context) error
 	Ready(ctx context.Context) error
@@ -41,9 +41,8 @@ func Of(name string, r Runner) Part {
 	return p
 }
 
-// Supervise runs all parts until ctx ends or one of them fails. It then stops them
-// in the order in which they are listed, each when the one before it has ended,
-// and returns what failed.
+// Supervise runs all parts until ctx ends or one of them fails. It then stops them in the
+// order of the list, each when the one before it has ended, and returns the failures.
 func Supervise(ctx context.Context, parts []Part) error {
 	failed := make(chan error, len(parts))
 	running := make([]func(), len(parts))
@@ -75,7 +74,7 @@ func Supervise(ctx context.Context, parts []Part) error {
 	return err
 }
 
-// checks returns what /readyz asks.
+// checks returns the checks of /readyz.
 func checks(parts []Part) []health.Check {
 	var all []health.Check
 	for _, p := range parts {

@@ -17,22 +17,23 @@ import (
 	"github.com/pgjet/pgjet/internal/web"
 )
 
-// A Process is what others see of the parts that run in it.
+// A Process is the outside of the parts that run in it: probes, metrics and registration.
 type Process struct {
 	Version   string
 	Admin     net.Listener            // where /livez, /readyz and /metrics are served
-	Hosts     []string                // by which a machine may ask for them on its loopback interface, besides its own
+	Hosts     []string                // further names by which this machine may address them on its loopback interface
 	Metrics   http.Handler            // answers /metrics
 	Breakers  func() []health.Breaker // those that are open; nil: there are none
 	Registrar *Registrar              // makes the instances known
-	Instances []registry.Instance     // what it registers
+	Instances []registry.Instance     // the instances that it registers
 	Log       *slog.Logger
-	StopDelay time.Duration // how long it works on after it was told to stop
-	Stopping  func()        // called when it begins to stop the parts since it was told to; nil does nothing
+	StopDelay time.Duration // how long it works on after it is asked to stop
+	Stopping  func()        // called when it begins to stop the parts because it was asked to; nil does nothing
 }
 
-// Run runs the parts until ctx ends, or one fails. Told to stop, it says so on /readyz and leaves the registry
-// at once, works on for StopDelay, so that whoever sends requests sees it, and then stops the parts in order.
+// Run runs the parts until ctx ends, or one fails. When ctx ends, it shows that on /readyz
+// and leaves the registry at once. It works on for StopDelay, so that clients can notice,
+// and then stops the parts in order.
 func (p *Process) Run(ctx context.Context, parts ...Part) error {
 	h := &health.Health{Version: p.Version, Metrics: p.Metrics, Checks: checks(parts), Breakers: p.Breakers}
 	context.AfterFunc(ctx, h.Stop)
@@ -45,7 +46,7 @@ func (p *Process) Run(ctx context.Context, parts ...Part) error {
 	return Supervise(late, slices.Concat([]Part{p.Registrar.part(ctx, p.Instances)}, parts, []Part{admin}))
 }
 
-// after returns a context that ends that long after ctx.
+// after returns a context that ends delay after ctx.
 func after(ctx context.Context, delay time.Duration) (context.Context, context.CancelFunc) {
 	late, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() {
@@ -58,7 +59,8 @@ func after(ctx context.Context, delay time.Duration) (context.Context, context.C
 	return late, func() { stop(); cancel() }
 }
 
-// Telemetry is [telemetry.Start], and sends what OpenTelemetry complains about to the log. stop logs what could not be sent.
+// Telemetry is [telemetry.Start], and sends OpenTelemetry's errors to the log. stop logs
+// what could not be sent.
 func Telemetry(ctx context.Context, log *slog.Logger, name, version string) (metrics http.Handler, stop func(), err error) {
 	tel, err := telemetry.Start(ctx, name, version)
 	if err != nil {
@@ -74,8 +76,8 @@ func Telemetry(ctx context.Context, log *slog.Logger, name, version string) (met
 	}, nil
 }
 
-// Reachable returns the address under which others reach what listens there: with the host that is advertised, else the one that it
-// listens on, or the machine's name if that is all.
+// Reachable returns the address under which others reach a listener: with the advertised
+// host, else the host on which it listens, or the machine's name if that is unspecified.
 func Reachable(l net.Addr, advertise string) string {
 	host, port, err := net.SplitHostPort(l.String())
 	if err != nil {

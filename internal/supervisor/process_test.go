@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// A stage is where parts of a test report what they do.
+// A stage records what the parts of a test do.
 type stage struct {
 	mu    sync.Mutex
 	notes []string
@@ -79,7 +79,7 @@ func TestSuperviseNamesWhatFailed(t *testing.T) {
 			says: []string{"b: ended by itself"},
 		},
 		{
-			name:  "a failure while stopping is told as well",
+			name:  "a failure while stopping is reported as well",
 			parts: func(s *stage) []Part { return []Part{s.part("a", late), {Name: "b", Run: fails}, s.part("c", nil)} },
 			says:  []string{"b: broken", "a: late"}, is: late,
 		},
@@ -102,8 +102,8 @@ func TestSuperviseNamesWhatFailed(t *testing.T) {
 	}
 }
 
-// TestServeFinishesWhatItHasBegun: a request in hand is answered, a later one
-// is not taken.
+// TestServeFinishesWhatItHasBegun: a running request is answered, a later one is not
+// accepted.
 func TestServeFinishesWhatItHasBegun(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -172,8 +172,8 @@ func TestAfter(t *testing.T) {
 	})
 }
 
-// TestShutdownCutsOff: a request that hangs for longer than it may is cut off, and the
-// server stops all the same.
+// TestShutdownCutsOff: a request that exceeds its time is cut off, and the server stops all
+// the same.
 func TestShutdownCutsOff(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

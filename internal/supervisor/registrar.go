@@ -12,8 +12,8 @@ import (
 	"github.com/pgjet/pgjet/internal/registry"
 )
 
-// A Registrar makes what runs in this process known in the registry. It outlives NATS,
-// and without a connection it does nothing.
+// A Registrar registers the instances of this process. It outlives NATS, and does nothing
+// without a connection.
 type Registrar struct {
 	nc      *nats.Conn
 	version string
@@ -29,14 +29,14 @@ func NewRegistrar(nc *nats.Conn, version string, log *slog.Logger) *Registrar {
 	return &Registrar{nc: nc, version: version, log: log, metadata: make(map[string]string)}
 }
 
-// part registers the instances until told ends, and at the latest until it is stopped
-// itself: a process that stops leaves the registry before anything else ends.
-func (r *Registrar) part(told context.Context, instances []registry.Instance) Part {
+// part registers the instances until stopping ends, or until it is stopped itself: a
+// process that stops leaves the registry before anything else ends.
+func (r *Registrar) part(stopping context.Context, instances []registry.Instance) Part {
 	return Part{Name: "registry", Run: func(ctx context.Context) error {
 		if r.nc != nil {
 			r.register(ctx, instances)
 			select {
-			case <-told.Done():
+			case <-stopping.Done():
 			case <-ctx.Done():
 			}
 			r.leave(ctx)

@@ -10,11 +10,11 @@ import (
 	"github.com/pgjet/pgjet/internal/web"
 )
 
-// Grace is how long requests in hand may take once a server is told to stop.
+// Grace is how long running requests may take once a server is stopping.
 const Grace = 10 * time.Second
 
-// Serve returns the part that answers on l, which may hold that many connections. It withstands slow
-// and many clients, and lets requests in hand finish.
+// Serve returns the part that answers on l, which may hold that many connections. It
+// withstands slow clients and many clients, and lets running requests finish.
 func Serve(name string, l net.Listener, connections int, h http.Handler, log *slog.Logger) Part {
 	door := web.NewDoor(l, name, connections, log)
 	server := web.NewServer(door, h, log)
@@ -31,7 +31,7 @@ func Serve(name string, l net.Listener, connections int, h http.Handler, log *sl
 	}}
 }
 
-// shutdown takes no more requests, and cuts off those in hand that do not end in time.
+// shutdown accepts no more requests, and cuts off running ones that do not end in time.
 func shutdown(ctx context.Context, server *http.Server, within time.Duration) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), within)
 	defer cancel()

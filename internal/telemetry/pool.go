@@ -10,7 +10,8 @@ import (
 	"go.opentelemetry.io/otel/metric"
 )
 
-// WatchPool shows a pool of connections to PostgreSQL in the metrics, under this name, as long as the process lasts.
+// WatchPool shows a pool of connections to PostgreSQL in the metrics, under this name, as
+// long as the process lives.
 func WatchPool(pool *pgxpool.Pool, name string) error {
 	meter := otel.Meter("github.com/pgjet/pgjet/internal/telemetry")
 	open, err1 := meter.Int64ObservableGauge("pgjet.postgres.connections",

@@ -10,8 +10,9 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// A PostgresTracer makes spans of what pgx does. A span is named after the SQL operation, in one form
-// (SELECT, BEGIN), that of a batch "BATCH", with the operation that all of it has in common.
+// A PostgresTracer makes spans of pgx's operations. A span is named after the SQL
+// operation, in one form (SELECT, BEGIN); that of a batch is named "BATCH", with the
+// operation that all its statements have in common.
 type PostgresTracer struct{ *otelpgx.Tracer }
 
 // Postgres returns a tracer for [pgx.ConnConfig], which works with the global tracer provider.
@@ -28,7 +29,7 @@ func operation(sql string) string {
 // TraceBatchStart implements [pgx.BatchTracer].
 func (t PostgresTracer) TraceBatchStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
 	ctx = t.Tracer.TraceBatchStart(ctx, conn, data)
-	if span := trace.SpanFromContext(ctx); span.IsRecording() { // then it is of the batch
+	if span := trace.SpanFromContext(ctx); span.IsRecording() { // it is the span of the batch
 		name := batchOperation(data.Batch)
 		span.SetName(name)
 		span.SetAttributes(attribute.String("db.operation.name", name))

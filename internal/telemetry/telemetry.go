@@ -1,9 +1,9 @@
-// Package telemetry sets OpenTelemetry up for one process: traces, metrics, and
-// the W3C propagation between processes.
+// Package telemetry sets OpenTelemetry up for one process: traces, metrics, and the W3C
+// propagation between processes.
 //
-// Traces and metrics leave by OTLP as the standard OTEL_… environment variables
-// say, and not at all without them. Metrics can always be scraped from the handler
-// that [Start] returns. Trace contexts are made and handed on in either case.
+// Traces and metrics are sent by OTLP as the standard OTEL_… environment variables say, and
+// not at all without them. Metrics can always be scraped from the handler that [Start]
+// returns. Trace contexts are made and propagated in either case.
 package telemetry
 
 import (
@@ -31,7 +31,7 @@ import (
 // maxScrapes is how many scrapes are answered at a time: each holds a page of all metrics. Others get 503.
 const maxScrapes = 4
 
-// Telemetry is what a process reports about itself.
+// A Telemetry is what a process reports about itself.
 type Telemetry struct {
 	// Metrics answers a Prometheus scrape.
 	Metrics http.Handler
@@ -41,9 +41,9 @@ type Telemetry struct {
 }
 
 // Start makes the global tracer and meter providers for a service, and the global
-// propagator. OTEL_SERVICE_NAME overrides the name. It does not wait for a
-// collector; it fails if the environment asks for an exporter that does not exist.
-// Call [Telemetry.Stop] at the end.
+// propagator. OTEL_SERVICE_NAME overrides the name. It does not wait for a collector. It
+// fails if the environment names an exporter that does not exist. Call [Telemetry.Stop] at
+// the end.
 func Start(ctx context.Context, service, version string) (*Telemetry, error) {
 	res, err := resource.New(ctx,
 		resource.WithAttributes(attribute.String("service.name", service), attribute.String("service.version", version)),
@@ -66,8 +66,8 @@ func Start(ctx context.Context, service, version string) (*Telemetry, error) {
 		}
 		traces = append(traces, trace.WithBatcher(exporter))
 	} else if os.Getenv("OTEL_TRACES_SAMPLER") == "" {
-		// Nobody will see these spans. To say otherwise in a trace context costs those who
-		// get it: a NATS server, for one, takes every such message apart.
+		// No one will see these spans. A trace context that claims the opposite has a cost:
+		// a NATS server, for one, parses every such message.
 		traces = append(traces, trace.WithSampler(trace.ParentBased(trace.NeverSample())))
 	}
 	if wanted("METRICS") {

@@ -19,8 +19,8 @@ import (
 	"github.com/pgjet/pgjet/internal/telemetry"
 )
 
-// A collector keeps what is sent to it, by path. The bodies are protobuf; names
-// stand in them as they are.
+// A collector stores requests by path. Their bodies are protobuf, in which names are
+// readable.
 type collector struct {
 	mu   sync.Mutex
 	sent map[string]string
@@ -58,8 +58,8 @@ func (c *collector) got(path string) string {
 	return c.sent[path]
 }
 
-// setEnv leaves of the OTEL_ variables only those given. Tests that use it do not
-// run in parallel, nor may they: the providers are global.
+// setEnv removes all OTEL_ variables except those given. Tests that use it must not run in
+// parallel: the providers are global.
 func setEnv(t *testing.T, vars map[string]string) {
 	t.Helper()
 	for _, v := range os.Environ() {
@@ -108,9 +108,9 @@ func scrape(t *testing.T, tel *telemetry.Telemetry) string {
 	return w.Body.String()
 }
 
-// TestNothingIsSentUnasked: without variables there are trace contexts and metrics
-// to scrape, and nothing leaves. An exporter would fail at the end: nobody listens
-// where it sends to by default, or somebody else does.
+// TestNothingIsSentUnasked: without variables there are trace contexts and metrics to
+// scrape, and nothing is sent. An exporter would fail at the end: no program listens at its
+// default address, or another one does.
 func TestNothingIsSentUnasked(t *testing.T) {
 	setEnv(t, nil)
 	tel := start(t)
@@ -198,8 +198,8 @@ func TestServiceNameFromEnvironment(t *testing.T) {
 	}
 }
 
-// TestCollectorIsAway: a process starts and stops in time without its collector,
-// and is told what was lost.
+// TestCollectorIsAway: a process starts and stops in time without its collector, and logs
+// what was lost.
 func TestCollectorIsAway(t *testing.T) {
 	hung := make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, _ *http.Request) { <-hung }))
@@ -209,13 +209,14 @@ func TestCollectorIsAway(t *testing.T) {
 	tel := start(t)
 	work(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	cancel() // as it is when a process has been told to stop
+	cancel() // as in a process that has been asked to stop
 	if err := tel.Stop(ctx); err == nil {
 		t.Error("Stop() = nil, want an error: the collector took nothing")
 	}
 }
 
-// TestStopSendsMetricsWithoutTraces: a collector of traces that hangs does not keep the last metrics from theirs.
+// TestStopSendsMetricsWithoutTraces: a collector of traces that hangs does not keep the
+// last metrics from being sent.
 func TestStopSendsMetricsWithoutTraces(t *testing.T) {
 	hung := make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, _ *http.Request) { <-hung }))

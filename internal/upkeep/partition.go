@@ -21,8 +21,8 @@ import (
 // notPublished is the SQLSTATE with which pgjet.drop_outbox_partition refuses.
 const notPublished = "PJ001"
 
-// How many partitions are kept ahead of the last event, how many make up the
-// retention, and how many events one may take.
+// How many partitions are kept ahead of the last event, how many make up the retention, and
+// how many events one may hold.
 const (
 	partitionsAhead = 2
 	partitionsKept  = 24
@@ -30,30 +30,32 @@ const (
 	maxWidth        = 5_000_000
 )
 
-// lastSeq is the last seq that there can be. No partition but the default one can hold it.
+// lastSeq is the largest possible seq. Only the default partition can hold it.
 const lastSeq = math.MaxInt64
 
-// A Result says what [Maintain] or [Prune] did.
+// A Result reports what [Maintain] or [Prune] did.
 type Result struct {
 	Added   int      // partitions made ahead
-	Emptied int64    // events that were in the default partition, and have one of their own now
+	Emptied int64    // events moved from the default partition into one of their own
 	Dropped []string // partitions dropped
 	Pruned  int64    // events that were in those
-	Busy    string   // what has to wait, and why; "" if nothing
+	Busy    string   // what has to wait, and why; "" if nothing has to
 }
 
-// Maintain looks after the partitions of the outbox. It keeps two whole ones ahead of the
-// last event, so wide that some 24 of them make up the retention at the rate of late;
-// it makes a partition of what fell into the default one; and it drops the oldest that
-// may go, as [Prune] does. A call does a little, and is one cheap query if there is
-// nothing to do: a relay calls it about once a second, by a connection of its own,
-// since counting the events of a partition that is not in memory takes its time. While
-// Result.Busy says why something has to wait, every ten seconds is enough.
+// Maintain maintains the partitions of the outbox. It keeps two whole ones ahead of the
+// last event, so wide that some 24 of them make up the retention at the recent rate. It
+// makes a partition for the events in the default one. And it drops the oldest that may go,
+// as [Prune] does.
 //
-// No insert fails for it or waits for longer than some 50 ms, whoever else holds the
-// outbox; but for the moment in which the default partition becomes an ordinary one,
-// some tenths of a second for a million events. Maintain needs the rights of pgjet_relay. Any number
-// of sessions may call it.
+// A call does a little, and is one cheap query if there is nothing to do. A relay calls it
+// about once a second, over a connection of its own, since counting the events of a
+// partition that is not in memory takes time. While Result.Busy is set, every ten seconds
+// is enough.
+//
+// No insert fails because of it or waits longer than some 50 ms, whatever else locks the
+// outbox. The one exception is the moment in which the default partition becomes an
+// ordinary one: some tenths of a second for a million events. Maintain needs the rights of
+// pgjet_relay. Any number of sessions may call it.
 func Maintain(ctx context.Context, db *pgx.Conn, retention time.Duration) (Result, error) {
 	var t Result
 	s, err := survey(ctx, db, retention)
@@ -69,13 +71,11 @@ func Maintain(ctx context.Context, db *pgx.Conn, retention time.Duration) (Resul
 	return t, nil
 }
 
-// Prune drops the partitions of which every event is published in every stream, by
-// the newest checkpoint of each, and was so longer ago than age, by checkpoints of that
-// time: when an event was written does not count, since its time may be anyone's. A
-// partition that cannot go now stays, and Result.Busy says why, also if a single stream holds
-// back what all others have. If there is any to try,
-// pgjet.operation says first who wanted that, and why. Prune needs the rights of
-// pgjet_operator.
+// Prune drops the partitions whose events were all published in every stream longer ago
+// than age. Checkpoints decide that; the time of an event does not count, since any writer
+// may set it. A partition that cannot go now stays, and Result.Busy says why, even if only
+// one stream holds it back. Before it drops any, pgjet.operation records by and reason: who
+// asked for it, and why. Prune needs the rights of pgjet_operator.
 func Prune(ctx context.Context, db *pgx.Conn, age time.Duration, by, reason string) (Result, error) {
 	var t Result
 	s, err := survey(ctx, db, age)
@@ -110,19 +110,19 @@ type partition struct {
 	Low, High int64
 }
 
-// A state is what there is to decide on.
+// A state is the data on which Maintain and Prune decide.
 type state struct {
 	partitions []partition      // in order
 	last       int64            // the seq given out last
 	strays     bool             // the default partition is not empty
 	published  backlog.Position // in every stream
-	old        int64            // every stream had published all up to here, long enough ago
-	reach      []reach          // of each stream, the one that is behind first
-	rate       float64          // events a second, of late
+	old        int64            // every stream had published all events up to here, long enough ago
+	reach      []reach          // of each stream, the slowest first
+	rate       float64          // recent events a second
 	retention  time.Duration
 }
 
-// A reach is up to which seq a stream has published everything, long enough ago.
+// A reach is the seq up to which a stream has published everything, long enough ago.
 type reach struct {
 	stream string
 	seq    int64
@@ -144,8 +144,9 @@ func survey(ctx context.Context, db batcher, retention time.Duration) (*state, e
 		select (select case when is_called then last_value else last_value - 1 end from pgjet.outbox_seq_seq),
 		       pgjet.outbox_default_used()`).
 		QueryRow(func(row pgx.Row) error { return row.Scan(&s.last, &s.strays) })
-	// A stream that was never published to, and does not exist or is another outbox's, is a mistyped
-	// name. Once it is not, a relay says something else before it reads.
+	// A stream to which nothing was ever published, and which does not exist or is another
+	// outbox's, is a mistyped name. If it becomes a real one, its relay changes the cause
+	// before it reads.
 	b.Queue(`
 		select l.stream, coalesce(n.snapshot, '1:1:')::text, coalesce(n.floor, 0), coalesce(c.old, 0),
 		       case when c.seconds > 10 then c.events / c.seconds else 0 end::float8
@@ -167,7 +168,7 @@ func survey(ctx context.Context, db batcher, retention time.Duration) (*state, e
 	return s, nil
 }
 
-// scanStreams combines what is known of each stream: the one that is behind counts.
+// scanStreams combines the positions of all streams: the slowest one counts.
 func (s *state) scanStreams(rows pgx.Rows) error {
 	var stream, text string
 	var p backlog.Position
@@ -189,7 +190,8 @@ func (s *state) scanStreams(rows pgx.Rows) error {
 	return err
 }
 
-// heldBack returns the stream without which more partitions could go, "" if there is none.
+// heldBack returns the stream that alone keeps partitions from being dropped, "" if there
+// is none.
 func (s *state) heldBack() string {
 	if len(s.reach) < 2 {
 		return ""
@@ -202,7 +204,7 @@ func (s *state) heldBack() string {
 	return ""
 }
 
-// both returns the position of what lies before both p and q.
+// both returns a position that covers what both p and q cover.
 func both(p, q backlog.Position) backlog.Position {
 	a, b := p.Snapshot, q.Snapshot
 	all := backlog.Snapshot{Xmin: min(a.Xmin, b.Xmin), Xmax: min(a.Xmax, b.Xmax)}
@@ -216,8 +218,8 @@ func both(p, q backlog.Position) backlog.Position {
 	return backlog.Position{Snapshot: all, Floor: min(p.Floor, q.Floor)}
 }
 
-// width returns how many events a new partition is for. As long as the rate is not
-// known that is as many as the one before takes.
+// width returns how many events a new partition is for: as many as the one before holds
+// while the rate is unknown.
 func (s *state) width() int64 {
 	w := int64(min(s.rate*s.retention.Seconds()/partitionsKept, maxWidth))
 	if n := len(s.partitions); w == 0 && n > 0 {
@@ -226,7 +228,7 @@ func (s *state) width() int64 {
 	return min(max(w, minWidth), maxWidth)
 }
 
-// extend makes what partitions are missing.
+// extend makes the missing partitions.
 func (t *Result) extend(ctx context.Context, db *pgx.Conn, s *state) error {
 	if s.strays {
 		return t.try(db.QueryRow(ctx, `select pgjet.empty_outbox_default($1)`, s.width()).Scan(&t.Emptied))
@@ -255,8 +257,8 @@ func (t *Result) extend(ctx context.Context, db *pgx.Conn, s *state) error {
 	return nil
 }
 
-// droppable returns the names of the partitions that are published everywhere, and
-// old enough.
+// droppable returns the names of the partitions that are published everywhere, and old
+// enough.
 func (s *state) droppable() []string {
 	var names []string
 	for _, p := range s.partitions {
@@ -287,8 +289,7 @@ func (t *Result) prune(ctx context.Context, db *pgx.Conn, s *state, some int) er
 	return nil
 }
 
-// try takes note of an error that says that something has to wait, and returns any
-// other.
+// try records an error that something has to wait, and returns any other error.
 func (t *Result) try(err error) error {
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && (pgErr.Code == sqlstate.LockNotAvailable || pgErr.Code == notPublished) {
 		t.Busy = cmp.Or(t.Busy, pgErr.Message)

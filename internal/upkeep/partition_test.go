@@ -29,7 +29,7 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 
 const retention = 72 * time.Hour
 
-// A maintainer looks after an outbox as a relay does, which does not own it.
+// A maintainer maintains an outbox as a relay does, without owning it.
 type maintainer struct {
 	*testing.T
 	db   *pgxpool.Pool // may do everything
@@ -65,7 +65,7 @@ func (k *maintainer) maintain() upkeep.Result {
 	return done
 }
 
-// settle tends until there is nothing to do.
+// settle calls maintain until there is nothing to do.
 func (k *maintainer) settle() {
 	k.Helper()
 	testenv.Eventually(k, 10*time.Second, "nothing to maintain", func() bool {
@@ -98,7 +98,7 @@ func (k *maintainer) at(seq int64) {
 	k.exec(`select setval('pgjet.outbox_seq_seq', $1, false)`, seq)
 }
 
-// published saves a checkpoint of a stream, from so long ago, and makes the stream.
+// published saves a checkpoint of a stream, dated ago, and makes the stream.
 func (k *maintainer) published(stream string, at backlog.Position, ago time.Duration) {
 	k.Helper()
 	k.exec(`insert into pgjet.leader (stream, epoch) values ($1, 1) on conflict do nothing`, stream)
@@ -107,8 +107,8 @@ func (k *maintainer) published(stream string, at backlog.Position, ago time.Dura
 		stream, at.Snapshot.String(), at.Floor, ago)
 }
 
-// TestNoInsertFailsForWantOfAPartition: where nobody has made one, rows fall into the
-// default partition; that becomes one of their own, and they stay what they are.
+// TestNoInsertFailsForWantOfAPartition: without a partition, rows fall into the default
+// partition. That becomes a partition of its own, and the rows are unchanged.
 func TestNoInsertFailsForWantOfAPartition(t *testing.T) {
 	t.Parallel()
 	k := newMaintainer(t)
@@ -137,7 +137,8 @@ func TestNoInsertFailsForWantOfAPartition(t *testing.T) {
 	}
 }
 
-// TestDefaultIsEmptiedGapByGap: rows that somebody wrote anywhere come into order, too.
+// TestDefaultIsEmptiedGapByGap: rows with seqs that were written by hand get partitions,
+// too.
 func TestDefaultIsEmptiedGapByGap(t *testing.T) {
 	t.Parallel()
 	k := newMaintainer(t)
@@ -175,8 +176,8 @@ func TestPartitionsAreMadeAhead(t *testing.T) {
 	}
 }
 
-// TestNobodyWorksByAnOldPlan: who comes while a partition is being made for rows that
-// are being written must neither be refused nor miss a row.
+// TestNobodyWorksByAnOldPlan: while a partition is being made for rows that are being
+// written, a transaction that comes must neither fail nor miss a row.
 func TestNobodyWorksByAnOldPlan(t *testing.T) {
 	t.Parallel()
 	for name, sql := range map[string]string{
@@ -269,8 +270,9 @@ func closed(c <-chan struct{}) bool {
 	}
 }
 
-// TestMaintainAtTheEndOfSeqs: wherever the sequence stands, and whatever seq was written by hand, every row finds
-// a partition, what can be tended is, and nothing is tried for ever.
+// TestMaintainAtTheEndOfSeqs: wherever the sequence stands, and whatever seq was written by
+// hand, every row finds a partition. Everything possible is maintained, and nothing is
+// tried for ever.
 func TestMaintainAtTheEndOfSeqs(t *testing.T) {
 	t.Parallel()
 	const last = math.MaxInt64
@@ -281,8 +283,8 @@ func TestMaintainAtTheEndOfSeqs(t *testing.T) {
 		name    string
 		change  string
 		strays  int64  // rows that stay in the default partition
-		appends bool   // one can append after that
-		busy    string // and this is said
+		appends bool   // an append succeeds after that
+		busy    string // and this is reported
 	}{
 		{"the last seq, by hand", insert(last), 1, true, ""},
 		{"the one before, by hand", insert(last - 1), 0, true, ""},
@@ -327,7 +329,7 @@ func TestMaintainAtTheEndOfSeqs(t *testing.T) {
 	}
 }
 
-// TestSeqsCountFromOne: the table takes no other, from nobody.
+// TestSeqsCountFromOne: the table accepts no lower seq, from any writer.
 func TestSeqsCountFromOne(t *testing.T) {
 	t.Parallel()
 	k := newMaintainer(t)

@@ -70,7 +70,7 @@ func TestPruneWhatIsPublishedAndOld(t *testing.T) {
 	}
 }
 
-// TestPrunedAddsUp: of several partitions, whatever the caller takes for published.
+// TestPrunedAddsUp: over several partitions, whatever the caller claims to be published.
 func TestPrunedAddsUp(t *testing.T) {
 	t.Parallel()
 	k := newMaintainer(t)
@@ -93,7 +93,8 @@ func TestPrunedAddsUp(t *testing.T) {
 	}
 }
 
-// TestPruneBelievesNoCaller: what a caller claims to be published is so only if the checkpoints say so too.
+// TestPruneBelievesNoCaller: an event that a caller claims to be published is so only if
+// the checkpoints confirm it.
 func TestPruneBelievesNoCaller(t *testing.T) {
 	t.Parallel()
 	const drop = `select pgjet.drop_outbox_partition('outbox_1', $1::text::pg_snapshot, $2)`
@@ -125,8 +126,8 @@ func TestPruneBelievesNoCaller(t *testing.T) {
 	}
 }
 
-// old makes an outbox whose first partition may go by its age, and returns a cursor
-// that has read everything. What n appends before is read too.
+// old makes an outbox whose first partition is old enough to go, and returns a cursor that
+// has read everything, including n events appended before.
 func (k *maintainer) old(n int) *notes.Cursor {
 	k.Helper()
 	c := notes.NewCursor(k.T, k.db)
@@ -141,8 +142,8 @@ func (k *maintainer) old(n int) *notes.Cursor {
 	return c
 }
 
-// TestPruneKeepsLateCommits: a low seq that was committed after the last checkpoint
-// lies below the floor, and is not published.
+// TestPruneKeepsLateCommits: an event with a low seq that was committed after the last
+// checkpoint lies below the floor, and is not published.
 func TestPruneKeepsLateCommits(t *testing.T) {
 	t.Parallel()
 	k := newMaintainer(t)
@@ -168,7 +169,7 @@ func TestPruneKeepsLateCommitsBeyondXmax(t *testing.T) {
 	wantBusy(t, k.maintain(), "holds an event that is not published, seq 1000")
 }
 
-// TestPruneWaitsForEveryStream: nor is an event dropped that only one of them has.
+// TestPruneWaitsForEveryStream: an event that only one of them has is not dropped.
 func TestPruneWaitsForEveryStream(t *testing.T) {
 	t.Parallel()
 	for _, streams := range [][2]string{{"EVENTS", "OTHER"}, {"OTHER", "EVENTS"}} {
@@ -193,8 +194,9 @@ func TestPruneWaitsForEveryStream(t *testing.T) {
 	}
 }
 
-// TestPruneIgnoresMistypedStream: one that does not exist, or is another outbox's, and was never published to. Whatever else
-// its relay says, and once it was published to, it counts.
+// TestPruneIgnoresMistypedStream: a stream that does not exist, or is another outbox's, and
+// to which nothing was published, holds nothing back. With any other cause, or once
+// something was published to it, it counts.
 func TestPruneIgnoresMistypedStream(t *testing.T) {
 	t.Parallel()
 	k := newMaintainer(t)
@@ -224,8 +226,8 @@ func TestPruneTrustsNoOtherCluster(t *testing.T) {
 	wantDropped(t, k.maintain(), 0)
 }
 
-// TestPruneTakesRestoredRows: what rows of another cluster say of their transactions
-// does not keep them for ever.
+// TestPruneTakesRestoredRows: the xids of another cluster in restored rows do not keep
+// these rows for ever.
 func TestPruneTakesRestoredRows(t *testing.T) {
 	t.Parallel()
 	k := newMaintainer(t)
@@ -246,8 +248,8 @@ func TestPruneKeepsQuarantinedEvents(t *testing.T) {
 	wantDropped(t, k.maintain(), 2, first)
 }
 
-// TestPruneTakesNobodyHostage: whoever keeps the outbox open, no insert waits for a
-// partition to be dropped or emptied.
+// TestPruneTakesNobodyHostage: whatever locks the outbox, no insert waits for a partition
+// to be dropped or emptied.
 func TestPruneTakesNobodyHostage(t *testing.T) {
 	t.Parallel()
 	for name, hold := range map[string]string{
@@ -270,7 +272,7 @@ func TestPruneTakesNobodyHostage(t *testing.T) {
 				t.Fatal(err)
 			}
 			longest := k.slowestAppend(func() {
-				for range 20 { // longer than the second after which nobody tries
+				for range 20 { // longer than the second after which no further attempt is made
 					wantBusy(t, k.maintain(), "")
 					if _, err := k.conn.Exec(t.Context(), `select pg_sleep(0.1)`); err != nil {
 						t.Fatal(err)
@@ -343,7 +345,7 @@ func TestPrunableChangesNothing(t *testing.T) {
 	}
 }
 
-// TestPruneByHandIsRecorded: and if it cannot be, nothing is dropped.
+// TestPruneByHandIsRecorded: if it cannot be recorded, nothing is dropped.
 func TestPruneByHandIsRecorded(t *testing.T) {
 	t.Parallel()
 	k := newMaintainer(t)
@@ -372,8 +374,8 @@ func TestPruneByHandIsRecorded(t *testing.T) {
 	}
 }
 
-// TestStatusAddsUp: written is what is published, pending, quarantined or pruned, by
-// one snapshot, at any stage.
+// TestStatusAddsUp: at any stage, written is the sum of published, pending, quarantined and
+// pruned, in one snapshot.
 func TestStatusAddsUp(t *testing.T) {
 	t.Parallel()
 	k := newMaintainer(t)

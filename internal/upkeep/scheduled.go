@@ -23,11 +23,11 @@ type Scheduled struct {
 	Type string    `json:"type"`
 	Key  string    `json:"key"`
 	Due  time.Time `json:"due"`
-	// InSeconds is how long it is until then, by the clock of the database. It is negative if the event is
-	// due and was not moved.
+	// InSeconds is the time until then, by the clock of the database. It is negative if the
+	// event is due and was not moved.
 	InSeconds float64 `json:"in_seconds"`
 
-	// Of these, [ListScheduled] leaves out all.
+	// [ListScheduled] omits all of these.
 	Time        *time.Time        `json:"time,omitempty"` // nil: when it is appended
 	Traceparent string            `json:"traceparent,omitempty"`
 	Header      map[string]string `json:"header,omitempty"`
@@ -36,7 +36,7 @@ type Scheduled struct {
 	Body        []byte            `json:"data_base64,omitempty"`  // else
 }
 
-// ErrNotScheduled says that an event that was named does not wait to be due.
+// ErrNotScheduled says that a named event does not wait to be due.
 var ErrNotScheduled = errors.New("not scheduled")
 
 // A ScheduledFilter selects scheduled events. Its zero value selects all.
@@ -44,7 +44,7 @@ type ScheduledFilter struct {
 	Type  string
 	Key   string
 	Due   bool      // only those that are due and were not moved
-	After uuid.UUID // only those behind this one in the order of due; all, if it does not wait any more
+	After uuid.UUID // only those behind this one in the order of due; all, if it no longer waits
 }
 
 // ScheduledPage is how many events [ListScheduled] returns at most.
@@ -96,7 +96,7 @@ func GetScheduled(ctx context.Context, db *pgx.Conn, id uuid.UUID) (s Scheduled,
 		if s.Time != nil {
 			s.Time = new(s.Time.UTC())
 		}
-		if header != nil && json.Unmarshal([]byte(*header), &s.Header) != nil { // SQL may put more there than strings
+		if header != nil && json.Unmarshal([]byte(*header), &s.Header) != nil { // SQL may put other things there than strings
 			s.Header = map[string]string{"": *header}
 		}
 		return nil
@@ -104,16 +104,17 @@ func GetScheduled(ctx context.Context, db *pgx.Conn, id uuid.UUID) (s Scheduled,
 	return s, sqlstate.Wrap("read scheduled event "+id.String(), err)
 }
 
-// CancelScheduled cancels scheduled events for an operator; pgjet.operation keeps who did that and why. If one
-// of them does not wait, nothing is changed, and the error is [ErrNotScheduled].
+// CancelScheduled cancels scheduled events for an operator; pgjet.operation records who did
+// that and why. If one of them does not wait, nothing changes, and the error is
+// [ErrNotScheduled].
 func CancelScheduled(ctx context.Context, db *pgx.Conn, ids []uuid.UUID, by, reason string) error {
 	err := changeScheduled(ctx, db, "outbox.cancel", ids, by, reason, `delete from pgjet.scheduled where id = any($1) returning id, type, due`)
 	return sqlstate.Wrap("cancel scheduled events", err)
 }
 
-// BringForward makes scheduled events due at once, or at a time that is earlier than now planned; pgjet.operation
-// keeps who did that and why. If one of them does not wait, or is due earlier, nothing is changed, and the
-// error is [ErrNotScheduled].
+// BringForward makes scheduled events due at once, or at a time earlier than planned;
+// pgjet.operation records who did that and why. If one of them does not wait, or is due
+// earlier, nothing changes, and the error is [ErrNotScheduled].
 func BringForward(ctx context.Context, db *pgx.Conn, ids []uuid.UUID, to *time.Time, by, reason string) error {
 	err := changeScheduled(ctx, db, "outbox.bring_forward", ids, by, reason, `
 		update pgjet.scheduled set due = least(due, coalesce($2, clock_timestamp())) where id = any($1) and due >= coalesce($2, due)
@@ -121,8 +122,8 @@ func BringForward(ctx context.Context, db *pgx.Conn, ids []uuid.UUID, to *time.T
 	return sqlstate.Wrap("bring scheduled events forward", err)
 }
 
-// changeScheduled makes one change to scheduled events, and notes it down. The statement has the ids as $1, and
-// args from $2 on.
+// changeScheduled makes one change to scheduled events, and records it. The statement has
+// the ids as $1, and args from $2 on.
 func changeScheduled(ctx context.Context, db *pgx.Conn, kind string, ids []uuid.UUID, by, reason, change string, args ...any) error {
 	return postgres.Within(ctx, db, func(tx pgx.Tx) error {
 		type event struct {

@@ -11,11 +11,12 @@ import (
 	"github.com/pgjet/pgjet/relay/backlog"
 )
 
-// A Status says what an outbox holds, as one snapshot of the database shows it:
-// Written = Published + Pending + Quarantined + Pruned.
+// A Status is the content of an outbox, in one snapshot of the database: Written =
+// Published + Pending + Quarantined + Pruned.
 type Status struct {
-	// Exact is false if the events were not counted one by one. Those of a partition are then the seqs from its
-	// first to its last, also those that were rolled back, and its times those of these two.
+	// Exact is false if the events were not counted one by one. The number of a partition
+	// then includes all seqs from its first to its last, even rolled back ones, and its
+	// times are those of its first and last event.
 	Exact       bool              `json:"exact"`
 	Written     int64             `json:"written"`      // events ever committed
 	Published   int64             `json:"published"`    // in every stream, by the newest checkpoint of each
@@ -26,7 +27,7 @@ type Status struct {
 	Partitions  []PartitionStatus `json:"partitions"`   // in the order of seq; the default one is the last
 }
 
-// A PartitionStatus says what a partition holds.
+// A PartitionStatus is the content of a partition.
 type PartitionStatus struct {
 	Name   string     `json:"name"`
 	Low    *int64     `json:"low"`  // its first seq, nil for the default partition
@@ -37,17 +38,19 @@ type PartitionStatus struct {
 	Newest *time.Time `json:"newest"`
 }
 
-// ReadStatus counts the events of an outbox, which takes about a second for a few
-// million, and keeps a relay from its work meanwhile. It needs SELECT on all tables that it counts, as pgjet_operator has.
+// ReadStatus counts the events of an outbox, which takes about a second for a few million,
+// and slows a relay down meanwhile. It needs SELECT on all tables that it counts, as
+// pgjet_operator has.
 func ReadStatus(ctx context.Context, db *pgx.Conn) (Status, error) { return readStatus(ctx, db, 1<<62) }
 
-// ReadQuickStatus is [ReadStatus] for an outbox of some 64 MB. Of a larger one it estimates the numbers from the first and the last seq
-// of each partition, which takes milliseconds.
+// ReadQuickStatus is [ReadStatus] for an outbox of up to some 64 MB. For a larger one it
+// estimates the numbers from the first and the last seq of each partition, which takes
+// milliseconds.
 func ReadQuickStatus(ctx context.Context, db *pgx.Conn) (Status, error) {
 	return readStatus(ctx, db, quick)
 }
 
-// quick is how many bytes of events ReadQuickStatus goes through.
+// quick is how many bytes of events ReadQuickStatus counts exactly.
 var quick int64 = 64 << 20
 
 // readStatus counts if the events take no more bytes than most.
@@ -81,8 +84,8 @@ func readStatus(ctx context.Context, db *pgx.Conn, most int64) (Status, error) {
 	return status, nil
 }
 
-// writable is the condition that RFC 3339 has a form for the time of an event. One that has none
-// is in quarantine, or will be.
+// writable is the condition that RFC 3339 can express the time of an event. An event
+// without such a time is in quarantine, or will be.
 const writable = `time >= '0001-01-01 00:00:00+00' and time < '10000-01-01 00:00:00+00'`
 
 func (s *Status) count(ctx context.Context, tx pgx.Tx, published backlog.Position) error {
@@ -117,7 +120,7 @@ func (s *Status) count(ctx context.Context, tx pgx.Tx, published backlog.Positio
 	return err
 }
 
-// estimate looks at the ends of each partition.
+// estimate reads the ends of each partition.
 func (s *Status) estimate(ctx context.Context, tx pgx.Tx, published backlog.Position) error {
 	const at = `seq, case when ` + writable + ` then time end as time`
 	rows, err := tx.Query(ctx, `

@@ -14,22 +14,22 @@ import (
 )
 
 const (
-	// AdminConnections is how many connections an admin listener holds: those of probes,
-	// scrapes and a few people.
+	// AdminConnections is how many connections an admin listener holds, for probes, scrapes
+	// and a few people.
 	AdminConnections = 64
 
 	// mostConnections is how many connections one listener holds at most. Each takes some 16 KiB.
 	mostConnections = 4096
-	// bodyWait is for how long a body may be awaited before its connection has to make room for
+	// bodyWait is how long a connection may wait for a body before it has to make room for
 	// another: a body that has been sent is read sooner.
 	bodyWait = 100 * time.Millisecond
-	// warnEvery bounds how often a listener that is nearly full is logged.
+	// warnEvery is the least time between two warnings that a listener is nearly full.
 	warnEvery = 10 * time.Minute
 )
 
-// Connections returns how many connections each of so many listeners may hold, so that
-// together they leave a quarter of the process's descriptors, and 128 if there are that many,
-// to all else.
+// Connections returns how many connections each of that many listeners may hold, so that
+// together they leave a quarter of the process's descriptors, and at least 128 if possible,
+// to everything else.
 func Connections(listeners int) int {
 	descriptors := descriptorLimit()
 	reserved := min(descriptors/2, max(descriptors/4, 128))
@@ -47,11 +47,11 @@ type Door struct {
 
 	mu      sync.Mutex
 	conns   int
-	waiting *list.List // of *conn, the one that has waited longest in front
+	waiting *list.List // of *conn, the longest wait first
 	warned  time.Time
 }
 
-// NewDoor returns a listener that accepts from l and holds at most so many connections. The
+// NewDoor returns a listener that accepts from l and holds at most most connections. The
 // name is that of the listener in logs and metrics.
 func NewDoor(l net.Listener, name string, most int, log *slog.Logger) *Door {
 	d := &Door{Listener: l, name: name, most: max(1, most), log: log, waiting: list.New()}
@@ -68,7 +68,7 @@ func (d *Door) measure(meter metric.Meter) (err error) {
 	if err != nil {
 		return err
 	}
-	d.refused.Add(context.Background(), 0, listener) // there from the beginning
+	d.refused.Add(context.Background(), 0, listener) // exported from the beginning
 	open, err := meter.Int64ObservableGauge("pgjet.http.connections", metric.WithDescription("Open connections, by listener."))
 	if err != nil {
 		return err
@@ -110,8 +110,8 @@ func (d *Door) Accept() (net.Conn, error) {
 	}
 }
 
-// admit counts c, and reports whether there is room for it; maybe because another connection,
-// which it returns, has to leave.
+// admit counts c, and reports whether there is room for it. If another connection has to
+// leave for it, admit returns that one.
 func (d *Door) admit(c *conn) (leaving *conn, ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -137,7 +137,7 @@ func (d *Door) longest() *conn {
 	return nil
 }
 
-// forget gives back c's place. The caller holds mu.
+// forget releases c's place. The caller holds mu.
 func (d *Door) forget(c *conn) {
 	if c.gone {
 		return
@@ -161,13 +161,14 @@ func (d *Door) warn() {
 	}
 }
 
-// A conn is a connection of a door. It waits for its client, or a request of it is at work.
+// A conn is a connection of a door. It waits for its client, or a request on it is being
+// served.
 type conn struct {
 	net.Conn
 
 	door *Door
 
-	// Below door.mu.
+	// Guarded by door.mu.
 	place   *list.Element // in door.waiting; nil while at work
 	since   time.Time     // when it began to wait
 	reading bool          // it waits for the body of a request
@@ -205,7 +206,7 @@ func (c *conn) unqueue() {
 	}
 }
 
-// Close closes the connection and gives its place back.
+// Close closes the connection and releases its place.
 func (c *conn) Close() error {
 	err := c.Conn.Close() // first: the place stands for a descriptor
 	c.door.mu.Lock()

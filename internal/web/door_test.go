@@ -16,7 +16,7 @@ import (
 	"github.com/pgjet/pgjet/internal/web"
 )
 
-// serve serves h with a limit of so many connections, and returns the address and what it logs.
+// serve serves h with a limit of most connections, and returns the address and the log.
 func serve(t *testing.T, most int, h http.HandlerFunc) (addr string, log *logBuffer) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -89,8 +89,8 @@ func (c *client) closed() bool {
 
 const get = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
-// TestDoorMakesRoom fills a listener with clients that keep connections for nothing, in
-// each way there is. New ones are answered all the same, and a request at work goes on.
+// TestDoorMakesRoom fills a listener with clients that hold connections in each useless
+// way. New clients are answered all the same, and a running request goes on.
 func TestDoorMakesRoom(t *testing.T) {
 	for name, text := range map[string]string{
 		"silent":      "",
@@ -147,8 +147,8 @@ func TestDoorMakesRoom(t *testing.T) {
 	}
 }
 
-// TestDoorClosesAtOnce: if all connections are at work, a new one is closed rather than left
-// to wait, and is taken once there is room.
+// TestDoorClosesAtOnce: if all connections are serving requests, a new one is closed at
+// once; it is accepted when there is room.
 func TestDoorClosesAtOnce(t *testing.T) {
 	finish := make(chan struct{})
 	var begun sync.WaitGroup

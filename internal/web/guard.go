@@ -9,14 +9,15 @@ import (
 	"strings"
 )
 
-// Guard keeps two kinds of requests from next that come from a browser whose user did not mean them.
+// Guard refuses two kinds of requests that a browser sends without its user's intent.
 //
-// A name that an attacker owns may lead to 127.0.0.1 (DNS rebinding), and then a page of the
-// attacker may read and change what is served there. So a request that arrives on a
-// loopback address is answered with 421 unless its Host is a loopback address, localhost, or one
-// of hosts. What arrives on other addresses may have any Host.
+// A name that an attacker owns may lead to 127.0.0.1 (DNS rebinding), and then a page of
+// the attacker may read and change the data that is served there. So a request that arrives
+// on a loopback address is answered with 421 unless its Host is a loopback address,
+// localhost, or one of hosts. Requests on other addresses may have any Host.
 //
-// A request that changes something is answered with 403 if it comes from a page of another origin.
+// A request that changes something is answered with 403 if it comes from a page of another
+// origin.
 func Guard(next http.Handler, hosts ...string) http.Handler {
 	origin := http.NewCrossOriginProtection()
 	origin.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -38,7 +39,8 @@ func onLoopback(r *http.Request) bool {
 	return ok && local.IP.IsLoopback()
 }
 
-// knownHost reports whether a Host header names this machine to itself, or is one of hosts.
+// knownHost reports whether a Host header is a loopback name of this machine, or one of
+// hosts.
 func knownHost(header string, hosts []string) bool {
 	name := header
 	if host, _, err := net.SplitHostPort(header); err == nil {

@@ -64,7 +64,7 @@ func TestGuard(t *testing.T) {
 	}
 }
 
-// TestGuardElsewhere: what arrives on another address than loopback may have any Host.
+// TestGuardElsewhere: a request on an address other than loopback may have any Host.
 func TestGuardElsewhere(t *testing.T) {
 	h := web.Guard(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	w := httptest.NewRecorder()

@@ -1,16 +1,16 @@
 // Package web serves HTTP so that no client keeps others from being answered.
 //
-// A [Door] bounds the connections of one listener. When they are used up, the connection that
-// has waited longest for its client makes room for a new one: a client that is silent,
-// sends its header or body slowly, or keeps a connection that it does not use. A connection
-// whose request is being worked on is never dropped. If all are at work, the new one is closed at
-// once, rather than left without an answer.
+// A [Door] bounds the connections of one listener. When they are used up, the connection
+// that has waited longest for its client makes room for a new one. Such a client is silent,
+// sends its header or body slowly, or keeps an unused connection. A connection whose
+// request is being served is never dropped. If all connections are serving requests, the
+// new one is closed at once, rather than left without an answer.
 //
-// [Connections] says how many a process can afford: it leaves descriptors to
-// the database, to NATS and to the admin pages.
+// [Connections] returns how many a process can afford: it leaves descriptors to the
+// database, to NATS and to the admin pages.
 //
-// [Guard] keeps pages that are served on the loopback interface from those who reach it
-// through somebody's browser.
+// [Guard] protects pages on the loopback interface from attackers that reach it through a
+// user's browser.
 package web
 
 import (
@@ -36,7 +36,8 @@ func NewServer(d *Door, h http.Handler, log *slog.Logger) *http.Server {
 	}
 }
 
-// track returns a handler that records which connections are at work while h answers.
+// track returns a handler that records which connections are serving a request while h
+// answers.
 func (d *Door) track(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := connOf(r.Context())
@@ -53,7 +54,7 @@ func (d *Door) track(h http.Handler) http.Handler {
 	})
 }
 
-// A body is that of a request. While it is awaited, its connection waits for the client.
+// A body is that of a request. While it is read, its connection waits for the client.
 type body struct {
 	io.ReadCloser
 

@@ -1,3 +1,3 @@
-// Package console tests the console in a real browser, on a pgjet dev that it starts. It is apart so that the tests of no other
-// package wait for it.
+// Package console tests the console in a real browser, on a pgjet dev that it starts. It is
+// a package of its own so that no other tests wait for it.
 package console

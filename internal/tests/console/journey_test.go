@@ -14,8 +14,9 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// TestFirstTwoMinutes: a newcomer signs somebody up with a form, watches the event travel, breaks the mail server with a switch, sees
-// which event waits and why, repairs it, and sees the mail arrive, without loading a page again.
+// TestFirstTwoMinutes: a newcomer signs a user up with a form, watches the event travel,
+// and breaks the mail server with a switch. They see which event waits and why, repair the
+// mail server, and see the mail arrive, without loading a page again.
 func TestFirstTwoMinutes(t *testing.T) {
 	b := open(t, env.Console)
 	b.visit("/")
@@ -44,7 +45,7 @@ func TestFirstTwoMinutes(t *testing.T) {
 	other.click("Repair it: The mail server is out of order")
 	other.sees("Repaired")
 	other.visit("/retrying?consumer=welcome-mailer")
-	if strings.Contains(other.text(), "Retry now") { // else it has been tried meanwhile
+	if strings.Contains(other.text(), "Retry now") { // else it has been tried again meanwhile
 		other.click("Retry all at welcome-mailer now")
 	}
 	eventually(t, "the mail arrives", func() bool { return mails(t, second) == 1 })
@@ -54,7 +55,8 @@ func TestFirstTwoMinutes(t *testing.T) {
 	}
 }
 
-// TestMailIsBroken: mail is broken; an operator notices, repairs it, redrives everything that matches, and is done.
+// TestMailIsBroken: mail is broken; an operator notices, repairs it, and redrives
+// everything that matches.
 func TestMailIsBroken(t *testing.T) {
 	breakMail(t, 550)
 	t.Cleanup(func() { breakMail(t, 0) })
@@ -88,7 +90,7 @@ func TestMailIsBroken(t *testing.T) {
 // on when both are repaired.
 func TestNATSIsDown(t *testing.T) {
 	email := somebody()
-	t.Cleanup(func() { // whatever failed
+	t.Cleanup(func() { // even if the test fails
 		for _, id := range []string{"nats-down", "relay-paused"} {
 			request(t, http.MethodPost, env.Console+"lab/"+id, "do=repair")
 		}
@@ -273,7 +275,7 @@ func TestHolds(t *testing.T) {
 	}
 }
 
-// TestStaysOpen: what somebody has opened stays open while the page updates itself.
+// TestStaysOpen: an opened part stays open while the page updates itself.
 func TestStaysOpen(t *testing.T) {
 	signUp(t, somebody())
 	b := open(t, env.Console)
@@ -331,7 +333,8 @@ func TestKeyboard(t *testing.T) {
 	b.do(chromedp.KeyEvent("t"))
 }
 
-// TestReadOnly: with a user of the database who may only read, there is no action, and what is asked for all the same is refused.
+// TestReadOnly: for a database user with read access only, there are no actions, and a
+// forced one is refused.
 func TestReadOnly(t *testing.T) {
 	query(t, `do $$ begin
 		if to_regrole('console_reader') is null then create role console_reader login password 'reader'; end if;

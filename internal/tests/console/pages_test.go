@@ -61,7 +61,7 @@ func as(t *testing.T, user, password string) string {
 	return u.String()
 }
 
-// pages are all there are, with something on them.
+// pages returns all pages, with something on each.
 func pages(t *testing.T) map[string]string {
 	t.Helper()
 	id := query(t, `select id::text from pgjet.outbox order by seq limit 1`)

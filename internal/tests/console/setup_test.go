@@ -23,7 +23,7 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// patience is how long anything may take on a busy machine.
+// patience bounds every wait, even on a busy machine.
 const patience = 20 * time.Second
 
 // env is what all tests share: a pgjet dev, and a browser.
@@ -117,7 +117,7 @@ func start(dir string) (stop func(), err error) {
 	return stop, nil
 }
 
-// freePorts returns the first of ten ports on which nobody listens.
+// freePorts returns the first of ten free ports.
 func freePorts() int {
 	const block = 10
 	for first := 22000 + os.Getpid()%1000*block; ; first += block {
@@ -136,13 +136,13 @@ func freePorts() int {
 	}
 }
 
-// A tab is one of the browser, which records what goes wrong in its pages.
+// A tab is a tab of the browser that records the errors of its pages.
 type tab struct {
 	t    *testing.T
 	ctx  context.Context
 	base string
 
-	expected string // in what pages report, and no fault
+	expected string // messages of pages that are no fault
 	errors   []string
 }
 
@@ -198,7 +198,7 @@ func (b *tab) click(text string) {
 	b.do(chromedp.Click(fmt.Sprintf(`//main//*[self::button or self::a][normalize-space(.)=%q or @aria-label=%q]`, text, text)))
 }
 
-// sees waits until the page says all of it.
+// sees waits until the page shows all texts.
 func (b *tab) sees(texts ...string) {
 	b.t.Helper()
 	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
@@ -218,7 +218,7 @@ func (b *tab) sees(texts ...string) {
 	}
 }
 
-// text returns what the page says; "" while it is changed for another.
+// text returns the text of the page; "" while it changes to another.
 func (b *tab) text() string {
 	ctx, cancel := context.WithTimeout(b.ctx, patience)
 	defer cancel()
@@ -233,13 +233,13 @@ func (b *tab) url() string {
 	return url
 }
 
-// eval returns what a script finds.
+// eval returns the result of a script.
 func eval[T any](b *tab, script string) T {
 	b.t.Helper()
 	return get(b, chromedp.Evaluate[T](script, chromedp.EvalAwaitPromise))
 }
 
-// get returns what an action finds.
+// get returns the result of an action.
 func get[T any](b *tab, action chromedp.Action[T]) T {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(b.ctx, patience)
@@ -251,7 +251,7 @@ func get[T any](b *tab, action chromedp.Action[T]) T {
 	return v
 }
 
-// request sends a request, and returns the answer of what has to work.
+// request sends a request that must succeed, and returns the answer.
 func request(t *testing.T, method, url, body string) string {
 	t.Helper()
 	req, err := http.NewRequestWithContext(context.WithoutCancel(t.Context()), method, url, strings.NewReader(body))
@@ -314,10 +314,10 @@ func eventually(t *testing.T, what string, cond func() bool) {
 	}
 }
 
-// people counts those that tests signed up: a test may run more than once.
+// people counts the users of tests: a test may run more than once.
 var people atomic.Int64
 
-// somebody returns the mail address of somebody new.
+// somebody returns a new mail address.
 func somebody() string { return fmt.Sprintf("person%d@example.com", people.Add(1)) }
 
 // pgjet runs a command on the database of the pgjet dev.
@@ -329,13 +329,13 @@ func pgjet(t *testing.T, args ...string) {
 	}
 }
 
-// signUp signs somebody up.
+// signUp signs a user up.
 func signUp(t *testing.T, email string) {
 	t.Helper()
 	request(t, http.MethodPost, env.Users+"/users", fmt.Sprintf(`{"email":%q,"name":"Ann","password":"correct horse battery"}`, email))
 }
 
-// breakMail has the mail server answer with a code, or work if that is 0.
+// breakMail makes the mail server answer with a code, or work if that is 0.
 func breakMail(t *testing.T, code int) {
 	t.Helper()
 	if code == 0 {

@@ -1,2 +1,3 @@
-// Package guide does what docs/guide says: it makes each file, types each command, and compares what they print.
+// Package guide follows docs/guide: it makes each file, types each command, and compares
+// the output.
 package guide

@@ -31,7 +31,8 @@ const (
 	patience = 60 * time.Second
 )
 
-// TestGuide: from an empty folder, with the blocks of the guide alone, two services exchange events and test themselves.
+// TestGuide: from an empty folder and with the blocks of the guide alone, two services
+// exchange events and test themselves.
 func TestGuide(t *testing.T) {
 	var all []block
 	pages, err := filepath.Glob(root + "/docs/guide/[0-9]*.md")
@@ -50,7 +51,8 @@ func TestGuide(t *testing.T) {
 	}
 }
 
-// TestOtherLanguages: a writer and a reader that know nothing of this module do what the page says.
+// TestOtherLanguages: a writer and a reader that do not use this module work as the page
+// says.
 func TestOtherLanguages(t *testing.T) {
 	if _, err := exec.LookPath("python3"); err != nil && os.Getenv("CI") == "" {
 		t.Skip("there is no python3")
@@ -63,7 +65,7 @@ func TestOtherLanguages(t *testing.T) {
 	everythingIsUsed(t, all)
 }
 
-// follow carries blocks out, and ends what they started.
+// follow executes blocks, and ends the processes that they started.
 func (r *reader) follow(t *testing.T, all []block) {
 	t.Helper()
 	for _, b := range all {
@@ -83,9 +85,9 @@ func (r *reader) follow(t *testing.T, all []block) {
 type reader struct {
 	dir       string // where it starts
 	module    string // where files are written
-	tools     string // is in PATH
+	tools     string // a directory in PATH
 	env       []string
-	state     string // the script that brings a further shell where the last one ended
+	state     string // the script that gives a further shell the state of the last one
 	ports     *strings.Replacer
 	terminals []*shell
 }
@@ -112,7 +114,8 @@ func (s *shell) printed() string {
 	return s.out.String()
 }
 
-// newReader returns a reader with what the guide says that one needs, and an empty folder. The ports are other ones, which are free.
+// newReader returns a reader with an empty folder and the requirements that the guide
+// names. Its ports are free ones.
 func newReader(t *testing.T) *reader {
 	t.Helper()
 	postgres := testenv.PostgresServer(t)
@@ -122,7 +125,7 @@ func newReader(t *testing.T) *reader {
 	}
 	// A role named pgjet would make its tables in the schema pgjet.
 	testenv.Exec(t, testenv.PoolAt(t, postgres.URL()), `create role owner superuser login password 'secret'`)
-	t.Setenv("PATH", os.Getenv("PATH")+":"+postgres.Options().Bin) // where psql is, unless packages put it into PATH
+	t.Setenv("PATH", os.Getenv("PATH")+":"+postgres.Options().Bin) // the place of psql, unless packages put it into PATH
 	for _, tool := range []string{"psql", "createdb", "curl"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Fatalf("the pages need %s: %v", tool, err)
@@ -164,7 +167,8 @@ func (r *reader) build(t *testing.T, name, pkg string) {
 	}
 }
 
-// proxy returns the address of a Go module proxy: the one that is configured, but for pgjet, which is here and is looked for nowhere.
+// proxy returns the address of a Go module proxy: the configured one, except for pgjet,
+// which is served from here only.
 func proxy(t *testing.T) string {
 	t.Helper()
 	configured, err := exec.CommandContext(t.Context(), "go", "env", "GOPROXY").Output()
@@ -197,7 +201,7 @@ func freePort(t *testing.T) string {
 	return port
 }
 
-// do carries a block out.
+// do executes a block.
 func (r *reader) do(t *testing.T, b block) {
 	t.Helper()
 	b.text = r.ports.Replace(b.text)
@@ -213,18 +217,18 @@ func (r *reader) do(t *testing.T, b block) {
 				t.Fatalf("%s ended: %v\n%s", b.at, s.err, s.printed())
 			default:
 			}
-			return printed(s.printed(), b.want) == ""
+			return missingLine(s.printed(), b.want) == ""
 		})
 	default:
 		var s *shell
 		for deadline := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) {
 			s = r.start(t, b)
 			<-s.ended
-			if s.err == nil && printed(s.printed(), b.want) == "" {
+			if s.err == nil && missingLine(s.printed(), b.want) == "" {
 				break
 			}
 			if b.kind == command || time.Now().After(deadline) {
-				t.Fatalf("%s: %v, and does not print %q, but\n%s%s", b.at, s.err, printed(s.printed(), b.want), s.printed(), r.told())
+				t.Fatalf("%s: %v, and does not print %q, but\n%s%s", b.at, s.err, missingLine(s.printed(), b.want), s.printed(), r.output())
 			}
 		}
 		if strings.Contains(b.text, "go mod init") {
@@ -236,8 +240,8 @@ func (r *reader) do(t *testing.T, b block) {
 	}
 }
 
-// told returns what the processes in terminals have printed.
-func (r *reader) told() string {
+// output returns the output of the processes in terminals.
+func (r *reader) output() string {
 	var all strings.Builder
 	for _, s := range r.terminals {
 		fmt.Fprintf(&all, "%s$ %s%s", s.b.at, s.b.text, s.printed())
@@ -262,7 +266,8 @@ func (r *reader) write(t *testing.T, b block) {
 	}
 }
 
-// start runs a block in a process group of its own, where the last one left the folder and the variables.
+// start runs a block in a process group of its own, in the folder and with the variables
+// that the last one left.
 func (r *reader) start(t *testing.T, b block) *shell {
 	t.Helper()
 	s := &shell{b: b, ended: make(chan struct{})}
@@ -312,7 +317,8 @@ func (r *reader) replace(t *testing.T) {
 	}
 }
 
-// everythingIsUsed: each file is compiled, embedded, or named in a command; protobuf says what its generated code does.
+// everythingIsUsed: each file is compiled, embedded, or named in a command; protobuf is the
+// source of its generated code.
 func everythingIsUsed(t *testing.T, all []block) {
 	t.Helper()
 	var commands, generated strings.Builder

@@ -9,21 +9,21 @@ import (
 	"testing"
 )
 
-// What becomes of a block.
+// Kinds of blocks.
 const (
 	file       = "file"       // it is written
 	command    = "command"    // it is run, and must succeed
-	eventually = "eventually" // it is run until it prints what is expected
+	eventually = "eventually" // it is run until it prints the expected output
 	terminal   = "terminal"   // it is run until the end of the test
 )
 
-// A block is one of the guide.
+// A block is a code block of the guide.
 type block struct {
 	at   string // page and line
 	kind string
 	name string // of a file
 	text string
-	want []string // lines that are printed, in this order; … stands for anything
+	want []string // lines that must be printed, in this order; … stands for anything
 }
 
 var (
@@ -45,7 +45,8 @@ func blocksOf(t *testing.T, page string) []block {
 	return all
 }
 
-// parse returns the blocks of a page. Each has to be of a kind that is carried out: what nobody runs is an error.
+// parse returns the blocks of a page. Each has to be of a known kind: a block that would
+// not be executed is an error.
 func parse(page, text string) (all []block, err error) {
 	lead, inside := "", false
 	var lang string
@@ -96,8 +97,9 @@ func parse(page, text string) (all []block, err error) {
 	return all, nil
 }
 
-// printed returns the first line of want that out lacks behind those before it; "" if there is none.
-func printed(out string, want []string) (missing string) {
+// missingLine returns the first line of want that out lacks behind those before it; "" if
+// there is none.
+func missingLine(out string, want []string) (missing string) {
 	lines := strings.Split(out, "\n")
 	for _, w := range want {
 		pattern := regexp.MustCompile("^" + strings.ReplaceAll(regexp.QuoteMeta(strings.TrimSpace(w)), "…", ".*") + "$")
@@ -113,7 +115,8 @@ func printed(out string, want []string) (missing string) {
 	return ""
 }
 
-// TestParse: a block that nobody would run is an error, as is one that says nothing to wait for.
+// TestParse: a block that would not be executed is an error, as is one without expected
+// output to wait for.
 func TestParse(t *testing.T) {
 	for name, row := range map[string]struct{ text, want string }{
 		"no file name":     {"Some code:\n\n```go\npackage a\n```\n", `p.md:5: a block of "go" is neither`},
@@ -138,7 +141,7 @@ func TestParse(t *testing.T) {
 		}
 	}
 	for want, missing := range map[string]string{"a\nc…": "", "b\na": "a", "c…x": "c…x", "…": ""} {
-		if got := printed("a\nb\n  c 17\n", strings.Split(want, "\n")); got != missing {
+		if got := missingLine("a\nb\n  c 17\n", strings.Split(want, "\n")); got != missing {
 			t.Errorf("of %q, %q is missing, want %q", want, got, missing)
 		}
 	}

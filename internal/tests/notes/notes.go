@@ -1,4 +1,5 @@
-// Package notes is what tests append to an outbox, and how they read it: events that differ by a number.
+// Package notes has events for tests, numbered notes, with functions to append and read
+// them.
 package notes
 
 import (
@@ -54,7 +55,7 @@ func Begin(t testing.TB, db *pgxpool.Pool, n int) pgx.Tx {
 	return tx
 }
 
-// Commit commits what Begin began.
+// Commit commits a transaction of Begin.
 func Commit(t testing.TB, tx pgx.Tx) {
 	t.Helper()
 	if err := tx.Commit(t.Context()); err != nil {
@@ -62,7 +63,7 @@ func Commit(t testing.TB, tx pgx.Tx) {
 	}
 }
 
-// A Cursor reads an outbox on.
+// A Cursor reads an outbox from where it last stopped.
 type Cursor struct {
 	Reader *backlog.Reader
 	At     backlog.Position
@@ -80,7 +81,7 @@ func NewCursor(t testing.TB, db *pgxpool.Pool) *Cursor {
 	return &Cursor{t: t, Reader: backlog.NewReader(conn)}
 }
 
-// More reads until nothing new comes, and returns the numbers of the notes.
+// More reads until no more events come, and returns the numbers of the notes.
 func (c *Cursor) More() []int {
 	c.t.Helper()
 	var got []int

@@ -73,8 +73,8 @@ func BenchmarkAppendSQL(b *testing.B) {
 	}
 }
 
-// BenchmarkQueue measures what Queue adds to a batch in an open transaction that has a
-// statement to carry besides.
+// BenchmarkQueue measures the cost of Queue in a batch that has another statement, in an
+// open transaction.
 func BenchmarkQueue(b *testing.B) {
 	each(b, []int{0, 1, 10, 100}, func(ctx context.Context, tx pgx.Tx, payloads []events.Payload) error {
 		batch := &pgx.Batch{}
@@ -86,7 +86,7 @@ func BenchmarkQueue(b *testing.B) {
 	})
 }
 
-// each measures fn with so many events at a time, in one transaction.
+// each measures fn with that many events at a time, in one transaction.
 func each(b *testing.B, counts []int, fn func(ctx context.Context, tx pgx.Tx, payloads []events.Payload) error) {
 	db := testenv.Postgres(b)
 	for _, n := range counts {

@@ -18,7 +18,7 @@ import (
 	"github.com/pgjet/pgjet/relay/backlog"
 )
 
-// forms are events in several forms, of which each but the last states one.
+// forms returns events in several forms, of which each but the last names its form.
 func forms() (all []events.Event, payloads []events.Payload) {
 	for _, form := range []struct {
 		contentType string
@@ -36,7 +36,8 @@ func forms() (all []events.Event, payloads []events.Payload) {
 	return all, payloads
 }
 
-// TestBytesAreKept, whichever way they come, alone or with others, and JSON stays where psql shows it.
+// TestBytesAreKept, in whichever way they come, alone or with others, and JSON stays where
+// psql shows it.
 func TestBytesAreKept(t *testing.T) {
 	t.Parallel()
 	check := func(t *testing.T, db *pgxpool.Pool, send func(payloads ...events.Payload) error) {
@@ -89,7 +90,7 @@ func TestBytesAreKept(t *testing.T) {
 	})
 }
 
-// TestLateBytes: what commits late is read in another way, and is the same.
+// TestLateBytes: an event that commits late is read in another way, with the same result.
 func TestLateBytes(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)
@@ -117,7 +118,7 @@ func TestLateBytes(t *testing.T) {
 	}
 }
 
-// TestOnePayload: a row has one, and says what it is unless it is JSON.
+// TestOnePayload: a row has one payload, and names its form unless it is JSON.
 func TestOnePayload(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)

@@ -19,8 +19,8 @@ import (
 	"github.com/pgjet/pgjet/outbox"
 )
 
-// inEveryMode runs fn with a pool in each mode of pgx, each with a database of its own that
-// has a table thing.
+// inEveryMode runs fn with a pool in each mode of pgx, on a database of its own that has a
+// table thing.
 func inEveryMode(t *testing.T, fn func(t *testing.T, db *pgxpool.Pool)) {
 	for _, mode := range []pgx.QueryExecMode{
 		pgx.QueryExecModeCacheStatement, pgx.QueryExecModeCacheDescribe, pgx.QueryExecModeDescribeExec,
@@ -53,7 +53,7 @@ func queued(t *testing.T, n int) *pgx.Batch {
 	return b
 }
 
-// wantThings fails unless these are stored, and their events.
+// wantThings fails unless exactly these things are stored, with their events.
 func wantThings(t *testing.T, db *pgxpool.Pool, numbers ...int) {
 	t.Helper()
 	rows, err := db.Query(t.Context(), `select n from thing order by n`)
@@ -68,7 +68,7 @@ func wantThings(t *testing.T, db *pgxpool.Pool, numbers ...int) {
 	notes.Want(t, notes.NewCursor(t, db).More(), numbers...)
 }
 
-// everything is an event of which each field has a value.
+// everything returns an event of which each field has a value.
 func everything() events.Event {
 	return events.Event{
 		ID: uuid.Must(uuid.NewV7()), Type: "note.made", Key: "ü \"%'\\", Time: time.Date(2020, 1, 2, 3, 4, 5, 678000, time.UTC),
@@ -78,8 +78,8 @@ func everything() events.Event {
 	}
 }
 
-// TestEverythingIsKept: however it gets there, an event is the same in the outbox, also one of
-// which most is missing, and several stay in order.
+// TestEverythingIsKept: however an event gets there, it is unchanged in the outbox, even if
+// most fields are empty, and several stay in order.
 func TestEverythingIsKept(t *testing.T) {
 	t.Parallel()
 	inEveryMode(t, func(t *testing.T, db *pgxpool.Pool) {
@@ -211,7 +211,7 @@ func TestQueueRefusesWhatCannotBePublished(t *testing.T) {
 }
 
 // TestQueueSaysWhatToDo: in modes that prepare statements, these errors come before the
-// statement, and are PostgreSQL's alone.
+// statement, and have only PostgreSQL's text.
 func TestQueueSaysWhatToDo(t *testing.T) {
 	t.Parallel()
 	config := testenv.Postgres(t).Config().ConnConfig
@@ -235,8 +235,8 @@ func TestQueueSaysWhatToDo(t *testing.T) {
 	}
 }
 
-// TestQueueRefusesEncodings: what was queued for a connection that would store text wrong fails, with
-// all of its transaction.
+// TestQueueRefusesEncodings: on a connection that would store text wrong, the batch fails
+// with its whole transaction.
 func TestQueueRefusesEncodings(t *testing.T) {
 	t.Parallel()
 	inEveryMode(t, func(t *testing.T, db *pgxpool.Pool) {

@@ -23,7 +23,7 @@ import (
 	"github.com/pgjet/pgjet/relay/backlog"
 )
 
-// inOneHour is a due that no test waits for.
+// inOneHour returns a due time for which no test waits.
 func inOneHour() time.Time { return time.Now().Add(time.Hour) }
 
 // schedule schedules payloads for one time, and returns their ids.
@@ -45,7 +45,8 @@ func schedule(t *testing.T, db *pgxpool.Pool, due time.Time, payloads ...events.
 	return ids
 }
 
-// move does what a leading relay does, until nothing more is due, and returns how many events it moved.
+// move does the work of a leading relay until nothing more is due, and returns how many
+// events it moved.
 func move(t *testing.T, db *pgxpool.Pool) (all int64) {
 	t.Helper()
 	testenv.Exec(t, db, `insert into pgjet.leader (stream, epoch) values ('S', 1) on conflict do nothing`)
@@ -80,8 +81,8 @@ func makeDue(t *testing.T, db *pgxpool.Pool) {
 	testenv.Exec(t, db, `update pgjet.scheduled set due = clock_timestamp() - interval '1 minute'`)
 }
 
-// TestAppendAtKeepsEverything, in every mode of pgx, by itself and in a batch: what is scheduled becomes the event
-// that it was, in the order in which it was scheduled, once it is due.
+// TestAppendAtKeepsEverything, in every mode of pgx, alone and in a batch: once it is due,
+// a scheduled event is appended unchanged, in the order of scheduling.
 func TestAppendAtKeepsEverything(t *testing.T) {
 	t.Parallel()
 	inEveryMode(t, func(t *testing.T, db *pgxpool.Pool) {
@@ -126,7 +127,7 @@ func TestAppendAtKeepsEverything(t *testing.T) {
 	})
 }
 
-// TestCancel: an event that waits is cancelled once, and if the transaction commits.
+// TestCancel: a waiting event is cancelled once, if the transaction commits.
 func TestCancel(t *testing.T) {
 	t.Parallel()
 	inEveryMode(t, func(t *testing.T, db *pgxpool.Pool) {
@@ -153,7 +154,8 @@ func TestCancel(t *testing.T) {
 	})
 }
 
-// TestAppendAtRefuses what could never be published, and a due that is none, and says so.
+// TestAppendAtRefuses events that could never be published, and an invalid due, and says
+// so.
 func TestAppendAtRefuses(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)
@@ -185,7 +187,7 @@ func TestAppendAtRefuses(t *testing.T) {
 	}
 }
 
-// nobody is a transaction without a connection, which nobody may use.
+// A nobody is a transaction without a connection, which must not be used.
 type nobody struct{ pgx.Tx }
 
 func (nobody) Conn() *pgx.Conn { return nil }
@@ -202,8 +204,8 @@ func TestDueIsNotRoundedDown(t *testing.T) {
 	}
 }
 
-// TestScheduledBounds: what could never be published, or would never be due, is refused by the table, too; what
-// can be is not.
+// TestScheduledBounds: the table, too, refuses an event that could never be published or
+// due, and no other.
 func TestScheduledBounds(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)
@@ -234,12 +236,13 @@ func TestScheduledBounds(t *testing.T) {
 	}
 }
 
-// remind schedules a reminder of an order that nobody may pay, and returns its id: keep it with the order.
+// remind schedules a reminder for an order that may not be paid, and returns its id: keep
+// it with the order.
 func remind(ctx context.Context, tx pgx.Tx, order string) (uuid.UUID, error) {
 	return outbox.AppendAt(ctx, tx, time.Now().Add(24*time.Hour), OrderForgotten{OrderID: order})
 }
 
-// OrderForgotten is an event of yours, which somebody else turns into a mail.
+// OrderForgotten is an event of yours, which another service turns into a mail.
 type OrderForgotten struct {
 	OrderID string `json:"order_id"`
 }
@@ -247,7 +250,7 @@ type OrderForgotten struct {
 func (OrderForgotten) EventType() string  { return "order.forgotten" }
 func (e OrderForgotten) EventKey() string { return e.OrderID }
 
-// payReminded is pay for an order of which its customer was to be reminded.
+// payReminded is pay for an order with a scheduled reminder.
 func payReminded(ctx context.Context, tx pgx.Tx, order string, reminder uuid.UUID) error {
 	if _, err := tx.Exec(ctx, `update orders set paid = true where id = $1`, order); err != nil {
 		return err
@@ -280,7 +283,8 @@ func Example_later() {
 	// Output: scheduled: 0 appended: 1 <nil>
 }
 
-// TestScheduleSQL: in a transaction of database/sql events are scheduled and cancelled as in one of pgx.
+// TestScheduleSQL: a transaction of database/sql schedules and cancels events as one of pgx
+// does.
 func TestScheduleSQL(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Postgres(t)

@@ -66,7 +66,7 @@ func (d *dialer) DialTimeout(network, address string, _ time.Duration) (net.Conn
 	return d.Dial(network, address)
 }
 
-// drivers are the ways of database/sql to PostgreSQL.
+// drivers are the drivers of database/sql for PostgreSQL.
 var drivers = map[string]func(address string, d *dialer) (*sql.DB, error){
 	"pgx": func(address string, d *dialer) (*sql.DB, error) {
 		config, err := pgx.ParseConfig(address)
@@ -120,7 +120,7 @@ func beginSQL(t *testing.T, db *sql.DB) *sql.Tx {
 	return tx
 }
 
-// TestSQLTx: what appends outside of a transaction does not compile.
+// TestSQLTx: appending outside of a transaction does not compile.
 func TestSQLTx(t *testing.T) {
 	form := reflect.TypeFor[outbox.SQLTx]()
 	if tx := reflect.TypeFor[*sql.Tx](); !tx.Implements(form) {
@@ -133,8 +133,8 @@ func TestSQLTx(t *testing.T) {
 	}
 }
 
-// TestAppendSQLKeepsEverything: whatever the driver, and whatever a session is set to, an event is
-// the same in the outbox, and several stay in order.
+// TestAppendSQLKeepsEverything: with every driver, and whatever the session's settings, an
+// event is unchanged in the outbox, and several stay in order.
 func TestAppendSQLKeepsEverything(t *testing.T) {
 	t.Parallel()
 	for what, settings := range map[string]url.Values{
@@ -171,7 +171,8 @@ func TestAppendSQLKeepsEverything(t *testing.T) {
 	}
 }
 
-// wantEvents fails unless these are in the outbox, in this order. Those without a time have the present.
+// wantEvents fails unless exactly these events are in the outbox, in this order. Those
+// without a time have the current one.
 func wantEvents(t *testing.T, db *pgxpool.Pool, sent []events.Event) {
 	t.Helper()
 	var got []events.Event
@@ -257,7 +258,8 @@ func TestAppendSQLSaysWhatToDo(t *testing.T) {
 	})
 }
 
-// TestAppendSQLRefusesEncodings that make of the service's own text something else. lib/pq knows UTF8 alone.
+// TestAppendSQLRefusesEncodings that would change the service's text. lib/pq knows UTF8
+// alone.
 func TestAppendSQLRefusesEncodings(t *testing.T) {
 	t.Parallel()
 	byDriver(t, nil, func(t *testing.T, db *sql.DB, _ *pgxpool.Pool, _ *dialer) {
@@ -294,7 +296,8 @@ func TestAppendSQLStoresTheTrace(t *testing.T) {
 	})
 }
 
-// TestAppendSQLThroughAPooler: it prepares nothing that a pooler could give to others.
+// TestAppendSQLThroughAPooler: it prepares no statement that a pooler could give to other
+// clients.
 func TestAppendSQLThroughAPooler(t *testing.T) {
 	t.Parallel()
 	for name, open := range drivers {

@@ -15,8 +15,8 @@ import (
 	"github.com/pgjet/pgjet/relay/backlog"
 )
 
-// TestSQLWritersDoc executes what docs/sql-writers.md shows, with the rights of a
-// service that was given those shown there, and reads valid events.
+// TestSQLWritersDoc executes the statements of docs/sql-writers.md, with the rights shown
+// there, and reads valid events.
 func TestSQLWritersDoc(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)

@@ -58,7 +58,7 @@ func TestParseConfigRefuses(t *testing.T) {
 	}
 }
 
-// TestOptionsWork tries each option that is not refused, on a pool in use.
+// TestOptionsWork tries each accepted option, on a pool in use.
 func TestOptionsWork(t *testing.T) {
 	t.Parallel()
 	url := testenv.EmptyDatabaseURL(t)
@@ -92,8 +92,8 @@ func TestOptionsWork(t *testing.T) {
 	}
 }
 
-// work does what pgjet does with a pool: statements with parameters, batches, and
-// transactions, several at a time, and longer than a hostile time-out.
+// work uses a pool as pgjet does: statements with parameters, batches, and transactions,
+// several at a time, and longer than a hostile time-out.
 func work(ctx context.Context, pool *pgxpool.Pool) error {
 	db := postgres.DB{Pool: pool}
 	errs := make([]error, 3)
@@ -164,7 +164,7 @@ func workAlone(ctx context.Context, db postgres.DB) error {
 	return nil
 }
 
-// settings returns what a transaction of ours must not run with.
+// settings returns an error if a transaction runs with a setting that it must not have.
 func settings(ctx context.Context, tx pgx.Tx) error {
 	for name, want := range map[string]string{
 		"transaction_isolation": "read committed", "transaction_read_only": "off", "statement_timeout": "0", "lock_timeout": "0",
@@ -235,7 +235,7 @@ func TestHostileDefaults(t *testing.T) {
 			if got := pinned(t.Context(), db); got != (name == "direct") {
 				t.Errorf("Pinned = %t", got)
 			}
-			if name == "session" { // idle_session_timeout ends the pooler's sessions, and nobody but the pooler can know
+			if name == "session" { // idle_session_timeout ends the pooler's sessions, and only the pooler can notice
 				testenv.Eventually(t, 10*time.Second, "a session lasts as long as the work", func() bool { return work(t.Context(), db) == nil })
 				return
 			}
@@ -252,8 +252,9 @@ func TestHostileDefaults(t *testing.T) {
 	}
 }
 
-// TestServerWideReadOnly: a server that is set to take no writes gets none, however a transaction
-// begins, also by connections that are open already. Defaults of the database do not matter.
+// TestServerWideReadOnly: a server that is set to accept no writes gets none, however a
+// transaction begins, even on connections that are already open. Defaults of the database
+// do not matter.
 func TestServerWideReadOnly(t *testing.T) {
 	t.Parallel()
 	server := testenv.PostgresServer(t)
@@ -315,7 +316,7 @@ func TestServerWideReadOnly(t *testing.T) {
 	check(true)
 	exec(`alter system set default_transaction_read_only = on`)
 	exec(`select pg_reload_conf()`)
-	exec(`select pg_sleep(0.3)`) // nothing shows when the open sessions have heard of it
+	exec(`select pg_sleep(0.3)`) // open sessions do not show when they have read the setting
 	check(false)
 	exec(`alter system reset default_transaction_read_only`)
 	exec(`select pg_reload_conf()`)
@@ -329,7 +330,7 @@ func TestServerWideReadOnly(t *testing.T) {
 	check(true)
 }
 
-// TestForeignPool uses a pool that was not opened here.
+// TestForeignPool uses a pool that package postgres did not open.
 func TestForeignPool(t *testing.T) {
 	t.Parallel()
 	url := testenv.EmptyDatabaseURL(t)
@@ -405,7 +406,7 @@ func TestConnect(t *testing.T) {
 	}
 }
 
-// TestNothingLeaks has a foreign client look at all settings through the same pooler.
+// TestNothingLeaks has a foreign client read all settings through the same pooler.
 func TestNothingLeaks(t *testing.T) {
 	t.Parallel()
 	url := testenv.EmptyDatabaseURL(t)
@@ -505,7 +506,8 @@ func TestStale(t *testing.T) {
 	}
 }
 
-// TestConnectByAPool: the settings of a session win over those of the pool whose configuration it has.
+// TestConnectByAPool: the settings of a session override those of the pool whose
+// configuration it has.
 func TestConnectByAPool(t *testing.T) {
 	t.Parallel()
 	config, err := postgres.ConnConfig(t.Context(), open(t, testenv.EmptyDatabaseURL(t)))
