@@ -7,7 +7,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestBounds: rows that the programs could not read, or not go on from, are refused.
+// TestBounds: rows that the programs could not read or continue from are refused.
 func TestBounds(t *testing.T) {
 	db := testenv.Postgres(t)
 	_, err := db.Exec(t.Context(), `

@@ -14,7 +14,8 @@ import (
 	"github.com/pgjet/pgjet/migrations/demo"
 )
 
-// TestUpDoesNotWaitForEver: for a table that somebody keeps locked it waits a while, and can be begun again.
+// TestUpDoesNotWaitForEver: it waits a while for a locked table, then fails, and can be run
+// again.
 func TestUpDoesNotWaitForEver(t *testing.T) {
 	migrations.SetLockTime(t, "300ms")
 	db, err := pgxpool.New(t.Context(), testenv.EmptyDatabaseURL(t))

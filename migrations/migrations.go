@@ -1,11 +1,11 @@
-// Package migrations holds the SQL that creates and changes pgjet's tables, in the schema pgjet: the
-// outbox, the relay's checkpoints, the inbox and dead letters. Every service that appends or handles
-// events needs it. It is applied with goose by [Up], or with another tool by what
-// [WriteScript] writes.
+// Package migrations holds the SQL that creates and changes pgjet's tables, in the schema
+// pgjet: the outbox, the relay's checkpoints, the inbox and dead letters. Every service
+// that appends or handles events needs it. [Up] applies it with goose; another tool can
+// apply the script of [WriteScript].
 //
-// Further schemas, such as those of package demo, are a [Set] each. Each schema keeps its own
-// version in its table schema_version. Processes that migrate at the same time wait for each other:
-// one applies, the others find nothing left to do.
+// Each further schema, such as those of package demo, is a [Set]. Each schema keeps its
+// version in its table schema_version. Processes that migrate at the same time wait for
+// each other: one applies, the others find nothing left to do.
 package migrations
 
 import (
@@ -33,7 +33,7 @@ import (
 //go:embed pgjet/*.sql
 var files embed.FS
 
-// A Set is the migrations of one schema.
+// A Set holds the migrations of one schema.
 type Set struct {
 	Schema string
 	Files  fs.FS // has a directory named as the schema, with SQL files for goose
@@ -56,7 +56,7 @@ func Latest() (version int64) {
 	return version
 }
 
-// provider returns what applies s by conn.
+// provider returns a goose provider that applies s over conn.
 func (s Set) provider(conn *sql.DB) (*goose.Provider, error) {
 	store, err := database.NewStore(database.DialectPostgres, s.Schema+".schema_version")
 	if err != nil {
@@ -80,7 +80,7 @@ const (
 	Pending    = "pending"      // Up will apply it
 	OutOfOrder = "out_of_order" // it is not applied, although a later one is: Up refuses
 	Unknown    = "unknown"      // it is applied, and this program does not have it: a newer one does
-	Hidden     = "hidden"       // the role of the connection may not read what is applied in its schema
+	Hidden     = "hidden"       // the role of the connection may not read which migrations are applied in its schema
 )
 
 // A Status is one migration of one schema.
@@ -92,8 +92,8 @@ type Status struct {
 	State   string `json:"state"`
 }
 
-// An OrderError says that the record of what is applied has gaps. Up applies nothing then: what
-// the later migrations made may stand in the way of the earlier ones.
+// An OrderError says that the record of applied migrations has gaps. Up applies nothing
+// then: tables of the later migrations may be in the way of the earlier ones.
 type OrderError struct{ Missing []Status }
 
 func (e *OrderError) Error() string {
@@ -105,13 +105,15 @@ func (e *OrderError) Error() string {
 		"if what it makes is there, insert its version into that table, else restore the schema", strings.Join(names, ", "))
 }
 
-// Up applies what is missing in the schema pgjet, then in more, and returns what it applied. The
-// role of db must be allowed to create schemas, or the schemas must exist. It changes nothing,
-// and returns an [*OrderError], if [List] shows one as [OutOfOrder]. Unknown ones do not matter:
-// a program works with the tables of a newer one.
+// Up applies the missing migrations of the schema pgjet, then those of more, and returns
+// the ones that it applied. The role of db must be allowed to create schemas, or the
+// schemas must exist. If [List] shows a migration as [OutOfOrder], Up changes nothing and
+// returns an [*OrderError]. Unknown migrations do not matter: a program works with the
+// tables of a newer one.
 //
-// The database must have the encoding UTF8, and db must lead to PostgreSQL itself, not to a connection
-// pooler: Up holds a lock of a session. It opens connections of its own where db's lead.
+// The database must have the encoding UTF8, and db must connect to PostgreSQL directly, not
+// through a connection pooler: Up holds a session lock. It opens its own connections to the
+// database of db.
 func Up(ctx context.Context, db *pgxpool.Pool, more ...Set) ([]Status, error) {
 	db, err := open(ctx, db)
 	if err != nil {
@@ -150,8 +152,8 @@ func inOrder(ctx context.Context, db *pgxpool.Pool, more []Set) error {
 	return nil
 }
 
-// open returns a pool that leads where db does, is used by nobody else, and depends on no
-// default of the role or the database.
+// open returns a new pool on the database of db, which depends on no default of the role or
+// the database.
 func open(ctx context.Context, db *pgxpool.Pool) (*pgxpool.Pool, error) {
 	config, err := postgres.ConnConfig(ctx, db)
 	if err != nil {
@@ -169,8 +171,9 @@ func open(ctx context.Context, db *pgxpool.Pool) (*pgxpool.Pool, error) {
 	return postgres.OpenDirect(ctx, db.Config(), "a migration", postgres.Setting{Name: "lock_timeout", Value: lockTime})
 }
 
-// lockTime is how long a migration waits for a lock. Whoever asks for the same table waits behind it, so it gives up
-// and may be begun again, rather than stop everything until a forgotten transaction ends.
+// lockTime is how long a migration waits for a lock. Other transactions that want the same
+// table wait behind it. So it gives up and may be run again, rather than stop everything
+// until a forgotten transaction ends.
 var lockTime = "30s"
 
 // createSchema creates a schema unless it exists. Two sessions that do so at the
@@ -182,7 +185,8 @@ func createSchema(ctx context.Context, db *pgxpool.Pool, schema string) error {
 			return err
 		}
 		exists := false
-		// Not to_regnamespace, which may remember from before the lock that there is none.
+		// Not to_regnamespace, which may have cached from before the lock that there is
+		// none.
 		err = tx.QueryRow(ctx, `select exists (select from pg_namespace where nspname = $1)`, schema).Scan(&exists)
 		if err != nil || exists {
 			return err
@@ -192,8 +196,9 @@ func createSchema(ctx context.Context, db *pgxpool.Pool, schema string) error {
 	})
 }
 
-// List returns every migration of the schema pgjet and of more, and those that are applied beside, with what
-// Up would do. It changes nothing. What the role of db may not see is [Hidden].
+// List returns every migration of the schema pgjet and of more, and applied ones that this
+// program does not know, each with its state. It changes nothing. Migrations that the role
+// of db may not see are [Hidden].
 func List(ctx context.Context, db *pgxpool.Pool, more ...Set) ([]Status, error) {
 	var all []Status
 	err := each(ctx, db, more, func(schema string, p *goose.Provider) error {
@@ -226,8 +231,8 @@ func List(ctx context.Context, db *pgxpool.Pool, more ...Set) ([]Status, error) 
 	return all, err
 }
 
-// recorded returns which versions a schema's record says are applied, and the last version that
-// it mentions at all. An empty record says nothing: all may be there.
+// recorded returns the versions that a schema's record shows as applied, and the last
+// version that it contains. An empty record proves nothing: all tables may exist.
 func recorded(ctx context.Context, db *pgxpool.Pool, schema string) (last int64, applied map[int64]bool, err error) {
 	exists := false
 	err = db.QueryRow(ctx, `select to_regclass($1) is not null`, schema+".schema_version").Scan(&exists)

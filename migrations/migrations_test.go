@@ -109,8 +109,8 @@ func TestListChangesNothing(t *testing.T) {
 	}
 }
 
-// TestUpWithoutTheRightToMakeSchemas: a role that may not create schemas can still
-// migrate what somebody else has made for it.
+// TestUpWithoutTheRightToMakeSchemas: a role that may not create schemas can still migrate
+// schemas that another role has made for it.
 func TestUpWithoutTheRightToMakeSchemas(t *testing.T) {
 	db := empty(t)
 	_, err := db.Exec(t.Context(), `
@@ -139,8 +139,8 @@ func TestUpWithoutTheRightToMakeSchemas(t *testing.T) {
 	}
 }
 
-// TestListAndUpAgree: what List shows as out of order Up refuses, what it shows as pending Up
-// applies, and what a newer program applied bothers neither.
+// TestListAndUpAgree: Up refuses what List shows as out of order, and applies what it shows
+// as pending. Migrations of a newer program do not matter to either.
 func TestListAndUpAgree(t *testing.T) {
 	db := empty(t)
 	if _, err := migrations.Up(t.Context(), db, demo.Sets...); err != nil {

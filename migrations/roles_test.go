@@ -23,7 +23,7 @@ import (
 
 var roles = []string{"pgjet_writer", "pgjet_relay", "pgjet_consumer", "pgjet_operator"}
 
-// statements says who may do what; nobody else may.
+// statements lists statements with the roles that may run them; no other role may.
 var statements = []struct{ sql, roles string }{
 	{`insert into pgjet.outbox (id, type, key, traceparent, header, data, time)
 	  values (gen_random_uuid(), 'a.b', 'k', null, null, '{}', now())`, "writer"},
@@ -183,7 +183,7 @@ func TestRoles(t *testing.T) {
 	}
 }
 
-// as runs fn with the rights of a role, and undoes what it did.
+// as runs fn with the rights of a role, and rolls back.
 func as(ctx context.Context, db *pgxpool.Pool, role string, fn func(pgx.Tx) error) error {
 	tx, err := db.Begin(ctx)
 	if err != nil {
@@ -202,7 +202,8 @@ func as(ctx context.Context, db *pgxpool.Pool, role string, fn func(pgx.Tx) erro
 	return fn(tx)
 }
 
-// TestWriterAppends: what a service calls needs no more than pgjet_writer has.
+// TestWriterAppends: the functions for services need no rights beyond those of
+// pgjet_writer.
 func TestWriterAppends(t *testing.T) {
 	db := testenv.Postgres(t)
 	err := as(t.Context(), db, "pgjet_writer", func(tx pgx.Tx) error {
@@ -213,7 +214,7 @@ func TestWriterAppends(t *testing.T) {
 	}
 }
 
-// server returns a pool on a PostgreSQL server of its own, which has no roles of ours.
+// server returns a pool on a PostgreSQL server of its own, which has no roles of pgjet.
 func server(t *testing.T) *pgxpool.Pool {
 	t.Helper()
 	db, err := pgxpool.New(t.Context(), testenv.PostgresServer(t).URL())
@@ -246,8 +247,8 @@ func grants(t *testing.T, db *pgxpool.Pool) (n int) {
 	return n
 }
 
-// TestRolesInManyDatabases migrates databases of a new cluster at the same time: one
-// makes the roles, each gives its rights.
+// TestRolesInManyDatabases migrates databases of a new cluster at the same time: one makes
+// the roles, each grants its rights.
 func TestRolesInManyDatabases(t *testing.T) {
 	db := server(t)
 	var wg sync.WaitGroup
@@ -274,7 +275,8 @@ func TestRolesInManyDatabases(t *testing.T) {
 	}
 }
 
-// TestRolesThatMayNotBeCreated: the migrations succeed without, and say what to do.
+// TestRolesThatMayNotBeCreated: the migrations succeed without the roles, and say what to
+// do.
 func TestRolesThatMayNotBeCreated(t *testing.T) {
 	db := server(t)
 	for _, sql := range []string{`create role plain login`, `create database app owner plain`} {
@@ -321,8 +323,8 @@ func TestRolesThatMayNotBeCreated(t *testing.T) {
 	}
 }
 
-// claims are what docs/security.md says that roles can and cannot do to each other, where the
-// grants of statements above do not say it already.
+// claims are statements of docs/security.md about the roles that the grants above do not
+// cover.
 var claims = []struct {
 	role, sql string
 	allowed   bool
@@ -365,8 +367,8 @@ func denied(err error) bool {
 
 var sqlBlock = regexp.MustCompile("(?s)```sql\n(.*?)```")
 
-// TestSecurityPage runs the SQL of docs/security.md: it keeps strangers out, keeps each writer to
-// types of its own, and the relay reads on.
+// TestSecurityPage runs the SQL of docs/security.md: it keeps strangers out, limits each
+// writer to its own types, and the relay still reads.
 func TestSecurityPage(t *testing.T) {
 	db := testenv.Postgres(t)
 	page, err := os.ReadFile("../docs/security.md")
@@ -435,8 +437,9 @@ func TestSecurityPage(t *testing.T) {
 	}
 }
 
-// TestOnlyARelaySaysWhatIsPublished: a partition with an event that no checkpoint covers is dropped by
-// nobody who cannot write a checkpoint, and that is the relay alone, which is trusted with it.
+// TestOnlyARelaySaysWhatIsPublished: a partition with an event that no checkpoint covers
+// can be dropped only by a role that can write a checkpoint. That is the relay alone, which
+// is trusted with it.
 func TestOnlyARelaySaysWhatIsPublished(t *testing.T) {
 	db := testenv.Postgres(t)
 	if _, err := db.Exec(t.Context(), `
@@ -446,7 +449,8 @@ func TestOnlyARelaySaysWhatIsPublished(t *testing.T) {
 		select 'S', now(), 0, '1:1:', 0, 1, system_identifier from pg_control_system()`); err != nil {
 		t.Fatal(err)
 	}
-	// A role tries all of them, and to drop after each. What it may not do it does not.
+	// Each role tries all of these, and after each to drop. Statements without the right
+	// fail.
 	forge := []string{
 		`insert into pgjet.checkpoint (stream, stream_created, stream_seq, snapshot, floor, epoch, system_identifier)
 		 select 'S', now(), 1, pg_current_snapshot(), 9000000, 1, system_identifier from pg_control_system()`,

@@ -11,10 +11,10 @@ import (
 	"github.com/pressly/goose/v3"
 )
 
-// WriteScript writes the migrations after a version, 0 for all, as one script of plain SQL, for those
-// who apply them with a tool of their own. The script needs one transaction, of the owner of
-// the schema. It stops where the tables are of another version than after, and records in
-// pgjet.schema_version what it applies: [List] shows it, and [Up] goes on from there.
+// WriteScript writes the migrations after a version, 0 for all, as one script of plain SQL,
+// to be applied with another tool. The script needs one transaction, as the owner of the
+// schema. It stops if the tables have another version than after. It records in
+// pgjet.schema_version what it applies: [List] shows it, and [Up] continues from there.
 func WriteScript(w io.Writer, after int64) error {
 	names, err := fs.Glob(files, "pgjet/*.sql") // in order
 	if err != nil {
@@ -35,7 +35,7 @@ func WriteScript(w io.Writer, after int64) error {
 		}
 		up := upSQL(string(text))
 		fmt.Fprintf(&body, "\n-- %s\n\n%s", path.Base(name), up)
-		if strings.Contains(up, "set_config('lock_timeout'") { // it holds as long as a transaction of its own lasts
+		if strings.Contains(up, "set_config('lock_timeout'") { // it holds for the duration of one transaction
 			body.WriteString("\nset local lock_timeout to default;\n")
 		}
 		fmt.Fprintf(&body, "\ninsert into pgjet.schema_version (version_id, is_applied) values (%d, true);\n", last)
@@ -93,7 +93,7 @@ select 0, true where not exists (select from pgjet.schema_version);
 
 var annotation = regexp.MustCompile(`(?m)^-- \+goose .*\n`)
 
-// upSQL returns the way up in a file of goose, without its annotations.
+// upSQL returns the way up in a goose file, without its annotations.
 func upSQL(text string) string {
 	up, _, _ := strings.Cut(text, "-- +goose Down")
 	return strings.TrimSpace(annotation.ReplaceAllString(up, "")) + "\n"

@@ -22,7 +22,7 @@ import (
 	"github.com/pgjet/pgjet/migrations"
 )
 
-// script returns what goes on from a version.
+// script returns the script that continues from a version.
 func script(t *testing.T, after int64) string {
 	t.Helper()
 	var b strings.Builder
@@ -43,7 +43,7 @@ func apply(t *testing.T, db *pgxpool.Pool, script string) error {
 
 var comments = regexp.MustCompile(`(?m)^(--.*|\\(un)?restrict .*)?\n`)
 
-// dump returns what a schema is made of.
+// dump returns the definition of a schema.
 func dump(t *testing.T, db *pgxpool.Pool) []string {
 	t.Helper()
 	bin, err := devserver.FindPostgres(t.Context(), devserver.PostgresOptions{Bin: os.Getenv("PGJET_PG_BIN")})
@@ -61,7 +61,7 @@ func dump(t *testing.T, db *pgxpool.Pool) []string {
 	return strings.Split(comments.ReplaceAllString(string(out), ""), "\n")
 }
 
-// wantMigrated fails unless db is as Up would have left it, and Up and List see that.
+// wantMigrated fails unless db is as Up would have left it, and Up and List agree.
 func wantMigrated(t *testing.T, db *pgxpool.Pool, want []string) {
 	t.Helper()
 	if diff := cmp.Diff(want, dump(t, db)); diff != "" {
@@ -93,7 +93,7 @@ func TestUpMakesOneSchema(t *testing.T) {
 	}
 }
 
-// TestScript: from each version, the script makes what Up makes.
+// TestScript: from each version, the script makes the same tables as Up.
 func TestScript(t *testing.T) {
 	db := empty(t)
 	if _, err := migrations.Up(t.Context(), db); err != nil {
@@ -127,7 +127,7 @@ func TestScript(t *testing.T) {
 	}
 }
 
-// TestScriptInGoose: another tool keeps its own record, and pgjet's says the same.
+// TestScriptInGoose: another tool keeps its own record, and pgjet's record agrees.
 func TestScriptInGoose(t *testing.T) {
 	db := empty(t)
 	files := fstest.MapFS{"20260101120000_pgjet.sql": {Data: []byte("-- +goose Up\n-- +goose StatementBegin\n" + script(t, 0) + "-- +goose StatementEnd\n\n-- +goose Down\ndrop schema pgjet cascade;\n")}}
@@ -150,7 +150,7 @@ func TestScriptInGoose(t *testing.T) {
 	}
 }
 
-// TestScriptNeedsNoRightToMakeSchemas where the schema is there.
+// TestScriptNeedsNoRightToMakeSchemas if the schema exists.
 func TestScriptNeedsNoRightToMakeSchemas(t *testing.T) {
 	db := empty(t)
 	if err := apply(t, db, `create role script_plain login; create schema pgjet authorization script_plain`); err != nil {
@@ -162,7 +162,7 @@ func TestScriptNeedsNoRightToMakeSchemas(t *testing.T) {
 	}
 }
 
-// TestScriptRefuses databases in which it would make something else.
+// TestScriptRefuses databases in which it would make other tables.
 func TestScriptRefuses(t *testing.T) {
 	db := empty(t)
 	if err := apply(t, db, `set local standard_conforming_strings = off; `+script(t, 0)); err == nil || !strings.Contains(err.Error(), "standard_conforming_strings is off") {

@@ -22,7 +22,7 @@ func open(t *testing.T, url string) *pgxpool.Pool {
 	return db
 }
 
-// TestUpRefusesPoolers: who migrates holds a lock of a session.
+// TestUpRefusesPoolers: Up holds a session lock.
 func TestUpRefusesPoolers(t *testing.T) {
 	url := testenv.EmptyDatabaseURL(t)
 	for _, mode := range []string{"transaction", "session"} {

@@ -61,8 +61,8 @@ func migrate(t *testing.T, db *pgxpool.Pool, versions map[string]int64) {
 	}
 }
 
-// TestReleases: a database of each release, with people in it, goes on in the newest one,
-// and can be taken back.
+// TestReleases: a database of each release, with users in it, works in the newest one, and
+// can be taken back.
 func TestReleases(t *testing.T) {
 	newest := releases[len(releases)-1]
 	total := int64(0)
@@ -114,7 +114,8 @@ func TestReleases(t *testing.T) {
 	}
 }
 
-// TestOldUsersAreMended: rows from before the bounds keep what they mean, and can be changed again.
+// TestOldUsersAreMended: rows that are older than the bounds keep their meaning, and can be
+// changed again.
 func TestOldUsersAreMended(t *testing.T) {
 	db := empty(t)
 	migrate(t, db, releases[2])
@@ -147,8 +148,9 @@ func TestOldUsersAreMended(t *testing.T) {
 	}
 }
 
-// TestOldRowsAreMended: rows of pgjet and of the directory from before the bounds, one for each bound, keep what
-// they mean, and can be changed again; one that cannot be mended does not keep the others from it.
+// TestOldRowsAreMended: rows of pgjet and of the directory that are older than the bounds,
+// one for each bound, keep their meaning, and can be changed again. A row that cannot be
+// mended does not keep the others from it.
 func TestOldRowsAreMended(t *testing.T) {
 	db := empty(t)
 	migrate(t, db, map[string]int64{"pgjet": 8, "users": 5, "directory": 2})
@@ -183,7 +185,7 @@ func TestOldRowsAreMended(t *testing.T) {
 			       (gen_random_uuid(), 'none', 'k', '{}', '{}')`,
 		`directory.users values (gen_random_uuid(), 'ann@example.com', 'Ann', 'infinity', 'ann', 'ann@example.com')`,
 		`directory.signups values ('infinity', 2, 'infinity'), ('10000-01-01', 3, now()), ('9999-12-31', 4, 'infinity'), ('2026-01-01', -1, now())`,
-		`pgjet.consumer (name, stream, stream_created, floor) values ('c.d', 'S', now(), 1)`, // which nothing mends
+		`pgjet.consumer (name, stream, stream_created, floor) values ('c.d', 'S', now(), 1)`, // which is not mended
 	} {
 		if _, err := db.Exec(t.Context(), `insert into `+row); err != nil {
 			t.Fatal(err)

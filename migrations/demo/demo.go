@@ -20,9 +20,10 @@ var files embed.FS
 // Sets are the demo's migrations, for [migrations.Up] and [migrations.List].
 var Sets = []migrations.Set{{Schema: "users", Files: files}, {Schema: "directory", Files: files}}
 
-// In returns the Sets of which db has tables.
+// In returns the Sets whose tables db has.
 func In(ctx context.Context, db *pgxpool.Pool) ([]migrations.Set, error) {
-	// The catalogue, for whoever may not use the schemas. Another users.users has no such schema_version.
+	// From the catalogue, for roles that may not use the schemas. A foreign users.users has
+	// no such schema_version.
 	rows, err := db.Query(ctx, `
 		select n.nspname from pg_namespace n
 		 where (n.nspname = 'users' and exists (select from pg_class where relnamespace = n.oid and relname = 'users')

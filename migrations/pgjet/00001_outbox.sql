@@ -17,10 +17,10 @@ comment on table pgjet.outbox is
 comment on column pgjet.outbox.xid is
     'The writing transaction. It stands before seq: whoever has a seq has an xid.';
 
--- Finds the late commits of transactions that ran while the relay last looked.
+-- Finds the late commits of transactions that were running when the relay last looked.
 create index outbox_xid on pgjet.outbox (xid, seq);
 
--- An insert never fails for want of a partition.
+-- An insert never fails because a partition is missing.
 create table pgjet.outbox_default partition of pgjet.outbox default;
 
 -- +goose Down

@@ -1,7 +1,7 @@
 -- +goose Up
--- A relay need not own the outbox to look after its partitions: these functions have
--- the owner's rights. None makes a writer wait for long, or fail. Where a lock is not
--- free they fail with 55P03 (lock_not_available), and the caller tries again later.
+-- A relay need not own the outbox to maintain its partitions: these functions have the
+-- owner's rights. None makes a writer wait for long, or fail. If a lock is not free, they
+-- fail with 55P03 (lock_not_available), and the caller tries again later.
 create view pgjet.outbox_partition as
     select c.relname as name,
            (regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''?(-?\d+)''?\)'))[1]::bigint as low,
@@ -28,9 +28,9 @@ $$;
 comment on function pgjet.outbox_xid is
     'Which transaction wrote a row that has these two columns. One that was restored has the xid of another cluster, one that was moved the xmin of who moved it: the lesser counts.';
 
--- Behind a request to lock the outbox alone everybody queues. There must be none while
--- somebody holds it who does not look like ending soon. Whose start the owner may not
--- see (it is not in pg_read_all_stats) is waited for, but not longer than lock_timeout.
+-- Every transaction queues behind a request to lock the outbox exclusively. There must be no
+-- such request while a transaction that may last long holds the outbox. If the owner may not
+-- see a transaction's start (it is not in pg_read_all_stats), it waits, but not longer than lock_timeout.
 
 -- +goose StatementBegin
 create function pgjet.expect_outbox() returns void
@@ -92,9 +92,9 @@ comment on function pgjet.expect_outbox is 'Fails if the outbox will not be free
 comment on function pgjet.lock_outbox is 'Locks the outbox alone, if that is to be had soon. Internal.';
 comment on function pgjet.tend_outbox is 'Lets one session at a time change the partitions. Internal.';
 
--- A row that was routed to the default partition is refused if, before it gets in,
--- its seq becomes another partition's. So a partition is attached with others at work
--- only if it lies so far ahead that nobody can have a seq of it yet.
+-- A row that was routed to the default partition is refused if its seq moves to another
+-- partition before the row is stored. So while others write, a partition is attached only
+-- if it lies so far ahead that no transaction can have a seq of it yet.
 
 -- +goose StatementBegin
 create function pgjet.add_outbox_partition(low bigint, high bigint) returns void

@@ -1,6 +1,6 @@
 -- +goose Up
 -- Roles belong to the whole cluster: they may exist already, other databases may make
--- them at the same time, and who migrates may not be allowed to.
+-- them at the same time, and the migrating role may not be allowed to make them.
 
 -- +goose StatementBegin
 create function pgjet.grant_roles() returns void

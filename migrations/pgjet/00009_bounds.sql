@@ -1,8 +1,8 @@
 -- +goose NO TRANSACTION
 -- +goose Up
--- What no program of pgjet writes, and none of its views can show, is refused. Each table is
--- changed in a transaction of its own, so that nobody waits for long, and old rows are looked at
--- beside those that work.
+-- Values that no program of pgjet writes, and none of its views can show, are refused. Each
+-- table is changed in a transaction of its own, so that no other waits for long, and old rows
+-- are checked while others work.
 
 alter table pgjet.leader
     drop constraint if exists leader_bounds, add constraint leader_bounds check (
@@ -98,8 +98,8 @@ alter table pgjet.saga
         and not jsonb_path_exists(steps, 'lax $[*] ? (@.name.type() <> "string" || @.state.type() <> "string" || @.error.type() <> "string")')
         and not jsonb_path_exists(steps, 'lax $[*] ? (@.attempts.type() <> "number" || @.attempts < 0 || @.attempts > 1000000000)')) not valid;
 
--- A seq counts from one. The outbox is changed in a moment in which nobody holds it; its other
--- columns are checked by the relay, which sets aside what it cannot publish.
+-- A seq counts from one. The outbox is changed in a moment in which no transaction holds it. The
+-- relay checks its other columns, and sets aside what it cannot publish.
 -- +goose StatementBegin
 do $$
 begin

@@ -1,6 +1,6 @@
 -- +goose NO TRANSACTION
 -- +goose Up
--- Whoever may drop a partition cannot say by themselves what is published: the checkpoints count too.
+-- A role that may drop a partition cannot decide alone what is published: the checkpoints count too.
 
 -- +goose StatementBegin
 create or replace function pgjet.drop_outbox_partition(part text, published pg_snapshot, floor bigint) returns bigint
@@ -74,7 +74,7 @@ $$;
 comment on function pgjet.drop_outbox_partition is
     'Drops a partition of which every event is published: visible in the snapshot and in that of the newest checkpoint of each stream, with a seq up to floor and theirs. Returns how many events it held. Fails with PJ001 if one is not published.';
 
--- Each term increases a counter. Nobody may set one so high that the next steps are refused.
+-- Each session of a relay increases a counter. No role may set it so high that the next steps are refused.
 
 -- +goose StatementBegin
 create or replace function pgjet.refuse_jump() returns trigger

@@ -1,6 +1,6 @@
 -- +goose Up
--- A seq may be as high as bigint goes, and a partition ends before its upper bound: the very last seq
--- has no partition but the default one.
+-- A seq may be as high as a bigint, and a partition ends before its upper bound: only the default
+-- partition can hold the very last seq.
 create or replace function pgjet.outbox_default_used() returns boolean
     language sql stable security definer
     set search_path = pg_catalog, pg_temp

@@ -1,7 +1,7 @@
 -- +goose Up
--- Rows from before the bounds broke every later change of them, and of all that one statement
--- changes with them. They keep what they mean. What cannot be mended stays as it is, such as a
--- checkpoint, which is never changed.
+-- Rows that are older than the bounds broke every later change of them, and every other change in
+-- the same statement. They keep their meaning. Rows that cannot be mended stay as they are, such as
+-- a checkpoint, which is never changed.
 
 -- +goose StatementBegin
 create function pgjet.mended(t timestamptz) returns timestamptz
@@ -12,7 +12,7 @@ as $$
 $$;
 -- +goose StatementEnd
 
--- A value of a header that is a string becomes an array of one. What else is no array of strings is dropped.
+-- A header value that is a string becomes an array of one string. Any other value that is no array of strings is dropped.
 -- +goose StatementBegin
 create function pgjet.mended_header(header jsonb) returns jsonb
     language sql immutable
@@ -27,7 +27,7 @@ as $$
 $$;
 -- +goose StatementEnd
 
--- Each step keeps its place, and of its fields those that can be read.
+-- Each step keeps its place, and its readable fields.
 -- +goose StatementBegin
 create function pgjet.mended_steps(steps jsonb) returns jsonb
     language sql immutable
@@ -42,7 +42,7 @@ as $$
 $$;
 -- +goose StatementEnd
 
--- Only tables in which 00009_bounds found such rows are looked at.
+-- Only tables in which 00009_bounds found such rows are searched.
 -- +goose StatementBegin
 do $$
 declare

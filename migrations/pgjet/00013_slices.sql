@@ -1,6 +1,6 @@
 -- +goose Up
 -- Processes share a consumer that keeps the order: its keys are divided into slices, each with an owner, an epoch
--- and a place of its own. What stood in pgjet.consumer about the only owner moves here.
+-- and a position of its own. The data in pgjet.consumer about the only owner moves here.
 create table pgjet.slice (
     consumer   text        not null references pgjet.consumer on delete cascade,
     slice      smallint    not null,
@@ -49,7 +49,7 @@ comment on column pgjet.consumer.slices is 'How many slices its keys are divided
 comment on column pgjet.consumer.epoch is 'Counts: whoever takes a slice, or ends the sessions of the consumer, gets the next number.';
 comment on column pgjet.consumer.ordered is 'Whether one process at a time handles the events of a slice, in order per key.';
 
--- Which slice an intent belongs to follows from the token of its subject.
+-- The token of an intent's subject decides to which slice it belongs.
 alter table pgjet.intent add column token smallint not null
     generated always as (coalesce(('x' || substring(subject from '\.([0-9a-f]{2})\.'))::bit(8)::int & 63, 0)) stored;
 comment on column pgjet.intent.token is 'The token of the subject, 0 to 63: all events of a key share it.';
@@ -57,7 +57,7 @@ alter table pgjet.dead_letter add column token smallint not null
     generated always as (coalesce(('x' || substring(subject from '\.([0-9a-f]{2})\.'))::bit(8)::int & 63, 0)) stored;
 comment on column pgjet.dead_letter.token is 'The token of the subject, 0 to 63: all events of a key share it.';
 
--- Whatever else the function does stays as it is.
+-- The rest of the function stays as it is.
 -- +goose StatementBegin
 do $$
 declare

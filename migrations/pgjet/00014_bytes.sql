@@ -1,6 +1,6 @@
 -- +goose NO TRANSACTION
 -- +goose Up
--- A payload that is not JSON lies in body. What writes JSON by SQL goes on as it was.
+-- A payload that is not JSON is stored in body. SQL writers of JSON go on as before.
 
 -- +goose StatementBegin
 do $$
@@ -28,14 +28,14 @@ end
 $$;
 -- +goose StatementEnd
 
--- Old rows are looked at beside those that work.
+-- Old rows are checked while others work.
 alter table pgjet.outbox validate constraint outbox_payload;
 
 comment on column pgjet.outbox.data is 'The payload, if it is JSON; else it is in body.';
 comment on column pgjet.outbox.content_type is 'The media type of the payload. Null: application/json.';
 comment on column pgjet.outbox.body is 'The payload, if it is not JSON.';
 
--- Whatever else the function does stays as it is.
+-- The rest of the function stays as it is.
 -- +goose StatementBegin
 do $$
 declare

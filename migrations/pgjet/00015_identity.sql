@@ -1,5 +1,5 @@
 -- +goose Up
--- Which outbox this is. A stream names the outbox that it has, so that no other one is published there.
+-- The identity of this outbox. A stream names the outbox that it has, so that no other one is published there.
 create table if not exists pgjet.identity (
     id                uuid        primary key default gen_random_uuid(),
     created_at        timestamptz not null default clock_timestamp(),
@@ -39,10 +39,10 @@ comment on function pgjet.new_identity is
 revoke execute on function pgjet.new_identity from public;
 select pgjet.new_identity() where not exists (select from pgjet.identity);
 
--- No secret, and no role would know what to do without it.
+-- It is no secret, and every role needs it.
 grant select on pgjet.identity to public;
 
--- Where a relay led last: a server that was started since may be a copy, beside which the original goes on.
+-- The place where a relay led last: a server that was started since may be a copy, beside which the original goes on.
 alter table pgjet.leader
     add column if not exists place text,
     add column if not exists placed_at timestamptz,
@@ -59,8 +59,8 @@ comment on column pgjet.leader.placed_at is
 comment on column pgjet.leader.server_start is
     'When the PostgreSQL server had been started in which a relay led last.';
 
--- A stream that is another outbox's, and was never published to, holds nothing back. Whatever else the
--- function does stays as it is.
+-- A stream that is another outbox's, and to which nothing was published, holds nothing back. The rest of
+-- the function stays as it is.
 -- +goose StatementBegin
 do $$
 declare

@@ -32,7 +32,7 @@ comment on column pgjet.scheduled.time is 'When it happened. Null: when it is ap
 create index scheduled_due on pgjet.scheduled (due, n);
 create index scheduled_key on pgjet.scheduled (key, due, n);
 
--- A relay cannot make up events, it can only move those that are due. Where a lock on a table is not free this fails
+-- A relay cannot invent events, it can only move those that are due. If a lock on a table is not free, this fails
 -- with 55P03 (lock_not_available), and the caller tries again later: other events do not wait for that.
 
 -- +goose StatementBegin
@@ -103,7 +103,7 @@ comment on function pgjet.move_due is
     'Moves events that are due, and lie behind a place in the order of due and n, into the outbox: so many at a time, in that order, and of one key none before those that somebody else holds. Returns whether the caller leads, how many it moved, whether there may be more, behind which place to go on, and in what time: when the next is due, or in an hour.';
 revoke execute on function pgjet.move_due from public;
 
--- Whatever else the function does stays as it is. Of other writers' events a writer sees what deleting one by its id takes.
+-- The rest of the function stays as it is. Of other writers' events, a writer sees only what it needs to delete one by its id.
 -- +goose StatementBegin
 do $$
 declare

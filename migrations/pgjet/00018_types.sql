@@ -1,5 +1,5 @@
 -- +goose Up
--- Which events a consumer handles is known to commands that do not contain it.
+-- Commands that do not contain a consumer know from here which events it handles.
 alter table pgjet.consumer
     add column prefix text check (octet_length(prefix) between 1 and 64),
     add column types text[],
@@ -13,7 +13,7 @@ comment on column pgjet.consumer.types is
     'The types of events that it handles, or patterns of them, as the last process that began to run it said. Null: an older version runs it.';
 comment on column pgjet.process.types is 'The types of events that this process handles, or patterns of them.';
 
--- Whatever else the function does stays as it is.
+-- The rest of the function stays as it is.
 -- +goose StatementBegin
 do $$
 declare

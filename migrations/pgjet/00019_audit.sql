@@ -49,8 +49,8 @@ comment on column pgjet.operation.state is 'Null: it was done when it was noted.
 comment on column pgjet.operation.done is 'How many of total events are done.';
 comment on column pgjet.operation.changed_at is 'When state or done was last noted. A command that runs does so every few seconds.';
 
--- Only what is published, by the newest checkpoint of a relay that still leads, is published again. So nobody holds an event back
--- by this: no relay reads it any more, and one that takes the lead later finds it here.
+-- Only events that are published, by the newest checkpoint of a relay that still leads, are published again. So this cannot hold an
+-- event back: no relay reads such an event any more, and a relay that takes the lead later finds it here.
 
 -- +goose StatementBegin
 create function pgjet.republish(of_operation bigint, of_stream text, of_epoch bigint, seqs bigint[]) returns setof bigint
@@ -89,7 +89,7 @@ as 'delete from pgjet.quarantine where operation = of_operation and state = ''re
 comment on function pgjet.end_republish is 'Ends an operation that publishes events again: what waits is not published. Returns the seqs of those.';
 revoke execute on function pgjet.republish, pgjet.end_republish from public;
 
--- Whatever else the function does stays as it is. A relay looks which events an operator had published later than others.
+-- The rest of the function stays as it is. A relay reads which events an operator had published later than others.
 -- +goose StatementBegin
 do $$
 declare

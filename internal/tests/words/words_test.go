@@ -72,7 +72,6 @@ var exceptions = []string{
 	"internal/operate/",
 	"internal/operation/",
 	"internal/testenv/",
-	"migrations/",
 	"relay/audit/",
 	"README.md",
 }

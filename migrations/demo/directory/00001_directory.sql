@@ -13,7 +13,7 @@ comment on table directory.users is
 comment on column directory.users.name_key is
     'The name in lower case and NFC, whatever the locale of the database. So is email_key.';
 
--- In collation C one index finds beginnings, and lists in order.
+-- In collation C, one index finds prefixes and lists in order.
 create index users_name on directory.users (name_key, id);
 create index users_email on directory.users (email_key);
 

@@ -1,5 +1,5 @@
 -- +goose Up
--- Rows from before the bounds broke every later change of them. They keep what they mean.
+-- Rows that are older than the bounds broke every later change of them. They keep their meaning.
 update directory.users
    set created_at = least(greatest(created_at, '0001-01-01 00:00:00+00'), '9999-12-31 23:59:59.999999+00')
  where created_at not between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00';
@@ -10,7 +10,7 @@ update directory.signups
  where day between '0001-01-01' and '9999-12-31'
    and (users < 0 or last_at not between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00');
 
--- A day that no answer shows is counted to the nearest that one does.
+-- A day that no answer can show is counted as the nearest one that it can.
 with old as (
     delete from directory.signups where day not between '0001-01-01' and '9999-12-31' returning *
 )

@@ -10,7 +10,7 @@ create table users.users (
 comment on table users.users is 'People who signed up.';
 comment on column users.users.password is 'argon2id hash in PHC form.';
 
--- One account for an address, however its letters are cased.
+-- One account for an address, whatever the case of its letters.
 create unique index users_email_key on users.users (lower(email));
 
 -- +goose Down

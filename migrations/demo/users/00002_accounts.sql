@@ -10,7 +10,7 @@ comment on column users.users.state is
     'pending: signed up; active: everything that belongs to an account is there; rejected: it could not be, see reason.';
 comment on column users.users.roles is 'What a token may say of the user beside their id, such as admin.';
 
--- Who was rejected may sign up again.
+-- A rejected user may sign up again.
 drop index users.users_email_key;
 create unique index users_email_key on users.users (lower(email)) where state <> 'rejected';
 create index users_rejected on users.users (lower(email)) where state = 'rejected';

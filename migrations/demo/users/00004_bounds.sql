@@ -1,6 +1,6 @@
 -- +goose NO TRANSACTION
 -- +goose Up
--- What the API could not show, or not go on from, is refused.
+-- Values that the API could not show or continue from are refused.
 alter table users.users
     drop constraint if exists users_bounds, add constraint users_bounds check (
         created_at between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'

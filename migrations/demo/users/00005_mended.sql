@@ -1,5 +1,5 @@
 -- +goose Up
--- Rows from before the bounds broke every later change of them. They keep what they mean.
+-- Rows that are older than the bounds broke every later change of them. They keep their meaning.
 update users.users set
     roles = array(select r from unnest(roles) r where r is not null),
     created_at = least(greatest(created_at, '0001-01-01 00:00:00+00'), '9999-12-31 23:59:59.999999+00'),
@@ -12,7 +12,7 @@ where created_at not between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.9
    or array_ndims(roles) > 1
    or case when array_ndims(roles) = 1 then array_position(roles, null) is not null end;
 
--- What would be kept for ever is kept for another day.
+-- Answers that would be kept for ever are kept for another day.
 update users.idempotency set created_at = now()
  where created_at not between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00';
 
