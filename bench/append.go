@@ -9,11 +9,11 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// appendSize is how many messages an append holds: the most that an atomic batch may.
+// appendSize is how many messages an append holds: the limit of an atomic batch.
 const appendSize = 1000
 
-// compareAndAppend appends n messages of which each append expects the last sequence
-// of the one before, with so many appends on their way at a time.
+// compareAndAppend appends n messages. Each append expects the last sequence of the one
+// before. window is how many appends are on their way at a time.
 func compareAndAppend(f form, n, window int, on server) variant {
 	name := fmt.Sprintf("%s of %d, %d on the way", [...]string{"chains", "atomic batches"}[f], appendSize, window)
 	return variant{name: name, server: on, run: func(ctx context.Context, l *lab) (result, error) {
@@ -39,7 +39,7 @@ func encodeAppends(f form, n int) (appends [][]byte) {
 	return appends
 }
 
-// warm makes a server do something: what it does first takes longer.
+// warm makes a server do some work: its first work takes longer.
 func (l *lab) warm(ctx context.Context, on server) error {
 	s, err := l.site(ctx, on)
 	if err != nil {
@@ -79,7 +79,7 @@ func (w *wire) appendAll(ctx context.Context, appends [][]byte, window int) erro
 	return nil
 }
 
-// timed runs fn, which handles n events, and returns at what rate and cost.
+// timed runs fn, which handles n events, and returns the rate and cost.
 func (s *site) timed(n int, fn func() error) (result, error) {
 	m := s.meter()
 	began := time.Now()
@@ -90,8 +90,8 @@ func (s *site) timed(n int, fn func() error) (result, error) {
 	return result{values: append([]value{rate}, m.values(n)...)}, nil
 }
 
-// asyncPublish publishes n messages as a client of JetStream does who waits for
-// acknowledgements later and expects nothing.
+// asyncPublish publishes n messages as a JetStream client that awaits acknowledgements
+// later and expects no sequence.
 func asyncPublish(n int, on server) variant {
 	const pending = 4096
 	return variant{name: fmt.Sprintf("async publish, %d pending", pending), server: on, run: func(ctx context.Context, l *lab) (result, error) {
@@ -135,8 +135,8 @@ func publishAll(ctx context.Context, js jetstream.JetStream, messages []*nats.Ms
 	}
 }
 
-// rawConsume takes n messages from the stream by a pull consumer and acknowledges
-// each, and does nothing with it.
+// rawConsume receives n messages from the stream with a pull consumer and acknowledges
+// each, without any other work.
 func rawConsume(n int, on server) variant {
 	return variant{name: "consume, explicit ack", server: on, run: func(ctx context.Context, l *lab) (result, error) {
 		s, err := l.site(ctx, on)

@@ -102,8 +102,8 @@ func TestGrowth(t *testing.T) {
 	}
 }
 
-// TestInterrupt: a run that is interrupted ends soon, reports what there is, and
-// leaves nothing behind.
+// TestInterrupt: an interrupted run ends soon, reports its results, and leaves nothing
+// behind.
 func TestInterrupt(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	wait := func(ctx context.Context, l *lab) (result, error) {

@@ -30,8 +30,8 @@ var children = map[string]func(ctx context.Context, config []byte) error{
 // grace is how long a part may take to end.
 const grace = 5 * time.Second
 
-// runChild is main of a part. It ends when its standard input does: when it is
-// stopped, or when the process that started it has died, however it died.
+// runChild is main of a part. It ends when its standard input does: when it is stopped, or
+// when the process that started it has died in any way.
 func runChild(kind string) int {
 	signal.Ignore(os.Interrupt) // Ctrl-C is for the process that started this one
 	ctx, cancel := context.WithCancel(context.Background())
@@ -58,7 +58,7 @@ type child struct {
 	kind  string
 	cmd   *exec.Cmd
 	stdin io.Closer
-	lines chan string // what it writes to its standard output
+	lines chan string // lines of its standard output
 	ended chan struct{}
 
 	mu      sync.Mutex
@@ -98,12 +98,12 @@ func (c *child) wait(stdout io.Reader) {
 	for s := bufio.NewScanner(stdout); s.Scan(); {
 		c.lines <- s.Text()
 	}
-	_ = c.cmd.Wait() // what it said tells more
+	_ = c.cmd.Wait() // its output says more
 	close(c.lines)
 	close(c.ended)
 }
 
-// Write keeps what the child says to its standard error, up to 64 KiB.
+// Write keeps the child's standard error, up to 64 KiB.
 func (c *child) Write(b []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -113,7 +113,7 @@ func (c *child) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// line returns the next line that the child writes to its standard output.
+// line returns the next line of the child's standard output.
 func (c *child) line(ctx context.Context) (string, error) {
 	select {
 	case <-ctx.Done():
@@ -141,7 +141,7 @@ func (c *child) err() error {
 	return nil
 }
 
-// said returns the last lines that the child wrote to its standard error.
+// said returns the last lines of the child's standard error.
 func (c *child) said() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -163,7 +163,7 @@ func (c *child) stop() {
 	<-c.ended
 }
 
-// usage returns what the child has used, also after it ended by stop.
+// usage returns what the child has used, even after stop.
 func (c *child) usage() usage {
 	u, ok := processUsage(c.cmd.Process.Pid)
 	c.mu.Lock()

@@ -12,7 +12,7 @@ import (
 // consumeConns is how many connections to PostgreSQL each consumer has.
 const consumeConns = 16
 
-// externalWait is how long the handlers of some variants wait for something that is not the database.
+// externalWait is how long the handlers of some variants wait for an external service.
 const externalWait = 5 * time.Millisecond
 
 // consume measures how fast events are handled whose effect is a row.
@@ -74,7 +74,7 @@ func consume(o options) scenario {
 	}
 }
 
-// A consumption says which events are handled, and how.
+// A consumption describes which events are handled, and how.
 type consumption struct {
 	Form    string // "two-inserts", "ordered", "unordered", "batch", "effect", "raw", or one of rivers
 	Events  int    // their numbers begin with 1
@@ -86,7 +86,7 @@ type consumption struct {
 	Slices  int    // of the consumer; 0 is the default
 	Workers int    // of one process; 0 is consumeWorkers
 
-	processes int // which share the slices before the first event comes; 0 is one, which finds the events there
+	processes int // which share the slices before the first event comes; 0 is one, which starts with all events in the stream
 
 	slowDisk bool
 }
@@ -107,8 +107,8 @@ type consumeConfig struct {
 	consumption
 }
 
-// variant returns the variant in which the part "consume" handles the events. Those on the slow disk are compared
-// with each other.
+// variant returns the variant in which the part "consume" handles the events. Variants on
+// the slow disk are compared with each other.
 func (c consumption) variant(name string, on server) variant {
 	v := variant{name: name, server: on, base: c.Form == "two-inserts"}
 	if c.slowDisk {
@@ -138,13 +138,14 @@ func (c consumption) variant(name string, on server) variant {
 	return v
 }
 
-// sharing returns c by so many processes.
+// sharing returns c with that many processes.
 func (c consumption) sharing(processes int) consumption {
 	c.processes = processes
 	return c
 }
 
-// shared has the processes share the slices, then publishes the events, and measures until all are handled.
+// shared has the processes share the slices, then publishes the events, and measures until
+// all are handled.
 func (s *site) shared(ctx context.Context, c consumption) (result, error) {
 	if err := s.makeEffects(ctx); err != nil {
 		return result{}, err
@@ -178,7 +179,7 @@ func (s *site) shared(ctx context.Context, c consumption) (result, error) {
 	return result{values: []value{{"events", "/s", float64(c.Events) / time.Since(began).Seconds()}}}, nil
 }
 
-// fillConsume makes what the handlers need, and the events for them.
+// fillConsume makes the tables of the handlers, and the events.
 func (s *site) fillConsume(ctx context.Context, c consumption) error {
 	if err := s.makeEffects(ctx); err != nil {
 		return err

@@ -25,12 +25,12 @@ import (
 
 const (
 	consumeWorkers = consumeConns - 2 // of a consumer that handles events singly
-	// failedRetry is how long an event that fails waits on average. The last one does not keep the rest
-	// of the run waiting for long.
+	// failedRetry is the average wait of an event that fails, short so that the last one
+	// does not prolong the run.
 	failedRetry = 50 * time.Millisecond
 )
 
-// A counter says on standard output when the first event and when the last is handled.
+// A counter reports on standard output when the first event and when the last is handled.
 type counter struct {
 	of   int64
 	from int64 // the number of the first event that counts
@@ -98,7 +98,8 @@ const (
 	insertEffects = `insert into effect (id, n, name) select id, n, $3 from unnest($1::uuid[], $2::bigint[]) as u (id, n)`
 )
 
-// consumePgjet runs a consumer as a service does, with its telemetry, and nobody who asks for it.
+// consumePgjet runs a consumer as a service does, with its telemetry, which is not
+// collected.
 func consumePgjet(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, c consumption, count *counter) error {
 	tel, err := telemetry.Start(ctx, "bench", "bench")
 	if err != nil {
@@ -177,7 +178,7 @@ func failOnce(ctx context.Context, tx pgx.Tx, e events.Event) error {
 	return err
 }
 
-// consumeRaw takes and acknowledges messages, and reads none.
+// consumeRaw receives and acknowledges messages without reading them.
 func consumeRaw(ctx context.Context, js jetstream.JetStream, count *counter) error {
 	c, err := js.CreateConsumer(ctx, stream, jetstream.ConsumerConfig{
 		Durable: "bench", AckPolicy: jetstream.AckExplicitPolicy, MaxAckPending: 20_000, AckWait: time.Minute,

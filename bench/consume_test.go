@@ -2,8 +2,8 @@ package main
 
 import "testing"
 
-// TestConsumption: whatever handlers do, each event has one effect, and those of which that is said
-// have failed once.
+// TestConsumption: whatever the handlers do, each event has one effect, and those that are
+// meant to fail have failed once.
 func TestConsumption(t *testing.T) {
 	l := startTestLab(t)
 	const n = 400
@@ -42,7 +42,7 @@ func TestConsumption(t *testing.T) {
 	}
 }
 
-// groups returns how many transactions made events done.
+// groups returns how many transactions recorded events as done.
 func groups(t *testing.T, s *site) (n int) {
 	t.Helper()
 	err := s.db.QueryRow(t.Context(), `select count(distinct xmin::text) from pgjet.inbox where state = 'done'`).Scan(&n)

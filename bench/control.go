@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// control measures the same twice: what the two differ by is noise.
+// control measures the same thing twice: the difference is noise.
 func control(o options) scenario {
 	n, length := orQuick(o, 100_000, 50_000), orQuick(o, 5*time.Second, 3*time.Second)
 	s := scenario{
@@ -23,7 +23,7 @@ func control(o options) scenario {
 	return s
 }
 
-// abridged returns the variant in another group and with its first figures alone.
+// abridged returns the variant in another group, with its first figures only.
 func (v variant) abridged(group string, figures int) variant {
 	run := v.run
 	v.group = group

@@ -35,10 +35,10 @@ func drain(o options) scenario {
 	}
 }
 
-// drainPoll is Watermill's PollInterval, which hardly matters as long as there is a backlog.
+// drainPoll is Watermill's PollInterval, which hardly matters while there is a backlog.
 const drainPoll = 10 * time.Millisecond
 
-// drainCap is how long a relay may take.
+// drainCap is the longest time of a relay.
 const drainCap = 20 * time.Second
 
 func rowsOf(name string, n int) string {
@@ -52,7 +52,7 @@ func rowsOf(name string, n int) string {
 type drainer struct {
 	kind   string // of the part that relays
 	fill   func(ctx context.Context, s *site, n int) error
-	outbox func(ctx context.Context, s *site) ([]entry, error) // what was filled in
+	outbox func(ctx context.Context, s *site) ([]entry, error) // the events that fill put there
 	config func(s *site) any
 }
 
@@ -89,7 +89,7 @@ func (d drainer) variant(name string, on server, n int) variant {
 		if err := d.fill(ctx, s, n); err != nil {
 			return result{}, fmt.Errorf("fill the outbox of %s: %w", d.kind, err)
 		}
-		all, err := d.outbox(ctx, s) // before: a queue is empty afterwards
+		all, err := d.outbox(ctx, s) // before the drain: a queue is empty afterwards
 		if err != nil {
 			return result{}, err
 		}
@@ -127,10 +127,10 @@ func (d drainer) drain(ctx context.Context, s *site, all []entry) (result, error
 		value{"twice", "", float64(found.twice)}, value{"out of order", "", float64(found.disordered)})}, err
 }
 
-// relay returns what relays of this site are told.
+// relay returns the configuration of relays of this site.
 func (s *site) relay() pgjetConfig { return pgjetConfig{s.dsn, s.natsURL, stream} }
 
-// An entry is what a relay has to publish, in the order of its outbox.
+// An entry is an event that a relay has to publish, in the order of its outbox.
 type entry struct {
 	ID  uuid.UUID
 	Key string
@@ -154,15 +154,15 @@ func (s *site) entries(ctx context.Context, sql string) ([]entry, error) {
 	return pgx.CollectRows(rows, pgx.RowToStructByPos[entry])
 }
 
-// A comparison is what is wrong with a stream.
+// A comparison counts the faults of a stream.
 type comparison struct {
 	lost       int // events that it lacks, though it has a later one of the same key
 	unreached  int // other events of the outbox that it lacks
-	twice      int // messages that repeat another, or that nobody wrote
+	twice      int // messages that repeat another, or belong to no event
 	disordered int // messages behind a later one of the same key
 }
 
-// compare reads the stream and compares it with all that there was to publish.
+// compare reads the stream and compares it with all events that had to be published.
 func (s *site) compare(ctx context.Context, all []entry) (comparison, error) {
 	place := make(map[uuid.UUID]int, len(all))
 	for i, e := range all {
@@ -221,7 +221,8 @@ func (s *site) read(ctx context.Context, fn func(jetstream.Msg)) error {
 	return nil
 }
 
-// outbox returns what Watermill has to publish, in the order of the keys' topics.
+// outbox returns the events that Watermill has to publish, in the order of the keys'
+// topics.
 func (w watermillSetting) outbox(ctx context.Context, s *site) ([]entry, error) {
 	metadata := "metadata"
 	id := "uuid"

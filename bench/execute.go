@@ -29,9 +29,9 @@ func (t turn) String() string {
 	return fmt.Sprintf("%s · round %d of %d", s, t.round+1, t.rounds)
 }
 
-// execute runs the scenarios one after the other and writes what they give into the
-// report. Within one, the variants take turns, and each round begins with another of
-// them: what changes in the course of a run meets all of them alike.
+// execute runs the scenarios one after the other and writes their results into the report.
+// Within a scenario, the variants take turns, and each round begins with another variant:
+// changes during the run affect all of them alike.
 func execute(ctx context.Context, l *lab, o options, all []scenario, r *report, w io.Writer) error {
 	turns := r.plan(all, o.rounds)
 	p := &progress{w: w, left: turns, took: make(map[*variant]time.Duration)}
@@ -95,7 +95,7 @@ func (r *report) plan(all []scenario, rounds int) []turn {
 	return turns
 }
 
-// progress tells what runs, how long it took, and how long the rest may take.
+// A progress shows what runs, how long it took, and how long the rest may take.
 type progress struct {
 	w    io.Writer
 	done int
@@ -123,7 +123,8 @@ func (p *progress) end(t turn, res result, took time.Duration, err error) {
 	fmt.Fprintf(p.w, "%s; about %s left\n", took.Round(time.Second/10), p.estimate().Round(time.Second))
 }
 
-// estimate takes for each turn that is left what the variant took before, or the mean.
+// estimate returns the time of all remaining turns: for each, the variant's time before, or
+// the mean.
 func (p *progress) estimate() time.Duration {
 	var sum time.Duration
 	for _, t := range p.left {

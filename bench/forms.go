@@ -14,7 +14,7 @@ import (
 	"github.com/pgjet/pgjet/outbox"
 )
 
-// forms is what a change and its event cost a service, by each way to append.
+// forms measures the cost of a change and its event for a service, by each way to append.
 func forms(o options) scenario {
 	n := o.rows
 	if n == 0 {
@@ -44,7 +44,7 @@ func forms(o options) scenario {
 // A committer commits a user and an event.
 type committer func(ctx context.Context, user []any, e events.Event) error
 
-// inTransactions commits n times, by 16 connections that open makes.
+// inTransactions commits n times, over 16 connections that open makes.
 func inTransactions(name string, n int, open func(ctx context.Context, dsn string) (committer, func(), error)) variant {
 	const writers = 16
 	return variant{name: name, run: func(ctx context.Context, l *lab) (result, error) {

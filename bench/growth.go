@@ -56,18 +56,18 @@ func grow(n int) variant {
 	}}
 }
 
-// tenths is into how many parts a drain is divided.
+// tenths is the number of parts into which a drain is divided.
 const tenths = 10
 
-// A drainage is how a backlog was drained.
+// A drainage is the course of draining a backlog.
 type drainage struct {
 	n      int
-	passed [tenths + 1]time.Duration // when so many tenths were stored
+	passed [tenths + 1]time.Duration // when that many tenths were stored
 	cost   []value
 }
 
-// drainMore fills the outbox with n further events and has a new relay drain them, on
-// a site where all that was before is published.
+// drainMore fills the outbox with n further events and has a new relay drain them, on a
+// site where all earlier events are published.
 func (s *site) drainMore(ctx context.Context, before, n int) (drainage, error) {
 	d := drainage{n: n}
 	if err := s.fill(ctx, n); err != nil {
@@ -86,8 +86,8 @@ func (s *site) drainMore(ctx context.Context, before, n int) (drainage, error) {
 	return d, nil
 }
 
-// watch notes when each tenth of n further messages is stored. The clock begins with
-// the last look that found none of them.
+// watch records when each tenth of n further messages is stored. The clock begins with the
+// last look that found none of them.
 func (s *site) watch(ctx context.Context, before, n int, d *drainage) error {
 	began, last, seen := time.Now(), time.Duration(0), 0
 	for tenth := 1; tenth <= tenths; {
@@ -132,15 +132,15 @@ func (d *drainage) result(then float64) result {
 	return r
 }
 
-// Bytes that an event takes at most on disk, in the outbox and in the stream, and what
-// the servers take besides, for the most part the write-ahead log.
+// The most bytes that an event takes on disk, in the outbox and in the stream, and what the
+// servers take besides, mainly the write-ahead log.
 const (
 	eventDisk  = 2 << 10
 	serverDisk = 6 << 30
 )
 
-// needDisk fails if there is not enough room for n events. A system that does not
-// tell is believed to have it.
+// needDisk fails if there is not enough room for n events. It assumes enough room on a
+// system that does not report it.
 func (l *lab) needDisk(ctx context.Context, n int) error {
 	out, err := exec.CommandContext(ctx, "df", "-Pk", l.dir).Output()
 	lines := strings.Split(strings.TrimSpace(string(out)), "\n")

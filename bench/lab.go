@@ -15,7 +15,7 @@ import (
 	"github.com/pgjet/pgjet/migrations/demo"
 )
 
-// A lab has the servers of one run.
+// A lab holds the servers of one run.
 type lab struct {
 	dir      string
 	remove   bool // dir, in the end
@@ -25,10 +25,10 @@ type lab struct {
 	sites    int // made so far
 }
 
-// A cluster is a PostgreSQL server, with the template of what is measured in.
+// A cluster is a PostgreSQL server with the template of the databases in which is measured.
 type cluster struct {
 	*devserver.Postgres
-	admin *pgxpool.Pool // on a database that nothing is measured in
+	admin *pgxpool.Pool // on a database in which nothing is measured
 }
 
 // A natsServer is a NATS server in a process of its own.
@@ -37,7 +37,8 @@ type natsServer struct {
 	url string
 }
 
-// postgresSettings are the same for everybody. What makes commits durable is on.
+// postgresSettings are the same for all variants. Everything that makes commits durable is
+// on.
 var postgresSettings = map[string]string{
 	"shared_buffers":  "1GB",
 	"max_wal_size":    "4GB",
@@ -80,7 +81,8 @@ func (l *lab) start(ctx context.Context) (err error) {
 	return nil
 }
 
-// onSlowDisk returns the PostgreSQL server whose disk is slow, and starts it if it is the first to ask.
+// onSlowDisk returns the PostgreSQL server whose disk is slow, and starts it at the first
+// call.
 func (l *lab) onSlowDisk(ctx context.Context) (*cluster, error) {
 	if l.slow != nil {
 		return l.slow, nil
@@ -108,7 +110,7 @@ func startCluster(ctx context.Context, dir string, env ...string) (*cluster, err
 	return c, nil
 }
 
-// stop stops the server, and returns why it had ended before, if so.
+// stop stops the server, and returns why it had already ended, if it had.
 func (c *cluster) stop() error {
 	if c == nil {
 		return nil
@@ -127,7 +129,7 @@ func (c *cluster) usage() usage {
 	return familyUsage(c.PID())
 }
 
-// makeTemplate makes the database that those of sites are copies of.
+// makeTemplate makes the database from which those of sites are copied.
 func (c *cluster) makeTemplate(ctx context.Context) error {
 	for _, sql := range []string{
 		`drop database if exists ` + template + ` with (force)`,
@@ -151,7 +153,7 @@ func (c *cluster) dsn(database string) string {
 	return fmt.Sprintf("postgres://pgjet@127.0.0.1:%d/%s?sslmode=disable", c.Options().Port, database)
 }
 
-// stop stops whatever was started.
+// stop stops everything that was started.
 func (l *lab) stop() error {
 	var errs []error
 	for _, n := range l.nats {
@@ -166,7 +168,8 @@ func (l *lab) stop() error {
 	return errors.Join(errs...)
 }
 
-// usage returns what both the PostgreSQL servers and both the NATS servers have used: one of each works at a time.
+// usage returns what the PostgreSQL servers and the NATS servers have used: one of each
+// works at a time.
 func (l *lab) usage() (postgres, nats usage) {
 	postgres = usage{cpu: l.postgres.usage().cpu + l.slow.usage().cpu}
 	for _, n := range l.nats {
@@ -190,7 +193,7 @@ func startNATS(ctx context.Context, dir string, lazy bool) (*natsServer, error) 
 	return &natsServer{c, url}, nil
 }
 
-// serveNATS is a NATS server. It says its address.
+// serveNATS runs a NATS server, and prints its address.
 func serveNATS(ctx context.Context, config []byte) error {
 	var o devserver.NATSOptions
 	if err := json.Unmarshal(config, &o); err != nil {

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// latencyRates are those of the table, in events per second, and for how long each is kept.
+// latencyRates are the rates of the table, in events per second, with the duration of each.
 var latencyRates = []struct {
 	rate        int
 	full, quick time.Duration
@@ -17,7 +17,8 @@ var latencyRates = []struct {
 	{5000, 3 * time.Second, 2 * time.Second},
 }
 
-// watermillQuick is what has the least latency: it asks as often as it may without harm.
+// watermillQuick is the setting with the least latency: it polls as often as it can without
+// harm.
 var watermillQuick = watermillSetting{Batch: 1000, Poll: 5 * time.Millisecond}
 
 // latency measures how long an event takes from its commit to a handler.
@@ -29,7 +30,7 @@ func latency(o options) scenario {
 			" \"from due\" runs from when the transaction should have begun, so that what the database delays counts as well; late are transactions that began" +
 			" more than " + lateBy.String() + " after that, missing are events that had not arrived " + patience.String() + " after the last was written." +
 			fmt.Sprintf(" The knee is the highest rate, in steps of %.0f %%, at which p99 from due is at most %d ms;", 100*(kneeGrows-1), kneeP99) +
-			" PostgreSQL and who writes to it share the machine, and are most of the load there. Watermill: one handler, batches of 1000, polling every " + watermillQuick.Poll.String() + ".",
+			" PostgreSQL and the services that write to it share the machine, and are most of the load there. Watermill: one handler, batches of 1000, polling every " + watermillQuick.Poll.String() + ".",
 	}
 	systems := []struct {
 		name string
@@ -45,7 +46,7 @@ func latency(o options) scenario {
 	for _, r := range latencyRates {
 		for _, system := range systems {
 			if system.on == durable && !system.p.hints && r.rate != 1000 {
-				continue // once is enough
+				continue // one round is enough
 			}
 			s.variants = append(s.variants, latencyVariant(system.name, system.on, system.p, r.rate, orQuick(o, r.full, r.quick)))
 		}
@@ -83,25 +84,26 @@ func latencyVariant(name string, on server, p pipeline, rate int, length time.Du
 	}}
 }
 
-// A figure is how a load fared.
+// A figure is the result of a load.
 type figure struct {
 	rate     float64
 	ms       []float64 // from the commit's return to the handler, sorted
 	due      []float64 // from when the transaction was due to the handler, sorted
-	received []int64   // when, in ns since the run begun, sorted
+	received []int64   // when, in ns since the run began, sorted
 	missing  int
 	twice    int64
 	late     int64
 }
 
-// measure loads the flow with n events at an even rate, waits for them, and returns how they fared.
+// measure loads the flow with n events at an even rate, waits for them, and returns the
+// result.
 func (f *flow) measure(ctx context.Context, n int, rate float64) (figure, error) {
 	first, late, twice := f.next, f.late.Load(), f.twice.Load()
 	begun := int64(time.Since(f.begun))
 	if err := f.load(ctx, n, rate); err != nil {
 		return figure{}, err
 	}
-	if err := f.settle(ctx, patience); err != nil {
+	if err := f.await(ctx, patience); err != nil {
 		return figure{}, err
 	}
 	got := figure{rate: rate, late: f.late.Load() - late, twice: f.twice.Load() - twice}
@@ -112,7 +114,7 @@ func (f *flow) measure(ctx context.Context, n int, rate float64) (figure, error)
 			continue
 		}
 		due := begun + int64(float64(i)/rate*float64(time.Second))
-		got.ms = append(got.ms, max(0, float64(at-f.wrote[first+i])/1e6)) // a handler may be told first
+		got.ms = append(got.ms, max(0, float64(at-f.wrote[first+i])/1e6)) // a handler may see it first
 		got.due = append(got.due, float64(at-due)/1e6)
 		got.received = append(got.received, at)
 	}
@@ -142,11 +144,11 @@ const (
 	kneeFrom  = 1500.0 // events/s
 	kneeGrows = 1.3
 	kneeSteps = 10  // at most: to 16 000/s
-	kneeP99   = 100 // ms from due: beyond, the rate is more than the machine bears
+	kneeP99   = 100 // ms from due: beyond that, the rate is too high for the machine
 	kneeTime  = 0.8 // s for a step
 )
 
-// latencyNearKnee looks for the highest rate that is borne, and measures at 70 % of it.
+// latencyNearKnee finds the highest sustainable rate, and measures at 70 % of it.
 func latencyNearKnee(ctx context.Context, l *lab, on server, o options) (result, error) {
 	s, err := l.site(ctx, on)
 	if err != nil {
@@ -169,7 +171,7 @@ func latencyNearKnee(ctx context.Context, l *lab, on server, o options) (result,
 	return res, err
 }
 
-// knee raises the rate until it was too high twice in a row: once may be an accident.
+// knee raises the rate until it was too high twice in a row: once may be chance.
 func (f *flow) knee(ctx context.Context) (float64, error) {
 	knee, failed := 0.0, 0
 	for step, rate := 0, kneeFrom; step < kneeSteps && failed < 2; step, rate = step+1, rate*kneeGrows {

@@ -12,7 +12,7 @@ import (
 	"github.com/pgjet/pgjet/relay/backlog"
 )
 
-// limits is what PostgreSQL and JetStream do at most, each on its own.
+// limits measures the limits of PostgreSQL and JetStream, each on its own.
 func limits(o options) scenario {
 	rows := o.rows
 	if rows == 0 {
@@ -43,7 +43,7 @@ func limits(o options) scenario {
 	}
 }
 
-// readPages reads an outbox of n rows once, by one connection, in pages of 1000.
+// readPages reads an outbox of n rows once, over one connection, in pages of 1000.
 func readPages(name string, n int, read func(context.Context, *pgx.Conn) (int, error)) variant {
 	return variant{name: name, run: func(ctx context.Context, l *lab) (result, error) {
 		s, err := l.site(ctx, none)
@@ -101,13 +101,13 @@ func readOutbox(ctx context.Context, db *pgx.Conn) (n int, err error) {
 	}
 }
 
-// What a sign-up writes, without any library between.
+// The writes of a sign-up, without any library between.
 const (
 	insertUser  = `insert into users.users (id, email, name, password) values ($1, $2, 'User', 'none')`
 	insertEvent = `insert into pgjet.outbox (id, type, key, traceparent, data) values ($1, 'user.created', $2, $3, $4)`
 )
 
-// transactions commits n times a user and an event, by 16 connections.
+// transactions commits a user and an event n times, over 16 connections.
 func transactions(name string, n int, commit func(ctx context.Context, db *pgx.Conn, user, event []any) error) variant {
 	const writers = 16
 	return variant{name: name + fmt.Sprintf(", %d connections", writers), run: func(ctx context.Context, l *lab) (result, error) {

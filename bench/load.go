@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// What a backlog is made of.
+// The properties of a backlog.
 const (
 	payloadBytes = 300
 	keys         = 16_384
@@ -15,8 +15,8 @@ const (
 	partition    = 1_000_000 // events
 )
 
-// fill commits n events to the outbox, as if each had come in a transaction of its own, then
-// pays what loading them left to do, so that it is not part of what is measured.
+// fill commits n events to the outbox, as if each had come in a transaction of its own.
+// Then it does the work that loading them left behind, so that it is not measured.
 func (s *site) fill(ctx context.Context, n int) error {
 	if err := s.makePartitions(ctx, n); err != nil {
 		return fmt.Errorf("make partitions: %w", err)
@@ -26,7 +26,7 @@ func (s *site) fill(ctx context.Context, n int) error {
 			return fmt.Errorf("fill the outbox: %w", err)
 		}
 	}
-	return s.settle(ctx, "pgjet.outbox")
+	return s.cleanUp(ctx, "pgjet.outbox")
 }
 
 func (s *site) insert(ctx context.Context, from, to int) error {
@@ -48,7 +48,7 @@ func (s *site) insert(ctx context.Context, from, to int) error {
 }
 
 // makePartitions makes room for n events, and two partitions ahead, as a relay does in
-// good time.
+// advance.
 func (s *site) makePartitions(ctx context.Context, n int) error {
 	var next, last int64
 	err := s.db.QueryRow(ctx, `
@@ -65,8 +65,9 @@ func (s *site) makePartitions(ctx context.Context, n int) error {
 	return nil
 }
 
-// settle pays the debts of having loaded a table: statistics, hint bits, dirty pages.
-func (s *site) settle(ctx context.Context, table string) error {
+// cleanUp does the work that loading a table left behind: statistics, hint bits, dirty
+// pages.
+func (s *site) cleanUp(ctx context.Context, table string) error {
 	for _, sql := range []string{`vacuum (analyze) ` + table, `checkpoint`} {
 		if _, err := s.db.Exec(ctx, sql); err != nil {
 			return fmt.Errorf("settle %s: %w", table, err)
@@ -75,11 +76,11 @@ func (s *site) settle(ctx context.Context, table string) error {
 	return nil
 }
 
-// lookEvery is how often the stream is asked for its last sequence. Times are too
-// long by twice that at most.
+// lookEvery is how often the stream is asked for its last sequence. Times are too long by
+// at most twice that.
 const lookEvery = 2 * time.Millisecond
 
-// stored returns how many messages the stream has taken.
+// stored returns how many messages the stream has stored.
 func (s *site) stored(ctx context.Context) (int, error) {
 	st, err := s.js.Stream(ctx, stream)
 	if err != nil {
@@ -88,8 +89,8 @@ func (s *site) stored(ctx context.Context) (int, error) {
 	return int(st.CachedInfo().State.LastSeq), nil
 }
 
-// look returns how many messages the stream has taken, a moment after the look before.
-// It fails if a child of the site has ended.
+// look returns how many messages the stream has stored, a moment after the look before. It
+// fails if a child of the site has ended.
 func (s *site) look(ctx context.Context) (int, error) {
 	if err := pause(ctx, lookEvery); err != nil {
 		return 0, err
@@ -104,10 +105,10 @@ func (s *site) look(ctx context.Context) (int, error) {
 	return n, nil
 }
 
-// drained waits until the stream holds n messages. The time that it returns runs from
-// the last look that found the stream empty to the first that found n messages:
-// connecting and taking the lead is no part of it. It calls started, if that is not
-// nil, when it has seen the first message.
+// drained waits until the stream holds n messages. The time that it returns runs from the
+// last look that found the stream empty to the first that found n messages: it excludes
+// connecting and taking the lead. It calls started, if that is not nil, when it has seen
+// the first message.
 func (s *site) drained(ctx context.Context, n int, started func()) (time.Duration, error) {
 	began, seen := time.Now(), false
 	for {
@@ -140,7 +141,7 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// A meter tells what is used while something is measured.
+// A meter shows the resources used during a measurement.
 type meter struct {
 	site           *site
 	parts          []*child
@@ -149,8 +150,8 @@ type meter struct {
 	postgres, nats usage
 }
 
-// meter begins to measure what the servers and these children use; without children,
-// what this program does itself.
+// meter begins to measure what the servers and these children use; without children, what
+// this program itself does.
 func (s *site) meter(parts ...*child) *meter {
 	m := &meter{site: s, parts: parts, self: selfUsage()}
 	for _, c := range parts {

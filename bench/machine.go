@@ -14,7 +14,7 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// A machine is where a run took place.
+// A machine describes where a run took place.
 type machine struct {
 	CPU        string            `json:"cpu"`
 	Cores      int               `json:"cores"`
@@ -34,8 +34,7 @@ var compared = []string{
 	"github.com/riverqueue/river", "github.com/nats-io/nats.go", "github.com/jackc/pgx/v5",
 }
 
-// machine describes the machine and the versions of the servers. What it cannot find
-// out is empty.
+// machine describes the machine and the versions of the servers. Unknown fields are empty.
 func (l *lab) machine(ctx context.Context) machine {
 	m := machine{
 		CPU: procField("/proc/cpuinfo", "model name"), Cores: runtime.NumCPU(), Go: runtime.Version(),
@@ -75,7 +74,7 @@ func (m machine) String() string {
 		m.CPU, m.Cores, m.MemoryGiB, m.Kernel, m.FsyncMicro, m.Filesystem, m.Go, m.PostgreSQL, m.NATS, strings.Join(modules, ", "))
 }
 
-// procField returns what stands behind the first line "name : …" of a file.
+// procField returns the text after the first "name : …" of a file.
 func procField(file, name string) string {
 	b, _ := os.ReadFile(file)
 	for line := range strings.Lines(string(b)) {

@@ -23,7 +23,7 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// options say how much is measured.
+// options select what is measured, and how much.
 type options struct {
 	quick  bool
 	only   []string       // names of scenarios; none: all

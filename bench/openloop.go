@@ -23,8 +23,7 @@ import (
 
 const (
 	writers = 32 // connections of the service
-	// lateBy is how long after its time a transaction may begin, before it is late: no
-	// connection was free.
+	// lateBy is the delay from which a transaction counts as late: no connection was free.
 	lateBy = 10 * time.Millisecond
 	// patience is how long events may take to arrive after the last was written.
 	patience = 10 * time.Second
@@ -32,12 +31,12 @@ const (
 )
 
 // A pipeline is a system that moves events from a service to a handler: how the service
-// writes them, what relays them, and what hands them over.
+// writes them, what relays them, and what delivers them.
 type pipeline struct {
 	create func(db *pgxpool.Pool) error                                  // its tables, if not pgjet's
-	queue  func(ctx context.Context, b *pgx.Batch, e events.Event) error // its row, beside the user's
+	queue  func(ctx context.Context, b *pgx.Batch, e events.Event) error // inserts its row, beside the user's
 	relay  func(s *site) (kind string, config any)
-	hints  bool // pgjet: the service tells the relay
+	hints  bool // pgjet: the service sends hints to the relay
 	inbox  bool // the handler is that of a pgjet consumer, not a bare JetStream consumer
 	group  int  // of that consumer; 0 is the default
 }
@@ -106,7 +105,7 @@ func startFlow(ctx context.Context, s *site, p pipeline, n int) (f *flow, err er
 	if err := f.load(ctx, warmUp, 600); err != nil {
 		return f, err
 	}
-	return f, f.settle(ctx, 2*patience)
+	return f, f.await(ctx, 2*patience)
 }
 
 // connect starts the handler, and the hints if there are any.
@@ -138,8 +137,8 @@ func (f *flow) connect(ctx context.Context) error {
 	return nil
 }
 
-// consume runs a pgjet consumer that does nothing but to record in its inbox. An event is received when that has
-// committed.
+// consume runs a pgjet consumer that only records events in its inbox. An event is received
+// when that has committed.
 func (f *flow) consume(ctx context.Context) error {
 	commits := &commits{done: f.handle, open: make(map[*pgx.Conn][]uuid.UUID)}
 	config := f.site.db.Config().Copy()
@@ -158,12 +157,13 @@ func (f *flow) consume(ctx context.Context) error {
 	}}
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
-	go func() { defer close(done); _ = runner.Run(ctx) }() // what fails is seen as lost
+	go func() { defer close(done); _ = runner.Run(ctx) }() // a failure shows as lost events
 	f.closers = append(f.closers, func() { cancel(); <-done; db.Close() })
 	return nil
 }
 
-// commits is a tracer that notices when the transactions in which events were handled have committed.
+// A commits is a tracer that reports the commits of transactions in which events were
+// handled.
 type commits struct {
 	done func(id uuid.UUID) // is called then for each event
 
@@ -208,7 +208,7 @@ func (f *flow) handle(id uuid.UUID) {
 	f.arrived.Add(1)
 }
 
-// stop ends what startFlow has started.
+// stop ends everything that startFlow has started.
 func (f *flow) stop() {
 	if f.child != nil {
 		f.child.stop()
@@ -218,8 +218,8 @@ func (f *flow) stop() {
 	}
 }
 
-// load writes n events at an even rate: each transaction has its time, whatever became of
-// those before it, as long as a connection is free.
+// load writes n events at an even rate: each transaction has its time, independent of those
+// before it, as long as a connection is free.
 func (f *flow) load(ctx context.Context, n int, rate float64) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -263,9 +263,9 @@ func (f *flow) write(ctx context.Context, n int) error {
 	return nil
 }
 
-// settle waits until all that was written has arrived, at most so long. It fails only
+// await waits until everything that was written has arrived, at most within. It fails only
 // if nothing arrives at all.
-func (f *flow) settle(ctx context.Context, within time.Duration) error {
+func (f *flow) await(ctx context.Context, within time.Duration) error {
 	end := time.Now().Add(within)
 	for int(f.arrived.Load()) < f.next {
 		if time.Now().After(end) {

@@ -10,7 +10,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// TestCommits: an event is done when the transaction in which it was handled has committed, and only then.
+// TestCommits: an event is done when the transaction in which it was handled has committed,
+// and only then.
 func TestCommits(t *testing.T) {
 	l := startTestLab(t)
 	s := newTestSite(t, l, none)

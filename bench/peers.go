@@ -22,8 +22,8 @@ import (
 // eventSource is the CloudEvents source of all events.
 const eventSource = "/users"
 
-// newEvent returns event number n as a service would append it, of the same size as those of
-// [site.fill]. Its id tells n.
+// newEvent returns event number n as a service would append it, of the same size as those
+// of [site.fill]. Its id contains n.
 func newEvent(n int, at time.Time) events.Event {
 	id, err := uuid.NewV7()
 	if err != nil {
@@ -39,11 +39,11 @@ func newEvent(n int, at time.Time) events.Event {
 	}
 }
 
-// eventNumber returns n of the event that [newEvent] gave this id.
+// eventNumber returns n of the event to which [newEvent] gave this id.
 func eventNumber(id uuid.UUID) int { return int(binary.BigEndian.Uint64(id[8:]) &^ (1 << 63)) }
 
-// peerHeaders returns the headers of e as a peer sends them: all those of pgjet but the one
-// that means a place in its outbox.
+// peerHeaders returns the headers of e as a peer sends them: all those of pgjet except the
+// one for a place in its outbox.
 func peerHeaders(e events.Event) map[string]string {
 	_, header, _ := e.Message()
 	delete(header, "Pgjet-Seq")
@@ -72,7 +72,7 @@ func fillNaive(ctx context.Context, s *site, n int) error {
 	if err != nil {
 		return err
 	}
-	return s.settle(ctx, "naive_outbox")
+	return s.cleanUp(ctx, "naive_outbox")
 }
 
 // create makes Watermill's tables.
@@ -110,7 +110,7 @@ func (w watermillSetting) insert(e events.Event) (topic string, q wmsql.Query, e
 	return topic, q, err
 }
 
-// caught is a publisher that keeps the last message.
+// A caught is a publisher that keeps the last message.
 type caught struct{ msg *message.Message }
 
 func (c *caught) Publish(_ string, messages ...*message.Message) error {
@@ -119,8 +119,8 @@ func (c *caught) Publish(_ string, messages ...*message.Message) error {
 }
 func (c *caught) Close() error { return nil }
 
-// fill makes Watermill's tables, and puts n events into them, each as its publisher writes it and
-// as if each had come in a transaction of its own.
+// fill makes Watermill's tables, and puts n events into them, each in the form of its
+// publisher and as if each had come in a transaction of its own.
 func (w watermillSetting) fill(ctx context.Context, s *site, n int) error {
 	if err := w.create(s.db); err != nil {
 		return err
@@ -148,7 +148,7 @@ func (w watermillSetting) fill(ctx context.Context, s *site, n int) error {
 		if err != nil {
 			return err
 		}
-		if err := s.settle(ctx, table); err != nil {
+		if err := s.cleanUp(ctx, table); err != nil {
 			return err
 		}
 	}

@@ -37,8 +37,8 @@ func newTestSite(t *testing.T, l *lab, on server) *site {
 	return s
 }
 
-// TestWatermillRows: what is filled in, and what the load writes, is what Watermill's own
-// publishers write.
+// TestWatermillRows: the rows of fill and of the load equal those of Watermill's own
+// publishers.
 func TestWatermillRows(t *testing.T) {
 	l := startTestLab(t)
 	for _, w := range []watermillSetting{{}, {Envelope: true}, {Queue: true}} {
@@ -60,7 +60,7 @@ func TestWatermillRows(t *testing.T) {
 	}
 }
 
-// lastRow returns the last row, but for what differs each time.
+// lastRow returns the last row, without the values that differ each time.
 func lastRow(t *testing.T, s *site) (row string) {
 	t.Helper()
 	err := s.db.QueryRow(t.Context(), `
@@ -113,7 +113,8 @@ func TestDrains(t *testing.T) {
 	}
 }
 
-// TestComparison: what a stream lacks, repeats, or holds in the wrong order is counted.
+// TestComparison: events that a stream lacks, repeats, or holds in the wrong order are
+// counted.
 func TestComparison(t *testing.T) {
 	s := newTestSite(t, startTestLab(t), lazy)
 	var all []entry

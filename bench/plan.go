@@ -11,7 +11,7 @@ import (
 
 // A scenario is one table of the report. Its variants take turns, round by round.
 type scenario struct {
-	name     string // what -only selects: "drain"
+	name     string // the name for -only: "drain"
 	title    string // for people
 	note     string // how it is measured, in one or two sentences
 	variants []variant
@@ -22,7 +22,7 @@ type variant struct {
 	name   string // "pgjet", "Watermill tuned"; with server it is unique in its scenario
 	server server
 	group  string // variants to compare with each other; "" if all are
-	base   bool   // ratios in the group refer to this one; if none is, to the first of pgjet, else the first
+	base   bool   // ratios in the group refer to this one; if there is none, to the first of pgjet, else the first
 	rounds int    // 0: as many as the run has
 	slow   bool   // a quick run leaves it out
 	run    func(ctx context.Context, l *lab) (result, error)
@@ -31,7 +31,7 @@ type variant struct {
 // title names the variant in its scenario: "pgjet durable".
 func (v variant) title() string { return strings.TrimSpace(v.name + " " + v.server.String()) }
 
-// A server is the NATS server that a variant publishes to.
+// A server is the NATS server to which a variant publishes.
 type server int
 
 const (
@@ -42,8 +42,8 @@ const (
 
 func (s server) String() string { return [...]string{"", "lazy", "durable"}[s] }
 
-// once returns v for one round, and for none of a quick run: it takes long, and its ratio is
-// clear enough.
+// once returns v for one round, and for none of a quick run: it takes long, and its ratio
+// is clear enough.
 func (v variant) once() variant {
 	v.rounds, v.slow = 1, true
 	return v
@@ -55,7 +55,7 @@ func (v variant) among(group string) variant {
 	return v
 }
 
-// A result is what one round of a variant gave.
+// A result is the outcome of one round of a variant.
 type result struct {
 	values []value // in the order of the columns; the ratios are those of the first
 	// samples feed plots. If there are two whose names begin with "x " and "y ", they

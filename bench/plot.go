@@ -14,15 +14,15 @@ import (
 
 const (
 	grey   = "#d0d0d0"
-	plain  = "#8fa8bf" // bars of everybody else
+	plain  = "#8fa8bf" // bars of other systems
 	strong = "#1f6fb2" // bars of pgjet
 )
 
 // palette has the colours of curves.
 var palette = []string{"#1f6fb2", "#d1495b", "#2e8b57", "#e09f3e", "#6a4c93", "#444444", "#00a6a6", "#b56576", "#7f9c3f"}
 
-// plot draws every table into dir: the first figure of each row as a bar, and what
-// samples there are as curves, a picture for each group.
+// plot draws every table into dir: the first figure of each row as a bar, and the samples
+// as curves, a picture for each group.
 func (r *report) plot(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -74,7 +74,7 @@ func (t *table) bars() *drawing {
 // A series is a curve.
 type series struct {
 	title, name  string
-	x, y         string // what the axes show
+	x, y         string // the labels of the axes
 	points       [][2]float64
 	distribution bool // x is a percentile
 }
@@ -110,15 +110,14 @@ func (t *table) series() map[string][]series {
 	return all
 }
 
-// nines is where a percentile stands on its axis: 90, 99 and 99.9 are as far from
-// each other.
+// nines is the place of a percentile on its axis: 90, 99 and 99.9 are equally far apart.
 func nines(p float64) float64 { return -math.Log10(1 - p/100) }
 
 // fewest is how many samples there must be for a distribution.
 const fewest = 30
 
-// distribution returns what the samples reach at each percentile from the median up to
-// the last that ten of them exceed.
+// distribution returns the sample at each percentile from the median up to the last that
+// ten samples exceed.
 func distribution(samples []float64) (points [][2]float64) {
 	sorted := slices.Sorted(slices.Values(samples))
 	for x := nines(50); x <= math.Log10(float64(len(sorted))/10); x += 0.05 {

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// usage is what processes have used. It is zero where there is no /proc.
+// A usage is the resources that processes have used. It is zero without /proc.
 type usage struct {
 	cpu time.Duration // in user and system mode
 	rss int64         // bytes, at the peak
@@ -22,7 +22,7 @@ func (u usage) since(before usage) usage { return usage{u.cpu - before.cpu, u.rs
 // PostgreSQL is built for.
 const tick = 10 * time.Millisecond
 
-// A stat is what /proc/PID/stat says.
+// A stat holds fields of /proc/PID/stat.
 type stat struct {
 	parent     int
 	own, ended time.Duration // CPU time of the process, and of its children that have ended
@@ -50,8 +50,8 @@ func processUsage(pid int) (usage, bool) {
 	return usage{s.own, peakRSS(pid)}, ok
 }
 
-// familyUsage returns the CPU time of a process and of all its children, also of
-// those that have ended. Memory that they share cannot be told apart: it is left out.
+// familyUsage returns the CPU time of a process and of all its children, even of those that
+// have ended. It omits memory, since shared memory cannot be attributed.
 func familyUsage(pid int) usage {
 	s, _ := readStat(pid)
 	u := usage{cpu: s.own + s.ended}

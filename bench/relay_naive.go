@@ -28,7 +28,7 @@ const naiveTable = `
 	);
 	create index on naive_outbox (id) where published_at is null`
 
-// A naiveRow is an event that nobody has published.
+// A naiveRow is an unpublished event.
 type naiveRow struct {
 	ID      int64
 	EventID string

@@ -12,14 +12,15 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// pgjetConfig says what the part "pgjet" relays.
+// A pgjetConfig is the configuration of the part "pgjet".
 type pgjetConfig struct {
 	DSN     string `json:"dsn"`
 	NATSURL string `json:"nats_url"`
 	Stream  string `json:"stream"`
 }
 
-// relayPgjet is what `pgjet relay` runs, with the same telemetry, and nobody who asks for it.
+// relayPgjet runs the same relay as `pgjet relay`, with the same telemetry, which is not
+// collected.
 func relayPgjet(ctx context.Context, config []byte) error {
 	var c pgjetConfig
 	if err := json.Unmarshal(config, &c); err != nil {

@@ -18,8 +18,8 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// watermillConfig is how Watermill is used. The zero value but for the connections is
-// what its documentation shows.
+// A watermillConfig configures Watermill. Except for the connections, its zero value is the
+// setting of the documentation.
 type watermillConfig struct {
 	pgjetConfig
 	watermillSetting
@@ -30,13 +30,14 @@ type watermillSetting struct {
 	Batch  int           `json:"batch"`  // SubscribeBatchSize; 0: its default, 100
 	Poll   time.Duration `json:"poll"`   // PollInterval; 0: its default, 1 s
 	Shards int           `json:"shards"` // topics with a forwarder each; 0 is 1
-	// Envelope: the Forwarder component, as the documentation shows it, which wraps each
-	// message in JSON. Otherwise a handler that publishes the message as it is, which is
-	// quicker, and possible wherever the subject follows from the message.
+	// Envelope selects the Forwarder component, as the documentation shows it, which wraps
+	// each message in JSON. Otherwise a handler publishes the message as it is. That is
+	// faster, and possible wherever the subject follows from the message.
 	Envelope bool `json:"envelope"`
-	// Queue: the queue schema, which deletes what is published. It knows no consumer groups.
+	// Queue selects the queue schema, which deletes published rows. It has no consumer
+	// groups.
 	Queue bool `json:"queue"`
-	// OneConn: all shards publish on one connection.
+	// OneConn makes all shards publish on one connection.
 	OneConn bool `json:"one_conn"`
 }
 
@@ -70,7 +71,8 @@ func (w watermillSetting) subscriber(db *pgxpool.Pool) (*wmsql.Subscriber, error
 }
 
 // runWatermill is the child "watermill": watermill-sql's subscriber on PostgreSQL and
-// watermill-nats' publisher, with what its documentation asks for to store a message once.
+// watermill-nats' publisher, with the settings that its documentation requires to store a
+// message once.
 func runWatermill(ctx context.Context, config []byte) error {
 	var c watermillConfig
 	if err := json.Unmarshal(config, &c); err != nil {
@@ -113,7 +115,7 @@ func watermillPublisher(url string) (*wmnats.Publisher, error) {
 	}, watermill.NopLogger{})
 }
 
-// router returns what moves the messages of one topic.
+// router returns a router that moves the messages of one topic.
 func (w watermillSetting) router(db *pgxpool.Pool, topic string, publisher message.Publisher) (*message.Router, error) {
 	subscriber, err := w.subscriber(db)
 	if err != nil {

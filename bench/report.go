@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// A report is what a run found, and where.
+// A report holds the results of a run, and its machine.
 type report struct {
 	Machine     machine   `json:"machine"`
 	Quick       bool      `json:"quick"`
@@ -23,7 +23,7 @@ type report struct {
 	Tables      []*table  `json:"scenarios"`
 }
 
-// A table is what the variants of a scenario gave.
+// A table holds the results of a scenario's variants.
 type table struct {
 	Name  string `json:"name"`
 	Title string `json:"title"`
@@ -31,7 +31,7 @@ type table struct {
 	Rows  []*row `json:"rows"`
 }
 
-// A row is what the rounds of a variant gave.
+// A row holds the results of a variant's rounds.
 type row struct {
 	Variant string    `json:"variant"`
 	Server  string    `json:"server,omitempty"`
@@ -45,7 +45,7 @@ type row struct {
 
 type sampleSets map[string][]float64
 
-// A summary is the median of what the rounds gave for one value.
+// A summary is the median of one value over all rounds.
 type summary struct {
 	Name   string    `json:"name"`
 	Unit   string    `json:"unit"`
@@ -53,7 +53,8 @@ type summary struct {
 	Rounds []float64 `json:"rounds"`
 }
 
-// add adds what a round gave, but for figures that are none, such as a ratio to zero.
+// add adds the result of a round, except figures that are no number, such as a ratio to
+// zero.
 func (r *row) add(res result, took time.Duration) {
 	r.Took = append(r.Took, took.Seconds())
 	for name, samples := range res.samples {
@@ -90,8 +91,8 @@ func (r *row) column(name string) *summary {
 	return &r.Columns[i]
 }
 
-// baseOf returns the row that the ratio of r refers to: of its group the one that is
-// called a base, else the first of pgjet, else the first.
+// baseOf returns the row to which the ratio of r refers: in its group the base, else the
+// first of pgjet, else the first.
 func (t *table) baseOf(r *row) *row {
 	var group []*row
 	for _, other := range t.Rows {
@@ -118,7 +119,7 @@ func (t *table) columns() (all []summary) {
 	return all
 }
 
-// publish writes the report wherever the options say.
+// publish writes the report to the places in the options.
 func (r *report) publish(o options, w io.Writer) error {
 	err := r.print(w)
 	if o.json != "" {
@@ -131,7 +132,7 @@ func (r *report) publish(o options, w io.Writer) error {
 	return err
 }
 
-// print writes the tables for people.
+// print writes the tables as text.
 func (r *report) print(w io.Writer) error {
 	fmt.Fprintf(w, "\n%s\n", r.Machine)
 	fmt.Fprintf(w, "Began %s, took %s", r.Began.Format(time.RFC3339), r.Took)
@@ -213,7 +214,7 @@ func ratio(r, base *row) string {
 	return "×" + number(a.Median/b.Median)
 }
 
-// String returns the median, and the least and the most if there were several rounds.
+// String returns the median, with the least and the most if there were several rounds.
 func (s *summary) String() string {
 	text := func(v float64) string { return value{s.Name, s.Unit, v}.digits() }
 	if len(s.Rounds) < 2 {
@@ -230,7 +231,7 @@ func (v value) String() string {
 	return v.digits() + " " + v.unit
 }
 
-// digits returns the number; all of it if something was counted.
+// digits returns the number, unrounded if it is a count.
 func (v value) digits() string {
 	if v.unit == "" && v.v == math.Trunc(v.v) {
 		return fmt.Sprintf("%.0f", v.v)

@@ -56,7 +56,7 @@ func (s *site) fillRiver(ctx context.Context, f riverForm, n int) error {
 	return insertJobs(ctx, client, n)
 }
 
-// insertJobs inserts n jobs in the quickest way that River has.
+// insertJobs inserts n jobs in River's fastest way.
 func insertJobs(ctx context.Context, client *river.Client[pgx.Tx], n int) error {
 	const together = 5000
 	for from := 0; from < n; from += together {

@@ -15,7 +15,8 @@ import (
 // dueAtOnce is how many events are due at one moment.
 const dueAtOnce = 1000
 
-// scheduled measures what events for later cost, writers and the relay, while none and while many wait.
+// scheduled measures the cost of scheduled events for writers and the relay, while none and
+// while many wait.
 func scheduled(o options) scenario {
 	d, many := orQuick(o, 3*time.Second, 2*time.Second), orQuick(o, 1_000_000, 100_000)
 	s := scenario{
@@ -38,7 +39,7 @@ func scheduled(o options) scenario {
 	return s
 }
 
-// scheduleSite makes a site where so many events wait for the next weeks.
+// scheduleSite makes a site with that many events waiting for the next weeks.
 func scheduleSite(ctx context.Context, l *lab, on server, waiting int) (*site, error) {
 	s, err := l.site(ctx, on)
 	if err != nil {
@@ -49,7 +50,7 @@ func scheduleSite(ctx context.Context, l *lab, on server, waiting int) (*site, e
 		err = s.scheduleMany(ctx, waiting, "500 hours", "1000 hours")
 	}
 	if err == nil {
-		err = s.settle(ctx, "pgjet.scheduled")
+		err = s.cleanUp(ctx, "pgjet.scheduled")
 	}
 	if err != nil {
 		s.close()
@@ -58,7 +59,8 @@ func scheduleSite(ctx context.Context, l *lab, on server, waiting int) (*site, e
 	return s, nil
 }
 
-// scheduleMany schedules n events with keys of their own, evenly from one time from now on to another.
+// scheduleMany schedules n events with keys of their own, evenly between two times from
+// now.
 func (s *site) scheduleMany(ctx context.Context, n int, from, to string) error {
 	_, err := s.db.Exec(ctx, `
 		insert into pgjet.scheduled (id, due, type, key, data)

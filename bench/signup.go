@@ -14,13 +14,15 @@ import (
 	"github.com/pgjet/pgjet/outbox"
 )
 
-// How many sign up at a time. The real hash lets through as many as there are processors.
+// Numbers of clients that sign up at a time. With the real hash, there are as many as
+// processors.
 const (
 	signUpClients     = 16
 	realSignUpClients = 4
 )
 
-// signUp is the price of the outbox record: each round measures with and without one, in turns.
+// signUp measures the price of the outbox record: each round measures with and without one,
+// in turns.
 func signUp(o options) scenario {
 	d := orQuick(o, 3*time.Second, 2*time.Second)
 	return scenario{
@@ -39,7 +41,7 @@ func signUp(o options) scenario {
 	}
 }
 
-// A person signs up. The hash is as long as a real one.
+// A person is a user who signs up. The hash is as long as a real one.
 type person struct {
 	id    uuid.UUID
 	email string
@@ -140,7 +142,7 @@ func signUpSite(ctx context.Context, l *lab) (*site, error) {
 	return s, nil
 }
 
-// wantSignedUp fails unless the database holds so many users and events.
+// wantSignedUp fails unless the database holds that many users and events.
 func (s *site) wantSignedUp(ctx context.Context, users, events int) error {
 	var gotUsers, gotEvents int
 	err := s.db.QueryRow(ctx, `

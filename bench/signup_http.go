@@ -24,18 +24,18 @@ import (
 	"github.com/pgjet/pgjet/producer"
 )
 
-// usersConfig says what the part "users" serves.
+// A usersConfig is the configuration of the part "users".
 type usersConfig struct {
 	DSN      string `json:"dsn"`
 	RealHash bool   `json:"real_hash"`
 }
 
-// hashParams are those of the user service. It has no knob for them, as nobody should turn it.
+// hashParams are the parameters of the user service, which must not be configurable there.
 //
 //go:linkname hashParams github.com/pgjet/pgjet/producer.hashParams
 var hashParams argon2id.Params
 
-// serveUsers is the user service. It says its address.
+// serveUsers runs the user service, and prints its address.
 func serveUsers(ctx context.Context, config []byte) error {
 	var c usersConfig
 	if err := json.Unmarshal(config, &c); err != nil {
@@ -43,7 +43,7 @@ func serveUsers(ctx context.Context, config []byte) error {
 	}
 	tuning := producer.DefaultTuning()
 	tuning.PerAddress, tuning.PerAccount, tuning.HashWait = 0, 0, 10*time.Second
-	tuning.RemindAfter = 0 // the price of one event is asked for, not of two
+	tuning.RemindAfter = 0 // this is the price of one event, not of two
 	if !c.RealHash {
 		hashParams.Memory, hashParams.Iterations = 8, 1
 		tuning.Hashes = signUpClients
@@ -74,7 +74,7 @@ func serveUsers(ctx context.Context, config []byte) error {
 	return serveOn(ctx, api)
 }
 
-// serveOn serves h at an address of its own, which it says, until ctx ends.
+// serveOn serves h at an address of its own, which it prints, until ctx ends.
 func serveOn(ctx context.Context, h http.Handler) error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -89,8 +89,8 @@ func serveOn(ctx context.Context, h http.Handler) error {
 	return nil
 }
 
-// signUpRequests measures the requests of sign-ups to two user services: one whose database
-// throws the events away, and one as it is.
+// signUpRequests measures sign-ups at two user services: one whose database discards the
+// events, and a normal one.
 func signUpRequests(name string, d time.Duration, realHash bool) variant {
 	n := signUpClients
 	if realHash {
@@ -130,7 +130,7 @@ func signUpRequests(name string, d time.Duration, realHash bool) variant {
 	}}
 }
 
-// postUser signs up.
+// postUser sends a sign-up.
 func postUser(ctx context.Context, client *http.Client, url string) error {
 	body := fmt.Sprintf(`{"email":"%s@example.com","name":"Some Name","password":"correct horse battery staple"}`, uuid.New())
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/users", strings.NewReader(body))

@@ -13,14 +13,14 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// stream is the name of the stream that sites have.
+// stream is the name of a site's stream.
 const stream = "EVENTS"
 
 // connections is how many a site's pool has at most.
 const connections = 32
 
-// A site is where one round of a variant happens: a fresh database with pgjet's
-// tables, and a fresh, empty stream as pgjet's relay wants it.
+// A site is the place of one round of a variant: a fresh database with pgjet's tables, and
+// a fresh, empty stream as pgjet's relay requires it.
 type site struct {
 	lab      *lab
 	postgres *cluster
@@ -32,7 +32,7 @@ type site struct {
 	children []*child
 }
 
-// site makes a site. There must be no more than one on a NATS server at a time.
+// site makes a site. A NATS server may have only one at a time.
 func (l *lab) site(ctx context.Context, on server) (*site, error) {
 	return l.siteIn(ctx, l.postgres, on)
 }
@@ -123,7 +123,7 @@ func (s *site) close() {
 		c.stop()
 	}
 	if s.js != nil {
-		_ = s.js.DeleteStream(ctx, stream) // the next site deletes what is left
+		_ = s.js.DeleteStream(ctx, stream) // the next site deletes a stream that is left
 		s.js.Conn().Close()
 	}
 	if s.db != nil {

@@ -9,12 +9,14 @@ import (
 	"time"
 )
 
-// slowSync is how long a sync to the simulated slow disk takes at least, as on many a network volume.
+// slowSync is the least time of a sync to the simulated slow disk, as on many a network
+// volume.
 const slowSync = 2 * time.Millisecond
 
-// slowDisk is a library that PostgreSQL runs with. It makes each fsync and fdatasync, which are still made, last
-// NANOSECONDS at least. Nothing else becomes slower: processes that sync at the same time wait at the same time, and
-// commits share the sync of the log as ever.
+// slowDisk is a library that is loaded into PostgreSQL. It makes each fsync and fdatasync,
+// which still happen, last at least NANOSECONDS. Nothing else becomes slower: processes
+// that sync at the same time wait at the same time, and commits share the sync of the log
+// as usual.
 const slowDisk = `
 #define _GNU_SOURCE
 #include <dlfcn.h>

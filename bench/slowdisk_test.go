@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// TestSlowDisk: a commit on the slow disk takes as long as it has to.
+// TestSlowDisk: a commit on the slow disk takes at least as long as a sync.
 func TestSlowDisk(t *testing.T) {
 	if _, err := exec.LookPath("cc"); err != nil {
 		t.Skip("there is no C compiler")

@@ -10,12 +10,12 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// A side is one of two that are measured in turns, so that what changes meanwhile meets both.
+// A side is one of two that are measured in turns, so that changes meanwhile affect both.
 type side struct {
 	lab     *lab
 	clients int
-	service func() usage                    // of the process that talks to PostgreSQL
-	do      func(ctx context.Context) error // once, by one of the clients
+	service func() usage                    // of the process that uses PostgreSQL
+	do      func(ctx context.Context) error // one unit of work, by one of the clients
 
 	mu        sync.Mutex
 	all       int // done, with those not measured
@@ -24,8 +24,8 @@ type side struct {
 	cpu       struct{ postgres, service time.Duration }
 }
 
-// takeTurns measures a and b for d each, in turns of that length.
-// Each does something before that, so that statements are prepared and connections made.
+// takeTurns measures a and b for d each, in turns of that length. Each does some work
+// before, to prepare statements and make connections.
 func takeTurns(ctx context.Context, d, turn time.Duration, a, b *side) error {
 	for _, s := range []*side{a, b} {
 		if err := s.turn(ctx, turn); err != nil {
@@ -48,7 +48,7 @@ func takeTurns(ctx context.Context, d, turn time.Duration, a, b *side) error {
 	return nil
 }
 
-// turn lets the clients begin for so long, and waits until they are done.
+// turn lets the clients begin work for d, and waits until they are done.
 func (s *side) turn(ctx context.Context, d time.Duration) error {
 	postgres, _ := s.lab.usage()
 	service := s.service()
@@ -82,7 +82,7 @@ func (s *side) turn(ctx context.Context, d time.Duration) error {
 
 func (s *side) rate() float64 { return float64(len(s.latencies)) / s.took.Seconds() }
 
-// price returns what with has, and what it is to without.
+// price returns the figures of with, and their ratio to those of without.
 func price(without, with *side) result {
 	slices.Sort(with.latencies)
 	slices.Sort(without.latencies)

@@ -16,9 +16,9 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// A wire speaks to a NATS server without a client library: what it costs to send
-// messages that were encoded before is next to nothing, so that the limit is the
-// server's. Its answers come to wireInbox.
+// A wire speaks to a NATS server without a client library: sending messages that were
+// encoded before costs next to nothing, so the limit is the server's. Its answers come to
+// wireInbox.
 type wire struct {
 	conn net.Conn
 	r    *bufio.Reader
@@ -106,8 +106,8 @@ const (
 	batch             // an atomic batch
 )
 
-// encodeAppend returns the frames of one append: size messages behind sequence last,
-// with the headers that pgjet's relay writes. The last message asks for an answer.
+// encodeAppend returns the frames of one append: size messages behind sequence last, with
+// the headers of pgjet's relay. The last message asks for an answer.
 func encodeAppend(f form, last, size int) []byte {
 	var frames []byte
 	for i := range size {

@@ -26,7 +26,8 @@ import (
 // services are the packages of this module that pay orders.
 var services = []string{"pgx", "sqlx", "gorm", "bun", "ent/service", "sqlc", "protobuf", "watermill/service"}
 
-// TestServices: each service announces an order that it pays, and no other; the relay publishes it.
+// TestServices: each service announces the order that it pays, and no other; the relay
+// publishes it.
 func TestServices(t *testing.T) {
 	for _, name := range services {
 		t.Run(name, func(t *testing.T) {
@@ -57,7 +58,7 @@ func testService(t *testing.T, program, name string) {
 	if err := path.DB.QueryRow(t.Context(), `select count(*) from orders where paid`).Scan(&paid); err != nil || paid != 2 {
 		t.Errorf("%d orders are paid, %v, want 2", paid, err)
 	}
-	if name == "protobuf" || name == "watermill/service" { // which ship orders, too
+	if name == "protobuf" || name == "watermill/service" { // these ship orders, too
 		pgjettest.Eventually(t, "each order has a parcel", func() bool {
 			var parcels []string
 			err := path.DB.QueryRow(t.Context(), `select array_agg(order_id order by order_id) from parcels`).Scan(&parcels)
@@ -111,7 +112,7 @@ func post(t *testing.T, url string) int {
 	return answer.StatusCode
 }
 
-// published returns the orders of which the stream has an event, once it has so many.
+// published returns the orders with an event in the stream, once there are n.
 func published(t *testing.T, js jetstream.JetStream, n int) (ids []string) {
 	t.Helper()
 	c, err := js.OrderedConsumer(t.Context(), events.DefaultStream, jetstream.OrderedConsumerConfig{})
@@ -132,7 +133,7 @@ func published(t *testing.T, js jetstream.JetStream, n int) (ids []string) {
 	return ids
 }
 
-// orderOf returns the order of which an event says that it was paid.
+// orderOf returns the order in an event of type order.paid.
 func orderOf(t *testing.T, e events.Event) string {
 	t.Helper()
 	if e.IsJSON() {

@@ -23,13 +23,13 @@ import (
 	"github.com/pgjet/pgjet/pgjettest"
 )
 
-// An Order is one of the table, for the libraries that map structs.
+// An Order is a row of the table, for the libraries that map structs.
 type Order struct {
 	ID   string `bun:",pk"`
 	Paid bool
 }
 
-// Shipped says that the order of a handler's event was shipped.
+// Shipped announces that the order of a handler's event was shipped.
 type Shipped struct{ orders.Paid }
 
 func (Shipped) EventType() string { return "order.shipped" }

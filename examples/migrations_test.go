@@ -18,7 +18,7 @@ import (
 	"github.com/pgjet/pgjet/migrations"
 )
 
-// tools apply the file that docs/migrations.md tells to make, and take it back.
+// tools apply the file that docs/migrations.md describes, and take it back.
 var tools = map[string]struct {
 	files    func(script string) map[string]string
 	up, down func(t *testing.T, dir, database string) error
@@ -47,7 +47,7 @@ func golangMigrate(t *testing.T, dir, database string) *migrate.Migrate {
 	}
 	query := address.Query()
 	query.Set("sslmode", "disable")
-	query.Set("search_path", "public") // where its own table is: the role of this test is named as the schema pgjet
+	query.Set("search_path", "public") // for the tool's own table: the role of this test is named as the schema pgjet
 	address.RawQuery = query.Encode()
 	m, err := migrate.New("file://"+dir, address.String())
 	if err != nil {
@@ -74,7 +74,7 @@ func ternTo(t *testing.T, dir, database string, version int32) error {
 	return m.MigrateTo(t.Context(), version)
 }
 
-// TestMigrationTools: tables that another tool made are as good as those of pgjet migrate up.
+// TestMigrationTools: tables that another tool made equal those of pgjet migrate up.
 func TestMigrationTools(t *testing.T) {
 	for name, tool := range tools {
 		t.Run(name, func(t *testing.T) {

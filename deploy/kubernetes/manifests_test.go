@@ -1,4 +1,5 @@
-// Package kubernetes has manifests alone; this checks them against the types of Kubernetes' API.
+// Package kubernetes has only manifests; this test checks them against the types of
+// Kubernetes' API.
 package kubernetes
 
 import (
@@ -24,7 +25,7 @@ type object struct {
 	meta metav1.ObjectMeta
 }
 
-// decode reads all manifests. A field that the API does not know, or that stands there twice, fails the test.
+// decode reads all manifests. An unknown or duplicate field fails the test.
 func decode(t *testing.T) (all []object) {
 	t.Helper()
 	var files []string
@@ -89,7 +90,8 @@ func pods(all []object) map[string]corev1.PodTemplateSpec {
 	return found
 }
 
-// TestManifests: all manifests are what the API takes, in one namespace, and what they select, mount and name is there.
+// TestManifests: the API accepts all manifests, they are in one namespace, and everything
+// that they select, mount and name exists.
 func TestManifests(t *testing.T) {
 	all := decode(t)
 	secrets := map[string]corev1.Secret{"users-key": {StringData: map[string]string{"users.jwk": ""}}} // pgjet users key makes it
@@ -124,7 +126,7 @@ func TestManifests(t *testing.T) {
 	}
 }
 
-// checkPod checks what a pod may do, and what it mounts.
+// checkPod checks a pod's rights and mounts.
 func checkPod(t *testing.T, name string, pod corev1.PodTemplateSpec, secrets map[string]corev1.Secret) {
 	t.Helper()
 	spec, c := pod.Spec, pod.Spec.Containers[0]
@@ -166,7 +168,7 @@ func checkPod(t *testing.T, name string, pod corev1.PodTemplateSpec, secrets map
 	}
 }
 
-// checkProbes: the liveness of a process is not that of its servers.
+// checkProbes checks that the liveness of a process does not depend on its servers.
 func checkProbes(t *testing.T, name string, c corev1.Container) {
 	t.Helper()
 	for what, want := range map[string]struct {
@@ -179,7 +181,7 @@ func checkProbes(t *testing.T, name string, c corev1.Container) {
 	}
 }
 
-// selects checks that a selector selects a pod, and that ports which have names are there.
+// selects checks that a selector selects a pod, and that named ports exist.
 func selects(t *testing.T, o object, s *metav1.LabelSelector, all []object) {
 	t.Helper()
 	selector, err := metav1.LabelSelectorAsSelector(s)
@@ -207,14 +209,14 @@ func selects(t *testing.T, o object, s *metav1.LabelSelector, all []object) {
 	}
 }
 
-// labels are those of a pod, as a selector takes them.
+// labels are those of a pod, in the form that a selector reads.
 type labels map[string]string
 
 func (l labels) Has(label string) bool              { _, ok := l[label]; return ok }
 func (l labels) Get(label string) string            { return l[label] }
 func (l labels) Lookup(label string) (string, bool) { v, ok := l[label]; return v, ok }
 
-// wanted returns the names of the ports of pods to which an object leads.
+// wanted returns the names of the ports of pods that an object uses.
 func wanted(o object) (names []string) {
 	switch of := o.of.(type) {
 	case *corev1.Service:

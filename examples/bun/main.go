@@ -1,4 +1,4 @@
-// Command bun pays orders by bun, with pgx as the driver.
+// Command bun pays orders with bun, with pgx as the driver.
 package main
 
 import (

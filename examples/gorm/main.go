@@ -1,4 +1,4 @@
-// Command gorm pays orders by GORM, whose driver is pgx.
+// Command gorm pays orders with GORM, whose driver is pgx.
 package main
 
 import (
@@ -45,7 +45,7 @@ func pay(ctx context.Context, db *gorm.DB, id string) error {
 // appendGORM appends events in a transaction of GORM.
 func appendGORM(tx *gorm.DB, payloads ...events.Payload) error {
 	pool := tx.Statement.ConnPool
-	if prepared, ok := pool.(*gorm.PreparedStmtTX); ok { // which would keep each statement for ever
+	if prepared, ok := pool.(*gorm.PreparedStmtTX); ok { // it would keep each statement for ever
 		pool = prepared.Tx
 	}
 	sqlTx, ok := pool.(outbox.SQLTx)

@@ -11,8 +11,8 @@ import (
 	"github.com/pgjet/pgjet/pgjettest"
 )
 
-// TestAppend: it works whether or not GORM prepares statements, which then keeps none of AppendSQL's, and
-// not without a transaction.
+// TestAppend: it works whether or not GORM prepares statements, and none of AppendSQL's is
+// kept. It fails without a transaction.
 func TestAppend(t *testing.T) {
 	for _, prepare := range []bool{false, true} {
 		pool := pgjettest.Database(t)

@@ -1,5 +1,5 @@
-// Package orders is what the services of the examples share: the event, and a server that pays
-// orders. How an order is paid is the part in which they differ.
+// Package orders is shared by the services of the examples: the event, and a server that
+// pays orders. The services differ in how they pay an order.
 package orders
 
 import (
@@ -15,10 +15,10 @@ import (
 	"time"
 )
 
-// Table is where orders are.
+// Table creates the table of orders.
 const Table = `create table if not exists orders (id text primary key, paid boolean not null default false)`
 
-// Paid says that an order was paid.
+// Paid announces that an order was paid.
 type Paid struct {
 	OrderID string `json:"order_id"`
 }
@@ -32,7 +32,7 @@ func (p Paid) EventKey() string { return p.OrderID }
 // ErrNone is what a pay function returns for an order that does not exist.
 var ErrNone = errors.New("no such order")
 
-// DatabaseURL returns where PostgreSQL is, or ends the program.
+// DatabaseURL returns the URL of PostgreSQL, or ends the program.
 func DatabaseURL() string {
 	url := os.Getenv("DATABASE_URL")
 	if url == "" {
@@ -41,7 +41,7 @@ func DatabaseURL() string {
 	return url
 }
 
-// Serve answers POST /orders/{id}/pay on the address $ADDR until the process is told to stop.
+// Serve answers POST /orders/{id}/pay on the address $ADDR until the process is stopped.
 func Serve(pay func(ctx context.Context, id string) error) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

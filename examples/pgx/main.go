@@ -1,4 +1,4 @@
-// Command pgx pays orders by pgx.
+// Command pgx pays orders with pgx.
 package main
 
 import (

@@ -1,5 +1,5 @@
-// Command protobuf pays orders by database/sql, with lib/pq, and ships them. The event between the two
-// is protobuf.
+// Command protobuf pays orders with database/sql and lib/pq, and ships them. The event
+// between the two is protobuf.
 package main
 
 import (
@@ -25,7 +25,7 @@ import (
 
 //go:generate protoc --go_out=. --go_opt=paths=source_relative orderpb/order.proto
 
-// Paid is an event whose payload is a message of protobuf.
+// Paid is an event whose payload is a protobuf message.
 type Paid struct{ *orderpb.Paid }
 
 // EventType names the fact.
@@ -34,7 +34,7 @@ func (Paid) EventType() string { return "order.paid" }
 // EventKey is the order: its events stay in order.
 func (p Paid) EventKey() string { return p.GetOrderId() }
 
-// EventContentType says that the payload is what MarshalBinary returns.
+// EventContentType returns the form that MarshalBinary writes.
 func (Paid) EventContentType() string { return "application/protobuf" }
 
 // MarshalBinary implements [encoding.BinaryMarshaler].
@@ -86,7 +86,8 @@ func pay(ctx context.Context, db *sql.DB, id string) error {
 	return tx.Commit()
 }
 
-// shipping makes a parcel for each paid order: once, however often it hears of it.
+// shipping makes a parcel for each paid order: only one, however often the event is
+// delivered.
 var shipping = consumers.Consumer{
 	Name: "shipping",
 	Handler: consumers.Handle(

@@ -1,4 +1,4 @@
-// Command sqlc pays orders by statements that sqlc has compiled, over pgx.
+// Command sqlc pays orders with statements that sqlc has compiled, over pgx.
 package main
 
 import (

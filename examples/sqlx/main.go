@@ -1,4 +1,4 @@
-// Command sqlx pays orders by sqlx, with the driver lib/pq.
+// Command sqlx pays orders with sqlx, with the driver lib/pq.
 package main
 
 import (

@@ -1,10 +1,10 @@
-// Package watermill has a publisher and a subscriber of Watermill over pgjet. A program that uses
-// Watermill with its SQL outbox and a forwarder needs neither of them any more: it publishes to
-// the outbox by a [Publisher], pgjet's relay forwards, and a Router reads from a [Subscriber].
+// Package watermill has a publisher and a subscriber of Watermill over pgjet. They replace
+// Watermill's SQL outbox and forwarder in a program: it publishes to the outbox with a
+// [Publisher], pgjet's relay forwards, and a Router reads from a [Subscriber].
 //
-// A topic is an event type, such as order.paid. A message's UUID is the event's id, the metadata
-// [KeyMetadata] is its key, and its payload is JSON, unless the metadata [ContentTypeMetadata] says what
-// else it is.
+// A topic is an event type, such as order.paid. A message's UUID is the event's id, the
+// metadata [KeyMetadata] is its key, and its payload is JSON, unless the metadata
+// [ContentTypeMetadata] names another form.
 package watermill
 
 import (
@@ -24,8 +24,9 @@ const (
 	ContentTypeMetadata = "content_type"
 )
 
-// A Publisher appends messages to the outbox, in a transaction: they are published if and only if it
-// commits. It is made for each transaction, as that of Watermill's package sql may be.
+// A Publisher appends messages to the outbox in a transaction: they are published if and
+// only if it commits. Make one for each transaction, as with the publisher of Watermill's
+// package sql.
 type Publisher struct{ Tx outbox.SQLTx }
 
 // Publish appends messages, in one round trip.
@@ -44,7 +45,7 @@ func (p Publisher) Publish(topic string, messages ...*message.Message) error {
 	return outbox.AppendSQL(messages[0].Context(), p.Tx, payloads...)
 }
 
-// Close does nothing: the transaction is its owner's.
+// Close does nothing: the transaction belongs to the caller.
 func (Publisher) Close() error { return nil }
 
 // event returns a message as an event. Further metadata, such as Watermill's correlation_id, becomes headers of

@@ -17,9 +17,10 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// A Subscriber delivers events of a stream as messages. Those of one key come one after the other.
-// A message that is acknowledged is done, and recorded in the transaction of [Tx]. One that is not is
-// tried again, later each time, and is a dead letter in the end, as with every consumer.
+// A Subscriber delivers events of a stream as messages, those of one key one after the
+// other. An acknowledged message is done, and recorded in the transaction of [Tx]. Any
+// other is tried again, later each time, and becomes a dead letter in the end, as with
+// every consumer.
 type Subscriber struct {
 	Group  string              // subscribers of the same name share the messages
 	DB     *pgxpool.Pool       // where the inbox is
@@ -36,15 +37,15 @@ type Subscriber struct {
 
 type txKey struct{}
 
-// Tx returns the transaction in which a message is recorded as done, once it is acknowledged. What a
-// handler changes in it happens once.
+// Tx returns the transaction in which a message is recorded as done, once it is
+// acknowledged. A handler's changes in it happen once.
 func Tx(m *message.Message) pgx.Tx {
 	tx, _ := m.Context().Value(txKey{}).(pgx.Tx)
 	return tx
 }
 
-// Subscribe begins to deliver the events of a type, or of all that a pattern such as order.> covers.
-// It ends with ctx, or with Close.
+// Subscribe begins to deliver the events of a type, or of all types that match a pattern
+// such as order.>. It ends with ctx, or with Close.
 func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -71,7 +72,7 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	return messages, nil
 }
 
-// deliver hands an event to whoever reads messages, and waits for the answer.
+// deliver passes an event to the reader of messages, and waits for the answer.
 func deliver(ctx, attempt context.Context, tx pgx.Tx, e events.Event, messages chan<- *message.Message) error {
 	m := message.NewMessage(e.ID.String(), e.Data)
 	m.Metadata.Set(KeyMetadata, e.Key)

@@ -60,8 +60,8 @@ func next(t *testing.T, messages <-chan *message.Message) *message.Message {
 	}
 }
 
-// TestMessages: what commits arrives in order and whole, what is not acknowledged comes again before
-// what follows, and what a handler changes in Tx happens once.
+// TestMessages: committed messages arrive complete and in order. One that is not
+// acknowledged comes again before the next one, and a handler's changes in Tx happen once.
 func TestMessages(t *testing.T) {
 	path := pgjettest.Service{Stream: "NOTES", Prefix: "acme.notes", Source: "notes"}.Start(t, `create table seen (id text not null)`)
 	pool := path.DB
@@ -117,7 +117,7 @@ func TestMessages(t *testing.T) {
 	}
 }
 
-// TestSubscriptionEndsWithItsContext, though nobody takes a message.
+// TestSubscriptionEndsWithItsContext, even if no message is read.
 func TestSubscriptionEndsWithItsContext(t *testing.T) {
 	path := pgjettest.Start(t)
 	pool := path.DB

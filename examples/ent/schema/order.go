@@ -1,4 +1,4 @@
-// Package schema says what ent generates.
+// Package schema is the source from which ent generates code.
 package schema
 
 import (

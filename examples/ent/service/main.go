@@ -1,4 +1,4 @@
-// Command service pays orders by ent, with pgx as the driver.
+// Command service pays orders with ent, with pgx as the driver.
 package main
 
 import (

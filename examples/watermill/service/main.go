@@ -1,5 +1,5 @@
-// Command service pays orders and ships them, as a service of Watermill does: it publishes in the
-// transaction of its change, and handles messages in a Router.
+// Command service pays orders and ships them, as a Watermill service does: it publishes in
+// the transaction of its change, and handles messages in a Router.
 package main
 
 import (
@@ -69,7 +69,8 @@ func pay(ctx context.Context, db *sql.DB, id string) error {
 	return tx.Commit()
 }
 
-// shipping returns a Router that makes a parcel for each paid order: once, however often it hears of it.
+// shipping returns a Router that makes a parcel for each paid order: only one, however
+// often the event is delivered.
 func shipping() (*message.Router, error) {
 	db, err := pgxpool.New(context.Background(), orders.DatabaseURL())
 	if err != nil {

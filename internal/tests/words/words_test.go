@@ -62,13 +62,10 @@ var exceptions = []string{
 	"CHANGELOG.md", "docs/decisions.md", // history
 
 	// To be rewritten: remove a line when its files are.
-	"bench/",
 	"cmd/",
 	"console/",
 	"consumers/",
-	"deploy/",
 	"docs/",
-	"examples/",
 	"internal/operate/",
 	"internal/operation/",
 	"internal/testenv/",
