@@ -57,6 +57,7 @@ func Start(ctx context.Context, service, version string) (*Telemetry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start metrics: %w", err)
 	}
+	seen := true
 	traces := []trace.TracerProviderOption{trace.WithResource(res)}
 	metrics := []metric.Option{metric.WithResource(res), metric.WithReader(scrape)}
 	if wanted("TRACES") {
@@ -68,7 +69,8 @@ func Start(ctx context.Context, service, version string) (*Telemetry, error) {
 	} else if os.Getenv("OTEL_TRACES_SAMPLER") == "" {
 		// No one will see these spans. A trace context that claims the opposite has a cost:
 		// a NATS server, for one, parses every such message.
-		traces = append(traces, trace.WithSampler(trace.ParentBased(trace.NeverSample())))
+		traces = append(traces, trace.WithSampler(trace.NeverSample()))
+		seen = false
 	}
 	if wanted("METRICS") {
 		reader, err := autoexport.NewMetricReader(ctx)
@@ -82,7 +84,7 @@ func Start(ctx context.Context, service, version string) (*Telemetry, error) {
 		traces:  trace.NewTracerProvider(traces...),
 		metrics: metric.NewMeterProvider(metrics...),
 	}
-	otel.SetTracerProvider(t.traces)
+	otel.SetTracerProvider(t.provider(seen))
 	otel.SetMeterProvider(t.metrics)
 	otel.SetTextMapPropagator(propagation.TraceContext{})
 	return t, nil

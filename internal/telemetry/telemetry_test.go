@@ -122,6 +122,9 @@ func TestNothingIsSentUnasked(t *testing.T) {
 	if sc := ours.SpanContext(); sc.TraceID() != caller.TraceID() || !sc.IsSampled() {
 		t.Errorf("span context = %+v, want that of the caller's trace, which is sampled", sc)
 	}
+	if ours.IsRecording() {
+		t.Error("a span is recorded that nobody will see")
+	}
 	ours.End()
 	carrier := propagation.MapCarrier{}
 	ctx, span := otel.Tracer("test").Start(t.Context(), "more work")
