@@ -109,6 +109,8 @@ var writers = []struct{ pkg, tables string }{
 var also = map[string]string{
 	// An operator cancels and brings forward what a service scheduled.
 	"pgjet.scheduled": "internal/upkeep",
+	// It only prints the statement by which the owner of the tables gives up a stream.
+	"pgjet.leader": "internal/upkeep",
 	// The onboarding ends with the user active or rejected, in the transaction of its last step.
 	"users.users": "consumers/onboarding",
 }
