@@ -41,7 +41,7 @@ func (c Consumer) withDefaults() (Consumer, error) {
 	}
 	c.Workers = cmp.Or(c.Workers, workers)
 	if c.Handler.each != nil {
-		c.Group = cmp.Or(c.Group, 16)
+		c.Group = cmp.Or(c.Group, 64)
 	}
 	if c.Rate > 0 {
 		c.Burst = cmp.Or(c.Burst, int(min(math.Ceil(c.Rate), math.MaxInt32)))

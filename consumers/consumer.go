@@ -40,7 +40,7 @@ type Consumer struct {
 
 	Workers int // attempts at the same time in one process; 0 is 8 at most, as connections allow, or 1 with HandleBatch
 	// Group is how many events a Handler that [Handle] made may handle in one transaction, one after the other, when that many
-	// wait; 0 is 16, 1 is none. If anything fails, the transaction is rolled back, and each event is handled alone, so that what is said
+	// wait; 0 is 64, 1 is none. Groups are smaller at first, and where handlers fail or take long. If anything fails, the transaction is rolled back, and each event is handled alone, so that what is said
 	// of [Handler] holds for each. Without a backlog no event waits for others. Other Handlers have no Group.
 	Group   int
 	Timeout time.Duration // for one call of a handler; 0 is 20 s

@@ -33,7 +33,7 @@ func TestGroups(t *testing.T) {
 		group    int
 		grouped  bool
 		perGroup int
-	}{"by default": {0, true, 16}, "of four": {4, true, 4}, "of none": {1, false, 1}} {
+	}{"by default": {0, true, 64}, "of four": {4, true, 4}, "of none": {1, false, 1}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := newBench(t)

@@ -83,6 +83,7 @@ type run struct {
 	// Shared by all goroutines.
 	keeper   sessions.Keeper
 	recent   recent.Attempts
+	group    groupSize
 	lastGate atomic.Pointer[gate.Gate] // of the last session
 	owned    atomic.Int64              // slices
 	moved    atomic.Int32              // a generation in which an event was seen to stand at another place than before

@@ -28,7 +28,7 @@ var (
 func (t *tenure) runWorker(ctx context.Context) {
 	for t.lanes.await() {
 		t.session.workers <- struct{}{}
-		t.workOn(ctx, t.lanes.next(t.Consumer.most(), t.Consumer.Workers))
+		t.workOn(ctx, t.lanes.next(t.most(), t.Consumer.Workers))
 		<-t.session.workers
 	}
 }
@@ -61,7 +61,7 @@ func (t *tenure) process(ctx context.Context, queue []*work) {
 	})
 	stuck := make(map[string]bool) // keys whose later intents have to wait
 	failedOnce := false
-	for most := t.Consumer.most(); len(queue) > 0; {
+	for most := t.most(); len(queue) > 0; {
 		some, v, e := t.next(ctx, queue, most, stuck)
 		if ctx.Err() != nil { // the session is over; messages are held still, and perhaps earlier ones of their keys
 			t.giveBackIntents(ctx, queue)
@@ -72,11 +72,15 @@ func (t *tenure) process(ctx context.Context, queue []*work) {
 		if v == try {
 			c = t.attempt(ctx, some)
 			if v, e = t.judge(ctx, c.Err), c.Attempt; len(some) > 1 && v.ofOne() {
+				t.group.failed(t.Consumer.most())
 				if failedOnce || !slices.ContainsFunc(some, func(w *work) bool { return w.failed }) {
 					most = 1
 				}
 				failedOnce, queue = true, slices.Concat(some, queue)
 				continue
+			}
+			if c.Err == nil {
+				t.group.done(t.Consumer.most(), len(c.tried), len(c.left), time.Since(c.Began))
 			}
 			some = c.tried
 		}

@@ -40,7 +40,7 @@ var errExited = errors.New("ended its goroutine by runtime.Goexit; return an err
 // [ErrAbandoned].
 func (cs *Callers) Call(ctx context.Context, what string, grace time.Duration, call func() error) error {
 	c := cs.take()
-	c.calls <- func() error { return guarded(what, call) }
+	c.calls <- func() error { return Guard(what, call) }
 	select {
 	case err := <-c.returned:
 		if errors.Is(err, errExited) {
@@ -100,7 +100,8 @@ func (cs *Callers) give(c caller) {
 	cs.idle = append(cs.idle, c)
 }
 
-func guarded(what string, call func() error) (err error) {
+// Guard calls what, such as a handler, and returns its error, or its panic as a [Panic].
+func Guard(what string, call func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = Recovered(what, p)
