@@ -138,9 +138,9 @@ func (t *tenure) admit(w *work, stuck bool) (verdict, error) {
 // processBehind processes the intents that wait for the events of some keys which have just ended, and lets events from
 // the stream pass again if none is left.
 func (t *tenure) processBehind(ctx context.Context, keys []string) {
-	for ctx.Err() == nil {
+	for keys = t.passFree(ctx, keys); len(keys) > 0 && ctx.Err() == nil; {
 		next, err := t.take(ctx, func(ctx context.Context) ([]*inbox.Intent, error) {
-			return t.inbox.TakeNext(ctx, keys, max(1, 4*t.Consumer.most()/len(keys)))
+			return t.inbox.TakeNext(ctx, keys, max(1, 4*t.most()/len(keys)))
 		})
 		if err != nil { // nobody knows what it took: the next session gets that
 			t.fail(err)
@@ -150,13 +150,21 @@ func (t *tenure) processBehind(ctx context.Context, keys []string) {
 		}
 		t.process(ctx, next)
 	}
+	if len(t.passFree(ctx, keys)) > 0 { // the next event to end looks again
+		t.lanes.nudge()
+	}
+}
+
+// passFree lets events from the stream pass of those keys for which no intent waits, and returns the others.
+func (t *tenure) passFree(ctx context.Context, keys []string) (held []string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
 	for _, key := range keys {
-		if held, err := t.inbox.Holds(ctx, key); err != nil || held { // the next event to end looks again
-			t.lanes.nudge()
+		if holds, err := t.inbox.Holds(ctx, key); err != nil || holds {
+			held = append(held, key)
 		} else {
 			t.lanes.pass(key)
 		}
 	}
+	return held
 }

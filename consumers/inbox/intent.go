@@ -169,12 +169,16 @@ func (t *Tenure) TakeNext(ctx context.Context, keys []string, most int) ([]*Inte
 	if t.ParkKey {
 		stop = behindDead
 	}
+	from, arg := `unnest($6::text[])`, any(keys)
+	if len(keys) == 1 { // of an array PostgreSQL plans the statement anew each time
+		from, arg = `(values ($6::text))`, keys[0]
+	}
 	all, err := postgres.Collect(ctx, t.DB, scanIntent, `
 		with next as materialized (
 			select i.event_id, i.key, i.generation, i.stream_seq,
 			       i.taken_by is null and i.attempts = 0 and i.deaths = 0 and (i.due_at = 'infinity' or i.due_at <= statement_timestamp())
 			       and not `+stop+` as free
-			  from unnest($6::text[]) as k (key)
+			  from `+from+` as k (key)
 			 cross join lateral (select * from pgjet.intent where consumer = $1 and intent.key = k.key
 			                      order by generation, stream_seq limit $7) i
 		), held as materialized ( -- who takes one of them meanwhile has it, and those behind it
@@ -187,7 +191,7 @@ func (t *Tenure) TakeNext(ctx context.Context, keys []string, most int) ([]*Inte
 		update pgjet.intent i set attempts = attempts + 1, taken_by = $5, taken_at = clock_timestamp()
 		  from run where run.ok and i.consumer = $1 and i.event_id = run.event_id and `+current+`
 		returning i.event_id, i.generation, i.stream_seq, i.stream, i.subject, i.type, i.key, i.header, i.data, i.attempts, i.deaths`,
-		t.fence(t.Session, keys, most)...)
+		t.fence(t.Session, arg, most)...)
 	return all, failed("look for the next intents of keys", err)
 }
 
@@ -288,13 +292,17 @@ func (t *Tenure) queueWake(b *pgx.Batch, ended []*Intent) {
 	for _, i := range ended {
 		ids, keys, generations, seqs = append(ids, i.ID), append(keys, i.Key), append(generations, i.Generation), append(seqs, int64(i.Seq))
 	}
+	from, args := `unnest($3::text[], $4::int[], $5::bigint[])`, []any{t.Consumer, ids, keys, generations, seqs}
+	if len(ended) == 1 { // of an array PostgreSQL plans the statement anew each time
+		from, args = `(values ($3::text, $4::int, $5::bigint))`, []any{t.Consumer, ids, keys[0], generations[0], seqs[0]}
+	}
 	b.Queue(`
 		update pgjet.intent set due_at = clock_timestamp()
 		 where consumer = $1 and due_at = 'infinity' and event_id = any(array( -- looked up once: a join may do it for each intent that waits
-		       select f.event_id from unnest($3::text[], $4::int[], $5::bigint[]) as e (key, generation, seq)
+		       select f.event_id from `+from+` as e (key, generation, seq)
 		        cross join lateral (select event_id from pgjet.intent i
 		                             where i.consumer = $1 and i.key = e.key and (i.generation, i.stream_seq) > (e.generation, e.seq) and i.event_id <> all($2)
-		                             order by i.generation, i.stream_seq limit 1) f))`, t.Consumer, ids, keys, generations, seqs)
+		                             order by i.generation, i.stream_seq limit 1) f))`, args...)
 }
 
 // Wake makes those intents of the slice due that wait for nothing: the process that should have woken them may have

@@ -1,11 +1,15 @@
 package inbox
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/testenv"
@@ -98,5 +102,66 @@ func TestFinishIsForTheOwner(t *testing.T) {
 		if err := tx.Rollback(t.Context()); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestTakesNextOfKeys: of one key and of several, what comes next is taken in the order of the key, and the end of one wakes the one behind it.
+func TestTakesNextOfKeys(t *testing.T) {
+	h := newFixture(t)
+	var all []*Message
+	for n, key := range []string{"a", "b", "a", "b", "a", "a"} {
+		all = append(all, h.message(key, uint64(n+1)))
+	}
+	h.intend(First{Wait: time.Nanosecond}, all[:2]...)
+	h.intend(First{}, all[2:]...)
+	h.is("what waits behind others", "4", `select count(*) from pgjet.intent where due_at = 'infinity'`)
+	next := func(most int, want []uint64, keys ...string) []*Intent {
+		t.Helper()
+		taken, err := h.tenure.TakeNext(t.Context(), keys, most)
+		if err != nil {
+			t.Fatal(err)
+		}
+		slices.SortFunc(taken, func(a, b *Intent) int { return cmp.Compare(a.Seq, b.Seq) })
+		var seqs []uint64
+		for _, i := range taken {
+			seqs = append(seqs, i.Seq)
+		}
+		if !slices.Equal(seqs, want) {
+			t.Fatalf("took %v of %v, want %v", seqs, keys, want)
+		}
+		return taken
+	}
+	end := func(taken []*Intent) {
+		t.Helper()
+		if err := h.tenure.Check(t.Context(), func(tx pgx.Tx) error { return h.tenure.Finish(t.Context(), tx, taken, time.Now(), 0) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	end(next(1, []uint64{1, 2}, "a", "b"))
+	h.is("what was behind the first", "3 4", `select stream_seq from pgjet.intent where due_at < 'infinity'`)
+	end(next(1, []uint64{3}, "a"))
+	h.is("what is behind that", "4 5", `select stream_seq from pgjet.intent where due_at < 'infinity'`)
+	end(next(2, []uint64{4, 5, 6}, "a", "b"))
+	next(1, nil, "a")
+}
+
+// TestPlansForOneKeyOnce: PostgreSQL plans what is asked about one key a few times, and then knows the plan: to plan it costs more than to run it.
+func TestPlansForOneKeyOnce(t *testing.T) {
+	h := newFixture(t)
+	const n = 30
+	for i := range n {
+		h.intend(First{Wait: time.Nanosecond}, h.message(fmt.Sprint("key", i), uint64(i+1)))
+	}
+	for i := range n {
+		taken, err := h.tenure.TakeNext(t.Context(), []string{fmt.Sprint("key", i)}, 64)
+		if err == nil {
+			err = h.tenure.Check(t.Context(), func(tx pgx.Tx) error { return h.tenure.Finish(t.Context(), tx, taken, time.Now(), 0) })
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, statement := range []string{"with next as materialized", "update pgjet.intent set due_at = clock_timestamp()"} {
+		h.is(statement, "true", `select count(*) > 0 and max(custom_plans) <= 5 from pg_prepared_statements where position($1 in statement) > 0`, statement)
 	}
 }
