@@ -79,7 +79,10 @@ func (s *settler) skipKnown(ctx context.Context, all []*work) (again []*work) {
 		s.hold(w.Key)
 	}
 	rest, err := s.skip(ctx, all)
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil: // the tenure is over: what it holds is given back
+		return nil
+	case err != nil:
 		for _, w := range all {
 			again = append(again, s.notWritten(ctx, w, err)...)
 		}
