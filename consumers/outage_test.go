@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/events"
@@ -209,6 +211,55 @@ func TestEndOfTheStreamInAnotherOrder(t *testing.T) {
 			b.settled()
 			b.once(4)
 		})
+	}
+}
+
+// An aheadJetStream is one of which others know more by the time its answer is there.
+type aheadJetStream struct {
+	jetstream.JetStream
+	moveOn func()
+}
+
+func (a aheadJetStream) Stream(ctx context.Context, name string) (jetstream.Stream, error) {
+	s, err := a.JetStream.Stream(ctx, name)
+	a.moveOn()
+	return s, err
+}
+
+// TestOthersAreAhead: after a session has looked at the stream, others handle what came since. The stream has lost nothing.
+func TestOthersAreAhead(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	var mu sync.Mutex
+	n := 0
+	moveOn := func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if n++; n > 40 {
+			return
+		}
+		b.publish(event(n))
+		s, err := b.js.Stream(t.Context(), "EVENTS")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		last := s.CachedInfo().State
+		b.exec(fmt.Sprintf(`update pgjet.slice set high = %d, stored = '%s'`, last.LastSeq, last.LastTime.Truncate(time.Microsecond).Format(time.RFC3339Nano)))
+	}
+	c := consumers.Consumer{Handler: each(write)}
+	_, stop := b.startOn(b.js, c)
+	b.publish(event(0))
+	b.handled(1)
+	stop()
+	r, stop := b.startOn(aheadJetStream{b.js, moveOn}, c)
+	b.ready(r)
+	stop()
+	if n == 0 {
+		t.Error("nobody was ahead")
+	}
+	if generation := b.count(`select generation from pgjet.consumer`); generation != 1 {
+		t.Errorf("generation %d has begun, as if the stream had lost its end", generation)
 	}
 }
 

@@ -11,7 +11,7 @@ import (
 // checkStream returns an error if the stream was made anew since the session registered, or lost its end since the slice was handled. The
 // next session registers anew.
 func (t *tenure) checkStream(ctx context.Context) error {
-	lost, err := t.durables.Lost(ctx, t.at.Mark(), t.durable.Stream.State.LastSeq)
+	lost, err := t.durables.Lost(ctx, t.at.Mark())
 	if lost {
 		t.moved.Store(t.id.Generation)
 	}

@@ -194,7 +194,7 @@ func (s *session) register(ctx context.Context) error {
 	if err := s.durables.CheckOwners(ctx, s.Consumer.Slices); err != nil {
 		return err
 	}
-	past, err := s.pastGeneration(ctx, info.State.LastSeq)
+	past, err := s.pastGeneration(ctx)
 	if err != nil {
 		return err
 	}
@@ -221,13 +221,13 @@ func (r *run) remembers(maxAge time.Duration) error {
 		keep, age, deadRetention)
 }
 
-// pastGeneration returns the generation of the consumer if the stream, which ends at last, has lost its end since: what comes in its place may stand in another
+// pastGeneration returns the generation of the consumer if the stream has lost its end since: what comes in its place may stand in another
 // order, so that places say nothing. It returns 0 if not.
-func (s *session) pastGeneration(ctx context.Context, last uint64) (int32, error) {
+func (s *session) pastGeneration(ctx context.Context) (int32, error) {
 	mark, err := s.database.ReadMark(ctx)
 	lost := false
 	if err == nil {
-		lost, err = s.durables.Lost(ctx, mark, last)
+		lost, err = s.durables.Lost(ctx, mark)
 	}
 	if err != nil || mark.Generation == 0 || !lost && s.moved.Load() != mark.Generation {
 		return 0, err

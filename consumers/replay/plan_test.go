@@ -1,6 +1,7 @@
 package replay_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -249,6 +250,38 @@ func TestPlanTellsWhoRuns(t *testing.T) {
 	if p := b.plan(replay.Selection{All: true}); p.Paused {
 		t.Error("the plan tells of a pause that an earlier replay left behind, and that this one ends")
 	}
+}
+
+// An aheadJetStream is one of which processes of the consumer know more by the time its answer is there.
+type aheadJetStream struct {
+	jetstream.JetStream
+	moveOn func()
+}
+
+func (a aheadJetStream) Stream(ctx context.Context, name string) (jetstream.Stream, error) {
+	s, err := a.JetStream.Stream(ctx, name)
+	a.moveOn()
+	return s, err
+}
+
+// TestOpenWhileEventsAreHandled: what was handled after the stream was looked up is not taken for a lost end of the stream.
+func TestOpenWhileEventsAreHandled(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, true, false)
+	ahead := aheadJetStream{b.js, func() {
+		b.publish("note.made a")
+		s, err := b.js.Stream(t.Context(), "EVENTS")
+		if err != nil {
+			t.Fatal(err)
+		}
+		last := s.CachedInfo().State
+		b.exec(fmt.Sprintf(`update pgjet.slice set high = %d, stored = '%s'`, last.LastSeq, last.LastTime.Truncate(time.Microsecond).Format(time.RFC3339Nano)))
+	}}
+	r, err := replay.Open(t.Context(), b.operator, ahead, "notes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
 }
 
 func TestOpen(t *testing.T) {

@@ -152,20 +152,32 @@ func (r *Replay) bind(ctx context.Context, stream string) (err error) {
 // other events now.
 func (r *Replay) checkEnd(ctx context.Context) error {
 	mark, err := inbox.ReadMark(ctx, r.db, r.name)
-	info := r.stream.CachedInfo()
-	last, stored := info.State.LastSeq, time.Time{}
+	name := r.stream.CachedInfo().Config.Name
+	last, stored := uint64(0), time.Time{}
+	if err == nil {
+		last, err = r.end(ctx) // after the mark: it may have moved since the stream was looked up
+	}
 	if err == nil && mark.Seq > 0 && mark.Seq <= last {
 		if stored, err = natsconn.StoredAt(ctx, r.stream, mark.Seq); err != nil {
 			err = r.explain(err)
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("look whether stream %s lost its end: %w", info.Config.Name, err)
+		return fmt.Errorf("look whether stream %s lost its end: %w", name, err)
 	}
 	if mark.Lost(last, stored) {
-		return fmt.Errorf("%w: stream %s lost its end since a process of %s ran; start one, then replay", ErrChanged, info.Config.Name, r.name)
+		return fmt.Errorf("%w: stream %s lost its end since a process of %s ran; start one, then replay", ErrChanged, name, r.name)
 	}
 	return nil
+}
+
+// end returns where the stream ends now.
+func (r *Replay) end(ctx context.Context) (uint64, error) {
+	info, err := r.stream.Info(ctx)
+	if err != nil {
+		return 0, r.explain(err)
+	}
+	return info.State.LastSeq, nil
 }
 
 // look asks for the state of all durable consumers.

@@ -55,14 +55,19 @@ func checkSubjects(c jetstream.StreamConfig, want *events.Subjects) error {
 		jserror.StreamDiffers, c.Name, strings.Join(c.Subjects, " "), want.Prefix())
 }
 
-// Lost reports whether the stream, which ends at last, lost a message that was delivered.
-func (s *Stream) Lost(ctx context.Context, mark inbox.Mark, last uint64) (bool, error) {
-	if mark.Seq == 0 || mark.Seq > last {
-		return mark.Lost(last, time.Time{}), nil
+// Lost reports whether the stream lost a message that was delivered. It asks where the stream ends itself, after the mark was read: one
+// that was asked before may have got that message since.
+func (s *Stream) Lost(ctx context.Context, mark inbox.Mark) (bool, error) {
+	if mark.Seq == 0 {
+		return false, nil
 	}
 	stream, err := s.JS.Stream(ctx, s.Name)
 	if err != nil {
 		return false, fmt.Errorf("look at the stream: %w", err)
+	}
+	last := stream.CachedInfo().State.LastSeq
+	if mark.Lost(last, time.Time{}) {
+		return true, nil
 	}
 	stored, err := natsconn.StoredAt(ctx, stream, mark.Seq)
 	if errors.Is(err, nats.ErrNoResponders) {
