@@ -54,9 +54,9 @@ powercut: ## cut the power of the NATS server's disk: needs root and loop device
 # What takes too long counts neither way, so the limit is wide.
 MUTANTS = GOFLAGS=-count=1 go run github.com/go-gremlins/gremlins/cmd/gremlins@v0.6.0 unleash --workers 1 --timeout-coefficient 10
 
-mutants: ## change one condition or sum at a time: the own tests of relay/protocol have to notice 85 %, those of consumers/inbox 60 %; up to an hour
+mutants: ## change one condition or sum at a time: the own tests of relay/protocol have to notice 85 %, those of consumers/inbox too; up to two hours
 	$(MUTANTS) --threshold-efficacy 85 ./relay/protocol
-	$(MUTANTS) --threshold-efficacy 60 --arithmetic-base=false ./consumers/inbox # what it adds are texts of SQL
+	$(MUTANTS) --threshold-efficacy 85 --arithmetic-base=false ./consumers/inbox # what it adds are texts of SQL
 
 compose-test: ## run compose.yaml on a Docker engine, kill and stop what it starts; says so where there is no engine
 	PGJET_COMPOSE=1 go test -count=1 -timeout 60m -v -run '^TestComposeRun$$' ./cmd/pgjet

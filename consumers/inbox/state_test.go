@@ -902,3 +902,38 @@ func TestFind(t *testing.T) {
 		t.Errorf("with none frozen at %d (%v), want 1: 0 is no limit", f.UpTo, err)
 	}
 }
+
+// TestRunIsNoted: an operation on dead letters says how many of how many it has changed, page by page, and how it ended.
+func TestRunIsNoted(t *testing.T) {
+	h := newFixture(t)
+	for n := range 3 {
+		m := h.message(fmt.Sprint("key", n), uint64(n+1))
+		h.within(func(tx pgx.Tx) error {
+			fresh, err := h.tenure.Bury(t.Context(), tx, Burial{Message: m, Ending: Ending{Attempt: 1, Began: time.Now(), Outcome: Dead, Error: "poison"}})
+			if err == nil && !fresh {
+				err = errors.New("it is known already")
+			}
+			return err
+		})
+	}
+	noted := func(want string) {
+		t.Helper()
+		h.is("the operation", want, `select state || ' ' || done || '/' || total from pgjet.operation where kind = 'dead.redrive'`)
+	}
+	r := &Run{Change: Redrive, Filter: Filter{Consumer: "test"}, By: "ann@host", Reason: "mended", Totals: map[string]int64{"test": 3}}
+	for page, want := range []string{"running 2/3", "running 3/3"} {
+		if _, n, err := r.Next(t.Context(), h.pool, 2); err != nil || n != 2-page {
+			t.Fatalf("Next() = %d, %v", n, err)
+		}
+		noted(want)
+	}
+	failure := errors.New("failure")
+	if err := r.End(t.Context(), h.pool, failure); !errors.Is(err, failure) {
+		t.Errorf("End() = %v, want %v", err, failure)
+	}
+	noted("failed 3/3")
+	if err := r.End(t.Context(), h.pool, nil); err != nil {
+		t.Errorf("End() = %v", err)
+	}
+	noted("done 3/3")
+}
