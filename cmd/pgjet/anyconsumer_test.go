@@ -80,13 +80,13 @@ func TestVerbsOfAnyConsumer(t *testing.T) {
 	mended := false
 	stop := startRunner(t, database, js, shipping(&mended, "order.paid"))
 	storeOrders(t, js, "order.paid", 1, 3)
-	ends(t, exitOK, asked("consumer ls", server), database, "3 dead letters for shipping -> pgjet dead groups --consumer shipping\n")
+	ends(t, exitFindings, asked("consumer ls", server), database, "3 dead letters for shipping -> pgjet dead groups --consumer shipping\n")
 	ends(t, exitOK, "dead ls --consumer shipping", database, "order.paid", "no parcels left")
 	ends(t, exitOK, "dead groups", database, "shipping")
 	mended = true
 	must(t, exitOK, words("dead redrive --consumer shipping --yes --wait", database)...)
 	must(t, exitOK, words("consumer pause shipping --reason why", database)...)
-	ends(t, exitOK, asked("consumer get shipping", server), database, "paused", "why")
+	ends(t, exitFindings, asked("consumer get shipping", server), database, "paused", "why")
 	must(t, exitOK, words("consumer resume shipping", database)...)
 	must(t, exitOK, words(asked("replay shipping --all --again --yes --reason why", server), database)...)
 	if n := query[int](t, db, `select count(*) from pgjet.inbox where consumer = 'shipping' and state = 'done'`); n != 3 {
@@ -109,7 +109,7 @@ func TestVerbsOfAnyConsumer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	ends(t, exitOK, asked("consumer get shipping", server), database, "consumer_missing", "-> pgjet consumer ensure shipping --stream ORDERS --prefix orders\n")
+	ends(t, exitFindings, asked("consumer get shipping", server), database, "consumer_missing", "-> pgjet consumer ensure shipping --stream ORDERS --prefix orders\n")
 	refused(t, exitFindings, ensure("--dry-run"), "is missing, nothing was changed")
 	if out := must(t, exitOK, ensure("")...); out != "created 2 of the 2 durable consumers of stream ORDERS, shipping-0of2 to shipping-1of2\n" {
 		t.Errorf("ensure says %q", out)
@@ -128,7 +128,7 @@ func TestVerbsOfAnyConsumer(t *testing.T) {
 	storeOrders(t, js, "order.returned", 4, 5)
 	stop = startRunner(t, database, js, shipping(&mended, "order.paid", "order.returned"))
 	defer stop()
-	ends(t, exitOK, asked("consumer get shipping", server), database, "consumer_differs", "-> pgjet consumer ensure shipping --stream ORDERS --prefix orders\n")
+	ends(t, exitFindings, asked("consumer get shipping", server), database, "consumer_differs", "-> pgjet consumer ensure shipping --stream ORDERS --prefix orders\n")
 	refused(t, exitFindings, ensure(""), "to add order.returned: pgjet consumer ensure shipping --apply")
 	if out := must(t, exitOK, ensure("--apply")...); !strings.Contains(out, "added order.returned to durable consumer shipping of stream ORDERS\nthe stream held 2 events already") {
 		t.Errorf("ensure --apply says %q", out)

@@ -314,7 +314,7 @@ func (c *composed) operates() {
 		}
 	}
 	operator("users", "grant", c.before.email, "admin", "--reason", "bootstrap")
-	for _, words := range [][]string{{"relay", "status"}, {"consumer", "ls", "--exit-code"}, {"saga", "ls"}, {"outbox", "status"}, {"dead", "ls"}, {"replay", "directory", "--all", "--dry-run"}} {
+	for _, words := range [][]string{{"relay", "status"}, {"consumer", "ls"}, {"saga", "ls"}, {"outbox", "status"}, {"dead", "ls"}, {"replay", "directory", "--all", "--dry-run"}} {
 		operator(words...)
 	}
 }

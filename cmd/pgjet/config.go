@@ -54,12 +54,15 @@ these flags make it; with --origin also where it comes from. Secrets are masked.
 	return cmd
 }
 
+// A configView is what pgjet config show prints as JSON.
+type configView struct {
+	File string         `json:"file,omitempty"`
+	Hash string         `json:"hash"`
+	Keys []config.Value `json:"keys"`
+}
+
 func showConfig(out io.Writer, output string, origin bool, c *config.Config) error {
-	all := struct {
-		File string         `json:"file,omitempty"`
-		Hash string         `json:"hash"`
-		Keys []config.Value `json:"keys"`
-	}{c.File(), c.Hash(), c.Values()}
+	all := configView{c.File(), c.Hash(), c.Values()}
 	return show(out, output, all, func(w io.Writer) {
 		heading := "KEY\tVALUE"
 		if origin {
@@ -84,13 +87,17 @@ func showWarnings(cmd *cobra.Command, c *config.Config) {
 }
 
 func configValidateCommand() *cobra.Command {
-	return &cobra.Command{
+	var output string
+	cmd := &cobra.Command{
 		Use:   "validate [FILE]",
 		Short: "Say whether a file is valid, and all that is wrong with it",
 		Long: `Say whether a file is valid, together with this environment, and all that is wrong
 with it. Without FILE it is the one that --config names. The exit code is 2 if it is not.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
 			c := configured(cmd.Context())
 			c.file = cmp.Or(strings.Join(args, ""), c.file)
 			if c.file == "" {
@@ -104,10 +111,19 @@ with it. Without FILE it is the one that --config names. The exit code is 2 if i
 				return err
 			}
 			showWarnings(cmd, valid)
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is valid, hash %s\n", c.file, valid.Hash())
-			return err
+			v := validConfig{c.file, valid.Hash(), append([]string{}, valid.Warnings()...)}
+			return show(cmd.OutOrStdout(), output, v, func(w io.Writer) { fmt.Fprintf(w, "%s is valid, hash %s\n", plain(v.File), v.Hash) })
 		},
 	}
+	outputFlag(cmd.Flags(), &output)
+	return cmd
+}
+
+// A validConfig is what pgjet config validate says of a file that is valid.
+type validConfig struct {
+	File     string   `json:"file"`
+	Hash     string   `json:"hash"`
+	Warnings []string `json:"warnings"`
 }
 
 func configInitCommand() *cobra.Command {

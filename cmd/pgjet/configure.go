@@ -156,7 +156,7 @@ func visitKeys(root *cobra.Command, fn func(process string, f *pflag.Flag)) {
 	}
 	for _, c := range append(processes(root), ensure) { // which makes what processes share
 		c.LocalFlags().VisitAll(func(f *pflag.Flag) {
-			if !slices.Contains([]string{"config", "dir", "help", "json", "relay", "take-from"}, f.Name) {
+			if !slices.Contains([]string{"config", "dir", "help", "json", "output", "relay", "take-from"}, f.Name) {
 				fn(strings.TrimPrefix(c.CommandPath(), "pgjet "), f)
 			}
 		})

@@ -1,10 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -72,7 +72,7 @@ func (s *settings) consumerListCommand() *cobra.Command {
 	var exitCode bool
 	cmd := &cobra.Command{
 		Use:   "ls",
-		Short: "List the consumers: what waits, and why",
+		Short: "List the consumers: what waits, and why; exit code 6 if one is not healthy",
 		Long: `List the consumers: what waits, and why. The rate is measured for half a second.
 Trouble comes last, with what to type next.`,
 		Args: cobra.NoArgs,
@@ -101,7 +101,7 @@ func (s *settings) consumerGetCommand() *cobra.Command {
 	var exitCode bool
 	cmd := &cobra.Command{
 		Use:   "get NAME",
-		Short: "Show all that is known of a consumer, and its processes",
+		Short: "Show all that is known of a consumer, and its processes; exit code 6 if it is not healthy",
 		Args:  exactlyOne,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkOutput(output); err != nil {
@@ -129,7 +129,7 @@ func (s *settings) statusFlags(cmd *cobra.Command, output *string, exitCode *boo
 	s.natsURLFlag(f)
 	s.access.flags(f)
 	outputFlag(f, output)
-	f.BoolVar(exitCode, "exit-code", false, "end with exit code 6 if one is not healthy")
+	f.BoolVar(exitCode, "exit-code", true, "end with exit code 6 if one is not healthy")
 }
 
 // unhealthy returns which consumers are not healthy, if anybody wants to know.
@@ -150,7 +150,7 @@ func unhealthy(wanted bool, all []status.Status) error {
 const drainTime = 10 * time.Second
 
 func (s *settings) consumerPauseCommand() *cobra.Command {
-	var reason string
+	var reason, output string
 	cmd := &cobra.Command{
 		Use:   "pause NAME",
 		Short: "Let no attempt of a consumer begin until it is resumed",
@@ -159,28 +159,32 @@ Attempts that have begun may finish: they are waited for, 10 seconds at most. Ev
 wait in the stream. Pausing twice changes nothing.`,
 		Args: exactlyOne,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := needReason(reason); err != nil {
+			if err := cmp.Or(checkOutput(output), needReason(reason)); err != nil {
 				return err
 			}
-			return s.pause(cmd.Context(), cmd.OutOrStdout(), args[0], reason)
+			return s.pause(cmd, output, args[0], reason)
 		},
 	}
 	s.databaseFlag(cmd.Flags())
 	reasonFlag(cmd.Flags(), &reason)
+	outputFlag(cmd.Flags(), &output)
 	return cmd
 }
 
-func (s *settings) pause(ctx context.Context, out io.Writer, name, reason string) error {
+func (s *settings) pause(cmd *cobra.Command, output, name, reason string) error {
+	var said []string
+	paused, ctx := false, cmd.Context()
 	err := s.withDatabase(ctx, func(ctx context.Context, db *pgxpool.Pool) error {
 		p, news, err := inbox.Pause(ctx, db, name, actor(), reason)
 		switch {
 		case err != nil:
 			return found(err)
 		case !news:
-			fmt.Fprintf(out, "consumer %s was paused already, by %s %s: %s\n", name, p.By, ago(time.Since(p.At)), plain(p.Reason))
+			said = append(said, fmt.Sprintf("consumer %s was paused already, by %s %s: %s", name, p.By, ago(time.Since(p.At)), p.Reason))
 		default:
-			fmt.Fprintf(out, "paused consumer %s; no attempt begins, events wait in the stream\n", name)
+			said = append(said, fmt.Sprintf("paused consumer %s; no attempt begins, events wait in the stream", name))
 		}
+		paused = news
 		return nil
 	})
 	if err != nil {
@@ -189,14 +193,13 @@ func (s *settings) pause(ctx context.Context, out io.Writer, name, reason string
 	drained, err := s.drain(ctx, name)
 	switch {
 	case err != nil:
-		return err
+		return errors.Join(showChanged(cmd, output, name, paused, said...), err)
 	case drained:
-		fmt.Fprintln(out, "no attempt is in flight")
+		said = append(said, "no attempt is in flight")
 	default:
-		fmt.Fprintf(out, "after %s attempts that began before are still in flight\n", drainTime)
+		said = append(said, fmt.Sprintf("after %s attempts that began before are still in flight", drainTime))
 	}
-	fmt.Fprintln(out, "to go on: pgjet consumer resume "+word(name))
-	return nil
+	return showChanged(cmd, output, name, paused, append(said, "to go on: pgjet consumer resume "+word(name))...)
 }
 
 // drain reports whether no attempt of a paused consumer is in flight.
@@ -212,29 +215,31 @@ func (s *settings) drain(ctx context.Context, name string) (drained bool, err er
 }
 
 func (s *settings) consumerResumeCommand() *cobra.Command {
-	var reason string
+	var reason, output string
 	cmd := &cobra.Command{
 		Use:   "resume NAME",
 		Short: "End a pause",
 		Args:  exactlyOne,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
 			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
-				name, out := args[0], cmd.OutOrStdout()
+				name := args[0]
 				p, err := inbox.Resume(ctx, db, name, actor(), reason, "")
 				switch {
 				case err != nil:
 					return found(err)
 				case p == nil:
-					fmt.Fprintf(out, "consumer %s was not paused\n", name)
-				default:
-					fmt.Fprintf(out, "resumed consumer %s, paused by %s %s: %s\n", name, p.By, ago(time.Since(p.At)), plain(p.Reason))
-					fmt.Fprintln(out, "to see it go: pgjet consumer get "+word(name))
+					return showChanged(cmd, output, name, false, fmt.Sprintf("consumer %s was not paused", name))
 				}
-				return nil
+				return showChanged(cmd, output, name, true,
+					fmt.Sprintf("resumed consumer %s, paused by %s %s: %s", name, p.By, ago(time.Since(p.At)), p.Reason), "to see it go: pgjet consumer get "+word(name))
 			})
 		},
 	}
 	s.databaseFlag(cmd.Flags())
 	reasonFlag(cmd.Flags(), &reason)
+	outputFlag(cmd.Flags(), &output)
 	return cmd
 }

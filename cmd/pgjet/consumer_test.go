@@ -33,8 +33,8 @@ func asked(command, nats string) string { return command + " --nats-url " + nats
 func TestConsumerStatus(t *testing.T) {
 	t.Parallel()
 	s, database, nats, _ := startHandling(t)
-	ends(t, exitOK, asked("consumer ls --exit-code", nats), database, "NAME", "WHY\n", "welcome-mailer   idle ", "nothing to do\n")
-	out := ends(t, exitOK, asked("consumer get welcome-mailer --exit-code -o json", nats), database, `"code":"idle"`, `"workers":`)
+	ends(t, exitOK, asked("consumer ls", nats), database, "NAME", "WHY\n", "welcome-mailer   idle ", "nothing to do\n")
+	out := ends(t, exitOK, asked("consumer get welcome-mailer -o json", nats), database, `"code":"idle"`, `"workers":`)
 	var one status.Status
 	if err := json.Unmarshal([]byte(out), &one); err != nil || one.Name != mailer.Name || one.Unaccounted != 0 || len(one.Processes) != 1 {
 		t.Errorf("get says %s (%v)", out, err)
@@ -48,12 +48,12 @@ func TestConsumerStatus(t *testing.T) {
 		t.Fatal(err)
 	}
 	trouble := "1 dead letter for welcome-mailer -> pgjet dead groups --consumer welcome-mailer\n"
-	if out := says(t, exitOK, asked("consumer ls", nats), database, "dead_letters"); !strings.HasSuffix(out, "\n\n"+trouble) {
+	if out := says(t, exitFindings, asked("consumer ls", nats), database, "dead_letters"); !strings.HasSuffix(out, "\n\n"+trouble) {
 		t.Errorf("ls ends with\n%s\nwant %s", out, trouble)
 	}
-	says(t, exitOK, asked("consumer get welcome-mailer", nats), database, "next          "+trouble)
-	says(t, exitFindings, asked("consumer ls --exit-code -o json", nats), database, `[{"name":"welcome-mailer"`)
-	refused(t, exitFindings, words(asked("consumer get welcome-mailer --exit-code", nats), database), "welcome-mailer (dead_letters)")
+	says(t, exitFindings, asked("consumer get welcome-mailer", nats), database, "next          "+trouble)
+	says(t, exitFindings, asked("consumer ls -o json", nats), database, `[{"name":"welcome-mailer"`)
+	refused(t, exitFindings, words(asked("consumer get welcome-mailer", nats), database), "welcome-mailer (dead_letters)")
 	refused(t, exitNotFound, words(asked("consumer get billing", nats), database), `"billing"`, "welcome-mailer")
 	s.stop()
 }
@@ -93,7 +93,7 @@ func TestMailServerRefusesAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.eventually(patience, "the status is failing", func() bool {
-		code, p := runProcess(t, nil, words(asked("consumer ls --exit-code", nats), database)...)
+		code, p := runProcess(t, nil, words(asked("consumer ls", nats), database)...)
 		out := p.stdout.String()
 		return code == exitFindings && strings.Contains(out, "failing") && strings.Contains(out, share+" (and 1 more: dead_letters)\n")
 	})
@@ -109,12 +109,12 @@ func TestConsumerPause(t *testing.T) {
 	says(t, exitOK, "consumer pause welcome-mailer --reason upgrade", database,
 		"paused consumer welcome-mailer", "no attempt is in flight", "pgjet consumer resume welcome-mailer")
 	s.notReady(s.admin, "paused")
-	says(t, exitFindings, asked("consumer ls --exit-code", nats), database, "paused by "+actor(), "welcome-mailer is paused -> pgjet consumer resume welcome-mailer\n")
+	says(t, exitFindings, asked("consumer ls", nats), database, "paused by "+actor(), "welcome-mailer is paused -> pgjet consumer resume welcome-mailer\n")
 	says(t, exitOK, "consumer pause welcome-mailer --reason again", database, "was paused already, by "+actor(), "upgrade")
 	says(t, exitOK, "consumer resume welcome-mailer", database, "resumed consumer welcome-mailer, paused by "+actor())
 	says(t, exitOK, "consumer resume welcome-mailer", database, "was not paused")
 	s.ready(s.admin)
-	ends(t, exitOK, asked("consumer ls --exit-code", nats), database, "idle")
+	ends(t, exitOK, asked("consumer ls", nats), database, "idle")
 	if by := query[string](t, openDB(t, database), `select by from pgjet.operation where kind = 'consumer.pause'`); by != actor() {
 		t.Errorf("paused by %s, want %s", by, actor())
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,7 +21,7 @@ import (
 
 func (s *settings) consumerEnsureCommand() *cobra.Command {
 	var o ensureOptions
-	var from string
+	var from, output string
 	own := slices.Sorted(maps.Keys(ownConsumers))
 	cmd := &cobra.Command{
 		Use:   "ensure NAME...",
@@ -51,7 +52,7 @@ handle nothing from then on. If it is interrupted, do it again.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := s.checkEnsure(&o, from); err != nil {
+			if err := cmp.Or(checkOutput(output), s.checkEnsure(&o, from)); err != nil {
 				return err
 			}
 			all, err := s.records(cmd.Context(), args)
@@ -59,6 +60,7 @@ handle nothing from then on. If it is interrupted, do it again.`,
 				return err
 			}
 			stream, prefix := s.stream, s.prefix
+			var said []string
 			for _, name := range args {
 				s.stream, s.prefix = stream, prefix
 				if recorded := all[name].Stream; recorded != "" && !cmd.Flags().Changed("stream") {
@@ -68,21 +70,22 @@ handle nothing from then on. If it is interrupted, do it again.`,
 					s.prefix = recorded
 				}
 				text, err := s.ensure(cmd.Context(), all[name].Consumer, o)
-				fmt.Fprint(cmd.OutOrStdout(), text)
+				said = append(said, strings.FieldsFunc(text, func(r rune) bool { return r == '\n' })...)
 				if answer, ok := errors.AsType[*ensure.Error](err); ok {
-					return &exitError{answer.Exit, answer}
+					err = &exitError{answer.Exit, answer}
 				}
 				if err != nil {
-					return err
+					return errors.Join(showEnsured(cmd, output, args, said), err)
 				}
 			}
-			return nil
+			return showEnsured(cmd, output, args, said)
 		},
 	}
 	s.natsFlags(cmd.Flags())
 	s.prefixFlag(cmd.Flags())
 	s.databaseFlag(cmd.Flags())
 	s.directFlag(cmd.Flags())
+	outputFlag(cmd.Flags(), &output)
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "compare, and create nothing")
 	cmd.Flags().BoolVar(&o.apply, "apply", false, "add event types that are missing; needs the database")
 	cmd.Flags().StringVar(&from, "take-from", "", "identity of the database, which is gone for good, to which the durable consumers belonged")

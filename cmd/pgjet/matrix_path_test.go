@@ -481,7 +481,7 @@ func (p *mainPath) checkDirectory() {
 // find nothing.
 func (p *mainPath) checkWords() {
 	p.Helper()
-	for _, words := range [][]string{{"relay", "status"}, {"consumer", "ls", "--exit-code"}} {
+	for _, words := range [][]string{{"relay", "status"}, {"consumer", "ls"}} {
 		var last *process
 		code := exitFindings
 		for begun := time.Now(); code != exitOK && time.Since(begun) < patience; time.Sleep(100 * time.Millisecond) {

@@ -114,6 +114,9 @@ func accountsFor(stream, prefix string, consumers, services []string) []natsAcco
 	for _, m := range members {
 		all = append(all, m.natsAccount)
 	}
+	for i := range all { // JSON has empty lists
+		all[i].Exports, all[i].Imports = append([]exported{}, all[i].Exports...), append([]imported{}, all[i].Imports...)
+	}
 	return all
 }
 

@@ -42,6 +42,6 @@ func TestAbsentStream(t *testing.T) {
 	if _, err := db.Exec(t.Context(), `insert into pgjet.consumer (name, stream, stream_created, ordered, effects) values ('notes', 'NOPE', now(), true, false)`); err != nil {
 		t.Fatal(err)
 	}
-	ends(t, exitOK, asked("consumer ls", url), database, "stream_missing", says)
+	ends(t, exitFindings, asked("consumer ls", url), database, "stream_missing", says)
 	refused(t, exitNotFound, []string{"replay", "notes", "--all", "--yes", "--nats-url", url, "--database-url", database}, "NOPE")
 }

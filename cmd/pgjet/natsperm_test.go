@@ -157,7 +157,7 @@ func TestNATSPermissions(t *testing.T) {
 	mailer.stop() // gives back what it has fetched
 	signUp(t, users.addr, "last@example.com")
 	// Since when that waits the stream tells.
-	ends(t, exitOK, asked("consumer ls", g.url("operator")), database, "no_process   1     0          0      0/s    ", "s ago")
+	ends(t, exitFindings, asked("consumer ls", g.url("operator")), database, "no_process   1     0          0      0/s    ", "s ago")
 	finds(t, exitFindings, database, g.url("operator"), "consumer welcome-mailer no_process -> pgjet consume welcome-mailer")
 	last := query[string](t, db, `select id::text from pgjet.outbox order by seq desc limit 1`)
 	if s := timelineOf(t, last, database, g.url("operator")); !s.inOrder("outbox: appended user.created", "stream: stored as EVENTS", "welcome-mailer: waits to be delivered") {

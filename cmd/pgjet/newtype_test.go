@@ -67,7 +67,7 @@ func TestConsumerEnsureApply(t *testing.T) {
 
 	s = startDirectory(t, database, server)
 	command := "pgjet consumer ensure directory"
-	ends(t, exitOK, asked("consumer get directory", server), database, "consumer_differs", "-> "+command+"\n")
+	ends(t, exitFindings, asked("consumer get directory", server), database, "consumer_differs", "-> "+command+"\n")
 	ensure := func(more string) []string {
 		return strings.Fields("consumer ensure directory --nats-url " + server + " " + more)
 	}

@@ -25,15 +25,20 @@ import (
 
 func migrateCommand() *cobra.Command {
 	var s settings
+	var output string
 	withDemo := false
 	up := &cobra.Command{
 		Use:   "up",
 		Short: "Apply what is missing",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return s.migrateUp(cmd.Context(), withDemo, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			if err := checkOutput(output); err != nil {
+				return err
+			}
+			return s.migrateUp(cmd, withDemo, output)
 		},
 	}
+	outputFlag(up.Flags(), &output)
 	status := s.migrateStatusCommand(&withDemo)
 	cmd := group(&cobra.Command{Use: "migrate", Short: "Create and update the tables"}, up, status, migratePrintCommand())
 	for _, c := range []*cobra.Command{up, status} {
@@ -74,7 +79,8 @@ func demoSets(ctx context.Context, db *pgxpool.Pool, asked bool) ([]migrations.S
 	return demo.In(ctx, db)
 }
 
-func (s *settings) migrateUp(ctx context.Context, withDemo bool, out, hints io.Writer) error {
+func (s *settings) migrateUp(cmd *cobra.Command, withDemo bool, output string) error {
+	ctx, hints := cmd.Context(), cmd.ErrOrStderr()
 	config, err := s.directConfig()
 	if err != nil {
 		return err
@@ -94,13 +100,15 @@ func (s *settings) migrateUp(ctx context.Context, withDemo bool, out, hints io.W
 		return err
 	}
 	applied, err := migrations.Up(ctx, db, sets...)
+	names, said := []string{}, []string{}
 	for _, m := range applied {
-		fmt.Fprintf(out, "applied %s/%s\n", m.Schema, m.File)
+		names = append(names, m.Schema+"/"+m.File)
+		said = append(said, fmt.Sprintf("applied %s/%s", m.Schema, m.File))
 	}
 	if err == nil && len(applied) == 0 {
-		fmt.Fprintln(out, "nothing to apply")
+		said = append(said, "nothing to apply")
 	}
-	return lead.NameLock(ctx, db, err)
+	return errors.Join(showChanges(cmd, output, names, len(applied) > 0, said...), lead.NameLock(ctx, db, err))
 }
 
 func (s *settings) migrateStatusCommand(withDemo *bool) *cobra.Command {

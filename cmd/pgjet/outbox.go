@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -97,10 +96,10 @@ func orDash(n *int64) string {
 
 // A pruning is what "outbox prune" says.
 type pruning struct {
-	DryRun  bool     `json:"dry_run"`
-	Dropped []string `json:"dropped"` // or, in a dry run, what would be tried
-	Events  int64    `json:"events"`
-	Busy    string   `json:"busy"`
+	DryRun bool     `json:"dry_run"`
+	Pruned []string `json:"pruned"` // partitions; or, in a dry run, what would be tried
+	Events int64    `json:"events"`
+	Busy   string   `json:"busy"`
 }
 
 func (s *settings) outboxPruneCommand() *cobra.Command {
@@ -109,7 +108,7 @@ func (s *settings) outboxPruneCommand() *cobra.Command {
 	var dryRun bool
 	cmd := &cobra.Command{
 		Use:   "prune",
-		Short: "Drop what is published and old, as the relay does; exit code 6 if something has to wait",
+		Short: "Prune what is published and old, as the relay does; exit code 6 if something has to wait",
 		Long: `Drop the partitions of which every event has been published in every stream, and
 that for longer than --older-than. The relay does so by itself; by hand it can be
 done earlier. It is recorded in pgjet.operation. The exit code is 6 if a
@@ -121,7 +120,7 @@ partition that is old enough cannot go now.`,
 			}
 			return s.outboxVerb(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
 				p, err := prune(ctx, db, age, reason, dryRun)
-				if len(p.Dropped) == 0 && err != nil {
+				if len(p.Pruned) == 0 && err != nil {
 					return err
 				}
 				return errors.Join(p.show(cmd.OutOrStdout(), output), err)
@@ -130,7 +129,7 @@ partition that is old enough cannot go now.`,
 	}
 	cmd.Flags().DurationVar(&age, "older-than", relay.DefaultRetention, "for how long it has to have been published")
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for the record")
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be dropped, and drop nothing")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be pruned, and prune nothing")
 	outputFlag(cmd.Flags(), &output)
 	return cmd
 }
@@ -138,24 +137,25 @@ partition that is old enough cannot go now.`,
 func prune(ctx context.Context, db *pgx.Conn, age time.Duration, reason string, dryRun bool) (pruning, error) {
 	if dryRun {
 		names, err := upkeep.Prunable(ctx, db, age)
-		return pruning{DryRun: true, Dropped: append([]string{}, names...)}, err
+		return pruning{DryRun: true, Pruned: append([]string{}, names...)}, err
 	}
 	done, err := upkeep.Prune(ctx, db, age, actor(), reason)
-	return pruning{Dropped: append([]string{}, done.Dropped...), Events: done.Pruned, Busy: done.Busy}, err
+	return pruning{Pruned: append([]string{}, done.Dropped...), Events: done.Pruned, Busy: done.Busy}, err
 }
 
 func (p pruning) show(out io.Writer, output string) error {
-	switch {
-	case output == "json":
-		if err := json.NewEncoder(out).Encode(p); err != nil {
-			return err
+	err := show(out, output, p, func(w io.Writer) {
+		switch names := plain(strings.Join(p.Pruned, ", ")); {
+		case p.DryRun && names != "":
+			fmt.Fprintf(w, "would prune %s\n", names)
+		case names != "":
+			fmt.Fprintf(w, "pruned %s: %d events\n", names, p.Events)
+		case p.Busy == "":
+			fmt.Fprintln(w, "nothing to prune: no whole partition is published and old enough")
 		}
-	case p.DryRun && len(p.Dropped) > 0:
-		fmt.Fprintf(out, "would drop %s\n", strings.Join(p.Dropped, ", "))
-	case len(p.Dropped) > 0:
-		fmt.Fprintf(out, "dropped %s: %d events\n", strings.Join(p.Dropped, ", "), p.Events)
-	case p.Busy == "":
-		fmt.Fprintln(out, "nothing to drop: no whole partition is published and old enough")
+	})
+	if err != nil {
+		return err
 	}
 	if p.Busy != "" {
 		return &exitError{exitFindings, fmt.Errorf("something has to wait: %s", plain(p.Busy))}

@@ -66,10 +66,10 @@ func TestOutboxPrune(t *testing.T) {
 		t.Helper()
 		return must(t, want, append([]string{"outbox", "prune", "--database-url", url}, args...)...)
 	}
-	if out := prune(exitOK, "--older-than", "101h"); !strings.Contains(out, "nothing to drop") {
-		t.Errorf("prune says %q, want that there is nothing to drop", out)
+	if out := prune(exitOK, "--older-than", "101h"); !strings.Contains(out, "nothing to prune") {
+		t.Errorf("prune says %q, want that there is nothing to prune", out)
 	}
-	if out := prune(exitOK, "--dry-run"); out != "would drop outbox_1\n" {
+	if out := prune(exitOK, "--dry-run"); out != "would prune outbox_1\n" {
 		t.Errorf("dry run says %q, want outbox_1", out)
 	}
 	if _, err := db.Exec(t.Context(), `insert into pgjet.quarantine (seq, event_id, reason) select seq, id, 'r' from pgjet.outbox where seq = 2`); err != nil {
@@ -83,7 +83,7 @@ func TestOutboxPrune(t *testing.T) {
 	if err := json.Unmarshal([]byte(prune(exitOK, "-o", "json", "--reason", "disk")), &p); err != nil {
 		t.Fatal(err)
 	}
-	if !cmp.Equal(p, pruning{Dropped: []string{"outbox_1"}, Events: 3}) {
+	if !cmp.Equal(p, pruning{Pruned: []string{"outbox_1"}, Events: 3}) {
 		t.Errorf("prune says %+v, want outbox_1 and 3 events", p)
 	}
 	var by, reason string

@@ -115,6 +115,11 @@ type decision struct {
 	asks        bool // before it changes all
 }
 
+// A decidedOn is what pgjet relay quarantine retry and drop print as JSON.
+type decidedOn struct {
+	Changed []int64 `json:"changed"` // seqs
+}
+
 func (s *settings) decideCommand(d decision) *cobra.Command {
 	var reason, output string
 	var all, yes bool
@@ -141,9 +146,7 @@ func (s *settings) decideCommand(d decision) *cobra.Command {
 		return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 			changed, err := d.decide(ctx, db, seqs, reason)
 			if err == nil {
-				result := struct {
-					Changed []int64 `json:"changed"`
-				}{append([]int64{}, changed...)}
+				result := decidedOn{append([]int64{}, changed...)}
 				err = show(cmd.OutOrStdout(), output, result, func(w io.Writer) { fmt.Fprintf(w, d.done, len(changed)) })
 			}
 			if errors.Is(err, relay.ErrNotQuarantined) {

@@ -139,7 +139,7 @@ func confirm(in io.Reader, out io.Writer, question string) bool {
 }
 
 func (s *settings) relayPauseCommand() *cobra.Command {
-	var reason string
+	var reason, output string
 	cmd := &cobra.Command{
 		Use:   "pause",
 		Short: "Publish nothing until it is resumed",
@@ -147,7 +147,7 @@ func (s *settings) relayPauseCommand() *cobra.Command {
 events wait in the outbox. Pausing twice changes nothing.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := needReason(reason); err != nil {
+			if err := cmp.Or(checkOutput(output), needReason(reason)); err != nil {
 				return err
 			}
 			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
@@ -162,43 +162,44 @@ events wait in the outbox. Pausing twice changes nothing.`,
 				if err != nil {
 					return err
 				}
+				did := fmt.Sprintf("paused stream %s; events wait in the outbox", s.stream)
 				if !news {
-					fmt.Fprintf(cmd.OutOrStdout(), "stream %s was paused already, by %s %s: %s\n", s.stream, p.By, ago(time.Since(p.At)), plain(p.Reason))
-				} else {
-					fmt.Fprintf(cmd.OutOrStdout(), "paused stream %s; events wait in the outbox\n", s.stream)
+					did = fmt.Sprintf("stream %s was paused already, by %s %s: %s", s.stream, p.By, ago(time.Since(p.At)), p.Reason)
 				}
-				fmt.Fprintln(cmd.OutOrStdout(), "to go on: "+s.typed("pgjet relay resume"))
-				return nil
+				return showChanged(cmd, output, s.stream, news, did, "to go on: "+s.typed("pgjet relay resume"))
 			})
 		},
 	}
 	reasonFlag(cmd.Flags(), &reason)
+	outputFlag(cmd.Flags(), &output)
 	return cmd
 }
 
 func (s *settings) relayResumeCommand() *cobra.Command {
-	var reason string
+	var reason, output string
 	cmd := &cobra.Command{
 		Use:   "resume",
 		Short: "End a pause",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
 			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 				p, err := relay.Resume(ctx, db, s.stream, actor(), reason)
 				if err != nil {
 					return err
 				}
 				if p == nil {
-					fmt.Fprintf(cmd.OutOrStdout(), "stream %s was not paused\n", s.stream)
-					return nil
+					return showChanged(cmd, output, s.stream, false, fmt.Sprintf("stream %s was not paused", s.stream))
 				}
-				fmt.Fprintf(cmd.OutOrStdout(), "resumed stream %s, paused by %s %s: %s\n", s.stream, p.By, ago(time.Since(p.At)), plain(p.Reason))
-				fmt.Fprintln(cmd.OutOrStdout(), "to see it go: "+s.typed("pgjet relay status"))
-				return nil
+				return showChanged(cmd, output, s.stream, true,
+					fmt.Sprintf("resumed stream %s, paused by %s %s: %s", s.stream, p.By, ago(time.Since(p.At)), p.Reason), "to see it go: "+s.typed("pgjet relay status"))
 			})
 		},
 	}
 	reasonFlag(cmd.Flags(), &reason)
+	outputFlag(cmd.Flags(), &output)
 	return cmd
 }
 

@@ -102,6 +102,13 @@ func (s *settings) absent(ctx context.Context, status relay.Status) string {
 	return natsconn.NoStream(ctx, js, s.stream)
 }
 
+// A relayView is what pgjet relay status prints as JSON, of each relay.
+type relayView struct {
+	relay.Status
+	Publishing bool              `json:"publishing"`
+	Troubles   []operate.Trouble `json:"troubles"` // why not
+}
+
 func showStatus(out io.Writer, output string, s relay.Status, absent, prefix string) error {
 	all := operate.RelayTroubles(s)
 	if absent != "" {
@@ -110,11 +117,7 @@ func showStatus(out io.Writer, output string, s relay.Status, absent, prefix str
 	for i := range all {
 		all[i].Next = operate.WithPrefix(all[i].Next, prefix)
 	}
-	view := struct {
-		relay.Status
-		Publishing bool              `json:"publishing"`
-		Troubles   []operate.Trouble `json:"troubles"`
-	}{s, len(all) == 0, all}
+	view := relayView{s, len(all) == 0, all}
 	if err := show(out, output, view, func(w io.Writer) { writeStatus(w, s, all) }); err != nil {
 		return err
 	}
@@ -146,14 +149,7 @@ func writeStatus(w io.Writer, s relay.Status, all []operate.Trouble) {
 	} else {
 		line("checkpoint", "none")
 	}
-	switch p := s.Pending; {
-	case p.Events == 0:
-		line("pending", "0")
-	case p.Exact:
-		line("pending", "%d, the oldest %s", p.Events, ago(seconds(p.OldestSeconds)))
-	default:
-		line("pending", "about %d, the oldest %s", p.Events, ago(seconds(p.OldestSeconds)))
-	}
+	line("pending", "%s", aboutPending(s, len(all) > 0))
 	if due := s.Scheduled; due.Due > 0 || due.Next != nil {
 		line("scheduled", "%s", aboutDue(s.At, due))
 	}
@@ -174,6 +170,24 @@ func writeStatus(w io.Writer, s relay.Status, all []operate.Trouble) {
 	if s.Quarantined.Held > 0 {
 		line("next", "%s", typed("pgjet relay quarantine ls", s.Stream))
 	}
+}
+
+// aboutPending says how many events are pending: those since the newest checkpoint. While nothing goes on, some of them may be
+// in the stream all the same.
+func aboutPending(s relay.Status, stands bool) string {
+	p := s.Pending
+	text := fmt.Sprint(p.Events)
+	if !p.Exact {
+		text = "about " + text
+	}
+	if p.Events == 0 {
+		return text
+	}
+	text += ", the oldest " + ago(seconds(p.OldestSeconds))
+	if stands && s.Checkpoint != nil {
+		text += "; some may be in the stream, behind the newest checkpoint"
+	}
+	return text
 }
 
 // aboutDue says what is due, why it was not moved, and when the next event is.

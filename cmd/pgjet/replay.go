@@ -23,8 +23,7 @@ type replaying struct {
 	*settings
 	consumer            string
 	selection           replay.Selection
-	since               time.Duration
-	from, until         string
+	since, until        string
 	dryRun, yes, detach bool
 	reason, output      string
 	in                  io.Reader
@@ -51,7 +50,7 @@ handed over one by one, while live events go on.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a.consumer = args[0]
 			a.in, a.out, a.err = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
-			if err := a.check(cmd, time.Now()); err != nil {
+			if err := a.check(cmd); err != nil {
 				return err
 			}
 			return replayExit(a.replay(cmd.Context()))
@@ -65,9 +64,8 @@ func (a *replaying) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.BoolVar(&a.selection.All, "all", false, "everything that the stream has")
 	f.Uint64Var(&a.selection.FromSeq, "from-seq", 0, "from this sequence of the stream on")
-	f.StringVar(&a.from, "from", "", "from this time on, such as 2026-11-01T00:00:00Z")
-	f.DurationVar(&a.since, "since", 0, "from so long ago on, such as 2h")
-	f.StringVar(&a.until, "until", "", "only what was stored before this time")
+	f.StringVar(&a.since, "since", "", "from this time on, such as 2026-11-01T00:00:00Z, or from so long ago on, such as 2h")
+	f.StringVar(&a.until, "until", "", "only what was stored before this time, or so long ago")
 	f.StringVar(&a.selection.Type, "type", "", "only events of this type, such as user.created")
 	f.StringVar(&a.selection.Key, "key", "", "only events of this key")
 	f.IntVar(&a.selection.Rate, "rate", 0, "at most so many events per second; 0 is no limit")
@@ -86,15 +84,15 @@ func (a *replaying) flags(cmd *cobra.Command) {
 
 // check completes the selection, and refuses what makes no sense before anything is
 // connected to.
-func (a *replaying) check(cmd *cobra.Command, now time.Time) (err error) {
+func (a *replaying) check(cmd *cobra.Command) (err error) {
 	if err := checkOutput(a.output); err != nil {
 		return err
 	}
-	if err := notEmpty(cmd.Flags(), "from", "until", "type", "key"); err != nil {
+	if err := notEmpty(cmd.Flags(), "since", "until", "type", "key"); err != nil {
 		return err
 	}
 	chosen := 0
-	for _, name := range []string{"all", "from-seq", "from", "since"} {
+	for _, name := range []string{"all", "from-seq", "since"} {
 		if cmd.Flags().Changed(name) {
 			chosen++
 		}
@@ -102,11 +100,9 @@ func (a *replaying) check(cmd *cobra.Command, now time.Time) (err error) {
 	s := &a.selection
 	switch {
 	case chosen != 1:
-		return usagef("say from where: one of --from-seq, --from, --since, or --all for everything that the stream has")
+		return usagef("say from where: one of --from-seq, --since, or --all for everything that the stream has")
 	case cmd.Flags().Changed("from-seq") && s.FromSeq == 0:
 		return usagef("--from-seq is 0; the first sequence of a stream is 1")
-	case cmd.Flags().Changed("since") && a.since <= 0:
-		return usagef("--since is %s, want more than 0, such as 2h", a.since)
 	case s.Rate < 0:
 		return usagef("--rate is %d, want 0 or more", s.Rate)
 	case s.Again && !a.dryRun:
@@ -117,14 +113,11 @@ func (a *replaying) check(cmd *cobra.Command, now time.Time) (err error) {
 	if err != nil {
 		return err
 	}
-	if s.From, err = timeFlag("--from", a.from); err != nil {
+	if s.From, err = timeFlag("--since", a.since); err != nil {
 		return err
 	}
 	if s.Until, err = timeFlag("--until", a.until); err != nil {
 		return err
-	}
-	if a.since > 0 {
-		s.From = now.Add(-a.since)
 	}
 	if !a.dryRun && !a.yes && !terminal(a.in) {
 		return usagef("look at the plan with --dry-run, then say --yes: there is no terminal to ask on")

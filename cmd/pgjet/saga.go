@@ -119,7 +119,7 @@ func (s *settings) sagaGetCommand() *cobra.Command {
 }
 
 func (s *settings) sagaRetryCommand() *cobra.Command {
-	var reason string
+	var reason, output string
 	cmd := &cobra.Command{
 		Use:   "retry ID",
 		Short: "Let a saga that needs an operator go on undoing",
@@ -129,19 +129,19 @@ pgjet.operation.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := sagaID(args)
-			if err := cmp.Or(err, needReason(reason)); err != nil {
+			if err := cmp.Or(err, checkOutput(output), needReason(reason)); err != nil {
 				return err
 			}
 			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 				if err := saga.Retry(ctx, db, id, actor(), reason); err != nil {
 					return sagaFound(err)
 				}
-				fmt.Fprintf(cmd.OutOrStdout(), "saga %s goes on undoing\nto see what becomes of it: pgjet saga get %s\n", id, id)
-				return nil
+				return showChanged(cmd, output, id.String(), true, fmt.Sprintf("saga %s goes on undoing", id), fmt.Sprint("to see what becomes of it: pgjet saga get ", id))
 			})
 		},
 	}
 	reasonFlag(cmd.Flags(), &reason)
+	outputFlag(cmd.Flags(), &output)
 	return cmd
 }
 

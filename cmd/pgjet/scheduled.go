@@ -180,7 +180,7 @@ func showScheduledEvent(out io.Writer, output string, e upkeep.Scheduled, reveal
 }
 
 func (s *settings) scheduledCancelCommand() *cobra.Command {
-	var reason string
+	var reason, output string
 	cmd := &cobra.Command{
 		Use:   "cancel ID...",
 		Short: "Cancel scheduled events: they are never published",
@@ -193,21 +193,21 @@ pgjet.operation.`,
 			if err := cmp.Or(err, needReason(reason)); err != nil {
 				return err
 			}
-			return s.outboxVerb(cmd.Context(), "table", func(ctx context.Context, db *pgx.Conn) error {
+			return s.outboxVerb(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
 				if err := upkeep.CancelScheduled(ctx, db, ids, actor(), reason); err != nil {
 					return scheduledFound(err)
 				}
-				fmt.Fprintf(cmd.OutOrStdout(), "%d scheduled events cancelled\n", len(ids))
-				return nil
+				return showChanges(cmd, output, args, true, fmt.Sprintf("%d scheduled events cancelled", len(ids)))
 			})
 		},
 	}
 	reasonFlag(cmd.Flags(), &reason)
+	outputFlag(cmd.Flags(), &output)
 	return cmd
 }
 
 func (s *settings) bringForwardCommand() *cobra.Command {
-	var reason, to string
+	var reason, to, output string
 	cmd := &cobra.Command{
 		Use:   "bring-forward ID...",
 		Short: "Make scheduled events due at once, or at an earlier time",
@@ -228,16 +228,16 @@ kept in pgjet.operation.`,
 				}
 				due = &t
 			}
-			return s.outboxVerb(cmd.Context(), "table", func(ctx context.Context, db *pgx.Conn) error {
+			return s.outboxVerb(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
 				if err := upkeep.BringForward(ctx, db, ids, due, actor(), reason); err != nil {
 					return scheduledFound(err)
 				}
-				fmt.Fprintf(cmd.OutOrStdout(), "%d scheduled events brought forward\n", len(ids))
-				return nil
+				return showChanges(cmd, output, args, true, fmt.Sprintf("%d scheduled events brought forward", len(ids)))
 			})
 		},
 	}
 	reasonFlag(cmd.Flags(), &reason)
+	outputFlag(cmd.Flags(), &output)
 	cmd.Flags().StringVar(&to, "to", "", "when they are due, such as 2026-11-30T15:04:05Z; left out: now")
 	return cmd
 }

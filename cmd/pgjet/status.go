@@ -165,12 +165,5 @@ func aboutRelay(r relay.Status) string {
 	if r.Leads && r.Leader != nil {
 		leader = fmt.Sprintf("leader %s since %s", cmp.Or(r.Leader.Process, "unknown"), since(r.At, r.Leader.Since))
 	}
-	pending := fmt.Sprint(r.Pending.Events)
-	if !r.Pending.Exact {
-		pending = "about " + pending
-	}
-	if r.Pending.Events > 0 {
-		pending += ", the oldest " + ago(seconds(r.Pending.OldestSeconds))
-	}
-	return fmt.Sprintf("%s, %d standing by; pending %s; quarantine %d held", leader, r.Standbys, pending, r.Quarantined.Held)
+	return fmt.Sprintf("%s, %d standing by; pending %s; quarantine %d held", leader, r.Standbys, aboutPending(r, len(operate.RelayTroubles(r)) > 0), r.Quarantined.Held)
 }

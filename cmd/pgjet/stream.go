@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -104,7 +105,7 @@ func streamCommand() *cobra.Command {
 
 func (s *settings) streamEnsureCommand() *cobra.Command {
 	var limits streamLimits
-	var from string
+	var from, output string
 	ensure := &cobra.Command{
 		Use:   "ensure",
 		Short: "Create the stream if it is missing; exit code 6 if it is there and differs",
@@ -119,7 +120,7 @@ given to this one by --take-from, with the id of that outbox, or none if the str
 Nothing of that outbox can be published there any more.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := limits.check(); err != nil {
+			if err := cmp.Or(checkOutput(output), limits.check()); err != nil {
 				return err
 			}
 			takeFrom, err := parseOutbox(from)
@@ -130,10 +131,7 @@ Nothing of that outbox can be published there any more.`,
 				return usagef("--take-from needs --database-url: to whose outbox is the stream to be given?")
 			}
 			said, err := s.ensureStream(cmd.Context(), limits, takeFrom)
-			for _, line := range said {
-				fmt.Fprintln(cmd.OutOrStdout(), line)
-			}
-			return err
+			return errors.Join(showEnsured(cmd, output, []string{s.stream}, said), err)
 		},
 	}
 	f := ensure.Flags()
@@ -143,6 +141,7 @@ Nothing of that outbox can be published there any more.`,
 	s.sourceFlag(f)
 	s.relayFlag(f)
 	limits.flags(f)
+	outputFlag(f, &output)
 	f.StringVar(&from, "take-from", "", "id of the outbox, which is gone for good, whose the stream was; none if it names none")
 	return ensure
 }

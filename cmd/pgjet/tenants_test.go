@@ -92,11 +92,11 @@ func TestConsumerOfAnotherService(t *testing.T) {
 	}
 
 	var one status.Status
-	out := ends(t, exitOK, asked("consumer get directory --exit-code -o json", p.nats), p.billing, `"code":"idle"`)
+	out := ends(t, exitOK, asked("consumer get directory -o json", p.nats), p.billing, `"code":"idle"`)
 	if err := json.Unmarshal([]byte(out), &one); err != nil || one.Stream != "ORDERS" || one.Prefix != "acme.orders" || one.Done != 3 || one.Events != 3 || one.Unaccounted != 0 {
 		t.Errorf("get says %s (%v)", out, err)
 	}
-	ends(t, exitOK, asked("consumer ls --exit-code", p.nats), p.billing, "directory", "idle")
+	ends(t, exitOK, asked("consumer ls", p.nats), p.billing, "directory", "idle")
 
 	for _, selection := range []string{"--all", "--from-seq 2", "--all --type user.created", "--all --type user.created --key " + signedUp(2).UserID, "--all --key " + signedUp(2).UserID} {
 		want := map[string]int{"--all": 3, "--from-seq 2": 2, "--all --type user.created": 3}[selection]
@@ -135,7 +135,7 @@ func TestConsumerOfAnotherService(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	says(t, exitOK, asked("consumer ls", p.nats), p.billing, "consumer_missing -> pgjet consumer ensure directory --stream ORDERS --prefix acme.orders\n")
+	says(t, exitFindings, asked("consumer ls", p.nats), p.billing, "consumer_missing -> pgjet consumer ensure directory --stream ORDERS --prefix acme.orders\n")
 }
 
 // TestForeignDurable: a durable consumer that belongs to another database is neither used nor changed by any command, and every one says why.
@@ -168,8 +168,8 @@ func TestForeignDurable(t *testing.T) {
 	for _, command := range []string{"replay directory --all --dry-run", "replay directory --all --again --reason test --yes"} {
 		refused(t, exitRefused, words(command+" --nats-url "+p.nats, p.billing), reason...)
 	}
-	says(t, exitOK, "consumer ls --nats-url "+p.nats, p.billing, "foreign_durable", "directory is foreign_durable -> pgjet consumer get directory\n")
-	says(t, exitOK, "consumer get directory --nats-url "+p.nats, p.billing, reason[0][len("foreign_durable: "):], owner)
+	says(t, exitFindings, "consumer ls --nats-url "+p.nats, p.billing, "foreign_durable", "directory is foreign_durable -> pgjet consumer get directory\n")
+	says(t, exitFindings, "consumer get directory --nats-url "+p.nats, p.billing, reason[0][len("foreign_durable: "):], owner)
 	says(t, exitFindings, "status --nats-url "+p.nats, p.billing, "foreign_durable")
 	if after := p.durables(t); after != before {
 		t.Errorf("the durable consumers were changed from\n%s to\n%s", before, after)

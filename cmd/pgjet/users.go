@@ -124,8 +124,8 @@ type roleChange struct {
 func (s *settings) usersGrantCommand() *cobra.Command {
 	cmd := s.roleCommand(roleChange{
 		producer.Grant,
-		"%s has the role %s; tokens say so from the next log-in on\n",
-		"%s has the role %s already\n",
+		"%s has the role %s; tokens say so from the next log-in on",
+		"%s has the role %s already",
 	})
 	cmd.Use = "grant USER ROLE"
 	cmd.Short = "Give a user a role: admin"
@@ -137,8 +137,8 @@ USER is an id or a mail address.`
 func (s *settings) usersRevokeCommand() *cobra.Command {
 	cmd := s.roleCommand(roleChange{
 		producer.Revoke,
-		"%s has the role %s no more; tokens that say so are refused at once where they need it\n",
-		"%s does not have the role %s\n",
+		"%s has the role %s no more; tokens that say so are refused at once where they need it",
+		"%s does not have the role %s",
 	})
 	cmd.Use = "revoke USER ROLE"
 	cmd.Short = "Take a role from a user"
@@ -149,7 +149,7 @@ that verify tokens by themselves accept it until it expires.`
 }
 
 func (s *settings) roleCommand(c roleChange) *cobra.Command {
-	var reason string
+	var reason, output string
 	cmd := &cobra.Command{
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 2 {
@@ -161,7 +161,7 @@ func (s *settings) roleCommand(c roleChange) *cobra.Command {
 			if args[1] != auth.Admin {
 				return usagef("the role is %q, want %s", args[1], auth.Admin)
 			}
-			if err := needReason(reason); err != nil {
+			if err := errors.Join(checkOutput(output), needReason(reason)); err != nil {
 				return err
 			}
 			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
@@ -172,15 +172,14 @@ func (s *settings) roleCommand(c roleChange) *cobra.Command {
 				case err != nil:
 					return err
 				case changed:
-					fmt.Fprintf(cmd.OutOrStdout(), c.done, id, args[1])
-				default:
-					fmt.Fprintf(cmd.OutOrStdout(), c.none, id, args[1])
+					return showChanged(cmd, output, id.String(), true, fmt.Sprintf(c.done, id, args[1]))
 				}
-				return nil
+				return showChanged(cmd, output, id.String(), false, fmt.Sprintf(c.none, id, args[1]))
 			})
 		},
 	}
 	s.databaseFlag(cmd.Flags())
 	reasonFlag(cmd.Flags(), &reason)
+	outputFlag(cmd.Flags(), &output)
 	return cmd
 }
