@@ -112,6 +112,9 @@ func (c *deadChange) check(args []string) (f inbox.Filter, err error) {
 	return f, nil
 }
 
+// manyGivenUp is how many dead letters are given up for good without typing how many there are.
+const manyGivenUp = 100
+
 // run counts, asks, changes what was counted, and waits for it if it shall.
 func (c *deadChange) run(ctx context.Context, db *pgxpool.Pool, f inbox.Filter) error {
 	plan, err := operate.PlanDead(ctx, db, c.Verb, f)
@@ -128,7 +131,7 @@ func (c *deadChange) run(ctx context.Context, db *pgxpool.Pool, f inbox.Filter) 
 		if err := c.show(plan.Outcomes, "would be "); err != nil {
 			return err
 		}
-		if !confirm(c.in, c.err, fmt.Sprintf("%d dead letters: %s them?", n, c.Name)) {
+		if !confirmCount(c.in, c.err, fmt.Sprintf("%d dead letters: %s them?", n, c.Name), n, c.Name == operate.Discard.Name && n > manyGivenUp) {
 			fmt.Fprintln(c.err, "nothing was changed")
 			return nil
 		}

@@ -160,33 +160,38 @@ func cut(s string) string {
 
 func (s *settings) opResumeCommand() *cobra.Command {
 	var output string
+	rate := 0
 	cmd := &cobra.Command{
 		Use:   "resume ID",
 		Short: "Go on with an operation whose command ended before all was done",
 		Long: `Go on with a replay, a redrive or a discard whose command ended before all was done: with what is left
-of what it had selected, for its reason. What the leading relay does goes on by itself. Exit code 7 if there is nothing to go on with.`,
+of what it had selected, for its reason, and at its rate unless --rate says another one. What the leading relay does goes on by itself. Exit code 7 if there is nothing to go on with.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := operationID(args[0])
 			if err == nil {
 				err = checkOutput(output)
 			}
+			if err == nil && rate < 0 {
+				err = usagef("--rate is %d, want 0 or more", rate)
+			}
 			if err != nil {
 				return err
 			}
 			return s.withOperations(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
-				return s.resumeOperation(ctx, cmd, db, id, output)
+				return s.resumeOperation(ctx, cmd, db, id, rate, output)
 			})
 		},
 	}
 	s.directFlag(cmd.Flags())
 	s.natsURLFlag(cmd.Flags())
 	s.access.flags(cmd.Flags())
+	cmd.Flags().IntVar(&rate, "rate", 0, "at most so many a second; 0 is as it was")
 	outputFlag(cmd.Flags(), &output)
 	return cmd
 }
 
-func (s *settings) resumeOperation(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool, id int64, output string) error {
+func (s *settings) resumeOperation(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool, id int64, rate int, output string) error {
 	o, err := operate.Source{DB: db}.ReadOperation(ctx, id)
 	switch {
 	case err != nil:
@@ -194,11 +199,11 @@ func (s *settings) resumeOperation(ctx context.Context, cmd *cobra.Command, db *
 	case o.State != operation.Stopped && o.State != operation.Failed:
 		return &operate.StateError{ID: id, State: o.State, Want: "only what stopped or failed can be resumed"}
 	case o.Kind == "replay":
-		a := replaying{settings: s, consumer: o.Target, reason: o.Reason, output: output, yes: true, continues: &o.Record,
+		a := replaying{settings: s, consumer: o.Target, reason: o.Reason, output: output, yes: true, continues: &o.Record, rate: rate,
 			in: cmd.InOrStdin(), out: cmd.OutOrStdout(), err: cmd.ErrOrStderr()}
 		err = replayExit(a.replay(ctx))
 	default:
-		if _, err = replay.Resume(ctx, db, o.Record); err == nil {
+		if _, err = replay.Resume(ctx, db, o.Record, rate); err == nil {
 			return watchOperation(ctx, cmd, db, id, true, output)
 		}
 	}

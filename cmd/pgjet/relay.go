@@ -138,6 +138,24 @@ func confirm(in io.Reader, out io.Writer, question string) bool {
 	return a == "y" || a == "yes"
 }
 
+// confirmByTyping asks for a word, such as a count or a name, that somebody who has not read the question does not type.
+func confirmByTyping(in io.Reader, out io.Writer, question, want string) bool {
+	fmt.Fprintf(out, "%s Type %s to continue: ", question, want)
+	answer, _ := bufio.NewReader(in).ReadString('\n')
+	return strings.TrimSpace(answer) == want
+}
+
+// manyEvents is from how many on somebody has to type how many there are.
+const manyEvents = 10_000
+
+// confirmCount asks before n events are touched: with the count to be typed if there are many, or grave says so.
+func confirmCount(in io.Reader, out io.Writer, question string, n int64, grave bool) bool {
+	if n > manyEvents || grave {
+		return confirmByTyping(in, out, question, fmt.Sprint(n))
+	}
+	return confirm(in, out, question)
+}
+
 func (s *settings) relayPauseCommand() *cobra.Command {
 	var reason, output string
 	cmd := &cobra.Command{
@@ -270,7 +288,7 @@ func (s *settings) adopt(ctx context.Context, a adoption) error {
 		return nil
 	}
 	last := listed[len(listed)-1].StreamSeq
-	if !a.yes && !confirm(a.in, a.err, fmt.Sprintf("Accept what stream %s holds up to sequence %d, for good?", s.stream, last)) {
+	if !a.yes && !confirmByTyping(a.in, a.err, fmt.Sprintf("Accept what stream %s holds up to sequence %d, for good?", s.stream, last), s.stream) {
 		fmt.Fprintln(a.err, "nothing was adopted")
 		return nil
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,7 @@ type replaying struct {
 	in                  io.Reader
 	out, err            io.Writer
 	continues           *operation.Record // the operation to go on with; nil: it begins one
+	rate                int               // at which it goes on; 0 is as it was
 }
 
 func replayCommand() *cobra.Command {
@@ -156,6 +158,7 @@ func (a *replaying) replayOn(ctx context.Context, db *pgxpool.Pool) error {
 		if a.selection, left, err = r.Continue(*a.continues); err != nil {
 			return err
 		}
+		a.selection.Rate = cmp.Or(a.rate, a.selection.Rate)
 		if !left {
 			return fmt.Errorf("all of it is handed over to %s, which goes on by itself", a.consumer)
 		}
@@ -184,7 +187,11 @@ func (a *replaying) agree(plan *replay.Plan) (bool, error) {
 	case plan.Empty():
 		fmt.Fprintln(a.err, "nothing to replay; nothing was changed")
 		return false, nil
-	case a.yes || confirm(a.in, a.err, fmt.Sprintf("Replay %d events to %s?", plan.Run+plan.Again, plan.Consumer)):
+	case a.yes:
+		return true, nil
+	}
+	n, grave := int64(plan.Run+plan.Again), plan.Effects || a.selection.Force // what was done outside is done again, or what is lost is not rebuilt
+	if confirmCount(a.in, a.err, fmt.Sprintf("Replay %d events to %s?", n, plan.Consumer), n, grave) {
 		return true, nil
 	}
 	fmt.Fprintln(a.err, "nothing was changed")

@@ -167,7 +167,7 @@ func TestOpCancelsARedrive(t *testing.T) {
 	refused(t, exitRefused, words(fmt.Sprint("op resume ", first), address), "cancelled")
 	left := query[int64](t, db, `select count(*) from pgjet.dead_letter where state = 'dead'`)
 
-	p = command(t, nil, words("dead redrive --all --yes --rate 1", address)...)
+	p = command(t, nil, words("dead redrive --all --yes --rate 2", address)...)
 	p.begin()
 	second := running(p)
 	p.kill()
@@ -176,7 +176,18 @@ func TestOpCancelsARedrive(t *testing.T) {
 	refused(t, exitRefused, words(fmt.Sprint("op resume ", second), address), "running")
 	testenv.Exec(t, db, `update pgjet.operation set changed_at = now() - interval '1 minute' where id = $1`, second)
 	says(t, exitOK, "op get "+fmt.Sprint(second), address, "stopped", fmt.Sprint("pgjet op resume ", second))
-	says(t, exitOK, fmt.Sprint("op resume ", second), address, "done", fmt.Sprintf("%d/%d", left, left))
+	slow := command(t, nil, words(fmt.Sprint("op resume ", second), address)...) // at the rate that it had
+	slow.begin()
+	slow.eventually(patience, "it goes on", func() bool {
+		return query[bool](t, db, `select state = 'running' from pgjet.operation where id = $1`, second)
+	})
+	if n := query[int64](t, db, `select count(*) from pgjet.dead_letter where state = 'dead'`); n < left/2 {
+		t.Errorf("%d of %d are left at once, in spite of the rate", n, left)
+	}
+	slow.kill()
+	testenv.Exec(t, db, `update pgjet.operation set changed_at = now() - interval '1 minute' where id = $1`, second)
+	refused(t, exitUsage, words(fmt.Sprintf("op resume %d --rate -1", second), address), "--rate")
+	says(t, exitOK, fmt.Sprintf("op resume %d --rate 1000", second), address, "done", fmt.Sprintf("%d/%d", left, left))
 	if n := query[int](t, db, `select count(*) from pgjet.dead_letter where state = 'dead'`); n != 1 {
 		t.Errorf("%d dead letters are left, want the one that came later", n)
 	}

@@ -105,6 +105,7 @@ type Run struct {
 	By     string           // who wants it
 	Reason string           // both are kept with the dead letter, and in pgjet.operation
 	Totals map[string]int64 // how many are selected, by consumer; not of those that are not known
+	Rate   int              // that whoever calls Next keeps, for the record: at most so many a second; 0 is no limit
 
 	after int64            // the last that was looked at
 	notes map[string]int64 // ids of the operations
@@ -302,7 +303,7 @@ func (r *Run) note(ctx context.Context, tx pgx.Tx, part []Outcome) error {
 			err = operation.Count(ctx, tx, id, map[string]int64{"changed": o.Changed, "done": o.Done, "waiting": o.Waiting}, ids)
 		} else {
 			id, _, err = operation.Note(ctx, tx, operation.Operation{Kind: r.Change.Kind, Target: o.Consumer, By: r.By, Reason: r.Reason,
-				Detail: map[string]any{"filter": r.Change.selected(r.Filter), "changed": o.Changed, "done": o.Done, "waiting": o.Waiting, "ids": ids}})
+				Detail: map[string]any{"filter": r.Change.selected(r.Filter), "changed": o.Changed, "done": o.Done, "waiting": o.Waiting, "ids": ids, "rate": r.Rate}})
 		}
 		done := r.done[o.Consumer] + o.Changed + o.Done + o.Waiting
 		if err == nil {

@@ -1,6 +1,7 @@
 package replay
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -67,7 +68,7 @@ func change(ctx context.Context, db *pgxpool.Pool, c inbox.Change, f inbox.Filte
 	if err != nil {
 		return nil, err
 	}
-	run := inbox.Run{Change: c, Filter: f, By: d.By, Reason: d.Reason, Totals: make(map[string]int64)}
+	run := inbox.Run{Change: c, Filter: f, By: d.By, Reason: d.Reason, Rate: d.Rate, Totals: make(map[string]int64)}
 	for _, o := range plan {
 		run.Totals[o.Consumer] = o.Changed + o.Done + o.Waiting
 	}
@@ -102,14 +103,15 @@ func runAll(ctx context.Context, db *pgxpool.Pool, run *inbox.Run, d Decision) (
 }
 
 // Resume goes on with an operation of [Redrive], [Discard] or [Reopen] whose command ended before all was done: with what it had selected, and is not
-// changed yet. The error is an [UnresumableError] for another kind.
-func Resume(ctx context.Context, db *pgxpool.Pool, r operation.Record) ([]inbox.Outcome, error) {
+// changed yet, at this rate; 0 is the rate that it had. The error is an [UnresumableError] for another kind.
+func Resume(ctx context.Context, db *pgxpool.Pool, r operation.Record, rate int) ([]inbox.Outcome, error) {
 	for _, c := range []inbox.Change{inbox.Redrive, inbox.Discard, inbox.Reopen} {
 		if c.Kind != r.Kind {
 			continue
 		}
 		var was struct {
 			Filter inbox.Filter `json:"filter"`
+			Rate   int          `json:"rate"`
 		}
 		if err := json.Unmarshal(r.Detail, &was); err != nil || was.Filter.UpTo == 0 {
 			return nil, &UnresumableError{r.ID, "it does not say what it had selected"}
@@ -121,7 +123,7 @@ func Resume(ctx context.Context, db *pgxpool.Pool, r operation.Record) ([]inbox.
 			done = *r.Done
 		}
 		run.Continue(r.Target, r.ID, done)
-		return runAll(ctx, db, &run, Decision{})
+		return runAll(ctx, db, &run, Decision{Rate: cmp.Or(rate, was.Rate)})
 	}
 	return nil, &UnresumableError{r.ID, "it is " + r.Kind}
 }
