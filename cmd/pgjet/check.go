@@ -60,28 +60,28 @@ short, with the numbers behind it.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !slices.Contains([]string{"table", "json", "prometheus"}, output) {
-				return &exitError{checkUnknown, fmt.Errorf("--output is %q, want table, json or prometheus", output)}
+				return usagef("--output is %q, want table, json or prometheus", output)
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), operateTime)
 			defer cancel()
 			src, done, err := s.facts(ctx)
 			if err != nil {
-				return &exitError{checkUnknown, err}
+				return err
 			}
 			defer done()
 			status := src.Status(ctx)
 			c, err := judgeCheck(status, names)
 			if err != nil {
-				return &exitError{checkUnknown, err}
+				return err
 			}
 			if src.Err() != nil {
 				c.set(checkUnknown)
 			}
 			if err := writeCheck(cmd.OutOrStdout(), output, c); err != nil {
-				return &exitError{checkUnknown, err}
+				return err
 			}
 			if c.Code != checkOK {
-				return &exitError{c.Code, errors.New(strings.ToLower(c.State))}
+				return &verdictError{c.Code, strings.ToLower(c.State)}
 			}
 			return nil
 		},
@@ -92,6 +92,14 @@ short, with the numbers behind it.`,
 	cmd.Flags().StringSliceVar(&names, "consumer", nil, "look at these consumers only")
 	return cmd
 }
+
+// A verdictError is the verdict of pgjet check, if that is not OK. Whatever else ends that command is unknown to who asked.
+type verdictError struct {
+	code int
+	word string
+}
+
+func (e *verdictError) Error() string { return e.word }
 
 func (c *checkVerdict) set(code int) { c.Code, c.State = code, checkWords[code] }
 
@@ -255,4 +263,13 @@ func (c *checkVerdict) exposition() string {
 // labelValue returns s as the value of a label.
 func labelValue(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(plain(s)) + `"`
+}
+
+// checkExit returns the exit code of pgjet check that failed. For Nagios 1 is a warning and 2 is critical, so that wrong flags and
+// everything else that gives no verdict are unknown.
+func checkExit(err error) int {
+	if verdict, ok := errors.AsType[*verdictError](err); ok {
+		return verdict.code
+	}
+	return checkUnknown
 }

@@ -185,6 +185,10 @@ func TestCheck(t *testing.T) {
 	refused(t, checkUnknown, words(asked("check --consumer nobody", nats), database), `"nobody"`)
 	refused(t, checkUnknown, []string{"check", "--nats-url", nats}, "--database-url")
 	refused(t, checkUnknown, []string{"check", "-o", "xml"}, "--output")
+	refused(t, checkUnknown, []string{"check", "--nothing"}, "--nothing")
+	refused(t, checkUnknown, []string{"check", "word"}, "word")
+	refused(t, checkUnknown, []string{"check", "--config", "/nowhere/pgjet.yaml"}, "/nowhere/pgjet.yaml")
+	refused(t, checkUnknown, []string{"check", "--database-url", "://"}, "--database-url")
 	code, p := runProcess(t, nil, "check", "--nats-url", "nats://"+nowhere, "--database-url", "postgres://ann@"+nowhere+"/x")
 	if code != checkUnknown || !strings.HasPrefix(p.stdout.String(), "PGJET UNKNOWN - ") {
 		t.Errorf("without servers it ends with %d, of %s", code, p)

@@ -99,6 +99,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitOK
 	}
 	fmt.Fprintln(stderr, "pgjet:", harmless(reasoned(err)))
+	if cmd.CommandPath() == "pgjet check" {
+		return checkExit(err)
+	}
 	if exit, ok := errors.AsType[*exitError](err); ok {
 		return exit.code
 	}

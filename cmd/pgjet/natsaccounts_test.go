@@ -170,6 +170,9 @@ func TestNATSAccounts(t *testing.T) {
 	} {
 		g.operates(append(words, "--database-url", database)...)
 	}
+	if _, p := runProcess(t, g.as("operator"), "doctor", "--all", "--database-url", database); !strings.Contains(p.stdout.String(), "bytes used") {
+		t.Errorf("an operator does not see the storage of the account: %s", p)
+	}
 	if err := js.DeleteStream(t.Context(), "EVENTS"); err != nil {
 		t.Fatal(err)
 	}

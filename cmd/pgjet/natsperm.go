@@ -115,6 +115,7 @@ func grantFor(role, stream, prefix string, names []string) grant {
 	case "operator":
 		g := grant{
 			Publish: []string{
+				"$JS.API.INFO", // pgjet doctor: is the storage of the account used up?
 				"$JS.API.STREAM.NAMES",
 				api("STREAM.INFO"),
 				api("STREAM.CREATE"),

@@ -163,6 +163,9 @@ func TestNATSPermissions(t *testing.T) {
 	if s := timelineOf(t, last, database, g.url("operator")); !s.inOrder("outbox: appended user.created", "stream: stored as EVENTS", "welcome-mailer: waits to be delivered") {
 		t.Errorf("an operator is told %+v, not known %q", s.Timeline, s.Events[0].Unknown)
 	}
+	if _, p := runProcess(t, nil, words(asked("doctor --all", g.url("operator")), database)...); !strings.Contains(p.stdout.String(), "bytes used") {
+		t.Errorf("an operator does not see the storage of the account: %s", p)
+	}
 	relay.stop()
 	g.addsTypes(database)
 	g.log.none(t)
