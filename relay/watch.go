@@ -35,6 +35,7 @@ type watch struct {
 	status      *Status // nil while PostgreSQL is away
 	unaccounted *int64
 	backlog     drain.Estimate // of what is pending
+	horizon     horizon
 	stop        func() error
 }
 
@@ -81,6 +82,9 @@ var gauges = []struct {
 		if w.status.Audit != nil {
 			observe(w.status.At.Sub(*w.status.Audit.EndedAt).Seconds())
 		}
+	}},
+	{"pgjet.postgres.oldest_snapshot", "s", "For how long, as far as this process has seen, one transaction or replication slot has kept PostgreSQL from cleaning up rows that are gone; 0 if none does.", func(w *watch, observe func(float64, ...attribute.KeyValue)) {
+		observe(w.horizon.held(w.status.At).Seconds())
 	}},
 	{"pgjet.outbox.unaccounted_events", "", "Events that are neither published, pending, in quarantine nor pruned. Anything but 0 is a defect.", func(w *watch, observe func(float64, ...attribute.KeyValue)) {
 		if w.unaccounted != nil {
@@ -143,6 +147,10 @@ func (w *watch) session(ctx context.Context) {
 		work, cancel := context.WithTimeout(ctx, countEvery)
 		status, err := ReadStatus(work, conn, w.Stream)
 		took = time.Since(begun)
+		var xid, ago int64
+		if err == nil {
+			xid, ago, err = readHorizon(work, conn)
+		}
 		if err == nil {
 			w.maintain(work, conn)
 			took = max(took, w.compare(work, conn))
@@ -159,7 +167,55 @@ func (w *watch) session(ctx context.Context) {
 			return
 		}
 		w.note(&status, unaccounted)
+		w.mu.Lock()
+		w.horizon.see(xid, ago, status.At)
+		w.mu.Unlock()
 	}
+}
+
+// A horizon is the oldest transaction id that somebody may still look behind, and since when it has been that. PostgreSQL removes no row that
+// was deleted since.
+type horizon struct {
+	xid   int64
+	since time.Time // zero: nothing is held
+}
+
+// see notes the oldest id, and how many ids ago it was.
+func (h *horizon) see(xid, ago int64, now time.Time) {
+	switch {
+	case ago == 0:
+		*h = horizon{}
+	case h.since.IsZero() || h.xid != xid:
+		*h = horizon{xid, now}
+	}
+}
+
+// held returns for how long nothing has been cleaned up.
+func (h *horizon) held(now time.Time) time.Duration {
+	if h.since.IsZero() {
+		return 0
+	}
+	return max(0, now.Sub(h.since))
+}
+
+// horizonSQL finds the oldest transaction id that is held, and how many ids ago it was. Everybody may see it, whoever holds it. What the own
+// statement and a VACUUM hold does not count.
+const horizonSQL = `
+	select xid::text::bigint, age(xid) from (
+		select case when age(backend_xid) > age(backend_xmin) then backend_xid else coalesce(backend_xmin, backend_xid) end
+		  from pg_stat_activity
+		 where datname = current_database() and usesysid is not null and pid <> pg_backend_pid() and pid not in (select pid from pg_stat_progress_vacuum)
+		union all select xmin from pg_replication_slots
+		union all select catalog_xmin from pg_replication_slots
+		union all select transaction from pg_prepared_xacts where database = current_database()) as held (xid)
+	 where xid is not null order by age(xid) desc limit 1`
+
+func readHorizon(ctx context.Context, conn *pgx.Conn) (xid, ago int64, err error) {
+	err = conn.QueryRow(ctx, horizonSQL).Scan(&xid, &ago)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, 0, nil
+	}
+	return xid, ago, err
 }
 
 // maintain maintains the partitions of the outbox, as any relay may, even while nothing is

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.yaml.in/yaml/v3"
@@ -153,7 +154,7 @@ func newMoment(t *testing.T, admin string) moment {
 	t.Helper()
 	m := moment{time.Now(), map[string]float64{`up{job="pgjet",instance="dev"}`: 1}, map[string]bool{}}
 	for name, f := range scrape(t, admin) {
-		age := name == "pgjet_outbox_oldest_pending_seconds" || name == "pgjet_outbox_scheduled_overdue_seconds"
+		age := slices.Contains([]string{"pgjet_outbox_oldest_pending_seconds", "pgjet_outbox_scheduled_overdue_seconds", "pgjet_postgres_oldest_snapshot_seconds"}, name)
 		for _, line := range f.samples {
 			series, text, _ := strings.Cut(line, " ")
 			if i := strings.LastIndex(line, "} "); i >= 0 {
@@ -287,6 +288,8 @@ func TestAlerts(t *testing.T) {
 		{"a saga is stuck", g.sagaStuck, `pgjet_saga_sagas\{saga="onboarding",state="needs_operator"\} 1`, "PgjetSagaNeedsOperator", ""},
 		{"all is paused", g.paused, `(?s)pgjet_consumer_halted\{.*reason="paused".*pgjet_outbox_oldest_pending_seconds [1-9].*pgjet_relay_halted\{.*reason="paused"`, "PgjetPausedLong PgjetOutboxStalled", ""},
 		{"outbox and stream differ", g.differs, `pgjet_audit_differences\{kind="missing"\} 1`, "PgjetAuditDiffers", ""},
+		{"no audit ends", g.auditOld, `pgjet_audit_age_seconds 1\d{5}`, "PgjetAuditOld", ""},
+		{"a transaction stays open", g.longTransaction, `pgjet_postgres_oldest_snapshot_seconds [2-9]`, "PgjetLongTransaction", ""},
 		{"an event is wrong", g.wrongEvent, `pgjet_outbox_quarantined\{state="held"\} 1`, "PgjetQuarantined", ""},
 		{"a scheduled event is held", g.scheduledHeld, `pgjet_outbox_scheduled_overdue_seconds [2-9]`, "PgjetScheduledOverdue", ""},
 		{"the configuration is wrong", g.wrongConfig, `pgjet_config_reload_failures_total [1-9]`, "PgjetConfigRefused", ""},
@@ -321,6 +324,14 @@ func TestAlerts(t *testing.T) {
 		end()
 	}
 	before = newMoment(t, r.Admin)
+	skewed := newMoment(t, r.Admin) // with a process of another version, as Prometheus would see it
+	for series := range before.values {
+		if strings.HasPrefix(series, "target_info{") {
+			skewed.values[regexp.MustCompile(`service_version="[^"]*"`).ReplaceAllString(strings.Replace(series, `instance="dev"`, `instance="other"`, 1), `service_version="v0.0.1"`)] = 1
+		}
+	}
+	skewed.at = skewed.at.Add(time.Minute)
+	g.fires("another version runs", before, skewed, "PgjetVersionSkew")
 	r.kill()
 	g.fires("the process is gone", before, deadMoment(), "PgjetProcessDown PgjetNoRelay PgjetConsumerGone")
 	for _, rule := range readAlertRules(t) {
@@ -420,6 +431,28 @@ func (g *alertRig) differs() func() {
 		select stream, stream_created, system_identifier, stream_seq, snapshot, floor, events, compared, $1, 0, 0, 0, 0, now(), '[]' from pgjet.audit where ended_at is not null order by id desc limit 1`
 	g.exec(pass, 1)
 	return func() { g.exec(pass, 0) }
+}
+
+func (g *alertRig) auditOld() func() {
+	g.exec(`create function public.unheard() returns trigger language plpgsql as $$ begin return null; end $$`) // what the leader notes is lost
+	g.exec(`create trigger unheard before insert or update on pgjet.audit for each row execute function public.unheard()`)
+	g.exec(`alter table pgjet.audit disable trigger unheard`)
+	g.exec(`update pgjet.audit set began_at = now() - interval '31 hours', ended_at = now() - interval '30 hours'`)
+	g.exec(`alter table pgjet.audit enable always trigger unheard`)
+	g.exec(`delete from pgjet.audit where ended_at is null or ended_at > now() - interval '29 hours'`)
+	return func() { g.exec(`drop function public.unheard() cascade`) }
+}
+
+func (g *alertRig) longTransaction() func() {
+	tx, err := g.db.BeginTx(g.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	if err == nil {
+		_, err = tx.Exec(g.Context(), `select 1`)
+	}
+	if err != nil {
+		g.Fatal(err)
+	}
+	g.signUp(1)
+	return func() { _ = tx.Rollback(g.Context()) }
 }
 
 func (g *alertRig) wrongEvent() func() {

@@ -38,7 +38,7 @@ func (s Source) Resume(ctx context.Context, o operation.Record) error {
 		return err
 	}
 	if o.Kind != "replay" {
-		_, err := replay.Resume(ctx, s.DB, o)
+		_, err := replay.Resume(ctx, s.DB, o, 0)
 		return err
 	}
 	if s.JS == nil {
