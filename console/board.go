@@ -23,11 +23,12 @@ type board struct {
 	samples []sample
 }
 
-// Status returns the status, not older than a moment; the first time, and after a change, it takes a second.
+// Status returns the status, not older than a moment; the first time, and after a change, it takes a second. If nobody has looked for a while, it
+// waits for a little, and returns an old one, which [board.stale] says.
 func (b *board) Status(ctx context.Context) operate.Status {
 	for {
 		b.mu.Lock()
-		known, age := b.status, time.Since(b.at)
+		known, age, old := b.status, time.Since(b.at), !b.at.IsZero()
 		if age < statusFor || ctx.Err() != nil {
 			b.mu.Unlock()
 			return known
@@ -44,11 +45,27 @@ func (b *board) Status(ctx context.Context) operate.Status {
 		if age < 4*statusFor { // it is on its way, and the page will say it soon
 			return known
 		}
+		var enough <-chan time.Time
+		if old {
+			enough = time.After(staleAfter)
+		}
 		select {
 		case <-asking:
+		case <-enough:
+			return known
 		case <-ctx.Done():
 		}
 	}
+}
+
+// stale returns of when the status is that pages show, if it is old and another is on its way.
+func (b *board) stale() (at time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.at.IsZero() && time.Since(b.at) > 4*statusFor {
+		return b.at
+	}
+	return time.Time{}
 }
 
 func (b *board) ask() {

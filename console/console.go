@@ -174,6 +174,7 @@ const (
 	pageTime   = 10 * time.Second        // for one page
 	rightsFor  = 5 * time.Second         // what the database allows may be so old
 	statusFor  = 1500 * time.Millisecond // and so may the status be
+	staleAfter = 200 * time.Millisecond  // for a status that is on its way
 	liveEvery  = 2 * time.Second         // how often a live page is looked at
 	writeTime  = 10 * time.Second        // for a client to take what is sent
 	mostBodies = 64 << 10                // bytes of a form

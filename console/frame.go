@@ -10,6 +10,7 @@ import (
 	"html/template"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -47,7 +48,8 @@ type frame struct {
 	Rights operate.Rights
 	Others []databaseLink // databases that can be chosen
 	Dev    *Dev
-	Notice string // what the last change came to
+	Notice string    // what the last change came to
+	Stale  time.Time // of when what the servers say is; zero is now
 	Now    time.Time
 }
 
@@ -110,6 +112,9 @@ func (c *Console) frame(ctx context.Context, r *http.Request, active string, pro
 		f.Live = c.address(r.URL.EscapedPath(), query)
 	}
 	f.Dead = c.board.dead()
+	if slices.Contains([]string{"now.html", "consumers.html", "consumer.html", "relay.html", "processes.html", "audit.html"}, p.Template) {
+		f.Stale = c.board.stale()
+	}
 	return f
 }
 

@@ -93,7 +93,7 @@ func wantsLive(r *http.Request) bool {
 
 // costs is how many times longer than it takes to make a page it is left alone, but not for longer than rest: so an open one costs
 // a hundredth of what one connection can do, most of which is waiting, and one that had to wait for a server is soon made again.
-const costs, rest = 100, 30 * time.Second
+const costs, rest = 100, 10 * time.Second
 
 // pauseAfter returns for how long a page is left alone that took so long to make the last two times. One that once had to wait
 // for others is not dear.

@@ -22,6 +22,7 @@ import (
 // consoleFlags holds the flags of pgjet console.
 type consoleFlags struct {
 	listen     string
+	also       []string
 	host       string
 	readOnly   bool
 	tokenFile  string
@@ -42,7 +43,8 @@ pgjet_operator what the other commands change, with a user who may only read, no
 It listens on this machine alone. A public address needs --token-file, or --user-header
 behind a proxy that says who calls. pgjet dev serves it by itself.`,
 		Example: `  pgjet console --database-url postgres://operator@host/shop --nats-url nats://host
-  pgjet console --listen :7409 --token-file console.token`,
+  pgjet console --listen :7409 --token-file console.token
+  pgjet console --database-url postgres://operator@host/shop --also billing=postgres://operator@host/billing`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return s.serveConsole(cmd.Context(), c, newLogger(cmd.ErrOrStderr(), slog.LevelInfo))
@@ -52,6 +54,7 @@ behind a proxy that says who calls. pgjet dev serves it by itself.`,
 	s.databaseFlag(f)
 	s.natsFlags(f)
 	f.StringVar(&c.listen, "listen", "127.0.0.1:7409", "where to serve it")
+	f.StringArrayVar(&c.also, "also", nil, "a further database to show, as NAME=URL, such as billing=postgres://operator@host/billing; may be given several times")
 	f.StringVar(&c.host, "host", "", "a further name by which it is asked for on a loopback address, such as one that a proxy passes on")
 	f.BoolVar(&c.readOnly, "read-only", false, "change nothing, whatever the database allows")
 	f.StringVar(&c.tokenFile, "token-file", "", "file with the token that everybody has to know, 16 characters or more")
@@ -73,6 +76,11 @@ func (s *settings) serveConsole(ctx context.Context, f consoleFlags, log *slog.L
 	}
 	defer nc.Close()
 	config := console.Config{DB: db, NATS: nc, JS: js, Stream: s.stream, ReadOnly: f.readOnly, Own: isOwnConsumer, Log: log}
+	closeOthers, err := s.addDatabases(ctx, &config, f.also)
+	defer closeOthers()
+	if err != nil {
+		return err
+	}
 	if f.host != "" {
 		config.Hosts = []string{strings.ToLower(f.host)}
 	}
@@ -92,6 +100,31 @@ func (s *settings) serveConsole(ctx context.Context, f consoleFlags, log *slog.L
 	log.InfoContext(ctx, "serving the console", "addr", "http://"+l.Addr().String())
 	p := consolePart(c, l, web.Connections(1), h, log)
 	return p.Run(ctx)
+}
+
+// addDatabases has a console show further databases, whose relays publish to the same NATS.
+func (s *settings) addDatabases(ctx context.Context, config *console.Config, also []string) (closeAll func(), err error) {
+	closeAll = func() {
+		for _, d := range config.Also {
+			postgres.Close(d.DB)
+		}
+	}
+	for _, one := range also {
+		name, address, found := strings.Cut(one, "=")
+		if !found || name == "" || strings.ContainsAny(name, ":/") {
+			return closeAll, usagef("--also is not of the form NAME=URL, such as billing=postgres://operator@host/billing")
+		}
+		other, err := s.parseDatabase("--also "+name, address)
+		if err != nil {
+			return closeAll, err
+		}
+		db, err := openConsolePool(ctx, other)
+		if err != nil {
+			return closeAll, fmt.Errorf("--also %s: %w", name, err)
+		}
+		config.Also = append(config.Also, console.Database{Name: name, DB: db, NATS: config.NATS, JS: config.JS, Stream: s.stream})
+	}
+	return closeAll, nil
 }
 
 // consolePart returns the part that serves a console. Its live pages end with it.
@@ -115,6 +148,10 @@ func (s *settings) consolePool(ctx context.Context) (*pgxpool.Pool, error) {
 	if err != nil {
 		return nil, err
 	}
+	return openConsolePool(ctx, config)
+}
+
+func openConsolePool(ctx context.Context, config *pgxpool.Config) (*pgxpool.Pool, error) {
 	config.ConnConfig.RuntimeParams["application_name"] = "pgjet-console"
 	config.MaxConns = 6
 	return postgres.Open(ctx, config, lockTime, postgres.Setting{Name: "statement_timeout", Value: "10s"})

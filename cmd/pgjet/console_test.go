@@ -21,10 +21,14 @@ func TestConsole(t *testing.T) {
 		t.Fatal(err)
 	}
 	flags := []string{"console", "--database-url", database, "--nats-url", n.URL()}
-	own := start(t, nil, append(flags, "--listen", anyPort)...)
+	own := start(t, nil, append(flags, "--listen", anyPort, "--also", "billing="+testenv.DatabaseURL(t))...)
 	if status, page := get(t, own.logged("serving the console", "addr")+"/"); status != http.StatusOK || !strings.Contains(page, "no relay has ever run") {
 		t.Errorf("GET / = %d %s, want what is wrong", status, page)
 	}
+	if status, page := get(t, own.logged("serving the console", "addr")+"/db/billing/dead"); status != http.StatusOK || !strings.Contains(page, `href="/db/billing/events"`) {
+		t.Errorf("GET /db/billing/dead = %d %s, want a page of the further database", status, page)
+	}
+	refused(t, exitUsage, append(flags, "--listen", anyPort, "--also", database), "NAME=URL")
 	public := start(t, nil, append(flags, "--listen", "0.0.0.0:0", "--token-file", file)...)
 	addr := strings.Replace(public.logged("serving the console", "addr"), "[::]", "127.0.0.1", 1)
 	if status, page := get(t, addr+"/"); status != http.StatusUnauthorized || !strings.Contains(page, "Log in") {

@@ -130,7 +130,7 @@ func TestPostgresIsDown(t *testing.T) {
 	b.sees("Broken: PostgreSQL is out of reach")
 	for _, path := range []string{"/", "/events", "/operations"} {
 		b.visit(path)
-		b.sees("out of reach")
+		b.sees("not currently accepting connections")
 	}
 	b.visit("/lab")
 	b.click("Repair it: PostgreSQL is out of reach")
