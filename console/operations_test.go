@@ -135,3 +135,19 @@ func TestSeveral(t *testing.T) {
 		t.Errorf("%s operations are noted in the other database", n)
 	}
 }
+
+// TestMasksKeys: a key that is a mail address is hidden wherever it is shown.
+func TestMasksKeys(t *testing.T) {
+	t.Parallel()
+	db := testenv.Postgres(t)
+	base := serve(t, console.Config{DB: db}, nil)
+	id := appended(t, db, "eve@example.com", `{}`)
+	testenv.Exec(t, db, `insert into pgjet.scheduled (id, type, key, data, due) values (gen_random_uuid(), 'user.later', 'eve@example.com', '{}', now() + interval '1 hour')`)
+	for _, path := range []string{"/events", "/events/" + id.String(), "/scheduled", "/keys?key=eve@example.com"} {
+		a := ask(t, http.MethodGet, base+path, "")
+		shown, _, _ := strings.Cut(a.body, "<footer>") // which has the command that was asked for
+		if shown = regexp.MustCompile(`(?:href|value|content|connect)="[^"]*"`).ReplaceAllString(shown, ""); strings.Contains(shown, "eve@") || !strings.Contains(shown, "…@…") {
+			t.Errorf("GET %s shows the key:\n%s", path, shown)
+		}
+	}
+}

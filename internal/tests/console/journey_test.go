@@ -173,8 +173,6 @@ func TestRelayHalts(t *testing.T) {
 	eventually(t, "the mail arrives", func() bool { return mails(t, email) == 1 })
 	b.visit("/operations?kind=relay.adopt")
 	b.sees("we know who published it")
-	// Consumers have handled the message, too: it is no event.
-	pgjet(t, "dead", "discard", "--all", "--yes", "--reason", "none of ours")
 }
 
 // TestReplay: an operator rebuilds a read model: what will run again, how many, how long and with which effects is said first, the count
@@ -241,7 +239,7 @@ func TestHolds(t *testing.T) {
 	signUp(t, somebody())
 	b := open(t, env.Console)
 	b.visit("/events")
-	first := func() string { return eval[string](b, `document.querySelector("tbody a")?.getAttribute("href") ?? ""`) }
+	first := func() string { return eval[string](b, `document.querySelector("tbody a")?.getAttribute("href").split("?")[0] ?? ""`) }
 	newest := func() string {
 		return "/events/" + query(t, `select id::text from pgjet.outbox order by seq desc limit 1`)
 	}
@@ -345,7 +343,7 @@ func TestReadOnly(t *testing.T) {
 	signUp(t, somebody())
 	base := console(t, "--database-url", as(t, "console_reader", "reader"))
 	b := open(t, base, "status of 403")
-	for _, path := range []string{"/", "/events", "/consumers", "/consumers/directory", "/dead", "/retrying", "/relay", "/scheduled", "/sagas", "/operations", "/processes", "/types"} {
+	for _, path := range []string{"/", "/events", "/consumers", "/consumers/directory", "/dead", "/retrying", "/relay", "/scheduled", "/sagas", "/operations", "/audit", "/processes", "/types"} {
 		b.visit(path)
 		b.do(chromedp.WaitVisible(`//header//*[contains(., "read-only")]`))
 		if n := eval[int](b, `document.querySelectorAll("main form[method=post]").length`); n != 0 {
