@@ -242,26 +242,34 @@ func (w window) find(ctx context.Context, db querier, what string) (all []place,
 func (w window) withField(ctx context.Context, db querier, field, value string) (all []place, err error) {
 	names := strings.Split(field, ".")
 	name, text := quoted(names[len(names)-1]), strings.Trim(quoted(value), `"`)
-	rows, err := db.Query(ctx, `
-		select seq, id, key, data::text from pgjet.outbox
-		 where seq >= $1 and seq < $2 and strpos(lower(data::text), $3) > 0 and strpos(lower(data::text), $4) > 0
-		 order by seq desc`, w.low, w.before, name, text)
-	if err != nil {
-		return nil, err
+	type candidate struct {
+		place
+		data string
 	}
-	defer rows.Close()
-	for len(all) <= mostEvents && rows.Next() {
-		var p place
-		var data string
-		if err := rows.Scan(&p.Seq, &p.ID, &p.Key, &data); err != nil {
+	const most = 50 // candidates at a time: payloads may be large
+	for before := w.before; len(all) <= mostEvents; {
+		page, err := collect(ctx, db, func(row pgx.CollectableRow) (c candidate, err error) {
+			err = row.Scan(&c.Seq, &c.ID, &c.Key, &c.data)
+			return c, err
+		}, `
+			select seq, id, key, data::text from pgjet.outbox
+			 where seq >= $1 and seq < $2 and strpos(lower(data::text), $3) > 0 and strpos(lower(data::text), $4) > 0
+			 order by seq desc limit $5`, w.low, before, name, text, most)
+		if err != nil {
 			return nil, err
 		}
-		if hasField(data, names, value) {
-			all = append(all, p)
+		for _, c := range page {
+			if hasField(c.data, names, value) && len(all) <= mostEvents {
+				all = append(all, c.place)
+			}
 		}
+		if len(page) < most {
+			break
+		}
+		before = page[len(page)-1].Seq
 	}
 	slices.Reverse(all)
-	return all, rows.Err()
+	return all, nil
 }
 
 // hasField reports whether a payload has a field at a path with this text.

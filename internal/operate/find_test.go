@@ -110,6 +110,12 @@ func TestSearch(t *testing.T) {
 			t.Errorf("Search(%s = %s) further = %+v, %v, want the other 5", row.field, row.value, f, err)
 		}
 	}
+	// Many that hold the words, and another field, stand behind the one that has it.
+	testenv.Exec(t, db, `insert into pgjet.outbox (id, type, key, data) select gen_random_uuid(), 'note.made', 'many', case n when 1 then '{"plan": "gold"}' else '{"other": "plan", "also": "gold"}' end::json from generate_series(1, 120) n`)
+	s.Rows = 200
+	if f, err := s.Search(t.Context(), Search{Field: "plan", Value: "gold"}); err != nil || len(f.Events) != 1 {
+		t.Errorf("Search() behind many = %+v, %v, want 1", f, err)
+	}
 	if f, err := s.Search(t.Context(), Search{Field: "plan", Value: "fre"}); err != nil || len(f.Events) != 0 {
 		t.Errorf("Search() of a part = %+v, %v, want nothing", f, err)
 	}
