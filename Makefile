@@ -1,6 +1,6 @@
 # What one types. 'make help' lists the targets.
 
-.PHONY: help run screenshots build test race schedules interfaces demo-recovery chaos powercut mutants bench bench-quick bench-test examples-test deploy-test release-check alerts guide check lint fmt compose-test matrix facts
+.PHONY: help run screenshots console-speed build test race schedules interfaces demo-recovery chaos powercut mutants bench bench-quick bench-test examples-test deploy-test release-check alerts guide check lint fmt compose-test matrix facts
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ interfaces: ## check the API, the schemas, a client and the metrics with tools o
 screenshots: ## take a picture of each page of the console, light and dark, into bin/screenshots; needs chromium
 	mkdir -p bin/screenshots
 	PGJET_SCREENSHOTS=$(CURDIR)/bin/screenshots go test -count=1 -run '^TestEveryPage$$' ./internal/tests/console
+
+console-speed: ## measure the pages of the console with 1 M events, 100 000 dead letters and 50 consumers, some ten minutes, on a machine that does nothing else; Linux
+	PGJET_CONSOLE_SPEED=1 go test -count=1 -timeout 30m -v -run '^TestSpeed$$' ./console
 
 demo-recovery: ## show what goes wrong with consumers, and how it is put right; needs curl and psql
 	go build -o bin/pgjet ./cmd/pgjet

@@ -4,6 +4,8 @@
 // [New] returns an [http.Handler] that any program may mount. It needs a pool of the database, and NATS for what JetStream knows.
 // If one of them does not answer, what the other knows is shown, and what is missing and why is said.
 //
+// One console may show several databases, each below a path of its own: see [Config].
+//
 // # Who may do what
 //
 // What can be changed is what the database lets the user of the pool change: with the rights of pgjet_operator everything that the

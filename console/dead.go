@@ -241,7 +241,7 @@ func (c *Console) runPlan(ctx context.Context, r *http.Request) (next, notice st
 	if err != nil || rate < 0 {
 		return "", "", wrongf("the rate is %q, want a number a second", operate.Plain(r.PostFormValue("rate")))
 	}
-	next, err = c.carryOut(v, c.actor(r), reason, rate)
+	next, err = c.carryOut(ctx, v, c.actor(r), reason, rate)
 	return next, "", err
 }
 

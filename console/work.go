@@ -147,19 +147,19 @@ func (c *Console) workPage(ctx context.Context, r *http.Request) (page, error) {
 	p := page{Title: "Change", Template: "work.html", Command: "pgjet op ls --kind dead"}
 	verb, known := operate.VerbOf(q.Get("verb"))
 	upTo, _ := strconv.ParseInt(q.Get("up_to"), 10, 64)
-	began, err := time.Parse(time.RFC3339Nano, q.Get("began"))
+	after, err := strconv.ParseInt(q.Get("since"), 10, 64)
 	if !known || upTo == 0 || err != nil {
 		return p, wrongf("the address does not say which change")
 	}
 	p.Title = "Change: " + verb.Name
 	v := workView{}
-	if v.Operations, err = c.asked().OperationsOfPlan(ctx, verb, upTo, began.Add(-time.Second)); err != nil {
+	if v.Operations, err = c.asked().OperationsOfPlan(ctx, verb, upTo, after); err != nil {
 		return p, err
 	}
 	for i := range v.Operations {
 		v.Operations[i].Reason = inbox.Mask(v.Operations[i].Reason)
 	}
-	if v.task = c.work.find(r.PathValue("id")); v.task == nil { // a console that was started anew knows what was noted
+	if v.task = c.work.find(r.PathValue("id")); v.task == nil || v.Plan == nil { // a console that was started anew knows what was noted
 		if len(v.Operations) == 0 {
 			return p, &operate.NotFoundError{What: "this change", Looked: "this console did not make it, or not since it was started, and no operation says that anything was changed"}
 		}
@@ -186,14 +186,17 @@ func (c *Console) workPage(ctx context.Context, r *http.Request) (page, error) {
 }
 
 // carryOut begins a plan, and returns the address of its page, which says enough to find what was changed when this console is gone.
-func (c *Console) carryOut(v *planView, by, reason string, rate int) (string, error) {
+func (c *Console) carryOut(ctx context.Context, v *planView, by, reason string, rate int) (string, error) {
+	before, err := c.asked().NewestOperation(ctx)
+	if err != nil {
+		return "", err
+	}
 	t := &task{Plan: v, By: by, Reason: reason}
-	began := time.Now()
 	id, err := c.work.begin(c, t, func(ctx context.Context) error {
 		keep := func(outcome []inbox.Outcome) { t.set(func() { t.outcome = slices.Clone(outcome) }) }
 		done, err := v.Run(ctx, c.config.DB, replay.Decision{By: by, Reason: reason, Rate: rate, Progress: keep})
 		keep(done)
 		return err
 	})
-	return "/changes/" + id + query("verb", v.Verb.Name, "up_to", fmt.Sprint(v.UpTo), "began", began.UTC().Format(time.RFC3339Nano)), err
+	return "/changes/" + id + query("verb", v.Verb.Name, "up_to", fmt.Sprint(v.UpTo), "since", fmt.Sprint(before)), err
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -115,13 +114,14 @@ func (s Source) NewestOperation(ctx context.Context) (id int64, err error) {
 	return id, sqlstate.Wrap("list operations", err)
 }
 
-// OperationsOfPlan returns the operations that carry a plan out, each at one consumer: those of its verb since it was begun, with its frozen filter.
-func (s Source) OperationsOfPlan(ctx context.Context, v Verb, upTo int64, since time.Time) (all []operation.Record, err error) {
+// OperationsOfPlan returns the operations that carry a plan out, each at one consumer: those of its verb with its frozen filter, behind the operation that was
+// the newest when it began.
+func (s Source) OperationsOfPlan(ctx context.Context, v Verb, upTo, after int64) (all []operation.Record, err error) {
 	if s.DB == nil {
 		return nil, s.DBErr
 	}
 	ids, err := collect(ctx, s.DB, pgx.RowTo[int64], `
-		select id from pgjet.operation where kind = $1 and at >= $2 and detail -> 'filter' ->> 'up_to' = $3::bigint::text order by id limit 200`, v.count.Kind, since, upTo)
+		select id from pgjet.operation where kind = $1 and id > $2 and detail -> 'filter' ->> 'up_to' = $3::bigint::text order by id limit 200`, v.count.Kind, after, upTo)
 	for _, id := range ids {
 		var one []operation.Record
 		if one, err = operation.List(ctx, s.DB, operation.Filter{ID: id, Most: 1}); err != nil {
