@@ -256,6 +256,12 @@ func TestSpeed(t *testing.T) {
 	if os.Getenv("PGJET_CONSOLE_SPEED") == "" {
 		t.Skip("takes minutes: set PGJET_CONSOLE_SPEED=1")
 	}
+	t.Run("pages", answersSoon)
+	t.Run("pipeline", slowsNothing)
+}
+
+// answersSoon measures each page, and what it costs to leave one open.
+func answersSoon(t *testing.T) {
 	db := testenv.Postgres(t)
 	load{events: 1_000_000, letters: 100_000, consumers: 50, intents: 5000}.fill(t, db)
 	testenv.Exec(t, db, `vacuum analyze`)
@@ -294,7 +300,6 @@ func TestSpeed(t *testing.T) {
 			t.Errorf("%s, open, costs %.2f %% of a core", name, share)
 		}
 	}
-	slowsNothing(t)
 }
 
 // leaveOpen opens a live page, and reads whatever it says until it is closed.
@@ -325,7 +330,6 @@ func leaveOpen(t *testing.T, address string) (closed func()) {
 
 // slowsNothing measures how many events a second go from the outbox through a consumer, with and without 200 open pages, in turn.
 func slowsNothing(t *testing.T) {
-	t.Helper()
 	js, address := testenv.JetStream(t)
 	db := testenv.Postgres(t)
 	if _, err := js.CreateStream(t.Context(), relay.StreamConfig("EVENTS", 1)); err != nil {
@@ -335,10 +339,19 @@ func slowsNothing(t *testing.T) {
 	testenv.Run(t, (&relay.Relay{Database: db.Config().ConnConfig, NATSURL: address, Log: log}).Run)
 	done := func(context.Context, pgx.Tx, events.Event) error { return nil }
 	testenv.Run(t, (&consumers.Runner{Consumer: consumers.Consumer{Name: "counts", Handler: consumers.Handle(consumers.OnType("user.created", done))}, DB: db, JS: js, Log: log}).Run)
-	base := serve(t, console.Config{DB: testenv.PoolAt(t, db.Config().ConnString()), NATS: js.Conn()}, nil)
+	config := db.Config()
+	config.MaxConns = 6
+	config.ConnConfig.RuntimeParams["application_name"] = "console"
+	looks, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(looks.Close)
+	base := serve(t, console.Config{DB: looks, NATS: js.Conn()}, nil)
 	const pages, rounds, batch = 200, 6, 10_000
 	paths := []string{"/", "/events", "/consumers", "/consumers/counts", "/dead", "/retrying", "/relay", "/sagas", "/operations", "/types"}
 	rates := map[bool][]float64{}
+	worked, lasted := 0.0, 0.0
 	for round := range rounds {
 		open := round%2 == 1
 		var closes []func()
@@ -347,12 +360,15 @@ func slowsNothing(t *testing.T) {
 				closes = append(closes, leaveOpen(t, fmt.Sprint(base, paths[n%len(paths)], "?n=", n)))
 			}
 		}
-		begun := time.Now()
+		begun, before := time.Now(), cpu(t, db, "console")
 		testenv.Exec(t, db, `insert into pgjet.outbox (id, type, key, data) select gen_random_uuid(), 'user.created', 'k' || n % 500, '{"name": "Ann"}' from generate_series(1, $1::int) n`, batch)
 		testenv.Eventually(t, 2*time.Minute, "all are handled", func() bool {
 			return text(t, db, `select count(*)::text from pgjet.inbox where state = 'done'`) == fmt.Sprint((round+1)*batch)
 		})
 		rates[open] = append(rates[open], batch/time.Since(begun).Seconds())
+		if open {
+			worked, lasted = worked+cpu(t, db, "console")-before, lasted+time.Since(begun).Seconds()
+		}
 		for _, closed := range closes {
 			closed()
 		}
@@ -360,16 +376,16 @@ func slowsNothing(t *testing.T) {
 	slices.Sort(rates[false])
 	slices.Sort(rates[true])
 	without, with := rates[false][len(rates[false])/2], rates[true][len(rates[true])/2]
-	t.Logf("%d events a second without pages, %d with %d open ones, in this process", int(without), int(with), pages)
+	t.Logf("%.0f events a second without pages, %.0f with %d open ones, which cost the database %.1f %% of a core", without, with, pages, 100*worked/lasted)
 	if with < 0.7*without {
 		t.Errorf("with %d open pages %.0f events a second are handled, without them %.0f", pages, with, without)
 	}
 }
 
-// cpu returns for how many seconds the sessions of the database that there are have worked, as Linux counts it.
-func cpu(t *testing.T, db *pgxpool.Pool) (seconds float64) {
+// cpu returns for how many seconds the sessions of the database that there are, or those of an application, have worked, as Linux counts it.
+func cpu(t *testing.T, db *pgxpool.Pool, application ...string) (seconds float64) {
 	t.Helper()
-	rows, err := db.Query(t.Context(), `select pid from pg_stat_activity where datname = current_database()`)
+	rows, err := db.Query(t.Context(), `select pid from pg_stat_activity where datname = current_database() and (cardinality($1::text[]) = 0 or application_name = any($1))`, append([]string{}, application...))
 	if err != nil {
 		t.Fatal(err)
 	}
