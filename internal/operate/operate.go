@@ -2,9 +2,10 @@
 // happened to this event. The command line prints them.
 //
 // It asks the database, with the rights of pgjet_operator, and NATS, with the permissions of the
-// role operator. It changes nothing but operations: what is planned, run or cancelled by their id. What it reads is bounded: but for an audit, which somebody asked for, it never goes through the whole
-// outbox, and its time ends with the context. If PostgreSQL or NATS does not answer, the rest is
-// returned, and the value says what is missing and why.
+// role operator. It changes nothing but what an operator asks for by name: an operation that is planned, run,
+// resumed or cancelled by its id, a replay that was planned, messages to adopt that were listed. What it reads is
+// bounded: but for an audit, which somebody asked for, it never goes through the whole outbox, and its time ends with
+// the context. If PostgreSQL or NATS does not answer, the rest is returned, and the value says what is missing and why.
 //
 // Why something does not move has a word, a [Reason]. [Reasons] is the list of all, with what
 // each means and what to do next.
