@@ -17,10 +17,11 @@ build: ## build bin/pgjet, static
 # The packages whose tests take minutes begin first.
 SLOWEST = ./cmd/pgjet ./consumers ./relay ./consumers/replay ./producer
 
+# 'make check' vets the tests, too.
 test: ## run all tests, with PostgreSQL and NATS servers that they start themselves
-	go test -shuffle=on -parallel 4 -timeout 15m $(SLOWEST) $$(go list ./... | grep -vxE "$$(go list $(SLOWEST) | paste -sd '|')")
-	go test -race ./events ./outbox/... ./relay/protocol ./internal/breaker ./internal/health ./internal/session ./internal/supervisor
-	go test -race -run '^TestSchedules$$' ./consumers
+	go test -vet=off -shuffle=on -parallel 4 -timeout 15m $(SLOWEST) $$(go list ./... | grep -vxE "$$(go list $(SLOWEST) | paste -sd '|')")
+	go test -vet=off -race ./events ./outbox/... ./relay/protocol ./internal/breaker ./internal/health ./internal/session ./internal/supervisor
+	go test -vet=off -race -run '^TestSchedules$$' ./consumers
 
 race: ## run all tests with the race detector, for half an hour
 	go test -race -shuffle=on -timeout 30m ./...
@@ -73,16 +74,16 @@ bench-quick: ## bench with a smaller load, up to 3 minutes
 	./bin/bench -quick -json bin/bench.json -plots bin/bench-plots $(ARGS)
 
 bench-test: ## check and test the benchmarks themselves; downloads the peers
-	cd bench && go vet ./... && go mod tidy -diff && go test -timeout 10m ./...
+	cd bench && go vet ./... && go mod tidy -diff && go test -vet=off -timeout 10m ./...
 
 examples-test: ## check and run the examples; downloads the libraries that they show
-	cd examples && go vet ./... && go mod tidy -diff && go test -timeout 10m ./...
+	cd examples && go vet ./... && go mod tidy -diff && go test -vet=off -timeout 10m ./...
 
 guide: ## do what docs/guide says, from an empty folder on, in about a minute; needs psql and curl
 	go test -count=1 -v -run '^TestGuide$$' ./internal/tests/guide
 
 deploy-test: ## check the manifests for Kubernetes against the types of its API; downloads them
-	cd deploy/kubernetes && go vet ./... && go mod tidy -diff && go test -timeout 10m ./...
+	cd deploy/kubernetes && go vet ./... && go mod tidy -diff && go test -vet=off -timeout 10m ./...
 
 release-check: ## build the programs of all platforms twice and compare them, check their version, and write checksums and a bill of materials to bin/release; a quarter of an hour
 	.ci/release-check
