@@ -50,7 +50,6 @@ func TestBrokenMessagesHarmNobody(t *testing.T) {
 	for _, form := range []string{"handle", "batch", "effect"} {
 		for _, unordered := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s unordered %t", form, unordered), func(t *testing.T) {
-				t.Parallel()
 				b := newBench(t)
 				c := consumers.Consumer{Unordered: unordered}
 				switch form {

@@ -106,8 +106,7 @@ func TestGroupFails(t *testing.T) {
 }
 
 // TestGroupGoesOn: the others of a group go together without the one whose handler failed, and no handler runs more than twice in vain.
-func TestGroupGoesOn(t *testing.T) {
-	t.Parallel()
+func TestGroupGoesOn(t *testing.T) { // not in parallel: how large groups get depends on what else keeps the processors busy
 	b := newBench(t)
 	const n = 64
 	for i := range n {
