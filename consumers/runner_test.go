@@ -72,8 +72,7 @@ func TestSecondCopyWaits(t *testing.T) {
 
 // TestFailedAttempts: each event fails in its own way at first, leaves nothing of
 // that behind, and is tried again.
-func TestFailedAttempts(t *testing.T) {
-	t.Parallel()
+func TestFailedAttempts(t *testing.T) { // not in parallel: a handler has a second
 	b := newBench(t)
 	b.exec(`create table slot (n int unique deferrable initially deferred)`)
 	ways := []func(context.Context, pgx.Tx) error{
