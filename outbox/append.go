@@ -22,9 +22,9 @@
 // and never deleted one by one. It also owns pgjet.scheduled, from which the leading relay
 // moves the events that are due into the outbox.
 //
-// Events of one key are published in the order in which their transactions commit, provided
-// that a transaction first changes the row of the aggregate (so that others that change it
-// wait) and appends last.
+// Events of one key are published in the order in which their transactions commit, if each
+// transaction first changes the row of the aggregate and appends last. Others that change
+// the row then wait for it.
 package outbox
 
 import (

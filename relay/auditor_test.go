@@ -10,7 +10,7 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// deletable makes the stream anew, so that messages can be deleted.
+// deletable makes the stream again, so that messages can be deleted.
 func (b *bench) deletable() jetstream.Stream {
 	b.Helper()
 	config := relay.StreamConfig("EVENTS", 1)

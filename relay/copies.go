@@ -128,7 +128,7 @@ func (t *tenure) announce(ctx context.Context) (stop func()) {
 	var beside sync.WaitGroup
 	beside.Go(func() {
 		for ; ctx.Err() == nil; sleep(ctx, announceEvery) {
-			_ = t.link.nc.Publish(events.LeadSubject(t.Stream), said) // a lost connection ends the term
+			_ = t.link.nc.Publish(events.LeadSubject(t.Stream), said) // a lost connection ends the session
 		}
 	})
 	return func() { cancel(); beside.Wait() }

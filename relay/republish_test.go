@@ -85,6 +85,6 @@ func TestRepublishTakesWhatIsPublished(t *testing.T) {
 		t.Errorf("taken are %d, %v; want none twice", taken, err)
 	}
 	if _, err := b.republish(b.epoch()-1, 1); !errors.Is(err, relay.ErrLeadChanged) {
-		t.Errorf("in another term the error is %v", err)
+		t.Errorf("in another epoch the error is %v", err)
 	}
 }

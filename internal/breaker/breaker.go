@@ -109,7 +109,7 @@ type Outcome int
 const (
 	Failed   Outcome = iota
 	Answered         // whatever the answer
-	Nothing          // the caller gave up: a trial may be made anew
+	Nothing          // the caller gave up: the trial may be repeated
 )
 
 // Call makes the call and returns true, or returns false at once if the service is known to

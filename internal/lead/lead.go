@@ -165,9 +165,8 @@ const asked = `locktype = 'advisory' and objsubid = 1
 const held = asked + ` and granted`
 
 // State is the SQL for the state of the lead $1 among sessions with the application name
-// $2. It returns whether one of them has the lead and how many wait, then the foreign
-// session that holds the lock, as the first three fields of a [Holder], and whether there
-// is one.
+// $2. It returns whether one of them has the lead, how many wait, the foreign session that
+// holds the lock (the first three fields of a [Holder]), and whether there is one.
 const State = `
 	with asked as (
 		select pid, application_name, backend_start, granted from pg_locks left join pg_stat_activity using (pid) where ` + asked + `
