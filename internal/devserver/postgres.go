@@ -276,7 +276,7 @@ func (p *Postgres) createDatabase(ctx context.Context) error {
 	return err
 }
 
-// notAdmitted is what a session is told that a database does not admit.
+// notAdmitted is the SQLSTATE of a session that a database does not admit.
 const notAdmitted = "55000"
 
 // Admit has the database pgjet admit sessions, or ends those that there are and admits no others, as if nobody could reach it.

@@ -46,7 +46,7 @@ const (
 )
 
 // StreamKey is the entry of the metadata with the streams that a process publishes to or reads, separated by
-// commas. It tells apart the processes of several services in one account.
+// commas. By it the processes of several services in one account are distinguished.
 const StreamKey = "stream"
 
 // ErrAway says that NATS cannot be reached, so the live instances are unknown.

@@ -183,7 +183,7 @@ func rights() string {
 func (s *sharedServer) start(ctx context.Context) (err error) {
 	address := os.Getenv(urlVariable)
 	if address == "" {
-		if s.dir, err = makeDir(); err != nil {
+		if s.dir, err = makeDirIn(memoryOr(os.TempDir())); err != nil {
 			return err
 		}
 		if s.own, err = devserver.StartPostgres(ctx, serverOptions(filepath.Join(s.dir, "pg"))); err != nil {

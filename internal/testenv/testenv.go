@@ -244,16 +244,19 @@ func Eventually(t testing.TB, within time.Duration, what string, cond func() boo
 // dirPrefix begins the names of directories that hold servers of tests.
 const dirPrefix = "pgjet-test-"
 
-// makeDir returns a new directory that the user who runs PostgreSQL may enter. It
-// first removes those of tests that died a day ago or earlier.
-func makeDir() (string, error) {
-	old, _ := filepath.Glob(filepath.Join(os.TempDir(), dirPrefix+"*"))
+// makeDir returns a new directory, which the user that runs PostgreSQL may enter.
+func makeDir() (string, error) { return makeDirIn(os.TempDir()) }
+
+// makeDirIn is makeDir in a parent directory. It first removes those of tests that died a
+// day ago or earlier.
+func makeDirIn(parent string) (string, error) {
+	old, _ := filepath.Glob(filepath.Join(parent, dirPrefix+"*"))
 	for _, dir := range old {
 		if info, err := os.Stat(dir); err == nil && time.Since(info.ModTime()) > 24*time.Hour {
 			os.RemoveAll(dir)
 		}
 	}
-	dir, err := os.MkdirTemp("", dirPrefix)
+	dir, err := os.MkdirTemp(parent, dirPrefix)
 	if err != nil {
 		return "", err
 	}

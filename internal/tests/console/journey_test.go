@@ -239,7 +239,9 @@ func TestHolds(t *testing.T) {
 	signUp(t, somebody())
 	b := open(t, env.Console)
 	b.visit("/events")
-	first := func() string { return eval[string](b, `document.querySelector("tbody a")?.getAttribute("href").split("?")[0] ?? ""`) }
+	first := func() string {
+		return eval[string](b, `document.querySelector("tbody a")?.getAttribute("href").split("?")[0] ?? ""`)
+	}
 	newest := func() string {
 		return "/events/" + query(t, `select id::text from pgjet.outbox order by seq desc limit 1`)
 	}

@@ -1,0 +1,14 @@
+package testenv
+
+import "syscall"
+
+// memoryOr returns the file system in memory if it has room for the databases of tests, else
+// dir. A test database there is made and dropped in a fifth of the time.
+func memoryOr(dir string) string {
+	const memory, room = "/dev/shm", 4 << 30
+	var free syscall.Statfs_t
+	if err := syscall.Statfs(memory, &free); err != nil || free.Bavail*uint64(free.Bsize) < room {
+		return dir
+	}
+	return memory
+}

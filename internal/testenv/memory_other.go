@@ -1,0 +1,6 @@
+//go:build !linux
+
+package testenv
+
+// memoryOr returns dir: only Linux has a file system in memory at a known place.
+func memoryOr(dir string) string { return dir }
