@@ -1318,10 +1318,13 @@ func (d *simDatabase) redrive(ctx context.Context, p *process, ids []uuid.UUID, 
 		}
 		d.letters[id] = l
 		if _, waits := d.intents[id]; !waits && to == "intent" && row.state == "intent" {
-			i := simIntent{Message: l.Message, due: time.Now()}
-			if d.w.ordered() && d.parks(tx, &l.Message) {
-				i.due = far
-			}
+			d.intents[id] = simIntent{Message: l.Message, due: time.Now()}
+		}
+	}
+	for _, id := range ids { // now that those before them are intents, whatever the order of their ids
+		i, found := d.intents[id]
+		if found && d.letters[id].state == inbox.Redriven && i.taken == "" && !i.due.Equal(far) && d.w.ordered() && d.parks(tx, &i.Message) {
+			i.due = far
 			d.intents[id] = i
 		}
 	}
