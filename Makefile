@@ -1,6 +1,6 @@
 # What one types. 'make help' lists the targets.
 
-.PHONY: help run screenshots console-speed build test race schedules interfaces demo-recovery chaos powercut mutants bench bench-quick bench-test examples-test deploy-test release-check alerts guide check lint fmt compose-test matrix facts
+.PHONY: help run screenshots console-speed build test race schedules interfaces demo-recovery chaos powercut mutants bench bench-quick bench-test examples-test deploy-test release-check alerts guide check lint fmt compose-test matrix facts scale
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ chaos: ## kill, freeze, cut and fill for up to 20 minutes; PGJET_CHAOS=0.2 does 
 
 matrix: ## run the main path in some thirty surroundings of PostgreSQL and NATS, up to 20 minutes; PGJET_PG_BINS names further programs
 	PGJET_MATRIX=1 go test -count=1 -parallel 3 -timeout 20m -v -run '^TestMatrix$$' ./cmd/pgjet
+
+scale: ## measure what operators ask, with 10 million rows of the outbox and a million dead letters, some minutes; needs 6 GB of disk
+	PGJET_SCALE=1 go test -count=1 -timeout 30m -v -run '^TestAtScale$$' ./cmd/pgjet
 
 facts: ## check what the relay and the consumers rely on in nats-server, on three servers too, up to 10 minutes
 	PGJET_FACTS=1 go test -count=1 -p 1 -timeout 20m -v -run '^(TestFacts|TestWrongExpectedIDKillsReplicas$$|TestCaughtUpReplicaKnowsNoID$$|TestAddedReplicasKnowNoID$$)' ./relay ./consumers
