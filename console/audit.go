@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/pgjet/pgjet/internal/operate"
@@ -34,6 +35,9 @@ type kindCount struct {
 	N    int64
 	Says string
 }
+
+// Name returns the kind in words.
+func (k kindCount) Name() string { return strings.ReplaceAll(k.Kind, "_", " ") }
 
 // kinds says what differences of each kind are.
 var kinds = []struct{ kind, says string }{

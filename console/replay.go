@@ -160,7 +160,7 @@ func (c *Console) forecast(ctx context.Context, p *replay.Plan) (lasting, by str
 	case workers == 0 || seconds == 0:
 		return "", ""
 	}
-	return lasts(max(secondsOf(float64(n)/able), time.Second)), fmt.Sprintf("with %d workers, whose last attempts took %s each", workers, lasts(secondsOf(seconds)))
+	return lasts(max(secondsOf(float64(n)/able), time.Second)), fmt.Sprintf("(workers: %d; the last attempts took %s each)", workers, lasts(secondsOf(seconds)))
 }
 
 // runReplay runs a replay that was shown, if it is still of so many events.
