@@ -32,7 +32,7 @@ func (c *crowd) grow(rows int, published bool) {
 			  from generate_series(1, 250000) n`)
 		conn, err := c.db.Acquire(c.Context())
 		if err == nil {
-			_, err = upkeep.Tend(c.Context(), conn.Conn(), 72*time.Hour)
+			_, err = upkeep.Maintain(c.Context(), conn.Conn(), 72*time.Hour)
 			conn.Release()
 		}
 		if err != nil {
