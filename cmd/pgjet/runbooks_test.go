@@ -56,6 +56,7 @@ var elsewhere = map[string][]int{
 	"pgjet status":                 {exitFindings},
 	"pgjet relay status":           {exitOK, exitFindings},
 	"pgjet consumer ls":            {exitOK, exitFindings},
+	"pgjet consumer get":           {exitOK, exitFindings},
 	"pgjet retry ID":               {exitNotFound}, // the event is a dead letter
 	"pgjet republish plan":         {exitNotFound}, // the stream lacks nothing
 	"pgjet republish run":          {exitRefused},  // that operation is no plan
