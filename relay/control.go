@@ -70,7 +70,7 @@ func (t *tenure) idle(ctx context.Context) (on bool, err error) {
 	select {
 	case <-time.After(controlEvery):
 		return true, nil
-	case <-t.link.others.conflict:
+	case <-t.link.others.Conflict():
 		return true, nil
 	case <-t.link.closed:
 		return false, t.link.lost()

@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgjet/pgjet/internal/rivals"
 	"github.com/pgjet/pgjet/relay/backlog"
 	"github.com/pgjet/pgjet/relay/protocol"
 )
@@ -24,7 +25,7 @@ type database struct {
 	conn   *pgx.Conn
 	stream string
 	epoch  int64
-	here   presence
+	here   rivals.Presence
 	listen bool // before publishing: this may be a copy
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/natsconn"
+	"github.com/pgjet/pgjet/internal/rivals"
 	"github.com/pgjet/pgjet/relay/protocol"
 )
 
@@ -46,7 +47,9 @@ type link struct {
 
 	closed chan nats.Status // reports that the connection is lost
 	hints  chan *nats.Msg
-	others *others
+	others *rivals.Others
+	owned  atomic.Bool           // the stream names this outbox
+	deaf   atomic.Bool           // NATS does not let the relay announce itself, or hear others
 	denied atomic.Pointer[error] // why NATS denies a permission
 }
 
@@ -57,8 +60,8 @@ type reply struct {
 }
 
 // dial connects, and looks up the stream.
-func dial(ctx context.Context, r *Relay, here presence) (*link, error) {
-	l := &link{others: newOthers(here), name: r.Stream, source: r.Source, subjects: events.SubjectsOf(r.Prefix), metrics: r.metrics, answers: make(chan reply, 16), hints: make(chan *nats.Msg, 1)}
+func dial(ctx context.Context, r *Relay, here rivals.Presence) (*link, error) {
+	l := &link{others: rivals.NewOthers(here), name: r.Stream, source: r.Source, subjects: events.SubjectsOf(r.Prefix), metrics: r.metrics, answers: make(chan reply, 16), hints: make(chan *nats.Msg, 1)}
 	options := append([]nats.Option{
 		nats.Name("pgjet-relay"), nats.NoReconnect(), nats.ReconnectBufSize(-1),
 		nats.Timeout(connectTimeout), nats.FlusherTimeout(answerTimeout),
@@ -94,7 +97,7 @@ func (l *link) open(ctx context.Context, domain string) error {
 	if _, err := l.nc.ChanSubscribe(events.HintSubject(l.name), l.hints); err != nil {
 		return err
 	}
-	if _, err := l.nc.Subscribe(events.LeadSubject(l.name), l.others.hear); err != nil {
+	if _, err := l.nc.Subscribe(events.LeadSubject(l.name), l.others.Hear); err != nil {
 		return err
 	}
 	if l.js, err = jetStream(l.nc, domain); err != nil {
@@ -121,7 +124,7 @@ func (l *link) noteError(_ *nats.Conn, _ *nats.Subscription, err error) {
 	switch {
 	case !errors.Is(err, nats.ErrPermissionViolation), strings.Contains(err.Error(), events.HintSubject(l.name)):
 	case strings.Contains(err.Error(), events.LeadSubject(l.name)):
-		l.others.deaf.Store(true)
+		l.deaf.Store(true)
 	default:
 		l.denied.Store(&err)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/natsconn"
 	"github.com/pgjet/pgjet/internal/postgres"
+	"github.com/pgjet/pgjet/internal/rivals"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
@@ -20,7 +21,7 @@ import (
 // copy of the database is being published there.
 const (
 	ForeignOutbox = "foreign_outbox"
-	OutboxCopied  = "outbox_copied"
+	OutboxCopied  = rivals.Copied
 )
 
 // The metadata of a stream that names its outbox.

@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pgjet/pgjet/internal/rivals"
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/relay/protocol"
 )
@@ -53,7 +54,7 @@ func readsEachMessageOnce(t *testing.T, direct bool) {
 			t.Fatal(err)
 		}
 	}
-	l, err := dial(t.Context(), &Relay{NATSURL: url, Stream: "EVENTS"}, presence{})
+	l, err := dial(t.Context(), &Relay{NATSURL: url, Stream: "EVENTS"}, rivals.Presence{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/relay/protocol"
 )
@@ -88,11 +89,11 @@ func (t *tenure) run(ctx context.Context) (err error) {
 	if err := t.listen(ctx); err != nil || ctx.Err() != nil {
 		return err
 	}
-	defer t.announce(ctx)()
+	defer t.link.others.Announce(ctx, t.link.nc, events.LeadSubject(t.Stream))()
 	t.weak = weak
 	t.warnOf(ctx)
 	t.session = &protocol.Session{DB: t.db, Stream: t.link,
-		Chains: t.link.chains(), Batches: t.link.batches(), Owned: t.link.others.owned.Load(), Source: t.Source, Careful: t.careful}
+		Chains: t.link.chains(), Batches: t.link.batches(), Owned: t.link.owned.Load(), Source: t.Source, Careful: t.careful}
 	defer func() { t.careful = t.session.Careful }()
 	if err := t.db.found(ctx); err != nil {
 		return err
@@ -148,7 +149,7 @@ func (t *tenure) note(ctx context.Context, err error) {
 // stream has changed: the next session looks again.
 func (t *tenure) halted(ctx context.Context, err error) error {
 	if foreign, is := errors.AsType[*protocol.ForeignError](err); is {
-		return &ForeignOutboxError{Stream: t.Stream, Own: t.db.here.outbox(), Why: foreign.Error()}
+		return &ForeignOutboxError{Stream: t.Stream, Own: outboxOf(t.db.here), Why: foreign.Error()}
 	}
 	if _, halt := errors.AsType[*protocol.HaltError](err); !halt {
 		return err
@@ -234,7 +235,7 @@ func (t *tenure) publish(ctx context.Context) error {
 			wait = min(2*wait, longestPoll(time.Since(last)))
 		case <-hints:
 			wait = pollBusy
-		case <-t.link.others.conflict:
+		case <-t.link.others.Conflict():
 		case <-t.link.closed:
 			return t.link.lost()
 		case <-ctx.Done():
