@@ -14,6 +14,7 @@ import (
 	"github.com/pgjet/pgjet/internal/attempt"
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/postgres"
+	"github.com/pgjet/pgjet/internal/rivals"
 )
 
 // A database is what a session asks of the database that has its inbox, about its consumer and the other sessions.
@@ -26,6 +27,8 @@ type database interface {
 	membership.Locks
 
 	// See the functions of package inbox with these names.
+	Locate(ctx context.Context) (here rivals.Presence, elsewhere bool, err error)
+	ForgetPlace(ctx context.Context) error
 	Identity(ctx context.Context) (inbox.Identity, error) // ReadIdentity
 	Abandon(ctx context.Context, sessions []string) error
 	ReadMark(ctx context.Context) (inbox.Mark, error)
@@ -154,6 +157,22 @@ func (c *connection) Holders(ctx context.Context, names []string) (map[string][]
 	return lead.Holders(ctx, c.conn, names...)
 }
 
+func (c *connection) Locate(ctx context.Context) (here rivals.Presence, elsewhere bool, err error) {
+	return inbox.Locate(ctx, c.conn, c.Consumer.Name)
+}
+
+func (c *connection) ForgetPlace(ctx context.Context) error {
+	return inbox.ForgetPlace(ctx, c.any(), c.Consumer.Name)
+}
+
+// any returns the connection, or the pool while there is none.
+func (c *connection) any() inbox.DB {
+	if c.Closed() {
+		return c.db
+	}
+	return c.conn
+}
+
 func (c *connection) Identity(ctx context.Context) (inbox.Identity, error) {
 	return inbox.ReadIdentity(ctx, c.conn)
 }
@@ -180,7 +199,7 @@ func (c *connection) ReadPause(ctx context.Context) (*inbox.Paused, error) {
 
 // Heartbeat uses the pool while there is no connection: a pooler is in its place, perhaps, which takes statements.
 func (c *connection) Heartbeat(ctx context.Context, b inbox.Beat) error {
-	if c.conn != nil {
+	if !c.Closed() {
 		return inbox.Heartbeat(ctx, c.conn, b)
 	}
 	if err := postgres.CheckNames(ctx, c.db.Pool); err != nil {
@@ -237,10 +256,7 @@ func (c *connection) Redeliver(ctx context.Context) error {
 }
 
 func (c *connection) NameLock(ctx context.Context, err error) error {
-	if c.Closed() {
-		return inbox.NameLock(ctx, c.db, err)
-	}
-	return inbox.NameLock(ctx, c.conn, err)
+	return inbox.NameLock(ctx, c.any(), err)
 }
 
 // Writable reports whether the database answers, takes writes, and is the one with which the

@@ -75,6 +75,7 @@ type run struct {
 	subjects *events.Subjects // of the events
 	log      *slog.Logger
 	process  string        // host:pid
+	nc       *nats.Conn    // by which copies of the database are noticed; nil if there is none
 	limiter  *rate.Limiter // of attempts; nil is no limit
 	metrics  *metrics
 	// newDatabase returns what a session of this name asks of the database.
@@ -89,6 +90,7 @@ type run struct {
 	moved    atomic.Int32              // a generation in which an event was seen to stand at another place than before
 
 	// Of the goroutine of one session after the other.
+	deaf      bool     // NATS does not let the process announce itself, or hear others
 	unsettled []string // names of sessions that may have left intents taken
 	cut       bool     // a session failed: what was on its way to it may be with nobody; the tenure of an unordered consumer resets it
 
@@ -152,6 +154,7 @@ func (r *Runner) complete() (*run, error) {
 	if err != nil {
 		host = "unknown"
 	}
+	n.nc = n.js.Conn()
 	n.source, n.newDatabase = delivery.NATS{JS: n.js}, n.connect
 	n.durables = &durable.Stream{JS: n.js, Name: n.stream, Consumer: c.Name, Types: c.Handler.types, Subjects: n.subjects, AckWait: ackWait, Log: n.log}
 	n.process = fmt.Sprintf("%s:%d", host, os.Getpid())
@@ -212,10 +215,11 @@ func (r *run) withReason(err error) error {
 	_, refused := errors.AsType[*pgconn.PgError](err)
 	_, ours := errors.AsType[*inbox.Error](err)
 	_, locked := errors.AsType[*lead.TableLock](err)
+	_, copied := errors.AsType[*copiedError](err)
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, inbox.ErrSuperseded), errors.Is(err, errGap):
+	case errors.Is(err, inbox.ErrSuperseded), errors.Is(err, errGap), copied:
 		return err
 	case ours, refused, locked:
 		return sqlstate.Explain(err, "pgjet_consumer")

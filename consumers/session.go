@@ -15,6 +15,7 @@ import (
 	"github.com/pgjet/pgjet/consumers/internal/membership"
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/postgres"
+	"github.com/pgjet/pgjet/internal/rivals"
 )
 
 const (
@@ -42,8 +43,11 @@ type session struct {
 	database database
 	member   *membership.Member
 	end      context.CancelCauseFunc // ends the session
+	refuse   context.CancelCauseFunc // ends it since one in a copy of the database goes first
+	leave    func()                  // ends its announcements
 
 	// Set by begin, and only read afterwards.
+	here    rivals.Presence
 	is      inbox.Registered
 	version inbox.Version
 	created time.Time // of the stream
@@ -66,21 +70,33 @@ type session struct {
 	ended        chan *tenure
 }
 
-// runSession handles events until something fails, or ctx ends.
-func (r *run) runSession(ctx context.Context) error {
-	s := &session{run: r, stopping: ctx, began: time.Now(), name: fmt.Sprintf("%s:%s", r.process, uuid.NewString()[:8]),
+// runSession handles events until something fails, one in a copy of the database goes first, or ctx ends.
+func (r *run) runSession(outer context.Context) error {
+	ctx, refuse := context.WithCancelCause(outer)
+	defer refuse(nil)
+	s := &session{run: r, stopping: ctx, began: time.Now(), name: fmt.Sprintf("%s:%s", r.process, uuid.NewString()[:8]), refuse: refuse, leave: func() {},
 		tenures: make(map[int]*tenure), ended: make(chan *tenure, inbox.Tokens), workers: make(chan struct{}, r.Consumer.Workers), gate: gate.New(r.Consumer.Workers), solo: gate.NewSolo()}
 	r.lastGate.Store(s.gate)
 	s.database = r.newDatabase(s.name)
 	s.member = membership.New(s.database, r.Consumer.Name)
 	defer s.database.Close()
+	err := s.handle(ctx)
+	s.leave()
+	if copied, is := errors.AsType[*copiedError](context.Cause(ctx)); is && outer.Err() == nil {
+		return s.refused(outer, copied)
+	}
+	return err
+}
+
+// handle handles events until something fails, or ctx ends.
+func (s *session) handle(ctx context.Context) error {
 	err := s.begin(ctx)
 	if err != nil {
 		return s.report(ctx, s.withReason(s.database.NameLock(ctx, err)))
 	}
-	defer func() { r.unsettled = append(r.unsettled, s.name) }()
+	defer func() { s.unsettled = append(s.unsettled, s.name) }()
 	err = s.serve(ctx)
-	r.cut = r.cut || err != nil && ctx.Err() == nil && !errors.Is(err, inbox.ErrSuperseded)
+	s.cut = s.cut || err != nil && ctx.Err() == nil && !errors.Is(err, inbox.ErrSuperseded)
 	s.database.Renew(err)
 	err = s.withReason(s.database.NameLock(ctx, err))
 	if s.beginFailed.Load() {
@@ -103,6 +119,9 @@ func (s *session) begin(ctx context.Context) (err error) {
 		return err
 	}
 	if err := s.awaitTables(ctx); err != nil {
+		return err
+	}
+	if err := s.meet(ctx); err != nil {
 		return err
 	}
 	// What could not be given back when earlier sessions ended, since the database was away.
@@ -199,7 +218,7 @@ func (s *session) register(ctx context.Context) error {
 		return err
 	}
 	s.is, err = s.database.Register(ctx, inbox.Registration{Consumer: s.Consumer.Name, Stream: s.stream, MoveFrom: s.Runner.MoveFrom, Created: info.Created,
-		Ordered: s.ordered(), Effects: s.Consumer.Handler.effect != nil, Slices: s.Consumer.Slices, Past: past, Prefix: s.subjects.Prefix(), Types: s.Consumer.Handler.types})
+		Ordered: s.ordered(), Effects: s.Consumer.Handler.effect != nil, Slices: s.Consumer.Slices, Past: past, Prefix: s.subjects.Prefix(), Types: s.Consumer.Handler.types, Where: s.here})
 	s.created = info.Created
 	if paused, ok := errors.AsType[*inbox.PausedError](err); ok {
 		return s.awaitResume(ctx, paused)

@@ -17,6 +17,7 @@ import (
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/lead"
+	"github.com/pgjet/pgjet/internal/rivals"
 )
 
 // errCut is what a process gets whose connection is gone.
@@ -519,6 +520,13 @@ func (c *simConnection) ReadMark(ctx context.Context) (m inbox.Mark, err error) 
 		return nil
 	})
 }
+
+// Locate does not ask the database: in the simulation it has no copy.
+func (c *simConnection) Locate(context.Context) (here rivals.Presence, elsewhere bool, err error) {
+	return here, false, nil
+}
+
+func (c *simConnection) ForgetPlace(context.Context) error { return nil }
 
 func (c *simConnection) Identity(ctx context.Context) (is inbox.Identity, err error) {
 	err = c.ask(ctx, "identity", func() error {

@@ -377,6 +377,10 @@ func HintSubject(stream string) string { return "pgjet.hint." + stream }
 // themselves, so that each notices others that would publish there.
 func LeadSubject(stream string) string { return "pgjet.lead." + stream }
 
+// HandleSubject returns the subject on which the processes of a consumer of a stream announce
+// themselves, so that each notices those in a copy of its database.
+func HandleSubject(stream, consumer string) string { return "pgjet.handle." + stream + "." + consumer }
+
 // FollowSubject returns the core NATS subject to which a stream sends its events for the
 // processes that follow it under a name.
 func FollowSubject(stream, name string) string { return "pgjet.follow." + stream + "." + name }

@@ -106,6 +106,8 @@ var statements = []struct{ sql, roles string }{
 	{`insert into pgjet.consumer (name, stream, stream_created, ordered, effects) values ('d', 'S', now(), true, false)`, "consumer"},
 	{`insert into pgjet.consumer (name, stream, stream_created, ordered, effects, slices, prefix, types) values ('d', 'S', now(), true, false, 8, 'events', '{a.b}')`, "consumer"},
 	{`update pgjet.consumer set prefix = 'events', types = '{a.b}'`, "consumer"},
+	{`insert into pgjet.consumer (name, stream, stream_created, place, placed_at, server_start) values ('d', 'S', now(), '1/1', now(), now())`, "consumer"},
+	{`update pgjet.consumer set place = '1/1', placed_at = now(), server_start = now()`, "consumer"},
 	{`update pgjet.consumer set epoch = epoch + 1, rebuild = true`, "consumer operator"},
 	{`update pgjet.consumer set slices = 1`, "consumer"},
 	{`select from pgjet.slice`, "consumer operator"},

@@ -28,6 +28,7 @@ var releases = []map[string]int64{
 	{"pgjet": 17, "users": 5, "directory": 4},
 	{"pgjet": 18, "users": 5, "directory": 4},
 	{"pgjet": 19, "users": 5, "directory": 4},
+	{"pgjet": 20, "users": 5, "directory": 4},
 }
 
 // migrate brings each schema to a version, up or down.

@@ -99,7 +99,8 @@ func grantFor(role, stream, prefix string, names []string) grant {
 		}.registered("pgjet-relay")
 	case "consumer":
 		name, slices := divided(names[0])
-		g := grant{Publish: []string{api("STREAM.INFO"), api("DIRECT.GET")}, Subscribe: []string{inboxPrefix(name) + ".>"}}
+		meet := events.HandleSubject(stream, name)
+		g := grant{Publish: []string{api("STREAM.INFO"), api("DIRECT.GET"), meet}, Subscribe: []string{inboxPrefix(name) + ".>", meet}}
 		for _, durable := range durables(name, slices) {
 			// In both forms that the server has, the second with domain and account. An open
 			// end of one would match acks of others in the other form.

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgjet/pgjet/internal/lead"
+	"github.com/pgjet/pgjet/internal/rivals"
 )
 
 // A Registration is what a consumer says about itself.
@@ -25,6 +26,7 @@ type Registration struct {
 	Past     int32    // a generation whose stream lost its end since, so that events stand at other places; 0 if none did
 	Prefix   string   // of the subjects of events
 	Types    []string // of events that it handles, or patterns of them
+	Where    rivals.Presence
 }
 
 // A MovedError says that a consumer has handled events of another stream.
@@ -63,11 +65,13 @@ func Register(ctx context.Context, tx pgx.Tx, r Registration) (is Registered, er
 		with was as (
 			select generation from pgjet.consumer where name = $1
 		), c as (
-			insert into pgjet.consumer as c (name, stream, stream_created, ordered, effects, slices, prefix, types) values ($1, $2, $3, $4, $5, $6, nullif($8, ''), nullif($9::text[], '{}'))
+			insert into pgjet.consumer as c (name, stream, stream_created, ordered, effects, slices, prefix, types, place, placed_at, server_start)
+			values ($1, $2, $3, $4, $5, $6, nullif($8, ''), nullif($9::text[], '{}'), nullif($10, ''), case when $10 <> '' then $11::timestamptz end, case when $10 <> '' then $12::timestamptz end)
 			on conflict (name) do update set ordered = excluded.ordered, effects = excluded.effects, prefix = excluded.prefix, types = excluded.types,
 				epoch = c.epoch + ((c.stream, c.stream_created) <> (excluded.stream, excluded.stream_created) or c.generation = $7)::int,
 				generation = c.generation + ((c.stream, c.stream_created) <> (excluded.stream, excluded.stream_created) or c.generation = $7)::int,
-				stream = excluded.stream, stream_created = excluded.stream_created
+				stream = excluded.stream, stream_created = excluded.stream_created, place = excluded.place, server_start = excluded.server_start,
+				placed_at = case when c.place = excluded.place then c.placed_at else excluded.placed_at end
 			returning *
 		), moved as (
 			update pgjet.slice s set epoch = c.epoch, floor = 0, high = 0, stored = null, lost_until = 0, redeliver = true
@@ -77,13 +81,26 @@ func Register(ctx context.Context, tx pgx.Tx, r Registration) (is Registered, er
 			select c.name, slice, c.epoch from c, generate_series(0, c.slices - 1) as s (slice) on conflict do nothing
 		)
 		select generation, slices, rebuild, paused_at, coalesce(paused_by, ''), coalesce(pause_reason, '') from c`,
-		r.Consumer, r.Stream, r.Created.Truncate(time.Microsecond), r.Ordered, r.Effects, max(1, r.Slices), r.Past, r.Prefix, r.Types).
+		r.Consumer, r.Stream, r.Created.Truncate(time.Microsecond), r.Ordered, r.Effects, max(1, r.Slices), r.Past, r.Prefix, r.Types,
+		r.Where.Place, r.Where.Since, r.Where.ServerStart).
 		Scan(&is.Generation, &is.Slices, &is.Rebuild, &at, &paused.By, &paused.Reason)
 	if err == nil && at != nil {
 		paused.At = at.UTC()
 		return is, &paused
 	}
 	return is, failed("make the consumer known", err)
+}
+
+// Locate returns where a consumer runs, and whether it ran elsewhere last: see [rivals.Locate].
+func Locate(ctx context.Context, conn *pgx.Conn, consumer string) (here rivals.Presence, elsewhere bool, err error) {
+	here, elsewhere, err = rivals.Locate(ctx, conn, `select place, placed_at, server_start from pgjet.consumer where name = $1`, consumer)
+	return here, elsewhere, failed("find out where the consumer ran last", err)
+}
+
+// ForgetPlace makes the next session of a consumer listen before it handles anything, wherever the consumer ran last.
+func ForgetPlace(ctx context.Context, db DB, consumer string) error {
+	_, err := db.Exec(ctx, `update pgjet.consumer set server_start = 'epoch' where name = $1 and place is not null`, consumer)
+	return failed("have the next session listen", err)
 }
 
 // A Mark is a message of the stream that was delivered to a consumer.

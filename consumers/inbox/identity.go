@@ -8,10 +8,14 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/pgjet/pgjet/internal/postgres"
+	"github.com/pgjet/pgjet/internal/rivals"
 )
 
 // ForeignDurable is the reason of a consumer whose durable consumer belongs to another database.
 const ForeignDurable = "foreign_durable"
+
+// OutboxCopied is the reason of a consumer that stops since one in a copy of its database, or in the original, goes first.
+const OutboxCopied = rivals.Copied
 
 // The metadata of a durable consumer that names the database to which it belongs.
 const (

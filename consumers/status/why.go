@@ -20,7 +20,7 @@ var Codes = slices.Concat([]string{"unaccounted", "stream_missing", "consumer_mi
 		"moving", "retrying", "idle"})
 
 // causes are the words with which a process says why it handles nothing.
-var causes = append(databaseCauses(), "lead_taken", inbox.ForeignDurable, "nats_unreachable", "stream_differs", "consumer_differs", "consumer_paused", "retention_too_short", "unavailable",
+var causes = append(databaseCauses(), "lead_taken", inbox.ForeignDurable, inbox.OutboxCopied, "nats_unreachable", "stream_differs", "consumer_differs", "consumer_paused", "retention_too_short", "unavailable",
 	"stream_unresponsive", "stream_full", "stream_error", "nats_outdated", "nats_limit", "jetstream_disabled")
 
 func databaseCauses() (all []string) {
@@ -98,8 +98,9 @@ func (s *Status) reasons() []Why {
 
 func (w Why) none() bool { return w.Code == "" }
 
+// loss is that events are missing from the inbox. Beside a copy of the database they are in the inbox of that.
 func (s *Status) loss() (w Why) {
-	if s.Unaccounted > 0 {
+	if code, _ := s.cause(); s.Unaccounted > 0 && code != inbox.OutboxCopied {
 		w = say("unaccounted", "%d events count as delivered, and are neither in the inbox nor on their way", s.Unaccounted)
 	}
 	return w

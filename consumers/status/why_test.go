@@ -46,6 +46,7 @@ func TestWhy(t *testing.T) {
 		{"nobody runs, and events are out", Status{Account: account(0, 1, 0)}, "no_process", "ended in good order"},
 		{"nobody runs, nothing to do", Status{Account: account(0, 0, 0)}, "idle", "no process runs"},
 		{"mail server away", Status{Account: account(9, 9, 0), Processes: process(unavailable), growth: 1}, "unavailable", "host:1 says unavailable: mail server"},
+		{"a copy beside its original", Status{Account: consumers.Account{Unaccounted: 5, At: noon}, Processes: process(func(p *Process) { p.Cause = "outbox_copied: a copy is at work" })}, "outbox_copied", "host:1 says outbox_copied: a copy"},
 		{"one of two is blocked", Status{Account: account(9, 9, 0), Processes: slices.Concat(process(unavailable), process(nil)), growth: -1}, "moving", ""},
 		{"a word of its own", Status{Account: account(9, 9, 0), Processes: process(func(p *Process) { p.Cause = "odd: so it is" })}, "blocked", "odd: so it is"},
 		{"a pause has just ended", Status{Processes: process(func(p *Process) { p.Cause = "paused by ann" })}, "idle", ""},

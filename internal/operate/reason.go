@@ -85,6 +85,7 @@ var Reasons = []Reason{
 	{Code: "no_process", About: Consumer, Meaning: "events wait, and no process runs", Next: "pgjet consume NAME", Runbook: consumerBook},
 	{Code: "lead_taken", About: Consumer, Meaning: "a session that is no process of this consumer holds its lock", Runbook: consumerBook},
 	{Code: "foreign_durable", About: Consumer, Meaning: "the durable consumer is another database's", Next: "pgjet consumer get NAME", Runbook: consumerBook},
+	{Code: "outbox_copied", About: Consumer, Meaning: "a copy of this database runs beside its original", Runbook: consumerBook},
 	{Code: "nats_unreachable", About: Consumer, Meaning: "the processes lost NATS", Runbook: consumerBook},
 	{Code: "stream_differs", About: Consumer, Meaning: "the stream takes no subject with the prefix of the consumer", Runbook: consumerBook},
 	{Code: "consumer_differs", About: Consumer, Meaning: "the durable consumer is not what the process needs", Next: "pgjet consumer ensure NAME", Runbook: consumerBook},
