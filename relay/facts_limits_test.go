@@ -161,10 +161,12 @@ func TestFactsOfRestarts(t *testing.T) {
 	same := func(last int) {
 		t.Helper()
 		testenv.Eventually(t, patience, "the connection is back", p.nc.IsConnected)
-		info, err := p.stream.Info(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
+		var info *jetstream.StreamInfo
+		testenv.Eventually(t, patience, "JetStream answers", func() bool {
+			var err error
+			info, err = p.stream.Info(t.Context())
+			return err == nil
+		})
 		if !info.Created.Equal(created) || info.State.LastSeq != uint64(last) {
 			t.Errorf("the stream of %s ends at %d; want that of %s, %d", info.Created, info.State.LastSeq, created, last)
 		}

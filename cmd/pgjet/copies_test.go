@@ -28,7 +28,7 @@ func TestConsumerOfACopy(t *testing.T) {
 		with c as (insert into pgjet.consumer (name, stream, stream_created, ordered, effects, slices) select 'directory', 'ORDERS', $1, true, false, 8 returning name, epoch)
 		insert into pgjet.slice (consumer, slice, epoch) select name, n, epoch from c, generate_series(0, 7) n`, streamCreated(t, p.js, "ORDERS"))
 	for _, command := range []string{"consumer ls", "consumer get directory"} {
-		says(t, exitOK, command+" --nats-url "+p.nats, p.billing, "outbox_copied")
+		says(t, exitFindings, command+" --nats-url "+p.nats, p.billing, "outbox_copied")
 	}
 	says(t, exitFindings, "status --nats-url "+p.nats, p.billing, "outbox_copied", "pgjet explain outbox_copied")
 	says(t, exitOK, "consumer ls --nats-url "+p.nats, p.orders, "idle")

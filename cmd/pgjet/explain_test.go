@@ -54,7 +54,7 @@ func TestExplain(t *testing.T) {
 	if out = must(t, exitOK, "explain", "dead-letters"); !strings.HasPrefix(out, "# Dead letters") {
 		t.Errorf("a runbook is\n%s", out)
 	}
-	if out = must(t, exitOK, "explain", "pooler"); strings.Count(out, "\n# ") != 2 || !strings.Contains(out, "# A pooler stands") {
+	if out = must(t, exitOK, "explain", "pooler"); strings.Count(out, "\n# ") != 2 || !strings.Contains(out, "# A pooler where a session is needed") {
 		t.Errorf("a reason with a page of its own is explained so:\n%s", out)
 	}
 	refused(t, exitNotFound, []string{"explain", "steam_full"}, `"steam_full" is no reason; did you mean stream_full?`, "pgjet explain")

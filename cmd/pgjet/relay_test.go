@@ -153,9 +153,10 @@ func TestRelayAdoptAsks(t *testing.T) {
 		remain int
 	}{
 		{meanwhile{func() {}, "n\n"}, "nothing was adopted", false, 1},
+		{meanwhile{func() {}, "y\n"}, "nothing was adopted", false, 1},
 		{meanwhile{func() {}, ""}, "nothing was adopted", false, 1},
-		{meanwhile{found, "y\n"}, "up to sequence 1,", true, 2},
-		{meanwhile{func() {}, "y\n"}, "adopted what stream EVENTS holds up to sequence 2;", false, 0},
+		{meanwhile{found, "EVENTS\n"}, "up to sequence 1,", true, 2},
+		{meanwhile{func() {}, "EVENTS\n"}, "adopted what stream EVENTS holds up to sequence 2;", false, 0},
 	} {
 		var said strings.Builder
 		err := s.adopt(t.Context(), adoption{reason: "r", output: "table", in: row.in, out: io.Discard, err: &said})

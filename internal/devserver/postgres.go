@@ -255,7 +255,7 @@ func (p *Postgres) waitReady(ctx context.Context) error {
 // createDatabase creates the database pgjet unless it exists.
 func (p *Postgres) createDatabase(ctx context.Context) error {
 	conn, err := pgx.Connect(ctx, p.URL())
-	if sqlstate.Is(err, notAdmitted) { // since a run before this one was killed meanwhile
+	if sqlstate.Is(err, sqlstate.DatabaseNotAdmitting) { // since a run before this one was killed meanwhile
 		if err := p.Admit(ctx, true); err != nil {
 			return err
 		}
@@ -275,9 +275,6 @@ func (p *Postgres) createDatabase(ctx context.Context) error {
 	_, err = conn.Exec(ctx, `create database pgjet`)
 	return err
 }
-
-// notAdmitted is the SQLSTATE of a session that a database does not admit.
-const notAdmitted = "55000"
 
 // Admit has the database pgjet admit sessions, or ends those that there are and admits no others, as if nobody could reach it.
 func (p *Postgres) Admit(ctx context.Context, yes bool) error {

@@ -68,6 +68,7 @@ const (
 	UniqueViolation      = "23505"
 	ProgramLimitExceeded = "54000" // such as a value too long for an index
 	InvalidCatalogName   = "3D000" // the database does not exist
+	DatabaseNotAdmitting = "55000" // of a connection: the database admits nobody
 )
 
 // exact are the codes whose class is not that of the others with the same first two characters.
