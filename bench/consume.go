@@ -28,12 +28,12 @@ func consume(o options) scenario {
 	oneKey := consumption{Form: "ordered", Events: few, OneKey: true, From: few/2 + 1}
 	oneFails := oneKey
 	oneFails.Failing = oneKey.From
-	shares := consumption{Form: "ordered", Events: orQuick(o, 6_000, 3_000), Waiting: true, Slices: 8, Workers: 4}
+	shares := consumption{Form: "ordered", Events: orQuick(o, 20_000, 3_000), Waiting: true, Slices: 8, Workers: 4}
 	return scenario{
 		name: "consume", title: "Handling events whose effect is a row",
 		note: fmt.Sprintf("The stream, or River's table, is filled before. The time runs from the first event that a handler gets to the commit of the last."+
 			" Each has %d connections. pgjet singly calls a handler for each event, which inserts a row, by %d workers; events that wait share transactions,"+
-			" 16 at most, or none with Group: 1. Where 1 %% fail, every hundredth event fails at its first attempt, and is tried again %s later on average."+
+			" 64 at most, or none with Group: 1. Where 1 %% fail, every hundredth event fails at its first attempt, and is tried again %s later on average."+
 			" In batches, the handler inserts 500 rows by one statement, by 2 workers."+
 			" Two inserts is the bare transaction without a queue: begin, insert, insert, commit."+
 			" On the slow disk, each fsync and fdatasync of PostgreSQL takes %s or longer."+
