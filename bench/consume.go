@@ -56,6 +56,7 @@ func consume(o options) scenario {
 			batches.variant("pgjet batches", lazy),
 			consumption{Form: "batch", Events: many / 4}.variant("pgjet batches", durable).once(),
 			bare.onSlowDisk().variant("limit: two inserts, slow disk", none),
+			oneSlice.onSlowDisk().variant("pgjet singly, ordered, one slice, slow disk", lazy),
 			ordered.onSlowDisk().variant("pgjet singly, ordered, slow disk", lazy),
 			alone.onSlowDisk().variant("pgjet singly, ordered, Group: 1, slow disk", lazy).once(),
 			oneKey.variant("pgjet singly, one key", lazy).among("one key"),
