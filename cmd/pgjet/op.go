@@ -192,18 +192,16 @@ of what it had selected, for its reason, and at its rate unless --rate says anot
 }
 
 func (s *settings) resumeOperation(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool, id int64, rate int, output string) error {
-	o, err := operate.Source{DB: db}.ReadOperation(ctx, id)
+	o, err := operate.Source{DB: db}.Resumable(ctx, id)
 	switch {
 	case err != nil:
 		return err
-	case o.State != operation.Stopped && o.State != operation.Failed:
-		return &operate.StateError{ID: id, State: o.State, Want: "only what stopped or failed can be resumed"}
 	case o.Kind == "replay":
-		a := replaying{settings: s, consumer: o.Target, reason: o.Reason, output: output, yes: true, continues: &o.Record, rate: rate,
+		a := replaying{settings: s, consumer: o.Target, reason: o.Reason, output: output, yes: true, continues: &o, rate: rate,
 			in: cmd.InOrStdin(), out: cmd.OutOrStdout(), err: cmd.ErrOrStderr()}
 		err = replayExit(a.replay(ctx))
 	default:
-		if _, err = replay.Resume(ctx, db, o.Record, rate); err == nil {
+		if _, err = replay.Resume(ctx, db, o, rate); err == nil {
 			return watchOperation(ctx, cmd, db, id, true, output)
 		}
 	}

@@ -154,14 +154,10 @@ func (a *replaying) replayOn(ctx context.Context, db *pgxpool.Pool) error {
 		}
 	}
 	if a.continues != nil {
-		left := false
-		if a.selection, left, err = r.Continue(*a.continues); err != nil {
+		if a.selection, err = r.Continue(*a.continues); err != nil {
 			return err
 		}
 		a.selection.Rate = cmp.Or(a.rate, a.selection.Rate)
-		if !left {
-			return fmt.Errorf("all of it is handed over to %s, which goes on by itself", a.consumer)
-		}
 	}
 	plan, err := r.Plan(ctx, a.selection)
 	if err != nil {

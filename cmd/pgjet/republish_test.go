@@ -222,4 +222,9 @@ func TestOpResumesAReplay(t *testing.T) {
 	if len(list) != 1 || list[0].State != operation.Done || *list[0].Done != 40 || *list[0].Total != 40 || time.Since(list[0].At) > time.Hour {
 		t.Errorf("the operations are %+v", list)
 	}
+
+	// A replay of which all is handed over goes on by itself: nothing is left to resume.
+	handed := query[int64](t, b.db, `insert into pgjet.operation (kind, target, by, reason, state, detail)
+		values ('replay', 'notes', 'ann', 'r', 'failed', '{"selection": {}, "done": {"step": "handed over"}}') returning id`)
+	refused(t, exitRefused, append([]string{"op", "resume", fmt.Sprint(handed)}, b.where...), "handed over to notes, which goes on by itself")
 }

@@ -114,7 +114,7 @@ func Resume(ctx context.Context, db *pgxpool.Pool, r operation.Record, rate int)
 			Rate   int          `json:"rate"`
 		}
 		if err := json.Unmarshal(r.Detail, &was); err != nil || was.Filter.UpTo == 0 {
-			return nil, &UnresumableError{r.ID, "it does not say what it had selected"}
+			return nil, &UnresumableError{r.ID, "it does not say what it had selected; type its command again"}
 		}
 		was.Filter.Consumer = r.Target
 		run := inbox.Run{Change: c, Filter: was.Filter, By: r.By, Reason: r.Reason}
@@ -135,7 +135,7 @@ type UnresumableError struct {
 }
 
 func (e *UnresumableError) Error() string {
-	return fmt.Sprintf("operation %d cannot be resumed: %s; type its command again", e.ID, e.Why)
+	return fmt.Sprintf("operation %d cannot be resumed: %s", e.ID, e.Why)
 }
 
 // pace waits until n events, the first at began, have taken as long as they should; a rate of 0 is no limit.

@@ -89,26 +89,26 @@ func (r *Replay) begin(ctx context.Context, p *Plan, by, reason string, result *
 	return begun, err
 }
 
-// Continue has the next [Replay.Run] go on with an operation that stopped, rather than begin one. It returns the selection of what is left; ok is
-// false if nothing is. The error is an [UnresumableError] if the operation is not a replay of this consumer that says what it had selected.
-func (r *Replay) Continue(o operation.Record) (s Selection, ok bool, err error) {
+// Continue has the next [Replay.Run] go on with an operation that stopped, rather than begin one. It returns the selection of what is left.
+// The error is an [UnresumableError] if nothing is, or if the operation is not a replay of this consumer that says what it had selected.
+func (r *Replay) Continue(o operation.Record) (s Selection, err error) {
 	var was struct {
 		Plan      Plan       `json:"plan"`
 		Selection *Selection `json:"selection"`
 		Done      Result     `json:"done"`
 	}
 	if err := json.Unmarshal(o.Detail, &was); err != nil || o.Kind != "replay" || o.Target != r.name || was.Selection == nil {
-		return s, false, &UnresumableError{o.ID, "it does not say what it had selected"}
+		return s, &UnresumableError{o.ID, "it does not say what it had selected; type its command again"}
 	}
 	if was.Done.Step == "handed over" || was.Done.Step == "done" {
-		return s, false, nil
+		return s, &UnresumableError{o.ID, "all of it is handed over to " + o.Target + ", which goes on by itself"}
 	}
 	r.continues = o.ID
 	if s = *was.Selection; was.Plan.Way == ByIntent { // what is stored meanwhile is not part of it
 		r.before = int64(was.Done.Handed)
 		s.All, s.From, s.FromSeq, s.Until = false, time.Time{}, max(was.Done.Next, was.Plan.From, 1), was.Plan.Until
 	}
-	return s, true, nil
+	return s, nil
 }
 
 // note writes how far the replay came, and its state.

@@ -51,12 +51,9 @@ func (s Source) Resume(ctx context.Context, o operation.Record) error {
 	if err := r.Lock(ctx); err != nil {
 		return err
 	}
-	which, left, err := r.Continue(o)
+	which, err := r.Continue(o)
 	if err != nil {
 		return err
-	}
-	if !left {
-		return fmt.Errorf("all of it is handed over to %s, which goes on by itself", o.Target)
 	}
 	plan, err := r.Plan(ctx, which)
 	if err == nil {
