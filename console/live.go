@@ -25,11 +25,11 @@ type content struct {
 	took   time.Duration
 }
 
-// atOnce is how many live pages are made at the same time. Whoever makes one then rests for restAfter times as long, a second at most: however
+// atOnce is how many live pages are made at the same time. After each there is a pause of restAfter times as long, a second at most: however
 // many different pages are open, they cost less than half of what one connection can do.
 const atOnce, restAfter = 2, 4
 
-// get returns the content under a key. It is made by produce, unless somebody did so just now.
+// get returns the content under a key. produce makes it, unless it was made just now.
 func (s *shared) get(ctx context.Context, key string, produce func() (int, []byte)) (*content, error) {
 	s.mu.Lock()
 	if s.all == nil {

@@ -29,7 +29,7 @@ func (c *Console) Token(token string) http.Handler {
 		case same(bearer, token), err == nil && same(cookie.Value, pass), strings.HasPrefix(r.URL.Path, c.config.Path+"/assets/"):
 			c.ServeHTTP(w, r)
 		case r.Method == http.MethodPost && r.URL.Path == c.config.Path+"/log-in":
-			r.Body = http.MaxBytesReader(w, r.Body, mostBodies) // whoever asks is a stranger still
+			r.Body = http.MaxBytesReader(w, r.Body, mostBodies) // the client is not known yet
 			if !same(r.PostFormValue("token"), token) {
 				c.loginPage(w, "This is not the token.")
 				return

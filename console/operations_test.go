@@ -96,8 +96,8 @@ func TestOperations(t *testing.T) {
 	}
 }
 
-// TestSeveral: one console shows several databases, each below an address of its own, and leads from one to the other; who may look at one
-// may look at all, and a change is noted in the one that it was made in, with who made it.
+// TestSeveral: one console shows several databases, each below its own address, and links them. The rights of a viewer are
+// the same for all of them. A change is recorded in the database that it was made in, with its author.
 func TestSeveral(t *testing.T) {
 	t.Parallel()
 	shop, billing := testenv.Postgres(t), testenv.Postgres(t)

@@ -105,7 +105,7 @@ func TestAudit(t *testing.T) {
 	}
 }
 
-// TestHalted: where a relay halted both histories are shown, and what was shown is adopted by whoever types the name of the stream.
+// TestHalted: where a relay halted both histories are shown, and typing the name of the stream adopts what was shown.
 func TestHalted(t *testing.T) {
 	t.Parallel()
 	db, js, _ := published(t, 3)

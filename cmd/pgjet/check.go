@@ -93,7 +93,7 @@ short, with the numbers behind it.`,
 	return cmd
 }
 
-// A verdictError is the verdict of pgjet check, if that is not OK. Whatever else ends that command is unknown to who asked.
+// A verdictError is the verdict of pgjet check, if that is not OK. Any other error of that command is UNKNOWN to the monitoring system.
 type verdictError struct {
 	code int
 	word string

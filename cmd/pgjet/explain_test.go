@@ -73,7 +73,7 @@ func TestVersionCommand(t *testing.T) {
 	}
 }
 
-// TestNoFilesOfTheRepository: those who have the program alone can follow what it says. No text in it names a file of the repository, but by
+// TestNoFilesOfTheRepository: a user of the program alone can follow what it prints. No text in it names a file of the repository, but by
 // an address or the command that prints it, and what a runbook refers to can be printed.
 func TestNoFilesOfTheRepository(t *testing.T) {
 	t.Parallel()

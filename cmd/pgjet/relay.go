@@ -138,7 +138,7 @@ func confirm(in io.Reader, out io.Writer, question string) bool {
 	return a == "y" || a == "yes"
 }
 
-// confirmByTyping asks for a word, such as a count or a name, that somebody who has not read the question does not type.
+// confirmByTyping asks for a word, such as a count or a name, which cannot be typed without reading the question.
 func confirmByTyping(in io.Reader, out io.Writer, question, want string) bool {
 	fmt.Fprintf(out, "%s Type %s to continue: ", question, want)
 	answer, _ := bufio.NewReader(in).ReadString('\n')

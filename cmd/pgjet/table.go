@@ -125,12 +125,12 @@ func shortened(s string, most int) string {
 	return s
 }
 
-// What a terminal is told.
+// The escape sequences sent to a terminal.
 const (
 	red, green, yellow, bold = "31", "32", "33", "1"
 )
 
-// colours are those of the words that say how something is. A word is never told by its colour alone.
+// colours are those of the words that say how something is. No word depends on its colour alone.
 var colours = func() map[string]string {
 	all := map[string]string{
 		"dead": red, "failed": red, "broken": red, "missing": red, "held": red, "differs": red, "needs_operator": red,
