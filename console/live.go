@@ -92,8 +92,8 @@ func wantsLive(r *http.Request) bool {
 }
 
 // costs is how many times longer than it takes to make a page it is left alone, but not for longer than rest: so an open one costs
-// a hundredth of what one connection can do, most of which is waiting, and one that had to wait for a server is soon made again.
-const costs, rest = 100, 10 * time.Second
+// less than a hundredth of a core, of the tick that it comes early too. One that had to wait for a server is soon made again.
+const costs, rest = 150, 20 * time.Second
 
 // pauseAfter returns for how long a page is left alone that took so long to make the last two times. One that once had to wait
 // for others is not dear.

@@ -21,20 +21,31 @@ import (
 // the inbox nor on their way. Of several slices Delivered is the furthest place: while one of them
 // is set back, Done counts what is delivered to it once more already.
 type Account struct {
-	Events      int64     `json:"events"`    // that the stream holds for it, delivered or not
-	Lag         int64     `json:"lag"`       // not delivered yet
-	Delivered   uint64    `json:"delivered"` // the last place in the stream that was delivered
-	AckFloor    uint64    `json:"ack_floor"` // all up to this place is acknowledged
-	Done        int64     `json:"done"`
-	Retrying    int64     `json:"retrying"` // waits for another attempt, or behind one of its key
-	Dead        int64     `json:"dead"`     // dead letters, and discarded ones
-	Discarded   int64     `json:"-"`        // of Dead
-	InFlight    int64     `json:"in_flight"`
-	AckPending  int64     `json:"ack_pending"` // delivered and not acknowledged, as JetStream counts
-	Unaccounted int64     `json:"unaccounted"`
-	At          time.Time `json:"at"`
+	Events      int64         `json:"events"`    // that the stream holds for it, delivered or not
+	Lag         int64         `json:"lag"`       // not delivered yet
+	Delivered   uint64        `json:"delivered"` // the last place in the stream that was delivered
+	AckFloor    uint64        `json:"ack_floor"` // all up to this place is acknowledged
+	Done        int64         `json:"done"`
+	Retrying    int64         `json:"retrying"` // waits for another attempt, or behind one of its key
+	Dead        int64         `json:"dead"`     // dead letters, and discarded ones
+	Discarded   int64         `json:"-"`        // of Dead
+	InFlight    int64         `json:"in_flight"`
+	AckPending  int64         `json:"ack_pending"` // delivered and not acknowledged, as JetStream counts
+	Unaccounted int64         `json:"unaccounted"`
+	At          time.Time     `json:"at"`
+	Oldest      time.Time     `json:"-"` // when the stream stored the first event that is not acknowledged; zero if there is none, or the stream does not say
+	MaxAge      time.Duration `json:"-"` // for how long the stream keeps an event, handled or not; 0 is for ever
 
 	Slices []SliceAccount `json:"-"`
+}
+
+// Aged returns how much of the time for which the stream keeps it the first event that is not acknowledged has waited: from 1 on the stream
+// deletes events that the consumer has not handled. It is 0 if none waits, or the stream keeps events for ever.
+func (a *Account) Aged() float64 {
+	if a.Oldest.IsZero() || a.MaxAge <= 0 {
+		return 0
+	}
+	return max(0, a.At.Sub(a.Oldest).Seconds()/a.MaxAge.Seconds())
 }
 
 // ReadAccount reads the account of a consumer. JetStream and the database are asked one
@@ -67,8 +78,13 @@ func readAccount(ctx context.Context, inbox counter, js jetstream.JetStream, str
 	if err != nil {
 		return a, err
 	}
+	s, err := js.Stream(ctx, stream)
+	if err != nil {
+		return a, fmt.Errorf("look at stream %s: %w", stream, err)
+	}
+	filters := durable.WholeFilters(durables[0].CachedInfo().Config)
 	var first, last uint64
-	if a.Events, first, last, err = held(ctx, js, stream, durable.WholeFilters(durables[0].CachedInfo().Config)); err != nil {
+	if a.Events, first, last, err = held(ctx, s, filters); err != nil {
 		return a, err
 	}
 	for n, consumer := range durables {
@@ -90,7 +106,22 @@ func readAccount(ctx context.Context, inbox counter, js jetstream.JetStream, str
 	rest := a.Events - a.Lag - a.Done - a.Retrying - a.Dead
 	a.InFlight = max(0, min(rest, a.AckPending))
 	a.Unaccounted = max(0, rest-a.InFlight)
+	a.MaxAge = s.CachedInfo().Config.MaxAge
+	if a.Lag+a.AckPending > 0 {
+		a.Oldest = storedFirst(ctx, s, filters, a.AckFloor+1)
+	}
 	return a, nil
+}
+
+// storedFirst returns when the stream stored the first message of some subjects from a place on, zero if it does not say.
+func storedFirst(ctx context.Context, s jetstream.Stream, filters []string, from uint64) (first time.Time) {
+	for _, subject := range filters {
+		msg, err := s.GetMsg(ctx, from, jetstream.WithGetMsgSubject(subject))
+		if err == nil && (first.IsZero() || msg.Time.Before(first)) {
+			first = msg.Time
+		}
+	}
+	return first
 }
 
 // durables looks at the durable consumers of all slices.
@@ -137,15 +168,11 @@ func (a *Account) add(slice int, info *jetstream.ConsumerInfo) {
 
 // held returns how many messages of some subjects the stream holds, and its first and last
 // places.
-func held(ctx context.Context, js jetstream.JetStream, stream string, filters []string) (n int64, first, last uint64, err error) {
-	s, err := js.Stream(ctx, stream)
-	if err != nil {
-		return 0, 0, 0, fmt.Errorf("look at stream %s: %w", stream, err)
-	}
+func held(ctx context.Context, s jetstream.Stream, filters []string) (n int64, first, last uint64, err error) {
 	for _, f := range filters {
 		info, err := s.Info(ctx, jetstream.WithSubjectFilter(f))
 		if err != nil {
-			return 0, 0, 0, fmt.Errorf("count %s in stream %s: %w", events.FilteredType(f), stream, err)
+			return 0, 0, 0, fmt.Errorf("count %s in stream %s: %w", events.FilteredType(f), s.CachedInfo().Config.Name, err)
 		}
 		first, last = info.State.FirstSeq, info.State.LastSeq
 		for _, count := range info.State.Subjects {

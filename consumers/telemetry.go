@@ -112,7 +112,9 @@ func (m *metrics) observe(n *run, meter metric.Meter) (err error) {
 		metric.WithDescription("Share of the last attempts of this process that failed, 0 to 1: of 50, and of 10 minutes, at most; 0 of fewer than 10."))
 	left, leftErr := meter.Float64ObservableGauge("pgjet.consumer.backlog_time", metric.WithUnit("s"),
 		metric.WithDescription("Time until the lag is 0, if it goes on to shrink as in the last minute; +Inf if it does not shrink."))
-	if err = errors.Join(err, haltedErr, failingErr, leftErr); err != nil {
+	aged, agedErr := meter.Float64ObservableGauge("pgjet.consumer.max_age_used",
+		metric.WithDescription("Share of the stream's max_age that the first event which is not acknowledged has waited: from 1 on the stream deletes events that were not handled; 0 without one or without a max_age."))
+	if err = errors.Join(err, haltedErr, failingErr, leftErr, agedErr); err != nil {
 		return err
 	}
 	m.reg, err = meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
@@ -124,12 +126,13 @@ func (m *metrics) observe(n *run, meter metric.Meter) (err error) {
 			o.ObserveFloat64(left, seconds, m.own)
 		}
 		if a := m.current.Load(); a != nil {
+			o.ObserveFloat64(aged, a.Aged(), m.own)
 			for _, g := range gauges {
 				o.ObserveInt64(g.gauge, g.value(a), m.own)
 			}
 		}
 		return nil
-	}, append(all, halted, failing, left)...)
+	}, append(all, halted, failing, left, aged)...)
 	return err
 }
 

@@ -302,6 +302,7 @@ func TestAlerts(t *testing.T) {
 		{"rows of the outbox are gone", g.outboxRowsGone, `pgjet_outbox_unaccounted_events -`, "PgjetEventsUnaccounted", ""},
 		{"somebody else writes to the stream", g.foreignWriter, `pgjet_stream_unknown_messages [1-9]`, "PgjetUnknownMessages PgjetRelayHalted", ""},
 		{"somebody else has the lead", g.leadTaken, `(?s)pgjet_outbox_pending_events [1-9].*pgjet_relay_led 0`, "PgjetNoRelayLeader", ""},
+		{"events are about to expire", g.expiring, `pgjet_consumer_max_age_used\{consumer="directory"\} (0\.[7-9]|[1-9])`, "PgjetUnreadWillExpire", ""},
 	} {
 		if only := os.Getenv("PGJET_ALERTS"); only != "1" && only != f.name {
 			continue
@@ -522,15 +523,31 @@ func (g *alertRig) consumerHangs() func() {
 	return func() { g.exec(`drop trigger slow on directory.users; drop function slow`) }
 }
 
+// expiring has the stream keep events for less long than a consumer takes that hangs.
+func (g *alertRig) expiring() func() {
+	end := g.consumerHangs()
+	g.configure(func(c *jetstream.StreamConfig, _ int64) { c.MaxAge = 30 * time.Second })
+	return func() {
+		g.configure(func(c *jetstream.StreamConfig, _ int64) { c.MaxAge = 0 })
+		end()
+	}
+}
+
 // limit sets the most messages of the stream, for so many more than it holds.
 func (g *alertRig) limit(more func(held int64) int64) {
+	g.Helper()
+	g.configure(func(c *jetstream.StreamConfig, held int64) { c.MaxMsgs = more(held) })
+}
+
+// configure changes the stream, which holds so many messages.
+func (g *alertRig) configure(change func(c *jetstream.StreamConfig, held int64)) {
 	g.Helper()
 	stream, err := g.js.Stream(g.Context(), events.DefaultStream)
 	if err != nil {
 		g.Fatal(err)
 	}
 	config := stream.CachedInfo().Config
-	config.MaxMsgs = more(int64(stream.CachedInfo().State.Msgs))
+	change(&config, int64(stream.CachedInfo().State.Msgs))
 	if _, err := g.js.UpdateStream(g.Context(), config); err != nil {
 		g.Fatal(err)
 	}

@@ -52,7 +52,9 @@ func lookTwice(ctx context.Context, db database, js jetstream.JetStream, all []S
 		if err := s.confirm(ctx, db, js); err != nil {
 			return err
 		}
-		s.lookAtOldest(ctx, js)
+		if !s.Oldest.IsZero() && s.lacks == "" {
+			s.OldestSeconds = max(s.OldestSeconds, s.At.Sub(s.Oldest).Seconds())
+		}
 		s.judge()
 	}
 	return nil
@@ -97,34 +99,6 @@ func (s *Status) look(ctx context.Context, db database, js jetstream.JetStream) 
 		return sqlstate.Wrap("look at consumer "+s.Name, err)
 	}
 	return nil
-}
-
-// lookAtOldest finds the age of the first event that is not acknowledged. If the stream
-// does not tell, the age stays that of the oldest intent.
-func (s *Status) lookAtOldest(ctx context.Context, js jetstream.JetStream) {
-	if s.lacks != "" || s.Lag == 0 && s.AckPending == 0 {
-		return
-	}
-	stream, err := js.Stream(ctx, s.Stream)
-	if err != nil {
-		return
-	}
-	for _, subject := range wholeFilters(s.filters) {
-		msg, err := stream.GetMsg(ctx, s.AckFloor+1, jetstream.WithGetMsgSubject(subject))
-		if err == nil {
-			s.OldestSeconds = max(s.OldestSeconds, s.At.Sub(msg.Time).Seconds())
-		}
-	}
-}
-
-// wholeFilters returns what the filters of all slices have in common, without the partitions.
-func wholeFilters(all []string) (whole []string) {
-	for _, subject := range all {
-		if subject = events.AnyPartition(subject); subject != "" && !slices.Contains(whole, subject) {
-			whole = append(whole, subject)
-		}
-	}
-	return whole
 }
 
 // compare tells from an earlier account how things go.

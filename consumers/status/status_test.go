@@ -174,6 +174,33 @@ func TestNoProcess(t *testing.T) {
 	}
 }
 
+// TestExpiring: before the stream deletes an event that was not handled, the status says so.
+func TestExpiring(t *testing.T) {
+	b := newBench(t)
+	b.start(config(fine))()
+	b.publish(2)
+	keep := func(age time.Duration) {
+		stream, err := b.js.Stream(t.Context(), "EVENTS")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := stream.CachedInfo().Config
+		c.MaxAge, c.Duplicates = age, min(c.Duplicates, age)
+		if _, err := b.js.UpdateStream(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	keep(time.Hour)
+	if s := b.tells("no_process"); len(s.Also) != 0 {
+		t.Errorf("with an hour to go these hold as well: %+v", s.Also)
+	}
+	keep(10 * time.Second)
+	s := b.tells("expiring")
+	if !strings.Contains(s.Why.Text, "for 10s") || len(s.Also) != 1 || s.Also[0].Code != "no_process" {
+		t.Errorf("the reasons are %+v", s.Reasons())
+	}
+}
+
 func TestMissing(t *testing.T) {
 	b := newBench(t)
 	handle := func(context.Context, pgx.Tx, events.Event) error { return backoff.Permanent(errors.New("no")) }

@@ -15,7 +15,7 @@ import (
 
 // Codes are those of [Why], the worst first. docs/cli.md and
 // docs/runbooks/consumer-not-moving.md explain each.
-var Codes = slices.Concat([]string{"unaccounted", "stream_missing", "consumer_missing", "paused", "no_process"}, causes,
+var Codes = slices.Concat([]string{"expiring", "unaccounted", "stream_missing", "consumer_missing", "paused", "no_process"}, causes,
 	[]string{"blocked", "at_max_ack_pending", "failing", "saga_needs_operator", "saga_waiting", "slow", "stalled", "dead_letters",
 		"moving", "retrying", "idle"})
 
@@ -90,6 +90,9 @@ func (s *Status) reasons() []Why {
 		all = append(all, say("dead_letters", "%d %s for a decision", s.DeadLetters,
 			map[bool]string{true: "dead letter waits", false: "dead letters wait"}[s.DeadLetters == 1]))
 	}
+	if w := s.expiry(); !w.none() {
+		all = slices.Insert(all, 0, w)
+	}
 	if len(all) == 0 {
 		all = append(all, s.progress())
 	}
@@ -102,6 +105,18 @@ func (w Why) none() bool { return w.Code == "" }
 func (s *Status) loss() (w Why) {
 	if code, _ := s.cause(); s.Unaccounted > 0 && code != inbox.OutboxCopied {
 		w = say("unaccounted", "%d events count as delivered, and are neither in the inbox nor on their way", s.Unaccounted)
+	}
+	return w
+}
+
+// expiryNear is from which share of the stream's max_age on an event that waits for so long needs somebody.
+const expiryNear = 0.7
+
+// expiry is that the stream will delete events which the consumer has not handled, or does so already.
+func (s *Status) expiry() (w Why) {
+	if s.lacks == "" && s.Aged() >= expiryNear {
+		left := max(0, s.MaxAge-s.At.Sub(s.Oldest)).Round(time.Second)
+		w = say("expiring", "the stream keeps events for %s and deletes them then, handled or not; the oldest that waits has %s left", s.MaxAge, left)
 	}
 	return w
 }

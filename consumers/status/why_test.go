@@ -38,6 +38,8 @@ func TestWhy(t *testing.T) {
 		says string
 	}{
 		{"what is lost comes first", Status{Account: consumers.Account{Unaccounted: 2}, lacks: "", Paused: &inbox.Paused{}}, "unaccounted", "2 events"},
+		{"events are about to expire", Status{Account: consumers.Account{Unaccounted: 2, Oldest: noon.Add(-7 * time.Hour), MaxAge: 10 * time.Hour}}, "expiring", "10h0m0s and deletes them then, handled or not; the oldest that waits has 3h0m0s left"},
+		{"events have time left", Status{Account: consumers.Account{Lag: 1, Oldest: noon.Add(-6 * time.Hour), MaxAge: 10 * time.Hour}, Processes: process(nil)}, "stalled", ""},
 		{"no stream", Status{Stream: "EVENTS", lacks: "stream_missing", Paused: &inbox.Paused{}}, "stream_missing", "EVENTS does not exist"},
 		{"no durable consumer", Status{durable: "billing", lacks: "consumer_missing", Paused: &inbox.Paused{}}, "consumer_missing", "billing"},
 		{"paused", Status{Account: account(5, 0, 0), Paused: &inbox.Paused{At: noon.Add(-time.Minute), By: "ann@host", Reason: "upgrade"}}, "paused", `by ann@host 1m0s ago: "upgrade"`},
@@ -111,10 +113,11 @@ func TestReasons(t *testing.T) {
 	for want, s := range map[string]Status{
 		"failing saga_needs_operator saga_waiting dead_letters": {Account: account(9, 9, 0), DeadLetters: 1, Processes: failing, Sagas: sagas},
 		"unaccounted paused no_process dead_letters":            {Account: consumers.Account{Unaccounted: 1, Lag: 2}, Paused: &inbox.Paused{}, DeadLetters: 1},
-		"unavailable dead_letters":                              {Account: account(9, 9, 0), DeadLetters: 1, Processes: process(func(p *Process) { p.Failed, p.Cause = 50, "unavailable: x" })},
-		"consumer_missing dead_letters":                         {lacks: "consumer_missing", DeadLetters: 2},
-		"slow dead_letters":                                     {Account: account(30, 64, 0), Processes: process(nil), growth: 5, DeadLetters: 1},
-		"moving":                                                {Account: account(1, 1, 0), Processes: process(nil), growth: -1},
+		"expiring slow":                 {Account: consumers.Account{Lag: 30, AckPending: 64, At: noon, Oldest: noon.Add(-7 * time.Hour), MaxAge: 10 * time.Hour}, Processes: process(nil), growth: 5},
+		"unavailable dead_letters":      {Account: account(9, 9, 0), DeadLetters: 1, Processes: process(func(p *Process) { p.Failed, p.Cause = 50, "unavailable: x" })},
+		"consumer_missing dead_letters": {lacks: "consumer_missing", DeadLetters: 2},
+		"slow dead_letters":             {Account: account(30, 64, 0), Processes: process(nil), growth: 5, DeadLetters: 1},
+		"moving":                        {Account: account(1, 1, 0), Processes: process(nil), growth: -1},
 	} {
 		s.At = noon
 		s.judge()

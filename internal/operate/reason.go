@@ -78,6 +78,7 @@ var Reasons = []Reason{
 	{Code: "starting", About: Relay, Meaning: "a relay has just taken the lead and compares the stream with its checkpoint", Next: "pgjet relay status", Runbook: relayBook},
 
 	// A consumer handles nothing, or too little: the order of status.Codes.
+	{Code: "expiring", About: Consumer, Meaning: "the stream will soon delete events that were not handled", Next: "pgjet consumer get NAME", Runbook: consumerBook},
 	{Code: "unaccounted", About: Consumer, Meaning: "the inbox does not know events that JetStream counts as delivered", Runbook: consumerBook},
 	{Code: "stream_missing", About: Consumer, Meaning: "there is no such stream", Next: "pgjet stream ensure", Runbook: consumerBook},
 	{Code: "consumer_missing", About: Consumer, Meaning: "there is no durable consumer", Next: "pgjet consumer ensure NAME", Runbook: consumerBook},
