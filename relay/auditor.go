@@ -23,11 +23,12 @@ const (
 	// auditBytes is how much of the stream the background audit receives at a time: appends
 	// use the same connection.
 	auditBytes = 1 << 20
-	// auditMost is how many messages it compares at a time.
-	auditMost = 2000
-	// auditSlice is how long the audit works before it rests, so that other reads of the
-	// outbox on this connection go on.
-	auditSlice = 200 * time.Millisecond
+	// auditMost is how many messages it compares between two other looks at the outbox on its
+	// connection, and auditSlice how long that takes at most.
+	auditMost, auditSlice = 2000, 500 * time.Millisecond
+	// auditStep is how many messages it compares at a time. After each step it pauses for
+	// auditPause times as long: with more at once, or without a pause, events would wait.
+	auditStep, auditPause = 100, 2
 	// auditTime bounds one round of steps.
 	auditTime = 5 * time.Second
 	// auditLook is how often the audit checks whether the next pass is due.
@@ -145,11 +146,13 @@ func (w *watch) compare(ctx context.Context, conn *pgx.Conn) time.Duration {
 // steps takes steps until most messages were compared, or auditSlice is over.
 func (a *auditor) steps(ctx context.Context, sides audit.Sides, most int) error {
 	for begun := time.Now(); most > 0 && time.Since(begun) < auditSlice; {
+		step := time.Now()
 		n, err := a.step(ctx, sides, most)
 		if err != nil || !a.known {
 			return err
 		}
 		most -= n
+		sleep(ctx, auditPause*time.Since(step))
 	}
 	return nil
 }
@@ -164,7 +167,7 @@ func (a *auditor) step(ctx context.Context, sides audit.Sides, most int) (n int,
 	}
 	if a.walk == nil {
 		if a.place.Seq < uint64(a.until) {
-			a.walk, err = sides.Next(ctx, a.made, a.place)
+			a.walk, err = sides.Next(ctx, a.made, a.place, most)
 			if errors.Is(err, audit.ErrChanged) { // its findings are about another stream
 				_, failed := sides.DB.Exec(ctx, `with `+leading+` delete from pgjet.audit a using lead where a.id = $3`, sides.Stream, a.epoch, a.pass.ID)
 				return 0, errors.Join(failed, err)
@@ -179,7 +182,7 @@ func (a *auditor) step(ctx context.Context, sides audit.Sides, most int) (n int,
 		}
 	}
 	before := a.walk.Messages()
-	more, err := a.walk.Step(ctx, most, auditBytes)
+	more, err := a.walk.Step(ctx, min(most, auditStep), auditBytes)
 	n = a.walk.Messages() - before
 	if err != nil || more {
 		return n, err

@@ -124,9 +124,9 @@ func (s Sides) Begin(ctx context.Context, since time.Time) (*Walk, error) {
 	return w, nil
 }
 
-// Next returns a walk from a place, in the stream that was created then, to the first checkpoint behind it; nil if there is none yet. It
-// returns [ErrChanged] if the stream was made anew, or has lost its end, since.
-func (s Sides) Next(ctx context.Context, created time.Time, from Place) (*Walk, error) {
+// Next returns a walk from a place, in the stream that was created then, to the last checkpoint within so many messages, or else to the
+// first one behind the place; nil if there is none yet. It returns [ErrChanged] if the stream was made anew, or has lost its end, since.
+func (s Sides) Next(ctx context.Context, created time.Time, from Place, messages int) (*Walk, error) {
 	w, state, err := s.open(ctx)
 	if err != nil {
 		return nil, err
@@ -145,7 +145,10 @@ func (s Sides) Next(ctx context.Context, created time.Time, from Place) (*Walk, 
 		from = kept
 	}
 	w.from = from
-	w.to, err = s.checkpoint(ctx, created, `stream_seq > $3 order by id`, int64(from.Seq))
+	w.to, err = s.checkpoint(ctx, created, `stream_seq > $3 and stream_seq <= $4 order by id desc`, int64(from.Seq), int64(from.Seq)+int64(messages))
+	if err == nil && w.to.Seq == 0 {
+		w.to, err = s.checkpoint(ctx, created, `stream_seq > $3 order by id`, int64(from.Seq))
+	}
 	if err != nil || w.to.Seq <= from.Seq || w.to.Seq > state.LastSeq {
 		return nil, err
 	}

@@ -222,3 +222,27 @@ func TestPruned(t *testing.T) {
 		t.Errorf("of what was pruned the audit says %+v, %+v", w.Result, w.Differences)
 	}
 }
+
+// TestNext: a walk goes as far as it may in one piece, and at least to the next checkpoint.
+func TestNext(t *testing.T) {
+	b := newBench(t, true)
+	for total := 10; total <= 40; total += 10 {
+		b.append(10, total)
+	}
+	conn, err := b.db.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	sides := audit.Sides{DB: conn.Conn(), JS: b.js, Stream: "EVENTS"}
+	made, err := sides.Created(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for messages, want := range map[int]uint64{1: 10, 19: 10, 20: 20, 35: 30, 1000: 40} {
+		w, err := sides.Next(t.Context(), made, audit.Place{}, messages)
+		if err != nil || w == nil || w.To().Seq != want {
+			t.Errorf("a walk of %d messages: %+v, %v, want to %d", messages, w, err, want)
+		}
+	}
+}

@@ -19,6 +19,10 @@ const (
 // tryEvery is how many appends pass before the form that seems slower is tried again.
 const tryEvery = 64
 
+// fastChain is how long a chain may take without being compared with a batch, which could not gain much. The first batch of a
+// stream takes the server some ten milliseconds. One chain that took longer does not count: it may have been a stall.
+const fastChain = time.Millisecond
+
 // maxCostRatio is how many times slower than the other a form may be, or seem by shorter
 // appends, to be tried again.
 const maxCostRatio = 4
@@ -40,6 +44,7 @@ const (
 type forms struct {
 	class [10]struct {
 		took  [2]time.Duration // a moving average for each form; 0 is unknown
+		least time.Duration    // that a chain took of late; 0 is unknown
 		count int
 	}
 }
@@ -48,12 +53,18 @@ type forms struct {
 func class(n int) int { return min(bits.Len(uint(n))-2, 9) }
 
 // choose returns the form for n events. If neither form was tried, it returns Chain if that
-// cannot take long; after that, the other form counts as the faster one.
+// cannot take long; unless it then is a fast one, the other form counts as the faster one.
 func (f *forms) choose(n int) Form {
 	i := class(n)
 	c := &f.class[i]
 	c.count++
 	chain, batch := f.chain(i), c.took[Batch]
+	if c.count%tryEvery == 0 {
+		c.least = c.took[Chain]
+	}
+	if batch == 0 && c.least > 0 && c.least < fastChain {
+		return Chain
+	}
 	if c.took[Chain] == 0 && (batch == 0 && n < longChain && chain < tryFor || chain > 0 && chain < min(maxCostRatio*batch, tryLongFor)) {
 		return Chain // it takes at most about what shorter ones suggest, and as a rule far less
 	}
@@ -73,15 +84,16 @@ func (f *forms) choose(n int) Form {
 	return other
 }
 
-// chain returns how long a chain of this class takes, or the most that it would take
-// according to a shorter one; 0 if that is unknown.
-func (f *forms) chain(class int) time.Duration {
+// chain returns how long a chain of this class takes: by its own times, or by those of shorter
+// ones, whichever promises less, since either may have met a stall; 0 if that is unknown.
+func (f *forms) chain(class int) (least time.Duration) {
 	for i := class; i >= 0; i-- {
-		if took := f.class[i].took[Chain]; took > 0 {
-			return took << (class - i)
+		took := f.class[i].took[Chain] << (class - i)
+		if took > 0 && (least == 0 || took < least) {
+			least = took
 		}
 	}
-	return 0
+	return least
 }
 
 // learn records how long an append of n events took.
@@ -90,6 +102,9 @@ func (f *forms) learn(form Form, n int, took time.Duration) {
 		return
 	}
 	c := &f.class[class(n)]
+	if form == Chain && (c.least == 0 || took < c.least) {
+		c.least = took
+	}
 	if old := c.took[form]; old > 0 {
 		took = (7*old + took) / 8
 	}

@@ -73,6 +73,42 @@ func TestAStallIsForgotten(t *testing.T) {
 	}
 }
 
+// TestAFastChainIsNotCompared: nothing is gained by a batch then, until chains get slower.
+func TestAFastChainIsNotCompared(t *testing.T) {
+	var f forms
+	send := func(chain time.Duration) {
+		for i := range 3 * tryEvery {
+			switch form := f.choose(4); {
+			case form == Batch:
+				f.learn(form, 4, 500*time.Microsecond)
+			case i == 10: // a stall
+				f.learn(form, 4, 30*fastChain)
+			default:
+				f.learn(form, 4, chain)
+			}
+		}
+	}
+	send(fastChain / 2)
+	if f.class[class(4)].took[Batch] != 0 {
+		t.Error("a batch was tried although chains are fast")
+	}
+	send(3 * fastChain)
+	if f.choose(4) != Batch {
+		t.Error("a chain that became slow was not compared")
+	}
+}
+
+// TestAStallOfAChain: what shorter chains take shows that a slow one was a stall.
+func TestAStallOfAChain(t *testing.T) {
+	var f forms
+	f.learn(Chain, 2, 250*time.Microsecond)
+	f.learn(Chain, 4, 10*time.Millisecond)
+	f.learn(Batch, 4, 5*time.Millisecond)
+	if f.choose(4) != Chain {
+		t.Error("a batch is thought to be the quicker one")
+	}
+}
+
 // TestTheDearerFormIsTriedSeldom: a form that takes twice as long as the other is tried
 // whenever its turn comes. A form that takes ten times as long is tried only later, since
 // it might have been a stall.

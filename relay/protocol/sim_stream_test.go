@@ -269,7 +269,7 @@ func (c *conn) Await(context.Context) (protocol.Answer, error) {
 			if a.err == nil {
 				c.ack()
 			}
-			return protocol.Answer{Last: a.last, Took: time.Duration(1+c.p.w.r.IntN(2000)) * time.Microsecond}, a.err
+			return protocol.Answer{Last: a.last, Took: c.p.w.least + time.Duration(1+c.p.w.r.IntN(2000))*time.Microsecond}, a.err
 		}
 	}
 	c.p.w.fire("no answer")

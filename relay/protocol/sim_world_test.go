@@ -9,6 +9,7 @@ import (
 	"iter"
 	"math/rand/v2"
 	"slices"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -23,7 +24,8 @@ type world struct {
 	page   int    // how many records a page has
 	faults map[string]bool
 
-	chains, batches bool // the forms that the server supports
+	chains, batches bool          // the forms that the server supports
+	least           time.Duration // that an append takes
 
 	db        *database
 	backup    *database
@@ -57,6 +59,7 @@ func newWorld(seed uint64, mutant string) *world {
 	}
 	w.page = 2 + w.r.IntN(6)
 	w.chains, w.batches = w.r.IntN(2) == 0, w.r.IntN(3) > 0
+	w.least = time.Duration(w.r.IntN(2)) * time.Millisecond
 	if w.r.IntN(4) > 0 { // a quarter of the schedules is calm
 		for _, f := range faultKinds {
 			w.faults[f] = w.r.IntN(3) == 0
