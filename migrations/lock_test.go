@@ -23,11 +23,8 @@ func TestUpDoesNotWaitForEver(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(db.Close)
-	migrate(t, db, releases[len(releases)-2])
-	missing := 0
-	for schema, version := range releases[len(releases)-1] {
-		missing += int(version - releases[len(releases)-2][schema])
-	}
+	migrate(t, db, map[string]int64{"pgjet": 1})
+	missing := count(t) - 1
 	lock, err := db.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -162,6 +162,9 @@ func TestListAndUpAgree(t *testing.T) {
 			{"an empty record", `delete from S.schema_version`, migrations.OutOfOrder, 1, -1, true},
 			{"applied twice", `insert into S.schema_version (version_id, is_applied) values (1, true)`, migrations.Applied, 1, 0, false},
 		} {
+			if row.name == "a gap" && schema != "pgjet" {
+				continue // there is only one migration
+			}
 			t.Run(schema+" "+row.name, func(t *testing.T) {
 				keep := `create table kept as table S.schema_version`
 				back := `truncate S.schema_version; insert into S.schema_version overriding system value table kept; drop table kept`

@@ -46,7 +46,7 @@ var statements = []struct{ sql, roles string }{
 	{`select pgjet.empty_outbox_default(100)`, "relay"},
 	{`select pgjet.drop_outbox_partition('outbox_1', pg_current_snapshot(), 50000)`, "relay operator"},
 	{`select pgjet.lock_outbox()`, ""},
-	{`select pgjet.tend_outbox()`, ""},
+	{`select pgjet.change_outbox()`, ""},
 	{`select pgjet.grant_roles()`, ""},
 
 	{`insert into pgjet.scheduled (id, due, type, key, traceparent, header, data, time, content_type, body)

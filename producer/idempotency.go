@@ -81,9 +81,7 @@ type earlierAnswer struct {
 	CreatedAt   time.Time
 }
 
-// findAnswer returns the answer that is kept under key, or [pgx.ErrNoRows]. It does not
-// read the column answer, which processes of an older version use: its content is never
-// sent to anyone.
+// findAnswer returns the answer that is kept under key, or [pgx.ErrNoRows].
 func (s *Server) findAnswer(ctx context.Context, key string) (earlierAnswer, error) {
 	return postgres.CollectOne(ctx, s.db.DB, pgx.RowToStructByName[earlierAnswer], `
 		select i.fingerprint, left(i.password, 1024) as password, u.id, `+createdAt("u.created_at")+`
@@ -148,13 +146,13 @@ func (s *Server) claim(ctx context.Context, key string) (pgx.Tx, error) {
 // answers. They delete more than are added, so that old answers become fewer, and few
 // enough to cost little time. They do not wait for a row that another transaction is
 // deleting.
-func keepAnswer(b *pgx.Batch, key string, n newUser, u User, hash string) {
+func keepAnswer(b *pgx.Batch, key string, n newUser, id uuid.UUID, hash string) {
 	b.Queue(`
-		insert into users.idempotency (key, fingerprint, password, user_id, answer) values ($1, $2, $3, $4, $5)
+		insert into users.idempotency (key, fingerprint, password, user_id) values ($1, $2, $3, $4)
 		on conflict (key) do update set
-		   (fingerprint, password, user_id, answer, created_at) =
-		   (excluded.fingerprint, excluded.password, excluded.user_id, excluded.answer, excluded.created_at)`,
-		key, fingerprint(n), hash, u.ID, u)
+		   (fingerprint, password, user_id, created_at) =
+		   (excluded.fingerprint, excluded.password, excluded.user_id, excluded.created_at)`,
+		key, fingerprint(n), hash, id)
 	b.Queue(`
 		delete from users.idempotency where key in (
 		   select key from users.idempotency where created_at <= now() - interval '24 hours'

@@ -186,8 +186,8 @@ func TestAnswersAreKeptForADay(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	exec(`insert into users.idempotency (key, fingerprint, password, user_id, answer)
-	      select 'old' || n, '', '', user_id, answer from users.idempotency, generate_series(1, 25) n`)
+	exec(`insert into users.idempotency (key, fingerprint, password, user_id)
+	      select 'old' || n, '', '', user_id from users.idempotency, generate_series(1, 25) n`)
 	exec(`update users.idempotency set created_at = now() - interval '23 hours 59 minutes'`)
 	wantReplay(t, signUpWith(t, srv, body, "k"), first)
 	wantStored(t, db, 1, 1, 26)
@@ -474,15 +474,7 @@ func TestOddKeptAnswer(t *testing.T) {
 	db := testenv.Postgres(t)
 	srv := serve(t, db)
 	body := signUp("ann@example.com", "Ann", password)
-	first := signUpWith(t, srv, body, "k")
-	for _, answer := range []string{
-		`'null'`, `'[]'`, `'{}'`, `'"x"'`, `'1e400'`, `'"\u0000"'`, `'{"id":1}'`, `'{"id":"x"}'`, `'{"created_at":"infinity"}'`, `'{"state":"<script>"}'`,
-		`'{"id":"00000000-0000-0000-0000-000000000000","email":"eve@example.com","name":"Eve","state":"active","created_at":"2026-01-01T00:00:00Z"}'`,
-		`(repeat('[', 3000) || repeat(']', 3000))::json`, `to_json(repeat('x', 1000000))`,
-	} {
-		run(t, db, `update users.idempotency set answer = `+answer)
-		wantReplay(t, signUpWith(t, srv, body, "k"), first)
-	}
+	signUpWith(t, srv, body, "k")
 	for _, change := range []string{
 		`fingerprint = ''`, `fingerprint = decode(repeat('00', 100000), 'hex')`,
 		`password = ''`, `password = 'x'`, `password = repeat('x', 1000000)`, `password = '$argon2id$v=19$m=4294967295,t=4294967295,p=255$AAAA$AAAA'`,

@@ -101,7 +101,7 @@ func (s *Server) signUp(ctx context.Context, n newUser, key string) (User, error
 	b := &pgx.Batch{}
 	insertUser(b, u, hash)
 	if key != "" {
-		keepAnswer(b, key, n, u, hash)
+		keepAnswer(b, key, n, u.ID, hash)
 	}
 	created, err := requested(ctx, events.UserCreated{UserID: id.String(), Email: u.Email, Name: u.Name, CreatedAt: u.CreatedAt})
 	if err == nil {
