@@ -14,7 +14,7 @@
 //   - GET /users/{id}/profile returns what the profiles service knows of a user, unless the
 //     feature flag profiles is off.
 //   - GET /openapi.json and /openapi.yaml describe the API (OpenAPI 3.1), GET /docs shows
-//     the same to people, with all problem codes.
+//     that to people, who can try requests out there, with all problem codes.
 //
 // # Answers
 //
