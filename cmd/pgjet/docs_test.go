@@ -27,17 +27,17 @@ func read(t *testing.T, name string) string {
 	return string(b)
 }
 
-// TestDocsShowCompiledCode: Go in the README stands word for word in an example
+// TestDocsShowCompiledCode: Go in the README and the page on appending stands word for word in an example
 // that the tests run.
 func TestDocsShowCompiledCode(t *testing.T) {
 	examples := read(t, "internal/tests/outbox/example_test.go") + read(t, "consumers/example_test.go") + read(t, "pgjettest/example_test.go")
-	blocks := regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(read(t, "README.md"), -1)
+	blocks := regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(read(t, "README.md")+read(t, "docs/appending.md"), -1)
 	if len(blocks) == 0 {
-		t.Error("the README shows no Go code")
+		t.Error("they show no Go code")
 	}
 	for _, b := range blocks {
 		if !strings.Contains(examples, b[1]) {
-			t.Errorf("this code of the README is in no example:\n%s", b[1])
+			t.Errorf("this code is in no example:\n%s", b[1])
 		}
 	}
 }

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// A tourStep is a block of the README's tour: what it shows in the end. One that is typed
+// A tourStep is a block of the tour: what it shows in the end. One that is typed
 // again until then only looks.
 type tourStep struct {
 	begins string
@@ -39,7 +39,7 @@ var tour = []tourStep{
 	{"bin/pgjet services ls", true, `(?s)billing .* ready .*pgjet-directory .*pgjet-onboarding .*pgjet-relay .*pgjet-users .*pgjet-welcome-mailer .*profiles `},
 }
 
-// TestTour types the tour of the README, block by block.
+// TestTour types the README's sign-up and the tour, block by block.
 func TestTour(t *testing.T) {
 	t.Parallel()
 	for _, tool := range []string{"bash", "curl", "sed", "grep"} {
@@ -78,15 +78,15 @@ func TestTour(t *testing.T) {
 	}
 }
 
-// tourBlocks returns what the README says to type, from the sign-up to the end of the tour.
+// tourBlocks returns what README and tour say to type, from the sign-up on.
 func tourBlocks(t *testing.T) []string {
 	t.Helper()
-	text := read(t, "README.md")
-	_, text, _ = strings.Cut(text, "In a second terminal:")
-	text, after, found := strings.Cut(text, "## The outbox in your service")
+	_, text, _ := strings.Cut(read(t, "README.md"), "In a second terminal:")
+	text, after, found := strings.Cut(text, "## In your service")
 	if !found || after == "" {
-		t.Fatal("the README has no tour")
+		t.Fatal("the README does not lead to the tour")
 	}
+	text += read(t, "docs/tour.md")
 	var blocks []string
 	for _, b := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(text, -1) {
 		blocks = append(blocks, b[1])

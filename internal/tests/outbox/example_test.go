@@ -59,7 +59,7 @@ func paySQL(ctx context.Context, db *sql.DB, id string) error {
 	return tx.Commit()
 }
 
-// TestReadme runs the examples of the README.
+// TestReadme runs the examples of the README and of docs/appending.md.
 func TestReadme(t *testing.T) {
 	for name, pay := range map[string]func(ctx context.Context, db *pgxpool.Pool, id string) error{
 		"pay": pay, "payAtOnce": payAtOnce,
