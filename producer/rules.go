@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/text/unicode/norm"
 
+	"github.com/pgjet/pgjet/internal/guessable"
 	"github.com/pgjet/pgjet/internal/mailaddr"
 )
 
@@ -71,7 +72,7 @@ func checkPassword(password, email, name string) (string, *FieldError) {
 		return bad("password_control_character", "The password has control characters.")
 	case strings.EqualFold(norm.NFKC.String(password), email):
 		return bad("password_is_email", "The password must not be the email address.")
-	case guessable(password, email, name):
+	case guessable.Password(password, email, name):
 		return bad("password_common", "This password is among the first that anybody would try. Use several words that do not belong together.")
 	}
 	return password, nil

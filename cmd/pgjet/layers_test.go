@@ -23,6 +23,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/breaker", ""},
 	{"internal/config", ""},
 	{"internal/drain", ""},
+	{"internal/guessable", ""},
 	{"internal/health", ""},
 	{"internal/jserror", ""},
 	{"internal/natsconn", "internal/jserror"},
@@ -56,7 +57,7 @@ var layers = []struct{ pkg, imports string }{
 	{"consumers/internal/recent", ""},
 	{"consumers", "consumers/inbox consumers/internal/delivery consumers/internal/durable consumers/internal/follow consumers/internal/gate consumers/internal/membership consumers/internal/recent events internal/attempt internal/drain internal/jserror internal/lead internal/messaging internal/natsconn internal/postgres internal/rivals internal/session internal/sqlstate internal/sqltx"},
 	// Services: they meet in rows and messages, not here.
-	{"producer", "events internal/auth internal/mailaddr internal/operation internal/postgres internal/sqlstate outbox"},
+	{"producer", "events internal/auth internal/guessable internal/mailaddr internal/operation internal/postgres internal/sqlstate outbox"},
 	{"relay/backlog", "events"},
 	{"relay/protocol", "events internal/jserror internal/seqset relay/backlog"},
 	{"relay/audit", "events internal/natsconn internal/seqset relay/backlog"},

@@ -1,4 +1,5 @@
-package producer
+// Package guessable recognises the passwords that attackers try first.
+package guessable
 
 import (
 	_ "embed" // the words
@@ -9,8 +10,11 @@ import (
 	"golang.org/x/text/unicode/norm"
 )
 
-// guessableParts is how many parts a password needs at least; see [guessable].
-const guessableParts = 8
+// fewestParts is how many parts a password needs at least; see [Password].
+const fewestParts = 8
+
+// most is how many characters of a password are looked at.
+const most = 256
 
 // commonWordList are the words of which most common passwords are made, one a line. Digits
 // and signs that stand for letters are those letters.
@@ -39,21 +43,21 @@ var keyRows = bothWays([]string{
 // lookalikes are digits and signs that are written for letters.
 var lookalikes = strings.NewReplacer("@", "a", "4", "a", "8", "b", "3", "e", "1", "i", "!", "i", "|", "i", "0", "o", "5", "s", "$", "s", "7", "t", "+", "t")
 
-// guessable reports whether password is one that attackers try first. It counts the fewest
+// Password reports whether password is one that attackers try first. It counts the fewest
 // parts of which the password can be made. A part is a common word, a row of keys, a year,
 // a repeated character or piece, a word that an attacker knows of the user, or any other
 // character. A word counts backwards, too, and letters and digits of another width or style
 // count as the plain ones.
-func guessable(password, email, name string) bool {
+func Password(password, email, name string) bool {
 	own := personal(email, name)
 	same := norm.NFKC.String(password)
 	return fewParts(password, own) || same != password && fewParts(same, own)
 }
 
-// fewParts is guessable for one form of the password and the words of the user, own.
+// fewParts is Password for one form of the password and the words of the user, own.
 func fewParts(password string, own [][]rune) bool {
 	plain := []rune(strings.ToLower(password))
-	plain = plain[:min(maxPassword, len(plain))]         // a ligature may stand for many
+	plain = plain[:min(most, len(plain))]                // a ligature may stand for many
 	letters := []rune(lookalikes.Replace(string(plain))) // of the same length
 	fewest := make([]int, len(plain)+1)                  // parts before i
 	for i := range plain {
@@ -64,7 +68,7 @@ func fewParts(password string, own [][]rune) bool {
 			fewest[i+n] = min(fewest[i+n], fewest[i]+1)
 		}
 	}
-	return fewest[len(plain)] < guessableParts
+	return fewest[len(plain)] < fewestParts
 }
 
 // partsAt returns the possible lengths of parts that begin at i. own are the words of the
