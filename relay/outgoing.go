@@ -10,6 +10,7 @@ import (
 // the connection keeps nothing that it has sent.
 type outgoing struct {
 	nats.Msg
+	id      string            // of the event, "" before the first
 	further map[string]string // headers that the next event may not have
 }
 
@@ -37,5 +38,6 @@ func (m *outgoing) carry(e events.Event, source string, subjects *events.Subject
 	for name, value := range e.Headers() {
 		m.set(name, value)
 	}
+	m.id = m.Header["ce-id"][0]
 	m.Subject, m.Data = subjects.Of(e.Type, e.Key), e.Data
 }

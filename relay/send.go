@@ -54,19 +54,22 @@ func (l *link) Send(ctx context.Context, a protocol.Append) error {
 	return nil
 }
 
-// write makes m the i-th message of a. Headers of the message before that it does not set
-// remain.
+// write makes m, which is the message before or new, the i-th message of a. Headers that it
+// does not set remain.
 func (l *link) write(m *outgoing, a protocol.Append, i int) {
-	e, final := a.Events[i], i == len(a.Events)-1
+	e, final, before := a.Events[i], i == len(a.Events)-1, m.id
+	if i == 0 && a.LastID != uuid.Nil {
+		before = a.LastID.String()
+	}
 	m.carry(e, l.source, l.subjects)
 	if a.Form == protocol.Chain {
 		l.expect(m, a.Last+uint64(i))
-		if before := predecessor(a, i); before != uuid.Nil {
-			m.set("Nats-Expected-Last-Msg-Id", before.String())
+		if before != "" {
+			m.set("Nats-Expected-Last-Msg-Id", before)
 		}
 	} else {
 		if i == 0 {
-			m.set("Nats-Batch-Id", e.ID.String())
+			m.set("Nats-Batch-Id", m.id)
 			l.expect(m, a.Last)
 		} else {
 			delete(m.Header, "Nats-Expected-Stream")
@@ -78,7 +81,7 @@ func (l *link) write(m *outgoing, a protocol.Append, i int) {
 		}
 	}
 	if l.chains() && (a.Form == protocol.Chain || final) {
-		m.set("Nats-Msg-Id", e.ID.String())
+		m.set("Nats-Msg-Id", m.id)
 	}
 	if final {
 		m.Reply = l.sent.subject
@@ -89,14 +92,6 @@ func (l *link) write(m *outgoing, a protocol.Append, i int) {
 func (l *link) expect(m *outgoing, last uint64) {
 	m.set("Nats-Expected-Stream", l.name)
 	m.set("Nats-Expected-Last-Sequence", strconv.FormatUint(last, 10))
-}
-
-// predecessor returns the id of the message before the i-th of a, if it is known.
-func predecessor(a protocol.Append, i int) uuid.UUID {
-	if i == 0 {
-		return a.LastID
-	}
-	return a.Events[i-1].ID
 }
 
 // Await implements [protocol.Stream].
