@@ -56,7 +56,7 @@ type database interface {
 // explained here is as the method of [inbox.Tenure] with that name.
 type sliceInbox interface {
 	// Own takes the slice, or, if the consumer does not keep the order, joins the others.
-	Own(ctx context.Context) (inbox.Place, error)
+	Own(ctx context.Context) (inbox.SliceState, error)
 	Lost(ctx context.Context, until uint64) error
 	Redelivered(ctx context.Context) error
 	LastKnown(ctx context.Context, floor uint64) (id uuid.UUID, seq uint64, err error)
@@ -68,7 +68,7 @@ type sliceInbox interface {
 	Known(ctx context.Context, all []*inbox.Message) (map[uuid.UUID]uint64, error)
 	Copies(ctx context.Context, places []uuid.UUID, seqs []int64) error
 
-	Take(ctx context.Context, want inbox.Take) ([]*inbox.Intent, error)
+	Take(ctx context.Context, want inbox.TakeFilter) ([]*inbox.Intent, error)
 	TakeNext(ctx context.Context, keys []string, most int) ([]*inbox.Intent, error)
 	GiveBack(ctx context.Context, i *inbox.Intent, wait time.Duration, counts bool) error
 	Holds(ctx context.Context, key string) (bool, error)
@@ -83,7 +83,7 @@ type sliceInbox interface {
 	Finish(ctx context.Context, tx pgx.Tx, all []*inbox.Intent, began time.Time, took time.Duration) error
 	Again(ctx context.Context, tx pgx.Tx, i *inbox.Intent, wait time.Duration, e inbox.Ending) error
 	Log(ctx context.Context, tx pgx.Tx, m *inbox.Message, e inbox.Ending) error
-	Intend(ctx context.Context, tx pgx.Tx, all []*inbox.Message, f inbox.First) (fresh []bool, err error)
+	Intend(ctx context.Context, tx pgx.Tx, all []*inbox.Message, f inbox.NewIntent) (fresh []bool, err error)
 	Bury(ctx context.Context, tx pgx.Tx, dead inbox.Burial) (fresh bool, err error)
 
 	NameLock(ctx context.Context, err error) error

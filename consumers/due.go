@@ -23,7 +23,7 @@ func (t *tenure) takeDue(ctx context.Context) error {
 		// What another process had is taken only by a session that is in touch with the
 		// database for a while: after an outage the others come back, too.
 		all, err := t.take(ctx, func(ctx context.Context) ([]*inbox.Intent, error) {
-			return t.inbox.Take(ctx, inbox.Take{Most: most, Dead: time.Since(t.session.began) > reclaimAfter, Suspect: !t.session.suspectTaken.Load()})
+			return t.inbox.Take(ctx, inbox.TakeFilter{Most: most, Dead: time.Since(t.session.began) > reclaimAfter, Suspect: !t.session.suspectTaken.Load()})
 		})
 		if err != nil {
 			return ignoreEnd(ctx, err)

@@ -30,7 +30,7 @@ type settler struct {
 // wait, and returns which events have to be dealt with once more.
 func (s *settler) settle(ctx context.Context, all []*work, v verdict, e recent.Attempt, stuck map[string]bool) (again []*work) {
 	if v == wait && !all[0].isIntent() {
-		_, again = s.writeIntents(ctx, all, inbox.First{})
+		_, again = s.writeIntents(ctx, all, inbox.NewIntent{})
 		return again
 	}
 	for _, w := range all {
@@ -59,7 +59,7 @@ func (s *settler) settleOne(ctx context.Context, w *work, v verdict, e recent.At
 	case intend:
 		if s.gate.Await(ctx) == nil && s.pace(ctx, 1) {
 			var down []*work
-			if down, again = s.writeIntents(ctx, []*work{w}, inbox.First{Attempts: 1, Taken: true}); len(down) > 0 {
+			if down, again = s.writeIntents(ctx, []*work{w}, inbox.NewIntent{Attempts: 1, Taken: true}); len(down) > 0 {
 				w.delivery, w.Attempts, w.paced = nil, 1, true
 				again = down
 			}
@@ -68,7 +68,7 @@ func (s *settler) settleOne(ctx context.Context, w *work, v verdict, e recent.At
 		if w.isIntent() {
 			s.giveBack(ctx, w, s.gate.Next(), false)
 		} else {
-			_, again = s.writeIntents(ctx, []*work{w}, inbox.First{Wait: max(s.gate.Next(), time.Millisecond)})
+			_, again = s.writeIntents(ctx, []*work{w}, inbox.NewIntent{Wait: max(s.gate.Next(), time.Millisecond)})
 		}
 	case later:
 		again = s.settleLater(ctx, w, e)
@@ -88,7 +88,7 @@ func (s *settler) settleLater(ctx context.Context, w *work, e recent.Attempt) (a
 	l, _ := errors.AsType[*laterError](e.Err)
 	if w.isIntent() {
 		s.giveBack(ctx, w, l.wait, false)
-	} else if down, again := s.writeIntents(ctx, []*work{w}, inbox.First{Wait: l.wait}); len(down) == 0 {
+	} else if down, again := s.writeIntents(ctx, []*work{w}, inbox.NewIntent{Wait: l.wait}); len(down) == 0 {
 		return again
 	}
 	s.debug(ctx, w, "later", e)
@@ -153,7 +153,7 @@ func (s *settler) writeFailure(ctx context.Context, w *work, e recent.Attempt, d
 			err = s.inbox.Again(ctx, tx, &w.Intent, wait, log)
 		default:
 			var first []bool
-			first, err = s.inbox.Intend(ctx, tx, messages([]*work{w}), inbox.First{Attempts: w.number(), Wait: max(wait, time.Millisecond), Reason: log.Error})
+			first, err = s.inbox.Intend(ctx, tx, messages([]*work{w}), inbox.NewIntent{Attempts: w.number(), Wait: max(wait, time.Millisecond), Reason: log.Error})
 			if fresh = first[0]; err == nil && fresh {
 				err = s.inbox.Log(ctx, tx, &w.Message, log)
 			}
@@ -179,7 +179,7 @@ func (s *settler) mayWait(ctx context.Context, w *work, err error) bool {
 
 // writeIntents writes intents for events from the stream, and acks them. It returns those that have one now, and those that have to be dealt
 // with once more. Of an event that is not new there is none.
-func (s *settler) writeIntents(ctx context.Context, all []*work, f inbox.First) (down, again []*work) {
+func (s *settler) writeIntents(ctx context.Context, all []*work, f inbox.NewIntent) (down, again []*work) {
 	var fresh []bool
 	err := s.write(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
 		fresh, err = s.inbox.Intend(ctx, tx, messages(all), f)

@@ -265,7 +265,7 @@ func (c *conformity) ask(p *simPair, t *simTenures) {
 		all := c.some(t)
 		both(c, "knows", t, func(r sliceInbox) (map[uuid.UUID]uint64, error) { return r.Known(ctx, all) })
 	case 4, 5, 6:
-		want := inbox.Take{Most: 100, Dead: c.r.IntN(2) == 0} // which of many are taken first depends on the clock
+		want := inbox.TakeFilter{Most: 100, Dead: c.r.IntN(2) == 0} // which of many are taken first depends on the clock
 		want.Suspect = c.r.IntN(2) == 0 && c.suspects(t) < 2
 		both(c, fmt.Sprintf("takes %+v", want), t, func(r sliceInbox) (string, error) { return taken(r.Take(ctx, want)) })
 	case 7:
@@ -349,7 +349,7 @@ func (c *conformity) attempt(t *simTenures) {
 			return answer, err
 		})
 	case k < 4 && len(all) > 0:
-		f := inbox.First{Wait: c.wait(), Attempts: c.r.IntN(2), Taken: c.r.IntN(3) == 0}
+		f := inbox.NewIntent{Wait: c.wait(), Attempts: c.r.IntN(2), Taken: c.r.IntN(3) == 0}
 		if f.Taken {
 			f.Attempts = 1
 		}
@@ -433,7 +433,7 @@ func (c *conformity) operate(p *simPair) {
 			}
 		}
 		alone("hand over "+c.names2(all), func() error { return w.db.handOver(ctx, w.operator, all) }, func(tx pgx.Tx) error {
-			_, err := inbox.HandOver{Consumer: "sim", Ordered: true, Generation: w.db.generation, Again: true, Events: all}.Take(ctx, tx)
+			_, err := inbox.HandOver{Consumer: "sim", Ordered: true, Generation: w.db.generation, Again: true, Events: all}.Run(ctx, tx)
 			return err
 		})
 	case 4:

@@ -709,7 +709,7 @@ func (r *simInbox) mine(m *inbox.Message) bool {
 	return token >= from && token < to
 }
 
-func (r *simInbox) Own(ctx context.Context) (at inbox.Place, err error) {
+func (r *simInbox) Own(ctx context.Context) (at inbox.SliceState, err error) {
 	err = r.pooled(ctx, "take the slice", func() error {
 		d := r.d
 		if !d.known { // it was restored to before that
@@ -887,7 +887,7 @@ func (i *simIntent) out() *inbox.Intent {
 	return &inbox.Intent{Message: i.Message, Attempts: i.attempts, Deaths: i.deaths}
 }
 
-func (r *simInbox) Take(ctx context.Context, want inbox.Take) (all []*inbox.Intent, err error) {
+func (r *simInbox) Take(ctx context.Context, want inbox.TakeFilter) (all []*inbox.Intent, err error) {
 	return all, r.pooled(ctx, "take", func() error {
 		d := r.d
 		if !d.current(r.t) {
@@ -1173,7 +1173,7 @@ func (r *simInbox) Log(ctx context.Context, t pgx.Tx, _ *inbox.Message, _ inbox.
 	return failedSim("log", t.(*simTx).statement(ctx, "log", func() error { return nil }))
 }
 
-func (r *simInbox) Intend(ctx context.Context, t pgx.Tx, all []*inbox.Message, f inbox.First) (fresh []bool, err error) {
+func (r *simInbox) Intend(ctx context.Context, t pgx.Tx, all []*inbox.Message, f inbox.NewIntent) (fresh []bool, err error) {
 	tx := t.(*simTx)
 	fresh = make([]bool, len(all))
 	err = tx.statement(ctx, "intend", func() error {

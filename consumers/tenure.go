@@ -28,7 +28,7 @@ type tenure struct {
 
 	// Set by begin, and only read afterwards.
 	id           inbox.Tenure
-	at           inbox.Place // when it began
+	at           inbox.SliceState // when it began
 	suspects     uint64      // up to here a process that died may have been at work
 	durable      *durable.Consumer
 	disconnected <-chan nats.Status // from NATS, since before begin

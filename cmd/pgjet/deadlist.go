@@ -186,7 +186,7 @@ func (s *settings) deadGetCommand() *cobra.Command {
 	return cmd
 }
 
-func showEverything(out io.Writer, output string, e inbox.Everything) error {
+func showEverything(out io.Writer, output string, e inbox.LetterDetails) error {
 	return show(out, output, e, func(w io.Writer) {
 		row := func(name, format string, args ...any) {
 			fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))

@@ -46,7 +46,7 @@ var outputs = map[string][]any{
 	"consumer resume":                {changed{}},
 	"dead discard":                   {[]inbox.Outcome{}},
 	"dead export":                    {inbox.DeadMessage{}},
-	"dead get":                       {inbox.Everything{}},
+	"dead get":                       {inbox.LetterDetails{}},
 	"dead groups":                    {[]inbox.Group{}},
 	"dead ls":                        {[]inbox.Letter{}},
 	"dead redrive":                   {[]inbox.Outcome{}},

@@ -12,25 +12,26 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// AttemptName is the name of the application in the transaction of an attempt. The server reports each change of it by itself.
+// AttemptName is the application name in the transaction of an attempt. The server reports each
+// change of it without being asked.
 const AttemptName = "pgjet-attempt"
 
 const (
-	// current is the condition that nobody superseded or paused the session: $1 is the consumer, $2
-	// the epoch of the session's slice, and $3 and $4 are for unrestored.
+	// current is the condition that the session was neither superseded nor paused: $1 is the
+	// consumer, $2 the epoch of the slice, and $3 and $4 are for unrestored.
 	current = `(` + unrestored + ` and exists (select from pgjet.slice s join pgjet.consumer c on c.name = s.consumer
 	where s.consumer = $1 and s.epoch = $2 and c.paused_at is null))`
-	// unrestored is the condition that the inbox has the session's version, $3 and $4. A restored one may know the epoch, too:
-	// from before, or since it gave it to somebody else.
+	// unrestored is the condition that the inbox has the session's version, $3 and $4. A restored
+	// inbox may have the same epoch: from before the restore, or given to another session since.
 	unrestored = `pg_postmaster_start_time() = $3 and pg_relation_filenode('pgjet.inbox') = $4`
 )
 
-// fence returns the parameters of current: $1 to $4.
+// fence returns the parameters $1 to $4 of current, followed by more.
 func (t *Tenure) fence(more ...any) []any {
 	return append([]any{t.Consumer, t.Epoch, t.Version.Started, t.Version.File}, more...)
 }
 
-// queueCheck queues the question whether the session is current; if not, the batch fails with
+// queueCheck queues a check of the fence; if the session is not current, the batch fails with
 // [ErrSuperseded].
 func (t *Tenure) queueCheck(b *pgx.Batch) {
 	b.Queue(`select where `+current, t.fence()...).Exec(func(tag pgconn.CommandTag) error {
@@ -41,19 +42,20 @@ func (t *Tenure) queueCheck(b *pgx.Batch) {
 	})
 }
 
-// A claim is the inbox rows that the transaction of an attempt made for events from the stream.
+// A claim is the set of inbox rows that the transaction of an attempt inserted for events from the
+// stream.
 type claim struct {
 	tenure *Tenure
 	first  map[uuid.UUID]bool // the events whose rows are new
 }
 
-// queueClaim queues the insertion of the inbox rows of events, done, if the session is current. While
-// another process holds an uncommitted one, it waits for its end. The handlers run in the same
-// transaction, so the rows and what they do commit together, or not at all.
+// queueClaim queues the insertion of inbox rows, in state done, if the session is current. It waits
+// for the end of a process that holds an uncommitted row of the same event. The handlers run in the
+// same transaction, so the rows and the handlers' effects commit together, or not at all.
 func (t *Tenure) queueClaim(b *pgx.Batch, all []*Message) *claim {
 	c := &claim{t, make(map[uuid.UUID]bool, len(all))}
 	rows, args := `(values ($6::uuid, $7::bigint))`, t.fence(t.Generation)
-	if len(all) == 1 { // of an array PostgreSQL plans the statement anew each time
+	if len(all) == 1 { // PostgreSQL would plan a statement with an array anew each time
 		args = append(args, pgtype.UUID{Bytes: all[0].ID, Valid: true}, int64(all[0].Seq))
 	} else {
 		ids, seqs := distinct(all)
@@ -76,8 +78,8 @@ func (t *Tenure) queueClaim(b *pgx.Batch, all []*Message) *claim {
 	return c
 }
 
-// distinct returns the ids of events and their places, one for each event, and in one order
-// everywhere: transactions that wait for each other's rows must not do so in a circle.
+// distinct returns the ids and sequences of events, one for each event, sorted: transactions that
+// wait for each other's rows must not deadlock.
 func distinct(all []*Message) (ids pgtype.FlatArray[pgtype.UUID], seqs []int64) {
 	all = slices.Clone(all)
 	slices.SortFunc(all, func(a, b *Message) int {
@@ -91,8 +93,8 @@ func distinct(all []*Message) (ids pgtype.FlatArray[pgtype.UUID], seqs []int64) 
 	return ids, seqs
 }
 
-// fresh returns, for the events that were claimed, which of them have a new row: the second of two
-// copies has none. It returns [ErrSuperseded] if the session is not current.
+// fresh reports for each claimed event whether its row is new: the second of two copies is not. It
+// returns [ErrSuperseded] if the session is not current.
 func (c *claim) fresh(ctx context.Context, tx pgx.Tx, all []*Message) (fresh []bool, err error) {
 	fresh, n := make([]bool, len(all)), 0
 	for i, m := range all {
@@ -104,23 +106,23 @@ func (c *claim) fresh(ctx context.Context, tx pgx.Tx, all []*Message) (fresh []b
 	if n == len(all) {
 		return fresh, nil
 	}
-	b := &pgx.Batch{} // there are doubles, or the session is not current
+	b := &pgx.Batch{} // there are duplicates, or the session is not current
 	c.tenure.queueCheck(b)
 	return fresh, failed("write inbox rows", tx.SendBatch(ctx, b).Close())
 }
 
-// Unclaim takes the inbox rows of fresh events back, in the transaction of their claim.
+// Unclaim deletes the inbox rows of fresh events, in the transaction that claimed them.
 func (t *Tenure) Unclaim(ctx context.Context, tx pgx.Tx, all []*Message) error {
 	if len(all) == 0 {
 		return nil
 	}
 	ids, _ := distinct(all)
 	_, err := tx.Exec(ctx, `delete from pgjet.inbox where consumer = $1 and event_id = any($2)`, t.Consumer, ids)
-	return failed("take inbox rows back", err)
+	return failed("delete inbox rows", err)
 }
 
-// Known returns the events that the inbox has already, and where in the stream it knows those that
-// stand at another place. In a stream that was made anew, their rows move to the places that the events have now.
+// Known returns the events that the inbox has already, and the recorded sequences of those that now
+// have another one. If the stream was created again, it updates their rows.
 func (t *Tenure) Known(ctx context.Context, all []*Message) (known map[uuid.UUID]uint64, err error) {
 	ids, seqs := make([]uuid.UUID, len(all)), make([]int64, len(all))
 	for i, m := range all {
@@ -143,8 +145,8 @@ func (t *Tenure) Known(ctx context.Context, all []*Message) (known map[uuid.UUID
 	return known, failed("look events up in the inbox", t.DB.Send(ctx, b))
 }
 
-// Copies writes inbox rows, done, for messages that repeat what stands elsewhere in the stream,
-// under the ids of their places: so every message that was delivered has a row.
+// Copies inserts inbox rows, in state done, for messages that repeat events of other sequences. The
+// ids are made from the sequences. So every delivered message has a row.
 func (t *Tenure) Copies(ctx context.Context, places []uuid.UUID, seqs []int64) error {
 	if len(places) == 0 {
 		return nil

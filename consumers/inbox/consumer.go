@@ -14,16 +14,16 @@ import (
 	"github.com/pgjet/pgjet/internal/rivals"
 )
 
-// A Registration is what a consumer says about itself.
+// A Registration is how a consumer describes itself.
 type Registration struct {
 	Consumer string
 	Stream   string
 	MoveFrom string    // another stream, of which it may have handled events; "" if none
-	Created  time.Time // of the stream: another one is another incarnation
+	Created  time.Time // creation time of the stream: each incarnation has its own
 	Ordered  bool
 	Effects  bool
-	Slices   int      // of one that is new
-	Past     int32    // a generation whose stream lost its end since, so that events stand at other places; 0 if none did
+	Slices   int      // of a new consumer
+	Past     int32    // a generation whose stream lost its end, so that its sequences now belong to other events; 0 if none did
 	Prefix   string   // of the subjects of events
 	Types    []string // of events that it handles, or patterns of them
 	Where    rivals.Presence
@@ -37,16 +37,17 @@ func (e *MovedError) Error() string {
 		"give it --stream %s, or, if it is to begin on the other stream from the start, --move-from %s (MoveFrom of a consumers.Runner)", e.Consumer, e.Was, e.Is, e.Was, e.Was)
 }
 
-// A Registered is what is known of a consumer.
+// A Registered is what the database records about a consumer.
 type Registered struct {
 	Generation int32
 	Slices     int
-	Rebuild    bool // what the handlers wrote is to be deleted first
+	Rebuild    bool // delete everything that the handlers wrote first
 }
 
-// Register makes a consumer known. In another incarnation of the stream, and in one that lost its end, the
-// places of the old one mean nothing: with the next generation, sessions end and everything is delivered once more. It returns a [PausedError] if it is paused, and a
-// [MovedError] if it has handled events of another stream than it may.
+// Register records a consumer. If the stream is another incarnation, or has lost its end, the old
+// sequences mean nothing: the consumer gets the next generation, its sessions end, and everything
+// is delivered again. Register returns a [PausedError] if the consumer is paused, and a
+// [MovedError] if it has handled events of another stream than r allows.
 func Register(ctx context.Context, tx pgx.Tx, r Registration) (is Registered, err error) {
 	var was string
 	err = tx.QueryRow(ctx, `
@@ -57,7 +58,7 @@ func Register(ctx context.Context, tx pgx.Tx, r Registration) (is Registered, er
 		return is, &MovedError{r.Consumer, was, r.Stream}
 	}
 	if !errors.Is(err, pgx.ErrNoRows) {
-		return is, failed("make the consumer known", err)
+		return is, failed("register the consumer", err)
 	}
 	var at *time.Time
 	paused := PausedError{Consumer: r.Consumer}
@@ -88,7 +89,7 @@ func Register(ctx context.Context, tx pgx.Tx, r Registration) (is Registered, er
 		paused.At = at.UTC()
 		return is, &paused
 	}
-	return is, failed("make the consumer known", err)
+	return is, failed("register the consumer", err)
 }
 
 // Locate returns where a consumer runs, and whether it ran elsewhere last: see [rivals.Locate].
@@ -97,7 +98,8 @@ func Locate(ctx context.Context, conn *pgx.Conn, consumer string) (here rivals.P
 	return here, elsewhere, failed("find out where the consumer ran last", err)
 }
 
-// ForgetPlace makes the next session of a consumer listen before it handles anything, wherever the consumer ran last.
+// ForgetPlace makes the next session of a consumer listen before it handles anything, wherever the
+// consumer ran last.
 func ForgetPlace(ctx context.Context, db DB, consumer string) error {
 	_, err := db.Exec(ctx, `update pgjet.consumer set server_start = 'epoch' where name = $1 and place is not null`, consumer)
 	return failed("have the next session listen", err)
@@ -127,16 +129,17 @@ func ReadMark(ctx context.Context, db DB, consumer string) (m Mark, err error) {
 	return m, failed("look at the consumer", err)
 }
 
-// Lost reports whether the stream lost the message, and so all behind it: it ends before that, or has one there that it stored at another
-// time. last is its last place, and stored when it stored what it has there; zero if it has nothing.
+// Lost reports whether the stream lost the message, and so everything after it: either the stream
+// ends before it, or its message there was stored at another time. last is the stream's last
+// sequence; stored is when the stream stored its message at m.Seq, zero if it has none.
 func (m Mark) Lost(last uint64, stored time.Time) bool {
 	return m.Seq > last || m.Seq > 0 && !stored.IsZero() && !stored.Truncate(time.Microsecond).Equal(m.Stored)
 }
 
-// A Version is the same at two times if the inbox was not restored in between: a restored one is of a server that was started
-// since, or in another file.
+// A Version identifies a state of the inbox's server and file. A restore changes it: the server was
+// started again, or the inbox is in another file.
 type Version struct {
-	Started time.Time // the server
+	Started time.Time // when the server started
 	File    uint32    // of the inbox
 }
 
@@ -146,9 +149,9 @@ func ReadVersion(ctx context.Context, db DB) (v Version, err error) {
 	return v, failed("look at the inbox", err)
 }
 
-// Supersede waits until no transaction of an attempt is open, anywhere, and ends all
-// sessions of the consumer: with the next epoch, theirs are refused. change, if it is not nil, is
-// made in the same transaction.
+// Supersede waits until no transaction of an attempt is open in any process, and ends all sessions
+// of the consumer: the slices get the next epoch, and attempts with the old one are refused. If
+// change is not nil, Supersede calls it in the same transaction.
 func Supersede(ctx context.Context, db *pgxpool.Pool, consumer string, change func(tx pgx.Tx) error) error {
 	return write(ctx, db, func(tx pgx.Tx) error {
 		err := Lock(ctx, tx, consumer, 0)
@@ -162,8 +165,8 @@ func Supersede(ctx context.Context, db *pgxpool.Pool, consumer string, change fu
 	})
 }
 
-// Rebuilt is a change of [Supersede] which notes that what the handlers wrote is deleted with it. It reports
-// false if somebody else did that.
+// Rebuilt is a change for [Supersede] which records that everything the handlers wrote is deleted
+// with it. It reports false if another process did that already.
 func Rebuilt(ctx context.Context, tx pgx.Tx, consumer string) (asked bool, err error) {
 	tag, err := tx.Exec(ctx, `update pgjet.consumer set rebuild = false where name = $1 and rebuild`, consumer)
 	return tag.RowsAffected() == 1, err
@@ -184,16 +187,16 @@ func interrupt(ctx context.Context, db DB, consumer string) error {
 	return err
 }
 
-// onLock is the condition on l, a row of pg_locks, that a session holds one of these locks, or waits for it.
+// onLock is the condition that l, a row of pg_locks, holds or waits for one of these locks.
 func onLock(keys string) string {
 	return `l.locktype = 'advisory' and l.objsubid = 1
 		   and (l.classid::bigint << 32 | l.objid::bigint) in (` + keys + `)
 		   and l.database = (select oid from pg_database where datname = current_database())`
 }
 
-// Depose ends the transactions of attempts at a slice in which nothing has been done for some seconds: those
-// of a process that is frozen, or cannot reach the database. It has lost the slice, and what it was
-// at is tried again.
+// Depose ends transactions of attempts at a slice that have been idle for some seconds: those of a
+// process that is frozen, or cannot reach the database. That process has lost the slice, and its
+// events are attempted again.
 func Depose(ctx context.Context, db DB, consumer string, s Slice) error {
 	_, err := db.Exec(ctx, `
 		select pg_terminate_backend(pid)
@@ -204,8 +207,8 @@ func Depose(ctx context.Context, db DB, consumer string, s Slice) error {
 	return failed("take the slice", err)
 }
 
-// Holder returns who keeps attempts from their lock, or in shared mode those from it who wait for
-// attempts; nil if nobody does. Operators' commands hold it for a moment.
+// Holder returns the session that keeps attempts waiting for their lock, or keeps sessions waiting
+// that want it exclusively; nil if there is none. Operators' commands hold it for a moment.
 func Holder(ctx context.Context, db DB, consumer string) (*lead.Holder, error) {
 	var h lead.Holder
 	err := db.QueryRow(ctx, `
@@ -224,35 +227,35 @@ func Holder(ctx context.Context, db DB, consumer string) (*lead.Holder, error) {
 	return &h, nil
 }
 
-// tables are those without which a consumer cannot handle an event.
+// tables are the tables without which a consumer cannot handle an event.
 var tables = []string{"consumer", "slice", "process", "inbox", "intent", "dead_letter", "attempt"}
 
-// TableLock returns the session that keeps others from the tables of a consumer now; nil if none does.
+// TableLock returns the session that blocks the tables of a consumer; nil if there is none.
 func TableLock(ctx context.Context, db DB) (*lead.TableLock, error) {
 	lock, err := lead.FindTableLock(ctx, db, tables...)
 	return lock, failed("look at the locks of tables", err)
 }
 
-// NameLock returns err, or if that is that a statement waited too long for a table, a [lead.TableLock] that says
-// for whom.
+// NameLock returns err. If err is that a statement waited too long for a table, it returns a
+// [lead.TableLock] that names the blocking session.
 func NameLock(ctx context.Context, db DB, err error) error {
 	return lead.NameLock(ctx, db, err, tables...)
 }
 
-// A Beat is the sign of life of a process.
+// A Beat is a process's sign of life.
 type Beat struct {
 	Consumer string
 	Process  string // host:pid
 	Workers  int
 	Types    []string // of events that it handles, or patterns of them
 	Cause    string   // why it handles nothing; "" while it does
-	Attempts int      // its last ones, which the following describe
+	Attempts int      // the number of its last attempts, which the following fields describe
 	Failed   int
 	Took     time.Duration // the median
 	Error    string        // the last
 }
 
-// Heartbeat writes the sign of life of a process.
+// Heartbeat records the sign of life of a process.
 func Heartbeat(ctx context.Context, db DB, b Beat) error {
 	_, err := db.Exec(ctx, `
 		insert into pgjet.process as p (consumer, process, workers, cause, attempts, failed, took, error, types)
@@ -260,25 +263,25 @@ func Heartbeat(ctx context.Context, db DB, b Beat) error {
 		on conflict (consumer, process) do update set seen_at = clock_timestamp(), workers = excluded.workers, cause = excluded.cause,
 			attempts = excluded.attempts, failed = excluded.failed, took = excluded.took, error = excluded.error, types = excluded.types`,
 		b.Consumer, b.Process, b.Workers, Storable(b.Cause), b.Attempts, b.Failed, b.Took, Storable(b.Error), b.Types)
-	return failed("note that the process lives", err)
+	return failed("record the sign of life", err)
 }
 
-// RemoveProcess notes that a process handles nothing any more.
+// RemoveProcess records that a process handles nothing any more.
 func RemoveProcess(ctx context.Context, db DB, consumer, process string) error {
 	_, err := db.Exec(ctx, `delete from pgjet.process where consumer = $1 and process = $2`, consumer, process)
-	return failed("note that the process handles nothing", err)
+	return failed("record that the process handles nothing", err)
 }
 
-// Retention says what is remembered for how long.
+// A Retention says how long records are kept.
 type Retention struct {
 	Attempts  time.Duration // the attempt log
 	Dead      time.Duration // dead letters that are done or discarded
-	Processes time.Duration // that are gone
-	Inbox     time.Duration // events that are done or discarded and that the stream does not hold any more; 0 is for ever
-	First     uint64        // place of the first event that the stream holds
+	Processes time.Duration // gone processes
+	Inbox     time.Duration // events that are done or discarded and that the stream no longer holds; 0 is for ever
+	First     uint64        // sequence of the stream's first event
 }
 
-// Prune deletes some of what is older, and reports whether there may be more.
+// Prune deletes some records that are too old, and reports whether there may be more.
 func (t *Tenure) Prune(ctx context.Context, keep Retention) (more bool, err error) {
 	const most = 10_000
 	b := &pgx.Batch{}
@@ -308,9 +311,9 @@ func (t *Tenure) Prune(ctx context.Context, keep Retention) (more bool, err erro
 	return more, failed("prune", t.DB.Send(ctx, b))
 }
 
-// A Count is what the inbox has of a part of the stream.
+// A Count counts the inbox rows of a part of the stream.
 type Count struct {
-	Done, Waiting, Dead int64 // Waiting: for an attempt; Dead: with discarded ones
+	Done, Waiting, Dead int64 // Waiting for an attempt; Dead includes discarded ones
 	Discarded           int64 // of Dead
 	At                  time.Time
 }

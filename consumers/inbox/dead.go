@@ -9,15 +9,15 @@ import (
 // A Burial is an event that becomes a dead letter.
 type Burial struct {
 	Message     *Message
-	Taken       bool // it is an intent of the session
+	Taken       bool // it is an intent that the session has taken
 	Ending      Ending
 	Stack       string // of a panic; "" if there was none
 	Traceparent string
 }
 
-// Bury makes an event a dead letter, in a transaction that has checked the fence. Of one from the stream it
-// reports false if the inbox knows the event already. Of a taken intent that is not the session's any
-// more it returns [ErrTaken].
+// Bury makes an event a dead letter, in a transaction that has checked the fence. It reports false
+// if the inbox already has an event from the stream. It returns [ErrTaken] if the session no longer
+// has a taken intent.
 func (t *Tenure) Bury(ctx context.Context, tx pgx.Tx, dead Burial) (fresh bool, err error) {
 	claim := `
 		insert into pgjet.inbox as i (consumer, event_id, state, attempts, generation, stream_seq)
@@ -27,7 +27,7 @@ func (t *Tenure) Bury(ctx context.Context, tx pgx.Tx, dead Burial) (fresh bool, 
 	if dead.Taken {
 		claim = `
 		update pgjet.inbox i set state = 'dead', attempts = @attempts, generation = greatest(i.generation, @generation),
-			stream_seq = case when i.generation > @generation then i.stream_seq else @seq end -- the stream was made anew
+			stream_seq = case when i.generation > @generation then i.stream_seq else @seq end -- the stream was created again
 		  from gone where i.consumer = @consumer and i.event_id = @id returning true as fresh`
 	}
 	m, text := dead.Message, Storable(dead.Ending.Error)

@@ -1,9 +1,10 @@
-// Package inbox is the room of a consumer's tables, and the only one that writes them: consumer,
-// slice, process, inbox, intent, attempt and dead_letter, in the schema pgjet of the database in which the
-// handlers write. It knows nothing of NATS, starts no goroutine, and reads no clock but the database's.
+// Package inbox reads and writes the tables of consumers, and is the only package that writes them:
+// consumer, slice, process, inbox, intent, attempt and dead_letter, in the schema pgjet of the
+// database that the handlers write to. It knows nothing of NATS, starts no goroutine, and reads no
+// clock but the database's.
 //
-// What becomes of an event inside a consumer, and which function moves it. The boxes are the states of
-// its row in pgjet.inbox; an event without a row is still JetStream's to deliver.
+// The diagram shows the states of an event inside a consumer, and the functions that move it. The
+// boxes are the states of its row in pgjet.inbox. JetStream has to deliver an event without a row.
 //
 //	             Tenure.Claim, with the effects of the handler
 //	(no row) ──────────────────────────────────────────────────────────▶ done
@@ -12,7 +13,7 @@
 //	 │                                                                    │ │
 //	 │ Tenure.Intend       ┌──────────────── intent ────────────────┐     │ │
 //	 ├────────────────────▶│ waits: for its time, behind its key    │     │ │
-//	 │ HandOver.Take       │   │ Take, TakeNext   ▲ Again, GiveBack │◀────┼─┘ HandOver.Take
+//	 │ HandOver.Run        │   │ Take, TakeNext   ▲ Again, GiveBack │◀────┼─┘ HandOver.Run
 //	 │                     │   ▼                  │ Abandon         │     │
 //	 │                     │ taken by a session ──┘                 │     │
 //	 │                     └───┬───────────────┬────────────────────┘     │
@@ -21,26 +22,29 @@
 //	 ▼                         ▼
 //	dead ─────── Redrive ───▶ intent         dead ── Discard ──▶ discarded ── Reopen ──▶ dead
 //
-// [Retry] makes an intent that waits for its time due now.
-// An intent has its message in pgjet.intent, a dead letter in pgjet.dead_letter. What is redriven keeps its
-// dead letter until it is done. Each attempt that did not simply succeed at the first try is in pgjet.attempt.
+// [Retry] makes an intent that waits for its time due now. An intent has its message in
+// pgjet.intent, a dead letter in pgjet.dead_letter. A redriven event keeps its dead letter until it
+// is done. Each attempt that did not simply succeed as the first one is in pgjet.attempt.
 //
-// # Who may do what
+// # Fencing
 //
-// A [Tenure] is one session that owns a [Slice] of a consumer. What it does to events it does in transactions that hold the lock of
-// the consumer's attempts, and that of the slice's, in shared mode and have looked at the epoch of the slice behind those locks: [Own] takes the
-// lock of the slice alone and raises its epoch, [Supersede] that of the consumer and the epochs of all its slices. So a session that was
-// superseded changes nothing more. The epoch is what makes it safe; which process believes that it owns a slice only decides which one tries. An intent is its session's for as long as taken_by says so, which
-// every statement about it asks for.
+// A [Tenure] is the time in which one session owns one [Slice] of a consumer. Its transactions hold
+// the consumer's lock of attempts and the slice's lock in shared mode, and have checked the slice's
+// epoch behind those locks. [Tenure.Own] takes the slice's lock exclusively and raises its epoch; [Supersede] does
+// both for the consumer and all its slices. So a superseded session changes nothing more. The
+// epoch alone makes this safe; which process believes that it owns a slice only decides which one
+// tries. An intent belongs to the session named in taken_by, and each statement about the intent
+// checks that name.
 //
 // # Order
 //
-// Of an ordered consumer, an event waits while an earlier one of its key is an intent, and, if the consumer parks
-// keys, a dead letter. That rule is written down once, and every statement that makes an intent due uses
-// it. Whoever ends an intent makes the next one of its key due, in the same transaction.
+// In an ordered consumer, an event waits while an earlier event of its key is an intent or, if the
+// consumer parks keys, a dead letter. This rule is written down once, and used by every statement
+// that makes an intent due. A statement that ends an intent makes the next one of its key due, in
+// the same transaction.
 //
 // # Account
 //
-// Each event that JetStream delivered has a row, or is in the hands of a process: [CountEvents]. Places in the
-// stream, which pgjet.slice keeps, are hints; the rows are the record.
+// Each event that JetStream delivered has a row, or is being handled by a process: [CountEvents].
+// The stream sequences in pgjet.slice are hints; the rows are the record.
 package inbox

@@ -16,17 +16,17 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-// isKnown makes a consumer known.
-const isKnown = `
+// insertConsumer inserts an ordered consumer named test.
+const insertConsumer = `
 	with c as (insert into pgjet.consumer (name, stream, stream_created) values ('test', 'EVENTS', now()) returning *)
 	insert into pgjet.slice (consumer, slice, epoch) select name, 0, epoch from c`
 
-// TestFence: a session that was superseded or paused claims nothing, whether that was
-// before its transaction began or while it waited for who did it.
+// TestFence: a superseded or paused session claims nothing. It does not matter whether that
+// happened before its transaction began or while the transaction waited for the change.
 func TestFence(t *testing.T) {
 	t.Parallel()
 	db := strict(t)
-	_, err := db.Exec(t.Context(), isKnown)
+	_, err := db.Exec(t.Context(), insertConsumer)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +77,7 @@ func TestFence(t *testing.T) {
 			go func() { refused <- try() }()
 			select {
 			case err := <-refused:
-				t.Errorf("%s did not wait for who supersedes the session: %v", what, err)
+				t.Errorf("%s did not wait while the session was superseded: %v", what, err)
 				refused <- err
 			case <-time.After(50 * time.Millisecond):
 			}
@@ -105,8 +105,7 @@ func TestFence(t *testing.T) {
 	}
 }
 
-// strict returns a database whose transactions see one snapshot each unless they ask for
-// something else.
+// strict returns a database whose transactions default to a stricter isolation.
 func strict(t *testing.T) *pgxpool.Pool {
 	t.Helper()
 	config := testenv.Postgres(t).Config()
@@ -119,12 +118,12 @@ func strict(t *testing.T) *pgxpool.Pool {
 	return db
 }
 
-// A process that is frozen in a transaction must not keep the rows that it has locked
-// from the one that takes over.
+// TestFrozenTransactionsEnd: a process that is frozen in a transaction does not keep its row locks
+// from the process that takes over.
 func TestFrozenTransactionsEnd(t *testing.T) {
 	t.Parallel()
 	db, seen := testenv.Postgres(t), errors.New("seen")
-	_, err := db.Exec(t.Context(), isKnown)
+	_, err := db.Exec(t.Context(), insertConsumer)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,8 +145,8 @@ func TestFrozenTransactionsEnd(t *testing.T) {
 	}
 }
 
-// TestSame: a transaction that a handler ended and began anew is another one, whatever the
-// handler calls its application.
+// TestSame: a transaction that a handler ended and began again is detected, whatever application
+// name the handler sets.
 func TestSame(t *testing.T) {
 	t.Parallel()
 	conn, err := strict(t).Acquire(t.Context())
@@ -177,11 +176,11 @@ func TestSame(t *testing.T) {
 	}
 }
 
-// TestUnclaim: what was claimed and taken back can be claimed again.
+// TestUnclaim: an unclaimed event can be claimed again.
 func TestUnclaim(t *testing.T) {
 	t.Parallel()
 	db := strict(t)
-	if _, err := db.Exec(t.Context(), isKnown); err != nil {
+	if _, err := db.Exec(t.Context(), insertConsumer); err != nil {
 		t.Fatal(err)
 	}
 	conn, err := db.Acquire(t.Context())
@@ -206,7 +205,7 @@ func TestUnclaim(t *testing.T) {
 	}
 }
 
-// TestRegisterPaused: a consumer that is paused does not begin, and says who wanted that.
+// TestRegisterPaused: a paused consumer does not begin, and reports who paused it.
 func TestRegisterPaused(t *testing.T) {
 	t.Parallel()
 	db := strict(t)
@@ -227,15 +226,15 @@ func TestRegisterPaused(t *testing.T) {
 	}
 }
 
-// TestWaitsForWhatIsKept: an event that comes behind an intent which a superseded session makes done at the same time does not wait
-// for ever, in either order.
+// TestWaitsForWhatIsKept: a superseded session makes an intent done while a later event of the key
+// is parked behind it. In either order, the later event does not wait for ever.
 func TestWaitsForWhatIsKept(t *testing.T) {
 	t.Parallel()
-	for _, first := range []string{"who remembers", "who waits"} {
+	for _, first := range []string{"Remember", "Intend"} {
 		t.Run(first, func(t *testing.T) {
 			t.Parallel()
 			pool := testenv.Postgres(t)
-			testenv.Exec(t, pool, isKnown)
+			testenv.Exec(t, pool, insertConsumer)
 			old := Tenure{Consumer: "test", Ordered: true, Epoch: 1, Version: version(t, pool), Generation: 1, Session: "old", DB: postgres.DB{Pool: pool}}
 			head := &Message{ID: uuid.Must(uuid.NewV7()), Generation: 1, Seq: 1, Key: "k", Type: "a.b", Stream: "EVENTS", Subject: "s", Header: map[string][]string{}, Data: []byte{}}
 			behind := *head
@@ -248,22 +247,22 @@ func TestWaitsForWhatIsKept(t *testing.T) {
 				t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
 				return tx
 			}
-			intend := func(tx pgx.Tx, m *Message, f First) error {
+			intend := func(tx pgx.Tx, m *Message, f NewIntent) error {
 				_, err := old.Intend(t.Context(), tx, []*Message{m}, f)
 				return err
 			}
 			tx := begin()
-			if err := errors.Join(intend(tx, head, First{Attempts: 1, Taken: true}), tx.Commit(t.Context())); err != nil {
+			if err := errors.Join(intend(tx, head, NewIntent{Attempts: 1, Taken: true}), tx.Commit(t.Context())); err != nil {
 				t.Fatal(err)
 			}
 			a, b := begin(), begin()
 			remember := func() error {
 				return old.Finish(t.Context(), a, []*Intent{{Message: *head, Attempts: 1}}, time.Now(), time.Second)
 			}
-			wait := func() error { return intend(b, &behind, First{}) }
+			wait := func() error { return intend(b, &behind, NewIntent{}) }
 			one, other := remember, func() error { return errors.Join(wait(), b.Commit(t.Context())) }
 			commit := a.Commit
-			if first == "who waits" {
+			if first == "Intend" {
 				one, other, commit = wait, func() error { return errors.Join(remember(), a.Commit(t.Context())) }, b.Commit
 			}
 			if err := one(); err != nil {
@@ -273,8 +272,8 @@ func TestWaitsForWhatIsKept(t *testing.T) {
 			go func() { done <- other() }()
 			select {
 			case err := <-done:
-				if first == "who waits" {
-					t.Errorf("who remembers did not wait (%v)", err)
+				if first == "Intend" {
+					t.Errorf("Finish did not wait (%v)", err)
 				}
 				done <- err
 			case <-time.After(50 * time.Millisecond):
@@ -282,7 +281,7 @@ func TestWaitsForWhatIsKept(t *testing.T) {
 			if err := errors.Join(commit(t.Context()), <-done); err != nil {
 				t.Fatal(err)
 			}
-			all, err := old.Take(t.Context(), Take{Most: 10})
+			all, err := old.Take(t.Context(), TakeFilter{Most: 10})
 			if err != nil || len(all) != 1 || all[0].ID != behind.ID {
 				t.Errorf("taken afterwards: %v (%v), want what waited", all, err)
 			}
@@ -290,11 +289,12 @@ func TestWaitsForWhatIsKept(t *testing.T) {
 	}
 }
 
-// TestFenceOfARestoredInbox: a session whose inbox was restored writes and takes nothing, although the restored one has its epoch.
+// TestFenceOfARestoredInbox: a session whose inbox was restored writes and takes nothing, although
+// the restored inbox has its epoch.
 func TestFenceOfARestoredInbox(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Postgres(t)
-	testenv.Exec(t, pool, isKnown)
+	testenv.Exec(t, pool, insertConsumer)
 	db, now := postgres.DB{Pool: pool}, version(t, pool)
 	testenv.Exec(t, pool, `insert into pgjet.intent (consumer, event_id, type, key, stream, generation, stream_seq, subject, header, data)
 		values ('test', gen_random_uuid(), 'a.b', 'k', 'EVENTS', 1, 1, 's', '{}', '')`)
@@ -303,7 +303,7 @@ func TestFenceOfARestoredInbox(t *testing.T) {
 		"it is in another file":        {now.Started, now.File + 1},
 	} {
 		s := Tenure{Consumer: "test", Ordered: true, Epoch: 1, Version: v, Generation: 1, Session: "s", Process: "host:1", Slice: Slice{Number: 0, Of: 1}, DB: db}
-		due, err1 := s.Take(t.Context(), Take{Most: 10, Suspect: true})
+		due, err1 := s.Take(t.Context(), TakeFilter{Most: 10, Suspect: true})
 		next, err2 := s.TakeNext(t.Context(), []string{"k"}, 10)
 		if err := errors.Join(err1, err2, s.Save(t.Context(), db, 7, 7, time.Now()), s.Lost(t.Context(), 7), s.Redelivered(t.Context())); err != nil || len(due)+len(next) != 0 {
 			t.Errorf("%s: took %d and %d intents (%v)", what, len(due), len(next), err)
@@ -332,11 +332,12 @@ func TestFenceOfARestoredInbox(t *testing.T) {
 	}
 }
 
-// TestRememberingWaitsForOperators: no effect is made done while an operator holds the lock of the attempts, and may park intents behind it.
+// TestRememberingWaitsForOperators: no effect is made done while an operator holds the lock of the
+// attempts and may park intents behind it.
 func TestRememberingWaitsForOperators(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Postgres(t)
-	testenv.Exec(t, pool, isKnown)
+	testenv.Exec(t, pool, insertConsumer)
 	s := Tenure{Consumer: "test", Ordered: true, Session: "s", DB: postgres.DB{Pool: pool}}
 	done := make(chan error, 1)
 	err := Supersede(t.Context(), pool, "test", func(pgx.Tx) error {
@@ -359,11 +360,12 @@ func TestRememberingWaitsForOperators(t *testing.T) {
 	}
 }
 
-// TestWaitsForTheLast: an event waits for the last one before it, not for an earlier one, whose end would wake another.
+// TestWaitsForTheLast: an event waits for the last one before it. The end of an earlier one would
+// wake another event.
 func TestWaitsForTheLast(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Postgres(t)
-	testenv.Exec(t, pool, isKnown)
+	testenv.Exec(t, pool, insertConsumer)
 	s := Tenure{Consumer: "test", Ordered: true, Epoch: 1, Version: version(t, pool), Generation: 1, Session: "s", DB: postgres.DB{Pool: pool}}
 	var all []*Message
 	for seq := range uint64(3) {
@@ -378,7 +380,7 @@ func TestWaitsForTheLast(t *testing.T) {
 		t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
 		return tx
 	}
-	intend := func(m *Message, f First) {
+	intend := func(m *Message, f NewIntent) {
 		t.Helper()
 		tx := begin()
 		_, err := s.Intend(t.Context(), tx, []*Message{m}, f)
@@ -392,17 +394,17 @@ func TestWaitsForTheLast(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	intend(all[0], First{Attempts: 1, Taken: true})
-	intend(all[1], First{Attempts: 1, Taken: true, Wait: time.Second})
+	intend(all[0], NewIntent{Attempts: 1, Taken: true})
+	intend(all[1], NewIntent{Attempts: 1, Taken: true, Wait: time.Second})
 	second := begin()
 	finish(second, all[1])
-	intend(all[2], First{})
+	intend(all[2], NewIntent{})
 	first := begin()
 	finish(first, all[0])
 	if err := errors.Join(first.Commit(t.Context()), second.Commit(t.Context())); err != nil {
 		t.Fatal(err)
 	}
-	due, err := s.Take(t.Context(), Take{Most: 10})
+	due, err := s.Take(t.Context(), TakeFilter{Most: 10})
 	if err != nil || len(due) != 1 || due[0].ID != all[2].ID {
 		t.Errorf("taken afterwards: %v (%v), want the third", due, err)
 	}

@@ -14,7 +14,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// register makes the consumer test known, with a stream that was made then.
+// register registers the consumer test, with a stream that was created then.
 func register(t *testing.T, db *pgxpool.Pool, created time.Time) (is Registered) {
 	t.Helper()
 	err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) (err error) {
@@ -27,7 +27,7 @@ func register(t *testing.T, db *pgxpool.Pool, created time.Time) (is Registered)
 	return is
 }
 
-// version returns that of the inbox.
+// version returns the version of the inbox.
 func version(t testing.TB, db DB) Version {
 	t.Helper()
 	v, err := ReadVersion(t.Context(), db)
@@ -37,8 +37,9 @@ func version(t testing.TB, db DB) Version {
 	return v
 }
 
-// TestStreamMadeAnewEndsSessions: when a consumer is registered with a stream that was made anew, every session on the one before ends,
-// also that which has the newest epoch; none of it takes a slice, and none writes to the places of other slices.
+// TestStreamMadeAnewEndsSessions: registering a consumer with a stream that was created again ends
+// every session on the old stream, also the one with the newest epoch. None of them takes a slice
+// or writes to other slices.
 func TestStreamMadeAnewEndsSessions(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)
@@ -47,7 +48,7 @@ func TestStreamMadeAnewEndsSessions(t *testing.T) {
 		t.Fatal(err)
 	}
 	slice := Slice{Number: 1, Of: 2}
-	own := func(generation int32) (Place, error) {
+	own := func(generation int32) (SliceState, error) {
 		s := Tenure{Consumer: "test", Ordered: true, Slice: slice, Version: version(t, db), Generation: generation, Process: "host:1", DB: postgres.DB{Pool: db}}
 		return s.Own(t.Context())
 	}
@@ -78,8 +79,9 @@ func TestStreamMadeAnewEndsSessions(t *testing.T) {
 	}
 }
 
-// TestForgetsIntentsOfTheStreamBefore: an intent from a stream that was made anew, whose event the new one has at a place that is
-// forgotten, comes again with those before it. While there is one of which nobody knows that, nothing is forgotten.
+// TestForgetsIntentsOfTheStreamBefore: an intent from the old stream is delivered again if the new
+// stream has its event in the part that is forgotten. While that is unknown for one intent, nothing
+// is forgotten.
 func TestForgetsIntentsOfTheStreamBefore(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)

@@ -7,10 +7,10 @@ import (
 	"github.com/pgjet/pgjet/consumers/inbox"
 )
 
-// TestFindGroup: a group that was looked up once selects what it selects otherwise, for lists, counts and plans.
+// TestFindGroup: looking up the group first changes no list, count or plan.
 func TestFindGroup(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.die("mailer", "no answer", 1, 3)
 	b.die("crm", "no answer", 5, 2)
 	for _, l := range b.list(inbox.Filter{}) {

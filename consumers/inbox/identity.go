@@ -14,7 +14,8 @@ import (
 // ForeignDurable is the reason of a consumer whose durable consumer belongs to another database.
 const ForeignDurable = "foreign_durable"
 
-// OutboxCopied is the reason of a consumer that stops since one in a copy of its database, or in the original, goes first.
+// OutboxCopied is the reason of a consumer that stopped because a consumer of the same name in a
+// copy of its database, or in the original, goes first.
 const OutboxCopied = rivals.Copied
 
 // The metadata of a durable consumer that names the database to which it belongs.
@@ -23,10 +24,11 @@ const (
 	databaseKey = "pgjet.database"
 )
 
-// An Identity says which database has the inbox of a consumer. The durable consumers of the consumer belong to that database: if
-// two shared one, each event would come to one of them only.
+// An Identity is the database that has the inbox of a consumer. The durable consumers of the
+// consumer belong to that database: if two databases shared one, each event would reach only one of
+// them.
 type Identity struct {
-	ID       uuid.UUID // of pgjet.identity, also of a dump, a backup and a copy; uuid.Nil is none
+	ID       uuid.UUID // of pgjet.identity, which dumps, backups and copies share; uuid.Nil if unknown
 	Database string    // the name of the database, for people
 }
 
@@ -51,7 +53,7 @@ func IdentityIn(metadata map[string]string) Identity {
 	return Identity{id, metadata[databaseKey]}
 }
 
-// Named returns metadata that names i as well.
+// Named returns a copy of metadata that names i as well.
 func (i Identity) Named(metadata map[string]string) map[string]string {
 	named := maps.Clone(metadata)
 	if named == nil {
@@ -75,7 +77,7 @@ type ForeignDurableError struct {
 	Owner, Own      Identity
 }
 
-// Error names both databases, and says what to do without any harm to the other.
+// Error names both databases, and says what to do without harm to the other one.
 func (e *ForeignDurableError) Error() string {
 	return fmt.Sprintf("%s: durable consumer %s of stream %s belongs to %s; this is %s; nothing was changed; "+
 		"give the consumer of this database another name, or another stream by --stream and --prefix; to see whose it is: nats consumer info %s %s",

@@ -14,11 +14,11 @@ import (
 // An Intent is an attempt that is written down before it is made.
 type Intent struct {
 	Message
-	Attempts int // begun, with the one that is made now
-	Deaths   int // of processes that made one
+	Attempts int // begun so far, with the current one
+	Deaths   int // of processes during an attempt
 }
 
-// An Ending is how an attempt went, for the attempt log.
+// An Ending is how an attempt ended, for the attempt log.
 type Ending struct {
 	Attempt int // its number, from 1
 	Began   time.Time
@@ -27,19 +27,19 @@ type Ending struct {
 	Error   string // "" if there was none
 }
 
-// A First says how an event from the stream becomes an intent.
-type First struct {
-	Attempts int           // that were made already
-	Taken    bool          // this session makes one more at once
-	Wait     time.Duration // before the next; 0 is none, and behind the other events of its key
-	Reason   string        // why the last attempt failed; "" if there was none
+// A NewIntent says how an event from the stream becomes an intent.
+type NewIntent struct {
+	Attempts int           // made already
+	Taken    bool          // this session makes the next attempt at once
+	Wait     time.Duration // before the next attempt; 0 is none, behind earlier events of the key
+	Reason   string        // why the last attempt failed; "" if none did
 }
 
-// Intend writes intents down for events from the stream, in a transaction that has checked the fence, in the order
-// of all. It returns which of them are new to the inbox: of the others there is none. An event that waits behind another one
-// locks that until tx ends, so that the end of that one wakes this one. One that is ending just now is not waited for: a session
-// that was superseded may do that ([Tenure.Remember]).
-func (t *Tenure) Intend(ctx context.Context, tx pgx.Tx, all []*Message, f First) (fresh []bool, err error) {
+// Intend writes intents for events from the stream, in the order of all, in a transaction that has
+// checked the fence. It reports which are new to the inbox; the others get no intent. An event that
+// waits behind another one locks it until tx ends, so that the end of that one wakes it. An intent
+// that is just ending is not waited for; a superseded session may be ending it ([Tenure.Remember]).
+func (t *Tenure) Intend(ctx context.Context, tx pgx.Tx, all []*Message, f NewIntent) (fresh []bool, err error) {
 	fresh = make([]bool, len(all))
 	parks := `false`
 	if f.Wait == 0 {
@@ -74,7 +74,7 @@ func (t *Tenure) Intend(ctx context.Context, tx pgx.Tx, all []*Message, f First)
 	return fresh, failed("write an intent", tx.SendBatch(ctx, b).Close())
 }
 
-// args adds what stands in tables of the message to args.
+// args adds the columns of the message to args.
 func (m *Message) args(args pgx.NamedArgs) pgx.NamedArgs {
 	args["id"], args["generation"], args["seq"] = m.ID, m.Generation, int64(m.Seq)
 	args["type"], args["key"], args["stream"] = m.Type, m.Key, m.Stream
@@ -89,18 +89,18 @@ func orNull(s string, set bool) *string {
 	return &s
 }
 
-// A Take says which intents a session wants.
-type Take struct {
+// A TakeFilter says which intents a session wants.
+type TakeFilter struct {
 	Most    int
-	Dead    bool // those whose process died, too
-	Suspect bool // one at which a process died before, which is to run alone
+	Dead    bool // also those whose process died
+	Suspect bool // also one during which a process died before; it has to run alone
 }
 
-// Take takes due intents of its slice for the session: first attempts, retries, and those of processes that
-// died. Of an ordered consumer only the first of a key is due. Of those at which a process died
-// one at a time is taken: what waits beside it would count the next death as its own. Such a death is
-// noted in the attempt log.
-func (t *Tenure) Take(ctx context.Context, want Take) ([]*Intent, error) {
+// Take takes due intents of the slice for the session: first attempts, retries, and those of
+// processes that died. In an ordered consumer only the first intent of a key is due. It takes at
+// most one intent at which a process died, since the next death would count against every intent
+// that the session has. Such a death is recorded in the attempt log.
+func (t *Tenure) Take(ctx context.Context, want TakeFilter) ([]*Intent, error) {
 	due := `
 			select i.event_id, i.taken_by, i.taken_at from pgjet.intent i
 			 where i.consumer = $1 and i.due_at <= statement_timestamp() and i.token >= $9 and i.token < $10 and ` + current + `
@@ -136,8 +136,8 @@ func scanIntent(row pgx.CollectableRow) (*Intent, error) {
 	return i, err
 }
 
-// GiveBack gives a taken intent of the session back, to be due after a wait. Unless the attempt
-// counts, it is as if it had not been taken.
+// GiveBack gives a taken intent back, due after wait. Unless the attempt counts, the intent is as
+// if it had not been taken.
 func (t *Tenure) GiveBack(ctx context.Context, i *Intent, wait time.Duration, counts bool) error {
 	parks := `false`
 	if wait == 0 {
@@ -150,7 +150,7 @@ func (t *Tenure) GiveBack(ctx context.Context, i *Intent, wait time.Duration, co
 	return failed("give an intent back", err)
 }
 
-// Abandon gives back what sessions that have ended hold still. Nobody died at that.
+// Abandon gives back the intents of sessions that have ended. That counts no death.
 func Abandon(ctx context.Context, db DB, consumer string, sessions []string) error {
 	if len(sessions) == 0 {
 		return nil
@@ -161,16 +161,17 @@ func Abandon(ctx context.Context, db DB, consumer string, sessions []string) err
 	return failed("give intents back", err)
 }
 
-// TakeNext takes the intents that come next for keys of which nothing is being attempted, at most so many of each, in
-// order: those that wait, and those that are due. It ends where one has to wait for its time, or is not to run
-// with others. They are for one transaction: while the session has them, nobody else takes later ones of their keys.
+// TakeNext takes the next intents of keys of which no event is being attempted, at most that many
+// per key, in order: those that wait, and those that are due. For each key it stops at an intent
+// that has to wait for its time, or to run alone. The intents are for one transaction: while the
+// session has them, no other session takes later ones of their keys.
 func (t *Tenure) TakeNext(ctx context.Context, keys []string, most int) ([]*Intent, error) {
 	stop := `false`
 	if t.ParkKey {
 		stop = behindDead
 	}
 	from, arg := `unnest($6::text[])`, any(keys)
-	if len(keys) == 1 { // of an array PostgreSQL plans the statement anew each time
+	if len(keys) == 1 { // PostgreSQL would plan a statement with an array anew each time
 		from, arg = `(values ($6::text))`, keys[0]
 	}
 	all, err := postgres.Collect(ctx, t.DB, scanIntent, `
@@ -181,7 +182,7 @@ func (t *Tenure) TakeNext(ctx context.Context, keys []string, most int) ([]*Inte
 			  from `+from+` as k (key)
 			 cross join lateral (select * from pgjet.intent where consumer = $1 and intent.key = k.key
 			                      order by generation, stream_seq limit $7) i
-		), held as materialized ( -- who takes one of them meanwhile has it, and those behind it
+		), held as materialized ( -- another session may take one meanwhile, and with it those behind it
 			select i.event_id from pgjet.intent i join next using (event_id)
 			 where i.consumer = $1 and i.taken_by is null for update of i skip locked
 		), run as materialized (
@@ -195,13 +196,13 @@ func (t *Tenure) TakeNext(ctx context.Context, keys []string, most int) ([]*Inte
 	return all, failed("look for the next intents of keys", err)
 }
 
-// Finish makes the events of taken intents done, in the transaction of their effects. It returns
-// [ErrTaken], and nothing may be committed, if one of them is not the session's any more.
+// Finish makes the events of taken intents done, in the transaction of their effects. If the
+// session no longer has one of them, it returns [ErrTaken], and the transaction must not commit.
 func (t *Tenure) Finish(ctx context.Context, tx pgx.Tx, all []*Intent, began time.Time, took time.Duration) error {
 	return t.finish(ctx, tx, &pgx.Batch{}, all, began, took)
 }
 
-// finish is Finish, behind what b does.
+// finish is Finish, after the statements in b.
 func (t *Tenure) finish(ctx context.Context, tx pgx.Tx, b *pgx.Batch, all []*Intent, began time.Time, took time.Duration) error {
 	ids, numbers := make([]uuid.UUID, len(all)), make([]int32, len(all))
 	for n, i := range all {
@@ -234,8 +235,9 @@ func (t *Tenure) finish(ctx context.Context, tx pgx.Tx, b *pgx.Batch, all []*Int
 	return failed("make events done", err)
 }
 
-// Remember makes an event done whose effect outside the database has happened: also in a session that was superseded or
-// paused. That the session has the intent is fence enough. It waits for [Lock], as attempts do.
+// Remember makes an event done whose effect outside the database has happened, also in a session
+// that was superseded or paused: having the intent is fence enough. It waits for [Lock], as
+// attempts do.
 func (t *Tenure) Remember(ctx context.Context, i *Intent, began time.Time, took time.Duration) error {
 	return write(ctx, t.DB.Pool, func(tx pgx.Tx) error {
 		b := &pgx.Batch{}
@@ -244,7 +246,7 @@ func (t *Tenure) Remember(ctx context.Context, i *Intent, began time.Time, took 
 	})
 }
 
-// Again lets a taken intent be due again after a wait, since its attempt failed.
+// Again makes a taken intent due after wait, since its attempt failed.
 func (t *Tenure) Again(ctx context.Context, tx pgx.Tx, i *Intent, wait time.Duration, e Ending) error {
 	tag, err := tx.Exec(ctx, `
 		update pgjet.intent set taken_by = null, taken_at = null, due_at = clock_timestamp() + make_interval(secs => $5), error = $6
@@ -256,12 +258,12 @@ func (t *Tenure) Again(ctx context.Context, tx pgx.Tx, i *Intent, wait time.Dura
 	if err == nil {
 		err = t.log(ctx, tx, &i.Message, e)
 	}
-	return failed("write down when an event is tried again", err)
+	return failed("write down a retry", err)
 }
 
-// Log notes an attempt that did not end a row: see [Tenure.Intend].
+// Log records an attempt that did not end a row: see [Tenure.Intend].
 func (t *Tenure) Log(ctx context.Context, tx pgx.Tx, m *Message, e Ending) error {
-	return failed("note an attempt", t.log(ctx, tx, m, e))
+	return failed("record an attempt", t.log(ctx, tx, m, e))
 }
 
 func (t *Tenure) log(ctx context.Context, tx pgx.Tx, m *Message, e Ending) error {
@@ -272,15 +274,16 @@ func (t *Tenure) log(ctx context.Context, tx pgx.Tx, m *Message, e Ending) error
 	return err
 }
 
-// wakeNext makes the intent due that comes after one of its key that ended.
+// wakeNext makes the intent of m's key due that comes after m, which ended.
 func (t *Tenure) wakeNext(ctx context.Context, tx pgx.Tx, m *Message) error {
 	b := &pgx.Batch{}
 	t.queueWake(b, []*Intent{{Message: *m}})
 	return tx.SendBatch(ctx, b).Close()
 }
 
-// queueWake has the intents made due that come after those of their keys that ended. What comes before may end just now, unseen: then
-// that one would not be the next. It is a statement of its own: it sees what waited for their end.
+// queueWake queues a statement that makes the next intents of the ended intents' keys due. An
+// earlier intent of a key may be ending at the same time, unseen. The statement is a separate one,
+// so it sees what committed while the others waited for locks.
 func (t *Tenure) queueWake(b *pgx.Batch, ended []*Intent) {
 	if !t.Ordered {
 		return
@@ -293,20 +296,20 @@ func (t *Tenure) queueWake(b *pgx.Batch, ended []*Intent) {
 		ids, keys, generations, seqs = append(ids, i.ID), append(keys, i.Key), append(generations, i.Generation), append(seqs, int64(i.Seq))
 	}
 	from, args := `unnest($3::text[], $4::int[], $5::bigint[])`, []any{t.Consumer, ids, keys, generations, seqs}
-	if len(ended) == 1 { // of an array PostgreSQL plans the statement anew each time
+	if len(ended) == 1 { // PostgreSQL would plan a statement with an array anew each time
 		from, args = `(values ($3::text, $4::int, $5::bigint))`, []any{t.Consumer, ids, keys[0], generations[0], seqs[0]}
 	}
 	b.Queue(`
 		update pgjet.intent set due_at = clock_timestamp()
-		 where consumer = $1 and due_at = 'infinity' and event_id = any(array( -- looked up once: a join may do it for each intent that waits
+		 where consumer = $1 and due_at = 'infinity' and event_id = any(array( -- looked up once: a join may do it for each waiting intent
 		       select f.event_id from `+from+` as e (key, generation, seq)
 		        cross join lateral (select event_id from pgjet.intent i
 		                             where i.consumer = $1 and i.key = e.key and (i.generation, i.stream_seq) > (e.generation, e.seq) and i.event_id <> all($2)
 		                             order by i.generation, i.stream_seq limit 1) f))`, args...)
 }
 
-// Wake makes those intents of the slice due that wait for nothing: the process that should have woken them may have
-// died, or the consumer kept an order then.
+// Wake makes those intents of the slice due that wait for nothing: the process that should have
+// woken them may have died, or the consumer was ordered then.
 func (t *Tenure) Wake(ctx context.Context) error {
 	from, to := t.Slice.Tokens()
 	_, err := t.DB.Exec(ctx, `
@@ -315,7 +318,7 @@ func (t *Tenure) Wake(ctx context.Context) error {
 	return failed("look for intents", err)
 }
 
-// Held returns the keys of the slice whose later events have to wait, as far as the database knows.
+// Held returns the keys of the slice whose later events have to wait, according to the database.
 func (t *Tenure) Held(ctx context.Context) (keys []string, err error) {
 	query := `select distinct key from pgjet.intent where consumer = $1 and token >= $2 and token < $3`
 	if t.ParkKey {

@@ -16,8 +16,8 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// A Filter selects dead letters: those for which all that is set holds. The zero Filter
-// selects all.
+// A Filter selects the dead letters that match all its fields that are set. The zero Filter selects
+// all.
 type Filter struct {
 	Consumer string      `json:"consumer,omitempty"`
 	Group    string      `json:"group,omitempty"` // as in [Group.ID]
@@ -28,15 +28,15 @@ type Filter struct {
 	Until    time.Time   `json:"until,omitzero"` // given up before
 	IDs      []int64     `json:"ids,omitempty"`
 	EventIDs []uuid.UUID `json:"event_ids,omitempty"` // these or IDs
-	UpTo     int64       `json:"up_to,omitempty"`     // ids up to this one
+	UpTo     int64       `json:"up_to,omitempty"`     // no id above this one
 
 	Most int `json:"-"` // of the dead letters that [Letters] returns; 0 is 1000
 
-	errorGroup *string // of the group, if FindGroup found it
+	errorGroup *string // the group's errors, if FindGroup found it
 }
 
-// FindGroup looks up once of which consumer and errors the group is, if there is such a group, so that what f selects is read by that. That costs
-// less than to work out the group of each dead letter.
+// FindGroup looks up the consumer and the errors of the group, if it exists, so that queries can
+// search by them. That is cheaper than computing the group of each dead letter.
 func (f *Filter) FindGroup(ctx context.Context, db Reader) error {
 	if f.Group == "" {
 		return nil
@@ -51,24 +51,24 @@ func (f *Filter) FindGroup(ctx context.Context, db Reader) error {
 	case errors.Is(err, pgx.ErrNoRows):
 		err = nil
 	}
-	return explained("look for a group of dead letters", err)
+	return wrap("look for a group of dead letters", err)
 }
 
 // Named reports whether f names dead letters or events one by one.
 func (f Filter) Named() bool { return len(f.IDs)+len(f.EventIDs) > 0 }
 
-// Freeze leaves out of f what becomes a dead letter from now on.
+// Freeze makes f select nothing that becomes a dead letter from now on.
 func (f *Filter) Freeze(ctx context.Context, db Reader) error {
 	err := db.QueryRow(ctx, `select coalesce(max(id), 0) from pgjet.dead_letter`).Scan(&f.UpTo)
 	f.UpTo = max(f.UpTo, 1) // 0 would be no limit
-	return explained("look at the dead letters", err)
+	return wrap("look at the dead letters", err)
 }
 
 // groupID is the short id of a group, for the command line.
 const groupID = `('g_' || left(encode(sha256(convert_to(d.consumer || chr(10) || d.error_group, 'UTF8')), 'hex'), 8))`
 
-// matches is the condition that d, of pgjet.dead_letter, is selected by a [Filter],
-// whose [Filter.args] it needs.
+// matches is the condition that d, a row of pgjet.dead_letter, is selected by a [Filter], with the
+// parameters of [Filter.args].
 const matches = `
 	(@consumer = '' or d.consumer = @consumer) and (@type = '' or d.type = @type) and (@key = '' or d.key = @key)
 	and (@state = '' or d.state = @state) and (@group = '' or ` + groupID + ` = @group) and (@error_group::text is null or d.error_group = @error_group)
@@ -94,11 +94,11 @@ func (f Filter) args() pgx.NamedArgs {
 	}
 }
 
-// A NotFoundError says which of the named dead letters do not exist, or not with what
-// else the filter asks for, or that there is no such consumer.
+// A NotFoundError says which of the named dead letters do not exist, or do not match the rest of
+// the filter, or that the consumer does not exist.
 type NotFoundError struct {
 	Names    []string // ids, and event ids
-	Consumer string   // that nobody knows; "" if it is not that
+	Consumer string   // that does not exist; "" if it does
 }
 
 func (e *NotFoundError) Error() string {
@@ -108,14 +108,13 @@ func (e *NotFoundError) Error() string {
 	return fmt.Sprintf("no such dead letter: %s; see: pgjet dead ls --state all", strings.Join(e.Names, ", "))
 }
 
-// Find returns a [*NotFoundError] unless the consumer is known and there is a dead
-// letter for each name in f.
+// Find returns a [*NotFoundError] unless the consumer and a dead letter for each name in f exist.
 func (f Filter) Find(ctx context.Context, db Reader) error {
-	return explained("look for the dead letters", f.find(ctx, db))
+	return wrap("look for the dead letters", f.find(ctx, db))
 }
 
 func (f Filter) find(ctx context.Context, db Reader) error {
-	if f.Consumer != "" { // a name that was mistyped is no consumer without dead letters
+	if f.Consumer != "" { // a mistyped name must not look like a consumer without dead letters
 		known := false
 		err := db.QueryRow(ctx, `
 			select exists (select from pgjet.consumer where name = $1) or exists (select from pgjet.dead_letter where consumer = $1)`,
@@ -161,18 +160,18 @@ func (f Filter) find(ctx context.Context, db Reader) error {
 	return nil
 }
 
-// explained says what failed, and what to do if the tables are too old.
-func explained(what string, err error) error {
+// wrap wraps err, and adds what to do if the tables are too old.
+func wrap(what string, err error) error {
 	if _, ok := errors.AsType[*NotFoundError](err); ok {
 		return err
 	}
 	return sqlstate.Wrap(what, err)
 }
 
-// A Group is the dead letters of one consumer whose errors differ in ids, numbers,
-// quoted text, addresses and times only.
+// A Group is the dead letters of one consumer whose errors differ only in ids, numbers, quoted
+// text, addresses and times.
 type Group struct {
-	ID         string    `json:"id"` // the same for as long as consumer and error are
+	ID         string    `json:"id"` // the same as long as consumer and error are
 	Consumer   string    `json:"consumer"`
 	ErrorGroup string    `json:"error_group"`
 	Count      int64     `json:"count"`
@@ -182,14 +181,14 @@ type Group struct {
 	Error      string    `json:"error"` // of the sample, cut to 500 characters
 }
 
-// Page is how many groups or dead letters [Groups] and [Letters] return at most.
+// Page is the most groups or dead letters that [Groups] and [Letters] return.
 const Page = 1000
 
-// Groups returns the groups of what f selects, the largest first, at most 1000. If f
-// names a consumer or a dead letter that does not exist, it returns a [*NotFoundError].
+// Groups returns the groups of what f selects, the largest first, at most 1000. If f names a
+// consumer or a dead letter that does not exist, it returns a [*NotFoundError].
 func Groups(ctx context.Context, db Reader, f Filter) ([]Group, error) {
 	if err := f.find(ctx, db); err != nil {
-		return nil, explained("group the dead letters", err)
+		return nil, wrap("group the dead letters", err)
 	}
 	all, err := collect(ctx, db, f.args(), func(row pgx.CollectableRow) (g Group, err error) {
 		err = row.Scan(&g.ID, &g.Consumer, &g.ErrorGroup, &g.Count, &g.First, &g.Last, &g.SampleID, &g.Error)
@@ -202,7 +201,7 @@ func Groups(ctx context.Context, db Reader, f Filter) ([]Group, error) {
 		         group by d.consumer, d.error_group order by n desc, sample desc limit `+fmt.Sprint(Page)+`) g
 		  join pgjet.dead_letter d on d.id = g.sample
 		 order by g.n desc, d.id desc`)
-	return all, explained("group the dead letters", err)
+	return all, wrap("group the dead letters", err)
 }
 
 // A Letter is a dead letter without its message.
@@ -217,7 +216,7 @@ type Letter struct {
 	Error        string     `json:"error"`
 	Attempts     int        `json:"attempts"`
 	At           time.Time  `json:"at"`         // when the consumer gave up last
-	Generation   int        `json:"generation"` // with StreamSeq its place in the stream
+	Generation   int        `json:"generation"` // with StreamSeq the event's position in the stream
 	StreamSeq    int64      `json:"stream_seq"`
 	ChangedAt    *time.Time `json:"changed_at"` // when an operator last decided on it
 	ChangedBy    string     `json:"changed_by"`
@@ -227,7 +226,7 @@ type Letter struct {
 const letterColumns = `d.id, d.consumer, d.event_id, d.type, d.key, ` + groupID + `, d.state, d.error, d.attempts, d.at,
 	d.generation, d.stream_seq, d.changed_at, coalesce(d.changed_by, ''), coalesce(d.change_reason, '')`
 
-// fields returns where to scan letterColumns to.
+// fields returns the destinations of letterColumns.
 func (l *Letter) fields() []any {
 	return []any{&l.ID, &l.Consumer, &l.EventID, &l.Type, &l.Key, &l.Group, &l.State, &l.Error, &l.Attempts, &l.At,
 		&l.Generation, &l.StreamSeq, &l.ChangedAt, &l.ChangedBy, &l.ChangeReason}
@@ -240,11 +239,11 @@ func (l *Letter) utc() {
 	}
 }
 
-// Letters returns what f selects with an id above after, by id, at most f.Most. If f names
-// one, or a consumer, that does not exist, it returns a [*NotFoundError].
+// Letters returns what f selects with an id above after, by id, at most f.Most. If f names a dead
+// letter or consumer that does not exist, it returns a [*NotFoundError].
 func Letters(ctx context.Context, db Reader, f Filter, after int64) ([]Letter, error) {
 	if err := f.find(ctx, db); err != nil {
-		return nil, explained("list the dead letters", err)
+		return nil, wrap("list the dead letters", err)
 	}
 	args := f.args()
 	args["after"] = after
@@ -253,11 +252,11 @@ func Letters(ctx context.Context, db Reader, f Filter, after int64) ([]Letter, e
 		l.utc()
 		return l, err
 	}, `select `+letterColumns+` from pgjet.dead_letter d where d.id > @after and `+matches+` order by d.id limit `+fmt.Sprint(cmp.Or(f.Most, Page)))
-	return all, explained("list the dead letters", err)
+	return all, wrap("list the dead letters", err)
 }
 
-// A DeadMessage is a dead letter with the message that the consumer got. In JSON the
-// payload is data if it is valid JSON, data_base64 if not.
+// A DeadMessage is a dead letter with the message that the consumer got. In JSON the payload is
+// data if it is valid JSON, and data_base64 if not.
 type DeadMessage struct {
 	Letter
 	ErrorGroup string              `json:"error_group"`
@@ -289,34 +288,34 @@ func scanMessage(row pgx.CollectableRow) (m DeadMessage, err error) {
 	return m, err
 }
 
-// Export calls fn with each dead letter that f selects, by id, one at a time: it needs
-// memory for one. It sees the database as it was when it began.
+// Export calls fn with each dead letter that f selects, by id. It holds one at a time in memory,
+// and sees the database as it was when it began.
 func Export(ctx context.Context, db Reader, f Filter, fn func(DeadMessage) error) error {
 	if err := f.find(ctx, db); err != nil {
-		return explained("export dead letters", err)
+		return wrap("export dead letters", err)
 	}
 	rows, err := db.Query(ctx, `select `+messageColumns+` from pgjet.dead_letter d where `+matches+` order by d.id`, f.args())
 	if err != nil {
-		return explained("export dead letters", err)
+		return wrap("export dead letters", err)
 	}
 	defer rows.Close()
 	for rows.Next() {
 		m, err := scanMessage(rows)
 		if err != nil {
-			return explained("export dead letters", err)
+			return wrap("export dead letters", err)
 		}
 		if err := fn(m); err != nil {
 			return err
 		}
 	}
-	return explained("export dead letters", rows.Err())
+	return wrap("export dead letters", rows.Err())
 }
 
-// Everything is what is known of a dead letter.
-type Everything struct {
+// LetterDetails is a dead letter with its history.
+type LetterDetails struct {
 	DeadMessage
 	AttemptLog []Attempt   `json:"attempt_log"` // as far as it is kept
-	Operations []Operation `json:"operations"`  // what operators decided, as far as it is kept
+	Operations []Operation `json:"operations"`  // operators' decisions, as far as they are kept
 }
 
 // An Attempt is one run of the handler.
@@ -329,7 +328,7 @@ type Attempt struct {
 	Error   string    `json:"error"`
 }
 
-// An Operation is what an operator decided on a dead letter.
+// An Operation is an operator's decision on a dead letter.
 type Operation struct {
 	Kind   string    `json:"kind"` // dead.redrive, dead.discard or dead.reopen
 	By     string    `json:"by"`
@@ -338,14 +337,14 @@ type Operation struct {
 }
 
 // ReadLetter returns everything about the dead letter with this id, or a [*NotFoundError].
-func ReadLetter(ctx context.Context, db Reader, id int64) (e Everything, err error) {
+func ReadLetter(ctx context.Context, db Reader, id int64) (e LetterDetails, err error) {
 	args := pgx.NamedArgs{"id": id}
 	all, err := collect(ctx, db, args, scanMessage, `select `+messageColumns+` from pgjet.dead_letter d where d.id = @id`)
 	if err == nil && len(all) == 0 {
 		err = &NotFoundError{Names: []string{fmt.Sprint(id)}}
 	}
 	if err != nil {
-		return e, explained("get a dead letter", err)
+		return e, wrap("get a dead letter", err)
 	}
 	e.DeadMessage = all[0]
 	e.AttemptLog, err = collect(ctx, db, args, func(row pgx.CollectableRow) (a Attempt, err error) {
@@ -357,7 +356,7 @@ func ReadLetter(ctx context.Context, db Reader, id int64) (e Everything, err err
 		  from pgjet.attempt a join pgjet.dead_letter d using (consumer, event_id)
 		 where d.id = @id order by a.began, a.attempt`)
 	if err != nil {
-		return e, explained("read the attempts of a dead letter", err)
+		return e, wrap("read the attempts of a dead letter", err)
 	}
 	e.Operations, err = collect(ctx, db, args, func(row pgx.CollectableRow) (o Operation, err error) {
 		err = row.Scan(&o.Kind, &o.By, &o.Reason, &o.At)
@@ -366,7 +365,7 @@ func ReadLetter(ctx context.Context, db Reader, id int64) (e Everything, err err
 	}, `
 		select o.kind, o.by, o.reason, o.at from pgjet.operation o join pgjet.dead_letter d on o.target = d.consumer
 		 where d.id = @id and o.kind like 'dead.%' and o.detail -> 'ids' @> to_jsonb(d.id) order by o.id`)
-	return e, explained("read what was decided on a dead letter", err)
+	return e, wrap("read the operations on a dead letter", err)
 }
 
 func collect[T any](ctx context.Context, db Reader, args pgx.NamedArgs, scan pgx.RowToFunc[T], sql string) ([]T, error) {

@@ -25,14 +25,14 @@ const patience = 20 * time.Second
 
 var decision = replay.Decision{By: "ann@host", Reason: "the test says so"}
 
-// A bench is a database with dead letters, and a pool with the rights of an operator.
-type bench struct {
+// A fixture is a database with dead letters, and a pool with the rights of an operator.
+type fixture struct {
 	testing.TB
 	admin, db *pgxpool.Pool
 }
 
-func newBench(t testing.TB) *bench {
-	b := &bench{TB: t, admin: testenv.Postgres(t)}
+func newFixture(t testing.TB) *fixture {
+	b := &fixture{TB: t, admin: testenv.Postgres(t)}
 	config := b.admin.Config()
 	config.ConnConfig.RuntimeParams["role"] = "pgjet_operator"
 	db, err := pgxpool.NewWithConfig(t.Context(), config)
@@ -44,12 +44,12 @@ func newBench(t testing.TB) *bench {
 	return b
 }
 
-func (b *bench) exec(sql string, args ...any) {
+func (b *fixture) exec(sql string, args ...any) {
 	b.Helper()
 	testenv.Exec(b, b.admin, sql, args...)
 }
 
-func (b *bench) count(sql string, args ...any) (n int64) {
+func (b *fixture) count(sql string, args ...any) (n int64) {
 	b.Helper()
 	if err := b.admin.QueryRow(b.Context(), `select count(*) from `+sql, args...).Scan(&n); err != nil {
 		b.Fatalf("%s: %v", sql, err)
@@ -57,9 +57,9 @@ func (b *bench) count(sql string, args ...any) (n int64) {
 	return n
 }
 
-// die makes n dead letters with the keys k1 to kn at places from first on; each has
-// its own error of one group.
-func (b *bench) die(consumer, group string, first, n int) {
+// die makes n dead letters of keys k1 to kn, with sequences from first on. Their errors differ, and
+// belong to one group.
+func (b *fixture) die(consumer, group string, first, n int) {
 	b.Helper()
 	b.exec(`
 		with d as (
@@ -75,8 +75,8 @@ func (b *bench) die(consumer, group string, first, n int) {
 		select consumer, event_id, 'dead', attempts, generation, stream_seq from d`, consumer, group, first, n)
 }
 
-// wait writes down an intent of a key that waits behind an earlier event.
-func (b *bench) wait(consumer, key string, seq int) {
+// wait writes an intent that waits behind an earlier event of its key.
+func (b *fixture) wait(consumer, key string, seq int) {
 	b.Helper()
 	b.exec(`
 		with i as (
@@ -89,8 +89,8 @@ func (b *bench) wait(consumer, key string, seq int) {
 
 type verb func(context.Context, *pgxpool.Pool, inbox.Filter, replay.Decision) ([]inbox.Outcome, error)
 
-// does runs a verb, which must end as wanted, and returns the ids.
-func (b *bench) does(v verb, f inbox.Filter, d replay.Decision, want ...inbox.Outcome) (ids []int64) {
+// does runs a verb, checks its outcomes, and returns the ids.
+func (b *fixture) does(v verb, f inbox.Filter, d replay.Decision, want ...inbox.Outcome) (ids []int64) {
 	b.Helper()
 	got, err := v(b.Context(), b.db, f, d)
 	if err != nil {
@@ -106,7 +106,7 @@ func (b *bench) does(v verb, f inbox.Filter, d replay.Decision, want ...inbox.Ou
 	return ids
 }
 
-func (b *bench) list(f inbox.Filter) []inbox.Letter {
+func (b *fixture) list(f inbox.Filter) []inbox.Letter {
 	b.Helper()
 	all, err := inbox.Letters(b.Context(), b.db, f, 0)
 	if err != nil {
@@ -115,7 +115,7 @@ func (b *bench) list(f inbox.Filter) []inbox.Letter {
 	return all
 }
 
-func (b *bench) states(f inbox.Filter) string {
+func (b *fixture) states(f inbox.Filter) string {
 	b.Helper()
 	var all []string
 	for _, l := range b.list(f) {
@@ -124,8 +124,8 @@ func (b *bench) states(f inbox.Filter) string {
 	return strings.Join(all, " ")
 }
 
-// due returns which intents of a consumer are due, by place.
-func (b *bench) due(consumer string) []int64 {
+// due returns the sequences of a consumer's due intents.
+func (b *fixture) due(consumer string) []int64 {
 	b.Helper()
 	rows, err := b.admin.Query(b.Context(), `
 		select stream_seq from pgjet.intent where consumer = $1 and due_at <= clock_timestamp() order by stream_seq`, consumer)
@@ -141,7 +141,7 @@ func (b *bench) due(consumer string) []int64 {
 
 func TestGroups(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.die("mailer", "no answer", 1, 3)
 	b.die("mailer", "bad input", 4, 1)
 	b.die("crm", "no answer", 5, 2)
@@ -172,7 +172,7 @@ func TestGroups(t *testing.T) {
 
 func TestFilters(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.die("mailer", "no answer", 1, 3)
 	b.die("crm", "bad input", 5, 2)
 	all := b.list(inbox.Filter{})
@@ -209,11 +209,10 @@ func TestFilters(t *testing.T) {
 	}
 }
 
-// TestRedrive: the whole event becomes an intent of its consumer, and what is recorded
-// says so.
+// TestRedrive: the whole event becomes an intent of its consumer, and the records show that.
 func TestRedrive(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.die("mailer", "no answer", 1, 3)
 	b.die("crm", "no answer", 1, 1)
 	b.does(replay.Discard, inbox.Filter{IDs: []int64{3}}, decision, inbox.Outcome{Consumer: "mailer", Changed: 1})
@@ -253,10 +252,10 @@ func TestRedrive(t *testing.T) {
 	}
 }
 
-// TestRedriveQueues: of a consumer that keeps the order, the first of each key is due.
+// TestRedriveQueues: in an ordered consumer, only the first intent of each key is due.
 func TestRedriveQueues(t *testing.T) {
 	for ordered, due := range map[bool]int64{true: 2, false: 1200} {
-		b := newBench(t)
+		b := newFixture(t)
 		b.exec(`insert into pgjet.consumer (name, stream, stream_created, ordered) values ('mailer', 'EVENTS', now(), $1)`, ordered)
 		b.die("mailer", "poison", 1, 1200)
 		b.exec(`update pgjet.dead_letter set key = 'k' || stream_seq % 2`)
@@ -270,10 +269,10 @@ func TestRedriveQueues(t *testing.T) {
 	}
 }
 
-// TestRedriveBehindOneThatEnds: what is redriven does not wait behind an event that ends
-// just then, and has woken who waited for it.
+// TestRedriveBehindOneThatEnds: a redriven event does not wait behind an event that is just ending,
+// and so no longer wakes later ones.
 func TestRedriveBehindOneThatEnds(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	b.exec(`insert into pgjet.consumer (name, stream, stream_created, ordered) values ('mailer', 'EVENTS', now(), true)`)
 	b.wait("mailer", "k1", 1)
 	b.exec(`update pgjet.intent set due_at = now()`)
@@ -301,7 +300,7 @@ func TestRedriveBehindOneThatEnds(t *testing.T) {
 func TestRedriveTwiceAtOnce(t *testing.T) {
 	t.Parallel()
 	const n = 1200
-	b := newBench(t)
+	b := newFixture(t)
 	b.die("mailer", "no answer", 1, n)
 	results := make(chan int64)
 	for range 2 {
@@ -333,12 +332,11 @@ func TestRedriveTwiceAtOnce(t *testing.T) {
 	}
 }
 
-// TestRedriveOfWhatIsNotDead: the inbox decides. An event that was handled meanwhile is
-// not run again; one that waits already does not wait twice; one that the inbox forgot
-// is run.
+// TestRedriveOfWhatIsNotDead: the inbox decides. An event that was handled meanwhile does not run
+// again, a waiting event does not wait twice, and an event that the inbox forgot runs.
 func TestRedriveOfWhatIsNotDead(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.die("mailer", "no answer", 1, 3)
 	b.exec(`update pgjet.inbox set state = 'done' where stream_seq = 1`)
 	b.exec(`delete from pgjet.inbox where stream_seq = 3`)
@@ -361,10 +359,10 @@ func TestRedriveOfWhatIsNotDead(t *testing.T) {
 	}
 }
 
-// TestRate: what is redriven is spread over time, in one record.
+// TestRate: a redrive with a rate is spread over time, and recorded once.
 func TestRate(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.die("mailer", "no answer", 1, 30)
 	slow := decision
 	slow.Rate = 20
@@ -390,10 +388,10 @@ func TestRate(t *testing.T) {
 	}
 }
 
-// TestLaterOnesStay: what is a dead letter only after the redrive began is not redriven.
+// TestLaterOnesStay: events that become dead letters after the redrive began are not redriven.
 func TestLaterOnesStay(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.die("mailer", "no answer", 1, 2)
 	slow := decision
 	slow.Rate = 1
@@ -415,10 +413,10 @@ func TestLaterOnesStay(t *testing.T) {
 	}
 }
 
-// TestDiscard: the row stays with the reason; what waited behind it goes on.
+// TestDiscard: the row stays, with the reason; events that waited behind it go on.
 func TestDiscard(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.die("mailer", "no answer", 1, 1) // 1, of k1
 	b.die("mailer", "no answer", 5, 1) // 2, of k1
 	b.wait("mailer", "k1", 9)
@@ -464,10 +462,10 @@ func TestDiscard(t *testing.T) {
 	}
 }
 
-// TestDoneWakes: an event that was handled meanwhile holds nobody up.
+// TestDoneWakes: an event that was handled meanwhile does not block its key.
 func TestDoneWakes(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.die("mailer", "no answer", 1, 1)
 	b.wait("mailer", "k1", 9)
 	b.exec(`update pgjet.inbox set state = 'done' where stream_seq = 1`)
@@ -477,8 +475,8 @@ func TestDoneWakes(t *testing.T) {
 	}
 }
 
-// TestWakesWhatIsBeingParked: an attempt is about to write down that an event waits
-// behind the dead letter. It is woken all the same.
+// TestWakesWhatIsBeingParked: an event that an attempt is just parking behind the dead letter is
+// woken.
 func TestWakesWhatIsBeingParked(t *testing.T) {
 	t.Parallel()
 	for name, row := range map[string]struct {
@@ -490,7 +488,7 @@ func TestWakesWhatIsBeingParked(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t)
+			b := newFixture(t)
 			b.exec(`insert into pgjet.consumer (name, stream, stream_created, ordered) values ('mailer', 'EVENTS', now(), true)`)
 			b.die("mailer", "no answer", 1, 1)
 			b.exec(`update pgjet.inbox set state = $1`, row.inbox)
@@ -503,7 +501,7 @@ func TestWakesWhatIsBeingParked(t *testing.T) {
 }
 
 // parkMeanwhile runs a verb on all while an attempt parks event 9 of k1.
-func (b *bench) parkMeanwhile(v verb) {
+func (b *fixture) parkMeanwhile(v verb) {
 	b.Helper()
 	tx, err := b.admin.Begin(b.Context())
 	if err != nil {
@@ -535,7 +533,7 @@ func (b *bench) parkMeanwhile(v verb) {
 
 func TestGet(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.die("mailer", "no answer", 1, 1)
 	b.exec(`insert into pgjet.attempt (consumer, event_id, attempt, began, took, process, outcome, error)
 		select consumer, event_id, i, now() + make_interval(secs => i), case when i = 2 then interval '1.5s' end, 'host:1', 'died', 'for ann@example.com'
@@ -565,7 +563,7 @@ func TestGet(t *testing.T) {
 
 func TestExport(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.die("mailer", "no answer", 1, 2)
 	b.exec(`update pgjet.dead_letter set data = '\x00ff' where id = 2`)
 	var all []inbox.DeadMessage
@@ -592,7 +590,7 @@ func TestMask(t *testing.T) {
 
 func TestProgress(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.die("mailer", "no answer", 1, 5)
 	b.exec(`update pgjet.dead_letter set state = (array['redriven', 'done', 'dead', 'discarded'])[id] where id < 5`)
 	b.exec(`delete from pgjet.dead_letter where id = 5`)
@@ -602,9 +600,10 @@ func TestProgress(t *testing.T) {
 	}
 }
 
-// TestGiveBack: an intent is due after exactly the wait for which it was given back, fractions of a second included.
+// TestGiveBack: an intent is due after exactly the wait that was given, including fractions of a
+// second.
 func TestGiveBack(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	b.wait("test", "k", 1)
 	b.exec(`update pgjet.intent set taken_by = 'me', attempts = 1`)
 	i := &inbox.Intent{}

@@ -22,9 +22,9 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// consume starts a consumer that parks keys, or not, and writes down what it handles in the
-// table done, and publishes events with these keys; the first has sequence 1.
-func (b *bench) consume(park bool, handle func(ctx context.Context, tx pgx.Tx, e events.Event) error, keys ...string) {
+// consume starts a consumer, with or without ParkKey, which records what it handles in the table
+// done. It publishes events with these keys; the first has sequence 1.
+func (b *fixture) consume(park bool, handle func(ctx context.Context, tx pgx.Tx, e events.Event) error, keys ...string) {
 	b.Helper()
 	b.exec(`create table done (seq bigint, at bigint generated always as identity)`)
 	js, _ := testenv.JetStream(b)
@@ -55,17 +55,17 @@ func (b *bench) consume(park bool, handle func(ctx context.Context, tx pgx.Tx, e
 	testenv.Run(b, r.Run)
 }
 
-// becomes waits for the states of all dead letters.
-func (b *bench) becomes(states string) {
+// becomes waits until the dead letters have these states.
+func (b *fixture) becomes(states string) {
 	b.Helper()
 	testenv.Eventually(b, patience, "the dead letters are "+states, func() bool { return b.states(inbox.Filter{}) == states })
 }
 
-// TestWithARunningConsumer: what is redriven dies again until the handler is fixed, and
-// is then handled once, however many redrive it; what waits behind it goes on in order.
+// TestWithARunningConsumer: a redriven event dies again until the handler is fixed. Then it is
+// handled once, however many redrives run, and the events that waited behind it go on in order.
 func TestWithARunningConsumer(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	var fixed atomic.Bool
 	b.consume(true, func(_ context.Context, _ pgx.Tx, e events.Event) error {
 		if e.Seq == 3 || e.Seq == 1 && !fixed.Load() {
@@ -116,11 +116,11 @@ func TestWithARunningConsumer(t *testing.T) {
 	}
 }
 
-// TestRedriveWhileItsKeysAreHandled: those that wait behind one that ends just then are
-// not forgotten.
+// TestRedriveWhileItsKeysAreHandled: redriven events are woken by events of their keys that are
+// just ending.
 func TestRedriveWhileItsKeysAreHandled(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	const n = 400
 	keys := make([]string, n)
 	for i := range keys {

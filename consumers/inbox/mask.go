@@ -5,28 +5,28 @@ import (
 	"regexp"
 )
 
-// masked stands for what is not shown.
+// masked replaces a text that is not shown.
 const masked = "(masked)"
 
-// An address of a person has no place in what operators paste elsewhere.
+// address matches a mail address: operators paste texts elsewhere.
 var address = regexp.MustCompile(`[^\s"'<>(),;:=]+@[^\s"'<>(),;:=]+`)
 
-// Mask returns text without what looks like a mail address.
+// Mask returns text with mail addresses replaced.
 func Mask(text string) string { return address.ReplaceAllString(text, "…@…") }
 
-// innocent are the headers that say nothing about people: the key is an id.
+// innocent are the headers that reveal nothing about people: the key is an id.
 var innocent = map[string]bool{
 	"ce-specversion": true, "ce-id": true, "ce-source": true, "ce-type": true, "ce-subject": true, "ce-time": true,
 	"ce-datacontenttype": true, "Pgjet-Seq": true, "traceparent": true,
 }
 
-// Mask removes from texts what looks like a mail address.
+// Mask replaces mail addresses in the texts.
 func (l *Letter) Mask() {
 	l.Error, l.ChangeReason = Mask(l.Error), Mask(l.ChangeReason)
 }
 
-// Mask removes the payload, the values of headers that a producer chose, and from
-// texts what looks like a mail address.
+// Mask removes the payload and the values of headers that a producer chose, and replaces mail
+// addresses in the texts.
 func (m *DeadMessage) Mask() {
 	m.Letter.Mask()
 	m.Data, m.DataBase64, m.Masked = nil, nil, true
@@ -39,8 +39,8 @@ func (m *DeadMessage) Mask() {
 	}
 }
 
-// Mask masks the message, and the texts about it.
-func (e *Everything) Mask() {
+// Mask masks the message and the texts about it.
+func (e *LetterDetails) Mask() {
 	e.DeadMessage.Mask()
 	for i := range e.AttemptLog {
 		e.AttemptLog[i].Error = Mask(e.AttemptLog[i].Error)

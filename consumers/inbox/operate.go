@@ -21,7 +21,7 @@ type Beginner interface {
 	Begin(ctx context.Context) (pgx.Tx, error)
 }
 
-// An UnknownError says that there is no consumer of a name.
+// An UnknownError says that no consumer has this name.
 type UnknownError struct {
 	Name  string
 	Known []string
@@ -47,9 +47,9 @@ func known(ctx context.Context, db Reader, name string) error {
 	return &UnknownError{name, all}
 }
 
-// Quiet reports whether nothing of a consumer is in flight. Transactions of attempts hold a shared
-// lock, so an exclusive one waits for them, for that long. Effects run in none: of those tells an
-// intent that is taken by a process that lives, which holds a lock of its own.
+// Quiet reports whether no attempt of a consumer is running. Transactions of attempts hold a shared
+// lock, so Quiet waits for the exclusive one, at most for within. Effects run in no transaction:
+// while one runs, its intent is taken by a process that lives, which holds a lock of its own.
 func Quiet(ctx context.Context, db Beginner, name string, within time.Duration) (quiet bool, err error) {
 	err = postgres.Within(ctx, db, func(tx pgx.Tx) error {
 		if err := Lock(ctx, tx, name, within); err != nil {
@@ -64,8 +64,9 @@ func Quiet(ctx context.Context, db Beginner, name string, within time.Duration) 
 	return quiet, sqlstate.Wrap("wait for attempts of consumer "+name, err)
 }
 
-// SetBack lets a consumer begin at a place in the stream again: what the inbox has of it is skipped. With
-// rebuild, what the handlers wrote is deleted first. If the consumer is not paused any more, its sessions end.
+// SetBack makes a consumer begin at an earlier stream sequence; events that the inbox has are
+// skipped. With rebuild, everything that the handlers wrote is deleted first. If the consumer is
+// not paused any more, its sessions end.
 func SetBack(ctx context.Context, tx pgx.Tx, consumer string, from uint64, rebuild bool) error {
 	paused := false
 	err := tx.QueryRow(ctx, `
@@ -73,14 +74,15 @@ func SetBack(ctx context.Context, tx pgx.Tx, consumer string, from uint64, rebui
 	if err == nil {
 		_, err = tx.Exec(ctx, `update pgjet.slice set floor = least(floor, $2) where consumer = $1`, consumer, int64(from)-1)
 	}
-	if err == nil && !paused { // somebody resumed it
+	if err == nil && !paused { // it was resumed meanwhile
 		err = interrupt(ctx, tx, consumer)
 	}
 	return err
 }
 
-// Forget makes everything from a place on run again. With all, the whole inbox is forgotten. It fails if events wait for an attempt of
-// which nobody knows where they stand in this generation of the stream: they would come before what is to run again.
+// Forget makes everything from a stream sequence on run again. With all, it empties the inbox. It
+// fails if waiting events have no known sequence in this generation of the stream: they would be
+// handled before the events that are to run again.
 func Forget(ctx context.Context, tx pgx.Tx, consumer string, generation int32, from uint64, all bool) error {
 	var unplaced int64
 	err := tx.QueryRow(ctx, `
@@ -88,7 +90,7 @@ func Forget(ctx context.Context, tx pgx.Tx, consumer string, generation int32, f
 		 where i.consumer = $1 and r.generation < $2
 		   and not exists (select from pgjet.dead_letter d where d.consumer = i.consumer and d.event_id = i.event_id)`, consumer, generation).Scan(&unplaced)
 	if err == nil && unplaced > 0 {
-		err = fmt.Errorf("%d events of the stream as it was before it was made anew wait for an attempt, and were not delivered from this one: what is replayed would be handled after them; let them be done, or become dead letters, then replay; see: pgjet consumer get %s", unplaced, consumer)
+		err = fmt.Errorf("%d events of the stream as it was before it was created again wait for an attempt, and were not delivered from the new one: replayed events would be handled after them; let them be done, or become dead letters, then replay; see: pgjet consumer get %s", unplaced, consumer)
 	}
 	if err != nil {
 		return err
@@ -99,8 +101,9 @@ func Forget(ctx context.Context, tx pgx.Tx, consumer string, generation int32, f
 	if err != nil {
 		return err
 	}
-	// What waits for an attempt comes again as well, so that it does not overtake what
-	// comes before it. Its inbox row says where: of a stream that was made anew the intent has the old place. A redriven dead letter does not: it was late before.
+	// Waiting events are delivered again as well, so that they do not overtake earlier ones. The
+	// inbox row has the sequence; after the stream was created again the intent still has the old
+	// one. A redriven dead letter is not delivered again: it was late before.
 	_, err = tx.Exec(ctx, `
 		with gone as (
 			delete from pgjet.intent i using pgjet.inbox r
@@ -113,19 +116,20 @@ func Forget(ctx context.Context, tx pgx.Tx, consumer string, generation int32, f
 	return err
 }
 
-// A HandOver is events of a stream that become intents, to be tried soon.
+// A HandOver is a list of events of a stream that become intents, to be attempted soon.
 type HandOver struct {
 	Consumer   string
 	Ordered    bool
 	Generation int32
 	Again      bool // also those that are done
 	Events     []*Message
-	Late       []uuid.UUID // of those, the ones that come by themselves unless the inbox knows them
+	Late       []uuid.UUID // those of Messages that JetStream will deliver unless the inbox has them
 }
 
-// Take makes intents of the events, and returns how many: what waits, is dead, or is done is left alone. Of a consumer that
-// keeps the order, only the first of each key is due: the next is woken when that one ends.
-func (h HandOver) Take(ctx context.Context, tx pgx.Tx) (taken int, err error) {
+// Run writes intents for the events, and returns how many. Events that wait, are dead, or are done
+// are left alone. In an ordered consumer only the first of each key is due; each event wakes the
+// next one when it ends.
+func (h HandOver) Run(ctx context.Context, tx pgx.Tx) (taken int, err error) {
 	wanted := make(map[uuid.UUID]*Message)
 	ids, seqs := []uuid.UUID{}, []int64{}
 	for _, m := range h.Events {
@@ -167,14 +171,14 @@ func (h HandOver) Take(ctx context.Context, tx pgx.Tx) (taken int, err error) {
 	return len(fresh), tx.SendBatch(ctx, &batch).Close()
 }
 
-// A Row is what the inbox knows of an event.
+// A Row is an event's row in the inbox.
 type Row struct {
 	State      string // [Done], "intent", [Dead] or [Discarded]
 	Generation int32
 	Seq        uint64
 }
 
-// Rows returns what the inbox knows of events.
+// Rows returns the inbox rows of events.
 func Rows(ctx context.Context, db Reader, consumer string, ids []uuid.UUID) (map[uuid.UUID]Row, error) {
 	known := make(map[uuid.UUID]Row)
 	rows, err := db.Query(ctx, `

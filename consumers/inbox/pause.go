@@ -14,28 +14,30 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// The reasons of pauses that operations make for themselves. Such an operation ends its pause. One that was killed
-// cannot: then the next operation ends the pause, or an operator does. A pause that an operator made nobody else ends.
+// The reasons of pauses that operations make for themselves. Such an operation ends its own pause.
+// If it was killed, the next operation or an operator ends it. Only an operator ends a pause that
+// an operator made.
 const (
-	// ReplayPause begins the reason of a pause that a replay made; the number of its operation follows.
+	// ReplayPause begins the reason of a pause that a replay made; the number of its operation
+	// follows.
 	ReplayPause = "replay, operation "
-	// ExtendPause is the reason of a pause that was made to add types of events to a durable consumer.
+	// ExtendPause is the reason of a pause that was made to add event types to a durable consumer.
 	ExtendPause = "types of events are added to the durable consumer"
 )
 
-// Conditions on a row c of pgjet.consumer.
+// Conditions on c, a row of pgjet.consumer.
 const (
 	// made is the condition that an operation made the pause.
 	made = `(starts_with(coalesce(c.pause_reason, ''), '` + ReplayPause + `') or coalesce(c.pause_reason, '') = '` + ExtendPause + `')`
-	// interrupted is the condition that it does not run any more: it has no session that holds its lock. One
-	// that adds types takes the lock soon after the pause.
+	// interrupted is the condition that this operation does not run any more: no session holds its
+	// lock. An operation that adds types takes the lock soon after the pause.
 	interrupted = `coalesce(` + made + ` and c.paused_at < clock_timestamp() - interval '5 s' and not exists (
 		select from pg_locks l where l.locktype = 'advisory' and l.objsubid = 1 and l.granted
 		   and (l.classid::bigint << 32 | l.objid::bigint) = hashtextextended('pgjet.replay.' || c.name, 0)
 		   and l.database = (select oid from pg_database where datname = current_database())), false)`
 )
 
-// A Paused is who wants no attempts of a consumer.
+// A Paused describes the pause of a consumer.
 type Paused struct {
 	At     time.Time `json:"at"`
 	By     string    `json:"by"`
@@ -44,10 +46,10 @@ type Paused struct {
 	Interrupted bool `json:"interrupted"`
 }
 
-// PausedColumns are what [ScanPaused] needs of c, a row of pgjet.consumer.
+// PausedColumns are the columns of c, a row of pgjet.consumer, that [ScanPaused] needs.
 const PausedColumns = `c.paused_at, coalesce(c.paused_by, ''), coalesce(c.pause_reason, ''), ` + interrupted
 
-// ScanPaused makes a Paused of [PausedColumns]; nil if at is nil.
+// ScanPaused returns the pause in [PausedColumns]; nil if at is nil.
 func ScanPaused(at *time.Time, by, reason string, interrupted bool) *Paused {
 	if at == nil {
 		return nil
@@ -55,7 +57,7 @@ func ScanPaused(at *time.Time, by, reason string, interrupted bool) *Paused {
 	return &Paused{at.UTC(), by, reason, interrupted}
 }
 
-// Advice says what to do about an interrupted pause of a consumer.
+// Advice returns what to do about an interrupted pause of a consumer.
 func (p *Paused) Advice(consumer string) string {
 	again := "run the replay again"
 	if p.Reason == ExtendPause {
@@ -78,7 +80,7 @@ func (e *PausedError) Error() string {
 	return fmt.Sprintf("paused by %s at %s: %q; %s", e.By, e.At.UTC().Format(time.RFC3339), e.Reason, todo)
 }
 
-// ReadPause returns who paused a consumer; nil if it is not paused, or not known.
+// ReadPause returns the pause of a consumer; nil if it is not paused, or unknown.
 func ReadPause(ctx context.Context, db DB, name string) (*Paused, error) {
 	var at *time.Time
 	var by, reason string
@@ -87,14 +89,14 @@ func ReadPause(ctx context.Context, db DB, name string) (*Paused, error) {
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = nil
 	}
-	return ScanPaused(at, by, reason, over), failed("look whether the consumer is paused", err)
+	return ScanPaused(at, by, reason, over), failed("look up the pause of the consumer", err)
 }
 
-// Pause lets no attempt of a consumer begin until [Resume]; [Quiet] tells whether those that have begun
-// have ended. A consumer that is paused already stays as it is: Pause returns who
-// paused it, and false. But a pause that an operation made for itself becomes the operator's, so that
-// the operation does not end it. by is who does it and reason why; both are kept in
-// pgjet.operation. It returns an [UnknownError] for a name that is not known.
+// Pause lets no attempt of a consumer begin until [Resume]; [Quiet] reports whether running ones
+// have ended. If the consumer is paused already, Pause changes nothing and returns that pause, and
+// false. But a pause that an operation made for itself becomes the operator's, so that the
+// operation does not end it. by and reason say who pauses and why; both are kept in
+// pgjet.operation. Pause returns an [UnknownError] if there is no such consumer.
 func Pause(ctx context.Context, db Beginner, name, by, reason string) (p Paused, news bool, err error) {
 	if strings.HasPrefix(reason, ReplayPause) {
 		return p, false, fmt.Errorf("pause consumer %s: %q marks the pause of a replay, which the next replay ends; give another reason", name, reason)
@@ -124,8 +126,8 @@ func Pause(ctx context.Context, db Beginner, name, by, reason string) (p Paused,
 	return p, news, sqlstate.Wrap("pause consumer "+name, err)
 }
 
-// Resume ends a pause, and returns which; nil if there was none. With only, which is not "", it ends a pause with that
-// reason alone.
+// Resume ends a pause, and returns it; nil if there was none. If only is not "", it ends only a
+// pause with that reason.
 func Resume(ctx context.Context, db Beginner, name, by, reason, only string) (*Paused, error) {
 	var p Paused
 	err := postgres.Within(ctx, db, func(tx pgx.Tx) error {
@@ -152,7 +154,8 @@ func Resume(ctx context.Context, db Beginner, name, by, reason, only string) (*P
 	return &p, sqlstate.Wrap("resume consumer "+name, err)
 }
 
-// PauseForReplay ends all attempts of a consumer and pauses it for a replay, unless it is paused already.
+// PauseForReplay ends all attempts of a consumer and pauses it for a replay, unless it is paused
+// already.
 func PauseForReplay(ctx context.Context, tx pgx.Tx, consumer string, id int64) error {
 	if err := interrupt(ctx, tx, consumer); err != nil {
 		return err
@@ -166,7 +169,8 @@ func PauseForReplay(ctx context.Context, tx pgx.Tx, consumer string, id int64) e
 	return err
 }
 
-// EndReplayPause ends the pause that a replay made, and returns the operation of that one; 0 if there was none.
+// EndReplayPause ends a pause that a replay made, and returns the operation of that replay; 0 if
+// there was no such pause.
 func EndReplayPause(ctx context.Context, tx pgx.Tx, consumer string) (id int64, err error) {
 	err = tx.QueryRow(ctx, `
 		with c as materialized ( -- waits for a pause that is being made

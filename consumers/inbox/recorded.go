@@ -7,18 +7,20 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// A Recorded is what processes said of a consumer when they began to run it.
+// A Recorded is what processes recorded about a consumer when they began to run it.
 type Recorded struct {
 	Stream  string
 	Prefix  string // of the subjects of events; "" if it is not recorded
 	Ordered bool
 	Slices  int
-	// Types are those of the events that it handles, or patterns of them, as the process says which began last of those that live; else
-	// the last that began. None: an older version ran it, which did not say.
+	// Types are those of the events that it handles, or patterns of them. They are those of the
+	// process that began last, of the living ones if there are any. Empty: an older version ran it,
+	// which did not record them.
 	Types []string
 }
 
-// ReadRecorded returns what is recorded of a consumer. It returns an [UnknownError] if none of that name has ever run.
+// ReadRecorded returns what is recorded about a consumer. It returns an [UnknownError] if no
+// consumer of that name has ever run.
 func ReadRecorded(ctx context.Context, db Reader, consumer string) (is Recorded, err error) {
 	err = db.QueryRow(ctx, `
 		select stream, coalesce(prefix, ''), ordered, slices, coalesce((

@@ -12,8 +12,8 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestReadRecorded: which types a consumer handles is what the process says that began last, of those that live: an older one may
-// have registered again since.
+// TestReadRecorded: the types are those of the living process that began last, even if an older one
+// has registered again since.
 func TestReadRecorded(t *testing.T) {
 	db := testenv.Postgres(t)
 	ctx := t.Context()

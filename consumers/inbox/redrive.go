@@ -22,22 +22,23 @@ type Change struct {
 
 // The changes.
 var (
-	// Redrive gives dead letters back to their consumers, whose processes look for them every half second.
+	// Redrive gives dead letters back to their consumers, which look for them every half second.
 	Redrive = Change{"dead.redrive", Dead, "intent"}
-	// Discard gives dead letters up for good. Later events of their keys that wait behind them go on.
+	// Discard gives dead letters up for good. Later events of their keys that wait behind them go
+	// on.
 	Discard = Change{"dead.discard", Dead, Discarded}
-	// Reopen makes discarded ones dead again.
+	// Reopen makes discarded dead letters dead again.
 	Reopen = Change{"dead.reopen", Discarded, Dead}
 )
 
-// An Outcome says what became of the selected dead letters of one consumer.
+// An Outcome counts what happened to the selected dead letters of one consumer.
 type Outcome struct {
 	Consumer string  `json:"consumer"`
 	Changed  int64   `json:"changed"` // redriven, discarded or reopened
-	Done     int64   `json:"done"`    // was handled meanwhile, so it is done: not run again
-	Waiting  int64   `json:"waiting"` // waits for an attempt already, so it is redriven: not again
-	Other    int64   `json:"other"`   // was named and is in another state, or left its state just now: not touched
-	IDs      []int64 `json:"-"`       // of those that are Changed or Waiting; not of a dry run
+	Done     int64   `json:"done"`    // handled meanwhile, so only marked as done
+	Waiting  int64   `json:"waiting"` // waiting for an attempt already, so only marked as redriven
+	Other    int64   `json:"other"`   // named but in another state, or changed just now: left alone
+	IDs      []int64 `json:"-"`       // of those that are Changed or Waiting; not set by a dry run
 }
 
 // Sum adds b to a, by consumer.
@@ -56,7 +57,7 @@ func Sum(a, b []Outcome) []Outcome {
 	return a
 }
 
-// selected returns f narrowed to what c can change, unless it names dead letters one by one.
+// selected returns f limited to what c can change, unless f names dead letters one by one.
 func (c Change) selected(f Filter) Filter {
 	f.State = ""
 	if !f.Named() {
@@ -65,7 +66,7 @@ func (c Change) selected(f Filter) Filter {
 	return f
 }
 
-// Plan counts what would become of what f selects, and changes nothing.
+// Plan counts the outcomes of c for what f selects, and changes nothing.
 func (c Change) Plan(ctx context.Context, db Reader, f Filter) ([]Outcome, error) {
 	args := c.selected(f).args()
 	args["from"] = c.from
@@ -79,13 +80,13 @@ func (c Change) Plan(ctx context.Context, db Reader, f Filter) ([]Outcome, error
 		       count(*) filter (where d.state = @from and i.state = 'intent'),
 		       count(*) filter (where d.state <> @from)
 		  from pgjet.dead_letter d
-		  left join lateral (select state from pgjet.inbox where consumer = d.consumer and event_id = d.event_id limit 1) i on true -- by its key: the inbox is large
+		  left join lateral (select state from pgjet.inbox where consumer = d.consumer and event_id = d.event_id limit 1) i on true -- by its key, since the inbox is large
 		 where `+matches+` group by d.consumer order by d.consumer`)
-	return all, explained("plan what becomes of dead letters", err)
+	return all, wrap("plan a change of dead letters", err)
 }
 
-// Count counts what f selects as [Change.Plan] does, but does not look each up in the inbox: what was handled or waits meanwhile is among Changed. It
-// costs a few times less.
+// Count counts what f selects, like [Change.Plan] but several times cheaper: it does not look each
+// dead letter up in the inbox. So Changed includes those that were handled or wait meanwhile.
 func (c Change) Count(ctx context.Context, db Reader, f Filter) ([]Outcome, error) {
 	args := c.selected(f).args()
 	args["from"] = c.from
@@ -95,29 +96,29 @@ func (c Change) Count(ctx context.Context, db Reader, f Filter) ([]Outcome, erro
 	}, `
 		select d.consumer, count(*) filter (where d.state = @from), count(*) filter (where d.state <> @from)
 		  from pgjet.dead_letter d where `+matches+` group by d.consumer order by d.consumer`)
-	return all, explained("count dead letters", err)
+	return all, wrap("count dead letters", err)
 }
 
 // A Run changes dead letters page by page. It is one operation for each consumer.
 type Run struct {
 	Change Change
 	Filter Filter
-	By     string           // who wants it
-	Reason string           // both are kept with the dead letter, and in pgjet.operation
-	Totals map[string]int64 // how many are selected, by consumer; not of those that are not known
-	Rate   int              // that whoever calls Next keeps, for the record: at most so many a second; 0 is no limit
+	By     string           // who asked for it
+	Reason string           // why; By and Reason are kept with the dead letter, and in pgjet.operation
+	Totals map[string]int64 // how many are selected, by consumer; without consumers of which that is unknown
+	Rate   int              // the most per second, for the record: the caller of Next has to keep it; 0 is no limit
 
-	after int64            // the last that was looked at
-	notes map[string]int64 // ids of the operations
-	done  map[string]int64 // how many they have changed
+	after int64            // the last one looked at
+	notes map[string]int64 // ids of the operations, by consumer
+	done  map[string]int64 // how many they have changed, by consumer
 }
 
-// Continue has r go on with an operation on a consumer that stopped, rather than begin one.
+// Continue makes r go on with a stopped operation on a consumer instead of beginning a new one.
 func (r *Run) Continue(consumer string, operation, done int64) {
 	r.notes, r.done = map[string]int64{consumer: operation}, map[string]int64{consumer: done}
 }
 
-// End notes that the operations are done, or that they have failed: err is why, or nil.
+// End records that the operations are done, or that they have failed with err.
 func (r *Run) End(ctx context.Context, db operation.DB, err error) error {
 	state := operation.Done
 	if err != nil {
@@ -131,11 +132,11 @@ func (r *Run) End(ctx context.Context, db operation.DB, err error) error {
 	return err
 }
 
-// Next changes the next dead letters, at most that many, in one transaction. It returns what became of them, and
-// how many there were; 0 at the end. It waits for the attempts that the consumer is making, if it
-// has to, and holds it up meanwhile.
+// Next changes the next dead letters, at most that many, in one transaction. It returns the
+// outcomes, and the number of dead letters; 0 at the end. If it has to, it waits for running
+// attempts of the consumer, and blocks new ones meanwhile.
 func (r *Run) Next(ctx context.Context, db *pgxpool.Pool, most int) (part []Outcome, n int, err error) {
-	type candidate struct { // a dead letter that was selected, before it is locked
+	type candidate struct { // a selected dead letter, before it is locked
 		id       int64
 		consumer string
 	}
@@ -146,7 +147,7 @@ func (r *Run) Next(ctx context.Context, db *pgxpool.Pool, most int) (part []Outc
 		return one, err
 	}, `select d.id, d.consumer from pgjet.dead_letter d where d.id > @after and `+matches+` order by d.id limit @most`)
 	if err != nil || len(page) == 0 {
-		return nil, 0, explained("select dead letters", err)
+		return nil, 0, wrap("select dead letters", err)
 	}
 	ids := make([]int64, 0, len(page))
 	for _, one := range page {
@@ -165,14 +166,14 @@ func (r *Run) Next(ctx context.Context, db *pgxpool.Pool, most int) (part []Outc
 		return err
 	})
 	if err != nil {
-		return nil, 0, explained("change dead letters", err)
+		return nil, 0, wrap("change dead letters", err)
 	}
 	r.after = ids[len(ids)-1]
 	return part, len(page), nil
 }
 
-// change changes those that are still in the state that they should be in. The inbox
-// decides: who comes second finds the row changed.
+// change changes the dead letters that are still in the expected state. The inbox decides: the
+// second of two changes finds the row changed.
 func (r *Run) change(ctx context.Context, tx pgx.Tx, ids []int64) (part []Outcome, err error) {
 	if err := r.lock(ctx, tx, ids); err != nil {
 		return nil, err
@@ -227,9 +228,9 @@ func (r *Run) change(ctx context.Context, tx pgx.Tx, ids []int64) (part []Outcom
 	return part, err
 }
 
-// lock waits for the attempts that may be parking an event behind a dead letter which
-// is about to go: [wakeBehind] has to see it. A redrive needs that only of those that are done
-// already, since what it redrives wakes the next one when it ends.
+// lock waits for attempts that may be parking an event behind a dead letter which is about to end,
+// so that [wakeBehind] sees that event. A redrive needs this only for events that are done already:
+// a redriven event wakes the next one when it ends.
 func (r *Run) lock(ctx context.Context, tx pgx.Tx, ids []int64) error {
 	names, err := tx.Query(ctx, `
 		select distinct d.consumer from pgjet.dead_letter d
@@ -249,9 +250,9 @@ func (r *Run) lock(ctx context.Context, tx pgx.Tx, ids []int64) error {
 	return err
 }
 
-// park lets what was redriven to a consumer that keeps the order wait behind an earlier
-// intent of its key, so that a thousand of them are not looked at for each that is handled.
-// The lock makes the end of that one wait for our commit: it has to wake those who wait.
+// park parks redriven events of an ordered consumer behind an earlier intent of their key, so that
+// each handled event does not cost a look at all of them. The lock makes the end of the earlier
+// intent wait for this commit: it has to wake those that wait.
 func park(ctx context.Context, tx pgx.Tx, ids []int64) error {
 	rows, err := tx.Query(ctx, `
 		select d.id
@@ -274,10 +275,11 @@ func park(ctx context.Context, tx pgx.Tx, ids []int64) error {
 	return err
 }
 
-// wakeBehind makes the first intent of each key due, if it waited behind what is dead no more.
+// wakeBehind makes the first intent of each key due if it waited behind a dead letter that has
+// ended.
 func wakeBehind(ctx context.Context, tx pgx.Tx, ids []int64) error {
 	_, err := tx.Exec(ctx, `
-		with first as materialized ( -- looked up once, not for each intent that waits
+		with first as materialized ( -- looked up once, not for each waiting intent
 			select i.consumer, i.event_id from (select distinct consumer, key from pgjet.dead_letter where id = any($1)) k
 			 cross join lateral (select i.* from pgjet.intent i
 			                      where i.consumer = k.consumer and i.key = k.key
@@ -289,8 +291,8 @@ func wakeBehind(ctx context.Context, tx pgx.Tx, ids []int64) error {
 	return err
 }
 
-// note writes down who did what, one row for each consumer, however many pages there
-// are. It names the first thousand dead letters or so.
+// note records the change: one row for each consumer, however many pages there are. It names about
+// the first thousand dead letters.
 func (r *Run) note(ctx context.Context, tx pgx.Tx, part []Outcome) error {
 	if r.notes == nil {
 		r.notes, r.done = make(map[string]int64), make(map[string]int64)
@@ -337,5 +339,5 @@ func ReadProgress(ctx context.Context, db Reader, ids []int64) (p Progress, err 
 		       count(*) filter (where state = 'discarded')
 		  from pgjet.dead_letter where id = any($1)`, ids).Scan(&p.Redriven, &p.Dead, &p.Discarded)
 	p.Done = int64(len(ids)) - p.Redriven - p.Dead - p.Discarded
-	return p, explained("look after redriven dead letters", err)
+	return p, wrap("look after redriven dead letters", err)
 }

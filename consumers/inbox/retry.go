@@ -12,28 +12,29 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// A Retry says what to try now of what waits for its next attempt.
+// A Retry makes events that wait for their next attempt due now.
 type Retry struct {
-	Consumer string      // "" is all, of the events that are named
-	IDs      []uuid.UUID // nil is all of the consumer
-	By       string      // who wants it
-	Reason   string      // both are kept in pgjet.operation
+	Consumer string      // "" means all consumers of the named events
+	IDs      []uuid.UUID // nil means all events of the consumer
+	By       string      // who asked for it
+	Reason   string      // why; By and Reason are kept in pgjet.operation
 }
 
-// A RetryOutcome says what became of the events of a consumer that were selected, and wait.
+// A RetryOutcome counts what happened to the waiting events of one consumer that were selected.
 type RetryOutcome struct {
 	Consumer string `json:"consumer"`
-	Retried  int64  `json:"retried"` // due now, and not as late as they were
+	Retried  int64  `json:"retried"` // made due now
 	Due      int64  `json:"due"`     // were due already
-	Running  int64  `json:"running"` // an attempt is being made
+	Running  int64  `json:"running"` // an attempt is running
 	Behind   int64  `json:"behind"`  // wait behind another event of their key
 }
 
-// retryPage is how many intents one statement of [Retry.Run] changes.
+// retryPage is the most intents that one statement of [Retry.Run] changes.
 const retryPage = 10_000
 
-// Run makes the events due now, and returns what became of them by consumer: nothing of a consumer that has none of them. The order of
-// events of one key stays, and how often each was attempted. If there is no such consumer, the error is an [UnknownError].
+// Run makes the events due now, and returns one outcome for each consumer that has some of them.
+// The order of events of one key, and their numbers of attempts, stay. If there is no such
+// consumer, the error is an [UnknownError].
 func (r Retry) Run(ctx context.Context, db Beginner) ([]RetryOutcome, error) {
 	if r.Consumer != "" {
 		if err := known(ctx, db, r.Consumer); err != nil {
@@ -47,7 +48,7 @@ func (r Retry) Run(ctx context.Context, db Beginner) ([]RetryOutcome, error) {
 		   and ($2::uuid[] is null or event_id = any($2))
 		 group by consumer order by consumer`, r.Consumer, r.IDs)
 	if err != nil {
-		return nil, sqlstate.Wrap("look what waits", err)
+		return nil, sqlstate.Wrap("look up waiting events", err)
 	}
 	all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[RetryOutcome])
 	for i := range all {
@@ -58,7 +59,7 @@ func (r Retry) Run(ctx context.Context, db Beginner) ([]RetryOutcome, error) {
 	return all, sqlstate.Wrap("retry events", err)
 }
 
-// runOne makes the events of one consumer due, page by page. It is one operation.
+// runOne makes the events of one consumer due, page by page. All pages are one operation.
 func (r Retry) runOne(ctx context.Context, db Beginner, consumer string) (retried int64, err error) {
 	var id int64
 	var note []uuid.UUID

@@ -10,23 +10,23 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Tokens is how many tokens the subjects of events have: the most slices that a consumer can have.
+// Tokens is the number of tokens in the subjects of events, and so the most slices of a consumer.
 const Tokens = 64
 
-// A Slice is a fixed share of the keys of a consumer: those with so many tokens of subjects.
+// A Slice is a fixed share of a consumer's keys: those of a range of subject tokens.
 type Slice struct {
-	Number int // from 0
-	Of     int // how many there are: 1, 2, 4 … [Tokens]; 0 is 1
+	Number int // counted from 0
+	Of     int // the number of slices: 1, 2, 4 … [Tokens]; 0 means 1
 }
 
-// Tokens returns the first token of the slice, and the one behind its last.
+// Tokens returns the first token of the slice, and the one after its last.
 func (s Slice) Tokens() (from, to int) {
 	of := max(1, s.Of)
 	return s.Number * Tokens / of, (s.Number + 1) * Tokens / of
 }
 
-// Durable returns the name of the durable consumer that delivers the events of the slice: that of the consumer, and the
-// slice if there are several, such as "mailer-3of8".
+// Durable returns the name of the durable consumer that delivers the slice's events: the name of
+// the consumer, with the slice if there are several, such as "mailer-3of8".
 func (s Slice) Durable(consumer string) string {
 	if s.Of <= 1 {
 		return consumer
@@ -34,7 +34,7 @@ func (s Slice) Durable(consumer string) string {
 	return fmt.Sprintf("%s-%dof%d", consumer, s.Number, s.Of)
 }
 
-// Durables returns the names of all durable consumers of a consumer with so many slices.
+// Durables returns the names of all durable consumers of a consumer with that many slices.
 func Durables(consumer string, slices int) (names []string) {
 	for n := range max(1, slices) {
 		names = append(names, Slice{n, slices}.Durable(consumer))
@@ -42,7 +42,7 @@ func Durables(consumer string, slices int) (names []string) {
 	return names
 }
 
-// Slices returns into how many slices a consumer is divided; 1 if it is not known.
+// Slices returns the number of slices of a consumer; 1 if the consumer is unknown.
 func Slices(ctx context.Context, db Reader, consumer string) (n int, err error) {
 	err = db.QueryRow(ctx, `select coalesce(max(slices), 1) from pgjet.consumer where name = $1`, consumer).Scan(&n)
 	return n, failed("look up consumer "+consumer, err)
@@ -51,54 +51,57 @@ func Slices(ctx context.Context, db Reader, consumer string) (n int, err error) 
 // An Owner is the process that owns a slice.
 type Owner struct {
 	Slice   int
-	Process string     // host:pid; "" if nobody does
+	Process string     // host:pid; "" if the slice has no owner
 	Since   *time.Time // when it took the slice
 }
 
-// Owners returns the owners of the slices of a consumer, in the order of the slices.
+// Owners returns the owners of a consumer's slices, in the order of the slices.
 func Owners(ctx context.Context, db Reader, consumer string) ([]Owner, error) {
 	rows, err := db.Query(ctx, `
 		select slice, coalesce(process, ''), since at time zone 'UTC' from pgjet.slice where consumer = $1 order by slice`, consumer)
 	if err != nil {
-		return nil, failed("look up who owns the slices", err)
+		return nil, failed("look up the owners of the slices", err)
 	}
 	all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Owner])
-	return all, failed("look up who owns the slices", err)
+	return all, failed("look up the owners of the slices", err)
 }
 
-// A Place is how far a session of a slice may go on. The places in the stream are hints: the inbox is the record.
-type Place struct {
+// A SliceState is how far a slice has been handled. Its stream sequences are hints: the inbox is the
+// record.
+type SliceState struct {
 	Epoch     int64
-	Floor     uint64    // all that the stream holds up to here is in the inbox
-	High      uint64    // nothing was ever delivered beyond
-	Stored    time.Time // when the stream stored what stands there; zero if nobody knows
-	LostUntil uint64    // what comes from up to here and is not in the inbox was lost once
-	Redeliver bool      // everything is to be delivered once more
-	Orphaned  bool      // the owner before did not leave the slice
+	Floor     uint64    // the inbox has every event of the stream up to here
+	High      uint64    // no later message was ever delivered
+	Stored    time.Time // when the stream stored the message at High; zero if unknown
+	LostUntil uint64    // an event up to here that is not in the inbox was lost once
+	Redeliver bool      // everything is to be delivered again
+	Orphaned  bool      // the previous owner did not release the slice
 }
 
 // Mark returns the last message that is known to have been delivered.
-func (p *Place) Mark() (m Mark) {
+func (p *SliceState) Mark() (m Mark) {
 	if !p.Stored.IsZero() {
 		m.Seq, m.Stored = p.High, p.Stored
 	}
 	return m
 }
 
-const placeColumns = `s.epoch, s.floor, s.high, coalesce(s.stored, '0001-01-01 00:00:00+00'), s.lost_until, s.redeliver`
+const stateColumns = `s.epoch, s.floor, s.high, coalesce(s.stored, '0001-01-01 00:00:00+00'), s.lost_until, s.redeliver`
 
-func (p *Place) columns() []any {
+func (p *SliceState) columns() []any {
 	return []any{&p.Epoch, &p.Floor, &p.High, &p.Stored, &p.LostUntil, &p.Redeliver}
 }
 
-// Own makes the process of the tenure the owner of its slice. It waits until no transaction of an attempt at the slice is open, anywhere, and ends the
-// session that had it before: with the next epoch, its attempts are refused. It returns [ErrSuperseded] if the
-// consumer was paused, divided into another number of slices, or registered with another generation of its stream, or if its
-// inbox was restored. All processes of a consumer that does not keep the order are alike: Own returns their place.
-func (t *Tenure) Own(ctx context.Context) (p Place, err error) {
+// Own makes the tenure's process the owner of its slice, and returns how far the slice was handled.
+// It waits until no transaction of an attempt at the slice is open in any process. The slice gets
+// the next epoch, so attempts of its previous owner are refused. Own returns [ErrSuperseded] if the
+// consumer was paused, divided into another number of slices, or registered with another generation
+// of its stream, or if its inbox was restored. A consumer that is not ordered has no owner: there,
+// Own only reads.
+func (t *Tenure) Own(ctx context.Context) (p SliceState, err error) {
 	if !t.Ordered {
-		err = t.DB.QueryRow(ctx, `select `+placeColumns+` from pgjet.slice s where consumer = $1 and slice = 0`, t.Consumer).Scan(p.columns()...)
-		return p, failed("look at the place of the consumer", err)
+		err = t.DB.QueryRow(ctx, `select `+stateColumns+` from pgjet.slice s where consumer = $1 and slice = 0`, t.Consumer).Scan(p.columns()...)
+		return p, failed("look up how far the consumer has come", err)
 	}
 	err = write(ctx, t.DB.Pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock(`+sliceAttempts+`)`, t.Consumer, t.Slice.Number); err != nil {
@@ -112,7 +115,7 @@ func (t *Tenure) Own(ctx context.Context) (p Place, err error) {
 			)
 			update pgjet.slice s set epoch = next.epoch, process = $5, since = clock_timestamp()
 			  from next, was where s.consumer = $1 and s.slice = $2
-			returning `+placeColumns+`, was.process is not null`, t.Consumer, t.Slice.Number, t.Version.Started, t.Version.File, t.Process, max(1, t.Slice.Of), t.Generation).
+			returning `+stateColumns+`, was.process is not null`, t.Consumer, t.Slice.Number, t.Version.Started, t.Version.File, t.Process, max(1, t.Slice.Of), t.Generation).
 			Scan(append(p.columns(), &p.Orphaned)...)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return ErrSuperseded
@@ -122,7 +125,8 @@ func (t *Tenure) Own(ctx context.Context) (p Place, err error) {
 	return p, failed("take the slice", err)
 }
 
-// Leave says that the session attempts nothing any more: what it still has of the slice is given back, and the slice has no owner.
+// Leave gives back the slice and every intent of it that the session still has. The tenure must
+// make no further attempt.
 func (t *Tenure) Leave(ctx context.Context) error {
 	from, to := t.Slice.Tokens()
 	_, err := t.DB.Exec(ctx, `
@@ -135,9 +139,9 @@ func (t *Tenure) Leave(ctx context.Context) error {
 	return failed("leave the slice", err)
 }
 
-// Current reports whether nobody superseded or paused the session of this name in any of its slices, which have these epochs, and
-// whether the inbox was not restored since. due is
-// whether there are intents which may be for it to take: due ones, of any slice, that it does not have.
+// Current reports whether the session is current: it was neither superseded nor paused in any of
+// the slices with these epochs, and the inbox was not restored. due reports whether intents of any
+// slice are due that the session could take.
 func Current(ctx context.Context, db DB, consumer, session string, v Version, epochs []int64) (current, due bool, err error) {
 	err = db.QueryRow(ctx, `
 		select not exists (select from unnest($5::bigint[]) as u (epoch)
@@ -148,7 +152,8 @@ func Current(ctx context.Context, db DB, consumer, session string, v Version, ep
 	return current, due, failed("look at the consumer", err)
 }
 
-// Save writes down how far the session has come. A floor of 0 leaves it as it is. The stream stored at stored what it has at high.
+// Save records how far the slice was handled. A floor of 0 leaves the recorded one unchanged.
+// stored is when the stream stored the message at high.
 func (t *Tenure) Save(ctx context.Context, db DB, floor, high uint64, stored time.Time) error {
 	_, err := db.Exec(ctx, `
 		update pgjet.slice set floor = case when $5 > 0 then $5 else floor end, high = greatest(high, $6), stored = case when high < $6 then $7 else stored end
@@ -157,24 +162,24 @@ func (t *Tenure) Save(ctx context.Context, db DB, floor, high uint64, stored tim
 	return failed("save the place in the stream", err)
 }
 
-// Lost writes down that what the inbox does not know up to a place was delivered before: after a reset
-// JetStream does not tell it any more.
+// Lost records that every event up to a sequence was delivered before, also those that the inbox
+// lacks: after a reset JetStream no longer shows that.
 func (t *Tenure) Lost(ctx context.Context, until uint64) error {
 	_, err := t.DB.Exec(ctx, `update pgjet.slice set lost_until = greatest(lost_until, $5) where consumer = $1 and epoch = $2 and `+unrestored,
 		t.fence(int64(until))...)
 	return failed("write down what was delivered", err)
 }
 
-// Redelivered notes that everything of the slice is being delivered once more.
+// Redelivered records that everything of the slice is being delivered again.
 func (t *Tenure) Redelivered(ctx context.Context) error {
 	_, err := t.DB.Exec(ctx, `update pgjet.slice set redeliver = false where consumer = $1 and epoch = $2 and `+unrestored, t.fence()...)
 	return failed("write down what is delivered", err)
 }
 
-// LastKnown returns the last event up to a floor that the inbox has, of any slice, and its place, 0 if there is
-// none near the floor.
+// LastKnown returns the last event at or before floor that the inbox has, of any slice, and its
+// sequence; 0 if there is none near floor.
 func (t *Tenure) LastKnown(ctx context.Context, floor uint64) (id uuid.UUID, seq uint64, err error) {
-	const window = 10_000 // places that may hold events for others
+	const window = 10_000 // sequences, some of which may belong to events for other consumers
 	err = t.DB.QueryRow(ctx, `
 		select event_id, stream_seq from pgjet.inbox
 		 where consumer = $1 and generation = $2 and stream_seq between $3 and $4
@@ -186,8 +191,9 @@ func (t *Tenure) LastKnown(ctx context.Context, floor uint64) (id uuid.UUID, seq
 	return id, seq, failed("look for the inbox's position", err)
 }
 
-// Divide is a change of [Supersede] that divides a consumer into another number of slices. Each begins where the first of
-// the old ones was: what the inbox knows is skipped.
+// Divide is a change for [Supersede] that divides a consumer into another number of slices. Each
+// new slice begins where the least advanced of the old ones was; events that the inbox has are
+// skipped.
 func Divide(ctx context.Context, tx pgx.Tx, consumer string, slices int) error {
 	var floor, high, lost int64
 	var stored *time.Time
@@ -208,7 +214,8 @@ func Divide(ctx context.Context, tx pgx.Tx, consumer string, slices int) error {
 	return tx.SendBatch(ctx, b).Close()
 }
 
-// Redeliver is a change of [Supersede] after which the next sessions have everything delivered once more.
+// Redeliver is a change for [Supersede] after which the next sessions have everything delivered
+// again.
 func Redeliver(ctx context.Context, tx pgx.Tx, consumer string) error {
 	_, err := tx.Exec(ctx, `update pgjet.slice set redeliver = true where consumer = $1`, consumer)
 	return err

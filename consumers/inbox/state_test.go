@@ -17,7 +17,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// A fixture is a database with a consumer test that keeps the order, and a tenure of it.
+// A fixture is a database with an ordered consumer named test, and a tenure of it.
 type fixture struct {
 	*testing.T
 	pool   *pgxpool.Pool
@@ -35,8 +35,8 @@ func newFixture(t *testing.T) *fixture {
 	return h
 }
 
-// own makes the tenure the one that owns the consumer's only slice.
-func (h *fixture) own() Place {
+// own makes the tenure own the consumer's only slice.
+func (h *fixture) own() SliceState {
 	h.Helper()
 	var generation int32
 	h.scan(&generation, `select generation from pgjet.consumer where name = 'test'`)
@@ -69,7 +69,7 @@ func (h *fixture) scan(to any, sql string, args ...any) {
 	}
 }
 
-// is checks what a query returns, as text.
+// is checks the result of a query, as text.
 func (h *fixture) is(what, want, sql string, args ...any) {
 	h.Helper()
 	var got string
@@ -79,13 +79,13 @@ func (h *fixture) is(what, want, sql string, args ...any) {
 	}
 }
 
-// message returns an event of a key at a place in the stream.
+// message returns an event of a key with a stream sequence.
 func (h *fixture) message(key string, seq uint64) *Message {
 	return &Message{ID: uuid.Must(uuid.NewV7()), Generation: h.tenure.Generation, Seq: seq, Stream: "EVENTS", Subject: "events.00.a.b",
 		Type: "a.b", Key: key, Header: map[string][]string{"ce-type": {"a.b"}}, Data: []byte(`{}`)}
 }
 
-func (h *fixture) intend(f First, all ...*Message) (fresh []bool) {
+func (h *fixture) intend(f NewIntent, all ...*Message) (fresh []bool) {
 	h.Helper()
 	h.within(func(tx pgx.Tx) (err error) {
 		fresh, err = h.tenure.Intend(h.Context(), tx, all, f)
@@ -94,10 +94,10 @@ func (h *fixture) intend(f First, all ...*Message) (fresh []bool) {
 	return fresh
 }
 
-// take takes what is due.
+// take takes the due intents.
 func (h *fixture) take() (seqs []uint64, all []*Intent) {
 	h.Helper()
-	all, err := h.tenure.Take(h.Context(), Take{Most: 10, Suspect: true})
+	all, err := h.tenure.Take(h.Context(), TakeFilter{Most: 10, Suspect: true})
 	if err != nil {
 		h.Fatal(err)
 	}
@@ -108,7 +108,8 @@ func (h *fixture) take() (seqs []uint64, all []*Intent) {
 	return seqs, all
 }
 
-// TestMarkLost: the stream lost a message if it ends before it, or has there what it stored at another time.
+// TestMarkLost: the stream lost a message if it ends before it, or if the message there was stored
+// at another time.
 func TestMarkLost(t *testing.T) {
 	at := time.Now().Truncate(time.Microsecond)
 	for _, test := range []struct {
@@ -132,32 +133,33 @@ func TestMarkLost(t *testing.T) {
 	}
 }
 
-// TestIntend: who has the event, when it is due, and behind whom.
+// TestIntend: which session has the event, when it is due, and which events it waits behind.
 func TestIntend(t *testing.T) {
 	h := newFixture(t)
 	first, second, third := h.message("k", 1), h.message("k", 2), h.message("k", 3)
-	if fresh := h.intend(First{Wait: time.Hour, Attempts: 2, Reason: "no\x00 answer"}, first); !fresh[0] {
+	if fresh := h.intend(NewIntent{Wait: time.Hour, Attempts: 2, Reason: "no\x00 answer"}, first); !fresh[0] {
 		t.Error("the first is not fresh")
 	}
-	if fresh := h.intend(First{}, second, first, third); !reflect.DeepEqual(fresh, []bool{true, false, true}) {
+	if fresh := h.intend(NewIntent{}, second, first, third); !reflect.DeepEqual(fresh, []bool{true, false, true}) {
 		t.Errorf("fresh are %v; the first is there already", fresh)
 	}
 	h.is("what waits", "infinity", `select distinct due_at from pgjet.intent where stream_seq > 1`)
 	h.is("attempts", "2 no� answer", `select attempts || ' ' || error from pgjet.intent where due_at between now() + interval '59 min' and now() + interval '61 min'`)
 	h.is("of what waits", "0", `select distinct attempts from pgjet.intent where stream_seq > 1 and error is null`)
-	h.intend(First{Attempts: 1, Taken: true}, h.message("taken", 4))
+	h.intend(NewIntent{Attempts: 1, Taken: true}, h.message("taken", 4))
 	h.is("taken", "mine", `select taken_by from pgjet.intent where stream_seq = 4 and taken_at is not null`)
 	h.is("not taken", "3", `select count(*) from pgjet.intent where taken_by is null and taken_at is null`)
-	h.intend(First{}, h.message("free", 5))
+	h.intend(NewIntent{}, h.message("free", 5))
 	if due, _ := h.take(); !slices.Equal(due, []uint64{5}) {
 		t.Errorf("due are %v, want the one that nothing holds", due)
 	}
 }
 
-// TestEndsWake: what ends wakes the next of its key, as a dead letter only if it holds nobody back.
+// TestEndsWake: the end of an event wakes the next one of its key; a dead letter does so unless it
+// parks the key.
 func TestEndsWake(t *testing.T) {
 	h := newFixture(t)
-	h.intend(First{}, h.message("k", 1), h.message("k", 2), h.message("k", 3))
+	h.intend(NewIntent{}, h.message("k", 1), h.message("k", 2), h.message("k", 3))
 	_, all := h.take()
 	if len(all) != 1 || all[0].Seq != 1 || all[0].Attempts != 1 {
 		t.Fatalf("taken are %+v, want the first", all)
@@ -208,7 +210,7 @@ func TestEndsWake(t *testing.T) {
 	h.exec(`update pgjet.intent set taken_by = 'mine', attempts = 1, due_at = now()`)
 	third := &Intent{Message: *h.message("k", 3), Attempts: 1}
 	h.scan(&third.ID, `select event_id from pgjet.intent`)
-	h.intend(First{}, h.message("k", 4))
+	h.intend(NewIntent{}, h.message("k", 4))
 	if fresh, err := bury(&h.tenure, third); err != nil || !fresh {
 		t.Fatalf("Bury() = %t, %v", fresh, err)
 	}
@@ -217,10 +219,11 @@ func TestEndsWake(t *testing.T) {
 	}
 }
 
-// TestGiveBackBehind: what is given back waits behind an earlier event of its key, unless it has a time of its own.
+// TestGiveBackBehind: an intent that is given back waits behind an earlier event of its key, unless
+// it has a due time.
 func TestGiveBackBehind(t *testing.T) {
 	h := newFixture(t)
-	h.intend(First{Wait: time.Hour}, h.message("k", 1))
+	h.intend(NewIntent{Wait: time.Hour}, h.message("k", 1))
 	second := h.message("k", 2)
 	for _, test := range []struct {
 		wait time.Duration
@@ -228,7 +231,7 @@ func TestGiveBackBehind(t *testing.T) {
 	}{{0, "infinity"}, {time.Hour, "later"}} {
 		h.exec(`delete from pgjet.intent where stream_seq = 2`)
 		h.exec(`delete from pgjet.inbox where stream_seq = 2`)
-		h.intend(First{Attempts: 1, Taken: true}, second)
+		h.intend(NewIntent{Attempts: 1, Taken: true}, second)
 		if err := h.tenure.GiveBack(h.Context(), &Intent{Message: *second, Attempts: 1}, test.wait, false); err != nil {
 			t.Fatal(err)
 		}
@@ -236,7 +239,7 @@ func TestGiveBackBehind(t *testing.T) {
 	}
 }
 
-// TestBury: of an event from the stream, with all that is known of its failure; once.
+// TestBury: a burial records everything about the failure of an event from the stream, once.
 func TestBury(t *testing.T) {
 	h := newFixture(t)
 	plain, panicked := h.message("k", 1), h.message("l", 2)
@@ -263,7 +266,8 @@ func TestBury(t *testing.T) {
 	h.is("the log", "2", `select count(*) from pgjet.attempt where outcome = 'dead'`)
 }
 
-// TestFresh: of two copies in one claim the first is fresh, and if none is, the session has to be current still.
+// TestFresh: the first of two copies in one claim is fresh; if none is, the session still has to be
+// current.
 func TestFresh(t *testing.T) {
 	h := newFixture(t)
 	m := h.message("k", 1)
@@ -298,7 +302,7 @@ func TestFresh(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := (&Tenure{}).Copies(h.Context(), nil, nil); err != nil { // asks nobody
+	if err := (&Tenure{}).Copies(h.Context(), nil, nil); err != nil { // makes no query
 		t.Fatal(err)
 	}
 	rows, err := Rows(h.Context(), h.pool, "test", []uuid.UUID{m.ID, place, uuid.Max})
@@ -308,7 +312,7 @@ func TestFresh(t *testing.T) {
 	}
 }
 
-// TestSlice: which tokens are whose, and what their durable consumers are called.
+// TestSlice: the tokens of slices, and the names of their durable consumers.
 func TestSlice(t *testing.T) {
 	for _, test := range []struct {
 		s        Slice
@@ -329,7 +333,7 @@ func TestSlice(t *testing.T) {
 	}
 }
 
-// TestPlaceOfASlice: what a session saves the next one finds, also after the consumer was divided.
+// TestPlaceOfASlice: a session finds what the previous one saved, also after a division.
 func TestPlaceOfASlice(t *testing.T) {
 	h := newFixture(t)
 	stored := time.Now().Truncate(time.Microsecond)
@@ -354,7 +358,7 @@ func TestPlaceOfASlice(t *testing.T) {
 		t.Errorf("the mark of nobody is %+v, %v", m, err)
 	}
 	save(3, 7, stored)
-	save(0, 5, stored.Add(time.Hour)) // neither goes back
+	save(0, 5, stored.Add(time.Hour)) // neither decreases
 	if m := mark(); m.Seq != 7 || !m.Stored.Equal(stored) {
 		t.Errorf("the mark is %+v, want 7 at %s", m, stored)
 	}
@@ -374,7 +378,7 @@ func TestPlaceOfASlice(t *testing.T) {
 	if got := p.Mark(); !p.Redeliver || p.LostUntil != 6 || got.Seq != 7 || !got.Stored.Equal(stored) {
 		t.Errorf("the place is %+v", p)
 	}
-	if got := (&Place{High: 7}).Mark(); got != (Mark{}) {
+	if got := (&SliceState{High: 7}).Mark(); got != (Mark{}) {
 		t.Errorf("the mark is %+v although nobody knows when it was stored", got)
 	}
 	h.within(func(tx pgx.Tx) error { return Divide(h.Context(), tx, "test", 4) })
@@ -415,10 +419,10 @@ func TestPlaceOfASlice(t *testing.T) {
 	}
 }
 
-// TestLeave: who leaves gives back what it has, of its slice alone.
+// TestLeave: leaving gives back the session's intents of this slice alone.
 func TestLeave(t *testing.T) {
 	h := newFixture(t)
-	h.intend(First{Attempts: 1, Taken: true}, h.message("k", 1))
+	h.intend(NewIntent{Attempts: 1, Taken: true}, h.message("k", 1))
 	h.exec(`insert into pgjet.intent (consumer, event_id, type, key, stream, generation, stream_seq, subject, header, data, attempts, taken_by)
 		select consumer, gen_random_uuid(), type, key, stream, generation, 2, subject, header, data, 1, 'other' from pgjet.intent`)
 	if err := h.tenure.Leave(h.Context()); err != nil {
@@ -435,7 +439,8 @@ func TestLeave(t *testing.T) {
 	h.is("who has what", "1 - 0 2 - 0", `select stream_seq || ' ' || coalesce(taken_by, '-') || ' ' || attempts from pgjet.intent`)
 }
 
-// TestCurrent: a session is current until it is superseded, paused, or its inbox restored; and what is due for it.
+// TestCurrent: a session is current until it is superseded or paused, or the inbox is restored. Due
+// intents of other sessions are reported.
 func TestCurrent(t *testing.T) {
 	h := newFixture(t)
 	current := func() (current, due bool) {
@@ -449,7 +454,7 @@ func TestCurrent(t *testing.T) {
 	if is, due := current(); !is || due {
 		t.Errorf("current %t, due %t", is, due)
 	}
-	h.intend(First{}, h.message("k", 1))
+	h.intend(NewIntent{}, h.message("k", 1))
 	if is, due := current(); !is || !due {
 		t.Errorf("current %t, due %t with one that is due", is, due)
 	}
@@ -465,7 +470,7 @@ func TestCurrent(t *testing.T) {
 	}
 }
 
-// TestPrune: only what is old enough goes, and what others may need never.
+// TestPrune: only old rows are pruned, and never those that are still needed.
 func TestPrune(t *testing.T) {
 	h := newFixture(t)
 	h.exec(`insert into pgjet.attempt (consumer, event_id, attempt, began, process, outcome)
@@ -485,7 +490,7 @@ func TestPrune(t *testing.T) {
 		return more
 	}
 	if prune(Retention{Attempts: 150 * time.Minute, Dead: time.Hour, Processes: 150 * time.Minute, First: 8}) {
-		t.Error("there is more, it says")
+		t.Error("more is true with nothing left")
 	}
 	h.is("attempts", "3", `select count(*) from pgjet.attempt`)
 	h.is("processes", "3", `select count(*) from pgjet.process`)
@@ -497,14 +502,14 @@ func TestPrune(t *testing.T) {
 		select 'test', gen_random_uuid(), 1, now() - interval '1 day', 'host:1', 'done' from generate_series(1, 10001)`)
 	keep := Retention{Attempts: time.Hour, Dead: time.Hour, Processes: time.Hour}
 	if !prune(keep) {
-		t.Error("there is no more, it says, of 10001")
+		t.Error("more is false after 10000 of 10001 rows")
 	}
 	if prune(keep) {
-		t.Error("there is more, it says, of 1")
+		t.Error("more is true after the last row")
 	}
 }
 
-// TestSigns: what a process reports of itself, and its end.
+// TestSigns: the heartbeat of a process, and its removal.
 func TestSigns(t *testing.T) {
 	h := newFixture(t)
 	for _, b := range []Beat{
@@ -539,7 +544,7 @@ func TestSigns(t *testing.T) {
 	})
 }
 
-// TestCountEvents: of the part of the stream that was asked for, as this generation has it.
+// TestCountEvents: CountEvents counts only the given part of the stream, in this generation.
 func TestCountEvents(t *testing.T) {
 	h := newFixture(t)
 	h.exec(`insert into pgjet.inbox (consumer, event_id, state, attempts, generation, stream_seq)
@@ -560,7 +565,8 @@ func TestCountEvents(t *testing.T) {
 	}
 }
 
-// TestPause: who paused, why, whether that lives; and each way out.
+// TestPause: who paused the consumer, why, whether the operation still runs, and each way to end
+// it.
 func TestPause(t *testing.T) {
 	h := newFixture(t)
 	ctx := h.Context()
@@ -589,7 +595,7 @@ func TestPause(t *testing.T) {
 	if p, err := ReadPause(ctx, h.pool, "test"); err != nil || p == nil || p.By != "ann" || p.Interrupted {
 		t.Errorf("ReadPause() = %+v, %v", p, err)
 	}
-	h.within(func(tx pgx.Tx) error { return PauseForReplay(ctx, tx, "test", 7) }) // stays ann's
+	h.within(func(tx pgx.Tx) error { return PauseForReplay(ctx, tx, "test", 7) }) // still ann's pause
 	h.within(func(tx pgx.Tx) error {
 		id, err := EndReplayPause(ctx, tx, "test")
 		if id != 0 {
@@ -638,7 +644,8 @@ func TestPause(t *testing.T) {
 	}
 }
 
-// TestSetBack: the consumer begins there again, and only sessions that are not paused have to be ended.
+// TestSetBack: the consumer begins at the earlier sequence, and only sessions that are not paused
+// end.
 func TestSetBack(t *testing.T) {
 	h := newFixture(t)
 	if err := h.tenure.Save(h.Context(), h.pool, 9, 9, time.Now()); err != nil {
@@ -656,7 +663,7 @@ func TestSetBack(t *testing.T) {
 	}
 	h.exec(`update pgjet.consumer set paused_at = now()`)
 	h.within(func(tx pgx.Tx) error { return SetBack(h.Context(), tx, "test", 7, true) })
-	h.is("the place", "4", `select floor from pgjet.slice`) // it does not go forward
+	h.is("the floor", "4", `select floor from pgjet.slice`) // it does not increase
 	if epoch() != before+1 {
 		t.Errorf("the epoch is %d, want that of before", epoch())
 	}
@@ -671,14 +678,15 @@ func TestSetBack(t *testing.T) {
 	})
 }
 
-// TestForget: what was done from the place on runs again, and what waits there comes again in its place.
+// TestForget: events that are done from the sequence on run again, and waiting ones are delivered
+// again in order.
 func TestForget(t *testing.T) {
 	h := newFixture(t)
 	fill := func() {
 		h.exec(`delete from pgjet.inbox`)
 		h.exec(`delete from pgjet.intent`)
 		h.exec(`insert into pgjet.inbox (consumer, event_id, state, attempts, generation, stream_seq) select 'test', gen_random_uuid(), 'done', 1, $1, n from generate_series(1, 4) n`, h.tenure.Generation)
-		h.intend(First{Wait: time.Hour}, h.message("k", 5), h.message("l", 2))
+		h.intend(NewIntent{Wait: time.Hour}, h.message("k", 5), h.message("l", 2))
 	}
 	for _, test := range []struct {
 		all            bool
@@ -697,7 +705,8 @@ func TestForget(t *testing.T) {
 	}
 }
 
-// TestHandOver: what is new is to be tried, the first of each key at once; what is done only if it is to run again.
+// TestHandOver: new events become intents, and the first of each key is due; events that are done
+// become intents only with Again.
 func TestHandOver(t *testing.T) {
 	h := newFixture(t)
 	a, b, c, late := h.message("k", 1), h.message("k", 2), h.message("l", 3), h.message("m", 4)
@@ -705,7 +714,7 @@ func TestHandOver(t *testing.T) {
 		t.Helper()
 		o.Consumer, o.Generation = "test", h.tenure.Generation
 		h.within(func(tx pgx.Tx) (err error) {
-			taken, err = o.Take(h.Context(), tx)
+			taken, err = o.Run(h.Context(), tx)
 			return err
 		})
 		return taken
@@ -727,13 +736,14 @@ func TestHandOver(t *testing.T) {
 	if n := take(HandOver{Events: []*Message{a, b}, Again: true}); n != 2 {
 		t.Errorf("%d are taken of two that are to run again", n)
 	}
-	if due, _ := h.take(); !slices.Equal(due, []uint64{1}) { // the tenure keeps the order
+	if due, _ := h.take(); !slices.Equal(due, []uint64{1}) { // the tenure is ordered
 		t.Errorf("due are %v", due)
 	}
 	h.is("without an order, nothing is held back", "0", `select count(*) from pgjet.intent where due_at = 'infinity'`)
 }
 
-// TestQuiet: nothing is in flight once no attempt is open and no process that lives has an intent.
+// TestQuiet: no attempt is running once no transaction of an attempt is open and no living process
+// has an intent.
 func TestQuiet(t *testing.T) {
 	h := newFixture(t)
 	quiet := func() (quiet bool) {
@@ -761,7 +771,7 @@ func TestQuiet(t *testing.T) {
 	if err := Announce(h.Context(), conn.Conn(), "mine"); err != nil {
 		t.Fatal(err)
 	}
-	h.intend(First{Attempts: 1, Taken: true}, h.message("k", 1))
+	h.intend(NewIntent{Attempts: 1, Taken: true}, h.message("k", 1))
 	if quiet() {
 		t.Error("quiet while a process that lives has an intent")
 	}
@@ -774,13 +784,14 @@ func TestQuiet(t *testing.T) {
 
 const patience = 20 * time.Second
 
-// TestRetry: what waits for its time is due now; nothing else changes, and one operation says so.
+// TestRetry: events that wait for their time are due now, nothing else changes, and it is recorded
+// as one operation.
 func TestRetry(t *testing.T) {
 	h := newFixture(t)
 	later := h.message("k", 1)
-	h.intend(First{Wait: time.Hour}, later, h.message("l", 2))
-	h.intend(First{}, h.message("k", 3), h.message("due", 4))
-	h.intend(First{Attempts: 1, Taken: true}, h.message("runs", 5))
+	h.intend(NewIntent{Wait: time.Hour}, later, h.message("l", 2))
+	h.intend(NewIntent{}, h.message("k", 3), h.message("due", 4))
+	h.intend(NewIntent{Attempts: 1, Taken: true}, h.message("runs", 5))
 	for _, test := range []struct {
 		r    Retry
 		want []RetryOutcome
@@ -801,7 +812,7 @@ func TestRetry(t *testing.T) {
 	h.is("operations", "1 1", `select detail ->> 'retried' from pgjet.operation where kind = 'consumer.retry' and jsonb_array_length(detail -> 'events') = 1`)
 }
 
-// TestRetryPages: more than one statement changes is one operation, which names a thousand.
+// TestRetryPages: a retry of several pages is one operation, which names a thousand events.
 func TestRetryPages(t *testing.T) {
 	h := newFixture(t)
 	h.exec(`insert into pgjet.intent (consumer, event_id, type, key, stream, generation, stream_seq, subject, header, data, due_at)
@@ -851,7 +862,7 @@ func TestIdentity(t *testing.T) {
 	}
 }
 
-// TestLockGivesUp: after the time that it was given, at least a millisecond.
+// TestLockGivesUp: Lock gives up after the given time, at least a millisecond.
 func TestLockGivesUp(t *testing.T) {
 	h := newFixture(t)
 	h.within(func(tx pgx.Tx) error {
@@ -866,7 +877,7 @@ func TestLockGivesUp(t *testing.T) {
 	})
 }
 
-// TestFind: names that do not exist are reported, and nothing else.
+// TestFind: Find reports exactly the names that do not exist.
 func TestFind(t *testing.T) {
 	h := newFixture(t)
 	find := func(f Filter) string {
@@ -903,7 +914,8 @@ func TestFind(t *testing.T) {
 	}
 }
 
-// TestRunIsNoted: an operation on dead letters says how many of how many it has changed, page by page, and how it ended.
+// TestRunIsNoted: an operation on dead letters records its progress page by page, its total, and
+// how it ended.
 func TestRunIsNoted(t *testing.T) {
 	h := newFixture(t)
 	for n := range 3 {

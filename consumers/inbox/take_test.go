@@ -15,8 +15,8 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestSupersededTakesNothing: a session that was superseded or paused takes no intent, neither one that is due nor what waits
-// behind it.
+// TestSupersededTakesNothing: a superseded or paused session takes no intent, neither a due one nor
+// one that waits.
 func TestSupersededTakesNothing(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Postgres(t)
@@ -34,7 +34,7 @@ func TestSupersededTakesNothing(t *testing.T) {
 	taken := func(epoch int64) (due, next int) {
 		t.Helper()
 		s := Tenure{Consumer: "test", Ordered: true, Epoch: epoch, Version: version(t, pool), Generation: 1, Session: "s", DB: db}
-		a, err := s.Take(t.Context(), Take{Most: 10, Suspect: true})
+		a, err := s.Take(t.Context(), TakeFilter{Most: 10, Suspect: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -56,14 +56,14 @@ func TestSupersededTakesNothing(t *testing.T) {
 	if _, err := pool.Exec(t.Context(), `update pgjet.consumer set paused_at = null`); err != nil {
 		t.Fatal(err)
 	}
-	// What is behind an intent that somebody has is for nobody else.
+	// Nobody may take an intent behind one that is taken.
 	if due, next := taken(2); due != 1 || next != 0 {
 		t.Errorf("the session took %d and %d intents, want the first of the key alone", due, next)
 	}
 }
 
-// TestFinishIsForTheOwner: of a group of intents nothing is done if one of them belongs to somebody else by now, or is at another
-// attempt.
+// TestFinishIsForTheOwner: Finish makes none of a group of intents done if another session has one
+// of them, or if one is at another attempt.
 func TestFinishIsForTheOwner(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Postgres(t)
@@ -105,15 +105,16 @@ func TestFinishIsForTheOwner(t *testing.T) {
 	}
 }
 
-// TestTakesNextOfKeys: of one key and of several, what comes next is taken in the order of the key, and the end of one wakes the one behind it.
+// TestTakesNextOfKeys: TakeNext takes the next intents in the order of their keys, of one key and
+// of several. The end of one wakes the one behind it.
 func TestTakesNextOfKeys(t *testing.T) {
 	h := newFixture(t)
 	var all []*Message
 	for n, key := range []string{"a", "b", "a", "b", "a", "a"} {
 		all = append(all, h.message(key, uint64(n+1)))
 	}
-	h.intend(First{Wait: time.Nanosecond}, all[:2]...)
-	h.intend(First{}, all[2:]...)
+	h.intend(NewIntent{Wait: time.Nanosecond}, all[:2]...)
+	h.intend(NewIntent{}, all[2:]...)
 	h.is("what waits behind others", "4", `select count(*) from pgjet.intent where due_at = 'infinity'`)
 	next := func(most int, want []uint64, keys ...string) []*Intent {
 		t.Helper()
@@ -145,12 +146,13 @@ func TestTakesNextOfKeys(t *testing.T) {
 	next(1, nil, "a")
 }
 
-// TestPlansForOneKeyOnce: PostgreSQL plans what is asked about one key a few times, and then knows the plan: to plan it costs more than to run it.
+// TestPlansForOneKeyOnce: PostgreSQL keeps its plan of the statements for one key: planning costs
+// more than running them.
 func TestPlansForOneKeyOnce(t *testing.T) {
 	h := newFixture(t)
 	const n = 30
 	for i := range n {
-		h.intend(First{Wait: time.Nanosecond}, h.message(fmt.Sprint("key", i), uint64(i+1)))
+		h.intend(NewIntent{Wait: time.Nanosecond}, h.message(fmt.Sprint("key", i), uint64(i+1)))
 	}
 	for i := range n {
 		taken, err := h.tenure.TakeNext(t.Context(), []string{fmt.Sprint("key", i)}, 64)

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Indexable returns s, storable, and short enough for an index of PostgreSQL.
+// Indexable returns s made storable, and short enough for an index of PostgreSQL.
 func Indexable(s string, most int) string {
 	s = Storable(s)
 	if len(s) <= most {
@@ -16,7 +16,7 @@ func Indexable(s string, most int) string {
 	return strings.ToValidUTF8(s[:most-len("…")], "") + "…"
 }
 
-// Storable returns s with U+FFFD for what PostgreSQL does not take as text.
+// Storable returns s with U+FFFD in place of what PostgreSQL does not accept as text.
 func Storable(s string) string {
 	return strings.ToValidUTF8(strings.ReplaceAll(s, "\x00", "\uFFFD"), "\uFFFD")
 }
@@ -31,11 +31,11 @@ func storableHeader(header map[string][]string) map[string][]string {
 	return h
 }
 
-// What makes two errors of the same kind differ.
+// varying matches the parts in which two errors of the same kind differ.
 var varying = regexp.MustCompile(`(?i)"[^"]*"|'[^']*'|[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}|\S+@\S+|0x[0-9a-f]+|\d+`)
 
-// group returns the same text for errors that differ in ids, numbers, quoted text,
-// addresses and times only, and never a long one.
+// group returns a text that is the same for errors that differ only in ids, numbers, quoted text,
+// addresses and times. It is never long.
 func group(eventType string, reason string) string {
 	const most = 200
 	plain := []rune(varying.ReplaceAllString(reason, "…"))

@@ -6,7 +6,7 @@ import (
 	"unicode/utf8"
 )
 
-// TestIndexable: a text is cut to what an index takes, between characters, and no earlier.
+// TestIndexable: a text is cut between characters, at the size limit of an index, and not before.
 func TestIndexable(t *testing.T) {
 	for _, test := range []struct{ s, want string }{
 		{"", ""},
@@ -22,7 +22,7 @@ func TestIndexable(t *testing.T) {
 	}
 }
 
-// TestGroupsAreShort: the name of a group is bounded, and still differs where the errors do.
+// TestGroupsAreShort: the name of a group is short, and still differs where the errors do.
 func TestGroupsAreShort(t *testing.T) {
 	long := strings.Repeat("ä", 200)
 	if got := group("t", long); got != "t: "+long {

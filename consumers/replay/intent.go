@@ -55,7 +55,7 @@ func (r *Replay) handOverPage(ctx context.Context, p *Plan, all []message, resul
 	}
 	after := *result
 	err := r.alone(ctx, func(tx pgx.Tx) error {
-		taken, err := h.Take(ctx, tx)
+		taken, err := h.Run(ctx, tx)
 		if err != nil {
 			return err
 		}
