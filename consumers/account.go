@@ -12,35 +12,36 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// An Account says what became of the events that were delivered to a consumer, as far
-// as the stream still holds them:
+// An Account counts the events that were delivered to a consumer, by state, as far as the stream
+// still holds them:
 //
 //	Delivered = Done + Retrying + Dead + InFlight + Unaccounted
 //
-// Unaccounted is 0; if not, JetStream counts events as delivered that are neither in
-// the inbox nor on their way. Of several slices Delivered is the furthest place: while one of them
-// is set back, Done counts what is delivered to it once more already.
+// Unaccounted is 0. If not, JetStream counts events as delivered that are neither in the inbox nor
+// being handled. With several slices, Delivered is the highest sequence of any; while one slice is
+// set back, Done includes events that are already delivered to it again.
 type Account struct {
-	Events      int64         `json:"events"`    // that the stream holds for it, delivered or not
+	Events      int64         `json:"events"`    // for the consumer in the stream, delivered or not
 	Lag         int64         `json:"lag"`       // not delivered yet
-	Delivered   uint64        `json:"delivered"` // the last place in the stream that was delivered
-	AckFloor    uint64        `json:"ack_floor"` // all up to this place is acknowledged
+	Delivered   uint64        `json:"delivered"` // the last stream sequence that was delivered
+	AckFloor    uint64        `json:"ack_floor"` // everything up to this stream sequence is acknowledged
 	Done        int64         `json:"done"`
-	Retrying    int64         `json:"retrying"` // waits for another attempt, or behind one of its key
-	Dead        int64         `json:"dead"`     // dead letters, and discarded ones
+	Retrying    int64         `json:"retrying"` // wait for another attempt, or behind one of their key
+	Dead        int64         `json:"dead"`     // including discarded ones
 	Discarded   int64         `json:"-"`        // of Dead
 	InFlight    int64         `json:"in_flight"`
-	AckPending  int64         `json:"ack_pending"` // delivered and not acknowledged, as JetStream counts
+	AckPending  int64         `json:"ack_pending"` // delivered and not acknowledged, according to JetStream
 	Unaccounted int64         `json:"unaccounted"`
 	At          time.Time     `json:"at"`
-	Oldest      time.Time     `json:"-"` // when the stream stored the first event that is not acknowledged; zero if there is none, or the stream does not say
-	MaxAge      time.Duration `json:"-"` // for how long the stream keeps an event, handled or not; 0 is for ever
+	Oldest      time.Time     `json:"-"` // when the stream stored the first event that is not acknowledged; zero if there is none, or if unknown
+	MaxAge      time.Duration `json:"-"` // how long the stream keeps an event, handled or not; 0 is for ever
 
 	Slices []SliceAccount `json:"-"`
 }
 
-// Aged returns how much of the time for which the stream keeps it the first event that is not acknowledged has waited: from 1 on the stream
-// deletes events that the consumer has not handled. It is 0 if none waits, or the stream keeps events for ever.
+// Aged returns the age of the first event that is not acknowledged, as a share of the time for
+// which the stream keeps events. From 1 on, the stream deletes events that the consumer has not
+// handled. Aged is 0 if no event waits, or the stream keeps events for ever.
 func (a *Account) Aged() float64 {
 	if a.Oldest.IsZero() || a.MaxAge <= 0 {
 		return 0
@@ -48,14 +49,13 @@ func (a *Account) Aged() float64 {
 	return max(0, a.At.Sub(a.Oldest).Seconds()/a.MaxAge.Seconds())
 }
 
-// ReadAccount reads the account of a consumer. JetStream and the database are asked one
-// after the other, so while events flow InFlight is not exact; Unaccounted is never more
-// than there is.
+// ReadAccount reads the account of a consumer. It asks JetStream and the database one after the
+// other, so InFlight is not exact while events flow. Unaccounted is never too high.
 func ReadAccount(ctx context.Context, db inbox.Reader, js jetstream.JetStream, stream, name string) (a Account, err error) {
 	return readAccount(ctx, reader{db, name}, js, stream, name)
 }
 
-// A counter counts what the inbox has of a consumer.
+// A counter counts inbox rows of a consumer.
 type counter interface {
 	Slices(ctx context.Context) (int, error)
 	Count(ctx context.Context, from, to uint64) (inbox.Count, error)
@@ -88,14 +88,14 @@ func readAccount(ctx context.Context, inbox counter, js jetstream.JetStream, str
 		return a, err
 	}
 	for n, consumer := range durables {
-		info, err := consumer.Info(ctx) // later: what has arrived meanwhile must not seem to be lost
+		info, err := consumer.Info(ctx) // later than the stream: newly arrived events must not seem lost
 		if err != nil {
 			return a, err
 		}
 		a.add(n, info)
 	}
 	upTo := a.Delivered
-	if a.Lag == 0 { // what it has passed over, since its types were others then, was handed over
+	if a.Lag == 0 { // events that an older configuration skipped have been queued
 		upTo = max(upTo, last)
 	}
 	n, err := inbox.Count(ctx, first, upTo)
@@ -113,7 +113,8 @@ func readAccount(ctx context.Context, inbox counter, js jetstream.JetStream, str
 	return a, nil
 }
 
-// storedFirst returns when the stream stored the first message of some subjects from a place on, zero if it does not say.
+// storedFirst returns when the stream stored its first message of some subjects from a sequence on;
+// zero if unknown.
 func storedFirst(ctx context.Context, s jetstream.Stream, filters []string, from uint64) (first time.Time) {
 	for _, subject := range filters {
 		msg, err := s.GetMsg(ctx, from, jetstream.WithGetMsgSubject(subject))
@@ -124,7 +125,7 @@ func storedFirst(ctx context.Context, s jetstream.Stream, filters []string, from
 	return first
 }
 
-// durables looks at the durable consumers of all slices.
+// durables returns the durable consumers of all slices.
 func durables(ctx context.Context, c counter, js jetstream.JetStream, stream, name string) (all []jetstream.Consumer, err error) {
 	of, err := c.Slices(ctx)
 	if err != nil {
@@ -140,7 +141,7 @@ func durables(ctx context.Context, c counter, js jetstream.JetStream, stream, na
 	return all, nil
 }
 
-// A SliceAccount is what JetStream says of one slice.
+// A SliceAccount is JetStream's account of one slice.
 type SliceAccount struct {
 	Slice      int    `json:"slice"`
 	Lag        int64  `json:"lag"`
@@ -149,7 +150,7 @@ type SliceAccount struct {
 	AckFloor   uint64 `json:"ack_floor"`
 }
 
-// add counts a slice in. The place up to which all is acknowledged is that of the slowest of those that have something to do.
+// add adds a slice. AckFloor is that of the slowest slice which has something to do.
 func (a *Account) add(slice int, info *jetstream.ConsumerInfo) {
 	s := SliceAccount{slice, int64(info.NumPending), int64(info.NumAckPending), info.Delivered.Stream, info.AckFloor.Stream}
 	busy := a.Lag+a.AckPending > 0
@@ -167,7 +168,7 @@ func (a *Account) add(slice int, info *jetstream.ConsumerInfo) {
 }
 
 // held returns how many messages of some subjects the stream holds, and its first and last
-// places.
+// sequences.
 func held(ctx context.Context, s jetstream.Stream, filters []string) (n int64, first, last uint64, err error) {
 	for _, f := range filters {
 		info, err := s.Info(ctx, jetstream.WithSubjectFilter(f))

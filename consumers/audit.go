@@ -18,8 +18,8 @@ var (
 	pruneEvery = time.Minute
 )
 
-// An auditor counts what became of all events of the consumer, has those delivered again that got lost, and deletes what is old. The tenure of
-// the first slice has one.
+// An auditor counts the events of the consumer by state, has lost ones delivered again, and deletes
+// old records. The tenure of the first slice has one.
 type auditor struct {
 	*run
 	inbox    sliceInbox
@@ -28,13 +28,13 @@ type auditor struct {
 
 	// Of the goroutine that counts.
 	missing int64 // events, as of the last counts
-	missed  int   // how often in a row
+	missed  int   // in how many counts in a row
 }
 
-// count brings the metrics up to date until ctx ends, and notices events that got lost. A
-// large inbox takes long to count: that may cost a fiftieth of the time.
+// count updates the metrics until ctx ends, and notices lost events. Counting a large inbox takes
+// long: it may use a fiftieth of the time.
 func (a *auditor) count(ctx context.Context) {
-	defer a.metrics.account(nil) // the next owner of the slice says what is true then
+	defer a.metrics.account(nil) // the next owner of the slice reports from now on
 	for {
 		begun := time.Now()
 		account, err := readAccount(ctx, a.inbox, a.js, a.stream, a.Consumer.Name)
@@ -51,13 +51,12 @@ func (a *auditor) count(ctx context.Context) {
 	}
 }
 
-// check has events recovered that are missing time and again: those that are just on
-// their way are not.
+// check recovers events that are missing in several counts in a row. Events in transit are not.
 func (a *auditor) check(ctx context.Context, account Account) {
 	switch {
 	case account.Unaccounted <= 0:
 		a.missing = 0
-		if account.Delivered >= a.recovered.delivered { // it did help
+		if account.Delivered >= a.recovered.delivered { // the last recovery helped
 			a.recovered = recovered{}
 		}
 	case a.missing == 0 || account.Unaccounted < a.missing:
@@ -70,23 +69,23 @@ func (a *auditor) check(ctx context.Context, account Account) {
 	}
 }
 
-// A recovered says how many events were missing when everything was last delivered once
-// more, and up to where.
+// A recovered says how many events were missing when everything was last delivered again, and up to
+// which sequence.
 type recovered struct {
 	events    int64
 	delivered uint64
 }
 
-// recover has JetStream deliver everything once more, since it counts events as
-// handled that the inbox does not know.
+// recover has JetStream deliver everything again, since it counts events as handled that the inbox
+// does not have.
 func (a *auditor) recover(ctx context.Context, account Account) {
-	if a.recovered.events == account.Unaccounted { // it did not help
+	if a.recovered.events == account.Unaccounted { // the last recovery did not help
 		return
 	}
 	a.recovered = recovered{account.Unaccounted, account.Delivered}
-	a.log.ErrorContext(ctx, "JetStream counts events as delivered that the inbox does not know; it will deliver all once more, and what the inbox knows is skipped",
+	a.log.ErrorContext(ctx, "JetStream counts events as delivered that the inbox does not have; it will deliver all of them again, and those that the inbox has are skipped",
 		"events", account.Unaccounted)
-	// This session would give back what it gets now, which a limit may count as enough: the next one gets it.
+	// This session would give back new deliveries, which may count against a limit: the next session gets them.
 	if err := a.database.Redeliver(ctx); err != nil {
 		a.log.ErrorContext(ctx, "lost events were not recovered, will retry", "err", err)
 		a.recovered = recovered{}
@@ -94,13 +93,13 @@ func (a *auditor) recover(ctx context.Context, account Account) {
 	a.fail(inbox.ErrSuperseded)
 }
 
-// prune forgets until ctx ends what is too old: of the attempt log, of dead letters that
-// were dealt with, of processes that are gone, and of the inbox if Retention says so.
+// prune deletes old records until ctx ends: of the attempt log, of dead letters that are done or
+// discarded, of gone processes, and of the inbox if Retention is set.
 func (a *auditor) prune(ctx context.Context) {
 	for {
 		more, err := a.pruneSome(ctx)
 		if err != nil && ctx.Err() == nil {
-			a.log.WarnContext(ctx, "what is old was not pruned, will retry", "err", err)
+			a.log.WarnContext(ctx, "old records were not pruned, will retry", "err", err)
 		}
 		if more && err == nil && ctx.Err() == nil {
 			continue
@@ -111,7 +110,7 @@ func (a *auditor) prune(ctx context.Context) {
 	}
 }
 
-// pruneSome deletes a little at a time, and reports whether there may be more.
+// pruneSome deletes a few records, and reports whether there may be more.
 func (a *auditor) pruneSome(ctx context.Context) (more bool, err error) {
 	keep := inbox.Retention{Attempts: attemptsKept, Dead: deadRetention, Processes: processesKept, Inbox: a.Runner.Retention}
 	if keep.Inbox > 0 {

@@ -33,11 +33,11 @@ func (b *blob) UnmarshalBinary(data []byte) error {
 	return nil
 }
 
-// TestBytes: a payload that is not JSON is decoded by its own method, becomes a dead letter, is shown
-// as bytes or masked, and is the same when it is redriven.
+// TestBytes: a payload that is not JSON is decoded by its own method, becomes a dead letter, is
+// shown as bytes or masked, and is unchanged by a redrive.
 func TestBytes(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	sent := blob("\x00\x01{\xfe")
 	for i, p := range []blob{sent, {0xff}, {}} {
 		e, err := events.New(p)

@@ -15,23 +15,25 @@ import (
 	"github.com/pgjet/pgjet/internal/attempt"
 )
 
-// rememberTime is for how long a process tries to commit that an effect happened.
+// rememberTime is how long a process tries to commit that an effect happened.
 var rememberTime = 2 * time.Minute
 
-// stopRemembering is for how long it tries once its runner has to stop.
+// stopRemembering is how long it tries once its runner has to stop.
 const stopRemembering = 2 * time.Second
 
-// A claim is one attempt at events together: it claims them, has them handled, and commits, all in one transaction, or nothing of it.
+// A claim is one attempt at a group of events: it claims them, has them handled, and commits, all
+// in one transaction, or nothing.
 type claim struct {
 	recent.Attempt // how it went
 	t              *tenure
 	all            []*work
-	tried          []*work // those that it was about in the end
-	known          []*work // those that the inbox knew already
-	left           []*work // those for another attempt, since the others took long
+	tried          []*work // events that were attempted
+	known          []*work // events that the inbox had already
+	left           []*work // events for another attempt, since the others took long
 }
 
-// attempt makes one attempt at events together. An event at which a process died runs alone in the process.
+// attempt makes one attempt at a group of events. An event at which a process died runs alone in
+// the process.
 func (t *tenure) attempt(ctx context.Context, all []*work) claim {
 	c := claim{t: t, all: all, tried: all}
 	c.Began = time.Now()
@@ -54,7 +56,7 @@ func (t *tenure) attempt(ctx context.Context, all []*work) claim {
 	return c
 }
 
-// make makes the attempt. Shutting down does not end it.
+// make makes the attempt. A shutdown does not end it.
 func (c *claim) make(ctx context.Context) {
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.t.Consumer.Timeout+groupTime)
 	defer cancel()
@@ -80,7 +82,8 @@ func (c *claim) make(ctx context.Context) {
 	}
 }
 
-// pace blocks until the consumer's rate allows an attempt at n events. It reports false if ctx ends before.
+// pace blocks until the consumer's rate allows an attempt at n events. It reports false if ctx ends
+// first.
 func (r *run) pace(ctx context.Context, n int) bool {
 	if r.limiter == nil {
 		return true
@@ -93,8 +96,8 @@ func (r *run) pace(ctx context.Context, n int) bool {
 	return true
 }
 
-// note notes how an attempt ended: for the gate, and among the recent attempts, unless each event is
-// tried again alone.
+// note reports the result of the attempt to the gate. It adds the attempt to the recent ones,
+// unless each event is attempted again alone.
 func (c *claim) note(ctx context.Context) {
 	if _, ok := errors.AsType[*laterError](c.Err); ok {
 		c.t.gate.Retract() // neither an outage nor the end of one
@@ -106,7 +109,7 @@ func (c *claim) note(ctx context.Context) {
 	}
 	switch news := c.t.gate.Ended(outage); {
 	case news && outage == nil:
-		c.t.log.InfoContext(ctx, "what attempts need is back")
+		c.t.log.InfoContext(ctx, "attempts succeed again")
 	case news:
 		c.t.log.WarnContext(ctx, "no attempt can succeed, will keep trying", "err", outage)
 	}
@@ -119,7 +122,7 @@ func (c *claim) note(ctx context.Context) {
 func (c *claim) first(ctx context.Context) error {
 	return c.t.inbox.Claim(ctx, messages(c.all), func(tx pgx.Tx, fresh []bool) error {
 		c.tried, c.known, c.left = nil, nil, nil
-		var behind []*work // known ones of their keys, which may wait for an attempt
+		var behind []*work // events behind known ones of their keys, which may wait for an attempt
 		known := make(map[string]bool)
 		for i, w := range c.all {
 			switch {
@@ -141,7 +144,7 @@ func (c *claim) first(ctx context.Context) error {
 	})
 }
 
-// again handles events of intents that this session has taken, in the transaction that makes them done.
+// again handles events of taken intents, in the transaction that makes them done.
 func (c *claim) again(ctx context.Context) error {
 	return c.t.inbox.Check(ctx, func(tx pgx.Tx) error {
 		n, err := c.handle(ctx, tx, c.all, len(c.all) == 1)
@@ -153,9 +156,9 @@ func (c *claim) again(ctx context.Context) error {
 	})
 }
 
-// remember commits that an effect has happened. It does not give up lightly: the
-// effect cannot be undone. As long as another session locks a table, it tries on. But a process
-// that has to stop does not wait for a database that is away.
+// remember commits that an effect has happened. It is persistent, since the effect cannot be
+// undone: as long as another session locks a table, it tries again. But a stopping process does not
+// wait for a database that is unreachable.
 func (c *claim) remember(ctx context.Context) error {
 	for {
 		err := c.rememberOnce(ctx)

@@ -55,7 +55,7 @@ func (c Consumer) withDefaults() (Consumer, error) {
 	return c, nil
 }
 
-// most returns how many events one attempt may be about.
+// most returns the most events of one attempt.
 func (c *Consumer) most() int {
 	most := c.Handler.most
 	if c.Handler.each != nil {
@@ -67,8 +67,8 @@ func (c *Consumer) most() int {
 	return most
 }
 
-// retryWaits returns the shortest and the longest wait. The default of the one does not
-// contradict the other.
+// retryWaits returns the shortest and the longest wait. The default of one never contradicts the
+// other.
 func retryWaits(shortest, longest time.Duration) (time.Duration, time.Duration) {
 	switch {
 	case longest == 0:
@@ -80,7 +80,7 @@ func retryWaits(shortest, longest time.Duration) (time.Duration, time.Duration) 
 	return shortest, longest
 }
 
-// validName returns an error if JetStream does not take a name, of a consumer or stream.
+// validName returns an error if JetStream does not accept the name of a consumer or stream.
 func validName(what, name string) error {
 	const most = 255
 	switch {
@@ -112,8 +112,8 @@ func (c *Consumer) checkHandler() error {
 	return nil
 }
 
-// longestTimeout is how long an attempt may take: PostgreSQL counts twice that in
-// milliseconds, in 32 bits.
+// longestTimeout is the longest time for an attempt: PostgreSQL counts twice that in milliseconds,
+// in 32 bits.
 const longestTimeout = 12 * 24 * time.Hour
 
 func (c *Consumer) checkNumbers() error {
@@ -136,7 +136,7 @@ func (c *Consumer) checkNumbers() error {
 	case !(c.Rate >= 0) || math.IsInf(c.Rate, 0):
 		return fmt.Errorf("its Rate is %g: it must be a positive number of events a second, or 0 for no limit", c.Rate)
 	case c.Rate == 0 && c.Burst > 0:
-		return errors.New("it has a Burst but no Rate; drop the one or set the other")
+		return errors.New("it has a Burst but no Rate; drop Burst or set Rate")
 	case c.Timeout > longestTimeout:
 		return fmt.Errorf("its Timeout is %s, more than %s", c.Timeout, longestTimeout)
 	case c.MaxAttempts > math.MaxInt32:
@@ -147,8 +147,8 @@ func (c *Consumer) checkNumbers() error {
 	return nil
 }
 
-// checkTypes refuses what JetStream takes for no filter, or for two that overlap. It
-// sorts the types.
+// checkTypes returns an error for types that JetStream does not accept as a filter, or that
+// overlap. It sorts the types.
 func (c *Consumer) checkTypes() error {
 	types := slices.Clone(c.Handler.types)
 	if len(types) == 0 {
@@ -162,7 +162,7 @@ func (c *Consumer) checkTypes() error {
 			}
 		}
 		if !plainType(strings.Join(parts, ".")) {
-			return fmt.Errorf("type %q is none: it must be letters, digits, _ and - in parts joined by dots, such as user.created; a part may be *, and the last one >", t)
+			return fmt.Errorf("%q is no event type: it must be letters, digits, _ and - in parts joined by dots, such as user.created; a part may be *, and the last one >", t)
 		}
 	}
 	slices.Sort(types)
@@ -181,10 +181,11 @@ func (c *Consumer) checkTypes() error {
 // ofSlice matches the names of durable consumers of slices.
 var ofSlice = regexp.MustCompile(`-[0-9]+of[0-9]+$`)
 
-// checkDurables refuses names that make those of durable consumers impossible, or the same as another consumer's.
+// checkDurables returns an error if the names of the durable consumers would be invalid, or those
+// of another consumer.
 func (c *Consumer) checkDurables() error {
 	if ofSlice.MatchString(c.Name) {
-		return errors.New("its Name is that of a slice of another consumer: let it end in another way")
+		return errors.New("its Name is that of a slice of another consumer: end it in another way")
 	}
 	last := inbox.Slice{Number: c.Slices - 1, Of: c.Slices}.Durable(c.Name)
 	if err := validName("Name, with that of a slice,", last); err != nil && c.Slices > 1 {

@@ -11,8 +11,9 @@ import (
 	"github.com/pgjet/pgjet/internal/rivals"
 )
 
-// A copiedError says that a consumer may not run beside that of a copy of its database, or of the original of which
-// that is a copy. Both have the same durable consumers: each would get a part of the events.
+// A copiedError says that a consumer may not run beside that of a copy of its database, or of the
+// original of that copy. Both have the same durable consumers, so each would get a part of the
+// events.
 type copiedError struct {
 	stream, consumer string
 	other, here      rivals.Presence
@@ -24,8 +25,9 @@ func (e *copiedError) Error() string {
 		inbox.OutboxCopied, e.stream, e.other.Process, e.consumer, e.other.Database, e.here.Database)
 }
 
-// meet announces the session to those of copies of the database, until s.leave is called, and ends it by s.refuse if one
-// of them goes first. If the consumer ran elsewhere last, meet listens for a while before it returns.
+// meet announces the session to the consumers of copies of the database, until s.leave is called.
+// It ends the session by s.refuse if one of them goes first. If the consumer ran elsewhere last,
+// meet listens for a while before it returns.
 func (s *session) meet(ctx context.Context) error {
 	here, elsewhere, err := s.database.Locate(ctx)
 	if err != nil || s.nc == nil {
@@ -34,11 +36,11 @@ func (s *session) meet(ctx context.Context) error {
 	here.Process = s.process
 	s.here = here
 	others, subject := rivals.NewOthers(here), events.HandleSubject(s.stream, s.Consumer.Name)
-	leave, denied, err := others.Join(context.WithoutCancel(ctx), s.nc, subject) // attempts that have begun go on when ctx ends
+	leave, denied, err := others.Join(context.WithoutCancel(ctx), s.nc, subject) // running attempts go on when ctx ends
 	s.leave = leave
 	go s.watch(ctx, others)
-	if denied != nil && !s.deaf {
-		s.deaf = true
+	if denied != nil && !s.announceDenied {
+		s.announceDenied = true
 		s.log.WarnContext(ctx, "NATS does not let the consumer use a subject, so a copy of the database may handle events unnoticed; compare its permissions with those that the command prints",
 			"subject", subject, "command", "pgjet nats permissions consumer --consumer "+s.Consumer.Name, "err", denied)
 	}
@@ -55,7 +57,7 @@ func (s *session) meet(ctx context.Context) error {
 	return nil
 }
 
-// watch ends the session once another one goes first.
+// watch ends the session once a session of a copy goes first.
 func (s *session) watch(ctx context.Context, others *rivals.Others) {
 	for {
 		select {

@@ -17,8 +17,8 @@ import (
 	"github.com/pgjet/pgjet/migrations"
 )
 
-// newOriginal returns a bench on a PostgreSQL server of its own, whose database can be copied.
-func newOriginal(t *testing.T) (*bench, *devserver.Postgres) {
+// newOriginal returns a fixture on a PostgreSQL server of its own, whose database can be copied.
+func newOriginal(t *testing.T) (*fixture, *devserver.Postgres) {
 	t.Helper()
 	server := testenv.PostgresServer(t)
 	db := testenv.PoolAt(t, server.URL())
@@ -26,11 +26,12 @@ func newOriginal(t *testing.T) (*bench, *devserver.Postgres) {
 		t.Fatal(err)
 	}
 	js, _ := testenv.JetStream(t)
-	return newBenchOn(t, db, js), server
+	return newFixtureOn(t, db, js), server
 }
 
-// copied copies the bench's database by template, and connects the bench anew. Nothing may use it meanwhile.
-func (b *bench) copied(server *devserver.Postgres) *bench {
+// copied copies the fixture's database by template, and connects the fixture again. Nothing may use
+// it meanwhile.
+func (b *fixture) copied(server *devserver.Postgres) *fixture {
 	b.Helper()
 	b.db.Close()
 	u, err := url.Parse(server.URL())
@@ -48,11 +49,11 @@ func (b *bench) copied(server *devserver.Postgres) *bench {
 		return err == nil
 	})
 	b.db = testenv.PoolAt(b, server.URL())
-	return &bench{T: b.T, db: testenv.PoolAt(b, in("clone")), js: b.js}
+	return &fixture{T: b.T, db: testenv.PoolAt(b, in("clone")), js: b.js}
 }
 
-// sends publishes the events from to to, and returns once the bench has handled them.
-func (b *bench) sends(from, to int) {
+// sends publishes the events from to to, and waits until the fixture has handled them.
+func (b *fixture) sends(from, to int) {
 	b.Helper()
 	for n := from; n <= to; n++ {
 		e := event(n)
@@ -62,10 +63,11 @@ func (b *bench) sends(from, to int) {
 	b.handled(to)
 }
 
-// TestCopyBesideItsOriginal: the consumers of a copy are refused beside those of the original, which handle everything once and
-// stay ready. The copy goes on when the original stops, and is refused again when it is back.
+// TestCopyBesideItsOriginal: the consumers of a copy are refused beside those of the original,
+// which handle everything once and stay ready. The copy goes on when the original stops, and is
+// refused again when the original is back.
 func TestCopyBesideItsOriginal(t *testing.T) {
-	consumers.SetCountEvery(t, 500*time.Millisecond) // unordered, the copy notices by that what the original handled
+	consumers.SetCountEvery(t, 500*time.Millisecond) // by this the unordered copy notices what the original handled
 	for name, c := range map[string]consumers.Consumer{
 		"ordered":   {Name: "test", Slices: 2},
 		"unordered": {Name: "test", Unordered: true},
@@ -113,7 +115,8 @@ func TestCopyBesideItsOriginal(t *testing.T) {
 	}
 }
 
-// TestCopyThatRan: a copy that ran first, while the original was stopped, handles nothing in any session once the original is back.
+// TestCopyThatRan: a copy that ran while the original was stopped handles nothing in any session
+// once the original is back.
 func TestCopyThatRan(t *testing.T) {
 	b, server := newOriginal(t)
 	_, stop := b.start(write)
@@ -126,7 +129,7 @@ func TestCopyThatRan(t *testing.T) {
 	clone.blocked(copied, "outbox_copied: ")
 	before := clone.count(`select count(*) from effect`)
 	testenv.Exec(t, clone.db, `truncate pgjet.process`)
-	for range 2 { // sessions; each says why it ended
+	for range 2 { // sessions; each reports why it ended
 		testenv.Eventually(t, patience, "another session in the copy has ended", func() bool {
 			return clone.count(`select count(*) from pgjet.process where cause like 'outbox_copied: %'`) == 1
 		})
@@ -138,9 +141,10 @@ func TestCopyThatRan(t *testing.T) {
 	}
 }
 
-// TestTwoProcessesOfOneDatabase: they do not mind each other, nor the process of another database that has an identity of its own.
+// TestTwoProcessesOfOneDatabase: processes of one database do not refuse each other, nor those of
+// another database with an identity of its own.
 func TestTwoProcessesOfOneDatabase(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	other := b.other()
 	c := consumers.Consumer{Name: "test", Slices: 2, Handler: each(write)}
 	first, _ := b.runStream(b.js, "EVENTS", "", c)
@@ -169,9 +173,9 @@ func TestTwoProcessesOfOneDatabase(t *testing.T) {
 	b.once(20)
 }
 
-// TestRestoredElsewhere: a database that was moved listens first, and then goes on.
+// TestRestoredElsewhere: a consumer whose database was moved listens first, and then goes on.
 func TestRestoredElsewhere(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	_, stop := b.start(write)
 	b.sends(1, 5)
 	stop()

@@ -18,7 +18,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// waysToFail are handlers that return no error, or none that says much, and yet leave a
+// waysToFail are handlers that return no error, or one that reveals little, and yet leave a
 // transaction that cannot commit.
 var waysToFail = map[string]func(ctx context.Context, tx pgx.Tx) error{
 	"the context of its statement ended": func(ctx context.Context, tx pgx.Tx) error {
@@ -88,12 +88,12 @@ var waysToFail = map[string]func(ctx context.Context, tx pgx.Tx) error{
 	"returned a closed pool":       func(ctx context.Context, _ pgx.Tx) error { return errors.New("closed pool") },
 }
 
-// A hostile error panics when it is read, if it is nil.
+// A hostile error panics in Error if it is nil.
 type hostile struct{ text string }
 
 func (e *hostile) Error() string { return e.text }
 
-// An unwrapping error panics when its cause is asked for.
+// An unwrapping error panics in Unwrap.
 type unwrapping struct{}
 
 func (unwrapping) Error() string { return "fine so far" }
@@ -104,20 +104,20 @@ func do(ctx context.Context, tx pgx.Tx, sql string) error {
 	return err
 }
 
-// TestWhatAHandlerCausesCounts: whatever a handler does to its transaction, its connection
-// or its goroutine, an attempt was made: after MaxAttempts calls the event is a dead letter.
-// Others are not harmed.
+// TestWhatAHandlerCausesCounts: whatever a handler does to its transaction, its connection or its
+// goroutine, the attempt counts: after MaxAttempts calls the event is a dead letter. Other events
+// are not affected.
 func TestWhatAHandlerCausesCounts(t *testing.T) {
 	t.Parallel()
 	const attempts = 2
 	for _, form := range []string{"handle", "batch"} {
 		for _, unordered := range []bool{false, true} {
 			if form == "batch" && unordered {
-				continue // as ordered, but for what handle shows
+				continue // like ordered, except for what handle shows
 			}
 			t.Run(fmt.Sprintf("%s unordered %t", form, unordered), func(t *testing.T) {
 				t.Parallel()
-				b := newBench(t)
+				b := newFixture(t)
 				b.exec(`create table slot (n int unique deferrable initially deferred)`)
 				var ways []string
 				for way := range waysToFail {
@@ -185,10 +185,11 @@ func TestWhatAHandlerCausesCounts(t *testing.T) {
 	}
 }
 
-// TestErrorsOfAnEffect: one that panics when it is read counts, an outage without a reason does not.
+// TestErrorsOfAnEffect: an error that panics when it is read counts; an outage without a reason
+// does not.
 func TestErrorsOfAnEffect(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	var outages atomic.Int32
 	b.publish(event(1), event(2))
 	b.startOn(b.js, consumers.Consumer{MaxAttempts: 2, Unordered: true, Handler: effect(func(_ context.Context, e events.Event) error {
@@ -210,11 +211,11 @@ func TestErrorsOfAnEffect(t *testing.T) {
 	}
 }
 
-// TestCommittedByTheHandler: an event whose handler commits by itself is done, as its
-// inbox row says, and not handled again.
+// TestCommittedByTheHandler: an event whose handler commits is done, according to its inbox row,
+// and is not handled again.
 func TestCommittedByTheHandler(t *testing.T) {
 	modes(t, func(t *testing.T, unordered bool) {
-		b := newBench(t)
+		b := newFixture(t)
 		var calls atomic.Int32
 		b.publish(event(1), event(2))
 		b.startOn(b.js, consumers.Consumer{Unordered: unordered, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
@@ -229,16 +230,16 @@ func TestCommittedByTheHandler(t *testing.T) {
 	})
 }
 
-// TestAttemptsAreBoundedWithoutARecord: the database takes neither that an event is done nor
-// how an attempt ended. Its handler is called MaxAttempts times at most, and when the
-// database is well again, the event is a dead letter.
+// TestAttemptsAreBoundedWithoutARecord: the database accepts neither that an event is done nor the
+// outcome of an attempt. The handler is called at most MaxAttempts times, and when the database
+// works again, the event is a dead letter.
 func TestAttemptsAreBoundedWithoutARecord(t *testing.T) {
 	t.Parallel()
 	for _, form := range []string{"handle", "effect"} {
 		for _, unordered := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s unordered %t", form, unordered), func(t *testing.T) {
 				t.Parallel()
-				b := newBench(t)
+				b := newFixture(t)
 				b.exec(`create sequence refusal`)
 				b.exec(`create function refuse() returns trigger language plpgsql as $$ begin perform nextval('refusal'); raise 'refused'; end $$`)
 				b.exec(`create trigger refuse before insert on pgjet.attempt for each row execute function refuse()`)

@@ -17,9 +17,9 @@ import (
 	"github.com/pgjet/pgjet/internal/rivals"
 )
 
-// A database is what a session asks of the database that has its inbox, about its consumer and the other sessions.
-// [connection] is one; the simulation has a model of it. The methods are for the goroutine of the session, but for
-// those of the second part.
+// A database is the part of a session's database that concerns its consumer and the other sessions.
+// [connection] implements it, and so does the model of the simulation. Only the session's goroutine
+// calls the methods of the first part.
 type database interface {
 	Open(ctx context.Context) (inbox.Version, error) // connects, and announces the session
 	Close()
@@ -52,10 +52,10 @@ type database interface {
 	Renew(err error)
 }
 
-// A sliceInbox is the inbox, as the tenure of a slice uses it: [tenureInbox] is one. All goroutines of the tenure may use it. What is not
-// explained here is as the method of [inbox.Tenure] with that name.
+// A sliceInbox is the inbox as the tenure of a slice uses it: [tenureInbox] implements it. All
+// goroutines of the tenure may use it. A method without a comment is that of [inbox.Tenure].
 type sliceInbox interface {
-	// Own takes the slice, or, if the consumer does not keep the order, joins the others.
+	// Own takes the slice or, if the consumer is not ordered, joins the other processes.
 	Own(ctx context.Context) (inbox.SliceState, error)
 	Lost(ctx context.Context, until uint64) error
 	Redelivered(ctx context.Context) error
@@ -78,7 +78,7 @@ type sliceInbox interface {
 	Check(ctx context.Context, fn func(tx pgx.Tx) error) error
 
 	// In a transaction of Claim or Check.
-	Sound(tx pgx.Tx) error // why it cannot commit, although the handler returned none
+	CheckTx(tx pgx.Tx) error // returns an error if tx cannot commit although the handler returned nil
 	Unclaim(ctx context.Context, tx pgx.Tx, all []*inbox.Message) error
 	Finish(ctx context.Context, tx pgx.Tx, all []*inbox.Intent, began time.Time, took time.Duration) error
 	Again(ctx context.Context, tx pgx.Tx, i *inbox.Intent, wait time.Duration, e inbox.Ending) error
@@ -91,11 +91,11 @@ type sliceInbox interface {
 	counter
 }
 
-// lockTime is less than pingTime: the server says that a session holds a lock before the connection is
-// given up, as if the server were away.
+// lockTime is less than pingTime: the server reports a lock before the session gives the connection
+// up, as it does if the server is unreachable.
 const lockTime = "4s"
 
-// A connection is the connection of a session past any pooler, which has its locks, and the pool.
+// A connection is a session's direct connection to PostgreSQL, which holds its locks, and the pool.
 type connection struct {
 	*run
 	session string
@@ -197,7 +197,8 @@ func (c *connection) ReadPause(ctx context.Context) (*inbox.Paused, error) {
 	return inbox.ReadPause(ctx, c.conn, c.Consumer.Name)
 }
 
-// Heartbeat uses the pool while there is no connection: a pooler is in its place, perhaps, which takes statements.
+// Heartbeat uses the pool while there is no connection: the direct address may lead to a pooler,
+// which accepts statements.
 func (c *connection) Heartbeat(ctx context.Context, b inbox.Beat) error {
 	if !c.Closed() {
 		return inbox.Heartbeat(ctx, c.conn, b)
@@ -238,7 +239,7 @@ func (c *connection) Divide(ctx context.Context, slices int) error {
 	})
 }
 
-// Rebuild clears what the handlers wrote, if a replay asks for it still.
+// Rebuild calls clear, if a replay still asks for it.
 func (c *connection) Rebuild(ctx context.Context, clear func(ctx context.Context, tx pgx.Tx) error) error {
 	return inbox.Supersede(ctx, c.db.Pool, c.Consumer.Name, func(tx pgx.Tx) error {
 		asked, err := inbox.Rebuilt(ctx, tx, c.Consumer.Name)
@@ -259,9 +260,9 @@ func (c *connection) NameLock(ctx context.Context, err error) error {
 	return inbox.NameLock(ctx, c.any(), err)
 }
 
-// Writable reports whether the database answers, takes writes, and is the one with which the
-// session began: a server that has started since was away. Handlers may hold all connections
-// of the pool: then a new one is asked.
+// Writable reports whether the database answers, accepts writes, and is the one with which the
+// session began: a server that has started since was away. If handlers hold all connections of the
+// pool, it opens a new one.
 func (c *connection) Writable(ctx context.Context) bool {
 	same := func(ctx context.Context, db inbox.DB) bool {
 		v, err := inbox.ReadVersion(ctx, db)
@@ -284,8 +285,8 @@ func (c *connection) Writable(ctx context.Context) bool {
 	return postgres.CheckWritable(ctx, conn) == nil && same(ctx, conn)
 }
 
-// Renew has all connections of the pool made anew if the database refused a statement of ours: a handler
-// may have changed the session of one, by a set role, say.
+// Renew has all connections of the pool replaced if err is a statement of this package that the
+// database refused: a handler may have changed a connection, for example with set role.
 func (c *connection) Renew(err error) {
 	if _, refused := errors.AsType[*pgconn.PgError](err); refused {
 		c.db.Reset()
@@ -296,7 +297,7 @@ func (c *connection) Inbox(t *inbox.Tenure) sliceInbox {
 	return &tenureInbox{t, reader{t.DB, t.Consumer}}
 }
 
-// A tenureInbox is an [inbox.Tenure] and what else a tenure asks.
+// A tenureInbox is an [inbox.Tenure] and a [reader].
 type tenureInbox struct {
 	*inbox.Tenure
 	reader
@@ -310,4 +311,4 @@ func (t *tenureInbox) NameLock(ctx context.Context, err error) error {
 	return inbox.NameLock(ctx, t.DB, err)
 }
 
-func (t *tenureInbox) Sound(tx pgx.Tx) error { return attempt.Sound("handler", tx) }
+func (t *tenureInbox) CheckTx(tx pgx.Tx) error { return attempt.CheckTx("handler", tx) }

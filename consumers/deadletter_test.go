@@ -20,11 +20,11 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestPermanentErrorIsADeadLetter: the whole message is kept, nothing of the
-// attempt is, and the event is not handled again.
+// TestPermanentErrorIsADeadLetter: the whole message is kept, nothing of the attempt is, and the
+// event is not handled again.
 func TestPermanentErrorIsADeadLetter(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	e := event(1)
 	e.Traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 	e.Header = map[string]string{"ce-tenant": "müller"}
@@ -76,7 +76,7 @@ func TestPermanentErrorIsADeadLetter(t *testing.T) {
 
 func TestUnwrittenDeadLetterStaysInRetry(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.exec(`alter table pgjet.dead_letter rename to away`)
 	b.publish(event(1))
 	var attempts atomic.Int32
@@ -95,11 +95,11 @@ func TestUnwrittenDeadLetterStaysInRetry(t *testing.T) {
 	}
 }
 
-// TestStuckDeadLetter: giving up takes no longer than an attempt may, so that it
-// holds nobody up for ever.
+// TestStuckDeadLetter: writing a dead letter takes no longer than an attempt may, so that it does
+// not block other events for ever.
 func TestStuckDeadLetter(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	var attempts atomic.Int32
 	r, _ := b.startOn(b.js, consumers.Consumer{Timeout: 300 * time.Millisecond, Handler: each(func(context.Context, pgx.Tx, events.Event) error {
 		attempts.Add(1)
@@ -123,11 +123,11 @@ func TestStuckDeadLetter(t *testing.T) {
 	}
 }
 
-// TestUnreadableMessages: what is no event, or has a payload that the handler
-// cannot read, becomes a dead letter and holds nobody up.
+// TestUnreadableMessages: a message that is no event, or has an unreadable payload, becomes a dead
+// letter and blocks nothing.
 func TestUnreadableMessages(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	odd := event(1)
 	odd.Data = json.RawMessage(`{"n":"one"}`)
 	b.publish(odd)
@@ -148,11 +148,10 @@ func TestUnreadableMessages(t *testing.T) {
 	}
 }
 
-// TestUnstorableText: what PostgreSQL cannot hold as text does not keep an event
-// from becoming a dead letter.
+// TestUnstorableText: text that PostgreSQL cannot store does not prevent a dead letter.
 func TestUnstorableText(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	_, header, body := event(1).Message()
 	header["X-Odd"] = []string{"nul \x00, broken \xff, \\u0000"}
 	b.send(&nats.Msg{Subject: "events.\xff.note.made", Header: header, Data: body})
@@ -167,11 +166,11 @@ func TestUnstorableText(t *testing.T) {
 	}
 }
 
-// TestNamelessMessagesOfTwoStreams: messages without an id are told apart even if
-// the stream was made anew and counts from 1 again.
+// TestNamelessMessagesOfTwoStreams: messages without an id are distinguished even if the stream was
+// created again and counts from 1 again.
 func TestNamelessMessagesOfTwoStreams(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	for i := range 2 {
 		b.send(&nats.Msg{Subject: "events.00.note.made", Data: []byte(strings.Repeat("?", i+1))})
 		_, stop := b.start(write)

@@ -10,18 +10,19 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// takeDue adds due intents to the lanes until ctx ends. The session says when there may be some.
+// takeDue adds due intents to the lanes until ctx ends. The session nudges it when there may be
+// some.
 func (t *tenure) takeDue(ctx context.Context) error {
 	const most = 64
 	for {
-		// What is taken is in memory: it waits until the workers have few of them left.
+		// Taken intents are in memory: take no more until the workers have few of them left.
 		for t.lanes.waitingIntents() > most/2 && sleep(ctx, 5*time.Millisecond) {
 		}
 		if ctx.Err() != nil {
 			return nil
 		}
-		// What another process had is taken only by a session that is in touch with the
-		// database for a while: after an outage the others come back, too.
+		// Intents of another process are only taken once the session has reached the database for a
+		// while: after an outage the other processes come back, too.
 		all, err := t.take(ctx, func(ctx context.Context) ([]*inbox.Intent, error) {
 			return t.inbox.Take(ctx, inbox.TakeFilter{Most: most, Dead: time.Since(t.session.began) > reclaimAfter, Suspect: !t.session.suspectTaken.Load()})
 		})
@@ -54,7 +55,8 @@ func (t *tenure) takeDue(ctx context.Context) error {
 	}
 }
 
-// take asks for intents, and returns them as work. If it were cancelled, nobody would know what it took.
+// take asks for intents, and returns them as work. It is not cancelled, since it would then be
+// unknown which intents it took.
 func (t *tenure) take(ctx context.Context, ask func(ctx context.Context) ([]*inbox.Intent, error)) ([]*work, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
@@ -69,7 +71,7 @@ func (t *tenure) take(ctx context.Context, ask func(ctx context.Context) ([]*inb
 	return all, err
 }
 
-// giveBackUntried gives those of all back that are intents and that no worker has got.
+// giveBackUntried gives back the intents in all, which no worker has got.
 func (t *tenure) giveBackUntried(ctx context.Context, all []*work) {
 	t.giveBackIntents(ctx, all)
 	for _, w := range all {

@@ -11,9 +11,10 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// Configs returns the durable consumers that c needs, one for each slice: everything from the start of the
-// stream, so that it can be replayed; explicit acks; and no limit to deliveries, since
-// beyond one JetStream would drop an event in silence. The subjects of the events begin with prefix; "" is [events.Prefix].
+// Configs returns the configurations of the durable consumers that c needs, one for each slice.
+// They deliver everything from the start of the stream, for replays, with explicit acks. They do
+// not limit deliveries, since JetStream would silently drop an event beyond the limit. The subjects
+// of the events begin with prefix; "" is [events.Prefix].
 func (c Consumer) Configs(prefix string) (all []jetstream.ConsumerConfig, err error) {
 	c, err = c.withDefaults()
 	if err == nil && prefix != "" {
@@ -29,21 +30,26 @@ func (c Consumer) Configs(prefix string) (all []jetstream.ConsumerConfig, err er
 	return all, nil
 }
 
-// Ensure creates the durable consumer want on a stream if it does not exist, and
-// reports whether it did. An existing one is left as it is: Ensure returns how it
-// differs, a line for each setting. It returns an [*inbox.ForeignDurableError] if that belongs to another database than want. If js may not create one, since the account of its
-// connection does not import that request, the error says that the consumer is missing.
+// Ensure creates the durable consumer want on a stream if it does not exist, and reports whether it
+// did. It does not change an existing one, but returns the differences, a line for each setting. It
+// returns an [*inbox.ForeignDurableError] if the existing one belongs to another database than
+// want. If the account of js does not import the request to create one, the error says that the
+// consumer is missing.
 func Ensure(ctx context.Context, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig) (created bool, differences []string, err error) {
 	return durable.Ensure(ctx, js, stream, want)
 }
 
-// ErrNotClaimed says that NATS does not let the user have a durable consumer name its database.
+// ErrNotClaimed says that NATS does not let the user write the database's name into a durable
+// consumer.
 var ErrNotClaimed = durable.ErrNotClaimed
 
-// Claim has an existing durable consumer that names no database, such as one that an earlier version made, name the one of want, and
-// reports whether it did. It changes nothing else. It returns an [*inbox.ForeignDurableError] if the durable consumer belongs to another
-// database, unless that is from, which is [uuid.Nil] as a rule: a process of that database stops soon. It returns [ErrNotClaimed] if js may not
-// change the durable consumer, which can be used as it is if it names none. want names a database by [inbox.Identity.Named]; without, Claim does nothing.
+// Claim makes an existing durable consumer name the database of want, if it names none, as one of
+// an earlier version does, and reports whether it did. It changes nothing else. It returns an
+// [*inbox.ForeignDurableError] if the durable consumer belongs to another database, unless that is
+// from, which is usually [uuid.Nil]; a process of that database stops soon. It returns
+// [ErrNotClaimed] if js may not change the durable consumer; if that names no database, it can be
+// used as it is. want names a database by [inbox.Identity.Named]; if it does not, Claim does
+// nothing.
 func Claim(ctx context.Context, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig, from uuid.UUID) (news bool, err error) {
 	return durable.Claim(ctx, js, stream, want, from)
 }

@@ -16,8 +16,9 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// BenchmarkDurables measures what the durable consumers of several slices cost JetStream, on one server and on a cluster with
-// three replicas: how long it takes to make them, and how fast they deliver, of six types of events three. Run it by
+// BenchmarkDurables measures the cost of the durable consumers of several slices for JetStream, on
+// one server and on a cluster with three replicas: the time to create them, and how fast they
+// deliver three of six event types. Run it by
 //
 //	go test -run '^$' -bench Durables -benchtime 1x ./consumers
 func BenchmarkDurables(b *testing.B) {
@@ -59,7 +60,7 @@ func BenchmarkDurables(b *testing.B) {
 	}
 }
 
-// deliver makes the durable consumers of c, takes all that they deliver, and deletes them.
+// deliver creates the durable consumers of c, receives all that they deliver, and deletes them.
 func deliver(b *testing.B, js jetstream.JetStream, c consumers.Consumer, replicas, count int) {
 	b.Helper()
 	configs, err := c.Configs("")

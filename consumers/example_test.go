@@ -30,13 +30,13 @@ type OrderPaid struct {
 func (OrderPaid) EventType() string  { return "order.paid" }
 func (e OrderPaid) EventKey() string { return e.OrderID }
 
-// shipping makes a parcel for each paid order: once, however often it hears of it.
+// shipping makes a parcel for each paid order: once, however often the event is delivered.
 var shipping = consumers.Consumer{
 	Name: "shipping",
 	Handler: consumers.Handle(
 		consumers.On(func(ctx context.Context, tx pgx.Tx, e events.Event, paid OrderPaid) error {
 			_, err := tx.Exec(ctx, `insert into parcels (order_id) values ($1)`, paid.OrderID)
-			return err // commits if nil, else it is tried again
+			return err // nil commits; any other error is followed by another attempt
 		}),
 	),
 }
@@ -86,7 +86,7 @@ type OrderShipped struct {
 func (OrderShipped) EventType() string  { return "order.shipped" }
 func (e OrderShipped) EventKey() string { return e.OrderID }
 
-// A program that runs a consumer until it is told to stop.
+// A program that runs a consumer until it is stopped by a signal.
 func ExampleRunner() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

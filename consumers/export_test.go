@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// SetAckWait shortens JetStream's patience for the consumers of one test.
+// SetAckWait shortens ackWait for the consumers of one test.
 func SetAckWait(t *testing.T, d time.Duration) {
 	before := ackWait
 	ackWait = d
@@ -17,7 +17,7 @@ func SetTimes(ack, count, reclaim time.Duration) {
 	ackWait, countEvery, reclaimAfter = ack, count, reclaim
 }
 
-// SetCountEvery makes one test's consumers notice sooner what got lost.
+// SetCountEvery makes one test's consumers notice lost events sooner.
 func SetCountEvery(t *testing.T, d time.Duration) {
 	before := countEvery
 	countEvery = d
@@ -31,7 +31,7 @@ func SetPruneEvery(t *testing.T, d time.Duration) {
 	t.Cleanup(func() { pruneEvery = before })
 }
 
-// SetRememberTime shortens how long one test's consumers try to write down an effect.
+// SetRememberTime shortens how long one test's consumers try to commit an effect.
 func SetRememberTime(t *testing.T, d time.Duration) {
 	before := rememberTime
 	rememberTime = d

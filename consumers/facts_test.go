@@ -11,12 +11,12 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// TestFactsOfNaks: what a retry by nak with delay would cost. Such messages fill
-// MaxAckPending, so that nothing else is delivered; a reset forgets how often they were
-// delivered; and at MaxDeliver they vanish. This is why retries wait in the database.
+// TestFactsOfNaks shows the cost of retries by nak with delay. Such messages fill MaxAckPending, so
+// that nothing else is delivered; a reset forgets how often they were delivered; and at MaxDeliver
+// they vanish. This is why retries wait in the database.
 func TestFactsOfNaks(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	for n := range 4 {
 		b.publish(event(n + 1))
 	}

@@ -30,7 +30,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// childVariable makes this program the process that it describes.
+// childVariable makes this program run as the child process that it describes.
 const childVariable = "PGJET_TEST_CHILD"
 
 // A child is a process of a test: a NATS server, or one that runs the consumer test.
@@ -50,7 +50,7 @@ type child struct {
 	At  int    // the event, or the transaction, at which it dies
 }
 
-// beChild is that process. It ends with the one that started it.
+// beChild runs as a child process. It ends with its parent.
 func beChild(what string) {
 	var c child
 	err := json.Unmarshal([]byte(what), &c)
@@ -110,7 +110,7 @@ func (c child) consume() error {
 	return r.Run(ctx)
 }
 
-// A doomed process dies at the moment that its child says.
+// A doomed process dies at the moment that its child specifies.
 type doomed struct {
 	child
 	db           *pgxpool.Pool
@@ -182,7 +182,7 @@ func (d *doomed) dieAfterAck(id string) {
 	}
 }
 
-// TraceBatchStart sees the first statements of an attempt's transaction.
+// TraceBatchStart recognises the first statements of an attempt's transaction.
 func (d *doomed) TraceBatchStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
 	attempt := slices.ContainsFunc(data.Batch.QueuedQueries, func(q *pgx.QueuedQuery) bool {
 		return strings.Contains(q.SQL, inbox.AttemptName)
@@ -202,13 +202,13 @@ func (d *doomed) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.Trac
 
 type statementKey struct{}
 
-// TraceQueryEnd sees that the handler's transaction has committed.
+// TraceQueryEnd recognises that the handler's transaction has committed.
 func (d *doomed) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) {
 	if sql, _ := ctx.Value(statementKey{}).(string); sql != "commit" || !d.handled.Load() {
 		return
 	}
 	switch {
-	case d.Die == "between" && d.Form == "effect": // of the effect and that it is done
+	case d.Die == "between" && d.Form == "effect": // between the effect and its commit
 		die()
 	case d.Die == "committed" && d.Form != "effect":
 		die()
@@ -225,8 +225,7 @@ type process struct {
 	done  chan struct{}
 }
 
-// start runs a child, which has said a first line when start returns, and ends it at
-// cleanup.
+// start runs a child, waits for its first line, and ends it at cleanup.
 func (c child) start(t testing.TB) (*process, string) {
 	t.Helper()
 	what, err := json.Marshal(c)
@@ -260,7 +259,7 @@ func (p *process) kill() {
 	<-p.done
 }
 
-// ends waits until it has ended by itself.
+// ends waits until the process has ended without being asked.
 func (p *process) ends() {
 	p.t.Helper()
 	testenv.Eventually(p.t, time.Minute, fmt.Sprintf("the process dies %s at %d", p.child.Die, p.child.At), func() bool {
@@ -273,7 +272,7 @@ func (p *process) ends() {
 	})
 }
 
-// stop asks it to end, and waits until it has.
+// stop asks the process to end, and waits until it has.
 func (p *process) stop() {
 	p.t.Helper()
 	p.signal(syscall.SIGTERM)

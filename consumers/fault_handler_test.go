@@ -16,13 +16,13 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// luck decides how an attempt goes, for many at once.
+// luck decides how an attempt ends, for many at once.
 type luck struct {
 	mu   sync.Mutex
 	rand *rand.Rand
 }
 
-// run has one of five attempts fail: by an error, a panic, or a missed deadline.
+// run makes one of five attempts fail: by an error, a panic, or a missed deadline.
 func (l *luck) run(ctx context.Context) error {
 	l.mu.Lock()
 	n := l.rand.IntN(500)
@@ -39,7 +39,7 @@ func (l *luck) run(ctx context.Context) error {
 	return nil
 }
 
-// TestChaosRandomFailures: every fifth attempt fails, at load.
+// TestChaosRandomFailures: every fifth attempt fails, under load.
 func TestChaosRandomFailures(t *testing.T) {
 	t.Parallel()
 	for _, form := range []string{"handle", "batch", "effect"} {
@@ -78,8 +78,8 @@ func TestChaosRandomFailures(t *testing.T) {
 	}
 }
 
-// TestHangingHandlers: an attempt that never returns is left behind after its time.
-// Meanwhile others go on, and its event is tried again.
+// TestHangingHandlers: an attempt that never returns is abandoned after its time. Meanwhile other
+// events go on, and its event is attempted again.
 func TestHangingHandlers(t *testing.T) {
 	modes(t, func(t *testing.T, unordered bool) {
 		s := newScene(t)
@@ -102,8 +102,8 @@ func TestHangingHandlers(t *testing.T) {
 	})
 }
 
-// TestHandlersSlowerThanJetStreamWaits: what is in work is not delivered again, however
-// long it takes, in however many processes.
+// TestHandlersSlowerThanJetStreamWaits: events that are being handled are not delivered again,
+// however long that takes, in however many processes.
 func TestHandlersSlowerThanJetStreamWaits(t *testing.T) {
 	modes(t, func(t *testing.T, unordered bool) {
 		s := newScene(t)
@@ -118,8 +118,8 @@ func TestHandlersSlowerThanJetStreamWaits(t *testing.T) {
 	})
 }
 
-// TestParkedKey: after a dead letter its key waits and the others do not. Once it is
-// redriven, the key goes on in order.
+// TestParkedKey: after a dead letter its key waits and the others do not. Once it is redriven, the
+// key goes on in order.
 func TestParkedKey(t *testing.T) {
 	t.Parallel()
 	s := newScene(t)
@@ -133,7 +133,7 @@ func TestParkedKey(t *testing.T) {
 	_, stop := s.startOn(s.js, parks)
 	s.more(70)
 	s.reaches(61)
-	stop() // another process knows what is parked, too
+	stop() // another process knows the parked key, too
 	s.startOn(s.js, parks)
 	s.more(70)
 	s.reaches(121)
@@ -148,7 +148,7 @@ func TestParkedKey(t *testing.T) {
 	s.check(true)
 }
 
-// redrive gives all dead letters another chance.
+// redrive gives all dead letters back.
 func (s *scene) redrive() {
 	s.Helper()
 	err := pgx.BeginFunc(s.Context(), s.db, func(tx pgx.Tx) error {
@@ -171,8 +171,8 @@ func (s *scene) redrive() {
 	}
 }
 
-// TestUnwrittenDeadLettersHoldNobodyUp: more events than there are workers cannot become
-// dead letters, since the table refuses them. They stay in retry; the others flow.
+// TestUnwrittenDeadLettersHoldNobodyUp: more events than there are workers cannot become dead
+// letters, since the table refuses them. They stay in retry; the others flow.
 func TestUnwrittenDeadLettersHoldNobodyUp(t *testing.T) {
 	modes(t, func(t *testing.T, unordered bool) {
 		s := newScene(t)
@@ -202,8 +202,8 @@ func TestUnwrittenDeadLettersHoldNobodyUp(t *testing.T) {
 	})
 }
 
-// TestStopUnderLoad: who is asked to stop leaves nothing halfway, so that effects
-// outside happen once.
+// TestStopUnderLoad: a process that is asked to stop finishes what it began, so that outside
+// effects happen once.
 func TestStopUnderLoad(t *testing.T) {
 	modes(t, func(t *testing.T, unordered bool) {
 		s := newScene(t)

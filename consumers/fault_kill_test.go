@@ -6,8 +6,7 @@ import (
 	"time"
 )
 
-// TestChaosKill kills the process with SIGKILL at each moment of an attempt, again and
-// again.
+// TestChaosKill kills the process with SIGKILL at each moment of an attempt, again and again.
 func TestChaosKill(t *testing.T) {
 	for _, form := range []string{"handle", "batch", "effect"} {
 		for _, unordered := range []bool{false, true} {
@@ -43,7 +42,7 @@ func TestChaosKill(t *testing.T) {
 	}
 }
 
-// TestChaosKillAtAnyTime kills processes, of two, at random moments while events flow.
+// TestChaosKillAtAnyTime kills one of two processes at random moments while events flow.
 func TestChaosKillAtAnyTime(t *testing.T) {
 	for _, unordered := range []bool{false, true} {
 		t.Run(fmt.Sprint("unordered ", unordered), func(t *testing.T) {
@@ -63,8 +62,8 @@ func TestChaosKillAtAnyTime(t *testing.T) {
 	}
 }
 
-// TestKilledAfterItsEffect: of an effect outside the database there is a second one for
-// each death between the effect and the commit that it happened, and no more.
+// TestKilledAfterItsEffect: an outside effect happens once more for each death between the effect
+// and its commit, and not more often.
 func TestKilledAfterItsEffect(t *testing.T) {
 	t.Parallel()
 	s := newScene(t)

@@ -34,7 +34,7 @@ func proxied(t *testing.T, address string) (*toxiproxy.Proxy, string) {
 	return p, u.String()
 }
 
-// cut ends the connections through a proxy, which can be made again at once.
+// cut ends the connections through a proxy; new ones can be made at once.
 func cut(t *testing.T, p *toxiproxy.Proxy) {
 	t.Helper()
 	p.Stop()
@@ -43,7 +43,7 @@ func cut(t *testing.T, p *toxiproxy.Proxy) {
 	}
 }
 
-// modes runs a test for consumers of both kinds.
+// modes runs a test for ordered and unordered consumers.
 func modes(t *testing.T, test func(t *testing.T, unordered bool)) {
 	for _, unordered := range []bool{false, true} {
 		t.Run(fmt.Sprint("unordered ", unordered), func(t *testing.T) {
@@ -53,8 +53,8 @@ func modes(t *testing.T, test func(t *testing.T, unordered bool)) {
 	}
 }
 
-// TestChaosConnection cuts the connection to NATS again and again. Acks get lost, and
-// come late; what was handled is not handled again.
+// TestChaosConnection cuts the connection to NATS again and again. Acks are lost or late; handled
+// events are not handled again.
 func TestChaosConnection(t *testing.T) {
 	modes(t, func(t *testing.T, unordered bool) {
 		s := newScene(t)
@@ -70,8 +70,8 @@ func TestChaosConnection(t *testing.T) {
 	})
 }
 
-// TestChaosSilentConnection: nothing gets through to NATS for longer than it waits for
-// acks, then everything does: the acks are late, and the events on their way again.
+// TestChaosSilentConnection: nothing gets through to NATS for longer than ackWait, then everything
+// does: the acks are late, and the events are being delivered again.
 func TestChaosSilentConnection(t *testing.T) {
 	modes(t, func(t *testing.T, unordered bool) {
 		s := newScene(t)
@@ -93,7 +93,7 @@ func TestChaosSilentConnection(t *testing.T) {
 	})
 }
 
-// TestChaosNATSKilled kills the server, which comes back with what it stored.
+// TestChaosNATSKilled kills the server, which comes back with its stored data.
 func TestChaosNATSKilled(t *testing.T) {
 	modes(t, func(t *testing.T, unordered bool) {
 		options := devserver.NATSOptions{Dir: t.TempDir(), Lazy: true}
@@ -103,7 +103,7 @@ func TestChaosNATSKilled(t *testing.T) {
 		}
 		address := "nats://127.0.0.1:" + port
 		db := testenv.Postgres(t)
-		s := newSceneOn(t, newBenchOn(t, db, testenv.Connect(t, address)), db.Config().ConnString(), address)
+		s := newSceneOn(t, newFixtureOn(t, db, testenv.Connect(t, address)), db.Config().ConnString(), address)
 		s.run(child{Unordered: unordered, Slow: 5 * time.Millisecond})
 		for range upTo(2, 15) {
 			s.more(150)
@@ -116,9 +116,9 @@ func TestChaosNATSKilled(t *testing.T) {
 	})
 }
 
-// TestChaosMaxDeliver: somebody limits how often an event is delivered, so that
-// JetStream drops those in the hands of a process that is killed. They are found and
-// handled; outside effects that JetStream counts as acknowledged become dead letters.
+// TestChaosMaxDeliver: an operator limits how often an event is delivered, so that JetStream drops
+// those held by a process that is killed. They are found and handled; outside effects that
+// JetStream counts as acknowledged become dead letters.
 func TestChaosMaxDeliver(t *testing.T) {
 	for limit := range 2 {
 		for _, form := range []string{"handle", "effect"} {
@@ -130,7 +130,8 @@ func TestChaosMaxDeliver(t *testing.T) {
 	}
 }
 
-// loses has events dropped at that many deliveries, and found, again and again.
+// loses makes JetStream drop events after that many deliveries, again and again, and checks that
+// they are found.
 func (s *scene) loses(form string, limit int) {
 	c := child{Form: form, Unordered: true, Workers: 1, AckWait: time.Second, Die: "before"}
 	s.more(20)
@@ -157,7 +158,7 @@ func (s *scene) loses(form string, limit int) {
 	s.check(false)
 }
 
-// limitDeliveries does what an operator should not.
+// limitDeliveries sets a limit that an operator should not set.
 func (s *scene) limitDeliveries(most int) {
 	s.Helper()
 	s.eventually("there is a durable consumer", func() bool { return s.info().NumAckPending >= 0 })
@@ -168,8 +169,8 @@ func (s *scene) limitDeliveries(most int) {
 	}
 }
 
-// TestEventsLostAgain: a running process finds what JetStream dropped, also the second
-// time that it is as much.
+// TestEventsLostAgain: a running process finds events that JetStream dropped, also if the second
+// loss is as large as the first.
 func TestEventsLostAgain(t *testing.T) {
 	consumers.SetCountEvery(t, 300*time.Millisecond)
 	consumers.SetAckWait(t, time.Second)
@@ -179,11 +180,11 @@ func TestEventsLostAgain(t *testing.T) {
 		s.limitDeliveries(1)
 		s.steal(3)
 		s.check(false)
-		time.Sleep(time.Second) // until they were counted: if one gets lost each time, that is news
+		time.Sleep(time.Second) // until they were counted: losing one each time makes a new count
 	}
 }
 
-// steal has that many events delivered to somebody who does nothing with them.
+// steal has that many events delivered to a client that ignores them.
 func (s *scene) steal(count int) {
 	s.Helper()
 	s.eventually("the consumer waits for events", func() bool { return s.info().NumWaiting == 1 })

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestChaosExit: the handler of one event ends the process each time, by itself or by a panic in a
-// goroutine. It is set aside, and what was in the hands of those processes is not.
+// TestChaosExit: the handler of one event ends the process each time, itself or by a panic in a
+// goroutine. The event becomes a dead letter; other events of those processes do not.
 func TestChaosExit(t *testing.T) {
 	for _, row := range []struct{ form, die string }{{"handle", "exit"}, {"handle", "goroutine"}, {"effect", "exit"}} {
 		for _, unordered := range []bool{false, true} {
@@ -44,7 +44,7 @@ func TestChaosExit(t *testing.T) {
 	}
 }
 
-// diesOrEnds waits until a process is dead, or the poison is set aside.
+// diesOrEnds waits until a process is dead, or the poison event is a dead letter.
 func (s *scene) diesOrEnds(p *process) {
 	s.Helper()
 	s.eventually("the process dies, or sets the event aside", func() bool {

@@ -38,10 +38,10 @@ func newSceneWithServer(t *testing.T) (*scene, *devserver.Postgres) {
 		t.Fatal(err)
 	}
 	js, url := testenv.JetStream(t)
-	return newSceneOn(t, newBenchOn(t, db, js), p.URL(), url), p
+	return newSceneOn(t, newFixtureOn(t, db, js), p.URL(), url), p
 }
 
-// restart brings back a server that was killed.
+// restart starts a server again that was killed.
 func (s *scene) restart(p *devserver.Postgres) *devserver.Postgres {
 	s.Helper()
 	again, err := devserver.StartPostgres(s.Context(), p.Options())
@@ -61,8 +61,7 @@ func (s *scene) killPostgres(p *devserver.Postgres) {
 	<-p.Done()
 }
 
-// killBackend kills one of the server's processes, so that it ends all of them and begins
-// again.
+// killBackend kills one of the server's processes, so that it ends all of them and starts again.
 func (s *scene) killBackend() {
 	s.Helper()
 	pid := s.count(`select pid from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid() limit 1`)
@@ -72,8 +71,8 @@ func (s *scene) killBackend() {
 	s.eventually("PostgreSQL is back", func() bool { s.db.Reset(); return s.db.Ping(s.Context()) == nil })
 }
 
-// TestChaosPostgresKilled kills the server while handlers are at work. It comes back,
-// with all that was committed, or without the last of it: then JetStream is ahead.
+// TestChaosPostgresKilled kills the server while handlers run. It comes back with everything that
+// was committed, or without the last of it: then JetStream is ahead.
 func TestChaosPostgresKilled(t *testing.T) {
 	for _, commit := range []string{"on", "off"} {
 		for _, unordered := range []bool{false, true} {
@@ -99,8 +98,8 @@ func TestChaosPostgresKilled(t *testing.T) {
 	}
 }
 
-// TestOutagesAreNoAttempts: PostgreSQL goes away in the middle of one attempt after the
-// other. None of them counts, as an attempt or as a death.
+// TestOutagesAreNoAttempts: PostgreSQL becomes unreachable in the middle of one attempt after the
+// other. None of that counts as an attempt or a death.
 func TestOutagesAreNoAttempts(t *testing.T) {
 	t.Parallel()
 	s, server := newSceneWithServer(t)
@@ -129,8 +128,8 @@ func TestOutagesAreNoAttempts(t *testing.T) {
 	}
 }
 
-// TestRestartDuringAnAttemptSpendsNone: PostgreSQL is back before the handler notices that it was
-// away, so that the failure looks like the handler's own.
+// TestRestartDuringAnAttemptSpendsNone: PostgreSQL is back before the handler notices its absence,
+// so that the failure looks like the handler's own.
 func TestRestartDuringAnAttemptSpendsNone(t *testing.T) {
 	t.Parallel()
 	s, server := newSceneWithServer(t)
@@ -158,8 +157,8 @@ func TestRestartDuringAnAttemptSpendsNone(t *testing.T) {
 	}
 }
 
-// TestReadOnlySpendsNoAttempts: a server that takes no writes is away, whatever handlers return
-// meanwhile. A handler that makes its own transaction read-only fails by itself.
+// TestReadOnlySpendsNoAttempts: a read-only server counts as an outage, whatever handlers return
+// meanwhile. A handler that makes its own transaction read-only fails itself.
 func TestReadOnlySpendsNoAttempts(t *testing.T) {
 	t.Parallel()
 	s, _ := newSceneWithServer(t)
@@ -191,8 +190,8 @@ func TestReadOnlySpendsNoAttempts(t *testing.T) {
 	}
 }
 
-// readOnly has the server read its configuration, which it does later than it says, until it
-// takes no writes.
+// readOnly makes the server reload its configuration, which it does with a delay, and waits until
+// it refuses writes.
 func (s *scene) readOnly() {
 	s.Helper()
 	s.eventually("the server takes no writes", func() bool {
@@ -206,8 +205,7 @@ func (s *scene) readOnly() {
 	})
 }
 
-// TestChaosPostgresPaused stops all processes of the server for longer than anybody
-// waits for an answer.
+// TestChaosPostgresPaused stops all processes of the server for longer than any timeout.
 func TestChaosPostgresPaused(t *testing.T) {
 	longOnly(t)
 	modes(t, func(t *testing.T, unordered bool) {
@@ -225,12 +223,12 @@ func TestChaosPostgresPaused(t *testing.T) {
 	})
 }
 
-// freeze stops a process and its children until the function that it returns is called:
-// they keep their connections and do nothing.
+// freeze stops a process and its children until the returned function is called: they keep their
+// connections and do nothing.
 func freeze(t testing.TB, pid int) (thaw func()) {
 	t.Helper()
 	var frozen []int
-	for more := []int{pid}; len(more) > 0; { // it may have children while we look
+	for more := []int{pid}; len(more) > 0; { // it may start children meanwhile
 		for _, p := range more {
 			if err := syscall.Kill(p, syscall.SIGSTOP); err != nil && p == pid {
 				t.Fatal(err)
@@ -267,8 +265,7 @@ func children(parent int) (all []int) {
 	return all
 }
 
-// forget makes the database what it was when it had the first n events: all of it, but
-// for effects outside.
+// forget resets the database to the state with the first n events, except for outside effects.
 func (s *scene) forget(n int, outside bool) {
 	s.Helper()
 	s.exec(fmt.Sprintf(`delete from pgjet.inbox where stream_seq > %d`, n))
@@ -278,8 +275,8 @@ func (s *scene) forget(n int, outside bool) {
 	s.exec(fmt.Sprintf(`update pgjet.slice set floor = %d, high = %[1]d, stored = null, lost_until = 0`, n))
 }
 
-// TestRestoredDatabase: it knows less than JetStream has delivered. What it lost is
-// handled again.
+// TestRestoredDatabase: the database has fewer events than JetStream has delivered. The lost ones
+// are handled again.
 func TestRestoredDatabase(t *testing.T) {
 	modes(t, func(t *testing.T, unordered bool) {
 		s := newScene(t)
@@ -294,8 +291,8 @@ func TestRestoredDatabase(t *testing.T) {
 	})
 }
 
-// TestRestoredDatabaseOfAnEffect: whether the effects happened is not known, so that no
-// process, also not after another one died at it, may have them happen again.
+// TestRestoredDatabaseOfAnEffect: it is unknown whether the effects happened, so no process may
+// repeat them, not even after another one died at the event.
 func TestRestoredDatabaseOfAnEffect(t *testing.T) {
 	modes(t, func(t *testing.T, unordered bool) {
 		s := newScene(t)

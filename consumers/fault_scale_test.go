@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// TestChaosScale: processes come and go while events flow, some by being killed.
+// TestChaosScale: processes start and end while events flow, some by being killed.
 func TestChaosScale(t *testing.T) {
 	t.Parallel()
 	for _, form := range []string{"handle", "batch"} {
@@ -38,15 +38,15 @@ func TestChaosScale(t *testing.T) {
 	}
 }
 
-// TestChaosFrozenProcess: a process stops in mid-handler without an end. Another one
-// takes over what it had, and when it wakes it changes nothing.
+// TestChaosFrozenProcess: a process freezes in the middle of a handler. Another one takes over its
+// events, and when it wakes it changes nothing.
 func TestChaosFrozenProcess(t *testing.T) {
 	longOnly(t)
 	for _, form := range []string{"handle", "effect"} {
 		t.Run(form, func(t *testing.T) {
 			modes(t, func(t *testing.T, unordered bool) {
 				s := newScene(t)
-				// Of effects, those that are under way when it stops happen again.
+				// Effects that are running when it freezes happen again.
 				c := child{Form: form, Unordered: unordered, Slow: 20 * time.Millisecond, Timeout: 3 * time.Second}
 				active := s.run(c)
 				s.more(50)

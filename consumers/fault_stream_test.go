@@ -13,7 +13,7 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// recreate makes the stream anew, with these events.
+// recreate creates the stream again, with these events.
 func (s *scene) recreate(all []events.Event) {
 	s.Helper()
 	if err := s.js.DeleteStream(s.Context(), "EVENTS"); err != nil {
@@ -23,8 +23,8 @@ func (s *scene) recreate(all []events.Event) {
 	s.publish(all...)
 }
 
-// TestStreamMadeAnew: the stream is lost and the same events published again, also
-// without its end, where others stand then. Nothing is lost, and nothing happens twice.
+// TestStreamMadeAnew: the stream is lost and the same events are published again, also without its
+// end, where other events follow. Nothing is lost, and nothing happens twice.
 func TestStreamMadeAnew(t *testing.T) {
 	t.Parallel()
 	for _, form := range []string{"handle", "effect"} {
@@ -68,8 +68,8 @@ func TestStreamMadeAnew(t *testing.T) {
 	}
 }
 
-// TestStreamMadeAnewDuringARetry: what waited for another attempt all the while is
-// counted where it stands now, whatever becomes of it.
+// TestStreamMadeAnewDuringARetry: events that wait for another attempt meanwhile are counted at
+// their new sequences, whatever happens to them.
 func TestStreamMadeAnewDuringARetry(t *testing.T) {
 	modes(t, func(t *testing.T, unordered bool) {
 		s := newScene(t)
@@ -86,7 +86,7 @@ func TestStreamMadeAnewDuringARetry(t *testing.T) {
 			return errors.New("not yet")
 		})})
 		s.reaches(19)
-		s.recreate(slices.Concat(all[10:], all[:10])) // at other places
+		s.recreate(slices.Concat(all[10:], all[:10])) // with other sequences
 		s.eventually("everything was skipped", func() bool { i := s.info(); return i.NumPending == 0 && i.AckFloor.Stream == 20 })
 		give.Store(true)
 		s.eventually("it is dead", func() bool { return s.count(`select count(*) from pgjet.dead_letter`) == 1 })
@@ -98,7 +98,8 @@ func TestStreamMadeAnewDuringARetry(t *testing.T) {
 	})
 }
 
-// TestDurableDeleted: it is made again at the inbox's position, whatever waits or is dead.
+// TestDurableDeleted: the durable consumer is created again at the inbox's position, whatever
+// events wait or are dead.
 func TestDurableDeleted(t *testing.T) {
 	modes(t, func(t *testing.T, unordered bool) {
 		s := newScene(t)

@@ -15,11 +15,11 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// The tests named TestChaos mistreat consumers, their processes and their servers. In
-// the end all must be as if nothing had been; see [scene.check]. They are short unless
+// The tests named TestChaos inject faults into consumers, their processes and their servers. In
+// the end the result must be as without faults; see [scene.check]. They are short unless
 // PGJET_CHAOS is set: make chaos.
 
-// scale is 0 in the short lane. In the long one it multiplies what is done.
+// scale is 0 for short tests. For long ones it multiplies the repetitions.
 var scale = func() float64 {
 	n, err := strconv.ParseFloat(os.Getenv("PGJET_CHAOS"), 64)
 	if err != nil || n < 0 {
@@ -28,7 +28,7 @@ var scale = func() float64 {
 	return n
 }()
 
-// upTo returns how often a test does something.
+// upTo returns the number of repetitions.
 func upTo(short, long int) int {
 	if scale == 0 {
 		return short
@@ -44,29 +44,29 @@ func longOnly(t *testing.T) {
 	}
 }
 
-// healing bounds how long it may take, after a fault, until all is well.
+// healing bounds the time from a fault until all is well.
 const healing = time.Minute
 
-// A scene is a bench on which something goes wrong.
+// A scene is a fixture with faults.
 type scene struct {
-	*bench
+	*fixture
 	rand      *rand.Rand
-	database  string // and the server, as processes of the test know them
+	database  string // and the server, as child processes of the test reach them
 	nats      string
 	keys      int
 	published int
-	dead      int // so many events have to be dead letters
+	dead      int // expected number of dead letters
 }
 
 func newScene(t *testing.T) *scene {
 	t.Helper()
 	js, url := testenv.JetStream(t)
 	db := testenv.Postgres(t)
-	return newSceneOn(t, newBenchOn(t, db, js), db.Config().ConnString(), url)
+	return newSceneOn(t, newFixtureOn(t, db, js), db.Config().ConnString(), url)
 }
 
 // newSceneOn returns a scene with servers of the test's own.
-func newSceneOn(t *testing.T, b *bench, database, nats string) *scene {
+func newSceneOn(t *testing.T, b *fixture, database, nats string) *scene {
 	t.Helper()
 	seed := rand.Uint64()
 	if n, err := strconv.ParseUint(os.Getenv("PGJET_SEED"), 10, 64); err == nil {
@@ -74,7 +74,7 @@ func newSceneOn(t *testing.T, b *bench, database, nats string) *scene {
 	}
 	t.Logf("PGJET_SEED=%d", seed)
 	b.log()
-	return &scene{bench: b, rand: rand.New(rand.NewPCG(seed, 0)), database: database, nats: nats, keys: 7}
+	return &scene{fixture: b, rand: rand.New(rand.NewPCG(seed, 0)), database: database, nats: nats, keys: 7}
 }
 
 // openPool returns a pool on a server of the test's own.
@@ -93,10 +93,10 @@ func openPool(t *testing.T, url string) *pgxpool.Pool {
 	return db
 }
 
-// nth returns the event with this number, which is its place in the stream's order too.
+// nth returns the event with this number, which is also its position in the stream's order.
 func (s *scene) nth(n int) events.Event { return keyed(fmt.Sprint("key", n%s.keys), n) }
 
-// more publishes that many events more, and returns them.
+// more publishes n more events, and returns them.
 func (s *scene) more(count int) (all []events.Event) {
 	s.Helper()
 	for range count {
@@ -118,7 +118,7 @@ func (s *scene) run(c child) *process {
 	return p
 }
 
-// reaches waits until that many events had their effect.
+// reaches waits until n events had their effect.
 func (s *scene) reaches(n int) {
 	s.Helper()
 	testenv.Eventually(s, healing, fmt.Sprint(n, " events are handled"), func() bool {
@@ -126,7 +126,7 @@ func (s *scene) reaches(n int) {
 	})
 }
 
-// ends waits until nothing is to be done any more, and returns the account.
+// ends waits until nothing is left to do, and returns the account.
 func (s *scene) ends() (a consumers.Account) {
 	s.Helper()
 	begun := time.Now()
@@ -143,8 +143,8 @@ func (s *scene) ends() (a consumers.Account) {
 	}
 }
 
-// check waits until nothing is to be done any more. Then every event had its effect
-// once, those of a key in order unless it is given up, and the account is even.
+// check waits until nothing is left to do. Then every event had its effect once, those of a key in
+// order unless it is a dead letter, and the account is even.
 func (s *scene) check(ordered bool) {
 	s.Helper()
 	a := s.ends()

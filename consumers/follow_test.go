@@ -18,10 +18,10 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// A watcher follows a stream and knows which events it was told of: by name, or by a
-// gap after they were published.
+// A watcher follows a stream and records which events it covered: by an event, or by a gap after
+// they were published.
 type watcher struct {
-	*bench
+	*fixture
 	mu        sync.Mutex
 	published int
 	covered   map[int64]bool // by the events' numbers
@@ -33,7 +33,7 @@ type watcher struct {
 
 func follow(t *testing.T, js, followed jetstream.JetStream, createStream bool) *watcher {
 	t.Helper()
-	w := &watcher{bench: &bench{T: t, js: js}, covered: make(map[int64]bool)}
+	w := &watcher{fixture: &fixture{T: t, js: js}, covered: make(map[int64]bool)}
 	if createStream {
 		w.createStream()
 	}
@@ -82,7 +82,7 @@ func (w *watcher) put(count int) {
 	}
 }
 
-// knows waits until it was told of all events.
+// knows waits until all events are covered.
 func (w *watcher) knows() {
 	w.Helper()
 	testenv.Eventually(w, patience, "it is told of all events", func() bool {
@@ -92,7 +92,7 @@ func (w *watcher) knows() {
 	})
 }
 
-// began waits until there was a gap more often than n times.
+// began waits until there were more than n gaps.
 func (w *watcher) began(n int) int {
 	w.Helper()
 	testenv.Eventually(w, patience, fmt.Sprint("there is a gap, after ", n), func() bool { return w.gapCount() > n })
@@ -105,8 +105,8 @@ func (w *watcher) gapCount() int {
 	return w.gaps
 }
 
-// TestFollow: it begins with a gap, then there is each event of its types in order,
-// and no other; nothing is left in the stream afterwards.
+// TestFollow: it begins with a gap, then delivers each event of its types in order, and no other;
+// nothing is left in the stream afterwards.
 func TestFollow(t *testing.T) {
 	t.Parallel()
 	js, _ := testenv.JetStream(t)
@@ -133,8 +133,8 @@ func TestFollow(t *testing.T) {
 	})
 }
 
-// TestFollowMissesNothing: whatever happens on the way, there is either the event or a
-// gap after it.
+// TestFollowMissesNothing: whatever happens on the way, there is either the event or a gap after
+// it.
 func TestFollowMissesNothing(t *testing.T) {
 	t.Parallel()
 	server := testenv.NATS(t)
@@ -150,7 +150,7 @@ func TestFollowMissesNothing(t *testing.T) {
 		w.knows()
 	}
 
-	proxy.Stop() // for longer than the follower is patient
+	proxy.Stop() // for longer than the follower's timeout
 	w.put(10)
 	gaps := w.gapCount()
 	testenv.Eventually(t, patience, "it logs why", func() bool {
@@ -185,7 +185,7 @@ func TestFollowMissesNothing(t *testing.T) {
 	w.knows()
 }
 
-// TestFollowKeepsTrying: a stream that is not there yet is one line in the log.
+// TestFollowKeepsTrying: a stream that does not exist yet is logged once.
 func TestFollowKeepsTrying(t *testing.T) {
 	t.Parallel()
 	js, _ := testenv.JetStream(t)
@@ -204,8 +204,8 @@ func TestFollowKeepsTrying(t *testing.T) {
 	w.knows()
 }
 
-// TestFollowHeeds: a heartbeat that tells of more than arrived is a gap, and so is whatever
-// is none of the stream's events.
+// TestFollowHeeds: a heartbeat that counts more messages than arrived is a gap, and so is any
+// message that is not an event of the stream.
 func TestFollowHeeds(t *testing.T) {
 	t.Parallel()
 	js, _ := testenv.JetStream(t)

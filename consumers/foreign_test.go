@@ -18,8 +18,8 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// brokenMessages are ways in which a message is no event, or claims to be another one. Each has
-// the id of an event that was handled.
+// brokenMessages are messages that are no events, or have the id of another event: one that was
+// handled.
 var brokenMessages = map[string]func(msg *nats.Msg){
 	"another version":      func(msg *nats.Msg) { msg.Header["ce-specversion"] = []string{"9.9"} },
 	"no id":                func(msg *nats.Msg) { delete(msg.Header, "ce-id") },
@@ -42,15 +42,15 @@ var brokenMessages = map[string]func(msg *nats.Msg){
 	"nothing but its body": func(msg *nats.Msg) { msg.Header = nil },
 }
 
-// TestBrokenMessagesHarmNobody: whatever stands in the stream that is no event, or only claims
-// an id, becomes one dead letter under an id of its own. Nothing is delivered again for it.
+// TestBrokenMessagesHarmNobody: a message that is no event, or only has the id of one, becomes one
+// dead letter under an id of its own. Nothing is delivered again for it.
 func TestBrokenMessagesHarmNobody(t *testing.T) {
 	consumers.SetCountEvery(t, 30*time.Millisecond)
 	handle := func(ctx context.Context, tx pgx.Tx, e events.Event) error { return write(ctx, tx, e) }
 	for _, form := range []string{"handle", "batch", "effect"} {
 		for _, unordered := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s unordered %t", form, unordered), func(t *testing.T) {
-				b := newBench(t)
+				b := newFixture(t)
 				c := consumers.Consumer{Unordered: unordered}
 				switch form {
 				case "handle":
@@ -84,7 +84,7 @@ func TestBrokenMessagesHarmNobody(t *testing.T) {
 				b.publish(all...)
 				_, stop := b.startOn(b.js, c)
 				b.settled()
-				for i, way := range ways { // the first half while it runs, the other before it begins again
+				for i, way := range ways { // the first half while it runs, the other while it does not
 					if i == len(ways)/2 {
 						b.settled()
 						stop()

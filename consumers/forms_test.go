@@ -26,7 +26,7 @@ import (
 // one that fails is retried alone.
 func TestBatch(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.log()
 	const count = 100
 	for n := range count {
@@ -61,7 +61,7 @@ func TestBatch(t *testing.T) {
 // TestEffect: it runs in no transaction, after its intent was committed, and once.
 func TestEffect(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	for n := range 20 {
 		b.publish(event(n + 1))
 	}
@@ -106,7 +106,7 @@ func TestUnavailableSpendsNoAttempts(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t)
+			b := newFixture(t)
 			var up atomic.Bool
 			var tries, done, during atomic.Int32
 			c := consumer(func() error {
@@ -169,7 +169,7 @@ func TestOneEventIsNoOutage(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			done.Store(0)
-			b := newBench(t)
+			b := newFixture(t)
 			for n := range 12 {
 				b.publish(event(n + 1))
 			}
@@ -185,7 +185,7 @@ func TestOneEventIsNoOutage(t *testing.T) {
 // hands of a process.
 func TestOutageTakesFew(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.publish(event(1))
 	var tries atomic.Int32
 	b.startOn(b.js, consumers.Consumer{Unordered: true, Handler: effect(func(context.Context, events.Event) error {
@@ -209,7 +209,7 @@ func TestOutageTakesFew(t *testing.T) {
 // transaction, is counted as any other that fails.
 func TestHiddenFailuresEnd(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.publish(event(1), event(2), event(3))
 	b.startOn(b.js, consumers.Consumer{MaxAttempts: 3, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 		switch e.Seq {
@@ -233,7 +233,7 @@ func TestHiddenFailuresEnd(t *testing.T) {
 func TestForgottenIntentsWake(t *testing.T) {
 	t.Parallel()
 	for _, unordered := range []bool{true, false} {
-		b := newBench(t)
+		b := newFixture(t)
 		_, stop := b.startOn(b.js, consumers.Consumer{MinRetry: time.Hour, MaxRetry: time.Hour, Handler: each(func(context.Context, pgx.Tx, events.Event) error {
 			return errors.New("not yet")
 		})})
@@ -263,7 +263,7 @@ func (n renamed) EventKey() string { return n.Key }
 // covers. A type that none knows is a dead letter.
 func TestTypedHandlers(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	ren, err := events.New(renamed{"k1", "x"})
 	if err != nil {
 		t.Fatal(err)
@@ -310,7 +310,7 @@ func TestTypedHandlers(t *testing.T) {
 // TestPause: no attempt begins after an operator paused the consumer, until that ends.
 func TestPause(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	r, _ := b.start(write)
 	b.publish(event(1))
 	b.settled()
@@ -329,7 +329,7 @@ func TestPause(t *testing.T) {
 // TestAccount: nothing vanishes.
 func TestAccount(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	for n := range 30 {
 		b.publish(event(n + 1))
 	}
@@ -366,7 +366,7 @@ func TestAccount(t *testing.T) {
 // TestInboxMustNotForget: an inbox that would forget what can come again is refused.
 func TestInboxMustNotForget(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	r := &consumers.Runner{DB: b.db, JS: b.js, Log: testenv.Logger(b), Retention: time.Hour,
 		Consumer: consumers.Consumer{Name: "test", Slices: 1, Handler: each(write, "note.made")}}
 	testenv.Run(t, r.Run)
@@ -388,7 +388,7 @@ func TestMisfitsAreRefused(t *testing.T) {
 		"for user.* and for user.> overlap":    {Name: "a", Handler: each(none, "user.*", "user.>")},
 		"note.made is nil":                     {Name: "a", Handler: consumers.Handle(consumers.On[noted](nil))},
 		`OnType for "a" is nil`:                {Name: "a", Handler: each(nil, "a")},
-		`type "a.>.b" is none`:                 {Name: "a", Handler: each(none, "a.>.b")},
+		`"a.>.b" is no event type`:                 {Name: "a", Handler: each(none, "a.>.b")},
 		`for type ""`:                          {Name: "a", Handler: consumers.Handle(consumers.On(func(context.Context, pgx.Tx, events.Event, events.Event) error { return nil }))},
 		"the zero value of events.Payload":     {Name: "a", Handler: consumers.Handle(consumers.On(func(context.Context, pgx.Tx, events.Event, events.Payload) error { return nil }))},
 		"HandleBatch was given a nil":          {Name: "a", Handler: batch(0, nil)},
@@ -439,9 +439,9 @@ func TestNamesAndTypesAreRefused(t *testing.T) {
 		want  string
 		types []string
 	}{
-		{"is none", []string{""}}, {"is none", []string{"."}}, {"is none", []string{"a."}}, {"is none", []string{".a"}},
-		{"is none", []string{"a..b"}}, {"is none", []string{"a b"}}, {"is none", []string{"a", ""}}, {"is none", []string{"a.>.b"}},
-		{"is none", []string{"a*"}}, {"is none", []string{"a.b>"}}, {"is none", []string{"ä"}}, {"is none", []string{strings.Repeat("a", 200)}},
+		{"is no event type", []string{""}}, {"is no event type", []string{"."}}, {"is no event type", []string{"a."}}, {"is no event type", []string{".a"}},
+		{"is no event type", []string{"a..b"}}, {"is no event type", []string{"a b"}}, {"is no event type", []string{"a", ""}}, {"is no event type", []string{"a.>.b"}},
+		{"is no event type", []string{"a*"}}, {"is no event type", []string{"a.b>"}}, {"is no event type", []string{"ä"}}, {"is no event type", []string{strings.Repeat("a", 200)}},
 		{"overlap", []string{"user.>", "user.created"}}, {"overlap", []string{"user.created", ">"}}, {"overlap", []string{"*.created", "user.*"}},
 		{"overlap", []string{"user.*", "b", "user.created"}}, {"overlap", []string{"user.>", "user.*.x"}},
 		{"has no DB", []string{"user.>", "user"}}, {"has no DB", []string{"user.*", "user.a.b"}}, {"has no DB", []string{"a.*.c", "a.*.d"}},
@@ -482,7 +482,7 @@ func onNote() consumers.Typed {
 // TestEnsure: a missing durable consumer is made; one that differs is shown, and left.
 func TestEnsure(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	wants, err := consumers.Consumer{Name: "test", Slices: 1, Handler: each(write, "note.made")}.Configs("")
 	if err != nil {
 		t.Fatal(err)
@@ -522,7 +522,7 @@ func TestDoublesAreAccountedFor(t *testing.T) {
 		"batch":     {Handler: batch(0, func(context.Context, pgx.Tx, []events.Event) error { return nil })},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t)
+			b := newFixture(t)
 			for n := range 10 {
 				e := event(n + 1)
 				b.publish(e)

@@ -6,16 +6,17 @@ import (
 )
 
 const (
-	// groupTime is how long the handlers of a group may take together before the next one is left to another
-	// attempt.
+	// groupTime is how long the handlers of a group may take together before the rest is left to
+	// another attempt.
 	groupTime = 50 * time.Millisecond
-	// firstGroup is how many events a group has at first.
+	// firstGroup is the initial size of a group.
 	firstGroup = 16
 )
 
-// A groupSize is how many events a group may have, in all slices of the process. The fewer fail, the more events share the cost of a
-// transaction; the more fail, the more handlers run in vain. So it grows by one with each full group that is done, and shrinks by a
-// quarter with one in which a handler fails. Slow handlers keep it where it is, so that what is claimed is not given back. The zero
+// A groupSize is the most events of a group, in all slices of the process. The fewer handlers fail,
+// the more events should share the cost of a transaction; the more fail, the more work is lost. So
+// the size grows by one with each full group that is done, and shrinks by a quarter when a handler
+// fails. Slow handlers keep it where it is, so that claimed events are not given back. The zero
 // groupSize is firstGroup.
 type groupSize struct{ grown atomic.Int32 }
 
@@ -24,13 +25,13 @@ func (g *groupSize) now(most int) int { return max(1, min(most, firstGroup+int(g
 
 func (g *groupSize) set(size int) { g.grown.Store(int32(size - firstGroup)) }
 
-// failed notes that a handler of a group failed.
+// failed records that a handler of a group failed.
 func (g *groupSize) failed(most int) { g.set(shrunk(g.now(most))) }
 
 // shrunk returns a smaller size.
 func shrunk(size int) int { return size * 3 / 4 }
 
-// done notes that n events were done together in a time, and how many were left for another attempt.
+// done records that n events were done together, and how many were left for another attempt.
 func (g *groupSize) done(most, n, left int, took time.Duration) {
 	switch size := g.now(most); {
 	case left > 0 && n > 0:
@@ -40,7 +41,7 @@ func (g *groupSize) done(most, n, left int, took time.Duration) {
 	}
 }
 
-// most returns how many events one attempt may be about now.
+// most returns the most events of one attempt now.
 func (r *run) most() int {
 	most := r.Consumer.most()
 	if r.Consumer.Handler.each == nil {

@@ -15,7 +15,7 @@ import (
 )
 
 // transactions returns how many transactions wrote the effects.
-func (b *bench) transactions() int { return b.count(`select count(distinct xmin::text) from effect`) }
+func (b *fixture) transactions() int { return b.count(`select count(distinct xmin::text) from effect`) }
 
 // ofKey returns the nth event with this key.
 func ofKey(key string, n int) events.Event {
@@ -36,7 +36,7 @@ func TestGroups(t *testing.T) {
 	}{"by default": {0, true, 64}, "of four": {4, true, 4}, "of none": {1, false, 1}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t)
+			b := newFixture(t)
 			b.exec(`alter table effect add at bigint generated always as identity`)
 			const n = 400
 			for i := range n {
@@ -66,7 +66,7 @@ func TestGroups(t *testing.T) {
 // attempt, and its own attempts are counted as ever.
 func TestGroupFails(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.exec(`create table slot (n int unique deferrable initially deferred)`)
 	const n = 48
 	for i := range n {
@@ -107,7 +107,7 @@ func TestGroupFails(t *testing.T) {
 
 // TestGroupGoesOn: the others of a group go together without the one whose handler failed, and no handler runs more than twice in vain.
 func TestGroupGoesOn(t *testing.T) { // not in parallel: how large groups get depends on what else keeps the processors busy
-	b := newBench(t)
+	b := newFixture(t)
 	const n = 64
 	for i := range n {
 		b.publish(event(i + 1))
@@ -134,7 +134,7 @@ func TestGroupGoesOn(t *testing.T) { // not in parallel: how large groups get de
 // TestGroupEndsInTime: slow handlers make small groups, so that an event waits for few others, and what was claimed for later is given back.
 func TestGroupEndsInTime(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	const n = 16
 	for i := range n {
 		b.publish(event(i + 1))
@@ -156,7 +156,7 @@ func TestGroupEndsInTime(t *testing.T) {
 // and later events of the key are not written down any more.
 func TestKeyFlowsAfterARetry(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.exec(`alter table effect add at bigint generated always as identity`)
 	const n = 1500
 	var failed atomic.Bool

@@ -34,7 +34,7 @@ func TestNoticesChanges(t *testing.T) {
 		for _, unordered := range []bool{false, true} {
 			t.Run(row.name+map[bool]string{true: " unordered"}[unordered], func(t *testing.T) {
 				t.Parallel()
-				b := newBench(t)
+				b := newFixture(t)
 				r, _ := b.startOn(b.js, consumers.Consumer{Name: "test", Handler: each(write, "note.made"), Unordered: unordered})
 				b.publish(event(1))
 				b.handled(1)
@@ -61,7 +61,7 @@ func TestNoticesChanges(t *testing.T) {
 	}
 }
 
-func (b *bench) update(config jetstream.ConsumerConfig) {
+func (b *fixture) update(config jetstream.ConsumerConfig) {
 	b.Helper()
 	if _, err := b.js.UpdateConsumer(b.Context(), "EVENTS", config); err != nil {
 		b.Fatal(err)
@@ -71,7 +71,7 @@ func (b *bench) update(config jetstream.ConsumerConfig) {
 // TestNoticesPauseInJetStream: it is no pause of pgjet's, and is reported as what it is.
 func TestNoticesPauseInJetStream(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	r, _ := b.start(write)
 	b.ready(r)
 	if _, err := b.js.PauseConsumer(t.Context(), "EVENTS", "test", time.Now().Add(time.Hour)); err != nil {
@@ -91,7 +91,7 @@ func TestNoticesPauseInJetStream(t *testing.T) {
 func TestNoticesAnotherConsumer(t *testing.T) {
 	t.Parallel()
 	for _, unordered := range []bool{false, true} {
-		b := newBench(t)
+		b := newFixture(t)
 		r, _ := b.startOn(b.js, consumers.Consumer{Name: "test", Handler: each(write, "note.made"), Unordered: unordered})
 		b.publish(event(1))
 		b.handled(1)
@@ -112,7 +112,7 @@ func TestNoticesAnotherConsumer(t *testing.T) {
 // TestOldServerIsRefused: by a reason that names both versions.
 func TestOldServerIsRefused(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	_, url := testenv.JetStream(t)
 	r, _ := b.startOn(testenv.Connect(t, testenv.OtherVersion(t, url, "2.12.15")), consumers.Consumer{Name: "test", Handler: each(write, "note.made")})
 	b.blocked(r, "nats_outdated: the server runs nats-server 2.12.15, pgjet needs 2.14 or newer")
@@ -121,7 +121,7 @@ func TestOldServerIsRefused(t *testing.T) {
 // TestStandbyOnOldServer: it could not take over, and says why.
 func TestStandbyOnOldServer(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	c := consumers.Consumer{Name: "test", Handler: each(write, "note.made")}
 	leader, _ := b.startOn(b.js, c)
 	b.ready(leader)
@@ -135,7 +135,7 @@ func TestStandbyOnOldServer(t *testing.T) {
 func TestPassedOver(t *testing.T) {
 	consumers.SetCountEvery(t, 200*time.Millisecond)
 	for _, unordered := range []bool{false, true} {
-		b := newBench(t)
+		b := newFixture(t)
 		r, _ := b.startOn(b.js, consumers.Consumer{Unordered: unordered,
 			Handler: effect(func(ctx context.Context, e events.Event) error {
 				_, err := b.db.Exec(ctx, `insert into effect select $1`, e.Seq)
@@ -178,7 +178,7 @@ func TestPassedOver(t *testing.T) {
 // its place, unless it is to move. One that has handled nothing simply moves.
 func TestOtherStream(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	_, stop := b.start(write)
 	one := event(1)
 	b.publish(one)
@@ -219,7 +219,7 @@ func TestOtherStream(t *testing.T) {
 	b.ready(b.runOther(&consumers.Runner{Consumer: c}))
 }
 
-func (b *bench) streamConfig() jetstream.StreamConfig {
+func (b *fixture) streamConfig() jetstream.StreamConfig {
 	b.Helper()
 	stream, err := b.js.Stream(b.Context(), "EVENTS")
 	if err != nil {
@@ -229,7 +229,7 @@ func (b *bench) streamConfig() jetstream.StreamConfig {
 }
 
 // runOther runs a runner on the stream OTHER until the test ends.
-func (b *bench) runOther(r *consumers.Runner) *consumers.Runner {
+func (b *fixture) runOther(r *consumers.Runner) *consumers.Runner {
 	b.Helper()
 	r.DB, r.JS, r.Stream, r.Log = b.db, b.js, "OTHER", testenv.Logger(b)
 	ctx, cancel := context.WithCancel(b.Context())

@@ -12,7 +12,7 @@ import (
 	"github.com/pgjet/pgjet/internal/attempt"
 )
 
-// handle calls the handlers for events, and returns for how many: for fewer than all if they take long.
+// handle calls the handlers for events, and returns for how many: fewer than all if they take long.
 func (c *claim) handle(ctx context.Context, tx pgx.Tx, all []*work, alone bool) (n int, err error) {
 	switch {
 	case len(all) == 0:
@@ -28,10 +28,11 @@ func (c *claim) handle(ctx context.Context, tx pgx.Tx, all []*work, alone bool) 
 	return len(all), c.call(ctx, func() error { return c.handleOne(ctx, tx, all) })
 }
 
-// handleGroup calls the handlers of a group one after the other, in one call: to hand each of them to the goroutine that
-// makes calls, and back, would cost as much as a quick one takes. Each has its time. One that is left behind is the last.
+// handleGroup calls the handlers of a group one after the other in one call: handing each to the
+// calling goroutine and back would cost as much as a quick handler takes. Each has its own time
+// limit. A handler that is abandoned is the last one.
 func (c *claim) handleGroup(ctx context.Context, tx pgx.Tx, all []*work) (int, error) {
-	var n atomic.Int64 // of those that are done
+	var n atomic.Int64 // events that are done
 	err := c.call(ctx, func() error {
 		for began := time.Now(); int(n.Load()) < len(all) && (n.Load() == 0 || time.Since(began) < groupTime); n.Add(1) {
 			if err := c.handleNext(ctx, tx, all[n.Load():][:1]); err != nil {
@@ -56,7 +57,7 @@ func (c *claim) handleNext(ctx context.Context, tx pgx.Tx, one []*work) (err err
 	return attempt.Guard("handler", func() error { return c.handleOne(ctx, tx, one) })
 }
 
-// handleOne makes one call of a handler, on the goroutine that makes calls.
+// handleOne calls a handler once, on the goroutine that makes calls.
 func (c *claim) handleOne(ctx context.Context, tx pgx.Tx, all []*work) (err error) {
 	if c.t.Consumer.Handler.batch == nil {
 		err = c.t.Consumer.Handler.each(ctx, tx, all[0].event)
@@ -71,21 +72,21 @@ func (c *claim) handleOne(ctx context.Context, tx pgx.Tx, all []*work) (err erro
 		err = ctx.Err()
 	}
 	if err == nil {
-		err = c.t.inbox.Sound(tx)
+		err = c.t.inbox.CheckTx(tx)
 	}
 	return err
 }
 
-// call makes a call of handlers that ends with ctx, and waits for it for as long again as a handler may take.
+// call calls handlers with a ctx that ends. After that it waits for one more handler timeout.
 func (c *claim) call(ctx context.Context, handlers func() error) error {
 	err := c.t.callers.Call(ctx, "handler", c.t.Consumer.Timeout, handlers)
 	if errors.Is(err, attempt.ErrAbandoned) {
-		c.t.log.ErrorContext(ctx, "a handler does not return although its time is up, it is left behind", "timeout", c.t.Consumer.Timeout)
+		c.t.log.ErrorContext(ctx, "a handler does not return although its time is up, it is abandoned", "timeout", c.t.Consumer.Timeout)
 	}
 	return err
 }
 
-// effect makes an attempt outside the database. [claim.remember] makes it done.
+// effect makes an attempt outside the database. [claim.remember] makes the event done.
 func (c *claim) effect(ctx context.Context) error {
 	w := c.all[0]
 	w.tried++

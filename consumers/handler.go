@@ -18,63 +18,67 @@ import (
 	"github.com/pgjet/pgjet/internal/sqltx"
 )
 
-// A Handler says which events a consumer handles, and how. [Handle], [HandleBatch] and [Effect] make one;
-// the zero Handler is refused.
+// A Handler says which events a consumer handles, and how. [Handle], [HandleBatch] and [Effect]
+// make one; the zero Handler is refused.
 //
-// A handler is for event types, such as user.created. A part of a type may be *, for any one, and the last part
-// may be >, for one or more: user.> is all that begin with "user.". No two types of one Handler may overlap.
-// To a durable consumer that exists, a type that is added later has to be added as well, by
-// [replay.Extend], of package consumers/replay: until then the consumer handles nothing. The events that the
-// stream has of it come then. If the durable consumer is changed in another way, those
-// come too late; and to an [Effect] perhaps as dead letters, if all processes were started since:
-// then nobody knows whether it happened before the database was restored.
+// A handler is for event types, such as user.created. A part of a type may be *, for any one, and
+// the last part may be >, for one or more: user.> covers all that begin with "user.". No two types
+// of one Handler may overlap. A type that is added later must also be added to an existing durable
+// consumer, by [replay.Extend] of package consumers/replay: until then the consumer handles
+// nothing. After that, it gets the events of the new type that the stream holds. If the durable
+// consumer is changed in another way, those events come too late. An [Effect] may get them as dead
+// letters, if all processes were started since: then it is unknown whether the effects happened
+// before the database was restored.
 //
-// The error that the function of a Handler returns decides what becomes of the event:
+// The error that the function of a Handler returns decides what happens to the event:
 //
 //   - nil: the event is done, and tx commits;
 //   - an error wrapped by [backoff.Permanent], of github.com/cenkalti/backoff/v4: it is
 //     a dead letter now;
-//   - an error wrapped by [Unavailable]: something that every event needs is away;
+//   - an error wrapped by [Unavailable]: something that every event needs is unavailable;
 //     the consumer waits, and the attempt does not count;
 //   - [Later]: the function gives the event back; tx is rolled back, and the attempt does not count;
-//   - any other error, a panic, or a missed deadline: tx is rolled back and the
-//     event is tried again, later each time, [Consumer.MaxAttempts] times in all.
-//     Then it is a dead letter.
+//   - any other error, a panic, or a missed deadline: tx is rolled back, and another attempt
+//     follows, each after a longer wait, [Consumer.MaxAttempts] in all.
+//     Then the event is a dead letter.
 //
-// A function may be called once more than attempts are counted, in a group that was rolled back: see [Consumer.Group].
+// A function may be called more often than attempts are counted: once more in a group that was
+// rolled back, see [Consumer.Group].
 //
-// An attempt also fails, and counts, if the function returns nil but left tx so that it cannot
-// commit: rows open, a failed statement hidden, the connection closed or the transaction
-// ended. It must not change the session: set local is for the transaction alone.
+// An attempt also fails, and counts, if the function returns nil but left tx unable to commit: rows
+// open, a failed statement hidden, the connection closed or the transaction ended. It must not
+// change the database session: set local is for the transaction alone.
 //
-// ctx ends when the attempt's time is up. Shutting down does not end it: an
-// attempt that has begun may finish. A function that goes on for long after ctx has
-// ended is left behind, its transaction undone. Errors are logged and stored, so they
-// must not hold secrets, addresses or payloads.
+// ctx ends when the attempt's time is up. A shutdown does not end it: an attempt that has begun may
+// finish. A function that goes on for long after ctx has ended is abandoned, and its transaction
+// rolled back. Errors are logged and stored, so they must not hold secrets, addresses or payloads.
 //
-// A function that uses database/sql gets the same transaction as a [*sql.Tx], by [OnSQL] or [SQLTx].
+// A function that uses database/sql gets the same transaction as a [*sql.Tx], by [OnSQL] or
+// [SQLTx].
 //
-// A panic of the function itself fails its attempt alone. One in a goroutine that it started
-// ends the whole process: nobody but that goroutine can recover it. The events in hand then come
-// again, to this process when it is started again or to another one; the event at hand at a third such
-// death is a dead letter, and is not run again. So a function that starts goroutines recovers their panics in them.
+// A panic of the function itself fails only its attempt. A panic in a goroutine that it started
+// ends the whole process, since only that goroutine can recover it. The events being handled are
+// then delivered again, to the restarted process or to another one. The event at a third such death
+// becomes a dead letter without another attempt. So a function that starts goroutines must recover
+// their panics in them.
 type Handler struct {
 	types  []string
-	each   handleFunc // of the three, the one that it was made of
+	each   handleFunc // of each, batch and effect, one is set
 	batch  func(ctx context.Context, tx pgx.Tx, all []events.Event) error
 	effect func(ctx context.Context, e events.Event) error
-	most   int   // events for one call
-	err    error // why it cannot work
+	most   int   // events per call
+	err    error // why the Handler cannot work
 }
 
 type handleFunc = func(ctx context.Context, tx pgx.Tx, e events.Event) error
 
-// Handle returns a Handler that handles each event in the transaction of its inbox row, by the one of
-// all that is for its type. There must be at least one, and no two for the same type: a type that
-// [OnType] covers cannot have an [On] as well.
+// Handle returns a Handler that handles each event in the transaction of its inbox row, by the
+// function for its type. There must be at least one function, and no two for the same type: a type
+// that [OnType] covers cannot also have an [On].
 //
-// An event whose type none of them is for is a dead letter: one that came while the consumer had another
-// handler, say. It can be redriven to a process that knows it.
+// An event without a function for its type becomes a dead letter, for example one that was
+// delivered while the consumer had another handler. It can be redriven to a process that has a
+// function for it.
 func Handle(all ...Typed) Handler {
 	h := Handler{each: dispatch(all), most: 1, err: checkTyped(all)}
 	for _, on := range all {
@@ -83,9 +87,9 @@ func Handle(all ...Typed) Handler {
 	return h
 }
 
-// HandleBatch returns a Handler that handles up to most events of some types in one transaction; 0 is 200. They
-// are in the order of the stream. If fn fails, it is called again with each of the events alone, so
-// that what is said of [Handler] holds for each of them.
+// HandleBatch returns a Handler that handles up to most events of some types in one transaction; 0
+// is 200. They are in the order of the stream. If fn fails, it is called again with each event
+// alone, so that [Handler]'s contract holds for each.
 func HandleBatch(most int, fn func(ctx context.Context, tx pgx.Tx, all []events.Event) error, types ...string) Handler {
 	h := Handler{types: slices.Clone(types), batch: fn, most: most}
 	switch {
@@ -101,11 +105,11 @@ func HandleBatch(most int, fn func(ctx context.Context, tx pgx.Tx, all []events.
 
 const defaultBatch = 200
 
-// Effect returns a Handler that reacts to each event of some types outside the database, such as by a mail. It runs in
-// no transaction: before fn, an intent is committed; after it, that the event is
-// done. So the effect happens at least once, and twice only if the process dies, or
-// loses the database, between the effect and that second commit; it should
-// carry a key derived from the event id, by which the second can be recognised.
+// Effect returns a Handler that reacts to each event of some types outside the database, for
+// example with a mail. It runs in no transaction: an intent is committed before fn, and the end of
+// the event after it. So the effect happens at least once, and twice only if the process dies, or
+// loses the database, between the effect and that second commit. It should carry a key derived from
+// the event id, by which the second one can be recognised.
 func Effect(fn func(ctx context.Context, e events.Event) error, types ...string) Handler {
 	h := Handler{types: slices.Clone(types), effect: fn, most: 1}
 	if fn == nil {
@@ -114,16 +118,17 @@ func Effect(fn func(ctx context.Context, e events.Event) error, types ...string)
 	return h
 }
 
-// A Typed is a function for events of one type, or of the types that a pattern covers. [On] and [OnType] make one.
+// A Typed is a function for events of one type, or of the types that a pattern covers. [On] and
+// [OnType] make one.
 type Typed struct {
 	eventType string // or a pattern
 	handle    handleFunc
 	err       error // why it cannot work
 }
 
-// On returns a function for events of type T, as [events.Decode] reads them: JSON, or what UnmarshalBinary of
-// *T takes. A payload that does not decode is a dead letter at once.
-// The function is given the event too, for its id, key, time and source.
+// On returns a function for events of type T. The payload is read as [events.Decode] does: JSON, or
+// the format of *T's UnmarshalBinary. A payload that does not decode makes the event a dead letter
+// at once. The function also gets the event, for its id, key, time and source.
 func On[T events.Payload](fn func(ctx context.Context, tx pgx.Tx, e events.Event, p T) error) Typed {
 	kind, err := typeOf[T]()
 	switch {
@@ -142,7 +147,8 @@ func On[T events.Payload](fn func(ctx context.Context, tx pgx.Tx, e events.Event
 	}, err}
 }
 
-// OnSQL is [On] for a function that uses database/sql, itself or by what is built on it. See [SQLTx] for what it may do with tx.
+// OnSQL is [On] for a function that uses database/sql, directly or through a library. [SQLTx] says
+// what it may do with tx.
 func OnSQL[T events.Payload](fn func(ctx context.Context, tx *sql.Tx, e events.Event, p T) error) Typed {
 	if fn == nil {
 		return On[T](nil)
@@ -152,23 +158,24 @@ func OnSQL[T events.Payload](fn func(ctx context.Context, tx *sql.Tx, e events.E
 	})
 }
 
-// SQLTx calls fn with the transaction of an attempt as one of database/sql, and returns fn's error: for the functions of
-// [OnType], [HandleBatch], [Consumer.Clear] and the steps of a saga, as [OnSQL] is for those of [On]. It is the same transaction,
-// on the same connection: what fn does commits together with the event's inbox row.
+// SQLTx calls fn with the transaction of an attempt as one of database/sql, and returns fn's error.
+// It is for the functions of [OnType], [HandleBatch], [Consumer.Clear] and the steps of a saga, as
+// [OnSQL] is for those of [On]. It is the same transaction on the same connection: what fn writes
+// commits together with the event's inbox row.
 //
-// fn must not end the transaction: Commit and Rollback return an error, and the attempt fails with it even if fn returns nil. A
-// savepoint is made by the statement savepoint, as [*sql.Tx] has no transaction within a transaction. When fn returns, its rows
-// are closed, and tx is over: it returns [sql.ErrTxDone], as it does when ctx has ended. A
-// statement without a context has ctx.
+// fn must not end the transaction: Commit and Rollback return an error, and the attempt fails with
+// it even if fn returns nil. The statement savepoint makes a savepoint, since [*sql.Tx] has no
+// nested transactions. When fn returns, its rows are closed, and tx is over: it returns
+// [sql.ErrTxDone], as it does when ctx has ended. A statement without a context uses ctx.
 //
-// Arguments may be of any type that pgx knows. SQLTx costs no round trip: an attempt that inserts one row, where the disk is not
-// waited for, takes 1.1 times as long.
+// Arguments may be of any type that pgx knows. SQLTx costs no round trip: an attempt that inserts
+// one row without waiting for the disk takes 1.1 times as long.
 func SQLTx(ctx context.Context, tx pgx.Tx, fn func(tx *sql.Tx) error) error {
 	return sqltx.With(ctx, tx, fn)
 }
 
-// OnType returns a function for events of a type that is known at run time only, or of all that a pattern covers,
-// such as user.>. [events.Decode] reads the payload.
+// OnType returns a function for events of a type that is only known at run time, or of all types
+// that a pattern covers, such as user.>. [events.Decode] reads the payload.
 func OnType(pattern string, fn func(ctx context.Context, tx pgx.Tx, e events.Event) error) Typed {
 	on := Typed{eventType: pattern, handle: fn}
 	if fn == nil {
@@ -187,7 +194,7 @@ func typeOf[T events.Payload]() (kind string, err error) {
 	return events.TypeOf[T](), nil
 }
 
-// checkTyped returns why [Handle] cannot choose among all.
+// checkTyped returns an error if [Handle] cannot choose among all.
 func checkTyped(all []Typed) error {
 	if len(all) == 0 {
 		return fmt.Errorf("Handle was given no function: pass what On or OnType returns")
@@ -211,7 +218,7 @@ func checkTyped(all []Typed) error {
 	return nil
 }
 
-// dispatch returns a function that calls the one of all that is for the type of an event.
+// dispatch returns a function that calls the function in all for the type of an event.
 func dispatch(all []Typed) handleFunc {
 	plain, patterns := make(map[string]handleFunc), []Typed(nil)
 	for _, on := range all {
@@ -243,9 +250,9 @@ func (h Handler) Handles(eventType string) bool {
 	return slices.ContainsFunc(h.types, func(t string) bool { return overlap(t, eventType) })
 }
 
-// Try calls the function of h for e with tx, and returns the error that would decide what becomes of e in a [Runner]: also if
-// the function left tx unable to commit. There is no inbox row, no deadline, and a panic is not recovered. It is for tests,
-// which package pgjettest makes short.
+// Try calls the function of h for e with tx, and returns the error that would decide what happens
+// to e in a [Runner], also if the function left tx unable to commit. It writes no inbox row, sets
+// no deadline, and recovers no panic. It is for tests; package pgjettest makes them short.
 func (h Handler) Try(ctx context.Context, tx pgx.Tx, e events.Event) (err error) {
 	switch {
 	case h.err != nil:
@@ -262,24 +269,23 @@ func (h Handler) Try(ctx context.Context, tx pgx.Tx, e events.Event) (err error)
 		err = h.each(ctx, tx, e)
 	}
 	if err == nil {
-		err = attempt.Sound("handler", tx)
+		err = attempt.CheckTx("handler", tx)
 	}
 	return err
 }
 
-// Unavailable marks an error as an outage of something that every event needs, such
-// as a mail server. The event keeps its place, no attempt is counted, and the consumer
-// tries again with one event at a time, later each time, until one gets through. A nil
-// error is an outage, too.
+// Unavailable marks an error as an outage of something that every event needs, such as a mail
+// server. The order of events stays, no attempt is counted, and the consumer attempts one event at
+// a time, after longer and longer waits, until one succeeds. A nil error is an outage, too.
 func Unavailable(err error) error { return attempt.Unavailable(err) }
 
-// Later returns an error by which a function of a [Handler] gives its event back: it cannot finish now, since the
-// process stops, say, or what this event needs is not there yet. The event keeps its place, later events of its key
-// wait behind it, and others go on. No attempt is counted, and nothing is logged as a failure. Another attempt begins
-// after wait, and at least 100 ms, here or in another process.
+// Later returns an error by which a function of a [Handler] gives its event back, for example since
+// the process stops, or since something that this event needs is missing. Later events of its key
+// wait behind it, and others go on. No attempt is counted, and no failure is logged. Another
+// attempt follows after wait, and at least 100 ms, in this process or another one.
 func Later(wait time.Duration) error { return &laterError{max(wait, minLater)} }
 
-// minLater keeps a function that always returns [Later] from keeping the database busy.
+// minLater prevents a function that always returns [Later] from keeping the database busy.
 const minLater = 100 * time.Millisecond
 
 type laterError struct{ wait time.Duration }

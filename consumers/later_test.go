@@ -19,11 +19,11 @@ import (
 
 // inForms runs a test with handlers that call fn for each event: in its transaction, in that of many, and in
 // one of its own.
-func inForms(t *testing.T, test func(t *testing.T, b *bench, handler func(fn handleFunc) consumers.Handler)) {
+func inForms(t *testing.T, test func(t *testing.T, b *fixture, handler func(fn handleFunc) consumers.Handler)) {
 	for _, form := range []string{"handle", "batch", "effect"} {
 		t.Run(form, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t)
+			b := newFixture(t)
 			test(t, b, func(fn handleFunc) consumers.Handler {
 				switch form {
 				case "batch":
@@ -49,7 +49,7 @@ func inForms(t *testing.T, test func(t *testing.T, b *bench, handler func(fn han
 // TestLater: an event that its handler gives back comes again, however often; no attempt is counted, nothing is
 // logged as an outage or a failure, later events of its key wait, and those of other keys do not.
 func TestLater(t *testing.T) {
-	inForms(t, func(t *testing.T, b *bench, handler func(fn handleFunc) consumers.Handler) {
+	inForms(t, func(t *testing.T, b *fixture, handler func(fn handleFunc) consumers.Handler) {
 		b.log()
 		const n, late = 30, 4 // the second of key0
 		for i := range n {
@@ -99,7 +99,7 @@ func TestLater(t *testing.T) {
 
 // TestLaterAtStop: a handler that gives its event back when the process stops leaves it to the next one, at once.
 func TestLaterAtStop(t *testing.T) {
-	inForms(t, func(t *testing.T, b *bench, handler func(fn handleFunc) consumers.Handler) {
+	inForms(t, func(t *testing.T, b *fixture, handler func(fn handleFunc) consumers.Handler) {
 		b.log()
 		stopping, begun := make(chan struct{}), make(chan struct{}, 100)
 		_, stop := b.startOn(b.js, consumers.Consumer{Workers: 1, Handler: handler(func(context.Context, pgx.Tx, events.Event) error {

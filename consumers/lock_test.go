@@ -17,7 +17,7 @@ import (
 
 // lock locks a table in a transaction of another session, until unlock is called or the test ends, and
 // returns the reason that names it.
-func (b *bench) lock(table string) (reason string, unlock func()) {
+func (b *fixture) lock(table string) (reason string, unlock func()) {
 	b.Helper()
 	conn, err := pgx.Connect(b.Context(), b.db.Config().ConnString()+"&application_name=psql")
 	if err != nil {
@@ -39,7 +39,7 @@ func TestLockedTable(t *testing.T) {
 		for _, unordered := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s unordered=%t", table, unordered), func(t *testing.T) {
 				t.Parallel()
-				b := newBench(t)
+				b := newFixture(t)
 				c := consumers.Consumer{Handler: each(write), Unordered: unordered, MaxAttempts: 1, Timeout: time.Second}
 				r, stop := b.startOn(b.js, c)
 				b.publish(event(1))
@@ -76,7 +76,7 @@ func TestLockedTable(t *testing.T) {
 // else waits behind it.
 func TestLockWantedByWaiter(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	r, _ := b.start(write)
 	b.publish(event(1))
 	b.handled(1)
@@ -114,7 +114,7 @@ func TestLockSpendsNoAttempt(t *testing.T) {
 	for _, form := range []string{"handler", "effect"} {
 		t.Run(form, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t)
+			b := newFixture(t)
 			calls, unlock := make(chan int, 100), func() {}
 			n := 0
 			try := func() error {

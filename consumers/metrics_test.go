@@ -40,7 +40,7 @@ func TestTimesOfEvents(t *testing.T) {
 	reader, before := metric.NewManualReader(), otel.GetMeterProvider()
 	otel.SetMeterProvider(metric.NewMeterProvider(metric.WithReader(reader)))
 	t.Cleanup(func() { otel.SetMeterProvider(before) })
-	b := newBench(t)
+	b := newFixture(t)
 	for n := range 3 {
 		e := event(n + 1)
 		e.Time = time.Now().Add(-10 * time.Second)

@@ -10,27 +10,27 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// A work is one event on its way through a tenure: from the stream, or an intent that the
-// session has taken. One goroutine at a time has it.
+// A work is one event in a tenure: from the stream, or an intent that the session has taken. One
+// goroutine at a time has it.
 type work struct {
-	inbox.Intent                   // of one from the stream, the message alone
-	event        events.Event      // what the handler gets
+	inbox.Intent                   // of an event from the stream, only the message
+	event        events.Event      // for the handler
 	bad          error             // why event cannot be handled
-	tried        int               // how often its handler was called alone, by this session
-	failed       bool              // its handler failed in a group: it is tried alone
-	paced        bool              // the consumer's rate allowed the next attempt already
+	tried        int               // how often this session called its handler for it alone
+	failed       bool              // its handler failed in a group: it is attempted alone
+	paced        bool              // the consumer's rate has allowed the next attempt already
 	suspect      bool              // a process may have died at it
 	lost         bool              // it was delivered before, and the inbox forgot it
 	delivery     *delivery.Message // nil for an intent
-	stored       time.Time         // when the stream stored it; zero if an earlier session got it
-	waits        bool              // for the time of its next attempt: who makes that looks for what is behind it
-	again        bool              // the consumer went back to before it, as for a replay
+	stored       time.Time         // when the stream stored it; zero if an earlier session got it first
+	waits        bool              // for the time of its next attempt, which will look for events behind it
+	replayed     bool              // the consumer was set back to before it, as for a replay
 }
 
-// isIntent reports whether w is an intent, and not from the stream.
+// isIntent reports whether w is an intent, as opposed to an event from the stream.
 func (w *work) isIntent() bool { return w.delivery == nil }
 
-// number returns the number of the attempt that is made now, from 1.
+// number returns the number of the current attempt, from 1.
 func (w *work) number() int {
 	if w.isIntent() {
 		return w.Attempts
@@ -38,19 +38,19 @@ func (w *work) number() int {
 	return max(1, w.tried)
 }
 
-// alone reports whether w must not be in a group: the result of its attempt is about it alone.
+// alone reports whether w must not be in a group, since the outcome has to be about w alone.
 func (w *work) alone() bool { return w.isIntent() && (w.Attempts > 1 || w.Deaths > 0) }
 
-// lanes give work to workers: that of one lane one after the other, in the order in
-// which it was added, that of different lanes at the same time. They also know which lanes are
-// held: their later events have to wait behind intents. Several goroutines may use them at the same time.
+// A lanes distributes work to workers: that of one lane in order, one after the other, that of
+// different lanes at the same time. It also knows which keys are held: later events of those have
+// to wait behind intents. Several goroutines may use it at the same time.
 type lanes struct {
 	mu      sync.Mutex
 	wake    sync.Cond
 	lanes   map[string]*lane
-	ready   []*lane       // have work and no worker
-	waiting *atomic.Int64 // pieces of work, in the lanes of all slices of the process
-	intents int           // that wait here
+	ready   []*lane       // those with work and no worker
+	waiting *atomic.Int64 // number of works in the lanes of all slices of the process
+	intents int           // number of intents in these lanes
 	held    map[string]bool
 	closed  bool
 
@@ -62,14 +62,14 @@ type lane struct {
 	work []*work
 }
 
-// newLanes returns lanes that add what waits in them to waiting.
+// newLanes returns lanes that add the number of their waiting works to waiting.
 func newLanes(waiting *atomic.Int64) *lanes {
 	l := &lanes{waiting: waiting, lanes: make(map[string]*lane), held: make(map[string]bool), due: make(chan struct{}, 1)}
 	l.wake.L = &l.mu
 	return l
 }
 
-// add reports false, and does nothing, if the lanes are closed.
+// add adds w to a lane. It reports false, and does nothing, if the lanes are closed.
 func (l *lanes) add(name string, w *work) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -95,7 +95,7 @@ func (l *lanes) count(w *work, n int) {
 	}
 }
 
-// A load is what a worker takes at once, and the lanes that wait for it.
+// A load is the work that a worker gets at once, and its lanes.
 type load struct {
 	work  []*work
 	lanes []*lane
@@ -111,8 +111,8 @@ func (l *lanes) await() bool {
 	return !l.closed
 }
 
-// next takes up to most pieces of work, but leaves as many to each of the other workers, if so many
-// work at the same time in the process. There may be none any more. Intents and events from the stream are not mixed.
+// next returns a load of up to most works. It leaves an equal share to each of the other workers of
+// the process. The load may be empty. Intents and events from the stream are not mixed.
 func (l *lanes) next(most, workers int) (got load) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -134,7 +134,8 @@ func (l *lanes) next(most, workers int) (got load) {
 	return got
 }
 
-// fitting returns how many pieces of work from the front, up to most, can be taken together with others.
+// fitting returns how many works at the front, up to most, can be handled together with those in
+// with.
 func (at *lane) fitting(most int, with []*work) (n int) {
 	for n < min(most, len(at.work)) {
 		w := at.work[n]
@@ -153,7 +154,7 @@ func (at *lane) fitting(most int, with []*work) (n int) {
 	return n
 }
 
-// waitingIntents returns how many intents wait here.
+// waitingIntents returns the number of intents in the lanes.
 func (l *lanes) waitingIntents() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -174,7 +175,7 @@ func (l *lanes) free(got load) {
 	}
 }
 
-// close makes every await return, and returns what nobody took.
+// close makes every await return, and returns the remaining work.
 func (l *lanes) close() (left []*work) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -213,7 +214,7 @@ func (l *lanes) holds(key string) bool {
 	return l.held[key]
 }
 
-// heldOf returns the lanes of a load that are held.
+// heldOf returns the held keys of a load's lanes.
 func (l *lanes) heldOf(got load) (held []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -225,7 +226,7 @@ func (l *lanes) heldOf(got load) (held []string) {
 	return held
 }
 
-// nudge has the tenure look for due intents at once.
+// nudge makes the tenure look for due intents at once.
 func (l *lanes) nudge() {
 	select {
 	case l.due <- struct{}{}:

@@ -28,7 +28,7 @@ func keyed(key string, n int) events.Event {
 }
 
 // log makes a table in which effects keep the order in which they committed.
-func (b *bench) log() {
+func (b *fixture) log() {
 	b.exec(`create table done (i bigint generated always as identity, key text not null, n int not null)`)
 }
 
@@ -44,7 +44,7 @@ func record(ctx context.Context, tx pgx.Tx, e events.Event) error {
 
 // inOrder checks that there is one effect for each of count events, and those of a key
 // are in order.
-func (b *bench) inOrder(count int) {
+func (b *fixture) inOrder(count int) {
 	b.Helper()
 	if n, distinct := b.count(`select count(*) from done`), b.count(`select count(distinct n) from done`); n != count || distinct != count {
 		b.Errorf("%d effects of %d events, want %d of %d", n, distinct, count, count)
@@ -59,7 +59,7 @@ func (b *bench) inOrder(count int) {
 // fails, by one process of three at a time.
 func TestOrderPerKey(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.log()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -105,7 +105,7 @@ func TestOrderPerKey(t *testing.T) {
 // TestFailingKeyWaits: what fails holds back its key and nothing else.
 func TestFailingKeyWaits(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.log()
 	var fixed atomic.Bool
 	for n := range 30 {
@@ -132,7 +132,7 @@ func TestFailingKeyWaits(t *testing.T) {
 // TestOrderAfterAnOutage: an effect at which something was away holds back later events of its key.
 func TestOrderAfterAnOutage(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.log()
 	const n = 20
 	for i := range n {
@@ -153,7 +153,7 @@ func TestOrderAfterAnOutage(t *testing.T) {
 // TestAttemptsEnd: at the limit an event is a dead letter, with every attempt in the
 // log, and its key goes on.
 func TestAttemptsEnd(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	b.log()
 	b.publish(keyed("a", 1), keyed("a", 2))
 	b.startOn(b.js, consumers.Consumer{MaxAttempts: 4, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
@@ -182,7 +182,7 @@ func TestAttemptsEnd(t *testing.T) {
 // apart.
 func TestSimilarErrorsAreOneGroup(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	for n := range 6 {
 		b.publish(event(n + 1))
 	}
@@ -201,7 +201,7 @@ func TestSimilarErrorsAreOneGroup(t *testing.T) {
 // TestPanicKeepsItsStack in the dead letter, with the trace of the event.
 func TestPanicKeepsItsStack(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	e := event(1)
 	e.Traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 	b.publish(e)
@@ -218,7 +218,7 @@ func TestPanicKeepsItsStack(t *testing.T) {
 // What waits behind an event of its key costs nothing while it waits, however much it is.
 func TestWaitingEventsAreNotRead(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	_, stop := b.start(write)
 	b.publish(event(1))
 	b.settled()
@@ -253,7 +253,7 @@ func TestWaitingEventsAreNotRead(t *testing.T) {
 // future was not.
 func TestPruneKeepsUp(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.exec(`
 		insert into pgjet.attempt (consumer, event_id, attempt, began, process, outcome)
 		select 'test', gen_random_uuid(), 1, now() - interval '1 year', 'p', 'done' from generate_series(1, 25000);
@@ -266,7 +266,7 @@ func TestPruneKeepsUp(t *testing.T) {
 
 // What leaves the stream while a session lasts is forgotten in that session.
 func TestInboxForgetsWhileASessionLasts(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	consumers.SetPruneEvery(t, 100*time.Millisecond)
 	s, err := b.js.Stream(t.Context(), "EVENTS")
 	if err != nil {
@@ -290,7 +290,7 @@ func TestInboxForgetsWhileASessionLasts(t *testing.T) {
 // A delivery that got lost is not below the floor: nobody has handled it.
 func TestFloorStopsAtAGap(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.exec(`create function note_floor() returns trigger language plpgsql as $$
 		begin
 			if new.floor > (select count(*) from pgjet.inbox) then
@@ -330,7 +330,7 @@ func TestFloorStopsAtAGap(t *testing.T) {
 // TestUnlimited: an event is tried until it succeeds, more often than by default.
 func TestUnlimited(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	tries := 0 // of one event, one after the other
 	b.startOn(b.js, consumers.Consumer{MaxAttempts: consumers.Unlimited, MinRetry: time.Millisecond, MaxRetry: time.Millisecond,
 		Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {

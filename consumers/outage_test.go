@@ -25,7 +25,7 @@ import (
 // event comes again, and is not handled again.
 func TestLostAck(t *testing.T) {
 	consumers.SetAckWait(t, time.Second)
-	b := newBench(t)
+	b := newFixture(t)
 	doomed := testenv.Connect(t, b.js.Conn().ConnectedUrl())
 	var attempts atomic.Int32
 	handle := func(ctx context.Context, tx pgx.Tx, e events.Event) error {
@@ -52,7 +52,7 @@ func TestLostAck(t *testing.T) {
 func TestSurvivesNATSOutage(t *testing.T) {
 	t.Parallel()
 	server := testenv.NATS(t)
-	b := newBenchOn(t, testenv.Postgres(t), testenv.Connect(t, server.URL()))
+	b := newFixtureOn(t, testenv.Postgres(t), testenv.Connect(t, server.URL()))
 	r, _ := b.start(write)
 	b.publish(event(1))
 	b.settled()
@@ -72,7 +72,7 @@ func TestSurvivesNATSOutage(t *testing.T) {
 func TestLostDeliveries(t *testing.T) {
 	t.Parallel()
 	server := testenv.NATS(t)
-	b := newBenchOn(t, testenv.Postgres(t), testenv.Connect(t, server.URL()))
+	b := newFixtureOn(t, testenv.Postgres(t), testenv.Connect(t, server.URL()))
 	c := consumers.Consumer{Unordered: true, Handler: each(write)}
 	_, stop := b.startOn(b.js, c)
 	b.publish(event(1))
@@ -111,7 +111,7 @@ func TestSurvivesDatabaseOutage(t *testing.T) {
 		t.Fatal(err)
 	}
 	js, _ := testenv.JetStream(t)
-	b := newBenchOn(t, db, js)
+	b := newFixtureOn(t, db, js)
 	r, _ := b.start(write)
 	b.publish(event(1))
 	b.settled()
@@ -133,7 +133,7 @@ func TestSurvivesDatabaseOutage(t *testing.T) {
 // TestMissingStream: at the start, and while events are being handled.
 func TestMissingStream(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	var r *consumers.Runner
 	for n := range 2 {
 		if err := b.js.DeleteStream(t.Context(), "EVENTS"); err != nil {
@@ -154,7 +154,7 @@ func TestMissingStream(t *testing.T) {
 // TestDeletedConsumerIsMadeAgain: it goes on at the inbox's position.
 func TestDeletedConsumerIsMadeAgain(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.publish(event(1), event(2))
 	var attempts atomic.Int32
 	b.start(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
@@ -184,7 +184,7 @@ func TestEndOfTheStreamInAnotherOrder(t *testing.T) {
 	for _, unordered := range []bool{false, true} {
 		t.Run(fmt.Sprint("unordered=", unordered), func(t *testing.T) {
 			server := testenv.NATS(t)
-			b := newBenchOn(t, testenv.Postgres(t), testenv.Connect(t, server.URL()))
+			b := newFixtureOn(t, testenv.Postgres(t), testenv.Connect(t, server.URL()))
 			c := consumers.Consumer{Unordered: unordered, Handler: each(write)}
 			r, stop := b.startOn(b.js, c)
 			two, three := event(2), event(3)
@@ -229,7 +229,7 @@ func (a aheadJetStream) Stream(ctx context.Context, name string) (jetstream.Stre
 // TestOthersAreAhead: after a session has looked at the stream, others handle what came since. The stream has lost nothing.
 func TestOthersAreAhead(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	var mu sync.Mutex
 	n := 0
 	moveOn := func() {
@@ -273,7 +273,7 @@ func TestPlacesOfALostEnd(t *testing.T) {
 		"one slice":      `update pgjet.slice set stored = stored - interval '1 second' where high = (select min(high) from pgjet.slice where high > 0)`,
 	} {
 		t.Run(what, func(t *testing.T) {
-			b := newBench(t)
+			b := newFixture(t)
 			c := consumers.Consumer{Slices: 2, Handler: each(write)}
 			_, stop := b.startOn(b.js, c)
 			all := []events.Event{event(1), event(2), event(3), event(4)}

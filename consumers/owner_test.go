@@ -22,22 +22,22 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// other returns a bench with a database of its own, on the same stream.
-func (b *bench) other() *bench {
+// other returns a fixture with a database of its own, on the same stream.
+func (b *fixture) other() *fixture {
 	b.Helper()
-	o := &bench{T: b.T, db: testenv.Postgres(b), js: b.js}
+	o := &fixture{T: b.T, db: testenv.Postgres(b), js: b.js}
 	o.exec(`create table effect (n int not null)`)
 	return o
 }
 
 // runOn runs a consumer on a stream with a prefix until stop is called or the test ends.
-func (b *bench) runStream(js jetstream.JetStream, stream, prefix string, c consumers.Consumer) (r *consumers.Runner, stop func()) {
+func (b *fixture) runStream(js jetstream.JetStream, stream, prefix string, c consumers.Consumer) (r *consumers.Runner, stop func()) {
 	b.Helper()
 	r = &consumers.Runner{Consumer: c, DB: b.db, JS: js, Stream: stream, Prefix: prefix, Log: testenv.Logger(b)}
 	return r, testenv.Run(b, r.Run)
 }
 
-func (b *bench) identity() inbox.Identity {
+func (b *fixture) identity() inbox.Identity {
 	b.Helper()
 	i, err := inbox.ReadIdentity(b.Context(), b.db)
 	if err != nil {
@@ -47,7 +47,7 @@ func (b *bench) identity() inbox.Identity {
 }
 
 // config returns a durable consumer of a stream as it is.
-func (b *bench) config(stream, durable string) jetstream.ConsumerConfig {
+func (b *fixture) config(stream, durable string) jetstream.ConsumerConfig {
 	b.Helper()
 	c, err := b.js.Consumer(b.Context(), stream, durable)
 	if err != nil {
@@ -57,7 +57,7 @@ func (b *bench) config(stream, durable string) jetstream.ConsumerConfig {
 }
 
 // names returns the durable consumers of a stream, with the database that each names.
-func (b *bench) names(stream string) map[string]string {
+func (b *fixture) names(stream string) map[string]string {
 	b.Helper()
 	s, err := b.js.Stream(b.Context(), stream)
 	if err != nil {
@@ -75,7 +75,7 @@ func (b *bench) names(stream string) map[string]string {
 }
 
 // untouched checks that no table of consumers has a row, but for the sign of life of a process.
-func (b *bench) untouched() {
+func (b *fixture) untouched() {
 	b.Helper()
 	for _, table := range []string{"consumer", "slice", "inbox", "intent", "dead_letter", "attempt"} {
 		if n := b.count(`select count(*) from pgjet.` + table); n != 0 {
@@ -88,7 +88,7 @@ func (b *bench) untouched() {
 // do others of the same name on another stream, and of another name on the same.
 func TestAnotherServicesStream(t *testing.T) {
 	t.Parallel()
-	b := newBench(t) // billing, with the stream EVENTS
+	b := newFixture(t) // billing, with the stream EVENTS
 	orders := b.other()
 	const stream, prefix, count = "ORDERS", "acme.orders", 60
 	subjects := events.SubjectsOf(prefix)
@@ -141,7 +141,7 @@ func TestForeignDurable(t *testing.T) {
 	t.Parallel()
 	for _, slices := range []int{1, 4} {
 		t.Run(fmt.Sprint(slices, " slices"), func(t *testing.T) {
-			b := newBench(t)
+			b := newFixture(t)
 			c := consumers.Consumer{Name: "test", Slices: slices, Handler: each(write)}
 			ours, _ := b.runStream(b.js, "", "", c)
 			b.publish(event(1), event(2))
@@ -176,7 +176,7 @@ func TestForeignDurable(t *testing.T) {
 // TestForeignDurableOfOneSlice: one of several is enough.
 func TestForeignDurableOfOneSlice(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	o := b.other()
 	c := consumers.Consumer{Name: "test", Slices: 4, Handler: each(write)}
 	configs, err := c.Configs("")
@@ -199,7 +199,7 @@ func TestForeignDurableOfOneSlice(t *testing.T) {
 // consumer uses them, and stay as they are otherwise.
 func TestDurablesOfBefore(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	c := consumers.Consumer{Name: "test", Slices: 2, Handler: each(write)}
 	configs, err := c.Configs("")
 	if err != nil {
@@ -245,7 +245,7 @@ func (readOnly) UpdateConsumer(context.Context, string, jetstream.ConsumerConfig
 // TestDurableThatNobodyMayChange: a consumer works with one that names no database although NATS does not let it write that.
 func TestDurableThatNobodyMayChange(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	c := consumers.Consumer{Name: "test", Slices: 1, Handler: each(write)}
 	configs, err := c.Configs("")
 	if err == nil {
@@ -266,7 +266,7 @@ func TestDurableThatNobodyMayChange(t *testing.T) {
 // TestDurableChangesHands: a session ends soon after its durable consumer was given to another database.
 func TestDurableChangesHands(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	o := b.other()
 	r, _ := b.runStream(b.js, "", "", consumers.Consumer{Name: "test", Slices: 1, Handler: each(write)})
 	b.publish(event(1))
@@ -291,7 +291,7 @@ func TestDurableChangesHands(t *testing.T) {
 // one of which this is a copy.
 func TestDivideLeavesOthersAlone(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	_, stop := b.runStream(b.js, "", "", consumers.Consumer{Name: "test", Slices: 2, Handler: each(write)})
 	b.publish(event(1))
 	b.handled(1)
@@ -311,7 +311,7 @@ func TestDivideLeavesOthersAlone(t *testing.T) {
 // TestStreamOfAnotherPrefix: a stream that takes no subject with the prefix of the consumer is refused before anything is made.
 func TestStreamOfAnotherPrefix(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	c := consumers.Consumer{Name: "test", Slices: 1, Handler: each(write)}
 	r, _ := b.runStream(b.js, "", "acme.orders", c)
 	b.blocked(r, "stream_differs: stream EVENTS takes events.>, and this consumer wants subjects that begin with acme.orders")
@@ -334,7 +334,7 @@ func TestStreamOfAnotherPrefix(t *testing.T) {
 // TestMirror: a consumer may read a mirror, whose subjects are those of another stream.
 func TestMirror(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	if _, err := b.js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "COPY", Mirror: &jetstream.StreamSource{Name: "EVENTS"}}); err != nil {
 		t.Fatal(err)
 	}

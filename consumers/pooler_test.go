@@ -17,7 +17,7 @@ import (
 )
 
 // run runs a consumer on a pool until the test ends.
-func (b *bench) runOn(db *pgxpool.Pool, direct *pgx.ConnConfig, c consumers.Consumer) *consumers.Runner {
+func (b *fixture) runOn(db *pgxpool.Pool, direct *pgx.ConnConfig, c consumers.Consumer) *consumers.Runner {
 	b.Helper()
 	c.Slices = 1
 	r := &consumers.Runner{Consumer: c, DB: db, Direct: direct, JS: b.js, Log: testenv.Logger(b)}
@@ -25,8 +25,8 @@ func (b *bench) runOn(db *pgxpool.Pool, direct *pgx.ConnConfig, c consumers.Cons
 	return r
 }
 
-// hostile gives the database of a bench defaults that must not matter.
-func (b *bench) hostile() {
+// hostile gives the database of a fixture defaults that must not matter.
+func (b *fixture) hostile() {
 	b.Helper()
 	for _, setting := range []string{"default_transaction_isolation = serializable", "default_transaction_read_only = on", "statement_timeout = '200ms'",
 		"lock_timeout = '100ms'", "idle_in_transaction_session_timeout = '100ms'", "synchronous_commit = off", "search_path = public", "bytea_output = escape",
@@ -35,7 +35,7 @@ func (b *bench) hostile() {
 	}
 }
 
-func (b *bench) pooled(mode, options string) *pgxpool.Pool {
+func (b *fixture) pooled(mode, options string) *pgxpool.Pool {
 	b.Helper()
 	db, err := pgxpool.New(b.Context(), testenv.PgBouncer(b, b.db.Config().ConnString(), mode)+"&pool_max_conns=10"+options)
 	if err != nil {
@@ -52,7 +52,7 @@ func TestThroughAPooler(t *testing.T) {
 	for _, mode := range []string{"transaction", "session"} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t)
+			b := newFixture(t)
 			b.exec(`create table public.seen (consumer text, n int, synchronous text, timeout text)`)
 			url := b.db.Config().ConnString()
 			b.hostile()
@@ -111,7 +111,7 @@ func TestThroughAPooler(t *testing.T) {
 // TestPoolerIsRefused: without a direct connection a consumer says so, and its status, too.
 func TestPoolerIsRefused(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	for _, c := range []consumers.Consumer{{Name: "ordered", Handler: each(write)}, {Name: "unordered", Unordered: true, Handler: each(write)}} {
 		r := b.runOn(b.pooled("transaction", "&default_query_exec_mode=cache_describe"), nil, c)
 		b.blocked(r, "pooler: ")
@@ -129,7 +129,7 @@ func TestPoolerIsRefused(t *testing.T) {
 // consumer, with a session of its own or without, says what to do.
 func TestNamesAreRefused(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	direct, err := pgx.ParseConfig(b.db.Config().ConnString())
 	if err != nil {
 		t.Fatal(err)
@@ -167,7 +167,7 @@ func TestNamesAreRefused(t *testing.T) {
 // TestModeIsRefused: Run fails at once with a pool on which no statement would work.
 func TestModeIsRefused(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	for _, option := range []string{"default_query_exec_mode=exec", "default_query_exec_mode=simple_protocol", "statement_cache_capacity=0",
 		"default_query_exec_mode=cache_describe&description_cache_capacity=0"} {
 		db, err := pgxpool.New(t.Context(), b.db.Config().ConnString()+"&"+option)
@@ -185,7 +185,7 @@ func TestModeIsRefused(t *testing.T) {
 // TestWrongEncodingIsRefused: nothing is stored by a connection that would store it wrong.
 func TestWrongEncodingIsRefused(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.publish(event(1))
 	config := b.db.Config()
 	config.ConnConfig.RuntimeParams["client_encoding"] = "LATIN1"
@@ -208,7 +208,7 @@ func TestForeignHolder(t *testing.T) {
 		"pg_advisory_lock(hashtextextended('pgjet.slice.test.0', 0))",
 		"pg_advisory_lock_shared(hashtextextended('pgjet.slice.test.0', 0))",
 	} {
-		b := newBench(t)
+		b := newFixture(t)
 		conn, err := pgx.Connect(t.Context(), b.db.Config().ConnString()+"&application_name=psql")
 		if err != nil {
 			t.Fatal(err)
@@ -234,7 +234,7 @@ func TestForeignHolder(t *testing.T) {
 // attempts need, before it begins and while it runs; the consumer, and its status, name it.
 func TestForeignHolderOfAttempts(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	conn, err := pgx.Connect(t.Context(), b.db.Config().ConnString()+"&application_name=nightly")
 	if err != nil {
 		t.Fatal(err)
@@ -270,7 +270,7 @@ func TestForeignHolderOfAttempts(t *testing.T) {
 // no attempt.
 func TestSchemaChangesUnderHandlers(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.exec(`create table t (name varchar(10)); insert into t values ('x')`)
 	n := 0
 	more := func() {

@@ -16,7 +16,7 @@ func TestBacklogOfReplicas(t *testing.T) {
 	t.Parallel()
 	modes(t, func(t *testing.T, unordered bool) {
 		const count = 300
-		b := &bench{T: t, db: testenv.Postgres(t), js: testenv.Connect(t, testenv.NATSCluster(t, true, "").URL())}
+		b := &fixture{T: t, db: testenv.Postgres(t), js: testenv.Connect(t, testenv.NATSCluster(t, true, "").URL())}
 		b.exec(`create table effect (n int not null)`)
 		testenv.Eventually(t, patience, "the cluster makes a stream", func() bool {
 			_, err := b.js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{events.AllSubjects}, Replicas: 3})

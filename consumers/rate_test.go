@@ -15,7 +15,7 @@ import (
 
 // TestRate: no event is handled before its time, and no group is larger than the burst.
 func TestRate(t *testing.T) {
-	inForms(t, func(t *testing.T, b *bench, handler func(fn handleFunc) consumers.Handler) {
+	inForms(t, func(t *testing.T, b *fixture, handler func(fn handleFunc) consumers.Handler) {
 		const n, perSecond, burst = 60, 50, 5
 		for i := range n {
 			b.publish(event(i + 1))
@@ -46,7 +46,7 @@ func TestRate(t *testing.T) {
 
 // TestRateStops: what waits for its time is given back when the process stops, without an attempt.
 func TestRateStops(t *testing.T) {
-	inForms(t, func(t *testing.T, b *bench, handler func(fn handleFunc) consumers.Handler) {
+	inForms(t, func(t *testing.T, b *fixture, handler func(fn handleFunc) consumers.Handler) {
 		for i := range 6 {
 			b.publish(event(i + 1))
 		}

@@ -17,8 +17,8 @@ var (
 	errReconnected = errors.New("the connection to NATS was lost, beginning again")
 )
 
-// receive takes messages from JetStream as there is room for them, until something
-// fails or ctx ends.
+// receive takes messages from JetStream as there is room for them, until something fails or ctx
+// ends.
 func (t *tenure) receive(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -39,23 +39,23 @@ func (t *tenure) receive(ctx context.Context) error {
 	return fmt.Errorf("receive from %s: %w", t.durable.Name(), err)
 }
 
-// accept holds messages, and adds those that are new to the lanes.
+// accept holds messages, and adds the new ones to the lanes.
 func (t *tenure) accept(ctx context.Context, all []*delivery.Message) error {
 	chunk := make([]*work, len(all))
 	for n, m := range all {
 		if t.ordered() && m.Number != t.delivery {
-			return errGap // and what is behind it is not held: that says how far the tenure is
+			return errGap // later messages are not held: the held ones say how far the tenure has come
 		}
 		t.delivery++
 		chunk[n] = t.read(m)
 	}
 	t.unacked.Add(all...)
 	if ctx.Err() != nil {
-		return nil // what is held is given back
+		return nil // held messages are given back
 	}
-	if chunk[0].Seq <= t.at.High {
-		// What the inbox has is skipped many at once: that makes replays and new sessions fast. The
-		// claim of an attempt would find it too.
+	if chunk[0].Seq <= t.start.High {
+		// Messages that the inbox has are skipped many at once: that makes replays and new sessions
+		// fast. The claim of an attempt would find them, too.
 		var err error
 		if chunk, err = t.skip(ctx, chunk); err != nil {
 			return ignoreEnd(ctx, err)
@@ -67,10 +67,10 @@ func (t *tenure) accept(ctx context.Context, all []*delivery.Message) error {
 	return nil
 }
 
-// read returns what a message is.
+// read returns the work for a message.
 func (t *tenure) read(m *delivery.Message) *work {
-	w := &work{delivery: m, suspect: m.Deliveries > 1 || m.Seq <= t.suspects, lost: m.Seq <= t.at.LostUntil,
-		stored: m.Stored, again: m.Seq <= t.at.High}
+	w := &work{delivery: m, suspect: m.Deliveries > 1 || m.Seq <= t.suspects, lost: m.Seq <= t.start.LostUntil,
+		stored: m.Stored, replayed: m.Seq <= t.start.High}
 	w.Message = inbox.Message{Generation: t.id.Generation, Seq: m.Seq, Stream: t.stream, Subject: m.Subject, Header: m.Header, Data: m.Data}
 	w.event, w.bad = events.FromMessage(m.Header, m.Data)
 	w.Type, w.Key = inbox.Indexable(w.event.Type, events.MaxType), inbox.Indexable(w.event.Key, events.MaxKey)
@@ -81,7 +81,7 @@ func (t *tenure) read(m *delivery.Message) *work {
 	return w
 }
 
-// lane names the lane of an event: that of its key, or one of its own.
+// lane returns the name of an event's lane: its key, or its own id.
 func (t *tenure) lane(w *work) string {
 	if t.ordered() {
 		return w.Key

@@ -32,32 +32,32 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// ackWait is how long JetStream waits for a sign of life before it delivers a message
-// again. A session gives one every third of it for all that it holds.
+// ackWait is how long JetStream waits for a sign of life before it delivers a message again. A
+// session sends one every third of that time for each message that it holds.
 var ackWait = 30 * time.Second
 
-// moreConns is how many connections of the pool a runner needs beside one for each worker.
+// moreConns is how many connections of the pool a runner needs besides one for each worker.
 const moreConns = 2
 
-// A Runner delivers the events of one stream to one consumer. Any number of
-// processes may run the same consumer: they share its events, or, if order matters, its
-// slices, so that each key is one process's at a time; a process without a slice stands by.
+// A Runner delivers the events of one stream to one consumer. Any number of processes may run the
+// same consumer. They share its events or, if it is ordered, its slices, so that one process at a
+// time has each key; a process without a slice stands by.
 type Runner struct {
 	Consumer Consumer
-	DB       *pgxpool.Pool       // where the inbox is, and what the handler changes; Workers + 2 connections serve well, fewer an [Effect]
+	DB       *pgxpool.Pool       // has the inbox and the tables that the handler changes; Workers + 2 connections serve well, fewer an [Effect]
 	JS       jetstream.JetStream // its connection should reconnect for ever
-	Stream   string              // "" is [events.DefaultStream]; it may be another service's
-	Prefix   string              // what the subjects of its events begin with; "" is [events.Prefix]
-	Log      *slog.Logger        // nil discards
-	// Direct is where each session has one connection of its own, for its locks: PostgreSQL itself, not
-	// a connection pooler. nil is where DB's connections go.
+	Stream   string              // "" is [events.DefaultStream]; it may belong to another service
+	Prefix   string              // the beginning of the subjects of its events; "" is [events.Prefix]
+	Log      *slog.Logger        // nil discards the log
+	// Direct is where each session has one connection of its own, for its locks: PostgreSQL itself,
+	// not a connection pooler. nil is where DB's connections go.
 	Direct *pgx.ConnConfig
-	// Retention is how long the inbox remembers events that the stream does not hold any
-	// more. 0 is for ever. It is refused if an event could come again later than that.
+	// Retention is how long the inbox remembers events that the stream no longer holds. 0 is for
+	// ever. It is refused if an event could be delivered again later than that.
 	Retention time.Duration
-	// MoveFrom is the stream from which the consumer may move to Stream: it begins there from the start,
-	// and skips only what its inbox knows by id. Without it a consumer that has handled events of
-	// another stream is refused. Once it has moved, MoveFrom has no meaning any more.
+	// MoveFrom is the stream from which the consumer may move to Stream. It begins there at the
+	// start, and skips only events whose ids its inbox has. Without MoveFrom, a consumer that has
+	// handled events of another stream is refused. After the move, MoveFrom has no effect.
 	MoveFrom string
 
 	now atomic.Pointer[run] // the last call of Run
@@ -75,10 +75,10 @@ type run struct {
 	subjects *events.Subjects // of the events
 	log      *slog.Logger
 	process  string        // host:pid
-	nc       *nats.Conn    // by which copies of the database are noticed; nil if there is none
+	nc       *nats.Conn    // for noticing copies of the database; nil if there is none
 	limiter  *rate.Limiter // of attempts; nil is no limit
 	metrics  *metrics
-	// newDatabase returns what a session of this name asks of the database.
+	// newDatabase returns the database of a session with this name.
 	newDatabase func(session string) database
 
 	// Shared by all goroutines.
@@ -87,23 +87,24 @@ type run struct {
 	group    groupSize
 	lastGate atomic.Pointer[gate.Gate] // of the last session
 	owned    atomic.Int64              // slices
-	moved    atomic.Int32              // a generation in which an event was seen to stand at another place than before
+	moved    atomic.Int32              // a generation in which an event was seen with another sequence than before
 
-	// Of the goroutine of one session after the other.
-	deaf      bool     // NATS does not let the process announce itself, or hear others
-	unsettled []string // names of sessions that may have left intents taken
-	cut       bool     // a session failed: what was on its way to it may be with nobody; the tenure of an unordered consumer resets it
+	// Used by the sessions' goroutines, one after the other.
+	announceDenied bool     // NATS does not let the process announce itself, or receive such announcements
+	pastSessions   []string // names of sessions that may have left intents taken
+	interrupted    bool     // a session failed, and its deliveries may be lost; the tenure of an unordered consumer resets it
 
-	// Of the goroutines of one tenure after the other.
-	inboxes   [inbox.Tokens]inbox.Version // by slice: as its last tenure saw it
-	recovered recovered                   // for the one that counts
+	// Used by the tenures' goroutines, one after the other.
+	inboxes   [inbox.Tokens]inbox.Version // by slice: as its last tenure found it
+	recovered recovered                   // for the tenure that counts
 }
 
-// Run handles events until ctx ends. It then takes no more, lets the attempts that
-// have begun finish, gives the rest back, and returns nil. It keeps trying
-// whatever fails, and logs each new reason once; so with what an operator has to mend, such as consumer_differs: once it is
-// mended the events go on, and an end of the program would make nobody mend it sooner. [Runner.Ready] returns the reason, for
-// programs that want to end. Run fails at once if the consumer is not complete. It changes none of the exported fields, and may be called again when it has returned.
+// Run handles events until ctx ends. Then it takes no more events, lets running attempts finish,
+// gives the rest back, and returns nil. It keeps trying whatever fails, and logs each new reason
+// once. That includes reasons that an operator has to fix, such as consumer_differs: once it is
+// fixed, the events go on. [Runner.Ready] returns the reason, for programs that want to end. Run
+// fails at once if the consumer is not complete. It changes none of the exported fields, and may be
+// called again when it has returned.
 func (r *Runner) Run(ctx context.Context) error {
 	n, err := r.complete()
 	if err != nil {
@@ -113,7 +114,7 @@ func (r *Runner) Run(ctx context.Context) error {
 		return fmt.Errorf("start consumer %s: %w", n.Consumer.Name, err)
 	}
 	r.now.Store(n)
-	// An effect holds no connection while it happens.
+	// An effect holds no connection while it runs.
 	if has, needs := int(r.DB.Config().MaxConns), n.Consumer.Workers+moreConns; has < needs && n.Consumer.Handler.effect == nil {
 		n.log.WarnContext(ctx, "the pool has too few connections, attempts will wait for one; set pool_max_conns in the URL, or MaxConns", "has", has, "needs", needs)
 	}
@@ -122,7 +123,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	return n.metrics.stop()
 }
 
-// complete returns a run of r with all defaults, or what to change so that it can work.
+// complete returns a run of r with all defaults, or an error that says what to change.
 func (r *Runner) complete() (*run, error) {
 	c := r.Consumer
 	if c.Workers == 0 && c.Handler.batch == nil && r.DB != nil {
@@ -165,7 +166,7 @@ func (r *Runner) complete() (*run, error) {
 func (r *run) ordered() bool { return !r.Consumer.Unordered }
 
 // Ready returns nil while events are handled, or while the runner stands by and could take over;
-// else why not. Its errors begin with a word that docs/cli.md explains, such as
+// else it returns why not. Its errors begin with a word that docs/cli.md explains, such as
 // database_unreachable or paused.
 func (r *Runner) Ready(ctx context.Context) error {
 	if status := r.JS.Conn().Status(); status != nats.CONNECTED {
@@ -185,14 +186,14 @@ func (r *Runner) Ready(ctx context.Context) error {
 	if !errors.Is(err, errStandby) {
 		return err
 	}
-	if err = natsconn.CheckVersion(r.JS.Conn()); err == nil { // an active one would notice
+	if err = natsconn.CheckVersion(r.JS.Conn()); err == nil { // an active process would notice
 		_, err = r.JS.Stream(ctx, n.stream)
 	}
 	return n.withReason(err)
 }
 
-// Role returns "leader" or "standby" with what there is to say about it, or "" while the runner is
-// neither: processes of an unordered consumer are all alike.
+// Role returns "leader" or "standby" with a detail, or "" while the runner is neither: processes of
+// an unordered consumer are all alike.
 func (r *Runner) Role() (role, detail string) {
 	n := r.now.Load()
 	if n == nil || !n.ordered() {
@@ -210,7 +211,8 @@ func (r *Runner) Role() (role, detail string) {
 	return "", ""
 }
 
-// withReason puts the word for its cause, as docs/cli.md explains it, before an error that ended a session.
+// withReason prefixes an error that ended a session with the word for its cause, as docs/cli.md
+// explains it.
 func (r *run) withReason(err error) error {
 	_, refused := errors.AsType[*pgconn.PgError](err)
 	_, ours := errors.AsType[*inbox.Error](err)
@@ -233,9 +235,9 @@ func (r *run) withReason(err error) error {
 	return natsconn.Explain(r.js.Conn(), err, "consumer --consumer "+r.Consumer.Name)
 }
 
-// Failing reports whether so many of a consumer's last attempts failed that somebody should look: half of ten or
-// more, or all of three or more if that has lasted for some seconds. One that fails and succeeds at the next try is
-// nothing.
+// Failing reports whether so many of a consumer's last attempts failed that an operator should
+// look: half of ten or more, or all of three or more if that has lasted for some seconds. One
+// failure followed by a success does not count.
 func Failing(attempts, failed int, lasting time.Duration) bool {
 	return recent.Failing(attempts, failed, lasting)
 }
@@ -243,9 +245,9 @@ func Failing(attempts, failed int, lasting time.Duration) bool {
 // Share returns in words how many of the last attempts failed.
 func Share(attempts, failed int) string { return recent.Share(attempts, failed) }
 
-// Degraded returns "" unless attempts of this process are [Failing]. Then it returns the word failing
-// and the last error. A degraded runner is [Runner.Ready]: neither a restart nor another process
-// would help.
+// Degraded returns "" unless attempts of this process are [Failing]. Then it returns the word
+// failing and the last error. A degraded runner is [Runner.Ready]: neither a restart nor another
+// process would help.
 func (r *Runner) Degraded() string {
 	n := r.now.Load()
 	if n == nil {

@@ -24,7 +24,7 @@ import (
 
 func TestEffectHappensOnce(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	e := event(1)
 	b.publish(e, e) // the second is what a lost ack or a replay brings
 	b.start(write)
@@ -45,7 +45,7 @@ func TestEffectHappensOnce(t *testing.T) {
 // waits for the outcome instead of being handled too.
 func TestSecondCopyWaits(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	e := event(1)
 	other, err := b.db.Begin(t.Context())
 	if err != nil {
@@ -73,7 +73,7 @@ func TestSecondCopyWaits(t *testing.T) {
 // TestFailedAttempts: each event fails in its own way at first, leaves nothing of
 // that behind, and is tried again.
 func TestFailedAttempts(t *testing.T) { // not in parallel: a handler has a second
-	b := newBench(t)
+	b := newFixture(t)
 	b.exec(`create table slot (n int unique deferrable initially deferred)`)
 	ways := []func(context.Context, pgx.Tx) error{
 		func(context.Context, pgx.Tx) error { return errors.New("not yet") },
@@ -116,7 +116,7 @@ func TestFailedAttempts(t *testing.T) { // not in parallel: a handler has a seco
 
 func TestRetriesWait(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.publish(event(1))
 	var attempts atomic.Int32
 	begun := time.Now()
@@ -144,7 +144,7 @@ func TestRetriesWait(t *testing.T) {
 // delivered again before a worker gets to it.
 func TestSlowHandlersKeepTheirEvents(t *testing.T) {
 	consumers.SetAckWait(t, 300*time.Millisecond)
-	b := newBench(t)
+	b := newFixture(t)
 	const count = 8
 	for n := range count {
 		b.publish(event(n + 1))
@@ -164,7 +164,7 @@ func TestSlowHandlersKeepTheirEvents(t *testing.T) {
 // its event is not delivered again.
 func TestOverrunKeepsItsEvent(t *testing.T) {
 	consumers.SetAckWait(t, 300*time.Millisecond)
-	b := newBench(t)
+	b := newFixture(t)
 	b.publish(event(1))
 	delivered := make(chan uint64, 1)
 	var attempts atomic.Int32
@@ -184,7 +184,7 @@ func TestOverrunKeepsItsEvent(t *testing.T) {
 
 func TestManyProcessesShareTheWork(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	const count = 500
@@ -219,7 +219,7 @@ func TestManyProcessesShareTheWork(t *testing.T) {
 
 func TestOtherFiltersAreAnError(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	_, err := b.js.CreateConsumer(t.Context(), "EVENTS", jetstream.ConsumerConfig{
 		Durable: "test", FilterSubject: "events.*.other", AckPolicy: jetstream.AckExplicitPolicy,
 	})
@@ -251,7 +251,7 @@ func TestIncompleteConsumerFailsAtOnce(t *testing.T) {
 // handler; so it is said. Without a number there are as many as the pool serves.
 func TestSmallPool(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	config := b.db.Config()
 	config.MaxConns = 4
 	db, err := pgxpool.NewWithConfig(t.Context(), config)
@@ -274,7 +274,7 @@ func TestSmallPool(t *testing.T) {
 // TestEffectsShareConnections: an effect takes a worker and no connection while it happens, so that many may be under way.
 func TestEffectsShareConnections(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	const effects = 32
 	for n := range effects {
 		b.publish(event(n + 1))
@@ -308,7 +308,7 @@ func TestEffectsShareConnections(t *testing.T) {
 // TestRunAgain: Run changes nothing of what its caller set, and can be called again.
 func TestRunAgain(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	r := &consumers.Runner{DB: b.db, JS: b.js, Consumer: consumers.Consumer{Name: "test", Slices: 1, Rate: 1000, MaxAttempts: consumers.Unlimited,
 		Handler: consumers.Handle(consumers.On(func(ctx context.Context, tx pgx.Tx, e events.Event, _ noted) error { return write(ctx, tx, e) }), consumers.OnType("a.>", write))}}
 	fields := func() string {

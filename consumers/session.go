@@ -19,58 +19,60 @@ import (
 )
 
 const (
-	// pingTime bounds a question to the database beside an attempt.
+	// pingTime bounds a query outside of attempts.
 	pingTime = 5 * time.Second
-	// pollEvery is how often a session looks whether intents are due, and what operators want.
+	// pollEvery is how often a session looks for due intents and operators' decisions.
 	pollEvery = 250 * time.Millisecond
-	saveEvery = time.Second     // the place in the stream, and the sign of life
-	planEvery = pollEvery * 2   // how the slices are shared
-	heldFor   = 3 * time.Second // others may hold a lock that attempts need before that is reported
+	saveEvery = time.Second     // of the stream sequences, and the heartbeat
+	planEvery = pollEvery * 2   // of the sharing of slices
+	heldFor   = 3 * time.Second // another session may hold a lock that attempts need for that long before it is reported
 )
 
-// reclaimAfter is how long a session is in touch with the database before it takes intents of processes that are gone.
+// reclaimAfter is how long a session has to reach the database before it takes intents of dead
+// processes.
 var reclaimAfter = 5 * time.Second
 
 var errStandby = errors.New("standby: another process is active")
 
-// A session is the time in which a process is connected, known to the database, and shares the slices of the consumer with
-// other sessions. For each slice that it owns it has a [tenure].
+// A session is the time in which a process is connected, has announced itself in the database, and
+// shares the consumer's slices with other sessions. It has a [tenure] for each slice that it owns.
 type session struct {
 	*run
 	stopping context.Context //nolint:containedctx // ends when the runner has to stop
-	name     string          // under which intents are taken
+	name     string          // in taken_by of its intents
 	began    time.Time
 	database database
 	member   *membership.Member
 	end      context.CancelCauseFunc // ends the session
-	refuse   context.CancelCauseFunc // ends it since one in a copy of the database goes first
+	refuse   context.CancelCauseFunc // ends it since a consumer of a copy of the database goes first
 	leave    func()                  // ends its announcements
 
-	// Set by begin, and only read afterwards.
-	here    rivals.Presence
-	is      inbox.Registered
-	version inbox.Version
-	created time.Time // of the stream
+	// Set by begin, and constant afterwards.
+	here       rivals.Presence
+	registered inbox.Registered
+	version    inbox.Version
+	created    time.Time // of the stream
 
-	// Of the goroutine of the session.
+	// Used only by the session's goroutine.
 	tenures map[int]*tenure // by the number of the slice
 	planned time.Time       // when the slices were last shared
-	listed  bool            // it is known as one that handles events
-	foreign error           // which slice a session has that is no process of the consumer, as of then
-	holder  error           // of a lock that attempts need, as seen last; nil without one
-	since   time.Time       // that it is that one
+	listed  bool            // it is recorded as a process that handles events
+	foreign error           // says that another program locks a slice, as last seen
+	holder  error           // of a lock that attempts need, as last seen; nil without one
+	since   time.Time       // when holder became what it is
 
 	// Shared with the goroutines of its tenures.
 	gate         *gate.Gate    // how many attempts of all slices may run
-	solo         *gate.Solo    // an attempt at which a process died before has it alone
-	suspectTaken atomic.Bool   // a tenure has taken one of those
-	workers      chan struct{} // has an element for each that works on a load
-	waiting      atomic.Int64  // pieces of work in the lanes of all tenures
+	solo         *gate.Solo    // an attempt at which a process died before runs alone in it
+	suspectTaken atomic.Bool   // a tenure has taken such an attempt
+	workers      chan struct{} // has an element for each busy worker
+	waiting      atomic.Int64  // number of works in the lanes of all tenures
 	beginFailed  atomic.Bool   // a tenure could not begin, which ended the session
 	ended        chan *tenure
 }
 
-// runSession handles events until something fails, one in a copy of the database goes first, or ctx ends.
+// runSession handles events until something fails, a consumer of a copy of the database goes first,
+// or ctx ends.
 func (r *run) runSession(outer context.Context) error {
 	ctx, refuse := context.WithCancelCause(outer)
 	defer refuse(nil)
@@ -94,9 +96,9 @@ func (s *session) handle(ctx context.Context) error {
 	if err != nil {
 		return s.report(ctx, s.withReason(s.database.NameLock(ctx, err)))
 	}
-	defer func() { s.unsettled = append(s.unsettled, s.name) }()
+	defer func() { s.pastSessions = append(s.pastSessions, s.name) }()
 	err = s.serve(ctx)
-	s.cut = s.cut || err != nil && ctx.Err() == nil && !errors.Is(err, inbox.ErrSuperseded)
+	s.interrupted = s.interrupted || err != nil && ctx.Err() == nil && !errors.Is(err, inbox.ErrSuperseded)
 	s.database.Renew(err)
 	err = s.withReason(s.database.NameLock(ctx, err))
 	if s.beginFailed.Load() {
@@ -105,15 +107,16 @@ func (s *session) handle(ctx context.Context) error {
 	return err
 }
 
-// report writes down in the database, if it can be reached, why no session began, and returns err. Commands show it.
+// report records in the database, if reachable, why no session began, and returns err. Commands
+// show it.
 func (s *session) report(ctx context.Context, err error) error {
 	if ctx.Err() == nil && !errors.Is(err, inbox.ErrSuperseded) && (!s.database.Closed() || postgres.IsPooler(err)) {
-		_ = s.heartbeat(ctx, err) // the log says it, too
+		_ = s.heartbeat(ctx, err) // the log has it, too
 	}
 	return err
 }
 
-// begin connects, makes the consumer known, and joins the other sessions if order asks for it.
+// begin connects, registers the consumer, and joins the other sessions if the consumer is ordered.
 func (s *session) begin(ctx context.Context) (err error) {
 	if s.version, err = s.database.Open(ctx); err != nil {
 		return err
@@ -124,11 +127,11 @@ func (s *session) begin(ctx context.Context) (err error) {
 	if err := s.meet(ctx); err != nil {
 		return err
 	}
-	// What could not be given back when earlier sessions ended, since the database was away.
-	if err := s.database.Abandon(ctx, s.unsettled); err != nil {
+	// Intents that earlier sessions could not give back, since the database was unreachable.
+	if err := s.database.Abandon(ctx, s.pastSessions); err != nil {
 		return err
 	}
-	s.unsettled = nil
+	s.pastSessions = nil
 	if err := s.enter(ctx); err != nil {
 		return err
 	}
@@ -138,7 +141,7 @@ func (s *session) begin(ctx context.Context) (err error) {
 	return failed("join the others", s.member.Join(ctx, s.standby(ctx)))
 }
 
-// awaitTables waits until no session keeps the inbox's tables locked, but not for long.
+// awaitTables waits until no session locks the inbox's tables, but at most for heldFor.
 func (s *session) awaitTables(ctx context.Context) error {
 	for began := time.Now(); ; {
 		lock, err := s.database.TableLock(ctx)
@@ -155,7 +158,7 @@ func (s *session) awaitTables(ctx context.Context) error {
 	}
 }
 
-// enter makes the consumer known, divided into as many slices as it has to be.
+// enter registers the consumer, and divides it into the configured number of slices.
 func (s *session) enter(ctx context.Context) error {
 	for {
 		if s.ordered() {
@@ -169,7 +172,7 @@ func (s *session) enter(ctx context.Context) error {
 		if err := s.register(ctx); err != nil {
 			return err
 		}
-		if s.is.Slices == s.Consumer.Slices {
+		if s.registered.Slices == s.Consumer.Slices {
 			return nil
 		}
 		if done, err := s.divide(ctx); err != nil || done {
@@ -181,13 +184,13 @@ func (s *session) enter(ctx context.Context) error {
 	}
 }
 
-// standby returns what to do about another session that is in the way.
+// standby returns a function to call when another session is in the way.
 func (s *session) standby(ctx context.Context) func(lead.Holder) {
 	return func(h lead.Holder) {
 		err := fmt.Errorf("%w: the lead is %s", errStandby, h)
 		if h.Foreign {
 			err = fmt.Errorf("lead_taken: the lead is %s, which is no process of this consumer; find out what it is, and end it with pg_terminate_backend", h)
-			_ = s.heartbeat(ctx, err) // the log says it, too
+			_ = s.heartbeat(ctx, err) // the log has it, too
 		}
 		switch news := s.keeper.Waiting(err); {
 		case news && h.Foreign:
@@ -198,13 +201,13 @@ func (s *session) standby(ctx context.Context) func(lead.Holder) {
 	}
 }
 
-// register makes the consumer known, if the stream and its durable consumers are ones that it can use.
+// register registers the consumer, if it can use the stream and the durable consumers.
 func (s *session) register(ctx context.Context) error {
 	info, err := s.durables.Info(ctx)
 	if err != nil {
 		return err
 	}
-	if err := s.remembers(info.Config.MaxAge); err != nil {
+	if err := s.checkRetention(info.Config.MaxAge); err != nil {
 		return err
 	}
 	if s.durables.Database, err = s.database.Identity(ctx); err != nil {
@@ -217,7 +220,7 @@ func (s *session) register(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.is, err = s.database.Register(ctx, inbox.Registration{Consumer: s.Consumer.Name, Stream: s.stream, MoveFrom: s.Runner.MoveFrom, Created: info.Created,
+	s.registered, err = s.database.Register(ctx, inbox.Registration{Consumer: s.Consumer.Name, Stream: s.stream, MoveFrom: s.Runner.MoveFrom, Created: info.Created,
 		Ordered: s.ordered(), Effects: s.Consumer.Handler.effect != nil, Slices: s.Consumer.Slices, Past: past, Prefix: s.subjects.Prefix(), Types: s.Consumer.Handler.types, Where: s.here})
 	s.created = info.Created
 	if paused, ok := errors.AsType[*inbox.PausedError](err); ok {
@@ -226,8 +229,8 @@ func (s *session) register(ctx context.Context) error {
 	return err
 }
 
-// remembers refuses an inbox that forgets an event while the stream can still deliver it.
-func (r *run) remembers(maxAge time.Duration) error {
+// checkRetention returns an error if the inbox could forget an event that the stream can still deliver.
+func (r *run) checkRetention(maxAge time.Duration) error {
 	keep := r.Runner.Retention
 	if keep == 0 || maxAge > 0 && keep >= maxAge+deadRetention {
 		return nil
@@ -236,12 +239,12 @@ func (r *run) remembers(maxAge time.Duration) error {
 	if maxAge > 0 {
 		age = maxAge.String()
 	}
-	return fmt.Errorf("retention_too_short: inbox retention %s < stream max age %s + %s for dead letters: an event that comes again would be handled again; raise the one, lower the other, or keep the inbox for ever with 0",
+	return fmt.Errorf("retention_too_short: inbox retention %s < stream max age %s + %s for dead letters: an event that is delivered again would be handled again; raise the inbox retention, lower the max age, or keep the inbox for ever with 0",
 		keep, age, deadRetention)
 }
 
-// pastGeneration returns the generation of the consumer if the stream has lost its end since: what comes in its place may stand in another
-// order, so that places say nothing. It returns 0 if not.
+// pastGeneration returns the consumer's generation if the stream has lost its end since, otherwise
+// 0. New events may then have the old sequences, so recorded sequences mean nothing.
 func (s *session) pastGeneration(ctx context.Context) (int32, error) {
 	mark, err := s.database.ReadMark(ctx)
 	lost := false
@@ -251,7 +254,7 @@ func (s *session) pastGeneration(ctx context.Context) (int32, error) {
 	if err != nil || mark.Generation == 0 || !lost && s.moved.Load() != mark.Generation {
 		return 0, err
 	}
-	s.log.WarnContext(ctx, "the stream lost its end since events of it were handled; all are delivered once more, and what the inbox has is skipped", "stream_seq", mark.Seq)
+	s.log.WarnContext(ctx, "the stream lost its end since events of it were handled; all are delivered again, and those that the inbox has are skipped", "stream_seq", mark.Seq)
 	return mark.Generation, nil
 }
 
@@ -278,16 +281,16 @@ func (s *session) awaitResume(ctx context.Context, paused *inbox.PausedError) er
 	}
 }
 
-// divide divides the consumer into as many slices as it has to be. It reports false if processes work with another number: once those
-// have ended it can.
+// divide divides the consumer into the configured number of slices. It reports false while
+// processes work with another number.
 func (s *session) divide(ctx context.Context) (done bool, err error) {
 	divide := func() error {
 		if err := s.database.Divide(ctx, s.Consumer.Slices); err != nil {
 			return err
 		}
-		s.log.InfoContext(ctx, "the consumer was divided into another number of slices", "slices", s.Consumer.Slices, "before", s.is.Slices)
-		s.durables.Delete(ctx, s.is.Slices)
-		s.is.Slices = s.Consumer.Slices
+		s.log.InfoContext(ctx, "the consumer was divided into another number of slices", "slices", s.Consumer.Slices, "before", s.registered.Slices)
+		s.durables.Delete(ctx, s.registered.Slices)
+		s.registered.Slices = s.Consumer.Slices
 		return nil
 	}
 	if !s.ordered() {
@@ -297,9 +300,9 @@ func (s *session) divide(ctx context.Context) (done bool, err error) {
 	return done, failed("divide the consumer", err)
 }
 
-// rebuildIfAsked deletes what the handlers wrote, if a replay of everything asks for it.
+// rebuildIfAsked deletes everything that the handlers wrote, if a replay of everything asks for it.
 func (s *session) rebuildIfAsked(ctx context.Context) error {
-	if !s.is.Rebuild {
+	if !s.registered.Rebuild {
 		return nil
 	}
 	if s.Consumer.Clear == nil {
@@ -316,7 +319,7 @@ func (s *session) rebuildIfAsked(ctx context.Context) error {
 	}))
 }
 
-// failed returns err as a failure of the session's, not of a handler's.
+// failed wraps err as a failure of the session, as opposed to one of a handler.
 func failed(what string, err error) error {
 	if err != nil {
 		return &inbox.Error{What: what, Err: err}

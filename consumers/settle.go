@@ -15,7 +15,7 @@ import (
 	"github.com/pgjet/pgjet/consumers/internal/recent"
 )
 
-// A settler writes down what becomes of the events of a slice. All workers of its tenure use it.
+// A settler records the outcomes of a slice's events. All workers of its tenure use it.
 type settler struct {
 	*run
 	database database
@@ -23,11 +23,11 @@ type settler struct {
 	unacked  *delivery.Unacked
 	lanes    *lanes
 	gate     *gate.Gate
-	fail     context.CancelCauseFunc // ends the tenure, and with it the session, but for [tenure.release]
+	fail     context.CancelCauseFunc // ends the tenure, and with it the session, except after [tenure.release]
 }
 
-// settle writes down what becomes of events; only then their messages are acknowledged. It notes the keys whose later intents have to
-// wait, and returns which events have to be dealt with once more.
+// settle records the outcome of events, and then acknowledges their messages. It adds to stuck the
+// keys whose later intents have to wait, and returns the events that have to be processed again.
 func (s *settler) settle(ctx context.Context, all []*work, v verdict, e recent.Attempt, stuck map[string]bool) (again []*work) {
 	if v == wait && !all[0].isIntent() {
 		_, again = s.writeIntents(ctx, all, inbox.NewIntent{})
@@ -42,7 +42,8 @@ func (s *settler) settle(ctx context.Context, all []*work, v verdict, e recent.A
 	return again
 }
 
-// settleOne settles one event. It reports whether later intents of its key may go on, and returns what has to be dealt with once more.
+// settleOne settles one event. It reports whether later intents of its key may go on, and returns
+// the events that have to be processed again.
 func (s *settler) settleOne(ctx context.Context, w *work, v verdict, e recent.Attempt) (passes bool, again []*work) {
 	switch v {
 	case done:
@@ -64,7 +65,7 @@ func (s *settler) settleOne(ctx context.Context, w *work, v verdict, e recent.At
 				again = down
 			}
 		}
-	case unavailable: // another event is tried next: it may be this one's fault after all
+	case unavailable: // another event is attempted next: this one may be at fault after all
 		if w.isIntent() {
 			s.giveBack(ctx, w, s.gate.Next(), false)
 		} else {
@@ -72,9 +73,9 @@ func (s *settler) settleOne(ctx context.Context, w *work, v verdict, e recent.At
 		}
 	case later:
 		again = s.settleLater(ctx, w, e)
-	case taken: // nobody here knows what became of it
+	case taken: // its state is unknown here
 		s.hold(w.Key)
-		s.log.WarnContext(ctx, "another process took the event over while this one was out of touch with the database", "event_id", w.ID)
+		s.log.WarnContext(ctx, "another process took the event over while this one could not reach the database", "event_id", w.ID)
 	case unwritten:
 		again = s.notWritten(ctx, w, e.Err)
 	case broken: // the database is not asked again: it may be back
@@ -83,7 +84,7 @@ func (s *settler) settleOne(ctx context.Context, w *work, v verdict, e recent.At
 	return false, again
 }
 
-// settleLater writes down that an event waits as long as its handler said.
+// settleLater records that an event waits as long as its handler asked.
 func (s *settler) settleLater(ctx context.Context, w *work, e recent.Attempt) (again []*work) {
 	l, _ := errors.AsType[*laterError](e.Err)
 	if w.isIntent() {
@@ -92,13 +93,13 @@ func (s *settler) settleLater(ctx context.Context, w *work, e recent.Attempt) (a
 		return again
 	}
 	s.debug(ctx, w, "later", e)
-	if l.wait < pollEvery { // the tenure would look for it too late
+	if l.wait < pollEvery { // sooner than the tenure would look for it
 		time.AfterFunc(l.wait, s.lanes.nudge)
 	}
 	return nil
 }
 
-// settleFailure writes a retry down, or a dead letter.
+// settleFailure records a retry, or a dead letter.
 func (s *settler) settleFailure(ctx context.Context, w *work, e recent.Attempt, dead bool) (passes bool, again []*work) {
 	wait := s.Consumer.delay(w.number())
 	fresh, err := s.writeFailure(ctx, w, e, dead, wait)
@@ -131,14 +132,14 @@ func (s *settler) settleFailure(ctx context.Context, w *work, e recent.Attempt, 
 		s.lanes.hold(w.Key)
 	}
 	w.waits = true
-	if wait < pollEvery { // the tenure would look for it too late
+	if wait < pollEvery { // sooner than the tenure would look for it
 		time.AfterFunc(wait, s.lanes.nudge)
 	}
 	return false, nil
 }
 
-// writeFailure commits the outcome of an attempt that failed. It reports false if the inbox knows
-// the event already.
+// writeFailure commits the outcome of a failed attempt. It reports false if the inbox already has
+// the event.
 func (s *settler) writeFailure(ctx context.Context, w *work, e recent.Attempt, dead bool, wait time.Duration) (fresh bool, err error) {
 	log := inbox.Ending{Attempt: w.number(), Began: e.Began, Took: e.Took, Outcome: inbox.Retried, Error: e.Err.Error()}
 	if dead {
@@ -163,22 +164,22 @@ func (s *settler) writeFailure(ctx context.Context, w *work, e recent.Attempt, d
 	return fresh, err
 }
 
-// write runs fn in a transaction of the session's.
+// write runs fn in a transaction of the session.
 func (s *settler) write(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.Consumer.Timeout)
 	defer cancel()
 	return s.inbox.Check(ctx, func(tx pgx.Tx) error { return fn(ctx, tx) })
 }
 
-// mayWait reports whether an event whose dead letter was refused can wait as an intent,
-// where it holds no worker. A lost one would be handled then.
+// mayWait reports whether an event whose dead letter was refused can wait as an intent, where it
+// holds no worker. A lost one would then be handled.
 func (s *settler) mayWait(ctx context.Context, w *work, err error) bool {
 	lost := !w.isIntent() && w.lost
 	return !lost && !errors.Is(err, inbox.ErrTaken) && !errors.Is(err, inbox.ErrSuperseded) && !s.away(ctx, err)
 }
 
-// writeIntents writes intents for events from the stream, and acks them. It returns those that have one now, and those that have to be dealt
-// with once more. Of an event that is not new there is none.
+// writeIntents writes intents for events from the stream, and acks them. It returns the events that
+// now have one, and those that have to be processed again. It writes none for a known event.
 func (s *settler) writeIntents(ctx context.Context, all []*work, f inbox.NewIntent) (down, again []*work) {
 	var fresh []bool
 	err := s.write(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
@@ -186,16 +187,16 @@ func (s *settler) writeIntents(ctx context.Context, all []*work, f inbox.NewInte
 		return err
 	})
 	switch {
-	case err != nil && len(all) > 1: // it may be the fault of one
+	case err != nil && len(all) > 1: // one of them may be at fault
 		for _, w := range all {
-			if ctx.Err() != nil { // the session ended at one: those behind it come again with it
+			if ctx.Err() != nil { // the session ended: the rest is delivered again
 				break
 			}
 			one, back := s.writeIntents(ctx, []*work{w}, f)
 			down, again = append(down, one...), append(again, back...)
 		}
 		return down, again
-	case err != nil && f.Taken && lostConnection(err): // nobody knows whether the session has it now: the next one gets it
+	case err != nil && f.Taken && lostConnection(err): // it is unknown whether the session has the intent: the next one gets it
 		s.endSession(ctx, all[0], err)
 		return nil, nil
 	case err != nil:
@@ -215,9 +216,9 @@ func (s *settler) writeIntents(ctx context.Context, all []*work, f inbox.NewInte
 	return down, again
 }
 
-// notWritten says that the database did not take what becomes of an event. If it is away,
-// or the session is over, that is the session's end. Else the event stays in retry: with
-// JetStream if order does not matter, or in this session, after a wait, if it does: then notWritten returns it.
+// notWritten handles the failure to record an outcome. If the database is unreachable, or the
+// session is over, the session ends. Otherwise the event is retried: an unordered consumer naks it;
+// an ordered one waits, and notWritten returns it.
 func (s *settler) notWritten(ctx context.Context, w *work, err error) (again []*work) {
 	if errors.Is(err, inbox.ErrTaken) { // or a commit took place whose answer got lost: later events of the key wait until that is looked up
 		s.hold(w.Key)
@@ -237,8 +238,8 @@ func (s *settler) notWritten(ctx context.Context, w *work, err error) (again []*
 	s.metrics.handled(ctx, inbox.Retried)
 	switch {
 	case w.isIntent():
-		// The attempt counts if the handler was called: else an event would be tried for ever
-		// whose outcome the database refuses.
+		// The attempt counts if the handler was called. Otherwise an event whose outcome the
+		// database refuses would be attempted for ever.
 		s.giveBack(ctx, w, delay, w.tried > 0 && !s.locked(ctx, err))
 	case s.ordered():
 		w.delivery.Deliveries++
@@ -247,13 +248,13 @@ func (s *settler) notWritten(ctx context.Context, w *work, err error) (again []*
 		}
 	default:
 		if err := s.unacked.Nak(w.delivery, delay); err != nil {
-			s.log.InfoContext(ctx, "nak was not sent, the event will come again by itself", "event_id", w.ID, "err", err)
+			s.log.InfoContext(ctx, "nak was not sent, the event will be delivered again anyway", "event_id", w.ID, "err", err)
 		}
 	}
 	return nil
 }
 
-// endSession ends the session, in which an event cannot be settled.
+// endSession ends the session, since it cannot settle an event.
 func (s *settler) endSession(ctx context.Context, w *work, err error) {
 	s.fail(err)
 	if w.isIntent() {
@@ -261,8 +262,8 @@ func (s *settler) endSession(ctx context.Context, w *work, err error) {
 	}
 }
 
-// giveBack lets any process make the attempt after a wait. Later events of its key wait behind it. If giving it back
-// does not get through, the session ends, since nobody takes what a session has that lives.
+// giveBack lets any process make the attempt after a wait. Later events of its key wait behind it.
+// If that fails, the session ends, since no other session takes an intent of one that lives.
 func (s *settler) giveBack(ctx context.Context, w *work, wait time.Duration, counts bool) {
 	s.hold(w.Key)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
@@ -273,7 +274,7 @@ func (s *settler) giveBack(ctx context.Context, w *work, wait time.Duration, cou
 	}
 }
 
-// giveBackIntents gives those of all back that are intents.
+// giveBackIntents gives back the intents in all.
 func (s *settler) giveBackIntents(ctx context.Context, all []*work) {
 	for _, w := range all {
 		if w.isIntent() {

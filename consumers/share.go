@@ -9,8 +9,8 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// serve owns a share of the slices until something fails, or ctx ends. Then it takes no more, and keeps its slices until
-// what has begun is finished.
+// serve owns a share of the slices until something fails, or ctx ends. Then it takes no more
+// events, and keeps its slices until running attempts have finished.
 func (s *session) serve(outer context.Context) error {
 	ctx, end := context.WithCancelCause(outer)
 	defer end(nil)
@@ -22,35 +22,36 @@ func (s *session) serve(outer context.Context) error {
 	}
 	holding := context.WithoutCancel(ctx)
 	if s.ordered() && !s.database.Closed() {
-		_ = s.member.Leave(holding) // if it fails, its end leaves
+		_ = s.member.Leave(holding) // if it fails, the end of the session leaves
 	}
 	for len(s.tenures) > 0 {
 		s.await(holding)
-		_, _ = s.current(holding) // a connection that says nothing is closed
+		_, _ = s.current(holding) // the server closes an idle connection
 	}
 	holding, cancel := context.WithTimeout(holding, pingTime)
 	defer cancel()
-	_ = s.database.RemoveProcess(holding, s.process) // if it fails, the process seems to have died
+	_ = s.database.RemoveProcess(holding, s.process) // if it fails, the process looks as if it had died
 	if err := context.Cause(ctx); outer.Err() == nil {
 		return err
 	}
 	return nil
 }
 
-// await waits for a while, or until a tenure has ended, whose slice is free then.
+// await waits for pollEvery, or until a tenure has ended, and then frees its slice.
 func (s *session) await(ctx context.Context) {
 	select {
 	case t := <-s.ended:
 		delete(s.tenures, t.id.Slice.Number)
 		if s.ordered() && !s.database.Closed() {
-			_ = s.member.Release(context.WithoutCancel(ctx), t.id.Slice.Number) // if it fails, so does all else
+			_ = s.member.Release(context.WithoutCancel(ctx), t.id.Slice.Number) // if it fails, the session does too
 		}
 	case <-time.After(pollEvery):
 	case <-ctx.Done():
 	}
 }
 
-// poll obeys operators, shares the slices, saves the places in the stream, and shows that the process lives.
+// poll follows operators' decisions, shares the slices, saves the stream sequences, and sends the
+// heartbeat.
 func (s *session) poll(ctx context.Context, saved *time.Time) error {
 	current, err := s.current(ctx)
 	switch {
@@ -75,7 +76,7 @@ func (s *session) poll(ctx context.Context, saved *time.Time) error {
 		}
 	}
 	s.owned.Store(int64(len(s.tenures)))
-	err = s.lookAtLocks(ctx)
+	err = s.checkLocks(ctx)
 	switch {
 	case err != nil:
 	case len(s.tenures) > 0:
@@ -88,7 +89,8 @@ func (s *session) poll(ctx context.Context, saved *time.Time) error {
 	return ignoreEnd(ctx, err)
 }
 
-// current reports whether nobody superseded or paused the session. It has the tenures look for intents if some are due.
+// current reports whether the session was neither superseded nor paused. If intents are due, it
+// makes the tenures look for them.
 func (s *session) current(ctx context.Context) (current bool, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime) // cancelling would close the connection
 	defer cancel()
@@ -107,7 +109,8 @@ func (s *session) current(ctx context.Context) (current bool, err error) {
 	return current, err
 }
 
-// share takes slices that no session owns, and gives some up, so that the sessions share them evenly.
+// share takes slices that no session owns, and releases some, so that the sessions share them
+// evenly.
 func (s *session) share(ctx context.Context) error {
 	if !s.ordered() {
 		if len(s.tenures) == 0 {
@@ -123,7 +126,7 @@ func (s *session) share(ctx context.Context) error {
 			mine = append(mine, n)
 		}
 	}
-	plan, err := s.member.Plan(asking, s.is.Slices, mine)
+	plan, err := s.member.Plan(asking, s.registered.Slices, mine)
 	if err != nil {
 		return err
 	}
@@ -159,7 +162,7 @@ func (s *session) own(outer context.Context, slice int) {
 	}()
 }
 
-// heartbeat writes down that the process lives, and why it handles nothing, if so.
+// heartbeat records that the process lives, and why it handles nothing, if so.
 func (s *session) heartbeat(ctx context.Context, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
@@ -171,8 +174,8 @@ func (s *session) heartbeat(ctx context.Context, cause error) error {
 	return s.database.Heartbeat(ctx, b)
 }
 
-// lookAtLocks finds out whether a session keeps attempts from their lock, or from a table.
-func (s *session) lookAtLocks(ctx context.Context) error {
+// checkLocks checks whether another session blocks attempts, by their lock or by a table.
+func (s *session) checkLocks(ctx context.Context) error {
 	holder, err := s.lockHolder(ctx)
 	if err != nil {
 		return err
@@ -193,7 +196,8 @@ func (s *session) lookAtLocks(ctx context.Context) error {
 	return nil
 }
 
-// lockHolder returns which session keeps attempts from their lock, or from a table; nil if there is none.
+// lockHolder returns the session that blocks attempts, by their lock or by a table; nil if there is
+// none.
 func (s *session) lockHolder(ctx context.Context) (holder, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
@@ -204,7 +208,7 @@ func (s *session) lockHolder(ctx context.Context) (holder, err error) {
 	case s.foreign != nil && len(s.tenures) > 0: // else it stands by
 		return s.foreign, nil
 	case h != nil:
-		return fmt.Errorf("lead_taken: the lock of this consumer's attempts is %s; unless that is a replay or a rebuild at work, end it with pg_terminate_backend", h), nil
+		return fmt.Errorf("lead_taken: the lock of this consumer's attempts is %s; unless that is a running replay or rebuild, end it with pg_terminate_backend", h), nil
 	}
 	lock, err := s.database.TableLock(ctx)
 	if lock != nil {

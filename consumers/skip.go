@@ -14,16 +14,16 @@ import (
 )
 
 var (
-	// errImpostor is why a message is set aside that has the id of another event.
-	errImpostor = errors.New("double_id: the stream holds another event with this id at an earlier place, with other content; which of them is right nobody can say here")
-	// errMoved says that an event stands at another place of the stream than before.
-	errMoved = fmt.Errorf("%w: the stream lost its end, and has events at other places now", inbox.ErrSuperseded)
+	// errDoubleID is why a message with the id of another event becomes a dead letter.
+	errDoubleID = errors.New("double_id: the stream holds another event with this id at an earlier sequence, with other content; it is unknown which of them is right")
+	// errMoved says that an event has another stream sequence than before.
+	errMoved = fmt.Errorf("%w: the stream lost its end, and events have other sequences now", inbox.ErrSuperseded)
 )
 
-// skip acknowledges the messages whose events the inbox knows, and returns the rest. One that is a
-// copy of what stands elsewhere in the stream gets an inbox row of its own, so that every
-// message that was delivered has one. Those that only claim the id of an event are among the rest: they
-// get the ids of their places, to be set aside.
+// skip acknowledges the messages whose events the inbox has, and returns the rest. A copy of a
+// message with another sequence gets an inbox row of its own, so that every delivered message has
+// one. A message that only has the id of another event is among the rest: its id is made from its
+// sequence, and it becomes a dead letter.
 func (s *settler) skip(ctx context.Context, all []*work) (rest []*work, err error) {
 	known, err := s.inbox.Known(ctx, messages(all))
 	if err != nil {
@@ -50,7 +50,7 @@ func (s *settler) skip(ctx context.Context, all []*work) (rest []*work, err erro
 			done = append(done, w)
 			copies, seqs = append(copies, w.delivery.Place(s.stream)), append(seqs, int64(w.Seq))
 		default:
-			w.ID, w.bad = w.delivery.Place(s.stream), errImpostor
+			w.ID, w.bad = w.delivery.Place(s.stream), errDoubleID
 			w.event.ID = w.ID
 			rest = append(rest, w)
 		}
@@ -65,9 +65,10 @@ func (s *settler) skip(ctx context.Context, all []*work) (rest []*work, err erro
 	return rest, nil
 }
 
-// skipKnown skips events that a claim found in the inbox. It returns those that are to be dealt with once more: that only claim the id of
-// one, and are still to be set aside, or whose row could not be looked up. What the inbox knows may wait for an attempt, of which the session has not heard, such
-// as after a commit whose answer got lost: later events of the key wait until that is looked up.
+// skipKnown skips events that a claim found in the inbox. It returns those that have to be
+// processed again: those that only have the id of another event, and those whose rows could not be
+// looked up. A known event may wait for an attempt of which the session has no record, for example
+// after a commit whose answer got lost. So later events of the key wait until that is looked up.
 func (s *settler) skipKnown(ctx context.Context, all []*work) (again []*work) {
 	if len(all) == 0 || all[0].isIntent() {
 		for range all {
@@ -80,7 +81,7 @@ func (s *settler) skipKnown(ctx context.Context, all []*work) (again []*work) {
 	}
 	rest, err := s.skip(ctx, all)
 	switch {
-	case err != nil && ctx.Err() != nil: // the tenure is over: what it holds is given back
+	case err != nil && ctx.Err() != nil: // the tenure is over, and gives back what it holds
 		return nil
 	case err != nil:
 		for _, w := range all {
@@ -91,8 +92,8 @@ func (s *settler) skipKnown(ctx context.Context, all []*work) (again []*work) {
 	return rest
 }
 
-// moved reports whether an event whose place the inbox knows stands elsewhere since the stream lost it, and has another event there now.
-// The places of those that wait for an attempt say nothing then.
+// moved reports whether the stream lost a known event and stored it again: at its recorded sequence
+// there is another event now. Then the sequences of waiting events mean nothing.
 func moved(w *work, there *jetstream.RawStreamMsg) bool {
 	if there == nil {
 		return false
@@ -101,8 +102,8 @@ func moved(w *work, there *jetstream.RawStreamMsg) bool {
 	return err != nil || first.ID != w.ID
 }
 
-// same reports whether a message says what the one with its id at an earlier place says. If
-// that one is not there any more, or not to be had now, nobody can know that it does not.
+// same reports whether a message has the same content as the one with its id at another sequence.
+// If that one is gone, or cannot be read now, same assumes so.
 func same(w *work, there *jetstream.RawStreamMsg) bool {
 	if there == nil {
 		return true

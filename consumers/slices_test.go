@@ -20,7 +20,7 @@ import (
 )
 
 // locks returns how many slices each session of the database that is a member owns, fewest first.
-func (b *bench) locks() (owned []int) {
+func (b *fixture) locks() (owned []int) {
 	b.Helper()
 	rows, err := b.db.Query(b.Context(), `
 		with l as (
@@ -38,7 +38,7 @@ func (b *bench) locks() (owned []int) {
 	return owned
 }
 
-func (b *bench) shares(want ...int) {
+func (b *fixture) shares(want ...int) {
 	b.Helper()
 	began := time.Now()
 	testenv.Eventually(b, patience, fmt.Sprintf("the processes own %v slices", want), func() bool {
@@ -54,7 +54,7 @@ func (b *bench) shares(want ...int) {
 // order of their keys. Only the slices that move are interrupted.
 func TestSlicesAreShared(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.log()
 	c := consumers.Consumer{Slices: 8, Handler: each(record)}
 	published := 0
@@ -95,7 +95,7 @@ func TestSlicesAreShared(t *testing.T) {
 	}
 }
 
-func (b *bench) epochs() (all []int) {
+func (b *fixture) epochs() (all []int) {
 	b.Helper()
 	rows, err := b.db.Query(b.Context(), `select epoch from pgjet.slice order by slice`)
 	if err == nil {
@@ -158,7 +158,7 @@ func TestSlicesOfTheDead(t *testing.T) {
 // nothing is lost, and keys keep their order, also those that wait behind a failure or a dead letter.
 func TestDivided(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.log()
 	var broken atomic.Bool
 	broken.Store(true)
@@ -216,7 +216,7 @@ func TestDivided(t *testing.T) {
 // TestSlicesObeyOperators: a pause, a replay, a redrive and a dead letter that holds a key back work across slices.
 func TestSlicesObeyOperators(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.log()
 	var broken atomic.Bool
 	broken.Store(true)
@@ -287,7 +287,7 @@ func TestSlicesObeyOperators(t *testing.T) {
 // process; a slice that one of them has is named, and the others are handled.
 func TestForeignLocksOfSlices(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	member, slice := `hashtextextended('pgjet.member.test', 0)`, `hashtextextended('pgjet.slice.test.3', 0)`
 	b.exec(`begin; select pg_advisory_xact_lock_shared(` + member + `); prepare transaction 'foreign_to_test'`)
 	t.Cleanup(func() { _, _ = b.db.Exec(context.Background(), `rollback prepared 'foreign_to_test'`) })

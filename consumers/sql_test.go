@@ -38,7 +38,7 @@ func onSQL(fn func(ctx context.Context, tx *sql.Tx, e events.Event, p noted) err
 // if the handler fails, nothing of it stays.
 func TestOnSQL(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	var calls atomic.Int32
 	b.startOn(b.js, consumers.Consumer{Handler: onSQL(func(ctx context.Context, tx *sql.Tx, e events.Event, p noted) error {
 		if err := insertSQL(ctx, tx, p.N); err != nil {
@@ -87,7 +87,7 @@ func TestSQLTxInGroups(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t)
+			b := newFixture(t)
 			const n = 200
 			for i := range n {
 				b.publish(event(i + 1))
@@ -116,7 +116,7 @@ func TestSQLTxIsNotTheHandlers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t)
+			b := newFixture(t)
 			b.startOn(b.js, consumers.Consumer{MaxAttempts: 1, Handler: onSQL(func(ctx context.Context, tx *sql.Tx, e events.Event, p noted) error {
 				if err := insertSQL(ctx, tx, p.N); err != nil {
 					return err
@@ -137,7 +137,7 @@ func TestSQLTxIsNotTheHandlers(t *testing.T) {
 // TestSQLTxEnds: a transaction that a handler keeps is over, and rows that it left open are closed.
 func TestSQLTxEnds(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	kept := make(chan *sql.Tx, 1)
 	b.startOn(b.js, consumers.Consumer{Handler: onSQL(func(ctx context.Context, tx *sql.Tx, e events.Event, p noted) error {
 		kept <- tx
@@ -165,7 +165,7 @@ func TestSQLTxEnds(t *testing.T) {
 // TestSQLTxNests: savepoints work, and a begin changes nothing.
 func TestSQLTxNests(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.startOn(b.js, consumers.Consumer{MaxAttempts: 1, Handler: onSQL(func(ctx context.Context, tx *sql.Tx, e events.Event, p noted) error {
 		for _, statement := range []string{`begin`, `savepoint mine`, `insert into effect (n) values (7)`, `insert into effect (n) values (null)`, `rollback to mine`} {
 			if _, err := tx.ExecContext(ctx, statement); (err != nil) != strings.Contains(statement, "null") {

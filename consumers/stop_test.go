@@ -15,7 +15,7 @@ import (
 
 func TestStopFinishesWhatHasBegun(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	for n := range 20 {
 		b.publish(event(n + 1))
 	}
@@ -47,7 +47,7 @@ func TestStopFinishesWhatHasBegun(t *testing.T) {
 }
 
 func TestStopLeavesNoGoroutines(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	_, stop := b.start(write) // makes the durable consumer, and connections
 	b.publish(event(1))
 	b.settled()
@@ -67,7 +67,7 @@ func TestStopLeavesNoGoroutines(t *testing.T) {
 // TestReadyOnlyWhileRunning: a runner is not ready before Run and after it.
 func TestReadyOnlyWhileRunning(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	idle := &consumers.Runner{DB: b.db, JS: b.js}
 	if err := idle.Ready(t.Context()); err == nil {
 		t.Error("Ready() = nil before Run")
@@ -84,7 +84,7 @@ func TestReadyOnlyWhileRunning(t *testing.T) {
 func TestStopDuringAnOutage(t *testing.T) {
 	t.Parallel()
 	server := testenv.NATS(t)
-	b := newBenchOn(t, testenv.Postgres(t), testenv.Connect(t, server.URL()))
+	b := newFixtureOn(t, testenv.Postgres(t), testenv.Connect(t, server.URL()))
 	r, stop := b.start(write)
 	b.publish(event(1))
 	b.handled(1)
@@ -101,7 +101,7 @@ func TestStopDuringAnOutage(t *testing.T) {
 // and ends.
 func TestStopWhilePaused(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	r, stop := b.start(write)
 	testenv.Eventually(t, patience, "it runs", func() bool { return r.Ready(t.Context()) == nil })
 	stop()

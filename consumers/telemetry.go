@@ -28,7 +28,7 @@ const scope = "github.com/pgjet/pgjet/consumers"
 
 var tracer = otel.Tracer(scope)
 
-// metrics are what the process of a consumer counts.
+// metrics are the metrics of one consumer in this process.
 type metrics struct {
 	events      metric.Int64Counter
 	byOutcome   map[string]metric.MeasurementOption
@@ -41,11 +41,11 @@ type metrics struct {
 	reg         metric.Registration
 }
 
-// outcomes are those of attempts, and "skipped" of an event that the inbox knew.
+// outcomes are those of attempts, and "skipped" for an event that the inbox had.
 var outcomes = []string{inbox.Done, inbox.Retried, inbox.Dead, "skipped"}
 
-// newMetrics returns the metrics of a run. They show each outcome from the start: of a counter that appears with its
-// first event, nobody sees the increase.
+// newMetrics returns the metrics of a run. Each outcome starts at zero: the first increase of a
+// counter that appears with its first event would be invisible.
 func newMetrics(n *run) (*metrics, error) {
 	meter := otel.Meter(scope)
 	consumer := attribute.String("consumer", n.Consumer.Name)
@@ -83,7 +83,7 @@ func (m *metrics) newHistograms(meter metric.Meter) (err error) {
 	return nil
 }
 
-// observe registers what is looked at when somebody asks.
+// observe registers the metrics that are read on request.
 func (m *metrics) observe(n *run, meter metric.Meter) (err error) {
 	gauges := []struct {
 		name, description string
@@ -136,13 +136,14 @@ func (m *metrics) observe(n *run, meter metric.Meter) (err error) {
 	return err
 }
 
-// halted returns the word for why this process handles nothing, "" if it does or stands by.
+// halted returns the word for why this process handles nothing; "" if it handles events or stands
+// by.
 func (r *run) halted() string {
 	err := r.keeper.Ready()
 	if g := r.lastGate.Load(); g != nil && g.Closed() != nil {
 		err = g.Closed()
 	}
-	for _, passing := range []error{errStandby, sessions.ErrStarting, sessions.ErrStopped, inbox.ErrSuperseded, errGap} { // the next session says more
+	for _, passing := range []error{errStandby, sessions.ErrStarting, sessions.ErrStopped, inbox.ErrSuperseded, errGap} { // the next session reports more
 		if err == nil || errors.Is(err, passing) {
 			return ""
 		}
@@ -151,7 +152,7 @@ func (r *run) halted() string {
 		return "paused"
 	}
 	word, _, _ := strings.Cut(err.Error(), ":")
-	if !isReason(word) { // a text is no label
+	if !isReason(word) { // a label must not be a long text
 		return "blocked"
 	}
 	return word
@@ -177,15 +178,15 @@ func (m *metrics) handled(ctx context.Context, outcome string) {
 	m.events.Add(ctx, 1, m.byOutcome[outcome])
 }
 
-// finished counts an event that is done. Its trace stands for it.
+// finished counts an event that is done, with the event's trace as exemplar.
 func (m *metrics) finished(ctx context.Context, w *work) {
 	now := time.Now()
 	ctx = created(ctx, w.event)
 	m.handled(ctx, inbox.Done)
-	if w.again {
+	if w.replayed {
 		return
 	}
-	m.sinceCommit.Record(ctx, max(0, now.Sub(w.event.Time).Seconds()), m.own) // the clocks are others'
+	m.sinceCommit.Record(ctx, max(0, now.Sub(w.event.Time).Seconds()), m.own) // the clocks are those of other machines
 	if !w.stored.IsZero() {
 		m.sinceStored.Record(ctx, max(0, now.Sub(w.stored).Seconds()), m.own)
 	}
@@ -196,8 +197,8 @@ func (m *metrics) called(ctx context.Context, begun time.Time) {
 	m.handler.Record(ctx, time.Since(begun).Seconds(), m.own)
 }
 
-// startSpan starts the span of an attempt: of one event a child of the context in
-// which the event was created, of many one with links to those.
+// startSpan starts the span of an attempt. For one event it is a child of the context in which the
+// event was created; for several it has links to those.
 func (t *tenure) startSpan(ctx context.Context, all []*work) (context.Context, trace.Span) {
 	if len(all) == 1 {
 		ctx = created(ctx, all[0].event)
@@ -209,7 +210,7 @@ func (t *tenure) startSpan(ctx context.Context, all []*work) (context.Context, t
 	return ctx, span
 }
 
-// describe names the span of an attempt, and says what it is about.
+// describe sets the name and attributes of the span of an attempt.
 func (t *tenure) describe(span trace.Span, all []*work) {
 	const mostLinks = 128
 	d := messaging.Destination{Stream: t.stream}
@@ -225,7 +226,7 @@ func (t *tenure) describe(span trace.Span, all []*work) {
 	)
 	if len(all) == 1 {
 		w := all[0]
-		attempt := w.tried + 1 // of a message; an intent counts by itself
+		attempt := w.tried + 1 // of a message; an intent counts its own attempts
 		if w.isIntent() {
 			attempt = w.number()
 		}
@@ -256,7 +257,8 @@ func endSpan(span trace.Span, err error) {
 	span.End()
 }
 
-// errorType returns one of a few words for why an attempt failed; "_OTHER" is OpenTelemetry's for the rest.
+// errorType returns one of a few words for why an attempt failed; "_OTHER" is OpenTelemetry's word
+// for the rest.
 func errorType(err error) string {
 	_, database := errors.AsType[*pgconn.PgError](err)
 	_, away := errors.AsType[*attempt.UnavailableError](err)

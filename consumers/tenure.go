@@ -21,43 +21,44 @@ const dueEvery = 5 * time.Second
 
 var errReleased = errors.New("the slice goes to another process")
 
-// A tenure is the time in which a session owns a slice: bound to its durable consumer, and, if events are in order, alone.
+// A tenure is the time in which a session owns a slice. It is bound to the slice's durable
+// consumer, alone if the consumer is ordered.
 type tenure struct {
-	settler // what all its goroutines use
+	settler // used by all its goroutines
 	session *session
 
-	// Set by begin, and only read afterwards.
+	// Set by begin, and constant afterwards.
 	id           inbox.Tenure
-	at           inbox.SliceState // when it began
-	suspects     uint64      // up to here a process that died may have been at work
+	start        inbox.SliceState // when it began
+	suspects     uint64           // a process that died may have been handling events up to this sequence
 	durable      *durable.Consumer
-	disconnected <-chan nats.Status // from NATS, since before begin
+	disconnected <-chan nats.Status // closed when the connection to NATS is lost after begin was called
 
-	// Of the goroutine that receives.
-	delivery uint64 // number of the next one since the last reset
+	// Used only by the goroutine that receives.
+	delivery uint64 // number of the next delivery since the last reset
 
 	// Shared.
 	callers  attempt.Callers
-	ackFloor atomic.Uint64 // as JetStream said last
-	owns     atomic.Bool   // id has its epoch: the session may look at that
+	ackFloor atomic.Uint64 // according to JetStream, as last seen
+	owns     atomic.Bool   // id has its epoch: the session may read it
 	begun    atomic.Bool   // it handles events, or did
 	released atomic.Bool   // it was released
 }
 
 func newTenure(s *session, slice int, fail context.CancelCauseFunc) *tenure {
 	t := &tenure{session: s}
-	t.id = inbox.Tenure{Consumer: s.Consumer.Name, Ordered: s.ordered(), ParkKey: s.Consumer.ParkKey, Slice: inbox.Slice{Number: slice, Of: s.is.Slices},
-		Version: s.version, Generation: s.is.Generation, Session: s.name, Process: s.process, DB: s.db, Timeout: s.Consumer.Timeout}
+	t.id = inbox.Tenure{Consumer: s.Consumer.Name, Ordered: s.ordered(), ParkKey: s.Consumer.ParkKey, Slice: inbox.Slice{Number: slice, Of: s.registered.Slices},
+		Version: s.version, Generation: s.registered.Generation, Session: s.name, Process: s.process, DB: s.db, Timeout: s.Consumer.Timeout}
 	t.settler = settler{run: s.run, database: s.database, inbox: s.database.Inbox(&t.id), lanes: newLanes(&s.waiting), gate: s.gate, fail: fail,
-		unacked: delivery.NewUnacked(s.source, s.log, ackWait, s.Consumer.Workers, s.Consumer.Handler.most, s.is.Slices)}
+		unacked: delivery.NewUnacked(s.source, s.log, ackWait, s.Consumer.Workers, s.Consumer.Handler.most, s.registered.Slices)}
 	return t
 }
 
-// handleSlice handles the events of the slice until something fails, it is released, or ctx ends. It returns an error
-// if the session cannot go on.
+// handleSlice handles the events of the slice until something fails, it is released, or ctx ends.
+// It returns an error if the session cannot go on.
 func (t *tenure) handleSlice(ctx context.Context) error {
 	var stop func()
-	t.disconnected, stop = t.source.Lost() // before it looks at the stream
+	t.disconnected, stop = t.source.Lost() // before looking at the stream
 	defer stop()
 	err := t.begin(ctx)
 	if err == nil {
@@ -75,12 +76,12 @@ func (t *tenure) handleSlice(ctx context.Context) error {
 	return err
 }
 
-// begin takes the slice, and brings its durable consumer to the inbox's position.
+// begin takes the slice, and sets its durable consumer to the inbox's position.
 func (t *tenure) begin(ctx context.Context) (err error) {
-	if t.at, err = t.inbox.Own(ctx); err != nil {
+	if t.start, err = t.inbox.Own(ctx); err != nil {
 		return err
 	}
-	t.id.Epoch = t.at.Epoch
+	t.id.Epoch = t.start.Epoch
 	t.owns.Store(true)
 	var made bool
 	if t.durable, made, err = t.durables.Bind(ctx, t.id.Slice); err != nil {
@@ -89,7 +90,7 @@ func (t *tenure) begin(ctx context.Context) (err error) {
 	if err := t.checkStream(ctx); err != nil {
 		return err
 	}
-	if err := t.place(ctx, made); err != nil {
+	if err := t.align(ctx, made); err != nil {
 		return err
 	}
 	if err := t.inbox.Wake(ctx); err != nil || !t.ordered() {
@@ -100,14 +101,14 @@ func (t *tenure) begin(ctx context.Context) (err error) {
 	return err
 }
 
-// release gives the slice up, to another process, when what has begun is finished.
+// release gives up the slice, once running attempts have finished.
 func (t *tenure) release() {
 	t.released.Store(true)
 	t.fail(errReleased)
 }
 
-// serve receives events and makes attempts until ctx ends. Then it
-// takes no more, lets the attempts that have begun finish, and gives the rest back.
+// serve receives events and makes attempts until ctx ends. Then it takes no more events, lets
+// running attempts finish, and gives the rest back.
 func (t *tenure) serve(ctx context.Context) {
 	var others, workers sync.WaitGroup
 	holding, release := context.WithCancel(context.WithoutCancel(ctx))
@@ -117,7 +118,7 @@ func (t *tenure) serve(ctx context.Context) {
 	others.Go(func() {
 		t.fail(t.durable.Watch(ctx, func(is *jetstream.ConsumerInfo) { t.ackFloor.Store(is.AckFloor.Stream) }))
 	})
-	if t.id.Slice.Number == 0 { // one for all of them
+	if t.id.Slice.Number == 0 { // one per consumer
 		a := auditor{run: t.run, inbox: t.inbox, database: t.database, fail: t.fail}
 		others.Go(func() { a.count(ctx) })
 		others.Go(func() { a.prune(ctx) })
@@ -127,9 +128,9 @@ func (t *tenure) serve(ctx context.Context) {
 	}
 	switch {
 	case t.keeper.Working():
-		t.log.InfoContext(ctx, "consumer handles events", "stream", t.stream, "types", t.Consumer.Handler.types, "slice", t.id.Slice.Number, "floor", t.at.Floor)
+		t.log.InfoContext(ctx, "consumer handles events", "stream", t.stream, "types", t.Consumer.Handler.types, "slice", t.id.Slice.Number, "floor", t.start.Floor)
 	case t.id.Slice.Of > 1:
-		t.log.DebugContext(ctx, "a slice was taken", "slice", t.id.Slice.Number, "floor", t.at.Floor)
+		t.log.DebugContext(ctx, "a slice was taken", "slice", t.id.Slice.Number, "floor", t.start.Floor)
 	}
 	<-ctx.Done()
 	left := t.lanes.close()
@@ -140,8 +141,8 @@ func (t *tenure) serve(ctx context.Context) {
 	t.giveBackAll(context.WithoutCancel(ctx), left, t.session.stopping.Err() == nil && !t.released.Load())
 }
 
-// giveBackAll returns what was not handled, so that it need not wait for ackWait to be
-// delivered again. What is given back after a failure comes after a while.
+// giveBackAll gives back events that were not handled, so that they need not wait for ackWait to be
+// delivered again. After a failure they are delivered after a delay.
 func (t *tenure) giveBackAll(ctx context.Context, left []*work, failed bool) {
 	t.giveBackUntried(ctx, left)
 	t.unacked.Return(ctx, func(deliveries int) time.Duration {
@@ -152,7 +153,8 @@ func (t *tenure) giveBackAll(ctx context.Context, left []*work, failed bool) {
 	})
 }
 
-// leave notes that the session works on nothing of the slice any more. If it fails, and the process goes on, the session has to end.
+// leave records that the session handles nothing of the slice any more. If that fails, and the
+// process goes on, the session has to end.
 func (t *tenure) leave(ctx context.Context) error {
 	if !t.owns.Load() {
 		return nil
@@ -165,8 +167,8 @@ func (t *tenure) leave(ctx context.Context) error {
 	return t.inbox.Leave(ctx)
 }
 
-// report saves the place in the stream, and, while the tenure cannot begin since attempts of a process that is frozen have not
-// ended, ends those. It is for the goroutine of the session.
+// report saves the stream sequences. While the tenure cannot begin since attempts of a frozen
+// process have not ended, it ends those instead. It is called by the session's goroutine.
 func (t *tenure) report(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime) // cancelling would close the connection
 	defer cancel()
@@ -179,8 +181,8 @@ func (t *tenure) report(ctx context.Context) error {
 	return nil
 }
 
-// save writes down up to where the inbox has everything. One that is lost costs a
-// longer look at the inbox, later.
+// save records up to which sequence the inbox has everything. Without it the next tenure looks
+// longer at the inbox.
 func (t *tenure) save(ctx context.Context, save func(ctx context.Context, floor, high uint64, stored time.Time) error) {
 	floor, high, stored := t.unacked.Passed()
 	if high == 0 {
@@ -190,7 +192,7 @@ func (t *tenure) save(ctx context.Context, save func(ctx context.Context, floor,
 		floor = t.ackFloor.Load()
 	}
 	if err := save(ctx, floor, high, stored); err != nil && ctx.Err() == nil {
-		t.log.InfoContext(ctx, "the place in the stream was not saved", "err", err)
+		t.log.InfoContext(ctx, "the stream sequences were not saved", "err", err)
 	}
 }
 

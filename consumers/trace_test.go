@@ -13,7 +13,7 @@ import (
 // TestAttemptBelongsToTheEventsTrace: the span of an attempt is a child of the
 // context in which the event was created, and the handler works inside it.
 func TestAttemptBelongsToTheEventsTrace(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	spans.Reset()
 	e := event(1)
 	e.Traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -15,7 +15,7 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// A verdict is what becomes of an event in a session.
+// A verdict is what to do with an event in a session.
 type verdict int
 
 const (
@@ -23,16 +23,16 @@ const (
 	done                       // an attempt succeeded
 	retry                      // an attempt failed, and others may follow
 	never                      // it would fail again
-	wait                       // it has to wait behind others of its key, or may have killed a process
-	intend                     // it is to be written down before it is attempted
-	unavailable                // something that every event needs is away
+	wait                       // it has to wait behind others of its key, or a process may have died at it
+	intend                     // an intent is to be written before the attempt
+	unavailable                // something that every event needs is unavailable
 	later                      // its handler gave it back
 	taken                      // another process has the event now
-	unwritten                  // the database did not take what is ours to write
+	unwritten                  // the database refused one of our statements
 	broken                     // the session cannot go on
 )
 
-// ofOne reports whether the verdict on a group may be that on one event of it.
+// ofOne reports whether the verdict on a group may be due to one of its events.
 func (v verdict) ofOne() bool {
 	return v == retry || v == never || v == unavailable || v == later || v == taken
 }
@@ -68,8 +68,8 @@ func (s *settler) judge(ctx context.Context, err error) verdict {
 	return retry
 }
 
-// away reports whether err came about since the database is away. A handler may also
-// have lost its connection by its own fault.
+// away reports whether err was caused by an unreachable database. A handler may also have lost its
+// connection by its own fault.
 func (s *settler) away(ctx context.Context, err error) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()
@@ -82,25 +82,26 @@ func (s *settler) away(ctx context.Context, err error) bool {
 	case class != sqlstate.Unreachable && class != sqlstate.ReadOnly:
 		return false
 	}
-	// The processes of a server learn one after the other that it has died, or that it takes no
-	// writes: another one may have answered.
+	// The processes of a server notice one after the other that it has died, or has become
+	// read-only: another one may have answered.
 	time.Sleep(serverTime)
 	return !s.database.Writable(ctx)
 }
 
-// serverTime is for how long a server's processes may answer after it died, or write after it was set read-only.
+// serverTime is how long a server's processes may answer after it died, or write after it was set
+// read-only.
 const serverTime = 100 * time.Millisecond
 
 // locked reports whether a statement failed with err since another session locks a table. That is
-// no fault of an event, and no attempt is counted.
+// not the fault of an event, and no attempt is counted.
 func (s *settler) locked(ctx context.Context, err error) bool {
 	_, locked := errors.AsType[*lead.TableLock](s.inbox.NameLock(ctx, err))
 	return locked
 }
 
-// unfinished makes what [inbox.Tenure.Finish] failed with an error of the attempt: the handler may
-// have caused it, by what it left behind in its transaction. If the database is there and
-// takes the outcome of the attempt, it counts. A lock of another session is no such error.
+// unfinished turns an error of [inbox.Tenure.Finish] into an error of the attempt, since the
+// handler may have caused it by what it did in its transaction. If the database accepts the outcome
+// of the attempt, the attempt counts. A lock of another session is no such error.
 func (s *settler) unfinished(ctx context.Context, err error) error {
 	ours, ok := errors.AsType[*inbox.Error](err)
 	if !ok || s.locked(ctx, err) {
@@ -109,7 +110,7 @@ func (s *settler) unfinished(ctx context.Context, err error) error {
 	return fmt.Errorf("the handler returned no error, but the event cannot be made done after it: %w", ours.Err)
 }
 
-// lostConnection reports whether err may come from a database that went away.
+// lostConnection reports whether err may come from a database that became unreachable.
 func lostConnection(err error) bool {
 	if _, answered := errors.AsType[*pgconn.PgError](err); !answered {
 		return true

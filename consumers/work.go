@@ -12,19 +12,20 @@ import (
 	"github.com/pgjet/pgjet/consumers/internal/recent"
 )
 
-// maxDeaths is how many processes may die at an event. Then it is set aside.
+// maxDeaths is how many processes may die at an event before it becomes a dead letter.
 const maxDeaths = 3
 
 var (
-	// errLost is why an event whose fate is unknown is not simply handled.
-	errLost = errors.New("lost: JetStream counts this event as delivered and the inbox does not know it; it may have been handled before the database was restored. Redrive or discard it")
-	// errUnkept is why an event is not tried once more although nothing says how its attempts
-	// ended.
-	errUnkept = errors.New("max_attempts: as many attempts as are allowed were begun, and the database did not keep how the last one ended; it was not tried again")
+	// errLost is why an event that may have been handled already is not simply handled.
+	errLost = errors.New("lost: JetStream counts this event as delivered and the inbox does not have it; it may have been handled before the database was restored. Redrive or discard it")
+	// errUnrecorded is why an event gets no further attempt although the end of its last one is not
+	// recorded.
+	errUnrecorded = errors.New("max_attempts: all allowed attempts were begun, and the end of the last one is not recorded; there was no further attempt")
 )
 
-// runWorker works on one load after the other until the lanes are closed. All slices of the process share its workers: what
-// waits for one of them is in the lanes, and goes together then.
+// runWorker works on one load after the other until the lanes are closed. All slices of the process
+// share its workers: work that waits for a worker stays in the lanes, and is later handled
+// together.
 func (t *tenure) runWorker(ctx context.Context) {
 	for t.lanes.await() {
 		t.session.workers <- struct{}{}
@@ -33,7 +34,7 @@ func (t *tenure) runWorker(ctx context.Context) {
 	}
 }
 
-// workOn settles what a load has, which may be nothing, and the intents that wait behind it.
+// workOn handles the events of a load, if any, and the intents that wait behind them.
 func (t *tenure) workOn(ctx context.Context, load load) {
 	if len(load.work) == 0 {
 		return
@@ -53,8 +54,9 @@ func (t *tenure) workOn(ctx context.Context, load load) {
 	}
 }
 
-// process takes events from claim to settlement, until each is settled: it makes one attempt at as many as go together. If a handler fails in
-// that, its event is tried alone, and the others go together once more; if anything else fails, or it fails again, each event is tried alone.
+// process handles events until each is settled. It makes one attempt at as many as go together. If
+// a handler fails in that, its event is attempted alone, and the others together once more. If
+// anything else fails, or the group fails again, each event is attempted alone.
 func (t *tenure) process(ctx context.Context, queue []*work) {
 	slices.SortStableFunc(queue, func(a, b *work) int {
 		return cmp.Or(cmp.Compare(a.Generation, b.Generation), cmp.Compare(a.Seq, b.Seq))
@@ -63,7 +65,7 @@ func (t *tenure) process(ctx context.Context, queue []*work) {
 	failedOnce := false
 	for most := t.most(); len(queue) > 0; {
 		some, v, e := t.next(ctx, queue, most, stuck)
-		if ctx.Err() != nil { // the session is over; messages are held still, and perhaps earlier ones of their keys
+		if ctx.Err() != nil { // the session is over; it still holds messages, perhaps earlier ones of the same keys
 			t.giveBackIntents(ctx, queue)
 			return
 		}
@@ -85,15 +87,15 @@ func (t *tenure) process(ctx context.Context, queue []*work) {
 			some = c.tried
 		}
 		again := t.settle(ctx, some, v, e, stuck)
-		if len(again) > 0 { // perhaps one of them is the reason
+		if len(again) > 0 { // one of them may be the reason
 			most = 1
 		}
 		queue = slices.Concat(again, t.skipKnown(ctx, c.known), c.left, queue)
 	}
 }
 
-// next returns the first events of a queue on which the verdict is the same before any attempt: up to most that can be attempted together, those that have
-// to wait, or one of which anything else is to become.
+// next returns the first events of a queue that have the same verdict before any attempt: up to
+// most that can be attempted together, those that have to wait, or a single one.
 func (t *tenure) next(ctx context.Context, queue []*work, most int, stuck map[string]bool) (some []*work, v verdict, e recent.Attempt) {
 	for n, w := range queue {
 		is, err := t.admit(w, stuck[w.Key])
@@ -104,7 +106,7 @@ func (t *tenure) next(ctx context.Context, queue []*work, most int, stuck map[st
 		v, e = is, recent.Attempt{Began: time.Now(), Err: err}
 		switch {
 		case v == wait && !w.isIntent():
-			t.hold(w.Key) // what comes behind it in this queue waits, too
+			t.hold(w.Key) // later events of the key in this queue wait, too
 		case v != try:
 			return queue[:n+1], v, e
 		}
@@ -112,7 +114,7 @@ func (t *tenure) next(ctx context.Context, queue []*work, most int, stuck map[st
 	return queue, v, e
 }
 
-// admit returns what is to be done with an event before any attempt, and why.
+// admit returns the verdict on an event before any attempt, and why.
 func (t *tenure) admit(w *work, stuck bool) (verdict, error) {
 	switch {
 	case w.isIntent() && stuck:
@@ -120,9 +122,9 @@ func (t *tenure) admit(w *work, stuck bool) (verdict, error) {
 	case w.bad != nil:
 		return never, w.bad
 	case w.isIntent() && w.Deaths >= maxDeaths:
-		return never, fmt.Errorf("crash: %d processes died at this event, it was not tried again", w.Deaths)
+		return never, fmt.Errorf("crash: %d processes died at this event, there was no further attempt", w.Deaths)
 	case w.isIntent() && w.Attempts > t.Consumer.MaxAttempts, w.tried >= t.Consumer.MaxAttempts:
-		return never, errUnkept
+		return never, errUnrecorded
 	case w.isIntent():
 		return try, nil
 	case w.lost && t.Consumer.Handler.effect != nil:
@@ -135,14 +137,14 @@ func (t *tenure) admit(w *work, stuck bool) (verdict, error) {
 	return try, nil
 }
 
-// processBehind processes the intents that wait for the events of some keys which have just ended, and lets events from
-// the stream pass again if none is left.
+// processBehind processes the intents that wait behind the events of some keys which have just
+// ended. If no intent is left, events of the key from the stream pass again.
 func (t *tenure) processBehind(ctx context.Context, keys []string) {
 	for keys = t.passFree(ctx, keys); len(keys) > 0 && ctx.Err() == nil; {
 		next, err := t.take(ctx, func(ctx context.Context) ([]*inbox.Intent, error) {
 			return t.inbox.TakeNext(ctx, keys, max(1, 4*t.most()/len(keys)))
 		})
-		if err != nil { // nobody knows what it took: the next session gets that
+		if err != nil { // it is unknown what was taken: the next session gets it
 			t.fail(err)
 		}
 		if err != nil || len(next) == 0 {
@@ -150,12 +152,13 @@ func (t *tenure) processBehind(ctx context.Context, keys []string) {
 		}
 		t.process(ctx, next)
 	}
-	if len(t.passFree(ctx, keys)) > 0 { // the next event to end looks again
+	if len(t.passFree(ctx, keys)) > 0 { // the next event that ends looks again
 		t.lanes.nudge()
 	}
 }
 
-// passFree lets events from the stream pass of those keys for which no intent waits, and returns the others.
+// passFree lets events from the stream pass for those keys that no intent waits for, and returns
+// the other keys.
 func (t *tenure) passFree(ctx context.Context, keys []string) (held []string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTime)
 	defer cancel()

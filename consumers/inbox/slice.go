@@ -159,7 +159,7 @@ func (t *Tenure) Save(ctx context.Context, db DB, floor, high uint64, stored tim
 		update pgjet.slice set floor = case when $5 > 0 then $5 else floor end, high = greatest(high, $6), stored = case when high < $6 then $7 else stored end
 		 where consumer = $1 and epoch = $2 and `+unrestored+` and ($5 > 0 and floor <> $5 or high < $6)`,
 		t.fence(int64(floor), int64(high), stored.Truncate(time.Microsecond))...)
-	return failed("save the place in the stream", err)
+	return failed("save the stream sequences", err)
 }
 
 // Lost records that every event up to a sequence was delivered before, also those that the inbox

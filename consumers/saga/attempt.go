@@ -85,7 +85,7 @@ func (r *Runner) within(ctx context.Context, x *Record, t task, s *Saga, claiman
 		if err := r.leaveBehind(ctx, func() error { return t.local(ctx, tx, s) }); err != nil {
 			return &stepError{err}
 		}
-		if err := attempt.Sound("step", tx); err != nil {
+		if err := attempt.CheckTx("step", tx); err != nil {
 			return &stepError{err}
 		}
 		e.result, _ = after.settle(&r.Saga, t, s, nil)

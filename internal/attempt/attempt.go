@@ -25,9 +25,9 @@ type Panic struct {
 // Error returns the panic's value as text.
 func (p *Panic) Error() string { return p.text }
 
-// Sound returns an error if a call, named by what, returned nil but left tx unable to
+// CheckTx returns an error if a call, named by what, returned nil but left tx unable to
 // commit.
-func Sound(what string, tx pgx.Tx) error {
+func CheckTx(what string, tx pgx.Tx) error {
 	conn := tx.Conn().PgConn()
 	switch {
 	case conn.IsClosed():

@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 	testenv.Main(m)
 }
 
-// patience is shorter than JetStream's: what a test waits for must not need it.
+// patience is shorter than JetStream's ackWait: tests must not depend on redelivery after it.
 const patience = 20 * time.Second
 
 type noted struct {
@@ -45,29 +45,29 @@ type noted struct {
 func (noted) EventType() string  { return "note.made" }
 func (n noted) EventKey() string { return n.Key }
 
-// A bench is a stream, a database, and consumers between them.
-type bench struct {
+// A fixture is a stream, a database, and consumers between them.
+type fixture struct {
 	*testing.T
 	db *pgxpool.Pool
 	js jetstream.JetStream
 }
 
-func newBench(t *testing.T) *bench {
+func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	js, _ := testenv.JetStream(t)
-	return newBenchOn(t, testenv.Postgres(t), js)
+	return newFixtureOn(t, testenv.Postgres(t), js)
 }
 
-func newBenchOn(t *testing.T, db *pgxpool.Pool, js jetstream.JetStream) *bench {
+func newFixtureOn(t *testing.T, db *pgxpool.Pool, js jetstream.JetStream) *fixture {
 	t.Helper()
-	b := &bench{T: t, db: db, js: js}
+	b := &fixture{T: t, db: db, js: js}
 	b.createStream()
 	b.exec(`create table effect (n int not null)`)
 	return b
 }
 
-// createStream makes the stream as the relay's "stream ensure" does.
-func (b *bench) createStream() {
+// createStream creates the stream as "pgjet stream ensure" does.
+func (b *fixture) createStream() {
 	b.Helper()
 	testenv.Eventually(b, patience, "the server makes a stream, after it has cleared away the one before", func() bool {
 		_, err := b.js.CreateStream(b.Context(), jetstream.StreamConfig{
@@ -79,7 +79,7 @@ func (b *bench) createStream() {
 	})
 }
 
-func (b *bench) exec(sql string) {
+func (b *fixture) exec(sql string) {
 	b.Helper()
 	testenv.Exec(b, b.db, sql)
 }
@@ -93,7 +93,7 @@ func event(n int) events.Event {
 	return e
 }
 
-func (b *bench) publish(all ...events.Event) {
+func (b *fixture) publish(all ...events.Event) {
 	b.Helper()
 	for _, e := range all {
 		subject, header, body := e.Message()
@@ -101,7 +101,7 @@ func (b *bench) publish(all ...events.Event) {
 	}
 }
 
-func (b *bench) send(msg *nats.Msg) {
+func (b *fixture) send(msg *nats.Msg) {
 	b.Helper()
 	if _, err := b.js.PublishMsg(b.Context(), msg); err != nil {
 		b.Fatal(err)
@@ -110,7 +110,7 @@ func (b *bench) send(msg *nats.Msg) {
 
 func permanent(err error) error { return backoff.Permanent(err) }
 
-// write is a handler whose effect is a row.
+// write is a handler that inserts a row as its effect.
 func write(ctx context.Context, tx pgx.Tx, e events.Event) error {
 	p, err := events.Decode[noted](e)
 	if err != nil {
@@ -122,7 +122,7 @@ func write(ctx context.Context, tx pgx.Tx, e events.Event) error {
 
 type handleFunc = func(ctx context.Context, tx pgx.Tx, e events.Event) error
 
-// each is consumers.Handle for events of some types, or of noted.
+// each is consumers.Handle for events of some types, by default noted.
 func each(fn handleFunc, types ...string) consumers.Handler {
 	var all []consumers.Typed
 	for _, t := range orNoted(types) {
@@ -131,12 +131,12 @@ func each(fn handleFunc, types ...string) consumers.Handler {
 	return consumers.Handle(all...)
 }
 
-// batch is consumers.HandleBatch for events of some types, or of noted.
+// batch is consumers.HandleBatch for events of some types, by default noted.
 func batch(most int, fn func(ctx context.Context, tx pgx.Tx, all []events.Event) error, types ...string) consumers.Handler {
 	return consumers.HandleBatch(most, fn, orNoted(types)...)
 }
 
-// effect is consumers.Effect for events of some types, or of noted.
+// effect is consumers.Effect for events of some types, by default noted.
 func effect(fn func(ctx context.Context, e events.Event) error, types ...string) consumers.Handler {
 	return consumers.Effect(fn, orNoted(types)...)
 }
@@ -149,12 +149,12 @@ func orNoted(types []string) []string {
 }
 
 // start runs a consumer until stop is called or the test ends.
-func (b *bench) start(handle handleFunc) (r *consumers.Runner, stop func()) {
+func (b *fixture) start(handle handleFunc) (r *consumers.Runner, stop func()) {
 	b.Helper()
 	return b.startOn(b.js, consumers.Consumer{Handler: each(handle)})
 }
 
-func (b *bench) startOn(js jetstream.JetStream, c consumers.Consumer) (r *consumers.Runner, stop func()) {
+func (b *fixture) startOn(js jetstream.JetStream, c consumers.Consumer) (r *consumers.Runner, stop func()) {
 	b.Helper()
 	c.Name = "test"
 	c.Slices = cmp.Or(c.Slices, 1) // tests of slices ask for more
@@ -163,7 +163,7 @@ func (b *bench) startOn(js jetstream.JetStream, c consumers.Consumer) (r *consum
 	return r, testenv.Run(b, r.Run)
 }
 
-func (b *bench) count(query string, args ...any) (n int) {
+func (b *fixture) count(query string, args ...any) (n int) {
 	b.Helper()
 	if err := b.db.QueryRow(b.Context(), query, args...).Scan(&n); err != nil {
 		b.Fatal(err)
@@ -171,7 +171,7 @@ func (b *bench) count(query string, args ...any) (n int) {
 	return n
 }
 
-func (b *bench) info() *jetstream.ConsumerInfo {
+func (b *fixture) info() *jetstream.ConsumerInfo {
 	b.Helper()
 	c, err := b.js.Consumer(b.Context(), "EVENTS", "test")
 	if err != nil {
@@ -180,8 +180,8 @@ func (b *bench) info() *jetstream.ConsumerInfo {
 	return c.CachedInfo()
 }
 
-// settled waits until nothing is delivered or to be delivered any more.
-func (b *bench) settled() {
+// settled waits until every event is delivered and acknowledged.
+func (b *fixture) settled() {
 	b.Helper()
 	testenv.Eventually(b, patience, "nothing is to be done any more", func() bool {
 		stream, err := b.js.Stream(b.Context(), "EVENTS")
@@ -194,15 +194,15 @@ func (b *bench) settled() {
 	})
 }
 
-// once checks that the events 1 to n had one effect each.
-func (b *bench) once(n int) {
+// once checks that each of the events 1 to n had one effect.
+func (b *fixture) once(n int) {
 	b.Helper()
 	if rows, distinct := b.count(`select count(*) from effect`), b.count(`select count(distinct n) from effect`); rows != n || distinct != n {
 		b.Errorf("%d effects of %d events, want %d of %d", rows, distinct, n, n)
 	}
 }
 
-func (b *bench) blocked(r *consumers.Runner, cause string) {
+func (b *fixture) blocked(r *consumers.Runner, cause string) {
 	b.Helper()
 	testenv.Eventually(b, patience, "the consumer is blocked by "+cause, func() bool {
 		err := r.Ready(b.Context())
@@ -210,13 +210,13 @@ func (b *bench) blocked(r *consumers.Runner, cause string) {
 	})
 }
 
-func (b *bench) ready(r *consumers.Runner) {
+func (b *fixture) ready(r *consumers.Runner) {
 	b.Helper()
 	testenv.Eventually(b, patience, "the consumer is ready", func() bool { return r.Ready(b.Context()) == nil })
 }
 
-// handled waits until this many events had their effect.
-func (b *bench) handled(n int) {
+// handled waits until n events had their effect.
+func (b *fixture) handled(n int) {
 	b.Helper()
 	testenv.Eventually(b, patience, fmt.Sprint(n, " events are handled"), func() bool {
 		return b.count(`select count(*) from effect`) >= n
