@@ -388,7 +388,7 @@ func TestMisfitsAreRefused(t *testing.T) {
 		"for user.* and for user.> overlap":    {Name: "a", Handler: each(none, "user.*", "user.>")},
 		"note.made is nil":                     {Name: "a", Handler: consumers.Handle(consumers.On[noted](nil))},
 		`OnType for "a" is nil`:                {Name: "a", Handler: each(nil, "a")},
-		`"a.>.b" is no event type`:                 {Name: "a", Handler: each(none, "a.>.b")},
+		`"a.>.b" is no event type`:             {Name: "a", Handler: each(none, "a.>.b")},
 		`for type ""`:                          {Name: "a", Handler: consumers.Handle(consumers.On(func(context.Context, pgx.Tx, events.Event, events.Event) error { return nil }))},
 		"the zero value of events.Payload":     {Name: "a", Handler: consumers.Handle(consumers.On(func(context.Context, pgx.Tx, events.Event, events.Payload) error { return nil }))},
 		"HandleBatch was given a nil":          {Name: "a", Handler: batch(0, nil)},

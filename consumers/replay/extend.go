@@ -19,25 +19,25 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// afterwards bounds what has to be done although ctx has ended.
+// afterwards bounds the cleanup after ctx has ended.
 const afterwards = 30 * time.Second
 
-// An Extended says what was added.
+// An Extended is what [Extend] has added.
 type Extended struct {
-	Types   []string // that the durable consumer did not bring before; none: it was left alone
-	Earlier int      // events that the stream held before, and that come now
-	Paused  bool     // by an operator before, and still
+	Types   []string // the added types; none if the durable consumer was not changed
+	Earlier int      // events of these types that the stream held before, and that are delivered now
+	Paused  bool     // an operator had paused the consumer, which stays paused
 }
 
-// Lacks returns the types that want, a durable consumer of each slice, asks for and the durable consumers of a stream do not
-// bring. It returns none if there are none, or they bring others that want does not ask for:
-// those nobody may take from them.
+// Lacks returns the types that want asks for and the existing durable consumers of a stream do not
+// deliver; want is one durable consumer for each slice. It returns none if they deliver types that
+// want does not ask for: nobody may remove those.
 func Lacks(ctx context.Context, js jetstream.JetStream, stream string, want []jetstream.ConsumerConfig) ([]string, error) {
 	missing, _, err := lacks(ctx, js, stream, want)
 	return missing, err
 }
 
-// lacks also returns the durable consumers that there are.
+// lacks also returns the existing durable consumers.
 func lacks(ctx context.Context, js jetstream.JetStream, stream string, want []jetstream.ConsumerConfig) (missing []string, all []jetstream.ConsumerConfig, err error) {
 	for _, want := range want {
 		durable, err := js.Consumer(ctx, stream, want.Durable)
@@ -53,7 +53,7 @@ func lacks(ctx context.Context, js jetstream.JetStream, stream string, want []je
 		}
 		lacking := slices.DeleteFunc(slices.Clone(want.FilterSubjects), func(s string) bool { return slices.Contains(have.FilterSubjects, s) })
 		all = append(all, have)
-		if len(have.FilterSubjects) == 0 || len(have.FilterSubjects)+len(lacking) != len(want.FilterSubjects) { // without any it brings all
+		if len(have.FilterSubjects) == 0 || len(have.FilterSubjects)+len(lacking) != len(want.FilterSubjects) { // without any filter it delivers everything
 			continue
 		}
 		for _, subject := range lacking {
@@ -65,17 +65,16 @@ func lacks(ctx context.Context, js jetstream.JetStream, stream string, want []je
 	return missing, all, nil
 }
 
-// Extend lets the durable consumers of a consumer that exist bring further types of events, since it
-// was given a handler for them. It adds to them what want asks for and they lack, as [Lacks] says. by is
-// who wants it; what is done is kept in pgjet.operation. If it fails on the way it undoes what
-// it changed, and ends its pause. Extend may then be called again. If one of the durable consumers belongs to another database, it
+// Extend makes the existing durable consumers of a consumer deliver further event types, since it
+// has a new handler for them. It adds the types that [Lacks] returns for want. by is who asked for
+// it; the operation is kept in pgjet.operation. If Extend fails, it undoes its changes and ends its
+// pause, and may be called again. If one of the durable consumers belongs to another database, it
 // returns an [*inbox.ForeignDurableError].
 //
-// Nothing is lost and nothing happens twice by it: what the stream already holds of those
-// types comes as well, and what is done is skipped. A consumer that keeps the order is set
-// back for it, and goes through the stream in order from the first of those events on; to
-// one with effects they are handed over one by one. Nobody handles
-// events in between: the consumer is paused, and goes on when all is done.
+// Nothing is lost and nothing happens twice: events of those types that the stream already holds
+// are delivered as well, and done ones are skipped. An ordered consumer is set back, and goes
+// through the stream in order from the first of those events on. A consumer with effects gets them
+// one by one. No process handles events meanwhile: the consumer is paused until everything is done.
 func Extend(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, stream, consumer string, want []jetstream.ConsumerConfig, by string) (Extended, error) {
 	if err := natsconn.CheckVersion(js.Conn()); err != nil {
 		return Extended{}, natsconn.Explain(js.Conn(), err, "operator")
@@ -110,7 +109,7 @@ func Extend(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, strea
 	return result, err
 }
 
-// undo gives the durable consumer its filters back and ends the pause, after err.
+// undo restores the filters of the durable consumers and ends the pause, after err.
 func (x *extension) undo(ctx context.Context, err error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), afterwards)
 	defer cancel()
@@ -119,7 +118,7 @@ func (x *extension) undo(ctx context.Context, err error) error {
 		if _, failed = inbox.Resume(ctx, x.db, x.name, x.by, "types of events were not added: "+err.Error(), inbox.ExtendPause); failed == nil {
 			break
 		}
-		select { // a connection may have been lost, or the server be restarted
+		select { // the connection may be lost, or the server restarting
 		case <-time.After(500 * time.Millisecond):
 			failed = nil
 		case <-ctx.Done():
@@ -134,7 +133,7 @@ func (x *extension) undo(ctx context.Context, err error) error {
 	return fmt.Errorf("%w; do this again to finish it (%w)", err, failed)
 }
 
-// restore gives the durable consumers the filters that they had.
+// restore restores the filters of the durable consumers.
 func (x *extension) restore(ctx context.Context) error {
 	if !x.updated || len(x.lacks) == 0 {
 		return nil
@@ -151,7 +150,7 @@ func (x *extension) restore(ctx context.Context) error {
 			continue
 		}
 		if _, err := x.js.UpdateConsumer(ctx, x.stream, before); err != nil {
-			return fmt.Errorf("give durable consumer %s its filters back: %w", before.Durable, natsconn.Explain(x.js.Conn(), err, x.role()))
+			return fmt.Errorf("restore the filters of durable consumer %s: %w", before.Durable, natsconn.Explain(x.js.Conn(), err, x.role()))
 		}
 	}
 	return nil
@@ -159,8 +158,8 @@ func (x *extension) restore(ctx context.Context) error {
 
 func (x *extension) role() string { return "operator --consumer " + x.name }
 
-// unfinished reports whether an earlier Extend was interrupted: it left its pause, or, if
-// somebody else had paused the consumer, its operation alone.
+// unfinished reports whether an earlier Extend was interrupted: its pause is left or, if the
+// consumer had been paused before, only its operation.
 func unfinished(ctx context.Context, db *pgxpool.Pool, name string) (bool, error) {
 	p, err := inbox.ReadPause(ctx, db, name)
 	if err != nil || p != nil && p.Reason == inbox.ExtendPause {
@@ -180,8 +179,8 @@ type extension struct {
 	by           string
 	lacks        []string
 	before, want []jetstream.ConsumerConfig // the same ones
-	paused       bool                       // by us, perhaps
-	updated      bool                       // the durable consumers, perhaps
+	paused       bool                       // perhaps by this operation
+	updated      bool                       // perhaps the durable consumers are
 }
 
 func (x *extension) run(ctx context.Context) (result Extended, err error) {
@@ -197,7 +196,7 @@ func (x *extension) run(ctx context.Context) (result Extended, err error) {
 	if err := x.begun(ctx); err != nil {
 		return result, err
 	}
-	// However short the pause is: no process that has begun before handles another event.
+	// However short the pause is, no session from before it may handle another event.
 	if err := inbox.Interrupt(ctx, x.db, x.name); err != nil {
 		return result, err
 	}
@@ -207,7 +206,7 @@ func (x *extension) run(ctx context.Context) (result Extended, err error) {
 			return result, fmt.Errorf("change durable consumer %s: %w", want.Durable, natsconn.Explain(x.js.Conn(), err, x.role()))
 		}
 	}
-	if unknown { // and no inbox says what is done: all comes as it would anyway
+	if unknown { // and no inbox has done events: everything is delivered anyway
 		return result, x.done(ctx)
 	}
 	if result.Earlier, err = x.replay(ctx); err != nil {
@@ -225,7 +224,7 @@ func (x *extension) run(ctx context.Context) (result Extended, err error) {
 // begun records what is about to be added.
 func (x *extension) begun(ctx context.Context) error {
 	if len(x.lacks) == 0 {
-		return nil // was recorded
+		return nil // recorded already
 	}
 	detail := map[string]any{"types": x.lacks, "done": false}
 	noted, err := operation.Unfinished(ctx, x.db, extendKind, x.name, detail)
@@ -238,7 +237,7 @@ func (x *extension) begun(ctx context.Context) error {
 	return nil
 }
 
-// done records that nothing is left of this, or of what was interrupted before.
+// done records that this extension, or the interrupted one before, is finished.
 func (x *extension) done(ctx context.Context) error {
 	if err := operation.Finish(ctx, x.db, extendKind, x.name); err != nil {
 		return fmt.Errorf("record what was added to consumer %s: %w", x.name, err)
@@ -246,10 +245,10 @@ func (x *extension) done(ctx context.Context) error {
 	return nil
 }
 
-// replay has what the stream already holds of the added types delivered, and returns how
-// many events come by that.
+// replay has the events of the added types that the stream already holds delivered, and returns
+// their number.
 func (x *extension) replay(ctx context.Context) (earlier int, err error) {
-	selection := Selection{All: true} // after one that was interrupted nobody knows
+	selection := Selection{All: true} // after an interrupted one the right place is unknown
 	if len(x.lacks) > 0 {
 		if selection, err = x.from(ctx); err != nil || selection.FromSeq == 0 {
 			return 0, err
@@ -257,7 +256,7 @@ func (x *extension) replay(ctx context.Context) (earlier int, err error) {
 	}
 	r, err := Open(ctx, x.db, x.js, x.name)
 	if errors.Is(err, ErrChanged) {
-		return 0, nil // the stream was made anew: all of it comes
+		return 0, nil // the stream was created again: all of it is delivered
 	}
 	if err != nil {
 		return 0, err
@@ -289,14 +288,14 @@ func (x *extension) replay(ctx context.Context) (earlier int, err error) {
 	return earlier, nil
 }
 
-// from selects the stream from the first event of the added types on; FromSeq is 0 if
-// there is none.
+// from selects the stream from the first event of the added types on; FromSeq is 0 if there is
+// none.
 func (x *extension) from(ctx context.Context) (s Selection, err error) {
 	stream, err := x.js.Stream(ctx, x.stream)
 	if err != nil {
 		return s, fmt.Errorf("look up stream %s: %w", x.stream, natsconn.Explain(x.js.Conn(), err, x.role()))
 	}
-	subjects := events.SubjectsOf(events.PrefixOf(x.want[0].FilterSubjects[0])) // what it lacks it asks for
+	subjects := events.SubjectsOf(events.PrefixOf(x.want[0].FilterSubjects[0])) // want asks for the lacking types
 	for _, t := range x.lacks {
 		msg, err := stream.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(subjects.Filter(t)))
 		if natsconn.Of(err) == jserror.MessageMissing {

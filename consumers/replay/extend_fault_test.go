@@ -13,8 +13,8 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestExtendFailsHalfWay: whatever is refused on the way, the durable consumer has its filters
-// again, nobody is paused, and another run finishes.
+// TestExtendFailsHalfWay: whatever is refused on the way, the durable consumer has its old filters,
+// the consumer is not paused, and another run finishes.
 func TestExtendFailsHalfWay(t *testing.T) {
 	t.Parallel()
 	for name, denied := range map[string]string{
@@ -68,7 +68,7 @@ func TestExtendFailsHalfWay(t *testing.T) {
 	}
 }
 
-// TestInterruptedExtension: it is undone when ctx ends, too.
+// TestInterruptedExtension: it is also undone when ctx ends.
 func TestInterruptedExtension(t *testing.T) {
 	t.Parallel()
 	b := newRig(t)
@@ -94,7 +94,7 @@ func TestInterruptedExtension(t *testing.T) {
 	b.settled()
 }
 
-// TestPauseWithoutAnAnswer: a pause whose commit was interrupted, and took place all the same, is ended.
+// TestPauseWithoutAnAnswer: a pause is ended whose commit was interrupted, but took place.
 func TestPauseWithoutAnAnswer(t *testing.T) {
 	t.Parallel()
 	b := newRig(t)

@@ -24,7 +24,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// A rig is a stream, and a consumer that once knew made notes only.
+// A rig is a stream, and a consumer that first handles only note.made.
 type rig struct {
 	*testing.T
 	db     *pgxpool.Pool
@@ -78,7 +78,7 @@ func (b *rig) publish(all ...string) {
 	}
 }
 
-// consumer returns one that handles these types. It gives up what it does not know.
+// consumer returns a consumer that handles these types. Other types become dead letters.
 func (b *rig) consumer(effect bool, types ...string) consumers.Consumer {
 	note := func(ctx context.Context, e events.Event) error {
 		if !slices.Contains(types, e.Type) {
@@ -112,7 +112,7 @@ func (b *rig) start(c consumers.Consumer) (r *consumers.Runner, stop func()) {
 	return r, testenv.Run(b, r.Run)
 }
 
-// handles waits until a query about what was handled says want.
+// handles waits until want events were handled.
 func (b *rig) handles(want int) {
 	b.Helper()
 	testenv.Eventually(b, patience, fmt.Sprint(want, " events are handled"), func() bool {
@@ -135,7 +135,7 @@ func (b *rig) extend(c consumers.Consumer) replay.Extended {
 		b.Fatal(err)
 	}
 	config := b.db.Config().Copy()
-	config.ConnConfig.RuntimeParams["role"] = "pgjet_operator" // nobody needs more rights than it has
+	config.ConnConfig.RuntimeParams["role"] = "pgjet_operator" // the rights of an operator suffice
 	db, err := pgxpool.NewWithConfig(b.Context(), config)
 	if err != nil {
 		b.Fatal(err)
@@ -148,7 +148,8 @@ func (b *rig) extend(c consumers.Consumer) replay.Extended {
 	return result
 }
 
-// settled fails unless every event was handled once, none was given up, and nobody is paused.
+// settled fails unless every event was handled once, none is a dead letter, and the consumer is not
+// paused.
 func (b *rig) settled() {
 	b.Helper()
 	if got := b.text(`select concat_ws(' ', (select count(*) from pgjet.dead_letter), (select count(*) from pgjet.consumer where paused_at is not null))`); got != "0 0" {
@@ -160,8 +161,8 @@ func (b *rig) settled() {
 	})
 }
 
-// TestOrderedConsumerGoesBack: what came before it knew the type is handled, nothing twice,
-// and an old process does no harm.
+// TestOrderedConsumerGoesBack: earlier events of the new type are handled, none twice, and an old
+// process does no harm.
 func TestOrderedConsumerGoesBack(t *testing.T) {
 	t.Parallel()
 	for _, prefix := range []string{"", "acme.orders"} {
@@ -195,7 +196,8 @@ func testGoesBack(t *testing.T, prefix string) {
 	}
 }
 
-// TestExtendsNoForeignDurable: nothing is added to a durable consumer that belongs to another database, and nobody is paused.
+// TestExtendsNoForeignDurable: a durable consumer of another database is not changed, and no
+// consumer is paused.
 func TestExtendsNoForeignDurable(t *testing.T) {
 	t.Parallel()
 	b := newRig(t)
@@ -231,8 +233,8 @@ func TestExtendsNoForeignDurable(t *testing.T) {
 	}
 }
 
-// TestOldProcessesEnd: if there is nothing to go back for, too, a process of the old version
-// handles nothing more.
+// TestOldProcessesEnd: a process of the old version handles nothing more, even if there are no
+// earlier events.
 func TestOldProcessesEnd(t *testing.T) {
 	t.Parallel()
 	for _, effect := range []bool{false, true} {
@@ -251,8 +253,8 @@ func TestOldProcessesEnd(t *testing.T) {
 	}
 }
 
-// TestKeysStayInOrder: of one key the earlier events of a new type come before later ones,
-// although these were on their way when the type was added.
+// TestKeysStayInOrder: earlier events of a new type are handled before later ones of their key,
+// although the later ones were being delivered when the type was added.
 func TestKeysStayInOrder(t *testing.T) {
 	t.Parallel()
 	b := newRig(t)
@@ -294,7 +296,7 @@ func TestKeysStayInOrder(t *testing.T) {
 	b.settled()
 }
 
-// TestEffectsHappen: nobody needs to fear that one happened before, so none is a dead letter.
+// TestEffectsHappen: the effects certainly did not happen before, so no event is a dead letter.
 func TestEffectsHappen(t *testing.T) {
 	t.Parallel()
 	b := newRig(t)
@@ -303,7 +305,7 @@ func TestEffectsHappen(t *testing.T) {
 	b.publish("note.made 1", "note.kept 2", "note.made 3", "note.kept 4", "note.made 5")
 	b.handles(3)
 	stop()
-	b.publish("note.made 0") // comes by itself
+	b.publish("note.made 0") // delivered without a replay
 	r, _ := b.start(newer)
 	b.differs(r)
 	if got := b.extend(newer); got.Earlier != 2 {
@@ -341,7 +343,7 @@ func TestExtendInterrupted(t *testing.T) {
 	}
 }
 
-// TestPausedStaysSo: an operator who wants no attempts gets none.
+// TestPausedStaysSo: a consumer that an operator paused stays paused.
 func TestPausedStaysSo(t *testing.T) {
 	t.Parallel()
 	b := newRig(t)
@@ -367,7 +369,8 @@ func TestPausedStaysSo(t *testing.T) {
 	b.settled()
 }
 
-// TestPausedAndInterrupted: what an operator's pause hides is finished, too, by another run.
+// TestPausedAndInterrupted: an interrupted extension of a paused consumer is finished by another
+// run.
 func TestPausedAndInterrupted(t *testing.T) {
 	t.Parallel()
 	b := newRig(t)
@@ -415,7 +418,7 @@ func TestPausedAndInterrupted(t *testing.T) {
 	}
 }
 
-// TestLeftAlone: what is not missing types is for somebody to look at.
+// TestLeftAlone: differences other than missing types are left for an operator.
 func TestLeftAlone(t *testing.T) {
 	t.Parallel()
 	b := newRig(t)

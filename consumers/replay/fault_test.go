@@ -15,28 +15,28 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestFailsHalfWay: whatever fails between the pause and its end, the consumer is not
-// paused any more, and what it has done stays done.
+// TestFailsHalfWay: whatever fails between the pause and its end, the consumer is not paused any
+// more, and done events stay done.
 func TestFailsHalfWay(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]struct {
-		begin func(b *bench, cancel func()) // when the consumer is paused
+		begin func(b *fixture, cancel func()) // when the consumer is paused
 		user  string
 		says  string
 	}{
-		"reset is denied":          {func(*bench, func()) {}, "mute", "permission_denied: "},
-		"ctx ends":                 {func(_ *bench, cancel func()) { cancel() }, "admin", context.Canceled.Error()},
-		"the durable is deleted":   {func(b *bench, _ func()) { b.deleteDurable() }, "admin", "consumer_missing: "},
-		"the database is cut off":  {func(b *bench, _ func()) { b.cutOff(); b.deleteDurable() }, "admin", "consumer_missing: "},
-		"the stream is deleted":    {func(b *bench, _ func()) { _ = b.js.DeleteStream(b.Context(), "EVENTS") }, "admin", "missing: "},
-		"an attempt does not stop": {func(b *bench, cancel func()) { cancel() }, "mute", "goes on as before"},
+		"reset is denied":          {func(*fixture, func()) {}, "mute", "permission_denied: "},
+		"ctx ends":                 {func(_ *fixture, cancel func()) { cancel() }, "admin", context.Canceled.Error()},
+		"the durable is deleted":   {func(b *fixture, _ func()) { b.deleteDurable() }, "admin", "consumer_missing: "},
+		"the database is cut off":  {func(b *fixture, _ func()) { b.cutOff(); b.deleteDurable() }, "admin", "consumer_missing: "},
+		"the stream is deleted":    {func(b *fixture, _ func()) { _ = b.js.DeleteStream(b.Context(), "EVENTS") }, "admin", "missing: "},
+		"an attempt does not stop": {func(b *fixture, cancel func()) { cancel() }, "mute", "goes on as before"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			n := testenv.NATSWith(t, `no_auth_user: admin
 				authorization { users: [ { user: admin, password: x },
 					{ user: mute, password: x, permissions: { publish: { deny: "$JS.API.CONSUMER.RESET.>" } } } ] }`)
-			b := newBenchOn(t, testenv.Connect(t, n.URL()), true, false)
+			b := newFixtureOn(t, testenv.Connect(t, n.URL()), true, false)
 			b.publish(repeat("note.made a", 5)...)
 			b.deliver(3)
 			b.know("done", 1, 2, 3)
@@ -44,7 +44,7 @@ func TestFailsHalfWay(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := c.Fetch(1); err != nil { // in somebody's hands: the replay waits for it
+			if _, err := c.Fetch(1); err != nil { // delivered to a client: the replay waits for it
 				t.Fatal(err)
 			}
 			testenv.Eventually(t, patience, "a message is in hand", func() bool {
@@ -86,7 +86,7 @@ func TestFailsHalfWay(t *testing.T) {
 	}
 }
 
-func (b *bench) connect(url, user string) jetstream.JetStream {
+func (b *fixture) connect(url, user string) jetstream.JetStream {
 	b.Helper()
 	nc, err := nats.Connect(url, nats.UserInfo(user, "x"), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	if err != nil {
@@ -96,14 +96,14 @@ func (b *bench) connect(url, user string) jetstream.JetStream {
 	return must(jetstream.New(nc))
 }
 
-func (b *bench) deleteDurable() {
+func (b *fixture) deleteDurable() {
 	if err := b.js.DeleteConsumer(b.Context(), "EVENTS", "notes"); err != nil {
 		b.Error(err)
 	}
 }
 
 // cutOff ends the connections of the replay's pool.
-func (b *bench) cutOff() {
+func (b *fixture) cutOff() {
 	b.exec(`select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()`)
 }
 
@@ -111,7 +111,7 @@ func (b *bench) cutOff() {
 func TestOldServerIsRefused(t *testing.T) {
 	t.Parallel()
 	js, url := testenv.JetStream(t)
-	b := newBenchOn(t, js, true, false)
+	b := newFixtureOn(t, js, true, false)
 	_, err := replay.Open(t.Context(), b.operator, testenv.Connect(t, testenv.OtherVersion(t, url, "2.11.9")), "notes")
 	if err == nil || !strings.HasPrefix(err.Error(), "nats_outdated: the server runs nats-server 2.11.9") {
 		t.Errorf("Open() = %v, want that the server is too old", fmt.Sprint(err))
@@ -149,11 +149,11 @@ func interruptedCommit(t *testing.T, db *pgxpool.Pool) context.Context {
 	return ctx
 }
 
-// TestReplayPauseWithoutAnAnswer: so is that of a replay.
+// TestReplayPauseWithoutAnAnswer: the same for a replay.
 func TestReplayPauseWithoutAnAnswer(t *testing.T) {
 	t.Parallel()
 	js, _ := testenv.JetStream(t)
-	b := newBenchOn(t, js, true, false)
+	b := newFixtureOn(t, js, true, false)
 	b.publish("note.made a")
 	b.deliver(1)
 	b.know("done", 1)

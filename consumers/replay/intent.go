@@ -12,7 +12,7 @@ import (
 	"github.com/pgjet/pgjet/internal/operation"
 )
 
-// handOver makes an intent of each event of the plan that is to run, a page at a time.
+// handOver writes an intent for each event of the plan that is to run, page by page.
 func (r *Replay) handOver(ctx context.Context, p *Plan, result *Result, progress Progress) error {
 	result.Step = "handing over"
 	page := pageFor(r.stream.CachedInfo().State)
@@ -24,7 +24,7 @@ func (r *Replay) handOver(ctx context.Context, p *Plan, result *Result, progress
 			return err
 		}
 		before := result.Handed
-		// Whether a transaction that was cut off has committed, nobody knows.
+		// Not cancelled: it would be unknown whether the transaction has committed.
 		within, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
 		if err := r.handOverPage(within, p, all, result); err != nil {
@@ -40,7 +40,7 @@ func (r *Replay) handOver(ctx context.Context, p *Plan, result *Result, progress
 	return r.note(ctx, r.db, *result, operation.Running, r.before+int64(result.Handed))
 }
 
-// handOverPage commits the intents of one page, and where to go on.
+// handOverPage commits the intents of one page, and where to continue.
 func (r *Replay) handOverPage(ctx context.Context, p *Plan, all []message, result *Result) error {
 	h := inbox.HandOver{Consumer: r.name, Ordered: r.ordered, Generation: r.generation, Again: p.again}
 	for _, m := range all {

@@ -12,8 +12,8 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// A Plan says what a replay will do. Its counts are exact for the moment at which each
-// was taken; a consumer that runs changes them.
+// A Plan is what a replay will do. Each count is exact for the moment at which it was taken; a
+// running consumer changes them.
 type Plan struct {
 	Consumer string `json:"consumer"`
 	Stream   string `json:"stream"`
@@ -23,39 +23,39 @@ type Plan struct {
 	Type     string `json:"type,omitempty"`
 	Key      string `json:"key,omitempty"`
 	Rate     int    `json:"rate,omitempty"`
-	Gone     uint64 `json:"gone"` // places of the range before the first that the stream still has
+	Gone     uint64 `json:"gone"` // sequences of the range before the first message that the stream still has
 
 	Selected  int `json:"selected"`
 	Run       int `json:"run"`        // no inbox row: will be delivered and run
 	Again     int `json:"again"`      // done, and will run again
-	Skipped   int `json:"skipped"`    // done, and left so
+	Skipped   int `json:"skipped"`    // done, and will not run
 	Waiting   int `json:"waiting"`    // wait for an attempt already
-	Dead      int `json:"dead"`       // dead letters, left alone
-	Discarded int `json:"discarded"`  // given up for good, left alone
-	OnTheWay  int `json:"on_the_way"` // not delivered yet, and will be without a replay
-	Foreign   int `json:"foreign"`    // messages that are no events of ours
+	Dead      int `json:"dead"`       // dead letters, not touched
+	Discarded int `json:"discarded"`  // given up for good, not touched
+	OnTheWay  int `json:"on_the_way"` // not delivered yet; will be, without a replay
+	Foreign   int `json:"foreign"`    // messages that are no events of pgjet
 
-	Rebuild   bool   `json:"rebuild"`   // what its handlers wrote is cleared first
+	Rebuild   bool   `json:"rebuild"`   // everything that its handlers wrote is deleted first
 	Effects   bool   `json:"effects"`   // it has effects outside its database
 	Paused    bool   `json:"paused"`    // and stays so
 	Processes int    `json:"processes"` // that run now
 	Refused   string `json:"refused"`   // why it needs [Selection.Force]; "" if it does not or has it
 
-	Until     time.Time `json:"until"` // To in time, for whoever repeats this
+	Until     time.Time `json:"until"` // To as a time, for a repetition
 	again     bool
 	selection Selection
 	subjects  []string
-	last      uint64 // the last place that is selected
-	elsewhere int    // done rows of another place than the stream has now
+	last      uint64 // the last selected sequence
+	elsewhere int    // done rows with another sequence than the stream has now
 }
 
-// Plan resolves a selection and reads the range once, headers only. It changes
-// nothing. It returns [ErrSelection] if the range begins beyond the end of the stream,
-// or the consumer does not take the type.
+// Plan resolves a selection and reads the range once, headers only. It changes nothing. It returns
+// [ErrSelection] if the range begins beyond the end of the stream, or the consumer does not handle
+// the type.
 //
-// A plan that runs events again is refused, which [Plan.Refused] says, if the consumer
-// has effects outside its database, or if the stream no longer has all that the
-// consumer would have to be rebuilt from.
+// A plan that runs events again is refused, with the reason in [Plan.Refused], if the consumer has
+// effects outside its database, or if the stream no longer has everything from which the consumer
+// would be rebuilt.
 func (r *Replay) Plan(ctx context.Context, s Selection) (*Plan, error) {
 	p := &Plan{
 		Consumer: r.name, Stream: r.stream.CachedInfo().Config.Name, Type: s.Type, Key: s.Key, Rate: s.Rate,
@@ -98,7 +98,7 @@ func (r *Replay) resolve(ctx context.Context, s Selection, p *Plan) error {
 			return err
 		}
 		if p.From == first && state.Msgs > 0 && s.From.Before(state.FirstTime) {
-			p.Gone = first - 1 // at most: nobody knows when those were stored
+			p.Gone = first - 1 // at most: it is unknown when those were stored
 		}
 	}
 	if !s.Until.IsZero() && s.Until.Before(p.Until) {
@@ -111,7 +111,7 @@ func (r *Replay) resolve(ctx context.Context, s Selection, p *Plan) error {
 	return nil
 }
 
-// count adds what the inbox knows of all.
+// count adds the states of all in the inbox to the plan.
 func (r *Replay) count(ctx context.Context, p *Plan, all []message) error {
 	ids := make([]uuid.UUID, len(all))
 	for i, m := range all {
@@ -152,29 +152,29 @@ func (r *Replay) count(ctx context.Context, p *Plan, all []message) error {
 	return nil
 }
 
-// onTheWay reports whether a message without an inbox row comes by itself. Handed to a
-// consumer that keeps the order, it would overtake what comes before it.
+// onTheWay reports whether a message without an inbox row will be delivered without a replay. As an
+// intent of an ordered consumer it would overtake earlier events.
 func (r *Replay) onTheWay(m message) bool {
 	slice := events.Partition(m.subject) * r.slices / events.Partitions
 	return r.ordered && m.seq > r.durables[slice].CachedInfo().AckFloor.Stream
 }
 
-// decide chooses the way, and says what stands against it.
+// decide chooses the way, and records reasons for a refusal.
 func (p *Plan) decide(s Selection) {
 	p.Way = ByReset
 	switch {
 	case !s.whole():
 		p.Way = ByIntent
 	case p.Effects:
-		// Delivered by the stream, what was lost once would be a dead letter: it may have
-		// happened. Here somebody who has read the plan wants it.
+		// If the stream delivered an event that was lost once, it would be a dead letter, since it
+		// may have happened. Here an operator has read the plan and wants it.
 		p.Way = ByIntent
 	case s.Again && !s.All && p.elsewhere > 0:
-		// The inbox rows of a range are found by their place. Those of events that the
-		// stream has at another place now have to be found one by one.
+		// The inbox rows of a range are found by their sequences. Events that have another sequence
+		// in the stream now have to be found one by one.
 		p.Way = ByIntent
 	}
-	if p.Way == ByReset { // it delivers those too
+	if p.Way == ByReset { // that way delivers those, too
 		p.Run, p.OnTheWay = p.Run+p.OnTheWay, 0
 	}
 	p.Rebuild = s.Again && s.All && p.Way == ByReset
@@ -190,7 +190,7 @@ func (p *Plan) decide(s Selection) {
 // Empty reports whether running the plan would change nothing.
 func (p *Plan) Empty() bool { return p.Run == 0 && p.Again == 0 }
 
-// pageFor returns how many whole messages of a stream to hold at once.
+// pageFor returns how many whole messages of a stream to hold in memory.
 func pageFor(state jetstream.StreamState) int {
 	const most, memory = 200, 8 << 20
 	if state.Msgs == 0 {

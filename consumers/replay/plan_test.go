@@ -14,16 +14,16 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// newKnown is a bench whose inbox knows events in each state.
-func newKnown(t *testing.T, ordered bool) *bench {
-	b := newBench(t, ordered, false)
+// newKnown returns a fixture whose inbox has events in each state.
+func newKnown(t *testing.T, ordered bool) *fixture {
+	b := newFixture(t, ordered, false)
 	b.publish("note.made a", "note.made b", "note.kept a", "other.made a", "note.made a", // 1 to 5
 		"-", "note.made c", "note.made a", "note.kept b", "note.made a") // 6 to 10
 	b.know("done", 1, 2)
 	b.know("intent", 3)
 	b.know("dead", 5)
 	b.know("discarded", 7)
-	b.deliver(7) // up to 8; 9 and 10 are to come
+	b.deliver(7) // up to 8; 9 and 10 are not delivered yet
 	return b
 }
 
@@ -34,7 +34,7 @@ func TestPlanCounts(t *testing.T) {
 	type counts struct{ selected, run, again, skipped, waiting, dead, discarded, onTheWay, foreign int }
 	for _, row := range []struct {
 		name string
-		b    *bench
+		b    *fixture
 		s    replay.Selection
 		way  string
 		want counts
@@ -60,7 +60,7 @@ func TestPlanCounts(t *testing.T) {
 	}
 }
 
-// TestPlanChangesNothing: also one that is as large as several pages.
+// TestPlanChangesNothing: even a plan of several pages changes nothing.
 func TestPlanChangesNothing(t *testing.T) {
 	t.Parallel()
 	b := newKnown(t, true)
@@ -77,7 +77,7 @@ func TestPlanChangesNothing(t *testing.T) {
 
 func TestPlanIsWithinTheStream(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, true, false)
+	b := newFixture(t, true, false)
 	b.publish(repeat("note.made a", 10)...)
 	stream, err := b.js.Stream(t.Context(), "EVENTS")
 	if err == nil {
@@ -108,7 +108,7 @@ func TestPlanIsWithinTheStream(t *testing.T) {
 
 func TestPlanFromTime(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, true, false)
+	b := newFixture(t, true, false)
 	if p := b.plan(replay.Selection{From: time.Now().Add(-time.Hour)}); p.Selected != 0 || p.From != 1 || p.To != 0 {
 		t.Errorf("plan of an empty stream is %d to %d, want 1 to 0", p.From, p.To)
 	}
@@ -148,11 +148,10 @@ func TestPlanFromTime(t *testing.T) {
 	}
 }
 
-// TestPlanNarrowsFilters: to a type that a wildcard covers, and to one of the keys of a
-// partition.
+// TestPlanNarrowsFilters: to a type that a wildcard covers, and to one key of a partition.
 func TestPlanNarrowsFilters(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, false, false)
+	b := newFixture(t, false, false)
 	_, err := b.js.UpdateConsumer(t.Context(), "EVENTS", jetstream.ConsumerConfig{
 		Durable: "notes", AckPolicy: jetstream.AckExplicitPolicy, MaxDeliver: -1, FilterSubject: "events.*.note.>",
 	})
@@ -183,7 +182,7 @@ func TestPlanNarrowsFilters(t *testing.T) {
 
 func TestPlanRefusesToRepeatEffects(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, false, true)
+	b := newFixture(t, false, true)
 	b.publish("note.made a", "note.made b")
 	b.know("done", 1)
 	for _, row := range []struct {
@@ -212,11 +211,10 @@ func TestPlanRefusesToRepeatEffects(t *testing.T) {
 	}
 }
 
-// TestPlanRefusesToRebuildFromLess: a consumer that is rebuilt has nothing but what the
-// stream still has.
+// TestPlanRefusesToRebuildFromLess: a consumer can only be rebuilt from what the stream still has.
 func TestPlanRefusesToRebuildFromLess(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, true, false)
+	b := newFixture(t, true, false)
 	b.publish(repeat("note.made a", 3)...)
 	stream, err := b.js.Stream(t.Context(), "EVENTS")
 	if err == nil {
@@ -236,7 +234,7 @@ func TestPlanRefusesToRebuildFromLess(t *testing.T) {
 
 func TestPlanTellsWhoRuns(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, true, false)
+	b := newFixture(t, true, false)
 	b.exec(`insert into pgjet.process (consumer, process, workers, seen_at) values
 		('notes', 'here:1', 1, now()), ('notes', 'here:2', 1, now()), ('notes', 'gone:3', 1, now() - interval '1 min'), ('other', 'here:4', 1, now()), ('notes', 'forged:5', 1, '9999-01-01')`)
 	if p := b.plan(replay.Selection{All: true}); p.Processes != 2 || p.Paused {
@@ -248,11 +246,12 @@ func TestPlanTellsWhoRuns(t *testing.T) {
 	}
 	b.exec(`update pgjet.consumer set pause_reason = 'replay, operation 7'`)
 	if p := b.plan(replay.Selection{All: true}); p.Paused {
-		t.Error("the plan tells of a pause that an earlier replay left behind, and that this one ends")
+		t.Error("the plan names a pause that an earlier replay left, and that this one ends")
 	}
 }
 
-// An aheadJetStream is one of which processes of the consumer know more by the time its answer is there.
+// An aheadJetStream is a JetStream whose answers are older than what processes of the consumer have
+// seen.
 type aheadJetStream struct {
 	jetstream.JetStream
 	moveOn func()
@@ -264,10 +263,11 @@ func (a aheadJetStream) Stream(ctx context.Context, name string) (jetstream.Stre
 	return s, err
 }
 
-// TestOpenWhileEventsAreHandled: what was handled after the stream was looked up is not taken for a lost end of the stream.
+// TestOpenWhileEventsAreHandled: an event that was handled after the stream was looked up does not
+// look like a lost end of the stream.
 func TestOpenWhileEventsAreHandled(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, true, false)
+	b := newFixture(t, true, false)
 	ahead := aheadJetStream{b.js, func() {
 		b.publish("note.made a")
 		s, err := b.js.Stream(t.Context(), "EVENTS")
@@ -286,7 +286,7 @@ func TestOpenWhileEventsAreHandled(t *testing.T) {
 
 func TestOpen(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, true, false)
+	b := newFixture(t, true, false)
 	fails := func(why, consumer string, want error) {
 		t.Helper()
 		if _, err := replay.Open(t.Context(), b.operator, b.js, consumer); !errors.Is(err, want) {

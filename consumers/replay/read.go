@@ -15,23 +15,22 @@ import (
 	"github.com/pgjet/pgjet/internal/natsconn"
 )
 
-// answerTimeout bounds how long the stream may say nothing while there is something
-// to read.
+// answerTimeout bounds how long the stream may send nothing while it has more.
 const answerTimeout = 30 * time.Second
 
-// A message is an event and its place in the stream.
+// A message is an event with its stream sequence.
 type message struct {
 	seq     uint64
 	event   events.Event
-	foreign bool // it is no event of ours
+	foreign bool // not an event of pgjet
 	subject string
 	header  nats.Header
 	data    []byte
 }
 
-// subjects returns the filters of the durable consumers, narrowed to a type and a key.
+// subjects returns the filters of the durable consumers, limited to a type and a key.
 func (r *Replay) subjects(eventType, key string) ([]string, error) {
-	c := r.durables[0].CachedInfo().Config // of every other slice they differ in the partitions alone
+	c := r.durables[0].CachedInfo().Config // those of other slices differ only in the partitions
 	all := slices.Clone(c.FilterSubjects)
 	if c.FilterSubject != "" {
 		all = append(all, c.FilterSubject)
@@ -59,7 +58,7 @@ func (r *Replay) subjects(eventType, key string) ([]string, error) {
 	return all, nil
 }
 
-// covers reports whether a filter takes messages of a subject.
+// covers reports whether a filter matches a subject.
 func covers(filter, subject string) bool {
 	f, s := strings.Split(filter, "."), strings.Split(subject, ".")
 	for i, token := range f {
@@ -81,14 +80,14 @@ type reading struct {
 	pending  uint64
 }
 
-// ReaderNames returns the names of the consumers by which the events of a consumer are
-// planned and replayed. Who may replay needs the right to create, read and delete them.
+// ReaderNames returns the names of the consumers that read the stream for the plan and for the run
+// of a replay. The user who replays needs the right to create, read and delete them.
 func ReaderNames(consumer string) (plan, run string) {
 	return "pgjet-plan-" + consumer, "pgjet-replay-" + consumer
 }
 
-// read begins a pass. Two at the same time are those of a plan and of a run: of the
-// latter there is one only, by its lock.
+// read begins a pass. Those of a plan and of a run may exist at the same time; the lock allows only
+// one run.
 func (r *Replay) read(ctx context.Context, page int, run bool, c jetstream.ConsumerConfig) (*reading, error) {
 	name, forRun := ReaderNames(r.name)
 	if run {
@@ -130,7 +129,7 @@ func (g *reading) next(ctx context.Context) ([]jetstream.Msg, error) {
 			return nil, err
 		}
 		if time.Now().After(deadline) {
-			return nil, fmt.Errorf("the stream gave nothing for %s, although it has more", answerTimeout)
+			return nil, fmt.Errorf("the stream sent nothing for %s, although it has more", answerTimeout)
 		}
 		select {
 		case <-ctx.Done():
@@ -170,24 +169,24 @@ func (r *Replay) each(ctx context.Context, p *Plan, headersOnly bool, page int, 
 	}
 }
 
-// choose returns what of msgs is selected, and whether the range ends in them.
+// choose returns the selected messages of msgs, and whether the range ends in them.
 func (p *Plan) choose(msgs []jetstream.Msg) (chosen []message, end bool) {
 	for _, msg := range msgs {
-		meta, _ := msg.Metadata() // it was read before
+		meta, _ := msg.Metadata() // read before without an error
 		if meta.Sequence.Stream > p.To {
 			return chosen, true
 		}
 		e, err := events.FromMessage(msg.Headers(), msg.Data())
 		m := message{meta.Sequence.Stream, e, err != nil, msg.Subject(), msg.Headers(), msg.Data()}
-		if p.Key == "" || e.Key == p.Key { // in its partition there are others
+		if p.Key == "" || e.Key == p.Key { // the partition has other keys, too
 			chosen = append(chosen, m)
 		}
 	}
 	return chosen, false
 }
 
-// at returns the sequence of the first message that was stored at t or later; the one
-// behind the last if there is none.
+// at returns the sequence of the first message that was stored at t or later, or the one after the
+// last message if there is none.
 func (r *Replay) at(ctx context.Context, state jetstream.StreamState, t time.Time) (uint64, error) {
 	switch {
 	case state.Msgs == 0 || t.After(state.LastTime):

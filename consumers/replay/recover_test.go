@@ -28,7 +28,7 @@ func (note) EventType() string  { return "note.made" }
 func (n note) EventKey() string { return n.Key }
 
 // stream stores the notes from first to last, of twenty keys.
-func (b *bench) stream(first, last int) {
+func (b *fixture) stream(first, last int) {
 	b.Helper()
 	for n := first; n <= last; n++ {
 		e, err := events.New(note{fmt.Sprint("k", n%20), n})
@@ -49,7 +49,7 @@ func (b *bench) stream(first, last int) {
 }
 
 // start runs the consumer until stop is called or the test ends.
-func (b *bench) start(c consumers.Consumer) (stop func()) {
+func (b *fixture) start(c consumers.Consumer) (stop func()) {
 	b.Helper()
 	c.Name, c.Slices = "notes", 1
 	c.MinRetry, c.MaxRetry = 5*time.Millisecond, 50*time.Millisecond
@@ -67,10 +67,10 @@ func (b *bench) start(c consumers.Consumer) (stop func()) {
 	return stop
 }
 
-// newLive is a bench for a runner, which makes the durable consumer itself.
-func newLive(t *testing.T) *bench {
+// newLive returns a fixture for a runner, which creates the durable consumer itself.
+func newLive(t *testing.T) *fixture {
 	t.Helper()
-	b := newBench(t, true, false)
+	b := newFixture(t, true, false)
 	if err := b.js.DeleteConsumer(t.Context(), "EVENTS", "notes"); err != nil {
 		t.Fatal(err)
 	}
@@ -79,13 +79,13 @@ func newLive(t *testing.T) *bench {
 	return b
 }
 
-func (b *bench) wait(what, sql string, want int) {
+func (b *fixture) wait(what, sql string, want int) {
 	b.Helper()
 	testenv.Eventually(b, patience, what, func() bool { return value[int](b, sql) == want })
 }
 
-// watched runs a replay until everything was tried.
-func (b *bench) watched(s replay.Selection) (*replay.Plan, replay.Result) {
+// watched runs a replay until everything was attempted.
+func (b *fixture) watched(s replay.Selection) (*replay.Plan, replay.Result) {
 	b.Helper()
 	r := b.open()
 	defer r.Close()
@@ -115,8 +115,8 @@ func write(ctx context.Context, tx pgx.Tx, e events.Event) error {
 	return err
 }
 
-// TestDatabaseRestored: the database forgot what was done, here and there; each effect
-// is there once after the replay.
+// TestDatabaseRestored: the database lost some done events; each effect is there once after the
+// replay.
 func TestDatabaseRestored(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -164,8 +164,8 @@ func TestDatabaseRestored(t *testing.T) {
 	}
 }
 
-// TestRebuild: a read model that is rebuilt while live events flow, and one of them is
-// being retried, is the one that all events in order give.
+// TestRebuild: a read model that is rebuilt while live events flow, one of them being retried,
+// equals the one that all events in order produce.
 func TestRebuild(t *testing.T) {
 	t.Parallel()
 	for _, unordered := range []bool{false, true} {
@@ -182,7 +182,7 @@ func TestRebuild(t *testing.T) {
 				if _, failed := failing.LoadOrStore(e.ID, true); n.N%500 == 0 && !failed {
 					return fmt.Errorf("not yet")
 				}
-				// Wrong in any other order; of an unordered consumer only counts and sums are asked for.
+				// wrong in any other order; for an unordered consumer only counts and sums are compared
 				_, err = tx.Exec(ctx, `insert into model as m values ($1, $2::int, 1, $2::int) on conflict (key) do update
 					set last = excluded.last, events = m.events + 1, sum = m.sum + excluded.last`, n.Key, n.N)
 				return err
@@ -225,8 +225,8 @@ func TestRebuild(t *testing.T) {
 	}
 }
 
-// TestIntentsKeepTheOrder: events of a key that are handed over run one after the other,
-// in the order of the stream, also when one of them fails at first.
+// TestIntentsKeepTheOrder: replayed events of a key run one after the other, in the order of the
+// stream, also when one of them fails at first.
 func TestIntentsKeepTheOrder(t *testing.T) {
 	t.Parallel()
 	const n = 2000
@@ -255,7 +255,7 @@ func TestIntentsKeepTheOrder(t *testing.T) {
 	}
 }
 
-// TestReplayOfEffects: what was lost runs, since somebody wants it, and is no dead letter.
+// TestReplayOfEffects: lost events run, since an operator asked for it, and are no dead letters.
 func TestReplayOfEffects(t *testing.T) {
 	t.Parallel()
 	const n = 50

@@ -13,32 +13,32 @@ import (
 	"github.com/pgjet/pgjet/internal/operation"
 )
 
-// A Decision is who changes dead letters, why, and how.
+// A Decision says who changes dead letters, why, and how.
 type Decision struct {
 	By, Reason string // kept with the dead letter, and in pgjet.operation
 	DryRun     bool   // count, and change nothing
-	Rate       int    // at most so many a second; 0 is no limit
+	Rate       int    // the most per second; 0 is no limit
 
-	Progress func([]inbox.Outcome) // called after each transaction with what was changed so far; nil is nobody
+	Progress func([]inbox.Outcome) // called after each transaction with everything changed so far; may be nil
 }
 
-// Redrive gives the dead letters that f selects and that are in the state dead back to
-// their consumers, whose processes look for them every half second: they try again, with the same event
-// id, and no other consumer sees anything of it. A discarded one has
-// to be reopened first. It goes on in transactions of at most 500; if one fails, what was
-// committed before is returned with the error. If f names one that does not exist,
-// nothing is changed, and the error is an [*inbox.NotFoundError].
+// Redrive gives the dead letters that f selects and that are in the state dead back to their
+// consumers, which look for them every half second. They are attempted again with the same event
+// id, and no other consumer is affected. A discarded one has to be reopened first. Redrive uses
+// transactions of at most 500; if one fails, it returns the outcomes of the committed ones with the
+// error. If f names a dead letter that does not exist, it changes nothing and returns an
+// [*inbox.NotFoundError].
 //
-// Redrive, [Discard] and [Reopen] may run while the consumer works, and twice at the same time: an event gets one
-// intent, and one that was handled meanwhile is not run again. Whoever changes something is recorded in
-// pgjet.operation, in the transaction of the change. The rights of pgjet_operator are enough.
+// Redrive, [Discard] and [Reopen] may run while the consumer works, and twice at the same time: an
+// event gets one intent, and an event that was handled meanwhile does not run again. Each change is
+// recorded in pgjet.operation, in its transaction. The rights of pgjet_operator are enough.
 func Redrive(ctx context.Context, db *pgxpool.Pool, f inbox.Filter, d Decision) ([]inbox.Outcome, error) {
 	return change(ctx, db, inbox.Redrive, f, d)
 }
 
-// Discard gives up for good what f selects and is in the state dead, and keeps it with the reason, as [Redrive] does
-// it. Later events of its key that wait behind it go on. It waits for the attempts that
-// the consumer is making, and holds it up meanwhile.
+// Discard gives up for good what f selects and is in the state dead, and keeps it with the reason.
+// It works as [Redrive] does. Later events of a discarded one's key that wait behind it go on. If
+// it has to, Discard waits for running attempts of the consumer, and blocks new ones meanwhile.
 func Discard(ctx context.Context, db *pgxpool.Pool, f inbox.Filter, d Decision) ([]inbox.Outcome, error) {
 	return change(ctx, db, inbox.Discard, f, d)
 }
@@ -48,7 +48,7 @@ func Reopen(ctx context.Context, db *pgxpool.Pool, f inbox.Filter, d Decision) (
 	return change(ctx, db, inbox.Reopen, f, d)
 }
 
-// atOnce is how many dead letters one transaction changes at most.
+// atOnce is the most dead letters that one transaction changes.
 const atOnce = 500
 
 func change(ctx context.Context, db *pgxpool.Pool, c inbox.Change, f inbox.Filter, d Decision) (total []inbox.Outcome, err error) {
@@ -59,7 +59,7 @@ func change(ctx context.Context, db *pgxpool.Pool, c inbox.Change, f inbox.Filte
 	if d.DryRun {
 		return c.Plan(ctx, db, f)
 	}
-	if f.UpTo == 0 { // or it might never end
+	if f.UpTo == 0 { // otherwise it might never end
 		if err := f.Freeze(ctx, db); err != nil {
 			return nil, err
 		}
@@ -75,7 +75,7 @@ func change(ctx context.Context, db *pgxpool.Pool, c inbox.Change, f inbox.Filte
 	return runAll(ctx, db, &run, d)
 }
 
-// runAll changes page after page, and notes how that ended.
+// runAll changes page after page, and records how that ended.
 func runAll(ctx context.Context, db *pgxpool.Pool, run *inbox.Run, d Decision) (total []inbox.Outcome, err error) {
 	most := atOnce
 	if d.Rate > 0 {
@@ -102,8 +102,9 @@ func runAll(ctx context.Context, db *pgxpool.Pool, run *inbox.Run, d Decision) (
 	}
 }
 
-// Resume goes on with an operation of [Redrive], [Discard] or [Reopen] whose command ended before all was done: with what it had selected, and is not
-// changed yet, at this rate; 0 is the rate that it had. The error is an [UnresumableError] for another kind.
+// Resume continues an operation of [Redrive], [Discard] or [Reopen] whose command ended early, with
+// the selected dead letters that are not changed yet, at this rate; 0 is the rate that it had. For
+// another kind of operation it returns an [UnresumableError].
 func Resume(ctx context.Context, db *pgxpool.Pool, r operation.Record, rate int) ([]inbox.Outcome, error) {
 	for _, c := range []inbox.Change{inbox.Redrive, inbox.Discard, inbox.Reopen} {
 		if c.Kind != r.Kind {
@@ -138,7 +139,7 @@ func (e *UnresumableError) Error() string {
 	return fmt.Sprintf("operation %d cannot be resumed: %s", e.ID, e.Why)
 }
 
-// pace waits until n events, the first at began, have taken as long as they should; a rate of 0 is no limit.
+// pace waits so that n events, the first at began, keep to the rate; 0 is no limit.
 func pace(ctx context.Context, began time.Time, n, rate int) error {
 	if n == 0 || rate <= 0 {
 		return ctx.Err()

@@ -1,14 +1,13 @@
 // Package replay delivers events that the stream still holds to one consumer again.
 //
-// The inbox makes that harmless: what is done there is skipped, so a replay restores
-// what a consumer lost and repeats nothing. Asked to run events again, it makes the
-// consumer forget that they are done; that is how a read model is rebuilt.
+// The inbox makes that harmless: events that are done there are skipped, so a replay restores what
+// a consumer lost and repeats nothing. A replay that runs events again makes the consumer forget
+// that they are done; that is how a read model is rebuilt.
 //
-// There are two ways, and the plan names the one that is taken. Everything from some
-// place on ([ByReset]): the consumer is paused, its durable consumer is reset to that
-// place, and it goes on from there. Some events, or at a limited rate ([ByIntent]):
-// each is handed over as an intent, while live events go on. Either may be ended at
-// any moment, and repeated: what is handed over is not handed over twice.
+// There are two ways, and the plan says which one is used. For everything from some sequence on
+// ([ByReset]), the consumer is paused, its durable consumer is reset to that sequence, and it goes
+// on from there. For some events, or at a limited rate ([ByIntent]), each becomes an intent, while
+// live events go on. Either may be stopped at any moment, and repeated: no event gets two intents.
 package replay
 
 import (
@@ -42,32 +41,32 @@ var (
 	ErrRefused = errors.New("refused without force")
 )
 
-// The ways of a replay.
+// The ways in which a replay delivers events.
 const (
-	ByReset  = "reset"  // of the durable consumer, to where the replay begins
+	ByReset  = "reset"  // of the durable consumer
 	ByIntent = "intent" // event by event
 )
 
 // A Selection says which events are replayed: those of a range of the stream that the
 // consumer handles. Set one of All, FromSeq and From.
 type Selection struct {
-	All     bool      // whatever the stream holds
+	All     bool      // everything that the stream holds
 	FromSeq uint64    // from this sequence on
 	From    time.Time // stored at this time or later
-	Until   time.Time // stored before; zero: all there is
+	Until   time.Time // stored before; zero: everything
 	Type    string    // only events of this type
 	Key     string    // only events of this key
-	Rate    int       // at most so many events per second; 0 is no limit
-	Again   bool      // run what is done, too
-	Force   bool      // although that has consequences; see [Replay.Plan]
+	Rate    int       // the most events per second; 0 is no limit
+	Again   bool      // run events again that are done
+	Force   bool      // despite the consequences; see [Replay.Plan]
 }
 
-// whole reports whether s ends where the stream does and leaves nothing out.
+// whole reports whether s ends where the stream ends and leaves nothing out.
 func (s Selection) whole() bool {
 	return s.Until.IsZero() && s.Type == "" && s.Key == "" && s.Rate == 0
 }
 
-// A Replay is about one consumer. Open one, plan, and run the plan.
+// A Replay delivers events to one consumer again. Open one, plan, and run the plan.
 type Replay struct {
 	db         *pgxpool.Pool
 	js         jetstream.JetStream
@@ -80,15 +79,16 @@ type Replay struct {
 	paused     bool // by an operator
 	processes  int
 	slices     int
-	durables   []jetstream.Consumer // of each slice, as they were when the replay was opened
+	durables   []jetstream.Consumer // of each slice, as of Open
 	lock       *pgx.Conn
-	continues  int64 // the operation that the next run goes on with; 0: it begins one
+	continues  int64 // the operation that the next run continues; 0: it begins one
 	before     int64 // events that this operation had handed over before
 }
 
-// Open looks the consumer up, in its database and in JetStream. It returns
-// [ErrNoConsumer] if one of them does not know it, [ErrChanged] if it has not seen
-// the stream since that was made anew, or lost its end, and an [*inbox.ForeignDurableError] if its durable consumers belong to another database.
+// Open looks the consumer up, in its database and in JetStream. It returns [ErrNoConsumer] if one
+// of them does not have it. It returns [ErrChanged] if the consumer has not seen the stream since
+// it was created again, or lost its end. It returns an [*inbox.ForeignDurableError] if the durable
+// consumers belong to another database.
 func Open(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, consumer string) (*Replay, error) {
 	r := &Replay{db: db, js: js, name: consumer}
 	var stream string
@@ -98,7 +98,7 @@ func Open(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, consume
 		  from pgjet.consumer c where name = $1`, consumer, inbox.ReplayPause).
 		Scan(&stream, &r.created, &r.generation, &r.slices, &r.ordered, &r.effects, &r.paused, &r.processes)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, fmt.Errorf("%w: %s is not in pgjet.consumer of this database; a process of it that runs enters it", ErrNoConsumer, consumer)
+		return nil, fmt.Errorf("%w: %s is not in pgjet.consumer of this database; start a process of it, which registers it", ErrNoConsumer, consumer)
 	}
 	if err != nil {
 		return nil, sqlstate.Wrap("look up consumer "+consumer, err)
@@ -109,7 +109,7 @@ func Open(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, consume
 	return r, nil
 }
 
-// bind looks up what JetStream knows.
+// bind looks up the stream and the durable consumers.
 func (r *Replay) bind(ctx context.Context, stream string) (err error) {
 	if err := natsconn.CheckVersion(r.js.Conn()); err != nil {
 		return r.explain(err)
@@ -122,7 +122,7 @@ func (r *Replay) bind(ctx context.Context, stream string) (err error) {
 		return fmt.Errorf("look up stream %s: %w", stream, r.explain(err))
 	}
 	if !sameTime(r.stream.CachedInfo().Created, r.created) {
-		return fmt.Errorf("%w: no process of %s has run since stream %s was made on %s; start one, then replay",
+		return fmt.Errorf("%w: no process of %s has run since stream %s was created on %s; start one, then replay",
 			ErrChanged, r.name, stream, r.stream.CachedInfo().Created.UTC().Format(time.RFC3339))
 	}
 	if err := r.checkEnd(ctx); err != nil {
@@ -135,7 +135,7 @@ func (r *Replay) bind(ctx context.Context, stream string) (err error) {
 	for _, name := range inbox.Durables(r.name, r.slices) {
 		durable, err := r.stream.Consumer(ctx, name)
 		if natsconn.Of(err) == jserror.ConsumerMissing {
-			return fmt.Errorf("%s: %w: JetStream has no durable consumer %s on stream %s; a process of it that runs makes it", jserror.ConsumerMissing, ErrNoConsumer, name, stream)
+			return fmt.Errorf("%s: %w: JetStream has no durable consumer %s on stream %s; start a process of it, which creates it", jserror.ConsumerMissing, ErrNoConsumer, name, stream)
 		}
 		if err != nil {
 			return fmt.Errorf("look up durable consumer %s: %w", name, r.explain(err))
@@ -148,8 +148,8 @@ func (r *Replay) bind(ctx context.Context, stream string) (err error) {
 	return nil
 }
 
-// checkEnd returns [ErrChanged] if the stream lost its end since a process of the consumer looked: the places that the inbox knows may be those of
-// other events now.
+// checkEnd returns [ErrChanged] if the stream lost its end since a process of the consumer looked:
+// the sequences in the inbox may be those of other events now.
 func (r *Replay) checkEnd(ctx context.Context) error {
 	mark, err := inbox.ReadMark(ctx, r.db, r.name)
 	name := r.stream.CachedInfo().Config.Name
@@ -163,7 +163,7 @@ func (r *Replay) checkEnd(ctx context.Context) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("look whether stream %s lost its end: %w", name, err)
+		return fmt.Errorf("check whether stream %s lost its end: %w", name, err)
 	}
 	if mark.Lost(last, stored) {
 		return fmt.Errorf("%w: stream %s lost its end since a process of %s ran; start one, then replay", ErrChanged, name, r.name)
@@ -171,7 +171,7 @@ func (r *Replay) checkEnd(ctx context.Context) error {
 	return nil
 }
 
-// end returns where the stream ends now.
+// end returns the last sequence of the stream.
 func (r *Replay) end(ctx context.Context) (uint64, error) {
 	info, err := r.stream.Info(ctx)
 	if err != nil {
@@ -180,7 +180,7 @@ func (r *Replay) end(ctx context.Context) (uint64, error) {
 	return info.State.LastSeq, nil
 }
 
-// look asks for the state of all durable consumers.
+// look returns the state of all durable consumers.
 func (r *Replay) look(ctx context.Context) (all []*jetstream.ConsumerInfo, err error) {
 	for _, name := range inbox.Durables(r.name, r.slices) {
 		durable, err := r.stream.Consumer(ctx, name)
@@ -192,16 +192,17 @@ func (r *Replay) look(ctx context.Context) (all []*jetstream.ConsumerInfo, err e
 	return all, nil
 }
 
-// explain puts the reason before an error of JetStream.
+// explain prefixes an error of JetStream with the reason.
 func (r *Replay) explain(err error) error {
 	return natsconn.Explain(r.js.Conn(), err, "operator --consumer "+r.name)
 }
 
-// sameTime compares the time at which a stream was made with what PostgreSQL kept of it.
+// sameTime compares a creation time of a stream with the one that PostgreSQL has stored.
 func sameTime(a, b time.Time) bool { return a.Sub(b).Abs() < time.Millisecond }
 
-// Lock keeps other replays of the consumer away until [Replay.Close], and ends the pause of one that
-// was interrupted. It returns [ErrBusy] if one is running, and an error if the pool leads to a connection pooler.
+// Lock excludes other replays of the consumer until [Replay.Close], and ends the pause of an
+// interrupted one. It returns [ErrBusy] if another replay is running, and an error if the pool
+// leads to a connection pooler.
 func (r *Replay) Lock(ctx context.Context) (err error) {
 	// Not from the pool, which may have no second connection, or lead to a pooler.
 	config, err := postgres.ConnConfig(ctx, r.db)
@@ -214,7 +215,7 @@ func (r *Replay) Lock(ctx context.Context) (err error) {
 	free := false
 	err = r.lock.QueryRow(ctx, `select pg_try_advisory_lock(hashtextextended('pgjet.replay.' || $1, 0))`, r.name).Scan(&free)
 	if err == nil && !free {
-		err = fmt.Errorf("%w: see pgjet.operation for who replays %s", ErrBusy, r.name)
+		err = fmt.Errorf("%w: %s; see: pgjet op ls", ErrBusy, r.name)
 	}
 	if err == nil {
 		err = r.endPause(ctx)
@@ -222,8 +223,8 @@ func (r *Replay) Lock(ctx context.Context) (err error) {
 	return err
 }
 
-// endPause ends the pause that a replay left which did not live to end it: only one runs at a time.
-// That replay has changed nothing.
+// endPause ends the pause of a replay that died before it could. Only one replay runs at a time;
+// the dead one has changed nothing.
 func (r *Replay) endPause(ctx context.Context) error {
 	err := pgx.BeginFunc(ctx, r.db, func(tx pgx.Tx) error {
 		id, err := inbox.EndReplayPause(ctx, tx, r.name)
@@ -238,12 +239,12 @@ func (r *Replay) endPause(ctx context.Context) error {
 	return nil
 }
 
-// Close lets other replays go.
+// Close allows other replays.
 func (r *Replay) Close() {
 	if r.lock != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
-		// The connection's end frees it too, but the server may take a moment to notice.
+		// The end of the connection frees the lock too, but the server may notice that late.
 		_, _ = r.lock.Exec(ctx, `select pg_advisory_unlock_all()`)
 		_ = r.lock.Close(ctx)
 	}

@@ -10,8 +10,8 @@ import (
 	"github.com/pgjet/pgjet/consumers/inbox"
 )
 
-// How long the messages in hand are waited for, and how long while none of them moves.
-// The reset takes away what is left of them.
+// How long drain waits for unacknowledged messages, and how long while their number stays the same.
+// The reset takes back the rest.
 const (
 	drainTime = 10 * time.Second
 	quietTime = 2 * time.Second
@@ -19,10 +19,10 @@ const (
 	rewindTime = 5 * time.Second
 )
 
-// reset pauses the consumer, sets its durable consumer back, makes the inbox as the replay
-// needs it, and lets the consumer go on. The last two are one transaction, so that a replay
-// that fails has changed nothing: events that come once more are skipped. Then, and when
-// ctx ends, the pause is undone.
+// reset pauses the consumer, sets its durable consumer back, changes the inbox for the replay, and
+// lets the consumer go on. The last two are one transaction, so that a failed replay has changed
+// nothing: events that are delivered again are skipped. Then, and when ctx ends, the pause is
+// undone.
 func (r *Replay) reset(ctx context.Context, p *Plan, result *Result) error {
 	err := r.pause(ctx, result)
 	if err != nil {
@@ -52,10 +52,10 @@ func (r *Replay) reset(ctx context.Context, p *Plan, result *Result) error {
 	return nil
 }
 
-// undo ends the pause that this replay made, which failed with err.
+// undo ends the pause of this replay, which failed with err.
 func (r *Replay) undo(ctx context.Context, result *Result, err error) error {
 	var failed error
-	for range 20 { // a connection may have been lost, or the server be restarted
+	for range 20 { // the connection may be lost, or the server restarting
 		result.Step = "undone"
 		if failed = pgx.BeginFunc(ctx, r.db, func(tx pgx.Tx) error { return r.resume(ctx, tx, result) }); failed == nil {
 			return fmt.Errorf("nothing was replayed, consumer %s goes on as before: %w", r.name, err)
@@ -80,12 +80,12 @@ func (r *Replay) pause(ctx context.Context, result *Result) error {
 	})
 }
 
-// release makes the inbox and the floor as the replay needs them, and ends the pause.
+// release changes the inbox and the floor for the replay, and ends the pause.
 func (r *Replay) release(ctx context.Context, p *Plan, result *Result) error {
 	return r.alone(ctx, func(tx pgx.Tx) error {
 		err := inbox.SetBack(ctx, tx, r.name, p.From, p.Rebuild)
 		if err == nil && p.again {
-			// Also what was done since it was planned, because it built upon the rest.
+			// Also events that were done after the plan was made, since they built upon the rest.
 			err = inbox.Forget(ctx, tx, r.name, r.generation, p.From, p.Rebuild)
 		}
 		if err != nil {
@@ -96,8 +96,8 @@ func (r *Replay) release(ctx context.Context, p *Plan, result *Result) error {
 	})
 }
 
-// drain waits until nobody has a message in hand, or nothing moves any more, but not for
-// long, nor after ctx ended.
+// drain waits until no process has an unacknowledged message, or their number stays the same. It
+// stops soon in any case, and when ctx ends.
 func (r *Replay) drain(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, drainTime)
 	defer cancel()
@@ -120,7 +120,7 @@ func (r *Replay) drain(ctx context.Context) error {
 		if now != last {
 			last, since = now, time.Now()
 		} else if time.Since(since) > quietTime {
-			return nil // what was given back counts as in hand
+			return nil // messages that were given back count as unacknowledged
 		}
 		select {
 		case <-ctx.Done():
@@ -129,8 +129,8 @@ func (r *Replay) drain(ctx context.Context) error {
 	}
 }
 
-// rewind sets the durable consumers back to the first place of the plan, or to what one
-// has not delivered yet if that comes before: a reset forward would skip it.
+// rewind sets the durable consumers back to the first sequence of the plan, or to the next one that
+// a durable consumer has to deliver if that is lower: a reset forward would skip events.
 func (r *Replay) rewind(ctx context.Context, p *Plan) error {
 	ctx, cancel := context.WithTimeout(ctx, rewindTime)
 	defer cancel()

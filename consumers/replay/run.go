@@ -14,32 +14,30 @@ import (
 	"github.com/pgjet/pgjet/internal/postgres"
 )
 
-// lockTimeout is how long attempts in flight are waited for. While it lasts, no new
-// ones begin.
+// lockTimeout is how long Run waits for running attempts. Meanwhile no new ones begin.
 const lockTimeout = 30 * time.Second
 
-// A Result says how far a replay came.
+// A Result is how far a replay has come.
 type Result struct {
 	Operation int64  `json:"operation"` // in pgjet.operation; 0 if there was nothing to do
-	Step      string `json:"step"`      // the last that was taken: begun, paused, reset, undone, handing over, handed over, done
+	Step      string `json:"step"`      // the last one that was reached: begun, paused, reset, undone, handing over, handed over, done
 	Handed    int    `json:"handed"`    // events that were handed over, one by one
-	Next      uint64 `json:"next"`      // where to go on; 0 once all are handed over
+	Next      uint64 `json:"next"`      // the sequence to continue at; 0 once all are handed over
 	Waiting   int    `json:"waiting"`   // events of the range that wait for another attempt
 	Dead      int    `json:"dead"`      // events that became dead letters meanwhile
 }
 
-// A Progress is told how many of how many events have been handed over or handled.
+// A Progress is called with how many of how many events have been handed over or handled.
 type Progress func(operation int64, done, total int)
 
-// Run does what the plan says, and records it in pgjet.operation: by is who wants it,
-// reason why. With watch it returns when the consumer has tried everything. It needs the
-// [Replay.Lock].
+// Run runs the plan, and records it in pgjet.operation: by is who asked for it, reason why. With
+// watch it returns when the consumer has attempted everything. It needs the [Replay.Lock].
 //
-// If ctx ends, Run stops where nothing is half done, and returns ctx's error with how
-// far it came. Whatever it returns, the same replay may be run again.
+// If ctx ends, Run stops between transactions, and returns ctx's error with how far it came.
+// Whatever it returns, the same replay may be run again.
 func (r *Replay) Run(ctx context.Context, p *Plan, by, reason string, watch bool, progress Progress) (Result, error) {
 	if r.lock == nil {
-		return Result{}, errors.New("a replay runs under its lock only")
+		return Result{}, errors.New("a replay needs its lock; call Lock before Run")
 	}
 	if p.Refused != "" {
 		return Result{}, fmt.Errorf("%w: %s", ErrRefused, p.Refused)
@@ -60,7 +58,7 @@ func (r *Replay) Run(ctx context.Context, p *Plan, by, reason string, watch bool
 	if err == nil && watch {
 		err = r.watch(ctx, p, &result, begun, progress)
 	}
-	// Also of one that failed or was interrupted.
+	// Also if it failed or was interrupted.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	state, done := operation.Done, int64(p.Run+p.Again)
@@ -69,12 +67,12 @@ func (r *Replay) Run(ctx context.Context, p *Plan, by, reason string, watch bool
 	}
 	failed := r.note(ctx, r.db, result, state, r.before+done)
 	if errors.Is(failed, operation.ErrCancelled) {
-		failed = nil // it ends all the same
+		failed = nil // it ends anyway
 	}
 	return result, errors.Join(err, failed)
 }
 
-// begin writes down that the replay begins, or that it goes on, and returns when that is.
+// begin records that the replay begins, or continues, and returns when.
 func (r *Replay) begin(ctx context.Context, p *Plan, by, reason string, result *Result) (begun time.Time, err error) {
 	total := r.before + int64(p.Run+p.Again)
 	if r.continues == 0 {
@@ -89,8 +87,9 @@ func (r *Replay) begin(ctx context.Context, p *Plan, by, reason string, result *
 	return begun, err
 }
 
-// Continue has the next [Replay.Run] go on with an operation that stopped, rather than begin one. It returns the selection of what is left.
-// The error is an [UnresumableError] if nothing is, or if the operation is not a replay of this consumer that says what it had selected.
+// Continue makes the next [Replay.Run] continue a stopped operation instead of beginning one. It
+// returns the selection of the rest. It returns an [UnresumableError] if nothing is left, or if the
+// operation is not a replay of this consumer with a recorded selection.
 func (r *Replay) Continue(o operation.Record) (s Selection, err error) {
 	var was struct {
 		Plan      Plan       `json:"plan"`
@@ -104,14 +103,14 @@ func (r *Replay) Continue(o operation.Record) (s Selection, err error) {
 		return s, &UnresumableError{o.ID, "all of it is handed over to " + o.Target + ", which goes on by itself"}
 	}
 	r.continues = o.ID
-	if s = *was.Selection; was.Plan.Way == ByIntent { // what is stored meanwhile is not part of it
+	if s = *was.Selection; was.Plan.Way == ByIntent { // later events are not part of it
 		r.before = int64(was.Done.Handed)
 		s.All, s.From, s.FromSeq, s.Until = false, time.Time{}, max(was.Done.Next, was.Plan.From, 1), was.Plan.Until
 	}
 	return s, nil
 }
 
-// note writes how far the replay came, and its state.
+// note records how far the replay has come, and its state.
 func (r *Replay) note(ctx context.Context, db operation.DB, result Result, state string, done int64) error {
 	err := r.write(ctx, db, result)
 	if err == nil {
@@ -123,14 +122,13 @@ func (r *Replay) note(ctx context.Context, db operation.DB, result Result, state
 	return nil
 }
 
-// write writes how far the replay came.
+// write records how far the replay has come.
 func (r *Replay) write(ctx context.Context, db operation.DB, result Result) error {
 	return operation.Amend(ctx, db, result.Operation, map[string]any{"done": result})
 }
 
-// alone runs fn in a transaction that has waited for every other transaction of the
-// consumer, and keeps new ones waiting. The consumer must not have moved on to another
-// stream.
+// alone runs fn in a transaction that has waited for every other transaction of the consumer, and
+// blocks new ones. It fails if the consumer has moved to another stream.
 func (r *Replay) alone(ctx context.Context, fn func(tx pgx.Tx) error) error {
 	return postgres.Within(ctx, r.db, func(tx pgx.Tx) error {
 		err := inbox.Lock(ctx, tx, r.name, lockTimeout)

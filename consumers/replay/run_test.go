@@ -16,11 +16,11 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestReset: the next delivery is the first place of the plan, the consumer goes on,
-// and the operation is recorded.
+// TestReset: the next delivery is the first sequence of the plan, the consumer goes on, and the
+// operation is recorded.
 func TestReset(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, true, false)
+	b := newFixture(t, true, false)
 	b.publish(repeat("note.made a", 6)...)
 	b.deliver(6)
 	b.know("done", 1, 2, 4, 6)
@@ -42,11 +42,10 @@ func TestReset(t *testing.T) {
 	}
 }
 
-// TestResetNeverGoesForward: neither from where the inbox is complete up to, nor past a
-// rebuild that has yet to happen.
+// TestResetNeverGoesForward: neither from the inbox's floor, nor past a pending rebuild.
 func TestResetNeverGoesForward(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, true, false)
+	b := newFixture(t, true, false)
 	b.publish(repeat("note.made a", 6)...)
 	b.exec(`update pgjet.slice set floor = 1`)
 	b.exec(`update pgjet.consumer set rebuild = true`)
@@ -56,11 +55,10 @@ func TestResetNeverGoesForward(t *testing.T) {
 	}
 }
 
-// TestResetWaitsForMessagesInHand: an ack that comes late would count for the delivery
-// after the reset.
+// TestResetWaitsForMessagesInHand: a late ack would count for the delivery after the reset.
 func TestResetWaitsForMessagesInHand(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, true, false)
+	b := newFixture(t, true, false)
 	b.publish("note.made a", "note.made a")
 	batch, err := must(b.js.Consumer(t.Context(), "EVENTS", "notes")).Fetch(1)
 	if err != nil {
@@ -86,10 +84,10 @@ func TestResetWaitsForMessagesInHand(t *testing.T) {
 	}
 }
 
-// TestResetSkipsNothing: what the consumer has yet to be given stays before it.
+// TestResetSkipsNothing: events that the consumer has yet to get stay before it.
 func TestResetSkipsNothing(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, false, false)
+	b := newFixture(t, false, false)
 	b.publish(repeat("note.made a", 6)...)
 	b.deliver(2)
 	b.know("done", 1, 2)
@@ -114,7 +112,7 @@ func TestResetAgain(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t, true, false)
+			b := newFixture(t, true, false)
 			b.publish(repeat("note.made a", 8)...)
 			b.know("done", 1, 2, 3, 6)
 			b.know("dead", 5)
@@ -138,11 +136,11 @@ func TestResetAgain(t *testing.T) {
 	}
 }
 
-// TestAgainFindsWhatMoved: after the stream was lost and refilled, events have other
-// places than the inbox says.
+// TestAgainFindsWhatMoved: after the stream was lost and refilled, events have other sequences than
+// in the inbox.
 func TestAgainFindsWhatMoved(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, true, false)
+	b := newFixture(t, true, false)
 	b.publish(repeat("note.made a", 4)...)
 	b.deliver(4)
 	b.know("done", 1, 2, 3, 4)
@@ -159,10 +157,10 @@ func TestAgainFindsWhatMoved(t *testing.T) {
 	}
 }
 
-// TestPauses: a pause that an operator made stays, one that a dead replay left ends.
+// TestPauses: an operator's pause stays, and that of a dead replay ends.
 func TestPauses(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, true, false)
+	b := newFixture(t, true, false)
 	b.publish("note.made a")
 	pause := func() string {
 		return value[string](b, `select coalesce(paused_by || ': ' || pause_reason, '') from pgjet.consumer`)
@@ -179,11 +177,11 @@ func TestPauses(t *testing.T) {
 	}
 }
 
-// TestFailedResetIsUndone: when JetStream refuses, the consumer goes on as before, and what
-// it has done stays done. The same replay may be run again.
+// TestFailedResetIsUndone: when JetStream refuses, the consumer goes on as before, and done events
+// stay done. The same replay may be run again.
 func TestFailedResetIsUndone(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, true, false)
+	b := newFixture(t, true, false)
 	b.publish(repeat("note.made a", 3)...)
 	b.deliver(3)
 	r := b.open()
@@ -225,16 +223,16 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// TestIntents: whole messages, in order per key, and only what is to run.
+// TestIntents: whole messages, in order per key, and only those that are to run.
 func TestIntents(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, true, false)
+	b := newFixture(t, true, false)
 	b.publish("note.made a", "note.made b", "note.kept a", "note.made a", "-", "other.made a", "note.made a", "note.made b", "note.made a")
 	b.know("done", 1, 4)
 	b.know("intent", 7)
 	b.exec(`insert into pgjet.intent (consumer, event_id, type, key, stream, generation, stream_seq, subject, header, data)
 		values ('notes', $1, 'note.made', 'a', 'EVENTS', 1, 7, 's', '{}', '')`, b.ids[7])
-	b.deliver(7) // up to 8; 9 comes by itself
+	b.deliver(7) // up to 8; 9 will be delivered without a replay
 	result := b.mustRun(replay.Selection{All: true, Rate: 1000})
 	if got, want := b.intents(), "2 3 7* 8*"; got != want || result.Handed != 3 || result.Next != 0 {
 		t.Errorf("intents are %q of %+v, want %q, 3 handed over", got, result, want)
@@ -259,7 +257,7 @@ func TestIntents(t *testing.T) {
 
 func TestIntentsOfAnUnorderedConsumer(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, false, false)
+	b := newFixture(t, false, false)
 	b.publish(repeat("note.made a", 4)...)
 	b.know("done", 3)
 	b.mustRun(replay.Selection{All: true, Key: "a"})
@@ -268,12 +266,12 @@ func TestIntentsOfAnUnorderedConsumer(t *testing.T) {
 	}
 }
 
-// TestInterruptedHandOver: what was handed over before stays so, and going on where the
-// replay stopped hands over the rest; also again.
+// TestInterruptedHandOver: events that were handed over stay so, and continuing where the replay
+// stopped hands over the rest; also again.
 func TestInterruptedHandOver(t *testing.T) {
 	t.Parallel()
 	for _, again := range []bool{false, true} {
-		b := newBench(t, false, false)
+		b := newFixture(t, false, false)
 		b.publish(repeat("note.made a", 1000)...)
 		if again {
 			b.exec(`insert into pgjet.inbox (consumer, event_id, state, attempts, generation, stream_seq)
@@ -294,7 +292,7 @@ func TestInterruptedHandOver(t *testing.T) {
 		if got := value[int](b, `select (detail->'done'->'next')::int from pgjet.operation`); got != n+1 {
 			t.Errorf("the operation tells to go on at %d, want %d", got, n+1)
 		}
-		// The consumer is done with some, which must not come twice.
+		// The consumer is done with some; those must not run twice.
 		b.exec(`update pgjet.inbox set state = 'done' where stream_seq <= 100`)
 		b.exec(`delete from pgjet.intent where stream_seq <= 100`)
 		s.All, s.FromSeq = false, result.Next
@@ -308,7 +306,7 @@ func TestInterruptedHandOver(t *testing.T) {
 // TestTwiceInTheStream: an event is handed over once, however often the stream has it.
 func TestTwiceInTheStream(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, false, false)
+	b := newFixture(t, false, false)
 	b.publish("note.made a")
 	msg := must(must(b.js.Stream(t.Context(), "EVENTS")).GetMsg(t.Context(), 1))
 	for range 2 {
@@ -322,10 +320,10 @@ func TestTwiceInTheStream(t *testing.T) {
 	}
 }
 
-// TestInterruptedPage: what is about to be committed is, and is told.
+// TestInterruptedPage: a page that is about to be committed is committed, and reported.
 func TestInterruptedPage(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, false, false)
+	b := newFixture(t, false, false)
 	b.publish("note.made a", "note.made a")
 	tx := must(b.db.Begin(t.Context()))
 	defer tx.Rollback(context.WithoutCancel(t.Context()))
@@ -351,12 +349,12 @@ func TestInterruptedPage(t *testing.T) {
 	}
 }
 
-// TestWatch: a replay that is watched ends when the consumer has been given everything,
-// and has tried what it can.
+// TestWatch: a watched replay ends when the consumer has got everything, and has attempted what it
+// can.
 func TestWatch(t *testing.T) {
 	t.Parallel()
 	for _, s := range []replay.Selection{{All: true}, {All: true, Rate: 1000}} {
-		b := newBench(t, true, false)
+		b := newFixture(t, true, false)
 		b.publish("note.made a", "note.made a", "note.made b", "note.made a")
 		b.deliver(4)
 		b.know("dead", 1) // a consumer may park the key behind it
@@ -399,7 +397,7 @@ func TestWatch(t *testing.T) {
 
 func TestRate(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, false, false)
+	b := newFixture(t, false, false)
 	b.publish(repeat("note.made a", 20)...)
 	begun := time.Now()
 	b.mustRun(replay.Selection{All: true, Rate: 10})
@@ -410,7 +408,7 @@ func TestRate(t *testing.T) {
 
 func TestOneReplayAtATime(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, true, false)
+	b := newFixture(t, true, false)
 	first, second := b.open(), b.open()
 	if err := first.Lock(t.Context()); err != nil {
 		t.Fatal(err)
@@ -428,12 +426,12 @@ func TestOneReplayAtATime(t *testing.T) {
 	}
 }
 
-// TestReplayWaitsForAttempts: a transaction of the consumer that is under way ends
-// before anything is changed.
+// TestReplayWaitsForAttempts: a running transaction of the consumer ends before anything is
+// changed.
 func TestReplayWaitsForAttempts(t *testing.T) {
 	t.Parallel()
 	for _, s := range []replay.Selection{{All: true}, {All: true, Key: "a"}} {
-		b := newBench(t, true, false)
+		b := newFixture(t, true, false)
 		b.publish("note.made a")
 		b.deliver(1)
 		tx := must(b.db.Begin(t.Context()))
@@ -463,7 +461,7 @@ func TestReplayWaitsForAttempts(t *testing.T) {
 func TestReplayOfAnotherStream(t *testing.T) {
 	t.Parallel()
 	for _, s := range []replay.Selection{{All: true}, {All: true, Key: "a"}} {
-		b := newBench(t, false, false)
+		b := newFixture(t, false, false)
 		b.publish("note.made a")
 		r := b.open()
 		if err := r.Lock(t.Context()); err != nil {
@@ -477,11 +475,11 @@ func TestReplayOfAnotherStream(t *testing.T) {
 	}
 }
 
-// TestKilledReplay: the next replay that is to change something ends the pause of one that was killed,
-// also if it has nothing to do or hands events over one by one, and never that of an operator.
+// TestKilledReplay: the next replay ends the pause of one that was killed, also if it has nothing
+// to do or hands events over one by one, but never an operator's pause.
 func TestKilledReplay(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, true, false)
+	b := newFixture(t, true, false)
 	b.publish("note.made a")
 	for _, s := range []struct{ reason, want string }{
 		{"replay, operation 1", ", undone"},

@@ -8,12 +8,12 @@ import (
 	"github.com/pgjet/pgjet/internal/operation"
 )
 
-// watch returns when the consumer has tried everything that the plan selects.
+// watch returns when the consumer has attempted everything that the plan selects.
 func (r *Replay) watch(ctx context.Context, p *Plan, result *Result, begun time.Time, progress Progress) error {
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
 	beat := time.Now()
-	for ends := false; ; { // a durable consumer that was just set back may not say so yet: two looks have to agree
+	for ends := false; ; { // a durable consumer that was just set back may not report that yet: two looks have to agree
 		passed, left, err := r.left(ctx, p)
 		if err != nil {
 			return fmt.Errorf("watch consumer %s: %w", r.name, err)
@@ -46,8 +46,8 @@ func (r *Replay) watch(ctx context.Context, p *Plan, result *Result, begun time.
 	}
 }
 
-// left reports whether the durable consumer is past the last event of the plan, and
-// about how many events it has yet to deliver.
+// left reports whether the durable consumer is past the last event of the plan, and about how many
+// events it has yet to deliver.
 func (r *Replay) left(ctx context.Context, p *Plan) (passed bool, n int, err error) {
 	if p.Way == ByIntent {
 		return true, 0, nil
@@ -65,8 +65,8 @@ func (r *Replay) left(ctx context.Context, p *Plan) (passed bool, n int, err err
 	return passed, n, nil
 }
 
-// due returns how many intents of the range are being tried or wait for a process, not for their time or
-// for an earlier event of their key, dead letters among them.
+// due returns how many intents of the range are running or wait for a process. Intents that wait
+// for their time, or behind an earlier event or dead letter of their key, do not count.
 func (r *Replay) due(ctx context.Context, p *Plan, result *Result, begun time.Time) (due int, err error) {
 	err = r.db.QueryRow(ctx, `
 		select count(*) filter (where due_at <= statement_timestamp() and not exists (

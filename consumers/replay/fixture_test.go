@@ -23,8 +23,8 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 
 const patience = time.Minute
 
-// A bench is a stream, a durable consumer of note.made and note.kept, and its database.
-type bench struct {
+// A fixture is a stream, a durable consumer of note.made and note.kept, and its database.
+type fixture struct {
 	*testing.T
 	db       *pgxpool.Pool // of the owner
 	operator *pgxpool.Pool // with the rights of an operator
@@ -32,15 +32,15 @@ type bench struct {
 	ids      []uuid.UUID // of the message with each sequence
 }
 
-func newBench(t *testing.T, ordered, effects bool) *bench {
+func newFixture(t *testing.T, ordered, effects bool) *fixture {
 	t.Helper()
 	js, _ := testenv.JetStream(t)
-	return newBenchOn(t, js, ordered, effects)
+	return newFixtureOn(t, js, ordered, effects)
 }
 
-func newBenchOn(t *testing.T, js jetstream.JetStream, ordered, effects bool) *bench {
+func newFixtureOn(t *testing.T, js jetstream.JetStream, ordered, effects bool) *fixture {
 	t.Helper()
-	b := &bench{T: t, db: testenv.Postgres(t), js: js, ids: make([]uuid.UUID, 1)}
+	b := &fixture{T: t, db: testenv.Postgres(t), js: js, ids: make([]uuid.UUID, 1)}
 	b.operator = b.poolOf("pgjet_operator")
 	stream, err := js.CreateStream(t.Context(), jetstream.StreamConfig{
 		Name: "EVENTS", Subjects: []string{events.AllSubjects}, Storage: jetstream.FileStorage, AllowDirect: true,
@@ -61,7 +61,7 @@ func newBenchOn(t *testing.T, js jetstream.JetStream, ordered, effects bool) *be
 	return b
 }
 
-func (b *bench) poolOf(role string) *pgxpool.Pool {
+func (b *fixture) poolOf(role string) *pgxpool.Pool {
 	b.Helper()
 	config := b.db.Config()
 	config.AfterConnect = func(ctx context.Context, c *pgx.Conn) error {
@@ -76,13 +76,13 @@ func (b *bench) poolOf(role string) *pgxpool.Pool {
 	return pool
 }
 
-func (b *bench) exec(sql string, args ...any) {
+func (b *fixture) exec(sql string, args ...any) {
 	b.Helper()
 	testenv.Exec(b, b.db, sql, args...)
 }
 
-// value returns the one value that a query finds.
-func value[T any](b *bench, sql string, args ...any) (v T) {
+// value returns the only value of a query.
+func value[T any](b *fixture, sql string, args ...any) (v T) {
 	b.Helper()
 	if err := b.db.QueryRow(b.Context(), sql, args...).Scan(&v); err != nil {
 		b.Fatal(err)
@@ -90,8 +90,8 @@ func value[T any](b *bench, sql string, args ...any) (v T) {
 	return v
 }
 
-// publish stores one event for each "type key", or "-" for a message that is none.
-func (b *bench) publish(all ...string) {
+// publish stores one event for each "type key", or a message that is no event for "-".
+func (b *fixture) publish(all ...string) {
 	b.Helper()
 	for _, one := range all {
 		msg := &nats.Msg{Subject: "events.00.note.made", Data: []byte("?")}
@@ -109,8 +109,8 @@ func (b *bench) publish(all ...string) {
 	}
 }
 
-// know writes inbox rows for the events at these places.
-func (b *bench) know(state string, seqs ...int) {
+// know writes inbox rows for the events with these sequences.
+func (b *fixture) know(state string, seqs ...int) {
 	b.Helper()
 	for _, seq := range seqs {
 		b.exec(`insert into pgjet.inbox (consumer, event_id, state, attempts, generation, stream_seq) values ('notes', $1, $2, 1, 1, $3)`,
@@ -118,9 +118,9 @@ func (b *bench) know(state string, seqs ...int) {
 	}
 }
 
-// deliver makes the durable consumer deliver n messages, acknowledges them, and returns
-// their places.
-func (b *bench) deliver(n int) (seqs []uint64) {
+// deliver makes the durable consumer deliver n messages, acknowledges them, and returns their
+// sequences.
+func (b *fixture) deliver(n int) (seqs []uint64) {
 	b.Helper()
 	c, err := b.js.Consumer(b.Context(), "EVENTS", "notes")
 	if err != nil {
@@ -143,7 +143,7 @@ func (b *bench) deliver(n int) (seqs []uint64) {
 	return seqs
 }
 
-func (b *bench) open() *replay.Replay {
+func (b *fixture) open() *replay.Replay {
 	b.Helper()
 	r, err := replay.Open(b.Context(), b.operator, b.js, "notes")
 	if err != nil {
@@ -153,7 +153,7 @@ func (b *bench) open() *replay.Replay {
 	return r
 }
 
-func (b *bench) plan(s replay.Selection) *replay.Plan {
+func (b *fixture) plan(s replay.Selection) *replay.Plan {
 	b.Helper()
 	p, err := b.open().Plan(b.Context(), s)
 	if err != nil {
@@ -165,7 +165,7 @@ func (b *bench) plan(s replay.Selection) *replay.Plan {
 func quiet(int64, int, int) {}
 
 // run plans and runs, and closes.
-func (b *bench) run(ctx context.Context, s replay.Selection, progress replay.Progress) (replay.Result, error) {
+func (b *fixture) run(ctx context.Context, s replay.Selection, progress replay.Progress) (replay.Result, error) {
 	b.Helper()
 	r := b.open()
 	defer r.Close()
@@ -179,7 +179,7 @@ func (b *bench) run(ctx context.Context, s replay.Selection, progress replay.Pro
 	return r.Run(ctx, p, "ann@host", "a test", false, progress)
 }
 
-func (b *bench) mustRun(s replay.Selection) replay.Result {
+func (b *fixture) mustRun(s replay.Selection) replay.Result {
 	b.Helper()
 	result, err := b.run(b.Context(), s, quiet)
 	if err != nil {
@@ -188,17 +188,17 @@ func (b *bench) mustRun(s replay.Selection) replay.Result {
 	return result
 }
 
-// intents returns the places of all intents in the order of the stream, with a star for
-// those that wait for another.
-func (b *bench) intents() string {
+// intents returns the sequences of all intents in the order of the stream, with a star for those
+// that wait for another.
+func (b *fixture) intents() string {
 	b.Helper()
 	return value[string](b, `
 		select coalesce(string_agg(stream_seq || case when due_at = 'infinity' then '*' else '' end, ' ' order by stream_seq), '')
 		  from pgjet.intent where consumer = 'notes'`)
 }
 
-// waitForLock waits until somebody waits for the consumer's transactions.
-func (b *bench) waitForLock() {
+// waitForLock waits until a session waits for the consumer's transactions.
+func (b *fixture) waitForLock() {
 	b.Helper()
 	testenv.Eventually(b, patience, "the replay waits", func() bool {
 		return value[int](b, `select count(*) from pg_locks where locktype = 'advisory' and not granted
@@ -206,8 +206,8 @@ func (b *bench) waitForLock() {
 	})
 }
 
-// dump returns all that a replay could change.
-func (b *bench) dump() string {
+// dump returns everything that a replay could change.
+func (b *fixture) dump() string {
 	b.Helper()
 	var all []string
 	for _, table := range []string{"consumer", "inbox", "intent", "dead_letter", "operation"} {
