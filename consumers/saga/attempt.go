@@ -18,23 +18,23 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// An ending is what an attempt came to.
+// An ending is the outcome of an attempt.
 type ending struct {
 	result string
 	wait   time.Duration // before the saga goes on
 	err    error
 }
 
-// step makes one attempt at what is next. It writes the attempt down before, with all
-// that is known by then. Its error says that nobody knows what the database knows.
+// step makes one attempt at the next task. It records the attempt, with the known state, before it.
+// It returns an error if the state in the database is unknown.
 func (r *Runner) step(ctx context.Context, x *Record, claimant string) (wait time.Duration, err error) {
 	t, err := x.task(&r.Saga)
-	if err != nil { // another program's
+	if err != nil { // the record of another program
 		x.Error, x.dirty = storable(err.Error()), true
-		r.Log.ErrorContext(ctx, "a saga does not fit this program, it waits for one that it fits", "saga_id", x.ID, "err", err)
+		r.Log.ErrorContext(ctx, "a saga has other steps than this program, it waits for a program that has them", "saga_id", x.ID, "err", err)
 		return r.Saga.MaxRetry, nil
 	}
-	// Its time begins here: who is overtaken because it froze below calls nobody.
+	// The time of the attempt begins here, so that a process that froze below makes no call.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.Saga.Timeout)
 	defer cancel()
 	e := ending{err: x.begin(&r.Saga, t)}
@@ -50,7 +50,7 @@ func (r *Runner) step(ctx context.Context, x *Record, claimant string) (wait tim
 		return 0, err
 	}
 	r.metrics.count(ctx, r.Saga.Name, t.name, e.result)
-	r.tell(ctx, x, e)
+	r.logAttempt(ctx, x, e)
 	span.SetAttributes(attribute.String("pgjet.saga.result", e.result))
 	if e.err != nil {
 		span.SetStatus(codes.Error, x.Error)
@@ -58,15 +58,15 @@ func (r *Runner) step(ctx context.Context, x *Record, claimant string) (wait tim
 	return e.wait, nil
 }
 
-// attempt calls the action of t, and settles x. A local one that succeeds has committed
-// together with that. The error says that this process lost touch, whatever came of it.
+// attempt calls the action of t, and settles x. A successful local action has committed together
+// with the outcome. attempt returns an error if this process lost the saga, whatever the outcome.
 func (r *Runner) attempt(ctx context.Context, x *Record, t task, claimant string) (e ending, err error) {
 	s := x.saga(t)
 	switch {
 	case ctx.Err() != nil:
 		e.err = fmt.Errorf("no time was left for it: %w", ctx.Err())
 	case t.local == nil:
-		e.err = r.leaveBehind(ctx, func() error { return t.outside(ctx, s) })
+		e.err = r.callStep(ctx, func() error { return t.outside(ctx, s) })
 	default:
 		if e, err = r.within(ctx, x, t, s, claimant); err != nil || e.err == nil {
 			return e, err
@@ -76,13 +76,13 @@ func (r *Runner) attempt(ctx context.Context, x *Record, t task, claimant string
 	return e, nil
 }
 
-// within calls a local action in the transaction that settles x, if it succeeds. Who was
-// overtaken meanwhile is refused that, and the action is rolled back.
+// within calls a local action in the transaction that settles x, if it succeeds. If another process
+// took the saga over meanwhile, the action is rolled back.
 func (r *Runner) within(ctx context.Context, x *Record, t task, s *Saga, claimant string) (e ending, err error) {
 	after := *x
 	after.Steps = slices.Clone(x.Steps)
 	err = r.transact(ctx, func(tx pgx.Tx) error {
-		if err := r.leaveBehind(ctx, func() error { return t.local(ctx, tx, s) }); err != nil {
+		if err := r.callStep(ctx, func() error { return t.local(ctx, tx, s) }); err != nil {
 			return &stepError{err}
 		}
 		if err := attempt.CheckTx("step", tx); err != nil {
@@ -97,13 +97,13 @@ func (r *Runner) within(ctx context.Context, x *Record, t task, s *Saga, claiman
 	switch {
 	case err == nil:
 		*x = after
-	case refusedByDatabase(err): // such as by a deferred constraint
+	case refusedByDatabase(err): // for example by a deferred constraint
 		return ending{err: err}, nil
 	}
 	return e, err
 }
 
-// A stepError is what a local step returned.
+// A stepError wraps the error of a local step.
 type stepError struct{ err error }
 
 func (e *stepError) Error() string { return e.err.Error() }
@@ -121,8 +121,8 @@ func refusedByDatabase(err error) bool {
 	return !sqlstate.CommitUnknown(err)
 }
 
-// transact runs fn in a transaction. If the schema has changed under prepared statements, it is
-// rolled back and run once more.
+// transact runs fn in a transaction. If the schema has changed under prepared statements, it rolls
+// back and runs fn once more.
 func (r *Runner) transact(ctx context.Context, fn func(tx pgx.Tx) error) error {
 	err := r.transactOnce(ctx, fn)
 	if postgres.Stale(err) && ctx.Err() == nil {
@@ -132,15 +132,15 @@ func (r *Runner) transact(ctx context.Context, fn func(tx pgx.Tx) error) error {
 	return err
 }
 
-// transactOnce is transact without another try. If a step was left behind in the transaction, its
-// connection is cut; if this process is frozen in it, it is over before others take the saga over.
+// transactOnce is transact without the second attempt. If a step was abandoned in the transaction,
+// its connection is closed. If this process freezes, the transaction ends before the lease does.
 func (r *Runner) transactOnce(ctx context.Context, fn func(tx pgx.Tx) error) (err error) {
 	conn, err := r.db().Acquire(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Release()
-	defer func() { // such as of a transaction that a goroutine of the step still uses
+	defer func() { // for example of a transaction that a goroutine of the step still uses
 		if p := recover(); p != nil {
 			attempt.Cut(conn)
 			err = &stepError{attempt.Recovered("the transaction, after the step returned,", p)}
@@ -160,17 +160,17 @@ func (r *Runner) transactOnce(ctx context.Context, fn func(tx pgx.Tx) error) (er
 	}
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
-	_ = tx.Rollback(undo) // a connection that fails at that is closed
+	_ = tx.Rollback(undo) // if that fails, the pool closes the connection
 	return err
 }
 
-// leaveBehind calls a step, and waits for it for as long again as it may take.
-func (r *Runner) leaveBehind(ctx context.Context, call func() error) error {
+// callStep calls a step. After its time it waits for one more timeout.
+func (r *Runner) callStep(ctx context.Context, call func() error) error {
 	return attempt.Call(ctx, "step", r.Saga.Timeout, call)
 }
 
-// tell logs what an attempt came to.
-func (r *Runner) tell(ctx context.Context, x *Record, e ending) {
+// logAttempt logs the outcome of an attempt.
+func (r *Runner) logAttempt(ctx context.Context, x *Record, e ending) {
 	log := r.Log.With("saga_id", x.ID, "step", x.Step, "result", e.result, "trace_id", trace.SpanContextFromContext(ctx).TraceID())
 	switch {
 	case e.err == nil:

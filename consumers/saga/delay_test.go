@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// What is away for long is looked for often enough, and not by all sagas at once.
+// TestWaitForWhatIsAway: during a long outage the attempts are frequent enough, and not all at once.
 func TestWaitForWhatIsAway(t *testing.T) {
 	t.Parallel()
 	d, err := Definition{Name: "test", Steps: []Step{Outside("a", func(context.Context, *Saga) error { return nil }, nil)}}.withDefaults()

@@ -83,7 +83,7 @@ func refund(_ context.Context, s *saga.Saga) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println("refund", p.ID, known) // if it is not known, by s.DoKey()
+	fmt.Println("refund", p.ID, known) // if it is unknown, by s.DoKey()
 	return nil
 }
 
@@ -104,7 +104,7 @@ func Example() {
 			ended <- r.Run(ctx)
 		}()
 		for _, placed := range []OrderPlaced{{"o-17", 4_200}, {"o-18", 99_900}} {
-			// What a consumers.Runner with the consumer above does:
+			// A consumers.Runner with the consumer above does this:
 			err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
 				_, err := order.Start(ctx, tx, placed.OrderID, placed)
 				return err

@@ -9,8 +9,8 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// A process that is frozen in a local step must not keep the rows that it has locked from
-// the one that takes its saga over when the lease ends.
+// TestFrozenStepsEnd: a process that freezes in a local step does not keep its row locks from the process
+// that takes its saga over when the lease ends.
 func TestFrozenStepsEnd(t *testing.T) {
 	t.Parallel()
 	r := &Runner{Saga: Definition{Timeout: 3 * time.Second}, DB: testenv.Postgres(t)}

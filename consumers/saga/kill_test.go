@@ -27,18 +27,18 @@ import (
 
 var discard = slog.New(slog.DiscardHandler)
 
-// childVariable makes this program the process that it describes.
+// childVariable makes this program run as the child process that it describes.
 const childVariable = "PGJET_TEST_CHILD"
 
-// A child is a process that runs sagas, and kills itself at a moment: a moment is the
-// beginning or the end of a call outside, or of a statement that commits.
+// A child is a process that runs sagas, and kills itself at a moment: the beginning or the end of
+// an outside call, or of a statement that commits.
 type child struct {
 	Database string
 	Fails    string // what is refused: a, b or c; "" if all succeeds
 	Moment   int32
 }
 
-// beChild is that process. It ends with the one that started it.
+// beChild runs as a child process. It ends with its parent.
 func beChild(what string) {
 	var c child
 	err := json.Unmarshal([]byte(what), &c)
@@ -111,13 +111,12 @@ func (d *doomed) passes() {
 
 type statementKey struct{}
 
-// commits reports whether a statement changes what sagas are.
+// commits reports whether a statement changes sagas.
 func commits(sql string) bool {
 	return sql == "commit" || strings.Contains(sql, "update pgjet.saga")
 }
 
-// TraceQueryStart sees a statement that is about to be sent; the first claim, which
-// changes nothing that matters, does not count.
+// TraceQueryStart is called before a statement is sent; the first claim does not count.
 func (d *doomed) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
 	if commits(data.SQL) && !strings.Contains(data.SQL, "skip locked") {
 		d.passes()
@@ -125,14 +124,14 @@ func (d *doomed) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.Trac
 	return context.WithValue(ctx, statementKey{}, data.SQL)
 }
 
-// TraceQueryEnd sees a statement that was answered.
+// TraceQueryEnd is called after a statement was answered.
 func (d *doomed) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) {
 	if sql, _ := ctx.Value(statementKey{}).(string); commits(sql) {
 		d.passes()
 	}
 }
 
-// TraceBatchStart sees the statements that are about to be sent together.
+// TraceBatchStart is called before statements are sent together.
 func (d *doomed) TraceBatchStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
 	for _, q := range data.Batch.QueuedQueries {
 		if q.SQL != "commit" && commits(q.SQL) {
@@ -142,16 +141,17 @@ func (d *doomed) TraceBatchStart(ctx context.Context, conn *pgx.Conn, data pgx.T
 	return ctx
 }
 
-// TraceBatchQuery sees the answer to one of them.
+// TraceBatchQuery is called after the answer to one of them.
 func (d *doomed) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
 
-// TraceBatchEnd sees statements that were answered together.
+// TraceBatchEnd is called after statements were answered together.
 func (d *doomed) TraceBatchEnd(ctx context.Context, conn *pgx.Conn, _ pgx.TraceBatchEndData) {
 	d.TraceQueryEnd(ctx, conn, pgx.TraceQueryEndData{})
 }
 
-// start runs a child until it is dead, or the saga has ended. It reports whether that has.
-func (c child) start(b *bench, id uuid.UUID) (ended bool) {
+// start runs a child until it is dead, or the saga has ended. It reports whether the saga has
+// ended.
+func (c child) start(b *fixture, id uuid.UUID) (ended bool) {
 	b.Helper()
 	what, err := json.Marshal(c)
 	if err != nil {
@@ -185,14 +185,14 @@ func (c child) start(b *bench, id uuid.UUID) (ended bool) {
 	return ended
 }
 
-// TestKilledAtEachMoment kills the process at each moment of a saga in turn, and has
-// another one go on: of sagas that succeed, and that are refused at each step.
+// TestKilledAtEachMoment kills the process at each moment of a saga in turn, and lets another one
+// go on: for sagas that succeed, and for sagas that are refused at each step.
 func TestKilledAtEachMoment(t *testing.T) {
 	t.Parallel()
 	for fails, least := range map[string]int{"": 20, "a": 9, "b": 16, "c": 27} {
 		t.Run("refused "+fails, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t)
+			b := newFixture(t)
 			n := 0
 			for ended := false; !ended; {
 				n++
@@ -207,13 +207,13 @@ func TestKilledAtEachMoment(t *testing.T) {
 	}
 }
 
-// TestKilledAgain kills the processes that take over, too, at random moments.
+// TestKilledAgain also kills the processes that take over, at random moments.
 func TestKilledAgain(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 2))
-	b := newBench(t)
+	b := newFixture(t)
 	for n := range 6 {
 		fails := []string{"", "c"}[n%2]
 		b.killedAt(fmt.Sprint("k", n), fails, 1+random.Int32N(8), 1+random.Int32N(8), 1+random.Int32N(8))
@@ -221,9 +221,9 @@ func TestKilledAgain(t *testing.T) {
 	b.books()
 }
 
-// killedAt runs a saga in processes that die at moments, and then in one that does not. It
-// reports whether it had ended before that.
-func (b *bench) killedAt(key, fails string, moments ...int32) (ended bool) {
+// killedAt runs a saga in processes that die at moments, and then in one that does not. It reports
+// whether the saga had ended before that.
+func (b *fixture) killedAt(key, fails string, moments ...int32) (ended bool) {
 	b.Helper()
 	d := b.killed(fails, func() {})
 	id := b.begin(d, key)
@@ -232,7 +232,7 @@ func (b *bench) killedAt(key, fails string, moments ...int32) (ended bool) {
 		if c.start(b, id) {
 			return true
 		}
-		// As if the lease of the dead had passed.
+		// As if the lease of the dead process had ended.
 		b.exec(`update pgjet.saga set due_at = now() where id = $1`, id)
 	}
 	stop := b.run(&saga.Runner{Saga: d, Log: discard})

@@ -12,11 +12,11 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestLockedTable: somebody locks the table of sagas. A runner names the session, and goes on when
-// the lock goes.
+// TestLockedTable: another session locks the table of sagas. A runner names the session, and goes
+// on when the lock is released.
 func TestLockedTable(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	d := b.definition(nil)
 	conn, err := pgx.Connect(t.Context(), b.db.Config().ConnString()+"&application_name=psql")
 	if err != nil {

@@ -37,8 +37,8 @@ func TestMain(m *testing.M) {
 
 const patience = 40 * time.Second
 
-// A world is what sagas change outside: a service that knows its idempotency keys, and
-// notes every call. It is in the same database, in transactions of its own.
+// A world is what sagas change outside: a service that recognises its idempotency keys, and records
+// every call. It is in the same database, in transactions of its own.
 type world struct{ db *pgxpool.Pool }
 
 const worldTables = `
@@ -47,12 +47,12 @@ const worldTables = `
 	create table ended (saga text, how text);
 	create table local (saga text)`
 
-// do is what a step has done there, once for a key.
+// do records a step's effect in the world, once for a key.
 func (w world) do(ctx context.Context, s *saga.Saga, step string) error {
 	return w.call(ctx, s, step, "do", s.DoKey(), `insert into effect (key, saga, step) values ($1, $2, $3) on conflict (key) do nothing`)
 }
 
-// undo takes back what was done, if it was.
+// undo removes the effect, if there is one.
 func (w world) undo(ctx context.Context, s *saga.Saga, step string) error {
 	return w.call(ctx, s, step, "undo", s.UndoKey(), `delete from effect where key || '.undo' = $1 and saga = $2 and step = $3`)
 }
@@ -67,8 +67,8 @@ func (w world) call(ctx context.Context, s *saga.Saga, step, way, key, effect st
 	})
 }
 
-// step is one that does no more than that, unless hook says otherwise. It is nil, or called
-// before each call with the step's name, or "undo" and the name.
+// step returns a step that only does and undoes its effect. hook, if not nil, is called before each
+// call with the step's name, or "undo" and the name.
 func (w world) step(name string, hook func(ctx context.Context, s *saga.Saga, what string) error) saga.Step {
 	return saga.Outside(name,
 		func(ctx context.Context, s *saga.Saga) error {
@@ -89,8 +89,8 @@ func (w world) step(name string, hook func(ctx context.Context, s *saga.Saga, wh
 		})
 }
 
-// definition is a saga of outside steps a, b and c, between b and c a local one, and at
-// last another that says that all is done.
+// definition is a saga of outside steps a, b and c, a local one between b and c, and a final one
+// that records the end.
 func (w world) definition(hook func(ctx context.Context, s *saga.Saga, what string) error) saga.Definition {
 	ended := func(how string) func(context.Context, pgx.Tx, *saga.Saga) error {
 		return func(ctx context.Context, tx pgx.Tx, s *saga.Saga) error {
@@ -115,26 +115,26 @@ func (w world) definition(hook func(ctx context.Context, s *saga.Saga, what stri
 	}
 }
 
-// A bench is a database with a world, and runners of sagas.
-type bench struct {
+// A fixture is a database with a world, and runners of sagas.
+type fixture struct {
 	*testing.T
 	world
 }
 
-func newBench(t *testing.T) *bench {
+func newFixture(t *testing.T) *fixture {
 	t.Helper()
-	b := &bench{t, world{testenv.Postgres(t)}}
+	b := &fixture{t, world{testenv.Postgres(t)}}
 	b.exec(worldTables)
 	return b
 }
 
-func (b *bench) exec(sql string, args ...any) {
+func (b *fixture) exec(sql string, args ...any) {
 	b.Helper()
 	testenv.Exec(b, b.db, sql, args...)
 }
 
-// text returns what a query says, joined by spaces.
-func (b *bench) text(sql string, args ...any) string {
+// text returns the result of a query, joined by spaces.
+func (b *fixture) text(sql string, args ...any) string {
 	b.Helper()
 	rows, _ := b.db.Query(b.Context(), sql, args...)
 	all, err := pgx.CollectRows(rows, pgx.RowTo[string])
@@ -145,7 +145,7 @@ func (b *bench) text(sql string, args ...any) string {
 }
 
 // begin starts a saga, and returns its id.
-func (b *bench) begin(d saga.Definition, key string) uuid.UUID {
+func (b *fixture) begin(d saga.Definition, key string) uuid.UUID {
 	b.Helper()
 	err := pgx.BeginFunc(b.Context(), b.db, func(tx pgx.Tx) error {
 		started, err := d.Start(b.Context(), tx, key, map[string]string{"for": key})
@@ -160,8 +160,8 @@ func (b *bench) begin(d saga.Definition, key string) uuid.UUID {
 	return uuid.MustParse(b.text(`select id::text from pgjet.saga where name = $1 and key = $2`, d.Name, key))
 }
 
-// pool returns a pool beside b.db, for steps that spoil their connections.
-func (b *bench) pool() *pgxpool.Pool {
+// pool returns another pool, for steps that change their connections.
+func (b *fixture) pool() *pgxpool.Pool {
 	b.Helper()
 	db, err := pgxpool.NewWithConfig(b.Context(), b.db.Config())
 	if err != nil {
@@ -172,7 +172,7 @@ func (b *bench) pool() *pgxpool.Pool {
 }
 
 // run runs a runner until stop is called or the test ends.
-func (b *bench) run(r *saga.Runner) (stop func()) {
+func (b *fixture) run(r *saga.Runner) (stop func()) {
 	b.Helper()
 	if r.DB == nil {
 		r.DB = b.db
@@ -183,8 +183,8 @@ func (b *bench) run(r *saga.Runner) (stop func()) {
 	return testenv.Run(b, r.Run)
 }
 
-// ends waits until a saga is in a state, which is one that lasts.
-func (b *bench) ends(id uuid.UUID, state string) *saga.Record {
+// ends waits until a saga is in a state, which has to last.
+func (b *fixture) ends(id uuid.UUID, state string) *saga.Record {
 	b.Helper()
 	var x *saga.Record
 	testenv.Eventually(b, patience, "saga is "+state, func() bool {
@@ -207,15 +207,15 @@ func steps(x *saga.Record) string {
 	return strings.Join(all, " ")
 }
 
-// calls returns the first call of each kind, in the order of those.
-func (b *bench) calls(key string) string {
+// calls returns the first call of each kind, in order.
+func (b *fixture) calls(key string) string {
 	b.Helper()
 	return b.text(`select case way when 'do' then step else 'undo-' || step end from call where saga = $1 group by step, way order by min(n)`, key)
 }
 
-// books checks what sagas left behind against what the database says of them: one key
-// for each call, each effect once or undone, and one last word.
-func (b *bench) books() {
+// books compares the world with the database: one key for each call, each effect once or undone,
+// and one call of Rejected.
+func (b *fixture) books() {
 	b.Helper()
 	for what, query := range map[string]string{
 		"calls with more than one key": `select saga || ':' || step from call group by saga, step, way having count(distinct key) > 1`,

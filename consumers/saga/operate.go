@@ -14,17 +14,17 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// Page is how many sagas List returns at most.
+// Page is the most sagas that List returns.
 const Page = 100
 
 // A Filter selects sagas.
 type Filter struct {
-	State string // "" is any
-	Key   string // "" is any
+	State string // "" means any
+	Key   string // "" means any
 }
 
-// List returns the sagas that a filter selects, the newest first, a page at most. It needs
-// the rights of pgjet_operator, as Get and Retry do.
+// List returns the sagas that a filter selects, the newest first, at most a page. It needs the
+// rights of pgjet_operator, as Get and Retry do.
 func List(ctx context.Context, db *pgxpool.Pool, f Filter) ([]Record, error) {
 	rows, err := db.Query(ctx, `
 		select `+columns+` from pgjet.saga
@@ -43,7 +43,7 @@ func List(ctx context.Context, db *pgxpool.Pool, f Filter) ([]Record, error) {
 	return all, nil
 }
 
-// A NotFoundError says that there is no such saga.
+// A NotFoundError says that there is no saga with this id.
 type NotFoundError struct{ ID uuid.UUID }
 
 func (e *NotFoundError) Error() string { return fmt.Sprintf("no saga %s; see: pgjet saga ls", e.ID) }
@@ -64,7 +64,7 @@ func Get(ctx context.Context, db *pgxpool.Pool, id uuid.UUID) (*Record, error) {
 	return x, nil
 }
 
-// A StateError says that a saga needs no operator.
+// A StateError says that a saga does not need an operator.
 type StateError struct {
 	ID    uuid.UUID
 	State string
@@ -74,9 +74,9 @@ func (e *StateError) Error() string {
 	return fmt.Sprintf("saga %s is %s; only one that is needs_operator can be retried", e.ID, e.State)
 }
 
-// Retry has a saga that needs an operator go on undoing where it stopped, with as many
-// attempts as at first. by is who does it and reason why; both are kept in
-// pgjet.operation. It returns a [NotFoundError] or a [StateError] if it cannot.
+// Retry lets a saga that needs an operator continue undoing where it stopped, with all its
+// attempts. by and reason say who retries and why; both are kept in pgjet.operation. It returns a
+// [NotFoundError] or a [StateError] if it cannot.
 func Retry(ctx context.Context, db *pgxpool.Pool, id uuid.UUID, by, reason string) error {
 	err := postgres.Within(ctx, db, func(tx pgx.Tx) error {
 		var state, step string
@@ -102,7 +102,7 @@ func Retry(ctx context.Context, db *pgxpool.Pool, id uuid.UUID, by, reason strin
 	return sqlstate.Wrap("retry", err)
 }
 
-// Of returns the sagas that have one of these names, and this key.
+// Of returns the sagas that have one of these names and this key.
 func Of(ctx context.Context, db *pgxpool.Pool, names []string, key string) ([]Record, error) {
 	ids := make([]uuid.UUID, 0, len(names))
 	for _, name := range names {

@@ -23,7 +23,7 @@ const (
 	NeedsOperator = "needs_operator"
 )
 
-// States lists them.
+// States are the states of a saga, in the order of its life.
 var States = []string{Running, Undoing, Done, Undone, NeedsOperator}
 
 // States of a step.
@@ -31,19 +31,19 @@ const (
 	stepTrying  = "trying"  // it may be happening
 	stepDone    = "done"    //
 	stepRefused = "refused" // it did not happen, and never will
-	stepFailed  = "failed"  // a local one: it was given up, and rolled back
+	stepFailed  = "failed"  // a local one was given up, and rolled back
 	stepUnknown = "unknown" // it was given up, and may have happened
 	stepUndoing = "undoing"
 	stepUndone  = "undone"
 )
 
-// A Record is what the database knows of a saga, but for its input.
+// A Record is a saga as recorded in the database, without its input.
 type Record struct {
 	ID        uuid.UUID    `json:"id"`
 	Name      string       `json:"name"`
 	Key       string       `json:"key"`
 	State     string       `json:"state"`
-	Step      string       `json:"step"` // what it is at
+	Step      string       `json:"step"` // the current step
 	Attempts  int          `json:"attempts"`
 	Waits     int          `json:"waits"`
 	Reason    string       `json:"reason"`
@@ -60,10 +60,10 @@ type Record struct {
 	Traceparent string          `json:"-"`
 	Tracestate  string          `json:"-"`
 
-	dirty bool // it knows more than the database
+	dirty bool // it has changes that are not in the database
 }
 
-// A StepRecord is what became of a step.
+// A StepRecord is the state of a step.
 type StepRecord struct {
 	Name     string          `json:"name"`
 	State    string          `json:"state"`
@@ -72,7 +72,7 @@ type StepRecord struct {
 	Error    string          `json:"error,omitempty"` // why it was given up
 }
 
-// UnmarshalJSON reads a number of attempts in any form that PostgreSQL keeps, such as 1.0.
+// UnmarshalJSON accepts the number of attempts in any form that PostgreSQL stores, such as 1.0.
 func (s *StepRecord) UnmarshalJSON(data []byte) error {
 	type fields StepRecord
 	read := struct {
@@ -86,7 +86,7 @@ func (s *StepRecord) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// A task is what a saga has to do next: a step, the undo of one, or the last word.
+// A task is the next thing that a saga has to do: a step, the undo of one, or Rejected.
 type task struct {
 	index int // of the step
 	label string
@@ -94,14 +94,14 @@ type task struct {
 	action
 }
 
-// live reports whether there is something to do.
+// live reports whether there is a next task.
 func (x *Record) live() bool { return x.State == Running || x.State == Undoing }
 
-// task returns what is next. It fails if the record is of another definition.
+// task returns the next task. It fails if the record has other steps than d.
 func (x *Record) task(d *Definition) (task, error) {
 	for i, s := range x.Steps {
 		if i >= len(d.Steps) || d.Steps[i].name != s.Name {
-			return task{}, fmt.Errorf("step %d was %q, which is not so in this program; run one that has it", i+1, s.Name)
+			return task{}, fmt.Errorf("step %d was %q, which it is not in this program; run a program that has it", i+1, s.Name)
 		}
 	}
 	if x.State == Running {
@@ -110,7 +110,7 @@ func (x *Record) task(d *Definition) (task, error) {
 			i--
 		}
 		if i == len(d.Steps) {
-			return task{}, errors.New("all steps of this program are done, and there were more when it began; run one that has them")
+			return task{}, errors.New("all steps of this program are done, and there were more when it began; run a program that has them")
 		}
 		s := d.Steps[i]
 		return task{i, s.name, s.name, s.do}, nil
@@ -124,11 +124,11 @@ func (x *Record) task(d *Definition) (task, error) {
 	return task{len(d.Steps), rejected, rejected, action{local: d.Rejected}}, nil
 }
 
-// errDied is why a task is given up at which processes end.
+// errDied is why a task is given up at which processes die.
 var errDied = errors.New("the attempt before left no outcome: its process died, or lost the database")
 
-// begin notes that t will be tried. It returns errDied instead if the last attempt that
-// it may have has begun before.
+// begin records that t will be attempted. It returns errDied instead if the last allowed attempt
+// has begun already.
 func (x *Record) begin(d *Definition, t task) error {
 	if x.Step != t.label {
 		x.Step, x.Attempts, x.Waits, x.Error = t.label, 0, 0, ""
@@ -150,7 +150,7 @@ func (x *Record) begin(d *Definition, t task) error {
 	return nil
 }
 
-// most returns how many attempts a task may have.
+// most returns the number of allowed attempts of a task.
 func (x *Record) most(d *Definition) int {
 	if x.State == Undoing {
 		return d.MaxUndos
@@ -158,8 +158,8 @@ func (x *Record) most(d *Definition) int {
 	return d.MaxAttempts
 }
 
-// settle notes how an attempt ended. It returns what to call that, and how long to wait
-// before the saga goes on.
+// settle records the outcome of an attempt. It returns a word for it, and the wait before the saga
+// goes on.
 func (x *Record) settle(d *Definition, t task, s *Saga, err error) (result string, wait time.Duration) {
 	x.dirty = true
 	if err == nil {
@@ -205,8 +205,8 @@ func (x *Record) succeed(d *Definition, t task, s *Saga) string {
 	return stepDone
 }
 
-// giveUp has what was done undone: also the step itself, if an attempt before this one
-// may have got through, or nobody said that it did not.
+// giveUp lets the done steps be undone, and also the step itself if it may have happened: an
+// earlier attempt may have reached the service, or its outcome is unknown.
 func (x *Record) giveUp(t task, state string) {
 	if t.outside != nil && (state == stepFailed || x.Attempts+x.Waits > 1) {
 		state = stepUnknown
@@ -215,7 +215,7 @@ func (x *Record) giveUp(t task, state string) {
 	x.State = Undoing
 }
 
-// saga returns what a task sees of the saga.
+// saga returns the saga as a task sees it.
 func (x *Record) saga(t task) *Saga {
 	s := &Saga{ID: x.ID, Name: x.Name, Key: x.Key, Reason: x.Reason, step: t.name, input: x.Input,
 		results: make(map[string]json.RawMessage)}
@@ -227,11 +227,11 @@ func (x *Record) saga(t task) *Saga {
 	return s
 }
 
-// What looks like a mail address, or a password in a URL.
+// private matches what looks like a mail address, or a password in a URL.
 var private = regexp.MustCompile(`\S+@\S+`)
 
-// storable returns s as it may be kept: short, without addresses, and with U+FFFD for
-// what PostgreSQL does not take as text.
+// storable returns s as it may be stored: short, without addresses, and with U+FFFD in place of
+// what PostgreSQL does not accept as text.
 func storable(s string) string {
 	const most = 500
 	s = strings.ToValidUTF8(strings.ReplaceAll(s, "\x00", "\uFFFD"), "\uFFFD")

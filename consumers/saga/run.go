@@ -22,10 +22,10 @@ import (
 )
 
 const (
-	// patience bounds a question to the database beside an attempt.
+	// patience bounds a query outside of attempts.
 	patience = 5 * time.Second
-	// stopTime bounds how long a process that was told to stop tries to give its sagas back. After
-	// it others take them over when the lease is over.
+	// stopTime bounds how long a stopping process tries to give its sagas back. After that, other
+	// processes take them over when the lease ends.
 	stopTime = time.Second
 	// pollEvery is how often a process looks for due sagas.
 	pollEvery        = 200 * time.Millisecond
@@ -33,31 +33,31 @@ const (
 )
 
 var (
-	// leaseMargin is how long after the end of an attempt's time others take a saga over.
+	// leaseMargin is the time from the end of an attempt to the end of its lease.
 	leaseMargin = 5 * time.Second
 	countEvery  = 10 * time.Second
 	pruneEvery  = time.Minute
 )
 
-// A Runner runs the sagas of one definition. Any number of processes may: each takes
-// sagas that are due, and another takes them over if it dies.
+// A Runner runs the sagas of one definition. Any number of processes may do so: each takes due
+// sagas, and another one takes them over if it dies.
 type Runner struct {
 	Saga Definition
-	DB   *pgxpool.Pool // where pgjet.saga is, and what local steps change; Workers + 2 connections serve well
-	Log  *slog.Logger  // nil discards
-	// Retention is how long ended sagas are kept: so long none begins again with the same
-	// key. 0 is 30 days. Those that need an operator stay.
+	DB   *pgxpool.Pool // has pgjet.saga and the tables of local steps; Workers + 2 connections serve well
+	Log  *slog.Logger  // nil discards the log
+	// Retention is how long ended sagas are kept: meanwhile no saga with the same key can begin. 0
+	// is 30 days. Sagas that need an operator stay.
 	Retention time.Duration
 
 	keeper  session.Keeper
 	metrics *metrics
-	counted atomic.Pointer[counts] // some seconds ago
-	process string                 // host:pid, and something of this runner alone
+	counted atomic.Pointer[counts] // as of some seconds ago
+	process string                 // host:pid, and a part of this runner alone
 }
 
-// Run runs sagas until ctx ends. It then lets the attempts that have begun finish, gives
-// their sagas to others, and returns nil. It keeps trying when the database is away. Run
-// fails at once if the definition is not complete.
+// Run runs sagas until ctx ends. Then it lets running attempts finish, releases their sagas, and
+// returns nil. It keeps trying during an outage of the database. Run fails at once if the
+// definition is not complete.
 func (r *Runner) Run(ctx context.Context) (err error) {
 	if r.Saga, err = r.Saga.withDefaults(); err != nil {
 		return err
@@ -79,12 +79,12 @@ func (r *Runner) Run(ctx context.Context) (err error) {
 	return r.metrics.stop()
 }
 
-// db is the pool for statements of the runner's own.
+// db returns the pool for the runner's own statements.
 func (r *Runner) db() postgres.DB { return postgres.DB{Pool: r.DB} }
 
-// Ready returns nil while sagas are run, else why they are not. Its errors begin with a
-// word that docs/cli.md explains, such as database_unreachable. A saga that needs an
-// operator is no reason.
+// Ready returns nil while sagas are run, otherwise why they are not. Its errors begin with a word
+// that docs/cli.md explains, such as database_unreachable. A saga that needs an operator does not
+// count.
 func (r *Runner) Ready(ctx context.Context) error {
 	if err := postgres.CheckWritable(ctx, r.DB); err != nil {
 		return err
@@ -92,11 +92,11 @@ func (r *Runner) Ready(ctx context.Context) error {
 	return r.keeper.Ready()
 }
 
-// lease is how long a saga belongs to the process that began an attempt: longer than
-// that may last, even if it has to be left behind.
+// lease is how long a saga belongs to the process that began an attempt: longer than the attempt
+// may last, even if it has to be abandoned.
 func (r *Runner) lease() time.Duration { return 2*r.Saga.Timeout + leaseMargin }
 
-// session is serve, and reports the cause of its end.
+// session runs serve, and returns the cause of its end.
 func (r *Runner) session(ctx context.Context) error {
 	err := r.serve(ctx)
 	if err == nil {
@@ -106,15 +106,15 @@ func (r *Runner) session(ctx context.Context) error {
 	return sqlstate.Explain(lead.NameLock(ctx, r.db(), err, "saga"), "pgjet_consumer")
 }
 
-// renew has all connections made anew if the database refused a statement of ours: a step may
-// have changed the session of one, by a set role, say.
+// renew has all connections replaced if the database refused a statement of the runner: a step may
+// have changed a connection, for example with set role.
 func (r *Runner) renew(err error) {
 	if _, refused := errors.AsType[*pgconn.PgError](err); refused {
 		r.DB.Reset()
 	}
 }
 
-// serve takes due sagas and drives them until the database fails, or ctx ends.
+// serve takes due sagas and runs them until the database fails, or ctx ends.
 func (r *Runner) serve(outer context.Context) error {
 	ctx, cancel := context.WithCancel(outer)
 	var running sync.WaitGroup
@@ -130,7 +130,7 @@ func (r *Runner) serve(outer context.Context) error {
 	slots := make(chan struct{}, r.Saga.Workers)
 	for claims := 1; ; claims++ {
 		select {
-		case slots <- struct{}{}: // one is free, and maybe more
+		case slots <- struct{}{}: // one is free, and perhaps more
 			<-slots
 		case <-ctx.Done():
 			return nil
@@ -157,8 +157,8 @@ func (r *Runner) serve(outer context.Context) error {
 	}
 }
 
-// take is claim that shutting down does not cut off: what it took would be nobody's
-// until the lease is over.
+// take runs claim, which a shutdown does not cancel: otherwise the claimed sagas would be stuck
+// until their lease ends.
 func (r *Runner) take(ctx context.Context, claimant string, most int) ([]*Record, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
@@ -177,20 +177,20 @@ func (r *Runner) drive(ctx context.Context, x *Record, claimant string) {
 		}
 		switch {
 		case errors.Is(err, errOvertaken):
-			r.Log.WarnContext(ctx, "another process took the saga over while this one was out of touch", "saga_id", x.ID, "step", x.Step)
+			r.Log.WarnContext(ctx, "another process took the saga over while this one could not reach the database", "saga_id", x.ID, "step", x.Step)
 		case err != nil:
 			r.renew(err)
-			r.Log.InfoContext(ctx, "a saga was put aside, it goes on from what is written down", "saga_id", x.ID, "step", x.Step, "err", err)
+			r.Log.InfoContext(ctx, "a saga was released, it goes on from its recorded state", "saga_id", x.ID, "step", x.Step, "err", err)
 			r.release(ctx, x, claimant, r.Saga.delay(x.Attempts))
 		case !x.live():
-			r.tellEnd(ctx, x)
+			r.logEnd(ctx, x)
 		}
 		return
 	}
 }
 
-// tellEnd logs how a saga ended.
-func (r *Runner) tellEnd(ctx context.Context, x *Record) {
+// logEnd logs how a saga ended.
+func (r *Runner) logEnd(ctx context.Context, x *Record) {
 	log := r.Log.With("saga_id", x.ID, "key", x.Key)
 	switch x.State {
 	case NeedsOperator:
@@ -202,7 +202,7 @@ func (r *Runner) tellEnd(ctx context.Context, x *Record) {
 	}
 }
 
-// tend counts and prunes until ctx ends. Counting may cost a fiftieth of the time.
+// tend counts and prunes until ctx ends. Counting may use a fiftieth of the time.
 func (r *Runner) tend(ctx context.Context) {
 	var pruneAt time.Time
 	for {

@@ -14,32 +14,32 @@ import (
 	"github.com/pgjet/pgjet/internal/attempt"
 )
 
-// A Definition says which steps a saga has. It needs a Name and Steps.
+// A Definition is a kind of saga: its name and its steps. It needs a Name and Steps.
 type Definition struct {
 	Name  string // in pgjet.saga, and in idempotency keys; never change it
 	Steps []Step // one after the other; see the package comment before changing them
-	// Rejected has the last word in a saga that was undone: in the transaction that
-	// makes it so, once. [Saga.Reason] tells why. Nil: there is nothing to say.
+	// Rejected is called once in a saga that was undone, in the transaction that ends it.
+	// [Saga.Reason] is the reason. It may be nil.
 	Rejected func(ctx context.Context, tx pgx.Tx, s *Saga) error
 
-	Workers int           // sagas at work at the same time in one process; 0 is 4
+	Workers int           // sagas that run at the same time in one process; 0 is 4
 	Timeout time.Duration // for one attempt; 0 is 20 s
 
-	// The wait after a first failure and the longest one; it doubles in between, and
-	// the actual wait is drawn at random from zero to twice that. 0 is 500 ms and 2 min.
-	// What is [Unavailable] is tried again after 15 s at the latest.
+	// MinRetry is the wait after a first failure, MaxRetry the longest one; it doubles in between.
+	// The actual wait is drawn at random from zero to twice that. 0 is 500 ms and 2 min. After
+	// [Unavailable] the next attempt follows after at most 15 s.
 	MinRetry, MaxRetry time.Duration
-	MaxAttempts        int // of a step, then what was done is undone; 0 is 10
-	MaxUndos           int // attempts of an undo, then an operator is needed; 0 is 20
+	MaxAttempts        int // of a step, before the done steps are undone; 0 is 10
+	MaxUndos           int // attempts of an undo, before an operator is needed; 0 is 20
 }
 
-// A Step is one piece of a saga, made by [Outside] or [Local].
+// A Step is one part of a saga, made by [Outside] or [Local].
 type Step struct {
 	name     string
 	do, undo action
 }
 
-// An action is what a task does: outside the database, or in a transaction.
+// An action is the function of a task, either outside the database or in a transaction.
 type action struct {
 	outside func(ctx context.Context, s *Saga) error
 	local   func(ctx context.Context, tx pgx.Tx, s *Saga) error
@@ -47,23 +47,22 @@ type action struct {
 
 func (a action) missing() bool { return a.outside == nil && a.local == nil }
 
-// Outside returns a step that calls somebody else, in no transaction. Both do and undo
-// happen at least once: they should send [Saga.DoKey] and [Saga.UndoKey], by which the
-// other side can recognise a repetition. undo has to succeed if do never happened. It
-// may be nil if nothing has to be undone.
+// Outside returns a step that calls another service, in no transaction. Both do and undo happen at
+// least once: they should send [Saga.DoKey] and [Saga.UndoKey], by which the service can recognise
+// a repetition. undo must succeed if do never happened. It may be nil if nothing has to be undone.
 //
-// The error is the verdict: nil is done, [Refused] never will be, [Unavailable] not
-// now, and any other, a panic or a missed deadline is a failed attempt. Errors are
-// logged and stored, so they must not hold secrets, addresses or payloads. ctx ends when
-// the attempt's time is up; shutting down does not end it. A panic in a goroutine that do or undo
-// started ends the process: the goroutine has to recover it. That attempt counts as a failed one.
+// The returned error decides what happens: nil means done; [Refused] means that it will never
+// succeed; [Unavailable] means not now. Any other error, a panic or a missed deadline is a failed
+// attempt. Errors are logged and stored, so they must not hold secrets, addresses or payloads. ctx
+// ends when the attempt's time is up; a shutdown does not end it. A panic in a goroutine that do or
+// undo started ends the process: the goroutine has to recover it. That attempt counts as a failed
+// one.
 func Outside(name string, do, undo func(ctx context.Context, s *Saga) error) Step {
 	return Step{name, action{outside: do}, action{outside: undo}}
 }
 
-// Local returns a step that changes this database, in the transaction that makes it
-// done, or undone: each happens once. Its errors mean what they do in [Outside]. undo
-// may be nil.
+// Local returns a step that changes this database, in the transaction that makes it done or undone:
+// each happens once. Its errors mean the same as in [Outside]. undo may be nil.
 func Local(name string, do, undo func(ctx context.Context, tx pgx.Tx, s *Saga) error) Step {
 	return Step{name, action{local: do}, action{local: undo}}
 }
@@ -72,7 +71,7 @@ func Local(name string, do, undo func(ctx context.Context, tx pgx.Tx, s *Saga) e
 type Saga struct {
 	ID        uuid.UUID // the same for the same name and key
 	Name, Key string
-	Reason    string // in undos and in Rejected: the code of [Refused], or such as billing_failed
+	Reason    string // in undos and in Rejected: the code of [Refused], or a word such as billing_failed
 
 	step    string
 	input   json.RawMessage
@@ -80,7 +79,7 @@ type Saga struct {
 	kept    json.RawMessage
 }
 
-// Input decodes what the saga was started with into v.
+// Input decodes the input of the saga into v.
 func (s *Saga) Input(v any) error {
 	if err := json.Unmarshal(s.input, v); err != nil {
 		return fmt.Errorf("decode the input of saga %s: %w", s.Name, err)
@@ -88,8 +87,8 @@ func (s *Saga) Input(v any) error {
 	return nil
 }
 
-// Keep keeps v, as JSON, as the result of a step if it succeeds, for later steps and
-// for undos. pgjet saga get shows it.
+// Keep stores v, as JSON, as the result of a step if it succeeds, for later steps and for undos.
+// pgjet saga get shows it.
 func (s *Saga) Keep(v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
@@ -99,8 +98,8 @@ func (s *Saga) Keep(v any) error {
 	return nil
 }
 
-// Result decodes what a step kept into v. It reports false if that kept nothing, such
-// as in the undo of a step whose outcome is unknown.
+// Result decodes the result of a step into v. It reports false if the step has none, for example in
+// the undo of a step whose outcome is unknown.
 func (s *Saga) Result(step string, v any) (bool, error) {
 	b, ok := s.results[step]
 	if !ok {
@@ -112,27 +111,26 @@ func (s *Saga) Result(step string, v any) (bool, error) {
 	return true, nil
 }
 
-// DoKey is the idempotency key of the step at work: the same in each attempt, and in
-// its undo.
+// DoKey is the idempotency key of the running step: the same in each attempt, and in its undo.
 func (s *Saga) DoKey() string { return s.ID.String() + "." + s.step }
 
-// UndoKey is the idempotency key of that step's undo.
+// UndoKey is the idempotency key of the running step's undo.
 func (s *Saga) UndoKey() string { return s.DoKey() + ".undo" }
 
-// Refused returns the error of a step that can never succeed. What was done is undone.
-// code becomes [Saga.Reason]; it is stable and names no person, such as
-// billing_declined. In an undo it means that an operator is needed at once.
+// Refused returns the error of a step that can never succeed. The done steps are undone. code
+// becomes [Saga.Reason]; it is stable and names no person, such as billing_declined. In an undo it
+// means that an operator is needed at once.
 func Refused(code string) error { return &refusedError{code} }
 
 type refusedError struct{ code string }
 
 func (e *refusedError) Error() string { return "refused: " + e.code }
 
-// Unavailable marks an error as an outage of what the step needs. The saga waits, longer
-// each time, and no attempt is counted. A nil error is an outage, too.
+// Unavailable marks an error as an outage of something that the step needs. The saga waits longer
+// after each attempt, and no attempt is counted. A nil error is an outage, too.
 func Unavailable(err error) error { return attempt.Unavailable(err) }
 
-// rejected is the name under which Rejected is tried.
+// rejected is the task name of Rejected.
 const rejected = "rejected"
 
 // withDefaults returns d with its defaults, if it is complete.
@@ -168,16 +166,16 @@ func (d Definition) withDefaults() (Definition, error) {
 	return d, nil
 }
 
-// longestWait bounds the wait for what is away: once it is back, nobody should have to
-// wait for long. A breaker spares it meanwhile.
+// longestWait bounds the wait during an outage, so that sagas go on soon after its end. A breaker
+// protects the service meanwhile.
 const longestWait = 15 * time.Second
 
-// delay returns how long to wait after so many failures in a row.
+// delay returns the wait after n failures in a row.
 func (d *Definition) delay(n int) time.Duration {
 	return max(attempt.Delay(n, d.MinRetry, d.MaxRetry), time.Millisecond)
 }
 
-// awayDelay returns how long to wait after so many times that something was away.
+// awayDelay returns the wait after n outages in a row.
 func (d *Definition) awayDelay(n int) time.Duration {
 	return max(attempt.Delay(n, d.MinRetry, min(d.MaxRetry, longestWait/2)), time.Millisecond)
 }

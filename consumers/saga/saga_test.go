@@ -66,7 +66,7 @@ func TestAllStepsOrNone(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t)
+			b := newFixture(t)
 			d := b.definition(row.hook)
 			d.MaxAttempts = 3
 			id := b.begin(d, "k")
@@ -83,7 +83,8 @@ func TestAllStepsOrNone(t *testing.T) {
 	}
 }
 
-// TestLocalStepIsGivenUp: what it wrote is not there, and it need not be undone.
+// TestLocalStepIsGivenUp: a local step that is given up has written nothing, and need not be
+// undone.
 func TestLocalStepIsGivenUp(t *testing.T) {
 	t.Parallel()
 	ways := map[string]func(context.Context, pgx.Tx) error{
@@ -136,7 +137,7 @@ func TestLocalStepIsGivenUp(t *testing.T) {
 	for name, way := range ways {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t)
+			b := newFixture(t)
 			b.exec(`create table slot (n int unique deferrable initially deferred)`)
 			d := b.definition(nil)
 			d.Steps[2] = saga.Local("bad", func(ctx context.Context, tx pgx.Tx, s *saga.Saga) error {
@@ -150,7 +151,7 @@ func TestLocalStepIsGivenUp(t *testing.T) {
 			b.run(&saga.Runner{Saga: d, DB: b.pool()})
 			x := b.ends(id, saga.Undone)
 			if name == "spoilt session" || name == "chained" {
-				b.exec(`delete from local`) // it committed that by itself
+				b.exec(`delete from local`) // it committed that itself
 			}
 			if want := "a:undone b:undone bad:failed"; steps(x) != want || x.Reason != "bad_failed" || x.Steps[2].Error == "" {
 				t.Errorf("steps %s, %+v, want %s", steps(x), x, want)
@@ -163,10 +164,10 @@ func TestLocalStepIsGivenUp(t *testing.T) {
 	}
 }
 
-// TestSpansCountAttempts: the span of each attempt says the number of that attempt, which
-// counts from one for each step.
+// TestSpansCountAttempts: the span of each attempt has the number of that attempt, which counts
+// from one for each step.
 func TestSpansCountAttempts(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	spans.Reset()
 	var tries atomic.Int32
 	d := b.definition(func(_ context.Context, _ *saga.Saga, what string) error {
@@ -195,11 +196,11 @@ func TestSpansCountAttempts(t *testing.T) {
 	}
 }
 
-// TestDeadlines: a call that does not return in time is a failed attempt, whether it
-// obeys its deadline or not, and holds nothing up.
+// TestDeadlines: a call that does not return in time is a failed attempt, whether it obeys its
+// deadline or not, and blocks nothing.
 func TestDeadlines(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	var tries atomic.Int32
 	release := make(chan struct{})
 	d := b.definition(func(ctx context.Context, _ *saga.Saga, what string) error {
@@ -221,7 +222,7 @@ func TestDeadlines(t *testing.T) {
 	x := b.ends(id, saga.Done)
 	stop()
 	close(release)
-	if x.Steps[1].Attempts < 3 { // it may be more if the machine is slow
+	if x.Steps[1].Attempts < 3 { // there may be more if the machine is slow
 		t.Errorf("step b took %d attempts, want 3", x.Steps[1].Attempts)
 	}
 }
@@ -229,7 +230,7 @@ func TestDeadlines(t *testing.T) {
 // TestUnavailableSpendsNoAttempts, neither of steps nor of undos.
 func TestUnavailableSpendsNoAttempts(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	var tries, undos atomic.Int32
 	d := b.definition(func(_ context.Context, _ *saga.Saga, what string) error {
 		switch {
@@ -251,13 +252,13 @@ func TestUnavailableSpendsNoAttempts(t *testing.T) {
 }
 
 // TestUndoFails: each undo in turn fails for a while; then for ever, until an operator has
-// corrected that.
+// corrected the cause.
 func TestUndoFails(t *testing.T) {
 	t.Parallel()
 	for _, undo := range []string{"undo a", "undo b", "undo local", "undo c", "rejected"} {
 		t.Run(undo, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t)
+			b := newFixture(t)
 			var broken atomic.Bool
 			var tries atomic.Int32
 			trouble := func(_ context.Context, s *saga.Saga, what string) error {
@@ -309,7 +310,7 @@ func TestUndoFails(t *testing.T) {
 // TestUndoRefused needs an operator at once.
 func TestUndoRefused(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	d := b.definition(func(_ context.Context, _ *saga.Saga, what string) error {
 		if what == "b" || what == "undo a" {
 			return saga.Refused("never")
@@ -323,8 +324,7 @@ func TestUndoRefused(t *testing.T) {
 	}
 }
 
-// TestGivenUpAfterCrashes: what processes die at is not tried for ever, neither a step nor
-// an undo.
+// TestGivenUpAfterCrashes: a step or undo at which processes die is not attempted for ever.
 func TestGivenUpAfterCrashes(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct{ state, step, steps, ends, calls string }{
@@ -333,7 +333,7 @@ func TestGivenUpAfterCrashes(t *testing.T) {
 	} {
 		t.Run(row.step, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t)
+			b := newFixture(t)
 			d := b.definition(nil)
 			d.MaxAttempts, d.MaxUndos = 3, 3
 			id := b.begin(d, "k")
@@ -346,10 +346,10 @@ func TestGivenUpAfterCrashes(t *testing.T) {
 	}
 }
 
-// TestOneSagaForEachKey, however often and by how many at the same time it is begun.
+// TestOneSagaForEachKey, however often and by how many callers at the same time it is begun.
 func TestOneSagaForEachKey(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	d := b.definition(nil)
 	var started atomic.Int32
 	var wg sync.WaitGroup
@@ -373,11 +373,11 @@ func TestOneSagaForEachKey(t *testing.T) {
 	}
 }
 
-// TestResults: what a step keeps is there for later steps and undos, also in another
-// process; what a failed attempt keeps is not.
+// TestResults: the result of a step is available to later steps and undos, also in another process;
+// the result of a failed attempt is not.
 func TestResults(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	var tries atomic.Int32
 	seen := make(chan string, 10)
 	look := func(s *saga.Saga) error {
@@ -408,10 +408,10 @@ func TestResults(t *testing.T) {
 	}
 }
 
-// TestOtherDefinition: a program that does not know the steps leaves the saga alone.
+// TestOtherDefinition: a program that does not have the steps leaves the saga alone.
 func TestOtherDefinition(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	d := b.definition(at("b", saga.Unavailable(errors.New("away"))))
 	id := b.begin(d, "k")
 	stop := b.run(&saga.Runner{Saga: d})
@@ -449,7 +449,7 @@ func TestManySagas(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	b := newBench(t)
+	b := newFixture(t)
 	var mu sync.Mutex
 	random := rand.New(rand.NewPCG(seed, 1))
 	roll := func(n int) int {
@@ -468,7 +468,7 @@ func TestManySagas(t *testing.T) {
 			panic("panicked")
 		case 2:
 			return saga.Unavailable(errors.New("away"))
-		case 3: // it happens, and nobody hears of it
+		case 3: // it happens, and its answer is lost
 			if refused {
 				break
 			}
@@ -510,7 +510,7 @@ func pool(t testing.TB, db *pgxpool.Pool) *pgxpool.Pool {
 // TestNamesAreRefused: a pool that would name statements on sessions of a pooler is not used.
 func TestNamesAreRefused(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	db, err := pgxpool.New(t.Context(), testenv.PgBouncer(t, b.db.Config().ConnString(), "transaction"))
 	if err != nil {
 		t.Fatal(err)

@@ -17,14 +17,14 @@ import (
 	"github.com/pgjet/pgjet/internal/postgres"
 )
 
-// space is that of the ids of sagas.
+// space is the namespace of the ids of sagas.
 var space = uuid.MustParse("5b0d1a5e-1f5c-4c53-9d5c-0f6a8f3f7c11")
 
 func idOf(name, key string) uuid.UUID { return uuid.NewSHA1(space, []byte(name+"\x00"+key)) }
 
-// Start begins a saga in tx, in the trace of ctx: it runs if and only if tx commits. There
-// is one for each key, such as an order's id; started is false if there is one already. input
-// is kept as JSON, for [Saga.Input]. An ended saga is forgotten after [Runner.Retention].
+// Start begins a saga in tx, in the trace of ctx: it runs if and only if tx commits. There is one
+// for each key, such as an order's id; started is false if it exists already. input is stored as
+// JSON, for [Saga.Input]. An ended saga is forgotten after [Runner.Retention].
 func (d *Definition) Start(ctx context.Context, tx pgx.Tx, key string, input any) (started bool, err error) {
 	b, err := json.Marshal(input)
 	if err != nil {
@@ -42,8 +42,8 @@ func (d *Definition) Start(ctx context.Context, tx pgx.Tx, key string, input any
 	return tag.RowsAffected() == 1, nil
 }
 
-// errOvertaken says that the saga was changed by somebody else: this process was out of
-// touch for long, or an operator decided.
+// errOvertaken says that the saga was changed meanwhile: this process could not reach the database
+// for long, or an operator changed the saga.
 var errOvertaken = errors.New("overtaken: another process has the saga now")
 
 const columns = `id, name, key, state, step, attempts, waits, reason, error, steps, epoch, process, due_at, started_at, changed_at,
@@ -56,8 +56,8 @@ func scan(row pgx.CollectableRow) (*Record, error) {
 	return &x, err
 }
 
-// claim takes sagas that are due, most at most, for as long as the lease. claimant is
-// of this claim alone.
+// claim takes due sagas, at most most, for the duration of the lease. claimant is unique to this
+// claim.
 func (r *Runner) claim(ctx context.Context, claimant string, most int) ([]*Record, error) {
 	return postgres.Collect(ctx, r.db(), scan, `
 		with due as materialized (
@@ -75,8 +75,8 @@ type execer interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }
 
-// save writes x, unless somebody changed it meanwhile. The saga stays this process's for
-// as long as the lease, unless it ended or has to wait.
+// save writes x, unless it was changed meanwhile. The process keeps the saga for the duration of
+// the lease, unless the saga ended or has to wait.
 func (r *Runner) save(ctx context.Context, db execer, x *Record, process *string, due time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
@@ -105,9 +105,8 @@ func (r *Runner) save(ctx context.Context, db execer, x *Record, process *string
 	return nil
 }
 
-// release lets others have a saga of which this process does not know any more what the
-// database knows. It tries for a while; later the next session, or the end of the lease,
-// does it.
+// release gives up a saga whose state in the database is unknown to this process. It tries for a
+// while; if it fails, the next session or the end of the lease does it.
 func (r *Runner) release(ctx context.Context, x *Record, claimant string, wait time.Duration) {
 	stopping := ctx
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*patience)
@@ -124,8 +123,8 @@ func (r *Runner) release(ctx context.Context, x *Record, claimant string, wait t
 	}
 }
 
-// releaseAll gives back what earlier sessions of this runner left behind: claims whose
-// answer got lost, and sagas that could not be released.
+// releaseAll gives up the sagas of earlier sessions of this runner: claims whose answer got lost,
+// and sagas that could not be released.
 func (r *Runner) releaseAll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
@@ -137,8 +136,7 @@ func (r *Runner) releaseAll(ctx context.Context) error {
 
 const prunedAtOnce = 10_000
 
-// prune forgets sagas that ended long ago, a little at a time. It reports whether there
-// may be more.
+// prune deletes some sagas that ended long ago. It reports whether there may be more.
 func (r *Runner) prune(ctx context.Context) (more bool, err error) {
 	tag, err := r.db().Exec(ctx, `
 		delete from pgjet.saga where id = any(array(
@@ -147,8 +145,8 @@ func (r *Runner) prune(ctx context.Context) (more bool, err error) {
 	return tag.RowsAffected() == prunedAtOnce, err
 }
 
-// counts are how many sagas there are, how long ago the oldest began that has not
-// ended, and where they do not get further.
+// counts are the numbers of sagas by state, the age of the oldest one that has not ended, and where
+// sagas are stuck.
 type counts struct {
 	states  map[string]int64
 	oldest  float64 // seconds

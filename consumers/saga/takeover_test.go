@@ -21,9 +21,9 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// A frozen process stands still at one moment until it thaws.
+// A frozen process stops at one moment until it thaws.
 type frozen struct {
-	at     string // a statement's beginning, or "end " and that
+	at     string // the beginning of a statement, or "end " and that
 	only   int32  // the first, second, … time
 	seen   atomic.Int32
 	stands chan struct{}
@@ -49,7 +49,7 @@ func (f *frozen) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQuer
 	f.passes("end " + sql)
 }
 
-// TraceBatchStart sees the statement of ours among those that are sent together.
+// TraceBatchStart recognises the statement among those that are sent together.
 func (f *frozen) TraceBatchStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
 	for _, q := range data.Batch.QueuedQueries {
 		if strings.Contains(q.SQL, "pgjet.saga") {
@@ -61,12 +61,12 @@ func (f *frozen) TraceBatchStart(ctx context.Context, conn *pgx.Conn, data pgx.T
 
 func (f *frozen) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
 
-// TraceBatchEnd sees its answer.
+// TraceBatchEnd recognises its answer.
 func (f *frozen) TraceBatchEnd(ctx context.Context, conn *pgx.Conn, _ pgx.TraceBatchEndData) {
 	f.TraceQueryEnd(ctx, conn, pgx.TraceQueryEndData{})
 }
 
-// A journal is what is logged.
+// A journal records the log.
 type journal struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -84,8 +84,8 @@ func (j *journal) says(s string) bool {
 	return strings.Contains(j.b.String(), s)
 }
 
-// TestZombie freezes a process at a moment, until another one has taken its saga over and
-// ended it. When it thaws, it calls nobody, and changes nothing.
+// TestZombie freezes a process at a moment, until another one has taken its saga over and ended it.
+// When it thaws, it makes no call, and changes nothing.
 func TestZombie(t *testing.T) {
 	saga.SetTimes(t, 200*time.Millisecond, time.Second)
 	const save, begin = "update pgjet.saga set state", "begin"
@@ -103,7 +103,7 @@ func TestZombie(t *testing.T) {
 		{"before the last step", begin, 2},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			b := newBench(t)
+			b := newFixture(t)
 			f := &frozen{at: row.at, only: row.only, stands: make(chan struct{}), thaws: make(chan struct{})}
 			config := b.db.Config().Copy()
 			config.ConnConfig.Tracer = f
@@ -140,14 +140,14 @@ func TestZombie(t *testing.T) {
 	}
 }
 
-// TestStopHandsOver: a process that is told to stop finishes the step in hand, and leaves
-// the rest to others at once.
+// TestStopHandsOver: a stopping process finishes the running step, and leaves the rest to others at
+// once.
 func TestStopHandsOver(t *testing.T) {
 	t.Parallel()
 	for step, done := range map[int]string{1: "a:done b:done", 2: "a:done b:done local:done"} {
 		t.Run(done, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t)
+			b := newFixture(t)
 			trying, goOn := make(chan struct{}), make(chan struct{})
 			d := b.definition(nil)
 			first := d
@@ -191,7 +191,7 @@ func TestStopHandsOver(t *testing.T) {
 // TestDatabaseGoesAway: connections break all the time; nothing is lost or done twice.
 func TestDatabaseGoesAway(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	d := b.definition(nil)
 	d.MaxAttempts = 1000
 	config := b.db.Config().Copy()
@@ -212,11 +212,11 @@ func TestDatabaseGoesAway(t *testing.T) {
 	b.books()
 }
 
-// TestLostClaim: what a process took without hearing of it goes on as soon as the process
-// has the database back, and not only when its lease is over.
+// TestLostClaim: a saga whose claim was not answered goes on as soon as the process reaches the
+// database again, not only when the lease ends.
 func TestLostClaim(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	trying := make(chan struct{}, 1)
 	d := b.definition(func(_ context.Context, s *saga.Saga, what string) error {
 		if s.Key == "first" && what == "b" {
@@ -254,7 +254,7 @@ func TestLostClaim(t *testing.T) {
 // TestReady: a process is ready, except when it cannot reach the tables.
 func TestReady(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	r := &saga.Runner{Saga: b.definition(nil), DB: b.db}
 	b.run(r)
 	testenv.Eventually(t, patience, "it is ready", func() bool { return r.Ready(t.Context()) == nil })
@@ -270,7 +270,7 @@ func TestReady(t *testing.T) {
 // TestLeastRights: pgjet_consumer is enough for the runner, pgjet_operator for the rest.
 func TestLeastRights(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.exec(`grant all on call, effect, ended, local to pgjet_consumer`)
 	d := b.definition(at("undo a", errors.New("ouch")))
 	d.Steps[1] = saga.Outside("b", func(context.Context, *saga.Saga) error { return saga.Refused("no") }, nil)
@@ -310,10 +310,10 @@ func TestLeastRights(t *testing.T) {
 	}
 }
 
-// TestMetricsAndRetention: what is there is counted, and what ended long ago forgotten.
+// TestMetricsAndRetention: existing sagas are counted, and those that ended long ago are forgotten.
 func TestMetricsAndRetention(t *testing.T) {
 	saga.SetTimes(t, time.Second, 50*time.Millisecond)
-	b := newBench(t)
+	b := newFixture(t)
 	d := b.definition(at("b", saga.Unavailable(errors.New("away"))))
 	d.Name = "metrics"
 	b.begin(d, "waits")
@@ -335,7 +335,7 @@ func TestMetricsAndRetention(t *testing.T) {
 	}
 }
 
-// measured returns what the metrics say of a saga.
+// measured returns the metrics of a saga.
 func measured(t *testing.T, name string) string {
 	t.Helper()
 	var all metricdata.ResourceMetrics

@@ -35,7 +35,7 @@ func newMetrics(d *Definition, counted *atomic.Pointer[counts]) (*metrics, error
 		return nil, err
 	}
 	m.steps = steps
-	for _, s := range d.Steps { // of a counter that appears with its first event, nobody sees the increase
+	for _, s := range d.Steps { // the first increase of a counter that appears with its first event would be invisible
 		for _, result := range []string{"done", "undone", "retried", "unavailable", "refused", "failed", "needs_operator"} {
 			steps.Add(context.Background(), 0, stepIs(d.Name, s.name, result))
 		}
@@ -74,7 +74,7 @@ func stepIs(saga, step, result string) metric.MeasurementOption {
 		attribute.String("saga", saga), attribute.String("step", step), attribute.String("result", result)))
 }
 
-// startSpan starts the span of an attempt that has begun, in the trace in which the saga was started.
+// startSpan starts the span of an attempt, in the trace in which the saga was started.
 func (r *Runner) startSpan(ctx context.Context, x *Record, t task) (context.Context, trace.Span) {
 	ctx = propagation.TraceContext{}.Extract(ctx,
 		propagation.MapCarrier{"traceparent": x.Traceparent, "tracestate": x.Tracestate})

@@ -11,25 +11,24 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// WaitingPage is how many sagas FindWaiting looks at, at most.
+// WaitingPage is the most sagas that FindWaiting looks at.
 const WaitingPage = 10_000
 
-// stuckAfter is how often a step has to fail, or to find away what it needs, until its saga
-// counts as waiting.
+// stuckAfter is how often a step has to fail, or be unavailable, until its saga counts as waiting.
 const stuckAfter = 3
 
-// Waiting says how many sagas of one name do not get beyond one step.
+// A Waiting counts the sagas of one name that are stuck at one step.
 type Waiting struct {
 	Name          string    `json:"name"`
 	State         string    `json:"state"` // running or undoing, or needs_operator
 	Step          string    `json:"step"`
 	Sagas         int64     `json:"sagas"`
-	Since         time.Time `json:"since"` // the beginning of the oldest
+	Since         time.Time `json:"since"` // when the oldest of them began
 	Error         string    `json:"error"` // of the last attempt
 	NeedsOperator bool      `json:"needs_operator"`
 }
 
-// String says it in a sentence.
+// String returns w as a sentence.
 func (w Waiting) String() string {
 	sagas, verb := "sagas", "wait"
 	if w.NeedsOperator {
@@ -45,11 +44,12 @@ func (w Waiting) String() string {
 	return text
 }
 
-// mostSteps is how many steps Summary names.
+// mostSteps is the most steps that Summary names.
 const mostSteps = 3
 
-// Summary says of those of all that need an operator, or of those that do not, at which steps they wait:
-// of the first three in a sentence each, and how many there are more. "" is that there are none.
+// Summary describes the steps at which sagas wait, of those that need an operator, or of those that
+// do not. It has a sentence for each of the first three, and the number of the others. It is "" if
+// there are none.
 func Summary(all []Waiting, needOperator bool) string {
 	var named []string
 	var steps, sagas int64
@@ -73,10 +73,10 @@ type querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 }
 
-// FindWaiting returns where sagas do not get further: those whose step failed three times or more,
-// or found as often away what it needs, and those that need an operator. The step at which most
-// wait comes first. However many sagas there are, it looks at [WaitingPage] that are due first, and at as
-// many that began last.
+// FindWaiting returns where sagas are stuck: those whose step failed or was unavailable three times
+// or more, and those that need an operator. The step at which most wait comes first. It looks at up
+// to [WaitingPage] sagas that are due first, and at as many that began last, however many there
+// are.
 func FindWaiting(ctx context.Context, db querier) ([]Waiting, error) {
 	rows, err := db.Query(ctx, `
 		with live as (
@@ -101,9 +101,9 @@ func FindWaiting(ctx context.Context, db querier) ([]Waiting, error) {
 	return all, sqlstate.Wrap("look for sagas that wait", err)
 }
 
-// Degraded returns "" unless sagas wait or need an operator. It then returns the word saga_waiting or
-// saga_needs_operator, and what is known of the steps at which most do. It is some seconds old.
-// A degraded runner is [Runner.Ready]: a restart would not help.
+// Degraded returns "" unless sagas wait or need an operator. Otherwise it returns the word
+// saga_waiting or saga_needs_operator, and a description of the steps at which most do, some
+// seconds old. A degraded runner is [Runner.Ready]: a restart would not help.
 func (r *Runner) Degraded() string {
 	c := r.counted.Load()
 	if c == nil || len(c.waiting) == 0 {

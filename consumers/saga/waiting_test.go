@@ -13,11 +13,10 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestWaiting: sagas that meet a service which is away are found, with its answer, and are gone
-// from there once it is back.
+// TestWaiting: sagas that call an unavailable service are found, with its answer, until it is back.
 func TestWaiting(t *testing.T) {
 	saga.SetTimes(t, time.Minute, 50*time.Millisecond)
-	b := newBench(t)
+	b := newFixture(t)
 	away := make(chan struct{})
 	d := b.definition(func(_ context.Context, _ *saga.Saga, step string) error {
 		select {
@@ -53,10 +52,10 @@ func TestWaiting(t *testing.T) {
 	testenv.Eventually(t, patience, "none waits", func() bool { return r.Degraded() == "" })
 }
 
-// TestFindWaiting: each step by itself, the one at which most wait first; and a saga that has
-// failed once or twice is only tried again.
+// TestFindWaiting: each step is counted separately, the one at which most sagas wait first; a saga
+// that has failed once or twice is not waiting.
 func TestFindWaiting(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	b.exec(`
 		insert into pgjet.saga (id, name, key, state, step, attempts, waits, error, input, changed_at)
 		select gen_random_uuid(), name, 'k', state, step, attempts, waits, error, '{}', now() + n * interval '1 s'
@@ -82,9 +81,9 @@ func TestFindWaiting(t *testing.T) {
 	}
 }
 
-// TestFindWaitingIsBounded: it reads no more of a large table than it says.
+// TestFindWaitingIsBounded: it reads no more of a large table than its documented limit.
 func TestFindWaitingIsBounded(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	b.exec(`
 		insert into pgjet.saga (id, name, key, state, ended_at, input)
 		select gen_random_uuid(), 'a', 'k', 'done', now(), '{}' from generate_series(1, 60000)`)
@@ -99,7 +98,7 @@ func TestFindWaitingIsBounded(t *testing.T) {
 	}
 }
 
-func (b *bench) rowsRead() (n int64) {
+func (b *fixture) rowsRead() (n int64) {
 	b.Helper()
 	err := b.db.QueryRow(b.Context(), `
 		select seq_tup_read + idx_tup_fetch from pg_stat_user_tables where relid = 'pgjet.saga'::regclass`).Scan(&n)

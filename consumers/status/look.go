@@ -18,7 +18,7 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// apart is the time between two looks, from which rates come.
+// apart is the time between the two looks from which rates are computed.
 const apart = 600 * time.Millisecond
 
 // lookTwice completes what load returned.
@@ -28,7 +28,7 @@ func lookTwice(ctx context.Context, db database, js jetstream.JetStream, all []S
 	}
 	identity, err := inbox.ReadIdentity(ctx, db)
 	if err != nil {
-		return sqlstate.Wrap("read what is known of consumers", err)
+		return sqlstate.Wrap("read the status of consumers", err)
 	}
 	before := make([]consumers.Account, len(all))
 	for i := range all {
@@ -60,7 +60,7 @@ func lookTwice(ctx context.Context, db database, js jetstream.JetStream, all []S
 	return nil
 }
 
-// look asks JetStream, and counts the inbox.
+// look reads the account from JetStream and the inbox.
 func (s *Status) look(ctx context.Context, db database, js jetstream.JetStream) error {
 	s.lacks = ""
 	s.MaxAckPending, s.frozen, s.filters = 0, false, nil
@@ -101,7 +101,7 @@ func (s *Status) look(ctx context.Context, db database, js jetstream.JetStream) 
 	return nil
 }
 
-// compare tells from an earlier account how things go.
+// compare computes rates from an earlier account.
 func (s *Status) compare(before consumers.Account) {
 	seconds := s.At.Sub(before.At).Seconds()
 	if s.lacks != "" || seconds <= 0 {
@@ -110,11 +110,11 @@ func (s *Status) compare(before consumers.Account) {
 	s.Rate = float64(max(0, s.Done+s.Dead-before.Done-before.Dead)) / seconds
 	s.Arrivals = float64(max(0, s.Events-before.Events)) / seconds
 	s.growth = s.Lag - before.Lag
-	s.Unaccounted = min(s.Unaccounted, before.Unaccounted) // else they were on their way
+	s.Unaccounted = min(s.Unaccounted, before.Unaccounted) // otherwise they were in flight
 }
 
-// confirm looks again before it tells that something is lost, and does not count what
-// has arrived since: the stream may know of it and the durable consumer not yet.
+// confirm looks several times before it reports lost events. It does not count those that have
+// arrived since: the stream may have counted them before the durable consumer.
 func (s *Status) confirm(ctx context.Context, db database, js jetstream.JetStream) error {
 	const looks, wanted = 5, 2
 	var lost []int64
@@ -137,7 +137,7 @@ func (s *Status) confirm(ctx context.Context, db database, js jetstream.JetStrea
 	return nil
 }
 
-// lost returns how many events are not accounted for and did not arrive since before.
+// lost returns the number of unaccounted events that did not arrive since before.
 func (s *Status) lost(before consumers.Account) int64 {
 	return max(0, s.Unaccounted-max(0, s.Events-before.Events))
 }

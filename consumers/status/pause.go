@@ -7,8 +7,8 @@ import (
 	"github.com/pgjet/pgjet/consumers/inbox"
 )
 
-// Drain waits until no attempt of a paused consumer is in flight, and reports whether
-// that came about in time: nor is any effect outside the database, then.
+// Drain waits until no attempt of a paused consumer is running, and reports whether that happened
+// in time. Then no effect outside the database is running either.
 func Drain(ctx context.Context, db inbox.Beginner, name string, within time.Duration) (drained bool, err error) {
 	deadline := time.Now().Add(within)
 	for {

@@ -18,15 +18,15 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-func (b *bench) pause() {
+func (b *fixture) pause() {
 	b.Helper()
 	if _, _, err := inbox.Pause(b.Context(), b.db, "test", by, reason); err != nil {
 		b.Fatal(err)
 	}
 }
 
-// drained waits for a while, and checks what that comes to.
-func (b *bench) drained(want bool, within time.Duration) {
+// drained waits for a while, and returns the result.
+func (b *fixture) drained(want bool, within time.Duration) {
 	b.Helper()
 	if got, err := status.Drain(b.Context(), b.db, "test", within); err != nil || got != want {
 		b.Errorf("Drain() = %t, %v, want %t", got, err, want)
@@ -34,7 +34,7 @@ func (b *bench) drained(want bool, within time.Duration) {
 }
 
 func TestPauseAndResume(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	var attempts atomic.Int32
 	b.start(config(func(context.Context, pgx.Tx, events.Event) error { attempts.Add(1); return nil }))
 	first, news, err := inbox.Pause(t.Context(), b.db, "test", by, reason)
@@ -47,7 +47,7 @@ func TestPauseAndResume(t *testing.T) {
 		t.Errorf("a second Pause() = %+v, %t, %v, want %+v and no news", again, news, err, first)
 	}
 	b.publish(3)
-	if s := b.tells("paused"); s.Paused == nil || *s.Paused != first || s.Lag+s.AckPending != 3 || attempts.Load() != 0 {
+	if s := b.becomes("paused"); s.Paused == nil || *s.Paused != first || s.Lag+s.AckPending != 3 || attempts.Load() != 0 {
 		t.Errorf("status is %+v, want paused, 3 that wait, and no attempts, not %d", s, attempts.Load())
 	}
 	was, err := inbox.Resume(t.Context(), b.db, "test", by, reason, "")
@@ -65,15 +65,15 @@ func TestPauseAndResume(t *testing.T) {
 	}
 }
 
-// TestDrain: an attempt that has begun when the consumer is paused is waited for.
+// TestDrain: Drain waits for an attempt that began before the pause.
 func TestDrain(t *testing.T) {
 	t.Run("transaction", func(t *testing.T) {
-		b := newBench(t)
+		b := newFixture(t)
 		handle, calls, release := b.blocked()
 		b.testDrain(config(handle), calls, release)
 	})
 	t.Run("effect", func(t *testing.T) {
-		b := newBench(t)
+		b := newFixture(t)
 		handle, calls, release := b.blocked()
 		c := config(nil)
 		c.Handler = consumers.Effect(func(ctx context.Context, e events.Event) error { return handle(ctx, nil, e) }, noted{}.EventType())
@@ -81,7 +81,7 @@ func TestDrain(t *testing.T) {
 	})
 }
 
-func (b *bench) testDrain(c consumers.Consumer, calls *atomic.Int32, release func()) {
+func (b *fixture) testDrain(c consumers.Consumer, calls *atomic.Int32, release func()) {
 	b.Helper()
 	b.start(c)
 	b.publish(1)
@@ -90,7 +90,7 @@ func (b *bench) testDrain(c consumers.Consumer, calls *atomic.Int32, release fun
 	begun := time.Now()
 	b.drained(false, 300*time.Millisecond)
 	if took := time.Since(begun); took < 300*time.Millisecond {
-		b.Errorf("Drain() took %s, want to wait as long as it was told", took)
+		b.Errorf("Drain() took %s, want its full time limit", took)
 	}
 	release()
 	b.drained(true, patience)
@@ -99,9 +99,9 @@ func (b *bench) testDrain(c consumers.Consumer, calls *atomic.Int32, release fun
 	}
 }
 
-// TestDrainForgetsTheDead: an intent of a process that is gone is not in flight.
+// TestDrainForgetsTheDead: an intent of a dead process is not running.
 func TestDrainForgetsTheDead(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	b.exec(`
 		insert into pgjet.intent (consumer, event_id, type, key, stream, generation, stream_seq, subject, header, data, taken_by, taken_at)
 		values ('test', gen_random_uuid(), 't', 'k', 'EVENTS', 1, 1, 's', '{}', '', 'gone:1:x', now())`)
@@ -109,7 +109,7 @@ func TestDrainForgetsTheDead(t *testing.T) {
 }
 
 func TestPauseOfNobody(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	b.exec(`insert into pgjet.consumer (name, stream, stream_created) values ('b', 'EVENTS', now()), ('a', 'EVENTS', now())`)
 	_, _, pauseErr := inbox.Pause(t.Context(), b.db, "c", by, reason)
 	_, resumeErr := inbox.Resume(t.Context(), b.db, "c", by, reason, "")
@@ -123,9 +123,9 @@ func TestPauseOfNobody(t *testing.T) {
 	}
 }
 
-// TestOperatorRole: what an operator does needs no more than its role.
+// TestOperatorRole: an operator's commands need only the operator's role.
 func TestOperatorRole(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	b.start(config(fine))()
 	b.publish(1)
 	conn, err := b.db.Acquire(t.Context())
@@ -152,7 +152,7 @@ func TestOperatorRole(t *testing.T) {
 
 // TestConsumerRoleMayNotPause: nor end a pause.
 func TestConsumerRoleMayNotPause(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	b.start(config(fine))()
 	conn, err := b.db.Acquire(t.Context())
 	if err != nil {
@@ -174,12 +174,13 @@ func TestConsumerRoleMayNotPause(t *testing.T) {
 	}
 }
 
-// TestPauseOfAnOperation: the status says of a pause whether what made it still runs, and so do the
-// processes. An operator's pause over it is the operator's, and nobody else ends it.
+// TestPauseOfAnOperation: the status shows whether the operation that made a pause still runs, and
+// so do the processes. An operator's pause over it belongs to the operator, and only an operator
+// ends it.
 func TestPauseOfAnOperation(t *testing.T) {
 	for _, own := range []string{"replay, operation 7", "types of events are added to the durable consumer"} {
 		t.Run(own, func(t *testing.T) {
-			b := newBench(t)
+			b := newFixture(t)
 			b.start(config(func(context.Context, pgx.Tx, events.Event) error { return nil }))
 			testenv.Eventually(t, patience, "a process runs", func() bool { return b.count(`select count(*) from pgjet.process`) == 1 })
 			lock, err := b.db.Acquire(t.Context())
@@ -190,14 +191,14 @@ func TestPauseOfAnOperation(t *testing.T) {
 				t.Fatal(err)
 			}
 			b.exec(`update pgjet.consumer set paused_at = now() - interval '1 min', paused_by = 'ann', pause_reason = '` + own + `'`)
-			if s := b.tells("paused"); s.Paused.Interrupted {
+			if s := b.becomes("paused"); s.Paused.Interrupted {
 				t.Errorf("the status of a pause whose operation runs is %+v", s.Paused)
 			}
 			if _, err := lock.Exec(t.Context(), `select pg_advisory_unlock_all()`); err != nil {
 				t.Fatal(err)
 			}
 			lock.Release()
-			if s := b.tells("paused"); !s.Paused.Interrupted || !strings.Contains(s.Why.Text, "what paused it does not run any more") {
+			if s := b.becomes("paused"); !s.Paused.Interrupted || !strings.Contains(s.Why.Text, "what paused it does not run any more") {
 				t.Errorf("the status of a pause whose operation was killed is %+v, %+v", s.Paused, s.Why)
 			}
 			testenv.Eventually(t, patience, "the process says so", func() bool {
@@ -216,7 +217,7 @@ func TestPauseOfAnOperation(t *testing.T) {
 
 // TestPauseTakesNoReasonOfAReplay: the next replay would end it.
 func TestPauseTakesNoReasonOfAReplay(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	if _, _, err := inbox.Pause(t.Context(), b.db, "test", by, "replay, operation 7"); err == nil || !strings.Contains(err.Error(), "give another reason") {
 		t.Errorf("Pause() = %v, want that it is refused", err)
 	}

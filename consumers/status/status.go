@@ -1,6 +1,6 @@
-// Package status tells how consumers are doing and why, for operators, and pauses and
-// resumes them. It asks the database and JetStream, never the processes themselves, so it
-// answers when none runs.
+// Package status reports how consumers are doing and why, for operators, and pauses and resumes
+// them. It asks the database and JetStream, never the processes themselves, so it works when none
+// runs.
 package status
 
 import (
@@ -18,58 +18,58 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// silence is for how long a process that lives may not be seen. One that was seen as long in the future
-// is not believed: somebody else wrote that.
+// silence is how long a living process may not be seen. A time as far in the future is not
+// believed: no process has written it.
 const silence = 15 * time.Second
 
-// A Status is how one consumer is doing. Without its stream or durable consumer, or if that belongs to another database, which
-// Why tells, the account is empty but for Retrying.
+// A Status is how one consumer is doing. If its stream or durable consumer is missing, or belongs
+// to another database, Why says so, and the account is empty except for Retrying.
 type Status struct {
 	Name string `json:"name"`
 	consumers.Account
 	DeadLetters   int64          `json:"dead_letters"`    // that wait for a decision
-	MaxAckPending int            `json:"max_ack_pending"` // AckPending is never more
+	MaxAckPending int            `json:"max_ack_pending"` // the limit of AckPending
 	Rate          float64        `json:"rate"`            // events handled each second, now
-	Arrivals      float64        `json:"arrivals"`        // events that the stream gets for it each second, now
+	Arrivals      float64        `json:"arrivals"`        // events per second that the stream gets for it, now
 	OldestSeconds float64        `json:"oldest_seconds"`  // age of the oldest event that is not handled; 0 if there is none
 	Stream        string         `json:"stream"`
-	Prefix        string         `json:"prefix"`  // what the subjects of its events begin with; "" if JetStream does not say
+	Prefix        string         `json:"prefix"`  // the beginning of the subjects of its events; "" if JetStream does not answer
 	Ordered       bool           `json:"ordered"` // one process at a time handles the events of a slice
-	Effects       bool           `json:"effects"` // that are outside the database
-	Slices        []Slice        `json:"slices"`  // of one that keeps the order: who owns them
+	Effects       bool           `json:"effects"` // it has effects outside the database
+	Slices        []Slice        `json:"slices"`  // of an ordered consumer, with their owners
 	Paused        *inbox.Paused  `json:"paused"`  // nil if not
 	Processes     []Process      `json:"processes"`
-	Last          *Process       `json:"last_process"` // seen last, if none is seen now
-	Sagas         []saga.Waiting `json:"sagas"`        // of its name, which it begins: those that do not get further
+	Last          *Process       `json:"last_process"` // the last one seen, if none is seen now
+	Sagas         []saga.Waiting `json:"sagas"`        // that it begins, and that are stuck
 	Why           Why            `json:"why"`          // the worst reason
-	Also          []Why          `json:"also"`         // others that hold, too
+	Also          []Why          `json:"also"`         // other reasons
 
 	identity inbox.Identity // of the database
-	of       int            // slices
-	durable  string         // looked at last
-	lacks    string         // the code for what is missing in JetStream, or is another database's
-	absent   string         // that the stream does not exist, and which do; or whose the durable consumer is
+	of       int            // number of slices
+	durable  string         // the last one looked at
+	lacks    string         // the code for what is missing in JetStream, or belongs to another database
+	absent   string         // details: the missing stream and those that exist, or the owner of the durable consumer
 	filters  []string       // of the durable consumer
-	frozen   bool           // paused in JetStream, by no means of ours
+	frozen   bool           // paused in JetStream, not by pgjet
 	growth   int64          // of Lag, between two looks
 }
 
-// A Slice is a share of the keys of a consumer that keeps the order.
+// A Slice is a fixed share of the keys of an ordered consumer.
 type Slice struct {
 	consumers.SliceAccount
-	Process string     `json:"process"` // host:pid of the owner; "" if nobody owns it
+	Process string     `json:"process"` // host:pid of the owner; "" if the slice has none
 	Since   *time.Time `json:"since"`   // when it took the slice
 	Why     Why        `json:"why"`
 }
 
-// A Process runs a consumer. Those that stand by for an ordered one are not known.
+// A Process runs a consumer. Processes that stand by for an ordered one are not included.
 type Process struct {
 	Process  string    `json:"process"` // host:pid
 	Since    time.Time `json:"since"`
 	SeenAt   time.Time `json:"seen_at"`
 	Workers  int       `json:"workers"`
 	Cause    string    `json:"cause"`    // why it handles nothing; "" while it does
-	Attempts int       `json:"attempts"` // its last ones, of some minutes, which the following are about
+	Attempts int       `json:"attempts"` // the number of its last attempts, of some minutes; the following fields describe them
 	Failed   int       `json:"failed"`
 	Seconds  float64   `json:"seconds"` // the median
 	Error    string    `json:"error"`   // the last one
@@ -81,12 +81,12 @@ type database interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-// List returns the status of every consumer that has ever run, by name. It looks twice,
-// half a second apart. It changes nothing and needs SELECT on the tables.
+// List returns the status of every consumer that has ever run, by name. It looks twice, half a
+// second apart. It changes nothing and needs SELECT on the tables.
 func List(ctx context.Context, db database, js jetstream.JetStream) ([]Status, error) {
 	all, err := load(ctx, db)
 	if err != nil {
-		return nil, sqlstate.Wrap("read what is known of consumers", err)
+		return nil, sqlstate.Wrap("read the status of consumers", err)
 	}
 	return all, lookTwice(ctx, db, js, all)
 }
@@ -95,7 +95,7 @@ func List(ctx context.Context, db database, js jetstream.JetStream) ([]Status, e
 func Get(ctx context.Context, db database, js jetstream.JetStream, name string) (Status, error) {
 	all, err := load(ctx, db)
 	if err != nil {
-		return Status{}, sqlstate.Wrap("read what is known of consumer "+name, err)
+		return Status{}, sqlstate.Wrap("read the status of consumer "+name, err)
 	}
 	i := slices.IndexFunc(all, func(s Status) bool { return s.Name == name })
 	if i < 0 {
@@ -114,7 +114,7 @@ func unknown(name string, all []Status) error {
 	return e
 }
 
-// load reads what the database alone knows.
+// load reads the part of the status that is in the database.
 func load(ctx context.Context, db database) ([]Status, error) {
 	rows, err := db.Query(ctx, `
 		select c.name, c.stream, c.ordered, c.effects, c.slices,
@@ -167,7 +167,7 @@ func (s *Status) loadProcesses(ctx context.Context, db database) error {
 	all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Process])
 	for _, p := range all {
 		p.Since, p.SeenAt = p.Since.UTC(), p.SeenAt.UTC()
-		if !strings.HasPrefix(p.Cause, "paused ") { // by user@host, whom the status names anyway
+		if !strings.HasPrefix(p.Cause, "paused ") { // by user@host: the status names the pause anyway
 			p.Cause = inbox.Mask(p.Cause)
 		}
 		p.Error = inbox.Mask(p.Error)
@@ -182,7 +182,7 @@ func (s *Status) loadProcesses(ctx context.Context, db database) error {
 	return err
 }
 
-// loadSlices reads who owns the slices.
+// loadSlices reads the owners of the slices.
 func (s *Status) loadSlices(ctx context.Context, db database) error {
 	s.Slices = []Slice{}
 	if !s.Ordered {
@@ -195,12 +195,12 @@ func (s *Status) loadSlices(ctx context.Context, db database) error {
 	return err
 }
 
-// Known is [List] without JetStream: what waits in the stream is not known, so no status has a Lag,
-// a Rate or Unaccounted, and one that seems healthy may not be.
+// Known is [List] without JetStream. Waiting events of the stream are unknown, so no status has a
+// Lag, a Rate or Unaccounted, and one that seems healthy may not be.
 func Known(ctx context.Context, db database) ([]Status, error) {
 	all, err := load(ctx, db)
 	if err != nil {
-		return nil, sqlstate.Wrap("read what is known of consumers", err)
+		return nil, sqlstate.Wrap("read the status of consumers", err)
 	}
 	for i := range all {
 		all[i].judge()

@@ -38,14 +38,14 @@ type noted struct {
 func (noted) EventType() string  { return "note.made" }
 func (n noted) EventKey() string { return fmt.Sprint("k", n.N) }
 
-// A bench is a stream, a database, and a consumer between them.
-type bench struct {
+// A fixture is a stream, a database, and a consumer between them.
+type fixture struct {
 	*testing.T
 	db *pgxpool.Pool
 	js jetstream.JetStream
 }
 
-func newBench(t *testing.T) *bench {
+func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	t.Parallel()
 	js, _ := testenv.JetStream(t)
@@ -53,18 +53,18 @@ func newBench(t *testing.T) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &bench{t, testenv.Postgres(t), js}
+	return &fixture{t, testenv.Postgres(t), js}
 }
 
 // publish publishes n events.
-func (b *bench) publish(n int) {
+func (b *fixture) publish(n int) {
 	b.Helper()
 	for i := range n {
 		b.publishOne(i)
 	}
 }
 
-func (b *bench) publishOne(i int) {
+func (b *fixture) publishOne(i int) {
 	b.Helper()
 	e, err := events.New(noted{i})
 	if err != nil {
@@ -79,13 +79,13 @@ func (b *bench) publishOne(i int) {
 
 type handleFunc = func(ctx context.Context, tx pgx.Tx, e events.Event) error
 
-// config is that of a consumer of two workers that calls handle.
+// config returns a consumer of two workers that calls handle.
 func config(handle handleFunc) consumers.Consumer {
 	return consumers.Consumer{Name: "test", Slices: 1, Handler: consumers.Handle(consumers.OnType(noted{}.EventType(), handle)), Workers: 2}
 }
 
 // start runs a consumer until stop is called or the test ends.
-func (b *bench) start(c consumers.Consumer) (stop func()) {
+func (b *fixture) start(c consumers.Consumer) (stop func()) {
 	b.Helper()
 	r := &consumers.Runner{Consumer: c, DB: b.db, JS: b.js, Log: testenv.Logger(b)}
 	stop = testenv.Run(b, r.Run)
@@ -95,7 +95,7 @@ func (b *bench) start(c consumers.Consumer) (stop func()) {
 	return stop
 }
 
-func (b *bench) count(query string) (n int) {
+func (b *fixture) count(query string) (n int) {
 	b.Helper()
 	if err := b.db.QueryRow(b.Context(), query).Scan(&n); err != nil {
 		b.Fatal(err)
@@ -103,13 +103,13 @@ func (b *bench) count(query string) (n int) {
 	return n
 }
 
-func (b *bench) exec(sql string) {
+func (b *fixture) exec(sql string) {
 	b.Helper()
 	testenv.Exec(b, b.db, sql)
 }
 
-// tells waits until the status has that code.
-func (b *bench) tells(code string) (s status.Status) {
+// becomes waits until the status has that code.
+func (b *fixture) becomes(code string) (s status.Status) {
 	b.Helper()
 	testenv.Eventually(b, patience, "the code is "+code, func() bool {
 		var err error
@@ -123,9 +123,9 @@ func (b *bench) tells(code string) (s status.Status) {
 
 func fine(context.Context, pgx.Tx, events.Event) error { return nil }
 
-// blocked returns a handler that blocks until release is called, or the test ends, and
-// how often it was called.
-func (b *bench) blocked() (handle handleFunc, calls *atomic.Int32, release func()) {
+// blocked returns a handler that blocks until release is called or the test ends, and the number of
+// its calls.
+func (b *fixture) blocked() (handle handleFunc, calls *atomic.Int32, release func()) {
 	free := make(chan struct{})
 	calls = new(atomic.Int32)
 	return func(context.Context, pgx.Tx, events.Event) error {
@@ -139,44 +139,44 @@ func (b *bench) blocked() (handle handleFunc, calls *atomic.Int32, release func(
 }
 
 // aged makes all processes look as if they had begun long ago.
-func (b *bench) aged() {
+func (b *fixture) aged() {
 	b.Helper()
 	b.exec(`update pgjet.process set since = since - interval '1 hour'`)
 }
 
 func TestIdle(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	stop := b.start(config(fine))
 	b.publish(3)
 	testenv.Eventually(t, patience, "all are done", func() bool { return b.count(`select count(*) from pgjet.inbox`) == 3 })
-	s := b.tells("idle")
+	s := b.becomes("idle")
 	if s.Done != 3 || s.Lag != 0 || s.Unaccounted != 0 || len(s.Processes) != 1 || s.Processes[0].Workers != 2 || !s.Ordered || s.OldestSeconds != 0 {
 		t.Errorf("status is %+v", s)
 	}
 	stop()
-	if s := b.tells("idle"); !strings.Contains(s.Why.Text, "no process runs") {
+	if s := b.becomes("idle"); !strings.Contains(s.Why.Text, "no process runs") {
 		t.Errorf("without a process: %+v", s.Why)
 	}
 }
 
 func TestNoProcess(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	b.start(config(fine))()
 	b.publish(2)
-	s := b.tells("no_process")
+	s := b.becomes("no_process")
 	if s.Lag != 2 || s.OldestSeconds <= 0 || s.OldestSeconds > patience.Seconds() {
 		t.Errorf("status is %+v, want 2 that wait, and since when", s)
 	}
 	b.exec(`insert into pgjet.process (consumer, process, workers, seen_at) values
 		('test', 'gone:1', 1, clock_timestamp() - interval '1 min'), ('test', 'forged:2', 1, '9999-01-01')`) // times in the future are not believed
-	if s := b.tells("no_process"); !strings.Contains(s.Why.Text, "gone:1, 1m") || s.Last == nil || len(s.Processes) != 0 {
+	if s := b.becomes("no_process"); !strings.Contains(s.Why.Text, "gone:1, 1m") || s.Last == nil || len(s.Processes) != 0 {
 		t.Errorf("status is %+v, want the process that was seen last", s)
 	}
 }
 
-// TestExpiring: before the stream deletes an event that was not handled, the status says so.
+// TestExpiring: the status warns before the stream deletes an event that was not handled.
 func TestExpiring(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	b.start(config(fine))()
 	b.publish(2)
 	keep := func(age time.Duration) {
@@ -191,51 +191,51 @@ func TestExpiring(t *testing.T) {
 		}
 	}
 	keep(time.Hour)
-	if s := b.tells("no_process"); len(s.Also) != 0 {
+	if s := b.becomes("no_process"); len(s.Also) != 0 {
 		t.Errorf("with an hour to go these hold as well: %+v", s.Also)
 	}
 	keep(10 * time.Second)
-	s := b.tells("expiring")
+	s := b.becomes("expiring")
 	if !strings.Contains(s.Why.Text, "for 10s") || len(s.Also) != 1 || s.Also[0].Code != "no_process" {
 		t.Errorf("the reasons are %+v", s.Reasons())
 	}
 }
 
 func TestMissing(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	handle := func(context.Context, pgx.Tx, events.Event) error { return backoff.Permanent(errors.New("no")) }
 	stop := b.start(config(handle))
 	b.publish(1)
-	b.tells("dead_letters")
+	b.becomes("dead_letters")
 	stop()
 	if err := b.js.DeleteConsumer(t.Context(), "EVENTS", "test"); err != nil {
 		t.Fatal(err)
 	}
-	if s := b.tells("consumer_missing"); s.DeadLetters != 1 || s.At.IsZero() {
+	if s := b.becomes("consumer_missing"); s.DeadLetters != 1 || s.At.IsZero() {
 		t.Errorf("status is %+v, want what the database knows", s)
 	}
 	if err := b.js.DeleteStream(t.Context(), "EVENTS"); err != nil {
 		t.Fatal(err)
 	}
-	b.tells("stream_missing")
+	b.becomes("stream_missing")
 }
 
 func TestUnaccounted(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	stop := b.start(config(fine))
 	b.publish(3)
 	testenv.Eventually(t, patience, "all are done", func() bool { return b.count(`select count(*) from pgjet.inbox`) == 3 })
-	b.tells("idle")
+	b.becomes("idle")
 	stop()
 	b.exec(`delete from pgjet.inbox where stream_seq = 2`)
-	if s := b.tells("unaccounted"); s.Unaccounted != 1 {
+	if s := b.becomes("unaccounted"); s.Unaccounted != 1 {
 		t.Errorf("status is %+v, want one that is not accounted for", s)
 	}
 }
 
-// TestNothingSeemsLost: while events arrive, none is told to be lost.
+// TestNothingSeemsLost: while events arrive, none is reported as lost.
 func TestNothingSeemsLost(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	b.start(config(fine))
 	ctx, stop := context.WithCancel(t.Context())
 	var publisher sync.WaitGroup
@@ -255,23 +255,23 @@ func TestNothingSeemsLost(t *testing.T) {
 }
 
 func TestSlowAndMoving(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	handle, _, release := b.blocked()
 	b.start(config(handle))
 	b.publish(1)
-	b.tells("moving") // one in work
-	b.publish(100)    // more than a process takes at once
+	b.becomes("moving") // one is being handled
+	b.publish(100)      // more than a process takes at once
 	b.aged()
-	s := b.tells("slow")
+	s := b.becomes("slow")
 	if s.Lag == 0 || s.Rate != 0 || s.AckPending < 2 {
 		t.Errorf("status is %+v", s)
 	}
 	release()
-	b.tells("idle")
+	b.becomes("idle")
 }
 
 func TestAtMaxAckPending(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	handle, _, _ := b.blocked()
 	c := config(handle)
 	want, err := c.Configs("")
@@ -284,26 +284,26 @@ func TestAtMaxAckPending(t *testing.T) {
 	}
 	b.start(c)
 	b.publish(3)
-	if s := b.tells("at_max_ack_pending"); s.MaxAckPending != 2 || s.AckPending != 2 || s.Lag != 1 {
+	if s := b.becomes("at_max_ack_pending"); s.MaxAckPending != 2 || s.AckPending != 2 || s.Lag != 1 {
 		t.Errorf("status is %+v", s)
 	}
 }
 
 func TestFailing(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	c := config(func(context.Context, pgx.Tx, events.Event) error { return errors.New("no mail to ann@example.com") })
 	c.MinRetry, c.MaxRetry, c.MaxAttempts = 10*time.Millisecond, 10*time.Millisecond, 1000
 	b.start(c)
 	b.publish(1)
-	s := b.tells("failing")
+	s := b.becomes("failing")
 	if s.Retrying != 1 || !strings.Contains(s.Why.Text, "no mail to …@…") || strings.Contains(s.Processes[0].Error, "ann") {
 		t.Errorf("status is %+v, want one that is retried, and its error without addresses", s)
 	}
 }
 
-// TestMostFail: that some attempts succeed, and that a dead letter waits, hides no outage.
+// TestMostFail: successful attempts and a waiting dead letter do not hide an outage.
 func TestMostFail(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	c := config(func(_ context.Context, _ pgx.Tx, e events.Event) error {
 		switch e.Key {
 		case "k0":
@@ -316,15 +316,15 @@ func TestMostFail(t *testing.T) {
 	c.MinRetry, c.MaxRetry, c.MaxAttempts = 10*time.Millisecond, 10*time.Millisecond, 1000
 	b.start(c)
 	b.publish(4)
-	s := b.tells("failing")
+	s := b.becomes("failing")
 	if len(s.Also) != 1 || s.Also[0].Code != "dead_letters" || !strings.Contains(s.Why.Text, "attempts failed: 451 busy") {
 		t.Errorf("reasons are %+v, want the outage, and the dead letter", s.Reasons())
 	}
 }
 
-// TestSagasWait: where the sagas that a consumer begins do not get further.
+// TestSagasWait: the status shows where the sagas that a consumer begins are stuck.
 func TestSagasWait(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	b.exec(`insert into pgjet.consumer (name, stream, stream_created) values ('test', 'EVENTS', now()), ('b', 'EVENTS', now())`)
 	b.exec(`
 		insert into pgjet.saga (id, name, key, step, waits, error, input)
@@ -339,49 +339,49 @@ func TestSagasWait(t *testing.T) {
 }
 
 func TestRetrying(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	c := config(func(context.Context, pgx.Tx, events.Event) error { return errors.New("not yet") })
 	c.MinRetry, c.MaxRetry = time.Hour, time.Hour
 	b.start(c)
 	b.publish(1)
-	b.tells("retrying")
-	if s := b.tells("retrying"); s.Retrying != 1 || s.OldestSeconds <= 0 {
+	b.becomes("retrying")
+	if s := b.becomes("retrying"); s.Retrying != 1 || s.OldestSeconds <= 0 {
 		t.Errorf("status is %+v", s)
 	}
 }
 
 func TestUnavailable(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	b.start(config(func(context.Context, pgx.Tx, events.Event) error {
 		return consumers.Unavailable(errors.New("mail server refuses"))
 	}))
 	b.publish(1)
-	if s := b.tells("unavailable"); !strings.Contains(s.Why.Text, "mail server refuses") {
+	if s := b.becomes("unavailable"); !strings.Contains(s.Why.Text, "mail server refuses") {
 		t.Errorf("status is %+v", s)
 	}
 }
 
-// TestStalled: a process says that it lives, and takes nothing.
+// TestStalled: a process sends heartbeats, and handles nothing.
 func TestStalled(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	b.start(config(fine))()
 	b.publish(1)
 	b.exec(`insert into pgjet.process (consumer, process, workers) values ('test', 'idler:1', 1)`)
-	b.tells("moving") // it may have just begun
+	b.becomes("moving") // it may have just begun
 	b.aged()
-	if s := b.tells("stalled"); !strings.Contains(s.Why.Text, "idler:1") {
+	if s := b.becomes("stalled"); !strings.Contains(s.Why.Text, "idler:1") {
 		t.Errorf("status is %+v", s)
 	}
 	if _, err := b.js.PauseConsumer(t.Context(), "EVENTS", "test", time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	if s := b.tells("paused"); s.Paused != nil || !strings.Contains(s.Why.Text, "JetStream itself") {
+	if s := b.becomes("paused"); s.Paused != nil || !strings.Contains(s.Why.Text, "JetStream itself") {
 		t.Errorf("status is %+v", s)
 	}
 }
 
 func TestList(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	if all, err := status.List(t.Context(), b.db, b.js); err != nil || len(all) != 0 {
 		t.Errorf("List() = %+v, %v, want nothing", all, err)
 	}
@@ -397,7 +397,7 @@ func TestList(t *testing.T) {
 }
 
 func TestOldTables(t *testing.T) {
-	b := newBench(t)
+	b := newFixture(t)
 	b.exec(`drop table pgjet.process, pgjet.slice, pgjet.consumer`)
 	_, err := status.List(t.Context(), b.db, b.js)
 	if err == nil || !strings.Contains(err.Error(), "pgjet migrate up") {

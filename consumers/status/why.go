@@ -13,13 +13,13 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// Codes are those of [Why], the worst first. docs/cli.md and
-// docs/runbooks/consumer-not-moving.md explain each.
+// Codes are those of [Why], the worst first. docs/cli.md and docs/runbooks/consumer-not-moving.md
+// explain each.
 var Codes = slices.Concat([]string{"expiring", "unaccounted", "stream_missing", "consumer_missing", "paused", "no_process"}, causes,
 	[]string{"blocked", "at_max_ack_pending", "failing", "saga_needs_operator", "saga_waiting", "slow", "stalled", "dead_letters",
 		"moving", "retrying", "idle"})
 
-// causes are the words with which a process says why it handles nothing.
+// causes are the words by which a process reports why it handles nothing.
 var causes = append(databaseCauses(), "lead_taken", inbox.ForeignDurable, inbox.OutboxCopied, "nats_unreachable", "stream_differs", "consumer_differs", "consumer_paused", "retention_too_short", "unavailable",
 	"stream_unresponsive", "stream_full", "stream_error", "nats_outdated", "nats_limit", "jetstream_disabled")
 
@@ -30,24 +30,24 @@ func databaseCauses() (all []string) {
 	return all
 }
 
-// A Why says in a word and a sentence how a consumer is doing, and what is the reason.
+// A Why is the state of a consumer with its reason: a word and a sentence.
 type Why struct {
 	Code string `json:"code"` // one of [Codes]
 	Text string `json:"text"`
 }
 
-// Healthy reports whether nobody has to do anything.
+// Healthy reports whether no action is needed.
 func (w Why) Healthy() bool { return w.Code == "moving" || w.Code == "retrying" || w.Code == "idle" }
 
-// young is how long a process may take until its first event is handled.
+// young is how long a process may take to handle its first event.
 const young = 5 * time.Second
 
 func say(code, format string, args ...any) Why { return Why{code, fmt.Sprintf(format, args...)} }
 
-// Reasons returns all that hold, the worst first: Why and Also.
+// Reasons returns all reasons, the worst first: Why and Also.
 func (s *Status) Reasons() []Why { return append([]Why{s.Why}, s.Also...) }
 
-// judge finds the reasons.
+// judge sets the reasons.
 func (s *Status) judge() {
 	all := s.reasons()
 	s.Why, s.Also = all[0], all[1:]
@@ -56,7 +56,7 @@ func (s *Status) judge() {
 	}
 }
 
-// judge completes what is known of a slice.
+// judge sets the reason of a slice.
 func (one *Slice) judge(s *Status) {
 	for _, a := range s.Account.Slices {
 		if a.Slice == one.Slice {
@@ -75,10 +75,11 @@ func (one *Slice) judge(s *Status) {
 	}
 }
 
-// reasons returns all that hold, the worst first, at least one. How fast events are handled is
-// looked at only if nothing says already why they are not; that all is well, if nothing else does.
+// reasons returns all reasons, the worst first, at least one. The speed of the consumer is a reason
+// only if no other one explains why events are not handled; its health is one only if there is no
+// other.
 func (s *Status) reasons() []Why {
-	all := slices.DeleteFunc([]Why{s.loss(), s.lacking(), s.held(), s.absence(), s.blockade(), s.fullness(), s.failure()}, Why.none)
+	all := slices.DeleteFunc([]Why{s.unaccounted(), s.missing(), s.paused(), s.noProcess(), s.blocked(), s.full(), s.failing()}, Why.none)
 	waiting := slices.DeleteFunc(s.waitingSagas(), Why.none)
 	if len(all) == 0 {
 		if pace := s.pace(); !pace.none() {
@@ -90,7 +91,7 @@ func (s *Status) reasons() []Why {
 		all = append(all, say("dead_letters", "%d %s for a decision", s.DeadLetters,
 			map[bool]string{true: "dead letter waits", false: "dead letters wait"}[s.DeadLetters == 1]))
 	}
-	if w := s.expiry(); !w.none() {
+	if w := s.expiring(); !w.none() {
 		all = slices.Insert(all, 0, w)
 	}
 	if len(all) == 0 {
@@ -101,19 +102,21 @@ func (s *Status) reasons() []Why {
 
 func (w Why) none() bool { return w.Code == "" }
 
-// loss is that events are missing from the inbox. Beside a copy of the database they are in the inbox of that.
-func (s *Status) loss() (w Why) {
+// unaccounted returns the reason for events that are missing in the inbox. If a copy of the database
+// handles events, they are in the inbox of the copy.
+func (s *Status) unaccounted() (w Why) {
 	if code, _ := s.cause(); s.Unaccounted > 0 && code != inbox.OutboxCopied {
-		w = say("unaccounted", "%d events count as delivered, and are neither in the inbox nor on their way", s.Unaccounted)
+		w = say("unaccounted", "%d events count as delivered, and are neither in the inbox nor being handled", s.Unaccounted)
 	}
 	return w
 }
 
-// expiryNear is from which share of the stream's max_age on an event that waits for so long needs somebody.
+// expiryNear is the share of the stream's max_age from which a waiting event needs an operator.
 const expiryNear = 0.7
 
-// expiry is that the stream will delete events which the consumer has not handled, or does so already.
-func (s *Status) expiry() (w Why) {
+// expiring returns the reason for events that the stream deletes, or will delete soon, before they
+// are handled.
+func (s *Status) expiring() (w Why) {
 	if s.lacks == "" && s.Aged() >= expiryNear {
 		left := max(0, s.MaxAge-s.At.Sub(s.Oldest)).Round(time.Second)
 		w = say("expiring", "the stream keeps events for %s and deletes them then, handled or not; the oldest that waits has %s left", s.MaxAge, left)
@@ -121,19 +124,19 @@ func (s *Status) expiry() (w Why) {
 	return w
 }
 
-func (s *Status) lacking() (w Why) {
+func (s *Status) missing() (w Why) {
 	switch s.lacks {
 	case inbox.ForeignDurable:
 		w = say(inbox.ForeignDurable, "%s", s.absent)
 	case "stream_missing":
 		w = say("stream_missing", "%s", cmp.Or(s.absent, fmt.Sprintf("stream %s does not exist", s.Stream)))
 	case "consumer_missing":
-		w = say("consumer_missing", "stream %s has no durable consumer %s; the next process to begin makes it, at the inbox's position, unless NATS lets only an operator do so", s.Stream, s.durable)
+		w = say("consumer_missing", "stream %s has no durable consumer %s; the next process to begin creates it at the inbox's position, unless NATS lets only an operator do so", s.Stream, s.durable)
 	}
 	return w
 }
 
-func (s *Status) held() (w Why) {
+func (s *Status) paused() (w Why) {
 	switch {
 	case s.Paused != nil:
 		w = say("paused", "paused by %s %s: %q", s.Paused.By, ago(s.At.Sub(s.Paused.At)), s.Paused.Reason)
@@ -146,36 +149,37 @@ func (s *Status) held() (w Why) {
 	return w
 }
 
-func (s *Status) absence() (w Why) {
+func (s *Status) noProcess() (w Why) {
 	if len(s.Processes) == 0 && s.waiting() > 0 {
 		w = say("no_process", "no process was seen for %s; %s", silence, s.lastSeen())
 	}
 	return w
 }
 
-func (s *Status) blockade() (w Why) {
+func (s *Status) blocked() (w Why) {
 	if code, cause := s.cause(); code != "" {
 		w = Why{code, cause}
 	}
 	return w
 }
 
-func (s *Status) fullness() (w Why) {
+func (s *Status) full() (w Why) {
 	if s.MaxAckPending > 0 && s.AckPending >= int64(s.MaxAckPending) {
 		w = say("at_max_ack_pending", "%d of %d delivered events are not acknowledged, JetStream delivers no more", s.AckPending, s.MaxAckPending)
 	}
 	return w
 }
 
-// failure is that attempts fail, unless processes say why or all that failed was handled in the end.
-func (s *Status) failure() (w Why) {
+// failing returns the reason for failing attempts, unless processes report a cause or no event
+// waits.
+func (s *Status) failing() (w Why) {
 	if code, _ := s.cause(); code != "" || s.waiting()+s.DeadLetters == 0 {
 		return w
 	}
 	lasting := time.Duration(s.OldestSeconds * float64(time.Second))
 	all := Process{}
 	all.Attempts, all.Failed, all.Error = s.Failures()
-	for _, p := range append([]Process{all}, s.Processes...) { // others may have succeeded long ago
+	for _, p := range append([]Process{all}, s.Processes...) { // other processes may have succeeded long ago
 		if consumers.Failing(p.Attempts, p.Failed, lasting) {
 			return say("failing", "%s: %s", consumers.Share(p.Attempts, p.Failed), p.Error)
 		}
@@ -183,7 +187,7 @@ func (s *Status) failure() (w Why) {
 	return w
 }
 
-// waitingSagas are the reasons of the sagas that the consumer begins.
+// waitingSagas returns the reasons of the sagas that the consumer begins.
 func (s *Status) waitingSagas() []Why {
 	var operator, waiting Why
 	if text := saga.Summary(s.Sagas, true); text != "" {
@@ -195,7 +199,7 @@ func (s *Status) waitingSagas() []Why {
 	return []Why{operator, waiting}
 }
 
-// pace tells from rates that a consumer which can work does not keep up.
+// pace returns the reason for a consumer that can work but does not keep up.
 func (s *Status) pace() (w Why) {
 	workers, seconds := s.workers()
 	lagging := s.Lag > 0 && s.Lag-s.growth > 0 && s.growth >= 0
@@ -209,7 +213,7 @@ func (s *Status) pace() (w Why) {
 	return w
 }
 
-// progress is how a consumer is doing that is well.
+// progress returns the state of a healthy consumer.
 func (s *Status) progress() Why {
 	_, _, reason := s.Failures()
 	switch {
@@ -228,7 +232,7 @@ func (s *Status) progress() Why {
 // waiting returns how many events would be handled if a process ran.
 func (s *Status) waiting() int64 { return s.Lag + s.AckPending + s.Retrying }
 
-// lastSeen says who ran last.
+// lastSeen returns a text about the process that ran last.
 func (s *Status) lastSeen() string {
 	switch {
 	case s.Last != nil:
@@ -237,10 +241,10 @@ func (s *Status) lastSeen() string {
 	return "the last ended in good order"
 }
 
-// cause returns why processes handle nothing, if all of them say so.
+// cause returns why processes handle nothing, if all of them report a cause.
 func (s *Status) cause() (code, text string) {
 	for _, p := range s.Processes {
-		// The end of a pause takes a moment to get about.
+		// Processes notice the end of a pause a moment later.
 		if p.Cause == "" || strings.HasPrefix(p.Cause, "paused ") {
 			return "", ""
 		}
@@ -256,8 +260,7 @@ func (s *Status) cause() (code, text string) {
 	return code, p.Process + " says " + p.Cause
 }
 
-// Failures returns how many of the last attempts of all processes failed, and the error
-// of one.
+// Failures returns how many of the last attempts of all processes failed, and the error of one.
 func (s *Status) Failures() (attempts, failures int, reason string) {
 	for _, p := range s.Processes {
 		attempts, failures = attempts+p.Attempts, failures+p.Failed
@@ -266,7 +269,7 @@ func (s *Status) Failures() (attempts, failures int, reason string) {
 	return attempts, failures, reason
 }
 
-// workers returns how many there are, and the longest median time of their attempts.
+// workers returns the number of workers, and the longest median time of their attempts.
 func (s *Status) workers() (n int, seconds float64) {
 	for _, p := range s.Processes {
 		n, seconds = n+p.Workers, max(seconds, p.Seconds)
@@ -274,12 +277,12 @@ func (s *Status) workers() (n int, seconds float64) {
 	return n, seconds
 }
 
-// begins reports whether a process has only just begun.
+// begins reports whether a process has just begun.
 func (s *Status) begins() bool {
 	return slices.ContainsFunc(s.Processes, func(p Process) bool { return s.At.Sub(p.Since) < young })
 }
 
-// capacity says what workers can do.
+// capacity returns a text about how many events the workers can handle.
 func capacity(workers int, seconds float64, ordered bool) string {
 	if seconds <= 0 {
 		return fmt.Sprintf("no attempt of %d workers has ended yet", workers)
@@ -292,7 +295,7 @@ func capacity(workers int, seconds float64, ordered bool) string {
 	return text
 }
 
-// perSecond writes a rate.
+// perSecond formats a rate.
 func perSecond(rate float64) string {
 	if rate > 0 && rate < 10 {
 		return fmt.Sprintf("%.1f/s", rate)
@@ -300,5 +303,5 @@ func perSecond(rate float64) string {
 	return fmt.Sprintf("%.0f/s", rate)
 }
 
-// ago says how long ago something was.
+// ago formats how long ago something was.
 func ago(d time.Duration) string { return max(d, 0).Round(time.Second).String() + " ago" }

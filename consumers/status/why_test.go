@@ -11,14 +11,14 @@ import (
 	"github.com/pgjet/pgjet/consumers/saga"
 )
 
-// account is one that needs little writing.
+// account returns a minimal account.
 func account(lag, pending, retrying int64) consumers.Account {
 	return consumers.Account{Lag: lag, AckPending: pending, Retrying: retrying, At: noon}
 }
 
 var noon = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
 
-// process is one that has been at work for an hour, of four workers.
+// process returns a process of four workers that has run for an hour.
 func process(change func(p *Process)) []Process {
 	p := Process{Process: "host:1", Since: noon.Add(-time.Hour), SeenAt: noon, Workers: 4, Attempts: 50, Seconds: 0.5}
 	if change != nil {
@@ -30,7 +30,7 @@ func process(change func(p *Process)) []Process {
 func TestWhy(t *testing.T) {
 	failing := func(p *Process) { p.Attempts, p.Failed, p.Error = 12, 12, "no such table" }
 	unavailable := func(p *Process) { p.Cause = "unavailable: mail server: refused" }
-	told := make(map[string]bool)
+	seen := make(map[string]bool)
 	for _, row := range []struct {
 		name string
 		s    Status
@@ -86,7 +86,7 @@ func TestWhy(t *testing.T) {
 		row.s.At = noon
 		row.s.judge()
 		got := row.s.Why
-		told[got.Code] = true
+		seen[got.Code] = true
 		if got.Code != row.code || !strings.Contains(got.Text, row.says) {
 			t.Errorf("%s: %+v, want %s and %q", row.name, got, row.code, row.says)
 		}
@@ -94,14 +94,14 @@ func TestWhy(t *testing.T) {
 			t.Errorf("%s: Healthy() = %t", row.code, got.Healthy())
 		}
 	}
-	for code := range told {
+	for code := range seen {
 		if !slices.Contains(Codes, code) {
 			t.Errorf("%s is not among Codes", code)
 		}
 	}
 	for _, code := range Codes {
-		if !told[code] && !slices.Contains(causes, code) {
-			t.Errorf("no row tells %s", code)
+		if !seen[code] && !slices.Contains(causes, code) {
+			t.Errorf("no row has code %s", code)
 		}
 	}
 }
@@ -134,13 +134,13 @@ func TestReasons(t *testing.T) {
 	}
 }
 
-// TestCauses: each word with which a process explains itself is a code.
+// TestCauses: each word by which a process reports a cause is a code.
 func TestCauses(t *testing.T) {
 	for _, cause := range causes {
 		s := Status{Processes: process(func(p *Process) { p.Cause = cause + ": reason" })}
 		s.judge()
 		if s.Why.Code != cause {
-			t.Errorf("cause %s is told as %+v", cause, s.Why)
+			t.Errorf("cause %s is reported as %+v", cause, s.Why)
 		}
 	}
 }
@@ -164,7 +164,7 @@ func TestLost(t *testing.T) {
 	}
 }
 
-// TestWhySagas: all steps at which sagas wait are told, some by name, the rest by their number.
+// TestWhySagas: all steps at which sagas wait are reported, some by name, the rest by their number.
 func TestWhySagas(t *testing.T) {
 	s := Status{Processes: process(nil)}
 	for i, step := range []string{"charge", "ship", "mail", "book", "close"} {
