@@ -314,7 +314,7 @@ func TestStreamOfAnotherPrefix(t *testing.T) {
 	b := newFixture(t)
 	c := consumers.Consumer{Name: "test", Slices: 1, Handler: each(write)}
 	r, _ := b.runStream(b.js, "", "acme.orders", c)
-	b.blocked(r, "stream_differs: stream EVENTS takes events.>, and this consumer wants subjects that begin with acme.orders")
+	b.blocked(r, "stream_differs: stream EVENTS stores events.>, and this consumer needs subjects that begin with acme.orders")
 	b.untouched()
 	configs, err := c.Configs("acme.orders")
 	if err != nil {

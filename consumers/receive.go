@@ -75,7 +75,7 @@ func (t *tenure) read(m *delivery.Message) *work {
 	w.event, w.bad = events.FromMessage(m.Header, m.Data)
 	w.Type, w.Key = inbox.Indexable(w.event.Type, events.MaxType), inbox.Indexable(w.event.Key, events.MaxKey)
 	if w.bad != nil {
-		w.event.ID = m.Place(t.stream)
+		w.event.ID = m.SequenceID(t.stream)
 	}
 	w.ID = w.event.ID
 	return w

@@ -374,7 +374,7 @@ func (w *simWorld) acknowledges(msg *nats.Msg) {
 		return
 	}
 	id := uuid.MustParse(msg.Header.Get("ce-id"))
-	place := m.Place("EVENTS")
+	place := m.SequenceID("EVENTS")
 	_, known := w.db.inbox[id]
 	_, copied := w.db.inbox[place]
 	if !known && !copied && !w.vanished[id] && !w.vanished[place] {

@@ -48,9 +48,9 @@ func (s *settler) skip(ctx context.Context, all []*work) (rest []*work, err erro
 			return nil, errMoved
 		case same(w, there):
 			done = append(done, w)
-			copies, seqs = append(copies, w.delivery.Place(s.stream)), append(seqs, int64(w.Seq))
+			copies, seqs = append(copies, w.delivery.SequenceID(s.stream)), append(seqs, int64(w.Seq))
 		default:
-			w.ID, w.bad = w.delivery.Place(s.stream), errDoubleID
+			w.ID, w.bad = w.delivery.SequenceID(s.stream), errDoubleID
 			w.event.ID = w.ID
 			rest = append(rest, w)
 		}

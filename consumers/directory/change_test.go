@@ -30,11 +30,11 @@ func eventOf(t *testing.T, p events.Payload) events.Event {
 	return e
 }
 
-// A model is what the directory should hold, made event by event.
+// A model is the expected content of the directory, made event by event.
 type model struct {
 	names   map[string]string // by user
 	deleted map[string]bool
-	days    map[string]int // how many signed up
+	days    map[string]int // the number of sign-ups
 	counted map[string]bool
 }
 
@@ -59,8 +59,8 @@ func (m *model) removed(id string) {
 	m.deleted[id] = true
 }
 
-// anything returns random events of some users, in an order that need not make sense: what
-// was a dead letter is redriven later. The model follows them.
+// anything returns random events of some users, in an order that need not make sense: dead letters
+// are redriven later. The model follows them.
 func anything(t *testing.T, r *rand.Rand, m *model) (all []events.Event) {
 	var ids []string
 	for range 200 {
@@ -84,8 +84,8 @@ func anything(t *testing.T, r *rand.Rand, m *model) (all []events.Event) {
 	return all
 }
 
-// TestFollowsChanges: whatever the events say, in whatever batches, and once more from the
-// start, the directory holds what one would expect.
+// TestFollowsChanges: whatever the events and batches are, and once more from the start, the
+// directory has the expected content.
 func TestFollowsChanges(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
@@ -148,8 +148,8 @@ func held(t *testing.T, db *pgxpool.Pool) []string {
 	return lines
 }
 
-// TestNewNamesAreFound, and old ones are not; nor is who was deleted, also if their
-// sign-up comes late. It stays counted.
+// TestNewNamesAreFound, and old ones are not; nor are deleted users, even if their sign-up is
+// handled late. It stays counted.
 func TestNewNamesAreFound(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)
@@ -173,7 +173,7 @@ func TestNewNamesAreFound(t *testing.T) {
 	enter(t, db, ada)
 	finds("", "Bob")
 	for _, p := range []events.Payload{events.UserRenamed{UserID: uuid.NewString(), Name: "Nobody"}, events.UserDeleted{UserID: uuid.NewString()}} {
-		enter(t, db, eventOf(t, p)) // whose sign-up the stream no longer has
+		enter(t, db, eventOf(t, p)) // the stream no longer has the sign-up
 	}
 	finds("", "Bob")
 	if got := get[days](t, srv, "/directory/signups", nil); len(got.Days) != 1 || got.Days[0].Users != 2 {
@@ -186,7 +186,7 @@ func TestNewNamesAreFound(t *testing.T) {
 	}
 }
 
-// TestNamesThatNeverFitArePermanent: as with sign-ups.
+// TestNamesThatNeverFitArePermanent: the same as for sign-ups.
 func TestNamesThatNeverFitArePermanent(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)

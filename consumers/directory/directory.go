@@ -1,19 +1,18 @@
-// Package directory is a read model: who signed up, found by the beginning of a name or
-// an address, and how many did on each day.
+// Package directory is a read model of the users who signed up: it finds them by the beginning of a
+// name or an address, and counts the sign-ups of each day.
 //
 // # Guarantee
 //
-// It is derived from user.created, user.renamed and user.deleted alone, in a schema of its
-// own. The rows of an event commit together with its inbox row, and a user that is there
-// already is not entered again, so each counts once, however often and in whatever batches
-// the events come. What is shown lags behind the events by as much as the consumer does;
-// every answer says as of when it is. A replay of everything rebuilds the directory, and the
-// result is the same as what grew event by event.
+// It is derived from user.created, user.renamed and user.deleted alone, in a schema of its own. The
+// rows of an event commit together with its inbox row, and an existing user is not inserted again.
+// So each user counts once, however often and in whatever batches the events are delivered. The
+// directory lags behind the events by as much as the consumer does; every answer says as of when it
+// is. A replay of everything rebuilds the directory, with the same result as event by event.
 //
-// Who is deleted is gone from the users at once, and no late event brings them back: of
-// them only the id is kept. Their sign-up stays counted on its day, since it happened.
-// A new name of a user who is not there, because the stream no longer has their sign-up
-// or it is a dead letter, changes nothing.
+// A deleted user is removed from the users at once, and no late event brings them back: only their
+// id is kept. Their sign-up stays counted on its day, since it happened. A new name of a user who
+// is missing, because the stream no longer has their sign-up or it is a dead letter, changes
+// nothing.
 package directory
 
 import (
@@ -33,10 +32,10 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// Name is that of the durable consumer.
+// Name is the name of the durable consumer.
 const Name = "directory"
 
-// Consumer returns the consumer that keeps the directory. What can never be entered,
+// Consumer returns the consumer that maintains the directory. An event that can never be entered,
 // such as a name with a NUL, is a dead letter at once.
 func Consumer() consumers.Consumer {
 	return consumers.Consumer{
@@ -53,8 +52,8 @@ var (
 // makes are the functions that make a group of changes of one type.
 var makes = map[string]func(ctx context.Context, tx pgx.Tx, all []change) error{created: enter, renamed: rename, deleted: remove}
 
-// A change is what one event says of a user. A new name comes without address and time,
-// a deletion with the id alone.
+// A change is the content of one event about a user. A new name has no address and time; a deletion
+// has only the id.
 type change struct {
 	eventType string
 	user      User
@@ -82,10 +81,10 @@ func follow(ctx context.Context, tx pgx.Tx, all []events.Event) error {
 	return nil
 }
 
-// groups returns changes in groups of one type, to be made one group after the other:
-// those of one user stay in order.
+// groups returns changes in groups of one type, to be made in this order: changes of one user stay
+// in order.
 func groups(all []change) (groups [][]change) {
-	last := make(map[uuid.UUID]int) // group of a user
+	last := make(map[uuid.UUID]int) // the group of a user
 	for _, c := range all {
 		n := last[c.user.ID]
 		for n < len(groups) && groups[n][0].eventType != c.eventType {
@@ -100,8 +99,8 @@ func groups(all []change) (groups [][]change) {
 	return groups
 }
 
-// enter enters new users. One that is there already stays as it is, and is not counted
-// again; so of two in one group the first is entered. One that was deleted is counted only.
+// enter inserts new users. An existing user stays unchanged, and is not counted again; so the first
+// of two in one group is inserted. A deleted user is only counted.
 func enter(ctx context.Context, tx pgx.Tx, all []change) error {
 	var ids []uuid.UUID
 	var emails, names, emailKeys, nameKeys []string
@@ -136,7 +135,7 @@ func enter(ctx context.Context, tx pgx.Tx, all []change) error {
 	return err
 }
 
-// rename gives users their last name of the group. Who is not there is left out.
+// rename gives users their last name in the group. A missing user is skipped.
 func rename(ctx context.Context, tx pgx.Tx, all []change) error {
 	var ids []uuid.UUID
 	var names, nameKeys []string
@@ -165,7 +164,7 @@ func remove(ctx context.Context, tx pgx.Tx, all []change) error {
 	return err
 }
 
-// decode returns what an event says, if the tables can hold it and JSON can show it.
+// decode returns the content of an event, if the tables can store it and JSON can represent it.
 func decode(e events.Event) (change, error) {
 	switch e.Type {
 	case created:
@@ -209,12 +208,12 @@ func changeOf(e events.Event, id string, u User) (change, error) {
 	return change{e.Type, u}, nil
 }
 
-// key returns the form of s in which beginnings are compared: letters in lower case,
-// and an umlaut the same whether it came as one character or as two.
+// key returns the form of s in which beginnings are compared: letters in lower case, and an umlaut
+// in the same form whether it was one character or two.
 func key(s string) string { return norm.NFC.String(strings.ToLower(s)) }
 
-// forget empties the directory, for a replay of everything. Who reads it meanwhile
-// does not have to wait, as truncate would have it.
+// forget empties the directory, for a replay of everything. Unlike truncate, it does not block
+// readers.
 func forget(ctx context.Context, tx pgx.Tx) error {
 	for _, table := range []string{"users", "signups", "deleted"} {
 		if _, err := tx.Exec(ctx, `delete from directory.`+table); err != nil {

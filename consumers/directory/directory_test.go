@@ -31,7 +31,7 @@ func signUp(t *testing.T, name, email string, at time.Time) events.Event {
 	return e
 }
 
-// renamed returns another event that says that the user of e signed up.
+// renamed returns another event for the sign-up of e's user.
 func renamed(t *testing.T, e events.Event) events.Event {
 	t.Helper()
 	u, err := events.Decode[events.UserCreated](e)
@@ -55,7 +55,7 @@ func enter(t *testing.T, db *pgxpool.Pool, all ...events.Event) {
 	}
 }
 
-// tables returns what the directory holds, as text.
+// tables returns the content of the directory, as text.
 func tables(t *testing.T, db *pgxpool.Pool) (dump string) {
 	t.Helper()
 	err := db.QueryRow(t.Context(), `
@@ -67,8 +67,8 @@ func tables(t *testing.T, db *pgxpool.Pool) (dump string) {
 	return dump
 }
 
-// TestAnyBatchesMakeTheSameDirectory: also if a user comes twice, and after it was
-// forgotten.
+// TestAnyBatchesMakeTheSameDirectory: also if a user occurs twice, and after the directory was
+// emptied.
 func TestAnyBatchesMakeTheSameDirectory(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
@@ -153,7 +153,7 @@ func tooLong() string {
 	return string(long)
 }
 
-// neverFits fails unless e is refused for good, without its address being told.
+// neverFits fails unless e is refused permanently, without its address in the error.
 func neverFits(t *testing.T, db *pgxpool.Pool, what string, e events.Event) {
 	t.Helper()
 	err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error {

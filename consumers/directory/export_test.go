@@ -1,4 +1,4 @@
 package directory
 
-// Follow is what the consumer does with events.
+// Follow is the consumer's function for events.
 var Follow = follow

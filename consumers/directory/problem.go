@@ -27,10 +27,10 @@ func invalid(parameter, want string) *Problem {
 // Error returns the code and the detail.
 func (p *Problem) Error() string { return p.Code + ": " + p.Detail }
 
-// GetStatus tells huma the status.
+// GetStatus returns the status, for huma.
 func (p *Problem) GetStatus() int { return p.Status }
 
-// GetHeaders tells huma the headers.
+// GetHeaders returns the headers, for huma.
 func (p *Problem) GetHeaders() http.Header {
 	if p.Status == http.StatusServiceUnavailable {
 		return http.Header{"Retry-After": {"1"}}
@@ -38,10 +38,10 @@ func (p *Problem) GetHeaders() http.Header {
 	return nil
 }
 
-// ContentType tells huma the media type, whatever the client would accept.
+// ContentType returns the media type, for huma, whatever the client would accept.
 func (p *Problem) ContentType(string) string { return problemType }
 
-// write answers a request that does not get as far as huma.
+// write answers a request that does not reach huma.
 func (p *Problem) write(w http.ResponseWriter) {
 	body, err := json.Marshal(p)
 	if err != nil {
@@ -49,5 +49,5 @@ func (p *Problem) write(w http.ResponseWriter) {
 	}
 	w.Header().Set("Content-Type", problemType)
 	w.WriteHeader(p.Status)
-	_, _ = w.Write(body) // the client's loss
+	_, _ = w.Write(body) // the client may have gone
 }

@@ -16,10 +16,10 @@ const (
 	maxLimit     = 500
 )
 
-// A limit is how many users a page has.
+// A limit is the number of users of a page.
 type limit string
 
-// Schema describes a limit as the number that it is.
+// Schema describes a limit as a number.
 func (limit) Schema(huma.Registry) *huma.Schema {
 	least, most := 1.0, float64(maxLimit)
 	return &huma.Schema{Type: huma.TypeInteger, Minimum: &least, Maximum: &most, Default: defaultLimit}
@@ -36,19 +36,19 @@ func (l limit) number() (int, error) {
 	return n, nil
 }
 
-// A cursor is the place of a user in the list. It holds all that it needs, so that a
-// listing can go on after that user is gone, as while the directory is rebuilt.
+// A cursor is the position of a user in the list. It is self-contained, so that a listing can go on
+// after that user is gone, for example while the directory is rebuilt.
 type cursor struct {
-	name string // its key
+	name string // the user's key
 	id   uuid.UUID
 }
 
-// String returns the cursor as a client keeps it.
+// String returns the cursor as text for the client.
 func (c cursor) String() string {
 	return base64.RawURLEncoding.EncodeToString(append(c.id[:], c.name...))
 }
 
-// parseCursor returns the place that a client kept; "" is before the first.
+// parseCursor returns the position in a client's cursor; "" is before the first user.
 func parseCursor(after string) (c cursor, err error) {
 	if after == "" {
 		return c, nil
@@ -70,7 +70,7 @@ func pattern(q string) string {
 	return strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`).Replace(key(q)) + "%"
 }
 
-// storable reports whether PostgreSQL takes s as text.
+// storable reports whether PostgreSQL accepts s as text.
 func storable(s string) bool { return utf8.ValidString(s) && !strings.Contains(s, "\x00") }
 
 // parseDay returns a day, or nil for "".

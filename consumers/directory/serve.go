@@ -17,13 +17,13 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// queryTime bounds what one request may ask of the database.
+// queryTime bounds the queries of one request.
 const queryTime = 5 * time.Second
 
-// maxDays is how many days one answer counts.
+// maxDays is the most days in one answer.
 const maxDays = 400
 
-// A User is somebody who signed up.
+// A User is a person who signed up.
 type User struct {
 	ID        uuid.UUID `json:"id" format:"uuid"`
 	Name      string    `json:"name"`
@@ -31,14 +31,14 @@ type User struct {
 	CreatedAt time.Time `json:"created_at"`
 }
 
-// A Day says how many people signed up on a day.
+// A Day is the number of people who signed up on a day.
 type Day struct {
 	Day   string `json:"day" format:"date" doc:"In UTC."`
 	Users int64  `json:"users"`
 }
 
-// The parameters are text, so that huma finds nothing wrong with them: its own errors
-// look as the last package of this process told it, and may repeat what was sent.
+// The parameters are text, so that huma finds no errors in them: the form of its own errors depends
+// on the last package of this process that set it, and they may repeat what was sent.
 type searchInput struct {
 	Query string `query:"q" doc:"How the name or the address begins; letters in any case. Without, everybody is listed."`
 	Limit limit  `query:"limit" doc:"How many users at most."`
@@ -73,17 +73,17 @@ type server struct {
 // New returns the API of the directory in db:
 //
 //	GET /directory?q=ad&limit=50&after=…            people, by the beginning of name or address
-//	GET /directory/signups?from=DAY&until=DAY       how many on each day
+//	GET /directory/signups?from=DAY&until=DAY       sign-ups of each day
 //	GET /openapi.json                               describes it (OpenAPI 3.1)
 //
-// It asks nobody who they are: whoever reaches it may read all. It does not
-// connect; while PostgreSQL is away, requests are answered with 503. Errors are
-// problems (RFC 9457) and never repeat what was sent; what went wrong inside is logged only.
+// It does not authenticate: any client that reaches it may read everything. New does not connect;
+// during an outage of PostgreSQL, requests are answered with 503. Errors are problems (RFC 9457)
+// and never repeat what was sent; internal errors are only logged.
 func New(db *pgxpool.Pool, log *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
 	config := huma.DefaultConfig("pgjet directory", "1.0.0")
-	config.DocsPath, config.SchemasPath = "", "" // the one would load scripts from elsewhere, the document has the others
-	config.OpenAPIPath = ""                      // huma writes it at the first request, unsynchronised
+	config.DocsPath, config.SchemasPath = "", "" // the docs would load scripts from elsewhere; the document has the schemas
+	config.OpenAPIPath = ""                      // huma writes it at the first request, without synchronisation
 	config.CreateHooks = nil                     // no link to a schema in every answer
 	api := humago.New(mux, config)
 	s := &server{db, log}
@@ -95,7 +95,7 @@ func New(db *pgxpool.Pool, log *slog.Logger) http.Handler {
 	}
 	mux.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/openapi+json")
-		_, _ = w.Write(doc) // the client's loss
+		_, _ = w.Write(doc) // the client may have gone
 	})
 	mux.Handle("GET /{$}", http.RedirectHandler("/openapi.json", http.StatusFound))
 	for _, path := range []string{"/directory", "/directory/signups", "/openapi.json"} {
@@ -116,8 +116,8 @@ func New(db *pgxpool.Pool, log *slog.Logger) http.Handler {
 
 // register adds an operation whose errors are a [Problem], and bounds its time.
 func register[I, O any](api huma.API, op huma.Operation, fn func(context.Context, *I) (*O, error)) {
-	// From a registry of its own: that of api also gets the error type that some other
-	// package gave huma, whose name may be the same.
+	// The registry is separate: that of api also gets the error type that another package set in
+	// huma, whose name may be the same.
 	schema := huma.NewMapRegistry("", huma.DefaultSchemaNamer).Schema(reflect.TypeFor[Problem](), false, "")
 	op.Method, op.SkipValidateParams, op.Responses = http.MethodGet, true, make(map[string]*huma.Response)
 	for _, status := range []int{http.StatusUnprocessableEntity, http.StatusServiceUnavailable} {
@@ -161,12 +161,12 @@ func (s *server) search(ctx context.Context, in *searchInput) (*searchOutput, er
 
 // find returns the users whose name or address begins with q, from after on.
 func (s *server) find(ctx context.Context, q string, after cursor, limit int) ([]User, error) {
-	if !storable(q) { // so it is in no name
+	if !storable(q) { // so no name contains it
 		return []User{}, nil
 	}
-	// Addresses are looked up by themselves: PostgreSQL would walk the names in order until
-	// it has met enough addresses, which are rare or far down. All names are everybody.
-	// Each q has a plan of its own: one for all would read everybody.
+	// Addresses are queried separately: PostgreSQL would walk the names in order until it has met
+	// enough addresses, which may be rare or far down. An empty q matches all names. Each q has a
+	// plan of its own: a generic one would read all users.
 	rows, err := s.db.Query(ctx, `
 		with by_email as materialized (
 			select * from directory.users
@@ -214,8 +214,8 @@ func (s *server) days(ctx context.Context, in *daysInput) (*daysOutput, error) {
 	return out, nil
 }
 
-// asOf returns when the newest sign-up was, or nil if there is none. It is asked
-// before anything else, so that it never says more than the rest of the answer does.
+// asOf returns the time of the newest sign-up, or nil if there is none. It is queried first, so
+// that it is never later than the rest of the answer.
 func (s *server) asOf(ctx context.Context) (*time.Time, error) {
 	var at time.Time
 	err := s.db.QueryRow(ctx, `
@@ -228,7 +228,7 @@ func (s *server) asOf(ctx context.Context) (*time.Time, error) {
 	return &at, err
 }
 
-// failed logs what went wrong, unless the client is gone, and returns what it may know.
+// failed logs err, unless the client is gone, and returns an error that may be shown to the client.
 func (s *server) failed(ctx context.Context, err error) error {
 	if !errors.Is(ctx.Err(), context.Canceled) {
 		s.log.ErrorContext(ctx, "the directory was not read", "err", fmt.Errorf("query: %w", err))

@@ -83,7 +83,7 @@ func TestSearch(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)
 	srv := serve(t, db)
-	const umlaut, two = "\u00c4mil", "A\u0308nne" // the second has A and the two dots apart
+	const umlaut, two = "\u00c4mil", "A\u0308nne" // the second has A and its two dots as two characters
 	for _, u := range [][2]string{
 		{"Ada", "lovelace@example.com"}, {"adam", "x1@example.com"}, {"Bob", "ADAM2@example.com"}, {umlaut, "x2@example.com"}, {two, "x8@example.com"},
 		{"100% sure", "x3@example.com"}, {"1000 Bob", "x4@example.com"}, {"a_b", "x5@example.com"}, {"acb", "x6@example.com"}, {`a\b`, "x7@example.com"},
@@ -134,8 +134,8 @@ func TestOddTimes(t *testing.T) {
 	}
 }
 
-// TestPages: every user is listed once and in order, also those with the same name and
-// although the last one of each page goes before the next is asked for.
+// TestPages: every user is listed once and in order, also users with the same name, and although
+// the last one of each page is deleted before the next page is requested.
 func TestPages(t *testing.T) {
 	t.Parallel()
 	db := english(t)
@@ -175,7 +175,7 @@ func TestPages(t *testing.T) {
 	}
 }
 
-// english returns a migrated database that sorts as people do, unlike those of testenv.
+// english returns a migrated database with a linguistic sort order, unlike those of testenv.
 func english(t *testing.T) *pgxpool.Pool {
 	t.Helper()
 	config, err := pgxpool.ParseConfig(testenv.EmptyDatabaseURL(t))
@@ -256,7 +256,7 @@ func TestSignupsPerDay(t *testing.T) {
 	}
 }
 
-// TestErrorsAreProblems, whoever else in the process uses huma, as pgjet dev does.
+// TestErrorsAreProblems, whatever else in the process uses huma, as in pgjet dev.
 func TestErrorsAreProblems(t *testing.T) {
 	t.Parallel()
 	good, broken := testenv.Postgres(t), testenv.Postgres(t)
@@ -311,7 +311,7 @@ func TestErrorsAreProblems(t *testing.T) {
 	t.Run("beside the user service", check)
 }
 
-// TestRights: all of it works with those of pgjet_consumer.
+// TestRights: the rights of pgjet_consumer suffice.
 func TestRights(t *testing.T) {
 	t.Parallel()
 	config := testenv.Postgres(t).Config()
@@ -350,7 +350,7 @@ func TestOpenAPI(t *testing.T) {
 	}
 }
 
-// TestIndexes: neither finding a few of many nor listing from somewhere reads them all.
+// TestIndexes: neither finding a few of many users nor listing from a position reads them all.
 func TestIndexes(t *testing.T) {
 	t.Parallel()
 	db := english(t)
@@ -363,7 +363,7 @@ func TestIndexes(t *testing.T) {
 		t.Fatal(err)
 	}
 	config := db.Config()
-	config.MaxConns = 1 // so that statements and statistics are those of one session
+	config.MaxConns = 1 // so that statements and statistics use one connection
 	one, err := pgxpool.NewWithConfig(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
@@ -383,7 +383,7 @@ func TestIndexes(t *testing.T) {
 		{url.Values{"q": {"xabcd"}}, 50},
 		{url.Values{"limit": {"5"}, "q": {"a"}}, 50},
 	} {
-		const rounds = 10 // PostgreSQL chooses a plan for good after five
+		const rounds = 10 // PostgreSQL chooses a generic plan after five
 		before := rowsRead(t, one)
 		for range rounds {
 			get[page](t, srv, "/directory", tt.query)

@@ -6,7 +6,7 @@ import (
 	"sync/atomic"
 )
 
-// longestAnswer bounds what the server may say before it is our turn again, in bytes.
+// longestAnswer bounds the server's answer before the client's next write, in bytes.
 const longestAnswer = 64 << 10
 
 var errLongAnswer = errors.New("the mail server's answer is too long")

@@ -20,22 +20,22 @@ import (
 
 const patience = 20 * time.Second
 
-// A bench is a stream and the mailer that handles its events.
-type bench struct {
+// A fixture is a stream and the mailer that handles its events.
+type fixture struct {
 	*testing.T
 	db   *pgxpool.Pool
 	js   jetstream.JetStream
 	log  bytes.Buffer // to be read after stop
 	stop func()
-	last uint64 // place in the stream
+	last uint64 // stream sequence
 
 	mailer *mailer.Mailer
 }
 
-// newBench starts the mailer, with a mail server at addr.
-func newBench(t *testing.T, addr string) *bench {
+// newFixture starts the mailer, with a mail server at addr.
+func newFixture(t *testing.T, addr string) *fixture {
 	t.Helper()
-	b := &bench{T: t, db: testenv.Postgres(t)}
+	b := &fixture{T: t, db: testenv.Postgres(t)}
 	b.js, _ = testenv.JetStream(t)
 	_, err := b.js.CreateStream(t.Context(), jetstream.StreamConfig{
 		Name: "EVENTS", Subjects: []string{events.AllSubjects}, Discard: jetstream.DiscardNew,
@@ -53,7 +53,7 @@ func newBench(t *testing.T, addr string) *bench {
 	return b
 }
 
-func (b *bench) publish(e events.Event) {
+func (b *fixture) publish(e events.Event) {
 	b.Helper()
 	e.Source = "/users"
 	subject, header, body := e.Message()
@@ -65,7 +65,7 @@ func (b *bench) publish(e events.Event) {
 }
 
 // settled waits until every event is done or a dead letter.
-func (b *bench) settled() {
+func (b *fixture) settled() {
 	b.Helper()
 	testenv.Eventually(b, patience, "every event is done or a dead letter", func() bool {
 		c, err := b.js.Consumer(b.Context(), "EVENTS", mailer.Name)
@@ -80,8 +80,8 @@ func (b *bench) settled() {
 	})
 }
 
-// inbox returns the state of e and the attempts it took.
-func (b *bench) inbox(e events.Event) (state string, attempts int) {
+// inbox returns the state of e and the number of its attempts.
+func (b *fixture) inbox(e events.Event) (state string, attempts int) {
 	b.Helper()
 	err := b.db.QueryRow(b.Context(), `select state, attempts from pgjet.inbox where consumer = $1 and event_id = $2`,
 		mailer.Name, e.ID).Scan(&state, &attempts)
@@ -94,7 +94,7 @@ func (b *bench) inbox(e events.Event) (state string, attempts int) {
 func TestOneEventIsOneMail(t *testing.T) {
 	t.Parallel()
 	in := newInbox(t)
-	b := newBench(t, in.addr)
+	b := newFixture(t, in.addr)
 	e := signup(t, "Ada")
 	e.Traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 	b.publish(e)
@@ -112,8 +112,8 @@ func TestOneEventIsOneMail(t *testing.T) {
 func TestMailIsTriedUntilItIsTaken(t *testing.T) {
 	t.Parallel()
 	in := newInbox(t)
-	b := newBench(t, in.addr)
-	for i, tt := range []struct{ code, attempts int }{{451, 3}, {421, 1}} { // those without a server do not count
+	b := newFixture(t, in.addr)
+	for i, tt := range []struct{ code, attempts int }{{451, 3}, {421, 1}} { // attempts without a server do not count
 		in.fault(tt.code, 2)
 		e := signup(t, "Ada")
 		b.publish(e)
@@ -124,14 +124,14 @@ func TestMailIsTriedUntilItIsTaken(t *testing.T) {
 	}
 }
 
-// TestMailsWaitForTheirServer: while it is away no attempt counts, and nothing is given
-// up.
+// TestMailsWaitForTheirServer: during an outage of the server no attempt counts, and no event
+// becomes a dead letter.
 func TestMailsWaitForTheirServer(t *testing.T) {
 	mailer.SetOutage(t, 50*time.Millisecond, time.Nanosecond)
 	l := listen(t, "127.0.0.1:0")
 	addr := l.Addr().String()
 	l.Close()
-	b := newBench(t, addr)
+	b := newFixture(t, addr)
 	var all []events.Event
 	for range 20 {
 		e := signup(t, "Ada")
@@ -151,11 +151,11 @@ func TestMailsWaitForTheirServer(t *testing.T) {
 	}
 }
 
-// TestMailTakenIsNotSentAgain: the server's yes counts, whatever follows.
+// TestMailTakenIsNotSentAgain: the server's acceptance counts, whatever follows.
 func TestMailTakenIsNotSentAgain(t *testing.T) {
 	t.Parallel()
 	s := &script{answers: map[string]string{"DATA": "354 go", "RSET": "bye", "QUIT": "bye"}}
-	b := newBench(t, s.start(t))
+	b := newFixture(t, s.start(t))
 	e := signup(t, "Ada")
 	b.publish(e)
 	b.settled()
@@ -171,7 +171,7 @@ func TestMailTakenIsNotSentAgain(t *testing.T) {
 func TestRefusedMailIsADeadLetter(t *testing.T) {
 	t.Parallel()
 	in := newInbox(t)
-	b := newBench(t, in.addr)
+	b := newFixture(t, in.addr)
 	refused, odd := signup(t, "Ada"), signup(t, "Ada")
 	odd.Data = json.RawMessage(`{"email":"` + secret + `,eve@example.com"}`)
 	in.fault(550, 1)

@@ -12,7 +12,7 @@ import (
 //go:embed templates
 var files embed.FS
 
-// A kind of mail: what its Message-IDs are marked with, and its parts.
+// A kind is a kind of mail: the mark of its Message-IDs, and its parts.
 type kind struct {
 	mark string
 	text *template.Template
@@ -30,9 +30,10 @@ var (
 	reminder = newKind("reminder")
 )
 
-// A letter is what is written to somebody about one event. Nobody has confirmed that the address
-// is theirs who signed up, so a letter carries nothing that a stranger typed: no name, neither in
-// the text nor in a header, or our server would send a stranger's message to anybody.
+// A letter is the text to one address about one event. Nobody has confirmed that the address
+// belongs to the person who signed up. So a letter contains nothing that this person typed, not
+// even the name, in the text or a header; otherwise our server would send a stranger's message to
+// anybody.
 type letter struct {
 	kind
 	subject string
@@ -57,13 +58,12 @@ func letterFor(e events.Event) (l letter, err error) {
 	return l, fmt.Errorf("unknown_type: the mailer has no mail for %s", e.Type)
 }
 
-// reasons puts codes of [events.UserRejected] in words.
+// reasons maps codes of [events.UserRejected] to words.
 var reasons = map[string]string{
 	"billing_declined": "Our billing service declined to open an account for you. Nothing was charged. You may sign up again once that is settled with your bank.",
 }
 
-// inWords returns a reason as the user is to read it. A code that is new here is not
-// shown: it is for programs.
+// inWords returns a reason as the user reads it. An unknown code is not shown: it is for programs.
 func inWords(code string) string {
 	if text, ok := reasons[code]; ok {
 		return text

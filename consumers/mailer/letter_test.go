@@ -23,7 +23,7 @@ func rejection(t *testing.T, name, reason string) events.Event {
 	return e
 }
 
-// TestRejectedMail: it says why in words, and a second copy can be recognised.
+// TestRejectedMail: the mail gives the reason in words, and a second copy can be recognised.
 func TestRejectedMail(t *testing.T) {
 	b := newInbox(t)
 	e := rejection(t, "Ada <b>", "billing_declined")
@@ -59,8 +59,7 @@ func TestRejectedMail(t *testing.T) {
 	}
 }
 
-// TestNewReasons: a code that the mailer does not know yet is no reason to fail, and not
-// for people.
+// TestNewReasons: an unknown code does not fail, and is not shown to people.
 func TestNewReasons(t *testing.T) {
 	b := newInbox(t)
 	if err := send(t, b.addr, rejection(t, "Ada", "moon_phase")); err != nil {
@@ -72,12 +71,12 @@ func TestNewReasons(t *testing.T) {
 	}
 }
 
-// TestRejectionsAreMailsOfTheirOwn: each once, beside the welcome mail of the same user;
-// and nothing that a schema marks as personal is logged or kept in an error.
+// TestRejectionsAreMailsOfTheirOwn: each is sent once, besides the welcome mail of the same user;
+// and no personal field of a schema is logged or kept in an error.
 func TestRejectionsAreMailsOfTheirOwn(t *testing.T) {
 	t.Parallel()
 	in := newInbox(t)
-	b := newBench(t, in.addr)
+	b := newFixture(t, in.addr)
 	welcome := signup(t, "Ada Canary")
 	no := rejection(t, "Ada Canary", "billing_declined")
 	bad := rejection(t, "Ada Canary", "billing_declined")
@@ -93,24 +92,24 @@ func TestRejectionsAreMailsOfTheirOwn(t *testing.T) {
 	if state, _ := b.inbox(bad); state != "dead" {
 		t.Errorf("a rejection without an address is %s, want dead", state)
 	}
-	var told string
+	var kept string
 	err := b.db.QueryRow(t.Context(), `
 		select coalesce((select string_agg(error, ' ') from pgjet.dead_letter), '') ||
-		       coalesce((select string_agg(error, ' ') from pgjet.attempt), '')`).Scan(&told)
-	if err != nil || !strings.Contains(told, "451") {
-		t.Fatalf("the errors are %q, %v", told, err)
+		       coalesce((select string_agg(error, ' ') from pgjet.attempt), '')`).Scan(&kept)
+	if err != nil || !strings.Contains(kept, "451") {
+		t.Fatalf("the errors are %q, %v", kept, err)
 	}
 	b.stop()
 	for _, e := range []events.Event{welcome, no} {
 		for field, value := range personal(t, e) {
-			if strings.Contains(told+b.log.String(), value) {
-				t.Errorf("the %s of a %s was told:\n%s\n%s", field, e.Type, told, &b.log)
+			if strings.Contains(kept+b.log.String(), value) {
+				t.Errorf("the %s of a %s was logged or kept:\n%s\n%s", field, e.Type, kept, &b.log)
 			}
 		}
 	}
 }
 
-// personal returns the values that the schema of e marks as such.
+// personal returns the values that the schema of e marks as personal.
 func personal(t *testing.T, e events.Event) map[string]string {
 	t.Helper()
 	schema, err := events.Schemas.ReadFile("schema/" + e.Type + ".json")
@@ -141,11 +140,11 @@ func personal(t *testing.T, e events.Event) map[string]string {
 	return marked
 }
 
-// TestReminder: who has waited for long is written to, in words of ours alone.
+// TestReminder: a user who has waited for long gets a mail in our words alone.
 func TestReminder(t *testing.T) {
 	t.Parallel()
 	in := newInbox(t)
-	b := newBench(t, in.addr)
+	b := newFixture(t, in.addr)
 	e, err := events.New(events.UserStillPending{UserID: uuid.NewString(), Email: secret, Name: "Ada Canary", CreatedAt: time.Now()})
 	if err != nil {
 		t.Fatal(err)
@@ -170,7 +169,7 @@ func TestReminder(t *testing.T) {
 	}
 }
 
-// TestConsumerAsksForAll: else no rejection would ever come.
+// TestConsumerAsksForAll: otherwise no rejection would be delivered.
 func TestConsumerAsksForAll(t *testing.T) {
 	config, err := new(mailer.Mailer).Consumer().Configs("")
 	if err != nil {

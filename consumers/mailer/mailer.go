@@ -1,23 +1,22 @@
-// Package mailer is the consumer that welcomes new users by mail, writes to those whose
-// account could not be opened, and reminds those who have waited for long that it will be.
+// Package mailer is the consumer that welcomes new users by mail, writes to those whose account
+// could not be opened, and reminds those who have waited for long that it will be.
 //
-// One user.created, user.rejected or user.still_pending event is one mail, with a text and an HTML part, sent at
-// least once, in any order. A second copy is sent only if the mail server had the first and its yes was not
-// noted: the process died, or lost the database, after that yes, or the connection
-// broke before it. The Message-ID is derived from the event id, so that the copy
-// can be recognised as one.
+// One user.created, user.rejected or user.still_pending event is one mail, with a text and an HTML
+// part, sent at least once, in any order. A second copy is sent only if the mail server accepted
+// the first and that was not recorded: the process died, or lost the database, after the
+// acceptance, or the connection broke before it. The Message-ID is derived from the event id, so
+// that the copy can be recognised as one.
 //
-// A mail goes to an address that a stranger may have typed, so nothing else that they typed is
-// in it. A domain is sent as the DNS has it. An address that has more than ASCII before the @
-// needs a server with the extension SMTPUTF8 (RFC 6531); without one its mail is a dead letter
-// that says so.
+// A mail goes to an address that a stranger may have typed, so it contains nothing else that they
+// typed. A domain is sent in its DNS form. An address with non-ASCII characters before the @ needs
+// a server with the extension SMTPUTF8 (RFC 6531); without one its mail becomes a dead letter with
+// that reason.
 //
-// A mail that the server refuses for good (5xx) is a dead letter; one that it
-// refuses for now (4xx) is tried again. A server that cannot be reached, breaks off,
-// says 421 or refuses our credentials or sender is away: no attempt counts, and
-// after some failures in a row a circuit breaker leaves it alone, but for a probe
-// every few seconds. After that the rate of mails climbs from a tenth to the full one.
-// There is one breaker and one rate in each process.
+// A mail that the server refuses permanently (5xx) is a dead letter; after a temporary refusal
+// (4xx) another attempt follows. An outage is a server that cannot be reached, closes the
+// connection, answers 421, or refuses our credentials or sender. Then no attempt counts, and after
+// some failures in a row a circuit breaker allows only a probe every few seconds. After the outage
+// the rate of mails climbs from a tenth to the full one. Each process has one breaker and one rate.
 package mailer
 
 import (
@@ -42,19 +41,19 @@ import (
 	"github.com/pgjet/pgjet/internal/mailaddr"
 )
 
-// Name is that of the durable consumer.
+// Name is the name of the durable consumer.
 const Name = "welcome-mailer"
 
-// After so many failures in a row the mail server is left alone, but for one probe each
-// time that this has passed.
+// After that many failures in a row only one probe at a time, at this interval, reaches the mail
+// server.
 const maxFailures = 5
 
 var probeAfter = 5 * time.Second
 
 // A Mailer sends mails through one server.
 type Mailer struct {
-	// Rate is how many mails this process sends per second: MinRate to MaxRate, or 0 for
-	// no limit. It must not change after Consumer was called.
+	// Rate is how many mails this process sends per second: MinRate to MaxRate, or 0 for no limit.
+	// It must not change after Consumer was called.
 	Rate float64
 
 	server  Server
@@ -63,7 +62,7 @@ type Mailer struct {
 	breaker *breaker.Breaker
 	pace    *pace
 	metrics *metrics
-	lastErr atomic.Pointer[awayError] // why the server is away
+	lastErr atomic.Pointer[awayError] // the reason of the outage
 }
 
 // New returns a Mailer that sends through server, from an address such as
@@ -78,17 +77,17 @@ func New(server Server, from string) (*Mailer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mail sender %q: %w", from, err)
 	}
-	name := strings.Join(strings.Fields(parsed.Name), " ") // a line of blanks alone must not begin a header's second line
+	name := strings.Join(strings.Fields(parsed.Name), " ") // a blank name must not begin the second line of a header
 	m := &Mailer{server: server, from: sender, name: name, breaker: breaker.New(maxFailures, probeAfter)}
-	m.lastErr.Store(&awayError{errors.New("sending a mail panicked")}) // the one failure that tells no other reason
+	m.lastErr.Store(&awayError{errors.New("sending a mail panicked")}) // the only failure without another reason
 	if m.metrics, err = newMetrics(); err != nil {
 		return nil, fmt.Errorf("start mailer: %w", err)
 	}
 	return m, nil
 }
 
-// Consumer returns the consumer that sends a mail for each user.created, each
-// user.rejected and each user.still_pending. It is called once.
+// Consumer returns the consumer that sends a mail for each user.created, user.rejected and
+// user.still_pending. It may be called once.
 func (m *Mailer) Consumer() consumers.Consumer {
 	m.pace = newPace(m.Rate)
 	c := consumers.Consumer{
@@ -97,12 +96,13 @@ func (m *Mailer) Consumer() consumers.Consumer {
 		Unordered: true, Timeout: smtpTimeout + maxWait,
 	}
 	if m.Rate > 0 && m.Rate < 1 {
-		c.Workers = 1 // the second one's turn would come too late
+		c.Workers = 1 // a second worker's turn would come too late
 	}
 	return c
 }
 
-// Ready returns nil unless the mail server is away; else since when, and why.
+// Ready returns nil unless there is an outage of the mail server; then it returns since when, and
+// why.
 func (m *Mailer) Ready(context.Context) error {
 	if open, since := m.breaker.State(); open {
 		return fmt.Errorf("mail_server_away: since %s: %w", since.UTC().Format(time.RFC3339), *m.lastErr.Load())
@@ -110,8 +110,8 @@ func (m *Mailer) Ready(context.Context) error {
 	return nil
 }
 
-// mail sends the mail for one event. Better twice than never: only then the runtime
-// notes that the event is done.
+// mail sends the mail for one event. The event is recorded as done only after that, since two mails
+// are better than none.
 func (m *Mailer) mail(ctx context.Context, e events.Event) error {
 	l, err := letterFor(e)
 	if err != nil {
@@ -133,7 +133,7 @@ func (m *Mailer) mail(ctx context.Context, e events.Event) error {
 	return err
 }
 
-// deliver hands p to the server when it is its turn, unless the server is away.
+// deliver sends p when it is its turn, unless there is an outage.
 func (m *Mailer) deliver(ctx context.Context, p *parcel) error {
 	if m.breaker.Refuses() {
 		return m.withheld(ctx)
@@ -159,16 +159,16 @@ func (m *Mailer) deliver(ctx context.Context, p *parcel) error {
 	return err
 }
 
-// withheld is the error for a mail that was not even tried.
+// withheld returns the error for a mail that was not attempted.
 func (m *Mailer) withheld(ctx context.Context) error {
 	err := m.Ready(ctx)
 	if err == nil {
-		err = awayError{errors.New("mail server was away a moment ago")} // a probe has just got through
+		err = awayError{errors.New("mail server was away a moment ago")} // a probe has just succeeded
 	}
 	return consumers.Unavailable(err)
 }
 
-// sinceOutage returns how long ago the last outage ended. A probe is not held up.
+// sinceOutage returns the time since the last outage ended. A probe does not wait.
 func (m *Mailer) sinceOutage() time.Duration {
 	if open, since := m.breaker.State(); !open && !since.IsZero() {
 		return time.Since(since)
@@ -176,7 +176,7 @@ func (m *Mailer) sinceOutage() time.Duration {
 	return rampTime
 }
 
-// compose writes the mail. Whatever fails here would fail again.
+// compose writes the mail. Its failures are permanent.
 func (m *Mailer) compose(ctx context.Context, e events.Event, l letter) (*parcel, error) {
 	to, err := mailaddr.Parse(l.email)
 	if err != nil {
@@ -188,7 +188,7 @@ func (m *Mailer) compose(ctx context.Context, e events.Event, l letter) (*parcel
 	msg.Subject(l.subject)
 	msg.SetMessageIDWithValue(e.ID.String() + "." + l.mark + "@" + m.from.Domain)
 	msg.SetDateWithValue(e.Time)
-	msg.SetGenHeader("Auto-Submitted", "auto-generated") // RFC 3834: no out-of-office replies
+	msg.SetGenHeader("Auto-Submitted", "auto-generated") // RFC 3834: prevents out-of-office replies
 	trace := propagation.MapCarrier{}
 	propagation.TraceContext{}.Inject(ctx, trace)
 	if parent := trace["traceparent"]; parent != "" {

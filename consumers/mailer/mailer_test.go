@@ -34,7 +34,7 @@ func listen(t *testing.T, address string) net.Listener {
 	return l
 }
 
-// An inbox is a real mail server and what arrived there.
+// An inbox is a real mail server and the mails that it got.
 type inbox struct {
 	*testing.T
 	web  *httptest.Server
@@ -133,7 +133,7 @@ func created(t *testing.T, address, name string) events.Event {
 func TestWelcomeMail(t *testing.T) {
 	b := newInbox(t)
 	e := signup(t, "Ada")
-	for range 2 { // the second is what a crash after sending brings
+	for range 2 { // the second is that of a crash after sending
 		if err := send(t, b.addr, e); err != nil {
 			t.Fatal(err)
 		}
@@ -168,7 +168,7 @@ func TestWelcomeMail(t *testing.T) {
 	}
 }
 
-// TestNoTextOfAStranger: whoever signs up with the address of somebody else cannot write to them
+// TestNoTextOfAStranger: whoever signs up with the address of another person cannot write to them
 // with our server, whatever they choose as their name.
 func TestNoTextOfAStranger(t *testing.T) {
 	b := newInbox(t)
@@ -203,7 +203,7 @@ func TestNoTextOfAStranger(t *testing.T) {
 	}
 }
 
-// TestAddressesAreEncoded: a domain is sent as the DNS has it, to every server.
+// TestAddressesAreEncoded: a domain is sent in its DNS form, to every server.
 func TestAddressesAreEncoded(t *testing.T) {
 	s := &script{answers: map[string]string{"EHLO": "250-mail.test\r\n250-8BITMIME\r\n250 SMTPUTF8", "DATA": "354 go"}}
 	addr := s.start(t)
@@ -224,7 +224,8 @@ func TestAddressesAreEncoded(t *testing.T) {
 	}
 }
 
-// TestSMTPUTF8 is used where it is offered and needed. Without it the mail cannot be sent.
+// TestSMTPUTF8: the extension is used where it is offered and needed. Without it the mail cannot be
+// sent.
 func TestSMTPUTF8(t *testing.T) {
 	const address = "hé@bücher.example"
 	with := newInbox(t)
@@ -252,8 +253,8 @@ func TestSMTPUTF8(t *testing.T) {
 	}
 }
 
-// TestSender: it is encoded and quoted as well, and a sender that the server cannot take is no
-// fault of the mail.
+// TestSender: the sender is also encoded and quoted, and a sender that the server does not accept
+// is not the fault of the mail.
 func TestSender(t *testing.T) {
 	b := newInboxOn(t, listen(t, "127.0.0.1:0"), func(s *devmail.Server) { s.WithoutSMTPUTF8 = true })
 	server, err := mailer.ParseServer("smtp://" + b.addr + "?tls=off")
@@ -303,7 +304,7 @@ func TestWhatCannotBeSentIsPermanent(t *testing.T) {
 	}
 }
 
-// verdict says in one word what the runtime does with err.
+// verdict returns a word for what the runtime does with err.
 func verdict(err error) string {
 	_, forGood := errors.AsType[*backoff.PermanentError](err)
 	switch {

@@ -11,9 +11,9 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-const maxFailures = 5 // in a row, until the server is left alone
+const maxFailures = 5 // in a row, before only probes are sent
 
-// try sends one mail and checks what comes of it.
+// try sends one mail and checks the outcome.
 func try(t *testing.T, c mailer.Effect, want string) error {
 	t.Helper()
 	err := c(t.Context(), signup(t, "Ada"))
@@ -23,8 +23,8 @@ func try(t *testing.T, c mailer.Effect, want string) error {
 	return err
 }
 
-// TestServerThatIsAwayIsLeftAlone: it is dialled five times, then not at all until it
-// is time for a probe, and one probe is out at a time.
+// TestServerThatIsAwayIsLeftAlone: the server is dialled five times, then not until it is time for
+// a probe, and one probe runs at a time.
 func TestServerThatIsAwayIsLeftAlone(t *testing.T) {
 	const probe = 400 * time.Millisecond
 	mailer.SetOutage(t, probe, time.Nanosecond)
@@ -70,7 +70,7 @@ func TestServerThatIsAwayIsLeftAlone(t *testing.T) {
 	}
 }
 
-// TestRefusalsOfOneMailAreNoOutage: a server that answers is there.
+// TestRefusalsOfOneMailAreNoOutage: a server that answers is reachable.
 func TestRefusalsOfOneMailAreNoOutage(t *testing.T) {
 	s := &script{answers: map[string]string{"RCPT": "550 who"}}
 	c := effect(t, "smtp://"+s.start(t)+"?tls=off")
@@ -117,7 +117,7 @@ func TestRamp(t *testing.T) {
 	}
 }
 
-// TestMailsComeSlowlyAfterAnOutage: what has waited does not fall upon the server.
+// TestMailsComeSlowlyAfterAnOutage: waiting mails do not overload the server.
 func TestMailsComeSlowlyAfterAnOutage(t *testing.T) {
 	const probe = 100 * time.Millisecond
 	mailer.SetOutage(t, probe, time.Minute)
@@ -151,7 +151,7 @@ func TestRate(t *testing.T) {
 	}
 }
 
-// TestWithheldMailsDoNotQueue: what is not even tried needs no turn.
+// TestWithheldMailsDoNotQueue: a mail that is not attempted needs no turn.
 func TestWithheldMailsDoNotQueue(t *testing.T) {
 	s := &script{answers: map[string]string{"hello": "bye"}}
 	m := newMailer(t, "smtp://"+s.start(t)+"?tls=off")
@@ -169,7 +169,7 @@ func TestWithheldMailsDoNotQueue(t *testing.T) {
 	}
 }
 
-// TestLowRate: no mail waits for its turn behind so many others that it gives up.
+// TestLowRate: no mail waits for its turn behind so many others that its time ends.
 func TestLowRate(t *testing.T) {
 	for perSecond, workers := range map[float64]int{0: 0, mailer.MinRate: 1, 0.9: 1, 1: 0} { // 0 is 8
 		m := newMailer(t, "smtp://127.0.0.1:1")
@@ -180,8 +180,8 @@ func TestLowRate(t *testing.T) {
 	}
 }
 
-// TestNoTimeLeftAtThisRate: a mail whose turn comes too late for the dialogue with the
-// server is given back at once, and is no reason to leave the server alone.
+// TestNoTimeLeftAtThisRate: a mail whose turn comes too late for a dialogue with the server is
+// given back at once, and does not count as a failure of the server.
 func TestNoTimeLeftAtThisRate(t *testing.T) {
 	mailer.SetTimeout(t, 10*time.Second)
 	s := &script{answers: map[string]string{"DATA": "354 go"}}
@@ -191,7 +191,7 @@ func TestNoTimeLeftAtThisRate(t *testing.T) {
 	try(t, c, "done")
 	begun := time.Now()
 	for range maxFailures {
-		ctx, cancel := context.WithTimeout(t.Context(), 18*time.Second) // 8 are left after the dialogue
+		ctx, cancel := context.WithTimeout(t.Context(), 18*time.Second) // 8 s are left after the dialogue
 		err := c(ctx, signup(t, "Ada"))
 		cancel()
 		if verdict(err) != "unavailable" || !strings.Contains(err.Error(), "rate") {

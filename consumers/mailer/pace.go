@@ -9,13 +9,13 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// The limits of [Mailer.Rate]. With a lower one, a mail's turn would come too late.
+// The limits of [Mailer.Rate]. At a lower rate, a mail's turn would come too late.
 const (
 	MinRate = 0.1
 	MaxRate = 1000
 )
 
-// ValidRate reports whether perSecond is a rate for [Mailer.Rate].
+// ValidRate reports whether perSecond is valid for [Mailer.Rate].
 func ValidRate(perSecond float64) bool {
 	return perSecond == 0 || perSecond >= MinRate && perSecond <= MaxRate
 }
@@ -23,11 +23,11 @@ func ValidRate(perSecond float64) bool {
 // maxWait is how long a mail may wait for its turn.
 const maxWait = 15 * time.Second
 
-// rampTime is how long after an outage it takes until mails go out at the full rate
-// again, so that all that has waited does not fall upon a server that just came back.
+// rampTime is the time after an outage until mails are sent at the full rate again, so that waiting
+// mails do not overload a server that just came back.
 var rampTime = 30 * time.Second
 
-// A ramp without a limit goes from one mail per second to this, doubling every 3 s.
+// Without a limit, the ramp goes from one mail per second to this rate, doubling every 3 s.
 const rampTop = 1024
 
 // A pace spreads the mails of one process over time.
@@ -36,7 +36,7 @@ type pace struct {
 	limiter *rate.Limiter
 }
 
-// newPace returns a pace of so many mails per second, 0 for any number.
+// newPace returns a pace of that many mails per second; 0 is no limit.
 func newPace(perSecond float64) *pace {
 	full := rate.Limit(perSecond)
 	if perSecond == 0 {
@@ -45,8 +45,8 @@ func newPace(perSecond float64) *pace {
 	return &pace{full, rate.NewLimiter(full, 1)}
 }
 
-// limit returns the rate when that time has passed since the outage ended: it grows by the
-// same factor every second, from a tenth of the full one, but at least one per second.
+// limit returns the rate at the time passed after the outage: it grows by the same factor every
+// second, from a tenth of the full rate, but at least one per second.
 func (p *pace) limit(passed time.Duration) rate.Limit {
 	from, to := max(p.full/10, min(p.full, 1)), p.full
 	if p.full == rate.Inf {
@@ -61,8 +61,8 @@ func (p *pace) limit(passed time.Duration) rate.Limit {
 
 var errTooLate = errors.New("the rate of mails leaves this one no time")
 
-// wait returns when a mail may be sent, passed after the last outage. It fails at once
-// if by then ctx would leave less than a dialogue with the server needs.
+// wait waits until a mail may be sent, passed after the last outage. It fails at once if ctx would
+// then leave less time than a dialogue with the server needs.
 func (p *pace) wait(ctx context.Context, passed time.Duration) error {
 	p.limiter.SetLimit(p.limit(passed))
 	if p.limiter.Allow() {

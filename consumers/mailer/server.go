@@ -17,11 +17,12 @@ import (
 	"github.com/pgjet/pgjet/internal/mailaddr"
 )
 
-// smtpTimeout bounds the dialogue with the mail server. It is long since some look into a
-// mail for a while before they say yes, and whoever hangs up by then sends it twice.
+// smtpTimeout bounds the dialogue with the mail server. It is long, since some servers inspect a
+// mail for a while before they accept it, and a client that closes the connection meanwhile sends
+// it twice.
 var smtpTimeout = 30 * time.Second
 
-// A Server is where mails are handed in.
+// A Server is a mail server that accepts mails for delivery.
 type Server struct {
 	Host     string
 	Port     int
@@ -35,11 +36,11 @@ type Server struct {
 //	smtp://user:password@mail.example.com:587?tls=required
 //	smtps://user:password@mail.example.com
 //
-// tls is required if there is a user, else optional; smtps is TLS from the first
-// byte. Ports default to 587 and 465. Its errors do not show the password.
+// tls is required if there is a user, else optional; smtps is TLS from the first byte. Ports
+// default to 587 and 465. Its errors do not show the password.
 func ParseServer(address string) (Server, error) {
 	u, err := url.Parse(address)
-	if err != nil { // err would repeat the address, with the password in it
+	if err != nil { // err would repeat the address, with the password
 		return Server{}, errors.New("SMTP URL is not of the form smtp://user:password@host:port")
 	}
 	s := Server{Host: u.Hostname(), User: u.User.Username(), TLS: u.Query().Get("tls")}
@@ -79,7 +80,7 @@ func (s Server) options() []gomail.Option {
 		options = append(options, gomail.WithTLSPolicy(gomail.TLSMandatory))
 	case "off":
 		options = append(options, gomail.WithTLSPolicy(gomail.NoTLS))
-	default: // of an implicit one, go-mail notices by itself
+	default: // go-mail recognises implicit TLS
 		options = append(options, gomail.WithTLSPolicy(gomail.TLSOpportunistic))
 	}
 	if s.User != "" {
@@ -89,9 +90,8 @@ func (s Server) options() []gomail.Option {
 	return options
 }
 
-// dialer returns a function that connects to the server, for as long as dialogue
-// lasts: go-mail would start the clock anew for each part of it, and forget to close
-// the connection if one fails.
+// dialer returns a function that connects to the server, for as long as dialogue lasts: go-mail
+// would use a new timeout for each part of it, and not close the connection if one fails.
 func (s Server) dialer(dialogue context.Context) gomail.DialContextFunc {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		raw, err := new(net.Dialer).DialContext(ctx, network, address)
@@ -103,7 +103,7 @@ func (s Server) dialer(dialogue context.Context) gomail.DialContextFunc {
 		if s.TLS != "implicit" {
 			return conn, nil
 		}
-		secure := tls.Client(conn, &tls.Config{ServerName: s.Host}) // go-mail wants to see that it is one
+		secure := tls.Client(conn, &tls.Config{ServerName: s.Host}) // go-mail checks the type of the connection
 		if err := secure.HandshakeContext(ctx); err != nil {
 			_ = raw.Close()
 			return nil, err
@@ -115,14 +115,14 @@ func (s Server) dialer(dialogue context.Context) gomail.DialContextFunc {
 // A parcel is a mail and its envelope.
 type parcel struct {
 	from, to mailaddr.Address
-	name     string // of the recipient, who may be known to the server; it is masked in errors
+	name     string // of the recipient, which the server may know; it is masked in errors
 	content  bytes.Buffer
 }
 
 func (p *parcel) needsSMTPUTF8() bool { return p.from.NeedsSMTPUTF8() || p.to.NeedsSMTPUTF8() }
 
-// send hands p in and returns nil once the server has taken it. Otherwise its
-// error is an [awayError], permanent, or one to try again after; see verdict.go.
+// send sends p and returns nil once the server has accepted it. Otherwise its error is an
+// [awayError], permanent, or one to try again after; see verdict.go.
 func (s Server) send(ctx context.Context, p *parcel) error {
 	ctx, cancel := context.WithTimeout(ctx, smtpTimeout)
 	defer cancel()
@@ -134,12 +134,12 @@ func (s Server) send(ctx context.Context, p *parcel) error {
 	if err != nil {
 		return s.notReady(err)
 	}
-	defer func() { _ = client.CloseWithSMTPClient(conn) }() // the mail is in, or is not, by then
+	defer func() { _ = client.CloseWithSMTPClient(conn) }() // the mail is accepted by then, or not
 	return s.handIn(conn, p)
 }
 
-// handIn is the transaction of one mail. RFC 6531 wants SMTPUTF8 asked for only if it is needed: the
-// next server may lack it.
+// handIn is the transaction of one mail. RFC 6531 allows SMTPUTF8 only if it is needed: the next
+// server may lack it.
 func (s Server) handIn(conn *smtp.Client, p *parcel) error {
 	if offered, _ := conn.Extension("SMTPUTF8"); p.needsSMTPUTF8() && !offered {
 		return s.lacksSMTPUTF8(p)
@@ -156,7 +156,7 @@ func (s Server) handIn(conn *smtp.Client, p *parcel) error {
 		return s.refusal(atData, p, err)
 	}
 	_, failed := p.content.WriteTo(w)
-	if err := unlessYes(w.Close()); err != nil { // of a server that hung up meanwhile, this reads the last words
+	if err := unlessYes(w.Close()); err != nil { // if the server closed the connection meanwhile, this reads its last answer
 		if failed != nil {
 			return s.refusal(atContent, p, err)
 		}

@@ -18,9 +18,9 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// A script is a mail server that answers each line of the client by what it says
-// for its first word, "250 ok" if nothing; "" hangs, "bye" closes the connection.
-// For "hello" it greets, for "body" it answers the first line of the mail itself.
+// A script is a mail server that answers each line of the client by its first word, "250 ok" by
+// default; "" hangs, "bye" closes the connection. For "hello" it greets, for "body" it answers the
+// first line of the mail itself.
 type script struct {
 	answers map[string]string
 	pause   time.Duration // before each answer
@@ -28,7 +28,7 @@ type script struct {
 	open    atomic.Int32  // connections
 
 	mu   sync.Mutex
-	said []string // by the clients; "TLS" where that began
+	said []string // lines of the clients; "TLS" where that began
 }
 
 func (s *script) start(t *testing.T) (addr string) {
@@ -57,14 +57,14 @@ func (s *script) serve(l net.Listener) {
 	}()
 }
 
-// hello greets; it returns whether there is more to say.
+// hello greets; it reports whether the dialogue goes on.
 func (s *script) hello(conn net.Conn) bool {
 	answer, ok := s.answer("hello")
 	switch {
 	case !ok:
 		answer = "220 mail.test ESMTP"
 	case answer == "":
-		_, _ = conn.Read(make([]byte, 1)) // until the client hangs up
+		_, _ = conn.Read(make([]byte, 1)) // until the client closes the connection
 		return false
 	case answer == "bye":
 		return false
@@ -115,7 +115,7 @@ func (s *script) note(line string) {
 	s.said = append(s.said, line)
 }
 
-// answer returns what there is to say to a word.
+// answer returns the answer to a word.
 func (s *script) answer(word string) (answer string, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -123,14 +123,14 @@ func (s *script) answer(word string) (answer string, ok bool) {
 	return answer, ok
 }
 
-// change makes the server answer a word in another way from now on.
+// change changes the answer to a word from now on.
 func (s *script) change(word, answer string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.answers[word] = answer
 }
 
-// count returns how many lines of the clients began with that word.
+// count returns the number of the clients' lines that began with that word.
 func (s *script) count(word string) int { return strings.Count("\n"+s.heard(), "\n"+word) }
 
 func (s *script) heard() string {
@@ -145,7 +145,7 @@ func (s *script) hungUp(t *testing.T) {
 	testenv.Eventually(t, 5*time.Second, "the client hangs up", func() bool { return s.open.Load() == 0 })
 }
 
-// TestBrokenServers: what the mail server does decides what becomes of the event.
+// TestBrokenServers: the behaviour of the mail server decides the outcome of the event.
 func TestBrokenServers(t *testing.T) {
 	mailer.SetTimeout(t, 300*time.Millisecond)
 	for name, tt := range map[string]struct {
@@ -203,7 +203,7 @@ func TestBrokenServers(t *testing.T) {
 	}
 }
 
-// TestNoAnswerToTheWholeMail: the server may have taken it, so the error says that.
+// TestNoAnswerToTheWholeMail: the server may have accepted it, so the error says so.
 func TestNoAnswerToTheWholeMail(t *testing.T) {
 	mailer.SetTimeout(t, 300*time.Millisecond)
 	for _, answer := range []string{"", "bye"} {
@@ -216,8 +216,8 @@ func TestNoAnswerToTheWholeMail(t *testing.T) {
 	}
 }
 
-// TestSlowServer: the time is that of the whole dialogue, so that the attempt's is
-// never used up between the server's yes and the commit.
+// TestSlowServer: the timeout is for the whole dialogue, so that the attempt's time is never used
+// up between the server's acceptance and the commit.
 func TestSlowServer(t *testing.T) {
 	const timeout = 500 * time.Millisecond
 	mailer.SetTimeout(t, timeout)
@@ -233,7 +233,7 @@ func TestSlowServer(t *testing.T) {
 	s.hungUp(t)
 }
 
-// TestAttemptEnds: the dialogue does not outlive the attempt.
+// TestAttemptEnds: the dialogue ends with the attempt.
 func TestAttemptEnds(t *testing.T) {
 	s := &script{answers: map[string]string{"EHLO": ""}}
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -246,8 +246,8 @@ func TestAttemptEnds(t *testing.T) {
 	s.hungUp(t)
 }
 
-// TestErrorsShowNoAddress: whatever the server quotes stays out of errors, and with
-// them out of logs, spans and dead letters.
+// TestErrorsShowNoAddress: a quote of the server stays out of errors, and so out of logs, spans and
+// dead letters.
 func TestErrorsShowNoAddress(t *testing.T) {
 	mailer.SetTimeout(t, time.Second)
 	for _, answers := range []map[string]string{
@@ -303,7 +303,7 @@ func TestErrorsShowTheServersWords(t *testing.T) {
 	}
 }
 
-// TestEndlessAnswers: of an answer that goes on and on, little is kept.
+// TestEndlessAnswers: only a little of an endless answer is kept.
 func TestEndlessAnswers(t *testing.T) {
 	mailer.SetTimeout(t, 5*time.Second)
 	const size = 8 << 20
@@ -330,7 +330,7 @@ func TestEndlessAnswers(t *testing.T) {
 	}
 }
 
-// TestLongAnswerInTime: what was said before our last word does not count.
+// TestLongAnswerInTime: what was received before our last write does not count.
 func TestLongAnswerInTime(t *testing.T) {
 	mailer.SetTimeout(t, 5*time.Second)
 	long := func(code string) string { return strings.Repeat(code+"-0123456789\r\n", 2000) + code + " ok" }

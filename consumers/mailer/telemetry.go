@@ -21,7 +21,7 @@ type metrics struct {
 	away  metric.Int64Gauge
 }
 
-// outcomes are those of attempts to send a mail.
+// outcomes are the outcomes of attempts to send a mail.
 var outcomes = []string{"sent", "refused", "deferred", "away", "late"}
 
 func newMetrics() (*metrics, error) {
@@ -31,7 +31,7 @@ func newMetrics() (*metrics, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, o := range outcomes { // of a counter that appears with its first event, nobody sees the increase
+	for _, o := range outcomes { // the first increase of a counter that appears with its first event would be invisible
 		mails.Add(context.Background(), 0, outcomeIs(o))
 	}
 	call, err := meter.Float64Histogram("pgjet.mailer.smtp_time", metric.WithUnit("s"),
@@ -49,7 +49,7 @@ func outcomeIs(outcome string) metric.MeasurementOption {
 	return metric.WithAttributeSet(attribute.NewSet(attribute.String("outcome", outcome)))
 }
 
-// called records one conversation with the mail server, which began then.
+// called records one dialogue with the mail server, which began then.
 func (m *metrics) called(ctx context.Context, begun time.Time, err error) {
 	m.call.Record(ctx, time.Since(begun).Seconds(), outcomeIs(outcome(err)))
 }

@@ -34,8 +34,7 @@ func TestMain(m *testing.M) {
 
 const password = "s3cretpw"
 
-// TestCredentialsAreEncrypted: they are told to a server after TLS has begun, or
-// not at all.
+// TestCredentialsAreEncrypted: they are sent to a server after TLS has begun, or not at all.
 func TestCredentialsAreEncrypted(t *testing.T) {
 	mailer.SetTimeout(t, 2*time.Second)
 	plain := "250-mail.test\r\n250 AUTH PLAIN LOGIN"
@@ -65,8 +64,7 @@ func TestCredentialsAreEncrypted(t *testing.T) {
 	}
 }
 
-// TestRequiredTLS: nothing is handed to a server that cannot encrypt, not even
-// without credentials.
+// TestRequiredTLS: nothing is sent to a server that cannot encrypt, not even without credentials.
 func TestRequiredTLS(t *testing.T) {
 	mailer.SetTimeout(t, 2*time.Second)
 	s := &script{answers: map[string]string{"DATA": "354 go"}}
@@ -77,17 +75,16 @@ func TestRequiredTLS(t *testing.T) {
 	s.checkSecrecy(t, err, false)
 }
 
-// checkSecrecy fails if the password or a mail was seen outside of TLS, or the
-// password in err.
+// checkSecrecy fails if the password or a mail was seen outside of TLS, or the password in err.
 func (s *script) checkSecrecy(t *testing.T, err error, sent bool) {
 	t.Helper()
 	s.hungUp(t)
 	clear, secret, _ := strings.Cut(s.heard(), "TLS\n")
 	if strings.Contains(clear, "AUTH") || strings.Contains(clear, "MAIL") {
-		t.Errorf("the server was told in clear:\n%s", clear)
+		t.Errorf("the server got in clear:\n%s", clear)
 	}
-	if told := strings.Contains(secret, base64.StdEncoding.EncodeToString([]byte("\x00me\x00"+password))); told != sent {
-		t.Errorf("told the password = %t, want %t:\n%s", told, sent, secret)
+	if seen := strings.Contains(secret, base64.StdEncoding.EncodeToString([]byte("\x00me\x00"+password))); seen != sent {
+		t.Errorf("the password was sent = %t, want %t:\n%s", seen, sent, secret)
 	}
 	if err != nil && strings.Contains(err.Error(), password) {
 		t.Errorf("the error shows the password: %v", err)
@@ -110,8 +107,8 @@ func TestImplicitTLS(t *testing.T) {
 	}
 }
 
-// TestRefusedCredentials: a wrong password is the operator's to mend, and the events
-// wait for that. Of what the server says, only the code is told: it may name our user.
+// TestRefusedCredentials: an operator has to correct a wrong password, and the events wait for
+// that. Only the code of the server's answer is shown: the text may name our user.
 func TestRefusedCredentials(t *testing.T) {
 	mailer.SetTimeout(t, 2*time.Second)
 	s := &script{

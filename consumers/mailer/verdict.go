@@ -10,13 +10,13 @@ import (
 	"github.com/cenkalti/backoff/v4"
 )
 
-// An awayError says that nothing can be sent now, whatever the mail: the server cannot be
-// reached, breaks off, is about to shut down, or does not let us in.
+// An awayError says that no mail can be sent now: the server cannot be reached, closes the
+// connection, is about to shut down, or does not accept our credentials.
 type awayError struct{ error }
 
 func (e awayError) Unwrap() error { return e.error }
 
-// A stage of the transaction of one mail, in the words of an error.
+// A stage is a stage of the transaction of one mail, in the words of an error.
 type stage string
 
 const (
@@ -47,7 +47,7 @@ func answerOf(err error) (*textproto.Error, bool) {
 	return &textproto.Error{Code: code}, err == nil
 }
 
-// unlessYes returns err unless it is a yes without a text.
+// unlessYes returns err unless it is a positive answer without a text.
 func unlessYes(err error) error {
 	if answer, ok := answerOf(err); ok && answer.Code/10 == 25 {
 		return nil
@@ -55,11 +55,11 @@ func unlessYes(err error) error {
 	return err
 }
 
-// notReady is what err means before the first word about a mail: in connecting, the greeting,
-// EHLO, STARTTLS or AUTH.
+// notReady returns the error for err before the transaction of a mail: when connecting, and in the
+// greeting, EHLO, STARTTLS or AUTH.
 func (s Server) notReady(err error) error {
 	answer, ok := answerOf(err)
-	_, garbled := errors.AsType[textproto.ProtocolError](err) // it quotes what the server said
+	_, garbled := errors.AsType[textproto.ProtocolError](err) // it quotes the server's answer
 	switch {
 	case errors.Is(err, errLongAnswer):
 		return s.talksTooLong()
@@ -82,8 +82,8 @@ func (s Server) loginRefused(answer *textproto.Error) error {
 		s.address(), s.words(answer, nil))}
 }
 
-// lacksSMTPUTF8 is what becomes of a mail that no server without that extension can take. If it is
-// the sender's address that needs it, every mail does.
+// lacksSMTPUTF8 returns the error for a mail that needs this extension of the server. If the
+// sender's address needs it, every mail does.
 func (s Server) lacksSMTPUTF8(p *parcel) error {
 	if p.from.NeedsSMTPUTF8() {
 		return awayError{fmt.Errorf("mail server %s does not offer SMTPUTF8, which the address of --mail-from needs", s.address())}
@@ -92,7 +92,7 @@ func (s Server) lacksSMTPUTF8(p *parcel) error {
 		"the recipient's address needs SMTPUTF8 (its local part is not ASCII), which mail server %s does not offer", s.address()))
 }
 
-// refusal is what err means in the transaction of one mail.
+// refusal returns the error for err in the transaction of one mail.
 func (s Server) refusal(at stage, p *parcel, err error) error {
 	answer, ok := answerOf(err)
 	switch {
@@ -107,7 +107,7 @@ func (s Server) refusal(at stage, p *parcel, err error) error {
 	}
 	err = fmt.Errorf("mail server answered %s: %s", at, s.words(answer, p))
 	switch {
-	case answer.Code == serverAway, answer.Code < 400, answer.Code > 599: // it talks of something else
+	case answer.Code == serverAway, answer.Code < 400, answer.Code > 599: // not an answer to this
 		return awayError{err}
 	case answer.Code < 500:
 		return err

@@ -8,21 +8,21 @@ import (
 	"unicode"
 )
 
-// maxWords bounds what is kept of a server's answer, in characters.
+// maxWords bounds the kept part of a server's answer, in characters.
 const maxWords = 300
 
 var (
 	// enhanced is an enhanced status code (RFC 3463), with which each line of an answer may begin.
 	enhanced = regexp.MustCompile(`^[245]\.\d{1,3}\.\d{1,3}(\s+|$)`)
-	// addressed is what looks like a mail address, also as a URL or a bounce's sender writes it.
+	// addressed is what looks like a mail address, also in a URL or as a bounce's sender.
 	addressed = regexp.MustCompile(`(?i)[^\s<>"'()\[\],;:]*(@|%40|＠)[^\s<>"'()\[\],;]*`)
 	// token is what is too long for a word: a ticket, a credential, the hash of an address.
 	token = regexp.MustCompile(`[A-Za-z0-9+/_=-]{24,}`)
 )
 
-// words returns a server's answer as it may be kept and logged: the code, the enhanced status
-// code of its first line, and its text in one line. Mail addresses, the user and the password
-// of s, the parts of p's address, the words of its recipient's name, and long tokens are masked.
+// words returns a server's answer as it may be kept and logged: the code, the enhanced status code
+// of its first line, and its text in one line. Mail addresses, the user and the password of s, the
+// parts of p's address, the words of its recipient's name, and long tokens are masked.
 func (s Server) words(answer *textproto.Error, p *parcel) string {
 	code, text := fmt.Sprint(answer.Code), make([]string, 0, 1)
 	for i, line := range strings.Split(printable(answer.Msg), "\n") {
@@ -38,7 +38,8 @@ func (s Server) words(answer *textproto.Error, p *parcel) string {
 	return strings.TrimSpace(code + " " + shorten(s.mask(strings.Join(text, " "), p)))
 }
 
-// printable returns s in UTF-8, with blanks for what is neither a line's end nor printable.
+// printable returns s in UTF-8, with blanks in place of characters that are neither line ends nor
+// printable.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r == '\n' || unicode.IsPrint(r) {
@@ -63,13 +64,13 @@ func (s Server) mask(text string, p *parcel) string {
 	return token.ReplaceAllString(text, "…")
 }
 
-// maskWord masks a word wherever it stands alone, in any case.
+// maskWord masks a word wherever it occurs as a whole word, in any case.
 func maskWord(text, word string) string {
 	if word == "" {
 		return text
 	}
 	alone := regexp.MustCompile(`(?i)(^|[^\pL\pN])` + regexp.QuoteMeta(word) + `($|[^\pL\pN])`)
-	for range 2 { // two that stand side by side share what is between them
+	for range 2 { // two adjacent occurrences share the character between them
 		text = alone.ReplaceAllString(text, "${1}…${2}")
 	}
 	return text

@@ -1,16 +1,15 @@
-// Package onboarding gives each new user what belongs to an account: a profile, then an
-// account with billing, then the user is active. It is a saga, begun by user.created.
+// Package onboarding sets up the account of each new user: a profile, then an account with billing,
+// then the user is active. It is a saga, begun by user.created.
 //
 // # Guarantee
 //
-// Each user ends active, with one profile and one billing account; or rejected, with
-// neither. The state in users.users and the event, user.activated or user.rejected, commit
-// together, once, and cancel the reminder that the user is still pending. A user who is deleted meanwhile leaves nothing behind, and there is no
-// event; who is deleted once they are active keeps what they have there. This holds as long
-// as both services keep to their contract: calls may be repeated with the same
-// Idempotency-Key, what is gone can be deleted again, and what was deleted is not made by a
-// call that arrives late. A call that finds a service away waits for it, and spends no
-// attempt.
+// Each user ends active, with one profile and one billing account; or rejected, with neither. The
+// state in users.users and the event, user.activated or user.rejected, commit together, once, and
+// cancel the reminder that the user is still pending. A user who is deleted meanwhile leaves
+// nothing behind, and there is no event; a user who is deleted after becoming active keeps profile
+// and account. This holds as long as both services follow their contract. Calls may be repeated
+// with the same Idempotency-Key. A deleted object can be deleted again, and a call that arrives
+// late does not create it. A call during an outage of a service waits, and spends no attempt.
 //
 // It belongs to the user service: it writes to the same database.
 package onboarding
@@ -35,18 +34,18 @@ import (
 	"github.com/pgjet/pgjet/outbox"
 )
 
-// Name is that of the durable consumer, and of the saga.
+// Name is the name of the durable consumer and of the saga.
 const Name = "onboarding"
 
-// Codes of why users are rejected, beside profile_failed, billing_failed and
-// activate_failed, of steps that were given up.
+// Codes of the reasons for a rejection, besides profile_failed, billing_failed and activate_failed
+// of steps that were given up.
 const (
 	declined     = "billing_declined"
 	userGone     = "user_gone"
 	userRejected = "user_rejected"
 )
 
-// An Onboarding takes users in.
+// An Onboarding sets up accounts of new users.
 type Onboarding struct {
 	db                *pgxpool.Pool
 	profiles, billing Service
@@ -72,13 +71,13 @@ func New(db *pgxpool.Pool, profiles, billing Service) *Onboarding {
 // Saga returns the saga, for a [saga.Runner].
 func (o *Onboarding) Saga() saga.Definition { return o.definition }
 
-// Consumer returns the consumer that begins it for each user.created: once for a user.
+// Consumer returns the consumer that begins the saga for each user.created, once for each user.
 func (o *Onboarding) Consumer() consumers.Consumer {
 	return consumers.Consumer{Name: Name, Unordered: true, Workers: 4, Handler: consumers.Handle(consumers.On(o.begin))}
 }
 
-// begin begins the saga of a user who was not decided on: a replay finds that of others
-// ended, or forgotten.
+// begin begins the saga of a user who is still pending. In a replay, the sagas of other users have
+// ended, or are forgotten.
 func (o *Onboarding) begin(ctx context.Context, tx pgx.Tx, _ events.Event, u events.UserCreated) error {
 	id, err := uuid.Parse(u.UserID)
 	if err != nil {
@@ -93,7 +92,7 @@ func (o *Onboarding) begin(ctx context.Context, tx pgx.Tx, _ events.Event, u eve
 	return err
 }
 
-// createProfile reads the name now: the saga does not keep it.
+// createProfile reads the name now: the saga does not store it.
 func (o *Onboarding) createProfile(ctx context.Context, s *saga.Saga) error {
 	var name string
 	err := o.db.QueryRow(ctx, `select name from users.users where id = $1`, s.Key).Scan(&name)
@@ -110,7 +109,7 @@ func (o *Onboarding) deleteProfile(ctx context.Context, s *saga.Saga) error {
 	return o.profiles.call(ctx, http.MethodDelete, "/profiles/"+s.Key, s.UndoKey(), nil, nil)
 }
 
-// An account is what the billing step keeps.
+// An account is the result of the billing step.
 type account struct {
 	ID string `json:"account_id"`
 }
@@ -158,7 +157,8 @@ func (o *Onboarding) activate(ctx context.Context, tx pgx.Tx, s *saga.Saga) erro
 	return away(decided(ctx, tx, s, events.UserActivated{UserID: s.Key, ActivatedAt: at.UTC()}))
 }
 
-// decided appends the event that ends a user's wait, and cancels the reminder that they are still pending.
+// decided appends the event that ends a user's wait, and cancels the reminder that they are still
+// pending.
 func decided(ctx context.Context, tx pgx.Tx, s *saga.Saga, e events.Payload) error {
 	user, err := uuid.Parse(s.Key)
 	if err != nil {
@@ -170,8 +170,8 @@ func decided(ctx context.Context, tx pgx.Tx, s *saga.Saga, e events.Payload) err
 	return outbox.Append(ctx, tx, e)
 }
 
-// notPending says what it means that a user is not: they are gone, or somebody else
-// decided on them.
+// notPending returns the reason why a user is not pending: they are gone, or were activated or
+// rejected elsewhere.
 func (o *Onboarding) notPending(ctx context.Context, tx pgx.Tx, s *saga.Saga) error {
 	var state string
 	err := tx.QueryRow(ctx, `select state from users.users where id = $1`, s.Key).Scan(&state)
@@ -186,7 +186,7 @@ func (o *Onboarding) notPending(ctx context.Context, tx pgx.Tx, s *saga.Saga) er
 	return saga.Refused(userRejected)
 }
 
-// reject tells the world, unless the user is gone or was decided on before.
+// reject appends user.rejected, unless the user is gone or not pending any more.
 func (o *Onboarding) reject(ctx context.Context, tx pgx.Tx, s *saga.Saga) error {
 	e := events.UserRejected{UserID: s.Key, Reason: s.Reason}
 	err := tx.QueryRow(ctx, `
@@ -202,9 +202,9 @@ func (o *Onboarding) reject(ctx context.Context, tx pgx.Tx, s *saga.Saga) error 
 	return away(decided(ctx, tx, s, e))
 }
 
-// away returns an error of the database as an outage if it is not the fault of one user: it
-// passes, or an operator has to make it pass. Any other one, such as of a value that the
-// table does not take, or of an event that cannot be published, is the step's failure.
+// away returns an error of the database as an outage if it is not the fault of one user: it is
+// temporary, or needs an operator. Any other error, such as a value that the table does not accept,
+// or an event that cannot be published, is a failure of the step.
 func away(err error) error {
 	if err == nil {
 		return nil

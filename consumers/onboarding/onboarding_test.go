@@ -33,17 +33,17 @@ const (
 	parent   = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 )
 
-// A bench is the user service's database, a stream, the other services, and the onboarding.
-type bench struct {
+// A fixture is the user service's database, a stream, the other services, and the onboarding.
+type fixture struct {
 	*fakes
 	db *pgxpool.Pool
 	js jetstream.JetStream
 }
 
-func newBench(t *testing.T) *bench {
+func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	js, _ := testenv.JetStream(t)
-	b := &bench{newFakes(t), testenv.Postgres(t), js}
+	b := &fixture{newFakes(t), testenv.Postgres(t), js}
 	_, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{events.AllSubjects}})
 	if err != nil {
 		t.Fatal(err)
@@ -51,14 +51,14 @@ func newBench(t *testing.T) *bench {
 	return b
 }
 
-// start runs the onboarding, both parts, as db until the test ends.
-func (b *bench) start(db *pgxpool.Pool) {
+// start runs both parts of the onboarding, as db, until the test ends.
+func (b *fixture) start(db *pgxpool.Pool) {
 	b.Helper()
 	b.startWith(db, 0)
 }
 
-// startWith is start with a time for each attempt; 0 is the usual one.
-func (b *bench) startWith(db *pgxpool.Pool, timeout time.Duration) {
+// startWith is start with a timeout for each attempt; 0 is the default.
+func (b *fixture) startWith(db *pgxpool.Pool, timeout time.Duration) {
 	b.Helper()
 	client := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{}}
 	b.Cleanup(client.CloseIdleConnections)
@@ -73,8 +73,8 @@ func (b *bench) startWith(db *pgxpool.Pool, timeout time.Duration) {
 	testenv.Run(b, s.Run)
 }
 
-// signUp makes a user as the user service does, and publishes their event times times.
-func (b *bench) signUp(name string, times int) string {
+// signUp inserts a user as the user service does, and publishes their event that many times.
+func (b *fixture) signUp(name string, times int) string {
 	b.Helper()
 	id := uuid.NewString()
 	b.exec(`insert into users.users (id, email, name, password) values ($1, $2, $3, 'x')`, id, name+"-"+id[:8]+"@example.com", name)
@@ -82,7 +82,7 @@ func (b *bench) signUp(name string, times int) string {
 	return id
 }
 
-func (b *bench) publish(p events.Payload, times int) {
+func (b *fixture) publish(p events.Payload, times int) {
 	b.Helper()
 	e, err := events.New(p)
 	if err != nil {
@@ -97,12 +97,12 @@ func (b *bench) publish(p events.Payload, times int) {
 	}
 }
 
-func (b *bench) exec(sql string, args ...any) {
+func (b *fixture) exec(sql string, args ...any) {
 	b.Helper()
 	testenv.Exec(b, b.db, sql, args...)
 }
 
-func (b *bench) text(sql string, args ...any) string {
+func (b *fixture) text(sql string, args ...any) string {
 	b.Helper()
 	rows, _ := b.db.Query(b.Context(), sql, args...)
 	all, err := pgx.CollectRows(rows, pgx.RowTo[string])
@@ -112,16 +112,16 @@ func (b *bench) text(sql string, args ...any) string {
 	return strings.Join(all, " ")
 }
 
-// ends waits until the saga of a user has ended so.
-func (b *bench) ends(user, state string) {
+// ends waits until the saga of a user is in a state.
+func (b *fixture) ends(user, state string) {
 	b.Helper()
 	testenv.Eventually(b, patience, "the saga is "+state, func() bool {
 		return b.text(`select state from pgjet.saga where key = $1`, user) == state
 	})
 }
 
-// handled waits until so many messages are.
-func (b *bench) handled(n int) {
+// handled waits until that many messages are handled.
+func (b *fixture) handled(n int) {
 	b.Helper()
 	testenv.Eventually(b, patience, "all events are handled", func() bool {
 		a, err := consumers.ReadAccount(b.Context(), b.db, b.js, "EVENTS", onboarding.Name)
@@ -130,17 +130,17 @@ func (b *bench) handled(n int) {
 }
 
 // user returns state, reason and version, and the events in the outbox.
-func (b *bench) user(id string) string {
+func (b *fixture) user(id string) string {
 	b.Helper()
 	return b.text(`select concat_ws(' ', state, reason, version) from users.users where id = $1`, id) + ": " +
 		b.text(`select type from pgjet.outbox where key = $1 order by seq`, id)
 }
 
-// TestActive: a user becomes active once, however often the event comes; every call has
-// one key and the trace of the sign-up; and the saga keeps nothing about the person.
+// TestActive: a user becomes active once, however often the event is delivered; every call has one
+// key and the trace of the sign-up; and the saga stores nothing about the person.
 func TestActive(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.start(b.db)
 	id := b.signUp(canary, 3)
 	b.ends(id, saga.Done)
@@ -170,7 +170,7 @@ func TestActive(t *testing.T) {
 
 func TestDeclined(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.set(func(w http.ResponseWriter, r *http.Request) bool { return r.Method == "POST" && declined(w) }, nil)
 	b.start(b.db)
 	id := b.signUp("Ann", 2)
@@ -190,10 +190,10 @@ func TestDeclined(t *testing.T) {
 	}
 }
 
-// TestReminderIsCancelled: whoever is active or rejected is not reminded any more.
+// TestReminderIsCancelled: a user who is active or rejected gets no reminder.
 func TestReminderIsCancelled(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	declines := atomic.Bool{}
 	b.set(func(w http.ResponseWriter, r *http.Request) bool {
 		return r.Method == "POST" && declines.Load() && declined(w)
@@ -213,10 +213,10 @@ func TestReminderIsCancelled(t *testing.T) {
 	}
 }
 
-// TestOutage: while billing is away in any way, no attempt counts.
+// TestOutage: during any kind of outage of billing, no attempt counts.
 func TestOutage(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	n := 0
 	b.set(func(w http.ResponseWriter, r *http.Request) bool {
 		if r.Method != "POST" {
@@ -245,11 +245,11 @@ func TestOutage(t *testing.T) {
 	}
 }
 
-// TestHangs: a service that takes longer than the attempt may is away, too. Nobody is
+// TestHangs: a service that takes longer than the attempt may is an outage, too. No user is
 // rejected for it.
 func TestHangs(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	var calls atomic.Int32
 	b.set(func(_ http.ResponseWriter, r *http.Request) bool {
 		if r.Method == "POST" && calls.Add(1) <= 4 { // more than MaxAttempts
@@ -265,13 +265,13 @@ func TestHangs(t *testing.T) {
 	}
 }
 
-// TestLostAnswers: what has happened and was not heard of happens once, or is undone.
+// TestLostAnswers: a call whose answer was lost has one effect, or is undone.
 func TestLostAnswers(t *testing.T) {
 	t.Parallel()
 	for _, refused := range []bool{false, true} {
 		t.Run(fmt.Sprint("refused ", refused), func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t)
+			b := newFixture(t)
 			lost := map[string]int{}
 			lose := func(r *http.Request) bool {
 				b.mu.Lock()
@@ -305,13 +305,13 @@ func TestLostAnswers(t *testing.T) {
 	}
 }
 
-// TestGivenUp: a service that fails in no way that passes.
+// TestGivenUp: a service fails permanently.
 func TestGivenUp(t *testing.T) {
 	t.Parallel()
 	for path, reason := range map[string]string{"/profiles/": "profile_failed", "/accounts": "billing_failed"} {
 		t.Run(reason, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t)
+			b := newFixture(t)
 			b.set(func(w http.ResponseWriter, r *http.Request) bool {
 				return r.Method != "DELETE" && strings.HasPrefix(r.URL.Path, path) && status(w, http.StatusInternalServerError)
 			}, nil)
@@ -325,10 +325,10 @@ func TestGivenUp(t *testing.T) {
 	}
 }
 
-// TestRefusedByTheTable: a value that the table does not take is no outage.
+// TestRefusedByTheTable: a value that the table does not accept is no outage.
 func TestRefusedByTheTable(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.exec(`create function refuse() returns trigger language plpgsql as $$ begin raise 'no' using errcode = '22P02'; end $$`)
 	b.exec(`create trigger refuse before update on users.users for each row when (new.state = 'active') execute function refuse()`)
 	b.start(b.db)
@@ -342,13 +342,13 @@ func TestRefusedByTheTable(t *testing.T) {
 	}
 }
 
-// TestDeletedMeanwhile: whenever the user goes, nothing is left, and there is no event.
+// TestDeletedMeanwhile: whenever the user is deleted, nothing is left, and there is no event.
 func TestDeletedMeanwhile(t *testing.T) {
 	t.Parallel()
 	for _, at := range []string{"PUT", "POST", "declined"} {
 		t.Run(at, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t)
+			b := newFixture(t)
 			b.set(func(w http.ResponseWriter, r *http.Request) bool {
 				if r.Method == at || r.Method == "POST" && at == "declined" {
 					b.exec(`delete from users.users`)
@@ -368,11 +368,11 @@ func TestDeletedMeanwhile(t *testing.T) {
 	}
 }
 
-// TestDecidedOn: of a user who is active, rejected or gone no saga begins, even if the one
-// that there was is forgotten.
+// TestDecidedOn: for a user who is active, rejected or gone no saga begins, even if the earlier one
+// is forgotten.
 func TestDecidedOn(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.start(b.db)
 	id := b.signUp("Ann", 1)
 	b.ends(id, saga.Done)
@@ -387,14 +387,14 @@ func TestDecidedOn(t *testing.T) {
 	}
 }
 
-// TestDecidedMeanwhile: what somebody else decides while the saga runs stays so.
+// TestDecidedMeanwhile: a decision of another program while the saga runs stays.
 func TestDecidedMeanwhile(t *testing.T) {
 	t.Parallel()
 	for _, state := range []string{"active", "rejected"} {
 		for _, declines := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s declines %t", state, declines), func(t *testing.T) {
 				t.Parallel()
-				b := newBench(t)
+				b := newFixture(t)
 				b.set(func(w http.ResponseWriter, r *http.Request) bool {
 					if r.Method != "POST" {
 						return false
@@ -420,7 +420,7 @@ func TestDecidedMeanwhile(t *testing.T) {
 // TestBadEvent is a dead letter at once.
 func TestBadEvent(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	b.start(b.db)
 	b.publish(events.UserCreated{UserID: "17", Email: "e", Name: "n"}, 1)
 	testenv.Eventually(t, patience, "it is a dead letter", func() bool {
@@ -428,10 +428,10 @@ func TestBadEvent(t *testing.T) {
 	})
 }
 
-// TestLeastRights: what docs/cli.md says is enough.
+// TestLeastRights: the rights in docs/cli.md suffice.
 func TestLeastRights(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newFixture(t)
 	role := "onboarding_" + uuid.NewString()[:8]
 	b.exec(`create role ` + role + ` login in role pgjet_consumer, pgjet_writer`)
 	t.Cleanup(func() {
@@ -457,13 +457,13 @@ func TestLeastRights(t *testing.T) {
 	b.ends(bob, saga.Undone)
 }
 
-// TestManyUsers: 200 at the same time, with services that fail in many ways; then the
-// books of all three balance.
+// TestManyUsers: 200 at the same time, with services that fail in many ways; then the data of all
+// three agree.
 func TestManyUsers(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	b := newBench(t)
+	b := newFixture(t)
 	random := rand.New(rand.NewPCG(seed, 3))
 	roll := func(n int) int {
 		b.mu.Lock()

@@ -16,15 +16,15 @@ import (
 	"github.com/pgjet/pgjet/consumers/saga"
 )
 
-// A Service is another one, spoken to in JSON. A call ends after the 10 s of an attempt,
-// if its client has no shorter timeout.
+// A Service is another service, called with JSON. A call ends after the 10 s of an attempt, if its
+// client has no shorter timeout.
 type Service struct {
-	Name string // in errors
+	Name string // for errors
 	HTTP *http.Client
 	URL  string // such as http://profiles.example:8080
 }
 
-// An answerError is an answer of a service that is no success.
+// An answerError is an unsuccessful answer of a service.
 type answerError struct {
 	service string
 	status  int
@@ -32,15 +32,15 @@ type answerError struct {
 
 func (e *answerError) Error() string { return fmt.Sprintf("%s answered %d", e.service, e.status) }
 
-// notNow are the answers of a service that is away or overloaded, whoever asks for what.
+// notNow are the answers of a service that is unavailable or overloaded, whatever the request is.
 var notNow = map[int]bool{
 	http.StatusTooManyRequests: true, http.StatusBadGateway: true,
 	http.StatusServiceUnavailable: true, http.StatusGatewayTimeout: true,
 }
 
-// call makes a request with an idempotency key, and decodes the answer into v unless that
-// is nil. If there is no answer, or none of use at the moment, the service is unavailable;
-// any other that is no success is an [answerError].
+// call makes a request with an idempotency key, and decodes the answer into v unless that is nil.
+// If there is no answer, or a temporary failure, the service is unavailable; any other unsuccessful
+// answer is an [answerError].
 func (s Service) call(ctx context.Context, method, path, key string, body, v any) error {
 	req, err := s.request(ctx, method, path, key, body)
 	if err != nil {
@@ -64,7 +64,7 @@ func (s Service) call(ctx context.Context, method, path, key string, body, v any
 		return nil
 	}
 	if err := json.Unmarshal(b, v); err != nil { // err may quote the answer
-		return fmt.Errorf("%s answered %d with what is not the JSON that was asked for", s.Name, resp.StatusCode)
+		return fmt.Errorf("%s answered %d with something other than the expected JSON", s.Name, resp.StatusCode)
 	}
 	return nil
 }
@@ -91,11 +91,11 @@ func (s Service) request(ctx context.Context, method, path, key string, body any
 	return req, nil
 }
 
-// noAnswer is an outage, also if the attempt's own time was up: it was spent waiting, and
-// no user is rejected for that.
+// noAnswer returns an outage, even if the attempt's own time was up: it was spent waiting, and no
+// user is rejected for that.
 func (s Service) noAnswer(err error) error {
 	if u, ok := errors.AsType[*url.Error](err); ok {
-		err = u.Err // it names the whole URL
+		err = u.Err // it contains the whole URL
 	}
 	return saga.Unavailable(fmt.Errorf("%s does not answer: %w", s.Name, err))
 }

@@ -10,12 +10,12 @@ import (
 	"testing"
 )
 
-// A request is what a service was asked.
+// A request is a request to a service.
 type request struct {
 	Call, Key, Trace, Body string
 }
 
-// fakes are the two other services, which keep to their contract.
+// fakes are the two other services, which follow their contract.
 type fakes struct {
 	*testing.T
 	profiles, billing *httptest.Server
@@ -26,10 +26,10 @@ type fakes struct {
 	accounts map[string]string // account by key
 	users    map[string]string // user by account
 	opened   int
-	// fault, if set, is asked before each call, without the lock. It answers by itself if it
-	// returns true.
+	// fault, if set, is called before each call, without the lock. If it returns true, it has
+	// answered.
 	fault func(w http.ResponseWriter, r *http.Request) bool
-	// lose, if set, says whether an answer gets lost after the deed.
+	// lose, if set, reports whether the answer gets lost after the effect.
 	lose func(r *http.Request) bool
 }
 
@@ -120,7 +120,7 @@ func answer(w http.ResponseWriter, status int, v any) {
 	_ = json.NewEncoder(w).Encode(v)
 }
 
-// declined is the answer of billing to a user it does not want.
+// declined is billing's answer for a refused user.
 func declined(w http.ResponseWriter) bool {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(http.StatusPaymentRequired)
@@ -133,14 +133,14 @@ func status(w http.ResponseWriter, code int) bool {
 	return true
 }
 
-// set changes how they behave.
+// set changes the services' behaviour.
 func (f *fakes) set(fault func(w http.ResponseWriter, r *http.Request) bool, lose func(r *http.Request) bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.fault, f.lose = fault, lose
 }
 
-// calls returns what was called, without repetitions in a row, with the user's id cut.
+// calls returns the calls, without repetitions in a row, with the user's id cut.
 func (f *fakes) calls(user string) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -154,7 +154,7 @@ func (f *fakes) calls(user string) string {
 	return strings.Join(all, ", ")
 }
 
-// left returns how many profiles and accounts there are.
+// left returns the numbers of profiles and accounts.
 func (f *fakes) left() (profiles, accounts int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

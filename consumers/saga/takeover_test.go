@@ -127,7 +127,7 @@ func TestZombie(t *testing.T) {
 			before := b.ends(id, saga.Done)
 			were := calls.Load()
 			close(f.thaws)
-			testenv.Eventually(t, patience, "it notices", func() bool { return log.says("took the saga over") || log.says("put aside") })
+			testenv.Eventually(t, patience, "it notices", func() bool { return log.says("took the saga over") || log.says("was released") })
 			stopZombie()
 			if after := b.ends(id, saga.Done); after.Epoch != before.Epoch {
 				t.Errorf("the saga's epoch is %d, was %d", after.Epoch, before.Epoch)

@@ -18,33 +18,33 @@ import (
 const (
 	// RequestTime is how long one request to JetStream waits for messages.
 	RequestTime = 10 * time.Second
-	heartbeats  = 2 * time.Second // of JetStream, while such a request waits
-	// stopTime is how long a process that stops receiving waits for messages that are on their way.
+	heartbeats  = 2 * time.Second // sent by JetStream while such a request waits
+	// stopTime is how long a process that stops receiving waits for messages in transit.
 	stopTime = 100 * time.Millisecond
 )
 
 // A pull asks a durable consumer for messages, one request at a time, and receives them.
 //
-// The fetches of nats.go do not do: they end with the server's word that a request is
-// fulfilled. Of a consumer with replicas that word comes before the messages, which wait
-// until most replicas know of their delivery, and then nothing takes them. A pull ends
-// when the messages are there.
+// The fetches of nats.go do not suffice: they end when the server reports that a request is
+// fulfilled. For a consumer with replicas that report comes before the messages, which wait until
+// most replicas have recorded their delivery, and would then be lost. A pull ends when the messages
+// have arrived.
 type pull struct {
 	conn     *nats.Conn
 	sub      *nats.Subscription
 	inbox    string
 	subject  string         // of requests
-	messages chan *nats.Msg // and what the server says about requests
+	messages chan *nats.Msg // and the server's reports about requests
 
 	number   int    // of the request
-	reply    string // where it is answered
-	owed     int    // messages that may still come for it
+	reply    string // the subject of the answer
+	owed     int    // messages that may still arrive for it
 	received int
-	ended    bool // it is: what still comes is on its way
-	tooLarge bool // its first message had no room
+	ended    bool // the request has ended: the owed messages are in transit
+	tooLarge bool // its first message did not fit
 }
 
-// newPull subscribes to deliveries, of which twice most may be on their way.
+// newPull subscribes to deliveries, of which twice most may be in transit.
 func newPull(js jetstream.JetStream, stream, consumer string, most int) (*pull, error) {
 	p := &pull{conn: js.Conn(), inbox: js.Conn().NewInbox(), messages: make(chan *nats.Msg, 2*most+64)}
 	p.subject = natsconn.API(js) + "CONSUMER.MSG.NEXT." + stream + "." + consumer
@@ -56,8 +56,8 @@ func newPull(js jetstream.JetStream, stream, consumer string, most int) (*pull, 
 // Close ends the subscription, unless the connection has ended.
 func (p *pull) Close() { _ = p.sub.Unsubscribe() }
 
-// Ask requests n messages of so many bytes at most. If not even one had room the last
-// time, it requests that one, however large it is.
+// Ask requests n messages of at most bytes bytes. If not even one fitted the last time, it requests
+// that one, however large it is.
 func (p *pull) Ask(n, bytes int) error {
 	if p.tooLarge {
 		n, bytes = 1, 0
@@ -77,8 +77,8 @@ func (p *pull) Ask(n, bytes int) error {
 	return p.conn.PublishRequest(p.subject, p.reply, request)
 }
 
-// Receive calls accept with messages as they come, all that are there at once. It ends
-// with the request, when what is on its way has come, or soon after ctx has ended.
+// Receive calls accept with messages as they arrive, with all that are there at once. It ends when
+// the request has ended and the messages in transit have arrived, or soon after ctx has ended.
 func (p *pull) Receive(ctx context.Context, accept func([]*nats.Msg) error) error {
 	stopped := make(chan struct{})
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(stopTime, func() { close(stopped) }) })()
@@ -99,7 +99,7 @@ func (p *pull) Receive(ctx context.Context, accept func([]*nats.Msg) error) erro
 			if !p.ended {
 				return jetstream.ErrNoHeartbeat
 			}
-			return nil // it is lost, and comes again
+			return nil // they are lost, and will be delivered again
 		case <-stopped:
 			return nil
 		}
@@ -107,10 +107,10 @@ func (p *pull) Receive(ctx context.Context, accept func([]*nats.Msg) error) erro
 	return nil
 }
 
-// gather returns msg and those that are there already.
+// gather returns msg and the messages that have arrived already.
 func (p *pull) gather(msg *nats.Msg) (chunk []*nats.Msg, err error) {
 	for {
-		if msg.Reply == "" { // the server's word: there is nothing to acknowledge
+		if msg.Reply == "" { // a report of the server: there is nothing to acknowledge
 			err = p.note(msg)
 		} else {
 			chunk = append(chunk, msg)
@@ -124,8 +124,8 @@ func (p *pull) gather(msg *nats.Msg) (chunk []*nats.Msg, err error) {
 	}
 }
 
-// note takes notice of what the server says about the request. It returns an error if
-// no other request can be expected to fare better.
+// note handles a report of the server about the request. It returns an error if another request
+// would fail as well.
 func (p *pull) note(msg *nats.Msg) error {
 	if msg.Subject != p.reply {
 		return nil // about an earlier one

@@ -13,7 +13,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestPullOfLargeMessages: what has no room among others is asked for alone.
+// TestPullOfLargeMessages: a message that does not fit among others is requested alone.
 func TestPullOfLargeMessages(t *testing.T) {
 	t.Parallel()
 	js, _ := testenv.JetStream(t)
@@ -57,7 +57,7 @@ func TestPullOfLargeMessages(t *testing.T) {
 	}
 }
 
-// TestPullStops: soon after its context has ended, and with what is wrong.
+// TestPullStops: a pull ends soon after its context, and returns what is wrong.
 func TestPullStops(t *testing.T) {
 	t.Parallel()
 	js, _ := testenv.JetStream(t)
@@ -91,7 +91,7 @@ func TestPullStops(t *testing.T) {
 	}
 	testenv.Eventually(t, 20*time.Second, "the request has arrived", func() bool {
 		c, err := js.Consumer(t.Context(), "S", "c")
-		return err == nil && c.CachedInfo().NumWaiting == 2 // with the one before
+		return err == nil && c.CachedInfo().NumWaiting == 2 // with the previous one
 	})
 	if err := js.DeleteConsumer(t.Context(), "S", "c"); err != nil {
 		t.Fatal(err)

@@ -1,7 +1,8 @@
-// Package delivery receives the messages of a durable consumer of JetStream, as many as its process gets through, and
-// acknowledges them.
+// Package delivery receives the messages of a durable consumer of JetStream, as many as its process
+// can handle, and acknowledges them.
 //
-// [Unacked] has what was delivered and not dealt with yet. [Source] is what it asks of NATS.
+// [Unacked] holds the delivered messages that are not settled yet. [Source] is the part of NATS
+// that it needs.
 package delivery
 
 import (
@@ -14,14 +15,15 @@ import (
 	"github.com/pgjet/pgjet/internal/natsconn"
 )
 
-// A Source is what a consumer asks of NATS beside what [jetstream.JetStream] does. [NATS] is one, and the simulation has
-// a model of it.
+// A Source is the part of NATS that a consumer needs besides [jetstream.JetStream]. [NATS]
+// implements it, and so does the model of the simulation.
 type Source interface {
 	// Check returns an error if the server is too old.
 	Check() error
-	// Lost returns a channel that has an element once deliveries may have got lost, until stop is called.
+	// Lost returns a channel that has an element once deliveries may have got lost, until stop is
+	// called.
 	Lost() (lost <-chan nats.Status, stop func())
-	// Pull receives from a durable consumer, with twice most messages on their way.
+	// Pull receives from a durable consumer, with twice most messages in transit.
 	Pull(stream, durable string, most int) (Receiver, error)
 
 	Ack(msg *nats.Msg) error
@@ -29,11 +31,11 @@ type Source interface {
 	InProgress(msg *nats.Msg) error
 }
 
-// A Receiver asks for messages, and receives them: see [pull].
+// A Receiver requests messages, and receives them: see [pull].
 type Receiver interface {
-	// Ask requests n messages of so many bytes at most.
+	// Ask requests n messages of at most bytes bytes.
 	Ask(n, bytes int) error
-	// Receive calls accept with messages as they come, until the request has ended.
+	// Receive calls accept with messages as they arrive, until the request has ended.
 	Receive(ctx context.Context, accept func([]*nats.Msg) error) error
 	Close()
 }
@@ -59,7 +61,7 @@ func (s NATS) Pull(stream, durable string, most int) (Receiver, error) {
 // Ack acknowledges a message.
 func (s NATS) Ack(msg *nats.Msg) error { return msg.Ack() }
 
-// Nak has a message delivered again, after a delay.
+// Nak makes JetStream deliver a message again, after a delay.
 func (s NATS) Nak(msg *nats.Msg, delay time.Duration) error {
 	if delay == 0 {
 		return msg.Nak()
@@ -67,5 +69,5 @@ func (s NATS) Nak(msg *nats.Msg, delay time.Duration) error {
 	return msg.NakWithDelay(delay)
 }
 
-// InProgress has JetStream wait for the ack of a message for as long again.
+// InProgress makes JetStream wait for the ack of a message for another ackWait.
 func (s NATS) InProgress(msg *nats.Msg) error { return msg.InProgress() }

@@ -11,37 +11,37 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// What a process holds at most of its consumer: some more than its workers can handle
-// at once, and not so much that large payloads fill the memory.
+// The most that a process holds of its consumer: somewhat more than its workers can handle at once,
+// but not so much that large payloads fill the memory.
 const (
 	leastHeld     = 64
 	leastPerSlice = 16
 	mostHeld      = 1024 // unless its batches are large
 	mostBytes     = 24 << 20
-	mostSize      = 2 << 20 // of one message, more than a NATS server takes by default
+	mostSize      = 2 << 20 // of one message, more than a NATS server accepts by default
 )
 
-// How much a process holds follows its speed: what it fetches at once is to last longer
-// than the one, and not as long as the other.
+// The number of held messages follows the speed of the process: one fetch should last longer than
+// the first of these times, and shorter than the second.
 const (
 	shortFetch = 50 * time.Millisecond
 	longFetch  = 400 * time.Millisecond
 )
 
-// ackAfter is how long an ack waits for others: each that goes alone costs the server
-// about as much as a hundred together.
+// ackAfter is how long an ack waits for others: each that is sent alone costs the server about as
+// much as a hundred together.
 const ackAfter = 2 * time.Millisecond
 
-// A Message is one that was delivered.
+// A Message is a delivered message.
 type Message struct {
 	*nats.Msg
-	Seq        uint64    // its place in the stream
+	Seq        uint64    // its stream sequence
 	Stored     time.Time // when the stream stored it
-	Number     uint64    // of the delivery
-	Deliveries int       // of this message, with this one
+	Number     uint64    // of deliveries of the durable consumer
+	Deliveries int       // of this message, including this one
 }
 
-// Read returns what a message is. It fails if the message is not from JetStream.
+// Read returns the message with its metadata. It fails if the message is not from JetStream.
 func Read(msg *nats.Msg) (*Message, error) {
 	meta, err := msg.Metadata()
 	if err != nil {
@@ -50,18 +50,18 @@ func Read(msg *nats.Msg) (*Message, error) {
 	return &Message{msg, meta.Sequence.Stream, meta.Timestamp, meta.Sequence.Consumer, int(meta.NumDelivered)}, nil
 }
 
-// Place returns an id that is made from the message's place in the stream, for one that is no
-// event, whatever id it claims. A stream that is made anew counts from 1 again, so the time
-// belongs to the place.
-func (m *Message) Place(stream string) uuid.UUID {
+// SequenceID returns an id made from the message's stream sequence, for a message that is no event,
+// whatever id it claims. A stream that is created again counts from 1 again, so the id depends on
+// the time, too.
+func (m *Message) SequenceID(stream string) uuid.UUID {
 	return uuid.NewSHA1(uuid.NameSpaceURL, fmt.Appendf(nil, "pgjet:%s:%d:%d", stream, m.Seq, m.Stored.UnixNano()))
 }
 
-// size is how much memory the message takes.
+// size returns the memory that the message uses.
 func (m *Message) size() int { return len(m.Data) + 1<<10 }
 
-// Unacked are the messages of a durable consumer that were delivered to this process, and that it has not dealt with yet. Several
-// goroutines may use them at the same time.
+// Unacked holds the messages of a durable consumer that were delivered to this process, and are not
+// settled yet. Several goroutines may use it at the same time.
 type Unacked struct {
 	source   Source
 	log      *slog.Logger
@@ -70,21 +70,22 @@ type Unacked struct {
 	atMost   int
 	maxBytes int
 
-	mu       sync.Mutex // of what follows
+	mu       sync.Mutex // protects the following
 	most     int        // messages, from least on
-	fetched  time.Time  // when room was last found
+	fetched  time.Time  // when there was room last
 	messages map[*Message]struct{}
 	bytes    int
-	next     uint64    // place in the stream behind the last that was added
-	stored   time.Time // when the stream stored that
+	next     uint64    // stream sequence after that of the last added message
+	stored   time.Time // when the stream stored the last added message
 	acks     []*Message
 
-	changed chan struct{} // has an element after something was dropped
+	changed chan struct{} // has an element after a message was dropped
 	acked   chan struct{} // has an element if there may be acks to send
 }
 
-// NewUnacked returns what a process holds of one of so many slices, which share what it holds in all: for so many workers, each of which deals with up to most
-// messages at once. JetStream delivers a message again that is neither acknowledged nor said to be in progress for ackWait.
+// NewUnacked returns an Unacked for one of several slices, which share the limits of the process.
+// It is for that many workers, each of which handles up to most messages at once. JetStream
+// delivers a message again that is neither acknowledged nor reported as in progress for ackWait.
 func NewUnacked(source Source, log *slog.Logger, ackWait time.Duration, workers, most, slices int) *Unacked {
 	least := max(leastHeld, 4*workers, 4*most)
 	least = max(least/slices, most, min(least, leastPerSlice))
@@ -92,8 +93,8 @@ func NewUnacked(source Source, log *slog.Logger, ackWait time.Duration, workers,
 		messages: make(map[*Message]struct{}), changed: make(chan struct{}, 1), acked: make(chan struct{}, 1)}
 }
 
-// Receive receives messages as there is room for them, until something fails or ctx ends. It calls accept, which has to [Unacked.Add] those
-// that it takes.
+// Receive receives messages as there is room for them, until something fails or ctx ends. It calls
+// accept, which has to [Unacked.Add] the messages that it accepts.
 func (u *Unacked) Receive(ctx context.Context, stream, durable string, accept func(all []*Message) error) error {
 	p, err := u.source.Pull(stream, durable, max(u.least, mostHeld))
 	if err != nil {
@@ -122,8 +123,8 @@ func (u *Unacked) Receive(ctx context.Context, stream, durable string, accept fu
 	}
 }
 
-// room blocks until there is room, and returns for how many messages and bytes. It leaves
-// enough in hand that no worker has to wait for the next, and fetches many at once.
+// room blocks until there is room, and returns for how many messages and bytes. It holds enough
+// that no worker has to wait, and fetches many at once.
 func (u *Unacked) room(ctx context.Context) (n, bytes int, err error) {
 	for {
 		if n, bytes = u.free(); n > 0 {
@@ -137,8 +138,8 @@ func (u *Unacked) room(ctx context.Context) (n, bytes int, err error) {
 	}
 }
 
-// free returns for how much there is room; 0 if it does not pay to fetch yet. A fast process
-// may hold more next time; a slow one leaves it to others.
+// free returns for how many messages and bytes there is room; 0 if a fetch is not worth it yet. A
+// fast process may hold more next time; a slow one leaves messages to others.
 func (u *Unacked) free() (n, bytes int) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -156,7 +157,7 @@ func (u *Unacked) free() (n, bytes int) {
 	return u.most - len(u.messages), bytes
 }
 
-// Add holds messages from now on.
+// Add adds messages to the held ones.
 func (u *Unacked) Add(all ...*Message) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -169,7 +170,7 @@ func (u *Unacked) Add(all ...*Message) {
 	}
 }
 
-// Ack drops a message that was dealt with, and lets JetStream know soon that it need not come again.
+// Ack drops a settled message, and acknowledges it soon.
 func (u *Unacked) Ack(m *Message) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -179,7 +180,7 @@ func (u *Unacked) Ack(m *Message) {
 	}
 }
 
-// Nak drops a message, and has JetStream deliver it again after a delay.
+// Nak drops a message, and makes JetStream deliver it again after a delay.
 func (u *Unacked) Nak(m *Message, delay time.Duration) error {
 	u.mu.Lock()
 	u.drop(m)
@@ -202,9 +203,9 @@ func wake(c chan struct{}) {
 	}
 }
 
-// Passed returns the last place in the stream up to which nothing is held, and the
-// last that was added, with the time when the stream stored that; 0 if nothing was added yet. Of an ordered consumer all up to
-// there is in the inbox.
+// Passed returns the last stream sequence up to which no message is held, and that of the last
+// added message with the time when the stream stored it; 0 if no message was added yet. For an
+// ordered consumer, everything up to the first one is in the inbox.
 func (u *Unacked) Passed() (floor, high uint64, stored time.Time) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -218,7 +219,7 @@ func (u *Unacked) Passed() (floor, high uint64, stored time.Time) {
 	return floor, u.next - 1, u.stored
 }
 
-// all returns what is held.
+// all returns the held messages.
 func (u *Unacked) all() (all []*Message) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -228,7 +229,8 @@ func (u *Unacked) all() (all []*Message) {
 	return all
 }
 
-// Keep sends acks, many together, and has JetStream wait for those of what is held, however long that waits for a worker, until ctx ends.
+// Keep sends acks, many together, and makes JetStream wait for those of held messages, however long
+// they wait for a worker, until ctx ends.
 func (u *Unacked) Keep(ctx context.Context) {
 	tick := time.NewTicker(u.ackWait / 3)
 	defer tick.Stop()
@@ -239,7 +241,7 @@ func (u *Unacked) Keep(ctx context.Context) {
 			u.sendAcks(ctx)
 		case <-tick.C:
 			for _, m := range u.all() {
-				_ = u.source.InProgress(m.Msg) // a lost one is made up for by the next
+				_ = u.source.InProgress(m.Msg) // the next one makes up for a lost one
 			}
 		case <-ctx.Done():
 			return
@@ -247,7 +249,7 @@ func (u *Unacked) Keep(ctx context.Context) {
 	}
 }
 
-// sendAcks sends all acks. If one does not get through, the event comes again and is skipped.
+// sendAcks sends all acks. If one gets lost, the event is delivered again and skipped.
 func (u *Unacked) sendAcks(ctx context.Context) {
 	u.mu.Lock()
 	all := u.acks
@@ -255,13 +257,13 @@ func (u *Unacked) sendAcks(ctx context.Context) {
 	u.mu.Unlock()
 	for _, m := range all {
 		if err := u.source.Ack(m.Msg); err != nil {
-			u.log.InfoContext(ctx, "ack was not sent, the event will come again and be skipped", "stream_seq", m.Seq, "err", err)
+			u.log.InfoContext(ctx, "ack was not sent, the event will be delivered again and skipped", "stream_seq", m.Seq, "err", err)
 		}
 	}
 }
 
-// Return sends the acks, and gives what is held back, so that it need not wait for the end of JetStream's patience to be delivered
-// again: each message after a delay that depends on how often it was delivered.
+// Return sends the acks, and gives the held messages back, so that they need not wait for ackWait
+// to be delivered again: each after a delay that depends on how often it was delivered.
 func (u *Unacked) Return(ctx context.Context, delay func(deliveries int) time.Duration) {
 	u.sendAcks(ctx)
 	for _, m := range u.all() {

@@ -13,8 +13,8 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// TestUnackedFollowsTheSpeed: a fast process holds more, and fetches when half of it is free; a slow
-// one holds as little as before.
+// TestUnackedFollowsTheSpeed: a fast process holds more, and fetches when half of it is free; a
+// slow one holds as little as before.
 func TestUnackedFollowsTheSpeed(t *testing.T) {
 	u := NewUnacked(nil, nil, time.Second, 1, 1, 1)
 	var held []*Message
@@ -55,7 +55,7 @@ func TestUnackedFollowsTheSpeed(t *testing.T) {
 	take(mostHeld)
 }
 
-// An answers is a [Source] that notes what is said about messages.
+// An answers is a [Source] that records the answers to messages.
 type answers struct {
 	Source
 	mu   sync.Mutex
@@ -75,8 +75,8 @@ func (a *answers) Nak(msg *nats.Msg, delay time.Duration) error {
 	return a.say(fmt.Sprintf("nak %s after %s", msg.Subject, delay))
 }
 
-// TestUnackedAreAnswered: an ack is sent soon, JetStream is asked for patience with the rest, and what is left is given back in the end; a message
-// that was dropped is not mentioned again.
+// TestUnackedAreAnswered: an ack is sent soon, JetStream is asked to wait for the rest, and the
+// remaining messages are given back in the end; a dropped message gets no further answer.
 func TestUnackedAreAnswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		said := &answers{}

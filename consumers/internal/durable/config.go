@@ -1,5 +1,6 @@
-// Package durable has the durable consumers of a consumer on its stream: how each has to be, and which database it belongs to. It makes
-// them, puts them right, and watches them. What they deliver is the business of package delivery.
+// Package durable manages the durable consumers of a consumer on its stream: their configuration,
+// and the database that they belong to. It creates, repairs and watches them. Package delivery
+// receives their messages.
 package durable
 
 import (
@@ -19,9 +20,10 @@ import (
 	"github.com/pgjet/pgjet/internal/natsconn"
 )
 
-// Config returns how the durable consumer of a slice has to be, for a consumer of this name and these event types: everything from the start of the
-// stream, so that it can be replayed; explicit acks; and no limit to deliveries, since
-// beyond one JetStream would drop an event in silence.
+// Config returns the configuration of the durable consumer of a slice, for a consumer of this name
+// and these event types. It delivers everything from the start of the stream, for replays, with
+// explicit acks. It does not limit deliveries, since JetStream would silently drop an event beyond
+// the limit.
 func Config(consumer string, types []string, of *events.Subjects, slice inbox.Slice, ackWait time.Duration) jetstream.ConsumerConfig {
 	var subjects []string
 	for _, t := range types {
@@ -45,15 +47,16 @@ func Config(consumer string, types []string, of *events.Subjects, slice inbox.Sl
 	}
 }
 
-// The slices are made of the partitions of subjects.
+// The slices consist of the partitions of subjects.
 var _ [inbox.Tokens]struct{} = [events.Partitions]struct{}{}
 
-// maxAckPending is how many events all processes together may hold.
+// maxAckPending is the most events that all processes together may hold.
 const maxAckPending = 10_000
 
-// Ensure makes the durable consumer want on a stream if it does not exist, and reports whether it did. An existing one is left as it is: Ensure returns how it
-// differs, a line for each setting. It returns an [*inbox.ForeignDurableError] if that belongs to another database than want. If js may not
-// make one, the error says that the durable consumer is missing.
+// Ensure creates the durable consumer want on a stream if it does not exist, and reports whether it
+// did. It does not change an existing one, but returns the differences, a line for each setting. It
+// returns an [*inbox.ForeignDurableError] if the existing one belongs to another database than
+// want. If js may not create one, the error says that the durable consumer is missing.
 func Ensure(ctx context.Context, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig) (created bool, differences []string, err error) {
 	c, created, err := ensure(ctx, js, stream, want)
 	if err != nil || created {
@@ -83,7 +86,7 @@ func ensure(ctx context.Context, js jetstream.JetStream, stream string, want jet
 	return c, false, err
 }
 
-// checkStream refuses a stream that does not take what a durable consumer that is about to be made wants.
+// checkStream returns an error if a stream does not store the subjects of a new durable consumer.
 func checkStream(ctx context.Context, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig) error {
 	s, err := js.Stream(ctx, stream)
 	if err != nil {
@@ -92,7 +95,7 @@ func checkStream(ctx context.Context, js jetstream.JetStream, stream string, wan
 	return checkSubjects(s.CachedInfo().Config, events.SubjectsOf(events.PrefixOf(want.FilterSubjects...)))
 }
 
-// compare returns what makes have unfit for want.
+// compare returns the differences that make have unfit for want.
 func compare(have, want jetstream.ConsumerConfig) (differences []string) {
 	for _, s := range []struct {
 		name       string
@@ -125,8 +128,8 @@ func compare(have, want jetstream.ConsumerConfig) (differences []string) {
 	return differences
 }
 
-// mended returns have with what makes events vanish or come again and again put right, and
-// whether that changed anything. No version of pgjet sets these otherwise.
+// mended returns have with the settings repaired that make events vanish or be delivered endlessly,
+// and reports whether that changed anything. No version of pgjet sets them otherwise.
 func mended(have, want jetstream.ConsumerConfig) (jetstream.ConsumerConfig, bool) {
 	changed := have.MaxDeliver != want.MaxDeliver || len(have.BackOff) > 0 || have.InactiveThreshold != want.InactiveThreshold || have.AckWait < want.AckWait
 	have.MaxDeliver, have.BackOff, have.InactiveThreshold = want.MaxDeliver, want.BackOff, want.InactiveThreshold
@@ -137,10 +140,10 @@ func mended(have, want jetstream.ConsumerConfig) (jetstream.ConsumerConfig, bool
 	return have, changed
 }
 
-// harmless are the settings with which a consumer works though they differ.
+// harmless are the settings with which a consumer works although they differ.
 var harmless = []string{"ack wait", "max ack pending"}
 
-// Filters returns the subjects that a durable consumer wants, sorted.
+// Filters returns the subjects that a durable consumer selects, sorted.
 func Filters(c jetstream.ConsumerConfig) []string {
 	all := slices.Clone(c.FilterSubjects)
 	if c.FilterSubject != "" {
@@ -159,12 +162,14 @@ func WholeFilters(c jetstream.ConsumerConfig) []string {
 	return slices.Compact(slices.Sorted(slices.Values(all)))
 }
 
-// ErrNotClaimed says that NATS does not let the user have a durable consumer name its database.
+// ErrNotClaimed says that NATS does not let the user write the database's name into a durable
+// consumer.
 var ErrNotClaimed = errors.New("NATS does not let this user change the durable consumer")
 
-// Claim has an existing durable consumer that names no database name the one of want, and reports whether it did. It returns an
-// [*inbox.ForeignDurableError] if the durable consumer belongs to another database, unless that is from, and [ErrNotClaimed] if js may not
-// change the durable consumer. If want names no database, Claim does nothing.
+// Claim makes an existing durable consumer name the database of want, if it names none, and reports
+// whether it did. It returns an [*inbox.ForeignDurableError] if the durable consumer belongs to
+// another database, unless that is from. It returns [ErrNotClaimed] if js may not change the
+// durable consumer. If want names no database, Claim does nothing.
 func Claim(ctx context.Context, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig, from uuid.UUID) (news bool, err error) {
 	if inbox.IdentityIn(want.Metadata).ID == uuid.Nil {
 		return false, nil
@@ -177,7 +182,7 @@ func Claim(ctx context.Context, js jetstream.JetStream, stream string, want jets
 	return claimed != nil, err
 }
 
-// claim returns the durable consumer as it is now, nil if there was nothing to do.
+// claim returns the changed durable consumer, nil if there was nothing to do.
 func claim(ctx context.Context, js jetstream.JetStream, stream string, have, want jetstream.ConsumerConfig, from uuid.UUID) (jetstream.Consumer, error) {
 	own, owner := inbox.IdentityIn(want.Metadata), inbox.IdentityIn(have.Metadata)
 	switch owner.ID {
@@ -194,13 +199,14 @@ func claim(ctx context.Context, js jetstream.JetStream, stream string, have, wan
 	claimed, err := js.UpdateConsumer(ctx, stream, have)
 	err = natsconn.Denied(js.Conn(), err)
 	switch natsconn.Of(err) {
-	case jserror.Permission, jserror.Disabled: // in accounts nobody answers
+	case jserror.Permission, jserror.Disabled: // a request that the account does not import gets no answer
 		return nil, fmt.Errorf("%w: %s: %w", ErrNotClaimed, want.Durable, err)
 	}
 	return claimed, err
 }
 
-// foreign returns an [*inbox.ForeignDurableError] if a durable consumer belongs to another database than want.
+// foreign returns an [*inbox.ForeignDurableError] if a durable consumer belongs to another database
+// than want.
 func foreign(stream string, have, want jetstream.ConsumerConfig) error {
 	own := inbox.IdentityIn(want.Metadata)
 	if own.ID == uuid.Nil {

@@ -16,22 +16,22 @@ import (
 	"github.com/pgjet/pgjet/internal/natsconn"
 )
 
-// watchEvery is how often [Consumer.Watch] looks.
+// watchEvery is the interval of [Consumer.Watch].
 const watchEvery = 2 * time.Second
 
 // A Consumer is the durable consumer of a slice.
 type Consumer struct {
-	Info   *jetstream.ConsumerInfo // as it was when it was bound
-	Stream *jetstream.StreamInfo   // as it was afterwards: one that is made anew later takes the durable consumer away
+	Info   *jetstream.ConsumerInfo // when it was bound
+	Stream *jetstream.StreamInfo   // after that: deleting the stream later deletes the durable consumer
 
 	stream *Stream
 	held   jetstream.Stream
 	want   jetstream.ConsumerConfig
 }
 
-// Bind looks the durable consumer of a slice up, and makes it again if there is none, which it reports. Settings that
-// make events vanish are put right. One that wants other events than this one is left alone,
-// and is an error.
+// Bind looks up the durable consumer of a slice, and creates it if it is missing, which it reports.
+// It repairs settings that make events vanish. It does not change one with filters other than this
+// consumer's, but returns an error.
 func (s *Stream) Bind(ctx context.Context, slice inbox.Slice) (c *Consumer, created bool, err error) {
 	c = &Consumer{stream: s, want: Config(s.Consumer, s.Types, s.Subjects, slice, s.AckWait)}
 	c.want.Metadata = s.Database.Named(nil)
@@ -64,7 +64,7 @@ func (c *Consumer) bind(ctx context.Context) (created bool, err error) {
 		return false, err
 	}
 	for _, difference := range compare(c.Info.Config, c.want) {
-		c.stream.Log.WarnContext(ctx, "the durable consumer is not as it should be, nothing was changed", "difference", difference)
+		c.stream.Log.WarnContext(ctx, "the durable consumer has other settings, nothing was changed", "difference", difference)
 	}
 	return created, nil
 }
@@ -72,7 +72,7 @@ func (c *Consumer) bind(ctx context.Context) (created bool, err error) {
 // Name returns the name of the durable consumer.
 func (c *Consumer) Name() string { return c.want.Durable }
 
-// mend puts right what of the durable consumer makes events vanish.
+// mend repairs the settings of the durable consumer that make events vanish.
 func (c *Consumer) mend(ctx context.Context) error {
 	config, needed := mended(c.Info.Config, c.want)
 	if !needed {
@@ -81,15 +81,16 @@ func (c *Consumer) mend(ctx context.Context) error {
 	differences := strings.Join(compare(c.Info.Config, c.want), "; ")
 	is, err := c.stream.JS.UpdateConsumer(ctx, c.stream.Name, config)
 	if err != nil {
-		return fmt.Errorf("consumer_differs: durable consumer %s is not what this process needs: %s; putting it right failed: %w",
+		return fmt.Errorf("consumer_differs: durable consumer %s is not what this process needs: %s; repairing it failed: %w",
 			c.want.Durable, differences, natsconn.Denied(c.stream.JS.Conn(), err))
 	}
 	c.Info = is.CachedInfo()
-	c.stream.Log.WarnContext(ctx, "somebody changed the durable consumer in a way that makes events vanish, it was put right", "differences", differences)
+	c.stream.Log.WarnContext(ctx, "the durable consumer was changed so that events would vanish, it was repaired", "differences", differences)
 	return nil
 }
 
-// claim has the durable consumer name the database, if it names none and NATS lets this process do so.
+// claim makes the durable consumer name the database, if it names none and NATS lets this process
+// do so.
 func (c *Consumer) claim(ctx context.Context) error {
 	if c.stream.unnamed.Load() {
 		return nil
@@ -107,7 +108,7 @@ func (c *Consumer) claim(ctx context.Context) error {
 	return err
 }
 
-// unfit returns why the durable consumer cannot be worked with as it is.
+// unfit returns why the durable consumer cannot be used, nil if it can.
 func (c *Consumer) unfit(info *jetstream.ConsumerInfo) error {
 	if err := foreign(c.stream.Name, info.Config, c.want); err != nil {
 		return err
@@ -127,9 +128,9 @@ func (c *Consumer) unfit(info *jetstream.ConsumerInfo) error {
 	return nil
 }
 
-// Watch returns, soon after somebody changed, paused, deleted or made again the durable consumer, what
-// they did, or nil when ctx ends. Another [Stream.Bind] says why it cannot be used, or puts it right. Watch calls seen
-// with what it sees.
+// Watch returns an error soon after the durable consumer was changed, paused, deleted or created
+// again, and nil when ctx ends. After that, [Stream.Bind] returns why the durable consumer cannot
+// be used, or repairs it. Watch calls seen with what it reads.
 func (c *Consumer) Watch(ctx context.Context, seen func(*jetstream.ConsumerInfo)) error {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
@@ -147,9 +148,9 @@ func (c *Consumer) Watch(ctx context.Context, seen func(*jetstream.ConsumerInfo)
 		case class == jserror.ConsumerMissing, class == jserror.StreamMissing:
 			return fmt.Errorf("look at the durable consumer: %w", err)
 		case err != nil:
-			continue // receiving notices what is wrong with NATS
+			continue // receiving notices problems of NATS
 		case !info.Created.Equal(c.Info.Created):
-			return fmt.Errorf("consumer_differs: durable consumer %s was deleted and made again", c.want.Durable)
+			return fmt.Errorf("consumer_differs: durable consumer %s was deleted and created again", c.want.Durable)
 		}
 		if _, needed := mended(info.Config, c.want); needed {
 			return fmt.Errorf("consumer_differs: durable consumer %s was changed: %s", c.want.Durable, strings.Join(compare(info.Config, c.want), "; "))
@@ -170,14 +171,14 @@ func (c *Consumer) look(ctx context.Context) (*jetstream.ConsumerInfo, error) {
 	return is.CachedInfo(), nil
 }
 
-// Holds reports whether the stream holds an event at a place.
+// Holds reports whether the stream holds the event at this sequence.
 func (c *Consumer) Holds(ctx context.Context, id uuid.UUID, seq uint64) bool {
 	msg, err := c.held.GetMsg(ctx, seq)
 	return err == nil && msg.Header.Get("ce-id") == id.String()
 }
 
-// Reset makes JetStream deliver from a place of the stream on. It would accept a place
-// beyond the end, and skip what comes there.
+// Reset makes JetStream deliver from a sequence of the stream on. JetStream would accept a sequence
+// beyond the end, and skip later messages.
 func (c *Consumer) Reset(ctx context.Context, from uint64) error {
 	state := &c.Stream.State
 	from = min(max(from, state.FirstSeq, 1), state.LastSeq+1)

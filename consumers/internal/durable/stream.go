@@ -18,25 +18,27 @@ import (
 	"github.com/pgjet/pgjet/internal/natsconn"
 )
 
-// askTime bounds a question to JetStream that is asked beside others.
+// askTime bounds a request to JetStream besides others.
 const askTime = 5 * time.Second
 
-// A Stream is the one that a consumer reads, with the durable consumers that it has there.
+// A Stream is the stream that a consumer reads, with the consumer's durable consumers.
 type Stream struct {
 	JS       jetstream.JetStream
 	Name     string
 	Consumer string           // the name of the consumer
 	Types    []string         // of its events
-	Subjects *events.Subjects // of those
+	Subjects *events.Subjects // of those events
 	AckWait  time.Duration
 	Log      *slog.Logger
-	// Database is the one that the durable consumers belong to: nothing but Info, Lost, Message may be used before it is set.
+	// Database is the database that the durable consumers belong to: only Info, Lost and Message
+	// may be used before it is set.
 	Database inbox.Identity
 
-	unnamed atomic.Bool // NATS does not let it write whose a durable consumer is
+	unnamed atomic.Bool // NATS does not let this process write the database's name
 }
 
-// Info looks at the stream. It refuses one that takes none of the consumer's subjects.
+// Info returns the state of the stream. It returns an error if the stream stores none of the
+// consumer's subjects.
 func (s *Stream) Info(ctx context.Context) (*jetstream.StreamInfo, error) {
 	stream, err := s.JS.Stream(ctx, s.Name)
 	if err != nil {
@@ -46,17 +48,18 @@ func (s *Stream) Info(ctx context.Context) (*jetstream.StreamInfo, error) {
 	return info, checkSubjects(info.Config, s.Subjects)
 }
 
-// checkSubjects refuses a stream that takes none of these subjects. Of one that gets messages of another stream it is not known.
+// checkSubjects returns an error if a stream stores none of these subjects. The subjects of a
+// mirror or of sources are unknown.
 func checkSubjects(c jetstream.StreamConfig, want *events.Subjects) error {
 	if len(c.Subjects) == 0 || len(c.Sources) > 0 || c.SubjectTransform != nil || want.TakenBy(c.Subjects) {
 		return nil
 	}
-	return fmt.Errorf("%s: stream %s takes %s, and this consumer wants subjects that begin with %s; give it the prefix of the stream by --prefix (Prefix of a consumers.Runner), or another --stream",
+	return fmt.Errorf("%s: stream %s stores %s, and this consumer needs subjects that begin with %s; give it the prefix of the stream by --prefix (Prefix of a consumers.Runner), or another --stream",
 		jserror.StreamDiffers, c.Name, strings.Join(c.Subjects, " "), want.Prefix())
 }
 
-// Lost reports whether the stream lost a message that was delivered. It asks where the stream ends itself, after the mark was read: one
-// that was asked before may have got that message since.
+// Lost reports whether the stream lost a message that was delivered. It asks for the end of the
+// stream itself, after the mark was read: an earlier answer may not include that message.
 func (s *Stream) Lost(ctx context.Context, mark inbox.Mark) (bool, error) {
 	if mark.Seq == 0 {
 		return false, nil
@@ -71,13 +74,14 @@ func (s *Stream) Lost(ctx context.Context, mark inbox.Mark) (bool, error) {
 	}
 	stored, err := natsconn.StoredAt(ctx, stream, mark.Seq)
 	if errors.Is(err, nats.ErrNoResponders) {
-		s.Log.WarnContext(ctx, "nobody can see whether the stream loses its end: the account of the connection does not import some requests; see: pgjet nats accounts", "requests", "$JS.API.DIRECT.GET."+s.Name)
+		s.Log.WarnContext(ctx, "a loss of the stream's end would be unnoticed: the account of the connection does not import some requests; see: pgjet nats accounts", "requests", "$JS.API.DIRECT.GET."+s.Name)
 		return false, nil
 	}
 	return err == nil && mark.Lost(last, stored), err
 }
 
-// Message returns the message at a place of the stream; nil if it is not there, or not to be had now.
+// Message returns the message at a sequence of the stream; nil if it is missing, or cannot be read
+// now.
 func (s *Stream) Message(ctx context.Context, seq uint64) *jetstream.RawStreamMsg {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
@@ -92,7 +96,7 @@ func (s *Stream) Message(ctx context.Context, seq uint64) *jetstream.RawStreamMs
 	return msg
 }
 
-// CheckOwners refuses durable consumers of that many slices that belong to another database.
+// CheckOwners returns an error if durable consumers of that many slices belong to another database.
 func (s *Stream) CheckOwners(ctx context.Context, slices int) error {
 	for _, name := range inbox.Durables(s.Consumer, slices) {
 		if err := s.checkOwner(ctx, name); err != nil && natsconn.Of(err) != jserror.ConsumerMissing {
@@ -102,7 +106,8 @@ func (s *Stream) CheckOwners(ctx context.Context, slices int) error {
 	return nil
 }
 
-// checkOwner returns an error if a durable consumer belongs to another database, or cannot be looked at.
+// checkOwner returns an error if a durable consumer belongs to another database, or cannot be
+// looked up.
 func (s *Stream) checkOwner(ctx context.Context, name string) error {
 	c, err := s.JS.Consumer(ctx, s.Name, name)
 	if err != nil {
@@ -111,7 +116,8 @@ func (s *Stream) checkOwner(ctx context.Context, name string) error {
 	return s.Database.Check(s.Name, name, c.CachedInfo().Config.Metadata)
 }
 
-// Delete deletes the durable consumers of that many slices, as far as they belong to this database and NATS allows it.
+// Delete deletes the durable consumers of that many slices, if they belong to this database and
+// NATS allows it.
 func (s *Stream) Delete(ctx context.Context, slices int) {
 	for _, name := range inbox.Durables(s.Consumer, slices) {
 		err := s.checkOwner(ctx, name)

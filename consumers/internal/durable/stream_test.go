@@ -13,7 +13,7 @@ import (
 	"github.com/pgjet/pgjet/consumers/inbox"
 )
 
-// An answerer answers each question for a message of its stream alike.
+// An answerer gives the same answer to each request for a message.
 type answerer struct {
 	jetstream.JetStream
 	stream answeringStream
@@ -36,8 +36,9 @@ func (s answeringStream) GetMsg(context.Context, uint64, ...jetstream.GetMsgOpt)
 	return &jetstream.RawStreamMsg{Time: s.stored}, s.err
 }
 
-// TestLost: a stream lost what was delivered if it ends before that, or stored what it has there at another time. What is too old, and
-// what the account may not look at, is not known to be lost; any other failure is one.
+// TestLost: a stream lost a delivered message if it ends before it, or stored the one at its
+// sequence at another time. A message that is too old, or that the account may not read, does not
+// count as lost; any other failure does.
 func TestLost(t *testing.T) {
 	at := time.Unix(1700000000, 123456789)
 	mark := inbox.Mark{Generation: 1, Seq: 5, Stored: at.Truncate(time.Microsecond)}

@@ -1,4 +1,5 @@
-// Package follow receives each new event of a stream in every process, for caches. Nothing is remembered: an event may be missed, which is noticed.
+// Package follow receives each new event of a stream in every process, for caches. Nothing is
+// remembered: an event may be missed, which is noticed.
 package follow
 
 import (
@@ -22,22 +23,23 @@ import (
 )
 
 const (
-	followBeat    = time.Second     // an idle stream says so
-	followSilence = 3 * followBeat  // then the session is dead
-	followTime    = 5 * time.Second // to begin one
+	followBeat    = time.Second     // heartbeat of an idle stream
+	followSilence = 3 * followBeat  // without a heartbeat until the session is dead
+	followTime    = 5 * time.Second // to begin a session
 )
 
 // errMissed says that the server sent more than arrived.
 var errMissed = errors.New("events were missed")
 
-// Run calls onEvent for each event of these subjects that the stream stores from now on, in order, until ctx ends. It calls onGap
-// when it begins, and when events may have been missed. The processes that follow share the consumer of the stream of this name.
+// Run calls onEvent for each event of these subjects that the stream stores from now on, in order,
+// until ctx ends. It calls onGap when it begins, and when events may have been missed. The
+// processes that follow share the stream's consumer of this name.
 func Run(ctx context.Context, js jetstream.JetStream, stream, name string, subjects []string, log *slog.Logger, onEvent func(events.Event), onGap func()) {
 	f := &follower{js: js, stream: stream, name: name, subjects: subjects, onEvent: onEvent, onGap: onGap}
 	f.keeper.Run(ctx, log, f.session)
 }
 
-// Ensure makes the consumer that Run needs if it does not exist, and reports whether it did.
+// Ensure creates the consumer that Run needs if it does not exist, and reports whether it did.
 func Ensure(ctx context.Context, js jetstream.JetStream, stream, name string, subjects []string) (created bool, err error) {
 	f := &follower{js: js, stream: stream, name: name, subjects: subjects}
 	if _, err = f.join(ctx); natsconn.Of(err) != jserror.ConsumerMissing {
@@ -59,16 +61,16 @@ type follower struct {
 	keeper   session.Keeper
 }
 
-// A followed is how far the consumer that is followed has come.
+// A followed is how far the followed consumer has come.
 type followed struct {
 	last  uint64    // number of the last delivery
-	next  uint64    // deliveries of places of the stream before it may come late
+	next  uint64    // deliveries with earlier stream sequences may arrive late
 	since time.Time // when the session began
-	fresh bool      // nothing has come in order yet
+	fresh bool      // nothing has arrived in order yet
 }
 
-// session follows the stream by one consumer, which the server removes soon after
-// nobody listens.
+// session follows the stream by one consumer, which the server deletes soon after the last process
+// has gone.
 func (f *follower) session(ctx context.Context) error {
 	nc := f.js.Conn()
 	if !nc.IsConnected() {
@@ -78,12 +80,12 @@ func (f *follower) session(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("subscribe: %w", err)
 	}
-	defer func() { _ = sub.Unsubscribe() }() // the connection is gone otherwise
+	defer func() { _ = sub.Unsubscribe() }() // otherwise the connection is gone
 	at, err := f.begin(ctx)
 	if err != nil {
 		return fmt.Errorf("%w, while following stream %s", err, f.stream)
 	}
-	f.onGap() // after the consumer began: what comes later it will deliver
+	f.onGap() // after the consumer began: later events will be delivered
 	f.keeper.Working()
 	for {
 		msg, err := next(ctx, sub)
@@ -96,8 +98,8 @@ func (f *follower) session(ctx context.Context) error {
 	}
 }
 
-// config returns the consumer by which the server pushes new events. It asks for no acks and no
-// flow control, so that a connection needs no right but that to create the consumer.
+// config returns the consumer by which the server pushes new events. It needs no acks and no flow
+// control, so that a connection only needs the right to create the consumer.
 func (f *follower) config() jetstream.ConsumerConfig {
 	return jetstream.ConsumerConfig{
 		Name:           f.name,
@@ -110,7 +112,7 @@ func (f *follower) config() jetstream.ConsumerConfig {
 	}
 }
 
-// begin has the server push new events, unless it does so for another process already.
+// begin makes the server push new events, unless it does so for another process already.
 func (f *follower) begin(ctx context.Context) (followed, error) {
 	ctx, cancel := context.WithTimeout(ctx, followTime)
 	defer cancel()
@@ -120,7 +122,7 @@ func (f *follower) begin(ctx context.Context) (followed, error) {
 		switch {
 		case natsconn.Of(failed) == jserror.ConsumerDiffers: // another process was faster
 			consumer, err = f.join(ctx)
-		case !errors.Is(failed, nats.ErrNoResponders): // else this process may create none
+		case !errors.Is(failed, nats.ErrNoResponders): // otherwise this process may not create one
 			consumer, err = created, failed
 		}
 	}
@@ -154,7 +156,7 @@ func next(ctx context.Context, sub *nats.Subscription) (*nats.Msg, error) {
 	return msg, err
 }
 
-// take handles one message that came at this point of the session.
+// take handles one message.
 func (f *follower) take(msg *nats.Msg, at *followed) error {
 	if status := msg.Header.Get("Status"); status != "" {
 		if status != "100" {
@@ -177,7 +179,7 @@ func (f *follower) take(msg *nats.Msg, at *followed) error {
 		return errMissed
 	}
 	at.last, at.fresh = at.last+1, false
-	if e, err := events.FromMessage(msg.Header, msg.Data); err == nil { // else nothing of ours changed
+	if e, err := events.FromMessage(msg.Header, msg.Data); err == nil { // otherwise it is no event
 		f.onEvent(e)
 	}
 	return nil

@@ -11,8 +11,8 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// TestTakeCounts: an event that is not the next one that the server sent shows that others
-// got lost.
+// TestTakeCounts: an event that is not the next one that the server sent shows that others got
+// lost.
 func TestTakeCounts(t *testing.T) {
 	taken := 0
 	f := &follower{onEvent: func(events.Event) { taken++ }}
@@ -29,7 +29,7 @@ func TestTakeCounts(t *testing.T) {
 		}
 	}
 	at := followed{last: 4, next: 15, since: time.Now(), fresh: true}
-	if err := f.take(msg(3), &at); err != nil || taken != 0 { // was on its way to others
+	if err := f.take(msg(3), &at); err != nil || taken != 0 { // was in transit to other processes
 		t.Errorf("number 3 after the consumer said 4: %v, and %d were taken, want none", err, taken)
 	}
 	for _, number := range []int{5, 6} {

@@ -1,4 +1,5 @@
-// Package gate says when attempts may begin: fewer while what they need is away, and one of them alone if it may kill the process.
+// Package gate decides when attempts may begin: fewer during an outage of what they need, and one
+// alone if it may kill the process.
 package gate
 
 import (
@@ -9,35 +10,36 @@ import (
 	"github.com/cenkalti/backoff/v4"
 )
 
-// The waits of a consumer whose dependency is away: the first, and the longest.
+// The waits during an outage: the first, and the longest.
 const (
 	minWait = 100 * time.Millisecond
 	maxWait = 5 * time.Second
 )
 
-// A Gate lets attempts pass. After an outage of something that all of them need, one
-// at a time tries again, later each time; when one gets through, twice as many may
-// Pass as before with each success, until all do.
+// A Gate lets attempts pass. After an outage of something that all of them need, it lets one pass
+// at a time, after longer and longer waits. When one succeeds, twice as many as before may pass
+// with each success, until all may.
 type Gate struct {
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced whenever an attempt may pass
-	limit   int           // that may pass at the same time
+	limit   int           // attempts that may pass at the same time
 	most    int
 	passing int
-	until   time.Time // none passes before
+	until   time.Time // no attempt passes before
 	wait    *backoff.ExponentialBackOff
 	reason  error // of the outage; nil without one
 	barred  error // why attempts cannot even begin; nil if they can
 }
 
-// New returns a Gate by which up to most attempts pass at the same time.
+// New returns a Gate that lets up to most attempts pass at the same time.
 func New(most int) *Gate {
 	return &Gate{changed: make(chan struct{}), limit: most, most: most,
 		wait: backoff.NewExponentialBackOff(backoff.WithInitialInterval(minWait),
 			backoff.WithMaxInterval(maxWait), backoff.WithMaxElapsedTime(0))}
 }
 
-// Pass blocks until an attempt may begin, which has to end by [Gate.Ended] or [Gate.Retract]. It fails when ctx ends before.
+// Pass blocks until an attempt may begin, which has to end by [Gate.Ended] or [Gate.Retract]. It
+// fails when ctx ends first.
 func (g *Gate) Pass(ctx context.Context) error { return g.await(ctx, 1) }
 
 // Await is Pass for an attempt that does not begin yet.
@@ -62,7 +64,7 @@ func (g *Gate) await(ctx context.Context, n int) error {
 	}
 }
 
-// try passes, or returns what to wait for and how long at most.
+// try passes, or returns what to wait for, and how long at most.
 func (g *Gate) try(n int) (changed chan struct{}, wait time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -73,7 +75,8 @@ func (g *Gate) try(n int) (changed chan struct{}, wait time.Duration) {
 	return g.changed, max(wait, time.Second)
 }
 
-// Ended notes how an attempt that passed ended: by an outage, or, with nil, in any other way. It reports whether that is news.
+// Ended records the end of an attempt that passed: an outage, or nil for any other end. It reports
+// whether an outage has begun or ended.
 func (g *Gate) Ended(outage error) (news bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -84,7 +87,7 @@ func (g *Gate) Ended(outage error) (news bool) {
 		g.reason = nil
 		g.limit = min(2*g.limit, g.most)
 		g.wait.Reset()
-	case !time.Now().Before(g.until): // of those that passed together, one counts
+	case !time.Now().Before(g.until): // of attempts that passed together, one counts
 		g.reason = outage
 		g.limit = 1
 		g.until = time.Now().Add(g.wait.NextBackOff())
@@ -93,7 +96,8 @@ func (g *Gate) Ended(outage error) (news bool) {
 	return news
 }
 
-// Retract takes a pass back: the attempt did not begin, or its end says nothing about what all of them need.
+// Retract takes a pass back: the attempt did not begin, or its end does not show whether there is
+// an outage.
 func (g *Gate) Retract() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -106,7 +110,7 @@ func (g *Gate) wake() {
 	g.changed = make(chan struct{})
 }
 
-// Next returns how long it is until an attempt may try again.
+// Next returns the time until an attempt may try again.
 func (g *Gate) Next() time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -123,7 +127,8 @@ func (g *Gate) Closed() error {
 	return g.reason
 }
 
-// Bar notes why attempts cannot begin; nil if they can. It reports whether that is news. It keeps none from passing: [Gate.Closed] returns it.
+// Bar records why attempts cannot begin; nil if they can. It reports whether that changed. It does
+// not stop any attempt: [Gate.Closed] returns the reason.
 func (g *Gate) Bar(reason error) (news bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -132,12 +137,13 @@ func (g *Gate) Bar(reason error) (news bool) {
 	return news
 }
 
-// A Solo lets attempts run together, or one of them alone. The alone one does not wait for those that come after it.
+// A Solo lets attempts run together, or one of them alone. The one alone does not wait for later
+// ones.
 type Solo struct {
 	mu      sync.Mutex
 	changed sync.Cond
-	running int  // attempts
-	alone   bool // one runs alone, or waits for that
+	running int  // number of attempts
+	alone   bool // one runs alone, or waits to do so
 }
 
 // NewSolo returns a Solo in which no attempt runs.

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// TestGate: during an outage one attempt at a time tries, less and less often; after
-// it twice as many pass with each success.
+// TestGate: during an outage one attempt at a time passes, less and less often; after it, twice as
+// many pass with each success.
 func TestGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := New(8)
@@ -57,7 +57,7 @@ func TestGate(t *testing.T) {
 					g.Ended(nil)
 					continue
 				}
-				g.mu.Lock() // the others are still at work when the next ones come
+				g.mu.Lock() // the previous ones are still running when the next ones pass
 				g.passing--
 				g.mu.Unlock()
 			}

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestShare: from wherever they begin, members that follow it own all slices evenly, nobody gives up more than it has too many, and then
-// nothing moves any more.
+// TestShare: wherever they begin, members that follow share own all slices evenly, none gives up
+// more than its surplus, and then no slice moves.
 func TestShare(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -25,7 +25,7 @@ func TestShare(t *testing.T) {
 		least := n / len(owned)
 		for round := 0; ; round++ {
 			before := maps.Clone(owned)
-			for pid, has := range before { // all look at the same, and then act
+			for pid, has := range before { // all see the same, and then act
 				switch want := share(n, before, pid); {
 				case has > want:
 					if want < least {

@@ -1,4 +1,5 @@
-// Package recent remembers the last attempts of a process, and says when so many of them failed that somebody should look.
+// Package recent remembers the last attempts of a process, and reports when so many of them failed
+// that an operator should look.
 package recent
 
 import (
@@ -9,28 +10,28 @@ import (
 )
 
 const (
-	recentAttempts = 50               // that a process remembers
-	recentFor      = 10 * time.Minute // for so long
-	judged         = 10               // attempts before a share of them means anything
-	inARow         = 3                // failures, and none that succeeds, that mean something sooner,
-	outage         = 3 * time.Second  // if they have gone on for so long
-	recovery       = 5                // attempts in a row that end an outage
+	recentAttempts = 50               // the number of remembered attempts
+	recentFor      = 10 * time.Minute // how long they are remembered
+	judged         = 10               // the least attempts whose share of failures counts
+	inARow         = 3                // consecutive failures that count earlier,
+	outage         = 3 * time.Second  // if they have gone on for this long
+	recovery       = 5                // consecutive successes that end an outage
 )
 
-// An Attempt is one that has ended.
+// An Attempt is an ended attempt.
 type Attempt struct {
 	Began time.Time
 	Took  time.Duration
 	Err   error // nil if it succeeded
 }
 
-// Attempts are the last ones of a process. The zero value has none.
+// Attempts are the last attempts of a process. The zero value has none.
 type Attempts struct {
 	mu  sync.Mutex
 	all []Attempt
 }
 
-// Add notes one more. When enough in a row have succeeded, failures before them are history.
+// Add adds an attempt. When enough in a row have succeeded, it forgets earlier failures.
 func (r *Attempts) Add(e Attempt) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -53,7 +54,7 @@ func failures(all []Attempt) (n int) {
 	return n
 }
 
-// Lasting returns for how long all attempts have failed; 0 if the last one did not.
+// Lasting returns for how long all attempts have failed; 0 if the last one succeeded.
 func (r *Attempts) Lasting() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -63,7 +64,7 @@ func (r *Attempts) Lasting() time.Duration {
 	return 0
 }
 
-// failedLast returns the attempts since the last one that succeeded.
+// failedLast returns the attempts since the last success.
 func failedLast(all []Attempt) []Attempt {
 	first := len(all)
 	for first > 0 && all[first-1].Err != nil {
@@ -72,9 +73,9 @@ func failedLast(all []Attempt) []Attempt {
 	return all[first:]
 }
 
-// Summary returns how many attempts there were in the last minutes, how many of them failed,
-// their median time, and the last error. If enough have failed in a row, for long enough, what succeeded before
-// is history.
+// Summary returns how many attempts there were in the last minutes, how many of them failed, their
+// median time, and the last error. If enough have failed in a row, for long enough, earlier
+// successes do not count.
 func (r *Attempts) Summary() (attempts, failed int, took time.Duration, reason string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -96,7 +97,7 @@ func (r *Attempts) Summary() (attempts, failed int, took time.Duration, reason s
 	return len(r.all), failures(r.all), took, reason
 }
 
-// FailedShare returns which part of the last attempts failed, 0 if there are too few.
+// FailedShare returns the share of failures among the last attempts; 0 if there are too few.
 func (r *Attempts) FailedShare() float64 {
 	attempts, failed, _, _ := r.Summary()
 	if attempts < judged && !Failing(attempts, failed, r.Lasting()) {
@@ -105,9 +106,9 @@ func (r *Attempts) FailedShare() float64 {
 	return float64(failed) / float64(attempts)
 }
 
-// Failing reports whether so many of a consumer's last attempts failed that somebody should look: half of ten or
-// more, or all of three or more if that has lasted for some seconds. One that fails and succeeds at the next try is
-// nothing.
+// Failing reports whether so many of a consumer's last attempts failed that an operator should
+// look: half of ten or more, or all of three or more if that has lasted for some seconds. One
+// failure followed by a success does not count.
 func Failing(attempts, failed int, lasting time.Duration) bool {
 	return attempts >= judged && failed*2 >= attempts || failed >= inARow && failed == attempts && lasting >= outage
 }
