@@ -103,7 +103,7 @@ type auditor struct {
 	epoch  int64 // of the session in which the fields below were read
 	known  bool  // whether pass is the one to continue
 	pass   Audited
-	place  audit.Place
+	place  audit.Checkpoint
 	made   time.Time // when the stream was made
 	until  int64     // where the pass ends: what was published when it began
 	walk   *audit.Walk
@@ -228,7 +228,7 @@ func (a *auditor) load(ctx context.Context, sides audit.Sides) error {
 		a.after = time.Now().Add(min(auditLook, auditRest))
 		return nil
 	}
-	a.pass, a.place = Audited{}, audit.Place{}
+	a.pass, a.place = Audited{}, audit.Checkpoint{}
 	if a.made, err = sides.Created(ctx); err != nil {
 		return err
 	}

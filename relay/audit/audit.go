@@ -1,18 +1,21 @@
-// Package audit compares an outbox with its stream: does the stream hold every event that was published, once, in
-// the order of its key, and byte for byte as its row says?
+// Package audit compares an outbox with its stream. The stream must hold every published event
+// once, in the order of its key, and with the same content as its row.
 //
-// Nothing is taken from what a relay counted. What has to be there is what the newest checkpoint covers. A [Walk] reads the
-// messages of the stream in order and looks each up in the outbox; then it reads the rows in order, and looks which of them no message
-// was of. What was pruned from the outbox, has aged out of the stream, is in quarantine or was adopted cannot be compared: it is
-// counted, and is no difference.
+// It uses nothing that a relay counted. The newest checkpoint covers the events that the stream
+// must hold. A [Walk] reads the messages of the stream in order and looks each up in the outbox;
+// then it reads the rows in order, and checks which of them had no message. Events that were pruned
+// from the outbox, have aged out of the stream, are in quarantine or were adopted cannot be
+// compared: they are counted, and are no difference.
 //
-// Memory is bounded. A Walk keeps one bit for each event that it compares, 1 MiB to know which keys are in order, the first 1000 differences,
-// and one batch: at most 2000 messages, or 4 MiB and the message that exceeds them, with the rows of these. It needs
-// SELECT on the tables of the outbox and the relay, direct gets and the state of the stream, and changes nothing.
+// Memory is bounded. A Walk keeps one bit for each event that it compares, 1 MiB to check the order
+// of keys, the first 1000 differences, and one batch: at most 2000 messages, or 4 MiB and the
+// message that exceeds them, with the rows of these. It needs SELECT on the tables of the outbox
+// and the relay, direct gets and the state of the stream, and changes nothing.
 //
-// What order is: two events of one key were appended by the same transaction, or a checkpoint shows that the first was
-// committed when the second was not. The seqs of two transactions that ran at the same time say nothing about their order. Of a
-// key that shares its place in that 1 MiB with later events of others, the 100 000 seqs that follow are searched.
+// Two events of one key are in order if the same transaction appended both, or a checkpoint shows
+// that the first was committed when the second was not. The seqs of two concurrent transactions say
+// nothing about their order. If a key shares its slot in that 1 MiB with later events of other
+// keys, the following 100 000 seqs are searched.
 package audit
 
 import (
@@ -31,22 +34,22 @@ import (
 // Kinds of differences.
 const (
 	Missing    = "missing"      // published, and not in the stream
-	Extra      = "extra"        // in the stream, and the outbox does not know it
-	Twice      = "twice"        // in the stream once more
+	Extra      = "extra"        // in the stream, and not in the outbox
+	Twice      = "twice"        // in the stream again
 	OutOfOrder = "out_of_order" // behind a later event of its key
-	Changed    = "changed"      // not what the row says
+	Changed    = "changed"      // not the same as the row
 )
 
-// A Difference is one place at which outbox and stream differ.
+// A Difference is one difference between outbox and stream.
 type Difference struct {
 	Kind      string    `json:"kind"`
 	Seq       int64     `json:"seq"`        // in the outbox; 0 if there is no row
 	StreamSeq uint64    `json:"stream_seq"` // in the stream; 0 if it is missing there
-	ID        uuid.UUID `json:"id"`         // of the event; zero if the message is none
-	Text      string    `json:"text"`       // what differs, without payload or key
+	ID        uuid.UUID `json:"id"`         // of the event; zero if the message is no event
+	Text      string    `json:"text"`       // the difference, without payload or key
 }
 
-// A Result counts what was compared.
+// A Result counts the compared messages and events.
 type Result struct {
 	Compared   int64 `json:"compared"` // messages that are events of the outbox
 	Missing    int64 `json:"missing"`
@@ -55,16 +58,16 @@ type Result struct {
 	OutOfOrder int64 `json:"out_of_order"`
 	Changed    int64 `json:"changed"`
 
-	// What follows could not be compared, and is no difference.
+	// The following could not be compared, and are no differences.
 	Pruned      int64 `json:"pruned"`      // messages whose rows were pruned
-	Before      int64 `json:"before"`      // events that were published before: they aged out of the stream, or are older than was asked for
-	Quarantined int64 `json:"quarantined"` // events that no stream takes, or that are to be published again
-	Adopted     int64 `json:"adopted"`     // messages that the outbox does not know, which an operator accepted
+	Before      int64 `json:"before"`      // events that were published before: they aged out of the stream, or are older than the requested time
+	Quarantined int64 `json:"quarantined"` // events that no stream accepts, or that are to be published again
+	Adopted     int64 `json:"adopted"`     // messages that are not in the outbox, which an operator accepted
 	Moved       int64 `json:"moved"`       // events that were published later, since they were in quarantine or published again
 	Overlapping int64 `json:"overlapping"` // behind a later event of their key, whose transaction may have committed first
 }
 
-// Differences returns how many there are.
+// Differences returns the number of differences.
 func (r Result) Differences() int64 {
 	return r.Missing + r.Extra + r.Twice + r.OutOfOrder + r.Changed
 }
@@ -74,40 +77,42 @@ func (r *Result) add(kind string) {
 	*map[string]*int64{Missing: &r.Missing, Extra: &r.Extra, Twice: &r.Twice, OutOfOrder: &r.OutOfOrder, Changed: &r.Changed}[kind]++
 }
 
-// Sides are the two that are compared. Nobody else may use the connection to the database meanwhile.
+// Sides are the outbox and the stream that are compared. The connection to the database must not be
+// used otherwise meanwhile.
 type Sides struct {
 	DB     *pgx.Conn
 	JS     jetstream.JetStream
 	Stream string
 }
 
-// A Place is where both sides are known to match, as a relay proved it: the stream, at or before Seq, holds what
-// Position covers. The zero Place is the beginning.
-type Place struct {
+// A Checkpoint is one of a relay, at which both sides are known to match: at or before Seq, the
+// stream holds the events of Position. The zero Checkpoint is the beginning.
+type Checkpoint struct {
 	Seq      uint64
-	ID       uuid.UUID // of the event there; zero if it is not known
+	ID       uuid.UUID // of the event there; zero if unknown
 	Position backlog.Position
-	Events   int64 // how many it covers, with those that were pruned
+	Events   int64 // number of events in Position, including pruned ones
 }
 
-// ErrChanged says that the stream is not what it was.
-var ErrChanged = errors.New("the stream was made anew, or lost its end")
+// ErrChanged says that the stream was created again, or lost its end.
+var ErrChanged = errors.New("the stream was created again, or lost its end")
 
-// Begin returns a walk through all that was published since a time, or, if that is zero, through all that both sides still have. It goes
-// on behind the newest checkpoint to the end of the stream.
+// Begin returns a walk through all events that were published since a time, or, if that is zero,
+// through all that both sides still have. It goes beyond the newest checkpoint to the end of the
+// stream.
 func (s Sides) Begin(ctx context.Context, since time.Time) (*Walk, error) {
 	w, state, err := s.open(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var old Place // newest that is older than was asked for
+	var old Checkpoint // the newest one older than the requested time
 	if !since.IsZero() {
 		if old, err = s.checkpoint(ctx, w.created, `at <= $3 order by id desc`, since); err != nil {
 			return nil, err
 		}
 	}
 	w.from = old
-	if state.FirstSeq > 1 { // what aged out had been there
+	if state.FirstSeq > 1 { // messages that aged out had been there
 		kept, err := s.checkpoint(ctx, w.created, `stream_seq >= $3 order by id`, int64(state.FirstSeq-1))
 		if err != nil {
 			return nil, err
@@ -124,9 +129,10 @@ func (s Sides) Begin(ctx context.Context, since time.Time) (*Walk, error) {
 	return w, nil
 }
 
-// Next returns a walk from a place, in the stream that was created then, to the last checkpoint within so many messages, or else to the
-// first one behind the place; nil if there is none yet. It returns [ErrChanged] if the stream was made anew, or has lost its end, since.
-func (s Sides) Next(ctx context.Context, created time.Time, from Place, messages int) (*Walk, error) {
+// Next returns a walk from a checkpoint, in the stream with this creation time, to the last checkpoint
+// within that many messages, or otherwise to the next checkpoint; nil if there is none
+// yet. It returns [ErrChanged] if the stream was created again, or has lost its end, since.
+func (s Sides) Next(ctx context.Context, created time.Time, from Checkpoint, messages int) (*Walk, error) {
 	w, state, err := s.open(ctx)
 	if err != nil {
 		return nil, err
@@ -137,7 +143,7 @@ func (s Sides) Next(ctx context.Context, created time.Time, from Place, messages
 	if err := w.confirm(ctx, from); err != nil {
 		return nil, err
 	}
-	if from.Seq+1 < state.FirstSeq { // what aged out had been there
+	if from.Seq+1 < state.FirstSeq { // messages that aged out had been there
 		kept, err := s.checkpoint(ctx, created, `stream_seq >= $3 order by id`, int64(state.FirstSeq-1))
 		if err != nil || kept.Seq < state.FirstSeq-1 {
 			return nil, err
@@ -157,8 +163,8 @@ func (s Sides) Next(ctx context.Context, created time.Time, from Place, messages
 	return w, nil
 }
 
-// confirm returns [ErrChanged] if the stream has another message at a place than it had.
-func (w *Walk) confirm(ctx context.Context, p Place) error {
+// confirm returns [ErrChanged] if the stream has another message at p than p says.
+func (w *Walk) confirm(ctx context.Context, p Checkpoint) error {
 	if p.Seq == 0 || p.ID == uuid.Nil {
 		return nil
 	}
@@ -176,19 +182,19 @@ func (w *Walk) confirm(ctx context.Context, p Place) error {
 	return nil
 }
 
-// Created returns when the stream was made, as a checkpoint says it.
+// Created returns when the stream was created, in the form of a checkpoint.
 func (s Sides) Created(ctx context.Context) (time.Time, error) {
 	stream, err := s.JS.Stream(ctx, s.Stream)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("look up stream %s: %w", s.Stream, err)
 	}
-	return stream.CachedInfo().Created.Truncate(time.Microsecond), nil // PostgreSQL keeps no more
+	return stream.CachedInfo().Created.Truncate(time.Microsecond), nil // PostgreSQL stores microseconds
 }
 
-// open looks both sides up. The newest checkpoint first: the stream has what that covers.
+// open looks up both sides, the newest checkpoint first: the stream has the events that it covers.
 func (s Sides) open(ctx context.Context) (w *Walk, state jetstream.StreamState, err error) {
 	w = &Walk{Sides: s, reader: backlog.NewReader(s.DB)}
-	var newest Place
+	var newest Checkpoint
 	var of time.Time
 	if of, newest, err = s.newest(ctx); err != nil {
 		return nil, state, err
@@ -197,7 +203,7 @@ func (s Sides) open(ctx context.Context) (w *Walk, state jetstream.StreamState, 
 		return nil, state, fmt.Errorf("look up stream %s: %w", s.Stream, err)
 	}
 	info := w.stream.CachedInfo()
-	w.created = info.Created.Truncate(time.Microsecond) // as a checkpoint says it
+	w.created = info.Created.Truncate(time.Microsecond) // in the form of a checkpoint
 	if of.Equal(w.created) {
 		w.to = newest
 	}
@@ -205,32 +211,34 @@ func (s Sides) open(ctx context.Context) (w *Walk, state jetstream.StreamState, 
 		select (select coalesce(max(stream_seq), 0) from pgjet.adoption where stream = $1 and stream_created = $2),
 		       (select events from pgjet.pruned)`, s.Stream, w.created).Scan(&w.adopted, &w.pruned)
 	if err != nil {
-		return nil, state, fmt.Errorf("look what was adopted and pruned: %w", err)
+		return nil, state, fmt.Errorf("look up what was adopted and pruned: %w", err)
 	}
 	return w, info.State, nil
 }
 
-const placeColumns = `stream_created, stream_seq, event_id, snapshot::text, floor, events from pgjet.checkpoint
+const checkpointColumns = `stream_created, stream_seq, event_id, snapshot::text, floor, events from pgjet.checkpoint
 	 where system_identifier = (select system_identifier from pg_control_system()) and stream = $1`
 
-// newest returns the newest checkpoint of the stream, of whichever incarnation; a zero one if there is none.
-func (s Sides) newest(ctx context.Context) (created time.Time, p Place, err error) {
-	return scanPlace(s.DB.QueryRow(ctx, `select `+placeColumns+` order by id desc limit 1`, s.Stream))
+// newest returns the newest checkpoint of the stream, of any incarnation; a zero one if there is
+// none.
+func (s Sides) newest(ctx context.Context) (created time.Time, p Checkpoint, err error) {
+	return scanCheckpoint(s.DB.QueryRow(ctx, `select `+checkpointColumns+` order by id desc limit 1`, s.Stream))
 }
 
-// checkpoint returns the first of the checkpoints of this incarnation that are selected, a zero one if there is none.
-func (s Sides) checkpoint(ctx context.Context, created time.Time, which string, args ...any) (Place, error) {
-	_, p, err := scanPlace(s.DB.QueryRow(ctx, `select `+placeColumns+` and stream_created = $2 and `+which+` limit 1`, append([]any{s.Stream, created}, args...)...))
+// checkpoint returns the first selected checkpoint of this incarnation, a zero one if there is
+// none.
+func (s Sides) checkpoint(ctx context.Context, created time.Time, which string, args ...any) (Checkpoint, error) {
+	_, p, err := scanCheckpoint(s.DB.QueryRow(ctx, `select `+checkpointColumns+` and stream_created = $2 and `+which+` limit 1`, append([]any{s.Stream, created}, args...)...))
 	return p, err
 }
 
-func scanPlace(row pgx.Row) (created time.Time, p Place, err error) {
+func scanCheckpoint(row pgx.Row) (created time.Time, p Checkpoint, err error) {
 	var seq int64
 	var id *uuid.UUID
 	var snapshot string
 	switch err = row.Scan(&created, &seq, &id, &snapshot, &p.Position.Floor, &p.Events); {
 	case errors.Is(err, pgx.ErrNoRows):
-		return created, Place{}, nil
+		return created, Checkpoint{}, nil
 	case err == nil:
 		p.Seq = uint64(seq)
 		if id != nil {

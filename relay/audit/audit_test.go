@@ -19,18 +19,18 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 
 const patience = 20 * time.Second
 
-// A bench is an outbox, its stream, from which messages can be deleted, and a relay that publishes.
-type bench struct {
+// A fixture is an outbox, its stream, from which messages can be deleted, and a relay that publishes.
+type fixture struct {
 	*testing.T
 	db     *pgxpool.Pool
 	js     jetstream.JetStream
 	stream jetstream.Stream
 }
 
-func newBench(t *testing.T, direct bool) *bench {
+func newFixture(t *testing.T, direct bool) *fixture {
 	t.Helper()
 	js, url := testenv.JetStream(t)
-	b := &bench{T: t, db: testenv.Postgres(t), js: js}
+	b := &fixture{T: t, db: testenv.Postgres(t), js: js}
 	config := relay.StreamConfig("EVENTS", 1)
 	config.DenyDelete, config.DenyPurge, config.AllowDirect = false, false, direct
 	var err error
@@ -44,14 +44,14 @@ func newBench(t *testing.T, direct bool) *bench {
 
 const appended = `insert into pgjet.outbox (id, type, key, data) select gen_random_uuid(), 'note.made', $2, '{}' from generate_series(1, $1::int)`
 
-// append commits events of one key, and waits until a checkpoint covers them, and total with those before.
-func (b *bench) append(count, total int) {
+// append commits events of one key, and waits until a checkpoint covers total events.
+func (b *fixture) append(count, total int) {
 	b.Helper()
 	testenv.Exec(b, b.db, appended, count, fmt.Sprint("k", total))
 	b.covered(total)
 }
 
-func (b *bench) covered(total int) {
+func (b *fixture) covered(total int) {
 	b.Helper()
 	testenv.Eventually(b, patience, fmt.Sprintf("a checkpoint of %d events", total), func() bool {
 		s, err := relay.ReadStatus(b.Context(), b.db, "EVENTS")
@@ -59,7 +59,7 @@ func (b *bench) covered(total int) {
 	})
 }
 
-func (b *bench) delete(seq uint64) {
+func (b *fixture) delete(seq uint64) {
 	b.Helper()
 	if err := b.stream.DeleteMsg(b.Context(), seq); err != nil {
 		b.Fatal(err)
@@ -67,7 +67,7 @@ func (b *bench) delete(seq uint64) {
 }
 
 // audit compares both sides since a time.
-func (b *bench) audit(since time.Time) *audit.Walk {
+func (b *fixture) audit(since time.Time) *audit.Walk {
 	b.Helper()
 	conn, err := b.db.Acquire(b.Context())
 	if err != nil {
@@ -84,13 +84,13 @@ func (b *bench) audit(since time.Time) *audit.Walk {
 	return w
 }
 
-// TestMissing: a message that is gone is missing, whether the stream allows direct gets or not.
+// TestMissing: a deleted message is missing, whether the stream allows direct gets or not.
 func TestMissing(t *testing.T) {
 	t.Parallel()
 	for _, direct := range []bool{true, false} {
 		t.Run(fmt.Sprintf("allow_direct=%t", direct), func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t, direct)
+			b := newFixture(t, direct)
 			b.append(20, 20)
 			b.delete(7)
 			w := b.audit(time.Time{})
@@ -101,10 +101,11 @@ func TestMissing(t *testing.T) {
 	}
 }
 
-// TestAgedOut: what aged out of the stream, or was purged, is not missing; a message that is gone behind that is.
+// TestAgedOut: messages that aged out of the stream, or were purged, are not missing; a message
+// deleted after those is.
 func TestAgedOut(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, true)
+	b := newFixture(t, true)
 	for i := range 4 {
 		b.append(5, 5*(i+1))
 	}
@@ -120,10 +121,10 @@ func TestAgedOut(t *testing.T) {
 	}
 }
 
-// TestSince: only what was published since then is compared.
+// TestSince: only events that were published since then are compared.
 func TestSince(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, true)
+	b := newFixture(t, true)
 	b.append(10, 10)
 	var since time.Time
 	if err := b.db.QueryRow(t.Context(), `select clock_timestamp()`).Scan(&since); err != nil {
@@ -140,11 +141,11 @@ func TestSince(t *testing.T) {
 	}
 }
 
-// TestLateCommit: an event whose transaction committed after that of a later one of its key stands behind that, as it has to. It is not
-// missing for an audit that begins between them either.
+// TestLateCommit: an event may follow a later one of its key if its transaction committed after
+// that one's. An audit that begins between them does not report it as missing either.
 func TestLateCommit(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, true)
+	b := newFixture(t, true)
 	tx, err := b.db.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -174,12 +175,12 @@ func TestLateCommit(t *testing.T) {
 	}
 }
 
-// TestOutOfOrder: an event of another transaction that stands behind a later one of its key is out of order if a checkpoint shows which was
-// committed first.
+// TestOutOfOrder: an event of another transaction that follows a later one of its key is out of
+// order if a checkpoint shows which was committed first.
 func TestOutOfOrder(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, true)
-	b.append(1, 1) // or what is deleted would count as aged out
+	b := newFixture(t, true)
+	b.append(1, 1) // otherwise the deleted message would count as aged out
 	for total := 2; total <= 3; total++ {
 		testenv.Exec(t, b.db, appended, 1, "k")
 		b.covered(total)
@@ -202,10 +203,11 @@ func TestOutOfOrder(t *testing.T) {
 	}
 }
 
-// TestPruned: messages whose rows were pruned are no difference; a message whose row is gone otherwise is.
+// TestPruned: a message whose row was pruned is no difference; a message without a row otherwise
+// is.
 func TestPruned(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, true)
+	b := newFixture(t, true)
 	b.append(10, 10)
 	var name string
 	testenv.Eventually(t, patience, "the events are in a partition", func() bool {
@@ -223,9 +225,9 @@ func TestPruned(t *testing.T) {
 	}
 }
 
-// TestNext: a walk goes as far as it may in one piece, and at least to the next checkpoint.
+// TestNext: a walk goes as far as allowed in one piece, and at least to the next checkpoint.
 func TestNext(t *testing.T) {
-	b := newBench(t, true)
+	b := newFixture(t, true)
 	for total := 10; total <= 40; total += 10 {
 		b.append(10, total)
 	}
@@ -240,7 +242,7 @@ func TestNext(t *testing.T) {
 		t.Fatal(err)
 	}
 	for messages, want := range map[int]uint64{1: 10, 19: 10, 20: 20, 35: 30, 1000: 40} {
-		w, err := sides.Next(t.Context(), made, audit.Place{}, messages)
+		w, err := sides.Next(t.Context(), made, audit.Checkpoint{}, messages)
 		if err != nil || w == nil || w.To().Seq != want {
 			t.Errorf("a walk of %d messages: %+v, %v, want to %d", messages, w, err, want)
 		}

@@ -20,14 +20,14 @@ import (
 	"github.com/pgjet/pgjet/relay/backlog"
 )
 
-// What one batch of messages holds at most, and one of rows.
+// The most messages in one batch, and rows in another.
 const (
 	batchMessages = 2000
 	batchBytes    = 4 << 20
 	batchRows     = 10_000
 )
 
-// listed is how many differences are kept; all are counted.
+// listed is the number of differences that are kept; all are counted.
 const listed = 1000
 
 // A Walk compares one range of both sides, step by step. Its state is lost with the process.
@@ -35,27 +35,27 @@ type Walk struct {
 	Sides
 	Result      Result
 	Differences []Difference    // the first 1000
-	Lacks       func(seq int64) // called for each event that is missing, if it is not nil
+	Lacks       func(seq int64) // called for each missing event, if it is not nil
 
 	created  time.Time
 	stream   jetstream.Stream
 	reader   *backlog.Reader
-	from, to Place
+	from, to Checkpoint
 	adopted  uint64
-	pruned   int64 // events, ever
+	pruned   int64 // number of events ever pruned
 
-	first, next, last uint64 // messages
+	first, next, last uint64 // sequences of messages
 	whole             bool   // last was the end of the stream
-	after             int64  // rows up to here were looked at
-	late              bool   // those that committed late were, too
+	after             int64  // rows up to this seq were checked
+	late              bool   // rows that committed late were checked, too
 	seen              seqset.Set
-	earlier           int64 // messages of events that from covers
+	earlier           int64 // number of messages of events that from covers
 	highest           int64 // the highest seq of a message so far
 	order             [1 << 16]latest
 	seed              maphash.Seed
 }
 
-// A latest is the highest seq of the keys that share a slot, and whose it is.
+// A latest is the highest seq of the keys that share a slot, and its key.
 type latest struct {
 	seq int64
 	key uint64
@@ -66,22 +66,22 @@ func (w *Walk) start(next uint64) {
 	w.after = w.from.Position.Floor
 }
 
-// Created returns when the stream was made.
+// Created returns when the stream was created.
 func (w *Walk) Created() time.Time { return w.created }
 
-// To returns the place up to which w compares both sides.
-func (w *Walk) To() Place { return w.to }
+// To returns the checkpoint up to which w compares both sides.
+func (w *Walk) To() Checkpoint { return w.to }
 
-// Messages returns how many places of the stream were looked at.
+// Messages returns how many sequences of the stream were read.
 func (w *Walk) Messages() int { return int(w.next - w.first) }
 
-// Progress returns how many messages and rows were looked at, and about how many there are.
+// Progress returns how many messages and rows were read, and about how many there are.
 func (w *Walk) Progress() (done, total int64) {
 	messages, rows := int64(w.last+1)-int64(w.first), w.to.Position.Floor-w.from.Position.Floor
 	return int64(w.next) - int64(w.first) + w.after - w.from.Position.Floor, max(messages, 0) + max(rows, 0)
 }
 
-// Run takes all steps. It calls progress, which may be nil, after each.
+// Run runs all steps. It calls progress, which may be nil, after each.
 func (w *Walk) Run(ctx context.Context, progress func(done, total int64)) error {
 	for {
 		more, err := w.Step(ctx, batchMessages, batchBytes)
@@ -94,8 +94,8 @@ func (w *Walk) Run(ctx context.Context, progress func(done, total int64)) error 
 	}
 }
 
-// Step looks at some messages or rows, and reports whether there are more. It receives at most so many messages and bytes, and
-// the message that exceeds them.
+// Step compares some messages or rows, and reports whether there are more. It receives at most that
+// many messages and bytes, and the message that exceeds them.
 func (w *Walk) Step(ctx context.Context, messages, bytes int) (more bool, err error) {
 	switch {
 	case w.next <= w.last:
@@ -113,7 +113,7 @@ func (w *Walk) Step(ctx context.Context, messages, bytes int) (more bool, err er
 	return more, nil
 }
 
-// A message is what the stream holds at one place.
+// A message is a message of the stream.
 type message struct {
 	seq     uint64
 	subject string
@@ -147,7 +147,7 @@ func (w *Walk) readMessages(ctx context.Context, most, bytes int) error {
 	return nil
 }
 
-// readSingly asks the leader for one message after the other.
+// readSingly reads messages one by one from the leader.
 func (w *Walk) readSingly(ctx context.Context, most int) (read uint64, batch []message, err error) {
 	for read = w.next; read <= w.last && len(batch) < most; read++ {
 		raw, err := w.stream.GetMsg(ctx, read)
@@ -162,7 +162,7 @@ func (w *Walk) readSingly(ctx context.Context, most int) (read uint64, batch []m
 	return read - 1, batch, nil
 }
 
-// complete returns an error if there are messages that the replica which was asked does not have.
+// complete returns an error if the replica that was read lacks messages.
 func (w *Walk) complete(ctx context.Context) error {
 	_, err := w.stream.GetMsg(ctx, w.last)
 	switch {
@@ -188,7 +188,7 @@ func (w *Walk) differs(kind string, seq int64, streamSeq uint64, id uuid.UUID, t
 	}
 }
 
-// compare looks up of which rows these messages are.
+// compare looks up the rows of these messages, and compares them.
 func (w *Walk) compare(ctx context.Context, batch []message) error {
 	rows, err := w.rows(ctx, batch)
 	if err != nil {
@@ -235,7 +235,7 @@ func (w *Walk) rows(ctx context.Context, batch []message) (map[int64]backlog.Rec
 	return rows, nil
 }
 
-// judgeUnknown counts messages of which the outbox has no row.
+// judgeUnknown counts messages without a row in the outbox.
 func (w *Walk) judgeUnknown(ctx context.Context, unknown []message) error {
 	if len(unknown) == 0 {
 		return nil
@@ -245,16 +245,16 @@ func (w *Walk) judgeUnknown(ctx context.Context, unknown []message) error {
 		seqs[i] = m.event.Seq
 	}
 	gone := make(map[int64]bool)
-	// Asked for after the rows: a partition that is pruned meanwhile is gone now.
+	// Queried after the rows: a partition that is pruned meanwhile is gone now.
 	rows, err := w.DB.Query(ctx, `
 		select s from unnest($1::bigint[]) s
 		 where s <= (select seq from pgjet.pruned) and not exists (select from pgjet.outbox_partition p where s >= p.low and s < p.high)`, seqs)
 	if err != nil {
-		return fmt.Errorf("look what was pruned: %w", err)
+		return fmt.Errorf("look up what was pruned: %w", err)
 	}
 	var seq int64
 	if _, err := pgx.ForEachRow(rows, []any{&seq}, func() error { gone[seq] = true; return nil }); err != nil {
-		return fmt.Errorf("look what was pruned: %w", err)
+		return fmt.Errorf("look up what was pruned: %w", err)
 	}
 	for _, m := range unknown {
 		switch {
@@ -300,8 +300,8 @@ func (w *Walk) compareOne(ctx context.Context, m message, r backlog.Record) erro
 	return w.checkOrder(ctx, m, r)
 }
 
-// changes returns what of a message is not what its row says. Headers that others add are no change, nor is the
-// source, which is none of the row.
+// changes returns which parts of a message differ from its row. Additional headers do not count,
+// nor does the source, which is not in the row.
 func changes(m message, row events.Event) (what []string) {
 	if !strings.HasSuffix(m.subject, strings.TrimPrefix(events.Subject(row.Type, row.Key), events.Prefix)) {
 		what = append(what, "subject")
@@ -310,7 +310,7 @@ func changes(m message, row events.Event) (what []string) {
 	for name, value := range row.Headers() {
 		expected[name] = true
 		have := m.raw.Header[name]
-		missing := len(have) == 0 && name == "ce-datacontenttype" && row.ContentType == "" // older relays left it out
+		missing := len(have) == 0 && name == "ce-datacontenttype" && row.ContentType == "" // older relays omitted it
 		if name != "ce-source" && !missing && (len(have) != 1 || have[0] != value) {
 			what = append(what, "header "+name)
 		}
@@ -327,7 +327,7 @@ func changes(m message, row events.Event) (what []string) {
 	return what
 }
 
-// checkOrder notes the place of an event among those of its key.
+// checkOrder records the position of an event among those of its key, and compares it.
 func (w *Walk) checkOrder(ctx context.Context, m message, r backlog.Record) error {
 	seq, key := r.Event.Seq, maphash.String(w.seed, r.Event.Key)
 	slot := &w.order[key%uint64(len(w.order))]
@@ -340,7 +340,7 @@ func (w *Walk) checkOrder(ctx context.Context, m message, r backlog.Record) erro
 		return nil
 	}
 	before := slot.seq
-	if slot.key != key { // a later event of another key has taken the slot
+	if slot.key != key { // a later event of another key has the slot
 		var err error
 		if before, err = w.laterOfKey(ctx, r); err != nil || before == 0 {
 			return err
@@ -366,7 +366,8 @@ func (w *Walk) checkOrder(ctx context.Context, m message, r backlog.Record) erro
 	return nil
 }
 
-// laterOfKey returns the seq of an event of the same key that is later than r, and was seen before; 0 if there is none.
+// laterOfKey returns the seq of a later event of the same key that was read before r; 0 if there is
+// none.
 func (w *Walk) laterOfKey(ctx context.Context, r backlog.Record) (later int64, err error) {
 	rows, err := w.DB.Query(ctx, `
 		select seq from (select seq, key from pgjet.outbox where seq > $1 and seq <= $2 order by seq limit 100000) o where key = $3 order by seq limit 100`,
@@ -384,7 +385,7 @@ func (w *Walk) laterOfKey(ctx context.Context, r backlog.Record) (later int64, e
 	return later, err
 }
 
-// inOrder reports whether the event of r was committed before the one with the seq later was, for certain.
+// inOrder reports whether the event of r was certainly committed before that with the seq later.
 func (w *Walk) inOrder(ctx context.Context, r backlog.Record, later int64) (yes bool, err error) {
 	var other backlog.Record
 	if err := w.reader.Find(ctx, []int64{later}, func(r backlog.Record) { other = r }); err != nil || other.Event.Seq == 0 {
@@ -398,24 +399,24 @@ func (w *Walk) inOrder(ctx context.Context, r backlog.Record, later int64) (yes 
 		                where system_identifier = (select system_identifier from pg_control_system())
 		                  and pg_visible_in_snapshot($1::xid8, snapshot) and not pg_visible_in_snapshot($2::xid8, snapshot))`, r.XID, other.XID).Scan(&yes)
 	if err != nil {
-		return false, fmt.Errorf("look which of two events was committed first: %w", err)
+		return false, fmt.Errorf("look up which of two events was committed first: %w", err)
 	}
 	return yes, nil
 }
 
-// moved returns those of these seqs whose events were published later than others of their time: an operator ended their quarantine, or had
-// them published again.
+// moved returns those of these seqs whose events were published later than others of their time: an
+// operator ended their quarantine, or had them published again.
 func (w *Walk) moved(ctx context.Context, seqs []int64) ([]int64, error) {
 	rows, err := w.DB.Query(ctx, `
 		select s from unnest($1::bigint[]) s
 		 where exists (select from pgjet.operation where (kind = 'quarantine.retry' or kind = 'republish' and state <> 'planned') and jsonb_typeof(detail -> 'seqs') = 'array' and detail -> 'seqs' @> to_jsonb(s))`, seqs)
 	if err != nil {
-		return nil, fmt.Errorf("look what was published again: %w", err)
+		return nil, fmt.Errorf("look up what was published again: %w", err)
 	}
 	return pgx.CollectRows(rows, pgx.RowTo[int64])
 }
 
-// readRows looks which rows that have to be in the stream were not seen there.
+// readRows checks which rows that must be in the stream were not read there.
 func (w *Walk) readRows(ctx context.Context, most int) error {
 	var absent []int64
 	note := func(r backlog.Record) {
@@ -470,7 +471,7 @@ func (w *Walk) readLate(ctx context.Context, fn func(backlog.Record)) error {
 	}
 }
 
-// judgeAbsent counts rows that no message was of.
+// judgeAbsent counts rows without a message.
 func (w *Walk) judgeAbsent(ctx context.Context, seqs []int64) error {
 	if len(seqs) == 0 {
 		return nil
@@ -479,7 +480,7 @@ func (w *Walk) judgeAbsent(ctx context.Context, seqs []int64) error {
 	if err != nil {
 		return err
 	}
-	if w.whole && len(moved) > 0 { // it stands further on, perhaps where the stream did not yet reach
+	if w.whole && len(moved) > 0 { // it is further on, perhaps beyond the former end of the stream
 		if err := w.readOn(ctx); err != nil {
 			return err
 		}
@@ -490,7 +491,7 @@ func (w *Walk) judgeAbsent(ctx context.Context, seqs []int64) error {
 		select o.seq, o.id, q.seq is not null from pgjet.outbox o left join pgjet.quarantine q on q.seq = o.seq
 		 where o.seq = any($1) order by o.seq`, seqs)
 	if err != nil {
-		return fmt.Errorf("look what is in quarantine: %w", err)
+		return fmt.Errorf("look up what is in quarantine: %w", err)
 	}
 	var seq int64
 	var id uuid.UUID
@@ -512,7 +513,7 @@ func (w *Walk) judgeAbsent(ctx context.Context, seqs []int64) error {
 	return err
 }
 
-// readOn compares what was stored since w began.
+// readOn compares messages that were stored since w began.
 func (w *Walk) readOn(ctx context.Context) error {
 	info, err := w.stream.Info(ctx)
 	if err != nil {
