@@ -1,4 +1,5 @@
-// Package operation writes down who did what by hand, in pgjet.operation: in the transaction of what they did.
+// Package operation records operators' actions in pgjet.operation, in the transaction of the
+// action.
 package operation
 
 import (
@@ -13,7 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// An Operation is something that an operator did.
+// An Operation is an action of an operator.
 type Operation struct {
 	Kind   string // such as consumer.pause
 	Target string // such as the name of the consumer
@@ -28,7 +29,7 @@ type DB interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-// Actor returns who runs this program, as user@host.
+// Actor returns the user who runs this program, as user@host.
 func Actor() string {
 	name, host := "unknown", "unknown"
 	if u, err := user.Current(); err == nil {
@@ -40,7 +41,7 @@ func Actor() string {
 	return name + "@" + host
 }
 
-// Note writes an operation down, and returns its id and when that was.
+// Note records an operation, and returns its id and time.
 func Note(ctx context.Context, db DB, o Operation) (id int64, at time.Time, err error) {
 	if o.Detail == nil {
 		o.Detail = struct{}{}
@@ -49,10 +50,11 @@ func Note(ctx context.Context, db DB, o Operation) (id int64, at time.Time, err 
 	return id, at, err
 }
 
-// insert is the one statement that writes operations down.
+// insert is the only statement that records operations.
 const insert = `insert into pgjet.operation (kind, target, by, reason, detail) values ($1, $2, $3, $4, $5::jsonb)`
 
-// Queue adds to a batch what writes an operation down. It needs no right to read operations.
+// Queue adds to a batch a statement that records an operation. It needs no right to read
+// operations.
 func Queue(b *pgx.Batch, o Operation) {
 	if o.Detail == nil {
 		o.Detail = struct{}{}
@@ -60,20 +62,20 @@ func Queue(b *pgx.Batch, o Operation) {
 	b.Queue(insert, o.Kind, o.Target, o.By, o.Reason, o.Detail)
 }
 
-// Amend adds the fields of an object to the detail of an operation, and replaces those that it has.
+// Amend sets fields of an operation's detail to those of an object.
 func Amend(ctx context.Context, db DB, id int64, detail any) error {
 	_, err := db.Exec(ctx, `update pgjet.operation set detail = detail || $2::jsonb where id = $1`, id, detail)
 	return err
 }
 
-// Set sets one text within the detail of an operation, such as at done, step.
+// Set sets one text within the detail of an operation, for example at done, step.
 func Set(ctx context.Context, db DB, id int64, value string, path ...string) error {
 	_, err := db.Exec(ctx, `update pgjet.operation set detail = jsonb_set(detail, $2::text[], to_jsonb($3::text)) where id = $1`, id, path, value)
 	return err
 }
 
-// Count adds numbers to those in the detail of an operation, and ids to its ids, of which it keeps the first
-// thousand or so.
+// Count adds numbers to those in the detail of an operation, and ids to its ids, of which it keeps
+// about the first thousand.
 func Count(ctx context.Context, db DB, id int64, add map[string]int64, ids []int64) error {
 	_, err := db.Exec(ctx, `
 		update pgjet.operation set detail = detail
@@ -84,8 +86,8 @@ func Count(ctx context.Context, db DB, id int64, add map[string]int64, ids []int
 	return err
 }
 
-// Unfinished reports whether an operation was noted whose detail says that it is not done, and has these fields, if
-// detail is not nil.
+// Unfinished reports whether there is an operation whose detail does not say that it is done. If
+// detail is not nil, the operation must also have its fields.
 func Unfinished(ctx context.Context, db DB, kind, target string, detail any) (yes bool, err error) {
 	err = db.QueryRow(ctx, `
 		select exists (select from pgjet.operation where kind = $1 and target = $2 and detail ->> 'done' = 'false'
@@ -93,33 +95,34 @@ func Unfinished(ctx context.Context, db DB, kind, target string, detail any) (ye
 	return yes, err
 }
 
-// Finish notes that the operations of a kind on a target are done.
+// Finish records that the operations of a kind on a target are done.
 func Finish(ctx context.Context, db DB, kind, target string) error {
 	_, err := db.Exec(ctx, `
 		update pgjet.operation set detail = detail || '{"done": true}' where kind = $1 and target = $2 and detail ->> 'done' = 'false'`, kind, target)
 	return err
 }
 
-// The states of an operation. One that has none was done when it was noted.
+// The states of an operation. An operation without one was done when it was recorded.
 const (
 	Planned   = "planned"
 	Running   = "running"
-	Stopped   = "stopped" // it was running, and its command has said nothing for half a minute
+	Stopped   = "stopped" // it was running, and its command has not reported for half a minute
 	Done      = "done"
-	Failed    = "failed" // its command ended before all was done
+	Failed    = "failed" // its command ended early
 	Cancelled = "cancelled"
 )
 
-// States are all of them.
+// States are all states of an operation.
 var States = []string{Planned, Running, Stopped, Done, Failed, Cancelled}
 
-// Beat is how often a command that runs notes how far it is, at least. Three times as long without is [Stopped].
+// Beat is the longest interval at which a running command reports its progress. After three times
+// as long without a report it is [Stopped].
 const Beat = 10 * time.Second
 
-// ErrCancelled says that somebody cancelled an operation that runs.
+// ErrCancelled says that a running operation was cancelled.
 var ErrCancelled = errors.New("the operation was cancelled; what was done stays so")
 
-// Begin notes an operation that goes on, or is planned, with how many events it is about.
+// Begin records an operation that is running or planned, with its number of events.
 func Begin(ctx context.Context, db DB, o Operation, state string, total int64) (id int64, err error) {
 	id, _, err = Note(ctx, db, o)
 	if err == nil {
@@ -128,8 +131,8 @@ func Begin(ctx context.Context, db DB, o Operation, state string, total int64) (
 	return id, err
 }
 
-// Advance notes the state of an operation, and how many of how many events are done; a nil total stays as it is. It returns
-// [ErrCancelled] if somebody cancelled it.
+// Advance records the state of an operation, and how many of total events are done; a nil total
+// leaves it unchanged. It returns [ErrCancelled] if the operation was cancelled.
 func Advance(ctx context.Context, db DB, id int64, state string, done int64, total *int64) error {
 	tag, err := db.Exec(ctx, `
 		update pgjet.operation set state = $2, done = $3, total = coalesce($4, total), changed_at = clock_timestamp()
@@ -140,18 +143,18 @@ func Advance(ctx context.Context, db DB, id int64, state string, done int64, tot
 	return err
 }
 
-// A Record is an operation as it was noted.
+// A Record is an operation as recorded.
 type Record struct {
 	ID        int64           `json:"id"`
 	Kind      string          `json:"kind"`
 	Target    string          `json:"target"`
 	By        string          `json:"by"`
-	Reason    string          `json:"reason"` // of a plan that has none the one for which it was run
+	Reason    string          `json:"reason"` // of a plan without one: the reason of its run
 	At        time.Time       `json:"at"`
 	State     string          `json:"state"` // one of [States]
 	Done      *int64          `json:"done"`  // nil if it does not count
 	Total     *int64          `json:"total"`
-	ChangedAt *time.Time      `json:"changed_at"` // when State or Done was last noted; nil if never
+	ChangedAt *time.Time      `json:"changed_at"` // when State or Done was last recorded; nil if never
 	Detail    json.RawMessage `json:"detail,omitempty"`
 }
 
@@ -162,15 +165,15 @@ type Reader interface {
 
 // A Filter selects operations.
 type Filter struct {
-	Kind   string // a kind, or what kinds begin with, such as dead; "" is any
-	Target string // "" is any
-	State  string // "" is any
-	Before int64  // only those with a lower id; 0 is any
-	ID     int64  // only this one; 0 is any
+	Kind   string // a kind, or the beginning of kinds, such as dead; "" means any
+	Target string // "" means any
+	State  string // "" means any
+	Before int64  // only those with a lower id; 0 means any
+	ID     int64  // only this one; 0 means any
 	Most   int
 }
 
-// List returns operations, the newest first, at most f.Most. Only if one is selected by its ID it has Detail.
+// List returns operations, the newest first, at most f.Most. Detail is only set if f.ID is.
 func List(ctx context.Context, db Reader, f Filter) ([]Record, error) {
 	rows, err := db.Query(ctx, `
 		select id, kind, target, by, reason, at, state, done, total, changed_at, detail from (
@@ -181,7 +184,7 @@ func List(ctx context.Context, db Reader, f Filter) ([]Record, error) {
 			           else 'running' end as state,
 			       case when state = 'running' and kind = 'republish' then total - w.waiting else done end as done, total, changed_at, case when $5 <> 0 then detail end as detail
 			  from pgjet.operation o left join lateral (
-			       -- The relay does that, and does not know of operations.
+			       -- The relay does that without updating operations.
 			       select count(*) as waiting from pgjet.quarantine q where q.operation = o.id and q.state = 'retry') w on o.state = 'running' and o.kind = 'republish'
 			 where ($1 = '' or kind = $1 or starts_with(kind, $1 || '.')) and ($2 = '' or target = $2) and ($4 = 0 or o.id < $4) and ($5 = 0 or o.id = $5)
 		) o

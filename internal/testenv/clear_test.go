@@ -14,10 +14,11 @@ import (
 	"github.com/pgjet/pgjet/internal/devserver"
 )
 
-// dirVariable tells a process of this test's own where to write where its server is.
+// dirVariable names the file to which a child process of the test writes the directory of its
+// server.
 const dirVariable = "PGJET_TEST_DIR_FILE"
 
-// TestServerEndsWithItsProcess: a test process that is killed leaves neither a server nor a directory.
+// TestServerEndsWithItsProcess: a killed test process leaves neither a server nor a directory.
 func TestServerEndsWithItsProcess(t *testing.T) {
 	if file := os.Getenv(dirVariable); file != "" {
 		server(t)

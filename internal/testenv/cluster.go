@@ -20,22 +20,22 @@ import (
 	"github.com/pgjet/pgjet/internal/devserver"
 )
 
-// clusterTime bounds whatever a cluster has to agree on. Elections take seconds,
-// more on a busy machine.
+// clusterTime bounds the wait for an agreement of the cluster. Elections take seconds, more on a
+// busy machine.
 const clusterTime = time.Minute
 
-// A Cluster is three NATS servers with JetStream that replicate streams among each
-// other. Servers are named by their index, 0 to 2.
+// A Cluster is three NATS servers with JetStream that replicate streams. Servers are named by their
+// index, 0 to 2.
 type Cluster struct {
 	t       testing.TB
 	servers [3]*devserver.NATS
 	js      jetstream.JetStream
 }
 
-// NATSCluster starts three NATS servers that form a cluster, and returns once they
-// agree on a leader and each has caught up with it. A lazy one does not wait for
-// the disk. config is more configuration for each server; see
-// [devserver.NATSOptions]. What the test left running is stopped at cleanup.
+// NATSCluster starts three NATS servers that form a cluster, and returns once they agree on a
+// leader and each has caught up with it. A lazy one does not wait for the disk. config is more
+// configuration for each server; see [devserver.NATSOptions]. Running servers are stopped at
+// cleanup.
 func NATSCluster(t testing.TB, lazy bool, config string) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t}
@@ -58,8 +58,8 @@ func NATSCluster(t testing.TB, lazy bool, config string) *Cluster {
 	return c
 }
 
-// awaitPeers waits until the leader knows all servers as places for a stream: it may lead, and be healthy,
-// before. If the connection may not make a stream, nobody knows.
+// awaitPeers waits until the leader accepts all servers as replicas of a stream: it may lead, and
+// be healthy, before that. It cannot check this if the connection may not create a stream.
 func (c *Cluster) awaitPeers() {
 	c.t.Helper()
 	const noPeers = 10005
@@ -100,9 +100,8 @@ func (c *Cluster) URL() string {
 // Server returns the server with this index as it was last started.
 func (c *Cluster) Server(i int) *devserver.NATS { return c.servers[i] }
 
-// Ready waits until every server runs and has caught up. A stream may still be
-// without a leader; see [Cluster.Leader]. If a server does not get ready, the test
-// fails with what it says.
+// Ready waits until every server runs and has caught up. A stream may still be without a leader;
+// see [Cluster.Leader]. If a server does not become ready, the test fails with its output.
 func (c *Cluster) Ready() {
 	c.t.Helper()
 	for deadline := time.Now().Add(clusterTime); ; time.Sleep(5 * time.Millisecond) {
@@ -129,8 +128,8 @@ func (c *Cluster) Restart(i int) {
 	c.start(i, c.servers[i].Options())
 }
 
-// Wipe stops a server, if it runs, removes everything that it stored, and starts it
-// again: a machine with a new disk.
+// Wipe stops a server, if it runs, removes its data, and starts it again, like a machine with a new
+// disk.
 func (c *Cluster) Wipe(i int) {
 	c.t.Helper()
 	c.Stop(i)
@@ -140,7 +139,7 @@ func (c *Cluster) Wipe(i int) {
 	c.Restart(i)
 }
 
-// Leader returns the index of the server that leads the stream, -1 while none does.
+// Leader returns the index of the server that leads the stream, -1 if none does.
 func (c *Cluster) Leader(stream string) int {
 	ctx, cancel := context.WithTimeout(c.t.Context(), 2*time.Second)
 	defer cancel()
@@ -152,7 +151,7 @@ func (c *Cluster) Leader(stream string) int {
 	return slices.IndexFunc([]int{0, 1, 2}, func(i int) bool { return c.name(i) == leader })
 }
 
-// StepDown has another server lead the stream. It fails while none leads.
+// StepDown makes another server lead the stream. It fails if none leads.
 func (c *Cluster) StepDown(ctx context.Context, stream string) error {
 	msg, err := c.js.Conn().RequestWithContext(ctx, "$JS.API.STREAM.LEADER.STEPDOWN."+stream, nil)
 	if err != nil {
@@ -168,8 +167,8 @@ func (c *Cluster) StepDown(ctx context.Context, stream string) error {
 	return nil
 }
 
-// unusedPorts returns ports that nobody listens on, below those that systems hand
-// out by themselves: a stopped server finds its port free when it comes back.
+// unusedPorts returns unused ports below the range that systems assign: a stopped server finds its
+// port free when it comes back.
 func unusedPorts(t testing.TB, n int) []int {
 	t.Helper()
 	var ports []int

@@ -25,8 +25,8 @@ import (
 	"github.com/pgjet/pgjet/migrations/demo"
 )
 
-// startTime bounds starting the server and migrating the template, which may
-// include a download. Everything else is much faster.
+// startTime bounds starting the server and migrating the template, which may include a download.
+// Everything else is much faster.
 const startTime = 5 * time.Minute
 
 // Postgres returns a pool, as [PoolAt] does, on a fresh database with all migrations applied.
@@ -35,8 +35,8 @@ func Postgres(t testing.TB) *pgxpool.Pool {
 	return PoolAt(t, DatabaseURL(t))
 }
 
-// PoolAt returns a pool on the database at url. A connection that the test has not given back at cleanup
-// fails the test.
+// PoolAt returns a pool on the database at url. A connection that is still in use at cleanup fails
+// the test.
 func PoolAt(t testing.TB, url string) *pgxpool.Pool {
 	t.Helper()
 	config, err := pgxpool.ParseConfig(url)
@@ -74,16 +74,15 @@ func Exec(t testing.TB, db *pgxpool.Pool, sql string, args ...any) {
 	}
 }
 
-// DatabaseURL returns the address of a fresh database with all migrations applied,
-// for a test that gives it to another process. At cleanup the database is dropped,
-// whoever is still connected.
+// DatabaseURL returns the address of a fresh database with all migrations applied, for a test that
+// passes it to another process. At cleanup the database is dropped, even with open connections.
 func DatabaseURL(t testing.TB) string {
 	t.Helper()
 	return copyOf(t, demo.Sets, nil)
 }
 
-// DatabaseWith is [DatabaseURL] with the migrations of pgjet alone, and then what the SQL in more makes. A
-// template is made of it once, so that further databases of the same cost little.
+// DatabaseWith is [DatabaseURL] with the migrations of pgjet alone, followed by the SQL in more. It
+// makes a template of that once, so that further databases with the same SQL are cheap.
 func DatabaseWith(t testing.TB, more ...string) string {
 	t.Helper()
 	return copyOf(t, nil, more)
@@ -117,7 +116,7 @@ func EmptyDatabaseURL(t testing.TB) string {
 	return server(t).createDatabase(t, "template0")
 }
 
-// shared is the server in which all tests of this process have their databases.
+// shared is the server that has the databases of all tests of this process.
 var shared sharedServer
 
 type sharedServer struct {
@@ -126,14 +125,15 @@ type sharedServer struct {
 	own      *devserver.Postgres
 	dir      string
 	admin    *pgxpool.Pool // on a database that no test uses
-	clearing io.Closer     // nil where nobody clears away; see [clearAfter]
+	clearing io.Closer     // nil where no process clears; see [clearAfter]
 
-	// copiesFiles is whether databases are made by copying the template's files between two checkpoints. Where a checkpoint does not
-	// wait for the disk, that takes less than half of the time of PostgreSQL's default, which logs each page.
+	// copiesFiles makes databases by copying the template's files between two checkpoints. Where a
+	// checkpoint does not wait for the disk, that takes less than half of the time of PostgreSQL's
+	// default, which logs each page.
 	copiesFiles bool
 
 	mu        sync.Mutex
-	templates map[string]bool // by name, which are there
+	templates map[string]bool // existing ones, by name
 }
 
 // server returns the shared server, which the first caller starts.
@@ -153,7 +153,7 @@ func server(t testing.TB) *sharedServer {
 // urlVariable names a running server.
 const urlVariable = "PGJET_TEST_DATABASE_URL"
 
-// unstarted says what tests need, and why there is none.
+// unstarted returns a text that says what tests need, and why it is missing.
 func unstarted(err error) string {
 	if none, ok := errors.AsType[*devserver.NotFoundError](err); ok {
 		return fmt.Sprintf(`tests need a PostgreSQL server, and there is none
@@ -172,7 +172,7 @@ func unstarted(err error) string {
 	return fmt.Sprintf("tests need a PostgreSQL server, and it does not start: %v; choose its programs by PGJET_PG_BIN, or name a running one in %s", err, urlVariable)
 }
 
-// rights says what the role that urlVariable names needs, if it names one.
+// rights returns a text about the rights of the role in urlVariable, if it is set.
 func rights() string {
 	if os.Getenv(urlVariable) == "" {
 		return ""
@@ -199,7 +199,7 @@ func (s *sharedServer) start(ctx context.Context) (err error) {
 	return s.admin.QueryRow(ctx, withStrategies).Scan(&s.copiesFiles)
 }
 
-// stop undoes start, whether or not it succeeded or was called.
+// stop undoes start, whether or not start succeeded or was called.
 func (s *sharedServer) stop() error {
 	if s.admin != nil {
 		s.admin.Close()
@@ -249,9 +249,10 @@ func databaseURL(c *pgx.ConnConfig, database string) string {
 	return u.String()
 }
 
-// template returns the name of a database with the migrations of pgjet and of sets, and what the SQL in more makes. Nobody is
-// connected to it. It is made unless that was done already, by an earlier process perhaps. The name tells
-// what is in it, so that a server that outlives the tests may keep several.
+// template returns the name of a database with the migrations of pgjet and of sets, and the SQL in
+// more, to which no connection is open. It creates the database unless that exists, perhaps from an
+// earlier process. The name depends on the content, so that a server that outlives the tests may
+// keep several.
 func (s *sharedServer) template(ctx context.Context, sets []migrations.Set, more []string) (string, error) {
 	sum, err := fingerprint(append([]migrations.Set{{Schema: "pgjet", Files: migrations.FS()}}, sets...), more)
 	if err != nil {
@@ -264,7 +265,7 @@ func (s *sharedServer) template(ctx context.Context, sets []migrations.Set, more
 		return name, nil
 	}
 	err = s.admin.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
-		// One process makes it, the others wait.
+		// One process creates it, the others wait.
 		if _, err := conn.Exec(ctx, `select pg_advisory_lock(hashtextextended('pgjet test template', 0))`); err != nil {
 			return err
 		}
@@ -286,8 +287,8 @@ func (s *sharedServer) template(ctx context.Context, sets []migrations.Set, more
 	return name, nil
 }
 
-// buildTemplate makes the template under another name first: what bears its name
-// is complete.
+// buildTemplate creates the template under another name first: a database with the final name is
+// complete.
 func buildTemplate(ctx context.Context, conn *pgxpool.Conn, name string, sets []migrations.Set, more []string) error {
 	half := name + "_half"
 	for _, sql := range []string{
@@ -320,7 +321,7 @@ func buildTemplate(ctx context.Context, conn *pgxpool.Conn, name string, sets []
 	return err
 }
 
-// run runs the nth text of SQL.
+// run executes the nth text of SQL.
 func run(ctx context.Context, db *pgxpool.Pool, n int, sql string) error {
 	_, err := db.Exec(ctx, sql)
 	if refused, ok := errors.AsType[*pgconn.PgError](err); ok && refused.Position > 0 {
@@ -330,8 +331,7 @@ func run(ctx context.Context, db *pgxpool.Pool, n int, sql string) error {
 	return err
 }
 
-// fingerprint returns some digits that stand for the names and the content of all
-// files, and for more.
+// fingerprint returns a short hash of the names and contents of all files, and of more.
 func fingerprint(sets []migrations.Set, more []string) (string, error) {
 	h := sha256.New()
 	for _, set := range sets {

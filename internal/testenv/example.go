@@ -9,15 +9,15 @@ import (
 	"testing"
 )
 
-// Example runs fn with a stand-in for the test that an Example function does not
-// have, so that it can ask for servers too. What fails panics.
+// Example runs fn with a substitute for the test that an Example function lacks, so that it can use
+// servers. Failures panic.
 func Example(fn func(t testing.TB)) {
 	e := &example{}
 	defer e.end()
 	fn(e)
 }
 
-// An example is as much of a testing.TB as this package uses.
+// An example is the part of testing.TB that this package uses.
 type example struct {
 	testing.TB
 	cleanups []func()

@@ -2,8 +2,8 @@ package testenv
 
 import "syscall"
 
-// memoryOr returns the file system in memory if it has room for the databases of tests, else
-// dir. A test database there is made and dropped in a fifth of the time.
+// memoryOr returns the file system in memory if it has room for the databases of tests, else dir.
+// Creating and dropping a test database takes a fifth of the time there.
 func memoryOr(dir string) string {
 	const memory, room = "/dev/shm", 4 << 30
 	var free syscall.Statfs_t

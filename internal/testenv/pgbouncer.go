@@ -17,14 +17,14 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// serverSessions is how many sessions a PgBouncer in transaction mode has.
+// serverSessions is the number of server sessions of a PgBouncer in transaction mode.
 const serverSessions = 4
 
-// PgBouncer starts a PgBouncer before the PostgreSQL server of a database URL, in the
-// pool mode session, transaction or statement, and returns the URL of the database through it. It has few
-// connections to the server, so that clients take turns, and knows no more of the protocol
-// than it must: no setting but those that each version tracks, and no prepared statements.
-// Settings are further lines of its configuration.
+// PgBouncer starts a PgBouncer in front of the PostgreSQL server of a database URL, in the pool
+// mode session, transaction or statement, and returns the URL of the database through it. It has
+// few connections to the server, so that clients take turns, and supports only the necessary part
+// of the protocol: only the settings that each version tracks, and no prepared statements. Settings
+// are further lines of its configuration.
 func PgBouncer(t testing.TB, database, mode string, settings ...string) string {
 	t.Helper()
 	port, _ := StartPgBouncer(t, 0, database, mode, settings...)
@@ -36,8 +36,8 @@ func PgBouncer(t testing.TB, database, mode string, settings ...string) string {
 	return u.String()
 }
 
-// StartPgBouncer is [PgBouncer] at a port; 0 picks a free one. The function that it returns ends it before
-// the test does.
+// StartPgBouncer is [PgBouncer] at a port; 0 picks a free one. The returned function ends it before
+// the end of the test.
 func StartPgBouncer(t testing.TB, port int, database, mode string, settings ...string) (at int, stop func()) {
 	t.Helper()
 	server, err := pgx.ParseConfig(database)
@@ -65,7 +65,7 @@ func StartPgBouncer(t testing.TB, port int, database, mode string, settings ...s
 		t.Fatal(err)
 	}
 	args := []string{file}
-	if os.Geteuid() == 0 { // it refuses to run as root
+	if os.Geteuid() == 0 { // PgBouncer refuses to run as root
 		args = append([]string{"-u", "nobody"}, args...)
 	}
 	var output syncBuffer
@@ -77,7 +77,7 @@ func StartPgBouncer(t testing.TB, port int, database, mode string, settings ...s
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		_ = cmd.Wait() // it is killed
+		_ = cmd.Wait() // it was killed
 	}()
 	stop = sync.OnceFunc(func() {
 		_ = cmd.Process.Kill()
@@ -103,7 +103,8 @@ func StartPgBouncer(t testing.TB, port int, database, mode string, settings ...s
 }
 
 // ForeignSettings returns all settings of the server sessions behind a [PgBouncer] in transaction
-// mode, and how many prepared statements and advisory locks they hold, as another client sees them.
+// mode, and the numbers of their prepared statements and advisory locks, as another client sees
+// them.
 func ForeignSettings(t testing.TB, url string) (all []map[string]string) {
 	t.Helper()
 	var txs []pgx.Tx

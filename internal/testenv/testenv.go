@@ -1,17 +1,16 @@
-// Package testenv gives tests the real servers: a migrated PostgreSQL database of
-// their own each, a NATS server, or a whole PostgreSQL server to mistreat. What a
-// test gets lasts until the test ends and is then removed. Package pgjettest gives the tests of others
-// what they need of it.
+// Package testenv gives tests real servers: a migrated PostgreSQL database of their own, a NATS
+// server, or a whole PostgreSQL server for fault injection. They last until the test ends and are
+// then removed. Package pgjettest offers a part of this to the tests of users.
 //
-// The databases of a test process live in one PostgreSQL server, started when the
-// first is asked for, fast because it forgets everything in a crash. If
-// PGJET_TEST_DATABASE_URL is set, they live in that server instead; its role must
-// be a superuser. The server ends soon after the process, where there is a shell, and before that in a package that has
+// The databases of a test process are in one PostgreSQL server, which is started for the first of
+// them, and is fast because it is not crash-safe. If PGJET_TEST_DATABASE_URL is set, they are in
+// that server instead; its role must be a superuser. The server ends soon after the process, where
+// there is a shell, and before that in a package that has
 //
 //	func TestMain(m *testing.M) { testenv.Main(m) }
 //
-// All tests may run in parallel. A server that is missing or does
-// not start fails the test: nothing is skipped.
+// All tests may run in parallel. A server that is missing or does not start fails the test: no test
+// is skipped.
 package testenv
 
 import (
@@ -47,16 +46,16 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-// PostgresServer starts a PostgreSQL server for tests that stop or kill it, which
-// [devserver.Postgres.Options] can bring back. It has the database pgjet without
-// any table. What the test left of it is stopped at cleanup.
+// PostgresServer starts a PostgreSQL server for tests that stop or kill it;
+// [devserver.Postgres.Options] can start it again. It has the database pgjet without any table. A
+// running server is stopped at cleanup.
 func PostgresServer(t testing.TB) *devserver.Postgres {
 	t.Helper()
 	return PostgresServerWith(t, devserver.PostgresOptions{})
 }
 
-// PostgresServerWith is [PostgresServer] with programs and settings of the test's
-// choice. A server in o.Dir, which is kept, is started as it is; "" makes a new one.
+// PostgresServerWith is [PostgresServer] with options. An existing server in o.Dir, which is kept,
+// is started unchanged; "" makes a new one.
 func PostgresServerWith(t testing.TB, o devserver.PostgresOptions) *devserver.Postgres {
 	t.Helper()
 	dir := o.Dir
@@ -83,9 +82,8 @@ func PostgresServerWith(t testing.TB, o devserver.PostgresOptions) *devserver.Po
 	return p
 }
 
-// NATS starts a NATS server with JetStream in a directory of its own. It does not
-// wait for the disk. The test may stop it, and bring it back with
-// [devserver.NATS.Options].
+// NATS starts a NATS server with JetStream in a directory of its own. It does not wait for the
+// disk. The test may stop it, and start it again with [devserver.NATS.Options].
 func NATS(t testing.TB) *devserver.NATS {
 	t.Helper()
 	return NATSWith(t, "")
@@ -102,8 +100,8 @@ func NATSWith(t testing.TB, config string) *devserver.NATS {
 	return n
 }
 
-// OtherVersion returns the address of a proxy before the NATS server at url. Through it the
-// server says that it has another version.
+// OtherVersion returns the address of a proxy for the NATS server at url that reports another
+// version.
 func OtherVersion(t testing.TB, url, version string) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -134,7 +132,7 @@ func proxyINFO(client net.Conn, server, version string) {
 	defer upstream.Close()
 	go func() { _, _ = io.Copy(upstream, client); upstream.Close() }()
 	from := bufio.NewReader(upstream)
-	for { // everything that the server sends ends with a line's end
+	for { // every line of the server ends with a line end
 		line, err := from.ReadString('\n')
 		if strings.HasPrefix(line, "INFO ") {
 			line = versionInINFO.ReplaceAllString(line, `"version":"`+version+`"`)
@@ -168,8 +166,7 @@ func Connect(t testing.TB, url string) jetstream.JetStream {
 	return js
 }
 
-// RestartNATS brings a server that the test stopped back, on its port and with its
-// data.
+// RestartNATS starts a stopped server again, on its port and with its data.
 func RestartNATS(t testing.TB, stopped *devserver.NATS) *devserver.NATS {
 	t.Helper()
 	n, err := devserver.StartNATS(stopped.Options())
@@ -180,18 +177,18 @@ func RestartNATS(t testing.TB, stopped *devserver.NATS) *devserver.NATS {
 	return n
 }
 
-// Logger returns a logger that writes everything into the output of the test. What
-// is logged after the test has ended is dropped.
+// Logger returns a logger that writes to the output of the test. Records after the end of the test
+// are dropped.
 func Logger(t testing.TB) *slog.Logger { return LoggerFrom(t, slog.LevelDebug) }
 
-// LoggerFrom is [Logger] for what is logged from a level on.
+// LoggerFrom is [Logger] for records from a level on.
 func LoggerFrom(t testing.TB, level slog.Level) *slog.Logger {
 	w := &output{t: t}
 	t.Cleanup(w.close)
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
 }
 
-// An output writes to a test as long as that is allowed.
+// An output writes to a test until the test has ended.
 type output struct {
 	mu     sync.Mutex
 	t      testing.TB
@@ -213,8 +210,8 @@ func (w *output) close() {
 	w.closed = true
 }
 
-// Run calls run, such as the Run of a relay, until stop is called or the test ends. The
-// test fails if that returns an error.
+// Run calls run, such as the Run of a relay, until stop is called or the test ends. The test fails
+// if run returns an error.
 func Run(t testing.TB, run func(context.Context) error) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -230,8 +227,8 @@ func Run(t testing.TB, run func(context.Context) error) (stop func()) {
 	return stop
 }
 
-// Eventually polls until cond holds. If it does not within that time, the test
-// fails and ends, naming what it waited for: "timed out after 5s: the row exists".
+// Eventually polls until cond holds. If it does not within that time, the test fails and ends, with
+// a message such as "timed out after 5s: the row exists".
 func Eventually(t testing.TB, within time.Duration, what string, cond func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(within); !cond(); time.Sleep(5 * time.Millisecond) {
@@ -244,11 +241,11 @@ func Eventually(t testing.TB, within time.Duration, what string, cond func() boo
 // dirPrefix begins the names of directories that hold servers of tests.
 const dirPrefix = "pgjet-test-"
 
-// makeDir returns a new directory, which the user that runs PostgreSQL may enter.
+// makeDir returns a new directory, which the user of PostgreSQL may enter.
 func makeDir() (string, error) { return makeDirIn(os.TempDir()) }
 
-// makeDirIn is makeDir in a parent directory. It first removes those of tests that died a
-// day ago or earlier.
+// makeDirIn is makeDir in a parent directory. First it removes those of tests that died a day ago
+// or earlier.
 func makeDirIn(parent string) (string, error) {
 	old, _ := filepath.Glob(filepath.Join(parent, dirPrefix+"*"))
 	for _, dir := range old {
@@ -263,7 +260,7 @@ func makeDirIn(parent string) (string, error) {
 	return dir, os.Chmod(dir, 0o755)
 }
 
-// remove removes a directory in which a killed server may be writing its last.
+// remove removes a directory to which a killed server may still be writing.
 func remove(t testing.TB, dir string) {
 	Eventually(t, 10*time.Second, "remove "+dir, func() bool { return os.RemoveAll(dir) == nil })
 }

@@ -128,7 +128,7 @@ func TestLoggerOutlivesItsTest(t *testing.T) {
 	wg.Wait()
 }
 
-// A failing is a test that remembers how it failed.
+// A failing is a test that records its failure.
 type failing struct {
 	testing.TB
 	message string
