@@ -13,20 +13,21 @@ import (
 	"github.com/pgjet/pgjet/relay/audit"
 )
 
-// An Audit says whether outbox and stream agree.
+// An Audit is a comparison of outbox and stream.
 type Audit struct {
 	Stream string     `json:"stream"`
-	At     time.Time  `json:"at"`    // when it began, by the clock of the process that asks
-	Since  *time.Time `json:"since"` // nil: all that both still have
+	At     time.Time  `json:"at"`    // when it began, by the clock of the asking process
+	Since  *time.Time `json:"since"` // nil: everything that both still have
 	Agrees bool       `json:"agrees"`
 	audit.Result
 	Pending     int64              `json:"pending"` // committed, and not published yet: no difference
 	Differences []audit.Difference `json:"differences"`
-	Listed      int                `json:"listed"` // how many of the differences are named
+	Listed      int                `json:"listed"` // the number of differences in the list
 }
 
-// Audit compares the outbox with the stream that the Source names, in both directions. It reads all of both, or what was published since a time, and
-// calls progress, which may be nil, with how many messages and rows it looked at, of about how many. Both servers are needed.
+// Audit compares the outbox with the stream of the Source, in both directions. It reads all of
+// both, or only events published since a time. progress, which may be nil, is called with the
+// numbers of messages and rows that were read and, roughly, of all. Both servers are needed.
 func (s Source) Audit(ctx context.Context, since *time.Time, progress func(done, total int64)) (Audit, error) {
 	a := Audit{Stream: s.Stream, At: time.Now().UTC(), Since: utc(since)}
 	if err := errors.Join(s.DBErr, s.NATSErr); err != nil {
@@ -57,7 +58,7 @@ func (s Source) Audit(ctx context.Context, since *time.Time, progress func(done,
 	return a, nil
 }
 
-// auditError says which of the servers failed.
+// auditError names the server that failed.
 func (s Source) auditError(ctx context.Context, err error) error {
 	if natsconn.Of(err) != "" && sqlstate.Of(err) == "" {
 		return s.streamError(ctx, err)
@@ -65,8 +66,8 @@ func (s Source) auditError(ctx context.Context, err error) error {
 	return sqlstate.Wrap("compare outbox and stream", err)
 }
 
-// AuditFound returns the pass of the background audit that found differences: the one under way if it has found some, else the last whole
-// one; nil if neither has.
+// AuditFound returns the pass of the background audit that found differences: the running one if it
+// has found some, otherwise the last complete one; nil if neither has.
 func AuditFound(r relay.Status) *relay.Audited {
 	for _, a := range []*relay.Audited{r.Auditing, r.Audit} {
 		if a.Differences() > 0 {
@@ -76,7 +77,8 @@ func AuditFound(r relay.Status) *relay.Audited {
 	return nil
 }
 
-// DescribeAudit says what a pass of the background audit found, such as "1 missing, 2 extra, of 1000 compared".
+// DescribeAudit describes the findings of a pass of the background audit, such as "1 missing, 2
+// extra, of 1000 compared".
 func DescribeAudit(a relay.Audited) string {
 	var parts []string
 	for _, kind := range []struct {
@@ -93,16 +95,17 @@ func DescribeAudit(a relay.Audited) string {
 	return fmt.Sprintf("%s, of %d compared", strings.Join(parts, ", "), a.Compared)
 }
 
-// Audits is what the background audit of a stream found.
+// Audits are the findings of the background audit of a stream.
 type Audits struct {
 	Stream      string             `json:"stream"`
 	At          time.Time          `json:"at"`          // by the clock of the database
-	Last        *relay.Audited     `json:"last"`        // the last whole pass; nil if there was none
-	Now         *relay.Audited     `json:"now"`         // the one under way; nil if none is
-	Differences []audit.Difference `json:"differences"` // the first of the pass that has some
+	Last        *relay.Audited     `json:"last"`        // the last complete pass; nil if there was none
+	Now         *relay.Audited     `json:"now"`         // the running pass; nil if there is none
+	Differences []audit.Difference `json:"differences"` // the first ones of the pass that has some
 }
 
-// Audits returns what the background audit of the stream that the Source names has found. It needs the database alone.
+// Audits returns the findings of the background audit of the Source's stream. It needs only the
+// database.
 func (s Source) Audits(ctx context.Context) (Audits, error) {
 	if s.DB == nil {
 		return Audits{}, s.DBErr

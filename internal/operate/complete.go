@@ -9,7 +9,7 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// What [Source.Candidates] knows the words for.
+// The kinds of words that [Source.Candidates] returns.
 const (
 	Consumers   = "consumers"
 	Types       = "types"
@@ -24,7 +24,8 @@ const (
 	Operations  = "operations"
 )
 
-// candidates are queries for the words, each with some that describe it after a tab. They read little, whatever the tables hold.
+// candidates are queries for the words, some with a description after a tab. They read little,
+// however large the tables are.
 var candidates = map[string]string{
 	Consumers:   `select name from pgjet.consumer order by name limit 200`,
 	Types:       `select distinct left(type, 128) from (select type from pgjet.outbox order by seq desc limit 5000) e order by 1 limit 200`,
@@ -39,13 +40,13 @@ var candidates = map[string]string{
 	Quarantines: `select seq || E'\t' || state from pgjet.quarantine order by seq desc limit 50`,
 }
 
-// Candidates returns words that a command may take for what, for a shell to complete: each may have a description behind a tab. Of most
-// kinds they are the latest.
+// Candidates returns words for a shell to complete, each perhaps with a description after a tab.
+// For most kinds they are the latest ones.
 func (s Source) Candidates(ctx context.Context, what string) ([]string, error) {
 	query, ok := candidates[what]
 	switch {
 	case !ok:
-		return nil, fmt.Errorf("nothing is known of %s", what)
+		return nil, fmt.Errorf("there are no candidates for %s", what)
 	case s.DB == nil:
 		return nil, s.DBErr
 	}
@@ -56,7 +57,7 @@ func (s Source) Candidates(ctx context.Context, what string) ([]string, error) {
 	return all, sqlstate.Wrap("look for "+what, err)
 }
 
-// plainCell is [Plain] that leaves the tab before a description.
+// plainCell is [Plain], but keeps the tab before a description.
 func plainCell(s string) string {
 	for i := range len(s) {
 		if s[i] == '\t' {

@@ -8,13 +8,13 @@ import (
 	"github.com/pgjet/pgjet/consumers/status"
 )
 
-// NextForConsumer returns what to do about a reason of a consumer. own is whether the program that
-// asks can run it.
+// NextForConsumer returns what to do about a reason of a consumer. own is whether the asking
+// program can run the consumer.
 func NextForConsumer(s status.Status, code string, own bool) string {
 	_, r := find(Consumer, code)
 	switch code {
 	case "paused":
-		if s.Paused == nil { // in JetStream
+		if s.Paused == nil { // paused in JetStream
 			r.Next = ""
 		}
 	case "no_process":

@@ -13,30 +13,31 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// A Content is what an event says: its payload and its headers.
+// A Content is the payload and the headers of an event.
 type Content struct {
-	From    string   `json:"from"` // outbox, stream, or the consumer that has it as a dead letter or waits to try it; "" if nobody has it any more
+	From    string   `json:"from"` // outbox, stream, or the consumer that has it as a dead letter or a waiting event; "" if it is nowhere any more
 	Payload string   `json:"payload"`
 	Bytes   int64    `json:"bytes"`
-	JSON    bool     `json:"json"`   // else the payload is base64
+	JSON    bool     `json:"json"`   // otherwise the payload is base64
 	Masked  bool     `json:"masked"` // values are left out
 	Header  []Header `json:"header"` // by name
 }
 
-// A Header is one of an event.
+// A Header is a header of an event.
 type Header struct {
 	Name  string `json:"name"`
 	Value string `json:"value"`
 }
 
-// hidden stands for a value that is not shown.
+// hidden replaces a value that is not shown.
 const hidden = "•••"
 
-// mostShown is how many bytes of a payload are read to be shown.
+// mostShown is the most bytes of a payload that are read.
 const mostShown = 256 << 10
 
-// Content reads what an event says, from whatever has it still: the outbox, the inboxes of consumers, or the stream. Without
-// reveal all values of the payload, and of the headers that a producer chose, are hidden: any may be of a person.
+// Content reads the payload and headers of an event from where they still are: the outbox, the
+// inboxes of consumers, or the stream. Without reveal, all values of the payload, and of the
+// headers that a producer chose, are hidden: any may be personal.
 func (s Source) Content(ctx context.Context, e Event, reveal bool) (c Content, err error) {
 	if s.DB == nil {
 		return c, s.DBErr

@@ -13,12 +13,12 @@ import (
 	"github.com/pgjet/pgjet/consumers/replay"
 )
 
-// A Verb is what an operator does to dead letters.
+// A Verb is an action of an operator on dead letters.
 type Verb struct {
 	Name        string // such as redrive
 	Past        string // such as redriven
 	NeedsReason bool
-	Mild        bool // it loses nothing and runs nothing, so nobody has to be asked
+	Mild        bool // it loses nothing and runs nothing, so it needs no confirmation
 
 	change func(context.Context, *pgxpool.Pool, inbox.Filter, replay.Decision) ([]inbox.Outcome, error)
 	count  inbox.Change
@@ -41,16 +41,17 @@ func VerbOf(name string) (v Verb, known bool) {
 	return v, false
 }
 
-// A DeadPlan says what a verb would do to the dead letters that a filter selects. What becomes a dead letter after the plan
-// was made is not in it.
+// A DeadPlan is the effect of a verb on the dead letters that a filter selects, without those that
+// were added after the plan was made.
 type DeadPlan struct {
 	Verb     Verb
 	Filter   inbox.Filter    // frozen
 	Outcomes []inbox.Outcome // by consumer
-	Rough    bool            // what was handled or waits meanwhile is among Changed: it is found out when it would be changed
+	Rough    bool            // Changed includes those that were handled or wait meanwhile, which the change itself would find out
 }
 
-// PlanDead counts what a verb would change, and changes nothing. It freezes the filter, unless that is frozen already.
+// PlanDead counts the changes of a verb, and changes nothing. It freezes the filter, unless that is
+// frozen already.
 func PlanDead(ctx context.Context, db *pgxpool.Pool, v Verb, f inbox.Filter) (p DeadPlan, err error) {
 	if f.UpTo == 0 {
 		if err := f.Freeze(ctx, db); err != nil {
@@ -61,7 +62,7 @@ func PlanDead(ctx context.Context, db *pgxpool.Pool, v Verb, f inbox.Filter) (p 
 	return DeadPlan{v, f, outcomes, false}, err
 }
 
-// CountDead is [PlanDead] where that has to be quick: if more than so many are selected, the plan is rough.
+// CountDead is [PlanDead], but quick: if more than exact are selected, the plan is rough.
 func CountDead(ctx context.Context, db *pgxpool.Pool, v Verb, f inbox.Filter, exact int64) (p DeadPlan, err error) {
 	p = DeadPlan{Verb: v, Filter: f, Rough: true}
 	if p.Filter.UpTo == 0 {
@@ -78,8 +79,8 @@ func CountDead(ctx context.Context, db *pgxpool.Pool, v Verb, f inbox.Filter, ex
 	return p, nil
 }
 
-// Run changes what the plan selects. If it fails or ctx ends, what was changed before is returned with the error; the same
-// plan goes on with the rest.
+// Run changes the dead letters that the plan selects. If it fails or ctx ends, it returns the
+// outcomes so far with the error; the same plan can be run again for the rest.
 func (p DeadPlan) Run(ctx context.Context, db *pgxpool.Pool, d replay.Decision) ([]inbox.Outcome, error) {
 	d.DryRun = false
 	done, err := p.Verb.change(ctx, db, p.Filter, d)
@@ -89,7 +90,7 @@ func (p DeadPlan) Run(ctx context.Context, db *pgxpool.Pool, d replay.Decision) 
 	return done, err
 }
 
-// Total adds up outcomes of several consumers.
+// Total adds the outcomes of several consumers.
 func Total(all []inbox.Outcome) (t inbox.Outcome) {
 	for _, o := range all {
 		t.Changed += o.Changed
@@ -101,7 +102,7 @@ func Total(all []inbox.Outcome) (t inbox.Outcome) {
 	return t
 }
 
-// Lasts returns how long it takes to change so many, at most rate a second; 0 if that is no limit.
+// Lasts returns how long n changes take, at most rate a second; 0 if there is no limit.
 func Lasts(n int64, rate int) time.Duration {
 	if rate <= 0 || n <= int64(rate) {
 		return 0
@@ -109,13 +110,14 @@ func Lasts(n int64, rate int) time.Duration {
 	return time.Duration(n/int64(rate)) * time.Second
 }
 
-// Retry makes events that wait for their next attempt due now, at all consumers or at one; without ids all that wait at the
-// consumer. If none of the named ones waits, the error is a [*NotFoundError].
+// Retry makes events that wait for their next attempt due now, at all consumers or at one; without
+// ids, all waiting events of the consumer. If none of the named ones waits, the error is a
+// [*NotFoundError].
 func Retry(ctx context.Context, db inbox.Beginner, consumer string, ids []uuid.UUID, by, reason string) ([]inbox.RetryOutcome, error) {
 	r := inbox.Retry{Consumer: consumer, IDs: ids, By: by, Reason: reason}
 	all, err := r.Run(ctx, db)
 	if err == nil && len(all) == 0 && len(ids) > 0 {
-		return nil, &NotFoundError{"", fmt.Sprintf("none of these events waits at a consumer; what became of one shows: pgjet event get %s", ids[0])}
+		return nil, &NotFoundError{"", fmt.Sprintf("none of these events waits at a consumer; see one of them by: pgjet event get %s", ids[0])}
 	}
 	return append([]inbox.RetryOutcome{}, all...), err
 }

@@ -21,34 +21,35 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// How a setting is.
+// The states of a setting.
 const (
 	OK      = "ok"
-	Note    = "note"    // worth knowing, and nothing to worry about where pgjet is tried out
+	Note    = "note"    // worth knowing, and harmless where pgjet is tried out
 	Warning = "warning" // it weakens a promise, or will break one soon
 	Broken  = "broken"  // it breaks a promise
-	Unasked = "unknown" // it could not be looked at
+	Unasked = "unknown" // it could not be checked
 )
 
-// A Diagnosis is what [Source.Diagnose] finds.
+// A Diagnosis is the result of [Source.Diagnose].
 type Diagnosis struct {
 	At      time.Time `json:"at"`
 	Healthy bool      `json:"healthy"` // nothing is broken, and there is no warning
 	Checks  []Check   `json:"checks"`  // the worst first
-	Missing []Missing `json:"missing"` // what could not be asked
+	Missing []Missing `json:"missing"` // what could not be checked
 }
 
-// A Check is one setting, or a few that belong together.
+// A Check is the state of a setting, or of a few that belong together.
 type Check struct {
 	What        string `json:"what"` // such as "postgres fsync"
 	State       string `json:"state"`
 	Found       string `json:"found"`
-	Consequence string `json:"consequence"` // "" if it is OK, as Fix
+	Consequence string `json:"consequence"` // "" if it is OK; so is Fix
 	Fix         string `json:"fix"`
 }
 
-// Diagnose looks at the settings of PostgreSQL, NATS and the streams, at versions, permissions, clocks and disks, as far as they can be
-// asked with the rights of pgjet_operator. It returns no error: what could not be asked is in Missing.
+// Diagnose checks the settings of PostgreSQL, NATS and the streams, and versions, permissions,
+// clocks and disks, as far as the rights of pgjet_operator allow. It returns no error: what could
+// not be checked is in Missing.
 func (s Source) Diagnose(ctx context.Context) Diagnosis {
 	d := &doctor{Source: s, Diagnosis: Diagnosis{At: time.Now().UTC(), Checks: []Check{}, Missing: []Missing{}}}
 	var versions []string
@@ -61,13 +62,13 @@ func (s Source) Diagnose(ctx context.Context) Diagnosis {
 	}
 	asked.Wait()
 	if s.NATS == nil {
-		d.Missing = append(d.Missing, missing(server, s.NATSErr, "the settings of NATS and of the streams, and which processes run"))
+		d.Missing = append(d.Missing, missing(server, s.NATSErr, "the settings of NATS and of the streams, and the running processes"))
 	} else {
 		d.lookAtNATS(ctx)
 		d.judgeVersions(versions)
 	}
 	for _, m := range d.Missing {
-		d.add(m.What, Broken, m.Code+": "+m.Text, "not known: "+m.Lack, "pgjet explain "+m.Code)
+		d.add(m.What, Broken, m.Code+": "+m.Text, "unknown: "+m.Lack, "pgjet explain "+m.Code)
 	}
 	rank := []string{Broken, Warning, Unasked, Note, OK}
 	slices.SortStableFunc(d.Checks, func(a, b Check) int { return slices.Index(rank, a.State) - slices.Index(rank, b.State) })
@@ -75,7 +76,7 @@ func (s Source) Diagnose(ctx context.Context) Diagnosis {
 	return d.Diagnosis
 }
 
-// A doctor is a Diagnosis that is being made.
+// A doctor makes a Diagnosis.
 type doctor struct {
 	Source
 	Diagnosis
@@ -96,14 +97,14 @@ func (d *doctor) unless(wrong bool, what, state, found, consequence, fix string)
 	d.add(what, state, found, consequence, fix)
 }
 
-// The PostgreSQL versions that the tests run on.
+// The PostgreSQL versions on which the tests run.
 const oldestPostgres, newestPostgres = 14, 18
 
 func (d *doctor) lookAtDatabase(ctx context.Context) error {
 	for _, look := range []func(context.Context) error{d.lookAtServer, d.lookAtRoles, d.lookAtSessions, d.lookAtSchema, d.lookAtClock} {
 		err := look(ctx)
 		if sqlstate.Of(err) == sqlstate.Permission {
-			d.add("postgres permissions", Unasked, err.Error(), "some settings are not looked at", "grant pgjet_operator to the user, or ask as the owner of the tables")
+			d.add("postgres permissions", Unasked, err.Error(), "some settings are not checked", "grant pgjet_operator to the user, or ask as the owner of the tables")
 			continue
 		}
 		if err != nil {
@@ -113,7 +114,8 @@ func (d *doctor) lookAtDatabase(ctx context.Context) error {
 	return nil
 }
 
-// settingsThatMatter are those of the server that pgjet does not set for its own connections.
+// settingsThatMatter are the settings of the server that pgjet does not set for its own
+// connections.
 var settingsThatMatter = []struct{ name, want, state, consequence, fix string }{
 	{"fsync", "on", Broken, "when the machine fails, events that were committed are lost, or the database is", "alter system set fsync = on; select pg_reload_conf();"},
 	{"full_page_writes", "on", Broken, "when the machine fails while it writes, the database is damaged", "alter system set full_page_writes = on; select pg_reload_conf();"},
@@ -153,7 +155,8 @@ func (d *doctor) lookAtServer(ctx context.Context) error {
 	})
 }
 
-// lookAtRoles finds roles and databases for which commits are not waited for. Connections of pgjet ask for them; services that append may not.
+// lookAtRoles finds roles and databases whose commits do not wait for the disk. Connections of
+// pgjet set that; services that append may not.
 func (d *doctor) lookAtRoles(ctx context.Context) error {
 	all, err := collect(ctx, d.DB, pgx.RowTo[string], `
 		select coalesce('role ' || quote_ident(r.rolname), '') || coalesce(' database ' || quote_ident(b.datname), '')
@@ -173,11 +176,11 @@ func (d *doctor) lookAtRoles(ctx context.Context) error {
 		found = "off for " + strings.Join(all, ", ")
 	}
 	d.unless(len(all) > 0, "postgres synchronous_commit", Warning, found,
-		"a service that appends as one of them may lose events that it was told are committed, when PostgreSQL fails", "alter role NAME reset synchronous_commit; or of the database or the server")
+		"a service that appends as one of them may lose committed events when PostgreSQL fails", "alter role NAME reset synchronous_commit; or of the database or the server")
 	return nil
 }
 
-// tooLong is how old a transaction may be before it is worth knowing.
+// tooLong is the age from which a transaction is worth knowing.
 const tooLong = 15 * time.Minute
 
 func (d *doctor) lookAtSessions(ctx context.Context) error {
@@ -204,10 +207,10 @@ func (d *doctor) lookAtSessions(ctx context.Context) error {
 	d.unless(seconds(prepared) >= tooLong, "postgres prepared transactions", Warning, fmt.Sprintf("the oldest is %s old", seconds(prepared).Round(time.Second)),
 		"rows that are deleted since then stay, and what it locks is locked until somebody ends it", "commit or roll back what pg_prepared_xacts lists")
 	d.unless(age > 1_500_000_000, "postgres transaction ids", Warning, fmt.Sprintf("the oldest are %d million back", age/1_000_000),
-		"PostgreSQL takes no writes any more when they are 2 100 million back", "find what holds back VACUUM: long transactions, prepared ones, replication slots")
-	d.unless(retained > 4<<30, "postgres replication slots", Warning, fmt.Sprintf("a slot that nobody reads keeps %d MiB", retained>>20),
+		"PostgreSQL accepts no writes any more when the oldest is 2 100 million transactions old", "find what holds back VACUUM: long transactions, prepared ones, replication slots")
+	d.unless(retained > 4<<30, "postgres replication slots", Warning, fmt.Sprintf("a slot without a reader keeps %d MiB", retained>>20),
 		"the disk fills, and then PostgreSQL stops", "drop the slot if its reader is gone: select pg_drop_replication_slot(NAME)")
-	d.add("postgres disk", Unasked, "PostgreSQL does not say how full its disk is", "when it is full, nothing can be appended or handled", "watch it from outside")
+	d.add("postgres disk", Unasked, "PostgreSQL does not report how full its disk is", "when it is full, nothing can be appended or handled", "monitor it from outside")
 	return nil
 }
 
@@ -227,9 +230,9 @@ func (d *doctor) lookAtSchema(ctx context.Context) error {
 	}
 	switch {
 	case pending > 0:
-		d.add("postgres tables", Broken, fmt.Sprintf("%d migrations are missing", pending), "processes of this version fail, or do without", "pgjet migrate up")
+		d.add("postgres tables", Broken, fmt.Sprintf("%d migrations are missing", pending), "processes of this version fail, or lack features", "pgjet migrate up")
 	case newer > 0:
-		d.add("postgres tables", Note, fmt.Sprintf("%d migrations of a newer pgjet", newer), "this program may not know what newer processes do", "use the newer one")
+		d.add("postgres tables", Note, fmt.Sprintf("%d migrations of a newer pgjet", newer), "this program may not support what newer processes do", "use the newer one")
 	default:
 		d.add("postgres tables", OK, fmt.Sprintf("version %d", migrations.Latest()), "", "")
 	}
@@ -238,11 +241,11 @@ func (d *doctor) lookAtSchema(ctx context.Context) error {
 		return err
 	}
 	d.unless(rows > 1_000_000, "postgres partitions", Warning, fmt.Sprintf("%d rows in the default partition", max(rows, 0)),
-		"they cannot be dropped when they are published, and the outbox grows", "see to it that a relay runs, which makes partitions: pgjet status")
+		"they cannot be dropped after publication, and the outbox grows", "make sure that a relay runs, which creates partitions: pgjet status")
 	return nil
 }
 
-// apart is how far clocks may differ.
+// apart is the largest harmless difference of clocks.
 const apart = 5 * time.Second
 
 func (d *doctor) lookAtClock(ctx context.Context) error {
@@ -255,12 +258,12 @@ func (d *doctor) lookAtClock(ctx context.Context) error {
 	return nil
 }
 
-// clock compares the clock of a server, which was asked since begun, with the one here.
+// clock compares the clock of a server, which was read since begun, with the local one.
 func (d *doctor) clock(server string, at, begun time.Time) {
 	ended := time.Now()
 	off := max(begun.Sub(at), at.Sub(ended), 0)
 	d.unless(off > apart, server+" clock", Warning, fmt.Sprintf("%s from the clock here", off.Round(time.Millisecond)),
-		"times of events, waits and timelines are wrong by that", "synchronise the clocks (NTP)")
+		"times of events, waits and timelines are wrong by that much", "synchronise the clocks (NTP)")
 }
 
 func (d *doctor) lookAtNATS(ctx context.Context) {
@@ -268,12 +271,12 @@ func (d *doctor) lookAtNATS(ctx context.Context) {
 	d.unless(natsconn.CheckVersion(d.NATS) != nil, "nats version", Broken, version, "pgjet needs nats-server "+natsconn.Needed+" or newer", "upgrade nats-server")
 	const payload = 1 << 20
 	d.unless(d.NATS.MaxPayload() < payload, "nats max_payload", Warning, fmt.Sprintf("%d bytes", d.NATS.MaxPayload()),
-		"events that are larger go to quarantine, though their authors were told that they fit", "set max_payload: 1MB in nats-server")
+		"larger events go to quarantine, although the append accepted them", "set max_payload: 1MB in nats-server")
 	if host, _, err := net.SplitHostPort(d.NATS.ConnectedAddr()); err == nil {
 		ip := net.ParseIP(host)
 		open := !d.NATS.TLSRequired() && ip != nil && !ip.IsLoopback()
 		d.unless(open, "nats encryption", Warning, map[bool]string{true: "none, to " + host, false: "encrypted, or on this machine"}[open],
-			"whoever is on the way reads events, and passwords", "use tls:// and --nats-ca")
+			"anyone on the network path can read events and passwords", "use tls:// and --nats-ca")
 	}
 	d.lookAtAccount(ctx)
 	streams := []string{d.Stream}
@@ -293,7 +296,7 @@ func (d *doctor) lookAtAccount(ctx context.Context) {
 	defer cancel()
 	account, err := d.JS.AccountInfo(ctx)
 	if err != nil {
-		d.add("nats storage", Unasked, "the account cannot be asked", "when its storage is used up, nothing is published", "permit $JS.API.INFO, or watch it from outside")
+		d.add("nats storage", Unasked, "the account cannot be read", "when its storage is used up, nothing is published", "permit $JS.API.INFO, or monitor it from outside")
 		return
 	}
 	limit := account.Limits.MaxStore
@@ -336,14 +339,14 @@ func (d *doctor) lookAtStream(ctx context.Context, name string) {
 		d.add(what, state, setting, consequence, fix)
 	}
 	if len(flaws) == 0 {
-		d.add(what, OK, "its settings are as they should be", "", "")
+		d.add(what, OK, "its settings are right", "", "")
 	}
 	single := info.Config.Replicas < 2
 	state := Note
 	if d.NATS.ConnectedClusterName() != "" {
 		state = Warning
 	}
-	d.unless(single, what+" replicas", state, fmt.Sprint(info.Config.Replicas), "one disk has the only copy of what the outbox has pruned", "in production, a cluster of three servers and --replicas 3")
+	d.unless(single, what+" replicas", state, fmt.Sprint(info.Config.Replicas), "one disk has the only copy of pruned events", "in production, a cluster of three servers and --replicas 3")
 	d.unless(relay.Owner(info.Config) == (relay.Outbox{}), what+" owner", Warning, relay.Owner(info.Config).String(),
 		"another outbox may be published there by mistake", Typed("pgjet stream ensure", name)+" --database-url URL")
 	s := Stream{MaxBytes: info.Config.MaxBytes, MaxMsgs: info.Config.MaxMsgs, Bytes: info.State.Bytes, Messages: info.State.Msgs}
@@ -356,11 +359,11 @@ func (d *doctor) lookAtStream(ctx context.Context, name string) {
 	}
 	for _, near := range s.limits() {
 		setting, consequence, _ := strings.Cut(near, ": ")
-		d.add(what+" limits", Warning, setting, consequence, "raise the limit, or set max_age; mend the server")
+		d.add(what+" limits", Warning, setting, consequence, "raise the limit, or set max_age; repair the server")
 	}
 }
 
-// lookAtDurables looks at the durable consumers of the consumers that are known.
+// lookAtDurables checks the durable consumers of all known consumers.
 func (d *doctor) lookAtDurables(ctx context.Context) {
 	if d.DB == nil {
 		return
@@ -377,13 +380,13 @@ func (d *doctor) lookAtDurables(ctx context.Context) {
 		what := "consumer " + k.Name
 		c, err := d.JS.Consumer(ctx, k.Stream, inbox.Durables(k.Name, k.Slices)[0])
 		if err != nil {
-			continue // the status says so
+			continue // the status reports that
 		}
 		config := c.CachedInfo().Config
 		d.unless(config.InactiveThreshold > 0, what, Warning, map[bool]string{true: "inactive_threshold is " + config.InactiveThreshold.String(), false: "its durable consumer stays"}[config.InactiveThreshold > 0],
-			"its durable consumer is deleted when its processes are away for longer", "pgjet consumer ensure "+Word(k.Name))
+			"its durable consumer is deleted when no process runs for longer", "pgjet consumer ensure "+Word(k.Name))
 		if config.MaxDeliver > 0 {
-			d.add(what, Broken, fmt.Sprintf("max_deliver is %d", config.MaxDeliver), "JetStream gives up events that no inbox has", "pgjet consumer ensure "+Word(k.Name))
+			d.add(what, Broken, fmt.Sprintf("max_deliver is %d", config.MaxDeliver), "JetStream drops events that no inbox has", "pgjet consumer ensure "+Word(k.Name))
 		}
 	}
 }
@@ -408,5 +411,5 @@ func (d *doctor) processVersions(ctx context.Context) (versions []string) {
 
 func (d *doctor) judgeVersions(versions []string) {
 	d.unless(len(versions) > 1, "pgjet versions", Note, map[bool]string{true: strings.Join(versions, ", "), false: "no process runs"}[len(versions) > 0],
-		"processes of different versions run; that is meant for as long as an upgrade takes", "end the upgrade; see pgjet services ls")
+		"processes of different versions run, as during an upgrade", "end the upgrade; see pgjet services ls")
 }

@@ -19,32 +19,32 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// An Event is what is known of one event, without its payload.
+// An Event is everything known about one event, without its payload.
 type Event struct {
 	ID         uuid.UUID     `json:"id"`
-	Type       string        `json:"type"` // "" if nobody knows it any more, as Key
+	Type       string        `json:"type"` // "" if unknown by now; so is Key
 	Key        string        `json:"key"`
 	TraceID    string        `json:"trace_id"`   // "" if it is not traced
-	RequestID  string        `json:"request_id"` // of the request that led to it; "" if it has none
-	Outbox     *Row          `json:"outbox"`     // nil if its row is not there, or was not found
-	Quarantine *Held         `json:"quarantine"` // nil if it is not set aside
+	RequestID  string        `json:"request_id"` // of the request that caused it; "" if there is none
+	Outbox     *Row          `json:"outbox"`     // nil if its row is missing, or was not found
+	Quarantine *Held         `json:"quarantine"` // nil if it is not in quarantine
 	Stored     *Stored       `json:"stored"`     // nil if it is not in the stream, or was not found there
 	Consumers  []Handling    `json:"consumers"`  // by name
-	Operations []Operation   `json:"operations"` // what operators decided on it
-	Sagas      []saga.Record `json:"sagas"`      // of its key, that its consumers begin
-	Unknown    []string      `json:"unknown"`    // what is not known of it, and why
+	Operations []Operation   `json:"operations"` // operators' decisions on it
+	Sagas      []saga.Record `json:"sagas"`      // of its key, begun by its consumers
+	Unknown    []string      `json:"unknown"`    // what is unknown about it, and why
 }
 
-// A Row is the event in the outbox.
+// A Row is the event's row in the outbox.
 type Row struct {
 	Seq       int64      `json:"seq"`
-	Time      *time.Time `json:"time"`      // of the append; nil if it is none in the years 1 to 9999
+	Time      *time.Time `json:"time"`      // of the append; nil if it is not in the years 1 to 9999
 	XID       string     `json:"xid"`       // the transaction that appended it
 	Bytes     int64      `json:"bytes"`     // of the payload
 	Published bool       `json:"published"` // covered by the newest checkpoint of a stream
 }
 
-// A Held event is one in quarantine.
+// A Held is an event in quarantine.
 type Held struct {
 	Seq    int64     `json:"seq"`
 	State  string    `json:"state"` // held, retry or dropped
@@ -52,7 +52,7 @@ type Held struct {
 	At     time.Time `json:"at"`
 }
 
-// Stored is the event's place in a stream.
+// A Stored is the event's message in a stream.
 type Stored struct {
 	Stream  string    `json:"stream"`
 	Seq     uint64    `json:"seq"`
@@ -60,36 +60,36 @@ type Stored struct {
 	Time    time.Time `json:"time"` // by the clock of the NATS server
 }
 
-// What became of an event at a consumer, beside the states of package inbox: done, dead, discarded.
+// The states of an event at a consumer, besides those of package inbox: done, dead, discarded.
 const (
 	Waiting  = "waiting"  // it was not delivered yet, or waits for its first attempt
-	Running  = "running"  // an attempt is being made
+	Running  = "running"  // an attempt is running
 	Retrying = "retrying" // it waits for another attempt
 	Ignored  = "ignored"  // the consumer does not handle its type
 	Unknown  = "unknown"
 )
 
-// A Handling is what became of an event at one consumer.
+// A Handling is the state of an event at one consumer.
 type Handling struct {
 	Consumer string          `json:"consumer"`
 	State    string          `json:"state"`
 	Attempts int             `json:"attempts"`
 	Began    *time.Time      `json:"began"`     // the attempt that made it done
 	At       *time.Time      `json:"at"`        // when it came into this state; nil while it waits for the consumer
-	Since    *time.Time      `json:"since"`     // when the consumer wrote an attempt down
-	DueAt    *time.Time      `json:"due_at"`    // when the next attempt is made; nil if there is none, or it waits behind another of its key
+	Since    *time.Time      `json:"since"`     // when the consumer wrote the intent
+	DueAt    *time.Time      `json:"due_at"`    // when the next attempt is due; nil if there is none, or it waits behind another of its key
 	Behind   bool            `json:"behind"`    // it waits behind an earlier event of its key
-	TakenBy  string          `json:"taken_by"`  // the process that makes an attempt now
+	TakenBy  string          `json:"taken_by"`  // the process that is making an attempt
 	Error    string          `json:"error"`     // of the last attempt
-	StreamAt int64           `json:"stream_at"` // the place in the stream; 0 if the inbox does not know it
+	StreamAt int64           `json:"stream_at"` // the stream sequence; 0 if the inbox does not have it
 	Letter   *Letter         `json:"dead_letter"`
-	Log      []inbox.Attempt `json:"attempt_log"` // as far as it is kept; not of one that was done at the first attempt
+	Log      []inbox.Attempt `json:"attempt_log"` // as far as it is kept; not for an event that was done at the first attempt
 
 	stream  string
-	own     bool // stream has the events of this database, as far as is known
+	own     bool // stream has the events of this database, as far as known
 	slices  int
 	current bool   // StreamAt is of the present stream
-	seq     *int64 // of an outbox, this one's if own
+	seq     *int64 // seq in the outbox, this one's if own
 }
 
 // A Letter is the dead letter of an event.
@@ -104,7 +104,7 @@ type Letter struct {
 	ChangeReason string     `json:"change_reason"`
 }
 
-// An Operation is what an operator did.
+// An Operation is an operator's action.
 type Operation struct {
 	Kind   string    `json:"kind"`
 	Target string    `json:"target"`
@@ -113,7 +113,8 @@ type Operation struct {
 	At     time.Time `json:"at"`
 }
 
-// A NotFoundError says that nothing is known of an event, and how far was looked; without What, Looked says it all.
+// A NotFoundError says that something was not found, and where it was searched. Without What,
+// Looked is the whole text.
 type NotFoundError struct{ What, Looked string }
 
 func (e *NotFoundError) Error() string {
@@ -123,18 +124,20 @@ func (e *NotFoundError) Error() string {
 	return fmt.Sprintf("nothing is known of %s: %s", e.What, e.Looked)
 }
 
-// Event returns what is known of the event with this id, or a [*NotFoundError]. It needs the database. If NATS does
-// not answer, Unknown says what is missing.
+// Event returns everything known about the event with this id, or a [*NotFoundError]. It needs the
+// database. If NATS does not answer, Unknown says what is missing.
 func (s Source) Event(ctx context.Context, id uuid.UUID) (Event, error) {
 	return s.event(ctx, id, nil, false)
 }
 
-// EventAt is [Source.Event] of one that a list said is at a seq of the outbox: then it need not be looked for.
+// EventAt is [Source.Event] for an event with a known seq in the outbox, which need not be
+// searched.
 func (s Source) EventAt(ctx context.Context, id uuid.UUID, seq int64) (Event, error) {
 	return s.event(ctx, id, []int64{seq}, false)
 }
 
-// event is [Source.Event] of what may be at some places in the outbox, and at no other if that was scanned.
+// event is [Source.Event] for an event with possible seqs in the outbox; if scanned, it has no
+// other.
 func (s Source) event(ctx context.Context, id uuid.UUID, seqs []int64, scanned bool) (Event, error) {
 	if s.DB == nil {
 		return Event{}, s.DBErr
@@ -149,14 +152,14 @@ func (s Source) event(ctx context.Context, id uuid.UUID, seqs []int64, scanned b
 	return q.Event, sqlstate.Wrap("look for event "+id.String(), err)
 }
 
-// A question is an Event that is being found out.
+// A question is an Event that is being filled in.
 type question struct {
 	Source
 	Event
-	seqs     []int64  // places in the outbox, as others remember them
-	scanned  bool     // it is in no other row
+	seqs     []int64  // possible seqs in the outbox
+	scanned  bool     // no other row has it
 	pruned   int64    // the highest seq that was pruned
-	prefixes []string // what its subject may begin with; none is not known
+	prefixes []string // possible prefixes of its subject; none if unknown
 }
 
 func (q *question) ask(ctx context.Context) error {
@@ -180,7 +183,7 @@ func (q *question) ask(ctx context.Context) error {
 	return nil
 }
 
-// askConsumers looks at each consumer's row of the event, by primary key.
+// askConsumers reads each consumer's row of the event, by primary key.
 func (q *question) askConsumers(ctx context.Context) (err error) {
 	q.Consumers, err = collect(ctx, q.DB, scanHandling, `
 		select c.name, c.stream, c.stream in (select stream from pgjet.leader where epoch > 0) or not exists (select from pgjet.leader where epoch > 0), c.slices, coalesce(i.state, ''), coalesce(n.attempts, d.attempts, i.attempts, 0), i.began, i.at, n.since,
@@ -189,7 +192,7 @@ func (q *question) askConsumers(ctx context.Context) (err error) {
 		       case when coalesce(n.header, d.header) -> 'Pgjet-Seq' ->> 0 ~ '^[0-9]{1,18}$' then (coalesce(n.header, d.header) -> 'Pgjet-Seq' ->> 0)::bigint end,
 		       d.id, d.state, d.error, d.attempts, d.at, d.changed_at, coalesce(d.changed_by, ''), coalesce(d.change_reason, '')
 		  from pgjet.consumer c
-		  left join lateral (select * from pgjet.inbox where consumer = c.name and event_id = $1 limit 1) i on true -- not joined otherwise than by key
+		  left join lateral (select * from pgjet.inbox where consumer = c.name and event_id = $1 limit 1) i on true -- joined only by its key
 		  left join lateral (select * from pgjet.intent where consumer = c.name and event_id = $1 limit 1) n on true
 		  left join lateral (select * from pgjet.dead_letter where consumer = c.name and event_id = $1 limit 1) d on true
 		 order by c.name`, q.ID)
@@ -219,7 +222,7 @@ func scanHandling(row pgx.CollectableRow) (h Handling, err error) {
 	return h, err
 }
 
-// mostAttempts is how many attempts are shown, the last ones.
+// mostAttempts is the most attempts that are shown, the last ones.
 const mostAttempts = 200
 
 func (q *question) askAttempts(ctx context.Context) error {
@@ -263,7 +266,7 @@ func (q *question) askQuarantine(ctx context.Context) error {
 	return err
 }
 
-// askKnownPlaces looks at the places in the stream that inboxes remember.
+// askKnownPlaces reads the stream sequences in the inboxes.
 func (q *question) askKnownPlaces(ctx context.Context) error {
 	if q.JS == nil {
 		return nil
@@ -276,7 +279,8 @@ func (q *question) askKnownPlaces(ctx context.Context) error {
 	return nil
 }
 
-// look reads a message of a stream, which has this database's outbox if it is its own. If it is the event, its place is known.
+// look reads a message of a stream, whose outbox is this database's if own. If it is the event, it
+// sets Stored.
 func (q *question) look(ctx context.Context, stream string, own bool, seq uint64, options ...jetstream.GetMsgOpt) (next uint64) {
 	s, err := q.JS.Stream(ctx, stream)
 	if err != nil {
@@ -299,14 +303,15 @@ func (q *question) look(ctx context.Context, stream string, own bool, seq uint64
 	return 0
 }
 
-// mostLooks is how many messages of the event's subject are looked at, behind a checkpoint before it.
+// mostLooks is the most messages of the event's subject that are read, after a checkpoint before
+// it.
 const mostLooks = 300
 
-// askStream looks for an event that no inbox knows.
+// askStream looks for an event that no inbox has.
 func (q *question) askStream(ctx context.Context) {
 	switch {
 	case q.JS == nil:
-		q.Unknown = append(q.Unknown, "NATS does not answer: its place in the stream, and which consumers it waits for")
+		q.Unknown = append(q.Unknown, "NATS does not answer: its stream sequence, and which consumers it waits for")
 		return
 	case q.Stored != nil || q.Outbox == nil:
 		return
@@ -323,7 +328,7 @@ func (q *question) askStream(ctx context.Context) {
 	for _, s := range streams {
 		stream, err := q.JS.Stream(ctx, s.Stream)
 		if err != nil || len(stream.CachedInfo().Config.Subjects) == 0 {
-			q.Unknown = append(q.Unknown, "its place in the stream "+s.Stream+", which cannot be asked")
+			q.Unknown = append(q.Unknown, "its sequence in stream "+s.Stream+", which does not answer")
 			continue
 		}
 		prefix := events.PrefixOf(stream.CachedInfo().Config.Subjects...)
@@ -336,12 +341,12 @@ func (q *question) askStream(ctx context.Context) {
 			next = q.look(ctx, s.Stream, true, next, jetstream.WithGetMsgSubject(subject))
 		}
 		if looks == mostLooks {
-			q.Unknown = append(q.Unknown, fmt.Sprintf("its place in the stream %s: it is not among the %d messages of its subject behind the checkpoint before it", s.Stream, mostLooks))
+			q.Unknown = append(q.Unknown, fmt.Sprintf("its sequence in stream %s: it is not among the %d messages of its subject after the checkpoint before it", s.Stream, mostLooks))
 		}
 	}
 }
 
-// judgeConsumers says what becomes of it at each consumer.
+// judgeConsumers sets its state at each consumer.
 func (q *question) judgeConsumers(ctx context.Context) {
 	for i := range q.Consumers {
 		h := &q.Consumers[i]
@@ -356,19 +361,19 @@ func (q *question) judgeConsumers(ctx context.Context) {
 			h.State = q.expected(ctx, h)
 		}
 	}
-	slices.SortStableFunc(q.Consumers, func(a, b Handling) int { // those that ignore it last
+	slices.SortStableFunc(q.Consumers, func(a, b Handling) int { // consumers that ignore it come last
 		return cmp.Compare(map[bool]int{true: 1}[a.State == Ignored], map[bool]int{true: 1}[b.State == Ignored])
 	})
 }
 
-// expected returns what becomes of an event that a consumer's inbox does not know.
+// expected returns the state of an event that a consumer's inbox does not have.
 func (q *question) expected(ctx context.Context, h *Handling) string {
 	if q.JS == nil || q.Type == "" {
 		return Unknown
 	}
 	c, err := q.JS.Consumer(ctx, h.stream, inbox.Durables(h.Consumer, h.slices)[0])
 	if err != nil {
-		q.Unknown = append(q.Unknown, h.Consumer+": its durable consumer cannot be asked: "+err.Error())
+		q.Unknown = append(q.Unknown, h.Consumer+": its durable consumer cannot be looked up: "+err.Error())
 		return Unknown
 	}
 	config := c.CachedInfo().Config
@@ -379,18 +384,19 @@ func (q *question) expected(ctx context.Context, h *Handling) string {
 		return Ignored
 	}
 	if info := c.CachedInfo(); q.Stored != nil && h.slices <= 1 && info.AckFloor.Stream >= q.Stored.Seq {
-		q.Unknown = append(q.Unknown, h.Consumer+": its inbox has no row of the event, and JetStream counts it as handled: the inbox has forgotten it, or was lost")
+		q.Unknown = append(q.Unknown, h.Consumer+": its inbox has no row of the event, and JetStream counts it as handled: the row was pruned, or the inbox was lost")
 		return Unknown
 	}
 	return Waiting
 }
 
-// mayBegin reports whether the subject of the event may begin with a prefix: of another service's stream a consumer gets none of this one's.
+// mayBegin reports whether the subject of the event may begin with a prefix: a consumer of another
+// service's stream gets no event of this one.
 func (q *question) mayBegin(prefix string) bool {
 	return prefix == "" || len(q.prefixes) == 0 || slices.Contains(q.prefixes, prefix)
 }
 
-// covers reports whether a filter's type, which may have wildcards, takes in a type.
+// covers reports whether a filter's type, which may have wildcards, matches a type.
 func covers(filter, eventType string) bool {
 	f, t := strings.Split(filter, "."), strings.Split(eventType, ".")
 	for i, token := range f {
@@ -404,7 +410,7 @@ func covers(filter, eventType string) bool {
 	return len(f) == len(t)
 }
 
-// askSagas looks for those that consumers which handle the event begin, of its key.
+// askSagas looks up the sagas of its key that its consumers begin.
 func (q *question) askSagas(ctx context.Context) (err error) {
 	var names []string
 	for _, h := range q.Consumers {
@@ -419,7 +425,7 @@ func (q *question) askSagas(ctx context.Context) (err error) {
 	return err
 }
 
-// askOperations reads what operators decided on the event, its dead letters and its sagas.
+// askOperations reads operators' decisions on the event, its dead letters and its sagas.
 func (q *question) askOperations(ctx context.Context) (err error) {
 	letters, sagas := []int64{}, []uuid.UUID{}
 	for _, h := range q.Consumers {
@@ -446,16 +452,16 @@ func (q *question) askOperations(ctx context.Context) (err error) {
 	return err
 }
 
-// say adds what is not known of every event, and of this one.
+// say adds what is unknown about every event, and about this one.
 func (q *question) say() {
 	if q.Outbox == nil {
 		q.Unknown = append(q.Unknown, q.rowless())
 	}
 	if q.Type == "" {
-		q.Unknown = append(q.Unknown, "its type and key, and so which consumers handle it: neither outbox nor stream has it any more")
+		q.Unknown = append(q.Unknown, "its type and key, and so which consumers handle it: it is in neither outbox nor stream any more")
 	}
 	if q.TraceID == "" {
-		q.Unknown = append(q.Unknown, "its trace: it has none, or nothing has it any more")
+		q.Unknown = append(q.Unknown, "its trace: it has none, or is not stored any more")
 	}
 	q.Unknown = append(q.Unknown, "when its transaction began and committed, what else happened in its request, and the mails that a handler sent: pgjet records none of them; its trace may have them. The Message-ID of a mail begins with the event's id")
 	if slices.ContainsFunc(q.Consumers, func(h Handling) bool { return h.State == inbox.Done && len(h.Log) == 0 }) {
@@ -466,7 +472,7 @@ func (q *question) say() {
 	}
 }
 
-// rowless says why there is no row in the outbox.
+// rowless returns why there is no row in the outbox.
 func (q *question) rowless() string {
 	for _, seq := range q.seqs {
 		if seq > 0 && seq <= q.pruned {
@@ -476,7 +482,7 @@ func (q *question) rowless() string {
 	return "its row in the outbox: it was pruned, or this database did not write it (" + q.looked(q.ID) + ")"
 }
 
-// traceOf returns the trace id of a traceparent, "" if there is none.
+// traceOf returns the trace id of a traceparent; "" if there is none.
 func traceOf(traceparent string) string {
 	if parts := strings.Split(traceparent, "-"); len(parts) == 4 && len(parts[1]) == 32 {
 		return parts[1]

@@ -18,14 +18,15 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// newest is how many rows of the outbox are looked through, from its end, unless Source.Rows says it; nearby how many on each side of
-// where a UUIDv7 says that the event was appended. No index of the outbox has ids, keys or traces.
+// newest is the number of rows of the outbox that are searched, from its end, unless Source.Rows is
+// set; nearby is the number on each side of the time in a UUIDv7. The outbox has no index of ids,
+// keys or traces.
 var newest, nearby int64 = 200_000, 50_000
 
-// looks is how many rows of the outbox are looked through.
+// looks returns the number of rows of the outbox to search.
 func (s Source) looks() int64 { return cmp.Or(s.Rows, newest) }
 
-// looked says how far was looked for something.
+// looked returns a text about where something was searched.
 func (s Source) looked(id uuid.UUID) string {
 	text := fmt.Sprintf("no inbox has it, nor have the newest %d rows of the outbox", s.looks())
 	if id.Version() == 7 {
@@ -34,11 +35,12 @@ func (s Source) looked(id uuid.UUID) string {
 	return text
 }
 
-// mostEvents is how many events [Source.Find] returns.
+// mostEvents is the most events that [Source.Find] returns.
 const mostEvents = 20
 
-// Find returns what is known of the event with this id, or of those with this key, trace id or traceparent, of the request with this id, of
-// the mail with this Message-ID, or of the aggregates whose events have this mail address in their payload: the first 20, in the order of
+// Find returns everything known about the event with this id, or about the events with this key,
+// trace id or traceparent, of the request with this id, of the mail with this Message-ID, or of the
+// aggregates whose events have this mail address in their payload: the first 20, in the order of
 // the outbox. more is whether there are others. If there is none, the error is a [*NotFoundError].
 func (s Source) Find(ctx context.Context, what string) (all []Event, more bool, err error) {
 	if s.DB == nil {
@@ -58,25 +60,25 @@ func (s Source) Find(ctx context.Context, what string) (all []Event, more bool, 
 	return f.Events, f.More, err
 }
 
-// A Search is for events in rows of the outbox, most of which no index has.
+// A Search looks for events in rows of the outbox by values that mostly have no index.
 type Search struct {
-	What   string // a key, a trace id or traceparent, the id of a request, or a mail address in the payload; "" is a Field
+	What   string // a key, a trace id or traceparent, the id of a request, or a mail address in the payload; "" is a search by Field
 	Field  string // of a payload in JSON, such as plan, or address.city
-	Value  string // its text, in which upper and lower case are the same
-	Before int64  // rows with a lower seq alone; 0 is from the end
+	Value  string // its text, ignoring case
+	Before int64  // only rows with a lower seq; 0 is from the end
 }
 
-// A Found is what a [Search] found, and how far it looked.
+// A Found is the result of a [Search], and how far it searched.
 type Found struct {
 	Events []Event    `json:"events"` // the first 20, in the order of the outbox
 	More   bool       `json:"more"`   // there are others
-	Looked int64      `json:"looked"` // seqs of the outbox, from the end or from Before on
+	Looked int64      `json:"looked"` // number of seqs of the outbox, back from the end or from Before
 	Back   *time.Time `json:"back"`   // when the oldest of them was appended; nil if the outbox is empty
-	Next   int64      `json:"next"`   // where to look further; 0 if there are no older rows
+	Next   int64      `json:"next"`   // where to continue; 0 if there are no older rows
 }
 
-// Search looks through the rows of the outbox before a place, as many as Source.Rows says, and from the end on through what waits or is dead
-// at consumers, too.
+// Search searches the rows of the outbox before a seq, as many as Source.Rows. From the end of the
+// outbox, it also searches events that wait or are dead at consumers.
 func (s Source) Search(ctx context.Context, q Search) (f Found, err error) {
 	if s.DB == nil {
 		return f, s.DBErr
@@ -116,7 +118,7 @@ func (s Source) Search(ctx context.Context, q Search) (f Found, err error) {
 	return f, group.Wait()
 }
 
-// traceIn returns the trace id that what is, or has as a traceparent; "" if it is neither.
+// traceIn returns the trace id in what, if that is a trace id or a traceparent; otherwise "".
 func traceIn(what string) string {
 	if _, err := hex.DecodeString(what); err == nil && len(what) == 32 {
 		return what
@@ -124,7 +126,8 @@ func traceIn(what string) string {
 	return traceOf(what)
 }
 
-// ofMessageID returns the id of the event for which a mail with this Message-ID was sent, which begins with it; "" if it is of another form.
+// ofMessageID returns the event id at the beginning of a mail's Message-ID; "" if it has another
+// form.
 func ofMessageID(what string) string {
 	local, _, found := strings.Cut(strings.TrimSuffix(strings.TrimPrefix(what, "<"), ">"), "@")
 	id, _, marked := strings.Cut(local, ".")
@@ -134,24 +137,24 @@ func ofMessageID(what string) string {
 	return ""
 }
 
-// quoted returns the form that a text has in JSON, in small letters, without what is escaped for HTML only.
+// quoted returns a text as it is in JSON, in lower case, without escapes for HTML only.
 func quoted(text string) string {
 	var b strings.Builder
 	encoder := json.NewEncoder(&b)
 	encoder.SetEscapeHTML(false)
-	_ = encoder.Encode(text) // a string has a form
+	_ = encoder.Encode(text) // every string can be encoded
 	return strings.ToLower(strings.TrimSpace(b.String()))
 }
 
-// RequestHeader is the header of events that names the request which led to them.
+// RequestHeader is the header with the id of the request that caused an event.
 const RequestHeader = "ce-requestid"
 
-// A window is some rows of the outbox that are next to each other.
+// A window is a range of adjacent rows of the outbox.
 type window struct {
-	low, before int64      // the lowest seq, and the one behind the highest
-	back        *time.Time // of the append of the first
+	low, before int64      // the lowest seq, and the one after the highest
+	back        *time.Time // of the append of the first row
 	next        int64      // as in Found
-	newest      bool       // it ends where the outbox does
+	newest      bool       // it ends at the end of the outbox
 }
 
 // windowBefore returns the rows before a seq, or the last ones if that is 0.
@@ -177,14 +180,15 @@ func (s Source) windowBefore(ctx context.Context, db querier, before int64) (w w
 	return w, err
 }
 
-// find returns events in the window and, if that is the newest, among what waits or is dead, mostEvents and one more at most.
+// find returns events in the window and, if that is the newest, among waiting and dead events, at
+// most mostEvents and one more.
 func (w window) find(ctx context.Context, db querier, what string) (all []place, err error) {
 	keys := []string{what}
 	condition, value := `(key = $1 or header ->> '`+RequestHeader+`' = $1)`, any(what)
 	switch trace := traceIn(what); {
 	case trace != "":
 		keys, condition, value = nil, `traceparent like '__-' || $1 || '-%'`, strings.ToLower(trace)
-	case strings.Contains(what, "@"): // as text: not each payload is JSON that PostgreSQL can take apart
+	case strings.Contains(what, "@"): // as text: PostgreSQL cannot parse every payload as JSON
 		addressed, err := w.scan(ctx, db, `strpos(lower(data::text), $1) > 0`, quoted(what))
 		if err != nil {
 			return nil, err
@@ -210,7 +214,7 @@ func (w window) find(ctx context.Context, db querier, what string) (all []place,
 		found = append(near, found...)
 		slices.SortStableFunc(found, func(a, b place) int { return cmp.Compare(a.Seq, b.Seq) })
 	}
-	if len(keys) > 0 && w.newest { // what waits or is dead may not be in the outbox any more
+	if len(keys) > 0 && w.newest { // waiting and dead events may not be in the outbox any more
 		ids, err := collect(ctx, db, pgx.RowTo[uuid.UUID], `
 			select event_id from (
 				select event_id, stream_seq from pgjet.intent where consumer = any(array(select name from pgjet.consumer)) and key = any($1)
@@ -237,8 +241,9 @@ func (w window) find(ctx context.Context, db querier, what string) (all []place,
 	return all[:min(len(all), mostEvents+1)], nil
 }
 
-// withField returns events in the window whose payload has a field with this text. PostgreSQL cannot take each payload apart, so what holds
-// the name of the field and the text somewhere is looked at here.
+// withField returns events in the window whose payload has a field with this text. PostgreSQL
+// cannot parse every payload, so candidates that contain the field's name and the text are parsed
+// here.
 func (w window) withField(ctx context.Context, db querier, field, value string) (all []place, err error) {
 	names := strings.Split(field, ".")
 	name, text := quoted(names[len(names)-1]), strings.Trim(quoted(value), `"`)
@@ -272,7 +277,7 @@ func (w window) withField(ctx context.Context, db querier, field, value string) 
 	return all, nil
 }
 
-// hasField reports whether a payload has a field at a path with this text.
+// hasField reports whether a payload has this text in the field at a path.
 func hasField(data string, path []string, value string) bool {
 	decoder := json.NewDecoder(strings.NewReader(data))
 	decoder.UseNumber()
@@ -298,21 +303,22 @@ func hasField(data string, path []string, value string) bool {
 	return strings.EqualFold(fmt.Sprint(at), value)
 }
 
-// A place is an event in the outbox.
+// A place is the seq and id of an event in the outbox.
 type place struct {
 	Seq int64
 	ID  uuid.UUID
 	Key string
 }
 
-// scan returns the first events in the window that meet a condition on rows of the outbox, in the order of seq.
+// scan returns the first events in the window that match a condition on rows of the outbox, in the
+// order of seq.
 func (w window) scan(ctx context.Context, db querier, condition string, value any) ([]place, error) {
 	return collect(ctx, db, pgx.RowToStructByPos[place], `
 		select seq, id, key from pgjet.outbox where seq >= $2 and seq < $3 and `+condition+` order by seq limit $4`, value, w.low, w.before, mostEvents+1)
 }
 
-// placeOf returns the seq of the first row that was appended at that time or later. Rows are nearly in the order
-// of their time.
+// placeOf returns the seq of the first row that was appended at that time or later. Rows are nearly
+// in the order of their time.
 func placeOf(ctx context.Context, db querier, at time.Time) (seq int64, err error) {
 	var low, high int64
 	err = db.QueryRow(ctx, `select coalesce(min(seq), 0), coalesce(max(seq) + 1, 0) from pgjet.outbox`).Scan(&low, &high)
@@ -343,7 +349,7 @@ func (q *question) askOutbox(ctx context.Context) error {
 	var seqs []int64
 	err := q.byIndex(ctx, func(db querier) error {
 		var windows []window
-		if q.ID.Version() == 7 { // it says when it was appended, more or less
+		if q.ID.Version() == 7 { // it contains the approximate time of the append
 			about, err := placeOf(ctx, db, time.Unix(q.ID.Time().UnixTime()))
 			if err != nil {
 				return err
@@ -352,7 +358,7 @@ func (q *question) askOutbox(ctx context.Context) error {
 			windows = append(windows, window{low: about - step, before: about + step}, window{low: about - nearby, before: about + nearby + 1})
 		}
 		all := q.Source
-		all.Rows = newest // to compare ids costs little
+		all.Rows = newest // comparing ids is cheap
 		last, err := all.windowBefore(ctx, db, 0)
 		if err != nil {
 			return err

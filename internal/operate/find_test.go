@@ -24,7 +24,8 @@ func idAt(at time.Time) uuid.UUID {
 	return id
 }
 
-// TestFindsOldEvents: an event that is not among the newest is found by the time in its id, and those of a key by the time in that.
+// TestFindsOldEvents: an event that is not among the newest is found by the time in its id, and
+// those of a key by the time in that.
 func TestFindsOldEvents(t *testing.T) {
 	before, around := newest, nearby
 	newest, nearby = 20, 20
@@ -78,7 +79,7 @@ func TestCovers(t *testing.T) {
 	}
 }
 
-// TestTraceOf: only what has the form of a traceparent has a trace.
+// TestTraceOf: only text in the form of a traceparent has a trace.
 func TestTraceOf(t *testing.T) {
 	const trace = "4bf92f3577b34da6a3ce929d0e0e4736"
 	for text, want := range map[string]string{
@@ -90,7 +91,8 @@ func TestTraceOf(t *testing.T) {
 	}
 }
 
-// TestSearch: events are found by a field of their payload, within the rows that are looked through, and then further back.
+// TestSearch: events are found by a field of their payload, within the searched rows, and then
+// further back.
 func TestSearch(t *testing.T) {
 	db, err := pgxpool.New(t.Context(), testenv.DatabaseURL(t))
 	if err != nil {
@@ -110,7 +112,7 @@ func TestSearch(t *testing.T) {
 			t.Errorf("Search(%s = %s) further = %+v, %v, want the other 5", row.field, row.value, f, err)
 		}
 	}
-	// Many that hold the words, and another field, stand behind the one that has it.
+	// Many rows that contain the words, with another field, follow the one that has it.
 	testenv.Exec(t, db, `insert into pgjet.outbox (id, type, key, data) select gen_random_uuid(), 'note.made', 'many', case n when 1 then '{"plan": "gold"}' else '{"other": "plan", "also": "gold"}' end::json from generate_series(1, 120) n`)
 	s.Rows = 200
 	if f, err := s.Search(t.Context(), Search{Field: "plan", Value: "gold"}); err != nil || len(f.Events) != 1 {

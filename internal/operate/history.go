@@ -15,7 +15,7 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// A Pair is one place of a stream and of the outbox, side by side: what the stream holds, and the row of the outbox with that seq.
+// A Pair is a message of the stream next to the row of the outbox with its seq.
 type Pair struct {
 	State  string      `json:"state"`  // [Same], [StreamOnly], [OtherEvent] or [OutboxOnly]
 	Stored *PairStored `json:"stored"` // nil if the stream does not have it
@@ -26,9 +26,9 @@ type Pair struct {
 type PairStored struct {
 	Seq     int64      `json:"stream_seq"`
 	Subject string     `json:"subject"`
-	ID      *uuid.UUID `json:"event_id"` // nil if it is no event
+	ID      *uuid.UUID `json:"event_id"` // nil if it is not an event
 	Type    string     `json:"type"`
-	Of      int64      `json:"seq"` // in the outbox, as the message says it; 0 if it does not
+	Of      int64      `json:"seq"` // in the outbox, according to the message; 0 if it has none
 	Time    time.Time  `json:"time"`
 }
 
@@ -40,7 +40,7 @@ type PairRow struct {
 	Time *time.Time `json:"time"`
 }
 
-// How a place is in both histories.
+// The states of a pair.
 const (
 	Same       = "same"        // both have this event
 	StreamOnly = "stream_only" // the outbox has no such row
@@ -48,11 +48,13 @@ const (
 	OutboxOnly = "outbox_only" // it is not in the stream yet
 )
 
-// What Histories reads at most: messages, of which so many stand before the first unknown one, and rows that are not in the stream.
+// The most that Histories reads: messages, some of them before the first unknown one, and rows that
+// are not in the stream.
 const pairsMost, pairsBefore, pairsPending = 40, 5, 20
 
-// Histories returns what the stream that the Source names holds from a little before the first unknown message on, beside the outbox, and then what waits in the
-// outbox. Both servers are needed.
+// Histories returns the messages of the Source's stream from a little before the first unknown
+// message on, next to their rows in the outbox, followed by pending events. Both servers are
+// needed.
 func (s Source) Histories(ctx context.Context, unknown []relay.UnknownMessage) (all []Pair, err error) {
 	if err := errors.Join(s.DBErr, s.NATSErr); err != nil || len(unknown) == 0 {
 		return nil, err
@@ -114,7 +116,7 @@ func (s Source) pairRows(ctx context.Context, sql string, args ...any) ([]PairRo
 	return rows, sqlstate.Wrap("read the outbox beside the stream", err)
 }
 
-// storedOf returns what a message is.
+// storedOf returns the content of a message.
 func storedOf(m *jetstream.RawStreamMsg) *PairStored {
 	one := &PairStored{Seq: int64(m.Sequence), Subject: m.Subject, Time: m.Time.UTC()} //nolint:gosec // no stream is that long
 	if e, err := events.FromMessage(nats.Header(m.Header), m.Data); err == nil {
@@ -123,7 +125,8 @@ func storedOf(m *jetstream.RawStreamMsg) *PairStored {
 	return one
 }
 
-// AdoptShown adopts what a stream holds up to the last of the messages that were shown, if the relay has found no others meanwhile.
+// AdoptShown adopts the messages of a stream up to the last one that was shown, if the relay has
+// found no others meanwhile.
 func AdoptShown(ctx context.Context, db interface {
 	Begin(context.Context) (pgx.Tx, error)
 }, stream string, last int64, messages int, by, reason string,

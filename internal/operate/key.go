@@ -16,40 +16,40 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// A Key is what is known of the events of one aggregate.
+// A Key is everything known about the events of one aggregate.
 type Key struct {
 	Key       string        `json:"key"`
 	Token     string        `json:"slice_token"` // in the subjects of its events
 	Events    []Item        `json:"events"`      // of the newest rows of the outbox, the newest first
 	Scheduled []Later       `json:"scheduled"`   // in the order in which they are due
-	Consumers []KeyAt       `json:"consumers"`   // where something of it waits or is dead, by name
+	Consumers []KeyAt       `json:"consumers"`   // where some of its events wait or are dead, by name
 	Sagas     []saga.Record `json:"sagas"`
-	Held      []string      `json:"held"`    // what holds it back, in a sentence each, with the command to type
-	Unknown   []string      `json:"unknown"` // what is not known of it, and why
+	Held      []string      `json:"held"`    // what blocks it, in one sentence each, with the command to type
+	Unknown   []string      `json:"unknown"` // what is unknown about it, and why
 }
 
-// A Later is an event that waits until it is due.
+// A Later is a scheduled event.
 type Later struct {
 	ID   uuid.UUID `json:"id"`
 	Type string    `json:"type"`
 	Due  time.Time `json:"due"`
 }
 
-// A KeyAt is how the events of a key are doing at one consumer.
+// A KeyAt is the state of a key's events at one consumer.
 type KeyAt struct {
 	Consumer string `json:"consumer"`
 	Ordered  bool   `json:"ordered"` // one after the other
 	Paused   bool   `json:"paused"`
-	Waiting  []Item `json:"waiting"` // in the order of the stream, 100 at most: each waits behind those before it, if the order is kept
-	Dead     []Item `json:"dead"`    // in the order of the stream, 100 at most
+	Waiting  []Item `json:"waiting"` // in the order of the stream, at most 100: each waits behind the earlier ones, if the consumer is ordered
+	Dead     []Item `json:"dead"`    // in the order of the stream, at most 100
 	More     bool   `json:"more"`    // others wait, or are dead
 }
 
-// mostOfKey is how many events of a key are shown of each kind.
+// mostOfKey is the most events of a key that are shown of each kind.
 const mostOfKey = 100
 
-// OfKey returns what holds the events of a key back, and what waits behind it. If nothing is known of the key, the error is a
-// [*NotFoundError].
+// OfKey returns what blocks the events of a key, and what waits behind it. If nothing is known
+// about the key, the error is a [*NotFoundError].
 func (s Source) OfKey(ctx context.Context, key string) (Key, error) {
 	if s.DB == nil {
 		return Key{}, s.DBErr
@@ -124,7 +124,7 @@ func (k *Key) askSagas(ctx context.Context, s Source) error {
 	return err
 }
 
-// judge says what holds the key back.
+// judge sets what blocks the key.
 func (k *Key) judge() {
 	held := func(format string, args ...any) { k.Held = append(k.Held, Plain(fmt.Sprintf(format, args...))) }
 	pending := 0
@@ -151,7 +151,7 @@ func (k *Key) judge() {
 	}
 }
 
-// held says what holds the key back at a consumer.
+// held returns a text about what blocks the key at a consumer.
 func (c KeyAt) held() string {
 	at := c.Consumer + ": "
 	if c.Paused {

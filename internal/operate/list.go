@@ -14,29 +14,29 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// Which events [Source.List] lists, beside those that are [Retrying] or inbox.Dead at a consumer.
+// The events that [Source.List] lists, besides [Retrying] and inbox.Dead.
 const (
-	All         = ""          // that the outbox has
-	Pending     = "pending"   // of those, the ones that are not published, and not in quarantine
-	Published   = "published" // of those, the ones that are
+	All         = ""          // all in the outbox
+	Pending     = "pending"   // those that are neither published nor in quarantine
+	Published   = "published" // those that are published
 	Quarantined = "quarantined"
 )
 
-// A Filter selects events. Its zero value selects the newest of the outbox.
+// A Filter selects events. The zero Filter selects the newest ones of the outbox.
 type Filter struct {
 	State    string    // All, Pending, Published, Quarantined, Retrying or inbox.Dead
-	Type     string    // "" is any, as with Key
+	Type     string    // "" means any; so does an empty Key
 	Key      string    //
-	Consumer string    // of Retrying and inbox.Dead; "" is all
-	Since    time.Time // of the append; of Retrying, of the first attempt, and of inbox.Dead, of the last one; zero is no limit
+	Consumer string    // of Retrying and inbox.Dead; "" means all
+	Since    time.Time // of the append; for Retrying, of the first attempt, and for inbox.Dead, of the last one; zero is no limit
 	Until    time.Time
-	After    string // where to go on: the Next of a page
-	Limit    int    // events of a page
+	After    string // where to continue: the Next of a page
+	Limit    int    // events per page
 
-	low int64 // of the seq
+	low int64 // lowest seq
 }
 
-// A Page is some events that a filter selects.
+// A Page is a part of the events that a filter selects.
 type Page struct {
 	Events []Item `json:"events"`
 	Next   string `json:"next"` // where the next page begins; "" if there is none. A page that is not full may have one
@@ -48,28 +48,28 @@ type Item struct {
 	Type     string     `json:"type"`
 	Key      string     `json:"key"`
 	State    string     `json:"state"`
-	Time     *time.Time `json:"time"`               // as in Filter.Since; nil if it is none in the years 1 to 9999
+	Time     *time.Time `json:"time"`               // as in Filter.Since; nil if it is not in the years 1 to 9999
 	Seq      int64      `json:"seq,omitempty"`      // in the outbox
 	Consumer string     `json:"consumer,omitempty"` // where it is Retrying or dead
 	Attempts int        `json:"attempts,omitempty"`
-	DueAt    *time.Time `json:"due_at,omitempty"`   // when the next attempt is made
+	DueAt    *time.Time `json:"due_at,omitempty"`   // when the next attempt is due
 	Behind   bool       `json:"behind,omitempty"`   // it waits behind another event of its key
-	TakenBy  string     `json:"taken_by,omitempty"` // who makes an attempt now
+	TakenBy  string     `json:"taken_by,omitempty"` // the session that is making an attempt
 	Error    string     `json:"error,omitempty"`    // of the last attempt
 	Letter   int64      `json:"dead_letter,omitempty"`
 	StreamAt int64      `json:"stream_at,omitempty"`
 }
 
-// A CursorError says that a Filter.After is no Page.Next of such a list.
+// A CursorError says that a Filter.After is not the Page.Next of such a list.
 type CursorError struct{ After string }
 
 func (e *CursorError) Error() string {
 	return fmt.Sprintf("%q is no place in this list", Plain(e.After))
 }
 
-// List returns a page of the events that f selects: of the outbox and of dead letters the newest first, of those that
-// are retried by consumer and then by id. The outbox has no index of types, keys and times, so a page ends after the rows that
-// are looked at for it, as many as Source.Rows says, and says where to go on.
+// List returns a page of the events that f selects: from the outbox and from dead letters the
+// newest first, retrying ones by consumer and id. The outbox has no index of types, keys and times,
+// so a page ends after as many rows as Source.Rows, with a cursor to continue.
 func (s Source) List(ctx context.Context, f Filter) (p Page, err error) {
 	if s.DB == nil {
 		return p, s.DBErr
@@ -96,7 +96,7 @@ func (s Source) List(ctx context.Context, f Filter) (p Page, err error) {
 	return p, sqlstate.Wrap("list events", err)
 }
 
-// A lister makes a page.
+// A lister lists one page.
 type lister struct {
 	Source
 	Filter
@@ -104,7 +104,8 @@ type lister struct {
 	db   querier
 }
 
-// selects returns the conditions of the filter on columns type and key, and on that of the time.
+// selects returns the conditions of the filter on the columns type and key, and on that of the
+// time.
 func (l *lister) selects(at string) string {
 	var all strings.Builder
 	all.WriteString("true")
@@ -125,8 +126,9 @@ func (l *lister) selects(at string) string {
 	return all.String()
 }
 
-// page reads what matches, and finds where the next page begins. end is a query for the place of the last row that may be looked at,
-// if there are more; read one for what matches up to there, one more than a page; place is that of an item.
+// page reads a page, and finds where the next one begins. end is a query for the place of the last
+// row to read, if there are more; read is one for the matching rows up to there, one more than a
+// page; place returns the place of an item.
 func page[P any](ctx context.Context, l *lister, end string, scanPlace func(pgx.CollectableRow) (P, error), bound func(P), read string,
 	scan pgx.RowToFunc[Item], place func(Item) string, word func(P) string,
 ) (p Page, err error) {
@@ -156,14 +158,14 @@ func (l *lister) rows(ctx context.Context) (p Page, err error) {
 	if err != nil {
 		return p, err
 	}
-	if l.State == Pending { // what a checkpoint does not cover lies above it, but for late commits
+	if l.State == Pending { // rows that a checkpoint does not cover are above it, except for late commits
 		for i, floor := range floors {
 			if i == 0 || floor-nearby > low {
 				low = floor - nearby
 			}
 		}
 	}
-	published := "false" // in plain conditions for each stream: to call a function for each row costs ten times as much
+	published := "false" // plain conditions for each stream: calling a function for each row would cost ten times as much
 	for i, floor := range floors {
 		at := strconv.Itoa(i)
 		l.args["floor"+at], l.args["snapshot"+at] = floor, snapshots[i]
@@ -193,7 +195,8 @@ func (l *lister) rows(ctx context.Context) (p Page, err error) {
 		}, func(i Item) string { return strconv.FormatInt(i.Seq, 10) }, func(seq int64) string { return strconv.FormatInt(seq, 10) })
 }
 
-// span returns between which seqs the rows lie that may be selected. Rows are nearly in the order of their time.
+// span returns the range of seqs of rows that may be selected. Rows are nearly in the order of
+// their time.
 func (l *lister) span(ctx context.Context) (from, low int64, err error) {
 	from, low = 1<<63-1, l.low
 	if !l.Until.IsZero() {
@@ -218,7 +221,7 @@ func (l *lister) span(ctx context.Context) (from, low int64, err error) {
 	return from, low, nil
 }
 
-// checkpoints returns the newest of each stream.
+// checkpoints returns the newest checkpoint of each stream.
 func checkpoints(ctx context.Context, db querier) (floors []int64, snapshots []string, err error) {
 	type position struct {
 		Floor    int64
@@ -237,7 +240,7 @@ func checkpoints(ctx context.Context, db querier) (floors []int64, snapshots []s
 	return floors, snapshots, err
 }
 
-// A spot is a place in the list of intents.
+// A spot is a position in the list of intents.
 type spot struct {
 	Consumer string
 	ID       uuid.UUID
@@ -245,7 +248,7 @@ type spot struct {
 
 func (s spot) String() string { return s.Consumer + "/" + s.ID.String() }
 
-// intents lists what waits for an attempt, or behind another event of its key.
+// intents lists events that wait for an attempt, or behind another event of their key.
 func (l *lister) intents(ctx context.Context) (Page, error) {
 	l.args["after"], l.args["after_id"] = "", uuid.Nil
 	if l.After != "" {
@@ -266,7 +269,7 @@ func (l *lister) intents(ctx context.Context) (Page, error) {
 		scanIntent, func(i Item) string { return spot{i.Consumer, i.ID}.String() }, spot.String)
 }
 
-// intentColumns are those of an [Item] that is retried.
+// intentColumns are the columns of a retrying [Item].
 const intentColumns = `event_id, left(type, 200), left(key, 200), since, consumer, attempts, stream_seq,
 	case when due_at between '0001-01-01' and '9999-12-31' then due_at end, due_at = 'infinity', coalesce(taken_by, ''), coalesce(error, '')`
 
@@ -301,7 +304,7 @@ func (l *lister) letters(ctx context.Context) (Page, error) {
 		scanLetter, func(i Item) string { return strconv.FormatInt(i.Letter, 10) }, func(id int64) string { return strconv.FormatInt(id, 10) })
 }
 
-// letterColumns are those of an [Item] that is dead.
+// letterColumns are the columns of a dead [Item].
 const letterColumns = `id, event_id, left(type, 200), left(key, 200), at, consumer, attempts, stream_seq, error`
 
 func scanLetter(row pgx.CollectableRow) (i Item, err error) {

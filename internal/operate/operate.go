@@ -2,13 +2,14 @@
 // happened to this event. The command line prints them.
 //
 // It asks the database, with the rights of pgjet_operator, and NATS, with the permissions of the
-// role operator. It changes nothing but what an operator asks for by name: an operation that is planned, run,
-// resumed or cancelled by its id, a replay that was planned, messages to adopt that were listed. What it reads is
-// bounded: but for an audit, which somebody asked for, it never goes through the whole outbox, and its time ends with
-// the context. If PostgreSQL or NATS does not answer, the rest is returned, and the value says what is missing and why.
+// role operator. It only makes changes that an operator names: an operation that is planned, run,
+// resumed or cancelled by its id, a planned replay, listed messages to adopt. Reading is bounded:
+// except for a requested audit, it never goes through the whole outbox, and it ends with the
+// context. If PostgreSQL or NATS does not answer, the rest is returned, and the value says what is
+// missing and why.
 //
-// Why something does not move has a word, a [Reason]. [Reasons] is the list of all, with what
-// each means and what to do next.
+// The word for why something does not move is a [Reason]. [Reasons] lists them all, with their
+// meanings and next steps.
 package operate
 
 import (
@@ -26,7 +27,7 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// A Source is what facts come from. Either server may be away: then the facts lack what it knows.
+// A Source is where facts are read. Either server may be unreachable: then its facts are missing.
 type Source struct {
 	DB    *pgxpool.Pool
 	DBErr error // why DB is nil
@@ -35,27 +36,27 @@ type Source struct {
 	JS      jetstream.JetStream
 	NATSErr error // why NATS and JS are nil
 
-	Stream string               // that is meant if no relay has ever run
-	Own    func(id string) bool // whether the program that asks can run this consumer itself
+	Stream string               // the default if no relay has ever run
+	Own    func(id string) bool // whether the asking program can run this consumer itself
 
-	Rows int64 // of the outbox that are looked through for what no index has; 0 is 200 000
+	Rows int64 // rows of the outbox to search for values without an index; 0 is 200 000
 }
 
-// The servers that facts come from, as in [Missing].
+// The servers that facts are read from, as in [Missing].
 const (
 	database = "database"
 	server   = "nats"
 )
 
-// A Missing says what could not be asked, and what the facts lack therefore.
+// A Missing says which server could not be asked, and which facts are therefore missing.
 type Missing struct {
 	What string `json:"what"` // database or nats
 	Code string `json:"code"` // one of [Reasons]
 	Text string `json:"text"`
-	Lack string `json:"lack"` // what is not known
+	Lack string `json:"lack"` // what is unknown
 }
 
-// missing says that what did not answer.
+// missing returns the Missing of a server that did not answer.
 func missing(what string, err error, lack string) Missing {
 	code := string(sqlstate.Of(err))
 	if what == server {
@@ -79,8 +80,9 @@ type querier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-// byIndex calls fn with a transaction whose statements go by an index wherever there is one, whatever statistics say, and are not
-// compiled: of a table that is large they look at a bounded part, and that its end is near is not known to the planner.
+// byIndex calls fn with a transaction whose statements use an index wherever there is one, whatever
+// the statistics are, and are not compiled: they read a bounded part of a large table, whose bounds
+// the planner does not know.
 func (s Source) byIndex(ctx context.Context, fn func(db querier) error) error {
 	return pgx.BeginTxFunc(ctx, s.DB, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `select set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true)`); err != nil {

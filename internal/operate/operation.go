@@ -14,10 +14,10 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// An OperationState is what somebody did by hand, how far it is, and what to type next.
+// An OperationState is an operator's operation, its progress, and what to type next.
 type OperationState struct {
 	operation.Record
-	Refused int64  `json:"refused"` // events that the stream refused, and that are in quarantine
+	Refused int64  `json:"refused"` // events that the stream refused and that are in quarantine
 	Next    string `json:"next"`    // "" if nothing
 }
 
@@ -57,13 +57,14 @@ func (s Source) ReadOperation(ctx context.Context, id int64) (o OperationState, 
 	return o, err
 }
 
-// CancelOperation ends an operation that is planned, runs, or stopped: what was done stays so. A command that runs it ends with its
-// next step. If it has ended already the error is a [*StateError].
+// CancelOperation ends an operation that is planned, running, or stopped; its changes stay. A
+// command that runs it ends with its next step. If it has ended already, the error is a
+// [*StateError].
 func CancelOperation(ctx context.Context, db *pgxpool.Pool, id int64, by, reason string) (r operation.Record, err error) {
 	err = change(ctx, db, id, func(tx pgx.Tx, was operation.Record) error {
 		r = was
 		if was.State == operation.Done || was.State == operation.Cancelled {
-			return &StateError{id, was.State, "only what is planned, runs or stopped can be cancelled"}
+			return &StateError{id, was.State, "only an operation that is planned, running or stopped can be cancelled"}
 		}
 		detail, done := map[string]any{"cancelled_by": by, "cancel_reason": reason}, int64(0)
 		if was.Done != nil {
@@ -87,7 +88,7 @@ func CancelOperation(ctx context.Context, db *pgxpool.Pool, id int64, by, reason
 	return r, err
 }
 
-// endRepublish ends an operation, and returns the seqs of the events that were published again.
+// endRepublish ends an operation, and returns the seqs of the republished events.
 func endRepublish(ctx context.Context, tx pgx.Tx, was operation.Record) ([]int64, error) {
 	var plan struct {
 		Seqs []int64 `json:"seqs"`

@@ -15,17 +15,17 @@ import (
 	"github.com/pgjet/pgjet/internal/registry"
 )
 
-// An Instance is what is known of a process that registered, and what it says of its health.
+// An Instance is a registered process, with its health.
 type Instance struct {
 	registry.Instance
 	Health string `json:"health"`          // ready, degraded, not_ready, no_answer, or unknown if it has no health URL
 	Cause  string `json:"cause,omitempty"` // why it is not ready
 
-	Breakers []health.Breaker `json:"breakers,omitempty"` // that are open
+	Breakers []health.Breaker `json:"breakers,omitempty"` // open breakers
 }
 
-// Instances returns the processes of one service that answer, of all if name is empty, with their
-// health. It takes some two seconds if a health page does not answer.
+// Instances returns the processes of one service that answer, or of all services if name is empty,
+// with their health. It takes about two seconds if a health page does not answer.
 func Instances(ctx context.Context, nc *nats.Conn, name string) ([]Instance, error) {
 	found, err := registry.Ask(ctx, nc, name)
 	if err != nil {
@@ -40,8 +40,8 @@ func Instances(ctx context.Context, nc *nats.Conn, name string) ([]Instance, err
 	return all, group.Wait()
 }
 
-// askHealth asks an instance whether it is ready. Anybody may have registered: nothing
-// is sent along, and nobody is followed elsewhere.
+// askHealth asks an instance whether it is ready. Any process may have registered: the request
+// carries no credentials, and redirects are not followed.
 func askHealth(ctx context.Context, i registry.Instance) Instance {
 	if i.HealthURL == "" {
 		return Instance{Instance: i, Health: "unknown"}
@@ -71,10 +71,11 @@ func askHealth(ctx context.Context, i registry.Instance) Instance {
 	return found
 }
 
-// mostBreakers is how many breakers of a process are believed.
+// mostBreakers is the most breakers that are read from one process.
 const mostBreakers = 20
 
-// readHealth returns the first cause that a health page names, what is degraded first, and the breakers.
+// readHealth returns the first cause that a health page names, the degraded part first, and the
+// breakers.
 func readHealth(page io.Reader) (cause, degraded string, breakers []health.Breaker) {
 	var report struct {
 		Status   string

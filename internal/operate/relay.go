@@ -15,10 +15,10 @@ type Trouble struct {
 	Next  string `json:"next"`
 }
 
-// attempts is how long a relay that keeps trying may be away between two sessions.
+// attempts is the longest pause between two sessions of a relay that keeps trying.
 const attempts = 30 * time.Second
 
-// RelayTroubles returns why nothing is published; nothing if that goes on.
+// RelayTroubles returns why nothing is published; nothing if events are published.
 func RelayTroubles(s relay.Status) []Trouble {
 	all := []Trouble{}
 	add := func(cause, next, format string, args ...any) {
@@ -28,7 +28,7 @@ func RelayTroubles(s relay.Status) []Trouble {
 		add("paused", nextForRelay("paused"), "paused by %s %s: %s", s.Paused.By, Ago(s.At.Sub(s.Paused.At)), s.Paused.Reason)
 	}
 	if s.Unknown > 0 {
-		add("halted", nextForRelay("halted"), "the stream holds %s messages that the outbox does not know", atMost(s.Unknown))
+		add("halted", nextForRelay("halted"), "the stream holds %s messages that the outbox does not have", atMost(s.Unknown))
 	}
 	if s.Holder != nil {
 		add("lead_taken", nextForRelay("lead_taken"), "%s", relay.Taken(*s.Holder))
@@ -39,22 +39,22 @@ func RelayTroubles(s relay.Status) []Trouble {
 		l = &relay.Leader{}
 	}
 	word, _, _ := strings.Cut(l.Cause, ":")
-	told := word == "paused" && s.Paused != nil || word == "halted" && s.Unknown > 0
+	reported := word == "paused" && s.Paused != nil || word == "halted" && s.Unknown > 0
 	trying := l.CauseAt != nil && s.At.Sub(*l.CauseAt) < attempts && word != "" && word != "stopped"
 	next := nextForRelay(word)
-	if word == "paused" || word == "halted" { // no more, and the relay is about to find out
+	if word == "paused" || word == "halted" { // not any more, and the relay is about to notice
 		next = "pgjet relay status"
 	}
 	switch {
-	case s.Leads && word != "" && !told:
+	case s.Leads && word != "" && !reported:
 		add(word, next, "%s", l.Cause)
 	case s.Leads:
-	case trying && !told:
+	case trying && !reported:
 		add(word, next, "%s keeps trying: %s", l.Process, l.Cause)
 	case !trying && l.Epoch == 0:
 		add("no_leader", nextForRelay("no_leader"), "no relay has ever run")
 	case !trying && word == "":
-		add("no_leader", nextForRelay("no_leader"), "no relay leads; the last one was %s, which ended without a word", l.Process)
+		add("no_leader", nextForRelay("no_leader"), "no relay leads; the last one was %s, which ended without a reason", l.Process)
 	case !trying:
 		add("no_leader", nextForRelay("no_leader"), "no relay leads; the last one was %s, which said %s: %s", l.Process, since(s.At, l.CauseAt), l.Cause)
 	}
@@ -67,7 +67,7 @@ func nextForRelay(code string) string {
 	return r.next()
 }
 
-// atMost says 1000 as "1000 or more".
+// atMost formats 1000 as "1000 or more".
 func atMost(n int) string {
 	if n >= 1000 {
 		return fmt.Sprint(n, " or more")

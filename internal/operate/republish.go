@@ -18,13 +18,13 @@ import (
 	"github.com/pgjet/pgjet/relay/audit"
 )
 
-// republishKind is the kind of operations that publish events again.
+// republishKind is the kind of operations that republish events.
 const republishKind = "republish"
 
-// MostRepublished is how many events one operation publishes again.
+// MostRepublished is the most events that one operation republishes.
 const MostRepublished = 10_000
 
-// A Lacking selects events of the outbox: all of these conditions hold.
+// A Lacking selects events of the outbox that match all of these conditions.
 type Lacking struct {
 	IDs    []uuid.UUID `json:"ids,omitempty"`   // none: any
 	From   int64       `json:"from,omitempty"`  // seq in the outbox
@@ -34,16 +34,16 @@ type Lacking struct {
 	Reason string      `json:"-"`
 }
 
-// A Republication is a plan to publish events again that the stream lacks. Its selection is frozen.
+// A Republication is a plan to republish events that the stream lacks. Its selection is frozen.
 type Republication struct {
-	Operation   int64      `json:"operation"` // by which it can be run; 0 if the stream lacks nothing that was selected
+	Operation   int64      `json:"operation"` // id of the operation to run; 0 if the stream lacks none of the selected events
 	Stream      string     `json:"stream"`
 	Epoch       int64      `json:"epoch"` // of the relay that led
-	Seqs        []int64    `json:"seqs"`  // in the outbox, of what the stream lacks: they are published again in this order
-	More        int64      `json:"more"`  // that the stream lacks, and for which another plan is needed
-	Held        int64      `json:"held"`  // that were named, and are not lacking: the stream has them, or they are pending or in quarantine
+	Seqs        []int64    `json:"seqs"`  // of the lacking events in the outbox, in the order of their publication
+	More        int64      `json:"more"`  // lacking events that need another plan
+	Held        int64      `json:"held"`  // named events that are not lacking: they are in the stream, pending, or in quarantine
 	Unknown     int        `json:"unknown"`
-	Behind      int        `json:"behind"` // of Seqs: a later event of their key was published, behind which they will stand
+	Behind      int        `json:"behind"` // number of Seqs after which a later event of their key was published: they will follow it
 	Keys        int        `json:"keys"`   // of those
 	Consumers   []Forecast `json:"consumers"`
 	Quarantined int64      `json:"quarantined"`
@@ -55,8 +55,9 @@ type Forecast struct {
 	Done     int    `json:"done"`
 }
 
-// PlanRepublish finds out which of the selected events the stream that the Source names lacks, as [Source.Audit] does it, and writes down a plan that can be run
-// until another relay takes the lead. If there are none, nothing is written.
+// PlanRepublish finds the selected events that the Source's stream lacks, as [Source.Audit] does,
+// and records a plan that can be run until another relay takes the lead. If there are none, it
+// records nothing.
 func (s Source) PlanRepublish(ctx context.Context, which Lacking, progress func(done, total int64)) (Republication, error) {
 	p := Republication{Stream: s.Stream, Seqs: []int64{}, Consumers: []Forecast{}}
 	if err := errors.Join(s.DBErr, s.NATSErr); err != nil {
@@ -82,7 +83,7 @@ func (s Source) PlanRepublish(ctx context.Context, which Lacking, progress func(
 	return p, nil
 }
 
-// named returns the seqs of the events that are named, nil if none is.
+// named returns the seqs of the named events, nil if none is named.
 func (p *Republication) named(ctx context.Context, db *pgx.Conn, which Lacking) ([]int64, error) {
 	if len(which.IDs) == 0 {
 		return nil, nil
@@ -98,7 +99,7 @@ func (p *Republication) named(ctx context.Context, db *pgx.Conn, which Lacking) 
 
 // find compares outbox and stream.
 func (p *Republication) find(ctx context.Context, db *pgx.Conn, s Source, which Lacking, named []int64, progress func(done, total int64)) error {
-	// Before all: what is found lacking while this relay leads is not published by it any more.
+	// First of all: events that are lacking while this relay leads will not be published by it any more.
 	err := db.QueryRow(ctx, `select coalesce(max(epoch), 0) from pgjet.leader where stream = $1`, s.Stream).Scan(&p.Epoch)
 	if err != nil {
 		return err
@@ -130,7 +131,7 @@ func (p *Republication) find(ctx context.Context, db *pgx.Conn, s Source, which 
 	return nil
 }
 
-// forecast says what will come of it.
+// forecast sets the consequences of the plan.
 func (p *Republication) forecast(ctx context.Context, db *pgx.Conn) error {
 	err := db.QueryRow(ctx, `
 		with m as materialized (select seq, key from pgjet.outbox where seq = any($1))
@@ -149,23 +150,24 @@ func (p *Republication) forecast(ctx context.Context, db *pgx.Conn) error {
 	return err
 }
 
-// A StateError says that an operation is in another state than it has to be in.
+// A StateError says that an operation is in the wrong state.
 type StateError struct {
 	ID    int64
 	State string
-	Want  string // what could be done in which state
+	Want  string // which states would be right
 }
 
 func (e *StateError) Error() string {
 	return fmt.Sprintf("operation %d is %s; %s", e.ID, e.State, e.Want)
 }
 
-// RunRepublish hands the events of a plan over to the leading relay, in one transaction, and returns how many: those that the outbox still
-// has. A plan can be run once; the error is a [*StateError] otherwise, and [relay.ErrLeadChanged] if another relay leads by now.
+// RunRepublish queues the events of a plan for the leading relay, in one transaction, and returns
+// how many the outbox still has. A plan can be run once; otherwise the error is a [*StateError], or
+// [relay.ErrLeadChanged] if another relay leads by now.
 func RunRepublish(ctx context.Context, db *pgxpool.Pool, id int64, by, reason string) (n int, err error) {
 	err = change(ctx, db, id, func(tx pgx.Tx, r operation.Record) error {
 		if r.Kind != republishKind || r.State != operation.Planned {
-			return &StateError{id, r.Kind + " " + r.State, "only what pgjet republish plan has planned can be run, and once"}
+			return &StateError{id, r.Kind + " " + r.State, "only a plan of pgjet republish plan can be run, and only once"}
 		}
 		var plan struct {
 			Epoch int64   `json:"epoch"`
@@ -188,7 +190,7 @@ func RunRepublish(ctx context.Context, db *pgxpool.Pool, id int64, by, reason st
 	return n, err
 }
 
-// change calls fn with an operation that nobody else changes meanwhile.
+// change calls fn with an operation, which it locks.
 func change(ctx context.Context, db *pgxpool.Pool, id int64, fn func(tx pgx.Tx, r operation.Record) error) error {
 	err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock(hashtextextended('pgjet.operation.' || $1::bigint, 0))`, id); err != nil {

@@ -12,8 +12,9 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// Resumable returns the operation with this id if [Source.Resume] may go on with it: a replay, a redrive, a discard or a reopen that stopped or failed.
-// The error is a [*StateError] otherwise, or a [*NotFoundError].
+// Resumable returns the operation with this id if [Source.Resume] can continue it: a replay, a
+// redrive, a discard or a reopen that stopped or failed. Otherwise the error is a [*StateError] or
+// a [*NotFoundError].
 func (s Source) Resumable(ctx context.Context, id int64) (operation.Record, error) {
 	o, err := s.ReadOperation(ctx, id)
 	switch {
@@ -31,7 +32,8 @@ func CanResume(o operation.Record) bool {
 		(o.Kind == "replay" || o.Kind == "dead.redrive" || o.Kind == "dead.discard" || o.Kind == "dead.reopen")
 }
 
-// Resume goes on with an operation that is [Source.Resumable], with what is left of what it had selected, and returns when all is handed over.
+// Resume continues an operation that is [Source.Resumable], with the rest of its selection, and
+// returns when everything is handed over.
 func (s Source) Resume(ctx context.Context, o operation.Record) error {
 	if err := s.DBErr; s.DB == nil {
 		return err
@@ -62,7 +64,7 @@ func (s Source) Resume(ctx context.Context, o operation.Record) error {
 	return err
 }
 
-// PlanReplay says what a replay would do, and changes nothing. Both servers are needed.
+// PlanReplay returns what a replay would do, and changes nothing. Both servers are needed.
 func (s Source) PlanReplay(ctx context.Context, consumer string, which replay.Selection) (*replay.Plan, error) {
 	if err := errors.Join(s.DBErr, s.NATSErr); err != nil {
 		return nil, err
@@ -75,10 +77,11 @@ func (s Source) PlanReplay(ctx context.Context, consumer string, which replay.Se
 	return r.Plan(ctx, which)
 }
 
-// ErrPlanChanged says that what was planned and shown would be something else by now.
-var ErrPlanChanged = errors.New("it would be something else by now: look at the plan again")
+// ErrPlanChanged says that the plan that was shown is outdated.
+var ErrPlanChanged = errors.New("the plan is outdated: look at it again")
 
-// RunReplay runs a replay if it is still of so many events, and returns when all is handed over.
+// RunReplay runs a replay if it still covers that many events, and returns when everything is
+// handed over.
 func (s Source) RunReplay(ctx context.Context, consumer string, which replay.Selection, events int, by, reason string) (err error) {
 	if err := errors.Join(s.DBErr, s.NATSErr); err != nil {
 		return err
@@ -102,7 +105,7 @@ func (s Source) RunReplay(ctx context.Context, consumer string, which replay.Sel
 	return err
 }
 
-// NewestOperation returns the id of the newest operation, 0 if there is none.
+// NewestOperation returns the id of the newest operation; 0 if there is none.
 func (s Source) NewestOperation(ctx context.Context) (id int64, err error) {
 	if s.DB == nil {
 		return 0, s.DBErr
@@ -111,8 +114,8 @@ func (s Source) NewestOperation(ctx context.Context) (id int64, err error) {
 	return id, sqlstate.Wrap("list operations", err)
 }
 
-// OperationsOfPlan returns the operations that carry a plan out, each at one consumer: those of its verb with its frozen filter, behind the operation that was
-// the newest when it began.
+// OperationsOfPlan returns the operations that run a plan, each at one consumer: those of its verb
+// with its frozen filter, after the newest operation at its beginning.
 func (s Source) OperationsOfPlan(ctx context.Context, v Verb, upTo, after int64) (all []operation.Record, err error) {
 	if s.DB == nil {
 		return nil, s.DBErr

@@ -6,26 +6,27 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// Rights are what the database lets the user of a connection change. Each includes that the change is written down in
-// pgjet.operation.
+// Rights are the changes that the database allows the user of a connection. Each includes the right
+// to record the change in pgjet.operation.
 type Rights struct {
-	Record     bool `json:"record"`     // write down that something was looked at
+	Record     bool `json:"record"`     // record that something was shown
 	Dead       bool `json:"dead"`       // redrive, discard and reopen dead letters
-	Retry      bool `json:"retry"`      // have what waits for another attempt tried now
+	Retry      bool `json:"retry"`      // make waiting events due now
 	Consumers  bool `json:"consumers"`  // pause and resume consumers
 	Relays     bool `json:"relays"`     // pause and resume relays
-	Sagas      bool `json:"sagas"`      // have sagas go on
+	Sagas      bool `json:"sagas"`      // let sagas continue
 	Scheduled  bool `json:"scheduled"`  // cancel scheduled events, and bring them forward
 	Quarantine bool `json:"quarantine"` // retry and drop events in quarantine
 	Operations bool `json:"operations"` // cancel operations
-	Republish  bool `json:"republish"`  // have the relay publish events again
-	Adopt      bool `json:"adopt"`      // accept what a stream holds and the outbox does not know
+	Republish  bool `json:"republish"`  // let the relay republish events
+	Adopt      bool `json:"adopt"`      // accept messages of a stream that the outbox does not have
 }
 
-// Any reports whether anything may be changed.
+// Any reports whether any change is allowed.
 func (r Rights) Any() bool { return r != Rights{} }
 
-// Rights asks the database what the user of its connections may change: nothing where transactions are read-only.
+// Rights asks the database for the rights of the user of its connections: none if transactions are
+// read-only.
 func (s Source) Rights(ctx context.Context) (r Rights, err error) {
 	if s.DB == nil {
 		return r, s.DBErr

@@ -11,7 +11,8 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestRights: what may be changed is what the database says of the user, and nothing where transactions are read-only.
+// TestRights: the rights are those of the user in the database, and none if transactions are
+// read-only.
 func TestRights(t *testing.T) {
 	t.Parallel()
 	address := testenv.DatabaseURL(t)
@@ -28,7 +29,7 @@ func TestRights(t *testing.T) {
 		{"the owner", "", "", all},
 		{"an operator", "role", "pgjet_operator", all},
 		{"who may only read", "role", role, Rights{}},
-		{"a consumer", "role", "pgjet_consumer", Rights{}}, // which may change much, and record nothing
+		{"a consumer", "role", "pgjet_consumer", Rights{}}, // it may change much, but record nothing
 		{"read-only transactions", "default_transaction_read_only", "on", Rights{}},
 	} {
 		u, err := url.Parse(address)
@@ -54,7 +55,8 @@ func TestRights(t *testing.T) {
 	testenv.Exec(t, owner, `drop role `+role)
 }
 
-// TestContent: an event says the same wherever it is read, and without reveal no value of it.
+// TestContent: an event has the same content wherever it is read, and without reveal none of its
+// values.
 func TestContent(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)
@@ -101,7 +103,7 @@ func TestContent(t *testing.T) {
 	}
 }
 
-// TestEventTypes: types are counted, and say which consumers handle them, by patterns too.
+// TestEventTypes: types are counted, with the consumers that handle them, also by patterns.
 func TestEventTypes(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)

@@ -23,18 +23,18 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// A Status answers whether anything is wrong.
+// A Status says whether anything is wrong.
 type Status struct {
-	At        time.Time       `json:"at"`       // by the clock of the process that asks
-	Healthy   bool            `json:"healthy"`  // nobody has to do anything, as far as is known
+	At        time.Time       `json:"at"`       // by the clock of the asking process
+	Healthy   bool            `json:"healthy"`  // no action is needed, as far as known
 	Findings  []Finding       `json:"findings"` // the worst first
 	Missing   []Missing       `json:"missing"`  // what could not be asked
-	Relays    []relay.Status  `json:"relays"`   // of each stream that has one; with what is pending in the outbox
+	Relays    []relay.Status  `json:"relays"`   // of each stream that has one, with the pending events of the outbox
 	Consumers []status.Status `json:"consumers"`
-	Processes []Instance      `json:"processes"` // that registered and answer
+	Processes []Instance      `json:"processes"` // registered ones that answer
 }
 
-// Verdict says in a sentence whether anything is wrong.
+// Verdict returns a sentence that says whether anything is wrong.
 func (s Status) Verdict() string {
 	n := 0
 	for _, f := range s.Findings {
@@ -51,23 +51,23 @@ func (s Status) Verdict() string {
 	return fmt.Sprintf("%d things need you", n)
 }
 
-// A Finding is a reason that holds.
+// A Finding is a reason that applies.
 type Finding struct {
 	What    string `json:"what"`    // such as "consumer welcome-mailer"
 	Code    string `json:"code"`    // one of [Reasons]
-	Text    string `json:"text"`    // what is known of it, in a sentence
+	Text    string `json:"text"`    // the details, in a sentence
 	Next    string `json:"next"`    // the command to type, or what to read
 	Runbook string `json:"runbook"` // in docs/runbooks; "" if there is none
-	Healthy bool   `json:"healthy"` // nobody has to do anything
+	Healthy bool   `json:"healthy"` // no action is needed
 	rank    int
 }
 
-// pendingTooLong is the age of a pending event at which a relay that reports nothing is doubted.
+// pendingTooLong is the age of a pending event from which a relay that reports nothing is suspect.
 const pendingTooLong = 30 * time.Second
 
-// Status asks everything that is known of relays, outbox, consumers, sagas and processes. It takes about
-// a second, and some more if health pages do not answer. It returns no error: what could not be asked is in
-// Missing, and is a finding.
+// Status reads the state of relays, outbox, consumers, sagas and processes. It takes about a
+// second, and some more if health pages do not answer. It returns no error: what could not be asked
+// is in Missing, and is a finding.
 func (s Source) Status(ctx context.Context) Status {
 	v := &view{Source: s, Status: Status{
 		At: time.Now().UTC(), Findings: []Finding{}, Missing: []Missing{},
@@ -90,11 +90,11 @@ func (s Source) Status(ctx context.Context) Status {
 	return v.Status
 }
 
-// A view is a Status that is being found out.
+// A view is a Status that is being filled in.
 type view struct {
 	Source
 	Status
-	mu sync.Mutex // of Missing
+	mu sync.Mutex // protects Missing
 }
 
 func (v *view) found(what, about, code, text, next string) {
@@ -102,7 +102,7 @@ func (v *view) found(what, about, code, text, next string) {
 	v.Findings = append(v.Findings, Finding{what, code, without(text, code), cmp.Or(next, r.next()), r.Runbook, r.Healthy, rank})
 }
 
-// lacks notes that a server could not be asked. The first reason of each server counts.
+// lacks records that a server could not be asked. Only the first reason of each server is kept.
 func (v *view) lacks(what string, err error, lack string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -113,7 +113,7 @@ func (v *view) lacks(what string, err error, lack string) {
 
 const (
 	lacksDatabase = "relays, outbox, consumers, dead letters, quarantine and sagas"
-	lacksNATS     = "what waits in the stream for consumers, and which processes run"
+	lacksNATS     = "the events that wait in the stream for consumers, and the running processes"
 )
 
 func (v *view) askDatabase(ctx context.Context) {
@@ -150,7 +150,7 @@ func (v *view) ask(ctx context.Context) error {
 		return err
 	}
 	for _, r := range v.Relays {
-		if readOnly == nil { // else no relay can work, and a standby does not show who leads
+		if readOnly == nil { // otherwise no relay can work, and a standby does not show which one leads
 			v.judgeRelay(ctx, r)
 		}
 	}
@@ -159,11 +159,11 @@ func (v *view) ask(ctx context.Context) error {
 	return nil
 }
 
-// mostStreams is how many streams are looked at.
+// mostStreams is the most streams in a Status.
 const mostStreams = 20
 
-// streams returns those that a relay has led. One that was never published to, and does not exist, is a
-// mistyped name. If there is none, it is the stream that is asked for.
+// streams returns the streams that a relay has led, without mistyped names: those never published
+// to that do not exist. If there is none, it returns the stream of the Source.
 func (v *view) streams(ctx context.Context) ([]string, error) {
 	all, err := collect(ctx, v.DB, pgx.RowTo[string], `
 		select l.stream from pgjet.leader l
@@ -174,10 +174,10 @@ func (v *view) streams(ctx context.Context) ([]string, error) {
 	if len(all) == 0 {
 		all = []string{v.Stream}
 	}
-	return all, sqlstate.Wrap("look which streams have relays", err)
+	return all, sqlstate.Wrap("look up the streams of relays", err)
 }
 
-// askConsumers asks JetStream, too, if that is possible.
+// askConsumers reads the consumers from the database and, if possible, JetStream.
 func (v *view) askConsumers(ctx context.Context) (err error) {
 	known := false
 	if v.JS == nil {
@@ -210,7 +210,7 @@ func (v *view) askConsumers(ctx context.Context) (err error) {
 	return nil
 }
 
-// judgeConsumer adds what is wrong with a consumer. That it is well is told by its own line.
+// judgeConsumer adds the problems of a consumer. Its health is in its own line.
 func (v *view) judgeConsumer(c status.Status) {
 	for _, w := range c.Reasons() {
 		if !w.Healthy() || w.Code == "retrying" {
@@ -235,19 +235,19 @@ func (v *view) judgeRelay(ctx context.Context, r relay.Status) {
 	if len(troubles) > 0 || !stalled(r) {
 		return
 	}
-	if again, err := relay.ReadStatus(ctx, v.DB, r.Stream); err == nil && stalled(again) { // else it was on its way
+	if again, err := relay.ReadStatus(ctx, v.DB, r.Stream); err == nil && stalled(again) { // otherwise the event was being published
 		v.found(what, Relay, "stalled", fmt.Sprintf("%s leads and reports nothing, and the oldest of %d pending events is %s old",
 			r.Leader.Process, again.Pending.Events, seconds(again.Pending.OldestSeconds).Round(time.Second)), "")
 	}
 }
 
-// stalled reports whether nothing is published, for longer than that can take, by a relay that leads.
+// stalled reports whether the leading relay publishes nothing, for longer than publishing can take.
 func stalled(r relay.Status) bool {
 	return r.Leads && r.Leader != nil && r.Pending.Events > 0 && seconds(r.Pending.OldestSeconds) > pendingTooLong &&
 		(r.Checkpoint == nil || r.At.Sub(r.Checkpoint.At) > pendingTooLong)
 }
 
-// judgeStream adds that the stream of a relay which has never run does not exist.
+// judgeStream adds that the stream of a relay that has never run does not exist.
 func (v *view) judgeStream(ctx context.Context, what, stream string) {
 	if v.JS == nil {
 		return
@@ -257,7 +257,7 @@ func (v *view) judgeStream(ctx context.Context, what, stream string) {
 	}
 }
 
-// judgeAudits adds where outbox and stream differ.
+// judgeAudits adds that outbox and stream differ.
 func (v *view) judgeAudits() {
 	for _, r := range v.Relays {
 		if found := AuditFound(r); found != nil {
@@ -266,7 +266,7 @@ func (v *view) judgeAudits() {
 	}
 }
 
-// judgeQuarantine adds that events are held. Their number is the same for all streams.
+// judgeQuarantine adds that events are in quarantine. Their number is the same for all streams.
 func (v *view) judgeQuarantine() {
 	if len(v.Relays) == 0 || v.Relays[0].Quarantined.Held == 0 {
 		return
@@ -275,7 +275,7 @@ func (v *view) judgeQuarantine() {
 	if n == 1 {
 		verb = "event is held"
 	}
-	v.found("outbox", Outbox, "quarantined", fmt.Sprintf("%d %s in quarantine: the stream refuses them, or their row is in no form that it takes", n, verb), "")
+	v.found("outbox", Outbox, "quarantined", fmt.Sprintf("%d %s in quarantine: the stream refuses them, or their rows have an invalid form", n, verb), "")
 }
 
 func (v *view) askProcesses(ctx context.Context) {
@@ -291,7 +291,8 @@ func (v *view) askProcesses(ctx context.Context) {
 	v.Processes = append(v.Processes, all...)
 }
 
-// ours reports whether a process may belong to this database: it does not say that all its streams are others'.
+// ours reports whether a process may belong to this database: not if all its streams are those of
+// other databases.
 func (v *view) ours(i Instance) bool {
 	streams := i.Metadata[registry.StreamKey]
 	if streams == "" || v.DB == nil || len(v.Relays) == 0 {
@@ -307,8 +308,8 @@ func (v *view) ours(i Instance) bool {
 	return false
 }
 
-// judgeProcesses adds which processes of this service are not ready. That a health page cannot be reached counts only if
-// one of another process can be.
+// judgeProcesses adds the processes of this service that are not ready. An unreachable health page
+// counts only if that of another process can be reached.
 func (v *view) judgeProcesses() {
 	reached := slices.ContainsFunc(v.Processes, func(i Instance) bool { return i.Health != "no_answer" && i.Health != "unknown" })
 	v.judgeBreakers()
@@ -333,17 +334,17 @@ func (v *view) judgeProcesses() {
 	}
 }
 
-// judgeBreakers adds which services processes know to be away, each once.
+// judgeBreakers adds the services that processes find unavailable, each once.
 func (v *view) judgeBreakers() {
-	told := make(map[string]bool)
+	reported := make(map[string]bool)
 	for _, i := range v.Processes {
 		if !v.ours(i) {
 			continue
 		}
 		for _, b := range i.Breakers {
-			if !told[b.Service] {
-				told[b.Service] = true
-				v.found("service "+b.Service, Process, "breaker_open", fmt.Sprintf("%s found it away at %s, and calls it only now and then", i.Name, b.Since.UTC().Format(time.RFC3339)), "")
+			if !reported[b.Service] {
+				reported[b.Service] = true
+				v.found("service "+b.Service, Process, "breaker_open", fmt.Sprintf("%s found it unavailable at %s, and calls it only for probes", i.Name, b.Since.UTC().Format(time.RFC3339)), "")
 			}
 		}
 	}

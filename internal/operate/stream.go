@@ -17,11 +17,11 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// A Stream is what JetStream knows of a stream.
+// A Stream is the state of a stream in JetStream.
 type Stream struct {
 	Name      string     `json:"name"`
 	Subjects  []string   `json:"subjects"`
-	Outbox    string     `json:"outbox"` // the id of the outbox that it names; "" if it names none
+	Outbox    string     `json:"outbox"` // the id of the outbox in its metadata; "" if there is none
 	Source    string     `json:"source"` // the service that appends its events
 	Created   time.Time  `json:"created"`
 	Messages  uint64     `json:"messages"`
@@ -30,20 +30,20 @@ type Stream struct {
 	Last      uint64     `json:"last_seq"`
 	FirstAt   *time.Time `json:"first_time"` // nil if it is empty
 	LastAt    *time.Time `json:"last_time"`
-	MaxBytes  int64      `json:"max_bytes"` // 0 is no limit, as of the others
+	MaxBytes  int64      `json:"max_bytes"` // 0 is no limit, as in the others
 	MaxMsgs   int64      `json:"max_messages"`
 	MaxAge    float64    `json:"max_age_seconds"`
 	Replicas  int        `json:"replicas"`
-	Leader    string     `json:"leader"` // the server that leads; "" if it is not said
+	Leader    string     `json:"leader"` // the leading server; "" if unknown
 	Behind    []string   `json:"behind"` // servers whose copy is offline or not current
 	Consumers int        `json:"consumers"`
-	Flaws     []string   `json:"flaws"` // settings with which a promise does not go, and limits that are near
+	Flaws     []string   `json:"flaws"` // settings that break a promise, and limits that are near
 }
 
-// Full is from which share of a limit on one is near.
+// full is the share of a limit from which it is near.
 const full = 0.8
 
-// ReadStream returns what is known of the stream that the Source names. The error is of NATS.
+// ReadStream returns the state of the Source's stream. An error is that of NATS.
 func (s Source) ReadStream(ctx context.Context) (Stream, error) {
 	if s.JS == nil {
 		return Stream{}, s.NATSErr
@@ -82,7 +82,7 @@ func (s Source) ReadStream(ctx context.Context) (Stream, error) {
 	return f, nil
 }
 
-// limits returns which limits are near.
+// limits returns the limits that are near.
 func (f Stream) limits() (near []string) {
 	if f.MaxBytes > 0 && float64(f.Bytes) >= full*float64(f.MaxBytes) {
 		near = append(near, fmt.Sprintf("%d of max_bytes %d are used: at the limit nothing is published", f.Bytes, f.MaxBytes))
@@ -91,12 +91,12 @@ func (f Stream) limits() (near []string) {
 		near = append(near, fmt.Sprintf("%d of max_msgs %d are used: at the limit nothing is published", f.Messages, f.MaxMsgs))
 	}
 	for _, server := range f.Behind {
-		near = append(near, fmt.Sprintf("the copy on %s is offline or not current: the stream takes nothing if most are", server))
+		near = append(near, fmt.Sprintf("the copy on %s is offline or not current: the stream stores nothing if most are", server))
 	}
 	return near
 }
 
-// streamError says which streams there are if that of the Source is not.
+// streamError names the existing streams if that of the Source is missing.
 func (s Source) streamError(ctx context.Context, err error) error {
 	if natsconn.Of(err) == jserror.StreamMissing {
 		return &NotFoundError{"stream " + s.Stream, natsconn.NoStream(ctx, s.JS, s.Stream)}
@@ -104,13 +104,14 @@ func (s Source) streamError(ctx context.Context, err error) error {
 	return natsconn.Explain(s.JS.Conn(), err, "operator")
 }
 
-// A Message is what a stream holds at one place. Its payload is data if it is valid JSON, data_base64 if not.
+// A Message is the message of a stream at one sequence. Its payload is data if it is valid JSON,
+// data_base64 if not.
 type Message struct {
 	Stream     string              `json:"stream"`
 	Seq        uint64              `json:"seq"`
 	Subject    string              `json:"subject"`
 	Time       time.Time           `json:"time"` // by the clock of the NATS server
-	ID         string              `json:"id"`   // of the event, "" if it is none, as type and key
+	ID         string              `json:"id"`   // of the event; "" if it is none; so are type and key
 	Type       string              `json:"type"`
 	Key        string              `json:"key"`
 	OutboxSeq  int64               `json:"outbox_seq"`
@@ -118,11 +119,11 @@ type Message struct {
 	Bytes      int                 `json:"bytes"` // of the payload
 	Data       json.RawMessage     `json:"data,omitempty"`
 	DataBase64 []byte              `json:"data_base64,omitempty"`
-	Problem    string              `json:"problem"` // why it is no event; "" if it is one
+	Problem    string              `json:"problem"` // why it is not an event; "" if it is one
 }
 
-// ReadMessage returns the message at a place of the stream that the Source names, without the payload unless reveal. If there
-// is none, the error is a [*NotFoundError].
+// ReadMessage returns the message at a sequence of the Source's stream, without the payload unless
+// reveal. If there is none, the error is a [*NotFoundError].
 func (s Source) ReadMessage(ctx context.Context, seq uint64, reveal bool) (Message, error) {
 	if s.JS == nil {
 		return Message{}, s.NATSErr

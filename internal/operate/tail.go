@@ -9,23 +9,23 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// overlap is how many rows of the outbox before the last one a [Tail] looks at again: a transaction that took a seq early
-// may commit late.
+// overlap is the number of rows before the last one that a [Tail] reads again: a transaction that
+// got its seq early may commit late.
 const overlap = 1000
 
-// A Tail follows what is appended to the outbox.
+// A Tail follows the end of the outbox.
 type Tail struct {
 	source Source
 	filter Filter
-	last   int64               // the seq of the last row that was there
-	seen   map[uuid.UUID]int64 // what was returned, with its seq, as far as it is looked at again
+	last   int64               // the seq of the last row read
+	seen   map[uuid.UUID]int64 // returned events with their seqs, as far as they are read again
 }
 
-// Tail returns a Tail that begins with the last events that f selects, f.Limit of them.
+// Tail returns a Tail that begins with the last f.Limit events that f selects.
 func (s Source) Tail(f Filter) *Tail { return &Tail{source: s, filter: f} }
 
-// Next returns what f selects and was appended since the last call, in the order of seq. An event whose transaction commits after a thousand
-// others were appended may be missing.
+// Next returns the events that f selects and that were appended since the last call, in the order
+// of seq. It may miss an event whose transaction commits after a thousand later appends.
 func (t *Tail) Next(ctx context.Context) ([]Item, error) {
 	if t.source.DB == nil {
 		return nil, t.source.DBErr

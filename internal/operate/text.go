@@ -9,7 +9,7 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// Plain returns s on one line, without anything that would move a terminal's cursor or a column.
+// Plain returns s on one line, without characters that would move a terminal's cursor or a column.
 func Plain(s string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsGraphic(r) {
@@ -19,8 +19,7 @@ func Plain(s string) string {
 	}, s)
 }
 
-// Word returns s as one word of a command that the reader is to type, quoted only if a shell would
-// take it for something else.
+// Word returns s as one word of a command, quoted only if a shell would change it.
 func Word(s string) string {
 	safe := func(r rune) bool {
 		return r < unicode.MaxASCII && (unicode.IsLetter(r) || unicode.IsDigit(r) || strings.ContainsRune("_-./:@%+,", r))
@@ -31,7 +30,8 @@ func Word(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
-// WithPrefix returns a command with the flag --prefix, if it takes one and the prefix is not the default.
+// WithPrefix returns a command with the flag --prefix, if it accepts one and the prefix is not the
+// default.
 func WithPrefix(command, prefix string) string {
 	if prefix == "" || prefix == events.Prefix {
 		return command
@@ -44,7 +44,8 @@ func WithPrefix(command, prefix string) string {
 	return command
 }
 
-// Typed returns a command with the flag --stream, if it takes one, has none yet, and the stream is not the default.
+// Typed returns a command with the flag --stream, if it accepts one, has none yet, and the stream
+// is not the default.
 func Typed(command, stream string) string {
 	for _, takes := range []string{"pgjet relay", "pgjet stream", "pgjet consumer ensure", "pgjet consume ", "pgjet audit", "pgjet republish"} {
 		if stream != events.DefaultStream && strings.HasPrefix(command, takes) && !strings.Contains(command, " --stream ") {
@@ -54,7 +55,7 @@ func Typed(command, stream string) string {
 	return command
 }
 
-// Ago says how long ago something was, for people.
+// Ago formats how long ago something was.
 func Ago(d time.Duration) string {
 	switch d = max(d, 0); {
 	case d < time.Minute:
@@ -67,7 +68,7 @@ func Ago(d time.Duration) string {
 	return fmt.Sprintf("%dd ago", int(d.Hours())/24)
 }
 
-// since says how long before now t was; "-" if it never was.
+// since formats how long before now t was; "-" if t is nil.
 func since(now time.Time, t *time.Time) string {
 	if t == nil {
 		return "-"
@@ -75,12 +76,12 @@ func since(now time.Time, t *time.Time) string {
 	return Ago(now.Sub(*t))
 }
 
-// without returns text without the word code before it.
+// without returns text without the code at its beginning.
 func without(text, code string) string { return strings.TrimPrefix(text, code+": ") }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
-// AtMost says how many there are of something that is counted up to 10 000.
+// AtMost formats a number that is counted up to 10 000.
 func AtMost(n int64, one, more string) string {
 	switch {
 	case n > 10_000:

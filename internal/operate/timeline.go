@@ -13,16 +13,16 @@ import (
 	"github.com/pgjet/pgjet/consumers/saga"
 )
 
-// An Entry is one thing that happened to an event.
+// An Entry is one step in the life of an event.
 type Entry struct {
-	At    *time.Time `json:"at"` // nil is now, or that nobody knows
+	At    *time.Time `json:"at"` // nil means now, or that it is unknown
 	Event uuid.UUID  `json:"event"`
 	Place string     `json:"place"` // outbox, quarantine, stream, operator, the name of a consumer, or "saga NAME"
 	Text  string     `json:"text"`
 }
 
-// Timeline returns what happened to events, in the order of time, and then how things stand now. Times are
-// those of the clocks of PostgreSQL, NATS and the processes, which may differ.
+// Timeline returns the steps of events in the order of time, followed by the present state. The
+// times are those of the clocks of PostgreSQL, NATS and the processes, which may differ.
 func Timeline(all []Event) []Entry {
 	var entries []Entry
 	for _, e := range all {
@@ -81,7 +81,7 @@ func (e Event) entries() (all []Entry) {
 type adder = func(at *time.Time, place, format string, args ...any)
 
 func (h Handling) entries(stored *Stored, add adder) {
-	var ended *time.Time // what went before the attempt, since which it waited
+	var ended *time.Time // the end of the previous step: the attempt waited since then
 	if stored != nil {
 		ended = &stored.Time
 	}
@@ -116,7 +116,7 @@ func (h Handling) entries(stored *Stored, add adder) {
 	case Retrying, Waiting:
 		add(nil, h.Consumer, "%s", h.waits())
 	case Unknown:
-		add(nil, h.Consumer, "not known")
+		add(nil, h.Consumer, "unknown")
 	}
 	l := h.Letter
 	if l == nil {
@@ -133,7 +133,7 @@ func (h Handling) entries(stored *Stored, add adder) {
 	}
 }
 
-// waits says what the event waits for at the consumer.
+// waits returns what the event waits for at the consumer.
 func (h Handling) waits() string {
 	text := "waits to be delivered"
 	switch {
@@ -178,7 +178,7 @@ func sagaEntries(x saga.Record, add adder) {
 	add(nil, place, "%s -> pgjet saga get %s", text, x.ID)
 }
 
-// rounded returns d as people read it.
+// rounded returns d rounded for people.
 func rounded(d time.Duration) time.Duration {
 	if d.Abs() < 10*time.Millisecond {
 		return d.Round(100 * time.Microsecond)

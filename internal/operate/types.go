@@ -12,26 +12,28 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// A Type is what is known of the events of one type, of the rows of the outbox that were looked at.
+// A Type is an event type, as counted in some rows of the outbox.
 type Type struct {
 	Type      string     `json:"type"`
 	Events    int64      `json:"events"`
-	First     *time.Time `json:"first"` // the earliest and latest append; nil if it is none in the years 1 to 9999
+	First     *time.Time `json:"first"` // the earliest and latest append; nil if it is not in the years 1 to 9999
 	Last      *time.Time `json:"last"`
-	Consumers []string   `json:"consumers"` // that handle it, as their processes said
+	Consumers []string   `json:"consumers"` // that handle it, as recorded by their processes
 }
 
-// A TypeList is what is known of types of events.
+// A TypeList is a list of event types.
 type TypeList struct {
 	Types  []Type `json:"types"`  // the most frequent first
-	Looked int64  `json:"looked"` // the rows of the outbox that were looked at, the newest
+	Looked int64  `json:"looked"` // number of rows of the outbox that were read, the newest ones
 	More   bool   `json:"more"`   // there are older rows, or further types
 }
 
-// mostTypes is how many types [Source.EventTypes] returns, and typeRows how many rows of the outbox it looks at.
+// mostTypes is the most types that [Source.EventTypes] returns, and typeRows the number of rows of
+// the outbox that it reads.
 const mostTypes, typeRows = 200, 20_000
 
-// EventTypes returns the types of the newest events of the outbox, and of those that consumers handle.
+// EventTypes returns the types of the newest events of the outbox, and of those that consumers
+// handle.
 func (s Source) EventTypes(ctx context.Context) (t TypeList, err error) {
 	if s.DB == nil {
 		return t, s.DBErr
