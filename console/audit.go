@@ -14,14 +14,14 @@ import (
 	"github.com/pgjet/pgjet/relay/audit"
 )
 
-// An auditView is the page Audit.
+// An auditView is the content of the page Audit.
 type auditView struct {
 	Streams []auditPart
 	Missing []operate.Missing
-	Busy    bool // this console compares already
+	Busy    bool // this console is already comparing
 }
 
-// An auditPart is what is known of one stream.
+// An auditPart is what the page shows of one stream.
 type auditPart struct {
 	operate.Audits
 	LastKinds []kindCount // of the last whole pass
@@ -29,7 +29,7 @@ type auditPart struct {
 	Unread    *failure
 }
 
-// A kindCount says how many differences of one kind there are.
+// A kindCount is the number of differences of one kind.
 type kindCount struct {
 	Kind string
 	N    int64
@@ -39,7 +39,7 @@ type kindCount struct {
 // Name returns the kind in words.
 func (k kindCount) Name() string { return strings.ReplaceAll(k.Kind, "_", " ") }
 
-// kinds says what differences of each kind are.
+// kinds describes the kinds of differences.
 var kinds = []struct{ kind, says string }{
 	{audit.Missing, "published, and not in the stream"},
 	{audit.Extra, "in the stream, and the outbox does not know it"},
@@ -64,7 +64,7 @@ func kindsOf(a *relay.Audited) []kindCount {
 
 func (c *Console) auditPage(ctx context.Context, _ *http.Request) (page, error) {
 	p := page{Title: "Audit", Template: "audit.html", Command: "pgjet audit show"}
-	s, src := c.board.Status(ctx), c.asked()
+	s, src := c.board.Status(ctx), c.facts()
 	v := auditView{Missing: s.Missing}
 	for _, r := range s.Relays {
 		src.Stream = r.Stream
@@ -82,9 +82,10 @@ func (c *Console) auditPage(ctx context.Context, _ *http.Request) (page, error) 
 	return p, nil
 }
 
-// beginAudit compares outbox and stream, or plans to publish again what the stream lacks, beside the request.
+// beginAudit starts a task that compares outbox and stream, or that plans to republish what the
+// stream lacks.
 func (c *Console) beginAudit(_ context.Context, r *http.Request) (next, notice string, err error) {
-	src := c.asked()
+	src := c.facts()
 	src.Stream = r.PathValue("stream")
 	since, err := since(r.PostFormValue("since"))
 	if err != nil {
@@ -122,7 +123,7 @@ func (c *Console) beginAudit(_ context.Context, r *http.Request) (next, notice s
 	return "/audit/runs/" + url.PathEscape(id), "", err
 }
 
-// An auditRun is the page about a comparison.
+// An auditRun is the content of the page about a comparison.
 type auditRun struct {
 	*task
 	Running     bool
@@ -132,7 +133,7 @@ type auditRun struct {
 	Kinds       []kindCount
 	Lacking     *operate.Republication
 	Failed      *failure
-	Since       string // for the plan of what this found
+	Since       string // start of the range, for a plan of the same range
 }
 
 func (c *Console) auditRunPage(_ context.Context, r *http.Request) (page, error) {

@@ -10,21 +10,22 @@ import (
 	"github.com/pgjet/pgjet/internal/operate"
 )
 
-// A board keeps what takes long to ask, and is asked by many pages: the status, and what may be changed.
+// A board caches what many pages need and takes long to read: the status, and what may be changed.
 type board struct {
 	console *Console
 	mu      sync.Mutex
 	status  operate.Status
 	at      time.Time
-	asking  chan struct{} // closed when it was asked; nil if nobody asks
-	changes int           // how often something was changed
+	asking  chan struct{} // closed when the status has been read; nil while nobody reads it
+	changes int           // counts changes
 	rights  operate.Rights
 	rightAt time.Time
 	samples []sample
 }
 
-// Status returns the status, not older than a moment; the first time, and after a change, it takes a second. If nobody has looked for a while, it
-// waits for a little, and returns an old one, which [board.stale] says.
+// Status returns the status, which is at most a moment old. Reading it takes a second, the first
+// time and after a change. If nobody has looked for a while, Status waits briefly and then returns
+// the old status; see [board.stale].
 func (b *board) Status(ctx context.Context) operate.Status {
 	for {
 		b.mu.Lock()
@@ -42,7 +43,7 @@ func (b *board) Status(ctx context.Context) operate.Status {
 		}
 		asking := b.asking
 		b.mu.Unlock()
-		if age < 4*statusFor { // it is on its way, and the page will say it soon
+		if age < 4*statusFor { // it is being read, and a live page will soon show it
 			return known
 		}
 		var enough <-chan time.Time
@@ -58,7 +59,7 @@ func (b *board) Status(ctx context.Context) operate.Status {
 	}
 }
 
-// stale returns of when the status is that pages show, if it is old and another is on its way.
+// stale returns the time of the status if it is old, else the zero time.
 func (b *board) stale() (at time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -76,26 +77,26 @@ func (b *board) ask() {
 	defer cancel()
 	var s operate.Status
 	err := guarded("the status", func() error {
-		s = b.console.asked().Status(ctx)
+		s = b.console.facts().Status(ctx)
 		b.measure(ctx)
 		return nil
 	})
 	if err != nil {
 		f := explain(err)
-		b.console.complain(ctx, "status", f, err)
+		b.console.logProblem(ctx, "status", f, err)
 		s = operate.Status{Missing: []operate.Missing{{What: "database", Code: f.Code, Text: f.Text, Lack: "the status"}}}
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.status = s
-	if changes == b.changes { // else it may be older than the change
+	if changes == b.changes { // else the status may be from before the change
 		b.at = time.Now()
 	}
 	close(b.asking)
 	b.asking = nil
 }
 
-// forget has the next page ask again, since something was changed.
+// forget makes the next page read the status again, after a change.
 func (b *board) forget() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -103,7 +104,7 @@ func (b *board) forget() {
 	b.changes++
 }
 
-// Rights returns what may be changed. If the database does not answer, that is nothing.
+// Rights returns what may be changed: nothing, if the database does not answer.
 func (b *board) Rights(ctx context.Context) operate.Rights {
 	if b.console.config.ReadOnly {
 		return operate.Rights{}
@@ -114,7 +115,7 @@ func (b *board) Rights(ctx context.Context) operate.Rights {
 	if time.Since(at) < rightsFor {
 		return r
 	}
-	r, err := b.console.asked().Rights(ctx)
+	r, err := b.console.facts().Rights(ctx)
 	if err != nil {
 		return operate.Rights{}
 	}
@@ -133,7 +134,7 @@ func consumerIn(s operate.Status, name string) (one status.Status, known bool) {
 	return s.Consumers[i], true
 }
 
-// dead returns how many dead letters wait for a decision, as the last status says.
+// dead returns how many dead letters wait for a decision, according to the last status.
 func (b *board) dead() (n int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -1,23 +1,26 @@
 // Package console is a web page for operators: what is wrong, what happened to an event, and how to put it right. It shows both
 // sides of the broker: outbox, relay, stream, consumers, retries, dead letters.
 //
-// [New] returns an [http.Handler] that any program may mount. It needs a pool of the database, and NATS for what JetStream knows.
-// If one of them does not answer, what the other knows is shown, and what is missing and why is said.
+// [New] returns an [http.Handler] that any program may mount. It needs a pool of the database, and
+// NATS for what JetStream knows. If one of them does not answer, the console shows what the other
+// knows, and says what is missing and why.
 //
 // One console may show several databases, each below a path of its own: see [Config].
 //
 // # Who may do what
 //
-// What can be changed is what the database lets the user of the pool change: with the rights of pgjet_operator everything that the
-// command pgjet changes, with a user who may only read, nothing. What is not allowed has no button, and is refused. Every change is an
-// operation in pgjet.operation, as one from the command line is, with who made it and why.
+// The database decides what can be changed, by the rights of the pool's user. With those of
+// pgjet_operator it is everything that the command pgjet changes; with read access only, nothing. A
+// change that is not allowed has no button, and is refused. Every change is recorded in
+// pgjet.operation, with who made it and why, like one from the command line.
 //
-// The console does not ask who calls, unless Config.User says so: mount it behind whatever does, or wrap it in [Token] or [Header]. It
-// refuses a Host that is not this machine on a loopback address, and changes that a page of another origin asks for. Its pages
-// load nothing from elsewhere, and run no inline code.
+// The console does not authenticate: mount it behind something that does, or use [Console.Token] or
+// [Console.Header]. On a loopback address it refuses a Host that is not this machine. It refuses
+// changes that come from a page of another origin. Its pages load nothing from elsewhere, and run
+// no inline code.
 //
-// Payloads, the values of headers that a producer chose, and what looks like a mail address are hidden until somebody reveals them, which is an
-// operation, too.
+// Payloads, the values of headers that a producer chose, and what looks like a mail address are
+// hidden. Revealing them is recorded as an operation.
 package console
 
 import (
@@ -40,21 +43,21 @@ import (
 	"github.com/pgjet/pgjet/internal/web"
 )
 
-// A Config says what a console shows. It needs DB.
+// A Config describes a console. It needs DB.
 type Config struct {
 	DB     *pgxpool.Pool
-	NATS   *nats.Conn          // nil: what NATS knows is missing
-	JS     jetstream.JetStream // of NATS; nil is its default
-	Stream string              // that is meant if no relay has ever run; "" is [events.DefaultStream]
+	NATS   *nats.Conn          // nil: pages lack what NATS knows
+	JS     jetstream.JetStream // nil is the default of NATS
+	Stream string              // the stream if no relay has ever run; "" is [events.DefaultStream]
 
-	Name     string                     // of what is shown, for people who see several; "" is the name of the database
+	Name     string                     // shown to people who use several consoles; "" is the name of the database
 	Path     string                     // where the console is mounted, such as /pgjet; "" is the root
-	Hosts    []string                   // further names under which it is asked for on a loopback address, such as those that a proxy passes on
-	ReadOnly bool                       // nothing can be changed, whatever the database allows
-	User     func(*http.Request) string // who calls, for pgjet.operation; nil is who runs this process
+	Hosts    []string                   // further names accepted as Host on a loopback address, such as those that a proxy passes on
+	ReadOnly bool                       // refuse all changes, whatever the database allows
+	User     func(*http.Request) string // who makes a request, for pgjet.operation; nil is the user who runs this process
 	Own      func(consumer string) bool // whether the command pgjet can run this consumer; nil: it can run none
-	Dev      *Dev                       // what a development set-up adds; nil is nothing
-	Also     []Database                 // further databases, which are shown on pages of their own
+	Dev      *Dev                       // additions of a development set-up; may be nil
+	Also     []Database                 // further databases, each with pages of its own
 	Log      *slog.Logger               // nil discards
 }
 
@@ -67,22 +70,23 @@ type Console struct {
 	shared shared
 	work   work
 
-	complaints complaints
+	problems problems
 
 	pages map[string]*template.Template
 	mux   http.Handler
 
-	first  *Console   // of which this one shows a further database; nil if none
+	first  *Console   // the console that this one belongs to; nil if this is the first
 	others []*Console // of the further databases
 
-	ended context.Context //nolint:containedctx // it ends what goes on after a request, or keeps one open
+	ended context.Context //nolint:containedctx // ends tasks and live pages
 	end   context.CancelFunc
 	tasks sync.WaitGroup
 
-	closing sync.Mutex // no task begins while it ends
+	closing sync.Mutex // no task begins once the console is closed
 }
 
-// New returns a console. It starts nothing and connects to nothing yet. [Console.Close] it before DB and NATS.
+// New returns a console. It connects to nothing, and starts nothing until the first request. Call
+// [Console.Close] before DB and NATS are closed.
 func New(config Config) *Console {
 	c := &Console{config: config, log: config.Log, source: operate.Source{DB: config.DB, NATS: config.NATS, JS: config.JS, Stream: config.Stream, Own: config.Own, Rows: lookRows}}
 	if c.log == nil {
@@ -92,7 +96,7 @@ func New(config Config) *Console {
 		c.source.Stream = events.DefaultStream
 	}
 	if config.NATS != nil && config.JS == nil {
-		c.source.JS, _ = jetstream.New(config.NATS) // fails for bad options only, and there are none
+		c.source.JS, _ = jetstream.New(config.NATS) // fails only for wrong options
 	}
 	if c.config.Name == "" && config.DB != nil {
 		c.config.Name = config.DB.Config().ConnConfig.Database
@@ -109,7 +113,7 @@ func New(config Config) *Console {
 	return c
 }
 
-// ServeHTTP answers a request for a page.
+// ServeHTTP serves the pages.
 func (c *Console) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if other := c.other(r); other != nil {
 		c = other
@@ -117,7 +121,8 @@ func (c *Console) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.mux.ServeHTTP(w, r)
 }
 
-// Close ends live pages and what is being changed, of which the rest stays as it is. It waits for both, and may be called twice.
+// Close ends live pages and running changes, and waits for both. What is not changed by then stays
+// as it is. It may be called twice.
 func (c *Console) Close() {
 	c.closing.Lock()
 	c.end()
@@ -128,13 +133,13 @@ func (c *Console) Close() {
 	c.tasks.Wait()
 }
 
-// changed has the next pages show what was changed.
+// changed makes the next pages show a change.
 func (c *Console) changed() {
 	c.board.forget()
 	c.shared.forget()
 }
 
-// begin runs fn beside requests, and reports whether it does: a console that was closed does not.
+// begin runs fn in the background. It returns false if the console is closed.
 func (c *Console) begin(fn func()) bool {
 	c.closing.Lock()
 	defer c.closing.Unlock()
@@ -145,7 +150,8 @@ func (c *Console) begin(fn func()) bool {
 	return true
 }
 
-// guarded calls fn, and makes its panic an error. What goes on beside requests must not end the program in which the console is mounted.
+// guarded calls fn, and returns a panic as an error. Background work must not crash the program in
+// which the console is mounted.
 func guarded(what string, fn func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -155,8 +161,9 @@ func guarded(what string, fn func() error) (err error) {
 	return fn()
 }
 
-// asked returns where facts come from now: without NATS while that is not connected, so that nobody waits for it.
-func (c *Console) asked() operate.Source {
+// facts returns the sources of facts. It leaves out NATS while that is not connected, so that no
+// page waits for it.
+func (c *Console) facts() operate.Source {
 	s := c.source
 	switch {
 	case s.NATS == nil:
@@ -171,16 +178,17 @@ func (c *Console) asked() operate.Source {
 	return s
 }
 
-// Times that bound what a page costs.
+// Limits of the cost of a page.
 const (
 	pageTime   = 10 * time.Second        // for one page
-	rightsFor  = 5 * time.Second         // what the database allows may be so old
-	statusFor  = 1500 * time.Millisecond // and so may the status be
-	staleAfter = 200 * time.Millisecond  // for a status that is on its way
-	liveEvery  = 2 * time.Second         // how often a live page is looked at
-	writeTime  = 10 * time.Second        // for a client to take what is sent
+	rightsFor  = 5 * time.Second         // the age of cached rights
+	statusFor  = 1500 * time.Millisecond // the age of a cached status
+	staleAfter = 200 * time.Millisecond  // a page waits for a status that is being read
+	liveEvery  = 2 * time.Second         // the interval of a live page
+	writeTime  = 10 * time.Second        // for a client to read what is sent
 	mostBodies = 64 << 10                // bytes of a form
 )
 
-// lookRows is how many rows of the outbox one page looks through for what no index has. The next page goes on.
+// lookRows is how many rows of the outbox a page searches if no index helps. The next page
+// continues.
 const lookRows = 50_000

@@ -14,22 +14,22 @@ import (
 	"github.com/pgjet/pgjet/internal/operate"
 )
 
-// A consumerList is the page Consumers.
+// A consumerList is the content of the page Consumers.
 type consumerList struct {
 	Consumers []consumerRow
 	Missing   []operate.Missing
 }
 
-// A consumerRow is one of them, or the page about it.
+// A consumerRow is a row of that page, or the content of the page about one consumer.
 type consumerRow struct {
 	status.Status
 	Share   string // how many of the last attempts failed
-	Last    string // error
+	Last    string // the last error
 	Steps   []reasonStep
 	Missing []operate.Missing
 }
 
-// A reasonStep is why it does not move, and what to do.
+// A reasonStep is a reason why a consumer does not move, and what to do.
 type reasonStep struct {
 	status.Why
 	Next string
@@ -83,7 +83,7 @@ func (c *Console) consumerPage(ctx context.Context, r *http.Request) (page, erro
 	return p, nil
 }
 
-// why returns the reason that a form gives, which is kept with the change.
+// why returns the reason in a form. It returns an error if a reason is needed and missing.
 func why(r *http.Request, needed bool) (string, error) {
 	reason := strings.TrimSpace(operate.Plain(r.PostFormValue("reason")))
 	if reason == "" && needed {

@@ -19,7 +19,7 @@ import (
 	"github.com/pgjet/pgjet/internal/operate"
 )
 
-// A deadList is the page Dead letters.
+// A deadList is the content of the page Dead letters.
 type deadList struct {
 	Filter                 inbox.Filter
 	Since                  string
@@ -27,7 +27,7 @@ type deadList struct {
 	RedriveAll, DiscardAll string // the addresses of plans for all that match
 	Matches                int64
 	Groups                 []inbox.Group
-	Letters                []inbox.Letter // of one group, or of another state
+	Letters                []inbox.Letter // shown for one group, or for a state other than dead
 	Next                   string
 	First                  string
 	States                 []string
@@ -35,7 +35,8 @@ type deadList struct {
 
 var groupForm = regexp.MustCompile(`^g_[0-9a-f]{8}$`)
 
-// selected returns the filter that the query of an address makes, and that query alone.
+// selected returns the filter in the query of a URL, and the part of the query that the filter
+// comes from.
 func selected(q url.Values) (f inbox.Filter, own url.Values, err error) {
 	own = url.Values{}
 	for _, name := range []string{"consumer", "group", "type", "key", "since", "until", "id"} {
@@ -57,7 +58,7 @@ func selected(q url.Values) (f inbox.Filter, own url.Values, err error) {
 	return f, own, err
 }
 
-// named adds to a filter what words name: ids of dead letters, or of events.
+// named returns a filter of ids: of dead letters, or of events.
 func named(words []string) (f inbox.Filter, err error) {
 	for _, word := range words {
 		if event, err := uuid.Parse(word); err == nil {
@@ -116,13 +117,13 @@ func (c *Console) deadPage(ctx context.Context, r *http.Request) (page, error) {
 		for i := range l.Letters {
 			l.Letters[i].Mask()
 		}
-		l.Next, l.First = turn(r, last)
+		l.Next, l.First = pageLinks(r, last)
 	}
 	p.Content = l
 	return p, nil
 }
 
-// planOf returns the address of the plan for all that a query selects.
+// planOf returns the URL of the plan for everything that a query selects.
 func planOf(v operate.Verb, own url.Values) string {
 	q, _ := url.ParseQuery(own.Encode())
 	q.Set("verb", v.Name)
@@ -130,7 +131,7 @@ func planOf(v operate.Verb, own url.Values) string {
 	return "/dead/plan?" + q.Encode()
 }
 
-// deadFlags returns the words of a command that select the same.
+// deadFlags returns the command-line flags that select the same.
 func deadFlags(own url.Values) string {
 	var b strings.Builder
 	b.WriteString(flags("consumer", own.Get("consumer"), "group", own.Get("group"), "type", own.Get("type"), "key", own.Get("key"), "since", own.Get("since"), "until", own.Get("until")))
@@ -140,7 +141,7 @@ func deadFlags(own url.Values) string {
 	return b.String()
 }
 
-// A planView is the page that says what would be changed, before it is.
+// A planView is the content of the page that shows what a change would do.
 type planView struct {
 	operate.DeadPlan
 	Total   inbox.Outcome
@@ -151,8 +152,9 @@ type planView struct {
 	Effects []string
 }
 
-// high is from how many on a change needs the number typed; so it does from a few on if it repeats effects outside the database.
-const high, highWithEffects = 10_000, 1000
+// highCount is the number of dead letters or events above which a change needs the number typed. If
+// it repeats effects outside the database, the number is highWithEffects.
+const highCount, highWithEffects = 10_000, 1000
 
 func (c *Console) planPage(ctx context.Context, r *http.Request) (page, error) {
 	q := r.URL.Query()
@@ -172,7 +174,7 @@ func (c *Console) planPage(ctx context.Context, r *http.Request) (page, error) {
 	return p, nil
 }
 
-// plan counts what the query of an address would change.
+// plan counts what the query of a URL would change.
 func (c *Console) plan(ctx context.Context, q url.Values) (*planView, error) {
 	verb, known := operate.VerbOf(q.Get("verb"))
 	if !known {
@@ -185,7 +187,7 @@ func (c *Console) plan(ctx context.Context, q url.Values) (*planView, error) {
 	if len(own) == 0 && q.Get("all") == "" {
 		return nil, wrongf("nothing is selected: tick dead letters, or choose all that match")
 	}
-	for name, at := range map[string]time.Time{"since": f.Since, "until": f.Until} { // 2h ago is another time in a minute
+	for name, at := range map[string]time.Time{"since": f.Since, "until": f.Until} { // 2h ago moves on
 		if !at.IsZero() {
 			own.Set(name, at.UTC().Format(time.RFC3339Nano))
 		}
@@ -196,7 +198,7 @@ func (c *Console) plan(ctx context.Context, q url.Values) (*planView, error) {
 	if err := f.FindGroup(ctx, c.config.DB); err != nil {
 		return nil, err
 	}
-	made, err := operate.CountDead(ctx, c.config.DB, verb, f, high)
+	made, err := operate.CountDead(ctx, c.config.DB, verb, f, highCount)
 	if err != nil {
 		return nil, err
 	}
@@ -207,11 +209,11 @@ func (c *Console) plan(ctx context.Context, q url.Values) (*planView, error) {
 			v.Effects = append(v.Effects, o.Consumer)
 		}
 	}
-	v.High = v.Total.Changed > high || len(v.Effects) > 0 && v.Total.Changed > highWithEffects
+	v.High = v.Total.Changed > highCount || len(v.Effects) > 0 && v.Total.Changed > highWithEffects
 	return v, nil
 }
 
-// runPlan begins a plan, if it is still what was shown.
+// runPlan starts a plan, unless it has changed since it was shown.
 func (c *Console) runPlan(ctx context.Context, r *http.Request) (next, notice string, err error) {
 	if err := r.ParseForm(); err != nil {
 		return "", "", wrongf("the form cannot be read")

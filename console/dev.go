@@ -9,7 +9,8 @@ import (
 	"github.com/pgjet/pgjet/internal/operate"
 )
 
-// A Dev is what a development set-up adds: a form that signs somebody up, and switches that break things.
+// A Dev describes the additions of a development set-up: a form that signs a user up, and switches
+// that break things.
 type Dev struct {
 	Inbox  string                                                               // address of the page that shows mails
 	Docs   string                                                               // address of the description of the API
@@ -21,22 +22,22 @@ type Dev struct {
 type Switch struct {
 	ID     string // in addresses
 	Name   string // such as Mail server refuses for now
-	Effect string // what to see where
+	Effect string // what happens, and where to see it
 	On     func(ctx context.Context) (broken bool, err error)
 	Set    func(ctx context.Context, broken bool) error
 }
 
-// A labView is the page Lab.
+// A labView is the content of the page Lab.
 type labView struct {
 	*Dev
 	Switches []labSwitch
 }
 
-// A labSwitch is a switch, and whether it is on.
+// A labSwitch is a switch and its state.
 type labSwitch struct {
 	Switch
 	Broken bool
-	Failed string // why that is not known
+	Failed string // why the state is not known
 }
 
 func (c *Console) labPage(ctx context.Context, _ *http.Request) (page, error) {
@@ -52,7 +53,7 @@ func (c *Console) labPage(ctx context.Context, _ *http.Request) (page, error) {
 	return page{Title: "Lab", Template: "lab.html", Content: v}, nil
 }
 
-// flip breaks something, or repairs it.
+// flip breaks or repairs what a switch controls.
 func (c *Console) flip(ctx context.Context, r *http.Request) (next, notice string, err error) {
 	i := slices.IndexFunc(c.config.Dev.Lab, func(s Switch) bool { return s.ID == r.PathValue("id") })
 	if i < 0 {
@@ -66,16 +67,16 @@ func (c *Console) flip(ctx context.Context, r *http.Request) (next, notice strin
 	return "/lab", notice, s.Set(ctx, broken)
 }
 
-// signUp signs somebody up, and leads to what became of the event.
+// signUp signs a user up. It leads to the page of the event.
 func (c *Console) signUp(ctx context.Context, r *http.Request) (next, notice string, err error) {
 	email, name := strings.TrimSpace(r.PostFormValue("email")), strings.TrimSpace(r.PostFormValue("name"))
 	id, err := c.config.Dev.SignUp(ctx, email, name)
 	if err != nil {
 		return "", "", wrongf("the user service refuses: %s", operate.Plain(err.Error()))
 	}
-	all, _, err := c.asked().Find(ctx, id)
+	all, _, err := c.facts().Find(ctx, id)
 	if err != nil || len(all) == 0 {
-		return "/keys" + query("key", id), "Signed up.", nil //nolint:nilerr // the page about the key says it again
+		return "/keys" + query("key", id), "Signed up.", nil //nolint:nilerr // the page of the key shows the error
 	}
 	return "/events/" + all[0].ID.String(), "Signed up. This is the event that the user service appended, in the transaction of the sign-up.", nil
 }

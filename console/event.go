@@ -18,7 +18,7 @@ import (
 	"github.com/pgjet/pgjet/internal/operation"
 )
 
-// An eventView is the page about one event.
+// An eventView is the content of the page about one event.
 type eventView struct {
 	operate.Event
 	Verdict  []verdict
@@ -29,7 +29,7 @@ type eventView struct {
 	Revealed bool
 }
 
-// A verdict says in a sentence what became of an event, or why it does not move.
+// A verdict is a sentence about what became of an event, or why it does not move.
 type verdict struct {
 	State string
 	Text  string
@@ -52,10 +52,11 @@ func (c *Console) eventPage(ctx context.Context, r *http.Request) (page, error) 
 	return c.eventOf(ctx, id, seq)
 }
 
-// eventOf is the page of an event, of which a list may have said where in the outbox it is.
+// eventOf returns the page of an event. seq is its seq in the outbox if the caller knows it, else
+// 0.
 func (c *Console) eventOf(ctx context.Context, id uuid.UUID, seq int64) (page, error) {
 	p := page{Title: "Event " + id.String(), Template: "event.html", Command: "pgjet event timeline " + id.String()}
-	e, err := c.asked().EventAt(ctx, id, seq)
+	e, err := c.facts().EventAt(ctx, id, seq)
 	if err != nil {
 		return p, err
 	}
@@ -67,9 +68,9 @@ func (c *Console) eventOf(ctx context.Context, id uuid.UUID, seq int64) (page, e
 	return p, nil
 }
 
-// read adds what the event says.
+// read adds the content of the event.
 func (c *Console) read(ctx context.Context, v *eventView, reveal bool) {
-	content, err := c.asked().Content(ctx, v.Event, reveal)
+	content, err := c.facts().Content(ctx, v.Event, reveal)
 	if err != nil {
 		f := explain(err)
 		v.Unread = &f
@@ -78,8 +79,8 @@ func (c *Console) read(ctx context.Context, v *eventView, reveal bool) {
 	v.Content, v.Revealed = content, reveal
 }
 
-// revealPage is the page of an event with what it says. That somebody looked is an operation, so a console that may change nothing
-// does not show it.
+// revealPage returns the page of an event with its content. Looking at it is recorded as an
+// operation, so a console that may record nothing refuses it.
 func (c *Console) revealPage(ctx context.Context, r *http.Request) (page, error) {
 	p, err := c.eventPage(ctx, r)
 	v, found := p.Content.(*eventView)
@@ -100,7 +101,7 @@ func (c *Console) revealPage(ctx context.Context, r *http.Request) (page, error)
 	return p, nil
 }
 
-// steps makes the timeline.
+// steps converts the timeline.
 func steps(all []operate.Entry) (list []step) {
 	var first *time.Time
 	for _, e := range all {
@@ -119,7 +120,7 @@ func steps(all []operate.Entry) (list []step) {
 	return list
 }
 
-// judge says what became of an event: the trouble first.
+// judge returns what became of an event, problems first.
 func (c *Console) judge(ctx context.Context, e operate.Event) (all []verdict) {
 	status := c.board.Status(ctx)
 	waits := 0
@@ -151,7 +152,7 @@ func (c *Console) judge(ctx context.Context, e operate.Event) (all []verdict) {
 	return all
 }
 
-// dead says how many events died of the same error.
+// dead describes a dead letter, and how many others have the same error.
 func (c *Console) dead(ctx context.Context, h operate.Handling) verdict {
 	v := verdict{inbox.Dead, "Dead in " + h.Consumer + " after " + attempts(h.Attempts) + ": " + h.Error, "/dead" + query("consumer", h.Consumer)}
 	if h.Letter == nil {
@@ -161,7 +162,7 @@ func (c *Console) dead(ctx context.Context, h operate.Handling) verdict {
 	if err != nil || len(letters) == 0 {
 		return v
 	}
-	groups, err := inbox.Groups(ctx, c.config.DB, inbox.Filter{Consumer: h.Consumer, State: inbox.Dead}) // which costs less than to ask for one
+	groups, err := inbox.Groups(ctx, c.config.DB, inbox.Filter{Consumer: h.Consumer, State: inbox.Dead}) // cheaper than reading one group
 	i := slices.IndexFunc(groups, func(g inbox.Group) bool { return g.ID == letters[0].Group })
 	if err != nil || i < 0 {
 		return v
@@ -173,7 +174,7 @@ func (c *Console) dead(ctx context.Context, h operate.Handling) verdict {
 	return v
 }
 
-// waiting says why an event waits at a consumer.
+// waiting describes why an event waits at a consumer.
 func (c *Console) waiting(s operate.Status, h operate.Handling) verdict {
 	v := verdict{h.State, "", "/consumers/" + url.PathEscape(h.Consumer)}
 	switch {
@@ -197,7 +198,7 @@ func (c *Console) waiting(s operate.Status, h operate.Handling) verdict {
 	return v
 }
 
-// attempts says how many there were.
+// attempts formats a number of attempts.
 func attempts(n int) string {
 	if n == 1 {
 		return "1 attempt"
@@ -205,7 +206,7 @@ func attempts(n int) string {
 	return fmt.Sprintf("%d attempts", n)
 }
 
-// took says how long after its append an event was done everywhere.
+// took formats how long after its append all consumers had handled an event.
 func took(e operate.Event) string {
 	if e.Outbox == nil || e.Outbox.Time == nil {
 		return "."

@@ -15,27 +15,27 @@ import (
 	"github.com/pgjet/pgjet/internal/operate"
 )
 
-// pageRows is how many rows a list shows.
+// pageRows is the number of rows of a list.
 const pageRows = 50
 
-// An eventList is the page Events: a list, or what was found.
+// An eventList is the content of the page Events: a list, or the result of a search.
 type eventList struct {
 	operate.Page
 	Filter operate.Filter
 	Since  string
 	States []string
 	Next   string // the address of the next page
-	First  string // of the first one; "" is this
+	First  string // of the first page; "" if it is this one
 	Find   string
 	Field  string // of the payload
 	Value  string
 	Found  operate.Found
 }
 
-// Bound is how many rows one page looks through.
+// Bound returns how many rows a page searches.
 func (l *eventList) Bound() int64 { return lookRows }
 
-// Asked says what was looked for.
+// Asked returns what was searched for.
 func (l *eventList) Asked() string {
 	if l.Field != "" {
 		return l.Field + " = " + l.Value
@@ -59,13 +59,13 @@ func (c *Console) eventsPage(ctx context.Context, r *http.Request) (page, error)
 	if l.Filter.Since, err = since(l.Since); err != nil {
 		return p, err
 	}
-	l.Page, err = c.asked().List(ctx, l.Filter)
-	l.Next, l.First = turn(r, l.Page.Next)
+	l.Page, err = c.facts().List(ctx, l.Filter)
+	l.Next, l.First = pageLinks(r, l.Page.Next)
 	p.Content = &l
 	return p, err
 }
 
-// foundPage shows what was found in the rows of the outbox that one page looks through.
+// foundPage searches as many rows of the outbox as one page may.
 func (c *Console) foundPage(ctx context.Context, r *http.Request, p page, l *eventList) (page, error) {
 	p.Content, p.Still = l, true
 	search := operate.Search{What: l.Find, Field: l.Field, Value: l.Value}
@@ -79,7 +79,7 @@ func (c *Console) foundPage(ctx context.Context, r *http.Request, p page, l *eve
 		search.Field, search.Value, l.Field, l.Value = "", "", "", ""
 		p.Command = "pgjet event timeline " + operate.Word(l.Find)
 		if id, err := uuid.Parse(l.Find); err == nil && search.Before == 0 {
-			e, err := c.asked().Event(ctx, id)
+			e, err := c.facts().Event(ctx, id)
 			if err == nil {
 				l.Found.Events = []operate.Event{e}
 				return p, nil
@@ -88,19 +88,20 @@ func (c *Console) foundPage(ctx context.Context, r *http.Request, p page, l *eve
 			}
 		}
 	}
-	if l.Found, err = c.asked().Search(ctx, search); err != nil {
+	if l.Found, err = c.facts().Search(ctx, search); err != nil {
 		return p, err
 	}
 	next := ""
 	if l.Found.Next > 0 {
 		next = strconv.FormatInt(l.Found.Next, 10)
 	}
-	l.Next, l.First = turn(r, next)
+	l.Next, l.First = pageLinks(r, next)
 	return p, nil
 }
 
-// turn returns the addresses of the next page of a list, and of the first one, with the same filter; "" if that is none, or this.
-func turn(r *http.Request, after string) (next, first string) {
+// pageLinks returns the URLs of the next and of the first page of a list, with the same filter. Either
+// is "" if there is none, or if it is this page.
+func pageLinks(r *http.Request, after string) (next, first string) {
 	q := r.URL.Query()
 	q.Del("live")
 	at := func(q url.Values) string { return strings.TrimSuffix(r.URL.EscapedPath()+"?"+q.Encode(), "?") }
@@ -116,7 +117,7 @@ func turn(r *http.Request, after string) (next, first string) {
 	return next, first
 }
 
-// since parses how long ago something was, such as 2h, or a time.
+// since parses a time, or how long ago it was, such as 2h.
 func since(text string) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil
@@ -131,7 +132,7 @@ func since(text string) (time.Time, error) {
 	return t, nil
 }
 
-// flags returns flags of a command, without those that have no value.
+// flags returns command-line flags, without those that have no value.
 func flags(pairs ...string) string {
 	var b strings.Builder
 	for i := 0; i+1 < len(pairs); i += 2 {
@@ -142,13 +143,13 @@ func flags(pairs ...string) string {
 	return b.String()
 }
 
-// find leads to the event, if what is looked for is the id of one, else to all that were found.
+// find redirects to the event with this id, or to the events that match.
 func (c *Console) find(w http.ResponseWriter, r *http.Request) {
 	what := strings.TrimSpace(r.FormValue("find"))
 	if id, err := uuid.Parse(what); err == nil {
 		ctx, cancel := context.WithTimeout(r.Context(), pageTime)
 		defer cancel()
-		if e, err := c.asked().Event(ctx, id); err == nil {
+		if e, err := c.facts().Event(ctx, id); err == nil {
 			http.Redirect(w, r, c.config.Path+"/events/"+e.ID.String(), http.StatusSeeOther)
 			return
 		}
@@ -156,7 +157,7 @@ func (c *Console) find(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, c.config.Path+"/events"+query("find", what), http.StatusSeeOther)
 }
 
-// letter leads to the event of a dead letter.
+// letter shows the event of a dead letter.
 func (c *Console) letter(w http.ResponseWriter, r *http.Request) {
 	c.show("dead", func(ctx context.Context, r *http.Request) (page, error) {
 		f, err := named([]string{r.PathValue("id")})

@@ -5,24 +5,24 @@ import (
 	"time"
 )
 
-// A sample is how far outbox and stream have got at a time.
+// A sample is the progress of outbox and stream at one moment.
 type sample struct {
 	at       time.Time
-	appended int64 // the last seq of the outbox; -1 if it is not known
-	stored   int64 // the last place of the stream; -1 if it is not known
+	appended int64 // the last seq of the outbox; -1 if unknown
+	stored   int64 // the last sequence of the stream; -1 if unknown
 }
 
-// A flow is how fast events go, as far as two samples say it.
+// A flow is the rate of events between two samples.
 type flow struct {
-	Appended float64 // into the outbox, each second
-	Stored   float64 // into the stream
+	Appended float64 // into the outbox, per second
+	Stored   float64 // into the stream, per second
 	Known    bool
 	Stream   string
-	Last     int64   // place in the stream; -1 if it is not known
+	Last     int64   // sequence of the stream; -1 if unknown
 	Points   []point // the last minutes, the oldest first
 }
 
-// A point of the chart.
+// A point is a point of the chart.
 type point struct {
 	At       int64   `json:"at"`
 	Appended float64 `json:"appended"`
@@ -34,9 +34,9 @@ const (
 	mostPoints = 150
 )
 
-// measure takes a sample: of the sequence of the outbox, whose gaps count too, and of the stream.
+// measure takes a sample: of the sequence of the outbox, including its gaps, and of the stream.
 func (b *board) measure(ctx context.Context) {
-	src, one := b.console.asked(), sample{at: time.Now(), appended: -1, stored: -1}
+	src, one := b.console.facts(), sample{at: time.Now(), appended: -1, stored: -1}
 	if src.DB != nil {
 		if err := src.DB.QueryRow(ctx, `select case when is_called then last_value else 0 end from pgjet.outbox_seq_seq`).Scan(&one.appended); err != nil {
 			one.appended = -1
@@ -44,7 +44,7 @@ func (b *board) measure(ctx context.Context) {
 	}
 	if src.JS != nil {
 		if stream, err := src.JS.Stream(ctx, src.Stream); err == nil {
-			one.stored = int64(stream.CachedInfo().State.LastSeq) //nolint:gosec // no stream is that long
+			one.stored = int64(stream.CachedInfo().State.LastSeq) //nolint:gosec // no stream is so long
 		}
 	}
 	b.mu.Lock()
@@ -53,7 +53,7 @@ func (b *board) measure(ctx context.Context) {
 	b.samples = b.samples[max(0, len(b.samples)-mostPoints):]
 }
 
-// flow returns how fast events go.
+// flow returns the rates of the last minutes.
 func (b *board) flow() (f flow) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

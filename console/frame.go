@@ -26,30 +26,30 @@ import (
 //go:embed web
 var files embed.FS
 
-// A page is what a URL shows.
+// A page is the result of a request.
 type page struct {
 	Title    string
 	Template string // in web
-	Command  string // that shows the same in a terminal
+	Command  string // the command that shows the same
 	Content  any
 	Status   int  // 0 is 200
-	Still    bool // it does not change by itself
+	Still    bool // it is not live
 }
 
-// A frame is what stands around a page.
+// A frame is a page with what every page shows.
 type frame struct {
 	page
 	Path   string
 	Name   string
 	Active string // the entry of the menu
-	URL    string // of the page itself
-	Live   string // where its changes come from; "" is nowhere
-	Dead   int64  // letters that wait for a decision, as far as is known
+	URL    string // of the page
+	Live   string // URL of its changes; "" if it is not live
+	Dead   int64  // dead letters that wait for a decision, if known
 	Rights operate.Rights
-	Others []databaseLink // databases that can be chosen
+	Others []databaseLink // the databases to choose from
 	Dev    *Dev
-	Notice string    // what the last change came to
-	Stale  time.Time // of when what the servers say is; zero is now
+	Notice string    // the result of the last change
+	Stale  time.Time // the age of an old status; zero if it is fresh
 	Now    time.Time
 }
 
@@ -68,17 +68,17 @@ func (c *Console) parse() map[string]*template.Template {
 	return all
 }
 
-// A maker makes the page that a request asks for.
+// A maker makes the page for a request.
 type maker func(ctx context.Context, r *http.Request) (page, error)
 
-// show answers with a page, or its changes.
+// show serves a page, or its changes.
 func (c *Console) show(active string, produce maker) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if wantsLive(r) {
 			c.live(w, r, func(ctx context.Context) (int, []byte) {
 				f := c.frame(ctx, r, active, produce)
 				var out bytes.Buffer
-				_ = c.pages[f.Template].ExecuteTemplate(&out, "content", f) // its error is in the page
+				_ = c.pages[f.Template].ExecuteTemplate(&out, "content", f) // an error shows in the page
 				return f.Status, out.Bytes()
 			})
 			return
@@ -91,7 +91,7 @@ func (c *Console) show(active string, produce maker) http.HandlerFunc {
 	}
 }
 
-// frame makes a page. If that fails, it shows why.
+// frame makes a page. If that fails, the page shows why.
 func (c *Console) frame(ctx context.Context, r *http.Request, active string, produce maker) frame {
 	f := frame{Path: c.config.Path, Name: c.config.Name, Active: active, Dev: c.config.Dev, Rights: c.board.Rights(ctx), Others: c.databases(r), Now: time.Now()}
 	var p page
@@ -118,7 +118,7 @@ func (c *Console) frame(ctx context.Context, r *http.Request, active string, pro
 	return f
 }
 
-// address returns a path of this console.
+// address returns a URL of this console.
 func (c *Console) address(path string, query url.Values) string {
 	path = c.config.Path + path
 	if len(query) > 0 {
@@ -127,14 +127,14 @@ func (c *Console) address(path string, query url.Values) string {
 	return path
 }
 
-// A failure is shown instead of what could not be found out.
+// A failure is shown in place of what could not be read.
 type failure struct {
 	Code string
 	Text string
 	Next string
 }
 
-// problem returns the page that says why there is none.
+// problem returns a page that shows an error.
 func (c *Console) problem(ctx context.Context, p page, err error) page {
 	p.Template, p.Status = "problem.html", http.StatusServiceUnavailable
 	f := explain(err)
@@ -144,31 +144,31 @@ func (c *Console) problem(ctx context.Context, p page, err error) page {
 	case isWrong(err):
 		p.Status, f.Code, p.Title = http.StatusBadRequest, "wrong_address", "No such view"
 	default:
-		c.complain(ctx, p.Title, f, err)
+		c.logProblem(ctx, p.Title, f, err)
 	}
 	p.Title = cmp.Or(p.Title, "Not known now")
 	p.Content = f
 	return p
 }
 
-// complaints is what was logged last: live pages fail again and again.
-type complaints struct {
+// problems remembers what was logged last: live pages fail again and again.
+type problems struct {
 	mu   sync.Mutex
 	code string
 	at   time.Time
 }
 
-// complainEvery bounds how often the same reason is logged.
-const complainEvery = time.Minute
+// problemEvery bounds how often the same reason is logged.
+const problemEvery = time.Minute
 
-// complain logs that a page cannot be made, but not for each that fails for one reason.
-func (c *Console) complain(ctx context.Context, title string, f failure, err error) {
-	c.complaints.mu.Lock()
-	defer c.complaints.mu.Unlock()
-	if f.Code == c.complaints.code && time.Since(c.complaints.at) < complainEvery {
+// logProblem logs that a page cannot be made. It logs the same reason at most once in a while.
+func (c *Console) logProblem(ctx context.Context, title string, f failure, err error) {
+	c.problems.mu.Lock()
+	defer c.problems.mu.Unlock()
+	if f.Code == c.problems.code && time.Since(c.problems.at) < problemEvery {
 		return
 	}
-	c.complaints.code, c.complaints.at = f.Code, time.Now()
+	c.problems.code, c.problems.at = f.Code, time.Now()
 	log := c.log
 	if p, ok := errors.AsType[*attempt.Panic](err); ok {
 		log = log.With("stack", string(p.Stack))
@@ -176,7 +176,7 @@ func (c *Console) complain(ctx context.Context, title string, f failure, err err
 	log.WarnContext(ctx, "a page of the console cannot be made", "page", title, "reason", f.Code, "err", f.Text)
 }
 
-// explain says why something is not known, with what to do.
+// explain describes an error, with what to do.
 func explain(err error) failure {
 	code := string(sqlstate.Of(err))
 	if code == "" && errors.Is(err, context.DeadlineExceeded) {
@@ -189,7 +189,7 @@ func explain(err error) failure {
 	return f
 }
 
-// A wrongError says that an address or a form is not one of this console.
+// A wrongError is the error of a wrong URL or form.
 type wrongError struct{ text string }
 
 func (e *wrongError) Error() string { return e.text }
@@ -221,12 +221,12 @@ func (c *Console) write(w http.ResponseWriter, status int, name string, f frame)
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.WriteHeader(status)
-	_, _ = out.WriteTo(w) // a reader who has left needs no answer
+	_, _ = out.WriteTo(w) // the client has closed the connection
 }
 
 const noticeCookie = "pgjet_notice"
 
-// leaveNotice has the next page say what a change came to.
+// leaveNotice makes the next page show the result of a change.
 func (c *Console) leaveNotice(w http.ResponseWriter, r *http.Request, text string) {
 	http.SetCookie(w, &http.Cookie{Name: noticeCookie, Value: url.QueryEscape(text), Path: "/", HttpOnly: true, SameSite: http.SameSiteStrictMode, MaxAge: 30, Secure: r.TLS != nil})
 }

@@ -8,11 +8,11 @@ import (
 
 var errNoNATS = errors.New("nats_unreachable: this console was given no NATS connection")
 
-// policy lets a page load its own files and send forms to its own address, and nothing else.
+// policy lets a page load its own files and send forms to its own address only.
 const policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 
-// guard sets the headers of every answer, and refuses a change that does not come from a page of this console. Browsers say where a
-// request comes from; one that says nothing is refused, too.
+// guard sets the headers of every answer. It refuses a change unless the browser states that a page
+// of this console sent it.
 func guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
@@ -30,7 +30,7 @@ func guard(next http.Handler) http.Handler {
 	})
 }
 
-// sameOrigin reports whether a browser says that a page of this host sent a request.
+// sameOrigin reports whether the browser states that a page of this host sent the request.
 func sameOrigin(r *http.Request) bool {
 	if site := r.Header.Get("Sec-Fetch-Site"); site != "" {
 		return site == "same-origin"

@@ -8,17 +8,17 @@ import (
 	"github.com/pgjet/pgjet/internal/operate"
 )
 
-// A keyView is the page about a key.
+// A keyView is the content of the page about a key.
 type keyView struct {
 	operate.Key
 	At []keyAt
 }
 
-// A keyAt is the key at one consumer, and what would free it.
+// A keyAt is the state of the key at one consumer, and what would free it.
 type keyAt struct {
 	operate.KeyAt
-	First   int64  // the dead letter that holds the others back; 0 is none
-	Redrive string // addresses of plans
+	First   int64  // the dead letter that blocks the others; 0 if none
+	Redrive string // URLs of plans
 	Discard string
 }
 
@@ -30,7 +30,7 @@ func (c *Console) keyPage(ctx context.Context, r *http.Request) (page, error) {
 		p.Content = (*keyView)(nil)
 		return p, nil
 	}
-	k, err := c.asked().OfKey(ctx, key)
+	k, err := c.facts().OfKey(ctx, key)
 	if err != nil {
 		return p, err
 	}

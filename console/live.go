@@ -9,15 +9,16 @@ import (
 	"time"
 )
 
-// shared keeps contents of pages for a moment, so that many who look at one cost as much as one does.
+// shared caches page contents for a moment, so that a page costs the same however many people look
+// at it.
 type shared struct {
 	console *Console
 	mu      sync.Mutex
 	all     map[string]*content
-	slots   chan struct{} // so many are made at a time
+	slots   chan struct{} // limits how many are made at a time
 }
 
-// A content is what a page shows, being made or made.
+// A content is what a page shows. It may still be in the making.
 type content struct {
 	made   chan struct{}
 	status int
@@ -25,11 +26,12 @@ type content struct {
 	took   time.Duration
 }
 
-// atOnce is how many live pages are made at the same time. After each there is a pause of restAfter times as long, a second at most: however
-// many different pages are open, they cost less than half of what one connection can do.
+// atOnce is how many live pages are made at a time. After each there is a pause of restAfter times
+// its duration, at most a second. However many different pages are open, they use less than half of
+// one connection.
 const atOnce, restAfter = 2, 4
 
-// get returns the content under a key. produce makes it, unless it was made just now.
+// get returns the content for a key. produce makes it, unless it was made just now.
 func (s *shared) get(ctx context.Context, key string, produce func() (int, []byte)) (*content, error) {
 	s.mu.Lock()
 	if s.all == nil {
@@ -47,7 +49,7 @@ func (s *shared) get(ctx context.Context, key string, produce func() (int, []byt
 			}
 			begun := time.Now()
 			if err := guarded("the page", func() error { one.status, one.body = produce(); return nil }); err != nil {
-				s.console.complain(ctx, "live", explain(err), err)
+				s.console.logProblem(ctx, "live", explain(err), err)
 				one.status = http.StatusInternalServerError
 			}
 			one.took = time.Since(begun)
@@ -70,7 +72,7 @@ func (s *shared) get(ctx context.Context, key string, produce func() (int, []byt
 	s.mu.Unlock()
 	select {
 	case <-one.made:
-		if one.status == 0 { // the console was closed before it was made
+		if one.status == 0 { // the console was closed first
 			return nil, context.Canceled
 		}
 		return one, nil
@@ -79,7 +81,7 @@ func (s *shared) get(ctx context.Context, key string, produce func() (int, []byt
 	}
 }
 
-// forget has what is asked for from now on made anew, since something was changed.
+// forget drops all contents, after a change.
 func (s *shared) forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -91,15 +93,15 @@ func wantsLive(r *http.Request) bool {
 	return r.URL.Query().Has("live") && strings.Contains(r.Header.Get("Accept"), "text/event-stream")
 }
 
-// costs is how many times longer than it takes to make a page it is left alone, but not for longer than rest: so an open one costs
-// less than a hundredth of a core, of the tick that it comes early too. One that had to wait for a server is soon made again.
+// costs is the ratio of the pause after making a live page to the time that it took. The pause is
+// at most rest. An open page uses less than a hundredth of a core.
 const costs, rest = 150, 20 * time.Second
 
-// pauseAfter returns for how long a page is left alone that took so long to make the last two times. One that once had to wait
-// for others is not dear.
+// pauseAfter returns the pause after making a page, from the last two durations. The shorter one
+// counts, because a page may have to wait for others once.
 func pauseAfter(before, last time.Duration) time.Duration { return min(costs*min(before, last), rest) }
 
-// live sends the content of a page again whenever it changes, as server-sent events.
+// live sends the content of a page whenever it changes, as server-sent events.
 func (c *Console) live(w http.ResponseWriter, r *http.Request, render func(context.Context) (int, []byte)) {
 	out := http.NewResponseController(w)
 	w.Header().Set("Content-Type", "text/event-stream")
@@ -108,7 +110,7 @@ func (c *Console) live(w http.ResponseWriter, r *http.Request, render func(conte
 	defer ticker.Stop()
 	var last []byte
 	var due time.Time
-	var took time.Duration // the last time; the first time it may have waited for others
+	var took time.Duration // the previous duration
 	for {
 		message := []byte(": nothing new\n\n")
 		if !time.Now().Before(due) {
@@ -126,7 +128,7 @@ func (c *Console) live(w http.ResponseWriter, r *http.Request, render func(conte
 				last, message = one.body, asEvent(one.body)
 			}
 		}
-		_ = out.SetWriteDeadline(time.Now().Add(writeTime)) // a server without deadlines does without
+		_ = out.SetWriteDeadline(time.Now().Add(writeTime)) // not every server has deadlines
 		if _, err := w.Write(message); err != nil || out.Flush() != nil {
 			return
 		}
@@ -140,7 +142,7 @@ func (c *Console) live(w http.ResponseWriter, r *http.Request, render func(conte
 	}
 }
 
-// asEvent writes a text as a server-sent event.
+// asEvent encodes a text as a server-sent event.
 func asEvent(text []byte) []byte {
 	event := append([]byte("data: "), bytes.ReplaceAll(bytes.TrimSpace(text), []byte("\n"), []byte("\ndata: "))...)
 	return append(event, "\n\n"...)

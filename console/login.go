@@ -12,15 +12,15 @@ import (
 	"strings"
 )
 
-// cookieName holds what [Token] gives a browser.
+// cookieName is the cookie that [Console.Token] sets.
 const cookieName = "pgjet_console"
 
-// Token returns a handler that lets requests through to c which know the token: in a header Authorization: Bearer, or in the cookie that the
-// log-in page gives. The token should be long and random.
+// Token returns a handler that passes requests with the token to c. The token is in a header
+// Authorization: Bearer, or in the cookie that the log-in page sets. It should be long and random.
 func (c *Console) Token(token string) http.Handler {
 	mac := hmac.New(sha256.New, []byte(token))
 	mac.Write([]byte("pgjet console"))
-	pass := hex.EncodeToString(mac.Sum(nil)) // so that the cookie does not hold the token
+	pass := hex.EncodeToString(mac.Sum(nil)) // the cookie must not contain the token
 	same := func(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }
 	return guard(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		bearer, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
@@ -29,7 +29,7 @@ func (c *Console) Token(token string) http.Handler {
 		case same(bearer, token), err == nil && same(cookie.Value, pass), strings.HasPrefix(r.URL.Path, c.config.Path+"/assets/"):
 			c.ServeHTTP(w, r)
 		case r.Method == http.MethodPost && r.URL.Path == c.config.Path+"/log-in":
-			r.Body = http.MaxBytesReader(w, r.Body, mostBodies) // the client is not known yet
+			r.Body = http.MaxBytesReader(w, r.Body, mostBodies) // the client is not authenticated yet
 			if !same(r.PostFormValue("token"), token) {
 				c.loginPage(w, "This is not the token.")
 				return
@@ -46,8 +46,9 @@ func (c *Console) loginPage(w http.ResponseWriter, problem string) {
 	c.write(w, http.StatusUnauthorized, "login.html", frame{page: page{Title: "Log in", Content: problem}, Path: c.config.Path, Name: c.config.Name})
 }
 
-// Header returns a handler that lets requests through to c which come from one of the proxies and have the header in which the proxy
-// says who calls, such as X-Forwarded-User. Its value is who makes changes. The proxy has to remove the header from what clients send.
+// Header returns a handler that passes requests to c if they come from one of the proxies and have
+// the header in which the proxy names the user, such as X-Forwarded-User. Changes are recorded with
+// that user. The proxy has to remove the header from what clients send.
 func (c *Console) Header(name string, proxies []netip.Prefix) http.Handler {
 	c.config.User = func(r *http.Request) string { return r.Header.Get(name) }
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

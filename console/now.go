@@ -11,18 +11,18 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// An overview is the page Now.
+// An overview is the content of the page Now.
 type overview struct {
 	operate.Status
 	Sentence string
-	Alerts   []alert // that need somebody
-	Mild     []alert // that need nobody
+	Alerts   []alert // that need an operator
+	Mild     []alert // that need no one
 	Relays   []relayBox
 	Boxes    []consumerBox
 	Flow     flow
 }
 
-// An alert is a finding, and where to look.
+// An alert is a finding and the page about it.
 type alert struct {
 	operate.Finding
 	Link string
@@ -38,7 +38,7 @@ type relayBox struct {
 // A consumerBox is a consumer in the picture.
 type consumerBox struct {
 	status.Status
-	Empty string // in how long what waits is handled; "" if that is not known, or nothing waits
+	Empty string // the time until its lag is handled; "" if unknown, or if there is no lag
 }
 
 func (c *Console) nowPage(ctx context.Context, _ *http.Request) (page, error) {
@@ -60,7 +60,7 @@ func (c *Console) nowPage(ctx context.Context, _ *http.Request) (page, error) {
 	return page{Title: "Now", Template: "now.html", Command: "pgjet status", Content: o}, nil
 }
 
-// sentence says how everything is doing.
+// sentence summarizes the status.
 func sentence(s operate.Status) string {
 	switch {
 	case !s.Healthy:
@@ -103,7 +103,7 @@ func boxOf(r relay.Status) relayBox {
 	return box
 }
 
-// emptyIn says in how long a consumer will have handled what waits.
+// emptyIn formats the time until a consumer has handled its lag.
 func emptyIn(s status.Status) string {
 	gains := s.Rate - s.Arrivals
 	if s.Lag == 0 || gains <= 0 {

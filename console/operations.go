@@ -16,7 +16,7 @@ import (
 	"github.com/pgjet/pgjet/internal/operation"
 )
 
-// An operationList is the page Operations.
+// An operationList is the content of the page Operations.
 type operationList struct {
 	Operations []operation.Record
 	Filter     operation.Filter
@@ -38,7 +38,7 @@ func (c *Console) operationsPage(ctx context.Context, r *http.Request) (page, er
 			return p, &operate.CursorError{After: after}
 		}
 	}
-	if l.Operations, err = c.asked().ListOperations(ctx, l.Filter); err != nil {
+	if l.Operations, err = c.facts().ListOperations(ctx, l.Filter); err != nil {
 		return p, err
 	}
 	last := ""
@@ -49,25 +49,25 @@ func (c *Console) operationsPage(ctx context.Context, r *http.Request) (page, er
 	for i := range l.Operations {
 		l.Operations[i].Reason = inbox.Mask(l.Operations[i].Reason)
 	}
-	l.Next, l.First = turn(r, last)
+	l.Next, l.First = pageLinks(r, last)
 	p.Content = l
 	return p, nil
 }
 
-// An operationView is the page about one operation.
+// An operationView is the content of the page about one operation.
 type operationView struct {
 	operate.OperationState
 	Facts     string   // its detail
-	Failed    *failure // why this console did not get further with it
+	Failed    *failure // why this console could not finish it
 	CanResume bool
 	CanCancel bool
 	CanRun    bool // it is a plan
 	Events    int64
 	High      bool   // the number has to be typed
-	Page      string // about its target; "" is none
+	Page      string // URL of its target; "" if none
 }
 
-// mostFacts is how many characters of the detail of an operation are shown.
+// mostFacts is how many characters of an operation's detail are shown.
 const mostFacts = 4000
 
 func (c *Console) operationPage(ctx context.Context, r *http.Request) (page, error) {
@@ -77,18 +77,18 @@ func (c *Console) operationPage(ctx context.Context, r *http.Request) (page, err
 		return p, err
 	}
 	p.Title, p.Command = fmt.Sprint("Operation ", id), fmt.Sprint("pgjet op get ", id)
-	o, err := c.asked().ReadOperation(ctx, id)
+	o, err := c.facts().ReadOperation(ctx, id)
 	if err != nil {
 		return p, err
 	}
 	rights := c.board.Rights(ctx)
-	v := operationView{OperationState: o, Page: atOf(o.Record), CanResume: operate.CanResume(o.Record) && rights.Dead && (o.Kind != "replay" || rights.Consumers)}
+	v := operationView{OperationState: o, Page: targetPage(o.Record), CanResume: operate.CanResume(o.Record) && rights.Dead && (o.Kind != "replay" || rights.Consumers)}
 	v.CanCancel = rights.Operations && slices.Contains([]string{operation.Planned, operation.Running, operation.Stopped, operation.Failed}, o.State)
 	v.CanRun = rights.Republish && o.State == operation.Planned
 	if o.Total != nil {
 		v.Events = *o.Total
 	}
-	v.High = v.Events > high
+	v.High = v.Events > highCount
 	if t := c.work.of(id); t != nil {
 		v.Failed = t.failed()
 	}
@@ -104,8 +104,8 @@ func (c *Console) operationPage(ctx context.Context, r *http.Request) (page, err
 	return p, nil
 }
 
-// atOf returns the page about what an operation was done to; "" if there is none.
-func atOf(o operation.Record) string {
+// targetPage returns the URL of the page about an operation's target; "" if there is none.
+func targetPage(o operation.Record) string {
 	kind, _, _ := strings.Cut(o.Kind, ".")
 	switch kind {
 	case "consumer", "dead", "replay", "retry":
@@ -130,7 +130,7 @@ func operationID(r *http.Request) (int64, error) {
 	return id, nil
 }
 
-// cancelOperation ends an operation. What was done stays so.
+// cancelOperation ends an operation. What it has done is kept.
 func (c *Console) cancelOperation(ctx context.Context, r *http.Request) (next, notice string, err error) {
 	id, err := operationID(r)
 	if err != nil {
@@ -144,13 +144,13 @@ func (c *Console) cancelOperation(ctx context.Context, r *http.Request) (next, n
 	return fmt.Sprint("/operations/", id), fmt.Sprintf("Cancelled operation %d. What was done stays so.", id), err
 }
 
-// resumeOperation goes on with an operation that stopped.
+// resumeOperation resumes an operation that stopped.
 func (c *Console) resumeOperation(ctx context.Context, r *http.Request) (next, notice string, err error) {
 	id, err := operationID(r)
 	if err != nil {
 		return "", "", err
 	}
-	src := c.asked()
+	src := c.facts()
 	o, err := src.Resumable(ctx, id)
 	if err != nil {
 		return "", "", err
@@ -162,7 +162,7 @@ func (c *Console) resumeOperation(ctx context.Context, r *http.Request) (next, n
 	return fmt.Sprint("/operations/", id), fmt.Sprintf("Operation %d goes on.", id), err
 }
 
-// runOperation runs what was planned: events are published again.
+// runOperation runs a plan to publish events again.
 func (c *Console) runOperation(ctx context.Context, r *http.Request) (next, notice string, err error) {
 	id, err := operationID(r)
 	if err != nil {
@@ -172,7 +172,7 @@ func (c *Console) runOperation(ctx context.Context, r *http.Request) (next, noti
 	if err != nil {
 		return "", "", err
 	}
-	o, err := c.asked().ReadOperation(ctx, id)
+	o, err := c.facts().ReadOperation(ctx, id)
 	if err != nil {
 		return "", "", err
 	}
@@ -183,7 +183,8 @@ func (c *Console) runOperation(ctx context.Context, r *http.Request) (next, noti
 	return fmt.Sprint("/operations/", id), fmt.Sprintf("%d events were handed over to the relay, which publishes them again.", n), err
 }
 
-// confirmed returns an error unless a form shows the number of events that an operation has, and has it typed where there are many.
+// confirmed returns an error unless the form shows the operation's number of events, and repeats it
+// where it has to be typed.
 func confirmed(r *http.Request, total *int64) error {
 	n := int64(0)
 	if total != nil {
@@ -192,7 +193,7 @@ func confirmed(r *http.Request, total *int64) error {
 	switch {
 	case r.PostFormValue("count") != fmt.Sprint(n):
 		return wrongf("%s were shown and there are %d now: look at the plan again", operate.Plain(r.PostFormValue("count")), n)
-	case n > high && strings.TrimSpace(r.PostFormValue("typed")) != fmt.Sprint(n):
+	case n > highCount && strings.TrimSpace(r.PostFormValue("typed")) != fmt.Sprint(n):
 		return wrongf("type the number, %d, to confirm", n)
 	}
 	return nil

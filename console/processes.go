@@ -13,23 +13,23 @@ func (c *Console) processesPage(ctx context.Context, _ *http.Request) (page, err
 	return page{Title: "Processes", Template: "processes.html", Command: "pgjet services ls", Content: c.board.Status(ctx)}, nil
 }
 
-// A typeList is the page Types.
+// A typeList is the content of the page Types.
 type typeList struct {
 	operate.TypeList
 	Rows      []typeRow
-	Producers []string // services whose events the streams of this outbox say they hold
-	Docs      string   // where their form is described; "" if nowhere
+	Producers []string // the services that the streams of this outbox name
+	Docs      string   // URL of the description of the types; "" if none
 }
 
-// A typeRow is a type, and how many of its events there are each second.
+// A typeRow is a type and its rate.
 type typeRow struct {
 	operate.Type
-	Rate float64 // over the time of the rows that were looked at; 0 if that is not known
+	Rate float64 // per second, over the rows that were read; 0 if unknown
 }
 
 func (c *Console) typesPage(ctx context.Context, _ *http.Request) (page, error) {
 	p := page{Title: "Types", Template: "types.html", Command: "pgjet event ls --limit 1000"}
-	src := c.asked()
+	src := c.facts()
 	t, err := src.EventTypes(ctx)
 	if err != nil {
 		return p, err
@@ -38,7 +38,7 @@ func (c *Console) typesPage(ctx context.Context, _ *http.Request) (page, error) 
 	if c.config.Dev != nil {
 		l.Docs = c.config.Dev.Docs
 	}
-	var first time.Time // of the rows that were looked at
+	var first time.Time // of the rows that were read
 	for _, one := range t.Types {
 		if one.First != nil && (first.IsZero() || one.First.Before(first)) {
 			first = *one.First

@@ -9,11 +9,11 @@ import (
 	"github.com/pgjet/pgjet/internal/operate"
 )
 
-// A reasonView is the page about a reason, or about all of them.
+// A reasonView is the content of the page about one reason, or about all.
 type reasonView struct {
 	Code     string // "" is all
 	Reasons  []operate.Reason
-	Runbooks []string // what to do, each once
+	Runbooks []string // each once
 }
 
 func (c *Console) reasonsPage(_ context.Context, r *http.Request) (page, error) {
@@ -32,7 +32,7 @@ func (c *Console) reasonsPage(_ context.Context, r *http.Request) (page, error) 
 			continue
 		}
 		read = append(read, reason.Runbook)
-		if text, err := docs.Runbooks.ReadFile("runbooks/" + reason.Runbook); err == nil { // a test of pgjet explain opens all
+		if text, err := docs.Runbooks.ReadFile("runbooks/" + reason.Runbook); err == nil { // a test of pgjet explain reads all of them
 			v.Runbooks = append(v.Runbooks, string(text))
 		}
 	}

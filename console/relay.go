@@ -10,37 +10,37 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// A relayView is the page Relay.
+// A relayView is the content of the page Relay.
 type relayView struct {
 	Relays  []relayPart
 	Held    []relay.Quarantined
-	Unheld  *failure // why those are not known
+	Unheld  *failure // why Held is not known
 	Missing []operate.Missing
 }
 
-// A relayPart is one relay, with its stream.
+// A relayPart is what the page shows of one relay and its stream.
 type relayPart struct {
 	relayBox
 	Troubles []operate.Trouble
 	In       *operate.Stream
 	Unread   *failure // why the stream is not known
 	Unknown  []relay.UnknownMessage
-	Listed   int            // of those, in all
-	LastSeq  int64          // of the last one
-	Pairs    []operate.Pair // the stream there, beside the outbox
-	Unpaired *failure       // why that is not known
+	Listed   int            // the number of all unknown messages
+	LastSeq  int64          // of the last unknown message
+	Pairs    []operate.Pair // the stream and the outbox, side by side
+	Unpaired *failure       // why Pairs is not known
 }
 
 func (c *Console) relayPage(ctx context.Context, _ *http.Request) (page, error) {
 	p := page{Title: "Relay", Template: "relay.html", Command: "pgjet relay status"}
-	s, src := c.board.Status(ctx), c.asked()
+	s, src := c.board.Status(ctx), c.facts()
 	v := relayView{Missing: s.Missing}
 	for _, r := range s.Relays {
 		part := relayPart{relayBox: boxOf(r), Troubles: operate.RelayTroubles(r)}
 		src.Stream = r.Stream
 		if in, err := src.ReadStream(ctx); err == nil {
 			part.In = &in
-		} else if f := explain(err); src.JS != nil { // else it is said once for all
+		} else if f := explain(err); src.JS != nil { // otherwise the page says it once
 			part.Unread = &f
 		}
 		if r.Unknown > 0 {
@@ -78,7 +78,8 @@ func (c *Console) compareHistories(ctx context.Context, src operate.Source, part
 	part.Unknown = part.Unknown[:min(len(part.Unknown), pageRows)]
 }
 
-// adopt accepts for good what a stream holds and the outbox does not know, as it was shown.
+// adopt accepts for good the messages that were shown, which the stream holds and the outbox does
+// not know.
 func (c *Console) adopt(ctx context.Context, r *http.Request) (next, notice string, err error) {
 	stream := r.PathValue("stream")
 	reason, err := why(r, true)
@@ -133,7 +134,7 @@ func (c *Console) resumeRelay(ctx context.Context, r *http.Request) (next, notic
 	return "/relay", notice, nil
 }
 
-// decideQuarantined has the relay try an event in quarantine again, or gives it up.
+// decideQuarantined retries or drops an event in quarantine.
 func (c *Console) decideQuarantined(ctx context.Context, r *http.Request) (next, notice string, err error) {
 	seq, err := strconv.ParseInt(r.PathValue("seq"), 10, 64)
 	if err != nil {

@@ -17,7 +17,8 @@ import (
 	"github.com/pgjet/pgjet/internal/operation"
 )
 
-// A replayView is the page about a replay: what to choose and, once that is chosen, what would happen.
+// A replayView is the content of the page about a replay: the form and, once it is filled in, the
+// plan.
 type replayView struct {
 	Consumer string
 	From     string // of the form: all, since, or seq
@@ -32,11 +33,11 @@ type replayView struct {
 
 	Plan    *replay.Plan
 	Events  int    // that will run
-	Lasts   string // how long that takes, as far as it is known
-	By      string // how that is known
+	Lasts   string // the forecast; "" if unknown
+	By      string // the basis of the forecast
 	High    bool   // the number has to be typed
 	Refused string
-	Query   string // of the plan, frozen
+	Query   string // of the plan, with absolute times
 }
 
 // replayFields are the fields of the form.
@@ -60,7 +61,7 @@ func (c *Console) replayPage(ctx context.Context, r *http.Request) (page, error)
 	if err != nil {
 		return p, err
 	}
-	if v.Plan, err = c.asked().PlanReplay(ctx, name, which); err != nil {
+	if v.Plan, err = c.facts().PlanReplay(ctx, name, which); err != nil {
 		return p, replayError(err)
 	}
 	v.Query, v.Events, v.Refused = frozen.Encode(), v.Plan.Run+v.Plan.Again, v.Plan.Refused
@@ -70,7 +71,7 @@ func (c *Console) replayPage(ctx context.Context, r *http.Request) (page, error)
 	return p, nil
 }
 
-// selection returns what a form selects, and the same form with times instead of how long ago they were.
+// selection returns what a form selects, and the same form with absolute times.
 func selection(q url.Values) (frozen url.Values, s replay.Selection, err error) {
 	frozen = url.Values{}
 	for _, name := range replayFields {
@@ -112,9 +113,9 @@ func selection(q url.Values) (frozen url.Values, s replay.Selection, err error) 
 	return frozen, s, nil
 }
 
-// replayFlags returns the words of a command that selects the same.
+// replayFlags returns the command-line flags that select the same.
 func replayFlags(q url.Values) string {
-	text := map[string]string{"all": " --all", "since": " --from " + operate.Word(q.Get("since")), "seq": " --from-seq " + operate.Word(q.Get("seq"))}[q.Get("from")]
+	text := map[string]string{"all": " --all", "since": " --since " + operate.Word(q.Get("since")), "seq": " --from-seq " + operate.Word(q.Get("seq"))}[q.Get("from")]
 	text += flags("until", q.Get("until"), "type", q.Get("type"), "key", q.Get("key"), "rate", q.Get("rate"))
 	for _, name := range []string{"again", "force"} {
 		if q.Has(name) {
@@ -124,7 +125,7 @@ func replayFlags(q url.Values) string {
 	return text
 }
 
-// replayError makes an error that only another selection ends one of the address.
+// replayError turns an error that only another selection can avoid into a wrongError.
 func replayError(err error) error {
 	for _, wrong := range []error{replay.ErrSelection, replay.ErrRefused, replay.ErrBusy, replay.ErrChanged, replay.ErrNoConsumer, operate.ErrPlanChanged} {
 		if errors.Is(err, wrong) {
@@ -137,10 +138,10 @@ func replayError(err error) error {
 // manyToReplay reports whether the number of events has to be typed.
 func (c *Console) manyToReplay(p *replay.Plan) bool {
 	n := p.Run + p.Again
-	return n > high || p.Effects && n > highWithEffects || p.Again > 0
+	return n > highCount || p.Effects && n > highWithEffects || p.Again > 0
 }
 
-// forecast says how long a replay takes, and by what that is known; "" if nothing says it.
+// forecast returns how long a replay takes, and what the estimate is based on; "" if it is unknown.
 func (c *Console) forecast(ctx context.Context, p *replay.Plan) (lasting, by string) {
 	n := p.Run + p.Again
 	if n == 0 {
@@ -163,7 +164,7 @@ func (c *Console) forecast(ctx context.Context, p *replay.Plan) (lasting, by str
 	return lasts(max(secondsOf(float64(n)/able), time.Second)), fmt.Sprintf("(workers: %d; the last attempts took %s each)", workers, lasts(secondsOf(seconds)))
 }
 
-// runReplay runs a replay that was shown, if it is still of so many events.
+// runReplay starts a replay that was shown, unless its number of events has changed.
 func (c *Console) runReplay(ctx context.Context, r *http.Request) (next, notice string, err error) {
 	name := r.PathValue("name")
 	q, err := url.ParseQuery(r.PostFormValue("query"))
@@ -178,7 +179,7 @@ func (c *Console) runReplay(ctx context.Context, r *http.Request) (next, notice 
 	if err != nil {
 		return "", "", err
 	}
-	src := c.asked()
+	src := c.facts()
 	plan, err := src.PlanReplay(ctx, name, which)
 	if err != nil {
 		return "", "", replayError(err)
@@ -206,10 +207,10 @@ func (c *Console) runReplay(ctx context.Context, r *http.Request) (next, notice 
 	return fmt.Sprint("/operations/", id), fmt.Sprintf("The replay of %d events to %s has begun.", n, name), replayError(err)
 }
 
-// begun waits until a replay is noted as an operation, and returns its id.
+// begun waits until a replay is recorded as an operation, and returns the operation's id.
 func (c *Console) begun(ctx context.Context, t *task, consumer string, before int64) (int64, error) {
 	for {
-		all, err := c.asked().ListOperations(ctx, operation.Filter{Kind: "replay", Target: consumer, Most: 1})
+		all, err := c.facts().ListOperations(ctx, operation.Filter{Kind: "replay", Target: consumer, Most: 1})
 		if err != nil {
 			return 0, err
 		}

@@ -11,7 +11,7 @@ import (
 	"github.com/pgjet/pgjet/internal/operate"
 )
 
-// A retryList is the page Retrying.
+// A retryList is the content of the page Retrying.
 type retryList struct {
 	operate.Page
 	Consumer string
@@ -25,16 +25,16 @@ func (c *Console) retryingPage(ctx context.Context, r *http.Request) (page, erro
 	l := retryList{Consumer: q.Get("consumer")}
 	p := page{Title: "Retrying", Template: "retrying.html", Command: "pgjet event ls --state retrying" + flags("consumer", l.Consumer, "after", q.Get("after"))}
 	var err error
-	l.Page, err = c.asked().List(ctx, operate.Filter{State: operate.Retrying, Consumer: l.Consumer, After: q.Get("after"), Limit: pageRows})
+	l.Page, err = c.facts().List(ctx, operate.Filter{State: operate.Retrying, Consumer: l.Consumer, After: q.Get("after"), Limit: pageRows})
 	for _, one := range c.board.Status(ctx).Consumers {
 		l.Names = append(l.Names, one.Name)
 	}
-	l.Next, l.First = turn(r, l.Page.Next)
+	l.Next, l.First = pageLinks(r, l.Page.Next)
 	p.Content = l
 	return p, err
 }
 
-// retry makes one event, or all that wait at a consumer, due now.
+// retry makes one event due now, or all events that wait at a consumer.
 func (c *Console) retry(ctx context.Context, r *http.Request) (next, notice string, err error) {
 	reason, err := why(r, false)
 	if err != nil {

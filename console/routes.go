@@ -9,7 +9,7 @@ import (
 	"github.com/pgjet/pgjet/internal/operate"
 )
 
-// routes returns the pages and what they change.
+// routes returns the pages and the changes.
 func (c *Console) routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /assets/", c.assets())
@@ -65,7 +65,8 @@ func (c *Console) routes() http.Handler {
 	return mux
 }
 
-// change adds a route that changes something, with the right that it needs. It answers with where to look next, and what to say there.
+// change adds a route that changes something, and the right that it needs. do returns the path of
+// the next page and a notice for it.
 func (c *Console) change(mux *http.ServeMux, pattern string, may func(operate.Rights) bool, do func(context.Context, *http.Request) (next, notice string, err error)) {
 	mux.Handle(pattern, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.MaxBytesReader(w, r.Body, mostBodies)
@@ -112,14 +113,14 @@ func (c *Console) assets() http.Handler {
 	})
 }
 
-// actor returns who makes a change.
+// actor returns the user who makes a change.
 func (c *Console) actor(r *http.Request) string {
 	const most = 200
 	who := strings.TrimSpace(operate.Plain(c.config.User(r)))
 	return who[:min(len(who), most)]
 }
 
-// back returns where a form wants to go on: a path of this console, or fallback.
+// back returns the page to go on with: the path in the form, or fallback.
 func back(r *http.Request, fallback string) string {
 	if to := r.PostFormValue("back"); strings.HasPrefix(to, "/") && !strings.HasPrefix(to, "//") && !strings.Contains(to, `\`) {
 		return to

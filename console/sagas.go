@@ -13,7 +13,7 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// A sagaList is the page Sagas.
+// A sagaList is the content of the page Sagas.
 type sagaList struct {
 	Sagas   []saga.Record
 	Waiting []saga.Waiting
@@ -44,7 +44,7 @@ func (c *Console) sagasPage(ctx context.Context, r *http.Request) (page, error) 
 	return p, nil
 }
 
-// retrySaga has a saga go on undoing.
+// retrySaga makes a saga go on undoing.
 func (c *Console) retrySaga(ctx context.Context, r *http.Request) (next, notice string, err error) {
 	id, err := uuid.Parse(r.PathValue("id"))
 	if err != nil {

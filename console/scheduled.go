@@ -12,7 +12,7 @@ import (
 	"github.com/pgjet/pgjet/internal/upkeep"
 )
 
-// A scheduledList is the page Scheduled.
+// A scheduledList is the content of the page Scheduled.
 type scheduledList struct {
 	Events []upkeep.Scheduled
 	Filter upkeep.ScheduledFilter
@@ -42,12 +42,12 @@ func (c *Console) scheduledPage(ctx context.Context, r *http.Request) (page, err
 		l.Events = l.Events[:pageRows]
 		last = l.Events[pageRows-1].ID.String()
 	}
-	l.Next, l.First = turn(r, last)
+	l.Next, l.First = pageLinks(r, last)
 	p.Content = l
 	return p, sqlstate.Wrap("list scheduled events", err)
 }
 
-// decideScheduled makes a scheduled event due now, or cancels it.
+// decideScheduled cancels a scheduled event, or makes it due now.
 func (c *Console) decideScheduled(ctx context.Context, r *http.Request) (next, notice string, err error) {
 	id, err := uuid.Parse(r.PathValue("id"))
 	if err != nil {

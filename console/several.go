@@ -11,16 +11,16 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// A Database is a further one that a console shows, below /db/ and its name. It needs DB.
+// A Database is a further database of a console, at the path /db/NAME/. It needs DB.
 type Database struct {
 	Name   string // "" is the name of the database
 	DB     *pgxpool.Pool
-	NATS   *nats.Conn          // nil: what NATS knows is missing
-	JS     jetstream.JetStream // of NATS; nil is its default
+	NATS   *nats.Conn          // nil: pages lack what NATS knows
+	JS     jetstream.JetStream // nil is the default of NATS
 	Stream string              // as in [Config]
 }
 
-// addOthers makes a console of each further database. Who may look at the first may look at all.
+// addOthers makes a console for each further database. Who may use the first console may use all.
 func (c *Console) addOthers() {
 	var taken []string
 	for _, d := range c.config.Also {
@@ -44,7 +44,7 @@ func (c *Console) addOthers() {
 	}
 }
 
-// slug returns a name as a part of an address.
+// slug returns a name as a part of a URL.
 func slug(name string) string {
 	text := strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '_' {
@@ -58,7 +58,7 @@ func slug(name string) string {
 	return text
 }
 
-// other returns the console of the further database that a request is about; nil if it is about the first.
+// other returns the console that serves r; nil if it is c.
 func (c *Console) other(r *http.Request) *Console {
 	i := slices.IndexFunc(c.others, func(o *Console) bool { return strings.HasPrefix(r.URL.Path, o.config.Path+"/") })
 	if i < 0 {
@@ -67,14 +67,14 @@ func (c *Console) other(r *http.Request) *Console {
 	return c.others[i]
 }
 
-// A databaseLink leads to the same page of a database.
+// A databaseLink links to the same page of a database.
 type databaseLink struct {
 	Name    string
 	URL     string
 	Current bool
 }
 
-// databases returns all that can be chosen; none if there is one alone.
+// databases returns the databases to choose from; none if there is only one.
 func (c *Console) databases(r *http.Request) (all []databaseLink) {
 	first := c
 	if c.first != nil {
@@ -83,7 +83,7 @@ func (c *Console) databases(r *http.Request) (all []databaseLink) {
 	if len(first.others) == 0 {
 		return nil
 	}
-	part, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/") // an id is of one database
+	part, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/") // an id belongs to one database
 	if !slices.Contains([]string{"events", "consumers", "dead", "retrying", "relay", "scheduled", "sagas", "operations", "audit", "types", "processes"}, part) {
 		part = ""
 	}

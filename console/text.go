@@ -11,7 +11,7 @@ import (
 	"github.com/pgjet/pgjet/internal/operate"
 )
 
-// funcs are what templates call.
+// funcs are the functions of templates.
 func (c *Console) funcs() template.FuncMap {
 	return template.FuncMap{
 		"path": func(parts ...any) template.URL { return template.URL(c.config.Path + joined(parts)) }, //nolint:gosec // of this console
@@ -37,7 +37,7 @@ func (c *Console) funcs() template.FuncMap {
 	}
 }
 
-// joined makes a path of its parts, each but the first one escaped.
+// joined returns a path. It escapes every second part.
 func joined(parts []any) string {
 	var b strings.Builder
 	for i, p := range parts {
@@ -50,7 +50,7 @@ func joined(parts []any) string {
 	return b.String()
 }
 
-// query returns names and values as the query of a URL, without those that have no value.
+// query returns the query of a URL, without names that have no value.
 func query(pairs ...string) string {
 	v := url.Values{}
 	for i := 0; i+1 < len(pairs); i += 2 {
@@ -64,7 +64,8 @@ func query(pairs ...string) string {
 	return "?" + v.Encode()
 }
 
-// looks says how a state looks: a class for its colour, and a sign, since colour alone is not for everybody.
+// looks are the appearances of states: a class for the colour, and a sign, because not everybody
+// sees colours.
 var looks = map[string][2]string{
 	"agrees": {"good", "✓"}, "same": {"good", "✓"}, "outbox_only": {"quiet", "…"}, "done": {"good", "✓"}, "moving": {"good", "✓"}, "ready": {"good", "✓"}, "works": {"good", "✓"}, "published": {"good", "✓"}, "leads": {"good", "✓"}, "undone": {"good", "↩"},
 	"idle": {"quiet", "–"}, "ignored": {"quiet", "–"}, "standby": {"quiet", "–"}, "discarded": {"quiet", "⌫"}, "dropped": {"quiet", "⌫"},
@@ -74,7 +75,7 @@ var looks = map[string][2]string{
 	"paused": {"warn", "⏸"}, "consumer_paused": {"warn", "⏸"}, "slow": {"warn", "▲"}, "quarantined": {"warn", "▲"}, "held": {"warn", "▲"},
 }
 
-// badge shows a state. What is not known to be well is trouble.
+// badge formats a state. An unknown state looks bad.
 func badge(state string) template.HTML {
 	look, known := looks[state]
 	if !known {
@@ -84,7 +85,7 @@ func badge(state string) template.HTML {
 		look[0], look[1], template.HTMLEscapeString(strings.ReplaceAll(state, "_", " "))))
 }
 
-// ago shows a time, how long ago it was, and the exact one for those who point at it.
+// ago formats how long ago a time was, with the exact time as a tooltip.
 func ago(at any) template.HTML {
 	t, known := at.(time.Time)
 	if p, ok := at.(*time.Time); ok && p != nil {
@@ -96,7 +97,7 @@ func ago(at any) template.HTML {
 	return timed(t, operate.Ago(time.Since(t)))
 }
 
-// in shows when something will be.
+// in formats when a time will be.
 func in(at any) template.HTML {
 	t, known := at.(time.Time)
 	if p, ok := at.(*time.Time); ok && p != nil {
@@ -117,7 +118,7 @@ func timed(t time.Time, text string) template.HTML {
 	return template.HTML(fmt.Sprintf(`<time datetime="%s" title="%s">%s</time>`, t.Format(time.RFC3339Nano), t.Format("2006-01-02 15:04:05.000 UTC"), text)) //nolint:gosec // of times alone
 }
 
-// lasts says how long something takes.
+// lasts formats a duration.
 func lasts(d time.Duration) string {
 	switch {
 	case d < time.Second:
@@ -139,7 +140,7 @@ func rate(r float64) string {
 	return fmt.Sprintf("%.0f/s", r)
 }
 
-// count writes a number, or what a pointer to one has, with a thin space between each three digits.
+// count formats a number, or a pointer to one, with a thin space between groups of three digits.
 func count(n any) string {
 	if p, is := n.(*int64); is {
 		if p == nil {
@@ -154,7 +155,7 @@ func count(n any) string {
 	return digits
 }
 
-// short cuts a text to what a cell of a table holds.
+// short shortens a text for a cell of a table.
 func short(text string) string {
 	const most = 160
 	if r := []rune(operate.Plain(text)); len(r) > most {

@@ -9,7 +9,8 @@ import (
 	"github.com/pgjet/pgjet/internal/operate"
 )
 
-// A track is what happened to an event at one place, drawn along a line. The list below the picture says the same in words.
+// A track is a line of the picture: what happened to an event at one place. The list below the
+// picture says the same in words.
 type track struct {
 	Place string
 	Marks []mark
@@ -18,14 +19,15 @@ type track struct {
 // A mark is a bar on a line of trackLength.
 type mark struct {
 	X, Width int
-	Look     string // a class, as of a badge; "wait" is a thin line
+	Look     string // a class, as for a badge; "wait" is a thin line
 	Text     string
 }
 
-// trackLength is how long the line is, and leastMark the length of what takes no time.
+// trackLength is the length of a line, and leastMark that of the shortest bar.
 const trackLength, leastMark = 1000, 6
 
-// tracks draws an event. Time is on a logarithmic scale: milliseconds at the begin are seen beside the hours at the end.
+// tracks draws an event. Time is logarithmic, so that milliseconds at the beginning are visible
+// beside hours at the end.
 func tracks(e operate.Event, now time.Time) []track {
 	begin, end := span(e, now)
 	if begin.IsZero() {
@@ -54,7 +56,8 @@ func tracks(e operate.Event, now time.Time) []track {
 	return all
 }
 
-// span returns when the first and the last thing happened to an event; now, while it waits.
+// span returns the times of the first and the last thing that happened to an event. While the event
+// waits, the last is now.
 func span(e operate.Event, now time.Time) (begin, end time.Time) {
 	see := func(t *time.Time) {
 		if t == nil {
@@ -86,7 +89,7 @@ func span(e operate.Event, now time.Time) (begin, end time.Time) {
 	return begin, end
 }
 
-// handled draws attempts at one consumer, and the waits between them.
+// handled draws the attempts at one consumer, and the waits between them.
 func handled(h operate.Handling, now time.Time, bar func(from, to time.Time, look, text string) mark) (marks []mark) {
 	var ended time.Time
 	wait := func(until time.Time) {

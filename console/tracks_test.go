@@ -2,6 +2,7 @@ package console
 
 import (
 	"fmt"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -48,5 +49,14 @@ func TestTracks(t *testing.T) {
 	one := tracks(operate.Event{Outbox: &operate.Row{Time: &begin}}, begin)
 	if len(one) != 1 || one[0].Marks[0].X != 0 {
 		t.Errorf("of an event that was appended just now: %v", one)
+	}
+}
+
+// TestReplayCommand: the command on the page of a replay has the flags that select the same events.
+func TestReplayCommand(t *testing.T) {
+	t.Parallel()
+	q := url.Values{"from": {"since"}, "since": {"2h"}, "type": {"user.created"}, "again": {"on"}}
+	if got, want := replayFlags(q), " --since 2h --type user.created --again"; got != want {
+		t.Errorf("flags are %q, want %q", got, want)
 	}
 }

@@ -17,15 +17,16 @@ import (
 	"github.com/pgjet/pgjet/internal/operation"
 )
 
-// work is what this console does beside requests, and did lately.
+// work holds the tasks of this console, running and recent.
 type work struct {
 	mu  sync.Mutex
 	all map[string]*task
 }
 
-// A task goes on when its request has ended: a plan that is carried out, an operation that is resumed, an audit.
+// A task runs in the background of the console: a change of dead letters, a resumed operation, or
+// an audit.
 type task struct {
-	Plan   *planView // of dead letters; nil if it is something else
+	Plan   *planView // of a change of dead letters; else nil
 	Stream string    // of an audit
 	By     string
 	Reason string
@@ -37,13 +38,13 @@ type task struct {
 	outcome     []inbox.Outcome
 	audit       *operate.Audit
 	lacking     *operate.Republication
-	operation   int64 // that it goes on with, or began; 0 is none
+	operation   int64 // that it resumes, or began; 0 if none
 	err         error
 }
 
 const (
 	mostTasks = 4   // at a time
-	keptTasks = 100 // of which the page can be asked for
+	keptTasks = 100 // with a page
 )
 
 // begin runs a task, and returns the id of its page.
@@ -84,14 +85,14 @@ func (w *work) begin(c *Console, t *task, run func(ctx context.Context) error) (
 	return id, nil
 }
 
-// find returns the task with an id, nil if this console does not know it, or not any more.
+// find returns the task with an id; nil if this console does not know it any more.
 func (w *work) find(id string) *task {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.all[id]
 }
 
-// of returns the task of this console that began last on an operation; nil if there is none.
+// of returns the latest task on an operation; nil if there is none.
 func (w *work) of(operation int64) (last *task) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -129,7 +130,7 @@ func (t *task) failed() *failure {
 	return &f
 }
 
-// A workView is the page about a plan that is carried out.
+// A workView is the content of the page about a change of dead letters.
 type workView struct {
 	*task
 	Running    bool
@@ -139,7 +140,7 @@ type workView struct {
 	Of         int
 	Failed     *failure
 	Operations []operation.Record // at each consumer
-	Undo       string             // the address of the plan that undoes it; "" if nothing can
+	Undo       string             // URL of the plan that undoes it; "" if nothing does
 }
 
 func (c *Console) workPage(ctx context.Context, r *http.Request) (page, error) {
@@ -153,13 +154,13 @@ func (c *Console) workPage(ctx context.Context, r *http.Request) (page, error) {
 	}
 	p.Title = "Change: " + verb.Name
 	v := workView{}
-	if v.Operations, err = c.asked().OperationsOfPlan(ctx, verb, upTo, after); err != nil {
+	if v.Operations, err = c.facts().OperationsOfPlan(ctx, verb, upTo, after); err != nil {
 		return p, err
 	}
 	for i := range v.Operations {
 		v.Operations[i].Reason = inbox.Mask(v.Operations[i].Reason)
 	}
-	if v.task = c.work.find(r.PathValue("id")); v.task == nil || v.Plan == nil { // a console that was started anew knows what was noted
+	if v.task = c.work.find(r.PathValue("id")); v.task == nil || v.Plan == nil { // after a restart the operations are all that is known
 		if len(v.Operations) == 0 {
 			return p, &operate.NotFoundError{What: "this change", Looked: "this console did not make it, or not since it was started, and no operation says that anything was changed"}
 		}
@@ -185,9 +186,10 @@ func (c *Console) workPage(ctx context.Context, r *http.Request) (page, error) {
 	return p, nil
 }
 
-// carryOut begins a plan, and returns the address of its page, which says enough to find what was changed when this console is gone.
+// carryOut starts a plan, and returns the URL of its page. The URL is enough to find the change
+// after a restart.
 func (c *Console) carryOut(ctx context.Context, v *planView, by, reason string, rate int) (string, error) {
-	before, err := c.asked().NewestOperation(ctx)
+	before, err := c.facts().NewestOperation(ctx)
 	if err != nil {
 		return "", err
 	}

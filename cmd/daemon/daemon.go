@@ -1,19 +1,22 @@
-// Package daemon runs the relay and the consumers of your own service as pgjet runs its own: in a process that pgjet services ls and
-// pgjet status show, which answers probes and Prometheus, and stops in order.
+// Package daemon runs the relay and the consumers of your own service as pgjet runs its own. The
+// process appears in pgjet services ls and pgjet status, answers probes and Prometheus, and stops
+// in order.
 //
 //	p := daemon.Process{Name: "shipping", Addr: ":7404", NATS: nc, Log: log}
 //	err := p.Run(ctx, daemon.Of("shipping", &runner), daemon.Of("relay", &relay)) // until ctx ends
 //
-// What it serves, on an address of its own:
+// It serves, on an address of its own:
 //
 //   - /livez answers 200 as long as the process answers at all.
 //   - /readyz answers 200 if all parts are ready, else 503, with the cause of each. A healthy standby is ready.
 //   - /metrics is for Prometheus: what docs/cli.md lists, and what your code measures by OpenTelemetry.
 //
-// With the NATS permissions that pgjet prints for a consumer, the process of shipping may register as pgjet-shipping, and under no other name.
+// The NATS permissions that pgjet prints for the consumer shipping allow its process to register as
+// pgjet-shipping, and under no other name.
 //
-// Nobody is asked who they are: keep others out by the network. A process that serves probes and metrics by itself does not need this package: [consumers.Runner] and
-// [relay.Relay] have the methods Run and Ready, and measure with the global provider of OpenTelemetry.
+// The pages need no authentication: restrict access to them by the network. A process that serves probes and metrics by itself does not need this
+// package: [consumers.Runner] and [relay.Relay] have the methods Run and Ready, and measure with
+// the global provider of OpenTelemetry.
 //
 // [consumers.Runner]: https://pkg.go.dev/github.com/pgjet/pgjet/consumers#Runner
 // [relay.Relay]: https://pkg.go.dev/github.com/pgjet/pgjet/relay#Relay
@@ -44,32 +47,34 @@ import (
 //	Role, Degraded                        // what else /readyz shows; nil: nothing
 type Part = supervisor.Part
 
-// A Runner is what a [Part] can be made of: a consumers.Runner, a relay.Relay, a saga.Runner.
+// A Runner can be made a [Part]: a consumers.Runner, a relay.Relay, or a saga.Runner.
 type Runner = supervisor.Runner
 
-// Of returns the part that runs r. Its name is for /readyz and for errors.
+// Of returns the part that runs r. The name is for /readyz and for errors.
 func Of(name string, r Runner) Part { return supervisor.Of(name, r) }
 
-// DefaultAddr is where a [Process] serves its pages, unless it is given another address.
+// DefaultAddr is the default of Addr of a [Process].
 const DefaultAddr = "127.0.0.1:7404"
 
-// A Process is what others see of the parts that run in it. It needs a Name.
+// A Process describes the process in which the parts run. It needs a Name.
 type Process struct {
-	Name      string        // of the service, in the registry and in traces: letters, digits, - and _
-	Stream    string        // the stream that its relay or consumers use: of several services in one account, pgjet status judges its own; "" is any
+	Name      string        // names the service in the registry and in traces: letters, digits, - and _
+	Stream    string        // the stream of its relay or consumers, which lets pgjet status separate the services of one account; "" is any
 	Version   string        // of the service; "" is that of the main module, as built in
 	Addr      string        // where to serve /livez, /readyz and /metrics; "" is [DefaultAddr], which other machines do not reach
-	Advertise string        // host under which others reach it; "" is the one of Addr, or the machine's name if that is all
-	NATS      *nats.Conn    // registers the process; nil: it does not register. Not closed
+	Advertise string        // host under which others reach it; "" is the host of Addr, or the machine's name if Addr has none
+	NATS      *nats.Conn    // registers the process, and is not closed; nil: the process does not register
 	Log       *slog.Logger  // nil discards
 	StopDelay time.Duration // how long to work on after ctx ends, with /readyz saying that it stops
-	// Metrics answers /metrics. nil sets OpenTelemetry up as pgjet does: global providers, which send where the OTEL_ variables
-	// say, and Prometheus. A service with providers of its own gives its own handler.
+	// Metrics answers /metrics. If it is nil, OpenTelemetry is set up as pgjet does: global
+	// providers that export as the OTEL_ variables say, and Prometheus. A service with its own
+	// providers sets its own handler.
 	Metrics http.Handler
 }
 
-// Run runs the parts until ctx ends, and returns nil then; or until one of them fails, and returns its error. It then leaves the registry,
-// and stops the parts in the order in which they are given, each when the one before it has ended. It fails at once if Addr cannot be listened on.
+// Run runs the parts until ctx ends, and returns nil; or until one fails, and returns its error. It
+// then leaves the registry and stops the parts in the given order, each when the one before it has
+// ended. It fails at once if it cannot listen on Addr.
 func (p *Process) Run(ctx context.Context, parts ...Part) (err error) {
 	if err := registry.CheckName(p.Name); err != nil {
 		return fmt.Errorf("start process: %w", err)

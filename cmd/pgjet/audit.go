@@ -18,7 +18,7 @@ import (
 
 func auditCommand() *cobra.Command {
 	var s settings
-	return group(&cobra.Command{Use: "audit", Short: "Compare the outbox with the stream"}, s.ofOne(s.auditRunCommand(), s.auditShowCommand())...)
+	return group(&cobra.Command{Use: "audit", Short: "Compare the outbox with the stream"}, s.forOneRelay(s.auditRunCommand(), s.auditShowCommand())...)
 }
 
 func (s *settings) auditRunCommand() *cobra.Command {
@@ -57,7 +57,8 @@ that time on. Memory is bounded: one bit for each event, and some MiB.`,
 	return cmd
 }
 
-// withFacts calls fn with the facts of PostgreSQL and NATS. Both have to answer.
+// withFacts calls fn with connections to PostgreSQL and NATS. It returns an error if either does
+// not answer.
 func (s *settings) withFacts(ctx context.Context, fn func(context.Context, operate.Source) error) error {
 	src, done, err := s.facts(ctx)
 	if err != nil {
@@ -139,7 +140,7 @@ func writeAudits(w io.Writer, a operate.Audits) {
 	writeDifferences(w, a.Differences, int64(len(a.Differences)))
 }
 
-// aboutPass says in a line what a pass of the background audit found; "none" if there is none.
+// aboutPass describes in one line what a pass of the background audit found, or returns "none".
 func aboutPass(now time.Time, a *relay.Audited) string {
 	switch {
 	case a == nil:
@@ -150,7 +151,7 @@ func aboutPass(now time.Time, a *relay.Audited) string {
 	return fmt.Sprintf("%s, up to sequence %d, began %s", operate.DescribeAudit(*a), a.StreamSeq, since(now, &a.BeganAt))
 }
 
-// aboutAudit says in a line what is known of the background audit of a stream.
+// aboutAudit describes in one line the background audit of a stream.
 func aboutAudit(r relay.Status) string {
 	if r.Auditing == nil {
 		return "last pass: " + aboutPass(r.At, r.Audit)
@@ -182,7 +183,7 @@ func writeAudit(w io.Writer, a operate.Audit) {
 	writeDifferences(w, a.Differences, a.Result.Differences())
 }
 
-// shownDifferences is how many differences a table names.
+// shownDifferences is the number of differences that a table lists.
 const shownDifferences = 20
 
 func writeDifferences(w io.Writer, all []audit.Difference, total int64) {

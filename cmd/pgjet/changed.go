@@ -7,14 +7,14 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// A changed is what a command says that changes something at once.
+// A changed is the result of a command that changes something at once.
 type changed struct {
-	Targets []string `json:"targets"` // what was to be changed
-	Changed bool     `json:"changed"` // false: all was so already
-	Said    []string `json:"said"`    // what it says to people, a line each
+	Targets []string `json:"targets"` // what the command was to change
+	Changed bool     `json:"changed"` // false: nothing had to be changed
+	Said    []string `json:"said"`    // for people, one line each
 }
 
-// showChanged shows what a command did to a target.
+// showChanged shows the result of a command that changes one target.
 func showChanged(cmd *cobra.Command, output, target string, did bool, said ...string) error {
 	return showChanges(cmd, output, []string{target}, did, said...)
 }
@@ -28,10 +28,11 @@ func showChanges(cmd *cobra.Command, output string, targets []string, did bool, 
 	})
 }
 
-// An ensured is what a command says that creates what is missing, or compares what there is. Differences are its error.
+// An ensured is the result of a command that creates what is missing and compares the rest. The
+// command returns differences as an error.
 type ensured struct {
-	Names []string `json:"names"` // of what is to be there
-	Said  []string `json:"said"`  // what was done, a line each
+	Names []string `json:"names"` // of what has to exist
+	Said  []string `json:"said"`  // what was done, one line each
 }
 
 func showEnsured(cmd *cobra.Command, output string, names, said []string) error {

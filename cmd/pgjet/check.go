@@ -15,7 +15,7 @@ import (
 	"github.com/pgjet/pgjet/internal/operate"
 )
 
-// The exit codes of pgjet check, and of it alone: those of plugins for Nagios.
+// The exit codes of pgjet check are those of Nagios plugins. No other command uses them.
 const (
 	checkOK = iota
 	checkWarning
@@ -25,10 +25,11 @@ const (
 
 var checkWords = []string{checkOK: "OK", checkWarning: "WARNING", checkCritical: "CRITICAL", checkUnknown: "UNKNOWN"}
 
-// warnings are the reasons for which nobody has to be woken up. All others that need somebody are critical.
+// warnings are the reasons that can wait until the morning. All other unhealthy reasons are
+// critical.
 var warnings = []string{"dead_letters", "quarantined", "saga_waiting", "saga_needs_operator", "slow", "paused", "consumer_paused", "not_ready", "no_answer", "starting", "retention_too_short"}
 
-// A checkVerdict is what pgjet check prints as JSON.
+// A checkVerdict is the JSON output of pgjet check.
 type checkVerdict struct {
 	State    string            `json:"state"` // OK, WARNING, CRITICAL or UNKNOWN
 	Code     int               `json:"code"`  // the exit code, 0 to 3
@@ -36,10 +37,10 @@ type checkVerdict struct {
 	Values   []checkValue      `json:"values"`
 }
 
-// A checkValue is a number that a monitoring system may keep.
+// A checkValue is a number that a monitoring system may record.
 type checkValue struct {
 	Name  string  `json:"name"`
-	Label string  `json:"label"` // of what: a stream or a consumer; "" is the whole
+	Label string  `json:"label"` // the stream or consumer that it belongs to; "" is all
 	Value float64 `json:"value"`
 }
 
@@ -93,7 +94,8 @@ short, with the numbers behind it.`,
 	return cmd
 }
 
-// A verdictError is the verdict of pgjet check, if that is not OK. Any other error of that command is UNKNOWN to the monitoring system.
+// A verdictError is a verdict of pgjet check other than OK. Any other error of the command means
+// UNKNOWN.
 type verdictError struct {
 	code int
 	word string
@@ -103,7 +105,7 @@ func (e *verdictError) Error() string { return e.word }
 
 func (c *checkVerdict) set(code int) { c.Code, c.State = code, checkWords[code] }
 
-// judgeCheck returns the verdict, of these consumers alone if some are named.
+// judgeCheck returns the verdict. If names is not empty, the verdict is of these consumers only.
 func judgeCheck(s operate.Status, names []string) (c checkVerdict, err error) {
 	c.Findings = []operate.Finding{}
 	for _, name := range names {
@@ -141,7 +143,7 @@ func judgeCheck(s operate.Status, names []string) (c checkVerdict, err error) {
 	return c, nil
 }
 
-// values adds the numbers.
+// values adds the numbers of these consumers, or of everything if names is empty.
 func (c *checkVerdict) values(s operate.Status, names []string) {
 	c.Values = []checkValue{}
 	add := func(name, label string, value float64) { c.Values = append(c.Values, checkValue{name, label, value}) }
@@ -155,7 +157,7 @@ func (c *checkVerdict) values(s operate.Status, names []string) {
 				add("audit_differences", r.Stream, float64(r.Audit.Differences()))
 			}
 		}
-		if len(s.Relays) > 0 { // the same for all streams
+		if len(s.Relays) > 0 { // every relay reports the same outbox
 			add("quarantined_events", "", float64(s.Relays[0].Quarantined.Held))
 			add("scheduled_events", "", float64(s.Relays[0].Scheduled.Events))
 			add("scheduled_overdue_seconds", "", s.Relays[0].Scheduled.OverdueSeconds)
@@ -191,7 +193,8 @@ func writeCheck(out io.Writer, output string, c checkVerdict) error {
 	return err
 }
 
-// lines is the output of a plugin for Nagios: the state, the worst finding and the numbers in the first line, then all findings.
+// lines returns the output of a Nagios plugin. The first line has the state, the worst finding and
+// the numbers. The other lines are the findings.
 func (c *checkVerdict) lines() string {
 	var b strings.Builder
 	what := "nothing needs you"
@@ -219,7 +222,7 @@ func (c *checkVerdict) lines() string {
 	return b.String()
 }
 
-// exposition is the form in which Prometheus reads numbers.
+// exposition returns the verdict in the text format of Prometheus.
 func (c *checkVerdict) exposition() string {
 	var b strings.Builder
 	gauge := func(name, help string) {
@@ -229,11 +232,11 @@ func (c *checkVerdict) exposition() string {
 	fmt.Fprintf(&b, "pgjet_check_state %d\n", c.Code)
 	if len(c.Findings) > 0 {
 		gauge("finding", "A reason that holds; 1 if it needs somebody.")
-		told := make(map[string]bool)
+		seen := make(map[string]bool)
 		for _, f := range c.Findings {
 			line := fmt.Sprintf("pgjet_check_finding{what=%s,reason=%s}", labelValue(f.What), labelValue(f.Code))
-			if !told[line] {
-				told[line] = true
+			if !seen[line] {
+				seen[line] = true
 				fmt.Fprintf(&b, "%s %d\n", line, map[bool]int{false: 1}[f.Healthy])
 			}
 		}
@@ -244,7 +247,7 @@ func (c *checkVerdict) exposition() string {
 			names = append(names, v.Name)
 		}
 	}
-	for _, name := range names { // the numbers of one name together
+	for _, name := range names { // Prometheus wants the samples of a name together
 		gauge(name, "As pgjet status says, when this was written.")
 		for _, v := range c.Values {
 			if v.Name != name {
@@ -265,8 +268,8 @@ func labelValue(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(plain(s)) + `"`
 }
 
-// checkExit returns the exit code of pgjet check that failed. For Nagios 1 is a warning and 2 is critical, so that wrong flags and
-// everything else that gives no verdict are unknown.
+// checkExit returns the exit code of pgjet check for err. Without a verdict the code is UNKNOWN,
+// because to Nagios 1 is a warning and 2 is critical.
 func checkExit(err error) int {
 	if verdict, ok := errors.AsType[*verdictError](err); ok {
 		return verdict.code

@@ -15,8 +15,8 @@ import (
 	"github.com/pgjet/pgjet/internal/operation"
 )
 
-// completedArgs says what the words of a command are, for a shell to complete. Those of other commands that have no words of
-// their own complete to nothing.
+// completedArgs lists, for each command, what its arguments name. Commands that are not listed
+// complete to nothing.
 var completedArgs = map[string]string{
 	"pgjet consumer get":                   operate.Consumers,
 	"pgjet consumer pause":                 operate.Consumers,
@@ -45,10 +45,10 @@ var completedArgs = map[string]string{
 	"pgjet relay quarantine drop":          operate.Quarantines,
 }
 
-// completedFlags says what flags are, of commands that ask a database.
+// completedFlags lists what flags name, in commands that use a database.
 var completedFlags = map[string]string{"consumer": operate.Consumers, "type": operate.Types, "key": operate.Keys, "stream": operate.Streams}
 
-// completedStates are the values of --state.
+// completedStates lists the values of --state.
 var completedStates = map[string][]string{
 	"pgjet event ls":            eventStates,
 	"pgjet saga ls":             saga.States,
@@ -61,14 +61,14 @@ var completedStates = map[string][]string{
 
 var letterStates = []string{"dead", "redriven", "done", "discarded", "all"}
 
-// completedWords are the values of other flags.
+// completedWords lists the values of other flags.
 var completedWords = map[string][]string{
 	"log-level": {"debug", "info", "warn", "error"},
 	"pg-mirror": {"npm"},
 }
 
-// completions has the shell complete what the commands below cmd take, from the live system where it can be asked. Files are offered only for
-// flags that name one.
+// completions sets up shell completion for the commands below cmd. Values come from the database
+// where it can be asked. Files are offered only for flags that name one.
 func completions(cmd *cobra.Command) {
 	path := cmd.CommandPath()
 	switch {
@@ -91,18 +91,18 @@ func completions(cmd *cobra.Command) {
 		case completedFlags[f.Name] != "" && cmd.Flag("database-url") != nil:
 			complete = live(completedFlags[f.Name])
 		case strings.Contains(f.Usage, "file") || f.Name == "dir" || f.Name == "pg-bin":
-			return // the shell's own
+			return // the shell completes file names
 		default:
 			complete = cobra.NoFileCompletions
 		}
-		_ = cmd.RegisterFlagCompletionFunc(f.Name, complete) // it is there, and has none yet
+		_ = cmd.RegisterFlagCompletionFunc(f.Name, complete) // the flag exists, and has no completion yet
 	})
 	for _, c := range cmd.Commands() {
 		completions(c)
 	}
 }
 
-// fixed completes to these words.
+// fixed returns a completion to these words.
 func fixed(words []string) cobra.CompletionFunc {
 	words = slices.DeleteFunc(slices.Clone(words), func(w string) bool { return w == "or" })
 	return func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
@@ -110,16 +110,17 @@ func fixed(words []string) cobra.CompletionFunc {
 	}
 }
 
-// completionTime is how long a shell waits for the live system.
+// completionTime bounds how long a shell waits for the database.
 const completionTime = time.Second
 
-// live completes to what the database says, within a second; to nothing if it does not answer.
+// live returns a completion to what the database knows. It completes to nothing if the database
+// does not answer in time.
 func live(what string) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
 		defer cancel()
 		cmd.SetContext(ctx)
-		cmd.SetErr(io.Discard) // a shell would show it amid the line
+		cmd.SetErr(io.Discard) // the shell would print it into the command line
 		if configure(cmd) != nil || findDev(cmd) != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
@@ -133,7 +134,7 @@ func live(what string) cobra.CompletionFunc {
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		return slices.DeleteFunc(words, func(w string) bool { // what was typed already
+		return slices.DeleteFunc(words, func(w string) bool { // drop what was typed already
 			w, _, _ = strings.Cut(w, "\t")
 			return slices.Contains(args, w)
 		}), cobra.ShellCompDirectiveNoFileComp

@@ -54,7 +54,7 @@ these flags make it; with --origin also where it comes from. Secrets are masked.
 	return cmd
 }
 
-// A configView is what pgjet config show prints as JSON.
+// A configView is the JSON output of pgjet config show.
 type configView struct {
 	File string         `json:"file,omitempty"`
 	Hash string         `json:"hash"`
@@ -119,7 +119,7 @@ with it. Without FILE it is the one that --config names. The exit code is 2 if i
 	return cmd
 }
 
-// A validConfig is what pgjet config validate says of a file that is valid.
+// A validConfig is the JSON output of pgjet config validate for a valid file.
 type validConfig struct {
 	File     string   `json:"file"`
 	Hash     string   `json:"hash"`

@@ -24,7 +24,7 @@ import (
 func sections(cmd *cobra.Command) []config.Section {
 	users := producer.DefaultTuning()
 	if strings.HasPrefix(cmd.CommandPath(), "pgjet dev") {
-		users.PerAddress, users.NetworkFailures = 0, 0 // everybody there has one address
+		users.PerAddress, users.NetworkFailures = 0, 0 // all clients have the same address
 		users.RemindAfter = time.Minute
 	}
 	return []config.Section{
@@ -38,12 +38,12 @@ func sections(cmd *cobra.Command) []config.Section {
 // secrets are the flags whose values may hold a password.
 var secrets = []string{"database-url", "direct-database-url", "nats-url", "smtp-url"}
 
-// A configuration is where the configuration of one command comes from, and what it
-// was at the start.
+// A configuration holds the sources of the configuration of one command, and its values at the
+// start.
 type configuration struct {
 	schema *config.Schema
 	file   string
-	given  []config.Value // by flags, and by variables that stand for flags
+	given  []config.Value // set by flags, and by their environment variables
 	first  *config.Config
 }
 
@@ -51,8 +51,8 @@ func (c *configuration) load() (*config.Config, error) {
 	return c.schema.Load(c.file, os.Environ(), c.given)
 }
 
-// create writes a file of defaults, unless there is one, and reads it, unless another
-// one was named.
+// create writes a file with the defaults unless it exists, and loads it. It does nothing if another
+// file was named.
 func (c *configuration) create(file string) error {
 	if c.file != "" {
 		return nil
@@ -71,33 +71,33 @@ func (c *configuration) create(file string) error {
 	return nil
 }
 
-// configurationKey is where the context of a command has its configuration.
+// configurationKey is the context key of a command's configuration.
 type configurationKey struct{}
 
 func configured(ctx context.Context) *configuration {
 	return ctx.Value(configurationKey{}).(*configuration) // configure runs before every command
 }
 
-// configure sets the flags of cmd that the command line does not set: from the
-// environment, else from the configuration file.
+// configure loads the configuration of cmd. It sets the flags that the command line does not set:
+// from the environment, else from the file.
 func configure(cmd *cobra.Command) error {
 	c := &configuration{schema: config.NewSchema(processKeys(cmd), sections(cmd)...).With(relaysGroup(cmd))}
 	cmd.SetContext(context.WithValue(cmd.Context(), configurationKey{}, c))
-	byHand := make(map[string]bool)
-	cmd.Flags().Visit(func(f *pflag.Flag) { byHand[f.Name] = true })
+	onCommandLine := make(map[string]bool)
+	cmd.Flags().Visit(func(f *pflag.Flag) { onCommandLine[f.Name] = true })
 	if err := fromEnvironment(cmd.Flags(), os.Getenv); err != nil {
 		return err
 	}
 	cmd.Flags().Visit(func(f *pflag.Flag) {
 		origin := variable(f.Name)
-		if byHand[f.Name] {
+		if onCommandLine[f.Name] {
 			origin = "--" + f.Name
 		}
 		c.given = append(c.given, config.Value{Key: key(f.Name), Text: flagText(f), Origin: origin})
 	})
 	c.file = configFile(cmd)
 	if cmd.HasParent() && cmd.Parent().Name() == "config" {
-		return nil // it wants to see what is wrong
+		return nil // these commands report what is wrong with it
 	}
 	var err error
 	if c.first, err = c.load(); err != nil {
@@ -106,7 +106,7 @@ func configure(cmd *cobra.Command) error {
 	return fromFile(cmd.Flags(), c.first)
 }
 
-// configFile returns the file that cmd reads, "" if there is none.
+// configFile returns the name of the configuration file of cmd, or "".
 func configFile(cmd *cobra.Command) string {
 	file := cmd.Flag("config").Value.String()
 	if file != "" || cmd.CommandPath() != "pgjet dev" {
@@ -119,7 +119,7 @@ func configFile(cmd *cobra.Command) string {
 	return file
 }
 
-// fromFile sets the flags that nothing else has set.
+// fromFile sets the flags that neither the command line nor the environment sets.
 func fromFile(f *pflag.FlagSet, c *config.Config) error {
 	var errs []error
 	f.VisitAll(func(flag *pflag.Flag) {
@@ -136,7 +136,7 @@ func key(flag string) string { return strings.ReplaceAll(flag, "-", "_") }
 
 func variable(flag string) string { return "PGJET_" + strings.ToUpper(key(flag)) }
 
-// processes returns the commands that run until they are stopped: those that log.
+// processes returns the commands below cmd that run until they are stopped: those with --log-level.
 func processes(cmd *cobra.Command) []*cobra.Command {
 	var all []*cobra.Command
 	for _, c := range cmd.Commands() {
@@ -148,13 +148,14 @@ func processes(cmd *cobra.Command) []*cobra.Command {
 	return all
 }
 
-// visitKeys calls fn with each flag of a process, or of the stream that it uses, that is a key of the configuration.
+// visitKeys calls fn with each flag that is a configuration key: the flags of processes, and those
+// of pgjet stream ensure.
 func visitKeys(root *cobra.Command, fn func(process string, f *pflag.Flag)) {
 	ensure, _, err := root.Find([]string{"stream", "ensure"})
 	if err != nil {
 		panic(err) // there is no such command
 	}
-	for _, c := range append(processes(root), ensure) { // which makes what processes share
+	for _, c := range append(processes(root), ensure) { // creates the stream that processes share
 		c.LocalFlags().VisitAll(func(f *pflag.Flag) {
 			if !slices.Contains([]string{"config", "dir", "help", "json", "output", "relay", "take-from"}, f.Name) {
 				fn(strings.TrimPrefix(c.CommandPath(), "pgjet "), f)
@@ -163,11 +164,11 @@ func visitKeys(root *cobra.Command, fn func(process string, f *pflag.Flag)) {
 	}
 }
 
-// processKeys returns the keys that are flags. One file serves all processes, so it may
-// have the keys of each of them.
+// processKeys returns the configuration keys that are flags. One file serves all processes, so it
+// may contain the keys of every process.
 func processKeys(cmd *cobra.Command) []config.Key {
 	var keys []config.Key
-	visitKeys(newRoot(), func(process string, f *pflag.Flag) { // whose flags are not those in use
+	visitKeys(newRoot(), func(process string, f *pflag.Flag) { // its flags are not those of cmd
 		i := slices.IndexFunc(keys, func(k config.Key) bool { return k.Name == key(f.Name) })
 		if i < 0 {
 			keys = append(keys, flagKey(cmd, f))
@@ -199,7 +200,7 @@ func flagKey(cmd *cobra.Command, f *pflag.Flag) config.Key {
 	return k
 }
 
-// flagText returns the value of a flag as one types it.
+// flagText returns the value of a flag as it is typed.
 func flagText(f *pflag.Flag) string {
 	if many, ok := f.Value.(pflag.SliceValue); ok {
 		return strings.Join(many.GetSlice(), ",")
@@ -207,7 +208,7 @@ func flagText(f *pflag.Flag) string {
 	return typedLevel(f, f.Value.String())
 }
 
-// shownDefault returns the default of a flag as one types it.
+// shownDefault returns the default of a flag as it is typed.
 func shownDefault(f *pflag.Flag) string {
 	if _, ok := f.Value.(pflag.SliceValue); ok {
 		return strings.Trim(f.DefValue, "[]")
@@ -215,7 +216,7 @@ func shownDefault(f *pflag.Flag) string {
 	return typedLevel(f, f.DefValue)
 }
 
-// typedLevel writes levels in lower case, as one types them.
+// typedLevel returns a log level in lower case, as it is typed.
 func typedLevel(f *pflag.Flag, text string) string {
 	if f.Name == "log-level" {
 		return strings.ToLower(text)

@@ -102,7 +102,7 @@ func (s *settings) serveConsole(ctx context.Context, f consoleFlags, log *slog.L
 	return p.Run(ctx)
 }
 
-// addDatabases has a console show further databases, whose relays publish to the same NATS.
+// addDatabases adds further databases to a console. Their relays publish to the same NATS.
 func (s *settings) addDatabases(ctx context.Context, config *console.Config, also []string) (closeAll func(), err error) {
 	closeAll = func() {
 		for _, d := range config.Also {
@@ -127,7 +127,7 @@ func (s *settings) addDatabases(ctx context.Context, config *console.Config, als
 	return closeAll, nil
 }
 
-// consolePart returns the part that serves a console. Its live pages end with it.
+// consolePart returns the part that serves a console, and ends its live pages.
 func consolePart(c *console.Console, l net.Listener, connections int, h http.Handler, log *slog.Logger) part {
 	p := supervisor.Serve("console", l, connections, h, log)
 	serve := p.Run
@@ -142,7 +142,8 @@ func consolePart(c *console.Console, l net.Listener, connections int, h http.Han
 // isOwnConsumer reports whether this program can run a consumer.
 func isOwnConsumer(name string) bool { return ownConsumers[name] != nil }
 
-// consolePool returns a pool of few connections, whose statements are bounded, so that a console never gets in the way of services.
+// consolePool returns a pool of few connections with bounded statements, so that a console never
+// slows services down.
 func (s *settings) consolePool(ctx context.Context) (*pgxpool.Pool, error) {
 	config, err := s.databaseConfig()
 	if err != nil {
@@ -157,7 +158,7 @@ func openConsolePool(ctx context.Context, config *pgxpool.Config) (*pgxpool.Pool
 	return postgres.Open(ctx, config, lockTime, postgres.Setting{Name: "statement_timeout", Value: "10s"})
 }
 
-// authenticate returns what asks people who they are before c, if the flags say so.
+// authenticate returns c behind the authentication that the flags ask for, if any.
 func (f consoleFlags) authenticate(c *console.Console) (http.Handler, error) {
 	switch {
 	case f.tokenFile != "" && f.userHeader != "":

@@ -21,7 +21,7 @@ import (
 	"github.com/pgjet/pgjet/internal/postgres"
 )
 
-// ownConsumers are the consumers of this binary.
+// ownConsumers are the consumers that this binary can run.
 var ownConsumers = map[string]func() consumers.Consumer{
 	directory.Name:  directory.Consumer,
 	mailer.Name:     func() consumers.Consumer { return new(mailer.Mailer).Consumer() },
@@ -39,7 +39,7 @@ process runs it.`,
 	return cmd
 }
 
-// exactlyOne refuses anything but the name of one consumer.
+// exactlyOne checks that the only argument is the name of a consumer.
 func exactlyOne(cmd *cobra.Command, args []string) error {
 	if len(args) != 1 || args[0] == "" {
 		return fmt.Errorf("%s takes the name of one consumer, not %q; see: pgjet consumer ls", cmd.CommandPath(), args)
@@ -47,15 +47,15 @@ func exactlyOne(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// found makes it exit code 4 that there is no such consumer.
-func found(err error) error {
+// consumerExit adds the exit code of a consumer that does not exist.
+func consumerExit(err error) error {
 	if _, ok := errors.AsType[*inbox.UnknownError](err); ok {
 		return &exitError{exitNotFound, err}
 	}
 	return err
 }
 
-// withBoth calls fn with a pool and JetStream, for commands that do not wait.
+// withBoth calls fn with PostgreSQL and JetStream, for at most operateTime.
 func (s *settings) withBoth(ctx context.Context, fn func(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream) error) error {
 	return s.withDatabase(ctx, func(ctx context.Context, db *pgxpool.Pool) error {
 		nc, js, err := s.reachNATS()
@@ -110,7 +110,7 @@ func (s *settings) consumerGetCommand() *cobra.Command {
 			return s.withBoth(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream) error {
 				one, err := status.Get(ctx, db, js, args[0])
 				if err != nil {
-					return found(err)
+					return consumerExit(err)
 				}
 				if err := showConsumer(cmd.OutOrStdout(), output, one); err != nil {
 					return err
@@ -132,7 +132,7 @@ func (s *settings) statusFlags(cmd *cobra.Command, output *string, exitCode *boo
 	f.BoolVar(exitCode, "exit-code", true, "end with exit code 6 if one is not healthy")
 }
 
-// unhealthy returns which consumers are not healthy, if anybody wants to know.
+// unhealthy returns an error that names the consumers which are not healthy, if wanted.
 func unhealthy(wanted bool, all []status.Status) error {
 	var names []string
 	for _, s := range all {
@@ -146,7 +146,7 @@ func unhealthy(wanted bool, all []status.Status) error {
 	return &exitError{exitFindings, errors.New("not healthy: " + strings.Join(names, ", "))}
 }
 
-// drainTime is how long a pause waits for the attempts that have begun.
+// drainTime bounds how long a pause waits for attempts that are under way.
 const drainTime = 10 * time.Second
 
 func (s *settings) consumerPauseCommand() *cobra.Command {
@@ -178,7 +178,7 @@ func (s *settings) pause(cmd *cobra.Command, output, name, reason string) error 
 		p, news, err := inbox.Pause(ctx, db, name, actor(), reason)
 		switch {
 		case err != nil:
-			return found(err)
+			return consumerExit(err)
 		case !news:
 			said = append(said, fmt.Sprintf("consumer %s was paused already, by %s %s: %s", name, p.By, ago(time.Since(p.At)), p.Reason))
 		default:
@@ -229,7 +229,7 @@ func (s *settings) consumerResumeCommand() *cobra.Command {
 				p, err := inbox.Resume(ctx, db, name, actor(), reason, "")
 				switch {
 				case err != nil:
-					return found(err)
+					return consumerExit(err)
 				case p == nil:
 					return showChanged(cmd, output, name, false, fmt.Sprintf("consumer %s was not paused", name))
 				}

@@ -92,13 +92,13 @@ handle nothing from then on. If it is interrupted, do it again.`,
 	return cmd
 }
 
-// ensureOptions is how durable consumers are made or compared.
+// ensureOptions says how durable consumers are created or compared.
 type ensureOptions struct {
 	dryRun, apply bool
-	from          uuid.UUID // whose they were; uuid.Nil is nobody else's
+	from          uuid.UUID // the database that owned them; uuid.Nil: none
 }
 
-// checkEnsure completes o, or says which flags do not go together.
+// checkEnsure completes o, or returns which flags exclude each other.
 func (s *settings) checkEnsure(o *ensureOptions, from string) (err error) {
 	switch {
 	case o.dryRun && o.apply:
@@ -116,7 +116,8 @@ func (s *settings) checkEnsure(o *ensureOptions, from string) (err error) {
 	return nil
 }
 
-// records returns the consumers of these names: those of this binary, and others as the database records them. That of followName is zero.
+// records returns the consumers of these names: this binary's own, and others as the database
+// records them. The record of followName is zero.
 func (s *settings) records(ctx context.Context, names []string) (map[string]consumers.Record, error) {
 	all := make(map[string]consumers.Record)
 	var others []string
@@ -138,14 +139,14 @@ func (s *settings) records(ctx context.Context, names []string) (map[string]cons
 	return all, s.withDatabase(ctx, func(ctx context.Context, db *pgxpool.Pool) (err error) {
 		for _, name := range others {
 			if all[name], err = consumers.Recorded(ctx, db, name); err != nil {
-				return found(err)
+				return consumerExit(err)
 			}
 		}
 		return nil
 	})
 }
 
-// ensure says what it did for a consumer.
+// ensure creates or compares the durable consumers of c. It returns what it did.
 func (s *settings) ensure(ctx context.Context, c consumers.Consumer, o ensureOptions) (text string, err error) {
 	if o.apply {
 		if text, err = s.extendConsumer(ctx, c); err != nil {
@@ -172,15 +173,15 @@ func (s *settings) ensure(ctx context.Context, c consumers.Consumer, o ensureOpt
 	return text + made, err
 }
 
-// place is where the durable consumers are, without their database.
+// place returns where the durable consumers are, without the database.
 func (s *settings) place(js jetstream.JetStream) *ensure.Place {
 	return &ensure.Place{JS: js, Stream: s.stream, Prefix: s.prefix, By: actor(), Typed: s.typed}
 }
 
-// extendConsumer adds what is missing to the durable consumers, and says so.
+// extendConsumer adds missing event types to the durable consumers of c. It returns what it did.
 func (s *settings) extendConsumer(ctx context.Context, c consumers.Consumer) (string, error) {
 	if c.Name == "" {
-		return "", nil // it lacks nothing
+		return "", nil // the feed of the user service lacks no types
 	}
 	db, err := s.reachDirect(ctx)
 	if err != nil {
@@ -197,7 +198,7 @@ func (s *settings) extendConsumer(ctx context.Context, c consumers.Consumer) (st
 	return place.Apply(ctx, c)
 }
 
-// ensureFollowed does the same for the consumer that the user service follows.
+// ensureFollowed creates or compares the durable consumer that the user service follows.
 func (s *settings) ensureFollowed(ctx context.Context, place *ensure.Place, dryRun bool) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, operateTime)
 	defer cancel()

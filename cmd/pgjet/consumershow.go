@@ -11,7 +11,7 @@ import (
 	"github.com/pgjet/pgjet/internal/operate"
 )
 
-// showConsumers writes a line for each, and then what to do.
+// showConsumers writes one line for each consumer, then what to do.
 func showConsumers(out io.Writer, output string, all []status.Status) error {
 	err := show(out, output, all, func(w io.Writer) {
 		fmt.Fprintln(w, "NAME\tSTATE\tLAG\tRETRYING\tDEAD\tRATE\tOLDEST\tWHY")
@@ -36,7 +36,7 @@ func showConsumers(out io.Writer, output string, all []status.Status) error {
 	return nil
 }
 
-// whyText returns the worst reason, and how many others hold.
+// whyText describes the worst reason, and names the others.
 func whyText(s status.Status) string {
 	if len(s.Also) == 0 {
 		return s.Why.Text
@@ -48,7 +48,7 @@ func whyText(s status.Status) string {
 	return fmt.Sprintf("%s (and %d more: %s)", s.Why.Text, len(codes), strings.Join(codes, ", "))
 }
 
-// nextSteps returns a line for each trouble of a consumer, with what to type next.
+// nextSteps returns one line for each unhealthy reason of a consumer, with the command to type.
 func nextSteps(s status.Status) (lines []string) {
 	for _, w := range s.Reasons() {
 		if !w.Healthy() && w.Code != "dead_letters" {
@@ -65,12 +65,12 @@ func nextSteps(s status.Status) (lines []string) {
 	return lines
 }
 
-// nextForConsumer returns what to do about a reason.
+// nextForConsumer returns the command to type for a reason.
 func nextForConsumer(s status.Status, code string) string {
 	return operate.NextForConsumer(s, code, ownConsumers[s.Name] != nil)
 }
 
-// showConsumer writes all that is known of one.
+// showConsumer writes all that is known of one consumer.
 func showConsumer(out io.Writer, output string, s status.Status) error {
 	return show(out, output, s, func(w io.Writer) {
 		line := func(name, format string, args ...any) {
@@ -115,7 +115,7 @@ func showConsumer(out io.Writer, output string, s status.Status) error {
 	})
 }
 
-// order says how many processes may work, and which does.
+// order describes how many processes may work at a time, and which ones do.
 func order(s status.Status) string {
 	if !s.Ordered {
 		return "none: processes share the events"
@@ -138,7 +138,7 @@ func aboutProcess(s status.Status, p status.Process) string {
 	return text
 }
 
-// rate writes a rate.
+// rate formats a rate.
 func rate(r float64) string {
 	if r > 0 && r < 10 {
 		return fmt.Sprintf("%.1f/s", r)
@@ -146,7 +146,7 @@ func rate(r float64) string {
 	return fmt.Sprintf("%.0f/s", r)
 }
 
-// oldest tells since when the oldest event waits.
+// oldest returns how long the oldest event has waited.
 func oldest(s status.Status) string {
 	if s.OldestSeconds == 0 {
 		return "-"

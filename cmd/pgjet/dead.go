@@ -29,22 +29,22 @@ address are shown with --reveal only.`,
 	return cmd
 }
 
-// withDeadLetters calls fn with a pool, for however long it takes. What does not exist
-// has its own exit code.
+// withDeadLetters calls fn with a pool, without a deadline. An error about something that does not
+// exist has its exit code.
 func (s *settings) withDeadLetters(ctx context.Context, fn func(ctx context.Context, db *pgxpool.Pool) error) error {
 	db, err := s.reach(ctx)
 	if err != nil {
 		return err
 	}
 	defer postgres.Close(db)
-	err = naming(ctx, db, func(ctx context.Context) error { return fn(ctx, db) })
+	err = withLockNamed(ctx, db, func(ctx context.Context) error { return fn(ctx, db) })
 	if _, ok := errors.AsType[*inbox.NotFoundError](err); ok {
 		return &exitError{exitNotFound, err}
 	}
 	return err
 }
 
-// A deadSelection names dead letters by its flags and by the words of the command.
+// A deadSelection selects dead letters by flags and arguments.
 type deadSelection struct {
 	filter       inbox.Filter
 	state        string
@@ -62,20 +62,20 @@ func (d *deadSelection) flags(f *pflag.FlagSet) {
 	f.StringVar(&d.until, "until", "", "only those given up before then, in the same form")
 }
 
-// selects reports whether a flag selects some.
+// selects reports whether any flag selects.
 func (d *deadSelection) selects() bool {
 	f := d.filter
 	return f.Consumer+f.Group+f.Type+f.Key+d.since+d.until != ""
 }
 
-// stateFlag adds the flag of commands that only look.
+// stateFlag adds --state, for commands that only read.
 func (d *deadSelection) stateFlag(f *pflag.FlagSet) {
 	f.StringVar(&d.state, "state", inbox.Dead, "only those that are dead, redriven, done or discarded; or all; one named by its ID is shown in any state")
 }
 
 var groupForm = regexp.MustCompile(`^g_[0-9a-f]{8}$`)
 
-// resolve returns the filter that the flags and the words make.
+// resolve returns the filter of the flags and the arguments.
 func (d *deadSelection) resolve(args []string) (f inbox.Filter, err error) {
 	f = d.filter
 	if err := notEmpty(d.given, "consumer", "group", "type", "key", "since", "until"); err != nil {
@@ -105,7 +105,7 @@ func (d *deadSelection) resolve(args []string) (f inbox.Filter, err error) {
 	return f, nil
 }
 
-// nameDead adds to f what words name: ids of dead letters, or of events.
+// nameDead adds arguments to f: ids of dead letters, or of events.
 func nameDead(f *inbox.Filter, words []string) error {
 	for _, word := range words {
 		if event, err := uuid.Parse(word); err == nil {

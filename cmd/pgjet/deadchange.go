@@ -15,10 +15,10 @@ import (
 	"github.com/pgjet/pgjet/internal/operate"
 )
 
-// A deadChange is a command that changes dead letters, and what it was told.
+// A deadChange is one run of a command that changes dead letters.
 type deadChange struct {
 	operate.Verb
-	next string // to type afterwards
+	next string // the command to type afterwards
 
 	selection deadSelection
 	reason    string
@@ -84,7 +84,7 @@ func (s *settings) deadChangeCommand(c *deadChange) *cobra.Command {
 	return cmd
 }
 
-// check returns what is selected. Nobody gets all without asking for them.
+// check returns the selection. All dead letters are selected only by --all.
 func (c *deadChange) check(args []string) (f inbox.Filter, err error) {
 	if err := checkOutput(c.output); err != nil {
 		return f, err
@@ -112,10 +112,10 @@ func (c *deadChange) check(args []string) (f inbox.Filter, err error) {
 	return f, nil
 }
 
-// manyGivenUp is how many dead letters are given up for good without typing how many there are.
+// manyGivenUp is the number of dead letters above which a discard asks for the count to be typed.
 const manyGivenUp = 100
 
-// run counts, asks, changes what was counted, and waits for it if it shall.
+// run counts, asks, changes what was counted, and waits for the result if --wait is set.
 func (c *deadChange) run(ctx context.Context, db *pgxpool.Pool, f inbox.Filter) error {
 	plan, err := operate.PlanDead(ctx, db, c.Verb, f)
 	if err != nil {
@@ -152,7 +152,7 @@ func (c *deadChange) run(ctx context.Context, db *pgxpool.Pool, f inbox.Filter) 
 	return c.after(ctx, db, operate.Total(done))
 }
 
-// after tells what was left out, or what became of the rest.
+// after reports what was left out, or waits for the result.
 func (c *deadChange) after(ctx context.Context, db *pgxpool.Pool, o inbox.Outcome) error {
 	if c.wait && len(o.IDs) > 0 {
 		if err := c.await(ctx, db, o.IDs); err != nil {
@@ -198,10 +198,11 @@ func (c *deadChange) show(all []inbox.Outcome, would string) error {
 	})
 }
 
-// lookEvery is how often a command that waits looks.
+// lookEvery is the interval at which await polls.
 const lookEvery = 250 * time.Millisecond
 
-// await shows how far redriven dead letters are until none waits for an attempt, and then what became of them.
+// await shows the progress of redriven dead letters until none waits for an attempt, then the
+// outcomes.
 func (c *deadChange) await(ctx context.Context, db *pgxpool.Pool, ids []int64) error {
 	end := time.Now().Add(c.timeout)
 	fmt.Fprintf(c.err, "waiting for %d, for %s at most\n", len(ids), c.timeout)

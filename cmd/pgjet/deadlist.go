@@ -133,7 +133,7 @@ func showLetters(out io.Writer, output string, all []inbox.Letter) error {
 	})
 }
 
-// decided says what an operator decided last.
+// decided describes the last decision of an operator.
 func decided(l inbox.Letter) string {
 	if l.ChangedBy == "" {
 		return ""
@@ -177,7 +177,7 @@ func (s *settings) deadGetCommand() *cobra.Command {
 				if !reveal {
 					e.Mask()
 				}
-				return showEverything(cmd.OutOrStdout(), output, e)
+				return showLetter(cmd.OutOrStdout(), output, e)
 			})
 		},
 	}
@@ -186,7 +186,7 @@ func (s *settings) deadGetCommand() *cobra.Command {
 	return cmd
 }
 
-func showEverything(out io.Writer, output string, e inbox.LetterDetails) error {
+func showLetter(out io.Writer, output string, e inbox.LetterDetails) error {
 	return show(out, output, e, func(w io.Writer) {
 		row := func(name, format string, args ...any) {
 			fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))

@@ -32,19 +32,19 @@ type dev struct {
 
 	out      io.Writer
 	log      *slog.Logger
-	servers  *slog.Logger // for PostgreSQL and NATS, which talk much
+	servers  *slog.Logger // for PostgreSQL and NATS, which log much
 	began    time.Time
 	conf     *configuration
 	postgres *devserver.Postgres // nil if --database-url is given
 	nats     *devserver.NATS     // nil if --nats-url is given
-	natsLock sync.Mutex          // a switch of the lab stops nats, and starts another
+	natsLock sync.Mutex          // guards nats, which a switch of the lab stops and starts
 	db       *pgxpool.Pool
 	nc       *nats.Conn
 	js       jetstream.JetStream
 	mail     *devmail.Server
 }
 
-// The block of ports, counted from --port.
+// The ports, as offsets from --port.
 const (
 	usersPort = iota
 	inboxPort
@@ -102,7 +102,7 @@ func (d *dev) run(ctx context.Context) (err error) {
 	if d.port < 1 || d.port > 65535-portCount {
 		return usagef("--port is %d, want 1 to %d", d.port, 65535-portCount)
 	}
-	d.forgetOwn()
+	d.dropOwnAddresses()
 	if d.natsURL != "" {
 		if err := d.checkNATS(); err != nil {
 			return err

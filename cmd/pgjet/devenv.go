@@ -17,8 +17,9 @@ import (
 	"github.com/pgjet/pgjet/internal/config"
 )
 
-// places says where a pgjet dev that is ready serves what, as its --json prints it.
-type places struct {
+// A devAddresses holds the addresses of a pgjet dev that is ready. It is the output of pgjet dev
+// --json.
+type devAddresses struct {
 	Console   string `json:"console"`
 	Users     string `json:"users"`
 	Inbox     string `json:"inbox"`
@@ -32,8 +33,8 @@ type places struct {
 	Config    string `json:"config"`
 }
 
-// remember keeps p for pgjet dev env. The file counts only while the state is locked.
-func (p places) remember(dir string) error {
+// save writes p for pgjet dev env. The file is valid only while the state is locked.
+func (p devAddresses) save(dir string) error {
 	text, err := json.Marshal(p)
 	if err != nil {
 		return err
@@ -43,8 +44,8 @@ func (p places) remember(dir string) error {
 
 func readyFile(dir string) string { return filepath.Join(dir, "ready.json") }
 
-// shownDatabase returns the database URL: that of its own server as it is, for other commands; else
-// without a password.
+// shownDatabase returns the URL of the database. It contains a password only if the server is this
+// run's own.
 func (d *dev) shownDatabase() string {
 	if d.postgres != nil {
 		return d.postgres.URL()
@@ -54,8 +55,7 @@ func (d *dev) shownDatabase() string {
 	return u.String()
 }
 
-// shownNATS returns the address of the NATS server in use: that of its own server as it is, for other
-// commands; else without a password.
+// shownNATS returns the URL of NATS. It contains a password only if the server is this run's own.
 func (d *dev) shownNATS() string {
 	if d.nats != nil {
 		return d.nats.URL()
@@ -63,7 +63,7 @@ func (d *dev) shownNATS() string {
 	return "nats://" + d.nc.ConnectedAddr()
 }
 
-// envCommand returns how to type pgjet dev env for this run.
+// envCommand returns the command that prints the environment of this run.
 func (d *dev) envCommand() string {
 	if d.dir == ".pgjet" {
 		return "pgjet dev env"
@@ -81,18 +81,18 @@ func concealed(address string) string {
 	return u.String()
 }
 
-// announce tells where everything is.
+// announce prints the addresses, and saves them for pgjet dev env.
 func (d *dev) announce() {
-	at := places{
+	at := devAddresses{
 		consoleURL(d.addr(consolePort)), "http://" + d.addr(usersPort), "http://" + d.addr(inboxPort), "http://" + d.addr(directoryPort),
 		"http://" + d.addr(profilesPort), "http://" + d.addr(billingPort), d.shownNATS(), d.shownDatabase(),
 		"http://" + d.addr(adminPort), d.addr(smtpPort), d.conf.file,
 	}
-	if err := at.remember(d.dir); err != nil {
+	if err := at.save(d.dir); err != nil {
 		d.log.Warn("pgjet dev env will not find this run", "err", err)
 	}
 	if d.json {
-		_ = json.NewEncoder(d.out).Encode(at) // stdout is gone: nobody to tell
+		_ = json.NewEncoder(d.out).Encode(at) // stdout is closed: nothing is left to do
 		return
 	}
 	fmt.Fprintf(d.out, `
@@ -144,17 +144,17 @@ a shell:
 	}
 }
 
-// placesIn returns where the pgjet dev that runs in dir serves what. If none is ready there, the error has
-// exit code 4.
-func placesIn(dir string) (p places, err error) {
-	nobody := &exitError{exitNotFound, fmt.Errorf("no pgjet dev runs in %s, or it is not ready yet; start it with: pgjet dev --dir %s", dir, word(dir))}
+// readAddresses returns the addresses of the pgjet dev that runs in dir. If none is ready, the
+// error has exit code 4.
+func readAddresses(dir string) (p devAddresses, err error) {
+	notReady := &exitError{exitNotFound, fmt.Errorf("no pgjet dev runs in %s, or it is not ready yet; start it with: pgjet dev --dir %s", dir, word(dir))}
 	text, err := os.ReadFile(readyFile(dir))
 	if errors.Is(err, fs.ErrNotExist) {
-		return p, nobody
+		return p, notReady
 	}
 	if lock, err := lockState(dir); err == nil { // it was killed
 		lock.unlock()
-		return p, nobody
+		return p, notReady
 	}
 	if err := errors.Join(err, json.Unmarshal(text, &p)); err != nil {
 		return p, fmt.Errorf("read where pgjet dev runs: %w", err)
@@ -163,7 +163,7 @@ func placesIn(dir string) (p places, err error) {
 }
 
 func printEnv(dir string, out io.Writer) error {
-	p, err := placesIn(dir)
+	p, err := readAddresses(dir)
 	if err != nil {
 		return err
 	}
@@ -177,9 +177,9 @@ func printEnv(dir string, out io.Writer) error {
 	return nil
 }
 
-// forgetOwn ignores addresses in the environment of the servers that this run is to start. They are those of an earlier run, of
-// a shell in which pgjet dev env was evaluated.
-func (d *dev) forgetOwn() {
+// dropOwnAddresses clears addresses from the environment that are those of servers which this run
+// starts. They come from a shell that evaluated pgjet dev env for an earlier run.
+func (d *dev) dropOwnAddresses() {
 	for _, own := range []struct {
 		flag    string
 		address *string

@@ -15,10 +15,10 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// labPatience is how long a part of pgjet dev may take to answer the console.
-const labPatience = 5 * time.Second
+// labTimeout bounds how long a part of pgjet dev may take to answer the console.
+const labTimeout = 5 * time.Second
 
-// lab returns what the console of pgjet dev shows beside that of every other set-up.
+// lab returns what only the console of pgjet dev shows.
 func (d *dev) lab() *console.Dev {
 	at := func(port int) string { return "http://" + d.addr(port) }
 	fault := func(port int) string { return at(port) + "/fault" }
@@ -80,7 +80,7 @@ func (d *dev) lab() *console.Dev {
 	return lab
 }
 
-// setRelayPaused pauses the relay, or resumes it.
+// setRelayPaused pauses or resumes the relay.
 func (d *dev) setRelayPaused(ctx context.Context, broken bool) (err error) {
 	const why = "a switch of the lab"
 	if broken {
@@ -91,14 +91,14 @@ func (d *dev) setRelayPaused(ctx context.Context, broken bool) (err error) {
 	return err
 }
 
-// ownNATS returns the NATS server of this run, which a switch may have stopped.
+// ownNATS returns the NATS server of this run. It may be stopped.
 func (d *dev) ownNATS() *devserver.NATS {
 	d.natsLock.Lock()
 	defer d.natsLock.Unlock()
 	return d.nats
 }
 
-// setNATSDown stops the NATS server of this run, or starts it again with all that it stored.
+// setNATSDown stops the NATS server of this run, or starts it again with its data.
 func (d *dev) setNATSDown(_ context.Context, broken bool) error {
 	d.natsLock.Lock()
 	defer d.natsLock.Unlock()
@@ -116,7 +116,7 @@ func (d *dev) setNATSDown(_ context.Context, broken bool) error {
 	return nil
 }
 
-// faulty returns a function that reports whether what has its fault switch at url fails with that status.
+// faulty returns a function that reports whether the fault switch at url is set to status.
 func faulty(url string, status int) func(context.Context) (bool, error) {
 	return func(ctx context.Context) (bool, error) {
 		var now struct{ Status int }
@@ -125,7 +125,7 @@ func faulty(url string, status int) func(context.Context) (bool, error) {
 	}
 }
 
-// setFault returns a function that lets it fail so, or work.
+// setFault returns a function that sets or clears the fault switch at url.
 func setFault(url string, status int) func(context.Context, bool) error {
 	return func(ctx context.Context, broken bool) error {
 		if broken {
@@ -135,16 +135,16 @@ func setFault(url string, status int) func(context.Context, bool) error {
 	}
 }
 
-// signUp signs somebody up at the user service, and returns the id of the user.
+// signUp creates a user at the user service. It returns the user's id.
 func (d *dev) signUp(ctx context.Context, email, name string) (string, error) {
 	var user struct{ ID string }
 	err := call(ctx, http.MethodPost, "http://"+d.addr(usersPort)+"/users", map[string]string{"email": email, "name": name, "password": "correct horse battery"}, &user)
 	return user.ID, err
 }
 
-// call sends a request of JSON to a part of this process, and reads the answer.
+// call sends a JSON request to a part of this process, and decodes the answer into out.
 func call(ctx context.Context, method, url string, in, out any) error {
-	ctx, cancel := context.WithTimeout(ctx, labPatience)
+	ctx, cancel := context.WithTimeout(ctx, labTimeout)
 	defer cancel()
 	var body bytes.Buffer
 	if in != nil {

@@ -23,18 +23,17 @@ import (
 	"github.com/pgjet/pgjet/producer"
 )
 
-// devListeners are the ports of the listeners of pgjet dev, beside those of its servers.
+// devListeners are the ports of the services, without PostgreSQL and NATS.
 var devListeners = []int{usersPort, inboxPort, adminPort, smtpPort, directoryPort, profilesPort, billingPort, consolePort}
 
 // devSource is the source of the events of the user service.
 const devSource = "/users"
 
-// devConnections returns how many connections each listener and the NATS server may hold: all of them are in
-// one process, and share what it can hold.
+// devConnections returns how many connections each listener and the NATS server may hold. All share
+// the limit of this process.
 func devConnections() int { return web.Connections(len(devListeners) + 1) }
 
-// supervise runs the services until ctx ends, one of them fails, or PostgreSQL
-// dies.
+// supervise runs the services until ctx ends, a service fails, or PostgreSQL ends.
 func (d *dev) supervise(ctx context.Context, metrics http.Handler) error {
 	parts, admin, err := d.parts()
 	if err != nil {
@@ -58,7 +57,7 @@ func (d *dev) supervise(ctx context.Context, metrics http.Handler) error {
 	}})...)
 }
 
-// parts lists the services in the order in which they are stopped, and where probes are answered.
+// parts returns the services in the order in which they stop, and the listener of the admin pages.
 func (d *dev) parts() (parts []part, admin net.Listener, err error) {
 	d.source = devSource
 	relayPart, err := d.relayPart(d.log)
@@ -115,7 +114,7 @@ func (d *dev) parts() (parts []part, admin net.Listener, err error) {
 	return append(parts, consolePart), at[adminPort], nil
 }
 
-// consolePart returns the console, with connections of its own.
+// consolePart returns the console, with a pool of its own.
 func (d *dev) consolePart(l net.Listener) (part, error) {
 	db, err := d.consolePool(context.Background())
 	if err != nil {
@@ -131,7 +130,7 @@ func (d *dev) consolePart(l net.Listener) (part, error) {
 	return p, nil
 }
 
-// userService returns the user service, whose key is kept.
+// userService returns the user service. Its key is kept between runs.
 func (d *dev) userService() (*producer.Server, error) {
 	d.tokenKeyFile = filepath.Join(d.dir, keyName)
 	if _, err := keepKey(d.tokenKeyFile); err != nil {
@@ -150,7 +149,7 @@ func (d *dev) userService() (*producer.Server, error) {
 	return api, d.tune(api)
 }
 
-// instances lists what this process registers: each part as the process that it is
+// instances lists what this process registers: one instance for each part that is a process
 // elsewhere.
 func (d *dev) instances() []registry.Instance {
 	at := func(port int) string { return "http://" + d.addr(port) }
@@ -167,8 +166,7 @@ func (d *dev) instances() []registry.Instance {
 	}
 }
 
-// waitReady returns when every part is ready, or with the first cause that has not
-// gone away after a while.
+// waitReady returns when every part is ready. It returns an error if one is not ready in time.
 func waitReady(ctx context.Context, parts []part) error {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()

@@ -19,8 +19,7 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// startServers starts what the services need, or connects to it: PostgreSQL with
-// its tables, NATS with its stream.
+// startServers starts, or connects to, PostgreSQL with its tables and NATS with its stream.
 func (d *dev) startServers(ctx context.Context) error {
 	if err := d.startPostgres(ctx); err != nil {
 		return err
@@ -36,8 +35,9 @@ func (d *dev) startServers(ctx context.Context) error {
 	return nil
 }
 
-// password returns what the development servers ask for. Only the owner of the state can
-// read it; other users of the machine can neither run programs by PostgreSQL nor write events.
+// password returns the password of the development servers. Only the owner of the state can read
+// it. Without it other users of the machine could run programs through PostgreSQL, and write
+// events.
 func (d *dev) password() (string, error) {
 	path := filepath.Join(d.dir, passwordName)
 	text, err := os.ReadFile(path)
@@ -118,7 +118,7 @@ func (d *dev) startNATS(ctx context.Context) error {
 	if err == nil && !created {
 		_, err = relay.Claim(ctx, d.db, js, d.stream, owner, nil)
 	}
-	if errors.Is(err, relay.ErrNotClaimed) { // NATS is not our own
+	if errors.Is(err, relay.ErrNotClaimed) { // not this run's server
 		d.log.WarnContext(ctx, "the stream names no outbox", "stream", d.stream, "err", err)
 		err = nil
 	}
@@ -136,7 +136,7 @@ func (d *dev) startNATS(ctx context.Context) error {
 	return err
 }
 
-// addTypes has the durable consumers of an older version bring what they lack.
+// addTypes adds missing event types to the durable consumers that an older version created.
 func (d *dev) addTypes(ctx context.Context, js jetstream.JetStream) error {
 	db, err := d.reachDirect(ctx)
 	if err != nil {

@@ -114,11 +114,11 @@ func TestDirectoryIsRebuilt(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	replaying := start(t, nil, "replay", "directory", "--all", "--again", "--yes", "--reason", "tables damaged",
+	replayRun := start(t, nil, "replay", "directory", "--all", "--again", "--yes", "--reason", "tables damaged",
 		"--database-url", rebuilt, "--nats-url", server)
 	publishLives(t, js, r, 301, 400)
-	if code := replaying.wait(patience); code != exitOK {
-		t.Fatalf("exit code %d, want 0, of %s", code, replaying)
+	if code := replayRun.wait(patience); code != exitOK {
+		t.Fatalf("exit code %d, want 0, of %s", code, replayRun)
 	}
 	after := directoryTables(t, rebuiltDB, 400)
 	live.signal(syscall.SIGTERM)

@@ -54,11 +54,11 @@ func (s *settings) eventGetCommand() *cobra.Command {
 	return cmd
 }
 
-// A story is what pgjet event timeline prints as JSON.
-type story struct {
+// An eventTimeline is the JSON output of pgjet event timeline.
+type eventTimeline struct {
 	Timeline []operate.Entry `json:"timeline"`
 	Events   []operate.Event `json:"events"`
-	More     bool            `json:"more"` // there are others
+	More     bool            `json:"more"` // more events match
 }
 
 func (s *settings) eventTimelineCommand() *cobra.Command {
@@ -84,8 +84,8 @@ among the newest 200 000 rows of the outbox; keys also among what waits or is de
 				if err != nil {
 					return err
 				}
-				told := story{operate.Timeline(all), all, more}
-				return show(cmd.OutOrStdout(), output, told, func(w io.Writer) { writeStory(w, told) })
+				found := eventTimeline{operate.Timeline(all), all, more}
+				return show(cmd.OutOrStdout(), output, found, func(w io.Writer) { writeEventTimeline(w, found) })
 			})
 		},
 	}
@@ -93,7 +93,8 @@ among the newest 200 000 rows of the outbox; keys also among what waits or is de
 	return cmd
 }
 
-// askEvents calls fn with what facts about events come from. It needs the database; without NATS they lack something.
+// askEvents calls fn with the sources of facts about events. The database is required. Without NATS
+// some facts are missing.
 func (s *settings) askEvents(cmd *cobra.Command, output string, fn func(context.Context, operate.Source) error) error {
 	if err := checkOutput(output); err != nil {
 		return err
@@ -152,7 +153,7 @@ func writeEvent(w io.Writer, e operate.Event) {
 	line("next", "pgjet event timeline %s", e.ID)
 }
 
-// publishing says how far an event in the outbox has got.
+// publishing describes how far an event of the outbox has come.
 func publishing(e operate.Event) string {
 	switch {
 	case e.Quarantine != nil:
@@ -177,8 +178,8 @@ func aboutHandling(h operate.Handling) string {
 	return text
 }
 
-// writeStory writes a screen: of each event a line, what happened, and what is not known.
-func writeStory(w io.Writer, s story) {
+// writeEventTimeline writes one line for each event, then what happened, then what is not known.
+func writeEventTimeline(w io.Writer, s eventTimeline) {
 	for _, e := range s.Events {
 		var states []string
 		for _, h := range e.Consumers {
@@ -205,8 +206,8 @@ func writeStory(w io.Writer, s story) {
 	}
 }
 
-// writeTimeline writes an entry a line, with how long after the first one it was.
-func writeTimeline(w io.Writer, s story) {
+// writeTimeline writes one line for each entry, with its offset from the first one.
+func writeTimeline(w io.Writer, s eventTimeline) {
 	var first *time.Time
 	for _, e := range s.Timeline {
 		at := "now"
@@ -225,7 +226,7 @@ func writeTimeline(w io.Writer, s story) {
 	}
 }
 
-// offset says how long after something else something was.
+// offset formats the time between two entries.
 func offset(d time.Duration) string {
 	switch {
 	case d < time.Second:

@@ -24,10 +24,10 @@ func asOperator(database string) string {
 }
 
 // timelineOf runs pgjet event timeline as an operator, and returns what it prints as JSON.
-func timelineOf(t *testing.T, what, database, nats string) story {
+func timelineOf(t *testing.T, what, database, nats string) eventTimeline {
 	t.Helper()
 	out := must(t, exitOK, "event", "timeline", what, "-o", "json", "--database-url", asOperator(database), "--nats-url", nats)
-	var s story
+	var s eventTimeline
 	if err := json.Unmarshal([]byte(out), &s); err != nil {
 		t.Fatalf("the timeline is no JSON: %v\n%s", err, out)
 	}
@@ -35,7 +35,7 @@ func timelineOf(t *testing.T, what, database, nats string) story {
 }
 
 // inOrder reports whether the timeline has entries of these places that contain these texts, in this order. Each is "place: text".
-func (s story) inOrder(want ...string) bool {
+func (s eventTimeline) inOrder(want ...string) bool {
 	for _, e := range s.Timeline {
 		if len(want) == 0 {
 			break
@@ -141,7 +141,7 @@ func TestEventStates(t *testing.T) {
 	appended := func(eventType, key string) string {
 		return query[string](t, b.db, fmt.Sprintf(`insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), '%s', '%s', '{}') returning id::text`, eventType, key))
 	}
-	state := func(id string) (e operate.Event, s story, at string) {
+	state := func(id string) (e operate.Event, s eventTimeline, at string) {
 		s = timelineOf(t, id, database, nats)
 		e = s.Events[0]
 		if i := slices.IndexFunc(e.Consumers, func(h operate.Handling) bool { return h.Consumer == "notes" }); i >= 0 {

@@ -16,10 +16,10 @@ import (
 	"github.com/pgjet/pgjet/internal/operate"
 )
 
-// eventStates are those that pgjet event ls takes.
+// eventStates are the values of --state of pgjet event ls.
 var eventStates = []string{operate.Pending, operate.Published, operate.Quarantined, operate.Retrying, "dead"}
 
-// An eventSelection is what selects events of the outbox.
+// An eventSelection selects events by flags.
 type eventSelection struct {
 	filter       operate.Filter
 	since, until string
@@ -45,7 +45,7 @@ func (e *eventSelection) resolve(f *pflag.FlagSet) (operate.Filter, error) {
 	return e.filter, err
 }
 
-// mostListed is the most that --limit takes.
+// mostListed is the largest --limit.
 const mostListed = 1000
 
 func checkLimit(limit int) error {
@@ -110,7 +110,7 @@ flag that shows the next page is said.`,
 	return cmd
 }
 
-// writeItems writes a line for each event.
+// writeItems writes one line for each event.
 func writeItems(w io.Writer, state string, all []operate.Item) {
 	at := func(t *time.Time) string {
 		if t == nil {
@@ -144,7 +144,7 @@ func writeItems(w io.Writer, state string, all []operate.Item) {
 	}
 }
 
-// followEvery is how often the outbox is asked for what is new.
+// followEvery is the interval at which the outbox is polled for new events.
 const followEvery = 500 * time.Millisecond
 
 func (s *settings) eventTailCommand(use string, follow bool) *cobra.Command {
@@ -178,7 +178,8 @@ func (s *settings) eventTailCommand(use string, follow bool) *cobra.Command {
 	return cmd
 }
 
-// tail shows the last events, a line each, and what follows if it shall. Without the database it waits for it.
+// tail shows the last events, one line each, then new ones if follow is set. While it follows, it
+// reports that the database is away and tries again.
 func (s *settings) tail(cmd *cobra.Command, output string, f operate.Filter, follow bool) error {
 	src, done, err := s.facts(cmd.Context())
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"github.com/pgjet/pgjet/internal/operate"
 )
 
-// An explanation is what pgjet explain prints of a reason.
+// An explanation is what pgjet explain prints about a reason.
 type explanation struct {
 	Code    string `json:"code"`
 	About   string `json:"about"` // relay, consumer, process or outbox; "" is all of them; or it is a runbook
@@ -45,7 +45,7 @@ reasons, the worst first. It asks no server.`,
 			}
 			all := explain(strings.TrimSuffix(args[0], ":"))
 			if len(all) == 0 {
-				return &exitError{exitNotFound, fmt.Errorf("%q is no reason%s; all are listed by: pgjet explain", short(args[0]), meant(args[0], explained()))}
+				return &exitError{exitNotFound, fmt.Errorf("%q is no reason%s; all are listed by: pgjet explain", short(args[0]), suggestion(args[0], explained()))}
 			}
 			if output == "json" {
 				return show(cmd.OutOrStdout(), output, all, nil)
@@ -68,7 +68,8 @@ func explained() []string {
 	return slices.Compact(codes)
 }
 
-// explain returns the reasons with this code, of all abouts, with their pages; all reasons, without pages, if it is "".
+// explain returns the reasons with this code, with their pages. If code is "", it returns all
+// reasons, without pages.
 func explain(code string) (all []explanation) {
 	for _, r := range operate.Reasons {
 		if code != "" && r.Code != code {
@@ -80,7 +81,7 @@ func explain(code string) (all []explanation) {
 		}
 		all = append(all, e)
 	}
-	own := strings.ReplaceAll(code, "_", "-") // some reasons have a page of their own beside the one of what they are about
+	own := strings.ReplaceAll(code, "_", "-") // a reason may have a page of its own besides the page of its subject
 	page := docs.Runbook(own)
 	if page == "" || slices.ContainsFunc(all, func(e explanation) bool { return e.Page == page }) {
 		return all
@@ -96,7 +97,7 @@ func listReasons(w io.Writer, all []explanation) {
 	}
 }
 
-// explanationText returns what to print of the reasons with one code, each page once.
+// explanationText formats the reasons with one code, with each page once.
 func explanationText(all []explanation) string {
 	var b strings.Builder
 	var pages []string
@@ -125,9 +126,9 @@ func explanationText(all []explanation) string {
 	return b.String()
 }
 
-// meant returns what somebody may have meant by a word that is none of those that there are: "; did you mean ...?", or "".
-func meant(typed string, words []string) string {
-	best, least := "", 3 // changes of a letter
+// suggestion returns "; did you mean ...?" with the word that typed is closest to, or "".
+func suggestion(typed string, words []string) string {
+	best, least := "", 3 // edits
 	for _, w := range words {
 		if d := config.Edits(strings.ToLower(typed), w); d < least || d == least && best == "" && strings.HasPrefix(w, typed) {
 			best, least = w, d

@@ -4,8 +4,8 @@ package main
 
 import "os"
 
-// isOwn returns true: nothing says whose a file is.
+// isOwn returns true, because owners are unknown here.
 func isOwn(string) bool { return true }
 
-// exposed returns false: the mode says nothing here.
+// exposed returns false, because the mode has no meaning here.
 func exposed(os.FileInfo) bool { return false }

@@ -7,7 +7,7 @@ import (
 	"syscall"
 )
 
-// isOwn reports whether a folder belongs to this process's user.
+// isOwn reports whether the user of this process owns a directory.
 func isOwn(dir string) bool {
 	info, err := os.Lstat(dir)
 	if err != nil {
@@ -17,9 +17,9 @@ func isOwn(dir string) bool {
 	return ok && int(stat.Uid) == os.Geteuid()
 }
 
-// exposed reports whether others than this process's user may read or change a file of that
-// user. If the file belongs to somebody else, such as a secret that Kubernetes mounts, the
-// process reads it as one of the file's group: the group then may read it.
+// exposed reports whether other users may read or change a file. If another user owns the file, as
+// with a secret that Kubernetes mounts, this process reads it as a member of the group. The group
+// then may read it.
 func exposed(info os.FileInfo) bool {
 	others := os.FileMode(0o077)
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok && int(stat.Uid) != os.Geteuid() && os.Geteuid() != 0 {

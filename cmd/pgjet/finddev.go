@@ -8,12 +8,12 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// findDev has a command for operators that was given no address of the servers use the pgjet dev that runs in this folder or
-// one above it, and says so.
+// findDev connects a command for operators to the pgjet dev that runs in this directory or one
+// above it. It does so only if no address was given, and prints a line about it.
 func findDev(cmd *cobra.Command) error {
 	database, nats := cmd.Flag("database-url"), cmd.Flag("nats-url")
 	given := database != nil && database.Changed || nats != nil && nats.Changed
-	service := cmd.Flag("log-level") != nil // it does not run beside that by mistake
+	service := cmd.Flag("log-level") != nil // a process must not join it by mistake
 	if given || service || database == nil && nats == nil {
 		return nil
 	}
@@ -33,13 +33,14 @@ func findDev(cmd *cobra.Command) error {
 	return nil
 }
 
-// runningDev returns the state directory of the pgjet dev that runs in this folder or one above it, and where its servers are.
-func runningDev() (state string, p places, found bool) {
+// runningDev returns the pgjet dev that runs in this directory or one above it: its state directory
+// and its addresses.
+func runningDev() (state string, p devAddresses, found bool) {
 	dir, err := os.Getwd()
 	for err == nil {
 		state = filepath.Join(dir, ".pgjet")
-		if isOwn(state) { // one of somebody else may lead anywhere
-			if p, err := placesIn(state); err == nil {
+		if isOwn(state) { // another user's may contain any address
+			if p, err := readAddresses(state); err == nil {
 				return state, p, true
 			}
 		}
@@ -48,5 +49,5 @@ func runningDev() (state string, p places, found bool) {
 		}
 		dir = filepath.Dir(dir)
 	}
-	return "", places{}, false
+	return "", devAddresses{}, false
 }

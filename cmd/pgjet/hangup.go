@@ -12,68 +12,69 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// answerTime is how long PostgreSQL may take to answer a process that wants to end.
+// answerTime bounds how long PostgreSQL may take to answer a process that is stopping.
 const answerTime = 2 * time.Second
 
-var errHungUp = errors.New("this process stops, and PostgreSQL does not answer")
+var errCut = errors.New("this process stops, and PostgreSQL does not answer")
 
-// lines are the connections of a process to PostgreSQL, so that it can hang up on a server that
-// does not answer: each of them has time-outs of its own, which add up while the process stops.
-type lines struct {
-	mu    sync.Mutex
-	open  map[net.Conn]struct{}
-	hung  bool
-	probe *pgconn.Config // connects beside the lines
+// conns are the connections of a process to PostgreSQL. It can cut them if the server does not
+// answer while the process stops: otherwise the time-outs of all connections add up.
+type conns struct {
+	mu     sync.Mutex
+	open   map[net.Conn]struct{}
+	cutOff bool
+	probe  *pgconn.Config // for a connection that is not tracked
 }
 
-// through has all connections of config go through l.
-func (l *lines) through(config *pgxpool.Config) {
-	l.probe = config.ConnConfig.Config.Copy()
+// track makes all connections of config part of c.
+func (c *conns) track(config *pgxpool.Config) {
+	c.probe = config.ConnConfig.Config.Copy()
 	dial := config.ConnConfig.DialFunc
 	config.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := dial(ctx, network, addr)
 		if err != nil {
 			return nil, err
 		}
-		return l.add(conn)
+		return c.add(conn)
 	}
 }
 
-func (l *lines) add(conn net.Conn) (net.Conn, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.hung {
+func (c *conns) add(conn net.Conn) (net.Conn, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cutOff {
 		conn.Close()
-		return nil, errHungUp
+		return nil, errCut
 	}
-	if l.open == nil {
-		l.open = make(map[net.Conn]struct{})
+	if c.open == nil {
+		c.open = make(map[net.Conn]struct{})
 	}
-	l.open[conn] = struct{}{}
-	return &wire{conn, l}, nil
+	c.open[conn] = struct{}{}
+	return &trackedConn{conn, c}, nil
 }
 
-// A wire is one connection.
-type wire struct {
+// A trackedConn is one of these connections.
+type trackedConn struct {
 	net.Conn
 
-	all *lines
+	all *conns
 }
 
 // Close closes the connection.
-func (c *wire) Close() error {
-	c.all.mu.Lock()
-	delete(c.all.open, c.Conn)
-	c.all.mu.Unlock()
-	return c.Conn.Close()
+func (t *trackedConn) Close() error {
+	t.all.mu.Lock()
+	delete(t.all.open, t.Conn)
+	t.all.mu.Unlock()
+	return t.Conn.Close()
 }
 
-// watch hangs up as soon as PostgreSQL does not answer, until ctx ends.
-func (l *lines) watch(ctx context.Context, log *slog.Logger) {
-	for l.probe != nil && ctx.Err() == nil {
-		if err := l.ask(ctx); err != nil && ctx.Err() == nil {
+// watch cuts the connections as soon as PostgreSQL does not answer. It returns then, or when ctx
+// ends.
+func (c *conns) watch(ctx context.Context, log *slog.Logger) {
+	for c.probe != nil && ctx.Err() == nil {
+		if err := c.ask(ctx); err != nil && ctx.Err() == nil {
 			log.WarnContext(ctx, "PostgreSQL does not answer while this process stops: its connections are cut, and what was in hand is done again by the next process", "err", err)
-			l.hangUp()
+			c.cut()
 			return
 		}
 		select {
@@ -83,11 +84,11 @@ func (l *lines) watch(ctx context.Context, log *slog.Logger) {
 	}
 }
 
-// ask returns nil if PostgreSQL answers a new connection, whatever the answer is.
-func (l *lines) ask(ctx context.Context) error {
+// ask returns nil if PostgreSQL answers a new connection, even with an error.
+func (c *conns) ask(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
-	conn, err := pgconn.ConnectConfig(ctx, l.probe)
+	conn, err := pgconn.ConnectConfig(ctx, c.probe)
 	if err == nil {
 		return conn.Close(ctx)
 	}
@@ -97,13 +98,13 @@ func (l *lines) ask(ctx context.Context) error {
 	return err
 }
 
-// hangUp cuts all connections, and lets none begin.
-func (l *lines) hangUp() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.hung = true
-	for conn := range l.open {
+// cut closes all connections and refuses new ones.
+func (c *conns) cut() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cutOff = true
+	for conn := range c.open {
 		conn.Close()
 	}
-	l.open = nil
+	c.open = nil
 }

@@ -75,7 +75,8 @@ func (s *settings) servicesGetCommand() *cobra.Command {
 	return cmd
 }
 
-// instances returns those of one service, of all if name is empty, with their health.
+// instances returns the instances of one service with their health, or of all services if name is
+// empty.
 func (s *settings) instances(ctx context.Context, output, name string) ([]instance, error) {
 	if err := checkOutput(output); err != nil {
 		return nil, err
@@ -135,7 +136,7 @@ func showInstance(out io.Writer, output string, all []instance) error {
 	})
 }
 
-// up says for how long something has run.
+// up formats how long something has run.
 func up(started time.Time) string {
 	if started.IsZero() {
 		return "-"

@@ -40,7 +40,7 @@ it: in the outbox, scheduled, at each consumer, and in sagas.`,
 	return cmd
 }
 
-// mostShown is how many events of one kind a screen has.
+// mostShown is how many events of one kind the table has.
 const mostShown = 10
 
 func writeKey(w io.Writer, k operate.Key) {

@@ -13,17 +13,17 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// A lockWatch knows since when the same session keeps others from a table.
+// A lockWatch detects that one session keeps a table locked.
 type lockWatch struct {
-	patience time.Duration // before that is reported
+	patience time.Duration // a lock is reported once it is older
 
 	mu    sync.Mutex
-	held  string // what was said of it last
+	held  string // the last lock, as text
 	since time.Time
 }
 
-// look returns, as an error, the session that has kept others from one of these tables for longer than the patience. The names
-// are as for [lead.FindTableLock].
+// look returns an error if one session has locked one of these tables for longer than the patience.
+// The names are as for [lead.FindTableLock].
 func (w *lockWatch) look(ctx context.Context, db *pgxpool.Pool, tables ...string) error {
 	lock, err := lead.FindTableLock(ctx, db, tables...)
 	if err != nil {
@@ -40,10 +40,10 @@ func (w *lockWatch) look(ctx context.Context, db *pgxpool.Pool, tables ...string
 	return sqlstate.Explain(lock, "")
 }
 
-// naming calls fn, the work of a command, which has no deadline, and returns its error, or the session that holds
-// a table for which it waited too long. On a direct connection [lockTime] ends the wait. A pooler has no
-// setting for that, so naming looks, and cancels fn.
-func naming(ctx context.Context, db *pgxpool.Pool, fn func(context.Context) error) error {
+// withLockNamed calls fn, which has no deadline, and returns its error. If fn waited too long for a
+// locked table, the error names the session that holds the lock. On a direct connection [lockTime]
+// ends the wait. A pooler cannot set that, so withLockNamed checks for locks and cancels fn.
+func withLockNamed(ctx context.Context, db *pgxpool.Pool, fn func(context.Context) error) error {
 	working, cancel := context.WithCancelCause(ctx)
 	var looks sync.WaitGroup
 	looks.Go(func() {
@@ -70,7 +70,7 @@ func naming(ctx context.Context, db *pgxpool.Pool, fn func(context.Context) erro
 	return lead.NameLock(ctx, db, err)
 }
 
-// waitsForLock reports whether a session of this application waits for a lock.
+// waitsForLock reports whether a session of this application is waiting for a lock.
 func waitsForLock(ctx context.Context, db *pgxpool.Pool) (is bool) {
 	err := db.QueryRow(ctx, `
 		select exists (select from pg_stat_activity where wait_event_type = 'Lock'

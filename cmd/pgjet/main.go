@@ -23,14 +23,14 @@ func main() {
 	os.Exit(run(untilSignal(), os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// headroom is what a container's memory holds at least beside Go's: pages of the program, and
-// what Go allocates while it collects, such as the 19 MiB of the next password's hash.
+// headroom is the memory of a container that is kept free of Go's heap. It is for pages of the
+// program, and for what Go allocates during a collection, such as 19 MiB to hash a password.
 const headroom = 16 << 20
 
 // limitMemory makes Go collect garbage before the process exceeds the memory limit of its
-// container: nine tenths of it are Go's, less if they leave too little headroom. The runtime
-// heeds the container's limit of processors by itself, but not this one. The environment's
-// GOMEMLIMIT has precedence. Without a limit, or with one that cannot be read, nothing changes.
+// container: nine tenths of it are Go's, less if they leave too little headroom. The runtime obeys
+// the container's limit of processors, but not of memory. GOMEMLIMIT in the environment has
+// precedence. Without a limit, or with one that cannot be read, nothing changes.
 func limitMemory(container memlimit.Provider) {
 	_, _ = memlimit.Set(memlimit.WithRatio(1), memlimit.WithProvider(func() (uint64, error) {
 		limit, err := container()
@@ -58,16 +58,16 @@ const (
 	exitOK          = 0
 	exitFailed      = 1
 	exitUsage       = 2
-	exitPartly      = 3 // some of what was asked for failed
+	exitPartly      = 3 // some of it failed
 	exitNotFound    = 4
 	exitUnreachable = 5 // PostgreSQL, NATS or a port
 	exitFindings    = 6 // the command worked, and the answer is "differs" or "not ready"
-	exitRefused     = 7 // the state changed, or somebody else is at it
+	exitRefused     = 7 // the state changed, or somebody else is changing it
 	exitTimeout     = 124
 	exitInterrupted = 130
 )
 
-// An exitError is an error with an exit code of its own.
+// An exitError is an error with its own exit code.
 type exitError struct {
 	code int
 	err  error
@@ -80,7 +80,7 @@ func usagef(format string, args ...any) error {
 	return &exitError{exitUsage, fmt.Errorf(format, args...)}
 }
 
-// run is main without the process.
+// run runs the command line args and returns the exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := newRoot()
 	root.SetArgs(args)
@@ -105,7 +105,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if exit, ok := errors.AsType[*exitError](err); ok {
 		return exit.code
 	}
-	if !began { // cobra refused the words
+	if !began { // cobra refused the command line
 		fmt.Fprintf(stderr, "Run '%s --help' to see what it takes.\n", cmd.CommandPath())
 		return exitUsage
 	}
@@ -134,8 +134,7 @@ most are keys of a configuration file, see: pgjet config init.`,
 	return root
 }
 
-// group makes cmd one that only holds others: it shows its help, and refuses a word
-// that names none of them.
+// group makes cmd a parent of commands. It shows its help, and refuses an unknown word.
 func group(cmd *cobra.Command, commands ...*cobra.Command) *cobra.Command {
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 {
@@ -145,14 +144,14 @@ func group(cmd *cobra.Command, commands ...*cobra.Command) *cobra.Command {
 		for _, c := range cmd.Commands() {
 			names = append(names, c.Name())
 		}
-		return fmt.Errorf("unknown command %q for %q%s", args[0], cmd.CommandPath(), meant(args[0], names))
+		return fmt.Errorf("unknown command %q for %q%s", args[0], cmd.CommandPath(), suggestion(args[0], names))
 	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	cmd.AddCommand(commands...)
 	return cmd
 }
 
-// plainFlag returns what is wrong with a flag in words for people.
+// plainFlag rewords an error about the value of a flag.
 func plainFlag(err error) error {
 	before, cause, found := strings.Cut(err.Error(), " flag: ")
 	if !found {

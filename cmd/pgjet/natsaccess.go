@@ -9,8 +9,8 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// A natsAccess is how a process gets into NATS: files that prove who it is and who
-// the server is, and the JetStream domain in which the stream lives.
+// A natsAccess holds what a process needs to use NATS: files that prove who it is and who the
+// server is, and the JetStream domain of the stream.
 type natsAccess struct {
 	creds     string
 	nkey      string
@@ -32,11 +32,11 @@ func (a *natsAccess) domainFlag(f *pflag.FlagSet) {
 	f.StringVar(&a.domain, "nats-domain", "", "JetStream domain of the stream, if it is not that of the servers in --nats-url")
 }
 
-// encrypted reports whether a connection is refused to servers without TLS.
+// encrypted reports whether connections require TLS.
 func (a *natsAccess) encrypted() bool { return a.ca != "" || a.cert != "" }
 
-// A natsOption is what one flag, whose value names a file, demands of a connection. The
-// files are read again at each connect, so that they may be renewed.
+// A natsOption is the connection option of a flag that names a file. The file is read again at each
+// connect, so it may be renewed.
 type natsOption struct {
 	flag   string
 	option nats.Option
@@ -59,7 +59,7 @@ func (a *natsAccess) files() []natsOption {
 	return all
 }
 
-// nkeyOption reads the seed when it is applied.
+// nkeyOption returns an option that reads the seed when it is applied.
 func nkeyOption(seed string) nats.Option {
 	return func(o *nats.Options) error {
 		option, err := nats.NkeyOptionFromSeed(seed)
@@ -78,8 +78,8 @@ func (a *natsAccess) options() []nats.Option {
 	return all
 }
 
-// check returns what is wrong with the flags and their files: a connection that keeps
-// trying would never say.
+// check returns what is wrong with the flags and their files. A connection that retries for ever
+// would not report it.
 func (a *natsAccess) check() error {
 	switch {
 	case a.creds != "" && a.nkey != "":
@@ -94,7 +94,7 @@ func (a *natsAccess) check() error {
 			return usagef("%s: %w", f.flag, err)
 		}
 	}
-	if a.creds != "" { // its option reads nothing yet
+	if a.creds != "" { // its option reads the file later
 		if _, err := os.Stat(a.creds); err != nil {
 			return usagef("--nats-creds: %w", err)
 		}
@@ -102,7 +102,7 @@ func (a *natsAccess) check() error {
 	return nil
 }
 
-// jetStream returns JetStream in the domain.
+// jetStream returns the JetStream of the domain.
 func (a *natsAccess) jetStream(nc *nats.Conn) (jetstream.JetStream, error) {
 	if a.domain == "" {
 		return jetstream.New(nc)

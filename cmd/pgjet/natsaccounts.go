@@ -15,19 +15,21 @@ import (
 	"github.com/pgjet/pgjet/internal/devservices"
 )
 
-// accountsDomain is the JetStream domain by which processes reach a stream in another account.
-// A server answers requests to its own JetStream in each account itself, so imports need
-// another prefix.
+// accountsDomain is the JetStream domain through which processes reach a stream in another account.
+// Imports need a prefix of their own: a server answers requests to its own JetStream in each
+// account.
 const accountsDomain = "pgjet"
 
-// accountName is what an account, its user and the variable with its password are made of.
+// accountName matches names that can be those of an account, its user, and the variable of its
+// password.
 var accountName = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 
-// manyAnswers matches the subjects of requests that have more than one answer.
+// manyAnswers matches the subjects of requests that get more than one answer.
 var manyAnswers = regexp.MustCompile(`^\$JS\.API\.(CONSUMER\.MSG\.NEXT|DIRECT\.GET)\.|^\$SRV\.`)
 
-// A natsAccount is an account of NATS: the user that connects there, and what other accounts may use of it. A client
-// that asks something chooses where the answer is published, but only in its own account.
+// A natsAccount is an account of NATS: the user that connects to it, and what other accounts may
+// use of it. A client chooses where the answer to its request is published, but only in its own
+// account.
 type natsAccount struct {
 	Name      string     `json:"name"`
 	Purpose   string     `json:"purpose"`
@@ -37,12 +39,12 @@ type natsAccount struct {
 	Imports   []imported `json:"imports"`
 }
 
-// An exported is subjects that these accounts may import: as a service they send requests, as a
-// stream they receive messages.
+// An exported is a subject that the listed accounts may import. Into a service they send requests;
+// from a stream they receive messages.
 type exported struct {
 	Kind     string   `json:"kind"`
 	Subject  string   `json:"subject"`
-	Answers  string   `json:"response_type,omitempty"` // stream: more than one for a request
+	Answers  string   `json:"response_type,omitempty"` // "stream": a request gets more than one answer
 	Accounts []string `json:"accounts"`
 }
 
@@ -50,10 +52,11 @@ type imported struct {
 	Kind    string `json:"kind"`
 	Account string `json:"account"`
 	Subject string `json:"subject"`
-	To      string `json:"to,omitempty"` // what the subject is called in the account that imports
+	To      string `json:"to,omitempty"` // the subject in the importing account
 }
 
-// offers makes the subject of a known to another account.
+// offers exports a subject of a to another account. If as is not empty, it is the subject's name
+// there.
 func (a *natsAccount) offers(kind, subject string, to *natsAccount, as string) {
 	i := slices.IndexFunc(a.Exports, func(e exported) bool { return e.Kind == kind && e.Subject == subject })
 	if i < 0 {
@@ -68,15 +71,15 @@ func (a *natsAccount) offers(kind, subject string, to *natsAccount, as string) {
 	to.Imports = append(to.Imports, imported{kind, a.Name, subject, as})
 }
 
-// A member is an account in which processes of one role connect, and what they need.
+// A member is an account for the processes of one role, with their permissions.
 type member struct {
 	natsAccount
 	grant grant
 }
 
-// accountsFor returns the accounts of one stream: its own, and one for each role. They allow
-// what the grants of the roles do, but let nobody except the operator create a consumer:
-// a client that does so chooses where, in the account of the stream, the server publishes.
+// accountsFor returns the accounts of one stream: its own, and one for each role. They allow what
+// the roles are granted, but only the operator may create a consumer. Whoever creates a consumer
+// chooses where the server publishes in the account of the stream.
 func accountsFor(stream, prefix string, consumers, services []string) []natsAccount {
 	owner := &natsAccount{Name: stream, Purpose: "JetStream and the stream; no process connects here", JetStream: true}
 	var members []*member
@@ -89,7 +92,7 @@ func accountsFor(stream, prefix string, consumers, services []string) []natsAcco
 	relay := add("relay", "relay", "pgjet relay")
 	writer := add("writer", "writer", "pgjet users")
 	for _, said := range consumers {
-		name, _ := divided(said)
+		name, _ := splitSlices(said)
 		add("consumer", name, "pgjet consume "+name, said)
 	}
 	for _, name := range services {
@@ -114,14 +117,14 @@ func accountsFor(stream, prefix string, consumers, services []string) []natsAcco
 	for _, m := range members {
 		all = append(all, m.natsAccount)
 	}
-	for i := range all { // JSON has empty lists
+	for i := range all { // JSON shows empty lists, not null
 		all[i].Exports, all[i].Imports = append([]exported{}, all[i].Exports...), append([]imported{}, all[i].Imports...)
 	}
 	return all
 }
 
-// asks lets m ask the services that listen to the subject. Of [micro.APIPrefix] and everything
-// below each member answers what is asked of all services, and of those by its own name.
+// asks allows m to send requests to the services that listen to subject. With [micro.APIPrefix] and
+// a wildcard, each member answers requests to all services and to its own name.
 func (m *member) asks(subject string, all []*member) {
 	for _, other := range all {
 		for _, s := range other.grant.Subscribe {
@@ -164,7 +167,7 @@ All processes need --nats-domain ` + accountsDomain + `. They create no durable 
 			}
 			taken := map[string]string{"OPERATOR_PASSWORD": "operator", "RELAY_PASSWORD": "relay", "WRITER_PASSWORD": "writer"}
 			for _, name := range slices.Concat(names, services) {
-				name, _ = divided(name)
+				name, _ = splitSlices(name)
 				if !accountName.MatchString(name) {
 					return usagef("--consumer or --service is %q: the name of an account has letters, digits, - and _ only", name)
 				}
@@ -190,7 +193,7 @@ All processes need --nats-domain ` + accountsDomain + `. They create no durable 
 	return cmd
 }
 
-// writeAccounts writes accounts as nats-server reads them.
+// writeAccounts writes accounts in the syntax of nats-server.
 func writeAccounts(w io.Writer, all []natsAccount) {
 	fmt.Fprintln(w, "accounts: {")
 	for _, a := range all {
@@ -228,7 +231,7 @@ func writeAccounts(w io.Writer, all []natsAccount) {
 	fmt.Fprintln(w, "}")
 }
 
-// variable returns the name of the variable with the password of the account's user.
+// variable returns the name of the variable that holds the password of the account's user.
 func (a natsAccount) variable() string {
 	return strings.ToUpper(strings.ReplaceAll(a.User, "-", "_")) + "_PASSWORD"
 }

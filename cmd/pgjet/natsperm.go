@@ -24,24 +24,22 @@ import (
 	"github.com/pgjet/pgjet/internal/registry"
 )
 
-// inboxPrefix returns where NATS answers whoever connects in this role. A consumer's
-// role is its name, so that none can listen to what another is given.
+// inboxPrefix returns the subject prefix of NATS answers to a role. The role of a consumer is its
+// name, so no consumer can read what another one gets.
 func inboxPrefix(role string) string { return "_INBOX_" + role }
 
-// A grant is what a user of NATS may publish and subscribe to, and nothing else.
+// A grant is all that a user of NATS may publish and subscribe to.
 //
-// It holds no name of a consumer with a wildcard, and no form of CONSUMER.CREATE without a
-// name: a user who may create consumers of any name may change the durable consumers of
-// others. Nobody may respond to whatever is asked either, since whoever asks chooses where
-// the response is published.
+// It has neither wildcards in names of consumers, nor a CONSUMER.CREATE without a name: with those
+// a user could change the durable consumers of others. It does not allow all responses either,
+// because a requester chooses where the response is published.
 type grant struct {
 	Publish   []string `json:"publish"`
 	Subscribe []string `json:"subscribe"`
 }
 
-// registered returns g for a process that registers under that name. It answers to the
-// inbox of the operator, and to that of connections that have no role here, such as of an
-// administrator.
+// registered returns g for a process that registers under name. It answers the operator, and
+// connections without a role here, such as an administrator's.
 func (g grant) registered(name string) grant {
 	for _, verb := range []string{"PING", "INFO", "STATS"} {
 		all := micro.APIPrefix + "." + verb
@@ -51,7 +49,7 @@ func (g grant) registered(name string) grant {
 	return g
 }
 
-// finds returns g for a process that looks for these services.
+// finds returns g for a process that looks these services up.
 func (g grant) finds(names ...string) grant {
 	for _, name := range names {
 		g.Publish = append(g.Publish, micro.APIPrefix+".INFO."+name)
@@ -59,7 +57,7 @@ func (g grant) finds(names ...string) grant {
 	return g
 }
 
-// on returns g with these verbs of the JetStream API for a consumer of the stream.
+// on returns g with these verbs of the JetStream API for one consumer of the stream.
 func (g grant) on(stream, consumer string, verbs ...string) grant {
 	for _, verb := range verbs {
 		g.Publish = append(g.Publish, "$JS.API.CONSUMER."+verb+"."+stream+"."+consumer)
@@ -67,12 +65,12 @@ func (g grant) on(stream, consumer string, verbs ...string) grant {
 	return g
 }
 
-// reads returns g for a process that reads the stream by a short-lived consumer of that name.
+// reads returns g for a process that reads the stream through an ephemeral consumer of that name.
 func (g grant) reads(stream, consumer string) grant {
 	return g.on(stream, consumer, "CREATE", "INFO", "MSG.NEXT", "DELETE")
 }
 
-// in returns g for a stream in that JetStream domain, "" for the servers' own.
+// in returns g for a stream in that JetStream domain; "" is the servers' own.
 func (g grant) in(domain string) grant {
 	if domain == "" {
 		return g
@@ -85,9 +83,8 @@ func (g grant) in(domain string) grant {
 	return g
 }
 
-// grantFor returns the least that a role needs: of a consumer or a service, the one of the first
-// name. TestNATSPermissions runs the real
-// services with them.
+// grantFor returns the least permissions of a role. The roles consumer and service use the first
+// name. TestNATSPermissions runs the real services with them.
 func grantFor(role, stream, prefix string, names []string) grant {
 	api := func(what string) string { return "$JS.API." + what + "." + stream }
 	hints := events.HintSubject(stream)
@@ -98,12 +95,12 @@ func grantFor(role, stream, prefix string, names []string) grant {
 			Subscribe: []string{inboxPrefix("relay") + ".>", hints, events.LeadSubject(stream)},
 		}.registered("pgjet-relay")
 	case "consumer":
-		name, slices := divided(names[0])
+		name, slices := splitSlices(names[0])
 		meet := events.HandleSubject(stream, name)
 		g := grant{Publish: []string{api("STREAM.INFO"), api("DIRECT.GET"), meet}, Subscribe: []string{inboxPrefix(name) + ".>", meet}}
 		for _, durable := range durables(name, slices) {
-			// In both forms that the server has, the second with domain and account. An open
-			// end of one would match acks of others in the other form.
+			// The server has two forms of an ack, the second with domain and account. With a
+			// trailing wildcard one form would match other consumers' acks in the other form.
 			own := stream + "." + durable
 			g.Publish = append(g.Publish, "$JS.ACK."+own+".*.*.*.*.*", "$JS.ACK.*.*."+own+".*.*.*.*.*")
 			g = g.on(stream, durable, "INFO", "CREATE", "RESET", "MSG.NEXT")
@@ -128,7 +125,7 @@ func grantFor(role, stream, prefix string, names []string) grant {
 		}
 		g = g.on(stream, followName, "INFO", "CREATE")
 		for _, name := range names {
-			name, slices := divided(name)
+			name, slices := splitSlices(name)
 			for _, durable := range durables(name, slices) {
 				g = g.on(stream, durable, "INFO", "CREATE", "RESET")
 			}
@@ -136,7 +133,7 @@ func grantFor(role, stream, prefix string, names []string) grant {
 			g = g.reads(stream, plan).reads(stream, run)
 		}
 		return g
-	case "service": // the user service and the onboarding look for some
+	case "service": // the user service and the onboarding look services up
 		return grant{Publish: []string{registry.InboxFor(inboxPrefix("writer")), registry.InboxFor(inboxPrefix("onboarding"))}}.registered(names[0])
 	default: // writer
 		return grant{
@@ -146,16 +143,16 @@ func grantFor(role, stream, prefix string, names []string) grant {
 	}
 }
 
-// divided splits what an operator says of a consumer, such as orders or orders/16, into its name and into how many slices
-// it is divided; 0 if that is not said.
-func divided(consumer string) (name string, slices int) {
+// splitSlices splits an argument such as orders or orders/16 into a consumer's name and its number
+// of slices; 0 if none is given.
+func splitSlices(consumer string) (name string, slices int) {
 	name, text, _ := strings.Cut(consumer, "/")
-	slices, _ = strconv.Atoi(text) // what is no number is no name either
+	slices, _ = strconv.Atoi(text) // a bad number is refused with the name
 	return name, slices
 }
 
-// durables returns the durable consumers of a consumer. Of one that is not pgjet's own, and of which nobody says how many slices it has,
-// they are those of both defaults: with order and without.
+// durables returns the durable consumers of a consumer. If neither pgjet nor the caller knows the
+// number of slices, they are those of both defaults: ordered and not.
 func durables(name string, slices int) []string {
 	own := ownConsumers[name]
 	switch {
@@ -164,7 +161,7 @@ func durables(name string, slices int) []string {
 	case own == nil:
 		return append(inbox.Durables(name, 1), inbox.Durables(name, consumers.DefaultSlices)...)
 	}
-	configs, _ := own().Configs("") // of pgjet's own they are complete: TestAsyncAPISaysWhichTypes
+	configs, _ := own().Configs("") // they list all types: TestAsyncAPISaysWhichTypes
 	var names []string
 	for _, c := range configs {
 		names = append(names, c.Durable)
@@ -215,7 +212,7 @@ The writer may create no consumer; an operator does: pgjet consumer ensure ` + f
 				names = []string{service}
 			}
 			for _, name := range names {
-				if name, slices := divided(name); !validToken(name) || slices < 0 || slices > inbox.Tokens {
+				if name, slices := splitSlices(name); !validToken(name) || slices < 0 || slices > inbox.Tokens {
 					return usagef("--consumer or --service is %q, which NATS takes for no name", name)
 				}
 			}
@@ -244,8 +241,8 @@ The writer may create no consumer; an operator does: pgjet consumer ensure ` + f
 	return group(&cobra.Command{Use: "nats", Short: "Set up NATS"}, other.natsAccountsCommand(), permissions)
 }
 
-// checkOwnNames returns an error if a consumer or a service would be called as something of pgjet itself: it would
-// get what belongs to that, such as an inbox, a consumer of the stream, or a name in the registry.
+// checkOwnNames refuses a consumer or service with a name that pgjet itself uses. It would get
+// pgjet's inbox, durable consumer, or name in the registry.
 func checkOwnNames(consumers, services []string) error {
 	const what = "%s is %q, a name of pgjet itself, of which the role would get what belongs to that; give it another"
 	for _, name := range consumers {
@@ -261,14 +258,14 @@ func checkOwnNames(consumers, services []string) error {
 	return nil
 }
 
-// validToken reports whether NATS takes s for the name of a stream or consumer.
+// validToken reports whether NATS accepts s as the name of a stream or consumer.
 func validToken(s string) bool {
 	return s != "" && len(s) <= 255 && utf8.ValidString(s) && !strings.ContainsAny(s, ".*>\"\\/") &&
 		!strings.ContainsFunc(s, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) })
 }
 
-// write writes the grant as nats-server reads it. Without any list it would allow
-// everything.
+// write writes the grant in the syntax of nats-server. An empty list denies all: without any list
+// nats-server allows all.
 func (g grant) write(w io.Writer) {
 	list := func(name string, subjects []string) {
 		if len(subjects) == 0 {

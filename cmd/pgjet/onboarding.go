@@ -30,7 +30,7 @@ what was done, and reject them. It is a saga: see pgjet saga.`,
 	return cmd
 }
 
-// onboardingParts returns what begins the saga, and what runs it.
+// onboardingParts returns the consumer that starts the sagas, and the runner of the sagas.
 func (s *settings) onboardingParts(db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) ([]part, error) {
 	profiles, err := s.otherService(devservices.Profiles, log)
 	if err != nil {
@@ -48,7 +48,7 @@ func (s *settings) onboardingParts(db *pgxpool.Pool, js jetstream.JetStream, log
 	}, nil
 }
 
-// otherService returns the way to another service.
+// otherService returns the client of another service.
 func (s *settings) otherService(name string, log *slog.Logger) (onboarding.Service, error) {
 	client, err := s.serviceClient(name, log)
 	if err != nil {

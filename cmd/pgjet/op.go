@@ -79,7 +79,7 @@ func writeOperations(w io.Writer, all []operation.Record) {
 	}
 }
 
-// howFar says how many of how many are done.
+// howFar formats the progress of an operation.
 func howFar(o operation.Record) string {
 	switch {
 	case o.Done == nil && o.Total == nil:
@@ -149,7 +149,7 @@ func writeOperation(w io.Writer, o operate.OperationState) {
 	}
 }
 
-// cut returns s, or its beginning, for one line.
+// cut returns s, shortened for one line.
 func cut(s string) string {
 	const most = 200
 	if r := []rune(s); len(r) > most {
@@ -197,7 +197,7 @@ func (s *settings) resumeOperation(ctx context.Context, cmd *cobra.Command, db *
 	case err != nil:
 		return err
 	case o.Kind == "replay":
-		a := replaying{settings: s, consumer: o.Target, reason: o.Reason, output: output, yes: true, continues: &o, rate: rate,
+		a := replayRun{settings: s, consumer: o.Target, reason: o.Reason, output: output, yes: true, continues: &o, rate: rate,
 			in: cmd.InOrStdin(), out: cmd.OutOrStdout(), err: cmd.ErrOrStderr()}
 		err = replayExit(a.replay(ctx))
 	default:

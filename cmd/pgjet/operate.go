@@ -71,7 +71,7 @@ pgjet.schema_version, so that pgjet migrate status and up understand it. See htt
 	return cmd
 }
 
-// demoSets returns the demo's migrations that are asked for, or already in db.
+// demoSets returns the demo's migrations if they are asked for or already in db.
 func demoSets(ctx context.Context, db *pgxpool.Pool, asked bool) ([]migrations.Set, error) {
 	if asked {
 		return demo.Sets, nil
@@ -86,7 +86,7 @@ func (s *settings) migrateUp(cmd *cobra.Command, withDemo bool, output string) e
 		return err
 	}
 	config.ConnConfig.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
-		if n.Routine == "exec_stmt_raise" { // a migration's own words, not PostgreSQL's
+		if n.Routine == "exec_stmt_raise" { // raised by a migration
 			fmt.Fprintln(hints, "pgjet:", n.Message)
 		}
 	}
@@ -127,7 +127,7 @@ func (s *settings) migrateStatusCommand(withDemo *bool) *cobra.Command {
 			}
 			defer postgres.Close(db)
 			var all []migrations.Status
-			err = naming(cmd.Context(), db, func(ctx context.Context) error {
+			err = withLockNamed(cmd.Context(), db, func(ctx context.Context) error {
 				sets, err := demoSets(ctx, db, *withDemo)
 				if err == nil {
 					all, err = migrations.List(ctx, db, sets...)
@@ -204,8 +204,8 @@ func readyCommand() *cobra.Command {
 	return cmd
 }
 
-// here returns the address at which this machine reaches what listens on addr.
-func here(addr string) string {
+// localAddress returns an address at which this machine reaches a listener on addr.
+func localAddress(addr string) string {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		return addr
@@ -219,7 +219,7 @@ func here(addr string) string {
 func askReady(ctx context.Context, out io.Writer, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+here(addr)+"/readyz", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+localAddress(addr)+"/readyz", nil)
 	if err != nil {
 		return usagef("--admin-addr: %w", err)
 	}

@@ -25,8 +25,8 @@ func outboxCommand() *cobra.Command {
 	return cmd
 }
 
-// outboxVerb runs fn for a command with the flag --output, by a connection.
-func (s *settings) outboxVerb(ctx context.Context, output string, fn func(context.Context, *pgx.Conn) error) error {
+// withOutbox calls fn with a connection, without a deadline.
+func (s *settings) withOutbox(ctx context.Context, output string, fn func(context.Context, *pgx.Conn) error) error {
 	if err := checkOutput(output); err != nil {
 		return err
 	}
@@ -35,7 +35,7 @@ func (s *settings) outboxVerb(ctx context.Context, output string, fn func(contex
 		return err
 	}
 	defer postgres.Close(db)
-	return naming(ctx, db, func(ctx context.Context) error {
+	return withLockNamed(ctx, db, func(ctx context.Context) error {
 		return db.AcquireFunc(ctx, func(conn *pgxpool.Conn) error { return fn(ctx, conn.Conn()) })
 	})
 }
@@ -52,7 +52,7 @@ some 64 MB the numbers are estimates, from the first and the last seq of each pa
 --exact says to read all of it, which takes seconds and slows a relay down.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return s.outboxVerb(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
+			return s.withOutbox(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
 				read := upkeep.ReadQuickStatus
 				if exact {
 					read = upkeep.ReadStatus
@@ -94,10 +94,10 @@ func orDash(n *int64) string {
 	return fmt.Sprint(*n)
 }
 
-// A pruning is what "outbox prune" says.
+// A pruning is the JSON output of pgjet outbox prune.
 type pruning struct {
 	DryRun bool     `json:"dry_run"`
-	Pruned []string `json:"pruned"` // partitions; or, in a dry run, what would be tried
+	Pruned []string `json:"pruned"` // partitions; in a dry run those that would be pruned
 	Events int64    `json:"events"`
 	Busy   string   `json:"busy"`
 }
@@ -118,7 +118,7 @@ partition that is old enough cannot go now.`,
 			if age < 0 {
 				return usagef("--older-than is %s, want 0 or more", age)
 			}
-			return s.outboxVerb(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
+			return s.withOutbox(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
 				p, err := prune(ctx, db, age, reason, dryRun)
 				if len(p.Pruned) == 0 && err != nil {
 					return err

@@ -14,7 +14,7 @@ import (
 	remote "github.com/pgjet/pgjet/internal/service"
 )
 
-// serviceFlags registers a flag for each of the other services that a process calls.
+// serviceFlags registers the URL flag of each service that a process calls.
 func (s *settings) serviceFlags(f *pflag.FlagSet, names ...string) {
 	s.serviceURLs = make(map[string]*string)
 	for _, name := range names {
@@ -22,8 +22,8 @@ func (s *settings) serviceFlags(f *pflag.FlagSet, names ...string) {
 	}
 }
 
-// serviceClient returns this process's client for another service, which it finds in the
-// registry or by its flag.
+// serviceClient returns the client for another service. The registry finds the service, else its
+// flag does.
 func (s *settings) serviceClient(name string, log *slog.Logger) (*remote.Client, error) {
 	if c, ok := s.clients[name]; ok {
 		return c, nil
@@ -57,7 +57,7 @@ func (s *settings) serviceClient(name string, log *slog.Logger) (*remote.Client,
 	return c, nil
 }
 
-// breakers returns the other services that are known to be away, by name.
+// breakers returns the services with an open breaker.
 func (s *settings) breakers() (open []health.Breaker) {
 	for _, name := range slices.Sorted(maps.Keys(s.clients)) {
 		if away, since := s.clients[name].Away(); away {

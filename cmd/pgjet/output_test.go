@@ -56,7 +56,7 @@ var outputs = map[string][]any{
 	"event get":                      {operate.Event{}},
 	"event ls":                       {operate.Page{}},
 	"event tail":                     {operate.Item{}},
-	"event timeline":                 {story{}},
+	"event timeline":                 {eventTimeline{}},
 	"explain":                        {[]explanation{}},
 	"key":                            {operate.Key{}},
 	"migrate status":                 {[]migrations.Status{}},

@@ -12,15 +12,14 @@ import (
 	"github.com/pgjet/pgjet/internal/web"
 )
 
-// trusted is the parameter of a NATS URL that says: the network may carry plain text.
+// trusted is the parameter of a NATS URL that allows plain text.
 const trusted = "tls=off"
 
-// warnPlaintext says which connections to other machines go over the network as they
-// are: passwords, names and addresses could be read on the way. It says nothing of a
-// NATS URL that allows it.
+// warnPlaintext logs which connections to other machines are not encrypted. It skips NATS URLs that
+// allow plain text.
 func (s *settings) warnPlaintext(ctx context.Context, log *slog.Logger) {
 	addresses := []string{s.databaseURL, s.directURL}
-	for _, d := range s.more {
+	for _, d := range s.databases {
 		addresses = append(addresses, d.url)
 	}
 	for _, address := range addresses {
@@ -38,7 +37,7 @@ func (s *settings) warnPlaintext(ctx context.Context, log *slog.Logger) {
 	}
 }
 
-// warnPublic logs that pages which ask nobody who they are can be reached from other machines.
+// warnPublic logs that other machines can reach pages without authentication.
 func warnPublic(ctx context.Context, log *slog.Logger, what, flag string, addr net.Addr) {
 	if web.Public(addr) {
 		log.WarnContext(ctx, "these pages ask nobody who they are, and other machines can reach them: keep others out by the network, or serve them on 127.0.0.1",
@@ -46,8 +45,8 @@ func warnPublic(ctx context.Context, log *slog.Logger, what, flag string, addr n
 	}
 }
 
-// hosts returns the names, besides its own, by which a machine may ask for pages on its loopback
-// interface: that of --advertise.
+// hosts returns the further host names under which pages on a loopback address may be requested:
+// that of --advertise.
 func (s *settings) hosts() []string {
 	if s.advertise == "" {
 		return nil
@@ -55,7 +54,7 @@ func (s *settings) hosts() []string {
 	return []string{strings.ToLower(s.advertise)}
 }
 
-// remoteHost reports whether host is neither this machine nor a socket's directory.
+// remoteHost reports whether host is another machine. It is not if it is the directory of a socket.
 func remoteHost(host string) bool {
 	if host == "" || host == "localhost" || strings.HasPrefix(host, "/") {
 		return false

@@ -21,7 +21,7 @@ import (
 // A part is one long-running piece of a process.
 type part = supervisor.Part
 
-// serve runs one service as a process of its own: its parts, and the admin pages.
+// serve runs a process: its parts, and the admin pages.
 func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, parts ...part) error {
 	metrics, stopTelemetry, err := startTelemetry(ctx, log, name)
 	if err != nil {
@@ -47,7 +47,7 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, par
 	defer end()
 	p := supervisor.Process{
 		Version: version(), Admin: admin, Hosts: s.hosts(), Metrics: metrics, Log: log, StopDelay: s.stopDelay,
-		Registrar: s.register(log), Instances: []registry.Instance{i}, Breakers: s.breakers, Stopping: func() { s.hangUp(running, log) },
+		Registrar: s.register(log), Instances: []registry.Instance{i}, Breakers: s.breakers, Stopping: func() { s.cutUnanswered(running, log) },
 	}
 	if err := p.Run(ctx, append(parts, s.configPart())...); err != nil {
 		return err
@@ -56,31 +56,31 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, par
 	return nil
 }
 
-// streams returns the streams of this process, as in [registry.StreamKey].
+// streams returns the streams of this process, in the form of [registry.StreamKey].
 func (s *settings) streams() string {
-	if len(s.more) == 0 {
+	if len(s.databases) == 0 {
 		return s.stream
 	}
 	var all []string
-	for _, d := range s.more {
+	for _, d := range s.databases {
 		all = append(all, d.stream)
 	}
 	return strings.Join(all, ",")
 }
 
-// hangUp hangs up on each PostgreSQL that does not answer, until running ends.
-func (s *settings) hangUp(running context.Context, log *slog.Logger) {
-	for _, d := range s.more {
-		go d.lines.watch(running, log)
+// cutUnanswered cuts the connections to each PostgreSQL that does not answer, until running ends.
+func (s *settings) cutUnanswered(running context.Context, log *slog.Logger) {
+	for _, d := range s.databases {
+		go d.conns.watch(running, log)
 	}
-	s.lines.watch(running, log)
+	s.conns.watch(running, log)
 }
 
 // startTelemetry is [supervisor.Telemetry] of this program.
 func startTelemetry(ctx context.Context, log *slog.Logger, name string) (metrics http.Handler, stop func(), err error) {
 	metrics, stop, err = supervisor.Telemetry(ctx, log, name, version())
 	if err != nil {
-		err = &exitError{exitUsage, err} // of the OTEL_ variables
+		err = &exitError{exitUsage, err} // an OTEL_ variable is wrong
 	}
 	return metrics, stop, err
 }
@@ -95,7 +95,7 @@ func (s *settings) register(log *slog.Logger) *supervisor.Registrar {
 	return s.registrar
 }
 
-// listen opens a TCP socket, or says which flag moves it elsewhere.
+// listen opens a TCP socket. Its error names the flag that sets another address.
 func listen(what, addr, flag string) (net.Listener, error) {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -104,14 +104,13 @@ func listen(what, addr, flag string) (net.Listener, error) {
 	return l, nil
 }
 
-// serveHTTP returns the part that answers on l, the only API of the process.
+// serveHTTP returns the part that serves h on l, the only API of the process.
 func serveHTTP(name string, l net.Listener, h http.Handler, log *slog.Logger) part {
 	return supervisor.Serve(name, l, web.Connections(1), h, log)
 }
 
-// watchDatabase returns the part that says when PostgreSQL goes and when it comes
-// back, for the user service, which only meets it in requests. A table that all sign-ups need and
-// somebody keeps locked is as good as gone.
+// watchDatabase returns the part that logs when PostgreSQL goes away and comes back. The user
+// service would notice only in requests. A locked table that all sign-ups need counts as away.
 func watchDatabase(db *pgxpool.Pool, log *slog.Logger) part {
 	locks := lockWatch{patience: 3 * time.Second}
 	ping := func(ctx context.Context) error {

@@ -8,20 +8,20 @@ import (
 	"github.com/schollz/progressbar/v3"
 )
 
-// A progress shows how far something is, such as the replay of a consumer: a bar on a terminal, else now and then a line.
+// A progress shows how far an operation is: a bar on a terminal, elsewhere a line now and then.
 type progress struct {
 	out        io.Writer
 	what, name string
 	bar        *progressbar.ProgressBar // nil without a terminal
 	began      time.Time                // the first report
-	told       time.Time
-	first      int // what was done at the first report
+	printed    time.Time
+	first      int // how many were done at the first report
 }
 
-// progressInterval is how often there is a line without a terminal.
+// progressInterval is the time between two lines without a terminal.
 const progressInterval = 5 * time.Second
 
-// rateTime is for how long something has to go on before it has a rate.
+// rateTime is the time from which on a rate is shown.
 const rateTime = time.Second
 
 func newProgress(out io.Writer, what, name string) *progress {
@@ -32,19 +32,20 @@ func newProgress(out io.Writer, what, name string) *progress {
 	return p
 }
 
-// draw makes it a bar.
+// draw shows a bar.
 func (p *progress) draw(colour bool) {
 	p.bar = progressbar.NewOptions(-1, progressbar.OptionSetWriter(p.out), progressbar.OptionSetDescription(p.describe(0, 0)),
 		progressbar.OptionShowCount(), progressbar.OptionEnableColorCodes(colour), progressbar.OptionSetSpinnerChangeInterval(0),
 		progressbar.OptionThrottle(100*time.Millisecond))
 }
 
-// report says that so many of a total are done. What is done besides, such as an event that came meanwhile, makes the total larger.
+// report records that done of total are done. If more are done, such as events that were stored
+// since, the total grows.
 func (p *progress) report(operation int64, done, total int) {
 	total = max(total, done)
 	now := time.Now()
 	if p.began.IsZero() {
-		p.began, p.told, p.first = now, now, done
+		p.began, p.printed, p.first = now, now, done
 	}
 	rate := 0.0
 	if took := now.Sub(p.began); took >= rateTime {
@@ -53,17 +54,17 @@ func (p *progress) report(operation int64, done, total int) {
 	if p.bar != nil {
 		p.bar.Describe(p.describe(operation, rate))
 		p.bar.ChangeMax(total)
-		_ = p.bar.Set(done) // a bar that is not drawn stops nothing
+		_ = p.bar.Set(done) // a bar that cannot be drawn is no failure
 		return
 	}
-	if now.Sub(p.told) < progressInterval {
+	if now.Sub(p.printed) < progressInterval {
 		return
 	}
-	p.told = now
+	p.printed = now
 	fmt.Fprintf(p.out, "%s %d/%d %.0f/s\n", p.describe(operation, 0), done, total, rate)
 }
 
-// describe returns what goes on, and how fast, if that is known.
+// describe names the operation, and its rate if it is known.
 func (p *progress) describe(operation int64, rate float64) string {
 	text := p.what
 	if operation != 0 {
@@ -78,7 +79,7 @@ func (p *progress) describe(operation int64, rate float64) string {
 	return text
 }
 
-// finish leaves the line of the bar.
+// finish ends the line of the bar.
 func (p *progress) finish() {
 	if p.bar != nil {
 		fmt.Fprintln(p.out)

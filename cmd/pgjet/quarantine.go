@@ -64,7 +64,7 @@ func showQuarantine(out io.Writer, output string, all []relay.Quarantined) error
 }
 
 func showUnknown(out io.Writer, output string, all []relay.UnknownMessage) error {
-	const shown = 20 // of a thousand, the first
+	const shown = 20
 	return show(out, output, all, func(w io.Writer) {
 		fmt.Fprintln(w, "SEQUENCE\tEVENT\tSUBJECT\tFOUND")
 		for i, m := range all {
@@ -107,15 +107,15 @@ one back. --all is all that are held.`
 	return cmd
 }
 
-// A decision is what becomes of events in quarantine.
+// A decision is a command that retries or drops events in quarantine.
 type decision struct {
 	decide      func(ctx context.Context, db *pgxpool.Pool, seqs []int64, reason string) ([]int64, error)
-	done        string // a line with the number of events
+	done        string // the format of the line with the number of events
 	needsReason bool
-	asks        bool // before it changes all
+	asks        bool // for confirmation before it changes all
 }
 
-// A decidedOn is what pgjet relay quarantine retry and drop print as JSON.
+// A decidedOn is the JSON output of pgjet relay quarantine retry and drop.
 type decidedOn struct {
 	Changed []int64 `json:"changed"` // seqs
 }
@@ -164,8 +164,7 @@ func (s *settings) decideCommand(d decision) *cobra.Command {
 	return cmd
 }
 
-// selection returns the seqs that args name, or nil for all. Nobody gets all without
-// asking for them.
+// selection returns the seqs in args, or nil for all. All are selected only by --all.
 func selection(args []string, all bool) ([]int64, error) {
 	if all == (len(args) > 0) {
 		return nil, usagef("name events by their SEQ, or say --all for all that are held; not both. See: pgjet relay quarantine ls")

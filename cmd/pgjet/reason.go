@@ -16,8 +16,8 @@ import (
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
-// reasoned returns the text of err. If PostgreSQL or NATS is why a command failed, it begins with the
-// reason, a word that docs/cli.md explains.
+// reasoned returns the text of err. If PostgreSQL or NATS is the cause, the text begins with the
+// reason, as docs/cli.md lists them.
 func reasoned(err error) string {
 	text, reason := err.Error(), reasonOf(err)
 	if reason == "" || strings.HasPrefix(text, reason+":") {
@@ -26,8 +26,8 @@ func reasoned(err error) string {
 	return reason + ": " + strings.Replace(text, ": "+reason+": ", ": ", 1)
 }
 
-// reasonOf returns the reason of an error of PostgreSQL or NATS, "" of any other. A deadline that
-// passed says not which of them was asked.
+// reasonOf returns the reason of an error from PostgreSQL or NATS, "" for any other. An expired
+// deadline does not show which of them was asked.
 func reasonOf(err error) string {
 	_, answered := errors.AsType[*pgconn.PgError](err)
 	_, connecting := errors.AsType[*pgconn.ConnectError](err)
@@ -41,7 +41,7 @@ func reasonOf(err error) string {
 	return string(natsconn.Of(err))
 }
 
-// reasonExit returns the exit code of an error that has none of its own.
+// reasonExit returns the exit code of an error that is not an [exitError].
 func reasonExit(err error) int {
 	if _, locked := errors.AsType[*lead.TableLock](err); locked {
 		return exitRefused
@@ -53,7 +53,7 @@ func reasonExit(err error) int {
 		return exitRefused
 	}
 	switch natsconn.Of(err) {
-	case jserror.Outdated, jserror.Limit, jserror.Disabled: // it answers, and cannot be used
+	case jserror.Outdated, jserror.Limit, jserror.Disabled: // NATS answers, but cannot be used
 		return exitUnreachable
 	}
 	if postgres.IsPooler(err) {

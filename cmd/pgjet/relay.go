@@ -44,7 +44,7 @@ configuration lists; the commands below then take --relay NAME.`,
 			if err != nil {
 				return err
 			}
-			// The relay's own connections are as short-lived as its terms, and tell of trouble.
+			// This connection logs nothing: the connections of the relay's sessions report the same trouble.
 			quiet := slog.New(slog.DiscardHandler)
 			s.registryConn, _, err = s.connectNATS("pgjet-relay-registry", quiet, nats.CustomInboxPrefix(inboxPrefix("relay")))
 			if err != nil {
@@ -66,7 +66,7 @@ configuration lists; the commands below then take --relay NAME.`,
 	s.outboxFlags(f)
 	s.processFlags(f)
 	cmd.AddCommand(s.relayStatusCommand())
-	cmd.AddCommand(s.ofOne(s.relayPauseCommand(), s.relayResumeCommand(), s.relayAdoptCommand(),
+	cmd.AddCommand(s.forOneRelay(s.relayPauseCommand(), s.relayResumeCommand(), s.relayAdoptCommand(),
 		group(&cobra.Command{Use: "quarantine", Short: "Decide on events that no stream takes"},
 			s.quarantineListCommand(), s.quarantineRetryCommand(), s.quarantineDropCommand()))...)
 	return cmd
@@ -100,10 +100,10 @@ func (s *settings) newRelay(database *pgx.ConnConfig, log *slog.Logger) (*relay.
 	}, nil
 }
 
-// operateTime bounds what one command asks of the database.
+// operateTime bounds the work of a command that does not wait.
 const operateTime = 10 * time.Second
 
-// withDatabase calls fn with a pool, for commands that do not wait.
+// withDatabase calls fn with a pool, for at most operateTime.
 func (s *settings) withDatabase(ctx context.Context, fn func(ctx context.Context, db *pgxpool.Pool) error) error {
 	ctx, cancel := context.WithTimeout(ctx, operateTime)
 	defer cancel()
@@ -115,14 +115,14 @@ func (s *settings) withDatabase(ctx context.Context, fn func(ctx context.Context
 	return lead.NameLock(ctx, db, fn(ctx, db))
 }
 
-// actor returns who runs this, as user@host.
+// actor returns the user who runs this command, as user@host.
 func actor() string { return operation.Actor() }
 
 func reasonFlag(f *pflag.FlagSet, reason *string) {
 	f.StringVar(reason, "reason", "", "why; it is kept with the change")
 }
 
-// needReason refuses to do what somebody will ask about later without a reason.
+// needReason returns an error if no reason is given.
 func needReason(reason string) error {
 	if strings.TrimSpace(reason) == "" {
 		return usagef("say why with --reason; it is kept with the change")
@@ -130,7 +130,7 @@ func needReason(reason string) error {
 	return nil
 }
 
-// confirm asks, with no for an answer unless it is yes.
+// confirm asks a question. The answer is no unless it is y or yes.
 func confirm(in io.Reader, out io.Writer, question string) bool {
 	fmt.Fprint(out, question+" [y/N] ")
 	answer, _ := bufio.NewReader(in).ReadString('\n')
@@ -138,17 +138,19 @@ func confirm(in io.Reader, out io.Writer, question string) bool {
 	return a == "y" || a == "yes"
 }
 
-// confirmByTyping asks for a word, such as a count or a name, which cannot be typed without reading the question.
+// confirmByTyping asks for a word to be typed, such as a count or a name, so that the question has
+// to be read.
 func confirmByTyping(in io.Reader, out io.Writer, question, want string) bool {
 	fmt.Fprintf(out, "%s Type %s to continue: ", question, want)
 	answer, _ := bufio.NewReader(in).ReadString('\n')
 	return strings.TrimSpace(answer) == want
 }
 
-// manyEvents is from how many on somebody has to type how many there are.
+// manyEvents is the number of events above which their count has to be typed.
 const manyEvents = 10_000
 
-// confirmCount asks before n events are touched: with the count to be typed if there are many, or grave says so.
+// confirmCount asks before n events are changed. The count has to be typed if there are many, or if
+// the change is grave.
 func confirmCount(in io.Reader, out io.Writer, question string, n int64, grave bool) bool {
 	if n > manyEvents || grave {
 		return confirmByTyping(in, out, question, fmt.Sprint(n))
@@ -246,7 +248,7 @@ Nothing is deleted, and it cannot be undone.`,
 	return cmd
 }
 
-// An adoption is what pgjet relay adopt was told.
+// An adoption is one run of pgjet relay adopt.
 type adoption struct {
 	dryRun, yes    bool
 	reason, output string
@@ -267,7 +269,7 @@ func (a adoption) check(in io.Reader) error {
 	return nil
 }
 
-// adopt lists, asks, and adopts what was listed.
+// adopt lists the unknown messages, asks, and adopts what it listed.
 func (s *settings) adopt(ctx context.Context, a adoption) error {
 	var listed []relay.UnknownMessage
 	err := s.withDatabase(ctx, func(ctx context.Context, db *pgxpool.Pool) (err error) {
@@ -312,7 +314,7 @@ func sameMessage(a, b relay.UnknownMessage) bool {
 	return a.StreamSeq == b.StreamSeq && a.StreamCreated.Equal(b.StreamCreated)
 }
 
-// typed returns a command as one has to type it: about this stream, if it is about one.
+// typed returns a command with the flags for this stream.
 func (s *settings) typed(command string) string {
 	return operate.WithPrefix(typed(command, s.stream), s.prefix)
 }

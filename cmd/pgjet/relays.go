@@ -15,17 +15,17 @@ import (
 	"github.com/pgjet/pgjet/internal/supervisor"
 )
 
-// A relayEntry is one of several relays of a process: it has a database, a stream and a prefix of its own.
+// A relayEntry is one of several relays of a process.
 type relayEntry struct{ name, databaseURL, stream, prefix, source string }
 
 // A database is one of several that a process uses.
 type database struct {
 	url    string
-	stream string // of its relay
-	lines  *lines
+	stream string // that its relay publishes to
+	conns  *conns
 }
 
-// relaysGroup are the relays that the configuration lists.
+// relaysGroup describes the relays that the configuration lists.
 func relaysGroup(cmd *cobra.Command) config.Group {
 	path := cmd.CommandPath() + " "
 	used := slices.ContainsFunc([]string{"pgjet relay ", "pgjet stream ", "pgjet config "}, func(p string) bool { return strings.HasPrefix(path, p) })
@@ -39,30 +39,30 @@ func relaysGroup(cmd *cobra.Command) config.Group {
 	}}
 }
 
-// checked makes of a check what a key of the configuration is parsed by.
+// checked turns a check into the parser of a configuration key.
 func checked(check func(string) error) func(string) (string, error) {
 	return func(text string) (string, error) { return text, check(text) }
 }
 
-// relayFlag is for commands about one of several relays.
+// relayFlag registers --relay, for commands about one of several relays.
 func (s *settings) relayFlag(f *pflag.FlagSet) {
 	f.StringVar(&s.relay, "relay", "", "one of the relays that the configuration lists, by its name")
 }
 
-// single are the flags that say what a relay is about, if it is the only one.
-var single = []string{"database-url", "direct-database-url", "stream", "prefix", "source"}
+// singleFlags are the flags that describe the only relay of a process.
+var singleFlags = []string{"database-url", "direct-database-url", "stream", "prefix", "source"}
 
-// relays returns the relays that cmd is about: those that the configuration lists, or the one of them that
-// --relay names. There are none if the configuration lists none, or if flags say what cmd is about.
+// relays returns the relays of cmd: all that the configuration lists, or the one that --relay
+// names. It returns none if the configuration lists none, or if flags describe the relay.
 func (s *settings) relays(cmd *cobra.Command) ([]relayEntry, error) {
 	c := configured(cmd.Context())
-	byHand := slices.IndexFunc(single, func(name string) bool {
+	given := slices.IndexFunc(singleFlags, func(name string) bool {
 		return slices.ContainsFunc(c.given, func(v config.Value) bool { return v.Origin == "--"+name })
 	})
 	switch {
-	case s.relay != "" && byHand >= 0:
-		return nil, usagef("--relay and --%s are both given: want one of them", single[byHand])
-	case byHand >= 0:
+	case s.relay != "" && given >= 0:
+		return nil, usagef("--relay and --%s are both given: want one of them", singleFlags[given])
+	case given >= 0:
 		return nil, nil
 	}
 	if names := c.first.Entries("relays"); s.relay != "" && !slices.Contains(names, s.relay) {
@@ -71,7 +71,7 @@ func (s *settings) relays(cmd *cobra.Command) ([]relayEntry, error) {
 	return listedRelays(c.first, s.relay)
 }
 
-// listedRelays returns the relays that a configuration lists, or only the one of a name.
+// listedRelays returns the relays that a configuration lists, or only the one with that name.
 func listedRelays(c *config.Config, only string) (all []relayEntry, err error) {
 	for _, name := range c.Entries("relays") {
 		if only != "" && only != name {
@@ -82,7 +82,7 @@ func listedRelays(c *config.Config, only string) (all []relayEntry, err error) {
 		if e.databaseURL == "" {
 			return nil, usagef("relays.%s.database_url is not set, nor relays.%s.database_url_file", name, name)
 		}
-		if err := events.CheckPrefix(e.prefix); err != nil { // a name need not be one
+		if err := events.CheckPrefix(e.prefix); err != nil { // the default is the name of the entry, which may be no prefix
 			return nil, usagef("relays.%s.prefix: %w", name, err)
 		}
 		if err := e.checkBeside(all); err != nil {
@@ -93,8 +93,8 @@ func listedRelays(c *config.Config, only string) (all []relayEntry, err error) {
 	return all, nil
 }
 
-// checkBeside returns an error if e cannot run beside the others: an outbox is published once, and prefixes that overlap are
-// of one stream.
+// checkBeside returns an error if e cannot run beside the others. An outbox is published to one
+// stream, and prefixes that overlap belong to one stream.
 func (e relayEntry) checkBeside(others []relayEntry) error {
 	for _, other := range others {
 		switch {
@@ -109,8 +109,8 @@ func (e relayEntry) checkBeside(others []relayEntry) error {
 	return nil
 }
 
-// sameDatabase reports whether two addresses name the same database of the same host. Addresses that cannot be parsed
-// are refused elsewhere.
+// sameDatabase reports whether two URLs name the same database on the same host. URLs that cannot
+// be parsed are refused elsewhere.
 func sameDatabase(a, b string) bool {
 	x, err := pgx.ParseConfig(a)
 	y, err2 := pgx.ParseConfig(b)
@@ -124,16 +124,17 @@ func orNone(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// take makes s be about one of several relays.
-func (s *settings) take(e relayEntry) {
+// use makes s describe one of several relays.
+func (s *settings) use(e relayEntry) {
 	s.databaseURL, s.directURL, s.stream, s.prefix, s.source = e.databaseURL, "", e.stream, e.prefix, e.source
 }
 
-// ofOne makes commands be about the one relay that --relay names, if the configuration lists several.
-func (s *settings) ofOne(commands ...*cobra.Command) []*cobra.Command {
+// forOneRelay makes commands work on the relay that --relay names. The flag is required if the
+// configuration lists several.
+func (s *settings) forOneRelay(commands ...*cobra.Command) []*cobra.Command {
 	for _, c := range commands {
 		if c.HasSubCommands() {
-			s.ofOne(c.Commands()...)
+			s.forOneRelay(c.Commands()...)
 			continue
 		}
 		run := c.RunE
@@ -145,7 +146,7 @@ func (s *settings) ofOne(commands ...*cobra.Command) []*cobra.Command {
 			case len(all) > 1:
 				return usagef("the configuration lists several relays: say which with --relay: %s", orNone(configured(cmd.Context()).first.Entries("relays")))
 			case len(all) == 1:
-				s.take(all[0])
+				s.use(all[0])
 			}
 			return run(cmd, args)
 		}
@@ -153,7 +154,8 @@ func (s *settings) ofOne(commands ...*cobra.Command) []*cobra.Command {
 	return commands
 }
 
-// relayParts returns one part for each relay that the configuration lists, or the one that flags describe.
+// relayParts returns a part for each relay that the configuration lists, or for the one that flags
+// describe.
 func (s *settings) relayParts(cmd *cobra.Command, log *slog.Logger) ([]part, error) {
 	all, err := s.relays(cmd)
 	if err != nil {
@@ -165,8 +167,8 @@ func (s *settings) relayParts(cmd *cobra.Command, log *slog.Logger) ([]part, err
 	}
 	var parts []part
 	for _, e := range all {
-		d := database{url: e.databaseURL, stream: e.stream, lines: &lines{}}
-		config, err := d.lines.parse(fmt.Sprintf("relays.%s.database_url", e.name), d.url)
+		d := database{url: e.databaseURL, stream: e.stream, conns: &conns{}}
+		config, err := d.conns.parse(fmt.Sprintf("relays.%s.database_url", e.name), d.url)
 		if err != nil {
 			return nil, err
 		}
@@ -176,7 +178,7 @@ func (s *settings) relayParts(cmd *cobra.Command, log *slog.Logger) ([]part, err
 		}
 		r.Name, r.Stream, r.Prefix, r.Source = e.name, e.stream, e.prefix, e.source
 		parts = append(parts, supervisor.Of("relay-"+e.name, r))
-		s.more = append(s.more, d)
+		s.databases = append(s.databases, d)
 	}
 	return parts, nil
 }

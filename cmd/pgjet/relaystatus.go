@@ -41,7 +41,7 @@ func (s *settings) relayStatusCommand() *cobra.Command {
 				if i > 0 && output == "table" {
 					fmt.Fprintln(cmd.OutOrStdout())
 				}
-				s.take(e)
+				s.use(e)
 				if err := s.showRelay(cmd, output); err != nil {
 					errs = append(errs, fmt.Errorf("relay %s: %w", e.name, err))
 				}
@@ -62,12 +62,11 @@ func (s *settings) showRelay(cmd *cobra.Command, output string) error {
 		if err != nil {
 			return err
 		}
-		return showStatus(cmd.OutOrStdout(), output, status, s.absent(ctx, status), s.prefix)
+		return showStatus(cmd.OutOrStdout(), output, status, s.missingStream(ctx, status), s.prefix)
 	})
 }
 
-// worst returns what ended several looks, with the exit code of one that failed before that of one that
-// found something.
+// worst joins errors. Its exit code is that of the first failure, else that of the first finding.
 func worst(errs []error) error {
 	code, joined := exitOK, errors.Join(errs...)
 	for _, err := range errs {
@@ -85,15 +84,15 @@ func worst(errs []error) error {
 	return &exitError{code, joined}
 }
 
-// absent returns that the stream does not exist, and which do, if no relay has ever run for it
-// and NATS can be asked; "" otherwise.
-func (s *settings) absent(ctx context.Context, status relay.Status) string {
+// missingStream returns a sentence that the stream does not exist, and which streams do. It returns
+// "" if a relay has run for the stream, or if NATS cannot be asked.
+func (s *settings) missingStream(ctx context.Context, status relay.Status) string {
 	if s.natsURL == "" || status.Leader != nil && status.Leader.Epoch > 0 {
 		return ""
 	}
 	nc, js, err := s.reachNATS()
 	if err != nil {
-		return "" // the outbox alone was asked for
+		return "" // NATS is optional here
 	}
 	defer nc.Close()
 	if _, err := js.Stream(ctx, s.stream); natsconn.Of(err) != jserror.StreamMissing {
@@ -102,11 +101,11 @@ func (s *settings) absent(ctx context.Context, status relay.Status) string {
 	return natsconn.NoStream(ctx, js, s.stream)
 }
 
-// A relayView is what pgjet relay status prints as JSON, of each relay.
+// A relayView is the JSON output of pgjet relay status for one relay.
 type relayView struct {
 	relay.Status
 	Publishing bool              `json:"publishing"`
-	Troubles   []operate.Trouble `json:"troubles"` // why not
+	Troubles   []operate.Trouble `json:"troubles"` // why it does not publish
 }
 
 func showStatus(out io.Writer, output string, s relay.Status, absent, prefix string) error {
@@ -172,8 +171,8 @@ func writeStatus(w io.Writer, s relay.Status, all []operate.Trouble) {
 	}
 }
 
-// aboutPending says how many events are pending: those since the newest checkpoint. While nothing goes on, some of them may be
-// in the stream all the same.
+// aboutPending describes the pending events, those after the newest checkpoint. While the relay
+// stands still, the stream may hold some of them.
 func aboutPending(s relay.Status, stands bool) string {
 	p := s.Pending
 	text := fmt.Sprint(p.Events)
@@ -190,7 +189,7 @@ func aboutPending(s relay.Status, stands bool) string {
 	return text
 }
 
-// aboutDue says what is due, why it was not moved, and when the next event is.
+// aboutDue describes the due events, why they were not moved, and the next one.
 func aboutDue(now time.Time, s relay.Scheduled) string {
 	text := operate.AtMost(s.Events, "waits", "wait") + ", " + operate.AtMost(s.Due, "due", "due")
 	if s.Due > 0 {

@@ -16,28 +16,28 @@ import (
 	"github.com/pgjet/pgjet/producer"
 )
 
-// logger returns the log of a process, and follows the configuration with its level.
+// logger returns the logger of a process. Its level follows the configuration.
 func (s *settings) logger(cmd *cobra.Command) *slog.Logger {
 	log := newLogger(cmd.ErrOrStderr(), &s.level)
 	s.follow(configured(cmd.Context()), log)
 	return log
 }
 
-// follow makes s.live of a configuration, and s.level of its log level.
+// follow sets s.live from c, and s.level from its log level.
 func (s *settings) follow(c *configuration, log *slog.Logger) {
 	s.level.Set(s.logLevel)
 	s.live = config.NewLive(c.first, c.load, log)
 	s.live.Subscribe(func(_, now *config.Config) {
 		var level slog.Level
 		v, _ := now.Lookup("log_level")
-		if level.UnmarshalText([]byte(v.Text)) == nil { // a level that is none passes no load
+		if level.UnmarshalText([]byte(v.Text)) == nil { // load accepts valid levels only
 			s.level.Set(level)
 		}
 	})
 }
 
-// configPart returns the part that follows the configuration file. SIGHUP has it read at
-// once; a terminal sends that signal when it is closed, and there it ends the process.
+// configPart returns the part that follows the configuration file. SIGHUP makes it reload at once,
+// except on a terminal: there SIGHUP ends the process.
 func (s *settings) configPart() part {
 	return part{Name: "configuration", Run: func(ctx context.Context) error {
 		ask := make(chan os.Signal, 1)
@@ -49,8 +49,8 @@ func (s *settings) configPart() part {
 	}}
 }
 
-// tune gives the user service what the configuration says about it, now and whenever
-// that changes: its tuning, and the feature flags.
+// tune applies the tuning and the feature flags of the configuration to the user service, now and
+// after each change.
 func (s *settings) tune(api *producer.Server) error {
 	flags := memprovider.NewInMemoryProvider(featureFlags(s.live.Current()))
 	if err := openfeature.SetProviderAndWait(flags); err != nil {

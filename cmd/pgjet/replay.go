@@ -19,8 +19,8 @@ import (
 	"github.com/pgjet/pgjet/internal/postgres"
 )
 
-// A replaying is what pgjet replay was told.
-type replaying struct {
+// A replayRun is one run of pgjet replay.
+type replayRun struct {
 	*settings
 	consumer            string
 	selection           replay.Selection
@@ -29,12 +29,12 @@ type replaying struct {
 	reason, output      string
 	in                  io.Reader
 	out, err            io.Writer
-	continues           *operation.Record // the operation to go on with; nil: it begins one
-	rate                int               // at which it goes on; 0 is as it was
+	continues           *operation.Record // the operation to resume; nil: a new one
+	rate                int               // of the resumed operation; 0: as before
 }
 
 func replayCommand() *cobra.Command {
-	a := replaying{settings: &settings{}}
+	a := replayRun{settings: &settings{}}
 	cmd := &cobra.Command{
 		Use:   "replay CONSUMER",
 		Short: "Deliver events that the stream still has to one consumer again",
@@ -62,7 +62,7 @@ handed over one by one, while live events go on.`,
 	return cmd
 }
 
-func (a *replaying) flags(cmd *cobra.Command) {
+func (a *replayRun) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.BoolVar(&a.selection.All, "all", false, "everything that the stream has")
 	f.Uint64Var(&a.selection.FromSeq, "from-seq", 0, "from this sequence of the stream on")
@@ -84,9 +84,8 @@ func (a *replaying) flags(cmd *cobra.Command) {
 	a.access.flags(f)
 }
 
-// check completes the selection, and refuses what makes no sense before anything is
-// connected to.
-func (a *replaying) check(cmd *cobra.Command) (err error) {
+// check completes the selection and checks the flags, before anything connects.
+func (a *replayRun) check(cmd *cobra.Command) (err error) {
 	if err := checkOutput(a.output); err != nil {
 		return err
 	}
@@ -128,7 +127,7 @@ func (a *replaying) check(cmd *cobra.Command) (err error) {
 }
 
 // replay plans, asks, and runs the plan.
-func (a *replaying) replay(ctx context.Context) error {
+func (a *replayRun) replay(ctx context.Context) error {
 	db, err := a.reachDirect(ctx)
 	if err != nil {
 		return err
@@ -137,7 +136,7 @@ func (a *replaying) replay(ctx context.Context) error {
 	return lead.NameLock(ctx, db, a.replayOn(ctx, db))
 }
 
-func (a *replaying) replayOn(ctx context.Context, db *pgxpool.Pool) error {
+func (a *replayRun) replayOn(ctx context.Context, db *pgxpool.Pool) error {
 	nc, js, err := a.reachNATS()
 	if err != nil {
 		return err
@@ -172,8 +171,8 @@ func (a *replaying) replayOn(ctx context.Context, db *pgxpool.Pool) error {
 	return a.run(ctx, r, plan)
 }
 
-// agree reports whether the plan is to be run.
-func (a *replaying) agree(plan *replay.Plan) (bool, error) {
+// agree reports whether to run the plan.
+func (a *replayRun) agree(plan *replay.Plan) (bool, error) {
 	switch {
 	case a.dryRun:
 		fmt.Fprintln(a.err, "nothing was changed")
@@ -186,7 +185,7 @@ func (a *replaying) agree(plan *replay.Plan) (bool, error) {
 	case a.yes:
 		return true, nil
 	}
-	n, grave := int64(plan.Run+plan.Again), plan.Effects || a.selection.Force // what was done outside is done again, or what is lost is not rebuilt
+	n, grave := int64(plan.Run+plan.Again), plan.Effects || a.selection.Force // effects happen again, or a rebuild is not complete
 	if confirmCount(a.in, a.err, fmt.Sprintf("Replay %d events to %s?", n, plan.Consumer), n, grave) {
 		return true, nil
 	}
@@ -194,7 +193,7 @@ func (a *replaying) agree(plan *replay.Plan) (bool, error) {
 	return false, nil
 }
 
-func (a *replaying) run(ctx context.Context, r *replay.Replay, plan *replay.Plan) error {
+func (a *replayRun) run(ctx context.Context, r *replay.Replay, plan *replay.Plan) error {
 	reason := a.reason
 	if strings.TrimSpace(reason) == "" {
 		reason = "none given"
@@ -215,8 +214,8 @@ func (a *replaying) run(ctx context.Context, r *replay.Replay, plan *replay.Plan
 	return nil
 }
 
-// stopped says how far the replay came, and how to go on.
-func (a *replaying) stopped(ctx context.Context, plan *replay.Plan, result replay.Result, err error) error {
+// stopped reports how far the replay came, and how to resume it.
+func (a *replayRun) stopped(ctx context.Context, plan *replay.Plan, result replay.Result, err error) error {
 	if result.Step == "handed over" {
 		fmt.Fprintf(a.err, "everything is handed over to %s, which goes on by itself\n", plan.Consumer)
 	} else if result.Operation != 0 {
@@ -229,8 +228,8 @@ func (a *replaying) stopped(ctx context.Context, plan *replay.Plan, result repla
 	return err
 }
 
-// resumeCommand returns what to type to go on with the rest of the plan.
-func (a *replaying) resumeCommand(plan *replay.Plan, result replay.Result) string {
+// resumeCommand returns the command that replays the rest of the plan.
+func (a *replayRun) resumeCommand(plan *replay.Plan, result replay.Result) string {
 	s := a.selection
 	words := []string{"pgjet replay", word(plan.Consumer)}
 	if plan.Way == replay.ByReset && s.All {
@@ -238,7 +237,7 @@ func (a *replaying) resumeCommand(plan *replay.Plan, result replay.Result) strin
 	} else {
 		words = append(words, fmt.Sprint("--from-seq ", result.Next))
 	}
-	if plan.Way == replay.ByIntent { // what is stored meanwhile is not part of it
+	if plan.Way == replay.ByIntent { // events that were stored since are not part of the plan
 		words = append(words, "--until "+plan.Until.UTC().Format(time.RFC3339Nano))
 	}
 	for _, flag := range []struct{ name, value string }{{"--type", s.Type}, {"--key", s.Key}} {
@@ -261,7 +260,7 @@ func (a *replaying) resumeCommand(plan *replay.Plan, result replay.Result) strin
 	return strings.Join(words, " ")
 }
 
-// outcome says in a line how the replay ended.
+// outcome describes in one line how the replay ended.
 func outcome(plan *replay.Plan, result replay.Result) string {
 	line := fmt.Sprintf("replay %d: %d events handed over to %s", result.Operation, plan.Run+plan.Again, plan.Consumer)
 	switch {
@@ -282,7 +281,7 @@ func outcome(plan *replay.Plan, result replay.Result) string {
 	return line
 }
 
-// replayExit gives the errors of package replay their exit codes.
+// replayExit adds exit codes to the errors of package replay.
 func replayExit(err error) error {
 	if exit, ok := errors.AsType[*exitError](err); ok {
 		return exit

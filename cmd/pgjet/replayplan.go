@@ -14,13 +14,13 @@ func writePlan(w io.Writer, p *replay.Plan) {
 			line(name, n, note)
 		}
 	}
-	line("consumer", p.Consumer, whoRuns(p))
+	line("consumer", p.Consumer, processesOf(p))
 	if p.From > p.To {
 		line("stream", p.Stream, "nothing is stored in this range")
 	} else {
 		line("stream", p.Stream, fmt.Sprintf("sequence %d to %d", p.From, p.To))
 	}
-	line("way", p.Way, how(p))
+	line("way", p.Way, way(p))
 	line("selected", p.Selected, "events of the range that it handles")
 	line("run", p.Run, "not in the inbox: will be delivered and run")
 	some("again", p.Again, "done, and will run again")
@@ -44,8 +44,8 @@ func writePlan(w io.Writer, p *replay.Plan) {
 	}
 }
 
-// how says which way the plan takes.
-func how(p *replay.Plan) string {
+// way describes how the plan delivers events.
+func way(p *replay.Plan) string {
 	switch {
 	case p.Way == replay.ByIntent:
 		return "event by event, while live events go on"
@@ -55,7 +55,7 @@ func how(p *replay.Plan) string {
 	return "the consumer is paused for seconds and set back; events that are done are delivered and skipped"
 }
 
-func whoRuns(p *replay.Plan) string {
+func processesOf(p *replay.Plan) string {
 	switch {
 	case p.Paused:
 		return "is paused, and stays so: nothing runs until it is resumed"

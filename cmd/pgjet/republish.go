@@ -23,7 +23,7 @@ func republishCommand() *cobra.Command {
 		Long: `Publish events again that were published, and that the stream lacks, such as after a message was
 deleted. What a stream loses at its end, or as a whole, the relay publishes again by itself. What stands
 in the stream is not published twice.`,
-	}, append(s.ofOne(s.republishPlanCommand()), s.republishRunCommand())...)
+	}, append(s.forOneRelay(s.republishPlanCommand()), s.republishRunCommand())...)
 }
 
 func (s *settings) republishPlanCommand() *cobra.Command {
@@ -176,8 +176,8 @@ func operationID(text string) (int64, error) {
 	return id, nil
 }
 
-// watchOperation shows how far an operation is until it ends, unless detach, and then the operation. The exit code is 3 if
-// the stream refused some.
+// watchOperation shows the progress of an operation until it ends, then the operation. If detach is
+// set, it shows the operation at once. The exit code is 3 if the stream refused some events.
 func watchOperation(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool, id int64, detach bool, output string) error {
 	src := operate.Source{DB: db}
 	var o operate.OperationState
@@ -210,7 +210,7 @@ func watchOperation(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool, i
 	return nil
 }
 
-// withOperations calls fn with a pool, for however long it takes, and gives its errors their exit codes.
+// withOperations calls fn with a pool, without a deadline, and adds exit codes to its errors.
 func (s *settings) withOperations(ctx context.Context, fn func(context.Context, *pgxpool.Pool) error) error {
 	err := s.withDeadLetters(ctx, fn)
 	if _, absent := errors.AsType[*operate.NotFoundError](err); absent {

@@ -74,7 +74,7 @@ func (s *settings) sagaListCommand() *cobra.Command {
 	return cmd
 }
 
-// sagaID parses the only word of a command.
+// sagaID parses the only argument of a command.
 func sagaID(args []string) (uuid.UUID, error) {
 	id, err := uuid.Parse(args[0])
 	if err != nil {
@@ -83,8 +83,8 @@ func sagaID(args []string) (uuid.UUID, error) {
 	return id, nil
 }
 
-// sagaFound gives what does not exist, or cannot be changed, its exit code.
-func sagaFound(err error) error {
+// sagaExit adds exit codes to the errors of package saga.
+func sagaExit(err error) error {
 	if _, ok := errors.AsType[*saga.NotFoundError](err); ok {
 		return &exitError{exitNotFound, err}
 	}
@@ -108,7 +108,7 @@ func (s *settings) sagaGetCommand() *cobra.Command {
 			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 				x, err := saga.Get(ctx, db, id)
 				if err != nil {
-					return sagaFound(err)
+					return sagaExit(err)
 				}
 				return showSaga(cmd.OutOrStdout(), output, x)
 			})
@@ -134,7 +134,7 @@ pgjet.operation.`,
 			}
 			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 				if err := saga.Retry(ctx, db, id, actor(), reason); err != nil {
-					return sagaFound(err)
+					return sagaExit(err)
 				}
 				return showChanged(cmd, output, id.String(), true, fmt.Sprintf("saga %s goes on undoing", id), fmt.Sprint("to see what becomes of it: pgjet saga get ", id))
 			})
@@ -145,7 +145,7 @@ pgjet.operation.`,
 	return cmd
 }
 
-// showSagas writes a line for each, and then what to do.
+// showSagas writes one line for each saga, then what to do.
 func showSagas(out io.Writer, output string, all []saga.Record) error {
 	err := show(out, output, all, func(w io.Writer) {
 		fmt.Fprintln(w, "ID\tNAME\tKEY\tSTATE\tSTEP\tATTEMPTS\tSTARTED\tREASON\tERROR")
@@ -165,7 +165,7 @@ func showSagas(out io.Writer, output string, all []saga.Record) error {
 	return nil
 }
 
-// showSaga writes all that is known of one.
+// showSaga writes all that is known of one saga.
 func showSaga(out io.Writer, output string, x *saga.Record) error {
 	return show(out, output, x, func(w io.Writer) {
 		line := func(name, format string, args ...any) {

@@ -43,7 +43,7 @@ func (s *settings) scheduledListCommand() *cobra.Command {
 				}
 				f.After = ids[0]
 			}
-			return s.outboxVerb(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
+			return s.withOutbox(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
 				all, err := upkeep.ListScheduled(ctx, db, f)
 				if err != nil {
 					return err
@@ -76,7 +76,7 @@ func showScheduled(out io.Writer, output string, all []upkeep.Scheduled) error {
 	})
 }
 
-// fromNow says in how long something is, or how long ago it was.
+// fromNow formats how far ahead, or how long ago, a time is.
 func fromNow(d time.Duration) string {
 	switch {
 	case d <= 0:
@@ -91,10 +91,10 @@ func fromNow(d time.Duration) string {
 	return fmt.Sprintf("in %dd", int(d.Hours())/24)
 }
 
-// scheduledList shows the ids of scheduled events.
+// scheduledList is the command that lists scheduled events.
 const scheduledList = "pgjet outbox scheduled ls"
 
-// eventIDs parses the words of a command. see is the command that shows ids.
+// eventIDs parses arguments. The error names the command see, which shows ids.
 func eventIDs(args []string, see string) (ids []uuid.UUID, err error) {
 	for _, arg := range args {
 		id, err := uuid.Parse(arg)
@@ -106,8 +106,8 @@ func eventIDs(args []string, see string) (ids []uuid.UUID, err error) {
 	return ids, nil
 }
 
-// scheduledFound gives its exit code to the error that an event does not wait.
-func scheduledFound(err error) error {
+// scheduledExit adds the exit code of an event that is not scheduled.
+func scheduledExit(err error) error {
 	if errors.Is(err, upkeep.ErrNotScheduled) {
 		return &exitError{exitNotFound, err}
 	}
@@ -126,10 +126,10 @@ func (s *settings) scheduledGetCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return s.outboxVerb(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
+			return s.withOutbox(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
 				e, err := upkeep.GetScheduled(ctx, db, ids[0])
 				if err != nil {
-					return scheduledFound(err)
+					return scheduledExit(err)
 				}
 				return showScheduledEvent(cmd.OutOrStdout(), output, e, reveal)
 			})
@@ -193,9 +193,9 @@ pgjet.operation.`,
 			if err := cmp.Or(err, needReason(reason)); err != nil {
 				return err
 			}
-			return s.outboxVerb(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
+			return s.withOutbox(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
 				if err := upkeep.CancelScheduled(ctx, db, ids, actor(), reason); err != nil {
-					return scheduledFound(err)
+					return scheduledExit(err)
 				}
 				return showChanges(cmd, output, args, true, fmt.Sprintf("%d scheduled events cancelled", len(ids)))
 			})
@@ -228,9 +228,9 @@ kept in pgjet.operation.`,
 				}
 				due = &t
 			}
-			return s.outboxVerb(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
+			return s.withOutbox(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
 				if err := upkeep.BringForward(ctx, db, ids, due, actor(), reason); err != nil {
-					return scheduledFound(err)
+					return scheduledExit(err)
 				}
 				return showChanges(cmd, output, args, true, fmt.Sprintf("%d scheduled events brought forward", len(ids)))
 			})

@@ -86,7 +86,7 @@ func usersCommand() *cobra.Command {
 	s.tokenFlags(f)
 	f.StringVar(&s.addr, "addr", "127.0.0.1:7400", "where to serve the API")
 	f.StringSliceVar(&s.trustedProxies, "trusted-proxies", nil, "networks of the proxies before the API, such as 10.0.0.0/8: their X-Forwarded-For counts")
-	f.StringVar(&s.natsURL, "nats-url", "", "NATS servers on which to tell the relay at once, and to learn what other processes change; without, the relay polls, and cached answers live for their whole time")
+	f.StringVar(&s.natsURL, "nats-url", "", "NATS servers, to notify the relay at once and to see what other processes change; without, the relay polls, and cached answers live for their whole time")
 	s.access.flags(f)
 	s.streamFlag(f)
 	s.prefixFlag(f)
@@ -112,15 +112,15 @@ func parseNetworks(all []string) ([]netip.Prefix, error) {
 	return networks, nil
 }
 
-// followName is the consumer by which the user service follows the stream.
+// followName is the name of the consumer through which the user service follows the stream.
 const followName = "pgjet-users"
 
-// followed is what the user service follows, by which its caches stay fresh.
+// followed returns the feed by which the user service keeps its caches fresh.
 func (s *settings) followed() consumers.Feed {
 	return consumers.Feed{Stream: s.stream, Prefix: s.prefix, Name: followName, Types: []string{"user.*"}}
 }
 
-// invalidationPart has api forget the answers that other processes made stale.
+// invalidationPart returns the part that drops cached answers which other processes made stale.
 func (s *settings) invalidationPart(api *producer.Server, js jetstream.JetStream, log *slog.Logger) part {
 	return part{Name: "invalidation", Run: func(ctx context.Context) error {
 		consumers.Follow(ctx, js, s.followed(), log, func(e events.Event) { api.Changed(e.Key) }, api.Forget)
@@ -186,7 +186,7 @@ func (s *settings) consumeFlags(f *pflag.FlagSet) {
 	f.DurationVar(&s.inboxRetention, "inbox-retention", 0, "how long the inbox remembers what the stream does not hold any more; 0 is for ever")
 }
 
-// consume runs the parts of a consumer until it is told to stop.
+// consume runs a consumer and its other parts until cmd's context ends.
 func (s *settings) consume(cmd *cobra.Command, name string, parts func(*pgxpool.Pool, jetstream.JetStream, *slog.Logger) ([]part, error)) error {
 	ctx, log := cmd.Context(), s.logger(cmd)
 	db, err := s.pool(ctx, "pgjet-"+name)

@@ -44,7 +44,7 @@ type settings struct {
 	prefix      string     // of the subjects
 	source      string     // of the events
 	relay       string     // one of those that the configuration lists
-	more        []database // of several relays
+	databases   []database // of several relays
 	moveFrom    string
 	retention   time.Duration
 	auditRate   int
@@ -64,7 +64,7 @@ type settings struct {
 	serviceURLs    map[string]*string // of other services, by name
 
 	clients map[string]*remote.Client
-	lines   lines // to PostgreSQL, unless the process uses several
+	conns   conns // to PostgreSQL, unless the process uses several databases
 
 	registryConn *nats.Conn            // nil: the process neither registers nor finds others
 	registrar    *supervisor.Registrar // see register
@@ -78,7 +78,7 @@ func (s *settings) databaseFlag(f *pflag.FlagSet) {
 	f.StringVar(&s.databaseURL, "database-url", "", "PostgreSQL, such as postgres://user@host:5432/name")
 }
 
-// directFlag is for commands that need sessions of their own in the database.
+// directFlag registers --direct-database-url, for commands that need database sessions of their own.
 func (s *settings) directFlag(f *pflag.FlagSet) {
 	f.StringVar(&s.directURL, "direct-database-url", "", "PostgreSQL itself, if --database-url leads to a connection pooler: for what needs a session of its own")
 }
@@ -112,11 +112,11 @@ func (s *settings) sourceFlag(f *pflag.FlagSet) {
 		"name of the service that appends the events: their ce-source")
 }
 
-// A checkedText is a flag that takes no text which check refuses.
+// A checkedText is a flag with a value that check accepts.
 type checkedText struct {
 	text  *string
 	check func(string) error
-	want  string // what it takes, in words
+	want  string // describes valid values
 }
 
 func (c *checkedText) Set(text string) error {
@@ -128,7 +128,7 @@ func (c *checkedText) Set(text string) error {
 }
 
 func (c *checkedText) String() string {
-	if c.text == nil { // pflag asks a zero value
+	if c.text == nil { // pflag calls it on a zero value
 		return ""
 	}
 	return *c.text
@@ -168,8 +168,8 @@ func (s *settings) logFlag(f *pflag.FlagSet, level slog.Level) {
 	f.TextVar(&s.logLevel, "log-level", level, "least level that is logged: debug, info, warn or error")
 }
 
-// fromEnvironment sets each flag that the command line does not from its variable:
-// --nats-url from PGJET_NATS_URL.
+// fromEnvironment sets each flag that the command line does not set from its variable: --nats-url
+// from PGJET_NATS_URL.
 func fromEnvironment(f *pflag.FlagSet, getenv func(string) string) error {
 	var errs []error
 	f.VisitAll(func(flag *pflag.Flag) {
@@ -183,7 +183,7 @@ func fromEnvironment(f *pflag.FlagSet, getenv func(string) string) error {
 	return errors.Join(errs...)
 }
 
-// newLogger writes coloured lines to a terminal and JSON to anything else.
+// newLogger returns a logger that writes coloured lines to a terminal, and JSON to anything else.
 func newLogger(w io.Writer, level slog.Leveler) *slog.Logger {
 	if terminal(w) {
 		return readableLogger(w, level)
@@ -191,7 +191,7 @@ func newLogger(w io.Writer, level slog.Leveler) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
 }
 
-// readableLogger writes lines for people, coloured on a terminal.
+// readableLogger returns a logger for people. Its lines are coloured on a terminal.
 func readableLogger(w io.Writer, level slog.Leveler) *slog.Logger {
 	return slog.New(tint.NewTextHandler(w, &tint.Options{
 		Level: level, TimeFormat: time.TimeOnly, NoColor: !terminal(w) || os.Getenv("NO_COLOR") != "",
@@ -203,7 +203,7 @@ func terminal(v any) bool {
 	return ok && isatty.IsTerminal(f.Fd())
 }
 
-// databaseConfig parses the database URL. Its errors do not show a password.
+// databaseConfig parses the database URL. Its errors contain no password.
 func (s *settings) databaseConfig() (*pgxpool.Config, error) {
 	if s.databaseURL == "" {
 		return nil, usagef("no database: set --database-url or PGJET_DATABASE_URL, such as postgres://user@host:5432/name, or type this in a folder in which pgjet dev runs")
@@ -211,7 +211,7 @@ func (s *settings) databaseConfig() (*pgxpool.Config, error) {
 	return s.parseDatabase("--database-url", s.databaseURL)
 }
 
-// directConfig is databaseConfig for what needs a session of its own.
+// directConfig is databaseConfig for database sessions of their own.
 func (s *settings) directConfig() (*pgxpool.Config, error) {
 	if s.directURL == "" {
 		return s.databaseConfig()
@@ -220,24 +220,24 @@ func (s *settings) directConfig() (*pgxpool.Config, error) {
 }
 
 func (s *settings) parseDatabase(flag, url string) (*pgxpool.Config, error) {
-	return s.lines.parse(flag, url)
+	return s.conns.parse(flag, url)
 }
 
-// parse returns the configuration of connections that go through l. The flag, or the key, is where url is from.
-func (l *lines) parse(flag, url string) (*pgxpool.Config, error) {
+// parse returns a configuration whose connections c tracks. flag is the flag or key that url comes from.
+func (c *conns) parse(flag, url string) (*pgxpool.Config, error) {
 	config, err := postgres.ParseConfig(url)
 	if err != nil {
 		return nil, usagef("%s: %w", flag, err)
 	}
 	config.ConnConfig.ConnectTimeout = 5 * time.Second
-	l.through(config)
+	c.track(config)
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
 		config.ConnConfig.RuntimeParams["application_name"] = "pgjet"
 	}
 	return config, nil
 }
 
-// pool returns a pool for services. It does not connect yet.
+// pool returns a pool for services, which has not connected yet.
 func (s *settings) pool(ctx context.Context, application string) (*pgxpool.Pool, error) {
 	config, err := s.databaseConfig()
 	if err != nil {
@@ -263,7 +263,7 @@ func (s *settings) pool(ctx context.Context, application string) (*pgxpool.Pool,
 	return pool, nil
 }
 
-// reach returns a pool that has been used once, for commands that do not wait.
+// reach returns a pool that has connected, for commands that do not wait.
 func (s *settings) reach(ctx context.Context) (*pgxpool.Pool, error) {
 	config, err := s.databaseConfig()
 	if err != nil {
@@ -272,10 +272,10 @@ func (s *settings) reach(ctx context.Context) (*pgxpool.Pool, error) {
 	return reach(ctx, config, lockTime)
 }
 
-// lockTime bounds how long a statement of a command waits for somebody's lock.
+// lockTime bounds how long a statement of a command waits for a lock.
 var lockTime = postgres.Setting{Name: "lock_timeout", Value: "8s"}
 
-// reachDirect is reach for commands that need a session of their own.
+// reachDirect is reach for commands that need database sessions of their own.
 func (s *settings) reachDirect(ctx context.Context) (*pgxpool.Pool, error) {
 	config, err := s.directConfig()
 	if err != nil {
@@ -302,8 +302,8 @@ func reach(ctx context.Context, config *pgxpool.Config, more ...postgres.Setting
 
 func host(c *pgx.ConnConfig) string { return fmt.Sprintf("%s:%d", c.Host, c.Port) }
 
-// checkNATS returns what is wrong with the flags for NATS: a connection that keeps
-// trying would never say. Its errors do not show a password.
+// checkNATS returns what is wrong with the flags for NATS. A connection that retries for ever would
+// not report it. Its errors contain no password.
 func (s *settings) checkNATS() error {
 	for address := range strings.SplitSeq(s.natsURL, ",") {
 		if address = strings.TrimSpace(address); !strings.Contains(address, "://") {
@@ -320,14 +320,13 @@ func (s *settings) checkNATS() error {
 	return s.access.check()
 }
 
-// connectWriter returns a connection for hints and events for caches, both of which are
-// worth nothing later.
+// connectWriter returns a connection for hints and cache invalidation. It buffers nothing while it
+// is down: both are useless later.
 func (s *settings) connectWriter(log *slog.Logger) (*nats.Conn, jetstream.JetStream, error) {
 	return s.connectNATS("pgjet-users", log, nats.ReconnectBufSize(-1), nats.CustomInboxPrefix(inboxPrefix("writer")))
 }
 
-// connectNATS returns a connection that keeps trying for ever, from the beginning,
-// and says so once each time.
+// connectNATS returns a connection that retries for ever, also at first, and logs each loss once.
 func (s *settings) connectNATS(name string, log *slog.Logger, options ...nats.Option) (*nats.Conn, jetstream.JetStream, error) {
 	if err := s.checkNATS(); err != nil {
 		return nil, nil, err
@@ -353,8 +352,8 @@ func (s *settings) connectNATS(name string, log *slog.Logger, options ...nats.Op
 	return nc, js, nil
 }
 
-// reachNATS returns a connection to a server that is up and new enough, for commands that do
-// not wait.
+// reachNATS returns a connection to a server that is up and new enough, for commands that do not
+// wait.
 func (s *settings) reachNATS() (*nats.Conn, jetstream.JetStream, error) {
 	nc, err := s.dialNATS()
 	if err != nil {
@@ -372,7 +371,7 @@ func (s *settings) reachNATS() (*nats.Conn, jetstream.JetStream, error) {
 	return nc, js, nil
 }
 
-// dialNATS returns a connection that is up.
+// dialNATS returns a connection to a server that is up.
 func (s *settings) dialNATS() (*nats.Conn, error) {
 	if err := s.checkNATS(); err != nil {
 		return nil, err

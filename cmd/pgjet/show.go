@@ -24,7 +24,7 @@ func checkOutput(output string) error {
 	return nil
 }
 
-// show writes value as JSON, or what table writes in columns.
+// show writes value as JSON, or what table writes, in columns.
 func show(out io.Writer, output string, value any, table func(w io.Writer)) error {
 	if output == "json" {
 		return json.NewEncoder(out).Encode(value)
@@ -39,8 +39,7 @@ func show(out io.Writer, output string, value any, table func(w io.Writer)) erro
 	return err
 }
 
-// harmless returns text without what a terminal would obey, such as escapes that came from
-// a row of the database.
+// harmless returns text without escapes and other characters that a terminal would obey.
 func harmless(text string) string {
 	return strings.Map(func(r rune) rune {
 		if r == '\n' || unicode.IsGraphic(r) {
@@ -50,10 +49,10 @@ func harmless(text string) string {
 	}, text)
 }
 
-// ago says how long ago something was, for people.
+// ago formats how long ago something was.
 func ago(d time.Duration) string { return operate.Ago(d) }
 
-// since says how long before now t was; "-" if it never was.
+// since formats how long before now t was; "-" if t is nil.
 func since(now time.Time, t *time.Time) string {
 	if t == nil {
 		return "-"
@@ -61,21 +60,20 @@ func since(now time.Time, t *time.Time) string {
 	return ago(now.Sub(*t))
 }
 
-// plain returns s on one line, without anything that would move a terminal's cursor
-// or a column.
+// plain returns s on one line, without anything that would move a terminal's cursor or a column.
 func plain(s string) string { return operate.Plain(s) }
 
 // shellQuote returns s as one word of a shell.
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
-// word returns s as one word of a command that the reader is to type.
+// word returns s as one word of a command to be typed.
 func word(s string) string { return operate.Word(s) }
 
-// short returns s in a sentence: plain, and not too long.
+// short returns s for a sentence: plain, and not too long.
 func short(s string) string { return shortened(plain(s), widestCell) }
 
-// notEmpty refuses a flag that was given without a value, such as --type "$TYPE" where
-// TYPE is not set: it would select more than was meant.
+// notEmpty refuses a flag with an empty value. For --type "$TYPE" without TYPE the command would
+// otherwise select more than was meant.
 func notEmpty(f *pflag.FlagSet, names ...string) error {
 	for _, name := range names {
 		if flag := f.Lookup(name); flag != nil && flag.Changed && strings.TrimSpace(flag.Value.String()) == "" {
@@ -85,7 +83,7 @@ func notEmpty(f *pflag.FlagSet, names ...string) error {
 	return nil
 }
 
-// timeFlag parses a point in time, which may be said as how long ago it was.
+// timeFlag parses a time, or how long ago it was.
 func timeFlag(name, value string) (time.Time, error) {
 	if value == "" {
 		return time.Time{}, nil

@@ -14,16 +14,15 @@ import (
 // keyName is the file of the key that signs access tokens.
 const keyName = "users.jwk"
 
-// passwordName is the file of the password that the development servers ask for.
+// passwordName is the file of the password of the development servers.
 const passwordName = "servers.password"
 
-// A stateLock keeps two runs out of one state directory.
+// A stateLock keeps a second run out of a state directory.
 type stateLock struct{ file *os.File }
 
-// lockState makes dir if it is missing, and locks it until unlock or the end of
-// the process.
+// lockState makes dir if it is missing, and locks it until unlock or the end of the process.
 func lockState(dir string) (*stateLock, error) {
-	// 0755, since PostgreSQL has to pass through as another user if we are root.
+	// 0755, because PostgreSQL runs as another user if this process is root's.
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make the state directory: %w; choose another with --dir", err)
 	}
@@ -60,8 +59,8 @@ func devResetCommand(dir *string) *cobra.Command {
 	return cmd
 }
 
-// reset removes what pgjet dev keeps in dir, and dir itself if nothing else is in
-// it. It refuses while a pgjet dev runs there.
+// reset removes the state of pgjet dev in dir, and dir itself if nothing else is in it. It refuses
+// while a pgjet dev runs there.
 func reset(dir string, yes bool, in io.Reader, out io.Writer) error {
 	if _, err := os.Stat(filepath.Join(dir, "lock")); errors.Is(err, os.ErrNotExist) {
 		fmt.Fprintf(out, "nothing to remove: %s holds no state of pgjet dev\n", dir)
@@ -81,7 +80,7 @@ func reset(dir string, yes bool, in io.Reader, out io.Writer) error {
 		return err
 	}
 	defer lock.unlock()
-	ours, err := filepath.Glob(filepath.Join(dir, "postgres.new-*")) // a first start that was killed
+	ours, err := filepath.Glob(filepath.Join(dir, "postgres.new-*")) // left by a first start that was killed
 	if err != nil {
 		return err
 	}

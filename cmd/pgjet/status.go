@@ -46,7 +46,8 @@ something needs somebody, 5 if neither answers.`,
 	return cmd
 }
 
-// facts connects to both servers, as far as they answer. Wrong flags are an error.
+// facts connects to both servers, and records which of them does not answer. It returns an error
+// only for wrong flags.
 func (s *settings) facts(ctx context.Context) (src operate.Source, done func(), err error) {
 	src = operate.Source{Stream: s.stream, Own: func(name string) bool { return ownConsumers[name] != nil }}
 	src.DB, src.DBErr = s.reach(ctx)
@@ -89,7 +90,7 @@ func (s *settings) showStatusOnce(ctx context.Context, out io.Writer, output str
 	return nil
 }
 
-// watchStatus shows the status again and again. It ends as what it showed last.
+// watchStatus shows the status every two seconds. It returns the result that it showed last.
 func (s *settings) watchStatus(ctx context.Context, out io.Writer, output string) (last error) {
 	for {
 		if terminal(out) && output != "json" {
@@ -114,7 +115,7 @@ func (s *settings) watchStatus(ctx context.Context, out io.Writer, output string
 	}
 }
 
-// writeOverview writes the verdict, what was found, and how each part is doing.
+// writeOverview writes the verdict, the findings, and the state of each part.
 func writeOverview(w io.Writer, s operate.Status) {
 	fmt.Fprintf(w, "%s\n\n", s.Verdict())
 	for _, f := range s.Findings {
@@ -129,7 +130,7 @@ func writeOverview(w io.Writer, s operate.Status) {
 	for _, r := range s.Relays {
 		fmt.Fprintf(w, "relay\t%s\t%s\n", plain(r.Stream), plain(aboutRelay(r)))
 	}
-	if len(s.Relays) > 0 && s.Relays[0].Scheduled.Events > 0 { // the same for all
+	if len(s.Relays) > 0 && s.Relays[0].Scheduled.Events > 0 { // every relay reports the same outbox
 		fmt.Fprintf(w, "scheduled\t%s\n", plain(aboutDue(s.Relays[0].At, s.Relays[0].Scheduled)))
 	}
 	for _, r := range s.Relays {
@@ -151,7 +152,7 @@ func writeOverview(w io.Writer, s operate.Status) {
 	}
 }
 
-// aboutFailures says how many of the last attempts failed, and the last error; "" if none did.
+// aboutFailures describes how many of the last attempts failed, and the last error; "" if none did.
 func aboutFailures(c consumerstatus.Status) string {
 	attempts, failed, last := c.Failures()
 	if failed == 0 {

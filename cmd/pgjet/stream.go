@@ -19,7 +19,7 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// streamLimits are settings of a stream that each service chooses.
+// streamLimits are the settings of a stream that differ between services.
 type streamLimits struct {
 	replicas int
 	maxBytes byteSize
@@ -62,10 +62,10 @@ func (s *settings) streamConfig(l streamLimits) jetstream.StreamConfig {
 	return c
 }
 
-// A byteSize is a flag such as 512MiB.
+// A byteSize is the value of a flag such as 512MiB.
 type byteSize int64
 
-// units of a byteSize, the longest first.
+// units are those of a byteSize, the longest first.
 var units = []struct {
 	name string
 	size int64
@@ -87,7 +87,7 @@ func (b *byteSize) Set(text string) error {
 	return fmt.Errorf("%q is no size such as 10GiB, 512MiB or 1000000", text)
 }
 
-// String returns the size in the largest unit that it has a whole number of.
+// String returns the size in the largest unit that divides it.
 func (b *byteSize) String() string {
 	for _, u := range units {
 		if n := int64(*b); n >= u.size && n%u.size == 0 && u.name != "B" {
@@ -100,7 +100,7 @@ func (*byteSize) Type() string { return "size" }
 
 func streamCommand() *cobra.Command {
 	var s settings
-	return group(&cobra.Command{Use: "stream", Short: "Look at the JetStream stream, and look after it"}, s.ofOne(s.streamEnsureCommand(), s.streamStatusCommand(), s.streamGetCommand())...)
+	return group(&cobra.Command{Use: "stream", Short: "Look at the JetStream stream, and look after it"}, s.forOneRelay(s.streamEnsureCommand(), s.streamStatusCommand(), s.streamGetCommand())...)
 }
 
 func (s *settings) streamEnsureCommand() *cobra.Command {
@@ -161,8 +161,8 @@ func parseOutbox(text string) (*uuid.UUID, error) {
 	return &id, nil
 }
 
-// ensureStream creates the stream, or compares it, and has it name the outbox of the database, if there is
-// one. It returns what it did, for people.
+// ensureStream creates or compares the stream. With a database it also makes the stream name the
+// outbox there. It returns what it did.
 func (s *settings) ensureStream(ctx context.Context, limits streamLimits, from *uuid.UUID) (said []string, err error) {
 	if s.databaseURL == "" {
 		return s.compareStream(ctx, s.streamConfig(limits), nil)
@@ -182,14 +182,14 @@ func (s *settings) ensureStream(ctx context.Context, limits streamLimits, from *
 	return said, err
 }
 
-// claimStream has a stream that exists name the outbox, and returns what is to be said of that.
+// claimStream makes an existing stream name the outbox. It returns what it did.
 func (s *settings) claimStream(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, o relay.Outbox, from *uuid.UUID) (string, error) {
 	news, err := relay.Claim(ctx, db, js, s.stream, o, from)
 	_, foreign := errors.AsType[*relay.ForeignOutboxError](err)
 	switch {
 	case foreign:
 		return "", &exitError{exitRefused, err}
-	case errors.Is(err, relay.ErrNotClaimed) && from == nil: // the relay works without, and warns
+	case errors.Is(err, relay.ErrNotClaimed) && from == nil: // the relay works without it, and warns
 		return fmt.Sprintf("stream %s names no outbox, and %s; run this once as one who may change streams", s.stream, relay.ErrNotClaimed), nil
 	case err != nil || !news:
 		return "", err
@@ -197,7 +197,8 @@ func (s *settings) claimStream(ctx context.Context, db *pgxpool.Pool, js jetstre
 	return fmt.Sprintf("stream %s now belongs to %s", s.stream, o), nil
 }
 
-// compareStream creates the stream, or calls claim, which may be nil, and compares it.
+// compareStream creates the stream. If the stream exists, it calls claim, unless that is nil, and
+// compares the stream.
 func (s *settings) compareStream(ctx context.Context, want jetstream.StreamConfig, claim func(jetstream.JetStream) (string, error)) (said []string, err error) {
 	nc, js, err := s.reachNATS()
 	if err != nil {

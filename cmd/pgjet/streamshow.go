@@ -45,7 +45,7 @@ func (s *settings) streamStatusCommand() *cobra.Command {
 	return cmd
 }
 
-// askStream calls fn with what facts about the stream come from. It needs NATS alone.
+// askStream calls fn with a connection to NATS, for facts about the stream.
 func (s *settings) askStream(cmd *cobra.Command, output string, fn func(context.Context, operate.Source) error) error {
 	if err := checkOutput(output); err != nil {
 		return err

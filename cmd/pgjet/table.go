@@ -13,13 +13,13 @@ import (
 	"github.com/pgjet/pgjet/internal/operate"
 )
 
-// A screen is how what people read is written.
+// A screen describes where a table is written.
 type screen struct {
-	width  int  // of the terminal; 0 is none: a file or a pipe gets all of it, a row a line
-	colour bool // on a terminal, unless somebody wants none
+	width  int  // of the terminal; 0: a file or a pipe, which gets each row whole, on one line
+	colour bool // for a terminal, unless the environment forbids it
 }
 
-// screenOf returns what out is.
+// screenOf describes out.
 func screenOf(out io.Writer) screen {
 	f, ok := out.(*os.File)
 	if !ok || !terminal(out) {
@@ -33,12 +33,12 @@ func screenOf(out io.Writer) screen {
 }
 
 const (
-	widestCell = 40 // of a terminal's table, but for the last one of a row
-	leastWidth = 20 // of the last column; where there is less room, the terminal breaks the line
+	widestCell = 40 // on a terminal, except for the last cell of a row
+	leastWidth = 20 // of the last column; with less room the terminal breaks the line
 )
 
-// aligned returns text with its cells, between tabs, in columns, without what a terminal would obey. On a terminal a cell that is very long is cut, but for the last
-// one of a row, which goes on below itself.
+// aligned returns text with its tab-separated cells in columns, without what a terminal would obey.
+// On a terminal it cuts long cells, and wraps the last cell of a row below itself.
 func (s screen) aligned(text string) (string, error) {
 	if text == "" {
 		return "", nil
@@ -74,7 +74,7 @@ func (s screen) aligned(text string) (string, error) {
 		indent := utf8.RuneCountInString(line) - utf8.RuneCountInString(last)
 		parts := []string{last}
 		if !isCommand(cells[i]) {
-			parts = broken(last, s.width-indent)
+			parts = wrapped(last, s.width-indent)
 		}
 		for j, part := range parts {
 			if s.colour {
@@ -94,13 +94,13 @@ func isHeader(row []string) bool {
 	return len(row) > 1 && strings.Join(row, "") != "" && strings.ToUpper(strings.Join(row, "")) == strings.Join(row, "")
 }
 
-// isCommand reports whether the last cell of a row is to be copied as it is.
+// isCommand reports whether the last cell of a row has to stay whole, to be copied.
 func isCommand(row []string) bool {
 	return len(row) == 1 || row[0] == "next" || strings.HasPrefix(row[len(row)-1], "-> ")
 }
 
-// broken returns text in parts that are no wider than that, at blanks where there are some.
-func broken(text string, width int) (parts []string) {
+// wrapped returns text in parts of at most width characters, split at blanks where possible.
+func wrapped(text string, width int) (parts []string) {
 	if width < leastWidth {
 		return []string{text}
 	}
@@ -117,7 +117,7 @@ func broken(text string, width int) (parts []string) {
 	return append(parts, text)
 }
 
-// shortened returns s, or its beginning.
+// shortened returns s, cut to most characters.
 func shortened(s string, most int) string {
 	if r := []rune(s); len(r) > most {
 		return string(r[:most-1]) + "…"
@@ -130,7 +130,7 @@ const (
 	red, green, yellow, bold = "31", "32", "33", "1"
 )
 
-// colours are those of the words that say how something is. No word depends on its colour alone.
+// colours are those of words that describe a state. No word is understood by its colour alone.
 var colours = func() map[string]string {
 	all := map[string]string{
 		"dead": red, "failed": red, "broken": red, "missing": red, "held": red, "differs": red, "needs_operator": red,
@@ -148,7 +148,8 @@ var colours = func() map[string]string {
 	return all
 }()
 
-// coloured returns a line of a table with the cells coloured that say how something is, or all of them in bold.
+// coloured returns a line of a table with the cells in colour that describe a state. The cells of a
+// header are bold.
 func coloured(line string, cells []string, header bool) string {
 	var b strings.Builder
 	for _, cell := range cells {

@@ -23,8 +23,8 @@ func (s *settings) tokenFlags(f *pflag.FlagSet) {
 	f.StringVar(&s.tokenJWKSURL, "token-jwks-url", "", "URL of a JWK set whose keys verify access tokens, too")
 }
 
-// tokenIssuer returns what signs access tokens, and warns if that is not for long or
-// not by us alone.
+// tokenIssuer returns the signer of access tokens. It logs a warning if its key ends with the
+// process, or if others can read it.
 func (s *settings) tokenIssuer(log *slog.Logger) (*auth.Issuer, error) {
 	if s.tokenKeyFile == "" {
 		log.Warn("access tokens are signed with a key in memory: they end with this process, and no other knows them; see --token-key-file")
@@ -43,9 +43,8 @@ func (s *settings) tokenIssuer(log *slog.Logger) (*auth.Issuer, error) {
 	return issuer, nil
 }
 
-// remoteKeys makes api accept tokens that are signed with keys at --token-jwks-url,
-// too, and returns the part that keeps those keys fresh. It has no say in whether the
-// process is ready: most that it does needs no token of theirs.
+// remoteKeys makes api accept tokens signed by the keys at --token-jwks-url, and returns the part
+// that refreshes them. The process is ready without them: most requests need no such token.
 func (s *settings) remoteKeys(api *producer.Server, log *slog.Logger) ([]part, error) {
 	if s.tokenJWKSURL == "" {
 		return nil, nil
@@ -58,8 +57,8 @@ func (s *settings) remoteKeys(api *producer.Server, log *slog.Logger) ([]part, e
 	return []part{{Name: "token-keys", Run: remote.Run}}, nil
 }
 
-// keepKey writes a new key to path, for this process's user alone, unless the file exists. It
-// reports whether it wrote one.
+// keepKey writes a new key to path, readable by this process's user only, unless the file exists.
+// It reports whether it wrote one.
 func keepKey(path string) (made bool, err error) {
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return false, err
@@ -114,11 +113,11 @@ func printKept(out io.Writer, file string) error {
 	return nil
 }
 
-// A roleChange is what grant or revoke does.
+// A roleChange describes pgjet users grant or revoke.
 type roleChange struct {
 	change func(ctx context.Context, db *pgxpool.Pool, user, role, by, reason string) (uuid.UUID, bool, error)
-	done   string // a line with the id and the role
-	none   string // the same, if nothing had to be changed
+	done   string // the format of the line, with the id and the role
+	none   string // the same, if nothing was changed
 }
 
 func (s *settings) usersGrantCommand() *cobra.Command {

@@ -11,14 +11,14 @@ import (
 	"github.com/pgjet/pgjet/migrations"
 )
 
-// A buildInfo is what pgjet version prints.
+// A buildInfo is the output of pgjet version.
 type buildInfo struct {
 	Version  string `json:"version"`
 	Revision string `json:"revision"` // of the source; "" if it is not known
 	Modified bool   `json:"modified"` // the source was changed since
 	Go       string `json:"go"`
 	Platform string `json:"platform"`
-	Schema   int64  `json:"schema"` // the version of the tables that it needs
+	Schema   int64  `json:"schema"` // the required version of the tables
 }
 
 func thisBuild() buildInfo {

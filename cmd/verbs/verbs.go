@@ -1,4 +1,5 @@
-// Package verbs makes the verbs of pgjet that need the code of a consumer part of your own program, as commands of cobra:
+// Package verbs adds commands of pgjet that need the code of a consumer to your own program, as
+// cobra commands:
 //
 //	root.AddCommand(verbs.Consumer(verbs.Settings{Consumers: []consumers.Consumer{shipping}, Connect: connect}))
 //
@@ -6,9 +7,10 @@
 //
 //	yourprogram consumer ensure --dry-run
 //
-// There is one such verb, ensure. It makes the durable consumers before any process of the consumer has run: in a job of an operator, where NATS lets
-// processes make none. All others, such as pgjet consumer pause, dead and replay, and pgjet consumer ensure once a process has run, know every consumer from the database,
-// and are those of the program pgjet.
+// There is one such command, ensure. It creates the durable consumers before any process of the
+// consumer has run. Use it in an operator's job where NATS does not allow processes to create them.
+// All other commands read the consumers from the database, and are those of the program pgjet:
+// consumer pause, dead, replay, and also consumer ensure once a process has run.
 package verbs
 
 import (
@@ -30,18 +32,19 @@ import (
 	"github.com/pgjet/pgjet/internal/postgres"
 )
 
-// Settings say which consumers a program has, and where.
+// Settings describe the consumers of a program.
 type Settings struct {
 	Consumers []consumers.Consumer
-	Stream    string // of all of them; "" is [events.DefaultStream]
-	Prefix    string // what the subjects of its events begin with; "" is [events.Prefix]
+	Stream    string // that all of them read; "" is [events.DefaultStream]
+	Prefix    string // of the subjects of its events; "" is [events.Prefix]
 	// Connect returns the database of the consumers, PostgreSQL itself and not a pooler, and JetStream with the permissions that
-	// pgjet nats permissions operator prints. A verb calls it once, and closes both.
+	// pgjet nats permissions operator prints. A command calls it once, and closes both.
 	Connect func(ctx context.Context) (*pgxpool.Pool, jetstream.JetStream, error)
 }
 
-// Consumer returns the command "consumer", which has the verb ensure. Its errors that are answers, such as that a durable consumer differs, have the method ExitCode() int, with
-// the code with which pgjet would end: 6, or 4 if there is no such consumer or stream.
+// Consumer returns the command "consumer" with the command ensure. Errors that are answers, such as
+// that a durable consumer differs, have a method ExitCode() int. It returns the exit code of pgjet:
+// 6, or 4 if the consumer or the stream does not exist.
 func Consumer(s Settings) *cobra.Command {
 	cmd := &cobra.Command{Use: "consumer", Short: "Look after the consumers of this program", Args: cobra.NoArgs}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
@@ -117,7 +120,7 @@ func (s Settings) ensureAll(cmd *cobra.Command, names []string, dryRun, apply bo
 	return nil
 }
 
-// typed returns a command of pgjet as one has to type it: this verb is the program's own.
+// typed returns a command of pgjet with its flags. The command ensure is that of this program.
 func (s Settings) typed(cmd *cobra.Command, command string) string {
 	if rest, ok := strings.CutPrefix(command, "pgjet consumer ensure"); ok {
 		return cmd.CommandPath() + rest
