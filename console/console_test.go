@@ -47,14 +47,14 @@ func serve(t *testing.T, config console.Config, around func(*console.Console) ht
 	return s.URL
 }
 
-// An answer is what a console says.
+// An answer is the response of a console.
 type answer struct {
 	status int
 	header http.Header
 	body   string
 }
 
-// ask sends a request with headers, each as "Name: value", and follows nobody.
+// ask sends a request with headers, each as "Name: value", and follows no redirect.
 func ask(t *testing.T, method, address, form string, headers ...string) answer {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, address, strings.NewReader(form))
@@ -84,7 +84,7 @@ func ask(t *testing.T, method, address, form string, headers ...string) answer {
 	return answer{resp.StatusCode, resp.Header, string(body)}
 }
 
-// own is what a browser says about a request from a page of the console.
+// own is the header that a browser sends from a page of the console.
 const own = "Sec-Fetch-Site: same-origin"
 
 // appended appends an event, and returns its id.
@@ -118,7 +118,7 @@ func TestPagesWithoutNATS(t *testing.T) {
 	}
 }
 
-// TestDatabaseAway: a list that cannot be read is no empty list.
+// TestDatabaseAway: a list that cannot be read is not shown as empty.
 func TestDatabaseAway(t *testing.T) {
 	t.Parallel()
 	db, err := pgxpool.New(t.Context(), "postgres://nobody@127.0.0.1:1/x")
@@ -130,7 +130,7 @@ func TestDatabaseAway(t *testing.T) {
 	for _, path := range paths {
 		a := ask(t, http.MethodGet, base+path, "")
 		if path == "/keys" || strings.HasPrefix(path, "/reasons") {
-			continue // which ask nothing
+			continue // these pages use no database
 		}
 		if !strings.Contains(a.body, "database_unreachable") && !strings.Contains(a.body, "database unreachable") {
 			t.Errorf("GET %s = %d, and does not say that the database is away:\n%s", path, a.status, a.body)
@@ -143,7 +143,7 @@ func TestDatabaseAway(t *testing.T) {
 	}
 }
 
-// TestLogsOnce: that a server is away is logged once, however many pages are asked for, without what they are about.
+// TestLogsOnce: an outage is logged once for all pages, without the content of requests.
 func TestLogsOnce(t *testing.T) {
 	t.Parallel()
 	db, err := pgxpool.New(t.Context(), "postgres://nobody@127.0.0.1:1/x")
@@ -162,7 +162,8 @@ func TestLogsOnce(t *testing.T) {
 	}
 }
 
-// TestNATSGoes: while NATS is away, what the database knows stays, and what is missing is said; and so it is back.
+// TestNATSGoes: while NATS is away, pages show what the database knows, and what is missing. They
+// recover afterwards.
 func TestNATSGoes(t *testing.T) {
 	t.Parallel()
 	db, server := testenv.Postgres(t), testenv.NATS(t)
@@ -216,7 +217,7 @@ func TestOrigins(t *testing.T) {
 	}
 }
 
-// TestReveal: values are hidden until somebody reveals them, which is recorded.
+// TestReveal: values are hidden until a user reveals them, which is recorded.
 func TestReveal(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)
@@ -248,7 +249,7 @@ func TestReveal(t *testing.T) {
 	}
 }
 
-// died makes dead letters of a consumer.
+// died creates dead letters of a consumer.
 func died(t *testing.T, db *pgxpool.Pool, consumer string, n int) {
 	t.Helper()
 	testenv.Exec(t, db, `insert into pgjet.consumer (name, stream, stream_created, ordered, effects) values ($1, 'EVENTS', now(), false, true) on conflict do nothing`, consumer)
@@ -281,7 +282,8 @@ func planned(t *testing.T, page string) url.Values {
 	return form
 }
 
-// TestPlan: a plan says exact counts, holds what was dead when it was made, and is refused if it is not true any more.
+// TestPlan: a plan has exact counts of the letters that were dead when it was made, and is refused
+// once it is out of date.
 func TestPlan(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)
@@ -292,7 +294,7 @@ func TestPlan(t *testing.T) {
 		t.Errorf("the list is\n%s", list.body)
 	}
 	plan := planned(t, ask(t, http.MethodGet, base+"/dead/plan?verb=redrive&consumer=mailer", "").body)
-	died(t, db, "mailer", 2) // what dies later is not in it
+	died(t, db, "mailer", 2) // later dead letters are not part of it
 	if plan.Get("count") != "3" {
 		t.Errorf("the plan is of %s, want 3", plan.Get("count"))
 	}
@@ -344,7 +346,7 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-// TestPaging: pages of a list follow each other without a gap, and say how to get back.
+// TestPaging: pages of a list follow each other without a gap, and link to the first one.
 func TestPaging(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)
@@ -380,7 +382,7 @@ func TestPaging(t *testing.T) {
 	}
 }
 
-// TestManyNeedTheNumber: what concerns many letters whose handler has effects needs the number typed.
+// TestManyNeedTheNumber: a change of many letters whose handler has effects needs the number typed.
 func TestManyNeedTheNumber(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)
@@ -440,7 +442,7 @@ func TestReadOnlyUser(t *testing.T) {
 	}
 }
 
-// TestToken: nobody who does not know the token sees anything.
+// TestToken: without the token nothing is shown.
 func TestToken(t *testing.T) {
 	t.Parallel()
 	const token = "a-token-of-some-length"
@@ -470,8 +472,8 @@ func TestToken(t *testing.T) {
 	}
 }
 
-// TestPanic: what panics beside requests, such as a function of the program that mounts the console, is on the page and in the log; it does
-// not end the program.
+// TestPanic: a panic in the background, such as in a function of the program that mounts the
+// console, shows on the page and in the log. It does not end the program.
 func TestPanic(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)
@@ -486,7 +488,7 @@ func TestPanic(t *testing.T) {
 	}
 }
 
-// TestHeader: a proxy says who calls, and nobody else does.
+// TestHeader: only a proxy may name the user.
 func TestHeader(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)
@@ -558,7 +560,7 @@ func watch(t *testing.T, address string) *stream {
 	return &stream{t: t, body: resp.Body}
 }
 
-// read reads until the page has said something, and returns all of it.
+// read reads until the page has sent that text, and returns all of it.
 func (s *stream) read(until string) string {
 	s.t.Helper()
 	buf := make([]byte, 64<<10)
@@ -572,7 +574,7 @@ func (s *stream) read(until string) string {
 	return s.said.String()
 }
 
-// TestLive: a page says what changed, and ends with the console.
+// TestLive: a page sends its changes, and ends with the console.
 func TestLive(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)
@@ -589,7 +591,8 @@ func TestLive(t *testing.T) {
 	}
 }
 
-// TestChangeShowsAtOnce: a live page that is opened after a change never says what was before it, whatever others look at.
+// TestChangeShowsAtOnce: a live page that is opened after a change never shows the state before it,
+// whatever pages others have open.
 func TestChangeShowsAtOnce(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)
@@ -609,7 +612,7 @@ func TestChangeShowsAtOnce(t *testing.T) {
 	}
 }
 
-// TestAssets: the files of others are those of npm, and all that a browser loads is small.
+// TestAssets: third-party files equal those of npm, and everything that a browser loads is small.
 func TestAssets(t *testing.T) {
 	t.Parallel()
 	sums, err := os.ReadFile("web/vendor/SHA256SUMS")

@@ -9,7 +9,7 @@ import (
 	"github.com/pgjet/pgjet/console"
 )
 
-// requireLogin lets only operators through, and notes who they are.
+// requireLogin admits operators only, and records their names.
 func requireLogin(next http.Handler) http.Handler { return next }
 
 // A program mounts the console below a path of its own, behind its own log-in.

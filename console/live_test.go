@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// TestPauseAfter: a dear page is made seldom, but one that had to wait for a server is made again soon.
+// TestPauseAfter: an expensive page is made rarely, but a page that had to wait for a server is
+// made again soon.
 func TestPauseAfter(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct{ before, last, want time.Duration }{

@@ -24,8 +24,8 @@ func text(t *testing.T, db *pgxpool.Pool, sql string, args ...any) (found string
 	return found
 }
 
-// TestOperations: a redrive that was cut off is listed as stopped, says how far it is after the console was started anew, goes on when it is
-// resumed, and what runs can be cancelled with a reason.
+// TestOperations: an interrupted redrive is listed as stopped, shows its progress after a restart
+// of the console, and can be resumed. A running operation can be cancelled with a reason.
 func TestOperations(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)
@@ -38,14 +38,14 @@ func TestOperations(t *testing.T) {
 	t.Cleanup(first.Close)
 	base := serve(t, console.Config{}, func(*console.Console) http.Handler { return first })
 	form := plan(base)
-	form.Set("rate", "5") // so it does not end at once
+	form.Set("rate", "5") // so that it does not end at once
 	form.Set("reason", "the server of bob@example.com works")
 	begun := ask(t, http.MethodPost, base+"/dead/run", form.Encode(), own)
 	change := begun.header.Get("Location")
 	testenv.Eventually(t, 10*time.Second, "some are redriven", func() bool {
 		return text(t, db, `select count(*)::text from pgjet.dead_letter where state = 'redriven'`) != "0"
 	})
-	first.Close() // as when its process ends; the operation is failed, then
+	first.Close() // as when its process ends, which fails the operation
 	again := serve(t, console.Config{DB: db}, nil)
 	a := ask(t, http.MethodGet, again+change, "")
 	if a.status != http.StatusOK || !strings.Contains(a.body, "of 30") || !strings.Contains(a.body, "mailer") {
@@ -145,7 +145,7 @@ func TestMasksKeys(t *testing.T) {
 	testenv.Exec(t, db, `insert into pgjet.scheduled (id, type, key, data, due) values (gen_random_uuid(), 'user.later', 'eve@example.com', '{}', now() + interval '1 hour')`)
 	for _, path := range []string{"/events", "/events/" + id.String(), "/scheduled", "/keys?key=eve@example.com"} {
 		a := ask(t, http.MethodGet, base+path, "")
-		shown, _, _ := strings.Cut(a.body, "<footer>") // which has the command that was asked for
+		shown, _, _ := strings.Cut(a.body, "<footer>") // the footer has the command with the key
 		if shown = regexp.MustCompile(`(?:href|value|content|connect)="[^"]*"`).ReplaceAllString(shown, ""); strings.Contains(shown, "eve@") || !strings.Contains(shown, "…@…") {
 			t.Errorf("GET %s shows the key:\n%s", path, shown)
 		}

@@ -17,7 +17,8 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// published starts a relay of a fresh outbox, and returns it with so many events in the stream, of which messages can be deleted.
+// published starts a relay of a new outbox, and waits for a number of events in its stream, where
+// messages can be deleted.
 func published(t *testing.T, events int) (db *pgxpool.Pool, js jetstream.JetStream, stream jetstream.Stream) {
 	t.Helper()
 	js, address := testenv.JetStream(t)
@@ -105,7 +106,8 @@ func TestAudit(t *testing.T) {
 	}
 }
 
-// TestHalted: where a relay halted both histories are shown, and typing the name of the stream adopts what was shown.
+// TestHalted: for a halted relay the page shows both histories, and adopts what it shows when the
+// name of the stream is typed.
 func TestHalted(t *testing.T) {
 	t.Parallel()
 	db, js, _ := published(t, 3)

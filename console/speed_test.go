@@ -28,15 +28,15 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// A load is how much a database holds.
+// A load is the content of a database, in numbers.
 type load struct{ events, letters, consumers, intents int }
 
 // idNow is a UUIDv7, as events have.
 const idNow = `encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) placing substring(int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3) from 1 for 6),
 	52, 1), 53, 1), 'hex')::uuid`
 
-// fill makes a database that holds so much: a tenth of the events pending, letters of 200 errors with three attempts each, and
-// operations, sagas and scheduled events.
+// fill creates a database with that load. A tenth of the events are pending, the letters have 200
+// errors and three attempts each, and there are operations, sagas and scheduled events.
 func (l load) fill(t *testing.T, db *pgxpool.Pool) {
 	t.Helper()
 	exec := func(sql string, args ...any) {
@@ -99,7 +99,7 @@ func (l load) fill(t *testing.T, db *pgxpool.Pool) {
 	exec(`analyze`)
 }
 
-// views are the pages that ask the database, with what makes them dear.
+// views are the pages that query the database, in their most expensive forms.
 func views(t *testing.T, db *pgxpool.Pool) map[string]string {
 	t.Helper()
 	one := func(sql string) (text string) {
@@ -132,19 +132,19 @@ func views(t *testing.T, db *pgxpool.Pool) map[string]string {
 	}
 }
 
-// plans collects how PostgreSQL ran the statements of a page.
+// plans collects the execution plans of the statements of a page.
 type plans struct {
 	mu  sync.Mutex
 	all []plan
 }
 
-// A plan is how one statement ran.
+// A plan is the execution plan of one statement.
 type plan struct {
 	Query string   `json:"Query Text"`
 	Plan  planNode `json:"Plan"`
 }
 
-// A planNode is a step of it.
+// A planNode is a step of a plan.
 type planNode struct {
 	Type      string     `json:"Node Type"`
 	Relation  string     `json:"Relation Name"`
@@ -169,7 +169,7 @@ func (p *plans) note(_ *pgconn.PgConn, n *pgconn.Notice) {
 	p.all = append(p.all, one)
 }
 
-// take returns what was collected, and forgets it.
+// take returns the collected plans, and removes them.
 func (p *plans) take() []plan {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -178,7 +178,7 @@ func (p *plans) take() []plan {
 	return all
 }
 
-// each calls fn with a step and those below it.
+// each calls fn with a step and the steps below it.
 func (n planNode) each(fn func(planNode)) {
 	fn(n)
 	for _, below := range n.Plans {
@@ -208,7 +208,7 @@ func explained(t *testing.T, db *pgxpool.Pool) (*pgxpool.Pool, *plans) {
 	return pool, p
 }
 
-// large reports whether a table grows with what is appended or goes wrong.
+// large reports whether a table grows with the number of events or failures.
 func large(table string) bool {
 	for _, name := range []string{"outbox_1", "outbox_2", "outbox_3", "outbox_4", "outbox_5", "outbox_6", "outbox_7", "outbox_8", "outbox_9", "inbox", "attempt", "dead_letter", "intent", "operation", "saga", "scheduled"} {
 		if strings.HasPrefix(table, name) {
@@ -218,15 +218,16 @@ func large(table string) bool {
 	return false
 }
 
-// TestPlans: no statement of a page reads a large table from one end to the other, nor as many rows as such a table has by an index, as
-// PostgreSQL says of each that ran. Dead letters alone are counted by their errors, each of them.
+// TestPlans: according to PostgreSQL, no statement of a page scans a large table, nor reads as many
+// rows of it by an index. Dead
+// letters are the exception: they are counted by their errors.
 func TestPlans(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)
 	load{events: 66_000, letters: 4000, consumers: 50, intents: 1000}.fill(t, db)
 	pool, plans := explained(t, db)
 	base := serve(t, console.Config{DB: pool}, nil)
-	const most = 60_000 // the 50 000 rows of the outbox that a page looks at, and those near what it looks for
+	const most = 60_000 // the 50 000 rows of the outbox that a page searches, and some near the result
 	looked := false
 	for name, path := range views(t, db) {
 		counts := strings.HasPrefix(path, "/dead?") || strings.HasPrefix(path, "/dead/plan") || path == "/dead"
@@ -250,8 +251,9 @@ func TestPlans(t *testing.T) {
 	}
 }
 
-// TestSpeed is a lane of its own, of some minutes: with 1 M events, 100 000 dead letters and 50 consumers each page answers within 300 ms at
-// the 95th percentile, an open page costs the database less than 1 % of a core, and 200 open pages do not slow the pipeline.
+// TestSpeed takes some minutes, and runs only by make console-speed: with 1 M events, 100 000 dead letters
+// and 50 consumers each page answers within 300 ms at the 95th percentile, an open page costs the
+// database less than 1 % of a core, and 200 open pages do not slow the pipeline.
 func TestSpeed(t *testing.T) {
 	if os.Getenv("PGJET_CONSOLE_SPEED") == "" {
 		t.Skip("takes minutes: set PGJET_CONSOLE_SPEED=1")
@@ -260,7 +262,7 @@ func TestSpeed(t *testing.T) {
 	t.Run("pipeline", slowsNothing)
 }
 
-// answersSoon measures each page, and what it costs to leave one open.
+// answersSoon measures each page, and the cost of an open one.
 func answersSoon(t *testing.T) {
 	db := testenv.Postgres(t)
 	load{events: 1_000_000, letters: 100_000, consumers: 50, intents: 5000}.fill(t, db)
@@ -289,7 +291,7 @@ func answersSoon(t *testing.T) {
 	}
 	for _, name := range []string{"now", "events", "an event that is dead", "consumers", "dead letters", "dead letters of a group", "a key", "relay", "operations", "types"} {
 		closed := leaveOpen(t, base+all[name])
-		time.Sleep(4 * time.Second) // the first time it is made is not what it costs to leave it open
+		time.Sleep(4 * time.Second) // without the cost of making it the first time
 		const over = 20 * time.Second
 		before := cpu(t, db)
 		time.Sleep(over)
@@ -302,7 +304,7 @@ func answersSoon(t *testing.T) {
 	}
 }
 
-// leaveOpen opens a live page, and reads whatever it says until it is closed.
+// leaveOpen opens a live page, and reads it until it is closed.
 func leaveOpen(t *testing.T, address string) (closed func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -328,7 +330,8 @@ func leaveOpen(t *testing.T, address string) (closed func()) {
 	}
 }
 
-// slowsNothing measures how many events a second go from the outbox through a consumer, with and without 200 open pages, in turn.
+// slowsNothing measures how many events a second a consumer handles, with and without 200 open
+// pages in turn.
 func slowsNothing(t *testing.T) {
 	js, address := testenv.JetStream(t)
 	db := testenv.Postgres(t)
@@ -382,7 +385,8 @@ func slowsNothing(t *testing.T) {
 	}
 }
 
-// cpu returns for how many seconds the sessions of the database that there are, or those of an application, have worked, as Linux counts it.
+// cpu returns the processor seconds of the database's sessions, or of an application's sessions, as
+// Linux counts them.
 func cpu(t *testing.T, db *pgxpool.Pool, application ...string) (seconds float64) {
 	t.Helper()
 	rows, err := db.Query(t.Context(), `select pid from pg_stat_activity where datname = current_database() and (cardinality($1::text[]) = 0 or application_name = any($1))`, append([]string{}, application...))

@@ -11,7 +11,7 @@ import (
 	"github.com/pgjet/pgjet/internal/operate"
 )
 
-// TestTracks: attempts and waits stand on the line in the order of time, and none leaves it.
+// TestTracks: attempts and waits are on the line, in the order of time.
 func TestTracks(t *testing.T) {
 	t.Parallel()
 	begin := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)

@@ -25,8 +25,8 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 
 const patience = 30 * time.Second
 
-// TestProcess: an own consumer and an own relay in one process are found, answer probes and Prometheus, and leave when
-// they are told to stop.
+// TestProcess: a process with a consumer and a relay of its own is found, answers probes and
+// Prometheus, and leaves the registry when it stops.
 func TestProcess(t *testing.T) {
 	db := testenv.Postgres(t)
 	js, url := testenv.JetStream(t)

@@ -55,7 +55,7 @@ func readAlertRules(t *testing.T) (all []alertRule) {
 	return all
 }
 
-// named finds the names of metrics in an expression, of ours and of those that the conventions name.
+// named matches the names of metrics in an expression: ours, and those of the semantic conventions.
 var named = regexp.MustCompile(`\b(?:pgjet|http_(?:server|client)|db_client|process|go)_[a-z0-9_]+`)
 
 // listedMetrics returns the metrics of docs/reference/metrics.md, which TestMetricsPage compares with what is exported, with their types.
@@ -142,7 +142,7 @@ func TestAlertRules(t *testing.T) {
 	}
 }
 
-// A moment is what a system exports at one time: the values of its time series.
+// A moment is the values of all time series of a system at one time.
 type moment struct {
 	at     time.Time
 	values map[string]float64
@@ -176,13 +176,14 @@ func newMoment(t *testing.T, admin string) moment {
 	return m
 }
 
-// deadMoment is what Prometheus knows of a process that is gone.
+// deadMoment is what Prometheus knows of a process that has ended.
 func deadMoment() moment {
 	return moment{time.Now(), map[string]float64{`up{job="pgjet",instance="dev"}`: 0}, map[string]bool{}}
 }
 
-// firing returns the alerts that fire if it is for half an hour as it was before, and then goes on for four hours and a half as it did from there
-// until after: gauges as they were then, counters and ages at that rate.
+// firing returns the alerts that fire after half an hour of before and four and a half hours in
+// which everything goes on at the rate from there until after. Gauges keep their values of after;
+// counters and ages grow at that rate.
 func firing(t *testing.T, before, after moment) []string {
 	t.Helper()
 	number := func(v float64) string {
@@ -254,11 +255,11 @@ type alertRig struct {
 	db    *pgxpool.Pool
 	js    jetstream.JetStream
 	fired map[string]bool
-	n     int // people who signed up
+	n     int // users that signed up
 }
 
-// TestAlerts: no alert fires while all is well, and each one fires during its fault: in a real system, whose state is held
-// for some hours of Prometheus. It takes a minute or two: make alerts.
+// TestAlerts: no alert fires while all is well, and each fires during its fault. The system is
+// real; its state is held for some hours of Prometheus. It takes a minute or two: make alerts.
 func TestAlerts(t *testing.T) {
 	if os.Getenv("PGJET_ALERTS") == "" {
 		t.Skip("takes a minute or two: make alerts")
@@ -277,9 +278,9 @@ func TestAlerts(t *testing.T) {
 	for _, f := range []struct {
 		name  string
 		begin func() (end func())
-		sees  string // a regular expression that the metrics match, once it is seen
+		sees  string // a regular expression that the metrics match once the fault shows
 		want  string
-		hangs string // those that fire if all stays as it is
+		hangs string // the alerts that fire if the fault lasts
 	}{
 		{"mails are deferred", g.refuseMails(451), `pgjet_consumer_failing_share\{consumer="welcome-mailer"\} (1|0\.[5-9])`, "PgjetConsumerFailing", ""},
 		{"the mail server is away", g.refuseMails(421), `pgjet_mailer_breaker_open 1`, "PgjetMailServerAway PgjetConsumerHalted", ""},
@@ -342,10 +343,10 @@ func TestAlerts(t *testing.T) {
 	}
 }
 
-// haltedFor finds the reason of what is halted.
+// haltedFor matches the reason of a halt.
 var haltedFor = regexp.MustCompile(`_halted\{.*reason="(.*?)"`)
 
-// fires checks that these alerts are among those that fire.
+// fires checks that these alerts fire.
 func (g *alertRig) fires(what string, before, after moment, want string) {
 	g.Helper()
 	for series := range after.values {
@@ -371,7 +372,7 @@ func (g *alertRig) signUp(count int) {
 	}
 }
 
-// counted waits until the consumers have counted once more.
+// counted waits until the consumers have measured once more.
 func (g *alertRig) counted() {
 	g.Helper()
 	testenv.Eventually(g.T, time.Minute, "the consumers are done and have counted", func() bool {
@@ -426,7 +427,7 @@ func (g *alertRig) paused() func() {
 	}
 }
 
-// differs is a pass of the background audit that has found something.
+// differs records a pass of the background audit with differences.
 func (g *alertRig) differs() func() {
 	const pass = `insert into pgjet.audit (stream, stream_created, system_identifier, stream_seq, snapshot, floor, events, compared, missing, extra, twice, out_of_order, changed, ended_at, differences)
 		select stream, stream_created, system_identifier, stream_seq, snapshot, floor, events, compared, $1, 0, 0, 0, 0, now(), '[]' from pgjet.audit where ended_at is not null order by id desc limit 1`
@@ -435,7 +436,7 @@ func (g *alertRig) differs() func() {
 }
 
 func (g *alertRig) auditOld() func() {
-	g.exec(`create function public.unheard() returns trigger language plpgsql as $$ begin return null; end $$`) // what the leader notes is lost
+	g.exec(`create function public.unheard() returns trigger language plpgsql as $$ begin return null; end $$`) // the leader's records are lost
 	g.exec(`create trigger unheard before insert or update on pgjet.audit for each row execute function public.unheard()`)
 	g.exec(`alter table pgjet.audit disable trigger unheard`)
 	g.exec(`update pgjet.audit set began_at = now() - interval '31 hours', ended_at = now() - interval '30 hours'`)
@@ -501,7 +502,7 @@ func (g *alertRig) inboxGone() func() {
 	}
 }
 
-// users appends sign-ups of so many people, of whom nobody but the consumers knows.
+// users appends count sign-ups of users that are in no other table.
 func (g *alertRig) users(count int, age time.Duration) {
 	g.exec(fmt.Sprintf(`insert into pgjet.outbox (id, type, key, data, time)
 		select id, 'user.renamed', id::text, json_build_object('user_id', id, 'name', 'Ann'), now() - interval '%d seconds'
@@ -523,7 +524,7 @@ func (g *alertRig) consumerHangs() func() {
 	return func() { g.exec(`drop trigger slow on directory.users; drop function slow`) }
 }
 
-// expiring has the stream keep events for less long than a consumer takes that hangs.
+// expiring makes the stream keep events for a shorter time than a consumer that hangs takes.
 func (g *alertRig) expiring() func() {
 	end := g.consumerHangs()
 	g.configure(func(c *jetstream.StreamConfig, _ int64) { c.MaxAge = 30 * time.Second })
@@ -533,13 +534,13 @@ func (g *alertRig) expiring() func() {
 	}
 }
 
-// limit sets the most messages of the stream, for so many more than it holds.
+// limit limits the messages of the stream to more(what it holds).
 func (g *alertRig) limit(more func(held int64) int64) {
 	g.Helper()
 	g.configure(func(c *jetstream.StreamConfig, held int64) { c.MaxMsgs = more(held) })
 }
 
-// configure changes the stream, which holds so many messages.
+// configure changes the stream, given its number of messages.
 func (g *alertRig) configure(change func(c *jetstream.StreamConfig, held int64)) {
 	g.Helper()
 	stream, err := g.js.Stream(g.Context(), events.DefaultStream)

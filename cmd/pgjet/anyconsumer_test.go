@@ -19,7 +19,8 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// shipping is a consumer that this binary does not contain. It takes no order until it is mended.
+// shipping is a consumer that this binary does not contain. It refuses every order until it is
+// repaired.
 func shipping(mended *bool, types ...string) consumers.Consumer {
 	var all []consumers.Typed
 	for _, kind := range types {
@@ -97,7 +98,7 @@ func TestVerbsOfAnyConsumer(t *testing.T) {
 	}
 	stop()
 
-	// Without any process, the database knows what the durable consumers are.
+	// Without any process, the database still describes the durable consumers.
 	var before []jetstream.ConsumerConfig
 	for _, name := range inbox.Durables("shipping", 2) {
 		c, err := js.Consumer(t.Context(), "ORDERS", name)
@@ -124,7 +125,7 @@ func TestVerbsOfAnyConsumer(t *testing.T) {
 		}
 	}
 
-	// A new version wants more, and an operator gives it that.
+	// A new version needs more types, and an operator adds them.
 	storeOrders(t, js, "order.returned", 4, 5)
 	stop = startRunner(t, database, js, shipping(&mended, "order.paid", "order.returned"))
 	defer stop()

@@ -91,8 +91,7 @@ func ensureStream(t testing.TB, url string) jetstream.JetStream {
 	return js
 }
 
-// TestApart goes the way of production: tables, stream, and each service a process
-// of its own.
+// TestApart runs pgjet as in production: tables, stream, and each service in a process of its own.
 func TestApart(t *testing.T) {
 	t.Parallel()
 	database, nats := withPassword(testenv.EmptyDatabaseURL(t)), withPassword(testenv.NATS(t).URL())
@@ -179,7 +178,7 @@ func TestMigrate(t *testing.T) {
 	up("applied directory/", "applied pgjet/", "--demo")
 }
 
-// TestMigratePrint: tables that another tool made are as good.
+// TestMigratePrint: tables that another tool created work as well.
 func TestMigratePrint(t *testing.T) {
 	t.Parallel()
 	database := testenv.EmptyDatabaseURL(t)
@@ -195,7 +194,7 @@ func TestMigratePrint(t *testing.T) {
 	refused(t, exitUsage, []string{"migrate", "print", "--after", "9999"}, "--after", "there is no migration after version 9999")
 }
 
-// TestMigrateAtTheSameTime: whoever comes second waits, and finds nothing to do.
+// TestMigrateAtTheSameTime: the second of two migrations waits, and finds nothing to do.
 func TestMigrateAtTheSameTime(t *testing.T) {
 	t.Parallel()
 	database := testenv.EmptyDatabaseURL(t)
@@ -274,7 +273,7 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 		t.Parallel()
 		database, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL()
 		ensureStream(t, nats)
-		silent, err := net.Listen("tcp", anyPort) // takes connections and says nothing
+		silent, err := net.Listen("tcp", anyPort) // accepts connections and sends nothing
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -293,13 +292,13 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	})
 }
 
-// endsAtOnce stops a service that has something in hand, and makes sure that it
-// waits for that, until it is told again.
+// endsAtOnce stops a service that has work in hand. It checks that the service waits for the work
+// until it gets a second signal.
 func (s *service) endsAtOnce() {
 	s.t.Helper()
 	s.signal(syscall.SIGTERM)
 	s.notReady(s.admin, "stopping")
-	s.killed = true // it does not end as it should otherwise
+	s.killed = true // its exit code is not 0
 	begun := time.Now()
 	s.signal(syscall.SIGTERM)
 	if code := s.wait(2 * time.Second); code != exitInterrupted {

@@ -11,8 +11,8 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestAsyncAPISaysWhatIsSent: what comes of the lives of two users is as docs/asyncapi.yaml
-// and the schemas say: headers, subjects and payloads of every type.
+// TestAsyncAPISaysWhatIsSent: headers, subjects and payloads of all events of two users are as
+// docs/asyncapi.yaml and the schemas describe them.
 func TestAsyncAPISaysWhatIsSent(t *testing.T) {
 	t.Parallel()
 	dir, port := stateDir(t), freePorts(t)

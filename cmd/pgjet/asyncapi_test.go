@@ -23,7 +23,7 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// An asyncAPI is what docs/asyncapi.yaml says, as far as code can be compared with it.
+// An asyncAPI is the part of docs/asyncapi.yaml that is compared with the code.
 type asyncAPI struct {
 	Channels struct {
 		Events struct {
@@ -53,7 +53,7 @@ type reference struct {
 	Ref string `yaml:"$ref"`
 }
 
-// readAsyncAPI returns the document, and as JSON has it.
+// readAsyncAPI returns the document, also as decoded JSON.
 func readAsyncAPI(t *testing.T) (doc asyncAPI, raw any) {
 	t.Helper()
 	text := []byte(read(t, "docs/asyncapi.yaml"))
@@ -67,7 +67,7 @@ func readAsyncAPI(t *testing.T) (doc asyncAPI, raw any) {
 	return doc, asJSON(t, all)
 }
 
-// asJSON returns what a validator takes for v.
+// asJSON returns v in the form that the validator accepts.
 func asJSON(t *testing.T, v any) any {
 	t.Helper()
 	b, err := json.Marshal(v)
@@ -114,7 +114,7 @@ func specification(t *testing.T) *jsonschema.Schema {
 	return compileSchema(t, doc)
 }
 
-// TestAsyncAPIIsValid, and the schema is no sieve.
+// TestAsyncAPIIsValid also checks that the schema refuses mistakes.
 func TestAsyncAPIIsValid(t *testing.T) {
 	spec := specification(t)
 	_, raw := readAsyncAPI(t)
@@ -184,7 +184,7 @@ func ownTypes(t *testing.T) (types []string) {
 	return types
 }
 
-// messages returns the names of what references lead to.
+// messages returns the names in references.
 func messages(all []reference) (names []string) {
 	for _, r := range all {
 		names = append(names, path.Base(r.Ref))
@@ -282,7 +282,7 @@ func TestAsyncAPISaysWhichHeaders(t *testing.T) {
 			t.Errorf("docs/asyncapi.yaml forbids these headers: %v", err)
 		}
 	}
-	delete(all, "ce-tenant") // an extension, of which there may be any
+	delete(all, "ce-tenant") // extensions are free
 	known := slices.Sorted(maps.Keys(doc.Components.MessageTraits.Event.Headers["properties"].(map[string]any)))
 	if diff := cmp.Diff(slices.Sorted(maps.Keys(all)), known); diff != "" {
 		t.Errorf("the headers of docs/asyncapi.yaml are not those of the code:\n%s", diff)

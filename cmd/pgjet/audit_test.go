@@ -29,15 +29,16 @@ func auditOf(t *testing.T, want int, database, nats string, flags ...string) (a 
 	return a
 }
 
-// startAdministered starts a NATS server with a user who may do anything and one with the permissions of an operator, who
-// knows of no consumer.
+// startAdministered starts a NATS server with two users: one may do anything, and one has the
+// permissions of an operator without consumers.
 func startAdministered(t *testing.T) *guarded {
 	t.Helper()
 	operator := must(t, exitOK, "nats", "permissions", "operator")
 	return guard(t, fmt.Sprintf("authorization: { users: [ { user: admin, password: %s }\n { user: operator, password: %s\n%s} ] }\n", secret, secret, operator))
 }
 
-// copyStream makes the stream anew from a copy, in which change says what becomes of each message: any number of messages. Messages can be deleted there.
+// copyStream replaces the stream by a copy. change returns the messages that take the place of each
+// message. Messages of the copy can be deleted.
 func copyStream(t *testing.T, js jetstream.JetStream, change func(seq uint64, m *nats.Msg) []*nats.Msg) jetstream.Stream {
 	t.Helper()
 	old, err := js.Stream(t.Context(), "EVENTS")
@@ -84,7 +85,8 @@ func copyStream(t *testing.T, js jetstream.JetStream, change func(seq uint64, m 
 	return stream
 }
 
-// published waits until the newest checkpoint covers all that is in the outbox, by a stream that ends with last.
+// published waits until the newest checkpoint covers the whole outbox, at a stream whose last
+// sequence is last.
 func published(t *testing.T, database string, last int) {
 	t.Helper()
 	db := openDB(t, database)
@@ -93,8 +95,9 @@ func published(t *testing.T, database string, last int) {
 	})
 }
 
-// TestAuditFindsEachDifference: of 100 000 events one row is deleted, one message is changed, one is deleted, one stands there twice, and two of
-// one key are in the wrong order. Each is found and named, with the rights of an operator, and nothing else is.
+// TestAuditFindsEachDifference: of 100 000 events one row is deleted, one message is changed, one
+// is deleted, one is there twice, and two of one key are in the wrong order. The audit finds and
+// names each, with the rights of an operator, and nothing else.
 func TestAuditFindsEachDifference(t *testing.T) {
 	t.Parallel()
 	count := 100_000
@@ -164,7 +167,8 @@ func TestAuditFindsEachDifference(t *testing.T) {
 	g.log.none(t)
 }
 
-// TestStatusOfAnAudit: what the background audit found is in the status, under its reason, and named by audit show.
+// TestStatusOfAnAudit: pgjet status shows the differences of the background audit under their
+// reason, and pgjet audit show lists them.
 func TestStatusOfAnAudit(t *testing.T) {
 	t.Parallel()
 	database, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL()
@@ -186,7 +190,7 @@ func TestStatusOfAnAudit(t *testing.T) {
 	says(t, exitFindings, asked("status", nats), asOperator(database), "  EVENTS        last pass: 1 missing, of 100 compared, ended ")
 	says(t, exitOK, "relay status", asOperator(database), "audit        last pass: 1 missing, of 100 compared", "next         pgjet audit show\n")
 	says(t, exitFindings, "audit show", asOperator(database), "missing      0199b1c2-6f00-7000-8000-000000000002   5     -            it was published\n")
-	pass(0, "now()") // it was mended
+	pass(0, "now()") // it was repaired
 	finds(t, exitOK, database, nats)
 	pass(2, "null")
 	finds(t, exitFindings, database, nats, differs)

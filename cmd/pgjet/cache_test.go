@@ -16,9 +16,8 @@ import (
 	"github.com/pgjet/pgjet/producer"
 )
 
-// TestCacheAcrossProcesses: a rename through one user service is seen through another's
-// list long before its answers are too old, since it follows the events; one that does
-// not sees it when they are.
+// TestCacheAcrossProcesses: a user service that follows the events shows a rename by another one
+// long before its cached answers expire. One that does not follow them shows it when they expire.
 func TestCacheAcrossProcesses(t *testing.T) {
 	t.Parallel()
 	database, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL()
@@ -29,7 +28,7 @@ func TestCacheAcrossProcesses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const operator = "ffffffff-ffff-ffff-ffff-ffffffffffff" // behind all others: no page shows them
+	const operator = "ffffffff-ffff-ffff-ffff-ffffffffffff" // sorts last: no page shows it
 	_, err = db.Exec(t.Context(), `
 		insert into users.users (id, email, name, password, roles) values ($1, 'operator@example.com', 'Operator', '', '{admin}')`, operator)
 	if err != nil {
@@ -61,7 +60,7 @@ func TestCacheAcrossProcesses(t *testing.T) {
 	}
 	for round := range 2 {
 		want := []string{"Anna", "Ann"}[round]
-		read := time.Now() // the answers that are kept now are older
+		read := time.Now() // answers that are cached now are older
 		name(alone)
 		status, _, body := request(t, http.MethodPatch, one+"/users/"+id, `{"name":"`+want+`"}`, map[string]string{
 			"Authorization": "Bearer " + admin, "Content-Type": "application/json",
@@ -82,8 +81,8 @@ func TestCacheAcrossProcesses(t *testing.T) {
 	}
 }
 
-// serveUsers serves the users of db with answers that are kept for so long, and follows
-// the stream of js, unless that is nil.
+// serveUsers serves the users of db with answers cached for ttl. It follows the stream of js,
+// unless js is nil.
 func serveUsers(t *testing.T, db *pgxpool.Pool, issuer *auth.Issuer, js jetstream.JetStream, ttl time.Duration) string {
 	t.Helper()
 	api := producer.New(db, issuer, testenv.Logger(t))

@@ -18,8 +18,8 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// What no log line, span, metric, refusal or recorded error may hold, in any case of
-// letters. Each stands in what the test sends.
+// The canaries are parts of what the test sends. No log line, span, metric, refusal or recorded
+// error may contain one, in upper or lower case.
 const (
 	canaryEmail    = "Canary.Address@tell-tale.example.com"
 	canaryName     = "Canary Nameson"
@@ -30,12 +30,12 @@ const (
 
 var canaries = []string{"canary.address", "tell-tale", "nameson", "canary horse", "canarysignature", "y2fuyxj5dg9rzw4", canaryKey, secret}
 
-// A mine is the place where texts are searched for what they must not hold.
+// A mine searches texts for canaries.
 type mine struct {
 	t      *testing.T
 	users  string
 	token  string
-	issued []string // tokens that the service made: canaries, too
+	issued []string // tokens that the service issued, which are canaries, too
 }
 
 // search fails the test if text holds a canary.
@@ -49,8 +49,8 @@ func (m *mine) search(where, text string) {
 	}
 }
 
-// send makes a request with everything secret in its headers, and searches the answer
-// unless it is a success.
+// send makes a request with secrets in all its headers. It searches the answer unless it is a
+// success.
 func (m *mine) send(method, path, body string) int {
 	m.t.Helper()
 	header := map[string]string{"Authorization": "Bearer " + m.token, "Idempotency-Key": canaryKey, "If-Match": `"` + canaryKey + `"`}
@@ -69,14 +69,14 @@ func (m *mine) send(method, path, body string) int {
 	return status
 }
 
-// requests sends what is right, wrong, and in conflict with what was sent before.
+// requests sends valid and invalid requests, and requests that conflict with earlier ones.
 func (m *mine) requests() {
 	m.t.Helper()
 	right := canarySignUp(canaryEmail, canaryPassword)
 	for _, r := range []struct{ method, path, body string }{
 		{"POST", "/users", right},
 		{"POST", "/users", right},
-		{"POST", "/users", canarySignUp("other."+canaryEmail, canaryPassword)}, // with the key of the one before
+		{"POST", "/users", canarySignUp("other."+canaryEmail, canaryPassword)}, // with the key of the previous request
 		{"POST", "/users", canarySignUp(canaryEmail+" ", canaryPassword)},
 		{"POST", "/users", canarySignUp(canaryEmail, canaryEmail)},
 		{"POST", "/users", strings.Replace(right, `"email"`, `"mail"`, 1)},
@@ -109,15 +109,15 @@ func canarySignUp(email, password string) string {
 	return string(b)
 }
 
-// TestCanary: addresses, names, passwords, tokens and keys that people send stay out of
-// everything that others read, whatever goes wrong: refused requests and mails, another
-// service that repeats what it was sent, an account that is declined, a configuration with
-// a mistake beside a password, events that the stream does not take, PostgreSQL away.
+// TestCanary: addresses, names, passwords, tokens and keys of users stay out of everything that
+// others read, whatever fails: requests and mails are refused, another service repeats what it was
+// sent, an account is declined, the configuration has a mistake beside a password, the stream
+// refuses events, and PostgreSQL is away.
 func TestCanary(t *testing.T) {
 	t.Parallel()
 	spans := &output{}
 	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		_, _ = io.Copy(spans, r.Body) // what is lost fails below
+		_, _ = io.Copy(spans, r.Body) // missing spans fail below
 	}))
 	t.Cleanup(collector.Close)
 	vars := env{"OTEL_EXPORTER_OTLP_ENDPOINT": collector.URL, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf", "OTEL_BSP_SCHEDULE_DELAY": "100"}
@@ -209,8 +209,8 @@ func TestCanary(t *testing.T) {
 	}
 }
 
-// misconfigure writes mistakes into the configuration that a process follows, and a
-// password beside each of them.
+// misconfigure writes mistakes into the configuration that a process follows, each beside a
+// password.
 func (m *mine) misconfigure(users *service, file string) {
 	m.t.Helper()
 	for text, says := range map[string]string{
@@ -223,7 +223,7 @@ func (m *mine) misconfigure(users *service, file string) {
 	}
 }
 
-// decline has a stand-in of billing decline every account.
+// decline makes a stand-in of billing decline every account.
 func decline(t *testing.T, addr string) {
 	t.Helper()
 	status, _, body := request(t, http.MethodPut, addr+"/fault", `{"status":402}`, map[string]string{"Content-Type": "application/json"})
@@ -232,8 +232,8 @@ func decline(t *testing.T, addr string) {
 	}
 }
 
-// repeat serves profiles that fail first, as whoever repeats what it was sent, and then
-// do what they are asked for. It returns the address.
+// repeat serves a profiles service that first fails and repeats what it was sent, and then works.
+// It returns its address.
 func repeat(t *testing.T) string {
 	t.Helper()
 	var puts atomic.Int32
@@ -255,7 +255,7 @@ func repeat(t *testing.T) string {
 	return s.URL
 }
 
-// refuseEvents has the stream take nothing of any size.
+// refuseEvents makes the stream refuse all events.
 func refuseEvents(t *testing.T, js jetstream.JetStream) {
 	t.Helper()
 	stream, err := js.Stream(t.Context(), "EVENTS")
@@ -269,8 +269,8 @@ func refuseEvents(t *testing.T, js jetstream.JetStream) {
 	}
 }
 
-// refuseMail serves SMTP that refuses each recipient, and repeats who it is, as servers
-// do. It returns its address.
+// refuseMail serves SMTP that refuses each recipient and repeats its address, as servers do. It
+// returns its own address.
 func refuseMail(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", anyPort)

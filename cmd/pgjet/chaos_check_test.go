@@ -18,10 +18,9 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// check stops the writer and makes sure that all is well: the stream holds what
-// was committed, once, in order and unchanged, and nothing else; the relay is ready
-// and holds no more memory and goroutines than before; and what a relay leaves
-// behind when it stops adds nothing.
+// check stops the writer and checks that all is well. The stream holds what was committed, once, in
+// order and unchanged, and nothing else. The relay is ready, and uses no more memory and goroutines
+// than before. What a relay leaves behind when it stops adds nothing.
 func (g *rig) check() {
 	g.Helper()
 	begun := time.Now()
@@ -56,12 +55,12 @@ func (g *rig) messages() uint64 {
 	return stream.CachedInfo().State.Msgs
 }
 
-// An account compares outbox and stream. It holds a few bytes for each event.
+// An account compares outbox and stream. It needs a few bytes for each event.
 type account struct {
 	g    *rig
 	seed maphash.Seed
-	want map[uuid.UUID]uint64 // what is not in the stream yet: a hash of its message
-	last map[string]int64     // the number that each key has reached there
+	want map[uuid.UUID]uint64 // hashes of the messages that are not in the stream yet
+	last map[string]int64     // the last number of each key in the stream
 
 	seen                                    int
 	lost, ghost, twice, disorder, different []string
@@ -74,8 +73,8 @@ func newAccount(g *rig) *account {
 	return a
 }
 
-// readOutbox notes what was committed, but for what is in quarantine. Whatever the
-// writer knows must agree.
+// readOutbox records what was committed, except what is in quarantine. It has to agree with what
+// the writer knows.
 func (a *account) readOutbox() {
 	a.g.Helper()
 	a.want = make(map[uuid.UUID]uint64)
@@ -112,8 +111,7 @@ func (a *account) readOutbox() {
 	}
 }
 
-// sum covers all of a message but what the server and the relay's protocol put
-// into it.
+// sum hashes a message without what the server and the relay's protocol add.
 func (a *account) sum(subject string, header map[string][]string, body []byte) uint64 {
 	var names []string
 	for name := range header {
@@ -133,7 +131,7 @@ func (a *account) sum(subject string, header map[string][]string, body []byte) u
 	return h.Sum64()
 }
 
-// readStream strikes out what the stream holds, and returns its last sequence.
+// readStream removes what the stream holds, and returns its last sequence.
 func (a *account) readStream() uint64 {
 	a.g.Helper()
 	stream, err := a.g.js.Stream(a.g.Context(), "EVENTS")
@@ -190,7 +188,7 @@ func (a *account) strike(known map[uuid.UUID]bool, msg jetstream.Msg, seq uint64
 	var data struct{ N int64 }
 	key := msg.Headers().Get("ce-subject")
 	if err := json.Unmarshal(msg.Data(), &data); err != nil || data.N == 0 {
-		return // not of ours: its order is not known
+		return // a foreign message, whose order is unknown
 	}
 	if data.N != a.last[key]+1 {
 		a.disorder = append(a.disorder, fmt.Sprintf("%s: number %d of %s, behind %d", where, data.N, key, a.last[key]))
@@ -198,8 +196,7 @@ func (a *account) strike(known map[uuid.UUID]bool, msg jetstream.Msg, seq uint64
 	a.last[key] = data.N
 }
 
-// summarize notes what is left as lost, and returns how many events are wrong in
-// which way.
+// summarize records the rest as lost, and counts the wrong events by kind.
 func (a *account) summarize() map[string][]string {
 	for id := range a.want {
 		a.lost = append(a.lost, id.String())
@@ -222,7 +219,7 @@ func (a *account) report() {
 	}
 }
 
-// TestChaosCheckerSees: it finds each thing that can be wrong.
+// TestChaosCheckerSees: the checker finds each kind of fault.
 func TestChaosCheckerSees(t *testing.T) {
 	t.Parallel()
 	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())

@@ -10,7 +10,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestChaosTablesDenied takes the relay's rights in PostgreSQL away.
+// TestChaosTablesDenied revokes the relay's rights in PostgreSQL.
 func TestChaosTablesDenied(t *testing.T) {
 	t.Parallel()
 	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
@@ -32,7 +32,7 @@ func TestChaosTablesDenied(t *testing.T) {
 	g.check()
 }
 
-// TestChaosSubjectsDenied takes the relay's right to publish away.
+// TestChaosSubjectsDenied revokes the relay's permission to publish.
 func TestChaosSubjectsDenied(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

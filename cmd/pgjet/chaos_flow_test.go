@@ -43,8 +43,8 @@ func TestChaosHugeTransaction(t *testing.T) {
 	g.check()
 }
 
-// TestChaosRowsThatAppendRefuses inserts what only SQL can. Each such row is set
-// aside, and the others flow.
+// TestChaosRowsThatAppendRefuses inserts rows that only SQL can insert. Each is put into
+// quarantine, and the other events flow.
 func TestChaosRowsThatAppendRefuses(t *testing.T) {
 	t.Parallel()
 	g := calmRig(t)
@@ -85,7 +85,7 @@ func TestChaosRowsThatAppendRefuses(t *testing.T) {
 			g.flows(10)
 		})
 		if t.Failed() {
-			t.FailNow() // it blocks all that come after it
+			t.FailNow() // it blocks all later events
 		}
 	}
 	g.check()
@@ -98,7 +98,7 @@ func TestChaosMemory(t *testing.T) {
 	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
 	count := upTo(100_000, 1_000_000)
 	if raced {
-		count /= 6 // its memory tells little
+		count /= 6 // the race detector's memory hides the relay's
 	}
 	g.backlog(count, 1000)
 	const size = 900 << 10
@@ -114,7 +114,7 @@ func TestChaosMemory(t *testing.T) {
 		connections = max(connections, query[int](t, g.db, `
 			select count(*) from pg_stat_activity where application_name like 'pgjet-relay%' and datname = current_database()`))
 		if time.Since(begun) > healing+time.Duration(count)*time.Millisecond/2 {
-			break // check tells what is missing
+			break // check reports what is missing
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
@@ -129,7 +129,7 @@ func TestChaosMemory(t *testing.T) {
 	g.check()
 }
 
-// peak returns the most memory that a process has had, in bytes.
+// peak returns the largest memory that a process has had, in bytes.
 func (g *rig) peak(s *service) float64 {
 	g.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))

@@ -18,9 +18,9 @@ import (
 	"github.com/pgjet/pgjet/outbox"
 )
 
-// TestChaosHostage: a transaction that has appended and does not end delays its own
-// events and no others, whether it is here, in another database of the same
-// cluster, or prepared and forgotten. Calm and disturbed times take turns.
+// TestChaosHostage: a transaction that has appended and stays open delays its own events and no
+// others. It may be in this database, in another one of the cluster, or prepared and forgotten.
+// Calm and disturbed periods alternate.
 func TestChaosHostage(t *testing.T) {
 	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
 	g.relay = g.startRelay()
@@ -49,7 +49,7 @@ func TestChaosHostage(t *testing.T) {
 	was, is := quantile(calm, 0.99), quantile(disturbed, 0.99)
 	t.Logf("calm: p50 %s, p99 %s of %d; disturbed: p50 %s, p99 %s of %d",
 		quantile(calm, 0.5), was, len(calm), quantile(disturbed, 0.5), is, len(disturbed))
-	// What waits for the hostage takers waits for seconds. The rest is noise.
+	// An event that waits for an open transaction waits for seconds. Less is noise.
 	allowance := 250 * time.Millisecond
 	if scale > 0 {
 		allowance = 50 * time.Millisecond
@@ -68,8 +68,8 @@ func quantile(all []time.Duration, q float64) time.Duration {
 	return all[int(q*float64(len(all)-1))].Round(10 * time.Microsecond)
 }
 
-// A meter commits events at a steady rate and measures how long it takes, from
-// commit, until the stream holds them.
+// A meter commits events at a steady rate, and measures the time from each commit until the stream
+// holds the event.
 type meter struct {
 	g    *rig
 	rate int
@@ -78,7 +78,7 @@ type meter struct {
 	arrived map[uuid.UUID]time.Time
 }
 
-// newMeter also watches the stream until the test ends.
+// newMeter returns a meter that watches the stream until the test ends.
 func newMeter(g *rig, rate int) *meter {
 	g.Helper()
 	m := &meter{g: g, rate: rate, arrived: make(map[uuid.UUID]time.Time)}
@@ -104,8 +104,8 @@ func newMeter(g *rig, rate int) *meter {
 	return m
 }
 
-// measure returns how long each event took. Each is due at its time, however the
-// ones before it fare.
+// measure returns the durations. Each event is committed at its time, even if earlier ones are
+// late.
 func (m *meter) measure(d time.Duration) []time.Duration {
 	m.g.Helper()
 	count := int(d.Seconds() * float64(m.rate))
@@ -134,8 +134,8 @@ func (m *meter) measure(d time.Duration) []time.Duration {
 	return m.took(ids, committed)
 }
 
-// took waits for what has been committed for at most as long as it takes to tell
-// that it waits for something else.
+// took waits for the committed events, long enough to show that an event waits for an open
+// transaction.
 func (m *meter) took(ids []uuid.UUID, committed []time.Time) []time.Duration {
 	const wait = 3 * time.Second
 	var all []time.Duration
@@ -157,8 +157,7 @@ func (m *meter) took(ids []uuid.UUID, committed []time.Time) []time.Duration {
 	return all
 }
 
-// hostageTakers begin a transaction that appends and does not end until the
-// function that they return is called.
+// hostageTakers begin a transaction that appends. The returned function ends the transaction.
 var hostageTakers = map[string]func(g *rig) (end func()){
 	"here":      func(g *rig) func() { return g.idle(g.database) },
 	"elsewhere": func(g *rig) func() { return g.idle(testenv.DatabaseURL(g)) },
@@ -171,7 +170,7 @@ var hostageTakers = map[string]func(g *rig) (end func()){
 	},
 }
 
-// idle is a connection that sits in a transaction.
+// idle is a connection that is idle in a transaction.
 func (g *rig) idle(database string) (end func()) {
 	g.Helper()
 	conn, err := pgx.Connect(g.Context(), database)

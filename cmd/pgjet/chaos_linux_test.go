@@ -6,7 +6,7 @@ import (
 	"syscall"
 )
 
-// mount mounts a file system, or changes the options of one that is.
+// mount mounts a file system, or changes the options of a mounted one.
 func mount(source, dir, kind string, again bool, options string) error {
 	flags := uintptr(0)
 	if again {
@@ -17,7 +17,7 @@ func mount(source, dir, kind string, again bool, options string) error {
 
 func unmount(dir string) error { return os.NewSyscallError("umount", syscall.Unmount(dir, 0)) }
 
-// ours start a process that ends with this one, frozen or not.
+// ours are the attributes of a process that ends with this one, frozen or not.
 func ours() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }

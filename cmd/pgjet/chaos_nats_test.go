@@ -13,8 +13,8 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// bothWays runs a test with a server that leaves it to the system when to write to
-// disk, and with one that does so before it acknowledges.
+// bothWays runs a test with two servers: one leaves it to the system when to write to disk, one
+// syncs before it acknowledges.
 func bothWays(t *testing.T, test func(t *testing.T, lazy bool)) {
 	for _, lazy := range []bool{true, false} {
 		t.Run(fmt.Sprintf("lazy=%t", lazy), func(t *testing.T) {
@@ -47,8 +47,7 @@ func TestChaosNATSKilled(t *testing.T) {
 	})
 }
 
-// TestChaosNATSPaused stops the NATS server, which keeps its connections, and lets
-// it go on.
+// TestChaosNATSPaused freezes the NATS server, which keeps its connections, and lets it continue.
 func TestChaosNATSPaused(t *testing.T) {
 	t.Parallel()
 	n := startNATSProcess(t, devserver.NATSOptions{Dir: t.TempDir(), Lazy: true})
@@ -73,7 +72,7 @@ func TestChaosStreamFull(t *testing.T) {
 		config := relay.StreamConfig("EVENTS", 1)
 		config.MaxMsgs = int64(g.lastSeq()) + 100 + g.rand.Int64N(1000)
 		g.updateStream(config)
-		most := max(uint64(config.MaxMsgs), g.messages()) // some came before the limit
+		most := max(uint64(config.MaxMsgs), g.messages()) // some were stored before the limit
 		g.backlog(1500, 20)
 		g.says("stream_full")
 		if n := g.messages(); n > most {
@@ -140,7 +139,7 @@ func TestChaosDiskFull(t *testing.T) {
 	})
 }
 
-// smallDisk mounts a disk of that size on dir. Only root can.
+// smallDisk mounts a disk of that size on dir, which only root can do.
 func smallDisk(t *testing.T, dir, size string) (resize func(size string)) {
 	t.Helper()
 	if os.Geteuid() != 0 {

@@ -13,7 +13,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestChaosPostgreSQL mistreats the server that holds the outbox.
+// TestChaosPostgreSQL kills, pauses and blocks the server of the outbox.
 func TestChaosPostgreSQL(t *testing.T) {
 	t.Parallel()
 	p := postgresProcess(t)
@@ -39,7 +39,7 @@ func TestChaosPostgreSQL(t *testing.T) {
 		thaw()
 		g.flows(20)
 	}
-	for range upTo(1, 4) { // read-only, but for the writer, who insists
+	for range upTo(1, 4) { // read-only, except for the writer
 		g.exec(`alter system set default_transaction_read_only = on`)
 		g.exec(`select pg_reload_conf()`)
 		g.backlog(500, 20)
@@ -52,7 +52,7 @@ func TestChaosPostgreSQL(t *testing.T) {
 	g.check()
 }
 
-// exec runs one or several statements.
+// exec runs one or more statements.
 func (g *rig) exec(sql string) {
 	g.Helper()
 	if _, err := g.db.Exec(g.Context(), sql, pgx.QueryExecModeSimpleProtocol); err != nil {
@@ -60,8 +60,8 @@ func (g *rig) exec(sql string) {
 	}
 }
 
-// relayRole returns the database's address for a role that may do what a relay
-// does, with at most 4 connections.
+// relayRole returns the database's address for a role with the rights of a relay, and at most 4
+// connections.
 func (g *rig) relayRole() string {
 	g.Helper()
 	role := strings.Replace(query[string](g, g.db, `select current_database()`), "pgjet_test_", "pgjet_role_", 1)
@@ -95,7 +95,7 @@ func (g *rig) disconnect() {
 		where application_name like 'pgjet-relay%' and datname = current_database()`)
 }
 
-// TestChaosConnectionsExhausted takes the connections that the relay could have.
+// TestChaosConnectionsExhausted uses up the connections that the relay could have.
 func TestChaosConnectionsExhausted(t *testing.T) {
 	t.Parallel()
 	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())

@@ -13,10 +13,10 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestPowerCut cuts the power of the NATS server's disk: what has not been synced is
-// gone. A server that syncs before it acknowledges loses nothing that it has
-// acknowledged. NATS does not do so by default, and must lose something here, or
-// the cut was none; the relay publishes that again.
+// TestPowerCut cuts the power of the NATS server's disk, which loses everything that is not synced.
+// A server that syncs before it acknowledges loses nothing that it has acknowledged. By default
+// NATS does not sync, so it must lose something here; otherwise the cut had no effect. The relay
+// publishes that again.
 func TestPowerCut(t *testing.T) {
 	if os.Getenv("PGJET_POWERCUT") == "" {
 		t.Skip("needs root and a loop device: make powercut")
@@ -67,8 +67,7 @@ func TestPowerCut(t *testing.T) {
 	})
 }
 
-// acknowledged returns a sequence of the stream that the relay knows to be stored,
-// and had to work for since it was called.
+// acknowledged returns a sequence of the stream that was acknowledged to the relay after the call.
 func (g *rig) acknowledged() int64 {
 	g.Helper()
 	last := int64(g.lastSeq())
@@ -82,7 +81,7 @@ type disk struct {
 	image, dir string
 }
 
-// loopDisk makes and mounts one, and skips the test where that cannot be done.
+// loopDisk creates and mounts a disk. It skips the test where it cannot.
 func loopDisk(t *testing.T) *disk {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -113,10 +112,10 @@ func (d *disk) unmount() {
 	testenv.Eventually(d.t, healing, "unmount "+d.dir, func() bool { return unmount(d.dir) == nil })
 }
 
-// sync writes all that is in memory.
+// sync writes the file system to the disk.
 func (d *disk) sync() { d.t.Helper(); d.run("sync", "-f", d.dir) }
 
-// cut forgets all that is in memory and refuses all further work: EXT4_IOC_SHUTDOWN
+// cut drops everything that is not on the disk, and refuses further operations: EXT4_IOC_SHUTDOWN
 // without flushing the log.
 func (d *disk) cut() {
 	d.t.Helper()

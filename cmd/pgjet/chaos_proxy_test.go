@@ -14,8 +14,8 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// A toxic is a fault of a connection, as toxiproxy describes it. Downstream is
-// what the server answers.
+// A toxic is a fault of a connection, as toxiproxy describes it. Downstream is what the server
+// sends.
 type toxic struct {
 	name       string
 	breaks     bool             // the connection
@@ -41,8 +41,8 @@ func (g *rig) toxics() []toxic {
 	return all
 }
 
-// proxied puts a proxy in front of the server at an address, and returns the same
-// address with the proxy's host.
+// proxied starts a proxy for the server at an address. It returns the address with the proxy's
+// host.
 func proxied(t *testing.T, address string) (*toxiproxy.Proxy, string) {
 	t.Helper()
 	u, err := url.Parse(address)
@@ -70,7 +70,7 @@ func poison(t *testing.T, p *toxiproxy.Proxy, x toxic) {
 	}
 }
 
-// TestChaosConnections spoils the relay's connections.
+// TestChaosConnections disturbs the relay's connections.
 func TestChaosConnections(t *testing.T) {
 	t.Parallel()
 	for _, server := range []string{"NATS", "PostgreSQL"} {
@@ -100,8 +100,8 @@ func TestChaosConnections(t *testing.T) {
 	}
 }
 
-// endure spoils the connections for a while. Those that are to break must break:
-// it returns how long that took.
+// endure disturbs the connections for a while. Connections that are to break must break. It returns
+// how long that took.
 func (g *rig) endure(proxy *toxiproxy.Proxy, x toxic) (noticed time.Duration) {
 	g.Helper()
 	begun, before, sessions := time.Now(), g.lastSeq(), g.sessions()
@@ -121,13 +121,13 @@ func (g *rig) endure(proxy *toxiproxy.Proxy, x toxic) (noticed time.Duration) {
 	return noticed
 }
 
-// sessions returns how many the relay has begun.
+// sessions returns how many sessions the relay has begun.
 func (g *rig) sessions() float64 {
 	g.Helper()
 	return g.metric(g.relay, "pgjet_relay_sessions_total")
 }
 
-// TestToolsStayOut: what tests break connections with is not in the program.
+// TestToolsStayOut: the program does not contain what tests break connections with.
 func TestToolsStayOut(t *testing.T) {
 	for _, dep := range golist(t, "{{.ImportPath}}", "-deps", module+"cmd/pgjet") {
 		if strings.Contains(dep, "toxiproxy") {

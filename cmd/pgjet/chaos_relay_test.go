@@ -32,9 +32,8 @@ func TestChaosRelayKilled(t *testing.T) {
 	g.check()
 }
 
-// TestChaosRelayKilledAtEachWrite kills the relay right before a thread of it writes
-// for the first time, then for the second, and so on: each step of the protocol is a
-// write to one of the connections.
+// TestChaosRelayKilledAtEachWrite kills the relay right before one of its threads writes for the
+// first time, then for the second, and so on. Each step of the protocol is a write to a connection.
 func TestChaosRelayKilledAtEachWrite(t *testing.T) {
 	longOnly(t)
 	t.Parallel()
@@ -57,9 +56,9 @@ func TestChaosRelayKilledAtEachWrite(t *testing.T) {
 		select {
 		case <-p.done:
 			killed++
-		case <-time.After(300 * time.Millisecond): // it writes checkpoints, and looks for more
+		case <-time.After(300 * time.Millisecond): // time to write checkpoints, and to poll
 		}
-		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // it has ended otherwise
+		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // it may have ended
 		<-p.done
 		p.check()
 	}
@@ -71,7 +70,7 @@ func TestChaosRelayKilledAtEachWrite(t *testing.T) {
 	g.check()
 }
 
-// leader returns the one of two relays that is ready, and the other.
+// leader returns the ready one of two relays, and the other one.
 func (g *rig) leader(relays []*service) (leads, stands *service) {
 	g.Helper()
 	testenv.Eventually(g, healing, "one of the relays leads", func() bool {
@@ -87,8 +86,7 @@ func (g *rig) leader(relays []*service) (leads, stands *service) {
 	return leads, stands
 }
 
-// TestChaosFailoverAfterACrash kills the one that leads, and measures how long no
-// event is stored.
+// TestChaosFailoverAfterACrash kills the leading relay, and measures how long no event is stored.
 func TestChaosFailoverAfterACrash(t *testing.T) {
 	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
 	relays := []*service{g.startRelay(), g.startRelay()}
@@ -113,10 +111,10 @@ func TestChaosFailoverAfterACrash(t *testing.T) {
 	g.check()
 }
 
-// TestChaosZombie freezes the one that leads, and lets it go on when the other has
-// long taken over. It never goes on in its old session: it stands by, or leads in a new one. The
-// latter happens if its last append, which was on its way, gets through when it thaws: then
-// the other one's append is refused, its session ends, and both want the lead. No epoch is of two.
+// TestChaosZombie freezes the leading relay, and lets it continue long after the other one has
+// taken over. It never continues its old session: it stands by, or leads in a new session. It leads
+// if its last append was under way and is stored when it continues. Then the other relay's append
+// is refused, the other session ends, and both want the lead. No two relays lead in one epoch.
 func TestChaosZombie(t *testing.T) {
 	t.Run("its session is ended by hand", func(t *testing.T) {
 		t.Parallel()
@@ -136,10 +134,10 @@ func (g *rig) depose() {
 		where l.locktype = 'advisory' and l.granted and a.datname = current_database()`)
 }
 
-// ledAs finds the epoch in which a relay says that it leads.
+// ledAs matches the epoch in which a relay reports that it leads.
 var ledAs = regexp.MustCompile(`"msg":"relay leads"[^\n]*?"epoch":(\d+)`)
 
-// epoch returns that of the session which began last.
+// epoch returns the epoch of the latest session.
 func (g *rig) epoch() int64 {
 	g.Helper()
 	return query[int64](g, g.db, `select epoch from pgjet.leader`)
@@ -206,8 +204,8 @@ func zombie(t *testing.T, help func(g *rig)) {
 	}
 }
 
-// TestChaosLateMessages: what a relay sent while it led is delivered when another
-// has long taken over, and published the same events.
+// TestChaosLateMessages: what a relay sent while it led arrives long after another one has taken
+// over and has published the same events.
 func TestChaosLateMessages(t *testing.T) {
 	t.Parallel()
 	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
@@ -233,7 +231,7 @@ func TestChaosLateMessages(t *testing.T) {
 		}
 		stands.ready(stands.admin)
 		g.flows(20)
-		time.Sleep(2 * time.Second) // the late ones arrive
+		time.Sleep(2 * time.Second) // the late messages arrive
 		proxy.Toxics.ResetToxics(t.Context())
 		leads.kill()
 		stands.kill()
@@ -242,8 +240,7 @@ func TestChaosLateMessages(t *testing.T) {
 	g.check()
 }
 
-// TestChaosRelaysComeAndGo starts and kills five relays all the time. Events go on
-// to flow.
+// TestChaosRelaysComeAndGo starts and kills five relays all the time. Events keep flowing.
 func TestChaosRelaysComeAndGo(t *testing.T) {
 	t.Parallel()
 	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
@@ -275,7 +272,7 @@ func TestChaosRelaysComeAndGo(t *testing.T) {
 	g.check()
 }
 
-// TestChaosPaused: an operator wants no publishing for a while.
+// TestChaosPaused pauses the relay, as an operator does.
 func TestChaosPaused(t *testing.T) {
 	t.Parallel()
 	g := calmRig(t)
@@ -286,7 +283,7 @@ func TestChaosPaused(t *testing.T) {
 	g.check()
 }
 
-// TestChaosHalted: what another writer put into the stream needs a person's look.
+// TestChaosHalted: another program writes to the stream, and an operator has to decide.
 func TestChaosHalted(t *testing.T) {
 	t.Parallel()
 	g := calmRig(t)

@@ -20,10 +20,10 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// natsVariable makes this program a NATS server with the options that it holds.
+// natsVariable holds options. With it this program is a NATS server.
 const natsVariable = "PGJET_TEST_NATS"
 
-// serveNATS is that server. It ends with the process that started it.
+// serveNATS runs that server. It ends with the process that started it.
 func serveNATS(options string) {
 	var o devserver.NATSOptions
 	err := json.Unmarshal([]byte(options), &o)
@@ -50,7 +50,7 @@ type natsProcess struct {
 	done    chan struct{}
 }
 
-// startNATSProcess starts one, with its port filled in, and ends it at cleanup.
+// startNATSProcess starts a server on its port, and ends it at cleanup.
 func startNATSProcess(t testing.TB, o devserver.NATSOptions) *natsProcess {
 	t.Helper()
 	n := &natsProcess{t: t, options: o}
@@ -61,7 +61,7 @@ func startNATSProcess(t testing.TB, o devserver.NATSOptions) *natsProcess {
 
 func (n *natsProcess) url() string { return "nats://" + local(n.options.Port) }
 
-// start starts it, again after kill: with its port and its data.
+// start starts the server, also after kill, on its port and with its data.
 func (n *natsProcess) start() {
 	n.t.Helper()
 	for deadline := time.Now().Add(healing); ; time.Sleep(100 * time.Millisecond) {
@@ -101,8 +101,8 @@ func (n *natsProcess) try() error {
 	return err
 }
 
-// run starts the process, which dies with the thread that started it, and the
-// goroutine that waits for its end.
+// run starts the process and the goroutine that waits for its end. The process ends with the thread
+// that started it.
 func (n *natsProcess) run() error {
 	n.done = make(chan struct{})
 	started := make(chan error)
@@ -119,18 +119,18 @@ func (n *natsProcess) run() error {
 	return <-started
 }
 
-// kill ends it by force, frozen or not.
+// kill kills the server, frozen or not.
 func (n *natsProcess) kill() {
-	_ = n.cmd.Process.Kill() // it has ended otherwise
+	_ = n.cmd.Process.Kill() // it may have ended
 	<-n.done
 }
 
-// freeze stops all processes of a family until the function that it returns is
-// called: they keep their connections and do nothing.
+// freeze stops a process and its descendants until the returned function is called. They keep their
+// connections and do nothing.
 func freeze(t testing.TB, pid int) (thaw func()) {
 	t.Helper()
 	var frozen []int
-	for more := []int{pid}; len(more) > 0; { // it may have children while we look
+	for more := []int{pid}; len(more) > 0; { // it may start children meanwhile
 		for _, p := range more {
 			if err := syscall.Kill(p, syscall.SIGSTOP); err != nil && p == pid {
 				t.Fatal(err)
@@ -141,7 +141,7 @@ func freeze(t testing.TB, pid int) (thaw func()) {
 	}
 	thaw = func() {
 		for _, p := range slices.Backward(frozen) {
-			_ = syscall.Kill(p, syscall.SIGCONT) // it may be dead
+			_ = syscall.Kill(p, syscall.SIGCONT) // it may have ended
 		}
 		frozen = nil
 	}
@@ -149,7 +149,7 @@ func freeze(t testing.TB, pid int) (thaw func()) {
 	return thaw
 }
 
-// children returns the processes whose parent is one of those.
+// children returns the processes whose parent is in the list.
 func children(parents []int) (all []int) {
 	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
 	for _, name := range stats {
@@ -167,7 +167,7 @@ func children(parents []int) (all []int) {
 	return all
 }
 
-// postgresProcess returns a server of the test's own with all tables.
+// postgresProcess returns a server for the test alone, with all tables.
 func postgresProcess(t testing.TB) *devserver.Postgres {
 	t.Helper()
 	p := testenv.PostgresServer(t)
@@ -175,7 +175,7 @@ func postgresProcess(t testing.TB) *devserver.Postgres {
 	return p
 }
 
-// crashPostgres ends the server by force and brings it back.
+// crashPostgres kills the server and starts it again.
 func crashPostgres(t *testing.T, p *devserver.Postgres) *devserver.Postgres {
 	t.Helper()
 	if err := syscall.Kill(p.PID(), syscall.SIGKILL); err != nil {

@@ -17,11 +17,11 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// The tests named TestChaos mistreat a relay and the servers that it works with,
-// while a writer appends. When all is well again, all must be as if nothing had
-// been; see [rig.check]. They are short unless PGJET_CHAOS is set: make chaos.
+// The tests named TestChaos disturb a relay and its servers while a writer appends. Afterwards
+// everything must be as if nothing had happened; see [rig.check]. They are short unless PGJET_CHAOS
+// is set: make chaos.
 
-// scale is 0 in the short lane. In the long one it multiplies what is done.
+// scale is 0 in the short form. In the long form it multiplies the work.
 var scale = func() float64 {
 	n, err := strconv.ParseFloat(os.Getenv("PGJET_CHAOS"), 64)
 	if err != nil || n < 0 {
@@ -30,7 +30,7 @@ var scale = func() float64 {
 	return n
 }()
 
-// upTo returns how often or how long a test does something.
+// upTo returns how often or how long a test acts.
 func upTo[N int | time.Duration](short, long N) N {
 	if scale == 0 {
 		return short
@@ -46,7 +46,7 @@ func longOnly(t *testing.T) {
 	}
 }
 
-// healing bounds how long it may take, after a fault, until all is well.
+// healing bounds the time from a fault until all is well.
 const healing = time.Minute
 
 // A rig is a relay between an outbox and a stream, and a writer.
@@ -58,15 +58,15 @@ type rig struct {
 	writer *writer
 	relay  *service
 
-	// What the relay connects to. A test may put a proxy in between.
+	// The addresses that the relay connects to. A test may use those of proxies.
 	database, nats string
 
 	calm usage // of the relay before the fault
-	held int   // so many events have to be in quarantine
+	held int   // how many events have to be in quarantine
 }
 
-// newRig returns a rig on a database with all tables and a server without the
-// stream. Nothing is started but the connections.
+// newRig returns a rig on a database with all tables, and a server without the stream. Only the
+// connections are open.
 func newRig(t *testing.T, database, nats string) *rig {
 	t.Helper()
 	seed := rand.Uint64()
@@ -80,7 +80,7 @@ func newRig(t *testing.T, database, nats string) *rig {
 	return g
 }
 
-// calmRig returns a rig at work, on servers that nobody mistreats.
+// calmRig returns a running rig, on servers that no test disturbs.
 func calmRig(t *testing.T) *rig {
 	t.Helper()
 	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
@@ -88,8 +88,8 @@ func calmRig(t *testing.T) *rig {
 	return g
 }
 
-// openWriter returns a pool for the writer and the checker: whatever is the matter
-// with the server, they wait for commits and may write.
+// openWriter returns a pool for the writer and the checker. Whatever the settings of the server,
+// they wait for commits and may write.
 func openWriter(t *testing.T, database string) *pgxpool.Pool {
 	t.Helper()
 	config, err := pgxpool.ParseConfig(database)
@@ -108,7 +108,7 @@ func openWriter(t *testing.T, database string) *pgxpool.Pool {
 	return db
 }
 
-// startRelay starts one more relay. It does not become g.relay.
+// startRelay starts another relay. It leaves g.relay alone.
 func (g *rig) startRelay() *service {
 	g.Helper()
 	return startRelay(g.T, g.database, g.nats)
@@ -131,7 +131,7 @@ func (g *rig) flows(count uint64) {
 	testenv.Eventually(g, healing, fmt.Sprintf("%d more events are in the stream", count), func() bool { return g.lastSeq() >= until })
 }
 
-// lastSeq returns the last sequence of the stream, 0 if nobody answers.
+// lastSeq returns the last sequence of the stream, 0 if NATS does not answer.
 func (g *rig) lastSeq() uint64 {
 	stream, err := g.js.Stream(g.Context(), "EVENTS")
 	if err != nil {
@@ -143,7 +143,7 @@ func (g *rig) lastSeq() uint64 {
 // moment waits for a random time.
 func (g *rig) moment(atMost time.Duration) { time.Sleep(time.Duration(g.rand.Int64N(int64(atMost)))) }
 
-// says waits until /readyz of the relay names the cause for which nothing moves.
+// says waits until /readyz of the relay reports this cause.
 func (g *rig) says(cause string) {
 	g.Helper()
 	g.Run("says "+cause, func(t *testing.T) {
@@ -157,10 +157,10 @@ func (g *rig) says(cause string) {
 	})
 }
 
-// A usage is what a process holds.
+// A usage is the memory and the goroutines of a process.
 type usage struct{ goroutines, memory float64 }
 
-// usage reads it from the process's metrics.
+// usage reads the usage from the process's metrics.
 func (g *rig) usage(s *service) usage {
 	g.Helper()
 	return usage{g.metric(s, "go_goroutines"), g.metric(s, "process_resident_memory_bytes")}
@@ -181,7 +181,7 @@ func (g *rig) metric(s *service, name string) float64 {
 	return value
 }
 
-// settles waits until the relay has given back what a fault made it take.
+// settles waits until the relay uses no more than before the fault.
 func (g *rig) settles() {
 	g.Helper()
 	if g.calm == (usage{}) {
@@ -196,8 +196,7 @@ func (g *rig) settles() {
 	g.Logf("goroutines %.0f, were %.0f; memory %.0f MiB, was %.0f MiB", now.goroutines, g.calm.goroutines, now.memory/(1<<20), g.calm.memory/(1<<20))
 }
 
-// memoryFactor is how much more memory a process may take than it should: the race
-// detector takes several times as much.
+// memoryFactor scales limits of memory: the race detector needs several times as much.
 func memoryFactor() float64 {
 	if raced {
 		return 6

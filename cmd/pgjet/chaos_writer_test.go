@@ -18,28 +18,28 @@ import (
 	"github.com/pgjet/pgjet/outbox"
 )
 
-// Aggregates of the writer: few, so that transactions wait for each other.
+// writerKeys is the number of the writer's aggregates. They are few, so that transactions wait for
+// each other.
 const writerKeys = 9
 
-// A writer commits events as services do: a transaction changes the rows of its
-// aggregates first and appends last. An event carries the number that its key has
-// reached, so the numbers of a key are dense in commit order. Three of ten
-// transactions, and some savepoints, are rolled back.
+// A writer commits events as services do: a transaction changes the rows of its aggregates first
+// and appends last. Each event has the number of its aggregate, so the numbers of a key have no
+// gaps in commit order. Three of ten transactions, and some savepoints, are rolled back.
 type writer struct {
 	g     *rig
 	pause time.Duration // after each transaction of one of the goroutines
-	pad   atomic.Int64  // payloads are up to so many bytes larger
+	pad   atomic.Int64  // the most bytes that are added to a payload
 
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 
 	mu        sync.Mutex
-	committed []uuid.UUID // for sure
-	undone    []uuid.UUID // for sure; those that are in neither are unknown
+	committed []uuid.UUID // certainly
+	undone    []uuid.UUID // certainly not committed; the rest is unknown
 	failed    int
 }
 
-// newWriter returns a writer at rest.
+// newWriter returns a writer that has not started.
 func newWriter(g *rig) *writer {
 	_, err := g.db.Exec(g.Context(), `create table public.aggregate (key text primary key, n bigint not null)`)
 	if err == nil {
@@ -53,7 +53,7 @@ func newWriter(g *rig) *writer {
 	return w
 }
 
-// start lets it write until stop.
+// start starts writing, until stop.
 func (w *writer) start() {
 	ctx, cancel := context.WithCancel(w.g.Context())
 	w.cancel = cancel
@@ -69,7 +69,7 @@ func (w *writer) start() {
 	w.g.Cleanup(w.stop)
 }
 
-// stop returns when it has ended. Further calls do nothing.
+// stop waits until the writer has ended. It may be called twice.
 func (w *writer) stop() {
 	if w.cancel != nil {
 		w.cancel()
@@ -77,7 +77,7 @@ func (w *writer) stop() {
 	w.running.Wait()
 }
 
-// transact tries one transaction, and notes what became of its events.
+// transact runs one transaction, and records the outcome of its events.
 func (w *writer) transact(ctx context.Context, r *rand.Rand) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
@@ -92,8 +92,8 @@ func (w *writer) transact(ctx context.Context, r *rand.Rand) {
 	w.committed = append(w.committed, kept...)
 }
 
-// try returns the ids that were committed and those that were rolled back. After
-// an error of the commit, nobody knows.
+// try returns the ids that were committed and those that were rolled back. After an error of the
+// commit both are unknown.
 func (w *writer) try(ctx context.Context, r *rand.Rand) (kept, gone []uuid.UUID, err error) {
 	tx, err := w.g.db.Begin(ctx)
 	if err != nil {
@@ -101,7 +101,7 @@ func (w *writer) try(ctx context.Context, r *rand.Rand) (kept, gone []uuid.UUID,
 	}
 	defer tx.Rollback(ctx)
 	keys := r.Perm(writerKeys)[:1+r.IntN(3)]
-	slices.Sort(keys) // who takes locks in one order cannot deadlock
+	slices.Sort(keys) // locks in one order cannot deadlock
 	next := make(map[string]int64)
 	for _, k := range keys {
 		var n int64
@@ -131,7 +131,7 @@ func (w *writer) try(ctx context.Context, r *rand.Rand) (kept, gone []uuid.UUID,
 	return kept, gone, tx.Commit(ctx)
 }
 
-// inSavepoint appends what it then takes back.
+// inSavepoint appends events and rolls them back.
 func (w *writer) inSavepoint(ctx context.Context, tx pgx.Tx, r *rand.Rand, key string, n int64) ([]uuid.UUID, error) {
 	savepoint, err := tx.Begin(ctx)
 	if err != nil {
@@ -162,7 +162,7 @@ func (w *writer) append(ctx context.Context, tx pgx.Tx, r *rand.Rand, key string
 	return ids, outbox.Append(ctx, tx, all...)
 }
 
-// backlog commits count events in one transaction, in as many keys of their own.
+// backlog commits count events in one transaction, each with a key of its own.
 func (g *rig) backlog(count, keys int) {
 	g.Helper()
 	_, err := g.db.Exec(g.Context(), `

@@ -53,7 +53,7 @@ func get(t testing.TB, url string) (int, string) {
 	return status, body
 }
 
-// post asks for a sign-up and returns the answer.
+// post signs a user up and returns the answer.
 func post(t testing.TB, users, email string) (int, http.Header, string) {
 	t.Helper()
 	return request(t, http.MethodPost, users+"/users", signUpBody(email), map[string]string{"Content-Type": "application/json"})
@@ -74,7 +74,7 @@ func signUp(t testing.TB, users, email string) string {
 	return u.ID
 }
 
-// logIn returns an access token for somebody whom signUp signed up.
+// logIn returns an access token of a user whom signUp created.
 func logIn(t testing.TB, users, email string) string {
 	t.Helper()
 	status, _, body := request(t, http.MethodPost, users+"/sessions", fmt.Sprintf(`{"email":%q,"password":"correct horse battery"}`, email),
@@ -104,7 +104,7 @@ func mails(t testing.TB, inbox, to string) []devmail.Mail {
 	return all
 }
 
-// refuseMails has the mail server with that inbox answer the next mails with a code.
+// refuseMails makes the mail server of that inbox answer the next mails with a code.
 func refuseMails(t testing.TB, inbox string, code, count int) {
 	t.Helper()
 	body := fmt.Sprintf(`{"status":%d,"count":%d}`, code, count)
@@ -113,7 +113,7 @@ func refuseMails(t testing.TB, inbox string, code, count int) {
 	}
 }
 
-// fillStream leaves the stream room for one message.
+// fillStream limits the stream to one more message.
 func fillStream(t testing.TB, js jetstream.JetStream) {
 	t.Helper()
 	stream, err := js.Stream(t.Context(), events.DefaultStream)
@@ -127,7 +127,7 @@ func fillStream(t testing.TB, js jetstream.JetStream) {
 	}
 }
 
-// oneMail waits for a mail to an address and makes sure that it is alone.
+// oneMail waits for a mail to an address, and checks that it is the only one.
 func oneMail(t testing.TB, inbox, to string) devmail.Mail {
 	t.Helper()
 	testenv.Eventually(t, patience, "a mail to "+to+" arrives", func() bool { return len(mails(t, inbox, to)) > 0 })
@@ -138,7 +138,7 @@ func oneMail(t testing.TB, inbox, to string) devmail.Mail {
 	return all[0]
 }
 
-// checkPages looks at the pages of an admin address whose process is ready.
+// checkPages checks the admin pages of a process that is ready.
 func checkPages(t testing.TB, admin string) {
 	t.Helper()
 	for path, want := range map[string]string{
@@ -152,7 +152,7 @@ func checkPages(t testing.TB, admin string) {
 	}
 }
 
-// ready waits until the process whose admin pages are there is ready.
+// ready waits until the process with these admin pages is ready.
 func (p *process) ready(admin string) {
 	p.t.Helper()
 	p.eventually(patience, "it is ready", func() bool {
@@ -161,13 +161,13 @@ func (p *process) ready(admin string) {
 	})
 }
 
-// hasRole waits until it is ready, and says that it has that role.
+// hasRole waits until the process is ready and reports this role.
 func (p *process) hasRole(admin, role string) {
 	p.t.Helper()
 	p.readyAs(admin, fmt.Sprintf(`"role":%q`, role))
 }
 
-// readyAs waits until it is ready, and says so with that text.
+// readyAs waits until the process is ready and reports this text.
 func (p *process) readyAs(admin, text string) {
 	p.t.Helper()
 	p.eventually(patience, "it is ready as "+text, func() bool {
@@ -176,7 +176,7 @@ func (p *process) readyAs(admin, text string) {
 	})
 }
 
-// notReady waits until it is not, and says so with that word.
+// notReady waits until the process is not ready and reports this reason.
 func (p *process) notReady(admin, cause string) {
 	p.t.Helper()
 	body := ""
@@ -187,14 +187,14 @@ func (p *process) notReady(admin, cause string) {
 	})
 }
 
-// firstPort is where this run of the tests looks for free ports: below those that
-// the system gives out.
+// firstPort is where this test run begins to look for free ports: below those that the system
+// assigns.
 var (
 	firstPort = 10000 + portCount*rand.IntN(2500)
 	blocks    atomic.Int32
 )
 
-// freePorts returns the first of as many ports as pgjet dev takes, all free.
+// freePorts returns the first of a block of free ports for pgjet dev.
 func freePorts(t testing.TB) int {
 	t.Helper()
 	for range 1000 {
@@ -207,7 +207,7 @@ func freePorts(t testing.TB) int {
 	return 0
 }
 
-// busyPorts returns those of a block of ports that somebody listens on.
+// busyPorts returns the ports of a block that are in use.
 func busyPorts(t testing.TB, first int) []int {
 	t.Helper()
 	var busy []int
@@ -223,15 +223,13 @@ func busyPorts(t testing.TB, first int) []int {
 
 func local(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
-// alive reports whether there is a process with that id, other than one that is
-// dead and only not yet asked for its exit code.
+// alive reports whether a process with that id is running. A zombie is not.
 func alive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err == nil && !strings.Contains(string(stat), ") Z ")
 }
 
-// openDB returns a pool that is closed before the process or the server that it
-// leads to is stopped.
+// openDB returns a pool that is closed before its process or server is stopped.
 func openDB(t testing.TB, url string) *pgxpool.Pool {
 	t.Helper()
 	db, err := pgxpool.New(t.Context(), url)

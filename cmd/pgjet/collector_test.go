@@ -16,8 +16,8 @@ import (
 	"github.com/pgjet/pgjet/outbox"
 )
 
-// hungCollector returns the URL of a collector that takes connections and all that is sent, and never answers; and how
-// many it took.
+// hungCollector returns the URL of a collector that accepts everything and never answers, and a
+// count of its connections.
 func hungCollector(t *testing.T) (url string, conns *atomic.Int64) {
 	t.Helper()
 	l, err := net.Listen("tcp", anyPort)
@@ -55,7 +55,7 @@ func hungCollector(t *testing.T) (url string, conns *atomic.Int64) {
 // processes end in time.
 func TestHungCollectorSlowsNothingDown(t *testing.T) {
 	t.Parallel()
-	calm := handleAll(t, env{"OTEL_TRACES_SAMPLER": "always_on"}) // the spans themselves cost the same
+	calm := handleAll(t, env{"OTEL_TRACES_SAMPLER": "always_on"}) // with the same cost of spans
 	url, conns := hungCollector(t)
 	hung := handleAll(t, env{"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf", "OTEL_BSP_SCHEDULE_DELAY": "100", "OTEL_METRIC_EXPORT_INTERVAL": "100"})
 	t.Logf("without a collector: %s; with one that hangs: %s", calm, hung)
@@ -67,8 +67,8 @@ func TestHungCollectorSlowsNothingDown(t *testing.T) {
 	}
 }
 
-// handleAll returns how long a relay and a consumer with these variables take for some thousand events, one after the other and
-// many at once, and checks that they end in time.
+// handleAll returns how long a relay and a consumer with these variables need for some thousand
+// events, one by one and many at once. It checks that both end in time.
 func handleAll(t *testing.T, vars env) time.Duration {
 	t.Helper()
 	const singly, atOnce = 20, 4000 // more than a queue of spans holds
@@ -113,7 +113,7 @@ func handleAll(t *testing.T, vars env) time.Duration {
 		if code := p.wait(patience); code != exitOK {
 			t.Errorf("exit code %d, want 0, of %s", code, p)
 		}
-		if took := time.Since(asked); took > 8*time.Second { // 5 s are for what the collector does not take
+		if took := time.Since(asked); took > 8*time.Second { // 5 s are for the last export
 			t.Errorf("it took %s to end, of %s", took, p)
 		}
 	}

@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// completed returns what a shell is offered for the last of these words, without descriptions.
+// completed returns what a shell is offered for the last word, without descriptions.
 func completed(t *testing.T, vars env, args ...string) (words []string) {
 	t.Helper()
 	code, p := runProcess(t, vars, append([]string{"__complete"}, args...)...)
@@ -24,8 +24,8 @@ func completed(t *testing.T, vars env, args ...string) (words []string) {
 	return words
 }
 
-// TestCompletion: consumers, types, keys, streams and ids come from the live system, by the flags or the environment of the command; states and
-// formats from the program.
+// TestCompletion: consumers, types, keys, streams and ids come from the database, which flags or
+// the environment name; states and formats come from the program.
 func TestCompletion(t *testing.T) {
 	t.Parallel()
 	b := newReplayBench(t, 2, false)
@@ -72,7 +72,8 @@ func TestCompletion(t *testing.T) {
 	}
 }
 
-// TestCompletionOffersNoFiles where none is meant, and every word that has a meaning of its own is looked up.
+// TestCompletionOffersNoFiles: files are offered only where a file is meant, and every other
+// argument and flag has a completion.
 func TestCompletionOffersNoFiles(t *testing.T) {
 	root := newRoot()
 	var walk func(cmd *cobra.Command)

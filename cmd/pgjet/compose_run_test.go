@@ -58,7 +58,7 @@ type composed struct {
 	words   []string          // docker compose, and how it finds the project
 	project string            // its name, and that of its image
 	ports   map[string]string // the published addresses, by service
-	people  int               // who signed up
+	people  int               // that signed up
 	before  person            // the first of them
 }
 
@@ -91,7 +91,7 @@ func newComposed(t *testing.T) *composed {
 	return c
 }
 
-// tidy removes in the end what the engine was made to keep, and shows the logs if something failed.
+// tidy removes at the end what the engine has created, and shows the logs if the test failed.
 func (c *composed) tidy() {
 	c.t.Helper()
 	c.t.Cleanup(func() {
@@ -104,7 +104,7 @@ func (c *composed) tidy() {
 	})
 }
 
-// freeAddress returns an address of this machine on which nobody listens.
+// freeAddress returns a free address of this machine.
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", anyPort)
@@ -115,7 +115,7 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// composeProgram returns how Docker Compose is started; it is built if it is missing.
+// composeProgram returns the command of Docker Compose. It builds Compose if it is missing.
 func composeProgram(t *testing.T) []string {
 	t.Helper()
 	for _, words := range [][]string{{"docker", "compose"}, {"docker-compose"}} {
@@ -132,10 +132,10 @@ func composeProgram(t *testing.T) []string {
 	return lines[len(lines)-1:]
 }
 
-// standins builds what no registry has for this machine.
+// standins builds images that no registry has for this machine.
 const standins = root + ".ci/standins"
 
-// images gets what the engine lacks of the images that compose.yaml and the Dockerfile name.
+// images pulls the images that compose.yaml and the Dockerfile name.
 func (c *composed) images() {
 	c.t.Helper()
 	wanted := regexp.MustCompile(`(?m)^FROM (\S+)`).FindAllStringSubmatch(read(c.t, "Dockerfile"), -1)
@@ -202,7 +202,7 @@ func (c *composed) compose(within time.Duration, words ...string) string {
 	return out
 }
 
-// state is what the engine says of a container.
+// state is the engine's state of a container.
 type state struct {
 	Status    string
 	Pid       int
@@ -224,7 +224,7 @@ func (c *composed) state(service string) (s state) {
 	return s
 }
 
-// quiet checks that no service of ours warns of anything at its start.
+// quiet checks that none of our services logs a warning at the start.
 func (c *composed) quiet() {
 	c.t.Helper()
 	for name := range ownServices {
@@ -233,7 +233,7 @@ func (c *composed) quiet() {
 		}
 		for line := range strings.Lines(c.docker(time.Minute, "logs", c.container(name))) {
 			if strings.Contains(line, "ask nobody who they are") {
-				continue // and other machines can reach them: that is so, in a network of their own
+				continue // other machines can reach the pages, but only in a network of their own
 			}
 			if strings.Contains(line, `"level":"WARN"`) || strings.Contains(line, `"level":"ERROR"`) {
 				c.t.Errorf("%s says at its start: %s", name, line)
@@ -244,7 +244,7 @@ func (c *composed) quiet() {
 
 func (c *composed) url(service string) string { return "http://" + c.ports[service] }
 
-// flows checks that somebody who signs up gets a mail, an account and a place in the directory.
+// flows checks that a user who signs up gets a mail, an account and an entry in the directory.
 func (c *composed) flows(after string) {
 	c.t.Helper()
 	begun := time.Now()
@@ -255,7 +255,7 @@ func (c *composed) flows(after string) {
 		testenv.Eventually(c.t, 90*time.Second, after+": "+what, func() bool {
 			ok := cond()
 			if !ok {
-				time.Sleep(100 * time.Millisecond) // the limits on log-ins count tries
+				time.Sleep(100 * time.Millisecond) // log-ins are limited
 			}
 			return ok
 		})
@@ -288,12 +288,12 @@ func (c *composed) flows(after string) {
 
 type answer struct{ ID, Token string }
 
-// ask returns what the user service answers to a POST; nothing, if it does not do it.
+// ask returns the user service's answer to a POST, or nothing if that fails.
 func (c *composed) ask(path, body, key string) (a answer) {
 	c.t.Helper()
 	header := map[string]string{"Content-Type": "application/json"}
 	if key != "" {
-		header["Idempotency-Key"] = key // the answer to a try before may have been lost
+		header["Idempotency-Key"] = key // an earlier answer may have been lost
 	}
 	if status, _, got := request(c.t, http.MethodPost, c.url("users")+path, body, header); status == http.StatusCreated {
 		_ = json.Unmarshal([]byte(got), &a)
@@ -319,7 +319,7 @@ func (c *composed) operates() {
 	}
 }
 
-// keeps checks that a new container of a service knows what the one before had stored.
+// keeps checks that a new container of a service has the data of the one before.
 func (c *composed) keeps() {
 	c.t.Helper()
 	c.compose(3*time.Minute, "up", "--detach", "--wait", "--no-deps", "--force-recreate", "users", "profiles", "billing", "mailpit")
@@ -336,11 +336,11 @@ func (c *composed) keeps() {
 	}
 }
 
-// dies kills the process of a service as nobody stops it, and waits until it is back.
+// dies kills the process of a service, and waits until it is back.
 func (c *composed) dies(service string) {
 	c.t.Helper()
 	begun, was := time.Now(), c.state(service)
-	// From a container: the engine may run on another machine than this.
+	// From a container, because the engine may run on another machine.
 	c.docker(time.Minute, "run", "--rm", "--pid", "host", "--user", "0", "--entrypoint", "/bin/sh", c.file.Services["postgres"].Image, "-c", "kill -9 "+strconv.Itoa(was.Pid))
 	testenv.Eventually(c.t, 90*time.Second, service+" comes back", func() bool {
 		is := c.state(service)
@@ -349,8 +349,8 @@ func (c *composed) dies(service string) {
 	c.t.Logf("%s was killed and is back after %.1f s", service, time.Since(begun).Seconds())
 }
 
-// hangs freezes PostgreSQL: that shows within seconds, and services that are stopped then end
-// by themselves.
+// hangs freezes PostgreSQL. The services report it within seconds, and end by themselves when they
+// are stopped.
 func (c *composed) hangs() {
 	c.t.Helper()
 	c.docker(time.Minute, "pause", c.container("postgres"))
@@ -379,7 +379,7 @@ func (c *composed) hangs() {
 	c.flows("PostgreSQL hung")
 }
 
-// stops ends all, and checks that nothing had to be killed and nothing is left.
+// stops ends everything, and checks that nothing was killed and nothing is left.
 func (c *composed) stops() {
 	c.t.Helper()
 	c.compose(3*time.Minute, "stop")

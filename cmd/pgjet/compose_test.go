@@ -20,7 +20,7 @@ import (
 	"github.com/pgjet/pgjet/internal/supervisor"
 )
 
-// A composition is as much of compose.yaml as can be wrong here.
+// A composition is the part of compose.yaml that the tests check.
 type composition struct {
 	Services map[string]composeService `yaml:"services"`
 	Volumes  map[string]any            `yaml:"volumes"`
@@ -61,7 +61,7 @@ type composeService struct {
 	Profiles    []string      `yaml:"profiles"`
 }
 
-// config returns the text of a config, wherever it stands.
+// config returns the text of a config.
 func (c composition) config(t *testing.T, name string) string {
 	t.Helper()
 	if file := c.Configs[name].File; file != "" {
@@ -70,10 +70,10 @@ func (c composition) config(t *testing.T, name string) string {
 	return c.Configs[name].Content
 }
 
-// ownServices are those that run pgjet, and whether they go on running.
+// ownServices are the services that run pgjet, and whether they keep running.
 var ownServices = map[string]bool{"migrate": false, "stream": false, "durables": false, "key": false, "operator": false, "users": true, "relay": true, "welcome-mailer": true, "directory": true, "onboarding": true, "profiles": true, "billing": true}
 
-// TestComposeRunsEachConsumer: without one of them the others wait for what never comes.
+// TestComposeRunsEachConsumer: all consumers run, because others wait for what each of them does.
 func TestComposeRunsEachConsumer(t *testing.T) {
 	c := readComposition(t)
 	for name := range ownConsumers {
@@ -127,7 +127,7 @@ func TestComposeRunsOurCommands(t *testing.T) {
 	}
 }
 
-// TestComposeAddresses: what our services are told to reach is there, at that port.
+// TestComposeAddresses: the addresses that our services are given exist, with those ports.
 func TestComposeAddresses(t *testing.T) {
 	c := readComposition(t)
 	ports := map[string]string{"postgres": "5432", "nats": "4222", "mailpit": "1025", "collector": "4318"}
@@ -144,7 +144,7 @@ func TestComposeAddresses(t *testing.T) {
 	}
 }
 
-// TestComposeRoles: each service is somebody of its own in PostgreSQL, and nobody is superuser.
+// TestComposeRoles: each service has a user of its own in PostgreSQL, and none is a superuser.
 func TestComposeRoles(t *testing.T) {
 	c := readComposition(t)
 	sql := c.config(t, "roles")
@@ -166,7 +166,7 @@ func TestComposeRoles(t *testing.T) {
 		if password, _ := u.User.Password(); password != user || !strings.Contains(created[1], "'"+user+"'") {
 			t.Errorf("%s connects as %s with the password %q, but roles.sql creates %s, each with its name as password", name, user, password, created[1])
 		}
-		if other := users[user]; other != "" && user != "operator" { // whose commands prepare things, too
+		if other := users[user]; other != "" && user != "operator" { // also runs the commands that prepare the rest
 			t.Errorf("%s and %s are both %s", name, other, user)
 		}
 		users[user] = name
@@ -179,7 +179,7 @@ func TestComposeRoles(t *testing.T) {
 	}
 }
 
-// TestComposeGrants: the tables of the user service are open to those who need them.
+// TestComposeGrants: only the services that need them can use the tables of the user service.
 func TestComposeGrants(t *testing.T) {
 	c := readComposition(t)
 	for _, table := range []string{"users.users to onboarding", "users.users to operator", "all tables in schema users to users"} {
@@ -193,8 +193,7 @@ func TestComposeGrants(t *testing.T) {
 	}
 }
 
-// shared reports whether all our services get the variable, those that do not need
-// it, too.
+// shared reports whether all our services get the variable, even those that do not need it.
 func shared(c composition, variable string) bool {
 	for name := range ownServices {
 		if c.Services[name].Environment[variable] == "" {
@@ -204,7 +203,7 @@ func shared(c composition, variable string) bool {
 	return true
 }
 
-// flagsOf returns the flags of the command that these words run.
+// flagsOf returns the flags of a command.
 func flagsOf(t *testing.T, service string, words []string) *pflag.FlagSet {
 	t.Helper()
 	cmd, rest, err := newRoot().Find(words)
@@ -214,7 +213,7 @@ func flagsOf(t *testing.T, service string, words []string) *pflag.FlagSet {
 	if err == nil {
 		err = cmd.ValidateArgs(cmd.Flags().Args())
 	}
-	if err != nil || cmd.HasSubCommands() && !cmd.LocalNonPersistentFlags().HasFlags() { // it only holds others
+	if err != nil || cmd.HasSubCommands() && !cmd.LocalNonPersistentFlags().HasFlags() { // a group of commands
 		t.Fatalf("%s runs pgjet %v, which is no command: %v", service, words, err)
 	}
 	return cmd.Flags()
@@ -280,7 +279,7 @@ func declared(c composition, volume string) bool {
 	return ok
 }
 
-// TestComposeNATS: what is acknowledged is on disk, and on a disk that stays.
+// TestComposeNATS: acknowledged messages are on disk, on a volume that is kept.
 func TestComposeNATS(t *testing.T) {
 	c := readComposition(t)
 	o := &server.Options{}
@@ -345,8 +344,8 @@ func TestComposeNATSUsers(t *testing.T) {
 
 const natsAccountsBegin = "# The passwords of the users below are examples.\n"
 
-// TestComposeSurvives: whatever ends comes back, what stops has the time that it takes, and an
-// outage shows soon.
+// TestComposeSurvives: a service that ends is restarted, one that stops gets the time it needs, and
+// an outage shows soon.
 func TestComposeSurvives(t *testing.T) {
 	for name, s := range readComposition(t).Services {
 		runs, own := ownServices[name]
@@ -372,8 +371,8 @@ func TestComposeSurvives(t *testing.T) {
 	}
 }
 
-// TestComposeHardened: our services have no more of the machine than they need, and one of
-// them builds their image, once.
+// TestComposeHardened: our services have the least rights on the machine, and one of them builds
+// the image, once.
 func TestComposeHardened(t *testing.T) {
 	c := readComposition(t)
 	for name, runs := range ownServices {
@@ -393,7 +392,7 @@ func TestComposeHardened(t *testing.T) {
 	}
 }
 
-// waitsFor reports whether a service depends on another one, perhaps by others.
+// waitsFor reports whether a service depends on another one, directly or not.
 func waitsFor(c composition, name, other string) bool {
 	for on := range c.Services[name].DependsOn {
 		if on == other || waitsFor(c, on, other) {
@@ -403,8 +402,8 @@ func waitsFor(c composition, name, other string) bool {
 	return false
 }
 
-// TestComposeCollector: pipelines name what exists, and the exporters' addresses
-// are services.
+// TestComposeCollector: pipelines refer to what exists, and the addresses of the exporters are
+// services.
 func TestComposeCollector(t *testing.T) {
 	c := readComposition(t)
 	var config struct {

@@ -28,7 +28,7 @@ func rewrite(t testing.TB, path, text string) {
 	}
 }
 
-// shownConfig is what pgjet config show -o json says.
+// shownConfig is the output of pgjet config show -o json.
 type shownConfig struct {
 	File, Hash string
 	Keys       []struct{ Key, Value, Origin string }
@@ -107,7 +107,8 @@ func TestEveryTuningIsDocumented(t *testing.T) {
 	}
 }
 
-// TestConfigValidate says all that is wrong, and so does every other command.
+// TestConfigValidate: the command reports everything that is wrong, and so does every other
+// command.
 func TestConfigValidate(t *testing.T) {
 	t.Parallel()
 	good := configFileOf(t, "a.toml", "stream = \"A\"\n[users.cache]\nttl = \"1m\"\n")
@@ -135,7 +136,7 @@ func TestConfigValidate(t *testing.T) {
 	}
 }
 
-// TestConfigInit prints a file that is valid and says what holds anyway.
+// TestConfigInit: the printed file is valid and contains the defaults.
 func TestConfigInit(t *testing.T) {
 	t.Parallel()
 	file := configFileOf(t, "a.yaml", must(t, exitOK, "config", "init"))
@@ -151,8 +152,8 @@ func TestConfigInit(t *testing.T) {
 	}
 }
 
-// TestOneFileForAll: a command takes from the file what it has a flag for, also a secret
-// from a file of its own.
+// TestOneFileForAll: a command uses the keys of a file for which it has flags. A secret may be in a
+// file of its own.
 func TestOneFileForAll(t *testing.T) {
 	t.Parallel()
 	url := configFileOf(t, "url", testenv.DatabaseURL(t)+"\n")

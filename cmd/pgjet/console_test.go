@@ -11,7 +11,8 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestConsole: a console serves this machine without asking, and others with a token. It stops although pages are open.
+// TestConsole: a console needs no token on this machine, and one for others. It stops although
+// pages are open.
 func TestConsole(t *testing.T) {
 	t.Parallel()
 	database, n := testenv.DatabaseURL(t), testenv.NATS(t)

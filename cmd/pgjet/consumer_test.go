@@ -16,7 +16,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// startHandling starts a mailer, and returns where it works.
+// startHandling starts a mailer, and returns its servers.
 func startHandling(t *testing.T) (s *service, database, nats string, js jetstream.JetStream) {
 	t.Helper()
 	database, nats = testenv.DatabaseURL(t), testenv.NATS(t).URL()
@@ -27,7 +27,7 @@ func startHandling(t *testing.T) (s *service, database, nats string, js jetstrea
 	return s, database, nats, js
 }
 
-// asked are the words of a command that asks the database and NATS.
+// asked are the flags of a command that uses the database and NATS.
 func asked(command, nats string) string { return command + " --nats-url " + nats }
 
 func TestConsumerStatus(t *testing.T) {
@@ -58,7 +58,7 @@ func TestConsumerStatus(t *testing.T) {
 	s.stop()
 }
 
-// TestMailServerRefusesAll: a server that puts every mail off is reported as an outage everywhere.
+// TestMailServerRefusesAll: a server that defers every mail is reported as an outage everywhere.
 func TestMailServerRefusesAll(t *testing.T) {
 	t.Parallel()
 	database, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL()

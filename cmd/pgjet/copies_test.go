@@ -23,7 +23,7 @@ func TestConsumerOfACopy(t *testing.T) {
 	if says := copied.logged("no progress, will keep trying", "err"); !strings.HasPrefix(says, reason) || !strings.Contains(says, "select pgjet.new_identity()") {
 		t.Errorf("it logs %q", says)
 	}
-	// Somebody copies a database in which the consumer has run, as a rule.
+	// Usually the consumer has run before the database is copied.
 	testenv.Exec(t, openDB(t, p.billing), `
 		with c as (insert into pgjet.consumer (name, stream, stream_created, ordered, effects, slices) select 'directory', 'ORDERS', $1, true, false, 8 returning name, epoch)
 		insert into pgjet.slice (consumer, slice, epoch) select name, n, epoch from c, generate_series(0, 7) n`, streamCreated(t, p.js, "ORDERS"))
@@ -37,7 +37,8 @@ func TestConsumerOfACopy(t *testing.T) {
 	copied.ready(copied.admin)
 }
 
-// TestDeafConsumer: one with the permissions of an older pgjet works, and warns that it would not notice a copy.
+// TestDeafConsumer: a consumer with the permissions of an older pgjet works, and warns that it
+// would not notice a copy.
 func TestDeafConsumer(t *testing.T) {
 	t.Parallel()
 	const subject = "pgjet.handle.EVENTS.directory"

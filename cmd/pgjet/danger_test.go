@@ -8,7 +8,7 @@ import (
 	"github.com/pgjet/pgjet/consumers/replay"
 )
 
-// TestDangerTiers: the more a change may harm, the more somebody has to type.
+// TestDangerTiers: the more harm a change can do, the more has to be typed.
 func TestDangerTiers(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

@@ -12,7 +12,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// A dashboard is as much of one of Grafana's as can be wrong here.
+// A dashboard is the part of a Grafana dashboard that the tests check.
 type dashboard struct {
 	UID, Title string
 	Panels     []struct {
@@ -41,7 +41,7 @@ func readDashboards(t *testing.T) map[string]dashboard {
 	return all
 }
 
-// expressions returns what the panels of all dashboards ask, with values for the variables.
+// expressions returns the queries of the panels of all dashboards, with values for the variables.
 func expressions(t *testing.T) (all []string) {
 	t.Helper()
 	values := strings.NewReplacer("$__rate_interval", "5m", "$consumer", "directory")
@@ -55,7 +55,7 @@ func expressions(t *testing.T) (all []string) {
 	return all
 }
 
-// TestDashboards: each panel of deploy/grafana has a place of its own, and asks for what is exported.
+// TestDashboards: panels of deploy/grafana do not overlap, and query metrics that are exported.
 func TestDashboards(t *testing.T) {
 	t.Parallel()
 	listed := listedMetrics(t)
@@ -93,7 +93,7 @@ func TestDashboards(t *testing.T) {
 	}
 }
 
-// TestDashboardsAskInPromQL: Prometheus understands what the panels ask.
+// TestDashboardsAskInPromQL: Prometheus can parse the queries of the panels.
 func TestDashboardsAskInPromQL(t *testing.T) {
 	t.Parallel()
 	var rules []map[string]string
@@ -113,7 +113,8 @@ func TestDashboardsAskInPromQL(t *testing.T) {
 	}
 }
 
-// TestComposeIsWatched: in the profile metrics Prometheus scrapes each process that goes on running, with the alerts, and Grafana shows each dashboard.
+// TestComposeIsWatched: in the profile metrics Prometheus scrapes each long-running process, with
+// the alerts, and Grafana shows each dashboard.
 func TestComposeIsWatched(t *testing.T) {
 	t.Parallel()
 	c := readComposition(t)

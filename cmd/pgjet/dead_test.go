@@ -16,7 +16,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// What no command about dead letters may show without --reveal.
+// No command about dead letters may show these without --reveal.
 const (
 	hiddenAddress = "canary@example.com"
 	hiddenText    = "canary-payload"
@@ -113,7 +113,7 @@ func TestDeadList(t *testing.T) {
 	refused(t, exitUnreachable, []string{"dead", "ls", "--database-url", "postgres://ann:" + secret + "@" + nowhere + "/x"}, "PostgreSQL")
 }
 
-// TestDeadMasks: what people wrote is shown to who asks for it only.
+// TestDeadMasks: payloads and addresses are shown with --reveal only.
 func TestDeadMasks(t *testing.T) {
 	t.Parallel()
 	_, address := deadDatabase(t, 2, "mailer")
@@ -140,7 +140,7 @@ func TestDeadMasks(t *testing.T) {
 	}
 }
 
-// TestDeadBytes: a payload that is not JSON is shown as what it says it is.
+// TestDeadBytes: a payload that is not JSON is shown with its content type.
 func TestDeadBytes(t *testing.T) {
 	t.Parallel()
 	db, address := deadDatabase(t, 1, "mailer")
@@ -224,8 +224,8 @@ func TestDeadDiscardAndReopen(t *testing.T) {
 	}
 }
 
-// TestDeadRedriveWaits: it ends when nothing waits any more, and its exit code tells
-// what came of it.
+// TestDeadRedriveWaits: the command ends when nothing waits any more, and its exit code reports the
+// result.
 func TestDeadRedriveWaits(t *testing.T) {
 	t.Parallel()
 	db, address := deadDatabase(t, 3, "mailer")
@@ -251,8 +251,8 @@ func TestDeadRedriveWaits(t *testing.T) {
 	}
 }
 
-// TestDeadAsks: what was counted is changed if the answer is yes, nothing if it is no,
-// and nobody is asked about a single one.
+// TestDeadAsks: after yes, what was counted is changed; after no, nothing. A single dead letter
+// needs no answer.
 func TestDeadAsks(t *testing.T) {
 	t.Parallel()
 	db, _ := deadDatabase(t, 2, "mailer")

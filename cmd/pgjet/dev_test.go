@@ -19,7 +19,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// A running is what a pgjet dev says about itself.
+// A running is the JSON line of a pgjet dev that is ready.
 type running struct {
 	*process
 	Console   string `json:"console"`
@@ -38,7 +38,7 @@ type running struct {
 	port int
 }
 
-// stateDir returns a directory that is not there yet, where every user may go.
+// stateDir returns a directory that does not exist yet, which every user may enter.
 func stateDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "pgjet-cmd-") //nolint:usetesting // which is closed to others
@@ -134,12 +134,12 @@ func TestDevDoesItAll(t *testing.T) {
 	}
 
 	r = startDev(t, dir, port)
-	// The key is kept: so the token of before is still good.
+	// The key is kept, so the earlier token is still valid.
 	if status, body := getAs(t, token, r.Users+"/users/"+id); status != http.StatusOK || !strings.Contains(body, "ann@example.com") {
 		t.Errorf("GET /users/%s after a restart = %d %s, want 200 and the user", id, status, body)
 	}
 	signUp(t, r.Users, "bob@example.com")
-	oneMail(t, r.Inbox, "bob@example.com") // whatever was due before has come by now
+	oneMail(t, r.Inbox, "bob@example.com") // all earlier mails have arrived by now
 	oneMail(t, r.Inbox, "ann@example.com")
 	findsPeople(t, r.Directory, "", "Ann", "Ann")
 	findsPeople(t, r.Directory, "BOB@", "Ann")
@@ -154,8 +154,8 @@ func TestDevDoesItAll(t *testing.T) {
 	}
 }
 
-// checkOneTrace signs ann@example.com up and finds the trace of that request at
-// every station. It returns the user's id.
+// checkOneTrace signs ann@example.com up, and finds the trace of that request everywhere. It
+// returns the user's id.
 func checkOneTrace(t *testing.T, r *running) string {
 	t.Helper()
 	const trace = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -227,9 +227,8 @@ func TestDevKilledLeavesNothingBehind(t *testing.T) {
 	if status, body := getAs(t, logIn(t, r.Users, "ann@example.com"), r.Users+"/users/"+id); status != http.StatusOK {
 		t.Errorf("GET /users/%s = %d %s, want 200", id, status, body)
 	}
-	// The kill may have hit between the mail server's yes and our commit: a second
-	// mail is honest then, if it bears the same id.
-	// What JetStream had handed out, and nobody wrote down, comes again after AckWait.
+	// If the kill came between the mail server's answer and our commit, a second mail with the same
+	// id is correct. Events that were delivered but not recorded come again after AckWait.
 	testenv.Eventually(t, 30*time.Second+patience, "a mail arrives", func() bool { return len(mails(t, r.Inbox, "ann@example.com")) > 0 })
 	ids := make(map[string]bool)
 	for _, m := range mails(t, r.Inbox, "ann@example.com") {
@@ -244,12 +243,11 @@ func TestDevKilledLeavesNothingBehind(t *testing.T) {
 	testenv.Eventually(t, patience, "PostgreSQL of the killed process ends", func() bool { return !alive(pid) })
 }
 
-// TestDevEndsWithPostgreSQL: without its database the process has nothing to do,
-// and says why it ends.
+// TestDevEndsWithPostgreSQL: without its database the process ends, and reports why.
 func TestDevEndsWithPostgreSQL(t *testing.T) {
 	t.Parallel()
 	r := startDev(t, stateDir(t), freePorts(t))
-	r.killed = true // it fails, as it should
+	r.killed = true // it has to fail
 	if err := syscall.Kill(r.postgresPID(), syscall.SIGQUIT); err != nil {
 		t.Fatal(err)
 	}
@@ -259,7 +257,7 @@ func TestDevEndsWithPostgreSQL(t *testing.T) {
 }
 
 // TestDevUsesRunningServers: with addresses it starts no servers, and shows no
-// password. Told to stop, it says so.
+// password. On a signal it logs that it stops.
 func TestDevUsesRunningServers(t *testing.T) {
 	t.Parallel()
 	n := testenv.NATS(t)
@@ -286,8 +284,7 @@ func TestDevUsesRunningServers(t *testing.T) {
 	}
 }
 
-// withPassword puts the secret into an address. The servers of tests ask for none
-// and do not mind.
+// withPassword puts the secret into an address. The servers of tests ignore it.
 func withPassword(address string) string {
 	scheme, rest, _ := strings.Cut(address, "://")
 	user := "pgjet"

@@ -26,7 +26,7 @@ func startDirectory(t testing.TB, database, nats string) *service {
 	return s
 }
 
-// findsPeople waits until the directory finds people with these names, and no others.
+// findsPeople waits until the directory finds exactly these names.
 func findsPeople(t testing.TB, addr, q string, names ...string) {
 	t.Helper()
 	testenv.Eventually(t, patience, fmt.Sprintf("the directory finds %q by %q", names, q), func() bool {
@@ -43,8 +43,7 @@ func findsPeople(t testing.TB, addr, q string, names ...string) {
 	})
 }
 
-// publishUsers stores sign-ups from first to last in the stream, some of them twice
-// under two ids.
+// publishUsers stores the sign-ups first to last in the stream, some of them twice with two ids.
 func publishUsers(t *testing.T, js jetstream.JetStream, first, last int) {
 	t.Helper()
 	for n := first; n <= last; n++ {
@@ -60,12 +59,11 @@ func signedUp(n int) events.UserCreated {
 	}
 }
 
-// publishLives stores as many events: somebody signs up, or one of those who did is
-// renamed or deleted.
+// publishLives stores as many events. In each, a user signs up, is renamed or is deleted.
 func publishLives(t *testing.T, js jetstream.JetStream, r *rand.Rand, first, last int) {
 	t.Helper()
 	for n := first; n <= last; n++ {
-		someone := signedUp(1 + r.IntN(n)).UserID // or nobody yet
+		someone := signedUp(1 + r.IntN(n)).UserID // who may not have signed up yet
 		switch r.IntN(6) {
 		case 0:
 			publishPayload(t, js, int64(n), events.UserDeleted{UserID: someone, DeletedAt: time.Now()})
@@ -77,7 +75,7 @@ func publishLives(t *testing.T, js jetstream.JetStream, r *rand.Rand, first, las
 	}
 }
 
-// directoryTables waits until so many events are done, and returns what the directory holds.
+// directoryTables waits until so many events are done, and returns the content of the directory.
 func directoryTables(t *testing.T, db *pgxpool.Pool, done int) string {
 	t.Helper()
 	testenv.Eventually(t, patience, fmt.Sprint(done, " events are done"), func() bool {
@@ -89,9 +87,8 @@ func directoryTables(t *testing.T, db *pgxpool.Pool, done int) string {
 		       (select string_agg(d::text, e'\n' order by id) from directory.deleted d)`)
 }
 
-// TestDirectoryIsRebuilt: what a replay makes of damaged tables while people go on signing
-// up, changing their names and leaving is the same as what grew event by event in another
-// database.
+// TestDirectoryIsRebuilt: a replay repairs damaged tables while users sign up, change their names
+// and leave. The result equals that of another database, in which every event was handled once.
 func TestDirectoryIsRebuilt(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
@@ -125,7 +122,7 @@ func TestDirectoryIsRebuilt(t *testing.T) {
 	if code := live.wait(patience); code != exitOK {
 		t.Fatalf("exit code %d, want 0, of %s", code, live)
 	}
-	for _, durable := range durables("directory", 0) { // it is the other database's turn
+	for _, durable := range durables("directory", 0) { // for the other database
 		if err := js.DeleteConsumer(t.Context(), "EVENTS", durable); err != nil {
 			t.Fatal(err)
 		}

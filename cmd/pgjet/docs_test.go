@@ -27,7 +27,7 @@ func read(t *testing.T, name string) string {
 	return string(b)
 }
 
-// TestDocsShowCompiledCode: Go in the README and the page on appending stands word for word in an example
+// TestDocsShowCompiledCode: Go code in the README and the page on appending is part of an example
 // that the tests run.
 func TestDocsShowCompiledCode(t *testing.T) {
 	examples := read(t, "internal/tests/outbox/example_test.go") + read(t, "consumers/example_test.go") + read(t, "pgjettest/example_test.go")
@@ -42,7 +42,7 @@ func TestDocsShowCompiledCode(t *testing.T) {
 	}
 }
 
-// TestDocsNameTestsThatExist: a promise names the tests that prove it.
+// TestDocsNameTestsThatExist: the tests that documents mention exist.
 func TestDocsNameTestsThatExist(t *testing.T) {
 	declared := regexp.MustCompile(`(?m)^func (Test[A-Za-z0-9]+)\(`)
 	tests := map[string]bool{}
@@ -67,8 +67,8 @@ func TestDocsNameTestsThatExist(t *testing.T) {
 	}
 }
 
-// TestDocsNameCommandsThatExist: each "pgjet …" in the docs is a command with those
-// flags, each "make …" a target.
+// TestDocsNameCommandsThatExist: each "pgjet …" in the documents is a command with those flags, and
+// each "make …" a target.
 func TestDocsNameCommandsThatExist(t *testing.T) {
 	makefile := read(t, "Makefile")
 	docs := pages(t)
@@ -122,7 +122,7 @@ func TestDocsLinkToWhatExists(t *testing.T) {
 	}
 }
 
-// anchors returns the names of a page's headings, as GitHub makes them.
+// anchors returns the anchors of a page's headings on GitHub.
 func anchors(text string) (all []string) {
 	for _, m := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(text, -1) {
 		name := regexp.MustCompile(`[^\p{L}\p{N} _-]`).ReplaceAllString(strings.ToLower(m[1]), "")
@@ -131,8 +131,7 @@ func anchors(text string) (all []string) {
 	return all
 }
 
-// TestEveryCauseIsDocumented: each word for why nothing moves has its line in the
-// docs and in the runbook.
+// TestEveryCauseIsDocumented: each reason of a relay has a line in docs/cli.md and in a runbook.
 func TestEveryCauseIsDocumented(t *testing.T) {
 	words := map[string]bool{"halted": true}
 	for _, reason := range jserror.Reasons {
@@ -162,8 +161,7 @@ func TestEveryCauseIsDocumented(t *testing.T) {
 	}
 }
 
-// TestEveryWhyIsDocumented: each code for how a consumer is doing has its line in the
-// docs and in the runbook.
+// TestEveryWhyIsDocumented: each reason of a consumer has a line in docs/cli.md and in a runbook.
 func TestEveryWhyIsDocumented(t *testing.T) {
 	for _, doc := range []string{"docs/cli.md", "docs/runbooks/consumer-not-moving.md"} {
 		text := read(t, doc)
@@ -175,8 +173,8 @@ func TestEveryWhyIsDocumented(t *testing.T) {
 	}
 }
 
-// TestEveryDatabaseReasonIsDocumented: each class of PostgreSQL's errors has its line in the
-// docs and in the runbook.
+// TestEveryDatabaseReasonIsDocumented: each class of PostgreSQL's errors has a line in docs/cli.md
+// and in a runbook.
 func TestEveryDatabaseReasonIsDocumented(t *testing.T) {
 	for _, doc := range []string{"docs/cli.md", "docs/runbooks/database.md"} {
 		text := read(t, doc)

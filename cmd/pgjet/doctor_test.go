@@ -14,7 +14,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// diagnose runs pgjet doctor as an operator, and returns what it says of everything that is not as it should be.
+// diagnose runs pgjet doctor as an operator, and returns what is not as it should be.
 func diagnose(t *testing.T, want int, database, nats string) map[string]operate.Check {
 	t.Helper()
 	out := must(t, want, "doctor", "-o", "json", "--database-url", asOperator(database), "--nats-url", nats)
@@ -51,7 +51,8 @@ func safeServer(t *testing.T) (database string) {
 	return p.URL()
 }
 
-// TestDoctor: nothing is found where all is well; then each setting that breaks a promise is, with its consequence and what to do.
+// TestDoctor: nothing is found on good servers. Then each setting that breaks a promise is found,
+// with its consequence and what to do.
 func TestDoctor(t *testing.T) {
 	t.Parallel()
 	database, nats := safeServer(t), testenv.NATS(t).URL()
@@ -108,10 +109,11 @@ func TestDoctor(t *testing.T) {
 	}
 }
 
-// TestDoctorOfACarelessServer: settings with which the server forgets what it has committed are broken promises.
+// TestDoctorOfACarelessServer: settings that make the server forget what it committed are broken
+// promises.
 func TestDoctorOfACarelessServer(t *testing.T) {
 	t.Parallel()
-	database, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL() // those of tests
+	database, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL() // with the settings for tests
 	found := diagnose(t, exitFindings, database, nats)
 	for _, what := range []string{"postgres fsync", "postgres full_page_writes"} {
 		if c := found[what]; c.State != operate.Broken || c.Found != "off" || !strings.HasPrefix(c.Fix, "alter system set ") {
@@ -123,7 +125,7 @@ func TestDoctorOfACarelessServer(t *testing.T) {
 	}
 }
 
-// TestDoctorInPart: what is known without one of the servers is said, and what is missing.
+// TestDoctorInPart: without one of the servers the command shows the rest, and what is missing.
 func TestDoctorInPart(t *testing.T) {
 	t.Parallel()
 	database, nats := safeServer(t), testenv.NATS(t).URL()
@@ -139,7 +141,7 @@ func TestDoctorInPart(t *testing.T) {
 	refused(t, exitUsage, []string{"doctor", "-o", "xml"}, "--output")
 }
 
-// TestCheck: the exit code and the first line say what a monitoring system wants to know.
+// TestCheck: the exit code and the first line are what a monitoring system needs.
 func TestCheck(t *testing.T) {
 	t.Parallel()
 	_, database, nats := startPublishing(t)
@@ -195,7 +197,7 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// TestWarningsAreReasons: what nobody is woken up for is in the list of reasons.
+// TestWarningsAreReasons: all warnings are in the list of reasons.
 func TestWarningsAreReasons(t *testing.T) {
 	for _, code := range warnings {
 		if len(explain(code)) == 0 {
@@ -204,7 +206,8 @@ func TestWarningsAreReasons(t *testing.T) {
 	}
 }
 
-// TestStreamShow: what the stream holds, and a message with its payload if somebody asks for that.
+// TestStreamShow: the state of the stream is shown, and a message with its payload if --reveal is
+// given.
 func TestStreamShow(t *testing.T) {
 	t.Parallel()
 	_, database, nats := startPublishing(t)

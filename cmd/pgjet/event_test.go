@@ -34,7 +34,8 @@ func timelineOf(t *testing.T, what, database, nats string) eventTimeline {
 	return s
 }
 
-// inOrder reports whether the timeline has entries of these places that contain these texts, in this order. Each is "place: text".
+// inOrder reports whether the timeline has such entries in this order. Each is "place: text", with
+// a part of the text.
 func (s eventTimeline) inOrder(want ...string) bool {
 	for _, e := range s.Timeline {
 		if len(want) == 0 {
@@ -48,8 +49,8 @@ func (s eventTimeline) inOrder(want ...string) bool {
 	return len(want) == 0
 }
 
-// TestEventTimeline: a sign-up whose mail is refused for a while, given up, and redriven, is shown from the append to the mail, found by its id, its
-// key, its trace id and its traceparent.
+// TestEventTimeline: the mail of a sign-up is refused for a while, given up, and redriven. The
+// timeline shows it from the append to the mail. It is found by id, key, trace id and traceparent.
 func TestEventTimeline(t *testing.T) {
 	t.Parallel()
 	_, database, nats := startPublishing(t)
@@ -111,7 +112,7 @@ func TestEventTimeline(t *testing.T) {
 	refused(t, exitUnreachable, []string{"event", "get", id, "--nats-url", nats, "--database-url", "postgres://ann@" + nowhere + "/x"}, "PostgreSQL")
 }
 
-// TestEventOfAnotherPrefix: its place is found in a stream whose subjects begin in another way.
+// TestEventOfAnotherPrefix: the event is found in a stream with another prefix.
 func TestEventOfAnotherPrefix(t *testing.T) {
 	t.Parallel()
 	database, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL()
@@ -133,7 +134,8 @@ func TestEventOfAnotherPrefix(t *testing.T) {
 	}
 }
 
-// TestEventStates: an event that is pending, set aside, behind another one, ignored, or pruned is said to be so.
+// TestEventStates: an event is shown as pending, in quarantine, behind another one, ignored, or
+// pruned.
 func TestEventStates(t *testing.T) {
 	t.Parallel()
 	b := newReplayBench(t, 2, false)

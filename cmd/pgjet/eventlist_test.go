@@ -91,7 +91,8 @@ func TestEventList(t *testing.T) {
 	}
 }
 
-// TestEventFollow: what is appended is shown, each event once, also one whose transaction commits late, and Ctrl-C ends it well.
+// TestEventFollow: each new event is shown once, even if its transaction commits late. Ctrl-C ends
+// the command with exit code 0.
 func TestEventFollow(t *testing.T) {
 	t.Parallel()
 	database, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL()
@@ -123,7 +124,8 @@ func TestEventFollow(t *testing.T) {
 	}
 }
 
-// TestKeyAndRetry: of a mail that is refused it is said what holds the key back; it is listed as retrying, and is tried at once when somebody says so.
+// TestKeyAndRetry: for a refused mail the key shows what holds it back, the list shows it as
+// retrying, and pgjet retry makes it due at once.
 func TestKeyAndRetry(t *testing.T) {
 	t.Parallel()
 	b := newReplayBench(t, 3, false)
@@ -186,7 +188,8 @@ func TestKeyAndRetry(t *testing.T) {
 	refused(t, exitUsage, words("retry x", database), "UUID", "pgjet event ls")
 }
 
-// TestRetryIsTriedAtOnce: a running consumer makes the attempt for which it would wait for an hour.
+// TestRetryIsTriedAtOnce: a running consumer makes an attempt at once for which it would have
+// waited an hour.
 func TestRetryIsTriedAtOnce(t *testing.T) {
 	t.Parallel()
 	_, database, nats := startPublishing(t)
@@ -209,7 +212,8 @@ func TestRetryIsTriedAtOnce(t *testing.T) {
 	})
 }
 
-// TestFindByRequestAndMail: a sign-up is found by the id of its request, by the address in it and by the Message-ID of its mail, and is one story.
+// TestFindByRequestAndMail: a sign-up is found by the id of its request, by the address in it and
+// by the Message-ID of its mail, and is one timeline.
 func TestFindByRequestAndMail(t *testing.T) {
 	t.Parallel()
 	_, database, nats := startPublishing(t)

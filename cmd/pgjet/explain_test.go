@@ -28,7 +28,7 @@ func TestReasonsPage(t *testing.T) {
 	}
 }
 
-// TestExplain: each reason has a runbook, and is explained, with the whole page of that, by the program alone.
+// TestExplain: the program explains each reason with a whole runbook, without any server.
 func TestExplain(t *testing.T) {
 	t.Parallel()
 	for _, r := range operate.Reasons {
@@ -73,8 +73,9 @@ func TestVersionCommand(t *testing.T) {
 	}
 }
 
-// TestNoFilesOfTheRepository: a user of the program alone can follow what it prints. No text in it names a file of the repository, but by
-// an address or the command that prints it, and what a runbook refers to can be printed.
+// TestNoFilesOfTheRepository: the program's texts make sense without the repository. They refer to
+// its files only by a URL or by the command that prints them, and every runbook that a runbook
+// refers to can be printed.
 func TestNoFilesOfTheRepository(t *testing.T) {
 	t.Parallel()
 	file := regexp.MustCompile(`(?:^|[^/a-z])(docs/[a-z/-]*\.md|runbooks/[a-z-]+\.md|[a-z-]+\.md\b)`)

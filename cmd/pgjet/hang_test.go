@@ -13,7 +13,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// stopBound is how long a process takes to end that has nothing in hand, whatever hangs.
+// stopBound is how long an idle process may take to stop, whatever hangs.
 const stopBound = 5 * time.Second
 
 // TestStopsWhileServersHang freezes PostgreSQL, then NATS, then both, below every kind of process,
@@ -48,7 +48,7 @@ func TestStopsWhileServersHang(t *testing.T) {
 			if what != "postgres" {
 				freeze(t, n.cmd.Process.Pid)
 			}
-			time.Sleep(300 * time.Millisecond) // everybody asks something by then; the servers cannot say so
+			time.Sleep(300 * time.Millisecond) // by then all processes wait for an answer
 			var ends sync.WaitGroup
 			for name, s := range all {
 				ends.Go(func() {
@@ -67,7 +67,7 @@ func TestStopsWhileServersHang(t *testing.T) {
 	}
 }
 
-// noticeBound is how long it takes until a relay says that a server hangs, on a machine that is not slow itself.
+// noticeBound is how long a relay may take to report that a server hangs, on a machine that is not slow.
 func noticeBound() time.Duration {
 	if raced {
 		return 8 * time.Second
@@ -75,8 +75,8 @@ func noticeBound() time.Duration {
 	return 5 * time.Second
 }
 
-// TestRelaySaysSoonThatAServerHangs: the one that leads, with something to do or not, and the one that
-// stands by. When the server goes on, so do they, in the same session if it was PostgreSQL.
+// TestRelaySaysSoonThatAServerHangs: this holds for the leading relay, busy or idle, and for the
+// standby. When the server continues, so do they, in the same session if it was PostgreSQL.
 func TestRelaySaysSoonThatAServerHangs(t *testing.T) {
 	t.Parallel()
 	for _, what := range []string{"postgres", "nats"} {

@@ -8,9 +8,9 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestConsumersSkipWhatIsHealed deletes the stream under a running pipeline and makes
-// it again. The relay fills it with the same events and counts them; nobody has a
-// second mail, and who signs up next has the first.
+// TestConsumersSkipWhatIsHealed deletes the stream under a running pipeline and creates it again.
+// The relay publishes and counts the same events. No user gets a second mail, and the next user
+// gets the first one.
 func TestConsumersSkipWhatIsHealed(t *testing.T) {
 	t.Parallel()
 	database, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL()

@@ -77,7 +77,7 @@ func pipeline(t *testing.T, addr string, requests []string) {
 			return
 		}
 		_ = conn.SetDeadline(time.Now().Add(patience))
-		go func() { _, _ = io.WriteString(conn, strings.Join(some, "")) }() // until the server closes
+		go func() { _, _ = io.WriteString(conn, strings.Join(some, "")) }() // fails when the server closes the connection
 		in, answered := bufio.NewReader(conn), 0
 		for range some {
 			res, err := http.ReadResponse(in, nil)
@@ -100,7 +100,7 @@ func pipeline(t *testing.T, addr string, requests []string) {
 }
 
 // TestFewDescriptors opens more connections than the process has descriptors, to its API and to its
-// admin pages. Both answer all the same, the database is reached, and the log says it once.
+// admin pages. Both still answer, the database is reached, and the log reports it once.
 func TestFewDescriptors(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("there is no ulimit")
@@ -181,7 +181,7 @@ func TestDevWithManyClientsOfNATS(t *testing.T) {
 	signUp(t, dev.Users, "ann@example.com")
 }
 
-// limited starts a pgjet that may have so many descriptors open.
+// limited starts a pgjet with a limit of open descriptors.
 func limited(t *testing.T, shell string, descriptors int, args ...string) *service {
 	t.Helper()
 	p := command(t, nil, args...)
@@ -192,8 +192,8 @@ func limited(t *testing.T, shell string, descriptors int, args ...string) *servi
 	return &service{process: p}
 }
 
-// TestPublicPages: pages that ask nobody who they are warn if other machines can reach them, and on
-// loopback answer those alone who ask for this machine, or by --advertise.
+// TestPublicPages: a process warns if other machines can reach pages without authentication. On a
+// loopback address the pages require the Host of this machine, or of --advertise.
 func TestPublicPages(t *testing.T) {
 	t.Parallel()
 	database, n := testenv.DatabaseURL(t), testenv.NATS(t)
@@ -230,7 +230,8 @@ func TestPublicPages(t *testing.T) {
 	}
 }
 
-// TestScrapesAreBounded has many scrape at a time: some get the page, the others a quick refusal.
+// TestScrapesAreBounded: of many scrapes at a time, some get the page and the others a quick
+// refusal.
 func TestScrapesAreBounded(t *testing.T) {
 	t.Parallel()
 	users := startUsers(t, testenv.DatabaseURL(t))

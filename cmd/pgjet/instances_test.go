@@ -21,7 +21,7 @@ import (
 	"github.com/pgjet/pgjet/producer"
 )
 
-// listed returns what pgjet services ls says, by name.
+// listed returns the output of pgjet services ls, by name.
 func listed(t *testing.T, url string, args ...string) map[string]instance {
 	t.Helper()
 	var all []instance
@@ -36,8 +36,8 @@ func listed(t *testing.T, url string, args ...string) map[string]instance {
 	return found
 }
 
-// TestServicesAreListed: every process registers, says where it is and how it does,
-// leaves when it stops, and is missed when it is killed.
+// TestServicesAreListed: every process registers with its address and health. It leaves the list
+// when it stops, and is missing after a kill.
 func TestServicesAreListed(t *testing.T) {
 	t.Parallel()
 	_, url := testenv.JetStream(t)
@@ -95,8 +95,8 @@ func TestServicesAreListed(t *testing.T) {
 
 }
 
-// TestLeavesBeforeItStops: what is told to stop is found by nobody any more, and works on
-// for those who found it before.
+// TestLeavesBeforeItStops: a process that gets a signal is found by no new client, and works on for
+// those that found it before.
 func TestLeavesBeforeItStops(t *testing.T) {
 	t.Parallel()
 	_, url := testenv.JetStream(t)
@@ -110,10 +110,10 @@ func TestLeavesBeforeItStops(t *testing.T) {
 	}
 	s.signal(syscall.SIGTERM)
 	s.wait(patience)
-	s.killed = true // as it should be
+	s.killed = true // expected
 }
 
-// TestServicesOfStrangers: an instance that lies about itself does no harm to who looks.
+// TestServicesOfStrangers: an instance with false data does no harm to the reader.
 func TestServicesOfStrangers(t *testing.T) {
 	t.Parallel()
 	js, url := testenv.JetStream(t)
@@ -148,7 +148,7 @@ func TestServicesOfStrangers(t *testing.T) {
 	}
 }
 
-// TestConfigHashIsAnnounced: that of the configuration in force, also after a change.
+// TestConfigHashIsAnnounced: the hash is that of the configuration in force, also after a change.
 func TestConfigHashIsAnnounced(t *testing.T) {
 	t.Parallel()
 	js, url := testenv.JetStream(t)
@@ -215,7 +215,7 @@ func startJourney(t *testing.T) (j *journey, url string) {
 	}
 	api := producer.New(openDB(t, testenv.DatabaseURL(t)), issuer, log)
 	tuning := producer.DefaultTuning()
-	tuning.Cache.Enabled = false // it would answer while profiles fails
+	tuning.Cache.Enabled = false // the cache would answer while profiles fails
 	api.Tune(tuning)
 	api.Profiles = client.HTTP()
 	server := httptest.NewServer(api)
@@ -255,32 +255,32 @@ func (j *journey) profile() (int, string) {
 	return status, body
 }
 
-// tell changes the stand-in.
-func (j *journey) tell(method, path, body string) {
+// set changes the stand-in.
+func (j *journey) set(method, path, body string) {
 	j.t.Helper()
 	if status, _, answer := request(j.t, method, j.other+path, body, nil); status >= 300 {
 		j.t.Fatalf("%s %s = %d %s", method, path, status, answer)
 	}
 }
 
-// TestProfilesBreak: the way to another service and back, through its fault switch:
-// found, failing, left alone, and in use again.
+// TestProfilesBreak uses the fault switch of another service. The service is found, fails, is left
+// alone, and is used again.
 func TestProfilesBreak(t *testing.T) {
 	t.Parallel()
 	j, _ := startJourney(t)
 	if status, body := j.profile(); status != http.StatusNotFound || !strings.Contains(body, "profile_not_found") {
 		t.Errorf("without a profile: %d %s", status, body)
 	}
-	j.tell("PUT", "/profiles/"+j.id, `{"name":"Ann"}`)
+	j.set("PUT", "/profiles/"+j.id, `{"name":"Ann"}`)
 	if status, body := j.profile(); status != http.StatusOK || !strings.Contains(body, "Ann") {
 		t.Errorf("with a profile: %d %s", status, body)
 	}
-	j.tell("PUT", "/fault", `{"status":503,"count":1}`)
+	j.set("PUT", "/fault", `{"status":503,"count":1}`)
 	if status, body := j.profile(); status != http.StatusOK {
 		t.Errorf("one failure is noticed: %d %s", status, body)
 	}
 	const many = 100_000
-	j.tell("PUT", "/fault", `{"status":503,"count":100000}`)
+	j.set("PUT", "/fault", `{"status":503,"count":100000}`)
 	for range 20 {
 		if status, body := j.profile(); status != http.StatusServiceUnavailable || !strings.Contains(body, "profiles_unavailable") {
 			t.Errorf("while it fails: %d %s", status, body)
@@ -291,25 +291,25 @@ func TestProfilesBreak(t *testing.T) {
 	if err := json.Unmarshal([]byte(body), &fault); err != nil || many-fault.Count != 5 {
 		t.Errorf("it was asked %d times (%v), want 5: then it is left alone", many-fault.Count, err)
 	}
-	j.tell("DELETE", "/fault", "")
+	j.set("DELETE", "/fault", "")
 	begun := time.Now()
 	testenv.Eventually(t, patience, "it is used again", func() bool { status, _ := j.profile(); return status == http.StatusOK })
 	t.Logf("used again after %s", time.Since(begun))
-	j.tell("PUT", "/fault", `{"delay":"5s","count":3}`) // longer than three tries may take
+	j.set("PUT", "/fault", `{"delay":"5s","count":3}`) // longer than three attempts may take
 	begun = time.Now()
 	if status, body := j.profile(); status != http.StatusServiceUnavailable || time.Since(begun) > 6*time.Second {
 		t.Errorf("while it hangs: %d %s after %s", status, body, time.Since(begun))
 	}
 }
 
-// TestProfilesMove: another instance takes over for one that has gone without a word.
+// TestProfilesMove: another instance replaces one that has vanished.
 func TestProfilesMove(t *testing.T) {
 	t.Parallel()
 	j, url := startJourney(t)
-	j.tell("PUT", "/profiles/"+j.id, `{"name":"Ann"}`)
+	j.set("PUT", "/profiles/"+j.id, `{"name":"Ann"}`)
 	second := startStandin(t, testenv.Connect(t, url).Conn())
 	j.other = second
-	j.tell("PUT", "/profiles/"+j.id, `{"name":"Second"}`)
+	j.set("PUT", "/profiles/"+j.id, `{"name":"Second"}`)
 	testenv.Eventually(t, patience, "the second is used as well", func() bool {
 		status, body := j.profile()
 		if status != http.StatusOK {

@@ -15,9 +15,9 @@ import (
 	"github.com/pgjet/pgjet/outbox"
 )
 
-// TestNothingIsLostByKills kills the relay and the mailer with SIGKILL at random
-// moments while events flow. In the end each is in the stream once, in order, and
-// has its mail; a second one only where the mailer was killed at work.
+// TestNothingIsLostByKills kills the relay and the mailer with SIGKILL at random moments while
+// events flow. In the end each event is in the stream once, in order, and has its mail. There is a
+// second mail only where the mailer was killed at work.
 func TestNothingIsLostByKills(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)

@@ -21,7 +21,8 @@ import (
 	"github.com/pgjet/pgjet/internal/supervisor"
 )
 
-// A workload is as much of a Deployment or a Job as names what is in the program. The module in deploy/kubernetes checks the rest.
+// A workload is the part of a Deployment or a Job that refers to the program. The module in
+// deploy/kubernetes checks the rest.
 type workload struct {
 	Kind     string
 	Metadata struct{ Name string }
@@ -83,7 +84,8 @@ func workloads(t *testing.T) (all []workload) {
 	return all
 }
 
-// TestKubernetesManifests: each command, flag, port and path of the manifests exists, and every process of compose.yaml but the stand-ins is there.
+// TestKubernetesManifests: each command, flag, port and path of the manifests exists, and every
+// process of compose.yaml has one, except the stand-ins.
 func TestKubernetesManifests(t *testing.T) {
 	t.Parallel()
 	var names []string

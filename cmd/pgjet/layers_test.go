@@ -69,7 +69,7 @@ var layers = []struct{ pkg, imports string }{
 	{"consumers/saga", "internal/attempt internal/lead internal/operation internal/postgres internal/session internal/sqlstate"},
 	{"consumers/onboarding", "consumers consumers/saga events internal/sqlstate outbox"},
 	{"consumers/status", "consumers consumers/inbox consumers/saga events internal/jserror internal/natsconn internal/postgres internal/sqlstate"},
-	// The operator's facts.
+	// Facts for operators.
 	{"internal/operate", "consumers/inbox consumers/replay consumers/saga consumers/status events internal/health internal/jserror internal/lead internal/natsconn internal/operation internal/postgres internal/registry internal/sqlstate migrations relay relay/audit"},
 	{"internal/ensure", "consumers consumers/inbox consumers/replay internal/jserror internal/lead internal/natsconn"},
 	{"console", "consumers consumers/inbox consumers/replay consumers/saga consumers/status docs events internal/attempt internal/operate internal/operation internal/sqlstate internal/upkeep internal/web relay relay/audit"},
@@ -101,13 +101,13 @@ var writers = []struct{ pkg, tables string }{
 	{"consumers/inbox", "pgjet.attempt pgjet.consumer pgjet.dead_letter pgjet.inbox pgjet.intent pgjet.process pgjet.slice"},
 	{"consumers/saga", "pgjet.saga"},
 	{"internal/operation", "pgjet.operation"},
-	{"migrations", "pgjet.schema_version"}, // so that what another tool applies is known
+	{"migrations", "pgjet.schema_version"}, // to record what another tool applies
 	{"outbox", "pgjet.outbox pgjet.scheduled"},
 	{"producer", "users.idempotency users.users"},
 	{"relay", "pgjet.adoption pgjet.audit pgjet.checkpoint pgjet.leader pgjet.quarantine pgjet.unknown_message"},
 }
 
-// also is what others write, and why that is right.
+// also lists what other packages write, and why that is right.
 var also = map[string]string{
 	// An operator cancels and brings forward what a service scheduled.
 	"pgjet.scheduled": "internal/upkeep",
@@ -202,8 +202,8 @@ func TestLightImports(t *testing.T) {
 	}
 }
 
-// TestOutboxIsLight: a service that imports outbox alone links few modules, and go mod tidy, which
-// looks at the tests of imported packages too, downloads little.
+// TestOutboxIsLight: a service that imports only outbox links few modules. go mod tidy downloads
+// little for it, although it reads the tests of imported packages, too.
 func TestOutboxIsLight(t *testing.T) {
 	t.Parallel()
 	const mostModules, mostBytes = 12, 30 << 20
@@ -236,8 +236,8 @@ func TestOutboxIsForServices(t *testing.T) {
 	}
 }
 
-// tidied returns how many bytes of which modules go mod tidy downloads for a module that imports
-// one package of this one, with an empty cache.
+// tidied returns the number of bytes and the modules that go mod tidy downloads, with an empty
+// cache, for a module that imports one package of this one.
 func tidied(t *testing.T, pkg string) (size int64, downloads []string) {
 	t.Helper()
 	service, cache, own := t.TempDir(), t.TempDir(), golist(t, "{{.Dir}}", "-m")[0]
@@ -257,7 +257,7 @@ func tidied(t *testing.T, pkg string) (size int64, downloads []string) {
 	cmd := exec.CommandContext(t.Context(), "go", "mod", "tidy")
 	cmd.Dir = service
 	cmd.Env = append(os.Environ(), "GOMODCACHE="+cache, "GOFLAGS=-modcacherw", "GOSUMDB=off",
-		"GOPROXY=file://"+filepath.ToSlash(warm)+"/cache/download,"+proxy) // what is on this machine is not asked for elsewhere
+		"GOPROXY=file://"+filepath.ToSlash(warm)+"/cache/download,"+proxy) // modules on this machine are not downloaded
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go mod tidy: %v\n%s", err, out)
 	}

@@ -22,7 +22,7 @@ import (
 )
 
 // TestIdleIsLean: processes with nothing to do need little memory and hardly any time.
-// The bounds are twice what they should be, for busy machines.
+// The bounds are twice the normal values, for busy machines.
 func TestIdleIsLean(t *testing.T) {
 	if runtime.GOOS != "linux" || raced {
 		t.Skip("measures Linux processes without the race detector, which costs much of both")
@@ -56,8 +56,7 @@ func TestIdleIsLean(t *testing.T) {
 	}
 }
 
-// TestRuntimeLimits: the Go runtime heeds what the environment says, and what the
-// container does.
+// TestRuntimeLimits: the Go runtime follows the environment, and the limits of the container.
 func TestRuntimeLimits(t *testing.T) {
 	t.Parallel()
 	vars := env{"GOMAXPROCS": "1", "GOMEMLIMIT": "100MiB"}
@@ -71,8 +70,8 @@ func TestRuntimeLimits(t *testing.T) {
 	}
 }
 
-// TestMemoryLimit: Go may use 90 % of a container's limit, less of a small one; where there is
-// none, or it cannot be read, all there is.
+// TestMemoryLimit: Go may use 90 % of a container's limit, less if the limit is small. Without a
+// readable limit it may use all memory.
 func TestMemoryLimit(t *testing.T) {
 	if os.Getenv("GOMEMLIMIT") != "" {
 		t.Skip("GOMEMLIMIT goes first")

@@ -29,8 +29,8 @@ func TestParseNetworks(t *testing.T) {
 	}
 }
 
-// TestRateLimitBehindProxies: the process believes X-Forwarded-For of a proxy that it was
-// told of, and of nobody else.
+// TestRateLimitBehindProxies: the process trusts X-Forwarded-For from a proxy that
+// --trusted-proxies names, and from no other client.
 func TestRateLimitBehindProxies(t *testing.T) {
 	t.Parallel()
 	database := testenv.DatabaseURL(t)

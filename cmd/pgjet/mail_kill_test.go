@@ -18,17 +18,17 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// A mailTrap is a mail server that kills the process that sends a mail: when it is told
-// the word at, and before it answers that. It does so once for each victim.
+// A mailTrap is a mail server that kills the sender of a mail, once for each victim. It does so
+// when it reads the command at, before it answers.
 type mailTrap struct {
 	at     string
 	victim chan *service
 
 	mu    sync.Mutex
-	taken []string // the Message-ID of each mail that it has
+	taken []string // the Message-ID of each accepted mail
 }
 
-// setMailTrap returns a trap that serves until cleanup, and its address.
+// setMailTrap starts a trap that serves until cleanup, and returns it with its address.
 func setMailTrap(t *testing.T, at string) (trap *mailTrap, addr string) {
 	t.Helper()
 	l, err := net.Listen("tcp", anyPort)
@@ -68,7 +68,7 @@ func (m *mailTrap) talk(conn net.Conn) {
 	}
 }
 
-// take reads a mail to its end and keeps it. It returns whether the client lives.
+// take reads a mail and keeps it. It returns whether the client is alive.
 func (m *mailTrap) take(in *bufio.Scanner, conn net.Conn) bool {
 	id := ""
 	for in.Scan() && in.Text() != "." {
@@ -77,7 +77,7 @@ func (m *mailTrap) take(in *bufio.Scanner, conn net.Conn) bool {
 		}
 	}
 	if in.Text() != "." {
-		return false // the mail is not whole
+		return false // the mail is not complete
 	}
 	m.mu.Lock()
 	m.taken = append(m.taken, id)
@@ -89,7 +89,7 @@ func (m *mailTrap) take(in *bufio.Scanner, conn net.Conn) bool {
 	return true
 }
 
-// springs kills the victim if it is time to.
+// springs kills the victim if the time has come.
 func (m *mailTrap) springs(word string) bool {
 	if word != m.at {
 		return false
@@ -109,19 +109,18 @@ func (m *mailTrap) mails() []string {
 	return slices.Clone(m.taken)
 }
 
-// TestMailerKilledAtWork kills the mailer with SIGKILL at each step of handing a mail in.
-// There is always a mail, and a second one only if the server had the first, with the
-// same Message-ID.
+// TestMailerKilledAtWork kills the mailer with SIGKILL at each step of sending a mail. The mail is
+// always sent. It is sent twice only if the server had accepted it, with the same Message-ID.
 func TestMailerKilledAtWork(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
-		at    string // what the client says when it is killed
+		at    string // the last command of the client
 		mails int
 	}{
 		"before the server is told of the mail":      {"EHLO", 1},
 		"before the mail":                            {"DATA", 1},
 		"when the server has the mail":               {".", 2},
-		"between the server's answer and our commit": {"QUIT", 2}, // follows the answer; the commit follows its own
+		"between the server's answer and our commit": {"QUIT", 2}, // QUIT follows the answer to the mail; the commit follows the answer to QUIT
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -167,8 +166,7 @@ func publishSignUp(t *testing.T, js jetstream.JetStream) uuid.UUID {
 	return e.ID
 }
 
-// intentOf returns what the inbox says of an event, "" if nothing, and how many intents
-// there are for it.
+// intentOf returns the inbox's state of an event, "" if it has none, and its number of intents.
 func intentOf(t *testing.T, db *pgxpool.Pool, id uuid.UUID) (state string, intents int) {
 	t.Helper()
 	err := db.QueryRow(t.Context(), `

@@ -21,8 +21,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// secret is the password in addresses that tests give to pgjet. No process may
-// print it.
+// secret is the password in addresses that tests give to pgjet. No process may print it.
 const secret = "s3cretpw"
 
 // patience bounds everything that a test waits for.
@@ -31,7 +30,7 @@ const patience = 20 * time.Second
 // binary is the pgjet that the tests run.
 var binary string
 
-// raced tells that it has the race detector.
+// raced reports whether it has the race detector.
 var raced bool
 
 // lifeline is closed by the end of this process.
@@ -81,12 +80,12 @@ func build() error {
 // A process is a running pgjet.
 type process struct {
 	t      testing.TB
-	name   string // its words, for messages
+	name   string // its arguments, for messages
 	cmd    *exec.Cmd
 	stdout output
 	stderr output
 	done   chan struct{} // closed when it has ended
-	killed bool          // the test ended it by force: its exit code says nothing
+	killed bool          // by the test: its exit code has no meaning
 }
 
 // An output keeps what a process writes.
@@ -111,7 +110,7 @@ func (o *output) String() string {
 type env map[string]string
 
 // command returns a pgjet that has not started. Of our environment it has neither
-// PGJET_ nor OTEL_ variables, except those that tell where PostgreSQL is.
+// PGJET_ nor OTEL_ variables, except those that name PostgreSQL.
 func command(t testing.TB, vars env, args ...string) *process {
 	t.Helper()
 	p := &process{t: t, name: strings.Join(append([]string{"pgjet"}, args...), " "), done: make(chan struct{})}
@@ -145,24 +144,24 @@ func (p *process) begin() {
 		p.t.Fatalf("%s: %v", p.name, err)
 	}
 	go func() {
-		_ = p.cmd.Wait() // ProcessState tells
+		_ = p.cmd.Wait() // ProcessState has the result
 		close(p.done)
 	}()
 }
 
-// stop asks the process to end, unless it has ended, and fails the test if it does
-// not do so in time, fails, or wrote what it must not.
+// stop stops the process, unless it has ended. It fails the test if the process does not end in
+// time, fails, or wrote a secret.
 func (p *process) stop() {
 	p.t.Helper()
 	p.signal(syscall.SIGTERM)
 	if code := p.wait(15 * time.Second); code != exitOK && !p.killed {
 		p.t.Errorf("exit code %d, want 0, of %s", code, p)
-		p.killed = true // said once is enough
+		p.killed = true // report it once
 	}
 	p.check()
 }
 
-// check fails the test if the process wrote what none may write.
+// check fails the test if the process wrote a secret.
 func (p *process) check() {
 	p.t.Helper()
 	for _, bad := range []string{secret, "DATA RACE", "panic: "} {
@@ -172,7 +171,7 @@ func (p *process) check() {
 	}
 }
 
-// kill ends the process by force.
+// kill kills the process.
 func (p *process) kill() {
 	p.t.Helper()
 	p.killed = true
@@ -234,7 +233,7 @@ func runProcess(t testing.TB, vars env, args ...string) (code int, p *process) {
 	return code, p
 }
 
-// must is runProcess with the exit code that is wanted. It returns stdout.
+// must is runProcess with an expected exit code. It returns stdout.
 func must(t testing.TB, want int, args ...string) string {
 	t.Helper()
 	code, p := runProcess(t, nil, args...)
@@ -244,7 +243,7 @@ func must(t testing.TB, want int, args ...string) string {
 	return p.stdout.String()
 }
 
-// refused runs a pgjet that must end with that exit code and say all of this.
+// refused runs a pgjet that must end with that exit code and print all of these texts.
 func refused(t *testing.T, want int, args []string, words ...string) {
 	t.Helper()
 	code, p := runProcess(t, nil, args...)
@@ -258,8 +257,8 @@ func refused(t *testing.T, want int, args []string, words ...string) {
 	}
 }
 
-// eventually is testenv.Eventually, and shows what the process wrote if it fails
-// or the process ends.
+// eventually is testenv.Eventually. If it fails, or if the process ends, it shows what the process
+// wrote.
 func (p *process) eventually(within time.Duration, what string, cond func() bool) {
 	p.t.Helper()
 	for deadline := time.Now().Add(within); !cond(); time.Sleep(10 * time.Millisecond) {

@@ -104,8 +104,8 @@ func withMemoryResolver(m *trial) {
 	}, nil)
 }
 
-// inSignedAccounts: the accounts that pgjet prints, as JWTs. What an account offers is private:
-// each import needs a token of the account that exports.
+// inSignedAccounts: the accounts that pgjet prints, as JWTs. All exports are private: each import
+// needs a token of the exporting account.
 func inSignedAccounts(m *trial) {
 	m.checked = "an account for each process, whose imports are signed by the account that exports"
 	o := newOperator(m)
@@ -148,8 +148,8 @@ func inSignedAccounts(m *trial) {
 	}, nil)
 }
 
-// withLimits has the account's storage filled up, and later its limit raised. The server
-// learns of accounts by messages.
+// withLimits fills the account's storage, and later raises its limit. The server receives accounts
+// in messages.
 func withLimits(m *trial) {
 	m.checked = "full resolver; the account's storage is full: stream_full, then its limit is raised"
 	o := newOperator(m)
@@ -173,7 +173,7 @@ func withLimits(m *trial) {
 	})
 }
 
-// push gives the server the token of an account.
+// push sends the token of an account to the server.
 func (o *operator) push(url, token string) {
 	o.m.Helper()
 	nc := connectNATS(o.m, url, nats.UserCredentials(o.creds(o.system))).Conn()
@@ -184,7 +184,7 @@ func (o *operator) push(url, token string) {
 	}
 }
 
-// fill appends large events that nobody handles.
+// fill appends large events that no consumer handles.
 func (p *mainPath) fill(count, size int) {
 	p.Helper()
 	_, err := p.db.Exec(p.Context(), `

@@ -25,7 +25,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// natsRows are surroundings that differ in NATS.
+// natsRows are environments that differ in NATS.
 func natsRows() []matrixRow {
 	return []matrixRow{
 		{name: "NATS: TLS, NKey", short: true, run: withTLSAndNKey},
@@ -70,8 +70,8 @@ func connectNATS(m *trial, url string, options ...nats.Option) jetstream.JetStre
 	return js
 }
 
-// refuses makes sure that a command which needs NATS cannot reach it with these
-// variables, and says a word of why.
+// refuses checks that a command which needs NATS cannot reach it with these variables, and reports
+// this reason.
 func refuses(m *trial, vars env, word string) {
 	m.Helper()
 	code, process := runProcess(m, vars, "stream", "ensure")
@@ -90,7 +90,7 @@ func write(m *trial, name, text string) string {
 	return path
 }
 
-// A pki is a certificate authority of a row's own.
+// A pki is the certificate authority of one row.
 type pki struct {
 	m    *trial
 	cert *x509.Certificate
@@ -174,8 +174,8 @@ func withTLSAndNKey(m *trial) {
 	}, nil)
 }
 
-// withClientCertificates: a client is known by its certificate. What says so is a
-// configuration file.
+// withClientCertificates: a client's certificate identifies it. A configuration file names the
+// certificates.
 func withClientCertificates(m *trial) {
 	m.checked = "by a configuration file; refused without a certificate, and with that of a stranger"
 	authority := newPKI(m)
@@ -215,7 +215,7 @@ func startHub(m *trial, leafConfig string) hub {
 	}
 }
 
-// freePort returns a port that nobody listens on at the moment.
+// freePort returns a port that is free at the moment.
 func freePort(t testing.TB) int {
 	t.Helper()
 	l, err := net.Listen("tcp4", anyPort)
@@ -282,7 +282,7 @@ func withMirrorAndSource(m *trial) {
 	}
 }
 
-// onCluster restarts each of three servers in turn, while people sign up.
+// onCluster restarts each of three servers in turn while users sign up.
 func onCluster(m *trial) {
 	m.checked = "three replicas, each server restarted in turn while people sign up"
 	c := testenv.NATSCluster(m, true, "")

@@ -26,7 +26,7 @@ import (
 // half a minute.
 const matrixPatience = 90 * time.Second
 
-// A site is where the processes of a row work, and how the test looks at them.
+// A site is where the processes of a row run, and how the test observes them.
 type site struct {
 	database string // of every process
 	admin    string // for the test, as superuser and directly; "" is database
@@ -41,7 +41,7 @@ type site struct {
 	connect func() jetstream.JetStream // for the test; nil connects to nats
 }
 
-// A mainPath is the main path at work at a site.
+// A mainPath is a run of the main path at a site.
 type mainPath struct {
 	*trial
 	site
@@ -52,16 +52,16 @@ type mainPath struct {
 	standby                         []*service
 	smtp, inbox                     string
 
-	number int               // of people so far
-	names  map[string]string // of people by their mail addresses, as they must be in the end
+	number int               // of users so far
+	names  map[string]string // the final name of each user, by mail address
 	kills  int               // of the mailer
-	lost   int               // of events that the database lost after they were published
-	again  int               // of mails that may come again, since the database lost that they were sent
-	decide func()            // what an operator has to do before all is well
+	lost   int               // events that the database lost after they were published
+	again  int               // mails that may come again, because the database lost that they were sent
+	decide func()            // the work of an operator before all is well
 }
 
-// walk goes the main path: half of the sign-ups, then relay and consumers are killed
-// while events flow, then what the row itself does, then the other half.
+// walk runs the main path: half of the sign-ups, a kill of relay and consumers while events flow,
+// the row's own step, and the other half.
 func walk(m *trial, s site, middle func(p *mainPath)) *mainPath {
 	m.Helper()
 	p := newPath(m, s)
@@ -76,7 +76,7 @@ func walk(m *trial, s site, middle func(p *mainPath)) *mainPath {
 	return p
 }
 
-// newPath makes tables and stream.
+// newPath creates tables and stream.
 func newPath(m *trial, s site) *mainPath {
 	m.Helper()
 	p := &mainPath{trial: m, site: s, names: make(map[string]string)}
@@ -96,8 +96,8 @@ func newPath(m *trial, s site) *mainPath {
 	return p
 }
 
-// openAdmin returns a pool for what the test itself writes and reads, whatever the
-// defaults of roles and databases are.
+// openAdmin returns a pool for the test itself. It does not depend on defaults of roles and
+// databases.
 func openAdmin(m *trial, url string) *pgxpool.Pool {
 	m.Helper()
 	config, err := pgxpool.ParseConfig(url)
@@ -187,8 +187,7 @@ func (p *mainPath) ready() {
 	}
 }
 
-// load signs people up, some through the API and many by a transaction of SQL, in which
-// each is renamed twice.
+// load signs users up, some through the API and many in an SQL transaction that renames each twice.
 func (p *mainPath) load() {
 	p.Helper()
 	const api, sql = 12, 150
@@ -223,7 +222,7 @@ func (p *mainPath) load() {
 	}
 }
 
-// signUp asks for a sign-up, again if the service says that it is too busy at the moment.
+// signUp signs a user up. It tries again while the service is too busy.
 func (p *mainPath) signUp(email, name string) (status int, body string) {
 	form := fmt.Sprintf(`{"email":%q,"name":%q,"password":"correct horse battery"}`, email, name)
 	header := map[string]string{"Content-Type": "application/json", "Idempotency-Key": uuid.NewString()}
@@ -235,7 +234,7 @@ func (p *mainPath) signUp(email, name string) (status int, body string) {
 	}
 }
 
-// person makes somebody up.
+// person invents a user.
 func (p *mainPath) person() (email, name string) {
 	p.number++
 	email, name = fmt.Sprintf("user%d@example.com", p.number), fmt.Sprintf("Jürgen 日本 %d", p.number)
@@ -243,7 +242,7 @@ func (p *mainPath) person() (email, name string) {
 	return email, name
 }
 
-// insert writes the events of somebody who signs up and changes the name twice.
+// insert writes the events of a user who signs up and changes the name twice.
 func (p *mainPath) insert(tx pgx.Tx) error {
 	email, name := p.person()
 	p.names[email] = name + " c"
@@ -257,7 +256,7 @@ func (p *mainPath) insert(tx pgx.Tx) error {
 	return err
 }
 
-// killAll ends relay and consumers by force while events flow, and starts others.
+// killAll kills relay and consumers while events flow, and starts others.
 func (p *mainPath) killAll() {
 	p.Helper()
 	p.relay.eventually(matrixPatience, "something is published", func() bool { return p.messages() > 0 })
@@ -271,7 +270,7 @@ func (p *mainPath) killAll() {
 	p.startDirectory()
 }
 
-// messages returns how many messages the stream holds, 0 if nobody answers.
+// messages returns how many messages the stream holds, 0 if NATS does not answer.
 func (p *mainPath) messages() int {
 	ctx, cancel := context.WithTimeout(p.Context(), 5*time.Second)
 	defer cancel()
@@ -293,7 +292,7 @@ func (p *mainPath) settled() {
 	})
 }
 
-// check waits until all is done, and makes sure that it was done once and in order.
+// check waits until all is done, and checks that it was done once and in order.
 func (p *mainPath) check() {
 	p.Helper()
 	p.signUps = p.number
@@ -308,7 +307,7 @@ func (p *mainPath) check() {
 	for _, s := range append(p.all(), p.standby...) {
 		s.stop()
 	}
-	for _, s := range p.standby { // it waits, and leads after a kill: neither is worth many words
+	for _, s := range p.standby { // a standby logs little, even when it takes over
 		if warnings := s.log("WARN"); len(warnings) > 10 {
 			p.Errorf("a standby has logged %d warnings, such as %v", len(warnings), warnings[len(warnings)-1])
 		}
@@ -341,11 +340,11 @@ func (p *mainPath) checkStream() {
 	}
 }
 
-// A difference is how many messages of a stream are not as the outbox wants them.
+// A difference counts the messages of a stream that do not match the outbox.
 type difference struct{ missing, unknown, twice, disorder int }
 
-// compareStream compares the ids in the outbox with the stream. Of a key, each message must
-// come behind those with a lower seq.
+// compareStream compares the ids in the outbox with the stream. The messages of a key must be in
+// the order of their seqs.
 func compareStream(outbox []string, stored []storedMessage) (d difference) {
 	known, last := make(map[string]bool), make(map[string]int64)
 	for _, msg := range stored {
@@ -367,7 +366,7 @@ func compareStream(outbox []string, stored []storedMessage) (d difference) {
 	return d
 }
 
-// TestMatrixSees: it finds each thing that can be wrong with a stream.
+// TestMatrixSees: the comparison finds each kind of fault of a stream.
 func TestMatrixSees(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -419,9 +418,8 @@ func readStream(m *trial, js jetstream.JetStream, name string) []storedMessage {
 	return all
 }
 
-// checkMails waits until everybody has a mail. A mailer that is killed between the mail
-// server's yes and its own commit sends the same mail, by its Message-ID, again; so may
-// each of its workers.
+// checkMails waits until each user has a mail. Each worker of a mailer that is killed between the
+// mail server's answer and its own commit may send a mail again, with the same Message-ID.
 func (p *mainPath) checkMails() {
 	p.Helper()
 	const workers = 8
@@ -452,8 +450,8 @@ func (p *mainPath) checkMails() {
 	}
 }
 
-// checkDirectory waits until the read model has everybody under their last name, which
-// shows that events of one key were handled in order.
+// checkDirectory waits until the read model has the final name of each user. That shows that the
+// events of a key were handled in order.
 func (p *mainPath) checkDirectory() {
 	p.Helper()
 	wrong := ""
@@ -477,8 +475,7 @@ func (p *mainPath) checkDirectory() {
 	})
 }
 
-// checkWords makes sure that those commands whose exit code says whether all is well
-// find nothing.
+// checkWords checks that the commands whose exit code reports problems find none.
 func (p *mainPath) checkWords() {
 	p.Helper()
 	for _, words := range [][]string{{"relay", "status"}, {"consumer", "ls"}} {

@@ -19,7 +19,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// postgresRows are surroundings that differ in PostgreSQL.
+// postgresRows are environments that differ in PostgreSQL.
 func postgresRows() []matrixRow {
 	var rows []matrixRow
 	if wholeMatrix {
@@ -44,8 +44,8 @@ func postgresRows() []matrixRow {
 	)
 }
 
-// furtherPrograms are the directories with PostgreSQL programs in PGJET_PG_BINS, and
-// those that a package of the system has put where they belong.
+// furtherPrograms are the directories of PostgreSQL programs: those in PGJET_PG_BINS, and those of
+// system packages.
 func furtherPrograms() []string {
 	bins := filepath.SplitList(os.Getenv("PGJET_PG_BINS"))
 	if len(bins) == 0 {
@@ -67,8 +67,8 @@ func postgresPrograms(m *trial, major int) string {
 	return bin
 }
 
-// newestPostgres returns the programs of the newest version that can be had: in the
-// short lane without a download.
+// newestPostgres returns the programs of the newest version that is available. The short form does
+// not download any.
 func newestPostgres(m *trial) string {
 	m.Helper()
 	if wholeMatrix {
@@ -87,7 +87,7 @@ func onPostgres(m *trial, bin string) {
 	walk(m, site{database: p.URL(), nats: testenv.NATS(m).URL()}, nil)
 }
 
-// A hostility is what the role of all processes has for defaults.
+// A hostility is a set of unusual defaults of the role of all processes.
 type hostility struct {
 	name     string
 	short    bool
@@ -113,7 +113,7 @@ var hostile = []hostility{
 	{name: "read only, no search_path", settings: []string{"default_transaction_read_only = on", "search_path = 'nothing'", "synchronous_commit = off"}},
 }
 
-// role is the one that all processes of a hostile row have.
+// role is the role of all processes of a hostile row.
 const role = "app"
 
 func (h hostility) run(m *trial) {
@@ -140,7 +140,7 @@ func (h hostility) run(m *trial) {
 	walk(m, site{database: url, admin: p.URL(), nats: testenv.NATS(m).URL(), standbys: true}, nil)
 }
 
-// speaksGerman makes sure that the server does.
+// speaksGerman checks that the server's messages are German.
 func speaksGerman(m *trial, url string) {
 	m.Helper()
 	conn, err := pgx.Connect(m.Context(), url)
@@ -153,9 +153,9 @@ func speaksGerman(m *trial, url string) {
 	}
 }
 
-// pooled has the user service and the pools of consumers go through PgBouncer. Those that
-// need a session of their own go directly, and are refused otherwise. Others behind the
-// pooler find their connections as they would be without us.
+// pooled connects the user service and the pools of consumers through PgBouncer. What needs a
+// session of its own connects directly, and is refused otherwise. Other clients of the pooler find
+// their connections unchanged.
 func pooled(m *trial, mode string) {
 	m.checked = "relay and sessions go directly; refused without; connections of others are unchanged"
 	if _, err := exec.LookPath(cmp.Or(os.Getenv("PGJET_PGBOUNCER"), "/usr/sbin/pgbouncer")); err != nil {
@@ -180,8 +180,7 @@ func pooled(m *trial, mode string) {
 	})
 }
 
-// observe returns what many connections through a pooler say of their settings and what
-// they hold, each answer once.
+// observe returns the settings and locks of many connections through a pooler, each result once.
 func observe(m *trial, pool string) map[string]bool {
 	m.Helper()
 	seen := make(map[string]bool)
@@ -226,7 +225,7 @@ func (h hostility) alterations() []string {
 
 // locales makes the German locale where the C library finds it, once.
 var locales = sync.OnceValues(func() (string, error) {
-	dir := filepath.Join(os.TempDir(), "pgjet-test-locale") // where the user who runs PostgreSQL may enter
+	dir := filepath.Join(os.TempDir(), "pgjet-test-locale") // the user of PostgreSQL may enter it
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
@@ -260,7 +259,7 @@ func germanPrograms(m *trial) string {
 type pair struct {
 	m                *trial
 	primary, standby *devserver.Postgres
-	wire             *toxiproxy.Proxy // by which the standby receives from the primary
+	wire             *toxiproxy.Proxy // between primary and standby
 }
 
 // startPair starts a primary with all tables, and a standby that is a copy of it. The
@@ -310,7 +309,7 @@ func (p *pair) follows() {
 	})
 }
 
-// url names both servers, and asks for the one that takes writes.
+// url names both servers, and requires the one that accepts writes.
 func (p *pair) url() string {
 	return fmt.Sprintf("postgres://pgjet@127.0.0.1:%d,127.0.0.1:%d/pgjet?sslmode=disable&target_session_attrs=read-write",
 		p.primary.Options().Port, p.standby.Options().Port)
@@ -329,8 +328,8 @@ func (p *pair) promote() {
 	}
 }
 
-// standbyPromoted points everything at a hot standby, which is not ready and says so,
-// until it is promoted.
+// standbyPromoted connects everything to a hot standby. The processes are not ready, and report
+// why, until it is promoted.
 func standbyPromoted(m *trial) {
 	pair := startPair(m, nil)
 	m.checked = pair.standby.Version() + ", not ready on a hot standby, ready once it is promoted"
@@ -352,7 +351,7 @@ func standbyPromoted(m *trial) {
 	p.check()
 }
 
-// switchover stops a primary whose commits wait for the standby, and promotes that.
+// switchover stops a primary whose commits wait for the standby, and promotes the standby.
 func switchover(m *trial) {
 	pair := startPair(m, map[string]string{"synchronous_standby_names": "standby", "synchronous_commit": "on"})
 	m.checked = pair.primary.Version() + ", nothing is lost"
@@ -367,9 +366,9 @@ func switchover(m *trial) {
 	})
 }
 
-// failoverWithLoss kills a primary whose last commits never reached the standby, though
-// they are published, and promotes that. The relay halts; adopt lets it go on. What the
-// consumers did about the lost events is lost as well, so they do it again.
+// failoverWithLoss kills a primary whose last commits are published but never reached the standby,
+// and promotes the standby. The relay halts until an operator adopts. What the consumers did with
+// the lost events is lost as well, so they do it again.
 func failoverWithLoss(m *trial) {
 	pair := startPair(m, nil)
 	m.checked = pair.primary.Version() + ", relay halts, adopt"
@@ -390,7 +389,7 @@ func failoverWithLoss(m *trial) {
 		p.lost -= query[int](m, p.db, `select count(*) from pgjet.outbox`)
 		p.must(exitOK, "relay", "adopt", "--yes", "--reason", "failover with loss")
 		p.ready()
-		p.decide = func() { // on events that may have been handled: their mails have arrived
+		p.decide = func() { // the events may have been handled: their mails have arrived
 			p.mailer.eventually(matrixPatience, fmt.Sprintf("%d lost events wait for a decision", p.again), func() bool {
 				return query[int](m, p.db, `select count(*) from pgjet.dead_letter where consumer = 'welcome-mailer' and state = 'dead'`) == p.again
 			})
@@ -399,7 +398,7 @@ func failoverWithLoss(m *trial) {
 	})
 }
 
-// kill ends the primary by force.
+// kill kills the primary.
 func (p *pair) kill() {
 	p.m.Helper()
 	if err := syscall.Kill(p.primary.PID(), syscall.SIGKILL); err != nil {

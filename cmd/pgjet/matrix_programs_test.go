@@ -15,7 +15,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// Programs of others that the matrix runs. They are kept in the user's cache directory.
+// Programs that the matrix runs are kept in the user's cache directory.
 const (
 	natsOld     = "v2.14.10"
 	natsNew     = "v2.15.3"
@@ -24,11 +24,11 @@ const (
 	natsNode    = "3.4.0"
 )
 
-// fetching lets one row at a time fetch something.
+// fetching allows one row at a time to fetch something.
 var fetching sync.Mutex
 
-// fetched returns the directory name in the cache. If it is not there, fetch fills it,
-// and the row is skipped if that fails: all of it is there or nothing.
+// fetched returns the directory name in the cache. If it does not exist, fetch fills it, completely
+// or not at all. If that fails, the row is skipped.
 func fetched(m *trial, name string, fetch func(dir string) *exec.Cmd) string {
 	m.Helper()
 	fetching.Lock()
@@ -71,7 +71,7 @@ func goProgram(m *trial, pkg, version string) string {
 	name := filepath.Base(strings.TrimSuffix(pkg, "/v2"))
 	dir := fetched(m, name+"-"+version, func(dir string) *exec.Cmd {
 		cmd := exec.CommandContext(m.Context(), "go", "install", pkg+"@"+version)
-		cmd.Dir = dir // not in our module
+		cmd.Dir = dir // outside our module
 		cmd.Env = append(os.Environ(), "GOBIN="+dir)
 		return cmd
 	})
@@ -112,7 +112,7 @@ func (n *natsProgram) start() {
 	})
 }
 
-// withReaders has clients of others read the stream: each sees what is stored, in order.
+// withReaders reads the stream with other client libraries: each sees what is stored, in order.
 func withReaders(m *trial) {
 	server := testenv.NATS(m)
 	p := walk(m, site{database: testenv.EmptyDatabaseURL(m), nats: server.URL()}, nil)

@@ -10,23 +10,22 @@ import (
 	"time"
 )
 
-// The matrix runs the main path, from sign-ups to mails, in one surrounding after the
-// other: see [walk]. Without PGJET_MATRIX it runs the rows that are short, as part of
-// all tests; make matrix runs all.
+// The matrix runs the main path, from sign-ups to mails, in one environment after the other: see
+// [walk]. Without PGJET_MATRIX it runs the short rows only; make matrix runs all.
 var wholeMatrix = os.Getenv("PGJET_MATRIX") != ""
 
-// A matrixRow is one surrounding.
+// A matrixRow is one environment.
 type matrixRow struct {
 	name  string
 	short bool // runs with all tests
 	run   func(m *trial)
 }
 
-// A trial is one row at work. It is a test that remembers for the table what differed.
+// A trial is a run of one row. It is a test that records differences for the table.
 type trial struct {
 	*testing.T
 	name    string
-	checked string // what the row looked at
+	checked string // what the row checked
 	begun   time.Time
 
 	signUps, published, mails int
@@ -70,7 +69,7 @@ func (m *trial) note(what string) {
 	m.differs = append(m.differs, what)
 }
 
-// skip ends the row, which needs something that cannot be had here.
+// skip ends a row that needs something this machine lacks.
 func (m *trial) skip(format string, args ...any) {
 	m.Helper()
 	m.skipped = fmt.Sprintf(format, args...)
@@ -96,8 +95,8 @@ func (m *trial) outcome() string {
 	return "ok"
 }
 
-// TestMatrix runs the main path in all surroundings that it is to work in, and prints a
-// table. It fails if anything differs from what one promises.
+// TestMatrix runs the main path in all supported environments, and prints a table. It fails if
+// anything differs from what is promised.
 func TestMatrix(t *testing.T) {
 	t.Parallel()
 	var trials []*trial

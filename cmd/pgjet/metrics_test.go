@@ -13,7 +13,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// A family is what is exported under one name.
+// A family is the series of one metric name.
 type family struct {
 	name, kind, help string
 	labels           []string // sorted, without le of histograms
@@ -36,7 +36,8 @@ var (
 	labelName  = regexp.MustCompile(`(?:^|,)([a-z_]+)="`)
 )
 
-// scrape returns what a process exports, without what the Go runtime and the Go client of Prometheus say of the process.
+// scrape returns the metrics of a process, without those of the Go runtime and of Prometheus's Go
+// client.
 func scrape(t testing.TB, admin string) map[string]*family {
 	t.Helper()
 	status, page := get(t, admin+"/metrics")
@@ -46,7 +47,7 @@ func scrape(t testing.TB, admin string) map[string]*family {
 	return families(page)
 }
 
-// families reads a page in the text format of Prometheus.
+// families parses a page in the text format of Prometheus.
 func families(page string) map[string]*family {
 	all := make(map[string]*family)
 	for line := range strings.Lines(page) {
@@ -113,8 +114,8 @@ func metricsPage(all map[string]*family) string {
 	return b.String()
 }
 
-// everyMetric returns all that a system exports, which runs in one process, in calm and in trouble. It also checks that what it
-// exports in trouble only cannot be confused with nothing: that counters are there from the beginning.
+// everyMetric returns all metrics of a system that runs in one process, without and with faults. It
+// also checks that counters which only faults increase are exported from the beginning.
 func everyMetric(t *testing.T) map[string]*family {
 	t.Helper()
 	r := waitDev(start(t, env{"OTEL_TRACES_SAMPLER": "always_on"}, devArgs(stateDir(t), freePorts(t))...), "", 0)
@@ -150,14 +151,14 @@ func everyMetric(t *testing.T) map[string]*family {
 		}
 	}
 	for name, f := range calm {
-		if all[name] == nil { // what is known in calm only
+		if all[name] == nil { // exported only without faults
 			all[name] = f
 		}
 	}
 	return all
 }
 
-// checkExemplars: the traces of what was slow can be found.
+// checkExemplars: slow observations have exemplars with a trace.
 func checkExemplars(t *testing.T, r *running) {
 	t.Helper()
 	_, _, page := request(t, http.MethodGet, r.Admin+"/metrics", "", map[string]string{"Accept": "application/openmetrics-text"})

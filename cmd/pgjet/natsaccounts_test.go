@@ -29,8 +29,8 @@ func startAccounts(t *testing.T) *guarded {
 	return guard(t, accountsConfig(t))
 }
 
-// accountsConfig returns what pgjet nats accounts prints, and all passwords. The user test of
-// the stream's account is the test's own.
+// accountsConfig returns the output of pgjet nats accounts, and all passwords. It adds the user
+// test of the stream's account for the test itself.
 func accountsConfig(t testing.TB) string {
 	t.Helper()
 	var passwords strings.Builder
@@ -79,9 +79,9 @@ func (g *guarded) test() jetstream.JetStream {
 	return testenv.Connect(g.t, g.url("test"))
 }
 
-// TestNATSAccounts runs everything with the accounts that pgjet prints: events come to all
-// consumers by each way in which a relay begins, a saga finds other services, hints and events
-// for caches come through, and an operator can do what the runbooks say.
+// TestNATSAccounts runs everything with the printed accounts. Events reach all consumers in each
+// way in which a relay begins. A saga finds other services, hints and events for caches arrive, and
+// an operator can do what the runbooks say.
 func TestNATSAccounts(t *testing.T) {
 	t.Parallel()
 	g := startAccounts(t)
@@ -197,7 +197,7 @@ func TestNATSAccounts(t *testing.T) {
 	g.log.none(t)
 }
 
-// hints makes sure that hints of writers come to relays.
+// hints checks that hints of writers reach relays.
 func (g *guarded) hints() {
 	g.t.Helper()
 	relay, writer := g.prober(g.t, "relay").nc, g.prober(g.t, "writer").nc
@@ -216,8 +216,8 @@ func (g *guarded) hints() {
 	}
 }
 
-// TestAccountsKeepRolesApart: whatever a role asks, and wherever it wants the answer, it leaves
-// the stream, and the durable consumers and services of others, as they are.
+// TestAccountsKeepRolesApart: whatever a role requests, and wherever it directs the answer, it
+// cannot change the stream, or the durable consumers and services of others.
 func TestAccountsKeepRolesApart(t *testing.T) {
 	t.Parallel()
 	g := startAccounts(t)
@@ -299,7 +299,7 @@ func takeSome(t *testing.T, js jetstream.JetStream, name string) {
 	}
 }
 
-// look describes the stream and its consumers except one, and other slices of the same.
+// look describes the stream and its consumers, without one consumer and the other slices of it.
 func look(t *testing.T, js jetstream.JetStream, own string) string {
 	t.Helper()
 	stream, err := js.Stream(t.Context(), "EVENTS")
@@ -344,11 +344,11 @@ func (g *guarded) attack(nc *nats.Conn, a natsAccount) {
 			harmful = append(harmful, "$JS."+accountsDomain+".API."+rest)
 		}
 	}
-	if a.User != "relay" { // what it publishes is the stream
+	if a.User != "relay" { // the relay may publish to the stream
 		harmful = append(harmful, "events.1.user.created", "events.1.note.made")
 	}
 	harmful = append(harmful, "pgjet.hint.EVENTS", "_INBOX_relay.x", "_R_.x.y", "$SRV.INFO.profiles", "$SRV.INFO", "$SYS.REQ.SERVER.PING")
-	if a.User == "operator" { // it may create and reset
+	if a.User == "operator" { // the operator may create and reset
 		harmful = slices.DeleteFunc(harmful, func(s string) bool {
 			return strings.Contains(s, ".CONSUMER.CREATE.EVENTS.") || strings.Contains(s, ".CONSUMER.RESET.")
 		})
@@ -360,7 +360,7 @@ func (g *guarded) attack(nc *nats.Conn, a natsAccount) {
 			asked = append(asked, subject)
 		}
 	}
-	if _, err := nc.Subscribe("_INBOX_x.x", func(*nats.Msg) {}); err != nil { // else a pull is dropped
+	if _, err := nc.Subscribe("_INBOX_x.x", func(*nats.Msg) {}); err != nil { // without an interest the server drops a pull
 		g.t.Fatal(err)
 	}
 	for _, subject := range harmful {
@@ -383,12 +383,12 @@ func (g *guarded) attack(nc *nats.Conn, a natsAccount) {
 	}
 }
 
-// replaces tries, as a user whose own consumer is gone, to create one by which the server
-// publishes requests: those that set the consumers of others back.
+// replaces acts as a user whose own consumer was deleted. It tries to create one through which the
+// server publishes requests that reset the consumers of others.
 func (g *guarded) replaces(nc *nats.Conn, js jetstream.JetStream, own string) {
 	g.t.Helper()
 	if js.DeleteConsumer(g.t.Context(), "EVENTS", own) != nil {
-		return // it has none
+		return // the role has none
 	}
 	for _, victim := range []string{mailer.Name, ofDirectory} {
 		body, err := json.Marshal(map[string]any{"stream_name": "EVENTS", "config": map[string]any{
@@ -419,8 +419,8 @@ func (g *guarded) publish(nc *nats.Conn, subject, reply string, body []byte) {
 	}
 }
 
-// settle waits until the server has done what it was asked before: it does the same for the
-// account of the stream, in which a pull that finds nothing deletes a consumer.
+// settle waits until the server has carried out earlier requests. It makes the same kind of request
+// in the account of the stream, where a pull that finds nothing deletes a consumer.
 func (g *guarded) settle(js jetstream.JetStream) {
 	g.t.Helper()
 	for range 2 {
@@ -500,8 +500,8 @@ func TestAccountsIncluded(t *testing.T) {
 	}
 }
 
-// TestNamesOfRoles: no role may be called so that it gets what belongs to another: its password, its
-// inbox, its consumers of the stream, or its name in the registry.
+// TestNamesOfRoles: no name of a role gives it what belongs to another role: a password, an inbox,
+// durable consumers, or a name in the registry.
 func TestNamesOfRoles(t *testing.T) {
 	t.Parallel()
 	for _, words := range []string{
@@ -518,8 +518,9 @@ func TestNamesOfRoles(t *testing.T) {
 	}
 }
 
-// TestConsumersAreCreatedByTheTrusted: why no role but the operator may create a consumer. The
-// server delivers to what its creator says, and so asks for it what the creator could not.
+// TestConsumersAreCreatedByTheTrusted shows why only the operator may create a consumer. The server
+// delivers to the subject that the creator names, and so sends requests that the creator may not
+// send.
 func TestConsumersAreCreatedByTheTrusted(t *testing.T) {
 	t.Parallel()
 	g := startAccounts(t)

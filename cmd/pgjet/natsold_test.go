@@ -8,7 +8,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestOldServerIsRefused: by every command that needs the stream, at once, with both
+// TestOldServerIsRefused: every command that needs the stream refuses at once, and names both
 // versions.
 func TestOldServerIsRefused(t *testing.T) {
 	t.Parallel()

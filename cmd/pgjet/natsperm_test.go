@@ -20,15 +20,15 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// A guarded is a NATS server whose users may do what pgjet nats permissions or pgjet nats
-// accounts prints, and no more.
+// A guarded is a NATS server whose users have only the permissions that pgjet nats permissions or
+// pgjet nats accounts prints.
 type guarded struct {
 	t      *testing.T
 	server *server.Server
 	log    *violations
 }
 
-// roles are the users of a guarded server, and how their permissions are asked for.
+// roles are the users of a guarded server, with the arguments that print their permissions.
 var roles = map[string][]string{
 	"relay":    {"relay"},
 	"consumer": {"consumer", "--consumer", mailer.Name},
@@ -78,7 +78,7 @@ func (g *guarded) url(user string) string {
 	return fmt.Sprintf("nats://%s:%s@%s", user, secret, g.server.Addr())
 }
 
-// violations are what the server says it refused.
+// violations are the refusals in the server's log.
 type violations struct {
 	mu  sync.Mutex
 	all []string
@@ -97,7 +97,7 @@ func (v *violations) Fatalf(string, ...any)  {}
 func (v *violations) Debugf(string, ...any)  {}
 func (v *violations) Tracef(string, ...any)  {}
 
-// none makes sure that nobody was refused anything.
+// none checks that the server refused nothing.
 func (v *violations) none(t *testing.T) {
 	t.Helper()
 	v.mu.Lock()
@@ -108,9 +108,8 @@ func (v *violations) none(t *testing.T) {
 	v.all = nil
 }
 
-// TestNATSPermissions runs everything with the least permissions: the way of an event
-// from the user service to a mail, each way in which a relay looks at the stream when
-// it begins, and a hint.
+// TestNATSPermissions runs everything with the least permissions: an event from the user service to
+// a mail, each way in which a relay reads the stream when it begins, and a hint.
 func TestNATSPermissions(t *testing.T) {
 	t.Parallel()
 	g := startGuarded(t)
@@ -156,7 +155,7 @@ func TestNATSPermissions(t *testing.T) {
 	}
 	mailer.stop() // gives back what it has fetched
 	signUp(t, users.addr, "last@example.com")
-	// Since when that waits the stream tells.
+	// The stream has the time since when the event waits.
 	ends(t, exitFindings, asked("consumer ls", g.url("operator")), database, "no_process   1     0          0      0/s    ", "s ago")
 	finds(t, exitFindings, database, g.url("operator"), "consumer welcome-mailer no_process -> pgjet consume welcome-mailer")
 	last := query[string](t, db, `select id::text from pgjet.outbox order by seq desc limit 1`)
@@ -171,7 +170,7 @@ func TestNATSPermissions(t *testing.T) {
 	g.log.none(t)
 }
 
-// addsTypes makes sure that an operator may add types to a durable consumer.
+// addsTypes checks that an operator may add types to a durable consumer.
 func (g *guarded) addsTypes(database string) {
 	g.t.Helper()
 	nc, err := nats.Connect(g.url("operator"), nats.CustomInboxPrefix(inboxPrefix("operator")))
@@ -190,7 +189,7 @@ func (g *guarded) addsTypes(database string) {
 	}
 }
 
-// hears makes sure that hints come through to the relay.
+// hears checks that hints reach the relay.
 func (g *guarded) hears(relay *service) {
 	g.t.Helper()
 	connz, err := g.server.Connz(&server.ConnzOptions{Subscriptions: true, Username: true})
@@ -205,7 +204,7 @@ func (g *guarded) hears(relay *service) {
 	g.t.Errorf("nobody listens for hints, of %s", relay)
 }
 
-// TestNATSPermissionsAreTheLeast: what a role has no business to do is refused.
+// TestNATSPermissionsAreTheLeast: what a role does not need is refused.
 func TestNATSPermissionsAreTheLeast(t *testing.T) {
 	t.Parallel()
 	g := startGuarded(t)
@@ -271,8 +270,8 @@ func TestNATSPermissionsAreTheLeast(t *testing.T) {
 	}
 }
 
-// TestNATSPermissionsForOthers: what no code of ours needs, but the runbooks tell an
-// operator to do, and servers that write acks in their newer form need of consumers.
+// TestNATSPermissionsForOthers: permissions that our code does not use. Runbooks ask an operator to
+// use some, and servers with the newer form of acks need others.
 func TestNATSPermissionsForOthers(t *testing.T) {
 	t.Parallel()
 	g := startGuarded(t)
@@ -293,10 +292,10 @@ func TestNATSPermissionsForOthers(t *testing.T) {
 	g.log.none(t)
 }
 
-// refuses reports whether the server refuses what do does.
+// refuses reports whether the server refuses do.
 func (g *guarded) refuses(user string, do func(nc *nats.Conn) error) bool {
 	g.t.Helper()
-	ignore := func(*nats.Conn, *nats.Subscription, error) {} // else it goes to stderr
+	ignore := func(*nats.Conn, *nats.Subscription, error) {} // the default prints to stderr
 	nc, err := nats.Connect(g.url(user), nats.ErrorHandler(ignore))
 	if err != nil {
 		g.t.Fatal(err)

@@ -17,8 +17,7 @@ import (
 	"github.com/pgjet/pgjet/consumers/replay"
 )
 
-// owned are the consumers of a stream that each user of a guarded server may touch, and
-// with which verbs of the API.
+// owned are the consumers that each user of a guarded server may use, with the API verbs.
 func owned() map[string]map[string][]string {
 	reader := []string{"CREATE", "INFO", "MSG.NEXT", "DELETE"}
 	all := map[string]map[string][]string{
@@ -65,8 +64,8 @@ var (
 	}
 )
 
-// TestRolesAreIsolated: no role can stop, change, write or read by its inbox what belongs
-// to another, whatever it publishes and subscribes to.
+// TestRolesAreIsolated: whatever a role publishes and subscribes to, it cannot stop, change, write,
+// or read through its inbox what belongs to another.
 func TestRolesAreIsolated(t *testing.T) {
 	t.Parallel()
 	g := startGuarded(t)
@@ -128,7 +127,7 @@ type prober struct {
 
 func (g *guarded) prober(t *testing.T, user string) *prober {
 	t.Helper()
-	ignore := func(*nats.Conn, *nats.Subscription, error) {} // else it goes to stderr
+	ignore := func(*nats.Conn, *nats.Subscription, error) {} // the default prints to stderr
 	nc, err := nats.Connect(g.url(user), nats.ErrorHandler(ignore))
 	if err != nil {
 		t.Fatal(err)
@@ -152,10 +151,10 @@ func (p *prober) subscribe(subject string, allowed bool) {
 		p.t.Fatal(err)
 	}
 	p.expect("Subscription to", subject, allowed)
-	_ = sub.Unsubscribe() // a refused one is gone
+	_ = sub.Unsubscribe() // a refused subscription does not exist
 }
 
-// expect compares with what the server said last: a refusal comes before the answer to a flush.
+// expect checks the last refusal of the server, which comes before the answer to a flush.
 func (p *prober) expect(what, subject string, allowed bool) {
 	p.t.Helper()
 	if err := p.nc.Flush(); err != nil {

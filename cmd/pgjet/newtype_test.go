@@ -18,7 +18,7 @@ import (
 	"github.com/pgjet/pgjet/outbox"
 )
 
-// makeOlder makes a durable consumer as a version left it that knew sign-ups only.
+// makeOlder creates a durable consumer like an older version that knew only sign-ups.
 func makeOlder(t *testing.T, js jetstream.JetStream, name string) {
 	t.Helper()
 	own := ownConsumers[name]()
@@ -48,9 +48,9 @@ func publishPayload(t *testing.T, js jetstream.JetStream, seq int64, p events.Pa
 	}
 }
 
-// TestConsumerEnsureApply: a version that knows more types says what is wrong with the
-// durable consumer of an older one, handles nothing until an operator has added them, and
-// has lost nothing then.
+// TestConsumerEnsureApply: a version with more types reports what is wrong with the durable
+// consumer of an older version. It handles nothing until an operator adds the types, and loses
+// nothing.
 func TestConsumerEnsureApply(t *testing.T) {
 	t.Parallel()
 	database, server := testenv.DatabaseURL(t), testenv.NATS(t).URL()
@@ -96,8 +96,8 @@ func TestConsumerEnsureApply(t *testing.T) {
 	s.stop()
 }
 
-// TestDevAddsTypes: pgjet dev goes on with what an older version left, and what that did
-// not know comes.
+// TestDevAddsTypes: pgjet dev continues with the durable consumers of an older version, and
+// receives the types that the older version did not know.
 func TestDevAddsTypes(t *testing.T) {
 	t.Parallel()
 	dir, port := stateDir(t), freePorts(t)
@@ -120,7 +120,7 @@ func TestDevAddsTypes(t *testing.T) {
 	}
 	change(events.UserRenamed{UserID: id, Name: "Anna"}, events.UserRejected{UserID: id, Email: "zoe@example.com", Name: "Zoe", Reason: "billing_declined"})
 	signUp(t, r.Users, "bob@example.com")
-	findsPeople(t, r.Directory, "", "Ann", "Ann") // of the older version nobody hears of the rest
+	findsPeople(t, r.Directory, "", "Ann", "Ann") // an older version does not handle the rest
 	oneMail(t, r.Inbox, "bob@example.com")
 	r.signal(os.Interrupt)
 	if code := r.wait(patience); code != exitOK {

@@ -18,7 +18,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// restartPostgres brings a stopped server back, on its port and with its data.
+// restartPostgres starts a stopped server again, on its port and with its data.
 func restartPostgres(t *testing.T, p *devserver.Postgres) *devserver.Postgres {
 	t.Helper()
 	again, err := devserver.StartPostgres(t.Context(), p.Options())
@@ -29,7 +29,7 @@ func restartPostgres(t *testing.T, p *devserver.Postgres) *devserver.Postgres {
 	return again
 }
 
-// restartAsStandby brings a server back that takes no writes until [promote].
+// restartAsStandby starts a server again that accepts no writes until [promote].
 func restartAsStandby(t *testing.T, p *devserver.Postgres) *devserver.Postgres {
 	t.Helper()
 	if err := os.WriteFile(filepath.Join(p.Options().Dir, "standby.signal"), nil, 0o644); err != nil {
@@ -123,8 +123,8 @@ func TestNATSOutage(t *testing.T) {
 	stopAll(users, relay, mailer)
 }
 
-// TestStopsInAnOutage: who is told to stop does not wait for servers to come back,
-// nor until the patience of a container runtime ends, which is ten seconds.
+// TestStopsInAnOutage: a process that has to stop does not wait for servers to come back. It ends
+// within the ten seconds that a container runtime waits.
 func TestStopsInAnOutage(t *testing.T) {
 	t.Parallel()
 	server, n := testenv.PostgresServer(t), testenv.NATS(t)
@@ -183,7 +183,7 @@ func TestPostgreSQLOutage(t *testing.T) {
 		waitDone(t, database, email)
 	}
 	away("ann@example.com", "database_unreachable")
-	logLines(2*time.Second, users) // it looks every second
+	logLines(2*time.Second, users) // it checks every second
 	if lines := users.log("WARN"); len(lines) != 1 {
 		t.Errorf("%d warnings, want one: %v", len(lines), lines)
 	}
@@ -217,8 +217,8 @@ func waitDone(t *testing.T, database, email string) {
 	})
 }
 
-// TestRelayKilledBetweenPublishAndCheckpoint: what was published and not noted is
-// found in the stream, and not published again.
+// TestRelayKilledBetweenPublishAndCheckpoint: events that were published before the checkpoint was
+// written are found in the stream, and not published again.
 func TestRelayKilledBetweenPublishAndCheckpoint(t *testing.T) {
 	t.Parallel()
 	database, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL()
@@ -234,7 +234,7 @@ func TestRelayKilledBetweenPublishAndCheckpoint(t *testing.T) {
 		appendEvents(t, db, 200)
 		relay.eventually(patience, "the stream holds them", func() bool { return len(stored(t, js)) == 210 })
 		relay.kill()
-		// What it asked for last must not be carried out after its death.
+		// Its last statement must not be carried out after the kill.
 		_, err := tx.Exec(t.Context(), `
 			select pg_terminate_backend(pid, 5000) from pg_stat_activity
 			 where application_name = 'pgjet-relay' and datname = current_database()`)

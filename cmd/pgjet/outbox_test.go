@@ -96,7 +96,8 @@ func TestOutboxPrune(t *testing.T) {
 	}
 }
 
-// TestOutboxHeldBack: a stream that keeps what all others have is named.
+// TestOutboxHeldBack: the status names a stream that holds back partitions which all others have
+// published.
 func TestOutboxHeldBack(t *testing.T) {
 	t.Parallel()
 	url, db := agedOutbox(t)
@@ -107,7 +108,8 @@ func TestOutboxHeldBack(t *testing.T) {
 	ends(t, exitOK, "outbox status", url, "stream OLD holds back", "delete from pgjet.leader where stream = 'OLD'")
 }
 
-// TestOutboxStatusOfMany: of a large outbox the numbers are estimates, which take no time, and are right where no seq was rolled back.
+// TestOutboxStatusOfMany: the numbers of a large outbox are estimates, which are fast, and exact if
+// no seq was rolled back.
 func TestOutboxStatusOfMany(t *testing.T) {
 	t.Parallel()
 	url, db := agedOutbox(t)

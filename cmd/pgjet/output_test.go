@@ -32,7 +32,7 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// outputs has, for each command that prints JSON, values of the types that it prints.
+// outputs has, for each command that prints JSON, values of the printed types.
 var outputs = map[string][]any{
 	"audit run":                      {operate.Audit{}},
 	"audit show":                     {operate.Audits{}},
@@ -98,7 +98,7 @@ var outputs = map[string][]any{
 	"version":                        {buildInfo{}},
 }
 
-// unprinted are the commands that print no facts: text of another form, or what a program needs as it is.
+// unprinted are the commands without JSON: they print another form, or input for a program.
 var unprinted = map[string]string{
 	"config init":   "a file",
 	"console":       "it serves a page",
@@ -110,7 +110,7 @@ var unprinted = map[string]string{
 	"users key":     "a key",
 }
 
-// printing calls fn for each command that ends by itself.
+// printing calls fn for each command that ends without a signal.
 func printing(fn func(path string, cmd *cobra.Command)) {
 	var walk func(*cobra.Command)
 	walk = func(cmd *cobra.Command) {
@@ -151,7 +151,7 @@ func TestEveryCommandHasJSON(t *testing.T) {
 	}
 }
 
-// schemaFile is where the schema of a command is, below the root of the repository.
+// schemaFile returns the path of a command's schema in the repository.
 func schemaFile(path string) string {
 	return "docs/reference/output/" + strings.ReplaceAll(path, " ", "-") + ".json"
 }
@@ -179,7 +179,8 @@ func TestOutputSchemas(t *testing.T) {
 	}
 }
 
-// outputSchema returns the schema of what a command prints. A strict one refuses what the types do not name.
+// outputSchema returns the schema of a command's output. A strict schema refuses fields that the
+// types do not have.
 func outputSchema(path string, values []any, strict bool) map[string]any {
 	var any []any
 	for _, v := range values {
@@ -203,7 +204,7 @@ var (
 	textType = reflect.TypeFor[encoding.TextMarshaler]()
 )
 
-// typeSchema returns the schema of what encoding/json makes of a type.
+// typeSchema returns the schema of the JSON of a type.
 func typeSchema(t reflect.Type, strict bool) map[string]any {
 	switch {
 	case t == timeType:
@@ -270,14 +271,16 @@ func fieldSchemas(t reflect.Type, strict bool, properties map[string]any, requir
 	}
 }
 
-// An outputRig runs commands in a system where something of each kind has happened, and holds what they print against the schemas.
+// An outputRig runs commands in a system where one of each kind of thing has happened, and checks
+// the output against the schemas.
 type outputRig struct {
 	*testing.T
 	flags []string
 	asked map[string]bool
 }
 
-// ask runs a command with -o json, and returns the last value that it prints. Any exit code will do but those of wrong use and of failure.
+// ask runs a command with -o json, and returns the last value that it prints. It accepts all exit
+// codes except those of wrong use and of failure.
 func (r *outputRig) ask(line string, more ...string) any {
 	r.Helper()
 	cmd, rest, err := newRoot().Find(append(strings.Fields(line), more...))
@@ -304,7 +307,7 @@ func (r *outputRig) ask(line string, more ...string) any {
 	return r.follows(path, &stdout)
 }
 
-// follows checks that all values in out follow the schema of a command, and returns the last one.
+// follows checks all values in out against the schema of a command, and returns the last one.
 func (r *outputRig) follows(path string, out *bytes.Buffer) (last any) {
 	r.Helper()
 	text, values := out.String(), 0
@@ -329,7 +332,7 @@ func (r *outputRig) follows(path string, out *bytes.Buffer) (last any) {
 	return last
 }
 
-// roundTrip returns a value as encoding/json reads it.
+// roundTrip encodes a value as JSON and decodes it.
 func roundTrip(t *testing.T, v any) any {
 	t.Helper()
 	text, err := json.Marshal(v)
@@ -362,7 +365,8 @@ func (r *outputRig) at(v any, path ...any) string {
 	return fmt.Sprint(v)
 }
 
-// TestOutputFollowsSchemas runs each command in a running system, and holds what it prints against its schema.
+// TestOutputFollowsSchemas runs each command in a running system, and checks its output against its
+// schema.
 func TestOutputFollowsSchemas(t *testing.T) {
 	t.Parallel()
 	dev := startDev(t, stateDir(t), freePorts(t))

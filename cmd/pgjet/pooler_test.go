@@ -11,8 +11,9 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestGoodNeighbour runs everything through a pooler that shares its connections, with direct ones for what
-// needs them. Nothing is changed for others who use the pooler, whether pgjet works or refuses.
+// TestGoodNeighbour runs everything through a pooler that shares its connections, with direct
+// connections for what needs them. Other clients of the pooler notice no change, whether pgjet
+// works or refuses.
 func TestGoodNeighbour(t *testing.T) {
 	t.Parallel()
 	direct, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL()
@@ -88,8 +89,8 @@ func TestGoodNeighbour(t *testing.T) {
 	unchanged("all of that")
 }
 
-// TestPoolerWithoutTransactions: behind a pooler that gives each statement another session, the user service is
-// not ready and says why, and so do its commands.
+// TestPoolerWithoutTransactions: behind a pooler that gives each statement another session, the
+// user service is not ready, and it and its commands report why.
 func TestPoolerWithoutTransactions(t *testing.T) {
 	t.Parallel()
 	direct := testenv.DatabaseURL(t)
@@ -104,7 +105,7 @@ func TestPoolerWithoutTransactions(t *testing.T) {
 	refused(t, exitUnreachable, []string{"users", "grant", "ann@example.com", "admin", "--reason", "x", "--database-url", database}, "pooler: ", "pool_mode=transaction")
 }
 
-// TestDatabaseOptions: what cannot work is refused when the URL is read, for each of the two.
+// TestDatabaseOptions: options that cannot work are refused when either URL is parsed.
 func TestDatabaseOptions(t *testing.T) {
 	for flag, want := range map[string]string{"--database-url": "default_query_exec_mode=exec cannot work", "--direct-database-url": "client_encoding=LATIN1 cannot work"} {
 		urls := map[string]string{"--database-url": "postgres://a:" + secret + "@127.0.0.1:1/a", "--direct-database-url": "postgres://a:" + secret + "@127.0.0.1:1/a"}

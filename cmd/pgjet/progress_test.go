@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// TestProgressLines: without a terminal there is a line now and then, whether or not anything moves, and never more is done than there is.
+// TestProgressLines: without a terminal a line is written now and then, even without progress. The
+// number done never exceeds the total.
 func TestProgressLines(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -30,7 +31,7 @@ func TestProgressLines(t *testing.T) {
 	})
 }
 
-// TestProgressBar: a bar says no rate before there is one, and never that more is done than there is.
+// TestProgressBar: a bar shows no rate before it is known. The number done never exceeds the total.
 func TestProgressBar(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

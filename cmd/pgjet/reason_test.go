@@ -96,7 +96,7 @@ func TestPooledCommandsNameLocks(t *testing.T) {
 	}
 }
 
-// TestCommandsSayTheReason: whatever PostgreSQL or NATS refuses a command begins with the reason.
+// TestCommandsSayTheReason: an error because PostgreSQL or NATS refused begins with the reason.
 func TestCommandsSayTheReason(t *testing.T) {
 	t.Parallel()
 	b := newReplayBench(t, 1, false)
@@ -146,7 +146,7 @@ func TestCommandsSayTheReason(t *testing.T) {
 	}
 }
 
-// TestUnknownNames: a command about something that does not exist ends with 4, whatever it is.
+// TestUnknownNames: a command about anything that does not exist ends with exit code 4.
 func TestUnknownNames(t *testing.T) {
 	t.Parallel()
 	b := newReplayBench(t, 0, false)
@@ -174,7 +174,7 @@ func TestUnknownNames(t *testing.T) {
 	}
 }
 
-// TestMigrateStatusOfAnOperator: what a user may see is shown, and what not is said.
+// TestMigrateStatusOfAnOperator: the command shows what a user may see, and reports what is hidden.
 func TestMigrateStatusOfAnOperator(t *testing.T) {
 	t.Parallel()
 	address := testenv.DatabaseURL(t)

@@ -22,8 +22,8 @@ func reasonsAbout(about string) (codes []string) {
 	return codes
 }
 
-// TestReasonsAreTheRunbooks: each reason has its line in its runbook and in docs/cli.md, each line of the four runbooks
-// that list reasons is one, and what to type exists.
+// TestReasonsAreTheRunbooks: each reason has a line in its runbook and in docs/cli.md, the four
+// runbooks that list reasons list no others, and the commands to type exist.
 func TestReasonsAreTheRunbooks(t *testing.T) {
 	cli := read(t, "docs/cli.md")
 	seen := make(map[string]bool)
@@ -57,7 +57,8 @@ func TestReasonsAreTheRunbooks(t *testing.T) {
 	}
 }
 
-// TestReasonsAreAll: each word that relays and consumers give is a reason, and those of consumers are in their order.
+// TestReasonsAreAll: the list has all reasons that relays and consumers report, those of consumers
+// in their order.
 func TestReasonsAreAll(t *testing.T) {
 	relay, consumer, both := reasonsAbout(operate.Relay), reasonsAbout(operate.Consumer), reasonsAbout("")
 	for _, class := range sqlstate.Reasons {

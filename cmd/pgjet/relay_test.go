@@ -16,7 +16,8 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// startPublishing starts a relay that publishes, and returns how commands about it end.
+// startPublishing starts a relay that publishes, and returns a function that runs commands about
+// it.
 func startPublishing(t *testing.T) (r *service, database, nats string) {
 	t.Helper()
 	database, nats = testenv.DatabaseURL(t), testenv.NATS(t).URL()
@@ -31,7 +32,7 @@ func words(command, database string) []string {
 	return append(strings.Fields(command), "--database-url", database)
 }
 
-// says runs a command that must end with that code and say these words on stdout.
+// says runs a command that must end with that code and print these words.
 func says(t *testing.T, want int, command, database string, text ...string) string {
 	t.Helper()
 	out := must(t, want, words(command, database)...)
@@ -43,7 +44,7 @@ func says(t *testing.T, want int, command, database string, text ...string) stri
 	return out
 }
 
-// ends repeats a command until it does what [says] wants.
+// ends repeats a command until it does what [says] expects.
 func ends(t *testing.T, want int, command, database string, says ...string) string {
 	t.Helper()
 	out := ""
@@ -120,7 +121,7 @@ func TestRelayAdopt(t *testing.T) {
 	}
 }
 
-// A meanwhile answers a question, after something has happened.
+// A meanwhile answers a question after it has run a function.
 type meanwhile struct {
 	happen func()
 	answer string
@@ -131,8 +132,8 @@ func (m meanwhile) Read(b []byte) (int, error) {
 	return copy(b, m.answer), io.EOF
 }
 
-// TestRelayAdoptAsks: what was listed is adopted if the answer is yes, and nothing if
-// it is no, or if the list has changed while the operator thought about it.
+// TestRelayAdoptAsks: after yes, what was listed is adopted. After no, or if the list has changed
+// meanwhile, nothing is.
 func TestRelayAdoptAsks(t *testing.T) {
 	t.Parallel()
 	s := &settings{databaseURL: testenv.DatabaseURL(t), stream: "EVENTS"}
@@ -207,8 +208,8 @@ func TestRelayQuarantine(t *testing.T) {
 	ends(t, exitFindings, "relay status", database, "0 held, 3 to be retried, 1 dropped")
 }
 
-// TestLeadIsTaken: a session that is no relay holds its lock, in whatever mode; the status names it,
-// and no relay that ended long ago.
+// TestLeadIsTaken: if a database session that is not a relay holds the lock, in any mode, the
+// status names that session, and not a relay that has ended.
 func TestLeadIsTaken(t *testing.T) {
 	t.Parallel()
 	for _, lock := range []string{"pg_advisory_lock", "pg_advisory_lock_shared"} {
@@ -234,8 +235,7 @@ func TestLeadIsTaken(t *testing.T) {
 	}
 }
 
-// TestTroubles: of each way in which nothing is published it says which it is, and
-// what to type.
+// TestTroubles: each reason why nothing is published is reported, with the command to type.
 func TestTroubles(t *testing.T) {
 	now := time.Now()
 	recent, old := now.Add(-3*time.Second), now.Add(-time.Hour)
@@ -297,7 +297,7 @@ func TestAgo(t *testing.T) {
 	}
 }
 
-// TestStreamNames: one that JetStream cannot have is refused when it is read.
+// TestStreamNames: an invalid name of a stream is refused when flags are parsed.
 func TestStreamNames(t *testing.T) {
 	t.Parallel()
 	const says = "is no name that NATS takes for a stream"
@@ -310,7 +310,8 @@ func TestStreamNames(t *testing.T) {
 	must(t, exitOK, "nats", "permissions", "relay", "--stream", "größe-2_X")
 }
 
-// TestAboutDue: the status says what is due, why it was not moved, and when the next event is.
+// TestAboutDue: the status shows how many events are due, why they were not moved, and when the
+// next one is due.
 func TestAboutDue(t *testing.T) {
 	now := time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC)
 	next := now.Add(3 * time.Hour)

@@ -14,7 +14,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// A twoRelays is a configuration that lists two relays, and what they are between.
+// A twoRelays is a configuration with two relays, and their servers.
 type twoRelays struct {
 	file            string
 	orders, billing string
@@ -69,8 +69,8 @@ func (p twoRelays) holds(t *testing.T, name string, count uint64, prefix, source
 	}
 }
 
-// TestSeveralRelays: one process publishes two databases, each to its own stream, with status and metrics of
-// its own; what happens to one does not touch the other.
+// TestSeveralRelays: one process publishes two databases, each to its own stream, with its own
+// status and metrics. A fault of one does not affect the other.
 func TestSeveralRelays(t *testing.T) {
 	t.Parallel()
 	p := newTwoRelays(t)
@@ -139,7 +139,7 @@ func TestSeveralRelays(t *testing.T) {
 	r.ready(r.admin)
 }
 
-// TestOneOfSeveralRelays is a process for that one.
+// TestOneOfSeveralRelays: with --relay a process runs only that relay.
 func TestOneOfSeveralRelays(t *testing.T) {
 	t.Parallel()
 	p := newTwoRelays(t)
@@ -173,7 +173,7 @@ func TestSeveralRelaysFaults(t *testing.T) {
 	} {
 		refused(t, exitUsage, append(strings.Fields(row.args), "--config", configFileOf(t, "a.yaml", text)), row.says...)
 	}
-	// What flags describe is the only one.
+	// A relay that flags describe is the only one.
 	refused(t, exitUnreachable, []string{"relay", "status", "--config", configFileOf(t, "a.yaml", one), "--database-url", "postgres://127.0.0.1:2/x"}, "127.0.0.1:2")
 	out := must(t, exitOK, "config", "show", "--config", configFileOf(t, "a.yaml", one))
 	for _, want := range []string{"relays.a.database_url", "relays.a.stream", "relays.a.prefix"} {
@@ -183,7 +183,7 @@ func TestSeveralRelaysFaults(t *testing.T) {
 	}
 }
 
-// TestOneOfSeveralDatabasesHangs: the other relay publishes on, and the process still ends soon.
+// TestOneOfSeveralDatabasesHangs: the other relay keeps publishing, and the process still ends soon.
 func TestOneOfSeveralDatabasesHangs(t *testing.T) {
 	t.Parallel()
 	p := newTwoRelays(t)

@@ -21,8 +21,8 @@ import (
 	"github.com/pgjet/pgjet/producer"
 )
 
-// TestUsersFollowTheirConfiguration: log level and hash change, what needs a restart is
-// refused, and SIGHUP is heard.
+// TestUsersFollowTheirConfiguration: log level and hash change, changes that need a restart are
+// refused, and SIGHUP reloads.
 func TestUsersFollowTheirConfiguration(t *testing.T) {
 	t.Parallel()
 	text := "addr: " + anyPort + "\nadmin_addr: " + anyPort + "\nlog_level: info\n"
@@ -63,7 +63,7 @@ func TestUsersFollowTheirConfiguration(t *testing.T) {
 	}
 }
 
-// TestLogLevelIsForgotten: without the key the default holds again, though the process
+// TestLogLevelIsForgotten: when the key is removed, the default applies again, although the process
 // began with another level.
 func TestLogLevelIsForgotten(t *testing.T) {
 	t.Parallel()
@@ -82,13 +82,13 @@ func TestLogLevelIsForgotten(t *testing.T) {
 	before := details()
 	refusal()
 	p.signal(syscall.SIGHUP)
-	p.logged("configuration read again, no value has changed", "hash") // so all before was read, too
+	p.logged("configuration read again, no value has changed", "hash") // so all earlier changes were read, too
 	if after := details(); after != before {
 		t.Errorf("%d lines at level debug, %d when the configuration had changed: %s", after, before, p)
 	}
 }
 
-// TestFeatureFlagsFollow: who asks OpenFeature gets what the configuration says now.
+// TestFeatureFlagsFollow: OpenFeature returns what the configuration says now.
 func TestFeatureFlagsFollow(t *testing.T) {
 	file := configFileOf(t, "a.yaml", "")
 	log := slog.New(slog.DiscardHandler)
@@ -136,7 +136,7 @@ func TestFlagWinsOverReload(t *testing.T) {
 	}
 }
 
-// TestDevFollowsItsConfiguration: it writes a file, and keeps what one makes of it.
+// TestDevFollowsItsConfiguration: pgjet dev writes a file, and keeps changes to it.
 func TestDevFollowsItsConfiguration(t *testing.T) {
 	t.Parallel()
 	n := testenv.NATS(t)

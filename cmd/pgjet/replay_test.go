@@ -20,20 +20,20 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// A replayBench is a stream with n events of one type and two keys, all done by the
-// consumer notes, and how to replay them.
-type replayBench struct {
+// A replayRig is a stream with n events of one type and two keys, which the consumer notes has
+// handled.
+type replayRig struct {
 	*testing.T
 	db    *pgxpool.Pool
 	js    jetstream.JetStream
 	where []string // flags
 }
 
-func newReplayBench(t *testing.T, n int, effects bool) *replayBench {
+func newReplayBench(t *testing.T, n int, effects bool) *replayRig {
 	t.Helper()
 	server := testenv.NATS(t).URL()
 	database := testenv.DatabaseURL(t)
-	b := &replayBench{t, openDB(t, database), ensureStream(t, server), []string{"--database-url", database, "--nats-url", server}}
+	b := &replayRig{t, openDB(t, database), ensureStream(t, server), []string{"--database-url", database, "--nats-url", server}}
 	b.consumer(effects)
 	var ids []uuid.UUID
 	for i := range n {
@@ -50,8 +50,8 @@ func newReplayBench(t *testing.T, n int, effects bool) *replayBench {
 	return b
 }
 
-// consumer makes what a process of it would make.
-func (b *replayBench) consumer(effects bool) {
+// consumer creates what a process of the consumer would create.
+func (b *replayRig) consumer(effects bool) {
 	b.Helper()
 	_, err := b.js.CreateConsumer(b.Context(), "EVENTS", jetstream.ConsumerConfig{
 		Durable: "notes", AckPolicy: jetstream.AckExplicitPolicy, FilterSubjects: []string{events.Filter("note.made")},
@@ -67,13 +67,13 @@ func (b *replayBench) consumer(effects bool) {
 		stream.CachedInfo().Created, effects)
 }
 
-func (b *replayBench) exec(sql string, args ...any) {
+func (b *replayRig) exec(sql string, args ...any) {
 	b.Helper()
 	testenv.Exec(b, b.db, sql, args...)
 }
 
 // args returns the words of a replay.
-func (b *replayBench) args(words ...string) []string {
+func (b *replayRig) args(words ...string) []string {
 	return append(append([]string{"replay"}, words...), b.where...)
 }
 
@@ -155,12 +155,12 @@ func TestReplay(t *testing.T) {
 	refused(t, exitRefused, b.args("notes", "--all", "--yes"), "another replay", "pgjet.operation")
 }
 
-// TestReplayInterrupted: what it prints to go on with does go on.
+// TestReplayInterrupted: the command that an interrupted replay prints resumes it.
 func TestReplayInterrupted(t *testing.T) {
 	t.Parallel()
 	b := newReplayBench(t, 400, false)
 	p := start(t, nil, b.args("notes", "--all", "--key", "k1", "--rate", "50", "--again", "--reason", "it's fixed", "--yes")...)
-	p.killed = true // it does not end well
+	p.killed = true // its exit code is not 0
 	testenv.Eventually(t, patience, "some events are handed over", func() bool {
 		return query[int](t, b.db, `select count(*) from pgjet.intent`) > 10
 	})

@@ -16,7 +16,7 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// A holed is a stream of twenty events of five keys that has holes, with its relay.
+// A holed is a stream of twenty events of five keys that lacks some, with its relay.
 type holed struct {
 	*testing.T
 	db             *pgxpool.Pool
@@ -52,7 +52,7 @@ func (h *holed) start() {
 	h.relay.ready(h.relay.admin)
 }
 
-// plan plans to publish again what is selected.
+// plan runs pgjet republish plan.
 func (h *holed) plan(flags string) operate.Republication {
 	h.Helper()
 	return printed[operate.Republication](h.T, asked("republish plan "+flags, h.nats), h.database)
@@ -62,7 +62,8 @@ func (h *holed) id(seq int) string {
 	return query[string](h, h.db, `select id::text from pgjet.outbox where seq = $1`, seq)
 }
 
-// TestRepublish: what the stream lacks, and nothing else, is published again by the relay, once, and the audit agrees.
+// TestRepublish: the relay publishes again what the stream lacks, once, and nothing else. Then the
+// audit finds no difference.
 func TestRepublish(t *testing.T) {
 	t.Parallel()
 	h := newHoled(t, 3, 7, 18)
@@ -100,7 +101,7 @@ func TestRepublish(t *testing.T) {
 	refused(t, exitRefused, words(run+" --yes --reason test", operator), "once")
 	refused(t, exitNotFound, words(asked("republish plan --all", h.nats), operator), "lacks nothing")
 	says(t, exitOK, "op ls --kind republish", operator, "done        3/3", "cancelled   0/1")
-	h.relay.stop() // and nothing is published by the next one
+	h.relay.stop() // the next relay publishes nothing
 	h.start()
 	testenv.Exec(t, h.db, `insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), 'note.made', 'k', '{}')`)
 	published(t, h.database, 24)
@@ -120,7 +121,7 @@ func TestRepublishWithinATerm(t *testing.T) {
 	says(t, exitOK, fmt.Sprint("op get ", p.Operation), asOperator(h.database), "planned", fmt.Sprint("pgjet republish run ", p.Operation))
 }
 
-// TestRepublishIsCancelled: what waits is not published, and is missing as before.
+// TestRepublishIsCancelled: the remaining events are not published, and are missing as before.
 func TestRepublishIsCancelled(t *testing.T) {
 	t.Parallel()
 	h := newHoled(t, 3, 7)
@@ -142,7 +143,8 @@ func TestRepublishIsCancelled(t *testing.T) {
 	}
 }
 
-// TestOpCancelsARedrive: a redrive that runs ends when it is cancelled, and goes on with what is left when it is resumed after a kill.
+// TestOpCancelsARedrive: a running redrive ends when it is cancelled. After a kill it can be
+// resumed, and handles the rest.
 func TestOpCancelsARedrive(t *testing.T) {
 	t.Parallel()
 	db, address := deadDatabase(t, 30, "mailer")
@@ -176,7 +178,7 @@ func TestOpCancelsARedrive(t *testing.T) {
 	refused(t, exitRefused, words(fmt.Sprint("op resume ", second), address), "running")
 	testenv.Exec(t, db, `update pgjet.operation set changed_at = now() - interval '1 minute' where id = $1`, second)
 	says(t, exitOK, "op get "+fmt.Sprint(second), address, "stopped", fmt.Sprint("pgjet op resume ", second))
-	slow := command(t, nil, words(fmt.Sprint("op resume ", second), address)...) // at the rate that it had
+	slow := command(t, nil, words(fmt.Sprint("op resume ", second), address)...) // at its old rate
 	slow.begin()
 	dead := func() int64 {
 		t.Helper()
@@ -196,7 +198,7 @@ func TestOpCancelsARedrive(t *testing.T) {
 	}
 }
 
-// TestOpResumesAReplay: a replay that was interrupted goes on with the rest.
+// TestOpResumesAReplay: an interrupted replay resumes with the rest.
 func TestOpResumesAReplay(t *testing.T) {
 	t.Parallel()
 	b := newReplayBench(t, 40, false)
@@ -223,7 +225,7 @@ func TestOpResumesAReplay(t *testing.T) {
 		t.Errorf("the operations are %+v", list)
 	}
 
-	// A replay of which all is handed over goes on by itself: nothing is left to resume.
+	// Once everything is handed over, a replay needs no command: nothing is left to resume.
 	handed := query[int64](t, b.db, `insert into pgjet.operation (kind, target, by, reason, state, detail)
 		values ('replay', 'notes', 'ann', 'r', 'failed', '{"selection": {}, "done": {"step": "handed over"}}') returning id`)
 	refused(t, exitRefused, append([]string{"op", "resume", fmt.Sprint(handed)}, b.where...), "handed over to notes, which goes on by itself")

@@ -21,8 +21,7 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// extremes are SQL for values of each type that are at an end of what it holds, or of another
-// shape than pgjet writes.
+// extremes are SQL values at the limits of each type, or in a form that pgjet does not write.
 var extremes = map[string][]string{
 	"text": {
 		`''`, `'x'`, `'user.created'`, `E'\x1b[2J\x07\u009b31m\u202e'`, `E'a\nb\tc\rd'`, `repeat('long ', 50000)`, `'日本'`, `'null'`,
@@ -51,8 +50,7 @@ var extremes = map[string][]string{
 	},
 }
 
-// ofColumn are values for columns by which rows of different tables find each other, or of
-// which few are allowed.
+// ofColumn are values for columns that refer to other tables, or that allow few values.
 var ofColumn = map[string][]string{
 	"stream": {`'EVENTS'`}, "consumer": {`'directory'`, `E'evil\x1b[2J'`},
 	"outbox.type": {`'user.created'`, `''`, `repeat('x', 200)`, `E'a\x1bb'`}, "consumer.name": {`'directory'`, `E'evil\x1b[2J'`},
@@ -64,8 +62,8 @@ var ofColumn = map[string][]string{
 // A writableColumn is one that a role may write.
 type writableColumn struct{ Table, Column, Type, Privilege string }
 
-// scribble writes extreme values, as each role, into every column that it may write. It returns
-// how many statements the database took.
+// scribble writes extreme values into every column that each role may write. It returns how many
+// statements the database accepted.
 func scribble(t *testing.T, db *pgxpool.Pool, rnd *rand.Rand, rounds int) (taken map[string]int) {
 	taken = make(map[string]int)
 	for _, role := range []string{"pgjet_writer", "pgjet_relay", "pgjet_consumer", "pgjet_operator"} {
@@ -116,11 +114,11 @@ func scribble(t *testing.T, db *pgxpool.Pool, rnd *rand.Rand, rounds int) (taken
 				}
 			}
 			for table, columns := range inserts {
-				for i := 0; i < rounds || taken[role+" "+table] == 0 && i < 20*rounds; i++ { // until one is taken
+				for i := 0; i < rounds || taken[role+" "+table] == 0 && i < 20*rounds; i++ { // until one is accepted
 					var names, values []string
 					for _, c := range columns {
 						v := value(c)
-						if i%2 == 0 && rnd.IntN(4) > 0 { // else hardly any is taken
+						if i%2 == 0 && rnd.IntN(4) > 0 { // otherwise hardly any is accepted
 							v = tame(c, v)
 						}
 						names, values = append(names, c.Column), append(values, v)
@@ -144,7 +142,7 @@ func scribble(t *testing.T, db *pgxpool.Pool, rnd *rand.Rand, rounds int) (taken
 	return taken
 }
 
-// tame returns a value that no bound refuses.
+// tame returns a value that no check refuses.
 func tame(c writableColumn, v string) string {
 	switch c.Type {
 	case "timestamp with time zone":
@@ -165,8 +163,8 @@ func tame(c writableColumn, v string) string {
 	return v
 }
 
-// TestNoRowBreaksAView: whatever the roles can write, every view shows it, without what a
-// terminal would obey, and each row of the outbox is published or set aside.
+// TestNoRowBreaksAView: whatever the roles can write, every view shows it without control
+// characters, and each row of the outbox is published or put into quarantine.
 func TestNoRowBreaksAView(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
@@ -216,7 +214,7 @@ func TestNoRowBreaksAView(t *testing.T) {
 	if _, err := db.Exec(t.Context(), `insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), 'user.created', 'k', '{}')`); err != nil {
 		t.Fatal(err)
 	}
-	// What the relay remembers is gone, or it would not do what it shall.
+	// The relay's own state is removed, otherwise it would not work.
 	if _, err := db.Exec(t.Context(), `truncate pgjet.leader, pgjet.checkpoint, pgjet.adoption, pgjet.unknown_message, pgjet.quarantine, pgjet.audit`); err != nil {
 		t.Fatal(err)
 	}
@@ -234,7 +232,7 @@ func TestNoRowBreaksAView(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return s.Pending == 0 && s.Quarantined > 0 && s.Published > 0 // one is, at least
+		return s.Pending == 0 && s.Quarantined > 0 && s.Published > 0 // at least one is
 	})
 	stop()
 	for _, form := range []string{"table", "json"} {
@@ -243,7 +241,7 @@ func TestNoRowBreaksAView(t *testing.T) {
 	}
 }
 
-// view runs a command that shows something, and checks what it prints.
+// view runs a command, and checks what it prints.
 func view(t *testing.T, args []string, nats string) {
 	t.Helper()
 	if slices.Contains([]string{"consumer", "replay", "status", "event"}, args[0]) || args[0] == "audit" && args[1] == "run" {

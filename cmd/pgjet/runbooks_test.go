@@ -44,13 +44,13 @@ func runbookCommands(t *testing.T) (pages []string, all map[string][]string) {
 	return pages, all
 }
 
-// elsewhere are commands of the runbooks that are for a state of which this test has none, and how they may end then: not as
-// what nobody can type.
+// elsewhere are commands of the runbooks for a state that this test does not create, with the exit
+// codes that they may have.
 var elsewhere = map[string][]int{
 	"pgjet relay adopt":            {exitFailed},                        // nothing is to be adopted
 	"pgjet relay quarantine drop":  {exitOK, exitNotFound, exitRefused}, // what was retried is gone for a moment
 	"pgjet relay quarantine retry": {exitOK, exitNotFound, exitRefused},
-	"pgjet replay NAME":            {exitUsage}, // the page speaks of the command
+	"pgjet replay NAME":            {exitUsage}, // the page mentions the command
 	"pgjet replay CONSUMER":        {exitUsage},
 	"pgjet dead redrive":           {exitOK, exitPartly}, // the mail server still refuses
 	"pgjet status":                 {exitFindings},
@@ -62,7 +62,7 @@ var elsewhere = map[string][]int{
 	"pgjet republish run":          {exitRefused},  // that operation is no plan
 }
 
-// A reader does what the runbooks say, in a system with some of the troubles that they are about.
+// A reader runs the commands of the runbooks in a system with some of their problems.
 type reader struct {
 	*testing.T
 	*running
@@ -71,7 +71,8 @@ type reader struct {
 	replace *strings.Replacer
 }
 
-// TestRunbookCommands types every command of the runbooks. Those of pgjet end as their pages have it, and those of SQL are understood.
+// TestRunbookCommands runs every command of the runbooks. Those of pgjet end as the pages say, and
+// those in SQL are valid.
 func TestRunbookCommands(t *testing.T) {
 	t.Parallel()
 	dir, port := stateDir(t), freePorts(t)
@@ -92,7 +93,7 @@ func TestRunbookCommands(t *testing.T) {
 	}
 }
 
-// prepare makes dead letters, events in quarantine, a saga that is stuck, and a person.
+// prepare creates dead letters, events in quarantine, a saga that is stuck, and a user.
 func (r *reader) prepare() {
 	r.Helper()
 	person := signUp(r.T, r.Users, "ann@example.com")
@@ -139,7 +140,7 @@ func (r *reader) typed(page, command string) {
 		return
 	case name == "dead redrive", name == "dead discard", words[0] == "replay", name == "relay adopt", name == "republish run":
 		if !slices.Contains(words, "--dry-run") {
-			words = append(words, "--yes") // there is no terminal to ask at
+			words = append(words, "--yes") // there is no terminal
 		}
 	case name == "config validate":
 		words = append(words, "--config", r.Config)
@@ -158,7 +159,7 @@ func (r *reader) typed(page, command string) {
 		r.Errorf("docs/runbooks/%s says %s: exit code %d, want one of %v, of %s", page, command, code, want, p)
 	}
 	p.check()
-	if words[0] == "consumer" && words[1] == "pause" { // what follows on other pages wants it to run
+	if words[0] == "consumer" && words[1] == "pause" { // the commands of later pages need it to run
 		must(r.T, exitOK, "consumer", "resume", words[2], "--database-url", r.Database)
 	}
 }
@@ -171,7 +172,7 @@ func begun(t testing.TB, vars env, words []string) *process {
 	return p
 }
 
-// lasts runs a command that goes on running, until it has begun its work.
+// lasts starts a long-running command, and waits until it works.
 func (r *reader) lasts(page, command string, words []string) {
 	r.Helper()
 	for _, flag := range []string{"--admin-addr", "--addr"} {
@@ -187,7 +188,7 @@ func (r *reader) lasts(page, command string, words []string) {
 	}
 }
 
-// numbered returns a command with the numbers of what is there instead of 42 and 43.
+// numbered returns a command with real numbers in place of 42 and 43.
 func (r *reader) numbered(command string) string {
 	r.Helper()
 	number := `select coalesce((select min(id)::text from pgjet.dead_letter where state = 'dead'), '0')`
@@ -206,7 +207,7 @@ func (r *reader) numbered(command string) string {
 	return command
 }
 
-// ask asks PostgreSQL, and takes back what that changes.
+// ask runs SQL, and rolls it back.
 func (r *reader) ask(page, command string) {
 	r.Helper()
 	undo := errors.New("undo")
@@ -221,7 +222,7 @@ func (r *reader) ask(page, command string) {
 	}
 }
 
-// shellWords splits a command as a shell does that knows double quotes alone.
+// shellWords splits a command like a shell that knows only double quotes.
 func shellWords(command string) (words []string) {
 	for _, m := range regexp.MustCompile(`"([^"]*)"|\S+`).FindAllStringSubmatch(command, -1) {
 		if m[1] != "" {

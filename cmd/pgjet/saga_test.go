@@ -13,12 +13,12 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// A trap is the two other services, of which one kills the process that asks it something:
-// once for each victim, before it answers.
+// A trap is the two other services. One of them kills the process that sends it a request, once for
+// each victim, before it answers.
 type trap struct {
 	*httptest.Server
 	at     string // such as POST /accounts
-	deed   bool   // it does what it is asked before that
+	deed   bool   // it carries the request out first
 	victim chan *service
 
 	mu       sync.Mutex
@@ -60,7 +60,7 @@ func (s *trap) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprint(w, `{"account_id":"acc-1"}`)
 }
 
-// kills ends the victim, if it still lives.
+// kills kills the victim, if it is alive.
 func (s *trap) kills() bool {
 	select {
 	case p := <-s.victim:
@@ -77,9 +77,9 @@ func startOnboarding(t testing.TB, database, nats, services string) *service {
 		"--profiles-url", services, "--billing-url", services)
 }
 
-// TestOnboardingKilledAtWork kills the process with SIGKILL in each call, before and after
-// the service did what it was asked. Another process goes on: each call has one key, and the
-// user is decided on once.
+// TestOnboardingKilledAtWork kills the process with SIGKILL in each call, before and after the
+// service carries out the request. Another process continues. Each call has one key, and the user
+// is activated or rejected once.
 func TestOnboardingKilledAtWork(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -108,7 +108,7 @@ func TestOnboardingKilledAtWork(t *testing.T) {
 
 				next := startOnboarding(t, database, nats, services.URL)
 				next.ready(next.admin)
-				// As if the lease of the dead had passed.
+				// As if the lease of the killed process had expired.
 				if _, err := db.Exec(t.Context(), `update pgjet.saga set due_at = now()`); err != nil {
 					t.Fatal(err)
 				}
@@ -121,7 +121,7 @@ func TestOnboardingKilledAtWork(t *testing.T) {
 	}
 }
 
-// check looks for calls of one kind with two keys.
+// check finds calls of one kind with two keys.
 func (s *trap) check(t *testing.T, declined bool) {
 	t.Helper()
 	s.mu.Lock()
@@ -141,7 +141,7 @@ func (s *trap) check(t *testing.T, declined bool) {
 	}
 }
 
-// TestSagaCommands look at sagas, and have one go on.
+// TestSagaCommands shows sagas, and retries one.
 func TestSagaCommands(t *testing.T) {
 	t.Parallel()
 	database := testenv.DatabaseURL(t)
@@ -214,7 +214,7 @@ func TestSagaCommands(t *testing.T) {
 	refused(t, exitRefused, args("retry", stuck, "--reason", "again"), "is undoing")
 }
 
-// TestSagaCommandsWithoutTables say what to do, as after an upgrade.
+// TestSagaCommandsWithoutTables: without the tables, as after an upgrade, the commands say what to do.
 func TestSagaCommandsWithoutTables(t *testing.T) {
 	t.Parallel()
 	database, nats := testenv.EmptyDatabaseURL(t), testenv.NATS(t).URL()
@@ -225,7 +225,7 @@ func TestSagaCommandsWithoutTables(t *testing.T) {
 	}
 }
 
-// TestOnboardingChecksItsURLs before anything is begun.
+// TestOnboardingChecksItsURLs: wrong URLs are refused at the start.
 func TestOnboardingChecksItsURLs(t *testing.T) {
 	t.Parallel()
 	base := []string{"consume", "onboarding", "--database-url", testenv.DatabaseURL(t), "--admin-addr", anyPort}

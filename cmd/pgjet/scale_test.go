@@ -14,16 +14,17 @@ import (
 	"github.com/pgjet/pgjet/internal/upkeep"
 )
 
-// A crowd is a database with an outbox and dead letters without number, and a stream.
-type crowd struct {
+// A scaleRig is a database with a large outbox and many dead letters, and a stream.
+type scaleRig struct {
 	*testing.T
 	db             *pgxpool.Pool
 	database, nats string
 	rows           int
 }
 
-// grow appends rows up to so many, in partitions as a relay makes them, and has a checkpoint cover all but the last hundred if they are published.
-func (c *crowd) grow(rows int, published bool) {
+// grow appends rows up to a number, in partitions like those of a relay. If they are published, a
+// checkpoint covers all but the last hundred.
+func (c *scaleRig) grow(rows int, published bool) {
 	c.Helper()
 	for ; c.rows < rows; c.rows += 250_000 {
 		testenv.Exec(c.T, c.db, `
@@ -47,8 +48,8 @@ func (c *crowd) grow(rows int, published bool) {
 	}
 }
 
-// die makes so many dead letters of a hundred errors, and as many events that were done.
-func (c *crowd) die(letters int) {
+// die creates dead letters with a hundred errors, and as many events that are done.
+func (c *scaleRig) die(letters int) {
 	c.Helper()
 	testenv.Exec(c.T, c.db, `insert into pgjet.consumer (name, stream, stream_created, ordered, effects) values ('notes', 'EVENTS', now(), false, false)`)
 	for n := 0; n < letters; n += 100_000 {
@@ -67,8 +68,8 @@ func (c *crowd) die(letters int) {
 	testenv.Exec(c.T, c.db, `analyze pgjet.inbox, pgjet.dead_letter`)
 }
 
-// asks runs a command a few times, logs how long the median took, and returns that.
-func (c *crowd) asks(line string) time.Duration {
+// asks runs a command a few times, and logs and returns the median duration.
+func (c *scaleRig) asks(line string) time.Duration {
 	c.Helper()
 	args := words(line, c.database)
 	if cmd, _, err := newRoot().Find(strings.Fields(line)); err == nil && cmd.Flag("nats-url") != nil {
@@ -88,13 +89,13 @@ func (c *crowd) asks(line string) time.Duration {
 	return median
 }
 
-// TestAtScale: what operators ask takes a second or two, however much there is: 10 million rows of the outbox and a million dead letters. It takes some
-// minutes and 6 GB of disk: make scale.
+// TestAtScale: commands of operators take a second or two with 10 million rows of the outbox and a
+// million dead letters. The test takes some minutes and 6 GB of disk: make scale.
 func TestAtScale(t *testing.T) {
 	if os.Getenv("PGJET_SCALE") == "" {
 		t.Skip("takes some minutes and 6 GB of disk: make scale")
 	}
-	c := &crowd{T: t, database: testenv.DatabaseURL(t), nats: testenv.NATS(t).URL()}
+	c := &scaleRig{T: t, database: testenv.DatabaseURL(t), nats: testenv.NATS(t).URL()}
 	c.db = openDB(t, c.database)
 	ensureStream(t, c.nats)
 	c.die(1_000_000)
@@ -111,7 +112,7 @@ func TestAtScale(t *testing.T) {
 			"key k7", "event get " + id, "event timeline k7", "op ls",
 		} {
 			limit := 3 * time.Second
-			if line == "event timeline k7" { // the stories of 20 events
+			if line == "event timeline k7" { // the timelines of 20 events
 				limit = operateTime
 			}
 			if took := c.asks(line); took > limit {

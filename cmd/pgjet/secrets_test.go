@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestSecretsStayOut: neither git nor an image's build takes up what documents have people
-// make: keys, credentials, development state, dumps.
+// TestSecretsStayOut: git and image builds ignore files that the documents ask people to create:
+// keys, credentials, development state, dumps.
 func TestSecretsStayOut(t *testing.T) {
 	names := []string{"users.jwk", "users.jwk.new", "deploy/new.jwk", "relay.creds", "user.nk", "tls/server.key", "tls/ca.pem", ".env", "prod.env", ".pgjet/users.jwk", "deploy/.pgjet/pgjet.yaml", "app.dump"}
 	if _, err := exec.LookPath("git"); err == nil {

@@ -8,7 +8,7 @@ import (
 	"github.com/pgjet/pgjet/consumers/status"
 )
 
-// TestCommandsToType: a shell takes each name in a command that the reader is to type for one word.
+// TestCommandsToType: in a printed command, a shell reads each name as one word.
 func TestCommandsToType(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"ORDERS", "a b", "it's", `"quoted"`, "$HOME", "`id`", "a;id", "a&b|c", "~", "*", "#x", "Ä", ""} {

@@ -15,7 +15,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// talk opens a connection to the API of s on which all must end within that time.
+// talk opens a connection to the API of s, with a deadline.
 func talk(t *testing.T, s *service, within time.Duration) net.Conn {
 	t.Helper()
 	conn, err := net.Dial("tcp", strings.TrimPrefix(s.addr, "http://"))
@@ -41,8 +41,8 @@ func drip(conn net.Conn, text string, ended <-chan struct{}) {
 	}
 }
 
-// TestSlowClients has clients of every slow kind at once. Each loses its connection in
-// time, and who is quick is answered all the while.
+// TestSlowClients runs slow clients of every kind at once. Each loses its connection in time, and
+// fast clients are answered all the while.
 func TestSlowClients(t *testing.T) {
 	t.Parallel()
 	s := startUsers(t, testenv.DatabaseURL(t))
@@ -107,8 +107,8 @@ func TestSlowClients(t *testing.T) {
 	<-good
 }
 
-// wantClosed waits until the server has closed the connection, and looks at how its
-// last words begin.
+// wantClosed waits until the server has closed the connection, and checks how its last answer
+// begins.
 func wantClosed(t *testing.T, conn net.Conn, words string) {
 	t.Helper()
 	got, err := io.ReadAll(conn)
@@ -120,8 +120,8 @@ func wantClosed(t *testing.T, conn net.Conn, words string) {
 	}
 }
 
-// TestBadHTTP sends what is not, or barely, HTTP. Where the number is not the one that
-// suits best, it is net/http that answers: 431 for a long path, too.
+// TestBadHTTP sends input that is not quite HTTP. Some status codes could fit better, such as 431
+// for a long path: they come from net/http.
 func TestBadHTTP(t *testing.T) {
 	t.Parallel()
 	s := startUsers(t, testenv.DatabaseURL(t))
@@ -160,7 +160,7 @@ func TestBadHTTP(t *testing.T) {
 		{"HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "404"},
 		{"HTTP/3.7", "GET /users HTTP/3.7\r\nHost: x\r\n\r\n", "505"},
 		{"TLS", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", "400"},
-		// RFC 9112 lets a server take these two for what they mean.
+		// RFC 9112 allows a server to accept these two.
 		{"folded line", "GET /x HTTP/1.1\r\nHost: x\r\nX-Padding: a\r\n b\r\nConnection: close\r\n\r\n", "404"},
 		{"bare line feeds", "GET /x HTTP/1.1\nHost: x\nConnection: close\n\n", "404"},
 	} {

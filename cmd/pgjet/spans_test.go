@@ -27,7 +27,7 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// A traced is what a span says, by the names of OpenTelemetry's semantic conventions.
+// A traced is the attributes of a span, by the names of OpenTelemetry's semantic conventions.
 type traced struct {
 	tracetest.SpanStub
 	attrs map[attribute.Key]string
@@ -42,8 +42,8 @@ func newTraced(s tracetest.SpanStub) traced {
 	return all
 }
 
-// TestSpans follows a sign-up from the request to a consumer, and a call of another
-// service, and reads the names and attributes of all spans on the way.
+// TestSpans follows a sign-up from the request to a consumer, and a call of another service. It
+// checks the names and attributes of all spans.
 func TestSpans(t *testing.T) {
 	exporter := newForest(t).exporter
 	s := &settings{databaseURL: testenv.DatabaseURL(t)}

@@ -8,8 +8,8 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestStandbyIsReady: of two relays, and of two processes that share an ordered consumer, both are
-// ready, so that a rolling update goes on; each says which it is. One that could not take over is
+// TestStandbyIsReady: two relays are both ready, and so are two processes of an ordered consumer,
+// so that a rolling update proceeds. Each reports its role. A standby that could not take over is
 // not ready, and takes over when it can.
 func TestStandbyIsReady(t *testing.T) {
 	t.Parallel()

@@ -21,7 +21,7 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// names returns what is in a directory.
+// names returns the names in a directory.
 func names(t *testing.T, dir string) []string {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -135,7 +135,7 @@ func TestDevNamesBusyPorts(t *testing.T) {
 	}
 }
 
-// TestDevAsAnotherUser: who is not root needs no more than a directory.
+// TestDevAsAnotherUser: a user other than root needs only a directory.
 func TestDevAsAnotherUser(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("the other tests do not run as root either")
@@ -167,8 +167,8 @@ func TestDevAsAnotherUser(t *testing.T) {
 	oneMail(t, r.Inbox, "ann@example.com")
 }
 
-// TestDevInPrivateDirectory: root runs PostgreSQL as somebody else, who cannot pass
-// through root's own directories.
+// TestDevInPrivateDirectory: root runs PostgreSQL as another user, who cannot enter root's private
+// directories.
 func TestDevInPrivateDirectory(t *testing.T) {
 	t.Parallel()
 	private := t.TempDir()

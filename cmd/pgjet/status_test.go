@@ -20,7 +20,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// overview runs pgjet status as an operator, and returns what it says.
+// overview runs pgjet status as an operator, and returns its output.
 func overview(t *testing.T, want int, database, nats string) operate.Status {
 	t.Helper()
 	out := must(t, want, "status", "-o", "json", "--database-url", asOperator(database), "--nats-url", nats)
@@ -31,8 +31,8 @@ func overview(t *testing.T, want int, database, nats string) operate.Status {
 	return s
 }
 
-// finds repeats pgjet status until it ends with that exit code and its findings that need somebody are these,
-// each as "what code -> next".
+// finds repeats pgjet status until it ends with that exit code and these unhealthy findings, each
+// as "what code -> next".
 func finds(t *testing.T, want int, database, nats string, findings ...string) operate.Status {
 	t.Helper()
 	operator := asOperator(database)
@@ -59,7 +59,8 @@ func finds(t *testing.T, want int, database, nats string, findings ...string) op
 	return s
 }
 
-// TestStatus: all is well; then each trouble is found under its reason, the worst first, with what to type.
+// TestStatus: at first all is well. Then each problem is found under its reason, the worst first,
+// with the command to type.
 func TestStatus(t *testing.T) {
 	t.Parallel()
 	r, database, nats := startPublishing(t)
@@ -100,7 +101,7 @@ func TestStatus(t *testing.T) {
 	}
 }
 
-// TestStatusOfOthers: of processes that are not ready, those of other services in the account are nothing to act upon.
+// TestStatusOfOthers: processes of other services in the account that are not ready need no action.
 func TestStatusOfOthers(t *testing.T) {
 	t.Parallel()
 	_, database, nats := startPublishing(t)
@@ -129,7 +130,7 @@ func TestStatusOfOthers(t *testing.T) {
 	})
 }
 
-// TestStatusOfStandbys: a relay and a process that stand by are nothing to worry about.
+// TestStatusOfStandbys: a standby of a relay or a consumer is healthy.
 func TestStatusOfStandbys(t *testing.T) {
 	t.Parallel()
 	_, database, nats := startPublishing(t)
@@ -144,7 +145,8 @@ func TestStatusOfStandbys(t *testing.T) {
 	})
 }
 
-// TestStatusWhenMailIsRefused: a mail server that puts every mail off is named, with its answer, within ten seconds.
+// TestStatusWhenMailIsRefused: a mail server that defers every mail is named, with its answer,
+// within ten seconds.
 func TestStatusWhenMailIsRefused(t *testing.T) {
 	t.Parallel()
 	_, database, nats := startPublishing(t)
@@ -166,8 +168,8 @@ func TestStatusWhenMailIsRefused(t *testing.T) {
 	}
 }
 
-// TestStatusOfOneMail: one mail that is refused again and again is named within ten seconds, though it is the only one; one that is refused
-// once needs nobody.
+// TestStatusOfOneMail: a single mail that is refused again and again is named within ten seconds. A
+// mail that is refused once needs no action.
 func TestStatusOfOneMail(t *testing.T) {
 	t.Parallel()
 	_, database, nats := startPublishing(t)
@@ -196,7 +198,8 @@ func TestStatusOfOneMail(t *testing.T) {
 	says(t, exitFindings, asked("status", nats), asOperator(database), "; all of the last ")
 }
 
-// TestStatusOfScheduledEvents: how many wait, and when the next is due, is shown; that a transaction holds those that are due is found.
+// TestStatusOfScheduledEvents: the status shows how many events wait and when the next one is due.
+// It finds a transaction that holds the due events.
 func TestStatusOfScheduledEvents(t *testing.T) {
 	t.Parallel()
 	_, database, nats := startPublishing(t)
@@ -242,7 +245,7 @@ func TestStatusWhenBillingIsDown(t *testing.T) {
 	}
 }
 
-// TestStatusOfAFullStream: the relay says why nothing is published, and so does the status.
+// TestStatusOfAFullStream: the relay and the status report why nothing is published.
 func TestStatusOfAFullStream(t *testing.T) {
 	t.Parallel()
 	database, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL()
@@ -258,7 +261,7 @@ func TestStatusOfAFullStream(t *testing.T) {
 	ends(t, exitFindings, asked("status", nats), asOperator(database), "relay of EVENTS", "stream_full", "-> pgjet explain stream_full\n")
 }
 
-// TestStatusInPart: what is known without one of the servers is shown, and what is missing is said.
+// TestStatusInPart: without one of the servers the status shows the rest, and what is missing.
 func TestStatusInPart(t *testing.T) {
 	t.Parallel()
 	_, database, nats := startPublishing(t)
@@ -285,7 +288,7 @@ func TestStatusInPart(t *testing.T) {
 	refused(t, exitUsage, []string{"status", "-o", "xml"}, "--output")
 }
 
-// TestStatusOfAStandby: a server that takes no writes is named, and not what it cannot show.
+// TestStatusOfAStandby: a server that accepts no writes is reported as that.
 func TestStatusOfAStandby(t *testing.T) {
 	t.Parallel()
 	p, nats := testenv.PostgresServer(t), testenv.NATS(t).URL()
@@ -296,14 +299,14 @@ func TestStatusOfAStandby(t *testing.T) {
 	finds(t, exitFindings, p.URL(), nats, "database database_read_only -> pgjet explain database_read_only")
 }
 
-// TestStatusOfNothing: before anything has run, it says what to type.
+// TestStatusOfNothing: before anything has run, the status shows what to type.
 func TestStatusOfNothing(t *testing.T) {
 	t.Parallel()
 	database, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL()
 	finds(t, exitFindings, database, nats, "relay of EVENTS stream_missing -> pgjet stream ensure", "relay of EVENTS no_leader -> pgjet relay")
 }
 
-// TestStatusWatch: it is shown again until Ctrl-C, and ends as what it showed last.
+// TestStatusWatch: the status is repeated until Ctrl-C. The exit code is that of the last one.
 func TestStatusWatch(t *testing.T) {
 	t.Parallel()
 	_, database, nats := startPublishing(t)
@@ -318,7 +321,7 @@ func TestStatusWatch(t *testing.T) {
 	}
 }
 
-// TestStatusFindsDev: without an address it asks the pgjet dev that runs in a folder above.
+// TestStatusFindsDev: without an address the command uses the pgjet dev that runs in a directory above.
 func TestStatusFindsDev(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(filepath.Dir(stateDir(t)), ".pgjet")
@@ -343,7 +346,7 @@ func TestStatusFindsDev(t *testing.T) {
 	if code, p := ask(env{"PGJET_DATABASE_URL": "postgres://ann@" + nowhere + "/x", "PGJET_NATS_URL": "nats://" + nowhere}); code != exitUnreachable || strings.Contains(p.stderr.String(), "using") {
 		t.Errorf("exit code %d, want %d of the servers that were named, of %s", code, exitUnreachable, p)
 	}
-	if os.Geteuid() == 0 { // who else could give a folder away?
+	if os.Geteuid() == 0 { // only root can change the owner
 		if err := os.Chown(dir, 1, 1); err != nil {
 			t.Fatal(err)
 		}
@@ -373,7 +376,7 @@ func TestStatusFindsDev(t *testing.T) {
 		t.Errorf("it does not say that it stops: %s", r.process)
 	}
 
-	// A shell has the addresses of the run that has ended: they are this run's own.
+	// A shell still has the addresses of an earlier run: they are this run's own.
 	again := waitDev(start(t, env{"PGJET_DATABASE_URL": r.Database, "PGJET_NATS_URL": r.NATS}, devArgs(dir, r.port)...), dir, r.port)
 	again.stop()
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestStopDelay: told to stop, a process says so first and works on for a while; what it
-// has begun it finishes.
+// TestStopDelay: after SIGTERM a process first reports that it stops, and works on for a while. It
+// finishes what it has begun.
 func TestStopDelay(t *testing.T) {
 	t.Parallel()
 	database := testenv.DatabaseURL(t)
@@ -69,7 +69,7 @@ func TestStopDelay(t *testing.T) {
 	}
 }
 
-// waits returns when somebody waits for a lock that tx holds.
+// waits waits until another session waits for a lock of tx.
 func waits(t *testing.T, tx pgx.Tx) {
 	t.Helper()
 	testenv.Eventually(t, patience, "a request waits for the lock", func() bool {
@@ -83,7 +83,7 @@ func waits(t *testing.T, tx pgx.Tx) {
 }
 
 // TestStopsDespiteHangingRequests: clients that never finish a request, and a database
-// that does not answer, do not keep a process from ending well and soon.
+// that does not answer, do not delay the end of a process.
 func TestStopsDespiteHangingRequests(t *testing.T) {
 	t.Parallel()
 	database := testenv.DatabaseURL(t)
@@ -126,7 +126,7 @@ func TestStopsDespiteHangingRequests(t *testing.T) {
 	}
 }
 
-// TestSecondSignal ends at once what waits for its end.
+// TestSecondSignal: a second signal ends a process at once.
 func TestSecondSignal(t *testing.T) {
 	t.Parallel()
 	users := startService(t, "users", "--database-url", testenv.DatabaseURL(t), "--addr", anyPort, "--stop-delay", "1m")
@@ -138,11 +138,11 @@ func TestSecondSignal(t *testing.T) {
 	if code := users.wait(patience); code != exitInterrupted || time.Since(begun) > 5*time.Second {
 		t.Errorf("exit code %d after %s, want 130 at once, of %s", code, time.Since(begun), users)
 	}
-	users.killed = true // as it should be
+	users.killed = true // expected
 }
 
-// TestLivesWithoutServers: with PostgreSQL and NATS gone, processes live, are not ready,
-// and say why.
+// TestLivesWithoutServers: without PostgreSQL and NATS, processes keep running, are not ready, and
+// report why.
 func TestLivesWithoutServers(t *testing.T) {
 	t.Parallel()
 	server, n := testenv.PostgresServer(t), testenv.NATS(t)

@@ -47,7 +47,7 @@ func TestStreamEnsureNamesTheOutbox(t *testing.T) {
 	}
 	refused(t, exitRefused, ensure(orders), "foreign_outbox: ")
 
-	// One that was made without a database names none until somebody says.
+	// A stream that was created without a database names no outbox.
 	must(t, exitOK, "stream", "ensure", "--nats-url", url, "--stream", "OTHER", "--prefix", "other")
 	if out := must(t, exitOK, "stream", "ensure", "--nats-url", url, "--stream", "OTHER", "--prefix", "other", "--database-url", orders); !strings.HasPrefix(out, "stream OTHER now belongs to "+"outbox "+own.ID.String()) {
 		t.Errorf("of a stream without an outbox it says %q", out)
@@ -56,7 +56,7 @@ func TestStreamEnsureNamesTheOutbox(t *testing.T) {
 	refused(t, exitUsage, []string{"stream", "ensure", "--nats-url", url, "--take-from", "none"}, "--take-from needs --database-url")
 }
 
-// TestStreamLimits: what is set is made, and compared; what is not set may be anything.
+// TestStreamLimits: limits that are set are applied and compared; others may have any value.
 func TestStreamLimits(t *testing.T) {
 	t.Parallel()
 	js, url := testenv.JetStream(t)
@@ -96,7 +96,7 @@ func TestByteSize(t *testing.T) {
 	}
 }
 
-// TestConfigShowsStream: what a stream is made with is seen, and where it comes from.
+// TestConfigShowsStream: the settings of the stream are shown, and where they come from.
 func TestConfigShowsStream(t *testing.T) {
 	t.Parallel()
 	file := configFileOf(t, "a.yaml", "prefix: acme.orders\nsource: orders\nmax_bytes: 10GiB\nmax_age: 240h\nreplicas: 3\nplacement_tags: ssd,west\nnats_domain: hub\nnats_ca: /ca.pem\n")
@@ -110,7 +110,7 @@ func TestConfigShowsStream(t *testing.T) {
 	refused(t, exitUsage, []string{"config", "validate", bad}, "prefix is", "source is", "max_bytes is \"many\", want a size such as 10GiB")
 }
 
-// TestStatusOfAForeignStream: what the relay says is what an operator sees, in the words of this stream.
+// TestStatusOfAForeignStream: an operator sees the relay's error, with commands for this stream.
 func TestStatusOfAForeignStream(t *testing.T) {
 	t.Parallel()
 	_, url := testenv.JetStream(t)
@@ -131,8 +131,8 @@ func TestStatusOfAForeignStream(t *testing.T) {
 	refused(t, exitFailed, []string{"relay", "adopt", "--dry-run", "--database-url", billing, "--stream", "ORDERS"}, "nothing to adopt")
 }
 
-// TestClaimNeedsARight: the role operator may not change a stream, so one that names no outbox stays as it is, and
-// that is said; one that it makes names it.
+// TestClaimNeedsARight: the role operator may not change a stream. A stream without an outbox stays
+// so, which is reported; a new stream names the outbox.
 func TestClaimNeedsARight(t *testing.T) {
 	t.Parallel()
 	g := startGuarded(t)
@@ -153,7 +153,7 @@ func TestClaimNeedsARight(t *testing.T) {
 	}
 }
 
-// TestClaimInAccounts: there a request to change the stream has no answer.
+// TestClaimInAccounts: a request to change the stream gets no answer there.
 func TestClaimInAccounts(t *testing.T) {
 	t.Parallel()
 	g := startAccounts(t)
@@ -166,7 +166,8 @@ func TestClaimInAccounts(t *testing.T) {
 	}
 }
 
-// TestPermissionsOfAPrefix: what a relay needs for a stream and a prefix of its own, and no more, in accounts too.
+// TestPermissionsOfAPrefix: a relay with its own stream and prefix gets the least permissions for
+// them, also in accounts.
 func TestPermissionsOfAPrefix(t *testing.T) {
 	t.Parallel()
 	own := []string{"--stream", "ORDERS", "--prefix", "acme.orders"}
@@ -193,7 +194,8 @@ func TestPermissionsOfAPrefix(t *testing.T) {
 	}
 }
 
-// TestDeafRelay: one with the permissions of an older pgjet works, and warns that it would not notice a copy.
+// TestDeafRelay: a relay with the permissions of an older pgjet works, and warns that it would not
+// notice a copy.
 func TestDeafRelay(t *testing.T) {
 	t.Parallel()
 	printed := must(t, exitOK, "nats", "permissions", "relay")

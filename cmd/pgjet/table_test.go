@@ -11,7 +11,8 @@ const rows = "NAME\tSTATE\tERROR\n" +
 	"welcome-mailer\tfailing\tmail server answered to RCPT TO: 450 4.2.0 come back later, please\n" +
 	"a-name-that-is-longer-than-what-a-terminal-has-room-for\tidle\t-\n"
 
-// TestAligned: a pipe gets all of a table, a row a line and no colour; a terminal gets columns that fit.
+// TestAligned: a pipe gets the whole table, one line for each row, without colour; a terminal gets
+// columns that fit.
 func TestAligned(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -49,7 +50,8 @@ func TestAligned(t *testing.T) {
 	}
 }
 
-// TestOnATerminal: a program on a terminal has colours, unless NO_COLOR is set or the terminal has none, and in a pipe never.
+// TestOnATerminal: output to a terminal is coloured, unless NO_COLOR is set or the terminal has no
+// colours. Output to a pipe is not.
 func TestOnATerminal(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("script"); err != nil {

@@ -72,7 +72,7 @@ func TestConsumerOfAnotherService(t *testing.T) {
 	ids := p.appended(t, signedUp(1), signedUp(2), signedUp(3))
 	findsPeople(t, d.addr, "", "User 1", "User 2", "User 3")
 
-	// An event of the same type in this service's own stream is none of this consumer's.
+	// The consumer does not handle an event of the same type in this service's own stream.
 	own := query[string](t, openDB(t, p.billing), `insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), 'user.created', 'x', '{}') returning id::text`)
 	billing := startRelay(t, p.billing, p.nats)
 	billing.ready(billing.admin)
@@ -138,7 +138,8 @@ func TestConsumerOfAnotherService(t *testing.T) {
 	says(t, exitFindings, asked("consumer ls", p.nats), p.billing, "consumer_missing -> pgjet consumer ensure directory --stream ORDERS --prefix acme.orders\n")
 }
 
-// TestForeignDurable: a durable consumer that belongs to another database is neither used nor changed by any command, and every one says why.
+// TestForeignDurable: no command uses or changes a durable consumer of another database, and each
+// reports why.
 func TestForeignDurable(t *testing.T) {
 	t.Parallel()
 	p := newTwoServices(t)
@@ -156,13 +157,13 @@ func TestForeignDurable(t *testing.T) {
 	}
 	other.stop()
 
-	// The consumer was this database's, until the durable consumers were given to another one.
+	// The durable consumers belonged to this database, and now belong to another one.
 	if _, err := openDB(t, p.billing).Exec(t.Context(), `
 		with c as (insert into pgjet.consumer (name, stream, stream_created, ordered, effects, slices) select 'directory', 'ORDERS', $1, true, false, 8 returning name, epoch)
 		insert into pgjet.slice (consumer, slice, epoch) select name, n, epoch from c, generate_series(0, 7) n`, streamCreated(t, p.js, "ORDERS")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := openDB(t, p.billing).Exec(t.Context(), `delete from pgjet.process`); err != nil { // which says why, too
+	if _, err := openDB(t, p.billing).Exec(t.Context(), `delete from pgjet.process`); err != nil { // which would report why, too
 		t.Fatal(err)
 	}
 	for _, command := range []string{"replay directory --all --dry-run", "replay directory --all --again --reason test --yes"} {
@@ -196,7 +197,8 @@ func (p twoServices) durables(t *testing.T) string {
 	return strings.Join(all, "\n")
 }
 
-// TestEnsureNamesTheDatabase: durable consumers of before are given to the database of pgjet consumer ensure --database-url.
+// TestEnsureNamesTheDatabase: pgjet consumer ensure --database-url gives existing durable consumers
+// to that database.
 func TestEnsureNamesTheDatabase(t *testing.T) {
 	t.Parallel()
 	p := newTwoServices(t)
@@ -214,10 +216,10 @@ func TestEnsureNamesTheDatabase(t *testing.T) {
 	if out := must(t, exitOK, append(without, "--database-url", p.orders)...); strings.Contains(out, "from now on") {
 		t.Errorf("the second time it says %q", out)
 	}
-	must(t, exitOK, without...) // without a database it only compares
+	must(t, exitOK, without...) // compares only, without a database
 	refused(t, exitRefused, append(without, "--database-url", p.billing), "foreign_durable: durable consumer onboarding")
 
-	// The database of orders is said to be gone.
+	// The database of orders is declared gone.
 	orders, billing := query[string](t, openDB(t, p.orders), `select id::text from pgjet.identity`), query[string](t, openDB(t, p.billing), `select id::text from pgjet.identity`)
 	refused(t, exitUsage, append(without, "--take-from", orders), "--database-url")
 	refused(t, exitUsage, append(without, "--database-url", p.billing, "--take-from", "orders"), "want the identity of a database")

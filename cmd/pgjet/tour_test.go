@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// A tourStep is a block of the tour: what it shows in the end. One that is typed
-// again until then only looks.
+// A tourStep is a block of the tour, and what it finally shows. A block that is repeated
+// until then changes nothing.
 type tourStep struct {
 	begins string
 	again  bool
@@ -39,7 +39,7 @@ var tour = []tourStep{
 	{"bin/pgjet services ls", true, `(?s)billing .* ready .*pgjet-directory .*pgjet-onboarding .*pgjet-relay .*pgjet-users .*pgjet-welcome-mailer .*profiles `},
 }
 
-// TestTour types the README's sign-up and the tour, block by block.
+// TestTour runs the README's sign-up and the tour, block by block.
 func TestTour(t *testing.T) {
 	t.Parallel()
 	for _, tool := range []string{"bash", "curl", "sed", "grep"} {
@@ -102,8 +102,7 @@ func hereInstead(block, dir string, port int) string {
 	return strings.NewReplacer(".pgjet/", dir+"/", "dev env", "dev env --dir "+dir, "bin/pgjet", binary).Replace(block)
 }
 
-// typedIn runs a block in a shell that has the variables of those before, and returns what
-// it shows.
+// typedIn runs a block in a shell with the variables of earlier blocks, and returns its output.
 func typedIn(t *testing.T, block, vars string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

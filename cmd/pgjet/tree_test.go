@@ -29,8 +29,8 @@ type forest struct {
 	exporter *tracetest.InMemoryExporter
 }
 
-// spans keeps the spans of this process, from the first call on: tracers that packages hold go on with the first provider that
-// was set. Tests that look at them are not parallel.
+// spans keeps the spans of this process from the first call on, because tracers of packages keep
+// the first provider. Tests that read them are not parallel.
 var spans = sync.OnceValue(func() *tracetest.InMemoryExporter {
 	exporter := tracetest.NewInMemoryExporter()
 	otel.SetTracerProvider(sdktrace.NewTracerProvider(sdktrace.WithSyncer(exporter)))
@@ -82,7 +82,7 @@ func (f *forest) tree(root trace.SpanContext) string {
 	return b.String()
 }
 
-// sends returns how many sends link to a span.
+// sends returns how many send spans link to a span.
 func (f *forest) sends(to trace.SpanContext) (n int) {
 	for _, s := range f.exporter.GetSpans() {
 		if strings.HasPrefix(s.Name, "send ") && slices.ContainsFunc(s.Links, func(l sdktrace.Link) bool { return l.SpanContext.SpanID() == to.SpanID() }) {
@@ -92,7 +92,7 @@ func (f *forest) sends(to trace.SpanContext) (n int) {
 	return n
 }
 
-// becomes waits until the tree below a span is this.
+// becomes waits until the tree below a span has this form.
 func (f *forest) becomes(root trace.SpanContext, what, want string) {
 	f.Helper()
 	want = strings.TrimPrefix(want, "\n")
@@ -103,8 +103,8 @@ func (f *forest) becomes(root trace.SpanContext, what, want string) {
 	}
 }
 
-// TestTraceTree: the request, the append, the publishing, each attempt and each mail are one story: after a retry, a dead
-// letter, a redrive and a replay, too, and of a scheduled event.
+// TestTraceTree: the request, the append, the publishing, each attempt and each mail are one trace,
+// also after a retry, a dead letter, a redrive and a replay, and for a scheduled event.
 func TestTraceTree(t *testing.T) {
 	f := newForest(t)
 	smtp, inbox := startMail(t, anyPort)
@@ -216,7 +216,7 @@ consumer process events.*.user.still_pending
 	f.attributed()
 }
 
-// attributed checks what the conventions want of each span that leads elsewhere.
+// attributed checks the attributes that the conventions require of client and producer spans.
 func (f *forest) attributed() {
 	f.Helper()
 	for _, stub := range f.exporter.GetSpans() {

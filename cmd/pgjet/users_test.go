@@ -30,7 +30,7 @@ func keyFile(t testing.TB) string {
 	return path
 }
 
-// TestKeyFile has two processes with one key: each takes the tokens of the other.
+// TestKeyFile: two processes with one key accept each other's tokens.
 func TestKeyFile(t *testing.T) {
 	t.Parallel()
 	database, key := testenv.DatabaseURL(t), filepath.Join(t.TempDir(), keyName)
@@ -75,8 +75,8 @@ func readFile(t *testing.T, path string) string {
 	return strings.TrimSpace(string(b))
 }
 
-// TestUsersOfALockedTable: while somebody keeps a table locked that each sign-up needs, the user service is not
-// ready, and names the session that keeps it locked.
+// TestUsersOfALockedTable: while a table that each sign-up needs is locked, the user service is not
+// ready, and names the session that holds the lock.
 func TestUsersOfALockedTable(t *testing.T) {
 	t.Parallel()
 	database := testenv.DatabaseURL(t)
@@ -100,8 +100,8 @@ func TestUsersOfALockedTable(t *testing.T) {
 	users.ready(users.admin)
 }
 
-// TestRemoteKeys lets the tokens of one process be good in another, which knows its
-// keys by --token-jwks-url; and has nobody there at first.
+// TestRemoteKeys: a process accepts the tokens of another one whose keys it reads from
+// --token-jwks-url. At first nothing answers there.
 func TestRemoteKeys(t *testing.T) {
 	t.Parallel()
 	issuer, err := auth.ReadIssuer(keyFile(t))
@@ -139,7 +139,7 @@ func TestRemoteKeys(t *testing.T) {
 	})
 }
 
-// TestKeepKey makes a key once, for its owner alone.
+// TestKeepKey: a key is created once, readable by its owner only.
 func TestKeepKey(t *testing.T) {
 	path := keyFile(t)
 	info, err := os.Stat(path)

@@ -14,7 +14,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// nowhere is a port on which nobody answers.
+// nowhere is an address on which nothing answers.
 const nowhere = "127.0.0.1:1"
 
 func TestWrongUse(t *testing.T) {
@@ -131,7 +131,7 @@ func TestWrongUse(t *testing.T) {
 	}
 }
 
-// TestUnreachable: verbs that do not wait say what they cannot reach.
+// TestUnreachable: commands that do not wait report what they cannot reach.
 func TestUnreachable(t *testing.T) {
 	t.Parallel()
 	database, nats := "postgres://ann:"+secret+"@"+nowhere+"/x", "nats://ann:"+secret+"@"+nowhere
@@ -148,8 +148,8 @@ func TestUnreachable(t *testing.T) {
 	refused(t, exitUnreachable, []string{"users", "--database-url", database, "--addr", anyPort, "--admin-addr", "1"}, "--admin-addr")
 }
 
-// TestServicesWaitForTheirServers: they start before what they need, and say what
-// that is.
+// TestServicesWaitForTheirServers: services start before the servers they need, and report which
+// ones are missing.
 func TestServicesWaitForTheirServers(t *testing.T) {
 	t.Parallel()
 	database, nats := "postgres://ann:"+secret+"@"+nowhere+"/x", "nats://ann:"+secret+"@"+nowhere
@@ -160,7 +160,7 @@ func TestServicesWaitForTheirServers(t *testing.T) {
 	mailer.notReady(mailer.admin, "nats_unreachable")
 }
 
-// TestLogIsJSON: also where others would write lines of their own.
+// TestLogIsJSON: also the log lines of libraries are JSON.
 func TestLogIsJSON(t *testing.T) {
 	t.Parallel()
 	users := start(t, env{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://" + nowhere}, "users",
@@ -172,7 +172,7 @@ func TestLogIsJSON(t *testing.T) {
 	}
 }
 
-// TestHelpShowsEveryFlag asks each command for help.
+// TestHelpShowsEveryFlag runs each command with --help.
 func TestHelpShowsEveryFlag(t *testing.T) {
 	t.Parallel()
 	for _, cmd := range allCommands(newRoot()) {

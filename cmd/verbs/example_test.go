@@ -13,7 +13,7 @@ import (
 	"github.com/pgjet/pgjet/consumers"
 )
 
-// A program of a service, of which shop consumer ensure is a verb.
+// A service's program with the command shop consumer ensure.
 func Example() {
 	root := &cobra.Command{Use: "shop"}
 	root.AddCommand(verbs.Consumer(verbs.Settings{

@@ -21,7 +21,7 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-// shipping is a consumer of somebody's own.
+// shipping is a consumer of another program.
 func shipping(types ...string) consumers.Consumer {
 	var all []consumers.Typed
 	for _, kind := range types {
@@ -30,7 +30,8 @@ func shipping(types ...string) consumers.Consumer {
 	return consumers.Consumer{Name: "shipping", Slices: 2, Handler: consumers.Handle(all...)}
 }
 
-// TestEnsure: an own program makes the durable consumers of its own consumers, compares them, and adds types.
+// TestEnsure: another program creates the durable consumers of its consumers, compares them, and
+// adds types.
 func TestEnsure(t *testing.T) {
 	database := testenv.DatabaseURL(t)
 	js, server := testenv.JetStream(t)
