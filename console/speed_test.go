@@ -219,8 +219,7 @@ func large(table string) bool {
 }
 
 // TestPlans: according to PostgreSQL, no statement of a page scans a large table, nor reads as many
-// rows of it by an index. Dead
-// letters are the exception: they are counted by their errors.
+// rows of it by an index. Dead letters are the exception: they are counted by their errors.
 func TestPlans(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)
