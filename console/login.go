@@ -56,7 +56,7 @@ func (c *Console) Header(name string, proxies []netip.Prefix) http.Handler {
 		addr, err := netip.ParseAddr(host)
 		known := err == nil && slices.ContainsFunc(proxies, func(p netip.Prefix) bool { return p.Contains(addr.Unmap()) })
 		if !known || r.Header.Get(name) == "" {
-			http.Error(w, "Nobody said who you are. Ask through the proxy that does.", http.StatusUnauthorized)
+			http.Error(w, "Your user is not known. Use the proxy that names it.", http.StatusUnauthorized)
 			return
 		}
 		c.ServeHTTP(w, r)

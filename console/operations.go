@@ -141,7 +141,7 @@ func (c *Console) cancelOperation(ctx context.Context, r *http.Request) (next, n
 		return "", "", err
 	}
 	_, err = operate.CancelOperation(ctx, c.config.DB, id, c.actor(r), reason)
-	return fmt.Sprint("/operations/", id), fmt.Sprintf("Cancelled operation %d. What was done stays so.", id), err
+	return fmt.Sprint("/operations/", id), fmt.Sprintf("Cancelled operation %d. What it has done is kept.", id), err
 }
 
 // resumeOperation resumes an operation that stopped.

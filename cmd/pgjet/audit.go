@@ -27,12 +27,12 @@ func (s *settings) auditRunCommand() *cobra.Command {
 		Use:   "run",
 		Short: "Compare the outbox with the stream, in both directions; exit code 6 if they differ",
 		Long: `Compare the outbox with the stream, in both directions: events that were published and are
-missing, messages that the outbox does not know, events that stand there twice, behind a
-later one of their key, or not as their row says. What was pruned or has aged out cannot be
-compared; it is counted, and is no difference. It changes nothing.
+missing, messages that the outbox does not know, and events that are there twice, behind a
+later one of their key, or different from their row. What was pruned or has aged out cannot
+be compared; it is counted, but not as a difference. The command changes nothing.
 
-All that both still have is read, or with --since what was published from the last checkpoint before
-that time on. Memory is bounded: one bit for each event, and some MiB.`,
+It reads everything that both still have, or with --since what was published after the last
+checkpoint before that time. Memory is bounded: one bit for each event, and some MiB.`,
 		Example: `  pgjet audit run
   pgjet audit run --since 24h`,
 		Args: cobra.NoArgs,
@@ -52,7 +52,7 @@ that time on. Memory is bounded: one bit for each event, and some MiB.`,
 	s.databaseFlag(cmd.Flags())
 	s.natsFlags(cmd.Flags())
 	s.relayFlag(cmd.Flags())
-	cmd.Flags().StringVar(&since, "since", "", "only what was published since a time such as 2026-11-01T00:00:00Z, or for so long, such as 24h")
+	cmd.Flags().StringVar(&since, "since", "", "only what was published since a time such as 2026-11-01T00:00:00Z, or how long ago, such as 24h")
 	outputFlag(cmd.Flags(), &output)
 	return cmd
 }
@@ -93,7 +93,7 @@ func runAudit(ctx context.Context, cmd *cobra.Command, src operate.Source, since
 		return err
 	}
 	if !a.Agrees {
-		return &exitError{exitFindings, fmt.Errorf("outbox and stream differ at %d places; what to do says: pgjet explain audit_differs", a.Result.Differences())}
+		return &exitError{exitFindings, fmt.Errorf("outbox and stream differ at %d places; see: pgjet explain audit_differs", a.Result.Differences())}
 	}
 	return nil
 }
@@ -103,9 +103,9 @@ func (s *settings) auditShowCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show",
 		Short: "Show what the background audit of the leading relay found; exit code 6 if outbox and stream differ",
-		Long: `Show what the background audit of the leading relay found: the last whole pass, the one under
-way, and the first hundred differences. It begins a pass an hour after the last one, or when events
-were published again.`,
+		Long: `Show what the background audit of the leading relay found: the last complete pass, the
+running one, and the first hundred differences. A pass begins an hour after the last one, or
+when events were published again.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {
@@ -120,7 +120,7 @@ were published again.`,
 					return err
 				}
 				if len(a.Differences) > 0 {
-					return &exitError{exitFindings, errors.New("outbox and stream differ; what to do says: pgjet explain audit_differs")}
+					return &exitError{exitFindings, errors.New("outbox and stream differ; see: pgjet explain audit_differs")}
 				}
 				return nil
 			})
@@ -168,18 +168,18 @@ func writeAudit(w io.Writer, a operate.Audit) {
 	}
 	fmt.Fprintf(w, "stream\t%s\t\n", plain(a.Stream))
 	line("compared", a.Compared, "messages that are events of the outbox")
-	line("missing", a.Missing, "were published, and are in the stream no more")
+	line("missing", a.Missing, "were published, and are no longer in the stream")
 	line("extra", a.Extra, "are in the stream, and the outbox does not know them")
-	line("twice", a.Twice, "stand in the stream once more")
-	line("out of order", a.OutOfOrder, "stand behind a later event of their key")
-	line("changed", a.Changed, "are not what their row says")
+	line("twice", a.Twice, "are in the stream twice")
+	line("out of order", a.OutOfOrder, "are behind a later event of their key")
+	line("changed", a.Changed, "differ from their row")
 	some("pending", a.Pending, "are not published yet: no difference")
-	some("quarantined", a.Quarantined, "are set aside, or to be published again: no difference")
+	some("quarantined", a.Quarantined, "are in quarantine, or to be published again: no difference")
 	some("before", a.Before, "were published before, or have aged out: not compared")
 	some("pruned", a.Pruned, "were pruned from the outbox: not compared")
 	some("adopted", a.Adopted, "were accepted by an operator: not compared")
 	some("moved", a.Moved, "were published again, or after their quarantine: behind later events of their key")
-	some("overlapping", a.Overlapping, "stand behind a later event of their key, whose transaction may have committed first: no difference")
+	some("overlapping", a.Overlapping, "are behind a later event of their key, whose transaction may have committed first: no difference")
 	writeDifferences(w, a.Differences, a.Result.Differences())
 }
 

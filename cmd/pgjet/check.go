@@ -51,10 +51,9 @@ func checkStatusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Check for a monitoring system whether anything is wrong; exit code 0 OK, 1 warning, 2 critical, 3 unknown",
-		Long: `Check for a monitoring system whether anything is wrong, with the facts of pgjet status. The exit
-codes are those of plugins for Nagios, and of this command alone: 0 OK, 1 warning, 2 critical, 3
-unknown, which is that neither server could be asked. The first line says it in
-short, with the numbers behind it.`,
+		Long: `Check for a monitoring system whether anything is wrong, like pgjet status. The exit codes
+are those of Nagios plugins, and of this command only: 0 OK, 1 warning, 2 critical, 3
+unknown, if neither server answers. The first line is a summary with numbers.`,
 		Example: `  pgjet check
   pgjet check --consumer welcome-mailer
   pgjet check -o prometheus > /var/lib/node_exporter/pgjet.prom`,
@@ -231,7 +230,7 @@ func (c *checkVerdict) exposition() string {
 	gauge("state", "0 is OK, 1 a warning, 2 critical, 3 unknown.")
 	fmt.Fprintf(&b, "pgjet_check_state %d\n", c.Code)
 	if len(c.Findings) > 0 {
-		gauge("finding", "A reason that holds; 1 if it needs somebody.")
+		gauge("finding", "A reason that applies; 1 if it needs an operator.")
 		seen := make(map[string]bool)
 		for _, f := range c.Findings {
 			line := fmt.Sprintf("pgjet_check_finding{what=%s,reason=%s}", labelValue(f.What), labelValue(f.Code))
@@ -248,7 +247,7 @@ func (c *checkVerdict) exposition() string {
 		}
 	}
 	for _, name := range names { // Prometheus wants the samples of a name together
-		gauge(name, "As pgjet status says, when this was written.")
+		gauge(name, "As in pgjet status, when this was written.")
 		for _, v := range c.Values {
 			if v.Name != name {
 				continue

@@ -232,7 +232,7 @@ func (c *composed) quiet() {
 			continue
 		}
 		for line := range strings.Lines(c.docker(time.Minute, "logs", c.container(name))) {
-			if strings.Contains(line, "ask nobody who they are") {
+			if strings.Contains(line, "have no authentication") {
 				continue // other machines can reach the pages, but only in a network of their own
 			}
 			if strings.Contains(line, `"level":"WARN"`) || strings.Contains(line, `"level":"ERROR"`) {

@@ -298,7 +298,7 @@ func TestComposeNATS(t *testing.T) {
 }
 
 // TestComposeNATSUsers: each service has an account of its own, as pgjet nats accounts prints
-// it. PGJET_UPDATE=1 writes the file anew.
+// it. PGJET_UPDATE=1 writes the file again.
 func TestComposeNATSUsers(t *testing.T) {
 	c := readComposition(t)
 	passwords := make(map[string]string)

@@ -28,8 +28,8 @@ func configShowCommand(root *cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show",
 		Short: "Show the value of every key, and where it comes from",
-		Long: `Show the value of every key that processes have, as this environment, this file and
-these flags make it; with --origin also where it comes from. Secrets are masked.`,
+		Long: `Show the value of every key of processes, from the defaults, the file, the environment and
+the flags; with --origin also where it comes from. Secrets are masked.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {
@@ -90,9 +90,9 @@ func configValidateCommand() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "validate [FILE]",
-		Short: "Say whether a file is valid, and all that is wrong with it",
-		Long: `Say whether a file is valid, together with this environment, and all that is wrong
-with it. Without FILE it is the one that --config names. The exit code is 2 if it is not.`,
+		Short: "Report whether a file is valid, and everything that is wrong with it",
+		Long: `Report whether a file is valid, together with this environment, and everything that is wrong
+with it. The default FILE is that of --config. The exit code is 2 if it is not valid.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkOutput(output); err != nil {

@@ -35,13 +35,13 @@ func consoleCommand() *cobra.Command {
 	var c consoleFlags
 	cmd := &cobra.Command{
 		Use:   "console",
-		Short: "Serve the web page for operators: what is wrong, what happened to an event, and how to put it right",
+		Short: "Serve the web page for operators: what is wrong, what happened to an event, and how to correct it",
 		Long: `Serve the web page for operators: what is wrong, what happened to an event, and how to
-put it right. It may change what the database lets its user change: with the rights of
-pgjet_operator what the other commands change, with a user who may only read, nothing.
+correct it. The database decides what it may change: with the rights of pgjet_operator what
+the other commands change, with read access only, nothing.
 
-It listens on this machine alone. A public address needs --token-file, or --user-header
-behind a proxy that says who calls. pgjet dev serves it by itself.`,
+It listens on this machine only. A public address needs --token-file, or --user-header
+behind a proxy that names the user. pgjet dev includes it.`,
 		Example: `  pgjet console --database-url postgres://operator@host/shop --nats-url nats://host
   pgjet console --listen :7409 --token-file console.token
   pgjet console --database-url postgres://operator@host/shop --also billing=postgres://operator@host/billing`,
@@ -55,11 +55,11 @@ behind a proxy that says who calls. pgjet dev serves it by itself.`,
 	s.natsFlags(f)
 	f.StringVar(&c.listen, "listen", "127.0.0.1:7409", "where to serve it")
 	f.StringArrayVar(&c.also, "also", nil, "a further database to show, as NAME=URL, such as billing=postgres://operator@host/billing; may be given several times")
-	f.StringVar(&c.host, "host", "", "a further name by which it is asked for on a loopback address, such as one that a proxy passes on")
+	f.StringVar(&c.host, "host", "", "a further Host that it accepts on a loopback address, such as one that a proxy passes on")
 	f.BoolVar(&c.readOnly, "read-only", false, "change nothing, whatever the database allows")
-	f.StringVar(&c.tokenFile, "token-file", "", "file with the token that everybody has to know, 16 characters or more")
-	f.StringVar(&c.userHeader, "user-header", "", "header in which a proxy says who calls, such as X-Forwarded-User; that is who makes changes")
-	f.StringSliceVar(&c.proxies, "user-proxies", []string{"127.0.0.0/8", "::1"}, "networks of the proxies that may say who calls")
+	f.StringVar(&c.tokenFile, "token-file", "", "file with the token that every user needs, 16 characters or more")
+	f.StringVar(&c.userHeader, "user-header", "", "header in which a proxy names the user, such as X-Forwarded-User; changes are recorded with it")
+	f.StringSliceVar(&c.proxies, "user-proxies", []string{"127.0.0.0/8", "::1"}, "networks of the proxies that may set that header")
 	return cmd
 }
 
@@ -95,7 +95,7 @@ func (s *settings) serveConsole(ctx context.Context, f consoleFlags, log *slog.L
 	}
 	if web.Public(l.Addr()) && f.tokenFile == "" && f.userHeader == "" {
 		l.Close()
-		return usagef("--listen is %s, which other machines can reach, and the console would ask nobody who they are: set --token-file or --user-header, or listen on 127.0.0.1", f.listen)
+		return usagef("--listen is %s, which other machines can reach, and the console has no authentication: set --token-file or --user-header, or listen on 127.0.0.1", f.listen)
 	}
 	log.InfoContext(ctx, "serving the console", "addr", "http://"+l.Addr().String())
 	p := consolePart(c, l, web.Connections(1), h, log)

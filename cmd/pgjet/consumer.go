@@ -32,8 +32,7 @@ func consumerCommand() *cobra.Command {
 	var s settings
 	cmd := group(&cobra.Command{
 		Use:   "consumer",
-		Short: "Look after consumers",
-		Long: `Look after consumers, whoever runs them. A consumer is known from the first time a
+		Short: "Manage consumers", Long: `Manage consumers, whatever process runs them. A consumer is known from the first time a
 process runs it.`,
 	}, s.consumerListCommand(), s.consumerGetCommand(), s.consumerPauseCommand(), s.consumerResumeCommand(), s.consumerEnsureCommand())
 	return cmd
@@ -72,9 +71,9 @@ func (s *settings) consumerListCommand() *cobra.Command {
 	var exitCode bool
 	cmd := &cobra.Command{
 		Use:   "ls",
-		Short: "List the consumers: what waits, and why; exit code 6 if one is not healthy",
-		Long: `List the consumers: what waits, and why. The rate is measured for half a second.
-Trouble comes last, with what to type next.`,
+		Short: "List the consumers: which events wait, and why; exit code 6 if one is not healthy",
+		Long: `List the consumers: which events wait, and why. The rate is measured for half a second.
+Problems come last, with the command to type next.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {
@@ -154,9 +153,9 @@ func (s *settings) consumerPauseCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "pause NAME",
 		Short: "Let no attempt of a consumer begin until it is resumed",
-		Long: `Let no attempt of a consumer begin until it is resumed, wherever its processes are.
-Attempts that have begun may finish: they are waited for, 10 seconds at most. Events
-wait in the stream. Pausing twice changes nothing.`,
+		Long: `Let no attempt of a consumer begin until it is resumed, wherever its processes are. Running
+attempts may finish: the command waits for them, 10 seconds at most. Events wait in the
+stream. Pausing twice changes nothing.`,
 		Args: exactlyOne,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := cmp.Or(checkOutput(output), needReason(reason)); err != nil {

@@ -32,18 +32,19 @@ exists is compared and left as it is: the differences are shown, and the exit co
 accounts that pgjet nats accounts prints.
 
 The names are: ` + strings.Join(own, ", ") + `; ` + followName + `, by which the
-user service follows events; and, with --database-url, that of any consumer which a
-process has run, or tried to: which events it handles is recorded there.
+user service follows events; and, with --database-url, any consumer that a process has
+run, or tried to run: the database records which events it handles.
 
-With --database-url a durable consumer names the database of its consumer, so that no other
-database uses it. One that exists and names none is given to it. One that is another database's
-is refused, and left as it is: exit code 7. What was another's is given to this one by --take-from, with
-the identity of that database, which has to be gone for good: its consumer handles nothing any more.
+With --database-url a durable consumer names the database of its consumer, so that no
+other database uses it. An existing one without a database gets this one. One of another
+database is refused, and left as it is: exit code 7. --take-from, with the identity of
+that database, gives it to this one. The other database has to be gone for good: its
+consumer then handles nothing.
 
-If all that differs is that types of events are missing, --apply adds them. The consumer
-is paused for that moment, and nothing is lost: what the stream already holds of those
-types comes as well, in order. Processes of a version that does not know them
-handle nothing from then on. If it is interrupted, do it again.`,
+If the only difference is missing event types, --apply adds them. The consumer is paused
+meanwhile, and nothing is lost: it also gets the events of those types that the stream
+already holds, in order. Processes of a version without those types handle nothing from
+then on. If the command is interrupted, run it again.`,
 		ValidArgs: append(slices.Clone(own), followName),
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -104,11 +105,11 @@ func (s *settings) checkEnsure(o *ensureOptions, from string) (err error) {
 	case o.dryRun && o.apply:
 		return usagef("--dry-run changes nothing and --apply does: say one of them")
 	case from != "" && (o.dryRun || o.apply):
-		return usagef("--take-from goes with neither --dry-run nor --apply: run it first")
+		return usagef("--take-from excludes --dry-run and --apply: run it first")
 	case from == "":
 		return nil
 	case s.databaseURL == "":
-		return usagef("--take-from needs --database-url: to which database are the durable consumers to be given?")
+		return usagef("--take-from needs --database-url: the database that gets the durable consumers")
 	}
 	if o.from, err = uuid.Parse(from); err != nil || o.from == uuid.Nil {
 		return usagef("--take-from is %q, want the identity of a database, as foreign_durable names it", from)

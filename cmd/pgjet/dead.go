@@ -20,9 +20,9 @@ func deadCommand() *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "dead",
 		Short: "Look at dead letters, and decide on them",
-		Long: `Look at dead letters, the events that a consumer gave up on, and decide on them.
-They are in the database of the consumer. Payloads and what looks like a mail
-address are shown with --reveal only.`,
+		Long: `Look at dead letters, the events that a consumer gave up on, and decide on them. They are in
+the database of the consumer. Payloads and what looks like a mail address are shown only
+with --reveal.`,
 	}, s.deadGroupsCommand(), s.deadListCommand(), s.deadGetCommand(), s.deadExportCommand(),
 		s.deadRedriveCommand(), s.deadDiscardCommand(), s.deadReopenCommand())
 	s.databaseFlag(cmd.PersistentFlags())
@@ -70,7 +70,7 @@ func (d *deadSelection) selects() bool {
 
 // stateFlag adds --state, for commands that only read.
 func (d *deadSelection) stateFlag(f *pflag.FlagSet) {
-	f.StringVar(&d.state, "state", inbox.Dead, "only those that are dead, redriven, done or discarded; or all; one named by its ID is shown in any state")
+	f.StringVar(&d.state, "state", inbox.Dead, "only those that are dead, redriven, done or discarded; or all; those named by ID are shown in any state")
 }
 
 var groupForm = regexp.MustCompile(`^g_[0-9a-f]{8}$`)

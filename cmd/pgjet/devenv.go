@@ -120,7 +120,7 @@ Then see whether all is well, and what became of it, in this folder:
   pgjet status
   pgjet event timeline ada@example.com
 
-PostgreSQL and NATS ask for a password, which only you can read. For commands elsewhere:
+PostgreSQL and NATS require a password, which only you can read. For commands elsewhere:
 
   eval "$(%s)"
 
@@ -132,9 +132,8 @@ Stop with Ctrl-C.
 func devEnvCommand(dir *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "env",
-		Short: "Print the environment by which the other commands find a running pgjet dev",
-		Long: `Print the environment by which the other commands find a running pgjet dev, for
-a shell:
+		Short: "Print the environment through which the other commands find a running pgjet dev",
+		Long: `Print the environment through which the other commands find a running pgjet dev, for a shell:
 
   eval "$(pgjet dev env)"`,
 		Args: cobra.NoArgs,

@@ -42,7 +42,7 @@ func (d *dev) lab() *console.Dev {
 			},
 			{
 				ID: "billing-declines", Name: "Billing declines every account",
-				Effect: "It answers 402. The saga of each sign-up undoes what it did, and the user is told by mail.",
+				Effect: "It answers 402. The saga of each sign-up undoes what it did, and the user gets a mail.",
 				On:     faulty(fault(billingPort), http.StatusPaymentRequired), Set: setFault(fault(billingPort), http.StatusPaymentRequired),
 			},
 			{
@@ -64,7 +64,7 @@ func (d *dev) lab() *console.Dev {
 	if d.postgres != nil {
 		lab.Lab = append(lab.Lab, console.Switch{
 			ID: "postgres-down", Name: "PostgreSQL is out of reach",
-			Effect: "Its sessions are ended, and it admits no others. A sign-up is refused, and nothing is lost. These pages say what they cannot know. When it is repaired, everything goes on by itself.",
+			Effect: "Its sessions are ended, and it admits no others. A sign-up is refused, and nothing is lost. These pages show what is missing. When it is repaired, everything goes on by itself.",
 			On:     func(ctx context.Context) (bool, error) { admits, err := d.postgres.Admits(ctx); return !admits, err },
 			Set:    func(ctx context.Context, broken bool) error { return d.postgres.Admit(ctx, !broken) },
 		})

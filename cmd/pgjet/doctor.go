@@ -18,10 +18,11 @@ func doctorCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Look for settings that break a promise or soon will; exit code 6 if there are some",
-		Long: `Look for settings that break a promise, or soon will, of PostgreSQL, NATS and the streams: with
-versions, permissions, poolers, limits, clocks and disks, as far as they can be asked. Each has its
-consequence and what to do. It changes nothing. What is as it should be is shown with --all.
-The exit code is 6 if something is broken or a warning, 5 if neither server answers.`,
+		Long: `Look for settings that break a promise, or soon will, of PostgreSQL, NATS and the streams:
+with versions, permissions, poolers, limits, clocks and disks, as far as they can be read.
+Each has its consequence and what to do. The command changes nothing. --all also shows what
+is in order. The exit code is 6 if something is broken or a warning, 5 if neither server
+answers.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {
@@ -42,7 +43,7 @@ The exit code is 6 if something is broken or a warning, 5 if neither server answ
 			case src.Err() != nil:
 				return &exitError{exitUnreachable, src.Err()}
 			case !d.Healthy:
-				return &exitError{exitFindings, errors.New("some settings need somebody")}
+				return &exitError{exitFindings, errors.New("some settings need an operator")}
 			}
 			return nil
 		},
@@ -50,7 +51,7 @@ The exit code is 6 if something is broken or a warning, 5 if neither server answ
 	s.databaseFlag(cmd.Flags())
 	s.natsFlags(cmd.Flags())
 	outputFlag(cmd.Flags(), &output)
-	cmd.Flags().BoolVar(&all, "all", false, "show also what is as it should be")
+	cmd.Flags().BoolVar(&all, "all", false, "also show what is in order")
 	return cmd
 }
 
@@ -71,5 +72,5 @@ func writeDiagnosis(w io.Writer, d operate.Diagnosis, all bool) {
 			fmt.Fprintf(w, "\t\t-> %s\n", plain(c.Fix))
 		}
 	}
-	fmt.Fprintf(w, "\n%d of %d are as they should be\n", ok, len(d.Checks))
+	fmt.Fprintf(w, "\n%d of %d are in order\n", ok, len(d.Checks))
 }

@@ -63,7 +63,7 @@ func TestDoctor(t *testing.T) {
 	if found := diagnose(t, exitOK, database, nats); len(found) != 0 {
 		t.Errorf("it finds %+v, want nothing", found)
 	}
-	says(t, exitOK, asked("doctor", nats), asOperator(database), "note      stream EVENTS replicas   1\n", "unknown   postgres disk", " are as they should be\n")
+	says(t, exitOK, asked("doctor", nats), asOperator(database), "note      stream EVENTS replicas   1\n", "unknown   postgres disk", " are in order\n")
 	says(t, exitOK, asked("doctor --all", nats), asOperator(database), "ok        postgres fsync                   on\n", "ok        stream EVENTS")
 
 	db := openDB(t, database)

@@ -22,8 +22,8 @@ func eventCommand() *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "event",
 		Short: "See what happened to events",
-		Long: `See what happened to events: in the outbox, in the stream, at each consumer, and in
-sagas. Payloads are not shown, and what looks like a mail address in an error is masked.`,
+		Long: `See what happened to events: in the outbox, in the stream, at each consumer, and in sagas.
+Payloads are not shown, and mail addresses in errors are masked.`,
 	}, s.eventGetCommand(), s.eventTimelineCommand(), s.eventListCommand(), s.eventTailCommand("tail", false), s.eventTailCommand("follow", true))
 	s.databaseFlag(cmd.PersistentFlags())
 	s.natsFlags(cmd.PersistentFlags())
@@ -65,13 +65,13 @@ func (s *settings) eventTimelineCommand() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "timeline ID|KEY|TRACE|REQUEST-ID|MESSAGE-ID|MAIL-ADDRESS",
-		Short: "Show what happened to an event, or to those of a key, a trace, a request or a mail address, in the order of time",
-		Long: `Show what happened to an event, to those of a key, of a trace or of a request, to that of a
-mail, or to those of whoever has a mail address, in the order of time: appended, stored, attempts,
-waits, errors, dead letters, decisions of operators, sagas. What is not known is said. A trace is an
-id of 32 hex digits, or a traceparent; a request has the id of its header X-Request-Id; a mail is
-named by its Message-ID. Of more than one event the first 20 are shown. All but ids are looked for
-among the newest 200 000 rows of the outbox; keys also among what waits or is dead.`,
+		Short: "Show what happened, in order of time, to an event, or to those of a key, a trace, a request or a mail address",
+		Long: `Show what happened, in order of time, to an event, or to the events of a key, a trace, a
+request, a mail or a mail address: appends, attempts, waits, errors, dead letters, decisions
+of operators, sagas, and what is not known. A trace is an id of 32 hex digits, or a
+traceparent; a request has the id of its header X-Request-Id; a mail has its Message-ID. The
+first 20 events are shown. Only ids have an index: the rest is searched in the newest 200
+000 rows of the outbox, keys also among waiting and dead events.`,
 		Example: `  pgjet event timeline ada@example.com
   pgjet event timeline 4bf92f3577b34da6a3ce929d0e0e4736`,
 		Args: cobra.ExactArgs(1),

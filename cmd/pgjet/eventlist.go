@@ -63,8 +63,8 @@ func (s *settings) eventListCommand() *cobra.Command {
 		Short: "List events: of the outbox the newest first, or those that are retried or dead",
 		Long: `List events: of the outbox the newest first, all or those that are pending, published or
 quarantined; or, by consumer, those that are retrying or dead. The outbox has no index of
-types, keys and times: for a page 200 000 rows are looked at, at most. If there may be more, the
-flag that shows the next page is said.`,
+types, keys and times: a page searches 200 000 rows at most. If there may be more, the
+command prints the flag for the next page.`,
 		Example: `  pgjet event ls --state pending
   pgjet event ls --state retrying --consumer welcome-mailer
   pgjet event ls --type user.created --since 2h`,
@@ -105,7 +105,7 @@ flag that shows the next page is said.`,
 	selection.flags(flags)
 	flags.StringVar(&selection.filter.State, "state", "", "only these: "+strings.Join(eventStates, ", "))
 	flags.StringVar(&selection.filter.Consumer, "consumer", "", "only at this consumer, of those that are retrying or dead")
-	flags.StringVar(&selection.filter.After, "after", "", "where to go on: what the last page said")
+	flags.StringVar(&selection.filter.After, "after", "", "where the next page begins: as the previous page printed")
 	flags.IntVar(&selection.filter.Limit, "limit", 100, "how many to show, 1 to 1000")
 	return cmd
 }
@@ -171,9 +171,9 @@ func (s *settings) eventTailCommand(use string, follow bool) *cobra.Command {
 	flags := cmd.Flags()
 	outputFlag(flags, &output)
 	selection.flags(flags)
-	flags.IntVar(&selection.filter.Limit, "limit", 20, "how many to show of those that are there, 1 to 1000")
+	flags.IntVar(&selection.filter.Limit, "limit", 20, "how many existing ones to show, 1 to 1000")
 	if !follow {
-		flags.BoolVarP(&follow, "follow", "f", false, "show new ones, too, until Ctrl-C; as JSON a line each")
+		flags.BoolVarP(&follow, "follow", "f", false, "also show new ones, until Ctrl-C; in JSON one line each")
 	}
 	return cmd
 }

@@ -31,8 +31,8 @@ func explainCommand() *cobra.Command {
 		Use:   "explain [CODE|RUNBOOK]",
 		Short: "Explain a reason, with its runbook, or print a runbook; or list all reasons",
 		Long: `Explain a reason, a word such as stream_full that pgjet status gives: what it means, what to
-type, and its whole runbook; or print a runbook by its name, such as dead-letters. Without one, list all
-reasons, the worst first. It asks no server.`,
+type, and its whole runbook; or print a runbook by its name, such as dead-letters. Without
+an argument, list all reasons, the worst first. No server is needed.`,
 		Example: "  pgjet explain stream_full",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -45,7 +45,7 @@ reasons, the worst first. It asks no server.`,
 			}
 			all := explain(strings.TrimSuffix(args[0], ":"))
 			if len(all) == 0 {
-				return &exitError{exitNotFound, fmt.Errorf("%q is no reason%s; all are listed by: pgjet explain", short(args[0]), suggestion(args[0], explained()))}
+				return &exitError{exitNotFound, fmt.Errorf("%q is no reason%s; to list all: pgjet explain", short(args[0]), suggestion(args[0], explained()))}
 			}
 			if output == "json" {
 				return show(cmd.OutOrStdout(), output, all, nil)

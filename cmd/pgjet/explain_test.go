@@ -16,7 +16,7 @@ import (
 	"github.com/pgjet/pgjet/internal/operate"
 )
 
-// TestReasonsPage: docs/reference/reasons.md is made from the list. To make it anew: UPDATE=1 go test -run TestReasonsPage ./cmd/pgjet
+// TestReasonsPage: docs/reference/reasons.md is made from the list. To write it again: UPDATE=1 go test -run TestReasonsPage ./cmd/pgjet
 func TestReasonsPage(t *testing.T) {
 	if os.Getenv("UPDATE") != "" {
 		if err := os.WriteFile(root+"docs/reference/reasons.md", []byte(operate.ReasonsPage()), 0o644); err != nil {

@@ -73,7 +73,7 @@ func (t *trackedConn) Close() error {
 func (c *conns) watch(ctx context.Context, log *slog.Logger) {
 	for c.probe != nil && ctx.Err() == nil {
 		if err := c.ask(ctx); err != nil && ctx.Err() == nil {
-			log.WarnContext(ctx, "PostgreSQL does not answer while this process stops: its connections are cut, and what was in hand is done again by the next process", "err", err)
+			log.WarnContext(ctx, "PostgreSQL does not answer while this process stops: its connections are cut, and the next process repeats the work in hand", "err", err)
 			c.cut()
 			return
 		}

@@ -22,9 +22,8 @@ func servicesCommand() *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "services",
 		Short: "See which processes run, and whether they are ready",
-		Long: `See which processes run, and whether they are ready. They are asked over NATS: who
-answers is there. Their health pages are asked over HTTP, so it has to be possible to
-reach them from here.`,
+		Long: `See which processes run, and whether they are ready. Each running process answers over NATS.
+Their health pages are read over HTTP, so they have to be reachable from here.`,
 	}, s.servicesListCommand(), s.servicesGetCommand())
 	s.natsURLFlag(cmd.PersistentFlags())
 	s.access.flags(cmd.PersistentFlags())

@@ -172,7 +172,7 @@ func checkExemplars(t *testing.T, r *running) {
 	}
 }
 
-// TestMetricsPage: docs/reference/metrics.md lists all that is exported. To make it anew: UPDATE=1 go test -run TestMetricsPage ./cmd/pgjet
+// TestMetricsPage: docs/reference/metrics.md lists all that is exported. To write it again: UPDATE=1 go test -run TestMetricsPage ./cmd/pgjet
 func TestMetricsPage(t *testing.T) {
 	t.Parallel()
 	all := everyMetric(t)

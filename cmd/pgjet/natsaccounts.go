@@ -146,9 +146,8 @@ func (s *settings) natsAccountsCommand() *cobra.Command {
 		Short: "Print accounts of NATS that keep all roles apart",
 		Long: `Print accounts of NATS, as configuration of nats-server: one with JetStream and the stream,
 where no process connects, and one for each role, with a user of that name. Each account
-imports what its role needs of others and nothing else. No role can then stop, change or write
-what belongs to another; exactly what holds is said in
-https://github.com/pgjet/pgjet/blob/main/docs/nats.md.
+imports only what its role needs. No role can then stop, change or write what belongs to
+another; for the exact guarantees see https://github.com/pgjet/pgjet/blob/main/docs/nats.md.
 
 nats-server takes the passwords from variables, of the environment or of the same file, and reads
 them as configuration: RELAY_PASSWORD='"12345"'. It has one block of accounts: a second one
@@ -188,7 +187,7 @@ All processes need --nats-domain ` + accountsDomain + `. They create no durable 
 	s.streamFlag(f)
 	s.prefixFlag(f)
 	outputFlag(f, &output)
-	f.StringSliceVar(&names, "consumer", slices.Sorted(maps.Keys(ownConsumers)), "names of all consumers, or NAME/16 with 16 slices")
+	f.StringSliceVar(&names, "consumer", slices.Sorted(maps.Keys(ownConsumers)), "names of all consumers; NAME/16 for 16 slices")
 	f.StringSliceVar(&services, "service", []string{devservices.Profiles, devservices.Billing}, "names of all other services that register")
 	return cmd
 }

@@ -184,13 +184,13 @@ for the entry of its user:
   operator   pgjet status, event, stream ensure, consumer, replay and services;
              for the consumers that --consumer lists, without it those of pgjet itself
   writer     the user service, which hints its commits to the relay and follows events for its cache
-  service    registers under the name that --service says, so that others find it, and nothing else
+  service    registers under the name of --service, so that others find it, and nothing else
 
 No role may ask to create, change, reset or delete a consumer of another role, and none may
-publish what belongs to another. That keeps mistakes apart. A process that means harm gets
-around it in the roles relay, consumer and operator, as
-https://github.com/pgjet/pgjet/blob/main/docs/nats.md says;
-what keeps it apart too is printed by pgjet nats accounts.
+publish what belongs to another. That protects against mistakes. A hostile process in the
+roles relay, consumer and operator can get around it, see
+https://github.com/pgjet/pgjet/blob/main/docs/nats.md; pgjet nats accounts prints accounts
+that protect against it, too.
 
 The writer may create no consumer; an operator does: pgjet consumer ensure ` + followName + `.`,
 		ValidArgs: []string{"relay", "consumer", "operator", "writer", "service"},
@@ -235,7 +235,7 @@ The writer may create no consumer; an operator does: pgjet consumer ensure ` + f
 	s.prefixFlag(f)
 	s.access.domainFlag(f)
 	outputFlag(f, &output)
-	f.StringSliceVar(&names, "consumer", nil, "name of the consumer, or NAME/16 with 16 slices; for the operator of each that may be looked after")
+	f.StringSliceVar(&names, "consumer", nil, "name of the consumer, or NAME/16 for 16 slices; for the operator of each consumer to manage")
 	f.StringVar(&service, "service", "", "name of the service")
 	var other settings
 	return group(&cobra.Command{Use: "nats", Short: "Set up NATS"}, other.natsAccountsCommand(), permissions)

@@ -17,9 +17,9 @@ func consumeOnboardingCommand() *cobra.Command {
 	var s settings
 	cmd := &cobra.Command{
 		Use:   onboarding.Name,
-		Short: "Give each new user a profile and a billing account, and make them active",
-		Long: `Give each new user a profile and a billing account, and make them active; or undo
-what was done, and reject them. It is a saga: see pgjet saga.`,
+		Short: "Give each new user a profile and a billing account, and activate the user",
+		Long: `Give each new user a profile and a billing account, and activate the user; or undo what was
+done, and reject the user. It is a saga: see pgjet saga.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return s.consume(cmd, onboarding.Name, s.onboardingParts)

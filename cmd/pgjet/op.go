@@ -22,9 +22,10 @@ import (
 func opCommand() *cobra.Command {
 	var s settings
 	cmd := group(&cobra.Command{
-		Use: "op", Short: "See what was done by hand, and go on with it or end it",
-		Long: `See what was done by hand, by whom and why: replays, redrives, republishes, discards, prunes, pauses.
-What takes long says how far it is, and can be cancelled; what stopped can be resumed.`,
+		Use: "op", Short: "List changes that were made by hand, and resume or cancel them",
+		Long: `List changes that were made by hand, by whom and why: replays, redrives, republishes,
+discards, prunes, pauses. Long ones show their progress and can be cancelled; those that
+stopped can be resumed.`,
 	}, s.opListCommand(), s.opGetCommand(), s.opResumeCommand(), s.opCancelCommand())
 	s.databaseFlag(cmd.PersistentFlags())
 	return cmd
@@ -63,11 +64,11 @@ func (s *settings) opListCommand() *cobra.Command {
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.Kind, "kind", "", "only of this kind, such as replay or dead.redrive, or of all kinds that begin so, such as dead")
+	flags.StringVar(&f.Kind, "kind", "", "only of this kind, such as replay or dead.redrive, or of kinds with this beginning, such as dead")
 	flags.StringVar(&f.Target, "target", "", "only on this target, such as the name of a consumer")
 	flags.StringVar(&f.State, "state", "", "only those that are planned, running, stopped, done, failed or cancelled")
 	flags.Int64Var(&f.Before, "before", 0, "only those with a lower id")
-	flags.IntVar(&f.Most, "limit", 50, "at most so many, up to 1000")
+	flags.IntVar(&f.Most, "limit", 50, "the most to list, up to 1000")
 	outputFlag(flags, &output)
 	return cmd
 }
@@ -163,9 +164,10 @@ func (s *settings) opResumeCommand() *cobra.Command {
 	rate := 0
 	cmd := &cobra.Command{
 		Use:   "resume ID",
-		Short: "Go on with an operation whose command ended before all was done",
-		Long: `Go on with a replay, a redrive or a discard whose command ended before all was done: with what is left
-of what it had selected, for its reason, and at its rate unless --rate says another one. What the leading relay does goes on by itself. Exit code 7 if there is nothing to go on with.`,
+		Short: "Resume an operation whose command ended too early",
+		Long: `Resume a replay, a redrive or a discard whose command ended too early: with the rest of its
+selection, for its reason, and at its rate unless --rate sets another one. The leading relay
+continues its own work by itself. Exit code 7 if there is nothing to resume.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := operationID(args[0])
@@ -186,7 +188,7 @@ of what it had selected, for its reason, and at its rate unless --rate says anot
 	s.directFlag(cmd.Flags())
 	s.natsURLFlag(cmd.Flags())
 	s.access.flags(cmd.Flags())
-	cmd.Flags().IntVar(&rate, "rate", 0, "at most so many a second; 0 is as it was")
+	cmd.Flags().IntVar(&rate, "rate", 0, "the most per second; 0 keeps the rate")
 	outputFlag(cmd.Flags(), &output)
 	return cmd
 }
@@ -215,9 +217,9 @@ func (s *settings) opCancelCommand() *cobra.Command {
 	var reason, output string
 	cmd := &cobra.Command{
 		Use:   "cancel ID",
-		Short: "End an operation that is planned, runs or stopped; what was done stays so",
-		Long: `End an operation that is planned, runs or stopped. What was done stays so. A command that runs it ends with
-its next step. Exit code 7 if it has ended already.`,
+		Short: "End an operation that is planned, running or stopped; what it has done is kept",
+		Long: `End an operation that is planned, running or stopped. What it has done is kept. Its command
+ends after the current step. Exit code 7 if it has ended already.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := operationID(args[0])

@@ -43,7 +43,7 @@ func migrateCommand() *cobra.Command {
 	cmd := group(&cobra.Command{Use: "migrate", Short: "Create and update the tables"}, up, status, migratePrintCommand())
 	for _, c := range []*cobra.Command{up, status} {
 		s.databaseFlag(c.Flags())
-		c.Flags().BoolVar(&withDemo, "demo", false, "also the tables of the demo, users and directory; those that are there are never left out")
+		c.Flags().BoolVar(&withDemo, "demo", false, "also the tables of the demo, users and directory; existing ones are always included")
 	}
 	s.directFlag(up.Flags())
 	return cmd
@@ -54,9 +54,10 @@ func migratePrintCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "print",
 		Short: "Print the tables of the schema pgjet as plain SQL, for a migration tool of your own",
-		Long: `Print the tables of the schema pgjet as plain SQL, for a migration tool of your own.
-It needs one transaction, of the owner of the schema, and records what it applied in
-pgjet.schema_version, so that pgjet migrate status and up understand it. See https://github.com/pgjet/pgjet/blob/main/docs/migrations.md.`,
+		Long: `Print the tables of the schema pgjet as plain SQL, for a migration tool of your own. It
+needs one transaction, of the owner of the schema, and records what it applied in
+pgjet.schema_version, so that pgjet migrate status and up understand it. See
+https://github.com/pgjet/pgjet/blob/main/docs/migrations.md.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var script bytes.Buffer

@@ -19,7 +19,7 @@ import (
 
 func outboxCommand() *cobra.Command {
 	var s settings
-	cmd := group(&cobra.Command{Use: "outbox", Short: "Look at the outbox, prune it, and look after scheduled events"},
+	cmd := group(&cobra.Command{Use: "outbox", Short: "Look at the outbox, prune it, and manage scheduled events"},
 		s.outboxStatusCommand(), s.outboxPruneCommand(), s.scheduledCommand())
 	s.databaseFlag(cmd.PersistentFlags())
 	return cmd
@@ -46,10 +46,10 @@ func (s *settings) outboxStatusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Count what was written, published and pruned, and show the partitions",
-		Long: `Count, by one snapshot of the database, what was written, and what of it is
-published, pending, quarantined or pruned; and show the partitions. Of an outbox that is larger than
-some 64 MB the numbers are estimates, from the first and the last seq of each partition, unless
---exact says to read all of it, which takes seconds and slows a relay down.`,
+		Long: `Count, in one snapshot of the database, the written events, and how many of them are
+published, pending, quarantined or pruned; and show the partitions. Above some 64 MB the
+numbers are estimates, from the first and the last seq of each partition. --exact reads the
+whole outbox, which takes seconds and slows a relay down.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return s.withOutbox(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
@@ -109,10 +109,10 @@ func (s *settings) outboxPruneCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "prune",
 		Short: "Prune what is published and old, as the relay does; exit code 6 if something has to wait",
-		Long: `Drop the partitions of which every event has been published in every stream, and
-that for longer than --older-than. The relay does so by itself; by hand it can be
-done earlier. It is recorded in pgjet.operation. The exit code is 6 if a
-partition that is old enough cannot go now.`,
+		Long: `Drop the partitions whose events were all published in every stream, longer than
+--older-than ago. The relay does so by itself; by hand it can be done earlier. It is
+recorded in pgjet.operation. The exit code is 6 if a partition that is old enough cannot be
+dropped now.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if age < 0 {
@@ -127,9 +127,9 @@ partition that is old enough cannot go now.`,
 			})
 		},
 	}
-	cmd.Flags().DurationVar(&age, "older-than", relay.DefaultRetention, "for how long it has to have been published")
+	cmd.Flags().DurationVar(&age, "older-than", relay.DefaultRetention, "how long ago it has to have been published")
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for the record")
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be pruned, and prune nothing")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "show what would be pruned, and prune nothing")
 	outputFlag(cmd.Flags(), &output)
 	return cmd
 }

@@ -156,7 +156,7 @@ func schemaFile(path string) string {
 	return "docs/reference/output/" + strings.ReplaceAll(path, " ", "-") + ".json"
 }
 
-// TestOutputSchemas: docs/reference/output has the schema of each command. To make them anew: UPDATE=1 go test -run TestOutputSchemas ./cmd/pgjet
+// TestOutputSchemas: docs/reference/output has the schema of each command. To write them again: UPDATE=1 go test -run TestOutputSchemas ./cmd/pgjet
 func TestOutputSchemas(t *testing.T) {
 	for path, values := range outputs {
 		want, err := json.MarshalIndent(outputSchema(path, values, false), "", "  ")

@@ -40,7 +40,7 @@ func (s *settings) warnPlaintext(ctx context.Context, log *slog.Logger) {
 // warnPublic logs that other machines can reach pages without authentication.
 func warnPublic(ctx context.Context, log *slog.Logger, what, flag string, addr net.Addr) {
 	if web.Public(addr) {
-		log.WarnContext(ctx, "these pages ask nobody who they are, and other machines can reach them: keep others out by the network, or serve them on 127.0.0.1",
+		log.WarnContext(ctx, "these pages have no authentication, and other machines can reach them: restrict access by the network, or serve them on 127.0.0.1",
 			"pages", what, "addr", addr.String(), "flag", flag)
 	}
 }

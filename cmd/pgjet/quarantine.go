@@ -88,10 +88,9 @@ func (s *settings) quarantineRetryCommand() *cobra.Command {
 		return relay.RetryQuarantined(ctx, db, seqs, actor(), reason)
 	}, done: "%d events to be published by the relay; what the stream still refuses comes back as held\n"})
 	cmd.Use = "retry [SEQ...]"
-	cmd.Short = "Publish events that are in quarantine, if the stream takes them now"
-	cmd.Long = `Publish events that are in quarantine, if the stream takes them now. Those that it
-still refuses come back as held. --all is all that are held; one that was dropped
-has to be named.`
+	cmd.Short = "Publish events that are in quarantine, if the stream accepts them now"
+	cmd.Long = `Publish events that are in quarantine, if the stream accepts them now. Those that it still
+refuses come back as held. --all is all that are held; dropped ones have to be named.`
 	return cmd
 }
 
@@ -100,8 +99,8 @@ func (s *settings) quarantineDropCommand() *cobra.Command {
 		return relay.DropQuarantined(ctx, db, seqs, actor(), reason)
 	}, done: "%d events dropped; 'pgjet relay quarantine retry SEQ' brings one back\n", needsReason: true, asks: true})
 	cmd.Use = "drop [SEQ...]"
-	cmd.Short = "Give events up that are in quarantine"
-	cmd.Long = `Give events up that are in quarantine: consumers never get them. They stay in the
+	cmd.Short = "Give up events that are in quarantine"
+	cmd.Long = `Give up events that are in quarantine: consumers never get them. They stay in the
 outbox until they are pruned; until then 'pgjet relay quarantine retry SEQ' brings
 one back. --all is all that are held.`
 	return cmd
@@ -136,7 +135,7 @@ func (s *settings) decideCommand(d decision) *cobra.Command {
 		}
 		if d.asks && all && !yes {
 			if !terminal(cmd.InOrStdin()) {
-				return usagef("look at what is held with pgjet relay quarantine ls, then say --yes")
+				return usagef("see what is held with pgjet relay quarantine ls, then use --yes")
 			}
 			if !confirm(cmd.InOrStdin(), cmd.ErrOrStderr(), "Drop all events that are held?") {
 				fmt.Fprintln(cmd.ErrOrStderr(), "nothing was changed")
@@ -167,7 +166,7 @@ func (s *settings) decideCommand(d decision) *cobra.Command {
 // selection returns the seqs in args, or nil for all. All are selected only by --all.
 func selection(args []string, all bool) ([]int64, error) {
 	if all == (len(args) > 0) {
-		return nil, usagef("name events by their SEQ, or say --all for all that are held; not both. See: pgjet relay quarantine ls")
+		return nil, usagef("name events by their SEQ, or use --all for all that are held; not both. See: pgjet relay quarantine ls")
 	}
 	var seqs []int64
 	for _, arg := range args {

@@ -31,12 +31,11 @@ func relayCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "relay",
 		Short: "Publish the outbox to the stream",
-		Long: `Publish the outbox to the stream. Any number of relays may run: one leads, the
-others stand by. The commands below look after them from anywhere; they need the
-database alone.
+		Long: `Publish the outbox to the stream. Any number of relays may run: one leads, the others stand
+by. The commands below manage them from anywhere; they need only the database.
 
-One process can run several relays, one for each database that the section relays of the
-configuration lists; the commands below then take --relay NAME.`,
+One process can run several relays, one for each database in the section relays of the
+configuration; the commands below then take --relay NAME.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log := s.logger(cmd)
@@ -67,7 +66,7 @@ configuration lists; the commands below then take --relay NAME.`,
 	s.processFlags(f)
 	cmd.AddCommand(s.relayStatusCommand())
 	cmd.AddCommand(s.forOneRelay(s.relayPauseCommand(), s.relayResumeCommand(), s.relayAdoptCommand(),
-		group(&cobra.Command{Use: "quarantine", Short: "Decide on events that no stream takes"},
+		group(&cobra.Command{Use: "quarantine", Short: "Decide on events that a stream refused"},
 			s.quarantineListCommand(), s.quarantineRetryCommand(), s.quarantineDropCommand()))...)
 	return cmd
 }
@@ -227,10 +226,10 @@ func (s *settings) relayAdoptCommand() *cobra.Command {
 	var a adoption
 	cmd := &cobra.Command{
 		Use:   "adopt",
-		Short: "Accept messages of the stream that the outbox does not know, for which the relay halted",
-		Long: `Accept messages of the stream that the outbox does not know, for which the relay
-halted. They are listed; what was listed is adopted, and a relay goes on behind it.
-Nothing is deleted, and it cannot be undone.`,
+		Short: "Accept messages of the stream that the outbox does not know and for which the relay halted",
+		Long: `Accept messages of the stream that the outbox does not know and for which the relay halted.
+The command lists them, and adopts what it listed; then a relay continues behind it. Nothing
+is deleted, and it cannot be undone.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.check(cmd.InOrStdin()); err != nil {
@@ -264,7 +263,7 @@ func (a adoption) check(in io.Reader) error {
 		return err
 	}
 	if !a.yes && !terminal(in) {
-		return usagef("adopt accepts for good what the relay halted for: look at it with --dry-run, then say --yes")
+		return usagef("adopt accepts for good what the relay halted for: see it with --dry-run, then use --yes")
 	}
 	return nil
 }

@@ -38,13 +38,13 @@ func replayCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "replay CONSUMER",
 		Short: "Deliver events that the stream still has to one consumer again",
-		Long: `Deliver events that the stream still has to one consumer again. What its inbox
-knows as done is skipped, so that restores what a consumer has lost and repeats
-nothing; --again runs those events too. A plan with counts is shown first.
+		Long: `Deliver events that the stream still has to one consumer again. Events that are done in its
+inbox are skipped: so a replay restores what a consumer has lost and repeats nothing;
+--again runs those events too. A plan with counts is shown first.
 
-Without --until, --type, --key and --rate the consumer is paused, its durable
-consumer is set back, and it goes on from there. With one of them, the events are
-handed over one by one, while live events go on.`,
+Without --until, --type, --key and --rate the consumer is paused, its durable consumer is
+set back, and it continues from there. With one of them, the events are handed over one by
+one, while live events continue.`,
 		Example: `  pgjet replay directory --since 2h --dry-run
   pgjet replay directory --all --again --reason "read model dropped"
   pgjet replay welcome-mailer --from-seq 1200 --type user.created --rate 5`,
@@ -66,12 +66,12 @@ func (a *replayRun) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.BoolVar(&a.selection.All, "all", false, "everything that the stream has")
 	f.Uint64Var(&a.selection.FromSeq, "from-seq", 0, "from this sequence of the stream on")
-	f.StringVar(&a.since, "since", "", "from this time on, such as 2026-11-01T00:00:00Z, or from so long ago on, such as 2h")
-	f.StringVar(&a.until, "until", "", "only what was stored before this time, or so long ago")
+	f.StringVar(&a.since, "since", "", "from a time such as 2026-11-01T00:00:00Z, or how long ago, such as 2h")
+	f.StringVar(&a.until, "until", "", "only what was stored before a time, or how long ago")
 	f.StringVar(&a.selection.Type, "type", "", "only events of this type, such as user.created")
 	f.StringVar(&a.selection.Key, "key", "", "only events of this key")
-	f.IntVar(&a.selection.Rate, "rate", 0, "at most so many events per second; 0 is no limit")
-	f.BoolVar(&a.selection.Again, "again", false, "run what is done, too; with --all it rebuilds")
+	f.IntVar(&a.selection.Rate, "rate", 0, "the most events per second; 0 is no limit")
+	f.BoolVar(&a.selection.Again, "again", false, "also run what is done; with --all it rebuilds")
 	f.BoolVar(&a.selection.Force, "force", false, "run again what has effects outside the database, or rebuild from less than everything")
 	f.BoolVar(&a.dryRun, "dry-run", false, "show the plan, and change nothing")
 	f.BoolVar(&a.detach, "detach", false, "return once everything is handed over, without watching it run")
@@ -101,7 +101,7 @@ func (a *replayRun) check(cmd *cobra.Command) (err error) {
 	s := &a.selection
 	switch {
 	case chosen != 1:
-		return usagef("say from where: one of --from-seq, --since, or --all for everything that the stream has")
+		return usagef("give one of --from-seq, --since, or --all for everything that the stream has")
 	case cmd.Flags().Changed("from-seq") && s.FromSeq == 0:
 		return usagef("--from-seq is 0; the first sequence of a stream is 1")
 	case s.Rate < 0:
@@ -109,7 +109,7 @@ func (a *replayRun) check(cmd *cobra.Command) (err error) {
 	case s.Again && !a.dryRun:
 		err = needReason(a.reason)
 	case s.Force && !s.Again:
-		err = usagef("--force goes with --again only: nothing else needs it")
+		err = usagef("--force needs --again: nothing else needs force")
 	}
 	if err != nil {
 		return err
@@ -121,7 +121,7 @@ func (a *replayRun) check(cmd *cobra.Command) (err error) {
 		return err
 	}
 	if !a.dryRun && !a.yes && !terminal(a.in) {
-		return usagef("look at the plan with --dry-run, then say --yes: there is no terminal to ask on")
+		return usagef("see the plan with --dry-run, then use --yes: there is no terminal to ask on")
 	}
 	return nil
 }

@@ -24,14 +24,14 @@ func writePlan(w io.Writer, p *replay.Plan) {
 	line("selected", p.Selected, "events of the range that it handles")
 	line("run", p.Run, "not in the inbox: will be delivered and run")
 	some("again", p.Again, "done, and will run again")
-	line("skipped", p.Skipped, "done, and stay so")
+	line("skipped", p.Skipped, "done, and stay done")
 	some("on the way", p.OnTheWay, "will be delivered without a replay")
 	some("waiting", p.Waiting, "wait for an attempt already")
 	some("dead letters", p.Dead, "are left alone; to give them back: pgjet dead redrive")
-	some("discarded", p.Discarded, "were given up, and stay so")
+	some("discarded", p.Discarded, "were discarded, and stay discarded")
 	some("foreign", p.Foreign, "messages that are no events")
 	if p.Gone > 0 {
-		line("gone", p.Gone, "places that the stream no longer has; events there, if they were any of its, are not replayed")
+		line("gone", p.Gone, "sequences that the stream no longer has; if they were events of the consumer, they are not replayed")
 	}
 	if p.Rebuild {
 		line("rebuild", "yes", "what its handlers wrote is cleared first, if it has a Clear; else do that by hand before")
@@ -58,7 +58,7 @@ func way(p *replay.Plan) string {
 func processesOf(p *replay.Plan) string {
 	switch {
 	case p.Paused:
-		return "is paused, and stays so: nothing runs until it is resumed"
+		return "is paused, and stays paused: nothing runs until it is resumed"
 	case p.Processes == 0:
 		return "no process runs it: nothing happens until one is started"
 	case p.Processes == 1:

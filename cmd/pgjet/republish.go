@@ -19,10 +19,10 @@ import (
 func republishCommand() *cobra.Command {
 	var s settings
 	return group(&cobra.Command{
-		Use: "republish", Short: "Publish events again that were published, and that the stream lacks",
-		Long: `Publish events again that were published, and that the stream lacks, such as after a message was
-deleted. What a stream loses at its end, or as a whole, the relay publishes again by itself. What stands
-in the stream is not published twice.`,
+		Use: "republish", Short: "Publish events again that were published and are missing in the stream",
+		Long: `Publish events again that were published and are missing in the stream, such as after a
+message was deleted. The relay publishes again by itself what a stream loses at its end, or
+as a whole. What is in the stream is not published twice.`,
 	}, append(s.forOneRelay(s.republishPlanCommand()), s.republishRunCommand())...)
 }
 
@@ -33,9 +33,10 @@ func (s *settings) republishPlanCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "plan [ID...]",
 		Short: "Find what the stream lacks, and plan to publish it again; exit code 4 if it lacks nothing",
-		Long: `Find what the stream lacks, as pgjet audit run does, and plan to publish it again: of the events with
-these ids, or of a range of the outbox, or of --all. The plan has the exact events, 10000 at most, and what
-becomes of them. It can be run once, until another relay takes the lead. It changes nothing in the stream.`,
+		Long: `Find what the stream lacks, as pgjet audit run does, and plan to publish it again: of the
+events with these ids, of a range of the outbox, or all. The plan has the exact events,
+10000 at most, and their consequences. It can be run once, until another relay takes the
+lead. It changes nothing in the stream.`,
 		Example: `  pgjet republish plan --all
   pgjet republish plan --since 24h`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -47,7 +48,7 @@ becomes of them. It can be run once, until another relay takes the lead. It chan
 				return err
 			}
 			if selects := len(ids) > 0 || since != "" || which.From > 0 || which.To > 0; selects == all {
-				return usagef("name events by their ID, or a range by --since, --from-seq or --to-seq, or say --all for all that the stream lacks; not both. See: pgjet audit run")
+				return usagef("name events by their ID, or a range by --since, --from-seq or --to-seq, or use --all for all that the stream lacks; not both. See: pgjet audit run")
 			}
 			at, err := timeFlag("--since", since)
 			if err != nil {
@@ -67,7 +68,7 @@ becomes of them. It can be run once, until another relay takes the lead. It chan
 	s.natsFlags(f)
 	s.relayFlag(f)
 	f.BoolVar(&all, "all", false, "whatever the stream lacks")
-	f.StringVar(&since, "since", "", "only what was published since a time such as 2026-11-01T00:00:00Z, or for so long, such as 24h")
+	f.StringVar(&since, "since", "", "only what was published since a time such as 2026-11-01T00:00:00Z, or how long ago, such as 24h")
 	f.Int64Var(&which.From, "from-seq", 0, "only events with this seq of the outbox or a higher one")
 	f.Int64Var(&which.To, "to-seq", 0, "only events with this seq of the outbox or a lower one")
 	reasonFlag(f, &reason)
@@ -124,9 +125,10 @@ func (s *settings) republishRunCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run PLAN",
 		Short: "Publish what a plan lists",
-		Long: `Publish what a plan lists. The leading relay does it, one event after the other, behind all that
-the stream has; it goes on if this command ends. If another relay took the lead since the plan was made, the
-exit code is 7, and nothing is changed. What the stream refuses comes into quarantine.`,
+		Long: `Publish what a plan lists. The leading relay does it, one event after the other, behind
+everything that the stream has; it continues if this command ends. If another relay has
+taken the lead since the plan was made, the exit code is 7, and nothing is changed. What the
+stream refuses is put into quarantine.`,
 		Example: `  pgjet republish run 42 --reason 'deleted by mistake'`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -138,7 +140,7 @@ exit code is 7, and nothing is changed. What the stream refuses comes into quara
 				return err
 			}
 			if !yes && !terminal(cmd.InOrStdin()) {
-				return usagef("look at the plan with pgjet op get %d, then say --yes: there is no terminal to ask on", id)
+				return usagef("see the plan with pgjet op get %d, then use --yes: there is no terminal to ask on", id)
 			}
 			return s.withOperations(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 				o, err := operate.Source{DB: db}.ReadOperation(ctx, id)

@@ -18,10 +18,10 @@ func retryCommand() *cobra.Command {
 	var consumer, reason, output string
 	cmd := &cobra.Command{
 		Use:   "retry [ID...]",
-		Short: "Try now what waits for its next attempt",
-		Long: `Try now what waits for its next attempt: events by their id, at all consumers or at one, or
-all that wait at one consumer. How often each was attempted stays, and so does the order of the events of
-a key. What is dead is not retried: see pgjet dead redrive.`,
+		Short: "Make events due now that wait for their next attempt",
+		Long: `Make events due now that wait for their next attempt: events by their id, at all consumers
+or at one, or all that wait at one consumer. The number of attempts is kept, and so is the
+order of the events of a key. Dead letters are not retried: see pgjet dead redrive.`,
 		Example: `  pgjet retry 0199b1c2-6f00-7000-8000-000000000001
   pgjet retry --consumer welcome-mailer --reason 'the mail server is back'`,
 		RunE: func(cmd *cobra.Command, args []string) error {

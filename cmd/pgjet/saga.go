@@ -21,8 +21,7 @@ func sagaCommand() *cobra.Command {
 	var s settings
 	cmd := group(&cobra.Command{
 		Use:   "saga",
-		Short: "Look after sagas: steps that are all done, or undone",
-		Long: `Look after sagas, whoever runs them: steps that are all done, or undone. They are in
+		Short: "Manage sagas: steps that are all done, or undone", Long: `Manage sagas, whatever process runs them: steps that are all done, or undone. They are in
 the database of the service that runs them.`,
 	}, s.sagaListCommand(), s.sagaGetCommand(), s.sagaRetryCommand())
 	s.databaseFlag(cmd.PersistentFlags())
@@ -122,10 +121,9 @@ func (s *settings) sagaRetryCommand() *cobra.Command {
 	var reason, output string
 	cmd := &cobra.Command{
 		Use:   "retry ID",
-		Short: "Let a saga that needs an operator go on undoing",
-		Long: `Let a saga that needs an operator go on undoing, from where it stopped, with as many
-attempts as at first. Correct what stopped it before. Who did it and why is kept in
-pgjet.operation.`,
+		Short: "Continue to undo a saga that needs an operator",
+		Long: `Continue to undo a saga that needs an operator, from where it stopped, with as many attempts
+as at first. Correct the cause before. Author and reason are recorded in pgjet.operation.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := sagaID(args)

@@ -19,9 +19,8 @@ import (
 func (s *settings) scheduledCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "scheduled",
-		Short: "Look after events that wait until they are due",
-		Long: `Look after events that wait until they are due. The leading relay moves each into the
-outbox then. 'pgjet relay status' says how many are due and were not moved, and why.`,
+		Short: "Manage events that wait until they are due", Long: `Manage events that wait until they are due. Then the leading relay moves them into the
+outbox. 'pgjet relay status' shows how many are due and were not moved, and why.`,
 	}, s.scheduledListCommand(), s.scheduledGetCommand(), s.scheduledCancelCommand(), s.bringForwardCommand())
 }
 
@@ -184,9 +183,8 @@ func (s *settings) scheduledCancelCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cancel ID...",
 		Short: "Cancel scheduled events: they are never published",
-		Long: `Cancel scheduled events: they are never published, and what they said is gone. If one
-of them does not wait any more, nothing is changed. Who did it and why is kept in
-pgjet.operation.`,
+		Long: `Cancel scheduled events: they are never published, and their content is deleted. If one of
+them no longer waits, nothing is changed. Author and reason are recorded in pgjet.operation.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ids, err := eventIDs(args, scheduledList)
@@ -211,9 +209,8 @@ func (s *settings) bringForwardCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bring-forward ID...",
 		Short: "Make scheduled events due at once, or at an earlier time",
-		Long: `Make scheduled events due at once, or at an earlier time than they are. If one of them
-does not wait any more, or is due earlier, nothing is changed. Who did it and why is
-kept in pgjet.operation.`,
+		Long: `Make scheduled events due at once, or at an earlier time. If one of them no longer waits, or
+is due earlier, nothing is changed. Author and reason are recorded in pgjet.operation.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ids, err := eventIDs(args, scheduledList)

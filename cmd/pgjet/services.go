@@ -137,7 +137,7 @@ func consumeMailerCommand() *cobra.Command {
 	var s settings
 	cmd := &cobra.Command{
 		Use:   mailer.Name,
-		Short: "Send a mail to each new user, and to each who cannot have an account",
+		Short: "Send a mail to each new user, and to each user who was rejected",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return s.consume(cmd, mailer.Name, func(db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) ([]part, error) {
@@ -182,8 +182,8 @@ func (s *settings) consumeFlags(f *pflag.FlagSet) {
 	s.natsFlags(f)
 	s.prefixFlag(f)
 	s.processFlags(f)
-	f.Var(&checkedText{&s.moveFrom, checkStream, "a name that NATS takes for a stream"}, "move-from", "stream that the consumer leaves for --stream, of which it begins at the start; without it a consumer that has handled events of another stream is refused")
-	f.DurationVar(&s.inboxRetention, "inbox-retention", 0, "how long the inbox remembers what the stream does not hold any more; 0 is for ever")
+	f.Var(&checkedText{&s.moveFrom, checkStream, "a name that NATS takes for a stream"}, "move-from", "stream that the consumer leaves for --stream, which it then reads from the start; without it a consumer that has handled events of another stream is refused")
+	f.DurationVar(&s.inboxRetention, "inbox-retention", 0, "how long the inbox remembers events that the stream no longer holds; 0 is for ever")
 }
 
 // consume runs a consumer and its other parts until cmd's context ends.

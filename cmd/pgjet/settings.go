@@ -80,7 +80,7 @@ func (s *settings) databaseFlag(f *pflag.FlagSet) {
 
 // directFlag registers --direct-database-url, for commands that need database sessions of their own.
 func (s *settings) directFlag(f *pflag.FlagSet) {
-	f.StringVar(&s.directURL, "direct-database-url", "", "PostgreSQL itself, if --database-url leads to a connection pooler: for what needs a session of its own")
+	f.StringVar(&s.directURL, "direct-database-url", "", "PostgreSQL itself, for sessions of their own, if --database-url leads to a connection pooler")
 }
 
 func (s *settings) natsFlags(f *pflag.FlagSet) {
@@ -101,7 +101,7 @@ func (s *settings) streamFlag(f *pflag.FlagSet) {
 func (s *settings) prefixFlag(f *pflag.FlagSet) {
 	s.prefix = events.Prefix
 	f.Var(&checkedText{&s.prefix, events.CheckPrefix, wantPrefix}, "prefix",
-		"what the subjects of the events begin with: each service that publishes into an account has its own, and a stream of its own")
+		"beginning of the subjects of the events: each service that publishes into an account has its own, and its own stream")
 }
 
 const wantPrefix = "letters, digits, _ and - in parts joined by dots, not pgjet"
@@ -143,13 +143,13 @@ func checkStream(name string) error {
 }
 
 func (s *settings) outboxFlags(f *pflag.FlagSet) {
-	f.DurationVar(&s.retention, "retention", relay.DefaultRetention, "how long published events stay in the outbox; so far back a stream can be healed")
-	f.IntVar(&s.auditRate, "audit-rate", relay.DefaultAuditRate, "how many events a second the leading relay compares with the stream at most, in the background; 0 is none")
+	f.DurationVar(&s.retention, "retention", relay.DefaultRetention, "how long published events stay in the outbox, which limits how far back a stream can be healed")
+	f.IntVar(&s.auditRate, "audit-rate", relay.DefaultAuditRate, "the most events a second that the leading relay compares with the stream, in the background; 0 is none")
 }
 
 func (s *settings) mailFlags(f *pflag.FlagSet) {
 	f.StringVar(&s.smtpURL, "smtp-url", "", "mail server, such as smtp://user:password@host:587?tls=required")
-	f.Float64Var(&s.mailRate, "mail-rate", 0, "mails per second that this process sends at most; 0 is no limit")
+	f.Float64Var(&s.mailRate, "mail-rate", 0, "the most mails per second of this process; 0 is no limit")
 	s.fromFlag(f)
 }
 
@@ -159,8 +159,8 @@ func (s *settings) fromFlag(f *pflag.FlagSet) {
 
 func (s *settings) processFlags(f *pflag.FlagSet) {
 	f.StringVar(&s.adminAddr, "admin-addr", "127.0.0.1:7404", "where to serve /livez, /readyz and /metrics")
-	f.DurationVar(&s.stopDelay, "stop-delay", 0, "how long to work on after SIGTERM, with /readyz saying that it stops")
-	f.StringVar(&s.advertise, "advertise", "", "host under which others reach this process; without, the one it listens on, or the machine's name if that is all")
+	f.DurationVar(&s.stopDelay, "stop-delay", 0, "how long to keep working after SIGTERM, while /readyz reports that it stops")
+	f.StringVar(&s.advertise, "advertise", "", "host under which others reach this process; the default is the one it listens on, or the machine's name if it listens everywhere")
 	s.logFlag(f, slog.LevelInfo)
 }
 

@@ -11,9 +11,10 @@ func standinCommand() *cobra.Command {
 	var dir string
 	cmd := &cobra.Command{
 		Use:   "standin profiles|billing",
-		Short: "Stand in for a service of others, for development",
-		Long: `Stand in for a service of others, for development: profiles or billing. It registers
-under that name. PUT /fault makes it fail, DELETE /fault ends that; see https://github.com/pgjet/pgjet/blob/main/docs/services.md.`,
+		Short: "Stand in for another service, for development",
+		Long: `Stand in for another service, for development: profiles or billing. It registers under that
+name. PUT /fault makes it fail, DELETE /fault ends that; see
+https://github.com/pgjet/pgjet/blob/main/docs/services.md.`,
 		ValidArgs: []string{devservices.Profiles, devservices.Billing},
 		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -39,7 +40,7 @@ under that name. PUT /fault makes it fail, DELETE /fault ends that; see https://
 	}
 	f := cmd.Flags()
 	f.StringVar(&s.addr, "addr", "127.0.0.1:7407", "where to serve it")
-	f.StringVar(&dir, "dir", "", "directory that keeps its state; without, it forgets everything when it ends")
+	f.StringVar(&dir, "dir", "", "directory that keeps its state; by default the state is lost at the end")
 	s.natsURLFlag(f)
 	s.access.flags(f)
 	s.processFlags(f)

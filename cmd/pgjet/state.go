@@ -68,7 +68,7 @@ func reset(dir string, yes bool, in io.Reader, out io.Writer) error {
 	}
 	if !yes {
 		if !terminal(in) {
-			return usagef("reset removes all users, events and mails in %s; say --yes if that is meant", dir)
+			return usagef("reset removes all users, events and mails in %s; to do that use --yes", dir)
 		}
 		if !confirm(in, out, fmt.Sprintf("Remove all users, events and mails in %s?", dir)) {
 			fmt.Fprintln(out, "nothing was removed")

@@ -23,11 +23,11 @@ func statusCommand() *cobra.Command {
 	watch := false
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show whether anything is wrong, and what to do; exit code 6 if something needs somebody",
+		Short: "Show whether anything is wrong, and what to do; exit code 6 if something needs an operator",
 		Long: `Show whether anything is wrong, the worst first, and what to do: with relays, outbox,
-consumers, dead letters, sagas and processes. It takes about a second. If PostgreSQL or
-NATS does not answer, the rest is shown, with what is missing. The exit code is 6 if
-something needs somebody, 5 if neither answers.`,
+consumers, dead letters, sagas and processes. It takes about a second. If PostgreSQL or NATS
+does not answer, the rest is shown, with what is missing. The exit code is 6 if something
+needs an operator, 5 if neither answers.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {
@@ -42,7 +42,7 @@ something needs somebody, 5 if neither answers.`,
 	s.databaseFlag(cmd.Flags())
 	s.natsFlags(cmd.Flags())
 	outputFlag(cmd.Flags(), &output)
-	cmd.Flags().BoolVar(&watch, "watch", false, "show it again every two seconds, until Ctrl-C; as JSON a line each time")
+	cmd.Flags().BoolVar(&watch, "watch", false, "repeat it every two seconds, until Ctrl-C; in JSON one line each time")
 	return cmd
 }
 

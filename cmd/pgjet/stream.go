@@ -30,10 +30,10 @@ type streamLimits struct {
 }
 
 func (l *streamLimits) flags(f *pflag.FlagSet) {
-	f.IntVar(&l.replicas, "replicas", 1, "on how many servers the stream is kept: 1, 3 or 5")
-	f.Var(&l.maxBytes, "max-bytes", "how large the stream may grow, such as 10GiB; events then wait in the outbox; 0 is no limit")
-	f.DurationVar(&l.maxAge, "max-age", 0, "for how long the stream keeps events; 0 is for ever")
-	f.StringVar(&l.cluster, "placement-cluster", "", "NATS cluster that keeps the stream; without, any")
+	f.IntVar(&l.replicas, "replicas", 1, "number of servers that keep the stream: 1, 3 or 5")
+	f.Var(&l.maxBytes, "max-bytes", "largest size of the stream, such as 10GiB; when it is full, events wait in the outbox; 0 is no limit")
+	f.DurationVar(&l.maxAge, "max-age", 0, "how long the stream keeps events; 0 is for ever")
+	f.StringVar(&l.cluster, "placement-cluster", "", "NATS cluster that keeps the stream; by default any")
 	f.StringSliceVar(&l.tags, "placement-tags", nil, "tags of the servers that may keep the stream")
 	f.BoolVar(&l.compress, "compress", false, "compress the stream on disk")
 }
@@ -100,7 +100,7 @@ func (*byteSize) Type() string { return "size" }
 
 func streamCommand() *cobra.Command {
 	var s settings
-	return group(&cobra.Command{Use: "stream", Short: "Look at the JetStream stream, and look after it"}, s.forOneRelay(s.streamEnsureCommand(), s.streamStatusCommand(), s.streamGetCommand())...)
+	return group(&cobra.Command{Use: "stream", Short: "Look at the JetStream stream, and create it"}, s.forOneRelay(s.streamEnsureCommand(), s.streamStatusCommand(), s.streamGetCommand())...)
 }
 
 func (s *settings) streamEnsureCommand() *cobra.Command {
@@ -113,11 +113,11 @@ func (s *settings) streamEnsureCommand() *cobra.Command {
 is: the differences are shown, and the exit code is 6. Limits, compression and placement are
 compared if they are set.
 
-With --database-url the stream names the outbox there, so that no other outbox is published to
-it. One that exists and names none is given to the outbox if it is empty, or if its last message
-is one of its events. One that is another outbox's is refused: exit code 7. What was another's is
-given to this one by --take-from, with the id of that outbox, or none if the stream names none.
-Nothing of that outbox can be published there any more.`,
+With --database-url the stream names the outbox there, so that no other outbox is published
+to it. An existing stream without an outbox gets this one if the stream is empty, or if its
+last message is an event of this outbox. A stream of another outbox is refused: exit code 7.
+--take-from, with the id of that outbox, or none if the stream names none, gives it to this
+one. Then nothing of the other outbox can be published there.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := cmp.Or(checkOutput(output), limits.check()); err != nil {
@@ -128,7 +128,7 @@ Nothing of that outbox can be published there any more.`,
 				return err
 			}
 			if takeFrom != nil && s.databaseURL == "" {
-				return usagef("--take-from needs --database-url: to whose outbox is the stream to be given?")
+				return usagef("--take-from needs --database-url: the database whose outbox gets the stream")
 			}
 			said, err := s.ensureStream(cmd.Context(), limits, takeFrom)
 			return errors.Join(showEnsured(cmd, output, []string{s.stream}, said), err)
@@ -142,7 +142,7 @@ Nothing of that outbox can be published there any more.`,
 	s.relayFlag(f)
 	limits.flags(f)
 	outputFlag(f, &output)
-	f.StringVar(&from, "take-from", "", "id of the outbox, which is gone for good, whose the stream was; none if it names none")
+	f.StringVar(&from, "take-from", "", "id of the previous outbox of the stream, which is gone for good; none if it names none")
 	return ensure
 }
 
@@ -190,7 +190,7 @@ func (s *settings) claimStream(ctx context.Context, db *pgxpool.Pool, js jetstre
 	case foreign:
 		return "", &exitError{exitRefused, err}
 	case errors.Is(err, relay.ErrNotClaimed) && from == nil: // the relay works without it, and warns
-		return fmt.Sprintf("stream %s names no outbox, and %s; run this once as one who may change streams", s.stream, relay.ErrNotClaimed), nil
+		return fmt.Sprintf("stream %s names no outbox, and %s; run this once as a user who may change streams", s.stream, relay.ErrNotClaimed), nil
 	case err != nil || !news:
 		return "", err
 	}

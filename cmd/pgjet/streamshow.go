@@ -21,7 +21,7 @@ func (s *settings) streamStatusCommand() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show what the stream holds, whose it is, and its limits; exit code 6 if a setting breaks a promise or a limit is near",
+		Short: "Show what the stream holds, its owner and its limits; exit code 6 if a setting breaks a promise or a limit is near",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return s.askStream(cmd, output, func(ctx context.Context, src operate.Source) error {
@@ -33,7 +33,7 @@ func (s *settings) streamStatusCommand() *cobra.Command {
 					return err
 				}
 				if len(f.Flaws) > 0 {
-					return &exitError{exitFindings, fmt.Errorf("stream %s needs somebody: %s", f.Name, f.Flaws[0])}
+					return &exitError{exitFindings, fmt.Errorf("stream %s needs an operator: %s", f.Name, f.Flaws[0])}
 				}
 				return nil
 			})
@@ -108,13 +108,13 @@ func (s *settings) streamGetCommand() *cobra.Command {
 	reveal := false
 	cmd := &cobra.Command{
 		Use:     "get SEQ",
-		Short:   "Show the message at one place of the stream, without its payload unless --reveal",
+		Short:   "Show the message at one sequence of the stream, without its payload unless --reveal",
 		Example: "  pgjet stream get 1",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			seq, err := strconv.ParseUint(args[0], 10, 63)
 			if err != nil || seq == 0 {
-				return usagef("%q is no place in a stream, which is a number from 1 on", short(args[0]))
+				return usagef("%q is no sequence of a stream, which is a number from 1 on", short(args[0]))
 			}
 			return s.askStream(cmd, output, func(ctx context.Context, src operate.Source) error {
 				m, err := src.ReadMessage(ctx, seq, reveal)

@@ -27,7 +27,7 @@ func (s *settings) tokenFlags(f *pflag.FlagSet) {
 // process, or if others can read it.
 func (s *settings) tokenIssuer(log *slog.Logger) (*auth.Issuer, error) {
 	if s.tokenKeyFile == "" {
-		log.Warn("access tokens are signed with a key in memory: they end with this process, and no other knows them; see --token-key-file")
+		log.Warn("access tokens are signed with a key in memory: they end with this process, and no other process accepts them; see --token-key-file")
 		return auth.Generate()
 	}
 	issuer, err := auth.ReadIssuer(s.tokenKeyFile)
@@ -77,12 +77,12 @@ func usersKeyCommand() *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
 		Use:   "key",
-		Short: "Print a new private key for --token-key-file, or keep one in a file",
-		Long: `Print a new private key for --token-key-file, as a JWK. It belongs in a file that
-the service alone may read: umask 077; pgjet users key > users.jwk
+		Short: "Print a new private key for --token-key-file, or write one to a file",
+		Long: `Print a new private key for --token-key-file, as a JWK. It belongs in a file that only the
+service may read: umask 077; pgjet users key > users.jwk
 
-With --file it is written to that file, for the user who runs this alone. A file that
-exists stays as it is, so that the command may run before each start of the service.`,
+With --file it is written to that file, readable only by the user who runs this. An existing
+file stays as it is, so that the command may run before each start of the service.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if file != "" {
@@ -136,14 +136,14 @@ USER is an id or a mail address.`
 func (s *settings) usersRevokeCommand() *cobra.Command {
 	cmd := s.roleCommand(roleChange{
 		producer.Revoke,
-		"%s has the role %s no more; tokens that say so are refused at once where they need it",
+		"%s no longer has the role %s; tokens with it are refused at once where they need it",
 		"%s does not have the role %s",
 	})
 	cmd.Use = "revoke USER ROLE"
 	cmd.Short = "Take a role from a user"
-	cmd.Long = `Take a role from a user, who is named by id or mail address. The user service looks at
-the user's row: it refuses at once what the role allowed, though a token still has it. Other services
-that verify tokens by themselves accept it until it expires.`
+	cmd.Long = `Take a role from a user, who is named by id or mail address. The user service looks at the
+user's row: it refuses at once what the role allowed, though a token still has it. Other
+services that verify tokens by themselves accept it until it expires.`
 	return cmd
 }
 

@@ -65,11 +65,11 @@ func (s Settings) ensure() *cobra.Command {
 missing. One that exists is compared and left as it is: the differences are shown. They
 name the database, so that no other database uses them.
 
-If all that differs is that types of events are missing, --apply adds them. The consumer
-is paused for that moment, and nothing is lost: what the stream already holds of those
-types comes as well, in order. If it is interrupted, do it again.
+If the only difference is missing event types, --apply adds them. The consumer is paused
+meanwhile, and nothing is lost: it also gets the events of those types that the stream
+already holds, in order. If the command is interrupted, run it again.
 
-The names are: ` + strings.Join(names, ", ") + `; without one, it is all of them.`,
+The names are: ` + strings.Join(names, ", ") + `; the default is all of them.`,
 		ValidArgs: names,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if dryRun && apply {

@@ -9,7 +9,7 @@ import (
 )
 
 // TestPostgresAdmits: a database that admits nobody ends the sessions that it has, and admits some again when that is wanted, or when its server
-// is started anew.
+// is started again.
 func TestPostgresAdmits(t *testing.T) {
 	t.Parallel()
 	o := devserver.PostgresOptions{Dir: openDir(t)}

@@ -36,6 +36,9 @@ var text = []form{
 	{"crowd", re(`crowd(s|ed|ing)?`), "name the number that is meant"},
 	{"farewell", re(`farewell`), "name the message that is meant"},
 	{"reckon", re(`reckon(s|ed|ing)?`), "use count, compute or expect"},
+	{"but for", re(`but for (the|its|those|what|one)`), "use except"},
+	{"anew", re(`anew`), "use again"},
+	{"nobody who", re(`asks? nobody who (they|you) are`), "say that there is no authentication"},
 	{"hopeless", re(`hopeless`), "name the condition"},
 	{"death throes", re(`death throes`), "name the state"},
 }
@@ -162,6 +165,7 @@ func TestForms(t *testing.T) {
 		"the process who leads": true, "relays, whom it waits for": true, "an operator who asks": false, "the process whose lock it is": false,
 		"it tells the log": true, "Told": true, "toll": false, "sent by and\n by": true,
 		"it heeds limits": true, "failed for want of room": true, "a token is good for an hour": true, "a crowd of callers": true,
+		"all but for the last": true, "idle, but for half a minute": false, "make it anew": true, "pages ask nobody who they are": true,
 	} {
 		if is := len(discouraged(s, text)) > 0; is != bad {
 			t.Errorf("%q: discouraged is %t, want %t", s, is, bad)
