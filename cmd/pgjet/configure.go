@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -168,7 +169,7 @@ func visitKeys(root *cobra.Command, fn func(process string, f *pflag.Flag)) {
 // may contain the keys of every process.
 func processKeys(cmd *cobra.Command) []config.Key {
 	var keys []config.Key
-	visitKeys(newRoot(), func(process string, f *pflag.Flag) { // its flags are not those of cmd
+	visitKeys(cmd.Root(), func(process string, f *pflag.Flag) {
 		i := slices.IndexFunc(keys, func(k config.Key) bool { return k.Name == key(f.Name) })
 		if i < 0 {
 			keys = append(keys, flagKey(cmd, f))
@@ -181,23 +182,59 @@ func processKeys(cmd *cobra.Command) []config.Key {
 
 func flagKey(cmd *cobra.Command, f *pflag.Flag) config.Key {
 	k := config.Key{
-		Name: key(f.Name), Default: shownDefault(f), Usage: f.Usage, Want: wanted(f),
+		Name: key(f.Name), Default: shownDefault(f), Usage: f.Usage,
 		Secret: slices.Contains(secrets, f.Name), Live: f.Name == "log-level",
 		Used: cmd.Flags().Lookup(f.Name) != nil || cmd.HasParent() && cmd.Parent().Name() == "config",
 	}
 	if own := cmd.Flags().Lookup(f.Name); own != nil {
 		k.Default = shownDefault(own)
 	}
+	k.Want, _ = parsedAs(f)
 	k.Parse = func(text string) (string, error) {
-		if many, ok := f.Value.(pflag.SliceValue); ok && many.Replace(nil) != nil {
-			return "", fmt.Errorf("forget the last value of %s", f.Name)
-		}
-		if err := f.Value.Set(text); err != nil {
+		_, v := parsedAs(f)
+		parsed := &pflag.Flag{Name: f.Name, Value: v}
+		if err := parsed.Value.Set(text); err != nil {
 			return "", err
 		}
-		return flagText(f), nil
+		return flagText(parsed), nil
 	}
 	return k
+}
+
+// parsedAs describes the values that a flag takes, and returns a new one of that type: parsing a key
+// must not change the flag.
+func parsedAs(f *pflag.Flag) (want string, v pflag.Value) {
+	var fresh pflag.FlagSet
+	switch v := f.Value.(type) {
+	case *checkedText:
+		return v.want, &checkedText{new(string), v.check, v.want}
+	case *byteSize:
+		return "a size such as 10GiB", new(byteSize)
+	}
+	switch f.Value.Type() {
+	case "duration":
+		want = "a duration such as 500ms"
+		fresh.Duration(f.Name, 0, "")
+	case "int":
+		want = "a whole number"
+		fresh.Int(f.Name, 0, "")
+	case "float64":
+		want = "a number"
+		fresh.Float64(f.Name, 0, "")
+	case "bool":
+		want = "true or false"
+		fresh.Bool(f.Name, false, "")
+	case "stringSlice":
+		want = "text, several joined by commas"
+		fresh.StringSlice(f.Name, nil, "")
+	case "string":
+		want = "text"
+		fresh.String(f.Name, "", "")
+	default: // --log-level
+		want = "debug, info, warn or error"
+		fresh.TextVar(new(slog.Level), f.Name, slog.LevelInfo, "")
+	}
+	return want, fresh.Lookup(f.Name).Value
 }
 
 // flagText returns the value of a flag as it is typed.
@@ -222,28 +259,4 @@ func typedLevel(f *pflag.Flag, text string) string {
 		return strings.ToLower(text)
 	}
 	return text
-}
-
-func wanted(f *pflag.Flag) string {
-	if f.Name == "log-level" {
-		return "debug, info, warn or error"
-	}
-	if c, ok := f.Value.(*checkedText); ok {
-		return c.want
-	}
-	switch f.Value.Type() {
-	case "duration":
-		return "a duration such as 500ms"
-	case "int", "uint":
-		return "a whole number"
-	case "float64":
-		return "a number"
-	case "bool":
-		return "true or false"
-	case "size":
-		return "a size such as 10GiB"
-	case "stringSlice":
-		return "text, several joined by commas"
-	}
-	return "text"
 }
