@@ -22,7 +22,7 @@ func auditCommand() *cobra.Command {
 }
 
 func (s *settings) auditRunCommand() *cobra.Command {
-	var output, since string
+	var since string
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Compare the outbox with the stream, in both directions; exit code 6 if they differ",
@@ -37,7 +37,7 @@ checkpoint before that time. Memory is bounded: one bit for each event, and some
   pgjet audit run --since 24h`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := errors.Join(checkOutput(output), notEmpty(cmd.Flags(), "since")); err != nil {
+			if err := notEmpty(cmd.Flags(), "since"); err != nil {
 				return err
 			}
 			at, err := timeFlag("--since", since)
@@ -45,7 +45,7 @@ checkpoint before that time. Memory is bounded: one bit for each event, and some
 				return err
 			}
 			return s.withFacts(cmd.Context(), func(ctx context.Context, src operate.Source) error {
-				return runAudit(ctx, cmd, src, at, output)
+				return runAudit(ctx, cmd, src, at)
 			})
 		},
 	}
@@ -53,7 +53,7 @@ checkpoint before that time. Memory is bounded: one bit for each event, and some
 	s.natsFlags(cmd.Flags())
 	s.relayFlag(cmd.Flags())
 	cmd.Flags().StringVar(&since, "since", "", "only what was published since a time such as 2026-11-01T00:00:00Z, or how long ago, such as 24h")
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
 
@@ -69,16 +69,13 @@ func (s *settings) withFacts(ctx context.Context, fn func(context.Context, opera
 		return &exitError{exitUnreachable, err}
 	}
 	err = fn(ctx, src)
-	if _, absent := errors.AsType[*operate.NotFoundError](err); absent {
-		return &exitError{exitNotFound, err}
-	}
 	if _, said := errors.AsType[*exitError](err); err != nil && ctx.Err() != nil && !said {
 		return &exitError{exitInterrupted, errors.New("interrupted")}
 	}
 	return err
 }
 
-func runAudit(ctx context.Context, cmd *cobra.Command, src operate.Source, since time.Time, output string) error {
+func runAudit(ctx context.Context, cmd *cobra.Command, src operate.Source, since time.Time) error {
 	var from *time.Time
 	if !since.IsZero() {
 		from = &since
@@ -89,7 +86,7 @@ func runAudit(ctx context.Context, cmd *cobra.Command, src operate.Source, since
 	if err != nil {
 		return err
 	}
-	if err := show(cmd.OutOrStdout(), output, a, func(w io.Writer) { writeAudit(w, a) }); err != nil {
+	if err := show(cmd, a, func(w io.Writer) { writeAudit(w, a) }); err != nil {
 		return err
 	}
 	if !a.Agrees {
@@ -99,7 +96,6 @@ func runAudit(ctx context.Context, cmd *cobra.Command, src operate.Source, since
 }
 
 func (s *settings) auditShowCommand() *cobra.Command {
-	var output string
 	cmd := &cobra.Command{
 		Use:   "show",
 		Short: "Show what the background audit of the leading relay found; exit code 6 if outbox and stream differ",
@@ -108,15 +104,12 @@ running one, and the first hundred differences. A pass begins an hour after the 
 when events were published again.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
-			}
 			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 				a, err := operate.Source{DB: db, Stream: s.stream}.Audits(ctx)
 				if err != nil {
 					return err
 				}
-				if err := show(cmd.OutOrStdout(), output, a, func(w io.Writer) { writeAudits(w, a) }); err != nil {
+				if err := show(cmd, a, func(w io.Writer) { writeAudits(w, a) }); err != nil {
 					return err
 				}
 				if len(a.Differences) > 0 {
@@ -129,7 +122,7 @@ when events were published again.`,
 	s.databaseFlag(cmd.Flags())
 	s.streamFlag(cmd.Flags())
 	s.relayFlag(cmd.Flags())
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
 

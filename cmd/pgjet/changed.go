@@ -15,13 +15,13 @@ type changed struct {
 }
 
 // showChanged shows the result of a command that changes one target.
-func showChanged(cmd *cobra.Command, output, target string, did bool, said ...string) error {
-	return showChanges(cmd, output, []string{target}, did, said...)
+func showChanged(cmd *cobra.Command, target string, did bool, said ...string) error {
+	return showChanges(cmd, []string{target}, did, said...)
 }
 
-func showChanges(cmd *cobra.Command, output string, targets []string, did bool, said ...string) error {
+func showChanges(cmd *cobra.Command, targets []string, did bool, said ...string) error {
 	c := changed{append([]string{}, targets...), did, append([]string{}, said...)}
-	return show(cmd.OutOrStdout(), output, c, func(w io.Writer) {
+	return show(cmd, c, func(w io.Writer) {
 		for _, line := range c.Said {
 			fmt.Fprintln(w, plain(line))
 		}
@@ -35,9 +35,9 @@ type ensured struct {
 	Said  []string `json:"said"`  // what was done, one line each
 }
 
-func showEnsured(cmd *cobra.Command, output string, names, said []string) error {
+func showEnsured(cmd *cobra.Command, names, said []string) error {
 	e := ensured{names, append([]string{}, said...)}
-	return show(cmd.OutOrStdout(), output, e, func(w io.Writer) {
+	return show(cmd, e, func(w io.Writer) {
 		for _, line := range e.Said {
 			fmt.Fprintln(w, plain(line))
 		}

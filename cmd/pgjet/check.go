@@ -46,7 +46,6 @@ type checkValue struct {
 
 func checkStatusCommand() *cobra.Command {
 	var s settings
-	var output string
 	var names []string
 	cmd := &cobra.Command{
 		Use:   "check",
@@ -59,9 +58,6 @@ unknown, if neither server answers. The first line is a summary with numbers.`,
   pgjet check -o prometheus > /var/lib/node_exporter/pgjet.prom`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if !slices.Contains([]string{"table", "json", "prometheus"}, output) {
-				return usagef("--output is %q, want table, json or prometheus", output)
-			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), operateTime)
 			defer cancel()
 			src, done, err := s.facts(ctx)
@@ -77,7 +73,7 @@ unknown, if neither server answers. The first line is a summary with numbers.`,
 			if src.Err() != nil {
 				c.set(checkUnknown)
 			}
-			if err := writeCheck(cmd.OutOrStdout(), output, c); err != nil {
+			if err := writeCheck(cmd.OutOrStdout(), outputForm(cmd), c); err != nil {
 				return err
 			}
 			if c.Code != checkOK {
@@ -88,7 +84,7 @@ unknown, if neither server answers. The first line is a summary with numbers.`,
 	}
 	s.databaseFlag(cmd.Flags())
 	s.natsFlags(cmd.Flags())
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table, json or prometheus")
+	outputForms(cmd.Flags(), "table, json or prometheus")
 	cmd.Flags().StringSliceVar(&names, "consumer", nil, "look at these consumers only")
 	return cmd
 }

@@ -83,7 +83,7 @@ func completions(cmd *cobra.Command) {
 		var complete cobra.CompletionFunc
 		switch words := completedWords[f.Name]; {
 		case f.Name == "output":
-			complete = fixed(strings.FieldsFunc(strings.Replace(f.Usage, ": the ids alone", "", 1), func(r rune) bool { return strings.ContainsRune(", ", r) }))
+			complete = fixed(formsOf(f))
 		case f.Name == "state":
 			complete = fixed(completedStates[path])
 		case words != nil:
@@ -104,7 +104,6 @@ func completions(cmd *cobra.Command) {
 
 // fixed returns a completion to these words.
 func fixed(words []string) cobra.CompletionFunc {
-	words = slices.DeleteFunc(slices.Clone(words), func(w string) bool { return w == "or" })
 	return func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		return words, cobra.ShellCompDirectiveNoFileComp
 	}

@@ -23,7 +23,6 @@ environment, then flags. A later one wins, key by key. One file serves all proce
 }
 
 func configShowCommand(root *cobra.Command) *cobra.Command {
-	var output string
 	var origin bool
 	cmd := &cobra.Command{
 		Use:   "show",
@@ -32,19 +31,16 @@ func configShowCommand(root *cobra.Command) *cobra.Command {
 the flags; with --origin also where it comes from. Secrets are masked.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
-			}
 			c, err := configured(cmd.Context()).load()
 			if err != nil {
 				return &exitError{exitUsage, err}
 			}
 			showWarnings(cmd, c)
-			return showConfig(cmd.OutOrStdout(), output, origin, c)
+			return showConfig(cmd, origin, c)
 		},
 	}
 	f := cmd.Flags()
-	outputFlag(f, &output)
+	outputFlag(f)
 	f.BoolVar(&origin, "origin", false, "show where each value comes from")
 	visitKeys(root, func(_ string, flag *pflag.Flag) {
 		if f.Lookup(flag.Name) == nil {
@@ -61,9 +57,9 @@ type configView struct {
 	Keys []config.Value `json:"keys"`
 }
 
-func showConfig(out io.Writer, output string, origin bool, c *config.Config) error {
+func showConfig(cmd *cobra.Command, origin bool, c *config.Config) error {
 	all := configView{c.File(), c.Hash(), c.Values()}
-	return show(out, output, all, func(w io.Writer) {
+	return show(cmd, all, func(w io.Writer) {
 		heading := "KEY\tVALUE"
 		if origin {
 			heading += "\tORIGIN"
@@ -87,7 +83,6 @@ func showWarnings(cmd *cobra.Command, c *config.Config) {
 }
 
 func configValidateCommand() *cobra.Command {
-	var output string
 	cmd := &cobra.Command{
 		Use:   "validate [FILE]",
 		Short: "Report whether a file is valid, and everything that is wrong with it",
@@ -95,9 +90,6 @@ func configValidateCommand() *cobra.Command {
 with it. The default FILE is that of --config. The exit code is 2 if it is not valid.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
-			}
 			c := configured(cmd.Context())
 			c.file = cmp.Or(strings.Join(args, ""), c.file)
 			if c.file == "" {
@@ -112,10 +104,10 @@ with it. The default FILE is that of --config. The exit code is 2 if it is not v
 			}
 			showWarnings(cmd, valid)
 			v := validConfig{c.file, valid.Hash(), append([]string{}, valid.Warnings()...)}
-			return show(cmd.OutOrStdout(), output, v, func(w io.Writer) { fmt.Fprintf(w, "%s is valid, hash %s\n", plain(v.File), v.Hash) })
+			return show(cmd, v, func(w io.Writer) { fmt.Fprintf(w, "%s is valid, hash %s\n", plain(v.File), v.Hash) })
 		},
 	}
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
 

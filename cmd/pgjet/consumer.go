@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,14 +45,6 @@ func exactlyOne(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// consumerExit adds the exit code of a consumer that does not exist.
-func consumerExit(err error) error {
-	if _, ok := errors.AsType[*inbox.UnknownError](err); ok {
-		return &exitError{exitNotFound, err}
-	}
-	return err
-}
-
 // withBoth calls fn with PostgreSQL and JetStream, for at most operateTime.
 func (s *settings) withBoth(ctx context.Context, fn func(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream) error) error {
 	return s.withDatabase(ctx, func(ctx context.Context, db *pgxpool.Pool) error {
@@ -67,7 +58,6 @@ func (s *settings) withBoth(ctx context.Context, fn func(ctx context.Context, db
 }
 
 func (s *settings) consumerListCommand() *cobra.Command {
-	var output string
 	var exitCode bool
 	cmd := &cobra.Command{
 		Use:   "ls",
@@ -76,58 +66,51 @@ func (s *settings) consumerListCommand() *cobra.Command {
 Problems come last, with the command to type next.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
-			}
 			return s.withBoth(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream) error {
 				all, err := status.List(ctx, db, js)
 				if err != nil {
 					return err
 				}
-				if err := showConsumers(cmd.OutOrStdout(), output, all); err != nil {
+				if err := showConsumers(cmd, all); err != nil {
 					return err
 				}
 				return unhealthy(exitCode, all)
 			})
 		},
 	}
-	s.statusFlags(cmd, &output, &exitCode)
+	s.statusFlags(cmd, &exitCode)
 	return cmd
 }
 
 func (s *settings) consumerGetCommand() *cobra.Command {
-	var output string
 	var exitCode bool
 	cmd := &cobra.Command{
 		Use:   "get NAME",
 		Short: "Show all that is known of a consumer, and its processes; exit code 6 if it is not healthy",
 		Args:  exactlyOne,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
-			}
 			return s.withBoth(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream) error {
 				one, err := status.Get(ctx, db, js, args[0])
 				if err != nil {
-					return consumerExit(err)
+					return err
 				}
-				if err := showConsumer(cmd.OutOrStdout(), output, one); err != nil {
+				if err := showConsumer(cmd, one); err != nil {
 					return err
 				}
 				return unhealthy(exitCode, []status.Status{one})
 			})
 		},
 	}
-	s.statusFlags(cmd, &output, &exitCode)
+	s.statusFlags(cmd, &exitCode)
 	return cmd
 }
 
-func (s *settings) statusFlags(cmd *cobra.Command, output *string, exitCode *bool) {
+func (s *settings) statusFlags(cmd *cobra.Command, exitCode *bool) {
 	f := cmd.Flags()
 	s.databaseFlag(f)
 	s.natsURLFlag(f)
 	s.access.flags(f)
-	outputFlag(f, output)
+	outputFlag(f)
 	f.BoolVar(exitCode, "exit-code", true, "end with exit code 6 if one is not healthy")
 }
 
@@ -149,7 +132,7 @@ func unhealthy(wanted bool, all []status.Status) error {
 const drainTime = 10 * time.Second
 
 func (s *settings) consumerPauseCommand() *cobra.Command {
-	var reason, output string
+	var reason string
 	cmd := &cobra.Command{
 		Use:   "pause NAME",
 		Short: "Let no attempt of a consumer begin until it is resumed",
@@ -158,26 +141,26 @@ attempts may finish: the command waits for them, 10 seconds at most. Events wait
 stream. Pausing twice changes nothing.`,
 		Args: exactlyOne,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := cmp.Or(checkOutput(output), needReason(reason)); err != nil {
+			if err := needReason(reason); err != nil {
 				return err
 			}
-			return s.pause(cmd, output, args[0], reason)
+			return s.pause(cmd, args[0], reason)
 		},
 	}
 	s.databaseFlag(cmd.Flags())
 	reasonFlag(cmd.Flags(), &reason)
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
 
-func (s *settings) pause(cmd *cobra.Command, output, name, reason string) error {
+func (s *settings) pause(cmd *cobra.Command, name, reason string) error {
 	var said []string
 	paused, ctx := false, cmd.Context()
 	err := s.withDatabase(ctx, func(ctx context.Context, db *pgxpool.Pool) error {
 		p, news, err := inbox.Pause(ctx, db, name, actor(), reason)
 		switch {
 		case err != nil:
-			return consumerExit(err)
+			return err
 		case !news:
 			said = append(said, fmt.Sprintf("consumer %s was paused already, by %s %s: %s", name, p.By, ago(time.Since(p.At)), p.Reason))
 		default:
@@ -192,13 +175,13 @@ func (s *settings) pause(cmd *cobra.Command, output, name, reason string) error 
 	drained, err := s.drain(ctx, name)
 	switch {
 	case err != nil:
-		return errors.Join(showChanged(cmd, output, name, paused, said...), err)
+		return errors.Join(showChanged(cmd, name, paused, said...), err)
 	case drained:
 		said = append(said, "no attempt is in flight")
 	default:
 		said = append(said, fmt.Sprintf("after %s attempts that began before are still in flight", drainTime))
 	}
-	return showChanged(cmd, output, name, paused, append(said, "to go on: pgjet consumer resume "+word(name))...)
+	return showChanged(cmd, name, paused, append(said, "to go on: pgjet consumer resume "+word(name))...)
 }
 
 // drain reports whether no attempt of a paused consumer is in flight.
@@ -214,31 +197,28 @@ func (s *settings) drain(ctx context.Context, name string) (drained bool, err er
 }
 
 func (s *settings) consumerResumeCommand() *cobra.Command {
-	var reason, output string
+	var reason string
 	cmd := &cobra.Command{
 		Use:   "resume NAME",
 		Short: "End a pause",
 		Args:  exactlyOne,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
-			}
 			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 				name := args[0]
 				p, err := inbox.Resume(ctx, db, name, actor(), reason, "")
 				switch {
 				case err != nil:
-					return consumerExit(err)
+					return err
 				case p == nil:
-					return showChanged(cmd, output, name, false, fmt.Sprintf("consumer %s was not paused", name))
+					return showChanged(cmd, name, false, fmt.Sprintf("consumer %s was not paused", name))
 				}
-				return showChanged(cmd, output, name, true,
+				return showChanged(cmd, name, true,
 					fmt.Sprintf("resumed consumer %s, paused by %s %s: %s", name, p.By, ago(time.Since(p.At)), p.Reason), "to see it go: pgjet consumer get "+word(name))
 			})
 		},
 	}
 	s.databaseFlag(cmd.Flags())
 	reasonFlag(cmd.Flags(), &reason)
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,7 +20,7 @@ import (
 
 func (s *settings) consumerEnsureCommand() *cobra.Command {
 	var o ensureOptions
-	var from, output string
+	var from string
 	own := slices.Sorted(maps.Keys(ownConsumers))
 	cmd := &cobra.Command{
 		Use:   "ensure NAME...",
@@ -53,7 +52,7 @@ then on. If the command is interrupted, run it again.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := cmp.Or(checkOutput(output), s.checkEnsure(&o, from)); err != nil {
+			if err := s.checkEnsure(&o, from); err != nil {
 				return err
 			}
 			all, err := s.records(cmd.Context(), args)
@@ -72,21 +71,18 @@ then on. If the command is interrupted, run it again.`,
 				}
 				text, err := s.ensure(cmd.Context(), all[name].Consumer, o)
 				said = append(said, strings.FieldsFunc(text, func(r rune) bool { return r == '\n' })...)
-				if answer, ok := errors.AsType[*ensure.Error](err); ok {
-					err = &exitError{answer.Exit, answer}
-				}
 				if err != nil {
-					return errors.Join(showEnsured(cmd, output, args, said), err)
+					return errors.Join(showEnsured(cmd, args, said), err)
 				}
 			}
-			return showEnsured(cmd, output, args, said)
+			return showEnsured(cmd, args, said)
 		},
 	}
 	s.natsFlags(cmd.Flags())
 	s.prefixFlag(cmd.Flags())
 	s.databaseFlag(cmd.Flags())
 	s.directFlag(cmd.Flags())
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "compare, and create nothing")
 	cmd.Flags().BoolVar(&o.apply, "apply", false, "add event types that are missing; needs the database")
 	cmd.Flags().StringVar(&from, "take-from", "", "identity of the database, which is gone for good, to which the durable consumers belonged")
@@ -140,7 +136,7 @@ func (s *settings) records(ctx context.Context, names []string) (map[string]cons
 	return all, s.withDatabase(ctx, func(ctx context.Context, db *pgxpool.Pool) (err error) {
 		for _, name := range others {
 			if all[name], err = consumers.Recorded(ctx, db, name); err != nil {
-				return consumerExit(err)
+				return err
 			}
 		}
 		return nil

@@ -7,23 +7,25 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"github.com/pgjet/pgjet/consumers/status"
 	"github.com/pgjet/pgjet/internal/operate"
 )
 
 // showConsumers writes one line for each consumer, then what to do.
-func showConsumers(out io.Writer, output string, all []status.Status) error {
-	err := show(out, output, all, func(w io.Writer) {
+func showConsumers(cmd *cobra.Command, all []status.Status) error {
+	err := show(cmd, all, func(w io.Writer) {
 		fmt.Fprintln(w, "NAME\tSTATE\tLAG\tRETRYING\tDEAD\tRATE\tOLDEST\tWHY")
 		for _, s := range all {
 			fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%s\t%s\t%s\n", plain(s.Name), s.Why.Code, s.Lag, s.Retrying, s.DeadLetters,
 				rate(s.Rate), oldest(s), plain(whyText(s)))
 		}
 	})
-	if err != nil || output == "json" {
+	if err != nil || outputForm(cmd) == "json" {
 		return err
 	}
-	first := true
+	first, out := true, cmd.OutOrStdout()
 	for _, s := range all {
 		for _, line := range nextSteps(s) {
 			if first {
@@ -71,8 +73,8 @@ func nextForConsumer(s status.Status, code string) string {
 }
 
 // showConsumer writes all that is known of one consumer.
-func showConsumer(out io.Writer, output string, s status.Status) error {
-	return show(out, output, s, func(w io.Writer) {
+func showConsumer(cmd *cobra.Command, s status.Status) error {
+	return show(cmd, s, func(w io.Writer) {
 		line := func(name, format string, args ...any) {
 			fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))
 		}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"regexp"
 	"strconv"
 
@@ -29,19 +28,14 @@ with --reveal.`,
 	return cmd
 }
 
-// withDeadLetters calls fn with a pool, without a deadline. An error about something that does not
-// exist has its exit code.
-func (s *settings) withDeadLetters(ctx context.Context, fn func(ctx context.Context, db *pgxpool.Pool) error) error {
+// withoutDeadline is withDatabase without a deadline.
+func (s *settings) withoutDeadline(ctx context.Context, fn func(ctx context.Context, db *pgxpool.Pool) error) error {
 	db, err := s.reach(ctx)
 	if err != nil {
 		return err
 	}
 	defer postgres.Close(db)
-	err = withLockNamed(ctx, db, func(ctx context.Context) error { return fn(ctx, db) })
-	if _, ok := errors.AsType[*inbox.NotFoundError](err); ok {
-		return &exitError{exitNotFound, err}
-	}
-	return err
+	return withLockNamed(ctx, db, func(ctx context.Context) error { return fn(ctx, db) })
 }
 
 // A deadSelection selects dead letters by flags and arguments.

@@ -65,12 +65,12 @@ func (s *settings) deadReopenCommand() *cobra.Command {
 
 func (s *settings) deadChangeCommand(c *deadChange) *cobra.Command {
 	cmd := &cobra.Command{Use: c.Name + " [ID...]", RunE: func(cmd *cobra.Command, args []string) error {
-		c.in, c.out, c.err = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
+		c.in, c.out, c.err, c.output = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr(), outputForm(cmd)
 		f, err := c.check(args)
 		if err != nil {
 			return err
 		}
-		return s.withDeadLetters(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error { return c.run(ctx, db, f) })
+		return s.withoutDeadline(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error { return c.run(ctx, db, f) })
 	}}
 	f := cmd.Flags()
 	c.selection.flags(f)
@@ -80,15 +80,12 @@ func (s *settings) deadChangeCommand(c *deadChange) *cobra.Command {
 		f.BoolVar(&c.yes, "yes", false, "do not ask")
 	}
 	reasonFlag(f, &c.reason)
-	outputFlag(f, &c.output)
+	outputFlag(f)
 	return cmd
 }
 
 // check returns the selection. All dead letters are selected only by --all.
 func (c *deadChange) check(args []string) (f inbox.Filter, err error) {
-	if err := checkOutput(c.output); err != nil {
-		return f, err
-	}
 	if f, err = c.selection.resolve(args); err != nil {
 		return f, err
 	}
@@ -182,7 +179,7 @@ func (c *deadChange) show(all []inbox.Outcome, would string) error {
 	if len(all) == 0 {
 		fmt.Fprintln(c.err, "no dead letter is selected")
 	}
-	return show(c.out, c.output, all, func(w io.Writer) {
+	return showIn(c.out, c.output, all, func(w io.Writer) {
 		for _, o := range all {
 			fmt.Fprintf(w, "%s\t%d %s%s", plain(o.Consumer), o.Changed, would, c.Past)
 			for _, rest := range []struct {

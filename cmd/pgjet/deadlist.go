@@ -24,7 +24,6 @@ func revealFlag(f *pflag.FlagSet, reveal *bool) {
 
 func (s *settings) deadGroupsCommand() *cobra.Command {
 	var d deadSelection
-	var output string
 	var reveal bool
 	cmd := &cobra.Command{
 		Use:   "groups",
@@ -34,13 +33,10 @@ text, addresses and times are one group. At most 1000 are shown, the largest fir
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f, err := d.resolve(nil)
-			if err == nil {
-				err = checkOutput(output)
-			}
 			if err != nil {
 				return err
 			}
-			return s.withDeadLetters(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+			return s.withoutDeadline(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 				all, err := inbox.Groups(ctx, db, f)
 				if err != nil {
 					return err
@@ -50,19 +46,19 @@ text, addresses and times are one group. At most 1000 are shown, the largest fir
 						all[i].Error, all[i].ErrorGroup = inbox.Mask(all[i].Error), inbox.Mask(all[i].ErrorGroup)
 					}
 				}
-				return showGroups(cmd.OutOrStdout(), output, all)
+				return showGroups(cmd, all)
 			})
 		},
 	}
 	d.flags(cmd.Flags())
 	d.stateFlag(cmd.Flags())
 	revealFlag(cmd.Flags(), &reveal)
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
 
-func showGroups(out io.Writer, output string, all []inbox.Group) error {
-	return show(out, output, all, func(w io.Writer) {
+func showGroups(cmd *cobra.Command, all []inbox.Group) error {
+	return show(cmd, all, func(w io.Writer) {
 		fmt.Fprintln(w, "GROUP\tCONSUMER\tCOUNT\tFIRST\tLAST\tSAMPLE\tERROR")
 		for _, g := range all {
 			fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%d\t%s\n", g.ID, plain(g.Consumer), g.Count,
@@ -73,7 +69,6 @@ func showGroups(out io.Writer, output string, all []inbox.Group) error {
 
 func (s *settings) deadListCommand() *cobra.Command {
 	var d deadSelection
-	var output string
 	var after int64
 	var reveal bool
 	cmd := &cobra.Command{
@@ -81,13 +76,10 @@ func (s *settings) deadListCommand() *cobra.Command {
 		Short: "List dead letters, without their payloads",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f, err := d.resolve(args)
-			if err == nil && output != "table" && output != "json" && output != "name" {
-				err = usagef("--output is %q, want table, json or name", output)
-			}
 			if err != nil {
 				return err
 			}
-			return s.withDeadLetters(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+			return s.withoutDeadline(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 				all, err := inbox.Letters(ctx, db, f, after)
 				if err != nil {
 					return err
@@ -97,7 +89,7 @@ func (s *settings) deadListCommand() *cobra.Command {
 						all[i].Mask()
 					}
 				}
-				if err := showLetters(cmd.OutOrStdout(), output, all); err != nil {
+				if err := showLetters(cmd, all); err != nil {
 					return err
 				}
 				if len(all) >= inbox.Page {
@@ -111,19 +103,19 @@ func (s *settings) deadListCommand() *cobra.Command {
 	d.flags(f)
 	d.stateFlag(f)
 	revealFlag(f, &reveal)
-	f.StringVarP(&output, "output", "o", "table", "table, json, or name: the ids alone")
+	outputForms(f, "table, json, or name: the ids alone")
 	f.Int64Var(&after, "after", 0, "only those with a higher id; 1000 are listed at a time")
 	return cmd
 }
 
-func showLetters(out io.Writer, output string, all []inbox.Letter) error {
-	if output == "name" {
+func showLetters(cmd *cobra.Command, all []inbox.Letter) error {
+	if outputForm(cmd) == "name" {
 		for _, l := range all {
-			fmt.Fprintln(out, l.ID)
+			fmt.Fprintln(cmd.OutOrStdout(), l.ID)
 		}
 		return nil
 	}
-	return show(out, output, all, func(w io.Writer) {
+	return show(cmd, all, func(w io.Writer) {
 		fmt.Fprintln(w, "ID\tCONSUMER\tTYPE\tKEY\tSTATE\tATTEMPTS\tGIVEN UP\tGROUP\tERROR")
 		for _, l := range all {
 			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", l.ID, plain(l.Consumer), plain(l.Type), plain(l.Key),
@@ -145,7 +137,6 @@ func decided(l inbox.Letter) string {
 }
 
 func (s *settings) deadGetCommand() *cobra.Command {
-	var output string
 	var reveal bool
 	cmd := &cobra.Command{
 		Use:   "get ID",
@@ -154,13 +145,10 @@ func (s *settings) deadGetCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var f inbox.Filter
 			err := nameDead(&f, args)
-			if err == nil {
-				err = checkOutput(output)
-			}
 			if err != nil {
 				return err
 			}
-			return s.withDeadLetters(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+			return s.withoutDeadline(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 				found, err := inbox.Letters(ctx, db, f, 0)
 				if err != nil {
 					return err
@@ -176,17 +164,17 @@ func (s *settings) deadGetCommand() *cobra.Command {
 				if !reveal {
 					e.Mask()
 				}
-				return showLetter(cmd.OutOrStdout(), output, e)
+				return showLetter(cmd, e)
 			})
 		},
 	}
 	revealFlag(cmd.Flags(), &reveal)
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
 
-func showLetter(out io.Writer, output string, e inbox.LetterDetails) error {
-	return show(out, output, e, func(w io.Writer) {
+func showLetter(cmd *cobra.Command, e inbox.LetterDetails) error {
+	return show(cmd, e, func(w io.Writer) {
 		row := func(name, format string, args ...any) {
 			fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))
 		}
@@ -249,7 +237,7 @@ headers that a producer chose.`,
 			if err != nil {
 				return err
 			}
-			return s.withDeadLetters(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+			return s.withoutDeadline(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 				encoder := json.NewEncoder(cmd.OutOrStdout())
 				encoder.SetEscapeHTML(false)
 				return inbox.Export(ctx, db, f, func(m inbox.DeadMessage) error {

@@ -13,7 +13,6 @@ import (
 
 func doctorCommand() *cobra.Command {
 	var s settings
-	var output string
 	all := false
 	cmd := &cobra.Command{
 		Use:   "doctor",
@@ -25,9 +24,6 @@ is in order. The exit code is 6 if something is broken or a warning, 5 if neithe
 answers.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
-			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), operateTime)
 			defer cancel()
 			src, done, err := s.facts(ctx)
@@ -36,7 +32,7 @@ answers.`,
 			}
 			defer done()
 			d := src.Diagnose(ctx)
-			if err := show(cmd.OutOrStdout(), output, d, func(w io.Writer) { writeDiagnosis(w, d, all) }); err != nil {
+			if err := show(cmd, d, func(w io.Writer) { writeDiagnosis(w, d, all) }); err != nil {
 				return err
 			}
 			switch {
@@ -50,7 +46,7 @@ answers.`,
 	}
 	s.databaseFlag(cmd.Flags())
 	s.natsFlags(cmd.Flags())
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	cmd.Flags().BoolVar(&all, "all", false, "also show what is in order")
 	return cmd
 }

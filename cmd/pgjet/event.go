@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -31,7 +30,6 @@ Payloads are not shown, and mail addresses in errors are masked.`,
 }
 
 func (s *settings) eventGetCommand() *cobra.Command {
-	var output string
 	cmd := &cobra.Command{
 		Use:   "get ID",
 		Short: "Show where an event is, and what became of it at each consumer",
@@ -41,16 +39,16 @@ func (s *settings) eventGetCommand() *cobra.Command {
 			if err != nil {
 				return usagef("%q is no id of an event, which is a UUID; for a key, a trace, a request or a mail see: pgjet event timeline %s", short(args[0]), word(args[0]))
 			}
-			return s.askEvents(cmd, output, func(ctx context.Context, src operate.Source) error {
+			return s.askEvents(cmd, func(ctx context.Context, src operate.Source) error {
 				e, err := src.Event(ctx, id)
 				if err != nil {
 					return err
 				}
-				return show(cmd.OutOrStdout(), output, e, func(w io.Writer) { writeEvent(w, e) })
+				return show(cmd, e, func(w io.Writer) { writeEvent(w, e) })
 			})
 		},
 	}
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
 
@@ -62,7 +60,6 @@ type eventTimeline struct {
 }
 
 func (s *settings) eventTimelineCommand() *cobra.Command {
-	var output string
 	cmd := &cobra.Command{
 		Use:   "timeline ID|KEY|TRACE|REQUEST-ID|MESSAGE-ID|MAIL-ADDRESS",
 		Short: "Show what happened, in order of time, to an event, or to those of a key, a trace, a request or a mail address",
@@ -79,26 +76,23 @@ first 20 events are shown. Only ids have an index: the rest is searched in the n
 			if args[0] == "" {
 				return usagef("name an event by its id, its key, its trace, its request, a Message-ID or a mail address")
 			}
-			return s.askEvents(cmd, output, func(ctx context.Context, src operate.Source) error {
+			return s.askEvents(cmd, func(ctx context.Context, src operate.Source) error {
 				all, more, err := src.Find(ctx, args[0])
 				if err != nil {
 					return err
 				}
 				found := eventTimeline{operate.Timeline(all), all, more}
-				return show(cmd.OutOrStdout(), output, found, func(w io.Writer) { writeEventTimeline(w, found) })
+				return show(cmd, found, func(w io.Writer) { writeEventTimeline(w, found) })
 			})
 		},
 	}
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
 
 // askEvents calls fn with the sources of facts about events. The database is required. Without NATS
 // some facts are missing.
-func (s *settings) askEvents(cmd *cobra.Command, output string, fn func(context.Context, operate.Source) error) error {
-	if err := checkOutput(output); err != nil {
-		return err
-	}
+func (s *settings) askEvents(cmd *cobra.Command, fn func(context.Context, operate.Source) error) error {
 	ctx, cancel := context.WithTimeout(cmd.Context(), operateTime)
 	defer cancel()
 	src, done, err := s.facts(ctx)
@@ -109,11 +103,7 @@ func (s *settings) askEvents(cmd *cobra.Command, output string, fn func(context.
 	if src.DB == nil {
 		return src.DBErr
 	}
-	err = lead.NameLock(ctx, src.DB, fn(ctx, src))
-	if _, ok := errors.AsType[*operate.NotFoundError](err); ok {
-		return &exitError{exitNotFound, err}
-	}
-	return err
+	return lead.NameLock(ctx, src.DB, fn(ctx, src))
 }
 
 // writeEvent writes where an event is.

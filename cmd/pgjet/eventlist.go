@@ -56,7 +56,6 @@ func checkLimit(limit int) error {
 }
 
 func (s *settings) eventListCommand() *cobra.Command {
-	var output string
 	var selection eventSelection
 	cmd := &cobra.Command{
 		Use:   "ls",
@@ -82,7 +81,7 @@ command prints the flag for the next page.`,
 			if err := checkLimit(f.Limit); err != nil {
 				return err
 			}
-			return s.askEvents(cmd, output, func(ctx context.Context, src operate.Source) error {
+			return s.askEvents(cmd, func(ctx context.Context, src operate.Source) error {
 				page, err := src.List(ctx, f)
 				if cursor, ok := errors.AsType[*operate.CursorError](err); ok {
 					return usagef("--after: %w", cursor)
@@ -90,7 +89,7 @@ command prints the flag for the next page.`,
 				if err != nil {
 					return err
 				}
-				if err := show(cmd.OutOrStdout(), output, page, func(w io.Writer) { writeItems(w, f.State, page.Events) }); err != nil {
+				if err := show(cmd, page, func(w io.Writer) { writeItems(w, f.State, page.Events) }); err != nil {
 					return err
 				}
 				if page.Next != "" {
@@ -101,7 +100,7 @@ command prints the flag for the next page.`,
 		},
 	}
 	flags := cmd.Flags()
-	outputFlag(flags, &output)
+	outputFlag(flags)
 	selection.flags(flags)
 	flags.StringVar(&selection.filter.State, "state", "", "only these: "+strings.Join(eventStates, ", "))
 	flags.StringVar(&selection.filter.Consumer, "consumer", "", "only at this consumer, of those that are retrying or dead")
@@ -148,7 +147,6 @@ func writeItems(w io.Writer, state string, all []operate.Item) {
 const followEvery = 500 * time.Millisecond
 
 func (s *settings) eventTailCommand(use string, follow bool) *cobra.Command {
-	var output string
 	var selection eventSelection
 	cmd := &cobra.Command{
 		Use:   use,
@@ -162,14 +160,11 @@ func (s *settings) eventTailCommand(use string, follow bool) *cobra.Command {
 			if err := checkLimit(f.Limit); err != nil {
 				return err
 			}
-			if err := checkOutput(output); err != nil {
-				return err
-			}
-			return s.tail(cmd, output, f, follow)
+			return s.tail(cmd, f, follow)
 		},
 	}
 	flags := cmd.Flags()
-	outputFlag(flags, &output)
+	outputFlag(flags)
 	selection.flags(flags)
 	flags.IntVar(&selection.filter.Limit, "limit", 20, "how many existing ones to show, 1 to 1000")
 	if !follow {
@@ -180,7 +175,7 @@ func (s *settings) eventTailCommand(use string, follow bool) *cobra.Command {
 
 // tail shows the last events, one line each, then new ones if follow is set. While it follows, it
 // reports that the database is away and tries again.
-func (s *settings) tail(cmd *cobra.Command, output string, f operate.Filter, follow bool) error {
+func (s *settings) tail(cmd *cobra.Command, f operate.Filter, follow bool) error {
 	src, done, err := s.facts(cmd.Context())
 	if err != nil {
 		return err
@@ -200,7 +195,7 @@ func (s *settings) tail(cmd *cobra.Command, output string, f operate.Filter, fol
 			fmt.Fprintln(cmd.ErrOrStderr(), "pgjet:", harmless(reasoned(err)))
 		}
 		for _, i := range news {
-			if err := writeTail(cmd.OutOrStdout(), output, i); err != nil {
+			if err := writeTail(cmd, i); err != nil {
 				return err
 			}
 		}
@@ -221,8 +216,9 @@ func next(ctx context.Context, tail *operate.Tail) ([]operate.Item, error) {
 	return tail.Next(ctx)
 }
 
-func writeTail(w io.Writer, output string, i operate.Item) error {
-	if output == "json" {
+func writeTail(cmd *cobra.Command, i operate.Item) error {
+	w := cmd.OutOrStdout()
+	if outputForm(cmd) == "json" {
 		return json.NewEncoder(w).Encode(i)
 	}
 	at := "-"

@@ -26,7 +26,6 @@ type explanation struct {
 }
 
 func explainCommand() *cobra.Command {
-	var output string
 	cmd := &cobra.Command{
 		Use:   "explain [CODE|RUNBOOK]",
 		Short: "Explain a reason, with its runbook, or print a runbook; or list all reasons",
@@ -36,25 +35,22 @@ an argument, list all reasons, the worst first. No server is needed.`,
 		Example: "  pgjet explain stream_full",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
-			}
 			if len(args) == 0 {
 				all := explain("")
-				return show(cmd.OutOrStdout(), output, all, func(w io.Writer) { listReasons(w, all) })
+				return show(cmd, all, func(w io.Writer) { listReasons(w, all) })
 			}
 			all := explain(strings.TrimSuffix(args[0], ":"))
 			if len(all) == 0 {
 				return &exitError{exitNotFound, fmt.Errorf("%q is no reason%s; to list all: pgjet explain", short(args[0]), suggestion(args[0], explained()))}
 			}
-			if output == "json" {
-				return show(cmd.OutOrStdout(), output, all, nil)
+			if outputForm(cmd) == "json" {
+				return show(cmd, all, nil)
 			}
 			_, err := io.WriteString(cmd.OutOrStdout(), explanationText(all))
 			return err
 		},
 	}
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
 

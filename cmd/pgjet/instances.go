@@ -31,25 +31,23 @@ Their health pages are read over HTTP, so they have to be reachable from here.`,
 }
 
 func (s *settings) servicesListCommand() *cobra.Command {
-	var output string
 	cmd := &cobra.Command{
 		Use:   "ls",
 		Short: "List the instances of all services",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			all, err := s.instances(cmd.Context(), output, "")
+			all, err := s.instances(cmd.Context(), "")
 			if err != nil {
 				return err
 			}
-			return showInstances(cmd.OutOrStdout(), output, all)
+			return showInstances(cmd, all)
 		},
 	}
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
 
 func (s *settings) servicesGetCommand() *cobra.Command {
-	var output string
 	cmd := &cobra.Command{
 		Use:   "get NAME",
 		Short: "Show all that is known of the instances of one service",
@@ -60,26 +58,23 @@ func (s *settings) servicesGetCommand() *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			all, err := s.instances(cmd.Context(), output, args[0])
+			all, err := s.instances(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
 			if len(all) == 0 {
 				return &exitError{exitNotFound, fmt.Errorf("no instance of %q answers; see: pgjet services ls", args[0])}
 			}
-			return showInstance(cmd.OutOrStdout(), output, all)
+			return showInstance(cmd, all)
 		},
 	}
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
 
 // instances returns the instances of one service with their health, or of all services if name is
 // empty.
-func (s *settings) instances(ctx context.Context, output, name string) ([]instance, error) {
-	if err := checkOutput(output); err != nil {
-		return nil, err
-	}
+func (s *settings) instances(ctx context.Context, name string) ([]instance, error) {
 	nc, err := s.dialNATS()
 	if err != nil {
 		return nil, err
@@ -95,8 +90,8 @@ func (s *settings) instances(ctx context.Context, output, name string) ([]instan
 	return all, nil
 }
 
-func showInstances(out io.Writer, output string, all []instance) error {
-	return show(out, output, all, func(w io.Writer) {
+func showInstances(cmd *cobra.Command, all []instance) error {
+	return show(cmd, all, func(w io.Writer) {
 		fmt.Fprintln(w, "NAME\tID\tSTREAM\tVERSION\tADDRESS\tHEALTH\tCONFIG\tUP\tWHY")
 		for _, i := range all {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", plain(i.Name), plain(i.ID), plain(cmp.Or(i.Metadata[registry.StreamKey], "-")), plain(i.Version), plain(cmp.Or(i.Address, "-")),
@@ -105,8 +100,8 @@ func showInstances(out io.Writer, output string, all []instance) error {
 	})
 }
 
-func showInstance(out io.Writer, output string, all []instance) error {
-	return show(out, output, all, func(w io.Writer) {
+func showInstance(cmd *cobra.Command, all []instance) error {
+	return show(cmd, all, func(w io.Writer) {
 		for n, i := range all {
 			if n > 0 {
 				fmt.Fprintln(w)

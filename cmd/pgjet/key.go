@@ -13,7 +13,6 @@ import (
 
 func keyCommand() *cobra.Command {
 	var s settings
-	var output string
 	cmd := &cobra.Command{
 		Use:   "key KEY",
 		Short: "Show what holds the events of one key back, and what waits behind it",
@@ -25,18 +24,18 @@ it: in the outbox, scheduled, at each consumer, and in sagas.`,
 			if args[0] == "" {
 				return usagef("name a key, such as a user's id")
 			}
-			return s.askEvents(cmd, output, func(ctx context.Context, src operate.Source) error {
+			return s.askEvents(cmd, func(ctx context.Context, src operate.Source) error {
 				k, err := src.OfKey(ctx, args[0])
 				if err != nil {
 					return err
 				}
-				return show(cmd.OutOrStdout(), output, k, func(w io.Writer) { writeKey(w, k) })
+				return show(cmd, k, func(w io.Writer) { writeKey(w, k) })
 			})
 		},
 	}
 	s.databaseFlag(cmd.Flags())
 	s.natsFlags(cmd.Flags())
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
 

@@ -92,6 +92,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			return err
 		}
 		began = true
+		if err := checkOutput(cmd); err != nil {
+			return err
+		}
 		return findDev(cmd)
 	}
 	cmd, err := root.ExecuteContextC(ctx)

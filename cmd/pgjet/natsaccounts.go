@@ -140,7 +140,6 @@ func (m *member) asks(subject string, all []*member) {
 
 func (s *settings) natsAccountsCommand() *cobra.Command {
 	var names, services []string
-	var output string
 	cmd := &cobra.Command{
 		Use:   "accounts",
 		Short: "Print accounts of NATS that keep all roles apart",
@@ -158,9 +157,6 @@ All processes need --nats-domain ` + accountsDomain + `. They create no durable 
   pgjet stream ensure && pgjet consumer ensure welcome-mailer directory onboarding pgjet-users`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
-			}
 			if err := checkOwnNames(names, services); err != nil {
 				return err
 			}
@@ -180,13 +176,13 @@ All processes need --nats-domain ` + accountsDomain + `. They create no durable 
 				return usagef("--stream is %q: the name of an account has letters, digits, - and _ only", s.stream)
 			}
 			all := accountsFor(s.stream, s.prefix, names, services)
-			return show(cmd.OutOrStdout(), output, all, func(w io.Writer) { writeAccounts(w, all) })
+			return show(cmd, all, func(w io.Writer) { writeAccounts(w, all) })
 		},
 	}
 	f := cmd.Flags()
 	s.streamFlag(f)
 	s.prefixFlag(f)
-	outputFlag(f, &output)
+	outputFlag(f)
 	f.StringSliceVar(&names, "consumer", slices.Sorted(maps.Keys(ownConsumers)), "names of all consumers; NAME/16 for 16 slices")
 	f.StringSliceVar(&services, "service", []string{devservices.Profiles, devservices.Billing}, "names of all other services that register")
 	return cmd

@@ -172,7 +172,7 @@ func durables(name string, slices int) []string {
 func natsCommand() *cobra.Command {
 	var s settings
 	var names []string
-	var service, output string
+	var service string
 	permissions := &cobra.Command{
 		Use:   "permissions relay|consumer|operator|writer|service",
 		Short: "Print the least NATS permissions that a role needs",
@@ -196,9 +196,6 @@ The writer may create no consumer; an operator does: pgjet consumer ensure ` + f
 		ValidArgs: []string{"relay", "consumer", "operator", "writer", "service"},
 		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
-			}
 			switch {
 			case args[0] == "consumer" && len(names) != 1:
 				return usagef("--consumer names the one consumer of the role consumer, such as welcome-mailer")
@@ -227,14 +224,14 @@ The writer may create no consumer; an operator does: pgjet consumer ensure ` + f
 				return err
 			}
 			g := grantFor(args[0], s.stream, s.prefix, names).in(s.access.domain)
-			return show(cmd.OutOrStdout(), output, g, func(w io.Writer) { g.write(w) })
+			return show(cmd, g, func(w io.Writer) { g.write(w) })
 		},
 	}
 	f := permissions.Flags()
 	s.streamFlag(f)
 	s.prefixFlag(f)
 	s.access.domainFlag(f)
-	outputFlag(f, &output)
+	outputFlag(f)
 	f.StringSliceVar(&names, "consumer", nil, "name of the consumer, or NAME/16 for 16 slices; for the operator of each consumer to manage")
 	f.StringVar(&service, "service", "", "name of the service")
 	var other settings

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -32,14 +31,13 @@ stopped can be resumed.`,
 }
 
 func (s *settings) opListCommand() *cobra.Command {
-	var output string
 	f := operation.Filter{}
 	cmd := &cobra.Command{
 		Use:   "ls",
 		Short: "List operations, the newest first",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := errors.Join(checkOutput(output), notEmpty(cmd.Flags(), "kind", "state", "target")); err != nil {
+			if err := notEmpty(cmd.Flags(), "kind", "state", "target"); err != nil {
 				return err
 			}
 			if f.State != "" && !slices.Contains(operation.States, f.State) {
@@ -53,7 +51,7 @@ func (s *settings) opListCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if err := show(cmd.OutOrStdout(), output, all, func(w io.Writer) { writeOperations(w, all) }); err != nil {
+				if err := show(cmd, all, func(w io.Writer) { writeOperations(w, all) }); err != nil {
 					return err
 				}
 				if len(all) == f.Most {
@@ -69,7 +67,7 @@ func (s *settings) opListCommand() *cobra.Command {
 	flags.StringVar(&f.State, "state", "", "only those that are planned, running, stopped, done, failed or cancelled")
 	flags.Int64Var(&f.Before, "before", 0, "only those with a lower id")
 	flags.IntVar(&f.Most, "limit", 50, "the most to list, up to 1000")
-	outputFlag(flags, &output)
+	outputFlag(flags)
 	return cmd
 }
 
@@ -94,29 +92,25 @@ func howFar(o operation.Record) string {
 }
 
 func (s *settings) opGetCommand() *cobra.Command {
-	var output string
 	cmd := &cobra.Command{
 		Use:   "get ID",
 		Short: "Show one operation, with what was planned and done",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := operationID(args[0])
-			if err == nil {
-				err = checkOutput(output)
-			}
 			if err != nil {
 				return err
 			}
-			return s.withOperations(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+			return s.withoutDeadline(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 				o, err := operate.Source{DB: db}.ReadOperation(ctx, id)
 				if err != nil {
 					return err
 				}
-				return show(cmd.OutOrStdout(), output, o, func(w io.Writer) { writeOperation(w, o) })
+				return show(cmd, o, func(w io.Writer) { writeOperation(w, o) })
 			})
 		},
 	}
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
 
@@ -160,7 +154,6 @@ func cut(s string) string {
 }
 
 func (s *settings) opResumeCommand() *cobra.Command {
-	var output string
 	rate := 0
 	cmd := &cobra.Command{
 		Use:   "resume ID",
@@ -171,17 +164,14 @@ continues its own work by itself. Exit code 7 if there is nothing to resume.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := operationID(args[0])
-			if err == nil {
-				err = checkOutput(output)
-			}
 			if err == nil && rate < 0 {
 				err = usagef("--rate is %d, want 0 or more", rate)
 			}
 			if err != nil {
 				return err
 			}
-			return s.withOperations(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
-				return s.resumeOperation(ctx, cmd, db, id, rate, output)
+			return s.withoutDeadline(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+				return s.resumeOperation(ctx, cmd, db, id, rate)
 			})
 		},
 	}
@@ -189,32 +179,29 @@ continues its own work by itself. Exit code 7 if there is nothing to resume.`,
 	s.natsURLFlag(cmd.Flags())
 	s.access.flags(cmd.Flags())
 	cmd.Flags().IntVar(&rate, "rate", 0, "the most per second; 0 keeps the rate")
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
 
-func (s *settings) resumeOperation(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool, id int64, rate int, output string) error {
+func (s *settings) resumeOperation(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool, id int64, rate int) error {
 	o, err := operate.Source{DB: db}.Resumable(ctx, id)
 	switch {
 	case err != nil:
 		return err
 	case o.Kind == "replay":
-		a := replayRun{settings: s, consumer: o.Target, reason: o.Reason, output: output, yes: true, continues: &o, rate: rate,
+		a := replayRun{settings: s, consumer: o.Target, reason: o.Reason, output: outputForm(cmd), yes: true, continues: &o, rate: rate,
 			in: cmd.InOrStdin(), out: cmd.OutOrStdout(), err: cmd.ErrOrStderr()}
 		err = replayExit(a.replay(ctx))
 	default:
 		if _, err = replay.Resume(ctx, db, o, rate); err == nil {
-			return watchOperation(ctx, cmd, db, id, true, output)
+			return watchOperation(ctx, cmd, db, id, true)
 		}
-	}
-	if _, not := errors.AsType[*replay.UnresumableError](err); not {
-		return &exitError{exitRefused, err}
 	}
 	return err
 }
 
 func (s *settings) opCancelCommand() *cobra.Command {
-	var reason, output string
+	var reason string
 	cmd := &cobra.Command{
 		Use:   "cancel ID",
 		Short: "End an operation that is planned, running or stopped; what it has done is kept",
@@ -224,24 +211,24 @@ ends after the current step. Exit code 7 if it has ended already.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := operationID(args[0])
 			if err == nil {
-				err = errors.Join(checkOutput(output), needReason(reason))
+				err = needReason(reason)
 			}
 			if err != nil {
 				return err
 			}
-			return s.withOperations(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+			return s.withoutDeadline(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 				r, err := operate.CancelOperation(ctx, db, id, actor(), reason)
 				if err != nil {
 					return err
 				}
 				r.Detail = nil
-				return show(cmd.OutOrStdout(), output, r, func(w io.Writer) {
+				return show(cmd, r, func(w io.Writer) {
 					fmt.Fprintf(w, "cancelled operation %d, %s of %s; done: %s\n", r.ID, plain(r.Kind), plain(r.Target), howFar(r))
 				})
 			})
 		},
 	}
 	reasonFlag(cmd.Flags(), &reason)
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }

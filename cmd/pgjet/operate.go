@@ -25,20 +25,16 @@ import (
 
 func migrateCommand() *cobra.Command {
 	var s settings
-	var output string
 	withDemo := false
 	up := &cobra.Command{
 		Use:   "up",
 		Short: "Apply what is missing",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
-			}
-			return s.migrateUp(cmd, withDemo, output)
+			return s.migrateUp(cmd, withDemo)
 		},
 	}
-	outputFlag(up.Flags(), &output)
+	outputFlag(up.Flags())
 	status := s.migrateStatusCommand(&withDemo)
 	cmd := group(&cobra.Command{Use: "migrate", Short: "Create and update the tables"}, up, status, migratePrintCommand())
 	for _, c := range []*cobra.Command{up, status} {
@@ -80,7 +76,7 @@ func demoSets(ctx context.Context, db *pgxpool.Pool, asked bool) ([]migrations.S
 	return demo.In(ctx, db)
 }
 
-func (s *settings) migrateUp(cmd *cobra.Command, withDemo bool, output string) error {
+func (s *settings) migrateUp(cmd *cobra.Command, withDemo bool) error {
 	ctx, hints := cmd.Context(), cmd.ErrOrStderr()
 	config, err := s.directConfig()
 	if err != nil {
@@ -109,19 +105,15 @@ func (s *settings) migrateUp(cmd *cobra.Command, withDemo bool, output string) e
 	if err == nil && len(applied) == 0 {
 		said = append(said, "nothing to apply")
 	}
-	return errors.Join(showChanges(cmd, output, names, len(applied) > 0, said...), lead.NameLock(ctx, db, err))
+	return errors.Join(showChanges(cmd, names, len(applied) > 0, said...), lead.NameLock(ctx, db, err))
 }
 
 func (s *settings) migrateStatusCommand(withDemo *bool) *cobra.Command {
-	var output string
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show which migrations are applied; exit code 6 if one is missing, 3 if the user may not see all",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
-			}
 			db, err := s.reach(cmd.Context())
 			if err != nil {
 				return err
@@ -138,14 +130,14 @@ func (s *settings) migrateStatusCommand(withDemo *bool) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return showMigrations(cmd.OutOrStdout(), output, all)
+			return showMigrations(cmd, all)
 		},
 	}
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
 
-func showMigrations(out io.Writer, output string, all []migrations.Status) error {
+func showMigrations(cmd *cobra.Command, all []migrations.Status) error {
 	missing := 0
 	var hidden []string
 	gaps := &migrations.OrderError{}
@@ -159,7 +151,7 @@ func showMigrations(out io.Writer, output string, all []migrations.Status) error
 			hidden = append(hidden, m.Schema)
 		}
 	}
-	if err := show(out, output, all, func(w io.Writer) { writeMigrations(w, all) }); err != nil {
+	if err := show(cmd, all, func(w io.Writer) { writeMigrations(w, all) }); err != nil {
 		return err
 	}
 	if len(gaps.Missing) > 0 {

@@ -26,10 +26,7 @@ func outboxCommand() *cobra.Command {
 }
 
 // withOutbox calls fn with a connection, without a deadline.
-func (s *settings) withOutbox(ctx context.Context, output string, fn func(context.Context, *pgx.Conn) error) error {
-	if err := checkOutput(output); err != nil {
-		return err
-	}
+func (s *settings) withOutbox(ctx context.Context, fn func(context.Context, *pgx.Conn) error) error {
 	db, err := s.reach(ctx)
 	if err != nil {
 		return err
@@ -41,7 +38,6 @@ func (s *settings) withOutbox(ctx context.Context, output string, fn func(contex
 }
 
 func (s *settings) outboxStatusCommand() *cobra.Command {
-	var output string
 	exact := false
 	cmd := &cobra.Command{
 		Use:   "status",
@@ -52,7 +48,7 @@ numbers are estimates, from the first and the last seq of each partition. --exac
 whole outbox, which takes seconds and slows a relay down.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return s.withOutbox(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
+			return s.withOutbox(cmd.Context(), func(ctx context.Context, db *pgx.Conn) error {
 				read := upkeep.ReadQuickStatus
 				if exact {
 					read = upkeep.ReadStatus
@@ -61,11 +57,11 @@ whole outbox, which takes seconds and slows a relay down.`,
 				if err != nil {
 					return err
 				}
-				return show(cmd.OutOrStdout(), output, status, func(w io.Writer) { showOutbox(w, status) })
+				return show(cmd, status, func(w io.Writer) { showOutbox(w, status) })
 			})
 		},
 	}
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	cmd.Flags().BoolVar(&exact, "exact", false, "read the whole outbox, however large it is")
 	return cmd
 }
@@ -104,7 +100,7 @@ type pruning struct {
 
 func (s *settings) outboxPruneCommand() *cobra.Command {
 	var age time.Duration
-	var reason, output string
+	var reason string
 	var dryRun bool
 	cmd := &cobra.Command{
 		Use:   "prune",
@@ -118,19 +114,19 @@ dropped now.`,
 			if age < 0 {
 				return usagef("--older-than is %s, want 0 or more", age)
 			}
-			return s.withOutbox(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
+			return s.withOutbox(cmd.Context(), func(ctx context.Context, db *pgx.Conn) error {
 				p, err := prune(ctx, db, age, reason, dryRun)
 				if len(p.Pruned) == 0 && err != nil {
 					return err
 				}
-				return errors.Join(p.show(cmd.OutOrStdout(), output), err)
+				return errors.Join(p.show(cmd), err)
 			})
 		},
 	}
 	cmd.Flags().DurationVar(&age, "older-than", relay.DefaultRetention, "how long ago it has to have been published")
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for the record")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "show what would be pruned, and prune nothing")
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
 
@@ -143,8 +139,8 @@ func prune(ctx context.Context, db *pgx.Conn, age time.Duration, reason string, 
 	return pruning{Pruned: append([]string{}, done.Dropped...), Events: done.Pruned, Busy: done.Busy}, err
 }
 
-func (p pruning) show(out io.Writer, output string) error {
-	err := show(out, output, p, func(w io.Writer) {
+func (p pruning) show(cmd *cobra.Command) error {
+	err := show(cmd, p, func(w io.Writer) {
 		switch names := plain(strings.Join(p.Pruned, ", ")); {
 		case p.DryRun && names != "":
 			fmt.Fprintf(w, "would prune %s\n", names)

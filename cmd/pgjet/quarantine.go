@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -15,16 +14,13 @@ import (
 )
 
 func (s *settings) quarantineListCommand() *cobra.Command {
-	var output, state string
+	var state string
 	var after int64
 	cmd := &cobra.Command{
 		Use:   "ls",
 		Short: "List the events in quarantine, without their payloads",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
-			}
 			if state != "" && state != "held" && state != "retry" && state != "dropped" {
 				return usagef("--state is %q, want held, retry or dropped", state)
 			}
@@ -33,7 +29,7 @@ func (s *settings) quarantineListCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if err := showQuarantine(cmd.OutOrStdout(), output, all); err != nil {
+				if err := showQuarantine(cmd, all); err != nil {
 					return err
 				}
 				if len(all) >= relay.QuarantinePage {
@@ -44,14 +40,14 @@ func (s *settings) quarantineListCommand() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	outputFlag(f, &output)
+	outputFlag(f)
 	f.StringVar(&state, "state", "", "only those that are held, retry or dropped")
 	f.Int64Var(&after, "after", 0, "only those with a higher seq; 1000 are listed at a time")
 	return cmd
 }
 
-func showQuarantine(out io.Writer, output string, all []relay.Quarantined) error {
-	return show(out, output, all, func(w io.Writer) {
+func showQuarantine(cmd *cobra.Command, all []relay.Quarantined) error {
+	return show(cmd, all, func(w io.Writer) {
 		fmt.Fprintln(w, "SEQ\tEVENT\tTYPE\tKEY\tSTATE\tSINCE\tREASON")
 		for _, q := range all {
 			at, reason := q.At, q.Reason
@@ -65,7 +61,7 @@ func showQuarantine(out io.Writer, output string, all []relay.Quarantined) error
 
 func showUnknown(out io.Writer, output string, all []relay.UnknownMessage) error {
 	const shown = 20
-	return show(out, output, all, func(w io.Writer) {
+	return showIn(out, output, all, func(w io.Writer) {
 		fmt.Fprintln(w, "SEQUENCE\tEVENT\tSUBJECT\tFOUND")
 		for i, m := range all {
 			if i >= shown-1 && i < len(all)-1 {
@@ -120,13 +116,10 @@ type decidedOn struct {
 }
 
 func (s *settings) decideCommand(d decision) *cobra.Command {
-	var reason, output string
+	var reason string
 	var all, yes bool
 	cmd := &cobra.Command{RunE: func(cmd *cobra.Command, args []string) error {
 		seqs, err := selection(args, all)
-		if err == nil {
-			err = checkOutput(output)
-		}
 		if err == nil && d.needsReason {
 			err = needReason(reason)
 		}
@@ -146,16 +139,13 @@ func (s *settings) decideCommand(d decision) *cobra.Command {
 			changed, err := d.decide(ctx, db, seqs, reason)
 			if err == nil {
 				result := decidedOn{append([]int64{}, changed...)}
-				err = show(cmd.OutOrStdout(), output, result, func(w io.Writer) { fmt.Fprintf(w, d.done, len(changed)) })
-			}
-			if errors.Is(err, relay.ErrNotQuarantined) {
-				return &exitError{exitNotFound, err}
+				err = show(cmd, result, func(w io.Writer) { fmt.Fprintf(w, d.done, len(changed)) })
 			}
 			return err
 		})
 	}}
 	reasonFlag(cmd.Flags(), &reason)
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	cmd.Flags().BoolVar(&all, "all", false, "all that are held")
 	if d.asks {
 		cmd.Flags().BoolVar(&yes, "yes", false, "do not ask before all are dropped")

@@ -3,17 +3,24 @@ package main
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/consumers/replay"
+	"github.com/pgjet/pgjet/consumers/saga"
+	"github.com/pgjet/pgjet/internal/ensure"
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/natsconn"
+	"github.com/pgjet/pgjet/internal/operate"
 	"github.com/pgjet/pgjet/internal/operation"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/sqlstate"
+	"github.com/pgjet/pgjet/internal/upkeep"
+	"github.com/pgjet/pgjet/relay"
 )
 
 // reasoned returns the text of err. If PostgreSQL or NATS is the cause, the text begins with the
@@ -43,21 +50,36 @@ func reasonOf(err error) string {
 
 // reasonExit returns the exit code of an error that is not an [exitError].
 func reasonExit(err error) int {
-	if _, locked := errors.AsType[*lead.TableLock](err); locked {
-		return exitRefused
+	if answer, ok := errors.AsType[*ensure.Error](err); ok {
+		return answer.Exit
 	}
-	if _, foreign := errors.AsType[*inbox.ForeignDurableError](err); foreign {
+	switch {
+	case isA[*inbox.UnknownError](err), isA[*inbox.NotFoundError](err), isA[*operate.NotFoundError](err), isA[*saga.NotFoundError](err),
+		isAny(err, relay.ErrNotQuarantined, upkeep.ErrNotScheduled, replay.ErrNoConsumer):
+		return exitNotFound
+	case isA[*lead.TableLock](err), isA[*inbox.ForeignDurableError](err), isA[*relay.ForeignOutboxError](err),
+		isA[*operate.StateError](err), isA[*saga.StateError](err), isA[*replay.UnresumableError](err),
+		isAny(err, operation.ErrCancelled, relay.ErrLeadChanged, replay.ErrBusy, replay.ErrChanged):
 		return exitRefused
-	}
-	if errors.Is(err, operation.ErrCancelled) {
-		return exitRefused
+	case errors.Is(err, replay.ErrSelection):
+		return exitUsage
+	case postgres.IsPooler(err):
+		return exitUnreachable
 	}
 	switch natsconn.Of(err) {
 	case jserror.Outdated, jserror.Limit, jserror.Disabled: // NATS answers, but cannot be used
 		return exitUnreachable
 	}
-	if postgres.IsPooler(err) {
-		return exitUnreachable
-	}
 	return exitFailed
+}
+
+// isA reports whether err is or wraps an E.
+func isA[E error](err error) bool {
+	_, is := errors.AsType[E](err)
+	return is
+}
+
+// isAny reports whether err is or wraps one of these.
+func isAny(err error, targets ...error) bool {
+	return slices.ContainsFunc(targets, func(t error) bool { return errors.Is(err, t) })
 }

@@ -158,7 +158,7 @@ func confirmCount(in io.Reader, out io.Writer, question string, n int64, grave b
 }
 
 func (s *settings) relayPauseCommand() *cobra.Command {
-	var reason, output string
+	var reason string
 	cmd := &cobra.Command{
 		Use:   "pause",
 		Short: "Publish nothing until it is resumed",
@@ -166,7 +166,7 @@ func (s *settings) relayPauseCommand() *cobra.Command {
 events wait in the outbox. Pausing twice changes nothing.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := cmp.Or(checkOutput(output), needReason(reason)); err != nil {
+			if err := needReason(reason); err != nil {
 				return err
 			}
 			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
@@ -185,40 +185,37 @@ events wait in the outbox. Pausing twice changes nothing.`,
 				if !news {
 					did = fmt.Sprintf("stream %s was paused already, by %s %s: %s", s.stream, p.By, ago(time.Since(p.At)), p.Reason)
 				}
-				return showChanged(cmd, output, s.stream, news, did, "to go on: "+s.typed("pgjet relay resume"))
+				return showChanged(cmd, s.stream, news, did, "to go on: "+s.typed("pgjet relay resume"))
 			})
 		},
 	}
 	reasonFlag(cmd.Flags(), &reason)
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
 
 func (s *settings) relayResumeCommand() *cobra.Command {
-	var reason, output string
+	var reason string
 	cmd := &cobra.Command{
 		Use:   "resume",
 		Short: "End a pause",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
-			}
 			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 				p, err := relay.Resume(ctx, db, s.stream, actor(), reason)
 				if err != nil {
 					return err
 				}
 				if p == nil {
-					return showChanged(cmd, output, s.stream, false, fmt.Sprintf("stream %s was not paused", s.stream))
+					return showChanged(cmd, s.stream, false, fmt.Sprintf("stream %s was not paused", s.stream))
 				}
-				return showChanged(cmd, output, s.stream, true,
+				return showChanged(cmd, s.stream, true,
 					fmt.Sprintf("resumed stream %s, paused by %s %s: %s", s.stream, p.By, ago(time.Since(p.At)), p.Reason), "to see it go: "+s.typed("pgjet relay status"))
 			})
 		},
 	}
 	reasonFlag(cmd.Flags(), &reason)
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
 
@@ -235,7 +232,7 @@ is deleted, and it cannot be undone.`,
 			if err := a.check(cmd.InOrStdin()); err != nil {
 				return err
 			}
-			a.in, a.out, a.err = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
+			a.in, a.out, a.err, a.output = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr(), outputForm(cmd)
 			return s.adopt(cmd.Context(), a)
 		},
 	}
@@ -243,7 +240,7 @@ is deleted, and it cannot be undone.`,
 	f.BoolVar(&a.dryRun, "dry-run", false, "list, and change nothing")
 	f.BoolVar(&a.yes, "yes", false, "do not ask")
 	reasonFlag(f, &a.reason)
-	outputFlag(f, &a.output)
+	outputFlag(f)
 	return cmd
 }
 
@@ -256,8 +253,8 @@ type adoption struct {
 }
 
 func (a adoption) check(in io.Reader) error {
-	if err := checkOutput(a.output); err != nil || a.dryRun {
-		return err
+	if a.dryRun {
+		return nil
 	}
 	if err := needReason(a.reason); err != nil {
 		return err

@@ -19,50 +19,47 @@ import (
 )
 
 func (s *settings) relayStatusCommand() *cobra.Command {
-	var output, natsURL string
+	var natsURL string
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show whether events are being published, and if not, why; exit code 6 if not",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
-			}
 			all, err := s.relays(cmd)
 			if err != nil {
 				return err
 			}
 			s.natsURL = natsURL
 			if len(all) == 0 {
-				return s.showRelay(cmd, output)
+				return s.showRelay(cmd)
 			}
 			var errs []error
 			for i, e := range all {
-				if i > 0 && output == "table" {
+				if i > 0 && outputForm(cmd) == "table" {
 					fmt.Fprintln(cmd.OutOrStdout())
 				}
 				s.use(e)
-				if err := s.showRelay(cmd, output); err != nil {
+				if err := s.showRelay(cmd); err != nil {
 					errs = append(errs, fmt.Errorf("relay %s: %w", e.name, err))
 				}
 			}
 			return worst(errs)
 		},
 	}
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	cmd.Flags().StringVar(&natsURL, "nats-url", "", "NATS servers; with them a stream that does not exist is reported before any relay has run")
 	s.access.flags(cmd.Flags())
 	return cmd
 }
 
 // showRelay shows the status of one relay.
-func (s *settings) showRelay(cmd *cobra.Command, output string) error {
+func (s *settings) showRelay(cmd *cobra.Command) error {
 	return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 		status, err := relay.ReadStatus(ctx, db, s.stream)
 		if err != nil {
 			return err
 		}
-		return showStatus(cmd.OutOrStdout(), output, status, s.missingStream(ctx, status), s.prefix)
+		return showStatus(cmd, status, s.missingStream(ctx, status), s.prefix)
 	})
 }
 
@@ -108,7 +105,7 @@ type relayView struct {
 	Troubles   []operate.Trouble `json:"troubles"` // why it does not publish
 }
 
-func showStatus(out io.Writer, output string, s relay.Status, absent, prefix string) error {
+func showStatus(cmd *cobra.Command, s relay.Status, absent, prefix string) error {
 	all := operate.RelayTroubles(s)
 	if absent != "" {
 		all = slices.Insert(all, 0, operate.Trouble{Cause: string(jserror.StreamMissing), Why: plain(absent), Next: typed("pgjet stream ensure", s.Stream)})
@@ -117,7 +114,7 @@ func showStatus(out io.Writer, output string, s relay.Status, absent, prefix str
 		all[i].Next = operate.WithPrefix(all[i].Next, prefix)
 	}
 	view := relayView{s, len(all) == 0, all}
-	if err := show(out, output, view, func(w io.Writer) { writeStatus(w, s, all) }); err != nil {
+	if err := show(cmd, view, func(w io.Writer) { writeStatus(w, s, all) }); err != nil {
 		return err
 	}
 	if len(all) > 0 {

@@ -51,7 +51,7 @@ one, while live events continue.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a.consumer = args[0]
-			a.in, a.out, a.err = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
+			a.in, a.out, a.err, a.output = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr(), outputForm(cmd)
 			if err := a.check(cmd); err != nil {
 				return err
 			}
@@ -77,7 +77,7 @@ func (a *replayRun) flags(cmd *cobra.Command) {
 	f.BoolVar(&a.detach, "detach", false, "return once everything is handed over, without watching it run")
 	f.BoolVar(&a.yes, "yes", false, "do not ask")
 	reasonFlag(f, &a.reason)
-	outputFlag(f, &a.output)
+	outputFlag(f)
 	a.databaseFlag(f)
 	a.directFlag(f)
 	a.natsURLFlag(f)
@@ -86,9 +86,6 @@ func (a *replayRun) flags(cmd *cobra.Command) {
 
 // check completes the selection and checks the flags, before anything connects.
 func (a *replayRun) check(cmd *cobra.Command) (err error) {
-	if err := checkOutput(a.output); err != nil {
-		return err
-	}
 	if err := notEmpty(cmd.Flags(), "since", "until", "type", "key"); err != nil {
 		return err
 	}
@@ -162,7 +159,7 @@ func (a *replayRun) replayOn(ctx context.Context, db *pgxpool.Pool) error {
 	if err != nil {
 		return err
 	}
-	if err := show(a.out, a.output, plan, func(w io.Writer) { writePlan(w, plan) }); err != nil {
+	if err := showIn(a.out, a.output, plan, func(w io.Writer) { writePlan(w, plan) }); err != nil {
 		return err
 	}
 	if proceed, err := a.agree(plan); err != nil || !proceed {
@@ -203,7 +200,7 @@ func (a *replayRun) run(ctx context.Context, r *replay.Replay, plan *replay.Plan
 	result, err := r.Run(ctx, plan, actor(), reason, watch, progress.report)
 	progress.finish()
 	if a.output == "json" && result.Operation != 0 {
-		if err := show(a.out, a.output, result, nil); err != nil {
+		if err := showIn(a.out, a.output, result, nil); err != nil {
 			return err
 		}
 	}
@@ -281,18 +278,16 @@ func outcome(plan *replay.Plan, result replay.Result) string {
 	return line
 }
 
-// replayExit adds exit codes to the errors of package replay.
+// replayExit adds exit codes to errors that have none: a replay was interrupted, or a server did not answer.
 func replayExit(err error) error {
-	if exit, ok := errors.AsType[*exitError](err); ok {
-		return exit
+	if _, ok := errors.AsType[*exitError](err); ok || reasonExit(err) != exitFailed {
+		return err
 	}
 	for _, code := range []struct {
 		err  error
 		code int
 	}{
-		{replay.ErrNoConsumer, exitNotFound}, {replay.ErrSelection, exitUsage},
-		{replay.ErrBusy, exitRefused}, {replay.ErrChanged, exitRefused}, {context.Canceled, exitInterrupted},
-		{nats.ErrNoResponders, exitUnreachable}, {nats.ErrConnectionClosed, exitUnreachable},
+		{context.Canceled, exitInterrupted}, {nats.ErrNoResponders, exitUnreachable}, {nats.ErrConnectionClosed, exitUnreachable},
 		{nats.ErrTimeout, exitUnreachable}, {context.DeadlineExceeded, exitUnreachable},
 	} {
 		if errors.Is(err, code.err) {

@@ -13,7 +13,6 @@ import (
 
 	"github.com/pgjet/pgjet/internal/operate"
 	"github.com/pgjet/pgjet/internal/operation"
-	"github.com/pgjet/pgjet/relay"
 )
 
 func republishCommand() *cobra.Command {
@@ -27,7 +26,7 @@ as a whole. What is in the stream is not published twice.`,
 }
 
 func (s *settings) republishPlanCommand() *cobra.Command {
-	var output, since, reason string
+	var since, reason string
 	var which operate.Lacking
 	all := false
 	cmd := &cobra.Command{
@@ -40,7 +39,7 @@ lead. It changes nothing in the stream.`,
 		Example: `  pgjet republish plan --all
   pgjet republish plan --since 24h`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := errors.Join(checkOutput(output), notEmpty(cmd.Flags(), "since")); err != nil {
+			if err := notEmpty(cmd.Flags(), "since"); err != nil {
 				return err
 			}
 			ids, err := eventIDs(args, "pgjet audit run")
@@ -59,7 +58,7 @@ lead. It changes nothing in the stream.`,
 			}
 			which.By, which.Reason = actor(), reason
 			return s.withFacts(cmd.Context(), func(ctx context.Context, src operate.Source) error {
-				return planRepublish(ctx, cmd, src, which, output)
+				return planRepublish(ctx, cmd, src, which)
 			})
 		},
 	}
@@ -72,18 +71,18 @@ lead. It changes nothing in the stream.`,
 	f.Int64Var(&which.From, "from-seq", 0, "only events with this seq of the outbox or a higher one")
 	f.Int64Var(&which.To, "to-seq", 0, "only events with this seq of the outbox or a lower one")
 	reasonFlag(f, &reason)
-	outputFlag(f, &output)
+	outputFlag(f)
 	return cmd
 }
 
-func planRepublish(ctx context.Context, cmd *cobra.Command, src operate.Source, which operate.Lacking, output string) error {
+func planRepublish(ctx context.Context, cmd *cobra.Command, src operate.Source, which operate.Lacking) error {
 	progress := newProgress(cmd.ErrOrStderr(), "audit", src.Stream)
 	p, err := src.PlanRepublish(ctx, which, func(done, total int64) { progress.report(0, int(done), int(total)) })
 	progress.finish()
 	if err != nil {
 		return err
 	}
-	if err := show(cmd.OutOrStdout(), output, p, func(w io.Writer) { writeRepublication(w, p) }); err != nil {
+	if err := show(cmd, p, func(w io.Writer) { writeRepublication(w, p) }); err != nil {
 		return err
 	}
 	if p.Operation == 0 {
@@ -120,7 +119,7 @@ func writeRepublication(w io.Writer, p operate.Republication) {
 }
 
 func (s *settings) republishRunCommand() *cobra.Command {
-	var reason, output string
+	var reason string
 	yes, detach := false, false
 	cmd := &cobra.Command{
 		Use:   "run PLAN",
@@ -134,7 +133,7 @@ stream refuses is put into quarantine.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := operationID(args[0])
 			if err == nil {
-				err = errors.Join(checkOutput(output), needReason(reason))
+				err = needReason(reason)
 			}
 			if err != nil {
 				return err
@@ -142,7 +141,7 @@ stream refuses is put into quarantine.`,
 			if !yes && !terminal(cmd.InOrStdin()) {
 				return usagef("see the plan with pgjet op get %d, then use --yes: there is no terminal to ask on", id)
 			}
-			return s.withOperations(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+			return s.withoutDeadline(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 				o, err := operate.Source{DB: db}.ReadOperation(ctx, id)
 				if err != nil {
 					return err
@@ -156,7 +155,7 @@ stream refuses is put into quarantine.`,
 					return err
 				}
 				fmt.Fprintf(cmd.ErrOrStderr(), "%d events are handed over to the leading relay; to stop it: pgjet op cancel %d\n", n, id)
-				return watchOperation(ctx, cmd, db, id, detach, output)
+				return watchOperation(ctx, cmd, db, id, detach)
 			})
 		},
 	}
@@ -165,7 +164,7 @@ stream refuses is put into quarantine.`,
 	f.BoolVar(&yes, "yes", false, "do not ask")
 	f.BoolVar(&detach, "detach", false, "return at once, without watching it")
 	reasonFlag(f, &reason)
-	outputFlag(f, &output)
+	outputFlag(f)
 	return cmd
 }
 
@@ -180,7 +179,7 @@ func operationID(text string) (int64, error) {
 
 // watchOperation shows the progress of an operation until it ends, then the operation. If detach is
 // set, it shows the operation at once. The exit code is 3 if the stream refused some events.
-func watchOperation(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool, id int64, detach bool, output string) error {
+func watchOperation(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool, id int64, detach bool) error {
 	src := operate.Source{DB: db}
 	var o operate.OperationState
 	progress := newProgress(cmd.ErrOrStderr(), "operation", "")
@@ -203,24 +202,11 @@ func watchOperation(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool, i
 		}
 	}
 	progress.finish()
-	if err := show(cmd.OutOrStdout(), output, o, func(w io.Writer) { writeOperation(w, o) }); err != nil {
+	if err := show(cmd, o, func(w io.Writer) { writeOperation(w, o) }); err != nil {
 		return err
 	}
 	if o.Refused > 0 {
 		return &exitError{exitPartly, fmt.Errorf("the stream refused %d of them; see: pgjet relay quarantine ls", o.Refused)}
 	}
 	return nil
-}
-
-// withOperations calls fn with a pool, without a deadline, and adds exit codes to its errors.
-func (s *settings) withOperations(ctx context.Context, fn func(context.Context, *pgxpool.Pool) error) error {
-	err := s.withDeadLetters(ctx, fn)
-	if _, absent := errors.AsType[*operate.NotFoundError](err); absent {
-		return &exitError{exitNotFound, err}
-	}
-	_, state := errors.AsType[*operate.StateError](err)
-	if state || errors.Is(err, relay.ErrLeadChanged) || errors.Is(err, operation.ErrCancelled) {
-		return &exitError{exitRefused, err}
-	}
-	return err
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 
@@ -15,7 +14,7 @@ import (
 
 func retryCommand() *cobra.Command {
 	var s settings
-	var consumer, reason, output string
+	var consumer, reason string
 	cmd := &cobra.Command{
 		Use:   "retry [ID...]",
 		Short: "Make events due now that wait for their next attempt",
@@ -28,9 +27,6 @@ order of the events of a key. Dead letters are not retried: see pgjet dead redri
 			if err := notEmpty(cmd.Flags(), "consumer"); err != nil {
 				return err
 			}
-			if err := checkOutput(output); err != nil {
-				return err
-			}
 			ids, err := eventIDs(args, "pgjet event ls")
 			if err != nil {
 				return err
@@ -38,24 +34,19 @@ order of the events of a key. Dead letters are not retried: see pgjet dead redri
 			if len(ids) == 0 && consumer == "" {
 				return usagef("name events by their ID, or a consumer by --consumer. See: pgjet event ls --state retrying")
 			}
-			return s.withDeadLetters(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
+			return s.withoutDeadline(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 				all, err := operate.Retry(ctx, db, consumer, ids, actor(), reason)
-				_, unknown := errors.AsType[*inbox.UnknownError](err)
-				_, absent := errors.AsType[*operate.NotFoundError](err)
-				switch {
-				case unknown, absent:
-					return &exitError{exitNotFound, err}
-				case err != nil:
+				if err != nil {
 					return err
 				}
-				return show(cmd.OutOrStdout(), output, all, func(w io.Writer) { writeRetried(w, all) })
+				return show(cmd, all, func(w io.Writer) { writeRetried(w, all) })
 			})
 		},
 	}
 	s.databaseFlag(cmd.Flags())
 	cmd.Flags().StringVar(&consumer, "consumer", "", "at this consumer only; without an ID, all that waits there")
 	reasonFlag(cmd.Flags(), &reason)
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
 

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -29,14 +28,13 @@ the database of the service that runs them.`,
 }
 
 func (s *settings) sagaListCommand() *cobra.Command {
-	var output string
 	var f saga.Filter
 	cmd := &cobra.Command{
 		Use:   "ls",
 		Short: "List sagas, the newest first",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := cmp.Or(checkOutput(output), notEmpty(cmd.Flags(), "state", "key")); err != nil {
+			if err := notEmpty(cmd.Flags(), "state", "key"); err != nil {
 				return err
 			}
 			if f.State != "" && !slices.Contains(saga.States, f.State) {
@@ -54,7 +52,7 @@ func (s *settings) sagaListCommand() *cobra.Command {
 				if len(all) >= saga.Page {
 					fmt.Fprintf(cmd.ErrOrStderr(), "these are the newest %d; there may be more, which --state or --key select\n", len(all))
 				}
-				if err := showSagas(cmd.OutOrStdout(), output, all); err != nil || output == "json" {
+				if err := showSagas(cmd, all); err != nil || outputForm(cmd) == "json" {
 					return err
 				}
 				for _, w := range waiting {
@@ -67,7 +65,7 @@ func (s *settings) sagaListCommand() *cobra.Command {
 		},
 	}
 	flags := cmd.Flags()
-	outputFlag(flags, &output)
+	outputFlag(flags)
 	flags.StringVar(&f.State, "state", "", "only those that are "+strings.Join(saga.States, ", "))
 	flags.StringVar(&f.Key, "key", "", "only those of this key, such as a user's id")
 	return cmd
@@ -82,43 +80,31 @@ func sagaID(args []string) (uuid.UUID, error) {
 	return id, nil
 }
 
-// sagaExit adds exit codes to the errors of package saga.
-func sagaExit(err error) error {
-	if _, ok := errors.AsType[*saga.NotFoundError](err); ok {
-		return &exitError{exitNotFound, err}
-	}
-	if _, ok := errors.AsType[*saga.StateError](err); ok {
-		return &exitError{exitRefused, err}
-	}
-	return err
-}
-
 func (s *settings) sagaGetCommand() *cobra.Command {
-	var output string
 	cmd := &cobra.Command{
 		Use:   "get ID",
 		Short: "Show a saga and its steps",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := sagaID(args)
-			if err := cmp.Or(checkOutput(output), err); err != nil {
+			if err != nil {
 				return err
 			}
 			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 				x, err := saga.Get(ctx, db, id)
 				if err != nil {
-					return sagaExit(err)
+					return err
 				}
-				return showSaga(cmd.OutOrStdout(), output, x)
+				return showSaga(cmd, x)
 			})
 		},
 	}
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
 
 func (s *settings) sagaRetryCommand() *cobra.Command {
-	var reason, output string
+	var reason string
 	cmd := &cobra.Command{
 		Use:   "retry ID",
 		Short: "Continue to undo a saga that needs an operator",
@@ -127,45 +113,45 @@ as at first. Correct the cause before. Author and reason are recorded in pgjet.o
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := sagaID(args)
-			if err := cmp.Or(err, checkOutput(output), needReason(reason)); err != nil {
+			if err := cmp.Or(err, needReason(reason)); err != nil {
 				return err
 			}
 			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 				if err := saga.Retry(ctx, db, id, actor(), reason); err != nil {
-					return sagaExit(err)
+					return err
 				}
-				return showChanged(cmd, output, id.String(), true, fmt.Sprintf("saga %s goes on undoing", id), fmt.Sprint("to see what becomes of it: pgjet saga get ", id))
+				return showChanged(cmd, id.String(), true, fmt.Sprintf("saga %s goes on undoing", id), fmt.Sprint("to see what becomes of it: pgjet saga get ", id))
 			})
 		},
 	}
 	reasonFlag(cmd.Flags(), &reason)
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
 
 // showSagas writes one line for each saga, then what to do.
-func showSagas(out io.Writer, output string, all []saga.Record) error {
-	err := show(out, output, all, func(w io.Writer) {
+func showSagas(cmd *cobra.Command, all []saga.Record) error {
+	err := show(cmd, all, func(w io.Writer) {
 		fmt.Fprintln(w, "ID\tNAME\tKEY\tSTATE\tSTEP\tATTEMPTS\tSTARTED\tREASON\tERROR")
 		for _, x := range all {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", x.ID, plain(x.Name), plain(x.Key), x.State, plain(x.Step), x.Attempts,
 				ago(time.Since(x.StartedAt)), cmp.Or(plain(x.Reason), "-"), cmp.Or(plain(x.Error), "-"))
 		}
 	})
-	if err != nil || output == "json" {
+	if err != nil || outputForm(cmd) == "json" {
 		return err
 	}
 	for _, x := range all {
 		if x.State == saga.NeedsOperator {
-			fmt.Fprintf(out, "\n%s needs an operator -> pgjet saga get %s\n", x.ID, x.ID)
+			fmt.Fprintf(cmd.OutOrStdout(), "\n%s needs an operator -> pgjet saga get %s\n", x.ID, x.ID)
 		}
 	}
 	return nil
 }
 
 // showSaga writes all that is known of one saga.
-func showSaga(out io.Writer, output string, x *saga.Record) error {
-	return show(out, output, x, func(w io.Writer) {
+func showSaga(cmd *cobra.Command, x *saga.Record) error {
+	return show(cmd, x, func(w io.Writer) {
 		line := func(name, format string, args ...any) {
 			fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))
 		}

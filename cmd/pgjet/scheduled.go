@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -25,7 +24,7 @@ outbox. 'pgjet relay status' shows how many are due and were not moved, and why.
 }
 
 func (s *settings) scheduledListCommand() *cobra.Command {
-	var output, after string
+	var after string
 	var f upkeep.ScheduledFilter
 	cmd := &cobra.Command{
 		Use:   "ls",
@@ -42,12 +41,12 @@ func (s *settings) scheduledListCommand() *cobra.Command {
 				}
 				f.After = ids[0]
 			}
-			return s.withOutbox(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
+			return s.withOutbox(cmd.Context(), func(ctx context.Context, db *pgx.Conn) error {
 				all, err := upkeep.ListScheduled(ctx, db, f)
 				if err != nil {
 					return err
 				}
-				if err := showScheduled(cmd.OutOrStdout(), output, all); err != nil {
+				if err := showScheduled(cmd, all); err != nil {
 					return err
 				}
 				if len(all) >= upkeep.ScheduledPage {
@@ -58,7 +57,7 @@ func (s *settings) scheduledListCommand() *cobra.Command {
 		},
 	}
 	flags := cmd.Flags()
-	outputFlag(flags, &output)
+	outputFlag(flags)
 	flags.StringVar(&f.Type, "type", "", "only events of this type")
 	flags.StringVar(&f.Key, "key", "", "only events of this key, such as a user's id")
 	flags.BoolVar(&f.Due, "due", false, "only those that are due and were not moved")
@@ -66,8 +65,8 @@ func (s *settings) scheduledListCommand() *cobra.Command {
 	return cmd
 }
 
-func showScheduled(out io.Writer, output string, all []upkeep.Scheduled) error {
-	return show(out, output, all, func(w io.Writer) {
+func showScheduled(cmd *cobra.Command, all []upkeep.Scheduled) error {
+	return show(cmd, all, func(w io.Writer) {
 		fmt.Fprintln(w, "ID\tTYPE\tKEY\tDUE\tAT")
 		for _, e := range all {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", e.ID, plain(e.Type), plain(e.Key), fromNow(seconds(e.InSeconds)), e.Due.Format(time.RFC3339))
@@ -105,16 +104,7 @@ func eventIDs(args []string, see string) (ids []uuid.UUID, err error) {
 	return ids, nil
 }
 
-// scheduledExit adds the exit code of an event that is not scheduled.
-func scheduledExit(err error) error {
-	if errors.Is(err, upkeep.ErrNotScheduled) {
-		return &exitError{exitNotFound, err}
-	}
-	return err
-}
-
 func (s *settings) scheduledGetCommand() *cobra.Command {
-	var output string
 	var reveal bool
 	cmd := &cobra.Command{
 		Use:   "get ID",
@@ -125,21 +115,21 @@ func (s *settings) scheduledGetCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return s.withOutbox(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
+			return s.withOutbox(cmd.Context(), func(ctx context.Context, db *pgx.Conn) error {
 				e, err := upkeep.GetScheduled(ctx, db, ids[0])
 				if err != nil {
-					return scheduledExit(err)
+					return err
 				}
-				return showScheduledEvent(cmd.OutOrStdout(), output, e, reveal)
+				return showScheduledEvent(cmd, e, reveal)
 			})
 		},
 	}
 	cmd.Flags().BoolVar(&reveal, "reveal", false, "show the payload and the values of headers, too")
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
 
-func showScheduledEvent(out io.Writer, output string, e upkeep.Scheduled, reveal bool) error {
+func showScheduledEvent(cmd *cobra.Command, e upkeep.Scheduled, reveal bool) error {
 	size := len(e.Data) + len(e.Body)
 	if !reveal {
 		e.Data, e.Body = nil, nil
@@ -147,7 +137,7 @@ func showScheduledEvent(out io.Writer, output string, e upkeep.Scheduled, reveal
 			e.Header[name] = "(masked)"
 		}
 	}
-	return show(out, output, e, func(w io.Writer) {
+	return show(cmd, e, func(w io.Writer) {
 		line := func(name, format string, args ...any) {
 			fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))
 		}
@@ -179,7 +169,7 @@ func showScheduledEvent(out io.Writer, output string, e upkeep.Scheduled, reveal
 }
 
 func (s *settings) scheduledCancelCommand() *cobra.Command {
-	var reason, output string
+	var reason string
 	cmd := &cobra.Command{
 		Use:   "cancel ID...",
 		Short: "Cancel scheduled events: they are never published",
@@ -191,21 +181,21 @@ them no longer waits, nothing is changed. Author and reason are recorded in pgje
 			if err := cmp.Or(err, needReason(reason)); err != nil {
 				return err
 			}
-			return s.withOutbox(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
+			return s.withOutbox(cmd.Context(), func(ctx context.Context, db *pgx.Conn) error {
 				if err := upkeep.CancelScheduled(ctx, db, ids, actor(), reason); err != nil {
-					return scheduledExit(err)
+					return err
 				}
-				return showChanges(cmd, output, args, true, fmt.Sprintf("%d scheduled events cancelled", len(ids)))
+				return showChanges(cmd, args, true, fmt.Sprintf("%d scheduled events cancelled", len(ids)))
 			})
 		},
 	}
 	reasonFlag(cmd.Flags(), &reason)
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
 
 func (s *settings) bringForwardCommand() *cobra.Command {
-	var reason, to, output string
+	var reason, to string
 	cmd := &cobra.Command{
 		Use:   "bring-forward ID...",
 		Short: "Make scheduled events due at once, or at an earlier time",
@@ -225,16 +215,16 @@ is due earlier, nothing is changed. Author and reason are recorded in pgjet.oper
 				}
 				due = &t
 			}
-			return s.withOutbox(cmd.Context(), output, func(ctx context.Context, db *pgx.Conn) error {
+			return s.withOutbox(cmd.Context(), func(ctx context.Context, db *pgx.Conn) error {
 				if err := upkeep.BringForward(ctx, db, ids, due, actor(), reason); err != nil {
-					return scheduledExit(err)
+					return err
 				}
-				return showChanges(cmd, output, args, true, fmt.Sprintf("%d scheduled events brought forward", len(ids)))
+				return showChanges(cmd, args, true, fmt.Sprintf("%d scheduled events brought forward", len(ids)))
 			})
 		},
 	}
 	reasonFlag(cmd.Flags(), &reason)
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	cmd.Flags().StringVar(&to, "to", "", "when they are due, such as 2026-11-30T15:04:05Z; left out: now")
 	return cmd
 }

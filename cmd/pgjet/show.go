@@ -4,28 +4,47 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/pgjet/pgjet/internal/operate"
 )
 
-func outputFlag(f *pflag.FlagSet, output *string) {
-	f.StringVarP(output, "output", "o", "table", "table or json")
+func outputFlag(f *pflag.FlagSet) { outputForms(f, "table or json") }
+
+// outputForms registers --output with these values: the default first, then "or" or commas.
+func outputForms(f *pflag.FlagSet, forms string) { f.StringP("output", "o", "table", forms) }
+
+// formsOf returns the values of --output.
+func formsOf(output *pflag.Flag) []string {
+	forms, _, _ := strings.Cut(output.Usage, ":")
+	words := strings.FieldsFunc(forms, func(r rune) bool { return strings.ContainsRune(", ", r) })
+	return slices.DeleteFunc(words, func(w string) bool { return w == "or" })
 }
 
-func checkOutput(output string) error {
-	if output != "table" && output != "json" {
-		return usagef("--output is %q, want table or json", output)
+// checkOutput refuses a value of --output that the command does not have.
+func checkOutput(cmd *cobra.Command) error {
+	if f := cmd.Flag("output"); f != nil && !slices.Contains(formsOf(f), f.Value.String()) {
+		forms, _, _ := strings.Cut(f.Usage, ":")
+		return usagef("--output is %q, want %s", f.Value, forms)
 	}
 	return nil
 }
 
-// show writes value as JSON, or what table writes, in columns.
-func show(out io.Writer, output string, value any, table func(w io.Writer)) error {
+// outputForm returns the value of --output.
+func outputForm(cmd *cobra.Command) string { return cmd.Flag("output").Value.String() }
+
+// show writes the result of a command: value as JSON, or what table writes, in columns.
+func show(cmd *cobra.Command, value any, table func(w io.Writer)) error {
+	return showIn(cmd.OutOrStdout(), outputForm(cmd), value, table)
+}
+
+func showIn(out io.Writer, output string, value any, table func(w io.Writer)) error {
 	if output == "json" {
 		return json.NewEncoder(out).Encode(value)
 	}

@@ -19,7 +19,6 @@ import (
 
 func statusCommand() *cobra.Command {
 	var s settings
-	var output string
 	watch := false
 	cmd := &cobra.Command{
 		Use:   "status",
@@ -30,18 +29,15 @@ does not answer, the rest is shown, with what is missing. The exit code is 6 if 
 needs an operator, 5 if neither answers.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
-			}
 			if !watch {
-				return s.showStatusOnce(cmd.Context(), cmd.OutOrStdout(), output)
+				return s.showStatusOnce(cmd)
 			}
-			return s.watchStatus(cmd.Context(), cmd.OutOrStdout(), output)
+			return s.watchStatus(cmd)
 		},
 	}
 	s.databaseFlag(cmd.Flags())
 	s.natsFlags(cmd.Flags())
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	cmd.Flags().BoolVar(&watch, "watch", false, "repeat it every two seconds, until Ctrl-C; in JSON one line each time")
 	return cmd
 }
@@ -69,8 +65,8 @@ func (s *settings) facts(ctx context.Context) (src operate.Source, done func(), 
 	return src, done, nil
 }
 
-func (s *settings) showStatusOnce(ctx context.Context, out io.Writer, output string) error {
-	ctx, cancel := context.WithTimeout(ctx, operateTime)
+func (s *settings) showStatusOnce(cmd *cobra.Command) error {
+	ctx, cancel := context.WithTimeout(cmd.Context(), operateTime)
 	defer cancel()
 	src, done, err := s.facts(ctx)
 	if err != nil {
@@ -78,7 +74,7 @@ func (s *settings) showStatusOnce(ctx context.Context, out io.Writer, output str
 	}
 	defer done()
 	status := src.Status(ctx)
-	if err := show(out, output, status, func(w io.Writer) { writeOverview(w, status) }); err != nil {
+	if err := show(cmd, status, func(w io.Writer) { writeOverview(w, status) }); err != nil {
 		return err
 	}
 	switch {
@@ -91,12 +87,13 @@ func (s *settings) showStatusOnce(ctx context.Context, out io.Writer, output str
 }
 
 // watchStatus shows the status every two seconds. It returns the result that it showed last.
-func (s *settings) watchStatus(ctx context.Context, out io.Writer, output string) (last error) {
+func (s *settings) watchStatus(cmd *cobra.Command) (last error) {
+	ctx, out, isTable := cmd.Context(), cmd.OutOrStdout(), outputForm(cmd) != "json"
 	for {
-		if terminal(out) && output != "json" {
+		if terminal(out) && isTable {
 			fmt.Fprint(out, "\x1b[H\x1b[2J")
 		}
-		err := s.showStatusOnce(ctx, out, output)
+		err := s.showStatusOnce(cmd)
 		if ctx.Err() != nil {
 			return last
 		}
@@ -109,7 +106,7 @@ func (s *settings) watchStatus(ctx context.Context, out io.Writer, output string
 		case <-ctx.Done():
 			return last
 		}
-		if output != "json" {
+		if isTable {
 			fmt.Fprintln(out)
 		}
 	}

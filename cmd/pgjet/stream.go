@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -105,7 +104,7 @@ func streamCommand() *cobra.Command {
 
 func (s *settings) streamEnsureCommand() *cobra.Command {
 	var limits streamLimits
-	var from, output string
+	var from string
 	ensure := &cobra.Command{
 		Use:   "ensure",
 		Short: "Create the stream if it is missing; exit code 6 if it is there and differs",
@@ -120,7 +119,7 @@ last message is an event of this outbox. A stream of another outbox is refused: 
 one. Then nothing of the other outbox can be published there.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := cmp.Or(checkOutput(output), limits.check()); err != nil {
+			if err := limits.check(); err != nil {
 				return err
 			}
 			takeFrom, err := parseOutbox(from)
@@ -131,7 +130,7 @@ one. Then nothing of the other outbox can be published there.`,
 				return usagef("--take-from needs --database-url: the database whose outbox gets the stream")
 			}
 			said, err := s.ensureStream(cmd.Context(), limits, takeFrom)
-			return errors.Join(showEnsured(cmd, output, []string{s.stream}, said), err)
+			return errors.Join(showEnsured(cmd, []string{s.stream}, said), err)
 		},
 	}
 	f := ensure.Flags()
@@ -141,7 +140,7 @@ one. Then nothing of the other outbox can be published there.`,
 	s.sourceFlag(f)
 	s.relayFlag(f)
 	limits.flags(f)
-	outputFlag(f, &output)
+	outputFlag(f)
 	f.StringVar(&from, "take-from", "", "id of the previous outbox of the stream, which is gone for good; none if it names none")
 	return ensure
 }
@@ -185,10 +184,7 @@ func (s *settings) ensureStream(ctx context.Context, limits streamLimits, from *
 // claimStream makes an existing stream name the outbox. It returns what it did.
 func (s *settings) claimStream(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, o relay.Outbox, from *uuid.UUID) (string, error) {
 	news, err := relay.Claim(ctx, db, js, s.stream, o, from)
-	_, foreign := errors.AsType[*relay.ForeignOutboxError](err)
 	switch {
-	case foreign:
-		return "", &exitError{exitRefused, err}
 	case errors.Is(err, relay.ErrNotClaimed) && from == nil: // the relay works without it, and warns
 		return fmt.Sprintf("stream %s names no outbox, and %s; run this once as a user who may change streams", s.stream, relay.ErrNotClaimed), nil
 	case err != nil || !news:

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -18,18 +17,17 @@ import (
 )
 
 func (s *settings) streamStatusCommand() *cobra.Command {
-	var output string
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show what the stream holds, its owner and its limits; exit code 6 if a setting breaks a promise or a limit is near",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return s.askStream(cmd, output, func(ctx context.Context, src operate.Source) error {
+			return s.askStream(cmd, func(ctx context.Context, src operate.Source) error {
 				f, err := src.ReadStream(ctx)
 				if err != nil {
 					return err
 				}
-				if err := show(cmd.OutOrStdout(), output, f, func(w io.Writer) { writeStream(w, f) }); err != nil {
+				if err := show(cmd, f, func(w io.Writer) { writeStream(w, f) }); err != nil {
 					return err
 				}
 				if len(f.Flaws) > 0 {
@@ -41,15 +39,12 @@ func (s *settings) streamStatusCommand() *cobra.Command {
 	}
 	s.natsFlags(cmd.Flags())
 	s.relayFlag(cmd.Flags())
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
 
 // askStream calls fn with a connection to NATS, for facts about the stream.
-func (s *settings) askStream(cmd *cobra.Command, output string, fn func(context.Context, operate.Source) error) error {
-	if err := checkOutput(output); err != nil {
-		return err
-	}
+func (s *settings) askStream(cmd *cobra.Command, fn func(context.Context, operate.Source) error) error {
 	ctx, cancel := context.WithTimeout(cmd.Context(), operateTime)
 	defer cancel()
 	nc, js, err := s.reachNATS()
@@ -57,11 +52,7 @@ func (s *settings) askStream(cmd *cobra.Command, output string, fn func(context.
 		return err
 	}
 	defer nc.Close()
-	err = fn(ctx, operate.Source{NATS: nc, JS: js, Stream: s.stream})
-	if _, absent := errors.AsType[*operate.NotFoundError](err); absent {
-		return &exitError{exitNotFound, err}
-	}
-	return err
+	return fn(ctx, operate.Source{NATS: nc, JS: js, Stream: s.stream})
 }
 
 func writeStream(w io.Writer, f operate.Stream) {
@@ -104,7 +95,6 @@ func age(f operate.Stream) string {
 }
 
 func (s *settings) streamGetCommand() *cobra.Command {
-	var output string
 	reveal := false
 	cmd := &cobra.Command{
 		Use:     "get SEQ",
@@ -116,18 +106,18 @@ func (s *settings) streamGetCommand() *cobra.Command {
 			if err != nil || seq == 0 {
 				return usagef("%q is no sequence of a stream, which is a number from 1 on", short(args[0]))
 			}
-			return s.askStream(cmd, output, func(ctx context.Context, src operate.Source) error {
+			return s.askStream(cmd, func(ctx context.Context, src operate.Source) error {
 				m, err := src.ReadMessage(ctx, seq, reveal)
 				if err != nil {
 					return err
 				}
-				return show(cmd.OutOrStdout(), output, m, func(w io.Writer) { writeMessage(w, m) })
+				return show(cmd, m, func(w io.Writer) { writeMessage(w, m) })
 			})
 		},
 	}
 	s.natsFlags(cmd.Flags())
 	s.relayFlag(cmd.Flags())
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	cmd.Flags().BoolVar(&reveal, "reveal", false, "show the payload, too")
 	return cmd
 }

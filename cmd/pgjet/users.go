@@ -148,7 +148,7 @@ services that verify tokens by themselves accept it until it expires.`
 }
 
 func (s *settings) roleCommand(c roleChange) *cobra.Command {
-	var reason, output string
+	var reason string
 	cmd := &cobra.Command{
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 2 {
@@ -160,7 +160,7 @@ func (s *settings) roleCommand(c roleChange) *cobra.Command {
 			if args[1] != auth.Admin {
 				return usagef("the role is %q, want %s", args[1], auth.Admin)
 			}
-			if err := errors.Join(checkOutput(output), needReason(reason)); err != nil {
+			if err := needReason(reason); err != nil {
 				return err
 			}
 			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
@@ -171,14 +171,14 @@ func (s *settings) roleCommand(c roleChange) *cobra.Command {
 				case err != nil:
 					return err
 				case changed:
-					return showChanged(cmd, output, id.String(), true, fmt.Sprintf(c.done, id, args[1]))
+					return showChanged(cmd, id.String(), true, fmt.Sprintf(c.done, id, args[1]))
 				}
-				return showChanged(cmd, output, id.String(), false, fmt.Sprintf(c.none, id, args[1]))
+				return showChanged(cmd, id.String(), false, fmt.Sprintf(c.none, id, args[1]))
 			})
 		},
 	}
 	s.databaseFlag(cmd.Flags())
 	reasonFlag(cmd.Flags(), &reason)
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }

@@ -37,17 +37,13 @@ func thisBuild() buildInfo {
 }
 
 func versionCommand() *cobra.Command {
-	var output string
 	cmd := &cobra.Command{
 		Use:   "version",
 		Short: "Show the version of this program, and of the tables that it needs",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
-			}
 			b := thisBuild()
-			return show(cmd.OutOrStdout(), output, b, func(w io.Writer) {
+			return show(cmd, b, func(w io.Writer) {
 				fmt.Fprintf(w, "pgjet\t%s\n", b.Version)
 				if b.Revision != "" {
 					fmt.Fprintf(w, "source\t%s%s\n", b.Revision, map[bool]string{true: ", changed since"}[b.Modified])
@@ -56,6 +52,6 @@ func versionCommand() *cobra.Command {
 			})
 		},
 	}
-	outputFlag(cmd.Flags(), &output)
+	outputFlag(cmd.Flags())
 	return cmd
 }
