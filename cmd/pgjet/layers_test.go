@@ -83,6 +83,7 @@ var layers = []struct{ pkg, imports string }{
 	{"pgjettest", "consumers events internal/testenv outbox relay"},
 	// Tests that need servers, of packages that services import.
 	{"internal/tests/console", ""},
+	{"internal/tests/database", "internal/testenv"},
 	{"internal/tests/guide", ""},
 	{"internal/tests/notes", "events outbox relay/backlog"},
 	{"internal/tests/outbox", ""},

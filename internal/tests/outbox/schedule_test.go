@@ -1,10 +1,8 @@
 package outbox_test
 
 import (
-	"context"
 	"database/sql"
 	"errors"
-	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -19,7 +17,6 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/internal/tests/notes"
 	"github.com/pgjet/pgjet/outbox"
-	"github.com/pgjet/pgjet/pgjettest"
 	"github.com/pgjet/pgjet/relay/backlog"
 )
 
@@ -234,53 +231,6 @@ func TestScheduledBounds(t *testing.T) {
 			t.Errorf("key %q: %v", key, err)
 		}
 	}
-}
-
-// remind schedules a reminder for an order that may not be paid, and returns its id: keep
-// it with the order.
-func remind(ctx context.Context, tx pgx.Tx, order string) (uuid.UUID, error) {
-	return outbox.AppendAt(ctx, tx, time.Now().Add(24*time.Hour), OrderForgotten{OrderID: order})
-}
-
-// OrderForgotten is an event of yours, which another service turns into a mail.
-type OrderForgotten struct {
-	OrderID string `json:"order_id"`
-}
-
-func (OrderForgotten) EventType() string  { return "order.forgotten" }
-func (e OrderForgotten) EventKey() string { return e.OrderID }
-
-// payReminded is pay for an order with a scheduled reminder.
-func payReminded(ctx context.Context, tx pgx.Tx, order string, reminder uuid.UUID) error {
-	if _, err := tx.Exec(ctx, `update orders set paid = true where id = $1`, order); err != nil {
-		return err
-	}
-	if _, err := outbox.Cancel(ctx, tx, reminder); err != nil {
-		return err
-	}
-	return outbox.Append(ctx, tx, OrderPaid{OrderID: order})
-}
-
-func Example_later() {
-	pgjettest.Example(func(t testing.TB) {
-		ctx, db := t.Context(), pgjettest.Database(t, `create table orders (id text primary key, paid boolean not null default false); insert into orders values ('o-17')`)
-		var reminder uuid.UUID
-		err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) (err error) {
-			reminder, err = remind(ctx, tx, "o-17")
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error { return payReminded(ctx, tx, "o-17", reminder) })
-		if err != nil {
-			t.Fatal(err)
-		}
-		var waiting, appended int
-		err = db.QueryRow(ctx, `select (select count(*) from pgjet.scheduled), (select count(*) from pgjet.outbox)`).Scan(&waiting, &appended)
-		fmt.Println("scheduled:", waiting, "appended:", appended, err)
-	})
-	// Output: scheduled: 0 appended: 1 <nil>
 }
 
 // TestScheduleSQL: a transaction of database/sql schedules and cancels events as one of pgx
