@@ -230,8 +230,9 @@ func (e Event) Headers() iter.Seq2[string, string] {
 }
 
 // FromMessage returns the event that a message carries. It fails if the message is no
-// CloudEvent in binary mode, lacks an attribute that pgjet writes, has an attribute twice,
-// or carries an event that [Event.ValidateStored] refuses. On failure it returns the part
+// CloudEvent in binary mode, lacks a header that [Event.Message] always writes, other than
+// ce-datacontenttype, has an attribute twice, or carries an event that
+// [Event.ValidateStored] refuses. On failure it returns the part
 // that it could read, so that the failure can be recorded; the id is then only a claim. The
 // error shows nothing of the key and the payload.
 func FromMessage(header map[string][]string, body []byte) (Event, error) {
