@@ -27,7 +27,7 @@ type Result struct {
 	Dead      int    `json:"dead"`      // events that became dead letters meanwhile
 }
 
-// A Progress is called with how many of how many events have been handed over or handled.
+// A Progress is called with how many of how many events have been handed over or handled. It may be nil.
 type Progress func(operation int64, done, total int)
 
 // Run runs the plan, and records it in pgjet.operation: by is who asked for it, reason why. With
@@ -44,6 +44,9 @@ func (r *Replay) Run(ctx context.Context, p *Plan, by, reason string, watch bool
 	}
 	if p.Empty() {
 		return Result{Step: "done"}, nil
+	}
+	if progress == nil {
+		progress = func(int64, int, int) {}
 	}
 	result := Result{Step: "begun", Next: p.From}
 	begun, err := r.begin(ctx, p, by, reason, &result)
