@@ -2,11 +2,14 @@ package saga_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -146,4 +149,100 @@ func ExampleRunner() {
 	go func() { ended <- starts.Run(ctx) }()
 	go func() { ended <- runs.Run(ctx) }()
 	fmt.Println(<-ended, <-ended)
+}
+
+// An undo that cannot succeed needs an operator, who corrects the cause and has the saga go on.
+func ExampleRetry() {
+	var open atomic.Bool // whether the warehouse takes calls
+	order := saga.Definition{Name: "order", Steps: []saga.Step{
+		saga.Outside("stock",
+			func(ctx context.Context, s *saga.Saga) error { return nil },
+			func(ctx context.Context, s *saga.Saga) error {
+				if open.Load() {
+					return nil
+				}
+				return saga.Refused("warehouse_closed")
+			}),
+		saga.Outside("payment",
+			func(ctx context.Context, s *saga.Saga) error { return saga.Refused("payment_declined") }, nil),
+	}}
+	pgjettest.Example(func(t testing.TB) { // in a test: func TestWarehouseIsClosed(t *testing.T) {
+		db := pgjettest.Database(t)
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() {
+			r := saga.Runner{Saga: order, DB: db}
+			ended <- r.Run(ctx)
+		}()
+		err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+			_, err := order.Start(ctx, tx, "o-17", nil)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var found []saga.Record
+		hasState := func(state string) func() bool {
+			return func() bool {
+				found, err = saga.List(ctx, db, saga.Filter{State: state, Key: "o-17"})
+				return err == nil && len(found) == 1
+			}
+		}
+		pgjettest.Eventually(t, "the saga needs an operator", hasState(saga.NeedsOperator))
+		fmt.Println("stuck at", found[0].Step+":", found[0].Error)
+
+		open.Store(true)
+		fmt.Println(saga.Retry(ctx, db, found[0].ID, "ann", "the warehouse is open again"))
+		pgjettest.Eventually(t, "the saga is undone", hasState(saga.Undone))
+		fmt.Println("undone, since:", found[0].Reason)
+		stop()
+		fmt.Println(<-ended)
+	})
+	// Output:
+	// stuck at undo stock: refused: warehouse_closed
+	// <nil>
+	// undone, since: payment_declined
+	// <nil>
+}
+
+// While a service is away, no attempt of the step is counted. By the key it recognises a call that is repeated.
+func ExampleUnavailable() {
+	down := errors.New("the bank does not answer")
+	charge := func(key, order string) error { err := down; down = nil; return err } // it is down once
+	order := saga.Definition{Name: "order", MinRetry: 10 * time.Millisecond, MaxAttempts: 1, Steps: []saga.Step{
+		saga.Outside("payment", func(ctx context.Context, s *saga.Saga) error {
+			if err := charge(s.DoKey(), s.Key); err != nil {
+				fmt.Println(err)
+				return saga.Unavailable(err)
+			}
+			fmt.Println("paid for", s.Key)
+			return nil
+		}, nil),
+	}}
+	pgjettest.Example(func(t testing.TB) { // in a test: func TestBankIsDown(t *testing.T) {
+		db := pgjettest.Database(t)
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() {
+			r := saga.Runner{Saga: order, DB: db}
+			ended <- r.Run(ctx)
+		}()
+		err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+			_, err := order.Start(ctx, tx, "o-17", nil)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		pgjettest.Eventually(t, "the saga is done", func() bool {
+			all, err := saga.Of(ctx, db, []string{"order"}, "o-17")
+			return err == nil && all[0].State == saga.Done
+		})
+		stop()
+		fmt.Println(<-ended)
+	})
+	// Output:
+	// the bank does not answer
+	// paid for o-17
+	// <nil>
 }

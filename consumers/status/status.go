@@ -1,6 +1,6 @@
-// Package status reports how consumers are doing and why, for operators, and pauses and resumes
-// them. It asks the database and JetStream, never the processes themselves, so it works when none
-// runs.
+// Package status shows how consumers are doing and why, for operators. It asks the database
+// and JetStream, never the processes themselves, so it answers when none runs. Package
+// inbox pauses and resumes consumers; [Drain] waits until a paused one is at rest.
 package status
 
 import (
