@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"log"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -91,26 +90,38 @@ type OrderShipped struct {
 func (OrderShipped) EventType() string  { return "order.shipped" }
 func (e OrderShipped) EventKey() string { return e.OrderID }
 
-// A program that runs a consumer until it is stopped by a signal.
+// A program that runs a consumer until ctx ends.
 func ExampleRunner() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	db, err := pgxpool.New(ctx, "postgres://shipping@db.example/app?pool_max_conns=12")
-	if err != nil {
-		log.Fatal(err)
+	run := func(ctx context.Context, databaseURL, natsURL string) error {
+		db, err := pgxpool.New(ctx, databaseURL) // with pool_max_conns=12
+		if err != nil {
+			return err
+		}
+		defer db.Close()
+		nc, err := nats.Connect(natsURL, nats.MaxReconnects(-1))
+		if err != nil {
+			return err
+		}
+		defer nc.Close()
+		js, err := jetstream.New(nc)
+		if err != nil {
+			return err
+		}
+		runner := consumers.Runner{Consumer: shipping, DB: db, JS: js, Log: slog.Default()}
+		return runner.Run(ctx) // attempts that have begun are finished
 	}
-	nc, err := nats.Connect("nats://nats.example", nats.MaxReconnects(-1))
-	if err != nil {
-		log.Fatal(err)
-	}
-	js, err := jetstream.New(nc)
-	if err != nil {
-		log.Fatal(err)
-	}
-	runner := consumers.Runner{Consumer: shipping, DB: db, JS: js, Log: slog.Default()}
-	if err := runner.Run(ctx); err != nil {
-		log.Fatal(err)
-	}
+	pgjettest.Example(func(t testing.TB) { // in main: the addresses are those of a configuration
+		path := pgjettest.Start(t, `create table parcels (order_id text not null)`)
+		ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM)
+		ended := make(chan error)
+		go func() { ended <- run(ctx, path.DatabaseURL, path.NATSURL) }()
+
+		path.Append(OrderPaid{OrderID: "o-17"})
+		path.RequireDone("shipping", pgjettest.RequireAppended[OrderPaid](t, path.DB)[0].ID)
+		stop() // as a signal does
+		fmt.Println(<-ended)
+	})
+	// Output: <nil>
 }
 
 // One consumer handles events of several types, of one order one after the other.

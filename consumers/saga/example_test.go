@@ -4,16 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"os/signal"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers"
 	"github.com/pgjet/pgjet/consumers/saga"
@@ -139,16 +134,29 @@ func Example() {
 
 // A process that begins sagas by events, and runs them.
 func ExampleRunner() {
-	var db *pgxpool.Pool       // with pool_max_conns=16: each runner needs some
-	var js jetstream.JetStream // see the example of consumers.Runner
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	starts := consumers.Runner{Consumer: begin, DB: db, JS: js}
-	runs := saga.Runner{Saga: order, DB: db}
-	ended := make(chan error)
-	go func() { ended <- starts.Run(ctx) }()
-	go func() { ended <- runs.Run(ctx) }()
-	fmt.Println(<-ended, <-ended)
+	pgjettest.Example(func(t testing.TB) { // in a program: ctx is that of signal.NotifyContext
+		path := pgjettest.Start(t, `
+			create table orders (id text primary key, state text not null default 'placed');
+			insert into orders values ('o-17')`)
+		ctx, stop := context.WithCancel(t.Context())
+		starts := consumers.Runner{Consumer: begin, DB: path.DB, JS: path.JS} // the pool has pool_max_conns=16: each runner needs some
+		runs := saga.Runner{Saga: order, DB: path.DB}
+		ended := make(chan error)
+		go func() { ended <- starts.Run(ctx) }()
+		go func() { ended <- runs.Run(ctx) }()
+
+		path.Append(OrderPlaced{OrderID: "o-17", Cents: 4_200})
+		pgjettest.Eventually(t, "the saga is done", func() bool {
+			all, err := saga.Of(ctx, path.DB, []string{"order"}, "o-17")
+			return err == nil && len(all) == 1 && all[0].State == saga.Done
+		})
+		stop()
+		fmt.Println(<-ended, <-ended)
+	})
+	// Output:
+	// reserve goods for o-17
+	// take 4200 cents for o-17
+	// <nil> <nil>
 }
 
 // An undo that cannot succeed needs an operator, who corrects the cause and has the saga go on.
