@@ -1,36 +1,43 @@
 package producer_test
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"net/http"
-	"os"
-	"time"
+	"net/http/httptest"
+	"strings"
+	"testing"
 
-	"github.com/jackc/pgx/v5/pgxpool"
-
+	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/auth"
+	"github.com/pgjet/pgjet/migrations"
+	"github.com/pgjet/pgjet/migrations/demo"
+	"github.com/pgjet/pgjet/pgjettest"
 	"github.com/pgjet/pgjet/producer"
 )
 
-// A program that is the user service, and needs no NATS.
+// The user service needs no NATS: a sign-up commits the user and the event.
 func ExampleNew() {
-	db, err := pgxpool.New(context.Background(), os.Getenv("DATABASE_URL"))
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return
-	}
-	defer db.Close()
-	issuer, err := auth.Generate() // its tokens end with the program
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return
-	}
-	srv := &http.Server{
-		Addr:              "127.0.0.1:8080",
-		Handler:           producer.New(db, issuer, slog.Default()),
-		ReadHeaderTimeout: 5 * time.Second,
-	}
-	fmt.Fprintln(os.Stderr, srv.ListenAndServe())
+	pgjettest.Example(func(t testing.TB) {
+		db := pgjettest.Database(t)
+		if _, err := migrations.Up(t.Context(), db, demo.Sets...); err != nil {
+			t.Fatal(err)
+		}
+		issuer, err := auth.Generate() // its tokens end with the program
+		if err != nil {
+			t.Fatal(err)
+		}
+		server := httptest.NewServer(producer.New(db, issuer, slog.Default()))
+		defer server.Close()
+
+		resp, err := http.Post(server.URL+"/users", "application/json",
+			strings.NewReader(`{"email": "ada@example.com", "name": "Ada", "password": "correct horse battery staple"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		created := pgjettest.RequireAppended[events.UserCreated](t, db)
+		fmt.Println(resp.Status, created[0].Type, created[0].Payload.Name)
+	})
+	// Output: 201 Created user.created Ada
 }

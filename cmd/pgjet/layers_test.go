@@ -1,6 +1,9 @@
 package main
 
 import (
+	"go/doc"
+	"go/parser"
+	"go/token"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -287,6 +290,24 @@ func TestEveryPackageHasADoc(t *testing.T) {
 	for _, line := range golist(t, "{{.ImportPath}} {{.Doc}}", module+"...") {
 		if pkg, doc, _ := strings.Cut(line, " "); strings.TrimSpace(doc) == "" {
 			t.Errorf("package %s has no doc comment", pkg)
+		}
+	}
+}
+
+// TestExamplesRun: go test runs each Example, since it has an output.
+func TestExamplesRun(t *testing.T) {
+	for _, line := range golist(t, "{{.ImportPath}} {{.Dir}}{{range .TestGoFiles}} {{.}}{{end}}{{range .XTestGoFiles}} {{.}}{{end}}", module+"...") {
+		fields := strings.Fields(line)
+		for _, name := range fields[2:] {
+			file, err := parser.ParseFile(token.NewFileSet(), filepath.Join(fields[1], name), nil, parser.ParseComments|parser.SkipObjectResolution)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range doc.Examples(file) {
+				if e.Output == "" && !e.EmptyOutput {
+					t.Errorf("%s/%s: Example%s has no // Output: so nothing shows that it works", fields[0], name, e.Name)
+				}
+			}
 		}
 	}
 }
