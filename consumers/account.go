@@ -50,7 +50,8 @@ func (a *Account) Aged() float64 {
 }
 
 // ReadAccount reads the account of a consumer. It asks JetStream and the database one after the
-// other, so InFlight is not exact while events flow. Unaccounted is never too high.
+// other, so InFlight is not exact while events flow. Unaccounted is never too high. It fails if the
+// durable consumer of a slice does not exist, as until the first process has made all of them.
 func ReadAccount(ctx context.Context, db inbox.Reader, js jetstream.JetStream, stream, name string) (a Account, err error) {
 	return readAccount(ctx, reader{db, name}, js, stream, name)
 }

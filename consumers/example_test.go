@@ -423,6 +423,7 @@ func ExampleSQLTx() {
 
 // What became of all events that the stream holds for a consumer.
 func ExampleReadAccount() {
+	shipping := consumers.Consumer{Name: "shipping", Slices: 1, Handler: shipping.Handler}
 	pgjettest.Example(func(t testing.TB) { // in a program: ctx, path.DB and path.JS are its own
 		path := pgjettest.Start(t, `create table parcels (order_id text not null)`)
 		path.Consume(shipping)

@@ -115,7 +115,7 @@ type auditor struct {
 
 // compare takes some steps of the background audit, if this relay publishes, and returns
 // how long they took.
-func (w *watch) compare(ctx context.Context, conn *pgx.Conn) time.Duration {
+func (w *watch) compare(parent context.Context, conn *pgx.Conn) time.Duration {
 	a, l, now := &w.audit, w.link.Load(), time.Now()
 	if epoch := w.epoch.Load(); l == nil || epoch != a.epoch {
 		*a = auditor{epoch: epoch, last: now, logged: a.logged}
@@ -123,12 +123,12 @@ func (w *watch) compare(ctx context.Context, conn *pgx.Conn) time.Duration {
 	if l == nil || w.AuditRate < 0 || now.Before(a.after) {
 		return 0
 	}
-	ctx, cancel := context.WithTimeout(ctx, auditTime)
+	ctx, cancel := context.WithTimeout(parent, auditTime)
 	defer cancel()
 	most := min(auditMost, max(1, int(float64(w.AuditRate)*now.Sub(a.last).Seconds())))
 	a.last = now
 	err := a.steps(ctx, audit.Sides{DB: conn, JS: l.js, Stream: w.Stream}, most)
-	if errors.Is(err, audit.ErrChanged) || err != nil && w.link.Load() != l { // the session is over, or about to be
+	if errors.Is(err, audit.ErrChanged) || err != nil && (w.link.Load() != l || parent.Err() != nil) { // the session is over, or about to be
 		*a, err = auditor{epoch: a.epoch, last: now, logged: a.logged}, nil
 	}
 	said := ""

@@ -102,7 +102,7 @@ func ExampleDiscard() {
 // A read model is rebuilt: what the handlers wrote is cleared, and every event that the stream holds is handled again.
 func Example() {
 	turnover := consumers.Consumer{
-		Name: "turnover",
+		Name: "turnover", Slices: 1,
 		Handler: consumers.Handle(consumers.On(func(ctx context.Context, tx pgx.Tx, e events.Event, paid OrderPaid) error {
 			_, err := tx.Exec(ctx, `update turnover set orders = orders + 1`)
 			return err

@@ -27,7 +27,7 @@ func (e OrderPaid) EventKey() string { return e.OrderID }
 
 // How a consumer is doing, and whether somebody has to do something.
 func ExampleGet() {
-	shipping := consumers.Consumer{Name: "shipping", Handler: consumers.Handle(consumers.On(
+	shipping := consumers.Consumer{Name: "shipping", Slices: 1, Handler: consumers.Handle(consumers.On(
 		func(ctx context.Context, tx pgx.Tx, e events.Event, paid OrderPaid) error {
 			return backoff.Permanent(errors.New("there is nothing to ship"))
 		}))}
@@ -53,12 +53,12 @@ func ExampleGet() {
 
 // Before the tables of a handler are changed, its consumer is paused, and what has begun may finish.
 func ExampleDrain() {
-	shipping := consumers.Consumer{Name: "shipping", Handler: consumers.Handle(consumers.On(
+	shipping := consumers.Consumer{Name: "shipping", Slices: 1, Handler: consumers.Handle(consumers.On(
 		func(ctx context.Context, tx pgx.Tx, e events.Event, paid OrderPaid) error {
 			_, err := tx.Exec(ctx, `insert into parcels (order_id) values ($1)`, paid.OrderID)
 			return err
 		}))}
-	pgjettest.Example(func(t testing.TB) { // in a program: ctx, path.DB and path.JS are its own
+	pgjettest.Example(func(t testing.TB) { // in a program: ctx and path.DB are its own
 		path, ctx := pgjettest.Start(t, `create table parcels (order_id text not null)`), t.Context()
 		path.Consume(shipping)
 		path.Append(OrderPaid{OrderID: "o-17"})
@@ -70,8 +70,8 @@ func ExampleDrain() {
 		drained, err := status.Drain(ctx, path.DB, "shipping", 10*time.Second)
 		fmt.Println("at rest:", drained, err)
 		path.Append(OrderPaid{OrderID: "o-18"}) // waits
-		s, err := status.Get(ctx, path.DB, path.JS, "shipping")
-		fmt.Println(s.Why.Code, "by", s.Paused.By+":", s.Paused.Reason, err)
+		p, err := inbox.ReadPause(ctx, path.DB, "shipping")
+		fmt.Println("paused by", p.By+":", p.Reason, err)
 
 		if _, err := path.DB.Exec(ctx, `alter table parcels add primary key (order_id)`); err != nil {
 			t.Fatal(err)
