@@ -113,12 +113,12 @@ func ExampleContentTyper() {
 		fmt.Println(err)
 		return
 	}
-	fmt.Println(e.Type, e.Key, e.ContentType, e.Data)
+	fmt.Println(e.Type, e.Key, e.ContentType, len(e.Data), "bytes")
 
 	m, err := events.Decode[Measured](e)
 	fmt.Println(m.Volts, err)
 	// Output:
-	// sensor.measured s-3 application/vnd.example.measured [0 0 0 3 0 0 0 230]
+	// sensor.measured s-3 application/vnd.example.measured 8 bytes
 	// 230 <nil>
 }
 
