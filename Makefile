@@ -61,9 +61,10 @@ powercut: ## cut the power of the NATS server's disk: needs root and loop device
 # What takes too long counts neither way, so the limit is wide.
 MUTANTS = GOFLAGS=-count=1 go run github.com/go-gremlins/gremlins/cmd/gremlins@v0.6.0 unleash --workers 1 --timeout-coefficient 10
 
-mutants: ## change one condition or sum at a time: the own tests of relay/protocol have to notice 85 %, those of consumers/inbox too; up to two hours
-	$(MUTANTS) --threshold-efficacy 85 ./relay/protocol
-	$(MUTANTS) --threshold-efficacy 85 --arithmetic-base=false ./consumers/inbox # what it adds are texts of SQL
+mutants: ## change one condition or sum at a time: the own tests of what decides have to notice 85 %; up to three hours
+	for package in events outbox relay/protocol internal/auth internal/breaker; do $(MUTANTS) --threshold-efficacy 85 ./$$package || exit; done
+	# What these add are texts of SQL, and times.
+	for package in consumers/inbox internal/service internal/operate; do $(MUTANTS) --threshold-efficacy 85 --arithmetic-base=false ./$$package || exit; done
 
 compose-test: ## run compose.yaml on a Docker engine, kill and stop what it starts; says so where there is no engine
 	PGJET_COMPOSE=1 go test -count=1 -timeout 60m -v -run '^TestComposeRun$$' ./cmd/pgjet
