@@ -1,4 +1,4 @@
-// Package console is a web page for operators: what is wrong, what happened to an event, and how to put it right. It shows both
+// Package console is a web page for operators: what is wrong, what happened to an event, and how to repair it. It shows both
 // sides of the broker: outbox, relay, stream, consumers, retries, dead letters.
 //
 // [New] returns an [http.Handler] that any program may mount. It needs a pool of the database, and

@@ -11,8 +11,8 @@ func TestPauseAfter(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct{ before, last, want time.Duration }{
 		{0, 3 * time.Second, 0}, // the first time
-		{100 * time.Millisecond, 120 * time.Millisecond, 10 * time.Second},
-		{3 * time.Second, 20 * time.Millisecond, 2 * time.Second},
+		{100 * time.Millisecond, 120 * time.Millisecond, 15 * time.Second},
+		{3 * time.Second, 20 * time.Millisecond, 3 * time.Second},
 		{5 * time.Second, 5 * time.Second, rest},
 	} {
 		if got := pauseAfter(row.before, row.last); got != row.want {

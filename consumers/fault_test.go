@@ -137,7 +137,7 @@ func (s *scene) ends() (a consumers.Account) {
 			return a
 		}
 		if time.Since(begun) > healing {
-			s.Fatalf("after %s not all of %d events are dealt with: %+v, %v", healing, s.published, a, err)
+			s.Fatalf("after %s not all of %d events are settled: %+v, %v", healing, s.published, a, err)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}

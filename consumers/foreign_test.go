@@ -109,7 +109,7 @@ func TestBrokenMessagesHarmNobody(t *testing.T) {
 					return err == nil && a.Unaccounted == 0 && a.Done+a.Dead == int64(messages)
 				})
 				if n := b.info().Delivered.Consumer; unordered && n != uint64(messages) || n > uint64(messages) {
-					t.Errorf("%d messages were delivered %d times", messages, n) // ordered, each session counts anew
+					t.Errorf("%d messages were delivered %d times", messages, n) // ordered, each session counts again
 				}
 			})
 		}

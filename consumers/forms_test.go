@@ -22,8 +22,8 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestBatch: events are handled many in one transaction, in the order of the stream; the
-// one that fails is retried alone.
+// TestBatch: many events are handled in one transaction, in the order of the stream; the failing
+// one is retried alone.
 func TestBatch(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -93,8 +93,8 @@ func TestEffect(t *testing.T) {
 	}
 }
 
-// TestUnavailableSpendsNoAttempts: during an outage of what all events need one attempt
-// at a time is made, none is counted, and nothing is set aside.
+// TestUnavailableSpendsNoAttempts: during an outage of something that all events need, one attempt
+// at a time is made, none is counted, and no event becomes a dead letter.
 func TestUnavailableSpendsNoAttempts(t *testing.T) {
 	t.Parallel()
 	for name, consumer := range map[string]func(func() error) consumers.Consumer{
@@ -142,8 +142,7 @@ func TestUnavailableSpendsNoAttempts(t *testing.T) {
 	}
 }
 
-// TestOneEventIsNoOutage: events that call it an outage, and each for itself, do not stop
-// the others.
+// TestOneEventIsNoOutage: events that report an outage, each for itself, do not stop the others.
 func TestOneEventIsNoOutage(t *testing.T) {
 	t.Parallel()
 	var done atomic.Int32
@@ -181,8 +180,7 @@ func TestOneEventIsNoOutage(t *testing.T) {
 	}
 }
 
-// TestOutageTakesFew: however many intents are due, during an outage only some are in the
-// hands of a process.
+// TestOutageTakesFew: however many intents are due, a process holds only a few during an outage.
 func TestOutageTakesFew(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -205,8 +203,8 @@ func TestOutageTakesFew(t *testing.T) {
 	}
 }
 
-// TestHiddenFailuresEnd: a handler that hides that a statement failed, or ends its
-// transaction, is counted as any other that fails.
+// TestHiddenFailuresEnd: a handler that hides a failed statement, or ends its transaction, counts
+// as any other failing handler.
 func TestHiddenFailuresEnd(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -228,8 +226,8 @@ func TestHiddenFailuresEnd(t *testing.T) {
 	}
 }
 
-// TestForgottenIntentsWake: what waits behind nothing, since its consumer kept an order
-// once or whoever should have woken it died, is handled by the next session.
+// TestForgottenIntentsWake: an intent that waits behind nothing is handled by the next session,
+// whether its consumer was ordered once or the process that should have woken it died.
 func TestForgottenIntentsWake(t *testing.T) {
 	t.Parallel()
 	for _, unordered := range []bool{true, false} {
@@ -259,8 +257,8 @@ type renamed struct {
 func (renamed) EventType() string  { return "note.renamed" }
 func (n renamed) EventKey() string { return n.Key }
 
-// TestTypedHandlers: each type goes to its handler, with its envelope; so do the types that a pattern
-// covers. A type that none knows is a dead letter.
+// TestTypedHandlers: each type goes to its handler, with its envelope; so do the types of a
+// pattern. A type without a handler is a dead letter.
 func TestTypedHandlers(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -307,7 +305,7 @@ func TestTypedHandlers(t *testing.T) {
 	}
 }
 
-// TestPause: no attempt begins after an operator paused the consumer, until that ends.
+// TestPause: no attempt begins after an operator paused the consumer, until the pause ends.
 func TestPause(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -363,7 +361,7 @@ func TestAccount(t *testing.T) {
 	testenv.Eventually(t, patience, "what the inbox forgot is missed", func() bool { return account().Unaccounted == 2 })
 }
 
-// TestInboxMustNotForget: an inbox that would forget what can come again is refused.
+// TestInboxMustNotForget: an inbox that would forget events that can be delivered again is refused.
 func TestInboxMustNotForget(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -427,7 +425,7 @@ func noEffect(context.Context, events.Event) error { return nil }
 
 func noBatch(context.Context, pgx.Tx, []events.Event) error { return nil }
 
-// TestNamesAndTypesAreRefused: what JetStream refuses, Run does at once.
+// TestNamesAndTypesAreRefused: Run refuses at once the names and types that JetStream refuses.
 func TestNamesAndTypesAreRefused(t *testing.T) {
 	for _, name := range []string{" ", "a b", "a.b", "a*", ">", "a/b", `a\b`, "a\tb", "a\x00", "a\u00a0b", "a\u200b", "a\xff"} {
 		c := consumers.Consumer{Name: name, Handler: each(write, "a")}
@@ -479,7 +477,8 @@ func onNote() consumers.Typed {
 	return consumers.On(func(context.Context, pgx.Tx, events.Event, noted) error { return nil })
 }
 
-// TestEnsure: a missing durable consumer is made; one that differs is shown, and left.
+// TestEnsure: a missing durable consumer is created; the differences of an existing one are
+// returned, and it is not changed.
 func TestEnsure(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -511,8 +510,8 @@ func TestEnsure(t *testing.T) {
 	}
 }
 
-// TestDoublesAreAccountedFor: an event that the stream has twice happens once, and is not
-// missed for ever.
+// TestDoublesAreAccountedFor: an event that the stream has twice is handled once, and does not
+// count as missing.
 func TestDoublesAreAccountedFor(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]consumers.Consumer{

@@ -14,7 +14,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// transactions returns how many transactions wrote the effects.
+// transactions returns the number of transactions that wrote the effects.
 func (b *fixture) transactions() int { return b.count(`select count(distinct xmin::text) from effect`) }
 
 // ofKey returns the nth event with this key.
@@ -27,7 +27,8 @@ func ofKey(key string, n int) events.Event {
 	return e
 }
 
-// TestGroups: events that wait are handled many in a transaction, events of one key in order, unless groups are switched off.
+// TestGroups: many waiting events are handled in one transaction, events of one key in order,
+// unless groups are switched off.
 func TestGroups(t *testing.T) {
 	for name, c := range map[string]struct {
 		group    int
@@ -62,8 +63,8 @@ func TestGroups(t *testing.T) {
 	}
 }
 
-// TestGroupFails: if one event of a group fails, also at the commit, the others are done at their first
-// attempt, and its own attempts are counted as ever.
+// TestGroupFails: if one event of a group fails, also at the commit, the others are done at their
+// first attempt, and its own attempts are counted as usual.
 func TestGroupFails(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -105,7 +106,8 @@ func TestGroupFails(t *testing.T) {
 	}
 }
 
-// TestGroupGoesOn: the others of a group go together without the one whose handler failed, and no handler runs more than twice in vain.
+// TestGroupGoesOn: the others of a group go together without the one whose handler failed, and no
+// handler runs more than twice in vain.
 func TestGroupGoesOn(t *testing.T) { // not in parallel: how large groups get depends on what else keeps the processors busy
 	b := newFixture(t)
 	const n = 64
@@ -131,7 +133,8 @@ func TestGroupGoesOn(t *testing.T) { // not in parallel: how large groups get de
 	}
 }
 
-// TestGroupEndsInTime: slow handlers make small groups, so that an event waits for few others, and what was claimed for later is given back.
+// TestGroupEndsInTime: slow handlers make small groups, so that an event waits for few others, and
+// later claims are given back.
 func TestGroupEndsInTime(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -152,8 +155,8 @@ func TestGroupEndsInTime(t *testing.T) {
 	}
 }
 
-// TestKeyFlowsAfterARetry: what has to wait behind a failed attempt of its key is handled many at a time when that one is done,
-// and later events of the key are not written down any more.
+// TestKeyFlowsAfterARetry: events that wait behind a failed attempt of their key are handled many
+// at a time when that one is done, and later events of the key get no intents any more.
 func TestKeyFlowsAfterARetry(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)

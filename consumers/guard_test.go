@@ -13,14 +13,13 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestNoticesChanges: whatever somebody does to the durable consumer of a process that runs
-// is reported within seconds, with both values, or put right, or both; and once it is as it
-// was, the events go on.
+// TestNoticesChanges: every change of the durable consumer of a running process is reported within
+// seconds, with both values, or repaired, or both; and once it is undone, the events go on.
 func TestNoticesChanges(t *testing.T) {
 	for _, row := range []struct {
 		name     string
 		change   func(c *jetstream.ConsumerConfig)
-		reported []string // nil: put right
+		reported []string // nil: repaired
 	}{
 		{"filters", func(c *jetstream.ConsumerConfig) {
 			c.FilterSubject, c.FilterSubjects = "", []string{"events.*.nothing"}
@@ -68,7 +67,7 @@ func (b *fixture) update(config jetstream.ConsumerConfig) {
 	}
 }
 
-// TestNoticesPauseInJetStream: it is no pause of pgjet's, and is reported as what it is.
+// TestNoticesPauseInJetStream: a pause in JetStream is reported as such, not as one of pgjet.
 func TestNoticesPauseInJetStream(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -86,8 +85,8 @@ func TestNoticesPauseInJetStream(t *testing.T) {
 	b.handled(1)
 }
 
-// TestNoticesAnotherConsumer: one that was deleted and made again with the same settings
-// would skip what it was not told of.
+// TestNoticesAnotherConsumer: a durable consumer that was deleted and created again with the same
+// settings would skip events.
 func TestNoticesAnotherConsumer(t *testing.T) {
 	t.Parallel()
 	for _, unordered := range []bool{false, true} {
@@ -109,7 +108,7 @@ func TestNoticesAnotherConsumer(t *testing.T) {
 	}
 }
 
-// TestOldServerIsRefused: by a reason that names both versions.
+// TestOldServerIsRefused: the reason names both versions.
 func TestOldServerIsRefused(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -118,7 +117,7 @@ func TestOldServerIsRefused(t *testing.T) {
 	b.blocked(r, "nats_outdated: the server runs nats-server 2.12.15, pgjet needs 2.14 or newer")
 }
 
-// TestStandbyOnOldServer: it could not take over, and says why.
+// TestStandbyOnOldServer: a standby that could not take over reports why.
 func TestStandbyOnOldServer(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -129,9 +128,9 @@ func TestStandbyOnOldServer(t *testing.T) {
 	b.blocked(standby, "nats_outdated: the server runs nats-server 2.12.15, pgjet needs 2.14 or newer")
 }
 
-// TestPassedOver: while somebody has changed the filters of the durable consumer, JetStream passes over
-// events, and acknowledges what comes behind them. When the filters are as they were, those events are
-// handled, also by an effect: the database that does not know them was not restored.
+// TestPassedOver: while the filters of the durable consumer are changed, JetStream skips events,
+// and acknowledges later ones. When the filters are restored, the skipped events are handled, also
+// by an effect: the database without them was not restored.
 func TestPassedOver(t *testing.T) {
 	consumers.SetCountEvery(t, 200*time.Millisecond)
 	for _, unordered := range []bool{false, true} {
@@ -174,8 +173,8 @@ func TestPassedOver(t *testing.T) {
 	}
 }
 
-// TestOtherStream: a consumer that has handled events of one stream is refused on another one, and keeps
-// its place, unless it is to move. One that has handled nothing simply moves.
+// TestOtherStream: a consumer that has handled events of one stream is refused on another one,
+// unless it is to move, and keeps its sequences. A consumer that has handled nothing simply moves.
 func TestOtherStream(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -213,7 +212,7 @@ func TestOtherStream(t *testing.T) {
 	r = b.runOther(&consumers.Runner{Consumer: c, MoveFrom: "EVENTS"})
 	b.handled(2)
 	b.ready(r)
-	b.once(2) // the first is known by its id
+	b.once(2) // the inbox has the id of the first
 	b.exec(`insert into pgjet.consumer (name, stream, stream_created) values ('young', 'EVENTS', now())`)
 	c.Name = "young"
 	b.ready(b.runOther(&consumers.Runner{Consumer: c}))

@@ -197,14 +197,14 @@ func typeOf[T events.Payload]() (kind string, err error) {
 // checkTyped returns an error if [Handle] cannot choose among all.
 func checkTyped(all []Typed) error {
 	if len(all) == 0 {
-		return fmt.Errorf("Handle was given no function: pass what On or OnType returns")
+		return fmt.Errorf("Handle was given no function: pass results of On or OnType")
 	}
 	for i, on := range all {
 		switch {
 		case on.err != nil:
 			return on.err
 		case on.handle == nil:
-			return fmt.Errorf("Handle was given a Typed that is zero: pass what On or OnType returns")
+			return fmt.Errorf("Handle was given a Typed that is zero: pass results of On or OnType")
 		}
 		for _, other := range all[:i] {
 			switch {

@@ -8,7 +8,7 @@ import (
 	"github.com/pgjet/pgjet/consumers/internal/delivery"
 )
 
-// BenchmarkLanes: what it costs to hand a piece of work to a worker, alone and in a batch.
+// BenchmarkLanes measures the cost of handing a work to a worker, alone and in a batch.
 func BenchmarkLanes(b *testing.B) {
 	const held = 1024 // at a time
 	keys := make([]string, 16384)

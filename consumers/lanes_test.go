@@ -10,8 +10,8 @@ import (
 	"github.com/pgjet/pgjet/consumers/internal/delivery"
 )
 
-// TestLanes: each piece of work is taken once, that of a lane in order and never by two
-// workers, and what must be alone is.
+// TestLanes: each work is handled once, those of a lane in order and never by two workers, and
+// works that must be alone are.
 func TestLanes(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -77,7 +77,7 @@ func TestLanes(t *testing.T) {
 	workers.Wait()
 }
 
-// mixed reports whether there are intents and others, or one that must be alone.
+// mixed reports whether there are intents and others, or a work that must be alone.
 func mixed(all []*work) bool {
 	for _, w := range all {
 		if w.alone() || w.isIntent() != all[0].isIntent() {

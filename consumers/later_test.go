@@ -17,8 +17,8 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// inForms runs a test with handlers that call fn for each event: in its transaction, in that of many, and in
-// one of its own.
+// inForms runs a test with handlers that call fn for each event: in its transaction, in that of
+// many, and in a transaction of fn's own.
 func inForms(t *testing.T, test func(t *testing.T, b *fixture, handler func(fn handleFunc) consumers.Handler)) {
 	for _, form := range []string{"handle", "batch", "effect"} {
 		t.Run(form, func(t *testing.T) {
@@ -46,8 +46,9 @@ func inForms(t *testing.T, test func(t *testing.T, b *fixture, handler func(fn h
 	}
 }
 
-// TestLater: an event that its handler gives back comes again, however often; no attempt is counted, nothing is
-// logged as an outage or a failure, later events of its key wait, and those of other keys do not.
+// TestLater: an event that its handler gives back is attempted again, however often; no attempt is
+// counted, no outage or failure is logged, later events of its key wait, and those of other keys do
+// not.
 func TestLater(t *testing.T) {
 	inForms(t, func(t *testing.T, b *fixture, handler func(fn handleFunc) consumers.Handler) {
 		b.log()
@@ -97,7 +98,8 @@ func TestLater(t *testing.T) {
 	})
 }
 
-// TestLaterAtStop: a handler that gives its event back when the process stops leaves it to the next one, at once.
+// TestLaterAtStop: an event that a handler gives back when the process stops goes to the next
+// process at once.
 func TestLaterAtStop(t *testing.T) {
 	inForms(t, func(t *testing.T, b *fixture, handler func(fn handleFunc) consumers.Handler) {
 		b.log()

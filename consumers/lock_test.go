@@ -15,8 +15,8 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// lock locks a table in a transaction of another session, until unlock is called or the test ends, and
-// returns the reason that names it.
+// lock locks a table in a transaction of another session, until unlock is called or the test ends,
+// and returns the reason that names the session.
 func (b *fixture) lock(table string) (reason string, unlock func()) {
 	b.Helper()
 	conn, err := pgx.Connect(b.Context(), b.db.Config().ConnString()+"&application_name=psql")
@@ -31,8 +31,9 @@ func (b *fixture) lock(table string) (reason string, unlock func()) {
 	return fmt.Sprintf(`database_timeout: the lock on table pgjet.%s is held by process %d of the server, application "psql"`, table, conn.PgConn().PID()), unlock
 }
 
-// TestLockedTable: somebody locks a table that a consumer needs, while it runs and before it begins.
-// The consumer is not ready, names the session, spends no attempt, and goes on when the lock goes.
+// TestLockedTable: another session locks a table that a consumer needs, while it runs and before it
+// begins. The consumer is not ready, names the session, spends no attempt, and goes on when the
+// lock is released.
 func TestLockedTable(t *testing.T) {
 	t.Parallel()
 	for _, table := range []string{"inbox", "intent", "consumer", "process"} {
@@ -72,8 +73,8 @@ func TestLockedTable(t *testing.T) {
 	}
 }
 
-// TestLockWantedByWaiter: a statement that changes a table waits for a long transaction, and everybody
-// else waits behind it.
+// TestLockWantedByWaiter: a statement that changes a table waits for a long transaction, and all
+// other sessions wait behind it.
 func TestLockWantedByWaiter(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -106,8 +107,8 @@ func TestLockWantedByWaiter(t *testing.T) {
 	b.ready(r)
 }
 
-// TestLockSpendsNoAttempt: a handler or an effect has succeeded, and somebody keeps the consumer from
-// writing that down for longer than it tries. The attempt of the handler does not count, and the
+// TestLockSpendsNoAttempt: a handler or an effect has succeeded, and a lock keeps the consumer from
+// recording that for longer than it tries. The attempt of the handler does not count, and the
 // effect does not happen again.
 func TestLockSpendsNoAttempt(t *testing.T) {
 	consumers.SetRememberTime(t, time.Second)

@@ -14,7 +14,7 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// measured returns how many values each histogram has, and their sum.
+// measured returns the number of values of each histogram, and their sum.
 func measured(t *testing.T, reader metric.Reader) (counts map[string]uint64, sums map[string]float64) {
 	t.Helper()
 	var all metricdata.ResourceMetrics
@@ -35,7 +35,7 @@ func measured(t *testing.T, reader metric.Reader) (counts map[string]uint64, sum
 	return counts, sums
 }
 
-// TestTimesOfEvents: the times until an event is done have its retries in them, and no replay.
+// TestTimesOfEvents: the times until an event is done include its retries, and no replay.
 func TestTimesOfEvents(t *testing.T) {
 	reader, before := metric.NewManualReader(), otel.GetMeterProvider()
 	otel.SetMeterProvider(metric.NewMeterProvider(metric.WithReader(reader)))
@@ -64,7 +64,7 @@ func TestTimesOfEvents(t *testing.T) {
 			t.Errorf("%s has %d values, want %d", name, counts[name], want)
 		}
 	}
-	if n := counts["pgjet.consumer.handler_time"]; n < 4 { // a group is tried one by one if one of it fails
+	if n := counts["pgjet.consumer.handler_time"]; n < 4 { // a group whose handler fails is attempted one by one
 		t.Errorf("pgjet.consumer.handler_time has %d values, want one for each call", n)
 	}
 	if sum := sums["pgjet.consumer.commit_to_done"]; sum < 30 || sum > 60 {

@@ -27,7 +27,7 @@ func keyed(key string, n int) events.Event {
 	return e
 }
 
-// log makes a table in which effects keep the order in which they committed.
+// log creates a table in which effects keep their order of commit.
 func (b *fixture) log() {
 	b.exec(`create table done (i bigint generated always as identity, key text not null, n int not null)`)
 }
@@ -42,8 +42,8 @@ func record(ctx context.Context, tx pgx.Tx, e events.Event) error {
 	return err
 }
 
-// inOrder checks that there is one effect for each of count events, and those of a key
-// are in order.
+// inOrder checks that there is one effect for each of count events, and that those of a key are in
+// order.
 func (b *fixture) inOrder(count int) {
 	b.Helper()
 	if n, distinct := b.count(`select count(*) from done`), b.count(`select count(distinct n) from done`); n != count || distinct != count {
@@ -55,8 +55,8 @@ func (b *fixture) inOrder(count int) {
 	}
 }
 
-// TestOrderPerKey: events of a key are handled in order although every fifth attempt
-// fails, by one process of three at a time.
+// TestOrderPerKey: events of a key are handled in order although every fifth attempt fails, by one
+// of three processes at a time.
 func TestOrderPerKey(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -102,7 +102,7 @@ func TestOrderPerKey(t *testing.T) {
 	}
 }
 
-// TestFailingKeyWaits: what fails holds back its key and nothing else.
+// TestFailingKeyWaits: a failing event blocks only its key.
 func TestFailingKeyWaits(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -129,7 +129,7 @@ func TestFailingKeyWaits(t *testing.T) {
 	b.inOrder(30)
 }
 
-// TestOrderAfterAnOutage: an effect at which something was away holds back later events of its key.
+// TestOrderAfterAnOutage: an effect that reports an outage blocks later events of its key.
 func TestOrderAfterAnOutage(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -150,8 +150,8 @@ func TestOrderAfterAnOutage(t *testing.T) {
 	b.inOrder(n)
 }
 
-// TestAttemptsEnd: at the limit an event is a dead letter, with every attempt in the
-// log, and its key goes on.
+// TestAttemptsEnd: after its last attempt an event is a dead letter, with every attempt in the log,
+// and its key goes on.
 func TestAttemptsEnd(t *testing.T) {
 	b := newFixture(t)
 	b.log()
@@ -178,8 +178,8 @@ func TestAttemptsEnd(t *testing.T) {
 	}
 }
 
-// TestSimilarErrorsAreOneGroup: what differs from event to event does not tell errors
-// apart.
+// TestSimilarErrorsAreOneGroup: details that differ from event to event do not make errors
+// different.
 func TestSimilarErrorsAreOneGroup(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -198,7 +198,7 @@ func TestSimilarErrorsAreOneGroup(t *testing.T) {
 	}
 }
 
-// TestPanicKeepsItsStack in the dead letter, with the trace of the event.
+// TestPanicKeepsItsStack: the stack is in the dead letter, with the trace of the event.
 func TestPanicKeepsItsStack(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -215,7 +215,8 @@ func TestPanicKeepsItsStack(t *testing.T) {
 	}
 }
 
-// What waits behind an event of its key costs nothing while it waits, however much it is.
+// TestWaitingEventsAreNotRead: events that wait behind one of their key cost nothing while they
+// wait, however many there are.
 func TestWaitingEventsAreNotRead(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -239,18 +240,18 @@ func TestWaitingEventsAreNotRead(t *testing.T) {
 	}
 	more() // the session has begun
 	n := 0
-	for range 3 { // what it read when it began may be reported late, by a connection that was idle
+	for range 3 { // statistics of its beginning may be reported late, by an idle connection
 		before := scans("seq_scan")
 		more()
-		if n = scans("seq_scan") - before; n <= 1 { // they may just be counted
+		if n = scans("seq_scan") - before; n <= 1 { // they may just have been counted
 			return
 		}
 	}
-	t.Errorf("all of the table was read %d times, time and again, want once at most", n)
+	t.Errorf("all of the table was read %d times in several rounds, want once at most", n)
 }
 
-// However much is too old is pruned in one go, not a piece a minute. A process that was seen in the
-// future was not.
+// TestPruneKeepsUp: all old rows are pruned in one go, not some per minute. A time in the future is
+// not believed.
 func TestPruneKeepsUp(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -264,7 +265,8 @@ func TestPruneKeepsUp(t *testing.T) {
 	})
 }
 
-// What leaves the stream while a session lasts is forgotten in that session.
+// TestInboxForgetsWhileASessionLasts: events that leave the stream during a session are pruned in
+// that session.
 func TestInboxForgetsWhileASessionLasts(t *testing.T) {
 	b := newFixture(t)
 	consumers.SetPruneEvery(t, 100*time.Millisecond)
@@ -287,7 +289,7 @@ func TestInboxForgetsWhileASessionLasts(t *testing.T) {
 	testenv.Eventually(t, patience, "the inbox has forgotten it", func() bool { return b.count(`select count(*) from pgjet.inbox`) == 0 })
 }
 
-// A delivery that got lost is not below the floor: nobody has handled it.
+// TestFloorStopsAtAGap: a lost delivery is not below the floor, since it was not handled.
 func TestFloorStopsAtAGap(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -327,11 +329,11 @@ func TestFloorStopsAtAGap(t *testing.T) {
 	}
 }
 
-// TestUnlimited: an event is tried until it succeeds, more often than by default.
+// TestUnlimited: an event is attempted until it succeeds, more often than by default.
 func TestUnlimited(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
-	tries := 0 // of one event, one after the other
+	tries := 0 // for one event, one after the other
 	b.startOn(b.js, consumers.Consumer{MaxAttempts: consumers.Unlimited, MinRetry: time.Millisecond, MaxRetry: time.Millisecond,
 		Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
 			if tries++; tries <= 25 {

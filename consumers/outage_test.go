@@ -21,8 +21,8 @@ import (
 	"github.com/pgjet/pgjet/migrations"
 )
 
-// TestLostAck: the connection is lost between the handler's end and the ack. The
-// event comes again, and is not handled again.
+// TestLostAck: the connection is lost between the end of the handler and the ack. The event is
+// delivered again, and not handled again.
 func TestLostAck(t *testing.T) {
 	consumers.SetAckWait(t, time.Second)
 	b := newFixture(t)
@@ -65,10 +65,8 @@ func TestSurvivesNATSOutage(t *testing.T) {
 	b.once(3)
 }
 
-// TestSurvivesDatabaseOutage: what is delivered while PostgreSQL is away is tried
-// again until it is back.
-// TestLostDeliveries: what the server had sent when its connections broke, and nobody got, comes again soon after it
-// is back, not only when JetStream's patience with a process ends.
+// TestLostDeliveries: deliveries that were lost with a connection are repeated soon after the
+// server is back, not only after ackWait.
 func TestLostDeliveries(t *testing.T) {
 	t.Parallel()
 	server := testenv.NATS(t)
@@ -99,6 +97,8 @@ func TestLostDeliveries(t *testing.T) {
 	b.once(n)
 }
 
+// TestSurvivesDatabaseOutage: an event that is delivered during an outage of PostgreSQL is attempted
+// until the outage ends.
 func TestSurvivesDatabaseOutage(t *testing.T) {
 	t.Parallel()
 	server := testenv.PostgresServer(t)
@@ -130,7 +130,7 @@ func TestSurvivesDatabaseOutage(t *testing.T) {
 	b.once(3)
 }
 
-// TestMissingStream: at the start, and while events are being handled.
+// TestMissingStream: the stream is missing at the start, and while events are being handled.
 func TestMissingStream(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -151,7 +151,7 @@ func TestMissingStream(t *testing.T) {
 	}
 }
 
-// TestDeletedConsumerIsMadeAgain: it goes on at the inbox's position.
+// TestDeletedConsumerIsMadeAgain: the consumer goes on at the inbox's position.
 func TestDeletedConsumerIsMadeAgain(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -177,8 +177,8 @@ func TestDeletedConsumerIsMadeAgain(t *testing.T) {
 	}
 }
 
-// TestEndOfTheStreamInAnotherOrder: the stream loses its end, and what was in it comes back behind an event that is new: at the places
-// that the consumer has passed. Each is handled once.
+// TestEndOfTheStreamInAnotherOrder: the stream loses its end, and those events return after a new
+// one, with sequences that the consumer has passed. Each is handled once.
 func TestEndOfTheStreamInAnotherOrder(t *testing.T) {
 	t.Parallel()
 	for _, unordered := range []bool{false, true} {
@@ -214,7 +214,7 @@ func TestEndOfTheStreamInAnotherOrder(t *testing.T) {
 	}
 }
 
-// An aheadJetStream is one of which others know more by the time its answer is there.
+// An aheadJetStream is a JetStream whose answers are older than what other processes have seen.
 type aheadJetStream struct {
 	jetstream.JetStream
 	moveOn func()
@@ -226,7 +226,8 @@ func (a aheadJetStream) Stream(ctx context.Context, name string) (jetstream.Stre
 	return s, err
 }
 
-// TestOthersAreAhead: after a session has looked at the stream, others handle what came since. The stream has lost nothing.
+// TestOthersAreAhead: after a session has looked at the stream, other processes handle newer
+// events. The stream has lost nothing.
 func TestOthersAreAhead(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -263,12 +264,12 @@ func TestOthersAreAhead(t *testing.T) {
 	}
 }
 
-// TestPlacesOfALostEnd: a session that finds an event elsewhere than the inbox has it, and one of whose slices the stream lost the last
-// message, has the consumer begin its next generation.
+// TestPlacesOfALostEnd: a session makes the consumer begin its next generation if an event has
+// another sequence than in the inbox, or if the stream lost the last message of one of its slices.
 func TestPlacesOfALostEnd(t *testing.T) {
 	t.Parallel()
 	for what, change := range map[string]string{
-		// As an older version left it, which kept no time: what is known stands one place further on.
+		// The row of an older version, without a time; the recorded sequences are one too high.
 		"an event moved": `with i as (update pgjet.inbox set stream_seq = stream_seq - 1) update pgjet.slice set floor = 0, stored = null`,
 		"one slice":      `update pgjet.slice set stored = stored - interval '1 second' where high = (select min(high) from pgjet.slice where high > 0)`,
 	} {

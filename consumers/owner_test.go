@@ -46,7 +46,7 @@ func (b *fixture) identity() inbox.Identity {
 	return i
 }
 
-// config returns a durable consumer of a stream as it is.
+// config returns the configuration of a durable consumer.
 func (b *fixture) config(stream, durable string) jetstream.ConsumerConfig {
 	b.Helper()
 	c, err := b.js.Consumer(b.Context(), stream, durable)
@@ -74,7 +74,7 @@ func (b *fixture) names(stream string) map[string]string {
 	return all
 }
 
-// untouched checks that no table of consumers has a row, but for the sign of life of a process.
+// untouched checks that no table of consumers has a row, except for heartbeats.
 func (b *fixture) untouched() {
 	b.Helper()
 	for _, table := range []string{"consumer", "slice", "inbox", "intent", "dead_letter", "attempt"} {
@@ -84,8 +84,9 @@ func (b *fixture) untouched() {
 	}
 }
 
-// TestAnotherServicesStream: a consumer reads the stream of another service, with the prefix of that, into its own inbox; so
-// do others of the same name on another stream, and of another name on the same.
+// TestAnotherServicesStream: a consumer reads the stream of another service, with that service's
+// prefix, into its own inbox. So do others of the same name on another stream, and of another name
+// on the same stream.
 func TestAnotherServicesStream(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t) // billing, with the stream EVENTS
@@ -135,8 +136,8 @@ func TestAnotherServicesStream(t *testing.T) {
 	})
 }
 
-// TestForeignDurable: a consumer whose durable consumers belong to another database says so, and changes nothing, neither those
-// nor its own tables. The other one goes on.
+// TestForeignDurable: a consumer whose durable consumers belong to another database reports that,
+// and changes neither those nor its own tables. The other one goes on.
 func TestForeignDurable(t *testing.T) {
 	t.Parallel()
 	for _, slices := range []int{1, 4} {
@@ -195,8 +196,8 @@ func TestForeignDurableOfOneSlice(t *testing.T) {
 	}
 }
 
-// TestDurablesOfBefore: durable consumers that name no database, such as those of an earlier version, are given to the one whose
-// consumer uses them, and stay as they are otherwise.
+// TestDurablesOfBefore: durable consumers without a database, such as those of an earlier version,
+// get the name of the database that uses them, and are not changed otherwise.
 func TestDurablesOfBefore(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -226,7 +227,7 @@ func TestDurablesOfBefore(t *testing.T) {
 	}
 	stop()
 
-	// The database is restored elsewhere, or moved: the identity says that it is the same.
+	// The database is restored elsewhere, or moved: its identity stays.
 	o := b.other()
 	o.exec(fmt.Sprintf(`update pgjet.identity set id = '%s'`, b.identity().ID))
 	r, _ = o.runStream(b.js, "", "", c)
@@ -235,14 +236,16 @@ func TestDurablesOfBefore(t *testing.T) {
 	o.handled(1)
 }
 
-// A readOnly is JetStream for a user who may change no durable consumer, in an account that does not import such requests.
+// A readOnly is JetStream for a user who may not change durable consumers, in an account that does
+// not import such requests.
 type readOnly struct{ jetstream.JetStream }
 
 func (readOnly) UpdateConsumer(context.Context, string, jetstream.ConsumerConfig) (jetstream.Consumer, error) {
 	return nil, nats.ErrNoResponders
 }
 
-// TestDurableThatNobodyMayChange: a consumer works with one that names no database although NATS does not let it write that.
+// TestDurableThatNobodyMayChange: a consumer works with a durable consumer without a database
+// although NATS does not let it write the name.
 func TestDurableThatNobodyMayChange(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -263,7 +266,8 @@ func TestDurableThatNobodyMayChange(t *testing.T) {
 	}
 }
 
-// TestDurableChangesHands: a session ends soon after its durable consumer was given to another database.
+// TestDurableChangesHands: a session ends soon after its durable consumer was given to another
+// database.
 func TestDurableChangesHands(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -287,8 +291,8 @@ func TestDurableChangesHands(t *testing.T) {
 	}
 }
 
-// TestDivideLeavesOthersAlone: who divides a consumer anew deletes no durable consumers that belong to another database, such as the
-// one of which this is a copy.
+// TestDivideLeavesOthersAlone: changing the number of slices deletes no durable consumers of
+// another database, for example of the original of a copy.
 func TestDivideLeavesOthersAlone(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -308,7 +312,8 @@ func TestDivideLeavesOthersAlone(t *testing.T) {
 	}
 }
 
-// TestStreamOfAnotherPrefix: a stream that takes no subject with the prefix of the consumer is refused before anything is made.
+// TestStreamOfAnotherPrefix: a stream that does not store the consumer's prefix is refused before
+// anything is created.
 func TestStreamOfAnotherPrefix(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)

@@ -46,7 +46,7 @@ func (b *fixture) pooled(mode, options string) *pgxpool.Pool {
 }
 
 // TestThroughAPooler: the workers of each form of consumer work through a pooler, on a pool of
-// pgjet's own and on another one, with hostile defaults; the session connects directly.
+// pgjet and on another one, with hostile defaults; the session connects directly.
 func TestThroughAPooler(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []string{"transaction", "session"} {
@@ -108,7 +108,7 @@ func TestThroughAPooler(t *testing.T) {
 	}
 }
 
-// TestPoolerIsRefused: without a direct connection a consumer says so, and its status, too.
+// TestPoolerIsRefused: without a direct connection a consumer reports that, and its status, too.
 func TestPoolerIsRefused(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -182,7 +182,7 @@ func TestModeIsRefused(t *testing.T) {
 	}
 }
 
-// TestWrongEncodingIsRefused: nothing is stored by a connection that would store it wrong.
+// TestWrongEncodingIsRefused: nothing is stored by a connection with the wrong encoding.
 func TestWrongEncodingIsRefused(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -199,8 +199,8 @@ func TestWrongEncodingIsRefused(t *testing.T) {
 	b.once(0)
 }
 
-// TestForeignHolder: a session that is no process of the consumer holds its lock, in whatever mode;
-// the consumer, and its status, name it.
+// TestForeignHolder: a session of another program holds the consumer's lock, in any mode; the
+// consumer, and its status, name it.
 func TestForeignHolder(t *testing.T) {
 	t.Parallel()
 	for _, lock := range []string{
@@ -230,8 +230,9 @@ func TestForeignHolder(t *testing.T) {
 	}
 }
 
-// TestForeignHolderOfAttempts: a session that is no process of the consumer holds the lock that its
-// attempts need, before it begins and while it runs; the consumer, and its status, name it.
+// TestForeignHolderOfAttempts: a session of another program holds the lock that the consumer's
+// attempts need, before the consumer begins and while it runs; the consumer, and its status, name
+// it.
 func TestForeignHolderOfAttempts(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -247,7 +248,7 @@ func TestForeignHolderOfAttempts(t *testing.T) {
 		}
 	}
 	var r *consumers.Runner
-	for i, lock := range []string{ // the first keeps it from beginning, the others from attempts
+	for i, lock := range []string{ // the first blocks its beginning, the others its attempts
 		`_shared(hashtextextended('pgjet.consumer.test', 1))`, `(hashtextextended('pgjet.consumer.test', 1))`, `(hashtextextended('pgjet.consumer.test', 0))`,
 	} {
 		do(`select pg_advisory_lock` + lock)
@@ -266,8 +267,8 @@ func TestForeignHolderOfAttempts(t *testing.T) {
 	b.once(3)
 }
 
-// TestSchemaChangesUnderHandlers: a statement that the schema has outdated on every connection fails
-// no attempt.
+// TestSchemaChangesUnderHandlers: a statement that a schema change has invalidated on every
+// connection fails no attempt.
 func TestSchemaChangesUnderHandlers(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)

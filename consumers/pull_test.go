@@ -10,8 +10,8 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestBacklogOfReplicas: more events wait for a consumer with replicas than it takes at
-// once. All are delivered once, and none has to wait until its ack is missed.
+// TestBacklogOfReplicas: more events wait for a consumer with replicas than it can hold. All are
+// delivered once, and none is delivered again after ackWait.
 func TestBacklogOfReplicas(t *testing.T) {
 	t.Parallel()
 	modes(t, func(t *testing.T, unordered bool) {

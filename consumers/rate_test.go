@@ -13,7 +13,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestRate: no event is handled before its time, and no group is larger than the burst.
+// TestRate: no event is handled too early, and no group is larger than the burst.
 func TestRate(t *testing.T) {
 	inForms(t, func(t *testing.T, b *fixture, handler func(fn handleFunc) consumers.Handler) {
 		const n, perSecond, burst = 60, 50, 5
@@ -44,7 +44,8 @@ func TestRate(t *testing.T) {
 	})
 }
 
-// TestRateStops: what waits for its time is given back when the process stops, without an attempt.
+// TestRateStops: events that wait for the rate are given back when the process stops, without an
+// attempt.
 func TestRateStops(t *testing.T) {
 	inForms(t, func(t *testing.T, b *fixture, handler func(fn handleFunc) consumers.Handler) {
 		for i := range 6 {

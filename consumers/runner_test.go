@@ -26,7 +26,7 @@ func TestEffectHappensOnce(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
 	e := event(1)
-	b.publish(e, e) // the second is what a lost ack or a replay brings
+	b.publish(e, e) // the second is that of a lost ack or a replay
 	b.start(write)
 	b.settled()
 	b.publish(e)
@@ -41,8 +41,8 @@ func TestEffectHappensOnce(t *testing.T) {
 	})
 }
 
-// TestSecondCopyWaits: while another process handles an event, a second copy of it
-// waits for the outcome instead of being handled too.
+// TestSecondCopyWaits: while another process handles an event, a second copy of it waits for the
+// outcome instead of being handled.
 func TestSecondCopyWaits(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -70,8 +70,8 @@ func TestSecondCopyWaits(t *testing.T) {
 	}
 }
 
-// TestFailedAttempts: each event fails in its own way at first, leaves nothing of
-// that behind, and is tried again.
+// TestFailedAttempts: each event fails in its own way at first, leaves nothing behind, and is
+// attempted again.
 func TestFailedAttempts(t *testing.T) { // not in parallel: a handler has a second
 	b := newFixture(t)
 	b.exec(`create table slot (n int unique deferrable initially deferred)`)
@@ -80,7 +80,7 @@ func TestFailedAttempts(t *testing.T) { // not in parallel: a handler has a seco
 		func(context.Context, pgx.Tx) error { panic("ouch") },
 		func(ctx context.Context, _ pgx.Tx) error { <-ctx.Done(); return ctx.Err() },
 		func(ctx context.Context, _ pgx.Tx) error { <-ctx.Done(); return nil },
-		func(ctx context.Context, tx pgx.Tx) error { // hides that a statement failed
+		func(ctx context.Context, tx pgx.Tx) error { // hides a failed statement
 			_, _ = tx.Exec(ctx, `select 1/0`)
 			return nil
 		},
@@ -134,14 +134,14 @@ func TestRetriesWait(t *testing.T) {
 	if n := b.count(`select attempts from pgjet.inbox`); n != 8 {
 		t.Errorf("the inbox says %d attempts, want 8", n)
 	}
-	// Seven waits of 0 to 200 ms each: in one run of ten million they are this short.
+	// Seven waits of 0 to 200 ms each: only one run in ten million is this short.
 	if took := time.Since(begun); took < 70*time.Millisecond {
 		t.Errorf("eight attempts took %s", took)
 	}
 }
 
-// TestSlowHandlersKeepTheirEvents: what was fetched behind slow attempts is not
-// delivered again before a worker gets to it.
+// TestSlowHandlersKeepTheirEvents: messages that wait behind slow attempts are not delivered again
+// before a worker gets them.
 func TestSlowHandlersKeepTheirEvents(t *testing.T) {
 	consumers.SetAckWait(t, 300*time.Millisecond)
 	b := newFixture(t)
@@ -160,8 +160,7 @@ func TestSlowHandlersKeepTheirEvents(t *testing.T) {
 	}
 }
 
-// TestOverrunKeepsItsEvent: while a handler that ignores its deadline is at work,
-// its event is not delivered again.
+// TestOverrunKeepsItsEvent: while a handler ignores its deadline, its event is not delivered again.
 func TestOverrunKeepsItsEvent(t *testing.T) {
 	consumers.SetAckWait(t, 300*time.Millisecond)
 	b := newFixture(t)
@@ -247,8 +246,8 @@ func TestIncompleteConsumerFailsAtOnce(t *testing.T) {
 	}
 }
 
-// TestSmallPool: too many workers for a pool wait for connections, which looks like a slow
-// handler; so it is said. Without a number there are as many as the pool serves.
+// TestSmallPool: workers that wait for a connection of a small pool look like slow handlers, so a
+// warning is logged. By default there are as many workers as the pool serves.
 func TestSmallPool(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -271,7 +270,8 @@ func TestSmallPool(t *testing.T) {
 	}
 }
 
-// TestEffectsShareConnections: an effect takes a worker and no connection while it happens, so that many may be under way.
+// TestEffectsShareConnections: an effect needs a worker but no connection while it runs, so that
+// many may run at the same time.
 func TestEffectsShareConnections(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -305,7 +305,7 @@ func TestEffectsShareConnections(t *testing.T) {
 	}
 }
 
-// TestRunAgain: Run changes nothing of what its caller set, and can be called again.
+// TestRunAgain: Run does not change the exported fields, and can be called again.
 func TestRunAgain(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)

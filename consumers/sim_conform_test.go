@@ -23,8 +23,9 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// TestModelIsTheInbox makes the same calls, drawn from a seed, to the inbox on PostgreSQL and to the model of it with which
-// schedules are simulated. Both answer the same, and have the same rows. It makes one call after the other, and within transactions.
+// TestModelIsTheInbox makes the same calls, drawn from a seed, to the inbox on PostgreSQL and to
+// the simulation's model of it. Both give the same answers, and have the same rows. It makes one
+// call after the other, also within transactions.
 func TestModelIsTheInbox(t *testing.T) {
 	for n := range 6 {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
@@ -73,7 +74,7 @@ func newConformity(t *testing.T, seed uint64) *conformity {
 	return &conformity{TB: t, r: rand.New(rand.NewPCG(seed, 2)), db: testenv.Postgres(t), w: w, created: time.Unix(1000, 0)}
 }
 
-// same fails unless both answers are the same.
+// same fails unless both answers are equal.
 func (c *conformity) same(what string, model, real any, modelErr, realErr error) {
 	c.Helper()
 	say := func(answer any, err error) string {
@@ -115,7 +116,7 @@ func (c *conformity) run(steps int) {
 	}
 }
 
-// begin begins a session, and makes the consumer known.
+// begin begins a session, and registers the consumer.
 func (c *conformity) begin() {
 	c.names++
 	name := fmt.Sprint("s", c.names)
@@ -152,7 +153,7 @@ func (c *conformity) register(p *simPair) {
 	}
 }
 
-// die ends a session as the death of its process does.
+// die ends a session as if its process had died.
 func (c *conformity) die(n int) {
 	p := c.sessions[n]
 	c.sessions = slices.Delete(c.sessions, n, n+1)
@@ -197,7 +198,7 @@ func (c *conformity) some(t *simTenures) (all []*inbox.Message) {
 	return all
 }
 
-// taken returns intents that the inbox says the session has.
+// taken returns the intents that the session has according to the inbox.
 func (c *conformity) taken(t *simTenures) (all []*inbox.Intent) {
 	for _, i := range c.w.db.sorted(func(i *simIntent) bool { return i.taken == t.tenure.Session }) {
 		all = append(all, i.out())
@@ -205,7 +206,7 @@ func (c *conformity) taken(t *simTenures) (all []*inbox.Intent) {
 	return all
 }
 
-// errUndone ends a transaction.
+// errUndone rolls a transaction back.
 var errUndone = errors.New("undone")
 
 func (c *conformity) step() {
@@ -239,7 +240,7 @@ func both[T any](c *conformity, what string, t *simTenures, ask func(r sliceInbo
 
 func nothing(err error) (string, error) { return "", err }
 
-// ask makes a call that is a transaction by itself.
+// ask makes a call outside of transactions.
 func (c *conformity) ask(p *simPair, t *simTenures) {
 	ctx, key := c.Context(), fmt.Sprint("k", 1+c.r.IntN(4))
 	taken := func(all []*inbox.Intent, err error) (string, error) {
@@ -265,7 +266,7 @@ func (c *conformity) ask(p *simPair, t *simTenures) {
 		all := c.some(t)
 		both(c, "knows", t, func(r sliceInbox) (map[uuid.UUID]uint64, error) { return r.Known(ctx, all) })
 	case 4, 5, 6:
-		want := inbox.TakeFilter{Most: 100, Dead: c.r.IntN(2) == 0} // which of many are taken first depends on the clock
+		want := inbox.TakeFilter{Most: 100, Dead: c.r.IntN(2) == 0} // the choice among many depends on the clock
 		want.Suspect = c.r.IntN(2) == 0 && c.suspects(t) < 2
 		both(c, fmt.Sprintf("takes %+v", want), t, func(r sliceInbox) (string, error) { return taken(r.Take(ctx, want)) })
 	case 7:
@@ -301,14 +302,14 @@ func (c *conformity) ask(p *simPair, t *simTenures) {
 	}
 }
 
-// suspects returns how many intents there are at which a process died, or that another session has.
+// suspects returns the number of intents at which a process died, or that another session has.
 func (c *conformity) suspects(t *simTenures) int {
 	return len(c.w.db.sorted(func(i *simIntent) bool { return i.deaths > 0 || i.taken != "" && i.taken != t.tenure.Session }))
 }
 
 func (c *conformity) wait() time.Duration { return time.Duration(c.r.IntN(2)) * time.Hour }
 
-// attempt makes calls in a transaction, which commits or not.
+// attempt makes calls in a transaction, which may commit.
 func (c *conformity) attempt(t *simTenures) {
 	ctx, all := c.Context(), c.some(t)
 	undo := error(nil)
@@ -397,7 +398,7 @@ func (c *conformity) names2(all []*inbox.Message) string {
 	return fmt.Sprint(names)
 }
 
-// operate does what operators do, and what befalls the stream.
+// operate acts as an operator, and changes the stream.
 func (c *conformity) operate(p *simPair) {
 	ctx, w := c.Context(), c.w
 	alone := func(what string, model func() error, real func(tx pgx.Tx) error) {

@@ -20,27 +20,27 @@ import (
 	"github.com/pgjet/pgjet/internal/rivals"
 )
 
-// errCut is what a process gets whose connection is gone.
+// errCut is the error of a process whose connection is gone.
 var errCut = io.ErrUnexpectedEOF
 
-// far is when an intent is due that waits behind another one: infinity.
+// far is the due time of an intent that waits behind another one: infinity.
 var far = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// simTables are what a database keeps: a backup is a copy of them.
+// simTables are the tables of a database: a backup is a copy of them.
 type simTables struct {
-	known      bool // the consumer is
+	known      bool // the consumer is registered
 	epoch      int64
 	generation int32
 	created    time.Time // of the stream
-	paused     string    // the reason; "" if it is not
+	paused     string    // the reason; "" if not paused
 	slices     []simSlice
 	inbox      map[uuid.UUID]simRow
 	intents    map[uuid.UUID]simIntent
 	letters    map[uuid.UUID]simLetter
 
 	effects map[uuid.UUID]int  // how often each was applied
-	again   map[uuid.UUID]int  // how often an operator wanted it once more
-	handed  map[uuid.UUID]bool // an operator handed it over once, or it was a dead letter: it comes late
+	again   map[uuid.UUID]int  // how often an operator asked for it again
+	handed  map[uuid.UUID]bool // an operator handed it over once, or it was a dead letter: it is handled late
 }
 
 type simSlice struct {
@@ -80,20 +80,20 @@ func (t *simTables) copy() *simTables {
 	return &c
 }
 
-// A simDatabase is a model of PostgreSQL with the inbox, as far as it matters here. Each statement happens at once; a transaction
-// changes the tables when it commits, and has what it changes locked until then.
+// A simDatabase is a model of PostgreSQL with the inbox, as far as needed. Each statement happens
+// at once; a transaction changes the tables when it commits, and locks its changes until then.
 type simDatabase struct {
 	w *simWorld
 	*simTables
 	version inbox.Version
 	away    bool
 	open    map[*simTx]bool
-	rows    map[uuid.UUID]*simTx // who has the rows of an event locked
-	loose   map[uuid.UUID]bool   // intents that wait for what a replay made forgotten, until a session begins
-	waiting map[int]int          // how many wait for the attempts of a slice to end; of all: -1
+	rows    map[uuid.UUID]*simTx // the transactions that have the rows of an event locked
+	loose   map[uuid.UUID]bool   // intents that wait for events that a replay made the inbox forget, until a session begins
+	waiting map[int]int          // number of waits for the attempts of a slice to end; of all: -1
 	conns   map[int64]*simConnection
 	pids    int64
-	leads   map[string]map[*simConnection]bool // who has it; true: alone
+	leads   map[string]map[*simConnection]bool // their holders; true: exclusively
 }
 
 func newSimDatabase(w *simWorld) *simDatabase {
@@ -103,7 +103,8 @@ func newSimDatabase(w *simWorld) *simDatabase {
 			effects: make(map[uuid.UUID]int), again: make(map[uuid.UUID]int), handed: make(map[uuid.UUID]bool)}}
 }
 
-// crash ends all transactions and connections. With other tables, the database was restored, perhaps by a server that goes on.
+// crash ends all transactions and connections. With other tables, the database was restored,
+// perhaps by a server that goes on.
 func (d *simDatabase) crash(to *simTables) {
 	for tx := range d.open {
 		tx.end(false)
@@ -129,7 +130,7 @@ func (d *simDatabase) close(c *simConnection) {
 	d.w.changed.Broadcast()
 }
 
-// reap ends what does nothing for too long.
+// reap ends transactions and connections that are idle for too long.
 func (d *simDatabase) reap() {
 	for _, c := range d.conns {
 		if c.busy == 0 && time.Since(c.used) > lead.Silence {
@@ -145,7 +146,7 @@ func (d *simDatabase) reap() {
 	}
 }
 
-// wait waits until something changed.
+// wait waits for a change.
 func (d *simDatabase) wait(ctx context.Context, p *process) error {
 	defer context.AfterFunc(ctx, func() {
 		d.w.mu.Lock()
@@ -156,7 +157,7 @@ func (d *simDatabase) wait(ctx context.Context, p *process) error {
 	return p.dead(ctx)
 }
 
-// alone waits until no attempt at a slice is open, or at any with -1.
+// alone waits until no attempt at a slice is open, or at any slice with -1.
 func (d *simDatabase) alone(ctx context.Context, p *process, slice int) error {
 	d.waiting[slice]++
 	defer func() {
@@ -176,7 +177,7 @@ func (d *simDatabase) alone(ctx context.Context, p *process, slice int) error {
 		if err := d.wait(ctx, p); err != nil {
 			return err
 		}
-		if d.version != v { // who waits is cut off by a crash, too
+		if d.version != v { // a crash also disconnects waiting sessions
 			return errCut
 		}
 	}
@@ -187,12 +188,12 @@ func (d *simDatabase) current(t *inbox.Tenure) bool {
 	return d.w.mutant("no fence") || d.paused == "" && d.of(t) != nil
 }
 
-// unrestored reports whether the inbox is the one that a session knew.
+// unrestored reports whether the inbox still has the session's version.
 func (d *simDatabase) unrestored(v inbox.Version) bool {
-	return v == d.version || d.w.mutant("a restored inbox knows the epoch")
+	return v == d.version || d.w.mutant("a restored inbox has the epoch")
 }
 
-// of returns the row of the slice that a session has; nil if it is not its any more.
+// of returns the row of the slice that a session has; nil if it does not have it any more.
 func (d *simDatabase) of(t *inbox.Tenure) *simSlice {
 	for n := range d.slices {
 		if d.slices[n].epoch == t.Epoch && d.unrestored(t.Version) {
@@ -209,7 +210,7 @@ func (d *simDatabase) interrupt() {
 	}
 }
 
-// gone reports whether the process of a session does not live.
+// gone reports whether the process of a session is dead.
 func (d *simDatabase) gone(session string) bool {
 	for _, c := range d.conns {
 		if c.session == session {
@@ -325,7 +326,7 @@ func (tx *simTx) end(commit bool) {
 	tx.d.w.changed.Broadcast()
 }
 
-// idle notes that an intent waits for another one to end of which there is none.
+// idle records that an intent waits for another one that does not exist.
 func (d *simDatabase) idle() {
 	for _, i := range d.intents {
 		if i.taken == "" && i.due.Equal(far) && !d.loose[i.ID] && !d.waits(&i.Message) && !d.w.mutant("intents do not wait") {
@@ -361,7 +362,7 @@ func (tx *simTx) statement(ctx context.Context, what string, fn func() error) er
 	})
 }
 
-// A simConnection is what a session has.
+// A simConnection is the database connection of a session.
 type simConnection struct {
 	p       *process
 	d       *simDatabase
@@ -380,7 +381,8 @@ func failedSim(what string, err error) error {
 	return &inbox.Error{What: what, Err: err}
 }
 
-// ask runs fn by the connection of the session. That is closed if the statement, or its answer, gets lost.
+// ask runs fn by the connection of the session. The connection is closed if the statement, or its
+// answer, gets lost.
 func (c *simConnection) ask(ctx context.Context, what string, fn func() error) error {
 	err := c.p.call(ctx, what, func() error {
 		if c.closed {
@@ -427,7 +429,7 @@ func (c *simConnection) Closed() bool {
 
 func (c *simConnection) PID() int64 { return c.pid }
 
-// take takes a lead, alone or not, if nobody is in the way.
+// take takes a lead, exclusively or shared, if it is free.
 func (c *simConnection) take(name string, alone bool) (in *simConnection) {
 	holders := c.d.leads[name]
 	if holders == nil {
@@ -521,7 +523,7 @@ func (c *simConnection) ReadMark(ctx context.Context) (m inbox.Mark, err error) 
 	})
 }
 
-// Locate does not ask the database: in the simulation it has no copy.
+// Locate does not ask the database: the simulation has no copies.
 func (c *simConnection) Locate(context.Context) (here rivals.Presence, elsewhere bool, err error) {
 	return here, false, nil
 }
@@ -643,7 +645,7 @@ func (c *simConnection) Inbox(t *inbox.Tenure) sliceInbox {
 	return &simInbox{c, t}
 }
 
-// supersede ends all sessions, and changes something.
+// supersede ends all sessions, and makes a change.
 func (d *simDatabase) supersede(ctx context.Context, p *process, change func()) error {
 	if err := d.alone(ctx, p, -1); err != nil {
 		return err
@@ -656,7 +658,7 @@ func (d *simDatabase) supersede(ctx context.Context, p *process, change func()) 
 func (c *simConnection) Divide(ctx context.Context, n int) error {
 	return c.pooled(ctx, "divide", func() error {
 		return c.d.supersede(ctx, c.p, func() {
-			if !c.d.known { // it was restored to before that
+			if !c.d.known { // it was restored to before the registration
 				return
 			}
 			c.d.w.fire("divided")
@@ -712,7 +714,7 @@ func (r *simInbox) mine(m *inbox.Message) bool {
 func (r *simInbox) Own(ctx context.Context) (at inbox.SliceState, err error) {
 	err = r.pooled(ctx, "take the slice", func() error {
 		d := r.d
-		if !d.known { // it was restored to before that
+		if !d.known { // it was restored to before the registration
 			return inbox.ErrSuperseded
 		}
 		if r.t.Ordered {
@@ -723,7 +725,7 @@ func (r *simInbox) Own(ctx context.Context) (at inbox.SliceState, err error) {
 				return inbox.ErrSuperseded
 			}
 		}
-		if r.t.Slice.Number >= len(d.slices) { // with a guard taken away
+		if r.t.Slice.Number >= len(d.slices) { // with a guard removed
 			return inbox.ErrSuperseded
 		}
 		s := &d.slices[r.t.Slice.Number]
@@ -824,7 +826,7 @@ func (r *simInbox) Holds(ctx context.Context, key string) (held bool, err error)
 			held = held || r.t.ParkKey && l.state == inbox.Dead && l.Key == key
 		}
 		r.d.w.trace("%s: key %s holds: %t", r.p.name, key, held)
-		held = held && !r.d.w.mutant("keys are let go")
+		held = held && !r.d.w.mutant("keys are not held")
 		return nil
 	})
 	return held, err
@@ -864,7 +866,7 @@ func (r *simInbox) Known(ctx context.Context, all []*inbox.Message) (known map[u
 			if found {
 				known[m.ID] = row.seq
 			}
-			if s := r.d.of(r.t); !found && s != nil && m.Seq <= s.high && r.d.w.mutant("places are the truth") {
+			if s := r.d.of(r.t); !found && s != nil && m.Seq <= s.high && r.d.w.mutant("sequences are the record") {
 				known[m.ID] = m.Seq
 			}
 		}
@@ -899,7 +901,7 @@ func (r *simInbox) Take(ctx context.Context, want inbox.TakeFilter) (all []*inbo
 		slices.SortStableFunc(due, func(a, b simIntent) int { return a.due.Compare(b.due) })
 		calm, suspects := 0, 0
 		for _, i := range due {
-			died := want.Dead && i.taken != "" && i.taken != r.t.Session && (d.gone(i.taken) || d.w.mutant("the living are robbed"))
+			died := want.Dead && i.taken != "" && i.taken != r.t.Session && (d.gone(i.taken) || d.w.mutant("intents are taken from living sessions"))
 			switch {
 			case want.Suspect && suspects == 0 && (i.taken == "" && i.deaths > 0 || died):
 				suspects++
@@ -1058,7 +1060,7 @@ func (r *simInbox) Claim(ctx context.Context, all []*inbox.Message, fn func(tx p
 	}, func(tx *simTx) error { return fn(tx, fresh) })
 }
 
-// claim inserts an inbox row, unless there is one, which may get another place.
+// claim inserts an inbox row, unless there is one, which may get another sequence.
 func (r *simInbox) claim(ctx context.Context, tx *simTx, m *inbox.Message, row simRow) (fresh bool, err error) {
 	if !r.d.w.mutant("no unique claim") {
 		if _, mine := tx.claimed[m.ID]; mine {
@@ -1094,7 +1096,7 @@ func (r *simInbox) Unclaim(ctx context.Context, t pgx.Tx, all []*inbox.Message) 
 	}))
 }
 
-// wake makes the intent due at the commit that comes after one of its key that ended.
+// wake makes the next intent of a key due, at the commit of the end of the one before.
 func (r *simInbox) wake(ctx context.Context, tx *simTx, m *inbox.Message, ended ...uuid.UUID) error {
 	if !r.t.Ordered {
 		return nil
@@ -1110,7 +1112,7 @@ func (r *simInbox) wake(ctx context.Context, tx *simTx, m *inbox.Message, ended 
 		return err
 	}
 	tx.does = append(tx.does, func() {
-		if i, found := r.d.intents[id]; found && i.due.Equal(far) && !r.d.w.mutant("nobody wakes the next") {
+		if i, found := r.d.intents[id]; found && i.due.Equal(far) && !r.d.w.mutant("the next event is not woken") {
 			i.due = time.Now()
 			r.d.intents[id] = i
 		}
@@ -1127,7 +1129,7 @@ func (r *simInbox) Finish(ctx context.Context, t pgx.Tx, all []*inbox.Intent, _ 
 				return err
 			}
 			now, found := r.d.intents[i.ID]
-			if !r.d.w.mutant("an intent is anybody's") && (!found || now.taken != r.t.Session || now.attempts != i.Attempts) {
+			if !r.d.w.mutant("intents have no owner") && (!found || now.taken != r.t.Session || now.attempts != i.Attempts) {
 				r.d.w.fire("taken by another")
 				return inbox.ErrTaken
 			}
@@ -1204,10 +1206,10 @@ func (r *simInbox) Intend(ctx context.Context, t pgx.Tx, all []*inbox.Message, f
 	return fresh, failedSim("write an intent", err)
 }
 
-// parks reports whether an event waits behind an intent of its key, the last one, that nobody is about to end, and keeps that as it is
-// until tx ends.
+// parks reports whether an event waits behind an intent of its key: the last one that is not just
+// ending, which it locks until tx ends.
 func (d *simDatabase) parks(tx *simTx, m *inbox.Message) bool {
-	if d.w.mutant("who waits does not keep what it waits for") {
+	if d.w.mutant("a parked event does not lock what it waits for") {
 		return d.behindIntent(m)
 	}
 	before := d.sorted(func(e *simIntent) bool { return e.Key == m.Key && earlier(e.Generation, e.Seq, m) })
@@ -1218,7 +1220,7 @@ func (d *simDatabase) parks(tx *simTx, m *inbox.Message) bool {
 	if by := d.rows[last]; by != nil && by != tx {
 		return false
 	}
-	if tx != nil { // else it ends at once
+	if tx != nil { // otherwise it ends at once
 		d.rows[last] = tx
 	}
 	return true
@@ -1291,7 +1293,7 @@ func (r *simInbox) Count(ctx context.Context, from, to uint64) (c inbox.Count, e
 	})
 }
 
-// What operators do. Each is one transaction.
+// Operators' commands. Each is one transaction.
 
 // redrive gives dead letters back, or discards them.
 func (d *simDatabase) redrive(ctx context.Context, p *process, ids []uuid.UUID, to string) error {
@@ -1346,14 +1348,14 @@ func (d *simDatabase) redrive(ctx context.Context, p *process, ids []uuid.UUID, 
 	return nil
 }
 
-// handOver has events handled once more.
+// handOver has events handled again.
 func (d *simDatabase) handOver(ctx context.Context, p *process, all []*inbox.Message) error {
 	if err := d.alone(ctx, p, -1); err != nil {
 		return err
 	}
 	keys := make(map[string]bool)
 	for _, m := range all {
-		if m.Generation != d.generation { // the stream was made again meanwhile
+		if m.Generation != d.generation { // the stream was created again meanwhile
 			return errors.New("plan again")
 		}
 		if row, found := d.inbox[m.ID]; found && row.state != inbox.Done {
@@ -1375,17 +1377,17 @@ func (d *simDatabase) handOver(ctx context.Context, p *process, all []*inbox.Mes
 	return nil
 }
 
-// unplaced reports whether events wait of which nobody knows where they stand in this stream.
+// unplaced reports whether events wait whose sequence in this stream is unknown.
 func (d *simDatabase) unplaced() bool {
 	for id := range d.intents {
-		if _, dead := d.letters[id]; !dead && d.inbox[id].generation < d.generation && !d.w.mutant("a replay overtakes what has no place") {
+		if _, dead := d.letters[id]; !dead && d.inbox[id].generation < d.generation && !d.w.mutant("a replay overtakes events without a sequence") {
 			return true
 		}
 	}
 	return false
 }
 
-// forget has everything from a place on handled once more.
+// forget has everything from a sequence on handled again.
 func (d *simDatabase) forget(from uint64) {
 	for id, row := range d.inbox {
 		if row.state == inbox.Done && row.generation == d.generation && row.seq >= from {

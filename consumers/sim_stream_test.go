@@ -16,11 +16,11 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// A simStream is a model of a stream of JetStream and its durable consumers, as far as it matters here.
+// A simStream is a model of a stream of JetStream and its durable consumers, as far as needed.
 type simStream struct {
 	w        *simWorld
 	created  time.Time
-	log      []*simMessage // from place 1 on
+	log      []*simMessage // from sequence 1 on
 	durables map[string]*simDurable
 	away     bool
 }
@@ -38,13 +38,13 @@ type simDurable struct {
 	created  time.Time
 	from, to int // tokens
 	number   uint64
-	last     uint64 // place
+	last     uint64 // sequence
 	pending  map[uint64]*simPending
-	times    map[uint64]int // that each was delivered
+	times    map[uint64]int // number of deliveries
 }
 
 type simPending struct {
-	due time.Time // when it comes again
+	due time.Time // when it is delivered again
 }
 
 func newSimStream(w *simWorld) *simStream {
@@ -66,8 +66,8 @@ func (s *simStream) store(m *simMessage) {
 	s.log = append(s.log, &c)
 }
 
-// lose takes what stands behind a place. What publishes events notices, and publishes them once more, in the order of the outbox: what was
-// committed late stood behind others before.
+// lose removes the messages after a sequence. The publisher notices, and publishes them again, in
+// the order of the outbox: late commits were behind others before.
 func (s *simStream) lose(last uint64) {
 	lost := slices.Clone(s.log[last:])
 	s.log = s.log[:last]
@@ -79,7 +79,7 @@ func (s *simStream) lose(last uint64) {
 	s.publish(lost)
 }
 
-// recreate makes the stream anew; what publishes events publishes them all once more.
+// recreate creates the stream again; the publisher publishes all events again.
 func (s *simStream) recreate() {
 	s.created = time.Now()
 	clear(s.durables)
@@ -88,7 +88,7 @@ func (s *simStream) recreate() {
 	s.publish(all)
 }
 
-// publish stores events in another order; those of each key stay in theirs.
+// publish stores events in another order; those of each key keep theirs.
 func (s *simStream) publish(all []*simMessage) {
 	keys := make(map[string][]*simMessage)
 	order := make([]string, len(all))
@@ -133,7 +133,7 @@ func (s *simStream) info(d *simDurable) *jetstream.ConsumerInfo {
 	return info
 }
 
-// deliver returns some messages: first those that come again, in any order.
+// deliver returns some messages: first redeliveries, in any order.
 func (s *simStream) deliver(d *simDurable, most int) (all []*nats.Msg) {
 	var again []uint64
 	for _, seq := range slices.Sorted(maps.Keys(d.pending)) {
@@ -176,7 +176,7 @@ func (s *simStream) deliver(d *simDurable, most int) (all []*nats.Msg) {
 
 var simSubscription = &nats.Subscription{}
 
-// acked is what an ack does when it arrives.
+// acked handles an ack when it arrives.
 func (s *simStream) acked(durable string, seq uint64) {
 	if d := s.durables[durable]; d != nil {
 		delete(d.pending, seq)
@@ -184,7 +184,7 @@ func (s *simStream) acked(durable string, seq uint64) {
 	}
 }
 
-// A simJetStream is what a process has of JetStream.
+// A simJetStream is the JetStream of a process.
 type simJetStream struct {
 	jetstream.JetStream
 	p *process
@@ -214,7 +214,7 @@ func (h *simStreamHandle) CachedInfo() *jetstream.StreamInfo { return &h.info }
 func (h *simStreamHandle) Info(ctx context.Context, _ ...jetstream.StreamInfoOpt) (*jetstream.StreamInfo, error) {
 	err := h.j.ask(ctx, "stream info", func(s *simStream) error {
 		h.info = jetstream.StreamInfo{Created: s.created}
-		if s.w.mutant("a new stream is the old one") {
+		if s.w.mutant("a new stream counts as the old one") {
 			h.info.Created = time.Unix(1, 0)
 		}
 		h.info.State.FirstSeq, h.info.State.LastSeq = 1, s.end()
@@ -302,7 +302,7 @@ func (j *simJetStream) DeleteConsumer(ctx context.Context, _, name string) error
 	})
 }
 
-// A simSource is what else a process has of NATS.
+// A simSource is the other part of a process's NATS.
 type simSource struct{ p *process }
 
 func (s simSource) Check() error { return nil }
@@ -324,7 +324,7 @@ func (s simSource) Pull(_, durable string, _ int) (delivery.Receiver, error) {
 	return &simReceiver{p: s.p, durable: durable}, nil
 }
 
-// answer sends what is said about a message. It arrives some time later, or never.
+// answer sends the answer to a message. It arrives some time later, or never.
 func (s simSource) answer(msg *nats.Msg, do func(durable string, seq uint64)) error {
 	meta, err := msg.Metadata()
 	if err != nil {
@@ -364,7 +364,7 @@ func (s simSource) again(msg *nats.Msg, after time.Duration) error {
 func (s simSource) Nak(msg *nats.Msg, delay time.Duration) error { return s.again(msg, delay) }
 func (s simSource) InProgress(msg *nats.Msg) error               { return s.again(msg, ackWait) }
 
-// acknowledges checks that what is acknowledged has an inbox row, or had one.
+// acknowledges checks that an acknowledged message has an inbox row, or had one.
 func (w *simWorld) acknowledges(msg *nats.Msg) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -382,7 +382,7 @@ func (w *simWorld) acknowledges(msg *nats.Msg) {
 	}
 }
 
-// A simReceiver asks for messages of a durable consumer.
+// A simReceiver requests messages from a durable consumer.
 type simReceiver struct {
 	p       *process
 	durable string
@@ -411,7 +411,7 @@ func (r *simReceiver) Receive(ctx context.Context, accept func([]*nats.Msg) erro
 				lost := w.happens("delivery is lost", 30)
 				if lost {
 					w.fire("delivery is lost")
-					if w.mutant("gaps are not seen") {
+					if w.mutant("gaps are not noticed") {
 						d.number--
 					}
 				}

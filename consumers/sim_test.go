@@ -17,7 +17,7 @@ import (
 	"github.com/pgjet/pgjet/consumers/inbox"
 )
 
-// simTimes makes waits short: in a schedule that takes a minute all of them come to pass.
+// simTimes makes waits short, so that all of them happen in a schedule of a minute.
 func simTimes(t *testing.T) {
 	SetAckWait(t, 4*time.Second)
 	SetCountEvery(t, 3*time.Second)
@@ -28,9 +28,10 @@ func simTimes(t *testing.T) {
 	t.Cleanup(func() { debug.SetGCPercent(percent) })
 }
 
-// schedule runs one schedule. With PGJET_TRACE=dir it writes down there what happened in one that fails.
+// schedule runs one schedule. With PGJET_TRACE=dir it writes the trace of a failing one to that
+// directory.
 func schedule(t *testing.T, seed uint64, without string) (fired map[string]int, err error) {
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // else goroutines go on in any order
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // otherwise goroutines go on in any order
 	synctest.Test(t, func(*testing.T) {
 		w := newSimWorld(seed, without)
 		if err, fired = w.simulate(), w.fired; err != nil && w.traces != nil {
@@ -43,9 +44,10 @@ func schedule(t *testing.T, seed uint64, without string) (fired map[string]int, 
 	return fired, err
 }
 
-// TestSchedules runs seeded schedules of everything that may befall a consumer. In the end the effect of each
-// event is there, once, and each was applied in the order of its key. PGJET_SEED=n runs that one alone, twenty times: what is drawn follows
-// from the seed, but where two goroutines go on at the same time, the order may differ from run to run.
+// TestSchedules runs seeded schedules of all kinds of faults. In the end the effect of each event
+// is there, once, and all were applied in the order of their keys. PGJET_SEED=n runs only that
+// schedule, twenty times: the random numbers follow from the seed, but when two goroutines go on at
+// the same time, their order may differ from run to run.
 func TestSchedules(t *testing.T) {
 	simTimes(t)
 	if seed, err := strconv.ParseUint(os.Getenv("PGJET_SEED"), 10, 64); err == nil {
@@ -77,31 +79,33 @@ func TestSchedules(t *testing.T) {
 	t.Log(fmt.Sprint(all))
 }
 
-// simMutants are the guards of which one at a time is taken away, what each is for, and which faults it takes to notice.
+// simMutants are the guards that are removed one at a time, with the faults that are needed to
+// notice.
 var simMutants = map[string][]string{
-	"no fence":                                  nil,                                         // an attempt asks for no epoch
-	"a restored inbox knows the epoch":          {"database is restored", "process freezes"}, // it does not show that it was restored
-	"no new epoch":                              nil,                                         // who takes a slice leaves its epoch
-	"a new stream is the old one":               nil,                                         // made anew, it has other places
-	"no unique claim":                           nil,                                         // an inbox row may be written twice
-	"effects commit alone":                      nil,                                         // before the row
-	"ack before the commit":                     nil,
-	"attempts are not awaited":                  nil, // by who takes a slice, or ends all sessions
-	"intents do not wait":                       nil, // behind earlier ones of their key
-	"keys are let go":                           nil, // although one of their events waits
-	"a new owner holds no keys":                 nil, // when it begins
-	"who waits does not keep what it waits for": nil,
-	"nobody wakes the next":                     nil,                                                          // of a key, at the end of the one before
-	"an intent is anybody's":                    nil,                                                          // who made an attempt does not ask whether the intent is its own still
-	"the living are robbed":                     nil,                                                          // intents are taken from sessions that live
-	"a replay overtakes what has no place":      {"stream is made again", "replay by reset", "handler fails"}, // in a stream that was made anew
-	"suspects are handled":                      nil,                                                          // at which a process may have died
-	"places are the truth":                      nil,                                                          // what is before the place that is written down counts as handled
-	"nobody looks at what was delivered last":   {"stream lost its tail"},                                     // whether the stream has it still
-	"gaps are not seen":                         nil,                                                          // in the deliveries
+	"no fence":                                       nil,                                         // an attempt does not check the epoch
+	"a restored inbox has the epoch":                 {"database is restored", "process freezes"}, // it does not show that it was restored
+	"no new epoch":                                   nil,                                         // a session that takes a slice keeps its epoch
+	"a new stream counts as the old one":             nil,                                         // created again, it has other sequences
+	"no unique claim":                                nil,                                         // an inbox row may be written twice
+	"effects commit alone":                           nil,                                         // before the row
+	"ack before the commit":                          nil,
+	"attempts are not awaited":                       nil, // when a slice is taken, or all sessions are ended
+	"intents do not wait":                            nil, // behind earlier ones of their key
+	"keys are not held":                              nil, // although one of their events waits
+	"a new owner holds no keys":                      nil, // when it begins
+	"a parked event does not lock what it waits for": nil,
+	"the next event is not woken":                    nil, // of a key, at the end of the one before
+	"intents have no owner":                          nil, // an attempt does not check that the intent is still its own
+	"intents are taken from living sessions":         nil,
+	"a replay overtakes events without a sequence":   {"stream is made again", "replay by reset", "handler fails"}, // in a stream that was created again
+	"suspects are handled":                           nil,                                                          // events at which a process may have died
+	"sequences are the record":                       nil,                                                          // events up to the recorded sequence count as handled
+	"the last delivery is not checked":               {"stream lost its tail"},                                     // whether the stream still has it
+	"gaps are not noticed":                           nil,                                                          // in the deliveries
 }
 
-// TestSchedulesCatch takes one guard away at a time. Some schedule must notice, else it proves nothing.
+// TestSchedulesCatch removes one guard at a time. Some schedule must fail, otherwise the schedules
+// prove nothing.
 func TestSchedulesCatch(t *testing.T) {
 	if raced {
 		t.Skip("runs without the race detector, in make test and make schedules")
@@ -120,7 +124,7 @@ func TestSchedulesCatch(t *testing.T) {
 	}
 }
 
-// simEvents are what faults lead to: some schedule has each.
+// simEvents are consequences of faults: some schedule has each.
 var simEvents = []string{
 	"refused by the fence", "taken by another", "slice moves", "divided", "waits for attempts", "waits for a row", "death noted", "dead letter",
 	"session of a silent process ends", "frozen attempt is ended", "answer to a commit is lost", "redelivered", "durable consumer is reset",

@@ -27,14 +27,14 @@ import (
 
 const simType = "a.b"
 
-// A simWorld is one schedule: processes of a consumer, a database, a stream, operators, and what
-// befalls them, all drawn from one seed. It is in a bubble of package testing/synctest: time passes
-// while all wait.
+// A simWorld is one schedule: processes of a consumer, a database, a stream, operators, and faults,
+// all drawn from one seed. It is in a bubble of package testing/synctest: time passes while all
+// goroutines wait.
 type simWorld struct {
-	mu      sync.Mutex // of everything here
+	mu      sync.Mutex // protects everything here
 	changed *sync.Cond
 	r       *rand.Rand
-	without string // which guard is missing; "" none
+	without string // the removed guard; "" if none
 	faults  map[string]bool
 	c       Consumer
 
@@ -51,26 +51,26 @@ type simWorld struct {
 	place     map[uuid.UUID]simPlace
 	killer    map[uuid.UUID]bool // a process dies at it
 	poison    map[uuid.UUID]bool // each attempt fails
-	vanished  map[uuid.UUID]bool // had an inbox row once
+	vanished  map[uuid.UUID]bool // they had an inbox row once
 	restores  int                // of the database
 	outside   bool               // effects happen outside the database: see [Effect]
-	happened  map[uuid.UUID]int  // those
+	happened  map[uuid.UUID]int  // those effects
 	instant   bool               // nothing takes time
 	calm      bool               // no more faults, no more events
 	fired     map[string]int
-	broken    error // the first promise that was seen broken
+	broken    error // the first broken promise
 	log       *slog.Logger
 	tracing   sync.Mutex
-	traces    *[]string // nil unless somebody looks into a schedule
+	traces    *[]string // nil unless the schedule is traced
 }
 
-// A simPlace is which event of its key an event is.
+// A simPlace is the position of an event among those of its key.
 type simPlace struct {
 	key string
 	n   int
 }
 
-// simFaults are what may befall a world. Each schedule has some of them.
+// simFaults are the possible faults of a world. Each schedule has some of them.
 var simFaults = []string{
 	"process is killed", "process freezes", "process stops", "process starts", "answer is lost", "statement fails",
 	"database restarts", "database is away", "database is restored", "transaction is cut",
@@ -96,13 +96,14 @@ func newSimWorld(seed uint64, without string) *simWorld {
 		}}))
 	}
 	w.changed = sync.NewCond(&w.mu)
-	if w.r.IntN(5) > 0 { // some schedules are calm
+	if w.r.IntN(5) > 0 { // some schedules have no faults
 		for _, f := range simFaults {
 			w.faults[f] = w.r.IntN(3) == 0
 		}
 	}
-	// A session that others set back meanwhile, and to which a delivery gets lost just then, may be given the number that it expects:
-	// it cannot see that one is missing. pgjet sets back only what it has paused.
+	// If a session is set back meanwhile by others, and loses a delivery just then, it may get the
+	// number that it expects: it cannot see that one is missing. pgjet only sets back paused
+	// consumers.
 	if w.faults["durable consumer is set back"] {
 		w.faults["delivery is lost"] = false
 	}
@@ -130,9 +131,9 @@ func newSimWorld(seed uint64, without string) *simWorld {
 func (w *simWorld) ordered() bool           { return !w.c.Unordered }
 func (w *simWorld) mutant(name string) bool { return w.without == name }
 
-// blind reports whether nobody can see by its messages that the stream is not what it was.
+// blind reports whether the messages do not show that the stream has changed.
 func (w *simWorld) blind() bool {
-	return w.mutant("nobody looks at what was delivered last") || w.mutant("a new stream is the old one")
+	return w.mutant("the last delivery is not checked") || w.mutant("a new stream counts as the old one")
 }
 
 func (w *simWorld) fire(what string) {
@@ -140,7 +141,7 @@ func (w *simWorld) fire(what string) {
 	w.trace("%s", what)
 }
 
-// trace notes what happens, for the one who looks into a schedule.
+// trace records a step of the schedule.
 func (w *simWorld) trace(format string, args ...any) {
 	if w.traces != nil {
 		w.tracing.Lock()
@@ -149,24 +150,24 @@ func (w *simWorld) trace(format string, args ...any) {
 	}
 }
 
-// at says which event something is about.
+// at names the event of a step.
 func (w *simWorld) at(id uuid.UUID) string {
 	return fmt.Sprintf("%s/%d", w.place[id].key, w.place[id].n)
 }
 
-// breaks notes that a promise is broken.
+// breaks records that a promise is broken.
 func (w *simWorld) breaks(format string, args ...any) {
 	err := fmt.Errorf(format, args...)
 	w.trace("broken: %v", err)
 	w.broken = cmp.Or(w.broken, err)
 }
 
-// happens reports whether a fault of that kind strikes now, once in so many times.
+// happens reports whether a fault of that kind happens now, once in n times on average.
 func (w *simWorld) happens(kind string, in int) bool {
 	return !w.calm && w.faults[kind] && w.r.IntN(in) == 0
 }
 
-// latency returns how long something takes.
+// latency returns a random duration.
 func (w *simWorld) latency() time.Duration {
 	d := 50*time.Microsecond + time.Duration(w.r.IntN(int(2*time.Millisecond)))
 	if w.r.IntN(60) == 0 {
@@ -196,17 +197,18 @@ func (w *simWorld) publish() {
 	w.stream.store(&simMessage{event: e, subject: subject, header: nats.Header(header), data: body})
 }
 
-// apply notes that an effect was committed.
+// apply records that an effect was committed.
 func (w *simWorld) apply(e events.Event) {
 	if w.db.effects[e.ID]++; w.db.effects[e.ID] > 1+w.db.again[e.ID] {
 		w.breaks("event %s of key %s, number %d, is applied twice", e.ID, e.Key, w.place[e.ID].n)
 	}
 }
 
-// happen notes that an effect has happened outside the database. It does so once, if nothing else happens.
+// happen records that an effect has happened outside the database. Without other faults it happens
+// once.
 func (w *simWorld) happen(p *process, e events.Event) {
 	w.trace("effect %s, taken before restore %d of %d", w.at(e.ID), p.took[e.ID], w.restores)
-	// What was taken before the database was restored, or a replay forgot it, happens all the same.
+	// An effect taken before the database was restored, or before a replay forgot it, still happens.
 	if _, known := w.db.inbox[e.ID]; known && p.took[e.ID] == w.restores {
 		w.inOrder(e)
 	}
@@ -215,7 +217,7 @@ func (w *simWorld) happen(p *process, e events.Event) {
 	}
 }
 
-// inOrder checks that what comes before an event whose effect was just committed is dealt with.
+// inOrder checks that earlier events of the key are settled when an effect has committed.
 func (w *simWorld) inOrder(e events.Event) {
 	if !w.ordered() || w.db.handed[e.ID] {
 		return
@@ -236,7 +238,7 @@ func (w *simWorld) inOrder(e events.Event) {
 	}
 }
 
-// A simLog puts what is logged into the trace.
+// A simLog adds the log to the trace.
 type simLog struct{ w *simWorld }
 
 func (l *simLog) Write(line []byte) (int, error) {
@@ -244,7 +246,7 @@ func (l *simLog) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// A process is one of the consumer.
+// A process is a process of the consumer.
 type process struct {
 	w      *simWorld
 	name   string
@@ -254,7 +256,7 @@ type process struct {
 	killed bool
 	frozen bool
 	lost   map[chan nats.Status]bool
-	took   map[uuid.UUID]int // how often the database had been restored when the process took an intent
+	took   map[uuid.UUID]int // number of restores of the database when the process took an intent
 }
 
 var simMetrics = sync.OnceValue(func() *metrics {
@@ -348,7 +350,7 @@ func (p *process) dawdle() {
 	}
 }
 
-// call runs fn as a statement: the process may end before or after it, or not learn what it did.
+// call runs fn as a statement: the process may end before or after it, or lose the answer.
 func (p *process) call(ctx context.Context, what string, fn func() error) error {
 	if err := p.step(ctx); err != nil {
 		return err
@@ -499,7 +501,7 @@ func (p *process) handle(ctx context.Context, tx *simTx, e events.Event) error {
 	return nil
 }
 
-// simulate lets things happen for a while, then mends everything and waits until nothing is left to do.
+// simulate runs the world for a while, then ends all faults and waits until nothing is left to do.
 func (w *simWorld) simulate() error {
 	w.mu.Lock()
 	for range 2 + w.r.IntN(2) {
@@ -529,7 +531,7 @@ func (w *simWorld) simulate() error {
 			<-p.ended
 		}
 		w.operators.Wait()
-		time.Sleep(10 * time.Second) // handlers that were left behind
+		time.Sleep(10 * time.Second) // handlers that were abandoned
 		reaper.Stop()
 		close(over)
 	}()
@@ -563,18 +565,18 @@ func (w *simWorld) simulate() error {
 	return nil
 }
 
-// operate runs what an operator does.
+// operate runs an operator's command.
 func (w *simWorld) operate(fn func(ctx context.Context) error) {
 	w.operators.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		_ = fn(ctx) // what it could not do is not done
+		_ = fn(ctx) // its failures are ignored
 	})
 }
 
-// strike is where faults come from.
+// strike causes faults.
 func (w *simWorld) strike() {
 	for len(w.running) == 0 || len(w.running) < 2 && w.r.IntN(4) == 0 {
 		w.start()
@@ -619,7 +621,7 @@ func (p *process) disconnect() {
 	}
 }
 
-// strikeHard is what a disaster does, a few times in a schedule.
+// strikeHard causes disasters, a few times in a schedule.
 func (w *simWorld) strikeHard(p *process) {
 	switch {
 	case w.happens("database restarts", 30):
@@ -651,7 +653,7 @@ func (w *simWorld) strikeHard(p *process) {
 			defer w.mu.Unlock()
 			w.db.away = false
 		})
-		if w.r.IntN(2) == 0 { // one does not notice before it is back
+		if w.r.IntN(2) == 0 { // the process does not notice before it is back
 			w.freeze(p, d)
 		}
 	case w.happens("NATS is away", 40) && !w.stream.away:
@@ -664,7 +666,7 @@ func (w *simWorld) strikeHard(p *process) {
 	case w.happens("durable consumer is deleted", 25) && len(w.stream.durables) > 0:
 		w.fire("durable consumer is deleted")
 		delete(w.stream.durables, w.durable())
-	// Nobody could notice if it were set forward, past what is on its way.
+	// Setting it forward, past messages in transit, would go unnoticed.
 	case w.happens("durable consumer is set back", 25) && len(w.stream.durables) > 0:
 		w.fire("durable consumer is set back")
 		d := w.stream.durables[w.durable()]
@@ -694,7 +696,7 @@ func (w *simWorld) after(most time.Duration, do func()) {
 	})
 }
 
-// command is what operators want.
+// command runs an operator's commands.
 func (w *simWorld) command() {
 	if w.db.away || !w.db.known {
 		return
@@ -749,7 +751,7 @@ func (w *simWorld) dead() (ids []uuid.UUID) {
 	return ids
 }
 
-// some returns some messages of the stream that the inbox knows. The others come by themselves.
+// some returns some messages of the stream that the inbox has. The others will be delivered anyway.
 func (w *simWorld) some() (all []*inbox.Message) {
 	for n, m := range w.stream.log {
 		if _, known := w.db.inbox[m.event.ID]; known && w.r.IntN(6) == 0 {
@@ -760,7 +762,7 @@ func (w *simWorld) some() (all []*inbox.Message) {
 	return all
 }
 
-// replay has everything from a place on handled once more, as pgjet replay does.
+// replay has everything from a sequence on handled again, as pgjet replay does.
 func (w *simWorld) replay() {
 	if w.db.paused != "" || w.stream.end() == 0 || w.stream.away || !w.db.created.Equal(w.stream.created) {
 		return
@@ -787,7 +789,7 @@ func (w *simWorld) replay() {
 			return errors.New("events wait that have no place")
 		}
 		w.fire("replayed by reset")
-		if w.db.paused == "" { // somebody resumed it
+		if w.db.paused == "" { // it was resumed meanwhile
 			w.fire("resumed while replayed")
 			w.db.interrupt()
 		}
@@ -815,7 +817,7 @@ func (w *simWorld) mend() {
 	w.changed.Broadcast()
 }
 
-// recover does what operators do in the end: they start processes that died, and redrive dead letters, once
+// recover acts as operators do in the end: they start dead processes, and redrive dead letters once
 // their cause is gone.
 func (w *simWorld) recover() {
 	for len(w.running) < 2 {
@@ -839,7 +841,7 @@ func (w *simWorld) missing() (all []string) {
 	return all
 }
 
-// waiting returns the intents that wait.
+// waiting returns the waiting intents.
 func (w *simWorld) waiting() (all []string) {
 	for _, i := range w.db.sorted(func(*simIntent) bool { return true }) {
 		all = append(all, fmt.Sprintf("%s attempts %d deaths %d taken by %q due in %s", w.at(i.ID), i.attempts, i.deaths, i.taken, time.Until(i.due).Round(time.Second)))

@@ -19,7 +19,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// locks returns how many slices each session of the database that is a member owns, fewest first.
+// locks returns how many slices each member session in the database owns, fewest first.
 func (b *fixture) locks() (owned []int) {
 	b.Helper()
 	rows, err := b.db.Query(b.Context(), `
@@ -50,8 +50,8 @@ func (b *fixture) shares(want ...int) {
 	}
 }
 
-// TestSlicesAreShared: each process owns its even share, also when others come and go, and all events are handled once, in the
-// order of their keys. Only the slices that move are interrupted.
+// TestSlicesAreShared: each process owns its even share, also when others start and end, and all
+// events are handled once, in the order of their keys. Only the slices that move are interrupted.
 func TestSlicesAreShared(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -116,8 +116,8 @@ func same(a, b []int) (n int) {
 	return n
 }
 
-// TestSlicesOfTheDead: what a process owned that is killed is handled again at once; what one owned that is frozen, soon, and when it
-// wakes it changes nothing.
+// TestSlicesOfTheDead: the slices of a killed process are handled again at once, those of a frozen
+// one soon, and when it wakes it changes nothing.
 func TestSlicesOfTheDead(t *testing.T) {
 	t.Parallel()
 	s := newScene(t)
@@ -154,8 +154,9 @@ func TestSlicesOfTheDead(t *testing.T) {
 	s.check(true)
 }
 
-// TestDivided: a consumer is divided into another number of slices while processes with the number before still run: these stand by,
-// nothing is lost, and keys keep their order, also those that wait behind a failure or a dead letter.
+// TestDivided: the number of slices changes while processes with the old number still run: those
+// with the new one stand by, nothing is lost, and keys keep their order, also those that wait
+// behind a failure or a dead letter.
 func TestDivided(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -213,7 +214,8 @@ func TestDivided(t *testing.T) {
 	}
 }
 
-// TestSlicesObeyOperators: a pause, a replay, a redrive and a dead letter that holds a key back work across slices.
+// TestSlicesObeyOperators: a pause, a replay, a redrive and a dead letter that parks its key work
+// across slices.
 func TestSlicesObeyOperators(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -252,7 +254,7 @@ func TestSlicesObeyOperators(t *testing.T) {
 		return err == nil && quiet
 	})
 	b.publish(keyed("key1", 201))
-	time.Sleep(600 * time.Millisecond) // longer than a session looks away
+	time.Sleep(600 * time.Millisecond) // longer than the interval of a session's checks
 	if n := b.count(`select count(*) from done`); n != 200 {
 		t.Errorf("%d events are handled during the pause, want 200", n)
 	}
@@ -283,8 +285,8 @@ func TestSlicesObeyOperators(t *testing.T) {
 	}
 }
 
-// TestForeignLocksOfSlices: sessions that are no processes of the consumer hold its locks. They are no members, also those without a
-// process; a slice that one of them has is named, and the others are handled.
+// TestForeignLocksOfSlices: other programs hold the consumer's locks. They are no members, not even
+// without a process; a slice locked by one is named, and the others are handled.
 func TestForeignLocksOfSlices(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -311,7 +313,7 @@ func TestForeignLocksOfSlices(t *testing.T) {
 	b.ready(r)
 }
 
-// flood publishes that many events more, faster than one after the other.
+// flood publishes n more events, faster than one after the other.
 func (s *scene) flood(count int) {
 	s.Helper()
 	for range count {

@@ -19,7 +19,7 @@ import (
 	"github.com/pgjet/pgjet/outbox"
 )
 
-// A copied event is what a handler appends.
+// A copied event is an event that a handler appends.
 type copied struct{ N int }
 
 func (copied) EventType() string  { return "note.copied" }
@@ -34,8 +34,8 @@ func onSQL(fn func(ctx context.Context, tx *sql.Tx, e events.Event, p noted) err
 	return consumers.Handle(consumers.OnSQL(fn))
 }
 
-// TestOnSQL: what a handler does by database/sql, and what it appends, is in the transaction of the inbox row;
-// if the handler fails, nothing of it stays.
+// TestOnSQL: everything that a handler writes by database/sql, and appends, is in the transaction
+// of the inbox row; if the handler fails, all of it is rolled back.
 func TestOnSQL(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -69,7 +69,7 @@ func TestOnSQL(t *testing.T) {
 	}
 }
 
-// TestSQLTxInGroups: events of a group, and of a batch, have one transaction.
+// TestSQLTxInGroups: the events of a group, and of a batch, have one transaction.
 func TestSQLTxInGroups(t *testing.T) {
 	t.Parallel()
 	for name, h := range map[string]consumers.Handler{
@@ -182,7 +182,8 @@ func TestSQLTxNests(t *testing.T) {
 	}
 }
 
-// BenchmarkSQLTx compares what an attempt costs whose handler inserts one row, in both forms, by turns. Run it by
+// BenchmarkSQLTx compares the cost of an attempt whose handler inserts one row, in both forms,
+// alternating. Run it by
 //
 //	go test -run '^$' -bench SQLTx ./consumers
 func BenchmarkSQLTx(b *testing.B) {
@@ -203,7 +204,8 @@ func BenchmarkSQLTx(b *testing.B) {
 	b.ReportMetric(float64(took[1])/float64(took[0]), "sql/pgx")
 }
 
-// TestTry: Try runs each kind of Handler, refuses what is none of its events, and finds what a Runner would find.
+// TestTry: Try runs each kind of Handler, refuses events of other types, and detects the same
+// errors as a Runner.
 func TestTry(t *testing.T) {
 	t.Parallel()
 	db := benchDatabase(t)

@@ -41,14 +41,14 @@ func TestStopFinishesWhatHasBegun(t *testing.T) {
 		t.Errorf("%d events were handled, want the four in hand", n)
 	}
 	testenv.Eventually(t, patience, "their acks have arrived", func() bool { return b.info().AckFloor.Stream == 4 })
-	b.start(write) // what was fetched and not begun was given back
+	b.start(write) // fetched events that were not begun were given back
 	b.settled()
 	b.once(20)
 }
 
 func TestStopLeavesNoGoroutines(t *testing.T) {
 	b := newFixture(t)
-	_, stop := b.start(write) // makes the durable consumer, and connections
+	_, stop := b.start(write) // creates the durable consumer, and connections
 	b.publish(event(1))
 	b.settled()
 	stop()
@@ -64,7 +64,7 @@ func TestStopLeavesNoGoroutines(t *testing.T) {
 	}
 }
 
-// TestReadyOnlyWhileRunning: a runner is not ready before Run and after it.
+// TestReadyOnlyWhileRunning: a runner is not ready before and after Run.
 func TestReadyOnlyWhileRunning(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)
@@ -80,7 +80,8 @@ func TestReadyOnlyWhileRunning(t *testing.T) {
 	}
 }
 
-// TestStopDuringAnOutage: there is nobody to give anything back to, nor to wait for.
+// TestStopDuringAnOutage: a process that stops during an outage gives nothing back, and does not
+// wait.
 func TestStopDuringAnOutage(t *testing.T) {
 	t.Parallel()
 	server := testenv.NATS(t)
@@ -97,8 +98,7 @@ func TestStopDuringAnOutage(t *testing.T) {
 	}
 }
 
-// TestStopWhilePaused: a process that waits for the end of a pause has nothing to end,
-// and ends.
+// TestStopWhilePaused: a process that waits for the end of a pause has nothing to finish, and ends.
 func TestStopWhilePaused(t *testing.T) {
 	t.Parallel()
 	b := newFixture(t)

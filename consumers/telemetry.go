@@ -93,7 +93,7 @@ func (m *metrics) observe(n *run, meter metric.Meter) (err error) {
 		{"pgjet.consumer.lag", "Events that the stream holds and that were not delivered yet.", func(a *Account) int64 { return a.Lag }, nil},
 		{"pgjet.consumer.retrying", "Events that wait for another attempt.", func(a *Account) int64 { return a.Retrying }, nil},
 		{"pgjet.consumer.dead", "Dead letters and discarded ones, of events that the stream still holds.", func(a *Account) int64 { return a.Dead }, nil},
-		{"pgjet.consumer.dead_letters", "Dead letters that nobody has discarded, of events that the stream still holds.", func(a *Account) int64 { return a.Dead - a.Discarded }, nil},
+		{"pgjet.consumer.dead_letters", "Dead letters that were not discarded, of events that the stream still holds.", func(a *Account) int64 { return a.Dead - a.Discarded }, nil},
 		{"pgjet.consumer.done", "Events that are done, of those that the stream still holds.", func(a *Account) int64 { return a.Done }, nil},
 		{"pgjet.consumer.in_flight", "Events that were delivered and are not in the inbox yet.", func(a *Account) int64 { return a.InFlight }, nil},
 		{"pgjet.consumer.unaccounted", "Delivered minus done, retrying, dead and in flight. It is 0.", func(a *Account) int64 { return a.Unaccounted }, nil},

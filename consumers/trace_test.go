@@ -10,8 +10,8 @@ import (
 	"github.com/pgjet/pgjet/events"
 )
 
-// TestAttemptBelongsToTheEventsTrace: the span of an attempt is a child of the
-// context in which the event was created, and the handler works inside it.
+// TestAttemptBelongsToTheEventsTrace: the span of an attempt is a child of the context in which the
+// event was created, and the handler runs inside it.
 func TestAttemptBelongsToTheEventsTrace(t *testing.T) {
 	b := newFixture(t)
 	spans.Reset()

@@ -11,8 +11,8 @@ import (
 	"github.com/pgjet/pgjet/consumers/internal/delivery"
 )
 
-// TestNext: what is attempted together is no more than allowed, and has one verdict; what has to wait is written down at once,
-// however much it is; anything else is settled alone.
+// TestNext: events that are attempted together are no more than allowed, and have one verdict; all
+// those that have to wait get intents at once; any other event is settled alone.
 func TestNext(t *testing.T) {
 	letters := map[rune]func(w *work){
 		'a': func(*work) {},                                          // can be attempted
@@ -21,8 +21,8 @@ func TestNext(t *testing.T) {
 		'b': func(w *work) { w.bad = errors.New("bad") },             // is a dead letter
 		'f': func(w *work) { w.failed = true },                       // has to be attempted alone
 		'i': func(w *work) { w.delivery, w.Attempts = nil, 1 },       // an intent, can be attempted
-		'k': func(w *work) { w.delivery, w.Key = nil, "stuck" },      // one behind another that failed
-		'd': func(w *work) { w.delivery, w.Deaths = nil, maxDeaths }, // one at which processes died
+		'k': func(w *work) { w.delivery, w.Key = nil, "stuck" },      // behind another one that failed
+		'd': func(w *work) { w.delivery, w.Deaths = nil, maxDeaths }, // processes died at it
 	}
 	for _, row := range []struct {
 		queue string

@@ -213,7 +213,7 @@ func TestCacheRace(t *testing.T) {
 	t.Logf("seed %d", seed)
 	synctest.Test(t, func(t *testing.T) {
 		c := startCache(t)
-		var stored, known atomic.Int64 // versions of the user: in the database, made known
+		var stored, known atomic.Int64 // versions of the user: in the database, announced
 		pause := func(r *rand.Rand) { time.Sleep(time.Duration(r.IntN(20)) * time.Millisecond) }
 		var all sync.WaitGroup
 		for n := range uint64(8) {

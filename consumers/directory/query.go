@@ -55,12 +55,12 @@ func parseCursor(after string) (c cursor, err error) {
 	}
 	b, err := base64.RawURLEncoding.DecodeString(after)
 	if err != nil || len(b) < len(c.id) {
-		return c, invalid("after", "must be what the page before has as next")
+		return c, invalid("after", "must be the next of the page before")
 	}
 	copy(c.id[:], b)
 	c.name = string(b[len(c.id):])
 	if !storable(c.name) {
-		return c, invalid("after", "must be what the page before has as next")
+		return c, invalid("after", "must be the next of the page before")
 	}
 	return c, nil
 }

@@ -42,7 +42,7 @@ type Day struct {
 type searchInput struct {
 	Query string `query:"q" doc:"How the name or the address begins; letters in any case. Without, everybody is listed."`
 	Limit limit  `query:"limit" doc:"How many users at most."`
-	After string `query:"after" doc:"What the page before has as next."`
+	After string `query:"after" doc:"The next of the page before."`
 }
 
 type searchOutput struct {

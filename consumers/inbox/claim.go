@@ -55,7 +55,7 @@ type claim struct {
 func (t *Tenure) queueClaim(b *pgx.Batch, all []*Message) *claim {
 	c := &claim{t, make(map[uuid.UUID]bool, len(all))}
 	rows, args := `(values ($6::uuid, $7::bigint))`, t.fence(t.Generation)
-	if len(all) == 1 { // PostgreSQL would plan a statement with an array anew each time
+	if len(all) == 1 { // PostgreSQL would plan a statement with an array again each time
 		args = append(args, pgtype.UUID{Bytes: all[0].ID, Valid: true}, int64(all[0].Seq))
 	} else {
 		ids, seqs := distinct(all)

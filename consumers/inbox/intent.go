@@ -171,7 +171,7 @@ func (t *Tenure) TakeNext(ctx context.Context, keys []string, most int) ([]*Inte
 		stop = behindDead
 	}
 	from, arg := `unnest($6::text[])`, any(keys)
-	if len(keys) == 1 { // PostgreSQL would plan a statement with an array anew each time
+	if len(keys) == 1 { // PostgreSQL would plan a statement with an array again each time
 		from, arg = `(values ($6::text))`, keys[0]
 	}
 	all, err := postgres.Collect(ctx, t.DB, scanIntent, `
@@ -296,7 +296,7 @@ func (t *Tenure) queueWake(b *pgx.Batch, ended []*Intent) {
 		ids, keys, generations, seqs = append(ids, i.ID), append(keys, i.Key), append(generations, i.Generation), append(seqs, int64(i.Seq))
 	}
 	from, args := `unnest($3::text[], $4::int[], $5::bigint[])`, []any{t.Consumer, ids, keys, generations, seqs}
-	if len(ended) == 1 { // PostgreSQL would plan a statement with an array anew each time
+	if len(ended) == 1 { // PostgreSQL would plan a statement with an array again each time
 		from, args = `(values ($3::text, $4::int, $5::bigint))`, []any{t.Consumer, ids, keys[0], generations[0], seqs[0]}
 	}
 	b.Queue(`

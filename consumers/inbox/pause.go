@@ -63,7 +63,7 @@ func (p *Paused) Advice(consumer string) string {
 	if p.Reason == ExtendPause {
 		again = "run again: pgjet consumer ensure " + consumer + " --apply"
 	}
-	return "what paused it does not run any more; " + again + ", or: pgjet consumer resume " + consumer
+	return "the operation that paused it does not run any more; " + again + ", or: pgjet consumer resume " + consumer
 }
 
 // A PausedError says that a consumer is paused.

@@ -167,13 +167,13 @@ func (t *Tenure) Save(ctx context.Context, db DB, floor, high uint64, stored tim
 func (t *Tenure) Lost(ctx context.Context, until uint64) error {
 	_, err := t.DB.Exec(ctx, `update pgjet.slice set lost_until = greatest(lost_until, $5) where consumer = $1 and epoch = $2 and `+unrestored,
 		t.fence(int64(until))...)
-	return failed("write down what was delivered", err)
+	return failed("record lost deliveries", err)
 }
 
 // Redelivered records that everything of the slice is being delivered again.
 func (t *Tenure) Redelivered(ctx context.Context) error {
 	_, err := t.DB.Exec(ctx, `update pgjet.slice set redeliver = false where consumer = $1 and epoch = $2 and `+unrestored, t.fence()...)
-	return failed("write down what is delivered", err)
+	return failed("record redelivery", err)
 }
 
 // LastKnown returns the last event at or before floor that the inbox has, of any slice, and its

@@ -379,7 +379,7 @@ func TestPlaceOfASlice(t *testing.T) {
 		t.Errorf("the place is %+v", p)
 	}
 	if got := (&SliceState{High: 7}).Mark(); got != (Mark{}) {
-		t.Errorf("the mark is %+v although nobody knows when it was stored", got)
+		t.Errorf("the mark is %+v although its time is unknown", got)
 	}
 	h.within(func(tx pgx.Tx) error { return Divide(h.Context(), tx, "test", 4) })
 	if n, err := Slices(h.Context(), h.pool, "test"); err != nil || n != 4 {
@@ -720,7 +720,7 @@ func TestHandOver(t *testing.T) {
 		return taken
 	}
 	if n := take(HandOver{Ordered: true, Events: []*Message{a, b, a, c, late}, Late: []uuid.UUID{late.ID}}); n != 3 {
-		t.Errorf("%d are taken, want 3: one comes by itself, one is there twice", n)
+		t.Errorf("%d are taken, want 3: one will be delivered anyway, one is there twice", n)
 	}
 	if due, _ := h.take(); !slices.Equal(due, []uint64{1, 3}) {
 		t.Errorf("due are %v, want the first of each key", due)

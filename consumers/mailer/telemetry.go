@@ -41,7 +41,7 @@ func newMetrics() (*metrics, error) {
 		return nil, err
 	}
 	away, err := meter.Int64Gauge("pgjet.mailer.breaker_open", metric.WithDescription(
-		"1 while the mail server is away and is only probed, else 0; as of the last attempt."))
+		"1 during an outage of the mail server, which is only probed, else 0; as of the last attempt."))
 	return &metrics{mails, call, away}, err
 }
 

@@ -183,7 +183,7 @@ func (p *Plan) decide(s Selection) {
 	case p.Effects:
 		p.Refused = fmt.Sprintf("%s has effects outside its database, such as mails, and would repeat %d of them", p.Consumer, p.Again)
 	case p.Rebuild && p.Gone > 0:
-		p.Refused = fmt.Sprintf("stream %s no longer has its first %d messages: what %s is rebuilt from would lack them", p.Stream, p.Gone, p.Consumer)
+		p.Refused = fmt.Sprintf("stream %s no longer has its first %d messages: a rebuild of %s would lack them", p.Stream, p.Gone, p.Consumer)
 	}
 }
 

@@ -300,7 +300,7 @@ func TestOpen(t *testing.T) {
 	fails("a stream that lost its end", "notes", replay.ErrChanged)
 	b.exec(`update pgjet.slice set stored = null`)
 	b.exec(`update pgjet.consumer set stream_created = stream_created - interval '1 day'`)
-	fails("a stream made anew", "notes", replay.ErrChanged)
+	fails("a stream created again", "notes", replay.ErrChanged)
 	b.exec(`update pgjet.consumer set stream = 'NONE'`)
 	fails("no stream", "notes", replay.ErrNoConsumer)
 	if _, err := replay.Open(t.Context(), b.poolOf("pgjet_writer"), b.js, "notes"); err == nil {

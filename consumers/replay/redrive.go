@@ -115,7 +115,7 @@ func Resume(ctx context.Context, db *pgxpool.Pool, r operation.Record, rate int)
 			Rate   int          `json:"rate"`
 		}
 		if err := json.Unmarshal(r.Detail, &was); err != nil || was.Filter.UpTo == 0 {
-			return nil, &UnresumableError{r.ID, "it does not say what it had selected; type its command again"}
+			return nil, &UnresumableError{r.ID, "its selection was not recorded; type its command again"}
 		}
 		was.Filter.Consumer = r.Target
 		run := inbox.Run{Change: c, Filter: was.Filter, By: r.By, Reason: r.Reason}

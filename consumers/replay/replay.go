@@ -215,7 +215,7 @@ func (r *Replay) Lock(ctx context.Context) (err error) {
 	free := false
 	err = r.lock.QueryRow(ctx, `select pg_try_advisory_lock(hashtextextended('pgjet.replay.' || $1, 0))`, r.name).Scan(&free)
 	if err == nil && !free {
-		err = fmt.Errorf("%w: %s; see: pgjet op ls", ErrBusy, r.name)
+		err = fmt.Errorf("%w: %s; pgjet.operation names its operator; see: pgjet op ls", ErrBusy, r.name)
 	}
 	if err == nil {
 		err = r.endPause(ctx)

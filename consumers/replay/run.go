@@ -100,10 +100,10 @@ func (r *Replay) Continue(o operation.Record) (s Selection, err error) {
 		Done      Result     `json:"done"`
 	}
 	if err := json.Unmarshal(o.Detail, &was); err != nil || o.Kind != "replay" || o.Target != r.name || was.Selection == nil {
-		return s, &UnresumableError{o.ID, "it does not say what it had selected; type its command again"}
+		return s, &UnresumableError{o.ID, "its selection was not recorded; type its command again"}
 	}
 	if was.Done.Step == "handed over" || was.Done.Step == "done" {
-		return s, &UnresumableError{o.ID, "all of it is handed over to " + o.Target + ", which goes on by itself"}
+		return s, &UnresumableError{o.ID, "all its events are handed over to " + o.Target + ", which goes on by itself"}
 	}
 	r.continues = o.ID
 	if s = *was.Selection; was.Plan.Way == ByIntent { // later events are not part of it

@@ -30,7 +30,7 @@ func newMetrics(d *Definition, counted *atomic.Pointer[counts]) (*metrics, error
 	oldest, oldestErr := meter.Float64ObservableGauge("pgjet.saga.oldest", metric.WithUnit("s"),
 		metric.WithDescription("How long ago the oldest saga began that has not ended; 0 if there is none."))
 	waiting, waitingErr := meter.Int64ObservableGauge("pgjet.saga.waiting",
-		metric.WithDescription("Sagas whose step has failed, or found away what it needs, three times or more."))
+		metric.WithDescription("Sagas whose step has failed, or was unavailable, three times or more."))
 	if err := errors.Join(stepsErr, sagasErr, oldestErr, waitingErr); err != nil {
 		return nil, err
 	}

@@ -198,11 +198,11 @@ func TestPauseOfAnOperation(t *testing.T) {
 				t.Fatal(err)
 			}
 			lock.Release()
-			if s := b.becomes("paused"); !s.Paused.Interrupted || !strings.Contains(s.Why.Text, "what paused it does not run any more") {
+			if s := b.becomes("paused"); !s.Paused.Interrupted || !strings.Contains(s.Why.Text, "the operation that paused it does not run any more") {
 				t.Errorf("the status of a pause whose operation was killed is %+v, %+v", s.Paused, s.Why)
 			}
 			testenv.Eventually(t, patience, "the process says so", func() bool {
-				return b.count(`select count(*) from pgjet.process where cause like '%what paused it does not run any more%'`) == 1
+				return b.count(`select count(*) from pgjet.process where cause like '%the operation that paused it does not run any more%'`) == 1
 			})
 			p, news, err := inbox.Pause(t.Context(), b.db, "test", by, reason)
 			if err != nil || !news || p.By != by || p.Reason != reason {

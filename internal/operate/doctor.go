@@ -205,9 +205,9 @@ func (d *doctor) lookAtSessions(ctx context.Context) error {
 	d.unless(seconds(oldest) >= tooLong, "postgres transactions", Warning, fmt.Sprintf("the oldest is %s old%s", seconds(oldest).Round(time.Second), map[bool]string{true: ", process " + who}[who != ""]),
 		"rows that are deleted since then stay, and all tables get slow; scheduled events that it holds are late", "end it where it began, or: select pg_terminate_backend(PID)")
 	d.unless(seconds(prepared) >= tooLong, "postgres prepared transactions", Warning, fmt.Sprintf("the oldest is %s old", seconds(prepared).Round(time.Second)),
-		"rows that are deleted since then stay, and what it locks is locked until somebody ends it", "commit or roll back what pg_prepared_xacts lists")
+		"rows that are deleted since then stay, and its locks last until it is ended", "commit or roll back what pg_prepared_xacts lists")
 	d.unless(age > 1_500_000_000, "postgres transaction ids", Warning, fmt.Sprintf("the oldest are %d million back", age/1_000_000),
-		"PostgreSQL accepts no writes any more when the oldest is 2 100 million transactions old", "find what holds back VACUUM: long transactions, prepared ones, replication slots")
+		"PostgreSQL accepts no writes any more when the oldest is 2 100 million transactions old", "find what blocks VACUUM: long transactions, prepared ones, replication slots")
 	d.unless(retained > 4<<30, "postgres replication slots", Warning, fmt.Sprintf("a slot without a reader keeps %d MiB", retained>>20),
 		"the disk fills, and then PostgreSQL stops", "drop the slot if its reader is gone: select pg_drop_replication_slot(NAME)")
 	d.add("postgres disk", Unasked, "PostgreSQL does not report how full its disk is", "when it is full, nothing can be appended or handled", "monitor it from outside")

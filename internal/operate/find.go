@@ -38,10 +38,10 @@ func (s Source) looked(id uuid.UUID) string {
 // mostEvents is the most events that [Source.Find] returns.
 const mostEvents = 20
 
-// Find returns everything known about the event with this id, or about the events with this key,
-// trace id or traceparent, of the request with this id, of the mail with this Message-ID, or of the
-// aggregates whose events have this mail address in their payload: the first 20, in the order of
-// the outbox. more is whether there are others. If there is none, the error is a [*NotFoundError].
+// Find returns everything known about the events that what names: the first 20, in the order of the
+// outbox. what is an event id, a key, a trace id or traceparent, a request id, the Message-ID of a
+// mail, or a mail address in the payload of an event, which names all events of its key. more is
+// whether there are others. If there is none, the error is a [*NotFoundError].
 func (s Source) Find(ctx context.Context, what string) (all []Event, more bool, err error) {
 	if s.DB == nil {
 		return nil, false, s.DBErr
@@ -203,11 +203,7 @@ func (w window) find(ctx context.Context, db querier, what string) (all []place,
 		return nil, err
 	}
 	if id, err := uuid.Parse(what); err == nil && w.newest && id.Version() == 7 {
-		about, err := placeOf(ctx, db, time.Unix(id.Time().UnixTime()))
-		if err != nil {
-			return nil, err
-		}
-		near, err := window{low: about - nearby, before: about + nearby + 1}.scan(ctx, db, condition, value)
+		near, err := nearID(ctx, db, id, condition, value)
 		if err != nil {
 			return nil, err
 		}
@@ -215,13 +211,7 @@ func (w window) find(ctx context.Context, db querier, what string) (all []place,
 		slices.SortStableFunc(found, func(a, b place) int { return cmp.Compare(a.Seq, b.Seq) })
 	}
 	if len(keys) > 0 && w.newest { // waiting and dead events may not be in the outbox any more
-		ids, err := collect(ctx, db, pgx.RowTo[uuid.UUID], `
-			select event_id from (
-				select event_id, stream_seq from pgjet.intent where consumer = any(array(select name from pgjet.consumer)) and key = any($1)
-				union
-				select event_id, stream_seq from pgjet.dead_letter where consumer = any(array(select name from pgjet.consumer))
-				   and state in ('dead', 'redriven', 'done', 'discarded') and key = any($1)) e
-			 group by event_id order by min(stream_seq) limit $2`, keys, mostEvents+1)
+		ids, err := atConsumers(ctx, db, keys)
 		if err != nil {
 			return nil, err
 		}
@@ -239,6 +229,27 @@ func (w window) find(ctx context.Context, db querier, what string) (all []place,
 		}
 	}
 	return all[:min(len(all), mostEvents+1)], nil
+}
+
+// nearID returns the rows that match a condition, among those appended near the time in a UUIDv7.
+func nearID(ctx context.Context, db querier, id uuid.UUID, condition string, value any) ([]place, error) {
+	middle, err := placeOf(ctx, db, time.Unix(id.Time().UnixTime()))
+	if err != nil {
+		return nil, err
+	}
+	return window{low: middle - nearby, before: middle + nearby + 1}.scan(ctx, db, condition, value)
+}
+
+// atConsumers returns events of keys that wait or are dead at consumers, at most mostEvents and one
+// more.
+func atConsumers(ctx context.Context, db querier, keys []string) ([]uuid.UUID, error) {
+	return collect(ctx, db, pgx.RowTo[uuid.UUID], `
+		select event_id from (
+			select event_id, stream_seq from pgjet.intent where consumer = any(array(select name from pgjet.consumer)) and key = any($1)
+			union
+			select event_id, stream_seq from pgjet.dead_letter where consumer = any(array(select name from pgjet.consumer))
+			   and state in ('dead', 'redriven', 'done', 'discarded') and key = any($1)) e
+		 group by event_id order by min(stream_seq) limit $2`, keys, mostEvents+1)
 }
 
 // withField returns events in the window whose payload has a field with this text. PostgreSQL

@@ -113,7 +113,7 @@ func (s Source) pairRows(ctx context.Context, sql string, args ...any) ([]PairRo
 	for i := range rows {
 		rows[i].Time = utc(rows[i].Time)
 	}
-	return rows, sqlstate.Wrap("read the outbox beside the stream", err)
+	return rows, sqlstate.Wrap("read the outbox next to the stream", err)
 }
 
 // storedOf returns the content of a message.

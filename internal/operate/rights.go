@@ -47,5 +47,5 @@ func (s Source) Rights(ctx context.Context) (r Rights, err error) {
 		       record and coalesce(has_function_privilege(to_regprocedure('pgjet.republish(bigint,text,bigint,bigint[])'), 'execute'), false),
 		       record and has_table_privilege('pgjet.adoption', 'insert') and has_table_privilege('pgjet.unknown_message', 'delete')
 		  from may`).Scan(&r.Record, &r.Dead, &r.Retry, &r.Consumers, &r.Relays, &r.Sagas, &r.Scheduled, &r.Quarantine, &r.Operations, &r.Republish, &r.Adopt)
-	return r, sqlstate.Wrap("ask what the user may change", err)
+	return r, sqlstate.Wrap("read the rights of the user", err)
 }

@@ -120,7 +120,7 @@ var States = []string{Planned, Running, Stopped, Done, Failed, Cancelled}
 const Beat = 10 * time.Second
 
 // ErrCancelled says that a running operation was cancelled.
-var ErrCancelled = errors.New("the operation was cancelled; what was done stays so")
+var ErrCancelled = errors.New("the operation was cancelled; its changes stay")
 
 // Begin records an operation that is running or planned, with its number of events.
 func Begin(ctx context.Context, db DB, o Operation, state string, total int64) (id int64, err error) {

@@ -51,17 +51,8 @@ func StartPgBouncer(t testing.TB, port int, database, mode string, settings ...s
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := fmt.Sprintf("[databases]\n* = host=%s port=%d user=%s\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\n"+
-		"unix_socket_dir =\nauth_type = any\npool_mode = %s\nmax_client_conn = 500\n",
-		server.Host, server.Port, server.User, port, mode)
-	if mode == "transaction" {
-		config += fmt.Sprintf("default_pool_size = %d\n", serverSessions)
-	} else {
-		config += "default_pool_size = 40\n"
-	}
-	config += strings.Join(append(settings, ""), "\n")
 	file := filepath.Join(dir, "pgbouncer.ini")
-	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
+	if err := os.WriteFile(file, []byte(pgbouncerConfig(server, port, mode, settings)), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	args := []string{file}
@@ -85,11 +76,28 @@ func StartPgBouncer(t testing.TB, port int, database, mode string, settings ...s
 		os.RemoveAll(dir)
 	})
 	t.Cleanup(stop)
-	address := fmt.Sprintf("127.0.0.1:%d", port)
+	awaitPgBouncer(t, fmt.Sprintf("127.0.0.1:%d", port), ended, &output)
+	return port, stop
+}
+
+// pgbouncerConfig returns the configuration of a PgBouncer in front of server.
+func pgbouncerConfig(server *pgx.ConnConfig, port int, mode string, settings []string) string {
+	size := 40
+	if mode == "transaction" {
+		size = serverSessions
+	}
+	return fmt.Sprintf("[databases]\n* = host=%s port=%d user=%s\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\n"+
+		"unix_socket_dir =\nauth_type = any\npool_mode = %s\nmax_client_conn = 500\ndefault_pool_size = %d\n%s\n",
+		server.Host, server.Port, server.User, port, mode, size, strings.Join(settings, "\n"))
+}
+
+// awaitPgBouncer waits until a PgBouncer accepts connections at address.
+func awaitPgBouncer(t testing.TB, address string, ended <-chan struct{}, output *syncBuffer) {
+	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); ; {
 		if conn, err := net.Dial("tcp", address); err == nil {
 			conn.Close()
-			return port, stop
+			return
 		}
 		select {
 		case <-ended:

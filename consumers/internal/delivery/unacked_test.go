@@ -91,14 +91,14 @@ func TestUnackedAreAnswered(t *testing.T) {
 		go u.Keep(ctx)
 		u.Ack(b)
 		if floor, high, _ := u.Passed(); floor != 0 || high != 3 {
-			t.Errorf("all up to %d is dealt with, of %d, want 0 of 3", floor, high)
+			t.Errorf("all up to %d is settled, of %d, want 0 of 3", floor, high)
 		}
 		time.Sleep(10 * time.Millisecond)
 		if err := u.Nak(a, time.Minute); err != nil {
 			t.Fatal(err)
 		}
 		if floor, high, _ := u.Passed(); floor != 2 || high != 3 {
-			t.Errorf("all up to %d is dealt with, of %d, want 2 of 3", floor, high)
+			t.Errorf("all up to %d is settled, of %d, want 2 of 3", floor, high)
 		}
 		time.Sleep(time.Second)
 		cancel()

@@ -18,7 +18,7 @@ import (
 	"github.com/pgjet/pgjet/internal/natsconn"
 )
 
-// askTime bounds a request to JetStream besides others.
+// askTime bounds an additional request to JetStream.
 const askTime = 5 * time.Second
 
 // A Stream is the stream that a consumer reads, with the consumer's durable consumers.
