@@ -91,7 +91,7 @@ func serveUsers(t *testing.T, db *pgxpool.Pool, issuer *auth.Issuer, js jetstrea
 	tuning.Cache.TTL = ttl
 	api.Tune(tuning)
 	if js != nil {
-		s := &settings{stream: "EVENTS"}
+		s := &processSettings{settings: settings{stream: "EVENTS"}}
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
 		go func() { ended <- s.invalidationPart(api, js, testenv.Logger(t)).Run(ctx) }()

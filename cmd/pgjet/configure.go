@@ -120,6 +120,21 @@ func configFile(cmd *cobra.Command) string {
 	return file
 }
 
+// fromEnvironment sets each flag that the command line does not set from its variable: --nats-url
+// from PGJET_NATS_URL.
+func fromEnvironment(f *pflag.FlagSet, getenv func(string) string) error {
+	var errs []error
+	f.VisitAll(func(flag *pflag.Flag) {
+		name := variable(flag.Name)
+		if value := getenv(name); value != "" && !flag.Changed {
+			if err := f.Set(flag.Name, value); err != nil {
+				errs = append(errs, usagef("environment variable %s: %w", name, err))
+			}
+		}
+	})
+	return errors.Join(errs...)
+}
+
 // fromFile sets the flags that neither the command line nor the environment sets.
 func fromFile(f *pflag.FlagSet, c *config.Config) error {
 	var errs []error

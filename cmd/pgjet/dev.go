@@ -23,7 +23,7 @@ import (
 
 // A dev is one run of pgjet dev.
 type dev struct {
-	settings
+	processSettings
 	dir      string
 	port     int
 	json     bool

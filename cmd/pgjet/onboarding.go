@@ -14,7 +14,7 @@ import (
 )
 
 func consumeOnboardingCommand() *cobra.Command {
-	var s settings
+	var s processSettings
 	cmd := &cobra.Command{
 		Use:   onboarding.Name,
 		Short: "Give each new user a profile and a billing account, and activate the user",
@@ -31,7 +31,7 @@ done, and reject the user. It is a saga: see pgjet saga.`,
 }
 
 // onboardingParts returns the consumer that starts the sagas, and the runner of the sagas.
-func (s *settings) onboardingParts(db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) ([]part, error) {
+func (s *processSettings) onboardingParts(db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) ([]part, error) {
 	profiles, err := s.otherService(devservices.Profiles, log)
 	if err != nil {
 		return nil, err
@@ -49,7 +49,7 @@ func (s *settings) onboardingParts(db *pgxpool.Pool, js jetstream.JetStream, log
 }
 
 // otherService returns the client of another service.
-func (s *settings) otherService(name string, log *slog.Logger) (onboarding.Service, error) {
+func (s *processSettings) otherService(name string, log *slog.Logger) (onboarding.Service, error) {
 	client, err := s.serviceClient(name, log)
 	if err != nil {
 		return onboarding.Service{}, err

@@ -184,16 +184,16 @@ func writeMigrations(w io.Writer, all []migrations.Status) {
 }
 
 func readyCommand() *cobra.Command {
-	var s settings
+	var addr string
 	cmd := &cobra.Command{
 		Use:   "ready",
 		Short: "Ask a running process whether it is ready; exit code 6 if not",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return askReady(cmd.Context(), cmd.OutOrStdout(), s.adminAddr)
+			return askReady(cmd.Context(), cmd.OutOrStdout(), addr)
 		},
 	}
-	cmd.Flags().StringVar(&s.adminAddr, "admin-addr", "127.0.0.1:7404", "its admin address")
+	cmd.Flags().StringVar(&addr, "admin-addr", "127.0.0.1:7404", "its admin address")
 	return cmd
 }
 

@@ -15,7 +15,7 @@ import (
 )
 
 // serviceFlags registers the URL flag of each service that a process calls.
-func (s *settings) serviceFlags(f *pflag.FlagSet, names ...string) {
+func (s *processSettings) serviceFlags(f *pflag.FlagSet, names ...string) {
 	s.serviceURLs = make(map[string]*string)
 	for _, name := range names {
 		s.serviceURLs[name] = f.String(name+"-url", "", "where "+name+" is while the registry knows no instance of it")
@@ -24,7 +24,7 @@ func (s *settings) serviceFlags(f *pflag.FlagSet, names ...string) {
 
 // serviceClient returns the client for another service. The registry finds the service, else its
 // flag does.
-func (s *settings) serviceClient(name string, log *slog.Logger) (*remote.Client, error) {
+func (s *processSettings) serviceClient(name string, log *slog.Logger) (*remote.Client, error) {
 	if c, ok := s.clients[name]; ok {
 		return c, nil
 	}
@@ -58,7 +58,7 @@ func (s *settings) serviceClient(name string, log *slog.Logger) (*remote.Client,
 }
 
 // breakers returns the services with an open breaker.
-func (s *settings) breakers() (open []health.Breaker) {
+func (s *processSettings) breakers() (open []health.Breaker) {
 	for _, name := range slices.Sorted(maps.Keys(s.clients)) {
 		if away, since := s.clients[name].Away(); away {
 			open = append(open, health.Breaker{Service: name, Since: since.UTC()})

@@ -17,7 +17,7 @@ const trusted = "tls=off"
 
 // warnPlaintext logs which connections to other machines are not encrypted. It skips NATS URLs that
 // allow plain text.
-func (s *settings) warnPlaintext(ctx context.Context, log *slog.Logger) {
+func (s *processSettings) warnPlaintext(ctx context.Context, log *slog.Logger) {
 	addresses := []string{s.databaseURL, s.directURL}
 	for _, d := range s.databases {
 		addresses = append(addresses, d.url)
@@ -47,7 +47,7 @@ func warnPublic(ctx context.Context, log *slog.Logger, what, flag string, addr n
 
 // hosts returns the further host names under which pages on a loopback address may be requested:
 // that of --advertise.
-func (s *settings) hosts() []string {
+func (s *processSettings) hosts() []string {
 	if s.advertise == "" {
 		return nil
 	}

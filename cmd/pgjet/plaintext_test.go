@@ -23,13 +23,13 @@ func TestWarnPlaintext(t *testing.T) {
 	} {
 		for _, access := range []natsAccess{{ca: "ca.pem"}, {cert: "cert.pem"}} {
 			var log bytes.Buffer
-			s := settings{natsURL: row.nats, access: access}
+			s := processSettings{settings: settings{natsURL: row.nats, access: access}}
 			if s.warnPlaintext(t.Context(), slog.New(slog.NewTextHandler(&log, nil))); log.Len() > 0 {
 				t.Errorf("%s: warns although TLS is required: %s", row.nats, &log)
 			}
 		}
 		var log bytes.Buffer
-		s := settings{databaseURL: row.database, natsURL: row.nats}
+		s := processSettings{settings: settings{databaseURL: row.database, natsURL: row.nats}}
 		s.warnPlaintext(t.Context(), slog.New(slog.NewTextHandler(&log, nil)))
 		var hosts []string
 		for line := range strings.Lines(log.String()) {

@@ -22,7 +22,7 @@ import (
 type part = supervisor.Part
 
 // serve runs a process: its parts, and the admin pages.
-func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, parts ...part) error {
+func (s *processSettings) serve(ctx context.Context, log *slog.Logger, name string, parts ...part) error {
 	metrics, stopTelemetry, err := startTelemetry(ctx, log, name)
 	if err != nil {
 		return err
@@ -57,7 +57,7 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, name string, par
 }
 
 // streams returns the streams of this process, in the form of [registry.StreamKey].
-func (s *settings) streams() string {
+func (s *processSettings) streams() string {
 	if len(s.databases) == 0 {
 		return s.stream
 	}
@@ -69,7 +69,7 @@ func (s *settings) streams() string {
 }
 
 // cutUnanswered cuts the connections to each PostgreSQL that does not answer, until running ends.
-func (s *settings) cutUnanswered(running context.Context, log *slog.Logger) {
+func (s *processSettings) cutUnanswered(running context.Context, log *slog.Logger) {
 	for _, d := range s.databases {
 		go d.conns.watch(running, log)
 	}
@@ -86,7 +86,7 @@ func startTelemetry(ctx context.Context, log *slog.Logger, name string) (metrics
 }
 
 // register returns the registrar of this process.
-func (s *settings) register(log *slog.Logger) *supervisor.Registrar {
+func (s *processSettings) register(log *slog.Logger) *supervisor.Registrar {
 	if s.registrar == nil {
 		s.registrar = supervisor.NewRegistrar(s.registryConn, version(), log)
 		s.registrar.Set("config", s.live.Current().Hash())

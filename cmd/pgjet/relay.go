@@ -27,7 +27,7 @@ import (
 )
 
 func relayCommand() *cobra.Command {
-	var s settings
+	var s processSettings
 	cmd := &cobra.Command{
 		Use:   "relay",
 		Short: "Publish the outbox to the stream",
@@ -71,7 +71,7 @@ configuration; the commands below then take --relay NAME.`,
 	return cmd
 }
 
-func (s *settings) relayPart(log *slog.Logger) (part, error) {
+func (s *processSettings) relayPart(log *slog.Logger) (part, error) {
 	config, err := s.directConfig()
 	if err != nil {
 		return part{}, err
@@ -83,7 +83,7 @@ func (s *settings) relayPart(log *slog.Logger) (part, error) {
 	return supervisor.Of("relay", r), nil
 }
 
-func (s *settings) newRelay(database *pgx.ConnConfig, log *slog.Logger) (*relay.Relay, error) {
+func (s *processSettings) newRelay(database *pgx.ConnConfig, log *slog.Logger) (*relay.Relay, error) {
 	if err := s.checkNATS(); err != nil {
 		return nil, err
 	}

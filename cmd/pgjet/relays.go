@@ -156,7 +156,7 @@ func (s *settings) forOneRelay(commands ...*cobra.Command) []*cobra.Command {
 
 // relayParts returns a part for each relay that the configuration lists, or for the one that flags
 // describe.
-func (s *settings) relayParts(cmd *cobra.Command, log *slog.Logger) ([]part, error) {
+func (s *processSettings) relayParts(cmd *cobra.Command, log *slog.Logger) ([]part, error) {
 	all, err := s.relays(cmd)
 	if err != nil {
 		return nil, err

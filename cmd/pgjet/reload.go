@@ -17,14 +17,14 @@ import (
 )
 
 // logger returns the logger of a process. Its level follows the configuration.
-func (s *settings) logger(cmd *cobra.Command) *slog.Logger {
+func (s *processSettings) logger(cmd *cobra.Command) *slog.Logger {
 	log := newLogger(cmd.ErrOrStderr(), &s.level)
 	s.follow(configured(cmd.Context()), log)
 	return log
 }
 
 // follow sets s.live from c, and s.level from its log level.
-func (s *settings) follow(c *configuration, log *slog.Logger) {
+func (s *processSettings) follow(c *configuration, log *slog.Logger) {
 	s.level.Set(s.logLevel)
 	s.live = config.NewLive(c.first, c.load, log)
 	s.live.Subscribe(func(_, now *config.Config) {
@@ -38,7 +38,7 @@ func (s *settings) follow(c *configuration, log *slog.Logger) {
 
 // configPart returns the part that follows the configuration file. SIGHUP makes it reload at once,
 // except on a terminal: there SIGHUP ends the process.
-func (s *settings) configPart() part {
+func (s *processSettings) configPart() part {
 	return part{Name: "configuration", Run: func(ctx context.Context) error {
 		ask := make(chan os.Signal, 1)
 		if s.live.Current().File() != "" && !terminal(os.Stdin) {
@@ -51,7 +51,7 @@ func (s *settings) configPart() part {
 
 // tune applies the tuning and the feature flags of the configuration to the user service, now and
 // after each change.
-func (s *settings) tune(api *producer.Server) error {
+func (s *processSettings) tune(api *producer.Server) error {
 	flags := memprovider.NewInMemoryProvider(featureFlags(s.live.Current()))
 	if err := openfeature.SetProviderAndWait(flags); err != nil {
 		return fmt.Errorf("set the feature flags: %w", err)

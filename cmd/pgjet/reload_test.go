@@ -175,14 +175,14 @@ func TestDevFollowsItsConfiguration(t *testing.T) {
 }
 
 // followed returns the settings of a process that follows a configuration file.
-func followed(t *testing.T, file string, log *slog.Logger) *settings {
+func followed(t *testing.T, file string, log *slog.Logger) *processSettings {
 	t.Helper()
 	c := &configuration{schema: config.NewSchema(processKeys(newRoot()), sections(newRoot())...), file: file}
 	var err error
 	if c.first, err = c.load(); err != nil {
 		t.Fatal(err)
 	}
-	s := &settings{}
+	s := &processSettings{}
 	s.follow(c, log)
 	return s
 }

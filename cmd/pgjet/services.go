@@ -26,7 +26,7 @@ import (
 )
 
 func usersCommand() *cobra.Command {
-	var s settings
+	var s processSettings
 	cmd := &cobra.Command{
 		Use:   "users",
 		Short: "Serve the user service's HTTP API",
@@ -134,7 +134,7 @@ func consumeCommand() *cobra.Command {
 }
 
 func consumeMailerCommand() *cobra.Command {
-	var s settings
+	var s processSettings
 	cmd := &cobra.Command{
 		Use:   mailer.Name,
 		Short: "Send a mail to each new user, and to each user who was rejected",
@@ -152,7 +152,7 @@ func consumeMailerCommand() *cobra.Command {
 }
 
 func consumeDirectoryCommand() *cobra.Command {
-	var s settings
+	var s processSettings
 	cmd := &cobra.Command{
 		Use:   directory.Name,
 		Short: "Keep the directory of users, and serve it over HTTP",
@@ -176,7 +176,7 @@ func consumeDirectoryCommand() *cobra.Command {
 	return cmd
 }
 
-func (s *settings) consumeFlags(f *pflag.FlagSet) {
+func (s *processSettings) consumeFlags(f *pflag.FlagSet) {
 	s.databaseFlag(f)
 	s.directFlag(f)
 	s.natsFlags(f)
@@ -187,7 +187,7 @@ func (s *settings) consumeFlags(f *pflag.FlagSet) {
 }
 
 // consume runs a consumer and its other parts until cmd's context ends.
-func (s *settings) consume(cmd *cobra.Command, name string, parts func(*pgxpool.Pool, jetstream.JetStream, *slog.Logger) ([]part, error)) error {
+func (s *processSettings) consume(cmd *cobra.Command, name string, parts func(*pgxpool.Pool, jetstream.JetStream, *slog.Logger) ([]part, error)) error {
 	ctx, log := cmd.Context(), s.logger(cmd)
 	db, err := s.pool(ctx, "pgjet-"+name)
 	if err != nil {
@@ -207,16 +207,16 @@ func (s *settings) consume(cmd *cobra.Command, name string, parts func(*pgxpool.
 	return s.serve(ctx, log, "pgjet-"+name, all...)
 }
 
-func (s *settings) directoryPart(db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) part {
+func (s *processSettings) directoryPart(db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) part {
 	return s.consumerPart(directory.Consumer(), db, js, log)
 }
 
-func (s *settings) consumerPart(c consumers.Consumer, db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) part {
+func (s *processSettings) consumerPart(c consumers.Consumer, db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) part {
 	r := &consumers.Runner{Consumer: c, DB: db, Direct: s.direct, JS: js, Stream: s.stream, Prefix: s.prefix, Log: log, Retention: s.inboxRetention, MoveFrom: s.moveFrom}
 	return supervisor.Of(c.Name, r)
 }
 
-func (s *settings) mailerPart(db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) (part, error) {
+func (s *processSettings) mailerPart(db *pgxpool.Pool, js jetstream.JetStream, log *slog.Logger) (part, error) {
 	if s.smtpURL == "" {
 		return part{}, usagef("no mail server: set --smtp-url or PGJET_SMTP_URL, such as smtp://host:587")
 	}

@@ -2,11 +2,8 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
 	"net/url"
 	"os"
 	"slices"
@@ -15,63 +12,29 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/lmittmann/tint"
 	"github.com/mattn/go-isatty"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/pflag"
 
 	"github.com/pgjet/pgjet/events"
-	"github.com/pgjet/pgjet/internal/config"
 	"github.com/pgjet/pgjet/internal/jserror"
 	"github.com/pgjet/pgjet/internal/natsconn"
 	"github.com/pgjet/pgjet/internal/postgres"
-	remote "github.com/pgjet/pgjet/internal/service"
-	"github.com/pgjet/pgjet/internal/supervisor"
-	"github.com/pgjet/pgjet/internal/telemetry"
-	"github.com/pgjet/pgjet/relay"
 )
 
-// settings are the values that commands share. A command registers the flags of
-// those that it uses.
+// settings are what commands work on: the servers, the outbox and the stream. A command registers
+// the flags of those that it uses.
 type settings struct {
 	databaseURL string
 	directURL   string
-	direct      *pgx.ConnConfig // where sessions of their own connect; nil: as the pool does
 	natsURL     string
 	access      natsAccess
 	stream      string
-	prefix      string     // of the subjects
-	source      string     // of the events
-	relay       string     // one of those that the configuration lists
-	databases   []database // of several relays
-	moveFrom    string
-	retention   time.Duration
-	auditRate   int
-	smtpURL     string
-	mailFrom    string
-	mailRate    float64
-	addr        string
-	adminAddr   string
-	stopDelay   time.Duration
-	advertise   string
-	logLevel    slog.Level
-
-	tokenKeyFile   string
-	tokenJWKSURL   string
-	trustedProxies []string
-	inboxRetention time.Duration
-	serviceURLs    map[string]*string // of other services, by name
-
-	clients map[string]*remote.Client
-	conns   conns // to PostgreSQL, unless the process uses several databases
-
-	registryConn *nats.Conn            // nil: the process neither registers nor finds others
-	registrar    *supervisor.Registrar // see register
-	served       net.Addr              // where it serves its API, if it has one
-
-	level slog.LevelVar // logLevel, as long as the configuration does not change
-	live  *config.Live
+	prefix      string // of the subjects
+	source      string // of the events
+	relay       string // one of those that the configuration lists
+	conns       conns  // to PostgreSQL, unless a process uses several databases
 }
 
 func (s *settings) databaseFlag(f *pflag.FlagSet) {
@@ -142,62 +105,6 @@ func checkStream(name string) error {
 	return nil
 }
 
-func (s *settings) outboxFlags(f *pflag.FlagSet) {
-	f.DurationVar(&s.retention, "retention", relay.DefaultRetention, "how long published events stay in the outbox, which limits how far back a stream can be healed")
-	f.IntVar(&s.auditRate, "audit-rate", relay.DefaultAuditRate, "the most events a second that the leading relay compares with the stream, in the background; 0 is none")
-}
-
-func (s *settings) mailFlags(f *pflag.FlagSet) {
-	f.StringVar(&s.smtpURL, "smtp-url", "", "mail server, such as smtp://user:password@host:587?tls=required")
-	f.Float64Var(&s.mailRate, "mail-rate", 0, "the most mails per second of this process; 0 is no limit")
-	s.fromFlag(f)
-}
-
-func (s *settings) fromFlag(f *pflag.FlagSet) {
-	f.StringVar(&s.mailFrom, "mail-from", "pgjet <welcome@pgjet.example>", "sender of mails")
-}
-
-func (s *settings) processFlags(f *pflag.FlagSet) {
-	f.StringVar(&s.adminAddr, "admin-addr", "127.0.0.1:7404", "where to serve /livez, /readyz and /metrics")
-	f.DurationVar(&s.stopDelay, "stop-delay", 0, "how long to keep working after SIGTERM, while /readyz reports that it stops")
-	f.StringVar(&s.advertise, "advertise", "", "host under which others reach this process; the default is the one it listens on, or the machine's name if it listens everywhere")
-	s.logFlag(f, slog.LevelInfo)
-}
-
-func (s *settings) logFlag(f *pflag.FlagSet, level slog.Level) {
-	f.TextVar(&s.logLevel, "log-level", level, "least level that is logged: debug, info, warn or error")
-}
-
-// fromEnvironment sets each flag that the command line does not set from its variable: --nats-url
-// from PGJET_NATS_URL.
-func fromEnvironment(f *pflag.FlagSet, getenv func(string) string) error {
-	var errs []error
-	f.VisitAll(func(flag *pflag.Flag) {
-		name := "PGJET_" + strings.ToUpper(strings.ReplaceAll(flag.Name, "-", "_"))
-		if value := getenv(name); value != "" && !flag.Changed {
-			if err := f.Set(flag.Name, value); err != nil {
-				errs = append(errs, usagef("environment variable %s: %w", name, err))
-			}
-		}
-	})
-	return errors.Join(errs...)
-}
-
-// newLogger returns a logger that writes coloured lines to a terminal, and JSON to anything else.
-func newLogger(w io.Writer, level slog.Leveler) *slog.Logger {
-	if terminal(w) {
-		return readableLogger(w, level)
-	}
-	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
-}
-
-// readableLogger returns a logger for people. Its lines are coloured on a terminal.
-func readableLogger(w io.Writer, level slog.Leveler) *slog.Logger {
-	return slog.New(tint.NewTextHandler(w, &tint.Options{
-		Level: level, TimeFormat: time.TimeOnly, NoColor: !terminal(w) || os.Getenv("NO_COLOR") != "",
-	}))
-}
-
 func terminal(v any) bool {
 	f, ok := v.(*os.File)
 	return ok && isatty.IsTerminal(f.Fd())
@@ -235,32 +142,6 @@ func (c *conns) parse(flag, url string) (*pgxpool.Config, error) {
 		config.ConnConfig.RuntimeParams["application_name"] = "pgjet"
 	}
 	return config, nil
-}
-
-// pool returns a pool for services, which has not connected yet.
-func (s *settings) pool(ctx context.Context, application string) (*pgxpool.Pool, error) {
-	config, err := s.databaseConfig()
-	if err != nil {
-		return nil, err
-	}
-	if s.directURL != "" {
-		direct, err := s.directConfig()
-		if err != nil {
-			return nil, err
-		}
-		s.direct = direct.ConnConfig
-	}
-	config.ConnConfig.RuntimeParams["application_name"] = application
-	config.ConnConfig.Tracer = telemetry.Postgres()
-	pool, err := postgres.Open(ctx, config)
-	if err != nil {
-		return nil, err
-	}
-	if err := telemetry.WatchPool(pool, application); err != nil {
-		pool.Close()
-		return nil, fmt.Errorf("show the pool in the metrics: %w", err)
-	}
-	return pool, nil
 }
 
 // reach returns a pool that has connected, for commands that do not wait.

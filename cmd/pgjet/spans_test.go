@@ -46,7 +46,7 @@ func newTraced(s tracetest.SpanStub) traced {
 // checks the names and attributes of all spans.
 func TestSpans(t *testing.T) {
 	exporter := newForest(t).exporter
-	s := &settings{databaseURL: testenv.DatabaseURL(t)}
+	s := &processSettings{settings: settings{databaseURL: testenv.DatabaseURL(t)}}
 	db, err := s.pool(t.Context(), "spans")
 	if err != nil {
 		t.Fatal(err)

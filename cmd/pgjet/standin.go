@@ -7,7 +7,7 @@ import (
 )
 
 func standinCommand() *cobra.Command {
-	var s settings
+	var s processSettings
 	var dir string
 	cmd := &cobra.Command{
 		Use:   "standin profiles|billing",

@@ -108,7 +108,7 @@ func (f *forest) becomes(root trace.SpanContext, what, want string) {
 func TestTraceTree(t *testing.T) {
 	f := newForest(t)
 	smtp, inbox := startMail(t, anyPort)
-	s := &settings{databaseURL: testenv.DatabaseURL(t), natsURL: testenv.NATS(t).URL()}
+	s := &processSettings{settings: settings{databaseURL: testenv.DatabaseURL(t), natsURL: testenv.NATS(t).URL()}}
 	db, err := s.pool(t.Context(), "tree")
 	if err != nil {
 		t.Fatal(err)

@@ -18,14 +18,14 @@ import (
 	"github.com/pgjet/pgjet/producer"
 )
 
-func (s *settings) tokenFlags(f *pflag.FlagSet) {
+func (s *processSettings) tokenFlags(f *pflag.FlagSet) {
 	f.StringVar(&s.tokenKeyFile, "token-key-file", "", "file with the private key that signs access tokens, such as 'pgjet users key' prints; without, tokens end with the process")
 	f.StringVar(&s.tokenJWKSURL, "token-jwks-url", "", "URL of a JWK set whose keys verify access tokens, too")
 }
 
 // tokenIssuer returns the signer of access tokens. It logs a warning if its key ends with the
 // process, or if others can read it.
-func (s *settings) tokenIssuer(log *slog.Logger) (*auth.Issuer, error) {
+func (s *processSettings) tokenIssuer(log *slog.Logger) (*auth.Issuer, error) {
 	if s.tokenKeyFile == "" {
 		log.Warn("access tokens are signed with a key in memory: they end with this process, and no other process accepts them; see --token-key-file")
 		return auth.Generate()
@@ -45,7 +45,7 @@ func (s *settings) tokenIssuer(log *slog.Logger) (*auth.Issuer, error) {
 
 // remoteKeys makes api accept tokens signed by the keys at --token-jwks-url, and returns the part
 // that refreshes them. The process is ready without them: most requests need no such token.
-func (s *settings) remoteKeys(api *producer.Server, log *slog.Logger) ([]part, error) {
+func (s *processSettings) remoteKeys(api *producer.Server, log *slog.Logger) ([]part, error) {
 	if s.tokenJWKSURL == "" {
 		return nil, nil
 	}
