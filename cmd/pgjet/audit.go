@@ -153,12 +153,7 @@ func aboutAudit(r relay.Status) string {
 }
 
 func writeAudit(w io.Writer, a operate.Audit) {
-	line := func(name string, n int64, meaning string) { fmt.Fprintf(w, "%s\t%d\t%s\n", name, n, meaning) }
-	some := func(name string, n int64, meaning string) {
-		if n > 0 {
-			line(name, n, meaning)
-		}
-	}
+	line, some := counts(w)
 	fmt.Fprintf(w, "stream\t%s\t\n", plain(a.Stream))
 	line("compared", a.Compared, "messages that are events of the outbox")
 	line("missing", a.Missing, "were published, and are no longer in the stream")

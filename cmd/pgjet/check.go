@@ -58,28 +58,23 @@ unknown, if neither server answers. The first line is a summary with numbers.`,
   pgjet check -o prometheus > /var/lib/node_exporter/pgjet.prom`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), operateTime)
-			defer cancel()
-			src, done, err := s.facts(ctx)
-			if err != nil {
-				return err
-			}
-			defer done()
-			status := src.Status(ctx)
-			c, err := judgeCheck(status, names)
-			if err != nil {
-				return err
-			}
-			if src.Err() != nil {
-				c.set(checkUnknown)
-			}
-			if err := writeCheck(cmd.OutOrStdout(), outputForm(cmd), c); err != nil {
-				return err
-			}
-			if c.Code != checkOK {
-				return &verdictError{c.Code, strings.ToLower(c.State)}
-			}
-			return nil
+			return s.withSource(cmd.Context(), func(ctx context.Context, src operate.Source) error {
+				status := src.Status(ctx)
+				c, err := judgeCheck(status, names)
+				if err != nil {
+					return err
+				}
+				if src.Err() != nil {
+					c.set(checkUnknown)
+				}
+				if err := writeCheck(cmd.OutOrStdout(), outputForm(cmd), c); err != nil {
+					return err
+				}
+				if c.Code != checkOK {
+					return &verdictError{c.Code, strings.ToLower(c.State)}
+				}
+				return nil
+			})
 		},
 	}
 	s.databaseFlag(cmd.Flags())

@@ -75,9 +75,7 @@ func nextForConsumer(s status.Status, code string) string {
 // showConsumer writes all that is known of one consumer.
 func showConsumer(cmd *cobra.Command, s status.Status) error {
 	return show(cmd, s, func(w io.Writer) {
-		line := func(name, format string, args ...any) {
-			fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))
-		}
+		line := lines(w)
 		line("name", "%s", s.Name)
 		line("stream", "%s", s.Stream)
 		line("state", "%s", s.Why.Code)

@@ -175,9 +175,7 @@ func (s *settings) deadGetCommand() *cobra.Command {
 
 func showLetter(cmd *cobra.Command, e inbox.LetterDetails) error {
 	return show(cmd, e, func(w io.Writer) {
-		row := func(name, format string, args ...any) {
-			fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))
-		}
+		row := lines(w)
 		row("id", "%d", e.ID)
 		row("consumer", "%s", e.Consumer)
 		row("event", "%s", e.EventID)

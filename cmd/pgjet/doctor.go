@@ -24,24 +24,19 @@ is in order. The exit code is 6 if something is broken or a warning, 5 if neithe
 answers.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), operateTime)
-			defer cancel()
-			src, done, err := s.facts(ctx)
-			if err != nil {
-				return err
-			}
-			defer done()
-			d := src.Diagnose(ctx)
-			if err := show(cmd, d, func(w io.Writer) { writeDiagnosis(w, d, all) }); err != nil {
-				return err
-			}
-			switch {
-			case src.Err() != nil:
-				return &exitError{exitUnreachable, src.Err()}
-			case !d.Healthy:
-				return &exitError{exitFindings, errors.New("some settings need an operator")}
-			}
-			return nil
+			return s.withSource(cmd.Context(), func(ctx context.Context, src operate.Source) error {
+				d := src.Diagnose(ctx)
+				if err := show(cmd, d, func(w io.Writer) { writeDiagnosis(w, d, all) }); err != nil {
+					return err
+				}
+				switch {
+				case src.Err() != nil:
+					return &exitError{exitUnreachable, src.Err()}
+				case !d.Healthy:
+					return &exitError{exitFindings, errors.New("some settings need an operator")}
+				}
+				return nil
+			})
 		},
 	}
 	s.databaseFlag(cmd.Flags())

@@ -39,7 +39,7 @@ func (s *settings) eventGetCommand() *cobra.Command {
 			if err != nil {
 				return usagef("%q is no id of an event, which is a UUID; for a key, a trace, a request or a mail see: pgjet event timeline %s", short(args[0]), word(args[0]))
 			}
-			return s.askEvents(cmd, func(ctx context.Context, src operate.Source) error {
+			return s.askEvents(cmd.Context(), func(ctx context.Context, src operate.Source) error {
 				e, err := src.Event(ctx, id)
 				if err != nil {
 					return err
@@ -76,7 +76,7 @@ first 20 events are shown. Only ids have an index: the rest is searched in the n
 			if args[0] == "" {
 				return usagef("name an event by its id, its key, its trace, its request, a Message-ID or a mail address")
 			}
-			return s.askEvents(cmd, func(ctx context.Context, src operate.Source) error {
+			return s.askEvents(cmd.Context(), func(ctx context.Context, src operate.Source) error {
 				all, more, err := src.Find(ctx, args[0])
 				if err != nil {
 					return err
@@ -92,25 +92,18 @@ first 20 events are shown. Only ids have an index: the rest is searched in the n
 
 // askEvents calls fn with the sources of facts about events. The database is required. Without NATS
 // some facts are missing.
-func (s *settings) askEvents(cmd *cobra.Command, fn func(context.Context, operate.Source) error) error {
-	ctx, cancel := context.WithTimeout(cmd.Context(), operateTime)
-	defer cancel()
-	src, done, err := s.facts(ctx)
-	if err != nil {
-		return err
-	}
-	defer done()
-	if src.DB == nil {
-		return src.DBErr
-	}
-	return lead.NameLock(ctx, src.DB, fn(ctx, src))
+func (s *settings) askEvents(ctx context.Context, fn func(context.Context, operate.Source) error) error {
+	return s.withSource(ctx, func(ctx context.Context, src operate.Source) error {
+		if src.DB == nil {
+			return src.DBErr
+		}
+		return lead.NameLock(ctx, src.DB, fn(ctx, src))
+	})
 }
 
 // writeEvent writes where an event is.
 func writeEvent(w io.Writer, e operate.Event) {
-	line := func(name, format string, args ...any) {
-		fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))
-	}
+	line := lines(w)
 	line("id", "%s", e.ID)
 	line("type", "%s", cmp.Or(e.Type, "not known"))
 	line("key", "%s", cmp.Or(e.Key, "not known"))

@@ -81,7 +81,7 @@ command prints the flag for the next page.`,
 			if err := checkLimit(f.Limit); err != nil {
 				return err
 			}
-			return s.askEvents(cmd, func(ctx context.Context, src operate.Source) error {
+			return s.askEvents(cmd.Context(), func(ctx context.Context, src operate.Source) error {
 				page, err := src.List(ctx, f)
 				if cursor, ok := errors.AsType[*operate.CursorError](err); ok {
 					return usagef("--after: %w", cursor)

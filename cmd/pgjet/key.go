@@ -24,7 +24,7 @@ it: in the outbox, scheduled, at each consumer, and in sagas.`,
 			if args[0] == "" {
 				return usagef("name a key, such as a user's id")
 			}
-			return s.askEvents(cmd, func(ctx context.Context, src operate.Source) error {
+			return s.askEvents(cmd.Context(), func(ctx context.Context, src operate.Source) error {
 				k, err := src.OfKey(ctx, args[0])
 				if err != nil {
 					return err

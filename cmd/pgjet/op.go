@@ -115,9 +115,7 @@ func (s *settings) opGetCommand() *cobra.Command {
 }
 
 func writeOperation(w io.Writer, o operate.OperationState) {
-	line := func(name, format string, args ...any) {
-		fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))
-	}
+	line := lines(w)
 	line("operation", "%d, %s of %s", o.ID, o.Kind, o.Target)
 	line("state", "%s", o.State)
 	if o.Total != nil || o.Done != nil {

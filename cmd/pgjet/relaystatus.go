@@ -124,9 +124,7 @@ func showStatus(cmd *cobra.Command, s relay.Status, absent, prefix string) error
 }
 
 func writeStatus(w io.Writer, s relay.Status, all []operate.Trouble) {
-	line := func(name, format string, args ...any) {
-		fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))
-	}
+	line := lines(w)
 	line("stream", "%s", s.Stream)
 	line("outbox", "%s", s.Outbox)
 	switch l := s.Leader; {

@@ -8,12 +8,7 @@ import (
 )
 
 func writePlan(w io.Writer, p *replay.Plan) {
-	line := func(name string, value any, note string) { fmt.Fprintf(w, "%s\t%v\t%s\n", name, value, note) }
-	some := func(name string, n int, note string) {
-		if n > 0 {
-			line(name, n, note)
-		}
-	}
+	line, some := counts(w)
 	line("consumer", p.Consumer, processesOf(p))
 	if p.From > p.To {
 		line("stream", p.Stream, "nothing is stored in this range")
@@ -23,13 +18,13 @@ func writePlan(w io.Writer, p *replay.Plan) {
 	line("way", p.Way, way(p))
 	line("selected", p.Selected, "events of the range that it handles")
 	line("run", p.Run, "not in the inbox: will be delivered and run")
-	some("again", p.Again, "done, and will run again")
+	some("again", int64(p.Again), "done, and will run again")
 	line("skipped", p.Skipped, "done, and stay done")
-	some("on the way", p.OnTheWay, "will be delivered without a replay")
-	some("waiting", p.Waiting, "wait for an attempt already")
-	some("dead letters", p.Dead, "are left alone; to give them back: pgjet dead redrive")
-	some("discarded", p.Discarded, "were discarded, and stay discarded")
-	some("foreign", p.Foreign, "messages that are no events")
+	some("on the way", int64(p.OnTheWay), "will be delivered without a replay")
+	some("waiting", int64(p.Waiting), "wait for an attempt already")
+	some("dead letters", int64(p.Dead), "are left alone; to give them back: pgjet dead redrive")
+	some("discarded", int64(p.Discarded), "were discarded, and stay discarded")
+	some("foreign", int64(p.Foreign), "messages that are no events")
 	if p.Gone > 0 {
 		line("gone", p.Gone, "sequences that the stream no longer has; if they were events of the consumer, they are not replayed")
 	}

@@ -93,12 +93,7 @@ func planRepublish(ctx context.Context, cmd *cobra.Command, src operate.Source, 
 }
 
 func writeRepublication(w io.Writer, p operate.Republication) {
-	line := func(name string, value any, note string) { fmt.Fprintf(w, "%s\t%v\t%s\n", name, value, note) }
-	some := func(name string, n int64, note string) {
-		if n > 0 {
-			line(name, n, note)
-		}
-	}
+	line, some := counts(w)
 	if p.Operation != 0 {
 		line("plan", p.Operation, "can be run once, until another relay takes the lead")
 	}

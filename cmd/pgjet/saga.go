@@ -152,9 +152,7 @@ func showSagas(cmd *cobra.Command, all []saga.Record) error {
 // showSaga writes all that is known of one saga.
 func showSaga(cmd *cobra.Command, x *saga.Record) error {
 	return show(cmd, x, func(w io.Writer) {
-		line := func(name, format string, args ...any) {
-			fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))
-		}
+		line := lines(w)
 		line("id", "%s", x.ID)
 		line("name", "%s", x.Name)
 		line("key", "%s", x.Key)

@@ -138,9 +138,7 @@ func showScheduledEvent(cmd *cobra.Command, e upkeep.Scheduled, reveal bool) err
 		}
 	}
 	return show(cmd, e, func(w io.Writer) {
-		line := func(name, format string, args ...any) {
-			fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))
-		}
+		line := lines(w)
 		line("id", "%s", e.ID)
 		line("type", "%s", e.Type)
 		line("key", "%s", e.Key)

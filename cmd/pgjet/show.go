@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -56,6 +57,24 @@ func showIn(out io.Writer, output string, value any, table func(w io.Writer)) er
 	}
 	_, err = io.WriteString(out, aligned)
 	return err
+}
+
+// lines returns a function that writes a line of a table: a name, and a formatted text.
+func lines(w io.Writer) func(name, format string, args ...any) {
+	return func(name, format string, args ...any) {
+		fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))
+	}
+}
+
+// counts returns functions that write a line of a table: a name, a value and a note. some leaves out zero.
+func counts(w io.Writer) (line func(name string, value any, note string), some func(name string, n int64, note string)) {
+	line = func(name string, value any, note string) { fmt.Fprintf(w, "%s\t%v\t%s\n", name, value, note) }
+	some = func(name string, n int64, note string) {
+		if n > 0 {
+			line(name, n, note)
+		}
+	}
+	return line, some
 }
 
 // harmless returns text without escapes and other characters that a terminal would obey.

@@ -65,25 +65,32 @@ func (s *settings) facts(ctx context.Context) (src operate.Source, done func(), 
 	return src, done, nil
 }
 
-func (s *settings) showStatusOnce(cmd *cobra.Command) error {
-	ctx, cancel := context.WithTimeout(cmd.Context(), operateTime)
+// withSource calls fn with connections to both servers, as far as they answer, for at most operateTime.
+func (s *settings) withSource(ctx context.Context, fn func(context.Context, operate.Source) error) error {
+	ctx, cancel := context.WithTimeout(ctx, operateTime)
 	defer cancel()
 	src, done, err := s.facts(ctx)
 	if err != nil {
 		return err
 	}
 	defer done()
-	status := src.Status(ctx)
-	if err := show(cmd, status, func(w io.Writer) { writeOverview(w, status) }); err != nil {
-		return err
-	}
-	switch {
-	case src.Err() != nil:
-		return &exitError{exitUnreachable, src.Err()}
-	case !status.Healthy:
-		return &exitError{exitFindings, errors.New(status.Verdict())}
-	}
-	return nil
+	return fn(ctx, src)
+}
+
+func (s *settings) showStatusOnce(cmd *cobra.Command) error {
+	return s.withSource(cmd.Context(), func(ctx context.Context, src operate.Source) error {
+		status := src.Status(ctx)
+		if err := show(cmd, status, func(w io.Writer) { writeOverview(w, status) }); err != nil {
+			return err
+		}
+		switch {
+		case src.Err() != nil:
+			return &exitError{exitUnreachable, src.Err()}
+		case !status.Healthy:
+			return &exitError{exitFindings, errors.New(status.Verdict())}
+		}
+		return nil
+	})
 }
 
 // watchStatus shows the status every two seconds. It returns the result that it showed last.

@@ -22,7 +22,7 @@ func (s *settings) streamStatusCommand() *cobra.Command {
 		Short: "Show what the stream holds, its owner and its limits; exit code 6 if a setting breaks a promise or a limit is near",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return s.askStream(cmd, func(ctx context.Context, src operate.Source) error {
+			return s.askStream(cmd.Context(), func(ctx context.Context, src operate.Source) error {
 				f, err := src.ReadStream(ctx)
 				if err != nil {
 					return err
@@ -44,8 +44,8 @@ func (s *settings) streamStatusCommand() *cobra.Command {
 }
 
 // askStream calls fn with a connection to NATS, for facts about the stream.
-func (s *settings) askStream(cmd *cobra.Command, fn func(context.Context, operate.Source) error) error {
-	ctx, cancel := context.WithTimeout(cmd.Context(), operateTime)
+func (s *settings) askStream(ctx context.Context, fn func(context.Context, operate.Source) error) error {
+	ctx, cancel := context.WithTimeout(ctx, operateTime)
 	defer cancel()
 	nc, js, err := s.reachNATS()
 	if err != nil {
@@ -56,9 +56,7 @@ func (s *settings) askStream(cmd *cobra.Command, fn func(context.Context, operat
 }
 
 func writeStream(w io.Writer, f operate.Stream) {
-	line := func(name, format string, args ...any) {
-		fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))
-	}
+	line := lines(w)
 	line("stream", "%s, made %s", f.Name, f.Created.Format(time.RFC3339))
 	line("subjects", "%s", strings.Join(f.Subjects, " "))
 	line("outbox", "%s", cmp.Or(strings.TrimSpace(f.Outbox+" "+f.Source), "none is named -> pgjet stream ensure --database-url URL"))
@@ -106,7 +104,7 @@ func (s *settings) streamGetCommand() *cobra.Command {
 			if err != nil || seq == 0 {
 				return usagef("%q is no sequence of a stream, which is a number from 1 on", short(args[0]))
 			}
-			return s.askStream(cmd, func(ctx context.Context, src operate.Source) error {
+			return s.askStream(cmd.Context(), func(ctx context.Context, src operate.Source) error {
 				m, err := src.ReadMessage(ctx, seq, reveal)
 				if err != nil {
 					return err
@@ -123,9 +121,7 @@ func (s *settings) streamGetCommand() *cobra.Command {
 }
 
 func writeMessage(w io.Writer, m operate.Message) {
-	line := func(name, format string, args ...any) {
-		fmt.Fprintf(w, "%s\t%s\n", name, plain(fmt.Sprintf(format, args...)))
-	}
+	line := lines(w)
 	line("stream", "%s, sequence %d", m.Stream, m.Seq)
 	line("subject", "%s", m.Subject)
 	line("stored", "%s", m.Time.Format(time.RFC3339Nano))
