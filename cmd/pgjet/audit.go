@@ -57,24 +57,6 @@ checkpoint before that time. Memory is bounded: one bit for each event, and some
 	return cmd
 }
 
-// withFacts calls fn with connections to PostgreSQL and NATS. It returns an error if either does
-// not answer.
-func (s *settings) withFacts(ctx context.Context, fn func(context.Context, operate.Source) error) error {
-	src, done, err := s.facts(ctx)
-	if err != nil {
-		return err
-	}
-	defer done()
-	if err := errors.Join(src.DBErr, src.NATSErr); err != nil {
-		return &exitError{exitUnreachable, err}
-	}
-	err = fn(ctx, src)
-	if _, said := errors.AsType[*exitError](err); err != nil && ctx.Err() != nil && !said {
-		return &exitError{exitInterrupted, errors.New("interrupted")}
-	}
-	return err
-}
-
 func runAudit(ctx context.Context, cmd *cobra.Command, src operate.Source, since time.Time) error {
 	var from *time.Time
 	if !since.IsZero() {

@@ -45,18 +45,6 @@ func exactlyOne(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// withBoth calls fn with PostgreSQL and JetStream, for at most operateTime.
-func (s *settings) withBoth(ctx context.Context, fn func(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream) error) error {
-	return s.withDatabase(ctx, func(ctx context.Context, db *pgxpool.Pool) error {
-		nc, js, err := s.reachNATS()
-		if err != nil {
-			return err
-		}
-		defer nc.Close()
-		return fn(ctx, db, js)
-	})
-}
-
 func (s *settings) consumerListCommand() *cobra.Command {
 	var exitCode bool
 	cmd := &cobra.Command{

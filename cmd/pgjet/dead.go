@@ -1,17 +1,14 @@
 package main
 
 import (
-	"context"
 	"regexp"
 	"strconv"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
-	"github.com/pgjet/pgjet/internal/postgres"
 )
 
 func deadCommand() *cobra.Command {
@@ -26,16 +23,6 @@ with --reveal.`,
 		s.deadRedriveCommand(), s.deadDiscardCommand(), s.deadReopenCommand())
 	s.databaseFlag(cmd.PersistentFlags())
 	return cmd
-}
-
-// withoutDeadline is withDatabase without a deadline.
-func (s *settings) withoutDeadline(ctx context.Context, fn func(ctx context.Context, db *pgxpool.Pool) error) error {
-	db, err := s.reach(ctx)
-	if err != nil {
-		return err
-	}
-	defer postgres.Close(db)
-	return withLockNamed(ctx, db, func(ctx context.Context) error { return fn(ctx, db) })
 }
 
 // A deadSelection selects dead letters by flags and arguments.

@@ -53,33 +53,6 @@ func untilSignal() context.Context {
 	return ctx
 }
 
-// Exit codes. They are stable; see docs/cli.md.
-const (
-	exitOK          = 0
-	exitFailed      = 1
-	exitUsage       = 2
-	exitPartly      = 3 // some of it failed
-	exitNotFound    = 4
-	exitUnreachable = 5 // PostgreSQL, NATS or a port
-	exitFindings    = 6 // the command worked, and the answer is "differs" or "not ready"
-	exitRefused     = 7 // the state changed, or somebody else is changing it
-	exitTimeout     = 124
-	exitInterrupted = 130
-)
-
-// An exitError is an error with its own exit code.
-type exitError struct {
-	code int
-	err  error
-}
-
-func (e *exitError) Error() string { return e.err.Error() }
-func (e *exitError) Unwrap() error { return e.err }
-
-func usagef(format string, args ...any) error {
-	return &exitError{exitUsage, fmt.Errorf(format, args...)}
-}
-
 // run runs the command line args and returns the exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := newRoot()

@@ -9,10 +9,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
-	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/upkeep"
 	"github.com/pgjet/pgjet/relay"
 )
@@ -23,18 +21,6 @@ func outboxCommand() *cobra.Command {
 		s.outboxStatusCommand(), s.outboxPruneCommand(), s.scheduledCommand())
 	s.databaseFlag(cmd.PersistentFlags())
 	return cmd
-}
-
-// withOutbox calls fn with a connection, without a deadline.
-func (s *settings) withOutbox(ctx context.Context, fn func(context.Context, *pgx.Conn) error) error {
-	db, err := s.reach(ctx)
-	if err != nil {
-		return err
-	}
-	defer postgres.Close(db)
-	return withLockNamed(ctx, db, func(ctx context.Context) error {
-		return db.AcquireFunc(ctx, func(conn *pgxpool.Conn) error { return fn(ctx, conn.Conn()) })
-	})
 }
 
 func (s *settings) outboxStatusCommand() *cobra.Command {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"errors"
@@ -9,18 +8,14 @@ import (
 	"io"
 	"log/slog"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go"
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
-	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/operate"
-	"github.com/pgjet/pgjet/internal/operation"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/supervisor"
 	"github.com/pgjet/pgjet/relay"
@@ -97,64 +92,6 @@ func (s *processSettings) newRelay(database *pgx.ConnConfig, log *slog.Logger) (
 		Database: database, NATSURL: s.natsURL, NATS: s.access.options(), Domain: s.access.domain,
 		Stream: s.stream, Prefix: s.prefix, Source: s.source, Retention: s.retention, AuditRate: cmp.Or(s.auditRate, -1), Log: log,
 	}, nil
-}
-
-// operateTime bounds the work of a command that does not wait.
-const operateTime = 10 * time.Second
-
-// withDatabase calls fn with a pool, for at most operateTime.
-func (s *settings) withDatabase(ctx context.Context, fn func(ctx context.Context, db *pgxpool.Pool) error) error {
-	ctx, cancel := context.WithTimeout(ctx, operateTime)
-	defer cancel()
-	db, err := s.reach(ctx)
-	if err != nil {
-		return err
-	}
-	defer postgres.Close(db)
-	return lead.NameLock(ctx, db, fn(ctx, db))
-}
-
-// actor returns the user who runs this command, as user@host.
-func actor() string { return operation.Actor() }
-
-func reasonFlag(f *pflag.FlagSet, reason *string) {
-	f.StringVar(reason, "reason", "", "why; it is kept with the change")
-}
-
-// needReason returns an error if no reason is given.
-func needReason(reason string) error {
-	if strings.TrimSpace(reason) == "" {
-		return usagef("say why with --reason; it is kept with the change")
-	}
-	return nil
-}
-
-// confirm asks a question. The answer is no unless it is y or yes.
-func confirm(in io.Reader, out io.Writer, question string) bool {
-	fmt.Fprint(out, question+" [y/N] ")
-	answer, _ := bufio.NewReader(in).ReadString('\n')
-	a := strings.ToLower(strings.TrimSpace(answer))
-	return a == "y" || a == "yes"
-}
-
-// confirmByTyping asks for a word to be typed, such as a count or a name, so that the question has
-// to be read.
-func confirmByTyping(in io.Reader, out io.Writer, question, want string) bool {
-	fmt.Fprintf(out, "%s Type %s to continue: ", question, want)
-	answer, _ := bufio.NewReader(in).ReadString('\n')
-	return strings.TrimSpace(answer) == want
-}
-
-// manyEvents is the number of events above which their count has to be typed.
-const manyEvents = 10_000
-
-// confirmCount asks before n events are changed. The count has to be typed if there are many, or if
-// the change is grave.
-func confirmCount(in io.Reader, out io.Writer, question string, n int64, grave bool) bool {
-	if n > manyEvents || grave {
-		return confirmByTyping(in, out, question, fmt.Sprint(n))
-	}
-	return confirm(in, out, question)
 }
 
 func (s *settings) relayPauseCommand() *cobra.Command {

@@ -1,25 +1,18 @@
 package main
 
 import (
-	"context"
 	"fmt"
-	"log/slog"
 	"net/url"
 	"os"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/mattn/go-isatty"
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/pflag"
 
 	"github.com/pgjet/pgjet/events"
-	"github.com/pgjet/pgjet/internal/jserror"
-	"github.com/pgjet/pgjet/internal/natsconn"
 	"github.com/pgjet/pgjet/internal/postgres"
 )
 
@@ -144,45 +137,6 @@ func (c *conns) parse(flag, url string) (*pgxpool.Config, error) {
 	return config, nil
 }
 
-// reach returns a pool that has connected, for commands that do not wait.
-func (s *settings) reach(ctx context.Context) (*pgxpool.Pool, error) {
-	config, err := s.databaseConfig()
-	if err != nil {
-		return nil, err
-	}
-	return reach(ctx, config, lockTime)
-}
-
-// lockTime bounds how long a statement of a command waits for a lock.
-var lockTime = postgres.Setting{Name: "lock_timeout", Value: "8s"}
-
-// reachDirect is reach for commands that need database sessions of their own.
-func (s *settings) reachDirect(ctx context.Context) (*pgxpool.Pool, error) {
-	config, err := s.directConfig()
-	if err != nil {
-		return nil, err
-	}
-	return reach(ctx, config, lockTime)
-}
-
-func reach(ctx context.Context, config *pgxpool.Config, more ...postgres.Setting) (*pgxpool.Pool, error) {
-	db, err := postgres.Open(ctx, config, more...)
-	if err != nil {
-		return nil, err
-	}
-	if err := db.Ping(ctx); err != nil {
-		postgres.Close(db)
-		return nil, &exitError{exitUnreachable, fmt.Errorf("cannot reach PostgreSQL at %s: %w", host(config.ConnConfig), err)}
-	}
-	if err := postgres.CheckTransactions(ctx, db); err != nil {
-		postgres.Close(db)
-		return nil, &exitError{exitUnreachable, err}
-	}
-	return db, nil
-}
-
-func host(c *pgx.ConnConfig) string { return fmt.Sprintf("%s:%d", c.Host, c.Port) }
-
 // checkNATS returns what is wrong with the flags for NATS. A connection that retries for ever would
 // not report it. Its errors contain no password.
 func (s *settings) checkNATS() error {
@@ -199,69 +153,4 @@ func (s *settings) checkNATS() error {
 		}
 	}
 	return s.access.check()
-}
-
-// connectWriter returns a connection for hints and cache invalidation. It buffers nothing while it
-// is down: both are useless later.
-func (s *settings) connectWriter(log *slog.Logger) (*nats.Conn, jetstream.JetStream, error) {
-	return s.connectNATS("pgjet-users", log, nats.ReconnectBufSize(-1), nats.CustomInboxPrefix(inboxPrefix("writer")))
-}
-
-// connectNATS returns a connection that retries for ever, also at first, and logs each loss once.
-func (s *settings) connectNATS(name string, log *slog.Logger, options ...nats.Option) (*nats.Conn, jetstream.JetStream, error) {
-	if err := s.checkNATS(); err != nil {
-		return nil, nil, err
-	}
-	nc, err := nats.Connect(s.natsURL, append(append(s.access.options(), options...), nats.Name(name),
-		nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectWait(500*time.Millisecond),
-		nats.PingInterval(10*time.Second),
-		nats.DisconnectErrHandler(func(nc *nats.Conn, err error) {
-			if !nc.IsClosed() {
-				log.Warn("connection to NATS lost, will keep trying", "err", err)
-			}
-		}),
-		nats.ReconnectHandler(func(*nats.Conn) { log.Info("connected to NATS") }),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { log.Warn("NATS reports an error", "err", err) }))...)
-	if err != nil {
-		return nil, nil, usagef("--nats-url: %w", err)
-	}
-	js, err := s.access.jetStream(nc)
-	if err != nil {
-		nc.Close()
-		return nil, nil, err
-	}
-	return nc, js, nil
-}
-
-// reachNATS returns a connection to a server that is up and new enough, for commands that do not
-// wait.
-func (s *settings) reachNATS() (*nats.Conn, jetstream.JetStream, error) {
-	nc, err := s.dialNATS()
-	if err != nil {
-		return nil, nil, err
-	}
-	if err := natsconn.CheckVersion(nc); err != nil {
-		nc.Close()
-		return nil, nil, fmt.Errorf("%s: %w", jserror.Outdated, err)
-	}
-	js, err := s.access.jetStream(nc)
-	if err != nil {
-		nc.Close()
-		return nil, nil, err
-	}
-	return nc, js, nil
-}
-
-// dialNATS returns a connection to a server that is up.
-func (s *settings) dialNATS() (*nats.Conn, error) {
-	if err := s.checkNATS(); err != nil {
-		return nil, err
-	}
-	ignore := func(*nats.Conn, *nats.Subscription, error) {} // the request that fails says why
-	nc, err := nats.Connect(s.natsURL, append(s.access.options(), nats.Name("pgjet"), nats.Timeout(5*time.Second),
-		nats.CustomInboxPrefix(inboxPrefix("operator")), nats.ErrorHandler(ignore))...)
-	if err != nil {
-		return nil, &exitError{exitUnreachable, fmt.Errorf("cannot reach NATS: %w", err)}
-	}
-	return nc, nil
 }

@@ -13,7 +13,6 @@ import (
 	"github.com/pgjet/pgjet/consumers"
 	consumerstatus "github.com/pgjet/pgjet/consumers/status"
 	"github.com/pgjet/pgjet/internal/operate"
-	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/relay"
 )
 
@@ -40,41 +39,6 @@ needs an operator, 5 if neither answers.`,
 	outputFlag(cmd.Flags())
 	cmd.Flags().BoolVar(&watch, "watch", false, "repeat it every two seconds, until Ctrl-C; in JSON one line each time")
 	return cmd
-}
-
-// facts connects to both servers, and records which of them does not answer. It returns an error
-// only for wrong flags.
-func (s *settings) facts(ctx context.Context) (src operate.Source, done func(), err error) {
-	src = operate.Source{Stream: s.stream, Own: func(name string) bool { return ownConsumers[name] != nil }}
-	src.DB, src.DBErr = s.reach(ctx)
-	src.NATS, src.JS, src.NATSErr = s.reachNATS()
-	done = func() {
-		if src.DB != nil {
-			postgres.Close(src.DB)
-		}
-		if src.NATS != nil {
-			src.NATS.Close()
-		}
-	}
-	for _, err := range []error{src.DBErr, src.NATSErr} {
-		if exit, ok := errors.AsType[*exitError](err); ok && exit.code == exitUsage {
-			done()
-			return src, nil, err
-		}
-	}
-	return src, done, nil
-}
-
-// withSource calls fn with connections to both servers, as far as they answer, for at most operateTime.
-func (s *settings) withSource(ctx context.Context, fn func(context.Context, operate.Source) error) error {
-	ctx, cancel := context.WithTimeout(ctx, operateTime)
-	defer cancel()
-	src, done, err := s.facts(ctx)
-	if err != nil {
-		return err
-	}
-	defer done()
-	return fn(ctx, src)
 }
 
 func (s *settings) showStatusOnce(cmd *cobra.Command) error {

@@ -7,14 +7,21 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/auth"
+	"github.com/pgjet/pgjet/internal/devservices"
+	"github.com/pgjet/pgjet/internal/postgres"
+	"github.com/pgjet/pgjet/outbox/hint"
 	"github.com/pgjet/pgjet/producer"
 )
 
@@ -181,4 +188,107 @@ func (s *settings) roleCommand(c roleChange) *cobra.Command {
 	reasonFlag(cmd.Flags(), &reason)
 	outputFlag(cmd.Flags())
 	return cmd
+}
+
+func usersCommand() *cobra.Command {
+	var s processSettings
+	cmd := &cobra.Command{
+		Use:   "users",
+		Short: "Serve the user service's HTTP API",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, log := cmd.Context(), s.logger(cmd)
+			proxies, err := parseNetworks(s.trustedProxies)
+			if err != nil {
+				return usagef("--trusted-proxies: %w", err)
+			}
+			db, err := s.pool(ctx, "pgjet-users")
+			if err != nil {
+				return err
+			}
+			defer postgres.Close(db)
+			issuer, err := s.tokenIssuer(log)
+			if err != nil {
+				return err
+			}
+			api := producer.New(db, issuer, log)
+			defer api.Close()
+			api.Proxies = proxies
+			remoteKeys, err := s.remoteKeys(api, log)
+			if err != nil {
+				return err
+			}
+			l, err := listen("users", s.addr, "--addr")
+			if err != nil {
+				return err
+			}
+			parts := append([]part{serveHTTP("users", l, api, log), watchDatabase(db, log)}, remoteKeys...)
+			if err := s.tune(api); err != nil {
+				return err
+			}
+			if s.natsURL != "" {
+				nc, js, err := s.connectWriter(log)
+				if err != nil {
+					return err
+				}
+				defer nc.Close()
+				api.Committed = hint.New(nc, s.stream).Committed
+				parts = append(parts, s.invalidationPart(api, js, log))
+				s.registryConn = nc
+			}
+			profiles, err := s.serviceClient(devservices.Profiles, log)
+			if err != nil {
+				return err
+			}
+			api.Profiles, s.served = profiles.HTTP(), l.Addr()
+			log.InfoContext(ctx, "serving the API", "addr", "http://"+l.Addr().String())
+			return s.serve(ctx, log, "pgjet-users", parts...)
+		},
+	}
+	cmd.AddCommand(usersKeyCommand(), s.usersGrantCommand(), s.usersRevokeCommand())
+	f := cmd.Flags()
+	s.databaseFlag(f)
+	s.tokenFlags(f)
+	f.StringVar(&s.addr, "addr", "127.0.0.1:7400", "where to serve the API")
+	f.StringSliceVar(&s.trustedProxies, "trusted-proxies", nil, "networks of the proxies before the API, such as 10.0.0.0/8: their X-Forwarded-For counts")
+	f.StringVar(&s.natsURL, "nats-url", "", "NATS servers, to notify the relay at once and to see what other processes change; without, the relay polls, and cached answers live for their whole time")
+	s.access.flags(f)
+	s.streamFlag(f)
+	s.prefixFlag(f)
+	s.serviceFlags(f, devservices.Profiles)
+	s.processFlags(f)
+	return cmd
+}
+
+// parseNetworks parses networks such as 10.0.0.0/8, and single addresses.
+func parseNetworks(all []string) ([]netip.Prefix, error) {
+	var networks []netip.Prefix
+	for _, one := range all {
+		network, err := netip.ParsePrefix(one)
+		if err != nil {
+			addr, err := netip.ParseAddr(one)
+			if err != nil {
+				return nil, fmt.Errorf("%q is neither a network such as 10.0.0.0/8 nor an address", one)
+			}
+			network = netip.PrefixFrom(addr, addr.BitLen())
+		}
+		networks = append(networks, network.Masked())
+	}
+	return networks, nil
+}
+
+// followName is the name of the consumer through which the user service follows the stream.
+const followName = "pgjet-users"
+
+// followed returns the feed by which the user service keeps its caches fresh.
+func (s *settings) followed() consumers.Feed {
+	return consumers.Feed{Stream: s.stream, Prefix: s.prefix, Name: followName, Types: []string{"user.*"}}
+}
+
+// invalidationPart returns the part that drops cached answers which other processes made stale.
+func (s *settings) invalidationPart(api *producer.Server, js jetstream.JetStream, log *slog.Logger) part {
+	return part{Name: "invalidation", Run: func(ctx context.Context) error {
+		consumers.Follow(ctx, js, s.followed(), log, func(e events.Event) { api.Changed(e.Key) }, api.Forget)
+		return nil
+	}}
 }
