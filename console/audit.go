@@ -71,7 +71,7 @@ func (c *Console) auditPage(ctx context.Context, _ *http.Request) (page, error) 
 		part := auditPart{Audits: operate.Audits{Stream: r.Stream}}
 		a, err := src.Audits(ctx)
 		if err != nil {
-			f := explain(err)
+			f := failureOf(err)
 			part.Unread = &f
 		} else {
 			part = auditPart{Audits: a, LastKinds: kindsOf(a.Last), NowKinds: kindsOf(a.Now)}

@@ -82,7 +82,7 @@ func (b *board) ask() {
 		return nil
 	})
 	if err != nil {
-		f := explain(err)
+		f := failureOf(err)
 		b.console.logProblem(ctx, "status", f, err)
 		s = operate.Status{Missing: []operate.Missing{{What: "database", Code: f.Code, Text: f.Text, Lack: "the status"}}}
 	}

@@ -35,16 +35,16 @@ type deadList struct {
 
 var groupForm = regexp.MustCompile(`^g_[0-9a-f]{8}$`)
 
-// selected returns the filter in the query of a URL, and the part of the query that the filter
+// filterOf returns the filter in the query of a URL, and the part of the query that the filter
 // comes from.
-func selected(q url.Values) (f inbox.Filter, own url.Values, err error) {
+func filterOf(q url.Values) (f inbox.Filter, own url.Values, err error) {
 	own = url.Values{}
 	for _, name := range []string{"consumer", "group", "type", "key", "since", "until", "id"} {
 		if values := slices.DeleteFunc(slices.Clone(q[name]), func(v string) bool { return v == "" }); len(values) > 0 {
 			own[name] = values
 		}
 	}
-	if f, err = named(own["id"]); err != nil {
+	if f, err = idFilter(own["id"]); err != nil {
 		return f, own, err
 	}
 	f.Consumer, f.Group, f.Type, f.Key = own.Get("consumer"), own.Get("group"), own.Get("type"), own.Get("key")
@@ -58,8 +58,8 @@ func selected(q url.Values) (f inbox.Filter, own url.Values, err error) {
 	return f, own, err
 }
 
-// named returns a filter of ids: of dead letters, or of events.
-func named(words []string) (f inbox.Filter, err error) {
+// idFilter returns a filter of ids: of dead letters, or of events.
+func idFilter(words []string) (f inbox.Filter, err error) {
 	for _, word := range words {
 		if event, err := uuid.Parse(word); err == nil {
 			f.EventIDs = append(f.EventIDs, event)
@@ -77,7 +77,7 @@ func named(words []string) (f inbox.Filter, err error) {
 func (c *Console) deadPage(ctx context.Context, r *http.Request) (page, error) {
 	p := page{Title: "Dead letters", Template: "dead.html"}
 	q := r.URL.Query()
-	f, own, err := selected(q)
+	f, own, err := filterOf(q)
 	if err != nil {
 		return p, err
 	}
@@ -180,7 +180,7 @@ func (c *Console) plan(ctx context.Context, q url.Values) (*planView, error) {
 	if !known {
 		return nil, wrongf("there is no verb %q: want redrive, discard or reopen", operate.Plain(q.Get("verb")))
 	}
-	f, own, err := selected(q)
+	f, own, err := filterOf(q)
 	if err != nil {
 		return nil, err
 	}
@@ -243,7 +243,7 @@ func (c *Console) runPlan(ctx context.Context, r *http.Request) (next, notice st
 	if err != nil || rate < 0 {
 		return "", "", wrongf("the rate is %q, want a number a second", operate.Plain(r.PostFormValue("rate")))
 	}
-	next, err = c.carryOut(ctx, v, c.actor(r), reason, rate)
+	next, err = c.startPlan(ctx, v, c.actor(r), reason, rate)
 	return next, "", err
 }
 

@@ -53,8 +53,8 @@ func (c *Console) labPage(ctx context.Context, _ *http.Request) (page, error) {
 	return page{Title: "Lab", Template: "lab.html", Content: v}, nil
 }
 
-// flip breaks or repairs what a switch controls.
-func (c *Console) flip(ctx context.Context, r *http.Request) (next, notice string, err error) {
+// setSwitch breaks or repairs what a switch controls.
+func (c *Console) setSwitch(ctx context.Context, r *http.Request) (next, notice string, err error) {
 	i := slices.IndexFunc(c.config.Dev.Lab, func(s Switch) bool { return s.ID == r.PathValue("id") })
 	if i < 0 {
 		return "", "", wrongf("there is no such switch")

@@ -72,7 +72,7 @@ func (c *Console) eventOf(ctx context.Context, id uuid.UUID, seq int64) (page, e
 func (c *Console) read(ctx context.Context, v *eventView, reveal bool) {
 	content, err := c.facts().Content(ctx, v.Event, reveal)
 	if err != nil {
-		f := explain(err)
+		f := failureOf(err)
 		v.Unread = &f
 		return
 	}

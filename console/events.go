@@ -160,7 +160,7 @@ func (c *Console) find(w http.ResponseWriter, r *http.Request) {
 // letter shows the event of a dead letter.
 func (c *Console) letter(w http.ResponseWriter, r *http.Request) {
 	c.show("dead", func(ctx context.Context, r *http.Request) (page, error) {
-		f, err := named([]string{r.PathValue("id")})
+		f, err := idFilter([]string{r.PathValue("id")})
 		if err != nil {
 			return page{}, err
 		}

@@ -68,11 +68,11 @@ func (c *Console) parse() map[string]*template.Template {
 	return all
 }
 
-// A maker makes the page for a request.
-type maker func(ctx context.Context, r *http.Request) (page, error)
+// A pageFunc makes the page for a request.
+type pageFunc func(ctx context.Context, r *http.Request) (page, error)
 
 // show serves a page, or its changes.
-func (c *Console) show(active string, produce maker) http.HandlerFunc {
+func (c *Console) show(active string, produce pageFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if wantsLive(r) {
 			c.live(w, r, func(ctx context.Context) (int, []byte) {
@@ -92,7 +92,7 @@ func (c *Console) show(active string, produce maker) http.HandlerFunc {
 }
 
 // frame makes a page. If that fails, the page shows why.
-func (c *Console) frame(ctx context.Context, r *http.Request, active string, produce maker) frame {
+func (c *Console) frame(ctx context.Context, r *http.Request, active string, produce pageFunc) frame {
 	f := frame{Path: c.config.Path, Name: c.config.Name, Active: active, Dev: c.config.Dev, Rights: c.board.Rights(ctx), Others: c.databases(r), Now: time.Now()}
 	var p page
 	err := guarded("the page", func() (err error) {
@@ -137,7 +137,7 @@ type failure struct {
 // problem returns a page that shows an error.
 func (c *Console) problem(ctx context.Context, p page, err error) page {
 	p.Template, p.Status = "problem.html", http.StatusServiceUnavailable
-	f := explain(err)
+	f := failureOf(err)
 	switch {
 	case isAbsent(err):
 		p.Status, f.Code, p.Title = http.StatusNotFound, "not_found", "Not found"
@@ -176,8 +176,8 @@ func (c *Console) logProblem(ctx context.Context, title string, f failure, err e
 	log.WarnContext(ctx, "a page of the console cannot be made", "page", title, "reason", f.Code, "err", f.Text)
 }
 
-// explain describes an error, with what to do.
-func explain(err error) failure {
+// failureOf describes an error, with what to do.
+func failureOf(err error) failure {
 	code := string(sqlstate.Of(err))
 	if code == "" && errors.Is(err, context.DeadlineExceeded) {
 		code = string(sqlstate.Timeout)

@@ -49,7 +49,7 @@ func (s *shared) get(ctx context.Context, key string, produce func() (int, []byt
 			}
 			begun := time.Now()
 			if err := guarded("the page", func() error { one.status, one.body = produce(); return nil }); err != nil {
-				s.console.logProblem(ctx, "live", explain(err), err)
+				s.console.logProblem(ctx, "live", failureOf(err), err)
 				one.status = http.StatusInternalServerError
 			}
 			one.took = time.Since(begun)

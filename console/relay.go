@@ -40,13 +40,13 @@ func (c *Console) relayPage(ctx context.Context, _ *http.Request) (page, error) 
 		src.Stream = r.Stream
 		if in, err := src.ReadStream(ctx); err == nil {
 			part.In = &in
-		} else if f := explain(err); src.JS != nil { // otherwise the page says it once
+		} else if f := failureOf(err); src.JS != nil { // otherwise the page says it once
 			part.Unread = &f
 		}
 		if r.Unknown > 0 {
 			var err error
 			if part.Unknown, err = relay.UnknownMessages(ctx, c.config.DB, r.Stream); err != nil {
-				f := explain(err)
+				f := failureOf(err)
 				part.Unread = &f
 			}
 			c.compareHistories(ctx, src, &part)
@@ -55,7 +55,7 @@ func (c *Console) relayPage(ctx context.Context, _ *http.Request) (page, error) 
 	}
 	var err error
 	if v.Held, err = relay.Quarantine(ctx, c.config.DB, "", 0); err != nil {
-		f := explain(err)
+		f := failureOf(err)
 		v.Unheld = &f
 	}
 	v.Held = v.Held[:min(len(v.Held), pageRows)]
@@ -72,7 +72,7 @@ func (c *Console) compareHistories(ctx context.Context, src operate.Source, part
 	part.LastSeq = part.Unknown[part.Listed-1].StreamSeq
 	var err error
 	if part.Pairs, err = src.Histories(ctx, part.Unknown); err != nil {
-		f := explain(err)
+		f := failureOf(err)
 		part.Unpaired = &f
 	}
 	part.Unknown = part.Unknown[:min(len(part.Unknown), pageRows)]

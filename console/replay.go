@@ -203,12 +203,12 @@ func (c *Console) runReplay(ctx context.Context, r *http.Request) (next, notice 
 	if _, err := c.work.begin(c, t, func(ctx context.Context) error { return src.RunReplay(ctx, name, which, n, t.By, reason) }); err != nil {
 		return "", "", err
 	}
-	id, err := c.begun(ctx, t, name, before)
+	id, err := c.awaitOperation(ctx, t, name, before)
 	return fmt.Sprint("/operations/", id), fmt.Sprintf("The replay of %d events to %s has begun.", n, name), replayError(err)
 }
 
-// begun waits until a replay is recorded as an operation, and returns the operation's id.
-func (c *Console) begun(ctx context.Context, t *task, consumer string, before int64) (int64, error) {
+// awaitOperation waits until a replay is recorded as an operation, and returns the operation's id.
+func (c *Console) awaitOperation(ctx context.Context, t *task, consumer string, before int64) (int64, error) {
 	for {
 		all, err := c.facts().ListOperations(ctx, operation.Filter{Kind: "replay", Target: consumer, Most: 1})
 		if err != nil {

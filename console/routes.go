@@ -56,7 +56,7 @@ func (c *Console) routes() http.Handler {
 	if c.config.Dev != nil {
 		anybody := func(operate.Rights) bool { return !c.config.ReadOnly }
 		mux.Handle("GET /lab", c.show("lab", c.labPage))
-		c.change(mux, "POST /lab/{id}", anybody, c.flip)
+		c.change(mux, "POST /lab/{id}", anybody, c.setSwitch)
 		c.change(mux, "POST /sign-up", anybody, c.signUp)
 	}
 	mux.Handle("GET /", c.show("", func(context.Context, *http.Request) (page, error) {

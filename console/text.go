@@ -14,7 +14,7 @@ import (
 // funcs are the functions of templates.
 func (c *Console) funcs() template.FuncMap {
 	return template.FuncMap{
-		"path": func(parts ...any) template.URL { return template.URL(c.config.Path + joined(parts)) }, //nolint:gosec // of this console
+		"path": func(parts ...any) template.URL { return template.URL(c.config.Path + escapedPath(parts)) }, //nolint:gosec // of this console
 		"link": func(path string, pairs ...string) template.URL {
 			return template.URL(c.config.Path + path + query(pairs...))
 		}, //nolint:gosec // of this console
@@ -37,8 +37,8 @@ func (c *Console) funcs() template.FuncMap {
 	}
 }
 
-// joined returns a path. It escapes every second part.
-func joined(parts []any) string {
+// escapedPath returns a path. It escapes every second part.
+func escapedPath(parts []any) string {
 	var b strings.Builder
 	for i, p := range parts {
 		text := fmt.Sprint(p)
@@ -64,9 +64,9 @@ func query(pairs ...string) string {
 	return "?" + v.Encode()
 }
 
-// looks are the appearances of states: a class for the colour, and a sign, because not everybody
+// badges are the appearances of states: a class for the colour, and a sign, because not everybody
 // sees colours.
-var looks = map[string][2]string{
+var badges = map[string][2]string{
 	"agrees": {"good", "✓"}, "same": {"good", "✓"}, "outbox_only": {"quiet", "…"}, "done": {"good", "✓"}, "moving": {"good", "✓"}, "ready": {"good", "✓"}, "works": {"good", "✓"}, "published": {"good", "✓"}, "leads": {"good", "✓"}, "undone": {"good", "↩"},
 	"idle": {"quiet", "–"}, "ignored": {"quiet", "–"}, "standby": {"quiet", "–"}, "discarded": {"quiet", "⌫"}, "dropped": {"quiet", "⌫"},
 	"waiting": {"quiet", "…"}, "pending": {"quiet", "…"}, "scheduled": {"quiet", "◷"}, "unknown": {"quiet", "?"}, "redriven": {"busy", "⟲"},
@@ -77,7 +77,7 @@ var looks = map[string][2]string{
 
 // badge formats a state. An unknown state looks bad.
 func badge(state string) template.HTML {
-	look, known := looks[state]
+	look, known := badges[state]
 	if !known {
 		look = [2]string{"bad", "✗"}
 	}

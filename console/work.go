@@ -126,7 +126,7 @@ func (t *task) failed() *failure {
 	if t.err == nil {
 		return nil
 	}
-	f := explain(t.err)
+	f := failureOf(t.err)
 	return &f
 }
 
@@ -186,9 +186,9 @@ func (c *Console) workPage(ctx context.Context, r *http.Request) (page, error) {
 	return p, nil
 }
 
-// carryOut starts a plan, and returns the URL of its page. The URL is enough to find the change
+// startPlan starts a plan, and returns the URL of its page. The URL is enough to find the change
 // after a restart.
-func (c *Console) carryOut(ctx context.Context, v *planView, by, reason string, rate int) (string, error) {
+func (c *Console) startPlan(ctx context.Context, v *planView, by, reason string, rate int) (string, error) {
 	before, err := c.facts().NewestOperation(ctx)
 	if err != nil {
 		return "", err

@@ -27,7 +27,7 @@ func TestChaosHostage(t *testing.T) {
 	g.relay.ready(g.relay.admin)
 	m := newMeter(g, upTo(300, 1000))
 
-	takers := [][]string{slices.Sorted(maps.Keys(hostageTakers))} // all at once
+	takers := [][]string{slices.Sorted(maps.Keys(openTransactions))} // all at once
 	if scale > 0 {
 		takers = append(takers, []string{"here"}, []string{"elsewhere"}, []string{"prepared"})
 	}
@@ -36,7 +36,7 @@ func TestChaosHostage(t *testing.T) {
 	for _, names := range takers {
 		var ends []func()
 		for _, name := range names {
-			ends = append(ends, hostageTakers[name](g))
+			ends = append(ends, openTransactions[name](g))
 		}
 		some := m.measure(upTo(4*time.Second, 20*time.Second))
 		for _, end := range ends {
@@ -157,8 +157,8 @@ func (m *meter) took(ids []uuid.UUID, committed []time.Time) []time.Duration {
 	return all
 }
 
-// hostageTakers begin a transaction that appends. The returned function ends the transaction.
-var hostageTakers = map[string]func(g *rig) (end func()){
+// openTransactions begin a transaction that appends. The returned function ends the transaction.
+var openTransactions = map[string]func(g *rig) (end func()){
 	"here":      func(g *rig) func() { return g.idle(g.database) },
 	"elsewhere": func(g *rig) func() { return g.idle(testenv.DatabaseURL(g)) },
 	"prepared": func(g *rig) func() {

@@ -87,7 +87,7 @@ func TestChaosConnections(t *testing.T) {
 			noticed := time.Duration(0)
 			for range upTo(1, 8) {
 				for _, x := range g.toxics() {
-					noticed = max(noticed, g.endure(proxy, x))
+					noticed = max(noticed, g.disturb(proxy, x))
 				}
 			}
 			g.Run("notices soon that its connection to "+server+" is lost", func(t *testing.T) {
@@ -100,9 +100,9 @@ func TestChaosConnections(t *testing.T) {
 	}
 }
 
-// endure disturbs the connections for a while. Connections that are to break must break. It returns
+// disturb disturbs the connections for a while. Connections that are to break must break. It returns
 // how long that took.
-func (g *rig) endure(proxy *toxiproxy.Proxy, x toxic) (noticed time.Duration) {
+func (g *rig) disturb(proxy *toxiproxy.Proxy, x toxic) (noticed time.Duration) {
 	g.Helper()
 	begun, before, sessions := time.Now(), g.lastSeq(), g.sessions()
 	poison(g.T, proxy, x)

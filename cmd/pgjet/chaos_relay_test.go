@@ -118,7 +118,7 @@ func TestChaosFailoverAfterACrash(t *testing.T) {
 func TestChaosZombie(t *testing.T) {
 	t.Run("its session is ended by hand", func(t *testing.T) {
 		t.Parallel()
-		zombie(t, (*rig).depose)
+		zombie(t, (*rig).endSession)
 	})
 	t.Run("PostgreSQL ends its session", func(t *testing.T) {
 		t.Parallel()
@@ -126,8 +126,8 @@ func TestChaosZombie(t *testing.T) {
 	})
 }
 
-// depose ends the session by which a relay leads.
-func (g *rig) depose() {
+// endSession ends the session by which a relay leads.
+func (g *rig) endSession() {
 	g.Helper()
 	g.exec(`select pg_terminate_backend(l.pid, 5000)
 		from pg_locks l join pg_stat_activity a using (pid)
@@ -227,7 +227,7 @@ func TestChaosLateMessages(t *testing.T) {
 			leads.kill()
 		} else {
 			freeze(t, leads.cmd.Process.Pid)
-			g.depose()
+			g.endSession()
 		}
 		stands.ready(stands.admin)
 		g.flows(20)

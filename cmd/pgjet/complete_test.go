@@ -28,7 +28,7 @@ func completed(t *testing.T, vars env, args ...string) (words []string) {
 // the environment name; states and formats come from the program.
 func TestCompletion(t *testing.T) {
 	t.Parallel()
-	b := newReplayBench(t, 2, false)
+	b := newReplayRig(t, 2, false)
 	database := b.where[1]
 	b.exec(`insert into pgjet.outbox (id, type, key, data) values ('00000000-0000-7000-8000-000000000001', 'note.kept', 'k7', '{}')`)
 	b.exec(`insert into pgjet.scheduled (id, due, type, key, data) values ('00000000-0000-7000-8000-000000000002', now() + interval '1 hour', 'note.made', 'k', '{}')`)

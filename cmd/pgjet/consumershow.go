@@ -19,7 +19,7 @@ func showConsumers(cmd *cobra.Command, all []status.Status) error {
 		fmt.Fprintln(w, "NAME\tSTATE\tLAG\tRETRYING\tDEAD\tRATE\tOLDEST\tWHY")
 		for _, s := range all {
 			fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%s\t%s\t%s\n", plain(s.Name), s.Why.Code, s.Lag, s.Retrying, s.DeadLetters,
-				rate(s.Rate), oldest(s), plain(whyText(s)))
+				rate(s.Rate), oldest(s), plain(reasonText(s)))
 		}
 	})
 	if err != nil || outputForm(cmd) == "json" {
@@ -38,8 +38,8 @@ func showConsumers(cmd *cobra.Command, all []status.Status) error {
 	return nil
 }
 
-// whyText describes the worst reason, and names the others.
-func whyText(s status.Status) string {
+// reasonText describes the worst reason, and names the others.
+func reasonText(s status.Status) string {
 	if len(s.Also) == 0 {
 		return s.Why.Text
 	}

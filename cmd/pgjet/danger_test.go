@@ -46,7 +46,7 @@ func TestDangerTiers(t *testing.T) {
 		var out bytes.Buffer
 		a := replayRun{in: strings.NewReader("\n"), err: &out}
 		a.selection.Force = tt.force
-		if goes, err := a.agree(&tt.plan); goes || err != nil || !strings.HasPrefix(out.String(), tt.asks) {
+		if goes, err := a.confirmPlan(&tt.plan); goes || err != nil || !strings.HasPrefix(out.String(), tt.asks) {
 			t.Errorf("%+v: it goes on %v, %v after %q, want a no after %q", tt.plan, goes, err, &out, tt.asks)
 		}
 	}

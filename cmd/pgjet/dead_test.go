@@ -265,14 +265,14 @@ func TestDeadAsks(t *testing.T) {
 		}
 	}
 	for _, row := range []struct {
-		in     meanwhile
+		in     answerAfter
 		says   string
 		states string
 	}{
-		{meanwhile{func() {}, "n\n"}, "nothing was changed", "dead dead"},
-		{meanwhile{func() {}, ""}, "nothing was changed", "dead dead"},
-		{meanwhile{one, "y\n"}, "2 dead letters: redrive them? [y/N]", "redriven redriven dead"},
-		{meanwhile{func() { t.Error("asked about a single one") }, "n\n"}, "pgjet dead ls", "redriven redriven redriven"},
+		{answerAfter{func() {}, "n\n"}, "nothing was changed", "dead dead"},
+		{answerAfter{func() {}, ""}, "nothing was changed", "dead dead"},
+		{answerAfter{one, "y\n"}, "2 dead letters: redrive them? [y/N]", "redriven redriven dead"},
+		{answerAfter{func() { t.Error("asked about a single one") }, "n\n"}, "pgjet dead ls", "redriven redriven redriven"},
 	} {
 		var said strings.Builder
 		c := &deadChange{

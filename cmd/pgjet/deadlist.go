@@ -119,13 +119,13 @@ func showLetters(cmd *cobra.Command, all []inbox.Letter) error {
 		fmt.Fprintln(w, "ID\tCONSUMER\tTYPE\tKEY\tSTATE\tATTEMPTS\tGIVEN UP\tGROUP\tERROR")
 		for _, l := range all {
 			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", l.ID, plain(l.Consumer), plain(l.Type), plain(l.Key),
-				l.State, l.Attempts, ago(time.Since(l.At)), l.Group, plain(l.Error+decided(l)))
+				l.State, l.Attempts, ago(time.Since(l.At)), l.Group, plain(l.Error+lastDecision(l)))
 		}
 	})
 }
 
-// decided describes the last decision of an operator.
-func decided(l inbox.Letter) string {
+// lastDecision describes the last decision of an operator.
+func lastDecision(l inbox.Letter) string {
 	if l.ChangedBy == "" {
 		return ""
 	}
@@ -183,7 +183,7 @@ func showLetter(cmd *cobra.Command, e inbox.LetterDetails) error {
 		row("key", "%s", e.Key)
 		row("place", "stream %s, sequence %d, subject %s", e.Stream, e.StreamSeq, e.Subject)
 		row("trace", "%s", e.TraceID)
-		row("state", "%s%s", e.State, decided(e.Letter))
+		row("state", "%s%s", e.State, lastDecision(e.Letter))
 		row("given up", "%s, after %d attempts, by %s", ago(time.Since(e.At)), e.Attempts, e.Process)
 		row("group", "%s, %s", e.Group, e.ErrorGroup)
 		row("error", "%s", e.Error)
@@ -191,7 +191,7 @@ func showLetter(cmd *cobra.Command, e inbox.LetterDetails) error {
 			row("stack", "%s", strings.ReplaceAll(text, "\t", "    "))
 		}
 		for _, a := range e.AttemptLog {
-			row("attempt", "%d, %s, %s by %s%s", a.Attempt, a.Began.Format(time.RFC3339), a.Outcome, a.Process, lasted(a))
+			row("attempt", "%d, %s, %s by %s%s", a.Attempt, a.Began.Format(time.RFC3339), a.Outcome, a.Process, attemptOutcome(a))
 		}
 		for _, o := range e.Operations {
 			row("operation", "%s, %s by %s: %s", o.At.Format(time.RFC3339), o.Kind, o.By, o.Reason)
@@ -210,7 +210,7 @@ func showLetter(cmd *cobra.Command, e inbox.LetterDetails) error {
 	})
 }
 
-func lasted(a inbox.Attempt) string {
+func attemptOutcome(a inbox.Attempt) string {
 	text := ""
 	if a.Seconds != nil {
 		text = fmt.Sprintf(" after %s", seconds(*a.Seconds).Round(time.Millisecond))

@@ -71,8 +71,8 @@ func (d *dev) envCommand() string {
 	return "pgjet dev env --dir " + shellQuote(d.dir)
 }
 
-// concealed returns an address without its password.
-func concealed(address string) string {
+// withoutPassword returns an address without its password.
+func withoutPassword(address string) string {
 	u, err := url.Parse(address)
 	if err != nil || u.User == nil {
 		return address
@@ -126,7 +126,7 @@ PostgreSQL and NATS require a password, which only you can read. For commands el
 
 Stop with Ctrl-C.
 
-`, time.Since(d.began).Seconds(), at.Console, at.Users, at.Inbox, at.Directory, at.Profiles, at.Billing, at.Admin, concealed(at.Database), concealed(at.NATS), d.stream, at.SMTP, at.Config, d.dir, at.Users, d.envCommand())
+`, time.Since(d.began).Seconds(), at.Console, at.Users, at.Inbox, at.Directory, at.Profiles, at.Billing, at.Admin, withoutPassword(at.Database), withoutPassword(at.NATS), d.stream, at.SMTP, at.Config, d.dir, at.Users, d.envCommand())
 }
 
 func devEnvCommand(dir *string) *cobra.Command {

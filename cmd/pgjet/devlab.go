@@ -28,27 +28,27 @@ func (d *dev) lab() *console.Dev {
 			{
 				ID: "mail-away", Name: "The mail server is out of order",
 				Effect: "It answers 451, try again later. The welcome mailer waits and tries again: see Now, and the event. No event is lost, and none dies.",
-				On:     faulty(fault(inboxPort), 451), Set: setFault(fault(inboxPort), 451),
+				On:     hasFault(fault(inboxPort), 451), Set: setFault(fault(inboxPort), 451),
 			},
 			{
 				ID: "mail-refuses", Name: "The mail server refuses every mail",
 				Effect: "It answers 550 for good. The welcome mailer gives up at once: the event is a dead letter, to be redriven when this is repaired.",
-				On:     faulty(fault(inboxPort), 550), Set: setFault(fault(inboxPort), 550),
+				On:     hasFault(fault(inboxPort), 550), Set: setFault(fault(inboxPort), 550),
 			},
 			{
 				ID: "billing-away", Name: "Billing does not work",
 				Effect: "It answers 503. The saga of each sign-up waits at its step: see Sagas.",
-				On:     faulty(fault(billingPort), http.StatusServiceUnavailable), Set: setFault(fault(billingPort), http.StatusServiceUnavailable),
+				On:     hasFault(fault(billingPort), http.StatusServiceUnavailable), Set: setFault(fault(billingPort), http.StatusServiceUnavailable),
 			},
 			{
 				ID: "billing-declines", Name: "Billing declines every account",
 				Effect: "It answers 402. The saga of each sign-up undoes what it did, and the user gets a mail.",
-				On:     faulty(fault(billingPort), http.StatusPaymentRequired), Set: setFault(fault(billingPort), http.StatusPaymentRequired),
+				On:     hasFault(fault(billingPort), http.StatusPaymentRequired), Set: setFault(fault(billingPort), http.StatusPaymentRequired),
 			},
 			{
 				ID: "profiles-away", Name: devservices.Profiles + " does not work",
 				Effect: "It answers 503. The saga of each sign-up waits at its first step, and the user service goes on without profiles.",
-				On:     faulty(fault(profilesPort), http.StatusServiceUnavailable), Set: setFault(fault(profilesPort), http.StatusServiceUnavailable),
+				On:     hasFault(fault(profilesPort), http.StatusServiceUnavailable), Set: setFault(fault(profilesPort), http.StatusServiceUnavailable),
 			},
 			{
 				ID: "relay-paused", Name: "The relay is paused",
@@ -116,8 +116,8 @@ func (d *dev) setNATSDown(_ context.Context, broken bool) error {
 	return nil
 }
 
-// faulty returns a function that reports whether the fault switch at url is set to status.
-func faulty(url string, status int) func(context.Context) (bool, error) {
+// hasFault returns a function that reports whether the fault switch at url is set to status.
+func hasFault(url string, status int) func(context.Context) (bool, error) {
 	return func(ctx context.Context) (bool, error) {
 		var now struct{ Status int }
 		err := call(ctx, http.MethodGet, url, nil, &now)

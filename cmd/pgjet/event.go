@@ -116,7 +116,7 @@ func writeEvent(w io.Writer, e operate.Event) {
 		if r.Time != nil {
 			at = r.Time.Format(time.RFC3339Nano)
 		}
-		line("outbox", "%s; seq %d, appended %s by transaction %s, %d bytes", publishing(e), r.Seq, at, r.XID, r.Bytes)
+		line("outbox", "%s; seq %d, appended %s by transaction %s, %d bytes", publishState(e), r.Seq, at, r.XID, r.Bytes)
 	}
 	if h := e.Quarantine; h != nil {
 		line("quarantine", "%s since %s: %s", h.State, h.At.Format(time.RFC3339), h.Reason)
@@ -136,8 +136,8 @@ func writeEvent(w io.Writer, e operate.Event) {
 	line("next", "pgjet event timeline %s", e.ID)
 }
 
-// publishing describes how far an event of the outbox has come.
-func publishing(e operate.Event) string {
+// publishState describes how far an event of the outbox has come.
+func publishState(e operate.Event) string {
 	switch {
 	case e.Quarantine != nil:
 		return "in quarantine"

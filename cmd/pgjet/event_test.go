@@ -138,7 +138,7 @@ func TestEventOfAnotherPrefix(t *testing.T) {
 // pruned.
 func TestEventStates(t *testing.T) {
 	t.Parallel()
-	b := newReplayBench(t, 2, false)
+	b := newReplayRig(t, 2, false)
 	database, nats := b.where[1], b.where[3]
 	appended := func(eventType, key string) string {
 		return query[string](t, b.db, fmt.Sprintf(`insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), '%s', '%s', '{}') returning id::text`, eventType, key))

@@ -128,7 +128,7 @@ func TestEventFollow(t *testing.T) {
 // retrying, and pgjet retry makes it due at once.
 func TestKeyAndRetry(t *testing.T) {
 	t.Parallel()
-	b := newReplayBench(t, 3, false)
+	b := newReplayRig(t, 3, false)
 	database, nats := b.where[1], b.where[3]
 	// The first waits for an hour, the second behind it; the third is dead.
 	b.exec(`update pgjet.consumer set ordered = true`)

@@ -44,7 +44,7 @@ func TestCommandsNameLocks(t *testing.T) {
 	} {
 		t.Run(row.table+" "+row.command, func(t *testing.T) {
 			t.Parallel()
-			b := newReplayBench(t, 3, false)
+			b := newReplayRig(t, 3, false)
 			b.exec(`insert into pgjet.dead_letter (consumer, event_id, stream, generation, stream_seq, subject, type, key, header, data, error, error_group, attempts)
 				select 'notes', event_id, 'EVENTS', 1, stream_seq, 'events.00.note.made', 'note.made', 'k', '{}', '', '', '', 1 from pgjet.inbox limit 1`)
 			b.exec(`update pgjet.inbox set state = 'dead' where event_id in (select event_id from pgjet.dead_letter)`)
@@ -99,7 +99,7 @@ func TestPooledCommandsNameLocks(t *testing.T) {
 // TestCommandsSayTheReason: an error because PostgreSQL or NATS refused begins with the reason.
 func TestCommandsSayTheReason(t *testing.T) {
 	t.Parallel()
-	b := newReplayBench(t, 1, false)
+	b := newReplayRig(t, 1, false)
 	database, nats := b.where[1], b.where[3]
 	nobody := strings.Replace(database, "?", "?role=pgjet_writer&", 1)
 	gone := "postgres://nobody@127.0.0.1:1/none"
@@ -149,7 +149,7 @@ func TestCommandsSayTheReason(t *testing.T) {
 // TestUnknownNames: a command about anything that does not exist ends with exit code 4.
 func TestUnknownNames(t *testing.T) {
 	t.Parallel()
-	b := newReplayBench(t, 0, false)
+	b := newReplayRig(t, 0, false)
 	const id = "5b0d1a5e-1f5c-4c53-9d5c-0f6a8f3f7c11"
 	for _, command := range []string{
 		"relay quarantine retry 7", "relay quarantine drop 7 --reason why", "relay pause --stream NONE --reason why",

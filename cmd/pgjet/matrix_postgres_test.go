@@ -87,8 +87,8 @@ func onPostgres(m *trial, bin string) {
 	walk(m, site{database: p.URL(), nats: testenv.NATS(m).URL()}, nil)
 }
 
-// A hostility is a set of unusual defaults of the role of all processes.
-type hostility struct {
+// A hostileDefaults is a set of unusual defaults of the role of all processes.
+type hostileDefaults struct {
 	name     string
 	short    bool
 	settings []string // of the role: "name = value"
@@ -96,7 +96,7 @@ type hostility struct {
 	german   bool     // needs a server that speaks German
 }
 
-var hostile = []hostility{
+var hostile = []hostileDefaults{
 	{name: "all at once", short: true, settings: []string{
 		"default_transaction_isolation = 'serializable'", "default_transaction_deferrable = on", "default_transaction_read_only = on",
 		"statement_timeout = '200ms'", "lock_timeout = '200ms'", "idle_in_transaction_session_timeout = '200ms'", "idle_session_timeout = '300ms'",
@@ -116,7 +116,7 @@ var hostile = []hostility{
 // role is the role of all processes of a hostile row.
 const role = "app"
 
-func (h hostility) run(m *trial) {
+func (h hostileDefaults) run(m *trial) {
 	o := devserver.PostgresOptions{Bin: newestPostgres(m)}
 	if h.german {
 		o.Bin = germanPrograms(m)
@@ -215,7 +215,7 @@ func observe(m *trial, pool string) map[string]bool {
 	return seen
 }
 
-func (h hostility) alterations() []string {
+func (h hostileDefaults) alterations() []string {
 	var all []string
 	for _, s := range h.settings {
 		all = append(all, "alter role "+role+" set "+s)

@@ -76,8 +76,8 @@ func orDash(n *int64) string {
 	return fmt.Sprint(*n)
 }
 
-// A pruning is the JSON output of pgjet outbox prune.
-type pruning struct {
+// A pruneResult is the JSON output of pgjet outbox prune.
+type pruneResult struct {
 	DryRun bool     `json:"dry_run"`
 	Pruned []string `json:"pruned"` // partitions; in a dry run those that would be pruned
 	Events int64    `json:"events"`
@@ -116,16 +116,16 @@ dropped now.`,
 	return cmd
 }
 
-func prune(ctx context.Context, db *pgx.Conn, age time.Duration, reason string, dryRun bool) (pruning, error) {
+func prune(ctx context.Context, db *pgx.Conn, age time.Duration, reason string, dryRun bool) (pruneResult, error) {
 	if dryRun {
 		names, err := upkeep.Prunable(ctx, db, age)
-		return pruning{DryRun: true, Pruned: append([]string{}, names...)}, err
+		return pruneResult{DryRun: true, Pruned: append([]string{}, names...)}, err
 	}
 	done, err := upkeep.Prune(ctx, db, age, actor(), reason)
-	return pruning{Pruned: append([]string{}, done.Dropped...), Events: done.Pruned, Busy: done.Busy}, err
+	return pruneResult{Pruned: append([]string{}, done.Dropped...), Events: done.Pruned, Busy: done.Busy}, err
 }
 
-func (p pruning) show(cmd *cobra.Command) error {
+func (p pruneResult) show(cmd *cobra.Command) error {
 	err := show(cmd, p, func(w io.Writer) {
 		switch names := plain(strings.Join(p.Pruned, ", ")); {
 		case p.DryRun && names != "":

@@ -79,11 +79,11 @@ func TestOutboxPrune(t *testing.T) {
 	if _, err := db.Exec(t.Context(), `update pgjet.quarantine set state = 'dropped'`); err != nil {
 		t.Fatal(err)
 	}
-	var p pruning
+	var p pruneResult
 	if err := json.Unmarshal([]byte(prune(exitOK, "-o", "json", "--reason", "disk")), &p); err != nil {
 		t.Fatal(err)
 	}
-	if !cmp.Equal(p, pruning{Pruned: []string{"outbox_1"}, Events: 3}) {
+	if !cmp.Equal(p, pruneResult{Pruned: []string{"outbox_1"}, Events: 3}) {
 		t.Errorf("prune says %+v, want outbox_1 and 3 events", p)
 	}
 	var by, reason string

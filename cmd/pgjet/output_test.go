@@ -67,7 +67,7 @@ var outputs = map[string][]any{
 	"op get":                         {operate.OperationState{}},
 	"op ls":                          {[]operation.Record{}},
 	"op resume":                      {operate.OperationState{}, replay.Plan{}, replay.Result{}},
-	"outbox prune":                   {pruning{}},
+	"outbox prune":                   {pruneResult{}},
 	"outbox scheduled bring-forward": {changed{}},
 	"outbox scheduled cancel":        {changed{}},
 	"outbox scheduled get":           {upkeep.Scheduled{}},
@@ -75,9 +75,9 @@ var outputs = map[string][]any{
 	"outbox status":                  {upkeep.Status{}},
 	"relay adopt":                    {[]relay.UnknownMessage{}},
 	"relay pause":                    {changed{}},
-	"relay quarantine drop":          {decidedOn{}},
+	"relay quarantine drop":          {quarantineResult{}},
 	"relay quarantine ls":            {[]relay.Quarantined{}},
-	"relay quarantine retry":         {decidedOn{}},
+	"relay quarantine retry":         {quarantineResult{}},
 	"relay resume":                   {changed{}},
 	"relay status":                   {relayView{}},
 	"replay":                         {replay.Plan{}, replay.Result{}},
@@ -458,7 +458,7 @@ func TestOutputFollowsSchemas(t *testing.T) {
 	}
 
 	// Messages are gone, and published again.
-	h := newHoled(t, 3, 7)
+	h := newGapRig(t, 3, 7)
 	r.flags = []string{"database-url", h.database, "nats-url", h.nats}
 	r.ask("audit run")
 	plan := r.at(r.ask("republish plan --all"), "operation")

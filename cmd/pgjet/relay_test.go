@@ -121,13 +121,13 @@ func TestRelayAdopt(t *testing.T) {
 	}
 }
 
-// A meanwhile answers a question after it has run a function.
-type meanwhile struct {
+// An answerAfter answers a question after it has run a function.
+type answerAfter struct {
 	happen func()
 	answer string
 }
 
-func (m meanwhile) Read(b []byte) (int, error) {
+func (m answerAfter) Read(b []byte) (int, error) {
 	m.happen()
 	return copy(b, m.answer), io.EOF
 }
@@ -148,16 +148,16 @@ func TestRelayAdoptAsks(t *testing.T) {
 	}
 	found()
 	for _, row := range []struct {
-		in     meanwhile
+		in     answerAfter
 		says   string
 		fails  bool
 		remain int
 	}{
-		{meanwhile{func() {}, "n\n"}, "nothing was adopted", false, 1},
-		{meanwhile{func() {}, "y\n"}, "nothing was adopted", false, 1},
-		{meanwhile{func() {}, ""}, "nothing was adopted", false, 1},
-		{meanwhile{found, "EVENTS\n"}, "up to sequence 1,", true, 2},
-		{meanwhile{func() {}, "EVENTS\n"}, "adopted what stream EVENTS holds up to sequence 2;", false, 0},
+		{answerAfter{func() {}, "n\n"}, "nothing was adopted", false, 1},
+		{answerAfter{func() {}, "y\n"}, "nothing was adopted", false, 1},
+		{answerAfter{func() {}, ""}, "nothing was adopted", false, 1},
+		{answerAfter{found, "EVENTS\n"}, "up to sequence 1,", true, 2},
+		{answerAfter{func() {}, "EVENTS\n"}, "adopted what stream EVENTS holds up to sequence 2;", false, 0},
 	} {
 		var said strings.Builder
 		err := s.adopt(t.Context(), adoption{reason: "r", output: "table", in: row.in, out: io.Discard, err: &said})

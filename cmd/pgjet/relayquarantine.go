@@ -110,8 +110,8 @@ type decision struct {
 	asks        bool // for confirmation before it changes all
 }
 
-// A decidedOn is the JSON output of pgjet relay quarantine retry and drop.
-type decidedOn struct {
+// A quarantineResult is the JSON output of pgjet relay quarantine retry and drop.
+type quarantineResult struct {
 	Changed []int64 `json:"changed"` // seqs
 }
 
@@ -138,7 +138,7 @@ func (s *settings) decideCommand(d decision) *cobra.Command {
 		return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 			changed, err := d.decide(ctx, db, seqs, reason)
 			if err == nil {
-				result := decidedOn{append([]int64{}, changed...)}
+				result := quarantineResult{append([]int64{}, changed...)}
 				err = show(cmd, result, func(w io.Writer) { fmt.Fprintf(w, d.done, len(changed)) })
 			}
 			return err

@@ -43,7 +43,7 @@ func (s *settings) relayStatusCommand() *cobra.Command {
 					errs = append(errs, fmt.Errorf("relay %s: %w", e.name, err))
 				}
 			}
-			return worst(errs)
+			return joinByExit(errs)
 		},
 	}
 	outputFlag(cmd.Flags())
@@ -63,8 +63,8 @@ func (s *settings) showRelay(cmd *cobra.Command) error {
 	})
 }
 
-// worst joins errors. Its exit code is that of the first failure, else that of the first finding.
-func worst(errs []error) error {
+// joinByExit joins errors. Its exit code is that of the first failure, else that of the first finding.
+func joinByExit(errs []error) error {
 	code, joined := exitOK, errors.Join(errs...)
 	for _, err := range errs {
 		one := reasonExit(err)

@@ -162,14 +162,14 @@ func (a *replayRun) replayOn(ctx context.Context, db *pgxpool.Pool) error {
 	if err := showIn(a.out, a.output, plan, func(w io.Writer) { writePlan(w, plan) }); err != nil {
 		return err
 	}
-	if proceed, err := a.agree(plan); err != nil || !proceed {
+	if proceed, err := a.confirmPlan(plan); err != nil || !proceed {
 		return err
 	}
 	return a.run(ctx, r, plan)
 }
 
-// agree reports whether to run the plan.
-func (a *replayRun) agree(plan *replay.Plan) (bool, error) {
+// confirmPlan reports whether to run the plan.
+func (a *replayRun) confirmPlan(plan *replay.Plan) (bool, error) {
 	switch {
 	case a.dryRun:
 		fmt.Fprintln(a.err, "nothing was changed")

@@ -29,7 +29,7 @@ type replayRig struct {
 	where []string // flags
 }
 
-func newReplayBench(t *testing.T, n int, effects bool) *replayRig {
+func newReplayRig(t *testing.T, n int, effects bool) *replayRig {
 	t.Helper()
 	server := testenv.NATS(t).URL()
 	database := testenv.DatabaseURL(t)
@@ -79,7 +79,7 @@ func (b *replayRig) args(words ...string) []string {
 
 func TestReplayNeedsSelection(t *testing.T) {
 	t.Parallel()
-	b := newReplayBench(t, 0, false)
+	b := newReplayRig(t, 0, false)
 	for words, says := range map[string]string{
 		"notes":                                   "--all",
 		"notes --all --since 2h":                  "--all",
@@ -108,7 +108,7 @@ func TestReplayNeedsSelection(t *testing.T) {
 
 func TestReplayDryRun(t *testing.T) {
 	t.Parallel()
-	b := newReplayBench(t, 10, true)
+	b := newReplayRig(t, 10, true)
 	b.exec(`delete from pgjet.inbox where stream_seq > 7`)
 	state := func() string {
 		return query[string](t, b.db, `select concat_ws(' ', (select string_agg(c::text, ',') from pgjet.consumer c),
@@ -134,7 +134,7 @@ func TestReplayDryRun(t *testing.T) {
 
 func TestReplay(t *testing.T) {
 	t.Parallel()
-	b := newReplayBench(t, 10, false)
+	b := newReplayRig(t, 10, false)
 	refused(t, exitOK, b.args("notes", "--all", "--yes"), "nothing to replay")
 	refused(t, exitOK, b.args("notes", "--from-seq", "4", "--again", "--reason", "handler fixed", "--yes"),
 		"7 events handed over to notes", "no process runs it")
@@ -158,7 +158,7 @@ func TestReplay(t *testing.T) {
 // TestReplayInterrupted: the command that an interrupted replay prints resumes it.
 func TestReplayInterrupted(t *testing.T) {
 	t.Parallel()
-	b := newReplayBench(t, 400, false)
+	b := newReplayRig(t, 400, false)
 	p := start(t, nil, b.args("notes", "--all", "--key", "k1", "--rate", "50", "--again", "--reason", "it's fixed", "--yes")...)
 	p.killed = true // its exit code is not 0
 	testenv.Eventually(t, patience, "some events are handed over", func() bool {
@@ -186,7 +186,7 @@ func TestReplayInterrupted(t *testing.T) {
 // everything.
 func TestReplayTellsProgress(t *testing.T) {
 	t.Parallel()
-	b := newReplayBench(t, 20, false)
+	b := newReplayRig(t, 20, false)
 	b.exec(`insert into pgjet.process (consumer, process, workers, seen_at) values ('notes', 'here:1', 1, now() + interval '14 s')`)
 	b.exec(`delete from pgjet.inbox`)
 	p := start(t, nil, b.args("notes", "--all", "--rate", "1000", "--yes")...)
@@ -205,7 +205,7 @@ func TestReplayPermissions(t *testing.T) {
 	t.Parallel()
 	g := startGuarded(t)
 	must(t, exitOK, "stream", "ensure", "--nats-url", g.url("operator"))
-	b := newReplayBench(t, 0, false)
+	b := newReplayRig(t, 0, false)
 	nc, err := nats.Connect(g.url("operator"), nats.CustomInboxPrefix(inboxPrefix("operator")))
 	if err != nil {
 		t.Fatal(err)

@@ -16,8 +16,8 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-// A holed is a stream of twenty events of five keys that lacks some, with its relay.
-type holed struct {
+// A gapRig is a stream of twenty events of five keys that lacks some, with its relay.
+type gapRig struct {
 	*testing.T
 	db             *pgxpool.Pool
 	stream         jetstream.Stream
@@ -25,9 +25,9 @@ type holed struct {
 	database, nats string
 }
 
-func newHoled(t *testing.T, holes ...uint64) *holed {
+func newGapRig(t *testing.T, holes ...uint64) *gapRig {
 	t.Helper()
-	h := &holed{T: t, database: testenv.DatabaseURL(t), nats: testenv.NATS(t).URL()}
+	h := &gapRig{T: t, database: testenv.DatabaseURL(t), nats: testenv.NATS(t).URL()}
 	h.db = openDB(t, h.database)
 	config := relay.StreamConfig("EVENTS", 1)
 	config.DenyDelete = false
@@ -46,19 +46,19 @@ func newHoled(t *testing.T, holes ...uint64) *holed {
 	return h
 }
 
-func (h *holed) start() {
+func (h *gapRig) start() {
 	h.Helper()
 	h.relay = startRelay(h.T, h.database, h.nats)
 	h.relay.ready(h.relay.admin)
 }
 
 // plan runs pgjet republish plan.
-func (h *holed) plan(flags string) operate.Republication {
+func (h *gapRig) plan(flags string) operate.Republication {
 	h.Helper()
 	return printed[operate.Republication](h.T, asked("republish plan "+flags, h.nats), h.database)
 }
 
-func (h *holed) id(seq int) string {
+func (h *gapRig) id(seq int) string {
 	return query[string](h, h.db, `select id::text from pgjet.outbox where seq = $1`, seq)
 }
 
@@ -66,7 +66,7 @@ func (h *holed) id(seq int) string {
 // audit finds no difference.
 func TestRepublish(t *testing.T) {
 	t.Parallel()
-	h := newHoled(t, 3, 7, 18)
+	h := newGapRig(t, 3, 7, 18)
 	operator := asOperator(h.database)
 	refused(t, exitUsage, words(asked("republish plan", h.nats), operator), "--all")
 	refused(t, exitNotFound, words(asked("republish plan --from-seq 4 --to-seq 6", h.nats), operator), "lacks nothing of that")
@@ -110,7 +110,7 @@ func TestRepublish(t *testing.T) {
 // TestRepublishWithinATerm: a plan that another relay may have overtaken is refused, and changes nothing.
 func TestRepublishWithinATerm(t *testing.T) {
 	t.Parallel()
-	h := newHoled(t, 3)
+	h := newGapRig(t, 3)
 	p := h.plan("--all")
 	h.relay.stop()
 	h.start()
@@ -124,7 +124,7 @@ func TestRepublishWithinATerm(t *testing.T) {
 // TestRepublishIsCancelled: the remaining events are not published, and are missing as before.
 func TestRepublishIsCancelled(t *testing.T) {
 	t.Parallel()
-	h := newHoled(t, 3, 7)
+	h := newGapRig(t, 3, 7)
 	operator := asOperator(h.database)
 	p := h.plan("--all")
 	must(t, exitOK, words("relay pause --reason test", operator)...)
@@ -201,7 +201,7 @@ func TestOpCancelsARedrive(t *testing.T) {
 // TestOpResumesAReplay: an interrupted replay resumes with the rest.
 func TestOpResumesAReplay(t *testing.T) {
 	t.Parallel()
-	b := newReplayBench(t, 40, false)
+	b := newReplayRig(t, 40, false)
 	b.exec(`delete from pgjet.inbox`)
 	p := command(t, nil, b.args("notes", "--all", "--rate", "8", "--yes", "--reason", "lost")...)
 	p.begin()

@@ -95,7 +95,7 @@ func showInstances(cmd *cobra.Command, all []instance) error {
 		fmt.Fprintln(w, "NAME\tID\tSTREAM\tVERSION\tADDRESS\tHEALTH\tCONFIG\tUP\tWHY")
 		for _, i := range all {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", plain(i.Name), plain(i.ID), plain(cmp.Or(i.Metadata[registry.StreamKey], "-")), plain(i.Version), plain(cmp.Or(i.Address, "-")),
-				i.Health, plain(cmp.Or(i.Metadata["config"], "-")), up(i.Started), plain(i.Cause))
+				i.Health, plain(cmp.Or(i.Metadata["config"], "-")), uptime(i.Started), plain(i.Cause))
 		}
 	})
 }
@@ -108,7 +108,7 @@ func showInstance(cmd *cobra.Command, all []instance) error {
 			}
 			started := "-"
 			if !i.Started.IsZero() {
-				started = i.Started.UTC().Format(time.RFC3339) + ", up " + up(i.Started)
+				started = i.Started.UTC().Format(time.RFC3339) + ", up " + uptime(i.Started)
 			}
 			for _, line := range [][2]string{
 				{"name", i.Name},
@@ -130,8 +130,8 @@ func showInstance(cmd *cobra.Command, all []instance) error {
 	})
 }
 
-// up formats how long something has run.
-func up(started time.Time) string {
+// uptime formats how long something has run.
+func uptime(started time.Time) string {
 	if started.IsZero() {
 		return "-"
 	}

@@ -116,7 +116,7 @@ func writeOverview(w io.Writer, s operate.Status) {
 		}
 	}
 	for _, i := range s.Processes {
-		fmt.Fprintf(w, "process\t%s\t%s, up %s, %s\n", plain(i.Name), i.Health, up(i.Started), plain(i.Version))
+		fmt.Fprintf(w, "process\t%s\t%s, up %s, %s\n", plain(i.Name), i.Health, uptime(i.Started), plain(i.Version))
 	}
 }
 

@@ -186,7 +186,7 @@ func TestReplay(t *testing.T) {
 	b := open(t, env.Console, "status of 400")
 	b.visit("/consumers/directory")
 	b.click("Replay events to directory…")
-	b.sees("What its inbox knows as done is skipped")
+	b.sees("Events that are done in its inbox are skipped")
 	b.do(chromedp.Click(`input[value=all]`), chromedp.Click(`input[name=again]`))
 	b.click("Say what will happen")
 	b.sees("What will happen", "events will run", "none outside the database", "to confirm")
