@@ -10,6 +10,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/pflag"
+
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
@@ -163,4 +166,28 @@ func TestOneFileForAll(t *testing.T) {
 	}
 	refused(t, exitUnreachable, []string{"consumer", "ensure", "directory", "--config", file}, "NATS")
 	refused(t, exitUsage, []string{"consume", "welcome-mailer", "--config", file}, file+":2", "/not/mounted/here")
+}
+
+// TestParsingAKeyLeavesItsFlag: a file is read again while a process runs, and must not change what the process uses. Each
+// default is a valid value.
+func TestParsingAKeyLeavesItsFlag(t *testing.T) {
+	t.Parallel()
+	root := newRoot()
+	values := func() (all []string) {
+		visitKeys(root, func(process string, f *pflag.Flag) { all = append(all, process+" --"+f.Name+" "+f.Value.String()) })
+		return all
+	}
+	before := values()
+	for _, k := range processKeys(root) {
+		if k.Name == "stream" {
+			if text, err := k.Parse("OTHER"); text != "OTHER" || err != nil {
+				t.Errorf("parsed %q (%v), want OTHER", text, err)
+			}
+		} else if text, err := k.Parse(k.Default); k.Default != "" && (text != k.Default || err != nil) {
+			t.Errorf("%s: the default %q is parsed as %q (%v)", k.Name, k.Default, text, err)
+		}
+	}
+	if diff := cmp.Diff(before, values()); diff != "" {
+		t.Errorf("flags changed:\n%s", diff)
+	}
 }

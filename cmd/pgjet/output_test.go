@@ -151,6 +151,26 @@ func TestEveryCommandHasJSON(t *testing.T) {
 	}
 }
 
+// TestUnknownOutput: every command refuses a form of output that it does not have, with its forms.
+func TestUnknownOutput(t *testing.T) {
+	t.Parallel()
+	printing(func(path string, cmd *cobra.Command) {
+		flag := cmd.Flag("output")
+		if flag == nil {
+			return
+		}
+		for _, form := range append(formsOf(flag), "yaml") {
+			_ = flag.Value.Set(form) // a text
+			if err := checkOutput(cmd); (err != nil) != (form == "yaml") {
+				t.Errorf("pgjet %s -o %s: %v", path, form, err)
+			}
+		}
+	})
+	refused(t, exitUsage, []string{"version", "-o", "yaml"}, `--output is "yaml", want table or json`)
+	refused(t, checkUnknown, []string{"check", "-o", "yaml"}, `--output is "yaml", want table, json or prometheus`)
+	refused(t, exitUsage, []string{"dead", "ls", "-o", "yaml"}, `--output is "yaml", want table, json, or name`)
+}
+
 // schemaFile returns the path of a command's schema in the repository.
 func schemaFile(path string) string {
 	return "docs/reference/output/" + strings.ReplaceAll(path, " ", "-") + ".json"
