@@ -48,8 +48,8 @@ var completedArgs = map[string]string{
 // completedFlags lists what flags name, in commands that use a database.
 var completedFlags = map[string]string{"consumer": operate.Consumers, "type": operate.Types, "key": operate.Keys, "stream": operate.Streams}
 
-// completedStates lists the values of --state.
-var completedStates = map[string][]string{
+// states lists the values of --state.
+var states = map[string][]string{
 	"pgjet event ls":            eventStates,
 	"pgjet saga ls":             saga.States,
 	"pgjet relay quarantine ls": {"held", "retry", "dropped"},
@@ -85,7 +85,7 @@ func completions(cmd *cobra.Command) {
 		case f.Name == "output":
 			complete = fixed(formsOf(f))
 		case f.Name == "state":
-			complete = fixed(completedStates[path])
+			complete = fixed(states[path])
 		case words != nil:
 			complete = fixed(words)
 		case completedFlags[f.Name] != "" && cmd.Flag("database-url") != nil:

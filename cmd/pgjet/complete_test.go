@@ -96,9 +96,9 @@ func TestCompletionOffersNoFiles(t *testing.T) {
 			t.Errorf("completedArgs names %s, which is no command", path)
 		}
 	}
-	for path, states := range completedStates {
-		if cmd, _, err := root.Find(strings.Fields(path)[1:]); err != nil || cmd.Flag("state") == nil || len(states) == 0 {
-			t.Errorf("completedStates names %s, which has no --state", path)
+	for path, values := range states {
+		if cmd, _, err := root.Find(strings.Fields(path)[1:]); err != nil || cmd.Flag("state") == nil || len(values) == 0 {
+			t.Errorf("states names %s, which has no --state", path)
 		}
 	}
 }

@@ -37,13 +37,17 @@ process runs it.`,
 	return cmd
 }
 
-// exactlyOne checks that the only argument is the name of a consumer.
-func exactlyOne(cmd *cobra.Command, args []string) error {
-	if len(args) != 1 || args[0] == "" {
-		return fmt.Errorf("%s takes the name of one consumer, not %q; see: pgjet consumer ls", cmd.CommandPath(), args)
+// oneName checks that the only argument is the name of a consumer or a service, which kind says.
+func oneName(kind, list string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != 1 || args[0] == "" {
+			return fmt.Errorf("%s takes the name of one %s, not %q; see: %s", cmd.CommandPath(), kind, args, list)
+		}
+		return nil
 	}
-	return nil
 }
+
+var oneConsumer = oneName("consumer", "pgjet consumer ls")
 
 func (s *settings) consumerListCommand() *cobra.Command {
 	var exitCode bool
@@ -75,7 +79,7 @@ func (s *settings) consumerGetCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "get NAME",
 		Short: "Show all that is known of a consumer, and its processes; exit code 6 if it is not healthy",
-		Args:  exactlyOne,
+		Args:  oneConsumer,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return s.withBoth(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream) error {
 				one, err := status.Get(ctx, db, js, args[0])
@@ -127,7 +131,7 @@ func (s *settings) consumerPauseCommand() *cobra.Command {
 		Long: `Let no attempt of a consumer begin until it is resumed, wherever its processes are. Running
 attempts may finish: the command waits for them, 10 seconds at most. Events wait in the
 stream. Pausing twice changes nothing.`,
-		Args: exactlyOne,
+		Args: oneConsumer,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := needReason(reason); err != nil {
 				return err
@@ -189,7 +193,7 @@ func (s *settings) consumerResumeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "resume NAME",
 		Short: "End a pause",
-		Args:  exactlyOne,
+		Args:  oneConsumer,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 				name := args[0]

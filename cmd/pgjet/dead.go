@@ -74,14 +74,8 @@ func (d *deadSelection) resolve(args []string) (f inbox.Filter, err error) {
 	if err := nameDead(&f, args); err != nil {
 		return f, err
 	}
-	switch d.state {
-	case inbox.Dead, inbox.Redriven, inbox.Done, inbox.Discarded:
-		if !f.Named() {
-			f.State = d.state
-		}
-	case "", "all":
-	default:
-		return f, usagef("--state is %q, want dead, redriven, done, discarded or all", d.state)
+	if d.state != "all" && !f.Named() {
+		f.State = d.state
 	}
 	return f, nil
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"time"
 
@@ -73,8 +72,6 @@ command prints the flag for the next page.`,
 			switch {
 			case err != nil:
 				return err
-			case f.State != "" && !slices.Contains(eventStates, f.State):
-				return usagef("--state is %q, want one of: %s", short(f.State), strings.Join(eventStates, ", "))
 			case f.Consumer != "" && f.State != operate.Retrying && f.State != "dead":
 				return usagef("--consumer is for --state retrying and --state dead; what became of an event of the outbox at each consumer shows: pgjet event get ID")
 			}

@@ -65,7 +65,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			return err
 		}
 		began = true
-		if err := checkOutput(cmd); err != nil {
+		if err := checkChoices(cmd); err != nil {
 			return err
 		}
 		return findDev(cmd)

@@ -7,7 +7,6 @@ import (
 	"io"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -40,11 +39,8 @@ func (s *settings) opListCommand() *cobra.Command {
 			if err := notEmpty(cmd.Flags(), "kind", "state", "target"); err != nil {
 				return err
 			}
-			if f.State != "" && !slices.Contains(operation.States, f.State) {
-				return usagef("--state is %q, want one of %s", f.State, strings.Join(operation.States, ", "))
-			}
-			if f.Most < 1 || f.Most > 1000 {
-				return usagef("--limit is %d, want 1 to 1000", f.Most)
+			if err := checkLimit(f.Most); err != nil {
+				return err
 			}
 			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 				all, err := operate.Source{DB: db}.ListOperations(ctx, f)

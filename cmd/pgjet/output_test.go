@@ -151,23 +151,27 @@ func TestEveryCommandHasJSON(t *testing.T) {
 	}
 }
 
-// TestUnknownOutput: every command refuses a form of output that it does not have, with its forms.
+// TestUnknownOutput: every command refuses a form of output, or a state, that it does not have, and lists those that it has.
 func TestUnknownOutput(t *testing.T) {
 	t.Parallel()
 	printing(func(path string, cmd *cobra.Command) {
+		if cmd.Flag("state") != nil && states["pgjet "+path] == nil {
+			t.Errorf("the values of --state of pgjet %s are not listed", path)
+		}
 		flag := cmd.Flag("output")
 		if flag == nil {
 			return
 		}
 		for _, form := range append(formsOf(flag), "yaml") {
 			_ = flag.Value.Set(form) // a text
-			if err := checkOutput(cmd); (err != nil) != (form == "yaml") {
+			if err := checkChoices(cmd); (err != nil) != (form == "yaml") {
 				t.Errorf("pgjet %s -o %s: %v", path, form, err)
 			}
 		}
 	})
 	refused(t, exitUsage, []string{"version", "-o", "yaml"}, `--output is "yaml", want table or json`)
 	refused(t, checkUnknown, []string{"check", "-o", "yaml"}, `--output is "yaml", want table, json or prometheus`)
+	refused(t, exitUsage, []string{"op", "ls", "--state", "lost"}, `--state is "lost", want one of planned, `)
 	refused(t, exitUsage, []string{"dead", "ls", "-o", "yaml"}, `--output is "yaml", want table, json, or name`)
 }
 

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"time"
 
@@ -36,9 +35,6 @@ func (s *settings) sagaListCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := notEmpty(cmd.Flags(), "state", "key"); err != nil {
 				return err
-			}
-			if f.State != "" && !slices.Contains(saga.States, f.State) {
-				return usagef("--state is %q, want %s", short(f.State), strings.Join(saga.States, ", "))
 			}
 			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
 				all, err := saga.List(ctx, db, f)

@@ -51,12 +51,7 @@ func (s *settings) servicesGetCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "get NAME",
 		Short: "Show all that is known of the instances of one service",
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) != 1 || args[0] == "" {
-				return fmt.Errorf("%s takes the name of one service, not %q; see: pgjet services ls", cmd.CommandPath(), args)
-			}
-			return nil
-		},
+		Args:  oneName("service", "pgjet services ls"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			all, err := s.instances(cmd.Context(), args[0])
 			if err != nil {

@@ -28,11 +28,14 @@ func formsOf(output *pflag.Flag) []string {
 	return slices.DeleteFunc(words, func(w string) bool { return w == "or" })
 }
 
-// checkOutput refuses a value of --output that the command does not have.
-func checkOutput(cmd *cobra.Command) error {
+// checkChoices refuses values of --output and --state that the command does not have.
+func checkChoices(cmd *cobra.Command) error {
 	if f := cmd.Flag("output"); f != nil && !slices.Contains(formsOf(f), f.Value.String()) {
 		forms, _, _ := strings.Cut(f.Usage, ":")
 		return usagef("--output is %q, want %s", f.Value, forms)
+	}
+	if f, all := cmd.Flag("state"), states[cmd.CommandPath()]; f != nil && f.Value.String() != "" && !slices.Contains(all, f.Value.String()) {
+		return usagef("--state is %q, want one of %s", short(f.Value.String()), strings.Join(all, ", "))
 	}
 	return nil
 }
