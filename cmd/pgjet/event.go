@@ -67,8 +67,8 @@ func (s *settings) eventTimelineCommand() *cobra.Command {
 request, a mail or a mail address: appends, attempts, waits, errors, dead letters, decisions
 of operators, sagas, and what is not known. A trace is an id of 32 hex digits, or a
 traceparent; a request has the id of its header X-Request-Id; a mail has its Message-ID. The
-first 20 events are shown. Only ids have an index: the rest is searched in the newest 200
-000 rows of the outbox, keys also among waiting and dead events.`,
+first 20 events are shown. Only ids have an index: the rest is searched in the newest
+200 000 rows of the outbox, keys also among waiting and dead events.`,
 		Example: `  pgjet event timeline ada@example.com
   pgjet event timeline 4bf92f3577b34da6a3ce929d0e0e4736`,
 		Args: cobra.ExactArgs(1),
