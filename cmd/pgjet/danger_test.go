@@ -44,7 +44,7 @@ func TestDangerTiers(t *testing.T) {
 		{replay.Plan{Consumer: "notes", Run: 20_000}, false, "Replay 20000 events to notes? Type 20000 to continue: "},
 	} {
 		var out bytes.Buffer
-		a := replayRun{in: strings.NewReader("\n"), err: &out}
+		a := replayRun{stdio: stdio{in: strings.NewReader("\n"), err: &out}}
 		a.selection.Force = tt.force
 		if goes, err := a.confirmPlan(&tt.plan); goes || err != nil || !strings.HasPrefix(out.String(), tt.asks) {
 			t.Errorf("%+v: it goes on %v, %v after %q, want a no after %q", tt.plan, goes, err, &out, tt.asks)

@@ -277,7 +277,7 @@ func TestDeadAsks(t *testing.T) {
 		var said strings.Builder
 		c := &deadChange{
 			Verb: operate.Redrive, next: "see: pgjet dead ls",
-			output: "table", in: row.in, out: io.Discard, err: &said,
+			stdio: stdio{row.in, io.Discard, &said, "table"},
 		}
 		err := c.run(t.Context(), db, inbox.Filter{Consumer: "mailer"})
 		if err != nil || !strings.Contains(said.String(), row.says) {

@@ -17,6 +17,7 @@ import (
 
 // A deadChange is one run of a command that changes dead letters.
 type deadChange struct {
+	stdio
 	operate.Verb
 	next string // the command to type afterwards
 
@@ -25,11 +26,8 @@ type deadChange struct {
 	rate      int
 	dryRun    bool
 	all, yes  bool
-	output    string
 	wait      bool
 	timeout   time.Duration
-	in        io.Reader
-	out, err  io.Writer
 }
 
 func (s *settings) deadRedriveCommand() *cobra.Command {
@@ -65,7 +63,7 @@ func (s *settings) deadReopenCommand() *cobra.Command {
 
 func (s *settings) deadChangeCommand(c *deadChange) *cobra.Command {
 	cmd := &cobra.Command{Use: c.Name + " [ID...]", RunE: func(cmd *cobra.Command, args []string) error {
-		c.in, c.out, c.err, c.output = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr(), outputForm(cmd)
+		c.stdio = stdioOf(cmd)
 		f, err := c.check(args)
 		if err != nil {
 			return err
@@ -179,7 +177,7 @@ func (c *deadChange) show(all []inbox.Outcome, would string) error {
 	if len(all) == 0 {
 		fmt.Fprintln(c.err, "no dead letter is selected")
 	}
-	return showIn(c.out, c.output, all, func(w io.Writer) {
+	return c.stdio.show(all, func(w io.Writer) {
 		for _, o := range all {
 			fmt.Fprintf(w, "%s\t%d %s%s", plain(o.Consumer), o.Changed, would, c.Past)
 			for _, rest := range []struct {

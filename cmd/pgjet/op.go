@@ -183,8 +183,7 @@ func (s *settings) resumeOperation(ctx context.Context, cmd *cobra.Command, db *
 	case err != nil:
 		return err
 	case o.Kind == "replay":
-		a := replayRun{settings: s, consumer: o.Target, reason: o.Reason, output: outputForm(cmd), yes: true, continues: &o, rate: rate,
-			in: cmd.InOrStdin(), out: cmd.OutOrStdout(), err: cmd.ErrOrStderr()}
+		a := replayRun{settings: s, consumer: o.Target, reason: o.Reason, yes: true, continues: &o, rate: rate, stdio: stdioOf(cmd)}
 		err = replayExit(a.replay(ctx))
 	default:
 		if _, err = replay.Resume(ctx, db, o, rate); err == nil {

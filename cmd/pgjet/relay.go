@@ -169,7 +169,7 @@ is deleted, and it cannot be undone.`,
 			if err := a.check(cmd.InOrStdin()); err != nil {
 				return err
 			}
-			a.in, a.out, a.err, a.output = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr(), outputForm(cmd)
+			a.stdio = stdioOf(cmd)
 			return s.adopt(cmd.Context(), a)
 		},
 	}
@@ -183,10 +183,10 @@ is deleted, and it cannot be undone.`,
 
 // An adoption is one run of pgjet relay adopt.
 type adoption struct {
-	dryRun, yes    bool
-	reason, output string
-	in             io.Reader
-	out, err       io.Writer
+	stdio
+
+	dryRun, yes bool
+	reason      string
 }
 
 func (a adoption) check(in io.Reader) error {
@@ -215,7 +215,7 @@ func (s *settings) adopt(ctx context.Context, a adoption) error {
 	if err != nil {
 		return err
 	}
-	if err := showUnknown(a.out, a.output, listed); err != nil {
+	if err := showUnknown(a.stdio, listed); err != nil {
 		return err
 	}
 	if a.dryRun {

@@ -160,7 +160,7 @@ func TestRelayAdoptAsks(t *testing.T) {
 		{answerAfter{func() {}, "EVENTS\n"}, "adopted what stream EVENTS holds up to sequence 2;", false, 0},
 	} {
 		var said strings.Builder
-		err := s.adopt(t.Context(), adoption{reason: "r", output: "table", in: row.in, out: io.Discard, err: &said})
+		err := s.adopt(t.Context(), adoption{reason: "r", stdio: stdio{row.in, io.Discard, &said, "table"}})
 		if (err != nil) != row.fails || !strings.Contains(said.String(), row.says) {
 			t.Errorf("%q: %v, says %q, want %q", row.in.answer, err, said.String(), row.says)
 		}

@@ -56,9 +56,9 @@ func showQuarantine(cmd *cobra.Command, all []relay.Quarantined) error {
 	})
 }
 
-func showUnknown(out io.Writer, output string, all []relay.UnknownMessage) error {
+func showUnknown(s stdio, all []relay.UnknownMessage) error {
 	const shown = 20
-	return showIn(out, output, all, func(w io.Writer) {
+	return s.show(all, func(w io.Writer) {
 		fmt.Fprintln(w, "SEQUENCE\tEVENT\tSUBJECT\tFOUND")
 		for i, m := range all {
 			if i >= shown-1 && i < len(all)-1 {

@@ -21,14 +21,13 @@ import (
 
 // A replayRun is one run of pgjet replay.
 type replayRun struct {
+	stdio
 	*settings
 	consumer            string
 	selection           replay.Selection
 	since, until        string
 	dryRun, yes, detach bool
-	reason, output      string
-	in                  io.Reader
-	out, err            io.Writer
+	reason              string
 	continues           *operation.Record // the operation to resume; nil: a new one
 	rate                int               // of the resumed operation; 0: as before
 }
@@ -51,7 +50,7 @@ one, while live events continue.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a.consumer = args[0]
-			a.in, a.out, a.err, a.output = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr(), outputForm(cmd)
+			a.stdio = stdioOf(cmd)
 			if err := a.check(cmd); err != nil {
 				return err
 			}
@@ -159,7 +158,7 @@ func (a *replayRun) replayOn(ctx context.Context, db *pgxpool.Pool) error {
 	if err != nil {
 		return err
 	}
-	if err := showIn(a.out, a.output, plan, func(w io.Writer) { writePlan(w, plan) }); err != nil {
+	if err := a.stdio.show(plan, func(w io.Writer) { writePlan(w, plan) }); err != nil {
 		return err
 	}
 	if proceed, err := a.confirmPlan(plan); err != nil || !proceed {
@@ -200,7 +199,7 @@ func (a *replayRun) run(ctx context.Context, r *replay.Replay, plan *replay.Plan
 	result, err := r.Run(ctx, plan, actor(), reason, watch, progress.report)
 	progress.finish()
 	if a.output == "json" && result.Operation != 0 {
-		if err := showIn(a.out, a.output, result, nil); err != nil {
+		if err := a.stdio.show(result, nil); err != nil {
 			return err
 		}
 	}

@@ -43,22 +43,33 @@ func checkChoices(cmd *cobra.Command) error {
 // outputForm returns the value of --output.
 func outputForm(cmd *cobra.Command) string { return cmd.Flag("output").Value.String() }
 
-// show writes the result of a command: value as JSON, or what table writes, in columns.
-func show(cmd *cobra.Command, value any, table func(w io.Writer)) error {
-	return showIn(cmd.OutOrStdout(), outputForm(cmd), value, table)
+// A stdio is where a command asks, and where it writes its result and everything else.
+type stdio struct {
+	in       io.Reader
+	out, err io.Writer
+	output   string // the form of the result
 }
 
-func showIn(out io.Writer, output string, value any, table func(w io.Writer)) error {
-	if output == "json" {
-		return json.NewEncoder(out).Encode(value)
+func stdioOf(cmd *cobra.Command) stdio {
+	return stdio{cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr(), outputForm(cmd)}
+}
+
+// show writes the result of a command: value as JSON, or what table writes, in columns.
+func show(cmd *cobra.Command, value any, table func(w io.Writer)) error {
+	return stdioOf(cmd).show(value, table)
+}
+
+func (s stdio) show(value any, table func(w io.Writer)) error {
+	if s.output == "json" {
+		return json.NewEncoder(s.out).Encode(value)
 	}
 	var text bytes.Buffer
 	table(&text)
-	aligned, err := screenOf(out).aligned(text.String())
+	aligned, err := screenOf(s.out).aligned(text.String())
 	if err != nil {
 		return err
 	}
-	_, err = io.WriteString(out, aligned)
+	_, err = io.WriteString(s.out, aligned)
 	return err
 }
 
