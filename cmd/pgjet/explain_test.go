@@ -58,7 +58,7 @@ func TestExplain(t *testing.T) {
 		t.Errorf("a reason with a page of its own is explained so:\n%s", out)
 	}
 	refused(t, exitNotFound, []string{"explain", "steam_full"}, `"steam_full" is no reason; did you mean stream_full?`, "pgjet explain")
-	refused(t, exitNotFound, []string{"explain", "weather"}, `"weather" is no reason; all are listed by: pgjet explain`)
+	refused(t, exitNotFound, []string{"explain", "weather"}, `"weather" is no reason; to list all: pgjet explain`)
 	refused(t, exitUsage, []string{"explain", "-o", "xml"}, "--output")
 }
 
