@@ -136,6 +136,8 @@ func (c *Console) judge(ctx context.Context, e operate.Event) (all []verdict) {
 	switch {
 	case e.Quarantine != nil && e.Quarantine.State == "held":
 		all = append([]verdict{{"quarantined", "In quarantine: " + e.Quarantine.Reason, "/relay"}}, all...)
+	case e.Quarantine != nil && e.Quarantine.State == operate.Dropped && e.Stored == nil:
+		all = append([]verdict{{operate.Dropped, "Dropped from quarantine: no consumer gets it. It was there because: " + e.Quarantine.Reason, "/relay"}}, all...)
 	case e.Outbox != nil && e.Stored == nil && !e.Outbox.Published:
 		why := "the relay has not published it yet"
 		for _, r := range status.Relays {

@@ -49,6 +49,11 @@ func (s eventTimeline) inOrder(want ...string) bool {
 	return len(want) == 0
 }
 
+// names reports whether the timeline has an entry of a place.
+func (s eventTimeline) names(place string) bool {
+	return slices.ContainsFunc(s.Timeline, func(e operate.Entry) bool { return e.Place == place })
+}
+
 // TestEventTimeline: the mail of a sign-up is refused for a while, given up, and redriven. The
 // timeline shows it from the append to the mail. It is found by id, key, trace id and traceparent.
 func TestEventTimeline(t *testing.T) {
@@ -102,7 +107,7 @@ func TestEventTimeline(t *testing.T) {
 	says(t, exitOK, asked("event get "+id, nats), asOperator(database), "outbox      published; seq 1, ", "stream      EVENTS, sequence 1", "consumer    directory: done")
 
 	out = says(t, exitOK, asked("event timeline "+id, "nats://"+nowhere), database, "welcome-mailer done", "not known: NATS does not answer")
-	if strings.Contains(out, "stored as") {
+	if strings.Contains(out, "stored as") || strings.Contains(out, "not found in the stream") {
 		t.Errorf("without NATS it says\n%s", out)
 	}
 	for _, what := range []string{uuid.NewString(), "nobody", strings.Repeat("0", 32)} {
@@ -152,7 +157,7 @@ func TestEventStates(t *testing.T) {
 		return e, s, at
 	}
 	pending := appended("note.made", "a")
-	if e, s, at := state(pending); e.Stored != nil || e.Outbox.Published || at != operate.Waiting || !s.inOrder("outbox: pending -> pgjet relay status") {
+	if e, s, at := state(pending); e.Stored != nil || e.Outbox.Published || at != operate.Waiting || !s.inOrder("outbox: pending -> pgjet relay status") || s.names("notes") {
 		t.Errorf("a pending event is %s, %+v", at, s)
 	}
 	if _, _, at := state(appended("other.made", "a")); at != operate.Ignored {
@@ -160,8 +165,19 @@ func TestEventStates(t *testing.T) {
 	}
 	held := appended("note.made", "h")
 	b.exec(`insert into pgjet.quarantine (seq, event_id, reason) select seq, id, 'too large' from pgjet.outbox where id = $1::text::uuid`, held)
-	if e, s, _ := state(held); e.Quarantine == nil || !s.inOrder("quarantine: set aside, held now: too large") {
-		t.Errorf("a held event is %+v", s)
+	if e, s, at := state(held); e.Quarantine == nil || at != operate.Waiting ||
+		!s.inOrder("quarantine: set aside, held now: too large", "quarantine: held until somebody decides -> pgjet relay quarantine ls") || s.names("notes") {
+		t.Errorf("a held event is %+v, want the quarantine to be what it waits for, not the consumer", s)
+	}
+	if out := must(t, exitOK, "key", "h", "--database-url", database); !strings.Contains(out, "is in quarantine -> pgjet relay quarantine ls") {
+		t.Errorf("the key of a held event:\n%s", out)
+	}
+	b.exec(`update pgjet.quarantine set state = 'dropped'`)
+	if _, s, at := state(held); at != operate.Dropped || !s.inOrder("quarantine: dropped: no consumer gets it") || s.names("notes") {
+		t.Errorf("a dropped event is %s, %+v", at, s)
+	}
+	if out := must(t, exitOK, "key", "h", "--database-url", database); !strings.Contains(out, "nothing holds it back") {
+		t.Errorf("the key of a dropped event:\n%s", out)
 	}
 
 	// Its outbox row is gone, the stream has it, the inbox knows it.

@@ -33,6 +33,8 @@ type Event struct {
 	Operations []Operation   `json:"operations"` // operators' decisions on it
 	Sagas      []saga.Record `json:"sagas"`      // of its key, begun by its consumers
 	Unknown    []string      `json:"unknown"`    // what is unknown about it, and why
+
+	absent bool // all streams of this database were asked for it, and none has it
 }
 
 // A Row is the event's row in the outbox.
@@ -66,6 +68,7 @@ const (
 	Running  = "running"  // an attempt is running
 	Retrying = "retrying" // it waits for another attempt
 	Ignored  = "ignored"  // the consumer does not handle its type
+	Dropped  = "dropped"  // an operator dropped it from quarantine, as [Held] says, so that it is never delivered
 	Unknown  = "unknown"
 )
 
@@ -160,6 +163,7 @@ type question struct {
 	scanned  bool     // no other row has it
 	pruned   int64    // the highest seq that was pruned
 	prefixes []string // possible prefixes of its subject; none if unknown
+	unasked  bool     // a stream did not answer
 }
 
 func (q *question) ask(ctx context.Context) error {
@@ -288,6 +292,7 @@ func (q *question) look(ctx context.Context, stream string, own bool, seq uint64
 	}
 	msg, err := s.GetMsg(ctx, seq, options...)
 	if err != nil {
+		q.unasked = q.unasked || !errors.Is(err, jetstream.ErrMsgNotFound)
 		return 0
 	}
 	e, err := events.FromMessage(msg.Header, msg.Data)
@@ -325,10 +330,12 @@ func (q *question) askStream(ctx context.Context) {
 	if err != nil {
 		return
 	}
+	everywhere := true
 	for _, s := range streams {
 		stream, err := q.JS.Stream(ctx, s.Stream)
 		if err != nil || len(stream.CachedInfo().Config.Subjects) == 0 {
 			q.Unknown = append(q.Unknown, "its sequence in stream "+s.Stream+", which does not answer")
+			everywhere = false
 			continue
 		}
 		prefix := events.PrefixOf(stream.CachedInfo().Config.Subjects...)
@@ -336,14 +343,23 @@ func (q *question) askStream(ctx context.Context) {
 			q.prefixes = append(q.prefixes, prefix)
 		}
 		subject := events.SubjectsOf(prefix).Of(q.Type, q.Key)
+		q.unasked = false
 		next, looks := s.Seq+1, 0
 		for ; looks < mostLooks && next > 0 && q.Stored == nil && ctx.Err() == nil; looks++ {
 			next = q.look(ctx, s.Stream, true, next, jetstream.WithGetMsgSubject(subject))
 		}
-		if looks == mostLooks {
+		switch {
+		case q.Stored != nil:
+			return
+		case q.unasked || ctx.Err() != nil:
+			q.Unknown = append(q.Unknown, "its sequence in stream "+s.Stream+", which does not answer")
+			everywhere = false
+		case looks == mostLooks:
 			q.Unknown = append(q.Unknown, fmt.Sprintf("its sequence in stream %s: it is not among the %d messages of its subject after the checkpoint before it", s.Stream, mostLooks))
+			everywhere = false
 		}
 	}
+	q.absent = everywhere
 }
 
 // judgeConsumers sets its state at each consumer.
@@ -382,6 +398,9 @@ func (q *question) expected(ctx context.Context, h *Handling) string {
 		return f != "" && covers(events.FilteredType(f), q.Type) && q.mayBegin(events.PrefixOf(f))
 	}) {
 		return Ignored
+	}
+	if q.Stored == nil && q.Quarantine != nil && q.Quarantine.State == Dropped {
+		return Dropped
 	}
 	if info := c.CachedInfo(); q.Stored != nil && h.slices <= 1 && info.AckFloor.Stream >= q.Stored.Seq {
 		q.Unknown = append(q.Unknown, h.Consumer+": its inbox has no row of the event, and JetStream counts it as handled: the row was pruned, or the inbox was lost")

@@ -26,6 +26,8 @@ type Key struct {
 	Sagas     []saga.Record `json:"sagas"`
 	Held      []string      `json:"held"`    // what blocks it, in one sentence each, with the command to type
 	Unknown   []string      `json:"unknown"` // what is unknown about it, and why
+
+	dropped []int64 // seqs of Events that an operator dropped from quarantine
 }
 
 // A Later is a scheduled event.
@@ -77,7 +79,14 @@ func (k *Key) askOutbox(ctx context.Context, s Source) error {
 	if p.Next != "" {
 		k.Unknown = append(k.Unknown, fmt.Sprintf("older events of the key: see pgjet event ls --key %s --after %s", Word(k.Key), p.Next))
 	}
-	return nil
+	seqs := []int64{}
+	for _, e := range k.Events {
+		if e.State == Quarantined {
+			seqs = append(seqs, e.Seq)
+		}
+	}
+	k.dropped, err = collect(ctx, s.DB, pgx.RowTo[int64], `select seq from pgjet.quarantine where seq = any($1) and state = 'dropped'`, seqs)
+	return err
 }
 
 func (k *Key) askScheduled(ctx context.Context, s Source) error {
@@ -129,14 +138,17 @@ func (k *Key) judge() {
 	held := func(format string, args ...any) { k.Held = append(k.Held, Plain(fmt.Sprintf(format, args...))) }
 	pending := 0
 	for _, e := range k.Events {
-		switch e.State {
-		case Pending:
+		switch {
+		case e.State == Pending:
 			pending++
-		case Quarantined:
+		case e.State == Quarantined && !slices.Contains(k.dropped, e.Seq):
 			held("event %s is in quarantine -> pgjet relay quarantine ls", e.ID)
 		}
 	}
-	if pending > 0 {
+	switch {
+	case pending == 1:
+		held("one of its events is not published yet -> pgjet relay status")
+	case pending > 1:
 		held("%d of its events are not published yet -> pgjet relay status", pending)
 	}
 	for _, c := range k.Consumers {

@@ -60,7 +60,9 @@ func (e Event) entries() (all []Entry) {
 		add(&s.Time, "stream", "stored as %s, sequence %d%s", s.Stream, s.Seq, took)
 	}
 	for _, h := range e.Consumers {
-		h.entries(e.Stored, add)
+		if h.State != Waiting || !e.unpublished() {
+			h.entries(e.Stored, add)
+		}
 	}
 	for _, o := range e.Operations {
 		add(&o.At, "operator", "%s of %s by %s: %s", o.Kind, o.Target, o.By, cmp.Or(o.Reason, "no reason given"))
@@ -68,14 +70,25 @@ func (e Event) entries() (all []Entry) {
 	for _, x := range e.Sagas {
 		sagaEntries(x, add)
 	}
-	if e.Outbox != nil && e.Stored == nil && e.Quarantine == nil {
-		if e.Outbox.Published {
-			add(nil, "stream", "published, and not found in the stream")
-		} else {
-			add(nil, "outbox", "pending -> pgjet relay status")
-		}
+	switch h := e.Quarantine; {
+	case e.Stored != nil:
+	case h != nil && h.State == "held":
+		add(nil, "quarantine", "held until somebody decides -> pgjet relay quarantine ls")
+	case h != nil && h.State == Dropped:
+		add(nil, "quarantine", "dropped: no consumer gets it; what brings it back is: pgjet relay quarantine retry %d", h.Seq)
+	case h != nil:
+		add(nil, "quarantine", "to be published again -> pgjet relay status")
+	case e.unpublished():
+		add(nil, "outbox", "pending -> pgjet relay status")
+	case e.Outbox != nil && e.absent:
+		add(nil, "stream", "published, and not found in the stream")
 	}
 	return all
+}
+
+// unpublished reports whether it waits in the outbox or in quarantine, so that no consumer can have it.
+func (e Event) unpublished() bool {
+	return e.Stored == nil && (e.Quarantine != nil || e.Outbox != nil && !e.Outbox.Published)
 }
 
 type adder = func(at *time.Time, place, format string, args ...any)
