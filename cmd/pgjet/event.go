@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
 	"github.com/pgjet/pgjet/internal/lead"
@@ -31,26 +30,36 @@ Payloads are not shown, and mail addresses in errors are masked.`,
 
 func (s *settings) eventGetCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "get ID",
-		Short: "Show where an event is, and what became of it at each consumer",
-		Args:  cobra.ExactArgs(1),
+		Use:   "get " + eventNames,
+		Short: "Show where an event is, or those of a key, a trace, a request or a mail address, and what became of it at each consumer",
+		Long: `Show where an event is, and what became of it at each consumer. It is named, and looked for, as
+by pgjet event timeline. Of more than one event the first 20 are shown; as JSON each is a line.`,
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			id, err := uuid.Parse(args[0])
-			if err != nil {
-				return usagef("%q is no id of an event, which is a UUID; for a key, a trace, a request or a mail see: pgjet event timeline %s", short(args[0]), word(args[0]))
-			}
-			return s.askEvents(cmd.Context(), func(ctx context.Context, src operate.Source) error {
-				e, err := src.Event(ctx, id)
-				if err != nil {
-					return err
+			return s.findEvents(cmd.Context(), args[0], func(all []operate.Event, more bool) error {
+				for i, e := range all {
+					if i > 0 && outputForm(cmd) == "table" {
+						fmt.Fprintln(cmd.OutOrStdout())
+					}
+					if err := show(cmd, e, func(w io.Writer) { writeEvent(w, e) }); err != nil {
+						return err
+					}
 				}
-				return show(cmd, e, func(w io.Writer) { writeEvent(w, e) })
+				if more {
+					fmt.Fprintln(cmd.ErrOrStderr(), moreEvents)
+				}
+				return nil
 			})
 		},
 	}
 	outputFlag(cmd.Flags())
 	return cmd
 }
+
+// eventNames is how events are named.
+const eventNames = "ID|KEY|TRACE|REQUEST-ID|MESSAGE-ID|MAIL-ADDRESS"
+
+const moreEvents = "there are more events, which are not shown"
 
 // An eventTimeline is the JSON output of pgjet event timeline.
 type eventTimeline struct {
@@ -61,7 +70,7 @@ type eventTimeline struct {
 
 func (s *settings) eventTimelineCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "timeline ID|KEY|TRACE|REQUEST-ID|MESSAGE-ID|MAIL-ADDRESS",
+		Use:   "timeline " + eventNames,
 		Short: "Show what happened, in order of time, to an event, or to those of a key, a trace, a request or a mail address",
 		Long: `Show what happened, in order of time, to an event, or to the events of a key, a trace, a
 request, a mail or a mail address: appends, attempts, waits, errors, dead letters, decisions
@@ -73,14 +82,7 @@ first 20 events are shown. Only ids have an index: the rest is searched in the n
   pgjet event timeline 4bf92f3577b34da6a3ce929d0e0e4736`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if args[0] == "" {
-				return usagef("name an event by its id, its key, its trace, its request, a Message-ID or a mail address")
-			}
-			return s.askEvents(cmd.Context(), func(ctx context.Context, src operate.Source) error {
-				all, more, err := src.Find(ctx, args[0])
-				if err != nil {
-					return err
-				}
+			return s.findEvents(cmd.Context(), args[0], func(all []operate.Event, more bool) error {
 				found := eventTimeline{operate.Timeline(all), all, more}
 				return show(cmd, found, func(w io.Writer) { writeEventTimeline(w, found) })
 			})
@@ -88,6 +90,20 @@ first 20 events are shown. Only ids have an index: the rest is searched in the n
 	}
 	outputFlag(cmd.Flags())
 	return cmd
+}
+
+// findEvents calls fn with the events that what names, at least one, and whether there are more.
+func (s *settings) findEvents(ctx context.Context, what string, fn func(all []operate.Event, more bool) error) error {
+	if what == "" {
+		return usagef("name an event by its id, its key, its trace, its request, a Message-ID or a mail address")
+	}
+	return s.askEvents(ctx, func(ctx context.Context, src operate.Source) error {
+		all, more, err := src.Find(ctx, what)
+		if err != nil {
+			return err
+		}
+		return fn(all, more)
+	})
 }
 
 // askEvents calls fn with the sources of facts about events. The database is required. Without NATS
@@ -173,7 +189,7 @@ func writeEventTimeline(w io.Writer, s eventTimeline) {
 		fmt.Fprintf(w, "%s  %s  key %s  %s\n", e.ID, cmp.Or(plain(e.Type), "?"), cmp.Or(plain(e.Key), "?"), plain(strings.Join(states, ", ")))
 	}
 	if s.More {
-		fmt.Fprintln(w, "there are more events, which are not shown")
+		fmt.Fprintln(w, moreEvents)
 	}
 	fmt.Fprintln(w)
 	writeTimeline(w, s)

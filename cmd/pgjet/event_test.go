@@ -112,8 +112,11 @@ func TestEventTimeline(t *testing.T) {
 	}
 	for _, what := range []string{uuid.NewString(), "nobody", strings.Repeat("0", 32)} {
 		refused(t, exitNotFound, words(asked("event timeline "+what, nats), database), what, "newest 200000 rows")
+		refused(t, exitNotFound, words(asked("event get "+what, nats), database), what, "newest 200000 rows")
 	}
-	refused(t, exitNotFound, words(asked("event get "+key, nats), database), "nothing is known of event "+key)
+	for _, what := range []string{id, key, trace, "ada@example.com"} {
+		says(t, exitOK, asked("event get "+what, nats), asOperator(database), "id          "+id)
+	}
 	refused(t, exitUnreachable, []string{"event", "get", id, "--nats-url", nats, "--database-url", "postgres://ann@" + nowhere + "/x"}, "PostgreSQL")
 }
 
