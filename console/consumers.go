@@ -75,7 +75,7 @@ func (c *Console) consumerPage(ctx context.Context, r *http.Request) (page, erro
 		own := c.config.Own != nil && c.config.Own(name)
 		next := ""
 		if !w.Healthy() {
-			next = operate.NextForConsumer(one, w.Code, own)
+			next = operate.NextAtConsumer(one, w.Code, own)
 		}
 		row.Steps = append(row.Steps, reasonStep{w, next})
 	}

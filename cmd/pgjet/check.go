@@ -157,8 +157,10 @@ func (c *checkVerdict) values(s operate.Status, names []string) {
 		if len(names) > 0 && !slices.Contains(names, x.Name) {
 			continue
 		}
-		add("consumer_lag_events", x.Name, float64(x.Lag))
-		add("consumer_oldest_seconds", x.Name, x.OldestSeconds)
+		if !x.Unasked {
+			add("consumer_lag_events", x.Name, float64(x.Lag))
+			add("consumer_oldest_seconds", x.Name, x.OldestSeconds)
+		}
 		add("consumer_retrying_events", x.Name, float64(x.Retrying))
 		add("consumer_dead_letters", x.Name, float64(x.DeadLetters))
 		attempts, failed, _ := x.Failures()

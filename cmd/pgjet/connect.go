@@ -44,18 +44,6 @@ func (s *settings) withoutDeadline(ctx context.Context, fn func(ctx context.Cont
 	return withLockNamed(ctx, db, func(ctx context.Context) error { return fn(ctx, db) })
 }
 
-// withBoth calls fn with PostgreSQL and JetStream, for at most operateTime.
-func (s *settings) withBoth(ctx context.Context, fn func(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream) error) error {
-	return s.withDatabase(ctx, func(ctx context.Context, db *pgxpool.Pool) error {
-		nc, js, err := s.reachNATS()
-		if err != nil {
-			return err
-		}
-		defer nc.Close()
-		return fn(ctx, db, js)
-	})
-}
-
 // withOutbox is withoutDeadline with a connection.
 func (s *settings) withOutbox(ctx context.Context, fn func(context.Context, *pgx.Conn) error) error {
 	return s.withoutDeadline(ctx, func(ctx context.Context, db *pgxpool.Pool) error {

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 	"github.com/pgjet/pgjet/consumers/mailer"
 	"github.com/pgjet/pgjet/consumers/onboarding"
 	"github.com/pgjet/pgjet/consumers/status"
+	"github.com/pgjet/pgjet/internal/natsconn"
 	"github.com/pgjet/pgjet/internal/postgres"
 )
 
@@ -49,6 +52,43 @@ func oneName(kind, list string) cobra.PositionalArgs {
 
 var oneConsumer = oneName("consumer", "pgjet consumer ls")
 
+// withConsumers calls fn with the status of all consumers, or of the named one. If NATS does not
+// answer, missing is why, and the status is what the database knows.
+func (s *settings) withConsumers(ctx context.Context, fn func(all []status.Status, missing error) error, name ...string) error {
+	return s.withDatabase(ctx, func(ctx context.Context, db *pgxpool.Pool) error {
+		nc, js, missing := s.reachNATS()
+		if exit, ok := errors.AsType[*exitError](missing); ok && exit.code == exitUsage {
+			return missing
+		}
+		if missing == nil {
+			defer nc.Close()
+			all, err := askConsumers(ctx, db, js, name)
+			if err == nil {
+				return fn(all, nil)
+			}
+			if missing = err; natsconn.Of(err) == "" {
+				return err
+			}
+		}
+		all, err := status.Known(ctx, db)
+		if len(name) > 0 {
+			all = slices.DeleteFunc(all, func(one status.Status) bool { return one.Name != name[0] })
+		}
+		if err != nil || len(name) > len(all) {
+			return cmp.Or(err, missing)
+		}
+		return fn(all, missing)
+	})
+}
+
+func askConsumers(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, name []string) ([]status.Status, error) {
+	if len(name) == 0 {
+		return status.List(ctx, db, js)
+	}
+	one, err := status.Get(ctx, db, js, name[0])
+	return []status.Status{one}, err
+}
+
 func (s *settings) consumerListCommand() *cobra.Command {
 	var exitCode bool
 	cmd := &cobra.Command{
@@ -58,15 +98,11 @@ func (s *settings) consumerListCommand() *cobra.Command {
 Problems come last, with the command to type next.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return s.withBoth(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream) error {
-				all, err := status.List(ctx, db, js)
-				if err != nil {
-					return err
-				}
+			return s.withConsumers(cmd.Context(), func(all []status.Status, missing error) error {
 				if err := showConsumers(cmd, all); err != nil {
 					return err
 				}
-				return unhealthy(exitCode, all)
+				return cmp.Or(missing, unhealthy(exitCode, all))
 			})
 		},
 	}
@@ -81,16 +117,12 @@ func (s *settings) consumerGetCommand() *cobra.Command {
 		Short: "Show all that is known of a consumer, and its processes; exit code 6 if it is not healthy",
 		Args:  oneConsumer,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return s.withBoth(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream) error {
-				one, err := status.Get(ctx, db, js, args[0])
-				if err != nil {
+			return s.withConsumers(cmd.Context(), func(all []status.Status, missing error) error {
+				if err := showConsumer(cmd, all[0]); err != nil {
 					return err
 				}
-				if err := showConsumer(cmd, one); err != nil {
-					return err
-				}
-				return unhealthy(exitCode, []status.Status{one})
-			})
+				return cmp.Or(missing, unhealthy(exitCode, all))
+			}, args[0])
 		},
 	}
 	s.statusFlags(cmd, &exitCode)

@@ -18,8 +18,8 @@ func showConsumers(cmd *cobra.Command, all []status.Status) error {
 	err := show(cmd, all, func(w io.Writer) {
 		fmt.Fprintln(w, "NAME\tSTATE\tLAG\tRETRYING\tDEAD\tRATE\tOLDEST\tWHY")
 		for _, s := range all {
-			fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%s\t%s\t%s\n", plain(s.Name), s.Why.Code, s.Lag, s.Retrying, s.DeadLetters,
-				rate(s.Rate), oldest(s), plain(reasonText(s)))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\n", plain(s.Name), s.Why.Code, lag(s), s.Retrying, s.DeadLetters,
+				handled(s), oldest(s), plain(reasonText(s)))
 		}
 	})
 	if err != nil || outputForm(cmd) == "json" {
@@ -27,7 +27,7 @@ func showConsumers(cmd *cobra.Command, all []status.Status) error {
 	}
 	first, out := true, cmd.OutOrStdout()
 	for _, s := range all {
-		for _, line := range nextSteps(s) {
+		for _, line := range nextSteps(s, operate.NextForConsumer) {
 			if first {
 				fmt.Fprintln(out)
 				first = false
@@ -50,11 +50,12 @@ func reasonText(s status.Status) string {
 	return fmt.Sprintf("%s (and %d more: %s)", s.Why.Text, len(codes), strings.Join(codes, ", "))
 }
 
-// nextSteps returns one line for each unhealthy reason of a consumer, with the command to type.
-func nextSteps(s status.Status) (lines []string) {
+// nextSteps returns one line for each unhealthy reason of a consumer, with the command to type, which
+// next returns.
+func nextSteps(s status.Status, next func(s status.Status, code string, own bool) string) (lines []string) {
 	for _, w := range s.Reasons() {
 		if !w.Healthy() && w.Code != "dead_letters" {
-			lines = append(lines, fmt.Sprintf("%s is %s -> %s", s.Name, w.Code, nextForConsumer(s, w.Code)))
+			lines = append(lines, fmt.Sprintf("%s is %s -> %s", s.Name, w.Code, next(s, w.Code, ownConsumers[s.Name] != nil)))
 		}
 	}
 	if s.DeadLetters > 0 {
@@ -67,11 +68,6 @@ func nextSteps(s status.Status) (lines []string) {
 	return lines
 }
 
-// nextForConsumer returns the command to type for a reason.
-func nextForConsumer(s status.Status, code string) string {
-	return operate.NextForConsumer(s, code, ownConsumers[s.Name] != nil)
-}
-
 // showConsumer writes all that is known of one consumer.
 func showConsumer(cmd *cobra.Command, s status.Status) error {
 	return show(cmd, s, func(w io.Writer) {
@@ -80,21 +76,32 @@ func showConsumer(cmd *cobra.Command, s status.Status) error {
 		line("stream", "%s", s.Stream)
 		line("state", "%s", s.Why.Code)
 		line("order", "%s", order(s))
-		line("lag", "%d not delivered yet", s.Lag)
+		line("lag", "%s not delivered yet", lag(s))
 		line("oldest", "%s, of those that are not handled: not delivered, in flight or retrying", oldest(s))
-		line("in flight", "%d; %d of %d not acknowledged", s.InFlight, s.AckPending, s.MaxAckPending)
-		line("done", "%d", s.Done)
 		line("retrying", "%d", s.Retrying)
-		line("dead", "%d to be decided on, of %d", s.DeadLetters, s.Dead)
-		line("unaccounted", "%d", s.Unaccounted)
-		line("rate", "%s handled, %s arrive", rate(s.Rate), rate(s.Arrivals))
+		if s.Unasked {
+			line("dead", "%d to be decided on", s.DeadLetters)
+		} else {
+			line("in flight", "%d; %d of %d not acknowledged", s.InFlight, s.AckPending, s.MaxAckPending)
+			line("done", "%d", s.Done)
+			line("dead", "%d to be decided on, of %d", s.DeadLetters, s.Dead)
+			line("unaccounted", "%d", s.Unaccounted)
+			line("rate", "%s handled, %s arrive", rate(s.Rate), rate(s.Arrivals))
+		}
 		if p := s.Paused; p != nil {
 			line("paused", "by %s %s: %s", p.By, ago(s.At.Sub(p.At)), p.Reason)
 		}
 		if len(s.Slices) > 1 {
 			for _, one := range s.Slices {
-				line("slice", "%d is %s's since %s; lag %d, %d not acknowledged; %s: %s", one.Slice, cmp.Or(one.Process, "nobody"), since(s.At, one.Since),
-					one.Lag, one.AckPending, one.Why.Code, one.Why.Text)
+				waits := fmt.Sprintf("lag %d, %d not acknowledged", one.Lag, one.AckPending)
+				if s.Unasked {
+					waits = "lag ?"
+				}
+				owner := "nobody's"
+				if one.Process != "" {
+					owner = one.Process + "'s since " + since(s.At, one.Since)
+				}
+				line("slice", "%d is %s; %s; %s: %s", one.Slice, owner, waits, one.Why.Code, one.Why.Text)
 			}
 		}
 		for _, p := range s.Processes {
@@ -109,7 +116,7 @@ func showConsumer(cmd *cobra.Command, s status.Status) error {
 		for _, w := range s.Reasons() {
 			line("why", "%s", w.Text)
 		}
-		for _, next := range nextSteps(s) {
+		for _, next := range nextSteps(s, operate.NextAtConsumer) {
 			line("next", "%s", next)
 		}
 	})
@@ -136,6 +143,22 @@ func aboutProcess(s status.Status, p status.Process) string {
 		text += "; it handles nothing: " + p.Cause
 	}
 	return text
+}
+
+// lag formats the number of events that were not delivered: "?" if JetStream was not asked.
+func lag(s status.Status) string {
+	if s.Unasked {
+		return "?"
+	}
+	return fmt.Sprint(s.Lag)
+}
+
+// handled formats the rate of a consumer: "?" if JetStream was not asked.
+func handled(s status.Status) string {
+	if s.Unasked {
+		return "?"
+	}
+	return rate(s.Rate)
 }
 
 // rate formats a rate.

@@ -2,10 +2,12 @@ package main
 
 import (
 	"os/exec"
+	"strings"
 	"testing"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/consumers/status"
+	"github.com/pgjet/pgjet/internal/operate"
 )
 
 // TestCommandsToType: in a printed command, a shell reads each name as one word.
@@ -24,8 +26,13 @@ func TestCommandsToType(t *testing.T) {
 	for code, want := range map[string]string{
 		"paused": `pgjet consumer resume 'a$b'`, "slow": `pgjet consumer get 'a$b'`, "stream_missing": `pgjet stream ensure --stream 'c;d'`,
 	} {
-		if got := nextForConsumer(s, code); got != want {
+		if got := operate.NextForConsumer(s, code, true); got != want {
 			t.Errorf("what to type about %s is %s, want %s", code, got, want)
+		}
+	}
+	for _, code := range status.Codes {
+		if got := operate.NextAtConsumer(s, code, true); got == "" || strings.HasPrefix(got, "pgjet consumer get ") {
+			t.Errorf("pgjet consumer get says about %s: %s", code, got)
 		}
 	}
 	if word("ORDERS-1") != "ORDERS-1" {

@@ -107,10 +107,10 @@ func writeOverview(w io.Writer, s operate.Status) {
 		}
 	}
 	for _, c := range s.Consumers {
-		fmt.Fprintf(w, "consumer\t%s\t%s; lag %d, retrying %d, dead letters %d, %s handled, oldest %s%s\n", plain(c.Name), c.Why.Code, c.Lag, c.Retrying,
-			c.DeadLetters, rate(c.Rate), oldest(c), plain(aboutFailures(c)))
+		fmt.Fprintf(w, "consumer\t%s\t%s; lag %s, retrying %d, dead letters %d, %s handled, oldest %s%s\n", plain(c.Name), c.Why.Code, lag(c), c.Retrying,
+			c.DeadLetters, handled(c), oldest(c), plain(aboutFailures(c)))
 		for _, one := range c.Slices {
-			if len(c.Slices) > 1 && one.Why.Code != "idle" {
+			if len(c.Slices) > 1 && one.Why.Code != "idle" && !c.Unasked {
 				fmt.Fprintf(w, "\tslice %d\t%s; lag %d, of %s\n", one.Slice, one.Why.Code, one.Lag, plain(cmp.Or(one.Process, "nobody")))
 			}
 		}

@@ -166,6 +166,8 @@ func TestStatusWhenMailIsRefused(t *testing.T) {
 	if f := s.Findings[0]; !strings.Contains(f.Text, "451 4.0.0 devmail: fault injected") {
 		t.Errorf("the finding is %+v, want the server's answer", f)
 	}
+	ends(t, exitFindings, asked("consumer ls", nats), asOperator(database), "welcome-mailer is failing -> pgjet consumer get welcome-mailer\n")
+	ends(t, exitFindings, asked("consumer get welcome-mailer", nats), asOperator(database), "welcome-mailer is failing -> pgjet explain failing\n")
 }
 
 // TestStatusOfOneMail: a single mail that is refused again and again is named within ten seconds. A
@@ -275,6 +277,17 @@ func TestStatusInPart(t *testing.T) {
 	if len(s.Missing) != 1 || s.Missing[0].What != "nats" || s.Missing[0].Code != "nats_unreachable" || len(s.Relays) != 1 || len(s.Consumers) != 1 ||
 		len(s.Findings) != 2 || s.Findings[0].Code != "nats_unreachable" || s.Findings[1].Code != "paused" {
 		t.Errorf("without NATS the status is %+v", s)
+	}
+	must(t, exitOK, words("consumer resume welcome-mailer", database)...)
+	s = overview(t, exitFindings, database, "nats://"+nowhere)
+	if c := s.Consumers[0]; c.Why.Code != "unknown" || !c.Unasked || len(s.Findings) != 1 {
+		t.Errorf("without NATS the consumer is %+v, want it to be unknown how it does", c)
+	}
+	says(t, exitFindings, asked("status", "nats://"+nowhere), asOperator(database), "unknown; lag ?, retrying 0, dead letters 0, ? handled")
+	says(t, exitUnreachable, asked("consumer ls", "nats://"+nowhere), asOperator(database), "welcome-mailer", "unknown")
+	says(t, exitUnreachable, asked("consumer get welcome-mailer", "nats://"+nowhere), asOperator(database), "? not delivered yet")
+	if out := must(t, checkCritical, words(asked("check -o prometheus", "nats://"+nowhere), asOperator(database))...); strings.Contains(out, "lag_events") || !strings.Contains(out, "dead_letters") {
+		t.Errorf("without NATS the check has numbers that nobody knows:\n%s", out)
 	}
 	s = overview(t, exitFindings, away, nats)
 	if len(s.Missing) != 1 || s.Missing[0].What != "database" || s.Missing[0].Code != "database_unreachable" || len(s.Processes) != 2 || s.Findings[0].Code != "database_unreachable" {

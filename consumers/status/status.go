@@ -43,6 +43,7 @@ type Status struct {
 	Sagas         []saga.Waiting `json:"sagas"`        // that it begins, and that are stuck
 	Why           Why            `json:"why"`          // the worst reason
 	Also          []Why          `json:"also"`         // other reasons
+	Unasked       bool           `json:"unasked"`      // JetStream was not asked: Lag, Rate and the like are unknown
 
 	identity inbox.Identity // of the database
 	of       int            // number of slices
@@ -196,13 +197,14 @@ func (s *Status) loadSlices(ctx context.Context, db database) error {
 }
 
 // Known is [List] without JetStream. Waiting events of the stream are unknown, so no status has a
-// Lag, a Rate or Unaccounted, and one that seems healthy may not be.
+// Lag, a Rate or Unaccounted. Each is Unasked, and the reason of one that seems healthy is unknown.
 func Known(ctx context.Context, db database) ([]Status, error) {
 	all, err := load(ctx, db)
 	if err != nil {
 		return nil, sqlstate.Wrap("read the status of consumers", err)
 	}
 	for i := range all {
+		all[i].Unasked = true
 		all[i].judge()
 	}
 	return all, nil

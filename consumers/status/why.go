@@ -17,7 +17,7 @@ import (
 // explain each.
 var Codes = slices.Concat([]string{"expiring", "unaccounted", "stream_missing", "consumer_missing", "paused", "no_process"}, causes,
 	[]string{"blocked", "at_max_ack_pending", "failing", "saga_needs_operator", "saga_waiting", "slow", "stalled", "dead_letters",
-		"moving", "retrying", "idle"})
+		"moving", "retrying", "unknown", "idle"})
 
 // causes are the words by which a process reports why it handles nothing.
 var causes = append(databaseCauses(), "lead_taken", inbox.ForeignDurable, inbox.OutboxCopied, "nats_unreachable", "stream_differs", "consumer_differs", "consumer_paused", "retention_too_short", "unavailable",
@@ -37,7 +37,9 @@ type Why struct {
 }
 
 // Healthy reports whether no action is needed.
-func (w Why) Healthy() bool { return w.Code == "moving" || w.Code == "retrying" || w.Code == "idle" }
+func (w Why) Healthy() bool {
+	return w.Code == "moving" || w.Code == "retrying" || w.Code == "idle" || w.Code == "unknown"
+}
 
 // young is how long a process may take to handle its first event.
 const young = 5 * time.Second
@@ -64,6 +66,8 @@ func (one *Slice) judge(s *Status) {
 		}
 	}
 	switch waiting := one.Lag + one.AckPending; {
+	case s.Unasked && s.Paused == nil:
+		one.Why = s.unasked()
 	case s.lacks != "" || s.Paused != nil || s.frozen:
 		one.Why = s.Why
 	case one.Process == "" && waiting > 0:
@@ -81,7 +85,7 @@ func (one *Slice) judge(s *Status) {
 func (s *Status) reasons() []Why {
 	all := slices.DeleteFunc([]Why{s.unaccounted(), s.missing(), s.paused(), s.noProcess(), s.blocked(), s.full(), s.failing()}, Why.none)
 	waiting := slices.DeleteFunc(s.waitingSagas(), Why.none)
-	if len(all) == 0 {
+	if len(all) == 0 && !s.Unasked {
 		if pace := s.pace(); !pace.none() {
 			waiting = append(waiting, pace)
 		}
@@ -94,10 +98,22 @@ func (s *Status) reasons() []Why {
 	if w := s.expiring(); !w.none() {
 		all = slices.Insert(all, 0, w)
 	}
-	if len(all) == 0 {
+	switch {
+	case len(all) > 0:
+	case s.Unasked:
+		all = append(all, s.unasked())
+	default:
 		all = append(all, s.progress())
 	}
 	return all
+}
+
+// unasked returns the reason if no problem is known, and JetStream was not asked.
+func (s *Status) unasked() Why {
+	if s.Retrying > 0 {
+		return say("unknown", "JetStream cannot be asked what waits, beside %d that wait for another attempt", s.Retrying)
+	}
+	return say("unknown", "JetStream cannot be asked what waits")
 }
 
 func (w Why) none() bool { return w.Code == "" }

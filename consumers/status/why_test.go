@@ -81,6 +81,9 @@ func TestWhy(t *testing.T) {
 		{"one in work", Status{Account: account(0, 1, 0), Processes: process(nil)}, "moving", ""},
 		{"all handled this moment", Status{Processes: process(nil), Rate: 1}, "moving", ""},
 		{"retries", Status{Account: account(0, 0, 2), Processes: process(nil)}, "retrying", "2 wait"},
+		{"nobody asked", Status{Unasked: true, Processes: process(nil)}, "unknown", "JetStream cannot be asked what waits"},
+		{"nobody asked, and some are retried", Status{Unasked: true, Account: account(0, 0, 2), Processes: process(nil)}, "unknown", "beside 2 that wait"},
+		{"nobody asked, and all fail", Status{Unasked: true, Account: account(0, 0, 9), Processes: process(failing)}, "failing", "all of the last 12"},
 		{"nothing", Status{Processes: process(nil)}, "idle", "nothing to do"},
 	} {
 		row.s.At = noon
@@ -90,7 +93,7 @@ func TestWhy(t *testing.T) {
 		if got.Code != row.code || !strings.Contains(got.Text, row.says) {
 			t.Errorf("%s: %+v, want %s and %q", row.name, got, row.code, row.says)
 		}
-		if healthy := slices.Contains([]string{"moving", "retrying", "idle"}, row.code); got.Healthy() != healthy {
+		if healthy := slices.Contains([]string{"moving", "retrying", "unknown", "idle"}, row.code); got.Healthy() != healthy {
 			t.Errorf("%s: Healthy() = %t", row.code, got.Healthy())
 		}
 	}

@@ -8,6 +8,15 @@ import (
 	"github.com/pgjet/pgjet/consumers/status"
 )
 
+// NextAtConsumer is [NextForConsumer] beside the status of the consumer: instead of the command that
+// shows the consumer, it returns the one that explains the reason.
+func NextAtConsumer(s status.Status, code string, own bool) string {
+	if _, r := find(Consumer, code); strings.HasPrefix(r.Next, "pgjet consumer get ") {
+		return "pgjet explain " + code
+	}
+	return NextForConsumer(s, code, own)
+}
+
 // NextForConsumer returns what to do about a reason of a consumer. own is whether the asking
 // program can run the consumer.
 func NextForConsumer(s status.Status, code string, own bool) string {

@@ -119,6 +119,7 @@ var Reasons = []Reason{
 	{Code: "degraded", About: Process, Meaning: "a process is ready, but most attempts fail or sagas wait", Next: "pgjet services ls", Runbook: processBook, Healthy: true},
 	{Code: "moving", About: Consumer, Meaning: "events are being handled", Runbook: consumerBook, Healthy: true},
 	{Code: "retrying", About: Consumer, Meaning: "the remaining events wait for another attempt, or behind one of their key", Next: "pgjet consumer get NAME", Runbook: consumerBook, Healthy: true},
+	{Code: "unknown", About: Consumer, Meaning: "NATS does not answer, and no problem is known", Next: "pgjet status", Runbook: consumerBook, Healthy: true},
 	{Code: "idle", About: Consumer, Meaning: "nothing to do", Runbook: consumerBook, Healthy: true},
 }
 
