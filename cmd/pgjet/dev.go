@@ -70,7 +70,7 @@ mail server with an inbox page, stand-ins for two other services, and the consol
 the page to begin with. Everything listens on 127.0.0.1. PostgreSQL and NATS require a
 random password from a file that only its owner can read; see: pgjet dev env. The directory
 --dir keeps the state between runs. Ctrl-C stops everything.`,
-		Args: cobra.NoArgs,
+		Args: commandsAlone,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			d.out, d.began = cmd.OutOrStdout(), time.Now()
 			d.log = readableLogger(cmd.ErrOrStderr(), &d.level)

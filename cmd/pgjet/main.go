@@ -11,11 +11,13 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 func main() {
@@ -105,30 +107,46 @@ most are keys of a configuration file, see: pgjet config init.`,
 		migrateCommand(), streamCommand(), outboxCommand(), deadCommand(), replayCommand(), sagaCommand(), servicesCommand(), standinCommand(), natsCommand(), readyCommand())
 	root.AddCommand(configCommand(root))
 	root.PersistentFlags().String("config", "", "file with configuration, YAML or TOML")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return plainFlag(err) })
+	root.SetFlagErrorFunc(plainFlag)
 	completions(root)
 	return root
 }
 
 // group makes cmd a parent of commands. It shows its help, and refuses an unknown word.
 func group(cmd *cobra.Command, commands ...*cobra.Command) *cobra.Command {
-	cmd.Args = func(cmd *cobra.Command, args []string) error {
-		if len(args) == 0 {
-			return nil
-		}
-		var names []string
-		for _, c := range cmd.Commands() {
-			names = append(names, c.Name())
-		}
-		return fmt.Errorf("unknown command %q for %q%s", args[0], cmd.CommandPath(), suggestion(args[0], names))
-	}
+	cmd.Args = commandsAlone
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	cmd.AddCommand(commands...)
 	return cmd
 }
 
-// plainFlag rewords an error about the value of a flag.
-func plainFlag(err error) error {
+// commandsAlone refuses a word that names no command below cmd.
+func commandsAlone(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	var names []string
+	for _, c := range cmd.Commands() {
+		names = append(names, c.Name())
+	}
+	return fmt.Errorf("unknown command %q for %q%s", args[0], cmd.CommandPath(), suggestion(args[0], names))
+}
+
+// oneOfThem refuses anything but one of the words that a command takes.
+func oneOfThem(cmd *cobra.Command, args []string) error {
+	if len(args) == 1 && !slices.Contains(cmd.ValidArgs, args[0]) {
+		return fmt.Errorf("%q is none of %s%s", args[0], strings.Join(cmd.ValidArgs, ", "), suggestion(args[0], cmd.ValidArgs))
+	}
+	return cobra.ExactArgs(1)(cmd, args)
+}
+
+// plainFlag rewords an error about a flag, or about the value of one.
+func plainFlag(cmd *cobra.Command, err error) error {
+	if name, unknown := strings.CutPrefix(err.Error(), "unknown flag: "); unknown {
+		var names []string
+		cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, "--"+f.Name) })
+		return fmt.Errorf("%w%s", err, suggestion(name, names))
+	}
 	before, cause, found := strings.Cut(err.Error(), " flag: ")
 	if !found {
 		return err

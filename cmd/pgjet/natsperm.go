@@ -194,7 +194,7 @@ that protect against it, too.
 
 The writer may create no consumer; an operator does: pgjet consumer ensure ` + followName + `.`,
 		ValidArgs: []string{"relay", "consumer", "operator", "writer", "service"},
-		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
+		Args:      oneOfThem,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case args[0] == "consumer" && len(names) != 1:

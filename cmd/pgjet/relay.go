@@ -31,7 +31,7 @@ by. The commands below manage them from anywhere; they need only the database.
 
 One process can run several relays, one for each database in the section relays of the
 configuration; the commands below then take --relay NAME.`,
-		Args: cobra.NoArgs,
+		Args: commandsAlone,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log := s.logger(cmd)
 			parts, err := s.relayParts(cmd, log)

@@ -16,7 +16,7 @@ func standinCommand() *cobra.Command {
 name. PUT /fault makes it fail, DELETE /fault ends that; see
 https://github.com/pgjet/pgjet/blob/main/docs/services.md.`,
 		ValidArgs: []string{devservices.Profiles, devservices.Billing},
-		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
+		Args:      oneOfThem,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, log := cmd.Context(), s.logger(cmd)
 			handler, err := devservices.New(args[0], dir, log)

@@ -195,7 +195,7 @@ func usersCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "users",
 		Short: "Serve the user service's HTTP API",
-		Args:  cobra.NoArgs,
+		Args:  commandsAlone,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, log := cmd.Context(), s.logger(cmd)
 			proxies, err := parseNetworks(s.trustedProxies)
