@@ -5,9 +5,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/devserver"
 	"github.com/pgjet/pgjet/internal/operate"
@@ -69,7 +71,8 @@ func TestDoctor(t *testing.T) {
 	db := openDB(t, database)
 	for _, sql := range []string{
 		`alter system set autovacuum = off`, `select pg_reload_conf()`,
-		`create role careless`, `alter role careless set synchronous_commit = off`,
+		`create role careless`, `alter role careless set synchronous_commit = off`, `create role sloppy`, `alter role sloppy set synchronous_commit = 'False'`,
+		`insert into pgjet.consumer (name, stream, stream_created, ordered, slices) values ('notes', 'EVENTS', now(), true, 2)`,
 		`delete from pgjet.schema_version where version_id = (select max(version_id) from pgjet.schema_version)`,
 	} {
 		testenv.Exec(t, db, sql)
@@ -90,6 +93,12 @@ func TestDoctor(t *testing.T) {
 	if _, err := js.Publish(t.Context(), "events.00.note.made", nil); err != nil {
 		t.Fatal(err)
 	}
+	for slice, config := range []jetstream.ConsumerConfig{{MaxDeliver: -1}, {MaxDeliver: 5, InactiveThreshold: time.Hour}} {
+		config.Durable, config.AckPolicy = inbox.Durables("notes", 2)[slice], jetstream.AckExplicitPolicy
+		if _, err := stream.CreateConsumer(t.Context(), config); err != nil {
+			t.Fatal(err)
+		}
+	}
 	testenv.Eventually(t, patience, "the server has its new settings", func() bool { return query[string](t, db, `show autovacuum`) == "off" })
 	found := diagnose(t, exitFindings, database, nats)
 	var whats []string
@@ -97,11 +106,11 @@ func TestDoctor(t *testing.T) {
 		whats = append(whats, what)
 	}
 	slices.Sort(whats)
-	want := []string{"postgres autovacuum", "postgres synchronous_commit", "postgres tables", "stream EVENTS", "stream EVENTS limits"}
+	want := []string{"consumer notes-1of2", "postgres autovacuum", "postgres synchronous_commit", "postgres tables", "stream EVENTS", "stream EVENTS limits"}
 	if !slices.Equal(whats, want) {
 		t.Errorf("it finds %q, want %q", whats, want)
 	}
-	if c := found["postgres synchronous_commit"]; c.Found != "off for role careless" || c.State != operate.Warning {
+	if c := found["postgres synchronous_commit"]; c.Found != "off for role careless, role sloppy" || c.State != operate.Warning {
 		t.Errorf("of commits that are not waited for it says %+v", c)
 	}
 	if c := found["stream EVENTS"]; c.State != operate.Broken || !strings.HasPrefix(c.Found, "discard is old") || !strings.HasPrefix(c.Fix, "pgjet stream ensure") {
@@ -214,7 +223,8 @@ func TestStreamShow(t *testing.T) {
 	users := startUsers(t, database)
 	signUp(t, users.addr, "ann@example.com")
 	db := openDB(t, database)
-	id := query[string](t, db, `select id::text from pgjet.outbox`)
+	testenv.Exec(t, db, `insert into pgjet.outbox (id, type, key, header, data) values (gen_random_uuid(), 'note.made', 'k', '{"ce-author": "ann@example.com"}', '{}')`)
+	id := query[string](t, db, `select id::text from pgjet.outbox where seq = 1`)
 	get := func(flags string) (m operate.Message) {
 		t.Helper()
 		if err := json.Unmarshal([]byte(must(t, exitOK, strings.Fields(asked("stream get 1 -o json "+flags, nats))...)), &m); err != nil {
@@ -222,8 +232,8 @@ func TestStreamShow(t *testing.T) {
 		}
 		return m
 	}
-	testenv.Eventually(t, patience, "the event is in the stream", func() bool {
-		code, _ := runProcess(t, nil, strings.Fields(asked("stream get 1", nats))...)
+	testenv.Eventually(t, patience, "the events are in the stream", func() bool {
+		code, _ := runProcess(t, nil, strings.Fields(asked("stream get 2", nats))...)
 		return code == exitOK
 	})
 	if m := get(""); m.ID != id || m.Type != "user.created" || m.OutboxSeq != 1 || m.Data != nil || m.Bytes == 0 || len(m.Header["ce-id"]) != 1 {
@@ -236,17 +246,25 @@ func TestStreamShow(t *testing.T) {
 	if strings.Contains(out, "ann@") || !strings.Contains(out, "next      pgjet event timeline "+id+"\n") {
 		t.Errorf("the message is shown as\n%s", out)
 	}
-	refused(t, exitNotFound, strings.Fields(asked("stream get 7", nats)), "sequence 7 of stream EVENTS", "from sequence 1 to 1")
+	for flags, shown := range map[string]bool{"": false, "--reveal": true} {
+		for _, output := range []string{"table", "json"} {
+			out := must(t, exitOK, strings.Fields(asked("stream get 2 -o "+output+" "+flags, nats))...)
+			if strings.Contains(out, "ann@") != shown || !strings.Contains(out, "ce-author") || !strings.Contains(out, "note.made") {
+				t.Errorf("stream get %s -o %s shows of a header that the producer chose\n%s", flags, output, out)
+			}
+		}
+	}
+	refused(t, exitNotFound, strings.Fields(asked("stream get 7", nats)), "sequence 7 of stream EVENTS", "from sequence 1 to 2")
 	refused(t, exitNotFound, strings.Fields(asked("stream get 1 --stream NOPE", nats)), "stream NOPE", "EVENTS")
 	refused(t, exitUsage, strings.Fields(asked("stream get first", nats)), `"first"`)
 
 	var f operate.Stream
-	if err := json.Unmarshal([]byte(must(t, exitOK, strings.Fields(asked("stream status -o json", nats))...)), &f); err != nil || f.Messages != 1 || f.Last != 1 || f.FirstAt == nil || len(f.Flaws) != 0 {
+	if err := json.Unmarshal([]byte(must(t, exitOK, strings.Fields(asked("stream status -o json", nats))...)), &f); err != nil || f.Messages != 2 || f.Last != 2 || f.FirstAt == nil || len(f.Flaws) != 0 {
 		t.Errorf("the stream is %+v, %v", f, err)
 	}
 	js := testenv.Connect(t, nats)
 	fillStream(t, js)
-	if out := must(t, exitFindings, strings.Fields(asked("stream status", nats))...); !strings.Contains(out, "why         1 of max_msgs 1 are used: at the limit nothing is published\n") {
+	if out := must(t, exitFindings, strings.Fields(asked("stream status", nats))...); !strings.Contains(out, "why         2 of max_msgs 1 are used: at the limit nothing is published\n") {
 		t.Errorf("of a full stream it says\n%s", out)
 	}
 }

@@ -96,7 +96,7 @@ func (s *settings) streamGetCommand() *cobra.Command {
 	reveal := false
 	cmd := &cobra.Command{
 		Use:     "get SEQ",
-		Short:   "Show the message at one sequence of the stream, without its payload unless --reveal",
+		Short:   "Show the message at one sequence of the stream, without its payload and the headers that a producer chose unless --reveal",
 		Example: "  pgjet stream get 1",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -116,7 +116,7 @@ func (s *settings) streamGetCommand() *cobra.Command {
 	s.natsFlags(cmd.Flags())
 	s.relayFlag(cmd.Flags())
 	outputFlag(cmd.Flags())
-	cmd.Flags().BoolVar(&reveal, "reveal", false, "show the payload, too")
+	cmd.Flags().BoolVar(&reveal, "reveal", false, "show the payload and the values of headers, too")
 	return cmd
 }
 

@@ -3,6 +3,7 @@ package inbox
 import (
 	"maps"
 	"regexp"
+	"strings"
 )
 
 // masked replaces a text that is not shown.
@@ -17,7 +18,22 @@ func Mask(text string) string { return address.ReplaceAllString(text, "…@…")
 // innocent are the headers that reveal nothing about people: the key is an id.
 var innocent = map[string]bool{
 	"ce-specversion": true, "ce-id": true, "ce-source": true, "ce-type": true, "ce-subject": true, "ce-time": true,
-	"ce-datacontenttype": true, "Pgjet-Seq": true, "traceparent": true,
+	"ce-datacontenttype": true, "content-type": true, "Content-Type": true, "Pgjet-Seq": true, "Pgjet-Outbox": true, "traceparent": true,
+}
+
+// Public reports whether pgjet, NATS or a standard chose the values of a header. Such values contain
+// nothing about people.
+func Public(header string) bool { return innocent[header] || strings.HasPrefix(header, "Nats-") }
+
+// MaskHeader returns a header without the values that a producer chose.
+func MaskHeader(header map[string][]string) map[string][]string {
+	header = maps.Clone(header)
+	for name := range header {
+		if !Public(name) {
+			header[name] = []string{masked}
+		}
+	}
+	return header
 }
 
 // Mask replaces mail addresses in the texts.
@@ -31,12 +47,7 @@ func (m *DeadMessage) Mask() {
 	m.Letter.Mask()
 	m.Data, m.DataBase64, m.Masked = nil, nil, true
 	m.ErrorGroup, m.Stack = Mask(m.ErrorGroup), Mask(m.Stack)
-	m.Header = maps.Clone(m.Header)
-	for name := range m.Header {
-		if !innocent[name] {
-			m.Header[name] = []string{masked}
-		}
-	}
+	m.Header = MaskHeader(m.Header)
 }
 
 // Mask masks the message and the texts about it.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/internal/sqlstate"
 )
 
@@ -80,21 +81,13 @@ func (s Source) Content(ctx context.Context, e Event, reveal bool) (c Content, e
 	c.setPayload(raw)
 	for _, name := range slices.Sorted(maps.Keys(header)) {
 		for _, value := range header[name] {
-			if c.Masked && !public(name) {
+			if c.Masked && !inbox.Public(name) {
 				value = hidden
 			}
 			c.Header = append(c.Header, Header{name, value})
 		}
 	}
 	return c, nil
-}
-
-// public reports whether pgjet, or a standard, chose the values of a header.
-func public(name string) bool {
-	return slices.Contains([]string{
-		"Nats-Msg-Id", "Pgjet-Seq", "Pgjet-Outbox", "ce-id", "ce-type", "ce-source", "ce-specversion", "ce-time", "ce-datacontenttype",
-		"content-type", "Content-Type", "traceparent",
-	}, name)
 }
 
 func (c *Content) setPayload(raw []byte) {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/internal/jserror"
@@ -161,7 +162,7 @@ func (d *doctor) lookAtRoles(ctx context.Context) error {
 	all, err := collect(ctx, d.DB, pgx.RowTo[string], `
 		select coalesce('role ' || quote_ident(r.rolname), '') || coalesce(' database ' || quote_ident(b.datname), '')
 		  from pg_db_role_setting s left join pg_roles r on r.oid = s.setrole left join pg_database b on b.oid = s.setdatabase
-		 where exists (select from unnest(s.setconfig) c where c = 'synchronous_commit=off') and (s.setdatabase = 0 or b.datname = current_database())
+		 where exists (select from unnest(s.setconfig) c where lower(c) in ('synchronous_commit=off', 'synchronous_commit=false', 'synchronous_commit=no', 'synchronous_commit=0')) and (s.setdatabase = 0 or b.datname = current_database())
 		union all
 		select 'the user of this command, or the server' from pg_settings where name = 'synchronous_commit' and reset_val = 'off'
 		 order by 1 limit 10`)
@@ -377,17 +378,23 @@ func (d *doctor) lookAtDurables(ctx context.Context) {
 		return
 	}
 	for _, k := range all {
-		what := "consumer " + k.Name
-		c, err := d.JS.Consumer(ctx, k.Stream, inbox.Durables(k.Name, k.Slices)[0])
-		if err != nil {
-			continue // the status reports that
+		for _, durable := range inbox.Durables(k.Name, k.Slices) {
+			c, err := d.JS.Consumer(ctx, k.Stream, durable)
+			if err != nil {
+				continue // the status reports that
+			}
+			d.lookAtDurable("consumer "+durable, c.CachedInfo().Config, "start a process of it, which corrects that; what differs shows: pgjet consumer ensure "+Word(k.Name))
 		}
-		config := c.CachedInfo().Config
-		d.unless(config.InactiveThreshold > 0, what, Warning, map[bool]string{true: "inactive_threshold is " + config.InactiveThreshold.String(), false: "its durable consumer stays"}[config.InactiveThreshold > 0],
-			"its durable consumer is deleted when no process runs for longer", "pgjet consumer ensure "+Word(k.Name))
-		if config.MaxDeliver > 0 {
-			d.add(what, Broken, fmt.Sprintf("max_deliver is %d", config.MaxDeliver), "JetStream drops events that no inbox has", "pgjet consumer ensure "+Word(k.Name))
-		}
+	}
+}
+
+// lookAtDurable checks one durable consumer. fix is what to do about it.
+func (d *doctor) lookAtDurable(what string, config jetstream.ConsumerConfig, fix string) {
+	forgotten := config.InactiveThreshold > 0
+	d.unless(forgotten, what, Warning, map[bool]string{true: "inactive_threshold is " + config.InactiveThreshold.String(), false: "its durable consumer stays"}[forgotten],
+		"its durable consumer is deleted when no process runs for longer", fix)
+	if config.MaxDeliver > 0 {
+		d.add(what, Broken, fmt.Sprintf("max_deliver is %d", config.MaxDeliver), "JetStream drops events that no inbox has", fix)
 	}
 }
 

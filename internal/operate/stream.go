@@ -122,8 +122,9 @@ type Message struct {
 	Problem    string              `json:"problem"` // why it is not an event; "" if it is one
 }
 
-// ReadMessage returns the message at a sequence of the Source's stream, without the payload unless
-// reveal. If there is none, the error is a [*NotFoundError].
+// ReadMessage returns the message at a sequence of the Source's stream. The payload, and the values of
+// headers that a producer chose, are missing unless reveal. If there is no message, the error is a
+// [*NotFoundError].
 func (s Source) ReadMessage(ctx context.Context, seq uint64, reveal bool) (Message, error) {
 	if s.JS == nil {
 		return Message{}, s.NATSErr
@@ -143,6 +144,9 @@ func (s Source) ReadMessage(ctx context.Context, seq uint64, reveal bool) (Messa
 	m := Message{Stream: s.Stream, Seq: raw.Sequence, Subject: raw.Subject, Time: raw.Time.UTC(), Header: raw.Header, Bytes: len(raw.Data)}
 	if m.Header == nil {
 		m.Header = map[string][]string{}
+	}
+	if !reveal {
+		m.Header = inbox.MaskHeader(m.Header)
 	}
 	e, err := events.FromMessage(raw.Header, raw.Data)
 	if err != nil {
