@@ -102,7 +102,7 @@ func explanationText(all []explanation) string {
 			pages = append(pages, e.Page)
 			continue
 		}
-		fmt.Fprintf(&b, "%s, of %s: %s\n", e.Code, cmp.Or(map[string]string{"": "all"}[e.About], "a "+e.About), e.Meaning)
+		fmt.Fprintf(&b, "%s, of %s: %s\n", e.Code, cmp.Or(map[string]string{"": "all", operate.Outbox: "the outbox"}[e.About], "a "+e.About), e.Meaning)
 		if e.Next != "" {
 			fmt.Fprintf(&b, "  -> %s\n", e.Next)
 		}

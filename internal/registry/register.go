@@ -161,11 +161,13 @@ var validName = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 
 var validVersion = regexp.MustCompile(`^\d+\.\d+\.\d+([-+][0-9A-Za-z.+-]+)?$`)
 
-// semver returns the version in the form of the NATS service API: 0.0.0-devel for a build
-// without one.
+// devel is the version of a build that has none, in the form of the NATS service API.
+const devel = "0.0.0-devel"
+
+// semver returns the version in the form of the NATS service API.
 func semver(version string) string {
 	if v := strings.TrimPrefix(version, "v"); validVersion.MatchString(v) {
 		return v
 	}
-	return "0.0.0-devel"
+	return devel
 }

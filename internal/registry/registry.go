@@ -233,6 +233,9 @@ func parse(data []byte) (Instance, bool) {
 		return Instance{}, false
 	}
 	i := Instance{Name: info.Name, ID: info.ID, Version: info.Version, Metadata: info.Metadata}
+	if i.Version == devel { // as the process itself says it
+		i.Version = "devel"
+	}
 	if a := i.Metadata[keyAddress]; validAddress(a) {
 		i.Address = a
 	}

@@ -130,6 +130,10 @@ func TestMicroToolsSeeIt(t *testing.T) {
 			t.Errorf("$SRV.%s is answered by %v (%v)", verb, msg, err)
 		}
 	}
+	all, err := registry.Ask(t.Context(), nc, "pgjet-users")
+	if err != nil || len(all) != 1 || all[0].Version != "devel" {
+		t.Errorf("the registry lists %+v (%v), want the version that the process says", all, err)
+	}
 }
 
 // TestAnswersInboxesOnly: a question names the subject of its answer. No question makes an
