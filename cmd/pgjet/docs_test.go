@@ -202,6 +202,45 @@ func checkCommand(t *testing.T, doc string, words []string) {
 	}
 }
 
+// TestFlagsThatAreNamedExist: each flag that stands alone in the docs, in `--flag` or `--flag VALUE`, or in a command that the console or package
+// operate writes, is one of some command.
+func TestFlagsThatAreNamedExist(t *testing.T) {
+	known := map[string]bool{"tx-mode": true, "exclude": true, "schema": true, "response-type": true, "js-domain": true} // of Atlas, nsc and nats
+	var walk func(cmd *cobra.Command)
+	walk = func(cmd *cobra.Command) {
+		for _, m := range regexp.MustCompile(`--([a-z-]+)`).FindAllStringSubmatch(cmd.LocalFlags().FlagUsages(), -1) {
+			known[m[1]] = true
+		}
+		for _, c := range cmd.Commands() {
+			walk(c)
+		}
+	}
+	walk(newRoot())
+	files := pages(t)
+	for _, pattern := range []string{"console/*.go", "console/web/*.html", "internal/operate/*.go"} {
+		paths, err := filepath.Glob(root + pattern)
+		if err != nil || len(paths) < 2 {
+			t.Fatalf("%s: %q, %v", pattern, paths, err)
+		}
+		for _, path := range paths {
+			if !strings.HasSuffix(path, "_test.go") {
+				files = append(files, strings.TrimPrefix(path, root))
+			}
+		}
+	}
+	for _, file := range files {
+		named := "`--([a-z][a-z-]*)"
+		if !strings.HasSuffix(file, ".md") {
+			named = `(?:pgjet [^"]*|" ?)--([a-z][a-z-]*)`
+		}
+		for _, m := range regexp.MustCompile(named).FindAllStringSubmatch(read(t, file), -1) {
+			if !known[m[1]] {
+				t.Errorf("%s names the flag --%s, which no command has", file, m[1])
+			}
+		}
+	}
+}
+
 // TestEveryFlagIsDocumented: docs/cli.md lists every command and every flag.
 func TestEveryFlagIsDocumented(t *testing.T) {
 	doc := read(t, "docs/cli.md")
