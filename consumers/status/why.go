@@ -84,6 +84,12 @@ func (one *Slice) judge(s *Status) {
 // other.
 func (s *Status) reasons() []Why {
 	all := slices.DeleteFunc([]Why{s.unaccounted(), s.missing(), s.paused(), s.noProcess(), s.blocked(), s.full(), s.failing()}, Why.none)
+	found := make(map[string]bool) // a reason may be seen in JetStream and be reported by processes, too
+	all = slices.DeleteFunc(all, func(w Why) bool {
+		again := found[w.Code]
+		found[w.Code] = true
+		return again
+	})
 	waiting := slices.DeleteFunc(s.waitingSagas(), Why.none)
 	if len(all) == 0 && !s.Unasked {
 		if pace := s.pace(); !pace.none() {
@@ -153,13 +159,13 @@ func (s *Status) missing() (w Why) {
 }
 
 func (s *Status) paused() (w Why) {
-	switch {
+	switch code, _ := s.cause(); {
 	case s.Paused != nil:
 		w = say("paused", "paused by %s %s: %q", s.Paused.By, ago(s.At.Sub(s.Paused.At)), s.Paused.Reason)
 		if s.Paused.Interrupted {
 			w.Text += "; " + s.Paused.Advice(s.Name)
 		}
-	case s.frozen:
+	case s.frozen && code != "consumer_paused": // else the processes report it, and for how long
 		w = say("paused", "the durable consumer is paused in JetStream itself, not by pgjet")
 	}
 	return w

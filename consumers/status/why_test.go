@@ -119,6 +119,8 @@ func TestReasons(t *testing.T) {
 		"expiring slow":                 {Account: consumers.Account{Lag: 30, AckPending: 64, At: noon, Oldest: noon.Add(-7 * time.Hour), MaxAge: 10 * time.Hour}, Processes: process(nil), growth: 5},
 		"unavailable dead_letters":      {Account: account(9, 9, 0), DeadLetters: 1, Processes: process(func(p *Process) { p.Failed, p.Cause = 50, "unavailable: x" })},
 		"consumer_missing dead_letters": {lacks: "consumer_missing", DeadLetters: 2},
+		"foreign_durable dead_letters":  {lacks: inbox.ForeignDurable, absent: "of another database", DeadLetters: 1, Processes: process(func(p *Process) { p.Cause = "foreign_durable: of another database" })},
+		"consumer_paused":               {Account: account(1, 0, 0), frozen: true, Processes: process(func(p *Process) { p.Cause = "consumer_paused: for another 5m" })},
 		"slow dead_letters":             {Account: account(30, 64, 0), Processes: process(nil), growth: 5, DeadLetters: 1},
 		"moving":                        {Account: account(1, 1, 0), Processes: process(nil), growth: -1},
 	} {

@@ -308,11 +308,12 @@ func (v *view) ours(i Instance) bool {
 	return false
 }
 
-// judgeProcesses adds the processes of this service that are not ready. An unreachable health page
-// counts only if that of another process can be reached.
+// judgeProcesses adds the processes of this service that are not ready, each once. An unreachable
+// health page counts only if that of another process can be reached.
 func (v *view) judgeProcesses() {
 	reached := slices.ContainsFunc(v.Processes, func(i Instance) bool { return i.Health != "no_answer" && i.Health != "unknown" })
 	v.judgeBreakers()
+	reported := make(map[string]bool) // by health page: a process may register as several services
 	for _, i := range v.Processes {
 		if !v.ours(i) {
 			continue
@@ -326,6 +327,10 @@ func (v *view) judgeProcesses() {
 		default:
 			continue
 		}
+		if reported[i.HealthURL] {
+			continue
+		}
+		reported[i.HealthURL] = true
 		what := "process " + i.Name
 		if !strings.HasSuffix(i.Name, i.ID) {
 			what += " " + i.ID
