@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -91,6 +92,9 @@ func writeOverview(w io.Writer, s operate.Status) {
 		if !f.Healthy {
 			fmt.Fprintf(w, "\t\t-> %s\n", plain(f.Next))
 		}
+	}
+	if i := slices.IndexFunc(s.Findings, func(f operate.Finding) bool { return !f.Healthy }); i >= 0 {
+		fmt.Fprintf(w, "\nfor the runbook of a reason, step by step: pgjet explain %s\n", plain(s.Findings[i].Code))
 	}
 	if len(s.Findings) > 0 {
 		fmt.Fprintln(w)

@@ -283,7 +283,7 @@ func TestStatusInPart(t *testing.T) {
 	if c := s.Consumers[0]; c.Why.Code != "unknown" || !c.Unasked || len(s.Findings) != 1 {
 		t.Errorf("without NATS the consumer is %+v, want it to be unknown how it does", c)
 	}
-	says(t, exitFindings, asked("status", "nats://"+nowhere), asOperator(database), "unknown; lag ?, retrying 0, dead letters 0, ? handled")
+	says(t, exitFindings, asked("status", "nats://"+nowhere), asOperator(database), "unknown; lag ?, retrying 0, dead letters 0, ? handled", "for the runbook of a reason, step by step: pgjet explain nats_unreachable\n")
 	says(t, exitUnreachable, asked("consumer ls", "nats://"+nowhere), asOperator(database), "welcome-mailer", "unknown")
 	says(t, exitUnreachable, asked("consumer get welcome-mailer", "nats://"+nowhere), asOperator(database), "? not delivered yet")
 	if out := must(t, checkCritical, words(asked("check -o prometheus", "nats://"+nowhere), asOperator(database))...); strings.Contains(out, "lag_events") || !strings.Contains(out, "dead_letters") {
