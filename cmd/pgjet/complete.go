@@ -37,10 +37,11 @@ var completedArgs = map[string]string{
 	"pgjet outbox scheduled cancel":        operate.Schedules,
 	"pgjet outbox scheduled bring-forward": operate.Schedules,
 	"pgjet op get":                         operate.Operations,
-	"pgjet op resume":                      operate.Operations,
-	"pgjet op cancel":                      operate.Operations,
+	"pgjet op resume":                      operate.Resumable,
+	"pgjet op cancel":                      operate.Cancellable,
 	"pgjet republish plan":                 operate.Events,
-	"pgjet republish run":                  operate.Operations,
+	"pgjet republish run":                  operate.Plans,
+	"pgjet consumer ensure":                operate.Consumers,
 	"pgjet relay quarantine retry":         operate.Quarantines,
 	"pgjet relay quarantine drop":          operate.Quarantines,
 }
@@ -75,7 +76,8 @@ func completions(cmd *cobra.Command) {
 	case path == "pgjet explain":
 		cmd.ValidArgsFunction = fixed(explained())
 	case completedArgs[path] != "":
-		cmd.ValidArgsFunction = live(completedArgs[path])
+		cmd.ValidArgsFunction = live(completedArgs[path], cmd.ValidArgs...)
+		cmd.ValidArgs = nil // cobra takes one of both
 	case cmd.ValidArgs == nil && cmd.ValidArgsFunction == nil && !cmd.HasSubCommands() && path != "pgjet config validate":
 		cmd.ValidArgsFunction = cobra.NoFileCompletions
 	}
@@ -112,16 +114,17 @@ func fixed(words []string) cobra.CompletionFunc {
 // completionTime bounds how long a shell waits for the database.
 const completionTime = time.Second
 
-// live returns a completion to what the database knows. It completes to nothing if the database
-// does not answer in time.
-func live(what string) cobra.CompletionFunc {
+// live returns a completion to what the database knows, and to the words of also. If the database
+// does not answer in time, it completes to these words only.
+func live(what string, also ...string) cobra.CompletionFunc {
+	known := fixed(also)
 	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
 		defer cancel()
 		cmd.SetContext(ctx)
 		cmd.SetErr(io.Discard) // the shell would print it into the command line
 		if configure(cmd) != nil || findDev(cmd) != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
+			return known(cmd, args, "")
 		}
 		s := settings{databaseURL: cmd.Flag("database-url").Value.String()}
 		var src operate.Source
@@ -131,7 +134,12 @@ func live(what string) cobra.CompletionFunc {
 		}
 		words, err := src.Candidates(ctx, what)
 		if err != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
+			return known(cmd, args, "")
+		}
+		for _, w := range also {
+			if !slices.Contains(words, w) {
+				words = append(words, w)
+			}
 		}
 		return slices.DeleteFunc(words, func(w string) bool { // drop what was typed already
 			w, _, _ = strings.Cut(w, "\t")

@@ -35,10 +35,24 @@ func TestCompletion(t *testing.T) {
 	b.exec(`insert into pgjet.leader (stream, epoch) values ('NOTES', 1) on conflict do nothing`)
 	b.exec(`insert into pgjet.dead_letter (consumer, event_id, type, key, generation, stream, stream_seq, subject, header, data, error, attempts)
 		values ('notes', gen_random_uuid(), 'note.made', 'k', 1, 'EVENTS', 9, 's', '{}', '', 'never', 1)`)
+	b.exec(`insert into pgjet.operation (kind, target, by, reason, state) values ('republish', 'EVENTS', 'ann', '', 'planned'), ('replay', 'notes', 'ann', '', 'failed'), ('replay', 'notes', 'ann', '', 'done')`)
 	vars := env{"PGJET_DATABASE_URL": asOperator(database)}
+	for command, want := range map[string]string{"republish run": "planned", "op cancel": "planned", "op resume": "failed", "op get": "planned failed done"} {
+		var ids []string
+		for state := range strings.FieldsSeq(want) {
+			ids = append(ids, query[string](t, b.db, `select id::text from pgjet.operation where state = '`+state+`'`))
+		}
+		got := completed(t, vars, append(strings.Fields(command), "")...)
+		slices.Sort(got)
+		if slices.Sort(ids); !slices.Equal(got, ids) {
+			t.Errorf("%s completes to %q, want %q, which are %s", command, got, ids, want)
+		}
+	}
 	for args, want := range map[string]string{
 		"consumer get ":            "notes",
 		"replay ":                  "notes",
+		"consumer ensure ":         "notes",
+		"consumer ensure pgjet":    "pgjet-users",
 		"retry --consumer ":        "notes",
 		"event ls --type note.k":   "note.kept",
 		"event get 00000000":       "00000000-0000-7000-8000-000000000001",

@@ -22,6 +22,9 @@ const (
 	Schedules   = "scheduled events"
 	Quarantines = "quarantined events"
 	Operations  = "operations"
+	Plans       = "plans" // to publish again
+	Resumable   = "operations that can be resumed"
+	Cancellable = "operations that can be cancelled"
 )
 
 // candidates are queries for the words, some with a description after a tab. They read little,
@@ -36,8 +39,17 @@ var candidates = map[string]string{
 	Letters:     `select id || E'\t' || left(type, 128) || ' at ' || consumer from (select id, type, consumer, state from pgjet.dead_letter order by id desc limit 500) d where state = 'dead' limit 50`,
 	Sagas:       `select id || E'\t' || name || ', ' || state from pgjet.saga order by started_at desc limit 50`,
 	Schedules:   `select id || E'\t' || left(type, 128) from pgjet.scheduled order by due, n limit 50`,
-	Operations:  `select id || E'\t' || left(kind, 40) || ' of ' || left(target, 100) || coalesce(', ' || state, '') from pgjet.operation order by id desc limit 50`,
+	Operations:  operationsThat(`true`),
+	Plans:       operationsThat(`kind = 'republish' and state = 'planned'`),
+	Resumable:   operationsThat(`kind <> 'republish' and state in ('running', 'failed')`), // if its command was killed, it still counts as running
+	Cancellable: operationsThat(`state in ('planned', 'running')`),
 	Quarantines: `select seq || E'\t' || state from pgjet.quarantine order by seq desc limit 50`,
+}
+
+// operationsThat returns a query for the operations that meet condition.
+func operationsThat(condition string) string {
+	return `select id || E'\t' || left(kind, 40) || ' of ' || left(target, 100) || coalesce(', ' || state, '')
+		from (select * from pgjet.operation order by id desc limit 1000) o where ` + condition + ` order by id desc limit 50`
 }
 
 // Candidates returns words for a shell to complete, each perhaps with a description after a tab.
