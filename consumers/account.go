@@ -107,10 +107,34 @@ func readAccount(ctx context.Context, inbox counter, js jetstream.JetStream, str
 	rest := a.Events - a.Lag - a.Done - a.Retrying - a.Dead
 	a.InFlight = max(0, min(rest, a.AckPending))
 	a.Unaccounted = max(0, rest-a.InFlight)
+	a.age(ctx, s, filters)
+	return a, nil
+}
+
+// age sets when the first event that is not acknowledged was stored, and how long the stream keeps it.
+func (a *Account) age(ctx context.Context, s jetstream.Stream, filters []string) {
 	a.MaxAge = s.CachedInfo().Config.MaxAge
 	if a.Lag+a.AckPending > 0 {
 		a.Oldest = storedFirst(ctx, s, filters, a.AckFloor+1)
 	}
+}
+
+// readAge returns an account of only what JetStream knows: how long events have waited, not what the
+// inbox has. It takes a few requests.
+func readAge(ctx context.Context, inbox counter, js jetstream.JetStream, stream, name string) (a Account, err error) {
+	durables, err := durables(ctx, inbox, js, stream, name)
+	if err != nil {
+		return a, err
+	}
+	s, err := js.Stream(ctx, stream)
+	if err != nil {
+		return a, fmt.Errorf("look at stream %s: %w", stream, err)
+	}
+	for n, consumer := range durables {
+		a.add(n, consumer.CachedInfo())
+	}
+	a.At = s.CachedInfo().TimeStamp
+	a.age(ctx, s, durable.WholeFilters(durables[0].CachedInfo().Config))
 	return a, nil
 }
 

@@ -11,7 +11,9 @@ import (
 	"go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 
+	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/events"
+	"github.com/pgjet/pgjet/internal/testenv"
 )
 
 // measured returns the number of values of each histogram, and their sum.
@@ -33,6 +35,57 @@ func measured(t *testing.T, reader metric.Reader) (counts map[string]uint64, sum
 		}
 	}
 	return counts, sums
+}
+
+// TestAgeInAPause: a paused consumer, too, shows how much of the stream's max_age its events have
+// waited.
+func TestAgeInAPause(t *testing.T) {
+	reader, before := metric.NewManualReader(), otel.GetMeterProvider()
+	otel.SetMeterProvider(metric.NewMeterProvider(metric.WithReader(reader)))
+	t.Cleanup(func() { otel.SetMeterProvider(before) })
+	b := newFixture(t)
+	b.publish(event(1))
+	_, stop := b.start(write)
+	b.handled(1)
+	b.settled()
+	stop()
+	if _, _, err := inbox.Pause(t.Context(), b.db, "test", "ann@host", "a test"); err != nil {
+		t.Fatal(err)
+	}
+	s, err := b.js.Stream(t.Context(), "EVENTS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := s.CachedInfo().Config
+	config.MaxAge = time.Hour
+	if _, err := b.js.UpdateStream(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+	b.publish(event(2))
+	b.start(write)
+	testenv.Eventually(t, patience, "the age of what waits is shown", func() bool {
+		used := gauge(t, reader, "pgjet.consumer.max_age_used")
+		return used > 0 && used < 1
+	})
+}
+
+// gauge returns the highest value of a gauge, 0 if it has none.
+func gauge(t *testing.T, reader metric.Reader, name string) (highest float64) {
+	t.Helper()
+	var all metricdata.ResourceMetrics
+	if err := reader.Collect(t.Context(), &all); err != nil {
+		t.Fatal(err)
+	}
+	for _, scope := range all.ScopeMetrics {
+		for _, m := range scope.Metrics {
+			if g, ok := m.Data.(metricdata.Gauge[float64]); ok && m.Name == name {
+				for _, p := range g.DataPoints {
+					highest = max(highest, p.Value)
+				}
+			}
+		}
+	}
+	return highest
 }
 
 // TestTimesOfEvents: the times until an event is done include its retries, and no replay.

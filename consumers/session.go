@@ -260,9 +260,14 @@ func (s *session) pastGeneration(ctx context.Context) (int32, error) {
 
 // awaitResume waits for the end of a pause, and returns why there is no session.
 func (s *session) awaitResume(ctx context.Context, paused *inbox.PausedError) error {
-	for {
+	defer s.metrics.waits(nil)
+	for due := time.Now(); ; {
 		if s.keeper.Waiting(paused) {
 			s.log.InfoContext(ctx, "not handling events", "err", paused)
+		}
+		if s.Runner.DB != nil && !time.Now().Before(due) { // no account is read in a pause
+			s.lookAtAge(ctx)
+			due = time.Now().Add(countEvery)
 		}
 		if err := s.heartbeat(ctx, paused); err != nil {
 			return err
@@ -279,6 +284,18 @@ func (s *session) awaitResume(ctx context.Context, paused *inbox.PausedError) er
 		}
 		paused = &inbox.PausedError{Consumer: s.Consumer.Name, Paused: *still}
 	}
+}
+
+// lookAtAge measures how long events have waited in the pause: the stream may delete them soon.
+func (s *session) lookAtAge(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	a, err := readAge(ctx, reader{s.Runner.DB, s.Consumer.Name}, s.js, s.stream, s.Consumer.Name)
+	if err != nil {
+		s.log.DebugContext(ctx, "cannot read how long events have waited", "err", err)
+		return
+	}
+	s.metrics.waits(&a)
 }
 
 // divide divides the consumer into the configured number of slices. It reports false while

@@ -1,6 +1,7 @@
 package consumers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"strings"
@@ -37,6 +38,7 @@ type metrics struct {
 	sinceCommit metric.Float64Histogram
 	own         metric.MeasurementOption
 	current     atomic.Pointer[Account]
+	paused      atomic.Pointer[Account] // in a pause: only its age is known
 	backlog     drain.Estimate
 	reg         metric.Registration
 }
@@ -125,8 +127,10 @@ func (m *metrics) observe(n *run, meter metric.Meter) (err error) {
 		if seconds, known := m.backlog.Seconds(); known {
 			o.ObserveFloat64(left, seconds, m.own)
 		}
-		if a := m.current.Load(); a != nil {
+		if a := cmp.Or(m.current.Load(), m.paused.Load()); a != nil {
 			o.ObserveFloat64(aged, a.Aged(), m.own)
+		}
+		if a := m.current.Load(); a != nil {
 			for _, g := range gauges {
 				o.ObserveInt64(g.gauge, g.value(a), m.own)
 			}
@@ -173,6 +177,9 @@ func (m *metrics) account(a *Account) {
 		m.backlog.See(a.Lag, time.Now())
 	}
 }
+
+// waits sets the account of a pause; nil ends it.
+func (m *metrics) waits(a *Account) { m.paused.Store(a) }
 
 func (m *metrics) handled(ctx context.Context, outcome string) {
 	m.events.Add(ctx, 1, m.byOutcome[outcome])
