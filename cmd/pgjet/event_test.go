@@ -183,6 +183,17 @@ func TestEventStates(t *testing.T) {
 		t.Errorf("the key of a dropped event:\n%s", out)
 	}
 
+	// It was published, and the stream has it no more.
+	b.exec(`insert into pgjet.leader (stream, epoch) values ('EVENTS', 1) on conflict (stream) do update set epoch = 1`)
+	b.exec(`insert into pgjet.checkpoint (stream, epoch, stream_seq, stream_created, system_identifier, floor, snapshot)
+		select 'EVENTS', 1, 2, now(), (select system_identifier from pg_control_system()), (select max(seq) from pgjet.outbox), pg_current_snapshot()`)
+	if e, s, at := state(pending); !e.Outbox.Published || at != operate.Unknown || !s.inOrder("stream: published, and not found in the stream") ||
+		!slices.ContainsFunc(e.Unknown, func(s string) bool {
+			return strings.HasPrefix(s, "notes: its inbox has no row of the event, and the stream has it no more")
+		}) {
+		t.Errorf("an event that the stream has lost is %s, %+v", at, s)
+	}
+
 	// Its outbox row is gone, the stream has it, the inbox knows it.
 	done := query[string](t, b.db, `select event_id::text from pgjet.inbox where stream_seq = 2`)
 	b.exec(`update pgjet.pruned set seq = 100`)

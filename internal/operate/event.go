@@ -402,6 +402,10 @@ func (q *question) expected(ctx context.Context, h *Handling) string {
 	if q.Stored == nil && q.Quarantine != nil && q.Quarantine.State == Dropped {
 		return Dropped
 	}
+	if q.absent && q.Outbox != nil && q.Outbox.Published {
+		q.Unknown = append(q.Unknown, h.Consumer+": its inbox has no row of the event, and the stream has it no more: it was not handled before the stream deleted it, or the row was pruned")
+		return Unknown
+	}
 	if info := c.CachedInfo(); q.Stored != nil && h.slices <= 1 && info.AckFloor.Stream >= q.Stored.Seq {
 		q.Unknown = append(q.Unknown, h.Consumer+": its inbox has no row of the event, and JetStream counts it as handled: the row was pruned, or the inbox was lost")
 		return Unknown
