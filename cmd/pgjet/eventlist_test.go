@@ -100,8 +100,11 @@ func TestEventFollow(t *testing.T) {
 	add := func(key string) {
 		testenv.Exec(t, db, `insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), 'note.made', $1, '{}')`, key)
 	}
+	for range 5 {
+		add("old")
+	}
 	add("before")
-	p := command(t, nil, "event", "follow", "--type", "note.made", "--database-url", asOperator(database), "--nats-url", nats)
+	p := command(t, nil, "event", "follow", "--type", "note.made", "--limit", "2", "--database-url", asOperator(database), "--nats-url", nats)
 	p.begin()
 	p.eventually(patience, "it shows what is there", func() bool { return strings.Contains(p.stdout.String(), "key before  pending\n") })
 	tx, err := db.Begin(t.Context())
@@ -119,7 +122,7 @@ func TestEventFollow(t *testing.T) {
 	}
 	p.eventually(patience, "it shows what is late", func() bool { return strings.Contains(p.stdout.String(), "key late  pending\n") })
 	p.signal(syscall.SIGINT)
-	if code := p.wait(patience); code != exitOK || strings.Count(p.stdout.String(), "\n") != 3 {
+	if code := p.wait(patience); code != exitOK || strings.Count(p.stdout.String(), "\n") != 4 || strings.Count(p.stdout.String(), "key old ") != 1 {
 		t.Errorf("exit code %d, of %s", code, p)
 	}
 }

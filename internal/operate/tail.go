@@ -1,6 +1,7 @@
 package operate
 
 import (
+	"cmp"
 	"context"
 	"slices"
 
@@ -17,8 +18,8 @@ const overlap = 1000
 type Tail struct {
 	source Source
 	filter Filter
-	last   int64               // the seq of the last row read
-	seen   map[uuid.UUID]int64 // returned events with their seqs, as far as they are read again
+	last   int64              // the seq of the last row of the outbox
+	seen   map[uuid.UUID]bool // events that were there, as far as they are read again
 }
 
 // Tail returns a Tail that begins with the last f.Limit events that f selects.
@@ -34,33 +35,42 @@ func (t *Tail) Next(ctx context.Context) ([]Item, error) {
 	if err := t.source.DB.QueryRow(ctx, `select coalesce(max(seq), 0) from pgjet.outbox`).Scan(&last); err != nil {
 		return nil, sqlstate.Wrap("follow the outbox", err)
 	}
-	var found []Item
-	f := t.filter
-	if t.seen != nil {
-		f.low, f.Limit = max(1, t.last-overlap), overlap
+	found, err := t.nearEnd(ctx, cmp.Or(t.last, last))
+	if err != nil {
+		return nil, err
 	}
+	news := slices.DeleteFunc(slices.Clone(found), func(i Item) bool { return t.seen[i.ID] })
+	if t.seen == nil { // the first call
+		p, err := t.source.List(ctx, t.filter)
+		if err != nil {
+			return nil, err
+		}
+		news = p.Events
+	}
+	t.last, t.seen = last, make(map[uuid.UUID]bool)
+	for _, i := range slices.Concat(found, news) {
+		if i.Seq > last-overlap {
+			t.seen[i.ID] = true
+		}
+	}
+	slices.Reverse(news)
+	return news, nil
+}
+
+// nearEnd returns the events that the filter selects and that were appended after the row last, or a
+// little before it.
+func (t *Tail) nearEnd(ctx context.Context, last int64) (found []Item, err error) {
+	f := t.filter
+	f.low, f.Limit = max(1, last-overlap), overlap
 	for {
 		p, err := t.source.List(ctx, f)
 		if err != nil {
 			return nil, err
 		}
 		found = append(found, p.Events...)
-		if p.Next == "" || t.seen == nil {
-			break
+		if p.Next == "" {
+			return found, nil
 		}
 		f.After = p.Next
 	}
-	seen := make(map[uuid.UUID]int64)
-	var news []Item
-	for _, i := range found {
-		if _, old := t.seen[i.ID]; !old {
-			news = append(news, i)
-		}
-		if i.Seq > last-overlap {
-			seen[i.ID] = i.Seq
-		}
-	}
-	t.last, t.seen = last, seen
-	slices.Reverse(news)
-	return news, nil
 }
