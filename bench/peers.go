@@ -30,7 +30,7 @@ func newEvent(n int, at time.Time) events.Event {
 		panic(err) // no entropy
 	}
 	binary.BigEndian.PutUint64(id[8:], uint64(n)|1<<63) // the variant, as UUIDs have it
-	k := uint64(n % keys) // multiplied, since the same digits twice would have a few hashes only
+	k := uint64(n % keys)                               // multiplied, since the same digits twice would have a few hashes only
 	key := fmt.Sprintf("%08x-0000-4000-8000-%012x", k, k*0x9e3779b97f4a7c15>>16)
 	data := fmt.Sprintf(`{"user_id":"%s","email":"user-%d@example.com","name":"User %d","note":"`, key, n, n)
 	data += strings.Repeat("x", payloadBytes-len(data)-2) + `"}`
