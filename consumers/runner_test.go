@@ -191,10 +191,15 @@ func TestManyProcessesShareTheWork(t *testing.T) {
 		b.publish(event(n + 1))
 	}
 	var attempts [3]atomic.Int32
+	var begun sync.WaitGroup // what a process did alone would say nothing about sharing
+	begun.Add(len(attempts))
 	for i := range attempts {
+		var first sync.Once
 		var mu sync.Mutex
 		r := rand.New(rand.NewPCG(seed, uint64(i)))
 		b.startOn(b.js, consumers.Consumer{Unordered: true, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+			first.Do(begun.Done)
+			begun.Wait()
 			if err := write(ctx, tx, e); err != nil {
 				return err
 			}

@@ -223,7 +223,7 @@ func TestRoles(t *testing.T) {
 	change("grant", "ANN@example.com", "from the next log-in on")
 	sees(http.StatusOK)
 	change("grant", ann, "already")
-	change("revoke", ann, "no more")
+	change("revoke", ann, "no longer has the role")
 	sees(http.StatusNotFound)
 	change("revoke", "ann@example.com", "does not have")
 	for _, user := range []string{"carl@example.com", uuid.NewString(), "%", ""} {
