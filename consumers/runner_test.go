@@ -187,19 +187,11 @@ func TestManyProcessesShareTheWork(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	const count = 500
-	for n := range count {
-		b.publish(event(n + 1))
-	}
 	var attempts [3]atomic.Int32
-	var begun sync.WaitGroup // what a process did alone would say nothing about sharing
-	begun.Add(len(attempts))
 	for i := range attempts {
-		var first sync.Once
 		var mu sync.Mutex
 		r := rand.New(rand.NewPCG(seed, uint64(i)))
 		b.startOn(b.js, consumers.Consumer{Unordered: true, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
-			first.Do(begun.Done)
-			begun.Wait()
 			if err := write(ctx, tx, e); err != nil {
 				return err
 			}
@@ -211,6 +203,13 @@ func TestManyProcessesShareTheWork(t *testing.T) {
 			}
 			return nil
 		})})
+	}
+	testenv.Eventually(t, patience, "all processes ask for events", func() bool {
+		c, err := b.js.Consumer(t.Context(), "EVENTS", "test")
+		return err == nil && c.CachedInfo().NumWaiting >= len(attempts)
+	})
+	for n := range count {
+		b.publish(event(n + 1))
 	}
 	b.settled()
 	b.once(count)
