@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"html"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -465,6 +466,18 @@ func TestToken(t *testing.T) {
 	cookie := a.header.Get("Set-Cookie")
 	if a.status != http.StatusSeeOther || !strings.Contains(cookie, "HttpOnly") || !strings.Contains(cookie, "SameSite=Strict") || strings.Contains(cookie, token) {
 		t.Fatalf("a log-in: %d, cookie %q", a.status, cookie)
+	}
+	if to := a.header.Get("Location"); to != "/" {
+		t.Errorf("a log-in leads to %s", to)
+	}
+	page := ask(t, http.MethodGet, base+"/dead?consumer=mailer&state=done", "")
+	if next := regexp.MustCompile(`name="next" value="([^"]*)"`).FindStringSubmatch(page.body); next == nil || html.UnescapeString(next[1]) != "/dead?consumer=mailer&state=done" {
+		t.Errorf("the log-in page forgets which page was asked for: %q", next)
+	}
+	for next, want := range map[string]string{"/dead?consumer=mailer&state=done": "/dead?consumer=mailer&state=done", "//evil.example/": "/", "https://evil.example/": "/", "/\\evil.example": "/", "/\t/evil.example": "/"} {
+		if a := ask(t, http.MethodPost, base+"/log-in", url.Values{"token": {token}, "next": {next}}.Encode(), own); a.header.Get("Location") != want {
+			t.Errorf("a log-in for %q leads to %q, want %q", next, a.header.Get("Location"), want)
+		}
 	}
 	value, _, _ := strings.Cut(cookie, ";")
 	if a := ask(t, http.MethodGet, base+"/events", "", "Cookie: "+value); a.status != http.StatusOK {

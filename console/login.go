@@ -31,19 +31,29 @@ func (c *Console) Token(token string) http.Handler {
 		case r.Method == http.MethodPost && r.URL.Path == c.config.Path+"/log-in":
 			r.Body = http.MaxBytesReader(w, r.Body, mostBodies) // the client is not authenticated yet
 			if !same(r.PostFormValue("token"), token) {
-				c.loginPage(w, "This is not the token.")
+				c.loginPage(w, login{"This is not the token.", r.PostFormValue("next")})
 				return
 			}
 			http.SetCookie(w, &http.Cookie{Name: cookieName, Value: pass, Path: c.config.Path + "/", HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: r.TLS != nil})
-			http.Redirect(w, r, c.config.Path+"/", http.StatusSeeOther)
+			next, below := strings.CutPrefix(r.PostFormValue("next"), c.config.Path)
+			if !below || !local(next) {
+				next = "/"
+			}
+			http.Redirect(w, r, c.config.Path+next, http.StatusSeeOther)
 		default:
-			c.loginPage(w, "")
+			c.loginPage(w, login{Next: r.URL.RequestURI()})
 		}
 	}))
 }
 
-func (c *Console) loginPage(w http.ResponseWriter, problem string) {
-	c.write(w, http.StatusUnauthorized, "login.html", frame{page: page{Title: "Log in", Content: problem}, Path: c.config.Path, Name: c.config.Name})
+// A login is the content of the page that asks for the token.
+type login struct {
+	Problem string // of the last attempt; "" if none
+	Next    string // the page that was asked for
+}
+
+func (c *Console) loginPage(w http.ResponseWriter, l login) {
+	c.write(w, http.StatusUnauthorized, "login.html", frame{page: page{Title: "Log in", Content: l}, Path: c.config.Path, Name: c.config.Name})
 }
 
 // Header returns a handler that passes requests to c if they come from one of the proxies and have

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io/fs"
 	"net/http"
+	"net/url"
 	"strings"
 
 	"github.com/pgjet/pgjet/internal/operate"
@@ -38,6 +39,7 @@ func (c *Console) routes() http.Handler {
 	mux.Handle("GET /reasons", c.show("", c.reasonsPage))
 	mux.Handle("GET /reasons/{code}", c.show("", c.reasonsPage))
 	mux.Handle("POST /events/{id}/reveal", c.show("events", c.revealPage))
+	c.leadBack(mux, "POST /events/{id}/reveal")
 	c.change(mux, "POST /dead/run", func(r operate.Rights) bool { return r.Dead }, c.runPlan)
 	c.change(mux, "POST /consumers/{name}/pause", func(r operate.Rights) bool { return r.Consumers }, c.pauseConsumer)
 	c.change(mux, "POST /consumers/{name}/resume", func(r operate.Rights) bool { return r.Consumers }, c.resumeConsumer)
@@ -68,6 +70,7 @@ func (c *Console) routes() http.Handler {
 // change adds a route that changes something, and the right that it needs. do returns the path of
 // the next page and a notice for it.
 func (c *Console) change(mux *http.ServeMux, pattern string, may func(operate.Rights) bool, do func(context.Context, *http.Request) (next, notice string, err error)) {
+	c.leadBack(mux, pattern)
 	mux.Handle(pattern, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.MaxBytesReader(w, r.Body, mostBodies)
 		ctx, cancel := context.WithTimeout(r.Context(), pageTime)
@@ -117,13 +120,49 @@ func (c *Console) assets() http.Handler {
 func (c *Console) actor(r *http.Request) string {
 	const most = 200
 	who := strings.TrimSpace(operate.Plain(c.config.User(r)))
-	return who[:min(len(who), most)]
+	return strings.ToValidUTF8(who[:min(len(who), most)], "")
 }
 
 // back returns the page to go on with: the path in the form, or fallback.
 func back(r *http.Request, fallback string) string {
-	if to := r.PostFormValue("back"); strings.HasPrefix(to, "/") && !strings.HasPrefix(to, "//") && !strings.Contains(to, `\`) {
+	if to := r.PostFormValue("back"); local(to) {
 		return to
 	}
 	return fallback
+}
+
+// leadBack adds the route from the address of a change to the page about what it changes.
+func (c *Console) leadBack(mux *http.ServeMux, pattern string) {
+	if pattern == "POST /consumers/{name}/replay" {
+		return // a page has this address
+	}
+	mux.HandleFunc(strings.Replace(pattern, "POST", "GET", 1), func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, c.config.Path+after(pattern, r), http.StatusSeeOther)
+	})
+}
+
+// local reports whether a path of a form leads to this server.
+func local(to string) bool {
+	u, err := url.Parse(to)
+	return err == nil && strings.HasPrefix(to, "/") && !strings.HasPrefix(to, "//") && !strings.Contains(to, `\`) && u.Host == ""
+}
+
+// after returns the page about what the change of a pattern such as POST /consumers/{name}/pause
+// changes. A browser asks for it by the address of the change, if somebody loads the answer again
+// or shares its address.
+func after(pattern string, r *http.Request) string {
+	part := strings.Split(strings.TrimPrefix(pattern, "POST /"), "/")
+	switch part[0] {
+	case "consumers":
+		return "/consumers/" + url.PathEscape(r.PathValue("name"))
+	case "events", "operations":
+		return "/" + part[0] + "/" + url.PathEscape(r.PathValue("id"))
+	case "retry":
+		return "/retrying"
+	case "quarantine":
+		return "/relay"
+	case "sign-up":
+		return "/lab"
+	}
+	return "/" + part[0]
 }
