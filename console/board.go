@@ -3,9 +3,12 @@ package console
 import (
 	"context"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/consumers/status"
 	"github.com/pgjet/pgjet/internal/operate"
 )
@@ -78,6 +81,7 @@ func (b *board) ask() {
 	var s operate.Status
 	err := guarded("the status", func() error {
 		s = b.console.facts().Status(ctx)
+		maskTexts(&s)
 		b.measure(ctx)
 		return nil
 	})
@@ -94,6 +98,49 @@ func (b *board) ask() {
 	}
 	close(b.asking)
 	b.asking = nil
+}
+
+// maskTexts masks mail addresses in the reasons of pauses and the errors of sagas, also where the
+// findings repeat them. The author of a pause remains.
+func maskTexts(s *operate.Status) {
+	var texts []*string // that may repeat a reason
+	sagas := func(code string, text *string) {
+		if texts = append(texts, text); strings.HasPrefix(code, "saga_") {
+			*text = inbox.Mask(*text)
+		}
+	}
+	for i := range s.Findings {
+		sagas(s.Findings[i].Code, &s.Findings[i].Text)
+	}
+	var reasons []*string
+	for i := range s.Consumers {
+		one := &s.Consumers[i]
+		sagas(one.Why.Code, &one.Why.Text)
+		for j := range one.Also {
+			sagas(one.Also[j].Code, &one.Also[j].Text)
+		}
+		for j := range one.Slices {
+			sagas(one.Slices[j].Why.Code, &one.Slices[j].Why.Text)
+		}
+		if one.Paused != nil {
+			reasons = append(reasons, &one.Paused.Reason)
+		}
+	}
+	for i := range s.Relays {
+		if p := s.Relays[i].Paused; p != nil {
+			reasons = append(reasons, &p.Reason)
+		}
+	}
+	for _, reason := range reasons {
+		was := *reason
+		if *reason = inbox.Mask(was); *reason == was {
+			continue
+		}
+		repeated := strings.NewReplacer(strconv.Quote(was), strconv.Quote(*reason), was, *reason)
+		for _, text := range texts {
+			*text = repeated.Replace(*text)
+		}
+	}
 }
 
 // forget makes the next page read the status again, after a change.

@@ -60,6 +60,9 @@ func (c *Console) eventOf(ctx context.Context, id uuid.UUID, seq int64) (page, e
 	if err != nil {
 		return p, err
 	}
+	if e.Quarantine != nil {
+		e.Quarantine.Reason = inbox.Mask(e.Quarantine.Reason)
+	}
 	v := &eventView{Event: e, Tracks: tracks(e, time.Now()), Timeline: steps(operate.Timeline([]operate.Event{e}))}
 	p.Title = cmp.Or(e.Type, "Event") + " " + id.String()
 	v.Verdict = c.judge(ctx, e)

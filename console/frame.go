@@ -226,8 +226,14 @@ func (c *Console) write(w http.ResponseWriter, status int, name string, f frame)
 
 const noticeCookie = "pgjet_notice"
 
+// mostNotice is how many bytes of a notice are kept: escaped, a byte may become three, and browsers
+// drop cookies above 4096 bytes.
+const mostNotice = 1200
+
 // leaveNotice makes the next page show the result of a change.
 func (c *Console) leaveNotice(w http.ResponseWriter, r *http.Request, text string) {
+	text = inbox.Mask(text)
+	text = strings.ToValidUTF8(text[:min(len(text), mostNotice)], "")
 	http.SetCookie(w, &http.Cookie{Name: noticeCookie, Value: url.QueryEscape(text), Path: "/", HttpOnly: true, SameSite: http.SameSiteStrictMode, MaxAge: 30, Secure: r.TLS != nil})
 }
 

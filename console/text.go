@@ -24,7 +24,8 @@ func (c *Console) funcs() template.FuncMap {
 		"rate":  rate,
 		"count": count,
 		"word":  operate.Word,
-		"key":   func(key string) string { return short(inbox.Mask(key)) },
+		"key":   masked,
+		"mask":  masked,
 		"short": short,
 		"lasts": func(seconds float64) string { return lasts(time.Duration(seconds * float64(time.Second))) },
 		"number": func(p *int64) int64 {
@@ -163,5 +164,8 @@ func short(text string) string {
 	}
 	return operate.Plain(text)
 }
+
+// masked is [short] without mail addresses.
+func masked(text string) string { return short(inbox.Mask(text)) }
 
 func secondsOf(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
