@@ -22,7 +22,7 @@ import (
 // A deadList is the content of the page Dead letters.
 type deadList struct {
 	Filter                 inbox.Filter
-	Since                  string
+	Since, Until           string
 	Query                  string // of the filter
 	RedriveAll, DiscardAll string // the addresses of plans for all that match
 	Matches                int64
@@ -81,12 +81,18 @@ func (c *Console) deadPage(ctx context.Context, r *http.Request) (page, error) {
 	if err != nil {
 		return p, err
 	}
-	l := deadList{Filter: f, Since: own.Get("since"), Query: own.Encode(), States: []string{inbox.Dead, inbox.Redriven, inbox.Done, inbox.Discarded}}
+	l := deadList{Filter: f, Since: own.Get("since"), Until: own.Get("until"), Query: own.Encode(), States: []string{inbox.Dead, inbox.Redriven, inbox.Done, inbox.Discarded}}
 	l.Filter.State = inbox.Dead
-	if state := q.Get("state"); slices.Contains(l.States, state) {
+	if state := q.Get("state"); state != "" {
+		if !slices.Contains(l.States, state) {
+			return p, wrongf("there is no state %q of dead letters", operate.Plain(state))
+		}
 		l.Filter.State = state
 	}
 	p.Command = "pgjet dead groups" + deadFlags(own)
+	if l.Filter.Named() {
+		p.Command = "pgjet dead ls" + deadFlags(own)
+	}
 	if l.Filter.State != inbox.Dead {
 		p.Command += " --state " + l.Filter.State
 	}
@@ -103,7 +109,10 @@ func (c *Console) deadPage(ctx context.Context, r *http.Request) (page, error) {
 		l.Groups[i].Error, l.Groups[i].ErrorGroup = inbox.Mask(l.Groups[i].Error), inbox.Mask(l.Groups[i].ErrorGroup)
 	}
 	if l.Filter.Group != "" || l.Filter.State != inbox.Dead || len(l.Groups) == 1 || l.Filter.Key != "" {
-		after, _ := strconv.ParseInt(q.Get("after"), 10, 64)
+		after, err := strconv.ParseInt(cmp.Or(q.Get("after"), "0"), 10, 64)
+		if err != nil || after < 0 {
+			return p, &operate.CursorError{After: q.Get("after")}
+		}
 		l.Filter.Most = pageRows + 1
 		l.Letters, err = inbox.Letters(ctx, c.config.DB, l.Filter, after)
 		if err != nil {
@@ -129,6 +138,47 @@ func planOf(v operate.Verb, own url.Values) string {
 	q.Set("verb", v.Name)
 	q.Set("all", "1")
 	return "/dead/plan?" + q.Encode()
+}
+
+// mostNamed is how many dead letters the URL of a plan names one by one.
+const mostNamed = 100
+
+// reopening returns the URL of the plan that reopens what was discarded: the dead letters with
+// these ids, or, if there are more than a URL or the operation names, what the same query selects.
+func reopening(own url.Values, upTo int64, ids []int64, changed int64) string {
+	if int64(len(ids)) == changed && len(ids) <= mostNamed {
+		own = url.Values{}
+		for _, id := range ids {
+			own.Add("id", strconv.FormatInt(id, 10))
+		}
+	}
+	q, _ := url.ParseQuery(own.Encode())
+	if upTo > 0 {
+		q.Set("up_to", strconv.FormatInt(upTo, 10))
+	}
+	return planOf(operate.Reopen, q)
+}
+
+// queryOf returns the query of a URL that selects the same as f; see [selected].
+func queryOf(f inbox.Filter) url.Values {
+	own := url.Values{}
+	for name, value := range map[string]string{"consumer": f.Consumer, "group": f.Group, "type": f.Type, "key": f.Key} {
+		if value != "" {
+			own.Set(name, value)
+		}
+	}
+	for name, at := range map[string]time.Time{"since": f.Since, "until": f.Until} {
+		if !at.IsZero() {
+			own.Set(name, at.UTC().Format(time.RFC3339Nano))
+		}
+	}
+	for _, id := range f.IDs {
+		own.Add("id", strconv.FormatInt(id, 10))
+	}
+	for _, id := range f.EventIDs {
+		own.Add("id", id.String())
+	}
+	return own
 }
 
 // deadFlags returns the command-line flags that select the same.
@@ -168,9 +218,7 @@ func (c *Console) planPage(ctx context.Context, r *http.Request) (page, error) {
 	if len(own) == 0 {
 		p.Command += " --all"
 	}
-	if !v.Filter.Named() && !v.Verb.Mild {
-		p.Command += " --dry-run"
-	}
+	p.Command += " --dry-run" // like this page, it changes nothing
 	return p, nil
 }
 

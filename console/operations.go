@@ -65,6 +65,7 @@ type operationView struct {
 	Events    int64
 	High      bool   // the number has to be typed
 	Page      string // URL of its target; "" if none
+	Undo      string // URL of the plan that undoes it; "" if nothing does
 }
 
 // mostFacts is how many characters of an operation's detail are shown.
@@ -89,6 +90,9 @@ func (c *Console) operationPage(ctx context.Context, r *http.Request) (page, err
 		v.Events = *o.Total
 	}
 	v.High = v.Events > highCount
+	if rights.Dead {
+		v.Undo = undoOf(o.Record)
+	}
 	if t := c.work.of(id); t != nil {
 		v.Failed = t.failed()
 	}
@@ -102,6 +106,25 @@ func (c *Console) operationPage(ctx context.Context, r *http.Request) (page, err
 	}
 	p.Content = v
 	return p, nil
+}
+
+// undoOf returns the URL of the plan that reopens what an operation has discarded; "" if it has
+// discarded nothing, or something else. The operation keeps what it needs, so any console can undo
+// it.
+func undoOf(o operation.Record) string {
+	var was struct {
+		Filter  inbox.Filter `json:"filter"`
+		Changed int64        `json:"changed"`
+		IDs     []int64      `json:"ids"`
+	}
+	if o.Kind != inbox.Discard.Kind || json.Unmarshal(o.Detail, &was) != nil || was.Changed == 0 {
+		return ""
+	}
+	if was.Filter.UpTo == 0 && int64(len(was.IDs)) != was.Changed { // the filter would also select what was discarded later
+		return ""
+	}
+	was.Filter.Consumer = o.Target
+	return reopening(queryOf(was.Filter), was.Filter.UpTo, was.IDs, was.Changed)
 }
 
 // targetPage returns the URL of the page about an operation's target; "" if there is none.

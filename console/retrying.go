@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -26,12 +27,20 @@ func (c *Console) retryingPage(ctx context.Context, r *http.Request) (page, erro
 	p := page{Title: "Retrying", Template: "retrying.html", Command: "pgjet event ls --state retrying" + flags("consumer", l.Consumer, "after", q.Get("after"))}
 	var err error
 	l.Page, err = c.facts().List(ctx, operate.Filter{State: operate.Retrying, Consumer: l.Consumer, After: q.Get("after"), Limit: pageRows})
-	for _, one := range c.board.Status(ctx).Consumers {
+	if err != nil {
+		return p, err
+	}
+	s := c.board.Status(ctx)
+	for _, one := range s.Consumers {
 		l.Names = append(l.Names, one.Name)
+	}
+	lacksDatabase := slices.ContainsFunc(s.Missing, func(m operate.Missing) bool { return m.What == "database" })
+	if l.Consumer != "" && !lacksDatabase && !slices.Contains(l.Names, l.Consumer) {
+		return p, &operate.NotFoundError{What: "consumer " + operate.Plain(l.Consumer), Looked: "no process has ever run it"}
 	}
 	l.Next, l.First = pageLinks(r, l.Page.Next)
 	p.Content = l
-	return p, err
+	return p, nil
 }
 
 // retry makes one event due now, or all events that wait at a consumer.

@@ -179,8 +179,7 @@ func (c *Console) workPage(ctx context.Context, r *http.Request) (page, error) {
 	}
 	if verb.Name == operate.Discard.Name && !v.Running && v.Total.Changed > 0 {
 		own, _ := url.ParseQuery(t.Plan.Query)
-		own.Set("up_to", strconv.FormatInt(t.Plan.UpTo, 10))
-		v.Undo = planOf(operate.Reopen, own)
+		v.Undo = reopening(own, t.Plan.UpTo, v.Total.IDs, v.Total.Changed)
 	}
 	p.Content = v
 	return p, nil
