@@ -29,12 +29,48 @@ type typeRow struct {
 
 func (c *Console) typesPage(ctx context.Context, _ *http.Request) (page, error) {
 	p := page{Title: "Types", Template: "types.html", Command: "pgjet event ls --limit 1000"}
-	src := c.facts()
-	t, err := src.EventTypes(ctx)
+	l, err := c.types(ctx)
+	p.Content = l
+	return p, err
+}
+
+// A typeView is the content of the page about one type.
+type typeView struct {
+	typeList
+	Row    typeRow
+	Schema operate.Schema
+}
+
+func (c *Console) typePage(ctx context.Context, r *http.Request) (page, error) {
+	name := r.PathValue("type")
+	p := page{Title: "Type " + operate.Plain(name), Template: "type.html", Command: "pgjet event ls" + flags("type", name)}
+	l, err := c.types(ctx)
 	if err != nil {
 		return p, err
 	}
-	l := typeList{TypeList: t}
+	v := typeView{typeList: l, Row: typeRow{Type: operate.Type{Type: name}}}
+	i := slices.IndexFunc(l.Rows, func(one typeRow) bool { return one.Type.Type == name })
+	if i >= 0 {
+		v.Row = l.Rows[i]
+	}
+	if v.Schema, err = c.facts().SchemaOf(ctx, name); err != nil {
+		return p, err
+	}
+	if i < 0 && v.Schema.Events == 0 {
+		return p, &operate.NotFoundError{What: "type " + operate.Plain(name), Looked: "the newest rows of the outbox have no such event, and no consumer has said that it handles it"}
+	}
+	p.Content = v
+	return p, nil
+}
+
+// types returns the types with their rates and the services that append them.
+func (c *Console) types(ctx context.Context) (l typeList, err error) {
+	src := c.facts()
+	t, err := src.EventTypes(ctx)
+	if err != nil {
+		return l, err
+	}
+	l.TypeList = t
 	if c.config.Dev != nil {
 		l.Docs = c.config.Dev.Docs
 	}
@@ -57,6 +93,5 @@ func (c *Console) typesPage(ctx context.Context, _ *http.Request) (page, error) 
 			l.Producers = append(l.Producers, in.Source)
 		}
 	}
-	p.Content = l
-	return p, nil
+	return l, nil
 }

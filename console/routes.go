@@ -36,6 +36,7 @@ func (c *Console) routes() http.Handler {
 	mux.Handle("GET /audit/runs/{id}", c.show("audit", c.auditRunPage))
 	mux.Handle("GET /processes", c.show("processes", c.processesPage))
 	mux.Handle("GET /types", c.show("types", c.typesPage))
+	mux.Handle("GET /types/{type}", c.show("types", c.typePage))
 	mux.Handle("GET /reasons", c.show("", c.reasonsPage))
 	mux.Handle("GET /reasons/{code}", c.show("", c.reasonsPage))
 	mux.Handle("POST /events/{id}/reveal", c.show("events", c.revealPage))

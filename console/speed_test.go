@@ -128,7 +128,7 @@ func views(t *testing.T, db *pgxpool.Pool) map[string]string {
 		"dead letters since": "/dead?since=1h", "discarded letters": "/dead?state=discarded",
 		"a plan for all": "/dead/plan?verb=redrive&all=1", "a plan for a group": "/dead/plan?verb=redrive&group=" + group, "a plan for one": "/dead/plan?verb=redrive&id=" + letter,
 		"a key": "/keys?key=usr_7", "retrying": "/retrying", "retrying at a consumer": "/retrying?consumer=consumer-1", "relay": "/relay", "operations": "/operations", "an operation": "/operations/1", "operations of a kind": "/operations?kind=dead&state=stopped", "audit": "/audit", "scheduled": "/scheduled",
-		"sagas": "/sagas", "sagas in a state": "/sagas?state=done", "sagas of a key": "/sagas?key=usr_7", "types": "/types", "processes": "/processes",
+		"sagas": "/sagas", "sagas in a state": "/sagas?state=done", "sagas of a key": "/sagas?key=usr_7", "types": "/types", "a type": "/types/load.type1", "processes": "/processes",
 	}
 }
 

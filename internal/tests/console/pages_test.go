@@ -74,7 +74,7 @@ func pages(t *testing.T) map[string]string {
 		"operations": "/operations", "operation": "/operations/" + query(t, `select max(id)::text from pgjet.operation`),
 		"audit": "/audit", "comparison": compared(t), "replay": "/consumers/directory/replay", "replay-plan": "/consumers/directory/replay?from=all&again=1",
 		"field":     "/events?field=plan&value=free",
-		"scheduled": "/scheduled", "sagas": "/sagas", "types": "/types", "processes": "/processes", "lab": "/lab",
+		"scheduled": "/scheduled", "sagas": "/sagas", "types": "/types", "type": "/types/user.created", "processes": "/processes", "lab": "/lab",
 		"reasons": "/reasons", "reason": "/reasons/dead_letters",
 	}
 }
