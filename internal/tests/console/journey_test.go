@@ -289,11 +289,13 @@ func TestStaysOpen(t *testing.T) {
 	}
 }
 
-// TestEveryLink: each link of each page leads to a page.
+// TestEveryLink: each link of each page leads to a page, and the command of each page works as it is shown.
 func TestEveryLink(t *testing.T) {
 	trouble(t)
 	base := strings.TrimSuffix(env.Console, "/")
-	known, next := map[string]bool{"/": true}, []string{"/"}
+	known, next := map[string]bool{"/": true, "/consumers/directory/replay": true}, []string{"/", "/consumers/directory/replay"}
+	commands := make(map[string]string) // by the form of each
+	command, values := regexp.MustCompile(`<code id="command">(.*?)</code>`), regexp.MustCompile(`[0-9a-f-]{36}|\b[0-9]+\b|g_[0-9a-f]{8}`)
 	links := regexp.MustCompile(`(?:href|src)="(/[^"]*)"`)
 	const most = 400
 	for len(next) > 0 && len(known) < most {
@@ -306,6 +308,16 @@ func TestEveryLink(t *testing.T) {
 				next = append(next, to)
 			}
 		}
+		if m := command.FindStringSubmatch(page); m != nil {
+			text := html.UnescapeString(m[1])
+			commands[values.ReplaceAllString(text, "N")] = text
+		}
+	}
+	for _, text := range commands {
+		typed(t, text)
+	}
+	if len(commands) < 30 {
+		t.Errorf("there are %d commands, want 30 or more", len(commands))
 	}
 	if len(known) < 40 {
 		t.Errorf("there are %d links, want 40 or more", len(known))

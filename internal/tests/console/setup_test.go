@@ -329,6 +329,18 @@ func pgjet(t *testing.T, args ...string) {
 	}
 }
 
+// typed runs a command as a page shows it. It may find that something is wrong.
+func typed(t *testing.T, command string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", command) //nolint:gosec // it comes from the console that is tested
+	cmd.Dir = filepath.Dir(env.binary)
+	cmd.Env = append(os.Environ(), "PATH="+cmd.Dir+":"+os.Getenv("PATH"), "PGJET_DATABASE_URL="+env.DB, "PGJET_NATS_URL="+env.NATS)
+	const unhealthy = 6
+	if out, err := cmd.CombinedOutput(); err != nil && cmd.ProcessState.ExitCode() != unhealthy {
+		t.Errorf("%s: %v\n%s", command, err, out)
+	}
+}
+
 // signUp signs a user up.
 func signUp(t *testing.T, email string) {
 	t.Helper()
