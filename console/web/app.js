@@ -35,6 +35,14 @@
     if (button) copy(button);
   });
 
+  // A hidden page has no connection: a browser keeps six to a server, and without one for the next page that would not load. htmx closes it
+  // when a page becomes hidden; a page that is opened in a hidden tab begins when it is seen.
+  const source = "hx-sse:connect", from = live.getAttribute(source);
+  if (from && document.hidden) {
+    live.removeAttribute(source);
+    document.addEventListener("visibilitychange", () => { live.setAttribute(source, from); htmx.process(live); }, { once: true });
+  }
+
   // Live updates wait while they are paused, while a list is under the pointer, and while something is typed or ticked.
   const pause = byID("pause");
   let paused = false, waiting = [], lost = false, mouse = false;

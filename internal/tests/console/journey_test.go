@@ -1,6 +1,7 @@
 package console
 
 import (
+	"context"
 	"fmt"
 	"html"
 	"net/http"
@@ -8,7 +9,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/input"
+	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 	"github.com/nats-io/nats.go"
@@ -273,6 +276,34 @@ func TestHolds(t *testing.T) {
 		}
 		eventually(t, "the list goes on after "+hold.name, func() bool { return first() == newest() })
 	}
+}
+
+// TestHiddenTabs: pages that are opened in hidden tabs take no connection from the page that is seen, and update themselves when they are seen.
+func TestHiddenTabs(t *testing.T) {
+	signUp(t, somebody())
+	var last *tab
+	for range 7 { // a browser keeps six connections
+		last = open(t, env.Console)
+		last.do(chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
+			_, err := cdp.Call(ctx, target, page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{
+				Source: `window.away = true; Object.defineProperty(document, "hidden", { get: () => window.away })`,
+			})
+			return err
+		}))
+		last.visit("/events")
+	}
+	seen := open(t, env.Console)
+	seen.visit("/events")
+	newest := func(b *tab) bool {
+		return eval[string](b, `document.querySelector("tbody a")?.getAttribute("href").split("?")[0] ?? ""`) == "/events/"+query(t, `select id::text from pgjet.outbox order by seq desc limit 1`)
+	}
+	signUp(t, somebody())
+	eventually(t, "the page that is seen updates itself", func() bool { return newest(seen) })
+	if newest(last) {
+		t.Error("a hidden page updates itself")
+	}
+	eval[any](last, `window.away = false; document.dispatchEvent(new Event("visibilitychange"))`)
+	eventually(t, "the page updates itself when it is seen", func() bool { return newest(last) })
 }
 
 // TestStaysOpen: an opened part stays open while the page updates itself.
