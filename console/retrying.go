@@ -12,10 +12,16 @@ import (
 	"github.com/pgjet/pgjet/internal/operate"
 )
 
+// groupedRetries is the most events that wait for another attempt which a page groups by their
+// errors.
+const groupedRetries = 5000
+
 // A retryList is the content of the page Retrying.
 type retryList struct {
 	operate.Page
 	Consumer string
+	Groups   []inbox.RetryGroup // on the first page
+	More     bool               // not all events are in Groups
 	Names    []string
 	Next     string
 	First    string
@@ -38,10 +44,18 @@ func (c *Console) retryingPage(ctx context.Context, r *http.Request) (page, erro
 	if l.Consumer != "" && !lacksDatabase && !slices.Contains(l.Names, l.Consumer) {
 		return p, &operate.NotFoundError{What: "consumer " + operate.Plain(l.Consumer), Looked: "no process has ever run it"}
 	}
+	if !q.Has("after") {
+		if l.Groups, l.More, err = inbox.RetryGroups(ctx, c.config.DB, l.Consumer, groupedRetries); err != nil {
+			return p, err
+		}
+	}
 	l.Next, l.First = pageLinks(r, l.Page.Next)
-	p.Content = l
+	p.Content = &l
 	return p, nil
 }
+
+// Bound returns how many events a page groups.
+func (l *retryList) Bound() int { return groupedRetries }
 
 // retry makes one event due now, or all events that wait at a consumer.
 func (c *Console) retry(ctx context.Context, r *http.Request) (next, notice string, err error) {
