@@ -14,9 +14,8 @@ type sample struct {
 
 // A flow is the rate of events between two samples.
 type flow struct {
-	Appended float64 // into the outbox, per second
-	Stored   float64 // into the stream, per second
-	Known    bool
+	Appended *float64 // into the outbox, per second; nil if unknown
+	Stored   *float64 // into the stream, per second; nil if unknown
 	Stream   string
 	Last     int64   // sequence of the stream; -1 if unknown
 	Points   []point // the last minutes, the oldest first
@@ -24,9 +23,9 @@ type flow struct {
 
 // A point is a point of the chart.
 type point struct {
-	At       int64   `json:"at"`
-	Appended float64 `json:"appended"`
-	Stored   float64 `json:"stored"`
+	At       int64    `json:"at"`
+	Appended *float64 `json:"appended"`
+	Stored   *float64 `json:"stored"`
 }
 
 const (
@@ -69,14 +68,16 @@ func (b *board) flow() (f flow) {
 		}
 		earlier := b.samples[from]
 		over := s.at.Sub(earlier.at).Seconds()
-		f.Known, f.Appended, f.Stored = true, 0, 0
-		if earlier.appended >= 0 && s.appended > earlier.appended {
-			f.Appended = float64(s.appended-earlier.appended) / over
-		}
-		if earlier.stored >= 0 && s.stored > earlier.stored {
-			f.Stored = float64(s.stored-earlier.stored) / over
-		}
+		f.Appended, f.Stored = gain(earlier.appended, s.appended, over), gain(earlier.stored, s.stored, over)
 		f.Points = append(f.Points, point{s.at.Unix(), f.Appended, f.Stored})
 	}
 	return f
+}
+
+// gain returns the rate from one number to another; nil if one of them is unknown.
+func gain(from, to int64, seconds float64) *float64 {
+	if from < 0 || to < 0 {
+		return nil
+	}
+	return new(float64(max(0, to-from)) / seconds) // a stream that was made again begins at 0
 }
