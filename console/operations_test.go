@@ -111,6 +111,9 @@ func TestSeveral(t *testing.T) {
 		t.Errorf("without the token = %d", a.status)
 	}
 	pass := "Authorization: Bearer " + token
+	if a := ask(t, http.MethodGet, base+"/pgjet/db/billing---more", "", pass); a.header.Get("Location") != "/pgjet/db/billing---more/" {
+		t.Errorf("a database without the last slash = %d, to %q", a.status, a.header.Get("Location"))
+	}
 	first, other := ask(t, http.MethodGet, base+"/pgjet/dead", "", pass), ask(t, http.MethodGet, base+"/pgjet/db/billing---more/dead", "", pass)
 	if strings.Contains(first.body, "invoices") || !strings.Contains(other.body, "invoices") {
 		t.Errorf("the pages are of the wrong database:\n%s\n%s", first.body, other.body)

@@ -56,6 +56,9 @@ func (c *Console) routes() http.Handler {
 	c.change(mux, "POST /operations/{id}/resume", func(r operate.Rights) bool { return r.Dead }, c.resumeOperation)
 	c.change(mux, "POST /operations/{id}/run", func(r operate.Rights) bool { return r.Republish }, c.runOperation)
 	c.change(mux, "POST /audit/{stream}", operate.Rights.Any, c.beginAudit)
+	for _, other := range c.others { // its path without the last slash
+		mux.Handle("GET "+strings.TrimPrefix(other.config.Path, c.config.Path), http.RedirectHandler(other.config.Path+"/", http.StatusSeeOther))
+	}
 	if c.config.Dev != nil {
 		anybody := func(operate.Rights) bool { return !c.config.ReadOnly }
 		mux.Handle("GET /lab", c.show("lab", c.labPage))

@@ -84,7 +84,7 @@ func (c *Console) databases(r *http.Request) (all []databaseLink) {
 		return nil
 	}
 	part, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/") // an id belongs to one database
-	if !slices.Contains([]string{"events", "consumers", "dead", "retrying", "relay", "scheduled", "sagas", "operations", "audit", "types", "processes"}, part) {
+	if !slices.Contains([]string{"events", "consumers", "dead", "retrying", "relay", "scheduled", "sagas", "operations", "audit", "types", "processes", "reasons"}, part) {
 		part = ""
 	}
 	for _, one := range append([]*Console{first}, first.others...) {
