@@ -118,8 +118,19 @@ func trouble(t *testing.T) {
 	eventually(t, "an event is retried", func() bool { return query(t, `select count(*)::text from pgjet.intent`) != "0" })
 }
 
+// unlinked returns the numbers of a page that are no links, in cells for numbers and in facts. A 0 has nothing to lead to. Durations, names
+// such as that of a slice, and what a plan or a comparison counted without a list are no links either. An
+// error after a linked share may contain any number.
+const unlinked = `[...document.querySelectorAll("main td.num, main .numbers dd")].map((cell) => {
+	const rest = cell.cloneNode(true);
+	rest.querySelectorAll("a, time, .badge, .soft, code").forEach((part) => part.remove());
+	return [cell.dataset.label || cell.previousElementSibling?.textContent || "", rest.textContent.replace(/\b\d+(ms|s|m|h|d)\b/g, "").trim()];
+}).filter(([name, text]) => /[1-9]/.test(text) && !["Slice", "Workers", "Range", "Sequence", "Seq", "redriven", "discarded", "reopened", "Done meanwhile", "Waiting already",
+	"In another state", "Run, since the inbox lacks them", "Run again, although done", "Skipped, since done", "Pruned from the outbox", "Published before",
+	"Order not certain", "Oldest not handled", "Of the last attempts", "Skips"].includes(name)).map((cell) => cell.join(": "))`
+
 // TestEveryPage: each page renders without an error in the browser, is as wide as a phone at most, and axe-core finds nothing serious,
-// in light and dark.
+// in light and dark. Its numbers are links.
 func TestEveryPage(t *testing.T) {
 	trouble(t)
 	shots := os.Getenv("PGJET_SCREENSHOTS")
@@ -145,6 +156,9 @@ func TestEveryPage(t *testing.T) {
 				for _, found := range eval[[]string](b, `axe.run({resultTypes: ["violations"]}).then((r) => r.violations.filter((v) => ["serious", "critical"].includes(v.impact))
 					.map((v) => v.id + ": " + v.help + ": " + v.nodes.slice(0, 3).map((n) => n.html).join(" ")))`) {
 					t.Errorf("%s: %s", path, found)
+				}
+				for _, found := range eval[[]string](b, unlinked) {
+					t.Errorf("%s has a number that is no link: %s", path, found)
 				}
 				if text := b.text(); strings.Contains(text, "@example.com") {
 					t.Errorf("%s shows a mail address", path)
