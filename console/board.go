@@ -181,6 +181,23 @@ func consumerIn(s operate.Status, name string) (one status.Status, known bool) {
 	return s.Consumers[i], true
 }
 
+// unlessKnown returns an error unless there is a consumer with this name: that the database could not
+// be asked, or that the consumer does not exist.
+func unlessKnown(s operate.Status, name string) error {
+	if _, known := consumerIn(s, name); known {
+		return nil
+	}
+	if i := slices.IndexFunc(s.Missing, func(m operate.Missing) bool { return m.What == "database" }); i >= 0 {
+		return &missingError{s.Missing[i]}
+	}
+	return &operate.NotFoundError{What: "consumer " + operate.Plain(name), Looked: "no process has ever run it"}
+}
+
+// A missingError says why a server could not be asked.
+type missingError struct{ operate.Missing }
+
+func (e *missingError) Error() string { return e.Code + ": " + e.Text }
+
 // dead returns how many dead letters wait for a decision, according to the last status.
 func (b *board) dead() (n int64) {
 	b.mu.Lock()

@@ -128,8 +128,12 @@ func TestDatabaseAway(t *testing.T) {
 	}
 	t.Cleanup(db.Close)
 	base := serve(t, console.Config{DB: db}, nil)
-	for _, path := range paths {
+	id := uuid.Must(uuid.NewV7()).String()
+	for _, path := range append([]string{"/consumers/mailer", "/consumers/mailer/replay", "/retrying?consumer=mailer", "/types/user.created", "/keys?key=k", "/events?find=k", "/events/" + id, "/dead/7", "/dead/plan?verb=redrive&all=1", "/operations/7"}, paths...) {
 		a := ask(t, http.MethodGet, base+path, "")
+		if a.status == http.StatusNotFound {
+			t.Errorf("GET %s says that it does not exist while nothing is known", path)
+		}
 		if path == "/keys" || strings.HasPrefix(path, "/reasons") {
 			continue // these pages use no database
 		}

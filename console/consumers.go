@@ -2,10 +2,8 @@ package console
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 
 	"github.com/pgjet/pgjet/consumers"
@@ -62,13 +60,10 @@ func (c *Console) consumerPage(ctx context.Context, r *http.Request) (page, erro
 	name := r.PathValue("name")
 	p := page{Title: "Consumer " + operate.Plain(name), Template: "consumer.html", Command: "pgjet consumer get " + operate.Word(name)}
 	s := c.board.Status(ctx)
-	one, known := consumerIn(s, name)
-	if !known {
-		if i := slices.IndexFunc(s.Missing, func(m operate.Missing) bool { return m.What == "database" }); i >= 0 {
-			return p, fmt.Errorf("%s: %s", s.Missing[i].Code, s.Missing[i].Text)
-		}
-		return p, &operate.NotFoundError{What: "consumer " + operate.Plain(name), Looked: "no process has ever run it"}
+	if err := unlessKnown(s, name); err != nil {
+		return p, err
 	}
+	one, _ := consumerIn(s, name)
 	row := rowOf(one)
 	row.Missing = s.Missing
 	for _, w := range one.Reasons() {

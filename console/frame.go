@@ -182,6 +182,9 @@ func failureOf(err error) failure {
 	if code == "" && errors.Is(err, context.DeadlineExceeded) {
 		code = string(sqlstate.Timeout)
 	}
+	if m, ok := errors.AsType[*missingError](err); ok {
+		code = m.Code
+	}
 	f := failure{Code: cmp.Or(code, "error"), Text: inbox.Mask(strings.TrimPrefix(err.Error(), code+": "))}
 	if code != "" {
 		f.Next = "pgjet explain " + code

@@ -46,8 +46,8 @@ var replayFields = []string{"from", "since", "seq", "until", "type", "key", "rat
 func (c *Console) replayPage(ctx context.Context, r *http.Request) (page, error) {
 	name, q := r.PathValue("name"), r.URL.Query()
 	p := page{Title: "Replay " + operate.Plain(name), Template: "replay.html", Still: true, Command: "pgjet replay " + operate.Word(name) + " --since 2h --dry-run"}
-	if _, known := consumerIn(c.board.Status(ctx), name); !known {
-		return p, &operate.NotFoundError{What: "consumer " + operate.Plain(name), Looked: "no process has ever run it"}
+	if err := unlessKnown(c.board.Status(ctx), name); err != nil {
+		return p, err
 	}
 	v := &replayView{
 		Consumer: name, From: cmp.Or(q.Get("from"), "since"), Since: q.Get("since"), Seq: q.Get("seq"), Until: q.Get("until"), Type: q.Get("type"), Key: q.Get("key"),

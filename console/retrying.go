@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"slices"
 
 	"github.com/google/uuid"
 
@@ -40,9 +39,10 @@ func (c *Console) retryingPage(ctx context.Context, r *http.Request) (page, erro
 	for _, one := range s.Consumers {
 		l.Names = append(l.Names, one.Name)
 	}
-	lacksDatabase := slices.ContainsFunc(s.Missing, func(m operate.Missing) bool { return m.What == "database" })
-	if l.Consumer != "" && !lacksDatabase && !slices.Contains(l.Names, l.Consumer) {
-		return p, &operate.NotFoundError{What: "consumer " + operate.Plain(l.Consumer), Looked: "no process has ever run it"}
+	if l.Consumer != "" {
+		if err := unlessKnown(s, l.Consumer); err != nil {
+			return p, err
+		}
 	}
 	if !q.Has("after") {
 		if l.Groups, l.More, err = inbox.RetryGroups(ctx, c.config.DB, l.Consumer, groupedRetries); err != nil {
