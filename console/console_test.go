@@ -520,6 +520,19 @@ func TestHeader(t *testing.T) {
 		if a := ask(t, http.MethodGet, base+"/events", ""); a.status != http.StatusUnauthorized {
 			t.Errorf("proxies in %s, and nobody is named: %d", network, a.status)
 		}
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, base+"/events", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header["X-Forwarded-User"] = []string{"eve", "ann"}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusUnauthorized {
+			t.Errorf("proxies in %s, and two users are named: %d", network, resp.StatusCode)
+		}
 		if want == http.StatusOK {
 			ask(t, http.MethodPost, base+"/consumers/mailer/pause", "reason=x", own, "X-Forwarded-User: eve")
 		}

@@ -58,14 +58,15 @@ func (c *Console) loginPage(w http.ResponseWriter, l login) {
 
 // Header returns a handler that passes requests to c if they come from one of the proxies and have
 // the header in which the proxy names the user, such as X-Forwarded-User. Changes are recorded with
-// that user. The proxy has to remove the header from what clients send.
+// that user. The proxy has to remove the header from what clients send; a request with two of them
+// is refused.
 func (c *Console) Header(name string, proxies []netip.Prefix) http.Handler {
 	c.config.User = func(r *http.Request) string { return r.Header.Get(name) }
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host, _, _ := net.SplitHostPort(r.RemoteAddr)
 		addr, err := netip.ParseAddr(host)
 		known := err == nil && slices.ContainsFunc(proxies, func(p netip.Prefix) bool { return p.Contains(addr.Unmap()) })
-		if !known || r.Header.Get(name) == "" {
+		if named := r.Header.Values(name); !known || len(named) != 1 || named[0] == "" { // of two, a client may have sent one
 			http.Error(w, "Your user is not known. Use the proxy that names it.", http.StatusUnauthorized)
 			return
 		}
