@@ -109,7 +109,7 @@ func TestNATSIsDown(t *testing.T) {
 	b.sees("In the outbox:", "a switch of the lab")
 	event := open(t, env.Console)
 	event.visit("/")
-	event.sees("NATS server does not answer", "1 pending", "paused by")
+	event.sees("NATS server does not answer", "pending, the oldest for", "paused by")
 	other := open(t, env.Console)
 	other.visit("/lab")
 	for _, name := range []string{"NATS is down", "The relay is paused"} {
