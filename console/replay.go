@@ -115,7 +115,7 @@ func selection(q url.Values) (frozen url.Values, s replay.Selection, err error) 
 
 // replayFlags returns the command-line flags that select the same.
 func replayFlags(q url.Values) string {
-	text := map[string]string{"all": " --all", "since": " --since " + operate.Word(q.Get("since")), "seq": " --from-seq " + operate.Word(q.Get("seq"))}[q.Get("from")]
+	text := map[string]string{"all": " --all", "since": " --since " + operate.Word(q.Get("since")), "seq": " --from-stream-seq " + operate.Word(q.Get("seq"))}[q.Get("from")]
 	text += flags("until", q.Get("until"), "type", q.Get("type"), "key", q.Get("key"), "rate", q.Get("rate"))
 	for _, name := range []string{"again", "force"} {
 		if q.Has(name) {

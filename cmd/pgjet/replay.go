@@ -46,7 +46,7 @@ set back, and it continues from there. With one of them, the events are handed o
 one, while live events continue.`,
 		Example: `  pgjet replay directory --since 2h --dry-run
   pgjet replay directory --all --again --reason "read model dropped"
-  pgjet replay welcome-mailer --from-seq 1200 --type user.created --rate 5`,
+  pgjet replay welcome-mailer --from-stream-seq 1200 --type user.created --rate 5`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a.consumer = args[0]
@@ -64,7 +64,7 @@ one, while live events continue.`,
 func (a *replayRun) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.BoolVar(&a.selection.All, "all", false, "everything that the stream has")
-	f.Uint64Var(&a.selection.FromSeq, "from-seq", 0, "from this sequence of the stream on")
+	f.Uint64Var(&a.selection.FromSeq, "from-stream-seq", 0, "from this sequence of the stream on")
 	f.StringVar(&a.since, "since", "", "from a time such as 2026-11-01T00:00:00Z, or how long ago, such as 2h")
 	f.StringVar(&a.until, "until", "", "only what was stored before a time, or how long ago")
 	f.StringVar(&a.selection.Type, "type", "", "only events of this type, such as user.created")
@@ -89,7 +89,7 @@ func (a *replayRun) check(cmd *cobra.Command) (err error) {
 		return err
 	}
 	chosen := 0
-	for _, name := range []string{"all", "from-seq", "since"} {
+	for _, name := range []string{"all", "from-stream-seq", "since"} {
 		if cmd.Flags().Changed(name) {
 			chosen++
 		}
@@ -97,9 +97,9 @@ func (a *replayRun) check(cmd *cobra.Command) (err error) {
 	s := &a.selection
 	switch {
 	case chosen != 1:
-		return usagef("give one of --from-seq, --since, or --all for everything that the stream has")
-	case cmd.Flags().Changed("from-seq") && s.FromSeq == 0:
-		return usagef("--from-seq is 0; the first sequence of a stream is 1")
+		return usagef("give one of --from-stream-seq, --since, or --all for everything that the stream has")
+	case cmd.Flags().Changed("from-stream-seq") && s.FromSeq == 0:
+		return usagef("--from-stream-seq is 0; the first sequence of a stream is 1")
 	case s.Rate < 0:
 		return usagef("--rate is %d, want 0 or more", s.Rate)
 	case s.Again && !a.dryRun:
@@ -231,7 +231,7 @@ func (a *replayRun) resumeCommand(plan *replay.Plan, result replay.Result) strin
 	if plan.Way == replay.ByReset && s.All {
 		words = append(words, "--all")
 	} else {
-		words = append(words, fmt.Sprint("--from-seq ", result.Next))
+		words = append(words, fmt.Sprint("--from-stream-seq ", result.Next))
 	}
 	if plan.Way == replay.ByIntent { // events that were stored since are not part of the plan
 		words = append(words, "--until "+plan.Until.UTC().Format(time.RFC3339Nano))

@@ -83,7 +83,7 @@ func TestReplayNeedsSelection(t *testing.T) {
 	for words, says := range map[string]string{
 		"notes":                                   "--all",
 		"notes --all --since 2h":                  "--all",
-		"notes --from-seq 0":                      "--from-seq",
+		"notes --from-stream-seq 0":               "--from-stream-seq",
 		"notes --since yesterday":                 "2026-11-01T00:00:00Z",
 		"notes --since= --yes":                    "--since is empty",
 		"notes --since -1h --yes":                 `--since is "-1h"`,
@@ -95,7 +95,7 @@ func TestReplayNeedsSelection(t *testing.T) {
 		"notes --all --force":                     "--again",
 		"notes --all -o xml":                      "--output",
 		"notes --all":                             "--yes",
-		"notes --from-seq 9 --yes":                "beyond the end",
+		"notes --from-stream-seq 9 --yes":         "beyond the end",
 		"notes --all --type other.made --dry-run": "other.made",
 		"--all --yes":                             "'pgjet replay --help'",
 	} {
@@ -122,11 +122,11 @@ func TestReplayDryRun(t *testing.T) {
 		}
 	}
 	var p replay.Plan
-	out = must(t, exitOK, b.args("notes", "--from-seq", "5", "--again", "--dry-run", "-o", "json")...)
+	out = must(t, exitOK, b.args("notes", "--from-stream-seq", "5", "--again", "--dry-run", "-o", "json")...)
 	if err := json.Unmarshal([]byte(out), &p); err != nil || p.Selected != 6 || p.Again != 3 || p.Refused == "" {
 		t.Errorf("the plan in JSON is %s (%v), want 6 selected, 3 again, and refused", out, err)
 	}
-	refused(t, exitUsage, b.args("notes", "--from-seq", "5", "--again", "--reason", "x", "--yes"), "--force", "3 of them")
+	refused(t, exitUsage, b.args("notes", "--from-stream-seq", "5", "--again", "--reason", "x", "--yes"), "--force", "3 of them")
 	if after := state(); after != before {
 		t.Errorf("it was %s and is %s", before, after)
 	}
@@ -136,7 +136,7 @@ func TestReplay(t *testing.T) {
 	t.Parallel()
 	b := newReplayRig(t, 10, false)
 	refused(t, exitOK, b.args("notes", "--all", "--yes"), "nothing to replay")
-	refused(t, exitOK, b.args("notes", "--from-seq", "4", "--again", "--reason", "handler fixed", "--yes"),
+	refused(t, exitOK, b.args("notes", "--from-stream-seq", "4", "--again", "--reason", "handler fixed", "--yes"),
 		"7 events handed over to notes", "no process runs it")
 	if n := query[int](t, b.db, `select count(*) from pgjet.inbox`); n != 3 {
 		t.Errorf("%d inbox rows are left, want 3", n)
@@ -169,7 +169,7 @@ func TestReplayInterrupted(t *testing.T) {
 		t.Errorf("exit code %d, want 130, of %s", code, p)
 	}
 	handed := query[int](t, b.db, `select count(*) from pgjet.intent`)
-	line := regexp.MustCompile(`(?m)^  pgjet replay notes --from-seq \d+ --until \S+ --key 'k1' --rate 50 --again --reason 'it'\\''s fixed'$`).FindString(p.stderr.String())
+	line := regexp.MustCompile(`(?m)^  pgjet replay notes --from-stream-seq \d+ --until \S+ --key 'k1' --rate 50 --again --reason 'it'\\''s fixed'$`).FindString(p.stderr.String())
 	if handed >= 200 || !strings.Contains(p.stderr.String(), fmt.Sprint(handed, " events handed over")) || line == "" {
 		t.Fatalf("%d of 200 events were handed over, of %s", handed, p)
 	}

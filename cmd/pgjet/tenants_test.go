@@ -98,8 +98,8 @@ func TestConsumerOfAnotherService(t *testing.T) {
 	}
 	ends(t, exitOK, asked("consumer ls", p.nats), p.billing, "directory", "idle")
 
-	for _, selection := range []string{"--all", "--from-seq 2", "--all --type user.created", "--all --type user.created --key " + signedUp(2).UserID, "--all --key " + signedUp(2).UserID} {
-		want := map[string]int{"--all": 3, "--from-seq 2": 2, "--all --type user.created": 3}[selection]
+	for _, selection := range []string{"--all", "--from-stream-seq 2", "--all --type user.created", "--all --type user.created --key " + signedUp(2).UserID, "--all --key " + signedUp(2).UserID} {
+		want := map[string]int{"--all": 3, "--from-stream-seq 2": 2, "--all --type user.created": 3}[selection]
 		if strings.Contains(selection, "--key") {
 			want = 1
 		}
