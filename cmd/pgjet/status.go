@@ -30,7 +30,8 @@ needs an operator, 5 if neither answers.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !watch {
-				return s.showStatusOnce(cmd)
+				_, err := s.showStatusOnce(cmd)
+				return err
 			}
 			return s.watchStatus(cmd)
 		},
@@ -42,9 +43,15 @@ needs an operator, 5 if neither answers.`,
 	return cmd
 }
 
-func (s *settings) showStatusOnce(cmd *cobra.Command) error {
-	return s.withSource(cmd.Context(), func(ctx context.Context, src operate.Source) error {
+// showStatusOnce shows the status, and reports whether it did: what is found after Ctrl-C is not
+// shown.
+func (s *settings) showStatusOnce(cmd *cobra.Command) (shown bool, err error) {
+	err = s.withSource(cmd.Context(), func(ctx context.Context, src operate.Source) error {
 		status := src.Status(ctx)
+		if err := cmd.Context().Err(); err != nil {
+			return err
+		}
+		shown = true
 		if err := show(cmd, status, func(w io.Writer) { writeOverview(w, status) }); err != nil {
 			return err
 		}
@@ -56,6 +63,7 @@ func (s *settings) showStatusOnce(cmd *cobra.Command) error {
 		}
 		return nil
 	})
+	return shown, err
 }
 
 // watchStatus shows the status every two seconds. It returns the result that it showed last.
@@ -65,8 +73,8 @@ func (s *settings) watchStatus(cmd *cobra.Command) (last error) {
 		if terminal(out) && isTable {
 			fmt.Fprint(out, "\x1b[H\x1b[2J")
 		}
-		err := s.showStatusOnce(cmd)
-		if ctx.Err() != nil {
+		shown, err := s.showStatusOnce(cmd)
+		if ctx.Err() != nil && !shown {
 			return last
 		}
 		last = err
