@@ -8,12 +8,19 @@ import (
 	"github.com/pgjet/pgjet/internal/operation"
 )
 
+// A durable consumer that was just set back may not report that yet. So two looks have to agree that
+// nothing is left, and many if the inbox does not know as many events as the plan selects.
+const (
+	looks     = 2
+	moreLooks = 20
+)
+
 // watch returns when the consumer has attempted everything that the plan selects.
 func (r *Replay) watch(ctx context.Context, p *Plan, result *Result, begun time.Time, progress Progress) error {
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
 	beat := time.Now()
-	for ends := false; ; { // a durable consumer that was just set back may not report that yet: two looks have to agree
+	for agree := 0; ; {
 		passed, left, err := r.left(ctx, p)
 		if err != nil {
 			return fmt.Errorf("watch consumer %s: %w", r.name, err)
@@ -33,17 +40,37 @@ func (r *Replay) watch(ctx context.Context, p *Plan, result *Result, begun time.
 				return err
 			}
 		}
-		if passed && due == 0 && (ends || p.Way == ByIntent) {
+		ended := false
+		if passed && due == 0 {
+			agree++
+			if ended, err = r.ended(ctx, p, agree); err != nil {
+				return fmt.Errorf("watch consumer %s: %w", r.name, err)
+			}
+		} else {
+			agree = 0
+		}
+		if ended {
 			result.Step = "done"
 			return nil
 		}
-		ends = passed && due == 0
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
 		}
 	}
+}
+
+// ended reports whether so many looks that agree are enough.
+func (r *Replay) ended(ctx context.Context, p *Plan, agree int) (bool, error) {
+	if p.Way == ByIntent || agree >= moreLooks {
+		return true, nil
+	}
+	known := 0
+	err := r.db.QueryRow(ctx, `
+		select count(*) from pgjet.inbox where consumer = $1 and generation = $2 and stream_seq between $3 and $4`,
+		r.name, r.generation, int64(p.From), int64(p.To)).Scan(&known)
+	return agree >= looks && known >= p.Selected, err
 }
 
 // left reports whether the durable consumer is past the last event of the plan, and about how many
