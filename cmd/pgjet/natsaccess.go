@@ -9,8 +9,8 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// A natsAccess holds what a process needs to use NATS: files that prove who it is and who the
-// server is, and the JetStream domain of the stream.
+// A natsAccess holds what a process needs to use NATS: files that prove its identity and that of the
+// server, and the JetStream domain of the stream.
 type natsAccess struct {
 	creds     string
 	nkey      string

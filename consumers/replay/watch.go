@@ -40,14 +40,13 @@ func (r *Replay) watch(ctx context.Context, p *Plan, result *Result, begun time.
 				return err
 			}
 		}
-		ended := false
-		if passed && due == 0 {
-			agree++
-			if ended, err = r.ended(ctx, p, agree); err != nil {
-				return fmt.Errorf("watch consumer %s: %w", r.name, err)
-			}
-		} else {
+		agree++
+		if !passed || due > 0 {
 			agree = 0
+		}
+		ended, err := r.ended(ctx, p, agree)
+		if err != nil {
+			return fmt.Errorf("watch consumer %s: %w", r.name, err)
 		}
 		if ended {
 			result.Step = "done"
@@ -61,16 +60,19 @@ func (r *Replay) watch(ctx context.Context, p *Plan, result *Result, begun time.
 	}
 }
 
-// ended reports whether so many looks that agree are enough.
+// ended reports whether the replay has ended, if so many looks in a row found nothing left.
 func (r *Replay) ended(ctx context.Context, p *Plan, agree int) (bool, error) {
-	if p.Way == ByIntent || agree >= moreLooks {
+	switch {
+	case agree == 0 || p.Way == ByReset && agree < looks:
+		return false, nil
+	case p.Way == ByIntent || agree >= moreLooks:
 		return true, nil
 	}
 	known := 0
 	err := r.db.QueryRow(ctx, `
 		select count(*) from pgjet.inbox where consumer = $1 and generation = $2 and stream_seq between $3 and $4`,
 		r.name, r.generation, int64(p.From), int64(p.To)).Scan(&known)
-	return agree >= looks && known >= p.Selected, err
+	return known >= p.Selected, err
 }
 
 // left reports whether the durable consumer is past the last event of the plan, and about how many
