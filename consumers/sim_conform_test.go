@@ -2,6 +2,7 @@ package consumers
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -150,6 +151,10 @@ func (c *conformity) register(p *simPair) {
 	is, err2 := p.real.Register(c.Context(), r)
 	if c.same("register", model, is, err, err2); err2 == nil {
 		p.is = is
+	}
+	if p.is.Rebuild && c.r.IntN(3) > 0 {
+		nothing := func(context.Context, pgx.Tx) error { return nil }
+		c.same("rebuild", "", "", p.model.Rebuild(c.Context(), nothing), p.real.Rebuild(c.Context(), nothing))
 	}
 }
 
@@ -439,15 +444,16 @@ func (c *conformity) operate(p *simPair) {
 		})
 	case 4:
 		from := 1 + uint64(c.r.IntN(30))
-		alone(fmt.Sprintf("forget from %d", from), func() error {
+		all := c.r.IntN(3) == 0
+		alone(fmt.Sprintf("forget from %d, all: %t", from, all), func() error {
 			if w.db.unplaced() {
 				return errors.New("an error")
 			}
-			w.db.forget(from)
+			w.db.forget(from, all)
 			w.db.interrupt()
 			return nil
 		}, func(tx pgx.Tx) error {
-			return errors.Join(inbox.SetBack(ctx, tx, "sim", from, false), inbox.Forget(ctx, tx, "sim", w.db.generation, from, false))
+			return errors.Join(inbox.SetBack(ctx, tx, "sim", from, all), inbox.Forget(ctx, tx, "sim", w.db.generation, from, all))
 		})
 	case 5:
 		c.same("redeliver", "", "", p.model.Redeliver(ctx), p.real.Redeliver(ctx))

@@ -33,6 +33,7 @@ type simTables struct {
 	generation int32
 	created    time.Time // of the stream
 	paused     string    // the reason; "" if not paused
+	rebuild    bool      // the effects of everything are to be undone first
 	slices     []simSlice
 	inbox      map[uuid.UUID]simRow
 	intents    map[uuid.UUID]simIntent
@@ -559,7 +560,7 @@ func (c *simConnection) Register(ctx context.Context, r inbox.Registration) (is 
 				*s = simSlice{epoch: d.epoch, owned: s.owned, process: s.process, redeliver: true}
 			}
 		}
-		is = inbox.Registered{Generation: d.generation, Slices: len(d.slices)}
+		is = inbox.Registered{Generation: d.generation, Slices: len(d.slices), Rebuild: d.rebuild}
 		return nil
 	})
 	if err == nil && c.d.pausedNow() {
@@ -675,8 +676,19 @@ func (c *simConnection) Divide(ctx context.Context, n int) error {
 	})
 }
 
-func (c *simConnection) Rebuild(context.Context, func(context.Context, pgx.Tx) error) error {
-	return errors.New("no simulation asks for it")
+// Rebuild undoes all effects, as Clear does.
+func (c *simConnection) Rebuild(ctx context.Context, _ func(context.Context, pgx.Tx) error) error {
+	return c.pooled(ctx, "rebuild", func() error {
+		return c.d.supersede(ctx, c.p, func() {
+			if !c.d.rebuild { // another process did it
+				return
+			}
+			c.d.w.fire("rebuilt")
+			c.d.rebuild = false
+			clear(c.d.effects)
+			clear(c.d.again)
+		})
+	})
 }
 
 func (c *simConnection) Redeliver(ctx context.Context) error {
@@ -721,9 +733,10 @@ func (r *simInbox) Own(ctx context.Context) (at inbox.SliceState, err error) {
 			if err := d.alone(ctx, r.p, r.t.Slice.Number); err != nil {
 				return err
 			}
-			if d.paused != "" || !d.unrestored(r.t.Version) || len(d.slices) != r.t.Slice.Of || d.generation != r.t.Generation {
-				return inbox.ErrSuperseded
-			}
+		}
+		if d.paused != "" || !d.unrestored(r.t.Version) || len(d.slices) != r.t.Slice.Of || d.generation != r.t.Generation ||
+			d.rebuild && !d.w.mutant("a rebuild is not awaited") {
+			return inbox.ErrSuperseded
 		}
 		if r.t.Slice.Number >= len(d.slices) { // with a guard removed
 			return inbox.ErrSuperseded
@@ -1387,12 +1400,16 @@ func (d *simDatabase) unplaced() bool {
 	return false
 }
 
-// forget has everything from a sequence on handled again.
-func (d *simDatabase) forget(from uint64) {
+// forget has everything from a sequence on handled again. With all, the effects of everything that
+// is done will be undone first.
+func (d *simDatabase) forget(from uint64, all bool) {
+	d.rebuild = d.rebuild || all
 	for id, row := range d.inbox {
-		if row.state == inbox.Done && row.generation == d.generation && row.seq >= from {
+		if row.state == inbox.Done && (all || row.generation == d.generation && row.seq >= from) {
 			delete(d.inbox, id)
-			d.again[id]++
+			if !all {
+				d.again[id]++
+			}
 		}
 	}
 	for id, i := range d.intents {

@@ -98,6 +98,7 @@ var simMutants = map[string][]string{
 	"intents have no owner":                          nil, // an attempt does not check that the intent is still its own
 	"intents are taken from living sessions":         nil,
 	"a replay overtakes events without a sequence":   {"stream is made again", "replay by reset", "handler fails"}, // in a stream that was created again
+	"a rebuild is not awaited":                       {"replay by reset"},                                          // by a session that registered before
 	"suspects are handled":                           nil,                                                          // events at which a process may have died
 	"sequences are the record":                       nil,                                                          // events up to the recorded sequence count as handled
 	"the last delivery is not checked":               {"stream lost its tail"},                                     // whether the stream still has it
@@ -128,7 +129,7 @@ func TestSchedulesCatch(t *testing.T) {
 var simEvents = []string{
 	"refused by the fence", "taken by another", "slice moves", "divided", "waits for attempts", "waits for a row", "death noted", "dead letter",
 	"session of a silent process ends", "frozen attempt is ended", "answer to a commit is lost", "redelivered", "durable consumer is reset",
-	"stream of another generation", "end of the stream was lost", "intent", inbox.Discarded, "handed over", "replayed by reset", "replay is refused", "everything is delivered once more",
+	"stream of another generation", "end of the stream was lost", "intent", inbox.Discarded, "handed over", "replayed by reset", "replay is refused", "rebuilt", "everything is delivered once more",
 	"process is killed at a statement", "process is killed after a statement",
 }
 

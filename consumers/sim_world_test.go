@@ -768,6 +768,10 @@ func (w *simWorld) replay() {
 		return
 	}
 	from := 1 + uint64(w.r.IntN(int(w.stream.end())))
+	all := w.r.IntN(3) == 0
+	if all {
+		from = 1
+	}
 	w.operate(func(ctx context.Context) error {
 		generation := w.db.generation
 		if err := w.db.supersede(ctx, w.operator, func() { w.db.paused = "replay" }); err != nil {
@@ -794,7 +798,7 @@ func (w *simWorld) replay() {
 			w.db.interrupt()
 		}
 		before := maps.Clone(w.db.inbox)
-		w.db.forget(from)
+		w.db.forget(from, all)
 		for id := range before {
 			if _, kept := w.db.inbox[id]; !kept {
 				w.vanished[id] = true

@@ -95,12 +95,19 @@ func (p *SliceState) columns() []any {
 // Own makes the tenure's process the owner of its slice, and returns how far the slice was handled.
 // It waits until no transaction of an attempt at the slice is open in any process. The slice gets
 // the next epoch, so attempts of its previous owner are refused. Own returns [ErrSuperseded] if the
-// consumer was paused, divided into another number of slices, or registered with another generation
-// of its stream, or if its inbox was restored. A consumer that is not ordered has no owner: there,
-// Own only reads.
+// consumer was paused, divided into another number of slices, registered with another generation of
+// its stream, or is to be rebuilt, or if its inbox was restored. A consumer that is not ordered has
+// no owner: there, Own only reads.
 func (t *Tenure) Own(ctx context.Context) (p SliceState, err error) {
+	// What the session read when it registered may have changed since.
+	const unchanged = `c.name = $1 and c.slices = $5 and c.generation = $6 and c.paused_at is null and not c.rebuild and ` + unrestored
+	args := []any{t.Consumer, t.Slice.Number, t.Version.Started, t.Version.File, max(1, t.Slice.Of), t.Generation}
 	if !t.Ordered {
-		err = t.DB.QueryRow(ctx, `select `+stateColumns+` from pgjet.slice s where consumer = $1 and slice = 0`, t.Consumer).Scan(p.columns()...)
+		err = t.DB.QueryRow(ctx, `
+			select `+stateColumns+` from pgjet.slice s join pgjet.consumer c on c.name = s.consumer where slice = $2 and `+unchanged, args...).Scan(p.columns()...)
+		if errors.Is(err, pgx.ErrNoRows) {
+			err = ErrSuperseded
+		}
 		return p, failed("look up how far the consumer has come", err)
 	}
 	err = write(ctx, t.DB.Pool, func(tx pgx.Tx) error {
@@ -109,13 +116,13 @@ func (t *Tenure) Own(ctx context.Context) (p SliceState, err error) {
 		}
 		err := tx.QueryRow(ctx, `
 			with next as (
-				update pgjet.consumer set epoch = epoch + 1 where name = $1 and slices = $6 and generation = $7 and paused_at is null and `+unrestored+` returning epoch
+				update pgjet.consumer c set epoch = epoch + 1 where `+unchanged+` returning epoch
 			), was as (
 				select process from pgjet.slice where consumer = $1 and slice = $2
 			)
-			update pgjet.slice s set epoch = next.epoch, process = $5, since = clock_timestamp()
+			update pgjet.slice s set epoch = next.epoch, process = $7, since = clock_timestamp()
 			  from next, was where s.consumer = $1 and s.slice = $2
-			returning `+stateColumns+`, was.process is not null`, t.Consumer, t.Slice.Number, t.Version.Started, t.Version.File, t.Process, max(1, t.Slice.Of), t.Generation).
+			returning `+stateColumns+`, was.process is not null`, append(args, t.Process)...).
 			Scan(append(p.columns(), &p.Orphaned)...)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return ErrSuperseded

@@ -409,14 +409,46 @@ func TestPlaceOfASlice(t *testing.T) {
 	h.is("slices that are to be delivered once more", "0 1 3", `select slice from pgjet.slice where redeliver`)
 	h.is("owners", "0", `select count(*) from pgjet.slice where process is not null`)
 	unordered := h.tenure
-	unordered.Ordered = false
+	unordered.Ordered, unordered.Slice = false, Slice{0, 4}
 	if p, err = unordered.Own(h.Context()); err != nil || p.Floor != 3 || p.High != 7 {
 		t.Errorf("Own() = %+v, %v without an order", p, err)
 	}
 	unordered.Consumer = "nobody"
-	if _, err := unordered.Own(h.Context()); !errors.Is(err, pgx.ErrNoRows) {
+	if _, err := unordered.Own(h.Context()); !errors.Is(err, ErrSuperseded) {
 		t.Errorf("Own() = %v of nobody", err)
 	}
+}
+
+// TestOwnLate: a session that registered before a pause or a replay of everything owns nothing
+// afterwards. It would handle events whose effects are about to be deleted.
+func TestOwnLate(t *testing.T) {
+	h := newFixture(t)
+	refused := func(why string) {
+		t.Helper()
+		for _, ordered := range []bool{true, false} {
+			late := h.tenure
+			late.Ordered = ordered
+			if _, err := late.Own(h.Context()); !errors.Is(err, ErrSuperseded) {
+				t.Errorf("Own() = %v %s, ordered: %t; want %v", err, why, ordered, ErrSuperseded)
+			}
+		}
+	}
+	if _, _, err := Pause(h.Context(), h.pool, "test", "ann@host", "a test"); err != nil {
+		t.Fatal(err)
+	}
+	refused("in a pause")
+	h.within(func(tx pgx.Tx) error { return SetBack(h.Context(), tx, "test", 1, true) })
+	if _, err := Resume(h.Context(), h.pool, "test", "ann@host", "a test", ""); err != nil {
+		t.Fatal(err)
+	}
+	refused("before the rebuild")
+	if err := Supersede(h.Context(), h.pool, "test", func(tx pgx.Tx) error {
+		_, err := Rebuilt(h.Context(), tx, "test")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	h.own()
 }
 
 // TestLeave: leaving gives back the session's intents of this slice alone.
