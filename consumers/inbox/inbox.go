@@ -48,9 +48,9 @@ func failed(what string, err error) error {
 const (
 	Done      = "done"
 	Retried   = "retried"   // an attempt failed, and another one follows
-	Dead      = "dead"      // an operator gave a dead letter back to its consumer, which has not finished it
-	Redriven  = "redriven"  // an operator gave the event up for good
-	Discarded = "discarded" // an operator gave it up for good
+	Dead      = "dead"      // the consumer gave the event up, and an operator decides on it
+	Redriven  = "redriven"  // an operator gave a dead letter back to its consumer, which has not finished it
+	Discarded = "discarded" // an operator gave the event up for good
 )
 
 // A Message is an event as stored in the stream, in intents and in dead letters. Its texts are made
