@@ -933,8 +933,14 @@ func (r *simInbox) Take(ctx context.Context, want inbox.TakeFilter) (all []*inbo
 			d.w.trace("%s takes %s", r.p.name, d.w.at(i.ID))
 			all = append(all, i.out())
 		}
+		r.shuffle(all)
 		return nil
 	})
+}
+
+// shuffle puts intents in any order, as PostgreSQL may return them.
+func (r *simInbox) shuffle(all []*inbox.Intent) {
+	r.d.w.r.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 }
 
 func (r *simInbox) TakeNext(ctx context.Context, keys []string, most int) (all []*inbox.Intent, err error) {
@@ -955,6 +961,7 @@ func (r *simInbox) TakeNext(ctx context.Context, keys []string, most int) (all [
 				all = append(all, i.out())
 			}
 		}
+		r.shuffle(all)
 		return nil
 	})
 }
