@@ -56,9 +56,9 @@ func (t *tenure) attempt(ctx context.Context, all []*work) claim {
 	return c
 }
 
-// make makes the attempt. A shutdown does not end it.
+// make makes the attempt. A shutdown does not end it. Handlers have time limits of their own.
 func (c *claim) make(ctx context.Context) {
-	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.t.Consumer.Timeout+groupTime)
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.t.Consumer.writeTime()+groupTime)
 	defer cancel()
 	var span trace.Span
 	if len(c.all) == 1 || c.t.Consumer.Handler.batch != nil { // else each event has its own

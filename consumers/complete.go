@@ -144,8 +144,20 @@ func (c *Consumer) checkNumbers() error {
 	case c.MaxRetry > 0 && c.MinRetry > c.MaxRetry:
 		return fmt.Errorf("MinRetry, %s, is more than MaxRetry, %s", c.MinRetry, c.MaxRetry)
 	}
+	for _, d := range []struct {
+		name  string
+		value time.Duration
+	}{{"Timeout", c.Timeout}, {"MinRetry", c.MinRetry}, {"MaxRetry", c.MaxRetry}} {
+		if d.value > 0 && d.value < time.Millisecond { // probably a number without its unit
+			return fmt.Errorf("its %s is %s, less than %s: give it a unit, such as 2*time.Second", d.name, d.value, time.Millisecond)
+		}
+	}
 	return nil
 }
+
+// writeTime is how long a transaction may take to record what happened to an event: as long as a
+// handler may, but not as short as that.
+func (c *Consumer) writeTime() time.Duration { return max(c.Timeout, pingTime) }
 
 // checkTypes returns an error for types that JetStream does not accept as a filter, or that
 // overlap. It sorts the types.

@@ -47,11 +47,11 @@ type Consumer struct {
 	// event is handled alone, so that [Handler]'s contract holds for each. Without a backlog no
 	// event waits for others. Other Handlers have no Group.
 	Group   int
-	Timeout time.Duration // for one call of a handler; 0 is 20 s
+	Timeout time.Duration // for one call of a handler, at least 1 ms; 0 is 20 s
 
 	// MinRetry is the wait before the second attempt, MaxRetry the longest one; it doubles in
 	// between. The actual wait is drawn at random from zero to twice that, so that retries spread.
-	// 0 is 500 ms and 2 min.
+	// 0 is 500 ms and 2 min; less than 1 ms is refused.
 	MinRetry, MaxRetry time.Duration
 	// MaxAttempts is the number of attempts after which an event is a dead letter. 0 is 20, about
 	// half an hour; [Unlimited] is no limit. An event at which processes die becomes a dead letter

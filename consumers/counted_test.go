@@ -267,3 +267,26 @@ func TestAttemptsAreBoundedWithoutARecord(t *testing.T) {
 		}
 	}
 }
+
+// TestTimeoutIsTheHandlers: Timeout is for the handler alone. The statements that record a failure,
+// or make an event done, may take longer.
+func TestTimeoutIsTheHandlers(t *testing.T) {
+	t.Parallel()
+	b := newFixture(t)
+	b.exec(`create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(0.6); return new; end'`)
+	b.exec(`create trigger slow before insert on pgjet.intent for each row execute function slow()`)
+	b.exec(`create constraint trigger slow after insert on effect deferrable initially deferred for each row execute function slow()`)
+	b.publish(event(1))
+	var calls atomic.Int32
+	b.startOn(b.js, consumers.Consumer{Timeout: 200 * time.Millisecond, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		if calls.Add(1) == 1 {
+			return errors.New("not yet")
+		}
+		return write(ctx, tx, e)
+	})})
+	b.settled()
+	b.once(1)
+	if n := b.count(`select attempts from pgjet.inbox where state = 'done'`); n != 2 {
+		t.Errorf("it was done at attempt %d, want the second", n)
+	}
+}

@@ -33,6 +33,8 @@ func (c *claim) handle(ctx context.Context, tx pgx.Tx, all []*work, alone bool) 
 // limit. A handler that is abandoned is the last one.
 func (c *claim) handleGroup(ctx context.Context, tx pgx.Tx, all []*work) (int, error) {
 	var n atomic.Int64 // events that are done
+	ctx, cancel := context.WithTimeout(ctx, c.t.Consumer.Timeout+groupTime)
+	defer cancel()
 	err := c.call(ctx, func() error {
 		for began := time.Now(); int(n.Load()) < len(all) && (n.Load() == 0 || time.Since(began) < groupTime); n.Add(1) {
 			if err := c.handleNext(ctx, tx, all[n.Load():][:1]); err != nil {

@@ -166,7 +166,7 @@ func (s *settler) writeFailure(ctx context.Context, w *work, e recent.Attempt, d
 
 // write runs fn in a transaction of the session.
 func (s *settler) write(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.Consumer.Timeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.Consumer.writeTime())
 	defer cancel()
 	return s.inbox.Check(ctx, func(tx pgx.Tx) error { return fn(ctx, tx) })
 }
