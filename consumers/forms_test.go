@@ -1,9 +1,11 @@
 package consumers_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"slices"
 	"strings"
@@ -18,6 +20,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/consumers/replay"
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
@@ -302,6 +306,50 @@ func TestTypedHandlers(t *testing.T) {
 		if n := b.count(`select count(*) from pgjet.dead_letter where error like $1`, reason); n != want {
 			t.Errorf("%d dead letters say %q, want %d", n, reason, want)
 		}
+	}
+}
+
+// TestOperatorsCauseNoWarning: a pause, its end and a replay are ordinary, and the log says so.
+func TestOperatorsCauseNoWarning(t *testing.T) {
+	t.Parallel()
+	b := newFixture(t)
+	var log bytes.Buffer
+	r := &consumers.Runner{DB: b.db, JS: b.js, Log: slog.New(slog.NewTextHandler(&log, nil)), Consumer: consumers.Consumer{Name: "test", Slices: 1, Handler: each(write)}}
+	stop := testenv.Run(t, r.Run)
+	for n := range 5 {
+		b.publish(event(n + 1))
+	}
+	b.settled()
+	if _, _, err := inbox.Pause(t.Context(), b.db, "test", "ann@host", "a test"); err != nil {
+		t.Fatal(err)
+	}
+	b.blocked(r, "paused by ann@host")
+	if _, err := inbox.Resume(t.Context(), b.db, "test", "ann@host", "", ""); err != nil {
+		t.Fatal(err)
+	}
+	b.publish(event(6))
+	b.settled()
+	p, err := replay.Open(t.Context(), b.db, b.js, "test")
+	if err == nil {
+		err = p.Lock(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	plan, err := p.Plan(t.Context(), replay.Selection{All: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan.Run = 1 // as if something was to do: the durable consumer is set back, at once
+	if _, err := p.Run(t.Context(), plan, "ann@host", "a test", false, nil); err != nil {
+		t.Fatal(err)
+	}
+	b.publish(event(7))
+	b.settled()
+	stop()
+	if text := log.String(); strings.Contains(text, "level=WARN") || !strings.Contains(text, `level=INFO msg="a session ended, the next one begins"`) {
+		t.Errorf("the log is\n%s", text)
 	}
 }
 

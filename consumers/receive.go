@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/consumers/internal/delivery"
 	"github.com/pgjet/pgjet/events"
@@ -44,7 +46,7 @@ func (t *tenure) accept(ctx context.Context, all []*delivery.Message) error {
 	chunk := make([]*work, len(all))
 	for n, m := range all {
 		if t.ordered() && m.Number != t.delivery {
-			return errGap // later messages are not held: the held ones say how far the tenure has come
+			return t.gap(ctx) // later messages are not held: the held ones say how far the tenure has come
 		}
 		t.delivery++
 		chunk[n] = t.read(m)
@@ -65,6 +67,15 @@ func (t *tenure) accept(ctx context.Context, all []*delivery.Message) error {
 		t.lanes.add(t.lane(w), w)
 	}
 	return nil
+}
+
+// gap returns why a message did not arrive: an operator's replay has set the durable consumer back,
+// and the tenure was superseded before, or it got lost.
+func (t *tenure) gap(ctx context.Context) error {
+	if err := t.inbox.Check(ctx, func(pgx.Tx) error { return nil }); errors.Is(err, inbox.ErrSuperseded) {
+		return inbox.ErrSuperseded
+	}
+	return errGap
 }
 
 // read returns the work for a message.

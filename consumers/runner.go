@@ -133,7 +133,7 @@ func (r *Runner) complete() (*run, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &run{Runner: r, Consumer: c, db: postgres.DB{Pool: r.DB}, js: r.JS, stream: cmp.Or(r.Stream, events.DefaultStream), subjects: events.SubjectsOf(r.Prefix),
+	n := &run{Runner: r, Consumer: c, keeper: sessions.Keeper{Ordinary: inbox.ErrSuperseded}, db: postgres.DB{Pool: r.DB}, js: r.JS, stream: cmp.Or(r.Stream, events.DefaultStream), subjects: events.SubjectsOf(r.Prefix),
 		log: cmp.Or(r.Log, slog.New(slog.DiscardHandler)).With("consumer", c.Name)}
 	switch {
 	case r.DB == nil:

@@ -99,6 +99,45 @@ func TestLogsACauseOnceAMinute(t *testing.T) {
 	}
 }
 
+// TestOrdinaryEnd: a session that ends because somebody wanted it to is no warning, whether it did
+// its work or waited, unless sessions keep ending in that way without doing anything.
+func TestOrdinaryEnd(t *testing.T) {
+	changed := errors.New("the consumer was changed")
+	work := func(k *session.Keeper) { k.Working() }
+	wait := func(k *session.Keeper) { k.Waiting(errors.New("paused by ann")) }
+	nothing := func(*session.Keeper) {}
+	for _, c := range []struct {
+		name           string
+		does           []func(*session.Keeper)
+		info, warnings int
+	}{
+		{"paused and resumed", []func(*session.Keeper){work, wait, work, work}, 1, 0},
+		{"another process wants it otherwise, for ever", []func(*session.Keeper){nothing, nothing, nothing, nothing}, 1, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k := session.Keeper{Ordinary: changed}
+				var lines bytes.Buffer
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				n := 0
+				k.Run(ctx, slog.New(slog.NewTextHandler(&lines, nil)), func(context.Context) error {
+					if n == len(c.does) {
+						cancel()
+						return nil
+					}
+					c.does[n](&k)
+					n++
+					return fmt.Errorf("%w: beginning again", changed)
+				})
+				if info, warnings := strings.Count(lines.String(), "level=INFO"), strings.Count(lines.String(), "level=WARN"); info != c.info || warnings != c.warnings {
+					t.Errorf("%d lines and %d warnings, want %d and %d:\n%s", info, warnings, c.info, c.warnings, lines.String())
+				}
+			})
+		})
+	}
+}
+
 // TestLogsWhatPeopleDo: a pause is logged however soon it comes after another.
 func TestLogsWhatPeopleDo(t *testing.T) {
 	var k session.Keeper
