@@ -169,7 +169,8 @@ func (a *auditor) step(ctx context.Context, sides audit.Sides, most int) (n int,
 		if a.place.Seq < uint64(a.until) {
 			a.walk, err = sides.Next(ctx, a.made, a.place, most)
 			if errors.Is(err, audit.ErrChanged) { // its findings are about another stream
-				_, failed := sides.DB.Exec(ctx, `with `+leading+` delete from pgjet.audit a using lead where a.id = $3`, sides.Stream, a.epoch, a.pass.ID)
+				_, failed := sides.DB.Exec(ctx, `with `+leading+` delete from pgjet.audit a using lead where a.id = @id`,
+					pgx.NamedArgs{"stream": sides.Stream, "epoch": a.epoch, "id": a.pass.ID})
 				return 0, errors.Join(failed, err)
 			}
 		}
@@ -265,21 +266,25 @@ func (a *auditor) save(ctx context.Context, sides audit.Sides, ended bool) error
 		with `+leading+`, new as (
 			insert into pgjet.audit (stream, stream_created, system_identifier, stream_seq, event_id, snapshot, floor, events,
 			       compared, missing, extra, twice, out_of_order, changed, differences, ended_at)
-			select $1, $4, (select system_identifier from pg_control_system()), $5, $6, $7::pg_snapshot, $8, $9, $10, $11, $12, $13, $14, $15, $16::jsonb,
-			       case when $17 then clock_timestamp() end
-			  from lead where $3 = 0 returning id
+			select @stream, @created, (select system_identifier from pg_control_system()), @seq, @id, @snapshot::pg_snapshot, @floor, @events, @compared, @missing, @extra, @twice, @out_of_order, @changed, @differences::jsonb,
+			       case when @ended then clock_timestamp() end
+			  from lead where @pass = 0 returning id
 		), old as (
-			update pgjet.audit a set stream_seq = $5, event_id = $6, snapshot = $7::pg_snapshot, floor = $8, events = $9, compared = $10, missing = $11,
-			       extra = $12, twice = $13, out_of_order = $14, changed = $15, ended_at = case when $17 then clock_timestamp() end,
-			       differences = case when jsonb_array_length(differences) < $18 then differences || $16::jsonb else differences end
-			  from lead where a.id = $3 returning a.id
+			update pgjet.audit a set stream_seq = @seq, event_id = @id, snapshot = @snapshot::pg_snapshot, floor = @floor, events = @events, compared = @compared, missing = @missing,
+			       extra = @extra, twice = @twice, out_of_order = @out_of_order, changed = @changed, ended_at = case when @ended then clock_timestamp() end,
+			       differences = case when jsonb_array_length(differences) < @most then differences || @differences::jsonb else differences end
+			  from lead where a.id = @pass returning a.id
 		), gone as (
-			delete from pgjet.audit a using lead where a.stream = $1 and a.id <= (
-				select id from pgjet.audit where stream = $1 order by id desc offset $19 limit 1)
+			delete from pgjet.audit a using lead where a.stream = @stream and a.id <= (
+				select id from pgjet.audit where stream = @stream order by id desc offset @keep limit 1)
 		)
 		select id from new union all select id from old`,
-		sides.Stream, a.epoch, p.ID, a.made, p.StreamSeq, id, a.place.Position.Snapshot.String(), a.place.Position.Floor, a.place.Events,
-		p.Compared, p.Missing, p.Extra, p.Twice, p.OutOfOrder, p.Changed, string(found), ended, auditListed, auditPasses).Scan(&a.pass.ID)
+		pgx.NamedArgs{
+			"stream": sides.Stream, "epoch": a.epoch, "pass": p.ID, "created": a.made, "seq": p.StreamSeq, "id": id,
+			"snapshot": a.place.Position.Snapshot.String(), "floor": a.place.Position.Floor, "events": a.place.Events,
+			"compared": p.Compared, "missing": p.Missing, "extra": p.Extra, "twice": p.Twice, "out_of_order": p.OutOfOrder, "changed": p.Changed,
+			"differences": string(found), "ended": ended, "most": auditListed, "keep": auditPasses,
+		}).Scan(&a.pass.ID)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return protocol.ErrFenced
 	}

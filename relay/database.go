@@ -114,15 +114,16 @@ func scanPosition(row pgx.CollectableRow) (p backlog.Position, err error) {
 
 // leading is a part of a statement that has a row only while this session leads. Until the
 // statement has ended, no other session can take the lead.
-const leading = `lead as (select epoch from pgjet.leader where stream = $1 and epoch = $2 for share)`
+const leading = `lead as (select epoch from pgjet.leader where stream = @stream and epoch = @epoch for share)`
 
 // guarded runs a statement that returns a row if this session leads.
 func (d *database) guarded(ctx context.Context, tx interface {
 	QueryRow(context.Context, string, ...any) pgx.Row
-}, what, sql string, args ...any) error {
+}, what, sql string, args pgx.NamedArgs) error {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
-	err := tx.QueryRow(ctx, `with `+leading+sql, append([]any{d.stream, d.epoch}, args...)...).Scan(new(int64))
+	args["stream"], args["epoch"] = d.stream, d.epoch
+	err := tx.QueryRow(ctx, `with `+leading+sql, args).Scan(new(int64))
 	if errors.Is(err, pgx.ErrNoRows) {
 		return protocol.ErrFenced
 	}
@@ -150,10 +151,10 @@ func (d *database) Forget(ctx context.Context, number int64, heal *backlog.Posit
 	err = d.guarded(ctx, tx, "forget checkpoints", `,
 		forgotten as (
 			delete from pgjet.checkpoint using lead
-			 where stream = $1 and id > $3 and system_identifier = (select system_identifier from pg_control_system())
+			 where stream = @stream and id > @id and system_identifier = (select system_identifier from pg_control_system())
 		)
-		update pgjet.leader l set heal_snapshot = $4::pg_snapshot, heal_floor = $5 from lead where l.stream = $1 returning l.epoch`,
-		number, snapshot, floor)
+		update pgjet.leader l set heal_snapshot = @snapshot::pg_snapshot, heal_floor = @floor from lead where l.stream = @stream returning l.epoch`,
+		pgx.NamedArgs{"id": number, "snapshot": snapshot, "floor": floor})
 	if err != nil {
 		return err
 	}
@@ -172,16 +173,19 @@ func (d *database) Save(ctx context.Context, c protocol.Checkpoint, healed bool)
 	return d.guarded(ctx, d.conn, "save checkpoint", `,
 		saved as (
 			insert into pgjet.checkpoint (stream, system_identifier, stream_created, stream_seq, event_id, snapshot, floor, events, epoch, kept)
-			select $1, (select system_identifier from pg_control_system()), $3, $4, $5, $6::pg_snapshot, $7, $8, epoch,
-			       not exists (select from pgjet.checkpoint where stream = $1 and kept and at > clock_timestamp() - interval '1 minute')
+			select @stream, (select system_identifier from pg_control_system()), @created, @seq, @id, @snapshot::pg_snapshot, @floor, @events, epoch,
+			       not exists (select from pgjet.checkpoint where stream = @stream and kept and at > clock_timestamp() - interval '1 minute')
 			  from lead returning id
 		), pruned as (
-			delete from pgjet.checkpoint c using saved where c.stream = $1 and not c.kept and c.id <= saved.id - $9::bigint
+			delete from pgjet.checkpoint c using saved where c.stream = @stream and not c.kept and c.id <= saved.id - @keep::bigint
 		), healed as (
-			update pgjet.leader l set heal_snapshot = null, heal_floor = null from lead where $10 and l.stream = $1
+			update pgjet.leader l set heal_snapshot = null, heal_floor = null from lead where @healed and l.stream = @stream
 		)
 		select id from saved`,
-		c.Created, int64(c.Seq), id, c.Position.Snapshot.String(), c.Position.Floor, c.Events, checkpointsKept, healed)
+		pgx.NamedArgs{
+			"created": c.Created, "seq": int64(c.Seq), "id": id, "snapshot": c.Position.Snapshot.String(), "floor": c.Position.Floor,
+			"events": c.Events, "keep": checkpointsKept, "healed": healed,
+		})
 }
 
 // check returns an error if an event visible in now was not read, because its seq is too
@@ -208,10 +212,10 @@ func (d *database) prune(ctx context.Context, retention time.Duration) error {
 func (d *database) Quarantine(ctx context.Context, r backlog.Record, reason error) error {
 	return d.guarded(ctx, d.conn, fmt.Sprintf("quarantine event %s", r.Event.ID), `,
 		noted as (
-			insert into pgjet.quarantine as q (seq, event_id, reason) select $3, $4, $5 from lead
+			insert into pgjet.quarantine as q (seq, event_id, reason) select @seq, @id, @reason from lead
 			on conflict (seq) do update set reason = excluded.reason, at = excluded.at, state = 'held' where q.state = 'retry'
 		)
-		select epoch from lead`, r.Event.Seq, r.Event.ID, reason.Error())
+		select epoch from lead`, pgx.NamedArgs{"seq": r.Event.Seq, "id": r.Event.ID, "reason": reason.Error()})
 }
 
 // Retries implements [protocol.Database].
@@ -236,8 +240,8 @@ func (d *database) Retries(ctx context.Context) ([]backlog.Record, error) {
 // Release implements [protocol.Database].
 func (d *database) Release(ctx context.Context, seqs []int64) error {
 	return d.guarded(ctx, d.conn, "end quarantine", `,
-		released as (delete from pgjet.quarantine using lead where seq = any($3))
-		select epoch from lead`, seqs)
+		released as (delete from pgjet.quarantine using lead where seq = any(@seqs))
+		select epoch from lead`, pgx.NamedArgs{"seqs": seqs})
 }
 
 // Report implements [protocol.Database].
@@ -252,11 +256,11 @@ func (d *database) Report(ctx context.Context, created time.Time, unknown []prot
 	}
 	return d.guarded(ctx, d.conn, "report unknown messages", `,
 		gone as (
-			delete from pgjet.unknown_message using lead where stream = $1 and not (stream_created = $3 and stream_seq = any($4))
+			delete from pgjet.unknown_message using lead where stream = @stream and not (stream_created = @created and stream_seq = any(@seqs))
 		), noted as (
 			insert into pgjet.unknown_message (stream, stream_created, stream_seq, event_id, subject)
-			select $1, $3, u.seq, u.id, u.subject from lead, unnest($4::bigint[], $5::uuid[], $6::text[]) as u (seq, id, subject)
+			select @stream, @created, u.seq, u.id, u.subject from lead, unnest(@seqs::bigint[], @ids::uuid[], @subjects::text[]) as u (seq, id, subject)
 			on conflict (stream, stream_seq) do update set stream_created = excluded.stream_created, event_id = excluded.event_id, subject = excluded.subject
 		)
-		select epoch from lead`, created, seqs, ids, subjects)
+		select epoch from lead`, pgx.NamedArgs{"created": created, "seqs": seqs, "ids": ids, "subjects": subjects})
 }

@@ -64,13 +64,13 @@ func Register(ctx context.Context, tx pgx.Tx, r Registration) (is Registered, er
 	paused := PausedError{Consumer: r.Consumer}
 	err = tx.QueryRow(ctx, `
 		with was as (
-			select generation from pgjet.consumer where name = $1
+			select generation from pgjet.consumer where name = @consumer
 		), c as (
 			insert into pgjet.consumer as c (name, stream, stream_created, ordered, effects, slices, prefix, types, place, placed_at, server_start)
-			values ($1, $2, $3, $4, $5, $6, nullif($8, ''), nullif($9::text[], '{}'), nullif($10, ''), case when $10 <> '' then $11::timestamptz end, case when $10 <> '' then $12::timestamptz end)
+			values (@consumer, @stream, @created, @ordered, @effects, @slices, nullif(@prefix, ''), nullif(@types::text[], '{}'), nullif(@place, ''), case when @place <> '' then @placed_at::timestamptz end, case when @place <> '' then @server_start::timestamptz end)
 			on conflict (name) do update set ordered = excluded.ordered, effects = excluded.effects, prefix = excluded.prefix, types = excluded.types,
-				epoch = c.epoch + ((c.stream, c.stream_created) <> (excluded.stream, excluded.stream_created) or c.generation = $7)::int,
-				generation = c.generation + ((c.stream, c.stream_created) <> (excluded.stream, excluded.stream_created) or c.generation = $7)::int,
+				epoch = c.epoch + ((c.stream, c.stream_created) <> (excluded.stream, excluded.stream_created) or c.generation = @past)::int,
+				generation = c.generation + ((c.stream, c.stream_created) <> (excluded.stream, excluded.stream_created) or c.generation = @past)::int,
 				stream = excluded.stream, stream_created = excluded.stream_created, place = excluded.place, server_start = excluded.server_start,
 				placed_at = case when c.place = excluded.place then c.placed_at else excluded.placed_at end
 			returning *
@@ -82,8 +82,11 @@ func Register(ctx context.Context, tx pgx.Tx, r Registration) (is Registered, er
 			select c.name, slice, c.epoch from c, generate_series(0, c.slices - 1) as s (slice) on conflict do nothing
 		)
 		select generation, slices, rebuild, paused_at, coalesce(paused_by, ''), coalesce(pause_reason, '') from c`,
-		r.Consumer, r.Stream, r.Created.Truncate(time.Microsecond), r.Ordered, r.Effects, max(1, r.Slices), r.Past, r.Prefix, r.Types,
-		r.Where.Place, r.Where.Since, r.Where.ServerStart).
+		pgx.NamedArgs{
+			"consumer": r.Consumer, "stream": r.Stream, "created": r.Created.Truncate(time.Microsecond), "ordered": r.Ordered, "effects": r.Effects,
+			"slices": max(1, r.Slices), "past": r.Past, "prefix": r.Prefix, "types": r.Types,
+			"place": r.Where.Place, "placed_at": r.Where.Since, "server_start": r.Where.ServerStart,
+		}).
 		Scan(&is.Generation, &is.Slices, &is.Rebuild, &at, &paused.By, &paused.Reason)
 	if err == nil && at != nil {
 		paused.At = at.UTC()
@@ -259,10 +262,13 @@ type Beat struct {
 func Heartbeat(ctx context.Context, db DB, b Beat) error {
 	_, err := db.Exec(ctx, `
 		insert into pgjet.process as p (consumer, process, workers, cause, attempts, failed, took, error, types)
-		values ($1, $2, $3, nullif($4, ''), $5, $6, $7, nullif($8, ''), nullif($9::text[], '{}'))
+		values (@consumer, @process, @workers, nullif(@cause, ''), @attempts, @failed, @took, nullif(@error, ''), nullif(@types::text[], '{}'))
 		on conflict (consumer, process) do update set seen_at = clock_timestamp(), workers = excluded.workers, cause = excluded.cause,
 			attempts = excluded.attempts, failed = excluded.failed, took = excluded.took, error = excluded.error, types = excluded.types`,
-		b.Consumer, b.Process, b.Workers, Storable(b.Cause), b.Attempts, b.Failed, b.Took, Storable(b.Error), b.Types)
+		pgx.NamedArgs{
+			"consumer": b.Consumer, "process": b.Process, "workers": b.Workers, "types": b.Types, "cause": Storable(b.Cause),
+			"attempts": b.Attempts, "failed": b.Failed, "took": b.Took, "error": Storable(b.Error),
+		})
 	return failed("record the sign of life", err)
 }
 

@@ -89,11 +89,14 @@ func (r *Runner) save(ctx context.Context, db execer, x *Record, process *string
 	}
 	tag, err := db.Exec(ctx, `
 		update pgjet.saga
-		   set state = $3, step = $4, attempts = $5, waits = $6, reason = $7, error = $8, steps = $9, process = $10,
-		       due_at = clock_timestamp() + $11::interval, epoch = epoch + 1, changed_at = clock_timestamp(),
-		       ended_at = case when $3 in ('done', 'undone') then clock_timestamp() end
-		 where id = $1 and epoch = $2`,
-		x.ID, x.Epoch, x.State, x.Step, x.Attempts, x.Waits, x.Reason, x.Error, string(steps), process, due)
+		   set state = @state, step = @step, attempts = @attempts, waits = @waits, reason = @reason, error = @error, steps = @steps, process = @process,
+		       due_at = clock_timestamp() + @due::interval, epoch = epoch + 1, changed_at = clock_timestamp(),
+		       ended_at = case when @state in ('done', 'undone') then clock_timestamp() end
+		 where id = @id and epoch = @epoch`,
+		pgx.NamedArgs{
+			"id": x.ID, "epoch": x.Epoch, "state": x.State, "step": x.Step, "attempts": x.Attempts, "waits": x.Waits,
+			"reason": x.Reason, "error": x.Error, "steps": string(steps), "process": process, "due": due,
+		})
 	switch {
 	case err != nil:
 		return err

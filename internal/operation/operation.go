@@ -180,16 +180,17 @@ func List(ctx context.Context, db Reader, f Filter) ([]Record, error) {
 			select o.id, kind, target, by, case reason when '' then coalesce(detail ->> 'run_reason', '') else reason end as reason, at, case
 			           when state <> 'running' or state is null then coalesce(state, 'done')
 			           when kind = 'republish' then case when w.waiting = 0 then 'done' else 'running' end
-			           when changed_at < clock_timestamp() - 3 * $7::interval then 'stopped'
+			           when changed_at < clock_timestamp() - 3 * @beat::interval then 'stopped'
 			           else 'running' end as state,
-			       case when state = 'running' and kind = 'republish' then total - w.waiting else done end as done, total, changed_at, case when $5 <> 0 then detail end as detail
+			       case when state = 'running' and kind = 'republish' then total - w.waiting else done end as done, total, changed_at, case when @id <> 0 then detail end as detail
 			  from pgjet.operation o left join lateral (
 			       -- The relay does that without updating operations.
 			       select count(*) as waiting from pgjet.quarantine q where q.operation = o.id and q.state = 'retry') w on o.state = 'running' and o.kind = 'republish'
-			 where ($1 = '' or kind = $1 or starts_with(kind, $1 || '.')) and ($2 = '' or target = $2) and ($4 = 0 or o.id < $4) and ($5 = 0 or o.id = $5)
+			 where (@kind = '' or kind = @kind or starts_with(kind, @kind || '.')) and (@target = '' or target = @target) and (@before = 0 or o.id < @before) and (@id = 0 or o.id = @id)
 		) o
-		 where $3 = '' or state = $3
-		 order by id desc limit $6`, f.Kind, f.Target, f.State, f.Before, f.ID, f.Most, Beat)
+		 where @state = '' or state = @state
+		 order by id desc limit @most`,
+		pgx.NamedArgs{"kind": f.Kind, "target": f.Target, "state": f.State, "before": f.Before, "id": f.ID, "most": f.Most, "beat": Beat})
 	if err != nil {
 		return nil, err
 	}
