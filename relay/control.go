@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/pgjet/pgjet/relay/backlog"
@@ -48,7 +49,7 @@ func (t *tenure) pause(ctx context.Context, w control) error {
 	if err := errors.Join(t.session.Confirm(ctx), t.session.Save(ctx)); err != nil {
 		return err
 	}
-	t.obstruct(ctx, block("paused", fmt.Errorf("by %s: %s; to go on: pgjet relay resume", w.by, w.reason)))
+	t.obstruct(ctx, slog.LevelInfo, block("paused", fmt.Errorf("by %s: %s; to go on: pgjet relay resume", w.by, w.reason)))
 	for w.paused {
 		if on, err := t.idle(ctx); !on {
 			return err

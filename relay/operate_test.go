@@ -1,8 +1,10 @@
 package relay_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -57,7 +59,8 @@ func (b *bench) cause(want string) {
 func TestPauseAndResume(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	r, _ := b.start()
+	var log bytes.Buffer
+	r, stop := b.startLogged(slog.New(slog.NewTextHandler(&log, nil)))
 	b.append(5)
 	b.settled()
 	first, news, err := relay.Pause(t.Context(), b.db, "EVENTS", by, reason)
@@ -90,6 +93,10 @@ func TestPauseAndResume(t *testing.T) {
 		t.Errorf("status is %+v, want no pause", s)
 	}
 	b.noted("relay.pause EVENTS", "relay.resume EVENTS")
+	stop()
+	if text := log.String(); !strings.Contains(text, `level=INFO msg="not publishing" err="paused: by ann@host`) || strings.Contains(text, `level=WARN msg="not publishing"`) {
+		t.Errorf("the log is\n%s, want a pause that is no warning", text)
+	}
 }
 
 // TestPauseBeforeAnyRelay: the first relay is paused.

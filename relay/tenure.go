@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -155,7 +156,7 @@ func (t *tenure) halted(ctx context.Context, err error) error {
 		return err
 	}
 	state, stateErr := t.link.State(ctx)
-	t.obstruct(ctx, err)
+	t.obstruct(ctx, slog.LevelWarn, err)
 	for stateErr == nil {
 		if on, err := t.idle(ctx); !on {
 			return err
@@ -173,10 +174,10 @@ func (t *tenure) halted(ctx context.Context, err error) error {
 }
 
 // obstruct records why nothing is published, while the session goes on.
-func (t *tenure) obstruct(ctx context.Context, err error) {
+func (t *tenure) obstruct(ctx context.Context, level slog.Level, err error) {
 	t.works, t.before = false, t.done()
 	if t.keeper.Waiting(err) {
-		t.Log.WarnContext(ctx, "not publishing", "err", err)
+		t.Log.Log(ctx, level, "not publishing", "err", err)
 	}
 	_ = t.db.noteCause(ctx, report(err)) // if the database is lost, the next call says so
 }
