@@ -342,7 +342,7 @@ func TestOperatorsCauseNoWarning(t *testing.T) {
 		t.Fatal(err)
 	}
 	plan.Run = 1 // as if something was to do: the durable consumer is set back, at once
-	if _, err := p.Run(t.Context(), plan, "ann@host", "a test", false, nil); err != nil {
+	if _, err := p.Run(t.Context(), plan, replay.Order{By: "ann@host", Reason: "a test"}); err != nil {
 		t.Fatal(err)
 	}
 	b.publish(event(7))

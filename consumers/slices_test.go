@@ -276,7 +276,7 @@ func TestSlicesObeyOperators(t *testing.T) {
 		t.Fatalf("plan %+v, %v", p, err)
 	}
 	first := b.count(`select min(i) from done`)
-	if _, err := r.Run(t.Context(), p, "ann@host", "a test", true, func(int64, int, int) {}); err != nil {
+	if _, err := r.Run(t.Context(), p, replay.Order{By: "ann@host", Reason: "a test", Watch: true}); err != nil {
 		t.Fatal(err)
 	}
 	b.inOrder(201)

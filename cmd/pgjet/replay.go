@@ -196,7 +196,7 @@ func (a *replayRun) run(ctx context.Context, r *replay.Replay, plan *replay.Plan
 	}
 	watch := !a.detach && !plan.Paused && plan.Processes > 0
 	progress := newProgress(a.err, "replay", plan.Consumer)
-	result, err := r.Run(ctx, plan, actor(), reason, watch, progress.report)
+	result, err := r.Run(ctx, plan, replay.Order{By: actor(), Reason: reason, Watch: watch, Progress: progress.report})
 	progress.finish()
 	if a.output == "json" && result.Operation != 0 {
 		if err := a.stdio.show(result, nil); err != nil {

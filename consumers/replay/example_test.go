@@ -136,7 +136,7 @@ func Example() {
 		}
 		fmt.Println("selected:", plan.Selected, "to run again:", plan.Again, "rebuild:", plan.Rebuild)
 
-		result, err := r.Run(ctx, plan, "ann", "the number was wrong", true, nil)
+		result, err := r.Run(ctx, plan, replay.Order{By: "ann", Reason: "the number was wrong", Watch: true})
 		var orders int
 		err = errors.Join(err, path.DB.QueryRow(ctx, `select orders from turnover`).Scan(&orders))
 		fmt.Println(result.Step, "orders:", orders, err)

@@ -280,7 +280,7 @@ func (x *extension) replay(ctx context.Context) (earlier int, err error) {
 		}
 	}
 	for _, plan := range plans {
-		if _, err := r.Run(ctx, plan, x.by, inbox.ExtendPause, false, func(int64, int, int) {}); err != nil {
+		if _, err := r.Run(ctx, plan, Order{By: x.by, Reason: inbox.ExtendPause}); err != nil {
 			return earlier, err
 		}
 		earlier += plan.Run

@@ -64,7 +64,7 @@ func TestFailsHalfWay(t *testing.T) {
 			defer cancel()
 			ended := make(chan error, 1)
 			go func() {
-				_, err := r.Run(ctx, p, "ann@host", "a test", false, quiet)
+				_, err := r.Run(ctx, p, replay.Order{By: "ann@host", Reason: "a test"})
 				ended <- err
 			}()
 			paused := func() int {
@@ -167,7 +167,7 @@ func TestReplayPauseWithoutAnAnswer(t *testing.T) {
 	}
 	defer r.Close()
 	p := must(r.Plan(t.Context(), replay.Selection{All: true, Again: true}))
-	_, err = r.Run(interruptedCommit(t, b.db), p, "ann@host", "a test", false, quiet)
+	_, err = r.Run(interruptedCommit(t, b.db), p, replay.Order{By: "ann@host", Reason: "a test"})
 	if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "goes on as before") {
 		t.Errorf("Run() = %v, want that it was interrupted and undone", err)
 	}

@@ -176,7 +176,7 @@ func (b *fixture) run(ctx context.Context, s replay.Selection, progress replay.P
 	if err != nil {
 		b.Fatal(err)
 	}
-	return r.Run(ctx, p, "ann@host", "a test", false, progress)
+	return r.Run(ctx, p, replay.Order{By: "ann@host", Reason: "a test", Progress: progress})
 }
 
 func (b *fixture) mustRun(s replay.Selection) replay.Result {

@@ -203,7 +203,7 @@ func TestPlanRefusesToRepeatEffects(t *testing.T) {
 			if err := r.Lock(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := r.Run(t.Context(), p, "ann@host", "a test", false, quiet); !errors.Is(err, replay.ErrRefused) {
+			if _, err := r.Run(t.Context(), p, replay.Order{By: "ann@host", Reason: "a test"}); !errors.Is(err, replay.ErrRefused) {
 				t.Errorf("Run() = %v, want ErrRefused", err)
 			}
 			r.Close()

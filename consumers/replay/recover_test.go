@@ -98,7 +98,7 @@ func (b *fixture) watched(s replay.Selection) (*replay.Plan, replay.Result) {
 	}
 	ctx, cancel := context.WithTimeout(b.Context(), patience)
 	defer cancel()
-	result, err := r.Run(ctx, p, "ann@host", "a test", true, quiet)
+	result, err := r.Run(ctx, p, replay.Order{By: "ann@host", Reason: "a test", Watch: true})
 	if err != nil || result.Step != "done" {
 		b.Fatalf("Run() = %+v, %v of plan %+v", result, err, p)
 	}

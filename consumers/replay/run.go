@@ -30,12 +30,18 @@ type Result struct {
 // A Progress is called with how many of how many events have been handed over or handled. It may be nil.
 type Progress func(operation int64, done, total int)
 
-// Run runs the plan, and records it in pgjet.operation: by is who asked for it, reason why. With
-// watch it returns when the consumer has attempted everything. It needs the [Replay.Lock].
+// An Order says for whom, why and how [Replay.Run] runs a plan.
+type Order struct {
+	By, Reason string // kept in pgjet.operation
+	Watch      bool   // return only when the consumer has attempted everything
+	Progress   Progress
+}
+
+// Run runs the plan, and records it in pgjet.operation. It needs the [Replay.Lock].
 //
 // If ctx ends, Run stops between transactions, and returns ctx's error with how far it came.
 // Whatever it returns, the same replay may be run again.
-func (r *Replay) Run(ctx context.Context, p *Plan, by, reason string, watch bool, progress Progress) (Result, error) {
+func (r *Replay) Run(ctx context.Context, p *Plan, o Order) (Result, error) {
 	if r.lock == nil {
 		return Result{}, errors.New("a replay needs its lock; call Lock before Run")
 	}
@@ -45,11 +51,12 @@ func (r *Replay) Run(ctx context.Context, p *Plan, by, reason string, watch bool
 	if p.Empty() {
 		return Result{Step: "done"}, nil
 	}
+	progress := o.Progress
 	if progress == nil {
 		progress = func(int64, int, int) {}
 	}
 	result := Result{Step: "begun", Next: p.From}
-	begun, err := r.begin(ctx, p, by, reason, &result)
+	begun, err := r.begin(ctx, p, o, &result)
 	if err != nil {
 		return result, fmt.Errorf("record the replay: %w", err)
 	}
@@ -58,7 +65,7 @@ func (r *Replay) Run(ctx context.Context, p *Plan, by, reason string, watch bool
 	} else {
 		err = r.handOver(ctx, p, &result, progress)
 	}
-	if err == nil && watch {
+	if err == nil && o.Watch {
 		err = r.watch(ctx, p, &result, begun, progress)
 	}
 	// Also if it failed or was interrupted.
@@ -76,10 +83,10 @@ func (r *Replay) Run(ctx context.Context, p *Plan, by, reason string, watch bool
 }
 
 // begin records that the replay begins, or continues, and returns when.
-func (r *Replay) begin(ctx context.Context, p *Plan, by, reason string, result *Result) (begun time.Time, err error) {
+func (r *Replay) begin(ctx context.Context, p *Plan, o Order, result *Result) (begun time.Time, err error) {
 	total := r.before + int64(p.Run+p.Again)
 	if r.continues == 0 {
-		result.Operation, begun, err = operation.Note(ctx, r.db, operation.Operation{Kind: "replay", Target: r.name, By: by, Reason: reason,
+		result.Operation, begun, err = operation.Note(ctx, r.db, operation.Operation{Kind: "replay", Target: r.name, By: o.By, Reason: o.Reason,
 			Detail: map[string]any{"plan": p, "selection": p.selection, "way": p.Way, "from": p.From, "to": p.To, "done": result}})
 	} else {
 		result.Operation, begun = r.continues, time.Now()

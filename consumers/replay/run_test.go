@@ -197,7 +197,7 @@ func TestFailedResetIsUndone(t *testing.T) {
 	if err := b.js.DeleteConsumer(t.Context(), "EVENTS", "notes"); err != nil {
 		t.Fatal(err)
 	}
-	result, err := r.Run(t.Context(), p, "ann@host", "a test", false, quiet)
+	result, err := r.Run(t.Context(), p, replay.Order{By: "ann@host", Reason: "a test"})
 	if err == nil || !strings.Contains(err.Error(), "goes on as before") || result.Step != "undone" {
 		t.Errorf("Run() = %+v, %v; want an error that says what became of the consumer", result, err)
 	}
@@ -369,7 +369,7 @@ func TestWatch(t *testing.T) {
 		var result replay.Result
 		go func() {
 			var err error
-			result, err = r.Run(t.Context(), p, "ann@host", "a test", true, func(_ int64, done, _ int) { reports <- done })
+			result, err = r.Run(t.Context(), p, replay.Order{By: "ann@host", Reason: "a test", Watch: true, Progress: func(_ int64, done, _ int) { reports <- done }})
 			ended <- err
 		}()
 		for range 4 {
@@ -469,7 +469,7 @@ func TestReplayOfAnotherStream(t *testing.T) {
 		}
 		p := must(r.Plan(t.Context(), s))
 		b.exec(`update pgjet.consumer set generation = 2`)
-		if _, err := r.Run(t.Context(), p, "ann@host", "a test", false, quiet); !errors.Is(err, replay.ErrChanged) {
+		if _, err := r.Run(t.Context(), p, replay.Order{By: "ann@host", Reason: "a test"}); !errors.Is(err, replay.ErrChanged) {
 			t.Errorf("Run() = %v, want ErrChanged", err)
 		}
 	}

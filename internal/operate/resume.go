@@ -59,7 +59,7 @@ func (s Source) Resume(ctx context.Context, o operation.Record) error {
 	}
 	plan, err := r.Plan(ctx, which)
 	if err == nil {
-		_, err = r.Run(ctx, plan, o.By, o.Reason, false, nil)
+		_, err = r.Run(ctx, plan, replay.Order{By: o.By, Reason: o.Reason})
 	}
 	return err
 }
@@ -101,7 +101,7 @@ func (s Source) RunReplay(ctx context.Context, consumer string, which replay.Sel
 	if n := plan.Run + plan.Again; n != events {
 		return fmt.Errorf("%d events were planned, and %d are now: %w", events, n, ErrPlanChanged)
 	}
-	_, err = r.Run(ctx, plan, by, reason, false, nil)
+	_, err = r.Run(ctx, plan, replay.Order{By: by, Reason: reason})
 	return err
 }
 
