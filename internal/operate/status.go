@@ -331,12 +331,24 @@ func (v *view) judgeProcesses() {
 			continue
 		}
 		reported[i.HealthURL] = true
+		i = v.named(i)
 		what := "process " + i.Name
 		if !strings.HasSuffix(i.Name, i.ID) {
 			what += " " + i.ID
 		}
 		v.found(what, Process, i.Health, i.Cause, "")
 	}
+}
+
+// named returns the service of i's process that the cause is about, or i.
+func (v *view) named(i Instance) Instance {
+	part, _, _ := strings.Cut(i.Cause, ":")
+	for _, other := range v.Processes {
+		if other.HealthURL == i.HealthURL && other.Name == "pgjet-"+part {
+			return other
+		}
+	}
+	return i
 }
 
 // judgeBreakers adds the services that processes find unavailable, each once.

@@ -7,11 +7,13 @@ import (
 	"github.com/pgjet/pgjet/internal/registry"
 )
 
-// TestProcessesAreFoundOnce: a process that registers as several services, such as pgjet dev, is one finding.
+// TestProcessesAreFoundOnce: a process that registers as several services, such as pgjet dev, is one finding,
+// under the name of the part that is not ready.
 func TestProcessesAreFoundOnce(t *testing.T) {
 	t.Parallel()
 	v := new(view)
 	for _, i := range []registry.Instance{
+		{Name: "pgjet-directory", ID: "d", HealthURL: "http://127.0.0.1:7404/readyz"},
 		{Name: "pgjet-relay", ID: "a", HealthURL: "http://127.0.0.1:7404/readyz"},
 		{Name: "pgjet-users", ID: "b", HealthURL: "http://127.0.0.1:7404/readyz"},
 		{Name: "pgjet-users", ID: "c", HealthURL: "http://127.0.0.1:8404/readyz"},
