@@ -184,7 +184,7 @@ func showLetter(cmd *cobra.Command, e inbox.LetterDetails) error {
 		row("place", "stream %s, sequence %d, subject %s", e.Stream, e.StreamSeq, e.Subject)
 		row("trace", "%s", e.TraceID)
 		row("state", "%s%s", e.State, lastDecision(e.Letter))
-		row("given up", "%s, after %d attempts, by %s", ago(time.Since(e.At)), e.Attempts, e.Process)
+		row("given up", "%s, attempts: %d, by %s", ago(time.Since(e.At)), e.Attempts, e.Process)
 		row("group", "%s, %s", e.Group, e.ErrorGroup)
 		row("error", "%s", e.Error)
 		for text := range strings.Lines(e.Stack) {

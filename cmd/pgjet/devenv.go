@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -66,9 +67,18 @@ func (d *dev) shownNATS() string {
 // envCommand returns the command that prints the environment of this run.
 func (d *dev) envCommand() string {
 	if d.dir == ".pgjet" {
-		return "pgjet dev env"
+		return program() + " dev env"
 	}
-	return "pgjet dev env --dir " + shellQuote(d.dir)
+	return program() + " dev env --dir " + shellQuote(d.dir)
+}
+
+// program returns how this program was called, for commands to copy: one in a folder of its own is
+// in no PATH.
+func program() string {
+	if strings.ContainsRune(os.Args[0], filepath.Separator) {
+		return word(os.Args[0])
+	}
+	return "pgjet"
 }
 
 // withoutPassword returns an address without its password.
@@ -117,8 +127,8 @@ Try it, then look at the inbox:
 
 Then see whether all is well, and what became of it, in this folder:
 
-  pgjet status
-  pgjet event timeline ada@example.com
+  %s status
+  %s event timeline ada@example.com
 
 PostgreSQL and NATS require a password, which only you can read. For commands elsewhere:
 
@@ -126,7 +136,7 @@ PostgreSQL and NATS require a password, which only you can read. For commands el
 
 Stop with Ctrl-C.
 
-`, time.Since(d.began).Seconds(), at.Console, at.Users, at.Inbox, at.Directory, at.Profiles, at.Billing, at.Admin, withoutPassword(at.Database), withoutPassword(at.NATS), d.stream, at.SMTP, at.Config, d.dir, at.Users, d.envCommand())
+`, time.Since(d.began).Seconds(), at.Console, at.Users, at.Inbox, at.Directory, at.Profiles, at.Billing, at.Admin, withoutPassword(at.Database), withoutPassword(at.NATS), d.stream, at.SMTP, at.Config, d.dir, at.Users, program(), program(), d.envCommand())
 }
 
 func devEnvCommand(dir *string) *cobra.Command {
