@@ -21,6 +21,16 @@
 //
 // Payloads, the values of headers that a producer chose, and what looks like a mail address are
 // hidden. Revealing them is recorded as an operation.
+//
+// # Files
+//
+// The package is large because it has many pages. A page is a file and a template of the same name,
+// such as dead.go and dead.html, and asks internal/operate for what it shows.
+//
+//   - routes.go lists the pages and the changes, frame.go is what surrounds each page, text.go has
+//     the functions of templates, live.go updates open pages, flow.go and tracks.go draw.
+//   - guard.go and login.go decide who may look, board.go what may be changed; work.go makes changes.
+//   - several.go is for more than one database, dev.go for pgjet dev.
 package console
 
 import (

@@ -45,4 +45,17 @@
 // The state of each event is kept in tables that package inbox writes. They are in the handler's
 // database, which need not be that of the outbox; pgjet migrate up creates them. docs/consumers.md
 // explains the design.
+//
+// # Files
+//
+// The package is large because what handles events shares one run: its workers, its lanes and what
+// it owns. Parts that need no session are packages below internal.
+//
+//   - consumer.go, handler.go and complete.go are what a program declares, runner.go runs it.
+//   - session.go and share.go are one connected process, tenure.go and align.go one slice of it.
+//   - receive.go, skip.go, order.go, work.go, claim.go, handle.go, verdict.go and settle.go are the
+//     way of an event, group.go and due.go events that wait together or wait for their time.
+//   - database.go is what a session needs of PostgreSQL, copies.go finds copies of the database.
+//   - account.go and audit.go count events; recorded.go, durable.go and telemetry.go are for tools
+//     and monitoring. follow.go is a feed without an inbox.
 package consumers

@@ -122,4 +122,17 @@
 // overloaded carries the traceparent of its server span. Log lines and spans hold the
 // route, never a path, an address, a name, a password or a payload. A failure is logged
 // once.
+//
+// # Files
+//
+// The package is large because it is a whole service; nothing else imports it but the program.
+//
+//   - signup.go, sessions.go, change.go, changepassword.go, list.go, profile.go, users.go: one
+//     operation each, with roles.go and authorize.go for who may call it.
+//   - rules.go, name.go, password.go, body.go: what a user may enter.
+//   - producer.go, serve.go, problem.go, codes.go, faults.go, etag.go, idempotency.go, requestid.go,
+//     docs.go: what all requests and answers have in common.
+//   - admission.go, gate.go, ratelimit.go, loginfailures.go, address.go, tuning.go: limits.
+//   - cache.go, database.go: reading from memory and from PostgreSQL.
+//   - observe.go, security.go, telemetry.go: logs, spans and metrics.
 package producer

@@ -32,6 +32,21 @@
 // tables pgjet.leader, pgjet.checkpoint, pgjet.quarantine, pgjet.unknown_message,
 // pgjet.adoption and pgjet.audit. Package audit compares outbox and stream: while it
 // publishes, the leader does so in the background, a little at a time.
+//
+// # Files
+//
+// DESIGN.md says why it is built this way. The package is large because all of it belongs to
+// one session: to what may be written while its epoch and its connections last.
+//
+//   - relay.go runs sessions, lead.go takes the lead, tenure.go is one session, and control.go
+//     obeys operators in it.
+//   - database.go is the session's side of PostgreSQL; link.go, read.go, send.go, outgoing.go
+//     and pulse.go are its side of NATS; cause.go names what went wrong there.
+//   - owner.go, copies.go, settings.go and stream.go are about whose stream it is, and whether it
+//     keeps the promises.
+//   - due.go moves scheduled events, quarantine.go has events set aside, auditor.go audits.
+//   - status.go and operate.go are for operators; ready.go, watch.go and telemetry.go are for
+//     monitoring.
 package relay
 
 import (

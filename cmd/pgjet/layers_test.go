@@ -187,6 +187,61 @@ func TestLayers(t *testing.T) {
 	}
 }
 
+// TestLargePackagesExplainThemselves: a package of more than 2,000 lines shows in its comment why it is one package, and which
+// file does what.
+func TestLargePackagesExplainThemselves(t *testing.T) {
+	for _, line := range golist(t, "{{.ImportPath}} {{.Dir}}{{range .GoFiles}} {{.}}{{end}}", module+"...") {
+		fields := strings.Fields(line)
+		lines, explains := 0, false
+		for _, file := range fields[2:] {
+			code, err := os.ReadFile(filepath.Join(fields[1], file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			comment, _, _ := strings.Cut(string(code), "\npackage ")
+			lines, explains = lines+strings.Count(string(code), "\n"), explains || strings.Contains(comment, "// # Files\n")
+		}
+		if lines > 2000 && !explains {
+			t.Errorf("%s has %d lines, and its comment no section Files", fields[0], lines)
+		}
+	}
+}
+
+// positional lists the files of statements with more than six parameters that have numbers instead of names, and why.
+var positional = map[string]string{
+	"consumers/inbox/claim.go":  "$1 to $4 are the fence, and each attempt runs it: names would be looked for in the text each time",
+	"consumers/inbox/intent.go": "the same",
+	"consumers/inbox/slice.go":  "$3 and $4 are the check of a restore, which others share",
+	"outbox/append.go":          "database/sql and drivers of others know numbers only; and each append runs it",
+	"outbox/schedule.go":        "the same",
+	"producer/signup.go":        "one parameter for each column, in their order, and each sign-up runs it",
+}
+
+// TestManyParametersHaveNames: a statement with more than six parameters names them.
+func TestManyParametersHaveNames(t *testing.T) {
+	seen := make(map[string]bool)
+	for _, line := range golist(t, "{{.ImportPath}} {{.Dir}}{{range .GoFiles}} {{.}}{{end}}", module+"...") {
+		fields := strings.Fields(line)
+		for _, file := range fields[2:] {
+			code, err := os.ReadFile(filepath.Join(fields[1], file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m := regexp.MustCompile("(?m)^.*[^`/]\\$(?:[7-9]|[1-9][0-9])\\b.*$").Find(code); m != nil {
+				name := strings.TrimPrefix(fields[0], module) + "/" + file
+				if seen[name] = true; positional[name] == "" && !strings.Contains(string(m), "// $") {
+					t.Errorf("%s numbers more than six parameters, as in %q: use pgx.NamedArgs", name, strings.TrimSpace(string(m)))
+				}
+			}
+		}
+	}
+	for name := range positional {
+		if !seen[name] {
+			t.Errorf("positional lists %s, which needs no exception", name)
+		}
+	}
+}
+
 // TestLightImports keeps a service that uses one of the libraries free of what it
 // does not need.
 func TestLightImports(t *testing.T) {

@@ -1,6 +1,18 @@
-// Command pgjet moves facts from PostgreSQL to NATS JetStream and on to the code
+// Command pgjet moves events from PostgreSQL to NATS JetStream and on to the code
 // that reacts to them. It is one binary: the user service, the relay, the
-// consumers, a development set-up that starts them all, and the operator's verbs.
+// consumers, a development set-up that starts them all, and the commands of operators.
+//
+// # Files
+//
+// The package is large because there are many commands. Each one only parses, asks a package
+// below, and prints; what operators want to know is in internal/operate.
+//
+//   - A command is in the file of its noun, such as dead.go, deadlist.go and deadchange.go.
+//   - users.go, relay.go and consume.go run for long. process*.go is what these have in common,
+//     and dev*.go is pgjet dev.
+//   - settings.go and connect.go have the flags and connections that commands share, and
+//     config*.go the configuration file.
+//   - show.go, table.go, progress.go, confirm.go and exit.go print, ask and end.
 package main
 
 import (

@@ -47,4 +47,9 @@
 //
 // Each event that JetStream delivered has a row, or is being handled by a process: [CountEvents].
 // The stream sequences in pgjet.slice are hints; the rows are the record.
+//
+// # Files
+//
+// DESIGN.md says why it is built this way, and which file does what. The package is large because
+// one package writes these tables: each statement has to keep the rules of all others.
 package inbox

@@ -10,6 +10,14 @@
 //
 // The word for why something does not move is a [Reason]. [Reasons] lists them all, with their
 // meanings and next steps.
+//
+// # Files
+//
+// DESIGN.md says why it is built this way. The package is large because there are many questions: a
+// file for each, named like the command that asks it (status.go, event.go, key.go, doctor.go …).
+// list.go, find.go, timeline.go and history.go are about events; operation.go, decide.go, resume.go and
+// republish.go change something; reason.go has the reasons, rights.go what a role may read, schema.go
+// the schemas of the JSON.
 package operate
 
 import (
