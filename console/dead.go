@@ -7,13 +7,10 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/google/uuid"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/internal/operate"
@@ -33,8 +30,6 @@ type deadList struct {
 	States                 []string
 }
 
-var groupForm = regexp.MustCompile(`^g_[0-9a-f]{8}$`)
-
 // filterOf returns the filter in the query of a URL, and the part of the query that the filter
 // comes from.
 func filterOf(q url.Values) (f inbox.Filter, own url.Values, err error) {
@@ -48,7 +43,7 @@ func filterOf(q url.Values) (f inbox.Filter, own url.Values, err error) {
 		return f, own, err
 	}
 	f.Consumer, f.Group, f.Type, f.Key = own.Get("consumer"), own.Get("group"), own.Get("type"), own.Get("key")
-	if f.Group != "" && !groupForm.MatchString(f.Group) {
+	if f.Group != "" && !inbox.IsGroup(f.Group) {
 		return f, own, wrongf("%q is no group of dead letters", operate.Plain(f.Group))
 	}
 	if f.Since, err = since(own.Get("since")); err != nil {
@@ -61,15 +56,9 @@ func filterOf(q url.Values) (f inbox.Filter, own url.Values, err error) {
 // idFilter returns a filter of ids: of dead letters, or of events.
 func idFilter(words []string) (f inbox.Filter, err error) {
 	for _, word := range words {
-		if event, err := uuid.Parse(word); err == nil {
-			f.EventIDs = append(f.EventIDs, event)
-			continue
-		}
-		id, err := strconv.ParseInt(word, 10, 64)
-		if err != nil || id < 1 {
+		if !f.AddName(word) {
 			return f, wrongf("%q is no id of a dead letter", operate.Plain(word))
 		}
-		f.IDs = append(f.IDs, id)
 	}
 	return f, nil
 }

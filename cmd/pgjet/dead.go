@@ -1,10 +1,6 @@
 package main
 
 import (
-	"regexp"
-	"strconv"
-
-	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -54,15 +50,13 @@ func (d *deadSelection) stateFlag(f *pflag.FlagSet) {
 	f.StringVar(&d.state, "state", inbox.Dead, "only those that are dead, redriven, done or discarded; or all; those named by ID are shown in any state")
 }
 
-var groupForm = regexp.MustCompile(`^g_[0-9a-f]{8}$`)
-
 // resolve returns the filter of the flags and the arguments.
 func (d *deadSelection) resolve(args []string) (f inbox.Filter, err error) {
 	f = d.filter
 	if err := notEmpty(d.given, "consumer", "group", "type", "key", "since", "until"); err != nil {
 		return f, err
 	}
-	if f.Group != "" && !groupForm.MatchString(f.Group) {
+	if f.Group != "" && !inbox.IsGroup(f.Group) {
 		return f, usagef("--group is %q, want the form g_1a2b3c4d; see: pgjet dead groups", f.Group)
 	}
 	if f.Since, err = timeFlag("--since", d.since); err != nil {
@@ -83,15 +77,9 @@ func (d *deadSelection) resolve(args []string) (f inbox.Filter, err error) {
 // nameDead adds arguments to f: ids of dead letters, or of events.
 func nameDead(f *inbox.Filter, words []string) error {
 	for _, word := range words {
-		if event, err := uuid.Parse(word); err == nil {
-			f.EventIDs = append(f.EventIDs, event)
-			continue
-		}
-		id, err := strconv.ParseInt(word, 10, 64)
-		if err != nil || id < 1 {
+		if !f.AddName(word) {
 			return usagef("%q is no ID, which is a number such as 42, or an event's id; see: pgjet dead ls", short(word))
 		}
-		f.IDs = append(f.IDs, id)
 	}
 	return nil
 }

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -57,12 +59,33 @@ func (f *Filter) FindGroup(ctx context.Context, db Reader) error {
 // Named reports whether f names dead letters or events one by one.
 func (f Filter) Named() bool { return len(f.IDs)+len(f.EventIDs) > 0 }
 
+// AddName adds a dead letter to those that f names, by its id or by the id of its event. It reports
+// whether name is one of these.
+func (f *Filter) AddName(name string) bool {
+	if event, err := uuid.Parse(name); err == nil {
+		f.EventIDs = append(f.EventIDs, event)
+		return true
+	}
+	id, err := strconv.ParseInt(name, 10, 64)
+	if err != nil || id < 1 {
+		return false
+	}
+	f.IDs = append(f.IDs, id)
+	return true
+}
+
 // Freeze makes f select nothing that becomes a dead letter from now on.
 func (f *Filter) Freeze(ctx context.Context, db Reader) error {
 	err := db.QueryRow(ctx, `select coalesce(max(id), 0) from pgjet.dead_letter`).Scan(&f.UpTo)
 	f.UpTo = max(f.UpTo, 1) // 0 would be no limit
 	return wrap("look at the dead letters", err)
 }
+
+// groupForm is the form of [Group.ID].
+var groupForm = regexp.MustCompile(`^g_[0-9a-f]{8}$`)
+
+// IsGroup reports whether id has the form of [Group.ID].
+func IsGroup(id string) bool { return groupForm.MatchString(id) }
 
 // groupID is the short id of a group, for the command line.
 const groupID = `('g_' || left(encode(sha256(convert_to(d.consumer || chr(10) || d.error_group, 'UTF8')), 'hex'), 8))`
