@@ -872,7 +872,7 @@ func (r *simInbox) Known(ctx context.Context, all []*inbox.Message) (known map[u
 	return known, r.pooled(ctx, "known", func() error {
 		for _, m := range all {
 			row, found := r.d.inbox[m.ID]
-			if found && row.generation != r.t.Generation {
+			if found && row.generation < r.t.Generation {
 				row.generation, row.seq = r.t.Generation, m.Seq
 				r.d.inbox[m.ID] = row
 			}

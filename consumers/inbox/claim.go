@@ -122,7 +122,8 @@ func (t *Tenure) Unclaim(ctx context.Context, tx pgx.Tx, all []*Message) error {
 }
 
 // Known returns the events that the inbox has already, and the recorded sequences of those that now
-// have another one. If the stream was created again, it updates their rows.
+// have another one. If the stream was created again, it updates their rows; a session that still
+// reads the stream as it was before does not.
 func (t *Tenure) Known(ctx context.Context, all []*Message) (known map[uuid.UUID]uint64, err error) {
 	ids, seqs := make([]uuid.UUID, len(all)), make([]int64, len(all))
 	for i, m := range all {
@@ -132,7 +133,7 @@ func (t *Tenure) Known(ctx context.Context, all []*Message) (known map[uuid.UUID
 	b := &pgx.Batch{}
 	b.Queue(`
 		update pgjet.inbox i set generation = $2, stream_seq = u.seq from unnest($3::uuid[], $4::bigint[]) as u (id, seq)
-		 where consumer = $1 and event_id = u.id and generation <> $2`, t.Consumer, t.Generation, ids, seqs)
+		 where consumer = $1 and event_id = u.id and generation < $2`, t.Consumer, t.Generation, ids, seqs)
 	b.Queue(`select event_id, stream_seq from pgjet.inbox where consumer = $1 and event_id = any($2)`, t.Consumer, ids).Query(func(rows pgx.Rows) error {
 		var id uuid.UUID
 		var seq int64

@@ -293,3 +293,45 @@ func TestDividesSlicesThatDiffer(t *testing.T) {
 		t.Errorf("LastKnown() = %d, %v, want that of the stream as it is now", seq, err)
 	}
 }
+
+// TestStreamMadeAnewPlaces: a stream that was created again, or has lost its end, is delivered from
+// its start, and the rows of events get their new sequences. A session that does not know of it yet
+// leaves those alone.
+func TestStreamMadeAnewPlaces(t *testing.T) {
+	h := newFixture(t)
+	h.exec(`update pgjet.slice set floor = 3, high = 4, stored = now(), lost_until = 2`)
+	m := h.message("k", 9)
+	h.exec(`insert into pgjet.inbox (consumer, event_id, state, attempts, generation, stream_seq) values ('test', $1, 'done', 1, $2, 9)`, m.ID, m.Generation)
+	before, was := h.tenure, h.tenure.Generation
+	register := func(past int32) (is Registered) {
+		t.Helper()
+		h.within(func(tx pgx.Tx) (err error) {
+			var created time.Time
+			h.scan(&created, `select stream_created from pgjet.consumer`)
+			is, err = Register(t.Context(), tx, Registration{Consumer: "test", Stream: "EVENTS", Created: created, Ordered: true, Past: past})
+			return err
+		})
+		return is
+	}
+	if is := register(was - 1); is.Generation != was {
+		t.Errorf("the generation is %d, want %d", is.Generation, was)
+	}
+	h.is("the slice", "(3,4,f,2,f)", `select (floor, high, stored is null, lost_until, redeliver) from pgjet.slice`)
+	if is := register(was); is.Generation != was+1 {
+		t.Errorf("the generation is %d after the stream lost its end, want %d", is.Generation, was+1)
+	}
+	h.is("the slice", "(0,0,t,0,t)", `select (floor, high, stored is null, lost_until, redeliver) from pgjet.slice`)
+	h.own()
+	now, then := *m, *m
+	now.Generation, now.Seq = was+1, 2
+	for _, of := range []struct {
+		s *Tenure
+		m *Message
+	}{{&h.tenure, &now}, {&before, &then}} {
+		known, err := of.s.Known(t.Context(), []*Message{of.m})
+		if err != nil || known[m.ID] != 2 {
+			t.Errorf("Known() = %v, %v of the session in generation %d, want 2", known, err, of.s.Generation)
+		}
+	}
+	h.is("the row", "(2,2)", `select (generation, stream_seq) from pgjet.inbox`)
+}
