@@ -14,7 +14,7 @@
 //	 │ Tenure.Intend       ┌──────────────── intent ────────────────┐     │ │
 //	 ├────────────────────▶│ waits: for its time, behind its key    │     │ │
 //	 │ HandOver.Run        │   │ Take, TakeNext   ▲ Again, GiveBack │◀────┼─┘ HandOver.Run
-//	 │                     │   ▼                  │ Abandon         │     │
+//	 │                     │   ▼                  │ Abandon, Leave  │     │
 //	 │                     │ taken by a session ──┘                 │     │
 //	 │                     └───┬───────────────┬────────────────────┘     │
 //	 │                         │               │ Tenure.Finish, Remember  │
@@ -22,9 +22,12 @@
 //	 ▼                         ▼
 //	dead ─────── Redrive ───▶ intent         dead ── Discard ──▶ discarded ── Reopen ──▶ dead
 //
-// [Retry] makes an intent that waits for its time due now. An intent has its message in
-// pgjet.intent, a dead letter in pgjet.dead_letter. A redriven event keeps its dead letter until it
-// is done. Each attempt that did not simply succeed as the first one is in pgjet.attempt.
+// [Forget] deletes rows that are done, and those of intents; [Tenure.Prune] deletes rows that are
+// done or discarded. [Tenure.Copies] inserts a row, done, for a message that repeats another one.
+// [Retry] makes an intent that waits for its time due now, and [Tenure.Wake] one that waits behind
+// nothing. An intent has its message in pgjet.intent, a dead letter in pgjet.dead_letter. A redriven
+// event keeps its dead letter until it is done. Each attempt that did not simply succeed as the
+// first one is in pgjet.attempt.
 //
 // # Fencing
 //

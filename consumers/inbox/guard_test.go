@@ -238,6 +238,10 @@ func TestIntentIsOfItsSession(t *testing.T) {
 		if !errors.Is(err, ErrTaken) {
 			t.Errorf("Bury() = %v for another session's intent, want %v", err, ErrTaken)
 		}
+		_, err = h.tenure.Bury(t.Context(), tx, Burial{Message: &all[0].Message, Taken: true, Ending: Ending{Attempt: 1, Began: time.Now(), Outcome: Dead}})
+		if !errors.Is(err, ErrTaken) {
+			t.Errorf("Bury() = %v for an attempt that is over, want %v", err, ErrTaken)
+		}
 		return nil
 	})
 	if err := other.GiveBack(t.Context(), all[0], 0, false); err != nil {
@@ -334,4 +338,40 @@ func TestStreamMadeAnewPlaces(t *testing.T) {
 		}
 	}
 	h.is("the row", "(2,2)", `select (generation, stream_seq) from pgjet.inbox`)
+}
+
+// TestBuriesWhatTheNewStreamDelivered: an event that was delivered again, from a stream that was
+// created again, keeps its new sequence when its intent, which has the old one, becomes a dead
+// letter.
+func TestBuriesWhatTheNewStreamDelivered(t *testing.T) {
+	h := newFixture(t)
+	h.wait(waiting{seq: 5, key: "k"})
+	_, all := h.take()
+	if len(all) != 1 {
+		t.Fatalf("took %d", len(all))
+	}
+	h.exec(`update pgjet.inbox set generation = generation + 1, stream_seq = 9`)
+	h.within(func(tx pgx.Tx) error {
+		fresh, err := h.tenure.Bury(t.Context(), tx, Burial{Message: &all[0].Message, Taken: true, Ending: Ending{Attempt: 1, Began: time.Now(), Outcome: Dead}})
+		if !fresh {
+			t.Error("Bury() = false")
+		}
+		return err
+	})
+	h.is("the row", "(dead,2,9)", `select (state, generation, stream_seq) from pgjet.inbox`)
+}
+
+// TestHandsOverWhatIsKnown: an event that JetStream will deliver becomes an intent nevertheless if
+// the inbox has it: its delivery would be skipped.
+func TestHandsOverWhatIsKnown(t *testing.T) {
+	h := newFixture(t)
+	m := h.message("k", 1)
+	h.exec(`insert into pgjet.inbox (consumer, event_id, state, attempts, generation, stream_seq) values ('test', $1, 'done', 1, $2, 1)`, m.ID, m.Generation)
+	h.within(func(tx pgx.Tx) error {
+		n, err := HandOver{Consumer: "test", Ordered: true, Generation: m.Generation, Again: true, Events: []*Message{m}, Late: []uuid.UUID{m.ID}}.Run(t.Context(), tx)
+		if n != 1 {
+			t.Errorf("Run() = %d, want 1", n)
+		}
+		return err
+	})
 }
