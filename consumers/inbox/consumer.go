@@ -67,7 +67,8 @@ func Register(ctx context.Context, tx pgx.Tx, r Registration) (is Registered, er
 			select generation from pgjet.consumer where name = @consumer
 		), c as (
 			insert into pgjet.consumer as c (name, stream, stream_created, ordered, effects, slices, prefix, types, place, placed_at, server_start)
-			values (@consumer, @stream, @created, @ordered, @effects, @slices, nullif(@prefix, ''), nullif(@types::text[], '{}'), nullif(@place, ''), case when @place <> '' then @placed_at::timestamptz end, case when @place <> '' then @server_start::timestamptz end)
+			values (@consumer, @stream, @created, @ordered, @effects, @slices, nullif(@prefix, ''), nullif(@types::text[], '{}'),
+				nullif(@place, ''), case when @place <> '' then @since::timestamptz end, case when @place <> '' then @started::timestamptz end)
 			on conflict (name) do update set ordered = excluded.ordered, effects = excluded.effects, prefix = excluded.prefix, types = excluded.types,
 				epoch = c.epoch + ((c.stream, c.stream_created) <> (excluded.stream, excluded.stream_created) or c.generation = @past)::int,
 				generation = c.generation + ((c.stream, c.stream_created) <> (excluded.stream, excluded.stream_created) or c.generation = @past)::int,
@@ -85,7 +86,7 @@ func Register(ctx context.Context, tx pgx.Tx, r Registration) (is Registered, er
 		pgx.NamedArgs{
 			"consumer": r.Consumer, "stream": r.Stream, "created": r.Created.Truncate(time.Microsecond), "ordered": r.Ordered, "effects": r.Effects,
 			"slices": max(1, r.Slices), "past": r.Past, "prefix": r.Prefix, "types": r.Types,
-			"place": r.Where.Place, "placed_at": r.Where.Since, "server_start": r.Where.ServerStart,
+			"place": r.Where.Place, "since": r.Where.Since, "started": r.Where.ServerStart,
 		}).
 		Scan(&is.Generation, &is.Slices, &is.Rebuild, &at, &paused.By, &paused.Reason)
 	if err == nil && at != nil {
@@ -266,8 +267,8 @@ func Heartbeat(ctx context.Context, db DB, b Beat) error {
 		on conflict (consumer, process) do update set seen_at = clock_timestamp(), workers = excluded.workers, cause = excluded.cause,
 			attempts = excluded.attempts, failed = excluded.failed, took = excluded.took, error = excluded.error, types = excluded.types`,
 		pgx.NamedArgs{
-			"consumer": b.Consumer, "process": b.Process, "workers": b.Workers, "types": b.Types, "cause": Storable(b.Cause),
-			"attempts": b.Attempts, "failed": b.Failed, "took": b.Took, "error": Storable(b.Error),
+			"consumer": b.Consumer, "process": b.Process, "workers": b.Workers, "cause": Storable(b.Cause),
+			"attempts": b.Attempts, "failed": b.Failed, "took": b.Took, "error": Storable(b.Error), "types": b.Types,
 		})
 	return failed("record the sign of life", err)
 }

@@ -211,19 +211,19 @@ func (t *Tenure) finish(ctx context.Context, tx pgx.Tx, b *pgx.Batch, all []*Int
 	gone := 0
 	b.Queue(`
 		with gone as (
-			delete from pgjet.intent i using unnest($2::uuid[], $3::int[]) as u (id, n)
-			 where i.consumer = $1 and i.event_id = u.id and i.attempts = u.n and i.taken_by = $4
+			delete from pgjet.intent i using unnest(@ids::uuid[], @numbers::int[]) as u (id, n)
+			 where i.consumer = @consumer and i.event_id = u.id and i.attempts = u.n and i.taken_by = @session
 			returning i.event_id, i.attempts
 		), changed as (
 			update pgjet.dead_letter set state = 'done', changed_at = clock_timestamp()
-			 where consumer = $1 and state = 'redriven' and event_id in (select event_id from gone)
+			 where consumer = @consumer and state = 'redriven' and event_id in (select event_id from gone)
 		), logged as (
 			insert into pgjet.attempt (consumer, event_id, attempt, began, took, process, outcome)
-			select $1, event_id, attempts, $5, $6, $7, 'done' from gone
+			select @consumer, event_id, attempts, @began, @took, @process, 'done' from gone
 		)
-		update pgjet.inbox i set state = 'done', attempts = gone.attempts, began = $5, at = clock_timestamp()
-		  from gone where i.consumer = $1 and i.event_id = gone.event_id`,
-		t.Consumer, ids, numbers, t.Session, began, took, t.Process).Exec(func(tag pgconn.CommandTag) error {
+		update pgjet.inbox i set state = 'done', attempts = gone.attempts, began = @began, at = clock_timestamp()
+		  from gone where i.consumer = @consumer and i.event_id = gone.event_id`,
+		pgx.NamedArgs{"consumer": t.Consumer, "ids": ids, "numbers": numbers, "session": t.Session, "began": began, "took": took, "process": t.Process}).Exec(func(tag pgconn.CommandTag) error {
 		gone = int(tag.RowsAffected())
 		return nil
 	})
@@ -269,8 +269,11 @@ func (t *Tenure) Log(ctx context.Context, tx pgx.Tx, m *Message, e Ending) error
 func (t *Tenure) log(ctx context.Context, tx pgx.Tx, m *Message, e Ending) error {
 	_, err := tx.Exec(ctx, `
 		insert into pgjet.attempt (consumer, event_id, attempt, began, took, process, outcome, error)
-		values ($1, $2, $3, $4, $5, $6, $7, $8)`,
-		t.Consumer, m.ID, e.Attempt, e.Began, e.Took, t.Process, e.Outcome, orNull(Storable(e.Error), e.Error != ""))
+		values (@consumer, @id, @attempt, @began, @took, @process, @outcome, @error)`,
+		pgx.NamedArgs{
+			"consumer": t.Consumer, "id": m.ID, "attempt": e.Attempt, "began": e.Began, "took": e.Took,
+			"process": t.Process, "outcome": e.Outcome, "error": orNull(Storable(e.Error), e.Error != ""),
+		})
 	return err
 }
 
