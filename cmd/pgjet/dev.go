@@ -116,6 +116,11 @@ func (d *dev) run(ctx context.Context) (err error) {
 	}
 	defer lock.unlock()
 	defer os.Remove(readyFile(d.dir))
+	if d.databaseURL == "" { // the one of a run that was killed may be ending
+		if err := devserver.WaitUnused(ctx, filepath.Join(d.dir, "postgres")); err != nil {
+			return &exitError{exitUnreachable, err}
+		}
+	}
 	if err := devserver.CheckPorts(ctx, d.ports()...); err != nil {
 		return &exitError{exitUnreachable, err}
 	}

@@ -121,11 +121,12 @@ func locked(dir string) bool {
 	return err == nil
 }
 
-// waitUnused waits until no server runs on the cluster: one whose parent was killed may
-// still be shutting down. It removes a lock whose process is a zombie, or another program
-// by now, as after a restart of the machine, since PostgreSQL would believe it. It leaves a
-// lock without a process for PostgreSQL to examine.
-func waitUnused(ctx context.Context, dir string) error {
+// WaitUnused waits until no server runs on the cluster in dir: one whose parent was killed may
+// still be shutting down, and have its port. It returns an error if one still runs after 10 s.
+// It removes a lock whose process is a zombie, or another program by now, as after a restart
+// of the machine, since PostgreSQL would believe it. It leaves a lock without a process for
+// PostgreSQL to examine.
+func WaitUnused(ctx context.Context, dir string) error {
 	for deadline := time.Now().Add(patience); ; {
 		l, err := readLock(dir)
 		if err != nil || !alive(l.pid) {

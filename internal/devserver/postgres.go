@@ -83,7 +83,7 @@ func StartPostgres(ctx context.Context, o PostgresOptions) (*Postgres, error) {
 		return nil, fmt.Errorf("start PostgreSQL: %w", err)
 	}
 	o.Dir = dir
-	if err := waitUnused(ctx, o.Dir); err != nil {
+	if err := WaitUnused(ctx, o.Dir); err != nil {
 		return nil, err
 	}
 	if o.Port != 0 && busy(o.Port) {
