@@ -28,8 +28,10 @@ func (g *rig) check() {
 	a := newAccount(g)
 	within := healing + time.Duration(len(a.want))*time.Millisecond/2
 	want := uint64(len(a.want))
-	for deadline := begun.Add(within); g.messages() < want && time.Now().Before(deadline); {
-		time.Sleep(10 * time.Millisecond)
+	for range testenv.Tries(within) {
+		if g.messages() >= want {
+			break
+		}
 	}
 	drained := time.Since(begun)
 	last := a.readStream()

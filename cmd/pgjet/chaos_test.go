@@ -147,13 +147,14 @@ func (g *rig) moment(atMost time.Duration) { time.Sleep(time.Duration(g.rand.Int
 func (g *rig) says(cause string) {
 	g.Helper()
 	g.Run("says "+cause, func(t *testing.T) {
-		begun, body := time.Now(), ""
-		for status := 0; status != http.StatusServiceUnavailable || !strings.Contains(body, cause); time.Sleep(10 * time.Millisecond) {
-			if status, body = get(t, g.relay.admin+"/readyz"); time.Since(begun) > healing {
-				t.Fatalf("GET /readyz = %d %s, want 503 and %q, of %s", status, body, cause, g.relay)
+		status, body := 0, ""
+		for waited := range testenv.Tries(healing) {
+			if status, body = get(t, g.relay.admin+"/readyz"); status == http.StatusServiceUnavailable && strings.Contains(body, cause) {
+				t.Logf("after %s", waited.Round(time.Millisecond))
+				return
 			}
 		}
-		t.Logf("after %s", time.Since(begun).Round(time.Millisecond))
+		t.Fatalf("GET /readyz = %d %s, want 503 and %q, of %s", status, body, cause, g.relay)
 	})
 }
 

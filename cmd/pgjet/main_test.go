@@ -261,11 +261,16 @@ func refused(t *testing.T, want int, args []string, words ...string) {
 // wrote.
 func (p *process) eventually(within time.Duration, what string, cond func() bool) {
 	p.t.Helper()
-	for deadline := time.Now().Add(within); !cond(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) || p.ended() && !cond() {
-			p.t.Fatalf("waited in vain, ended=%t: %s; %s", p.ended(), what, p)
+	for range testenv.Tries(within) {
+		ended := p.ended()
+		if cond() {
+			return
+		}
+		if ended {
+			break
 		}
 	}
+	p.t.Fatalf("waited in vain, ended=%t: %s; %s", p.ended(), what, p)
 }
 
 // A logLine is one line of a service's log.

@@ -96,11 +96,12 @@ func (f *forest) sends(to trace.SpanContext) (n int) {
 func (f *forest) becomes(root trace.SpanContext, what, want string) {
 	f.Helper()
 	want = strings.TrimPrefix(want, "\n")
-	for end := time.Now().Add(patience); f.tree(root) != want; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			f.Fatalf("%s: the trace is\n%s\nwant\n%s", what, f.tree(root), want)
+	for range testenv.Tries(patience) {
+		if f.tree(root) == want {
+			return
 		}
 	}
+	f.Fatalf("%s: the trace is\n%s\nwant\n%s", what, f.tree(root), want)
 }
 
 // TestTraceTree: the request, the append, the publishing, each attempt and each mail are one trace,

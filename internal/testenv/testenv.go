@@ -19,6 +19,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"maps"
 	"net"
@@ -231,9 +232,24 @@ func Run(t testing.TB, run func(context.Context) error) (stop func()) {
 // a message such as "timed out after 5s: the row exists".
 func Eventually(t testing.TB, within time.Duration, what string, cond func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(within); !cond(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("timed out after %s: %s", within, what)
+	for range Tries(within) {
+		if cond() {
+			return
+		}
+	}
+	t.Fatalf("timed out after %s: %s", within, what)
+}
+
+// Tries yields until that time has passed, and then once more, with a pause after each try. Servers
+// and tests share the processors, so tests that wait must not keep them busy: the pause is 5 ms at
+// first, and grows to 50 ms with the time that has passed. It is no shorter than the try before it,
+// up to a quarter of a second.
+func Tries(within time.Duration) iter.Seq[time.Duration] {
+	return func(yield func(waited time.Duration) bool) {
+		begun := time.Now()
+		for waited := time.Duration(0); yield(waited) && waited <= within; waited = time.Since(begun) {
+			tried := time.Since(begun) - waited
+			time.Sleep(max(5*time.Millisecond, min(waited/32, 50*time.Millisecond), min(tried, 250*time.Millisecond)))
 		}
 	}
 }
