@@ -73,6 +73,7 @@ func TestCopyBesideItsOriginal(t *testing.T) {
 		"unordered": {Name: "test", Unordered: true},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			b, server := newOriginal(t)
 			c.Handler, c.MinRetry, c.MaxRetry = each(write), time.Millisecond, time.Millisecond
 			_, stop := b.runStream(b.js, "EVENTS", "", c)
@@ -118,6 +119,7 @@ func TestCopyBesideItsOriginal(t *testing.T) {
 // TestCopyThatRan: a copy that ran while the original was stopped handles nothing in any session
 // once the original is back.
 func TestCopyThatRan(t *testing.T) {
+	t.Parallel()
 	b, server := newOriginal(t)
 	_, stop := b.start(write)
 	b.sends(1, 10)
@@ -144,6 +146,7 @@ func TestCopyThatRan(t *testing.T) {
 // TestTwoProcessesOfOneDatabase: processes of one database do not refuse each other, nor those of
 // another database with an identity of its own.
 func TestTwoProcessesOfOneDatabase(t *testing.T) {
+	t.Parallel()
 	b := newFixture(t)
 	other := b.other()
 	c := consumers.Consumer{Name: "test", Slices: 2, Handler: each(write)}
@@ -175,6 +178,7 @@ func TestTwoProcessesOfOneDatabase(t *testing.T) {
 
 // TestRestoredElsewhere: a consumer whose database was moved listens first, and then goes on.
 func TestRestoredElsewhere(t *testing.T) {
+	t.Parallel()
 	b := newFixture(t)
 	_, stop := b.start(write)
 	b.sends(1, 5)

@@ -129,18 +129,15 @@ func (s *scene) reaches(n int) {
 // ends waits until nothing is left to do, and returns the account.
 func (s *scene) ends() (a consumers.Account) {
 	s.Helper()
-	begun := time.Now()
-	for {
-		var err error
+	var err error
+	for range testenv.Tries(healing) {
 		a, err = consumers.ReadAccount(s.Context(), s.db, s.js, "EVENTS", "test")
 		if err == nil && a.Done+a.Dead >= int64(s.published) && a.Lag == 0 && a.AckPending == 0 && a.Retrying == 0 {
 			return a
 		}
-		if time.Since(begun) > healing {
-			s.Fatalf("after %s not all of %d events are settled: %+v, %v", healing, s.published, a, err)
-		}
-		time.Sleep(10 * time.Millisecond)
 	}
+	s.Fatalf("after %s not all of %d events are settled: %+v, %v", healing, s.published, a, err)
+	return a
 }
 
 // check waits until nothing is left to do. Then every event had its effect once, those of a key in

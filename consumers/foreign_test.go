@@ -50,6 +50,7 @@ func TestBrokenMessagesHarmNobody(t *testing.T) {
 	for _, form := range []string{"handle", "batch", "effect"} {
 		for _, unordered := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s unordered %t", form, unordered), func(t *testing.T) {
+				t.Parallel()
 				b := newFixture(t)
 				c := consumers.Consumer{Unordered: unordered}
 				switch form {

@@ -2,6 +2,7 @@ package consumers_test
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -134,42 +135,45 @@ func TestStandbyOnOldServer(t *testing.T) {
 func TestPassedOver(t *testing.T) {
 	consumers.SetCountEvery(t, 200*time.Millisecond)
 	for _, unordered := range []bool{false, true} {
-		b := newFixture(t)
-		r, _ := b.startOn(b.js, consumers.Consumer{Unordered: unordered,
-			Handler: effect(func(ctx context.Context, e events.Event) error {
-				_, err := b.db.Exec(ctx, `insert into effect select $1`, e.Seq)
-				return err
-			}, "note.made", "note.lost")})
-		b.publish(event(1))
-		b.handled(1)
-		before := b.info().Config
-		changed := before
-		changed.FilterSubjects = []string{"events.*.note.lost"}
-		b.update(changed)
-		b.blocked(r, "consumer_differs: ")
-		other := event(3)
-		other.Type = "note.lost"
-		b.publish(event(2), other)
-		c, err := b.js.Consumer(t.Context(), "EVENTS", "test")
-		if err != nil {
-			t.Fatal(err)
-		}
-		msg, err := c.Next(jetstream.FetchMaxWait(patience))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := msg.DoubleAck(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		if floor := b.info().AckFloor.Stream; floor != 3 {
-			t.Fatalf("the ack floor is %d, want 3, behind the event that was passed over", floor)
-		}
-		b.update(before)
-		b.handled(3)
-		b.once(3)
-		if dead := b.count(`select count(*) from pgjet.dead_letter`); dead != 0 {
-			t.Errorf("%d dead letters, want none", dead)
-		}
+		t.Run(fmt.Sprintf("unordered %t", unordered), func(t *testing.T) {
+			t.Parallel()
+			b := newFixture(t)
+			r, _ := b.startOn(b.js, consumers.Consumer{Unordered: unordered,
+				Handler: effect(func(ctx context.Context, e events.Event) error {
+					_, err := b.db.Exec(ctx, `insert into effect select $1`, e.Seq)
+					return err
+				}, "note.made", "note.lost")})
+			b.publish(event(1))
+			b.handled(1)
+			before := b.info().Config
+			changed := before
+			changed.FilterSubjects = []string{"events.*.note.lost"}
+			b.update(changed)
+			b.blocked(r, "consumer_differs: ")
+			other := event(3)
+			other.Type = "note.lost"
+			b.publish(event(2), other)
+			c, err := b.js.Consumer(t.Context(), "EVENTS", "test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			msg, err := c.Next(jetstream.FetchMaxWait(patience))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := msg.DoubleAck(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if floor := b.info().AckFloor.Stream; floor != 3 {
+				t.Fatalf("the ack floor is %d, want 3, behind the event that was passed over", floor)
+			}
+			b.update(before)
+			b.handled(3)
+			b.once(3)
+			if dead := b.count(`select count(*) from pgjet.dead_letter`); dead != 0 {
+				t.Errorf("%d dead letters, want none", dead)
+			}
+		})
 	}
 }
 
