@@ -41,17 +41,7 @@ type running struct {
 // stateDir returns a directory that does not exist yet, which every user may enter.
 func stateDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "pgjet-cmd-") //nolint:usetesting // which is closed to others
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		testenv.Eventually(t, patience, "remove "+dir, func() bool { return os.RemoveAll(dir) == nil })
-	})
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return filepath.Join(dir, "state")
+	return filepath.Join(testenv.Dir(t), "state")
 }
 
 // startDev starts a pgjet dev and waits until it says that it is ready.

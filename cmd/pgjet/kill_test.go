@@ -19,6 +19,7 @@ import (
 // events flow. In the end each event is in the stream once, in order, and has its mail. There is a
 // second mail only where the mailer was killed at work.
 func TestNothingIsLostByKills(t *testing.T) {
+	t.Parallel()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))

@@ -61,12 +61,7 @@ func PostgresServerWith(t testing.TB, o devserver.PostgresOptions) *devserver.Po
 	t.Helper()
 	dir := o.Dir
 	if dir == "" {
-		parent, err := makeDir()
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { remove(t, parent) })
-		dir = filepath.Join(parent, "pg")
+		dir = filepath.Join(Dir(t), "pg")
 	}
 	all := serverOptions(dir)
 	all.Bin, all.Port = cmp.Or(o.Bin, all.Bin), o.Port
@@ -256,6 +251,18 @@ func Tries(within time.Duration) iter.Seq[time.Duration] {
 
 // dirPrefix begins the names of directories that hold servers of tests.
 const dirPrefix = "pgjet-test-"
+
+// Dir returns a new directory for the data of servers, which every user may enter, in memory if
+// there is room. It is removed at cleanup.
+func Dir(t testing.TB) string {
+	t.Helper()
+	dir, err := makeDirIn(memoryOr(os.TempDir()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { remove(t, dir) })
+	return dir
+}
 
 // makeDir returns a new directory, which the user of PostgreSQL may enter.
 func makeDir() (string, error) { return makeDirIn(os.TempDir()) }

@@ -89,7 +89,7 @@ func chromium() string {
 // start builds pgjet, and starts a pgjet dev with state in dir.
 func start(dir string) (stop func(), err error) {
 	env.binary = filepath.Join(dir, "pgjet")
-	if out, err := exec.CommandContext(context.Background(), "go", "build", "-o", env.binary, "github.com/pgjet/pgjet/cmd/pgjet").CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(context.Background(), "go", "build", "-ldflags=-w", "-o", env.binary, "github.com/pgjet/pgjet/cmd/pgjet").CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("build pgjet: %w\n%s", err, out)
 	}
 	cmd := exec.CommandContext(context.Background(), env.binary, "dev", "--json", "--dir", filepath.Join(dir, "state"), "--port", strconv.Itoa(freePorts()), "--log-level", "warn")

@@ -145,6 +145,7 @@ func newReader(t *testing.T) *reader {
 		"PATH="+tools+":"+os.Getenv("PATH"), "PGUSER=owner", "PGPASSWORD=secret", "PGPORT="+server.Port(),
 		"NATS_URL=nats://127.0.0.1:"+nats, "GOWORK=off", "GOSUMDB=off",
 		"GOPROXY="+proxy(t),
+		"GOFLAGS=-ldflags=-w", // a third of the time goes into linking
 	)
 	r.build(t, "nats-server", "github.com/nats-io/nats-server/v2")
 	if err := os.WriteFile(r.state, []byte("cd '"+dir+"'\n"), 0o600); err != nil {
@@ -162,7 +163,7 @@ func newReader(t *testing.T) *reader {
 // build builds a program that the reader has.
 func (r *reader) build(t *testing.T, name, pkg string) {
 	t.Helper()
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(r.tools, name), pkg).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-ldflags=-w", "-o", filepath.Join(r.tools, name), pkg).CombinedOutput(); err != nil {
 		t.Fatalf("build %s: %v\n%s", name, err, out)
 	}
 }
