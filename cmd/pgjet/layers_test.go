@@ -209,12 +209,9 @@ func TestLargePackagesExplainThemselves(t *testing.T) {
 
 // positional lists the files of statements with more than six parameters that have numbers instead of names, and why.
 var positional = map[string]string{
-	"consumers/inbox/claim.go":  "$1 to $4 are the fence, and each attempt runs it: names would be looked for in the text each time",
-	"consumers/inbox/intent.go": "the same",
-	"consumers/inbox/slice.go":  "$3 and $4 are the check of a restore, which others share",
-	"outbox/append.go":          "database/sql and drivers of others know numbers only; and each append runs it",
-	"outbox/schedule.go":        "the same",
-	"producer/signup.go":        "one parameter for each column, in their order, and each sign-up runs it",
+	"outbox/append.go":   "database/sql and drivers of others know numbers only; and each append runs it",
+	"outbox/schedule.go": "the same",
+	"producer/signup.go": "one parameter for each column, in their order, and each sign-up runs it",
 }
 
 // TestManyParametersHaveNames: a statement with more than six parameters names them.

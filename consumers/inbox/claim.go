@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 
 	"github.com/google/uuid"
@@ -17,24 +18,26 @@ import (
 const AttemptName = "pgjet-attempt"
 
 const (
-	// current is the condition that the session was neither superseded nor paused: $1 is the
-	// consumer, $2 the epoch of the slice, and $3 and $4 are for unrestored.
+	// current is the condition that the session was neither superseded nor paused. Its parameters are
+	// those of [Tenure.fence].
 	current = `(` + unrestored + ` and exists (select from pgjet.slice s join pgjet.consumer c on c.name = s.consumer
-	where s.consumer = $1 and s.epoch = $2 and c.paused_at is null))`
-	// unrestored is the condition that the inbox has the session's version, $3 and $4. A restored
+	where s.consumer = @consumer and s.epoch = @epoch and c.paused_at is null))`
+	// unrestored is the condition that the inbox has the session's version. A restored
 	// inbox may have the same epoch: from before the restore, or given to another session since.
-	unrestored = `pg_postmaster_start_time() = $3 and pg_relation_filenode('pgjet.inbox') = $4`
+	unrestored = `pg_postmaster_start_time() = @started and pg_relation_filenode('pgjet.inbox') = @file`
 )
 
-// fence returns the parameters $1 to $4 of current, followed by more.
-func (t *Tenure) fence(more ...any) []any {
-	return append([]any{t.Consumer, t.Epoch, t.Version.Started, t.Version.File}, more...)
+// fence returns the parameters of current, and more.
+func (t *Tenure) fence(more pgx.NamedArgs) pgx.NamedArgs {
+	args := pgx.NamedArgs{"consumer": t.Consumer, "epoch": t.Epoch, "started": t.Version.Started, "file": t.Version.File}
+	maps.Copy(args, more)
+	return args
 }
 
 // queueCheck queues a check of the fence; if the session is not current, the batch fails with
 // [ErrSuperseded].
 func (t *Tenure) queueCheck(b *pgx.Batch) {
-	b.Queue(`select where `+current, t.fence()...).Exec(func(tag pgconn.CommandTag) error {
+	b.Queue(`select where `+current, t.fence(nil)).Exec(func(tag pgconn.CommandTag) error {
 		if tag.RowsAffected() == 0 {
 			return ErrSuperseded
 		}
@@ -54,19 +57,19 @@ type claim struct {
 // same transaction, so the rows and the handlers' effects commit together, or not at all.
 func (t *Tenure) queueClaim(b *pgx.Batch, all []*Message) *claim {
 	c := &claim{t, make(map[uuid.UUID]bool, len(all))}
-	rows, args := `(values ($6::uuid, $7::bigint))`, t.fence(t.Generation)
+	rows, args := `unnest(@ids::uuid[], @seqs::bigint[])`, t.fence(pgx.NamedArgs{"generation": t.Generation})
 	if len(all) == 1 { // PostgreSQL would plan a statement with an array again each time
-		args = append(args, pgtype.UUID{Bytes: all[0].ID, Valid: true}, int64(all[0].Seq))
+		rows = `(values (@ids::uuid, @seqs::bigint))`
+		args["ids"], args["seqs"] = pgtype.UUID{Bytes: all[0].ID, Valid: true}, int64(all[0].Seq)
 	} else {
-		ids, seqs := distinct(all)
-		rows, args = `unnest($6::uuid[], $7::bigint[])`, append(args, ids, seqs)
+		args["ids"], args["seqs"] = distinct(all)
 	}
 	b.Queue(`
 		insert into pgjet.inbox as i (consumer, event_id, state, attempts, generation, stream_seq, began)
-		select $1, id, 'done', 1, $5::int, seq, clock_timestamp() from `+rows+` as u (id, seq)
+		select @consumer, id, 'done', 1, @generation::int, seq, clock_timestamp() from `+rows+` as u (id, seq)
 		 where `+current+`
 		`+moved+`
-		returning event_id, xmax = 0`, args...).Query(func(rows pgx.Rows) error {
+		returning event_id, xmax = 0`, args).Query(func(rows pgx.Rows) error {
 		var id pgtype.UUID
 		var first bool
 		_, err := pgx.ForEachRow(rows, []any{&id, &first}, func() error {

@@ -103,28 +103,28 @@ type TakeFilter struct {
 func (t *Tenure) Take(ctx context.Context, want TakeFilter) ([]*Intent, error) {
 	due := `
 			select i.event_id, i.taken_by, i.taken_at from pgjet.intent i
-			 where i.consumer = $1 and i.due_at <= statement_timestamp() and i.token >= $9 and i.token < $10 and ` + current + `
+			 where i.consumer = @consumer and i.due_at <= statement_timestamp() and i.token >= @from and i.token < @to and ` + current + `
 			   and not ` + t.waits()
 	from, to := t.Slice.Tokens()
 	all, err := postgres.Collect(ctx, t.DB, scanIntent, `
 		with suspect as materialized (`+due+`
-			   and $8 and (i.taken_by is null and i.deaths > 0 or $7 and i.taken_by <> $5 and `+gone+`)
+			   and @suspect and (i.taken_by is null and i.deaths > 0 or @dead and i.taken_by <> @session and `+gone+`)
 			 order by i.due_at, i.generation, i.stream_seq limit 1 for update of i skip locked
 		), calm as materialized (`+due+`
 			   and i.taken_by is null and i.deaths = 0
-			 order by i.due_at, i.generation, i.stream_seq limit $6 for update of i skip locked
+			 order by i.due_at, i.generation, i.stream_seq limit @most for update of i skip locked
 		), due as (
 			select * from suspect union all select * from calm
 		), died as (
 			insert into pgjet.attempt (consumer, event_id, attempt, began, process, outcome, error)
-			select $1, i.event_id, i.attempts, i.taken_at, i.taken_by, 'died', 'its process died, or lost the database'
-			  from pgjet.intent i join due using (event_id) where i.consumer = $1 and due.taken_by is not null
+			select @consumer, i.event_id, i.attempts, i.taken_at, i.taken_by, 'died', 'its process died, or lost the database'
+			  from pgjet.intent i join due using (event_id) where i.consumer = @consumer and due.taken_by is not null
 		)
-		update pgjet.intent i set attempts = attempts + 1, taken_by = $5, taken_at = clock_timestamp(),
+		update pgjet.intent i set attempts = attempts + 1, taken_by = @session, taken_at = clock_timestamp(),
 			deaths = deaths + (due.taken_by is not null)::int
-		  from due where i.consumer = $1 and i.event_id = due.event_id
+		  from due where i.consumer = @consumer and i.event_id = due.event_id
 		returning i.event_id, i.generation, i.stream_seq, i.stream, i.subject, i.type, i.key, i.header, i.data, i.attempts, i.deaths`,
-		t.fence(t.Session, want.Most, want.Dead, want.Suspect, from, to)...)
+		t.fence(pgx.NamedArgs{"session": t.Session, "most": want.Most, "dead": want.Dead, "suspect": want.Suspect, "from": from, "to": to}))
 	return all, failed("look for due intents", err)
 }
 
@@ -170,9 +170,9 @@ func (t *Tenure) TakeNext(ctx context.Context, keys []string, most int) ([]*Inte
 	if t.ParkKey {
 		stop = behindDead
 	}
-	from, arg := `unnest($6::text[])`, any(keys)
+	from, arg := `unnest(@keys::text[])`, any(keys)
 	if len(keys) == 1 { // PostgreSQL would plan a statement with an array again each time
-		from, arg = `(values ($6::text))`, keys[0]
+		from, arg = `(values (@keys::text))`, keys[0]
 	}
 	all, err := postgres.Collect(ctx, t.DB, scanIntent, `
 		with next as materialized (
@@ -180,19 +180,19 @@ func (t *Tenure) TakeNext(ctx context.Context, keys []string, most int) ([]*Inte
 			       i.taken_by is null and i.attempts = 0 and i.deaths = 0 and (i.due_at = 'infinity' or i.due_at <= statement_timestamp())
 			       and not `+stop+` as free
 			  from `+from+` as k (key)
-			 cross join lateral (select * from pgjet.intent where consumer = $1 and intent.key = k.key
-			                      order by generation, stream_seq limit $7) i
+			 cross join lateral (select * from pgjet.intent where consumer = @consumer and intent.key = k.key
+			                      order by generation, stream_seq limit @most) i
 		), held as materialized ( -- another session may take one meanwhile, and with it those behind it
 			select i.event_id from pgjet.intent i join next using (event_id)
-			 where i.consumer = $1 and i.taken_by is null for update of i skip locked
+			 where i.consumer = @consumer and i.taken_by is null for update of i skip locked
 		), run as materialized (
 			select event_id, bool_and(free and held.event_id is not null) over (partition by key order by generation, stream_seq) as ok
 			  from next left join held using (event_id)
 		)
-		update pgjet.intent i set attempts = attempts + 1, taken_by = $5, taken_at = clock_timestamp()
-		  from run where run.ok and i.consumer = $1 and i.event_id = run.event_id and `+current+`
+		update pgjet.intent i set attempts = attempts + 1, taken_by = @session, taken_at = clock_timestamp()
+		  from run where run.ok and i.consumer = @consumer and i.event_id = run.event_id and `+current+`
 		returning i.event_id, i.generation, i.stream_seq, i.stream, i.subject, i.type, i.key, i.header, i.data, i.attempts, i.deaths`,
-		t.fence(t.Session, arg, most)...)
+		t.fence(pgx.NamedArgs{"session": t.Session, "keys": arg, "most": most}))
 	return all, failed("look for the next intents of keys", err)
 }
 

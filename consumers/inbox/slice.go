@@ -100,11 +100,11 @@ func (p *SliceState) columns() []any {
 // no owner: there, Own only reads.
 func (t *Tenure) Own(ctx context.Context) (p SliceState, err error) {
 	// What the session read when it registered may have changed since.
-	const unchanged = `c.name = $1 and c.slices = $5 and c.generation = $6 and c.paused_at is null and not c.rebuild and ` + unrestored
-	args := []any{t.Consumer, t.Slice.Number, t.Version.Started, t.Version.File, max(1, t.Slice.Of), t.Generation}
+	const unchanged = `c.name = @consumer and c.slices = @slices and c.generation = @generation and c.paused_at is null and not c.rebuild and ` + unrestored
+	args := t.fence(pgx.NamedArgs{"slice": t.Slice.Number, "slices": max(1, t.Slice.Of), "generation": t.Generation, "process": t.Process})
 	if !t.Ordered {
 		err = t.DB.QueryRow(ctx, `
-			select `+stateColumns+` from pgjet.slice s join pgjet.consumer c on c.name = s.consumer where slice = $2 and `+unchanged, args...).Scan(p.columns()...)
+			select `+stateColumns+` from pgjet.slice s join pgjet.consumer c on c.name = s.consumer where slice = @slice and `+unchanged, args).Scan(p.columns()...)
 		if errors.Is(err, pgx.ErrNoRows) {
 			err = ErrSuperseded
 		}
@@ -118,11 +118,11 @@ func (t *Tenure) Own(ctx context.Context) (p SliceState, err error) {
 			with next as (
 				update pgjet.consumer c set epoch = epoch + 1 where `+unchanged+` returning epoch
 			), was as (
-				select process from pgjet.slice where consumer = $1 and slice = $2
+				select process from pgjet.slice where consumer = @consumer and slice = @slice
 			)
-			update pgjet.slice s set epoch = next.epoch, process = $7, since = clock_timestamp()
-			  from next, was where s.consumer = $1 and s.slice = $2
-			returning `+stateColumns+`, was.process is not null`, append(args, t.Process)...).
+			update pgjet.slice s set epoch = next.epoch, process = @process, since = clock_timestamp()
+			  from next, was where s.consumer = @consumer and s.slice = @slice
+			returning `+stateColumns+`, was.process is not null`, args).
 			Scan(append(p.columns(), &p.Orphaned)...)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return ErrSuperseded
@@ -151,11 +151,12 @@ func (t *Tenure) Leave(ctx context.Context) error {
 // slice are due that the session could take.
 func Current(ctx context.Context, db DB, consumer, session string, v Version, epochs []int64) (current, due bool, err error) {
 	err = db.QueryRow(ctx, `
-		select not exists (select from unnest($5::bigint[]) as u (epoch)
-		                    where not exists (select from pgjet.slice s where s.consumer = $1 and s.epoch = u.epoch))
+		select not exists (select from unnest(@epochs::bigint[]) as u (epoch)
+		                    where not exists (select from pgjet.slice s where s.consumer = @consumer and s.epoch = u.epoch))
 		   and paused_at is null and `+unrestored+`,
-		       exists (select from pgjet.intent where consumer = $1 and due_at <= statement_timestamp() and taken_by is distinct from $2)
-		  from pgjet.consumer where name = $1`, consumer, session, v.Started, v.File, epochs).Scan(&current, &due)
+		       exists (select from pgjet.intent where consumer = @consumer and due_at <= statement_timestamp() and taken_by is distinct from @session)
+		  from pgjet.consumer where name = @consumer`,
+		pgx.NamedArgs{"consumer": consumer, "session": session, "started": v.Started, "file": v.File, "epochs": epochs}).Scan(&current, &due)
 	return current, due, failed("look at the consumer", err)
 }
 
@@ -163,23 +164,23 @@ func Current(ctx context.Context, db DB, consumer, session string, v Version, ep
 // stored is when the stream stored the message at high.
 func (t *Tenure) Save(ctx context.Context, db DB, floor, high uint64, stored time.Time) error {
 	_, err := db.Exec(ctx, `
-		update pgjet.slice set floor = case when $5 > 0 then $5 else floor end, high = greatest(high, $6), stored = case when high < $6 then $7 else stored end
-		 where consumer = $1 and epoch = $2 and `+unrestored+` and ($5 > 0 and floor <> $5 or high < $6)`,
-		t.fence(int64(floor), int64(high), stored.Truncate(time.Microsecond))...)
+		update pgjet.slice set floor = case when @floor > 0 then @floor else floor end, high = greatest(high, @high), stored = case when high < @high then @stored else stored end
+		 where consumer = @consumer and epoch = @epoch and `+unrestored+` and (@floor > 0 and floor <> @floor or high < @high)`,
+		t.fence(pgx.NamedArgs{"floor": int64(floor), "high": int64(high), "stored": stored.Truncate(time.Microsecond)}))
 	return failed("save the stream sequences", err)
 }
 
 // Lost records that every event up to a sequence was delivered before, also those that the inbox
 // lacks: after a reset JetStream no longer shows that.
 func (t *Tenure) Lost(ctx context.Context, until uint64) error {
-	_, err := t.DB.Exec(ctx, `update pgjet.slice set lost_until = greatest(lost_until, $5) where consumer = $1 and epoch = $2 and `+unrestored,
-		t.fence(int64(until))...)
+	_, err := t.DB.Exec(ctx, `update pgjet.slice set lost_until = greatest(lost_until, @until) where consumer = @consumer and epoch = @epoch and `+unrestored,
+		t.fence(pgx.NamedArgs{"until": int64(until)}))
 	return failed("record lost deliveries", err)
 }
 
 // Redelivered records that everything of the slice is being delivered again.
 func (t *Tenure) Redelivered(ctx context.Context) error {
-	_, err := t.DB.Exec(ctx, `update pgjet.slice set redeliver = false where consumer = $1 and epoch = $2 and `+unrestored, t.fence()...)
+	_, err := t.DB.Exec(ctx, `update pgjet.slice set redeliver = false where consumer = @consumer and epoch = @epoch and `+unrestored, t.fence(nil))
 	return failed("record redelivery", err)
 }
 
