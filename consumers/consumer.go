@@ -25,7 +25,8 @@ type Consumer struct {
 	// as many processes as there are slices can share the work; others stand by, and take over when
 	// one ends. Each slice has a durable consumer: "NAME", or "NAME-0of8", "NAME-1of8" … Slices may
 	// be changed: processes with the new number stand by until all processes with the old one have
-	// ended.
+	// ended. A durable consumer of a slice has a filter for each of its tokens and each type. With
+	// hundreds of types the server takes seconds to make them: use patterns such as "user.>".
 	Slices int
 	// ParkKey makes later events of a key also wait behind a dead letter, until it is redriven or
 	// discarded. Otherwise they go on without it. Not with Unordered.
@@ -40,7 +41,7 @@ type Consumer struct {
 	Rate  float64
 	Burst int
 
-	Workers int // concurrent attempts in one process; 0 is up to 8, as connections allow, or 1 with HandleBatch
+	Workers int // concurrent attempts in one process, up to 10,000; 0 is up to 8, as connections allow, or 1 with HandleBatch
 	// Group is the most events that a Handler made by [Handle] handles in one transaction, one
 	// after the other, if that many wait; 0 is 64, 1 is no groups. Groups are smaller at first, and
 	// where handlers fail or take long. If anything fails, the transaction is rolled back, and each
@@ -59,8 +60,8 @@ type Consumer struct {
 	MaxAttempts int
 }
 
-// DefaultSlices is the number of slices of an ordered consumer. That many add no load to JetStream,
-// even with three replicas.
+// DefaultSlices is the number of slices of an ordered consumer. More slices than one cost the NATS
+// server some 15 µs for each event; eight do not cost more than two, with three replicas neither.
 const DefaultSlices = 8
 
 // Unlimited is the [Consumer.MaxAttempts] of a consumer that attempts an event until it succeeds,

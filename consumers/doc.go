@@ -51,8 +51,9 @@
 // The package is large because what handles events shares one run: its workers, its lanes and what
 // it owns. Parts that need no session are packages below internal.
 //
-//   - consumer.go, handler.go and complete.go are what a program declares, runner.go runs it.
-//   - session.go and share.go are one connected process, tenure.go and align.go one slice of it.
+//   - consumer.go, handler.go and defaults.go are what a program declares, runner.go runs it.
+//   - session.go, register.go and share.go are one connected process, tenure.go and align.go one
+//     slice of it.
 //   - receive.go, skip.go, order.go, work.go, claim.go, handle.go, verdict.go and settle.go are the
 //     way of an event, group.go and due.go events that wait together or wait for their time.
 //   - database.go is what a session needs of PostgreSQL, copies.go finds copies of the database.

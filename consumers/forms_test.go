@@ -425,6 +425,7 @@ func TestMisfitsAreRefused(t *testing.T) {
 		"Name is empty":                        {Handler: each(write, "a")},
 		"Name is longer":                       {Name: strings.Repeat("a", 256), Handler: each(write, "a")},
 		"has no Handler":                       {Name: "a"},
+		"Workers are 10001, more than 10000":   {Name: "a", Handler: each(write, "a"), Workers: 10_001},
 		"Handle was given no":                  {Name: "a", Handler: consumers.Handle()},
 		"Typed that is zero":                   {Name: "a", Handler: consumers.Handle(onNote(), consumers.Typed{})},
 		"two handlers for note":                {Name: "a", Handler: consumers.Handle(onNote(), consumers.OnType("a", none), onNote())},

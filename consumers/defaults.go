@@ -116,6 +116,8 @@ func (c *Consumer) checkHandler() error {
 // in 32 bits.
 const longestTimeout = 12 * 24 * time.Hour
 
+const mostWorkers = 10_000
+
 func (c *Consumer) checkNumbers() error {
 	for _, n := range []struct {
 		name  string
@@ -131,6 +133,8 @@ func (c *Consumer) checkNumbers() error {
 	switch {
 	case c.Slices < 0 || c.Slices > inbox.Tokens || c.Slices&(c.Slices-1) != 0:
 		return fmt.Errorf("its Slices are %d: it must be 1, 2, 4, 8, 16, 32 or 64", c.Slices)
+	case c.Workers > mostWorkers:
+		return fmt.Errorf("its Workers are %d, more than %d: each slice has that many goroutines", c.Workers, mostWorkers)
 	case c.MaxAttempts < 0 && c.MaxAttempts != Unlimited:
 		return errors.New("MaxAttempts is negative; 0 is the default, and Unlimited no limit")
 	case !(c.Rate >= 0) || math.IsInf(c.Rate, 0):
