@@ -145,7 +145,7 @@ func newReader(t *testing.T) *reader {
 		"PATH="+tools+":"+os.Getenv("PATH"), "PGUSER=owner", "PGPASSWORD=secret", "PGPORT="+server.Port(),
 		"NATS_URL=nats://127.0.0.1:"+nats, "GOWORK=off", "GOSUMDB=off",
 		"GOPROXY="+proxy(t),
-		"GOFLAGS=-ldflags=-w", // a third of the time goes into linking
+		"GOFLAGS=-ldflags=-w", // without debug information each link takes a third less
 	)
 	r.build(t, "nats-server", "github.com/nats-io/nats-server/v2")
 	if err := os.WriteFile(r.state, []byte("cd '"+dir+"'\n"), 0o600); err != nil {
