@@ -1,6 +1,6 @@
 # What one types. 'make help' lists the targets.
 
-.PHONY: help run screenshots console-speed build test test-program test-packages race schedules interfaces demo-recovery chaos powercut mutants bench bench-quick bench-test examples-test deploy-test release-check alerts guide check lint fmt compose-test matrix facts scale
+.PHONY: help run screenshots console-speed build test race schedules interfaces demo-recovery chaos powercut mutants bench bench-quick bench-test examples-test deploy-test release-check alerts guide check lint fmt compose-test matrix facts scale
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -14,20 +14,12 @@ run: ## start everything on this machine: ./bin/pgjet dev (ARGS="--port 7500" mo
 build: ## build bin/pgjet, static
 	CGO_ENABLED=0 go build -trimpath -o bin/pgjet ./cmd/pgjet
 
-# The packages whose tests take long begin first, after the program's own, which take longest.
-SLOWEST = ./consumers ./internal/tests/console ./relay ./producer ./consumers/replay ./internal/tests/guide ./consumers/saga
+# The packages whose tests take minutes begin first.
+SLOWEST = ./cmd/pgjet ./consumers ./relay ./consumers/replay ./producer
 
-# Tests of the program mostly wait for others, so the other packages have a lane beside it.
 # 'make check' vets the tests, too.
 test: ## run all tests, with PostgreSQL and NATS servers that they start themselves
-	go build ./...
-	$(MAKE) --no-print-directory -j 2 test-program test-packages
-
-test-program:
-	go test -vet=off -shuffle=on -parallel 4 -timeout 15m ./cmd/pgjet
-
-test-packages:
-	go test -vet=off -shuffle=on -parallel 3 -timeout 15m $(SLOWEST) $$(go list ./... | grep -vxE "$$(go list ./cmd/pgjet $(SLOWEST) | paste -sd '|')")
+	go test -vet=off -shuffle=on -parallel 4 -timeout 15m $(SLOWEST) $$(go list ./... | grep -vxE "$$(go list $(SLOWEST) | paste -sd '|')")
 	go test -vet=off -race ./events ./outbox/... ./relay/protocol ./internal/breaker ./internal/health ./internal/session ./internal/supervisor
 	go test -vet=off -race -run '^TestSchedules$$' ./consumers
 
