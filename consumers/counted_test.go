@@ -290,3 +290,23 @@ func TestTimeoutIsTheHandlers(t *testing.T) {
 		t.Errorf("it was done at attempt %d, want the second", n)
 	}
 }
+
+// TestIntentsStopAtTheirKey: while the database refuses the intent of an event, later events of its
+// key get none. The next owner of the slice would take those before the event is delivered again.
+func TestIntentsStopAtTheirKey(t *testing.T) {
+	t.Parallel()
+	b := newFixture(t)
+	b.exec(`create sequence refusal`)
+	b.exec(`create function refuse() returns trigger language plpgsql as $$ begin perform nextval('refusal'); raise 'refused'; end $$`)
+	b.exec(`create trigger refuse before insert on pgjet.intent for each row when (new.stream_seq = 2) execute function refuse()`)
+	for n := range 3 {
+		b.publish(keyed("k", n+1))
+	}
+	b.startOn(b.js, consumers.Consumer{Workers: 1, MaxAttempts: consumers.Unlimited, Handler: each(func(context.Context, pgx.Tx, events.Event) error {
+		return errors.New("broken")
+	})})
+	testenv.Eventually(t, patience, "the second event is refused several times", func() bool { return b.count(`select last_value from refusal`) >= 8 })
+	if n := b.count(`select count(*) from pgjet.intent where stream_seq = 3`); n != 0 {
+		t.Error("the third event waits in the database, the second does not")
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -188,11 +189,17 @@ func (s *settler) writeIntents(ctx context.Context, all []*work, f inbox.NewInte
 	})
 	switch {
 	case err != nil && len(all) > 1: // one of them may be at fault
+		stuck := make(map[string]bool) // keys whose later events would overtake one that has no intent
 		for _, w := range all {
 			if ctx.Err() != nil { // the session ended: the rest is delivered again
 				break
 			}
+			if stuck[w.Key] {
+				again = append(again, w)
+				continue
+			}
 			one, back := s.writeIntents(ctx, []*work{w}, f)
+			stuck[w.Key] = s.ordered() && slices.Contains(back, w)
 			down, again = append(down, one...), append(again, back...)
 		}
 		return down, again
