@@ -82,17 +82,17 @@ func (l *Live) Run(ctx context.Context, ask <-chan os.Signal) error {
 		case <-poll.C:
 		case <-settled.C:
 			switch now := stampOf(path); {
-			case now != last || path == "":
+			case !now.is(last) || path == "":
 			case !doubted && unfinished(path):
 				doubted = true
 				settled.Reset(doubt)
-			case now == l.Current().stamp:
+			case now.is(l.Current().stamp):
 				l.said = "" // the good file is back
 			default:
 				l.reload(ctx, false)
 			}
 		}
-		if now := stampOf(path); now != last {
+		if now := stampOf(path); !now.is(last) {
 			last, doubted = now, false
 			settled.Reset(quiet)
 		}
@@ -196,6 +196,15 @@ type stamp struct {
 	modified time.Time
 	target   string // after all links
 	err      string
+	file     os.FileInfo // nil with err
+}
+
+// is reports whether s and other are the same version. A file may take the place of one of the same
+// size within the resolution of their times, so they also have to be the same file.
+func (s stamp) is(other stamp) bool {
+	same := s.file == nil || other.file == nil || os.SameFile(s.file, other.file)
+	s.file, other.file = nil, nil
+	return same && s == other
 }
 
 func stampOf(path string) stamp {
@@ -211,7 +220,7 @@ func stampOf(path string) stamp {
 		return stamp{err: cause.Error()}
 	}
 	target, _ := filepath.EvalSymlinks(path) // os.Stat has just done the same
-	return stamp{size: info.Size(), modified: info.ModTime(), target: target}
+	return stamp{size: info.Size(), modified: info.ModTime(), target: target, file: info}
 }
 
 // unfinished reports whether the file may be incomplete: its last line has no end.

@@ -416,3 +416,22 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 }
+
+// TestFollowsAFileOfTheSameTime: another file of the same size and time takes the place of the file.
+func TestFollowsAFileOfTheSameTime(t *testing.T) {
+	t.Parallel()
+	path := file(t, "a.yaml", batch(1))
+	at := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(path, at, at); err != nil {
+		t.Fatal(err)
+	}
+	f := follow(t, path)
+	write(t, path+".new", batch(2))
+	if err := os.Chtimes(path+".new", at, at); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+	f.size(2)
+}
