@@ -1,6 +1,8 @@
 package relay_test
 
 import (
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -8,6 +10,7 @@ import (
 
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/relay"
+	"github.com/pgjet/pgjet/relay/audit"
 )
 
 // deletable makes the stream again, so that messages can be deleted.
@@ -79,6 +82,7 @@ func TestBackgroundAudit(t *testing.T) {
 		t.Errorf("the audit says %+v", found)
 	}
 	named, err := relay.AuditDifferences(t.Context(), b.db, found.ID)
+	slices.SortFunc(named, func(a, b audit.Difference) int { return strings.Compare(a.Kind, b.Kind) })
 	if err != nil || len(named) != 2 || named[0].StreamSeq != 30 || named[0].Kind != "extra" || named[1].Seq != 20 || named[1].Kind != "missing" {
 		t.Errorf("the differences are %+v, %v", named, err)
 	}
