@@ -88,7 +88,10 @@ func StartNATS(o NATSOptions) (*NATS, error) {
 func natsOptions(o NATSOptions) (*server.Options, error) {
 	port := o.Port
 	if port == 0 {
-		port = server.RANDOM_PORT
+		var err error
+		if port, err = freePort(); err != nil {
+			return nil, err
+		}
 	}
 	options := &server.Options{
 		ServerName:         "pgjet-dev",

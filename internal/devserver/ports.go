@@ -3,6 +3,7 @@ package devserver
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"slices"
 	"strconv"
@@ -75,8 +76,14 @@ func busy(port int) bool {
 	return false
 }
 
-// freePort returns a port on which no program listens at the moment.
+// freePort returns a port on which no program listens at the moment. It is below those that systems
+// give to outgoing connections, which would take it from a server that is stopped and started again.
 func freePort() (int, error) {
+	for range 20 {
+		if port := 10_000 + rand.IntN(20_000); !busy(port) {
+			return port, nil
+		}
+	}
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		return 0, fmt.Errorf("find a free port: %w", err)
